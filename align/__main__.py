@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from align import ranks
-from align.config.options import OPENED, OWN_FOLDER, CommandLine, parse
+from align.config.options import OPENED, OWN_FOLDER, CommandLine, parse_arguments
 from align.config.stages import STAGES
 from align.core.distribution import DISTRIBUTION, describe_foreign_distribution
 from align.core.errors import AlignError, require
 from align.core.files import SIZE_LIMIT
-from align.core.redaction import excepthook, masked_argument
+from align.core.redaction import mask_argument, print_redacted_traceback
 
 if TYPE_CHECKING:
     from align.config.root import Config
@@ -53,9 +53,9 @@ def format_help(arguments: Sequence[str]) -> str:
     stage = values.get("stage", "")
     if stage not in STAGES:
         return format_usage()
-    from align.config.reference import help_text
+    from align.config.reference import format_stage_help
 
-    return help_text(stage, values.get("reward"), values.get("stage.of"))
+    return format_stage_help(stage, values.get("reward"), values.get("stage.of"))
 
 
 def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = lambda folder: None) -> int:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None, opened: Callable[[Path], object] = l
             print("align (not installed)")
         return 0
     try:
-        return run_lines(sys.stdin) if arguments == ["-"] else run_command(parse(arguments), opened)
+        return run_lines(sys.stdin) if arguments == ["-"] else run_command(parse_arguments(arguments), opened)
     except AlignError as error:
         if ranks.prints_error(error):
             print(f"align: {error}", file=sys.stderr)
@@ -112,9 +112,9 @@ def run_command(line: CommandLine, opened: Callable[[Path], object]) -> int:
     if action in STAGES[stage].prints:
         require_single_process("stage", config.stage.name)
         return answer_question(config, stage, action)
-    from align.cli.launch import launch, ranks_wanted
+    from align.cli.launch import launch, needs_ranks
 
-    if ranks_wanted(config):
+    if needs_ranks(config):
         return launch((*line.options, *line.words), config.devices or 1)
     from align.stages.runner import execute
 
@@ -166,38 +166,41 @@ def print_job(line: CommandLine) -> None:
 
     `--resolve` prints it as it would stand in the run's config.yaml.
     """
-    from align.config.compose import composing
+    from align.config.compose import explain_compose_errors
 
-    with composing(line.words):
+    with explain_compose_errors(line.words):
         print_composed(line)
 
 
 def print_composed(line: CommandLine) -> None:
-    from align.config.compose import Composer, as_yaml, check
+    from align.config.compose import Composer, build_config, format_tree
     from align.config.rates import explain_empty_rate
-    from align.config.root import resolved
-    from align.config.sweep import jobs_of
+    from align.config.root import format_config
+    from align.config.sweep import build_jobs
 
     composer = Composer(line.search)
-    jobs = jobs_of(line.words, composer) if line.multirun else []
+    jobs = build_jobs(line.words, composer) if line.multirun else []
     for number, job in enumerate(jobs, 1):
-        print(f"---\n# [{number} of {len(jobs)}] {' '.join(map(masked_argument, job.own))}")
-        print(resolved(job.config) if line.resolve else as_yaml(composer.composed(job.fixed, job.own).tree), end="")
+        print(f"---\n# [{number} of {len(jobs)}] {' '.join(map(mask_argument, job.own))}")
+        print(
+            format_config(job.config) if line.resolve else format_tree(composer.compose(job.fixed, job.own).tree),
+            end="",
+        )
         print(explain_empty_rate(job.config.stage, job.config.method.name), end="")
     if not line.multirun:
-        tree = composer.composed(line.words).tree
-        config = check(tree)
-        print(resolved(config) if line.resolve else as_yaml(tree), end="")
+        tree = composer.compose(line.words).tree
+        config = build_config(tree)
+        print(format_config(config) if line.resolve else format_tree(tree), end="")
         print(explain_empty_rate(config.stage, config.method.name), end="")
 
 
 def compose_jobs(line: CommandLine) -> list[Job]:
     """Return the checked jobs of a command line with `-m`."""
-    from align.config.compose import Composer, composing
-    from align.config.sweep import jobs_of
+    from align.config.compose import Composer, explain_compose_errors
+    from align.config.sweep import build_jobs
 
-    with composing(line.words):
-        jobs = jobs_of(line.words, Composer(line.search))
+    with explain_compose_errors(line.words):
+        jobs = build_jobs(line.words, Composer(line.search))
     for job in jobs:
         require_stage(job.config)
     return jobs
@@ -210,10 +213,10 @@ def compose_config(words: Sequence[str], search: Path = OWN_FOLDER) -> Config:
         words: its `group=choice`, `key=value` and `+experiment=NAME`.
         search: the folder of the user's own group files.
     """
-    from align.config.compose import check, compose_raw, composing
+    from align.config.compose import build_config, compose_tree, explain_compose_errors
 
-    with composing(words):
-        config = check(compose_raw(words, search))
+    with explain_compose_errors(words):
+        config = build_config(compose_tree(words, search))
     require_stage(config)
     return config
 
@@ -230,7 +233,7 @@ def require_stage(config: Config) -> None:
 
 def find_stages(words: Sequence[str]) -> list[str]:
     """Check one of several command lines, and return the stages that it runs."""
-    line = parse(words)
+    line = parse_arguments(words)
     require(not line.print_job, "option", "--cfg", "prints, and a line here runs", "Leave it out.")
     configs = [job.config for job in compose_jobs(line)] if line.multirun else [compose_config(line.words, line.search)]
     return [config.stage.name for config in configs]
@@ -314,9 +317,9 @@ def entry() -> int:
         signal.signal(signal.SIGINT, raise_interrupt)  # its launcher may have been started in the background
     logging.captureWarnings(True)  # warnings go to the run's log.txt, each of them
     warnings.simplefilter("default")
-    sys.excepthook = excepthook
+    sys.excepthook = print_redacted_traceback
     arguments = sys.argv[1:]
-    sys.argv[1:] = map(masked_argument, arguments)  # wandb records it
+    sys.argv[1:] = map(mask_argument, arguments)  # wandb records it
     logging.raiseExceptions = False  # a full disk is reported once, not at every line that the log cannot take
     started_by_align = ranks.is_launched() or OPENED in os.environ
     if not started_by_align and (warning := describe_foreign_distribution()):

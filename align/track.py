@@ -29,27 +29,27 @@ STEPS = "steps.jsonl"
 """The stream with a row for every step of a trainer, which a replay compares."""
 
 
-def peak_rss_mb() -> float:
+def get_peak_rss_mb() -> float:
     """Return the peak resident memory of this process so far, in MiB (Linux counts `ru_maxrss` in KiB)."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
-def device_in_use() -> str:
+def detect_device() -> str:
     """Return `cuda` if this process computes on a GPU, else `cpu`. Does not import torch."""
     torch = sys.modules.get("torch")
     return "cuda" if torch is not None and torch.cuda.is_initialized() else "cpu"
 
 
-def peak_gpu_mb() -> dict[str, float]:
+def get_peak_gpu_mb() -> dict[str, float]:
     """Return the peak memory of this process's tensors on a GPU so far, in MiB; an empty mapping without a GPU."""
-    if device_in_use() == "cpu":
+    if detect_device() == "cpu":
         return {}
     return {"peak_gpu_mb": round(sys.modules["torch"].cuda.max_memory_allocated() / 2**20, 1)}
 
 
-def peak_memory() -> dict[str, float]:
+def get_peak_memory() -> dict[str, float]:
     """Return the peak resident memory of this process, and that of its tensors on a GPU, in MiB."""
-    return {"peak_rss_mb": peak_rss_mb(), **peak_gpu_mb()}
+    return {"peak_rss_mb": get_peak_rss_mb(), **get_peak_gpu_mb()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,28 +84,28 @@ class Tracker:
         optional = [path for path in (self.samples_path, self.steps_path) if path.exists()]
         for path in (self.metrics_path, self.timing_path, *optional):
             rows = [row for row in read_rows(path) if row["step"] < keep_below]
-            replace_file(path, "".join(map(line_of, rows)).encode(), sync=False)
+            replace_file(path, "".join(map(format_row, rows)).encode(), sync=False)
         self._mirror = mirror
         self._tables: dict[str, Table] = {}  # for the mirror's next step
 
     def log(self, step: int, metrics: Mapping[str, Any], timing: Mapping[str, Any] | None = None) -> None:
         """Append `metrics` (deterministic) and `timing` (not) under `step`."""
         row = {"step": step, **metrics}
-        clock = {"step": step, "elapsed_s": round(time.perf_counter() - self._started, 3), **peak_memory()}
-        append(self.metrics_path, row)
-        append(self.timing_path, {**clock, **(timing or {})})
+        clock = {"step": step, "elapsed_s": round(time.perf_counter() - self._started, 3), **get_peak_memory()}
+        append_row(self.metrics_path, row)
+        append_row(self.timing_path, {**clock, **(timing or {})})
         if self._mirror:
             self._mirror.log(step, {**metrics, **{f"time/{k}": v for k, v in (timing or {}).items()}}, self._tables)
             self._tables = {}
 
     def log_step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append `metrics` under `step` to `steps.jsonl`, which has a row for every step, logged or not."""
-        append(self.steps_path, {"step": step, **metrics})
+        append_row(self.steps_path, {"step": step, **metrics})
 
     def keep(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Append the samples of `step` to `samples.jsonl`."""
         for sample in samples:
-            append(self.samples_path, {"step": step, **sample})
+            append_row(self.samples_path, {"step": step, **sample})
 
     def show(self, step: int, samples: Sequence[Mapping[str, Any]], heading: str) -> None:
         """Append the samples of `step` to `samples.jsonl`, print them under a heading, and give them to the mirror as a
@@ -113,47 +113,49 @@ class Tracker:
         self.keep(step, samples)
         print(heading)
         for sample in samples:
-            print(f"  {shortened(last_turn(sample))} → {shortened(sample['answer'])}  ({sample['score']:.2f})")
+            print(
+                f"  {truncate_text(format_last_turn(sample))} → {truncate_text(sample['answer'])}  ({sample['score']:.2f})"
+            )
         columns = list(samples[0]) if samples else []
-        rows = [{**sample, "prompt": in_turns(sample["prompt"])} for sample in samples]
+        rows = [{**sample, "prompt": format_conversation(sample["prompt"])} for sample in samples]
         self._tables = {"samples": Table(columns, [[row[c] for c in columns] for row in rows])}
 
     def rows(self) -> list[dict[str, Any]]:
         return read_rows(self.metrics_path)
 
 
-def last_turn(sample: Mapping[str, Any]) -> str:
+def format_last_turn(sample: Mapping[str, Any]) -> str:
     """Return the last turn of the prompt of a row of `samples.jsonl`."""
-    return turn_text(sample["prompt"][-1])
+    return format_turn(sample["prompt"][-1])
 
 
-def in_turns(messages: Sequence[Mapping[str, Any]]) -> str:
+def format_conversation(messages: Sequence[Mapping[str, Any]]) -> str:
     """Return a conversation as text, one `role: content` for each turn."""
-    return "\n".join(f"{message['role']}: {turn_text(message)}" for message in messages)
+    return "\n".join(f"{message['role']}: {format_turn(message)}" for message in messages)
 
 
-def turn_text(message: Mapping[str, Any]) -> str:
+def format_turn(message: Mapping[str, Any]) -> str:
     """Return the text of a turn for display, with each call of a tool on a line of its own."""
     functions = [call["function"] for call in message.get("tool_calls", ())]
     calls = [f"calls {call['name']} {json.dumps(call['arguments'], ensure_ascii=False)}" for call in functions]
     return "\n".join(calls if calls and not message["content"] else [message["content"], *calls])
 
 
-def shortened(text: str, width: int = 60) -> str:
+def truncate_text(text: str, width: int = 60) -> str:
     """Return a text on one line, cut to `width` characters. Erasure searches logs and pages for exactly this form."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def line_of(row: Mapping[str, Any]) -> str:
+def format_row(row: Mapping[str, Any]) -> str:
     """Return a row of a stream as a line of JSON. A float that is not finite becomes null."""
     values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     return json.dumps(values, ensure_ascii=False) + "\n"
 
 
-def append(path: Path, row: Mapping[str, Any]) -> None:
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.write(line_of(row))
+        file.write(format_row(row))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -185,7 +187,7 @@ WATCHER: ContextVar[Callable[[Progress], None] | None] = ContextVar("WATCHER", d
 
 
 @contextmanager
-def watched(watcher: Callable[[Progress], None]) -> Iterator[None]:
+def watch_progress(watcher: Callable[[Progress], None]) -> Iterator[None]:
     """Call `watcher` at each step of every `Progress` that is created in the block."""
     token = WATCHER.set(watcher)
     try:
@@ -256,7 +258,7 @@ class Progress:
 
 
 @contextmanager
-def progress(label: str, total: int, start: int = 0) -> Iterator[Progress]:
+def show_progress(label: str, total: int, start: int = 0) -> Iterator[Progress]:
     """Create a `Progress` that is closed when the block ends."""
     bar = Progress(label, total, start)
     try:

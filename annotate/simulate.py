@@ -69,7 +69,7 @@ def simulate(store: Store, project: str, scorer: Scorer, seed: int, agreement: f
     annotator = f"simulated/{scorer.name}/{agreement}/{seed}"
     items = list(store.items(project))
     require(bool(items), "project", project, "it holds no items", "Fill it first with stage=sample.")
-    answers = [(c.id, item.prompt.answered(c.text)) for item in items for c in item.candidates]
+    answers = [(c.id, item.prompt.with_answer(c.text)) for item in items for c in item.candidates]
     scores_B = scorer.score([conversation for _, conversation in answers])
     scores = dict(zip((id for id, _ in answers), scores_B.tolist(), strict=True))
     slope = calibrate_slope([[scores[c.id] for c in item.candidates] for item in items], agreement)

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qw
 from work import RESULT, Work, result_of
 
 from align.models.base import pocket_folder
-from align.track import peak_rss_mb
+from align.track import get_peak_rss_mb
 
 CONFIGS: dict[str, PreTrainedConfig] = {
     "tiny": LlamaConfig(
@@ -67,7 +67,7 @@ def measure(work: Work, adapters: Path) -> dict[str, float]:
     laps = [one(number) for number in range(work.updates)]
     seconds = statistics.median(sum(lap.values()) for lap in laps[1:])
     on_cuda = work.device.startswith("cuda")
-    memory = torch.cuda.max_memory_reserved() / GB if on_cuda else peak_rss_mb() / 1e3
+    memory = torch.cuda.max_memory_reserved() / GB if on_cuda else get_peak_rss_mb() / 1e3
     phases = {name: statistics.median(lap[name] for lap in laps[1:]) for name in laps[0]}
     return {"samples_per_s": work.batch / seconds, "peak_gb": memory, "s_per_update": seconds, **phases}
 

@@ -27,8 +27,8 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from align.config.compose import check, compose_raw
-from align.config.root import plain
+from align.config.compose import build_config, compose_tree
+from align.config.root import to_plain_dict
 from align.registry.index import INDEX
 from align.run.digests import file_digest
 from align.run.figures import FILE as METRICS
@@ -66,7 +66,7 @@ class Portfolio:
 
     def __init__(self, root: Path) -> None:
         self.root, self.draw = root, Random(0)
-        self.configs = {stage: plain(check(compose_raw([f"stage={stage}"]))) for stage in {*PROJECT}}
+        self.configs = {stage: to_plain_dict(build_config(compose_tree([f"stage={stage}"]))) for stage in {*PROJECT}}
         self.at = datetime(2026, 1, 1, tzinfo=UTC)
 
     def given(self, ref: str) -> Input:

@@ -94,7 +94,7 @@ def standardised(scorer: Scorer, conversations: Sequence[Conversation], rollout:
     Raises:
         InputError: they all have one score.
     """
-    moments = Moments.of(scorer.score(conversations, rollout))  # in fp64: of one number it is 0 to the bit
+    moments = Moments.from_values(scorer.score(conversations, rollout))  # in fp64: of one number it is 0 to the bit
     if moments.deviations == 0:
         raise InputError(
             "reward", scorer.name, "gives every answer of the reference the same score, so that nothing can be learned",

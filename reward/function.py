@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from align import ranks
 from align.core.errors import InputError
-from align.core.functions import theirs
+from align.core.functions import explain_user_errors
 from align.core.types import Conversation, Rollout
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class Function:
         with within(self.timeout, self.name):
             given = self.given(conversations)
             problem = f"returned {type(given).__name__}, not a number for each conversation ({{error}})"
-            with theirs(FIELD, self.name, problem, "Return a list of numbers.", Late):
+            with explain_user_errors(FIELD, self.name, problem, "Return a list of numbers.", Late):
                 scores = [float(score) for score in given]
         if len(scores) != len(conversations):
             raise InputError(

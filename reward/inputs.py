@@ -1,7 +1,7 @@
 """What a reward reads from disk: reward models that earlier runs published, and the files of functions.
 
-A reward is described by a mapping, as `align.config.scorers.reward_spec` gives it: `{"name": "learned", "ref": …}`,
-`{"name": "sum", "parts": [{"weight": …, "name": …}, …]}`.
+A reward is described by a mapping, as `align.config.scorers.build_reward_spec` gives it: `{"name": "learned",
+"ref": …}`, `{"name": "sum", "parts": [{"weight": …, "name": …}, …]}`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.errors import InputError, require
-from align.core.functions import defined, load_function, source_of
+from align.core.functions import find_definitions, find_module_file, load_function
 from align.core.types import Conversation
 from align.models.base import check_same_method
 from align.reward.check import Checks
@@ -60,7 +60,7 @@ def reward_inputs(
             models.append(model_at(leaf["ref"], root, base, field, policy, method).as_input())
         elif leaf["name"] == "fn":
             spec = str(leaf["fn"])
-            source, made_of = source_of(spec, FIELD), defined(load_function(spec, FIELD))
+            source, made_of = find_module_file(spec, FIELD), find_definitions(load_function(spec, FIELD))
             # Where the function and its parts stand, whichever module it was named by: as files and as contents.
             places = [f"{where}:{name}" for file, name in made_of for where in (file, file_digest(file))]
             digest = file_digest(source) if source else spec

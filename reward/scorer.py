@@ -40,10 +40,10 @@ def check_finite(scores_B: Tensor, name: str, field: str = "reward") -> None:
     Raises:
         InputError: a score is nan or infinite.
     """
-    from align.ops.finite import not_finite  # it imports torch
+    from align.ops.finite import count_not_finite  # it imports torch
 
     require(
-        not (count := not_finite(scores_B)), field, name,
+        not (count := count_not_finite(scores_B)), field, name,
         f"gives {count} of {len(scores_B)} answers a score that is nan or infinite",
         "Use dtype=float32. If it stays so, train the reward model again with a lower stage.lr.",
     )  # fmt: skip

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, NoReturn
 from align.config.options import OPENED
 from align.core.distribution import missing_modules
 from align.core.errors import NOT_PASSED, AlignError, InputError
-from align.core.redaction import masked_argument
+from align.core.redaction import mask_argument
 from align.run import Manifest, read_manifest
 from align.stages import preload
 
@@ -126,7 +126,7 @@ Start = Callable[[Command, Run], JobResult]
 
 
 def run_announced(number: int, of: int, words: Command, start: Start, run: Run) -> JobResult:
-    print(f"\n[{number} of {of}] {shlex.join(map(masked_argument, words))}", flush=True)
+    print(f"\n[{number} of {of}] {shlex.join(map(mask_argument, words))}", flush=True)
     return start(words, run)
 
 
@@ -264,7 +264,7 @@ def read_job_manifest(job: JobResult) -> Manifest | None:
 
 
 def display_value(key: str, job: Mapping[str, str]) -> str:
-    text = masked_argument(f"{key}={job.get(key, '')}").partition("=")[2]
+    text = mask_argument(f"{key}={job.get(key, '')}").partition("=")[2]
     return text if len(text) <= LONGEST else f"…{text[1 - LONGEST :]}"
 
 

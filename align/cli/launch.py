@@ -38,7 +38,7 @@ NODES = "PET_NNODES"
 THREADS = "OMP_NUM_THREADS"
 
 
-def several_machines() -> bool:
+def is_multi_machine() -> bool:
     """Return whether torchrun's variables say that ranks on other machines take part."""
     return os.environ.get(NODES, "1") not in ("1", "1:1")
 
@@ -49,7 +49,7 @@ def check_machines() -> None:
     endpoint = os.environ.get("PET_RDZV_ENDPOINT", "")
     is_number = re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", nodes) is not None
     require(is_number, NODES, nodes, "is no number of machines", "Write PET_NNODES=2.")
-    if not several_machines():
+    if not is_multi_machine():
         return
     if os.environ.get("PET_RDZV_BACKEND", "static") == "static" and not endpoint:
         names = ("PET_MASTER_ADDR", "PET_MASTER_PORT", "PET_NODE_RANK")
@@ -71,7 +71,7 @@ def check_machines() -> None:
     )
 
 
-def ranks_wanted(config: Config) -> bool:
+def needs_ranks(config: Config) -> bool:
     """Return whether this process has to start ranks for a run. A process that is one rank of several starts none.
 
     Raises:
@@ -81,7 +81,7 @@ def ranks_wanted(config: Config) -> bool:
     if launched == 1:
         check_machines()
         world = config.devices or 1
-        starts_ranks = several_machines() or world > 1
+        starts_ranks = is_multi_machine() or world > 1
     else:
         world = launched
         starts_ranks = False
@@ -117,15 +117,15 @@ def launch(words: Sequence[str], devices: int) -> int:
         threads = str(max(1, len(os.sched_getaffinity(0)) // devices))
         os.environ |= {THREADS: os.environ.get(THREADS) or threads, NOTES: notes}
         options = [f"--nproc-per-node={devices}", f"--shutdown-timeout={SHUTDOWN_S}", f"--log-dir={notes}"]
-        if not several_machines():
+        if not is_multi_machine():
             options += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", f"--rdzv-id={secrets.token_hex(8)}"]
         config, command, arguments = config_from_args(get_args_parser().parse_args([*options, "-m", "align", *words]))
         try:
             elastic_launch(config, command)(*arguments)
         except ChildFailedError as error:
-            if several_machines():
+            if is_multi_machine():
                 time.sleep(LINGER_S)
-            return status_of(error.failures, Path(notes))
+            return find_exit_status(error.failures, Path(notes))
         except (RendezvousError, DistError) as error:
             raise InputError(
                 "PET_RDZV_ENDPOINT",
@@ -142,7 +142,7 @@ def launch(words: Sequence[str], devices: int) -> int:
     return 0
 
 
-def status_of(failures: Mapping[int, Any], notes: Path) -> int:
+def find_exit_status(failures: Mapping[int, Any], notes: Path) -> int:
     """Return the exit status of a command with failed ranks, and print the cause unless a rank has printed it.
 
     A rank that failed by itself has printed its error. For a rank that was killed, its last position is printed.
@@ -151,20 +151,20 @@ def status_of(failures: Mapping[int, Any], notes: Path) -> int:
         failures: rank → torch's record of its failure.
         notes: the folder of the ranks' notes.
     """
-    if spoken := noted(notes, SPOKEN):
+    if spoken := read_note(notes, SPOKEN):
         return int(spoken)
     killed = {rank: failure for rank, failure in failures.items() if failure.exitcode < 0}
     for rank, failure in sorted(killed.items(), key=lambda item: item[1].exitcode == -signal.SIGTERM):
         number = -failure.exitcode
         name = signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
-        position = noted(notes, f"rank-{rank}") or "before it started"
+        position = read_note(notes, f"rank-{rank}") or "before it started"
         message = f"rank {rank} died ({name}); it stood at: {position}"
         print(f"align: {message}. Run the same command again to continue", file=sys.stderr)
-        if folder := noted(notes, RUN):
+        if folder := read_note(notes, RUN):
             with suppress(AlignError, OSError):
                 ended(Path(folder), message)
         return 1
-    if lost := noted(notes, LOST):
+    if lost := read_note(notes, LOST):
         print(f"align: {lost}", file=sys.stderr)
         return 1
     statuses = [failure.exitcode for failure in failures.values()]
@@ -173,7 +173,7 @@ def status_of(failures: Mapping[int, Any], notes: Path) -> int:
     return next((status for status in (2, INTERRUPTED) if status in statuses), 1)
 
 
-def noted(notes: Path, name: str) -> str:
+def read_note(notes: Path, name: str) -> str:
     with suppress(OSError):
         return read_text(notes / name, name)
     return ""

@@ -25,7 +25,7 @@ def check_address(host: str, url: str | None) -> None:
     require(is_origin, "stage.url", url, "is no address of a server of its own", remedy)
 
 
-def origins(host: str, port: int, url: str | None) -> tuple[str, list[str]]:
+def list_origins(host: str, port: int, url: str | None) -> tuple[str, list[str]]:
     """Return the address of a server in browsers, and further addresses that work too."""
     if url is not None:  # as browsers write it
         url = url.lower()
@@ -34,7 +34,7 @@ def origins(host: str, port: int, url: str | None) -> tuple[str, list[str]]:
     return f"http://{name}:{port}", [f"http://localhost:{port}"]
 
 
-def in_the_clear(url: str) -> list[str]:
+def warn_without_tls(url: str) -> list[str]:
     """Return a warning if other machines use the address and it has no TLS."""
     if not url.startswith("http:") or urlsplit(url).hostname in LOOPBACK:
         return []

@@ -7,12 +7,12 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from align.config.identity import declared_keys, defaults, input_names
+from align.config.identity import collect_defaults, list_declared_keys, list_input_names
 from align.config.rates import RATED
 from align.config.root import PARTS, Config
 from align.config.scorers import CHOICES
-from align.config.settings import declared_in, parts_in
-from align.config.stages import ALWAYS, STAGES, schema_of
+from align.config.settings import get_declarations, get_parts
+from align.config.stages import ALWAYS, STAGES, load_schema
 from align.core.redaction import MASK
 
 PLAIN = re.compile(r"[\w./:@+\-]+")
@@ -21,24 +21,24 @@ SILENT = ("schema_version", "stage.name")
 """Keys that a command line does not set."""
 
 
-def command_line(config: Mapping[str, Any], refs: Mapping[str, str]) -> str:
+def format_command_line(config: Mapping[str, Any], refs: Mapping[str, str]) -> str:
     """Return `python -m align stage=… …` with every key that is not at its default, and inputs by their runs.
 
     Args:
         config: resolved, as nested plain values without secrets.
         refs: name of an input → `stage:name` of the run that made it, which is more exact than `stage:latest`.
     """
-    return shlex.join(["python", "-m", "align", *words(config, refs)])
+    return shlex.join(["python", "-m", "align", *iter_words(config, refs)])
 
 
-def words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[str]:
+def iter_words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[str]:
     stage = config["stage"]["name"]
     yield f"stage={stage}"
     reads = {*ALWAYS, "run", *STAGES[stage].reads, *STAGES[stage].uses}
     reward = str(config.get("reward", {}).get("name", ""))
     values = dict(flatten(config))
-    names = input_names()
-    default_values = defaults(stage, reward)
+    names = list_input_names()
+    default_values = collect_defaults(stage, reward)
     for key, value in values.items():
         part, _, leaf = key.partition(".")
         if part not in reads or key in SILENT or (key == "method.lr" and stage not in RATED):
@@ -50,17 +50,19 @@ def words(config: Mapping[str, Any], refs: Mapping[str, str]) -> Iterator[str]:
         if ref := refs.get(names.get(key, "")):
             yield f"{key}={ref}"
             continue
-        default = default_values[key] if key in default_values else values.get(followed_key(stage, key))
+        default = default_values[key] if key in default_values else values.get(find_followed_key(stage, key))
         if value != default and MASK not in str(value):
             if key == "model.path":
                 yield "model=hub"  # as in the docs; the path alone would do
-            yield f"{key}={written(value)}"
+            yield f"{key}={format_value(value)}"
 
 
 def is_unused_default(reward: str, values: Mapping[str, Any], refs: Mapping[str, str]) -> bool:
     """Return whether a reward is the default one and the run read no reward model."""
     ref = "reward.ref"
-    return reward == "learned" and values.get(ref) == declared_keys()[ref][1] and input_names()[ref] not in refs
+    return (
+        reward == "learned" and values.get(ref) == list_declared_keys()[ref][1] and list_input_names()[ref] not in refs
+    )
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -73,23 +75,23 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield key, value
 
 
-SCHEMAS = {schema_of(stage) for stage in STAGES}
+SCHEMAS = {load_schema(stage) for stage in STAGES}
 STOPS = frozenset(
     schema.key_of(name)
-    for schema in (Config, *SCHEMAS, *(p for s in SCHEMAS for p in parts_in(s)), *PARTS.values(), *CHOICES.values())
-    for name in declared_in(schema)
+    for schema in (Config, *SCHEMAS, *(p for s in SCHEMAS for p in get_parts(s)), *PARTS.values(), *CHOICES.values())
+    for name in get_declarations(schema)
 )
 """Keys that hold a value and not further keys, even if the value is a mapping."""
 
 
-def followed_key(stage: str, key: str) -> str:
+def find_followed_key(stage: str, key: str) -> str:
     """Return the key whose value is this one's default, or an empty text."""
-    schema = schema_of(stage)
-    setting = declared_in(schema).get(key.removeprefix("stage.")) if key.startswith("stage.") else None
+    schema = load_schema(stage)
+    setting = get_declarations(schema).get(key.removeprefix("stage.")) if key.startswith("stage.") else None
     return setting.follows if setting else ""
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a value in Hydra's grammar."""
     if isinstance(value, Mapping):
         keys = [re.sub(r"[\\()\[\]{}:=, \t]", r"\\\g<0>", str(key)) for key in value]  # the grammar has no quoted keys
@@ -106,4 +108,4 @@ def format_element(value: Any) -> str:
     """Return an element of a list or a mapping in Hydra's grammar, in which a text may need quotes."""
     if isinstance(value, str) and (not PLAIN.fullmatch(value) or value.lower() in ("null", "true", "false")):
         return "'" + value.replace("'", r"\'") + "'"
-    return written(value)
+    return format_value(value)

@@ -26,21 +26,21 @@ from align.config import explain
 from align.config.group_files import (
     EXPERIMENT,
     SWEEPS,
-    conf_dir,
-    files_of,
-    groups,
-    loaded,
+    find_conf_dir,
+    find_group_files,
+    find_unset_keys,
+    iter_loaded_files,
+    list_groups,
     refuse_settings_of_hydra,
-    unset_keys,
 )
-from align.config.plan import PLANNED, PlanKeys, question_about
+from align.config.plan import PLANNED, PlanKeys, build_plan_schema
 from align.config.root import Config
-from align.config.schemas import keys_beside, register
-from align.config.settings import changed, freeze
+from align.config.schemas import list_schema_keys, register_schemas
+from align.config.settings import freeze, replace_values
 from align.config.stages import STAGES
 from align.config.values import check_batch, check_characters, check_integers, is_sweep, quote, read_value, set_value
 from align.core.errors import AlignError, InputError, require
-from align.core.redaction import masked_argument, masked_tree
+from align.core.redaction import mask_argument, mask_tree
 
 PLAN = "plan"
 COMPOSED_BY = ("hydra", "omegaconf", "yaml", "antlr4")
@@ -59,13 +59,13 @@ class Composer:
     """
 
     def __init__(self, search: Path | None = None) -> None:
-        usable = search is not None and search.is_dir() and search.resolve() != conf_dir()
+        usable = search is not None and search.is_dir() and search.resolve() != find_conf_dir()
         self.search = search if usable else None
-        self.files = files_of(self.search)
-        self._groups = {*groups()}
+        self.files = find_group_files(self.search)
+        self._groups = {*list_groups()}
         self._cache: dict[tuple[str, ...], Composed] = {}
 
-    def composed(self, words: Sequence[str], own: Sequence[str] = ()) -> Composed:
+    def compose(self, words: Sequence[str], own: Sequence[str] = ()) -> Composed:
         """Compose the unchecked configuration of one command line. Of two words with one key the later one counts.
 
         Args:
@@ -83,7 +83,7 @@ class Composer:
         A tree is valid until the next one is yielded, which reuses it: copying a tree takes as long as everything else.
 
         Raises:
-            InputError: as `composed`.
+            InputError: as `compose`.
         """
         choices, values = self.split_words(words)
         copies: dict[tuple[Any, ...], DictConfig] = {}
@@ -136,7 +136,7 @@ class Composer:
         Args:
             key: the key that chooses it, if that is not the group's name.
         """
-        for name in choice_names(group, value):
+        for name in parse_choice_names(group, value):
             if f"{group}/{name}" not in self.files:
                 names = self.choices_of(group)
                 if key == "stage.of":  # of our own stages only those that can be planned; a user's may be one too
@@ -169,9 +169,9 @@ class Composer:
         except InputError:
             raise
         except Exception as error:  # for a user's file Hydra, OmegaConf and PyYAML raise exceptions of any type
-            names = [f"{group}/{name}" for group, value in choices.items() for name in choice_names(group, value)]
-            own_files = [self.files[name] for name in names if conf_dir() not in self.files[name].parents]
-            raise explain.broken_file(error, self.files, own_files, keys_beside(error)) from error
+            names = [f"{group}/{name}" for group, value in choices.items() for name in parse_choice_names(group, value)]
+            own_files = [self.files[name] for name in names if find_conf_dir() not in self.files[name].parents]
+            raise explain.invalid_file(error, self.files, own_files, list_schema_keys(error)) from error
 
 
 def add_plan_keys(composed: Composed) -> None:
@@ -183,13 +183,13 @@ def add_plan_keys(composed: Composed) -> None:
     name = OmegaConf.select(composed.tree, "stage.name")
     remedy = f"Choose one of: {', '.join(PLANNED)}."
     require(name in PLANNED, "stage.of", composed.stage, "is no stage that is planned", remedy)
-    schema = OmegaConf.structured(question_about(OmegaConf.get_type(composed.tree.stage)))
+    schema = OmegaConf.structured(build_plan_schema(OmegaConf.get_type(composed.tree.stage)))
     composed.tree.stage = OmegaConf.merge(schema, OmegaConf.to_container(composed.tree.stage))
 
 
-def compose_raw(words: Sequence[str], search: Path | None = None) -> DictConfig:
+def compose_tree(words: Sequence[str], search: Path | None = None) -> DictConfig:
     """Compose the unchecked tree of one command line, see `Composer`."""
-    return Composer(search).composed(words).tree
+    return Composer(search).compose(words).tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ class Composed:
     sweeps: tuple[str, ...] = ()
 
 
-def choice_names(group: str, value: str) -> list[str]:
+def parse_choice_names(group: str, value: str) -> list[str]:
     """Return the choices that a word names: one, quoted or not. A word for experiments may be a list, `[a,b]`."""
     if value[:1] not in ("'", '"', "[" if group == EXPERIMENT else "'"):
         return [value]
@@ -219,7 +219,7 @@ def compose_groups(choices: Mapping[str, str], search: Path | None) -> Composed:
     """Compose group choices, every value as its group file has it."""
     arguments = []
     for group, value in choices.items():
-        names = [quote(name) for name in choice_names(group, value)]
+        names = [quote(name) for name in parse_choice_names(group, value)]
         sign = "+" if group == EXPERIMENT else ""
         arguments.append(f"{sign}{group}=" + (f"[{','.join(names)}]" if value.startswith("[") else names[0]))
     if search is None:
@@ -230,17 +230,17 @@ def compose_groups(choices: Mapping[str, str], search: Path | None) -> Composed:
 
 def compose_with_hydra(search: Path | None, *arguments: str) -> Composed:
     """Call Hydra's compose API, which takes a tenth of a second."""
-    register()
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+    register_schemas()
+    with initialize_config_dir(version_base="1.3", config_dir=str(find_conf_dir())):
         tree = compose(config_name="config", overrides=list(arguments), return_hydra_config=True)
         choices = tree.hydra.runtime.choices
         if search is not None or choices.get("model") == "hub":  # the only one of our files with a mandatory key
             defaults = (
                 GlobalHydra.instance().config_loader().compute_defaults_list("config", list(arguments), RunMode.RUN)
             )
-            files = list(loaded(defaults.defaults, search))
+            files = list(iter_loaded_files(defaults.defaults, search))
             refuse_settings_of_hydra(files)
-            for key in unset_keys(files):  # OmegaConf drops a `???` if the schema has a default
+            for key in find_unset_keys(files):  # OmegaConf drops a `???` if the schema has a default
                 OmegaConf.update(tree, key, "???")
     swept = OmegaConf.select(tree, f"hydra.{SWEEPS}") or {}
     with open_dict(tree):
@@ -256,7 +256,7 @@ compose_shipped = cache(partial(compose_with_hydra, None))  # our own files do n
 
 
 @contextmanager
-def composing(words: Sequence[str]) -> Iterator[None]:
+def explain_compose_errors(words: Sequence[str]) -> Iterator[None]:
     """Turn exceptions of Hydra, OmegaConf and PyYAML in the block into an InputError, because they parse only the
     command line and the user's files. Other exceptions pass.
 
@@ -270,7 +270,7 @@ def composing(words: Sequence[str]) -> Iterator[None]:
     except Exception as error:
         if not is_from_hydra(error):
             raise
-        line = " ".join(map(masked_argument, words)) or "(nothing)"
+        line = " ".join(map(mask_argument, words)) or "(nothing)"
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         remedy = "Correct the word or the file that it speaks of; `python -m align --cfg job` shows every key."
         raise InputError("command line", line[:300], f"cannot be composed ({reason})", remedy) from error
@@ -289,7 +289,7 @@ def is_from_hydra(error: BaseException) -> bool:
     return not names.isdisjoint(COMPOSED_BY)
 
 
-def check(raw: DictConfig) -> Config:
+def build_config(raw: DictConfig) -> Config:
     """Return the typed configuration, checked and frozen.
 
     Raises:
@@ -298,7 +298,7 @@ def check(raw: DictConfig) -> Config:
     try:
         config = cast(Config, OmegaConf.to_object(raw))
     except MissingMandatoryValue as error:
-        raise explain.missing(str(error.full_key)) from error
+        raise explain.missing_key(str(error.full_key)) from error
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
         while cause is not None:
@@ -316,10 +316,10 @@ def check(raw: DictConfig) -> Config:
     if config.stage is not None and not is_dataclass(config.stage):
         remedy = "Begin it with `defaults: [sft, _self_]`."
         raise InputError("stage", "(your own file)", "does not say which stage it sets", remedy)
-    fill = getattr(config.stage, "filled", None)
-    return changed(config, stage=fill(config)) if fill else freeze(config)
+    fill = getattr(config.stage, "with_derived_values", None)
+    return replace_values(config, stage=fill(config)) if fill else freeze(config)
 
 
-def as_yaml(raw: DictConfig) -> str:
+def format_tree(raw: DictConfig) -> str:
     """Return a composed tree as YAML with secrets masked."""
-    return OmegaConf.to_yaml(OmegaConf.create(masked_tree(OmegaConf.to_container(raw))))
+    return OmegaConf.to_yaml(OmegaConf.create(mask_tree(OmegaConf.to_container(raw))))

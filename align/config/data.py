@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import yaml
 
-from align.config.settings import Settings, defaults_of, setting
+from align.config.settings import Settings, get_defaults, setting
 from align.core.errors import require
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class ScoreConfig(Settings):
         if self.by is None:
             for key in ("keep", "within", "least", "most"):
                 value = getattr(self, key)
-                is_default = (list(value) if key == "keep" else value) == defaults_of(ScoreConfig)[key]
+                is_default = (list(value) if key == "keep" else value) == get_defaults(ScoreConfig)[key]
                 remedy = "Add stage.score.by=loss or stage.score.by=reward."
                 require(is_default, f"stage.score.{key}", value, "has no effect without stage.score.by", remedy)
 
@@ -290,9 +290,9 @@ class DataStageConfig(Settings):
     @property
     def counts_tokens(self) -> bool:
         """True if the mix or a cleaning step counts tokens, which need the tokenizer of `model=`."""
-        return self.mix.by == "tokens" or "tokens" in self.named("by")
+        return self.mix.by == "tokens" or "tokens" in self.find_arguments("by")
 
-    def named(self, key: str) -> list[str]:
+    def find_arguments(self, key: str) -> list[str]:
         """Return the texts of an argument (`fn`, `patterns`) of all cleaning steps."""
         texts: list[str] = []
         for step in self.clean if isinstance(self.clean, list | tuple) else ():

@@ -13,7 +13,7 @@ from pathlib import Path
 from align.config.group_files import EXPERIMENT
 from align.config.options import OWN_FOLDER
 from align.config.settings import A_RUN_EACH
-from align.config.synonyms import absent, keys_for
+from align.config.synonyms import explain_absence, find_keys
 from align.core.errors import InputError
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list"}
@@ -51,26 +51,26 @@ def not_a_key(key: str, value: str, known: Sequence[str], stage: str | None, own
         return InputError("stage", "(missing)", f"{key}={value} is a setting of a stage", "Add stage=NAME.")
     leaf = key.rpartition(".")[2]
     # `stage.max_length` of stage=sft is `data.max_length`, although stage=serve has a key of that name.
-    in_other_part = any(k in known and k.endswith(f".{leaf}") for k in keys_for(leaf))
+    in_other_part = any(k in known and k.endswith(f".{leaf}") for k in find_keys(leaf))
     if owners and not in_other_part:
         problem = f"is not a key of stage={stage}, but of {' and '.join(f'stage={o}' for o in owners)}"
         return InputError(key, value, problem, "Drop it, or run that stage.")
     if (successor := SUCCESSORS.get(leaf)) in known:
         return InputError(key, value, f"is called {successor} now", f"Write {successor}={value}.")
-    if explanation := absent(leaf):
+    if explanation := explain_absence(leaf):
         return InputError(key, value, *explanation)
-    close = closest(key, value, known)
+    close = find_close_keys(key, value, known)
     command = f"python -m align{f' stage={stage}' if stage else ''} --cfg job"
     remedy = f"Did you mean {' or '.join(close)}?" if close else f"`{command}` shows every key."
     return InputError(key, value, "is not a key", remedy)
 
 
-def closest(key: str, value: str, known: Sequence[str]) -> list[str]:
+def find_close_keys(key: str, value: str, known: Sequence[str]) -> list[str]:
     """Return the keys that the user may have meant: those with this name in other libraries, else the most similar
     spelling. Only the last part of a key is compared, because all keys of a group share the others."""
     group, _, name = key.rpartition(".")
     off = value.lower() in ("false", "no", "none", "null", "0", "")
-    if synonyms := [k.partition("=")[0] if off else k for k in keys_for(name) if k.partition("=")[0] in known]:
+    if synonyms := [k.partition("=")[0] if off else k for k in find_keys(name) if k.partition("=")[0] in known]:
         return synonyms
     by_name: dict[str, list[str]] = {}
     for k in known:
@@ -106,7 +106,7 @@ def not_a_choice(
         remedy = f"None is there yet: write {search or OWN_FOLDER}/{group}/{name or 'NAME'}.yaml."
     elif group in BY_PATH and re.search(r"[/.]", name):
         remedy = f"Did you mean {BY_PATH[group].format(name)}? {remedy}"
-    elif synonyms := [k.partition("=")[2] for k in keys_for(name) if k.partition("=")[0] == group]:
+    elif synonyms := [k.partition("=")[2] for k in find_keys(name) if k.partition("=")[0] == group]:
         remedy = f"Did you mean {key or group}={synonyms[0]}? {remedy}" if not key or synonyms[0] in names else remedy
     elif close := difflib.get_close_matches(name, names, n=1):
         remedy = f"Did you mean {field}={close[0]}? {remedy}"
@@ -130,11 +130,11 @@ def not_a_value(key: str, value: str, kind: type | None, below: Sequence[str], s
     return InputError(key, value or "(empty)", f"is not {expected}", f"{remedy} {A_RUN_EACH}" if sweep else remedy)
 
 
-def missing(key: str) -> InputError:
+def missing_key(key: str) -> InputError:
     return InputError(key, "(missing)", "has no default", f"Add {key}=VALUE.")
 
 
-def broken_file(
+def invalid_file(
     error: Exception, files: Mapping[str, Path], own_files: Sequence[Path], known: Sequence[str]
 ) -> InputError:
     """Return the error of a group file that cannot be parsed or merged.
@@ -172,7 +172,7 @@ def broken_file(
         remedy = f"Write `- override /{group}: NAME` in its `defaults`."
     elif re.match("Key '.+' not in", problem):
         successor = SUCCESSORS.get(key.rpartition(".")[2])
-        close = closest(key, "", known)
+        close = find_close_keys(key, "", known)
         problem = f"{key} is called {successor} now" if successor else f"{key} is not a key"
         remedy = f"Did you mean {' or '.join(close)}? {remedy}" if close else remedy
     elif key:

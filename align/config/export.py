@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from align.config.settings import Settings
 from align.core.errors import require
-from align.core.files import user_path
+from align.core.files import parse_user_path
 
 
 @dataclass
@@ -27,6 +27,6 @@ class ExportStageConfig(Settings):
         require(is_used, "export.verify", verify, "is for export=check and stage=serve", remedy)
         sign = config.export.sign
         root = config.run.folder.resolve()
-        is_public = sign is not None and user_path(sign, "export.sign").resolve().is_relative_to(root)
+        is_public = sign is not None and parse_user_path(sign, "export.sign").resolve().is_relative_to(root)
         problem = "lies in the folder of the runs, which is copied and shown to others"
         require(not is_public, "export.sign", sign, problem, "Keep the key outside of run.root.")

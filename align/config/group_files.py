@@ -20,53 +20,55 @@ SWEEPS = "sweeper.params"
 """The only key of Hydra's own settings that is read: the values that `-m` sweeps."""
 
 
-def conf_dir() -> Path:
+def find_conf_dir() -> Path:
     """Return the folder of the shipped configuration: inside the package in a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     in_wheel = package / "conf"
     return in_wheel if in_wheel.is_dir() else package.parent / "conf"
 
 
-def groups() -> list[str]:
-    return [*sorted(folder.name for folder in conf_dir().iterdir() if folder.is_dir()), EXPERIMENT]
+def list_groups() -> list[str]:
+    return [*sorted(folder.name for folder in find_conf_dir().iterdir() if folder.is_dir()), EXPERIMENT]
 
 
-def files_of(search: Path | None) -> dict[str, Path]:
+def find_group_files(search: Path | None) -> dict[str, Path]:
     """Return `group/choice` → its file, of all our choices and those that the user adds."""
     files: dict[str, Path] = {}
-    for folder in filter(None, (search, conf_dir())):  # ours last: a user's file adds a choice and replaces none
-        for path in (path for group in groups() for path in sorted((folder / group).rglob("*.yaml"))):
+    for folder in filter(None, (search, find_conf_dir())):  # ours last: a user's file adds a choice and replaces none
+        for path in (path for group in list_groups() for path in sorted((folder / group).rglob("*.yaml"))):
             files[path.relative_to(folder).with_suffix("").as_posix()] = path
     return files
 
 
-def loaded(defaults: Iterable[ResultDefault], search: Path | None) -> Iterator[tuple[Path, str, Mapping[str, Any]]]:
+def iter_loaded_files(
+    defaults: Iterable[ResultDefault], search: Path | None
+) -> Iterator[tuple[Path, str, Mapping[str, Any]]]:
     """Yield (file, its package, its contents) for every file of a defaults list, in the order of merging."""
     for default in defaults:
-        for folder in filter(None, (conf_dir(), search)):
+        for folder in filter(None, (find_conf_dir(), search)):
             path = folder / f"{default.config_path}.yaml"
             if path.is_file():
                 yield path, default.package or "", yaml.safe_load(read_text(path, "configuration")) or {}
                 break
 
 
-def unset_keys(files: Iterable[tuple[Path, str, Mapping[str, Any]]]) -> list[str]:
+def find_unset_keys(files: Iterable[tuple[Path, str, Mapping[str, Any]]]) -> list[str]:
     """Return each key that a file declares as mandatory (`???`) and no later file sets."""
     unset: dict[str, None] = {}
     for _, package, values in files:
-        for key, value in leaves(values, package):
+        for key, value in iter_leaves(values, package):
             unset.pop(key, None)
             if value == "???":
                 unset[key] = None
     return list(unset)
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def iter_leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of the values in nested mappings that are no mappings."""
     for name, value in values.items():
         key = f"{prefix}.{name}" if prefix else str(name)
         if isinstance(value, Mapping):
-            yield from leaves(value, key)
+            yield from iter_leaves(value, key)
         else:
             yield key, value
 
@@ -74,9 +76,9 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def refuse_settings_of_hydra(files: Sequence[tuple[Path, str, Mapping[str, Any]]]) -> None:
     """Raise InputError if a user's file sets one of Hydra's own keys that have no effect: folders, launchers, logs."""
     for path, package, values in files:
-        if conf_dir() in path.parents:
+        if find_conf_dir() in path.parents:
             continue
-        for key, _ in leaves(values, package):
+        for key, _ in iter_leaves(values, package):
             if key.startswith("hydra.") and not key.startswith(f"hydra.{SWEEPS}."):
                 remedy = "Take it out: run.root= is the folder of runs, -m sweeps, hydra.sweeper.params says what."
                 raise InputError("configuration", str(path), f"sets {key}, which nothing here reads", remedy)

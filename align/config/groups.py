@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from align.config.settings import MOST, Settings, defaults_of, setting
+from align.config.settings import MOST, Settings, get_defaults, setting
 from align.core.errors import InputError, require
 
 
@@ -366,14 +366,14 @@ class EngineConfig(Settings):
         if self.name == "align":
             for key in ("python", "dtype", "start_s", "args"):
                 value = getattr(self, key)
-                is_default = value == defaults_of(type(self))[key]
+                is_default = value == get_defaults(type(self))[key]
                 require(is_default, f"serve.{key}", value, "is a setting of serve=vllm", "Add serve=vllm, or drop it.")
         check_args("serve.args", self.args, SET_BY_ALIGN)
 
     @property
     def words(self) -> list[str]:
         """The further arguments as words of a command line."""
-        return words_of(self.args)
+        return format_arguments(self.args)
 
 
 ARGUMENT = re.compile(r"[a-z][a-z0-9_-]*")
@@ -400,7 +400,7 @@ def check_args(field: str, arguments: Any, decided: Mapping[str, str]) -> None:
         require(is_valid, key, value, "is no argument of a command", remedy)
 
 
-def words_of(arguments: Mapping[str, Any] | None) -> list[str]:
+def format_arguments(arguments: Mapping[str, Any] | None) -> list[str]:
     """Return a mapping of arguments as the words of a command line."""
     words = []
     for name, value in (arguments or {}).items():
@@ -503,7 +503,7 @@ class RolloutConfig(Settings):
     )
 
     def check_together(self) -> None:
-        defaults = defaults_of(type(self))
+        defaults = get_defaults(type(self))
         changes = {key: getattr(self, key) for key in OF_VLLM if getattr(self, key) != defaults[key]}
         for key, value in changes.items():
             is_read = self.engine == "vllm"
@@ -512,7 +512,7 @@ class RolloutConfig(Settings):
         addresses = [url.rstrip("/") for url in self.urls]
         for url in self.urls:
             remedy = "Write http://HOST:PORT, without a path or a password."
-            require(is_address(url), "rollout.urls", url, "is no address of a server", remedy)
+            require(is_server_url(url), "rollout.urls", url, "is no address of a server", remedy)
         for address in addresses:
             is_unique = addresses.count(address) == 1
             require(is_unique, "rollout.urls", address, "stands there twice", "Name each server once.")
@@ -524,10 +524,10 @@ class RolloutConfig(Settings):
     @property
     def words(self) -> Sequence[str]:
         """The further arguments as words of a command line."""
-        return words_of(self.args)
+        return format_arguments(self.args)
 
 
-def is_address(url: str) -> bool:
+def is_server_url(url: str) -> bool:
     """Return whether a URL is http(s)://HOST[:PORT] without anything more."""
     try:
         parts = urlsplit(url)

@@ -8,51 +8,51 @@ from typing import Any
 
 from align.config.root import PARTS, Config
 from align.config.scorers import CHOICES
-from align.config.settings import Setting, declared_in, defaults_of, parts_in
-from align.config.stages import ALWAYS, STAGES, schema_of
+from align.config.settings import Setting, get_declarations, get_defaults, get_parts
+from align.config.stages import ALWAYS, STAGES, load_schema
 
 
 @cache
-def input_names() -> Mapping[str, str]:
+def list_input_names() -> Mapping[str, str]:
     """Return key → the input that it names, such as `data.path` → `data`."""
-    return {key: declared.names for key, (declared, _) in declared_keys().items() if declared.names}
+    return {key: declared.names for key, (declared, _) in list_declared_keys().items() if declared.names}
 
 
 @cache
-def declared_keys() -> Mapping[str, tuple[Setting, Any]]:
+def list_declared_keys() -> Mapping[str, tuple[Setting, Any]]:
     """Return key → its declaration and default, for all keys but those of stages."""
     return {
-        schema.key_of(name): (declared, defaults_of(schema)[name])
+        schema.key_of(name): (declared, get_defaults(schema)[name])
         for schema in (Config, *PARTS.values(), *CHOICES.values())
-        for name, declared in declared_in(schema).items()
+        for name, declared in get_declarations(schema).items()
     }
 
 
 @cache
-def defaults(stage: str, reward: str) -> Mapping[str, Any]:
+def collect_defaults(stage: str, reward: str) -> Mapping[str, Any]:
     """Return dotted key → default, of every key that a configuration of a stage has.
 
     Args:
         reward: the choice of the group `reward`; empty for none.
     """
     rewards = [CHOICES[reward]] if reward in CHOICES else []
-    schemas = (Config, schema_of(stage), *parts_in(schema_of(stage)), *PARTS.values(), *rewards)
+    schemas = (Config, load_schema(stage), *get_parts(load_schema(stage)), *PARTS.values(), *rewards)
     return {
         schema.key_of(name): value
         for schema in schemas
-        for name, value in defaults_of(schema).items()
+        for name, value in get_defaults(schema).items()
         if not str(value).startswith("${")
     }
 
 
-def without_refs(parts: Any) -> Any:
+def drop_refs(parts: Any) -> Any:
     """Return the parts of a sum of rewards without the names of their reward models."""
     if isinstance(parts, Mapping):
-        return {key: without_refs(value) for key, value in parts.items() if key not in ("ref", "refs")}
-    return [without_refs(part) for part in parts] if isinstance(parts, list) else parts
+        return {key: drop_refs(value) for key, value in parts.items() if key not in ("ref", "refs")}
+    return [drop_refs(part) for part in parts] if isinstance(parts, list) else parts
 
 
-def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) -> dict[str, Any]:
+def select_identity(stage: str, config: Mapping[str, Any], inputs: Collection[str]) -> dict[str, Any]:
     """Return the part of a configuration that belongs to a run's identity.
 
     Args:
@@ -61,10 +61,10 @@ def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) 
     """
     reads = (*ALWAYS, *STAGES[stage].reads_with(config.get("stage")))
     identity = {key: dict(part) if isinstance(part, Mapping) else part for key, part in config.items() if key in reads}
-    schema = schema_of(stage)
-    declarations = {key: declared for key, (declared, _) in declared_keys().items()}
-    declarations |= {schema.key_of(name): declared for name, declared in declared_in(schema).items()}
-    left_out = [key for key, name in input_names().items() if name in inputs]
+    schema = load_schema(stage)
+    declarations = {key: declared for key, (declared, _) in list_declared_keys().items()}
+    declarations |= {schema.key_of(name): declared for name, declared in get_declarations(schema).items()}
+    left_out = [key for key, name in list_input_names().items() if name in inputs]
     left_out += [key for key, declared in declarations.items() if not declared.identity]
     for key in left_out:
         part, _, leaf = key.rpartition(".")
@@ -72,5 +72,5 @@ def identifying(stage: str, config: Mapping[str, Any], inputs: Collection[str]) 
         if isinstance(values, dict):
             values.pop(leaf, None)
     if "reward" in inputs and isinstance(reward := identity.get("reward"), dict) and "parts" in reward:
-        reward["parts"] = without_refs(reward["parts"])
+        reward["parts"] = drop_refs(reward["parts"])
     return identity

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from align.config.group_files import groups
-from align.config.synonyms import absent, keys_for
+from align.config.group_files import list_groups
+from align.config.synonyms import explain_absence, find_keys
 from align.core.errors import InputError, require
-from align.core.files import user_path
+from align.core.files import parse_user_path
 
 OWN_FOLDER = Path("conf")
 """The folder of the user's own group files in the working folder, unless `--config-dir` names another."""
@@ -80,7 +80,7 @@ class CommandLine:
         return ("--config-dir", str(self.config_dir)) if self.config_dir else ()
 
 
-def parse(arguments: Sequence[str]) -> CommandLine:
+def parse_arguments(arguments: Sequence[str]) -> CommandLine:
     """Parse the arguments of `python -m align`.
 
     Raises:
@@ -101,9 +101,9 @@ def parse(arguments: Sequence[str]) -> CommandLine:
             raise InputError("option", argument, *NOT_HERE[name])
         if name not in TAKES_VALUE and (name not in ALONE or equals):
             word = name.lstrip("-")
-            if explanation := absent(word):
+            if explanation := explain_absence(word):
                 raise InputError("argument", argument, *explanation)
-            keys = keys_for(word)  # other programs have options for settings
+            keys = find_keys(word)  # other programs have options for settings
             remedy = f"Write {' or '.join(keys)}, without dashes." if keys else "See python -m align --help."
             raise InputError("argument", argument, "is not an option", remedy)
         options[name] = next(remaining, "") if name in TAKES_VALUE and not equals else value
@@ -119,10 +119,10 @@ def parse(arguments: Sequence[str]) -> CommandLine:
 def check_config_dir(name: str) -> Path:
     """Return the folder that `--config-dir` names, which must have group files."""
     require(bool(name), "--config-dir", "(nothing)", "names a folder", "Write: --config-dir DIR")
-    folder = user_path(name, "--config-dir")
+    folder = parse_user_path(name, "--config-dir")
     problem = "there is no such folder" if not folder.exists() else "is no folder"
-    remedy = f"Name the folder that holds one of {', '.join(f'{group}/' for group in groups())}."
+    remedy = f"Name the folder that holds one of {', '.join(f'{group}/' for group in list_groups())}."
     require(folder.is_dir(), "--config-dir", name, problem, remedy)
-    has_groups = any((folder / group).is_dir() for group in groups())
+    has_groups = any((folder / group).is_dir() for group in list_groups())
     require(has_groups, "--config-dir", name, "holds no folder of group files", remedy)
     return folder

@@ -50,6 +50,6 @@ class PlanConfig(PlanKeys):
 
 
 @cache
-def question_about(schema: type[Settings]) -> type[Any]:
+def build_plan_schema(schema: type[Settings]) -> type[Any]:
     """Return a schema with the settings of a stage and those of `PlanKeys`."""
     return make_dataclass(f"PlanOf{schema.__name__}", [], bases=(PlanKeys, schema))

@@ -349,7 +349,7 @@ class PpoConfig(Settings):
             remedy = "Use stage.advantage=grpo or rloo."
             require(level == "token", "stage.importance_sampling_level", level, problem, remedy)
 
-    def filled(self, config: Config) -> PpoConfig:
+    def with_derived_values(self, config: Config) -> PpoConfig:
         """Return the settings with derived values, in one spelling, so that a value that is written out and its default
         are the same run."""
         return replace(

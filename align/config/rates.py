@@ -79,7 +79,7 @@ def find_size_class(weights: int | None) -> SizeClass:
     return next(size for size in SIZE_CLASSES if weights < size.below)
 
 
-def column_of(stage: str, method: str) -> str | None:
+def find_column(stage: str, method: str) -> str | None:
     """Return the table's column for a stage and a method. Returns None for a stage that has no learning rate."""
     stage = "ppo" if stage == "verify" else stage  # it checks PPO with the settings of PPO
     if method == "full" and stage in ("sft", "ppo"):
@@ -87,7 +87,7 @@ def column_of(stage: str, method: str) -> str | None:
     return stage if stage in COLUMNS else None
 
 
-def default_rate(stage: str, method: str, weights: int | None) -> float | None:
+def find_default_rate(stage: str, method: str, weights: int | None) -> float | None:
     """Return the default learning rate. Returns None for a stage that has none.
 
     Args:
@@ -95,7 +95,7 @@ def default_rate(stage: str, method: str, weights: int | None) -> float | None:
         method: `lora` or `qlora` for an adapter, `full` for every weight.
         weights: number of the base's weights; None for a run without a base.
     """
-    column = column_of(stage, method)
+    column = find_column(stage, method)
     return None if column is None else find_size_class(weights).rates[column]
 
 
@@ -113,7 +113,7 @@ def explain_empty_rate(stage: Any, method: str) -> str:
     Args:
         stage: the settings of the stage; None for a configuration without a stage.
     """
-    column = column_of(getattr(stage, "name", ""), method)
+    column = find_column(getattr(stage, "name", ""), method)
     if column is None or stage.lr is not None:
         return ""
     return (
@@ -122,7 +122,7 @@ def explain_empty_rate(stage: Any, method: str) -> str:
     )
 
 
-def rates_table() -> str:
+def format_rates_table() -> str:
     """Return the whole table as Markdown, for docs/methods.md."""
     lines = ["| the base has | " + " | ".join(f"`{column}`" for column in COLUMNS) + " |"]
     lines.append("| --- |" + " --- |" * len(COLUMNS))

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from omegaconf import DictConfig, OmegaConf
 
 from align.config import scorers
-from align.config.compose import compose_raw
-from align.config.group_files import files_of
+from align.config.compose import compose_tree
+from align.config.group_files import find_group_files
 from align.config.plan import PLANNED, PlanConfig
 from align.config.root import GROUPS, PARTS, Config, RunConfig
-from align.config.settings import Setting, Settings, declared_in, defaults_of, parts_in
-from align.config.stages import STAGES, schema_of
+from align.config.settings import Setting, Settings, get_declarations, get_defaults, get_parts
+from align.config.stages import STAGES, load_schema
 from align.config.synonyms import WORDS
 
 OF_EVERY_RUN = ("seed", "device", "devices", "ddp_timeout", "dtype", "resume", "schema_version")
@@ -62,7 +62,7 @@ class Section:
     keys: tuple[Key, ...]
 
 
-def written(value: object) -> str:
+def format_default(value: object) -> str:
     """Return a value in the form of a command line."""
     if value is None:
         return "null"
@@ -76,64 +76,68 @@ def written(value: object) -> str:
     return json.dumps(value)
 
 
-def keys_of(schema: type[Settings]) -> Iterator[Key]:
+def iter_keys(schema: type[Settings]) -> Iterator[Key]:
     """Yield the keys of a schema and of its parts, without the name of a group's choice, such as `data.name`."""
-    defaults = defaults_of(schema)
-    for name, declared in declared_in(schema).items():
+    defaults = get_defaults(schema)
+    for name, declared in get_declarations(schema).items():
         if name != "name" or schema is RunConfig:
-            yield Key(schema.key_of(name), written(defaults[name]), declared)
+            yield Key(schema.key_of(name), format_default(defaults[name]), declared)
     if schema is not Config:  # its parts are sections of their own
-        for part in parts_in(schema):
-            yield from keys_of(part)
+        for part in get_parts(schema):
+            yield from iter_keys(part)
 
 
-def about(schema: type[Settings]) -> str:
+def describe_schema(schema: type[Settings]) -> str:
     return " ".join(inspect.cleandoc(schema.__doc__ or "").split())
 
 
 def build_section(title: str, schema: type[Settings]) -> Section:
-    return Section(title, about(schema), tuple(keys_of(schema)))
+    return Section(title, describe_schema(schema), tuple(iter_keys(schema)))
 
 
-def choices_of(group: str) -> str:
+def format_choices(group: str) -> str:
     """Return `group=a|b|c` with the choices of this package."""
-    names = [name.partition("/")[2] for name in files_of(None) if name.startswith(f"{group}/")]
+    names = [name.partition("/")[2] for name in find_group_files(None) if name.startswith(f"{group}/")]
     return f"{group}={'|'.join(sorted(names))}"
 
 
-def stage_section(stage: str) -> Section:
-    return build_section(f"stage={stage}", schema_of(stage))
+def build_stage_section(stage: str) -> Section:
+    return build_section(f"stage={stage}", load_schema(stage))
 
 
-def part_section(name: str) -> Section:
+def build_part_section(name: str) -> Section:
     """Return the section of one part of the configuration that stages share."""
     if name in PARTS:
-        return build_section(choices_of(name) if name in GROUPS else name, PARTS[name])
-    return Section(name, "", tuple(key for key in keys_of(Config) if key.name == name))
+        return build_section(format_choices(name) if name in GROUPS else name, PARTS[name])
+    return Section(name, "", tuple(key for key in iter_keys(Config) if key.name == name))
 
 
-def every_run() -> Section:
-    keys = (key for key in keys_of(Config) if key.name in OF_EVERY_RUN)
-    return Section("every run", "What belongs to all of them.", (*keys, *keys_of(RunConfig), *keys_of(PARTS["track"])))
+def build_run_section() -> Section:
+    keys = (key for key in iter_keys(Config) if key.name in OF_EVERY_RUN)
+    return Section(
+        "every run", "What belongs to all of them.", (*keys, *iter_keys(RunConfig), *iter_keys(PARTS["track"]))
+    )
 
 
-def sections_of(stage: str, reward: str | None = None) -> list[Section]:
+def build_sections(stage: str, reward: str | None = None) -> list[Section]:
     """Return the sections of what a stage reads: its own keys, then the parts of the configuration.
 
     Args:
         reward: the choice of the group `reward` whose keys are shown; if None, `learned`, or `sentiment` for
             stage=eval.
     """
-    sections = [stage_section(stage)]
+    sections = [build_stage_section(stage)]
     for name in (*STAGES[stage].reads, *STAGES[stage].uses):
         if name == "reward":
             choice = reward if reward in scorers.CHOICES else "sentiment" if stage == "eval" else "learned"
             schema = scorers.CHOICES[choice]
-            sections.append(Section(choices_of("reward"), f"{choice}: {about(schema)}", tuple(keys_of(schema))))
+            sections.append(
+                Section(format_choices("reward"), f"{choice}: {describe_schema(schema)}", tuple(iter_keys(schema)))
+            )
         else:
-            sections.append(part_section(name))
-    tree = compose_raw([f"stage={stage}"])
-    return [with_defaults(section, tree) for section in (*sections, every_run())]
+            sections.append(build_part_section(name))
+    tree = compose_tree([f"stage={stage}"])
+    return [with_defaults(section, tree) for section in (*sections, build_run_section())]
 
 
 def with_defaults(section: Section, tree: DictConfig) -> Section:
@@ -143,14 +147,14 @@ def with_defaults(section: Section, tree: DictConfig) -> Section:
         value = OmegaConf.select(tree, key.name, default=...)
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True)
-        keys.append(key if value is ... else replace(key, default=written(value)))
+        keys.append(key if value is ... else replace(key, default=format_default(value)))
     group = section.title.partition("=")[0]
     choice = OmegaConf.select(tree, f"{group}.name")
     addition = f" Here: {group}={choice}." if "|" in section.title and choice else ""
     return replace(section, about=section.about + addition, keys=tuple(keys))
 
 
-def help_text(stage: str, reward: str | None = None, planned_stage: str | None = None) -> str:
+def format_stage_help(stage: str, reward: str | None = None, planned_stage: str | None = None) -> str:
     """Return the text of `python -m align stage=STAGE --help`.
 
     Args:
@@ -158,27 +162,27 @@ def help_text(stage: str, reward: str | None = None, planned_stage: str | None =
     """
     lines = [f"stage={stage}: {STAGES[stage].summary}", ""]
     if stage == "plan" and planned_stage in (None, *PLANNED):
-        sections = [stage_section(stage), *sections_of(planned_stage or PlanConfig.of, reward)]
+        sections = [build_stage_section(stage), *build_sections(planned_stage or PlanConfig.of, reward)]
     else:
-        sections = sections_of(stage, reward)
+        sections = build_sections(stage, reward)
     for section in sections:
-        lines += [section.title, *wrapped(section.about, "  ")]
+        lines += [section.title, *wrap_text(section.about, "  ")]
         for key in section.keys:
             lines.append(f"  {key.name}={key.default}" + (f"  ({key.holds})" if key.holds else ""))
-            lines += wrapped(key.declared.meaning, "      ")
+            lines += wrap_text(key.declared.meaning, "      ")
         lines.append("")
     lines.append("`--cfg job` prints the configuration that a line would run; docs/settings.md has every stage's keys.")
     return "\n".join(lines) + "\n"
 
 
-def wrapped(text: str, indent: str) -> list[str]:
+def wrap_text(text: str, indent: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
 
 
-def markdown() -> str:
+def format_markdown() -> str:
     """Return the text of docs/settings.md."""
-    shared = [part_section(name) for name in GROUPS] + [part_section("store")]
-    root_keys = [key for key in keys_of(Config) if key.name not in OF_EVERY_RUN]
+    shared = [build_part_section(name) for name in GROUPS] + [build_part_section("store")]
+    root_keys = [key for key in iter_keys(Config) if key.name not in OF_EVERY_RUN]
     about_root = "Each stage's section says which of these it reads."
     root_section = Section("what stages start from", about_root, tuple(root_keys))
     lines = [
@@ -197,20 +201,22 @@ def markdown() -> str:
             lines += ["### stage=full", "", "The keys of stage=sft, with method=full.", ""]
             continue
         parts = (*stage.reads, *stage.uses)
-        lines += tables(stage_section(name), "###", f"It also reads: {', '.join(parts)}." if parts else "")
+        lines += format_section(
+            build_stage_section(name), "###", f"It also reads: {', '.join(parts)}." if parts else ""
+        )
     lines += ["## Groups", ""]
     rewards = [build_section(f"reward={name}", schema) for name, schema in scorers.CHOICES.items()]
     for section in (*shared[:3], *rewards, *shared[3:]):
-        lines += tables(section, "###")
+        lines += format_section(section, "###")
     lines += ["## Beside the groups", ""]
-    always = every_run()  # without the keys of the group `track`, which has a section of its own above
+    always = build_run_section()  # without the keys of the group `track`, which has a section of its own above
     always = replace(always, keys=tuple(key for key in always.keys if not key.name.startswith("track.")))
-    lines += tables(root_section, "###") + tables(always, "###")
-    lines += names_elsewhere()
+    lines += format_section(root_section, "###") + format_section(always, "###")
+    lines += format_synonyms()
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def names_elsewhere() -> list[str]:
+def format_synonyms() -> list[str]:
     """Return the names of keys in other libraries and servers as Markdown."""
     lines = [
         "## Names elsewhere",
@@ -226,7 +232,7 @@ def names_elsewhere() -> list[str]:
     return [*lines, ""]
 
 
-def tables(section: Section, heading: str, note: str = "") -> list[str]:
+def format_section(section: Section, heading: str, note: str = "") -> list[str]:
     """Return a section as lines of Markdown."""
     lines = [f"{heading} {section.title.replace('|', ', ')}", "", *filter(None, (section.about, note)), ""]
     if not section.keys:
@@ -239,4 +245,4 @@ def tables(section: Section, heading: str, note: str = "") -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(markdown())
+    sys.stdout.write(format_markdown())

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from align.config.addresses import check_address
-from align.config.settings import Settings, defaults_of, setting
-from align.core.aliases import NAME, NAMED, parsed_aliases
+from align.config.settings import Settings, get_defaults, setting
+from align.core.aliases import NAME, NAME_REMEDY, parse_aliases
 from align.core.errors import InputError, require
-from align.core.files import user_path
+from align.core.files import parse_user_path
 
 ACTIONS = {
     "list": "prints the runs under run.root, one a line",
@@ -147,7 +147,7 @@ class RegistryConfig(Settings):
         is_mapping = self.where is None or isinstance(self.where, Mapping)
         remedy = "Write \"stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}\", a comparison in quotes of its own."
         require(is_mapping, "stage.where", self.where, "is no mapping of keys to conditions", remedy)
-        for key, default in defaults_of(type(self)).items():
+        for key, default in get_defaults(type(self)).items():
             if key not in ("name", "action", *READS[self.action]):
                 self.check_unused(key, default)
         remedy = "Write stage.run=STAGE:NAME, such as stage.run=ppo:latest."
@@ -207,15 +207,15 @@ class RegistryConfig(Settings):
         if self.action in ("promote", "retire"):
             alias = self.alias or "(not given)"
             is_name = self.alias is not None and NAME.fullmatch(self.alias) is not None
-            require(is_name, "stage.alias", alias, "cannot be a name", f"{NAMED} Write no @ before it.")
+            require(is_name, "stage.alias", alias, "cannot be a name", f"{NAME_REMEDY} Write no @ before it.")
             remedy = 'Add stage.why="REASON": it stays in the log.'
             has_reason = bool((self.why or "").strip())
             require(has_reason, "stage.why", self.why or "(not given)", "says nothing of why", remedy)
             has_reason = self.override is None or bool(self.override.strip())
             remedy = "Write why the gate does not count."
             require(has_reason, "stage.override", self.override, "gives no reason", remedy)
-            parsed_aliases({self.alias: "artifact" if self.arms is None else self.arms}, "stage.arms")
-            is_folder = self.gates is None or user_path(self.gates, "stage.gates").is_dir()
+            parse_aliases({self.alias: "artifact" if self.arms is None else self.arms}, "stage.arms")
+            is_folder = self.gates is None or parse_user_path(self.gates, "stage.gates").is_dir()
             require(is_folder, "stage.gates", self.gates, "is no folder", "Name the folder of the gates.")
         if self.as_of is not None:
             try:
@@ -228,6 +228,6 @@ class RegistryConfig(Settings):
 
     def check(self, config: Any) -> None:
         """Raise InputError if `artifact` and `stage.arms` both name the alias's artifacts."""
-        is_default = config.artifact == defaults_of(type(config))["artifact"]
+        is_default = config.artifact == get_defaults(type(config))["artifact"]
         problem = "names an artifact beside stage.arms, which names several"
         require(self.arms is None or is_default, "artifact", config.artifact, problem, "Drop one of the two.")

@@ -25,9 +25,9 @@ from align.config.groups import (
 from align.config.scorers import RewardConfig
 from align.config.settings import Settings, setting
 from align.config.stages import STAGES
-from align.core.errors import half_character, require
-from align.core.files import DEFAULT_MAX_FILE_MB, user_path
-from align.core.redaction import STORE_URL, masked_tree, secret_url, tells_its_host, value_of
+from align.core.errors import find_lone_surrogate, require
+from align.core.files import DEFAULT_MAX_FILE_MB, parse_user_path
+from align.core.redaction import STORE_URL, has_clear_host, hide_password, mask_tree, reveal_secret
 
 STORE = "annotations.db"
 """File name of the annotation store in the folder of runs, unless `store.url` is set."""
@@ -59,7 +59,7 @@ class RunConfig(Settings):
     @property
     def folder(self) -> Path:
         """The folder of all runs, with `~` expanded."""
-        return user_path(self.root, "run.root")
+        return parse_user_path(self.root, "run.root")
 
     def check_together(self) -> None:
         if self.name is not None:
@@ -70,7 +70,7 @@ class RunConfig(Settings):
             require(is_short, "run.name", self.name, f"is of more than {LONGEST_NAME} bytes", "Use a shorter name.")
         remedy = "Give a folder, and store.url for a database."
         require("://" not in self.root, "run.root", self.root, "is a URL; runs lie in a folder", remedy)
-        user_path(self.root, "run.root")
+        parse_user_path(self.root, "run.root")
 
 
 @dataclass
@@ -85,12 +85,12 @@ class StoreConfig(Settings):
     )
 
     def check_together(self) -> None:
-        url = value_of(self.url) if self.url else ""
+        url = reveal_secret(self.url) if self.url else ""
         if url.startswith("${"):  # not composed yet: the environment was not read
             return
-        # The password is hidden here, so that no later code prints it. Code that opens the database calls `value_of`.
-        object.__setattr__(self, "url", secret_url(url) if url else None)  # also if it is frozen
-        require(half_character(url) is None, "store.url", self.url, "is no text in UTF-8", "Write it in UTF-8.")
+        # The password is hidden here, so that no later code prints it. `reveal_secret` returns it.
+        object.__setattr__(self, "url", hide_password(url) if url else None)  # also if it is frozen
+        require(find_lone_surrogate(url) is None, "store.url", self.url, "is no text in UTF-8", "Write it in UTF-8.")
         if not url:
             return
         is_url = re.match(r"[A-Za-z][\w+.\-]*://?", url) is not None
@@ -99,7 +99,7 @@ class StoreConfig(Settings):
         # Otherwise a driver takes a part of the password for the host, and prints it.
         problem = "has an @ too many to tell its password from its host"
         remedy = "Write @ as %40 and ? as %3F wherever they separate nothing, in the password above all."
-        require(tells_its_host(url), "store.url", self.url, problem, remedy)
+        require(has_clear_host(url), "store.url", self.url, problem, remedy)
         problem = "is a store in memory, which ends with the run"
         remedy = "Write store.url=sqlite:///FILE.db, or leave it out."
         require(IN_MEMORY.match(url) is None, "store.url", self.url, problem, remedy)
@@ -198,16 +198,16 @@ class Config(Settings):
             check(self)
 
 
-def store_url(config: Config) -> str:
+def find_store_url(config: Config) -> str:
     """Return the URL of the annotation store: `store.url`, or a SQLite file in the folder of runs."""
     return config.store.url or f"sqlite:///{config.run.folder / STORE}"
 
 
-def plain(config: Config) -> dict[str, Any]:
+def to_plain_dict(config: Config) -> dict[str, Any]:
     """Return a configuration as nested dicts without secrets, for `config.yaml`, digests and mirrors."""
-    return masked_tree(OmegaConf.to_container(OmegaConf.structured(config)))
+    return mask_tree(OmegaConf.to_container(OmegaConf.structured(config)))
 
 
-def resolved(config: Config) -> str:
+def format_config(config: Config) -> str:
     """Return a checked configuration as the YAML of a run's `config.yaml`."""
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(to_plain_dict(config), sort_keys=False, allow_unicode=True)

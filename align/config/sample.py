@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from align.config.scorers import RewardConfig, part_of
+from align.config.scorers import RewardConfig, parse_part
 from align.config.settings import Settings, setting
 from align.core.errors import require
 
@@ -50,9 +50,9 @@ class SampleConfig(Settings):
             "Add stage.best_of=N, or drop it.",
         )
         if self.gold is not None:
-            self.measured_by()
+            self.parse_gold()
 
-    def measured_by(self) -> RewardConfig:
+    def parse_gold(self) -> RewardConfig:
         """Return the reward that `gold` describes.
 
         Raises:
@@ -60,4 +60,4 @@ class SampleConfig(Settings):
         """
         remedy = 'Write "stage.gold={name: sentiment}", with the settings of that reward behind its name.'
         require(isinstance(self.gold, Mapping), "stage.gold", self.gold, "is no mapping", remedy)
-        return part_of("stage.gold", self.gold)
+        return parse_part("stage.gold", self.gold)

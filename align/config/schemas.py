@@ -12,14 +12,14 @@ from omegaconf import OmegaConf
 
 from align.config import scorers
 from align.config.root import GROUPS, PARTS, Config
-from align.config.settings import Settings, declared_in
-from align.config.stages import STAGES, schema_of
+from align.config.settings import Settings, get_declarations
+from align.config.stages import STAGES, load_schema
 
 
 @cache
 def all_schemas() -> Mapping[str, Mapping[str, type[Settings]]]:
     """Return kind → name → schema. This imports the schemas of all stages."""
-    stages = {name: schema_of(name) for name in STAGES if name != "full"}  # which is sft with another method
+    stages = {name: load_schema(name) for name in STAGES if name != "full"}  # which is sft with another method
     return {"stage": stages, "group": GROUPS, "reward": scorers.CHOICES}
 
 
@@ -36,18 +36,18 @@ class SchemaNode(ConfigNode):
 
 
 @cache
-def register() -> None:
+def register_schemas() -> None:
     """Put every schema into Hydra's store under `schema/`."""
     folder: dict[str, Any] = ConfigStore.instance().repo.setdefault("schema", {})
     folder["root.yaml"] = SchemaNode("schema", "root", lambda: Config)
-    stages = {name: partial(schema_of, name) for name in STAGES if name != "full"}
+    stages = {name: partial(load_schema, name) for name in STAGES if name != "full"}
     groups = {name: partial(GROUPS.__getitem__, name) for name in GROUPS}
     rewards = {name: partial(scorers.CHOICES.__getitem__, name) for name in scorers.CHOICES}
     for kind, schemas in (("stage", stages), ("group", groups), ("reward", rewards)):
         folder[kind] = {f"{name}.yaml": SchemaNode(f"schema/{kind}", name, schema) for name, schema in schemas.items()}
 
 
-def keys_beside(error: Exception) -> list[str]:
+def list_schema_keys(error: Exception) -> list[str]:
     """Return the keys that a group file may have meant: those of the groups, and of the schema that an OmegaConf error
     names."""
     match = re.search(r"object_type=(\w+)", str(error))
@@ -56,5 +56,5 @@ def keys_beside(error: Exception) -> list[str]:
     return [
         schema.key_of(name)
         for schema in dict.fromkeys([*PARTS.values(), Config, *named])
-        for name in declared_in(schema)
+        for name in get_declarations(schema)
     ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from align.config.settings import Settings, declared_in, setting
+from align.config.settings import Settings, get_declarations, setting
 from align.core.errors import InputError, require
 
 RULES = ("length", "regex", "json", "tags", "sentiment")
@@ -83,7 +83,7 @@ class RulesReward(RewardConfig):
     rules: Any = setting(None, "List of rules, such as {rule: NAME, weight: 1.0, …}, each with its rule's settings.")
 
     def check_together(self) -> None:
-        for where, rule in listed("reward.rules", self.rules):
+        for where, rule in enumerate_mappings("reward.rules", self.rules):
             check_choice(f"{where}.rule", str(rule.get("rule")), RULES)
             check_weight(where, rule)
             check_rule(where, rule)
@@ -125,9 +125,9 @@ class SumReward(RewardConfig):
     parts: Any = setting(None, "List such as [{name: learned, ref: reward:latest, weight: 1.0}].")
 
     def check_together(self) -> None:
-        for where, part in listed("reward.parts", self.parts):
+        for where, part in enumerate_mappings("reward.parts", self.parts):
             check_weight(where, part)
-            part_of(where, part)
+            parse_part(where, part)
 
 
 CHOICES: dict[str, type[RewardConfig]] = {
@@ -141,21 +141,25 @@ CHOICES: dict[str, type[RewardConfig]] = {
 }
 
 
-def parts_of(config: SumReward) -> list[tuple[float, RewardConfig]]:
+def parse_parts(config: SumReward) -> list[tuple[float, RewardConfig]]:
     """Return (weight, reward) of every part of a sum."""
     return [
-        (float(part.get("weight", 1.0)), part_of(where, part)) for where, part in listed("reward.parts", config.parts)
+        (float(part.get("weight", 1.0)), parse_part(where, part))
+        for where, part in enumerate_mappings("reward.parts", config.parts)
     ]
 
 
-def reward_spec(config: RewardConfig) -> dict[str, Any]:
+def build_reward_spec(config: RewardConfig) -> dict[str, Any]:
     """Return a reward as a plain mapping with all defaults, those of a sum's parts too, for the package `reward`."""
     if isinstance(config, SumReward):
-        return {"name": config.name, "parts": [{"weight": w, **reward_spec(part)} for w, part in parts_of(config)]}
+        return {
+            "name": config.name,
+            "parts": [{"weight": w, **build_reward_spec(part)} for w, part in parse_parts(config)],
+        }
     return asdict(config)
 
 
-def part_of(where: str, part: Mapping[str, Any]) -> RewardConfig:
+def parse_part(where: str, part: Mapping[str, Any]) -> RewardConfig:
     """Return one part of a sum as the reward that it names.
 
     Args:
@@ -169,8 +173,8 @@ def part_of(where: str, part: Mapping[str, Any]) -> RewardConfig:
     schema = CHOICES[name]
     values = {key: value for key, value in part.items() if key not in ("weight", "name")}
     for key, value in values.items():
-        remedy = f"Its settings: {', '.join(declared_in(schema)) or 'none'}."
-        require(key in declared_in(schema), f"{where}.{key}", value, f"is no setting of {name}", remedy)
+        remedy = f"Its settings: {', '.join(get_declarations(schema)) or 'none'}."
+        require(key in get_declarations(schema), f"{where}.{key}", value, f"is no setting of {name}", remedy)
     try:
         return schema(**values)
     except InputError as error:  # its field is that of a whole reward, such as `reward.fn`
@@ -181,7 +185,7 @@ def check_choice(where: str, value: str, choices: tuple[str, ...]) -> None:
     require(value in choices, where, value, "is not a choice here", f"Choose one of: {', '.join(choices)}.")
 
 
-def listed(where: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
+def enumerate_mappings(where: str, value: Any) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the mappings of a list, each with its field, such as `reward.parts[0]`.
 
     Raises:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from align.config.addresses import LOOPBACK, check_address
 from align.config.settings import Settings, setting
-from align.core.aliases import NAME, NAMED, parsed_aliases
+from align.core.aliases import NAME, NAME_REMEDY, parse_aliases
 from align.core.errors import InputError, require
-from align.core.files import user_path
+from align.core.files import parse_user_path
 
 ACTIONS = {
     "serve": "answers requests",
@@ -97,7 +97,7 @@ class ServeConfig(Settings):
     revoke: str | None = setting(None, "`key`: the id of a key of the tenant to revoke, or `all`.")
 
     def check_together(self) -> None:
-        parsed_aliases(self.adapters, "stage.adapters")
+        parse_aliases(self.adapters, "stage.adapters")
         {"serve": self.check_server, "key": self.check_key, "tenants": self.check_tenants}[self.action]()
 
     def check_server(self) -> None:
@@ -131,7 +131,7 @@ class ServeConfig(Settings):
         require(self.keys is not None, "stage.keys", None, "stage.action=key needs a key file", "Add stage.keys=FILE.")
         is_name = self.tenant is not None and NAME.fullmatch(self.tenant) is not None
         problem = "is no name of a tenant" if self.tenant else "stage.action=key needs a tenant"
-        require(is_name, "stage.tenant", self.tenant, problem, f"Add stage.tenant=NAME. {NAMED}")
+        require(is_name, "stage.tenant", self.tenant, problem, f"Add stage.tenant=NAME. {NAME_REMEDY}")
         if self.allow is not None:
             is_list = isinstance(self.allow, Sequence) and not isinstance(self.allow, str)
             are_names = is_list and all(isinstance(name, str) and name for name in self.allow)
@@ -144,6 +144,6 @@ class ServeConfig(Settings):
         """Raise InputError if the key file is in the folder of the runs, which is copied and shown to others."""
         if self.keys is None:
             return
-        is_public = user_path(self.keys, "stage.keys").resolve().is_relative_to(config.run.folder.resolve())
+        is_public = parse_user_path(self.keys, "stage.keys").resolve().is_relative_to(config.run.folder.resolve())
         problem = "lies in the folder of the runs, which is copied and shown to others"
         require(not is_public, "stage.keys", self.keys, problem, "Choose a file outside of run.root.")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields, replace
 from typing import Any, ClassVar, TypeVar
 
-from align.config.synonyms import keys_for
+from align.config.synonyms import find_keys
 from align.core.errors import InputError, require
 
 T = TypeVar("T", bound="Settings")
@@ -79,7 +79,7 @@ class Setting:
             return
         for choice in (value if isinstance(value, list) else [value]) if self.choices else ():
             if choice not in self.choices:
-                similar = [allowed for allowed in self.choices if f"{key}={allowed}" in keys_for(str(choice))]
+                similar = [allowed for allowed in self.choices if f"{key}={allowed}" in find_keys(str(choice))]
                 similar = similar or difflib.get_close_matches(str(choice), self.choices, n=1)
                 remedy = f"Did you mean {similar[0]}? " if similar else ""
                 remedy += f"Choose one of: {', '.join(self.choices)}."
@@ -118,7 +118,7 @@ def setting(
 
 @dataclass
 class Settings:
-    """A part of the configuration. It is immutable after `freeze`: `changed` returns a copy with other values.
+    """A part of the configuration. It is immutable after `freeze`: `replace_values` returns a copy with other values.
 
     Attributes:
         AT: path of the part in the configuration, such as `stage.tripwires`; empty for the root.
@@ -127,8 +127,8 @@ class Settings:
     AT: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        defaults = defaults_of(type(self))
-        for name, declared in declared_in(type(self)).items():
+        defaults = get_defaults(type(self))
+        for name, declared in get_declarations(type(self)).items():
             value = getattr(self, name)
             if not (isinstance(value, str) and value.startswith("${") and value == defaults[name]):  # not composed yet
                 declared.check(self.key_of(name), value)
@@ -144,20 +144,22 @@ class Settings:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if vars(self).get("_frozen", False):
-            raise FrozenInstanceError(f"{type(self).__name__}.{name} is settled: `changed` makes another configuration")
+            raise FrozenInstanceError(
+                f"{type(self).__name__}.{name} is settled: `replace_values` makes another configuration"
+            )
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
         raise FrozenInstanceError(f"{type(self).__name__}.{name} is a setting, which cannot be taken away")
 
 
-def declared_in(schema: type[Settings]) -> Mapping[str, Setting]:
+def get_declarations(schema: type[Settings]) -> Mapping[str, Setting]:
     """Return the keys of a schema that `setting` declares, in their order. They do not include the `name` of a group's
     choice, nor parts that are schemas themselves."""
     return {f.name: f.metadata[SETTING] for f in fields(schema) if SETTING in f.metadata}
 
 
-def defaults_of(schema: type[Settings]) -> Mapping[str, Any]:
+def get_defaults(schema: type[Settings]) -> Mapping[str, Any]:
     """Return the default of each declared key."""
     return {
         f.name: f.default if f.default_factory is MISSING else f.default_factory()
@@ -166,7 +168,7 @@ def defaults_of(schema: type[Settings]) -> Mapping[str, Any]:
     }
 
 
-def parts_in(schema: type[Settings]) -> list[type[Settings]]:
+def get_parts(schema: type[Settings]) -> list[type[Settings]]:
     """Return the schemas of a schema's parts, such as that of `stage.tripwires`."""
     factories = (field.default_factory for field in fields(schema))
     return [part for part in factories if isinstance(part, type) and issubclass(part, Settings)]
@@ -181,7 +183,7 @@ def freeze(settings: T) -> T:
     return settings
 
 
-def changed(settings: T, **values: Any) -> T:
+def replace_values(settings: T, **values: Any) -> T:
     """Return a copy of the settings with other values, checked and frozen.
 
     Raises:

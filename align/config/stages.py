@@ -177,7 +177,7 @@ WITH_RUNS = tuple(name for name, stage in STAGES.items() if stage.runs)
 """Stages whose runs have folders, which references can name."""
 
 
-def schema_of(stage: str) -> Any:
+def load_schema(stage: str) -> Any:
     """Import and return the schema of a stage's own settings."""
     module, _, name = STAGES[stage].schema.partition(":")
     return getattr(import_module(f"align.config.{module}"), name)

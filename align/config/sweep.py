@@ -16,13 +16,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from align.config.compose import Composer, check
+from align.config.compose import Composer, build_config
 from align.config.group_files import EXPERIMENT
 from align.config.root import Config
-from align.config.settings import changed
-from align.config.values import is_sweep, parsed, quote, read_value
+from align.config.settings import replace_values
+from align.config.values import is_sweep, parse_value, quote, read_value
 from align.core.errors import InputError, require
-from align.core.redaction import masked_argument
+from align.core.redaction import mask_argument
 
 MOST_JOBS = 10_000
 """Largest number of jobs. More are taken for a mistake, such as a range with a zero too many."""
@@ -55,7 +55,7 @@ class Job:
     @property
     def words(self) -> tuple[str, ...]:
         """The job's command line without options."""
-        return last_of_each([*self.fixed, *self.own])
+        return keep_last([*self.fixed, *self.own])
 
 
 class Choices:
@@ -68,7 +68,7 @@ class Choices:
         return self.composer.choices_of(group)
 
 
-def jobs_of(words: Sequence[str], composer: Composer) -> list[Job]:
+def build_jobs(words: Sequence[str], composer: Composer) -> list[Job]:
     """Return the jobs of a command line, composed and checked. A `run.name` that several of them would have gets the
     swept values appended.
 
@@ -80,14 +80,14 @@ def jobs_of(words: Sequence[str], composer: Composer) -> list[Job]:
     jobs = list[Job]()
     for number, swept in enumerate(combinations, 1):
         try:
-            jobs.append(Job(tuple(fixed), swept, check(next(variants).tree)))
+            jobs.append(Job(tuple(fixed), swept, build_config(next(variants).tree)))
         except InputError as error:
             if len(combinations) == 1:
                 raise
             problem = f"{error.problem} (job {number} of {len(combinations)}; nothing was run)"
             raise type(error)(error.field, error.value, problem, error.remedy) from error
-    shared = {place for place, count in Counter(map(place_of, jobs)).items() if count > 1 and place[-1]}
-    jobs = [rename_job(job) if place_of(job) in shared else job for job in jobs]
+    shared = {place for place, count in Counter(map(get_place, jobs)).items() if count > 1 and place[-1]}
+    jobs = [rename_job(job) if get_place(job) in shared else job for job in jobs]
     check_places(jobs)
     return jobs
 
@@ -97,13 +97,13 @@ def rename_job(job: Job) -> Job:
     parts = [str(job.config.run.name)]
     for key, value in job.swept.items():
         if key != "run.name":
-            text = masked_argument(f"{key}={read_value(value)}").partition("=")[2]
+            text = mask_argument(f"{key}={read_value(value)}").partition("=")[2]
             parts.append(f"{key.lstrip('+').rpartition('.')[2]}={text}")
     name = re.sub(r"[/\x00-\x1f\x7f]", "_", "-".join(parts))
-    return replace(job, name=name, config=changed(job.config, run=changed(job.config.run, name=name)))
+    return replace(job, name=name, config=replace_values(job.config, run=replace_values(job.config.run, name=name)))
 
 
-def last_of_each(words: Sequence[str]) -> tuple[str, ...]:
+def keep_last(words: Sequence[str]) -> tuple[str, ...]:
     """Return the words that count: of two with one key the later one, in the place of the first."""
     return tuple({word.partition("=")[0].lstrip("+"): word for word in words}.values())
 
@@ -111,15 +111,15 @@ def last_of_each(words: Sequence[str]) -> tuple[str, ...]:
 def split_sweeps(words: Sequence[str], composer: Composer) -> tuple[list[str], list[dict[str, str]]]:
     """Return the words that all jobs have, and for each job swept key → value. Sweeps of group files
     (`hydra.sweeper.params`) come before those of the command line."""
-    typed = last_of_each(words)
+    typed = keep_last(words)
     choices = [(key, value) for key, _, value in (word.partition("=") for word in typed) if composer.is_group(key)]
     fixed_choices = [f"{key}={value}" for key, value in choices if not is_swept(key, value)]
     # The first value of a swept stage is composed, for the stage's keys in an experiment. Sweeps inside of swept
     # experiments are not read.
     first_choices = [
-        f"{k}={values_of(k, v, composer)[0][0]}" for k, v in choices if is_swept(k, v) and not k.endswith(EXPERIMENT)
+        f"{k}={expand_sweep(k, v, composer)[0][0]}" for k, v in choices if is_swept(k, v) and not k.endswith(EXPERIMENT)
     ]
-    merged = last_of_each([*composer.composed([*fixed_choices, *first_choices]).sweeps, *typed])
+    merged = keep_last([*composer.compose([*fixed_choices, *first_choices]).sweeps, *typed])
     swept = {word: is_swept(*word.partition("=")[::2]) for word in merged}
     fixed = [word for word in merged if not swept[word]]
     return fixed, combine_sweeps([word for word in merged if swept[word]], composer)
@@ -131,7 +131,7 @@ def is_swept(key: str, value: str) -> bool:
     Raises:
         InputError: it looks like a sweep, and Hydra's grammar refuses it.
     """
-    if parsed(value) is None and ("," in value or CALL.match(value)):
+    if parse_value(value) is None and ("," in value or CALL.match(value)):
         remedy = (
             f"Write {key}=choice(A,B), texts in quotes: \"{key}='é.txt','b'\". In quotes as a whole it is one value."
         )
@@ -139,7 +139,7 @@ def is_swept(key: str, value: str) -> bool:
     return is_sweep(value)
 
 
-def values_of(key: str, value: str, composer: Composer) -> list[tuple[str, str]]:
+def expand_sweep(key: str, value: str, composer: Composer) -> list[tuple[str, str]]:
     """Return (as it was typed, as Hydra formats it) for each value of a sweep."""
     override = parse_sweep(key, value, composer)
     try:
@@ -151,7 +151,7 @@ def values_of(key: str, value: str, composer: Composer) -> list[tuple[str, str]]
     # Hydra formats 1e-4 as 0.0001, and the commit 12e4567 as inf. The typed values are the pieces between commas, if
     # each of them alone is formatted as in the sweep.
     typed = [piece.strip() for piece in value.split(",")]
-    overrides = [parsed(piece) for piece in typed]
+    overrides = [parse_value(piece) for piece in typed]
     alone = [item.get_value_element_as_str() for item in overrides if item and not item.is_sweep_override()]
     return list(zip(typed if alone == formatted else formatted, formatted, strict=True))
 
@@ -175,7 +175,7 @@ def parse_sweep(key: str, value: str, composer: Composer) -> Override:
 def combine_sweeps(words: Sequence[str], composer: Composer) -> list[dict[str, str]]:
     """Return every combination of swept values, in the order of Hydra's basic sweeper: the last key changes first."""
     swept = [word.partition("=")[::2] for word in words]
-    values = {key: values_of(key, value, composer) for key, value in swept}
+    values = {key: expand_sweep(key, value, composer) for key, value in swept}
     count = prod(map(len, values.values()))
     key, _, value = " ".join(words).partition("=")
     require(count <= MOST_JOBS, key, value, f"makes more than {MOST_JOBS} jobs", "Sweep over fewer values.")
@@ -185,7 +185,7 @@ def combine_sweeps(words: Sequence[str], composer: Composer) -> list[dict[str, s
     return [{word.partition("=")[0]: typed[word] for word in job} for job in jobs]
 
 
-def place_of(job: Job) -> tuple[str, Path, str | None]:
+def get_place(job: Job) -> tuple[str, Path, str | None]:
     """Return the stage, the folder of runs, and `run.name`; None for a derived name."""
     return getattr(job.config.stage, "name", ""), Path(job.config.run.root), job.config.run.name
 
@@ -199,5 +199,5 @@ def check_places(jobs: Sequence[Job]) -> None:
             continue
         remedy = "Leave run.name out, or write into it what differs: 'run.name=mine-${seed}'."
         require(len(name.encode()) <= LONGEST_NAME or len(jobs) == 1, "run.name", name, "is too long", remedy)
-        owner = taken.setdefault(place_of(job), job)
+        owner = taken.setdefault(get_place(job), job)
         require(owner.swept == job.swept, "run.name", name, "would be the name of two jobs", remedy)

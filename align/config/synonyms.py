@@ -134,13 +134,13 @@ ABSENT = {
 """Names of settings that align does not have → problem and remedy."""
 
 
-def keys_for(word: str) -> list[str]:
+def find_keys(word: str) -> list[str]:
     """Return the keys, or `key=value`, that a name elsewhere may mean."""
     name = word.replace("-", "_").lower()
     return [key for key, words in WORDS.items() if name in words.split()]
 
 
-def absent(word: str) -> tuple[str, str] | None:
+def explain_absence(word: str) -> tuple[str, str] | None:
     """Return problem and remedy for a name elsewhere that has no counterpart in align, or None."""
     name = word.replace("-", "_").lower()
     return next((explanation for words, explanation in ABSENT.items() if name in words.split()), None)

@@ -156,7 +156,7 @@ class PreferenceTrainingConfig(TrainingConfig):
     )
 
     def check(self, config: Config) -> None:
-        of_pairs(config.data, self.held_out == type(self).held_out)
+        require_pairs(config.data, self.held_out == type(self).held_out)
         method = config.method.name
         require(method != "full", "method", method, self.ADAPTER_ONLY, "Use method=qlora or method=lora.")
 
@@ -167,7 +167,7 @@ def check_batch_size(batch: int, passes: int, micro: int) -> None:
     require(batch == passes * micro, "stage.batch_size", batch, problem, "Give one of the two.")
 
 
-def held_out_for(eval_every: int | None, held_out: int, share: str) -> None:
+def require_held_out_rows(eval_every: int | None, held_out: int, share: str) -> None:
     """Raise InputError if the held-out loss is to be measured and nothing is held out.
 
     Args:
@@ -179,7 +179,7 @@ def held_out_for(eval_every: int | None, held_out: int, share: str) -> None:
     require(has_rows, "stage.eval_every", eval_every, "nothing is held out to measure on", remedy)
 
 
-def of_pairs(data: DataConfig, is_default_share: bool) -> None:
+def require_pairs(data: DataConfig, is_default_share: bool) -> None:
     """Raise InputError unless `data=` has preference pairs.
 
     Args:

@@ -20,7 +20,7 @@ from align.config import explain
 from align.config.rates import RATED
 from align.config.schemas import all_schemas
 from align.config.training import check_batch_size
-from align.core.errors import InputError, half_character
+from align.core.errors import InputError, find_lone_surrogate
 
 BOTH = {"stage.batch_size", "stage.gradient_accumulation"}
 """Two keys that set the batch size."""
@@ -32,7 +32,7 @@ def quote(text: str) -> str:
 
 
 @cache
-def parsed(text: str) -> Override | None:
+def parse_value(text: str) -> Override | None:
     """Parse a value in Hydra's grammar. Returns None if its lexer refuses it (spaces, parentheses, `~`, accents)."""
     try:
         return OverridesParser.create().parse_override(f"key={text}")
@@ -42,13 +42,13 @@ def parsed(text: str) -> Override | None:
 
 def is_sweep(text: str) -> bool:
     """Return whether a value is a sweep of `-m` in Hydra's grammar: `1,2`, `range(0,3)`, …"""
-    return (override := parsed(text)) is not None and override.is_sweep_override()
+    return (override := parse_value(text)) is not None and override.is_sweep_override()
 
 
 def read_value(text: str) -> Any:
     """Return the value of a text: a number, a list, a string, … A text that Hydra's lexer refuses, and a sweep, are
     returned as they are."""
-    override = parsed(text)
+    override = parse_value(text)
     return text if override is None or override.is_sweep_override() else override.value()
 
 
@@ -68,12 +68,12 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
         problem = f"is what {group}= chooses, and decides nothing by itself"
         raise InputError(key, text, problem, f"Write {group}={text}.")
     if not is_key(tree, key):
-        keys = set(keys_of(cast(dict[Any, Any], OmegaConf.to_container(tree)))) - group_names.keys()
+        keys = set(iter_keys(cast(dict[Any, Any], OmegaConf.to_container(tree)))) - group_names.keys()
         keys -= set() if reads_rate else {"method.lr"}
         leaf = key.removeprefix("stage.")
         owners = [n for n, schema in all_schemas()["stage"].items() if leaf in {f.name for f in fields(schema)}]
         raise explain.not_a_key(key, text, sorted(keys | groups), stage, owners if leaf != key else ())
-    kind = type_of(tree, key)
+    kind = find_type(tree, key)
     value = read_value(text)
     if kind is str and not isinstance(value, str) and value is not None:
         value = text  # a revision such as 12e4567 or a name such as 007 is no number
@@ -84,7 +84,7 @@ def set_value(tree: DictConfig, key: str, text: str, groups: set[str], stage: st
         OmegaConf.update(tree, key, value, merge=True)
     except (OmegaConfBaseException, ValueError) as error:
         node = OmegaConf.select(tree, key)
-        below = [f"{key}.{k}" for k in keys_of(node)] if isinstance(node, DictConfig) else []
+        below = [f"{key}.{k}" for k in iter_keys(node)] if isinstance(node, DictConfig) else []
         raise explain.not_a_value(key, text, kind, below, is_sweep(text)) from error
 
 
@@ -120,7 +120,7 @@ def is_key(tree: DictConfig, key: str) -> bool:
     return isinstance(node, DictConfig) and leaf in node.keys()  # noqa: SIM118  (a `???` is "not in" it)
 
 
-def type_of(tree: DictConfig, key: str) -> type | None:
+def find_type(tree: DictConfig, key: str) -> type | None:
     """Return the type that the schema declares for a key, without `| None`; None if that is no single type."""
     parent, _, leaf = key.rpartition(".")
     schema = OmegaConf.get_type(OmegaConf.select(tree, parent) if parent else tree)
@@ -133,18 +133,18 @@ def type_of(tree: DictConfig, key: str) -> type | None:
 type_hints = cache(get_type_hints)  # takes some milliseconds for a schema
 
 
-def keys_of(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+def iter_keys(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of nested mappings, the keys of inner mappings included."""
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from keys_of(value, f"{prefix}{key}.")
+            yield from iter_keys(value, f"{prefix}{key}.")
 
 
 def check_characters(value: Any, key: str = "") -> None:
     """Raise InputError if a text of the tree has a lone surrogate: bytes of a command line that are no UTF-8, or an
     escape in a group file."""
-    if isinstance(value, str) and (surrogate := half_character(value)):
+    if isinstance(value, str) and (surrogate := find_lone_surrogate(value)):
         raise InputError(key, value, f"is no text in UTF-8 ({surrogate} is half a character)", "Write it in UTF-8.")
     if isinstance(value, dict):
         for name, inner in value.items():

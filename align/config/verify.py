@@ -23,8 +23,8 @@ class VerifyConfig(PpoConfig):
         8, "Number of answers in the measured batch. It is rounded up to whole groups of stage.group_size.", at_least=2
     )
 
-    def filled(self, config: Config) -> VerifyConfig:
+    def with_derived_values(self, config: Config) -> VerifyConfig:
         """Return the settings of PPO with derived values, and `rows` rounded up to whole groups."""
-        settings = super().filled(config)
+        settings = super().with_derived_values(config)
         assert isinstance(settings, VerifyConfig)
         return replace(settings, rows=-(-self.rows // self.per_prompt) * self.per_prompt)

@@ -17,7 +17,7 @@ from align.core.errors import InputError, require
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Valid names. They appear in requests, headers, logs and metrics. `@` begins a digest, and `/` a path."""
-NAMED = "Use up to 64 letters, digits, dots, dashes and underscores."
+NAME_REMEDY = "Use up to 64 letters, digits, dots, dashes and underscores."
 
 WEIGHT_REMEDY = "Give a number above 0, and write the colon of a reference as \\: in a command line."
 
@@ -35,7 +35,7 @@ class Arm:
     weight: float = 1.0
 
 
-def parsed_aliases(value: Any, field: str) -> Mapping[str, tuple[Arm, ...]]:
+def parse_aliases(value: Any, field: str) -> Mapping[str, tuple[Arm, ...]]:
     """Return the arms of each name, in their order.
 
     Args:
@@ -51,7 +51,9 @@ def parsed_aliases(value: Any, field: str) -> Mapping[str, tuple[Arm, ...]]:
     require(isinstance(value, Mapping), field, value, "is no mapping from names to references", shape)
     arms = {}
     for name, refs in value.items():
-        require(isinstance(name, str) and NAME.fullmatch(name) is not None, field, name, "cannot be a name", NAMED)
+        require(
+            isinstance(name, str) and NAME.fullmatch(name) is not None, field, name, "cannot be a name", NAME_REMEDY
+        )
         weights = list(refs.items()) if isinstance(refs, Mapping) else [(refs, 1.0)]
         require(bool(weights), f"{field}.{name}", refs, "names no artifact", shape)
         for ref, weight in weights:

@@ -21,7 +21,7 @@ GENESIS = "0" * 64
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ChainHead:
     """The end of a chain at one time.
 
     Attributes:
@@ -48,7 +48,7 @@ class Link(Protocol):
 
     @property
     def hash(self) -> str:
-        """`link_hash` of `hashed` and `prev_hash`."""
+        """`hash_link` of `hashed` and `prev_hash`."""
         ...
 
     @property
@@ -57,22 +57,22 @@ class Link(Protocol):
         ...
 
 
-def canonical(value: Any) -> str:
+def to_canonical_json(value: Any) -> str:
     """Return the canonical JSON text of a value: keys sorted, no spaces, ASCII."""
     return ENCODER.encode(value)
 
 
-def salted_digest(salt: str, content: Any) -> str:
+def hash_with_salt(salt: str, content: Any) -> str:
     """Return the `sha256` of the canonical JSON of `[salt, content]`, 64 hex digits."""
-    return hashlib.sha256(canonical([salt, content]).encode()).hexdigest()
+    return hashlib.sha256(to_canonical_json([salt, content]).encode()).hexdigest()
 
 
-def link_hash(hashed: Sequence[Any], prev_hash: str) -> str:
+def hash_link(hashed: Sequence[Any], prev_hash: str) -> str:
     """Return the `sha256` of the canonical JSON of a link's fields and, last, its predecessor's hash."""
-    return hashlib.sha256(canonical([*hashed, prev_hash]).encode()).hexdigest()
+    return hashlib.sha256(to_canonical_json([*hashed, prev_hash]).encode()).hexdigest()
 
 
-def advance(head: Head, link: Link, field: str, remedy: str) -> Head:
+def advance(head: ChainHead, link: Link, field: str, remedy: str) -> ChainHead:
     """Check that `link` follows `head`, and return the new head.
 
     Args:
@@ -89,8 +89,8 @@ def advance(head: Head, link: Link, field: str, remedy: str) -> Head:
         problem = f"the row is missing (seq {link.seq} follows seq {head.seq})"
     elif link.prev_hash != head.hash:
         problem = "the row does not follow the one before it"
-    elif link_hash(link.hashed, link.prev_hash) != link.hash:
+    elif hash_link(link.hashed, link.prev_hash) != link.hash:
         problem = "the row is not the one that was written"
     if problem:
         raise CorruptFile(field, seq, problem, remedy)
-    return Head(link.seq, link.hash)
+    return ChainHead(link.seq, link.hash)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from align.core.redaction import URL_FIELDS, redacted, secret_url
+from align.core.redaction import URL_FIELDS, hide_password, redact
 
 NOT_PASSED = 3
 """The exit status of an evaluation in which a gate is not passed, and of a replay that differs. It is not an error."""
 
-LONE = re.compile("[\ud800-\udfff]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class AlignError(Exception):
@@ -37,24 +37,24 @@ class InputError(AlignError, ValueError):
 
     def __init__(self, field: str, value: Any, problem: str, remedy: str) -> None:
         if isinstance(value, str):
-            value = readable(secret_url(value) if field in URL_FIELDS else value)
-        self.field, self.problem, self.remedy = map(readable, (field, problem, remedy))
+            value = make_printable(hide_password(value) if field in URL_FIELDS else value)
+        self.field, self.problem, self.remedy = map(make_printable, (field, problem, remedy))
         self.value = value
-        text = value if isinstance(value, str) else readable(repr(value))
+        text = value if isinstance(value, str) else make_printable(repr(value))
         super().__init__(f"{self.field}={text}: {self.problem}. {self.remedy}")
 
 
-def readable(text: str) -> str:
+def make_printable(text: str) -> str:
     """Return a text with secrets masked and lone surrogates escaped, which can be printed and written to a file."""
-    return redacted(text).encode("utf-8", "backslashreplace").decode()
+    return redact(text).encode("utf-8", "backslashreplace").decode()
 
 
-def half_character(text: str) -> str | None:
+def find_lone_surrogate(text: str) -> str | None:
     """Return the first lone surrogate of a text, as `U+D800`, or None.
 
     A lone surrogate is half a character, which no file, database or tokenizer accepts.
     """
-    match = LONE.search(text)
+    match = LONE_SURROGATE.search(text)
     return f"U+{ord(match[0]):04X}" if match else None
 
 
@@ -90,5 +90,5 @@ def require_schema_version(version: Any, expected: int, field: str, value: Any, 
     require(type(version) is int and version == expected, field, value, problem, remedy)
 
 
-class NotFinite(ArithmeticError):
+class NonFiniteLogits(ArithmeticError):
     """Logits that are nan or infinite, so that there is no distribution to sample from."""

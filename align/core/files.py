@@ -81,7 +81,7 @@ class NotRegularFile(OSError):
         super().__init__(errno.EINVAL, problem, str(path))
 
 
-def user_path(written_path: str | Path, field: str) -> Path:
+def parse_user_path(written_path: str | Path, field: str) -> Path:
     """Return a path that the user wrote, with `~` expanded.
 
     Args:
@@ -164,7 +164,7 @@ def open_text(path: str | Path, encoding: str = "utf-8", errors: str = "strict",
     return open(path, encoding=encoding, errors=errors, newline=newline, opener=open_regular)
 
 
-def problem_of(error: OSError | ValueError) -> str:
+def describe_read_error(error: OSError | ValueError) -> str:
     """Return a clause that says why a file cannot be read."""
     if isinstance(error, NotRegularFile):
         return str(error.strerror)
@@ -180,11 +180,11 @@ def problem_of(error: OSError | ValueError) -> str:
     return f"cannot be read ({error.strerror or error})"
 
 
-def unreadable(error: OSError | ValueError, path: Path, field: str, remedy: str) -> InputError:
+def build_read_error(error: OSError | ValueError, path: Path, field: str, remedy: str) -> InputError:
     """Return the `InputError` for a file that cannot be read: `MissingArtifact` or `CorruptFile`."""
     missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
     kind = MissingArtifact if missing else CorruptFile
-    return kind(field, shorten(str(path)), problem_of(error), remedy)
+    return kind(field, shorten(str(path)), describe_read_error(error), remedy)
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def explain_read_errors(field: str, remedy: str = CHECK_PATH) -> Iterator[None]:
     except InputError:
         raise
     except OSError as error:
-        raise unreadable(error, Path(error.filename or field), field, remedy) from error
+        raise build_read_error(error, Path(error.filename or field), field, remedy) from error
 
 
 def has_file(path: Path, field: str, remedy: str = CHECK_PATH) -> bool:
@@ -214,7 +214,7 @@ def has_file(path: Path, field: str, remedy: str = CHECK_PATH) -> bool:
         absent = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
         if absent and not os.path.islink(path):
             return False
-        raise unreadable(error, path, field, remedy) from error
+        raise build_read_error(error, path, field, remedy) from error
     return True
 
 
@@ -224,7 +224,7 @@ def check_readable(path: Path, field: str, remedy: str = CHECK_PATH) -> None:
         with open_binary(path) as file:
             os.read(file.fileno(), 1)
     except (OSError, ValueError) as error:
-        raise unreadable(error, path, field, remedy) from error
+        raise build_read_error(error, path, field, remedy) from error
 
 
 def check_folder(folder: Path, field: str, remedy: str = CHECK_PATH) -> None:
@@ -236,7 +236,7 @@ def check_folder(folder: Path, field: str, remedy: str = CHECK_PATH) -> None:
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(READ_SUFFIXES))
     except (OSError, ValueError) as error:
-        raise unreadable(error, folder, field, remedy) from error
+        raise build_read_error(error, folder, field, remedy) from error
     for name in names:
         path = folder / name
         check_readable(path, field, remedy)
@@ -278,7 +278,7 @@ def read_bytes(path: Path, field: str, remedy: str = CHECK_PATH) -> bytes:
     except InputError:
         raise
     except (OSError, ValueError) as error:
-        raise unreadable(error, path, field, remedy) from error
+        raise build_read_error(error, path, field, remedy) from error
     return b"".join(chunks)
 
 
@@ -295,5 +295,5 @@ def read_text(path: Path, field: str, remedy: str = CHECK_PATH, encoding: str = 
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise unreadable(error, path, field, remedy) from error
+        raise build_read_error(error, path, field, remedy) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")

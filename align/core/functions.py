@@ -20,7 +20,9 @@ REMEDY = "Put it into the working folder or install it, and check that it import
 
 
 @contextmanager
-def theirs(field: str, name: str, problem: str, remedy: str, *passed_on: type[BaseException]) -> Iterator[None]:
+def explain_user_errors(
+    field: str, name: str, problem: str, remedy: str, *passed_on: type[BaseException]
+) -> Iterator[None]:
     """Turn every exception of the block, which runs code of the user's, into an `InputError`.
 
     That includes SystemExit, which would end the run as if it were done. KeyboardInterrupt is passed on.
@@ -48,8 +50,8 @@ def load_function(spec: str, field: str) -> Callable[..., Any]:
         InputError: there is no such module or no such function, or importing it fails.
     """
     module_name, _, name = spec.partition(":")
-    module = imported(spec, field)
-    with theirs(field, spec, f"{name} of {module_name} cannot be read ({{error}})", REMEDY):
+    module = import_module_of(spec, field)
+    with explain_user_errors(field, spec, f"{name} of {module_name} cannot be read ({{error}})", REMEDY):
         function = getattr(module, name, None)  # a module may compute it
     if not callable(function):
         names = sorted(n for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_"))
@@ -58,13 +60,13 @@ def load_function(spec: str, field: str) -> Callable[..., Any]:
     return function
 
 
-def imported(spec: str, field: str) -> ModuleType:
+def import_module_of(spec: str, field: str) -> ModuleType:
     module_name = spec.partition(":")[0]
-    with theirs(field, spec, f"{module_name} cannot be imported ({{error}})", REMEDY):
+    with explain_user_errors(field, spec, f"{module_name} cannot be imported ({{error}})", REMEDY):
         return importlib.import_module(module_name)
 
 
-def defined(function: Callable[..., Any]) -> list[tuple[Path, str]]:
+def find_definitions(function: Callable[..., Any]) -> list[tuple[Path, str]]:
     """Return (file, qualified name) of a function's definition, and of the functions that it is built from: those that
     it wraps, binds by `partial` or closes over. Functions of libraries are left out."""
     definitions: dict[tuple[Path, str], None] = {}
@@ -79,7 +81,7 @@ def defined(function: Callable[..., Any]) -> list[tuple[Path, str]]:
             queue += [target.func, *filter(callable, (*target.args, *target.keywords.values()))]
             continue
         definition: Any = target if hasattr(target, "__qualname__") else type(target)  # an object that can be called
-        if (file := file_of(definition)) and (target is function or not LIBRARIES & set(file.parents)):
+        if (file := find_source_file(definition)) and (target is function or not LIBRARIES & set(file.parents)):
             definitions[file, definition.__qualname__] = None
         bound = [getattr(target, "__wrapped__", None), getattr(target, "__func__", None)]
         with suppress(ValueError):  # a cell that is still empty
@@ -90,7 +92,7 @@ def defined(function: Callable[..., Any]) -> list[tuple[Path, str]]:
     return named or list(definitions)
 
 
-def file_of(function: Any) -> Path | None:
+def find_source_file(function: Any) -> Path | None:
     """Return the source file of a function or a class, or None for a built-in."""
     try:
         file = inspect.getsourcefile(function)
@@ -99,11 +101,11 @@ def file_of(function: Any) -> Path | None:
     return Path(file).resolve() if file and Path(file).is_file() else None
 
 
-def source_of(spec: str, field: str) -> Path | None:
+def find_module_file(spec: str, field: str) -> Path | None:
     """Return the file of the module that `package.module:name` names, or None for a built-in module.
 
     Raises:
         InputError: importing it fails.
     """
-    path = getattr(imported(spec, field), "__file__", None)
+    path = getattr(import_module_of(spec, field), "__file__", None)
     return Path(path) if path else None

@@ -15,7 +15,7 @@ EMPTY = hashlib.sha256(b"").digest()
 """The root of a tree without leaves."""
 
 
-class Tree:
+class MerkleTree:
     """A tree to which leaves are added one by one. Memory grows with the logarithm of their number."""
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ class Tree:
         return node.hex()
 
 
-def root_of(leaves: Iterable[bytes]) -> str:
+def compute_root(leaves: Iterable[bytes]) -> str:
     """Return the root of all these leaves, 64 hex digits."""
-    tree = Tree()
+    tree = MerkleTree()
     tree.extend(leaves)
     return tree.root()
 
 
-def path_of(leaves: Sequence[bytes], place: int) -> list[bytes]:
+def build_inclusion_proof(leaves: Sequence[bytes], place: int) -> list[bytes]:
     """Return the inclusion proof of a leaf: the roots of the sibling subtrees on its way up, the lowest first (RFC
     9162, section 2.1.3.1).
 
@@ -75,18 +75,18 @@ def path_of(leaves: Sequence[bytes], place: int) -> list[bytes]:
     first_half = leaves[:middle]
     second_half = leaves[middle:]
     if place < middle:
-        return [*path_of(first_half, place), bytes.fromhex(root_of(second_half))]
-    return [*path_of(second_half, place - middle), bytes.fromhex(root_of(first_half))]
+        return [*build_inclusion_proof(first_half, place), bytes.fromhex(compute_root(second_half))]
+    return [*build_inclusion_proof(second_half, place - middle), bytes.fromhex(compute_root(first_half))]
 
 
-def root_through(leaf: bytes, place: int, size: int, path: Sequence[bytes]) -> str | None:
+def compute_proof_root(leaf: bytes, place: int, size: int, path: Sequence[bytes]) -> str | None:
     """Return the root that an inclusion proof leads to, 64 hex digits (RFC 9162, section 2.1.3.2). The proof holds if
     this is the tree's root. Returns None if the proof does not fit such a leaf.
 
     Args:
         place: index of the leaf, from 0.
         size: number of leaves of the tree.
-        path: the proof, see `path_of`.
+        path: the proof, see `build_inclusion_proof`.
     """
     if not 0 <= place < size:
         return None

@@ -168,7 +168,7 @@ def read_schema_names(path: Path) -> set[str]:
 
 def seal_folder(folder: Path) -> None:
     """Write the sha256 of every file in a folder into it, which marks the folder as align's."""
-    replace_file(folder / FOLDER_SEAL, json.dumps(digests_of(folder), indent=2, sort_keys=True).encode())
+    replace_file(folder / FOLDER_SEAL, json.dumps(hash_files(folder), indent=2, sort_keys=True).encode())
 
 
 def refuse_foreign_folder(folder: Path, field: str, remedy: str) -> None:
@@ -177,7 +177,7 @@ def refuse_foreign_folder(folder: Path, field: str, remedy: str) -> None:
         return
     if folder.is_symlink() or not folder.is_dir():
         raise InputError(field, str(folder), "is a link or a file, not a folder that align made", remedy)
-    digests = digests_of(folder)
+    digests = hash_files(folder)
     seal = folder / FOLDER_SEAL
     try:
         is_own = not digests or json.loads(read_text(seal, field, remedy)) == digests
@@ -187,7 +187,7 @@ def refuse_foreign_folder(folder: Path, field: str, remedy: str) -> None:
         raise InputError(field, str(folder), "holds files that align did not write, or that were edited since", remedy)
 
 
-def digests_of(folder: Path) -> dict[str, str]:
+def hash_files(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file in a folder, by name; empty for links and special files. Python's caches are left
     out."""
     digests = {}

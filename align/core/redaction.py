@@ -1,8 +1,8 @@
 """Hide secrets: passwords in URLs, keys and tokens.
 
 A `Secret` is a string whose text is its masked form, so that printing, joining, hashing or pickling it gives `***`.
-Only `value_of` returns the value. In addition, all output for people (errors, logs, tracebacks, the diff of a checkout)
-passes through `redacted`, which masks the shapes in `SHAPES` and the values of this process's secrets.
+Only `reveal_secret` returns the value. In addition, all output for people (errors, logs, tracebacks, the diff of a
+checkout) passes through `redact`, which masks the shapes in `SHAPES` and the values of this process's secrets.
 """
 
 from __future__ import annotations
@@ -245,49 +245,49 @@ class Secret(str):
         return str, (str(self),)  # a pickle must not hold the value
 
 
-def value_of(text: str) -> str:
+def reveal_secret(text: str) -> str:
     """Return the hidden value of a `Secret`, and any other text as it is. Call it only where the value is used."""
     return text._value if isinstance(text, Secret) else text
 
 
-def secret_url(url: str) -> str:
+def hide_password(url: str) -> str:
     """Return the URL of a database as a `Secret` that displays `***` for its password. A URL without one is returned
     as it is."""
     if isinstance(url, Secret):
         return url
     match = re.match(r"([A-Za-z][\w+.\-]*://[^:/@?]*:)(.*)(?=@)", url, re.DOTALL)
-    if not tells_its_host(url):
+    if not has_clear_host(url):
         display = url.partition("://")[0] + "://" + MASK
     elif match:
         for value in {match[2], unquote(match[2])}:
-            remember(value, match[1] + url[match.end() :])
-        display = masked(match[1] + MASK + url[match.end() :])
+            register_secret(value, match[1] + url[match.end() :])
+        display = mask_secrets(match[1] + MASK + url[match.end() :])
     else:
-        display = masked(url) if "://" in url else MASK  # the password may be anywhere in a text that is no URL
-    display = without_parameters(display, url)
+        display = mask_secrets(url) if "://" in url else MASK  # the password may be anywhere in a text that is no URL
+    display = hide_parameters(display, url)
     return url if display == url else Secret(url, display)
 
 
-def without_parameters(display: str, url: str) -> str:
+def hide_parameters(display: str, url: str) -> str:
     """Return the display of a URL with `***` for the value of each parameter that is not in `PLAIN`."""
     front, mark, query = display.partition("?")
     for name, value in parse_qsl(url.partition("?")[2], keep_blank_values=True):
         if name.lower() not in PLAIN:
-            remember(value)
+            register_secret(value)
     parts = (part.partition("=") for part in re.split("[&;]", query))
     values = (f"{name}={value if name.lower() in PLAIN else MASK}" if equals else MASK for name, equals, value in parts)
     return front + mark + "&".join(values) if mark else display
 
 
-def tells_its_host(url: str) -> bool:
+def has_clear_host(url: str) -> bool:
     """Return whether a URL has no @ besides the one that ends its password. With another one, a driver may take half of
     the password for the host."""
     address = url.partition("://")[2]
     return address.startswith("/") or (address.count("@") < 2 and "@" not in address.partition("?")[2])
 
 
-def remember(value: str, around: str = "") -> None:
-    """Let `redacted` mask a value everywhere, unless it is too short.
+def register_secret(value: str, around: str = "") -> None:
+    """Let `redact` mask a value everywhere, unless it is too short.
 
     Args:
         around: text that is displayed beside the value. A value that occurs in it is not masked everywhere.
@@ -296,7 +296,7 @@ def remember(value: str, around: str = "") -> None:
         _secret_values.add(value)
 
 
-def masked(text: str) -> str:
+def mask_secrets(text: str) -> str:
     """Return a text with `***` in place of everything that matches `SHAPES`. The result depends on the text alone, so
     that it may be part of a run's identity."""
     for shape in SHAPES:
@@ -304,13 +304,13 @@ def masked(text: str) -> str:
     return text
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """Return a text for people, with `***` for the shapes of secrets and for the secret values of this process."""
     of_environment = {os.environ[name] for name in os.environ if names_secret(name)}
     long_values = {value for value in of_environment if len(value) >= LONG}
     for value in sorted(_secret_values | long_values, key=len, reverse=True):
         text = text.replace(value, MASK)
-    return masked(text)
+    return mask_secrets(text)
 
 
 @lru_cache(maxsize=1024)
@@ -319,56 +319,56 @@ def names_secret(variable: str) -> bool:
     return NAMED_SECRET.search(variable) is not None
 
 
-def masked_tree(value: Any, mask: Callable[[str], str] = masked) -> Any:
+def mask_tree(value: Any, mask: Callable[[str], str] = mask_secrets) -> Any:
     """Return nested mappings and lists with every text masked, and the whole value of each key that `SECRET_KEY`
     matches."""
     if isinstance(value, Mapping):
         return {
-            key: masked_secret(inner) if SECRET_KEY.fullmatch(str(key)) else masked_tree(inner, mask)
+            key: mask_value(inner) if SECRET_KEY.fullmatch(str(key)) else mask_tree(inner, mask)
             for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
-        return [masked_tree(inner, mask) for inner in value]
+        return [mask_tree(inner, mask) for inner in value]
     return mask(str(value)) if isinstance(value, str) else value
 
 
-def masked_secret(value: Any) -> Any:
-    """Return the mask in place of a secret, and let `redacted` mask the secret from now on. None, booleans and empty
+def mask_value(value: Any) -> Any:
+    """Return the mask in place of a secret, and let `redact` mask the secret from now on. None, booleans and empty
     texts are returned as they are."""
     if value is None or value == "" or isinstance(value, bool):
         return value
     if isinstance(value, Mapping):
-        return {key: masked_secret(inner) for key, inner in value.items()}
+        return {key: mask_value(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [masked_secret(inner) for inner in value]
+        return [mask_value(inner) for inner in value]
     if str(value) != MASK:
-        remember(str(value))
+        register_secret(str(value))
     return MASK
 
 
-def unmarked(value: Any) -> Any:
+def drop_masks(value: Any) -> Any:
     """Return nested mappings and lists with `user:***@host` as `user@host`: a database is the same one if its password
     comes from elsewhere than its URL."""
     if isinstance(value, Mapping):
-        return {key: unmarked(inner) for key, inner in value.items()}
+        return {key: drop_masks(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [unmarked(inner) for inner in value]
+        return [drop_masks(inner) for inner in value]
     return value.replace(f":{MASK}@", "@") if isinstance(value, str) else value
 
 
-def masked_argument(argument: str) -> str:
+def mask_argument(argument: str) -> str:
     """Return `key=value` of a command line with secrets masked."""
     key, equals, value = argument.partition("=")
-    return f"{key}={secret_url(value)}" if equals and key in URL_FIELDS else masked(argument)
+    return f"{key}={hide_password(value)}" if equals and key in URL_FIELDS else mask_secrets(argument)
 
 
-class Formatter(logging.Formatter):
+class RedactingFormatter(logging.Formatter):
     """A formatter of log records and their tracebacks that masks secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        return redact(super().format(record))
 
 
-def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def print_redacted_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the traceback of an unhandled exception with secrets masked."""
-    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from align.core.errors import InputError, half_character, require
+from align.core.errors import InputError, find_lone_surrogate, require
 
 
-def known(spec: Any, field: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:
+def check_keys(spec: Any, field: str, needed: Sequence[str], optional: Sequence[str] = ()) -> Mapping[str, Any]:
     """Return a mapping whose keys were checked.
 
     Raises:
@@ -26,39 +26,39 @@ def known(spec: Any, field: str, needed: Sequence[str], optional: Sequence[str] 
     return spec
 
 
-def text(spec: Mapping[str, Any], field: str, name: str, default: str = "") -> str:
+def get_text(spec: Mapping[str, Any], field: str, name: str, default: str = "") -> str:
     """Return the text of a key, which must not be blank, or the default if the key is missing."""
-    return filled(spec[name], f"{field}.{name}") if name in spec else default
+    return parse_text(spec[name], f"{field}.{name}") if name in spec else default
 
 
-def filled(value: Any, field: str) -> str:
+def parse_text(value: Any, field: str) -> str:
     """Return a text that is not blank. A number becomes text, because YAML reads `answer: 42` as a number."""
     require(not isinstance(value, bool), field, value, "is true or false, not text", "Quote it.")
     require(value == value, field, value, "is no number", "Write what is meant, or leave the row out.")
     text = str(value) if isinstance(value, int | float) else value
     require(isinstance(text, str), field, value, "is no text", "Write a text in quotes.")
     require(bool(text.strip()), field, text, "is blank", "Write the text that is meant.")
-    surrogate = half_character(text)
+    surrogate = find_lone_surrogate(text)
     require(surrogate is None, field, text, f"has half a character ({surrogate})", "Write the whole character.")
     return text
 
 
-def texts(spec: Mapping[str, Any], field: str, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
+def get_texts(spec: Mapping[str, Any], field: str, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return the text or the list of texts of a key, as a tuple."""
     if name not in spec:
         return default
     values = spec[name] if isinstance(spec[name], list | tuple) else [spec[name]]
     require(bool(values), f"{field}.{name}", values, "is empty", "Write at least one text.")
-    return tuple(filled(value, f"{field}.{name}[{i}]") for i, value in enumerate(values))
+    return tuple(parse_text(value, f"{field}.{name}[{i}]") for i, value in enumerate(values))
 
 
-def flag(spec: Mapping[str, Any], field: str, name: str, default: bool) -> bool:
+def get_flag(spec: Mapping[str, Any], field: str, name: str, default: bool) -> bool:
     value = spec.get(name, default)
     require(isinstance(value, bool), f"{field}.{name}", value, "is neither true nor false", "Write true or false.")
     return value
 
 
-def number(
+def get_number(
     spec: Mapping[str, Any], field: str, name: str, default: float | None, least: float, most: float = float("inf")
 ) -> float:
     """Return the number of a key, checked to be in bounds. Without a default the key is needed."""
@@ -71,7 +71,7 @@ def number(
     return value
 
 
-def whole(
+def get_integer(
     spec: Mapping[str, Any],
     field: str,
     name: str,
@@ -80,19 +80,21 @@ def whole(
     most: float = 10**9,
 ) -> int:
     """Return the whole number of a key, checked to be in bounds. JSON may write it as 3.0."""
-    value = number(spec, field, name, default, least, most)
+    value = get_number(spec, field, name, default, least, most)
     require(value == int(value), f"{field}.{name}", value, "is no whole number", "Write a whole number.")
     return int(value)
 
 
-def one_of(spec: Mapping[str, Any], field: str, name: str, choices: Sequence[str], default: str | None = None) -> str:
+def get_choice(
+    spec: Mapping[str, Any], field: str, name: str, choices: Sequence[str], default: str | None = None
+) -> str:
     value = spec.get(name, default)
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{field}.{name}", value, "is none of the choices", f"The choices are {', '.join(choices)}.")
     return value
 
 
-def listed(values: Any, field: str, help: str) -> list[tuple[str, Any]]:
+def enumerate_list(values: Any, field: str, help: str) -> list[tuple[str, Any]]:
     """Return the values of a list, each with its field, such as `stage.gates[0]`.
 
     Raises:
@@ -102,14 +104,14 @@ def listed(values: Any, field: str, help: str) -> list[tuple[str, Any]]:
     return [(f"{field}[{i}]", value) for i, value in enumerate(values)]
 
 
-def written(value: Any) -> Any:
+def parse_json_or_text(value: Any) -> Any:
     """Return the value of a JSON text. Returns any other text as it is, and None for an empty one."""
     with suppress(ValueError):
         return json.loads(value) if isinstance(value, str) else value
     return value or None
 
 
-def quoted(words: Sequence[str], joined_by: str = "or") -> str:
+def join_quoted(words: Sequence[str], joined_by: str = "or") -> str:
     """Return `"a", "b" or "c"`."""
     quotations = [f'"{word}"' for word in words]
     if len(quotations) == 1:

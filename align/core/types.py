@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ROLES = ("system", "user", "assistant", "tool")
 
 
-def json_text(value: Any) -> str:
+def dump_json(value: Any) -> str:
     """Return a value as JSON in the form of chat templates: keys in their order, a space behind commas and colons.
 
     Raises:
@@ -32,7 +32,7 @@ class ToolCall:
 
     Attributes:
         name: of the tool.
-        arguments: a JSON object, as `json_text` writes it; see `of`.
+        arguments: a JSON object, as `dump_json` writes it; see `from_arguments`.
         id: the id by which a result names the call; empty if it has none.
     """
 
@@ -44,17 +44,17 @@ class ToolCall:
         if not self.name:
             raise ValueError("a tool call names no tool")
         value = json.loads(self.arguments)
-        if not isinstance(value, dict) or json_text(value) != self.arguments:
+        if not isinstance(value, dict) or dump_json(value) != self.arguments:
             raise ValueError(f"arguments={self.arguments!r} of a call of {self.name} are no JSON object as it is kept")
 
     @classmethod
-    def of(cls, name: str, arguments: Mapping[str, Any], id: str = "") -> ToolCall:
+    def from_arguments(cls, name: str, arguments: Mapping[str, Any], id: str = "") -> ToolCall:
         """Create a call from its arguments as a mapping.
 
         Raises:
             ValueError: JSON cannot represent the arguments.
         """
-        return cls(name, json_text(dict(arguments)), id)
+        return cls(name, dump_json(dict(arguments)), id)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the form that chat templates read, in which arguments are an object and not its text."""
@@ -68,14 +68,14 @@ class Tool:
 
     Attributes:
         name: the name that calls use.
-        schema: `{"type": "function", "function": {name, description, parameters, …}}`, as `json_text` writes it.
+        schema: `{"type": "function", "function": {name, description, parameters, …}}`, as `dump_json` writes it.
     """
 
     name: str
     schema: str
 
     @classmethod
-    def of(cls, schema: Mapping[str, Any]) -> Tool:
+    def from_dict(cls, schema: Mapping[str, Any]) -> Tool:
         """Create a tool from OpenAI's form, or from its `function` alone.
 
         Keys are put in the order in which servers write them, so that the model reads the same text in training and
@@ -96,7 +96,7 @@ class Tool:
         else:
             extra = {key: value for key, value in schema.items() if key not in ("type", "function")}
         declared = {key: value for key, value in members.items() if value is not None}
-        return cls(name, json_text({"type": "function", "function": declared, **extra}))
+        return cls(name, dump_json({"type": "function", "function": declared, **extra}))
 
     def as_dict(self) -> dict[str, Any]:
         return json.loads(self.schema)
@@ -133,10 +133,10 @@ class Message:
             raise ValueError(f"a {self.role} message is the result of a tool")
 
     @classmethod
-    def of(cls, message: Mapping[str, Any]) -> Message:
+    def from_dict(cls, message: Mapping[str, Any]) -> Message:
         """Create a message from the form of `as_dict`."""
         calls = tuple(
-            ToolCall.of(call["function"]["name"], call["function"]["arguments"], call.get("id", ""))
+            ToolCall.from_arguments(call["function"]["name"], call["function"]["arguments"], call.get("id", ""))
             for call in message.get("tool_calls") or ()
         )
         name = message.get("name", "") if message["role"] == "tool" else ""
@@ -178,11 +178,11 @@ class Conversation:
             raise ValueError("a conversation has no messages")
 
     @classmethod
-    def of(
+    def from_messages(
         cls, messages: Sequence[Mapping[str, Any] | Message], id: str = "", tools: Sequence[Tool] = ()
     ) -> Conversation:
         """Create a conversation from messages, or from mappings in the form of `Message.as_dict`."""
-        return cls(tuple(m if isinstance(m, Message) else Message.of(m) for m in messages), id, tuple(tools))
+        return cls(tuple(m if isinstance(m, Message) else Message.from_dict(m) for m in messages), id, tuple(tools))
 
     @property
     def uses_tools(self) -> bool:
@@ -205,7 +205,7 @@ class Conversation:
         """Return the conversation up to, and without, turn `end`."""
         return replace(self, messages=self.messages[:end])
 
-    def answered(self, answer: str | Message) -> Conversation:
+    def with_answer(self, answer: str | Message) -> Conversation:
         """Return this conversation with an answer, or its text, as the assistant's next turn."""
         turn = answer if isinstance(answer, Message) else Message("assistant", answer)
         return replace(self, messages=(*self.messages, turn))
@@ -359,7 +359,7 @@ class Rollout:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class StageResult:
     """The result of a stage: headline figures and lines to print.
 
     Attributes:

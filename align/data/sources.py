@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from align.core.errors import InputError, require
-from align.core.files import explain_read_errors, user_path
+from align.core.files import explain_read_errors, parse_user_path
 from align.core.types import Conversation, Document, Feedback, Preference
 from align.data import chitchat
 from align.data.chat.reasoning import without_reasoning
@@ -310,7 +310,7 @@ def ranked_by(given: Input, root: Path) -> tuple[str, ...]:
         made = readable(Path(given.path).parent)
         sources = made.inputs.values() if made else ()
         return tuple(dict.fromkeys(run for source in sources for run in source.details.get(RANKED_BY, ())))
-    place = user_path(given.path, "data.path").absolute()
+    place = parse_user_path(given.path, "data.path").absolute()
     folders = [path.parent for path in sorted(root.glob(f"sample/*/{FILE}"))]
     folders += [parent for parent in place.parents if (parent / FILE).is_file()]  # of another root than this one
     made = [manifest for folder in folders if (manifest := readable(folder)) and ranks(manifest)]

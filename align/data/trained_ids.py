@@ -25,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.annotate.store import Store
-from align.core.chain import canonical
+from align.core.chain import to_canonical_json
 from align.core.errors import CorruptFile, InputError
-from align.core.merkle import root_of
+from align.core.merkle import compute_root
 from align.core.types import Conversation, Feedback, Message, Record
 from align.data.chat.reasoning import alone
 from align.data.read.content import row_bytes, said_json
@@ -155,7 +155,7 @@ def line_of(turn: Message) -> bytes:
         return said_json(said).encode() + b"\n"
     row: dict[str, Any] = {"role": said.role, "content": said.content}
     row["tool_calls"] = [call.as_dict()["function"] for call in said.tool_calls]
-    return canonical(row).encode() + b"\n"
+    return to_canonical_json(row).encode() + b"\n"
 
 
 def write_ids(
@@ -200,7 +200,7 @@ def write_ids(
     values, first, counts = np.unique(np.frombuffer(b"".join(named), "V32"), return_index=True, return_counts=True)
     order = np.argsort(first)
     sequence = map(leaf, values[order].tolist(), counts[order].tolist())
-    return {"data_root": root_of(sequence), "data_ids_root": root_of(values.tolist())}
+    return {"data_root": compute_root(sequence), "data_ids_root": compute_root(values.tolist())}
 
 
 @dataclass(frozen=True, slots=True)

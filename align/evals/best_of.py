@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.core.types import Conversation, Message, Preference, Tool
-from align.ops.best_of_n import best_first, best_of_n, kl_bound, sizes
-from align.ops.intervals import mean
+from align.ops.best_of_n import compute_kl_bound, estimate_best_of_n, list_sizes, rank_answers
+from align.ops.intervals import mean_interval
 from align.rollout.strip_reasoning import empty
 
 NO_ROW = {
@@ -71,7 +71,7 @@ def chosen(answers: Sequence[Mapping[str, Any]], tools: bool) -> Chosen:
     """
     if tools:
         return Chosen(None, None, "with_tools")
-    order = best_first([[each["score"] for each in answers]])[0].tolist()
+    order = rank_answers([[each["score"] for each in answers]])[0].tolist()
     winner = next((i for i in order if answers[i]["ended"] and not empty(answers[i]["answer"])), None)
     if winner is None:
         return Chosen(None, None, "no_winner")
@@ -109,8 +109,8 @@ def tallied(rows: Iterable[Mapping[str, Any]], run: str, scorer: str) -> Tally:
 
 
 def uses_tools(row: Mapping[str, Any]) -> bool:
-    tools = [Tool.of(tool) for tool in row.get("tools", ())]
-    return Conversation.of(row["prompt"], tools=tools).uses_tools
+    tools = [Tool.from_dict(tool) for tool in row.get("tools", ())]
+    return Conversation.from_messages(row["prompt"], tools=tools).uses_tools
 
 
 def winner_row(row: Mapping[str, Any], winner: int, run: str, scorer: str) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def pair_of(row: Mapping[str, Any], winner: int, loser: int, run: str, scorer: s
     won, lost = row["answers"][winner], row["answers"][loser]
     group = f"{run}/{row['number']}"
     return Preference(
-        Conversation.of(row["prompt"]).messages, (Message("assistant", won["answer"]),),
+        Conversation.from_messages(row["prompt"]).messages, (Message("assistant", won["answer"]),),
         (Message("assistant", lost["answer"]),), id=f"{group}:{winner}>{loser}", group_id=group,
         margin=won["score"] - lost["score"], annotator=run, source="simulated", scorer=scorer,
         chosen_ended=won["ended"], rejected_ended=lost["ended"],
@@ -145,10 +145,11 @@ def curve(found: Tally) -> list[dict[str, Any]]:
     return [
         {
             "n": n,
-            **{name: mean(best_of_n(scores, values, n)).as_dict() for name, values in measured.items()},
-            "tokens": float(best_of_n(scores, np.array(found.tokens), n).mean()), "kl_bound": kl_bound(n),
+            **{key: mean_interval(estimate_best_of_n(scores, values, n)).as_dict() for key, values in measured.items()},
+            "tokens": float(estimate_best_of_n(scores, np.array(found.tokens), n).mean()),
+            "kl_bound": compute_kl_bound(n),
         }
-        for n in sizes(scores.shape[1])
+        for n in list_sizes(scores.shape[1])
     ]  # fmt: skip
 
 

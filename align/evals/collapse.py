@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from align.core.types import Message
 from align.data.ngrams import ngrams, words
 from align.evals.text import distinct_n, quote
-from align.ops.intervals import Interval, mean, proportion
+from align.ops.intervals import Interval, mean_interval, proportion_interval
 from align.report.figure_text import in_words, percent
 
 COLLAPSED = "collapsed"
@@ -331,7 +331,7 @@ def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
         answers=len(answers),
         distinct=len(counts),
         commonest=answers[masked.index(common)],
-        commonest_share=proportion([float(each == common) for each in masked]),
+        commonest_share=proportion_interval([float(each == common) for each in masked]),
         identical_share=_share_of(Counter(texts).most_common(1)[0][1], len(texts)),
         distinct2=distinct_n(answers, 2),
     )
@@ -416,7 +416,7 @@ def _is_above(share: Interval, other: Interval) -> bool:
 
 
 def _share_of(count: int, total: int) -> Interval:
-    return proportion([1.0] * count + [0.0] * (total - count))
+    return proportion_interval([1.0] * count + [0.0] * (total - count))
 
 
 def judge_collapse(
@@ -487,7 +487,9 @@ def judge_closed_task(
     if best_score is not None and min(scores[constant]) >= best_score:
         return Collapse(NOT_MEASURED, (f"{quote(constant)} is right for every prompt",))
     own = list(score(answers))
-    collapse = judge_against_constant(mean([a - b for a, b in zip(own, scores[constant], strict=True)]), constant)
+    collapse = judge_against_constant(
+        mean_interval([a - b for a, b in zip(own, scores[constant], strict=True)]), constant
+    )
     if best_score is not None and min(own) >= best_score:
         collapse = Collapse(VARIED, ())
     if collapse.is_collapsed and not (is_one_answer(answers) or scores_alike(own, scores[constant])):

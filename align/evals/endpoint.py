@@ -23,15 +23,15 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from align.core.errors import InputError, readable, require
-from align.core.redaction import MASK, SHORTEST, remember
-from align.core.spec import filled, known, number, whole
+from align.core.errors import InputError, make_printable, require
+from align.core.redaction import MASK, SHORTEST, register_secret
+from align.core.spec import check_keys, get_integer, get_number, parse_text
 from align.core.types import Conversation
 from align.data.chat.reasoning import with_reasoning
 from align.rollout.answer_cache import Answer, AnswerStore, Question, Token
 from align.rollout.vllm_server import LOCKED, MISREAD, VllmFailed, direct_transport, read_response, response_limit
 from align.run import Input, json_digest
-from align.track import progress
+from align.track import show_progress
 
 KEYS = ("key_env", "extra_body", "at_once", "timeout_s")
 """What may be said of an endpoint beside its url and model."""
@@ -125,7 +125,7 @@ def parsed_endpoint(given: Any, field: str, more: Sequence[str] = ()) -> Endpoin
     Raises:
         InputError: it names none, or holds a key instead of the name of a variable.
     """
-    spec = known(given, field, ("url", "model"), (*KEYS, *more))
+    spec = check_keys(given, field, ("url", "model"), (*KEYS, *more))
     url, key_env = str(spec["url"]).rstrip("/"), spec.get("key_env", "")
     problem, remedy = "is no address of an API", "Write http://HOST:PORT/v1, without a key, a password or a question."
     require(is_api(url), f"{field}.url", url, problem, remedy)
@@ -138,8 +138,8 @@ def parsed_endpoint(given: Any, field: str, more: Sequence[str] = ()) -> Endpoin
         right = isinstance(name, str) and name not in OURS
         require(right, f"{field}.extra_body.{name}", value, "is decided by the evaluation", "Leave it out.")
     return Endpoint(
-        field, url, filled(spec["model"], f"{field}.model"), key_env, dict(extra),
-        whole(spec, field, "at_once", 8, 1, 256), number(spec, field, "timeout_s", 120.0, 0.01, 86_400),
+        field, url, parse_text(spec["model"], f"{field}.model"), key_env, dict(extra),
+        get_integer(spec, field, "at_once", 8, 1, 256), get_number(spec, field, "timeout_s", 120.0, 0.01, 86_400),
     )  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def api_key(endpoint: Endpoint) -> str:
     require(bool(key), field, endpoint.key_env, "is not set in the environment", remedy)
     good = key.isascii() and key.isprintable() and " " not in key
     require(good, field, endpoint.key_env, "has characters that no key has", remedy)
-    remember(key)
+    register_secret(key)
     return key
 
 
@@ -209,7 +209,7 @@ def answers_from(
     said: dict[str, Answer | Failure] = {**store.found(wanted)}
     before, missing = len(said), [question for id, question in wanted.items() if id not in said]
 
-    with progress(label, len(wanted), before) as bar:
+    with show_progress(label, len(wanted), before) as bar:
 
         def heard(question: Question, found: Answer | Failure) -> None:
             if isinstance(found, Answer) and keeps(found):
@@ -379,7 +379,7 @@ def words_of(told: httpx.Response) -> str:
         words = " ".join(str(error[key]) for key in ("code", "message") if error.get(key))
     except MISREAD:
         words = told.content[:2000].decode("utf-8", "replace")
-    words = "".join(letter if letter.isprintable() else " " for letter in readable(words))
+    words = "".join(letter if letter.isprintable() else " " for letter in make_printable(words))
     words = " ".join(words.split())[:300]
     return f" ({words})" if words else ""
 

@@ -21,10 +21,10 @@ from align.models.finite_checks import diverged
 from align.models.forward import compute_in_chunks, pad, picked_logprobs, response_logprobs, rollout_from_answers
 from align.models.sharded import is_sharded
 from align.ops.auc import auc
-from align.ops.intervals import Interval, grouped, proportion, ratio
+from align.ops.intervals import Interval, average_by_group, proportion_interval, ratio_interval
 from align.reward.rules import BY_NAME
 from align.run import write_text
-from align.track import line_of
+from align.track import format_row
 
 SIDES = ("chosen", "rejected")
 MEASURED_AT_ONCE = 32
@@ -55,7 +55,7 @@ class HeldOutLoss(NamedTuple):
 
     def change_to(self, after: HeldOutLoss) -> Interval:
         """Return by how much the loss on the same rows changed, in nats a token."""
-        return ratio([b - a for a, b in zip(self.by_row, after.by_row, strict=True)], self.sizes)
+        return ratio_interval([b - a for a, b in zip(self.by_row, after.by_row, strict=True)], self.sizes)
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ def held_out_figures(prefs: Sequence[Preference], gap_M: Tensor) -> dict[str, di
     groups = [pref.group_id or pref.id for pref in prefs]
 
     def interval(values: Tensor) -> dict[str, Any]:
-        return proportion(grouped(groups, values.double().tolist())[0]).as_dict()
+        return proportion_interval(average_by_group(groups, values.double().tolist())[0]).as_dict()
 
     figures = {"accuracy": interval(gap_M > 0)}
     scorers = {pref.scorer for pref in prefs}
@@ -189,7 +189,7 @@ def write_held_out_pairs(
             row |= {f"score_{side}": score for side, score in zip(SIDES, scores_M2[i].tolist(), strict=True)}
         if log_odds is not None:
             row["log_odds"] = log_odds * margin
-        lines.append(line_of(row))
+        lines.append(format_row(row))
     write_text(path, "".join(lines))
 
 
@@ -209,5 +209,5 @@ def write_held_out_answers(path: Path, answers: Sequence[Feedback], rewards_N: T
     for answer, reward in zip(answers, rewards_N.tolist(), strict=True):
         prompt = [message.as_dict() for message in answer.prompt]
         row = {"id": answer.id, "prompt": prompt, "answer": join_turns(answer.completion)}
-        lines.append(line_of({**row, "label": answer.label, "reward": reward}))
+        lines.append(format_row({**row, "label": answer.label, "reward": reward}))
     write_text(path, "".join(lines))

@@ -52,7 +52,7 @@ def load_reward(
     """Load a reward, and return the function that scores records by it.
 
     Args:
-        reward: see `align.config.scorers.reward_spec`.
+        reward: see `align.config.scorers.build_reward_spec`.
         models: its reward models.
         first: the records whose answers bring the learned members of an ensemble or a sum to one scale.
     """

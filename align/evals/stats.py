@@ -21,8 +21,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from align.core.errors import InputError
-from align.ops.agreement import below_one, cohen_kappas
-from align.ops.intervals import PRIOR, Interval, mean, normal_quantile, proportion, t_quantile, wilson
+from align.ops.agreement import cohen_kappas, compute_coefficient_interval
+from align.ops.intervals import (
+    PRIOR,
+    Interval,
+    mean_interval,
+    normal_quantile,
+    proportion_interval,
+    t_quantile,
+    wilson_interval,
+)
 
 Clusters = Sequence[Hashable]
 """One id a row; rows that share one, such as answers to one prompt, depend on each other."""
@@ -96,7 +104,7 @@ def win_rate(score_policy: ArrayLike, score_ref: ArrayLike) -> NDArray[np.float6
 
 def share_won(verdicts: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
     """The win rate of the first system, a tie counted as half, with Wilson's interval at the effective number of
-    clusters; see `align.ops.intervals.proportion`.
+    clusters; see `align.ops.intervals.proportion_interval`.
 
     Args:
         verdicts: 1, ½, 0, or means of such, shape [n].
@@ -107,7 +115,7 @@ def share_won(verdicts: ArrayLike, clusters: Clusters | None = None, level: floa
     """
     (won,) = columns(verdicts=verdicts)
     within(0, 1, verdicts=won)
-    return proportion(cluster_means(places(clusters, won.size), won), level=level)
+    return proportion_interval(cluster_means(places(clusters, won.size), won), level=level)
 
 
 def surviving(verdicts: ArrayLike, swapped: ArrayLike) -> NDArray[np.float64]:
@@ -208,7 +216,7 @@ def curvature(
 
 def variance(sandwich: float, model: float) -> float:
     """The variance of a log-odds: that over clusters, its ratio to the model's drawn towards 1 by `PRIOR` as in
-    `align.ops.intervals.proportion`, so that unanimous verdicts still have an interval."""
+    `align.ops.intervals.proportion_interval`, so that unanimous verdicts still have an interval."""
     dispersion = (sandwich / model / model + PRIOR) / (1 / model + PRIOR)
     return float(model * dispersion)
 
@@ -266,7 +274,7 @@ def length_controlled(
     within(0, 1, verdicts=y)
     within(0, np.inf, first_lengths=first, second_lengths=second)
     at = places(clusters, y.size)
-    raw = proportion(cluster_means(at, y), level=level)
+    raw = proportion_interval(cluster_means(at, y), level=level)
     ratio = np.log1p(first) - np.log1p(second)
     spread = float(ratio.std())
     if np.ptp(y) == 0 or not ratio.any():
@@ -289,7 +297,7 @@ def _fitted(
         return Interval(p, 0.0, 1.0, clusters), Interval(slope, None, None, clusters)
     quantile = t_quantile(clusters - 2, level)
     of_theta, of_slope = (variance(fit.sandwich[k, k], fit.model[k, k]) for k in (0, 1))
-    low, high = wilson(p, 1 / (p * (1 - p) * of_theta), quantile)
+    low, high = wilson_interval(p, 1 / (p * (1 - p) * of_theta), quantile)
     half = quantile * of_slope**0.5
     return Interval(p, low, high, clusters), Interval(slope, slope - half, slope + half, clusters)
 
@@ -411,9 +419,9 @@ ENUMERATED = 13
 FLIPS = 9_999
 """Random flips; with what was observed, the smallest p is 1/10,000."""
 DIFFERENCE_PRIOR = PRIOR / 2
-"""For `proportion` of differences. They lie on both sides of the middle, where few of them say more than few failures
-do. By simulation, 32 prompts of four answers cover 0.93 to 0.983; with `PRIOR` up to 0.994, with a quarter of it 0.907
-upwards."""
+"""For `proportion_interval` of differences. They lie on both sides of the middle, where few of them say more than few
+failures do. By simulation, 32 prompts of four answers cover 0.93 to 0.983; with `PRIOR` up to 0.994, with a quarter of
+it 0.907 upwards."""
 BLOCK = 1_000
 """Flips of all signs held in memory at once."""
 
@@ -453,7 +461,9 @@ def paired_shares(first: ArrayLike, second: ArrayLike, clusters: Clusters | None
         ValueError: no rows, numbers of rows that differ, or a value that is outside [0, 1] or not finite.
     """
     a, b = _means(first, second, clusters, shares=True)
-    return _paired(proportion(a, level=level), proportion(b, level=level), _of_shares(a - b, level), a - b)
+    return _paired(
+        proportion_interval(a, level=level), proportion_interval(b, level=level), _of_shares(a - b, level), a - b
+    )
 
 
 def paired_scores(first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Paired:
@@ -466,7 +476,7 @@ def paired_scores(first: ArrayLike, second: ArrayLike, clusters: Clusters | None
         ValueError: no rows, numbers of rows that differ, or a value that is not finite.
     """
     a, b = _means(first, second, clusters, shares=False)
-    return _paired(mean(a, level), mean(b, level), mean(a - b, level), a - b)
+    return _paired(mean_interval(a, level), mean_interval(b, level), mean_interval(a - b, level), a - b)
 
 
 def share_difference(
@@ -539,7 +549,7 @@ def score_difference(
     """The difference of `paired_scores` alone, with Student's interval over clusters. Where all differences are equal
     there is none: nothing bounds the next one."""
     a, b = _means(first, second, clusters, shares=False)
-    return mean(a - b, level)
+    return mean_interval(a - b, level)
 
 
 def _means(
@@ -556,7 +566,7 @@ def _means(
 def _of_shares(d: NDArray[np.float64], level: float) -> Interval:
     if np.isin(d, (-1.0, 0.0, 1.0)).all():
         return _tango(d, level)
-    share = proportion(np.clip((d + 1) / 2, 0, 1), level=level, prior=DIFFERENCE_PRIOR)
+    share = proportion_interval(np.clip((d + 1) / 2, 0, 1), level=level, prior=DIFFERENCE_PRIOR)
     assert share.low is not None  # a share always has an interval
     assert share.high is not None
     return Interval(float(d.mean()), 2 * share.low - 1, 2 * share.high - 1, d.size)
@@ -913,7 +923,7 @@ def agreement(
     failed: ArrayLike | None = None,
 ) -> Agreement:  # fmt: skip
     """Raw agreement with Wilson's interval at the effective number of clusters, and Cohen's kappa with an interval of
-    ln(1 − κ) by the jackknife over clusters (`align.ops.agreement.below_one`).
+    ln(1 − κ) by the jackknife over clusters (`align.ops.agreement.compute_coefficient_interval`).
 
     Raw agreement counts each cluster once, kappa each verdict. Where the two never differ, κ is 1, and its interval
     ends where it would be if as many verdicts differed as Wilson's interval of none leaves possible.
@@ -927,7 +937,7 @@ def agreement(
     """
     a, b = verdicts_of(first, second)
     at, none = places(clusters, a.size), failures(failed, a.size)
-    same = proportion(cluster_means(at, ((a == b) & ~none).astype(np.float64)), level=level)
+    same = proportion_interval(cluster_means(at, ((a == b) & ~none).astype(np.float64)), level=level)
     tables = np.zeros((int(at.max()) + 1, 4, 4))
     # The fourth value is "no verdict". The second rater never says it, so the two never share it, nor by chance.
     np.add.at(tables, (at, np.where(none, 3, 2 * a).astype(int), (2 * b).astype(int)), 1.0)
@@ -937,9 +947,13 @@ def agreement(
         return Agreement(same, None, a.size)
     if value >= 1:
         unlike = 1 - float(((whole[0].sum(axis=1) / a.size) ** 2).sum())
-        low = 1 - wilson(0.0, len(tables), normal_quantile(level))[1] / unlike
+        low = 1 - wilson_interval(0.0, len(tables), normal_quantile(level))[1] / unlike
         return Agreement(same, Interval(1.0, low, 1.0, len(tables)), a.size)
-    return Agreement(same, Interval(value, *below_one(value, cohen_kappas(whole - tables), level), len(tables)), a.size)
+    return Agreement(
+        same,
+        Interval(value, *compute_coefficient_interval(value, cohen_kappas(whole - tables), level), len(tables)),
+        a.size,
+    )
 
 
 def swap(
@@ -958,7 +972,7 @@ def swap(
     """
     one, other = verdicts_of(verdicts, swapped)
     at, none = places(clusters, one.size), failures(failed, one.size)
-    consistent = proportion(cluster_means(at, ((one == other) & ~none).astype(np.float64)), level=level)
+    consistent = proportion_interval(cluster_means(at, ((one == other) & ~none).astype(np.float64)), level=level)
     return Swap(
         consistent,
         share_won((one + 1 - other) / 2, clusters, level),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from align.core.types import Message
 from align.data.ngrams import ngrams, words
-from align.track import shortened, turn_text
+from align.track import format_turn, truncate_text
 
 QUOTED_LETTERS = 80
 
@@ -56,8 +56,8 @@ def most_risen(ref: Sequence[str], policy: Sequence[str]) -> Risen:
 
 def quote(text: str) -> str:
     """Return the beginning of a text on one line, in quotation marks."""
-    return f"“{shortened(text, QUOTED_LETTERS)}”"
+    return f"“{truncate_text(text, QUOTED_LETTERS)}”"
 
 
 def join_turns(turns: Sequence[Message]) -> str:
-    return "\n".join(turn_text(message.as_dict()) for message in turns)
+    return "\n".join(format_turn(message.as_dict()) for message in turns)

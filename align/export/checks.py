@@ -16,7 +16,7 @@ from align.export.receipt_rows import FAIL, Bound, Check
 from align.export.trained import Trained
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
-from align.ops.divergence import pooled_divergence
+from align.ops.divergence import compute_divergence
 from align.rollout.engine_process import (
     LLAMA_CPP,
     RANKS,
@@ -98,10 +98,10 @@ def merged_checks(
     logits = whole_model(folder, trained.asked, trained.device)
     checks = []
     if summed is not None:
-        divergence = pooled_divergence(truth, summed)
+        divergence = compute_divergence(truth, summed)
         checks.append(Check(TRANSFORMERS, BEFORE_CAST, into, "float32", VERSION, divergence, MERGED, shipped=False))
     bound = MERGED if kept == "float32" else rounded(trained)
-    divergence = pooled_divergence(truth, logits)
+    divergence = compute_divergence(truth, logits)
     checks.append(Check(TRANSFORMERS, whole_name(trained), into, kept, VERSION, divergence, bound))
     checks.append(vllm_check(trained, folder, None, into, kept, engines, truth))
     return unasked_last([*checks, *checked_as_loaded(trained, as_trained, logits, into, kept), no_gguf(trained)])
@@ -190,7 +190,7 @@ def gguf_checks(
     what = whole_name(trained) if adapter is None else "adapter"
 
     def check(answer: Answer, weights: str, bound: Bound | None, note: str = "") -> Check:
-        divergence = pooled_divergence(truth, without_padding(answer, truth))
+        divergence = compute_divergence(truth, without_padding(answer, truth))
         return Check(LLAMA_CPP, what, into, weights, answer.version, divergence, bound, note)
 
     checks = [check(first, F16, GGUF)]
@@ -203,7 +203,7 @@ def gguf_checks(
             checks = [f32_check, check(first, F16, ENGINE, note)]
     for weights, path in variants_in(folder).items():
         if weights != F16 and (answer := gguf_answer(trained, path, adapter, engines)):
-            divergence = pooled_divergence(trained.logits, without_padding(answer, trained.logits))
+            divergence = compute_divergence(trained.logits, without_padding(answer, trained.logits))
             checks.append(Check(LLAMA_CPP, what if as_trained else "gap", into, weights, answer.version, divergence))
     logits = without_padding(first, truth)
     reported = checked_as_loaded(trained, as_trained, logits, into, F16, LLAMA_CPP, first.version)
@@ -240,7 +240,7 @@ def checked_as_loaded(
     """
     checks = []
     if not as_trained:
-        checks.append(Check(engine, "gap", into, kept, version, pooled_divergence(trained.logits, logits)))
+        checks.append(Check(engine, "gap", into, kept, version, compute_divergence(trained.logits, logits)))
     if trained.adapter and trained.kind == "nf4":
         checks.append(on_original(trained, trained.adapter))
     return [*checks, *trained.without]
@@ -286,7 +286,7 @@ def vllm_check(
     )
     what = whole_name(trained) if adapter is None else "adapter"
     bound = PRECISE if kept == "float32" else ROUNDED
-    divergence = pooled_divergence(truth, without_padding(answer, truth))
+    divergence = compute_divergence(truth, without_padding(answer, truth))
     return Check(VLLM, what, base, kept, answer.version, divergence, bound)
 
 

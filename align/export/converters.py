@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 
 from align.core.errors import CorruptFile, InputError
-from align.core.files import open_binary, user_path
-from align.core.outputs import FOLDER_SEAL, digests_of, refuse_foreign_folder, seal_folder
+from align.core.files import open_binary, parse_user_path
+from align.core.outputs import FOLDER_SEAL, hash_files, refuse_foreign_folder, seal_folder
 from align.rollout.engine_process import last_words, run_quietly
 from align.run import file_digest, json_digest
 from align.run.atomic import publish
@@ -59,7 +59,7 @@ def default_folder() -> Path:
 
 def converters_in(folder: str | None) -> Path:
     """Return the folder with both converters. Raises InputError if they are not there."""
-    path = user_path(folder, "export.converters") if folder else default_folder()
+    path = parse_user_path(folder, "export.converters") if folder else default_folder()
     for name in (HF, LORA):
         if not (path / name).is_file():
             problem = f"llama.cpp's {name} is not there"
@@ -140,7 +140,7 @@ def unpack(archive: Path, folder: Path) -> None:
     if not {HF, LORA} <= sources.keys():
         remedy = f"Name the source archive of {PACKAGE}, 0.3.30 or newer."
         raise CorruptFile("archive", str(archive), f"holds no {LORA}", remedy)
-    if folder.is_dir() and digests_of(folder) == {name: sha256(source).hexdigest() for name, source in sources.items()}:
+    if folder.is_dir() and hash_files(folder) == {name: sha256(source).hexdigest() for name, source in sources.items()}:
         return  # unpacked before, by any program
     refuse_foreign_folder(folder, FIELD, MOVE_AWAY)
     with publish(folder, replace=FOLDER_SEAL) as scratch:

@@ -30,7 +30,7 @@ from align.export.trained import Trained
 from align.models.adapters import WEIGHTS_FILE
 from align.models.base import named_base
 from align.models.load import name_of, save_tokenizer
-from align.ops.finite import not_finite
+from align.ops.finite import count_not_finite
 from align.rollout.engine_process import LLAMA_CPP, SETTINGS, Answer, ask, version_in
 from align.run import file_digest, json_digest, read_json, write_json
 from align.run.atomic import publish, scratch_folder
@@ -193,7 +193,7 @@ def check_range(model: PreTrainedModel) -> None:
 
 
 def check_f16(name: str, tensor: Tensor) -> None:
-    if not_finite(tensor, torch.float16):
+    if count_not_finite(tensor, torch.float16):
         problem = f"{name} holds a weight that f16 cannot"
         raise InputError("export", "gguf", problem, "Export it as export=merged.")
 

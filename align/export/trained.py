@@ -21,7 +21,7 @@ from align.export.reward import as_chats, fixed_conversations, for_scoring, judg
 from align.models.adapters import attach
 from align.models.base import frozen_method
 from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, load_classifier, name_of
-from align.ops.divergence import Divergence, pooled_divergence
+from align.ops.divergence import Divergence, compute_divergence
 from align.rollout.engine_process import TRANSFORMERS
 from align.run import Base
 
@@ -75,7 +75,7 @@ class Trained:
 
     def beside(self, loaded: Sequence[Tensor], what: str, base: str, weights: str, bound: Bound | None) -> Check:
         """Return a check by transformers: the difference of an export's logits from the trained model's."""
-        return Check(TRANSFORMERS, what, base, weights, VERSION, pooled_divergence(self.logits, loaded), bound)
+        return Check(TRANSFORMERS, what, base, weights, VERSION, compute_divergence(self.logits, loaded), bound)
 
     def load(self, method: str) -> Any:
         """Load the base in fp32 with `method`. A reward model's has a score head, to be filled by the adapter."""
@@ -121,7 +121,7 @@ def trained_model(
         with model.disable_adapter():
             base_logits = logits_of(model, asked.rows)
         base_logprobs = picked(base_logits, asked.rows)
-        alone = pooled_divergence(logits, base_logits)
+        alone = compute_divergence(logits, base_logits)
     del model
     free_memory()
     return Trained(

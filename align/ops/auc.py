@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from align.ops.intervals import PRIOR, Interval, normal_quantile, wilson
+from align.ops.intervals import PRIOR, Interval, normal_quantile, wilson_interval
 
 
 def auc(scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], level: float = 0.95) -> Interval:
@@ -16,7 +16,7 @@ def auc(scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], level: fl
 
     Its variance is that of clustered data (Obuchowski 1997, "Nonparametric analysis of clustered ROC curve data"). The
     interval is Wilson's at the number of independent trials that have this variance, which is shrunk towards the number
-    of clusters as in `align.ops.intervals.proportion`, so that it has a width at 0 and 1.
+    of clusters as in `align.ops.intervals.proportion_interval`, so that it has a width at 0 and 1.
 
     Args:
         scores: one for each row, shape [n].
@@ -41,7 +41,7 @@ def auc(scores: ArrayLike, labels: ArrayLike, clusters: Sequence[str], level: fl
     variance = float((deviations**2).sum()) * n / max(n - 1, 1)
     spread = n * value * (1 - value)
     dispersion = (n * n * variance + PRIOR) / (spread + PRIOR)
-    return Interval(value, *wilson(value, n / dispersion, normal_quantile(level)), n)
+    return Interval(value, *wilson_interval(value, n / dispersion, normal_quantile(level)), n)
 
 
 def share_below(x: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def sizes(most: int) -> list[int]:
+def list_sizes(most: int) -> list[int]:
     """Return 1, 2, 4, … up to `most`, and `most` itself."""
     powers = [2**k for k in range(most.bit_length()) if 2**k < most]
     return [*powers, most]
 
 
-def chance_of_best(n: int, total: int) -> NDArray[np.float64]:
+def compute_best_probabilities(n: int, total: int) -> NDArray[np.float64]:
     """Return P(the answer of rank i is the best of n drawn without replacement from N) = C(i−1, n−1) / C(N, n), for
     i = 1, the worst, to N; shape [N]. The binomials are whole numbers, so that nothing overflows.
 
@@ -31,7 +31,7 @@ def chance_of_best(n: int, total: int) -> NDArray[np.float64]:
     return np.array([math.comb(i - 1, n - 1) / ways for i in range(1, total + 1)])
 
 
-def best_first(scores: ArrayLike) -> NDArray[np.int64]:
+def rank_answers(scores: ArrayLike) -> NDArray[np.int64]:
     """Return the indices of the answers to each prompt from the best to the worst, [P, N]. Of equal scores the answer
     that was sampled first ranks higher.
 
@@ -41,7 +41,7 @@ def best_first(scores: ArrayLike) -> NDArray[np.int64]:
     return np.argsort(-np.asarray(scores, dtype=np.float64), axis=1, kind="stable")
 
 
-def best_of_n(scores: ArrayLike, values: ArrayLike, n: int) -> NDArray[np.float64]:
+def estimate_best_of_n(scores: ArrayLike, values: ArrayLike, n: int) -> NDArray[np.float64]:
     """Return the mean value of the answer that the scores rank first among n, over all subsets of n of the N answers:
     Σᵢ P(rank i is the best of n) · valueᵢ, for each prompt; shape [P].
 
@@ -54,11 +54,11 @@ def best_of_n(scores: ArrayLike, values: ArrayLike, n: int) -> NDArray[np.float6
         values: values of the answers, [P, N]: the scores themselves, or those of another scorer.
         n: number of answers that the best is chosen from, 1 to N.
     """
-    ranked = np.take_along_axis(np.asarray(values, dtype=np.float64), best_first(scores)[:, ::-1], axis=1)
-    return ranked @ chance_of_best(n, ranked.shape[1])
+    ranked = np.take_along_axis(np.asarray(values, dtype=np.float64), rank_answers(scores)[:, ::-1], axis=1)
+    return ranked @ compute_best_probabilities(n, ranked.shape[1])
 
 
-def kl_bound(n: int) -> float:
+def compute_kl_bound(n: int) -> float:
     """Return ln n − (n−1)/n, in nats: an upper bound of KL(best-of-n ‖ policy), which is reached if no two answers have
     the same score.
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from align.ops.intervals import grouped, proportion
+from align.ops.intervals import average_by_group, proportion_interval
 
 SURE = 1e-9
 """The least probability that log odds are computed from; the greatest is one less this."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bin:
+class CalibrationBin:
     """Predictions between two edges, and their outcomes.
 
     Attributes:
@@ -33,9 +33,9 @@ class Bin:
     count: int
 
 
-def calibration_bins(
+def bin_predictions(
     predicted: Sequence[float], outcomes: Sequence[float], groups: Sequence[str] | None = None, bins: int = 10
-) -> list[Bin]:
+) -> list[CalibrationBin]:
     """Group predictions into equal widths of [0, 1]; empty bins are left out.
 
     Args:
@@ -58,14 +58,14 @@ def calibration_bins(
     result = []
     for group in filter(None, members):
         ps, ys, names = zip(*group, strict=True)
-        share = proportion(*grouped(names, ys))
+        share = proportion_interval(*average_by_group(names, ys))
         assert share.low is not None  # a share always has an interval
         assert share.high is not None
-        result.append(Bin(sum(ps) / len(ps), share.value, share.low, share.high, len(group)))
+        result.append(CalibrationBin(sum(ps) / len(ps), share.value, share.low, share.high, len(group)))
     return result
 
 
-def expected_calibration_error(bins: Sequence[Bin]) -> float:
+def compute_calibration_error(bins: Sequence[CalibrationBin]) -> float:
     """Return the expected calibration error (ECE), Σ count · |predicted − observed| / Σ count. It is above 0 for
     calibrated predictions too, because each bin's share is a sample.
 
@@ -79,13 +79,13 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     return sum(bin.count * abs(bin.predicted - bin.observed) for bin in bins) / sum(bin.count for bin in bins)
 
 
-def log_odds(p: float) -> float:
+def compute_log_odds(p: float) -> float:
     """Return ln p/(1−p) in nats, with p clipped to `SURE` from 0 and 1."""
     p = min(max(p, SURE), 1 - SURE)
     return math.log(p / (1 - p))
 
 
-def brier_scores(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:
+def compute_brier_scores(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:
     """Return (σ(log odds) − outcome)² of each prediction, shape [n]. A constant prediction of ½ has ¼.
 
     Source: Brier 1950, "Verification of forecasts expressed in terms of probability".
@@ -98,9 +98,9 @@ def brier_scores(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64
     return (np.exp(-np.logaddexp(0, -odds)) - results) ** 2
 
 
-def log_losses(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:
+def compute_log_losses(log_odds: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:
     """Return −ln of the predicted probability of each outcome, in nats, shape [n]. A constant prediction of ½ has ln 2.
-    The arguments are those of `brier_scores`."""
+    The arguments are those of `compute_brier_scores`."""
     odds, results = _to_arrays(log_odds, outcomes)
     return np.logaddexp(0, -odds) * results + np.logaddexp(0, odds) * (1 - results)
 

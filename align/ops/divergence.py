@@ -69,7 +69,7 @@ def kl_between(logits_a: Tensor, logits_b: Tensor, mask: Tensor) -> Divergence:
     return Divergence(kl / len(rows), same / len(rows), largest, len(rows))
 
 
-def pooled_divergence(logits_a: Sequence[Tensor], logits_b: Sequence[Tensor]) -> Divergence:
+def compute_divergence(logits_a: Sequence[Tensor], logits_b: Sequence[Tensor]) -> Divergence:
     """Return the divergence over every position of several texts, [S, V] logits each: means over all tokens, and the
     largest difference of all."""
     pairs = zip(logits_a, logits_b, strict=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def not_finite(x: Tensor, dtype: torch.dtype | None = None) -> int:
+def count_not_finite(x: Tensor, dtype: torch.dtype | None = None) -> int:
     """Return how many values of a tensor are nan, infinite, or too large for `dtype`; 0 for integers.
 
     The least and the greatest value are checked first, in one pass without memory (13 GB/s of fp32 and 2.8 of bf16 on a
@@ -27,6 +27,6 @@ def not_finite(x: Tensor, dtype: torch.dtype | None = None) -> int:
     return int((~x.isfinite() | (x.abs() > most)).sum())
 
 
-def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> tuple[str, int] | None:
+def find_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> tuple[str, int] | None:
     """Return the name of the first tensor with values that are not finite, and their number, or None."""
-    return next(((name, count) for name, x in tensors if (count := not_finite(x))), None)
+    return next(((name, count) for name, x in tensors if (count := count_not_finite(x))), None)

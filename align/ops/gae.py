@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def token_rewards(
+def compute_token_rewards(
     scores_B: Tensor,
     kl_BT: Tensor,
     mask_BT: Tensor,

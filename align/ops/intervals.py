@@ -3,8 +3,8 @@
 An *observation* was drawn independently of the others: a prompt, a ranking, an item. Several answers to one prompt, or
 the pairs of one ranking, are one observation, whose value is their mean.
 
-A share has Wilson's score interval at an effective number of observations (`proportion`), a mean has one from its
-standard error and Student's t (`mean`). `tests/unit/test_intervals.py` tests their coverage.
+A share has Wilson's score interval at an effective number of observations (`proportion_interval`), a mean has one from
+its standard error and Student's t (`mean_interval`). `tests/unit/test_intervals.py` tests their coverage.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Interval:
         return asdict(self)
 
 
-def proportion(
+def proportion_interval(
     values: ArrayLike, weights: ArrayLike | None = None, level: float = 0.95, prior: float = PRIOR
 ) -> Interval:
     """Return the mean of observations in [0, 1], with Wilson's interval at the effective number of observations.
@@ -85,11 +85,11 @@ def proportion(
     observed_spread = float(w**2 @ (x - p) ** 2) / float(w @ w) * x.size
     dispersion = (observed_spread + prior) / (spread + prior)
     quantile = normal_quantile(level) if trials else t_quantile(max(1.0, kish - 1), level)
-    low, high = wilson(p, kish / dispersion, quantile)
+    low, high = wilson_interval(p, kish / dispersion, quantile)
     return Interval(p, low, high, x.size)
 
 
-def wilson(p: float, n: float, quantile: float) -> tuple[float, float]:
+def wilson_interval(p: float, n: float, quantile: float) -> tuple[float, float]:
     """Return Wilson's score interval of a share p of n: (p + q²/2n ± q √(p(1−p)/n + q²/4n²)) / (1 + q²/n).
 
     It stays in [0, 1], and has a width above 0 at p = 0 and p = 1, unlike the normal approximation.
@@ -106,7 +106,7 @@ def wilson(p: float, n: float, quantile: float) -> tuple[float, float]:
     return max(0.0, min(p, (centre - spread) / scale)), min(1.0, max(p, (centre + spread) / scale))
 
 
-def mean(values: ArrayLike, level: float = 0.95) -> Interval:
+def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
     """Return the mean of n observations with its interval x̄ ± t(n−1) · s/√n.
 
     A single observation, or observations that are all equal, have no interval.
@@ -127,7 +127,7 @@ def mean(values: ArrayLike, level: float = 0.95) -> Interval:
     return Interval(value, value - half, value + half, x.size)
 
 
-def ratio(totals: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> Interval:
+def ratio_interval(totals: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> Interval:
     """Return Σ totals / Σ sizes of n observations of unequal size, such as nats and tokens of rows, with the interval
     of its linearised variance: that of the mean of r + (totalᵢ − r·sizeᵢ)·n / Σ sizes.
 
@@ -144,10 +144,10 @@ def ratio(totals: ArrayLike, sizes: ArrayLike, level: float = 0.95) -> Interval:
     if total.size != size.size or size.sum() <= 0:
         raise ValueError(f"{total.size} totals for {size.size} sizes that sum to {size.sum()}")
     r = float(total.sum() / size.sum())
-    return mean(r + (total - r * size) * total.size / size.sum(), level)
+    return mean_interval(r + (total - r * size) * total.size / size.sum(), level)
 
 
-def jackknife(left_out: ArrayLike) -> float:
+def jackknife_error(left_out: ArrayLike) -> float:
     """Return the standard error √((n−1)/n · Σ (θ₍ᵢ₎ − θ̄)²) of a smooth statistic θ of n observations; nan if θ is
     undefined without one of them.
 
@@ -161,7 +161,7 @@ def jackknife(left_out: ArrayLike) -> float:
     return math.sqrt((n - 1) / n * float(((estimates - estimates.mean()) ** 2).sum()))
 
 
-def grouped(ids: Sequence[str], values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def average_by_group(ids: Sequence[str], values: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the mean value of each id, and the number of its values, in order of first appearance; two arrays of shape
     [n]. This makes independent observations of values that depend on each other."""
     numbers = {id: i for i, id in enumerate(dict.fromkeys(ids))}

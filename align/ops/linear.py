@@ -18,24 +18,24 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 
 def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """Return x Wᵀ + b, [N, O], without a gradient. Either matrix may be a transposed view, and the weight may come from
-    `packed`."""
+    `pack_weight`."""
     if weight_OI.is_mkldnn or (ONEDNN and x_NI.dtype == torch.float32 and x_NI.device.type == "cpu"):
         return torch.ops.mkldnn._linear_pointwise(x_NI, weight_OI, bias_O, "none", [], "")
     return torch.nn.functional.linear(x_NI, weight_OI, bias_O)
 
 
-def bf16() -> bool:
+def has_bf16_products() -> bool:
     """Return whether oneDNN multiplies bf16 on this processor."""
     return ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def packed(weight_OI: Tensor, rows: int) -> Tensor:
+def pack_weight(weight_OI: Tensor, rows: int) -> Tensor:
     """Return a copy of a weight in oneDNN's layout for products with about this number of rows.
 
     A product with few rows otherwise spends much of its time on converting the layout. Returns the weight itself if
     oneDNN is missing or cannot multiply its dtype on this processor.
     """
-    dtypes = (torch.float32, torch.bfloat16) if bf16() else (torch.float32,)
+    dtypes = (torch.float32, torch.bfloat16) if has_bf16_products() else (torch.float32,)
     if not ONEDNN or weight_OI.device.type != "cpu" or weight_OI.dtype not in dtypes:
         return weight_OI
     return torch.ops.mkldnn._reorder_linear_weight(weight_OI, rows)

@@ -43,7 +43,7 @@ def token_logprobs(
         targets_N: token ids.
         head: the lm-head, hidden → logits.
         temperature: of the distribution; the same for sampling, old, new and reference logprobs.
-        chunk: rows of logits in memory at once; None for the number of `rows_for`.
+        chunk: rows of logits in memory at once; None for the number of `choose_chunk_rows`.
 
     Returns:
         logprobs_N, entropy_N: fp32. The entropy carries no gradient.
@@ -57,7 +57,7 @@ def token_logprobs(
 
     if chunk is None:
         with torch.no_grad():
-            chunk = rows_for(head(hidden_ND[:1]).shape[-1], hidden_ND.device)
+            chunk = choose_chunk_rows(head(hidden_ND[:1]).shape[-1], hidden_ND.device)
     recompute = hidden_ND.shape[0] > chunk and torch.is_grad_enabled()
     parts = [
         checkpoint(compute_chunk, h, y, use_reentrant=False) if recompute else compute_chunk(h, y)
@@ -89,7 +89,7 @@ def linear_predictions(
     hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, temperature: float = 1.0, chunk: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the logprobs and entropies of `linear_logprobs`, and the id of the likeliest token in each row [N]."""
-    chunk = chunk or rows_for(weight_VD.shape[0], weight_VD.device)
+    chunk = chunk or choose_chunk_rows(weight_VD.shape[0], weight_VD.device)
     return LinearLogprobs.apply(hidden_ND, targets_N, weight_VD, temperature, chunk)  # pyright: ignore[reportReturnType]
 
 
@@ -144,6 +144,6 @@ def analyse_logits(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor
         return logprobs_N, p_NV, normaliser_N - torch.linalg.vecdot(p_NV, logits_NV), likeliest_N
 
 
-def rows_for(vocabulary: int, device: torch.device) -> int:
+def choose_chunk_rows(vocabulary: int, device: torch.device) -> int:
     """Return the number of rows of logits to compute at once."""
     return max(ROWS, (LOGITS if device.type == "cpu" else GPU_LOGITS) // vocabulary)

@@ -152,7 +152,7 @@ def kl_loss(kl_BT: Tensor, mask_BT: Tensor, divisor: float, weights_BT: Tensor |
     return masked_sum(kl_BT if weights_BT is None else weights_BT * kl_BT, mask_BT) / divisor
 
 
-def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
+def compute_explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Return 1 − Var(R − V) / Var(R) over the mask, or 0 if the returns do not vary."""
     returns = returns_BT[mask_BT]
     variance = returns.var(unbiased=False)
@@ -230,7 +230,7 @@ def kto_loss(
     Args:
         rewards_N: r, log (π/π_ref) of each answer, in nats.
         wanted_N: True for a desirable answer.
-        reference: z, see `kto_reference`.
+        reference: z, see `compute_kto_reference`.
         desirable, undesirable: λ_D and λ_U.
     """
     margin_N = torch.where(wanted_N, rewards_N - reference, reference - rewards_N)
@@ -238,7 +238,7 @@ def kto_loss(
     return (weights_N * torch.sigmoid(-beta * margin_N)).mean()
 
 
-def kto_reference(mismatched_N: Tensor) -> Tensor:
+def compute_kto_reference(mismatched_N: Tensor) -> Tensor:
     """Return z of `kto_loss`: the KL of the policy to its reference, estimated as the mean of log (π/π_ref) of answers
     to other prompts [N], and at least 0."""
     return mismatched_N.mean().clamp_min(0)

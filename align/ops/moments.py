@@ -19,7 +19,7 @@ class Moments:
     deviations: float
 
     @classmethod
-    def of(cls, values: Tensor) -> Moments:
+    def from_values(cls, values: Tensor) -> Moments:
         """Compute the moments of one batch, in fp64."""
         values = values.double()
         mean = values.mean()
@@ -30,16 +30,16 @@ class Moments:
         """The standard deviation of the population (divided by n)."""
         return math.sqrt(self.deviations / self.count)
 
-    def joined(self, values: Tensor) -> Moments:
+    def with_batch(self, values: Tensor) -> Moments:
         """Return the moments of these numbers and another batch, in one pass and without cancellation (Chan, Golub and
         LeVeque, 1979)."""
-        batch = Moments.of(values)
+        batch = Moments.from_values(values)
         count = self.count + batch.count
         gap = batch.mean - self.mean
         mean = self.mean + gap * batch.count / count
         between = gap * gap * self.count * batch.count / count
         return Moments(count, mean, self.deviations + batch.deviations + between)
 
-    def standardised(self, values: Tensor) -> Tensor:
+    def standardise(self, values: Tensor) -> Tensor:
         """Return (values − mean) / std."""
         return (values - self.mean) / self.std

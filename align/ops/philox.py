@@ -42,7 +42,7 @@ def philox(counter: tuple[Any, Any, Any, Any], key: tuple[Any, Any]) -> tuple[An
     return c0, c1, c2, c3
 
 
-def uniforms(seeds_B: Tensor, columns: int) -> Tensor:
+def draw_uniforms(seeds_B: Tensor, columns: int) -> Tensor:
     """Return numbers in [0, 1) with 53 random bits [B, columns], fp64. Number t of a row is a function of (its seed, t)
     alone.
 
@@ -53,8 +53,8 @@ def uniforms(seeds_B: Tensor, columns: int) -> Tensor:
     return draw_integers(seeds_B[:, None], position, torch.zeros_like(position)).double() / 2**53
 
 
-def uniforms_of(seed: int, columns: int) -> list[float]:
-    """Return one row of `uniforms`, by NumPy: for a few numbers torch takes five times as long.
+def draw_uniform_row(seed: int, columns: int) -> list[float]:
+    """Return one row of `draw_uniforms`, by NumPy: for a few numbers torch takes five times as long.
 
     Args:
         seed: int64.
@@ -96,6 +96,6 @@ def draw_tokens(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
     return index.squeeze(-1).clamp_max(probabilities_BV.shape[1] - 1)  # nan may give any index, also one too many
 
 
-def chance_of(drawn_B: Tensor, probabilities_BV: Tensor) -> Tensor:
+def gather_probabilities(drawn_B: Tensor, probabilities_BV: Tensor) -> Tensor:
     """Return the probability [B] with which each token was sampled."""
     return probabilities_BV.gather(1, drawn_B[:, None]).squeeze(1)

@@ -13,7 +13,7 @@ from align.data.chat.encode import prompt_room
 from align.models.lora import Lora
 from align.planning.shapes import Linear, Shape, shape_of
 from align.run import Run
-from align.track import device_in_use
+from align.track import detect_device
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
@@ -518,7 +518,7 @@ def predict_peak(run: Run, longest: int, config: Any, texts: int = 0, rewards: i
         ranks=ranks.world_size(),
         from_adapter=init is not None and init.whole is False,
         rewards=rewards,
-        cuda=device_in_use() == "cuda",
+        cuda=detect_device() == "cuda",
     )
     lengths = {"prompt": longest, "length": longest + work.answer} if work.prompt else {"length": longest}
     work = replace(work, texts=texts or work.texts, **lengths)

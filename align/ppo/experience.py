@@ -13,10 +13,10 @@ from torch import Tensor
 from align.core.types import Rollout
 from align.models.forward import compute_in_chunks, compute_several_in_chunks
 from align.models.roles import CachedForward, Roles
-from align.ops.advantages import group_relative, leave_one_out, less_group_mean
-from align.ops.gae import gae, token_rewards
+from align.ops.advantages import group_relative, leave_one_out, subtract_group_mean
+from align.ops.gae import compute_token_rewards, gae
 from align.ops.kl import ESTIMATORS, kl_k1, kl_k3
-from align.ops.losses import explained_variance, importance_weights
+from align.ops.losses import compute_explained_variance, importance_weights
 from align.ops.masking import masked_mean, masked_sum, masked_whiten
 from align.ops.moments import Moments
 
@@ -58,7 +58,7 @@ def estimate_advantages(
     branch here.
 
     Args:
-        rewards_BT: 0 outside the mask, see `token_rewards`. Rows of a group stand together.
+        rewards_BT: 0 outside the mask, see `compute_token_rewards`. Rows of a group stand together.
         values_BT: V before each token. `gae` alone reads it.
         bootstrap_B: V after the last token of each response, see `gae`. `gae` alone reads it.
 
@@ -75,7 +75,7 @@ def estimate_advantages(
         case "reinforce_pp":
             to_go_BT, _ = gae(rewards_BT, torch.zeros_like(rewards_BT), mask_BT, estimator.gamma, 1.0)
             if estimator.group_size > 1:
-                mean_B = rewards_B.double() - less_group_mean(rewards_B, estimator.group_size)
+                mean_B = rewards_B.double() - subtract_group_mean(rewards_B, estimator.group_size)
                 to_go_BT = to_go_BT - mean_B.to(to_go_BT.dtype)[:, None]
             return masked_whiten(to_go_BT, mask_BT), None
         case "rloo":
@@ -186,7 +186,7 @@ def shape_scores(
     This is its score, standardised by `moments`, clipped to ± `score_clip` and scaled, less `missing_eos_penalty` if
     the response did not end by itself.
     """
-    standard_B = moments.standardised(raw_B)
+    standard_B = moments.standardise(raw_B)
     if score_clip is not None:
         standard_B = standard_B.clamp(-score_clip, score_clip)
     return score_scale * standard_B - missing_eos_penalty * (~rollout.ended_B).to(standard_B)
@@ -224,7 +224,7 @@ def assemble_experience(
     """
     mask = rollout.response_mask_BT
     kl_BT = ESTIMATORS[kl_estimator](old_logprobs_BT, ref_logprobs_BT)
-    rewards_BT = token_rewards(scores_B, kl_BT, mask, kl_coef if kl_in_reward else 0.0)
+    rewards_BT = compute_token_rewards(scores_B, kl_BT, mask, kl_coef if kl_in_reward else 0.0)
     total = masked_sum(rewards_BT, mask) / mask.shape[0]
     if whiten_rewards:
         rewards_BT = masked_whiten(rewards_BT, mask, shift_mean=False)
@@ -262,7 +262,7 @@ def summarize_experience(experience: Experience, scores_B: Tensor, reward: Tenso
         figures["prompt_score_std"] = scores_B.view(-1, group_size).mean(1).std(unbiased=False)
     if experience.values_BT is not None and experience.returns_BT is not None:
         figures["value"] = masked_mean(experience.values_BT, mask)
-        figures["explained_variance"] = explained_variance(experience.values_BT, experience.returns_BT, mask)
+        figures["explained_variance"] = compute_explained_variance(experience.values_BT, experience.returns_BT, mask)
     if rollout.logprobs_BT is not None:
         figures["sampler_kl"] = masked_mean(kl_k3(rollout.logprobs_BT, experience.old_logprobs_BT), mask)
     return {name: float(figure) for name, figure in figures.items()}

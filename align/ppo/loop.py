@@ -22,7 +22,7 @@ from torch import Tensor
 from align import ranks
 from align.annotate.store import Candidate
 from align.core.errors import require
-from align.core.types import Conversation, Result
+from align.core.types import Conversation, StageResult
 from align.data.ngrams import repetition
 from align.models.forward import base_model
 from align.models.roles import CachedForward
@@ -57,7 +57,7 @@ from align.rollout.engine import cut_answers, generator_for
 from align.rollout.strip_reasoning import empty_answers
 from align.run import Run
 from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
-from align.track import Clock, Tracker, last_updates, progress, select_updates
+from align.track import Clock, Tracker, last_updates, select_updates, show_progress
 
 MEANS = ("score", "kl", "length", "eos_rate", "empty_rate", "entropy", "equal_groups")
 """Figures of an update whose means over the last updates are the run's."""
@@ -104,7 +104,7 @@ def train_policy(
     tripped: dict[str, str] = {}
     suspicious: list[tuple[Conversation, list[Candidate]]] = []
     started = None
-    with track(done) as tracker, progress("ppo", settings.updates, done) as bar:
+    with track(done) as tracker, show_progress("ppo", settings.updates, done) as bar:
         if settings.eval_every and not done:
             state = replace(state, start_variety=watch_variety(workers, {}))
             tracker.log(0, {**measure(workers, moments, settings, 0, tracker), **state.start_variety})
@@ -115,7 +115,7 @@ def train_policy(
             answers, raw, figures = roll_out(workers, settings, number, started, state, clock)
             started, sampler = start_next_rollout(workers, settings, number)
             if settings.normalise == "running":
-                state = replace(state, moments=state.moments.joined(raw))
+                state = replace(state, moments=state.moments.with_batch(raw))
             scores = compute_scores(workers, settings, answers, raw, state)
             clock.lap("score_s")
 
@@ -301,7 +301,7 @@ def find_suspects(
 
 def build_result(
     trained: Trained, workers: Workers, settings: PpoSettings, known: Mapping[str, Any], peaks: Mapping[str, float]
-) -> Result:
+) -> StageResult:
     """Return a run's headline figures, and the lines that are printed. `last_…` are means over the last updates.
 
     Args:
@@ -330,7 +330,7 @@ def build_result(
         line += f"; stopped at update {len(updates)} by {', '.join(trained.tripped)}"
     cut = cut_answers(1 - metrics["last_eos_rate"], settings.max_new_tokens)
     blank = empty_answers(metrics.get("last_empty_rate", 0.0), hides=True)  # which is known where reasoning is hidden
-    return Result(metrics, (line, *cut, *blank, *describe_published(metrics, settings.publish)))
+    return StageResult(metrics, (line, *cut, *blank, *describe_published(metrics, settings.publish)))
 
 
 def describe_published(metrics: Mapping[str, Any], publish: str) -> list[str]:

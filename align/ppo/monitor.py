@@ -197,8 +197,8 @@ def measure_answers(
         match wire:
             case "length_correlation":
                 lengths_B = rollout.lengths_B.float()
-                score_B = Moments.of(scores_B).standardised(scores_B)
-                length_B = Moments.of(lengths_B).standardised(lengths_B)
+                score_B = Moments.from_values(scores_B).standardise(scores_B)
+                length_B = Moments.from_values(lengths_B).standardise(lengths_B)
                 return (score_B * length_B).nan_to_num()  # a constant correlates with nothing
             case "disagreement":
                 assert isinstance(workers.scorer, Ensemble)  # no other scorer has the figure

@@ -15,7 +15,7 @@ from align.core.errors import InputError, require
 from align.core.types import Rollout
 from align.data.chat.encode import Prompt
 from align.models.forward import compute_in_chunks
-from align.ops.advantages import equal_groups
+from align.ops.advantages import mark_equal_groups
 from align.ops.masking import masked_mean
 from align.ppo.checkpoint import PpoState
 from align.ppo.experience import shape_scores
@@ -185,7 +185,7 @@ def find_equal_groups(workers: Workers, settings: PpoSettings, scored: Scored, s
     decides how often they ask."""
     answers, raw, _ = scored
     scores_B = compute_scores(workers, settings, answers, raw, state)
-    return ranks.broadcast(equal_groups(scores_B, settings.per_prompt).tolist())
+    return ranks.broadcast(mark_equal_groups(scores_B, settings.per_prompt).tolist())
 
 
 def compute_scores(workers: Workers, settings: PpoSettings, answers: Answers, raw_B: Tensor, state: PpoState) -> Tensor:

@@ -167,7 +167,7 @@ class Workers:
             workers with that scorer, and the moments of its scores for these answers.
         """
         workers = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.judged.rollout))
-        return workers, Moments.of(workers.score(answers)[0])
+        return workers, Moments.from_values(workers.score(answers)[0])
 
     def policy(self) -> tuple[Tensor, ...]:
         """Return a copy of the policy's trained weights, in the order of its parameters, on the CPU."""

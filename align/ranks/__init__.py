@@ -23,7 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from align.core.errors import AlignError, InputError, readable, require
+from align.core.errors import AlignError, InputError, make_printable, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -415,8 +415,8 @@ def first_failure(error: BaseException) -> Failure:
     interrupted = isinstance(error, KeyboardInterrupt)
     status = INTERRUPTED if interrupted else getattr(error, "exit_status", 1)
     is_fault = not interrupted and not isinstance(error, AlignError)
-    message = "interrupted" if interrupted else readable(repr(error) if is_fault else str(error))
-    trace = readable("".join(traceback.format_exception(error))) if is_fault else ""
+    message = "interrupted" if interrupted else make_printable(repr(error) if is_fault else str(error))
+    trace = make_printable("".join(traceback.format_exception(error))) if is_fault else ""
     own = Failure(_here.rank, status, message, trace)
     try:
         first = Failure(*json.loads(_here.store.compare_set(FAILED, "", json.dumps(own))))

@@ -181,9 +181,9 @@ def figures_over(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def mean_of(name: str, values: Sequence[float]) -> dict[str, Any]:
     """Return the mean over several seeds with its interval. That of a share is cut to 0 and 1."""
-    from align.ops.intervals import mean  # it needs NumPy
+    from align.ops.intervals import mean_interval  # it needs NumPy
 
-    estimate = mean(values)
+    estimate = mean_interval(values)
     low = estimate.low
     high = estimate.high
     if name.removesuffix(".value").endswith(SHARES) and low is not None and high is not None:

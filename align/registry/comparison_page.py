@@ -246,10 +246,10 @@ def is_better(best: Row, other: Row, name: str, low: bool) -> bool:
     """
     seeds = [seed for seed in best.by_seed if name in best.by_seed[seed] and name in other.by_seed.get(seed, {})]
     if len(seeds) > 1:
-        from align.ops.intervals import mean  # it needs NumPy
+        from align.ops.intervals import mean_interval  # it needs NumPy
 
         gains = [value_of(best.by_seed[seed][name]) - value_of(other.by_seed[seed][name]) for seed in seeds]
-        gain = mean(gains)
+        gain = mean_interval(gains)
         if gain.low is None or gain.high is None:  # all gains are equal
             return (gain.value < 0) if low else (gain.value > 0)
         return gain.high < 0 if low else gain.low > 0

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.config.identity import identifying
+from align.config.identity import select_identity
 from align.core.errors import CorruptFile, InputError, require
 from align.core.files import check_readable
 from align.registry.formatting import cell, clean, leaves
@@ -73,7 +73,7 @@ def unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, lis
 def settings_of(manifest: Manifest) -> dict[str, Any]:
     """Return dotted key → value of the settings that are part of a run's identity. Inputs are compared by digest."""
     inputs: Collection[str] = {*manifest.inputs, *(["base"] if manifest.base else [])}
-    return dict(leaves(identifying(manifest.stage, manifest.config, inputs)))
+    return dict(leaves(select_identity(manifest.stage, manifest.config, inputs)))
 
 
 def is_ref(key: str) -> bool:

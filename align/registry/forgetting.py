@@ -33,10 +33,10 @@ from typing import Any
 from align.annotate.store import Store
 from align.annotate.store.erasure import erase
 from align.config.root import DEFAULT_ROOT
-from align.core.chain import canonical
+from align.core.chain import to_canonical_json
 from align.core.errors import AlignError, InputError, RunBusy, StorageError
 from align.core.outputs import refuse_foreign_database, replace_file
-from align.core.redaction import redacted
+from align.core.redaction import redact
 from align.registry.comparison import SWEEPS
 from align.registry.forget_selection import MAY_HAVE, Selection, Selector, selected
 from align.registry.forgotten_texts import Shown, Texts, shown_in, without
@@ -120,7 +120,7 @@ def now() -> str:
 
 
 def keyed_hash(salt: str, selector: tuple[str, ...]) -> str:
-    return hmac.digest(salt.encode(), canonical(list(selector)).encode(), "sha256").hex()
+    return hmac.digest(salt.encode(), to_canonical_json(list(selector)).encode(), "sha256").hex()
 
 
 def new_receipt(kind: str, who: str, selector: tuple[str, ...]) -> Receipt:
@@ -503,7 +503,7 @@ def forgotten_already(plan: Plan) -> bool:
 
 def begin_receipt(plan: Plan, who: str) -> Receipt:
     """Write the receipt with everything that is going to be done."""
-    receipt = plan.before or new_receipt(plan.selector.kind, redacted(who), identity(plan.selector, plan.url))
+    receipt = plan.before or new_receipt(plan.selector.kind, redact(who), identity(plan.selector, plan.url))
     files = {
         in_root(run, file.file): {"lines": file.lines}
         for run, matches in plan.matches.items()

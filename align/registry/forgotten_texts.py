@@ -19,7 +19,7 @@ from typing import Any
 
 from align.core.files import open_binary
 from align.report.page import LONGEST_TEXT
-from align.track import shortened
+from align.track import truncate_text
 
 LONG = 12
 """Least number of characters of a text that is looked for within others."""
@@ -128,7 +128,7 @@ class Texts:
     def strong(self) -> frozenset[str]:
         """Folded texts that identify the source of a line: in full, and shortened as in logs and pages."""
         long = {text for text in self.own if len(folded(text)) >= LONG}
-        cut = {shortened(text) for text in long} | {text[: LONGEST_TEXT - 1] for text in self.own}
+        cut = {truncate_text(text) for text in long} | {text[: LONGEST_TEXT - 1] for text in self.own}
         return frozenset(key for text in long | cut for form in forms(text) if len(key := folded(form)) >= LONG)
 
     @cached_property

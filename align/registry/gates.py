@@ -42,7 +42,7 @@ from typing import Any
 import yaml
 
 from align.core.errors import CorruptFile, InputError, require, require_schema_version
-from align.core.files import read_bytes, user_path
+from align.core.files import parse_user_path, read_bytes
 from align.registry.formatting import figure as format_value
 from align.registry.formatting import value_at
 from align.registry.record import Record, altered_in, number
@@ -225,7 +225,7 @@ def read_condition(spec: Any, field: str, home: Path) -> tuple[str, Check]:
     meaning = str(value_kind).lower() if isinstance(value_kind, bool) else value_kind
     require({*spec} == {kind} and is_value, field, dict(spec), "is no such condition", f"Write {{{kind}: {meaning}}}.")
     if kind == "signature":
-        path = home / user_path(value, field)
+        path = home / parse_user_path(value, field)
         remedy = "The path of a public key counts from the folder of its gate."
         require(path.is_file(), f"{field}.signature", value, f"is no file in {home}", remedy)
         return text.format(path.name), partial(check, value=(path, f"{field}.signature"))

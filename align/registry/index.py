@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from align.config.stages import WITH_RUNS
-from align.core.errors import CorruptFile, InputError, half_character, require
+from align.core.errors import CorruptFile, InputError, find_lone_surrogate, require
 from align.core.files import has_file
 from align.core.outputs import move_aside
 from align.registry.record import (
@@ -251,7 +251,7 @@ class Index:
     def _refresh(self) -> int:
         old_stamps: dict[str, str] = dict(self.db.execute("select run, stamp from runs"))
         stamps = dict(iter_folders(self.root))
-        self.unnamed = [run for run in stamps if half_character(run)]
+        self.unnamed = [run for run in stamps if find_lone_surrogate(run)]
         for run in self.unnamed:
             del stamps[run]
         gone = old_stamps.keys() - stamps.keys()

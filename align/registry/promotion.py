@@ -10,7 +10,7 @@ from pathlib import Path
 
 from align.core.aliases import Arm
 from align.core.errors import InputError, require
-from align.core.redaction import redacted
+from align.core.redaction import redact
 from align.registry.gates import Gate, Subject
 from align.registry.index import Index, asked
 from align.registry.record import Record, forgets
@@ -77,10 +77,10 @@ def promote(
         root,
         alias,
         [replace(arm, manifests=manifests_of(root, subject)) for arm, subject in zip(new_arms, subjects, strict=True)],
-        who=redacted(who or user()),
-        why=redacted(why),
+        who=redact(who or user()),
+        why=redact(why),
         replaces=previous.seq if previous else 0,
-        override=redacted(override or ""),
+        override=redact(override or ""),
         gates=[gate.as_json(findings) for gate, findings in results],
     )
     lines = [] if results else [f"no gate binds @{alias}"]
@@ -104,7 +104,7 @@ def retire(root: Path, alias: str, *, who: str | None, why: str) -> tuple[Change
     previous = log.last(alias)
     if previous is None or not previous.arms:
         raise InputError("stage.alias", alias, "means nothing now", "stage.action=history lists the aliases.")
-    change = append(root, alias, [], who=redacted(who or user()), why=redacted(why), replaces=previous.seq)
+    change = append(root, alias, [], who=redact(who or user()), why=redact(why), replaces=previous.seq)
     return change, describe_change(change, previous, [])
 
 

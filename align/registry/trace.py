@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from align.core.chain import Head
+from align.core.chain import ChainHead
 from align.core.errors import AlignError, CorruptFile, InputError, MissingArtifact
 from align.core.files import open_binary
 from align.registry.formatting import clean, kl_in, method_in, score_in
@@ -140,7 +140,7 @@ class Votes:
     whole: bool = True
 
 
-def read_votes(url: str, project: str, head: Head, full: bool) -> Votes:
+def read_votes(url: str, project: str, head: ChainHead, full: bool) -> Votes:
     """Return the votes of a project up to the last row of its ledger that a run read.
 
     Args:
@@ -224,7 +224,7 @@ class Node:
                 yield from node.nodes()
 
 
-Voters = Callable[[str, Head], Votes]
+Voters = Callable[[str, ChainHead], Votes]
 """Returns the votes of a project up to the last row of its ledger that was read."""
 
 
@@ -329,7 +329,7 @@ class Tracer:
         """Return the node of votes, with their annotators and the runs that sampled the answers."""
         project = str(input["project"])
         seq = int(input.get("seq", -1))
-        votes = self.voters(project, Head(seq, input["digest"]))
+        votes = self.voters(project, ChainHead(seq, input["digest"]))
         annotators = [
             ("annotator", Node("annotator", name, facts=(counted(count, "judgement"),)))
             for name, count in sorted(votes.by.items(), key=lambda item: (-item[1], item[0]))

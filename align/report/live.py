@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
-from align.core.errors import AlignError, readable
+from align.core.errors import AlignError, make_printable
 from align.report.figure_labels import describe_scarce, table_of
 from align.report.figure_text import duration
 from align.report.headlines import verdict_of
@@ -236,4 +236,4 @@ def how_far(progress: Progress | None, stage: str, running: bool = True) -> str:
 
 def said_of(error: BaseException) -> str:
     kind = "" if isinstance(error, AlignError) else f"{type(error).__name__}: "
-    return readable(f"{kind}{error}")
+    return make_printable(f"{kind}{error}")

@@ -12,7 +12,7 @@ from align.report.figure_text import counted, duration, format_figure, is_interv
 from align.report.page import Code, Fact, Link
 from align.report.run_view import RunView
 from align.run.manifest import Base, Input, Manifest
-from align.track import shortened
+from align.track import truncate_text
 
 METHODS = {
     "qlora": "QLoRA: an adapter on the base in NF4 (4 bits)", "lora": "LoRA: an adapter on the base as it is",
@@ -141,7 +141,7 @@ def about_rendering(data: Mapping[str, Any]) -> Iterator[str]:
     if kwargs := data.get("template_kwargs"):
         yield f"arguments of the chat template: {', '.join(f'{name}={value}' for name, value in kwargs.items())}"
     if data.get("system"):
-        yield f"system turn where a row has none: {shortened(data['system'], LONGEST_SYSTEM)}"
+        yield f"system turn where a row has none: {truncate_text(data['system'], LONGEST_SYSTEM)}"
     if said := REASONING.get(data.get("reasoning", "")):
         yield said
 

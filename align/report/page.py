@@ -28,7 +28,7 @@ from align.core.distribution import install_command, missing_modules
 from align.core.errors import InputError, StorageError
 from align.core.outputs import refuse_foreign_file, replace_file
 from align.report.figure_text import counted, few, format_figure, in_words, percent, signed
-from align.track import shortened, turn_text
+from align.track import format_turn, truncate_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +100,7 @@ def report_templates() -> Environment:
         "signed": signed,
         "counted": counted,
         "few": few,
-        "shortened": shortened,
+        "shortened": truncate_text,
         "paragraphs": parse_paragraphs,
         "spans": split_spans,
         "prompt": shorten_prompt,
@@ -232,8 +232,8 @@ def shorten_prompt(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     turns = counted(len(earlier) - systems, "earlier turn") if len(earlier) > systems else ""
     return {
         "summary": " and ".join(filter(None, ("system turn" if systems else "", turns))),
-        "earlier": [(message["role"], shorten(turn_text(message))) for message in earlier],
-        "text": shorten(turn_text(last)),
+        "earlier": [(message["role"], shorten(format_turn(message))) for message in earlier],
+        "text": shorten(format_turn(last)),
     }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from align.ops.calibration import Bin
+from align.ops.calibration import CalibrationBin
 from align.report.figure_text import is_number
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def whiskers(figure: tuple[float, float, float]) -> list[list[float]]:
     return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
-def reliability(bins: Sequence[Bin], title: str = "") -> Figure:
+def reliability(bins: Sequence[CalibrationBin], title: str = "") -> Figure:
     """Predicted against observed share with 95 % intervals, the diagonal of perfect calibration, and counts."""
     figure, ax = axes("predicted chance that the first answer wins", "share that won", title, SMALL)
     ax.plot([0, 1], [0, 1], color="#8c8c8c", linestyle="--", linewidth=1.2, label="perfectly calibrated")

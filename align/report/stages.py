@@ -13,7 +13,7 @@ from itertools import islice
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from align.ops.calibration import Bin, calibration_bins
+from align.ops.calibration import CalibrationBin, bin_predictions
 from align.report.figure_text import counted, format_figure, is_number
 from align.report.page import Report
 from align.report.run_view import RunView
@@ -309,7 +309,7 @@ def add_labelled_answers(report: Report, seen: RunView) -> None:
         report.add("labelled", title, found[:SHOWN_PAIRS], template=SAMPLES)
 
 
-def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Bin]:
+def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[CalibrationBin]:
     """Calibration of P(first wins), each pair's first chosen by a hash of its id: with the chosen always first, every
     outcome would be 1.
 
@@ -322,7 +322,7 @@ def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[Bin]:
         odds = pair["log_odds"]
         predicted.append(1 / (1 + math.exp(min(odds if flipped else -odds, 700.0))))
         outcomes.append(0.0 if flipped else 1.0)
-    return calibration_bins(predicted, outcomes, [pair["group"] for pair in pairs])
+    return bin_predictions(predicted, outcomes, [pair["group"] for pair in pairs])
 
 
 def add_held_out_answers(report: Report, seen: RunView) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from align.core.errors import LONE, NotFinite, require
+from align.core.errors import LONE_SURROGATE, NonFiniteLogits, require
 from align.core.types import Rollout
 from align.models.actors import Actor, snapshot
 from align.models.finite_checks import diverged
@@ -29,7 +29,7 @@ def divergence_as_input_error(model_name: str, lr: float | None, dtype: str) -> 
     """
     try:
         yield
-    except NotFinite as error:
+    except NonFiniteLogits as error:
         raise diverged(f"{model_name}, answers nothing: {error}", lr, dtype) from error
 
 
@@ -148,7 +148,7 @@ def response_text(tokenizer: Any, ids: Sequence[int], ended: bool) -> str:
         ended: the last token is a stop token.
     """
     answer_ids = ids[:-1] if ended else ids
-    return LONE.sub("\ufffd", tokenizer.decode(answer_ids, skip_special_tokens=True)).strip()
+    return LONE_SURROGATE.sub("\ufffd", tokenizer.decode(answer_ids, skip_special_tokens=True)).strip()
 
 
 CUT = 0.1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import InputError
-from align.core.files import read_text, user_path
+from align.core.files import parse_user_path, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,7 +92,7 @@ def interpreter(engine: str, given: str, field: str) -> str | None:
     """
     if given == "none":
         return None
-    python = sys.executable if given == "auto" else str(user_path(given, field))
+    python = sys.executable if given == "auto" else str(parse_user_path(given, field))
     if not version_in(engine, python, field):
         if given == "auto":
             return None

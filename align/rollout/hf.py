@@ -20,12 +20,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from align.core.errors import NotFinite
+from align.core.errors import NonFiniteLogits
 from align.core.types import Rollout
 from align.models.actors import Actor
 from align.models.fastpath.decoder import ReservedCache
 from align.models.forward import base_model, decoder_of, lm_head, pad, route_of, without_generation_config
-from align.ops.philox import chance_of, draw_tokens, uniforms
+from align.ops.philox import draw_tokens, draw_uniforms, gather_probabilities
 from align.rollout.engine import joined, rows_by_actor
 from align.run import Base
 
@@ -162,7 +162,7 @@ class HfEngine:
             ends: one a prompt; none where only `stop_ids` end a response.
         """
         lengths = torch.tensor([len(p) for p in prompts])
-        drawn_BT = uniforms(torch.tensor(seeds), self.max_new_tokens)
+        drawn_BT = draw_uniforms(torch.tensor(seeds), self.max_new_tokens)
         parts = []
         orders = []
         for each, rows in rows_by_actor(actor, len(prompts)).items():
@@ -204,7 +204,7 @@ class HfEngine:
             drawn, chances = self._drawn(lm_head(model)(hidden), uniform_BT[held, t])
             broken |= (chances[:, 0].isnan() & live).any()  # of one nan or infinity softmax makes a row of nan
             response[held, t], real[held, t] = drawn.where(live, self.pad_id), live
-            chance_BT[held, t] = chance_of(drawn, chances).where(live, 1.0)
+            chance_BT[held, t] = gather_probabilities(drawn, chances).where(live, 1.0)
             stopped = live & torch.isin(drawn, stops)
             if ends:
                 stopped |= find_ended(ends, held, drawn, live)
@@ -225,7 +225,7 @@ class HfEngine:
                 cache.batch_select_indices(keep)
             hidden = next_states(model, drawn[:, None], mask_held, last[:, None], cache)
         if bool(broken):  # asked once, for at each token the host would wait for the device
-            raise NotFinite(NO_NUMBERS)
+            raise NonFiniteLogits(NO_NUMBERS)
         used = int(real.any(0).sum())
         tokens = torch.cat([tokens, response[:, :used]], dim=1)
         mask = torch.cat([mask, real[:, :used]], dim=1)
@@ -239,7 +239,7 @@ class HfEngine:
         def chosen(logits_BV: Tensor, t: int) -> Tensor:
             drawn, chances = self._drawn(logits_BV, uniform_BT[:, t])
             broken_BT[:, t] = chances[:, 0].isnan()
-            chance_BT[:, t] = chance_of(drawn, chances)
+            chance_BT[:, t] = gather_probabilities(drawn, chances)
             return drawn
 
         response, real, ended = generate_by(
@@ -253,7 +253,7 @@ class HfEngine:
             ends=ends,
         )
         if bool((broken_BT[:, : real.shape[1]] & real).any()):
-            raise NotFinite(NO_NUMBERS)
+            raise NonFiniteLogits(NO_NUMBERS)
         logprobs = chance_BT[:, : real.shape[1]].log().masked_fill(~real, 0.0)
         return Rollout(torch.cat([tokens, response], 1), torch.cat([mask, real], 1), tokens.shape[1], ended, logprobs)
 

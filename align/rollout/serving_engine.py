@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from align.core.errors import AlignError, CorruptFile, InputError, NotFinite, require
-from align.ops.philox import draw_tokens, uniforms_of
+from align.core.errors import AlignError, CorruptFile, InputError, NonFiniteLogits, require
+from align.ops.philox import draw_tokens, draw_uniform_row
 from align.run.weights import adapter_digest
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Completion:
         """Note that the prompt has been read."""
         self.has_read = True
         if score is not None and not math.isfinite(score):
-            self.fail(NotFinite("the score is nan or infinite"))
+            self.fail(NonFiniteLogits("the score is nan or infinite"))
             return
         ends = self.request.scored or self.request.sampling.max_tokens == 0
         self._tell(Output((), "length" if ends else None, None, prompt_logprobs, cached_tokens, score))
@@ -183,7 +183,7 @@ class Completion:
         """Take the next token; None if there was no distribution to draw from. What of the request's own fails on it
         ends the request."""
         if token is None:
-            self.fail(NotFinite("the logits are nan or infinite"))
+            self.fail(NonFiniteLogits("the logits are nan or infinite"))
             return
         request = self.request
         self.length += 1
@@ -208,7 +208,7 @@ class Completion:
 
     def fail(self, error: Exception) -> None:
         """End it by an error. What is no fault of the input is logged."""
-        if not isinstance(error, AlignError | NotFinite):
+        if not isinstance(error, AlignError | NonFiniteLogits):
             log.exception("a request failed", exc_info=error)
         self._tell(Output((), "error", error))
 
@@ -572,7 +572,7 @@ def draw_numbers(sampling: SamplingParams) -> list[float]:
     """Return the uniform number of each position of an answer; none at temperature 0."""
     if sampling.temperature == 0:
         return []
-    return uniforms_of(sampling.seed, sampling.max_tokens)
+    return draw_uniform_row(sampling.seed, sampling.max_tokens)
 
 
 def next_tokens(

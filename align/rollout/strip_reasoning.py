@@ -32,7 +32,7 @@ class Judged(NamedTuple):
 
 def whole(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Judged:
     """All that was said."""
-    conversations = [p.conversation.answered(text) for p, text in zip(prompts, texts, strict=True)]
+    conversations = [p.conversation.with_answer(text) for p, text in zip(prompts, texts, strict=True)]
     return Judged(conversations, rollout, [None] * len(texts))
 
 
@@ -90,7 +90,7 @@ def answers_alone(
             start = min(prompt_length(tokenizer, asked, encoded), len(encoded) - 1)
             begins = encoded[:start]
             answers = encoded[start:]
-        judged.append(asked.answered(text))
+        judged.append(asked.with_answer(text))
         before.append(begins)
         after.append(answers)
     stripped = rollout_from_answers(before, after, tokenizer.pad_token_id, rollout.tokens_BS.device)

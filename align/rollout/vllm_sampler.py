@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from align.core.errors import InputError, NotFinite, require
+from align.core.errors import InputError, NonFiniteLogits, require
 from align.core.types import Rollout
 from align.data.chat.fixed_prompts import fixed_prompts
 from align.models.actors import Actor
@@ -345,7 +345,7 @@ class VllmSampler(SnapshotEngine):
         is_known = all(0 <= id < self.vocabulary for id in ids)
         require(is_known, server.setting, server.label, problem, "Serve the base of this run.")
         if not all(map(math.isfinite, logprobs)):
-            raise NotFinite(f"{server.label} says that it drew a token with a logprob that is no number")
+            raise NonFiniteLogits(f"{server.label} says that it drew a token with a logprob that is no number")
         stops = [place for place, id in enumerate(ids, 1) if id in self.stop_ids]
         is_whole = [id for id, _, _ in tokens] == ids and len(ids) == min([*stops, self.max_new_tokens])
         problem = f"ended an answer after {len(ids)} tokens, where neither the first stop token nor the limit does"

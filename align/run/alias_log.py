@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from align.core.chain import GENESIS, Head, advance, canonical, link_hash
-from align.core.errors import CorruptFile, InputError, RunConflict, half_character, require_schema_version
-from align.core.files import check_readable, has_file, open_binary, open_regular, problem_of
+from align.core.chain import GENESIS, ChainHead, advance, hash_link, to_canonical_json
+from align.core.errors import CorruptFile, InputError, RunConflict, find_lone_surrogate, require_schema_version
+from align.core.files import check_readable, describe_read_error, has_file, open_binary, open_regular
 from align.run.manifest import HeldManifest, parse_held_manifests
 
 FILE = "aliases.jsonl"
@@ -120,8 +120,8 @@ class AliasLog:
     changes: tuple[Change, ...] = ()
 
     @property
-    def head(self) -> Head:
-        return Head(self.changes[-1].seq, self.changes[-1].hash) if self.changes else Head(0, GENESIS)
+    def head(self) -> ChainHead:
+        return ChainHead(self.changes[-1].seq, self.changes[-1].hash) if self.changes else ChainHead(0, GENESIS)
 
     def last(self, alias: str) -> Change | None:
         """Return the newest change of an alias, which may be its retirement. Returns None if it was never changed."""
@@ -149,7 +149,7 @@ def read_log(root: Path) -> AliasLog:
         with open_binary(root / FILE) as file:
             text = file.read()
     except OSError as error:
-        raise CorruptFile("aliases", str(root / FILE), problem_of(error), REMEDY) from error
+        raise CorruptFile("aliases", str(root / FILE), describe_read_error(error), REMEDY) from error
     return parsed(text, root / FILE)[0]
 
 
@@ -161,7 +161,7 @@ def parsed(text: bytes, path: Path) -> tuple[AliasLog, int]:
     Raises:
         CorruptFile, InputError: As `read_log`.
     """
-    head = Head(0, GENESIS)
+    head = ChainHead(0, GENESIS)
     changes: list[Change] = []
     used = 0
     lines = text.split(b"\n")
@@ -213,7 +213,7 @@ def change_in(line: bytes, field: str) -> Change:
         raise invalid
     if not all(isinstance(gate, dict) for gate in values["gates"]):
         raise invalid
-    if half_character(json.dumps(values, ensure_ascii=False)):
+    if find_lone_surrogate(json.dumps(values, ensure_ascii=False)):
         raise invalid
     arms = tuple(
         Meant(arm["ref"], arm["digest"], arm["weight"], parse_held_manifests(arm["manifests"]) or {})
@@ -293,11 +293,11 @@ def append(
             "prev_hash": head.hash,
             "hash": "",
         }
-        values["hash"] = link_hash(Change(**values).hashed, head.hash)
+        values["hash"] = hash_link(Change(**values).hashed, head.hash)
         change = Change(**values)
         file.truncate(used)  # cuts off the line of a process that was killed
         missing_break = b"" if text[:used].endswith(b"\n") or not used else b"\n"
-        file.write(missing_break + canonical(change.as_json()).encode() + b"\n")
+        file.write(missing_break + to_canonical_json(change.as_json()).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     return change

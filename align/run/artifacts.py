@@ -14,7 +14,7 @@ from typing import Any
 from align.config.root import DEFAULT_ROOT
 from align.config.stages import WITH_RUNS
 from align.core.errors import CorruptFile, InputError, MissingArtifact
-from align.core.files import user_path
+from align.core.files import parse_user_path
 from align.run.alias_log import SIGN, Change, Meant, describe_arms, read_log
 from align.run.digests import known_digest
 from align.run.files import json_object
@@ -165,7 +165,7 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
         return aliased(ref, root, field_name)
     if ref.startswith(HUB):
         return artifact_in(hub_snapshot(ref.removeprefix(HUB), None, field_name), ref)
-    path = user_path(ref, field_name)
+    path = parse_user_path(ref, field_name)
     if path.is_dir():
         return artifact_in(path, ref)
     stage, colon, name = ref.partition(":")

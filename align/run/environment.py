@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.distribution import DISTRIBUTION
-from align.core.redaction import redacted
+from align.core.redaction import redact
 from align.run.digests import file_digest, json_digest
 
 PACKAGES = (DISTRIBUTION, "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate")
@@ -147,4 +147,4 @@ def git_state() -> dict[str, Any] | None:
         return None
     if len(diff) > DIFF_LIMIT:
         diff = f"(left out: {len(diff)} characters, sha256 {json_digest(diff)})"
-    return {"commit": commit, "diff": redacted(diff)} if diff else {"commit": commit}
+    return {"commit": commit, "diff": redact(diff)} if diff else {"commit": commit}

@@ -15,7 +15,7 @@ from typing import Any
 
 from align.core.errors import CorruptFile, InputError
 from align.core.files import read_bytes
-from align.core.redaction import masked_tree
+from align.core.redaction import mask_tree
 from align.run.files import write_json
 from align.run.manifest import Manifest
 
@@ -40,7 +40,7 @@ class Figures:
 
 def write_figures(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Write the metrics of a run to its folder, without secrets."""
-    write_json(folder / FILE, masked_tree(metrics))
+    write_json(folder / FILE, mask_tree(metrics))
 
 
 def read_figures(folder: Path, manifest: Manifest) -> Figures:

@@ -14,9 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from align.core.errors import AlignError, InputError, MissingArtifact, RunBusy, RunConflict, StorageError, readable
-from align.core.files import has_file, user_path
-from align.core.redaction import masked_tree
+from align.core.errors import (
+    AlignError,
+    InputError,
+    MissingArtifact,
+    RunBusy,
+    RunConflict,
+    StorageError,
+    make_printable,
+)
+from align.core.files import has_file, parse_user_path
+from align.core.redaction import mask_tree
 from align.ranks import NOTES, RUN, tell_launcher
 from align.run.digests import file_digest, json_digest
 from align.run.environment import code_digest, git_state, machine, own_commit, package_versions
@@ -145,12 +153,12 @@ class Run:
             StorageError: The folder cannot be written.
         """
         stage = config["stage"]["name"]
-        root = user_path(config["run"]["root"], "run.root")
+        root = parse_user_path(config["run"]["root"], "run.root")
         identity = identity_of(stage, config, inputs, base)
         name = config["run"]["name"] or derived_name(root / stage, label, json_digest(identity)[:8])
         folder, lock = claimed(root, stage, name, resume)
         try:
-            new = Manifest(stage, folder.name, config["seed"], masked_tree(config), inputs, base)
+            new = Manifest(stage, folder.name, config["seed"], mask_tree(config), inputs, base)
             old = known(folder, new, again)
             if old is not None and old.done and not again:
                 # A process killed during `publish` may have left them.
@@ -192,7 +200,7 @@ class Run:
         """Record why the run ended before it was published. `resume=auto` continues it."""
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with suppress(OSError):  # on a full disk, the error that it caused counts
-            self._write(status=status, error=readable(f"{type(error).__name__}: {error}"))
+            self._write(status=status, error=make_printable(f"{type(error).__name__}: {error}"))
 
     def begin(self, config_yaml: str) -> None:
         """Record that the run has started, and its configuration."""
@@ -350,7 +358,7 @@ def ended(folder: Path, why: str) -> None:
     with hold_lock(folder):
         manifest = read_manifest(folder)
         if not manifest.done:
-            write_manifest(folder, replace(manifest, status="failed", error=readable(why)))
+            write_manifest(folder, replace(manifest, status="failed", error=make_printable(why)))
 
 
 def unused(parent: Path, name: str) -> str:

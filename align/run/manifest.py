@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.config.identity import identifying
+from align.config.identity import select_identity
 from align.config.stages import STAGES
 from align.core.errors import CorruptFile, require_schema_version
-from align.core.redaction import masked_tree, unmarked
+from align.core.redaction import drop_masks, mask_tree
 from align.run.digests import file_digest
 from align.run.files import json_object, write_json
 
@@ -159,7 +159,7 @@ class Manifest:
             values["base"] = dataclasses.asdict(self.base) | {"path": relative_path(self.base.path, root)}
         if not self.error:
             del values["error"]
-        return masked_tree({"schema_version": SCHEMA_VERSION, **values})
+        return mask_tree({"schema_version": SCHEMA_VERSION, **values})
 
 
 def relative_path(path: str, root: Path) -> str:
@@ -189,7 +189,7 @@ def identity_of(
     """
     names = {*inputs, "base"} if base else {*inputs}
     return {
-        "config": unmarked(masked_tree(identifying(stage, config, names))),
+        "config": drop_masks(mask_tree(select_identity(stage, config, names))),
         "inputs": {name: input.digest for name, input in inputs.items()},
         "tokenizers": {name: input.tokenizer for name, input in inputs.items() if input.tokenizer},
         "base": base.digest if base else None,

@@ -19,7 +19,7 @@ from typing import Any
 
 from align.core.distribution import require_extra
 from align.core.errors import CorruptFile, InputError, require
-from align.core.files import open_binary, read_bytes, user_path
+from align.core.files import open_binary, parse_user_path, read_bytes
 from align.run.digests import file_digest
 from align.run.weights import ABOUT, ADAPTER_CONFIG, local_base_name
 
@@ -79,7 +79,7 @@ def private_key(given: str, setting: str) -> PrivateKey:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    path = user_path(given, setting)
+    path = parse_user_path(given, setting)
     text = key_text(given, setting)
     require(b"PUBLIC KEY-" not in text, setting, given, "is a public key, which only verifies", "Name the private one.")
     passphrase: Any = None
@@ -110,7 +110,7 @@ def public_key(given: str, setting: str) -> PublicKey:
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    path = user_path(given, setting)
+    path = parse_user_path(given, setting)
     text = key_text(given, setting)
     remedy = "Name the public key that belongs to it: openssl pkey -in KEY -pubout -out PUBLIC_KEY."
     require(b"PRIVATE KEY-" not in text, setting, given, "is a private key, which only its owner has", remedy)
@@ -137,7 +137,7 @@ def package(setting: str, given: str) -> Any:
 
 
 def key_text(given: str, setting: str) -> bytes:
-    return read_bytes(user_path(given, setting), setting, "Name the file of a key.")[:MOST]
+    return read_bytes(parse_user_path(given, setting), setting, "Name the file of a key.")[:MOST]
 
 
 def fingerprint_of(key: Any, setting: str, given: str) -> str:

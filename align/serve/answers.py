@@ -28,7 +28,7 @@ from starlette.requests import Request as Http
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from align.core.errors import InputError, NotFinite
+from align.core.errors import InputError, NonFiniteLogits
 from align.data.chat.reasoning import CLOSE, OPEN
 from align.rollout.detokenize import StopFinder, TextDecoder, TokenTexts, beginning_at_end
 from align.rollout.serving_engine import Completion, Output, QueueFull, Request, Token
@@ -656,7 +656,7 @@ class Call:
 
 def refusal_of(error: BaseException, model: str) -> Refusal:
     """Return the refusal of a request whose answer the engine could not go on with."""
-    if isinstance(error, NotFinite):  # another try comes to the same: no status at which clients try again
+    if isinstance(error, NonFiniteLogits):  # another try comes to the same: no status at which clients try again
         message = (
             f"The model '{model}' came to values that are nan or infinite on this prompt: its weights are too large "
             "for the precision that it is served in. Ask another model, and tell whoever runs the server."

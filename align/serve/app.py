@@ -31,7 +31,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from align.core.errors import InputError, readable
+from align.core.errors import InputError, make_printable
 from align.rollout.serving_engine import EngineThread, Output, Request, SamplingParams
 from align.serve import operator_log
 from align.serve.adapter_folders import warn_if_stale
@@ -430,7 +430,7 @@ class ServerMiddleware:
             await self._respond(scope, receive, send)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"] if scope["path"] in WITHOUT_SECRETS else readable(scope["path"][:100])
+        path = scope["path"] if scope["path"] in WITHOUT_SECRETS else make_printable(scope["path"][:100])
         record = Record(f"req-{secrets.token_hex(12)}", path)
         scope["record"] = record
         scope["streams"] = list[Any]()
@@ -597,7 +597,7 @@ def build_router(service: Service) -> APIRouter:
             message = "This server loads no adapters while it runs. Start it with stage.roots=[FOLDER]."
             raise Refusal(403, message, param="lora_path", code="loading_disabled")
         record = http.scope["record"]
-        record.asked = readable(body.lora_name)
+        record.asked = make_printable(body.lora_name)
         try:
             version = await run_in_threadpool(
                 service.load, body.lora_name, body.lora_path, body.load_inplace, tenant.name
@@ -619,7 +619,7 @@ def build_router(service: Service) -> APIRouter:
     @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
     async def unload(http: Http, body: UnloadAdapter) -> Response:
         tenant = require_admin(http)
-        http.scope["record"].asked = readable(body.lora_name)
+        http.scope["record"].asked = make_printable(body.lora_name)
         try:
             await run_in_threadpool(service.unload, body.lora_name, tenant.name)
         except InputError as error:

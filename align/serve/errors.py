@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from align.core.errors import AlignError, InputError, readable
+from align.core.errors import AlignError, InputError, make_printable
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -36,7 +36,7 @@ class Refusal(AlignError):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = readable(message)
+        self.message = make_printable(message)
         self.type = type
         self.param = param
         self.code = code

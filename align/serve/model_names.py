@@ -16,7 +16,7 @@ from threading import Lock
 from types import MappingProxyType
 from typing import NamedTuple
 
-from align.core.aliases import NAME, NAMED
+from align.core.aliases import NAME, NAME_REMEDY
 from align.core.errors import require
 from align.models.base import BASE, BUILT_IN
 from align.run import Base
@@ -173,7 +173,7 @@ class Portfolio:
             NotLoadable: see `loadable_version`.
             InputError: the name cannot be one, is that of the base, or refers to other names.
         """
-        require(NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAMED)
+        require(NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAME_REMEDY)
         version = loadable_version(folder, self.roots, self.base.digest, self.method, self.signer)
         with self._changes:
             self._require_free(name, FIELD)

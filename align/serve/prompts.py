@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from align.core.errors import InputError, half_character
+from align.core.errors import InputError, find_lone_surrogate
 from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_judged, stop_token_ids
 from align.data.chat.reasoning import OPEN, answer_alone, with_reasoning, without_reasoning
@@ -539,7 +539,7 @@ def prompts_of(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary: in
     read_prompts = []
     for prompt in prompts:
         if isinstance(prompt, str):
-            if half := half_character(prompt):
+            if half := find_lone_surrogate(prompt):
                 raise invalid("prompt", f"It has {half}, half a character.")
             read_prompts.append(Prompt((*form.begins_with, *text_ids(form.tokenizer, prompt)), prompt))
         else:

@@ -24,14 +24,14 @@ from align.config.data import (
     DuplicatesConfig,
     ScoreConfig,
 )
-from align.config.root import Config, plain, store_url
-from align.config.scorers import reward_spec
-from align.config.settings import changed
+from align.config.root import Config, find_store_url, to_plain_dict
+from align.config.scorers import build_reward_spec
+from align.config.settings import replace_values
 from align.core.errors import InputError, StorageError, require
-from align.core.files import check_readable, user_path
-from align.core.functions import defined, load_function
-from align.core.functions import source_of as source_of_function
-from align.core.types import Result
+from align.core.files import check_readable, parse_user_path
+from align.core.functions import find_definitions, load_function
+from align.core.functions import find_module_file as source_of_function
+from align.core.types import StageResult
 from align.data.chat.encode import token_count
 from align.data.chat.template import use_template
 from align.data.chat.training_view import render_tokens
@@ -96,7 +96,7 @@ from align.run.artifacts import check_not_replaced, replacement
 from align.run.folder import now
 from align.run.lineage import users_of
 from align.stages.runner import Inputs, open_tracker
-from align.track import progress
+from align.track import show_progress
 
 LONGEST_LABEL = 60
 """Characters of sources' names in a run's name."""
@@ -108,7 +108,7 @@ def inputs(config: Config) -> Inputs:
         return forgetting(config)
     path_source = {"path": config.data.path, "columns": config.data.columns, "metadata": config.data.metadata}
     given = stage.sources or [{key: value for key, value in path_source.items() if value is not None}]
-    sources = [source.opened(store_url(config), config.data.allow_simulated) for source in parsed_sources(given)]
+    sources = [source.opened(find_store_url(config), config.data.allow_simulated) for source in parsed_sources(given)]
     # Settings that contradict the sources, or name what there is not, are refused before anything is read.
     by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
     shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)
@@ -118,17 +118,17 @@ def inputs(config: Config) -> Inputs:
     records = {f"sources.{source.name}": source.record() for source in sources}
     for i, evaluation_set in enumerate(parsed_sets(stage.contamination.against)):
         records[f"against.{i}"] = files_record(evaluation_set.path, f"{AGAINST}[{i}]")
-    for i, spec in enumerate(stage.named("fn")):  # the same name may be another function by now
+    for i, spec in enumerate(stage.find_arguments("fn")):  # the same name may be another function by now
         field = "stage.clean, fn"
-        places = [f"{file_digest(file)}:{name}" for file, name in defined(load_function(spec, field))]
+        places = [f"{file_digest(file)}:{name}" for file, name in find_definitions(load_function(spec, field))]
         source = source_of_function(spec, field)
         records[f"clean.fn.{i}"] = Input(file_digest(source) if source else spec, ref=spec, details={"defined": places})
-    for i, path in enumerate(stage.named("patterns")):
-        there = user_path(path, "stage.clean, patterns")
+    for i, path in enumerate(stage.find_arguments("patterns")):
+        there = parse_user_path(path, "stage.clean, patterns")
         check_readable(there, "stage.clean, patterns")
         records[f"clean.patterns.{i}"] = Input(file_digest(there), path=path)
     if stage.score.by == REWARD:
-        records |= reward_inputs(reward_spec(config.reward), config.run.folder, None)
+        records |= reward_inputs(build_reward_spec(config.reward), config.run.folder, None)
     base = None
     if config.model.path is not None:  # it counts tokens, scores rows, and renders those that the report shows
         base = find_base(config.model.path, config.model.revision)
@@ -140,16 +140,18 @@ def inputs(config: Config) -> Inputs:
 def forgetting(config: Config) -> Inputs:
     """Return the inputs of `stage.action=forget`: a data set, and some of its rows. Nothing of the run says which rows:
     an id can be guessed from a short text."""
-    task, record = asked_for(Path(config.data.path or ""), config.stage.forget, partial(standing, store_url(config)))
-    config = changed(config, stage=changed(config.stage, forget=NOT_KEPT))
+    task, record = asked_for(
+        Path(config.data.path or ""), config.stage.forget, partial(standing, find_store_url(config))
+    )
+    config = replace_values(config, stage=replace_values(config.stage, forget=NOT_KEPT))
     return Inputs(config, f"{task.name}-forget", None, {"data": record}, lambda: (task,))
 
 
-def run(run: Run, config: Config, given: Any) -> Result:
+def run(run: Run, config: Config, given: Any) -> StageResult:
     return forgotten(run, config, given) if config.stage.action == FORGET else data_set_of(run, config, given)
 
 
-def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
+def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
     """Read, clean, score, compare, divide, mix and publish, in this order."""
     stage: DataStageConfig = config.stage
     names = [source.name for source in sources]
@@ -231,7 +233,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> Result:
     with open_tracker(run) as track:
         for step, (name, left) in enumerate(funnel.steps.items(), start=1):
             track.log(step, {"name": name, "rows": sum(left)})
-    return Result(metrics_of(data), tuple(summary_lines(data, plain(config)["stage"])))
+    return StageResult(metrics_of(data), tuple(summary_lines(data, to_plain_dict(config)["stage"])))
 
 
 @contextmanager
@@ -323,7 +325,7 @@ def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
 
     settings: ScoreConfig = config.stage.score
     is_loss = settings.by == LOSS
-    title = run.base.id if is_loss else scorer_title(plain(config)["reward"], run.inputs)
+    title = run.base.id if is_loss else scorer_title(to_plain_dict(config)["reward"], run.inputs)
     problem = "scores what is to be imitated, and the rows are answers with a label, of which some are not wanted"
     require(rows.kind != FEEDBACK, "stage.score.by", settings.by, problem, "Drop it.")
     device = choose_device(config.device)
@@ -334,7 +336,7 @@ def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
     else:
         first = read_rows(rows, np.arange(min(PIECE, rows.count)))
         models = models_of(run.inputs)
-        score = load_reward(reward_spec(config.reward), models, first, device, dtype, settings.batch_size)
+        score = load_reward(build_reward_spec(config.reward), models, first, device, dtype, settings.batch_size)
 
     def score_finite(records: Sequence[Any]) -> np.ndarray:
         scores = score(records)
@@ -343,7 +345,7 @@ def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
         return scores
 
     print(f"scores {counted(rows.count, 'row')} by the {settings.by} of {title}", flush=True)
-    with progress("score", rows.count, scored_before(rows)) as bar:
+    with show_progress("score", rows.count, scored_before(rows)) as bar:
         scores = scored(rows, score_finite, bar.advance)
     what = "no text and no answer that is trained on" if is_loss else "no answer behind a question"
     problem = f"finds nothing to score: there is {what}, or none that the model's context holds"
@@ -437,7 +439,7 @@ def shared_sides(rows: Rows, funnel: Funnel, test: np.ndarray, stage: DataStageC
     return drop_templated(leaks, rows, measured, near, finds_all=near >= SURE)
 
 
-def forgotten(run: Run, config: Config, given: Forgetting) -> Result:
+def forgotten(run: Run, config: Config, given: Forgetting) -> StageResult:
     """Write the data set again without some rows, and only then take the old one away."""
     artifact = run.folder / "artifact"
     with alone_on(given.old):
@@ -471,4 +473,4 @@ def forgotten(run: Run, config: Config, given: Forgetting) -> Result:
     )
     lines += used
     lines += ["runs that cannot be read, so look yourself:", *unread] if unread else []
-    return Result({**metrics_of(data), "forgotten": count, "runs": used}, tuple(lines))
+    return StageResult({**metrics_of(data), "forgotten": count, "runs": used}, tuple(lines))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from align.config.dpo import DpoConfig
 from align.config.root import Config
-from align.config.training import held_out_for
+from align.config.training import require_held_out_rows
 from align.core.errors import require
-from align.core.types import Preference, Result
+from align.core.types import Preference, StageResult
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.training_view import write_pair
 from align.data.pairs import Pair, divided_preferences, encoded_sides
@@ -33,7 +33,7 @@ def inputs(config: Config) -> Inputs:
     return find_judgement_inputs(config, divided_preferences)
 
 
-def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> Result:
+def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> StageResult:
     from align.evals.held_out import (
         held_out_figures,
         pair_logprobs,
@@ -57,7 +57,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     )
     run.known_metrics = counts
     write_pair(run.folder, tokenizer, train[0][1], answers=True)
-    held_out_for(stage.eval_every, len(test), "stage.held_out")
+    require_held_out_rows(stage.eval_every, len(test), "stage.held_out")
     by_token = stage.loss != "sigmoid"
     if by_token:
         check_answers(stage.loss, (*train, *test))
@@ -126,7 +126,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     save_tokenizer(tokenizer, run.artifact)
     log_odds = stage.beta if stage.loss == "sigmoid" else None  # the other losses say nothing of probabilities
     write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, log_odds=log_odds)
-    return Result(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}", fitted.summary))
+    return StageResult(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}", fitted.summary))
 
 
 def pair_loss(stage: DpoConfig, logprobs_M2: Tensor, at_start_M2: Tensor) -> float:

@@ -34,15 +34,15 @@ from align.annotate.store.ledger import head_of, project_erasure
 from align.annotate.store.preference_pairs import counted_rankings
 from align.annotate.store.projects import MOST_PEOPLE, history, overlap_for, settings_of
 from align.config.groups import JUDGE, DataConfig
-from align.config.identity import identifying
-from align.config.root import Config, plain, store_url
-from align.config.scorers import reward_spec
-from align.config.settings import Settings, changed, defaults_of
-from align.config.training import of_pairs
+from align.config.identity import select_identity
+from align.config.root import Config, find_store_url, to_plain_dict
+from align.config.scorers import build_reward_spec
+from align.config.settings import Settings, get_defaults, replace_values
+from align.config.training import require_pairs
 from align.core.errors import NOT_PASSED, InputError, require
-from align.core.files import user_path
-from align.core.redaction import masked, unmarked
-from align.core.types import Preference, Result
+from align.core.files import parse_user_path
+from align.core.redaction import drop_masks, mask_secrets
+from align.core.types import Preference, StageResult
 from align.data.chat.encode import prompt_room
 from align.data.pairs import drawn, pairs_records, read_labelled, read_verdicts
 from align.data.read.drops import tally
@@ -131,7 +131,7 @@ from align.rollout.answer_cache import AnswerStore
 from align.run import Artifact, Input, Manifest, Run, json_digest, write_json
 from align.run.files import write_text
 from align.stages.runner import Inputs, find_input, find_start, open_rollout_engine, open_store
-from align.track import peak_rss_mb, shortened
+from align.track import get_peak_rss_mb, truncate_text
 
 if TYPE_CHECKING:
     from align.evals.suite.answers import Sampling, TaskAnswers
@@ -190,22 +190,22 @@ def inputs(config: Config) -> Inputs:
     if config.stage.systems is not None:
         suite = find_suite(config)
         first = suite.first_model
-        config = changed(config, method=changed(config.method, name=first.method if first else "auto"))
+        config = replace_values(config, method=replace_values(config.method, name=first.method if first else "auto"))
         title = f"{label(first.base, first.method)}-{suite.name}" if first and first.base else suite.name
         base = first.base if first else None
         return Inputs(config, title, base, suite.records, partial(read_work, config, suite))
     is_auto = config.method.name == "auto"
     artifact, base, config = find_start(config, config.artifact, "artifact")
     if is_auto and artifact.whole:  # it is measured as it is
-        config = changed(config, method=changed(config.method, name="full"))
+        config = replace_values(config, method=replace_values(config.method, name="full"))
     root = config.run.folder
     named = config.init != Config().init or artifact.manifest is None
     asked = find_artifact(config.init, root, config.model.path, config.model.revision, "init") if named else None
     reference = find_reference(artifact, asked, root)
     data = data_records(DataSource.of(config.data))
-    judge = reward_inputs(reward_spec(config.reward), root, base)
+    judge = reward_inputs(build_reward_spec(config.reward), root, base)
     read_alike(models_of(judge), config.rollout.reasoning)
-    reward = plain(config)["reward"]
+    reward = to_plain_dict(config)["reward"]
     standing = find_standing(artifact, list_scorer_parts(reward, judge), root)
     standing.require_independent(scorer_title(reward, judge), artifact.ref, config.stage.allow_proxy)
     records = {"artifact": artifact.as_input(), **data, **judge}
@@ -227,7 +227,9 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> tuple[Any, ...]:
     stage = config.stage
     source = replace(DataSource.of(config.data), limit=None)  # some may be left out
     asked = prompts(source, "test", config.seed)
-    seen = seen_by(artifact, config.run.folder, partial(find_store_key, store_url(config)), config.data.system or None)
+    seen = seen_by(
+        artifact, config.run.folder, partial(find_store_key, find_store_url(config)), config.data.system or None
+    )
     left_out = 0
     if stage.seen == "drop":
         unseen = [prompt for prompt in asked if not seen.asks(prompt.messages)]
@@ -240,7 +242,7 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> tuple[Any, ...]:
             print(f"{left_out} of {counted(len(asked), 'prompt')} left out: training saw them")
         asked = unseen
     asked = asked[: config.data.limit][: stage.prompts]
-    check_rows(reward_spec(config.reward), asked)
+    check_rows(build_reward_spec(config.reward), asked)
     return asked, seen, left_out
 
 
@@ -328,7 +330,7 @@ def find_suite(config: Config) -> Suite:
     questions = [task for task in tasks if task.asks]
     for task in questions:
         problem = f"is answered by a language model, and stage.judge={config.stage.judge} is none"
-        asks = shortened(task.asks, QUOTED_LETTERS)
+        asks = truncate_text(task.asks, QUOTED_LETTERS)
         require(isinstance(judge, LLMJudge), f"{task.field}, asks", asks, problem, HOW_TO_NAME_LLM)
     if isinstance(judge, LLMJudge):
         graders = [judge.with_question(task.asks).identity.digest for task in questions]
@@ -337,7 +339,7 @@ def find_suite(config: Config) -> Suite:
     elif judge == PEOPLE:
         records |= find_votes(config, records, [system.name for system in systems])
     else:
-        scorers = reward_inputs(reward_spec(config.reward), root, model and model.base)
+        scorers = reward_inputs(build_reward_spec(config.reward), root, model and model.base)
         read_alike(models_of(scorers), config.rollout.reasoning)
         records |= scorers
     reports, read = find_reports(config.stage.card, root)
@@ -376,7 +378,7 @@ def read_work(config: Config, suite: Suite) -> tuple[Work]:
     stage, root, system_turn = config.stage, config.run.folder, config.data.system or None
     artifacts = {system.name: system.artifact for system in suite.systems if system.artifact is not None}
     seen = [
-        seen_by(artifact, root, partial(find_store_key, store_url(config)), system_turn)
+        seen_by(artifact, root, partial(find_store_key, find_store_url(config)), system_turn)
         for artifact in artifacts.values()
     ]
     tasks, counts = drop_seen([(task, read_items(config, task)) for task in suite.tasks], seen)
@@ -385,7 +387,7 @@ def read_work(config: Config, suite: Suite) -> tuple[Work]:
             print(f"{name}: {counted(count, 'item')} left out: training saw them")
     unknown = [sentence for each in seen for sentence in each.unknown]
     if stage.near is not None:
-        tasks, near_unknown = mark_near(tasks, artifacts, root, store_url(config), stage.near)
+        tasks, near_unknown = mark_near(tasks, artifacts, root, find_store_url(config), stage.near)
         unknown += near_unknown
     most = min(stage.prompts, config.data.limit or stage.prompts)
     tasks = [(task, items[: task.prompts or (None if task.own else most)]) for task, items in tasks]
@@ -434,7 +436,7 @@ def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, J
     if judged and isinstance(suite.judge, LLMJudge):
         api_key(suite.judge.endpoint)
     elif judged and suite.judge != PEOPLE:
-        reward, root = plain(config)["reward"], config.run.folder
+        reward, root = to_plain_dict(config)["reward"], config.run.folder
         title = scorer_title(reward, suite.records)
         parts = list_scorer_parts(reward, suite.records)
         for system in suite.systems:
@@ -446,7 +448,7 @@ def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, J
     if isinstance(suite.judge, LLMJudge):
         identity = suite.judge.identity
     elif suite.judge != PEOPLE:
-        identity = identify_scorer(reward_spec(config.reward), suite.records)
+        identity = identify_scorer(build_reward_spec(config.reward), suite.records)
     judges_of = dict.fromkeys(judged, identity)
     if isinstance(suite.judge, LLMJudge):
         judges_of |= {task.name: suite.judge.with_question(task.asks).identity for task, _ in tasks if task.asks}
@@ -474,7 +476,7 @@ def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[s
     require(told is None, "project", project, problem, "Choose a name that says nothing of the systems.")
     known = {}
     if stage.gold is not None:
-        read_known_answers(user_path(stage.gold, "stage.gold"))
+        read_known_answers(parse_user_path(stage.gold, "stage.gold"))
         known = {"gold": files_record(stage.gold, "stage.gold")}
     with open_store(config) as store, store.reading() as db:
         row = project_erasure(db, project)
@@ -484,7 +486,7 @@ def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[s
         require(row is None, "project", project, problem, "Name another project: project=NAME.")
         head = head_of(db, project, votes_only=True)
     # Without a vote yet, it is the place that tells one project from another.
-    place = json_digest([unmarked(masked(store_url(config))), project])
+    place = json_digest([drop_masks(mask_secrets(find_store_url(config))), project])
     return {"votes": Input(head.hash if head.seq else place, project=project, seq=head.seq), **known}
 
 
@@ -492,7 +494,7 @@ def name_project(config: Config, records: Mapping[str, Input]) -> str:
     """Return the project that `project=` names; without it, the name of one for just these systems and prompts."""
     if config.project != Config().project:
         return config.project
-    ours = identifying("eval", plain(config), records)
+    ours = select_identity("eval", to_plain_dict(config), records)
     asked = {key: read for key, read in records.items() if key.partition(".")[0] in ("data", "systems", "tasks")}
     digests = {key: read.digest for key, read in asked.items()}
     tasks = [{key: value for key, value in task.items() if key != "path"} for task in config.eval.tasks or ()]
@@ -550,11 +552,11 @@ def find_judge_inputs(config: Config) -> dict[str, Input]:
         require(source.name in ("files", "manifest"), "data", source.name, problem, remedy)
         inputs = data_records(source)
     else:
-        of_pairs(config.data, True)
-        inputs = pairs_records(source, store_url(config), config.project)
+        require_pairs(config.data, True)
+        inputs = pairs_records(source, find_store_url(config), config.project)
     if isinstance(judge, LLMJudge):
         return {**inputs, "judge": judge.endpoint.record(judge.identity.digest)}
-    scorers = reward_inputs(reward_spec(config.reward), config.run.folder, None)
+    scorers = reward_inputs(build_reward_spec(config.reward), config.run.folder, None)
     read_alike(models_of(scorers), config.data.reasoning, "data.reasoning")
     return {**inputs, **scorers}
 
@@ -570,7 +572,7 @@ def refuse_unread_settings(config: Config) -> None:
         given["method"] = config.method.name
     for group, names in READ_SETTINGS.items():
         settings: Settings = getattr(config, group)
-        for name, default in defaults_of(type(settings)).items():
+        for name, default in get_defaults(type(settings)).items():
             if name not in names and getattr(settings, name) != default:
                 given[f"{group}.{name}"] = getattr(settings, name)
     for key, value in given.items():
@@ -631,14 +633,14 @@ def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
 def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict[str, Input]) -> JudgedExamples:
     source = DataSource.of(config.data)
     root = config.run.folder
-    decided, tied = read_verdicts(source, store_url(config), config.project, config.data.allow_simulated)
+    decided, tied = read_verdicts(source, find_store_url(config), config.project, config.data.allow_simulated)
     if judge == "reward":
         refuse_own_verdicts(config, inputs, [*decided, *tied])
     decided, tied = ([prepared(pref, source) for pref in side] for side in (decided, tied))
     pairs = build_pair_examples(decided, tied, config.seed)
     system = config.data.system or None
     seen = [
-        seen_by(model, root, partial(find_store_key, store_url(config)), system, LEARNS_VERDICTS)
+        seen_by(model, root, partial(find_store_key, find_store_url(config)), system, LEARNS_VERDICTS)
         for model in models_of(inputs)
     ]
     unlearned = drop_learned(pairs, seen)
@@ -657,7 +659,7 @@ def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict
 
 def refuse_own_verdicts(config: Config, inputs: dict[str, Input], prefs: Sequence[Preference]) -> None:
     """Raise InputError if the judge, or a part of it, stood in for people in these verdicts."""
-    own = list_scorer_parts(reward_spec(config.reward), inputs) & {pref.scorer for pref in prefs if pref.scorer}
+    own = list_scorer_parts(build_reward_spec(config.reward), inputs) & {pref.scorer for pref in prefs if pref.scorer}
     problem = f"made verdicts of {config.data.path or config.project} itself, and would agree with itself"
     require(not own, "reward", ", ".join(sorted(own)), problem, "Measure it on people's verdicts, or on others'.")
 
@@ -680,7 +682,7 @@ def name_reference(config: Config, prefs: Sequence[Preference]) -> str:
 # The run
 
 
-def run(run: Run, config: Config, *rows: Any) -> Result:
+def run(run: Run, config: Config, *rows: Any) -> StageResult:
     with collect_judge_usage() as usage:
         if config.eval.measures == JUDGE:
             result = measure_judge(run, config, *rows)
@@ -764,13 +766,13 @@ def load_reward(run: Run, config: Config, sampling: Sampling, systems: Sequence[
 
     reward = run.manifest.config["reward"]
     judged = [system.artifact for system in systems if system.artifact is not None]
-    return load_reward_judge(reward, reward_spec(config.reward), run.inputs, judged, config.run.folder, sampling)
+    return load_reward_judge(reward, build_reward_spec(config.reward), run.inputs, judged, config.run.folder, sampling)
 
 
 # An artifact and its start
 
 
-def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: Seen, left_out: int) -> Result:
+def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: Seen, left_out: int) -> StageResult:
     """Compare the artifact with what it started from.
 
     Args:
@@ -808,7 +810,7 @@ def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: S
         "judge_notes": notes,
         **summarise_unseen(samples, role),
         "seen_unknown": len(seen.unknown),
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": get_peak_rss_mb(),
     }
     write_samples(run.artifact / "samples.jsonl", samples)
     write_json(run.artifact / "metrics.json", metrics)
@@ -842,7 +844,7 @@ def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: S
         room = prompt_room(context, config.data.max_length, config.rollout.max_new_tokens)
         lines.append(f"not asked: {counted(task.dropped, 'prompt')} longer than {room} tokens")
     few = explain_few_prompts(len(samples), config.data, config.stage.prompts, seen=left_out, too_long=task.dropped)
-    return Result(metrics, (few, *lines) if few else tuple(lines))
+    return StageResult(metrics, (few, *lines) if few else tuple(lines))
 
 
 def find_policy_and_start(run: Run, config: Config) -> tuple[System, System]:
@@ -923,7 +925,7 @@ def describe_other_settings(policy: System, config: Config) -> list[str]:
     if manifest is None or manifest.stage != "ppo":
         return []
     trained = manifest.config["rollout"]
-    here = plain(config)["rollout"]
+    here = to_plain_dict(config)["rollout"]
     changed = [key for key in ("temperature", "max_new_tokens", "reasoning") if trained.get(key) != here[key]]
     before, now = (", ".join(f"rollout.{key}={of.get(key)}" for key in changed) for of in (trained, here))
     return [f"{policy.ref} was optimised with {before}, and answers here with {now}"] if changed else []
@@ -932,7 +934,7 @@ def describe_other_settings(policy: System, config: Config) -> list[str]:
 # Systems on the tasks of a suite
 
 
-def compare_systems(run: Run, config: Config, work: Work) -> Result:
+def compare_systems(run: Run, config: Config, work: Work) -> StageResult:
     """Ask the systems, score their answers, and compare the first with each other one."""
     from align.evals.suite.answers import ask_systems
     from align.evals.suite.likelihoods import measure_probes
@@ -978,7 +980,7 @@ def compare_systems(run: Run, config: Config, work: Work) -> Result:
         "answers_made": sampling.answers.now,
         "dropped_seen": sum(work.seen.values()),
         "judge_notes": notes,
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": get_peak_rss_mb(),
         **({"likelihoods_made": weighed.now} if weighed.now or weighed.before else {}),
         **{key: shown[key] for key in ("win_rate", "difference") if key in shown},
         **(publish_verdicts(run, work, gates) if gates else {}),
@@ -995,7 +997,7 @@ def compare_systems(run: Run, config: Config, work: Work) -> Result:
         reference = suite.systems[1].name
         for line in phrase_lines(of_task[first].collapse, greedy.get("new_phrase"), reference):
             lines.append(f"{task}, {first}: {line}")
-    return Result(metrics, (*lines, *notes))
+    return StageResult(metrics, (*lines, *notes))
 
 
 def load_judge(run: Run, config: Config, sampling: Sampling, suite: Suite, judged: Sequence[TaskAnswers]) -> Judge:
@@ -1068,7 +1070,7 @@ def collect_votes(
     every = [question for task in tasks for question in list_people_questions(task, hides)]
     shown = [question for question in every if not question.pair.prompt.uses_tools]
     questions = [question for question in shown if not question.alike]
-    gold = read_known_answers(user_path(config.stage.gold, "stage.gold")) if config.stage.gold else []
+    gold = read_known_answers(parse_user_path(config.stage.gold, "stage.gold")) if config.stage.gold else []
     counts = {"pairs": len(every), "same_text": len(shown) - len(questions), "with_tools": len(every) - len(shown)}
     if not questions:
         verdicts = verdicts_of(shown, {}, (), b"")  # all of them count, whatever their order
@@ -1090,7 +1092,7 @@ def collect_votes(
     words = ["python", "-m", "align", "stage=annotate", f"project={project}"]
     if config.run.root != Config().run.root:
         words.append(f"run.root={config.run.root}")
-    if (url := config.store.url) and masked(url) == url:  # one with a password is in the environment
+    if (url := config.store.url) and mask_secrets(url) == url:  # one with a password is in the environment
         words.append(f"store.url={url}")
     described = describe_votes(figures, shlex.join(words), bool(config.run.name))
     return verdicts, [*describe_pairs_not_asked(counts, ties), *described]
@@ -1213,10 +1215,10 @@ def summarize_votes(view: View, project: str) -> dict[str, Any]:
 # A judge as the subject (`eval=judge`): the run
 
 
-def measure_judge(run: Run, config: Config, known: JudgedExamples) -> Result:
+def measure_judge(run: Run, config: Config, known: JudgedExamples) -> StageResult:
     """Measure a judge on examples whose verdict is known, and publish its report."""
     judge = known.judge
-    reward = reward_spec(config.reward)
+    reward = build_reward_spec(config.reward)
     identity = judge.identity if isinstance(judge, LLMJudge) else identify_scorer(reward, run.inputs)
     store = AnswerStore(config.run.folder / ANSWERS)
     level = config.stage.level
@@ -1260,11 +1262,11 @@ def measure_judge(run: Run, config: Config, known: JudgedExamples) -> Result:
         "decides": not why_not,
         "why_not": why_not,
         "judge_notes": notes,
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": get_peak_rss_mb(),
     }
     if identity.asks:
         metrics |= {"asks": identity.asks, "yes": describe_yes(identity.asks)}
-        return Result(metrics, (*list_lines(metrics), *notes))
+        return StageResult(metrics, (*list_lines(metrics), *notes))
     metrics["dropped_too_long"] = too_long
     left = [f"{counted(too_long, 'pair')} longer than a reward model's context, and left out"] if too_long else []
-    return Result(metrics, (*list_lines(metrics), *left, *notes))
+    return StageResult(metrics, (*list_lines(metrics), *left, *notes))

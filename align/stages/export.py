@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.config.root import Config
-from align.config.settings import changed
+from align.config.settings import replace_values
 from align.core.errors import InputError, MissingArtifact, require
-from align.core.files import user_path
-from align.core.types import Result
+from align.core.files import parse_user_path
+from align.core.types import StageResult
 from align.data.chat.template import use_template
 from align.export.askable import check_askable, check_stranger, engines_asked, kinds_of
 from align.export.converters import converters_in
@@ -40,7 +40,7 @@ from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 from align.run.signing import PrivateKey, PublicKey, base_beside, private_key, public_key, sign, verified
 from align.run.weights import brings_scores
 from align.stages.runner import Inputs, find_input, find_start
-from align.track import peak_rss_mb
+from align.track import get_peak_rss_mb
 
 if TYPE_CHECKING:
     from align.export.kinds import Options
@@ -58,7 +58,7 @@ def inputs(config: Config) -> Inputs:
     if artifact.whole:
         problem = f"{artifact.ref} is a whole model, and no adapter by a method"
         require(method in ("auto", "full"), "method", method, problem, "Drop method=.")
-        config = changed(config, method=changed(config.method, name="full"))
+        config = replace_values(config, method=replace_values(config.method, name="full"))
     elif not artifact.manifest:
         check_stranger(artifact, base, method)
     records = {"artifact": artifact.as_input()}
@@ -81,7 +81,7 @@ def inputs(config: Config) -> Inputs:
     return Inputs(config, f"{label(base, config.method.name)}-{kind}", base, records, lambda: (signer, trusted))
 
 
-def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey | None) -> Result:
+def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey | None) -> StageResult:
     """Args:
     signer: signs what is written; None where nobody does.
     trusted: has to have signed what is checked; None where nobody has to.
@@ -125,7 +125,7 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
     said = {MADE_ANEW: options.into == "original" and trained.kind == "nf4", CHOICES: trained.asked.scores}
     if notes := [note for note, holds in said.items() if holds]:
         metrics["notes"] = notes
-    return Result(metrics, (line,))
+    return StageResult(metrics, (line,))
 
 
 def loaded(config: Config, artifact: Artifact, base: Base, origin: Base) -> Trained:
@@ -274,7 +274,7 @@ def folders_of(config: Config) -> list[Path]:
 
     from align.export.kinds import WRITERS
 
-    path = user_path(config.export.path or "", "export.path")
+    path = parse_user_path(config.export.path or "", "export.path")
     for place in (path, path / "artifact"):
         if (place / RECEIPT).is_file():
             return [place]
@@ -358,5 +358,5 @@ def metrics_of(base: Base, receipts: dict[str, list[Check]]) -> dict[str, Any]:
     for kind, ending in (("shipped", ""), ("before_cast", "_before_cast")):
         if (found := differences[kind]) is not None:
             figures |= {f"{key}{ending}": found[key] for key in ("kl", "top1", "max_logprob")}
-    about = {"base": base.id, "base_digest": base.digest, "peak_rss_mb": peak_rss_mb()}
+    about = {"base": base.id, "base_digest": base.digest, "peak_rss_mb": get_peak_rss_mb()}
     return about | figures | {"receipt": measured, "checks": [check.as_dict() for check in checks]}

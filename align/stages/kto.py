@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.config.kto import KtoConfig
 from align.config.root import Config
-from align.config.training import held_out_for
-from align.core.types import Feedback, Preference, Result
+from align.config.training import require_held_out_rows
+from align.core.types import Feedback, Preference, StageResult
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.training_view import write_labelled
 from align.data.pairs import (
@@ -41,13 +41,13 @@ def inputs(config: Config) -> Inputs:
     return find_judgement_inputs(config, divided_judgements)
 
 
-def run(run: Run, config: Config, train_records: Judgements, test_records: Judgements) -> Result:
+def run(run: Run, config: Config, train_records: Judgements, test_records: Judgements) -> StageResult:
     import torch
 
     from align.evals.held_out import answer_logprobs, require_finite, simulated_by
     from align.models.adapters import save_adapter
     from align.models.load import describe, save_tokenizer
-    from align.ops.losses import kto_loss, kto_reference
+    from align.ops.losses import compute_kto_reference, kto_loss
     from align.trainers.common import fit, load_referenced_policy
     from align.trainers.kto import FIGURES, kto_trainer
 
@@ -70,7 +70,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         "held_out_dropped": test.dropped,
     }
     write_labelled(run.folder, tokenizer, train.rows)
-    held_out_for(stage.eval_every, len(test.rows), "stage.held_out")
+    require_held_out_rows(stage.eval_every, len(test.rows), "stage.held_out")
     model = load_referenced_policy(
         base,
         config.method.name,
@@ -98,7 +98,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
 
     def loss(logprobs_2N: Tensor) -> float:
         own, others = logprobs_2N - at_start
-        return float(kto_loss(own, wanted, kto_reference(others), stage.beta, *weights.values()))
+        return float(kto_loss(own, wanted, compute_kto_reference(others), stage.beta, *weights.values()))
 
     at_start = measure_logprobs(0)
     fitted = fit(
@@ -130,7 +130,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)
     lines = [f"held out: {key} {in_words(figures[key])}" for key in ("accuracy", "auc") if key in figures]
-    return Result(metrics, (lines[0] if lines else ONE_LABEL, fitted.summary))
+    return StageResult(metrics, (lines[0] if lines else ONE_LABEL, fitted.summary))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from types import MappingProxyType
 
 from align import ranks
 from align.config.root import Config
-from align.config.scorers import reward_spec
-from align.config.settings import changed
+from align.config.scorers import build_reward_spec
+from align.config.settings import replace_values
 from align.config.training import check_ranks
 from align.core.errors import MissingArtifact
-from align.core.files import user_path
+from align.core.files import parse_user_path
 from align.models.architectures import refuse
 from align.models.base import BASE, BUILT_IN, adapter_folder, choose_method, find_base
 from align.models.lora import saved_settings
@@ -107,15 +107,15 @@ def find_planned_start(config: Config) -> PlannedStart:
         from_adapter = adapter_folder(artifact) is not None
         base = locate_base(config) if config.model.path else (artifact.base or locate_base(config))
         base = replace(base, path=str(artifact.path)) if artifact.whole else base
-    method = changed(config.method, name=name)
+    method = replace_values(config.method, name=name)
     if artifact is not None and from_adapter:
         saved = saved_settings(artifact.path)
         sizes = {key: saved[key] for key, kind in (("r", int), ("targets", list)) if isinstance(saved[key], kind)}
-        method = changed(method, **sizes)
-    config = changed(config, method=method)
+        method = replace_values(method, **sizes)
+    config = replace_values(config, method=method)
     rewards = 0
     if config.stage.name == "ppo":
-        for field, leaf in leaves(reward_spec(config.reward)):
+        for field, leaf in leaves(build_reward_spec(config.reward)):
             if leaf["name"] == "learned":
                 model = find_artifact(leaf["ref"], root, field)
                 shares = model is None or model.base is None or not base.digest or model.base.digest == base.digest
@@ -140,7 +140,7 @@ def locate_base(config: Config) -> Base:
         InputError: there is none.
     """
     name, revision = config.model.path or "pocket", config.model.revision
-    folder = user_path(name, "model.path")
+    folder = parse_user_path(name, "model.path")
     if name in BUILT_IN or (name.startswith((".", "/", "~")) and not folder.is_dir()):
         return find_base(name, revision)  # which says what is wrong
     if not folder.is_dir():

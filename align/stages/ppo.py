@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from align import ranks
 from align.config.ppo import PpoConfig
 from align.config.root import Config
-from align.config.scorers import reward_spec
-from align.core.types import Conversation, Result
+from align.config.scorers import build_reward_spec
+from align.core.types import Conversation, StageResult
 from align.data.chat.encode import encode_prompts, prompt_room
 from align.data.sources import DataSource, data_records, divided_prompts
 from align.data.sources import prompts as read_prompts
@@ -44,7 +44,7 @@ PRELOAD = ("align.ppo.loop", "align.reward.build", "align.rollout.registry")
 
 def inputs(config: Config) -> Inputs:
     artifact, base, config = find_start(config)
-    reward = reward_spec(config.reward)
+    reward = build_reward_spec(config.reward)
     source = DataSource.of(config.data)
     rewards = reward_inputs(reward, config.run.folder, base, artifact, config.method.name)
     read_alike(models_of(rewards), config.rollout.reasoning)
@@ -62,7 +62,7 @@ def inputs(config: Config) -> Inputs:
     return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
 
 
-def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list[Conversation]) -> Result:
+def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list[Conversation]) -> StageResult:
     from align.ppo.loop import build_result, train_policy
 
     settings = settings_of(config)
@@ -145,7 +145,7 @@ def load_workers(
     stage: PpoConfig = config.stage
     base = run.base
     policy, tokenizer = load_start(run, config)
-    reward = reward_spec(config.reward)
+    reward = build_reward_spec(config.reward)
     models = models_of(run.inputs)
     same_template(reward, models, base, tokenizer, config.init)
     room = prompt_room(context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens)

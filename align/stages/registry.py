@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align import mirrors
-from align.config.addresses import LOOPBACK, in_the_clear, origins
-from align.config.command import command_line, words
+from align.config.addresses import LOOPBACK, list_origins, warn_without_tls
+from align.config.command import format_command_line, iter_words
 from align.config.registry import FORGETS, GARBAGE, RegistryConfig
-from align.config.root import Config, store_url
+from align.config.root import Config, find_store_url
 from align.config.stages import WITH_RUNS
-from align.core.aliases import parsed_aliases
-from align.core.chain import Head
+from align.core.aliases import parse_aliases
+from align.core.chain import ChainHead
 from align.core.errors import NOT_PASSED, MissingArtifact, require
-from align.core.files import user_path
+from align.core.files import parse_user_path
 from align.core.outputs import refuse_foreign_file
 from align.core.redaction import MASK
 from align.registry.formatting import USUAL, as_csv, as_json, as_object, as_table, details, value_at
@@ -87,7 +87,7 @@ def compare_runs(config: Config) -> Iterable[str]:
 
     stage, root = config.stage, root_of(config)
     if stage.html:  # before anything is printed
-        refuse_foreign_file(user_path(stage.html, "stage.html"), "stage.html", is_sealed)
+        refuse_foreign_file(parse_user_path(stage.html, "stage.html"), "stage.html", is_sealed)
 
     def answer(index: Index) -> tuple[list[Record], int]:
         if wanted := stage.runs or (stage.sweep and comparison.runs_of(root, stage.sweep)):
@@ -120,7 +120,7 @@ def compare_runs(config: Config) -> Iterable[str]:
     if stage.html:
         from align.registry.comparison_page import build_page  # matplotlib takes a second
 
-        path = user_path(stage.html, "stage.html")
+        path = parse_user_path(stage.html, "stage.html")
         remedy = f"Make {path.parent} first."
         require(path.parent.is_dir(), "stage.html", str(path), "is in no folder that is there", remedy)
         require(not path.is_dir(), "stage.html", str(path), "is a folder", "Name a file in it.")
@@ -157,7 +157,7 @@ def find_run(index: Index, given: str, field: str = "stage.run") -> Record:
         require(not others, field, given, "means several artifacts", f"Name one of them: {first.ref}.")
         given = index.maker(first.digest, first.ref) or first.ref
     stage, _, name = given.partition(":")
-    folder = user_path(given, field).absolute()
+    folder = parse_user_path(given, field).absolute()
     if folder.is_dir() and folder.parent.parent == index.root.absolute():
         stage, name = folder.parent.name, folder.name
     elif name == "latest" and stage in WITH_RUNS and index.names():
@@ -182,8 +182,8 @@ def trace_origins(config: Config) -> Iterable[str]:
     stage, root = config.stage, root_of(config)
     full = stage.verify == "full"
 
-    def voters(project: str, head: Head) -> Votes:
-        return read_votes(store_url(config), project, head, full)
+    def voters(project: str, head: ChainHead) -> Votes:
+        return read_votes(find_store_url(config), project, head, full)
 
     def answer(index: Index) -> list[trace.Node]:
         tracer = trace.Tracer(index, voters, full)
@@ -207,7 +207,7 @@ def replay_run(config: Config) -> Generator[str, None, int]:
     record = asked(root, lambda index: find_run(index, str(stage.run)))
     is_table = stage.format == "table"
     say = partial(print, flush=True) if is_table else str
-    result = replay.replay(root, record, stage.steps, absolute(store_url(config)), words, say)
+    result = replay.replay(root, record, stage.steps, absolute(find_store_url(config)), iter_words, say)
     yield from replay.as_lines(result) if is_table else [to_json(result)]
     return 0 if result["same"] else NOT_PASSED
 
@@ -225,8 +225,8 @@ def promote_artifact(config: Config) -> Iterable[str]:
     require_service(config)
     stage, root = config.stage, root_of(config)
     arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
-    written = parsed_aliases({stage.alias: arms}, "stage.arms")[stage.alias]
-    gates = read_gates([root / GATES, user_path(stage.gates or OWN_GATES, "stage.gates")])
+    written = parse_aliases({stage.alias: arms}, "stage.arms")[stage.alias]
+    gates = read_gates([root / GATES, parse_user_path(stage.gates or OWN_GATES, "stage.gates")])
     change, lines = promotion.promote(
         root, stage.alias, written, gates, who=stage.who, why=stage.why, override=stage.override
     )
@@ -287,13 +287,13 @@ def collect_garbage(config: Config) -> Iterable[str]:
 def forget(config: Config) -> Iterator[str]:
     from align.registry import forget_selection, forgetting, promotion  # which read Parquet
 
-    stage, root, url = config.stage, root_of(config), absolute(store_url(config))
+    stage, root, url = config.stage, root_of(config), absolute(find_store_url(config))
     kind = next(key for key in FORGETS if getattr(stage, key) is not None)
     wanted = forget_selection.Selector(kind, str(getattr(stage, kind)), config.project)
     given = str(config.store.url or "")
     store = f"store.url={given}" if given and MASK not in given else ""  # with a password it goes into no command
     with forgetting.alone(root) if stage.apply else nullcontext():
-        plan, done = forgetting.make_plan(root, wanted, url, words, store), None
+        plan, done = forgetting.make_plan(root, wanted, url, iter_words, store), None
         if stage.format == "table":
             yield from forgetting.as_lines(plan)
         if stage.apply:
@@ -333,10 +333,10 @@ def serve_page(config: Config) -> Iterator[str]:
     from align.web.server import serve
 
     stage, root = config.stage, root_of(config)
-    url, others = origins(stage.host, stage.port, stage.url)
+    url, others = list_origins(stage.host, stage.port, stage.url)
 
-    def voters(project: str, head: Head) -> Votes:
-        return read_votes(store_url(config), project, head, full=False)
+    def voters(project: str, head: ChainHead) -> Votes:
+        return read_votes(find_store_url(config), project, head, full=False)
 
     if stage.host in LOOPBACK and stage.url is None:
         authenticator, links = Anybody(), [f"open {url}"]
@@ -345,7 +345,7 @@ def serve_page(config: Config) -> Iterator[str]:
         # An address that somebody was sent leads in, as a bookmark does: the page changes nothing.
         kept = f"SameSite=Lax; Max-Age=31536000{'; Secure' if url.startswith('https:') else ''}"
         authenticator = KeyAuthenticator(key, Anybody.visitor, f"align_registry_{stage.port}", kept)
-        links = [f"open {url}/?key={key}", *in_the_clear(url)]
+        links = [f"open {url}/?key={key}", *warn_without_tls(url)]
     links.append("it shows what is there, and changes nothing; Ctrl+C ends it")
     asked(root, lambda index: None)  # an index that has to be made anew is made before anybody waits for it
     app = application(root, voters, line_of, authenticator, [url, *others])
@@ -355,7 +355,7 @@ def serve_page(config: Config) -> Iterator[str]:
 
 def line_of(manifest: Manifest) -> str:
     """Return the command that makes a run again."""
-    return command_line(manifest.config, manifest.refs)
+    return format_command_line(manifest.config, manifest.refs)
 
 
 def root_of(config: Config) -> Path:

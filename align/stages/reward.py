@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from align import ranks
 from align.config.reward import RewardStageConfig
-from align.config.root import Config, store_url
-from align.config.training import held_out_for
-from align.core.redaction import masked, unmarked
-from align.core.types import Preference, Result
+from align.config.root import Config, find_store_url
+from align.config.training import require_held_out_rows
+from align.core.redaction import drop_masks, mask_secrets
+from align.core.types import Preference, StageResult
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.training_view import write_pair
 from align.data.pairs import Pair, divided_preferences, encoded_sides
@@ -39,11 +39,11 @@ PRELOAD = ("align.trainers.reward",)
 def inputs(config: Config) -> Inputs:
     found = find_judgement_inputs(config, divided_preferences)
     if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
-        found.records["queue"] = Input(json_digest([unmarked(masked(store_url(config))), config.project]))
+        found.records["queue"] = Input(json_digest([drop_masks(mask_secrets(find_store_url(config))), config.project]))
     return found
 
 
-def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> Result:
+def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> StageResult:
     import torch
     from torch.nn.functional import logsigmoid
 
@@ -69,7 +69,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     texts = max(len(ranking.texts) for ranking in judged)
     run.known_metrics = {**counts, "rankings": len(judged)}
     write_pair(run.folder, tokenizer, train[0][1], answers=False)
-    held_out_for(stage.eval_every, len(test), "stage.held_out")
+    require_held_out_rows(stage.eval_every, len(test), "stage.held_out")
 
     # The same base with a score head; LoRA from the SFT adapter, head from zero.
     adapter = adapter_folder(artifact)
@@ -122,7 +122,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         notes.append(f"{metrics['prioritised']} items ordered by how unsure it is of them")
     write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, scores_M2)
     figures = ", ".join(f"{name} {in_words(value)}" for name, value in metrics.items() if isinstance(value, dict))
-    return Result(metrics, (*notes, f"held out: {figures}", fitted.summary))
+    return StageResult(metrics, (*notes, f"held out: {figures}", fitted.summary))
 
 
 def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int) -> int:
@@ -149,14 +149,14 @@ def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, lr: float, dtype
     import torch
 
     from align.models.finite_checks import diverged
-    from align.ops.finite import not_finite
+    from align.ops.finite import count_not_finite
     from align.reward.learned import score_rows
     from align.trainers.reward import score_head
 
     tokens = [tuple(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
     place = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # each answer is scored once
     scores = score_rows(model.eval(), score_head(model), list(place), pad_id)
-    if count := not_finite(scores):
+    if count := count_not_finite(scores):
         what = f"{count} of {len(scores)} held-out answers have scores that are no numbers after step {steps}"
         raise diverged(f"{what}: nothing is published", lr, dtype)
     return scores[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)

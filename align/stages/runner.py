@@ -19,16 +19,16 @@ from typing import Any
 
 from align import ranks
 from align.annotate.store import Store
-from align.config.command import command_line
+from align.config.command import format_command_line
 from align.config.groups import ALL_LINEAR
-from align.config.rates import default_rate, find_size_class
-from align.config.root import PARTS, Config, plain, resolved, store_url
-from align.config.settings import changed
+from align.config.rates import find_default_rate, find_size_class
+from align.config.root import PARTS, Config, find_store_url, format_config, to_plain_dict
+from align.config.settings import replace_values
 from align.config.stages import STAGES
-from align.config.training import held_out_for
-from align.core.errors import AlignError, InputError, readable
-from align.core.redaction import Formatter
-from align.core.types import Result
+from align.config.training import require_held_out_rows
+from align.core.errors import AlignError, InputError, make_printable
+from align.core.redaction import RedactingFormatter
+from align.core.types import StageResult
 from align.data.pairs import pairs_records
 from align.data.read.drops import tallied
 from align.data.sets.published import find_data_set
@@ -46,7 +46,7 @@ from align.run.files import find_user_error
 from align.run.weights import brings_scores, count_weights
 from align.stages import load_stage, preload
 from align.stages.worker_rank import StartedRun
-from align.track import Tracker, peak_gpu_mb, peak_memory, shortened, watched
+from align.track import Tracker, get_peak_gpu_mb, get_peak_memory, truncate_text, watch_progress
 
 MIRROR: ContextVar[Guarded | None] = ContextVar("MIRROR", default=None)
 
@@ -96,7 +96,7 @@ def find_start(config: Config, ref: str | None = None, field: str = "init") -> t
     if config.stage.name != "export" and not artifact.whole and brings_scores(artifact.path):
         remedy = "Name an adapter of stage=sft, stage=dpo, stage=kto or stage=ppo."
         raise InputError(field, ref, "is a reward model, and no policy", remedy)
-    method = changed(config.method, name=start.method)
+    method = replace_values(config.method, name=start.method)
     if field == "init" and not artifact.whole:
         if start.method != "full":
             method = continue_settings(method, artifact)
@@ -105,8 +105,8 @@ def find_start(config: Config, ref: str | None = None, field: str = "init") -> t
             raise InputError("method", "full", f"{artifact.ref} is an adapter", remedy)
     system = artifact.manifest.config["data"].get("system") if artifact.manifest else None
     if config.data.system is None and system:  # what was taught under a system prompt is asked under it
-        config = changed(config, data=changed(config.data, system=system))
-    return artifact, start.base, changed(config, method=method)
+        config = replace_values(config, data=replace_values(config.data, system=system))
+    return artifact, start.base, replace_values(config, method=method)
 
 
 def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> Inputs:
@@ -117,11 +117,11 @@ def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]
     """
     artifact, base, config = find_start(config)
     source = DataSource.of(config.data)
-    store = store_url(config)
+    store = find_store_url(config)
 
     def rows() -> tuple[Any, Any]:
         sides = divide(source, store, config.project, config.data.allow_simulated, config.stage.held_out, config.seed)
-        held_out_for(config.stage.eval_every, len(sides[1]), "stage.held_out")
+        require_held_out_rows(config.stage.eval_every, len(sides[1]), "stage.held_out")
         return sides
 
     records = {"init": artifact.as_input(), **pairs_records(source, store, config.project)}
@@ -143,7 +143,7 @@ def continue_settings(method: Any, adapter: Artifact) -> Any:
     # A saved adapter has the names of the layers, which `all-linear` stood for if its run says so.
     targets = ALL_LINEAR if recorded == ALL_LINEAR else saved["targets"]
     targets = targets if isinstance(targets, list) and targets else ALL_LINEAR
-    return changed(method, **{**settings, "targets": targets})
+    return replace_values(method, **{**settings, "targets": targets})
 
 
 def find_input(run: Run, name: str = "init") -> Artifact:
@@ -199,7 +199,7 @@ def measure_memory(run: Run, config: Config, longest: int, **sizes: int) -> dict
     """
     from align.planning.memory import predict_peak
 
-    return {**peak_memory(), **predict_peak(run, longest, config, **sizes)}
+    return {**get_peak_memory(), **predict_peak(run, longest, config, **sizes)}
 
 
 def fill_rates(config: Config, base: Base | None) -> tuple[Config, str]:
@@ -213,14 +213,16 @@ def fill_rates(config: Config, base: Base | None) -> tuple[Config, str]:
     method = config.method.name
     if config.method.lr is None:
         stage = "full" if method == "full" else "sft"
-        config = changed(config, method=changed(config.method, lr=default_rate(stage, method, weights)))
-    rates = {"lr": default_rate(config.stage.name, method, weights)}
+        config = replace_values(
+            config, method=replace_values(config.method, lr=find_default_rate(stage, method, weights))
+        )
+    rates = {"lr": find_default_rate(config.stage.name, method, weights)}
     if config.stage.name in ("ppo", "verify"):
-        rates["value_lr"] = default_rate("value", method, weights)
+        rates["value_lr"] = find_default_rate("value", method, weights)
     empty = {key: rate for key, rate in rates.items() if rate is not None and getattr(config.stage, key) is None}
     if not empty:
         return config, ""
-    config = changed(config, stage=changed(config.stage, **empty))
+    config = replace_values(config, stage=replace_values(config.stage, **empty))
     return config, f"default for {find_size_class(weights).title}" if "lr" in empty else ""
 
 
@@ -228,7 +230,7 @@ def open_store(config: Config, create: bool = True) -> Store:
     """Open the annotation store. A reader never makes an empty one."""
     if create and config.store.url is None:
         config.run.folder.mkdir(parents=True, exist_ok=True)
-    return Store.open(store_url(config), create=create)
+    return Store.open(find_store_url(config), create=create)
 
 
 def prepare(config: Config) -> Config:
@@ -243,7 +245,7 @@ def prepare(config: Config) -> Config:
     if config.data.name != MANIFEST:
         return config
     folder = find_data_set(config.data.path or "", config.run.folder)
-    return changed(config, data=changed(config.data, path=str(folder.absolute())))
+    return replace_values(config, data=replace_values(config.data, path=str(folder.absolute())))
 
 
 # The run
@@ -281,7 +283,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
     if data is not None and data_ref.startswith("data:") and Path(data.path).name == "artifact":
         records = {**records, "data": replace(data, ref=f"data:{Path(data.path).parent.name}")}
     records = with_rankers(records, config.run.folder)
-    with Run.open(plain(config), records, inputs.base, inputs.label, config.resume, inputs.again) as run:
+    with Run.open(to_plain_dict(config), records, inputs.base, inputs.label, config.resume, inputs.again) as run:
         opened(run.folder)
         ranks.tell_launcher(ranks.RUN, str(run.folder.absolute()))
         if run.done:
@@ -292,7 +294,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
             return report_exit_status(run.manifest.metrics)
         print(describe_run(run, config, origin))
         require_mirror_installed(config)
-        run.begin(resolved(config))
+        run.begin(format_config(config))
         log = log_to(run)
         try:
             with ranks.raise_first_failure(), mirror_run(run, config):
@@ -308,7 +310,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
                 raise
             logging.getLogger("align").error("%s", traceback.format_exc())
             if ranks.prints_error(error):
-                print(f"align: a fault of ours: {type(error).__name__}: {readable(str(error))}", file=sys.stderr)
+                print(f"align: a fault of ours: {type(error).__name__}: {make_printable(str(error))}", file=sys.stderr)
                 print(f"align: the traceback is in {run.folder / 'log.txt'}", file=sys.stderr)
             run.fail(error)
             return 1
@@ -348,37 +350,37 @@ def describe_run(run: Run, config: Config, origin: str = "") -> str:
         "measured on": config.data.eval_path if data else None,
         "lr": rate,
         "ranks": ranks.world_size() if ranks.world_size() > 1 else None,
-        "system prompt": repr(shortened(config.data.system)) if data and config.data.system else None,
+        "system prompt": repr(truncate_text(config.data.system)) if data and config.data.system else None,
     }
     described = ", ".join(f"{name} {value}" for name, value in parts.items() if value)
     name = f"{'continues ' if run.resumed else ''}{run.manifest.stage}:{run.name}"
     return f"{name} {described}" if described else name
 
 
-def run_stage(run: Run, config: Config, inputs: Inputs) -> Result:
+def run_stage(run: Run, config: Config, inputs: Inputs) -> StageResult:
     """Run a stage and publish what it made. Its page says so from the first moment to the last."""
     from align.report.live import LivePage  # a run that is finished already needs none
 
     manifest = run.manifest
-    page = LivePage(run, command_line(manifest.config, manifest.refs), lambda: computed_on(config))
+    page = LivePage(run, format_command_line(manifest.config, manifest.refs), lambda: computed_on(config))
     page.begun()
     try:
         with tallied() as counts, pause_garbage_collector():
             rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
             roots = {}
             if inputs.trains:
-                naming = name_rows(DataSource.of(config.data), store_url(config), config.project)
+                naming = name_rows(DataSource.of(config.data), find_store_url(config), config.project)
                 roots = write_ids(run.folder, rows[0], naming, config.data.system or None)
         if inputs.trains and not roots:
             print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
         preload([config.stage.name])  # the hardware is known once torch is there
         run.note_hardware(computed_on(config))
-        with watched(page.advanced):
+        with watch_progress(page.advanced):
             ranks.set_position("loads")
             started = StartedRun(config, run.folder.absolute(), run.manifest, run.resumed, rows)
             ranks.broadcast(None if ranks.is_alone() else started)
-            result: Result = load_stage(config.stage.name).run(run, config, *rows)
-        result = replace(result, metrics={**result.metrics, **peak_gpu_mb(), **counts, **roots})
+            result: StageResult = load_stage(config.stage.name).run(run, config, *rows)
+        result = replace(result, metrics={**result.metrics, **get_peak_gpu_mb(), **counts, **roots})
         if "torch" in sys.modules:  # nothing else writes tensors
             from align.models.finite_checks import check_published
 
@@ -413,7 +415,7 @@ def computed_on(config: Config) -> dict[str, Any]:
 def log_to(run: Run) -> logging.Handler:
     """Send every log record and warning of this process to the run's `log.txt`."""
     handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
-    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)
@@ -462,7 +464,7 @@ def mirror_run(run: Run, config: Config) -> Iterator[None]:
         return
     manifest = run.manifest
     unread = {*PARTS} - {"stage", *STAGES[manifest.stage].reads}
-    settings = {key: value for key, value in plain(config).items() if key not in unread}
+    settings = {key: value for key, value in to_plain_dict(config).items() if key not in unread}
     inputs = {}
     for name, record in run.inputs.items():
         ref = f"{record.stage}:{record.name}" if record.stage else record.ref

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from align import ranks
 from align.annotate.store import Candidate, Store, storable
-from align.config.root import Config, plain
+from align.config.root import Config, to_plain_dict
 from align.config.sample import SampleConfig
-from align.config.scorers import reward_spec
-from align.config.settings import changed
+from align.config.scorers import build_reward_spec
+from align.config.settings import replace_values
 from align.core.errors import InputError, require
 from align.core.files import open_text
-from align.core.types import Conversation, Result, Rollout
+from align.core.types import Conversation, Rollout, StageResult
 from align.data.chat.encode import Prompt, encode_prompts, prompt_room
 from align.data.read.records import write_preferences
 from align.data.sources import DataSource, data_records
@@ -35,7 +35,15 @@ from align.report.figure_text import align_columns, counted, in_words
 from align.reward.inputs import check_rows, models_of, on_base, read_alike, reward_inputs
 from align.run import Artifact, Base, Input, Run, write_json, write_text
 from align.stages.runner import Inputs, find_start, load_start, open_rollout_engine, open_store, open_tracker
-from align.track import last_turn, line_of, peak_memory, peak_rss_mb, progress, read_rows, shortened
+from align.track import (
+    format_last_turn,
+    format_row,
+    get_peak_memory,
+    get_peak_rss_mb,
+    read_rows,
+    show_progress,
+    truncate_text,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -77,9 +85,9 @@ def inputs(config: Config) -> Inputs:
 
     def rows() -> tuple[Any, ...]:
         prompts = read_prompts(source, "train", config.seed)[: stage.prompts]
-        check_rows(reward_spec(config.reward), prompts)
+        check_rows(build_reward_spec(config.reward), prompts)
         if stage.gold is not None:
-            check_rows(reward_spec(stage.measured_by()), prompts)
+            check_rows(build_reward_spec(stage.parse_gold()), prompts)
         return (prompts,)
 
     return Inputs(config, label(base, config.method.name), base, records, rows)
@@ -93,14 +101,14 @@ def find_rewards(config: Config, policy: Artifact, base: Base) -> dict[str, Inpu
         InputError: something is no reward, or what measures also ranks.
     """
     root = config.run.folder
-    ranking = reward_inputs(reward_spec(config.reward), root, base, policy, config.method.name)
+    ranking = reward_inputs(build_reward_spec(config.reward), root, base, policy, config.method.name)
     read_alike(models_of(ranking), config.rollout.reasoning)
     if config.stage.gold is None:
         return ranking
-    measuring = reward_inputs(reward_spec(config.stage.measured_by()), root, base)
+    measuring = reward_inputs(build_reward_spec(config.stage.parse_gold()), root, base)
     read_alike(models_of(measuring), config.rollout.reasoning)
     gold = gold_settings(config)
-    if list_scorer_parts(gold, measuring) & list_scorer_parts(plain(config)["reward"], ranking):
+    if list_scorer_parts(gold, measuring) & list_scorer_parts(to_plain_dict(config)["reward"], ranking):
         problem = "also ranks the answers: its score of the best one says nothing of quality"
         remedy = "Measure by another reward, or drop it."
         raise InputError("stage.gold", scorer_title(gold, measuring), problem, remedy)
@@ -109,7 +117,7 @@ def find_rewards(config: Config, policy: Artifact, base: Base) -> dict[str, Inpu
 
 def gold_settings(config: Config) -> Mapping[str, Any]:
     """Return the reward that measures, as a manifest would have it as `reward`."""
-    return plain(changed(config, reward=config.stage.measured_by()))["reward"]
+    return to_plain_dict(replace_values(config, reward=config.stage.parse_gold()))["reward"]
 
 
 def gold_inputs(run: Run) -> dict[str, Input]:
@@ -117,7 +125,7 @@ def gold_inputs(run: Run) -> dict[str, Input]:
     return {name.removeprefix(GOLD): record for name, record in run.inputs.items() if name.startswith(GOLD)}
 
 
-def run(run: Run, config: Config, prompts: list[Conversation]) -> Result:
+def run(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
     return rank_answers(run, config, prompts) if config.stage.best_of is not None else hand_out(run, config, prompts)
 
 
@@ -151,7 +159,7 @@ def describe_flawed(config: Config, means: Mapping[str, float]) -> list[str]:
 # Answers for people
 
 
-def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> Result:
+def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
     """Put several answers to each prompt into the annotation store."""
     from align.models.actors import AdapterPool
     from align.models.load import choose_device, choose_dtype, load_base
@@ -179,7 +187,7 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> Result:
     done = ranks.broadcast(logged[-1]["step"] if logged else 0)
     opened_engine = open_rollout_engine(run, config, base, method, tokenizer, model.generation_config)
     opened_store = open_store(config) if ranks.is_main() else nullcontext()
-    bars = progress("sample", len(encoded), done)
+    bars = show_progress("sample", len(encoded), done)
     with opened_engine as engine, opened_store as store, open_tracker(run, done) as track, bars as bar:
         engine.sync(actor)
         for first in range(done, len(encoded), PROMPTS_AT_ONCE):
@@ -209,7 +217,7 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> Result:
             track.log(first + len(chunk), {"answers": len(rows), **means, **kept_back})
             bar.advance(first + len(chunk), eos_rate=means["eos_rate"], length=means["mean_length"])
         if store is None:
-            return Result({}, ())
+            return StageResult({}, ())
         chunks = track.rows()
         require_items(run, config, chunks)
         head = store.head(config.project)
@@ -217,15 +225,15 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> Result:
 
     answered, means = summarize_chunks(chunks)
     kept_back = {why: sum(row.get(why, 0) for row in chunks) for why in KEPT_BACK}
-    metrics = {**run.known_metrics, "answers": answered, **means, **kept_back, "peak_rss_mb": peak_rss_mb()}
+    metrics = {**run.known_metrics, "answers": answered, **means, **kept_back, "peak_rss_mb": get_peak_rss_mb()}
     shown = read_rows(run.folder / "samples.jsonl")[: SHOWN * stage.candidates : stage.candidates]
-    lines = [f"  {shortened(last_turn(row))} → {shortened(row['answer'])}" for row in shown]
+    lines = [f"  {truncate_text(format_last_turn(row))} → {truncate_text(row['answer'])}" for row in shown]
     handed_out = len(encoded) - sum(kept_back.values())
     some = "" if handed_out == len(encoded) else f", {handed_out} of them"
     line = (
         f"{answered} answers to {len(encoded)} prompts{some} in project {config.project}; all of them in samples.jsonl"
     )
-    return Result(metrics, (*lines, *describe_flawed(config, means), *describe_kept_back(kept_back), line))
+    return StageResult(metrics, (*lines, *describe_flawed(config, means), *describe_kept_back(kept_back), line))
 
 
 def require_items(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> None:
@@ -322,7 +330,7 @@ class RankedSampling:
         return replace(self, scorers=scaled)
 
 
-def rank_answers(run: Run, config: Config, prompts: list[Conversation]) -> Result:
+def rank_answers(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
     """Sample and score N answers to each prompt, and publish winners, pairs and figures."""
     from align.rollout.engine import divergence_as_input_error
     from align.rollout.strip_reasoning import empty
@@ -333,7 +341,7 @@ def rank_answers(run: Run, config: Config, prompts: list[Conversation]) -> Resul
     with load_ranked_sampling(run, config, prompts) as sampling, open_tracker(run, done) as track:
         count = len(sampling.prompts)
         at_once = max(1, ANSWERS_AT_ONCE // n)
-        bars = progress("sample", count, done)
+        bars = show_progress("sample", count, done)
         with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype), bars as bar:
             sampling.engine.sync(sampling.actor)
             sampling = sampling.calibrate(config.seed)
@@ -354,7 +362,7 @@ def rank_answers(run: Run, config: Config, prompts: list[Conversation]) -> Resul
                     track.log(last, {"answers": len(rows), **means})
                 bar.advance(last, reward=means["mean_reward"], length=means["mean_length"])
         chunks = track.rows()
-    return publish_best(run, config, chunks) if ranks.is_main() else Result({}, ())
+    return publish_best(run, config, chunks) if ranks.is_main() else StageResult({}, ())
 
 
 @contextmanager
@@ -375,7 +383,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     dtype = choose_dtype(config.dtype, device)
     frozen = frozen_method(config.method.name)
     policy, tokenizer = load_start(run, config)
-    reward = reward_spec(config.reward)
+    reward = build_reward_spec(config.reward)
     models = models_of(run.inputs)
     same_template(reward, models, base, tokenizer, config.init)
     encoded, fitting = encode_for(run, config, tokenizer, prompts)
@@ -395,7 +403,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     measured = ""
     if config.stage.gold is not None:
         gold_models = (on_its_own_base(m, device, dtype, SCORED_AT_ONCE) for m in models_of(gold_inputs(run)))
-        scorers["gold"] = build(reward_spec(config.stage.measured_by()), gold_models)
+        scorers["gold"] = build(build_reward_spec(config.stage.parse_gold()), gold_models)
         measured = f"; measured by {scorers['gold'].name}"
     print(f"{fitting}; {config.stage.best_of} answers each, ranked by {scorers['score'].name}{measured}")
     generation_config = roles.model.generation_config
@@ -447,7 +455,7 @@ def list_samples(
     return lines
 
 
-def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> Result:
+def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> StageResult:
     """Write winners, pairs and figures.
 
     Raises:
@@ -455,7 +463,7 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
     """
     from align.evals.best_of import figures, tallied
 
-    scorer = scorer_title(plain(config)["reward"], run.inputs)
+    scorer = scorer_title(to_plain_dict(config)["reward"], run.inputs)
     with open_text(run.folder / "samples.jsonl") as file:
         tally = tallied(map(json.loads, file), run.manifest.ref, scorer)
     require_winner(run, config, tally)
@@ -463,11 +471,11 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
     if config.stage.gold is not None:
         best["measured_by"] = scorer_title(gold_settings(config), gold_inputs(run))
     answered, means = summarize_chunks(chunks)
-    write_text(run.artifact / "winners.jsonl", "".join(map(line_of, tally.winners)))
+    write_text(run.artifact / "winners.jsonl", "".join(map(format_row, tally.winners)))
     write_preferences(run.artifact / "pairs.jsonl", tally.pairs)
     write_json(run.artifact / "best_of.json", best)
-    metrics = {**run.known_metrics, "answers": answered, **means, **best, **peak_memory()}
-    return Result(metrics, (*best_of_table(best), *describe_flawed(config, means), *describe_best(best)))
+    metrics = {**run.known_metrics, "answers": answered, **means, **best, **get_peak_memory()}
+    return StageResult(metrics, (*best_of_table(best), *describe_flawed(config, means), *describe_best(best)))
 
 
 def require_winner(run: Run, config: Config, tally: Tally) -> None:

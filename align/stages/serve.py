@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from align.config.addresses import origins
+from align.config.addresses import list_origins
 from align.config.root import Config
 from align.config.serve import ServeConfig
-from align.config.settings import changed
-from align.core.aliases import parsed_aliases
+from align.config.settings import replace_values
+from align.core.aliases import parse_aliases
 from align.core.errors import AlignError, require
-from align.core.files import user_path
-from align.core.types import Result
+from align.core.files import parse_user_path
+from align.core.types import StageResult
 from align.models.base import label
 from align.report.figure_text import align_columns
 from align.run import Input, Run
@@ -59,15 +59,15 @@ SHARED = 8
 def inputs(config: Config) -> Inputs:
     stage: ServeConfig = config.stage
     if stage.keys is not None:
-        read_key_file(user_path(stage.keys, "stage.keys"))  # a mistake in it costs no seconds
+        read_key_file(parse_user_path(stage.keys, "stage.keys"))  # a mistake in it costs no seconds
     signer = None if config.export.verify is None else public_key(config.export.verify, "export.verify")
     found = open_portfolio(
-        parsed_aliases(stage.adapters, "stage.adapters"), config.run.folder,
+        parse_aliases(stage.adapters, "stage.adapters"), config.run.folder,
         path=config.model.path, revision=config.model.revision, method=config.method.name,
-        roots=[user_path(root, "stage.roots").absolute() for root in stage.roots], signer=signer,
+        roots=[parse_user_path(root, "stage.roots").absolute() for root in stage.roots], signer=signer,
     )  # fmt: skip
     base, method = found.portfolio.base, found.portfolio.method
-    config = changed(config, method=changed(config.method, name=method))
+    config = replace_values(config, method=replace_values(config.method, name=method))
     records = {"base": Input(base.digest, ref=base.id)}
     if signer is not None:
         records["signer"] = Input(signer.fingerprint)
@@ -75,12 +75,12 @@ def inputs(config: Config) -> Inputs:
     return Inputs(config, label(base, method), base, records, lambda: (found,), again=True)
 
 
-def run(run: Run, config: Config, found: Opened) -> Result:
+def run(run: Run, config: Config, found: Opened) -> StageResult:
     """Args:
     found: what the server begins with.
     """
     stage: ServeConfig = config.stage
-    url, others = origins(stage.host, stage.port, stage.url)
+    url, others = list_origins(stage.host, stage.port, stage.url)
     if others:
         others.append(f"http://127.0.0.1:{stage.port}")
     listening(stage.host, stage.port).close()  # a port that is taken is said before any weights are loaded
@@ -111,7 +111,7 @@ def run(run: Run, config: Config, found: Opened) -> Result:
             )
     tokens = totals["completion_tokens"]
     requests = f"{totals['requests']:,} request{'s' * (totals['requests'] != 1)}"
-    return Result(totals, (f"{requests}, answers of {tokens:,} tokens",))
+    return StageResult(totals, (f"{requests}, answers of {tokens:,} tokens",))
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]
     from align.serve.request_log import AdapterLog, Metrics, RequestLog
 
     stage, portfolio = config.stage, found.portfolio
-    keys = None if stage.keys is None else user_path(stage.keys, "stage.keys")
+    keys = None if stage.keys is None else parse_user_path(stage.keys, "stage.keys")
     with ENGINES[config.serve.name](run, config, found) as ready:
         formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), ready.generation))
         versions = portfolio.versions().values()
@@ -364,14 +364,14 @@ def describe_access(found: Opened, stage: ServeConfig) -> Iterator[str]:
     if stage.keys is None:
         yield "keys: none, so whoever reaches this address may ask, load and unload (stage.keys=FILE)"
     else:
-        count = len(read_key_file(user_path(stage.keys, "stage.keys")))
+        count = len(read_key_file(parse_user_path(stage.keys, "stage.keys")))
         yield f"keys: {count} tenant{'s' * (count != 1)} in {stage.keys}"
 
 
 def keyed(config: Config) -> Iterable[str]:
     stage: ServeConfig = config.stage
     assert stage.keys is not None and stage.tenant is not None  # noqa: PT018 (the configuration says so)
-    keys = user_path(stage.keys, "stage.keys")
+    keys = parse_user_path(stage.keys, "stage.keys")
     limits = {
         "requests_per_minute": stage.requests_per_minute, "tokens_per_minute": stage.tokens_per_minute,
         "concurrency": stage.concurrency, "token_budget": stage.token_budget,
@@ -389,7 +389,7 @@ def keyed(config: Config) -> Iterable[str]:
 def listed(config: Config) -> Iterable[str]:
     stage: ServeConfig = config.stage
     assert stage.keys is not None
-    keys = user_path(stage.keys, "stage.keys")
+    keys = parse_user_path(stage.keys, "stage.keys")
     tenants = read_key_file(keys)
     remedy = f"The tenants are {', '.join(sorted(tenants)) or '(none)'}."
     require(stage.tenant in (None, *tenants), "stage.tenant", stage.tenant, "there is no such tenant", remedy)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from align import ranks
 from align.config.root import Config
-from align.config.settings import changed
+from align.config.settings import replace_values
 from align.config.sft import SftConfig
-from align.config.training import held_out_for
-from align.core.types import Document, Result
+from align.config.training import require_held_out_rows
+from align.core.types import Document, StageResult
 from align.data.chat.encode import Encoding, encode
 from align.data.chat.template import use_template
 from align.data.chat.training_view import write_rows
@@ -37,7 +37,7 @@ def inputs(config: Config) -> Inputs:
     if config.init == BASE:
         base = find_base(config.model.path, config.model.revision)
         chosen = "qlora" if config.method.name == "auto" else config.method.name
-        config = changed(config, method=changed(config.method, name=chosen))
+        config = replace_values(config, method=replace_values(config.method, name=chosen))
         records = {"base": Input(base.digest, ref=base.id)}
     else:
         artifact, base, config = find_start(config)
@@ -46,7 +46,7 @@ def inputs(config: Config) -> Inputs:
 
     def rows() -> tuple[Any, ...]:
         train, test = divided_documents(source, config.seed)
-        held_out_for(config.stage.eval_every, len(test), "data.held_out")
+        require_held_out_rows(config.stage.eval_every, len(test), "data.held_out")
         sources = held_out_sources(source, config.seed)
         return train, test[: config.stage.eval_size], sources[: config.stage.eval_size]
 
@@ -60,7 +60,7 @@ def run(
     train_documents: list[Document],
     test_documents: list[Document],
     test_sources: Sequence[str],
-) -> Result:
+) -> StageResult:
     from align.evals.held_out import held_out_loss
     from align.models.adapters import save_adapter
     from align.models.finite_checks import diverged
@@ -114,7 +114,7 @@ def run(
         "reasoning_lost_earlier": train.unreasoned_earlier,
     }
     write_rows(run.folder, tokenizer, train.rows)
-    held_out_for(stage.eval_every, len(test.rows), "data.held_out")
+    require_held_out_rows(stage.eval_every, len(test.rows), "data.held_out")
 
     # The model before training, then training, then the same measure again.
     shards = config.method.name == "full" and not ranks.is_alone()
@@ -165,7 +165,7 @@ def run(
         **run.known_metrics,
         **measure_memory(run, config, longest),
     }
-    return Result(metrics, (*describe_losses(metrics), fitted.summary))
+    return StageResult(metrics, (*describe_losses(metrics), fitted.summary))
 
 
 def describe_rows(train: Encoding, test: Encoding, max_length: int, cuts: bool) -> Iterator[str]:

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from align.config.root import Config
-from align.config.scorers import LearnedReward, reward_spec
+from align.config.scorers import LearnedReward, build_reward_spec
 from align.config.verify import VerifyConfig
 from align.core.errors import AlignError
-from align.core.types import Result, Rollout
+from align.core.types import Rollout, StageResult
 from align.data.chat.template import use_template
 from align.data.chat.tokens import text_ids
 from align.models.base import BASE, frozen_method, label
@@ -21,7 +21,7 @@ from align.run import Input, Run, json_digest, write_json
 from align.run.environment import code_digest, package_versions
 from align.stages.ppo import load_roles, settings_of
 from align.stages.runner import Inputs, find_input, find_start, open_rollout_engine
-from align.track import peak_rss_mb
+from align.track import get_peak_rss_mb
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +51,14 @@ def inputs(config: Config) -> Inputs:
     root = config.run.folder
     rewards = {}
     if not has_no_reward:
-        rewards = reward_inputs(reward_spec(config.reward), root, base, artifact, config.method.name)
+        rewards = reward_inputs(build_reward_spec(config.reward), root, base, artifact, config.method.name)
     read_alike(models_of(rewards), config.rollout.reasoning)
     code = Input(json_digest([package_versions(), code_digest()]))
     records = {"code": code, "init": artifact.as_input(), **rewards}
     return Inputs(config, label(base, config.method.name), base, records)
 
 
-def run(run: Run, config: Config) -> Result:
+def run(run: Run, config: Config) -> StageResult:
     from align.models.load import choose_device, choose_dtype, own_tokenizer
     from align.ppo.verify.enumerated import SIZE, check_unbiased, measure_biases
 
@@ -85,8 +85,11 @@ def run(run: Run, config: Config) -> Result:
     write_json(run.artifact / "anchors.json", [asdict(anchor) | {"holds": anchor.holds} for anchor in anchors])
     if failed := [anchor.name for anchor in anchors if not anchor.holds]:
         raise AlignError(f"PPO is not right here: {', '.join(failed)}. The table is in {run.folder / 'report.html'}")
-    metrics = {**{anchor.name.replace(" ", "_"): anchor.measured for anchor in anchors}, "peak_rss_mb": peak_rss_mb()}
-    return Result(metrics, (f"all {len(anchors)} anchors hold",))
+    metrics = {
+        **{anchor.name.replace(" ", "_"): anchor.measured for anchor in anchors},
+        "peak_rss_mb": get_peak_rss_mb(),
+    }
+    return StageResult(metrics, (f"all {len(anchors)} anchors hold",))
 
 
 def make_sampler(

@@ -11,7 +11,7 @@ from typing import Any
 
 from align import ranks
 from align.config.root import Config
-from align.core.errors import AlignError, InputError, readable, require
+from align.core.errors import AlignError, InputError, make_printable, require
 from align.core.files import SIZE_LIMIT
 from align.run import Manifest, artifact_in, model_digest
 from align.run.environment import code_digest
@@ -54,7 +54,7 @@ def follow_first_rank() -> int:
         raise
     except Exception as error:  # the first rank writes the traceback down
         if ranks.prints_error(error):
-            what = f"{type(error).__name__}: {readable(str(error))}"
+            what = f"{type(error).__name__}: {make_printable(str(error))}"
             print(f"align: rank {ranks.rank()}: a fault of ours: {what}", file=sys.stderr)
             print("align: the traceback is in the run's log.txt", file=sys.stderr)
         return 1

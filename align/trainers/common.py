@@ -32,7 +32,7 @@ from align.models.lora import Lora
 from align.models.sharded import is_sharded
 from align.run import Artifact, Base, Run
 from align.run.checkpoints import beside, newest_checkpoint, remove_old, seal, sealed, step_of
-from align.track import Progress, Tracker, progress
+from align.track import Progress, Tracker, show_progress
 from align.trainers.multi_rank import as_single_process
 
 datasets.disable_progress_bars()
@@ -197,7 +197,7 @@ def fit(
     checkpoint = newest_checkpoint(run, whole=evaluation.can_resume_from)
     done = step_of(checkpoint)
     ended = done >= steps or (checkpoint is not None and evaluation.is_exhausted(load_state(checkpoint)))
-    with track(run, done) as stream, progress(run.manifest.stage, steps, done) as bar:
+    with track(run, done) as stream, show_progress(run.manifest.stage, steps, done) as bar:
         reporter = Reporter(stream, bar, settings.log_every, figures, evaluation)
         callbacks = (evaluation, reporter)
         trainer, trained = train(partial(make, arguments), model, *callbacks, checkpoint=checkpoint, ended=ended)

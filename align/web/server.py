@@ -23,7 +23,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from align.core.errors import InputError
-from align.core.redaction import Formatter
+from align.core.redaction import RedactingFormatter
 
 log = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ def connection_limit() -> int:
 def log_to_console(names: Sequence[str] = ()) -> Iterator[None]:
     """Send the server's log lines to the console too."""
     console = logging.StreamHandler()
-    console.setFormatter(Formatter())
+    console.setFormatter(RedactingFormatter())
     loggers = [logging.getLogger(name) for name in ("uvicorn.error", log.name, *names)]
     for logger in loggers:
         logger.addHandler(console)

@@ -21,7 +21,7 @@ from align.annotate.store.ledger import count_work, remark_of, stands
 from align.annotate.store.projects import guidelines_of, settings_of, version_of
 from align.annotate.store.records import shuffle_of, vote_of
 from align.annotate.store.tables import drafts, leases, ledger, work
-from align.core.chain import canonical
+from align.core.chain import to_canonical_json
 from align.core.errors import InputError, require
 
 REPEAT_AFTER = 10
@@ -176,7 +176,7 @@ def grant(
         "number": number,
         "item": item,
         "purpose": purpose,
-        "shown": canonical(list(display_order or counterbalanced_order(ids, who, turn))),
+        "shown": to_canonical_json(list(display_order or counterbalanced_order(ids, who, turn))),
         "k": len(ids),
         "turn": turn,
         "state": "open",
@@ -279,7 +279,7 @@ def task_of(db: Connection, lease: Row[Any]) -> Task:
 def save_draft(db: Connection, lease: Row[Any], content: Mapping[str, Any]) -> None:
     discard_draft(db, lease)
     names = {"project": lease.project, "item": lease.item, "annotator": lease.annotator, "purpose": lease.purpose}
-    db.execute(insert(drafts), {**names, "content": canonical(dict(content))})
+    db.execute(insert(drafts), {**names, "content": to_canonical_json(dict(content))})
 
 
 def discard_draft(db: Connection, lease: Row[Any]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from sqlalchemy import Connection, Table, insert, select
 
-from align.annotate.store import Head, Store
+from align.annotate.store import ChainHead, Store
 from align.annotate.store.connections import SCHEMA_VERSION
 from align.annotate.store.integrity import recount
 from align.annotate.store.tables import invitations, ledger, metadata, projects, sessions, store_meta
@@ -84,7 +84,7 @@ def write(file: TextIO, about: dict[str, Any], connection: Connection) -> int:
     return rows
 
 
-def restore(store: Store, path: Path) -> Head:
+def restore(store: Store, path: Path) -> ChainHead:
     """Fills an empty store from a backup, in one transaction, and checks every hash before it commits.
 
     Raises:
@@ -105,7 +105,7 @@ def restore(store: Store, path: Path) -> Head:
                 remedy = "Restore into one that is not there."
                 raise InputError("store.url", store.masked_url, f"the store is not empty ({table.name})", remedy)
         read(path, about, lines, connection)
-        head = store.verify(Head(about["seq"], about["hash"]))
+        head = store.verify(ChainHead(about["seq"], about["hash"]))
         for project in connection.execute(select(projects.c.name)).scalars().all():
             recount(connection, project)
         return head

@@ -56,7 +56,7 @@ def export(store: Store, project: str, folder: Path, allow_simulated: bool = Fal
         "rankings.jsonl": (ranking_row(vote, items[vote.item]) for vote in votes),
         "unpaired.jsonl": (row for vote in votes for row in unpaired_rows(vote, items[vote.item])),
         "demonstrations.jsonl": (
-            {"messages": items[vote.item].prompt.answered(vote.demonstration).as_dicts()} | trace(vote)
+            {"messages": items[vote.item].prompt.with_answer(vote.demonstration).as_dicts()} | trace(vote)
             for vote in everything
             if vote.demonstration
         ),

@@ -17,7 +17,7 @@ from typing import Any
 
 from align.annotate.store import Candidate, Store
 from align.annotate.store.records import MOST_ANSWERS, check_text
-from align.core.chain import canonical
+from align.core.chain import to_canonical_json
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Message
 from align.data.read.messages import messages_of, refused
@@ -118,7 +118,7 @@ def item_of(where: str, source: str, number: int, row: Mapping[str, Any]) -> Row
     if expected is not None and not is_order(expected, len(answers)):
         raise refuse("expected", "not every answer's position once, in a list of tiers")
     name = ["id", row["id"]] if "id" in row else ["row", number]
-    key = f"import/{hashlib.sha256(canonical([source, *name]).encode()).hexdigest()[:32]}"
+    key = f"import/{hashlib.sha256(to_canonical_json([source, *name]).encode()).hexdigest()[:32]}"
     return Row(where, row.get("id"), key, prompt, tuple(candidates), float(priority), expected)
 
 
@@ -171,7 +171,7 @@ def candidate_of(value: Any) -> Candidate:
     check_text("text", given["text"])
     for name in ("model", "adapter"):
         check_text(name, given.get(name, ""), 200)
-    canonical(dict(given.get("sampling", {})))  # raises for what JSON cannot say
+    to_canonical_json(dict(given.get("sampling", {})))  # raises for what JSON cannot say
     return Candidate(
         text=given["text"],
         model_digest=given.get("model", ""),

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from align.annotate.figures.estimates import Figure, Undefined, share
 from align.annotate.store import Vote
-from align.ops.agreement import below_one, cohen_kappas
-from align.ops.intervals import Interval, normal_quantile, wilson
+from align.ops.agreement import cohen_kappas, compute_coefficient_interval
+from align.ops.intervals import Interval, normal_quantile, wilson_interval
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 
@@ -130,11 +130,11 @@ def alpha(panels: Sequence[Panel], level: Level) -> Figure:
     high = None
     if items > 1 and value >= 1:
         distances_1VV = compute_squared_distances(total_1VV, values_V, level)
-        most = wilson(0.0, items, normal_quantile(0.95))[1] * float(distances_1VV.max() * total_1VV.sum())
+        most = wilson_interval(0.0, items, normal_quantile(0.95))[1] * float(distances_1VV.max() * total_1VV.sum())
         low = 1 - most / float(compute_expected_disagreements(total_1VV, distances_1VV)[0])
         high = 1.0
     elif items > 1:
-        low, high = below_one(value, compute_alphas(total_1VV - coincidences_IVV, values_V, level))
+        low, high = compute_coefficient_interval(value, compute_alphas(total_1VV - coincidences_IVV, values_V, level))
     return Interval(value, low, high, items)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from align.ops.intervals import Interval, proportion
+from align.ops.intervals import Interval, proportion_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,14 @@ def share(successes: Sequence[int], trials: Sequence[int]) -> Figure:
     """Compute the share of all trials that succeeded, with Wilson's interval at the effective number of observations.
 
     The trials come in clusters, such as the pairs of one ranking, within which they may depend on each other: a cluster
-    is one observation, which counts for as much as it has trials; see `align.ops.intervals.proportion`.
+    is one observation, which counts for as much as it has trials; see `align.ops.intervals.proportion_interval`.
 
     Args:
         successes: one number a cluster, from 0 to its trials.
         trials: one number a cluster; a cluster without any does not count.
     """
     counted = [(x / m, m) for x, m in zip(successes, trials, strict=True) if m]
-    return proportion([share for share, _ in counted], [m for _, m in counted]) if counted else NOTHING
+    return proportion_interval([share for share, _ in counted], [m for _, m in counted]) if counted else NOTHING
 
 
 def log_odds(of: Figure) -> Figure:

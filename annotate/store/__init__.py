@@ -16,12 +16,12 @@ integrity         the walk over chain and contents
 from align.annotate.store.database import AlreadyJudged, Store
 from align.annotate.store.projects import Settings, configure, publish_guidelines
 from align.annotate.store.records import Candidate, Item, Judgement, Vote, storable
-from align.core.chain import Head
+from align.core.chain import ChainHead
 
 __all__ = [
     "AlreadyJudged",
     "Candidate",
-    "Head",
+    "ChainHead",
     "Item",
     "Judgement",
     "Settings",

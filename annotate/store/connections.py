@@ -23,7 +23,7 @@ from align.core.distribution import install_command
 from align.core.errors import CorruptFile, InputError, StorageError, require_schema_version
 from align.core.files import check_readable, has_file, open_regular
 from align.core.outputs import refuse_foreign_database
-from align.core.redaction import secret_url, value_of
+from align.core.redaction import hide_password, reveal_secret
 
 SCHEMA_VERSION = 5
 
@@ -55,11 +55,11 @@ def connect(url: str, create: bool = True) -> Engine:
         CorruptFile: the file is no SQLite database.
     """
     try:
-        parsed = make_url(value_of(url))
+        parsed = make_url(reveal_secret(url))
     except (ArgumentError, ValueError) as error:  # the latter of a port that is no number
         raise InputError("store.url", url, "not a database URL", EXAMPLES) from error
     # As others may read it: without its password, and without parameters that may hold one.
-    masked_url = secret_url(parsed.render_as_string(hide_password=False))
+    masked_url = hide_password(parsed.render_as_string(hide_password=False))
     engine = _create_engine(parsed, masked_url, create)
     try:
         with explained(masked_url):

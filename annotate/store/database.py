@@ -63,7 +63,7 @@ from align.annotate.store.tables import (
     users,
     work,
 )
-from align.core.chain import Head, canonical, salted_digest
+from align.core.chain import ChainHead, hash_with_salt, to_canonical_json
 from align.core.errors import InputError, require
 from align.core.types import Conversation
 
@@ -174,13 +174,13 @@ class Store(Connections):
                 return before.seq
             check_judgement(connection, project, item, judgement)
             check_not_judged(connection, project, item, person.pseudonym, judgement.purpose)
-            payload = judgement.payload() | {"annotator_digest": salted_digest(person.salt, annotator)}
+            payload = judgement.payload() | {"annotator_digest": hash_with_salt(person.salt, annotator)}
             if remark := judgement.remark():
                 salt = secrets.token_hex(16)
                 row = {"project": project, "seq": head_of(connection).seq + 1, "item": item}
                 row |= {"annotator": person.pseudonym, "content": remark, "salt": salt}
                 connection.execute(insert(remarks), row)
-                payload["remark"] = salted_digest(salt, remark)
+                payload["remark"] = hash_with_salt(salt, remark)
             if counts(judgement):
                 count_work(connection, project, item, judged=1)
             return append(connection, project, judgement.kind, payload, item=item, annotator=person.pseudonym, key=key)
@@ -348,7 +348,7 @@ class Store(Connections):
         with self.reading() as connection:
             return connection.execute(select(func.min(ledger.c.seq)).where(ledger.c.project == project, about)).scalar()
 
-    def head(self, project: str | None = None) -> Head:
+    def head(self, project: str | None = None) -> ChainHead:
         """Return the last row, of one project or of the whole ledger (`Head(0, GENESIS)` while it is empty).
 
         Raises:
@@ -359,7 +359,7 @@ class Store(Connections):
                 check_project(connection, project)
             return head_of(connection, project)
 
-    def verify(self, expected: Head | None = None) -> Head:
+    def verify(self, expected: ChainHead | None = None) -> ChainHead:
         """Walk the whole ledger, check every hash and every content that was not erased. Returns the head.
 
         Args:
@@ -374,7 +374,7 @@ class Store(Connections):
 
 def id_of(project: str, key: str) -> str:
     """Return the id of an item, a function of project and key alone."""
-    return hashlib.sha256(canonical([project, key]).encode()).hexdigest()[:16]
+    return hashlib.sha256(to_canonical_json([project, key]).encode()).hexdigest()[:16]
 
 
 def set_priority(connection: Connection, project: str, item: str, priority: float) -> None:
@@ -431,9 +431,9 @@ def is_same_vote(connection: Connection, row: Row[Any], item: str, annotator: st
     mine = (remarks.c.project == row.project, remarks.c.seq == row.seq)
     salt = connection.execute(select(remarks.c.salt).where(*mine)).scalar()
     remark = judgement.remark()
-    if bool(remark) != bool(digest) or (salt is not None and salted_digest(salt, remark) != digest):
+    if bool(remark) != bool(digest) or (salt is not None and hash_with_salt(salt, remark) != digest):
         return False
-    given = json.loads(canonical(judgement.payload()))
+    given = json.loads(to_canonical_json(judgement.payload()))
     return (row.item, row.annotator, kept) == (item, annotator, given)
 
 

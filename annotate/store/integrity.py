@@ -26,7 +26,7 @@ from align.annotate.store.tables import (
     remarks,
     work,
 )
-from align.core.chain import GENESIS, Head, advance, salted_digest
+from align.core.chain import GENESIS, ChainHead, advance, hash_with_salt
 from align.core.errors import CorruptFile
 
 FIELD = "ledger.seq"
@@ -36,7 +36,7 @@ Subject = tuple[str, str]
 """(project, item id or pseudonym); the latter is empty for a whole project."""
 
 
-def verify(connection: Connection, expected: Head | None = None) -> Head:
+def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHead:
     """Walk the ledger from its first row. Returns its head.
 
     Raises:
@@ -60,7 +60,7 @@ def verify(connection: Connection, expected: Head | None = None) -> Head:
     remarked = {(row.project, row.seq): row for row in connection.execute(select(remarks))}
     texts = {(row.project, row.version): row.text for row in connection.execute(select(guidelines))}
 
-    head = Head(0, GENESIS)
+    head = ChainHead(0, GENESIS)
     mentioned = set[Subject]()
     changes: dict[str, dict[str, Any]] = defaultdict(dict)
     for entry in entries:
@@ -131,7 +131,7 @@ def check_voter(
     if person is None:
         if who not in erased:
             raise corrupt(entry.seq, f"annotator {entry.annotator} is gone, and nobody erased them")
-    elif salted_digest(person.salt, person.identity) != payload["annotator_digest"]:
+    elif hash_with_salt(person.salt, person.identity) != payload["annotator_digest"]:
         raise corrupt(entry.seq, f"annotator {entry.annotator} is not who judged")
 
 
@@ -141,7 +141,7 @@ def check_remark(entry: Entry, payload: dict[str, Any], row: Any, erased: Mappin
     if row is None:
         if digest is not None and not gone:
             raise corrupt(entry.seq, "what the annotator wrote is gone, and nobody erased it")
-    elif gone or digest != salted_digest(row.salt, row.content):
+    elif gone or digest != hash_with_salt(row.salt, row.content):
         raise corrupt(entry.seq, "what the annotator wrote is not what lies there")
     elif (row.item, row.annotator) != (entry.item, entry.annotator):
         raise corrupt(entry.seq, "what the annotator wrote lies with another vote")

@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Row, exists, insert, select, u
 
 from align.annotate.store.records import Judgement
 from align.annotate.store.tables import annotators, leases, ledger, remarks, work
-from align.core.chain import GENESIS, Head, canonical, link_hash
+from align.core.chain import GENESIS, ChainHead, hash_link, to_canonical_json
 from align.core.errors import InputError
 
 VOTES = ("ranking", "skip")
@@ -66,13 +66,13 @@ def append(connection: Connection, project: str, kind: str, payload: dict[str, A
     head = head_of(connection)
     columns = {"item": None, "annotator": None, "key": None, "retracts": None, **columns}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    text = canonical(payload)
+    text = to_canonical_json(payload)
     entry = Entry(head.seq + 1, project, kind, created_at=now, payload=text, prev_hash=head.hash, **columns)
-    connection.execute(insert(ledger), asdict(replace(entry, hash=link_hash(entry.hashed, head.hash))))
+    connection.execute(insert(ledger), asdict(replace(entry, hash=hash_link(entry.hashed, head.hash))))
     return entry.seq
 
 
-def head_of(connection: Connection, project: str | None = None, votes_only: bool = False) -> Head:
+def head_of(connection: Connection, project: str | None = None, votes_only: bool = False) -> ChainHead:
     """Return the ledger's last row; `Head(0, GENESIS)` if there is none.
 
     Args:
@@ -86,7 +86,7 @@ def head_of(connection: Connection, project: str | None = None, votes_only: bool
     if votes_only:
         query = query.where(ledger.c.kind.in_((*VOTES, "retraction", "erasure")))
     row = connection.execute(query).first()
-    return Head(0, GENESIS) if row is None else Head(row.seq, row.hash)
+    return ChainHead(0, GENESIS) if row is None else ChainHead(row.seq, row.hash)
 
 
 def stands(project: str, row: Any = ledger) -> ColumnElement[bool]:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, insert, select, update
 from align.annotate.store.ledger import append, check_project, project_erasure
 from align.annotate.store.records import RESTORE, check_text, shuffle_of
 from align.annotate.store.tables import guidelines, keys, ledger, projects, work
-from align.core.chain import canonical
+from align.core.chain import to_canonical_json
 from align.core.errors import CorruptFile, InputError, require
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def configure(
             changed["state"] = state
         if not changed and not new:
             return after
-        row = {"settings": canonical(asdict(after)), "state": state or state_before}
+        row = {"settings": to_canonical_json(asdict(after)), "state": state or state_before}
         connection.execute(update(projects).where(mine), row)
         append(connection, project, "settings", changed)
         if {"overlap", "overlap_share"} & changed.keys():

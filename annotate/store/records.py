@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.core.chain import canonical, salted_digest
+from align.core.chain import hash_with_salt, to_canonical_json
 from align.core.errors import require
 from align.core.types import Conversation
 
@@ -149,7 +149,7 @@ class Judgement:
     def remark(self) -> str:
         """The erasable part as canonical JSON; empty where there is none."""
         words = {name: getattr(self, name) for name in ("rationale", "demonstration") if getattr(self, name)}
-        return canonical(words) if words else ""
+        return to_canonical_json(words) if words else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +188,7 @@ def storable(text: str) -> str:
 def prompt_row(project: str, item: str, prompt: Conversation, salt: str = "") -> dict[str, Any]:
     """The row of `prompts`, with a fresh salt unless one is given."""
     salt = salt or secrets.token_hex(16)
-    return {"project": project, "id": item, "messages": canonical(prompt.as_dicts()), "salt": salt}
+    return {"project": project, "id": item, "messages": to_canonical_json(prompt.as_dicts()), "salt": salt}
 
 
 def candidate_row(project: str, item: str, k: int, answer: Candidate, salt: str = "") -> dict[str, Any]:
@@ -201,7 +201,7 @@ def candidate_row(project: str, item: str, k: int, answer: Candidate, salt: str 
         "text": answer.text,
         "model_digest": answer.model_digest,
         "adapter_digest": answer.adapter_digest,
-        "sampling": canonical(dict(answer.sampling)),
+        "sampling": to_canonical_json(dict(answer.sampling)),
         "ended": bool(answer.ended),
         "salt": salt or secrets.token_hex(16),
     }
@@ -211,8 +211,8 @@ def item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]
     """What the ledger keeps of an item's rows: `{prompt: digest, candidates: {id: digest}}`, all salted."""
     hashed = ("position", "text", "model_digest", "adapter_digest", "sampling", "ended")
     return {
-        "prompt": salted_digest(prompt["salt"], prompt["messages"]),
-        "candidates": {row["id"]: salted_digest(row["salt"], [row[name] for name in hashed]) for row in answers},
+        "prompt": hash_with_salt(prompt["salt"], prompt["messages"]),
+        "candidates": {row["id"]: hash_with_salt(row["salt"], [row[name] for name in hashed]) for row in answers},
     }
 
 
@@ -221,7 +221,7 @@ def item_of(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> 
     ordered = sorted(answers, key=lambda row: row["position"])
     return Item(
         prompt["id"],
-        Conversation.of(json.loads(prompt["messages"]), prompt["id"]),
+        Conversation.from_messages(json.loads(prompt["messages"]), prompt["id"]),
         tuple(
             Candidate(
                 row["text"],

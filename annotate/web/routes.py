@@ -24,7 +24,7 @@ from align.annotate.store.projects import guidelines_of, settings_of
 from align.annotate.web.access import manages
 from align.annotate.web.markup import compared, rendered, written
 from align.annotate.web.templating import WORDS
-from align.core.chain import canonical
+from align.core.chain import to_canonical_json
 from align.core.errors import require
 
 PROMPT = -1
@@ -173,7 +173,7 @@ ASKING: Any = Depends(person_of)
 def place_id(store: Store, person: Person, project: str) -> str:
     """Return what a page calls a person's place in a project. What it keeps in the browser lies under this name, and
     what it sends says it: another's words, or another project's, are never taken for theirs."""
-    return sha256(canonical([store.masked_url, project, person.name]).encode()).hexdigest()[:16]
+    return sha256(to_canonical_json([store.masked_url, project, person.name]).encode()).hexdigest()[:16]
 
 
 def routes(store: Store, accounts: bool) -> APIRouter:

@@ -16,8 +16,8 @@ from align.data.sources import DataSource, prompts
 from align.evals.suite.samples import Sample, read_samples
 from align.evals.text import distinct_n, most_risen
 from align.models.load import choose_dtype
-from align.ops.best_of_n import kl_bound
-from align.ops.intervals import mean
+from align.ops.best_of_n import compute_kl_bound
+from align.ops.intervals import mean_interval
 from align.reward.build import on_its_own_base
 from align.run import read_manifest, resolve
 
@@ -78,7 +78,7 @@ def of_best(root: Path, name: str, samples: Sequence[Sample], n: int) -> Point:
             winners.append(best["answer"])
     risen = most_risen([s.ref for s in samples], winners)
     figures = {
-        "gold": sum(scores) / len(scores), "kl": kl_bound(n), "distinct2": distinct_n(winners, 2),
+        "gold": sum(scores) / len(scores), "kl": compute_kl_bound(n), "distinct2": distinct_n(winners, 2),
         "risen": risen.policy, "word": risen.word, "minutes": took(root, name) * n / max(BEST_OF),
     }  # fmt: skip
     return Point([with_answer(s.prompt, winner) for s, winner in zip(samples, winners, strict=True)], scores, figures)
@@ -132,7 +132,7 @@ def told(messages: Sequence[Message]) -> str:
 
 def pooled(points: Sequence[Point]) -> Figures:
     """Over the seeds: gold with an interval over all prompts, means of the others, the words that rose."""
-    interval = mean([score for point in points for score in point.scores])
+    interval = mean_interval([score for point in points for score in point.scores])
     first = points[0].figures
     numbers = [key for key, value in first.items() if isinstance(value, float | int) and key != "gold"]
     means = {key: sum(p.figures[key] for p in points) / len(points) for key in numbers}

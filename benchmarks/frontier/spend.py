@@ -26,7 +26,7 @@ from compared import REPORTED, SPLIT
 from outcomes import Figures, Point, cell, of_best, of_policy, pooled, took
 from runs import BEST, RECIPE, Runs, arguments, rounded, side_by_side
 
-from align.ops.intervals import mean
+from align.ops.intervals import mean_interval
 
 PPO, SAMPLED, WIDEST = "PPO, the quickstart's", "best-of-16", "best-of-64"
 DISTILLED, MORE, MEAN = "distilled, then PPO", "RLOO, 512 answers an update", "mean of RLOO's and PPO's weights"
@@ -91,7 +91,7 @@ def beside(ours: Sequence[Point], theirs: Sequence[Point]) -> dict[str, Any]:
     for one, other in zip(ours, theirs, strict=True):
         known = by_prompt(other)
         found.append([score - known[prompt] for prompt, score in by_prompt(one).items() if prompt in known])
-    interval = mean([each for seed in found for each in seed])
+    interval = mean_interval([each for seed in found for each in seed])
     return {
         "all": [interval.value, interval.low, interval.high], "seeds": [sum(seed) / len(seed) for seed in found],
         "prompts": sum(map(len, found)),

@@ -27,7 +27,7 @@ from align.annotate.store import Store
 from align.annotate.store.preference_pairs import preferences
 from align.core.types import Message
 from align.data.read.records import write_preferences
-from align.ops.intervals import mean
+from align.ops.intervals import mean_interval
 from align.report.plots import axes, render
 from align.reward.rules import Sentiment
 from align.track import read_rows
@@ -93,7 +93,7 @@ def turned(points: Sequence[Mapping[str, list[Any]]]) -> dict[str, Any]:
             lost += (gold[-1, measures::2] - gold[peak, measures::2]).tolist()
             best += gold[peak, measures::2].tolist()
             at.append(point["kl"][peak])
-    left, proxy = mean(lost), [in_deviations(point["proxy"]) for point in points]
+    left, proxy = mean_interval(lost), [in_deviations(point["proxy"]) for point in points]
     return {
         "start": average(np.mean(p["gold"][0]) for p in points), "peak": average(best), "peak_kl": average(at),
         "end": average(np.mean(p["gold"][-1]) for p in points), "end_kl": average(p["kl"][-1] for p in points),

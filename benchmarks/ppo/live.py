@@ -20,7 +20,7 @@ from ours import roles_on, updates
 from work import RESULT, Work, result_of
 
 from align.planning.live_bytes import LiveBytes
-from align.track import peak_rss_mb
+from align.track import get_peak_rss_mb
 
 HERE = Path(__file__).resolve().parent
 RESPONSE = 32
@@ -46,7 +46,7 @@ def live(work: Work) -> dict[str, float]:
         one(1)
         peak = count.lap()
     trained = sum(p.numel() for role in roles.trainable for p in roles.parameters_of(role))
-    return {"weights_mb": weights / 1e6, "peak_mb": peak / 1e6, "trained": trained, "peak_rss_mb": peak_rss_mb()}
+    return {"weights_mb": weights / 1e6, "peak_mb": peak / 1e6, "trained": trained, "peak_rss_mb": get_peak_rss_mb()}
 
 
 def markdown(found: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from align.models.forward import hidden_size, hidden_states, response_logprobs, 
 from align.models.load import load_base
 from align.models.lora import Lora
 from align.models.roles import linear_head
-from align.track import peak_rss_mb
+from align.track import get_peak_rss_mb
 
 HERE = Path(__file__).resolve().parent
 PROMPT, RESPONSE = 36, 32
@@ -80,9 +80,9 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, metavar=("WHAT", "WORK"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        imports = peak_rss_mb()
+        imports = get_peak_rss_mb()
         {"together": together, "apart": apart}[given.child[0]](Work.of(given.child[1]))
-        print(RESULT + str(peak_rss_mb() - imports))
+        print(RESULT + str(get_peak_rss_mb() - imports))
         return
     table = {}
     print(f"{'':<31}{'one base':>10}{'four models':>13}{'ratio':>7}   MB over the imports, {given.rows} rows")

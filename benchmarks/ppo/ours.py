@@ -29,7 +29,7 @@ from align.ppo.experience import Estimator, assemble_experience, compute_estimat
 from align.ppo.update import Losses, take_gradient_steps
 from align.rollout.engine import row_seeds
 from align.rollout.hf import HfEngine
-from align.track import peak_rss_mb
+from align.track import get_peak_rss_mb
 
 
 def precision(work: Work) -> tuple[str, torch.dtype]:
@@ -130,7 +130,7 @@ def main(work: Work) -> None:
     for number in range(work.updates):
         laps.append(one(number))
         marks.append(time.process_time())
-    memory = peak_rss_mb()  # before anything that an update does not need
+    memory = get_peak_rss_mb()  # before anything that an update does not need
     phases = {name: statistics.median(lap[name] for lap in laps[1:]) for name in laps[0]}
     seconds = [sum(lap.values()) for lap in laps]
     peak = gemm_peak(torch.float32 if work.dtype == "float32" else torch.bfloat16)

@@ -25,7 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from align.models.base import find_base, pocket_folder
-from align.ops.linear import bf16
+from align.ops.linear import has_bf16_products
 from align.planning.memory import Workload, footprint
 from align.planning.shapes import shape_of
 from align.ppo.measured_update import measure_update
@@ -119,7 +119,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bases: dict[str, Base] = {"pocket": find_base()}
         for name, (model, work) in CASES.items():
-            slow = device.type == "cpu" and model == "smollm2" and work.dtype == "bfloat16" and not bf16()
+            slow = device.type == "cpu" and model == "smollm2" and work.dtype == "bfloat16" and not has_bf16_products()
             wanted = any(word in f"{model}: {name}" for word in given.only.split(","))
             if slow or not wanted:
                 continue

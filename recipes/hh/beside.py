@@ -29,7 +29,7 @@ from align.data.pairs import drawn
 from align.data.read.records import read_preferences
 from align.data.split import split_by_group
 from align.models.load import choose_device, choose_dtype
-from align.ops.intervals import grouped, proportion
+from align.ops.intervals import average_by_group, proportion_interval
 from align.report import few, in_words
 from align.run import read_manifest
 
@@ -49,7 +49,9 @@ def main() -> int:
     began = time.monotonic()
     right = peer(manifest.base.path, config, train, test)
     groups = [p.group_id or p.id for p in test]
-    theirs = proportion(grouped(groups, right)[0]).as_dict() | {"minutes": (time.monotonic() - began) / 60}
+    theirs = proportion_interval(average_by_group(groups, right)[0]).as_dict() | {
+        "minutes": (time.monotonic() - began) / 60
+    }
     ended, started = (datetime.fromisoformat(manifest.times[k]) for k in ("finished", "started"))
     ours = manifest.metrics["accuracy"] | {"minutes": (ended - started).total_seconds() / 60}
     found = {"pairs": len(train), "align": ours, "trl": theirs}

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from align.core.errors import require
-from align.core.spec import one_of, written
+from align.core.spec import get_choice, parse_json_or_text
 from align.reward.checkers.checked import AllowCode, Checked, Checker
 
 CHECK = "check"
@@ -43,7 +43,7 @@ def checker(spec: Any, field: str, *, allow_code: AllowCode = False) -> Checker:
     require(
         isinstance(spec, Mapping), field, spec, "is no mapping", f"Write {{kind: …}}; the kinds are {', '.join(KINDS)}."
     )
-    kind = one_of(spec, field, "kind", tuple(KINDS))
+    kind = get_choice(spec, field, "kind", tuple(KINDS))
     build = load_kind(kind).build
     return build(spec, field, allow_code) if kind == "code" else build(spec, field)
 
@@ -79,7 +79,7 @@ def spec_of(columns: Mapping[str, Any], where: str, texts: bool = True) -> Any:
     """
     check, given = columns.get(CHECK), {key: columns.get(key) for key in IFEVAL}
     if texts:
-        check, given = written(check), {key: written(value) for key, value in given.items()}
+        check, given = parse_json_or_text(check), {key: parse_json_or_text(value) for key, value in given.items()}
     if check is not None:
         return check
     return None if given[IFEVAL[0]] is None else load_kind("instructions").of_row(given, where)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from align.core.errors import readable
+from align.core.errors import make_printable
 
 SHOWN = 200
 """Characters of what was found that a part keeps."""
@@ -41,7 +41,7 @@ class Part:
 
 def part(asks: str, held: bool, found: str = "", loosely: bool | None = None) -> Part:
     """A part whose `found` is short, and can be written to a file."""
-    shown = readable(found[: SHOWN + 1])
+    shown = make_printable(found[: SHOWN + 1])
     return Part(asks, held, held if loosely is None else loosely, shown if len(shown) <= SHOWN else shown[:SHOWN] + "…")
 
 
@@ -85,7 +85,7 @@ class Checker:
             parts = tuple(self.rule(answer))
         except Exception as error:
             unknown = tuple(part(asks, False) for asks in self.asks)
-            return Checked(0.0, unknown, readable(f"{type(error).__name__}: {error}"[:SHOWN]), self.sandbox)
+            return Checked(0.0, unknown, make_printable(f"{type(error).__name__}: {error}"[:SHOWN]), self.sandbox)
         return Checked(float(all(each.held for each in parts)), parts, sandbox=self.sandbox)
 
 

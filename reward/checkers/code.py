@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from align.core.errors import InputError, require
-from align.core.spec import known, number, text, texts, whole
+from align.core.spec import check_keys, get_integer, get_number, get_text, get_texts
 from align.reward.checkers.checked import AllowCode, Checker, Part, part
 from align.reward.checkers.fences import blocks
 from align.reward.checkers.sandbox import (
@@ -49,14 +49,14 @@ def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
         InputError: the user did not agree, or this machine has no sandbox; or names the key that is wrong.
     """
     require(bool(allow_code), f"{field}.kind", KIND, "runs programs that a model wrote", REMEDY)
-    given = known(spec, field, ("kind",), ("tests", "prompt", "test", "entry_point", "timeout", "memory_mb"))
+    given = check_keys(spec, field, ("kind",), ("tests", "prompt", "test", "entry_point", "timeout", "memory_mb"))
     human_eval = "test" in given
     require(
         human_eval != ("tests" in given), f"{field}.tests", given.get("tests", "(missing)"),
         "either `tests` or `test` is needed",
         "Write tests: [\"assert f(2) == 4\"], or HumanEval's prompt, test and entry_point.",
     )  # fmt: skip
-    prompt, entry = text(given, field, "prompt"), text(given, field, "entry_point")
+    prompt, entry = get_text(given, field, "prompt"), get_text(given, field, "entry_point")
     require(
         entry.isidentifier() or not entry,
         f"{field}.entry_point",
@@ -67,12 +67,12 @@ def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
     require(
         bool(entry) or not human_eval, f"{field}.entry_point", entry or "(missing)", "is needed", "Name the function."
     )
-    tests = (f"{text(given, field, 'test')}\ncheck({entry})\n",) if human_eval else texts(given, field, "tests")
+    tests = (f"{get_text(given, field, 'test')}\ncheck({entry})\n",) if human_eval else get_texts(given, field, "tests")
     for i, each in enumerate(tests):
         compiles(each, f"{field}.test" if human_eval else f"{field}.tests[{i}]")
     limits = Limits(
-        number(given, field, "timeout", USUAL.seconds, 0.1, 600),
-        whole(given, field, "memory_mb", USUAL.memory_mb, 64),
+        get_number(given, field, "timeout", USUAL.seconds, 0.1, 600),
+        get_integer(given, field, "memory_mb", USUAL.memory_mb, 64),
     )
     tier = choose_tier(allow_code == "unsafe", "unsafe_code")
     asks = [f"{entry} passes its unit tests"] if human_eval else [f"passes: {shortened(each)}" for each in tests]

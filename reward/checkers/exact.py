@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from align.core.errors import require
-from align.core.spec import known, one_of, quoted, text, texts
+from align.core.spec import check_keys, get_choice, get_text, get_texts, join_quoted
 from align.reward.checkers.checked import Checker, Part, part
 
 KIND = "exact"
@@ -37,13 +37,13 @@ def build(spec: Any, field: str) -> Checker:
     Raises:
         InputError: names the key.
     """
-    given = known(spec, field, ("kind",), ("answer", "answers", "ignore", "read", "after"))
+    given = check_keys(spec, field, ("kind",), ("answer", "answers", "ignore", "read", "after"))
     require(
         ("answer" in given) != ("answers" in given), f"{field}.answers", given.get("answers", "(missing)"),
         "either `answer` or `answers` is needed", "Write answers: [first, second], each of which is right.",
     )  # fmt: skip
-    answers = texts(given, field, "answers" if "answers" in given else "answer")
-    read, after = one_of(given, field, "read", tuple(READS), "whole"), text(given, field, "after")
+    answers = get_texts(given, field, "answers" if "answers" in given else "answer")
+    read, after = get_choice(given, field, "read", tuple(READS), "whole"), get_text(given, field, "after")
     ignored = ignores(given, field)
     if read == "last_number":
         for i, each in enumerate(answers):
@@ -57,7 +57,7 @@ def build(spec: Any, field: str) -> Checker:
     )  # fmt: skip
     where = READS[read] + (f' behind the last "{after}"' if after else "")
     shown = ", ".join(name.replace("_", " ") for name in IGNORES if name in ignored)
-    asks = f"{where} is {quoted(answers)}" + (f", whatever its {shown}" if shown else "")
+    asks = f"{where} is {join_quoted(answers)}" + (f", whatever its {shown}" if shown else "")
 
     def rule(answer: str) -> list[Part]:
         found = taken(answer, read, after)
@@ -69,7 +69,7 @@ def build(spec: Any, field: str) -> Checker:
 
 
 def ignores(spec: Mapping[str, Any], field: str) -> set[str]:
-    given = texts(spec, field, "ignore")
+    given = get_texts(spec, field, "ignore")
     for i, each in enumerate(given):
         require(each in IGNORES, f"{field}.ignore[{i}]", each, "cannot be ignored", f"Choose of {', '.join(IGNORES)}.")
     return set(given)

@@ -19,7 +19,7 @@ from inspect import signature
 from typing import Any
 
 from align.core.errors import InputError, require
-from align.core.spec import filled, known, one_of, quoted, text, texts, whole
+from align.core.spec import check_keys, get_choice, get_integer, get_text, get_texts, join_quoted, parse_text
 from align.reward.checkers.checked import Checker, Part, part
 from align.reward.checkers.languages import LANGUAGES, in_language
 from align.reward.checkers.sentences import count_sentences
@@ -126,7 +126,7 @@ def counted(n: int, noun: str) -> str:
 
 INSTRUCTIONS: dict[str, Instruction] = {
     "keywords:existence": Instruction(
-        lambda keywords: f"has {quoted(keywords, 'and')}",
+        lambda keywords: f"has {join_quoted(keywords, 'and')}",
         lambda text, keywords: all(re.search(re.escape(word.strip()), text, re.IGNORECASE) for word in keywords),
     ),
     "keywords:frequency": Instruction(
@@ -136,7 +136,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
         ),
     ),
     "keywords:forbidden_words": Instruction(
-        lambda forbidden_words: f"has no word {quoted(forbidden_words)}",
+        lambda forbidden_words: f"has no word {join_quoted(forbidden_words)}",
         lambda text, forbidden_words: (
             not any(
                 re.search(rf"(?<!\w){re.escape(word.strip())}(?!\w)", text, re.IGNORECASE) for word in forbidden_words
@@ -187,7 +187,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
         lambda text, num_bullets: len(BULLET.findall(text)) == num_bullets,
     ),
     "detectable_format:constrained_response": Instruction(
-        lambda: f"has one of {quoted(CONSTRAINED)}",
+        lambda: f"has one of {join_quoted(CONSTRAINED)}",
         lambda text: any(option in text for option in CONSTRAINED),
     ),
     "detectable_format:number_highlighted_sections": Instruction(
@@ -243,7 +243,7 @@ def build(spec: Any, field: str) -> Checker:
     Raises:
         InputError: names the constraint and the key.
     """
-    given = known(spec, field, ("kind", "constraints"))["constraints"]
+    given = check_keys(spec, field, ("kind", "constraints"))["constraints"]
     listed = isinstance(given, list | tuple) and len(given) > 0
     require(listed, f"{field}.constraints", given, "is no list of constraints", "Write constraints: [no_comma].")
     read = [constraint(each, f"{field}.constraints[{i}]") for i, each in enumerate(given)]
@@ -265,7 +265,7 @@ def constraint(given: Any, field: str) -> tuple[str, Callable[[str], bool]]:
     require(name in INSTRUCTIONS, f"{field}.name", name, "is no instruction", f"They are {', '.join(SHORT)}.")
     instruction = INSTRUCTIONS[name]
     wanted = tuple(signature(instruction.words).parameters)
-    spec = known({key: value for key, value in spec.items() if value is not None}, field, ("name", *wanted))
+    spec = check_keys({key: value for key, value in spec.items() if value is not None}, field, ("name", *wanted))
     arguments = {key: argument(spec, field, key) for key in wanted}
     if "nth_paragraph" in arguments:
         nth, most = arguments["nth_paragraph"], arguments["num_paragraphs"]
@@ -276,20 +276,20 @@ def constraint(given: Any, field: str) -> tuple[str, Callable[[str], bool]]:
 def argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
     """One argument, read by what its name stands for."""
     if name.endswith("relation"):
-        return one_of(spec, field, name, tuple(COMPARED))
+        return get_choice(spec, field, name, tuple(COMPARED))
     if name in ("keywords", "forbidden_words"):
-        return texts(spec, field, name)
+        return get_texts(spec, field, name)
     if name.startswith("num_") or name.endswith("frequency"):
-        return whole(spec, field, name)
+        return get_integer(spec, field, name)
     if name == "nth_paragraph":
-        return whole(spec, field, name, least=1)
+        return get_integer(spec, field, name, least=1)
     if name == "language":
-        return one_of(spec, field, name, tuple(LANGUAGES))
+        return get_choice(spec, field, name, tuple(LANGUAGES))
     if name == "letter":
-        letter = filled(spec[name], f"{field}.{name}").strip()
+        letter = parse_text(spec[name], f"{field}.{name}").strip()
         require(len(letter) == 1, f"{field}.{name}", letter, "is not one character", "Write one, or use `frequency`.")
         return letter
-    return text(spec, field, name)
+    return get_text(spec, field, name)
 
 
 def loose_readings(answer: str) -> Iterator[str]:

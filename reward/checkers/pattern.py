@@ -7,7 +7,7 @@ from typing import Any
 import regex
 
 from align.core.errors import InputError, require
-from align.core.spec import flag, known, quoted, text, texts
+from align.core.spec import check_keys, get_flag, get_text, get_texts, join_quoted
 from align.reward.checkers.checked import LIMIT_S, Checker, Part, part
 
 KIND = "regex"
@@ -19,16 +19,16 @@ def build(spec: Any, field: str) -> Checker:
     Raises:
         InputError: names the key; the pattern is none, or has no such group.
     """
-    given = known(spec, field, ("kind", "pattern"), ("group", "equals", "whole", "absent"))
-    written = text(given, field, "pattern")
+    given = check_keys(spec, field, ("kind", "pattern"), ("group", "equals", "whole", "absent"))
+    written = get_text(given, field, "pattern")
     try:
         pattern = regex.compile(written)
     except regex.error as error:
         raise InputError(f"{field}.pattern", written, f"is no regular expression ({error})", "Correct it.") from error
     equals, whole, absent = (
-        texts(given, field, "equals"),
-        flag(given, field, "whole", False),
-        flag(given, field, "absent", False),
+        get_texts(given, field, "equals"),
+        get_flag(given, field, "whole", False),
+        get_flag(given, field, "absent", False),
     )
     group = given.get("group", 0)
     names = [*range(pattern.groups + 1), *pattern.groupindex]
@@ -41,7 +41,7 @@ def build(spec: Any, field: str) -> Checker:
     )
     require(not (absent and equals), f"{field}.absent", absent, "contradicts `equals`", "Leave one of them out.")
     matched = f"the {'whole answer' if whole else 'answer'} {'does not match' if absent else 'matches'} /{written}/"
-    asks = matched + (f", with {quoted(equals)} as {f'group {group}' if group else 'the match'}" if equals else "")
+    asks = matched + (f", with {join_quoted(equals)} as {f'group {group}' if group else 'the match'}" if equals else "")
 
     def rule(answer: str) -> list[Part]:
         find = pattern.fullmatch if whole else pattern.search

@@ -16,7 +16,7 @@ from annotation_app import free_port
 from portfolio import digest_of, made, small
 
 from align.__main__ import main
-from align.core.chain import Head
+from align.core.chain import ChainHead
 from align.registry.trace import Votes
 from align.run.alias_log import Meant, append
 
@@ -65,7 +65,7 @@ def url(root: Path) -> Iterator[str]:
     thread.join(20)
 
 
-def votes(head: Head) -> Votes:
+def votes(head: ChainHead) -> Votes:
     return Votes({"a1": 3})
 
 

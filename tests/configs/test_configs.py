@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 from align.__main__ import STAGES
-from align.config.compose import check, compose_raw
-from align.config.group_files import conf_dir
+from align.config.compose import build_config, compose_tree
+from align.config.group_files import find_conf_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "recipes").glob("*/*.sh"))
 CHOICES = {
-    group.name: sorted(p.stem for p in group.glob("*.yaml")) for group in sorted(conf_dir().iterdir()) if group.is_dir()
+    group.name: sorted(p.stem for p in group.glob("*.yaml"))
+    for group in sorted(find_conf_dir().iterdir())
+    if group.is_dir()
 }
 # What a choice needs to be complete, and the pairs that a stage refuses on purpose.
 NEEDS = {
@@ -63,7 +65,7 @@ def test_choices_with_a_stage(stage: str, chosen: dict[str, str]):
         words["stage.sources"] = "[a.jsonl]"
     if stage == "data" and "reward" in chosen:
         words["stage.score.by"] = "reward"
-    config = check(compose_raw([f"{key}={value}" for key, value in words.items()]))
+    config = build_config(compose_tree([f"{key}={value}" for key, value in words.items()]))
     assert config.stage.name == ("ppo" if stage == "plan" else stage)  # the one that a plan is of
     for group, choice in chosen.items():
         name = "files" if choice == "jsonl" else choice  # another name of it
@@ -105,7 +107,7 @@ def test_every_command_of_a_recipe(script: Path, tmp_path: Path):
     commands = commands_of(tmp_path / script.relative_to(ROOT), tmp_path)
     assert commands
     for arguments in commands:
-        config = check(compose_raw(arguments))
+        config = build_config(compose_tree(arguments))
         assert config.stage is not None, arguments
 
 

@@ -18,7 +18,7 @@ from pages import PAGES, ROOT, blocks
 
 from align.__main__ import compose_config, find_stages, main
 from align.cli.batch import split_line
-from align.config.compose import check, compose_raw
+from align.config.compose import build_config, compose_tree
 from align.core.errors import InputError
 from align.data.read.records import read_documents, read_preferences
 
@@ -90,7 +90,7 @@ def recipe_lines() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("recipe", "line"), recipe_lines())
 def test_a_line_of_a_recipe_composes(recipe: str, line: str) -> None:
     assert "$" not in line
-    assert check(compose_raw(split_line(line))).stage is not None, f"{recipe}: {line}"
+    assert build_config(compose_tree(split_line(line))).stage is not None, f"{recipe}: {line}"
 
 
 def test_the_lines_of_the_frontier_compose(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,18 +98,18 @@ def test_the_lines_of_the_frontier_compose(monkeypatch: pytest.MonkeyPatch) -> N
     compared = importlib.import_module("compared")
     common = compared.common(Path("runs"), compared.TUNED_ON, "auto")
     for stage in (*compared.MADE_FIRST, "ppo"):
-        assert check(compose_raw([*common, *compared.of_recipe(stage, 0)])).stage.name == stage
-    assert check(compose_raw([*common, *compared.best_of(64, ROOT / "README.md")])).stage.best_of == 64
+        assert build_config(compose_tree([*common, *compared.of_recipe(stage, 0)])).stage.name == stage
+    assert build_config(compose_tree([*common, *compared.best_of(64, ROOT / "README.md")])).stage.best_of == 64
     assert len({len(method.rates) for method in compared.METHODS}) == 1
     for method in compared.METHODS:
         for rate, price in product(method.rates, method.prices):
-            run = check(compose_raw([*common, *method.line(rate, price)]))
+            run = build_config(compose_tree([*common, *method.line(rate, price)]))
             assert (run.stage.name, run.stage.lr) == (method.stage, float(rate))
             assert getattr(run.stage, method.price) == float(price)
     spend, turn = importlib.import_module("spend"), importlib.import_module("turn")
     for line in (*spend.LINES.values(), turn.CLIMB, turn.LEARNS):
         rows = ["data.path=rows.jsonl", "init=sft:s"] if "data=files" in line else []
-        assert check(compose_raw([*common, *line.split(), *rows])).stage.name in line
+        assert build_config(compose_tree([*common, *line.split(), *rows])).stage.name in line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

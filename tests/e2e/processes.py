@@ -170,14 +170,14 @@ USED = (
 def serve(address: str) -> None:
     """Forks a keeper for each connection, who forks the command and waits for it."""
     import align.report.plots
-    from align.config.compose import check, compose_raw
+    from align.config.compose import build_config, compose_tree
     from align.config.stages import STAGES
     from align.stages import preload
 
     for name in (*(f"align.stages.{stage.module}" for stage in STAGES.values()), *USED):
         importlib.import_module(name)
     preload(STAGES)
-    check(compose_raw(["stage=sft"]))
+    build_config(compose_tree(["stage=sft"]))
     align.report.plots.render = lambda *_, **__: b'<svg xmlns="http://www.w3.org/2000/svg"/>'  # it takes half a second
     gc.collect()
     gc.freeze()

@@ -15,7 +15,7 @@ from workshop import EVERY_RUN, Workshop, files
 
 from align.annotate.accounts import Accounts
 from align.annotate.store import Store
-from align.config.addresses import origins
+from align.config.addresses import list_origins
 from align.config.annotate import AnnotateConfig
 from align.run import Input, read_manifest
 from align.run.manifest import write_manifest
@@ -182,7 +182,7 @@ def test_an_erasure_lists_what_was_made_from_it_and_nothing_else(shop: Workshop,
 )
 def test_the_address_is_as_browsers_write_it(words: dict, expected: str) -> None:
     stage = AnnotateConfig(**words)
-    assert origins(stage.host, stage.port, stage.url)[0] == expected
+    assert list_origins(stage.host, stage.port, stage.url)[0] == expected
 
 
 def test_an_invitation_names_nobody_in_the_runs_folder(shop: Workshop, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from data_sets import made, sentence
 
-from align.config.compose import check, compose_raw
-from align.config.root import plain
+from align.config.compose import build_config, compose_tree
+from align.config.root import to_plain_dict
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -91,5 +91,5 @@ def test_columns_of_sources_are_in_the_data_set(tmp_path: Path) -> None:
 
 def test_files_and_jsonl_are_one_choice() -> None:
     words = ["stage=sft", "model=pocket", "data.path=a.csv", "data.metadata=[note]"]
-    named, alias = (plain(check(compose_raw([*words, f"data={name}"]))) for name in ("files", "jsonl"))
+    named, alias = (to_plain_dict(build_config(compose_tree([*words, f"data={name}"]))) for name in ("files", "jsonl"))
     assert named == alias

@@ -265,13 +265,13 @@ def test_in_what_finite_weights_say(place: Place, refused: Callable[..., str], s
 
 def test_in_a_figure(place: Place, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever stage brings it: the gate is one for all."""
-    from align.core.types import Result
+    from align.core.types import StageResult
     from align.stages import sample
 
     run = sample.run
 
-    def spoilt(*arguments: Any) -> Result:
-        return Result({**run(*arguments).metrics, "deep": {"list": [1.0, INF]}})
+    def spoilt(*arguments: Any) -> StageResult:
+        return StageResult({**run(*arguments).metrics, "deep": {"list": [1.0, INF]}})
 
     monkeypatch.setattr(sample, "run", spoilt)
     assert "in the end deep.list.1 is inf: nothing is published" in refused(stage_line("sample", place))

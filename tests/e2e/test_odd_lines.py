@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from workshop import Workshop
 
-from align.core.redaction import MASK, masked, redacted
+from align.core.redaction import MASK, mask_secrets, redact
 
 SECRET = "sk-4f9a0c77b1e2d3c4"
 KEYS = (
@@ -130,8 +130,8 @@ def test_an_inline_secret_is_masked_everywhere(shop: Workshop, key: str) -> None
         shop.ended(*line)
         assert SECRET not in shop.said
         assert MASK in shop.said
-    assert SECRET not in redacted(f"the server said: {SECRET} is unknown")  # it was seen as a secret
-    assert masked(f'{{"{key}": "{SECRET}", "model": "m"}}') == f'{{"{key}": "{MASK}", "model": "m"}}'
+    assert SECRET not in redact(f"the server said: {SECRET} is unknown")  # it was seen as a secret
+    assert mask_secrets(f'{{"{key}": "{SECRET}", "model": "m"}}') == f'{{"{key}": "{MASK}", "model": "m"}}'
 
 
 def command(*words: str) -> list[str]:

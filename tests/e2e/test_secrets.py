@@ -26,11 +26,11 @@ from waiting import settles
 from workshop import Workshop
 
 from align.__main__ import STAGES, main
-from align.config.compose import as_yaml as configuration
-from align.config.compose import check, compose_raw
-from align.config.root import plain
+from align.config.compose import build_config, compose_tree
+from align.config.compose import format_tree as configuration
+from align.config.root import to_plain_dict
 from align.config.schemas import all_schemas
-from align.config.values import keys_of, type_of
+from align.config.values import find_type, iter_keys
 from align.core.errors import InputError
 from align.run import read_manifest
 
@@ -282,9 +282,9 @@ def text_keys() -> list[tuple[str, str]]:
     """(stage, key) of every setting of every stage that takes a text; those that stages share once."""
     found: dict[str, str] = {}
     for stage in all_schemas()["stage"]:
-        tree = compose_raw([f"stage={stage}"])
-        keys = keys_of(OmegaConf.to_container(tree))  # type: ignore[arg-type]
-        found |= {key: stage for key in keys if type_of(tree, key) is str}
+        tree = compose_tree([f"stage={stage}"])
+        keys = iter_keys(OmegaConf.to_container(tree))  # type: ignore[arg-type]
+        found |= {key: stage for key in keys if find_type(tree, key) is str}
     return [(stage, key) for key, stage in found.items()]
 
 
@@ -297,14 +297,14 @@ def test_no_setting_shows_what_stands_in_a_url():
         words = [f"stage={stage}", f"{key}=https://u:{secret}@h/x?token={secret}"]
         if (key.endswith(".name") and key != "run.name") or key == "stage.of":  # what a group chooses
             with pytest.raises(InputError) as refused:
-                compose_raw(words)
+                compose_tree(words)
             assert secret not in str(refused.value), key
             continue
-        raw = compose_raw(words)
+        raw = compose_tree(words)
         told = configuration(raw)
         assert "https://***@h/x?token=***" in told, key
         try:
-            told += repr(plain(check(raw)))
+            told += repr(to_plain_dict(build_config(raw)))
         except InputError as error:
             told += str(error)
         assert secret not in told, key
@@ -348,9 +348,9 @@ def answers(port: int, path: str) -> bool:
 def test_the_command_says_where_a_store_is_by_the_environment(place: Place, monkeypatch: pytest.MonkeyPatch):
     """The same configuration, whichever way; what the command line says counts more."""
     monkeypatch.setenv("ALIGN_STORE_URL", "sqlite:///from-environment.db")
-    assert plain(check(compose_raw(["stage=sft"])))["store"]["url"] == "sqlite:///from-environment.db"
-    told = plain(check(compose_raw(["stage=sft", "store.url=sqlite:///told.db"])))
+    assert to_plain_dict(build_config(compose_tree(["stage=sft"])))["store"]["url"] == "sqlite:///from-environment.db"
+    told = to_plain_dict(build_config(compose_tree(["stage=sft", "store.url=sqlite:///told.db"])))
     assert told["store"]["url"] == "sqlite:///told.db"
     monkeypatch.delenv("ALIGN_STORE_URL")
-    assert plain(check(compose_raw(["stage=sft"])))["store"]["url"] is None
+    assert to_plain_dict(build_config(compose_tree(["stage=sft"])))["store"]["url"] is None
     assert main(["stage=sft", "--cfg", "job"]) == 0

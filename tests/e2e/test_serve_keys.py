@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from workshop import Ready, Workshop
 
-from align.config.compose import check, compose_raw
-from align.config.root import plain
+from align.config.compose import build_config, compose_tree
+from align.config.root import to_plain_dict
 from align.core.errors import CorruptFile, RunBusy
 from align.run import Run
 from align.serve.tenants import LOCAL, Keys, Limits, Tenant
@@ -81,11 +81,11 @@ def test_a_look_at_the_tenants_changes_nothing(shop: Workshop) -> None:
 
 def inputs(ready: Ready, *words: str) -> Inputs:
     words = ("stage=serve", f"run.root={ready.root}", *words)
-    return serve.inputs(check(compose_raw(words)))
+    return serve.inputs(build_config(compose_tree(words)))
 
 
 def opened(found: Inputs) -> Run:
-    return Run.open(plain(found.config), found.records, found.base, found.label, again=found.again)
+    return Run.open(to_plain_dict(found.config), found.records, found.base, found.label, again=found.again)
 
 
 def test_what_a_server_is_known_by(ready: Ready) -> None:

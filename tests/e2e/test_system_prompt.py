@@ -8,7 +8,7 @@ import pytest
 from workshop import Ready, Workshop
 
 from align.annotate.store import Store
-from align.config.compose import check, compose_raw
+from align.config.compose import build_config, compose_tree
 from align.run import read_manifest
 from align.stages import load_stage
 
@@ -34,9 +34,12 @@ def test_every_stage_behind_it_asks_with_it(shop: Workshop, ready: Ready):
     for stage, words in lines.items():
         for given, wanted in ((), PROMPT), (("data.system=",), ""), (("data.system=Own.",), "Own."):
             line = [f"stage={stage}", *words, f"run.root={shop.root}", *given]
-            assert load_stage(stage).inputs(check(compose_raw(line))).config.data.system == wanted, (stage, given)
+            assert load_stage(stage).inputs(build_config(compose_tree(line))).config.data.system == wanted, (
+                stage,
+                given,
+            )
     line = ["stage=sample", "init=sft:s", *ready.data, f"run.root={shop.root}"]
-    assert load_stage("sample").inputs(check(compose_raw(line))).config.data.system is None
+    assert load_stage("sample").inputs(build_config(compose_tree(line))).config.data.system is None
 
 
 def test_it_is_said_and_written_down_and_people_see_it(shop: Workshop):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from workshop import PPO, Workshop
 
-from align.config.root import Config, plain
+from align.config.root import Config, to_plain_dict
 from align.models.adapters import read_tensors
 from align.run import read_manifest
 from align.track import read_rows
@@ -112,7 +112,7 @@ def test_a_run_that_continues_an_adapter_says_how_that_was_made(shop: Workshop) 
     shop.run("sft", *SFT, "stage.max_steps=1", "run.name=plain")
     for ref, made in (("special", own), ("plain", {})):
         said = read_manifest(shop.run("sft", *SFT, "stage.max_steps=1", f"init=sft:{ref}"))
-        told = {k: v for k, v in plain(Config())["method"].items() if k not in ("name", "lr")} | made
+        told = {k: v for k, v in to_plain_dict(Config())["method"].items() if k not in ("name", "lr")} | made
         for config in (said.config, said.identity["config"]):
             assert {k: v for k, v in config["method"].items() if k in told} == told
         again = shop.run("sft", *SFT, "stage.max_steps=1", f"init=sft:{said.name}")  # which says it of the first

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.core.aliases import NAME, Arm, parsed_aliases
+from align.core.aliases import NAME, Arm, parse_aliases
 from align.core.errors import InputError
 
 NAMES = st.from_regex(NAME, fullmatch=True)
@@ -19,15 +19,15 @@ WEIGHTS = st.one_of(st.integers(1, 10**6), st.floats(1e-6, 1e6))
 
 
 def test_a_name_of_one_artifact_and_of_several() -> None:
-    found = parsed_aliases({"support": "ppo:latest", "chat": {"support": 9, "sft:next": 0.5}}, "stage.adapters")
+    found = parse_aliases({"support": "ppo:latest", "chat": {"support": 9, "sft:next": 0.5}}, "stage.adapters")
     assert found == {"support": (Arm("ppo:latest", 1.0),), "chat": (Arm("support", 9.0), Arm("sft:next", 0.5))}
-    assert parsed_aliases(None, "x") == {}
+    assert parse_aliases(None, "x") == {}
 
 
 @given(st.dictionaries(NAMES, st.one_of(REFS, st.dictionaries(REFS, WEIGHTS, min_size=1)), max_size=5))
 def test_what_is_written_is_read_from_a_command_line_and_from_a_file_alike(value: dict[str, Any]) -> None:
-    found = parsed_aliases(value, "x")
-    assert found == parsed_aliases(json.loads(json.dumps(value)), "x")
+    found = parse_aliases(value, "x")
+    assert found == parse_aliases(json.loads(json.dumps(value)), "x")
     assert {name: {arm.ref: arm.weight for arm in arms} for name, arms in found.items()} == {
         name: given if isinstance(given, dict) else {given: 1} for name, given in value.items()
     }
@@ -45,5 +45,5 @@ def test_what_is_written_is_read_from_a_command_line_and_from_a_file_alike(value
 )  # fmt: skip
 def test_other_shapes_are_refused_by_name(value: Any, field: str) -> None:
     with pytest.raises(InputError) as caught:
-        parsed_aliases(value, "x")
+        parse_aliases(value, "x")
     assert caught.value.field == field

@@ -237,8 +237,8 @@ def top_five(draw: Any) -> Any:
     ("name", "make", "noticed"),
     [
         ("gae", a_step_late, {"gae"}),
-        ("token_rewards", kl_as_a_prize, {"rewards", "closed form"}),
-        ("token_rewards", score_at_the_width, {"rewards"}),
+        ("compute_token_rewards", kl_as_a_prize, {"rewards", "closed form"}),
+        ("compute_token_rewards", score_at_the_width, {"rewards"}),
         ("policy_loss", uphill, {"first gradient", "closed form"}),
         ("policy_loss", without_mask, {"first ratio"}),
         ("policy_loss", mean_of_each_piece, {"first gradient", "invariance"}),

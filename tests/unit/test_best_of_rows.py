@@ -122,4 +122,4 @@ def test_a_score_that_is_no_number_ends_the_run(name: str, field: str) -> None:
     tokens = torch.ones((2, 3), dtype=torch.long, device="cpu")
     rollout = Rollout(tokens, tokens.bool(), 1, torch.ones(2, dtype=torch.bool, device="cpu"))
     with pytest.raises(InputError, match=rf"^{field}=broken: gives 1 of 2 answers a score that is nan"):
-        score_answers(Broken(), name, Judged([Conversation.of(ASKED)] * 2, rollout, [None, None]))
+        score_answers(Broken(), name, Judged([Conversation.from_messages(ASKED)] * 2, rollout, [None, None]))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from align.core.chain import GENESIS, Head, advance, link_hash
+from align.core.chain import GENESIS, ChainHead, advance, hash_link
 from align.core.errors import CorruptFile
 
 
@@ -24,20 +24,20 @@ class Line:
 
 
 def line(seq: int, name: str, prev_hash: str) -> Line:
-    return Line(seq, name, prev_hash, link_hash((seq, name), prev_hash))
+    return Line(seq, name, prev_hash, hash_link((seq, name), prev_hash))
 
 
 def test_a_link_is_hashed_with_its_predecessors_hash_written_out_by_hand():
     text = f'[1,"\\u00fc","{"0" * 64}"]'
-    assert link_hash((1, "ü"), GENESIS) == hashlib.sha256(text.encode()).hexdigest()
-    assert link_hash((1, "ü"), "f" * 64) != link_hash((1, "ü"), GENESIS)
+    assert hash_link((1, "ü"), GENESIS) == hashlib.sha256(text.encode()).hexdigest()
+    assert hash_link((1, "ü"), "f" * 64) != hash_link((1, "ü"), GENESIS)
 
 
 def test_the_head_follows_the_links():
     first = line(1, "a", GENESIS)
     second = line(2, "b", first.hash)
-    head = advance(Head(0, GENESIS), first, "aliases", "Restore it.")
-    assert advance(head, second, "aliases", "Restore it.") == Head(2, second.hash)
+    head = advance(ChainHead(0, GENESIS), first, "aliases", "Restore it.")
+    assert advance(head, second, "aliases", "Restore it.") == ChainHead(2, second.hash)
 
 
 @pytest.mark.parametrize(
@@ -50,5 +50,5 @@ def test_the_head_follows_the_links():
 )
 def test_the_first_bad_link_is_named_as_its_owner_calls_it(link: Line, seq: int, problem: str):
     with pytest.raises(CorruptFile, match=problem) as caught:
-        advance(Head(1, "f" * 64), link, "aliases", "Restore it.")
+        advance(ChainHead(1, "f" * 64), link, "aliases", "Restore it.")
     assert (caught.value.field, caught.value.value, caught.value.remedy) == ("aliases", seq, "Restore it.")

@@ -30,7 +30,9 @@ def talk(*turns: str, system: str | None = None) -> Conversation:
     """User and assistant in turn."""
     first = [{"role": "system", "content": system}] if system else []
     roles = ("user", "assistant")
-    return Conversation.of([*first, *({"role": roles[i % 2], "content": t} for i, t in enumerate(turns))], "c1")
+    return Conversation.from_messages(
+        [*first, *({"role": roles[i % 2], "content": t} for i, t in enumerate(turns))], "c1"
+    )
 
 
 def family(name: str) -> tuple[Any, Any]:
@@ -71,12 +73,12 @@ def test_equal_answers_are_told_apart(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n != "mistral"])
 def test_a_conversation_may_open_with_the_assistant(name: str) -> None:
     found, tokenizer = family(name)
-    opened = Conversation.of([{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "a"}])
+    opened = Conversation.from_messages([{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "a"}])
     assert trained_texts(tokenizer, opened) == ["Hi." + found.end]
 
 
 def test_roles_out_of_order_are_refused_by_name() -> None:
-    opened = Conversation.of([{"role": "assistant", "content": "Hi."}], "row 7")
+    opened = Conversation.from_messages([{"role": "assistant", "content": "Hi."}], "row 7")
     with pytest.raises(InputError, match=r"row 7, roles=assistant.*alternate"):
         encode_conversation(make_tokenizer(MISTRAL), opened)
 
@@ -166,7 +168,7 @@ def test_a_template_of_the_model_is_kept() -> None:
 def test_what_cannot_be_trained_on_is_counted() -> None:
     _, tokenizer = family("qwen2.5")
     short, long = talk("a", "b"), talk("a", "b" * 300)
-    silent = Conversation.of([{"role": "user", "content": "a"}])
+    silent = Conversation.from_messages([{"role": "user", "content": "a"}])
     made = encode(tokenizer, [short, long, silent, short, "plain text"], max_length=100)
     assert (len(made.rows), made.too_long, made.unanswered) == (3, 1, 1)
     assert made.tokens == sum(len(r.input_ids) for r in made.rows)
@@ -187,7 +189,7 @@ def test_what_is_too_long_is_cut_where_that_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([Conversation.of([{"role": "user", "content": "a"}])] * 2, "2 have no assistant turn"),
+        ([Conversation.from_messages([{"role": "user", "content": "a"}])] * 2, "2 have no assistant turn"),
         ([talk("a", "b" * 300)] * 3, "3 conversations are longer"),
     ],
 )
@@ -231,7 +233,7 @@ def test_a_prompt_ends_where_the_answer_is_due(name: str) -> None:
     found, tokenizer = family(name)
     asked = talk("Hi.", "Good day.", "And?")
     (prompt,), dropped = encode_prompts(tokenizer, [asked], 200)
-    whole = encode_conversation(tokenizer, asked.answered("Fine.")).input_ids
+    whole = encode_conversation(tokenizer, asked.with_answer("Fine.")).input_ids
     assert dropped == 0
     assert whole[: len(prompt.input_ids)] == prompt.input_ids
     rest = tokenizer.decode(whole[len(prompt.input_ids) :])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from clean_samples import chat, pair
 
-from align.core.redaction import masked
+from align.core.redaction import mask_secrets
 from align.data.chitchat import as_chat, records, turns
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop, Noted
@@ -170,7 +170,7 @@ def test_keys_of_every_issuer_are_masked_in_rows_and_in_messages(issuer: str):
     key = KEYS[issuer](random.Random(issuer))
     for around in ("{}", "export TOKEN={}", '"key": "{}",', "({})", "use {}.", "'{}'"):
         assert key[-12:] not in Pii().hidden(around.format(key))
-        assert key[-12:] not in masked(around.format(key))
+        assert key[-12:] not in mask_secrets(around.format(key))
 
 
 def test_blocks_of_private_keys_and_tokens_of_json():

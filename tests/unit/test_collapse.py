@@ -28,7 +28,7 @@ from align.evals.collapse import (
     phrase_lines,
 )
 from align.evals.suite.samples import Sample, read_samples, summarise, write_samples
-from align.ops.intervals import mean
+from align.ops.intervals import mean_interval
 
 KINDS = ("old", "new", "red", "cheap", "small", "large", "fast", "quiet")
 THINGS = ("cars", "boats", "hats", "phones", "houses", "gardens", "trains", "lamps", "doors", "songs")
@@ -259,14 +259,14 @@ def test_a_prompt_counts_once():
 def test_a_closed_task_must_beat_the_best_constant():
     right = np.array([1.0] * 60 + [0.0] * 20)
     constant = np.array([1.0] * 30 + [0.0] * 50)
-    assert judge_against_constant(mean(right - constant), "yes") == Collapse(VARIED, ())
-    found = judge_against_constant(mean(constant - constant), "yes")
+    assert judge_against_constant(mean_interval(right - constant), "yes") == Collapse(VARIED, ())
+    found = judge_against_constant(mean_interval(constant - constant), "yes")
     assert found.verdict == COLLAPSED
     assert found.reasons[0].startswith(
         "it is not shown to beat “yes”, given as the answer to every prompt (difference 0.0"
     )
-    assert judge_against_constant(mean(np.ones(80)), "yes").verdict == VARIED  # right everywhere: no interval
-    assert judge_against_constant(mean(right[:50] - constant[:50]), "yes").verdict == NOT_MEASURED
+    assert judge_against_constant(mean_interval(np.ones(80)), "yes").verdict == VARIED  # right everywhere: no interval
+    assert judge_against_constant(mean_interval(right[:50] - constant[:50]), "yes").verdict == NOT_MEASURED
 
 
 def test_the_figures_follow_from_the_samples_that_were_written(tmp_path: Path):

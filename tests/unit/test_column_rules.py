@@ -17,7 +17,7 @@ from record_reads import read_records
 from test_read_records import SHAPES
 from written import WRITERS, write
 
-from align.config.compose import check, compose_raw
+from align.config.compose import build_config, compose_tree
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.pairs import holds_labels
@@ -416,7 +416,9 @@ def test_remedies_can_be_copied_whatever_a_column_is_called(name: str, tmp_path:
     assert len(found) == 2
     read = []
     for setting in found:
-        data = check(compose_raw(["stage=sft", "model=pocket", "data=files", f"data.path={path}", setting])).data
+        data = build_config(
+            compose_tree(["stage=sft", "model=pocket", "data=files", f"data.path={path}", setting])
+        ).data
         read += map(texts, read_documents(path, rules=ColumnRules(data.columns or {}, data.metadata or ())))
     assert read == [[f"q\nc\n{LONG}", "a"], ["q\nc", "a"]]
 
@@ -746,7 +748,9 @@ def copy_remedies(folder: Path, row: dict[str, Any], problem: str = "") -> int:
         read_source(path)
     offered = re.findall('"(data.*?)"[. ]', f"{caught.value.remedy} ")
     for setting in offered:
-        data = check(compose_raw(["stage=sft", "model=pocket", "data=files", f"data.path={path}", setting])).data
+        data = build_config(
+            compose_tree(["stage=sft", "model=pocket", "data=files", f"data.path={path}", setting])
+        ).data
         read_source(path, ColumnRules(data.columns or {}, data.metadata or ()))
     return len(offered)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from align.config.command import command_line
-from align.config.compose import check, compose_raw
-from align.config.root import STORE_URL, plain
+from align.config.command import format_command_line
+from align.config.compose import build_config, compose_tree
+from align.config.root import STORE_URL, to_plain_dict
 
 LINES = [
     "stage=sft",
@@ -44,27 +44,29 @@ LINES = [
 
 @pytest.mark.parametrize("line", LINES)
 def test_the_line_makes_the_same_configuration_again(line: str):
-    config = plain(check(compose_raw(shlex.split(line))))
-    python, dash, module, *words = shlex.split(command_line(config, {}))
+    config = to_plain_dict(build_config(compose_tree(shlex.split(line))))
+    python, dash, module, *words = shlex.split(format_command_line(config, {}))
     assert (python, dash, module) == ("python", "-m", "align")
-    assert plain(check(compose_raw(words))) == config
+    assert to_plain_dict(build_config(compose_tree(words))) == config
 
 
 def test_what_is_at_its_default_is_left_out():
-    config = plain(check(compose_raw(["stage=sample"])))
-    assert command_line(config, {}) == "python -m align stage=sample"
+    config = to_plain_dict(build_config(compose_tree(["stage=sample"])))
+    assert format_command_line(config, {}) == "python -m align stage=sample"
 
 
 def test_a_reward_that_nothing_was_scored_by_is_left_out():
-    config = plain(check(compose_raw(["stage=data", "stage.sources=[a.jsonl]", "reward=learned"])))
-    assert "reward" not in command_line(config, {})
-    asked = plain(check(compose_raw(["stage=data", "stage.sources=[a.jsonl]", "stage.score.by=reward"])))
-    assert "reward=learned reward.ref=reward:b" in command_line(asked, {"reward": "reward:b"})
+    config = to_plain_dict(build_config(compose_tree(["stage=data", "stage.sources=[a.jsonl]", "reward=learned"])))
+    assert "reward" not in format_command_line(config, {})
+    asked = to_plain_dict(
+        build_config(compose_tree(["stage=data", "stage.sources=[a.jsonl]", "stage.score.by=reward"]))
+    )
+    assert "reward=learned reward.ref=reward:b" in format_command_line(asked, {"reward": "reward:b"})
 
 
 def test_latest_is_the_run_that_it_was():
-    config = plain(check(compose_raw(["stage=ppo", "reward.ref=reward:latest"])))
-    said = command_line(config, {"init": "sft:a", "reward": "reward:b"})
+    config = to_plain_dict(build_config(compose_tree(["stage=ppo", "reward.ref=reward:latest"])))
+    said = format_command_line(config, {"init": "sft:a", "reward": "reward:b"})
     assert "init=sft:a" in said
     assert "reward.ref=reward:b" in said
     assert "latest" not in said
@@ -72,5 +74,7 @@ def test_latest_is_the_run_that_it_was():
 
 def test_no_secret_is_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv(STORE_URL, "postgresql://me:hunter22@host/db")
-    assert "hunter22" not in (said := command_line(plain(check(compose_raw(["stage=sample"]))), {}))
+    assert "hunter22" not in (
+        said := format_command_line(to_plain_dict(build_config(compose_tree(["stage=sample"]))), {})
+    )
     assert "store.url" not in said  # with a mask for a password it would only lead astray

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from align.config.compose import check, compose_raw
-from align.config.group_files import conf_dir
-from align.config.root import Config, plain
+from align.config.compose import build_config, compose_tree
+from align.config.group_files import find_conf_dir
+from align.config.root import Config, to_plain_dict
 from align.config.schemas import all_schemas
 from align.config.values import quote, read_value
 from align.core.errors import InputError
@@ -18,7 +18,7 @@ OWN = "model=pocket data=jsonl"
 
 
 def configured(*arguments: str, search: Path | None = None) -> Config:
-    return check(compose_raw(arguments, search))
+    return build_config(compose_tree(arguments, search))
 
 
 def refused(*arguments: str, search: Path | None = None) -> InputError:
@@ -205,8 +205,10 @@ def test_stages_and_groups_override_each_other_in_order():
 
 def test_plain_is_what_yaml_holds():
     config = configured("stage=sft", "run.name=x")
-    assert OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(plain(config))))) == plain(config)
-    assert plain(config)["stage"]["lr"] == config.method.lr
+    assert OmegaConf.to_container(
+        OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(to_plain_dict(config))))
+    ) == to_plain_dict(config)
+    assert to_plain_dict(config)["stage"]["lr"] == config.method.lr
 
 
 # --- A user's own ./conf
@@ -287,7 +289,7 @@ def test_an_own_stage_file_must_say_which_stage(mine: Path):
 
 
 def test_every_schema_is_reachable():
-    files = {p.relative_to(conf_dir()).as_posix() for p in conf_dir().rglob("*.yaml")}
+    files = {p.relative_to(find_conf_dir()).as_posix() for p in find_conf_dir().rglob("*.yaml")}
     assert {f"stage/{name}.yaml" for name in all_schemas()["stage"]} <= files
     assert {f.partition("/")[0] for f in files if "/" in f} == {"stage", "reward", *all_schemas()["group"]}
 

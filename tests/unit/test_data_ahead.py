@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.config.identity import identifying
-from align.core.chain import Head
+from align.config.identity import select_identity
+from align.core.chain import ChainHead
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data import chitchat
@@ -317,7 +317,7 @@ def test_pieces_are_all_parts_and_few_of_a_file(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_no_worker_is_given_a_projects_key(tmp_path: Path, sources: list[Source]) -> None:
-    votes = Votes("sqlite:///votes.db", "p", Head(0, ""), False, b"the key of a project")
+    votes = Votes("sqlite:///votes.db", "p", ChainHead(0, ""), False, b"the key of a project")
     made = gatherings(tmp_path / "many", [*sources[:2], Source("votes", annotations="p", votes=votes)])
     seen = []
 
@@ -334,7 +334,7 @@ def test_no_worker_is_given_a_projects_key(tmp_path: Path, sources: list[Source]
 def test_an_engine_is_no_part_of_what_a_run_is() -> None:
     config = {"seed": 0, "stage": {"name": "data", "engine": "embedded", "workers": None, "ray": None, "clean": []}}
     other = {"seed": 0, "stage": {**config["stage"], "engine": "ray", "workers": 2, "ray": "auto"}}  # type: ignore[dict-item]
-    assert identifying("data", config, ()) == identifying("data", other, ()) == {
+    assert select_identity("data", config, ()) == select_identity("data", other, ()) == {
         "seed": 0, "stage": {"name": "data", "clean": []},
     }  # fmt: skip
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from align.__main__ import main
-from align.config.compose import check, compose_raw
-from align.config.reference import Key, help_text, keys_of, markdown, sections_of
+from align.config.compose import build_config, compose_tree
+from align.config.reference import Key, build_sections, format_markdown, format_stage_help, iter_keys
 from align.config.root import PARTS, Config
 from align.config.schemas import all_schemas
-from align.config.settings import Setting, Settings, declared_in, defaults_of
-from align.config.stages import ALWAYS, STAGES, schema_of
+from align.config.settings import Setting, Settings, get_declarations, get_defaults
+from align.config.stages import ALWAYS, STAGES, load_schema
 from align.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def schemas() -> Iterator[type[Settings]]:
 DECLARED = {
     f"{schema.__name__}.{name}": (schema, name, declared)
     for schema in schemas()
-    for name, declared in declared_in(schema).items()
+    for name, declared in get_declarations(schema).items()
 }
 BOUNDED = {key: found for key, found in DECLARED.items() if found[2].range}
 CHOSEN = {key: found for key, found in DECLARED.items() if found[2].choices}
@@ -73,7 +73,10 @@ def test_nothing_is_undeclared() -> None:
     for schema in schemas():
         for field in fields(schema):
             part = isinstance(field.default_factory, type) and issubclass(field.default_factory, Settings)
-            assert field.name in declared_in(schema) or field.name in ("name", "stage") or part, (schema, field.name)
+            assert field.name in get_declarations(schema) or field.name in ("name", "stage") or part, (
+                schema,
+                field.name,
+            )
 
 
 def test_a_declaration_says_what_the_key_means() -> None:
@@ -81,7 +84,7 @@ def test_a_declaration_says_what_the_key_means() -> None:
         assert declared.meaning[0].isupper() or declared.meaning[0] in "`λ", key
         assert declared.meaning[-1] == ".", key
         assert not (declared.range and declared.choices), key
-        default = defaults_of(schema)[name]
+        default = get_defaults(schema)[name]
         assert declared.follows or str(default).startswith("${oc.env:") or declared.check(name, default) is None, key
 
 
@@ -117,27 +120,27 @@ def line_of(stage: str, key: Key, value: Any) -> list[str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stages_own_bounds_are_those_of_its_command_line(stage: str) -> None:
     """Through Hydra and OmegaConf: what is declared is what a line is refused by."""
-    for key in sections_of(stage)[0].keys:
+    for key in build_sections(stage)[0].keys:
         if key.declared.range:
             low = key.declared.above if key.declared.above is not None else key.declared.at_least
             assert low is not None
             with pytest.raises(InputError) as error:
-                check(compose_raw(line_of(stage, key, int(low - 1)), search=Path("nowhere")))
+                build_config(compose_tree(line_of(stage, key, int(low - 1)), search=Path("nowhere")))
             assert error.value.field == key.name
         for choice in key.declared.choices[:1]:
             with pytest.raises(InputError) as error:
-                check(compose_raw(line_of(stage, key, f"{choice}x"), search=Path("nowhere")))
+                build_config(compose_tree(line_of(stage, key, f"{choice}x"), search=Path("nowhere")))
             assert error.value.field == key.name
 
 
 def test_the_page_is_what_the_declarations_make() -> None:
-    assert PAGE.read_text(encoding="utf-8") == markdown(), "python -m align.config.reference > docs/settings.md"
+    assert PAGE.read_text(encoding="utf-8") == format_markdown(), "python -m align.config.reference > docs/settings.md"
 
 
 def test_the_page_has_every_key() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for schema in schemas():
-        for key in keys_of(schema):
+        for key in iter_keys(schema):
             assert f"| `{key.name}` | `{key.default}` |" in page
 
 
@@ -145,14 +148,14 @@ def test_the_page_has_every_key() -> None:
 def test_help_on_a_stage_has_every_key_that_it_reads(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"stage={stage}", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert shown == help_text(stage)
-    raw = compose_raw([f"stage={stage}"], search=Path("nowhere"))
+    assert shown == format_stage_help(stage)
+    raw = compose_tree([f"stage={stage}"], search=Path("nowhere"))
     for part in (*ALWAYS, *STAGES[stage].reads):
         if part in raw and part not in ("stage", "reward"):
             value = raw[part]
             names = [f"{part}.{leaf}" for leaf in value if leaf != "name"] if hasattr(value, "keys") else [part]
             assert [name for name in names if f"  {name}=" not in shown] == []
-    for name, declared in declared_in(schema_of(stage)).items():
+    for name, declared in get_declarations(load_schema(stage)).items():
         assert f"  stage.{name}=" in shown
         assert declared.meaning[:40] in shown
     assert max(map(len, shown.splitlines())) < 200
@@ -168,14 +171,14 @@ def test_help_on_a_stage_has_every_key_that_it_reads(stage: str, capsys: pytest.
     ],
 )  # fmt: skip
 def test_help_has_the_values_that_the_stage_begins_with(stage: str, lines: list[str]) -> None:
-    shown = " ".join(help_text(stage).split())
+    shown = " ".join(format_stage_help(stage).split())
     assert [line for line in lines if line not in shown] == []
 
 
 def test_text_like_an_interpolation_is_no_choice() -> None:
     for line in ("stage.schedule=\\${x}", "data.template=\\${x}", "rollout.engine=\\${x}"):
         with pytest.raises(InputError):
-            check(compose_raw(["stage=sft", line], search=Path("nowhere")))
+            build_config(compose_tree(["stage=sft", line], search=Path("nowhere")))
 
 
 def test_help_shows_the_reward_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from align.core.types import Rollout
 from align.models.fastpath import without_fast_path
 from align.models.load import ALLOCATOR, choose_device
 from align.ops.gae import gae
-from align.ops.logprobs import GPU_LOGITS, LOGITS, rows_for
+from align.ops.logprobs import GPU_LOGITS, LOGITS, choose_chunk_rows
 from align.rollout.one_at_a_time import OneAtATime
 from align.rollout.serving_engine import Request
 from align.trainers.common import unmark_paged
@@ -139,8 +139,8 @@ def test_a_rollout_moves_whole():
 
 
 def test_chunks_of_logits_go_by_the_device():
-    assert rows_for(4096, torch.device("cpu")) == LOGITS // 4096
-    assert rows_for(4096, CARD) == GPU_LOGITS // 4096
+    assert choose_chunk_rows(4096, torch.device("cpu")) == LOGITS // 4096
+    assert choose_chunk_rows(4096, CARD) == GPU_LOGITS // 4096
 
 
 @pytest.mark.parametrize(("set_by_user", "left"), [({}, "expandable_segments:True"), ({ALLOCATOR[1]: "x:1"}, None)])

@@ -17,9 +17,9 @@ from transformers import TrainerCallback
 
 from align import trainers
 from align.__main__ import main
-from align.config.compose import check, compose_raw
-from align.config.identity import identifying
-from align.config.root import plain
+from align.config.compose import build_config, compose_tree
+from align.config.identity import select_identity
+from align.config.root import to_plain_dict
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
 from align.data.chat.encode import encode_judged, prompt_length
@@ -220,7 +220,9 @@ def test_a_loss_without_a_reference_makes_a_policy_that_others_go_on_with(
 
 
 def identity(*words: str) -> dict[str, Any]:
-    return identifying("dpo", plain(check(compose_raw(["stage=dpo", *words]))), ["init", "data", "base"])["stage"]
+    return select_identity(
+        "dpo", to_plain_dict(build_config(compose_tree(["stage=dpo", *words]))), ["init", "data", "base"]
+    )["stage"]
 
 
 def test_a_setting_spelled_out_at_its_default_makes_no_other_run():

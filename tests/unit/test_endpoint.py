@@ -16,7 +16,7 @@ import pytest
 from chat_server import ChatServer, Reply, chatting, error, said
 
 from align.core.errors import InputError, StorageError
-from align.core.redaction import redacted
+from align.core.redaction import redact
 from align.core.types import Conversation, Message, ToolCall
 from align.evals import endpoint as module
 from align.evals.endpoint import Endpoint, Failure, answers_from, messages_of, parsed_endpoint
@@ -93,7 +93,7 @@ def test_parameters_that_a_server_does_not_know_are_left_out():
 
 
 def test_messages_in_their_form():
-    call = ToolCall.of("rain", {"in": "Oslo"}, "c1")
+    call = ToolCall.from_arguments("rain", {"in": "Oslo"}, "c1")
     turns = Message("user", "Rain?"), Message("assistant", "", tool_calls=(call,)), Message("tool", "no", name="rain")
     assert messages_of(Conversation(turns)) == [
         {"role": "user", "content": "Rain?"},
@@ -283,7 +283,7 @@ def test_the_key_goes_to_the_server_alone(server: ChatServer, store: AnswerStore
         answers_from(endpoint, asked(endpoint, 2), store, "x", lambda _: None)
     assert key not in str(refused.value)
     assert "***" in str(refused.value)
-    assert redacted(f"a {key}") == "a ***"
+    assert redact(f"a {key}") == "a ***"
     assert key.encode() not in store.path.read_bytes()
     assert key not in repr(endpoint)
 

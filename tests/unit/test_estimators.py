@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from align.models.forward import compute_in_chunks
 from align.models.lora import Lora
 from align.models.roles import Roles
-from align.ops.advantages import equal_groups, group_relative, leave_one_out, less_group_mean
+from align.ops.advantages import group_relative, leave_one_out, mark_equal_groups, subtract_group_mean
 from align.ops.losses import loss_divisor, loss_weights, policy_loss
 from align.ppo.experience import Estimator, Experience, assemble_experience, estimate_advantages
 from align.ppo.update import Losses, accumulate_gradients, take_gradient_steps
@@ -52,7 +52,7 @@ def test_advantages_by_loops(size: int):
     own = [statistics.stdev(group) + 1e-4 for group in groups for _ in group]
     whole = statistics.stdev(rows) + 1e-4
     assert_close(leave_one_out(given, size), tensor(rloo), atol=1e-5, rtol=0)
-    assert_close(less_group_mean(given, size), tensor(centred, dtype=torch.double), atol=1e-9, rtol=0)
+    assert_close(subtract_group_mean(given, size), tensor(centred, dtype=torch.double), atol=1e-9, rtol=0)
     for scale, divisors in (("group", own), ("batch", [whole] * 12), ("none", [1.0] * 12)):
         expected = [one / by for one, by in zip(centred, divisors, strict=True)]
         assert_close(group_relative(given, size, scale), tensor(expected), atol=1e-5, rtol=0)
@@ -62,13 +62,13 @@ def test_advantages_by_loops(size: int):
 @pytest.mark.parametrize("value", [0.1, 1 / 3, -7.3e5, 1e-30])
 def test_answers_of_one_reward_have_no_advantage(size: int, value: float):
     given = torch.full((size,), value)
-    assert bool(equal_groups(given, size).all())
+    assert bool(mark_equal_groups(given, size).all())
     for found in (leave_one_out(given, size), *(group_relative(given, size, s) for s in ("group", "batch", "none"))):
         assert found.tolist() == [0.0] * size
 
 
 def test_equal_groups_by_hand():
-    assert equal_groups(tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0]), 2).tolist() == [True, False, True]
+    assert mark_equal_groups(tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0]), 2).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(("rows", "size"), [(4, 1), (5, 2), (3, 4)])

@@ -12,13 +12,13 @@ import torch
 from tiny_roles import World, make_world, ragged_rollout
 from torch import Tensor, tensor
 
-from align.config.compose import check, compose_raw
+from align.config.compose import build_config, compose_tree
 from align.config.ppo import PpoConfig
 from align.core.errors import InputError
 from align.core.types import Rollout
 from align.export.history import estimator as on_the_card
 from align.models.roles import Roles
-from align.ops.gae import token_rewards
+from align.ops.gae import compute_token_rewards
 from align.ops.kl import ESTIMATORS
 from align.ops.moments import Moments
 from align.ppo.checkpoint import PpoState
@@ -82,7 +82,7 @@ def test_reinforce_pp_learns_from_answers_of_one_reward_too():
     """Whitening moves their advantages away from 0, unless nobody's answers differ."""
     mask = torch.arange(5) < tensor([5, 2, 3, 1])[:, None]
     for scores, zero in ((tensor([1.0, 0.0, 0.5, 0.5]), False), (tensor([1.0, 1.0, 0.5, 0.5]), True)):
-        rewards = token_rewards(scores, torch.zeros(4, 5), mask, 0.0)
+        rewards = compute_token_rewards(scores, torch.zeros(4, 5), mask, 0.0)
         found = estimate_advantages(Estimator("reinforce_pp", 2), rewards, mask)[0]
         assert bool((found[2:][mask[2:]] == 0).all()) is zero
         assert bool((estimate_advantages(Estimator("rloo", 2), rewards, mask)[0][2:] == 0).all())
@@ -99,7 +99,7 @@ def pull(kind: str, away: float) -> Tensor:
     table = (table + away * torch.randn(table.shape, generator=g, dtype=torch.double)).requires_grad_(True)
     logprobs, reference = small.logprobs(table), small.logprobs(small.reference.double())
     price = ESTIMATORS[kind](logprobs.detach(), reference)
-    rewards = token_rewards(torch.zeros(len(reference)), price, small.mask, 1.0)
+    rewards = compute_token_rewards(torch.zeros(len(reference)), price, small.mask, 1.0)
     chance = logprobs.detach().sum(1).exp()
     return torch.autograd.grad((chance * rewards.sum(1) * logprobs.sum(1)).sum(), table)[0]
 
@@ -111,7 +111,7 @@ def test_k3_in_the_reward_holds_nothing_back_near_the_reference(away: float):
 
 
 def line(*words: str) -> Any:
-    return check(compose_raw(["stage=ppo", "init=sft:latest", "reward.ref=reward:latest", *words]))
+    return build_config(compose_tree(["stage=ppo", "init=sft:latest", "reward.ref=reward:latest", *words]))
 
 
 @pytest.mark.parametrize("kind", ["k2", "k3"])

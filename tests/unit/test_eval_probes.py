@@ -110,7 +110,7 @@ def test_items_without_a_context_share_nothing_and_those_of_one_do(tmp_path: Pat
 
 def test_bytes_are_those_of_what_is_scored() -> None:
     assert size_of("Grüße 🙂") == 12
-    call = ToolCall.of("find", {"a": 1})
+    call = ToolCall.from_arguments("find", {"a": 1})
     turns = (
         Message("user", "long question"),
         Message("assistant", "é"),

@@ -19,7 +19,7 @@ from align.evals.stats import (
     paired_shares,
     share_won,
 )
-from align.ops.intervals import Interval, mean, t_quantile
+from align.ops.intervals import Interval, mean_interval, t_quantile
 
 
 def figure(low: float | None, high: float | None, n: int = 100) -> Interval:
@@ -62,18 +62,18 @@ def test_an_interval_decides(rule: Rule, low: float | None, high: float | None, 
 def test_equal_systems_are_undecided_and_no_number_decides():
     found = decided(Rule("superior"), paired_shares([1, 0] * 50, [1, 0] * 50).difference)
     assert (found.outcome, found.n_to_decide) == ("undecided", None)
-    assert decided(Rule("superior"), mean([2.0] * 9)).outcome == "undecided"  # without an interval
+    assert decided(Rule("superior"), mean_interval([2.0] * 9)).outcome == "undecided"  # without an interval
 
 
 def test_the_number_that_would_decide_decides():
     """A set that is undecided, drawn out to the number that it says: the interval then leaves the bound, with room for
     the fifth of cases in which it would not by chance."""
     d = np.tile([0.4, 0.9, -0.7, 0.1, -0.2, 0.2, -0.1, 0.1], 4)
-    found = decided(Rule("superior"), mean(d))
+    found = decided(Rule("superior"), mean_interval(d))
     assert found.outcome == "undecided"
     assert found.n_to_decide is not None
     assert found.n_to_decide > d.size
-    longer = mean(np.resize(d, found.n_to_decide))
+    longer = mean_interval(np.resize(d, found.n_to_decide))
     assert longer.low is not None
     assert longer.low > 0
     share = longer.low / longer.value  # 1 − t/(t + z) of the value is left
@@ -90,7 +90,7 @@ def test_a_bound_further_off_needs_fewer():
 
 def test_the_least_number_is_never_undercut():
     assert decided(Rule("superior", least_n=300), figure(0.2, 0.3)).n_to_decide == 300
-    assert decided(Rule("superior", least_n=300), mean([2.0] * 9)).n_to_decide == 300
+    assert decided(Rule("superior", least_n=300), mean_interval([2.0] * 9)).n_to_decide == 300
     assert decided(Rule("superior", least_n=20), figure(-0.01, 0.05)).n_to_decide > 100
 
 
@@ -106,10 +106,10 @@ def test_a_decision_is_json():
 def test_a_deviation_comes_back_from_its_interval():
     d = np.random.default_rng(0).normal(0.3, 2.0, 50)
     for level in (0.8, 0.95):
-        assert deviation(mean(d, level), level) == pytest.approx(d.std(ddof=1))
+        assert deviation(mean_interval(d, level), level) == pytest.approx(d.std(ddof=1))
     paired = paired_scores(np.repeat(d, 3), np.zeros(150), np.repeat(np.arange(50), 3).tolist())
     assert deviation(paired.difference) == pytest.approx(d.std(ddof=1))
-    assert deviation(mean([1.0, 1.0])) is None
+    assert deviation(mean_interval([1.0, 1.0])) is None
 
 
 def test_detectable_by_hand():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from align.evals.stats import agreement, measure_judge, swap
-from align.ops.agreement import below_one, cohen_kappas
-from align.ops.intervals import Interval, proportion, t_quantile
+from align.ops.agreement import cohen_kappas, compute_coefficient_interval
+from align.ops.intervals import Interval, proportion_interval, t_quantile
 
 TABLE = [[1.0, 1.0]] * 20 + [[1.0, 0.0]] * 5 + [[0.0, 1.0]] * 10 + [[0.0, 0.0]] * 15
 """Of Cohen's textbook example: 35 of 50 alike, 0.5 by chance, κ = 0.4."""
@@ -21,7 +21,7 @@ def test_kappa_of_the_textbook():
     found = agreement(one, other)
     assert found.kappa is not None
     assert found.kappa.value == pytest.approx(0.4)
-    assert found.raw == proportion([1] * 35 + [0] * 15)
+    assert found.raw == proportion_interval([1] * 35 + [0] * 15)
     # Fleiss, Cohen and Everitt's (1969) standard error at these margins is 0.1270; here it is that of ln(1 − κ).
     factor = math.exp(t_quantile(49) * 0.1270 / 0.6)
     assert found.kappa.low == pytest.approx(1 - 0.6 * factor, abs=0.012)
@@ -71,9 +71,9 @@ def test_one_cluster_has_no_interval_of_kappa():
     assert found.kappa is not None
     assert found.kappa.low is None
     assert found.raw.n == 1
-    assert below_one(0.5, [0.4]) == (None, None)
-    assert below_one(0.5, [0.4, math.nan]) == (None, None)
-    assert below_one(0.5, [0.5, 0.5]) == (None, None)
+    assert compute_coefficient_interval(0.5, [0.4]) == (None, None)
+    assert compute_coefficient_interval(0.5, [0.4, math.nan]) == (None, None)
+    assert compute_coefficient_interval(0.5, [0.5, 0.5]) == (None, None)
 
 
 # The swap

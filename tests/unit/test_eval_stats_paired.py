@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from align.evals.stats import holm, paired_scores, paired_shares, score_difference, share_difference, sign_flip
-from align.ops.intervals import mean
+from align.ops.intervals import mean_interval
 
 
 def test_shares_by_hand():
@@ -25,7 +25,7 @@ def test_shares_by_hand():
 def test_scores_have_students_interval_of_the_differences():
     first, second = np.array([3.0, 5, 2, 9]), np.array([1.0, 4, 3, 5])
     found = paired_scores(first, second)
-    assert found.difference == mean(first - second)
+    assert found.difference == mean_interval(first - second)
     assert (found.better, found.worse) == (3, 1)
     # Of the 16 sums ±2 ±1 ±1 ±4 one is 8 and two are 6; with their mirror images six are as far from 0 as the sum, 6.
     assert found.p == 6 / 16

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from align.evals.stats import share_won, surviving, win_rate
-from align.ops.intervals import proportion
+from align.ops.intervals import proportion_interval
 
 
 def test_win_rate_counts_ties_as_half():
@@ -23,7 +23,7 @@ def test_the_share_won_counts_each_cluster_once():
     """Prompt b wins all of three, prompt a half of one: the mean of 1 and ½, of two prompts."""
     found = share_won([1, 0.5, 1, 1], ["b", "a", "b", "b"])
     assert (found.value, found.n) == (0.75, 2)
-    assert found == proportion([1, 0.5])
+    assert found == proportion_interval([1, 0.5])
     assert share_won([1, 0.5, 1, 1]).n == 4
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from align.config.compose import check, compose_raw
+from align.config.compose import build_config, compose_tree
 from align.config.root import Config
 from align.core.errors import InputError
 
@@ -26,7 +26,7 @@ def write(mine: Path, name: str, text: str) -> Path:
 
 
 def configured(mine: Path, *words: str) -> Config:
-    return check(compose_raw(words, mine))
+    return build_config(compose_tree(words, mine))
 
 
 def refused(mine: Path, *words: str) -> InputError:

@@ -26,7 +26,7 @@ from align.models.fastpath.layers import (
 )
 from align.models.fastpath.packed import PackedIndex
 from align.ops import linear as linear_module
-from align.ops.linear import linear, packed
+from align.ops.linear import linear, pack_weight
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.double) -> Tensor:
@@ -237,7 +237,7 @@ def test_linear_is_linear_whatever_the_layout(dtype: torch.dtype, bias: bool):
     expected = nn.functional.linear(x.double(), weight.double(), None if b is None else b.double())
     rough = {"atol": 0.2 if dtype == torch.bfloat16 else 1e-5, "rtol": 0.01}
     for y in (x, x.T.contiguous().T, torch.cat((x, x), 1)[:, 48:]):
-        for w in (weight, weight.T.contiguous().T, packed(weight, 7)):
+        for w in (weight, weight.T.contiguous().T, pack_weight(weight, 7)):
             found = linear(y, w, b)
             assert found.dtype == dtype
             assert_close(found.double(), expected, **rough)
@@ -245,7 +245,7 @@ def test_linear_is_linear_whatever_the_layout(dtype: torch.dtype, bias: bool):
 
 def test_without_bf16_products_a_weight_stays_as_it_is(monkeypatch: pytest.MonkeyPatch):
     """oneDNN refuses to lay out what the processor cannot multiply."""
-    monkeypatch.setattr(linear_module, "bf16", lambda: False)
+    monkeypatch.setattr(linear_module, "has_bf16_products", lambda: False)
     weight = random(6, 8).bfloat16()
-    assert packed(weight, 7) is weight
-    assert torch.equal(linear(random(5, 8).bfloat16(), packed(weight, 7)), random(5, 8).bfloat16() @ weight.T)
+    assert pack_weight(weight, 7) is weight
+    assert torch.equal(linear(random(5, 8).bfloat16(), pack_weight(weight, 7)), random(5, 8).bfloat16() @ weight.T)

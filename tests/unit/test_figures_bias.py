@@ -11,7 +11,7 @@ from votes import voted
 from align.annotate.assignment.leases import counterbalanced_order
 from align.annotate.figures.estimates import NOTHING, ONE_SIDED, log_odds, share
 from align.annotate.figures.people import length_bias, position_bias
-from align.ops.intervals import Interval, normal_quantile, proportion, wilson
+from align.ops.intervals import Interval, normal_quantile, proportion_interval, wilson_interval
 
 
 def ranked(rng: random.Random, ids: tuple[str, ...], follow: float) -> list[str]:
@@ -40,25 +40,25 @@ def test_a_share_of_single_trials_has_wilsons_interval():
 def test_dependent_trials_count_for_fewer():
     """Four clusters of three, all or none, are four trials and no twelve; n counts clusters."""
     found = share([3, 0, 3, 0], [3, 3, 3, 3])
-    assert found == proportion([1, 0, 1, 0])
+    assert found == proportion_interval([1, 0, 1, 0])
     assert found.n == 4
 
 
 def test_clusters_count_for_as_much_as_they_have_trials():
     found = share([1, 3], [1, 6])
-    assert found == proportion([1, 0.5], [1, 6])
+    assert found == proportion_interval([1, 0.5], [1, 6])
     assert found.value == pytest.approx(4 / 7)
 
 
 def test_trials_that_balance_within_clusters_still_have_an_interval():
     """Four clusters of one and one: by hand φ = 0.15 / (4·¼ + 0.15), and t(3) = 3.1824."""
     found = share([1, 1, 1, 1], [2, 2, 2, 2])
-    assert (found.low, found.high) == pytest.approx(wilson(0.5, 4 * 1.15 / 0.15, 3.1824463))
+    assert (found.low, found.high) == pytest.approx(wilson_interval(0.5, 4 * 1.15 / 0.15, 3.1824463))
 
 
 def test_unanimous_clusters_count_once_each():
     assert (share([3, 3], [3, 3]).low, share([2], [2]).low) == pytest.approx(
-        (wilson(1, 2, normal_quantile(0.95))[0], wilson(1, 1, normal_quantile(0.95))[0])
+        (wilson_interval(1, 2, normal_quantile(0.95))[0], wilson_interval(1, 1, normal_quantile(0.95))[0])
     )
 
 
@@ -84,7 +84,7 @@ def test_the_interval_covers_the_share(k, follow):
         truth = 0.5 + follow / 2
         covered += found.low <= truth <= found.high
         pairs = found.n * k * (k - 1) // 2
-        low, high = wilson(found.value, pairs, normal_quantile(0.95))
+        low, high = wilson_interval(found.value, pairs, normal_quantile(0.95))
         naive += low <= truth <= high
     assert 0.92 <= covered / 300 <= 0.985
     if k == 5:
@@ -143,7 +143,7 @@ def test_who_judges_the_same_item_sees_the_same_lengths():
     votes = [voted(f"i{n}", "0>1" if n % 2 else "1>0", who) for n in range(20) for who in ("ann", "bob", "cat")]
     lengths = {f"i{n}-{k}": 5 - k for n in range(20) for k in (0, 1)}
     found = length_bias(votes, lengths).share
-    assert found == proportion([1, 0] * 10)
+    assert found == proportion_interval([1, 0] * 10)
 
 
 def test_no_votes_have_no_bias():

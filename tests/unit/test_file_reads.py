@@ -49,7 +49,7 @@ NOT_READ = "opens a folder, a lock or a device to hold it, and reads nothing"
 EXCEPTIONS = {
     "align.annotate.web.templating:": SHIPPED,
     "align.config.data:parse_list": "parses a value of the command line",
-    "align.config.group_files:loaded": PARSES,
+    "align.config.group_files:iter_loaded_files": PARSES,
     "align.data.chitchat:records": SHIPPED,
     "align.data.chat.fixed_prompts:fixed_texts": SHIPPED,
     "align.data.read.rows:parquet_batches": "reads what align.data.read.files has opened by align.core.files",

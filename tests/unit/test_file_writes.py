@@ -181,7 +181,7 @@ EXCEPTIONS = {
     "align.stages.serve:vllm_engine": RUN,
     "align.stages.verify:run": RUN,
     "align.track:__init__": RUN,
-    "align.track:append": RUN,
+    "align.track:append_row": RUN,
     "align.trainers.common:on_save": NEW,
     "align.trainers.multi_rank:_save_optimizer_and_scheduler": NEW,
 }

@@ -156,7 +156,7 @@ BELOW_STAGES = [p for p in MODULES if (room := room_of(name_of(p))) and FLOOR_OF
 
 def test_configuration_stops_at_the_stage():
     """Below the stages nothing knows a schema: a run's identity and its stage's name are all that is asked of them."""
-    known = ("root.DEFAULT_ROOT", "stages.STAGES", "stages.WITH_RUNS", "identity.identifying", "identity.completed")
+    known = ("root.DEFAULT_ROOT", "stages.STAGES", "stages.WITH_RUNS", "identity.select_identity", "identity.completed")
     for path in BELOW_STAGES:
         found = imports(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
         asked = {name for name in found if name.startswith("align.config")}

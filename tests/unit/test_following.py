@@ -14,7 +14,7 @@ from portfolio import made
 from safetensors.torch import save_file
 from signing_keys import pair
 
-from align.core.aliases import parsed_aliases
+from align.core.aliases import parse_aliases
 from align.models.base import find_base
 from align.run.alias_log import Meant, append, read_log
 from align.run.signing import private_key, public_key, sign
@@ -84,7 +84,7 @@ class Home:
         append(self.root, alias, arms, who="ann", why="so", replaces=last.seq if last else 0)
 
     def begin(self, served: dict[str, Any], dtypes: Sequence[str] = (), **more: Any) -> None:
-        found = open_portfolio(parsed_aliases(served, "stage.adapters"), self.root, **more)
+        found = open_portfolio(parse_aliases(served, "stage.adapters"), self.root, **more)
         self.portfolio, self.engine = found.portfolio, Engine()
         for version in self.portfolio.versions().values():
             self.engine.ready(version)
@@ -124,7 +124,7 @@ def test_each_change_is_followed(home: Home) -> None:
 
 
 def test_what_was_promoted_while_the_server_started_is_followed(home: Home) -> None:
-    found = open_portfolio(parsed_aliases(SERVED, "stage.adapters"), home.root)
+    found = open_portfolio(parse_aliases(SERVED, "stage.adapters"), home.root)
     home.promote("b")
     home.portfolio = found.portfolio
     home.portfolio.ready = home.engine.ready

@@ -22,8 +22,8 @@ from align.evals.judges.report import (
     measure_answers,
     read_report,
 )
-from align.ops.calibration import SURE, log_odds
-from align.ops.intervals import proportion
+from align.ops.calibration import SURE, compute_log_odds
+from align.ops.intervals import proportion_interval
 
 
 def labelled(prompt: str, answer: str, label: bool, id: str = "") -> Feedback:
@@ -62,11 +62,11 @@ def test_the_figures_of_ten_answers_by_hand():
     """Six labelled yes, of which four are found and one is an error; four labelled no, of which three are found."""
     answers = known(*(labelled(f"q{i}", "a", i < 6) for i in range(10)))
     scores = [1.0, 1.0, 1.0, 1.0, 0.0, 0.5, 0.0, 0.0, 0.0, 1.0]
-    odds = [None if score == 0.5 else log_odds(abs(score - 0.2)) for score in scores]
+    odds = [None if score == 0.5 else compute_log_odds(abs(score - 0.2)) for score in scores]
     errors = ["?" if score == 0.5 else "" for score in scores]
     found = measure_answers(answers, Opinions(scores, None, odds, errors))
-    assert found["by_label"]["yes"] == proportion([1, 1, 1, 1, 0, 0]).as_dict()
-    assert found["by_label"]["no"] == proportion([1, 1, 1, 0]).as_dict()
+    assert found["by_label"]["yes"] == proportion_interval([1, 1, 1, 1, 0, 0]).as_dict()
+    assert found["by_label"]["no"] == proportion_interval([1, 1, 1, 0]).as_dict()
     assert found["agreement"]["raw"]["value"] == 0.7
     assert (found["labels"], found["said"], found["errors"]) == ({"yes": 6, "no": 4}, {"yes": 5, "no": 4}, 1)
     right, wrong = 0.2**2, 0.8**2
@@ -86,7 +86,7 @@ def test_answers_of_one_prompt_are_one_piece_of_evidence():
 
 @pytest.mark.parametrize(("p", "odds"), [(0.5, 0.0), (0.75, 1.0986), (1.0, 20.723), (0.0, -20.723)])
 def test_log_odds_are_bounded(p: float, odds: float):
-    assert log_odds(p) == pytest.approx(odds, abs=1e-3)
+    assert compute_log_odds(p) == pytest.approx(odds, abs=1e-3)
     assert 0 < SURE < 1e-6
 
 

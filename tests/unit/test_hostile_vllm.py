@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from align.config.groups import RolloutConfig, is_address
-from align.core.errors import InputError, NotFinite
+from align.config.groups import RolloutConfig, is_server_url
+from align.core.errors import InputError, NonFiniteLogits
 from align.rollout.vllm_sampler import VllmSampler
 from align.rollout.vllm_server import (
     KEY,
@@ -222,7 +222,7 @@ def test_a_bad_answer_is_the_servers_fault(answer: Any):
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
 def test_a_logprob_that_is_no_number_names_the_server(value: float):
-    with pytest.raises(NotFinite, match="http://x:1 says"):
+    with pytest.raises(NonFiniteLogits, match="http://x:1 says"):
         read(choice([5, STOP], [-1.0, value]))
 
 
@@ -252,7 +252,7 @@ def test_a_server_that_nobody_reaches_is_gone():
     ],
 )  # fmt: skip
 def test_addresses(url: str, good: bool):
-    assert is_address(url) is good
+    assert is_server_url(url) is good
 
 
 def test_one_server_is_named_once_however_it_is_written():

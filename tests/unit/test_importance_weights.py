@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import tensor
 
-from align.config.compose import check, compose_raw
+from align.config.compose import build_config, compose_tree
 from align.core.errors import InputError
 from align.core.types import Rollout
 from align.ops.losses import importance_weights, policy_loss
@@ -127,5 +127,5 @@ def test_what_fails_in_the_background_is_told_to_whoever_waits():
 )
 def test_settings_that_do_not_go_together(words: list[str], said: str):
     with pytest.raises(InputError, match=said) as error:
-        check(compose_raw(["stage=ppo", *words]))
+        build_config(compose_tree(["stage=ppo", *words]))
     assert "pw" not in str(error.value)

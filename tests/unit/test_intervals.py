@@ -11,14 +11,14 @@ import pytest
 
 from align.ops.intervals import (
     Interval,
-    grouped,
-    jackknife,
-    mean,
+    average_by_group,
+    jackknife_error,
+    mean_interval,
     normal_quantile,
-    proportion,
-    ratio,
+    proportion_interval,
+    ratio_interval,
     t_quantile,
-    wilson,
+    wilson_interval,
 )
 from align.report.figure_text import FEW
 
@@ -48,7 +48,7 @@ def assert_covered(hits: int, draws: int = DRAWS, highest: float = HIGHEST) -> N
 def test_a_single_proportion_is_covered_by_enumeration() -> None:
     """Σ over k of the binomial probability of each k whose interval holds p; for every n from 32 to 400."""
     for n in range(32, 401):
-        found = [proportion(row) for row in np.tri(n + 1, n, -1)]  # row k has k ones
+        found = [proportion_interval(row) for row in np.tri(n + 1, n, -1)]  # row k has k ones
         for p in SHARES:
             covered = sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1) if covers(found[k], p))
             assert LOWEST <= covered <= HIGHEST, (n, p, covered)
@@ -56,18 +56,18 @@ def test_a_single_proportion_is_covered_by_enumeration() -> None:
 
 def test_wilson_by_hand() -> None:
     # 8 of 10, z = 1.959964: published as (0.4902, 0.9433); none of 10: 0 to z²/(n + z²).
-    found = proportion([1] * 8 + [0] * 2)
+    found = proportion_interval([1] * 8 + [0] * 2)
     assert (found.value, found.n) == (0.8, 10)
     assert (found.low, found.high) == (pytest.approx(0.49016, abs=1e-5), pytest.approx(0.94331, abs=1e-5))
-    assert proportion([0] * 10).high == pytest.approx(3.841459 / 13.841459, abs=1e-6)
-    assert proportion([1] * 8).low == pytest.approx(0.6756, abs=1e-4)
+    assert proportion_interval([0] * 10).high == pytest.approx(3.841459 / 13.841459, abs=1e-6)
+    assert proportion_interval([1] * 8).low == pytest.approx(0.6756, abs=1e-4)
     for n in range(1, 200):  # rounding never puts the share outside its own interval, which a plot could not draw
-        assert wilson(0.0, n, 1.96)[0] == 0
-        assert wilson(1.0, n, 1.96)[1] == 1
+        assert wilson_interval(0.0, n, 1.96)[0] == 0
+        assert wilson_interval(1.0, n, 1.96)[1] == 1
 
 
 def test_a_narrower_level_has_a_narrower_interval() -> None:
-    wide, narrow = (proportion([1] * 8 + [0] * 2, level=level) for level in (0.95, 0.5))
+    wide, narrow = (proportion_interval([1] * 8 + [0] * 2, level=level) for level in (0.95, 0.5))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
@@ -96,7 +96,7 @@ def test_shares_of_clusters_are_covered(p: float, sizes: str, weighted: bool) ->
     for n, correlation in ((32, 0.0), (32, 0.1), (32, 0.3), (32, 0.6), (32, 0.9), (64, 0.0), (64, 0.6)):
         m = SIZES[sizes](rng, (DRAWS, n))
         found = zip(shares_of(rng, p, correlation, m), m, strict=True)
-        assert_covered(sum(covers(proportion(x, w if weighted else None), p) for x, w in found))
+        assert_covered(sum(covers(proportion_interval(x, w if weighted else None), p) for x, w in found))
 
 
 @pytest.mark.parametrize("p", SHARES)
@@ -107,7 +107,7 @@ def test_win_rates_with_ties_are_covered(p: float, ties: float) -> None:
     tied = min(ties, 2 * (1 - p))
     for n in (32, 64, 256):
         chances = (p - tied / 2, tied, 1 - p - tied / 2)
-        hits = sum(covers(proportion(x), p) for x in rng.choice((1.0, 0.5, 0.0), (DRAWS, n), p=chances))
+        hits = sum(covers(proportion_interval(x), p) for x in rng.choice((1.0, 0.5, 0.0), (DRAWS, n), p=chances))
         # Of three prompts that are no ties, nothing can be said at exactly 95 %: such intervals cover more.
         assert_covered(hits, highest=HIGHEST if n * (1 - tied) > 5 or p > 0.5 else 1.0)
 
@@ -117,7 +117,7 @@ def test_counting_dependent_trials_as_independent_would_not_cover() -> None:
     rng, hits = np.random.default_rng(2), 0
     for _ in range(DRAWS):
         p = float(shares_of(rng, 0.8, 0.6, np.full(64, 4)).mean())
-        low, high = wilson(p, 256, normal_quantile(0.95))
+        low, high = wilson_interval(p, 256, normal_quantile(0.95))
         hits += low <= 0.8 <= high
     assert hits / DRAWS < 0.85
 
@@ -138,14 +138,14 @@ def test_means_over_clusters_are_covered(draw: str, sizes: str) -> None:
             m = SIZES[sizes](rng, n)
             ids = np.repeat(np.arange(n), m).tolist()
             values = np.repeat(make(n), m) + rng.normal(0, 1, m.sum())
-            hits += covers(mean(grouped(ids, values)[0]), 2.0)
+            hits += covers(mean_interval(average_by_group(ids, values)[0]), 2.0)
         assert_covered(hits)
 
 
 def test_a_mean_by_hand() -> None:
     # 1, 2, 3, 4: mean 2.5, s² = 5/3, t(3) = 3.182446.
     half = 3.182446 * math.sqrt(5 / 3 / 4)
-    assert mean([1, 2, 3, 4]) == Interval(2.5, pytest.approx(2.5 - half), pytest.approx(2.5 + half), 4)
+    assert mean_interval([1, 2, 3, 4]) == Interval(2.5, pytest.approx(2.5 - half), pytest.approx(2.5 + half), 4)
 
 
 # What is unanimous
@@ -154,16 +154,16 @@ def test_a_mean_by_hand() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("n", [1, 2, 5, 31, 256, 10_000])
 def test_unanimous_shares_have_an_interval(value: float, n: int) -> None:
-    found = proportion([value] * n)
+    found = proportion_interval([value] * n)
     assert found.value == value
     assert covers(found, value)
     assert found.high - found.low > 1 / (2 * n)
-    assert covers(proportion([value] * n, list(range(1, n + 1))), value)
+    assert covers(proportion_interval([value] * n, list(range(1, n + 1))), value)
 
 
 def test_equal_values_of_no_known_range_have_no_interval() -> None:
-    assert mean([0.1] * 7) == Interval(0.1, None, None, 7)
-    assert mean([3.0]) == Interval(3.0, None, None, 1)
+    assert mean_interval([0.1] * 7) == Interval(0.1, None, None, 7)
+    assert mean_interval([3.0]) == Interval(3.0, None, None, 1)
 
 
 # Quantiles
@@ -195,45 +195,45 @@ def test_t_quantiles_where_they_have_a_closed_form() -> None:
 
 def test_the_dispersion_of_whole_clusters_is_that_of_single_trials() -> None:
     """Four clusters, all or none: four trials, whatever their size; without the normal quantile of equal weights."""
-    assert proportion([1, 0, 1, 0], [3, 3, 3, 3]) == proportion([1, 0, 1, 0])
-    found = proportion([1, 0, 1, 0], [1, 2, 3, 2])
-    assert found.high - found.low > proportion([1, 0, 1, 0]).high - proportion([1, 0, 1, 0]).low
+    assert proportion_interval([1, 0, 1, 0], [3, 3, 3, 3]) == proportion_interval([1, 0, 1, 0])
+    found = proportion_interval([1, 0, 1, 0], [1, 2, 3, 2])
+    assert found.high - found.low > proportion_interval([1, 0, 1, 0]).high - proportion_interval([1, 0, 1, 0]).low
 
 
 def test_order_and_the_scale_of_weights_do_not_matter() -> None:
     values, weights = np.array([0.5, 1, 0, 0.25]), np.array([2, 1, 3, 4])
-    found, turned = proportion(values, weights), proportion(values[::-1], weights[::-1] * 7.0)
+    found, turned = proportion_interval(values, weights), proportion_interval(values[::-1], weights[::-1] * 7.0)
     assert (found.value, found.low, found.high) == pytest.approx((turned.value, turned.low, turned.high))
-    opposite = proportion(1 - values, weights)
+    opposite = proportion_interval(1 - values, weights)
     assert (1 - opposite.high, 1 - opposite.low) == pytest.approx((found.low, found.high))
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     x = np.array([1.0, 4.0, 2.0, 8.0])
-    assert jackknife((x.sum() - x) / 3) == pytest.approx(x.std(ddof=1) / 2)
-    assert math.isnan(jackknife([1.0, math.nan]))
+    assert jackknife_error((x.sum() - x) / 3) == pytest.approx(x.std(ddof=1) / 2)
+    assert math.isnan(jackknife_error([1.0, math.nan]))
 
 
 def test_observations_in_order_of_appearance() -> None:
-    means, sizes = grouped(["b", "a", "b"], [1, 5, 2])
+    means, sizes = average_by_group(["b", "a", "b"], [1, 5, 2])
     assert (means.tolist(), sizes.tolist()) == ([1.5, 5], [2, 1])
 
 
 @pytest.mark.parametrize("values", [[], [[0.5]], [0.5, math.nan], [math.inf]])
 def test_what_is_no_observation_is_refused(values: list) -> None:
-    for of in (proportion, mean):
+    for of in (proportion_interval, mean_interval):
         with pytest.raises(ValueError, match=r"observation|finite"):
             of(values)
 
 
 def test_what_is_no_share_is_refused() -> None:
     with pytest.raises(ValueError, match="no shares"):
-        proportion([0.5, 1.5])
+        proportion_interval([0.5, 1.5])
     for weights in ([1.0], [1.0, 0.0], [1.0, math.nan]):
         with pytest.raises(ValueError, match="weights"):
-            proportion([0, 1], weights)
+            proportion_interval([0, 1], weights)
     with pytest.raises(ValueError, match="level"):
-        mean([1, 2], level=1.0)
+        mean_interval([1, 2], level=1.0)
     with pytest.raises(ValueError, match="degrees of freedom"):
         t_quantile(0.5)
     assert FEW == 20
@@ -244,15 +244,15 @@ def test_what_is_no_share_is_refused() -> None:
 
 def test_a_ratio_by_hand() -> None:
     """Totals 2, 3, 7 over sizes 1, 2, 3: r = 2, residuals 0, −1, 1; s = √1, times 3/6, over √3."""
-    found = ratio([2, 3, 7], [1, 2, 3])
+    found = ratio_interval([2, 3, 7], [1, 2, 3])
     assert found.value == pytest.approx(2.0)
     assert found.n == 3
     assert found.high is not None
     assert found.high - found.value == pytest.approx(t_quantile(2) * 0.5 / math.sqrt(3))
-    assert ratio([1.0, 4.0, 2.0], [1, 1, 1]) == mean([1.0, 4.0, 2.0])  # of equal sizes it is the mean
+    assert ratio_interval([1.0, 4.0, 2.0], [1, 1, 1]) == mean_interval([1.0, 4.0, 2.0])  # of equal sizes it is the mean
     for totals, sizes in (([1.0], [0.0]), ([], []), ([1.0, 2.0], [1.0])):
         with pytest.raises(ValueError):  # noqa: PT011
-            ratio(totals, sizes)
+            ratio_interval(totals, sizes)
 
 
 def test_a_ratio_is_covered() -> None:
@@ -260,5 +260,5 @@ def test_a_ratio_is_covered() -> None:
     draw, hits = np.random.default_rng(5), 0
     for _ in range(DRAWS):
         sizes = 1 + draw.geometric(0.05, 40)
-        hits += covers(ratio(sizes * draw.normal(3.0, 1.0, 40), sizes), 3.0)
+        hits += covers(ratio_interval(sizes * draw.normal(3.0, 1.0, 40), sizes), 3.0)
     assert_covered(hits)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from align.config.scorers import CHOICES, reward_spec
+from align.config.scorers import CHOICES, build_reward_spec
 from align.core.errors import CorruptFile, InputError
 from align.core.types import Message, Preference
 from align.evals.judges.identity import JudgeIdentity, describe_difference, identify_scorer
@@ -240,7 +240,7 @@ def test_a_judge_that_fails_on_one_of_three_has_not_found_the_best():
 def identity(inputs: Mapping[str, Any] | None = None, **reward: Any) -> JudgeIdentity:
     known = {name: input_from(given, Path()) for name, given in (inputs or {}).items()}
     name = reward.pop("name")
-    return identify_scorer(reward_spec(CHOICES[name](name=name, **reward)), known)
+    return identify_scorer(build_reward_spec(CHOICES[name](name=name, **reward)), known)
 
 
 A = {"ref": "reward:a", "digest": "a" * 64}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from align.config.scorers import CHOICES, part_of, reward_spec
+from align.config.scorers import CHOICES, build_reward_spec, parse_part
 from align.core.errors import InputError
 from align.evals.judges.identity import Standing, find_standing, list_scorer_parts, scorer_title
 from align.reward.inputs import read_alike, reward_inputs
@@ -274,8 +274,8 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def of(spec: str) -> set[str]:
-        config = part_of("reward", {"name": "fn", "fn": spec})
-        return list_scorer_parts({"name": "fn", "fn": spec}, reward_inputs(reward_spec(config), tmp_path, BASE))
+        config = parse_part("reward", {"name": "fn", "fn": spec})
+        return list_scorer_parts({"name": "fn", "fn": spec}, reward_inputs(build_reward_spec(config), tmp_path, BASE))
 
     named = ("score", "alias", "wrapped", "part", "bound", "decorated")
     same = [*(f"scores_here:{name}" for name in named), "scores_there:mark"]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from align.core.errors import CorruptFile, InputError, StorageError
 from align.core.outputs import replace_file
-from align.core.redaction import redacted
+from align.core.redaction import redact
 from align.serve.errors import KeysUnreadable
 from align.serve.tenants import Keys, Limits, Tenant, change_tenant, hash_key, read_key_file
 from align.stages.serve import describe_tenant
@@ -66,8 +66,8 @@ def test_no_key_is_written_and_others_cannot_read_the_file(path: Path) -> None:
 
 def test_a_key_is_masked_wherever_it_is_written_for_people(path: Path) -> None:
     key = key_of(path)
-    assert redacted(f"Authorization: {key}, and {key}.") == "Authorization: al-***, and al-***."
-    assert redacted("final-answer and al-short") == "final-answer and al-short"
+    assert redact(f"Authorization: {key}, and {key}.") == "Authorization: al-***, and al-***."
+    assert redact("final-answer and al-short") == "final-answer and al-short"
 
 
 def test_what_is_not_said_stays_and_a_key_is_made_only_where_nothing_is_said(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from align.core.aliases import parsed_aliases
+from align.core.aliases import parse_aliases
 from align.core.errors import InputError
 from align.export.launch import (
     Served,
@@ -156,7 +156,7 @@ def test_aligns_own_server_with_an_adapter_and_with_a_model(engines: Path, tmp_p
     name = "n" * 64
     *said, _ = started(script, engines)
     assert said == [*serve, f"stage.adapters={{{name}: base}}", "model=hub", f"model.path={folder}"]
-    assert parsed_aliases(parsed_line(said[3]), "stage.adapters")  # the name is none that is refused
+    assert parse_aliases(parsed_line(said[3]), "stage.adapters")  # the name is none that is refused
     assert str(tmp_path) not in script.read_text()
 
 

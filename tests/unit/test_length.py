@@ -64,7 +64,7 @@ def test_a_text_of_long_tokens_that_fits_is_kept():
 def test_a_row_of_megabytes_is_dropped_by_its_beginning(tiny_tokenizer: Any, kind: str):
     counting = Counting(tiny_tokenizer)
     asked = Conversation((Message("user", TEXTS[kind](5_000_000)),))
-    long, short = asked.answered("ok"), Conversation((Message("user", "a"),)).answered("b")
+    long, short = asked.with_answer("ok"), Conversation((Message("user", "a"),)).with_answer("b")
     encoded = encode(counting, [long, short], 128)
     assert (encoded.too_long, len(encoded.rows)) == (1, 1)
     prompts, dropped = encode_prompts(counting, [asked, Conversation((Message("user", "a"),))], 128)

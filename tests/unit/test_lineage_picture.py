@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from portfolio import made, small
 
-from align.core.chain import Head
+from align.core.chain import ChainHead
 from align.registry.index import Index
 from align.registry.page.lineage import MOST, Box, Lineage, columns_of, lineage_of, picture, placed
 from align.registry.trace import Tracer, Votes
 
 
-def nobody(project: str, head: Head) -> Votes:
+def nobody(project: str, head: ChainHead) -> Votes:
     return Votes()
 
 

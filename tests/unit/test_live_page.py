@@ -17,7 +17,7 @@ from align.core.errors import InputError
 from align.report import live
 from align.report.live import EVERY_S, SHARE, LivePage
 from align.run import Run
-from align.track import Tracker, progress, watched
+from align.track import Tracker, show_progress, watch_progress
 
 REFRESH = 'http-equiv="refresh"'
 
@@ -52,7 +52,7 @@ def test_a_page_is_there_from_the_beginning_and_says_how_far_it_is(run: Run, clo
     page.begun()
     assert "Running." in shown(run)
     assert REFRESH in shown(run)
-    with watched(page.advanced), progress("sft", 400) as bar:
+    with watch_progress(page.advanced), show_progress("sft", 400) as bar:
         clock.now += 90
         bar.advance(1)
         assert "Running, step 1 of 400, about 9 h 58 min left." in shown(run)
@@ -65,7 +65,7 @@ def test_a_page_is_there_from_the_beginning_and_says_how_far_it_is(run: Run, clo
 def test_it_is_written_every_twenty_seconds_at_most(run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch):
     page, written = LivePage(run, ""), []
     monkeypatch.setattr(page, "_write", lambda report: written.append(clock.now - 1000))
-    with watched(page.advanced), progress("sft", 1000) as bar:
+    with watch_progress(page.advanced), show_progress("sft", 1000) as bar:
         for step in range(1, 1001):
             clock.now += 0.125
             bar.advance(step)
@@ -82,7 +82,7 @@ def test_it_takes_no_more_than_its_share(run: Run, clock: Clock, monkeypatch: py
         spent.append(drawing)
 
     monkeypatch.setattr(live, "add_curves", slowly)
-    with watched(page.advanced), progress("sft", 4000) as bar:
+    with watch_progress(page.advanced), show_progress("sft", 4000) as bar:
         for step in range(1, 4001):
             clock.now += 5
             bar.advance(step)
@@ -102,7 +102,7 @@ def test_an_error_of_the_page_is_logged_and_the_run_goes_on(
     page = LivePage(run, "")
     monkeypatch.setattr(live.Report, "write", broken)
     page.begun()
-    with caplog.at_level(logging.WARNING), watched(page.advanced), progress("sft", 10) as bar:
+    with caplog.at_level(logging.WARNING), watch_progress(page.advanced), show_progress("sft", 10) as bar:
         clock.now += 30
         bar.advance(5)
     assert bar.done == 5
@@ -113,7 +113,7 @@ def test_an_error_of_the_page_is_logged_and_the_run_goes_on(
 
 def test_the_curves_come_once_there_is_time_for_them(run: Run, clock: Clock):
     page, tracker = LivePage(run, ""), Tracker(run.folder)
-    with watched(page.advanced), progress("sft", 10) as bar:
+    with watch_progress(page.advanced), show_progress("sft", 10) as bar:
         tracker.log(1, {"loss": 5.0, "lr": 0.1})
         clock.now += 30
         bar.advance(1)
@@ -134,7 +134,7 @@ def test_its_newest_figures_stand_there_before_any_curve(run: Run, clock: Clock)
     page, tracker = LivePage(run, ""), Tracker(run.folder)
     page.begun()
     assert "Figures so far" not in shown(run)
-    with watched(page.advanced), progress("sft", 10) as bar:
+    with watch_progress(page.advanced), show_progress("sft", 10) as bar:
         tracker.log(1, {"loss": 5.0, "held_out_loss": 6.25, "lr": 0.1})
         tracker.log(2, {"loss": 4.5, "lr": 0.1})
         clock.now += 30
@@ -159,7 +159,7 @@ def test_what_it_computes_on_and_its_rows_are_said_as_soon_as_they_are_known(tmp
         assert "rows" not in shown(run)
         known.update(device="cpu", dtype="bfloat16")
         run.known_metrics = {"train_rows": 285, "held_out_rows": 40, "dropped_too_long": 8}
-        with watched(page.advanced), progress("sft", 10) as bar:
+        with watch_progress(page.advanced), show_progress("sft", 10) as bar:
             clock.now += 30
             bar.advance(2)
         assert "cpu, bfloat16" in shown(run)
@@ -216,7 +216,7 @@ def test_interrupted_again_while_it_draws_it_ends_at_once(run: Run, monkeypatch:
 
 def test_how_a_run_ended_without_being_done_is_said(run: Run, clock: Clock):
     page = LivePage(run, "python -m align stage=sft")
-    with watched(page.advanced), progress("sft", 400) as bar:
+    with watch_progress(page.advanced), show_progress("sft", 400) as bar:
         bar.advance(120)
     page.failed(InputError("stage.lr", 9.0, "the run has <b>diverged</b>", "Lower it."))
     assert "Failed after step 120 of 400: stage.lr=9.0: the run has &lt;b&gt;diverged&lt;/b&gt;. Lower it." in shown(
@@ -247,7 +247,7 @@ def test_a_report_that_cannot_be_made_costs_nobody_the_run(run: Run, caplog: pyt
 
 def test_nobody_is_told_behind_the_block(clock: Clock):
     told: list[int] = []
-    with watched(lambda bar: told.append(bar.done)):
+    with watch_progress(lambda bar: told.append(bar.done)):
         inside = track.Progress("sft", 3)
         inside.advance(1)
     inside.advance(2)

@@ -102,12 +102,12 @@ def test_an_answer_cannot_end_its_frame():
 
 
 def test_a_conversation_with_everything_in_it():
-    call = ToolCall.of("rain", {"in": "Oslo"}, "c")
+    call = ToolCall.from_arguments("rain", {"in": "Oslo"}, "c")
     turns = (
         Message("system", "Be kind."), Message("user", "a\nassistant: b"), Message("assistant", "", tool_calls=(call,)),
         Message("tool", "none", tool_call_id="c"), Message("user", "And?"),
     )  # fmt: skip
-    tool = Tool.of({"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}})
+    tool = Tool.from_dict({"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}})
     text = question(Pair("i", Conversation(turns, tools=(tool,)), "x", "y"))
     names = [name for name, _ in MARK.findall(text)]
     assert names[:7] == ["tools", "system", "user", "assistant", "tool", "user", "end of conversation"]

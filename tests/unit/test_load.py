@@ -311,7 +311,7 @@ def test_only_safetensors_and_text_are_downloaded(monkeypatch: pytest.MonkeyPatc
 def test_a_processor_that_would_crawl_in_bf16_is_named(
     native: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("align.models.load.bf16", lambda: native)
+    monkeypatch.setattr("align.models.load.has_bf16_products", lambda: native)
     assert choose_dtype("bfloat16", CPU) == torch.bfloat16
     assert ("float32 is many times faster" in capsys.readouterr().out) is not native
     for dtype, device in (("auto", CPU), ("float32", CPU), ("bfloat16", torch.device("cuda"))):

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from run_folders import BASE, manifest_of, opened, published
 
-from align.config.compose import check, compose_raw
-from align.config.identity import identifying, input_names
-from align.config.root import plain
+from align.config.compose import build_config, compose_tree
+from align.config.identity import list_input_names, select_identity
+from align.config.root import to_plain_dict
 from align.config.schemas import all_schemas
 from align.config.stages import STAGES
 from align.core.errors import CorruptFile, InputError, RunConflict
@@ -37,7 +37,7 @@ FULL = Manifest(
 
 
 def composed(*words: str) -> dict[str, Any]:
-    return plain(check(compose_raw(words, search=Path("nowhere"))))
+    return to_plain_dict(build_config(compose_tree(words, search=Path("nowhere"))))
 
 
 # --- The record
@@ -114,7 +114,7 @@ def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> N
     reads = {"stage", "seed", "device", "dtype", "schema_version", *STAGES[stage].reads}
     given = {"data": ["stage.sources=[a.jsonl]"], "sample": ["stage.best_of=4"]}
     config = composed(f"stage={stage}", *given.get(stage, []))
-    before = identifying(stage, config, ())
+    before = select_identity(stage, config, ())
     for path in leaves(config):
         changed = json.loads(json.dumps(config))
         inside = changed
@@ -122,11 +122,13 @@ def test_a_part_that_the_stage_does_not_read_makes_no_other_run(stage: str) -> N
             inside = inside[key]
         inside[path[-1]] = "another"
         told = path[0] in reads and ".".join(path) not in HOW
-        assert (identifying(stage, changed, ()) != before) == told, path
+        assert (select_identity(stage, changed, ()) != before) == told, path
 
 
 def test_answers_for_people_are_the_same_run_whatever_the_reward() -> None:
-    told = [identifying("sample", composed("stage=sample", f"reward={name}"), ()) for name in ("learned", "sentiment")]
+    told = [
+        select_identity("sample", composed("stage=sample", f"reward={name}"), ()) for name in ("learned", "sentiment")
+    ]
     assert told[0] == told[1]
     assert "reward" not in told[0]
 
@@ -137,7 +139,7 @@ def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: P
         "reward.ref": "reward", "reward.refs": "reward", "model.path": "base", "model.revision": "base",
         "export.sign": "signer", "export.verify": "signer",
     }  # fmt: skip
-    assert input_names() == names
+    assert list_input_names() == names
     config = composed("stage=ppo", "data=jsonl", "data.path=a.jsonl", "init=sft:latest", "model=pocket")
     other = composed("stage=ppo", "data=jsonl", "data.path=./a.jsonl", "init=sft:s", "reward.ref=reward:r")
     inputs = {"data": Input("1"), "init": Input("2"), "reward": Input("3")}

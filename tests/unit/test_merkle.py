@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.core.merkle import Tree, path_of, root_of, root_through
+from align.core.merkle import MerkleTree, build_inclusion_proof, compute_proof_root, compute_root
 
 
 def sha(data: bytes) -> bytes:
@@ -29,18 +29,18 @@ def by_recursion(leaves: list[bytes]) -> bytes:
 
 def test_three_leaves_by_hand():
     a, b, c = (sha(b"\x00" + leaf) for leaf in (b"a", b"b", b"c"))
-    assert root_of([b"a", b"b", b"c"]) == sha(b"\x01" + sha(b"\x01" + a + b) + c).hex()
-    assert root_of([]) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert compute_root([b"a", b"b", b"c"]) == sha(b"\x01" + sha(b"\x01" + a + b) + c).hex()
+    assert compute_root([]) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
 @settings(deadline=None)
 @given(st.lists(st.binary(max_size=3), max_size=70))
 def test_any_leaves(leaves: list[bytes]):
-    assert root_of(leaves) == by_recursion(leaves).hex()
+    assert compute_root(leaves) == by_recursion(leaves).hex()
 
 
 def test_memory_grows_with_the_logarithm():
-    tree = Tree()
+    tree = MerkleTree()
     for i in range(1000):
         tree.add(bytes([i % 251]))
     assert len(tree._full) == bin(1000).count("1")
@@ -48,7 +48,7 @@ def test_memory_grows_with_the_logarithm():
 
 @pytest.mark.parametrize("other", [[b"b", b"a"], [b"a"], [b"a", b"b", b"b"], [b"ab"], []])
 def test_order_number_and_bounds_of_leaves_count(other: list[bytes]):
-    assert root_of([b"a", b"b"]) != root_of(other)
+    assert compute_root([b"a", b"b"]) != compute_root(other)
 
 
 def path_by_recursion(place: int, leaves: list[bytes]) -> list[bytes]:
@@ -86,21 +86,21 @@ def checked_by_bits(leaf: bytes, place: int, size: int, path: list[bytes], root:
 @given(st.lists(st.binary(max_size=3), min_size=1, max_size=70), st.data())
 def test_a_path_proves_its_leaf_and_no_other(leaves: list[bytes], data: st.DataObject):
     place = data.draw(st.integers(0, len(leaves) - 1))
-    path, root = path_of(leaves, place), root_of(leaves)
+    path, root = build_inclusion_proof(leaves, place), compute_root(leaves)
     assert path == path_by_recursion(place, leaves)
-    assert root_through(leaves[place], place, len(leaves), path) == root
+    assert compute_proof_root(leaves[place], place, len(leaves), path) == root
     assert checked_by_bits(leaves[place], place, len(leaves), path, root)
-    assert root_through(leaves[place] + b"x", place, len(leaves), path) != root
-    assert root_through(leaves[place], place, len(leaves), [*path, sha(b"more")]) is None
+    assert compute_proof_root(leaves[place] + b"x", place, len(leaves), path) != root
+    assert compute_proof_root(leaves[place], place, len(leaves), [*path, sha(b"more")]) is None
     if path:
-        assert root_through(leaves[place], place, len(leaves), path[:-1]) is None
-        assert root_through(leaves[place], place, len(leaves), [*path[:-1], sha(b"other")]) != root
+        assert compute_proof_root(leaves[place], place, len(leaves), path[:-1]) is None
+        assert compute_proof_root(leaves[place], place, len(leaves), [*path[:-1], sha(b"other")]) != root
 
 
 @settings(deadline=None)
 @given(st.integers(-1, 9), st.integers(0, 9), st.lists(st.sampled_from([sha(b"a"), sha(b"b")]), max_size=4))
 def test_any_path_is_judged_as_the_standard_does(place: int, size: int, path: list[bytes]):
-    found = root_through(b"leaf", place, size, path)
+    found = compute_proof_root(b"leaf", place, size, path)
     if found is not None:
         assert checked_by_bits(b"leaf", place, size, path, found)
     else:  # too long, too short, or of no leaf
@@ -110,4 +110,4 @@ def test_any_path_is_judged_as_the_standard_does(place: int, size: int, path: li
 def test_a_leaf_that_is_not_there_has_no_path():
     for place in (-1, 2):
         with pytest.raises(ValueError, match="no leaf"):
-            path_of([b"a", b"b"], place)
+            build_inclusion_proof([b"a", b"b"], place)

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from searched import everything_in, settle
 
 from align.__main__ import main
-from align.core.redaction import remember
+from align.core.redaction import register_secret
 from align.mirrors import Artifact, Guarded, Table, Watched, flat, opened
 from align.run.weights import adapter_digest
 
@@ -170,7 +170,7 @@ def test_a_resumed_run_goes_on_and_repeats_no_step(service: str, tmp_path: Path)
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_secret_is_in_no_file(service: str, tmp_path: Path, trackio_folder: Path, capfd: pytest.CaptureFixture[str]):
-    remember(GIVEN)
+    register_secret(GIVEN)
     run = run_of(tmp_path, store={"url": f"postgresql://u:{GIVEN}@h/d"}, data={"path": f"https://{TOKEN}@h/x.jsonl"})
     run.inputs["data"] = Artifact(f"https://u:{GIVEN}@h/rows", "data", "da" * 32, None, {})  # type: ignore[index]
     mirror = mirrored(service, run)

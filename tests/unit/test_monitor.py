@@ -22,16 +22,16 @@ from align.rollout.strip_reasoning import Judged
 
 def test_moments_of_parts_are_those_of_the_whole():
     values = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.double) * 3 + 1e3
-    found = Moments.of(values[:7]).joined(values[7:8]).joined(values[8:])
+    found = Moments.from_values(values[:7]).with_batch(values[7:8]).with_batch(values[8:])
     assert found.count == 50
     assert found.mean == pytest.approx(float(values.mean()), abs=1e-9)
     assert found.std == pytest.approx(float(values.std(unbiased=False)), abs=1e-9)
 
 
 def test_moments_by_hand():
-    found = Moments.of(tensor([1.0, 3.0])).joined(tensor([5.0, 7.0]))
+    found = Moments.from_values(tensor([1.0, 3.0])).with_batch(tensor([5.0, 7.0]))
     assert (found.count, found.mean, found.deviations) == (4, 4.0, 20.0)
-    assert found.standardised(tensor([4.0, 4.0 + 5**0.5])).tolist() == pytest.approx([0, 1])
+    assert found.standardise(tensor([4.0, 4.0 + 5**0.5])).tolist() == pytest.approx([0, 1])
 
 
 def test_what_a_response_earns():

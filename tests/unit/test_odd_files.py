@@ -217,7 +217,7 @@ def test_links_to_files_are_followed(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert files.user_path("~/runs", "field") == tmp_path / "runs"
+    assert files.parse_user_path("~/runs", "field") == tmp_path / "runs"
     for given, says in {
         "~no_such_user/x": "names the home folder of a user that this machine does not have",
         "x/" * 2000: "goes through 2,000 folders",
@@ -227,9 +227,9 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "\ud800": "is not text in UTF-8",
     }.items():
         with pytest.raises(InputError, match=says) as refused:
-            files.user_path(given, "field")
+            files.parse_user_path(given, "field")
         assert len(str(refused.value)) < 400
-    assert files.user_path("x/" * 199, "field").parts
+    assert files.parse_user_path("x/" * 199, "field").parts
     with pytest.raises(InputError, match=r"^run\.root=~no_such_user"):
         RunConfig(root="~no_such_user/x")
 
@@ -241,7 +241,7 @@ def test_what_no_reader_saw_is_still_the_users() -> None:
     assert storage_error(files.NotRegularFile("pipe", "is a pipe"), "runs") is not None
     assert storage_error(OSError(errno.EINVAL, "ours"), "runs") is None
     assert isinstance(
-        files.unreadable(FileNotFoundError(errno.ENOENT, "x"), Path("a"), "field", "Do."), MissingArtifact
+        files.build_read_error(FileNotFoundError(errno.ENOENT, "x"), Path("a"), "field", "Do."), MissingArtifact
     )
 
 

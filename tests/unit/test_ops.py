@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn, tensor
 from torch.testing import assert_close
 
-from align.ops.gae import gae, token_rewards
+from align.ops.gae import compute_token_rewards, gae
 from align.ops.kl import kl_k1, kl_k3, update_kl_coef
 from align.ops.logprobs import linear_logprobs, token_logprobs
-from align.ops.losses import explained_variance, kl_loss, policy_loss, value_loss
+from align.ops.losses import compute_explained_variance, kl_loss, policy_loss, value_loss
 from align.ops.masking import masked_mean, masked_sum, masked_whiten
 
 NAN = math.nan
@@ -94,13 +94,13 @@ def test_adaptive_coefficient_by_hand(kl: float, expected: float):
 
 def test_token_rewards_by_hand():
     kl = tensor([[1.0, -2.0, 3.0], [4.0, NAN, NAN]])
-    rewards = token_rewards(tensor([10.0, 20.0]), kl, MASK, kl_coef=0.5)
+    rewards = compute_token_rewards(tensor([10.0, 20.0]), kl, MASK, kl_coef=0.5)
     assert_close(rewards, tensor([[-0.5, 1.0, 8.5], [18.0, 0.0, 0.0]]))
 
 
 def test_a_score_needs_a_token():
     with pytest.raises(ValueError, match="without tokens"):
-        token_rewards(tensor([1.0]), torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool), 0.1)
+        compute_token_rewards(tensor([1.0]), torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool), 0.1)
 
 
 def test_gae_by_hand():
@@ -220,11 +220,11 @@ def test_values_that_moved_too_far_earn_no_more():
 
 def test_explained_variance_by_hand():
     returns = tensor([[0.0, 2.0, 4.0], [6.0, NAN, NAN]])  # variance 5
-    assert explained_variance(returns + 7, returns, MASK) == 1  # a constant offset is not variance
-    assert explained_variance(torch.zeros(2, 3), returns, MASK) == 0
+    assert compute_explained_variance(returns + 7, returns, MASK) == 1  # a constant offset is not variance
+    assert compute_explained_variance(torch.zeros(2, 3), returns, MASK) == 0
     values = tensor([[1.0, 1.0, 5.0], [5.0, NAN, NAN]])  # residuals −1, 1, −1, 1
-    assert_close(explained_variance(values, returns, MASK), tensor(0.8))
-    assert explained_variance(values, torch.ones(2, 3), MASK) == 0  # returns that do not vary
+    assert_close(compute_explained_variance(values, returns, MASK), tensor(0.8))
+    assert compute_explained_variance(values, torch.ones(2, 3), MASK) == 0  # returns that do not vary
 
 
 # Logprobs from hidden states.

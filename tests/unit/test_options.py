@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from align.config.options import NOT_HERE, SHORT, CommandLine, parse
+from align.config.options import NOT_HERE, SHORT, CommandLine, parse_arguments
 from align.core.errors import InputError
 
 
@@ -18,16 +18,20 @@ def conf(tmp_path: Path) -> Path:
 
 def test_options_stand_anywhere(conf: Path):
     words = ("stage=sft", "seed=1,2")
-    assert parse(words) == CommandLine(words)
-    assert parse(("-m", *words)) == parse(("stage=sft", "--multirun", "seed=1,2")) == CommandLine(words, multirun=True)
+    assert parse_arguments(words) == CommandLine(words)
+    assert (
+        parse_arguments(("-m", *words))
+        == parse_arguments(("stage=sft", "--multirun", "seed=1,2"))
+        == CommandLine(words, multirun=True)
+    )
     for option in (["--config-dir", str(conf)], [f"--config-dir={conf}"], ["-cd", str(conf)], [f"-cd={conf}"]):
-        line = parse(["stage=sft", *option, "seed=1,2"])
+        line = parse_arguments(["stage=sft", *option, "seed=1,2"])
         assert (line.words, line.search, line.options) == (words, conf, ("--config-dir", str(conf)))
-    assert parse(words).search == Path("conf")
-    assert parse(words).options == ()
-    assert parse(["-c", "job", "--resolve", *words]) == CommandLine(words, print_job=True, resolve=True)
-    assert parse(["--cfg=job"]) == CommandLine((), print_job=True)
-    assert parse([]) == CommandLine(())
+    assert parse_arguments(words).search == Path("conf")
+    assert parse_arguments(words).options == ()
+    assert parse_arguments(["-c", "job", "--resolve", *words]) == CommandLine(words, print_job=True, resolve=True)
+    assert parse_arguments(["--cfg=job"]) == CommandLine((), print_job=True)
+    assert parse_arguments([]) == CommandLine(())
 
 
 @pytest.mark.parametrize(
@@ -56,7 +60,7 @@ def test_options_that_are_refused(given: str, said: str, tmp_path: Path):
     (tmp_path / "file").write_text("")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError) as caught:
-        parse(given.format(file=tmp_path / "file", empty=tmp_path / "empty").split())
+        parse_arguments(given.format(file=tmp_path / "file", empty=tmp_path / "empty").split())
     assert said in str(caught.value)
 
 
@@ -64,7 +68,7 @@ def test_options_that_are_refused(given: str, said: str, tmp_path: Path):
 def test_hydras_other_options_are_refused_by_name(option: str):
     for given in ([option], [option, "stage=sft"], [f"{option}=x"]):
         with pytest.raises(InputError) as caught:
-            parse(given)
+            parse_arguments(given)
         assert str(caught.value).startswith(f"option={given[0]}: ")
         assert caught.value.remedy.endswith(".")
 

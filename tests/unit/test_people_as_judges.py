@@ -19,7 +19,7 @@ from align.annotate.store import Candidate, Item, Judgement, Settings, Store, co
 from align.annotate.store.ledger import head_of
 from align.annotate.store.preference_pairs import counted_rankings
 from align.annotate.store.projects import overlap_draw, overlap_for
-from align.core.chain import GENESIS, Head
+from align.core.chain import GENESIS, ChainHead
 from align.core.types import Conversation, Message
 from align.evals.judges.judge_verdict import JudgeVerdict, Pair
 from align.evals.stats import Rule
@@ -175,7 +175,9 @@ def test_the_first_systems_answer_is_known_by_its_text():
 def test_an_item_of_another_prompt_is_another():
     said = Conversation((Message("user", "Why\x00?"), Message("assistant", "So.", trained=False)))
     asked = Question("t", "old", Pair("1", said, "good", "bad"))
-    kept = Conversation.of([{"role": "user", "content": "Why\ufffd?"}, {"role": "assistant", "content": "So."}], "i")
+    kept = Conversation.from_messages(
+        [{"role": "user", "content": "Why\ufffd?"}, {"role": "assistant", "content": "So."}], "i"
+    )
     assert asked.first_in(item("bad", "good", prompt=kept)) == "i-1"
     assert asked.first_in(item("bad", "good", prompt=kept.turns(1))) is None
     assert asked.first_in(item("bad", "good", prompt=Conversation((Message("user", "Why?"),)))) is None
@@ -268,7 +270,7 @@ def test_repeats_are_held_against_ones_own_votes():
 def test_settings_and_items_change_no_vote(store):
     add(store)
     with store.reading() as db:
-        assert head_of(db, "p", votes_only=True) == Head(0, GENESIS)
+        assert head_of(db, "p", votes_only=True) == ChainHead(0, GENESIS)
     id = add(store, "run/1")
     seq = rank(store, id, "0>12")
     configure(store, "p", {"overlap": 2})
@@ -280,7 +282,7 @@ def test_settings_and_items_change_no_vote(store):
     store.retract("p", seq)
     with store.reading() as db:
         assert head_of(db, "p", votes_only=True).seq > seq
-        assert head_of(db, "q", votes_only=True) == Head(0, GENESIS)
+        assert head_of(db, "q", votes_only=True) == ChainHead(0, GENESIS)
 
 
 def test_a_view_up_to_a_row_has_none_behind_it(store):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from align.ops.philox import philox, uniforms, uniforms_of
+from align.ops.philox import draw_uniform_row, draw_uniforms, philox
 from align.rollout.engine import row_seeds
 
 # Known answers of Random123 1.14 (Salmon et al.), philox4x32, 10 rounds: counter, key, words.
@@ -30,16 +30,16 @@ def test_the_published_vectors(counter: str, key: str, expected: str):
 def test_numbers_are_in_the_unit_interval_to_53_bits():
     """The first words of a zero key and counter, put together by hand."""
     expected = ((0x6627E8D5 >> 6) * 2**27 + (0xE169C58D >> 5)) / 2**53
-    found = uniforms(tensor([0]), 3)
+    found = draw_uniforms(tensor([0]), 3)
     assert found.dtype == torch.double
     assert float(found[0, 0]) == expected
-    many = uniforms(torch.arange(100_000), 10)
+    many = draw_uniforms(torch.arange(100_000), 10)
     assert 0 <= float(many.min()) < 1e-5
     assert 1 - 1e-5 < float(many.max()) < 1
 
 
 def test_numbers_are_uniform_along_rows_and_across_them():
-    drawn = uniforms(tensor(row_seeds(range(2000), 0, "here")), 500)
+    drawn = draw_uniforms(tensor(row_seeds(range(2000), 0, "here")), 500)
     counts = torch.histc(drawn.float(), 100, 0, 1)
     assert float(((counts - 10_000) ** 2 / 10_000).sum()) < 160  # chi-squared with 99 degrees: mean 99, deviation 14
     for one, other in ((drawn[:, :-1], drawn[:, 1:]), (drawn[:-1], drawn[1:])):
@@ -49,19 +49,19 @@ def test_numbers_are_uniform_along_rows_and_across_them():
 
 def test_a_number_depends_on_its_seed_and_column_alone():
     seeds = row_seeds(range(8), 5, "rollout", 2)
-    whole = uniforms(tensor(seeds), 20)
-    assert torch.equal(uniforms(tensor(seeds[3:4]), 7)[0], whole[3, :7])
+    whole = draw_uniforms(tensor(seeds), 20)
+    assert torch.equal(draw_uniforms(tensor(seeds[3:4]), 7)[0], whole[3, :7])
     for changed in ((5, "rollout", 3), (6, "rollout", 2), (5, "held_out", 2)):
-        other = uniforms(tensor(row_seeds(range(8), *changed)), 20)
+        other = draw_uniforms(tensor(row_seeds(range(8), *changed)), 20)
         assert not (other == whole).any()
     assert row_seeds([(1, 2)], 0) != row_seeds([(2, 1)], 0)
 
 
 @pytest.mark.parametrize("seed", [0, 5, -1, 2**63 - 1, -(2**63)])
 def test_one_row_by_numpy_is_the_row_by_torch(seed: int):
-    assert uniforms_of(seed, 300) == uniforms(tensor([seed]), 300)[0].tolist()
+    assert draw_uniform_row(seed, 300) == draw_uniforms(tensor([seed]), 300)[0].tolist()
 
 
 def test_both_halves_of_a_seed_count():
     few = tensor([1, 1 + (1 << 32), -1, (1 << 62) + 1])
-    assert len(uniforms(few, 1).unique()) == 4
+    assert len(draw_uniforms(few, 1).unique()) == 4

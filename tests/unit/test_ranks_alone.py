@@ -13,9 +13,9 @@ import torch
 
 from align import ranks
 from align.cli import launch
-from align.cli.launch import status_of
+from align.cli.launch import find_exit_status
 from align.config.ppo import PpoConfig
-from align.config.root import Config, plain
+from align.config.root import Config, to_plain_dict
 from align.config.sft import SftConfig
 from align.config.training import check_ranks
 from align.core.errors import InputError
@@ -94,7 +94,7 @@ def test_the_status_of_a_command(
     (tmp_path / "rank-1").write_text("update 7")
     if spoken:
         (tmp_path / ranks.SPOKEN).write_text(spoken)
-    assert status_of({rank: failure(code) for rank, code in codes.items()}, tmp_path) == status
+    assert find_exit_status({rank: failure(code) for rank, code in codes.items()}, tmp_path) == status
     err = capsys.readouterr().err
     assert err.startswith(said) if said else err == ""
 
@@ -102,14 +102,17 @@ def test_the_status_of_a_command(
 def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
     run = tmp_path / "x"
     run.mkdir()
-    write_manifest(run, Manifest("sft", "x", 0, plain(Config(stage=SftConfig())), {}, None, status="running"))
+    write_manifest(run, Manifest("sft", "x", 0, to_plain_dict(Config(stage=SftConfig())), {}, None, status="running"))
     (tmp_path / ranks.RUN).write_text(str(run))
-    assert status_of({0: failure(-9)}, tmp_path) == 1
+    assert find_exit_status({0: failure(-9)}, tmp_path) == 1
     assert read_manifest(run).error.startswith("rank 0 died (SIGKILL)")
     write_manifest(
-        run, Manifest("sft", "x", 0, plain(Config(stage=SftConfig())), {}, None, status="done", times={"finished": "x"})
+        run,
+        Manifest(
+            "sft", "x", 0, to_plain_dict(Config(stage=SftConfig())), {}, None, status="done", times={"finished": "x"}
+        ),
     )
-    assert status_of({0: failure(-9)}, tmp_path) == 1
+    assert find_exit_status({0: failure(-9)}, tmp_path) == 1
     assert read_manifest(run).status == "done"
 
 
@@ -177,7 +180,7 @@ def test_other_machines_are_known_by_torchruns_variable(monkeypatch: pytest.Monk
             monkeypatch.delenv(launch.NODES, raising=False)
         else:
             monkeypatch.setenv(launch.NODES, value)
-        assert launch.several_machines() is several
+        assert launch.is_multi_machine() is several
 
 
 def test_gradients_travel_in_buckets_of_one_dtype(monkeypatch: pytest.MonkeyPatch):

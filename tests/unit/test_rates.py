@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from align.__main__ import compose_config, main
-from align.config.command import command_line
-from align.config.rates import COLUMNS, SIZE_CLASSES, default_rate, rates_table
-from align.config.root import plain
-from align.config.settings import changed
+from align.config.command import format_command_line
+from align.config.rates import COLUMNS, SIZE_CLASSES, find_default_rate, format_rates_table
+from align.config.root import to_plain_dict
+from align.config.settings import replace_values
 from align.core.errors import InputError
 from align.models.base import find_base
 from align.run import Base
@@ -44,11 +44,11 @@ def base_of_size(folder: Path, weights: int) -> Base:
 def test_rates_are_the_published_ones_from_a_billion_weights_on():
     for weights in (1_000_000_000, 8_030_261_248):
         expected = {"sft": 2e-4, "reward": 1e-4, "dpo": 5e-6, "kto": 5e-6, "ppo": 1e-5}
-        assert {stage: default_rate(stage, "qlora", weights) for stage in expected} == expected
-        assert default_rate("full", "full", weights) == default_rate("sft", "full", weights) == 2e-5
-        assert default_rate("ppo", "full", weights) == 1e-6
-    assert default_rate("sft", "lora", 70_000_000_000) == 1e-4
-    assert default_rate("export", "lora", 8_000_000_000) is None
+        assert {stage: find_default_rate(stage, "qlora", weights) for stage in expected} == expected
+        assert find_default_rate("full", "full", weights) == find_default_rate("sft", "full", weights) == 2e-5
+        assert find_default_rate("ppo", "full", weights) == 1e-6
+    assert find_default_rate("sft", "lora", 70_000_000_000) == 1e-4
+    assert find_default_rate("export", "lora", 8_000_000_000) is None
 
 
 def test_full_training_has_a_tenth_of_an_adapters_rate():
@@ -105,10 +105,10 @@ def test_the_command_line_of_a_run_makes_the_same_configuration(tmp_path: Path, 
     line = shlex.split(LINES[column])
     for more in ([], ["stage.lr=3e-3"], ["method.lr=3e-3"] if column in ("sft", "full") else []):
         config, _ = fill_rates(compose_config([*line, *more]), base)
-        words = shlex.split(command_line(plain(config), {}))[3:]
+        words = shlex.split(format_command_line(to_plain_dict(config), {}))[3:]
         again = fill_rates(compose_config(words), base)[0]
-        again = changed(again, model=config.model)
-        assert plain(again) == plain(changed(config, model=config.model))
+        again = replace_values(again, model=config.model)
+        assert to_plain_dict(again) == to_plain_dict(replace_values(config, model=config.model))
 
 
 def test_the_printed_configuration_says_where_a_rate_is_from(capsys: pytest.CaptureFixture[str]):
@@ -121,4 +121,4 @@ def test_the_printed_configuration_says_where_a_rate_is_from(capsys: pytest.Capt
 
 
 def test_the_page_has_the_table():
-    assert rates_table() in METHODS.read_text(encoding="utf-8")
+    assert format_rates_table() in METHODS.read_text(encoding="utf-8")

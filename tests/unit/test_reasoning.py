@@ -208,7 +208,7 @@ def test_a_judge_reads_no_reasoning_of_earlier_turns(name: str) -> None:
     ids = [*tokenizer("Two.", add_special_tokens=False)["input_ids"], stops[-1]]
     rollout = rollout_from_answers([prompt.input_ids], [ids], tokenizer.pad_token_id, torch.device("cpu"))
     found = answers_alone([prompt], ["Two."], rollout, tokenizer, stops)
-    assert found.conversations == [alone.answered("Two.")]
+    assert found.conversations == [alone.with_answer("Two.")]
     (row,) = [t[m].tolist() for t, m in zip(found.rollout.tokens_BS, found.rollout.mask_BS, strict=True)]
     assert row == encode_judged(tokenizer, alone, "Two.", bool(rollout.ended_B[0]), stops)
     assert "Hm" not in tokenizer.decode(row)

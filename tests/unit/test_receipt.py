@@ -31,7 +31,7 @@ from align.export.trained import Trained, trained_model
 from align.models.adapters import WEIGHTS_FILE
 from align.models.dequantised import DEQUANTISED, dequantise, dequantised_beside
 from align.models.load import check_added_tokens, in_fp32, load_base
-from align.ops.divergence import Divergence, pooled_divergence
+from align.ops.divergence import Divergence, compute_divergence
 from align.run import Base, model_digest
 from align.run.receipt import RECEIPT, checked_receipt, write_receipt
 
@@ -116,7 +116,7 @@ def test_every_position_of_every_prompt_counts():
     a = [torch.zeros(3, 5), torch.zeros(4, 5)]
     b = [torch.zeros(3, 5), torch.zeros(4, 5)]
     b[1][3, 2] = 1.0  # log(5) - log(4 + e) off for the others, 1 more for that one
-    found = pooled_divergence(a, b)
+    found = compute_divergence(a, b)
     assert found.tokens == 7
     assert found.max_logprob == pytest.approx(1 - (torch.tensor(4 + torch.e).log() - torch.tensor(5.0).log()).item())
 
@@ -124,7 +124,7 @@ def test_every_position_of_every_prompt_counts():
 def test_what_is_no_number_is_near_to_nothing():
     a, nan = torch.zeros(3, 5), torch.full((3, 5), torch.nan)
     for pair in (([a, a], [a, nan]), ([a, nan], [a, a]), ([a, a], [nan, a])):
-        found = pooled_divergence(*pair)
+        found = compute_divergence(*pair)
         assert Check("t", found=found, bound=("max_logprob", 1e9)).verdict == "fail"
         assert isnan(found.max_logprob)
 
@@ -213,7 +213,7 @@ def test_a_merge_keeps_all_bits_of_a_base_that_was_saved_in_few(base: Base, tmp_
     few = Base("few", str(folder), None, model_digest(folder))
     found = trained_model(few, source, "qlora", CPU, torch.bfloat16, tokenizer)
     model = merge(in_fp32(load_base(few, "qlora", CPU, torch.bfloat16)), source, torch.float32)
-    divergence = pooled_divergence(found.logits, logits_of(model, found.rows))
+    divergence = compute_divergence(found.logits, logits_of(model, found.rows))
     assert divergence.max_logprob < 1e-4
 
 

@@ -40,10 +40,10 @@ def test_the_checks_take_the_sum_and_nothing_else(tmp_path: Path) -> None:
     for part in ("practised", "held_out"):
         asked = prompts(DataSource("jsonl", str(tmp_path / f"{part}.jsonl")), "train")
         sums = [sum(pair({"prompt": one.messages[-1].content})) for one in asked]
-        right = [one.answered(str(total)) for one, total in zip(asked, sums, strict=True)]
+        right = [one.with_answer(str(total)) for one, total in zip(asked, sums, strict=True)]
         assert Checks().score(right).mean() == 1
         wrong = ["{}.", "{} {}", "It is {}", "0{}", ""]
-        hacked = [one.answered(text.format(total, total + 1)) for one, total in zip(asked, sums, strict=True)
+        hacked = [one.with_answer(text.format(total, total + 1)) for one, total in zip(asked, sums, strict=True)
                   for text in wrong]  # fmt: skip
         assert Checks().score(hacked).sum() == 0
     rows = [json.loads(line) for line in (tmp_path / "taught.jsonl").read_text().splitlines()]

@@ -15,14 +15,22 @@ import yaml
 from align.annotate.store.connections import connect
 from align.config.root import StoreConfig
 from align.core.errors import InputError
-from align.core.redaction import Formatter, masked, masked_argument, redacted, secret_url, unmarked, value_of
+from align.core.redaction import (
+    RedactingFormatter,
+    drop_masks,
+    hide_password,
+    mask_argument,
+    mask_secrets,
+    redact,
+    reveal_secret,
+)
 
 URL = "postgresql+psycopg://user:pl4nted@host:5432/name?sslmode=require"
 SHOWN = "postgresql+psycopg://user:***@host:5432/name?sslmode=require"
 
 
 def test_whatever_looks_at_a_secret_sees_its_mask():
-    secret = secret_url(URL)
+    secret = hide_password(URL)
     looks = (
         str, repr, "{}".format, "%s".__mod__, json.dumps, lambda s: json.dumps({s: [s]}), lambda s: "".join([s]),
         lambda s: s + "", lambda s: f"{s!r:>80}", lambda s: s.encode().decode(), lambda s: yaml.safe_dump(str(s)),
@@ -32,8 +40,8 @@ def test_whatever_looks_at_a_secret_sees_its_mask():
     for look in looks:
         assert "***" in look(secret)
         assert "pl4nted" not in look(secret)
-    assert value_of(secret) == value_of(copy.deepcopy(secret)) == value_of(copy.copy(secret)) == URL
-    assert secret == SHOWN == secret_url(URL.replace("pl4nted", "0ther-value"))
+    assert reveal_secret(secret) == reveal_secret(copy.deepcopy(secret)) == reveal_secret(copy.copy(secret)) == URL
+    assert secret == SHOWN == hide_password(URL.replace("pl4nted", "0ther-value"))
     assert hash(secret) == hash(SHOWN)
 
 
@@ -56,7 +64,7 @@ def test_whatever_looks_at_a_secret_sees_its_mask():
     ],
 )
 def test_shapes_are_masked_once_and_for_all(text: str, shown: str):
-    assert masked(text) == masked(masked(text)) == shown
+    assert mask_secrets(text) == mask_secrets(mask_secrets(text)) == shown
 
 
 @pytest.mark.parametrize(
@@ -68,7 +76,7 @@ def test_shapes_are_masked_once_and_for_all(text: str, shown: str):
     ],
 )  # fmt: skip
 def test_what_is_no_secret_stays(text: str):
-    assert masked(text) == text
+    assert mask_secrets(text) == text
 
 
 @pytest.mark.parametrize(
@@ -82,16 +90,16 @@ def test_what_is_no_secret_stays(text: str):
 def test_a_parameter_is_hidden_unless_it_is_known_to_be_harmless(url: str):
     """Each driver has names of its own for what must not be seen."""
     store = StoreConfig(url)
-    assert "pl4nted" not in f"{store.url} {masked_argument(f'store.url={url}')} {vars(store)}"
+    assert "pl4nted" not in f"{store.url} {mask_argument(f'store.url={url}')} {vars(store)}"
     assert store.url is not None
-    assert value_of(store.url) == url
+    assert reveal_secret(store.url) == url
     assert store.url.startswith(url.partition("?")[0])
 
 
 def test_a_store_that_cannot_be_opened_is_told_without_its_parameters():
     for url in ("postgresql+psycopg://u@127.0.0.1:1/d?sslpassword=pl4nted-1", "postgresql://u:pl4nted-1@h:port/d"):
         with pytest.raises(InputError, match=r"store\.url=postgresql") as caught:
-            connect(secret_url(url))
+            connect(hide_password(url))
         assert "pl4nted" not in str(caught.value)
 
 
@@ -103,7 +111,7 @@ def test_what_is_no_url_is_refused_and_not_shown(url: str):
 
 
 def test_a_database_is_its_url_without_the_password():
-    assert unmarked({"a": [masked(URL)]}) == {"a": [URL.replace(":pl4nted", "")]} == unmarked({"a": [SHOWN]})
+    assert drop_masks({"a": [mask_secrets(URL)]}) == {"a": [URL.replace(":pl4nted", "")]} == drop_masks({"a": [SHOWN]})
 
 
 @pytest.mark.parametrize("url", ["postgresql://u:p@ss@h/d", "postgresql://h/d?user=u&password=p@ss", "x://u:p?a@h"])
@@ -111,7 +119,7 @@ def test_a_password_that_cuts_the_url_is_refused(url: str):
     with pytest.raises(InputError, match="%40") as caught:
         StoreConfig(url)
     assert "p@" not in str(caught.value)
-    assert "ss" not in masked_argument(f"store.url={url}").replace("pass", "")
+    assert "ss" not in mask_argument(f"store.url={url}").replace("pass", "")
 
 
 @pytest.mark.parametrize(
@@ -125,13 +133,13 @@ def test_a_store_in_memory_is_refused(url: str):
 
 
 def test_known_values_are_masked_wherever_they_stand(monkeypatch: pytest.MonkeyPatch):
-    secret_url("postgresql://u:kn0wn%21value@h/d")
+    hide_password("postgresql://u:kn0wn%21value@h/d")
     monkeypatch.setenv("SOME_API_KEY", "k3y-of-the-environment")
     monkeypatch.setenv("SOME_PATH", "harmless-value")
     said = "kn0wn%21value kn0wn!value k3y-of-the-environment harmless-value"
-    assert redacted(said) == "*** *** *** harmless-value"
+    assert redact(said) == "*** *** *** harmless-value"
     record = logging.LogRecord("n", logging.ERROR, "f", 1, "%s", (said,), None)
-    assert Formatter("%(message)s").format(record) == "*** *** *** harmless-value"
+    assert RedactingFormatter("%(message)s").format(record) == "*** *** *** harmless-value"
     with pytest.raises(InputError) as caught:
         raise InputError("a", said, said, said)
     error = caught.value
@@ -140,13 +148,13 @@ def test_known_values_are_masked_wherever_they_stand(monkeypatch: pytest.MonkeyP
 
 def test_common_words_stay():
     """A password like the user's name would make every message unreadable, and hides nothing."""
-    secret_url("postgresql://postgres:postgres@h/d")
-    secret_url("postgresql://u:abc@h/d")
-    assert redacted("postgres abc") == "postgres abc"
+    hide_password("postgresql://postgres:postgres@h/d")
+    hide_password("postgresql://u:abc@h/d")
+    assert redact("postgres abc") == "postgres abc"
 
 
 @pytest.mark.parametrize("line", ["a" * 200_000, "A_" * 100_000, "x://" * 50_000, "?a" * 100_000, "aB+/" * 50_000])
 def test_a_long_line_takes_no_minute(line: str):
     began = time.process_time()
-    masked(line)
+    mask_secrets(line)
     assert time.process_time() - began < 5  # half a second of one core at most, measured; without the bounds, minutes

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from portfolio import digest_of, interval, made, small
 from starlette.testclient import TestClient
 
-from align.core.chain import Head
+from align.core.chain import ChainHead
 from align.core.errors import InputError
 from align.registry.page.server import application
 from align.registry.page.views import A_PAGE, conditions_in
@@ -29,7 +29,7 @@ URL = "http://127.0.0.1:7862"
 POLICY = {"init": "sft:start", "reward": "reward:votes"}
 
 
-def nobody(project: str, head: Head) -> Votes:
+def nobody(project: str, head: ChainHead) -> Votes:
     return Votes()
 
 

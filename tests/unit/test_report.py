@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from align.core.errors import StorageError
-from align.ops.calibration import calibration_bins
+from align.ops.calibration import bin_predictions
 from align.report import Report, format_figure
 from align.report.figure_labels import describe_scarce
 from align.report.figure_text import duration, moment, percent
@@ -323,7 +323,7 @@ def test_bins_of_integers_hold_the_same_number_of_them():
 
 
 def test_plots_draw_their_numbers():
-    bins = calibration_bins([0.1, 0.1, 0.9, 0.9], [0, 1, 1, 1], bins=2)
+    bins = bin_predictions([0.1, 0.1, 0.9, 0.9], [0, 1, 1, 1], bins=2)
     ax = reliability(bins).axes[0]
     assert [t.get_text() for t in ax.texts] == ["2", "2"]
     assert [list(line.get_ydata()) for line in ax.lines][1] == [0.5, 1.0]

@@ -29,7 +29,7 @@ from align.export.engines import as_choices, choices_of, set_pad
 from align.export.reward import REASONED, as_chats, fixed_conversations, for_scoring, judged
 from align.models.base import builtin_folder
 from align.models.load import save_tokenizer
-from align.ops.divergence import pooled_divergence
+from align.ops.divergence import compute_divergence
 
 NAMES = [*FAMILIES, "qwen3-words", "chatml", "pocket"]
 BEHIND = {"qwen2.5", "qwen3", "qwen3-words", "gemma", "phi3", "marked", "marked-wide", "chatml"}
@@ -107,15 +107,15 @@ def test_where_no_special_token_is_left_there_is_no_pad_token() -> None:
 def test_scores_as_choices() -> None:
     found = as_choices(torch.tensor([1.0, -2.0]))
     assert found.tolist() == [[1.0, -2.0], [1.0, 0.0], [-2.0, 0.0]]
-    same = pooled_divergence([found], [as_choices(torch.tensor([1.0, -2.0]))])
+    same = compute_divergence([found], [as_choices(torch.tensor([1.0, -2.0]))])
     assert (same.kl, same.top1, same.max_logprob, same.tokens) == (0, 1, 0, 3)
     # log σ(3) − log σ(3.5) and the like: the largest is of the choice that is least likely.
-    moved = pooled_divergence([found], [as_choices(torch.tensor([1.5, -2.0]))])
+    moved = compute_divergence([found], [as_choices(torch.tensor([1.5, -2.0]))])
     least = math.log1p(math.exp(3.5)) - math.log1p(math.exp(3.0))
     assert moved.max_logprob == pytest.approx(least, abs=1e-6)
-    shifted = pooled_divergence([found], [as_choices(torch.tensor([1.0, -2.0]) + 0.5)])
+    shifted = compute_divergence([found], [as_choices(torch.tensor([1.0, -2.0]) + 0.5)])
     assert shifted.kl > 1e-3  # though no pair has changed
-    turned = pooled_divergence([found], [as_choices(torch.tensor([-2.0, 1.0]))])
+    turned = compute_divergence([found], [as_choices(torch.tensor([-2.0, 1.0]))])
     assert turned.top1 == 0
 
 
@@ -126,8 +126,8 @@ def test_padded_rows_are_scored_as_they_are_alone(tiny_model: Any, tiny_tokenize
     assert len({len(row) for row in rows}) > 3
     pad, end = tiny_tokenizer.pad_token_id, rows[0][-1]
     alone = choices_of(model, rows, None)
-    assert pooled_divergence(alone, choices_of(model, rows, pad)).max_logprob < 1e-5
-    assert pooled_divergence(alone, choices_of(model, rows, end)).max_logprob > 1e-3  # read one token early
+    assert compute_divergence(alone, choices_of(model, rows, pad)).max_logprob < 1e-5
+    assert compute_divergence(alone, choices_of(model, rows, end)).max_logprob > 1e-3  # read one token early
     set_pad(model, 7)
     choices_of(model, rows, pad)
     assert model.config.pad_token_id == 7  # asking leaves no trace

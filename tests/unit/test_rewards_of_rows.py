@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from align.config.compose import check, compose_raw
-from align.config.scorers import parts_of, reward_spec
+from align.config.compose import build_config, compose_tree
+from align.config.scorers import build_reward_spec, parse_parts
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.evals.suite.tasks import items_of_file, parsed_task
@@ -188,18 +188,18 @@ def test_a_row_without_a_check() -> None:
 
 def test_the_configuration_of_checks(tmp_path: Path) -> None:
     words = ["stage=ppo", "reward=check", "reward.check={kind: regex, pattern: a}", "reward.score=parts"]
-    config = check(compose_raw(words))
-    scorer = build(reward_spec(config.reward), iter(()))
+    config = build_config(compose_tree(words))
+    scorer = build(build_reward_spec(config.reward), iter(()))
     assert scorer.score([told("a")]).tolist() == [1]
     assert isinstance(scorer, Checks)
     assert (scorer.parts, scorer.allow_code) == (True, False)
-    weighed = check(compose_raw(["stage=ppo", "reward=sum", "reward.parts=[{name: check, weight: 2}]"])).reward
-    (part,) = parts_of(weighed)  # pyright: ignore[reportArgumentType]
+    weighed = build_config(compose_tree(["stage=ppo", "reward=sum", "reward.parts=[{name: check, weight: 2}]"])).reward
+    (part,) = parse_parts(weighed)  # pyright: ignore[reportArgumentType]
     assert part[0] == 2
     own = told("4", check={"kind": "exact", "answer": "4"})
-    assert build(reward_spec(weighed), iter(())).score([own]).tolist() == [2]
+    assert build(build_reward_spec(weighed), iter(())).score([own]).tolist() == [2]
     with pytest.raises(InputError, match=r"reward\.score"):
-        check(compose_raw(["stage=ppo", "reward=check", "reward.score=most"]))
+        build_config(compose_tree(["stage=ppo", "reward=check", "reward.score=most"]))
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from tiny_roles import CPU, FP32, World, make_world
 from torch import Tensor
 from torch.testing import assert_close
 
-from align.config.compose import check, compose_raw
-from align.config.scorers import LearnedReward, reward_spec
+from align.config.compose import build_config, compose_tree
+from align.config.scorers import LearnedReward, build_reward_spec
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Rollout
 from align.data.chat.encode import Prompt, encode_prompts, stop_token_ids
@@ -49,7 +49,9 @@ def model_in(folder: Path) -> Artifact:
 
 def reward_of(world: World, tokenizer: Any) -> Scorer:
     models = [model_in(world.reward)]
-    return build_beside_policy(reward_spec(LearnedReward()), models, world.roles(), world.base, 2, FP32, tokenizer)
+    return build_beside_policy(
+        build_reward_spec(LearnedReward()), models, world.roles(), world.base, 2, FP32, tokenizer
+    )
 
 
 def sampled(tokenizer: Any, *ends: int) -> Rollout:
@@ -71,7 +73,7 @@ def classified(world: World, rows: list[list[int]]) -> Tensor:
 def test_whichever_token_ended_an_answer_the_score_is_that_of_the_training_row(world: World, tokenizer: Any):
     generation = type("Generation", (), {"eos_token_id": [tokenizer.eos_token_id, OTHER]})
     assert stop_token_ids(tokenizer, generation) == (tokenizer.eos_token_id, OTHER)
-    told = [c.answered(text) for c, text in zip(ASKED, SAID, strict=True)]
+    told = [c.with_answer(text) for c, text in zip(ASKED, SAID, strict=True)]
     texts = [tokenizer.apply_chat_template(c.as_dicts(), tokenize=False) for c in told]
     expected = classified(world, [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts])
     assert expected.std() > 0.1
@@ -110,8 +112,10 @@ def folder(world: World, tokenizer: Any, tmp_path: Path) -> Path:
 
 
 def test_a_reward_model_of_another_template_is_refused(world: World, tokenizer: Any, folder: Path):
-    config = check(compose_raw(["stage=ppo", "reward=ensemble", "reward.refs=['reward:a','reward:it']", "init=sft:s"]))
-    reward = reward_spec(config.reward)
+    config = build_config(
+        compose_tree(["stage=ppo", "reward=ensemble", "reward.refs=['reward:a','reward:it']", "init=sft:s"])
+    )
+    reward = build_reward_spec(config.reward)
     same_template(reward, [model_in(folder)] * 2, world.base, tokenizer, config.init)
     other = load_tokenizer(world.base)
     other.chat_template = CHATML
@@ -130,4 +134,4 @@ def test_a_folder_that_says_nothing_of_a_template_is_believed(world: World, toke
     for file in folder.glob("*chat_template*" if kept == "no template" else "*token*"):
         file.unlink()
     assert (folder / "tokenizer_config.json").is_file() == (kept == "no template")
-    same_template(reward_spec(LearnedReward()), [model_in(folder)], world.base, tokenizer, "sft:latest")
+    same_template(build_reward_spec(LearnedReward()), [model_in(folder)], world.base, tokenizer, "sft:latest")

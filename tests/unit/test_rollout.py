@@ -17,7 +17,7 @@ from align.core.types import Rollout
 from align.models.actors import ModelActor
 from align.models.architectures import FAST, Route
 from align.models.forward import pad, response_logprobs
-from align.ops.philox import uniforms
+from align.ops.philox import draw_uniforms
 from align.ppo.experience import Estimator, assemble_experience
 from align.rollout.engine import response_ids, response_texts, row_seeds
 from align.rollout.hf import HfEngine, draw_tokens
@@ -301,7 +301,7 @@ def test_draws_by_blocks_are_draws_by_the_whole_sum():
 def test_draws_have_their_probabilities_and_never_none():
     """Ten thousand of four, one of which is impossible; and a row whose sum is not quite 1."""
     rows = tensor([[0.1, 0.0, 0.6, 0.3], [0.0, 0.5, 0.499, 0.0]]).repeat(10_000, 1)
-    drawn = draw_tokens(rows, uniforms(torch.arange(len(rows)), 1).squeeze(1)).view(-1, 2)
+    drawn = draw_tokens(rows, draw_uniforms(torch.arange(len(rows)), 1).squeeze(1)).view(-1, 2)
     shares = [column.bincount(minlength=4) / 10_000 for column in drawn.T]
     assert_close(shares[0], rows[0], atol=0.02, rtol=0)
     assert_close(shares[1], rows[1] / rows[1].sum(), atol=0.02, rtol=0)

@@ -102,7 +102,7 @@ ARGUMENTS = {"ann@example.org": 1, "bob@example.org": {"0": [{"carla@example.org
 
 
 def test_personal_data_in_names_of_arguments() -> None:
-    call = ToolCall.of("send", ARGUMENTS)
+    call = ToolCall.from_arguments("send", ARGUMENTS)
     record = Conversation((Message("user", "Go"), Message("assistant", "", tool_calls=(call,))))
     cleaner = Cleaner(steps_of([{"pii": {"action": "mask"}}]))
     made = cleaner.clean(record, 0)

@@ -83,7 +83,7 @@ def test_the_columns_stay_with_the_prompt(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", answered)
     (prompt,) = read(path, system="Add.", hide_reasoning=True)
     assert [turn.content for turn in prompt.messages] == ["Add.", "Hi", "b", "2 + 2?"]
-    assert prompt.answered("4").turns(1).columns == {"answer": "4"}
+    assert prompt.with_answer("4").turns(1).columns == {"answer": "4"}
     other = write(tmp_path / "q.jsonl", {"prompt": "3 + 3?", "answer": "6"})
     both = divided_prompts(DataSource("jsonl", str(path), eval_path=str(other)))
     assert [[one.columns for one in side] for side in both] == [[{"answer": "4"}], [{"answer": "6"}]]
@@ -94,7 +94,7 @@ def test_tables_and_parquet(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('prompt,check,empty\n2 + 2?,"{""kind"": ""exact"", ""answer"": ""4""}",\n')
     (prompt,) = read(tmp_path / "t.csv")
     assert prompt.columns == {"check": json.dumps(CHECK)}
-    assert Checks().score([prompt.answered("4"), prompt.answered("5")]).tolist() == [1, 0]
+    assert Checks().score([prompt.with_answer("4"), prompt.with_answer("5")]).tolist() == [1, 0]
     table = pa.table({"prompt": ["2 + 2?"], "x": [float("nan")], "raw": [b"\xff"], "check": [CHECK]})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
     (prompt,) = read(tmp_path / "t.parquet")

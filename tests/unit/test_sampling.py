@@ -14,7 +14,7 @@ from many_adapters import sampled
 from torch import Tensor
 from torch.testing import assert_close
 
-from align.ops.philox import uniforms
+from align.ops.philox import draw_uniforms
 from align.rollout.serving_engine import SamplingParams, Token, draw_numbers, next_tokens, nucleus, prompt_tokens
 
 V = 100
@@ -111,7 +111,7 @@ def test_a_row_without_a_distribution_is_none_of_the_others(bad: float):
 
 def test_numbers_are_of_the_seed_and_the_position():
     numbers = draw_numbers(sampled(20, seed=-5))
-    assert numbers == uniforms(torch.tensor([-5]), 20)[0].tolist()
+    assert numbers == draw_uniforms(torch.tensor([-5]), 20)[0].tolist()
     assert draw_numbers(sampled(5, seed=-5)) == numbers[:5]
     assert draw_numbers(sampled(20, temperature=0)) == []
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor, tensor
 
-from align.config.compose import check, compose_raw
-from align.config.scorers import SumReward, parts_of
+from align.config.compose import build_config, compose_tree
+from align.config.scorers import SumReward, parse_parts
 from align.core.errors import InputError
-from align.core.functions import load_function, source_of
+from align.core.functions import find_module_file, load_function
 from align.core.types import Conversation, Message, Rollout
 from align.reward.combined import Ensemble, Standardised, Sum, comparable, standardised
 from align.reward.function import FIELD, Function
@@ -180,7 +180,7 @@ def test_where_a_function_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(tmp_path)
     function = load_function("judge_of_mine:brief", FIELD)
     assert function([1, 2]) == [0.0, 0.0]
-    assert source_of("judge_of_mine:brief", FIELD) == tmp_path / "judge_of_mine.py"
+    assert find_module_file("judge_of_mine:brief", FIELD) == tmp_path / "judge_of_mine.py"
     for spec, said in (("judge_of_mine:long", "It has: brief"), ("broken_of_mine:f", "nothing_of_that_name")):
         with pytest.raises(InputError, match=said):
             load_function(spec, FIELD)
@@ -244,7 +244,9 @@ SUM = "{name: learned, weight: 2}, {name: rules, rules: [{rule: json}], weight: 
     ],
 )
 def test_a_reward_that_is_right(good: list[str]):
-    assert check(compose_raw(["stage=ppo", *good])).reward.name == (good[0][7:] if "=" in good[0][:7] else "learned")
+    assert build_config(compose_tree(["stage=ppo", *good])).reward.name == (
+        good[0][7:] if "=" in good[0][:7] else "learned"
+    )
 
 
 @pytest.mark.parametrize(
@@ -271,7 +273,7 @@ def test_a_reward_that_is_right(good: list[str]):
 )
 def test_a_reward_that_is_wrong(wrong: list[str], field: str, said: str):
     with pytest.raises(InputError) as error:
-        check(compose_raw(["stage=ppo", *wrong]))
+        build_config(compose_tree(["stage=ppo", *wrong]))
     assert error.value.field == field
     assert said in str(error.value)
 
@@ -290,14 +292,14 @@ def test_a_reward_that_is_wrong(wrong: list[str], field: str, said: str):
 )
 def test_ppo_settings_that_are_wrong(wrong: list[str], field: str):
     with pytest.raises(InputError) as error:
-        check(compose_raw(["stage=ppo", *wrong]))
+        build_config(compose_tree(["stage=ppo", *wrong]))
     assert error.value.field == field
 
 
 def test_the_parts_of_a_sum():
-    config = check(compose_raw(["stage=ppo", "reward=sum", f"reward.parts=[{SUM}]"])).reward
+    config = build_config(compose_tree(["stage=ppo", "reward=sum", f"reward.parts=[{SUM}]"])).reward
     assert isinstance(config, SumReward)
-    assert [(weight, part.name) for weight, part in parts_of(config)] == [(2, "learned"), (-0.5, "rules")]
+    assert [(weight, part.name) for weight, part in parse_parts(config)] == [(2, "learned"), (-0.5, "rules")]
 
 
 def test_a_pattern_that_takes_forever_ends_and_has_not_matched(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ import pytest
 from served_adapters import exported, run_with_adapter, written
 from signing_keys import pair
 
-from align.core.aliases import parsed_aliases
+from align.core.aliases import parse_aliases
 from align.core.errors import InputError, MissingArtifact
 from align.models.base import find_base
 from align.run.signing import NotSigned, private_key, public_key, sign
@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 
 def served(root: Path, adapters: Any, **more: Any) -> Opened:
-    return open_portfolio(parsed_aliases(adapters, "stage.adapters"), root, **more)
+    return open_portfolio(parse_aliases(adapters, "stage.adapters"), root, **more)
 
 
 def labels(found: Opened) -> dict[str, list[str]]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from align.config.compose import check, compose_raw
+from align.config.compose import build_config, compose_tree
 from align.config.groups import TrackConfig
 from align.config.root import Config
 from align.config.schemas import all_schemas
-from align.config.settings import Settings, changed
+from align.config.settings import Settings, replace_values
 from align.core.errors import InputError
 
 CHOICES = [
@@ -28,7 +28,7 @@ CHOICES = [
 
 
 def composed(line: str) -> Config:
-    return check(compose_raw(line.split(), search=Path("nowhere")))
+    return build_config(compose_tree(line.split(), search=Path("nowhere")))
 
 
 def parts(settings: object, path: str = "") -> Iterator[tuple[str, Settings]]:
@@ -65,15 +65,15 @@ def test_every_schema_is_covered() -> None:
 
 def test_another_value_is_another_configuration() -> None:
     config = composed("stage=ppo")
-    other = changed(config, method=changed(config.method, name="lora"))
+    other = replace_values(config, method=replace_values(config.method, name="lora"))
     assert (config.method.name, other.method.name) == ("auto", "lora")
     assert other.stage is config.stage
     with pytest.raises(FrozenInstanceError):
         other.method.name = "qlora"
     with pytest.raises(InputError, match="DPO trains an adapter"):
-        changed(composed("stage=dpo"), method=changed(config.method, name="full"))
+        replace_values(composed("stage=dpo"), method=replace_values(config.method, name="full"))
     with pytest.raises(InputError, match="KTO trains an adapter"):
-        changed(composed("stage=kto"), method=changed(config.method, name="full"))
+        replace_values(composed("stage=kto"), method=replace_values(config.method, name="full"))
 
 
 @pytest.mark.parametrize("project", ["it's", 'a"b', "a/b", "a:b", "", " a", "x" * 129, "-a"])

@@ -185,9 +185,9 @@ def test_order_follows_the_seed_and_limit_cuts_it(tmp_path: Path) -> None:
 def test_a_question_ends_with_the_users_last_turn() -> None:
     asking = [said("system", "s"), said("user", "a"), said("assistant", "b"), said("user", "c")]
     for more in ([], [said("assistant", "d")]):
-        found = question(Conversation.of([*asking, *more], "id"))
+        found = question(Conversation.from_messages([*asking, *more], "id"))
         assert found is not None
         assert found.as_dicts() == asking
         assert found.id == "id"
-    assert question(Conversation.of([said("assistant", "b")])) is None
+    assert question(Conversation.from_messages([said("assistant", "b")])) is None
     assert question("text") is None

@@ -11,11 +11,11 @@ from annotation_store import add, ask, asked, counts, rank, tamper, url_of
 from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError
 
-from align.annotate.store import Candidate, Head, Store
+from align.annotate.store import Candidate, ChainHead, Store
 from align.annotate.store.integrity import FIELD
 from align.annotate.store.ledger import Entry
 from align.annotate.store.records import RESTORE
-from align.core.chain import GENESIS, advance, link_hash, salted_digest
+from align.core.chain import GENESIS, advance, hash_link, hash_with_salt
 from align.core.errors import CorruptFile, InputError
 
 
@@ -29,21 +29,21 @@ def store(store_url):
 
 
 def test_hashes_are_sha256_of_canonical_json_written_out_by_hand():
-    assert salted_digest("salt", {"b": 1, "a": "ü"}) == hashlib.sha256(b'["salt",{"a":"\\u00fc","b":1}]').hexdigest()
-    assert salted_digest("salt", "text") != salted_digest("other", "text")
+    assert hash_with_salt("salt", {"b": 1, "a": "ü"}) == hashlib.sha256(b'["salt",{"a":"\\u00fc","b":1}]').hexdigest()
+    assert hash_with_salt("salt", "text") != hash_with_salt("other", "text")
     entry = Entry(1, "p", "ranking", "i", "a1", "k", None, "2026-01-01T00:00:00+00:00", "{}", GENESIS)
     text = f'[1,"p","ranking","i","a1","k",null,"2026-01-01T00:00:00+00:00","{{}}","{"0" * 64}"]'
-    assert link_hash(entry.hashed, entry.prev_hash) == hashlib.sha256(text.encode()).hexdigest()
+    assert hash_link(entry.hashed, entry.prev_hash) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_advance_refuses_a_row_that_is_rehashed_but_does_not_follow():
     entry = Entry(2, "p", "ranking", "i", "a1", "k", None, "t", "{}", "f" * 64)
     entry = Entry(
-        **{name: getattr(entry, name) for name in Entry.__slots__} | {"hash": link_hash(entry.hashed, entry.prev_hash)}
+        **{name: getattr(entry, name) for name in Entry.__slots__} | {"hash": hash_link(entry.hashed, entry.prev_hash)}
     )
-    assert advance(Head(1, "f" * 64), entry, FIELD, RESTORE) == Head(2, entry.hash)
+    assert advance(ChainHead(1, "f" * 64), entry, FIELD, RESTORE) == ChainHead(2, entry.hash)
     with pytest.raises(CorruptFile) as caught:
-        advance(Head(1, "e" * 64), entry, FIELD, RESTORE)
+        advance(ChainHead(1, "e" * 64), entry, FIELD, RESTORE)
     assert caught.value.value == 2
 
 
@@ -162,7 +162,7 @@ def test_a_row_that_is_rehashed_still_breaks_the_next_one(filled):
     forged = Entry(**dict(zip(Entry.__slots__, row, strict=True)) | {"created_at": "2020", "hash": ""})
     tamper(
         filled,
-        f"UPDATE ledger SET created_at = '2020', hash = '{link_hash(forged.hashed, forged.prev_hash)}' WHERE seq = 4",
+        f"UPDATE ledger SET created_at = '2020', hash = '{hash_link(forged.hashed, forged.prev_hash)}' WHERE seq = 4",
     )
     with pytest.raises(CorruptFile) as caught:
         filled.verify()
@@ -177,7 +177,7 @@ def test_a_cut_tail_shows_only_against_a_head_noted_before(filled):
         filled.verify(expected=head)
     assert caught.value.value == 5
     with pytest.raises(CorruptFile):
-        filled.verify(expected=Head(4, "0" * 64))
+        filled.verify(expected=ChainHead(4, "0" * 64))
 
 
 def test_contents_that_the_ledger_never_heard_of_are_found(filled):

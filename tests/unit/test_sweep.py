@@ -9,15 +9,15 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from align.config import compose as composing
-from align.config.compose import Composer, check, compose_raw
-from align.config.root import plain
-from align.config.sweep import Job, jobs_of
+from align.config.compose import Composer, build_config, compose_tree
+from align.config.root import to_plain_dict
+from align.config.sweep import Job, build_jobs
 from align.config.values import read_value
 from align.core.errors import InputError
 
 
 def jobs(*words: str, search: Path | None = None) -> list[Job]:
-    return jobs_of(words, Composer(search))
+    return build_jobs(words, Composer(search))
 
 
 def refused(*words: str, search: Path | None = None) -> InputError:
@@ -74,7 +74,7 @@ def test_a_value_is_what_was_typed():
 def test_texts_with_commas_and_quotes(value: str, paths: list[str]):
     found = jobs("stage=sft", "model=pocket", "data=jsonl", f"data.path={value}")
     assert [job.config.data.path for job in found] == paths
-    assert [check(compose_raw(job.words)).data.path for job in found] == paths
+    assert [build_config(compose_tree(job.words)).data.path for job in found] == paths
 
 
 MANY = (
@@ -90,7 +90,7 @@ def test_each_job_is_what_its_own_command_line_makes(tmp_path: Path):
     found = jobs(*MANY, search=tmp_path)
     assert len(found) == 12
     for job in found:
-        assert plain(check(compose_raw(job.words, tmp_path))) == plain(job.config), job.words
+        assert to_plain_dict(build_config(compose_tree(job.words, tmp_path))) == to_plain_dict(job.config), job.words
 
 
 def test_many_jobs_are_composed_once(monkeypatch: pytest.MonkeyPatch):
@@ -138,7 +138,7 @@ def test_a_name_that_jobs_would_share_gets_what_was_swept():
     names = ["mine-path=a_b-method=lora", "mine-path=a_b-method=qlora", "mine-path=c d-method=lora"]
     found = jobs(*words)
     assert [job.config.run.name for job in found][:3] == names
-    assert [check(compose_raw(job.words)).run.name for job in found][:3] == names
+    assert [build_config(compose_tree(job.words)).run.name for job in found][:3] == names
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_sweeps_of_an_experiment(tmp_path: Path):
     assert [(j.config.stage.lr, j.config.seed, j.config.stage.epochs) for j in found] == [
         (1e-4, 7, 1), (1e-4, 7, 2), (2e-4, 7, 1), (2e-4, 7, 2)
     ]  # fmt: skip
-    alone = check(compose_raw(["+experiment=grid"], tmp_path))  # without -m it is one run
+    alone = build_config(compose_tree(["+experiment=grid"], tmp_path))  # without -m it is one run
     assert (alone.stage.lr, alone.seed) == (None, 0)  # the run takes the rate of its base
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from align.config.compose import Composer, check, compose_raw
-from align.config.options import parse
+from align.config.compose import Composer, build_config, compose_tree
+from align.config.options import parse_arguments
 from align.config.schemas import all_schemas
-from align.config.synonyms import ABSENT, WORDS, keys_for
-from align.config.values import keys_of
+from align.config.synonyms import ABSENT, WORDS, find_keys
+from align.config.values import iter_keys
 from align.core.errors import InputError
 
 TRL = {
@@ -167,7 +167,7 @@ def composer() -> Composer:
 def test_an_option_of_another_framework(composer: Composer, put: str, stage: str, word: str, meant: object):
     key = f"{put}{word}"
     with pytest.raises(InputError) as caught:
-        composer.composed([f"stage={stage}", key])
+        composer.compose([f"stage={stage}", key])
     error = caught.value
     assert f"{error.field}={error.value}" == key
     if isinstance(meant, tuple):
@@ -181,33 +181,35 @@ def test_an_option_of_another_framework(composer: Composer, put: str, stage: str
 @pytest.mark.parametrize(("typed", "meant"), [("rm", "reward"), ("pt", "sft"), ("sfft", "sft")])
 def test_a_stage_of_another_framework(composer: Composer, typed: str, meant: str):
     with pytest.raises(InputError, match=f"Did you mean stage={meant}[?]"):
-        composer.composed([f"stage={typed}"])
+        composer.compose([f"stage={typed}"])
 
 
 def test_every_synonym_leads_to_a_key_of_some_stage_and_every_value_is_taken() -> None:
-    trees = [OmegaConf.to_container(compose_raw([f"stage={stage}"])) for stage in all_schemas()["stage"]]
-    known = {key for tree in trees for key in keys_of(tree)}  # pyright: ignore[reportArgumentType]
+    trees = [OmegaConf.to_container(compose_tree([f"stage={stage}"])) for stage in all_schemas()["stage"]]
+    known = {key for tree in trees for key in iter_keys(tree)}  # pyright: ignore[reportArgumentType]
     known |= {"reward.fn"}  # of another choice of its group
     assert {key.partition("=")[0] for key in WORDS} <= known
     assert not {word for words in (*WORDS.values(), *ABSENT) for word in words.split()} & known
     for key in WORDS:
         if "=" in key:
-            check(compose_raw([*(["stage=sft"] if not key.startswith("stage=") else []), *NEEDS.get(key, []), key]))
+            build_config(
+                compose_tree([*(["stage=sft"] if not key.startswith("stage=") else []), *NEEDS.get(key, []), key])
+            )
 
 
 NEEDS = {"stage=reward": ["data=annotations"]}
 
 
 def test_a_word_counts_in_any_spelling():
-    assert keys_for("Lora-R") == keys_for("lora_r") == ["method.r"]
+    assert find_keys("Lora-R") == find_keys("lora_r") == ["method.r"]
 
 
 def test_an_option_with_dashes_names_the_key():
     with pytest.raises(InputError, match=r"is not an option\. Write method\.r, without dashes"):
-        parse(["stage=sft", "--lora_r", "8"])
+        parse_arguments(["stage=sft", "--lora_r", "8"])
     with pytest.raises(InputError, match=r"Write stage\.slots, without dashes"):
-        parse(["stage=serve", "--max-num-seqs=64"])
+        parse_arguments(["stage=serve", "--max-num-seqs=64"])
     with pytest.raises(InputError, match=r"--ssl-keyfile: does not exist: the server has no TLS"):
-        parse(["stage=serve", "--ssl-keyfile", "key.pem"])
+        parse_arguments(["stage=serve", "--ssl-keyfile", "key.pem"])
     with pytest.raises(InputError, match=r"Write stage\.lr or method\.lr, without dashes"):
-        parse(["stage=sft", "--learning-rate=1e-4"])
+        parse_arguments(["stage=sft", "--learning-rate=1e-4"])

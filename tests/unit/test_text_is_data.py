@@ -250,7 +250,7 @@ def test_words_that_templates_look_for_stay_words() -> None:
     """Qwen's thoughts stand in contents, between added tokens that are not special."""
     tokenizer = tokenizer_of("qwen")
     think, closed = (tokenizer.convert_tokens_to_ids(word) for word in ("<think>", "</think>"))
-    told = Conversation.of(
+    told = Conversation.from_messages(
         [
             {"role": "user", "content": "a"},
             {"role": "assistant", "content": "<think>\nSay </s>.<|im_end|>\n</think>\n\nb"},

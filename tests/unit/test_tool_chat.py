@@ -29,7 +29,7 @@ def test_without_tools_it_is_the_prompt_that_training_read(tiny_tokenizer: Any):
     )
     for reader in (AutoTokenizer.from_pretrained(POCKET_FOLDER), tiny_tokenizer):
         for chat in chats:
-            assert tool_prompt_ids(reader, chat) == prompt_ids(reader, Conversation.of(chat))
+            assert tool_prompt_ids(reader, chat) == prompt_ids(reader, Conversation.from_messages(chat))
 
 
 def test_a_call_and_its_result(tool_tokenizer: Any):

@@ -42,7 +42,7 @@ def test_content_ids_of_rows_without_tools_are_what_they_were() -> None:
 
 def test_content_ids_go_by_calls_results_and_tools_and_not_by_the_order_of_keys() -> None:
     def record(arguments: str, tools: tuple[Tool, ...] = (WEATHER,), result: str = "dry") -> Conversation:
-        call = ToolCall.of("weather", json.loads(arguments), "c1")
+        call = ToolCall.from_arguments("weather", json.loads(arguments), "c1")
         turns = (READ[0], Message("assistant", "", tool_calls=(call,)), Message("tool", result, tool_call_id="c1"))
         return Conversation(turns, tools=tools)
 
@@ -58,7 +58,9 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2), max_leaves=4,
 )  # fmt: skip
 NAME = st.sampled_from(["f", "weather", "né \n"])
-CALLS = st.builds(ToolCall.of, NAME, st.dictionaries(TEXT, JSON, max_size=2), st.sampled_from(["", "c1", "c 2"]))
+CALLS = st.builds(
+    ToolCall.from_arguments, NAME, st.dictionaries(TEXT, JSON, max_size=2), st.sampled_from(["", "c1", "c 2"])
+)
 TURN = st.one_of(
     st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT, st.booleans()),
     st.builds(Message, st.just("assistant"), TEXT, st.booleans(), st.lists(CALLS, max_size=2).map(tuple)),
@@ -71,7 +73,7 @@ TOOLS = st.lists(
     st.fixed_dictionaries(
         {"name": NAME}, optional={"description": TEXT, "parameters": st.dictionaries(TEXT, JSON, max_size=2)}
     ), max_size=2,
-).map(lambda schemas: tuple(map(Tool.of, schemas)))  # fmt: skip
+).map(lambda schemas: tuple(map(Tool.from_dict, schemas)))  # fmt: skip
 RECORDS: dict[str, Any] = {
     DOCUMENTS: st.builds(Conversation, TURNS, st.just("?"), TOOLS) | TEXT,
     FEEDBACK: st.builds(Feedback, TURNS, TURNS, st.booleans(), st.just("?"), TOOLS),
@@ -129,7 +131,7 @@ def cleaned(record: Record, *steps: Any) -> Record | Drop:
 
 
 def conversation(arguments: Any, result: str = "dry", text: str = "") -> Conversation:
-    call = ToolCall.of("weather", arguments, "c1")
+    call = ToolCall.from_arguments("weather", arguments, "c1")
     turns = (
         READ[0],
         Message("assistant", text, tool_calls=(call,)),

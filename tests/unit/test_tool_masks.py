@@ -110,13 +110,13 @@ MISTRAL_TOOLS = """
 """
 
 WORDS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
-WEATHER = Tool.of(
+WEATHER = Tool.from_dict(
     {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 )  # fmt: skip
 
 
 def call(number: int, **arguments: Any) -> ToolCall:
-    return ToolCall.of("weather", arguments, f"abcdefgh{number}")
+    return ToolCall.from_arguments("weather", arguments, f"abcdefgh{number}")
 
 
 def result(number: int, text: str) -> Message:
@@ -205,7 +205,7 @@ def test_no_text_of_a_call_a_result_or_a_schema_becomes_a_special_token(name: st
     end = FORMS[name][2]
     plain = talk(ASK, calling(call(1, city="Os")), result(1, "dry"), NO)
     spelt = talk(ASK, calling(call(1, city=f"Os{end}")), result(1, f"dry{end}"), NO)
-    spelt = replace(spelt, tools=(Tool.of({"name": "weather", "description": f"a{end}b", "parameters": {}}),))
+    spelt = replace(spelt, tools=(Tool.from_dict({"name": "weather", "description": f"a{end}b", "parameters": {}}),))
     found = [encode_conversation(tokenizer, one).input_ids for one in (plain, spelt)]
     special = tokenizer.convert_tokens_to_ids(end)
     assert found[0].count(special) == found[1].count(special)
@@ -282,7 +282,7 @@ def test_the_server_asks_by_the_tokens_that_training_read(name: str) -> None:
     function = {"parameters": {"type": "object", "properties": {"city": {}}}, "description": "d", "name": "weather"}
     shuffled = {"function": function, "type": "function"}
     for conversation in (LONG, TWO, ONE) if name != "llama" else (LONG, ONE):
-        prompt = replace(conversation.turns(len(conversation.messages) - 1), tools=(Tool.of(shuffled),))
+        prompt = replace(conversation.turns(len(conversation.messages) - 1), tools=(Tool.from_dict(shuffled),))
         messages = prompt.as_dicts()
         for message in messages:  # as clients of OpenAI's API write arguments
             for one in message.get("tool_calls", ()):

@@ -33,7 +33,7 @@ ANSWER = {"role": "assistant", "content": "No."}
 OPENAI = {"messages": [USER, CALL, RESULT, ANSWER], "tools": [SCHEMA]}
 
 CALLED = ToolCall("weather", '{"city": "Oslo"}', "c1")
-WEATHER = Tool.of(SCHEMA)
+WEATHER = Tool.from_dict(SCHEMA)
 READ = (
     Message("user", "Rain in Oslo?"), Message("assistant", "", tool_calls=(CALLED,)),
     Message("tool", "dry", tool_call_id="c1"), Message("assistant", "No."),
@@ -243,7 +243,7 @@ def test_pairs_and_feedback_hold_calls(tmp_path: Path) -> None:
 
 
 def test_pairs_of_one_prompt_with_other_tools_are_encoded_apart(tool_tokenizer: Any) -> None:
-    other = Tool.of({"name": "sum"})
+    other = Tool.from_dict({"name": "sum"})
     pairs = [Preference(READ[:1], READ[1:2], READ[3:], tools=tools) for tools in ((WEATHER,), (WEATHER, other))]
     kept, _ = encoded_pairs(tool_tokenizer, pairs, (tool_tokenizer.eos_token_id,), 2000)
     assert kept[0][1].chosen_ids != kept[1][1].chosen_ids
@@ -270,5 +270,5 @@ def test_a_question_is_the_same_whatever_its_tools_return(tmp_path: Path) -> Non
 def test_a_tool_is_one_tool_in_whatever_form_it_is_given():
     flat = {"type": "function", **SCHEMA["function"]}  # as OpenAI's responses have it
     turned = {"function": dict(reversed(SCHEMA["function"].items())), "type": "function"}
-    assert Tool.of(flat) == Tool.of(SCHEMA["function"]) == Tool.of(turned) == WEATHER
+    assert Tool.from_dict(flat) == Tool.from_dict(SCHEMA["function"]) == Tool.from_dict(turned) == WEATHER
     assert WEATHER.as_dict() == SCHEMA

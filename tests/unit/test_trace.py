@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from portfolio import BASE, digest_of, given, made, small
 
-from align.core.chain import Head
+from align.core.chain import ChainHead
 from align.core.errors import MissingArtifact
 from align.registry.index import Index, asked
 from align.registry.trace import DEEPEST, Node, Tracer, Votes, as_lines, check_files, trace_response
 from align.run.manifest import Input
 
 
-def nobody(project: str, head: Head) -> Votes:
+def nobody(project: str, head: ChainHead) -> Votes:
     return Votes(state="not asked")
 
 
@@ -101,7 +101,7 @@ def test_cycles_and_long_lines_of_descent_end(tmp_path: Path) -> None:
 def test_votes_and_who_gave_them(tmp_path: Path) -> None:
     read = []
 
-    def voters(project: str, head: Head) -> Votes:
+    def voters(project: str, head: ChainHead) -> Votes:
         read.append((project, head))
         return Votes({"a1": 3, "a2": 30}, "the last row that was read is in the ledger")
 
@@ -111,7 +111,7 @@ def test_votes_and_who_gave_them(tmp_path: Path) -> None:
     made(tmp_path, "sample:others", config={**config, "project": "p"}, digest="")
     made(tmp_path, "reward:r", {"init": "sft:s", "data": Input("f" * 64, project="q", seq=40)})
     node = traced(tmp_path, "reward:r", voters=voters)
-    assert read == [("q", Head(40, "f" * 64))]
+    assert read == [("q", ChainHead(40, "f" * 64))]
     assert [*paths(node)][2:] == [
         "reward:r <data> q",
         "reward:r <data> q <annotator> a2",

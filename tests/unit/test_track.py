@@ -95,7 +95,7 @@ def test_plain_progress_comes_at_intervals_and_at_the_end(
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with track.progress("sft", 3) as bar:
+    with track.show_progress("sft", 3) as bar:
         bar.advance(3, loss=0.5)
     shown = capsys.readouterr()
     assert "3/3" in shown.err

@@ -66,7 +66,7 @@ def answered(tokenizer: Any, prompt: Conversation, answer: str) -> Encoded:
     Raises:
         InputError: the chat template refuses the prompt; the answer has no token of its own.
     """
-    whole, veil = veiled(tokenizer, prompt.answered(answer))
+    whole, veil = veiled(tokenizer, prompt.with_answer(answer))
     asked = render(tokenizer, whole.turns(len(prompt.messages)), answer_due=True)
     given = tokenised(tokenizer, asked, veil).ids
     both = tokenised(tokenizer, asked + whole.messages[-1].content, veil).ids

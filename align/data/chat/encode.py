@@ -29,7 +29,7 @@ from align.data.chat.tokens import (
     tokenised,
 )
 from align.data.chat.tools import check_keeps, common_beginning, span_of_calls, veiled, written
-from align.track import shortened, turn_text
+from align.track import format_turn, truncate_text
 
 IGNORED = -100  # the label that losses pass over
 
@@ -186,7 +186,7 @@ def span_of_answer(
 def unlocated(conversation: Conversation, i: int) -> InputError:
     return InputError(
         f"{conversation.id or 'conversation'}, messages[{i}]",
-        shortened(turn_text(conversation.messages[i].as_dict())),
+        truncate_text(format_turn(conversation.messages[i].as_dict())),
         "the chat template rewrites this turn, so its loss mask is not known",
         "Give one assistant turn a row, or use data.template=chatml.",
     )
@@ -366,7 +366,7 @@ def encode_judged(
         ended: False where sampling hit its length limit.
         stops: the tokens that end a turn.
     """
-    judged = prompt.answered(answer)
+    judged = prompt.with_answer(answer)
     check_keeps(tokenizer, judged)
     conversation, veil = veiled(tokenizer, judged)
     text, spans = assistant_spans(tokenizer, conversation)

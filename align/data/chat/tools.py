@@ -11,8 +11,8 @@ from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from align.core.errors import InputError, half_character, require
-from align.core.types import Conversation, Message, Tool, ToolCall, json_text
+from align.core.errors import InputError, find_lone_surrogate, require
+from align.core.types import Conversation, Message, Tool, ToolCall, dump_json
 from align.data.chat.render_deadline import render_deadline
 from align.data.chat.tokens import Span, Veil, special_texts, tokenised, veiled_texts
 
@@ -47,7 +47,7 @@ def written(tokenizer: Any, messages: Messages, tools: Tools | None, answer_due:
         text = tokenizer.apply_chat_template(
             list(messages), tools=list(tools or ()) or None, tokenize=False, add_generation_prompt=answer_due
         )
-    if half := half_character(text):
+    if half := find_lone_surrogate(text):
         raise ValueError(f"it writes {half}, half a character")
     return text
 
@@ -87,8 +87,10 @@ def veiled(tokenizer: Any, conversation: Conversation) -> tuple[Conversation, Ve
         ), veil
     said = {"messages": conversation.as_dicts(), "tools": conversation.tool_dicts() or []}
     chat, veil = veiled_json(tokenizer, said)
-    messages = (replace(Message.of(made), trained=m.trained) for made, m in zip(chat["messages"], turns, strict=True))
-    return replace(conversation, messages=tuple(messages), tools=tuple(map(Tool.of, chat["tools"]))), veil
+    messages = (
+        replace(Message.from_dict(made), trained=m.trained) for made, m in zip(chat["messages"], turns, strict=True)
+    )
+    return replace(conversation, messages=tuple(messages), tools=tuple(map(Tool.from_dict, chat["tools"]))), veil
 
 
 def veiled_json(tokenizer: Any, value: Any) -> tuple[Any, Veil]:
@@ -184,7 +186,7 @@ def marked_like(conversation: Conversation) -> tuple[Conversation, list[Mark]]:
         return word
 
     tools = tuple(
-        Tool.of({"name": marked("tools", "the tools that are offered"), "parameters": {"type": "object"}})
+        Tool.from_dict({"name": marked("tools", "the tools that are offered"), "parameters": {"type": "object"}})
         for _ in conversation.tools[:1]
     )
     turns = list[Message]()
@@ -201,7 +203,9 @@ def marked_like(conversation: Conversation) -> tuple[Conversation, list[Mark]]:
         for number, call in enumerate(turn.tool_calls):
             at = f"{place}.tool_calls[{number}]"
             what = f"call {number + 1} of a turn" if number else "calls of tools"
-            calls.append(ToolCall.of(marked(at, what), {"argument": marked(f"{at}.arguments", what)}, call.id))
+            calls.append(
+                ToolCall.from_arguments(marked(at, what), {"argument": marked(f"{at}.arguments", what)}, call.id)
+            )
         turns.append(replace(turn, content=content, tool_calls=tuple(calls)))
     return replace(conversation, messages=tuple(turns), tools=tools), marks
 
@@ -225,7 +229,7 @@ def span_of_calls(
     mark = next(mark for n in count() if (mark := f"\ue000calls {n}\ue001") not in text)
     turn = conversation.messages[i]
     *others, last = turn.tool_calls
-    turn = replace(turn, tool_calls=(*others, replace(last, arguments=json_text({mark: mark}))))
+    turn = replace(turn, tool_calls=(*others, replace(last, arguments=dump_json({mark: mark}))))
     changed = replace(conversation, messages=(*conversation.messages[:i], turn, *conversation.messages[i + 1 :]))
     rest, alone = (render(one).rpartition(mark)[2] for one in (changed, changed.turns(i + 1)))
     closing = len(common_beginning(text[::-1], rest[::-1]))

@@ -15,7 +15,7 @@ from align.data.chat.tokens import special_ids
 from align.data.pairs import Labelled, Pair
 from align.data.read.content import taught
 from align.run.files import write_text
-from align.track import line_of, turn_text
+from align.track import format_row, format_turn
 
 WHOLE = 10**9
 """Tokens of a text that is not parted."""
@@ -46,7 +46,7 @@ def spoken(document: str | Conversation) -> list[Mapping[str, Any]]:
     turns = list[Mapping[str, Any]]()
     for turn in document.messages:
         trained = turn.role == "assistant" and turn.trained
-        turns += [part(f"{turn.role}: "), part(turn_text(turn.as_dict()), trained), part("\n")]
+        turns += [part(f"{turn.role}: "), part(format_turn(turn.as_dict()), trained), part("\n")]
     return [*tools, *turns[:-1]]
 
 
@@ -99,7 +99,7 @@ def write_labelled(folder: Path, tokenizer: Any, rows: Sequence[Labelled]) -> No
 
 
 def write(folder: Path, rows: Iterator[dict[str, Any]]) -> None:
-    write_text(folder / FILE, "".join(map(line_of, rows)))
+    write_text(folder / FILE, "".join(map(format_row, rows)))
 
 
 def row_line(tokenizer: Any, what: str, row: Encoded) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from align.core.errors import InputError, half_character, require
-from align.core.functions import load_function, theirs
+from align.core.errors import InputError, find_lone_surrogate, require
+from align.core.functions import explain_user_errors, load_function
 from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.chat.reasoning import OPEN, answer_alone
 from align.data.clean.characters import SEEN, Control, Unicode
@@ -135,7 +135,7 @@ class Function:
         row = content_of(record)
         id = "" if isinstance(record, str) else record.id
         where = id or displayed(record if isinstance(record, str) else str(row))
-        with theirs(self.field, self.name, f"raised {{error}} for {where}", "Correct the function."):
+        with explain_user_errors(self.field, self.name, f"raised {{error}} for {where}", "Correct the function."):
             given = self.function(content_of(record))
         if given is None:
             return Drop("fn", self.name)
@@ -159,7 +159,7 @@ class Function:
                 for document in sequences(made):
                     turns = enumerate(document.messages) if isinstance(document, Conversation) else ()
                     check_calls([(f"{self.field}, turn {i}", turn) for i, turn in turns], made.tools)
-            if not isinstance(made, Record) or half_character(said(made)):
+            if not isinstance(made, Record) or find_lone_surrogate(said(made)):
                 raise ValueError("what is no text, or half a character")
         except ValueError as error:
             raise self._returned(f"a row that cannot be read for {where} ({error})") from error

@@ -12,8 +12,8 @@ from dataclasses import replace
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
-from align.core.chain import canonical
-from align.core.types import Conversation, Document, Feedback, Message, Preference, Record, json_text
+from align.core.chain import to_canonical_json
+from align.core.types import Conversation, Document, Feedback, Message, Preference, Record, dump_json
 
 DOCUMENTS, PREFERENCES, FEEDBACK = "documents", "preferences", "feedback"
 """Kinds of records, of which a data set holds one."""
@@ -119,7 +119,7 @@ def change_turn(turn: Message, change: Callable[[str], str], change_name: Callab
     if not turn.tool_calls:
         return turn if content == turn.content else replace(turn, content=content)
     calls = tuple(
-        replace(call, arguments=json_text(with_strings(json.loads(call.arguments), change, change_name)))
+        replace(call, arguments=dump_json(with_strings(json.loads(call.arguments), change, change_name)))
         for call in turn.tool_calls
     )
     return replace(turn, content=content, tool_calls=calls)
@@ -168,7 +168,7 @@ def turn_json(turn: Message) -> str:
     """Return a turn of such a row as canonical JSON."""
     if turn.trained and not (turn.tool_calls or turn.tool_call_id or turn.name):
         return said_json(turn)
-    return canonical(turn_row(turn))
+    return to_canonical_json(turn_row(turn))
 
 
 def said_json(turn: Message) -> str:
@@ -183,4 +183,4 @@ def row_bytes(record: Record) -> bytes:
         return f'{{"text":{encode_basestring_ascii(record)}}}'.encode()
     if isinstance(record, Conversation) and not record.tools:
         return f'{{"messages":[{",".join(map(turn_json, record.messages))}]}}'.encode()
-    return canonical(content_of(record)).encode()
+    return to_canonical_json(content_of(record)).encode()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from align.core.errors import CorruptFile, InputError
-from align.core.files import open_binary, problem_of, refuse_irregular, user_path
+from align.core.files import describe_read_error, open_binary, parse_user_path, refuse_irregular
 from align.run import HUB, hub_files, json_object, storage_error
 from align.run.artifacts import check_not_replaced
 from align.run.manifest import FILE as RUN
@@ -143,7 +143,7 @@ class DataFile:
             raise
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise self.refused(problem_of(error), "Check the path, and that you may read it.") from error
+                raise self.refused(describe_read_error(error), "Check the path, and that you may read it.") from error
             raise self.corrupt(f"cannot be unpacked after row {row[0]} ({error})") from error
 
 
@@ -175,7 +175,7 @@ def files_of(path: str | Path, field: str = "data.path") -> list[Path]:
         raise InputError(field, "(empty)", "names no file", READ)
     if given.startswith(HUB):
         return hub_files(given, field)
-    place = user_path(given, field)
+    place = parse_user_path(given, field)
     if os.path.isdir(place):  # which returns False if a name is too long, as Path.is_dir does not
         return saved_files(place, field) or published_files(place, field) or files_in(place, field)
     alone = os.path.exists(place) or not has_magic(given)
@@ -203,7 +203,7 @@ def check_file(path: Path, given: str, field: str) -> None:
         refuse_irregular(path, path.stat().st_mode)
     except (OSError, ValueError) as error:
         shown = given if isinstance(error, OSError) else repr(given)
-        raise InputError(field, shown, problem_of(error), READ) from error
+        raise InputError(field, shown, describe_read_error(error), READ) from error
 
 
 def check_current(folder: Path, field: str) -> None:

@@ -343,7 +343,7 @@ def tool_of(given: Any, column: str) -> Tool:
         if not isinstance(function.get(name), kind | None):
             raise refused(f"{column}.{name}", function[name], f"is not {wanted}", WRITE_TOOLS)
     try:
-        return Tool.of(value)
+        return Tool.from_dict(value)
     except ValueError as error:
         raise refused(column, given, f"is no schema of a tool ({error})", WRITE_TOOLS) from error
 
@@ -381,7 +381,7 @@ def call_of(given: Any, column: str) -> ToolCall:
     reason = ""
     if isinstance(arguments, Mapping):
         try:
-            return ToolCall.of(name, arguments, id or "")
+            return ToolCall.from_arguments(name, arguments, id or "")
         except ValueError as error:
             reason = f" ({error})"
     raise refused(f"{column}.arguments", written, f"is no JSON object{reason}", WRITE_ARGUMENTS)

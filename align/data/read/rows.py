@@ -26,7 +26,7 @@ from shlex import quote
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from align.core.errors import CorruptFile, InputError, half_character
+from align.core.errors import CorruptFile, InputError, find_lone_surrogate
 from align.data.read.content import split_names
 from align.data.read.files import ENDINGS, KNOWN, DataFile, files_of
 from align.run.digests import same_bytes
@@ -87,7 +87,7 @@ def parse_object(value: Any, text: str) -> dict[str, Any]:
 def check_values(value: Any, field: str = "", depth: int = 0) -> None:
     """Raise InputError if a value, or one within it, is nested too deeply, or holds half a character or NUL."""
     if isinstance(value, str):
-        if half := half_character(value):
+        if half := find_lone_surrogate(value):
             raise InputError(field, value[:60], f"it holds {half}, half a character", "Take it out.")
         if "\0" in value:
             raise InputError(field, value[:60].replace("\0", "␀"), NUL, "Take it out.")

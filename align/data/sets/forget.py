@@ -22,8 +22,8 @@ import pyarrow as pa
 from numpy import ndarray
 
 from align.core.errors import RunBusy, require
-from align.core.files import has_file, read_text, user_path
-from align.core.merkle import root_of
+from align.core.files import has_file, parse_user_path, read_text
+from align.core.merkle import compute_root
 from align.data.read.files import DATA_SET, SHARD_NAME
 from align.data.sets.ids import SHA256, IdKind, kinds_in
 from align.data.sets.published import TOMBSTONE, DataSet, Shards, data_set, root_of_sides
@@ -81,7 +81,7 @@ def ids_in(given: Any) -> frozenset[bytes]:
     """
     listed = given if isinstance(given, list | tuple) else [given]
     if isinstance(given, str) and not is_id(given):
-        path = user_path(given, FIELD)
+        path = parse_user_path(given, FIELD)
         remedy = "Write content ids of 64 hex digits, a file with one a line, or stage.forget=erased."
         require(has_file(path, FIELD, remedy), FIELD, given, "is neither an id nor a file of ids", remedy)
         listed = read_text(path, FIELD, remedy).split()
@@ -205,7 +205,7 @@ def forget(folder: Path, found: DataSet, masks: Masks, reason: str, at: str) -> 
         "sources": [without_gone(source, gone) for source in found.data["sources"]],
         "splits": splits,
         "root": root_of_sides(splits),
-        "ids_root": root_of(bytes.fromhex(id) for id in sorted(kept_ids)),
+        "ids_root": compute_root(bytes.fromhex(id) for id in sorted(kept_ids)),
         "shards": shards,
         "replaces": {"root": found.data["root"], "reason": reason, "count": count, "at": at, **before},
     }

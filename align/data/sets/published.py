@@ -30,9 +30,9 @@ import pyarrow.parquet as pq
 from numpy import ndarray
 
 from align.core.errors import CorruptFile, MissingArtifact, require_schema_version
-from align.core.files import check_readable, user_path
-from align.core.merkle import Tree, path_of, root_of, root_through
-from align.core.types import Record, json_text
+from align.core.files import check_readable, parse_user_path
+from align.core.merkle import MerkleTree, build_inclusion_proof, compute_proof_root, compute_root
+from align.core.types import Record, dump_json
 from align.data.read.content import turn_row
 from align.data.read.files import DATA_SET, RESTORE, SHARD_NAME
 from align.data.sets.record_columns import (
@@ -80,7 +80,7 @@ MARKED = pa.list_(pa.struct([*MESSAGE, ("train", pa.bool_())]))
 def root_of_sides(splits: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the root over those of the sides, train first; an empty text if one is no digest."""
     try:
-        return root_of(bytes.fromhex(splits[name]["root"]) for name in SIDES)
+        return compute_root(bytes.fromhex(splits[name]["root"]) for name in SIDES)
     except ValueError:
         return ""
 
@@ -123,7 +123,7 @@ class DataSet:
             CorruptFile: the rows are not those whose root `data.json` has, or no such rows at all.
         """
         records = list[Record]()
-        tree = Tree()
+        tree = MerkleTree()
         try:
             for piece in self.pieces(side, [*CONTENT[self.kind], "source", "row", "content_id"]):
                 if isinstance(piece, bytes):
@@ -202,7 +202,7 @@ def find_data_set(ref: str, root: Path) -> Path:
     """
     field = "data.path"
     stage, _, name = ref.partition(":")
-    folder = user_path(ref, field)
+    folder = parse_user_path(ref, field)
     if not folder.is_dir():
         if stage != "data" or not name:
             problem = "there is no such folder, and a reference is data:latest or data:NAME"
@@ -275,7 +275,7 @@ class Proof:
         side: `train` or `test`.
         place: in the side's sequence, from 0.
         size: rows of the sequence, forgotten ones among them.
-        path: see `align.core.merkle.path_of`.
+        path: see `align.core.merkle.build_inclusion_proof`.
         other: the root of the other side.
     """
 
@@ -295,15 +295,15 @@ def proof_of(found: DataSet, side: str, content_id: bytes) -> Proof:
     leaves = found.leaves(side)
     place = leaves.index(leaf(content_id))
     [other] = (found.data["splits"][name]["root"] for name in SIDES if name != side)
-    return Proof(side, place, len(leaves), tuple(path_of(leaves, place)), other)
+    return Proof(side, place, len(leaves), tuple(build_inclusion_proof(leaves, place)), other)
 
 
 def holds(proof: Proof, content_id: bytes, root: str) -> bool:
     """Return whether a proof shows that the data set with this root has the row."""
-    own = root_through(leaf(content_id), proof.place, proof.size, proof.path)
+    own = compute_proof_root(leaf(content_id), proof.place, proof.size, proof.path)
     if own is None or proof.side not in SIDES:
         return False
-    return root_of(bytes.fromhex(own if side == proof.side else proof.other) for side in SIDES) == root
+    return compute_root(bytes.fromhex(own if side == proof.side else proof.other) for side in SIDES) == root
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +389,7 @@ def publish(folder: Path, rows: Rows, chosen: Chosen, said: Mapping[str, Any]) -
         **said,
         "splits": sides,
         "root": root_of_sides(sides),
-        "ids_root": root_of(unique_ids(rows, written)),
+        "ids_root": compute_root(unique_ids(rows, written)),
         "shards": {path.name: file_digest(path) for writer in writers for path in writer.paths},
     }
     write_json(folder / DATA_SET, data)
@@ -443,7 +443,7 @@ def narrowed(column: pa.Array, type: pa.DataType) -> pa.Array:
             value and [turn_row(turn_of(turn)) for turn in value] if is_turns else value and json.loads(value)
             for value in column.to_pylist()
         ]
-        return pa.array([row and [*map(json_text, row)] for row in rows], pa.list_(pa.string())).cast(SAID)
+        return pa.array([row and [*map(dump_json, row)] for row in rows], pa.list_(pa.string())).cast(SAID)
     if type not in (MESSAGES, MARKED):
         return column
     turns = column.flatten()
@@ -466,7 +466,7 @@ class Shards:
     def __init__(self, folder: Path, side: str, count: int) -> None:
         number = -(-count // SHARD)
         self.paths = [folder / f"{side}-{i:05d}-of-{number:05d}.parquet" for i in range(number)]
-        self.tree = Tree()
+        self.tree = MerkleTree()
         self.rows = 0
         self.distinct = 0
         self.forgotten = list[tuple[int, str]]()

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy import ndarray
 
-from align.core.types import Conversation, Feedback, Message, Preference, Record, Tool, json_text
+from align.core.types import Conversation, Feedback, Message, Preference, Record, Tool, dump_json
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, turn_row
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
@@ -77,7 +77,7 @@ def columns_of(kind: str, records: Sequence[Record]) -> dict[str, pa.Array]:
             attribute = "source" if name == "judged_by" else name
             values = [None if isinstance(record, str) else getattr(record, attribute) for record in records]
         if name == TOOLS:
-            values = [json_text([tool.as_dict() for tool in tools]) if tools else None for tools in values]
+            values = [dump_json([tool.as_dict() for tool in tools]) if tools else None for tools in values]
         columns[name] = turns_array(values) if type == TURNS else pa.array(values, type)
     return columns
 
@@ -90,7 +90,7 @@ def turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
         [turn.content for turn in flat],
         [turn.trained for turn in flat],
         [calls_text(turn) if turn.tool_calls else None for turn in flat],
-        [json_text(turn_row(turn)) if turn.tool_calls or turn.role == "tool" else None for turn in flat],
+        [dump_json(turn_row(turn)) if turn.tool_calls or turn.role == "tool" else None for turn in flat],
     )
     arrays = [pa.array(field, type.type) for field, type in zip(fields, TURN, strict=True)]
     offsets = np.zeros(len(values) + 1, np.int32)
@@ -104,7 +104,7 @@ def turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
 def calls_text(turn: Message) -> str:
     """Return the calls of a turn, a line each."""
     return "\n".join(
-        json_text({"name": call.name, "arguments": json.loads(call.arguments)}) for call in turn.tool_calls
+        dump_json({"name": call.name, "arguments": json.loads(call.arguments)}) for call in turn.tool_calls
     )
 
 
@@ -112,7 +112,7 @@ def tools_in(value: str | Sequence[str] | None) -> tuple[Tool, ...]:
     """Return the tools of a row, from one JSON text or from a list of them."""
     if not value:
         return ()
-    return tuple(map(Tool.of, json.loads(value) if isinstance(value, str) else map(json.loads, value)))
+    return tuple(map(Tool.from_dict, json.loads(value) if isinstance(value, str) else map(json.loads, value)))
 
 
 def records_of(kind: str, table: pa.RecordBatch | pa.Table, names: Sequence[str]) -> list[Record]:
@@ -179,7 +179,7 @@ def turn_of(turn: Mapping[str, Any] | str) -> Message:
     fields = {"row": turn} if isinstance(turn, str) else turn
     if fields.get("row") is not None:
         fields = json.loads(fields["row"])
-    return replace(Message.of(fields), trained=fields.get("train") is not False)
+    return replace(Message.from_dict(fields), trained=fields.get("train") is not False)
 
 
 def texts_of(kind: str, table: pa.RecordBatch | pa.Table, over: str = "both") -> pa.Array:

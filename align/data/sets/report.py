@@ -23,7 +23,7 @@ from align.data.sets.source import Source
 from align.data.sets.spool import Rows
 from align.run import Input
 from align.run.files import write_text
-from align.track import in_turns, line_of
+from align.track import format_conversation, format_row
 
 Hide = Callable[[str], str]
 """Takes out of a text what nobody is to see."""
@@ -171,7 +171,7 @@ def row_text(row: Mapping[str, Any]) -> str:
         return row["text"]
     turns = [turn for part in PARTS_OF_ROWS for turn in row.get(part, ())]
     tools = [tool["function"]["name"] for tool in row.get("tools", ())]
-    return "\n".join([*([f"tools: {', '.join(tools)}"] if tools else []), in_turns(turns)])
+    return "\n".join([*([f"tools: {', '.join(tools)}"] if tools else []), format_conversation(turns)])
 
 
 def cleaned_away(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -237,7 +237,7 @@ class Examples:
         return lines
 
     def write(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
-        write_text(self.folder / name, "".join(map(line_of, lines)))
+        write_text(self.folder / name, "".join(map(format_row, lines)))
 
     def write_duplicates(self, found: Duplicates, heads: ndarray) -> None:
         """Write `duplicates.jsonl`: the largest clusters, one a line.

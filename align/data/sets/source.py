@@ -14,7 +14,7 @@ from typing import Any
 
 from align.annotate.store import Store
 from align.annotate.store.preference_pairs import preferences
-from align.core.chain import Head
+from align.core.chain import ChainHead
 from align.core.errors import CorruptFile, InputError, require
 from align.data import chitchat
 from align.data.read.columns import ColumnRules, shape_of
@@ -48,7 +48,7 @@ class Votes:
 
     url: str = field(repr=False)
     project: str
-    head: Head
+    head: ChainHead
     allow_simulated: bool
     key: bytes = field(repr=False)
 

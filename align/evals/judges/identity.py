@@ -131,7 +131,7 @@ def identify_scorer(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> J
     """Return the identity of the scorer of `reward=`.
 
     Args:
-        reward: the group `reward` with its defaults, see `align.config.scorers.reward_spec`.
+        reward: the group `reward` with its defaults, see `align.config.scorers.build_reward_spec`.
         inputs: of the run: the reward's models and functions, in the order of the configuration.
     """
     models = iter(numbered_inputs(inputs, "reward"))

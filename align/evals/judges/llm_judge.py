@@ -23,8 +23,8 @@ from hashlib import sha256
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from align.core.errors import require
-from align.core.files import read_text, user_path
-from align.core.spec import filled, number, whole
+from align.core.files import parse_user_path, read_text
+from align.core.spec import get_integer, get_number, parse_text
 from align.core.types import Conversation
 from align.data.chat.reasoning import answer_alone
 from align.evals.endpoint import Endpoint, Failure, answers_from, lost, parsed_endpoint
@@ -109,7 +109,7 @@ Give your reasons in at most three sentences. Then write alone on the last line:
 
 def parse_question(value: Any, field: str) -> str:
     """Return a question that is written out or named. Raises InputError if the value is neither."""
-    text = filled(value, field).strip()
+    text = parse_text(value, field).strip()
     remedy = f"Write the question, or a name that is known: {', '.join(NAMED_QUESTIONS)}."
     require(text in NAMED_QUESTIONS or not NAME.fullmatch(text), field, text, "is no question", remedy)
     return NAMED_QUESTIONS.get(text, text)
@@ -286,14 +286,14 @@ def parse_judge(value: Any) -> Literal["reward", "people"] | LLMJudge:
     question = ComparisonQuestion()
     if "prompt" in value:
         field = f"{FIELD}.prompt"
-        question = ComparisonQuestion(read_template(filled(value["prompt"], field), field))
-    temperature = number(value, FIELD, "temperature", 0.0, 0.0, 10.0)
-    return LLMJudge(endpoint, question, temperature, whole(value, FIELD, "max_tokens", 1024, 1))
+        question = ComparisonQuestion(read_template(parse_text(value["prompt"], field), field))
+    temperature = get_number(value, FIELD, "temperature", 0.0, 0.0, 10.0)
+    return LLMJudge(endpoint, question, temperature, get_integer(value, FIELD, "max_tokens", 1024, 1))
 
 
 def read_template(path: str, field: str) -> str:
     """Read a user's prompt for comparisons. Raises InputError, see `parse_judge`."""
-    template = read_text(user_path(path, field), field, "Name a text file in UTF-8.")
+    template = read_text(parse_user_path(path, field), field, "Name a text file in UTF-8.")
     places = ComparisonQuestion.places
     in_template = PLACE.findall(template)
     listed = ", ".join(f"{{{place}}}" for place in places)

@@ -36,7 +36,7 @@ def score_pairs(
     combination are brought to one scale on the second answers.
 
     Args:
-        reward: see `align.config.scorers.reward_spec`.
+        reward: see `align.config.scorers.build_reward_spec`.
         models: its reward models.
         data: the name of the pairs, for errors.
 

@@ -31,8 +31,14 @@ from align.evals.judges.llm_judge import GradedAnswer, LLMJudge
 from align.evals.stats import agreement, measure_judge, share_won, surviving
 from align.evals.suite.tasks import Item, clustered
 from align.evals.text import join_turns
-from align.ops.calibration import brier_scores, calibration_bins, expected_calibration_error, log_losses, log_odds
-from align.ops.intervals import grouped, mean, proportion
+from align.ops.calibration import (
+    bin_predictions,
+    compute_brier_scores,
+    compute_calibration_error,
+    compute_log_losses,
+    compute_log_odds,
+)
+from align.ops.intervals import average_by_group, mean_interval, proportion_interval
 from align.report.figure_text import counted, in_words
 from align.rollout.answer_cache import AnswerStore
 from align.run import Input, file_digest, json_digest, json_object, resolve
@@ -310,7 +316,9 @@ def measure_pairs(pairs: Sequence[PairExample], opinions: Opinions, level: float
     }
     figures["errors"] = int(is_missing.sum())
     if credits := credit_best_answers(pairs, verdicts):
-        figures["best_of"] = {n: proportion(values, level=level).as_dict() for n, values in sorted(credits.items())}
+        figures["best_of"] = {
+            n: proportion_interval(values, level=level).as_dict() for n, values in sorted(credits.items())
+        }
     figures |= measure_calibration([pairs[i] for i in decided], [opinions.log_odds[i] for i in decided], level)
     voted_clusters, equal_shares = measure_human_agreement(pairs)
     if equal_shares:
@@ -405,12 +413,16 @@ def measure_calibration(
     clusters = [examples[i].item.cluster for i in rows]
     odds: ArrayLike = np.array([log_odds[i] for i in rows], dtype=np.float64)
     outcomes = np.array([examples[i].verdict for i in rows])
-    bins = calibration_bins(np.exp(-np.logaddexp(0, -odds)).tolist(), outcomes.tolist(), clusters)
+    bins = bin_predictions(np.exp(-np.logaddexp(0, -odds)).tolist(), outcomes.tolist(), clusters)
     return {
         "calibration": {
-            "ece": expected_calibration_error(bins),
-            "brier": mean(grouped(clusters, brier_scores(odds, outcomes))[0], level).as_dict(),
-            "log_loss": mean(grouped(clusters, log_losses(odds, outcomes))[0], level).as_dict(),
+            "ece": compute_calibration_error(bins),
+            "brier": mean_interval(
+                average_by_group(clusters, compute_brier_scores(odds, outcomes))[0], level
+            ).as_dict(),
+            "log_loss": mean_interval(
+                average_by_group(clusters, compute_log_losses(odds, outcomes))[0], level
+            ).as_dict(),
         }
     }
 
@@ -428,7 +440,7 @@ def collect_pair_opinions(
     first = [by_case[pair.item.id, FIRST] for pair in pairs]
     second = [by_case[pair.item.id, SECOND] for pair in pairs]
     odds = [
-        log_odds((one.p + other.p) / 2) if one.p is not None and other.p is not None else None
+        compute_log_odds((one.p + other.p) / 2) if one.p is not None and other.p is not None else None
         for one, other in zip(first, second, strict=True)
     ]
     opinions = Opinions(
@@ -449,7 +461,7 @@ def collect_answer_opinions(
     opinions = Opinions(
         [verdict.verdict for verdict in verdicts],
         None,
-        [None if verdict.p is None else log_odds(verdict.p) for verdict in verdicts],
+        [None if verdict.p is None else compute_log_odds(verdict.p) for verdict in verdicts],
         [verdict.error for verdict in verdicts],
         probabilities=[verdict.p for verdict in verdicts],
     )

@@ -39,7 +39,7 @@ from align.rollout.engine import Engine, divergence_as_input_error, greedily, pl
 from align.rollout.strip_reasoning import parted_texts
 from align.run.environment import package_versions
 from align.run.weights import tokenizer_digest
-from align.track import progress
+from align.track import show_progress
 
 COMPUTES = ("torch", "transformers", "peft", "bitsandbytes")
 PROBES = 8
@@ -434,7 +434,7 @@ def complete(
     for each in wanted:
         if each.keys:
             groups.setdefault(each.group, []).append(each)
-    with progress(what, len(ids), before) as bar:
+    with show_progress(what, len(ids), before) as bar:
 
         def keep(records: Sequence[tuple[Any, Any]]) -> None:
             if ranks.is_main():

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 from xml.etree import ElementTree
 
-from align.core.aliases import NAME, NAMED
+from align.core.aliases import NAME, NAME_REMEDY
 from align.core.errors import require
-from align.core.spec import known, listed, number, one_of, whole
+from align.core.spec import check_keys, enumerate_list, get_choice, get_integer, get_number
 from align.evals.collapse import COLLAPSED, NOT_MEASURED, Collapse
 from align.evals.judges.identity import JudgeIdentity
 from align.evals.judges.judge_verdict import pair_orders
@@ -35,7 +35,7 @@ from align.evals.stats import (
 from align.evals.suite.probes import LM_EVAL, LOSS
 from align.evals.suite.results import SHARES, Scored, own_mean
 from align.evals.suite.tasks import Task
-from align.ops.intervals import Interval, grouped
+from align.ops.intervals import Interval, average_by_group
 from align.report.figure_text import counted, in_words
 
 FIELD = "eval.gates"
@@ -103,7 +103,7 @@ def parsed_gates(given: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
     if given is None:
         return []
     found: dict[str, Gate] = {}
-    for at, gate in listed(given, FIELD, HELP):
+    for at, gate in enumerate_list(given, FIELD, HELP):
         one = parsed_gate(gate, at, {task.name: task for task in tasks}, systems)
         require(one.name not in found, f"{at}.name", one.name, "stands there twice", "Give each a name of its own.")
         found[one.name] = one
@@ -111,24 +111,24 @@ def parsed_gates(given: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
 
 
 def parsed_gate(given: Any, at: str, tasks: Mapping[str, Task], systems: Sequence[str]) -> Gate:
-    gate = known(given, at, ("name", "task", "is"), KEYS)
+    gate = check_keys(given, at, ("name", "task", "is"), KEYS)
     name = gate["name"]
-    require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
-    task, kind = tasks[one_of(gate, at, "task", [*tasks])], one_of(gate, at, "is", KINDS)
-    other = one_of(gate, at, "against", systems[1:]) if gate.get("against") is not None else ""
+    require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAME_REMEDY)
+    task, kind = tasks[get_choice(gate, at, "task", [*tasks])], get_choice(gate, at, "is", KINDS)
+    other = get_choice(gate, at, "against", systems[1:]) if gate.get("against") is not None else ""
     problem = "is about two systems, and `against` names no other one"
     require(kind != "not_worse" or bool(other), f"{at}.is", kind, problem, HELP)
     unit = UNITS.get(task.probe.kind, "") if task.probe is not None else ""
     problem = f"has {unit}, of which no number is good by itself"
     require(bool(other) or not unit, f"{at}.task", task.name, problem, "Name another system: against.")
-    margin, level = number(gate, at, "margin", 0.0, 0), number(gate, at, "level", 0.95, 0)
+    margin, level = get_number(gate, at, "margin", 0.0, 0), get_number(gate, at, "level", 0.95, 0)
     require(margin < 1 or bool(unit), f"{at}.margin", margin, "is beyond every share", "Give one below 1.")
     problem = f"is not above {LOWEST_LEVEL} and below 1"
     require(LOWEST_LEVEL < level < 1, f"{at}.level", level, problem, "Write 0.95, or leave it out.")
     problem = "is 0, and two equal systems can never be shown to be so"
     require(kind != "not_worse" or margin > 0, f"{at}.margin", margin, problem, "Give a margin above 0.")
-    rule = Rule(KINDS[KINDS.index(kind)], margin, level, whole(gate, at, "least_n", 1, 1))
-    agreement = number(gate, at, "min_agreement", None, COIN, 1) if gate.get("min_agreement") is not None else None
+    rule = Rule(KINDS[KINDS.index(kind)], margin, level, get_integer(gate, at, "least_n", 1, 1))
+    agreement = get_number(gate, at, "min_agreement", None, COIN, 1) if gate.get("min_agreement") is not None else None
     problem = f"is of judges, and task {task.name} is a probe"
     require(agreement is None or task.probe is None, f"{at}.min_agreement", agreement, problem, "Drop it.")
     problem = "is 1, which no agreement is above"
@@ -216,7 +216,7 @@ def decision_on(gate: Gate, task: Scored) -> Decision:
         found = decided(gate.rule, own_mean(task, first, level))
         if task.role not in SHARES:
             return found
-        means, p = grouped(task.clusters, task.scores(first))[0], found.figure.value
+        means, p = average_by_group(task.clusters, task.scores(first))[0], found.figure.value
         dispersion = float(means.var()) / (p * (1 - p)) if 0 < p < 1 else 1.0
         n = needed_share(p, found.bound, dispersion, level)
     if found.outcome != "undecided":

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad as widened
 
 from align import ranks
-from align.core.errors import LONE, require
+from align.core.errors import LONE_SURROGATE, require
 from align.core.types import Conversation
 from align.data.chat.continuations import answered, behind, continued, following, windows
 from align.data.chat.encode import IGNORED, Encoded, encode_conversation, eos_token_ids, surely_too_long
@@ -55,7 +55,7 @@ from align.models.fastpath.llama import attention_by_width
 from align.models.finite_checks import diverged
 from align.models.forward import hidden_states, lm_head, pad, route_of, states_and_logits
 from align.models.load import context_length, describe
-from align.ops.logprobs import rows_for
+from align.ops.logprobs import choose_chunk_rows
 from align.report.figure_text import counted
 from align.rollout.answer_cache import FILE, Answer, AnswerStore, Asked, Weighed
 from align.rollout.detokenize import StopFinder, TextDecoder
@@ -144,7 +144,7 @@ def picked_likelihoods(model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS
     else:
         _, logits_NV, places_N = states_and_logits(model, tokens_BS, mask_BS, picked_BS)
         states, head = logits_NV[places_N.argsort()], torch.nn.Identity()
-    chunk = rows_for(head(states[:1]).shape[-1], states.device)
+    chunk = choose_chunk_rows(head(states[:1]).shape[-1], states.device)
     found = list[tuple[Tensor, Tensor]]()
     for part, targets in zip(states.split(chunk), targets_N.split(chunk), strict=True):
         logits = head(widened(part, (0, 0, 0, max(0, LEAST - len(part)))))[: len(part)].float()
@@ -440,4 +440,4 @@ def decode_answer(tokenizer: Any, ids: Sequence[int], stops: Sequence[str]) -> s
     text = tokenizer.decode(ids, skip_special_tokens=True)
     for stop in stops:
         text = text.partition(stop)[0]
-    return LONE.sub("\ufffd", text)
+    return LONE_SURROGATE.sub("\ufffd", text)

@@ -27,7 +27,7 @@ from lm_eval.utils import get_rolling_token_windows, handle_non_serializable, ma
 
 from align import ranks
 from align.core.errors import AlignError, InputError, require
-from align.core.files import user_path
+from align.core.files import parse_user_path
 from align.core.types import Conversation, Message
 from align.data.chat.continuations import behind, continued, encoded, prefix_id
 from align.evals.suite.probes import Completion, Found, Harness, Requests, Written
@@ -124,7 +124,7 @@ def built(harness: Harness, field: str) -> dict[str, Any]:
 
 def loaded(harness: Harness, field: str) -> dict[str, Any]:
     """The same, with lm-eval's errors as they are."""
-    manager = TaskManager(include_path=str(user_path(harness.include, "include")), include_defaults=False)
+    manager = TaskManager(include_path=str(parse_user_path(harness.include, "include")), include_defaults=False)
     known = manager.all_tasks
     problem = f"is no task of {harness.include}"
     remedy = f"Its tasks are {', '.join(known)}." if known else "No YAML file there is a task of lm-eval."

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from align.annotate.store import Candidate, Item, Vote, storable
-from align.core.chain import canonical
+from align.core.chain import to_canonical_json
 from align.core.types import Conversation
 from align.evals.judges.judge_verdict import FIRST, SECOND, JudgeVerdict, Pair
 from align.report import in_words
@@ -89,7 +89,7 @@ class Question(NamedTuple):
 
 def keyed(secret: bytes, *what: str | int) -> bytes:
     """32 bytes that these words decide, and that nobody can tell who has no secret."""
-    return hmac.digest(secret, canonical(what).encode(), "sha256")
+    return hmac.digest(secret, to_canonical_json(what).encode(), "sha256")
 
 
 def order_key(secret: bytes, seed: int) -> bytes:

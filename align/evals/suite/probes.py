@@ -21,8 +21,8 @@ import yaml
 
 from align.core.distribution import require_extra
 from align.core.errors import CorruptFile, InputError, require
-from align.core.files import has_file, read_text, user_path
-from align.core.spec import filled, flag, one_of, written
+from align.core.files import has_file, parse_user_path, read_text
+from align.core.spec import get_choice, get_flag, parse_json_or_text, parse_text
 from align.core.types import Conversation, Document, Message
 from align.data.read.messages import with_default_system
 from align.data.read.records import document_of
@@ -128,7 +128,7 @@ def harness_record(harness: Harness, field: str) -> Input:
             finds, which no digest would cover.
     """
     require_extra("evals", f"{field}.lm_eval", harness.task)
-    folder = user_path(harness.include, f"{field}.include")
+    folder = parse_user_path(harness.include, f"{field}.include")
     require(folder.is_dir(), f"{field}.include", harness.include, "is no folder", HELP)
     beneath = (path for path in folder.rglob("*") if not path.is_dir() and "__pycache__" not in path.parts)
     inside = sorted(path for path in beneath if has_file(path, f"{field}.include", HELP))
@@ -258,11 +258,11 @@ def parsed_probe(task: Mapping[str, Any], at: str) -> Probe | None:
         require(chosen or key not in task, f"{at}.{key}", task.get(key), "is of probe: choice alone", "Drop it.")
     if task.get("probe") is None:
         return None
-    kind = one_of(task, at, "probe", (CHOICE, LOSS))
+    kind = get_choice(task, at, "probe", (CHOICE, LOSS))
     problem = "is of tasks whose answers are checked, and a probe generates none"
     require(task.get("check") is None, f"{at}.check", task.get("check"), problem, "Drop it.")
     require(bool(task.get("path")), f"{at}.path", task.get("path"), "is needed for a probe", "Name a file of rows.")
-    return Probe(kind, one_of(task, at, "norm", [*NORMS], SUM), flag(task, at, "template", False))
+    return Probe(kind, get_choice(task, at, "norm", [*NORMS], SUM), get_flag(task, at, "template", False))
 
 
 def asked_by(row: Row, probe: Probe, id: str, system: str | None) -> tuple[Conversation, ProbeQuestion]:
@@ -299,10 +299,10 @@ def choices_of(row: Row, probe: Probe, id: str) -> tuple[Conversation, Choices]:
         if not isinstance(context, str):
             raise InputError(f"{row.where}, {given[0]}", context, problem, CHOICE_HELP)
         prompt = Conversation((Message("user", context),), id)
-    choices = written(row.data.get("choices")) if row.texts else row.data.get("choices")
+    choices = parse_json_or_text(row.data.get("choices")) if row.texts else row.data.get("choices")
     if not isinstance(choices, list | tuple) or len(choices) < 2:
         raise InputError(f"{row.where}, choices", choices, "is no list of at least two texts", CHOICE_HELP)
-    texts = tuple(filled(each, f"{row.where}, choices[{i}]") for i, each in enumerate(choices))
+    texts = tuple(parse_text(each, f"{row.where}, choices[{i}]") for i, each in enumerate(choices))
     twice = next((text for i, text in enumerate(texts) if text in texts[:i]), None)
     problem = f"has {twice} twice, and equal choices are equally likely"
     require(twice is None, f"{row.where}, choices", choices, problem, "Write each choice once.")

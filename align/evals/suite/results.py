@@ -30,7 +30,7 @@ from align.evals.stats import (
 from align.evals.suite.probes import Choices, figures_of
 from align.evals.suite.systems import System
 from align.evals.suite.tasks import Item
-from align.ops.intervals import Interval, grouped, mean, proportion
+from align.ops.intervals import Interval, average_by_group, mean_interval, proportion_interval
 from align.report import in_words
 from align.report.figure_text import counted, few
 from align.reward.checkers import Checked, accuracy
@@ -261,8 +261,8 @@ def of_system(task: Scored, name: str, level: float) -> dict[str, Any]:
 
 def own_mean(task: Scored, name: str, level: float) -> Interval:
     """A system's mean score, each cluster counted once."""
-    scores = grouped(task.clusters, task.scores(name))[0]
-    return proportion(scores, level=level) if task.role in SHARES else mean(scores, level)
+    scores = average_by_group(task.clusters, task.scores(name))[0]
+    return proportion_interval(scores, level=level) if task.role in SHARES else mean_interval(scores, level)
 
 
 def beside(task: Scored, other: str, level: float) -> dict[str, Any]:

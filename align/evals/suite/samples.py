@@ -27,8 +27,8 @@ from align.evals.suite.systems import System
 from align.evals.text import distinct_n, most_risen
 from align.models.finite_checks import diverged
 from align.models.forward import compute_in_chunks, response_logprobs
-from align.ops.finite import not_finite
-from align.ops.intervals import grouped, mean, proportion
+from align.ops.finite import count_not_finite
+from align.ops.intervals import average_by_group, mean_interval, proportion_interval
 
 MEASURED_AT_ONCE = 32
 SIDES = ("ref", "policy")
@@ -78,7 +78,7 @@ class Sample:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Sample:
         """Return the sample of a line of `samples.jsonl`."""
-        return cls(**{**record, "prompt": tuple(map(Message.of, record["prompt"]))})
+        return cls(**{**record, "prompt": tuple(map(Message.from_dict, record["prompt"]))})
 
 
 def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
@@ -106,7 +106,7 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
 
     def average(values: Sequence[float]) -> NDArray[np.float64]:
         """Return the mean of each prompt's answers."""
-        return grouped(ids, values)[0]
+        return average_by_group(ids, values)[0]
 
     def column(name: str, who: str) -> list[float]:
         return [getattr(s, f"{name}_{who}") for s in samples]
@@ -115,11 +115,11 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
         return {who: float(average(column(name, who)).mean()) for who in SIDES}
 
     ref, policy = (column("score", who) for who in SIDES)
-    gained = mean(average(policy) - average(ref))  # paired: a prompt's difficulty cancels out
-    kl = mean(average([s.kl for s in samples]))
+    gained = mean_interval(average(policy) - average(ref))  # paired: a prompt's difficulty cancels out
+    kl = mean_interval(average([s.kl for s in samples]))
     empty = {who: float(average([not text.strip() for text in texts[who]]).mean()) for who in SIDES}
     return {
-        "win_rate": proportion(average(win_rate(policy, ref).tolist())).as_dict(),
+        "win_rate": proportion_interval(average(win_rate(policy, ref).tolist())).as_dict(),
         role: both("score") | {"difference": gained.as_dict()},
         "kl": kl.value,
         "kl_interval": kl.as_dict(),
@@ -151,7 +151,7 @@ def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout
                 there,
                 MEASURED_AT_ONCE,
             )
-        if count := not_finite(logprobs[system.name]):
+        if count := count_not_finite(logprobs[system.name]):
             problem = f"{count} answers have logprobs that are no numbers under {system.field}"
             raise diverged(problem, None, sampling.dtype_setting)
     return (logprobs[policy.name] - logprobs[ref.name]).tolist()

@@ -139,7 +139,9 @@ def score_by_scorer(scorer: Scorer, title: str, role: str, hides: bool, task: Ta
     answers of the second system, which the first is compared with."""
     prompts = [hide_reasoning(item, hides) for item in task.items]
     read = {
-        name: [with_turns(prompt, answer).answered(answer.text) for prompt, answer in zip(prompts, each, strict=True)]
+        name: [
+            with_turns(prompt, answer).with_answer(answer.text) for prompt, answer in zip(prompts, each, strict=True)
+        ]
         for name, each in task.said.items()
     }
     reference = [*task.said][1]
@@ -353,7 +355,7 @@ def closed_score(items: Sequence[Item], allow_code: AllowCode, judge: Judge | No
     prompts = [hide_reasoning(item, hides) for item in items]
 
     def ask_scorer(texts: Sequence[str]) -> list[float]:
-        return scorer.score([prompt.answered(text) for prompt, text in zip(prompts, texts, strict=True)]).tolist()
+        return scorer.score([prompt.with_answer(text) for prompt, text in zip(prompts, texts, strict=True)]).tolist()
 
     return ClosedScore(ask_scorer, judge.best)
 

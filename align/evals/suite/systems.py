@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from align.core.aliases import NAME, NAMED
+from align.core.aliases import NAME, NAME_REMEDY
 from align.core.errors import InputError, require
 from align.data.read.rows import checked_rows
 from align.data.sources import files_record
@@ -74,7 +74,9 @@ def parsed_systems(given: Any) -> Mapping[str, str | Mapping[str, Any]]:
     require(isinstance(given, Mapping), FIELD, given, "is no mapping from names to systems", HELP)
     found: dict[str, str | Mapping[str, Any]] = {}
     for name, system in given.items():
-        require(isinstance(name, str) and NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAMED)
+        require(
+            isinstance(name, str) and NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAME_REMEDY
+        )
         if isinstance(system, Mapping) and "url" in system:
             right = parsed_endpoint(system, f"{FIELD}.{name}").url != ""  # it says itself what is wrong
         elif isinstance(system, Mapping):

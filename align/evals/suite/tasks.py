@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.core.aliases import NAME, NAMED
+from align.core.aliases import NAME, NAME_REMEDY
 from align.core.errors import InputError, require
-from align.core.spec import known, listed, one_of, whole, written
+from align.core.spec import check_keys, enumerate_list, get_choice, get_integer, parse_json_or_text
 from align.core.types import Conversation, Message
 from align.data.read.messages import with_default_system
 from align.data.read.records import document_of, row_text, shape_column
@@ -26,7 +26,7 @@ from align.evals.text import QUOTED_LETTERS
 from align.reward.checkers import IFEVAL, checks_of, spec_of
 from align.reward.checkers.checked import AllowCode
 from align.run import Artifact, Input
-from align.track import shortened
+from align.track import truncate_text
 
 FIELD = "eval.tasks"
 KEYS = (
@@ -129,7 +129,7 @@ def parsed_tasks(given: Any, allow_code: AllowCode) -> Sequence[Task]:
     if given is None:
         return [Task(JUDGED)]
     found: dict[str, Task] = {}
-    for at, one in listed(given, FIELD, HELP):
+    for at, one in enumerate_list(given, FIELD, HELP):
         task = parsed_task(one, at, allow_code)
         require(task.name not in found, f"{at}.name", task.name, "stands there twice", "Give each a name of its own.")
         found[task.name] = task
@@ -138,16 +138,16 @@ def parsed_tasks(given: Any, allow_code: AllowCode) -> Sequence[Task]:
 
 
 def parsed_task(given: Any, at: str, allow_code: AllowCode) -> Task:
-    task = known(given, at, ("name",), KEYS)
+    task = check_keys(given, at, ("name",), KEYS)
     name, path, check = task["name"], task.get("path") or "", task.get("check")
-    require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAMED)
+    require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAME_REMEDY)
     require(isinstance(path, str), f"{at}.path", path, "is no path", HELP)
-    most = whole(task, at, "prompts", least=1) if task.get("prompts") is not None else None
+    most = get_integer(task, at, "prompts", least=1) if task.get("prompts") is not None else None
     asks = parse_question(task["asks"], f"{at}.asks") if task.get("asks") is not None else ""
     if task.get("set") is not None:
         problem, remedy = "are the prompts that align has, and path names a file of others", "Drop one of the two."
         require(not path, f"{at}.set", task["set"], problem, remedy)
-        path = str(SETS / f"{one_of(task, at, 'set', [*OF_SET])}.jsonl")
+        path = str(SETS / f"{get_choice(task, at, 'set', [*OF_SET])}.jsonl")
         asks = asks or ("" if check is not None else parse_question(OF_SET[task["set"]], f"{at}.asks"))
     if check is not None:
         problem, remedy = "is asked of a judge, and check is a rule that decides alone", "Drop one of the two."
@@ -155,7 +155,7 @@ def parsed_task(given: Any, at: str, allow_code: AllowCode) -> Task:
         checks_of(check, None, f"{at}.check", allow_code=allow_code)
     probe = parsed_probe(task, at)
     problem, remedy = "is asked about answers, and a probe generates none", "Drop one of the two."
-    require(not asks or probe is None, f"{at}.asks", shortened(asks, QUOTED_LETTERS), problem, remedy)
+    require(not asks or probe is None, f"{at}.asks", truncate_text(asks, QUOTED_LETTERS), problem, remedy)
     closed = task.get("closed")
     require(closed is None or isinstance(closed, bool), f"{at}.closed", closed, "is not true or false", "Write true.")
     problem = "is said of answers, and a probe generates none"
@@ -323,7 +323,7 @@ def turns_of(row: Row) -> Sequence[str]:
     Raises:
         InputError: it is no list of texts, or the row has a prompt beside it.
     """
-    given = written(row.data.get("turns")) if row.texts else row.data.get("turns")
+    given = parse_json_or_text(row.data.get("turns")) if row.texts else row.data.get("turns")
     if given is None:
         return [""]
     at, remedy = f"{row.where}, turns", 'Write {"turns": ["What is a fjord?", "And in one word?"]}.'

@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from align.models.fastpath.layers import LowRank, Matrix, stack_a, turn
 from align.models.fastpath.linear import active_adapters, is_lora
-from align.ops.linear import linear, packed
+from align.ops.linear import linear, pack_weight
 
 MAX_COPY = 1 << 30
 """Bytes that a copy of the weights may take."""
@@ -224,7 +224,7 @@ class StackedMatrices(NamedTuple):
 
     @classmethod
     def stack(cls, matrices: Matrices, dtype: torch.dtype, rows: int, copied: bool) -> StackedMatrices:
-        weight = packed(torch.cat([m.weight(dtype) for m in matrices]), rows) if copied else None
+        weight = pack_weight(torch.cat([m.weight(dtype) for m in matrices]), rows) if copied else None
         bias = concatenate_biases(matrices, dtype)
         lows = [m.low for m in matrices if m.low]
         if not lows:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from align.ops.linear import linear, packed
+from align.ops.linear import linear, pack_weight
 
 TILE = 32
 LEAST = 2
@@ -70,13 +70,13 @@ def prepare_product(weight_OI: Tensor, bias_O: Tensor | None, agree: dict[tuple[
     outputs, inputs = weight_OI.shape
     if (outputs, inputs) not in agree:
         agree[outputs, inputs] = rows_agree(inputs, outputs, weight_OI.dtype)
-    return Product(packed(weight_OI, TILE), bias_O, agree[outputs, inputs])
+    return Product(pack_weight(weight_OI, TILE), bias_O, agree[outputs, inputs])
 
 
 def rows_agree(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
     """Return whether rows are the same in products of `LEAST` to `TILE` rows, wherever they stand in them."""
     x, weight = cancelling_pairs(TILE, inputs, outputs, dtype)
-    laid_out = packed(weight, TILE)
+    laid_out = pack_weight(weight, TILE)
     whole = linear(x, laid_out)
     tried = range(LEAST, TILE) if weight.numel() < LARGE else TRIED_ROWS
     anywhere = all(torch.equal(linear(x.roll(by, 0), laid_out), whole.roll(by, 0)) for by in (1, 5, TILE // 2))

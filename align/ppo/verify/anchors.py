@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from align.core.types import Rollout
-from align.ops.gae import gae, token_rewards
+from align.ops.gae import compute_token_rewards, gae
 from align.ops.kl import kl_k1
 from align.ops.losses import policy_loss, value_loss
 from align.ops.moments import Moments
@@ -90,7 +90,7 @@ def check_rewards() -> Anchor:
     mask = torch.tensor([[True, True, False], [True, True, True]])
     policy = torch.tensor([[-1.0, -2.0, 9.0], [-0.5, -1.0, -3.0]], dtype=torch.double)
     reference = torch.tensor([[-1.5, -1.0, 7.0], [-0.5, -2.0, -1.0]], dtype=torch.double)
-    rewards = token_rewards(torch.tensor([2.0, -1.0]), kl_k1(policy, reference), mask, 0.1)
+    rewards = compute_token_rewards(torch.tensor([2.0, -1.0]), kl_k1(policy, reference), mask, 0.1)
     expected = torch.tensor([[-0.05, 2.1, 0.0], [0.0, -0.1, -0.8]], dtype=torch.double)
     off = largest_difference((rewards, expected))
     return Anchor("rewards", "−kl_coef·KL at each token, the score at the last", off, 1e-6)

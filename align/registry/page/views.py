@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote
 
 from markupsafe import Markup, escape
 
-from align.core.errors import InputError, MissingArtifact, readable, require
+from align.core.errors import InputError, MissingArtifact, make_printable, require
 from align.registry.comparison import compare
 from align.registry.formatting import cell, clean, figure, leaves
 from align.registry.index import Index, stamp_of
@@ -128,7 +128,7 @@ def runs_view(index: Index, filters: Filters, now: datetime) -> Markup:
 
 
 def describe_error(error: InputError) -> str:
-    value = readable(clean(str(error.value), longest=200))
+    value = make_printable(clean(str(error.value), longest=200))
     return f"{error.field}={value}: {error.problem.rstrip('.')}. {error.remedy}"
 
 
