@@ -139,7 +139,7 @@ def answer_question(config: Config, stage: str, action: str) -> int:
     Raises:
         AlignError: the user's input, a full disk or an unwritable folder among it.
     """
-    from align.run.files import storage_error
+    from align.run.files import as_storage_error
     from align.stages import load_stage
 
     try:
@@ -149,7 +149,7 @@ def answer_question(config: Config, stage: str, action: str) -> int:
     except StopIteration as end:
         return end.value or 0
     except Exception as error:
-        if user_error := storage_error(error, config.run.root):
+        if user_error := as_storage_error(error, config.run.root):
             raise user_error from error
         raise
 

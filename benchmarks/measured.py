@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, TrainerCallback
 
 from align.data.chat.encode import Encoded
-from align.export.merged import merge
+from align.export.merged import merge_adapter
 from align.models.actors import ModelActor
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.architectures import Route, deciding_settings
@@ -321,7 +321,7 @@ def one_update_of_ppo(folder: Path, route: Route, asked: Asked, scratch: Path) -
 
 def merged_apart(folder: Path, roles: Roles, asked: Asked, scratch: Path) -> str:
     save_adapter(roles.model, scratch / "adapter", Base("small", str(folder), None, ""), "policy")
-    whole = merge(oracle(folder), scratch / "adapter")
+    whole = merge_adapter(oracle(folder), scratch / "adapter")
     beside = PeftModel.from_pretrained(oracle(folder), str(scratch / "adapter")).eval()
     weights = [m.weight for m in oracle(folder).modules() if type(m) is torch.nn.Linear]
     if len({id(w) for w in weights}) < len(weights):

@@ -19,7 +19,7 @@ from align.reward.check import Checks
 from align.reward.checkers import checks_of
 from align.reward.checkers.checked import AllowCode, code_permission
 from align.reward.function import FIELD
-from align.run import Artifact, Base, Input, artifact_in, file_digest, resolve
+from align.run import Artifact, Base, Input, file_digest, load_artifact, resolve
 
 
 def leaves(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -125,7 +125,7 @@ def read_alike(models: Sequence[Artifact], reasoning: str, field: str = "rollout
 def models_of(inputs: Mapping[str, Input]) -> list[Artifact]:
     """The reward models that `reward_inputs` wrote down, in its order."""
     named = {int(name.partition(".")[2] or 0): r for name, r in inputs.items() if re.fullmatch(r"reward(\.\d+)?", name)}
-    return [artifact_in(Path(named[i].path), named[i].ref) for i in sorted(named)]
+    return [load_artifact(Path(named[i].path), named[i].ref) for i in sorted(named)]
 
 
 def on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:

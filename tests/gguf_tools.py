@@ -11,9 +11,9 @@ import transformers
 from transformers import AutoTokenizer
 
 from align.export.adapter import write_adapter
-from align.export.converters import converters_in
-from align.export.gguf import Source, gguf_bases, write_gguf
-from align.export.trained import Trained
+from align.export.converters import find_converters
+from align.export.gguf import GgufSource, write_bases, write_gguf
+from align.export.trained_model import TrainedModel
 from align.models.base import builtin_folder
 from align.models.dequantised import DEQUANTISED, dequantise
 from align.models.load import in_fp32, load_base
@@ -40,18 +40,18 @@ def make_model(folder: Path, architecture: str = "Llama") -> Base:
     return Base(architecture, str(folder), None, model_digest(folder))
 
 
-def source_of(trained: Trained, into: str = DEQUANTISED) -> Source:
+def source_of(trained: TrainedModel, into: str = DEQUANTISED) -> GgufSource:
     def load() -> Any:
         if into == DEQUANTISED:
             model = load_base(trained.base, "qlora", trained.device, trained.dtype)
             return dequantise(model, torch.float32)
         return in_fp32(load_base(trained.base, "lora", trained.device, trained.dtype))
 
-    return Source(BASE, into, load, Path(trained.base.path), trained.tokenizer, converters_in(None))
+    return GgufSource(BASE, into, load, Path(trained.base.path), trained.tokenizer, find_converters(None))
 
 
 def export_gguf(
-    trained: Trained,
+    trained: TrainedModel,
     root: Path,
     into: str = DEQUANTISED,
     quantised: tuple[str, ...] = (),
@@ -67,5 +67,5 @@ def export_gguf(
     for path in (folder, plain):
         path.mkdir(parents=True)
     write_adapter(plain, trained.adapter, BASE, tokenizer=trained.tokenizer, beside=Path(trained.base.path))
-    write_gguf(folder, gguf_bases(bases or root / "bases", source, quantised, python), plain, source)
+    write_gguf(folder, write_bases(bases or root / "bases", source, quantised, python), plain, source)
     return folder

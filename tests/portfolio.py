@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from align.registry.index import Index, asked
+from align.registry.index import Index, query_index
 from align.registry.query import find_runs
 from align.registry.record import Record
 from align.run.digests import file_digest
@@ -96,12 +96,12 @@ def small(root: Path) -> Path:
 
 def records(root: Path, **where: Any) -> list[Record]:
     """What the registry knows of the runs that meet conditions."""
-    return asked(root, lambda index: find_runs(index, where.items(), ["run"], 10_000)[0])
+    return query_index(root, lambda index: find_runs(index, where.items(), ["run"], 10_000)[0])
 
 
 def one(root: Path, ref: str) -> Record:
     """What it knows of one."""
-    record = asked(root, lambda index: index.record(ref))
+    record = query_index(root, lambda index: index.record(ref))
     assert record is not None
     return record
 
@@ -115,5 +115,6 @@ def anew(root: Path) -> list[Record]:
 def refs(root: Path, where: Mapping[str, Any], *sort: str) -> list[str]:
     """The runs that meet conditions."""
     return [
-        one["run"] for one in asked(root, lambda index: find_runs(index, where.items(), sort or ["run"], 10_000)[0])
+        one["run"]
+        for one in query_index(root, lambda index: find_runs(index, where.items(), sort or ["run"], 10_000)[0])
     ]

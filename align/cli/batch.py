@@ -247,11 +247,11 @@ def format_table(swept: Sequence[Mapping[str, str]], results: Sequence[JobResult
 
 def format_comparison(results: Sequence[JobResult]) -> list[str]:
     """Return a line with the page that compares the done jobs of a sweep; nothing for fewer than two."""
-    from align.registry.comparison_page import sweep_page
+    from align.registry.comparison_page import write_sweep_page
 
     folders = [job.folder.absolute() for job in results if job.status in (0, NOT_PASSED) and job.folder]
     try:
-        page = sweep_page(folders)
+        page = write_sweep_page(folders)
     except Exception as error:  # the runs are done, even if there is no page
         return [f"no page that compares them: {error if isinstance(error, AlignError) else repr(error)}"]
     return [f"curves and figures side by side: {display_path(page)}"] if page else []

@@ -25,7 +25,7 @@ from align.config.training import check_ranks
 from align.core.errors import AlignError, InputError, require
 from align.core.files import read_text
 from align.ranks import INTERRUPTED, LOST, NOTES, QUIET, RUN, SPOKEN
-from align.run.folder import ended
+from align.run.folder import record_end
 
 if TYPE_CHECKING:
     from align.config.root import Config
@@ -162,7 +162,7 @@ def find_exit_status(failures: Mapping[int, Any], notes: Path) -> int:
         print(f"align: {message}. Run the same command again to continue", file=sys.stderr)
         if folder := read_note(notes, RUN):
             with suppress(AlignError, OSError):
-                ended(Path(folder), message)
+                record_end(Path(folder), message)
         return 1
     if lost := read_note(notes, LOST):
         print(f"align: {lost}", file=sys.stderr)

@@ -23,8 +23,8 @@ from align.data.read.records import read_documents
 from align.data.sets.published import ROOTS, data_set, described
 from align.data.sets.sides import SIDES
 from align.data.split import divided, question, unasked
-from align.run import Input, files_digest, json_digest, known_digest
-from align.run.artifacts import readable
+from align.run import Input, files_digest, json_digest, lookup_digest
+from align.run.artifacts import try_read_manifest
 from align.run.manifest import FILE, Manifest
 
 MANIFEST = "manifest"
@@ -109,7 +109,7 @@ def data_record(data: DataSource) -> Input:
             json_digest([said["root"], said["shards"]]), path=str(data.path), details={key: said[key] for key in ROOTS}
         )
     if data.name == "chitchat":
-        return Input(known_digest(chitchat.corpus_path()), path=data.path or data.name)
+        return Input(lookup_digest(chitchat.corpus_path()), path=data.path or data.name)
     return files_record(data.path, "data.path")
 
 
@@ -126,7 +126,7 @@ def files_record(given: str | None, field: str) -> Input:
     in their order. Raises: InputError: there are none, or one cannot be read."""
     files = files_of(given or "", field)
     with explain_read_errors(field):
-        return Input(known_digest(files[0]) if len(files) == 1 else files_digest(files), path=given or "")
+        return Input(lookup_digest(files[0]) if len(files) == 1 else files_digest(files), path=given or "")
 
 
 def licence_of(name: str) -> str:
@@ -307,18 +307,18 @@ def ranked_by(given: Input, root: Path) -> tuple[str, ...]:
     """The runs that ranked the rows of a data set: of files, those that published one of them, wherever it lies now; of
     a data set of `stage=data`, those of its sources."""
     if "root" in given.details:
-        made = readable(Path(given.path).parent)
+        made = try_read_manifest(Path(given.path).parent)
         sources = made.inputs.values() if made else ()
         return tuple(dict.fromkeys(run for source in sources for run in source.details.get(RANKED_BY, ())))
     place = parse_user_path(given.path, "data.path").absolute()
     folders = [path.parent for path in sorted(root.glob(f"sample/*/{FILE}"))]
     folders += [parent for parent in place.parents if (parent / FILE).is_file()]  # of another root than this one
-    made = [manifest for folder in folders if (manifest := readable(folder)) and ranks(manifest)]
+    made = [manifest for folder in folders if (manifest := try_read_manifest(folder)) and ranks(manifest)]
     known = {digest: manifest.ref for manifest in made for digest in manifest.outputs.values()}
     digests = [given.digest]  # of a file; several have one over all of them
     if known and (place.is_dir() or has_magic(given.path)):
         with suppress(InputError):  # it is a corpus with the name of a folder
-            digests += map(known_digest, files_of(given.path))
+            digests += map(lookup_digest, files_of(given.path))
     return tuple(dict.fromkeys(known[digest] for digest in digests if digest in known))
 
 

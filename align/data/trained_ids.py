@@ -34,8 +34,8 @@ from align.data.read.content import row_bytes, said_json
 from align.data.sets.ids import SHA256, IdKind, KeyOf, id_of, kind_under, kinds_in, under
 from align.data.sets.published import data_set, leaf
 from align.data.sources import MANIFEST, DataSource
-from align.run import Artifact, known_digest
-from align.run.lineage import Gone, folders_behind
+from align.run import Artifact, lookup_digest
+from align.run.lineage import GoneRun, iter_artifact_ancestors
 
 FILE = "trained_ids.parquet"
 TRAINS = ("sft", "full", "reward", "dpo", "kto", "ppo")
@@ -238,8 +238,8 @@ def seen_by(
         CorruptFile: a run's ids are not those that it published.
     """
     found, unknown = defaultdict[IdKind, set[bytes]](set), list[str]()
-    for manifest, folder in folders_behind(artifact, root):
-        if isinstance(manifest, Gone) or folder is None:
+    for manifest, folder in iter_artifact_ancestors(artifact, root):
+        if isinstance(manifest, GoneRun) or folder is None:
             unknown.append(f"{manifest.ref} is gone: {NOT_KNOWN}")
         elif manifest.stage in stages:
             nameless, plain = add_questions(found, folder / FILE, manifest.outputs.get(FILE, ""))
@@ -259,7 +259,7 @@ def seen_by(
 def add_questions(found: dict[IdKind, set[bytes]], path: Path, digest: str) -> tuple[int, int]:
     """Add the ids of questions in the file of a run, which has this SHA-256. Returns how many rows have no ids, and how
     many ask nothing."""
-    if not path.is_file() or known_digest(path) != digest:
+    if not path.is_file() or lookup_digest(path) != digest:
         problem = "is missing" if not path.is_file() else "is not the file that was published (its sha256 differs)"
         raise CorruptFile("artifact", str(path), problem, "Restore it, or train again with resume=never.")
     nameless = plain = 0

@@ -22,7 +22,7 @@ from align.data.read.content import turns
 from align.data.sources import DataSource, data_record, documents, prompts
 from align.data.trained_ids import TRAINS
 from align.run import Artifact, Manifest
-from align.run.lineage import folders_behind
+from align.run.lineage import iter_artifact_ancestors
 
 USERS = ("user",)
 SPEAKERS = ("user", "assistant", "tool")
@@ -62,7 +62,7 @@ def nearly_trained_on(
     by_run = dict[str, Mapping[int, str]]()
     questions = pa.array([spoken(prompt, USERS) for prompt in asked], pa.string())
     for name, artifact in artifacts.items():
-        for run, _ in folders_behind(artifact, root):
+        for run, _ in iter_artifact_ancestors(artifact, root):
             if not isinstance(run, Manifest) or run.stage not in TRAINS:
                 continue  # of what is gone `seen_by` speaks
             if run.digest not in by_run:

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from align.export.bases import check_base
-from align.export.trained import Trained
+from align.export.trained_model import TrainedModel
 from align.models.adapters import (
     CONFIG_FILE,
     RETRAIN,
@@ -34,7 +34,7 @@ def write_adapter(
     template.
 
     Args:
-        folder: an empty folder, from `align.run.atomic.publish`.
+        folder: an empty folder, from `align.run.atomic.publish_folder`.
         source: folder of a PEFT adapter.
         base: `id`, `revision` and `digest` of the model the adapter was trained on, written to `base.json`: PEFT warns
             about unknown keys in `adapter_config.json`.
@@ -50,7 +50,7 @@ def write_adapter(
     save_tokenizer(tokenizer, folder, beside)
 
 
-def write_lowered(trained: Trained, folder: Path) -> Path:
+def write_lowered(trained: TrainedModel, folder: Path) -> Path:
     """Write a trained adapter as plain LoRA into a folder, which is made if need be.
 
     Raises:
@@ -74,6 +74,6 @@ def write_lowered(trained: Trained, folder: Path) -> Path:
     return folder
 
 
-def rank_of(folder: Path) -> int:
+def read_rank(folder: Path) -> int:
     """Return the rank of an adapter that `write_lowered` wrote."""
     return int(read_json(folder / CONFIG_FILE, RETRAIN)["r"])

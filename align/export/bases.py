@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from align.core.errors import InputError
-from align.export.trained import Trained
+from align.export.trained_model import TrainedModel
 from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED, dequantise, dequantised_beside, dequantised_name
 from align.run.weights import local_base_name
@@ -33,7 +33,7 @@ def check_base(base: Mapping[str, str]) -> None:
         raise InputError("base.id", name or "(empty)", problem, "Give ORG/NAME or a model's name.")
 
 
-def plain_base(trained: Trained, into: str) -> PreTrainedModel:
+def load_plain_base(trained: TrainedModel, into: str) -> PreTrainedModel:
     """Load the base without its adapter, in fp32.
 
     Args:
@@ -44,26 +44,26 @@ def plain_base(trained: Trained, into: str) -> PreTrainedModel:
     return trained.load("lora")
 
 
-def base_folder(trained: Trained, root: Path, dtype: torch.dtype) -> Path | None:
+def find_base_folder(trained: TrainedModel, root: Path, dtype: torch.dtype) -> Path | None:
     """Return the path of the dequantised base in `root`. Returns None if the adapter was trained on plain weights."""
     if trained.kind != "nf4":
         return None
     return root / dequantised_name(trained.base, named_base(trained.base), trained.dtype, dtype)
 
 
-def base_beside(trained: Trained, root: Path, dtype: torch.dtype, write: bool) -> Path | None:
+def prepare_base(trained: TrainedModel, root: Path, dtype: torch.dtype, write: bool) -> Path | None:
     """Return the dequantised base in `root`, and write it if `write` is True and it is missing.
 
     Returns None if the adapter was trained on plain weights, or if the base is missing and `write` is False.
     """
-    folder = base_folder(trained, root, dtype)
+    folder = find_base_folder(trained, root, dtype)
     if folder is None or not (write or folder.is_dir()):
         return None
     name = named_base(trained.base)
     return dequantised_beside(root, trained.base, name, trained.dtype, dtype, trained.device, trained.tokenizer)
 
 
-def link_base(trained: Trained, dequantised_folder: Path | None, folder: Path, home: Path) -> bool:
+def link_base(trained: TrainedModel, dequantised_folder: Path | None, folder: Path, home: Path) -> bool:
     """Make a link to the base in an adapter's export, by the name that its configuration gives the base.
 
     PEFT looks for that name below the working folder, and then on a hub. A base on a hub needs no link.

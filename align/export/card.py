@@ -23,8 +23,8 @@ from align.data.sources import licence_of
 from align.export.bases import check_base
 from align.export.history import SETTINGS
 from align.export.launch import LAUNCH, TEMPLATES
-from align.export.receipt_rows import CHOICES, HEADS, MADE_ANEW, Check, cells, gap_in
-from align.export.trained import Trained
+from align.export.receipt_rows import CHOICES, HEADS, MADE_ANEW, ReceiptCheck, build_cells, find_gap
+from align.export.trained_model import TrainedModel
 from align.models.adapters import adapter_config
 from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED
@@ -82,7 +82,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
             measured on; `sampled`, the sampling settings; `accuracy`, metrics on held-out pairs; `score`, of a reward
             model: the token that its score is read at; `collapse`, the verdict on whether its answers hardly depend on
             the prompt;
-            `receipt`, a list of `align.export.receipt_rows.Check`;
+            `receipt`, a list of `align.export.receipt_rows.ReceiptCheck`;
             `served`, the name in the launch files; `launch`, their names without `.sh`; `modelfile`, True if the export
             has one; `linked`, the base that the export's link leads to, `nf4-dequantised` or `original`;
             `licences`, pairs of source and licence, the base first; `license`, `language`, `tags`; `notes`, a
@@ -115,7 +115,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
         .render(
             values,
             scores="score" in facts,
-            front_matter=front_matter_of(facts),
+            front_matter=build_front_matter(facts),
             kinds=KINDS,
             titles=TITLES,
             identity=[row for row in identity_values.items() if row[1] not in (None, "")],
@@ -125,14 +125,14 @@ def render_card(facts: Mapping[str, Any]) -> str:
                 for run in facts.get("parents", ())
                 if run.get("settings")
             ],
-            pair_figures=[(label, figure_text(accuracy[key])) for key, label in PAIRS.items() if key in accuracy],
+            pair_figures=[(label, format_metric(accuracy[key])) for key, label in PAIRS.items() if key in accuracy],
             few=FEW,
             receipt_headers=HEADS,
-            receipt_rows=cells(checks),
-            gap=gap_in(checks),
+            receipt_rows=build_cells(checks),
+            gap=find_gap(checks),
             choices=CHOICES,
             made_anew=MADE_ANEW,
-            load=load_values(facts, precision),
+            load=build_load_values(facts, precision),
             base_name=local_base_name(base),
             dequantised=DEQUANTISED,
             servers=[(script, server) for script, server in SERVERS.items() if script in facts.get("launch", ())],
@@ -148,7 +148,7 @@ def card_templates() -> Environment:
     environment.filters |= {
         "json": lambda value: Markup(quote_json(value)),
         "code": lambda text: Markup(" ".join(text.replace("`", "'").split())),
-        "figure": figure_text,
+        "figure": format_metric,
         "sentence": lambda text: text[:1].upper() + text[1:],
     }
     return environment
@@ -165,7 +165,7 @@ def quote_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def figure_text(figure: Any) -> str:
+def format_metric(figure: Any) -> str:
     if isinstance(figure, Mapping):
         return in_words(figure, ".4g")
     return str(figure) if isinstance(figure, int) or not math.isfinite(figure) else f"{figure:.4g}"
@@ -183,7 +183,7 @@ def iter_texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
             yield from iter_texts(inner, f"{key}[{i}]")
 
 
-def front_matter_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+def build_front_matter(facts: Mapping[str, Any]) -> dict[str, Any]:
     kind = facts["kind"]
     is_finetune = facts.get("method") == "full" or kind == "merged"
     tags = ["align"]
@@ -208,7 +208,7 @@ def front_matter_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {key: facts[key] for key in ("license", "language") if facts.get(key)}
 
 
-def load_values(facts: Mapping[str, Any], precision: str) -> dict[str, Any]:
+def build_load_values(facts: Mapping[str, Any], precision: str) -> dict[str, Any]:
     """Return the values of the code that loads an export.
 
     An adapter on the base it was trained on is loaded in the dtype of training, as in the receipt. Weights that were
@@ -252,8 +252,8 @@ def load_values(facts: Mapping[str, Any], precision: str) -> dict[str, Any]:
     }
 
 
-def export_facts(
-    trained: Trained, kind: str, folder: Path, name: str, checks: Sequence[Check], dtype: str, into: str
+def collect_export_facts(
+    trained: TrainedModel, kind: str, folder: Path, name: str, checks: Sequence[ReceiptCheck], dtype: str, into: str
 ) -> dict[str, Any]:
     """Return the facts about the export itself, for `render_card`.
 
@@ -265,10 +265,10 @@ def export_facts(
     link = folder / local_base_name(base)
     facts: dict[str, Any] = {}
     if kind != "merged" and trained.adapter is not None:
-        facts["folded"] = folded_scale(adapter_config(trained.adapter, "artifact", alone=True))
+        facts["folded"] = describe_scale(adapter_config(trained.adapter, "artifact", alone=True))
     if link.is_symlink():
         facts["linked"] = "original" if link.resolve() == Path(trained.base.path).resolve() else DEQUANTISED
-    if trained.asked.scores:
+    if trained.prompts.scores:
         facts["score"] = trained.tokenizer.convert_ids_to_tokens(trained.rows[0][-1])
     return facts | {
         "kind": kind,
@@ -285,7 +285,7 @@ def export_facts(
     }
 
 
-def folded_scale(config: Mapping[str, Any]) -> str:
+def describe_scale(config: Mapping[str, Any]) -> str:
     """Return a sentence on the scale that was folded into an adapter's weights, as engines get scale 1. Empty for scale
     1."""
     r = config.get("r")
@@ -299,13 +299,13 @@ def folded_scale(config: Mapping[str, Any]) -> str:
     return f"Its scale, {scale}, is folded into the weights here: alpha is the rank."
 
 
-def licences(data: Sequence[str], base: Base) -> list[tuple[str, str]]:
+def list_licences(data: Sequence[str], base: Base) -> list[tuple[str, str]]:
     """Return the sources of an export with their licences, the base first. A licence is empty if unknown."""
-    base_licence = licence_in(Path(base.path))
+    base_licence = read_licence(Path(base.path))
     return [(f"base {named_base(base)['id']}", base_licence), *((f"data {name}", licence_of(name)) for name in data)]
 
 
-def licence_in(folder: Path) -> str:
+def read_licence(folder: Path) -> str:
     """Return the licence in the front matter of a model's own card. Empty if it states none."""
     card = folder / "README.md"
     text = read_bytes(card, card.name).decode("utf-8", "replace") if has_file(card, card.name) else ""

@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from align.data.chat.fixed_prompts import fixed_texts
-from align.export.adapter import rank_of
-from align.export.engines import VERSION, adapter_on, whole_model
-from align.export.gguf import ADAPTER, F16, F32, check_reading, texts_of, variants_in
-from align.export.receipt_rows import FAIL, Bound, Check
-from align.export.trained import Trained
+from align.export.adapter import read_rank
+from align.export.engines import VERSION, run_adapter, run_model
+from align.export.gguf import ADAPTER, F16, F32, check_tokenization, find_variants, list_texts
+from align.export.receipt_rows import FAIL, Bound, ReceiptCheck
+from align.export.trained_model import TrainedModel
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
 from align.ops.divergence import compute_divergence
@@ -58,9 +58,9 @@ READS_NO_GGUF = "it reads no adapter in GGUF"
 AS_MERGED = "it is asked of export=merged"
 
 
-def adapter_checks(
-    trained: Trained, folder: Path, dequantised: Path | None, kept: str, engines: Engines
-) -> list[Check]:
+def check_adapter(
+    trained: TrainedModel, folder: Path, dequantised: Path | None, kept: str, engines: Engines
+) -> list[ReceiptCheck]:
     """Check an exported adapter on each base that it may be used on.
 
     Args:
@@ -69,61 +69,65 @@ def adapter_checks(
     """
     base = Path(trained.base.path)
     is_nf4 = trained.kind == "nf4"
-    logits = adapter_on(base, folder, trained.asked, trained.device, trained.dtype, quantised=is_nf4)
-    checks = [trained.beside(logits, "adapter", trained.kind, name_of(trained.dtype), EXACT)]
+    logits = run_adapter(base, folder, trained.prompts, trained.device, trained.dtype, quantised=is_nf4)
+    checks = [trained.compare(logits, "adapter", trained.kind, name_of(trained.dtype), EXACT)]
     if not is_nf4:
-        checks.append(vllm_check(trained, base, folder, "original", name_of(trained.dtype), engines))
+        checks.append(check_vllm(trained, base, folder, "original", name_of(trained.dtype), engines))
     else:
         if dequantised is None:
-            checks.append(Check(TRANSFORMERS, "adapter", DEQUANTISED, kept, note=NO_BASE))
-            checks.append(Check(VLLM, note=NO_BASE))
+            checks.append(ReceiptCheck(TRANSFORMERS, "adapter", DEQUANTISED, kept, note=NO_BASE))
+            checks.append(ReceiptCheck(VLLM, note=NO_BASE))
         else:
-            bound = EXACT if kept == "float32" else rounded(trained)
-            logits = adapter_on(dequantised, folder, trained.asked, trained.device)
-            checks.append(trained.beside(logits, "adapter", DEQUANTISED, kept, bound))
-            checks.append(vllm_check(trained, dequantised, folder, DEQUANTISED, kept, engines))
-        checks.append(on_original(trained, folder))
-    return unasked_last([*checks, *trained.without, no_gguf(trained)])
+            bound = EXACT if kept == "float32" else choose_rounding_bound(trained)
+            logits = run_adapter(dequantised, folder, trained.prompts, trained.device)
+            checks.append(trained.compare(logits, "adapter", DEQUANTISED, kept, bound))
+            checks.append(check_vllm(trained, dequantised, folder, DEQUANTISED, kept, engines))
+        checks.append(check_on_original(trained, folder))
+    return sort_checks([*checks, *trained.base_checks, explain_no_gguf(trained)])
 
 
-def merged_checks(
-    trained: Trained, folder: Path, into: str, kept: str, summed: Sequence[Tensor] | None, engines: Engines
-) -> list[Check]:
+def check_merged(
+    trained: TrainedModel, folder: Path, into: str, kept: str, summed: Sequence[Tensor] | None, engines: Engines
+) -> list[ReceiptCheck]:
     """Check a merged or whole model as it lies on disk and, given its logits `summed`, before the cast to `kept`.
 
     Merged into the original weights, a QLoRA adapter makes another model. It is compared with the adapter on these
     weights, and its difference from the trained model is reported.
     """
-    as_trained, truth = expected_logits(trained, into)
-    logits = whole_model(folder, trained.asked, trained.device)
+    as_trained, truth = compute_expected_logits(trained, into)
+    logits = run_model(folder, trained.prompts, trained.device)
     checks = []
     if summed is not None:
         divergence = compute_divergence(truth, summed)
-        checks.append(Check(TRANSFORMERS, BEFORE_CAST, into, "float32", VERSION, divergence, MERGED, shipped=False))
-    bound = MERGED if kept == "float32" else rounded(trained)
+        checks.append(
+            ReceiptCheck(TRANSFORMERS, BEFORE_CAST, into, "float32", VERSION, divergence, MERGED, shipped=False)
+        )
+    bound = MERGED if kept == "float32" else choose_rounding_bound(trained)
     divergence = compute_divergence(truth, logits)
-    checks.append(Check(TRANSFORMERS, whole_name(trained), into, kept, VERSION, divergence, bound))
-    checks.append(vllm_check(trained, folder, None, into, kept, engines, truth))
-    return unasked_last([*checks, *checked_as_loaded(trained, as_trained, logits, into, kept), no_gguf(trained)])
+    checks.append(ReceiptCheck(TRANSFORMERS, name_model(trained), into, kept, VERSION, divergence, bound))
+    checks.append(check_vllm(trained, folder, None, into, kept, engines, truth))
+    return sort_checks(
+        [*checks, *report_differences(trained, as_trained, logits, into, kept), explain_no_gguf(trained)]
+    )
 
 
-def rounded(trained: Trained) -> Bound:
+def choose_rounding_bound(trained: TrainedModel) -> Bound:
     """Return the bound for weights that were saved in fewer bits."""
-    return SCORES if trained.asked.scores else ROUNDED
+    return SCORES if trained.prompts.scores else ROUNDED
 
 
-def whole_name(trained: Trained) -> str:
+def name_model(trained: TrainedModel) -> str:
     """Return the receipt's name for an export as one model."""
     return "model" if trained.adapter is None else "merged"
 
 
-def no_gguf(trained: Trained) -> Check:
+def explain_no_gguf(trained: TrainedModel) -> ReceiptCheck:
     """Return a check that says why llama.cpp did not read this export."""
-    return Check(LLAMA_CPP, note=NO_SCORES if trained.asked.scores else READS_GGUF)
+    return ReceiptCheck(LLAMA_CPP, note=NO_SCORES if trained.prompts.scores else READS_GGUF)
 
 
-def gguf_answer(
-    trained: Trained, base: Path, adapter: Path | None, engines: Engines, precise: bool = False
+def run_llama_cpp(
+    trained: TrainedModel, base: Path, adapter: Path | None, engines: Engines, precise: bool = False
 ) -> Answer | None:
     """Run llama.cpp on GGUF files, a base and an adapter or a whole model. Returns None if it is not installed.
 
@@ -145,14 +149,14 @@ def gguf_answer(
         precise=precise,
         adapter=None if adapter is None else str(adapter),
         rows=[list(row) for row in trained.rows],
-        texts=texts_of(trained.tokenizer, prompts),
+        texts=list_texts(trained.tokenizer, prompts),
     )
-    check_reading(trained.tokenizer, prompts, answer)
+    check_tokenization(trained.tokenizer, prompts, answer)
     return answer
 
 
 @dataclass(frozen=True, slots=True)
-class InF32:
+class F32Measurement:
     """A measurement of the same base and adapter, converted to f32.
 
     Attributes:
@@ -161,17 +165,17 @@ class InF32:
     """
 
     answer: Answer
-    other: str
+    mismatch: str
 
 
-def gguf_checks(
-    trained: Trained,
+def check_gguf(
+    trained: TrainedModel,
     folder: Path,
     into: str,
     engines: Engines,
     first: Answer | None,
-    in_f32: Callable[[], InF32 | None],
-) -> list[Check]:
+    in_f32: Callable[[], F32Measurement | None],
+) -> list[ReceiptCheck]:
     """Check base and adapter, or a whole model, in llama.cpp. Variants in fewer bits are reported without a bound.
 
     Args:
@@ -181,56 +185,58 @@ def gguf_checks(
             ones, the export is right.
     """
     vllm_note = AS_MERGED if trained.adapter is None else READS_NO_GGUF
-    not_run = [Check(OLLAMA, note="its Modelfile is not run"), Check(VLLM, note=vllm_note)]
+    not_run = [ReceiptCheck(OLLAMA, note="its Modelfile is not run"), ReceiptCheck(VLLM, note=vllm_note)]
     if first is None:
-        checks = checked_as_loaded(trained, True, (), into, F16)
-        return [*checks, Check(LLAMA_CPP, note=why_unasked(LLAMA_CPP, engines[LLAMA_CPP])), *not_run]
-    as_trained, truth = expected_logits(trained, into)
+        checks = report_differences(trained, True, (), into, F16)
+        return [*checks, ReceiptCheck(LLAMA_CPP, note=why_unasked(LLAMA_CPP, engines[LLAMA_CPP])), *not_run]
+    as_trained, truth = compute_expected_logits(trained, into)
     adapter = None if trained.adapter is None else folder / ADAPTER
-    what = whole_name(trained) if adapter is None else "adapter"
+    what = name_model(trained) if adapter is None else "adapter"
 
-    def check(answer: Answer, weights: str, bound: Bound | None, note: str = "") -> Check:
-        divergence = compute_divergence(truth, without_padding(answer, truth))
-        return Check(LLAMA_CPP, what, into, weights, answer.version, divergence, bound, note)
+    def check(answer: Answer, weights: str, bound: Bound | None, note: str = "") -> ReceiptCheck:
+        divergence = compute_divergence(truth, strip_padding(answer, truth))
+        return ReceiptCheck(LLAMA_CPP, what, into, weights, answer.version, divergence, bound, note)
 
     checks = [check(first, F16, GGUF)]
     if checks[0].verdict == FAIL and (exact := in_f32()):
-        if exact.other:
-            checks = [replace(checks[0], note=f"{exact.other} is not what was converted")]
+        if exact.mismatch:
+            checks = [replace(checks[0], note=f"{exact.mismatch} is not what was converted")]
         else:
             note = f"{GGUF[0]} misses {GGUF[1]:g} by llama.cpp's rounding: the same numbers in f32 do not"
             f32_check = replace(check(exact.answer, F32, PRECISE), shipped=False)
             checks = [f32_check, check(first, F16, ENGINE, note)]
-    for weights, path in variants_in(folder).items():
-        if weights != F16 and (answer := gguf_answer(trained, path, adapter, engines)):
-            divergence = compute_divergence(trained.logits, without_padding(answer, trained.logits))
-            checks.append(Check(LLAMA_CPP, what if as_trained else "gap", into, weights, answer.version, divergence))
-    logits = without_padding(first, truth)
-    reported = checked_as_loaded(trained, as_trained, logits, into, F16, LLAMA_CPP, first.version)
+    for weights, path in find_variants(folder).items():
+        if weights != F16 and (answer := run_llama_cpp(trained, path, adapter, engines)):
+            divergence = compute_divergence(trained.logits, strip_padding(answer, trained.logits))
+            checks.append(
+                ReceiptCheck(LLAMA_CPP, what if as_trained else "gap", into, weights, answer.version, divergence)
+            )
+    logits = strip_padding(first, truth)
+    reported = report_differences(trained, as_trained, logits, into, F16, LLAMA_CPP, first.version)
     return [*checks, *reported, *not_run]
 
 
-def unasked_last(checks: Sequence[Check]) -> list[Check]:
+def sort_checks(checks: Sequence[ReceiptCheck]) -> list[ReceiptCheck]:
     return sorted(checks, key=lambda check: check.found is None and not check.what)
 
 
-def expected_logits(trained: Trained, into: str) -> tuple[bool, Sequence[Tensor]]:
+def compute_expected_logits(trained: TrainedModel, into: str) -> tuple[bool, Sequence[Tensor]]:
     """Return whether `into` are the weights of training, and the logits that an export on them must have."""
     if into in (trained.kind, DEQUANTISED):
         return True, trained.logits
     assert trained.adapter is not None, "a whole model is merged into nothing"
-    return False, adapter_on(Path(trained.base.path), trained.adapter, trained.asked, trained.device, trained.dtype)
+    return False, run_adapter(Path(trained.base.path), trained.adapter, trained.prompts, trained.device, trained.dtype)
 
 
-def checked_as_loaded(
-    trained: Trained,
+def report_differences(
+    trained: TrainedModel,
     as_trained: bool,
     logits: Sequence[Tensor],
     into: str,
     kept: str,
     engine: str = TRANSFORMERS,
     version: str = VERSION,
-) -> list[Check]:
+) -> list[ReceiptCheck]:
     """Return the checks without a bound: an export on other weights than the trained ones, an adapter on the original
     base, and the base alone.
 
@@ -240,41 +246,41 @@ def checked_as_loaded(
     """
     checks = []
     if not as_trained:
-        checks.append(Check(engine, "gap", into, kept, version, compute_divergence(trained.logits, logits)))
+        checks.append(ReceiptCheck(engine, "gap", into, kept, version, compute_divergence(trained.logits, logits)))
     if trained.adapter and trained.kind == "nf4":
-        checks.append(on_original(trained, trained.adapter))
-    return [*checks, *trained.without]
+        checks.append(check_on_original(trained, trained.adapter))
+    return [*checks, *trained.base_checks]
 
 
-def on_original(trained: Trained, adapter: Path) -> Check:
+def check_on_original(trained: TrainedModel, adapter: Path) -> ReceiptCheck:
     """Check a QLoRA adapter on the original base, which is how most people use it.
 
     It is another model than was trained, so the difference is reported without a bound.
     """
     base = Path(trained.base.path)
-    logits = adapter_on(base, adapter, trained.asked, trained.device, trained.dtype)
-    return trained.beside(logits, "adapter", "original", name_of(trained.dtype), None)
+    logits = run_adapter(base, adapter, trained.prompts, trained.device, trained.dtype)
+    return trained.compare(logits, "adapter", "original", name_of(trained.dtype), None)
 
 
-def vllm_check(
-    trained: Trained,
+def check_vllm(
+    trained: TrainedModel,
     model: Path,
     adapter: Path | None,
     base: str,
     kept: str,
     engines: Engines,
     truth: Sequence[Tensor] | None = None,
-) -> Check:
+) -> ReceiptCheck:
     """Check vLLM on a folder with a model, and an adapter on it, with fp32 sums. Reward models are not checked."""
-    if trained.asked.scores:
-        return Check(VLLM, note=NO_POOLING)
+    if trained.prompts.scores:
+        return ReceiptCheck(VLLM, note=NO_POOLING)
     python = interpreter(VLLM, engines[VLLM], SETTINGS[VLLM])
     if python is None:
-        return Check(VLLM, note=why_unasked(VLLM, engines[VLLM]))
+        return ReceiptCheck(VLLM, note=why_unasked(VLLM, engines[VLLM]))
     truth = trained.logits if truth is None else truth
-    rank = None if adapter is None else rank_of(adapter)
+    rank = None if adapter is None else read_rank(adapter)
     if rank is not None and rank > RANKS[-1]:
-        return Check(VLLM, note=f"it serves adapters of rank {RANKS[-1]} at most")
+        return ReceiptCheck(VLLM, note=f"it serves adapters of rank {RANKS[-1]} at most")
     answer = ask(
         VLLM,
         python,
@@ -284,12 +290,12 @@ def vllm_check(
         rank=None if rank is None else vllm_rank(rank),
         rows=[list(row) for row in trained.rows],
     )
-    what = whole_name(trained) if adapter is None else "adapter"
+    what = name_model(trained) if adapter is None else "adapter"
     bound = PRECISE if kept == "float32" else ROUNDED
-    divergence = compute_divergence(truth, without_padding(answer, truth))
-    return Check(VLLM, what, base, kept, answer.version, divergence, bound)
+    divergence = compute_divergence(truth, strip_padding(answer, truth))
+    return ReceiptCheck(VLLM, what, base, kept, answer.version, divergence, bound)
 
 
-def without_padding(answer: Answer, truth: Sequence[Tensor]) -> list[Tensor]:
+def strip_padding(answer: Answer, truth: Sequence[Tensor]) -> list[Tensor]:
     """Return an engine's logits over the trained model's vocabulary: engines pad theirs."""
     return [logits[:, : expected.shape[1]] for logits, expected in zip(answer.logits, truth, strict=True)]

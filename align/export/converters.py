@@ -24,7 +24,7 @@ from align.core.files import open_binary, parse_user_path
 from align.core.outputs import FOLDER_SEAL, hash_files, refuse_foreign_folder, seal_folder
 from align.rollout.engine_process import last_words, run_quietly
 from align.run import file_digest, json_digest
-from align.run.atomic import publish
+from align.run.atomic import publish_folder
 
 PACKAGE = "llama-cpp-python"
 HF = "convert_hf_to_gguf.py"
@@ -57,7 +57,7 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "align" / "llama.cpp"
 
 
-def converters_in(folder: str | None) -> Path:
+def find_converters(folder: str | None) -> Path:
     """Return the folder with both converters. Raises InputError if they are not there."""
     path = parse_user_path(folder, "export.converters") if folder else default_folder()
     for name in (HF, LORA):
@@ -67,7 +67,7 @@ def converters_in(folder: str | None) -> Path:
     return path
 
 
-def digest_of(converters: Path) -> str:
+def compute_converter_digest(converters: Path) -> str:
     """Return the SHA-256 over the converters' sources, in hex. Other sources may write another file."""
     sources = sorted([converters / HF, converters / LORA, *(converters / "conversion").rglob("*.py")])
     return json_digest([[str(path.relative_to(converters)), file_digest(path)] for path in sources])
@@ -97,7 +97,7 @@ def convert_adapter(converters: Path, adapter: Path, base: Path, target: Path, w
     _run(converters / LORA, ["--base", base, "--outfile", target, "--outtype", weights, adapter], target, base.name)
 
 
-def first_mismatch(converters: Path, exact: Path, rounded: Path) -> str:
+def find_mismatch(converters: Path, exact: Path, rounded: Path) -> str:
     """Compare two GGUF files of one model, in f32 and f16.
 
     Returns the name of the first tensor of the second file that is not the rounded tensor of the first, or "" if all
@@ -143,7 +143,7 @@ def unpack(archive: Path, folder: Path) -> None:
     if folder.is_dir() and hash_files(folder) == {name: sha256(source).hexdigest() for name, source in sources.items()}:
         return  # unpacked before, by any program
     refuse_foreign_folder(folder, FIELD, MOVE_AWAY)
-    with publish(folder, replace=FOLDER_SEAL) as scratch:
+    with publish_folder(folder, replace=FOLDER_SEAL) as scratch:
         for name, source in sources.items():
             (scratch / name).parent.mkdir(parents=True, exist_ok=True)
             (scratch / name).write_bytes(source)

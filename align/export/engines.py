@@ -31,7 +31,7 @@ VERSION = f"{transformers.__version__}, peft {peft.__version__}"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ExportPrompts:
     """The prompts of a check: a language model predicts the next token at each position, a reward model a score.
 
     Attributes:
@@ -48,7 +48,7 @@ class Asked:
 
 
 @torch.no_grad()
-def logits_of(model: Any, rows: Rows) -> list[Tensor]:
+def compute_logits(model: Any, rows: Rows) -> list[Tensor]:
     """Return fp32 logits on the CPU, [S, V] for each row.
 
     Rows are run one at a time, without padding, and by the engine's own forward functions.
@@ -58,7 +58,7 @@ def logits_of(model: Any, rows: Rows) -> list[Tensor]:
         return [model(input_ids=torch.tensor([list(row)], device=device)).logits[0].float().cpu() for row in rows]
 
 
-def picked(logits: Sequence[Tensor], rows: Rows) -> list[list[float]]:
+def pick_logprobs(logits: Sequence[Tensor], rows: Rows) -> list[list[float]]:
     """Return the logprob of each token of a row except the first.
 
     Args:
@@ -72,7 +72,7 @@ def picked(logits: Sequence[Tensor], rows: Rows) -> list[list[float]]:
 
 
 @torch.no_grad()
-def choices_of(model: Any, rows: Rows, pad: int | None) -> list[Tensor]:
+def compute_choices(model: Any, rows: Rows, pad: int | None) -> list[Tensor]:
     """Return a reward model's scores as choices (see `as_choices`), in fp32 on the CPU.
 
     Args:
@@ -93,10 +93,10 @@ def choices_of(model: Any, rows: Rows, pad: int | None) -> list[Tensor]:
         with without_fast_path(model):
             scores.append(model(input_ids=ids_BS, attention_mask=mask_BS).logits[:, 0].float().cpu())
     set_pad(model, old_pad)
-    return [as_choices(torch.cat(scores))]
+    return [scores_as_choices(torch.cat(scores))]
 
 
-def as_choices(scores_N: Tensor) -> Tensor:
+def scores_as_choices(scores_N: Tensor) -> Tensor:
     """Return scores [N] as logits [P, 2] of choices between two texts (Bradley–Terry).
 
     There is one row for each pair of texts, and one for each text beside a text whose score is 0, so that a shift of
@@ -113,22 +113,22 @@ def set_pad(model: Any, pad: int | None) -> None:
         config.pad_token_id = pad
 
 
-def whole_model(folder: Path, asked: Asked, device: torch.device) -> list[Tensor]:
+def run_model(folder: Path, asked: ExportPrompts, device: torch.device) -> list[Tensor]:
     """Run transformers on a folder with a model: weights in their stored dtype, sums in fp32."""
-    model = as_published(folder, device, scores=asked.scores)
+    model = load_published(folder, device, scores=asked.scores)
     if asked.scores:
-        logits = choices_of(model, asked.read, model.config.get_text_config().pad_token_id)
+        logits = compute_choices(model, asked.read, model.config.get_text_config().pad_token_id)
     else:
-        logits = logits_of(model, asked.rows)
+        logits = compute_logits(model, asked.rows)
     del model
     free_memory()
     return logits
 
 
-def adapter_on(
+def run_adapter(
     base: Path,
     adapter: Path,
-    asked: Asked,
+    asked: ExportPrompts,
     device: torch.device,
     dtype: torch.dtype | None = None,
     quantised: bool = False,
@@ -140,9 +140,9 @@ def adapter_on(
         quantised: quantise the base to NF4, from `dtype`.
     """
     head_options = {"num_labels": 1} if asked.scores else {}
-    model = as_published(base, device, dtype, quantised, asked.scores, **head_options)
+    model = load_published(base, device, dtype, quantised, asked.scores, **head_options)
     model = PeftModel.from_pretrained(model, str(adapter)).eval()
-    logits = choices_of(model, asked.read, asked.pad) if asked.scores else logits_of(model, asked.rows)
+    logits = compute_choices(model, asked.read, asked.pad) if asked.scores else compute_logits(model, asked.rows)
     del model
     free_memory()
     return logits
@@ -155,7 +155,7 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def as_published(
+def load_published(
     folder: Path,
     device: torch.device,
     dtype: torch.dtype | None = None,

@@ -23,17 +23,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.core.errors import CorruptFile, InputError
 from align.data.chat.fixed_prompts import fixed_texts
 from align.data.chat.tokens import special_ids
-from align.export.bases import plain_base
-from align.export.converters import convert_adapter, convert_model, digest_of
+from align.export.bases import load_plain_base
+from align.export.converters import compute_converter_digest, convert_adapter, convert_model
 from align.export.engines import free_memory
-from align.export.trained import Trained
+from align.export.trained_model import TrainedModel
 from align.models.adapters import WEIGHTS_FILE
 from align.models.base import named_base
 from align.models.load import name_of, save_tokenizer
 from align.ops.finite import count_not_finite
 from align.rollout.engine_process import LLAMA_CPP, SETTINGS, Answer, ask, version_in
 from align.run import file_digest, json_digest, read_json, write_json
-from align.run.atomic import publish, scratch_folder
+from align.run.atomic import publish_folder, scratch_folder
 from align.run.weights import ABOUT
 
 ADAPTER = "adapter-f16.gguf"
@@ -45,19 +45,19 @@ LARGEST = torch.finfo(torch.float16).max
 """Largest number in f16."""
 
 
-def base_file(weights: str, whole: bool = False) -> str:
+def base_file_name(weights: str, whole: bool = False) -> str:
     """Return the file name of a base beside an adapter, or of a whole model."""
     return f"{'model' if whole else 'base'}-{weights}.gguf"
 
 
-def variants_in(folder: Path) -> dict[str, Path]:
+def find_variants(folder: Path) -> dict[str, Path]:
     """Return weights → file of the variants of a base, or of a whole model, in an export."""
     files = sorted([*folder.glob("base-*.gguf"), *folder.glob("model-*.gguf")], reverse=True)
     return {path.stem.partition("-")[2]: path for path in files}
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class GgufSource:
     """The model that a GGUF base is converted from.
 
     Attributes:
@@ -66,7 +66,7 @@ class Source:
         load: return the model with plain weights in fp32.
         folder: folder of its original tokenizer.
         tokenizer: tokenizer with the chat template of training.
-        converters: see `align.export.converters.converters_in`.
+        converters: see `align.export.converters.find_converters`.
     """
 
     named: Mapping[str, str]
@@ -92,7 +92,7 @@ class Source:
             del model
             free_memory()
             save_tokenizer(self.tokenizer, plain, self.folder)
-            tell_converter(plain, self.tokenizer)
+            configure_converter(plain, self.tokenizer)
             convert_model(self.converters, plain, target, name, weights)
 
     def key(self, *more: Any) -> str:
@@ -105,22 +105,24 @@ class Source:
             str(sorted(tokenizer.special_tokens_map.items())),
             file_digest(pieces) if pieces.is_file() else "",
         ]
-        if new_tokens := added_tokens(tokenizer):
+        if new_tokens := list_added_tokens(tokenizer):
             vocabulary.append(new_tokens)
-        return json_digest([dict(self.named), self.kind, vocabulary, digest_of(self.converters), *more])[:12]
+        return json_digest([dict(self.named), self.kind, vocabulary, compute_converter_digest(self.converters), *more])[
+            :12
+        ]
 
 
-def gguf_source(trained: Trained, into: str, converters: Path) -> Source:
+def make_source(trained: TrainedModel, into: str, converters: Path) -> GgufSource:
     """Return the base of a trained model with the weights `into`: `nf4-dequantised` or `original`.
 
     A whole model is its own base.
     """
     base = named_base(trained.base) | {"quantised_from": name_of(trained.dtype)}
     folder = Path(trained.origin.path)
-    return Source(base, into, lambda: plain_base(trained, into), folder, trained.tokenizer, converters)
+    return GgufSource(base, into, lambda: load_plain_base(trained, into), folder, trained.tokenizer, converters)
 
 
-def tell_converter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+def configure_converter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Add settings that llama.cpp's converter reads, and transformers does not write, to `tokenizer_config.json`.
 
     By default llama.cpp puts a BOS token before every prompt, even if there was none in training: it is set to what the
@@ -130,12 +132,12 @@ def tell_converter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     begins_with_bos = bool(bos) and all(text.startswith(bos) for text, _ in fixed_texts(tokenizer))
     path = folder / "tokenizer_config.json"
     settings: dict[str, Any] = {"add_bos_token": begins_with_bos}
-    if (folder / PIECES).is_file() and (new_tokens := added_tokens(tokenizer)):
+    if (folder / PIECES).is_file() and (new_tokens := list_added_tokens(tokenizer)):
         settings["added_tokens_decoder"] = new_tokens
     write_json(path, read_json(path, "Export again.") | settings)
 
 
-def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
+def list_added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]]:
     """Return the tokens that were added to the tokenizer's vocabulary, by id."""
     tokens = tokenizer.added_tokens_decoder.items()
     return {
@@ -145,7 +147,7 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, Any]
     }
 
 
-def gguf_bases(root: Path, source: Source, quantised: Sequence[str], python: str | None) -> list[Path]:
+def write_bases(root: Path, source: GgufSource, quantised: Sequence[str], python: str | None) -> list[Path]:
     """Write the base into `root` as GGUF files, each in a folder of its own, unless they are there. Returns their
     paths.
 
@@ -157,7 +159,7 @@ def gguf_bases(root: Path, source: Source, quantised: Sequence[str], python: str
         InputError: As `Source.convert`.
         CorruptFile: A file differs from the one that was written.
     """
-    full_file = cached_file(root, source, F16, lambda target: source.convert(target, F16))
+    full_file = cache_file(root, source, F16, lambda target: source.convert(target, F16))
     if python is None:
         return [full_file]
 
@@ -167,17 +169,17 @@ def gguf_bases(root: Path, source: Source, quantised: Sequence[str], python: str
     version = version_in(LLAMA_CPP, python, SETTINGS[LLAMA_CPP])
     files = [full_file]
     for weights in quantised:
-        files.append(cached_file(root, source, weights, partial(quantise, weights=weights), version))
+        files.append(cache_file(root, source, weights, partial(quantise, weights=weights), version))
     return files
 
 
-def cached_file(root: Path, source: Source, weights: str, write: Callable[[Path], None], version: str = "") -> Path:
+def cache_file(root: Path, source: GgufSource, weights: str, write: Callable[[Path], None], version: str = "") -> Path:
     """Write a file into a folder of `root` named by a digest of its sources, unless it is there, and verify its
     SHA-256."""
-    file = base_file(weights)
+    file = base_file_name(weights)
     folder = root / f"{Path(source.named['id']).name}-{source.kind}-gguf-{weights}-{source.key(weights, version)}"
     if not (folder / ABOUT).is_file():
-        with publish(folder, replace=ABOUT) as scratch:
+        with publish_folder(folder, replace=ABOUT) as scratch:
             write(scratch / file)
             write_json(scratch / ABOUT, {**source.named, "kind": source.kind, "sha256": file_digest(scratch / file)})
         return folder / file
@@ -198,7 +200,7 @@ def check_f16(name: str, tensor: Tensor) -> None:
         raise InputError("export", "gguf", problem, "Export it as export=merged.")
 
 
-def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Source) -> None:
+def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: GgufSource) -> None:
     """Write an adapter as GGUF, and link the base's files beside it.
 
     Args:
@@ -206,7 +208,7 @@ def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Sourc
         adapter: folder of a plain LoRA, from `align.export.adapter.write_adapter`.
     """
     for path in bases:
-        linked(path, folder / path.name)
+        link_file(path, folder / path.name)
     for name, tensor in load_file(adapter / WEIGHTS_FILE).items():
         check_f16(f"{name} of the adapter", tensor)
     convert_adapter(source.converters, adapter, source.folder, folder / ADAPTER, F16)
@@ -215,19 +217,19 @@ def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: Sourc
             shutil.copyfile(path, folder / path.name)
 
 
-def write_whole_gguf(folder: Path, files: Sequence[Path], trained: Trained) -> None:
+def write_whole_gguf(folder: Path, files: Sequence[Path], trained: TrainedModel) -> None:
     """Link a whole model's GGUF files into an export, and write its tokenizer, template and `base.json`.
 
     Args:
         files: files from `gguf_bases`.
     """
     for path in files:
-        linked(path, folder / path.name.replace("base-", "model-", 1))
+        link_file(path, folder / path.name.replace("base-", "model-", 1))
     write_json(folder / ABOUT, named_base(trained.origin))
     save_tokenizer(trained.tokenizer, folder, Path(trained.origin.path))
 
 
-def linked(source: Path, target: Path) -> None:
+def link_file(source: Path, target: Path) -> None:
     """Hard-link a file under another name, or copy it if the file system does not support that."""
     try:
         os.link(source, target)
@@ -237,7 +239,7 @@ def linked(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def check_reading(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], answer: Answer) -> None:
+def check_tokenization(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], answer: Answer) -> None:
     """Check that llama.cpp tokenizes text as in training: special tokens, the prompts, and the chat template.
 
     Args:
@@ -248,7 +250,7 @@ def check_reading(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], 
         InputError: It does not.
     """
     remedy = "Export it as export=merged."
-    special = special_tokens(tokenizer)
+    special = list_special_tokens(tokenizer)
     engine_ids = answer.output["tokens"]
     for (text, id), ids in zip(special, engine_ids[: len(special)], strict=True):
         if list(ids) != [id]:
@@ -272,12 +274,12 @@ def check_reading(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], 
             raise InputError(f"{kind}_token", tokenizer.convert_ids_to_tokens(token_id), problem, remedy)
 
 
-def texts_of(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]]) -> list[str]:
+def list_texts(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]]) -> list[str]:
     """Return the texts that llama.cpp tokenizes for `check_reading`."""
-    return [text for text, _ in (*special_tokens(tokenizer), *prompts)]
+    return [text for text, _ in (*list_special_tokens(tokenizer), *prompts)]
 
 
-def special_tokens(tokenizer: Any) -> list[tuple[str, int]]:
+def list_special_tokens(tokenizer: Any) -> list[tuple[str, int]]:
     """Return each special token with its id."""
     ids = sorted(special_ids(tokenizer) | tokenizer.added_tokens_decoder.keys())
     return [(tokenizer.convert_ids_to_tokens(id), id) for id in ids]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.run.lineage import Step
+from align.run.lineage import LineageStep
 from align.run.manifest import Input, Manifest
 
 WITHOUT_CRITIC = {"rloo": "RLOO", "grpo": "GRPO", "reinforce_pp": "REINFORCE++"}
@@ -15,7 +15,7 @@ SETTINGS = ("learning rate", "trained for", "batch", "weights", "besides")
 """Columns of a card's table of runs, behind the run's name."""
 
 
-def parents_of(steps: Sequence[Step]) -> list[dict[str, Any]]:
+def list_parents(steps: Sequence[LineageStep]) -> list[dict[str, Any]]:
     """Return the runs of a lineage for `render_card`, each with its settings if its manifest exists."""
     names = [f"{step.stage}/{step.name}" for step in steps]
     return [
@@ -23,13 +23,13 @@ def parents_of(steps: Sequence[Step]) -> list[dict[str, Any]]:
             "stage": step.stage,
             "name": step.name,
             "digest": step.digest,
-            "settings": settings_of(step.manifest, names[:i]) if step.manifest else {},
+            "settings": describe_settings(step.manifest, names[:i]) if step.manifest else {},
         }
         for i, step in enumerate(steps)
     ]
 
 
-def settings_of(manifest: Manifest, shown_runs: Collection[str] = ()) -> dict[str, str]:
+def describe_settings(manifest: Manifest, shown_runs: Collection[str] = ()) -> dict[str, str]:
     """Describe how a run trained, one text for each of `SETTINGS`. A text is empty if unknown.
 
     Args:
@@ -37,34 +37,34 @@ def settings_of(manifest: Manifest, shown_runs: Collection[str] = ()) -> dict[st
     """
     stage = manifest.config.get("stage", {})
     texts = (
-        rate(stage),
-        duration(manifest.stage, stage, manifest.metrics),
+        describe_learning_rate(stage),
+        describe_duration(manifest.stage, stage, manifest.metrics),
         str(stage.get("batch_size", "")),
-        trained_weights(manifest, shown_runs),
-        besides(manifest.stage, manifest.config),
+        describe_weights(manifest, shown_runs),
+        describe_other_settings(manifest.stage, manifest.config),
     )
     return dict(zip(SETTINGS, texts, strict=True))
 
 
-def trained_weights(manifest: Manifest, shown_runs: Collection[str]) -> str:
+def describe_weights(manifest: Manifest, shown_runs: Collection[str]) -> str:
     """Describe the trained weights. A run that continues an adapter has that adapter's settings."""
     init = manifest.inputs.get("init")
     run = f"{init.stage}/{init.name}" if init and init.whole is False else ""
     if run not in shown_runs:
-        return weights(manifest.config.get("method", {}))
+        return describe_method(manifest.config.get("method", {}))
     if manifest.stage == "reward":
         return f"a copy of the adapter of {run}, and a head of scores"
     return f"the adapter of {run}"
 
 
-def rate(stage: Mapping[str, Any]) -> str:
+def describe_learning_rate(stage: Mapping[str, Any]) -> str:
     if stage.get("lr") is None:
         return ""
     warmup = f", warm-up {stage['warmup']:.0%}" if stage.get("warmup") else ""
     return f"{stage['lr']:g}" + (f", {stage['schedule']}{warmup}" if stage.get("schedule") else "")
 
 
-def duration(name: str, stage: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+def describe_duration(name: str, stage: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """Describe the epochs or updates, the steps, and which step is published if it is not the last."""
     if name == "ppo":
         updates = stage.get("updates")
@@ -83,7 +83,7 @@ def duration(name: str, stage: Mapping[str, Any], metrics: Mapping[str, Any]) ->
     return ", ".join(parts)
 
 
-def weights(method: Mapping[str, Any]) -> str:
+def describe_method(method: Mapping[str, Any]) -> str:
     """Describe the trained weights: the whole model, or the kind of adapter and its layers."""
     if method.get("name") == "full":
         return "all of the model"
@@ -101,18 +101,18 @@ def weights(method: Mapping[str, Any]) -> str:
     return f"{text}, on {layers or 'all linear layers'}"
 
 
-def besides(name: str, config: Mapping[str, Any]) -> str:
+def describe_other_settings(name: str, config: Mapping[str, Any]) -> str:
     """Describe the other settings that decide the result: beta or KL coefficient, estimator, and sampling."""
     stage = config.get("stage", {})
     if name in ("dpo", "kto"):
         loss = stage.get("loss", "sigmoid")
         return f"beta {stage.get('beta')}" + ("" if loss == "sigmoid" else f", loss {loss}")
     if name == "ppo":
-        return f"{estimator(stage)}KL coefficient {stage.get('kl_coef')}; {sampling(config)}"
+        return f"{describe_estimator(stage)}KL coefficient {stage.get('kl_coef')}; {describe_sampling(config)}"
     return "packed rows" if stage.get("packing") else ""
 
 
-def estimator(stage: Mapping[str, Any]) -> str:
+def describe_estimator(stage: Mapping[str, Any]) -> str:
     """Describe how advantages were estimated if there was no critic. Empty otherwise."""
     name = WITHOUT_CRITIC.get(stage.get("advantage", ""))
     if not name:
@@ -121,7 +121,7 @@ def estimator(stage: Mapping[str, Any]) -> str:
     return f"advantages by {name}{f' from {answers} answers to each prompt' if answers > 1 else ''}; "
 
 
-def sampling(config: Mapping[str, Any]) -> str:
+def describe_sampling(config: Mapping[str, Any]) -> str:
     """Describe how answers were sampled, and whether the judge saw their reasoning."""
     rollout = config.get("rollout", {})
     hidden = ", their reasoning hidden from whoever judged them" if rollout.get("reasoning") == "hide" else ""
@@ -129,7 +129,7 @@ def sampling(config: Mapping[str, Any]) -> str:
     return f"answers sampled at temperature {rollout.get('temperature')}, {limit}{hidden}"
 
 
-def measured_on(manifest: Manifest, share: float | None = None) -> str:
+def describe_data(manifest: Manifest, share: float | None = None) -> str:
     """Describe the data that a run measured on.
 
     Args:
@@ -146,7 +146,7 @@ def measured_on(manifest: Manifest, share: float | None = None) -> str:
     return f"the held-out part of {name}" if share is None else f"{share:.0%} of {name}, held out"
 
 
-def system_prompt(steps: Sequence[Step], scores: bool) -> dict[str, str]:
+def find_system_prompt(steps: Sequence[LineageStep], scores: bool) -> dict[str, str]:
     """Return the newest system prompt that `data.system` gave the runs of a lineage. Empty if none had one.
 
     Its `text` and `run` are returned, and as `without` the last run, if that had none.

@@ -11,35 +11,35 @@ from typing import Any
 from torch import Tensor
 
 from align.data.chat.template import contents_as_text
-from align.export.adapter import rank_of, write_lowered
-from align.export.bases import base_beside, base_folder, link_base
-from align.export.checks import InF32, adapter_checks, gguf_answer, gguf_checks, merged_checks
-from align.export.converters import convert_adapter, converters_in, first_mismatch
-from align.export.engines import choices_of, free_memory, logits_of, picked
+from align.export.adapter import read_rank, write_lowered
+from align.export.bases import find_base_folder, link_base, prepare_base
+from align.export.checks import F32Measurement, check_adapter, check_gguf, check_merged, run_llama_cpp
+from align.export.converters import convert_adapter, find_converters, find_mismatch
+from align.export.engines import compute_choices, compute_logits, free_memory, pick_logprobs
 from align.export.gguf import (
     ADAPTER,
     F16,
     F32,
-    Source,
-    base_file,
-    gguf_bases,
-    gguf_source,
-    variants_in,
+    GgufSource,
+    base_file_name,
+    find_variants,
+    make_source,
+    write_bases,
     write_gguf,
     write_whole_gguf,
 )
 from align.export.launch import (
     LAUNCH,
-    Served,
+    ServedBase,
     write_adapter_scripts,
     write_align_script,
     write_llama_script,
     write_model_script,
 )
-from align.export.merged import merged_model, write_merged
-from align.export.ollama import ollama_file
-from align.export.receipt_rows import Check, gap_in
-from align.export.trained import Trained
+from align.export.merged import load_merged_model, write_merged
+from align.export.ollama import build_modelfile
+from align.export.receipt_rows import ReceiptCheck, find_gap
+from align.export.trained_model import TrainedModel
 from align.models.base import named_base
 from align.models.dequantised import cast_weights, weights_dtype
 from align.models.load import DTYPES
@@ -51,7 +51,7 @@ from align.run.weights import adapter_digest, local_base_name
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ExportOptions:
     """Settings of exports.
 
     Attributes:
@@ -73,22 +73,22 @@ class Options:
     engines: Mapping[str, str]
 
 
-def export_adapter(options: Options, trained: Trained, folder: Path) -> list[Check]:
+def export_adapter(options: ExportOptions, trained: TrainedModel, folder: Path) -> list[ReceiptCheck]:
     """Write an adapter as plain LoRA, with its probes and base, and measure it in each engine.
 
     A reward model's adapter has its score head.
     """
     write_lowered(trained, folder)
     if trained.base_logprobs is not None:
-        probes = Probes(trained.rows, picked(trained.logits, trained.rows), trained.base_logprobs)
+        probes = Probes(trained.rows, pick_logprobs(trained.logits, trained.rows), trained.base_logprobs)
         write_probes(folder, probes, adapter_digest(folder), trained.base.digest)
-    return measured_adapter(options, trained, folder, write_base=True)
+    return measure_adapter(options, trained, folder, write_base=True)
 
 
-def export_merged(options: Options, trained: Trained, folder: Path) -> list[Check]:
+def export_merged(options: ExportOptions, trained: TrainedModel, folder: Path) -> list[ReceiptCheck]:
     """Write base and adapter as one model, or a whole model, and measure it before and after the cast to `dtype`."""
-    model = merged_model(trained, options.into)
-    merge_logits = logits_in_memory(trained, model)
+    model = load_merged_model(trained, options.into)
+    merge_logits = compute_merge_logits(trained, model)
     cast_weights(model, DTYPES[options.dtype])
     model.config.dtype = DTYPES[options.dtype]
     write_merged(
@@ -96,36 +96,38 @@ def export_merged(options: Options, trained: Trained, folder: Path) -> list[Chec
     )
     del model
     free_memory()  # before the next model is loaded
-    return merged_checks(trained, folder, options.into, options.dtype, merge_logits, options.engines)
+    return check_merged(trained, folder, options.into, options.dtype, merge_logits, options.engines)
 
 
-def logits_in_memory(trained: Trained, model: Any) -> list[Tensor] | None:
+def compute_merge_logits(trained: TrainedModel, model: Any) -> list[Tensor] | None:
     """Compute the merged model's logits before it is saved. Returns None for a whole model, which has no merge."""
     if trained.adapter is None:
         return None
-    return choices_of(model, trained.rows, None) if trained.asked.scores else logits_of(model, trained.rows)
+    return compute_choices(model, trained.rows, None) if trained.prompts.scores else compute_logits(model, trained.rows)
 
 
-def export_gguf(options: Options, trained: Trained, folder: Path) -> list[Check]:
+def export_gguf(options: ExportOptions, trained: TrainedModel, folder: Path) -> list[ReceiptCheck]:
     """Write base and adapter, or a whole model, as GGUF with a Modelfile, and measure it in llama.cpp."""
-    source = source_for(options, trained)
+    source = load_source(options, trained)
     python = interpreter(LLAMA_CPP, options.engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
-    files = gguf_bases(options.bases, source, options.quantised, python)
+    files = write_bases(options.bases, source, options.quantised, python)
     if trained.adapter is None:
         write_whole_gguf(folder, files, trained)
     else:
         with scratch_folder(folder / ADAPTER) as scratch:  # inside the export, so that a killed one leaves nothing
             write_gguf(folder, files, write_lowered(trained, scratch / "adapter"), source)
-    answer = answer_in(options, trained, folder)
+    answer = ask_llama_cpp(options, trained, folder)
     if answer is not None:
         begins_with_bos = bool(answer.output["begins_with_bos"])
         adapter = None if trained.adapter is None else ADAPTER
-        text = ollama_file(folder, trained.tokenizer, begins_with_bos, base_file(F16, trained.adapter is None), adapter)
+        text = build_modelfile(
+            folder, trained.tokenizer, begins_with_bos, base_file_name(F16, trained.adapter is None), adapter
+        )
         (folder / "Modelfile").write_text(text, encoding="utf-8")
-    return measured_gguf(options, trained, folder, answer)
+    return measure_gguf(options, trained, folder, answer)
 
 
-WRITERS: dict[str, Callable[[Options, Trained, Path], list[Check]]] = {
+WRITERS: dict[str, Callable[[ExportOptions, TrainedModel, Path], list[ReceiptCheck]]] = {
     "adapter": export_adapter,
     "merged": export_merged,
     "gguf": export_gguf,
@@ -133,62 +135,72 @@ WRITERS: dict[str, Callable[[Options, Trained, Path], list[Check]]] = {
 """Kind → function that writes an export into an empty folder and measures it."""
 
 
-def measured_again(options: Options, trained: Trained, folder: Path) -> list[Check]:
+def measure_export(options: ExportOptions, trained: TrainedModel, folder: Path) -> list[ReceiptCheck]:
     """Measure an earlier export again. Its files show its kind."""
-    if F16 in variants_in(folder):
-        return measured_gguf(options, trained, folder, answer_in(options, trained, folder))
+    if F16 in find_variants(folder):
+        return measure_gguf(options, trained, folder, ask_llama_cpp(options, trained, folder))
     if (folder / "config.json").is_file():
         merge_logits = None
         if trained.adapter is not None:
-            merge_logits = logits_in_memory(trained, merged_model(trained, options.into))
+            merge_logits = compute_merge_logits(trained, load_merged_model(trained, options.into))
         free_memory()
-        return merged_checks(trained, folder, options.into, weights_dtype(folder), merge_logits, options.engines)
-    return measured_adapter(options, trained, folder, write_base=False)
+        return check_merged(trained, folder, options.into, weights_dtype(folder), merge_logits, options.engines)
+    return measure_adapter(options, trained, folder, write_base=False)
 
 
-def measured_adapter(options: Options, trained: Trained, folder: Path, write_base: bool) -> list[Check]:
-    base = base_beside(trained, options.bases, DTYPES[options.dtype], write_base) if options.with_base else None
-    return adapter_checks(trained, folder, base, options.dtype, options.engines)
+def measure_adapter(
+    options: ExportOptions, trained: TrainedModel, folder: Path, write_base: bool
+) -> list[ReceiptCheck]:
+    base = prepare_base(trained, options.bases, DTYPES[options.dtype], write_base) if options.with_base else None
+    return check_adapter(trained, folder, base, options.dtype, options.engines)
 
 
-def answer_in(options: Options, trained: Trained, folder: Path) -> Answer | None:
+def ask_llama_cpp(options: ExportOptions, trained: TrainedModel, folder: Path) -> Answer | None:
     """Ask llama.cpp about a GGUF export in f16. Returns None if llama.cpp is not installed."""
     adapter = None if trained.adapter is None else folder / ADAPTER
-    return gguf_answer(trained, folder / base_file(F16, adapter is None), adapter, options.engines)
+    return run_llama_cpp(trained, folder / base_file_name(F16, adapter is None), adapter, options.engines)
 
 
-def measured_gguf(options: Options, trained: Trained, folder: Path, answer: Answer | None) -> list[Check]:
+def measure_gguf(
+    options: ExportOptions, trained: TrainedModel, folder: Path, answer: Answer | None
+) -> list[ReceiptCheck]:
     """Measure a GGUF export.
 
     Args:
         answer: llama.cpp's, on the base in f16; None if it is not installed.
     """
 
-    def measure_in_f32() -> InF32 | None:
+    def measure_in_f32() -> F32Measurement | None:
         with scratch_folder(options.bases / "f32") as scratch:
-            source = source_for(options, trained)
-            base = scratch / base_file(F32)
+            source = load_source(options, trained)
+            base = scratch / base_file_name(F32)
             source.convert(base, F32)
             adapter = None
-            pairs = [(base, folder / base_file(F16, trained.adapter is None))]
+            pairs = [(base, folder / base_file_name(F16, trained.adapter is None))]
             if trained.adapter is not None:
                 adapter = scratch / "adapter.gguf"
                 plain_adapter = write_lowered(trained, scratch / "adapter")
                 convert_adapter(source.converters, plain_adapter, source.folder, adapter, F32)
                 pairs.append((adapter, folder / ADAPTER))
-            mismatch = next((name for pair in pairs if (name := first_mismatch(source.converters, *pair))), "")
-            exact = gguf_answer(trained, base, adapter, options.engines, precise=True)
-            return None if exact is None else InF32(exact, mismatch)
+            mismatch = next((name for pair in pairs if (name := find_mismatch(source.converters, *pair))), "")
+            exact = run_llama_cpp(trained, base, adapter, options.engines, precise=True)
+            return None if exact is None else F32Measurement(exact, mismatch)
 
-    return gguf_checks(trained, folder, options.into, options.engines, answer, measure_in_f32)
-
-
-def source_for(options: Options, trained: Trained) -> Source:
-    return gguf_source(trained, options.into, converters_in(options.converters))
+    return check_gguf(trained, folder, options.into, options.engines, answer, measure_in_f32)
 
 
-def launch_files(
-    options: Options, trained: Trained, kind: str, folder: Path, home: Path, name: str, checks: Sequence[Check]
+def load_source(options: ExportOptions, trained: TrainedModel) -> GgufSource:
+    return make_source(trained, options.into, find_converters(options.converters))
+
+
+def write_launch_files(
+    options: ExportOptions,
+    trained: TrainedModel,
+    kind: str,
+    folder: Path,
+    home: Path,
+    name: str,
+    checks: Sequence[ReceiptCheck],
 ) -> None:
     """Write the files that start an engine on an export, and the link to an adapter's base if that is not on a hub.
 
@@ -197,27 +209,27 @@ def launch_files(
         name: the model's name in requests.
     """
     template = contents_as_text(trained.tokenizer)
-    gap = gap_in(checks)
+    gap = find_gap(checks)
     original = options.into == "original" and trained.adapter is not None
     if kind == "adapter":
         base = named_base(trained.base)
-        dequantised = base_folder(trained, options.bases, DTYPES[options.dtype]) if options.with_base else None
+        dequantised = find_base_folder(trained, options.bases, DTYPES[options.dtype]) if options.with_base else None
         relative_path = os.path.relpath(dequantised, home / LAUNCH) if dequantised is not None else ""
         if link_base(trained, dequantised, folder, home):
             relative_path = f"../{local_base_name(base)}"
-        served_base = Served(base["id"], relative_path, base["revision"], local_base_name(base))
-        write_align_script(folder, name, served_base, trained.asked.scores)
-        if not trained.asked.scores:  # no other engine reads a score head beside an adapter
-            write_adapter_scripts(folder, name, served_base, rank_of(folder), gap, template)
+        served_base = ServedBase(base["id"], relative_path, base["revision"], local_base_name(base))
+        write_align_script(folder, name, served_base, trained.prompts.scores)
+        if not trained.prompts.scores:  # no other engine reads a score head beside an adapter
+            write_adapter_scripts(folder, name, served_base, read_rank(folder), gap, template)
     elif kind == "merged":
-        if not trained.asked.scores:
+        if not trained.prompts.scores:
             write_align_script(folder, name, None)
-        write_model_script(folder, name, gap, original, template, trained.asked.scores)
+        write_model_script(folder, name, gap, original, template, trained.prompts.scores)
     else:
         write_llama_script(folder, name, None if trained.adapter is None else ADAPTER, gap, original)
 
 
-def receipt_facts(options: Options, base: Base, kind: str, artifact: str) -> dict[str, Any]:
+def describe_export(options: ExportOptions, base: Base, kind: str, artifact: str) -> dict[str, Any]:
     """Return the fields of a receipt that describe the export.
 
     Args:

@@ -29,13 +29,13 @@ LONGEST = 64
 """Largest number of characters of a name in `stage.adapters`."""
 
 
-def served_name(*parts: str) -> str:
+def make_served_name(*parts: str) -> str:
     """Return the name that an engine gives an export, of characters that all engines accept."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(part for part in parts if part)).strip("-.")
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedBase:
     """The base that an adapter is served on.
 
     Attributes:
@@ -56,7 +56,7 @@ class Served:
         return self.local_name or self.id
 
 
-def write_align_script(folder: Path, name: str, base: Served | None, scores: bool = False) -> None:
+def write_align_script(folder: Path, name: str, base: ServedBase | None, scores: bool = False) -> None:
     """Write `launch/align.sh` of an adapter's export, or of a merged or whole model.
 
     Args:
@@ -69,7 +69,7 @@ def write_align_script(folder: Path, name: str, base: Served | None, scores: boo
 
 
 def write_adapter_scripts(
-    folder: Path, name: str, base: Served, rank: int, gap: Divergence | None, template: str
+    folder: Path, name: str, base: ServedBase, rank: int, gap: Divergence | None, template: str
 ) -> None:
     """Write `launch/vllm.sh` and `launch/vllm-resolver.sh` of an adapter's export, unless vLLM cannot serve its rank.
 

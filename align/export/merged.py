@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from align.core.errors import InputError
 from align.export.bases import check_base
 from align.export.engines import set_pad
-from align.export.trained import Trained
+from align.export.trained_model import TrainedModel
 from align.models.adapters import WEIGHTS_FILE, Adapter, adapter_state_dict, files_of_adapter, read_adapter
 from align.models.dequantised import (
     DEQUANTISED,
@@ -32,11 +32,11 @@ from align.models.dequantised import (
 from align.models.load import save_tokenizer, skeleton
 from align.models.plain_lora import check_initial, check_plain
 from align.run import Base, model_files, write_json
-from align.run.digests import same_bytes
-from align.run.weights import header
+from align.run.digests import expect_same_bytes
+from align.run.weights import read_header
 
 
-def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Merge an adapter into a freshly loaded base, and remove all traces of quantisation.
 
     A 4-bit base is dequantised first. Each sum W + B·A·scale is computed in fp32, one layer at a time, and rounded
@@ -62,7 +62,7 @@ def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = Non
     dtype = dtype or model.dtype
     if getattr(model, "is_loaded_in_4bit", False):
         model = model.dequantize(dtype=model.dtype)  # its default is the dtype of the checkpoint
-    with same_bytes(files_of_adapter(adapter), "adapter", adapter.name):
+    with expect_same_bytes(files_of_adapter(adapter), "adapter", adapter.name):
         wrapped = _attach(model, adapter, settings)
     for layer in (m for m in wrapped.modules() if isinstance(m, LoraLayer)):
         module: Any = layer
@@ -83,7 +83,7 @@ def merge(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | None = Non
     return merged.eval()
 
 
-def merged_model(trained: Trained, into: str) -> PreTrainedModel:
+def load_merged_model(trained: TrainedModel, into: str) -> PreTrainedModel:
     """Load what was trained as one model, in fp32. A whole model is returned as it is.
 
     Args:
@@ -93,9 +93,9 @@ def merged_model(trained: Trained, into: str) -> PreTrainedModel:
         As `merge`.
     """
     base = trained.load(trained.method if into == DEQUANTISED else "lora")
-    model = base if trained.adapter is None else merge(base, trained.adapter, torch.float32)
-    if trained.asked.scores:
-        set_pad(model, trained.asked.pad)
+    model = base if trained.adapter is None else merge_adapter(base, trained.adapter, torch.float32)
+    if trained.prompts.scores:
+        set_pad(model, trained.prompts.pad)
     return model
 
 
@@ -111,7 +111,7 @@ def write_merged(
     """Write a model so that plain `AutoModelForCausalLM.from_pretrained` loads it.
 
     Args:
-        folder: an empty folder, from `align.run.atomic.publish`.
+        folder: an empty folder, from `align.run.atomic.publish_folder`.
         model: result of `merge`.
         base: `id`, `revision` and `digest` of the model it grew from, written to `base.json`.
         beside: the base's folder, see `align.models.load.save_tokenizer`.
@@ -128,7 +128,7 @@ def _check_mergeable(model: PreTrainedModel, adapter: Adapter) -> None:
     if getattr(model, "peft_config", None):
         raise ValueError("the base already carries adapters: merge into a fresh load")
     refuse_repacked(model)
-    _check_untied(tied_in(model), adapter)
+    _check_untied(find_tied_weights(model), adapter)
 
 
 def check_untied(base: Base, adapter: Adapter) -> None:
@@ -138,13 +138,13 @@ def check_untied(base: Base, adapter: Adapter) -> None:
     compares them.
     """
     model = skeleton(base)
-    tied = set() if model is None else tied_in(model)
-    stored = [name for path in model_files(Path(base.path), displayed=base.id) for name in header(path)]
+    tied = set() if model is None else find_tied_weights(model)
+    stored = [name for path in model_files(Path(base.path), displayed=base.id) for name in read_header(path)]
     if not all(any(key.endswith(f"{name.rpartition('.')[2]}.weight") for key in stored) for name in tied):
         _check_untied(tied, adapter)
 
 
-def tied_in(model: PreTrainedModel) -> set[str]:
+def find_tied_weights(model: PreTrainedModel) -> set[str]:
     """Return the names of embedding and head if they share one weight, else an empty set."""
     embedding = model.get_input_embeddings()
     head = model.get_output_embeddings()

@@ -28,7 +28,7 @@ SYSTEM, ASKED, ANSWERED, AGAIN = (f"\ue000{i}\ue001" for i in range(4))
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
+class TemplatePieces:
     """The text around each turn of a conversation.
 
     Attributes:
@@ -58,7 +58,7 @@ class Pieces:
         return text + self.due
 
 
-def pieces_of(render: Render) -> Pieces | None:
+def find_pieces(render: Render) -> TemplatePieces | None:
     """Return the pieces of a chat template. Returns None if it does more, such as trim, date or count turns."""
     question = render([("user", ASKED)], False)
     answered = render([("user", ASKED), ("assistant", ANSWERED)], False)
@@ -80,7 +80,7 @@ def pieces_of(render: Render) -> Pieces | None:
     if with_system is not None and SYSTEM in with_system and with_system.endswith(user_head + ASKED + user_tail):
         head_of_system, _, tail = with_system.partition(SYSTEM)
         tail_of_system = tail[: len(tail) - len(user_head + ASKED + user_tail)]
-    pieces = Pieces(
+    pieces = TemplatePieces(
         head,
         head_of_system,
         tail_of_system,
@@ -98,26 +98,30 @@ def pieces_of(render: Render) -> Pieces | None:
     return pieces
 
 
-def go_template(pieces: Pieces, bos: str) -> str:
+def build_go_template(pieces: TemplatePieces, bos: str) -> str:
     """Return the pieces as Go's `text/template`, over Ollama's `.System` and `.Messages`.
 
     Args:
         bos: text that the engine itself puts before every prompt, which is left out here.
     """
-    head = literal(pieces.head.removeprefix(bos))
+    head = escape_literal(pieces.head.removeprefix(bos))
     if pieces.head_of_system is not None:
-        system = literal(pieces.head_of_system.removeprefix(bos)) + "{{ .System }}" + literal(pieces.tail_of_system)
+        system = (
+            escape_literal(pieces.head_of_system.removeprefix(bos))
+            + "{{ .System }}"
+            + escape_literal(pieces.tail_of_system)
+        )
         head = f"{{{{ if .System }}}}{system}{{{{ else }}}}{head}{{{{ end }}}}"
     user, user_tail = pieces.user
     assistant, assistant_tail = pieces.assistant
     return (
-        f'{head}{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{literal(user)}{{{{ .Content }}}}'
-        f'{literal(user_tail)}{{{{ else if eq .Role "assistant" }}}}{literal(assistant)}{{{{ .Content }}}}'
-        f"{literal(assistant_tail)}{{{{ end }}}}{{{{ end }}}}{literal(pieces.due)}"
+        f'{head}{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{escape_literal(user)}{{{{ .Content }}}}'
+        f'{escape_literal(user_tail)}{{{{ else if eq .Role "assistant" }}}}{escape_literal(assistant)}{{{{ .Content }}}}'
+        f"{escape_literal(assistant_tail)}{{{{ end }}}}{{{{ end }}}}{escape_literal(pieces.due)}"
     )
 
 
-def literal(text: str) -> str:
+def escape_literal(text: str) -> str:
     """Return a text as Go template and Modelfile both read it.
 
     Characters that begin an action in Go, end the Modelfile's string or are dropped by its parser become a string
@@ -130,7 +134,7 @@ def literal(text: str) -> str:
     return "".join(escaped)
 
 
-def quotable(stop: str) -> bool:
+def is_quotable(stop: str) -> bool:
     """Return whether a Modelfile can hold a text between quotes: its parser knows no escapes."""
     return stop.isprintable() and '"' not in stop
 
@@ -141,7 +145,7 @@ READ = (
 )
 
 
-def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, adapter: str | None) -> str:
+def build_modelfile(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, adapter: str | None) -> str:
     """Return the text of a Modelfile.
 
     Args:
@@ -158,8 +162,8 @@ def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, 
     lines = ["# ollama create NAME -f Modelfile && ollama run NAME", *READ, f"FROM ./{base}"]
     if adapter is not None:
         lines.append(f"ADAPTER ./{adapter}")
-    if (pieces := pieces_of(render_turns)) is not None:
-        template = go_template(pieces, (tokenizer.bos_token or "") if begins_with_bos else "")
+    if (pieces := find_pieces(render_turns)) is not None:
+        template = build_go_template(pieces, (tokenizer.bos_token or "") if begins_with_bos else "")
         lines.append(f'TEMPLATE """{template}"""')
     else:
         lines.append("# No TEMPLATE: the chat template is more than what stands around each turn. Ollama guesses one.")
@@ -167,6 +171,6 @@ def ollama_file(folder: Path, tokenizer: Any, begins_with_bos: bool, base: str, 
     if (folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(folder)
     stops = [tokenizer.convert_ids_to_tokens(id) for id in stop_token_ids(tokenizer, generation)]
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops if quotable(stop)]
-    lines += [f"# No stop for {stop!a}, which this file cannot say." for stop in stops if not quotable(stop)]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops if is_quotable(stop)]
+    lines += [f"# No stop for {stop!a}, which this file cannot say." for stop in stops if not is_quotable(stop)]
     return "\n".join(lines) + "\n"

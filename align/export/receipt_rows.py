@@ -33,7 +33,7 @@ UNCHECKED = "not checked"
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class ReceiptCheck:
     """The result of one engine on one base.
 
     Attributes:
@@ -83,7 +83,7 @@ class Check:
         return asdict(self) | {"found": divergence, "verdict": self.verdict, "name": self.name}
 
 
-def first_measured(checks: Iterable[Check], shipped: bool) -> Check | None:
+def find_measured(checks: Iterable[ReceiptCheck], shipped: bool) -> ReceiptCheck | None:
     """Return the first check that has a bound and was measured.
 
     Args:
@@ -92,25 +92,25 @@ def first_measured(checks: Iterable[Check], shipped: bool) -> Check | None:
     return next((c for c in checks if c.found is not None and c.bound is not None and c.shipped == shipped), None)
 
 
-def differences_of(checks: Sequence[Check]) -> dict[str, Any]:
+def summarize_differences(checks: Sequence[ReceiptCheck]) -> dict[str, Any]:
     """Return the differences of the shipped files and of the weights before the cast from the trained model.
 
     Each includes the name of its check. An unmeasured one is None.
     """
 
-    def figures(check: Check | None) -> dict[str, Any] | None:
+    def figures(check: ReceiptCheck | None) -> dict[str, Any] | None:
         return None if check is None or check.found is None else {"check": check.name, **check.found.as_dict()}
 
-    shipped = figures(first_measured(checks, shipped=True))
-    return {"shipped": shipped, "before_cast": figures(first_measured(checks, shipped=False))}
+    shipped = figures(find_measured(checks, shipped=True))
+    return {"shipped": shipped, "before_cast": figures(find_measured(checks, shipped=False))}
 
 
-def accepting(checks: Sequence[Check], names: Sequence[str]) -> list[Check]:
+def mark_accepted(checks: Sequence[ReceiptCheck], names: Sequence[str]) -> list[ReceiptCheck]:
     """Return the checks, with those of these names marked as accepted."""
     return [replace(check, accepted=check.name in names) for check in checks]
 
 
-def require_passed(checks: Iterable[Check]) -> None:
+def require_passed(checks: Iterable[ReceiptCheck]) -> None:
     """Raise InputError if a bound was missed and is not accepted."""
     failed = [check for check in checks if check.verdict == FAIL]
     if failed:
@@ -124,7 +124,7 @@ def require_passed(checks: Iterable[Check]) -> None:
         raise InputError("export", f"{len(failed)} of the receipt's bounds missed", "; ".join(missed), remedy)
 
 
-def require_asked(checks: Sequence[Check], accept: Sequence[str], require: Sequence[str]) -> None:
+def require_engines(checks: Sequence[ReceiptCheck], accept: Sequence[str], require: Sequence[str]) -> None:
     """Raise InputError if an accepted name is not of a check with a bound, or a required engine did not run."""
     names = dict.fromkeys(check.name for check in checks if check.bound is not None)
     for name in accept:
@@ -138,14 +138,14 @@ def require_asked(checks: Sequence[Check], accept: Sequence[str], require: Seque
             raise InputError("export.require", engine, problem, remedy)
 
 
-def gap_in(checks: Iterable[Check]) -> Divergence | None:
+def find_gap(checks: Iterable[ReceiptCheck]) -> Divergence | None:
     """Return the difference of an adapter on the original weights from the trained model. None if it was trained on
     them."""
     fields = (TRANSFORMERS, "adapter", "original", None)
     return next((c.found for c in checks if (c.engine, c.what, c.base, c.bound) == fields), None)
 
 
-def agreeing(receipt: dict[str, Any], checks: Sequence[Check], skipped: Container[str] = ()) -> None:
+def check_agreement(receipt: dict[str, Any], checks: Sequence[ReceiptCheck], skipped: Container[str] = ()) -> None:
     """Compare a receipt with checks that were made again.
 
     Args:
@@ -176,7 +176,7 @@ def agreeing(receipt: dict[str, Any], checks: Sequence[Check], skipped: Containe
         elif divergence is None:
             problem = "the receipt claims what was not measured here"
         elif not isinstance(claimed, dict) or not all(
-            close(claimed.get(key), getattr(divergence, key), slack) for key in ("kl", "top1", "max_logprob")
+            is_close(claimed.get(key), getattr(divergence, key), slack) for key in ("kl", "top1", "max_logprob")
         ):
             problem = "the receipt claims another result than was measured again"
         else:
@@ -184,7 +184,7 @@ def agreeing(receipt: dict[str, Any], checks: Sequence[Check], skipped: Containe
         raise CorruptFile(RECEIPT, name, problem, remedy)
 
 
-def close(claimed: Any, measured: float, slack: float) -> bool:
+def is_close(claimed: Any, measured: float, slack: float) -> bool:
     """Return whether two values are equal except for rounding on another machine."""
     return isinstance(claimed, float | int) and abs(claimed - measured) <= max(1e-4, slack * abs(measured))
 
@@ -200,7 +200,7 @@ CHOICES = (
 HEADS = ("engine", "what", "base", "weights", "max logprob difference", "KL", "same top token", "verdict")
 
 
-def cells(checks: Iterable[Check]) -> list[tuple[str, ...]]:
+def build_cells(checks: Iterable[ReceiptCheck]) -> list[tuple[str, ...]]:
     """Return the rows of a table below `HEADS`, with differences in nats."""
     rows = []
     for check in checks:
@@ -217,6 +217,6 @@ def cells(checks: Iterable[Check]) -> list[tuple[str, ...]]:
     return rows
 
 
-def as_text(checks: Iterable[Check]) -> str:
+def as_text(checks: Iterable[ReceiptCheck]) -> str:
     """Return the checks as a table for a terminal."""
-    return "\n".join(align_columns([HEADS, *cells(checks)]))
+    return "\n".join(align_columns([HEADS, *build_cells(checks)]))

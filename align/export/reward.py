@@ -25,7 +25,7 @@ REASONED = ("<think>\nThe product first.\n</think>\n\n72.", "72.\n</think>\n\nTh
 """Answers that many templates split: one with reasoning, and one with an end of reasoning that never began."""
 
 
-def fixed_conversations(tokenizer: Any, longest: int = LONGEST) -> list[Conversation]:
+def make_test_conversations(tokenizer: Any, longest: int = LONGEST) -> list[Conversation]:
     """Return conversations of the fixed prompts, each with the next one's first turn as its answer, and of `REASONED`.
 
     Conversations that the chat template refuses, or that are too long, are left out.
@@ -40,12 +40,12 @@ def fixed_conversations(tokenizer: Any, longest: int = LONGEST) -> list[Conversa
         roles = ("user", "assistant") * len(texts)
         conversation = Conversation(tuple(map(Message, roles[: len(texts)], texts)))
         with suppress(InputError):
-            if len(judged(tokenizer, [conversation])[0]) <= min(LONGEST, longest):
+            if len(encode_as_trained(tokenizer, [conversation])[0]) <= min(LONGEST, longest):
                 conversations.append(conversation)
     return conversations
 
 
-def judged(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
+def encode_as_trained(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
     """Return token ids as training read them: each row ends where the score is read."""
     stops = stop_token_ids(tokenizer)
     rows = []
@@ -55,26 +55,26 @@ def judged(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[i
     return rows
 
 
-def as_chats(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
+def encode_as_chats(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
     """Return token ids as other programs read them, by transformers' own `apply_chat_template`."""
     options: dict[str, Any] = {"sanitize_control_tokens": True, "return_dict": True}
     return [list(tokenizer.apply_chat_template(c.as_dicts(), **options)["input_ids"]) for c in conversations]
 
 
-def for_scoring(tokenizer: Any, conversations: Sequence[Conversation]) -> Any:
+def make_scoring_tokenizer(tokenizer: Any, conversations: Sequence[Conversation]) -> Any:
     """Return a copy of a reward model's tokenizer for other programs.
 
     Args:
         conversations: result of `fixed_conversations`.
     """
     copied = for_others(tokenizer)
-    ends = {*stop_token_ids(tokenizer), *(row[-1] for row in judged(tokenizer, conversations))}
-    copied.pad_token = pad_beside(tokenizer, ends)
-    copied.chat_template = ending_at_score(tokenizer, conversations)
+    ends = {*stop_token_ids(tokenizer), *(row[-1] for row in encode_as_trained(tokenizer, conversations))}
+    copied.pad_token = choose_pad_token(tokenizer, ends)
+    copied.chat_template = cut_chat_template(tokenizer, conversations)
     return copied
 
 
-def pad_beside(tokenizer: Any, ends: set[int]) -> str | None:
+def choose_pad_token(tokenizer: Any, ends: set[int]) -> str | None:
     """Return a special token to pad with that ends no text. Returns None if every token ends some text.
 
     Without one, other programs can score only one text at a time.
@@ -85,7 +85,7 @@ def pad_beside(tokenizer: Any, ends: set[int]) -> str | None:
     return None if pad is None else tokenizer.convert_ids_to_tokens(pad)
 
 
-def ending_at_score(tokenizer: Any, conversations: Sequence[Conversation]) -> str:
+def cut_chat_template(tokenizer: Any, conversations: Sequence[Conversation]) -> str:
     """Return the chat template without the text that it writes behind the last answer, where the score would move
     to."""
     template = tokenizer.chat_template

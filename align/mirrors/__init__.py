@@ -47,7 +47,7 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class MirroredRun:
     """A run as a service sees it.
 
     Attributes:
@@ -101,20 +101,30 @@ class Mirror(Protocol):
         ...
 
 
-class Unmirrored(Exception):
+class MirrorUnsupported(Exception):
     """Error of a request that the service does not support. Its text is the reason."""
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield nested mappings as pairs of a dotted key and a value."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-__all__ = ["Artifact", "Guarded", "Mirror", "Table", "Unmirrored", "Watched", "named", "opened", "require_installed"]
+__all__ = [
+    "Artifact",
+    "GuardedMirror",
+    "Mirror",
+    "MirrorUnsupported",
+    "MirroredRun",
+    "Table",
+    "open_mirror",
+    "require_installed",
+    "set_alias",
+]
 
 
 def require_installed(service: str) -> None:
@@ -122,37 +132,37 @@ def require_installed(service: str) -> None:
     require_extra(service, "track", service)
 
 
-def opened(service: str, run: Watched) -> Guarded:
+def open_mirror(service: str, run: MirroredRun) -> GuardedMirror:
     """Return the mirror of a run. It is begun or resumed at the service when there is something to show."""
-    inputs = {name: masked_artifact(input) for name, input in run.inputs.items()}
+    inputs = {name: mask_artifact(input) for name, input in run.inputs.items()}
     masked_run = replace(run, config=mask_tree(run.config, redact), inputs=inputs)
-    return Guarded(service, lambda: importlib.import_module(f"align.mirrors.{service}").opened(masked_run))
+    return GuardedMirror(service, lambda: importlib.import_module(f"align.mirrors.{service}").open_run(masked_run))
 
 
-def named(service: str, project: str, root: Path, alias: str, artifact: Artifact | None) -> str:
+def set_alias(service: str, project: str, root: Path, alias: str, artifact: Artifact | None) -> str:
     """Set an alias at a service. Without an artifact the alias is removed.
 
     Returns a line about the result. A failure of the service raises nothing.
     """
     try:
-        importlib.import_module(f"align.mirrors.{service}").named(project, root, alias, artifact)
-    except Unmirrored as error:
+        importlib.import_module(f"align.mirrors.{service}").set_alias(project, root, alias, artifact)
+    except MirrorUnsupported as error:
         return f"track={service}: @{alias} is not mirrored: {error}"
     except Exception as error:
-        return f"track={service}: @{alias} is not mirrored: {as_text(error)}"
+        return f"track={service}: @{alias} is not mirrored: {describe_error(error)}"
     return f"track={service}: @{alias} is mirrored"
 
 
-def masked_artifact(artifact: Artifact) -> Artifact:
+def mask_artifact(artifact: Artifact) -> Artifact:
     return replace(artifact, ref=redact(artifact.ref), facts=mask_tree(artifact.facts, redact))
 
 
-def as_text(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return an error of a service on one line, masked."""
     return redact(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
-class Guarded:
+class GuardedMirror:
     """A mirror whose failures stop nothing: it is off after the first one. Steps that the service has are not sent
     again."""
 
@@ -189,7 +199,7 @@ class Guarded:
     def publish(self, artifact: Artifact) -> None:
         self.begin()
         if mirror := self._mirror:
-            self._try(lambda: mirror.publish(masked_artifact(artifact)))
+            self._try(lambda: mirror.publish(mask_artifact(artifact)))
 
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
         if not failed:
@@ -207,5 +217,5 @@ class Guarded:
             with suppress(Exception):  # if the service still answers, it should not wait for the run
                 if mirror:
                     mirror.finish({}, failed=True)
-            problem = f"align: track={self.service} is off from here on: {as_text(error)}"
+            problem = f"align: track={self.service} is off from here on: {describe_error(error)}"
             print(f"{problem}\nalign: the run goes on; its own files have everything", file=sys.stderr)

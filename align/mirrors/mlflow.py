@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from align.mirrors import Artifact, Table, Unmirrored, Watched, flat
+from align.mirrors import Artifact, MirroredRun, MirrorUnsupported, Table, flatten
 
 ID = "align.id"
 """Tag of a run."""
@@ -27,11 +27,11 @@ DATASET_DIGEST = 36
 """MLflow's limit of characters of a data set's digest."""
 
 
-def opened(run: Watched) -> Mlflow:
+def open_run(run: MirroredRun) -> Mlflow:
     return Mlflow(run)
 
 
-def client_of(root: Path) -> tuple[Any, str]:
+def make_client(root: Path) -> tuple[Any, str]:
     """Return a client of the store, and the place for files of a new experiment, which a server decides itself."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # otherwise it reports usage
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # an unreachable server must not delay a run
@@ -51,9 +51,9 @@ def client_of(root: Path) -> tuple[Any, str]:
 class Mlflow:
     """A run at MLflow, by a client of its own, so that MLflow reads neither the command line nor the checkout."""
 
-    def __init__(self, run: Watched) -> None:
+    def __init__(self, run: MirroredRun) -> None:
         self._project = run.project
-        self._client, location = client_of(run.root)
+        self._client, location = make_client(run.root)
         experiment = self._client.get_experiment_by_name(run.project)
         if experiment:
             experiment_id = experiment.experiment_id
@@ -69,10 +69,10 @@ class Mlflow:
             self.last = -1
             self._log_settings(run)
 
-    def _log_settings(self, run: Watched) -> None:
+    def _log_settings(self, run: MirroredRun) -> None:
         from mlflow.entities import Param
 
-        params = [Param(name_of(key), str(value)[:LONGEST]) for key, value in flat(run.settings)]
+        params = [Param(clean_name(key), str(value)[:LONGEST]) for key, value in flatten(run.settings)]
         for start in range(0, len(params), MOST):
             self._client.log_batch(self._id, params=params[start : start + MOST])
         self._log_datasets(run.inputs.items())
@@ -91,7 +91,7 @@ class Mlflow:
     def log(self, step: int, figures: Mapping[str, Any], tables: Mapping[str, Table]) -> None:
         from mlflow.entities import RunTag
 
-        self._client.log_batch(self._id, metrics_of(figures, step), tags=[RunTag(STEP, str(step))])
+        self._client.log_batch(self._id, make_metrics(figures, step), tags=[RunTag(STEP, str(step))])
         for name, table in tables.items():
             columns = {"step": [step] * len(table.rows)}
             columns |= {column: [row[i] for row in table.rows] for i, column in enumerate(table.columns)}
@@ -105,34 +105,36 @@ class Mlflow:
         if not self._client.search_registered_models(f"name = '{self._project}'"):
             self._client.create_registered_model(self._project)
         tags = {DIGEST: artifact.digest, "align.run": artifact.ref}
-        tags |= {f"align.{name_of(key)}": str(value)[:LONGEST] for key, value in flat(artifact.facts)}
+        tags |= {f"align.{clean_name(key)}": str(value)[:LONGEST] for key, value in flatten(artifact.facts)}
         source = str(artifact.folder and artifact.folder.resolve())
         self._client.create_model_version(self._project, source, self._id, tags=tags, await_creation_for=0)
 
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
-        self._client.log_batch(self._id, metrics_of({f"result/{k}": v for k, v in flat(figures)}, max(self.last, 0)))
+        self._client.log_batch(
+            self._id, make_metrics({f"result/{k}": v for k, v in flatten(figures)}, max(self.last, 0))
+        )
         self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
 
 
-def metrics_of(figures: Mapping[str, Any], step: int) -> list[Any]:
+def make_metrics(figures: Mapping[str, Any], step: int) -> list[Any]:
     from mlflow.entities import Metric
 
     now_ms = int(time.time() * 1000)
-    numbers = {name_of(key): float(value) for key, value in figures.items() if isinstance(value, int | float)}
+    numbers = {clean_name(key): float(value) for key, value in figures.items() if isinstance(value, int | float)}
     return [Metric(name, value, now_ms, step) for name, value in numbers.items()]
 
 
-def name_of(key: str) -> str:
+def clean_name(key: str) -> str:
     """Return a key with the characters and length that MLflow accepts."""
     return re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)[:250]
 
 
-def named(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
+def set_alias(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
     """Set an alias of the project's registered model, whose versions are the artifacts of runs.
 
     If MLflow lacks the alias's new artifact, the alias is removed, so that it does not refer to the old one.
     """
-    client, _ = client_of(root)
+    client, _ = make_client(root)
     has_model = bool(client.search_registered_models(f"name = '{project}'"))
     if has_model and artifact:
         versions = client.search_model_versions(f"name = '{project}' and tags.`{DIGEST}` = '{artifact.digest}'")
@@ -143,4 +145,4 @@ def named(project: str, root: Path, alias: str, artifact: Artifact | None) -> No
     if has_model:
         client.delete_registered_model_alias(project, alias)
     if artifact is not None:
-        raise Unmirrored(f"MLflow does not have {artifact.ref}, which was made without track=mlflow")
+        raise MirrorUnsupported(f"MLflow does not have {artifact.ref}, which was made without track=mlflow")

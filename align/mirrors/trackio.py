@@ -11,12 +11,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from align.mirrors import COLLECTIONS, Artifact, Table, Unmirrored, Watched, flat
+from align.mirrors import COLLECTIONS, Artifact, MirroredRun, MirrorUnsupported, Table, flatten
 
 SERVER_VARIABLES = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 
-def opened(run: Watched) -> Trackio:
+def open_run(run: MirroredRun) -> Trackio:
     return Trackio(run)
 
 
@@ -24,14 +24,14 @@ def is_local() -> bool:
     return not any(os.environ.get(name) for name in SERVER_VARIABLES)
 
 
-def trackio_in(root: Path) -> Any:
+def import_trackio(root: Path) -> Any:
     """Import trackio with its folder among the runs. It reads the variable once, at its import."""
     folder = os.environ.setdefault("TRACKIO_DIR", str(root.resolve() / "trackio"))
     import trackio
     from trackio.utils import TRACKIO_DIR
 
     if str(TRACKIO_DIR) != folder:
-        raise Unmirrored(f"this process writes to {TRACKIO_DIR} already")
+        raise MirrorUnsupported(f"this process writes to {TRACKIO_DIR} already")
     return trackio
 
 
@@ -55,8 +55,8 @@ def suppress_output() -> Iterator[None]:
 class Trackio:
     """A run at trackio. Its name ends with the run's id, because trackio resumes runs by their names."""
 
-    def __init__(self, run: Watched) -> None:
-        self._trackio = trackio_in(run.root)
+    def __init__(self, run: MirroredRun) -> None:
+        self._trackio = import_trackio(run.root)
         with suppress_output():
             self._run = self._trackio.init(
                 run.project,
@@ -98,18 +98,18 @@ class Trackio:
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
         with suppress_output():
             if figures:
-                self._run.log({f"result/{name}": value for name, value in flat(figures)})
+                self._run.log({f"result/{name}": value for name, value in flatten(figures)})
             self._trackio.finish()  # the run's own finish() would be called again at exit
 
 
-def named(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
+def set_alias(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
     """Set an alias of a version of the project's `models`."""
     if artifact is None:
-        raise Unmirrored("trackio takes no alias away, and has it where it was")
+        raise MirrorUnsupported("trackio takes no alias away, and has it where it was")
     if not is_local():
-        raise Unmirrored("trackio moves aliases in its local folder only")
-    storage = trackio_in(root).SQLiteStorage
+        raise MirrorUnsupported("trackio moves aliases in its local folder only")
+    storage = import_trackio(root).SQLiteStorage
     version = storage.resolve_artifact_version(project, COLLECTIONS["model"], artifact.alias)
     if version is None:
-        raise Unmirrored(f"trackio does not have {artifact.ref}, which was made without track=trackio")
+        raise MirrorUnsupported(f"trackio does not have {artifact.ref}, which was made without track=trackio")
     storage.reassign_alias(project, version["artifact_id"], alias, version["version_id"])

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from align.core.files import read_text
-from align.mirrors import COLLECTIONS, Artifact, Table, Unmirrored, Watched
+from align.mirrors import COLLECTIONS, Artifact, MirroredRun, MirrorUnsupported, Table
 
 TYPES = {"model": "model", "data": "dataset"}
 
 
-def opened(run: Watched) -> Wandb:
+def open_run(run: MirroredRun) -> Wandb:
     return Wandb(run)
 
 
 def start_run(folder: Path, **options: Any) -> Any:
     """Start a wandb run that writes below `folder`. It is offline unless a key is configured, to avoid a login."""
-    mode: Any = mode_of()
+    mode: Any = choose_mode()
     if mode == "offline":
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # otherwise it connects even offline
     import wandb
@@ -29,15 +29,15 @@ def start_run(folder: Path, **options: Any) -> Any:
     return wandb.init(dir=str(folder.resolve()), mode=mode, reinit="finish_previous", settings=settings, **options)
 
 
-def mode_of() -> str:
+def choose_mode() -> str:
     return os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
 
 
 class Wandb:
     """A run at wandb. Offline, each process of the run writes a folder of its own under the run's id."""
 
-    def __init__(self, run: Watched) -> None:
-        resume = "allow" if run.resumed and mode_of() == "online" else None  # not supported offline
+    def __init__(self, run: MirroredRun) -> None:
+        resume = "allow" if run.resumed and choose_mode() == "online" else None  # not supported offline
         name = run.ref.replace(":", "/", 1)
         self._run = start_run(run.folder, project=run.project, name=name, id=run.id, resume=resume, config=run.settings)
         self._step_file = run.folder / "wandb" / f"{run.id}.step"  # offline, wandb does not read its own files
@@ -55,14 +55,14 @@ class Wandb:
         self._step_file.write_text(str(step))
 
     def publish(self, artifact: Artifact) -> None:
-        self._run.log_artifact(reference_to(artifact), aliases=[artifact.alias])
+        self._run.log_artifact(make_reference(artifact), aliases=[artifact.alias])
 
     def finish(self, figures: Mapping[str, Any], failed: bool) -> None:
         self._run.summary.update(dict(figures))
         self._run.finish(exit_code=int(failed))
 
 
-def reference_to(artifact: Artifact) -> Any:
+def make_reference(artifact: Artifact) -> Any:
     """Return wandb's object for an artifact: the path and hash of each file, without their contents."""
     import wandb
 
@@ -72,10 +72,10 @@ def reference_to(artifact: Artifact) -> Any:
     return reference
 
 
-def named(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
+def set_alias(project: str, root: Path, alias: str, artifact: Artifact | None) -> None:
     """Log a run of one artifact with the alias. To wandb, the same files are the same version."""
     if artifact is None:
-        raise Unmirrored("wandb takes an alias away only on its own page")
+        raise MirrorUnsupported("wandb takes an alias away only on its own page")
     run = start_run(root, project=project, name=f"@{alias}", job_type="promote")
-    run.log_artifact(reference_to(artifact), aliases=[artifact.alias, alias])
+    run.log_artifact(make_reference(artifact), aliases=[artifact.alias, alias])
     run.finish()

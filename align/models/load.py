@@ -42,16 +42,16 @@ from align.ops.linear import has_bf16_products
 from align.run import (
     Artifact,
     Base,
-    linked_folder,
+    is_out_of_memory,
+    link_files,
+    list_unhashed_files,
     model_config,
     model_files,
-    out_of_memory,
     read_json,
-    unhashed,
     write_json,
 )
-from align.run.digests import matching, same_bytes
-from align.run.weights import TOKENIZER, header, weight_files
+from align.run.digests import expect_same_bytes, match_files
+from align.run.weights import TOKENIZER, read_header, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -198,7 +198,7 @@ def load_base(
         if path.suffix == ".safetensors":  # the file is checked, because NF4 turns nan into a number
             check_file(path, "model.path", base.id, "Download or save the model again.", weights_dtype)
     with explain_errors(partial(unloadable, base)):
-        with same_bytes(files, "model.path", base.id, base.digest), linked_folder(files) as folder:
+        with expect_same_bytes(files, "model.path", base.id, base.digest), link_files(files) as folder:
             model, loaded = head.from_pretrained(
                 str(folder),
                 output_loading_info=True,
@@ -230,7 +230,7 @@ def explain_errors(explain: Callable[[Exception], InputError]) -> Iterator[None]
     except AlignError:
         raise
     except Exception as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise explain(error) from error
 
@@ -279,7 +279,7 @@ def head_names(base: Base, names: Collection[str]) -> set[str]:
     stored = {
         name: tuple(tensor.get("shape", ()))
         for path in weight_files(Path(base.path))
-        for name, tensor in header(path).items()
+        for name, tensor in read_header(path).items()
         if name in names and isinstance(tensor, dict)
     }
     return {name for name, shape in stored.items() if shape in shapes and not name.startswith(backbone)}
@@ -340,9 +340,9 @@ def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
     def explain(error: Exception) -> InputError:
         return refuse(f"its tokenizer does not load ({summarize_error(error)[:160]})", put_there)
 
-    with explain_errors(explain), same_bytes(matching(place, TOKENIZER), "model.path", base.id):
+    with explain_errors(explain), expect_same_bytes(match_files(place, TOKENIZER), "model.path", base.id):
         tokenizer = AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
-    if hidden := unhashed(place, tokenizer.vocab_files_names.values()):
+    if hidden := list_unhashed_files(place, tokenizer.vocab_files_names.values()):
         problem = f"its tokenizer is read from files that no digest names ({', '.join(hidden)} in {place})"
         raise refuse(problem, "Save the tokenizer as tokenizer.json with chat_template.jinja, and remove the others.")
     longest = tokenizer.model_max_length
@@ -420,7 +420,7 @@ def describe(base: Base) -> Description:
         InputError: transformers cannot read them.
     """
     with explain_errors(partial(unloadable, base)):
-        with linked_folder(model_files(Path(base.path), displayed=base.id)) as folder:
+        with link_files(model_files(Path(base.path), displayed=base.id)) as folder:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
             named = (folder / GENERATION_CONFIG_NAME).is_file()
             file = GENERATION_CONFIG_NAME if named else CONFIG_NAME  # as transformers does, whose classes know defaults

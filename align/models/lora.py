@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.core.errors import InputError
-from align.run import json_object
+from align.run import read_json_object
 from align.run.weights import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def saved_settings(folder: Path) -> dict[str, Any]:
     Raises:
         CorruptFile: its configuration cannot be read.
     """
-    saved = json_object(folder / ADAPTER_CONFIG, "init", "Train or download the adapter again.")
+    saved = read_json_object(folder / ADAPTER_CONFIG, "init", "Train or download the adapter again.")
     targets = saved.get("target_modules")
     return {
         "r": saved.get("r"),

@@ -196,7 +196,7 @@ def write_plain(
     read: in a fixed order, the base by name and revision.
 
     Args:
-        folder: an empty one, of `align.run.atomic.publish`.
+        folder: an empty one, of `align.run.atomic.publish_folder`.
         source: a PEFT adapter's folder.
         base: `id`, `revision` and `digest` of the model the adapter was trained on.
         initial: see `convert_to_plain`; needed where `init_lora_weights` is one of `REPEATABLE`.

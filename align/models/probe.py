@@ -21,7 +21,7 @@ from align.models.forward import (
     route_of,
     without_generation_config,
 )
-from align.run import Base, out_of_memory
+from align.run import Base, is_out_of_memory
 
 EXACT = 1e-2
 ROUNDED = 0.25
@@ -46,7 +46,7 @@ def probe(model: Any, base: Base) -> None:
     except InputError:
         raise
     except Exception as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         problem = f"it cannot be asked for logits of two rows ({type(error).__name__}: {first})"

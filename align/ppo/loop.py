@@ -56,7 +56,7 @@ from align.ppo.workers import Answers, Workers
 from align.rollout.engine import cut_answers, generator_for
 from align.rollout.strip_reasoning import empty_answers
 from align.run import Run
-from align.run.checkpoints import newest_checkpoint, step_of, write_checkpoint
+from align.run.checkpoints import find_newest_checkpoint, parse_step, write_checkpoint
 from align.track import Clock, Tracker, last_updates, select_updates, show_progress
 
 MEANS = ("score", "kl", "length", "eos_rate", "empty_rate", "entropy", "equal_groups")
@@ -98,9 +98,9 @@ def train_policy(
     groups = [{"params": roles.parameters_of(role)} for role in roles.trainable]
     optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     workers, moments = calibrate(workers, settings)
-    checkpoint = newest_checkpoint(run)
+    checkpoint = find_newest_checkpoint(run)
     state = restore_state(checkpoint, roles, optimiser) if checkpoint else PpoState(settings.kl_coef, moments)
-    done = step_of(checkpoint)
+    done = parse_step(checkpoint)
     tripped: dict[str, str] = {}
     suspicious: list[tuple[Conversation, list[Candidate]]] = []
     started = None

@@ -15,12 +15,12 @@ from typing import Any
 
 from align.core.errors import CorruptFile, InputError, MissingArtifact, require_schema_version
 from align.core.outputs import refuse_foreign_file
-from align.registry.differences import RUNS, made_from, settings_of
-from align.registry.formatting import cell, clean, csv_of, leaves, value_at
-from align.registry.record import MOVED, UNREADABLE, Record, altered_in, finite, number
+from align.registry.differences import RUNS, describe_inputs, get_settings
+from align.registry.formatting import clean_text, format_cell, get_value, iter_leaves, to_csv
+from align.registry.record import MOVED, UNREADABLE, Record, describe_alteration, get_number, to_strict_json
 from align.report.figure_labels import by_weight
 from align.report.figure_text import align_columns, counted, flattened, is_interval, one_line
-from align.run.files import json_object, write_json
+from align.run.files import read_json_object, write_json
 from align.run.manifest import read_manifest
 
 SEED = "seed"
@@ -38,7 +38,7 @@ FIGURES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ComparisonRow:
     """Runs that differ only in their seed.
 
     Attributes:
@@ -74,12 +74,12 @@ class Comparison:
         apart: number of settings that only some of the stages have.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     keys: tuple[str, ...]
     inputs: frozenset[str]
     scores: tuple[str, ...]
     figures: tuple[str, ...]
-    apart: int
+    left_out: int
 
     @property
     def stages(self) -> list[str]:
@@ -103,7 +103,7 @@ def compare(root: Path, records: Sequence[Record], asked: Sequence[str] = ()) ->
             raise InputError(RUNS, record["run"], f"cannot be read: {record['error']}", "Leave it out.")
         manifest = read_manifest(root / record["folder"])
         # The result of a run depends on its settings, its inputs by digest, and the code.
-        settings.append(finite(settings_of(manifest) | made_from(record) | {CODE: manifest.code[:8]}))
+        settings.append(to_strict_json(get_settings(manifest) | describe_inputs(record) | {CODE: manifest.code[:8]}))
     all_keys = list(dict.fromkeys(key for values in settings for key in values))
     common = all_keys
     if len({record["stage"] for record in records}) > 1:
@@ -121,47 +121,49 @@ def compare(root: Path, records: Sequence[Record], asked: Sequence[str] = ()) ->
     metrics = [record["metrics"] for record in records if record["status"] == "done"]
     moved = ""
     if metrics:
-        common_measures = (key for key in MOVED if all(number(values.get(key)) is not None for values in metrics))
+        common_measures = (key for key in MOVED if all(get_number(values.get(key)) is not None for values in metrics))
         moved = next(common_measures, "")
     rows = []
     for group in groups.values():
         row_records = sorted((records[i] for i in group), key=lambda record: record["seed"])
-        by_seed = {record["seed"]: figures_of(record, asked, moved) for record in once_a_seed(row_records)}
+        by_seed = {record["seed"]: collect_figures(record, asked, moved) for record in keep_first_per_seed(row_records)}
         row_settings = {key: settings[group[0]].get(key) for key in keys if key != SEED}
-        rows.append(Row(tuple(row_records), row_settings, by_seed, figures_over([*by_seed.values()])))
+        rows.append(ComparisonRow(tuple(row_records), row_settings, by_seed, average_figures([*by_seed.values()])))
     scores = tuple(asked)
     if not scores:
         names: list[str] = [record["score"]["name"] for record in records if record.get("score")]
         scores = tuple(dict.fromkeys([*names, moved] if moved else names))
-    inputs = frozenset(key for record in records for key in made_from(record))
-    return Comparison(tuple(rows), tuple(keys), inputs, scores, telling(rows, scores), len(all_keys) - len(common))
+    inputs = frozenset(key for record in records for key in describe_inputs(record))
+    return Comparison(
+        tuple(rows), tuple(keys), inputs, scores, select_figures(rows, scores), len(all_keys) - len(common)
+    )
 
 
-def better_low(name: str) -> bool | None:
+def is_better_low(name: str) -> bool | None:
     """Return whether a metric is better low. Returns None if unknown."""
     name = name.removeprefix("metrics.").removeprefix("cost.").removesuffix(".value")
     low, high = (name.startswith(prefixes) for prefixes in (LOW, HIGH))
     return low if low != high else None
 
 
-def once_a_seed(records: Sequence[Record]) -> list[Record]:
+def keep_first_per_seed(records: Sequence[Record]) -> list[Record]:
     """Return the first run of each seed: a repeated run says nothing about the spread over seeds."""
     return list({record["seed"]: record for record in reversed(records)}.values())[::-1]
 
 
-def figures_of(record: Record, asked: Sequence[str], moved: str) -> dict[str, Any]:
+def collect_figures(record: Record, asked: Sequence[str], moved: str) -> dict[str, Any]:
     """Return the metrics of a run that are numbers or intervals."""
     cost = {name: record["cost"][name] for name in COST}
     if asked:
-        figures = {key: value_at(record, key) for key in asked} | {moved: record["metrics"].get(moved), **cost}
+        figures = {key: get_value(record, key) for key in asked} | {moved: record["metrics"].get(moved), **cost}
     else:
         figures = {**dict(flattened(record["metrics"])), **cost}
         for name in ("peak_rss_mb", "peak_gpu_mb", "predicted_peak_mb"):  # covered by the cost
             figures.pop(name, None)
-    return {name: value for name, value in figures.items() if number(value) is not None}
+    return {name: value for name, value in figures.items() if get_number(value) is not None}
 
 
-def figures_over(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def average_figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the metrics of a row.
 
     For several runs these are means over the runs that have the metric, with intervals by Student's t. `n` is the
@@ -171,15 +173,15 @@ def figures_over(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return dict(runs[0])
     figures: dict[str, Any] = {}
     for name in dict.fromkeys(name for run in runs for name in run):
-        values = [value_of(run[name]) for run in runs if name in run]
+        values = [get_figure_value(run[name]) for run in runs if name in run]
         are_equal = len({*values}) == 1 and len(values) == len(runs)
-        figures[name] = values[0] if are_equal else mean_of(name, values)
+        figures[name] = values[0] if are_equal else average_values(name, values)
         if len(values) < len(runs):
             figures[name]["n"] = len(values)
     return figures
 
 
-def mean_of(name: str, values: Sequence[float]) -> dict[str, Any]:
+def average_values(name: str, values: Sequence[float]) -> dict[str, Any]:
     """Return the mean over several seeds with its interval. That of a share is cut to 0 and 1."""
     from align.ops.intervals import mean_interval  # it needs NumPy
 
@@ -192,28 +194,28 @@ def mean_of(name: str, values: Sequence[float]) -> dict[str, Any]:
     return {"value": estimate.value, "low": low, "high": high}
 
 
-def value_of(figure: Any) -> float:
+def get_figure_value(figure: Any) -> float:
     """Return the number of a metric, without its interval."""
     return figure["value"] if isinstance(figure, Mapping) else figure
 
 
-def telling(rows: Sequence[Row], scores: Sequence[str]) -> tuple[str, ...]:
+def select_figures(rows: Sequence[ComparisonRow], scores: Sequence[str]) -> tuple[str, ...]:
     """Return the metrics besides the scores that differ between rows and that every row with metrics has."""
     all_figures = [row.figures for row in rows if row.figures]
     if not all_figures:
         return ()
     common = [name for name in all_figures[0] if name not in scores and all(name in values for values in all_figures)]
-    differing = [name for name in common if len({value_of(values[name]) for values in all_figures}) > 1]
+    differing = [name for name in common if len({get_figure_value(values[name]) for values in all_figures}) > 1]
     return (
         *(name for name in by_weight(differing) if name not in COST),
         *(name for name in COST if name in differing),
     )
 
 
-def shown_settings(compared: Comparison) -> list[dict[str, str]]:
+def format_settings(compared: Comparison) -> list[dict[str, str]]:
     """Return each row's settings and seeds as text. An input has no digest if its name identifies it."""
     rows = [
-        {key: cell(value) for key, value in row.settings.items()} | {SEED: ", ".join(map(str, row.seeds))}
+        {key: format_cell(value) for key, value in row.settings.items()} | {SEED: ", ".join(map(str, row.seeds))}
         for row in compared.rows
     ]
     for key in compared.inputs.intersection(compared.keys):
@@ -234,15 +236,15 @@ def as_lines(compared: Comparison, width: int | None = None) -> Iterator[str]:
         width: columns of the terminal, which limit the number of further metrics; None for no limit.
     """
     count = min(FIGURES, len(compared.figures))
-    lines = [*align_columns(table_cells(compared, count))]
+    lines = [*align_columns(build_cells(compared, count))]
     while count and width is not None and max(map(len, lines)) > width:
         count -= 1
-        lines = [*align_columns(table_cells(compared, count))]
+        lines = [*align_columns(build_cells(compared, count))]
     yield from lines
-    yield from notes(compared, len(compared.figures) - count)
+    yield from iter_notes(compared, len(compared.figures) - count)
 
 
-def table_cells(compared: Comparison, count: int) -> list[list[str]]:
+def build_cells(compared: Comparison, count: int) -> list[list[str]]:
     """Return the cells of the table: its head, and one line per row.
 
     Args:
@@ -251,35 +253,38 @@ def table_cells(compared: Comparison, count: int) -> list[list[str]]:
     unfinished = any(row.records[0]["status"] != "done" for row in compared.rows)
     figures = [*compared.scores, *compared.figures[:count]]
     lines = [["run", *(["status"] if unfinished else []), *compared.keys, *figures]]
-    for row, settings in zip(compared.rows, shown_settings(compared), strict=True):
+    for row, settings in zip(compared.rows, format_settings(compared), strict=True):
         more = f" +{len(row.runs) - 1}" if len(row.runs) > 1 else ""
-        status = [clean(row.records[0]["status"])] if unfinished else []
-        values = [*(clean(settings[key]) for key in compared.keys), *(cell(row.figures.get(name)) for name in figures)]
-        lines.append([clean(row.runs[0]) + more, *status, *values])
+        status = [clean_text(row.records[0]["status"])] if unfinished else []
+        values = [
+            *(clean_text(settings[key]) for key in compared.keys),
+            *(format_cell(row.figures.get(name)) for name in figures),
+        ]
+        lines.append([clean_text(row.runs[0]) + more, *status, *values])
     return lines
 
 
-def altered_in_rows(compared: Comparison) -> list[str]:
+def list_alterations(compared: Comparison) -> list[str]:
     """Return why metrics of a comparison may differ from the published ones. Empty if all agree."""
-    problems = (altered_in(record) for row in compared.rows for record in row.records)
+    problems = (describe_alteration(record) for row in compared.rows for record in row.records)
     return list(dict.fromkeys(filter(None, problems)))
 
 
-def notes(compared: Comparison, more: int) -> Iterator[str]:
+def iter_notes(compared: Comparison, more: int) -> Iterator[str]:
     """Yield notes below the table.
 
     Args:
         more: number of metrics that it does not show.
     """
-    yield from (f"ALTERED: {one_line(problem)}" for problem in altered_in_rows(compared))
+    yield from (f"ALTERED: {one_line(problem)}" for problem in list_alterations(compared))
     if len(compared.rows) == 1 and len(compared.rows[0].records) == 1:
         yield "one run alone"
     elif not compared.keys:
         yield "no setting differs"
     if any(len(row.by_seed) > 1 for row in compared.rows):
         yield "Of several seeds: the mean over them, with its 95 % interval by Student's t."
-    if compared.apart:
-        yield f"{counted(compared.apart, 'setting')} left out, which only some of these stages have"
+    if compared.left_out:
+        yield f"{counted(compared.left_out, 'setting')} left out, which only some of these stages have"
     if more:
         yield f"{counted(more, 'figure')} more that differ: stage.format=json, or stage.html=FILE"
 
@@ -289,15 +294,15 @@ def as_objects(compared: Comparison) -> dict[str, Any]:
     return {
         "keys": [key for key in compared.keys if key != SEED],
         "scores": list(compared.scores),
-        "settings_of_some": compared.apart,
-        "altered": altered_in_rows(compared),
+        "settings_of_some": compared.left_out,
+        "altered": list_alterations(compared),
         "rows": [
             {
                 "runs": row.runs,
                 "status": row.records[0]["status"],
                 "seeds": row.seeds,
-                "settings": finite(row.settings),
-                "figures": finite(row.figures),
+                "settings": to_strict_json(row.settings),
+                "figures": to_strict_json(row.figures),
             }
             for row in compared.rows
         ],
@@ -310,9 +315,9 @@ def as_csv(compared: Comparison) -> str:
     for row in as_objects(compared)["rows"]:
         identity = {"runs": " ".join(row["runs"]), "status": row["status"], "seeds": " ".join(map(str, row["seeds"]))}
         intervals = {name: value if is_interval(value) else {"value": value} for name, value in row["figures"].items()}
-        figures = {key.removesuffix(".value"): value for key, value in leaves(intervals)}
+        figures = {key.removesuffix(".value"): value for key, value in iter_leaves(intervals)}
         rows.append({**identity, **row["settings"], **figures, **identity})  # even if a metric has such a name
-    return csv_of(list(dict.fromkeys(key for row in rows for key in row)), rows)
+    return to_csv(list(dict.fromkeys(key for row in rows for key in row)), rows)
 
 
 SWEEPS = "compare"
@@ -340,7 +345,7 @@ def is_note(data: bytes) -> bool:
     return isinstance(value, dict) and value.keys() == {"schema_version", "runs"}
 
 
-def runs_of(root: Path, given: str) -> list[str]:
+def list_sweep_runs(root: Path, given: str) -> list[str]:
     """Return the runs of a sweep.
 
     Args:
@@ -360,7 +365,7 @@ def runs_of(root: Path, given: str) -> list[str]:
         remedy = f"{hint}A sweep (-m) of two runs that are done leaves one."
         raise MissingArtifact(SWEEP, given, f"is no sweep under {root}", remedy)
     path = paths[name]
-    note = json_object(path, SWEEP, "Name its runs by stage.runs.")
+    note = read_json_object(path, SWEEP, "Name its runs by stage.runs.")
     require_schema_version(note.get("schema_version"), SCHEMA, SWEEP, str(path), "Name its runs by stage.runs.")
     runs = note.get("runs")
     if not isinstance(runs, list) or not all(isinstance(run, str) for run in runs):

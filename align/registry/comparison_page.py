@@ -14,17 +14,17 @@ from align.registry.comparison import (
     SEED,
     SWEEPS,
     Comparison,
-    Row,
-    altered_in_rows,
-    better_low,
+    ComparisonRow,
     compare,
+    format_settings,
+    get_figure_value,
+    is_better_low,
+    keep_first_per_seed,
+    list_alterations,
     note_sweep,
-    once_a_seed,
-    shown_settings,
-    value_of,
 )
 from align.registry.formatting import NOTHING
-from align.registry.index import asked
+from align.registry.index import query_index
 from align.report.figure_text import counted, format_figure, is_bounded, is_interval
 from align.report.page import Report
 from align.report.plots import Point, curves, points_of, tradeoff, undominated
@@ -51,10 +51,10 @@ def build_page(compared: Comparison, root: Path) -> Report:
     if len(compared.rows) < runs:
         subtitle.append(f"{counted(len(compared.rows), 'row')}: runs that differ in the seed alone are one")
     report = Report(f"{counted(runs, 'run')} side by side", ", ".join(subtitle))
-    labels = labels_of(compared)
+    labels = make_labels(compared)
     report.verdict(describe_best(compared, labels))
     add_table(report, compared)
-    main = next((name for name in compared.scores if name not in PRICES and better_low(name) is not None), None)
+    main = next((name for name in compared.scores if name not in PRICES and is_better_low(name) is not None), None)
     for price, price_label in PRICES.items():
         if main:
             add_tradeoff(report, compared, labels, main, price, price_label)
@@ -62,7 +62,7 @@ def build_page(compared: Comparison, root: Path) -> Report:
     return report
 
 
-def sweep_page(folders: Sequence[Path]) -> Path | None:
+def write_sweep_page(folders: Sequence[Path]) -> Path | None:
     """Write the page of a sweep to `compare/` in the folder of all runs, and return its path.
 
     Returns None for fewer than two runs, or if they lie under several roots.
@@ -78,7 +78,7 @@ def sweep_page(folders: Sequence[Path]) -> Path | None:
         return None
     (root,) = roots
     runs = list(dict.fromkeys(f"{folder.parent.name}:{folder.name}" for folder in folders))
-    records = asked(root, lambda index: [record for run in runs if (record := index.record(run)) is not None])
+    records = query_index(root, lambda index: [record for run in runs if (record := index.record(run)) is not None])
     stages = "-".join(dict.fromkeys(record["stage"] for record in records))
     (root / SWEEPS).mkdir(exist_ok=True)
     name = f"{stages}-{json_digest(sorted(runs))[:8]}"
@@ -87,12 +87,12 @@ def sweep_page(folders: Sequence[Path]) -> Path | None:
     return page
 
 
-def labels_of(compared: Comparison) -> list[str]:
+def make_labels(compared: Comparison) -> list[str]:
     """Return the name of each row in legends: its number in the table, and its own settings."""
     leaf = {key: key.rpartition(".")[2] for key in compared.keys}
     short = {key: name if [*leaf.values()].count(name) == 1 else key for key, name in leaf.items()}
     labels = []
-    for i, (row, settings) in enumerate(zip(compared.rows, shown_settings(compared), strict=True), 1):
+    for i, (row, settings) in enumerate(zip(compared.rows, format_settings(compared), strict=True), 1):
         text = ", ".join(f"{short[key]} {value}" for key, value in settings.items() if key not in (SEED, "code"))
         labels.append(f"{i} ({text if 0 < len(text) <= 40 else row.runs[0]})")
     return labels
@@ -102,19 +102,19 @@ def add_table(report: Report, compared: Comparison) -> None:
     cost = [name for name in compared.figures if name in PRICES]
     figures = [*compared.scores, *[name for name in compared.figures if name not in cost][:FURTHER], *cost]
     rows = []
-    for i, (row, settings) in enumerate(zip(compared.rows, shown_settings(compared), strict=True), 1):
+    for i, (row, settings) in enumerate(zip(compared.rows, format_settings(compared), strict=True), 1):
         status = row.records[0]["status"]
         runs = "\n".join(row.runs) if status == "done" else f"{row.runs[0]}\n({status})"
         values = (row.figures.get(name) for name in figures)
         cells = [settings[key] for key in compared.keys]
         rows.append([str(i), runs, *cells, *(NOTHING if value is None else format_figure(value) for value in values)])
     report.table(["row", "run", *compared.keys, *figures], rows, "Settings that differ, and figures")
-    for problem in altered_in_rows(compared):
+    for problem in list_alterations(compared):
         report.text(f"Altered: {problem}.")
     if any(len(row.records) > 1 for row in compared.rows):
         report.text("Of several seeds: the mean over them, with its 95 % interval by Student's t.")
-    if compared.apart:
-        report.text(f"{counted(compared.apart, 'setting')} left out, which only some of these stages have.")
+    if compared.left_out:
+        report.text(f"{counted(compared.left_out, 'setting')} left out, which only some of these stages have.")
 
 
 def add_tradeoff(
@@ -124,26 +124,26 @@ def add_tradeoff(
     if price == score:
         return
     points = [
-        Point(str(i), interval(row, price), interval(row, score))
+        Point(str(i), get_interval(row, price), get_interval(row, score))
         for i, row in enumerate(compared.rows, 1)
         if price in row.figures and score in row.figures
     ]
     if len(points) < 2:
         return
-    best = undominated(points, low=bool(better_low(score)))
+    best = undominated(points, low=bool(is_better_low(score)))
     names = ", ".join(labels[int(point.label) - 1] for point in best)
-    better = "Low" if better_low(score) else "High"
+    better = "Low" if is_better_low(score) else "High"
     numbers = "Numbers are those of the table."
     reading = f"{better} and left is better; by their means no row beats the orange ones in both. {numbers}"
     alt = f"{score} against {price_label} of {counted(len(points), 'row')}. No other one beats in both: {names}."
     report.draw(lambda: tradeoff(points, best, price_label, score), reading, alt)
 
 
-def interval(row: Row, name: str) -> tuple[float, float, float]:
+def get_interval(row: ComparisonRow, name: str) -> tuple[float, float, float]:
     """Return value, low and high of a metric. Without an interval, all three are the value."""
     figure = row.figures[name]
-    value = float(value_of(figure))
-    if not bounded(figure):
+    value = float(get_figure_value(figure))
+    if not has_bounds(figure):
         return value, value, value
     return value, float(figure["low"]), float(figure["high"])
 
@@ -153,19 +153,19 @@ def add_curves(report: Report, compared: Comparison, labels: Sequence[str], root
     if len(compared.stages) != 1 or compared.stages[0] not in CURVES:
         return
     streams = [
-        [read_rows(root / record["folder"] / "metrics.jsonl") for record in once_a_seed(row.records)]
+        [read_rows(root / record["folder"] / "metrics.jsonl") for record in keep_first_per_seed(row.records)]
         for row in compared.rows[:DRAWN]
     ]
     if len(compared.rows) > DRAWN:
         report.text(f"The curves are those of the first {DRAWN} rows.")
     for curve in CURVES[compared.stages[0]]:
         for key, line in curve.lines.items():
-            lines = [over_seeds([points_of(stream, key) for stream in of_row]) for of_row in streams]
+            lines = [average_lines([points_of(stream, key) for stream in of_row]) for of_row in streams]
             nonempty = {i: points for i, points in enumerate(lines) if points}
             add_curve(report, curve, line, nonempty, labels, UNITS.get(compared.stages[0], "step"))
 
 
-def over_seeds(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+def average_lines(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
     """Return the mean of several lines, at the steps that all of them have."""
     values: dict[float, list[float]] = {}
     for line in lines:
@@ -210,13 +210,13 @@ def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
         labels: name of each row.
     """
     name = next((score for score in compared.scores if score not in MOVED), None)
-    low = None if name is None else better_low(name)
+    low = None if name is None else is_better_low(name)
     candidates = [i for i, row in enumerate(compared.rows) if name in row.figures]
     if name is None or low is None or not candidates:
         return "Nothing here says which of these is better."
-    if differing := measured_unlike(compared, name):
+    if differing := find_measurement_differences(compared, name):
         return f"Not ranked by {name}: it was not measured alike ({', '.join(differing)})."
-    best = min(candidates, key=lambda i: value_of(compared.rows[i].figures[name]) * (1 if low else -1))
+    best = min(candidates, key=lambda i: get_figure_value(compared.rows[i].figures[name]) * (1 if low else -1))
     figure = format_figure(compared.rows[best].figures[name])
     text = f"{'Lowest' if low else 'Highest'} {name}: row {labels[best]}, {figure}."
     other_rows = [i for i in candidates if i != best]
@@ -230,7 +230,7 @@ def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
     return f"{text} As good may be, but for chance: row {'; row '.join(doubtful[:NAMED])}{more}."
 
 
-def measured_unlike(compared: Comparison, name: str) -> list[str]:
+def find_measurement_differences(compared: Comparison, name: str) -> list[str]:
     """Return the settings in which the rows differ that decide what the score measures, including the judge."""
     keys = [key for key in compared.keys if key.startswith(MEASURED_ON)]
     records = [record for row in compared.rows for record in row.records if name in record["metrics"]]
@@ -238,7 +238,7 @@ def measured_unlike(compared: Comparison, name: str) -> list[str]:
     return [*keys, *(["judge"] if name == "win_rate" and len(judges) > 1 else [])]
 
 
-def is_better(best: Row, other: Row, name: str, low: bool) -> bool:
+def is_better(best: ComparisonRow, other: ComparisonRow, name: str, low: bool) -> bool:
     """Return whether one row is better than another at 95 % confidence.
 
     If both have two or more seeds in common, the differences per seed decide. Otherwise their intervals must not
@@ -248,7 +248,9 @@ def is_better(best: Row, other: Row, name: str, low: bool) -> bool:
     if len(seeds) > 1:
         from align.ops.intervals import mean_interval  # it needs NumPy
 
-        gains = [value_of(best.by_seed[seed][name]) - value_of(other.by_seed[seed][name]) for seed in seeds]
+        gains = [
+            get_figure_value(best.by_seed[seed][name]) - get_figure_value(other.by_seed[seed][name]) for seed in seeds
+        ]
         gain = mean_interval(gains)
         if gain.low is None or gain.high is None:  # all gains are equal
             return (gain.value < 0) if low else (gain.value > 0)
@@ -257,10 +259,10 @@ def is_better(best: Row, other: Row, name: str, low: bool) -> bool:
         return False
     best_figure = best.figures[name]
     other_figure = other.figures[name]
-    if not (bounded(best_figure) and bounded(other_figure)):
+    if not (has_bounds(best_figure) and has_bounds(other_figure)):
         return False
     return best_figure["high"] < other_figure["low"] if low else best_figure["low"] > other_figure["high"]
 
 
-def bounded(figure: Any) -> bool:
+def has_bounds(figure: Any) -> bool:
     return is_interval(figure) and is_bounded(figure)

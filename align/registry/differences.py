@@ -10,7 +10,7 @@ from typing import Any
 from align.config.identity import select_identity
 from align.core.errors import CorruptFile, InputError, require
 from align.core.files import check_readable
-from align.registry.formatting import cell, clean, leaves
+from align.registry.formatting import clean_text, format_cell, iter_leaves
 from align.registry.record import UNREADABLE, Record
 from align.report.figure_labels import by_weight
 from align.report.figure_text import counted, flattened
@@ -23,7 +23,7 @@ METRICS = 12
 RUNS = "stage.runs"
 
 
-def differences(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, Any]:
+def find_differences(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, Any]:
     """Return the differences as plain JSON, most important first; each value is a pair.
 
     Args:
@@ -40,40 +40,42 @@ def differences(folders: tuple[Path, Path], records: tuple[Record, Record]) -> d
     remedy = "Name two runs of one stage."
     require(first["stage"] == second["stage"], RUNS, f"{first['run']}, {second['run']}", "are of two stages", remedy)
     manifests = tuple(map(read_manifest, folders))
-    settings = tuple(map(settings_of, manifests))
-    configs = tuple(dict(leaves(manifest.config)) for manifest in manifests)
+    settings = tuple(map(get_settings, manifests))
+    configs = tuple(dict(iter_leaves(manifest.config)) for manifest in manifests)
     identity_keys = {*settings[0], *settings[1]}
     scores = {record["score"]["name"] for record in records if record.get("score")}
-    metrics = unlike(*map(figures_of, records))
+    metrics = pair_differences(*map(get_metrics, records))
     outcome_keys = ("status", "error", "altered", "replaced", "kl")
     return {
         "runs": [first["run"], second["run"]],
-        "outcome": unlike(*({key: record.get(key) for key in outcome_keys} for record in records)),
+        "outcome": pair_differences(*({key: record.get(key) for key in outcome_keys} for record in records)),
         "score": {name: pair for name, pair in metrics.items() if name in scores},
         "metrics": {name: pair for name, pair in metrics.items() if name not in scores},
-        "settings": unlike(*settings),
-        "inputs": unlike(*map(made_from, records)),
-        "data": rows_between(folders, records),
-        "code": unlike(*map(code_of, manifests)),
-        "packages": unlike(*(manifest.packages for manifest in manifests)),
-        "hardware": unlike(*(manifest.hardware for manifest in manifests)),
-        "cost": unlike(*(record["cost"] for record in records)),
+        "settings": pair_differences(*settings),
+        "inputs": pair_differences(*map(describe_inputs, records)),
+        "data": compare_rows(folders, records),
+        "code": pair_differences(*map(describe_code, manifests)),
+        "packages": pair_differences(*(manifest.packages for manifest in manifests)),
+        "hardware": pair_differences(*(manifest.hardware for manifest in manifests)),
+        "cost": pair_differences(*(record["cost"] for record in records)),
         "other_settings": {
-            key: pair for key, pair in unlike(*configs).items() if key not in identity_keys and not is_ref(key)
+            key: pair
+            for key, pair in pair_differences(*configs).items()
+            if key not in identity_keys and not is_ref(key)
         },
     }
 
 
-def unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
+def pair_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Return key → both values of the keys in which two mappings differ, None for a missing value."""
     keys = dict.fromkeys((*first, *second))
     return {key: [first.get(key), second.get(key)] for key in keys if first.get(key) != second.get(key)}
 
 
-def settings_of(manifest: Manifest) -> dict[str, Any]:
+def get_settings(manifest: Manifest) -> dict[str, Any]:
     """Return dotted key → value of the settings that are part of a run's identity. Inputs are compared by digest."""
     inputs: Collection[str] = {*manifest.inputs, *(["base"] if manifest.base else [])}
-    return dict(leaves(select_identity(manifest.stage, manifest.config, inputs)))
+    return dict(iter_leaves(select_identity(manifest.stage, manifest.config, inputs)))
 
 
 def is_ref(key: str) -> bool:
@@ -81,12 +83,12 @@ def is_ref(key: str) -> bool:
     return key in ("init", "artifact", "data.path", "model.path", "reward.ref", "run.name", "run.root")
 
 
-def figures_of(record: Record) -> dict[str, Any]:
+def get_metrics(record: Record) -> dict[str, Any]:
     """Return dotted key → metric, with intervals as one value, and without fingerprints of data."""
     return {key: value for key, value in flattened(record["metrics"]) if not key.endswith("root")}
 
 
-def made_from(record: Record) -> dict[str, str]:
+def describe_inputs(record: Record) -> dict[str, str]:
     """Return input → its run or file and the first digits of its digest. The base is included."""
     texts = {
         name: f"{input.get('run') or input['path']} ({input['digest'][:12]})"
@@ -98,18 +100,18 @@ def made_from(record: Record) -> dict[str, str]:
     return texts
 
 
-def code_of(manifest: Manifest) -> dict[str, Any]:
+def describe_code(manifest: Manifest) -> dict[str, Any]:
     git = manifest.git or {}
     return {"code": manifest.code, "commit": manifest.commit, "checkout": git.get("commit"), "changes": git.get("diff")}
 
 
-def rows_between(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, int] | None:
+def compare_rows(folders: tuple[Path, Path], records: tuple[Record, Record]) -> dict[str, int] | None:
     """Return how many training rows were added and removed between two runs, by content ids with multiplicity.
 
     Returns None if a run did not record its rows. `unknown` counts the rows without ids on either side.
     """
-    old = ids_in(folders[0], records[0]["stage"])
-    new = ids_in(folders[1], records[1]["stage"])
+    old = read_content_ids(folders[0], records[0]["stage"])
+    new = read_content_ids(folders[1], records[1]["stage"])
     if old is None or new is None:
         return None
     old_ids, old_unknown = old
@@ -123,7 +125,7 @@ def rows_between(folders: tuple[Path, Path], records: tuple[Record, Record]) -> 
     }
 
 
-def ids_in(folder: Path, stage: str) -> tuple[Counter[bytes], int] | None:
+def read_content_ids(folder: Path, stage: str) -> tuple[Counter[bytes], int] | None:
     """Return the content ids of training rows with their counts, and the number of rows without an id."""
     files = sorted((folder / "artifact").glob("train-*.parquet")) if stage == DATA else [folder / TRAINED]
     if not files or not all(path.is_file() for path in files):
@@ -148,39 +150,39 @@ def ids_in(folder: Path, stage: str) -> tuple[Counter[bytes], int] | None:
 
 def as_lines(differences: Mapping[str, Any]) -> Iterator[str]:
     """Yield the differences as text, shortened to about one screen."""
-    yield " → ".join(map(clean, differences["runs"]))
-    yield from rows(differences["score"])
-    yield from rows(differences["outcome"])
+    yield " → ".join(map(clean_text, differences["runs"]))
+    yield from iter_pair_lines(differences["score"])
+    yield from iter_pair_lines(differences["outcome"])
     shared = {name: pair for name, pair in differences["metrics"].items() if None not in pair}
-    yield from part("figures", {name: shared[name] for name in by_weight(shared)[:METRICS]})
+    yield from iter_section("figures", {name: shared[name] for name in by_weight(shared)[:METRICS]})
     if more := len(differences["metrics"]) - min(len(shared), METRICS):
         yield f"  and {more:,} more, which only one has or matter less: stage.format=json"
-    yield from part("settings", differences["settings"])
-    yield from part("made from", differences["inputs"])
+    yield from iter_section("settings", differences["settings"])
+    yield from iter_section("made from", differences["inputs"])
     if data := differences["data"]:
         is_same = not data["added"] and not data["removed"] and not data["unknown"]
         change = "the same rows" if is_same else f"{data['added']:,} added, {data['removed']:,} removed"
         unknown = f"; of {counted(data['unknown'], 'row')} nobody knows which" if data["unknown"] else ""
         yield f"rows to train on  {data['before']:,} → {data['after']:,}: {change}{unknown}"
-    code = {key: [changed(value) for value in pair] for key, pair in differences["code"].items()}
-    yield from part("code", code)
+    code = {key: [summarize_change(value) for value in pair] for key, pair in differences["code"].items()}
+    yield from iter_section("code", code)
     for name in ("packages", "hardware", "cost"):
-        yield from part(name, differences[name])
-    yield from part("other settings, which decide nothing", differences["other_settings"])
+        yield from iter_section(name, differences[name])
+    yield from iter_section("other settings, which decide nothing", differences["other_settings"])
 
 
-def changed(value: Any) -> Any:
+def summarize_change(value: Any) -> Any:
     """Return the number of lines of a diff of uncommitted changes. Any other value is returned as it is."""
     return counted(len(value.splitlines()), "line") if isinstance(value, str) and "\n" in value else value
 
 
-def part(head: str, pairs: Mapping[str, Any]) -> Iterator[str]:
+def iter_section(head: str, pairs: Mapping[str, Any]) -> Iterator[str]:
     if pairs:
         yield head
-        yield from (f"  {line}" for line in rows(pairs))
+        yield from (f"  {line}" for line in iter_pair_lines(pairs))
 
 
-def rows(pairs: Mapping[str, Any]) -> Iterator[str]:
+def iter_pair_lines(pairs: Mapping[str, Any]) -> Iterator[str]:
     width = max(map(len, pairs), default=0)
     for key, (before, after) in pairs.items():
-        yield f"{clean(key).ljust(width)}  {cell(before)} → {cell(after)}"
+        yield f"{clean_text(key).ljust(width)}  {format_cell(before)} → {format_cell(after)}"

@@ -26,11 +26,11 @@ from align.data.sets.record_columns import CONTENT, records_of
 from align.data.sets.sides import SIDES
 from align.data.trained_ids import FILE as IDS
 from align.data.trained_ids import TRAINS
-from align.registry.forgotten_texts import Marks, Texts
+from align.registry.forgotten_texts import ForgottenTexts, RowMarks
 from align.registry.index import Index
 from align.registry.record import Record
 from align.run.artifacts import REPLACED
-from align.run.files import json_object
+from align.run.files import read_json_object
 
 SOURCE = "source"
 CONTENT_ID = "content_id"
@@ -85,7 +85,7 @@ class Selection:
 
     stored: About | None = None
     sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    texts: Texts = field(default_factory=Texts)
+    texts: ForgottenTexts = field(default_factory=ForgottenTexts)
     voted: frozenset[str] = frozenset()
     read: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -93,12 +93,12 @@ class Selection:
     def __bool__(self) -> bool:
         return bool(self.stored or self.sets or self.read)
 
-    def texts_of(self, run: str) -> Texts:
+    def texts_of(self, run: str) -> ForgottenTexts:
         """Return the texts to look for in the files of a run."""
-        return self.texts if run in self.voted else replace(self.texts, marks=Marks())
+        return self.texts if run in self.voted else replace(self.texts, marks=RowMarks())
 
 
-def selected(index: Index, selector: Selector, url: str) -> Selection:
+def select_data(index: Index, selector: Selector, url: str) -> Selection:
     """Return the data that a selector matches now.
 
     Args:
@@ -108,12 +108,14 @@ def selected(index: Index, selector: Selector, url: str) -> Selection:
         InputError: Nothing matches. The message names the most similar names.
     """
     records = index.records()
-    stored = in_store(selector, url)
-    texts = Texts()
+    stored = find_in_store(selector, url)
+    texts = ForgottenTexts()
     if stored:
         annotator = stored.id if stored.what == ANNOTATOR else ""
         item = stored.id if stored.what == ITEM else ""
-        texts = Texts(stored.texts, stored.shared, stored.names, Marks(annotator, item, frozenset(stored.votes)))
+        texts = ForgottenTexts(
+            stored.texts, stored.shared, stored.names, RowMarks(annotator, item, frozenset(stored.votes))
+        )
     from_files: list[str] = []
     sets: dict[str, frozenset[str]] = {}
     read: dict[str, str] = {}
@@ -124,7 +126,7 @@ def selected(index: Index, selector: Selector, url: str) -> Selection:
         if record["stage"] == "data" and record["status"] == "done" and not (folder / "artifact" / REPLACED).is_file():
             # The rows of a data set decide, not its inputs.
             try:
-                ids, set_texts = rows_in(data_set(folder / "artifact"), selector, stored)
+                ids, set_texts = select_rows(data_set(folder / "artifact"), selector, stored)
             except (AlignError, OSError, pa.ArrowException, KeyError) as error:
                 notes.append(f"{run} cannot be read, so its rows are not known: {error}")
                 continue
@@ -133,17 +135,17 @@ def selected(index: Index, selector: Selector, url: str) -> Selection:
                 read[run] = HELD
                 texts |= set_texts
             continue
-        if reason := why_read(index.root, record, selector, stored):
+        if reason := find_reason(index.root, record, selector, stored):
             read.setdefault(run, reason)
             from_data_set = any(input.get("root") for input in record["inputs"].values())
             if reason in (TRAINED, READ) and stored is None and record["stage"] != "data" and not from_data_set:
                 from_files.append(run)  # a repeated run would read the rows from files again
     if not (stored or sets or any(not reason.startswith(MAY_HAVE) for reason in read.values())):
-        raise nothing_known(selector, records, index.root, notes)
+        raise nothing_known_error(selector, records, index.root, notes)
     if from_files:
         notes.append(f"{', '.join(from_files)} {FILES}")
     if stored is None:
-        return Selection(stored, sets, texts, read=read, notes=(*notes, *same_in_store(url, texts)))
+        return Selection(stored, sets, texts, read=read, notes=(*notes, *iter_same_texts(url, texts)))
     voted = set()
     for record in records:
         projects = (record.get("project"), *(input.get("project") for input in record["inputs"].values()))
@@ -152,19 +154,19 @@ def selected(index: Index, selector: Selector, url: str) -> Selection:
     return Selection(stored, sets, texts, frozenset(voted), read, tuple(notes))
 
 
-def nothing_known(selector: Selector, records: Sequence[Record], root: Path, notes: Sequence[str]) -> InputError:
+def nothing_known_error(selector: Selector, records: Sequence[Record], root: Path, notes: Sequence[str]) -> InputError:
     remedy = "Name the run.root=… that it is in."
     if selector.kind in (ANNOTATOR, ITEM):
         remedy = "Name the project=… and the store.url=… that it is in."
     if selector.kind == SOURCE:
-        names = {name for record in records for name in sources_in(root, record)}
+        names = {name for record in records for name in list_sources(root, record)}
         if similar := difflib.get_close_matches(selector.value, sorted(names), n=3):
             remedy = f"Did you mean {', '.join(similar)}? {remedy}"
     problem = "; ".join([f"nothing is known of it under {root}, nor in the annotation store", *notes])
     return InputError(selector.field, selector.value, problem, remedy)
 
 
-def in_store(selector: Selector, url: str) -> About | None:
+def find_in_store(selector: Selector, url: str) -> About | None:
     """Return the matching data in the annotation store. Returns None if it holds none.
 
     Raises:
@@ -186,22 +188,22 @@ def in_store(selector: Selector, url: str) -> About | None:
         if selector.kind == SOURCE:
             return about(store, selector.value, PROJECT, "") if selector.value in store.projects() else None
         for project in store.projects():
-            if item := item_of(store, project, bytes.fromhex(selector.value)):
+            if item := find_item(store, project, bytes.fromhex(selector.value)):
                 return about(store, project, ITEM, item)
     return None
 
 
-def same_in_store(url: str, texts: Texts) -> Iterator[str]:
+def iter_same_texts(url: str, texts: ForgottenTexts) -> Iterator[str]:
     """Yield notes on items of the store that have the same texts. They stay unless the user names them."""
     with suppress(InputError), Store.open(url, create=False) as store:  # there may be no store
         for project in store.projects():
-            items = [item.id for item in store.items(project) if any(map(texts.within, texts_of(item)))]
+            items = [item.id for item in store.items(project) if any(map(texts.are_in, texts_of(item)))]
             if items:
                 name = f"stage.item={items[0]}" + (f" and {len(items) - 1:,} more" if len(items) > 1 else "")
                 yield f"project {project} has the same texts, and they stay there: {name}, project={project}"
 
 
-def item_of(store: Store, project: str, content_id: bytes) -> str:
+def find_item(store: Store, project: str, content_id: bytes) -> str:
     """Return the item of the pair with this content id, or "".
 
     To forget the pair is to forget the item: the pair's texts are stored nowhere else.
@@ -218,9 +220,9 @@ def item_of(store: Store, project: str, content_id: bytes) -> str:
     return ""
 
 
-def rows_in(data_set: DataSet, selector: Selector, stored: About | None) -> tuple[frozenset[str], Texts]:
+def select_rows(data_set: DataSet, selector: Selector, stored: About | None) -> tuple[frozenset[str], ForgottenTexts]:
     """Return the content ids of a data set's rows to remove, and their texts."""
-    match_rows = going(data_set, selector, stored)
+    match_rows = make_row_filter(data_set, selector, stored)
     ids: set[str] = set()
     removed_texts: set[str] = set()
     staying_texts: set[str] = set()
@@ -232,23 +234,23 @@ def rows_in(data_set: DataSet, selector: Selector, stored: About | None) -> tupl
         matches = zip(table["content_id"].to_pylist(), match_rows(table), strict=True)
         ids.update(id for id, is_match in matches if is_match)
     if not ids:
-        return frozenset(), Texts()
+        return frozenset(), ForgottenTexts()
     for table in iter_tables():
         removed = table.filter(pa.array([id in ids for id in table["content_id"].to_pylist()]))
-        removed_texts.update(texts_in(data_set.kind, removed))
+        removed_texts.update(iter_row_texts(data_set.kind, removed))
     for table in iter_tables():
         staying = table.filter(pa.array([id not in ids for id in table["content_id"].to_pylist()]))
-        staying_texts.update(text for text in texts_in(data_set.kind, staying) if text in removed_texts)
-    return frozenset(ids), Texts(frozenset(removed_texts - staying_texts), frozenset(staying_texts))
+        staying_texts.update(text for text in iter_row_texts(data_set.kind, staying) if text in removed_texts)
+    return frozenset(ids), ForgottenTexts(frozenset(removed_texts - staying_texts), frozenset(staying_texts))
 
 
-def texts_in(kind: str, table: pa.Table) -> Iterator[str]:
+def iter_row_texts(kind: str, table: pa.Table) -> Iterator[str]:
     columns = [name for name in CONTENT[kind] if name in table.column_names]
     for record in records_of(kind, table.select(columns), [""] * table.num_rows):
         yield from (text for text in said_by(record) if text)
 
 
-def going(data_set: DataSet, selector: Selector, stored: About | None) -> Facts:
+def make_row_filter(data_set: DataSet, selector: Selector, stored: About | None) -> Facts:
     """Return a function that says of each row of a table whether it is to be removed."""
     kinds = {name: kind.project for name, kind in kinds_in(data_set.data).items() if kind.project}
     source = selector.value if selector.kind == SOURCE else None
@@ -269,21 +271,21 @@ def going(data_set: DataSet, selector: Selector, stored: About | None) -> Facts:
     return match_rows
 
 
-def why_read(root: Path, record: Record, selector: Selector, stored: About | None) -> str:
+def find_reason(root: Path, record: Record, selector: Selector, stored: About | None) -> str:
     """Return why a run is stale: it read some of the data itself, or may have. Empty if it did not."""
     certain = TRAINED if record["stage"] in TRAINS else HELD if record["stage"] == "data" else READ
     for input in record["inputs"].values():
         # A simulated annotator reads a project without a row of its ledger. Its run's outputs hold none of the texts.
         if stored is not None and input.get("project") == stored.project and stored.read_by(input.get("seq", -1)):
             return certain
-    if selector.kind == SOURCE and selector.value in sources_in(root, record):
+    if selector.kind == SOURCE and selector.value in list_sources(root, record):
         return certain
     if selector.kind == CONTENT_ID and record["stage"] in TRAINS:
-        return by_ids(root / record["folder"] / IDS, bytes.fromhex(selector.value))
+        return find_reason_by_ids(root / record["folder"] / IDS, bytes.fromhex(selector.value))
     return ""
 
 
-def sources_in(root: Path, record: Record) -> set[str]:
+def list_sources(root: Path, record: Record) -> set[str]:
     """Return the names of the data of a run: the sources of a data set, and files by path and name."""
     names: set[str] = set()
     for name, input in record["inputs"].items():
@@ -295,11 +297,13 @@ def sources_in(root: Path, record: Record) -> set[str]:
     data_file = root / record["folder"] / "artifact" / "data.json"
     if record["stage"] == "data" and data_file.is_file():
         with suppress(InputError, KeyError, TypeError):  # the manifest's names remain
-            names |= {str(source["name"]) for source in json_object(data_file, "data.json", "").get("sources") or ()}
+            names |= {
+                str(source["name"]) for source in read_json_object(data_file, "data.json", "").get("sources") or ()
+            }
     return names - {"", "artifact"}
 
 
-def by_ids(path: Path, content_id: bytes) -> str:
+def find_reason_by_ids(path: Path, content_id: bytes) -> str:
     """Return why a training run is stale, by the ids of its rows. Empty if it did not read the row."""
     if not path.is_file():
         return f"{MAY_HAVE}: it keeps no ids of its rows"

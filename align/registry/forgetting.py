@@ -38,25 +38,25 @@ from align.core.errors import AlignError, InputError, RunBusy, StorageError
 from align.core.outputs import refuse_foreign_database, replace_file
 from align.core.redaction import redact
 from align.registry.comparison import SWEEPS
-from align.registry.forget_selection import MAY_HAVE, Selection, Selector, selected
-from align.registry.forgotten_texts import Shown, Texts, shown_in, without
-from align.registry.formatting import clean
-from align.registry.index import Index, asked
-from align.registry.record import UNREADABLE, Record, forgets
+from align.registry.forget_selection import MAY_HAVE, Selection, Selector, select_data
+from align.registry.forgotten_texts import FileMatch, ForgottenTexts, iter_matches, remove_texts
+from align.registry.formatting import clean_text
+from align.registry.index import Index, query_index
+from align.registry.record import UNREADABLE, Record, is_forgetting_run
 from align.report.figure_text import counted, one_line
 from align.report.live import finished_page
 from align.report.run_view import RunView
 from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import REMEDY as MOVE_ANSWERS
 from align.rollout.answer_cache import TABLES as ANSWER_TABLES
-from align.run.alias_log import Change, append, read_log
-from align.run.artifacts import REPLACED, replacement
+from align.run.alias_log import Change, append_change, read_log
+from align.run.artifacts import REPLACED, read_replacement
 from align.run.digests import file_digest
-from align.run.files import json_object, json_text, write_json
-from align.run.folder import hold_lock, locked, unused
+from align.run.files import read_json_object, to_json_text, write_json
+from align.run.folder import find_unused_name, hold_lock, lock_folder
 from align.run.manifest import FILE as MANIFEST
 from align.run.manifest import read_manifest
-from align.run.stale import mark, stale_in
+from align.run.stale import mark_stale, read_stale_mark
 
 FOLDER = "forgotten"
 SCHEMA = 1
@@ -65,7 +65,7 @@ RUN = re.compile(r"[a-z]+:(?!\.{1,2}$)[^/\0]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class ForgetReceipt:
     """The receipt of a command that forgets something.
 
     Attributes:
@@ -91,7 +91,7 @@ class Receipt:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     runs: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def write(self, root: Path) -> Receipt:
+    def write(self, root: Path) -> ForgetReceipt:
         values = {"schema_version": SCHEMA, **asdict(self)}
         if self.ended:
             del values["salt"], values["check"]
@@ -107,51 +107,51 @@ class Receipt:
         return all(map(RUN.fullmatch, runs)) and not any(".." in Path(file).parts for file in self.files)
 
     def is_of(self, selector: tuple[str, ...]) -> bool:
-        return not self.ended and hmac.compare_digest(self.check, keyed_hash(self.salt, selector))
+        return not self.ended and hmac.compare_digest(self.check, compute_hmac(self.salt, selector))
 
-    def end(self, root: Path) -> Receipt:
+    def end(self, root: Path) -> ForgetReceipt:
         """Close the receipt: values needed to continue are removed. The commands remain in the runs' stale marks."""
         runs = {run: {key: mark[key] for key in ("because", "again")} for run, mark in self.runs.items()}
-        return replace(self, ended=now(), salt="", check="", runs=runs).write(root)
+        return replace(self, ended=utc_now(), salt="", check="", runs=runs).write(root)
 
 
-def now() -> str:
+def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def keyed_hash(salt: str, selector: tuple[str, ...]) -> str:
+def compute_hmac(salt: str, selector: tuple[str, ...]) -> str:
     return hmac.digest(salt.encode(), to_canonical_json(list(selector)).encode(), "sha256").hex()
 
 
-def new_receipt(kind: str, who: str, selector: tuple[str, ...]) -> Receipt:
+def new_receipt(kind: str, who: str, selector: tuple[str, ...]) -> ForgetReceipt:
     """Return the receipt of a new command.
 
     Args:
         selector: values that identify the command.
     """
-    at = now()
+    at = utc_now()
     salt = secrets.token_hex(16)
     name = f"{at[:19].replace(':', '').replace('T', '-')}-{secrets.token_hex(3)}"
-    return Receipt(name, at, who, kind, salt=salt, check=keyed_hash(salt, selector))
+    return ForgetReceipt(name, at, who, kind, salt=salt, check=compute_hmac(salt, selector))
 
 
-def unfinished(root: Path) -> list[Receipt]:
+def list_unfinished(root: Path) -> list[ForgetReceipt]:
     """Return the receipts of interrupted commands. Files that are not receipts are ignored."""
     receipts = []
     for path in sorted((root / FOLDER).glob("*.json")):
         with suppress(InputError, TypeError, ValueError, AttributeError):
             if not path.is_file():
                 continue
-            values = json_object(path, "receipt", "Remove the file.")
+            values = read_json_object(path, "receipt", "Remove the file.")
             if values.pop("schema_version", None) == SCHEMA and not values.get("ended"):
-                receipt = Receipt(**{**values, "name": path.stem})
+                receipt = ForgetReceipt(**{**values, "name": path.stem})
                 if receipt.is_sound:
                     receipts.append(receipt)
     return receipts
 
 
 @contextmanager
-def alone(root: Path) -> Iterator[None]:
+def hold_forget_lock(root: Path) -> Iterator[None]:
     """Lock a folder of runs against other commands that forget something there.
 
     Raises:
@@ -161,7 +161,7 @@ def alone(root: Path) -> Iterator[None]:
     folder = root / FOLDER
     try:
         folder.mkdir(exist_ok=True)
-        descriptor = locked(folder)
+        descriptor = lock_folder(folder)
     except RunBusy as error:
         problem = "another command is forgetting something there"
         raise RunBusy("run.root", str(root), problem, "Wait for it, then ask again.") from error
@@ -180,7 +180,7 @@ WITHOUT = ("run.", "store.url")
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class StaleRun:
     """A stale run, and how to repeat it.
 
     Attributes:
@@ -197,7 +197,9 @@ class Made:
     problem: str = ""
 
 
-def downstream(index: Index, read: Mapping[str, str], sets: Iterable[str], words: Words, store: str) -> list[Made]:
+def plan_repeats(
+    index: Index, read: Mapping[str, str], sets: Iterable[str], words: Words, store: str
+) -> list[StaleRun]:
     """Return the runs that read data to forget and the runs made from them, in order of repetition.
 
     Args:
@@ -205,23 +207,23 @@ def downstream(index: Index, read: Mapping[str, str], sets: Iterable[str], words
         sets: data sets whose rows are removed.
         store: word that names the annotation store.
     """
-    records, because = reached(index, read)
+    records, because = find_stale_runs(index, read)
     new_names: dict[str, str] = {}
     taken: set[Path] = set()
     repeats = []
-    for run in in_order(records):
+    for run in sort_by_lineage(records):
         stage, _, name = run.partition(":")
-        replacement_set = replaced_by(index.root / records[run]["folder"]) if stage == "data" else ""
-        new_names[run] = replacement_set or f"{stage}:{free_name(index.root / stage, name, taken)}"
+        replacement_set = find_replacement(index.root / records[run]["folder"]) if stage == "data" else ""
+        new_names[run] = replacement_set or f"{stage}:{choose_name(index.root / stage, name, taken)}"
         if replacement_set or run in sets:
-            repeats.append(Made(run, because[run], new_names[run]))
+            repeats.append(StaleRun(run, because[run], new_names[run]))
             continue
-        line, problem = command(index, records[run], new_names, words, store)
-        repeats.append(Made(run, because[run], new_names[run] if line else "", line, problem))
+        line, problem = make_command(index, records[run], new_names, words, store)
+        repeats.append(StaleRun(run, because[run], new_names[run] if line else "", line, problem))
     return repeats
 
 
-def reached(index: Index, read: Mapping[str, str]) -> tuple[dict[str, Record], dict[str, str]]:
+def find_stale_runs(index: Index, read: Mapping[str, str]) -> tuple[dict[str, Record], dict[str, str]]:
     """Return the records of these runs and of all runs made from them, and why each is stale.
 
     A certain reason counts before an uncertain one.
@@ -244,23 +246,23 @@ def reached(index: Index, read: Mapping[str, str]) -> tuple[dict[str, Record], d
             for child in record.get("children", ()):
                 if child in because or not is_uncertain(child) or (child_record := index.record(child)) is None:
                     continue
-                if forgets(child_record) and run == first:  # it holds none of the deleted rows
+                if is_forgetting_run(child_record) and run == first:  # it holds none of the deleted rows
                     continue
                 because[child] = f"made from {run}"
                 queue.append(child)
     return records, because
 
 
-def free_name(parent: Path, name: str, taken: set[Path]) -> str:
+def choose_name(parent: Path, name: str, taken: set[Path]) -> str:
     """Return a name that neither a run nor this plan uses."""
-    name = unused(parent, name)
+    name = find_unused_name(parent, name)
     while parent / name in taken:
         name += "-2"
     taken.add(parent / name)
     return name
 
 
-def in_order(records: Mapping[str, Record]) -> list[str]:
+def sort_by_lineage(records: Mapping[str, Record]) -> list[str]:
     """Return the runs, each behind those that it was made from. A circle is broken at its first run."""
 
     def iter_parents(run: str) -> Iterator[str]:
@@ -282,16 +284,18 @@ def in_order(records: Mapping[str, Record]) -> list[str]:
     return ordered
 
 
-def replaced_by(folder: Path) -> str:
+def find_replacement(folder: Path) -> str:
     """Return the data set that replaced a data set. Empty if none did."""
     try:
-        note = replacement(folder / "artifact", "data.path")
+        note = read_replacement(folder / "artifact", "data.path")
     except InputError:
         return ""
     return str(note["by"]) if note and note.get("by", "").startswith("data:") else ""
 
 
-def command(index: Index, record: Record, new_names: Mapping[str, str], words: Words, store: str) -> tuple[str, str]:
+def make_command(
+    index: Index, record: Record, new_names: Mapping[str, str], words: Words, store: str
+) -> tuple[str, str]:
     """Return (command, problem): the command that repeats a run under its new name, or the reason why it has no
     command.
 
@@ -316,12 +320,12 @@ def command(index: Index, record: Record, new_names: Mapping[str, str], words: W
         return "", f"its settings say something that this version does not read ({type(error).__name__})"
     root = index.root.absolute()
     for run, new_run in new_names.items():  # inputs that are named by their paths
-        line = [word.replace(f"{root / in_root(run)}/", f"{root / in_root(new_run)}/") for word in line]
+        line = [word.replace(f"{root / run_path(run)}/", f"{root / run_path(new_run)}/") for word in line]
     if base := record.get("base"):
         base_run = index.maker(base["digest"], "")
         if base_run in new_names:
             line = [word for word in line if not word.startswith("model.path=")]
-            line.append(f"model.path={root / in_root(new_names[base_run], 'artifact')}")
+            line.append(f"model.path={root / run_path(new_names[base_run], 'artifact')}")
     reads_store = any(input.get("project") for input in record["inputs"].values())
     if store and (reads_store or record["stage"] in ("sample", "annotate")):
         line.append(store)
@@ -343,7 +347,7 @@ DRAWN = "made anew"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ForgetPlan:
     """The plan of a command that forgets something.
 
     Attributes:
@@ -364,21 +368,21 @@ class Plan:
     words: Words
     store: str
     selection: Selection
-    matches: dict[str, list[Shown]]
-    repeats: list[Made]
-    before: Receipt | None = None
+    matches: dict[str, list[FileMatch]]
+    repeats: list[StaleRun]
+    before: ForgetReceipt | None = None
 
 
-def in_root(run: str, *file: str) -> str:
+def run_path(run: str, *file: str) -> str:
     """Return the path of `stage:name`, or of a file in it, relative to the folder of all runs."""
     return "/".join((run.replace(":", "/", 1), *file))
 
 
-def identity(selector: Selector, url: str) -> tuple[str, ...]:
+def selector_key(selector: Selector, url: str) -> tuple[str, ...]:
     return (selector.kind, selector.value, selector.project, url)
 
 
-def make_plan(root: Path, selector: Selector, url: str, words: Words, store: str) -> Plan:
+def make_plan(root: Path, selector: Selector, url: str, words: Words, store: str) -> ForgetPlan:
     """Plan what to forget: the matching rows, the files that contain them, and the runs made from them.
 
     Args:
@@ -388,42 +392,42 @@ def make_plan(root: Path, selector: Selector, url: str, words: Words, store: str
     Raises:
         InputError: Nothing matches the selector.
     """
-    before = next((receipt for receipt in unfinished(root) if receipt.is_of(identity(selector, url))), None)
+    before = next((receipt for receipt in list_unfinished(root) if receipt.is_of(selector_key(selector, url))), None)
 
-    def plan_with(index: Index) -> Plan:
+    def plan_with(index: Index) -> ForgetPlan:
         try:
-            selection = selected(index, selector, url)
+            selection = select_data(index, selector, url)
         except InputError as error:
             if before is None or error.field != selector.field:
                 raise
             selection = Selection()  # the command was interrupted after its last act
-        matches: dict[str, list[Shown]] = {}
+        matches: dict[str, list[FileMatch]] = {}
         for run in index.names():
-            if run not in selection.sets and (files := [*shown_in(root / in_root(run), selection.texts_of(run))]):
+            if run not in selection.sets and (files := [*iter_matches(root / run_path(run), selection.texts_of(run))]):
                 matches[run] = files
-        selection = replace(selection, notes=(*selection.notes, *elsewhere(root, selection.texts)))
+        selection = replace(selection, notes=(*selection.notes, *iter_other_files(root, selection.texts)))
         read = dict(selection.read)
         for run, files in matches.items():
-            for reader, file in readers(index, run, files):
+            for reader, file in iter_readers(index, run, files):
                 read.setdefault(reader, f"{MAY_HAVE}: it read {file} of {run}, which shows them")
-        stale_runs = downstream(index, read, selection.sets, words, store)
-        return Plan(root, selector, url, words, store, selection, matches, stale_runs, before)
+        stale_runs = plan_repeats(index, read, selection.sets, words, store)
+        return ForgetPlan(root, selector, url, words, store, selection, matches, stale_runs, before)
 
-    return asked(root, plan_with)
+    return query_index(root, plan_with)
 
 
-def elsewhere(root: Path, texts: Texts) -> Iterator[str]:
+def iter_other_files(root: Path, texts: ForgottenTexts) -> Iterator[str]:
     """Yield a note on each file that contains the texts and belongs to no run. Such files are not changed."""
     run_folders = [path.parent for path in root.glob(f"*/*/{MANIFEST}")]
     other_folders = [path for path in root.glob("*/*") if path.is_dir() and path not in run_folders]
     for folder in (root, root / SWEEPS, *other_folders):
         if not folder.is_dir() or folder.parent.name == BASES:
             continue
-        for file in shown_in(folder, texts, deep=folder.parent.parent == root):
+        for file in iter_matches(folder, texts, deep=folder.parent.parent == root):
             yield f"{(folder / file.file).relative_to(root)} shows it too, and is not changed"
 
 
-def readers(index: Index, run: str, files: Sequence[Shown]) -> Iterator[tuple[str, str]]:
+def iter_readers(index: Index, run: str, files: Sequence[FileMatch]) -> Iterator[tuple[str, str]]:
     """Yield (run, file) of the runs that read one of these files, which another run published."""
     record = index.record(run)
     if record is None or record["status"] != "done":
@@ -435,7 +439,7 @@ def readers(index: Index, run: str, files: Sequence[Shown]) -> Iterator[tuple[st
                 yield reader, match.file
 
 
-def apply(plan: Plan, who: str) -> Iterator[str]:
+def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
     """Execute a plan, or continue an interrupted execution. Yields a line for each act when it is done.
 
     Raises:
@@ -443,11 +447,11 @@ def apply(plan: Plan, who: str) -> Iterator[str]:
         InputError: A data set, the store or a file cannot be changed.
     """
     root = plan.root
-    if forgotten_already(plan):
+    if is_already_forgotten(plan):
         yield "nothing is left to erase, and all of these runs are marked"
         return
     receipt = begin_receipt(plan, who)
-    for run, files in by_run(receipt).items():
+    for run, files in group_by_run(receipt).items():
         yield from clear_files(run, files, plan, receipt)
     if (root / ANSWERS).is_file():
         refuse_foreign_database(root / ANSWERS, "run.root", ANSWER_TABLES, MOVE_ANSWERS)
@@ -469,60 +473,60 @@ def apply(plan: Plan, who: str) -> Iterator[str]:
     yield f"receipt: {root / 'forgotten' / receipt.name}.json"
 
 
-def mark_runs(root: Path, receipt: Receipt) -> None:
+def mark_runs(root: Path, receipt: ForgetReceipt) -> None:
     for run, entry in receipt.runs.items():
-        if (root / in_root(run) / MANIFEST).is_file():
-            mark(root / in_root(run), entry["because"], entry["command"], receipt.name, receipt.at)
+        if (root / run_path(run) / MANIFEST).is_file():
+            mark_stale(root / run_path(run), entry["because"], entry["command"], receipt.name, receipt.at)
 
 
-def mark_late_readers(plan: Plan, receipt: Receipt) -> Receipt:
+def mark_late_readers(plan: ForgetPlan, receipt: ForgetReceipt) -> ForgetReceipt:
     """Mark runs that began to read the data during the deletion, while the store still knows which."""
     try:
         repeats = make_plan(plan.root, plan.selector, plan.url, plan.words, plan.store).repeats
     except InputError:  # nothing matches any more
         return receipt
     if new := [repeat for repeat in repeats if repeat.run not in receipt.runs]:
-        receipt = replace(receipt, runs={**receipt.runs, **stale_runs(new)}).write(plan.root)
+        receipt = replace(receipt, runs={**receipt.runs, **describe_stale_runs(new)}).write(plan.root)
         mark_runs(plan.root, receipt)
     return receipt
 
 
-def stale_runs(repeats: Sequence[Made]) -> dict[str, dict[str, str]]:
+def describe_stale_runs(repeats: Sequence[StaleRun]) -> dict[str, dict[str, str]]:
     return {run.run: {"because": run.because, "again": run.again, "command": run.command} for run in repeats}
 
 
-def forgotten_already(plan: Plan) -> bool:
+def is_already_forgotten(plan: ForgetPlan) -> bool:
     """Return whether everything was forgotten before, and nothing was added since."""
     stored = plan.selection.stored
     if plan.before is not None or plan.selection.sets or (stored is not None and any(stored.rows.values())):
         return False
     if any(not file.stays for files in plan.matches.values() for file in files):
         return False
-    return all(stale_in(plan.root / in_root(run.run)) for run in plan.repeats)
+    return all(read_stale_mark(plan.root / run_path(run.run)) for run in plan.repeats)
 
 
-def begin_receipt(plan: Plan, who: str) -> Receipt:
+def begin_receipt(plan: ForgetPlan, who: str) -> ForgetReceipt:
     """Write the receipt with everything that is going to be done."""
-    receipt = plan.before or new_receipt(plan.selector.kind, redact(who), identity(plan.selector, plan.url))
+    receipt = plan.before or new_receipt(plan.selector.kind, redact(who), selector_key(plan.selector, plan.url))
     files = {
-        in_root(run, file.file): {"lines": file.lines}
+        run_path(run, file.file): {"lines": file.lines}
         for run, matches in plan.matches.items()
         for file in matches
         if not file.stays
     }
-    pages = {in_root(run, PAGE): {"lines": 0} for run in plan.matches if (plan.root / in_root(run) / PAGE).is_file()}
+    pages = {run_path(run, PAGE): {"lines": 0} for run in plan.matches if (plan.root / run_path(run) / PAGE).is_file()}
     store = plan.selection.stored.rows if plan.selection.stored else {}
     data = {run.run: {"by": run.again} for run in plan.repeats if run.run in plan.selection.sets}
     return replace(
         receipt,
         store={**store, **receipt.store},
         files={**pages, **files, **receipt.files},
-        runs={**stale_runs(plan.repeats), **receipt.runs},
+        runs={**describe_stale_runs(plan.repeats), **receipt.runs},
         data={**data, **receipt.data},
     ).write(plan.root)
 
 
-def by_run(receipt: Receipt) -> dict[str, list[str]]:
+def group_by_run(receipt: ForgetReceipt) -> dict[str, list[str]]:
     """Return run → its files to change, its page last, as it is made from the others."""
     files_by_run: dict[str, list[str]] = {}
     for file in sorted(receipt.files, key=lambda file: file.endswith(f"/{PAGE}")):
@@ -531,9 +535,9 @@ def by_run(receipt: Receipt) -> dict[str, list[str]]:
     return files_by_run
 
 
-def clear_files(run: str, files: Sequence[str], plan: Plan, receipt: Receipt) -> Iterator[str]:
+def clear_files(run: str, files: Sequence[str], plan: ForgetPlan, receipt: ForgetReceipt) -> Iterator[str]:
     """Remove texts from the files of a run, and update the digests in its manifest."""
-    folder = plan.root / in_root(run)
+    folder = plan.root / run_path(run)
     if not (folder / MANIFEST).is_file():
         yield f"{run}: is gone meanwhile"
         return
@@ -543,28 +547,28 @@ def clear_files(run: str, files: Sequence[str], plan: Plan, receipt: Receipt) ->
             texts = plan.selection.texts_of(run)
             for file in files:
                 path = folder / file
-                entry = receipt.files[in_root(run, file)]
+                entry = receipt.files[run_path(run, file)]
                 if path.is_file():
                     entry["became"] = rewrite_file(folder, file, texts, plan.words) or entry.get("became", REWRITTEN)
                 else:
                     entry.setdefault("became", REMOVED)
                 entry["sha256"] = file_digest(path) if path.is_file() else None
             with suppress(InputError):  # an unreadable manifest is left as it is
-                notes = answer_for(plan.root, run, files, receipt)
+                notes = update_manifest(plan.root, run, files, receipt)
     except RunBusy as error:
         remedy = "End it, or wait for it, and run the same command again: it goes on."
         raise RunBusy("run", run, "a process works in it, so its files cannot be changed", remedy) from error
-    became = (f"{file} {receipt.files[in_root(run, file)]['became']}" for file in files)
+    became = (f"{file} {receipt.files[run_path(run, file)]['became']}" for file in files)
     yield f"{run}: {', '.join(became)}"
     yield from notes
 
 
-def rewrite_file(folder: Path, file: str, texts: Texts, words: Words) -> str:
+def rewrite_file(folder: Path, file: str, texts: ForgottenTexts, words: Words) -> str:
     """Remove texts from one file. Returns what became of it, or "" if it held none of them."""
     path = folder / file
     if file == PAGE:
         return redraw_page(folder, texts, words)
-    content, count = without(path, texts)
+    content, count = remove_texts(path, texts)
     if not count:
         return ""
     if content is None:
@@ -576,26 +580,26 @@ def rewrite_file(folder: Path, file: str, texts: Texts, words: Words) -> str:
     return REWRITTEN
 
 
-def redraw_page(folder: Path, texts: Texts, words: Words) -> str:
+def redraw_page(folder: Path, texts: ForgottenTexts, words: Words) -> str:
     """Make a run's page again from its files. If that fails, or the page still contains the texts, it is removed."""
     page = folder / PAGE
     with suppress(AlignError, KeyError, TypeError, ValueError, OSError, IndexError):
         if (manifest := read_manifest(folder)).done:
             line = shlex.join(["python", "-m", "align", *words(manifest.config, manifest.refs)])
             finished_page(RunView(folder, manifest, line)).write(page)
-            if not without(page, texts)[1]:
+            if not remove_texts(page, texts)[1]:
                 return DRAWN
     page.unlink()
     return REMOVED
 
 
-def answer_for(root: Path, run: str, files: Sequence[str], receipt: Receipt) -> list[str]:
+def update_manifest(root: Path, run: str, files: Sequence[str], receipt: ForgetReceipt) -> list[str]:
     """Write the present digests of a run's files into its manifest. Returns lines about the log of aliases.
 
     The log is written first: if the process is killed in between, the next one finds the old manifest and repeats both.
     """
-    folder = root / in_root(run)
-    values = json_object(folder / MANIFEST, "manifest", "Restore it.")
+    folder = root / run_path(run)
+    values = read_json_object(folder / MANIFEST, "manifest", "Restore it.")
     outputs = values.get("outputs") or {}
     old_outputs = dict(outputs)
     for file in files:
@@ -606,7 +610,7 @@ def answer_for(root: Path, run: str, files: Sequence[str], receipt: Receipt) -> 
                 del outputs[file]
     if outputs == old_outputs:
         return []
-    data = json_text(values).encode()
+    data = to_json_text(values).encode()
     try:
         changes = hold_rewritten_manifest(root, run, sha256(data).hexdigest(), receipt)
         notes = [f"@{change.alias} (change {change.seq}) holds the new manifest of {run}" for change in changes]
@@ -616,7 +620,7 @@ def answer_for(root: Path, run: str, files: Sequence[str], receipt: Receipt) -> 
     return notes
 
 
-def hold_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: Receipt) -> list[Change]:
+def hold_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: ForgetReceipt) -> list[Change]:
     """Record the digest of a rewritten manifest in the log of aliases, so that it does not count as altered.
 
     A manifest that already differed from the log was altered before, and stays so.
@@ -624,7 +628,7 @@ def hold_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: Rece
     Raises:
         CorruptFile, RunConflict, InputError: The log cannot be read or appended to.
     """
-    old_sha256 = file_digest(root / in_root(run) / MANIFEST)
+    old_sha256 = file_digest(root / run_path(run) / MANIFEST)
     changes = []
     for alias, current in read_log(root).standing().items():
         arms = []
@@ -637,7 +641,7 @@ def hold_rewritten_manifest(root: Path, run: str, new_sha256: str, receipt: Rece
             continue
         why = f"stage.action=forget rewrote files of {run} (forgotten/{receipt.name}.json)"
         changes.append(
-            append(
+            append_change(
                 root,
                 alias,
                 arms,
@@ -657,8 +661,8 @@ def replace_data_set(root: Path, run: str, entry: dict[str, object], ids: frozen
     Args:
         entry: the receipt's entry about the data set, which is completed.
     """
-    old = root / in_root(run)
-    new = root / in_root(str(entry["by"]))
+    old = root / run_path(run)
+    new = root / run_path(str(entry["by"]))
     is_done = (old / "artifact" / REPLACED).is_file() and (new / MANIFEST).is_file() and read_manifest(new).done
     if not is_done or any((old / "artifact").glob("*.parquet")):
         with NamedTemporaryFile("w", prefix="align-forget-", suffix=".txt", encoding="utf-8") as id_file:
@@ -685,7 +689,7 @@ def replace_data_set(root: Path, run: str, entry: dict[str, object], ids: frozen
             lines = (result.stderr or result.stdout).strip().splitlines()
             problem = f"cannot be replaced: {lines[-1].removeprefix('align: ') if lines else result.returncode}"
             raise InputError("data.path", run, problem, "Mend that, and run the same command again: it goes on.")
-    new_set = json_object(new / "artifact" / "data.json", "data.json", "Restore it.")
+    new_set = read_json_object(new / "artifact" / "data.json", "data.json", "Restore it.")
     count = new_set["replaces"]["count"]
     entry.update(rows=count, root=new_set["root"])
     yield f"{run}: {counted(count, 'row')} forgotten; {entry['by']} takes its place"
@@ -695,28 +699,28 @@ def describe_counts(rows: Mapping[str, int]) -> str:
     return ", ".join(counted(count, what) for what, count in rows.items() if count) or "nothing is left"
 
 
-def as_lines(plan: Plan) -> Iterator[str]:
+def as_lines(plan: ForgetPlan) -> Iterator[str]:
     """Yield the plan as text."""
     selection = plan.selection
     if selection.stored is not None:
-        yield f"store, project {clean(selection.stored.project)}: {describe_counts(selection.stored.rows)}"
+        yield f"store, project {clean_text(selection.stored.project)}: {describe_counts(selection.stored.rows)}"
     for run, ids in selection.sets.items():
         new_run = next((repeat.again for repeat in plan.repeats if repeat.run == run), "")
-        yield f"{clean(run)}: {counted(len(ids), 'row')}; {clean(new_run)} takes its place"
+        yield f"{clean_text(run)}: {counted(len(ids), 'row')}; {clean_text(new_run)} takes its place"
     for run, files in plan.matches.items():
         texts = (f"{file.file} ({'it stays' if file.stays else counted(file.lines, 'place')})" for file in files)
-        yield f"{clean(run)}: {one_line(', '.join(texts))}"
+        yield f"{clean_text(run)}: {one_line(', '.join(texts))}"
     yield from (f"note: {one_line(note)}" for note in selection.notes)
     yield NOT_LOOKED_AT
     yield "to be made again, in this order:" if plan.repeats else "nothing was made from it"
     for repeat in plan.repeats:
-        yield f"{clean(repeat.run)}: {one_line(repeat.because)}"
+        yield f"{clean_text(repeat.run)}: {one_line(repeat.because)}"
         yield f"   {repeat.command or repeat.problem or f'{repeat.again} takes its place'}"
     if plan.repeats:
         yield "Weights stay until stage.action=gc, or you, remove them."
 
 
-def as_object(plan: Plan, done: Sequence[str] | None) -> dict[str, Any]:
+def as_object(plan: ForgetPlan, done: Sequence[str] | None) -> dict[str, Any]:
     """Return the plan as JSON.
 
     Args:

@@ -61,12 +61,12 @@ PUT = "(forgotten)"
 """Replacement of a text in JSON."""
 
 
-def folded(text: str) -> str:
+def fold_text(text: str) -> str:
     """Return a text in the form in which texts are compared: NFC, case-folded, with single blanks."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-def forms(text: str) -> Iterator[str]:
+def iter_forms(text: str) -> Iterator[str]:
     """Yield the forms in which files hold a text: as it is, and as JSON, CSV and Python escape it."""
     yield text
     yield json.dumps(text)[1:-1]
@@ -76,7 +76,7 @@ def forms(text: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class Marks:
+class RowMarks:
     """Ids of annotation rows that are to be removed, regardless of their text.
 
     Attributes:
@@ -88,7 +88,7 @@ class Marks:
     item: str = ""
     votes: frozenset[int] = frozenset()
 
-    def of(self, row: Any) -> bool:
+    def match(self, row: Any) -> bool:
         """Return whether a row of an exported or measured file is to be removed. Rows of the ledger hold no text."""
         if not isinstance(row, dict) or "prev_hash" in row:
             return False
@@ -101,7 +101,7 @@ class Marks:
 
 
 @dataclass(frozen=True)
-class Texts:
+class ForgottenTexts:
     """Texts to forget.
 
     Attributes:
@@ -114,27 +114,27 @@ class Texts:
     own: frozenset[str] = frozenset()
     shared: frozenset[str] = frozenset()
     names: frozenset[str] = frozenset()
-    marks: Marks = Marks()
+    marks: RowMarks = RowMarks()
 
     def __bool__(self) -> bool:
-        return bool(self.own or self.names or self.marks != Marks())
+        return bool(self.own or self.names or self.marks != RowMarks())
 
-    def __or__(self, other: Texts) -> Texts:
+    def __or__(self, other: ForgottenTexts) -> ForgottenTexts:
         shared = self.shared | other.shared
-        marks = self.marks if self.marks != Marks() else other.marks
-        return Texts((self.own | other.own) - shared, shared, self.names | other.names, marks)
+        marks = self.marks if self.marks != RowMarks() else other.marks
+        return ForgottenTexts((self.own | other.own) - shared, shared, self.names | other.names, marks)
 
     @cached_property
     def strong(self) -> frozenset[str]:
         """Folded texts that identify the source of a line: in full, and shortened as in logs and pages."""
-        long = {text for text in self.own if len(folded(text)) >= LONG}
+        long = {text for text in self.own if len(fold_text(text)) >= LONG}
         cut = {truncate_text(text) for text in long} | {text[: LONGEST_TEXT - 1] for text in self.own}
-        return frozenset(key for text in long | cut for form in forms(text) if len(key := folded(form)) >= LONG)
+        return frozenset(key for text in long | cut for form in iter_forms(text) if len(key := fold_text(form)) >= LONG)
 
     @cached_property
     def named(self) -> re.Pattern[str] | None:
         """Pattern that finds a person's name as a separate word and not in a path; None without names."""
-        names = sorted(folded_name for name in self.names if len(folded_name := folded(name)) >= NAMES)
+        names = sorted(folded_name for name in self.names if len(folded_name := fold_text(name)) >= NAMES)
         if not names:
             return None
         neighbour = r"[\w/\\.-]"
@@ -142,11 +142,11 @@ class Texts:
 
     @cached_property
     def weak(self) -> frozenset[str]:
-        return frozenset(folded(text) for text in self.own | self.names) - self.strong - {""}
+        return frozenset(fold_text(text) for text in self.own | self.names) - self.strong - {""}
 
     @cached_property
     def beside(self) -> frozenset[str]:
-        return frozenset(folded(text) for text in self.shared) - {""}
+        return frozenset(fold_text(text) for text in self.shared) - {""}
 
     @cached_property
     def heads(self) -> dict[str, tuple[int, ...]]:
@@ -156,33 +156,35 @@ class Texts:
             all_lengths.setdefault(text[:LONG], set()).add(len(text))
         return {head: tuple(sorted(lengths)) for head, lengths in all_lengths.items()}
 
-    def within(self, text: str) -> bool:
+    def are_in(self, text: str) -> bool:
         """Return whether a text contains a strong text or a name."""
-        text = folded(text)
+        text = fold_text(text)
         if self.named is not None and self.named.search(text):
             return True
         heads = self.heads
         strong = self.strong
         if len(heads) <= FEW:  # a search for each beginning is faster than a look at each position
-            return any(text[at : at + n] in strong for head in heads for at in places(text, head) for n in heads[head])
+            return any(
+                text[at : at + n] in strong for head in heads for at in iter_positions(text, head) for n in heads[head]
+            )
         return any(
             text[i : i + n] in strong for i in range(len(text) - LONG + 1) for n in heads.get(text[i : i + LONG], ())
         )
 
-    def among(self, row: Any) -> bool:
+    def are_in_row(self, row: Any) -> bool:
         """Return whether a JSON row contains a strong text, or a short one beside another of the texts."""
-        if self.marks.of(row):
+        if self.marks.match(row):
             return True
-        parts = {folded(part) for part in words_in(row)}
+        parts = {fold_text(part) for part in iter_words(row)}
         weak = parts & self.weak
-        return any(map(self.within, parts)) or (bool(weak) and len(weak) + len(parts & self.beside) > 1)
+        return any(map(self.are_in, parts)) or (bool(weak) and len(weak) + len(parts & self.beside) > 1)
 
 
 FEW = 64
 """Largest number of beginnings that are searched for one by one."""
 
 
-def places(text: str, head: str) -> Iterator[int]:
+def iter_positions(text: str, head: str) -> Iterator[int]:
     """Yield the positions at which a text contains another."""
     at = text.find(head)
     while at >= 0:
@@ -190,20 +192,20 @@ def places(text: str, head: str) -> Iterator[int]:
         at = text.find(head, at + 1)
 
 
-def words_in(value: Any) -> Iterator[str]:
+def iter_words(value: Any) -> Iterator[str]:
     """Yield every text in a JSON value, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)
-            yield from words_in(inner)
+            yield from iter_words(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from words_in(inner)
+            yield from iter_words(inner)
 
 
-def without(path: Path, texts: Texts) -> tuple[bytes | None, int]:
+def remove_texts(path: Path, texts: ForgottenTexts) -> tuple[bytes | None, int]:
     """Return the content of a file without the texts, and how many of its lines or values contained them.
 
     If the whole file has to be removed, the content is None.
@@ -217,53 +219,53 @@ def without(path: Path, texts: Texts) -> tuple[bytes | None, int]:
     suffix = path.suffix.lower()
     if suffix == ".html":
         visible_text = html.unescape(re.sub(r"<[^>]*>", " ", text))
-        return None, int(texts.within(visible_text) or texts.within(html.unescape(text)))
+        return None, int(texts.are_in(visible_text) or texts.are_in(html.unescape(text)))
     if suffix == ".json":
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            return None, int(texts.within(text))
-        cleared, count = replaced(value, texts)
+            return None, int(texts.are_in(text))
+        cleared, count = replace_texts(value, texts)
         return (json.dumps(cleared, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"), count
     is_jsonl = ".jsonl" in path.name.lower()
     lines = data.splitlines(keepends=True)
-    clean_lines = [line for line in lines if not about(line, texts, is_jsonl)]
+    clean_lines = [line for line in lines if not is_about(line, texts, is_jsonl)]
     count = len(lines) - len(clean_lines)
     content = b"".join(clean_lines)
-    if not is_jsonl and texts.within(content.decode("utf-8", "replace")):
+    if not is_jsonl and texts.are_in(content.decode("utf-8", "replace")):
         return None, count + 1  # a text spans several lines
     return content, count
 
 
-def about(line: bytes, texts: Texts, is_json: bool) -> bool:
+def is_about(line: bytes, texts: ForgottenTexts, is_json: bool) -> bool:
     """Return whether a line contains the texts. A JSON line that was cut off counts if a text may begin in it."""
     text = line.decode("utf-8", "replace")
     if not is_json:
-        return texts.within(text)
+        return texts.are_in(text)
     try:
-        return texts.among(json.loads(text))
+        return texts.are_in_row(json.loads(text))
     except (ValueError, RecursionError):
-        folded_line = folded(text)
+        folded_line = fold_text(text)
         return any(head in folded_line for head in texts.heads)
 
 
-def replaced(value: Any, texts: Texts) -> tuple[Any, int]:
+def replace_texts(value: Any, texts: ForgottenTexts) -> tuple[Any, int]:
     """Return a JSON value without the texts, and how many it contained."""
     if isinstance(value, str):
-        return (PUT, 1) if texts.within(value) else (value, 0)
+        return (PUT, 1) if texts.are_in(value) else (value, 0)
     if isinstance(value, dict):
-        items = {key: replaced(inner, texts) for key, inner in value.items()}
-        removed_keys = {key for key in items if texts.within(key)}
+        items = {key: replace_texts(inner, texts) for key, inner in value.items()}
+        removed_keys = {key for key in items if texts.are_in(key)}
         clean_items = {key: inner for key, (inner, _) in items.items() if key not in removed_keys}
         return clean_items, len(removed_keys) + sum(count for _, count in items.values())
     if isinstance(value, list):
-        elements = [replaced(element, texts) for element in value]
+        elements = [replace_texts(element, texts) for element in value]
         return [element for element, _ in elements], sum(count for _, count in elements)
     return value, 0
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class FileMatch:
     """A file of a run that contains texts to forget.
 
     Attributes:
@@ -278,7 +280,7 @@ class Shown:
     stays: bool = False
 
 
-def shown_in(folder: Path, texts: Texts, deep: bool = True) -> Iterator[Shown]:
+def iter_matches(folder: Path, texts: ForgottenTexts, deep: bool = True) -> Iterator[FileMatch]:
     """Yield the files of a run that contain the texts. Weights, Parquet and other packed files are not searched.
 
     Args:
@@ -294,13 +296,13 @@ def shown_in(folder: Path, texts: Texts, deep: bool = True) -> Iterator[Shown]:
             try:
                 if name in FIGURES or not is_text(path):
                     continue
-                count = without(path, texts)[1]
+                count = remove_texts(path, texts)[1]
             except OSError:
                 continue  # removed since, or not readable, so that it could not be rewritten either
             if count:
                 is_settings = name in SETTINGS and parent == str(folder)
                 stays = is_settings or is_export or name in MODEL or path.is_symlink()
-                yield Shown(path.relative_to(folder).as_posix(), count, stays)
+                yield FileMatch(path.relative_to(folder).as_posix(), count, stays)
 
 
 def is_text(path: Path) -> bool:

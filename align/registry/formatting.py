@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from align.registry.record import Record, altered_in
+from align.registry.record import Record, describe_alteration
 from align.report.figure_text import align_columns, format_figure, is_interval, one_line
 
 NOTHING = "–"
@@ -60,7 +60,8 @@ def as_table(records: Sequence[Record], columns: Sequence[str], now: datetime) -
     """
     head = list(columns) or list(USUAL)
     cells = [
-        [USUAL[key](record, now) if key in USUAL else cell(value_at(record, key)) for key in head] for record in records
+        [USUAL[key](record, now) if key in USUAL else format_cell(get_value(record, key)) for key in head]
+        for record in records
     ]
     if not columns:
         indices = [i for i in range(len(head)) if i == 0 or any(row[i] not in ("", NOTHING) for row in cells)]
@@ -69,7 +70,7 @@ def as_table(records: Sequence[Record], columns: Sequence[str], now: datetime) -
     yield from align_columns([head, *cells])
 
 
-def age(record: Mapping[str, Any], now: datetime) -> str:
+def format_age(record: Mapping[str, Any], now: datetime) -> str:
     """Return how long ago a run began, as text."""
     try:
         started = datetime.fromisoformat(record["started"])
@@ -84,60 +85,60 @@ def age(record: Mapping[str, Any], now: datetime) -> str:
     return "now"
 
 
-def base_of(record: Mapping[str, Any]) -> str:
+def format_base(record: Mapping[str, Any]) -> str:
     base = record.get("base")
     return str(base["id"]) if base else NOTHING
 
 
-def status_in(record: Mapping[str, Any]) -> str:
+def format_status(record: Mapping[str, Any]) -> str:
     """Return a run's status, with `stale` and `altered` behind it if they apply."""
-    marks = ("stale" if record.get("stale") else "", "altered" if altered_in(record) else "")
+    marks = ("stale" if record.get("stale") else "", "altered" if describe_alteration(record) else "")
     return ", ".join([str(record["status"]), *filter(None, marks)])
 
 
-def method_in(record: Mapping[str, Any]) -> str:
+def format_method(record: Mapping[str, Any]) -> str:
     method = record.get("method") or {}
     rank = f" r{method['r']}" if isinstance(method.get("r"), int) else ""
     return f"{method['name']}{rank}" if method.get("name") else NOTHING
 
 
-def data_in(record: Mapping[str, Any]) -> str:
+def format_data(record: Mapping[str, Any]) -> str:
     """Return the name of a run's data; of a path only the last part."""
     name = str((record.get("data") or {}).get("name") or NOTHING)
     return name.rstrip("/").rpartition("/")[2] or name
 
 
-def score_in(record: Mapping[str, Any]) -> str:
+def format_score(record: Mapping[str, Any]) -> str:
     """Return the name and value of the main metric, and `collapsed` if the policy did."""
     score = record.get("score")
     if not score:
         return NOTHING
-    text = f"{score['name']} {figure(score if is_interval(score) else score['value'])}"
-    return f"{text}, collapsed" if value_at(record, "metrics.collapse.verdict") == "collapsed" else text
+    text = f"{score['name']} {format_value(score if is_interval(score) else score['value'])}"
+    return f"{text}, collapsed" if get_value(record, "metrics.collapse.verdict") == "collapsed" else text
 
 
-def kl_in(record: Mapping[str, Any]) -> str:
+def format_kl(record: Mapping[str, Any]) -> str:
     kl = record.get("kl")
-    return NOTHING if kl is None else figure(kl)
+    return NOTHING if kl is None else format_value(kl)
 
 
-def parents_in(record: Mapping[str, Any]) -> str:
+def format_parents(record: Mapping[str, Any]) -> str:
     """Return the runs that a run was made from, with `(gone)` behind those that no longer exist."""
     gone = record.get("gone", ())
     return ", ".join(f"{run} (gone)" if run in gone else run for run in record.get("parents", ())) or NOTHING
 
 
 USUAL: Mapping[str, Callable[[Record, datetime], str]] = {
-    "run": lambda record, now: clean(record["run"]),
-    "alias": lambda record, now: clean(", ".join(f"@{alias}" for alias in record.get("aliases", ())) or NOTHING),
-    "status": lambda record, now: clean(status_in(record)),
-    "age": age,
-    "base": lambda record, now: clean(base_of(record)),
-    "method": lambda record, now: clean(method_in(record)),
-    "data": lambda record, now: clean(data_in(record)),
-    "score": lambda record, now: clean(score_in(record)),
-    "KL": lambda record, now: kl_in(record),
-    "from": lambda record, now: clean(parents_in(record)),
+    "run": lambda record, now: clean_text(record["run"]),
+    "alias": lambda record, now: clean_text(", ".join(f"@{alias}" for alias in record.get("aliases", ())) or NOTHING),
+    "status": lambda record, now: clean_text(format_status(record)),
+    "age": format_age,
+    "base": lambda record, now: clean_text(format_base(record)),
+    "method": lambda record, now: clean_text(format_method(record)),
+    "data": lambda record, now: clean_text(format_data(record)),
+    "score": lambda record, now: clean_text(format_score(record)),
+    "KL": lambda record, now: format_kl(record),
+    "from": lambda record, now: clean_text(format_parents(record)),
     "error": lambda record, now: one_line(record.get("error") or NOTHING),
 }
 """Column of the usual table → function that returns its cell."""
@@ -145,59 +146,61 @@ USUAL: Mapping[str, Callable[[Record, datetime], str]] = {
 
 def as_json(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
     """Yield one JSON array of records; given columns, only with those keys."""
-    yield json.dumps([chosen(record, columns) for record in records], indent=2, ensure_ascii=False, allow_nan=False)
+    yield json.dumps(
+        [select_keys(record, columns) for record in records], indent=2, ensure_ascii=False, allow_nan=False
+    )
 
 
 def as_object(record: Record, columns: Sequence[str]) -> Iterator[str]:
     """Yield one record as JSON; given columns, only with those keys."""
-    yield json.dumps(chosen(record, columns), indent=2, ensure_ascii=False, allow_nan=False)
+    yield json.dumps(select_keys(record, columns), indent=2, ensure_ascii=False, allow_nan=False)
 
 
-def chosen(record: Record, columns: Sequence[str]) -> Record:
-    return {key: value_at(record, key) for key in columns} if columns else record
+def select_keys(record: Record, columns: Sequence[str]) -> Record:
+    return {key: get_value(record, key) for key in columns} if columns else record
 
 
 def as_csv(records: Sequence[Record], columns: Sequence[str]) -> Iterator[str]:
     """Yield a CSV table; without columns, with every key of any record."""
-    rows = [dict(leaves(record)) for record in records]
+    rows = [dict(iter_leaves(record)) for record in records]
     all_keys = dict.fromkeys([*FIRST, *sorted({key for row in rows for key in row})])
     keys_with_values = {key for row in rows for key, value in row.items() if value is not None}
     # A mapping in one record may be null in another.
     mappings = {key.rpartition(".")[0] for key in all_keys} - keys_with_values
     names = list(columns) or [key for key in all_keys if key not in mappings]
     if columns:
-        rows = [{key: value_at(record, key) for key in columns} for record in records]
-    yield csv_of(names, rows)
+        rows = [{key: get_value(record, key) for key in columns} for record in records]
+    yield to_csv(names, rows)
 
 
-def csv_of(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+def to_csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a CSV table. A cell is empty if its row lacks the key."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows([plain(row.get(key)) for key in names] for row in rows)
+    writer.writerows([to_csv_value(row.get(key)) for key in names] for row in rows)
     return text.getvalue().removesuffix("\n")
 
 
-def details(record: Record) -> Iterator[str]:
+def iter_details(record: Record) -> Iterator[str]:
     """Yield everything known about a run, one line per key with a value, the most important first."""
-    values = {key: value for key, value in leaves(record) if value not in (None, "", [])}
+    values = {key: value for key, value in iter_leaves(record) if value not in (None, "", [])}
     order = [*(key for key in FIRST if key in values), *(key for key in values if key not in FIRST)]
     width = min(max(map(len, order)), 40)
     for key in order:
-        yield f"{one_line(key).ljust(width)}  {cell(values[key], longest=A_LINE)}"
+        yield f"{one_line(key).ljust(width)}  {format_cell(values[key], longest=A_LINE)}"
 
 
-def leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def iter_leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted key and value of nested mappings."""
     for key, value in record.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from iter_leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def value_at(record: Mapping[str, Any], key: str) -> Any:
+def get_value(record: Mapping[str, Any], key: str) -> Any:
     """Return the value at a dotted key. Returns None if there is no such key."""
     value: Any = record
     for part in key.split("."):
@@ -205,17 +208,17 @@ def value_at(record: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def cell(value: Any, longest: int | None = LONGEST) -> str:
+def format_cell(value: Any, longest: int | None = LONGEST) -> str:
     """Return a value as text on one line."""
     if value is None:
         return NOTHING
     is_nested = isinstance(value, list) and any(isinstance(element, list | Mapping) for element in value)
     if is_nested or (isinstance(value, Mapping) and not is_interval(value)):
-        return clean(json.dumps(value, ensure_ascii=False), longest)
-    return clean(figure(value), longest)
+        return clean_text(json.dumps(value, ensure_ascii=False), longest)
+    return clean_text(format_value(value), longest)
 
 
-def figure(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Return a metric as text. One of an unknown shape is returned as JSON."""
     try:
         return format_figure(value)
@@ -223,13 +226,13 @@ def figure(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
 
 
-def clean(text: str, longest: int | None = LONGEST) -> str:
+def clean_text(text: str, longest: int | None = LONGEST) -> str:
     """Return text from a file on one line, shortened, with terminal control characters escaped."""
     line = one_line(text)
     return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 
-def plain(value: Any) -> Any:
+def to_csv_value(value: Any) -> Any:
     """Return a value as a cell of CSV: null is empty, a list is JSON."""
     if isinstance(value, bool) or value is None:
         return "" if value is None else str(value).lower()

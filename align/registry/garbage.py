@@ -21,8 +21,8 @@ from align.core.errors import RunBusy
 from align.core.files import open_regular
 from align.core.outputs import refuse_foreign_log
 from align.registry.comparison import SWEEPS
-from align.registry.index import Index, locked_inodes
-from align.registry.record import Record, publication
+from align.registry.index import Index, read_locked_inodes
+from align.registry.record import Record, get_publication
 from align.report.figure_text import align_columns, counted, one_line
 from align.run.alias_log import AliasLog
 from align.run.artifacts import REPLACED
@@ -89,13 +89,13 @@ def find_garbage(index: Index, log: AliasLog, days: float) -> list[Piece]:
 def iter_leftovers(root: Path, now: float) -> Iterator[Piece]:
     """Yield files and folders that were being written when their process ended."""
     host = gethostname()
-    locks = locked_inodes() or set()
+    locks = read_locked_inodes() or set()
     for path in (path for name in (*WITH_RUNS, "bases", SWEEPS) for path in find_entries(root / name, is_hidden)):
         owner = OWNED.fullmatch(path.name)
         if owner is None and UNOWNED.fullmatch(path.name) is None:
             continue
         with suppress(OSError):
-            is_old = now - newest(path) > DAY_S
+            is_old = now - find_last_change(path) > DAY_S
             if owner is not None and owner["host"] in (None, host) and not Path("/proc", owner["pid"]).exists():
                 why = f"process {owner['pid']} wrote it, and has ended"
             elif is_old:
@@ -105,7 +105,7 @@ def iter_leftovers(root: Path, now: float) -> Iterator[Piece]:
             stage, name, *inner_parts = path.relative_to(root).parts
             run = f"{stage}:{name}" if inner_parts and stage in WITH_RUNS else ""
             if not (run and os.stat(root / stage / name).st_ino in locks):
-                yield Piece("leftovers", path.relative_to(root).as_posix(), size_of(path), why, run)
+                yield Piece("leftovers", path.relative_to(root).as_posix(), compute_size(path), why, run)
 
 
 def find_entries(folder: Path, matches: Callable[[os.DirEntry[str]], bool], depth: int = 0) -> Iterator[Path]:
@@ -128,7 +128,7 @@ def iter_checkpoints(root: Path, records: Sequence[Record], before: float) -> It
         folder = root / record["folder"] / "checkpoints"
         if record["status"] == "running" or not folder.is_dir():
             continue
-        changed_at = newest(folder)
+        changed_at = find_last_change(folder)
         if record["status"] == "done":
             why = "its run is done"
         elif record["status"] in ("failed", "interrupted") and changed_at < before:
@@ -136,7 +136,7 @@ def iter_checkpoints(root: Path, records: Sequence[Record], before: float) -> It
             why = f"its run was {record['status']} {days:.0f} days ago; it would begin anew"
         else:
             continue
-        yield Piece("checkpoints", f"{record['folder']}/checkpoints", size_of(folder), why, record["run"])
+        yield Piece("checkpoints", f"{record['folder']}/checkpoints", compute_size(folder), why, record["run"])
 
 
 def iter_bases(root: Path, now: float) -> Iterator[Piece]:
@@ -144,11 +144,11 @@ def iter_bases(root: Path, now: float) -> Iterator[Piece]:
     targets = {Path(os.path.realpath(link)) for link in find_entries(root / "export", os.DirEntry.is_symlink)}
     for path in sorted(file.parent for file in (root / "bases").glob(f"[!.]*/{ABOUT}")):
         real_path = Path(os.path.realpath(path))
-        is_shared = any(os.stat(file).st_nlink > 1 for file in files_in(path))
+        is_shared = any(os.stat(file).st_nlink > 1 for file in list_files(path))
         is_needed = is_shared or any(target == real_path or real_path in target.parents for target in targets)
-        if not is_needed and now - newest(path) > DAY_S:
+        if not is_needed and now - find_last_change(path) > DAY_S:
             why = "no export links to it; stage=export writes it again"
-            yield Piece("bases", path.relative_to(root).as_posix(), size_of(path), why)
+            yield Piece("bases", path.relative_to(root).as_posix(), compute_size(path), why)
 
 
 def iter_artifacts(root: Path, records: Sequence[Record], alias_digests: set[str], now: float) -> Iterator[Piece]:
@@ -161,36 +161,36 @@ def iter_artifacts(root: Path, records: Sequence[Record], alias_digests: set[str
     trained = [record for record in records if record["status"] == "done" and record["stage"] in TRAINS]
     for record in trained:
         key = (record["stage"], (record.get("base") or {}).get("digest", ""))
-        if key not in newest_of or publication(record) > publication(newest_of[key]):
+        if key not in newest_of or get_publication(record) > get_publication(newest_of[key]):
             newest_of[key] = record
     for record in trained:
         latest = newest_of[record["stage"], (record.get("base") or {}).get("digest", "")]
         children = [ref for ref in record["children"] if not ref.startswith("eval:")]
         folder = root / record["folder"] / "artifact"
-        weights = [path for path in files_in(folder) if path.suffix in WEIGHTS]
+        weights = [path for path in list_files(folder) if path.suffix in WEIGHTS]
         if record is latest or children or record["digest"] in alias_digests or not record["digest"] or not weights:
             continue
-        if now - newest(folder) > DAY_S:
+        if now - find_last_change(folder) > DAY_S:
             why = f"{latest['run']} is later; no alias, no export and no run needs it"
             size = sum(path.stat().st_size for path in weights)
             yield Piece("artifacts", f"{record['folder']}/artifact", size, why, record["run"])
 
 
-def files_in(path: Path) -> list[Path]:
+def list_files(path: Path) -> list[Path]:
     """List the files in a folder, or a file itself. Links are left out."""
     if not path.is_dir():
         return [path] if path.is_file() and not path.is_symlink() else []
     return [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
 
 
-def size_of(path: Path) -> int:
+def compute_size(path: Path) -> int:
     """Return the bytes that a removal frees. Files with other hard links are not counted."""
-    return sum(status.st_size for status in map(os.stat, files_in(path)) if status.st_nlink == 1)
+    return sum(status.st_size for status in map(os.stat, list_files(path)) if status.st_nlink == 1)
 
 
-def newest(path: Path) -> float:
+def find_last_change(path: Path) -> float:
     """Return the time of the last change in a folder, in seconds since 1970."""
-    return max(os.lstat(entry).st_mtime for entry in [path, *files_in(path)])
+    return max(os.lstat(entry).st_mtime for entry in [path, *list_files(path)])
 
 
 def remove_pieces(root: Path, pieces: Sequence[Piece], who: str) -> Iterator[tuple[Piece, bool]]:
@@ -224,7 +224,7 @@ def write_to_log(root: Path, piece: Piece, who: str) -> None:
     """Write one line to the log: the piece, with the name and size of each file."""
     refuse_foreign_log(root / LOG, "run.root", ("at", "who", "kind", "path"), OTHER_LOG)
     path = root / piece.path
-    files = {file.relative_to(root).as_posix(): file.stat().st_size for file in files_in(path)}
+    files = {file.relative_to(root).as_posix(): file.stat().st_size for file in list_files(path)}
     if piece.kind == "artifacts":
         files = {name: size for name, size in files.items() if name.endswith(WEIGHTS)}
     line = {
@@ -245,7 +245,7 @@ def write_to_log(root: Path, piece: Piece, who: str) -> None:
 def remove_weights(artifact: Path, why: str) -> None:
     """Mark an artifact as removed, so that no command reads it any more, and delete its weights."""
     write_json(artifact / REPLACED, {"by": BY, "at": datetime.now(UTC).isoformat(timespec="seconds"), "reason": why})
-    for path in files_in(artifact):
+    for path in list_files(artifact):
         if path.suffix in WEIGHTS:
             path.unlink()
 

@@ -43,18 +43,17 @@ import yaml
 
 from align.core.errors import CorruptFile, InputError, require, require_schema_version
 from align.core.files import parse_user_path, read_bytes
-from align.registry.formatting import figure as format_value
-from align.registry.formatting import value_at
-from align.registry.record import Record, altered_in, number
+from align.registry.formatting import format_value, get_value
+from align.registry.record import Record, describe_alteration, get_number
 from align.report.figure_text import is_bounded, is_interval
-from align.run.artifacts import readable, verify_outputs
+from align.run.artifacts import try_read_manifest, verify_outputs
 from align.run.digests import file_digest
-from align.run.files import json_object
+from align.run.files import read_json_object
 from align.run.manifest import Manifest, read_manifest
-from align.run.receipt import RECEIPT, checked_receipt
-from align.run.signing import SIGNATURE, PublicKey, public_key, verified
-from align.run.stale import stale_in
-from align.run.weights import published_digest
+from align.run.receipt import RECEIPT, read_verified_receipt
+from align.run.signing import SIGNATURE, PublicKey, load_public_key, verify_signature
+from align.run.stale import read_stale_mark
+from align.run.weights import compute_published_digest
 
 ENDINGS = (".yaml", ".yml")
 PATTERN = re.compile(r"[A-Za-z0-9._*?\[\]!-]+")
@@ -107,16 +106,16 @@ class Finding:
         return f"{self.run}: {self.condition}: {self.said}"
 
 
-def altered_figures(subject: Subject) -> str:
+def find_alterations(subject: Subject) -> str:
     """Return why the metrics of an artifact, or of its evaluation, may differ from the published ones. Empty if they
     agree.
 
     All published files of the evaluation are hashed, as they are the evidence for its metrics.
     """
-    problems = [altered_in(subject.record)]
+    problems = [describe_alteration(subject.record)]
     if subject.evaluation is not None:
         folder = subject.root / subject.evaluation["folder"]
-        problems.append(altered_in(subject.evaluation))
+        problems.append(describe_alteration(subject.evaluation))
         try:
             verify_outputs(folder, read_manifest(folder).outputs)
         except InputError as error:
@@ -124,7 +123,7 @@ def altered_figures(subject: Subject) -> str:
     return "; ".join(dict.fromkeys(filter(None, problems)))
 
 
-Check = Callable[[Subject], tuple[bool, str]]
+ConditionCheck = Callable[[Subject], tuple[bool, str]]
 """Returns whether a condition is met, and the reason."""
 
 
@@ -141,7 +140,7 @@ class Gate:
 
     name: str
     aliases: tuple[str, ...]
-    conditions: tuple[tuple[str, Check], ...]
+    conditions: tuple[tuple[str, ConditionCheck], ...]
     digest: str
 
     def binds(self, alias: str) -> bool:
@@ -156,7 +155,7 @@ class Gate:
         return {"gate": self.name, "digest": self.digest, "findings": [asdict(finding) for finding in findings]}
 
 
-class Loader(yaml.SafeLoader):
+class UniqueKeyLoader(yaml.SafeLoader):
     """A YAML loader that refuses duplicate keys. PyYAML would silently take the last one."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -183,7 +182,7 @@ def read_gate(path: Path) -> Gate:
     field = str(path)
     text = read_bytes(path, "gate", "Mend the file.")
     try:
-        spec = yaml.load(text.decode("utf-8"), Loader)
+        spec = yaml.load(text.decode("utf-8"), UniqueKeyLoader)
     except (ValueError, yaml.YAMLError, RecursionError, TypeError) as error:
         raise CorruptFile("gate", field, f"cannot be read as YAML ({error})", "Mend the file.") from error
     remedy = "Write `alias:` with the name or the pattern of an alias, and `conditions:` with a list."
@@ -205,7 +204,7 @@ def read_gate(path: Path) -> Gate:
     return Gate(path.stem, tuple(aliases), conditions, sha256(text).hexdigest())
 
 
-def read_condition(spec: Any, field: str, home: Path) -> tuple[str, Check]:
+def read_condition(spec: Any, field: str, home: Path) -> tuple[str, ConditionCheck]:
     """Return a condition as text, and its check.
 
     Args:
@@ -232,7 +231,7 @@ def read_condition(spec: Any, field: str, home: Path) -> tuple[str, Check]:
     return text.format(value), partial(check, value=value)
 
 
-def read_bound(spec: Mapping[str, Any], field: str) -> tuple[str, Check]:
+def read_bound(spec: Mapping[str, Any], field: str) -> tuple[str, ConditionCheck]:
     """Read `{figure: KEY, at_least: X}`, `at_most`, or both, with the keys `proxy` and `collapsed`."""
     limits = {key: spec[key] for key in ("at_least", "at_most") if key in spec}
     collapsed = spec.get("collapsed", False)
@@ -259,20 +258,20 @@ def read_bound(spec: Mapping[str, Any], field: str) -> tuple[str, Check]:
 def check_bound(
     subject: Subject, name: str, bounds: tuple[float, float], proxy: bool, collapsed: bool | str
 ) -> tuple[bool, str]:
-    if problem := altered_figures(subject):
+    if problem := find_alterations(subject):
         return False, f"altered: {problem}"
-    key, figure = figure_of(subject.record, name)
-    if figure is None or number(figure) is None:
+    key, figure = find_metric(subject.record, name)
+    if figure is None or get_number(figure) is None:
         command = f"stage=eval artifact={subject.record['run']}"
         return False, f"there is no such figure. An evaluation may have it: {command}"
     text = format_value(figure)
     if isinstance(figure, Mapping) and not (is_interval(figure) and is_bounded(figure)):
         return False, f"{text} has no interval"
-    judge = judged_by(subject, key, figure)
+    judge = find_proxy_judge(subject, key, figure)
     if judge and not proxy:
         return False, f"{text} by {judge}, which it was trained against: evaluate it with another judge"
-    verdict = value_at(subject.record, "metrics.collapse.verdict")
-    reasons = value_at(subject.record, "metrics.collapse.reasons")
+    verdict = get_value(subject.record, "metrics.collapse.verdict")
+    reasons = get_value(subject.record, "metrics.collapse.reasons")
     reasons = "; ".join(map(str, reasons)) if isinstance(reasons, list) else ""
     if verdict == "collapsed" and collapsed is not True:
         return False, f"{text} of a policy that collapsed: {reasons}"
@@ -283,23 +282,23 @@ def check_bound(
     return bounds[0] <= low and high <= bounds[1], f"{text}{unmeasured}"
 
 
-def figure_of(record: Record, name: str) -> tuple[str, Any]:
+def find_metric(record: Record, name: str) -> tuple[str, Any]:
     """Return (key, value) of a metric by its name, with its interval if it has one."""
     name = name.removesuffix(".value")  # which would leave out the interval
     keys = (f"metrics.{name}_interval", f"metrics.{name}", f"{name}_interval", name)
     for key in keys:
-        if (value := value_at(record, key)) is not None:
+        if (value := get_value(record, key)) is not None:
             return key, value
     return name, None
 
 
-def judged_by(subject: Subject, key: str, figure: Any) -> str:
+def find_proxy_judge(subject: Subject, key: str, figure: Any) -> str:
     """Return the name of the proxy judge if an evaluation by one measured the metric. Empty otherwise."""
     evaluation = subject.evaluation
-    if evaluation is None or value_at(evaluation, "metrics.judge_is") != "proxy":
+    if evaluation is None or get_value(evaluation, "metrics.judge_is") != "proxy":
         return ""
-    is_measured = value_at(evaluation, key) == figure or (key == "score" and value_at(evaluation, "score") == figure)
-    return str(value_at(evaluation, "metrics.judge")) if is_measured else ""
+    is_measured = get_value(evaluation, key) == figure or (key == "score" and get_value(evaluation, "score") == figure)
+    return str(get_value(evaluation, "metrics.judge")) if is_measured else ""
 
 
 def check_receipt(subject: Subject, value: str) -> tuple[bool, str]:
@@ -307,18 +306,18 @@ def check_receipt(subject: Subject, value: str) -> tuple[bool, str]:
     problem = f"there is no such export: stage=export export={value} artifact={subject.record['run']}"
     own_export = [subject.record] if subject.record["stage"] == "export" else []
     for export in (*own_export, *subject.exports):
-        if value_at(export, "config.export.name") == value and export["status"] == "done":
-            passed, problem = receipt_passed(subject, export)
+        if get_value(export, "config.export.name") == value and export["status"] == "done":
+            passed, problem = check_export(subject, export)
             if passed:
                 return True, problem
     return False, problem
 
 
-def receipt_passed(subject: Subject, export: Record) -> tuple[bool, str]:
+def check_export(subject: Subject, export: Record) -> tuple[bool, str]:
     """Return whether an export has its receipt's files and kept every bound, and the reason."""
     folder = subject.root / export["folder"]
     try:
-        receipt = checked_receipt(folder / "artifact")
+        receipt = read_verified_receipt(folder / "artifact")
         verify_outputs(folder, read_manifest(folder).outputs)  # they include the receipt itself
     except InputError as error:
         return False, f"{export['run']}: {error}"
@@ -336,11 +335,11 @@ def check_unseen(subject: Subject, value: bool) -> tuple[bool, str]:
     evaluation = subject.evaluation
     if evaluation is None:
         return False, f"nothing evaluated it: stage=eval artifact={subject.record['run']}"
-    if problem := altered_figures(subject):
+    if problem := find_alterations(subject):
         return False, f"altered: {problem}"
-    if seen_count := value_at(evaluation, "metrics.seen"):
+    if seen_count := get_value(evaluation, "metrics.seen"):
         return False, f"training saw {seen_count:,} of the prompts of {evaluation['run']}"
-    if value_at(evaluation, "metrics.seen_unknown") != 0:
+    if get_value(evaluation, "metrics.seen_unknown") != 0:
         return False, f"of {evaluation['run']} it is not known which prompts training saw"
     return True, f"{evaluation['run']}: training saw none of its prompts"
 
@@ -353,17 +352,17 @@ def check_signature(subject: Subject, value: tuple[Path, str]) -> tuple[bool, st
     """
     run = subject.record["run"]
     problem = f"neither it nor an export of it is signed: stage=export export.sign=KEY artifact={run}"
-    key = public_key(str(value[0]), value[1])  # an unreadable key is an error of the gate, not a missed condition
+    key = load_public_key(str(value[0]), value[1])  # an unreadable key is an error of the gate, not a missed condition
     for record in (subject.record, *subject.exports):
         published = subject.root / record["folder"] / "artifact"
-        results = [check_signed(subject, record["run"], folder, key) for folder in signed_folders(published)]
+        results = [check_signed(subject, record["run"], folder, key) for folder in list_signed_folders(published)]
         if results and all(passed for passed, _ in results):
             return True, results[0][1]
         problem = next((reason for passed, reason in results if not passed), problem)
     return False, problem
 
 
-def signed_folders(published: Path) -> list[Path]:
+def list_signed_folders(published: Path) -> list[Path]:
     """Return the folders of an artifact that have to be signed: itself, or one per kind of export.
 
     A signed copy inside it proves nothing about the files beside that copy.
@@ -377,28 +376,28 @@ def signed_folders(published: Path) -> list[Path]:
 def check_signed(subject: Subject, run: str, folder: Path, key: PublicKey) -> tuple[bool, str]:
     """Check that a folder is signed, and is the artifact or, by its receipt, an export of it."""
     try:
-        verified(folder, key, "artifact", run)
+        verify_signature(folder, key, "artifact", run)
         receipt = folder / RECEIPT
-        exported = json_object(receipt, RECEIPT, "Export it again.").get("artifact") if receipt.is_file() else None
+        exported = read_json_object(receipt, RECEIPT, "Export it again.").get("artifact") if receipt.is_file() else None
     except InputError as error:
         return False, str(error)
     text = f"{run} is signed by {key.fingerprint[:12]}"
-    if subject.digest not in (exported, published_digest(folder)):
+    if subject.digest not in (exported, compute_published_digest(folder)):
         return False, f"{text}, and is another artifact"
     return True, text
 
 
 def check_verdict(subject: Subject, value: str) -> tuple[bool, str]:
     """Check that the verdict files of a name say `pass` for exactly this artifact."""
-    if problem := altered_figures(subject):
+    if problem := find_alterations(subject):
         return False, f"altered: {problem}"
-    return verdict_on(subject.root, value, subject.digest)
+    return decide_verdict(subject.root, value, subject.digest)
 
 
 def check_fresh(subject: Subject, value: bool) -> tuple[bool, str]:
     """Check that neither the run nor any of its ancestors is stale. A run that is gone counts as unknown."""
     for record in subject.upstream:
-        if stale := stale_in(subject.root / record["folder"]):
+        if stale := read_stale_mark(subject.root / record["folder"]):
             command = f": {stale.again}" if stale.again else ""
             return False, f"{record['run']} is stale since {stale.since[:10]}, {stale.because}{command}"
     if subject.gone:
@@ -448,7 +447,7 @@ def read_verdict(path: Path, source: str, run: Manifest | None) -> Verdict:
         CorruptFile: It is not a verdict file.
         InputError: Another version wrote it.
     """
-    values = json_object(path, "verdict", REMEDY)
+    values = read_json_object(path, "verdict", REMEDY)
     require_schema_version(values.get("schema_version"), SCHEMA, "verdict", str(path), AGAIN)
     inputs = values.get("inputs")
     has_texts = isinstance(values.get("gate"), str) and isinstance(values.get("verdict"), str)
@@ -457,7 +456,7 @@ def read_verdict(path: Path, source: str, run: Manifest | None) -> Verdict:
     return Verdict(values["gate"], values["verdict"], values.get("figure"), inputs, source, run)
 
 
-def verdicts(root: Path) -> Iterator[Verdict]:
+def iter_verdicts(root: Path) -> Iterator[Verdict]:
     """Yield all verdict files, of done runs and beside the runs.
 
     Raises:
@@ -465,7 +464,7 @@ def verdicts(root: Path) -> Iterator[Verdict]:
     """
     for path in sorted(root.glob(f"*/*/artifact/{FOLDER}/*.json")):
         folder = path.parents[2]
-        manifest = readable(folder)
+        manifest = try_read_manifest(folder)
         if manifest is not None and manifest.done:
             name = path.relative_to(folder).as_posix()
             if file_digest(path) != manifest.outputs.get(name):
@@ -476,13 +475,13 @@ def verdicts(root: Path) -> Iterator[Verdict]:
         yield read_verdict(path, path.name, None)
 
 
-def verdict_on(root: Path, gate: str, digest: str) -> tuple[bool, str]:
+def decide_verdict(root: Path, gate: str, digest: str) -> tuple[bool, str]:
     """Return whether the verdicts of a name say `pass` for an artifact, and the deciding one as text.
 
     Of runs, the newest counts. Files beside the runs have no order, so that each counts.
     """
     try:
-        all_verdicts = [verdict for verdict in verdicts(root) if verdict.gate == gate]
+        all_verdicts = [verdict for verdict in iter_verdicts(root) if verdict.gate == gate]
     except InputError as error:
         return False, str(error)
     matching = [verdict for verdict in all_verdicts if verdict.inputs.get("artifact") == digest]

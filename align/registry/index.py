@@ -27,19 +27,26 @@ from align.registry.record import (
     ADAPTERS,
     UNREADABLE,
     Record,
-    digests_of,
-    edges_of,
-    joined,
-    noted_in,
-    record_of,
-    unreadable,
+    join_records,
+    list_alias_changes,
+    list_digests,
+    list_edges,
+    make_record,
+    make_unreadable_record,
 )
 from align.run.alias_log import REMEDY, AliasLog, Change, read_log
 from align.run.digests import file_digest
 from align.run.figures import FILE as METRICS
 from align.run.figures import IN_ARTIFACT
-from align.run.files import json_object
-from align.run.manifest import FILE, HeldManifest, Manifest, content_of, parse_held_manifests, read_manifest
+from align.run.files import read_json_object
+from align.run.manifest import (
+    FILE,
+    Manifest,
+    ManifestDigests,
+    get_weights_digest,
+    parse_manifest_digests,
+    read_manifest,
+)
 from align.run.receipt import RECEIPT
 from align.run.stale import FILE as STALE
 
@@ -66,11 +73,11 @@ def iter_folders(root: Path) -> Iterator[tuple[str, str]]:
         files = (METRICS, *{"eval": [IN_ARTIFACT], "serve": [ADAPTERS]}.get(stage, ()), STALE)
         for name in names:
             folder = f"{root}/{stage}/{name}"  # building 10,000 Paths would double the time
-            if stamp := stamp_of(f"{folder}/{FILE}"):
-                yield f"{stage}:{name}", " ".join([stamp, *(stamp_of(f"{folder}/{file}") for file in files)])
+            if stamp := read_stamp(f"{folder}/{FILE}"):
+                yield f"{stage}:{name}", " ".join([stamp, *(read_stamp(f"{folder}/{file}") for file in files)])
 
 
-def stamp_of(path: Path | str) -> str:
+def read_stamp(path: Path | str) -> str:
     """Return size, times and inode of a file as a text. No program can set the change time back. Empty if there is no
     file."""
     if not os.access(path, os.F_OK):  # faster than an exception
@@ -81,7 +88,7 @@ def stamp_of(path: Path | str) -> str:
     return ""
 
 
-def locked_inodes() -> set[int] | None:
+def read_locked_inodes() -> set[int] | None:
     """Return the inodes of files and folders that processes of this machine have locked. None if unknown."""
     with suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
@@ -90,7 +97,7 @@ def locked_inodes() -> set[int] | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Hashed:
+class FileHash:
     """A file when it was hashed.
 
     Attributes:
@@ -143,7 +150,7 @@ T = TypeVar("T")
 
 
 @cache
-def version() -> int:
+def compute_version() -> int:
     """Return the version of the tables and their content. An index made by other code is rebuilt."""
     code = b"".join((Path(__file__).parent / name).read_bytes() for name in OF_RECORDS)
     return int.from_bytes(sha256(code).digest()[:4], "big") >> 1
@@ -153,17 +160,17 @@ DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError, json.JSONDecodeError)
 """Errors that reading a damaged index may raise."""
 
 
-class Damaged(sqlite3.DatabaseError):
+class DamagedIndex(sqlite3.DatabaseError):
     """Error of a row that this index did not write."""
 
 
-def asked(root: Path, question: Callable[[Index], T]) -> T:
+def query_index(root: Path, question: Callable[[Index], T]) -> T:
     """Run a query on an up-to-date index. A damaged index is rebuilt."""
     try:
         with Index(root) as index:
             return question(index)
     except DAMAGED as error:
-        if name_of(error) == "SQLITE_ERROR" and "malformed" not in str(error):
+        if get_error_name(error) == "SQLITE_ERROR" and "malformed" not in str(error):
             raise  # the query itself is wrong
     with Index(
         root, rebuild=True
@@ -171,7 +178,7 @@ def asked(root: Path, question: Callable[[Index], T]) -> T:
         return question(index)
 
 
-def name_of(error: Exception) -> str:
+def get_error_name(error: Exception) -> str:
     """Return SQLite's name of an error. Empty for Python's own errors, such as invalid UTF-8."""
     return getattr(error, "sqlite_errorname", "")
 
@@ -204,7 +211,7 @@ class Index:
             except DAMAGED as error:
                 if not attempts:
                     raise
-                if self.path and not name_of(error).startswith(UNWRITTEN) and is_moved_aside(self.path):
+                if self.path and not get_error_name(error).startswith(UNWRITTEN) and is_moved_aside(self.path):
                     attempts.insert(0, (self.path, False))
 
     def __enter__(self) -> Index:
@@ -224,7 +231,7 @@ class Index:
             if copied:
                 with (
                     suppress(sqlite3.Error),
-                    closing(sqlite3.connect(read_only(self.root / INDEX), uri=True)) as file_db,
+                    closing(sqlite3.connect(to_read_only_uri(self.root / INDEX), uri=True)) as file_db,
                 ):
                     file_db.backup(self.db)
             return self._update(rebuild)
@@ -234,16 +241,16 @@ class Index:
 
     def _update(self, rebuild: bool) -> int:
         self.db.execute("begin immediate")  # a second process waits, and then finds nothing to do
-        if rebuild or self.db.execute("pragma user_version").fetchone() != (version(),):
+        if rebuild or self.db.execute("pragma user_version").fetchone() != (compute_version(),):
             objects = self.db.execute("select type, name from sqlite_master where sql is not null").fetchall()
             if objects and not {("table", "runs"), ("table", "hashed")} <= set(objects):
-                raise Damaged("another program made the tables")
+                raise DamagedIndex("another program made the tables")
             for kind, name in objects:
                 if kind == "table" and name != "hashed":  # hashes are expensive, so they are kept
                     self.db.execute(f'drop table "{name}"')
             for statement in filter(str.strip, TABLES.split(";")):
                 self.db.execute(statement)
-            self.db.execute(f"pragma user_version = {version()}")
+            self.db.execute(f"pragma user_version = {compute_version()}")
         changed = self._refresh()
         self.db.execute("commit")
         return changed
@@ -302,14 +309,14 @@ class Index:
 
         The log of aliases and the receipts of exports record digests of manifests.
         """
-        latest: dict[str, tuple[HeldManifest, str]] = {}
+        latest: dict[str, tuple[ManifestDigests, str]] = {}
         for change in log.changes:  # the newest change counts
             for arm in change.arms:
                 for run, manifest in arm.manifests.items():
                     latest[run] = manifest, f"when @{change.alias} was changed (change {change.seq})"
         claims = [(run, manifest, when) for run, (manifest, when) in latest.items()]
         for export, run, *digests in self.db.execute("select export, run, content, sha256 from held"):
-            claims.append((run, HeldManifest(*digests), f"when {export} was written"))
+            claims.append((run, ManifestDigests(*digests), f"when {export} was written"))
         problems: dict[str, list[str]] = {}
         for run, manifest, when in claims:
             row = self.db.execute("select content, manifest from runs where run = ?", (run,)).fetchone()
@@ -346,7 +353,7 @@ class Index:
     def _settle(self) -> None:
         """Set the status of a run to interrupted if it says that it is running and its process is gone."""
         running = self._column("select run from runs where json_extract(own, '$.status') = 'running'")
-        locks = locked_inodes() if running else None
+        locks = read_locked_inodes() if running else None
         for run in running:
             stage, _, name = run.partition(":")
             with suppress(OSError):
@@ -364,27 +371,29 @@ class Index:
             require((folder / FILE).is_file(), "manifest", str(folder / FILE), "is no file", "Move the folder away.")
             manifest = read_manifest(folder)
             if manifest.stage == stage:
-                record = record_of(folder, replace(manifest, name=name))  # references use the folder's name
+                record = make_record(folder, replace(manifest, name=name))  # references use the folder's name
             else:
-                record = unreadable(folder, f"manifest.json is that of {manifest.ref}; this folder is {run}")
+                record = make_unreadable_record(
+                    folder, f"manifest.json is that of {manifest.ref}; this folder is {run}"
+                )
         except InputError as error:
-            record = unreadable(folder, str(error))
+            record = make_unreadable_record(folder, str(error))
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # edited by hand
-            record = unreadable(folder, f"manifest.json says something that runs do not write: {error!r}")
+            record = make_unreadable_record(folder, f"manifest.json says something that runs do not write: {error!r}")
         # Read it again next time: the cause, such as rights, may end without a new manifest.
         stamp = "" if record["status"] == UNREADABLE else stamp
-        digests = (content_of(manifest), file_digest(folder / FILE)) if manifest is not None else ("", "")
+        digests = (get_weights_digest(manifest), file_digest(folder / FILE)) if manifest is not None else ("", "")
         values = (run, stamp, json.dumps(record), *digests)
         self.db.execute("insert into runs (run, stamp, own, content, manifest) values (?, ?, ?, ?, ?)", values)
         if manifest is not None and "digest" in record:
-            artifacts = [(run, digest) for digest in digests_of(record, manifest.outputs)]
+            artifacts = [(run, digest) for digest in list_digests(record, manifest.outputs)]
             self.db.executemany("insert into makes values (?, ?)", artifacts)
-            self.db.executemany("insert into reads values (?, ?, ?, ?)", [(run, *edge) for edge in edges_of(record)])
+            self.db.executemany("insert into reads values (?, ?, ?, ?)", [(run, *edge) for edge in list_edges(record)])
             self.db.executemany(
-                "insert into noted values (?, ?, ?, ?)", [(run, *change) for change in noted_in(record)]
+                "insert into noted values (?, ?, ?, ?)", [(run, *change) for change in list_alias_changes(record)]
             )
             if stage == "export" and manifest.done:
-                receipts = held_by_receipts(folder).items()
+                receipts = read_receipt_digests(folder).items()
                 rows = [(run, name, digests.content, digests.sha256) for name, digests in receipts]
                 self.db.executemany("insert into held values (?, ?, ?, ?)", rows)
 
@@ -423,7 +432,7 @@ class Index:
         for name, input in self._children(run):
             if (child := self._own(name)) is not None:
                 children.append({**child, "through": input})
-        record = json.dumps(joined(own_record, self._parents(run), children))
+        record = json.dumps(join_records(own_record, self._parents(run), children))
         self.db.execute("delete from aliased where run = ?", (run,))
         self.db.execute("update runs set record = ?, status = ? where run = ?", (record, own_record["status"], run))
 
@@ -463,12 +472,12 @@ class Index:
         query = f"select run from runs where {condition} and json_extract(own, '$.status') = 'done' order by run"
         return self._column(query, project)
 
-    def get_hashes(self, run: str) -> dict[str, Hashed]:
+    def get_hashes(self, run: str) -> dict[str, FileHash]:
         """Return the hashed files of a run, each with its state at that time."""
         rows = self.db.execute("select file, state, sha256, at from hashed where run = ?", (run,))
-        return {file: Hashed(*values) for file, *values in rows}
+        return {file: FileHash(*values) for file, *values in rows}
 
-    def store_hashes(self, run: str, files: Mapping[str, Hashed]) -> None:
+    def store_hashes(self, run: str, files: Mapping[str, FileHash]) -> None:
         """Store the hashes of a run's files. If the index cannot be written, they are computed again next time."""
         rows = [(run, file, hashed.state, hashed.sha256, hashed.at) for file, hashed in files.items()]
         with suppress(sqlite3.OperationalError):
@@ -514,13 +523,15 @@ class Index:
         return self.db.execute(f"select count(*) from runs where {condition}", values).fetchone()[0]
 
 
-def held_by_receipts(folder: Path) -> dict[str, HeldManifest]:
+def read_receipt_digests(folder: Path) -> dict[str, ManifestDigests]:
     """Return run → digests of its manifest, from the receipts of an export or of its kinds."""
-    digests: dict[str, HeldManifest] = {}
+    digests: dict[str, ManifestDigests] = {}
     for pattern in (RECEIPT, f"*/{RECEIPT}"):
         for path in sorted((folder / "artifact").glob(pattern)):
             with suppress(InputError):  # an unreadable receipt is reported when it is checked
-                digests |= parse_held_manifests(json_object(path, RECEIPT, "Export again.").get("manifests")) or {}
+                digests |= (
+                    parse_manifest_digests(read_json_object(path, RECEIPT, "Export again.").get("manifests")) or {}
+                )
     return digests
 
 
@@ -532,11 +543,11 @@ def parse_record(run: str, text: str) -> Record:
     """
     record = json.loads(text) if isinstance(text, str) else None
     if not isinstance(record, dict) or record.get("run") != run:
-        raise Damaged(f"the index holds no record of {run!r}")
+        raise DamagedIndex(f"the index holds no record of {run!r}")
     return record
 
 
-def read_only(path: Path) -> str:
+def to_read_only_uri(path: Path) -> str:
     """Return the URI of a database that is opened read-only, and that no process writes."""
     return f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
 

@@ -12,13 +12,13 @@ from align.core.aliases import Arm
 from align.core.errors import InputError, require
 from align.core.redaction import redact
 from align.registry.gates import Gate, Subject
-from align.registry.index import Index, asked
-from align.registry.record import Record, forgets
+from align.registry.index import Index, query_index
+from align.registry.record import Record, is_forgetting_run
 from align.report.figure_text import one_line
 from align.run import Artifact, resolve
-from align.run.alias_log import AliasLog, Change, Meant, append, describe_arms, read_log
-from align.run.manifest import HeldManifest, hold_manifest, read_manifest
-from align.run.weights import ADAPTER_CONFIG, brings_scores
+from align.run.alias_log import AliasLog, AliasTarget, Change, append_change, describe_arms, read_log
+from align.run.manifest import ManifestDigests, compute_manifest_digests, read_manifest
+from align.run.weights import ADAPTER_CONFIG, is_reward_adapter
 
 FIELD = "artifact"
 
@@ -50,8 +50,8 @@ def promote(
     log = read_log(root)
     previous = log.last(alias)
     artifacts = [resolve(arm.ref, root, field_name=FIELD) for arm in arms]
-    new_arms = [meant_by(artifact, arm, root) for artifact, arm in zip(artifacts, arms, strict=True)]
-    is_one_kind = len({brings_scores(artifact.path) for artifact in artifacts}) == 1
+    new_arms = [make_target(artifact, arm, root) for artifact, arm in zip(artifacts, arms, strict=True)]
+    is_one_kind = len({is_reward_adapter(artifact.path) for artifact in artifacts}) == 1
     remedy = "Give the reward model an alias of its own."
     require(is_one_kind, "stage.arms", describe_arms(new_arms), "are a reward model and a policy", remedy)
     target = describe_arms(new_arms)
@@ -60,7 +60,7 @@ def promote(
     is_same = previous is not None and [*previous.arms] == new_arms
     remedy = "stage.action=history shows since when."
     require(not is_same, "stage.alias", alias, f"means that already: {target}", remedy)
-    subjects = asked(root, lambda index: subjects_in(index, log, new_arms))
+    subjects = query_index(root, lambda index: make_subjects(index, log, new_arms))
     results = [
         (gate, [finding for subject in subjects for finding in gate.findings(subject)])
         for gate in gates
@@ -73,11 +73,14 @@ def promote(
         lines = "".join(f"\n  gate {gate.name}, {finding.text}" for gate, finding in closed)
         remedy = f'Not met:{lines}\nMend that, or add stage.override="REASON", which stays in the log.'
         raise InputError("stage.alias", alias, f"may not mean {target}", remedy)
-    change = append(
+    change = append_change(
         root,
         alias,
-        [replace(arm, manifests=manifests_of(root, subject)) for arm, subject in zip(new_arms, subjects, strict=True)],
-        who=redact(who or user()),
+        [
+            replace(arm, manifests=collect_manifest_digests(root, subject))
+            for arm, subject in zip(new_arms, subjects, strict=True)
+        ],
+        who=redact(who or get_user()),
         why=redact(why),
         replaces=previous.seq if previous else 0,
         override=redact(override or ""),
@@ -100,11 +103,11 @@ def retire(root: Path, alias: str, *, who: str | None, why: str) -> tuple[Change
         InputError: It refers to nothing now.
     """
     log = read_log(root)
-    asked(root, lambda index: check_not_cut(index, log))
+    query_index(root, lambda index: check_not_cut(index, log))
     previous = log.last(alias)
     if previous is None or not previous.arms:
         raise InputError("stage.alias", alias, "means nothing now", "stage.action=history lists the aliases.")
-    change = append(root, alias, [], who=redact(who or user()), why=redact(why), replaces=previous.seq)
+    change = append_change(root, alias, [], who=redact(who or get_user()), why=redact(why), replaces=previous.seq)
     return change, describe_change(change, previous, [])
 
 
@@ -118,7 +121,7 @@ def describe_change(change: Change, previous: Change | None, findings: Sequence[
     ]
 
 
-def meant_by(artifact: Artifact, arm: Arm, root: Path) -> Meant:
+def make_target(artifact: Artifact, arm: Arm, root: Path) -> AliasTarget:
     """Return an artifact as an arm in the log of aliases.
 
     Raises:
@@ -130,10 +133,10 @@ def meant_by(artifact: Artifact, arm: Arm, root: Path) -> Meant:
     require(is_in_root, FIELD, arm.ref, f"was made by no run under {root}, so that nothing is known of it", remedy)
     has_weights = artifact.whole or (artifact.path / ADAPTER_CONFIG).is_file()
     require(has_weights, FIELD, arm.ref, "holds no adapter and no model", remedy)
-    return Meant(f"{folder.parent.name}:{folder.name}", artifact.digest, arm.weight)
+    return AliasTarget(f"{folder.parent.name}:{folder.name}", artifact.digest, arm.weight)
 
 
-def subjects_in(index: Index, log: AliasLog, arms: Sequence[Meant]) -> list[Subject]:
+def make_subjects(index: Index, log: AliasLog, arms: Sequence[AliasTarget]) -> list[Subject]:
     """Return the records about artifacts, for their gates, after checking that the log is complete.
 
     Raises:
@@ -144,33 +147,33 @@ def subjects_in(index: Index, log: AliasLog, arms: Sequence[Meant]) -> list[Subj
         index.reread(arm.ref)
         if evaluation := (index.record(arm.ref) or {}).get("evaluation"):
             index.reread(evaluation)
-    return [subject_of(index, index.root, arm) for arm in arms]
+    return [make_subject(index, index.root, arm) for arm in arms]
 
 
-def manifests_of(root: Path, subject: Subject) -> dict[str, HeldManifest]:
+def collect_manifest_digests(root: Path, subject: Subject) -> dict[str, ManifestDigests]:
     """Return run → digests of its manifest, for an artifact, its ancestors and its evaluation."""
     records = [*subject.upstream, *([subject.evaluation] if subject.evaluation else [])]
-    manifests: dict[str, HeldManifest] = {}
+    manifests: dict[str, ManifestDigests] = {}
     for record in records:
         folder = root / record["folder"]
         with suppress(InputError):  # an unreadable manifest is left out
-            digests = hold_manifest(folder, read_manifest(folder))
+            digests = compute_manifest_digests(folder, read_manifest(folder))
             if digests.content:
                 manifests[record["run"]] = digests
     return manifests
 
 
-def subject_of(index: Index, root: Path, arm: Meant) -> Subject:
+def make_subject(index: Index, root: Path, arm: AliasTarget) -> Subject:
     """Return the records about an artifact, for its gates."""
     record = index.record(arm.ref)
     if record is None or record.get("digest") not in (None, arm.digest):
         raise InputError(FIELD, arm.ref, "was changed while it was looked at", "Ask again.")
     evaluation = index.record(record["evaluation"]) if record["evaluation"] else None
     exports = [export for ref in record["exports"] if (export := index.record(ref)) is not None]
-    return Subject(root, record, arm.digest, evaluation, exports, *upstream_of(index, record))
+    return Subject(root, record, arm.digest, evaluation, exports, *collect_upstream(index, record))
 
 
-def upstream_of(index: Index, record: Record) -> tuple[list[Record], list[str]]:
+def collect_upstream(index: Index, record: Record) -> tuple[list[Record], list[str]]:
     """Return a run's record with its ancestors', and the ancestors that are gone.
 
     A data set is left out if its rows were deleted in a new one: its stale mark does not concern what was made from the
@@ -187,12 +190,12 @@ def upstream_of(index: Index, record: Record) -> tuple[list[Record], list[str]]:
             if parent is not None:
                 records[run] = parent
                 queue.append(parent)
-                if forgets(child):
+                if is_forgetting_run(child):
                     replaced.add(run)
     return [record for run, record in records.items() if run not in replaced], [*gone]
 
 
-def user() -> str:
+def get_user() -> str:
     """Return the name of the user of this process."""
     with suppress(OSError, KeyError, ImportError):
         return getpass.getuser()

@@ -48,20 +48,20 @@ def find_runs(
     """
     where = list(where)
     require(len(where) <= 20, WHERE, f"{len(where):,} conditions", "are more than 20", "Name fewer.")
-    paths = [path_of(index, WHERE, key) for key, _ in where]
-    predicates = [predicate_of(f"{WHERE}.{key}", condition_value) for key, condition_value in where]
+    paths = [find_path(index, WHERE, key) for key, _ in where]
+    predicates = [make_predicate(f"{WHERE}.{key}", condition_value) for key, condition_value in where]
     require(len(sort) <= 20, SORT, f"{len(sort):,} keys", "are more than 20", "Name fewer.")
     order: list[str] = []
     order_paths: list[str] = []
     for sort_key in sort:
-        path = path_of(index, SORT, sort_key.removeprefix("-"))
+        path = find_path(index, SORT, sort_key.removeprefix("-"))
         order += [
             "json_extract(record, ?) is null",
             f"json_extract(record, ?) {'desc' if sort_key[0] == '-' else 'asc'}",
         ]
         order_paths += [path, path]
     for key in columns:
-        path_of(index, COLUMNS, key, whole=True)
+        find_path(index, COLUMNS, key, whole=True)
 
     def is_met(pair: str, number: int) -> bool:
         return predicates[number](json.loads(pair)[0])
@@ -75,7 +75,7 @@ def find_runs(
     return records, index.count(conditions, paths)
 
 
-def predicate_of(field: str, condition: Any) -> Callable[[Any], bool]:
+def make_predicate(field: str, condition: Any) -> Callable[[Any], bool]:
     """Return the test of a value in a record. One value of a list has to meet the condition.
 
     Args:
@@ -92,14 +92,14 @@ def predicate_of(field: str, condition: Any) -> Callable[[Any], bool]:
             f"are more than {limit}",
             "Ask for fewer at once.",
         )
-        parts = [predicate_of(field, part) for part in condition]
+        parts = [make_predicate(field, part) for part in condition]
         return lambda value: any(part(value) for part in parts)
     require(not isinstance(condition, Mapping), field, condition, "is no value", EXAMPLE)
     sign = "="
     operand = condition
     if isinstance(condition, str) and (match := COMPARED.fullmatch(condition)):
         sign = match[1]
-        operand = plain(match[2])
+        operand = parse_scalar(match[2])
         require(operand != "", field, condition, "compares with nothing", EXAMPLE)
     if operand is None:
         require(sign in ("=", "!="), field, condition, "compares with nothing", EXAMPLE)
@@ -112,12 +112,12 @@ def predicate_of(field: str, condition: Any) -> Callable[[Any], bool]:
 
     def meets(value: Any) -> bool:
         values = value if isinstance(value, list) else [value]
-        return any(holds(element, sign, operand) for element in values) != (sign == "!=")
+        return any(compare_value(element, sign, operand) for element in values) != (sign == "!=")
 
     return meets
 
 
-def holds(value: Any, sign: str, operand: Any) -> bool:
+def compare_value(value: Any, sign: str, operand: Any) -> bool:
     """Return whether one value of a record meets a comparison. For `!=`, whether it is equal."""
     if sign not in COMPARISONS and isinstance(operand, str) and "*" in operand:
         pattern = operand.replace("[", "[[]").replace("?", "[?]")
@@ -133,7 +133,7 @@ def holds(value: Any, sign: str, operand: Any) -> bool:
     return value == operand
 
 
-def plain(text: str) -> Any:
+def parse_scalar(text: str) -> Any:
     """Parse a text that is a number, true, false or null. Any other text is returned as it is."""
     try:
         value = json.loads(text, parse_constant=str)
@@ -142,7 +142,7 @@ def plain(text: str) -> Any:
     return value if isinstance(value, int | float | bool) or value is None else text
 
 
-def path_of(index: Index, field: str, key: str, whole: bool = False) -> str:
+def find_path(index: Index, field: str, key: str, whole: bool = False) -> str:
     """Return the path of a key in a record, in SQLite's syntax.
 
     Args:

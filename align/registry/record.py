@@ -16,10 +16,10 @@ from typing import Any
 from align.config.stages import STAGES
 from align.core.errors import InputError
 from align.core.files import open_binary
-from align.run.figures import collapse_verdict, read_figures, suite_collapse
-from align.run.files import json_object
+from align.run.figures import get_collapse_verdict, get_suite_collapse, read_figures
+from align.run.files import read_json_object
 from align.run.manifest import Input, Manifest
-from align.run.stale import stale_in
+from align.run.stale import read_stale_mark
 from align.track import read_rows
 
 Record = dict[str, Any]
@@ -51,7 +51,7 @@ UNREADABLE = "unreadable"
 """Status of a folder whose manifest cannot be read."""
 
 
-def record_of(folder: Path, manifest: Manifest) -> Record:
+def make_record(folder: Path, manifest: Manifest) -> Record:
     """Return the record of a run, as far as its own folder determines it.
 
     Args:
@@ -61,7 +61,7 @@ def record_of(folder: Path, manifest: Manifest) -> Record:
     times = manifest.times
     base = manifest.base
     data = manifest.inputs.get("data")
-    stale = stale_in(folder)
+    stale = read_stale_mark(folder)
     figures = read_figures(folder, manifest)
     metrics = dict(figures.metrics)
     sources = ", ".join(name.removeprefix("sources.") for name in manifest.inputs if name.startswith("sources."))
@@ -70,7 +70,7 @@ def record_of(folder: Path, manifest: Manifest) -> Record:
         "name": manifest.name,
         "run": manifest.ref,
         "status": manifest.status,
-        "error": error_in(manifest.error),
+        "error": clean_error(manifest.error),
         "folder": f"{manifest.stage}/{manifest.name}",
         "stale": stale and stale.since,
         "altered": f"{manifest.ref}: {figures.altered}" if figures.altered else None,
@@ -78,25 +78,25 @@ def record_of(folder: Path, manifest: Manifest) -> Record:
         "finished": times.get("finished"),
         "base": base and {"id": base.id, "revision": base.revision, "digest": base.digest},
         "digest": manifest.digest or None,
-        "method": method_of(folder, manifest),
+        "method": read_method(folder, manifest),
         "dtype": manifest.hardware.get("dtype", config.get("dtype")),
-        "data": data_of(config.get("data", {}), data, metrics, sources) if data or "root" in metrics else None,
+        "data": describe_data(config.get("data", {}), data, metrics, sources) if data or "root" in metrics else None,
         "project": config.get("project") if "project" in STAGES[manifest.stage].reads else None,
-        "reward": reward_of(config, manifest.inputs),
+        "reward": find_reward(config, manifest.inputs),
         "seed": manifest.seed,
         "metrics": metrics,
         "published": manifest.published,
-        "cost": cost_of(folder, manifest, metrics),
-        "inputs": {name: of_input(input) for name, input in manifest.inputs.items()},
-        **(served_in(folder) if manifest.stage == "serve" else {}),
-        "config": settings_in(config, manifest.stage),
+        "cost": compute_cost(folder, manifest, metrics),
+        "inputs": {name: make_input_record(input) for name, input in manifest.inputs.items()},
+        **(read_served(folder) if manifest.stage == "serve" else {}),
+        "config": select_settings(config, manifest.stage),
         "code": manifest.code or None,
         "commit": manifest.commit or None,
     }
-    return finite(record)
+    return to_strict_json(record)
 
 
-def served_in(folder: Path) -> Record:
+def read_served(folder: Path) -> Record:
     """Return a server's current model names, from the last line of its log, and all adapters loaded so far."""
     states = [row["names"] for row in read_rows(folder / ADAPTERS) if isinstance(row.get("names"), Mapping)]
     arms = [arm for names in states for arms in names.values() if isinstance(arms, list) for arm in arms]
@@ -104,31 +104,31 @@ def served_in(folder: Path) -> Record:
     return {"serves": states[-1] if states else {}, "loaded": list(dict.fromkeys(adapters))}
 
 
-def error_in(error: str) -> str | None:
+def clean_error(error: str) -> str | None:
     """Return why a run failed, without the class name of an InputError. Returns None if it did not fail."""
     if error.startswith("KeyboardInterrupt"):
         return "interrupted"
     return error.removeprefix("InputError: ") or None
 
 
-def settings_in(config: Mapping[str, Any], stage: str) -> Record:
+def select_settings(config: Mapping[str, Any], stage: str) -> Record:
     """Return the settings that a stage reads, without model and method, which have their own fields."""
     parts = {"stage", *STAGES[stage].reads_with(config.get("stage"))} - {"model", "method"}
     return {part: config[part] for part in sorted(parts) if isinstance(config.get(part), Mapping)}
 
 
-def finite(value: Any) -> Any:
+def to_strict_json(value: Any) -> Any:
     """Return a value as strict JSON: numbers that are not finite become null, half characters are escaped."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):
-        return {finite(str(key)): finite(inner) for key, inner in value.items()}
+        return {to_strict_json(str(key)): to_strict_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
+        return [to_strict_json(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def unreadable(folder: Path, error: str) -> Record:
+def make_unreadable_record(folder: Path, error: str) -> Record:
     """Return the record of a folder whose manifest cannot be read."""
     stage = folder.parent.name
     name = folder.name
@@ -137,23 +137,23 @@ def unreadable(folder: Path, error: str) -> Record:
         "name": name,
         "run": f"{stage}:{name}",
         "status": UNREADABLE,
-        "error": finite(error),
+        "error": to_strict_json(error),
         "folder": f"{stage}/{name}",
         "inputs": {},
         "metrics": {},
     }
 
 
-def cost_of(folder: Path, manifest: Manifest, metrics: Mapping[str, Any]) -> Record:
+def compute_cost(folder: Path, manifest: Manifest, metrics: Mapping[str, Any]) -> Record:
     """Return the time and memory of a run since its last start. For one that ended early, up to its last logged
     step."""
-    minutes = took(manifest.times) if manifest.done else None
+    minutes = compute_minutes(manifest.times) if manifest.done else None
     memory = metrics.get("peak_rss_mb")
     if manifest.status in ENDED:
-        row = last_row(folder / "timing.jsonl")
-        seconds = number(row.get("elapsed_s"))
+        row = read_last_row(folder / "timing.jsonl")
+        seconds = get_number(row.get("elapsed_s"))
         minutes = None if seconds is None else round(seconds / 60, 2)
-        memory = number(row.get("peak_rss_mb"))
+        memory = get_number(row.get("peak_rss_mb"))
     return {
         "minutes": minutes,
         "peak_memory_mb": memory,
@@ -162,7 +162,7 @@ def cost_of(folder: Path, manifest: Manifest, metrics: Mapping[str, Any]) -> Rec
     }
 
 
-def last_row(path: Path) -> Record:
+def read_last_row(path: Path) -> Record:
     """Return the last object of a stream. Empty if it cannot be read."""
     if not path.is_file():
         return {}
@@ -175,7 +175,7 @@ def last_row(path: Path) -> Record:
     return last if isinstance(last, dict) else {}
 
 
-def took(times: Mapping[str, str]) -> float | None:
+def compute_minutes(times: Mapping[str, str]) -> float | None:
     """Return the minutes from the last start to the end. Returns None without times, or if a clock was set back."""
     try:
         started = datetime.fromisoformat(times["started"])
@@ -186,14 +186,14 @@ def took(times: Mapping[str, str]) -> float | None:
     return round(minutes, 2) if minutes >= 0 else None
 
 
-def method_of(folder: Path, manifest: Manifest) -> Record | None:
+def read_method(folder: Path, manifest: Manifest) -> Record | None:
     """Return the training method, and an adapter's shape from its own configuration. None if the run has no base."""
     if manifest.base is None or "method" not in STAGES[manifest.stage].reads:
         return None
     name = manifest.config["method"].get("name")
     method: Record = {"name": name, "quantisation": "nf4" if name == "qlora" else None}
     try:
-        adapter = json_object(folder / "artifact" / "adapter_config.json", "adapter_config.json", "")
+        adapter = read_json_object(folder / "artifact" / "adapter_config.json", "adapter_config.json", "")
     except InputError:
         return method
     targets = adapter.get("target_modules")
@@ -206,7 +206,7 @@ def method_of(folder: Path, manifest: Manifest) -> Record | None:
     }
 
 
-def data_of(config: Mapping[str, Any], data: Input | None, metrics: Mapping[str, Any], sources: str) -> Record:
+def describe_data(config: Mapping[str, Any], data: Input | None, metrics: Mapping[str, Any], sources: str) -> Record:
     """Return the data of a run: its name, fingerprints and number of rows.
 
     Args:
@@ -225,7 +225,7 @@ def data_of(config: Mapping[str, Any], data: Input | None, metrics: Mapping[str,
     }
 
 
-def reward_of(config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str | None:
+def find_reward(config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str | None:
     """Return the reward models of a run, or the function or rules that scored in their place. None if nothing
     scored."""
     models = [input.run for name, input in inputs.items() if name.partition(".")[0] == "reward" and input.stage]
@@ -237,7 +237,7 @@ def reward_of(config: Mapping[str, Any], inputs: Mapping[str, Input]) -> str | N
     return reward.get("fn") or reward.get("name") if has_scores else None
 
 
-def of_input(input: Input) -> Record:
+def make_input_record(input: Input) -> Record:
     """Return an input's record, by whose `run`, `root` or `digest` other runs are joined to it."""
     record: Record = {"run": input.run} if input.stage else {"path": input.ref or input.path}
     record["digest"] = input.digest
@@ -251,7 +251,7 @@ def of_input(input: Input) -> Record:
     return record
 
 
-def digests_of(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str]:
+def list_digests(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str]:
     """Return the digests by which later runs refer to a run's artifact.
 
     That is the digest of its weights, or else a data set's fingerprint and the digests of the artifact's files.
@@ -263,7 +263,7 @@ def digests_of(record: Mapping[str, Any], outputs: Mapping[str, str]) -> set[str
     return digests | {root} if isinstance(root, str) else digests
 
 
-def edges_of(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def list_edges(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return (input, digest, run that made it or "") of everything that a run read.
 
     A base, and adapters that a server loaded later, are included.
@@ -278,7 +278,7 @@ def edges_of(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return [(name, *edge) for name, edge in edges.items()]
 
 
-def noted_in(record: Mapping[str, Any]) -> list[tuple[str, int, str]]:
+def list_alias_changes(record: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     """Return (alias, number, hash) of each change of an alias by which a run found an input."""
     changes = (input.get("alias") for input in record["inputs"].values())
     return [
@@ -288,7 +288,7 @@ def noted_in(record: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     ]
 
 
-def joined(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[Record]) -> Record:
+def join_records(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[Record]) -> Record:
     """Return a record with the values that follow from the runs around it.
 
     Args:
@@ -297,7 +297,7 @@ def joined(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[
     """
     parent_exists = dict(parents)
     children = list(children)
-    evaluation = evaluation_among(children)
+    evaluation = find_evaluation(children)
     record = own | {
         "parents": [*parent_exists],
         "gone": [run for run, exists in parent_exists.items() if not exists],
@@ -313,16 +313,16 @@ def joined(own: Record, parents: Iterable[tuple[str, bool]], children: Iterable[
     if evaluation:  # its metrics are added; the run's own come first
         record["metrics"] = {**evaluation["metrics"], **own["metrics"]}
         record["altered"] = "; ".join(filter(None, (own.get("altered"), evaluation.get("altered")))) or None
-    collapse = suite_collapse_among(children)
-    if collapse and collapse_verdict(record["metrics"]) != "collapsed":
+    collapse = find_suite_collapse(children)
+    if collapse and get_collapse_verdict(record["metrics"]) != "collapsed":
         record["metrics"] = {**record["metrics"], "collapse": collapse}
-    record["score"] = score_of(record)
-    values = (number(record["metrics"].get(key)) for key in MOVED)
+    record["score"] = find_score(record)
+    values = (get_number(record["metrics"].get(key)) for key in MOVED)
     record["kl"] = next((value for value in values if value is not None), None)
     return record
 
 
-def evaluation_among(children: Iterable[Record]) -> Record | None:
+def find_evaluation(children: Iterable[Record]) -> Record | None:
     """Return the newest finished evaluation of an artifact. One by a proxy judge ranks behind any other."""
     evaluations = [
         child
@@ -331,53 +331,55 @@ def evaluation_among(children: Iterable[Record]) -> Record | None:
     ]
     return max(
         evaluations,
-        key=lambda record: (record["metrics"].get("judge_is") != "proxy", *publication(record)),
+        key=lambda record: (record["metrics"].get("judge_is") != "proxy", *get_publication(record)),
         default=None,
     )
 
 
-def suite_collapse_among(children: Iterable[Record]) -> Mapping[str, Any] | None:
+def find_suite_collapse(children: Iterable[Record]) -> Mapping[str, Any] | None:
     """Return whether an artifact collapsed, by the newest finished evaluation of several systems.
 
     Returns the evaluation's verdict, or None if none measured it.
     """
     verdicts = [
-        (publication(child), collapse)
+        (get_publication(child), collapse)
         for child in children
         if child["stage"] == "eval"
         and child["status"] == "done"
-        and (collapse := suite_collapse(child["metrics"], child["through"]))
+        and (collapse := get_suite_collapse(child["metrics"], child["through"]))
     ]
     return max(verdicts, key=lambda verdict: verdict[0])[1] if verdicts else None
 
 
-def altered_in(record: Mapping[str, Any]) -> str:
+def describe_alteration(record: Mapping[str, Any]) -> str:
     """Return why the metrics of a record may differ from the published ones. Empty if they agree."""
     return "; ".join(str(record[key]) for key in ("altered", "replaced") if record.get(key))
 
 
-def forgets(record: Mapping[str, Any]) -> bool:
+def is_forgetting_run(record: Mapping[str, Any]) -> bool:
     """Return whether a run is a data set made from another by deleting rows, so that it holds no deleted row."""
     config = record.get("config", {}).get("stage", {})
     return record["stage"] == "data" and config.get("action") == "forget"
 
 
-def publication(record: Mapping[str, Any]) -> tuple[int, str]:
+def get_publication(record: Mapping[str, Any]) -> tuple[int, str]:
     """Return the sort key of done runs, as `Manifest.publication`."""
     return record["published"], record["finished"] or ""
 
 
-def score_of(record: Mapping[str, Any]) -> Record | None:
+def find_score(record: Mapping[str, Any]) -> Record | None:
     """Return the first metric of `SCORES` that a run has, with its interval if it has one."""
     for name in SCORES.get(record["stage"], ()):
         figure = record["metrics"].get(name)
-        if (value := number(figure)) is not None:
-            bounds = {key: number(figure.get(key)) for key in ("low", "high")} if isinstance(figure, Mapping) else {}
+        if (value := get_number(figure)) is not None:
+            bounds = (
+                {key: get_number(figure.get(key)) for key in ("low", "high")} if isinstance(figure, Mapping) else {}
+            )
             return {"name": name, "value": value, **bounds}
     return None
 
 
-def number(figure: Any) -> float | None:
+def get_number(figure: Any) -> float | None:
     """Return the number of a metric, without its interval. Returns None for anything else."""
     value = figure.get("value") if isinstance(figure, Mapping) else figure
     return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None

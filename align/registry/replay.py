@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from align.core.errors import InputError, MissingArtifact, require
-from align.registry.differences import code_of, made_from, rows, unlike
-from align.registry.record import Record, record_of
+from align.registry.differences import describe_code, describe_inputs, iter_pair_lines, pair_differences
+from align.registry.record import Record, make_record
 from align.report.figure_text import counted
 from align.run.environment import THREADS
-from align.run.lineage import base_made_in, made_in
+from align.run.lineage import find_base_maker, find_maker
 from align.run.manifest import Input, Manifest, read_manifest
 from align.track import STEPS, read_rows
 
@@ -79,12 +79,12 @@ def replay(
     require(bool(logged), FIELD, record["run"], problem, "Name another run, or more stage.steps.")
     last_step = max(rows[-1]["step"] for rows in logged.values())
     with TemporaryDirectory(prefix="align-replay-") as scratch:
-        arguments = [*line_of(manifest, root, words, store), f"run.root={scratch}", f"run.name={NAME}"]
+        arguments = [*build_command(manifest, root, words, store), f"run.root={scratch}", f"run.name={NAME}"]
         say(f"makes {record['run']} again up to step {last_step:,}")
         new_folder = Path(scratch) / record["stage"] / NAME
         output = Path(scratch) / "said.txt"
         replayed: dict[str, list[dict[str, Any]]] = {name: [] for name in logged}
-        with working(arguments, output, manifest.hardware["threads"]) as process:
+        with run_align(arguments, output, manifest.hardware["threads"]) as process:
             reported_at = time.monotonic()
             while not is_decided(logged, replayed):
                 has_ended = process.poll() is not None  # checked first, so that its last rows are read
@@ -108,20 +108,20 @@ def is_decided(
     logged: Mapping[str, Sequence[Mapping[str, Any]]], replayed: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> bool:
     """Return whether a replay can stop: a metric differs, or every row of every stream is there."""
-    differs = any(first_difference(rows, replayed[name], partial=True) for name, rows in logged.items())
+    differs = any(find_first_difference(rows, replayed[name], partial=True) for name, rows in logged.items())
     return differs or all(len(replayed[name]) >= len(rows) for name, rows in logged.items())
 
 
-def line_of(manifest: Manifest, root: Path, words: Words, store: str) -> list[str]:
+def build_command(manifest: Manifest, root: Path, words: Words, store: str) -> list[str]:
     """Return the command-line words that repeat a run, each input at its present path.
 
     Raises:
         MissingArtifact: An input is gone.
     """
-    paths = {name: place_of(name, input, root) for name, input in manifest.inputs.items()}
+    paths = {name: find_input_path(name, input, root) for name, input in manifest.inputs.items()}
     refs = {name: path for name, path in paths.items() if path}
     line = [word for word in words(manifest.config, refs) if not word.startswith(("run.", "track", "store.url"))]
-    base_folder = base_made_in(manifest.base, root) if manifest.base is not None else None
+    base_folder = find_base_maker(manifest.base, root) if manifest.base is not None else None
     if isinstance(base_folder, Path):
         line = [word for word in line if not word.startswith("model.path=")]
         line.append(f"model.path={base_folder / 'artifact'}")
@@ -130,14 +130,14 @@ def line_of(manifest: Manifest, root: Path, words: Words, store: str) -> list[st
     return line
 
 
-def place_of(name: str, input: Input, root: Path) -> str:
+def find_input_path(name: str, input: Input, root: Path) -> str:
     """Return the present path of an input that a run made, or "" for any other.
 
     Raises:
         MissingArtifact: It is gone.
     """
     if input.stage:
-        if (folder := made_in(input, root)) is None:
+        if (folder := find_maker(input, root)) is None:
             raise MissingArtifact(FIELD, input.run, f"which it read as {name}, is gone", "Restore it.")
         return str((folder / "artifact").absolute())
     if input.ref.startswith("data:"):
@@ -148,7 +148,7 @@ def place_of(name: str, input: Input, root: Path) -> str:
 
 
 @contextmanager
-def working(line: Sequence[str], log: Path, threads: str) -> Iterator[subprocess.Popen[bytes]]:
+def run_align(line: Sequence[str], log: Path, threads: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run an align command in a process of its own, which is killed at the end of the block.
 
     Args:
@@ -170,7 +170,7 @@ def working(line: Sequence[str], log: Path, threads: str) -> Iterator[subprocess
         process.wait()
 
 
-def first_difference(
+def find_first_difference(
     logged: Sequence[Mapping[str, Any]], replayed: Sequence[Mapping[str, Any]], partial: bool = False
 ) -> Difference | None:
     """Return the first metric of the first row that differs. Returns None if all are equal.
@@ -205,18 +205,20 @@ def compare(
         replayed: stream → rows of the replay.
         new_manifest: manifest of the replay.
     """
-    differences = [first_difference(rows, replayed[name]) for name, rows in logged.items()]
+    differences = [find_first_difference(rows, replayed[name]) for name, rows in logged.items()]
     first = min(filter(None, differences), key=lambda difference: difference.step, default=None)
     name = next(iter(logged))  # the stream with every step, if there is one
     same = [row for row in logged[name][: len(replayed[name])] if first is None or row["step"] < first.step]
-    inputs = unlike(made_from(record), made_from(record_of(Path(), new_manifest)))
+    inputs = pair_differences(describe_inputs(record), describe_inputs(make_record(Path(), new_manifest)))
     differences_by_part = {
-        "code": unlike(code_of(manifest), code_of(new_manifest)),
-        "packages": unlike(manifest.packages, new_manifest.packages),
+        "code": pair_differences(describe_code(manifest), describe_code(new_manifest)),
+        "packages": pair_differences(manifest.packages, new_manifest.packages),
         "hardware": {
-            key: pair for key, pair in unlike(manifest.hardware, new_manifest.hardware).items() if None not in pair
+            key: pair
+            for key, pair in pair_differences(manifest.hardware, new_manifest.hardware).items()
+            if None not in pair
         },
-        "made from": {key: pair for key, pair in inputs.items() if digests(pair)},
+        "made from": {key: pair for key, pair in inputs.items() if have_other_digests(pair)},
     }
     return {
         "run": record["run"],
@@ -229,7 +231,7 @@ def compare(
     }
 
 
-def digests(pair: Sequence[Any]) -> bool:
+def have_other_digests(pair: Sequence[Any]) -> bool:
     """Return whether two inputs differ in their digests, not only in their names."""
     return len({str(value).rpartition(" (")[2] for value in pair}) > 1
 
@@ -245,6 +247,6 @@ def as_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield f"before it, {same}"
     for part, pairs in result["unlike"].items():
         yield f"different {part}:" if part != "made from" else "made from others:"
-        yield from (f"  {line}" for line in rows(pairs))
+        yield from (f"  {line}" for line in iter_pair_lines(pairs))
     if first is not None and not result["unlike"]:
         yield "Code, packages, hardware, threads and inputs are the same."

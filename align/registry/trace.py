@@ -19,9 +19,9 @@ from typing import Any
 from align.core.chain import ChainHead
 from align.core.errors import AlignError, CorruptFile, InputError, MissingArtifact
 from align.core.files import open_binary
-from align.registry.formatting import clean, kl_in, method_in, score_in
-from align.registry.index import Hashed, Index, stamp_of
-from align.registry.record import UNREADABLE, Record, altered_in
+from align.registry.formatting import clean_text, format_kl, format_method, format_score
+from align.registry.index import FileHash, Index, read_stamp
+from align.registry.record import UNREADABLE, Record, describe_alteration
 from align.report.figure_text import counted, one_line
 from align.run.artifacts import check_not_replaced
 from align.run.digests import file_digest
@@ -46,22 +46,22 @@ class FileCheck:
 
     whole: bool
     state: str
-    hashed: Mapping[str, Hashed]
+    hashed: Mapping[str, FileHash]
 
 
-def hash_file(path: Path) -> Hashed | None:
+def hash_file(path: Path) -> FileHash | None:
     """Hash a file. Returns None if it is missing, cannot be read, or changes during the hashing."""
-    state = stamp_of(path)
+    state = read_stamp(path)
     try:
         digest = file_digest(path)
     except OSError:
         return None
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Hashed(state, digest, at) if stamp_of(path) == state else None
+    return FileHash(state, digest, at) if read_stamp(path) == state else None
 
 
 def check_files(
-    folder: Path, outputs: Mapping[str, str], earlier: Mapping[str, Hashed], finished: str | None, full: bool
+    folder: Path, outputs: Mapping[str, str], earlier: Mapping[str, FileHash], finished: str | None, full: bool
 ) -> FileCheck:
     """Compare the published files of a run with its manifest.
 
@@ -83,7 +83,7 @@ def check_files(
         latest = hashed.get(name) if full else earlier.get(name)
         if not (folder / name).is_file():
             missing.append(name)
-        elif latest is not None and (full or latest.state == stamp_of(folder / name)):
+        elif latest is not None and (full or latest.state == read_stamp(folder / name)):
             if latest.sha256 != digest:
                 changed.append(name)
         else:
@@ -180,7 +180,7 @@ DEEPEST = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class TraceNode:
     """One node of a trace.
 
     Attributes:
@@ -201,7 +201,7 @@ class Node:
     state: str = ""
     whole: bool = True
     above: bool = False
-    sources: tuple[tuple[str, Node], ...] = ()
+    sources: tuple[tuple[str, TraceNode], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         values = {
@@ -216,7 +216,7 @@ class Node:
             return values | {"above": True}
         return values | {"sources": [{"as": name, **node.as_json()} for name, node in self.sources]}
 
-    def nodes(self) -> Iterator[Node]:
+    def nodes(self) -> Iterator[TraceNode]:
         """Yield the node and everything that it came from, each once."""
         if not self.above:
             yield self
@@ -245,7 +245,7 @@ class Tracer:
         self.depth = 0
         self.hashed: dict[str, tuple[str, bool]] = {}
 
-    def run(self, ref: str, digest: str = "") -> Node:
+    def run(self, ref: str, digest: str = "") -> TraceNode:
         """Trace a run and its sources.
 
         Args:
@@ -253,9 +253,9 @@ class Tracer:
         """
         record = self.index.record(ref)
         if record is None:
-            return Node("gone", ref, digest, state="is gone", whole=False)
+            return TraceNode("gone", ref, digest, state="is gone", whole=False)
         digest = digest or record.get("digest") or ""
-        node = Node("run", ref, digest, facts_of(record))
+        node = TraceNode("run", ref, digest, describe_run(record))
         if (ref, digest) in self.seen:
             return replace(node, above=True)
         self.seen.add((ref, digest))
@@ -266,17 +266,17 @@ class Tracer:
         files = check_files(folder, outputs, self.index.get_hashes(ref), record["finished"], self.full)
         self.index.store_hashes(ref, files.hashed)
         node = replace(node, state=files.state, whole=files.whole)
-        if problem := altered_in(record):
+        if problem := describe_alteration(record):
             node = replace(node, state=f"{files.state}; altered: {problem}", whole=False)
         if self.depth == DEEPEST:
-            cut_off = Node("gone", f"stage.action=trace artifact={ref} goes on here")
+            cut_off = TraceNode("gone", f"stage.action=trace artifact={ref} goes on here")
             return replace(node, sources=(("earlier", cut_off),))
         self.depth += 1
         sources = tuple(self.sources(record))
         self.depth -= 1
         return replace(node, sources=sources)
 
-    def sources(self, record: Record) -> Iterator[tuple[str, Node]]:
+    def sources(self, record: Record) -> Iterator[tuple[str, TraceNode]]:
         """Yield (name, node) of everything that a run read, its base first."""
         if base := record.get("base"):
             maker = self.index.maker(base["digest"], "")
@@ -291,25 +291,25 @@ class Tracer:
             elif input.get("project"):
                 yield name, self.votes(input)
             elif input.get("server"):  # its weights are not here
-                yield name, Node("server", str(input["path"]), input["digest"])
+                yield name, TraceNode("server", str(input["path"]), input["digest"])
             elif input.get("path"):
                 yield name, self.file(input)
 
-    def base(self, record: Record, base: Mapping[str, Any]) -> Node:
+    def base(self, record: Record, base: Mapping[str, Any]) -> TraceNode:
         """Return the node of base weights that no run made."""
         revision = (f"revision {base['revision']}",) if base.get("revision") else ()
-        node = Node("base", str(base["id"]), base["digest"], revision)
+        node = TraceNode("base", str(base["id"]), base["digest"], revision)
         recorded = read_manifest(self.index.root / record["folder"]).base
         return self.rehash(node, partial(model_digest, Path(recorded.path))) if recorded else node
 
-    def file(self, input: Mapping[str, Any]) -> Node:
+    def file(self, input: Mapping[str, Any]) -> TraceNode:
         """Return the node of a file or a corpus that no run made."""
         path = str(input["path"])
         if Path(path).is_absolute() and not Path(path).exists():
-            return Node("file", path, input["digest"], state="is not there any more")
-        return self.rehash(Node("file", path, input["digest"]), partial(data_digest, path))
+            return TraceNode("file", path, input["digest"], state="is not there any more")
+        return self.rehash(TraceNode("file", path, input["digest"]), partial(compute_data_digest, path))
 
-    def rehash(self, node: Node, digest: Callable[[], str]) -> Node:
+    def rehash(self, node: TraceNode, digest: Callable[[], str]) -> TraceNode:
         """Return the node with its files hashed again if `full` is set. Each file is hashed once per trace."""
         if not self.full:
             return node
@@ -325,22 +325,22 @@ class Tracer:
         state, whole = self.hashed[node.digest]
         return replace(node, state=state, whole=whole)
 
-    def votes(self, input: Mapping[str, Any]) -> Node:
+    def votes(self, input: Mapping[str, Any]) -> TraceNode:
         """Return the node of votes, with their annotators and the runs that sampled the answers."""
         project = str(input["project"])
         seq = int(input.get("seq", -1))
         votes = self.voters(project, ChainHead(seq, input["digest"]))
         annotators = [
-            ("annotator", Node("annotator", name, facts=(counted(count, "judgement"),)))
+            ("annotator", TraceNode("annotator", name, facts=(counted(count, "judgement"),)))
             for name, count in sorted(votes.by.items(), key=lambda item: (-item[1], item[0]))
         ]
         answers = [("answers", self.run(ref)) for ref in self.index.list_sampling_runs(project)]
         facts = (f"up to row {seq:,} of its ledger",) if seq >= 0 else ()
         sources = (*annotators, *answers)
-        return Node("votes", project, input["digest"], facts, votes.state, votes.whole, sources=sources)
+        return TraceNode("votes", project, input["digest"], facts, votes.state, votes.whole, sources=sources)
 
 
-def data_digest(path: str) -> str:
+def compute_data_digest(path: str) -> str:
     """Return the digest by which a run records the files of a path, or the corpus of the built-in model.
 
     Raises:
@@ -353,12 +353,12 @@ def data_digest(path: str) -> str:
     return data_record(DataSource(name if is_corpus else FILES, None if is_corpus else path)).digest
 
 
-def facts_of(record: Record) -> tuple[str, ...]:
+def describe_run(record: Record) -> tuple[str, ...]:
     """Describe a run in a few clauses."""
     values = {
-        "": method_in(record),
-        "score ": score_in(record),
-        "KL ": kl_in(record),
+        "": format_method(record),
+        "score ": format_score(record),
+        "KL ": format_kl(record),
         "on ": (record.get("finished") or "")[:16].replace("T", " "),
         STALE: (record.get("stale") or "")[:16].replace("T", " "),
     }
@@ -366,7 +366,7 @@ def facts_of(record: Record) -> tuple[str, ...]:
     return facts if record["status"] == "done" else (str(record["status"]), *facts)
 
 
-def trace_response(index: Index, tracer: Tracer, id: str) -> Node:
+def trace_response(index: Index, tracer: Tracer, id: str) -> TraceNode:
     """Return the trace of an answer that a server of these runs gave.
 
     Raises:
@@ -384,10 +384,10 @@ def trace_response(index: Index, tracer: Tracer, id: str) -> Node:
     if maker := index.maker(digest, ""):
         node = tracer.run(maker, digest)
     elif kind == "adapter":
-        node = Node("gone", "(an adapter that no run here made)", digest, state="is unknown here", whole=False)
+        node = TraceNode("gone", "(an adapter that no run here made)", digest, state="is unknown here", whole=False)
     else:
-        node = Node("base", "(the base by itself)", digest)
-    return Node("response", id, facts=tuple(facts), sources=((kind, node),))
+        node = TraceNode("base", "(the base by itself)", digest)
+    return TraceNode("response", id, facts=tuple(facts), sources=((kind, node),))
 
 
 def find_request(root: Path, id: str) -> tuple[str, dict[str, Any]]:
@@ -406,37 +406,37 @@ def find_request(root: Path, id: str) -> tuple[str, dict[str, Any]]:
     raise MissingArtifact("stage.response", id, f"is in no server's log under {root}", remedy)
 
 
-def as_lines(nodes: Sequence[Node]) -> Iterator[str]:
+def as_lines(nodes: Sequence[TraceNode]) -> Iterator[str]:
     """Yield traces as text, followed by everything that is gone or changed."""
     for node in nodes:
-        yield from branch(node, "", "", "")
+        yield from iter_branch(node, "", "", "")
     all_nodes = [inner for node in nodes for inner in node.nodes()]
     broken = [node for node in all_nodes if not node.whole]
     for node in broken:
-        yield f"NOT WHOLE: {clean(node.name)}: {one_line(node.state)}"
+        yield f"NOT WHOLE: {clean_text(node.name)}: {one_line(node.state)}"
     if not broken and any("not hashed here yet" in node.state for node in all_nodes):
         yield "stage.verify=full hashes every file."
 
 
-def branch(node: Node, input_name: str, first_prefix: str, prefix: str) -> Iterator[str]:
+def iter_branch(node: TraceNode, input_name: str, first_prefix: str, prefix: str) -> Iterator[str]:
     """Yield the lines of a node and its sources.
 
     Args:
         first_prefix: branches drawn before the node's own line.
         prefix: branches drawn before the lines of its sources.
     """
-    label = f"{clean(input_name)}: " if input_name and input_name != node.kind else ""
+    label = f"{clean_text(input_name)}: " if input_name and input_name != node.kind else ""
     kind = "" if node.kind in ("run", "annotator") else f"{node.kind} "
     digest = f" ({node.digest[:12]})" if node.digest else ""
     line = f"{first_prefix}{label}{kind}{one_line(node.name)}{digest}"
     if node.above:
         yield f"{line} (above)"
         return
-    facts = "".join(f", {clean(fact)}" for fact in node.facts)
+    facts = "".join(f", {clean_text(fact)}" for fact in node.facts)
     state = f" [{one_line(node.state)}]" if node.state else ""
     yield f"{line}{facts}{state}"
     for i, (name, source) in enumerate(node.sources):
         is_last = i == len(node.sources) - 1
-        yield from branch(
+        yield from iter_branch(
             source, name, f"{prefix}{'└─ ' if is_last else '├─ '}", f"{prefix}{'   ' if is_last else '│  '}"
         )

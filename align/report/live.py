@@ -22,7 +22,7 @@ from align.report.origins import origins, written_at
 from align.report.page import Block, Report
 from align.report.run_view import RunView, load_own_page
 from align.report.stages import SECTIONS, UNITS, add_curves, add_latest_figures, add_trained_on, iter_notes
-from align.run.folder import Run, now
+from align.run.folder import Run, utc_now
 from align.run.manifest import Manifest
 from align.track import Progress
 
@@ -98,7 +98,7 @@ class LivePage:
         """
         manifest = self.run.manifest
         done = replace(
-            manifest, status="done", metrics=dict(metrics), times={**manifest.times, "finished": now()},
+            manifest, status="done", metrics=dict(metrics), times={**manifest.times, "finished": utc_now()},
             hardware={**manifest.hardware, **hardware},
         )  # fmt: skip
         try:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from align.core.errors import CorruptFile, StorageError
 from align.core.outputs import refuse_foreign_database
 from align.run import json_digest
-from align.run.atomic import unwritable
+from align.run.atomic import convert_os_errors
 
 FILE = "answers.db"
 MADE = "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, asked TEXT, answer TEXT) WITHOUT ROWID"
@@ -165,7 +165,7 @@ class AnswerStore:
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
             refuse_foreign_database(self.path, "answers", TABLES, REMEDY)
-            with unwritable(self.path), closing(sqlite3.connect(self.path, timeout=BUSY_S)) as db:
+            with convert_os_errors(self.path), closing(sqlite3.connect(self.path, timeout=BUSY_S)) as db:
                 db.execute(MADE.format(table=self.table))
                 yield db
         except sqlite3.OperationalError as error:
@@ -204,7 +204,7 @@ class AnswerStore:
         Raises:
             StorageError: the file cannot be written.
         """
-        with unwritable(self.path):
+        with convert_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [(asked.id, json.dumps(asdict(asked)), json.dumps(asdict(answer))) for asked, answer in answers]
         with self._open() as db, db:

@@ -16,7 +16,7 @@ import numpy as np
 
 from align.core.errors import CorruptFile, InputError, require
 from align.rollout.engine_process import WITHIN
-from align.run import json_object, write_json
+from align.run import read_json_object, write_json
 
 PROBES = "probes.json"
 """The file of an exported adapter that holds them."""
@@ -130,7 +130,7 @@ def read_probes(folder: Path, adapter: str, base: str) -> Probes | None:
     """
     if not (folder / PROBES).is_file():
         return None
-    content = json_object(folder / PROBES, PROBES, REMEDY)
+    content = read_json_object(folder / PROBES, PROBES, REMEDY)
     if (content.get("adapter_digest"), content.get("base_digest")) != (adapter, base):
         raise CorruptFile("file", PROBES, "is of another adapter or base", REMEDY)
     rows, by_adapter, by_base = (lists_in(content.get(name)) for name in ("rows", "adapter", "base"))

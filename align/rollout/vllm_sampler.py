@@ -52,7 +52,7 @@ from align.rollout.vllm_server import (
     serve_arguments,
 )
 from align.run import Base
-from align.run.atomic import publish
+from align.run.atomic import publish_folder
 
 TRIES = 3
 """How often servers that are gone are opened in one rollout, before the run ends."""
@@ -172,7 +172,7 @@ class VllmSampler(SnapshotEngine):
         if folder is not None and folder.name not in self.adapters:
             rank = check_servable(folder, None, self.layers)
             name = f"policy-{folder.name[:16]}-{secrets.token_hex(4)}"  # other runs may ask the same server
-            with publish(self.folder / name) as part:
+            with publish_folder(self.folder / name) as part:
                 write_plain(part, folder, named_base(self.base))
             with actor.use() as model:
                 probes = Probes(self.rows, self._learner_logprobs(model), self.base_logprobs)

@@ -5,20 +5,20 @@ lands in the same folder: unfinished, it is continued; finished, it is returned.
 lock, so no lock file is left behind.
 """
 
-from align.run.artifacts import WEIGHTS, Artifact, artifact_in, resolve, verify_outputs
-from align.run.digests import file_digest, files_digest, folder_digest, json_digest, known_digest
+from align.run.artifacts import WEIGHTS, Artifact, load_artifact, resolve, verify_outputs
+from align.run.digests import file_digest, files_digest, folder_digest, json_digest, lookup_digest
 from align.run.files import (
-    json_object,
-    out_of_memory,
+    as_storage_error,
+    is_out_of_memory,
     read_json,
-    storage_error,
+    read_json_object,
     write_json,
     write_text,
 )
 from align.run.folder import Run
 from align.run.hub import HUB, hub_config, hub_files, hub_snapshot
 from align.run.manifest import Base, Input, Manifest, read_manifest
-from align.run.weights import linked_folder, model_config, model_digest, model_files, unhashed
+from align.run.weights import link_files, list_unhashed_files, model_config, model_digest, model_files
 
 __all__ = [
     "HUB",
@@ -28,26 +28,26 @@ __all__ = [
     "Input",
     "Manifest",
     "Run",
-    "artifact_in",
+    "as_storage_error",
     "file_digest",
     "files_digest",
     "folder_digest",
     "hub_config",
     "hub_files",
     "hub_snapshot",
+    "is_out_of_memory",
     "json_digest",
-    "json_object",
-    "known_digest",
-    "linked_folder",
+    "link_files",
+    "list_unhashed_files",
+    "load_artifact",
+    "lookup_digest",
     "model_config",
     "model_digest",
     "model_files",
-    "out_of_memory",
     "read_json",
+    "read_json_object",
     "read_manifest",
     "resolve",
-    "storage_error",
-    "unhashed",
     "verify_outputs",
     "write_json",
     "write_text",

@@ -21,7 +21,7 @@ from typing import Any
 from align.core.chain import GENESIS, ChainHead, advance, hash_link, to_canonical_json
 from align.core.errors import CorruptFile, InputError, RunConflict, find_lone_surrogate, require_schema_version
 from align.core.files import check_readable, describe_read_error, has_file, open_binary, open_regular
-from align.run.manifest import HeldManifest, parse_held_manifests
+from align.run.manifest import ManifestDigests, parse_manifest_digests
 
 FILE = "aliases.jsonl"
 SIGN = "@"
@@ -37,7 +37,7 @@ PROMOTE_AGAIN = (
 
 
 @dataclass(frozen=True, slots=True)
-class Meant:
+class AliasTarget:
     """One artifact that an alias refers to.
 
     Attributes:
@@ -51,7 +51,7 @@ class Meant:
     ref: str
     digest: str
     weight: float = 1.0
-    manifests: Mapping[str, HeldManifest] = field(default_factory=dict, compare=False)
+    manifests: Mapping[str, ManifestDigests] = field(default_factory=dict, compare=False)
 
     def manifests_as_json(self) -> dict[str, dict[str, str]]:
         return {run: manifest.as_json() for run, manifest in self.manifests.items()}
@@ -73,7 +73,7 @@ class Change:
     seq: int
     at: str
     alias: str
-    arms: tuple[Meant, ...]
+    arms: tuple[AliasTarget, ...]
     replaces: int
     who: str
     why: str
@@ -150,10 +150,10 @@ def read_log(root: Path) -> AliasLog:
             text = file.read()
     except OSError as error:
         raise CorruptFile("aliases", str(root / FILE), describe_read_error(error), REMEDY) from error
-    return parsed(text, root / FILE)[0]
+    return parse_log(text, root / FILE)[0]
 
 
-def parsed(text: bytes, path: Path) -> tuple[AliasLog, int]:
+def parse_log(text: bytes, path: Path) -> tuple[AliasLog, int]:
     """Parse a log and check its chain. Returns the changes and the number of bytes that they take.
 
     The last line may be a complete change without its line break, or the beginning of a change that was never reported.
@@ -168,24 +168,24 @@ def parsed(text: bytes, path: Path) -> tuple[AliasLog, int]:
     last_line = lines.pop()
     if not (last_line.startswith(LINE_START) or LINE_START.startswith(last_line)):
         # `append` cuts off the beginning of a line that a killed process left; this is not one.
-        raise CorruptFile(f"{path}, line {len(lines) + 1}", shown(last_line), "is no change of an alias", REMEDY)
-    if whole(last_line):
+        raise CorruptFile(f"{path}, line {len(lines) + 1}", shorten_line(last_line), "is no change of an alias", REMEDY)
+    if is_complete(last_line):
         lines.append(last_line)
     for number, line in enumerate(lines, 1):
         field = f"{path}, line {number}"
-        change = change_in(line, field)
+        change = parse_change(line, field)
         try:
             head = advance(head, change, f"{field}: seq", REMEDY)
         except (TypeError, ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
-            raise CorruptFile(field, shown(line), f"is no change of an alias ({error})", REMEDY) from error
+            raise CorruptFile(field, shorten_line(line), f"is no change of an alias ({error})", REMEDY) from error
         changes.append(change)
         used = min(len(text), used + len(line) + 1)
     return AliasLog(tuple(changes)), used
 
 
-def whole(last_line: bytes) -> bool:
+def is_complete(last_line: bytes) -> bool:
     """Return whether the text behind the last line break is more than a line that was cut off while it was written."""
     try:
         json.loads(last_line)
@@ -194,19 +194,19 @@ def whole(last_line: bytes) -> bool:
     return True
 
 
-def shown(line: bytes) -> str:
+def shorten_line(line: bytes) -> str:
     return line[:60].decode("utf-8", "replace")
 
 
-def change_in(line: bytes, field: str) -> Change:
-    invalid = CorruptFile(field, shown(line), "is no change of an alias", REMEDY)
+def parse_change(line: bytes, field: str) -> Change:
+    invalid = CorruptFile(field, shorten_line(line), "is no change of an alias", REMEDY)
     try:
-        values = json.loads(line, parse_constant=refused)
+        values = json.loads(line, parse_constant=refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(field, shown(line), "is no line of JSON in UTF-8", REMEDY) from error
+        raise CorruptFile(field, shorten_line(line), "is no line of JSON in UTF-8", REMEDY) from error
     if not isinstance(values, dict) or "schema_version" not in values:
         raise invalid
-    require_schema_version(values["schema_version"], SCHEMA, field, shown(line), PROMOTE_AGAIN)
+    require_schema_version(values["schema_version"], SCHEMA, field, shorten_line(line), PROMOTE_AGAIN)
     if not all(isinstance(values.get(key), kind) for key, kind in KINDS.items()):
         raise invalid
     if not all(map(is_arm, values["arms"])) or not is_time(values["at"]):
@@ -216,13 +216,13 @@ def change_in(line: bytes, field: str) -> Change:
     if find_lone_surrogate(json.dumps(values, ensure_ascii=False)):
         raise invalid
     arms = tuple(
-        Meant(arm["ref"], arm["digest"], arm["weight"], parse_held_manifests(arm["manifests"]) or {})
+        AliasTarget(arm["ref"], arm["digest"], arm["weight"], parse_manifest_digests(arm["manifests"]) or {})
         for arm in values["arms"]
     )
     return Change(**{**{key: values[key] for key in KINDS}, "arms": arms, "gates": tuple(values["gates"])})
 
 
-def refused(text: str) -> float:
+def refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is no JSON")
 
 
@@ -232,7 +232,7 @@ def is_arm(value: Any) -> bool:
     weight = value.get("weight")
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight < math.inf:
         return False
-    return parse_held_manifests(value.get("manifests")) is not None
+    return parse_manifest_digests(value.get("manifests")) is not None
 
 
 def is_time(text: str) -> bool:
@@ -242,10 +242,10 @@ def is_time(text: str) -> bool:
         return False
 
 
-def append(
+def append_change(
     root: Path,
     alias: str,
-    arms: Sequence[Meant],
+    arms: Sequence[AliasTarget],
     *,
     who: str,
     why: str,
@@ -270,7 +270,7 @@ def append(
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         text = file.read()
-        log, used = parsed(text, path)
+        log, used = parse_log(text, path)
         last = log.last(alias)
         if (last.seq if last else 0) != replaces:
             if last is None:
@@ -303,7 +303,7 @@ def append(
     return change
 
 
-def describe_arms(arms: Sequence[Meant]) -> str:
+def describe_arms(arms: Sequence[AliasTarget]) -> str:
     """Return a text such as `ppo:first (0a0e4de46d76)`, with shares if there are several arms. Empty for none."""
     total = sum(arm.weight for arm in arms)
     shares = [f"{arm.weight / total:.3g} of " if len(arms) > 1 else "" for arm in arms]

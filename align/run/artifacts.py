@@ -15,9 +15,9 @@ from align.config.root import DEFAULT_ROOT
 from align.config.stages import WITH_RUNS
 from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.core.files import parse_user_path
-from align.run.alias_log import SIGN, Change, Meant, describe_arms, read_log
-from align.run.digests import known_digest
-from align.run.files import json_object
+from align.run.alias_log import SIGN, AliasTarget, Change, describe_arms, read_log
+from align.run.digests import lookup_digest
+from align.run.files import read_json_object
 from align.run.hub import HUB, hub_snapshot
 from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
 from align.run.weights import adapter_digest, model_digest, tokenizer_digest
@@ -76,7 +76,7 @@ class Artifact:
         )
 
 
-def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
+def load_artifact(folder: Path, ref: str, verify: bool = True) -> Artifact:
     """Load the artifact of a done run's folder, or of a bare folder with an adapter or a model.
 
     Raises:
@@ -95,7 +95,7 @@ def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
             verify_outputs(folder, manifest.outputs)
         folder = folder / "artifact"
     elif folder.name == "artifact" and (folder.parent / "manifest.json").is_file():
-        return artifact_in(folder.parent, ref, verify)
+        return load_artifact(folder.parent, ref, verify)
     has_adapter = (folder / "adapter_config.json").is_file()
     is_whole = (folder / "config.json").is_file() and not has_adapter
     if not (is_whole or has_adapter or manifest):
@@ -115,18 +115,20 @@ def artifact_in(folder: Path, ref: str, verify: bool = True) -> Artifact:
     return Artifact(ref, folder, digest, base, is_whole, manifest)
 
 
-def replacement(artifact: Path, field: str) -> dict[str, Any] | None:
+def read_replacement(artifact: Path, field: str) -> dict[str, Any] | None:
     """Return the content of an artifact's `REPLACED` file. Returns None if the artifact is still there.
 
     Raises:
         CorruptFile: The file is not a JSON object.
     """
-    return json_object(artifact / REPLACED, field, "Remove the folder.") if (artifact / REPLACED).is_file() else None
+    return (
+        read_json_object(artifact / REPLACED, field, "Remove the folder.") if (artifact / REPLACED).is_file() else None
+    )
 
 
 def check_not_replaced(artifact: Path, field: str) -> None:
     """Raise MissingArtifact if an artifact was removed on purpose. The message names its replacement, if any."""
-    note = replacement(artifact, field)
+    note = read_replacement(artifact, field)
     if note is None:
         return
     if "folder" not in note:
@@ -147,7 +149,7 @@ def verify_outputs(folder: Path, outputs: Mapping[str, str]) -> None:
     check_not_replaced(folder / "artifact", "run")
     for name, digest in outputs.items():
         path = folder / name
-        if not path.is_file() or known_digest(path) != digest:
+        if not path.is_file() or lookup_digest(path) != digest:
             problem = "is missing" if not path.is_file() else "is not the file that was published (its sha256 differs)"
             raise CorruptFile("file", str(path), problem, "Restore it, or make it again with resume=never.")
 
@@ -162,12 +164,12 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
         MissingArtifact: Nothing matches. The message names the command that produces it.
     """
     if ref.startswith(SIGN):
-        return aliased(ref, root, field_name)
+        return resolve_alias(ref, root, field_name)
     if ref.startswith(HUB):
-        return artifact_in(hub_snapshot(ref.removeprefix(HUB), None, field_name), ref)
+        return load_artifact(hub_snapshot(ref.removeprefix(HUB), None, field_name), ref)
     path = parse_user_path(ref, field_name)
     if path.is_dir():
-        return artifact_in(path, ref)
+        return load_artifact(path, ref)
     stage, colon, name = ref.partition(":")
     if not colon or stage not in WITH_RUNS:
         stage_names = ", ".join(WITH_RUNS)
@@ -179,10 +181,10 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
     root_option = "" if root == Path(DEFAULT_ROOT) else f" run.root={shlex.quote(str(root))}"
     command = f"python -m align stage={stage}{root_option}"
     if name != "latest":
-        return artifact_in(named_run(stages, name, root, ref, field_name, command), ref)
-    folders = done_runs(stages, root)
+        return load_artifact(find_run(stages, name, root, ref, field_name, command), ref)
+    folders = list_done_runs(stages, root)
     for folder in folders:
-        artifact = artifact_in(folder, f"{folder.parent.name}:{folder.name}", verify=False)
+        artifact = load_artifact(folder, f"{folder.parent.name}:{folder.name}", verify=False)
         if base_digest is None or (artifact.base is not None and artifact.base.digest == base_digest):
             verify_outputs(folder, artifact.manifest.outputs if artifact.manifest else {})
             return artifact
@@ -190,7 +192,7 @@ def resolve(ref: str, root: Path, base_digest: str | None = None, field_name: st
     raise MissingArtifact(field_name, ref, f"no finished {stage} run{on_base} under {root}", f"Make it with: {command}")
 
 
-def aliased(ref: str, root: Path, field_name: str) -> Artifact:
+def resolve_alias(ref: str, root: Path, field_name: str) -> Artifact:
     """Return the artifact that an alias refers to now.
 
     Raises:
@@ -198,15 +200,15 @@ def aliased(ref: str, root: Path, field_name: str) -> Artifact:
         InputError: It refers to several artifacts.
         CorruptFile: The log of aliases, or a file of the artifact, was altered.
     """
-    change = meaning(ref, root, field_name)
+    change = find_alias_change(ref, root, field_name)
     first = change.arms[0]
     if len(change.arms) > 1:
         problem = f"means several artifacts: {describe_arms(change.arms)}"
         raise InputError(field_name, ref, problem, f"Name one of them: {field_name}={first.ref}.")
-    return artifact_of(first, change, ref, root, field_name)
+    return load_alias_target(first, change, ref, root, field_name)
 
 
-def meaning(ref: str, root: Path, field_name: str) -> Change:
+def find_alias_change(ref: str, root: Path, field_name: str) -> Change:
     """Return the newest change of `@ALIAS`, which says what it refers to now.
 
     Raises:
@@ -226,7 +228,7 @@ def meaning(ref: str, root: Path, field_name: str) -> Change:
     raise MissingArtifact(field_name, ref, problem, f"{hint}Make it with: {command}")
 
 
-def artifact_of(arm: Meant, change: Change, ref: str, root: Path, field_name: str) -> Artifact:
+def load_alias_target(arm: AliasTarget, change: Change, ref: str, root: Path, field_name: str) -> Artifact:
     """Return one artifact of an alias: the run of its name, or any run under `root` that published its digest.
 
     Raises:
@@ -234,39 +236,39 @@ def artifact_of(arm: Meant, change: Change, ref: str, root: Path, field_name: st
     """
     stage, _, name = arm.ref.partition(":")
     folder: Path | None = root / stage / name
-    manifest = readable(folder)
-    if manifest is None or not publishes(folder, manifest, arm.digest):
-        folder = with_digest(arm.digest, root)
+    manifest = try_read_manifest(folder)
+    if manifest is None or not has_published(folder, manifest, arm.digest):
+        folder = find_run_by_digest(arm.digest, root)
     if folder is None:
         problem = f"means {arm.ref} ({arm.digest[:12]}), which is gone, or was made again"
         remedy = f"Restore the run, or promote another: stage=registry stage.action=promote stage.alias={change.alias}."
         raise MissingArtifact(field_name, ref, problem, remedy)
     alias = {"name": change.alias, "seq": change.seq, "hash": change.hash}
-    return replace(artifact_in(folder, ref), alias=alias)
+    return replace(load_artifact(folder, ref), alias=alias)
 
 
-def publishes(folder: Path, manifest: Manifest, digest: str) -> bool:
+def has_published(folder: Path, manifest: Manifest, digest: str) -> bool:
     """Return whether a run is done and published an artifact with this digest."""
-    return manifest.done and digest == (manifest.digest or artifact_in(folder, str(folder), verify=False).digest)
+    return manifest.done and digest == (manifest.digest or load_artifact(folder, str(folder), verify=False).digest)
 
 
-def readable(folder: Path) -> Manifest | None:
+def try_read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a folder. Returns None if this version cannot read one there."""
     with suppress(InputError):
         return read_manifest(folder)
     return None
 
 
-def with_digest(digest: str, root: Path, stage: str = "*") -> Path | None:
+def find_run_by_digest(digest: str, root: Path, stage: str = "*") -> Path | None:
     """Return the folder of a done run that published this digest. Unreadable manifests are skipped."""
     for path in sorted(root.glob(f"{stage}/*/{FILE}")):
-        manifest = readable(path.parent)
+        manifest = try_read_manifest(path.parent)
         if manifest and manifest.done and manifest.digest == digest != "":
             return path.parent
     return None
 
 
-def named_run(stages: Sequence[str], name: str, root: Path, ref: str, field_name: str, command: str) -> Path:
+def find_run(stages: Sequence[str], name: str, root: Path, ref: str, field_name: str, command: str) -> Path:
     """Return the folder of the run of this name, done or not.
 
     Raises:
@@ -282,7 +284,7 @@ def named_run(stages: Sequence[str], name: str, root: Path, ref: str, field_name
     raise MissingArtifact(field_name, ref, problem, f"{hint} with: {command} run.name={name}")
 
 
-def done_runs(stages: Sequence[str], root: Path) -> list[Path]:
+def list_done_runs(stages: Sequence[str], root: Path) -> list[Path]:
     """List the folders of the done runs of some stages that published something, newest first."""
     publications = []
     for stage in stages:

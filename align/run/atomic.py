@@ -22,7 +22,7 @@ WITHOUT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 @contextmanager
-def publish(target: Path, replace: str = "") -> Iterator[Path]:
+def publish_folder(target: Path, replace: str = "") -> Iterator[Path]:
     """Yield a new folder beside `target`, and rename it to `target` at the end of the block.
 
     After an error the folder is removed.
@@ -44,8 +44,8 @@ def publish(target: Path, replace: str = "") -> Iterator[Path]:
         raise InputError("target", target.name, "already holds files", "Choose another folder or remove it first.")
     with scratch_folder(target) as scratch:
         yield scratch
-        with unwritable(target):
-            moved(scratch, target)
+        with convert_os_errors(target):
+            replace_folder(scratch, target)
 
 
 @contextmanager
@@ -64,22 +64,22 @@ def scratch_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
     scratch = target.with_name(f"{prefix}{os.getpid()}-{uuid4().hex[:8]}.part")
     try:
-        with unwritable(target):
+        with convert_os_errors(target):
             scratch.mkdir(parents=True)
         yield scratch
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def moved(scratch: Path, target: Path) -> None:
+def replace_folder(scratch: Path, target: Path) -> None:
     """Rename a finished folder to its target, in place of an older one."""
-    _sync(scratch)
+    _sync_files(scratch)
     if not (target.is_dir() and any(target.iterdir())):
         os.replace(scratch, target)  # POSIX renames over an empty folder
         return
     old = scratch.with_suffix(".old")
     try:
-        exchange(scratch, target)
+        exchange_names(scratch, target)
         os.replace(scratch, old)
     except OSError as error:
         if error.errno not in WITHOUT_EXCHANGE:
@@ -89,7 +89,7 @@ def moved(scratch: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def exchange(first: Path, second: Path) -> None:
+def exchange_names(first: Path, second: Path) -> None:
     """Exchange two names in one system call, so that a killed process leaves neither name free.
 
     Raises:
@@ -105,7 +105,7 @@ def exchange(first: Path, second: Path) -> None:
 
 
 @contextmanager
-def unwritable(target: Path) -> Iterator[None]:
+def convert_os_errors(target: Path) -> Iterator[None]:
     """Turn an OSError of the block into a StorageError about a folder."""
     try:
         yield
@@ -115,7 +115,7 @@ def unwritable(target: Path) -> Iterator[None]:
         raise StorageError("target", str(target), problem, remedy) from error
 
 
-def _sync(folder: Path) -> None:
+def _sync_files(folder: Path) -> None:
     """Make the files of a folder readable to all users, and flush them to disk before it is renamed."""
     for path in folder.rglob("*"):
         if path.is_file():

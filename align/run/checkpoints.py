@@ -19,20 +19,20 @@ SEAL = "align_seal.json"
 
 def seal(folder: Path) -> None:
     """Write the hash of every file of a checkpoint. A checkpoint without this file is incomplete."""
-    write_json(folder / SEAL, {name: file_digest(folder / name) for name in sorted(names_in(folder))})
+    write_json(folder / SEAL, {name: file_digest(folder / name) for name in sorted(list_files(folder))})
 
 
-def names_in(folder: Path) -> set[str]:
+def list_files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != SEAL}
 
 
-def sealed(folder: Path) -> bool:
+def is_intact(folder: Path) -> bool:
     """Return whether a checkpoint is intact: it holds exactly the files that were hashed, unchanged."""
     try:
         digests = json.loads(read_text(folder / SEAL, SEAL))
     except (OSError, ValueError, RecursionError):
         return False
-    if not isinstance(digests, dict) or not digests or names_in(folder) - digests.keys():
+    if not isinstance(digests, dict) or not digests or list_files(folder) - digests.keys():
         return False
     return all((folder / name).is_file() and file_digest(folder / name) == digest for name, digest in digests.items())
 
@@ -56,31 +56,31 @@ def write_checkpoint(run: Run, step: int, write: Callable[[Path], None], keep: i
     final = run.checkpoints / f"checkpoint-{step}"
     shutil.rmtree(final, ignore_errors=True)  # left by a run that resumed from an earlier checkpoint
     temporary.replace(final)
-    remove_old(run.checkpoints, keep)
+    remove_old_checkpoints(run.checkpoints, keep)
 
 
-def found_in(checkpoints: Path) -> list[Path]:
+def list_checkpoints(checkpoints: Path) -> list[Path]:
     """List the folders of checkpoints, newest first."""
-    return sorted(checkpoints.glob("checkpoint-*"), key=step_of, reverse=True)
+    return sorted(checkpoints.glob("checkpoint-*"), key=parse_step, reverse=True)
 
 
-def remove_old(checkpoints: Path, keep: int, best: Path | None = None) -> None:
+def remove_old_checkpoints(checkpoints: Path, keep: int, best: Path | None = None) -> None:
     """Remove all but the newest `keep` checkpoints. An older best one takes the place of the oldest of these."""
-    retained = found_in(checkpoints)[:keep]
+    retained = list_checkpoints(checkpoints)[:keep]
     if best is not None and best not in retained:
         retained[-1] = best
-    for folder in found_in(checkpoints):
+    for folder in list_checkpoints(checkpoints):
         if folder not in retained:
             shutil.rmtree(folder)
 
 
-def beside(checkpoint: Path, step: int) -> Path:
+def sibling_checkpoint(checkpoint: Path, step: int) -> Path:
     """Return the folder of another checkpoint of the same run."""
     return checkpoint.with_name(f"checkpoint-{step}")
 
 
-def newest_checkpoint(
-    run: Run, say: Callable[[str], None] = print, whole: Callable[[Path], bool] = sealed
+def find_newest_checkpoint(
+    run: Run, say: Callable[[str], None] = print, is_usable: Callable[[Path], bool] = is_intact
 ) -> Path | None:
     """Return the newest intact checkpoint, and remove newer ones that are not intact. Returns None if none is left.
 
@@ -90,15 +90,15 @@ def newest_checkpoint(
         say: prints a line.
         whole: return whether a checkpoint can be resumed from.
     """
-    checkpoint = newest_whole(run, say, whole) if ranks.is_main() else None
+    checkpoint = find_newest_usable(run, say, is_usable) if ranks.is_main() else None
     return ranks.broadcast(checkpoint.absolute() if checkpoint and not ranks.is_alone() else checkpoint)
 
 
-def newest_whole(run: Run, say: Callable[[str], None], is_intact: Callable[[Path], bool]) -> Path | None:
+def find_newest_usable(run: Run, say: Callable[[str], None], is_intact: Callable[[Path], bool]) -> Path | None:
     if not run.resumed:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return None
-    for folder in found_in(run.checkpoints):
+    for folder in list_checkpoints(run.checkpoints):
         if is_intact(folder):
             say(f"continuing from {folder.name}")
             return folder
@@ -107,5 +107,5 @@ def newest_whole(run: Run, say: Callable[[str], None], is_intact: Callable[[Path
     return None
 
 
-def step_of(checkpoint: Path | None) -> int:
+def parse_step(checkpoint: Path | None) -> int:
     return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0

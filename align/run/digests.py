@@ -41,7 +41,7 @@ class FileState(NamedTuple):
         return now - max(self.modified_ns, self.changed_ns) / 1e9 > SETTLED_S
 
 
-class Hashed(NamedTuple):
+class HashedFile(NamedTuple):
     """A file as this process hashed it last. `settled` is the result of `FileState.is_settled`."""
 
     state: FileState
@@ -49,17 +49,17 @@ class Hashed(NamedTuple):
     settled: bool
 
 
-HASHED: dict[str, Hashed] = {}
+HASHED: dict[str, HashedFile] = {}
 """Real path → file that this process has hashed. A later load has to read the same bytes."""
 
 
-def state_of(path: Path) -> FileState:
+def read_state(path: Path) -> FileState:
     status = os.stat(path)
     return FileState(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @contextmanager
-def same_bytes(files: Sequence[Path], field: str, shown: str, digest: str = "") -> Iterator[None]:
+def expect_same_bytes(files: Sequence[Path], field: str, shown: str, digest: str = "") -> Iterator[None]:
     """Make sure that the block reads the same bytes as were hashed.
 
     The files' states before and after the block are compared. A file whose state does not prove it unchanged is hashed
@@ -80,14 +80,14 @@ def same_bytes(files: Sequence[Path], field: str, shown: str, digest: str = "") 
             field, shown, f"{path.name} {problem}", "Wait until it is written, then run the command again."
         )
 
-    states = {path: state_of(path) for path in files}
+    states = {path: read_state(path) for path in files}
     digests: dict[Path, str] = {}
     for path, state in states.items():
         hashed = HASHED.get(os.path.realpath(path))
         if hashed is not None and hashed.settled and hashed.state == state:
             digests[path] = hashed.sha256
         elif hashed is not None or digest:
-            digests[path] = recall_digest(path, state)  # HASHED keeps the first digest, which stays expected
+            digests[path] = hash_with_cache(path, state)  # HASHED keeps the first digest, which stays expected
         if hashed is not None and digests[path] != hashed.sha256:
             refuse(path, "changed after it was hashed")
     if digest and json_digest([[path.name, digests[path]] for path in files]) != digest:
@@ -95,7 +95,7 @@ def same_bytes(files: Sequence[Path], field: str, shown: str, digest: str = "") 
         raise CorruptFile(field, shown, problem, "Restore it, or run the command again to use what is there now.")
     yield
     for path, state in states.items():
-        new_state = state_of(path)
+        new_state = read_state(path)
         if new_state == state and (state.is_settled(start_time) or path not in digests):
             continue
         # A new hard link or other permissions move ctime alone, and so does a write that sets mtime back.
@@ -118,20 +118,20 @@ def file_digest(path: Path) -> str:
         raise
 
 
-def known_digest(path: Path) -> str:
+def lookup_digest(path: Path) -> str:
     """Return the SHA-256 of a file in hex. The digest of a large file is cached while path, inode, size and times stay.
 
     Writing to a file moves its change time (`ctime`), which no program can set back. To prove what lies on the disk, as
     for a published output, a receipt or a checkpoint, call `file_digest`.
     """
     start_time = time.time()
-    state = state_of(path)
-    digest = recall_digest(path, state)
-    HASHED[os.path.realpath(path)] = Hashed(state, digest, state.is_settled(start_time))
+    state = read_state(path)
+    digest = hash_with_cache(path, state)
+    HASHED[os.path.realpath(path)] = HashedFile(state, digest, state.is_settled(start_time))
     return digest
 
 
-def recall_digest(path: Path, state: FileState) -> str:
+def hash_with_cache(path: Path, state: FileState) -> str:
     """Return the SHA-256 of a file, from the cache if the file is large and was hashed in this state."""
     folder = cache_folder()
     if state.size < LARGE or folder is None:
@@ -143,7 +143,7 @@ def recall_digest(path: Path, state: FileState) -> str:
             return str(entry["sha256"])
     start_time = time.time()
     digest = file_digest(path)
-    if state_of(path) == state and state.is_settled(start_time):
+    if read_state(path) == state and state.is_settled(start_time):
         with suppress(OSError):  # with a read-only home the file is hashed each time
             entry_path.parent.mkdir(parents=True, exist_ok=True)
             new_entry = {"path": str(path.resolve()), "state": state, "sha256": digest}
@@ -166,15 +166,15 @@ def json_digest(value: Any) -> str:
 
 def folder_digest(folder: Path, patterns: Iterable[str] = ("*",)) -> str:
     """Return the SHA-256 over the names and contents of the files in `folder` that match `patterns`, in hex."""
-    return files_digest(matching(folder, patterns))
+    return files_digest(match_files(folder, patterns))
 
 
 def files_digest(files: Iterable[Path]) -> str:
     """Return the SHA-256 over the names and contents of files, in hex."""
-    return json_digest([[p.name, known_digest(p)] for p in files])
+    return json_digest([[p.name, lookup_digest(p)] for p in files])
 
 
-def matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+def match_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
     """List the files in a folder that match a pattern, sorted by name. Folders are left out.
 
     Raises:

@@ -58,13 +58,13 @@ def code_digest() -> str:
     return json_digest(dict(sorted(digests.items())))
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Return the processor, thread and system settings that decide the last bits of a sum."""
     return {
         "machine": platform.machine(),
-        "processor": processor(),
+        "processor": read_processor_model(),
         "cpus": os.cpu_count(),
-        "instructions": instructions(),
+        "instructions": list_instructions(),
         "onednn_max_cpu_isa": next((os.environ[name] for name in ONEDNN_LIMITS if os.environ.get(name)), ""),
         "threads": os.environ.get(THREADS, ""),
         "system": platform.platform(),
@@ -82,7 +82,7 @@ def describe_processor(hardware: Mapping[str, Any]) -> str:
 
 
 @cache
-def cpuinfo() -> dict[str, str]:
+def read_cpuinfo() -> dict[str, str]:
     """Return the fields of the first processor in /proc/cpuinfo. Empty on systems other than Linux."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -91,14 +91,14 @@ def cpuinfo() -> dict[str, str]:
     return {}
 
 
-def instructions() -> str:
+def list_instructions() -> str:
     """Return the processor's instruction sets among which oneDNN and torch choose kernels. Empty if unknown."""
-    flags = (cpuinfo().get("flags") or cpuinfo().get("Features", "")).split()
+    flags = (read_cpuinfo().get("flags") or read_cpuinfo().get("Features", "")).split()
     return " ".join(name for name in INSTRUCTIONS if name in flags)
 
 
-def processor() -> str:
-    return cpuinfo().get("model name", "")
+def read_processor_model() -> str:
+    return read_cpuinfo().get("model name", "")
 
 
 def package_versions() -> dict[str, str]:
@@ -109,7 +109,7 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def git(folder: Path, *arguments: str) -> str:
+def run_git(folder: Path, *arguments: str) -> str:
     """Run git in a folder and return its output.
 
     Raises:
@@ -119,7 +119,7 @@ def git(folder: Path, *arguments: str) -> str:
     return process.stdout.decode(errors="replace")
 
 
-def own_commit(top: Path = TOP) -> str:
+def read_own_commit(top: Path = TOP) -> str:
     """Return the commit of the checkout that holds this code, with a `+` if the code has uncommitted changes.
 
     Returns an empty text if the code is not in a checkout of its own, as in an installed wheel.
@@ -129,20 +129,20 @@ def own_commit(top: Path = TOP) -> str:
     """
     try:
         if (
-            Path(git(top, "rev-parse", "--show-toplevel").strip()).resolve() != top
+            Path(run_git(top, "rev-parse", "--show-toplevel").strip()).resolve() != top
         ):  # installed inside another project's checkout
             return ""
-        changed = git(top, "status", "--porcelain", "--", *(Path(name).name for name in CODE))
-        return git(top, "rev-parse", "HEAD").strip() + ("+" if changed.strip() else "")
+        changed = run_git(top, "status", "--porcelain", "--", *(Path(name).name for name in CODE))
+        return run_git(top, "rev-parse", "HEAD").strip() + ("+" if changed.strip() else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
-def git_state() -> dict[str, Any] | None:
+def read_git_state() -> dict[str, Any] | None:
     """Return commit and uncommitted diff of the working folder. Returns None if it is not in a git checkout."""
     try:
-        commit = git(Path(), "rev-parse", "HEAD").strip()
-        diff = git(Path(), "diff", "HEAD")
+        commit = run_git(Path(), "rev-parse", "HEAD").strip()
+        diff = run_git(Path(), "diff", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None
     if len(diff) > DIFF_LIMIT:

@@ -84,13 +84,13 @@ def load_published_figures(folder: Path, manifest: Manifest) -> Mapping[str, Any
     return figures.metrics
 
 
-def collapse_verdict(metrics: Mapping[str, Any]) -> str | None:
+def get_collapse_verdict(metrics: Mapping[str, Any]) -> str | None:
     """Return an evaluation's verdict: `collapsed`, `varied` or `not measured`. None if it has none."""
     collapse = metrics.get("collapse")
     return collapse.get("verdict") if isinstance(collapse, Mapping) else None
 
 
-def suite_collapse(metrics: Mapping[str, Any], through: str) -> Mapping[str, Any] | None:
+def get_suite_collapse(metrics: Mapping[str, Any], through: str) -> Mapping[str, Any] | None:
     """Return whether one system collapsed, from an evaluation of several. None if that was not measured.
 
     Args:

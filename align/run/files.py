@@ -29,7 +29,7 @@ MEMORY_WORDS = re.compile(
 )
 
 
-def json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:
+def read_json_object(path: Path, field: str, remedy: str) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Raises:
@@ -56,15 +56,15 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """
     if not has_file(path, path.name, remedy):
         raise MissingArtifact(path.name, str(path.parent), "the file is not there", remedy)
-    return json_object(path, path.name, remedy)
+    return read_json_object(path, path.name, remedy)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by `value` as JSON. A reader, or a restart after a crash, sees the old file or the new one."""
-    write_text(path, json_text(value))
+    write_text(path, to_json_text(value))
 
 
-def json_text(value: Any) -> str:
+def to_json_text(value: Any) -> str:
     """Return the text that `write_json` writes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
@@ -74,7 +74,7 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, text.encode("utf-8"))
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error, or a cause of it, says that the GPU or the host is out of memory.
 
     torch's CPU allocator, oneDNN and C++ raise a plain `RuntimeError`, which only its text tells apart.
@@ -82,10 +82,10 @@ def out_of_memory(error: BaseException) -> bool:
     is_memory_error = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     if is_memory_error or type(error).__name__ == "OutOfMemoryError" or MEMORY_WORDS.search(str(error)) is not None:
         return True
-    return error.__cause__ is not None and out_of_memory(error.__cause__)
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
 
 
-def storage_error(error: BaseException, root: str) -> StorageError | None:
+def as_storage_error(error: BaseException, root: str) -> StorageError | None:
     """Return `error` as a StorageError if it, or a cause of it, says that the disk is full or not writable.
 
     Returns None for any other error.
@@ -118,7 +118,7 @@ def find_user_error(error: Exception, root: str) -> InputError | None:
     Args:
         root: the folder of runs, for the message.
     """
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         return InputError(
             "memory",
             type(error).__name__,
@@ -126,4 +126,4 @@ def find_user_error(error: Exception, root: str) -> InputError | None:
             "Lower stage.micro_batch, rollout.batch_size or data.max_length, or use method=qlora; stage=export holds a "
             "model in fp32: give it device=cpu.",
         )
-    return storage_error(error, root)
+    return as_storage_error(error, root)

@@ -27,11 +27,11 @@ from align.core.files import has_file, parse_user_path
 from align.core.redaction import mask_tree
 from align.ranks import NOTES, RUN, tell_launcher
 from align.run.digests import file_digest, json_digest
-from align.run.environment import code_digest, git_state, machine, own_commit, package_versions
+from align.run.environment import code_digest, describe_machine, package_versions, read_git_state, read_own_commit
 from align.run.figures import write_figures
 from align.run.files import write_text
-from align.run.manifest import FILE, Base, Input, Manifest, identity_of, read_manifest, write_manifest
-from align.run.weights import published_digest
+from align.run.manifest import FILE, Base, Input, Manifest, compute_identity, read_manifest, write_manifest
+from align.run.weights import compute_published_digest
 
 MISSING = "(missing)"
 OF_A_START = (
@@ -62,12 +62,12 @@ PUBLISHED = (
 """Files beside the artifact that are published, and so hashed, with it."""
 
 
-def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
+def find_first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
     """Return the first key in which two trees differ, with both values. Returns None if they are equal."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in sorted({*old, *new}):
             key_path = f"{path}.{key}" if path else key
-            if difference := first_difference(old.get(key, MISSING), new.get(key, MISSING), key_path):
+            if difference := find_first_difference(old.get(key, MISSING), new.get(key, MISSING), key_path):
                 return difference
         return None
     return None if old == new else (path, old, new)
@@ -154,27 +154,27 @@ class Run:
         """
         stage = config["stage"]["name"]
         root = parse_user_path(config["run"]["root"], "run.root")
-        identity = identity_of(stage, config, inputs, base)
-        name = config["run"]["name"] or derived_name(root / stage, label, json_digest(identity)[:8])
-        folder, lock = claimed(root, stage, name, resume)
+        identity = compute_identity(stage, config, inputs, base)
+        name = config["run"]["name"] or derive_name(root / stage, label, json_digest(identity)[:8])
+        folder, lock = claim_folder(root, stage, name, resume)
         try:
             new = Manifest(stage, folder.name, config["seed"], mask_tree(config), inputs, base)
-            old = known(folder, new, again)
+            old = find_same_run(folder, new, again)
             if old is not None and old.done and not again:
                 # A process killed during `publish` may have left them.
                 shutil.rmtree(folder / "checkpoints", ignore_errors=True)
                 return cls(folder, old, lock, resumed=False)
-            times = {"started": now()}
+            times = {"started": utc_now()}
             if old is not None:
                 times["first_started"] = old.times.get("first_started") or old.times.get("started", "")
             manifest = replace(
                 new,
                 times=times,
                 code=code_digest(),
-                commit=own_commit(),
-                git=git_state(),
+                commit=read_own_commit(),
+                git=read_git_state(),
                 packages=package_versions(),
-                hardware=machine(),
+                hardware=describe_machine(),
             )
             return cls(folder, manifest, lock, resumed=old is not None)
         except BaseException:
@@ -188,7 +188,7 @@ class Run:
         if error is not None and not self.done:
             self.fail(error)
             is_input_error = isinstance(error, InputError) and not isinstance(error, StorageError)
-            if is_input_error and not self.resumed and failed_without_output(self.folder, self.manifest):
+            if is_input_error and not self.resumed and has_failed_without_output(self.folder, self.manifest):
                 shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
@@ -226,22 +226,22 @@ class Run:
             status="done",
             error="",
             outputs={p.relative_to(self.folder).as_posix(): file_digest(p) for p in files},
-            digest=published_digest(self.folder / "artifact"),
+            digest=compute_published_digest(self.folder / "artifact"),
             metrics=dict(metrics),
             hardware={**self.manifest.hardware, **(hardware or {})},
-            times={**self.manifest.times, "finished": now()},
-            published=1 + last_published(self.folder.parent.parent),
+            times={**self.manifest.times, "finished": utc_now()},
+            published=1 + find_last_publication(self.folder.parent.parent),
         )
         self.done = True
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
 
-def derived_name(parent: Path, label: str, digest: str) -> str:
+def derive_name(parent: Path, label: str, digest: str) -> str:
     """Return the name of the folder that ends in this digest, under any label, or else `label-digest`."""
     return min((path.name for path in parent.glob(f"*-{digest}")), default=f"{label}-{digest}")
 
 
-def claimed(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
+def claim_folder(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
     """Make the folder of a run if need be, and lock it.
 
     Raises:
@@ -250,12 +250,12 @@ def claimed(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
     """
     try:
         if resume == "never":
-            name = unused(root / stage, name)
+            name = find_unused_name(root / stage, name)
         folder = root / stage / name
         if resume == "must" and not (folder / FILE).is_file():
             raise MissingArtifact("resume", "must", f"there is no run to continue in {folder}", "Drop resume=must.")
         folder.mkdir(parents=True, exist_ok=True)
-        return folder, locked(folder)
+        return folder, lock_folder(folder)
     except AlignError:
         raise
     except OSError as error:
@@ -263,7 +263,7 @@ def claimed(root: Path, stage: str, name: str, resume: str) -> tuple[Path, int]:
         raise StorageError("run.root", str(root), problem, "Choose another run.root or run.name.") from error
 
 
-def known(folder: Path, new: Manifest, again: bool) -> Manifest | None:
+def find_same_run(folder: Path, new: Manifest, again: bool) -> Manifest | None:
     """Return the manifest of the same run in a folder. Returns None if the folder has none.
 
     The folder of another run that failed without output is emptied.
@@ -280,11 +280,11 @@ def known(folder: Path, new: Manifest, again: bool) -> Manifest | None:
     old = read_manifest(folder)
     if again or old.identity == new.identity:
         return old
-    if failed_without_output(folder, old):
+    if has_failed_without_output(folder, old):
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         return None
-    key, old_value, new_value = first_difference(old.identity, new.identity) or ("identity", None, None)
+    key, old_value, new_value = find_first_difference(old.identity, new.identity) or ("identity", None, None)
     remedy = "Use another run.name, or resume=never for a fresh folder."
     raise RunConflict(key.removeprefix("config."), new_value, f"the run in {folder} has {old_value}", remedy)
 
@@ -300,7 +300,7 @@ def refuse_foreign(folder: Path) -> None:
         raise InputError("run.name", folder.name, problem, "Use another run.name or run.root, or move the folder away.")
 
 
-def failed_without_output(folder: Path, manifest: Manifest) -> bool:
+def has_failed_without_output(folder: Path, manifest: Manifest) -> bool:
     """Return whether a run failed before it wrote any output, so that its folder may be removed.
 
     Links, pipes and the like count as output: no run makes them.
@@ -310,7 +310,7 @@ def failed_without_output(folder: Path, manifest: Manifest) -> bool:
     return manifest.status == "failed" and all(path.name in OF_A_START for path in outputs)
 
 
-def locked(folder: Path) -> int:
+def lock_folder(folder: Path) -> int:
     """Lock a folder and return the descriptor that holds the lock. The system frees it when the process ends.
 
     Raises:
@@ -342,14 +342,14 @@ def hold_lock(folder: Path) -> Iterator[None]:
     Raises:
         RunBusy, PermissionError: As for the lock itself.
     """
-    lock = locked(folder)
+    lock = lock_folder(folder)
     try:
         yield
     finally:
         os.close(lock)
 
 
-def ended(folder: Path, why: str) -> None:
+def record_end(folder: Path, why: str) -> None:
     """Record why a run ended whose process was killed.
 
     Raises:
@@ -361,13 +361,13 @@ def ended(folder: Path, why: str) -> None:
             write_manifest(folder, replace(manifest, status="failed", error=make_printable(why)))
 
 
-def unused(parent: Path, name: str) -> str:
+def find_unused_name(parent: Path, name: str) -> str:
     """Return `name`, or the first of `name-2`, `name-3`, … that does not exist in a folder."""
     candidates = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
     return next(candidate for candidate in candidates if not (parent / candidate).exists())
 
 
-def last_published(root: Path) -> int:
+def find_last_publication(root: Path) -> int:
     """Return the highest publication number among the runs of a root.
 
     `latest` is decided by this number, because a clock may be set back.
@@ -379,14 +379,14 @@ def last_published(root: Path) -> int:
     return max(numbers)
 
 
-def now() -> str:
+def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 NO_LOCK = -1
 
 
-class Following(Run):
+class FollowerRun(Run):
     """A run as ranks other than 0 see it: they write to a temporary folder that is removed at the end, and read from
     `shared`."""
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from align.core.errors import InputError
-from align.run.files import storage_error
+from align.run.files import as_storage_error
 
 HUB = "hub:"
 READ = ("README.md", "*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
@@ -23,7 +23,7 @@ def hub_snapshot(repo: str, revision: str | None, field_name: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    with explained(repo, revision, field_name):
+    with convert_hub_errors(repo, revision, field_name):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(READ)))
 
 
@@ -35,7 +35,7 @@ def hub_config(repo: str, revision: str | None, field_name: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    with explained(repo, revision, field_name):
+    with convert_hub_errors(repo, revision, field_name):
         return Path(hf_hub_download(repo, "config.json", revision=revision)).parent
 
 
@@ -67,7 +67,7 @@ def hub_files(ref: str, field_name: str) -> list[Path]:
         )
     from huggingface_hub import hf_hub_download
 
-    with explained(f"{org}/{name}", revision or None, field_name):
+    with convert_hub_errors(f"{org}/{name}", revision or None, field_name):
         return [Path(hf_hub_download(f"{org}/{name}", file, repo_type="dataset", revision=revision or None))]
 
 
@@ -80,7 +80,7 @@ def hub_split(repo: str, revision: str | None, subset: str | None, split: str, f
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if not HF_HUB_OFFLINE:
-        with explained(repo, revision, field_name):
+        with convert_hub_errors(repo, revision, field_name):
             HfApi().dataset_info(repo, revision=revision, timeout=10)
     return split_files(repo, revision, subset, split, field_name)
 
@@ -104,12 +104,12 @@ def split_files(repo: str, revision: str | None, subset: str | None, split: str,
         reason = " ".join(str(error).split())[:300]
         raise InputError(field_name, f"{HUB}{repo}", f"cannot be loaded ({reason})", remedy) from error
     except OSError as error:
-        raise unreachable(field_name, repo) from error
+        raise unreachable_error(field_name, repo) from error
     return [Path(file["filename"]) for file in data_set.cache_files]
 
 
 @contextmanager
-def explained(repo: str, revision: str | None, field_name: str) -> Iterator[None]:
+def convert_hub_errors(repo: str, revision: str | None, field_name: str) -> Iterator[None]:
     """Turn errors of the hub's client into an InputError."""
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import (
@@ -141,17 +141,17 @@ def explained(repo: str, revision: str | None, field_name: str) -> Iterator[None
         ) from error
     except EntryNotFoundError as error:
         if isinstance(error, LocalEntryNotFoundError):
-            raise unreachable(field_name, repo) from error
+            raise unreachable_error(field_name, repo) from error
         raise InputError(field_name, repo, "has no such file", "Look at its files on the hub.") from error
     except Exception as error:
         if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
             raise
-        if disk_error := storage_error(error, str(HF_HUB_CACHE)):
+        if disk_error := as_storage_error(error, str(HF_HUB_CACHE)):
             raise disk_error from error
-        raise unreachable(field_name, repo) from error
+        raise unreachable_error(field_name, repo) from error
 
 
-def unreachable(field_name: str, repo: str) -> InputError:
+def unreachable_error(field_name: str, repo: str) -> InputError:
     problem = "the hub cannot be reached and no copy is cached"
     remedy = "it where there is a network and give the folder or file as the path."
     if field_name == "model.path":

@@ -13,8 +13,8 @@ from typing import Any
 
 from align.config.stages import STAGES
 from align.core.errors import InputError
-from align.run.artifacts import Artifact, publishes, readable, with_digest
-from align.run.figures import load_published_figures, suite_collapse
+from align.run.artifacts import Artifact, find_run_by_digest, has_published, try_read_manifest
+from align.run.figures import get_suite_collapse, load_published_figures
 from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
 
 MADE_WEIGHTS = ("init", "artifact", "reward")
@@ -22,14 +22,14 @@ MADE_WEIGHTS = ("init", "artifact", "reward")
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class GoneRun:
     """A run that is no longer in the folder of runs, as a later run's manifest describes it."""
 
     ref: str
     digest: str
 
 
-def manifests(root: Path, stage: str = "*") -> Iterator[tuple[Path, Manifest]]:
+def iter_manifests(root: Path, stage: str = "*") -> Iterator[tuple[Path, Manifest]]:
     """Yield every run's folder and manifest, sorted by name.
 
     Raises:
@@ -39,44 +39,44 @@ def manifests(root: Path, stage: str = "*") -> Iterator[tuple[Path, Manifest]]:
         yield path.parent, read_manifest(path.parent)
 
 
-def made_in(input: Input, root: Path) -> Path | None:
+def find_maker(input: Input, root: Path) -> Path | None:
     """Return the folder of the run that made an input. Returns None if it is gone.
 
     Searched are its recorded path, its name under `root`, and then all runs of its stage for the very digest.
     """
     for folder in dict.fromkeys((Path(input.path).parent, root / input.stage / input.name)):
-        manifest = readable(folder)
+        manifest = try_read_manifest(folder)
         if manifest is None or (manifest.stage, manifest.name) != (input.stage, input.name):
             continue
-        if publishes(folder, manifest, input.digest):
+        if has_published(folder, manifest, input.digest):
             return folder
-    return with_digest(input.digest, root, input.stage)
+    return find_run_by_digest(input.digest, root, input.stage)
 
 
-def base_made_in(base: Base, root: Path) -> Path | Gone | None:
+def find_base_maker(base: Base, root: Path) -> Path | GoneRun | None:
     """Return the folder of the run that made base weights. Returns None if no run made them.
 
     Returns `Gone` if their path says that a run made them, and that run is not there.
     """
     folder = Path(base.path).parent
     is_artifact = Path(base.path).name == "artifact"
-    manifest = readable(folder) if is_artifact else None
-    if manifest and publishes(folder, manifest, base.digest):
+    manifest = try_read_manifest(folder) if is_artifact else None
+    if manifest and has_published(folder, manifest, base.digest):
         return folder
-    if (other_folder := with_digest(base.digest, root)) is not None:
+    if (other_folder := find_run_by_digest(base.digest, root)) is not None:
         return other_folder
     if is_artifact and folder.parent.name in STAGES:
-        return Gone(f"{folder.parent.name}:{folder.name}", base.digest)
+        return GoneRun(f"{folder.parent.name}:{folder.name}", base.digest)
     return None
 
 
-def maker_of_base(base: Base, root: Path) -> Manifest | Gone | None:
+def read_base_maker(base: Base, root: Path) -> Manifest | GoneRun | None:
     """Return the manifest of the run that made base weights, or what `base_made_in` returns in its place."""
-    folder = base_made_in(base, root)
+    folder = find_base_maker(base, root)
     return read_manifest(folder) if isinstance(folder, Path) else folder
 
 
-def origin_of(artifact: Artifact, base: Base, root: Path) -> Base:
+def find_origin(artifact: Artifact, base: Base, root: Path) -> Base:
     """Return the model that an artifact grew from.
 
     That of an adapter is its base. That of a whole model is the one whose weights its first run trained, or the model
@@ -88,23 +88,25 @@ def origin_of(artifact: Artifact, base: Base, root: Path) -> Base:
     manifest = artifact.manifest if artifact.whole else None
     while isinstance(manifest, Manifest) and manifest.base is not None:
         base = manifest.base
-        manifest = maker_of_base(base, root)
+        manifest = read_base_maker(base, root)
     return base
 
 
-def ancestors(manifest: Manifest, root: Path, through: Sequence[str] | None = None) -> Iterator[Manifest | Gone]:
+def iter_ancestors(
+    manifest: Manifest, root: Path, through: Sequence[str] | None = None
+) -> Iterator[Manifest | GoneRun]:
     """Yield a run and the runs that its inputs and its base came from, each once.
 
     Args:
         root: the folder of runs.
         through: names of the inputs to follow, besides the base; None for all.
     """
-    return (run for run, _ in walked(manifest, None, root, through))
+    return (run for run, _ in walk_lineage(manifest, None, root, through))
 
 
-def walked(
+def walk_lineage(
     manifest: Manifest, folder: Path | None, root: Path, through: Sequence[str] | None = None
-) -> Iterator[tuple[Manifest | Gone, Path | None]]:
+) -> Iterator[tuple[Manifest | GoneRun, Path | None]]:
     """Yield a run and its ancestors, each with its folder, or None if it is gone.
 
     Args:
@@ -112,21 +114,23 @@ def walked(
     """
     visited: set[tuple[str, str]] = set()
 
-    def walk(run: Manifest | Gone, folder: Path | None, digest: str) -> Iterator[tuple[Manifest | Gone, Path | None]]:
+    def walk(
+        run: Manifest | GoneRun, folder: Path | None, digest: str
+    ) -> Iterator[tuple[Manifest | GoneRun, Path | None]]:
         if (run.ref, digest) in visited:
             return
         visited.add((run.ref, digest))
         yield run, folder
-        if isinstance(run, Gone):
+        if isinstance(run, GoneRun):
             return
         for name, input in run.inputs.items():
             if input.stage and (through is None or name in through):
-                parent = made_in(input, root)
+                parent = find_maker(input, root)
                 yield from walk(
-                    read_manifest(parent) if parent else Gone(input.run, input.digest), parent, input.digest
+                    read_manifest(parent) if parent else GoneRun(input.run, input.digest), parent, input.digest
                 )
         if run.base is not None:
-            parent = base_made_in(run.base, root)
+            parent = find_base_maker(run.base, root)
             if isinstance(parent, Path):
                 yield from walk(read_manifest(parent), parent, run.base.digest)
             elif parent is not None:
@@ -135,19 +139,19 @@ def walked(
     yield from walk(manifest, folder, manifest.digest)
 
 
-def folders_behind(artifact: Artifact, root: Path) -> Iterator[tuple[Manifest | Gone, Path | None]]:
+def iter_artifact_ancestors(artifact: Artifact, root: Path) -> Iterator[tuple[Manifest | GoneRun, Path | None]]:
     """Yield the run that made an artifact and its ancestors, each with its folder, or None if it is gone."""
-    return walked(artifact.manifest, artifact.path.parent, root) if artifact.manifest else iter(())
+    return walk_lineage(artifact.manifest, artifact.path.parent, root) if artifact.manifest else iter(())
 
 
-def data_behind(artifact: Artifact, root: Path) -> list[str]:
+def list_training_data(artifact: Artifact, root: Path) -> list[str]:
     """Return the names of the data that an artifact was trained on, each once, without local paths.
 
     A run that is gone contributes a sentence that says so.
     """
     names: list[str] = []
-    for manifest, _ in folders_behind(artifact, root):
-        if isinstance(manifest, Gone):
+    for manifest, _ in iter_artifact_ancestors(artifact, root):
+        if isinstance(manifest, GoneRun):
             names.append(f"whatever {manifest.ref} was trained on: that run is gone")
             continue
         data = manifest.config["data"]
@@ -160,7 +164,7 @@ def data_behind(artifact: Artifact, root: Path) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LineageStep:
     """A run in the training history of weights.
 
     Attributes:
@@ -174,34 +178,34 @@ class Step:
     manifest: Manifest | None = None
 
 
-def trained_through(manifest: Manifest, digest: str, root: Path) -> list[Step]:
+def list_training_steps(manifest: Manifest, digest: str, root: Path) -> list[LineageStep]:
     """Return the training history of an artifact's weights: its runs in order, its own last.
 
     Args:
         digest: the artifact's.
     """
-    steps: list[Step] = []
+    steps: list[LineageStep] = []
     if manifest.base is not None:
-        base_run = maker_of_base(manifest.base, root)
+        base_run = read_base_maker(manifest.base, root)
         if isinstance(base_run, Manifest):
-            steps += trained_through(base_run, manifest.base.digest, root)
+            steps += list_training_steps(base_run, manifest.base.digest, root)
         elif base_run is not None:
             stage, _, name = base_run.ref.partition(":")
-            steps.append(Step(stage, name, manifest.base.digest))
+            steps.append(LineageStep(stage, name, manifest.base.digest))
     for name, input in manifest.inputs.items():
         if input.stage and name.partition(".")[0] in MADE_WEIGHTS:
-            if folder := made_in(input, root):
-                steps += trained_through(read_manifest(folder), input.digest, root)
+            if folder := find_maker(input, root):
+                steps += list_training_steps(read_manifest(folder), input.digest, root)
             else:
-                steps.append(Step(input.stage, input.name, input.digest))
-    steps.append(Step(manifest.stage, manifest.name, digest, manifest))
+                steps.append(LineageStep(input.stage, input.name, input.digest))
+    steps.append(LineageStep(manifest.stage, manifest.name, digest, manifest))
     return [step for i, step in enumerate(steps) if step not in steps[:i]]
 
 
-def evaluated_by(artifact: Input, root: Path) -> Manifest | None:
+def find_evaluation(artifact: Input, root: Path) -> Manifest | None:
     """Return the newest finished evaluation of exactly this artifact. One by a proxy judge ranks behind any other."""
     evaluations = []
-    for _, manifest in manifests(root, "eval"):
+    for _, manifest in iter_manifests(root, "eval"):
         subject = manifest.inputs.get("artifact")
         if not manifest.done or subject is None:
             continue
@@ -210,13 +214,13 @@ def evaluated_by(artifact: Input, root: Path) -> Manifest | None:
     return max(evaluations, key=lambda run: (run.metrics.get("judge_is") != "proxy", run.publication), default=None)
 
 
-def suite_collapse_of(artifact: Input, root: Path) -> Mapping[str, Any] | None:
+def find_suite_collapse(artifact: Input, root: Path) -> Mapping[str, Any] | None:
     """Return whether exactly this artifact collapsed, by the newest evaluation of several systems.
 
     Returns the evaluation's verdict, or None if none measured it.
     """
     newest: tuple[tuple[int, str], Mapping[str, Any]] | None = None
-    for folder, manifest in manifests(root, "eval"):
+    for folder, manifest in iter_manifests(root, "eval"):
         names = [
             name
             for name, input in manifest.inputs.items()
@@ -226,21 +230,21 @@ def suite_collapse_of(artifact: Input, root: Path) -> Mapping[str, Any] | None:
             continue
         metrics = load_published_figures(folder, manifest)
         for name in names:
-            collapse = suite_collapse(metrics, name)
+            collapse = get_suite_collapse(metrics, name)
             if collapse and (newest is None or manifest.publication > newest[0]):
                 newest = (manifest.publication, collapse)
     return newest[1] if newest else None
 
 
-def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[str], list[str]]:
+def find_readers(root: Path, project: str, first: int, last: int) -> tuple[list[str], list[str]]:
     """Return the runs that read an annotation project, and the manifests that cannot be read.
 
     Included are runs that read it while rows `first` to `last` of its ledger were its newest, the runs made from them
     (see `users_of`), and the `sample` runs that filled it, whose files hold the same texts.
     """
-    readers, unreadable = users_of(root, lambda input: input.project == project and first <= input.seq < last)
+    readers, unreadable = find_users(root, lambda input: input.project == project and first <= input.seq < last)
     for path in sorted(root.glob(f"sample/*/{FILE}")):
-        sample = readable(path.parent)
+        sample = try_read_manifest(path.parent)
         if sample is None or sample.config.get("project") != project:
             continue
         name = f"sample/{path.parent.name}"
@@ -249,7 +253,7 @@ def readers_of(root: Path, project: str, first: int, last: int) -> tuple[list[st
     return readers, unreadable
 
 
-def users_of(root: Path, which: Callable[[Input], bool]) -> tuple[list[str], list[str]]:
+def find_users(root: Path, which: Callable[[Input], bool]) -> tuple[list[str], list[str]]:
     """Return the runs with a matching input and the runs made from them, and the manifests that cannot be read.
 
     A run is `stage/name`. Each stands behind the runs that it was made from.

@@ -17,7 +17,7 @@ from align.config.stages import STAGES
 from align.core.errors import CorruptFile, require_schema_version
 from align.core.redaction import drop_masks, mask_tree
 from align.run.digests import file_digest
-from align.run.files import json_object, write_json
+from align.run.files import read_json_object, write_json
 
 SCHEMA_VERSION = 2
 FILE = "manifest.json"
@@ -81,7 +81,7 @@ class Input:
             if field.name != "details" and (value := getattr(self, field.name)) != field.default
         }
         if self.path:
-            values["path"] = relative_path(self.path, root)
+            values["path"] = to_relative_path(self.path, root)
         return values | dict(self.details)
 
 
@@ -104,7 +104,7 @@ class Manifest:
         error: why it failed.
         code: digest of the code that ran, see `align.run.environment`.
         git, packages, hardware: environment that it ran in.
-        commit: commit of align's own checkout, see `align.run.environment.own_commit`.
+        commit: commit of align's own checkout, see `align.run.environment.read_own_commit`.
     """
 
     stage: str
@@ -139,7 +139,7 @@ class Manifest:
     @property
     def identity(self) -> dict[str, Any]:
         """Values that make this run the same run as another, see `identity_of`."""
-        return identity_of(self.stage, self.config, self.inputs, self.base)
+        return compute_identity(self.stage, self.config, self.inputs, self.base)
 
     @property
     def done(self) -> bool:
@@ -156,13 +156,13 @@ class Manifest:
         values["identity"] = self.identity
         values["inputs"] = {name: input.as_json(root) for name, input in self.inputs.items()}
         if self.base is not None:
-            values["base"] = dataclasses.asdict(self.base) | {"path": relative_path(self.base.path, root)}
+            values["base"] = dataclasses.asdict(self.base) | {"path": to_relative_path(self.base.path, root)}
         if not self.error:
             del values["error"]
         return mask_tree({"schema_version": SCHEMA_VERSION, **values})
 
 
-def relative_path(path: str, root: Path) -> str:
+def to_relative_path(path: str, root: Path) -> str:
     """Return a path as the file holds it: one below the folder of all runs begins with `<root>/`."""
     full_path = Path(path)
     if full_path.is_relative_to(root):  # the root itself may be relative
@@ -173,12 +173,12 @@ def relative_path(path: str, root: Path) -> str:
     return ROOT + full_path.relative_to(root.absolute()).as_posix()
 
 
-def absolute_path(path: str, root: Path) -> str:
+def to_absolute_path(path: str, root: Path) -> str:
     """Return the path that `relative_path` shortened."""
     return str(root / path.removeprefix(ROOT)) if path.startswith(ROOT) else path
 
 
-def identity_of(
+def compute_identity(
     stage: str, config: Mapping[str, Any], inputs: Mapping[str, Input], base: Base | None
 ) -> dict[str, Any]:
     """Return the values that make two runs the same run.
@@ -209,7 +209,7 @@ def read_manifest(folder: Path) -> Manifest:
         InputError: Another schema version wrote it.
     """
     path = folder / FILE
-    values = json_object(path, "manifest", "Move the folder away.")
+    values = read_json_object(path, "manifest", "Move the folder away.")
     version = values.get("schema_version")
     if version is None or not isinstance(values.get("status"), str):
         raise CorruptFile("manifest", str(path), "is not a run's manifest", "Move the folder away.")
@@ -218,24 +218,24 @@ def read_manifest(folder: Path) -> Manifest:
     if key := first_invalid_key(values):
         problem = f"is not a run's manifest: {key} is missing, or of another kind than runs write it"
         raise CorruptFile("manifest", str(path), problem, "Move the folder away.")
-    return manifest_from(values, folder.parent.parent)
+    return parse_manifest(values, folder.parent.parent)
 
 
-def manifest_from(values: Mapping[str, Any], root: Path) -> Manifest:
+def parse_manifest(values: Mapping[str, Any], root: Path) -> Manifest:
     """Build a manifest from a checked JSON object. Unknown keys are ignored."""
-    inputs = {name: input_from(input, root) for name, input in values["inputs"].items()}
+    inputs = {name: parse_input(input, root) for name, input in values["inputs"].items()}
     base = Base(**values["base"]) if values.get("base") else None
     if base is not None:
-        base = dataclasses.replace(base, path=absolute_path(base.path, root))
+        base = dataclasses.replace(base, path=to_absolute_path(base.path, root))
     names = {field.name for field in dataclasses.fields(Manifest)}
     fields = {key: value for key, value in values.items() if key in names and value is not None}
     return Manifest(**{"seed": 0, **fields, "inputs": inputs, "base": base})
 
 
-def input_from(values: Mapping[str, Any], root: Path) -> Input:
+def parse_input(values: Mapping[str, Any], root: Path) -> Input:
     names = {field.name for field in dataclasses.fields(Input)}
     fields: dict[str, Any] = {"digest": "", **{key: value for key, value in values.items() if key in names}}
-    fields["path"] = absolute_path(fields.get("path", ""), root)
+    fields["path"] = to_absolute_path(fields.get("path", ""), root)
     return Input(**fields, details={key: value for key, value in values.items() if key not in names})
 
 
@@ -310,7 +310,7 @@ def first_invalid_key(values: Mapping[str, Any]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldManifest:
+class ManifestDigests:
     """The digests of a run's manifest at one time.
 
     Attributes:
@@ -326,26 +326,26 @@ class HeldManifest:
         return asdict(self)
 
 
-def content_of(manifest: Manifest) -> str:
+def get_weights_digest(manifest: Manifest) -> str:
     """Return the digest of the weights that a run published or evaluated. Empty if it did neither."""
     evaluated = manifest.inputs.get("artifact") if manifest.stage == "eval" else None
     return manifest.digest or (evaluated.digest if evaluated else "")
 
 
-def hold_manifest(folder: Path, manifest: Manifest) -> HeldManifest:
+def compute_manifest_digests(folder: Path, manifest: Manifest) -> ManifestDigests:
     """Return the digests of the manifest in a run's folder."""
-    return HeldManifest(content_of(manifest), file_digest(folder / FILE))
+    return ManifestDigests(get_weights_digest(manifest), file_digest(folder / FILE))
 
 
-def parse_held_manifests(value: Any) -> dict[str, HeldManifest] | None:
+def parse_manifest_digests(value: Any) -> dict[str, ManifestDigests] | None:
     """Rebuild `stage:name` → held manifest from its JSON form. Returns None if the value is invalid."""
     if not isinstance(value, Mapping):
         return None
-    manifests: dict[str, HeldManifest] = {}
+    manifests: dict[str, ManifestDigests] = {}
     for run, digests in value.items():
         if not isinstance(digests, Mapping) or {*digests} != {"content", "sha256"}:
             return None
         if not all(isinstance(text, str) for text in digests.values()):
             return None
-        manifests[str(run)] = HeldManifest(**digests)
+        manifests[str(run)] = ManifestDigests(**digests)
     return manifests

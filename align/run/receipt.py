@@ -43,7 +43,7 @@ def write_receipt(
     write_json(folder / RECEIPT, receipt | {"files": files})
 
 
-def checked_receipt(folder: Path, beside: str = "") -> dict[str, Any]:
+def read_verified_receipt(folder: Path, beside: str = "") -> dict[str, Any]:
     """Return the receipt in a folder, after comparing every file with it.
 
     Args:

@@ -65,7 +65,7 @@ class PublicKey:
     by: Any = field(repr=False)
 
 
-def private_key(given: str, setting: str) -> PrivateKey:
+def load_private_key(given: str, setting: str) -> PrivateKey:
     """Load the key that signs.
 
     Args:
@@ -75,12 +75,12 @@ def private_key(given: str, setting: str) -> PrivateKey:
     Raises:
         InputError: The key cannot be used, or the package is not installed.
     """
-    signing = package(setting, given).signing
+    signing = import_package(setting, given).signing
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     path = parse_user_path(given, setting)
-    text = key_text(given, setting)
+    text = read_key(given, setting)
     require(b"PUBLIC KEY-" not in text, setting, given, "is a public key, which only verifies", "Name the private one.")
     passphrase: Any = None
     try:
@@ -96,35 +96,35 @@ def private_key(given: str, setting: str) -> PrivateKey:
         problem = f"does not open with the passphrase in {PASSPHRASE}" if passphrase else "holds no private key in PEM"
         raise InputError(setting, given, problem, MAKE) from error
     return PrivateKey(
-        fingerprint_of(key.public_key(), setting, given),
+        compute_fingerprint(key.public_key(), setting, given),
         signing.Config().use_elliptic_key_signer(private_key=path, password=passphrase),
     )
 
 
-def public_key(given: str, setting: str) -> PublicKey:
+def load_public_key(given: str, setting: str) -> PublicKey:
     """Load the key that verifies. Its file is not read again later.
 
     Args and Raises: as `private_key`.
     """
-    verifying = package(setting, given).verifying
+    verifying = import_package(setting, given).verifying
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     path = parse_user_path(given, setting)
-    text = key_text(given, setting)
+    text = read_key(given, setting)
     remedy = "Name the public key that belongs to it: openssl pkey -in KEY -pubout -out PUBLIC_KEY."
     require(b"PRIVATE KEY-" not in text, setting, given, "is a private key, which only its owner has", remedy)
     try:
         key = load_pem_public_key(text)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(setting, given, "holds no public key in PEM", MAKE) from error
-    fingerprint = fingerprint_of(key, setting, given)
+    fingerprint = compute_fingerprint(key, setting, given)
     # model_signing does not follow links and fails at a broken one: `verified` looks for unsigned files itself.
     config = verifying.Config().use_elliptic_key_verifier(public_key=path).set_ignore_unsigned_files(True)
     return PublicKey(fingerprint, config)
 
 
-def package(setting: str, given: str) -> Any:
+def import_package(setting: str, given: str) -> Any:
     """Import `model_signing`, which takes half a second.
 
     Raises:
@@ -136,11 +136,11 @@ def package(setting: str, given: str) -> Any:
     return model_signing
 
 
-def key_text(given: str, setting: str) -> bytes:
+def read_key(given: str, setting: str) -> bytes:
     return read_bytes(parse_user_path(given, setting), setting, "Name the file of a key.")[:MOST]
 
 
-def fingerprint_of(key: Any, setting: str, given: str) -> str:
+def compute_fingerprint(key: Any, setting: str, given: str) -> str:
     """Return the SHA-256 of a public key in PEM, in hex. Signatures name their key by it.
 
     Raises:
@@ -155,17 +155,17 @@ def fingerprint_of(key: Any, setting: str, given: str) -> str:
     return hashlib.sha256(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
-def sign(folder: Path, key: PrivateKey) -> None:
+def sign_folder(folder: Path, key: PrivateKey) -> None:
     """Write `model.sig` into a folder, after all its other files."""
     from model_signing import hashing
 
-    base = base_beside(folder)
+    base = find_linked_base(folder)
     linked_base = [base] if base and (folder / base).is_symlink() else []
     config = hashing.Config().set_ignored_paths(paths=[SIGNATURE, *linked_base]).set_allow_symlinks(True)
     key.by.set_hashing_config(config).sign(folder, folder / SIGNATURE)
 
 
-def verified(folder: Path, key: PublicKey, setting: str, shown: str) -> None:
+def verify_signature(folder: Path, key: PublicKey, setting: str, shown: str) -> None:
     """Verify that a folder holds exactly the files that the owner of a key signed.
 
     Args:
@@ -184,7 +184,7 @@ def verified(folder: Path, key: PublicKey, setting: str, shown: str) -> None:
     try:
         with open_binary(folder / SIGNATURE) as file:
             text = file.read(MOST)
-        signer, signed = claims_of(text)
+        signer, signed = parse_claims(text)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise not_signed(f"its {SIGNATURE} is no signature by a key of one's own") from error
     if signer != key.fingerprint:
@@ -197,19 +197,19 @@ def verified(folder: Path, key: PublicKey, setting: str, shown: str) -> None:
         try:
             copy(key.by).set_hashing_config(hashing.Config().set_allow_symlinks(True)).verify(folder, copied_signature)
         except Exception as error:  # the package raises no class of its own
-            raise not_signed(what_changed(folder, signed)) from error
+            raise not_signed(describe_mismatch(folder, signed)) from error
     try:  # base.json has been verified by now
-        base = base_beside(folder)
+        base = find_linked_base(folder)
         if any(Path(name).parts[0] == base for name in signed):
             base = ""  # it was signed too
-        added = {*files_in(folder, base)} - signed.keys()
+        added = {*iter_signed_files(folder, base)} - signed.keys()
     except OSError as error:
         raise not_signed(f"a folder in it cannot be read ({error.strerror})") from error
     if added:
         raise not_signed(f"{min(added)} is not among the files that were signed", "Remove it, if nobody needs it.")
 
 
-def claims_of(text: bytes) -> tuple[str, dict[str, str]]:
+def parse_claims(text: bytes) -> tuple[str, dict[str, str]]:
     """Return the claims of a signature that is not verified yet: its key's fingerprint, and file → SHA-256.
 
     Raises:
@@ -223,7 +223,7 @@ def claims_of(text: bytes) -> tuple[str, dict[str, str]]:
     return str(bundle["verificationMaterial"]["publicKey"]["hint"]), signed
 
 
-def base_beside(folder: Path) -> str:
+def find_linked_base(folder: Path) -> str:
     """Return the name of the base in an adapter's folder: a link, or the folder that a copy made of it.
 
     Returns an empty text if the folder has no base. Many adapters share a base, so that it is not part of any. The
@@ -240,7 +240,7 @@ def base_beside(folder: Path) -> str:
     return name if (folder / name).is_dir() or (folder / name).is_symlink() else ""
 
 
-def files_in(folder: Path, base: str) -> Iterator[str]:
+def iter_signed_files(folder: Path, base: str) -> Iterator[str]:
     """Yield the files that a signature has to cover, and links to folders, as paths relative to `folder`.
 
     Raises:
@@ -260,7 +260,7 @@ def files_in(folder: Path, base: str) -> Iterator[str]:
             yield Path(parent, name).relative_to(folder).as_posix()
 
 
-def what_changed(folder: Path, signed: Mapping[str, str]) -> str:
+def describe_mismatch(folder: Path, signed: Mapping[str, str]) -> str:
     """Return how the files of a folder differ from those that were signed: the first missing or changed one."""
     for name, digest in signed.items():
         try:

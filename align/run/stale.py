@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.core.errors import InputError
-from align.run.files import json_object, write_json
+from align.run.files import read_json_object, write_json
 
 FILE = "stale.json"
 SCHEMA = 1
@@ -20,7 +20,7 @@ UNKNOWN = "an unknown time"
 
 
 @dataclass(frozen=True, slots=True)
-class Stale:
+class StaleMark:
     """The content of `stale.json`.
 
     Attributes:
@@ -45,23 +45,23 @@ class Stale:
         }
 
 
-def stale_in(folder: Path) -> Stale | None:
+def read_stale_mark(folder: Path) -> StaleMark | None:
     """Return the stale mark of a run. Returns None if the run is not stale.
 
     A run whose mark cannot be read counts as stale.
     """
     path = folder / FILE
-    unreadable = Stale(UNKNOWN, f"{FILE} cannot be read")
+    unreadable = StaleMark(UNKNOWN, f"{FILE} cannot be read")
     if not os.path.lexists(path):
         return None
     if not path.is_file():  # reading a pipe would block
         return unreadable
     try:
-        values = json_object(path, "stale", "")
+        values = read_json_object(path, "stale", "")
     except InputError:
         return unreadable
     receipts = values.get("receipts")
-    return Stale(
+    return StaleMark(
         since=str(values.get("since") or UNKNOWN),
         because=str(values.get("because") or "nobody says why"),
         again=str(values.get("again") or ""),
@@ -69,8 +69,8 @@ def stale_in(folder: Path) -> Stale | None:
     )
 
 
-def mark(folder: Path, because: str, again: str, receipt: str, at: str) -> None:
+def mark_stale(folder: Path, because: str, again: str, receipt: str, at: str) -> None:
     """Mark a run as stale, durably. The time and reason of its first mark stay."""
-    old = stale_in(folder) or Stale(at, because)
+    old = read_stale_mark(folder) or StaleMark(at, because)
     receipts = tuple(dict.fromkeys([*old.receipts, receipt]))
-    write_json(folder / FILE, Stale(old.since, old.because, again, receipts).as_json())
+    write_json(folder / FILE, StaleMark(old.since, old.because, again, receipts).as_json())

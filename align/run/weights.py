@@ -17,8 +17,8 @@ from typing import Any, TypeGuard
 
 from align.core.errors import AlignError, CorruptFile, InputError
 from align.core.files import check_folder, has_file, open_binary, read_text
-from align.run.digests import files_digest, matching
-from align.run.files import json_object
+from align.run.digests import files_digest, match_files
+from align.run.files import read_json_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -87,9 +87,9 @@ def model_files(folder: Path, field: str = "model.path", displayed: str | None =
     weights = weight_files(folder, field, displayed)
     for path in weights:
         if path.suffix == ".safetensors":
-            check_stored(path, field, displayed or str(folder))
+            check_dtypes(path, field, displayed or str(folder))
     patterns = (CONFIG, "generation_config.json", *TOKENIZER)
-    return sorted({*weights, *matching(folder, patterns)})
+    return sorted({*weights, *match_files(folder, patterns)})
 
 
 def model_digest(folder: Path, field: str = "model.path", displayed: str | None = None) -> str:
@@ -104,16 +104,16 @@ def adapter_digest(folder: Path, bare: bool = False) -> str:
         bare: the adapter is not a run's, whose manifest holds a hash of every file: its tokenizer and chat template are
             hashed too.
     """
-    return files_digest(matching(folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *(TOKENIZER if bare else ()))))
+    return files_digest(match_files(folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS, *(TOKENIZER if bare else ()))))
 
 
 def tokenizer_digest(folder: Path) -> str:
     """Return the SHA-256 over the tokenizer and chat template in a folder, in hex. Empty if it has neither."""
-    files = matching(folder, TOKENIZER)
+    files = match_files(folder, TOKENIZER)
     return files_digest(files) if files else ""
 
 
-def published_digest(folder: Path) -> str:
+def compute_published_digest(folder: Path) -> str:
     """Return the digest of the adapter or the model that a run published.
 
     Returns an empty text if the folder holds neither, or a model that is not read.
@@ -127,13 +127,13 @@ def published_digest(folder: Path) -> str:
     return ""
 
 
-def unhashed(folder: Path, names: Iterable[str]) -> list[str]:
+def list_unhashed_files(folder: Path, names: Iterable[str]) -> list[str]:
     """List files of a tokenizer that transformers would read and that no digest covers.
 
     Args:
         names: files that the tokenizer's class looks for.
     """
-    hashed = {path.name for path in matching(folder, TOKENIZER)}
+    hashed = {path.name for path in match_files(folder, TOKENIZER)}
     unhashed_names = [name for name in names if (folder / name).is_file() and name not in hashed]
     if (folder / TEMPLATES).is_dir():
         unhashed_names.append(TEMPLATES)
@@ -141,7 +141,7 @@ def unhashed(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 @contextmanager
-def linked_folder(files: list[Path]) -> Iterator[Path]:
+def link_files(files: list[Path]) -> Iterator[Path]:
     """Yield a folder that holds only links to these files, for a library that would read others beside them."""
     with TemporaryDirectory(prefix="align-model-") as name:
         for path in files:
@@ -164,7 +164,7 @@ def weight_files(folder: Path, field: str = "model.path", displayed: str | None 
         return [folder / SINGLE]
     index = folder / INDEX
     if not has_file(index, field, AGAIN):
-        raise InputError(field, displayed, without_weights(folder), PICKLED)
+        raise InputError(field, displayed, describe_missing_weights(folder), PICKLED)
     text = read_text(index, field, AGAIN)
     try:
         names = sorted(set(json.loads(text)["weight_map"].values()))
@@ -183,7 +183,7 @@ def weight_files(folder: Path, field: str = "model.path", displayed: str | None 
     return [index, *(folder / name for name in names)]
 
 
-def without_weights(folder: Path) -> str:
+def describe_missing_weights(folder: Path) -> str:
     other_names = sorted(p.name for p in folder.iterdir() if p.suffix in (*PICKLES, ".safetensors", ".gguf"))
     note = f"; what it holds is {', '.join(other_names[:3])}" if other_names else ""
     return f"there are no safetensors in {folder} by the name of {SINGLE}, and no {INDEX}{note}"
@@ -202,14 +202,14 @@ def model_config(folder: Path, field: str = "model.path", displayed: str | None 
     check_folder(folder, field, AGAIN)
     if not has_file(path, field, AGAIN):
         raise InputError(field, displayed, f"there is no {CONFIG} in {folder}", "Give the folder of a saved model.")
-    config = json_object(path, field, AGAIN)
+    config = read_json_object(path, field, AGAIN)
     if has_file(folder / "generation_config.json", field, AGAIN):  # transformers ignores one that is broken
-        json_object(folder / "generation_config.json", field, AGAIN)
+        read_json_object(folder / "generation_config.json", field, AGAIN)
     if (folder / ADAPTER_CONFIG).is_file():
         problem = f"holds {ADAPTER_CONFIG} beside {CONFIG}: to some readers it is a model, to others an adapter"
         raise InputError(field, displayed, problem, "Give adapter and base as two folders: init= and model.path=.")
     for part in (config, config.get("text_config")):
-        if isinstance(part, dict) and (quantised := quantisation_of(part)):
+        if isinstance(part, dict) and (quantised := describe_quantisation(part)):
             problem = f"its weights are quantised already ({quantised})"
             raise InputError(field, displayed, problem, UNQUANTISED)
     for key, value in config.items():  # transformers allocates all layers before it reads a weight
@@ -222,7 +222,7 @@ def model_config(folder: Path, field: str = "model.path", displayed: str | None 
     return config
 
 
-def quantisation_of(config: dict[str, Any]) -> str:
+def describe_quantisation(config: dict[str, Any]) -> str:
     """Return how a configuration says that its weights are quantised. Empty if they are not."""
     for key in ("quantization_config", "compression_config", "quantization"):
         settings = config.get(key)
@@ -237,25 +237,25 @@ def quantisation_of(config: dict[str, Any]) -> str:
     return ""
 
 
-def check_stored(path: Path, field: str, displayed: str) -> None:
+def check_dtypes(path: Path, field: str, displayed: str) -> None:
     """Raise InputError if a safetensors file holds quantised weights that the configuration does not mention.
 
     A loader would take integers for weights, or eight-bit floats without their scales. A file that cannot be read is
     left to the loader.
     """
-    for name, tensor in header(path).items():
+    for name, tensor in read_header(path).items():
         dtype = str(tensor.get("dtype")) if isinstance(tensor, dict) and name != "__metadata__" else "F32"
         if not dtype.startswith(FLOATS) and (name.endswith("weight") or dtype.startswith(EIGHT_BITS)):
             problem = f"its weights are quantised already ({name} in {path.name} is {dtype})"
             raise InputError(field, displayed, problem, UNQUANTISED)
 
 
-def brings_scores(adapter: Path) -> bool:
+def is_reward_adapter(adapter: Path) -> bool:
     """Return whether the adapter in a folder is a reward model."""
-    return SCORE_KEY in header(adapter / ADAPTER_WEIGHTS)
+    return SCORE_KEY in read_header(adapter / ADAPTER_WEIGHTS)
 
 
-def header(path: Path) -> dict[str, Any]:
+def read_header(path: Path) -> dict[str, Any]:
     """Return the header of a safetensors file: tensor → dtype and shape. Empty if it cannot be read."""
     try:
         with open_binary(path) as file:
@@ -269,7 +269,7 @@ def header(path: Path) -> dict[str, Any]:
 def count_weights(folder: Path) -> int:
     """Return the number of weights in a model's safetensors files, read from their headers."""
     files = [path for path in weight_files(folder) if path.suffix == ".safetensors"]
-    tensors = (tensor for path in files for name, tensor in header(path).items() if name != "__metadata__")
+    tensors = (tensor for path in files for name, tensor in read_header(path).items() if name != "__metadata__")
     shapes = (tensor.get("shape") for tensor in tensors if isinstance(tensor, dict))
     return sum(math.prod(shape) for shape in shapes if is_shape(shape))  # loading reports an invalid one
 

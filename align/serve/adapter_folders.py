@@ -10,10 +10,10 @@ from pathlib import Path
 from align.core.errors import AlignError, InputError, require
 from align.models.base import trained_method
 from align.report.figure_text import one_line
-from align.run import Artifact, artifact_in, json_object
+from align.run import Artifact, load_artifact, read_json_object
 from align.run.receipt import RECEIPT
-from align.run.signing import NotSigned, PublicKey, verified
-from align.run.stale import stale_in
+from align.run.signing import NotSigned, PublicKey, verify_signature
+from align.run.stale import read_stale_mark
 from align.run.weights import (
     ABOUT,
     ADAPTER_CONFIG,
@@ -22,7 +22,7 @@ from align.run.weights import (
     PICKLES,
     TOKENIZER,
     adapter_digest,
-    brings_scores,
+    is_reward_adapter,
 )
 from align.serve import operator_log
 
@@ -72,7 +72,7 @@ class Version:
 def version_of(artifact: Artifact) -> Version:
     """Return the state of an adapter's weights."""
     data = artifact.manifest.config.get("data", {}) if artifact.manifest else {}
-    scores = brings_scores(artifact.path)
+    scores = is_reward_adapter(artifact.path)
     hides = scores and data.get("reasoning") == "hide"
     return Version(adapter_digest(artifact.path), artifact.path.absolute(), scores, hides)
 
@@ -89,7 +89,7 @@ def origin_of(artifact: Artifact) -> Origin:
     remedy = "Export it again."
     for name in (ABOUT, RECEIPT):
         path = artifact.path / name
-        content[name] = json_object(path, name, remedy) if path.is_file() else {}
+        content[name] = read_json_object(path, name, remedy) if path.is_file() else {}
     base = content[ABOUT].get("digest")
     into = content[RECEIPT].get("into")
     method = ("qlora" if into == NF4 else "lora") if isinstance(into, str) else None
@@ -106,7 +106,7 @@ def check_signed(folder: Path, signer: PublicKey | None, field: str, shown: str)
         NotSigned: it does not.
     """
     if signer is not None:
-        verified(folder, signer, field, shown)
+        verify_signature(folder, signer, field, shown)
 
 
 def check_adapter(folder: Path, field: str, shown: str) -> None:
@@ -131,7 +131,7 @@ def check_adapter(folder: Path, field: str, shown: str) -> None:
     require(not pickled, field, shown, problem, "Save it with safe_serialization, and remove the pickle.")
     require((folder / ADAPTER_WEIGHTS).is_file(), field, shown, f"holds no {ADAPTER_WEIGHTS}", train)
     try:
-        kind = json_object(folder / ADAPTER_CONFIG, ADAPTER_CONFIG, train).get("peft_type")
+        kind = read_json_object(folder / ADAPTER_CONFIG, ADAPTER_CONFIG, train).get("peft_type")
     except InputError as error:  # which names the whole path
         raise InputError(field, shown, f"its {ADAPTER_CONFIG} is no JSON object", train) from error
     require(kind == "LORA", field, shown, f"its peft_type is {str(kind)[:40]!r}, and only LORA is read", train)
@@ -181,7 +181,7 @@ def loadable_version(
     """
     folder = folder_under(given, roots)
     try:
-        artifact = artifact_in(folder, given)
+        artifact = load_artifact(folder, given)
         check_signed(artifact.path, signer, FIELD, given)
         origin = origin_of(artifact)
         version = version_of(artifact)
@@ -212,6 +212,6 @@ def warn_if_stale(ref: str, folder: Path) -> None:
     Args:
         folder: of the artifact, inside its run's folder.
     """
-    stale = stale_in(folder.parent)
+    stale = read_stale_mark(folder.parent)
     if stale is not None:
         operator_log.warning("%s", one_line(f"{ref} is stale since {stale.since[:10]}, {stale.because}"))

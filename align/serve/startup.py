@@ -9,9 +9,9 @@ from pathlib import Path
 from align.core.aliases import Arm as Written
 from align.core.errors import InputError, require
 from align.models.base import BASE, BUILT_IN, base_of, find_base
-from align.run import Artifact, Base, json_object, resolve
+from align.run import Artifact, Base, read_json_object, resolve
 from align.run.alias_log import SIGN
-from align.run.artifacts import artifact_of, meaning
+from align.run.artifacts import find_alias_change, load_alias_target
 from align.run.signing import PublicKey
 from align.run.weights import ABOUT
 from align.serve.adapter_folders import Origin, Version, check_adapter, check_signed, origin_of, version_of
@@ -111,11 +111,11 @@ def expand_aliases(
         if not is_alias(arm):
             expanded.append(arm)
             continue
-        change = meaning(arm.ref, root, field)
+        change = find_alias_change(arm.ref, root, field)
         total = sum(meant.weight for meant in change.arms)
         for meant in change.arms:
             ref = f"{arm.ref} {meant.ref}"  # the users of an arm stay with it while the weights change
-            artifacts[ref] = artifact_of(meant, change, arm.ref, root, field)
+            artifacts[ref] = load_alias_target(meant, change, arm.ref, root, field)
             expanded.append(Written(ref, arm.weight * meant.weight / total))
     return tuple(expanded)
 
@@ -138,7 +138,7 @@ def find_named_base(artifact: Artifact, field: str) -> Base | None:
 def read_exported_base(folder: Path) -> tuple[str, str]:
     """Return the id and the hub's revision of a base, as stage=export wrote them; empty if it did not."""
     path = folder / ABOUT
-    content = json_object(path, ABOUT, "Export it again.") if path.is_file() else {}
+    content = read_json_object(path, ABOUT, "Export it again.") if path.is_file() else {}
     return str(content.get("id") or ""), str(content.get("revision") or "")
 
 

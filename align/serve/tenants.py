@@ -21,7 +21,7 @@ from align.core.aliases import NAME
 from align.core.errors import AlignError, CorruptFile, InputError, StorageError, require, require_schema_version
 from align.core.files import has_file
 from align.core.outputs import replace_file
-from align.run import json_object
+from align.run import read_json_object
 from align.serve import operator_log
 from align.serve.errors import KeysUnreadable
 
@@ -236,7 +236,7 @@ def read_key_file(path: Path) -> dict[str, TenantKeys]:
     require(has_file(path, field, make), field, str(path), "there is no such key file", make)
     private = path.stat().st_mode & 0o077 == 0
     require(private, field, str(path), "others than its owner may read or write it", f"Run chmod 600 {path}.")
-    content = json_object(path, field, REMEDY)
+    content = read_json_object(path, field, REMEDY)
     require_schema_version(content.get("schema_version"), SCHEMA_VERSION, field, str(path), REMEDY)
     try:
         return {name: parse_tenant_keys(name, values) for name, values in content["tenants"].items()}

@@ -27,8 +27,8 @@ from align.core.errors import InputError, require
 from align.core.files import has_file, parse_user_path, read_text
 from align.core.types import StageResult
 from align.run import Input, Run, json_digest, resolve, write_json
-from align.run.atomic import publish
-from align.run.lineage import readers_of
+from align.run.atomic import publish_folder
+from align.run.lineage import find_readers
 from align.stages.runner import Inputs, open_store
 
 SEEDS = 2**32
@@ -172,7 +172,7 @@ def run_configure(run: Run, config: Config) -> StageResult:
 def run_export(run: Run, config: Config) -> StageResult:
     with open_store(config, create=False) as store:
         shutil.rmtree(run.artifact, ignore_errors=True)  # of an export that was cut off
-        with publish(run.artifact) as folder:
+        with publish_folder(run.artifact) as folder:
             rows = export(store, config.project, folder, config.data.allow_simulated)
         note_head(run, config.project, store.head(config.project))
     return StageResult(rows, tuple(f"{run.artifact / name}: {number} rows" for name, number in rows.items()))
@@ -206,7 +206,7 @@ def run_erase(run: Run, config: Config) -> StageResult:
         named = {"item": stage.item, "annotator": stage.annotator}
         which = {what: name for what, name in named.items() if name is not None}
         first = store.first_row(project, **which) if which else 0
-        used, unread = readers_of(config.run.folder, project, first or 0, store.head().seq + 1)
+        used, unread = find_readers(config.run.folder, project, first or 0, store.head().seq + 1)
         if stage.whole:
             tombstone = store.erase_project(project)
         elif stage.item is not None:

@@ -92,9 +92,9 @@ from align.report.figure_text import counted
 from align.report.reading_progress import begins, reading, seldom
 from align.reward.inputs import models_of, reward_inputs
 from align.run import Input, Run, atomic, file_digest
-from align.run.artifacts import check_not_replaced, replacement
-from align.run.folder import now
-from align.run.lineage import users_of
+from align.run.artifacts import check_not_replaced, read_replacement
+from align.run.folder import utc_now
+from align.run.lineage import find_users
 from align.stages.runner import Inputs, open_tracker
 from align.track import show_progress
 
@@ -222,7 +222,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
     }
     shutil.rmtree(target := run.folder / "artifact", ignore_errors=True)
     begins("publishes", int(times.sum()))
-    with atomic.publish(target) as folder:
+    with atomic.publish_folder(target) as folder:
         data = publish(folder, rows, chosen, said)
     gone = examples.leaked(given_away, against) + examples.leaked(leaks, ["the test split"])
     examples.write(DROPPED, cleaned_away(names, accounts) + gone)
@@ -443,12 +443,12 @@ def forgotten(run: Run, config: Config, given: Forgetting) -> StageResult:
     """Write the data set again without some rows, and only then take the old one away."""
     artifact = run.folder / "artifact"
     with alone_on(given.old):
-        said = replacement(given.old, "data.path")
+        said = read_replacement(given.old, "data.path")
         if said is None:
             found = data_set(given.old)
-            at = now()
+            at = utc_now()
             shutil.rmtree(artifact, ignore_errors=True)  # of an attempt that was cut off
-            with atomic.publish(artifact) as folder:
+            with atomic.publish_folder(artifact) as folder:
                 forget(folder, found, given.masks, given.reason, at)
             said = {
                 "by": run.manifest.ref,
@@ -463,7 +463,7 @@ def forgotten(run: Run, config: Config, given: Forgetting) -> StageResult:
         data = data_set(artifact).data
         retire(given.old, said)
     roots = {*roots_before(data)}
-    used, unread = users_of(config.run.folder, lambda read: read.details.get("root") in roots)
+    used, unread = find_users(config.run.folder, lambda read: read.details.get("root") in roots)
     used = [name for name in used if not name.startswith("data/")]
     count = data["replaces"]["count"]
     lines = [f"{counted(count, 'row')} forgotten; root {data['root'][:12]} replaces {said['root'][:12]}"]

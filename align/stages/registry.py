@@ -27,14 +27,14 @@ from align.core.errors import NOT_PASSED, MissingArtifact, require
 from align.core.files import parse_user_path
 from align.core.outputs import refuse_foreign_file
 from align.core.redaction import MASK
-from align.registry.formatting import USUAL, as_csv, as_json, as_object, as_table, details, value_at
-from align.registry.index import Index, asked
-from align.registry.query import find_runs, path_of
-from align.registry.record import Record, number
+from align.registry.formatting import USUAL, as_csv, as_json, as_object, as_table, get_value, iter_details
+from align.registry.index import Index, query_index
+from align.registry.query import find_path, find_runs
+from align.registry.record import Record, get_number
 from align.report.figure_text import counted, one_line
 from align.report.page import is_sealed
 from align.run.alias_log import SIGN, Change, read_log
-from align.run.artifacts import SERVES_AS_SFT, meaning
+from align.run.artifacts import SERVES_AS_SFT, find_alias_change
 from align.run.manifest import Manifest
 
 if TYPE_CHECKING:  # a question imports what answers it: all of that takes a tenth of a second
@@ -58,7 +58,7 @@ def list_runs(config: Config) -> Iterator[str]:
         found = find_runs(index, (stage.where or {}).items(), sort_keys(stage), limit_of(stage), keys)
         return *found, len(index.unnamed), index.aliases_error
 
-    records, count, unnamed, aliases_error = asked(root_of(config), answer)
+    records, count, unnamed, aliases_error = query_index(root_of(config), answer)
     if not table:
         yield from {"json": as_json, "csv": as_csv}[stage.format](records, stage.columns)
         return
@@ -90,9 +90,9 @@ def compare_runs(config: Config) -> Iterable[str]:
         refuse_foreign_file(parse_user_path(stage.html, "stage.html"), "stage.html", is_sealed)
 
     def answer(index: Index) -> tuple[list[Record], int]:
-        if wanted := stage.runs or (stage.sweep and comparison.runs_of(root, stage.sweep)):
+        if wanted := stage.runs or (stage.sweep and comparison.list_sweep_runs(root, stage.sweep)):
             for key in stage.columns:
-                path_of(index, "stage.columns", key, whole=True)
+                find_path(index, "stage.columns", key, whole=True)
             runs = {record["run"]: record for given in wanted for record in [find_run(index, given, "stage.runs")]}
             twice = len(runs) < len(wanted)
             require(not twice, "stage.runs", list(stage.runs), "names a run twice", "Name each once.")
@@ -100,11 +100,11 @@ def compare_runs(config: Config) -> Iterable[str]:
         where = {"status": READABLE, **stage.where}
         return find_runs(index, where.items(), sort_keys(stage), limit_of(stage), stage.columns)
 
-    records, count = asked(root, answer)
+    records, count = query_index(root, answer)
     if not records:
         raise MissingArtifact("stage.where", stage.where, "is met by no run", "Ask with stage.action=list.")
     for key in stage.columns:
-        figures = any(number(value_at(record, key)) is not None for record in records)
+        figures = any(get_number(get_value(record, key)) is not None for record in records)
         remedy = "Name figures, such as metrics.loss_after."
         require(figures, "stage.columns", key, "is no figure of these runs", remedy)
     side_by_side = comparison.compare(root, records, stage.columns)
@@ -131,9 +131,9 @@ def compare_runs(config: Config) -> Iterable[str]:
 
 def show_run(config: Config) -> Iterable[str]:
     stage: RegistryConfig = config.stage
-    record = asked(root_of(config), lambda index: find_run(index, str(stage.run)))
+    record = query_index(root_of(config), lambda index: find_run(index, str(stage.run)))
     if stage.format == "table":
-        return details(record)
+        return iter_details(record)
     return as_object(record, stage.columns) if stage.format == "json" else as_csv([record], stage.columns)
 
 
@@ -141,8 +141,8 @@ def diff_runs(config: Config) -> Iterable[str]:
     from align.registry import differences
 
     stage, root = config.stage, root_of(config)
-    one, other = asked(root, lambda index: [find_run(index, given, "stage.runs") for given in stage.runs])
-    found = differences.differences((root / one["folder"], root / other["folder"]), (one, other))
+    one, other = query_index(root, lambda index: [find_run(index, given, "stage.runs") for given in stage.runs])
+    found = differences.find_differences((root / one["folder"], root / other["folder"]), (one, other))
     return differences.as_lines(found) if stage.format == "table" else [to_json(found)]
 
 
@@ -153,7 +153,7 @@ def find_run(index: Index, given: str, field: str = "stage.run") -> Record:
         MissingArtifact: there is none; the message has the nearest name.
     """
     if given.startswith(SIGN):
-        first, *others = meaning(given, index.root, field).arms
+        first, *others = find_alias_change(given, index.root, field).arms
         require(not others, field, given, "means several artifacts", f"Name one of them: {first.ref}.")
         given = index.maker(first.digest, first.ref) or first.ref
     stage, _, name = given.partition(":")
@@ -185,16 +185,16 @@ def trace_origins(config: Config) -> Iterable[str]:
     def voters(project: str, head: ChainHead) -> Votes:
         return read_votes(find_store_url(config), project, head, full)
 
-    def answer(index: Index) -> list[trace.Node]:
+    def answer(index: Index) -> list[trace.TraceNode]:
         tracer = trace.Tracer(index, voters, full)
         if stage.response:
             return [trace.trace_response(index, tracer, stage.response)]
         if not config.artifact.startswith(SIGN):
             return [tracer.run(find_run(index, config.artifact, "artifact")["run"])]
-        arms = meaning(config.artifact, root, "artifact").arms
+        arms = find_alias_change(config.artifact, root, "artifact").arms
         return [tracer.run(index.maker(arm.digest, arm.ref) or arm.ref, arm.digest) for arm in arms]
 
-    nodes = asked(root, answer)
+    nodes = query_index(root, answer)
     if stage.format == "json":
         return [to_json([node.as_json() for node in nodes])]
     return trace.as_lines(nodes)
@@ -204,7 +204,7 @@ def replay_run(config: Config) -> Generator[str, None, int]:
     from align.registry import replay
 
     stage, root = config.stage, root_of(config)
-    record = asked(root, lambda index: find_run(index, str(stage.run)))
+    record = query_index(root, lambda index: find_run(index, str(stage.run)))
     is_table = stage.format == "table"
     say = partial(print, flush=True) if is_table else str
     result = replay.replay(root, record, stage.steps, absolute(find_store_url(config)), iter_words, say)
@@ -252,7 +252,7 @@ def show_history(config: Config) -> Iterable[str]:
     if stage.alias is not None and stage.alias not in known:
         remedy = f"The aliases are {', '.join(sorted(known)) or '(none yet)'}."
         raise MissingArtifact("stage.alias", stage.alias, f"is no alias under {root}", remedy)
-    asked(root, lambda index: promotion.check_not_cut(index, log))
+    query_index(root, lambda index: promotion.check_not_cut(index, log))
     at = None if stage.as_of is None else moment_of(stage.as_of)
     if at is not None:
         standing = {name: one for name, one in log.standing(at).items() if stage.alias in (None, name)}
@@ -276,9 +276,11 @@ def collect_garbage(config: Config) -> Iterable[str]:
         return garbage.find_garbage(index, log, stage.days)
 
     wanted = stage.kinds or [kind for kind in GARBAGE if not stage.apply or kind != "artifacts"]
-    pieces, taken = [piece for piece in asked(root, answer) if piece.kind in wanted], None
+    pieces, taken = [piece for piece in query_index(root, answer) if piece.kind in wanted], None
     if stage.apply:
-        taken = {piece.path: gone for piece, gone in garbage.remove_pieces(root, pieces, stage.who or promotion.user())}
+        taken = {
+            piece.path: gone for piece, gone in garbage.remove_pieces(root, pieces, stage.who or promotion.get_user())
+        }
     if stage.format == "json":
         return [to_json(garbage.as_objects(pieces, taken))]
     return garbage.as_lines(pieces, taken)
@@ -292,13 +294,13 @@ def forget(config: Config) -> Iterator[str]:
     wanted = forget_selection.Selector(kind, str(getattr(stage, kind)), config.project)
     given = str(config.store.url or "")
     store = f"store.url={given}" if given and MASK not in given else ""  # with a password it goes into no command
-    with forgetting.alone(root) if stage.apply else nullcontext():
+    with forgetting.hold_forget_lock(root) if stage.apply else nullcontext():
         plan, done = forgetting.make_plan(root, wanted, url, iter_words, store), None
         if stage.format == "table":
             yield from forgetting.as_lines(plan)
         if stage.apply:
             done = []
-            for line in forgetting.apply(plan, stage.who or promotion.user()):
+            for line in forgetting.execute_plan(plan, stage.who or promotion.get_user()):
                 done.append(line)
                 if stage.format == "table":
                     yield line
@@ -347,7 +349,7 @@ def serve_page(config: Config) -> Iterator[str]:
         authenticator = KeyAuthenticator(key, Anybody.visitor, f"align_registry_{stage.port}", kept)
         links = [f"open {url}/?key={key}", *warn_without_tls(url)]
     links.append("it shows what is there, and changes nothing; Ctrl+C ends it")
-    asked(root, lambda index: None)  # an index that has to be made anew is made before anybody waits for it
+    query_index(root, lambda index: None)  # an index that has to be made anew is made before anybody waits for it
     app = application(root, voters, line_of, authenticator, [url, *others])
     serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
     yield from ()
@@ -398,4 +400,4 @@ def mirror_alias(config: Config, root: Path, change: Change) -> Iterable[str]:
         yield f"track={service}: no service has an alias of several artifacts; it is taken away"
     folder = one and root.joinpath(*one.ref.split(":", 1)) / "artifact"
     made = one and mirrors.Artifact(one.ref, "model", one.digest, folder, {})
-    yield mirrors.named(service, config.track.project, root, change.alias, made)
+    yield mirrors.set_alias(service, config.track.project, root, change.alias, made)

@@ -35,20 +35,19 @@ from align.data.sets.published import find_data_set
 from align.data.sources import MANIFEST, DataSource, with_rankers
 from align.data.trained_ids import name_rows, write_ids
 from align.mirrors import Artifact as MirroredArtifact
-from align.mirrors import Guarded, Watched, require_installed
-from align.mirrors import opened as open_mirror
+from align.mirrors import GuardedMirror, MirroredRun, open_mirror, require_installed
 from align.models.base import label, start_from
 from align.models.lora import saved_settings
 from align.report.figure_labels import describe_scarce
 from align.rollout.engine_process import VLLM, required_interpreter
-from align.run import Artifact, Base, Input, Run, artifact_in, verify_outputs
+from align.run import Artifact, Base, Input, Run, load_artifact, verify_outputs
 from align.run.files import find_user_error
-from align.run.weights import brings_scores, count_weights
+from align.run.weights import count_weights, is_reward_adapter
 from align.stages import load_stage, preload
 from align.stages.worker_rank import StartedRun
 from align.track import Tracker, get_peak_gpu_mb, get_peak_memory, truncate_text, watch_progress
 
-MIRROR: ContextVar[Guarded | None] = ContextVar("MIRROR", default=None)
+MIRROR: ContextVar[GuardedMirror | None] = ContextVar("MIRROR", default=None)
 
 
 # Inputs
@@ -93,7 +92,7 @@ def find_start(config: Config, ref: str | None = None, field: str = "init") -> t
     model = config.model
     start = start_from(ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field)
     artifact = start.artifact
-    if config.stage.name != "export" and not artifact.whole and brings_scores(artifact.path):
+    if config.stage.name != "export" and not artifact.whole and is_reward_adapter(artifact.path):
         remedy = "Name an adapter of stage=sft, stage=dpo, stage=kto or stage=ppo."
         raise InputError(field, ref, "is a reward model, and no policy", remedy)
     method = replace_values(config.method, name=start.method)
@@ -149,7 +148,7 @@ def continue_settings(method: Any, adapter: Artifact) -> Any:
 def find_input(run: Run, name: str = "init") -> Artifact:
     """Return an artifact among a run's inputs."""
     record = run.inputs[name]
-    return artifact_in(Path(record.path), record.ref)
+    return load_artifact(Path(record.path), record.ref)
 
 
 def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
@@ -476,7 +475,7 @@ def mirror_run(run: Run, config: Config) -> Iterator[None]:
     root = run.folder.parent.parent
     mirror = open_mirror(
         config.track.name,
-        Watched(config.track.project, manifest.ref, id, root, run.folder, settings, inputs, run.resumed),
+        MirroredRun(config.track.project, manifest.ref, id, root, run.folder, settings, inputs, run.resumed),
     )
     token = MIRROR.set(mirror)
     try:

@@ -23,8 +23,8 @@ from align.core.types import StageResult
 from align.models.base import label
 from align.report.figure_text import align_columns
 from align.run import Input, Run
-from align.run.signing import public_key
-from align.run.weights import brings_scores
+from align.run.signing import load_public_key
+from align.run.weights import is_reward_adapter
 from align.serve import operator_log
 from align.serve.adapter_folders import warn_if_stale
 from align.serve.alias_watcher import Following
@@ -60,7 +60,7 @@ def inputs(config: Config) -> Inputs:
     stage: ServeConfig = config.stage
     if stage.keys is not None:
         read_key_file(parse_user_path(stage.keys, "stage.keys"))  # a mistake in it costs no seconds
-    signer = None if config.export.verify is None else public_key(config.export.verify, "export.verify")
+    signer = None if config.export.verify is None else load_public_key(config.export.verify, "export.verify")
     found = open_portfolio(
         parse_aliases(stage.adapters, "stage.adapters"), config.run.folder,
         path=config.model.path, revision=config.model.revision, method=config.method.name,
@@ -231,7 +231,7 @@ def own_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
 
     def check_adapter(folder: Path) -> None:
         problem = "is a reward model, and those are served on the fast path alone"
-        require(not brings_scores(folder), "stage.adapters", folder.name, problem, "Score by it with stage=eval.")
+        require(not is_reward_adapter(folder), "stage.adapters", folder.name, problem, "Score by it with stage=eval.")
         adapter = read_adapter(folder, alone=False)
         check_targets(adapter.config, adapter.ranks, layers)
 
@@ -247,7 +247,7 @@ def vllm_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     Raises:
         InputError: it does not start, or does not serve the base as it is.
     """
-    from align.export.for_vllm import ForVllm
+    from align.export.vllm_adapters import VllmAdapters
     from align.models.load import DTYPES, choose_device, choose_dtype, describe, load_tokenizer
     from align.rollout.engine_process import VLLM, engine_version, required_interpreter
     from align.rollout.vllm_engine import VllmEngine
@@ -272,7 +272,7 @@ def vllm_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     copies = run.folder.absolute() / "vllm"
     shutil.rmtree(copies, ignore_errors=True)  # of a server that was killed
     dtype = choose_dtype(trained_in(config, found), device)
-    prepare = ForVllm(base, found.portfolio.method, device, dtype, load_tokenizer(base), copies)
+    prepare = VllmAdapters(base, found.portfolio.method, device, dtype, load_tokenizer(base), copies)
     folder = prepare.base_folder(config.run.folder / "bases", DTYPES[settings.dtype])
     must_say = prepare.learn(adapters)
     prepare.device = choose_device("cpu")  # for adapters that are loaded later: vLLM has the memory of the other

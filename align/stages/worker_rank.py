@@ -13,10 +13,10 @@ from align import ranks
 from align.config.root import Config
 from align.core.errors import AlignError, InputError, make_printable, require
 from align.core.files import SIZE_LIMIT
-from align.run import Manifest, artifact_in, model_digest
+from align.run import Manifest, load_artifact, model_digest
 from align.run.environment import code_digest
 from align.run.files import find_user_error
-from align.run.folder import Following
+from align.run.folder import FollowerRun
 from align.stages import load_stage
 
 SHARED = "Put it on storage that all machines share, at the same path."
@@ -70,7 +70,7 @@ def work_on_run() -> int:
     compare_bytes(started)
     ranks.set_position("loads")
     try:
-        with Following(started.folder, started.manifest, started.resumed) as run:
+        with FollowerRun(started.folder, started.manifest, started.resumed) as run:
             result = load_stage(config.stage.name).run(run, config, *started.rows)
     except AlignError:
         raise
@@ -100,7 +100,7 @@ def compare_bytes(started: StartedRun) -> None:
         is_adapter = record.whole is False  # None: rows, which come from the first rank
         if is_adapter or (is_first_of_machine and record.whole):
             path = Path(record.path)
-            compare_weights(name, record.ref, record.digest, lambda path=path: artifact_in(path, str(path)).digest)
+            compare_weights(name, record.ref, record.digest, lambda path=path: load_artifact(path, str(path)).digest)
     if is_first_of_machine and (base := manifest.base):
         digest = partial(model_digest, Path(base.path), "model.path", base.id)
         compare_weights("model.path", base.id, base.digest, digest)

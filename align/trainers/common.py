@@ -31,7 +31,14 @@ from align.models.load import choose_checkpointing, load_base
 from align.models.lora import Lora
 from align.models.sharded import is_sharded
 from align.run import Artifact, Base, Run
-from align.run.checkpoints import beside, newest_checkpoint, remove_old, seal, sealed, step_of
+from align.run.checkpoints import (
+    find_newest_checkpoint,
+    is_intact,
+    parse_step,
+    remove_old_checkpoints,
+    seal,
+    sibling_checkpoint,
+)
 from align.track import Progress, Tracker, show_progress
 from align.trainers.multi_rank import as_single_process
 
@@ -194,8 +201,8 @@ def fit(
     evaluation = HeldOutEvaluation(held_out_loss, settings.eval_every, settings.publish, settings.patience)
     steps = training.steps(rows)
     arguments = training.arguments(run.checkpoints, device, dtype, steps, is_sharded(model))
-    checkpoint = newest_checkpoint(run, whole=evaluation.can_resume_from)
-    done = step_of(checkpoint)
+    checkpoint = find_newest_checkpoint(run, is_usable=evaluation.can_resume_from)
+    done = parse_step(checkpoint)
     ended = done >= steps or (checkpoint is not None and evaluation.is_exhausted(load_state(checkpoint)))
     with track(run, done) as stream, show_progress(run.manifest.stage, steps, done) as bar:
         reporter = Reporter(stream, bar, settings.log_every, figures, evaluation)
@@ -403,10 +410,10 @@ class HeldOutEvaluation(TrainerCallback):
 
     def can_resume_from(self, checkpoint: Path) -> bool:
         """Return whether a checkpoint is sealed, and that of the weights that it would publish too."""
-        if not sealed(checkpoint):
+        if not is_intact(checkpoint):
             return False
-        best = beside(checkpoint, self.published_step(load_state(checkpoint)))
-        return best == checkpoint or sealed(best)
+        best = sibling_checkpoint(checkpoint, self.published_step(load_state(checkpoint)))
+        return best == checkpoint or is_intact(best)
 
     def describe(self, state: TrainerState, planned: int) -> str:
         """Describe which step is published and why training ended. Returns an empty text if nothing was measured.
@@ -552,4 +559,6 @@ class Reporter(TrainerCallback):
         for foreign in ("training_args.bin", "README.md"):  # a pickle that nothing here reads, and a card
             (folder / foreign).unlink(missing_ok=True)
         seal(folder)
-        remove_old(folder.parent, CHECKPOINTS, beside(folder, self.evaluation.published_step(state)))
+        remove_old_checkpoints(
+            folder.parent, CHECKPOINTS, sibling_checkpoint(folder, self.evaluation.published_step(state))
+        )

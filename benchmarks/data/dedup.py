@@ -116,7 +116,7 @@ def alike_by_chance(texts: list[str], rows: set[int]) -> Iterator[tuple[int, int
 
 
 def machine(given: argparse.Namespace) -> dict[str, Any]:
-    return {"system": platform.platform(), "cpu": environment.describe_processor(environment.machine()),
+    return {"system": platform.platform(), "cpu": environment.describe_processor(environment.describe_machine()),
             "cores": os.cpu_count(), "threads": 1, "rounds": given.rounds,
             "documents": given.documents, "load": [round(os.getloadavg()[0], 1)],
             "versions": [f"{name}=={version(name)}" for name in ("numpy", "pyarrow")]}  # fmt: skip

@@ -30,7 +30,7 @@ from align.__main__ import compose_config
 from align.config.root import Config
 from align.data.chat.encode import encode_prompts
 from align.data.sources import prompts
-from align.export.merged import merge
+from align.export.merged import merge_adapter
 from align.models.load import load_base, load_classifier, load_tokenizer
 from align.run import Artifact, Base, read_manifest, resolve
 
@@ -112,7 +112,9 @@ class Seed:
         base, cpu = sft.base, torch.device("cpu")
         tokenizer = load_tokenizer(as_base(sft))
         for name, load, adapter in (("policy", load_base, sft.path), ("reward", load_classifier, reward.path)):
-            merge(load(base, "qlora", cpu, torch.float32), adapter, torch.float32).save_pretrained(folder / name)
+            merge_adapter(load(base, "qlora", cpu, torch.float32), adapter, torch.float32).save_pretrained(
+                folder / name
+            )
             tokenizer.save_pretrained(folder / name)
         rows = encode_prompts(tokenizer, prompts(self.config.data, "train", self.config.seed), 512)[0]
         (folder / "prompts.json").write_text(json.dumps([list(row.input_ids) for row in rows]))

@@ -130,7 +130,7 @@ def main() -> None:
     own = [f"{name}=={version(name)}" for name in OURS]
     apart = any(row.scripts[0] == "peer.py" for row in chosen.values())
     machine = {
-        "system": platform.platform(), "cpu": environment.describe_processor(environment.machine()),
+        "system": platform.platform(), "cpu": environment.describe_processor(environment.describe_machine()),
         "rounds": given.rounds,
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "peer": list(PEER_NEEDS) if apart else own, "ours": own,

@@ -107,7 +107,7 @@ def main() -> None:
     device = torch.device(given.device)
     machine = {
         "system": platform.platform(),
-        "cpu": environment.describe_processor(environment.machine()),
+        "cpu": environment.describe_processor(environment.describe_machine()),
         "cores": os.cpu_count(),
         "threads": given.threads,
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,

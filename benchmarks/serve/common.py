@@ -103,7 +103,7 @@ class Record:
         self.path: Path = given.save
         machine = {
             "system": platform.platform(),
-            "cpu": environment.describe_processor(environment.machine()),
+            "cpu": environment.describe_processor(environment.describe_machine()),
             "cores": os.cpu_count(),
             "threads": given.threads,
             "rounds": given.rounds,

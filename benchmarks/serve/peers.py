@@ -24,7 +24,7 @@ import torch
 from clients import Asked, Event
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
-from align.export.converters import convert_adapter, convert_model, converters_in
+from align.export.converters import convert_adapter, convert_model, find_converters
 from align.run import Base
 
 WAIT_S = 0.05
@@ -134,7 +134,7 @@ def llama_server(
     binary: str, base: Base, adapters: Sequence[Path], clients: int, columns: int, threads: int, work: Path
 ) -> Iterator[LlamaServer]:
     """It serves the base in bf16, converted by llama.cpp's own converters, with every adapter loaded."""
-    converters = converters_in(None)
+    converters = find_converters(None)
     whole, loras = work / "base-bf16.gguf", [work / f"{folder.name}.gguf" for folder in adapters]
     convert_model(converters, Path(base.path), whole, "base", "bf16")
     for folder, target in zip(adapters, loras, strict=True):

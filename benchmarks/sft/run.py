@@ -23,7 +23,7 @@ from typing import Any
 
 from work import DISTRIBUTIONS, RESULT, Work
 
-from align.run.environment import describe_processor, machine
+from align.run.environment import describe_machine, describe_processor
 
 HERE = Path(__file__).resolve().parent
 CONTESTANTS = {"align": ("ours.py",), "Trainer": ("peers.py", "Trainer"), "TRL": ("peers.py", "TRL")}
@@ -127,7 +127,7 @@ def main() -> None:
     report = {
         "machine": {
             "system": platform.platform(),
-            "processor": describe_processor(machine()),
+            "processor": describe_processor(describe_machine()),
             "python": platform.python_version(),
             "versions": {package: version(package) for package in PACKAGES},
         },

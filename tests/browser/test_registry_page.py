@@ -18,7 +18,7 @@ from portfolio import digest_of, made, small
 from align.__main__ import main
 from align.core.chain import ChainHead
 from align.registry.trace import Votes
-from align.run.alias_log import Meant, append
+from align.run.alias_log import AliasTarget, append_change
 
 pytestmark = pytest.mark.slow
 POLICY = {"init": "sft:start", "reward": "reward:votes"}
@@ -38,10 +38,10 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path
     few = ["data.held_out=0.25", "data.max_length=128", "stage.batch_size=8", "stage.max_steps=4", "stage.log_every=1"]
     assert main([*line, *few, f"run.root={root}", "run.name=real"]) == 0
     made(root, "ppo:bad", POLICY, status="failed", error=f"stage.lr=3.0: {HOSTILE}", digest="", day=8)
-    first = Meant("ppo:first", digest_of("ppo:first"))
-    append(root, "production", [first], who="ann", why="the first one", replaces=0)
-    both = [Meant(first.ref, first.digest, 9.0), Meant("ppo:second", digest_of("ppo:second"), 1.0)]
-    append(root, "production", both, who="bob", why="a tenth, for a week", replaces=1)
+    first = AliasTarget("ppo:first", digest_of("ppo:first"))
+    append_change(root, "production", [first], who="ann", why="the first one", replaces=0)
+    both = [AliasTarget(first.ref, first.digest, 9.0), AliasTarget("ppo:second", digest_of("ppo:second"), 1.0)]
+    append_change(root, "production", both, who="bob", why="a tenth, for a week", replaces=1)
     return root
 
 

@@ -10,7 +10,7 @@ from annotation_app import free_port
 
 from align.__main__ import main
 from align.config.stages import WITH_RUNS
-from align.registry.comparison_page import sweep_page
+from align.registry.comparison_page import write_sweep_page
 from align.report import live
 from align.stages import serve
 
@@ -78,7 +78,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
     found["compared"] = earlier / "compared.html"  # runs of several stages, one of which failed
     which = ["stage.where={stage: [sft, reward, ppo]}", f"stage.html={found['compared']}"]
     assert main(["stage=registry", "stage.action=compare", f"run.root={root}", *which]) == 0
-    found["a sweep's"] = sweep_page([root / "sft" / "a", root / "full" / "a"]) or Path()
+    found["a sweep's"] = write_sweep_page([root / "sft" / "a", root / "full" / "a"]) or Path()
     return found
 
 

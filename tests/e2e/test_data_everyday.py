@@ -12,7 +12,7 @@ from data_sets import chat, made, sentence, support, write
 from workshop import Workshop
 
 from align.annotate.store import Store
-from align.run.folder import locked
+from align.run.folder import lock_folder
 
 
 def test_two_that_forget_rows_of_one_data_set(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_two_that_forget_rows_of_one_data_set(tmp_path: Path) -> None:
     old, _, _ = made(tmp_path, *words, "run.name=old")
     one = rows_of(old)[0]["content_id"]
     shop, command = Workshop(tmp_path / "runs", tmp_path), forget(words, "old", f"stage.forget=[{one}]", "run.name=new")
-    held = locked(old)  # as another command holds it
+    held = lock_folder(old)  # as another command holds it
     try:
         shop.refuses(*command, says="another command is forgetting rows of it")
         assert len(rows_of(old)) > 0

@@ -74,7 +74,7 @@ def test_a_check_asks_for_the_signature(shop: Workshop, signed: Path, keys: Pair
 
 def test_each_kind_of_several_is_signed_by_itself(shop: Workshop, keys: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """As each travels by itself."""
-    monkeypatch.setattr("align.export.askable.KINDS", ("adapter", "merged"))  # gguf needs converters
+    monkeypatch.setattr("align.export.preflight.KINDS", ("adapter", "merged"))  # gguf needs converters
     folder = shop.run("export", "artifact=sft:a", "export=all", f"export.sign={keys.private}")
     assert {path.parent.name for path in folder.rglob(SIGNATURE)} == {"adapter", "merged"}
     assert checked(shop, folder, keys.public) == 0, shop.said

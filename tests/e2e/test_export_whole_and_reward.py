@@ -16,12 +16,12 @@ from test_own_model import pairs
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from workshop import SFT, Workshop
 
-from align.export.reward import fixed_conversations, judged
+from align.export.reward import encode_as_trained, make_test_conversations
 from align.models.adapters import WEIGHTS_FILE, attach
 from align.models.load import in_fp32, load_base, own_tokenizer
 from align.models.roles import linear_head, score_weight
 from align.reward.learned import score_rows
-from align.run import artifact_in, read_manifest
+from align.run import load_artifact, read_manifest
 from align.run.receipt import RECEIPT
 from align.run.weights import SCORE_KEY
 
@@ -58,10 +58,10 @@ def verdicts(folder: Path) -> dict[str, str]:
 
 def scores(shop: Workshop, method: str) -> tuple[list[list[int]], torch.Tensor]:
     """Rows of a reward model, and their scores as PPO reads them."""
-    artifact = artifact_in(shop.root / "reward" / method, method)
+    artifact = load_artifact(shop.root / "reward" / method, method)
     assert artifact.base is not None
     tokenizer = own_tokenizer(artifact, artifact.base)
-    rows = judged(tokenizer, fixed_conversations(tokenizer))
+    rows = encode_as_trained(tokenizer, make_test_conversations(tokenizer))
     model = in_fp32(load_base(artifact.base, method, CPU, torch.float32))
     model = attach(model, artifact.path, "reward", scored=True, alone=True).eval()
     return rows, score_rows(model, linear_head(score_weight(artifact.path, 64)), rows, 0)
@@ -173,7 +173,7 @@ def test_a_reward_model_leaves_as_a_sequence_classifier(shop: Workshop, method: 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (model.config.num_labels, type(model).__name__) == (1, "LlamaForSequenceClassification")
     assert model.config.pad_token_id == tokenizer.pad_token_id
-    chats = [c.as_dicts() for c in fixed_conversations(tokenizer)]
+    chats = [c.as_dicts() for c in make_test_conversations(tokenizer)]
     asked = tokenizer.apply_chat_template(chats, return_tensors="pt", return_dict=True, padding=True)
     with torch.no_grad():
         assert torch.allclose(model(**asked).logits[:, 0], wanted, atol=1e-4)

@@ -29,7 +29,7 @@ from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import Answer, AnswerStore, Asked
 from align.run import resolve
 from align.run.manifest import read_manifest
-from align.run.stale import stale_in
+from align.run.stale import read_stale_mark
 
 ANN = "ann@example.org"
 PAGE_OF_OTHERS = "<html><p>Ottilie Gr&#252;nberg lives at the old mill</p></html>"
@@ -149,7 +149,7 @@ def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     assert holding(runs, SECRET, "Ottilie Gr") == []
     assert holding(runs / "data", row) == []
     assert stale(runs) == {"data:old", "reward:saw", "reward:direct", "annotate:votes", "ppo:p", "eval:e"}
-    found = stale_in(runs / "ppo" / "p")
+    found = read_stale_mark(runs / "ppo" / "p")
     assert found is not None
     assert found.because == "made from reward:saw"
     assert one(runs, "ppo:p")["stale"] == found.since
@@ -191,7 +191,7 @@ def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
 
 def again(folder: Path) -> str:
     """The command that makes a stale run again."""
-    found = stale_in(folder)
+    found = read_stale_mark(folder)
     assert found is not None
     return found.again
 

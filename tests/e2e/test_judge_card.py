@@ -12,7 +12,7 @@ import pytest
 from benches import Evaluations, lines
 from workshop import Ready
 
-from align.registry.gates import verdict_on
+from align.registry.gates import decide_verdict
 from align.run import file_digest, read_manifest
 
 VOWEL = ("reward=rules", "reward.rules=[{rule: regex, pattern: e}]")
@@ -121,7 +121,7 @@ def test_a_judge_with_a_card_decides_and_the_verdict_says_so(bench: Bench):
     assert (manifest.inputs["card"].digest, manifest.inputs["card"].run) == (digest, "eval:good")
     won = artifact(run, "results.json")["tasks"]["chat"]["against"]["old"]["win_rate"]["value"]
     assert said["figure"]["value"] == pytest.approx(2 * won - 1), "wins less losses"
-    assert verdict_on(bench.root, "g", manifest.inputs["systems.new"].digest)[0] is True
+    assert decide_verdict(bench.root, "g", manifest.inputs["systems.new"].digest)[0] is True
     assert run.name != bench.run(*bench.suite(CHAT)).name, "without a card it is another run"
 
 

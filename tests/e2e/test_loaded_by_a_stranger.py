@@ -21,12 +21,12 @@ from torch import Tensor
 from workshop import SFT, Workshop
 
 from align.data.chat.fixed_prompts import fixed_prompts
-from align.export.reward import fixed_conversations, judged
+from align.export.reward import encode_as_trained, make_test_conversations
 from align.models.adapters import attach
 from align.models.load import in_fp32, load_base, own_tokenizer
 from align.models.roles import linear_head, score_weight
 from align.reward.learned import score_rows
-from align.run import Artifact, artifact_in
+from align.run import Artifact, load_artifact
 
 pytestmark = [pytest.mark.usefixtures("no_network"), pytest.mark.slow]
 BASES = {"relative": "qlora", "absolute": "lora", "pocket": "qlora", "hub": "qlora", "full": "lora"}
@@ -97,7 +97,7 @@ def rows_of(artifact: Artifact) -> list[list[int]]:
     assert artifact.base is not None
     tokenizer = own_tokenizer(artifact, artifact.base)
     if artifact.path.parents[1].name == "reward":
-        return judged(tokenizer, fixed_conversations(tokenizer))[:4]
+        return encode_as_trained(tokenizer, make_test_conversations(tokenizer))[:4]
     return fixed_prompts(tokenizer)[:4]
 
 
@@ -124,7 +124,7 @@ def furthest(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def test_a_runs_adapter_is_loaded_by_peft_from_anywhere(work: Workshop, tmp_path: Path) -> None:
     runs = [*(f"sft/{kind}" for kind in BASES), *(f"reward/{kind}" for kind in REWARDED)]
     runs += ["dpo/relative", "ppo/relative"]
-    found = [artifact_in(work.root / name, name) for name in runs]
+    found = [load_artifact(work.root / name, name) for name in runs]
     jobs = [
         {
             "cwd": "/", "folder": str(artifact.path.absolute()), "rows": rows_of(artifact),
@@ -153,7 +153,7 @@ def test_each_cards_own_code_says_what_was_trained(work: Workshop, tmp_path: Pat
     jobs, wanted = [], []
     for ref, kind in EXPORTS:
         folder = work.run("export", f"artifact={ref}", f"export={kind}", "export.dtype=float32") / "artifact"
-        artifact = artifact_in(work.root / ref.replace(":", "/"), ref)
+        artifact = load_artifact(work.root / ref.replace(":", "/"), ref)
         method = BASES.get(ref.split(":")[1], "full")
         code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
         assert code is not None

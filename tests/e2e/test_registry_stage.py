@@ -19,8 +19,8 @@ from portfolio import made, small
 from workshop import Ready, Workshop
 
 from align.annotate.store import Store
-from align.registry.comparison import value_of
-from align.registry.formatting import age, as_csv, as_table, clean
+from align.registry.comparison import get_figure_value
+from align.registry.formatting import as_csv, as_table, clean_text, format_age
 from align.registry.index import INDEX
 from align.run import read_manifest
 
@@ -156,7 +156,9 @@ def test_runs_side_by_side(ready: Ready, tmp_path: Path) -> None:
     accuracies = [read_manifest(ready.root / "reward" / name).metrics["accuracy"]["value"] for name in "ab"]
     (row,) = json.loads(asked(ready.root, *words, "stage.format=json").said)["rows"]
     assert row["runs"] == ["reward:a", "reward:b"]
-    assert value_of(row["figures"]["accuracy"]) == pytest.approx(sum(accuracies) / 2)  # alike they are one number
+    assert get_figure_value(row["figures"]["accuracy"]) == pytest.approx(
+        sum(accuracies) / 2
+    )  # alike they are one number
     cells = dict(zip(*csv.reader(io.StringIO(asked(ready.root, *words, "stage.format=csv").said)), strict=True))
     assert float(cells["accuracy"]) == pytest.approx(sum(accuracies) / 2)
     html = page.read_text()
@@ -234,12 +236,12 @@ def test_ages() -> None:
         "2026-11-28T11:01:00+00:00": "59 min", "2026-11-28T10:00:00+00:00": "2 h", "2026-11-26T12:00:00+02:00": "2 d",
         "2026-11-28T09:00:00": "3 h", "yesterday": "–",
     }  # fmt: skip
-    assert {when: age({"started": when}, now) for when in started} == started
-    assert age({"started": None}, now) == "–"
+    assert {when: format_age({"started": when}, now) for when in started} == started
+    assert format_age({"started": None}, now) == "–"
 
 
 def test_text_of_files_cannot_move_the_cursor() -> None:
-    assert clean("a\x1b[2J\r\n\tb\u202eé日") == "a\\x1b[2J\\r\\n\\tb\\u202eé日"
+    assert clean_text("a\x1b[2J\r\n\tb\u202eé日") == "a\\x1b[2J\\r\\n\\tb\\u202eé日"
     record = {"run": "sft:\x1b[2J", "status": "done\n", "started": None, "metrics": {"x": "\x07"}, "error": "\x1b"}
     for columns in ([], ["run", "metrics.x"]):
         assert all(line.isprintable() for line in as_table([record], columns, datetime.now()))

@@ -12,7 +12,7 @@ from refusing import CHATS
 from workshop import Ready, Workshop
 
 from align.registry.index import INDEX
-from align.registry.replay import STREAMS, Difference, first_difference
+from align.registry.replay import STREAMS, Difference, find_first_difference
 from align.run import read_manifest
 
 SHORT = ["stage.batch_size=8", "stage.log_every=1"]
@@ -126,10 +126,10 @@ def test_what_cannot_be_made_again(home: Path, ready: Ready, tmp_path: Path) -> 
 
 def test_differences_between_rows() -> None:
     rows = [{"step": 1, "loss": 2.0, "kl": None}, {"step": 2, "loss": 1.0}]
-    assert first_difference(rows, rows) is None
-    assert first_difference(rows, rows[:1], partial=True) is None
-    assert first_difference(rows, rows[:1]) == Difference(2, "step", 2, None)
-    assert first_difference(rows, [{**rows[0], "kl": 0.0}]) == Difference(1, "kl", None, 0.0)
-    assert first_difference(rows, [{"step": 1, "loss": 2.0}]) == Difference(1, "kl", None, None)
-    assert first_difference(rows, [{**rows[0], "new": 1}]) == Difference(1, "new", None, 1)
-    assert first_difference(rows, [rows[0], {"step": 3, "loss": 1.0}]) == Difference(2, "step", 2, 3)
+    assert find_first_difference(rows, rows) is None
+    assert find_first_difference(rows, rows[:1], partial=True) is None
+    assert find_first_difference(rows, rows[:1]) == Difference(2, "step", 2, None)
+    assert find_first_difference(rows, [{**rows[0], "kl": 0.0}]) == Difference(1, "kl", None, 0.0)
+    assert find_first_difference(rows, [{"step": 1, "loss": 2.0}]) == Difference(1, "kl", None, None)
+    assert find_first_difference(rows, [{**rows[0], "new": 1}]) == Difference(1, "new", None, 1)
+    assert find_first_difference(rows, [rows[0], {"step": 3, "loss": 1.0}]) == Difference(2, "step", 2, 3)

@@ -16,7 +16,7 @@ from align.data.chat.encode import IGNORED
 from align.report import live
 from align.report.figure_labels import FIGURES, table_of
 from align.run import read_manifest
-from align.run.lineage import manifests
+from align.run.lineage import iter_manifests
 from align.track import read_rows
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -82,7 +82,7 @@ def test_the_live_page_changes_nothing(
 def test_every_figure_is_declared_and_no_cell_is_blank(ready: Ready):
     """Of every run that this session has made so far."""
     seen: dict[str, Any] = {}
-    for folder, manifest in manifests(ready.root):
+    for folder, manifest in iter_manifests(ready.root):
         if manifest.done:
             assert {row[0] for row in table_of(manifest.metrics)} <= {figure.label for figure in FIGURES}, folder
             page = page_of(folder)

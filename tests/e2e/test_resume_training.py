@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.__main__ import main
 from align.run import file_digest, read_manifest
-from align.run.checkpoints import step_of
+from align.run.checkpoints import parse_step
 from align.track import read_rows
 from align.trainers import common
 from align.trainers.common import HeldOutEvaluation, Reporter
@@ -69,7 +69,7 @@ class Stage:
 
     def checkpoints(self) -> list[str]:
         found = (self.folder / "checkpoints").glob("checkpoint-*")
-        return [p.name for p in sorted(found, key=step_of)]
+        return [p.name for p in sorted(found, key=parse_step)]
 
     def losses(self) -> dict[int, float]:
         """Step → held-out loss."""

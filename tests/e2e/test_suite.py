@@ -14,7 +14,7 @@ from processes import Forks
 from ranked import ranked
 
 from align.__main__ import main
-from align.registry.gates import verdict_on
+from align.registry.gates import decide_verdict
 from align.rollout.answer_cache import AnswerStore
 from align.run import read_manifest
 
@@ -148,14 +148,14 @@ def test_gates_decide_and_say_so_each_time(bench: Bench):
     for name in ("clear", "close"):
         verdict = json.loads((run / "artifact" / "verdicts" / f"{name}.json").read_text())
         assert verdict["inputs"]["artifact"] == digest
-        assert verdict_on(bench.root, name, digest)[0] is False
+        assert decide_verdict(bench.root, name, digest)[0] is False
     assert (run / "artifact" / "junit.xml").read_text().count("<failure") == 2
     bench.run(*words, status=3)  # a finished run says the same
     easy = [{"id": i, "prompt": f"Say {i}.", "check": {"kind": "regex", "pattern": "^"}} for i in range(8)]
     passes = "eval.gates=[{name: easy, task: easy, is: superior, margin: 0.5}]"
     run = bench.run(both, bench.tasks(*easy, name="easy"), passes, "run.name=passed")
     assert read_manifest(run).metrics["gates"] == {"easy": "pass"}
-    assert verdict_on(bench.root, "easy", digest)[0] is True
+    assert decide_verdict(bench.root, "easy", digest)[0] is True
     judged = bench.refused(both, "eval.gates=[{name: x, task: judged, against: s, is: superior}]")
     assert "is decided by rules (regex), and nothing says how often that is right" in judged
 

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny_roles import shake
 
-from align.export.for_vllm import ForVllm
+from align.export.vllm_adapters import VllmAdapters
 from align.models.adapters import save_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
@@ -38,9 +38,9 @@ def adapters(root: Path) -> dict[str, Path]:
     return {name: root / name for name in KINDS}
 
 
-def for_vllm(folder: Path, must_say: dict[str, Probes] | None = None) -> ForVllm:
+def for_vllm(folder: Path, must_say: dict[str, Probes] | None = None) -> VllmAdapters:
     base = find_base("pocket")
-    return ForVllm(base, "lora", CPU, torch.float32, load_tokenizer(base), folder, {**(must_say or {})})
+    return VllmAdapters(base, "lora", CPU, torch.float32, load_tokenizer(base), folder, {**(must_say or {})})
 
 
 def learned(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:

@@ -20,7 +20,7 @@ from transformers import (
 from align.export.adapter import write_adapter
 from align.export.merged import write_merged
 from align.ops.divergence import Divergence, kl_between
-from align.run.atomic import publish
+from align.run.atomic import publish_folder
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
 TOKENS = torch.arange(3, 67).reshape(4, 16)
@@ -102,12 +102,12 @@ def with_tokenizer(base: Path) -> dict[str, Any]:
 
 
 def exported(source: Path, target: Path, base: dict[str, str] = BASE, replace: bool = False, **more) -> Path:
-    with publish(target, replace) as folder:
+    with publish_folder(target, replace) as folder:
         write_adapter(folder, source, base, **more)
     return target
 
 
 def merged_in(model, target: Path, **more) -> Path:
-    with publish(target) as folder:
+    with publish_folder(target) as folder:
         write_merged(folder, model, BASE, **more)
     return target

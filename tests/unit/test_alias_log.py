@@ -14,13 +14,15 @@ import pytest
 
 from align.core.errors import CorruptFile, InputError, RunConflict
 from align.run import alias_log
-from align.run.alias_log import FILE, Change, Meant, append, describe_arms, read_log
+from align.run.alias_log import FILE, AliasTarget, Change, append_change, describe_arms, read_log
 
 
 def changed(root: Path, alias: str, *refs: str, replaces: int | None = None, why: str = "so", **more: Any) -> Change:
     last = None if replaces is not None else read_log(root).last(alias)
     seq = (last.seq if last else 0) if replaces is None else replaces
-    return append(root, alias, [Meant(ref, f"{ref}-digest") for ref in refs], who="ann", why=why, replaces=seq, **more)
+    return append_change(
+        root, alias, [AliasTarget(ref, f"{ref}-digest") for ref in refs], who="ann", why=why, replaces=seq, **more
+    )
 
 
 def three(root: Path) -> Path:
@@ -181,7 +183,9 @@ def race(root: Path, i: int, barrier: Any, won: Any) -> None:
     for _ in range(50):
         last = read_log(root).last("a")
         try:
-            append(root, "a", [Meant(f"ppo:{i}", "d")], who=str(i), why="race", replaces=last.seq if last else 0)
+            append_change(
+                root, "a", [AliasTarget(f"ppo:{i}", "d")], who=str(i), why="race", replaces=last.seq if last else 0
+            )
             won.put(i)
         except RunConflict:
             pass
@@ -243,6 +247,6 @@ def test_a_log_that_cannot_be_read_or_written(tmp_path: Path) -> None:
 
 
 def test_in_words() -> None:
-    arms = [Meant("ppo:a", "0123456789abcdef", 3.0), Meant("ppo:b", "f" * 64)]
+    arms = [AliasTarget("ppo:a", "0123456789abcdef", 3.0), AliasTarget("ppo:b", "f" * 64)]
     assert describe_arms(arms) == "0.75 of ppo:a (0123456789ab), 0.25 of ppo:b (ffffffffffff)"
     assert (describe_arms(arms[:1]), describe_arms([])) == ("ppo:a (0123456789ab)", "")

@@ -9,7 +9,7 @@ from run_folders import BASE, manifest_of, opened, published
 
 from align.__main__ import STAGES as LISTED
 from align.core.errors import CorruptFile, InputError, MissingArtifact
-from align.run import Base, artifact_in, resolve, write_json
+from align.run import Base, load_artifact, resolve, write_json
 from align.run.artifacts import WITH_RUNS
 
 
@@ -55,15 +55,15 @@ def test_the_tokenizer_of_a_bare_adapter_is_in_its_digest(tmp_path: Path):
     bare.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"):
         (bare / name).write_text("{}")
-    before = artifact_in(bare, "bare").digest
+    before = load_artifact(bare, "bare").digest
     (bare / "chat_template.jinja").write_text("another")
-    assert artifact_in(bare, "bare").digest != before
+    assert load_artifact(bare, "bare").digest != before
 
 
 def test_latest_does_not_go_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Set back an hour between two runs, and between two stages that serve as one."""
     for hour, (name, stage) in enumerate([("old", "sft"), ("new", "sft"), ("newest", "full")]):
-        monkeypatch.setattr("align.run.folder.now", lambda hour=hour: f"2026-01-01T{12 - hour}:00:00.000000+00:00")
+        monkeypatch.setattr("align.run.folder.utc_now", lambda hour=hour: f"2026-01-01T{12 - hour}:00:00.000000+00:00")
         published(tmp_path, name, stage)
         assert resolve("sft:latest", tmp_path).manifest.name == name
 
@@ -122,13 +122,13 @@ def test_a_published_file_that_changed_is_not_read(tmp_path: Path, harm: str):
 
 def test_a_bare_folder(tmp_path: Path):
     with pytest.raises(MissingArtifact, match="neither an adapter nor a model"):
-        artifact_in(tmp_path, "here")
+        load_artifact(tmp_path, "here")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("w")
-    found = artifact_in(tmp_path, "here")
+    found = load_artifact(tmp_path, "here")
     assert (found.whole, found.base) == (True, Base("here", str(tmp_path), None, found.digest))
     (tmp_path / "adapter_config.json").write_text("{}")
-    found = artifact_in(tmp_path, "here")
+    found = load_artifact(tmp_path, "here")
     assert (found.whole, found.base) == (False, None)
 
 
@@ -137,7 +137,7 @@ def test_a_model_brings_what_files_it_likes(tmp_path: Path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("w")
     (tmp_path / "manifest.json").write_text('{"sha256": {}}')
-    found = artifact_in(tmp_path, "here")
+    found = load_artifact(tmp_path, "here")
     assert (found.whole, found.path, found.manifest) == (True, tmp_path, None)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from align.core.errors import InputError
-from align.export.card import folded_scale, licence_in, render_card
-from align.export.history import measured_on, parents_of, sampling, settings_of, system_prompt
-from align.export.receipt_rows import Check
+from align.export.card import describe_scale, read_licence, render_card
+from align.export.history import describe_data, describe_sampling, describe_settings, find_system_prompt, list_parents
+from align.export.receipt_rows import ReceiptCheck
 from align.ops.divergence import Divergence
-from align.run.lineage import Step
+from align.run.lineage import LineageStep
 from align.run.manifest import Input, Manifest
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "sha256:00ff"}
@@ -73,9 +73,9 @@ def test_merged_card_states_its_distance_from_what_was_trained():
     facts = {k: v for k, v in FACTS.items() if k != "metrics"} | {"kind": "merged", "dtype": "bfloat16"}
     merged, gap = Divergence(9.1e-5, 0.995, 0.0625, 4096), Divergence(0.34, 0.74, 9.0, 4096)
     rows = [
-        Check("transformers", "merged", "nf4-dequantised", "bfloat16", "5", merged, ("kl", 0.01)),
-        Check("transformers", "adapter", "original", "bfloat16", "5", gap),
-        Check("vLLM", note="it is | not there"),
+        ReceiptCheck("transformers", "merged", "nf4-dequantised", "bfloat16", "5", merged, ("kl", 0.01)),
+        ReceiptCheck("transformers", "adapter", "original", "bfloat16", "5", gap),
+        ReceiptCheck("vLLM", note="it is | not there"),
     ]
     licences = [("base org/tiny", "mit"), ("data mine.jsonl", "")]
     card = render_card(facts | {"receipt": rows, "licences": licences})
@@ -122,17 +122,19 @@ PPO = manifest(
     {"published_update": 4}, init=FROM_SFT,
 )  # fmt: skip
 LINEAGE = [
-    Step("full", "gone", "00aa"), Step("sft", "a", "11aa", SFT), Step("reward", "r", "22aa", REWARD),
-    Step("ppo", "p", "33aa", PPO),
+    LineageStep("full", "gone", "00aa"), LineageStep("sft", "a", "11aa", SFT), LineageStep("reward", "r", "22aa", REWARD),
+    LineageStep("ppo", "p", "33aa", PPO),
 ]  # fmt: skip
 
 
 def test_a_card_says_how_each_run_trained_and_by_which_system_prompt():
-    system = system_prompt(LINEAGE, scores=False)
+    system = find_system_prompt(LINEAGE, scores=False)
     assert system == {"text": SYSTEM, "run": "sft/a", "without": "ppo/p"}
-    assert system_prompt(LINEAGE[:2], scores=False) == {"text": SYSTEM, "run": "sft/a"}
-    assert system_prompt(LINEAGE[:3], scores=True) == {}  # its own run had none
-    card = render_card(FACTS | {"parents": parents_of(LINEAGE), "system": system, "folded": "Its scale is folded in."})
+    assert find_system_prompt(LINEAGE[:2], scores=False) == {"text": SYSTEM, "run": "sft/a"}
+    assert find_system_prompt(LINEAGE[:3], scores=True) == {}  # its own run had none
+    card = render_card(
+        FACTS | {"parents": list_parents(LINEAGE), "system": system, "folded": "Its scale is folded in."}
+    )
     for text in (
         "1. Supervised fine-tuning of all weights: `full/gone`",
         "| run | learning rate | trained for | batch | weights | besides |\n",
@@ -154,13 +156,13 @@ def test_a_card_says_how_each_run_trained_and_by_which_system_prompt():
 
 
 def test_the_settings_of_other_runs():
-    whole = settings_of(manifest("full", "f", {"stage": TRAINED, "method": {"name": "full", "r": 16}}))
+    whole = describe_settings(manifest("full", "f", {"stage": TRAINED, "method": {"name": "full", "r": 16}}))
     assert (whole["weights"], whole["trained for"]) == ("all of the model", "2 epochs")
-    alone = settings_of(PPO)  # its parent is gone: its own manifest is all there is
+    alone = describe_settings(PPO)  # its parent is gone: its own manifest is all there is
     assert alone["weights"] == ""
     dpo = manifest("dpo", "d", {"stage": {"beta": 0.1}, "method": {"name": "qlora", "r": 4, "alpha": 8, "dora": True}})
-    assert settings_of(dpo)["weights"] == "DoRA on NF4 of rank 4, alpha 8, on all linear layers"
-    assert settings_of(dpo)["besides"] == "beta 0.1"
+    assert describe_settings(dpo)["weights"] == "DoRA on NF4 of rank 4, alpha 8, on all linear layers"
+    assert describe_settings(dpo)["besides"] == "beta 0.1"
 
 
 def test_a_card_says_on_what_and_how_it_was_measured():
@@ -168,7 +170,7 @@ def test_a_card_says_on_what_and_how_it_was_measured():
         "data": {"name": "jsonl", "path": "/mine/a.jsonl", "held_out": 0.1},
         "rollout": {"temperature": 0.2, "max_new_tokens": 96, "reasoning": "hide"},
     })  # fmt: skip
-    about = {"measured": measured_on(evaluation), "sampled": sampling(evaluation.config)}
+    about = {"measured": describe_data(evaluation), "sampled": describe_sampling(evaluation.config)}
     card = render_card(FACTS | about)
     assert "on 256 held-out prompts (10% of a.jsonl, held out); ties" in card
     assert (
@@ -179,10 +181,10 @@ def test_a_card_says_on_what_and_how_it_was_measured():
     own = manifest(
         "eval", "e", {"data": {"name": "jsonl", "path": "a.jsonl", "eval_path": "/mine/b.jsonl", "held_out": 0}}
     )
-    assert measured_on(own) == "b.jsonl"
+    assert describe_data(own) == "b.jsonl"
     votes = manifest("reward", "r", {"data": {"name": "annotations"}}, data=Input("d", project="p"))
-    assert measured_on(votes, 0.25) == "25% of annotations p, held out"
-    assert measured_on(manifest("eval", "e", {})) == "the held-out part of chitchat"
+    assert describe_data(votes, 0.25) == "25% of annotations p, held out"
+    assert describe_data(manifest("eval", "e", {})) == "the held-out part of chitchat"
     losses = {
         "loss_before": 6.58, "loss_after": 6.25, "perplexity_before": 720.5, "perplexity_after": 518.0,
         "held_out_rows": 41, "loss_change": {"value": -0.33, "low": -0.4, "high": -0.26, "n": 41},
@@ -228,8 +230,8 @@ def test_a_base_that_no_hub_knows_is_linked_to_nobodys_repository():
     ],
 )
 def test_a_scale_that_was_folded_into_the_weights_is_said(config, said):
-    assert folded_scale(config).startswith(said)
-    assert bool(folded_scale(config)) == bool(said)
+    assert describe_scale(config).startswith(said)
+    assert bool(describe_scale(config)) == bool(said)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,7 @@ def test_card_cannot_be_broken_out_of():
 def test_a_licence_is_what_the_models_own_card_states(tmp_path, text, licence):
     if text is not None:
         (tmp_path / "README.md").write_text(text)
-    assert licence_in(tmp_path) == licence
+    assert read_licence(tmp_path) == licence
 
 
 def test_a_card_offers_aligns_own_server_first():
@@ -315,7 +317,7 @@ def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
     matter = front_matter(card)
     assert "gguf" in matter["tags"]
     assert "library_name" not in matter
-    original = render_card(facts | {"into": "original", "receipt": [Check("llama.cpp", note="not there")]})
+    original = render_card(facts | {"into": "original", "receipt": [ReceiptCheck("llama.cpp", note="not there")]})
     assert "on which it is measurably another model" in original
     assert "|\n\nMade of the original weights" in original  # and is no row of the table
     assert "launch/" not in render_card(facts | {"served": "", "launch": []})

@@ -13,8 +13,8 @@ import pytest
 from portfolio import interval, made, records
 
 from align.core.errors import InputError, MissingArtifact
-from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, better_low, compare, runs_of
-from align.registry.comparison_page import build_page, describe_best, labels_of, over_seeds, sweep_page
+from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, compare, is_better_low, list_sweep_runs
+from align.registry.comparison_page import average_lines, build_page, describe_best, make_labels, write_sweep_page
 from align.report.plots import Point, undominated
 from align.run.manifest import Input
 
@@ -46,7 +46,7 @@ def test_seeds_are_one_row_and_other_settings_are_not(tmp_path: Path) -> None:
         trained(tmp_path, f"slow-{seed}", seed, score, lr=0.1)
         trained(tmp_path, f"fast-{seed}", seed, score + 1, lr=0.3)
     found = compared(tmp_path)
-    assert (found.keys, found.scores, found.apart) == (("stage.lr", "seed"), ("last_score", "last_kl"), 0)
+    assert (found.keys, found.scores, found.left_out) == (("stage.lr", "seed"), ("last_score", "last_kl"), 0)
     assert [(row.settings, row.seeds) for row in found.rows] == [
         ({"stage.lr": 0.3}, [0, 1, 2]), ({"stage.lr": 0.1}, [0, 1, 2])]  # fmt: skip
     slow = found.rows[1].figures["last_score"]
@@ -114,9 +114,9 @@ def test_runs_of_several_stages(tmp_path: Path) -> None:
     trained(tmp_path, "b", stage="dpo", lr=0.2, metrics={"win_rate": interval(0.6, 0.5, 0.7)})
     found = compare(tmp_path, records(tmp_path, stage=["ppo", "dpo"]))
     assert found.keys == ("stage.name",)
-    assert found.apart == 2
+    assert found.left_out == 2
     assert found.scores == ("win_rate", "last_score")
-    assert [*as_lines(found)][-1] == f"{found.apart} settings left out, which only some of these stages have"
+    assert [*as_lines(found)][-1] == f"{found.left_out} settings left out, which only some of these stages have"
     assert "Learning rate" not in build_page(found, tmp_path).html()
 
 
@@ -158,7 +158,7 @@ def test_which_is_best_is_said_with_its_doubt(tmp_path: Path, others: list[Any],
     for i, figure in enumerate(figures):
         trained(tmp_path, f"r{i}", lr=i + 1, metrics={name: figure}, stage=stage)
     found = compare(tmp_path, records(tmp_path, stage=stage))
-    said = describe_best(found, labels_of(found))
+    said = describe_best(found, make_labels(found))
     assert said.startswith("Lowest loss_after: row 1 (lr 1), " if low else "Highest win_rate: row 1 (lr 1), ")
     assert ("beyond chance" in said) == sure, said
     assert ("As good may be, but for chance: row " in said) != sure
@@ -178,12 +178,12 @@ def test_seeds_in_common_are_compared_seed_by_seed(tmp_path: Path) -> None:
         trained(tmp_path, f"a{seed}", seed, level, lr=0.1)
         trained(tmp_path, f"b{seed}", seed, level + 0.02 + seed / 1e4, lr=0.2)
     found = compared(tmp_path)
-    said = describe_best(found, labels_of(found))
+    said = describe_best(found, make_labels(found))
     assert said.startswith("Highest last_score: row 2 (lr 0.2)")
     assert said.endswith("It is better than row 1 (lr 0.1) beyond chance.")
     trained(tmp_path, "b2", 2, 0.85, lr=0.2)  # one seed the other way
     found = compared(tmp_path)
-    assert "As good may be, but for chance" in describe_best(found, labels_of(found))
+    assert "As good may be, but for chance" in describe_best(found, make_labels(found))
 
 
 def test_intervals_of_two_kinds_are_no_comparison(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_intervals_of_two_kinds_are_no_comparison(tmp_path: Path) -> None:
         trained(tmp_path, f"a{seed}", seed, lr=0.1, metrics={"win_rate": interval(0.9 + seed / 1e3, 0.89, 0.91)})
     trained(tmp_path, "b", 5, lr=0.2, metrics={"win_rate": interval(0.1, 0.09, 0.11)})
     found = compared(tmp_path)
-    assert "As good may be" in describe_best(found, labels_of(found))
+    assert "As good may be" in describe_best(found, make_labels(found))
 
 
 @pytest.mark.parametrize(
@@ -210,15 +210,15 @@ def test_what_was_not_measured_alike_is_not_ranked(tmp_path: Path, other: dict[s
     trained(tmp_path, "a", inputs={"init": "sft:s", **own}, **known)
     trained(tmp_path, "b", **{**known, **({"metrics": known["metrics"]} | other)})
     found = compared(tmp_path)
-    assert describe_best(found, labels_of(found)) == f"Not ranked by win_rate: it was not measured alike ({why})."
+    assert describe_best(found, make_labels(found)) == f"Not ranked by win_rate: it was not measured alike ({why})."
 
 
 def test_of_figures_that_nobody_knows_nothing_is_said(tmp_path: Path) -> None:
     for i in (1, 2):
         trained(tmp_path, f"s{i}", stage="sample", prompts=i, metrics={"answers": i})
     found = compare(tmp_path, records(tmp_path, stage="sample"))
-    assert describe_best(found, labels_of(found)) == "Nothing here says which of these is better."
-    assert [better_low(name) for name in ("metrics.loss_after", "held_out_loss", "win_rate", "minutes", "updates")] == [
+    assert describe_best(found, make_labels(found)) == "Nothing here says which of these is better."
+    assert [is_better_low(name) for name in ("metrics.loss_after", "held_out_loss", "win_rate", "minutes", "updates")] == [
         True, None, False, True, None]  # fmt: skip
 
 
@@ -226,7 +226,7 @@ def test_columns_that_are_asked_for_have_their_direction_and_costs(tmp_path: Pat
     for i, name in enumerate("ab"):
         trained(tmp_path, name, stage="sft", lr=i + 1, metrics={"loss_after": 2.0 - i, "peak_rss_mb": 700.0 + i})
     found = compare(tmp_path, records(tmp_path, stage="sft"), ["metrics.loss_after"])
-    assert describe_best(found, labels_of(found)).startswith("Lowest metrics.loss_after: row 2 (lr 2)")
+    assert describe_best(found, make_labels(found)).startswith("Lowest metrics.loss_after: row 2 (lr 2)")
     assert "metrics.loss_after against peak memory, MB" in build_page(found, tmp_path).html()
 
 
@@ -305,7 +305,7 @@ def test_the_page_has_curves_and_what_a_score_costs(tmp_path: Path) -> None:
 
 
 def test_seeds_are_drawn_as_their_mean_where_all_have_a_step() -> None:
-    assert over_seeds([[(1, 1.0), (2, 3.0), (4, 9.0)], [(1, 2.0), (2, 5.0), (3, 0.0)]]) == [(1, 1.5), (2, 4.0)]
+    assert average_lines([[(1, 1.0), (2, 3.0), (4, 9.0)], [(1, 2.0), (2, 5.0), (3, 0.0)]]) == [(1, 1.5), (2, 4.0)]
 
 
 def test_names_do_nothing_to_the_page(tmp_path: Path) -> None:
@@ -317,19 +317,23 @@ def test_names_do_nothing_to_the_page(tmp_path: Path) -> None:
 
 def test_a_sweep_has_a_page_of_its_own(tmp_path: Path) -> None:
     folders = [trained(tmp_path, name, lr=i) for i, name in enumerate("ab")]
-    assert sweep_page(folders[:1]) is None
-    page = sweep_page(folders)
-    assert page == sweep_page(folders[::-1])
+    assert write_sweep_page(folders[:1]) is None
+    page = write_sweep_page(folders)
+    assert page == write_sweep_page(folders[::-1])
     assert page is not None
     assert page.parent == tmp_path / "compare"
     assert "2 runs side by side" in page.read_text()
-    assert sweep_page([*folders, trained(tmp_path / "elsewhere", "c")]) is None
-    assert sorted(runs_of(tmp_path, "latest")) == sorted(runs_of(tmp_path, page.stem)) == ["ppo:a", "ppo:b"]
-    other = sweep_page([*folders, trained(tmp_path, "c", lr=9)])
+    assert write_sweep_page([*folders, trained(tmp_path / "elsewhere", "c")]) is None
+    assert (
+        sorted(list_sweep_runs(tmp_path, "latest"))
+        == sorted(list_sweep_runs(tmp_path, page.stem))
+        == ["ppo:a", "ppo:b"]
+    )
+    other = write_sweep_page([*folders, trained(tmp_path, "c", lr=9)])
     assert other is not None
-    assert sorted(runs_of(tmp_path, "latest")) == ["ppo:a", "ppo:b", "ppo:c"]
+    assert sorted(list_sweep_runs(tmp_path, "latest")) == ["ppo:a", "ppo:b", "ppo:c"]
     with pytest.raises(MissingArtifact, match=f"Did you mean {page.stem}"):
-        runs_of(tmp_path, page.stem[:-1])
+        list_sweep_runs(tmp_path, page.stem[:-1])
 
 
 @pytest.mark.parametrize("note", ["{", "[]", '{"schema_version": 2, "runs": []}', '{"schema_version": 1, "runs": [3]}'])
@@ -337,7 +341,7 @@ def test_a_note_of_a_sweep_that_cannot_be_read(tmp_path: Path, note: str) -> Non
     (tmp_path / "compare").mkdir()
     (tmp_path / "compare" / "ppo-x.json").write_text(note)
     with pytest.raises(InputError, match=r"stage\.sweep"):
-        runs_of(tmp_path, "latest")
+        list_sweep_runs(tmp_path, "latest")
 
 
 def test_the_best_points_are_what_the_definition_says() -> None:

@@ -13,7 +13,7 @@ import pytest
 from align.core.errors import CorruptFile, InputError
 from align.core.outputs import FOLDER_SEAL
 from align.export import converters
-from align.export.converters import HF, LORA, convert_model, converters_in, default_folder, main, unpack
+from align.export.converters import HF, LORA, convert_model, default_folder, find_converters, main, unpack
 
 CARRIED = (HF, LORA, "LICENSE", "conversion/base.py", "gguf-py/gguf/__init__.py")
 
@@ -37,12 +37,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_converting_needs_is_unpacked_and_nothing_else(tmp_path: Path, cache: Path, capsys):
     with pytest.raises(InputError, match=r"export\.converters=.*is not there.*python -m align\.export\.converters"):
-        converters_in(None)
+        find_converters(None)
     assert main([str(archive(tmp_path / "a.tar.gz"))]) == 0
     assert capsys.readouterr().out == f"{cache}\n"
     unpacked = {str(path.relative_to(cache)) for path in cache.rglob("*.*") if path.is_file()}
     assert unpacked | {"LICENSE"} == {*CARRIED, FOLDER_SEAL}
-    assert converters_in(None) == cache == default_folder()
+    assert find_converters(None) == cache == default_folder()
     assert main([str(archive(tmp_path / "old.tar.gz", (*CARRIED, "conversion/old.py")))]) == 0
     assert (cache / "conversion" / "old.py").exists()
     (cache / "conversion" / "__pycache__").mkdir()
@@ -77,7 +77,7 @@ def test_an_archive_that_is_none_leaves_what_was_there(tmp_path: Path, cache: Pa
             unpack(bad, cache)
         assert main([str(bad)]) == 2
         assert "archive=" in capsys.readouterr().err
-        assert converters_in(None) == cache
+        assert find_converters(None) == cache
 
 
 def test_it_is_downloaded_in_the_version_that_is_installed(tmp_path: Path, cache: Path, monkeypatch):
@@ -94,7 +94,7 @@ def test_it_is_downloaded_in_the_version_that_is_installed(tmp_path: Path, cache
     assert main([]) == 0
     assert asked[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert asked[0][-1] == "llama-cpp-python==0.3.30"
-    assert converters_in(None) == cache
+    assert find_converters(None) == cache
 
 
 def test_pip_that_downloads_nothing_is_told_in_its_words(monkeypatch, capsys):

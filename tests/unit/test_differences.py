@@ -13,16 +13,16 @@ from portfolio import BASE, interval, made
 
 from align.core.errors import CorruptFile, InputError
 from align.data.trained_ids import SCHEMA
-from align.registry.differences import as_lines, differences
-from align.registry.index import asked
+from align.registry.differences import as_lines, find_differences
+from align.registry.index import query_index
 from align.run.manifest import Base
 
 
 def between(root: Path, one: str, other: str) -> dict[str, Any]:
-    records = asked(root, lambda index: (index.record(one), index.record(other)))
+    records = query_index(root, lambda index: (index.record(one), index.record(other)))
     assert records[0] is not None and records[1] is not None  # noqa: PT018
     folders = tuple(root / record["stage"] / record["name"] for record in records if record)
-    return differences(folders, records)  # type: ignore[arg-type]
+    return find_differences(folders, records)  # type: ignore[arg-type]
 
 
 def config(stage: str = "ppo", **stage_keys: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 from waiting import settles
 
 from align.run import digests
-from align.run.digests import cache_folder, file_digest, known_digest
+from align.run.digests import cache_folder, file_digest, lookup_digest
 
 
 @pytest.fixture
@@ -39,13 +39,13 @@ def reads(monkeypatch: Any) -> list[Path]:
 
 
 def test_a_large_file_is_read_once(large: Path, reads: list[Path]) -> None:
-    assert known_digest(large) == known_digest(large) == file_digest(large)
+    assert lookup_digest(large) == lookup_digest(large) == file_digest(large)
     assert reads == [large]
 
 
 def test_a_small_one_each_time(large: Path, reads: list[Path], monkeypatch: Any) -> None:
     monkeypatch.setattr(digests, "LARGE", 100)
-    assert known_digest(large) == known_digest(large)
+    assert lookup_digest(large) == lookup_digest(large)
     assert reads == [large, large]
     folder = cache_folder()
     assert folder is not None
@@ -66,28 +66,28 @@ def wait_for_a_tick(path: Path) -> None:
 
 def test_a_file_edited_in_place_is_read_again(large: Path) -> None:
     """Same path, inode and size, and the time of modification put back: the time of change tells."""
-    first, before = known_digest(large), os.stat(large)
+    first, before = lookup_digest(large), os.stat(large)
     wait_for_a_tick(large)
     with large.open("r+b") as file:
         file.write(b"W")
     os.utime(large, ns=(before.st_atime_ns, before.st_mtime_ns))
     after = os.stat(large)
     assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
-    assert known_digest(large) == file_digest(large) != first
+    assert lookup_digest(large) == file_digest(large) != first
 
 
 def test_a_file_put_in_its_place_is_read(large: Path) -> None:
-    known_digest(large)
+    lookup_digest(large)
     other = large.with_name("other")
     other.write_bytes(b"WEIGHTS")
     os.replace(other, large)
-    assert known_digest(large) == file_digest(large)
+    assert lookup_digest(large) == file_digest(large)
 
 
 def test_what_changed_a_moment_ago_is_not_remembered(large: Path, reads: list[Path], monkeypatch: Any) -> None:
     monkeypatch.setattr(digests, "SETTLED_S", 3600.0)
-    known_digest(large)
-    known_digest(large)
+    lookup_digest(large)
+    lookup_digest(large)
     assert reads == [large, large]
 
 
@@ -100,19 +100,19 @@ def test_what_changes_while_it_is_read_is_not_remembered(large: Path, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(digests, "file_digest", slow)
-        known_digest(large)
-    assert known_digest(large) == file_digest(large)
+        lookup_digest(large)
+    assert lookup_digest(large) == file_digest(large)
 
 
 @pytest.mark.parametrize("entry", ["", "{", "[]", "null", '{"state": 3}', '{"state": []}'])
 def test_a_broken_entry_costs_a_reading(large: Path, entry: str) -> None:
-    known_digest(large)
+    lookup_digest(large)
     folder = cache_folder()
     assert folder is not None
     (found,) = folder.iterdir()
     assert json.loads(found.read_text())["sha256"] == file_digest(large)
     found.write_text(entry)
-    assert known_digest(large) == file_digest(large)
+    assert lookup_digest(large) == file_digest(large)
 
 
 def test_a_user_without_a_home_reads_each_time(large: Path, reads: list[Path], monkeypatch: Any) -> None:
@@ -121,11 +121,11 @@ def test_a_user_without_a_home_reads_each_time(large: Path, reads: list[Path], m
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(digests.Path, "home", no_home)
-    assert known_digest(large) == known_digest(large)
+    assert lookup_digest(large) == lookup_digest(large)
     assert reads == [large, large]
 
 
 def test_a_home_that_cannot_be_written_costs_a_reading(large: Path, tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert known_digest(large) == file_digest(large)
+    assert lookup_digest(large) == file_digest(large)

@@ -16,7 +16,7 @@ from align.config.compose import build_config, compose_tree
 from align.config.ppo import PpoConfig
 from align.core.errors import InputError
 from align.core.types import Rollout
-from align.export.history import estimator as on_the_card
+from align.export.history import describe_estimator as on_the_card
 from align.models.roles import Roles
 from align.ops.gae import compute_token_rewards
 from align.ops.kl import ESTIMATORS

@@ -10,12 +10,12 @@ from run_folders import published
 
 from align.core.errors import MissingArtifact
 from align.models.base import find_recorded_artifact
-from align.run import artifact_in
+from align.run import load_artifact
 
 
 def test_a_start_that_was_renamed_or_moved_is_found(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    recorded = artifact_in(published(root, "s"), "sft:s").as_input()
+    recorded = load_artifact(published(root, "s"), "sft:s").as_input()
     assert find_recorded_artifact(recorded, root).path == root / "sft" / "s" / "artifact"
     (root / "sft" / "s").rename(root / "sft" / "renamed")
     assert find_recorded_artifact(recorded, root).path == root / "sft" / "renamed" / "artifact"
@@ -24,7 +24,7 @@ def test_a_start_that_was_renamed_or_moved_is_found(tmp_path: Path) -> None:
 
 
 def test_another_run_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
-    recorded = artifact_in(published(tmp_path, "s"), "sft:s").as_input()
+    recorded = load_artifact(published(tmp_path, "s"), "sft:s").as_input()
     shutil.rmtree(tmp_path / "sft" / "s")
     published(tmp_path, "s", weights="trained again")
     with pytest.raises(MissingArtifact, match="is gone, or was changed") as error:
@@ -35,7 +35,7 @@ def test_another_run_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
 def test_a_bare_folder_is_held_to_its_digest_too(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_text("a")
-    recorded = artifact_in(tmp_path, str(tmp_path)).as_input()
+    recorded = load_artifact(tmp_path, str(tmp_path)).as_input()
     assert find_recorded_artifact(recorded, tmp_path).digest == recorded.digest
     (tmp_path / "adapter_model.safetensors").write_text("b")
     with pytest.raises(MissingArtifact, match="is gone, or was changed"):

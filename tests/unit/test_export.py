@@ -33,9 +33,9 @@ from transformers import (
 
 from align.core.errors import CorruptFile, InputError, MissingArtifact, StorageError
 from align.export.card import render_card
-from align.export.merged import merge
+from align.export.merged import merge_adapter
 from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE, read_adapter
-from align.run.atomic import publish
+from align.run.atomic import publish_folder
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_publish_is_all_or_nothing(tmp_path: Path):
     target = tmp_path / "out"
 
     def half_written(replace: str = "") -> None:
-        with publish(target, replace) as part:
+        with publish_folder(target, replace) as part:
             (part / "half").write_text("x")
             raise KeyError
 
@@ -188,17 +188,17 @@ def test_publish_is_all_or_nothing(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
     target.mkdir()  # a run's empty artifact folder
-    with publish(target) as part:
+    with publish_folder(target) as part:
         (part / "a").write_text("1")
         assert not list(target.iterdir())
     assert (target / "a").read_text() == "1"
 
-    with pytest.raises(InputError, match="already holds files"), publish(target):
+    with pytest.raises(InputError, match="already holds files"), publish_folder(target):
         pass
     with pytest.raises(KeyError):
         half_written(replace="a")
     assert [p.name for p in target.iterdir()] == ["a"]
-    with publish(target, replace="a") as part:
+    with publish_folder(target, replace="a") as part:
         (part / "b").write_text("2")
     assert [p.name for p in target.iterdir()] == ["b"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -206,9 +206,9 @@ def test_publish_is_all_or_nothing(tmp_path: Path):
 
 def test_publish_under_a_file(tmp_path: Path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match="cannot be written"), publish(tmp_path / "file" / "out"):
+    with pytest.raises(StorageError, match="cannot be written"), publish_folder(tmp_path / "file" / "out"):
         pass
-    with pytest.raises(InputError, match="is a file"), publish(tmp_path / "file"):
+    with pytest.raises(InputError, match="is a file"), publish_folder(tmp_path / "file"):
         pass
 
 
@@ -222,7 +222,7 @@ def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, mo
     if kind == "adapter":
         exported(adapter, support, facts["base"], **with_tokenizer(base))
     else:
-        merged_in(merge(load(base), adapter), support, **with_tokenizer(base))
+        merged_in(merge_adapter(load(base), adapter), support, **with_tokenizer(base))
     monkeypatch.chdir(support)
     Path("tiny").symlink_to(base)
     code = render_card(facts).split("```python\n")[1].split("```")[0]
@@ -250,7 +250,7 @@ def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path):
     ]
     for path in (left, *others):
         path.mkdir()
-    with publish(target) as part:
+    with publish_folder(target) as part:
         (part / "x").touch()
     assert not left.exists()
     assert all(path.is_dir() for path in others)

@@ -16,14 +16,14 @@ from align.core.errors import CorruptFile, InputError
 from align.registry import comparison, trace
 from align.registry.formatting import USUAL
 from align.registry.gates import read_gate
-from align.registry.index import Index, asked
+from align.registry.index import Index, query_index
 from align.registry.page.templating import templates
 from align.registry.promotion import promote
-from align.registry.record import Record, altered_in
+from align.registry.record import Record, describe_alteration
 from align.run.alias_log import read_log
 from align.run.digests import file_digest
 from align.run.figures import FILE, IN_ARTIFACT, load_published_figures, write_figures
-from align.run.manifest import hold_manifest, read_manifest
+from align.run.manifest import compute_manifest_digests, read_manifest
 from align.run.receipt import write_receipt
 from align.run.weights import adapter_digest
 
@@ -101,7 +101,7 @@ def trace_lines(root: Path, run: str) -> str:
     def no_votes(project: str, head: object) -> Any:
         raise AssertionError
 
-    return "\n".join(trace.as_lines([asked(root, lambda index: trace.Tracer(index, no_votes).run(run))]))
+    return "\n".join(trace.as_lines([query_index(root, lambda index: trace.Tracer(index, no_votes).run(run))]))
 
 
 def try_promotion(root: Path, condition: str = "{figure: win_rate, at_least: 0.8}", **more: Any) -> str:
@@ -118,7 +118,7 @@ def try_promotion(root: Path, condition: str = "{figure: win_rate, at_least: 0.8
 def test_the_load_published_figures_open_a_gate(tmp_path: Path) -> None:
     make_evaluated_policy(tmp_path, GOOD)
     assert try_promotion(tmp_path) == ""
-    assert all(not altered_in(record) for record in read_all_records(tmp_path).values())
+    assert all(not describe_alteration(record) for record in read_all_records(tmp_path).values())
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -130,13 +130,13 @@ def test_an_edit_of_either_is_shown_and_opens_no_gate(tmp_path: Path, edit: Call
         assert "altered: eval:e: " in try_promotion(tmp_path, condition)
     by_run = read_all_records(tmp_path)
     for run in ("eval:e", "ppo:a"):
-        assert altered_in(by_run[run]).startswith("eval:e: ")
+        assert describe_alteration(by_run[run]).startswith("eval:e: ")
         assert USUAL["status"](by_run[run], None).endswith("altered")  # pyright: ignore[reportArgumentType]
         assert "altered" in templates().get_template("pieces.html").module.status_mark(by_run[run])  # pyright: ignore
         assert "NOT WHOLE: " in trace_lines(tmp_path, run)
     side_by_side = comparison.compare(tmp_path, [by_run["ppo:a"]], [])
     assert "ALTERED: eval:e: " in "\n".join(comparison.as_lines(side_by_side))
-    assert comparison.as_objects(side_by_side)["altered"] == [altered_in(by_run["ppo:a"])]
+    assert comparison.as_objects(side_by_side)["altered"] == [describe_alteration(by_run["ppo:a"])]
     if edit is not edit_file_in_artifact:
         with pytest.raises(CorruptFile):
             load_published_figures(tmp_path / "eval" / "e", read_manifest(tmp_path / "eval" / "e"))
@@ -172,7 +172,7 @@ def test_an_edit_of_both_is_shown_where_the_log_of_aliases_holds_the_manifest(tm
     edit_both(tmp_path)
     why = "eval:e: manifest.json is another than when @production was changed (change 1)"
     by_run = read_all_records(tmp_path)
-    assert {run: altered_in(record) for run, record in by_run.items()} == {"eval:e": why, "ppo:a": why}
+    assert {run: describe_alteration(record) for run, record in by_run.items()} == {"eval:e": why, "ppo:a": why}
     assert why in trace_lines(tmp_path, "ppo:a")
     gate = tmp_path / "gate.yaml"
     gate.write_text("alias: production\nconditions:\n  - {figure: win_rate, at_least: 0.8}\n")
@@ -191,13 +191,13 @@ def test_an_edit_of_both_is_shown_where_a_receipt_holds_the_manifest(tmp_path: P
     manifests = {}
     for run in ("ppo/a", "eval/e"):
         folder = tmp_path / run
-        manifests[run.replace("/", ":")] = hold_manifest(folder, read_manifest(folder)).as_json()
+        manifests[run.replace("/", ":")] = compute_manifest_digests(folder, read_manifest(folder)).as_json()
     config = {"stage": {"name": "export"}, "data": {}, "method": {"name": "qlora"}, "export": {"name": "adapter"}}
     folder = made(tmp_path, "export:x", {"artifact": "ppo:a"}, config=config, day=2)
     write_receipt(folder / "artifact", [], [[1]], {"artifact": digest_of("ppo:a"), "manifests": manifests})
-    assert not altered_in(read_all_records(tmp_path)["eval:e"])
+    assert not describe_alteration(read_all_records(tmp_path)["eval:e"])
     edit_both(tmp_path)
-    assert altered_in(read_all_records(tmp_path)["eval:e"]) == (
+    assert describe_alteration(read_all_records(tmp_path)["eval:e"]) == (
         "eval:e: manifest.json is another than when export:x was written"
     )
     assert "altered: " in try_promotion(tmp_path)
@@ -209,4 +209,4 @@ def test_a_run_that_was_made_again_is_not_called_altered(tmp_path: Path) -> None
     assert try_promotion(tmp_path, override="for a day") == ""
     (tmp_path / "ppo" / "a" / "artifact" / "adapter_model.safetensors").write_bytes(b"others")
     edit_manifest(tmp_path / "ppo" / "a", digest=adapter_digest(tmp_path / "ppo" / "a" / "artifact"))
-    assert not altered_in(read_all_records(tmp_path)["ppo:a"])
+    assert not describe_alteration(read_all_records(tmp_path)["ppo:a"])

@@ -16,8 +16,8 @@ from signing_keys import pair
 
 from align.core.aliases import parse_aliases
 from align.models.base import find_base
-from align.run.alias_log import Meant, append, read_log
-from align.run.signing import private_key, public_key, sign
+from align.run.alias_log import AliasTarget, append_change, read_log
+from align.run.signing import load_private_key, load_public_key, sign_folder
 from align.run.weights import adapter_digest
 from align.serve import alias_watcher
 from align.serve.adapter_folders import Version
@@ -80,8 +80,8 @@ class Home:
 
     def promote(self, *names: str, alias: str = "production") -> None:
         last = read_log(self.root).last(alias)
-        arms = [Meant(f"sft:{name}", self.digest(name), 1.0 + i) for i, name in enumerate(names)]
-        append(self.root, alias, arms, who="ann", why="so", replaces=last.seq if last else 0)
+        arms = [AliasTarget(f"sft:{name}", self.digest(name), 1.0 + i) for i, name in enumerate(names)]
+        append_change(self.root, alias, arms, who="ann", why="so", replaces=last.seq if last else 0)
 
     def begin(self, served: dict[str, Any], dtypes: Sequence[str] = (), **more: Any) -> None:
         found = open_portfolio(parse_aliases(served, "stage.adapters"), self.root, **more)
@@ -245,8 +245,8 @@ def test_an_alias_that_means_what_nobody_signed(home: Home, tmp_path: Path, capl
     """The name stays with what it stood for, and the log says why."""
     keys = pair(tmp_path)
     for name in "ab":
-        sign(home.root / "sft" / name / "artifact", private_key(str(keys.private), "export.sign"))
-    home.begin({"chat": "@production"}, signer=public_key(str(keys.public), "export.verify"))
+        sign_folder(home.root / "sft" / name / "artifact", load_private_key(str(keys.private), "export.sign"))
+    home.begin({"chat": "@production"}, signer=load_public_key(str(keys.public), "export.verify"))
     home.promote("b")
     home.look()
     assert home.means() == [("b", 1.0)]

@@ -11,7 +11,7 @@ import pytest
 from adapters_for_vllm import MODULES, adapters, for_vllm, learned
 
 from align.core.errors import CorruptFile, InputError
-from align.export import for_vllm as module
+from align.export import vllm_adapters as module
 from align.models.base import find_base
 from align.rollout.probes import Probes, write_probes
 from align.rollout.vllm_server import adaptable_layers, check_servable, max_lora_rank, serve_arguments
@@ -44,7 +44,7 @@ def test_probes_beside_an_adapter_save_loading_the_base(
     def loaded(*_: Any) -> Any:
         raise AssertionError("the base is loaded")
 
-    monkeypatch.setattr("align.export.for_vllm.load_base", loaded)
+    monkeypatch.setattr("align.export.vllm_adapters.load_base", loaded)
     light = for_vllm(tmp_path / "vllm")
     assert light.learn({digest: exported}) == of_base
     assert light(exported, digest).probes == of_adapters[digest]

@@ -16,14 +16,14 @@ from align.annotate.store import Store
 from align.annotate.store.erasure import about, erase
 from align.core.errors import InputError
 from align.registry.forget_selection import MAY_HAVE, TRAINED
-from align.registry.forgetting import Made, downstream, in_order, new_receipt, unfinished
-from align.registry.forgotten_texts import FEW, Marks, Texts, shown_in, without
+from align.registry.forgetting import StaleRun, list_unfinished, new_receipt, plan_repeats, sort_by_lineage
+from align.registry.forgotten_texts import FEW, ForgottenTexts, RowMarks, iter_matches, remove_texts
 from align.registry.gates import Finding, read_gate
-from align.registry.index import asked
-from align.registry.promotion import subject_of
-from align.run.alias_log import Meant
+from align.registry.index import query_index
+from align.registry.promotion import make_subject
+from align.run.alias_log import AliasTarget
 from align.run.manifest import Input, read_manifest
-from align.run.stale import FILE, mark, stale_in
+from align.run.stale import FILE, mark_stale, read_stale_mark
 from align.serve.adapter_folders import warn_if_stale
 
 LONG = "Ottilie lives at the old mill\nby the river, and has done so for a good many years now"
@@ -34,8 +34,8 @@ def words(config: Any, inputs: Any) -> list[str]:
     return [f"stage={config['stage']['name']}", *(f"{name}={ref}" for name, ref in inputs.items()), "run.name=x"]
 
 
-def again(root: Path, read: dict[str, str], *sets: str) -> list[Made]:
-    return asked(root, lambda index: downstream(index, read, sets, words, "store.url=sqlite:///a b.db"))
+def again(root: Path, read: dict[str, str], *sets: str) -> list[StaleRun]:
+    return query_index(root, lambda index: plan_repeats(index, read, sets, words, "store.url=sqlite:///a b.db"))
 
 
 def rows(path: Path, *lines: dict[str, Any]) -> Path:
@@ -45,39 +45,41 @@ def rows(path: Path, *lines: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("others", [(), tuple(f"another text, number {i}" for i in range(FEW))])
 def test_which_lines_go(tmp_path: Path, others: tuple[str, ...]) -> None:
-    texts = Texts(frozenset({LONG, "no.", *others}), frozenset({"And you?"}), frozenset({"ann@example.org"}))
+    texts = ForgottenTexts(frozenset({LONG, "no.", *others}), frozenset({"And you?"}), frozenset({"ann@example.org"}))
     stays = [{"answer": "no."}, {"answer": "no. never"}, {"prompt": "And you?", "answer": "yes"}, {"who": "Ann"}]
     goes = [
         {"prompt": [{"content": f"  {LONG} "}]}, {"parts": [{"text": f"<s>{LONG}</s>"}]}, {"answer": CUT},
         {"prompt": "And you?", "answer": "no.\n"}, {"of": "vote by ann@example.org"},
     ]  # fmt: skip
     path = rows(tmp_path / "samples.jsonl", *stays, *goes)
-    rest, count = without(path, texts)
+    rest, count = remove_texts(path, texts)
     assert rest is not None
     assert [json.loads(line) for line in rest.splitlines()] == stays
     assert count == len(goes)
     log = tmp_path / "log.txt"
     log.write_text(f"began\n  And you? → {CUT}\nno.\n")
-    assert without(log, texts) == (b"began\nno.\n", 1)
+    assert remove_texts(log, texts) == (b"began\nno.\n", 1)
     page = tmp_path / "page.html"
     page.write_text("<p>Ottilie lives at the old mill\nby the river, and has done so for a good many years now</p>")
-    assert without(page, texts) == (None, 1)
+    assert remove_texts(page, texts) == (None, 1)
     about = tmp_path / "about.json"
     about.write_text(json.dumps({"said": [LONG, 3], "n": {"x": "no."}}))
-    rest, count = without(about, texts)
+    rest, count = remove_texts(about, texts)
     assert rest is not None
     assert (json.loads(rest), count) == ({"said": ["(forgotten)", 3], "n": {"x": "no."}}, 1)
     cut = tmp_path / "cut.jsonl"
     cut.write_text(json.dumps({"answer": "no."}) + '\n{"answer": "' + LONG[:29])
-    assert without(cut, texts) == (b'{"answer": "no."}\n', 1)
+    assert remove_texts(cut, texts) == (b'{"answer": "no."}\n', 1)
 
 
 def test_what_another_row_has_too_is_no_sign(tmp_path: Path) -> None:
-    both = Texts(frozenset({LONG}), frozenset()) | Texts(frozenset({"something of its own"}), frozenset({LONG}))
+    both = ForgottenTexts(frozenset({LONG}), frozenset()) | ForgottenTexts(
+        frozenset({"something of its own"}), frozenset({LONG})
+    )
     path = rows(tmp_path / "samples.jsonl", {"answer": LONG}, {"answer": "something of its own"})
-    assert without(path, both)[1] == 1
-    assert [one.file for one in shown_in(tmp_path, both)] == ["samples.jsonl"]
-    assert [*shown_in(tmp_path, Texts())] == []
+    assert remove_texts(path, both)[1] == 1
+    assert [one.file for one in iter_matches(tmp_path, both)] == ["samples.jsonl"]
+    assert [*iter_matches(tmp_path, ForgottenTexts())] == []
 
 
 def test_the_order_and_the_commands(tmp_path: Path) -> None:
@@ -107,24 +109,28 @@ def test_a_long_chain_of_runs_is_ordered_by_its_parents() -> None:
     runs = [f"sft:{i}" for i in range(5000)]
     parents = {run: [runs[i - 1]] if i else [] for i, run in enumerate(runs)}
     records = {run: {"started": f"{9999 - i}", "parents": parents[run]} for i, run in enumerate(runs)}
-    assert in_order(records) == runs
+    assert sort_by_lineage(records) == runs
 
 
 def test_parents_come_first_by_name_and_a_circle_is_broken_at_its_first_run() -> None:
     parents = {"ppo:p": ["sft:b", "sft:a", "sft:gone"], "sft:a": ["data:d"], "sft:b": ["data:d"], "data:d": []}
     records = {run: {"started": run, "parents": names} for run, names in parents.items()}
-    assert in_order(records) == ["data:d", "sft:a", "sft:b", "ppo:p"]
+    assert sort_by_lineage(records) == ["data:d", "sft:a", "sft:b", "ppo:p"]
     circle = {"a:1": ["a:3"], "a:2": ["a:1"], "a:3": ["a:2"]}
-    assert in_order({run: {"started": run, "parents": names} for run, names in circle.items()}) == ["a:2", "a:3", "a:1"]
+    assert sort_by_lineage({run: {"started": run, "parents": names} for run, names in circle.items()}) == [
+        "a:2",
+        "a:3",
+        "a:1",
+    ]
 
 
 def test_a_mark_is_found_at_once_and_goes_with_its_folder(tmp_path: Path) -> None:
     folder = made(tmp_path, "sft:a")
     assert one(tmp_path, "sft:a")["stale"] is None
-    mark(folder, TRAINED, "python -m align …", "first", "2026-11-01T00:00:00+00:00")
+    mark_stale(folder, TRAINED, "python -m align …", "first", "2026-11-01T00:00:00+00:00")
     assert one(tmp_path, "sft:a")["stale"] == "2026-11-01T00:00:00+00:00"
-    mark(folder, "another reason", "", "second", "2026-11-02T00:00:00+00:00")
-    found = stale_in(folder)
+    mark_stale(folder, "another reason", "", "second", "2026-11-02T00:00:00+00:00")
+    found = read_stale_mark(folder)
     assert found is not None
     assert (found.since[:10], found.because, found.receipts) == ("2026-11-01", TRAINED, ("first", "second"))
     made(tmp_path, "sft:b", day=1)
@@ -139,7 +145,7 @@ def test_a_server_says_that_it_loads_what_is_stale(tmp_path: Path, caplog: pytes
     folder = made(tmp_path, "ppo:p")
     warn_if_stale("ppo:p", folder / "artifact")
     assert caplog.messages == []
-    mark(folder, TRAINED, "", "x", "2026-11-01T00:00:00+00:00")
+    mark_stale(folder, TRAINED, "", "x", "2026-11-01T00:00:00+00:00")
     warn_if_stale("ppo:p", folder / "artifact")
     assert caplog.messages == [f"ppo:p is stale since 2026-11-01, {TRAINED}"]
 
@@ -178,7 +184,9 @@ def finding(root: Path, ref: str) -> Finding:
     path = root / "gate.yaml"
     path.write_text("alias: live\nconditions:\n  - {stale: false}\n")
     digest = read_manifest(root / ref.replace(":", "/")).digest
-    (found,) = read_gate(path).findings(asked(root, lambda index: subject_of(index, root, Meant(ref, digest))))
+    (found,) = read_gate(path).findings(
+        query_index(root, lambda index: make_subject(index, root, AliasTarget(ref, digest)))
+    )
     return found
 
 
@@ -189,7 +197,7 @@ def test_a_gate_looks_at_everything_upstream(tmp_path: Path) -> None:
     made(tmp_path, "reward:r", {"init": "sft:s"}, day=2)
     made(tmp_path, "ppo:p", {"reward": "reward:r"}, day=3)
     assert finding(tmp_path, "ppo:p").passed
-    mark(tmp_path / "data" / "old", TRAINED, "", "x", "2026-11-01T00:00:00+00:00")
+    mark_stale(tmp_path / "data" / "old", TRAINED, "", "x", "2026-11-01T00:00:00+00:00")
     assert finding(tmp_path, "ppo:p").said == f"data:old is stale since 2026-11-01, {TRAINED}"
     config = {"stage": {"name": "data", "action": "forget"}, "data": {}, "method": {}}
     made(tmp_path, "data:new", {"data": Input("x", "data:old", details={"root": "r" * 64})}, config=config,
@@ -207,16 +215,16 @@ def test_a_receipt_is_known_by_its_command_alone(tmp_path: Path) -> None:
     asked_for = ("annotator", "ann@example.org", "p", "sqlite:///x")
     receipt = new_receipt("annotator", "me", asked_for).write(tmp_path)
     (tmp_path / "forgotten" / "strange.json").write_text('{"schema_version": 1, "odd": 2}')
-    (found,) = unfinished(tmp_path)
+    (found,) = list_unfinished(tmp_path)
     assert found.is_of(asked_for)
     assert not found.is_of((*asked_for[:-1], "sqlite:///y"))
     assert "ann" not in (tmp_path / "forgotten" / f"{receipt.name}.json").read_text().replace("annotator", "")
     found.end(tmp_path)
-    assert unfinished(tmp_path) == []
+    assert list_unfinished(tmp_path) == []
 
 
 def test_files_of_models_and_exports_are_named_and_stay(tmp_path: Path) -> None:
-    texts = Texts(frozenset({LONG}), names=frozenset({"martha"}))
+    texts = ForgottenTexts(frozenset({LONG}), names=frozenset({"martha"}))
     adapter = {"base_model_name_or_path": "/home/martha/base", "note": LONG}
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
     (tmp_path / "export").mkdir()
@@ -225,7 +233,7 @@ def test_files_of_models_and_exports_are_named_and_stay(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(f"by martha\n{LONG}\n")
     (tmp_path / "link.md").symlink_to(tmp_path / "README.md")
     (tmp_path / "about.json").write_text(json.dumps({"path": "/home/martha/x"}))
-    shown = {one.file: (one.lines, one.stays) for one in shown_in(tmp_path, texts)}
+    shown = {one.file: (one.lines, one.stays) for one in iter_matches(tmp_path, texts)}
     assert shown == {
         "adapter_config.json": (1, True), "export/README.md": (1, True), "README.md": (2, False), "link.md": (2, True)
     }  # fmt: skip
@@ -247,31 +255,31 @@ FORMS = {
 def test_texts_are_found_as_files_hold_them(tmp_path: Path, name: str) -> None:
     own = frozenset({"lives at the old mill, by the river", 'she said "lives at the old mill" twice'})
     (tmp_path / name).write_text(FORMS[name])
-    assert [one.file for one in shown_in(tmp_path, Texts(own))] == [name]
-    rest, _ = without(tmp_path / name, Texts(own))
+    assert [one.file for one in iter_matches(tmp_path, ForgottenTexts(own))] == [name]
+    rest, _ = remove_texts(tmp_path / name, ForgottenTexts(own))
     assert rest is None or b"old" not in rest.lower()
 
 
 def test_rows_of_votes_are_known_whatever_they_say(tmp_path: Path) -> None:
-    marks = Marks("a1", "", frozenset({7}))
+    marks = RowMarks("a1", "", frozenset({7}))
     rows(
         tmp_path / "preferences.jsonl", {"annotator": "a1", "id": "3:x"}, {"annotator": "b", "id": "7:x"}, {"id": "8:x"}
     )
-    assert without(tmp_path / "preferences.jsonl", Texts(marks=marks))[1] == 2
+    assert remove_texts(tmp_path / "preferences.jsonl", ForgottenTexts(marks=marks))[1] == 2
     rows(tmp_path / "ledger.jsonl", {"seq": 7, "annotator": "a1", "prev_hash": "h"})
-    assert without(tmp_path / "ledger.jsonl", Texts(marks=marks))[1] == 0
-    item = Marks(item="i1")
+    assert remove_texts(tmp_path / "ledger.jsonl", ForgottenTexts(marks=marks))[1] == 0
+    item = RowMarks(item="i1")
     rows(
         tmp_path / "held_out.jsonl", {"group": "i1"}, {"item": "i1"}, {"group_id": "i1"}, {"group": "i2"}, {"id": "i1"}
     )
-    assert without(tmp_path / "held_out.jsonl", Texts(marks=item))[1] == 3
+    assert remove_texts(tmp_path / "held_out.jsonl", ForgottenTexts(marks=item))[1] == 3
 
 
 def test_many_texts_that_begin_alike_take_no_time(tmp_path: Path) -> None:
-    texts = Texts(frozenset(f"Write a story about the number {i} and its friends" for i in range(20_000)))
+    texts = ForgottenTexts(frozenset(f"Write a story about the number {i} and its friends" for i in range(20_000)))
     lines = [{"prompt": f"Write a story about the number {i} and its friends"} for i in range(19_990, 20_300)]
     began = time.monotonic()
-    assert without(rows(tmp_path / "many.jsonl", *lines), texts)[1] == 10
+    assert remove_texts(rows(tmp_path / "many.jsonl", *lines), texts)[1] == 10
     assert time.monotonic() - began < 5
 
 
@@ -289,9 +297,9 @@ def test_what_a_set_is_made_from_counts_though_rows_of_it_were_forgotten(tmp_pat
     made(tmp_path, "sft:t", {"data": Input("e", "data:d2", details={"root": "s" * 64})}, day=3)
     assert [one.run for one in again(tmp_path, {"sft:s": TRAINED})] == ["sft:s", "data:d", "data:d2", "sft:t"]
     assert [one.run for one in again(tmp_path, {"data:d": TRAINED})] == ["data:d"]
-    mark(tmp_path / "data" / "d", TRAINED, "", "x", "2026-11-01")
+    mark_stale(tmp_path / "data" / "d", TRAINED, "", "x", "2026-11-01")
     assert finding(tmp_path, "sft:t").passed
-    mark(tmp_path / "sft" / "s", TRAINED, "", "x", "2026-11-01")
+    mark_stale(tmp_path / "sft" / "s", TRAINED, "", "x", "2026-11-01")
     assert not finding(tmp_path, "sft:t").passed
 
 
@@ -307,9 +315,9 @@ def test_a_receipt_that_nobody_here_wrote_is_passed_over(tmp_path: Path, receipt
     known = {"schema_version": 1, "name": "../x", "at": "", "who": "", "kind": "item", "salt": "s", "check": "c"}
     (tmp_path / "forgotten" / "a.json").write_text(json.dumps(known | receipt))
     os.mkfifo(tmp_path / "forgotten" / "b.json")
-    assert unfinished(tmp_path) == []
+    assert list_unfinished(tmp_path) == []
     (tmp_path / "forgotten" / "a.json").write_text(json.dumps(known))
-    assert [one.name for one in unfinished(tmp_path)] == ["a"]
+    assert [one.name for one in list_unfinished(tmp_path)] == ["a"]
 
 
 def test_a_mark_that_is_no_file_or_says_nothing_is_a_mark(tmp_path: Path) -> None:

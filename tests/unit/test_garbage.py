@@ -18,9 +18,9 @@ from portfolio import digest_of, made
 
 from align.core.errors import MissingArtifact
 from align.registry.garbage import BY, LOG, Piece, as_lines, find_garbage, format_bytes, remove_pieces
-from align.registry.index import asked
+from align.registry.index import query_index
 from align.run import resolve
-from align.run.alias_log import Meant, append, read_log
+from align.run.alias_log import AliasTarget, append_change, read_log
 from align.run.artifacts import check_not_replaced
 
 OLD = time.time() - 40 * 86400
@@ -44,7 +44,7 @@ def run(root: Path, ref: str, inputs: dict[str, Any] | None = None, size: int = 
 
 
 def found(root: Path, days: float = 30.0) -> list[Piece]:
-    return asked(root, lambda index: find_garbage(index, read_log(root), days))
+    return query_index(root, lambda index: find_garbage(index, read_log(root), days))
 
 
 def paths(root: Path, *kinds: str, days: float = 30.0) -> list[str]:
@@ -53,7 +53,7 @@ def paths(root: Path, *kinds: str, days: float = 30.0) -> list[str]:
 
 def alias(root: Path, ref: str, name: str = "production") -> None:
     last = read_log(root).last(name)
-    append(root, name, [Meant(ref, digest_of(ref))], who="ann", why="so", replaces=last.seq if last else 0)
+    append_change(root, name, [AliasTarget(ref, digest_of(ref))], who="ann", why="so", replaces=last.seq if last else 0)
 
 
 def test_artifacts_that_a_later_run_superseded(tmp_path: Path) -> None:

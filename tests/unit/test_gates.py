@@ -13,15 +13,15 @@ from portfolio import digest_of, interval, made, publish_file
 from signing_keys import Pair, pair
 
 from align.core.errors import InputError
-from align.registry.gates import Finding, Subject, read_gate, read_gates, verdict_on
-from align.registry.index import asked
-from align.registry.promotion import subject_of
-from align.run.alias_log import Meant
+from align.registry.gates import Finding, Subject, decide_verdict, read_gate, read_gates
+from align.registry.index import query_index
+from align.registry.promotion import make_subject
+from align.run.alias_log import AliasTarget
 from align.run.digests import file_digest
-from align.run.lineage import suite_collapse_of
+from align.run.lineage import find_suite_collapse
 from align.run.manifest import Input, read_manifest
 from align.run.receipt import write_receipt
-from align.run.signing import private_key, sign
+from align.run.signing import load_private_key, sign_folder
 from align.run.weights import adapter_digest
 
 FIGURES: dict[str, Any] = {"win_rate": interval(0.81, 0.75, 0.87), "kl": 4.0, "kl_interval": interval(4.0, 2.0, 6.0)}
@@ -34,7 +34,7 @@ def gate(root: Path, conditions: str, alias: str = "production") -> Path:
 
 
 def subject(root: Path, ref: str = "ppo:a") -> Subject:
-    return asked(root, lambda index: subject_of(index, root, Meant(ref, digest_of(ref))))
+    return query_index(root, lambda index: make_subject(index, root, AliasTarget(ref, digest_of(ref))))
 
 
 def finding(root: Path, condition: str, ref: str = "ppo:a") -> Finding:
@@ -197,10 +197,10 @@ def test_an_export_that_is_promoted_has_its_own_receipt(tmp_path: Path) -> None:
     """A server that asks for signatures follows an alias of exports: their receipts count for them too."""
     made(tmp_path, "ppo:a")
     exported(tmp_path, "pass", kind="merged")
-    meant = Meant("export:x", "")
+    meant = AliasTarget("export:x", "")
 
     def found(condition: str) -> Finding:
-        about = asked(tmp_path, lambda index: subject_of(index, tmp_path, meant))
+        about = query_index(tmp_path, lambda index: make_subject(index, tmp_path, meant))
         return read_gate(gate(tmp_path, f"  - {condition}")).findings(about)[0]
 
     assert found("{receipt: merged}").passed
@@ -227,7 +227,7 @@ def say(path: Path, verdict: str, ref: str = "ppo:a", gate: str = "safety", **mo
 def test_verdicts(tmp_path: Path) -> None:
     """Only `pass` counts, of this very artifact; of runs the newest says it, of files beside them each."""
     evaluated(tmp_path)
-    asked_now = lambda: verdict_on(tmp_path, "safety", digest_of("ppo:a"))  # noqa: E731
+    asked_now = lambda: decide_verdict(tmp_path, "safety", digest_of("ppo:a"))  # noqa: E731
     assert asked_now() == (False, f"nobody has given one on this artifact ({digest_of('ppo:a')[:12]})")
     say(tmp_path / "verdicts" / "other.json", "pass", "ppo:b")
     assert asked_now()[1].endswith("; there are 1 on other artifacts")
@@ -261,7 +261,7 @@ def test_a_verdict_that_cannot_be_read_is_no_pass(tmp_path: Path, text: str, say
     evaluated(tmp_path)
     say(tmp_path / "verdicts" / "good.json", "pass")
     (tmp_path / "verdicts" / "odd.json").write_text(text)
-    passed, said = verdict_on(tmp_path, "safety", digest_of("ppo:a"))
+    passed, said = decide_verdict(tmp_path, "safety", digest_of("ppo:a"))
     assert not passed
     assert says in said
 
@@ -320,7 +320,7 @@ def signed_export(root: Path, ref: str, of: str, keys: Pair) -> Path:
     folder = made(root, ref, {"artifact": of}, config=config, day=2) / "artifact"
     (folder / "weights").write_text("w")
     write_receipt(folder, [{"name": "transformers", "verdict": "pass"}], [[1]], {"artifact": digest_of(of)})
-    sign(folder, private_key(str(keys.private), "export.sign"))
+    sign_folder(folder, load_private_key(str(keys.private), "export.sign"))
     return folder
 
 
@@ -350,15 +350,15 @@ def test_a_signature_of_the_artifact_itself(tmp_path: Path) -> None:
     """A run's own folder, which the official tool may have signed; or one of several kinds of an export."""
     keys, folder = pair(tmp_path, "release"), made(tmp_path, "ppo:a") / "artifact"
     made(tmp_path, "ppo:a", digest=adapter_digest(folder))
-    meant = Meant("ppo:a", adapter_digest(folder))
+    meant = AliasTarget("ppo:a", adapter_digest(folder))
 
     def passed() -> bool:
         conditions = read_gate(gate(tmp_path, "  - {signature: release.pub}"))
-        (found,) = conditions.findings(asked(tmp_path, lambda index: subject_of(index, tmp_path, meant)))
+        (found,) = conditions.findings(query_index(tmp_path, lambda index: make_subject(index, tmp_path, meant)))
         return found.passed
 
     assert not passed()
-    sign(folder, private_key(str(keys.private), "export.sign"))
+    sign_folder(folder, load_private_key(str(keys.private), "export.sign"))
     assert passed()
     (folder / "more").write_text("")
     assert not passed()
@@ -431,7 +431,7 @@ def test_an_evaluation_of_several_systems_says_that_a_policy_collapsed(tmp_path:
     assert finding(tmp_path, condition).said.endswith("of a policy that collapsed: on chat alike")
     suite("newest", 5, collapse("varied"))
     assert finding(tmp_path, condition).passed
-    assert suite_collapse_of(subject_input(tmp_path), tmp_path) == collapse("varied")
+    assert find_suite_collapse(subject_input(tmp_path), tmp_path) == collapse("varied")
 
 
 def subject_input(root: Path) -> Input:

@@ -19,20 +19,20 @@ from align.data.chat.fixed_prompts import fixed_texts
 from align.data.chat.template import CHATML
 from align.export import checks as receipt_checks
 from align.export.adapter import write_adapter
-from align.export.checks import InF32, gguf_answer, gguf_checks
-from align.export.converters import convert_adapter, convert_model, converters_in, first_mismatch
+from align.export.checks import F32Measurement, check_gguf, run_llama_cpp
+from align.export.converters import convert_adapter, convert_model, find_converters, find_mismatch
 from align.export.gguf import (
     ADAPTER,
     LARGEST,
     check_range,
-    check_reading,
-    gguf_bases,
-    linked,
-    special_tokens,
-    texts_of,
+    check_tokenization,
+    link_file,
+    list_special_tokens,
+    list_texts,
+    write_bases,
 )
-from align.export.receipt_rows import Check, as_text
-from align.export.trained import Trained, trained_model
+from align.export.receipt_rows import ReceiptCheck, as_text
+from align.export.trained_model import TrainedModel, load_trained_model
 from align.models.dequantised import DEQUANTISED
 from align.rollout.engine_process import LLAMA_CPP, Answer, ask, interpreter
 from align.run import model_digest
@@ -44,11 +44,11 @@ F16_ROW = f"llama.cpp/adapter/{DEQUANTISED}/f16"
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Trained:
+def trained(tmp_path_factory) -> TrainedModel:
     folder = tmp_path_factory.mktemp("gguf")
     model = make_model(folder / "model")
     adapter = make_adapter(Path(model.path), folder / "adapter", target_modules="all-linear", use_rslora=True)
-    return trained_model(model, adapter, "qlora", CPU, torch.float32, AutoTokenizer.from_pretrained(model.path))
+    return load_trained_model(model, adapter, "qlora", CPU, torch.float32, AutoTokenizer.from_pretrained(model.path))
 
 
 @pytest.fixture(scope="module")
@@ -58,34 +58,34 @@ def bases(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(trained: Trained, bases: Path, tmp_path_factory) -> Path:
+def exported(trained: TrainedModel, bases: Path, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("export")
     return export_gguf(trained, root, quantised=("q8_0",), python=sys.executable, bases=bases)
 
 
 @pytest.fixture(scope="module")
-def answered(trained: Trained, exported: Path) -> Answer:
+def answered(trained: TrainedModel, exported: Path) -> Answer:
     """What llama.cpp says of `exported`."""
     return answer_of(trained, exported)
 
 
-def answer_of(trained: Trained, folder: Path) -> Answer:
-    answer = gguf_answer(trained, folder / "base-f16.gguf", folder / ADAPTER, ASKED)
+def answer_of(trained: TrainedModel, folder: Path) -> Answer:
+    answer = run_llama_cpp(trained, folder / "base-f16.gguf", folder / ADAPTER, ASKED)
     assert answer is not None
     return answer
 
 
 def measured(
-    trained: Trained,
+    trained: TrainedModel,
     folder: Path,
     answer: Answer,
     into: str = DEQUANTISED,
-    in_f32: Callable[[], InF32 | None] = lambda: None,
-) -> dict[str, Check]:
-    return {row.name: row for row in gguf_checks(trained, folder, into, ASKED, answer, in_f32)}
+    in_f32: Callable[[], F32Measurement | None] = lambda: None,
+) -> dict[str, ReceiptCheck]:
+    return {row.name: row for row in check_gguf(trained, folder, into, ASKED, answer, in_f32)}
 
 
-def test_llama_cpp_runs_what_was_trained(trained: Trained, exported: Path, answered: Answer):
+def test_llama_cpp_runs_what_was_trained(trained: TrainedModel, exported: Path, answered: Answer):
     assert {path.name for path in exported.glob("*.gguf")} == {"base-f16.gguf", "base-q8_0.gguf", ADAPTER}
     rows = measured(trained, exported, answered)
     assert {name: row.verdict for name, row in rows.items()} == {
@@ -94,7 +94,7 @@ def test_llama_cpp_runs_what_was_trained(trained: Trained, exported: Path, answe
         "Ollama": "not checked", "vLLM": "not checked",
     }  # fmt: skip
     assert rows[F16_ROW].bound == ("max_logprob", 0.02)
-    assert trained.alone.max_logprob > 1  # there was something to get wrong
+    assert trained.base_divergence.max_logprob > 1  # there was something to get wrong
     assert (exported / "tokenizer.json").is_file()
     assert not (exported / "adapter_config.json").exists()
 
@@ -104,16 +104,16 @@ def test_other_architectures_run_there_as_they_were_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ):
     if architecture.startswith("Qwen"):  # whose converter takes a tokenizer of theirs: the weights alone are compared
-        monkeypatch.setattr(receipt_checks, "check_reading", lambda *given: None)
+        monkeypatch.setattr(receipt_checks, "check_tokenization", lambda *given: None)
     model = make_model(tmp_path / "model", architecture)
     adapter = make_adapter(Path(model.path), tmp_path / "adapter", target_modules="all-linear")
     tokenizer = AutoTokenizer.from_pretrained(model.path)
-    found = trained_model(model, adapter, "qlora", CPU, torch.float32, tokenizer)
+    found = load_trained_model(model, adapter, "qlora", CPU, torch.float32, tokenizer)
     folder = export_gguf(found, tmp_path / "export")
     assert measured(found, folder, answer_of(found, folder))[F16_ROW].verdict == "pass"
 
 
-def test_an_adapter_that_was_scaled_is_found_out(trained: Trained, bases: Path, tmp_path: Path):
+def test_an_adapter_that_was_scaled_is_found_out(trained: TrainedModel, bases: Path, tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     weights = trained.adapter / "adapter_model.safetensors"
@@ -126,10 +126,10 @@ def test_an_adapter_that_was_scaled_is_found_out(trained: Trained, bases: Path, 
     assert measured(trained, folder, answer_of(trained, folder))[F16_ROW].verdict == "fail"
 
 
-def test_the_base_is_the_one_that_was_trained_on(trained: Trained, exported: Path, tmp_path: Path):
+def test_the_base_is_the_one_that_was_trained_on(trained: TrainedModel, exported: Path, tmp_path: Path):
     """On the original weights it is held to what the adapter says on these, and the gap is told."""
-    [base] = gguf_bases(tmp_path / "bases", source_of(trained, "original"), (), None)
-    linked(exported / ADAPTER, base.parent / ADAPTER)  # it is the same beside either base
+    [base] = write_bases(tmp_path / "bases", source_of(trained, "original"), (), None)
+    link_file(exported / ADAPTER, base.parent / ADAPTER)  # it is the same beside either base
     folder = base.parent
     answer = answer_of(trained, folder)
     rows = measured(trained, folder, answer, into="original")
@@ -141,21 +141,21 @@ def test_the_base_is_the_one_that_was_trained_on(trained: Trained, exported: Pat
     assert measured(trained, folder, answer)[F16_ROW].verdict == "fail"  # and is not passed off as the other
 
 
-def in_f32(trained: Trained, exported: Path, work: Path) -> InF32:
+def in_f32(trained: TrainedModel, exported: Path, work: Path) -> F32Measurement:
     """As the stage does it."""
     base, adapter, source, plain = work / "base.gguf", work / "adapter.gguf", source_of(trained), work / "plain"
     source.convert(base, "f32")
     plain.mkdir()
     write_adapter(plain, trained.adapter, BASE, tokenizer=trained.tokenizer)
     convert_adapter(source.converters, plain, source.folder, adapter, "f32")
-    answer = gguf_answer(trained, base, adapter, ASKED, precise=True)
+    answer = run_llama_cpp(trained, base, adapter, ASKED, precise=True)
     assert answer is not None
     pairs = ((base, exported / "base-f16.gguf"), (adapter, exported / ADAPTER))
-    return InF32(answer, "".join(first_mismatch(source.converters, *pair) for pair in pairs))
+    return F32Measurement(answer, "".join(find_mismatch(source.converters, *pair) for pair in pairs))
 
 
 def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
-    trained: Trained, exported: Path, answered: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedModel, exported: Path, answered: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(receipt_checks, "GGUF", ("max_logprob", 1e-9))
     found = in_f32(trained, exported, tmp_path)
@@ -172,7 +172,7 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     (wrong / "base-f16.gguf").chmod(0o644)
     shutil.copy(exported / "base-q8_0.gguf", wrong / "base-f16.gguf")
     other = replace(
-        found, other=first_mismatch(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf")
+        found, other=find_mismatch(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf")
     )
     rows = measured(trained, wrong, answer_of(trained, wrong), in_f32=lambda: other)
     assert f"llama.cpp/adapter/{DEQUANTISED}/f32" not in rows
@@ -183,20 +183,20 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     assert rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"].verdict == "fail"
 
 
-def test_without_llama_cpp_nothing_is_a_pass(trained: Trained, exported: Path):
+def test_without_llama_cpp_nothing_is_a_pass(trained: TrainedModel, exported: Path):
     assert interpreter(LLAMA_CPP, "none", "export.llama_cpp") is None
-    assert gguf_answer(trained, exported / "base-f16.gguf", exported / ADAPTER, NOBODY) is None
-    rows = gguf_checks(trained, exported, DEQUANTISED, NOBODY, None, lambda: None)
+    assert run_llama_cpp(trained, exported / "base-f16.gguf", exported / ADAPTER, NOBODY) is None
+    rows = check_gguf(trained, exported, DEQUANTISED, NOBODY, None, lambda: None)
     assert "pass" not in {row.verdict for row in rows}
     assert {row.name: row.note for row in rows}[LLAMA_CPP] == "told not to ask it"
 
 
-def test_a_base_is_written_once_and_known_by_its_files(trained: Trained, tmp_path: Path):
+def test_a_base_is_written_once_and_known_by_its_files(trained: TrainedModel, tmp_path: Path):
     source = source_of(trained)
-    [first] = gguf_bases(tmp_path, source, ("q8_0",), None)
+    [first] = write_bases(tmp_path, source, ("q8_0",), None)
     written = first.stat().st_mtime_ns
-    assert gguf_bases(tmp_path, source, (), None) == [first]
-    both = gguf_bases(tmp_path, source, ("q8_0",), sys.executable)
+    assert write_bases(tmp_path, source, (), None) == [first]
+    both = write_bases(tmp_path, source, ("q8_0",), sys.executable)
     assert [path.name for path in both] == ["base-f16.gguf", "base-q8_0.gguf"]
     assert both[0] == first
     assert first.stat().st_mtime_ns == written
@@ -207,25 +207,25 @@ def test_a_base_is_written_once_and_known_by_its_files(trained: Trained, tmp_pat
     tokenizer = AutoTokenizer.from_pretrained(trained.base.path, eos_token="</s>")
     for another in ({"named": BASE | {"digest": "another"}}, {"converters": other}, {"tokenizer": tokenizer}):
         assert replace(source, **another).key() != source.key()
-    linked(first, tmp_path / "link.gguf")
+    link_file(first, tmp_path / "link.gguf")
     assert first.samefile(tmp_path / "link.gguf")
     with pytest.raises(FileNotFoundError):
-        linked(tmp_path / "nowhere", tmp_path / "copy.gguf")
+        link_file(tmp_path / "nowhere", tmp_path / "copy.gguf")
     first.chmod(0o644)
     with first.open("ab") as file:
         file.write(b"x")
     with pytest.raises(CorruptFile, match="is not the file that was written"):
-        gguf_bases(tmp_path, source, (), None)
+        write_bases(tmp_path, source, (), None)
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
 
-def test_what_llama_cpp_does_not_load_is_an_error_with_its_words(trained: Trained, exported: Path, tmp_path: Path):
+def test_what_llama_cpp_does_not_load_is_an_error_with_its_words(trained: TrainedModel, exported: Path, tmp_path: Path):
     broken = tmp_path / "base-f16.gguf"
     broken.write_bytes((exported / "base-f16.gguf").read_bytes()[:5000])
     with pytest.raises(
         InputError, match=r"export\.llama_cpp=.*: llama\.cpp does not take what it was given.*export\.llama_cpp=none"
     ):
-        gguf_answer(trained, broken, exported / ADAPTER, ASKED)
+        run_llama_cpp(trained, broken, exported / ADAPTER, ASKED)
     with pytest.raises(InputError, match="cannot make q8_0"):
         ask(LLAMA_CPP, sys.executable, "export.llama_cpp", quantise=[str(broken), str(tmp_path / "to.gguf"), "q8_0"])
 
@@ -241,9 +241,9 @@ def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_t
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     adapter = make_adapter(tmp_path / "model", tmp_path / "adapter")
     model = Base("own", str(tmp_path / "model"), None, model_digest(tmp_path / "model"))
-    found = trained_model(model, adapter, "qlora", CPU, torch.float32, tiny_tokenizer)
+    found = load_trained_model(model, adapter, "qlora", CPU, torch.float32, tiny_tokenizer)
     with pytest.raises(InputError, match=r"tokenizer=.*does not know how it cuts text.*export=merged"):
-        gguf_bases(tmp_path / "bases", source_of(found), (), None)
+        write_bases(tmp_path / "bases", source_of(found), (), None)
     assert not list((tmp_path / "bases").iterdir())
 
 
@@ -252,7 +252,7 @@ def test_an_architecture_that_the_converter_does_not_know(tmp_path: Path):
     config = (base / "config.json").read_text()
     (base / "config.json").write_text(config.replace("LlamaForCausalLM", "NobodysForCausalLM"))
     with pytest.raises(InputError, match=r"model=.*does not know this architecture.*export=merged"):
-        convert_model(converters_in(None), base, tmp_path / "x.gguf", "x", "f16")
+        convert_model(find_converters(None), base, tmp_path / "x.gguf", "x", "f16")
 
 
 def test_a_weight_that_f16_cannot_hold_is_refused(tmp_path: Path):
@@ -263,37 +263,37 @@ def test_a_weight_that_f16_cannot_hold_is_refused(tmp_path: Path):
         check_range(model)
 
 
-def test_text_that_is_read_otherwise_is_refused(trained: Trained, answered: Answer):
+def test_text_that_is_read_otherwise_is_refused(trained: TrainedModel, answered: Answer):
     tokenizer = trained.tokenizer
     prompts = fixed_texts(tokenizer)
-    assert len(answered.output["tokens"]) == len(texts_of(tokenizer, prompts))
-    check_reading(tokenizer, prompts, answered)
-    end, count = dict(special_tokens(tokenizer))["<|end|>"], len(special_tokens(tokenizer))
+    assert len(answered.output["tokens"]) == len(list_texts(tokenizer, prompts))
+    check_tokenization(tokenizer, prompts, answered)
+    end, count = dict(list_special_tokens(tokenizer))["<|end|>"], len(list_special_tokens(tokenizer))
 
     def saying(**said) -> Answer:
         return replace(answered, output={**answered.output, **said})
 
-    split = [[id, id] if [id] == [end] else [id] for _, id in special_tokens(tokenizer)]
+    split = [[id, id] if [id] == [end] else [id] for _, id in list_special_tokens(tokenizer)]
     with pytest.raises(InputError, match=r"tokenizer=<\|end\|>: is token"):
-        check_reading(tokenizer, prompts, saying(tokens=split + answered.output["tokens"][count:]))
+        check_tokenization(tokenizer, prompts, saying(tokens=split + answered.output["tokens"][count:]))
     wrong = [list(row) for row in answered.output["tokens"]]
     wrong[count][4] += 1
     with pytest.raises(InputError, match="cuts it into other tokens, from the 5th on"):
-        check_reading(tokenizer, prompts, saying(tokens=wrong))
+        check_tokenization(tokenizer, prompts, saying(tokens=wrong))
     with pytest.raises(InputError, match="chat_template=x: is another"):
-        check_reading(tokenizer, prompts, saying(template="x"))
+        check_tokenization(tokenizer, prompts, saying(template="x"))
     with pytest.raises(InputError, match=r"eos_token=<\|end\|>: is token \d+, and 2 in llama\.cpp"):
-        check_reading(tokenizer, prompts, saying(eos=2))
+        check_tokenization(tokenizer, prompts, saying(eos=2))
 
 
-def test_a_prompt_begins_as_it_did_in_training(trained: Trained, exported: Path, tmp_path: Path):
+def test_a_prompt_begins_as_it_did_in_training(trained: TrainedModel, exported: Path, tmp_path: Path):
     """Without BOS where the template writes none, which llama.cpp would put there by itself."""
     tokenizer = AutoTokenizer.from_pretrained(trained.base.path, chat_template=CHATML)
-    found = trained_model(trained.base, trained.adapter, "qlora", CPU, torch.float32, tokenizer)
-    [base] = gguf_bases(tmp_path, source_of(found), (), None)
-    answer = gguf_answer(found, base, exported / ADAPTER, ASKED)
+    found = load_trained_model(trained.base, trained.adapter, "qlora", CPU, torch.float32, tokenizer)
+    [base] = write_bases(tmp_path, source_of(found), (), None)
+    answer = run_llama_cpp(found, base, exported / ADAPTER, ASKED)
     assert answer is not None
     assert not answer.output["begins_with_bos"]
     forced = replace(answer, output=answer.output | {"begins_with_bos": True})
     with pytest.raises(InputError, match=r"bos_token=<s>: llama\.cpp puts it in front of every prompt"):
-        check_reading(tokenizer, fixed_texts(tokenizer), forced)
+        check_tokenization(tokenizer, fixed_texts(tokenizer), forced)

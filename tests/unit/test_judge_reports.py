@@ -27,7 +27,7 @@ from align.evals.judges.report import (
     measure_pairs,
     read_report,
 )
-from align.run.manifest import input_from
+from align.run.manifest import parse_input
 
 
 def pref(prompt: str, chosen: str, rejected: str, **more: Any) -> Preference:
@@ -238,7 +238,7 @@ def test_a_judge_that_fails_on_one_of_three_has_not_found_the_best():
 
 
 def identity(inputs: Mapping[str, Any] | None = None, **reward: Any) -> JudgeIdentity:
-    known = {name: input_from(given, Path()) for name, given in (inputs or {}).items()}
+    known = {name: parse_input(given, Path()) for name, given in (inputs or {}).items()}
     name = reward.pop("name")
     return identify_scorer(build_reward_spec(CHOICES[name](name=name, **reward)), known)
 

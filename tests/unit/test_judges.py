@@ -16,8 +16,8 @@ from align.config.scorers import CHOICES, build_reward_spec, parse_part
 from align.core.errors import InputError
 from align.evals.judges.identity import Standing, find_standing, list_scorer_parts, scorer_title
 from align.reward.inputs import read_alike, reward_inputs
-from align.run import Artifact, Base, Input, artifact_in, read_manifest
-from align.run.manifest import input_from
+from align.run import Artifact, Base, Input, load_artifact, read_manifest
+from align.run.manifest import parse_input
 
 BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
 MODEL_A, MODEL_B = ({"ref": f"reward:{name}", "digest": name * 64, "path": f"/r/{name}/artifact"} for name in "ab")
@@ -86,7 +86,7 @@ def known(kind: str) -> set[str]:
 
 def read(inputs: Mapping[str, Any]) -> dict[str, Input]:
     """The inputs as a manifest's reader gives them."""
-    return {name: input_from(given, Path()) for name, given in inputs.items()}
+    return {name: parse_input(given, Path()) for name, given in inputs.items()}
 
 
 def made(
@@ -111,7 +111,7 @@ def made(
     return {
         "ref": f"{stage}/{name}",
         "path": str(folder / "artifact"),
-        "digest": artifact_in(folder, name).digest,
+        "digest": load_artifact(folder, name).digest,
         "whole": False,
         "stage": stage,
         "name": name,

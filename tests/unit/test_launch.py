@@ -14,8 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from align.core.aliases import parse_aliases
 from align.core.errors import InputError
 from align.export.launch import (
-    Served,
-    served_name,
+    ServedBase,
+    make_served_name,
     vllm_rank,
     write_adapter_scripts,
     write_align_script,
@@ -67,7 +67,7 @@ def test_an_adapter_on_the_base_that_it_knows(engines: Path, tmp_path: Path):
     folder, beside = tmp_path / "my runs" / "export" / "x" / "artifact", tmp_path / "my runs" / "bases" / "pocket-nf4"
     for path in (folder, beside):
         path.mkdir(parents=True)
-    write_adapter_scripts(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 12, GAP, CHAT)
+    write_adapter_scripts(folder, "ppo-x", ServedBase("org/pocket", "../../../../bases/pocket-nf4"), 12, GAP, CHAT)
     script = folder / "launch" / "vllm.sh"
     *said, _ = started(script, engines, "--port", "8001")
     assert Path(said[1]).samefile(beside)
@@ -93,7 +93,7 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
     folder, beside = tmp_path / "my runs" / "export" / "x" / "artifact", tmp_path / "my runs" / "bases" / "pocket-nf4"
     for path in (folder, beside):
         path.mkdir(parents=True)
-    write_adapter_scripts(folder, "ppo-x", Served("org/pocket", "../../../../bases/pocket-nf4"), 64, None, CHAT)
+    write_adapter_scripts(folder, "ppo-x", ServedBase("org/pocket", "../../../../bases/pocket-nf4"), 64, None, CHAT)
     script, adapters = folder / "launch" / "vllm-resolver.sh", tmp_path / "adapters"
     adapters.mkdir()
     wanted = [
@@ -107,13 +107,13 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
     *said, where = started(script, engines, TMPDIR=str(tmp_path), **allowed)
     assert said == wanted
     assert (Path(where) / "org" / "pocket").samefile(beside)
-    write_adapter_scripts(folder, "ppo-x", Served("org/pocket", revision="abc"), 64, None, CHAT)  # the hub's
+    write_adapter_scripts(folder, "ppo-x", ServedBase("org/pocket", revision="abc"), 64, None, CHAT)  # the hub's
     *said, where = started(script, engines, **allowed)
     assert said == [*wanted[:11], "--revision", "abc", *wanted[11:]]
     assert where == "/"
     *said, _ = started(script, engines, BASE="org/pocket", **allowed)
     assert said == wanted
-    write_adapter_scripts(folder, "ppo-x", Served("pocket"), 64, None, CHAT)  # a name of ours
+    write_adapter_scripts(folder, "ppo-x", ServedBase("pocket"), 64, None, CHAT)  # a name of ours
     assert "BASE: names the folder of the base" in refused(folder / "launch" / "vllm.sh", engines)
     assert "ADAPTERS: names the folder of the adapters" in refused(
         script, engines, BASE=str(beside), RUNTIME_LORA="yes"
@@ -123,7 +123,7 @@ def test_adapters_that_vllm_finds_by_their_names(engines: Path, tmp_path: Path):
 def test_vllm_is_started_for_this_machine_with_a_key_and_loads_nothing(engines: Path, tmp_path: Path):
     for name in ("adapter", "merged"):
         (tmp_path / name).mkdir()
-    write_adapter_scripts(tmp_path / "adapter", "ppo-x", Served("org/pocket", revision="abc"), 12, None, CHAT)
+    write_adapter_scripts(tmp_path / "adapter", "ppo-x", ServedBase("org/pocket", revision="abc"), 12, None, CHAT)
     write_model_script(tmp_path / "merged", "ppo-x", None, True, "")
     names = ("adapter/launch/vllm.sh", "adapter/launch/vllm-resolver.sh", "merged/launch/vllm.sh")
     for script in (tmp_path / name for name in names):
@@ -145,11 +145,11 @@ def test_aligns_own_server_with_an_adapter_and_with_a_model(engines: Path, tmp_p
     folder = tmp_path / "my runs" / "artifact"
     folder.mkdir(parents=True)
     script, serve = folder / "launch" / "align.sh", ["-m", "align", "stage=serve"]
-    write_align_script(folder, "ppo-x", Served("org/pocket", revision="abc"))
+    write_align_script(folder, "ppo-x", ServedBase("org/pocket", revision="abc"))
     adapters = f"stage.adapters={{ppo-x: '{folder}'}}"
     assert started(script, engines, "stage.port=8001")[:-1] == [*serve, adapters, "stage.port=8001"]
     assert parsed_line(adapters) == {"ppo-x": str(folder)}
-    write_align_script(folder, "ppo-x", Served("mine"))  # of a folder, whose path is nobody's business
+    write_align_script(folder, "ppo-x", ServedBase("mine"))  # of a folder, whose path is nobody's business
     assert "BASE: names the folder of the base that it was trained on" in refused(script, engines)
     assert started(script, engines, BASE="/b")[:-1] == [*serve, adapters, "model=hub", "model.path=/b"]
     write_align_script(folder, "n" * 80, None)
@@ -196,7 +196,7 @@ def test_ranks_and_names_are_those_that_engines_take(tmp_path: Path):
     assert [vllm_rank(rank) for rank in (1, 8, 9, 64, 257, 512)] == [8, 8, 16, 64, 320, 512]
     with pytest.raises(InputError, match="r=513"):
         vllm_rank(513)
-    write_adapter_scripts(tmp_path, "x", Served("b"), 513, None, CHAT)
+    write_adapter_scripts(tmp_path, "x", ServedBase("b"), 513, None, CHAT)
     assert not (tmp_path / "launch").exists()  # no file that cannot work
-    assert served_name("ppo", "größer & 'so'") == "ppo-gr-er-so"
-    assert served_name("", "") == ""
+    assert make_served_name("ppo", "größer & 'so'") == "ppo-gr-er-so"
+    assert make_served_name("", "") == ""

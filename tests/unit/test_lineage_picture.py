@@ -10,7 +10,7 @@ from portfolio import made, small
 
 from align.core.chain import ChainHead
 from align.registry.index import Index
-from align.registry.page.lineage import MOST, Box, Lineage, columns_of, lineage_of, picture, placed
+from align.registry.page.lineage import MOST, Box, Lineage, assign_columns, build_lineage, draw_lineage, place_boxes
 from align.registry.trace import Tracer, Votes
 
 
@@ -21,8 +21,8 @@ def nobody(project: str, head: ChainHead) -> Votes:
 def test_every_line_of_a_picture_leads_from_left_to_right(tmp_path: Path) -> None:
     with Index(small(tmp_path)) as index:
         for run in index.names():
-            found = lineage_of(index, Tracer(index, nobody).run(run))
-            places = placed(found)
+            found = build_lineage(index, Tracer(index, nobody).run(run))
+            places = place_boxes(found)
             assert len(set(places.values())) == len(found.boxes)
             assert all(places[source][0] < places[target][0] for source, target in found.lines)
             assert not any(key[0] == "gone" for key in found.boxes) or run == "eval:one"
@@ -37,14 +37,14 @@ def test_a_circle_and_a_crowd_are_drawn_in_a_moment(tmp_path: Path) -> None:
         made(tmp_path, f"reward:c{i}", {"init": f"reward:c{i - 1}"} if i else {}, day=i % 20)
     with Index(tmp_path) as index:
         for run in ("sft:a", "sft:b", "ppo:n0", "reward:c119", "reward:c0"):
-            text = picture(lineage_of(index, Tracer(index, nobody).run(run)))
+            text = draw_lineage(build_lineage(index, Tracer(index, nobody).run(run)))
             assert text.count("<rect") <= MOST
             assert f">{run}</text>" in text
             assert ("left out" in text) == (run in ("sft:a", "reward:c119", "reward:c0"))
     with Index(tmp_path) as index:
         for run in ("sft:a", "sft:b"):
-            found = lineage_of(index, Tracer(index, nobody).run(run))
-            places = placed(found)
+            found = build_lineage(index, Tracer(index, nobody).run(run))
+            places = place_boxes(found)
             assert all(places[source][0] < places[target][0] for source, target in found.lines)
 
 
@@ -53,5 +53,5 @@ def test_a_circle_and_a_crowd_are_drawn_in_a_moment(tmp_path: Path) -> None:
 def test_columns_of_any_graph_without_circles(edges: list[tuple[int, int]]) -> None:
     lines = [((str(max(edge)), "", ""), (str(min(edge)), "", "")) for edge in edges]
     boxes = {key: Box("run", key[0]) for line in lines for key in line} | {("0", "", ""): Box("run", "0")}
-    columns = columns_of(Lineage(("0", "", ""), boxes, list(dict.fromkeys(lines))))
+    columns = assign_columns(Lineage(("0", "", ""), boxes, list(dict.fromkeys(lines))))
     assert all(columns[source] > columns[target] for source, target in lines)

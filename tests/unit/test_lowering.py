@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from align.core.errors import InputError
-from align.export.merged import merge
+from align.export.merged import merge_adapter
 from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter
 from align.models.plain_lora import convert_to_plain, initial_factors
 
@@ -86,7 +86,7 @@ def test_what_the_initialisation_took_out_of_the_base_is_put_back(base: Path, tm
     after = logits(PeftModel.from_pretrained(load(base, nf4=False), target).eval())
     assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-4  # sums of a whole weight and its parts
     assert json.loads((target / CONFIG_FILE).read_text())["r"] == 2 * max(read_adapter(source).ranks.values())
-    merged = logits(merge(load(base, nf4=False), source))
+    merged = logits(merge_adapter(load(base, nf4=False), source))
     assert (before.log_softmax(-1) - merged.log_softmax(-1)).abs().max() < 1e-4
     forgotten = exported(source, tmp_path / "wrong", **with_tokenizer(base))
     wrong = logits(PeftModel.from_pretrained(load(base, nf4=False), forgotten).eval())
@@ -95,7 +95,10 @@ def test_what_the_initialisation_took_out_of_the_base_is_put_back(base: Path, tm
 
 def test_what_was_taken_out_of_a_quantised_base_is_refused(base: Path, tmp_path: Path):
     source = made(base, tmp_path / "source", nf4=False, init_lora_weights="olora")
-    for act in (lambda: initial_factors(load(base), read_adapter(source).config), lambda: merge(load(base), source)):
+    for act in (
+        lambda: initial_factors(load(base), read_adapter(source).config),
+        lambda: merge_adapter(load(base), source),
+    ):
         with pytest.raises(InputError, match=r"init_lora_weights=olora.*quantised anew"):
             act()
 

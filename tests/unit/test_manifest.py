@@ -17,10 +17,10 @@ from align.config.root import to_plain_dict
 from align.config.schemas import all_schemas
 from align.config.stages import STAGES
 from align.core.errors import CorruptFile, InputError, RunConflict
-from align.run import Base, Input, Run, artifact_in, read_manifest, verify_outputs
+from align.run import Base, Input, Run, load_artifact, read_manifest, verify_outputs
 from align.run.environment import code_digest
-from align.run.lineage import Gone, ancestors, trained_through
-from align.run.manifest import FILE, Manifest, identity_of, write_manifest
+from align.run.lineage import GoneRun, iter_ancestors, list_training_steps
+from align.run.manifest import FILE, Manifest, compute_identity, write_manifest
 
 CONFIG = {"data": {"name": "jsonl"}, "method": {"name": "lora"}, "seed": 3}
 FULL = Manifest(
@@ -143,13 +143,13 @@ def test_the_name_of_an_input_makes_no_other_run_and_its_digest_does(tmp_path: P
     config = composed("stage=ppo", "data=jsonl", "data.path=a.jsonl", "init=sft:latest", "model=pocket")
     other = composed("stage=ppo", "data=jsonl", "data.path=./a.jsonl", "init=sft:s", "reward.ref=reward:r")
     inputs = {"data": Input("1"), "init": Input("2"), "reward": Input("3")}
-    same = identity_of("ppo", config, inputs, BASE)
-    assert identity_of("ppo", other, inputs, BASE) == same
+    same = compute_identity("ppo", config, inputs, BASE)
+    assert compute_identity("ppo", other, inputs, BASE) == same
     for name in inputs:
-        assert identity_of("ppo", config, inputs | {name: Input("x")}, BASE) != same
-    assert identity_of("ppo", config, inputs, replace(BASE, digest="x")) != same
+        assert compute_identity("ppo", config, inputs | {name: Input("x")}, BASE) != same
+    assert compute_identity("ppo", config, inputs, replace(BASE, digest="x")) != same
     # What no input stands for stays in, as it is spelled.
-    assert identity_of("ppo", config, {}, None) != identity_of("ppo", other, {}, None)
+    assert compute_identity("ppo", config, {}, None) != compute_identity("ppo", other, {}, None)
 
 
 def test_one_run_by_two_spellings_and_an_unrelated_group(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_run_names_the_code_that_made_it(tmp_path: Path) -> None:
     found = read_manifest(published(tmp_path, "x"))
     assert found.code == code_digest()
     assert len(found.code) == 64
-    assert found.digest == artifact_in(tmp_path / "sft" / "x", "x").digest
+    assert found.digest == load_artifact(tmp_path / "sft" / "x", "x").digest
 
 
 # --- The graph
@@ -192,7 +192,7 @@ def test_a_run_names_the_code_that_made_it(tmp_path: Path) -> None:
 
 def child(root: Path, name: str, parent: Path, stage: str = "ppo") -> Path:
     """A done run that started from another one."""
-    given = artifact_in(parent, f"{parent.parent.name}:{parent.name}").as_input()
+    given = load_artifact(parent, f"{parent.parent.name}:{parent.name}").as_input()
     with opened(root, name, inputs={"init": given}, stage={"name": stage}) as run:
         run.begin("a: 1\n")
         (run.artifact / "adapter_config.json").write_text("{}")
@@ -202,8 +202,8 @@ def child(root: Path, name: str, parent: Path, stage: str = "ppo") -> Path:
 
 
 def refs(folder: Path, root: Path) -> list[str]:
-    found = ancestors(read_manifest(folder), root)
-    return [f"{'gone ' if isinstance(m, Gone) else ''}{m.ref}" for m in found]
+    found = iter_ancestors(read_manifest(folder), root)
+    return [f"{'gone ' if isinstance(m, GoneRun) else ''}{m.ref}" for m in found]
 
 
 def test_parents_are_found_by_digest_wherever_they_are(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_parents_are_found_by_digest_wherever_they_are(tmp_path: Path) -> None:
     assert refs(last, moved) == ["ppo:b", "ppo:a", "gone sft:s"]
     shutil.rmtree(moved / "ppo" / "a")
     assert refs(last, moved) == ["ppo:b", "gone ppo:a"]
-    through = trained_through(read_manifest(last), "d", moved)
+    through = list_training_steps(read_manifest(last), "d", moved)
     assert [(p.stage, p.name) for p in through] == [("ppo", "a"), ("ppo", "b")]
 
 
@@ -253,13 +253,13 @@ def test_a_base_is_known_by_its_digest_and_a_run_that_made_one_and_is_gone_is_sa
     base = Base("m", str(made / "artifact"), None, read_manifest(made).digest)
     last = published(root, "s", base=base)
     assert refs(last, root) == ["sft:s", "full:m"]
-    assert [p.name for p in trained_through(read_manifest(last), "d", root)] == ["m", "s"]
+    assert [p.name for p in list_training_steps(read_manifest(last), "d", root)] == ["m", "s"]
     copied = published(root, "c", base=replace(base, path="/models/elsewhere"))
     assert refs(copied, root) == ["sft:c", "full:m"]
     shutil.rmtree(made)
     model("m", "[]")  # another model takes its name and its place
     assert refs(last, root) == ["sft:s", "gone full:m"]
-    assert [p.name for p in trained_through(read_manifest(last), "d", root)] == ["m", "s"]
+    assert [p.name for p in list_training_steps(read_manifest(last), "d", root)] == ["m", "s"]
     assert refs(copied, root) == ["sft:c"]  # nothing says that a run made it
 
 
@@ -277,13 +277,15 @@ def test_what_cannot_be_read_is_passed_over_and_what_is_not_done_is_no_parent(tm
 def test_the_template_beside_an_adapter_makes_another_run(tmp_path: Path) -> None:
     folder = published(tmp_path, "s")
     (folder / "artifact" / "chat_template.jinja").write_text("a")
-    one = artifact_in(folder, "sft:s", verify=False).as_input()
+    one = load_artifact(folder, "sft:s", verify=False).as_input()
     (folder / "artifact" / "chat_template.jinja").write_text("b")
-    two = artifact_in(folder, "sft:s", verify=False).as_input()
+    two = load_artifact(folder, "sft:s", verify=False).as_input()
     assert one.digest == two.digest
     assert one.tokenizer != two.tokenizer
     config = composed("stage=sample")
-    assert identity_of("sample", config, {"init": one}, BASE) != identity_of("sample", config, {"init": two}, BASE)
+    assert compute_identity("sample", config, {"init": one}, BASE) != compute_identity(
+        "sample", config, {"init": two}, BASE
+    )
 
 
 def test_the_spelling_of_a_base_makes_no_second_folder(tmp_path: Path) -> None:
@@ -300,8 +302,8 @@ def test_the_names_in_a_sum_of_rewards_make_no_other_run() -> None:
     parts = ("reward=sum", "reward.parts=[{name:learned,ref:%s},{name:rules,rules:[{rule:json}]}]")
     one, two = (composed("stage=ppo", parts[0], parts[1] % ref) for ref in ("reward:latest", "reward:r"))
     inputs = {"reward": Input("1")}
-    assert identity_of("ppo", one, inputs, BASE) == identity_of("ppo", two, inputs, BASE)
-    assert identity_of("ppo", one, {}, BASE) != identity_of("ppo", two, {}, BASE)
+    assert compute_identity("ppo", one, inputs, BASE) == compute_identity("ppo", two, inputs, BASE)
+    assert compute_identity("ppo", one, {}, BASE) != compute_identity("ppo", two, {}, BASE)
 
 
 def test_every_stage_has_a_schema() -> None:

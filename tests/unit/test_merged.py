@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from align.core.errors import InputError
-from align.export.merged import check_untied, merge, tied_in
+from align.export.merged import check_untied, find_tied_weights, merge_adapter
 from align.models.adapters import WEIGHTS_FILE, read_adapter
 from align.run import Base
 
@@ -35,7 +35,7 @@ def adapter(base: Path, tmp_path_factory) -> Path:
 
 def test_merge_into_nf4_is_the_trained_model_and_loads_plainly(base: Path, adapter: Path, tmp_path: Path):
     truth = trained(base, adapter)
-    merged = merge(load(base), adapter)
+    merged = merge_adapter(load(base), adapter)
     assert everywhere(truth, logits(merged)).kl < 1e-6
     target = merged_in(merged, tmp_path / "out", **with_tokenizer(base), shard_size="100KB")
     config = json.loads((target / "config.json").read_text())
@@ -52,14 +52,14 @@ def test_merge_into_nf4_is_the_trained_model_and_loads_plainly(base: Path, adapt
     assert found.top1 == 1
     assert found.max_logprob < 1e-3
     # What must not pass for it: the same adapter merged into the original weights, and the base alone.
-    assert everywhere(truth, logits(merge(load(base, nf4=False), adapter))).kl > 1e-3
+    assert everywhere(truth, logits(merge_adapter(load(base, nf4=False), adapter))).kl > 1e-3
     assert everywhere(truth, logits(load(base))).kl > 1e-3
 
 
 def test_merge_in_bf16_rounds_once(base: Path, adapter: Path, tmp_path: Path):
     truth = trained(base, adapter)
-    merged = merge(load(base), adapter, torch.bfloat16)
-    exact = merge(load(base), adapter, torch.float32)
+    merged = merge_adapter(load(base), adapter, torch.bfloat16)
+    exact = merge_adapter(load(base), adapter, torch.float32)
     for (name, rounded), (_, full) in zip(merged.named_parameters(), exact.named_parameters(), strict=True):
         assert torch.equal(rounded, full.bfloat16()), name
     # Rotary frequencies are kept in fp32, as loading keeps them.
@@ -72,14 +72,14 @@ def test_merge_in_bf16_rounds_once(base: Path, adapter: Path, tmp_path: Path):
 
 
 def test_merge_leaves_no_trace_of_quantisation(base: Path, adapter: Path, tmp_path: Path):
-    merged = merge(load(base), adapter)
+    merged = merge_adapter(load(base), adapter)
     assert merged.is_loaded_in_4bit is False
     assert not hasattr(merged, "peft_config")
     # What a model read from GGUF carries although its weights are plain, and what a device map makes of saving.
     plain = load(base, nf4=False)
     plain.config.quantization_config = plain.hf_quantizer = BitsAndBytesConfig(load_in_4bit=True)
     plain.hf_device_map = {"": "cpu"}
-    merged = merge(plain, adapter)
+    merged = merge_adapter(plain, adapter)
     assert not hasattr(merged, "hf_quantizer")
     assert not hasattr(merged, "hf_device_map")
     merged_in(merged, tmp_path / "out", **with_tokenizer(base))
@@ -87,7 +87,7 @@ def test_merge_leaves_no_trace_of_quantisation(base: Path, adapter: Path, tmp_pa
 
 def test_merge_into_a_plain_base(base: Path, adapter: Path):
     truth = logits(PeftModel.from_pretrained(load(base, nf4=False), adapter).eval())
-    assert everywhere(truth, logits(merge(load(base, nf4=False), adapter))).kl < 1e-6
+    assert everywhere(truth, logits(merge_adapter(load(base, nf4=False), adapter))).kl < 1e-6
 
 
 @pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["norm"]}, {"use_rslora": True}])
@@ -97,18 +97,18 @@ def test_merge_handles_what_an_adapter_export_cannot(base: Path, tmp_path: Path,
         tensors = load_file(source / WEIGHTS_FILE)
         save_file({k: v * 3 if k.endswith("norm.weight") else v for k, v in tensors.items()}, source / WEIGHTS_FILE)
     truth = trained(base, source)
-    assert everywhere(truth, logits(merge(load(base), source))).kl < 1e-6
+    assert everywhere(truth, logits(merge_adapter(load(base), source))).kl < 1e-6
 
 
 def test_merge_refuses_what_does_not_fit(base: Path, adapter: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="fresh load"):
-        merge(PeftModel.from_pretrained(load(base), adapter).base_model.model, adapter)
+        merge_adapter(PeftModel.from_pretrained(load(base), adapter).base_model.model, adapter)
     # PEFT would drop a reward model's head without a word.
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
     reward = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], task_type="SEQ_CLS"))
     reward.save_pretrained(tmp_path / "reward")
     with pytest.raises(InputError, match="does not fit this base"):
-        merge(load(base), tmp_path / "reward")
+        merge_adapter(load(base), tmp_path / "reward")
     # An adapter of a wider model.
     other = tmp_path / "other"
     shutil.copytree(adapter, other)
@@ -117,11 +117,11 @@ def test_merge_refuses_what_does_not_fit(base: Path, adapter: Path, tmp_path: Pa
         other / WEIGHTS_FILE,
     )
     with pytest.raises(InputError, match="does not fit this base"):
-        merge(load(base), other)
+        merge_adapter(load(base), other)
     # A head that is also the embedding.
     tied = make_adapter(base, tmp_path / "tied", target_modules=["lm_head"])
     with pytest.raises(InputError, match="target_modules=lm_head"):
-        merge(load(base), tied)
+        merge_adapter(load(base), tied)
 
 
 def test_a_tied_base_is_known_by_its_configuration(base: Path, adapter: Path, tmp_path: Path):
@@ -134,8 +134,8 @@ def test_a_tied_base_is_known_by_its_configuration(base: Path, adapter: Path, tm
     embedding = tensors["model.embed_tokens.weight"]
     save_file(tensors | {"lm_head.weight": embedding + 1}, other / "model.safetensors", {"format": "pt"})
     check_untied(Base("both", str(other), None, "00"), head)
-    assert tied_in(load(other)) == set()  # which the weights alone say
-    assert tied_in(load(base)) == {"model.embed_tokens", "lm_head"}
+    assert find_tied_weights(load(other)) == set()  # which the weights alone say
+    assert find_tied_weights(load(base)) == {"model.embed_tokens", "lm_head"}
     config = json.loads((base / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     check_untied(Base("untied", str(other), None, "00"), head)
@@ -145,11 +145,11 @@ def test_merge_refuses_repacked_weights(base: Path, adapter: Path):
     model = load(base)
     model.model.layers[1].mlp.up_proj.weight.quant_state.packing_format_for_cpu = True
     with pytest.raises(RuntimeError, match=r"layers\.1\.mlp\.up_proj was repacked"):
-        merge(model, adapter)
+        merge_adapter(model, adapter)
 
 
 def test_a_failed_merged_export_leaves_nothing(base: Path, adapter: Path, tmp_path: Path):
-    merged = merge(load(base), adapter)
+    merged = merge_adapter(load(base), adapter)
     merged.config.quantization_config = {"quant_method": "bitsandbytes"}
     with pytest.raises(RuntimeError, match="quantisation"):
         merged_in(merged, tmp_path / "out", **with_tokenizer(base))

@@ -18,7 +18,7 @@ from searched import everything_in, settle
 
 from align.__main__ import main
 from align.core.redaction import register_secret
-from align.mirrors import Artifact, Guarded, Table, Watched, flat, opened
+from align.mirrors import Artifact, GuardedMirror, MirroredRun, Table, flatten, open_mirror
 from align.run.weights import adapter_digest
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -52,14 +52,14 @@ def needs(service: str) -> None:
     pytest.importorskip(service, reason=f"{service} is not installed: pip install 'align-rlhf[{service}]'")
 
 
-def run_of(root: Path, resumed: bool = False, **more: Any) -> Watched:
+def run_of(root: Path, resumed: bool = False, **more: Any) -> MirroredRun:
     """A run of a project of its own: trackio's folder is that of all tests here."""
     folder = root / "ppo" / "x y é"
     (folder / "artifact").mkdir(parents=True, exist_ok=True)
     (folder / "artifact" / "adapter_model.safetensors").write_text("weights")
     read = {"init": Artifact("sft:s", "init", "5f" * 32, root / "sft/s/artifact", {})}
     config = {"stage": {"name": "ppo", "lr": 0.1}, "seed": 3, **more}
-    return Watched(f"p-{root.name}", "ppo:x y é", "1d" * 8, root, folder, config, read, resumed)
+    return MirroredRun(f"p-{root.name}", "ppo:x y é", "1d" * 8, root, folder, config, read, resumed)
 
 
 def adapter(root: Path, digest: str = ADAPTER) -> Artifact:
@@ -70,17 +70,17 @@ def shown(*answers: str) -> dict[str, Table]:
     return {"samples": Table(["prompt", "answer"], [["Why?", answer] for answer in answers])}
 
 
-def mirrored(service: str, run: Watched) -> Guarded:
+def mirrored(service: str, run: MirroredRun) -> GuardedMirror:
     needs(service)
-    return opened(service, run)
+    return open_mirror(service, run)
 
 
-def read_back(service: str, run: Watched) -> dict[str, Any]:
+def read_back(service: str, run: MirroredRun) -> dict[str, Any]:
     """What a service shows of a run: rows as pairs of step and loss, settings, samples, artifacts by alias."""
     return {"mlflow": in_mlflow, "trackio": in_trackio, "wandb": in_wandb}[service](run)
 
 
-def in_mlflow(run: Watched) -> dict[str, Any]:
+def in_mlflow(run: MirroredRun) -> dict[str, Any]:
     from mlflow import MlflowClient
 
     store = f"sqlite:///{run.root / 'mlflow/mlflow.db'}"
@@ -99,7 +99,7 @@ def in_mlflow(run: Watched) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def in_trackio(run: Watched) -> dict[str, Any]:
+def in_trackio(run: MirroredRun) -> dict[str, Any]:
     from trackio import Api, SQLiteStorage
 
     (found,) = Api().runs(run.project)
@@ -107,7 +107,7 @@ def in_trackio(run: Watched) -> dict[str, Any]:
     made = SQLiteStorage.get_artifact_manifest(run.project, "models", f"sha256-{ADAPTER[:16]}")
     return {
         "rows": [(row["step"], row["loss"]) for row in logs if "loss" in row],
-        "settings": {name: str(value) for name, value in flat(found.config)},
+        "settings": {name: str(value) for name, value in flatten(found.config)},
         "samples": [one["answer"] for row in logs for one in row.get("samples", {}).get("_value", [])],
         "digests": [made["metadata"]["digest"]] if made else [],
         "source": [one["ref"] for one in made["manifest"]] if made else [],
@@ -115,7 +115,7 @@ def in_trackio(run: Watched) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def in_wandb(run: Watched) -> dict[str, Any]:
+def in_wandb(run: MirroredRun) -> dict[str, Any]:
     """wandb reads its files by sending them: a scan for what is to be there."""
     settle()
     files = sorted((run.folder / "wandb").glob("offline-run-*/*.wandb"))
@@ -152,7 +152,7 @@ def test_a_resumed_run_goes_on_and_repeats_no_step(service: str, tmp_path: Path)
         first.log(step, {"loss": float(step)}, shown(f"of {step}") if step == 3 else {})
     if service != "mlflow":  # where each call is written at once, the process may as well have been killed
         first.finish({}, failed=True)
-    again = opened(service, run_of(tmp_path, resumed=True))
+    again = open_mirror(service, run_of(tmp_path, resumed=True))
     for step in (2, 3, 4):  # the checkpoint is of step 1
         again.log(step, {"loss": float(step)}, shown(f"of {step}"))
     again.finish({}, failed=False)
@@ -207,7 +207,7 @@ def test_a_service_that_cannot_begin_stops_nothing(service: str, tmp_path: Path,
     (run.folder / "wandb").write_text("the same")
     if service == "trackio":
         os.environ["TRACKIO_DIR"] = str(tmp_path / "another")  # than that of this process
-    mirror = opened(service, run)
+    mirror = open_mirror(service, run)
     mirror.log(1, {"loss": 1.0}, {})
     mirror.finish({}, failed=False)
     assert capsys.readouterr().err.count(f"track={service} is off from here on") == 1
@@ -238,7 +238,7 @@ def test_wandb_is_online_only_with_a_key(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     for resumed in (False, True):
-        opened("wandb", run_of(tmp_path, resumed)).begin()
+        open_mirror("wandb", run_of(tmp_path, resumed)).begin()
     assert [call["mode"] for call in calls] == [mode] * 2
     assert [call["resume"] for call in calls] == [None, "allow" if mode == "online" else None]
     assert (calls[0]["project"], calls[0]["dir"]) == (f"p-{tmp_path.name}", str(tmp_path / "ppo/x y é"))
@@ -262,7 +262,7 @@ class TestAliases:
             save_file({"x.lora_A.weight": np.full(2, i, np.float32)}, folder / "adapter_model.safetensors")
             made(tmp_path, ref, digest=adapter_digest(folder))
 
-    def begun(self, service: str, root: Path) -> Watched:
+    def begun(self, service: str, root: Path) -> MirroredRun:
         run = run_of(root)
         mirror = mirrored(service, run)
         for ref in self.REFS:

@@ -30,11 +30,11 @@ from align.models.adapters import adapter_config, read_adapter, read_tensors
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.registry.gates import read_gates, read_verdict
-from align.run import json_object, read_manifest
+from align.run import read_json_object, read_manifest
 from align.run.alias_log import FILE as ALIASES
 from align.run.alias_log import read_log
-from align.run.files import storage_error
-from align.run.signing import private_key, public_key
+from align.run.files import as_storage_error
+from align.run.signing import load_private_key, load_public_key
 
 Read = Callable[[Path], object]
 
@@ -47,12 +47,12 @@ def load_folder(path: Path) -> None:
 SMALL: dict[str, tuple[str, Read]] = {
     "bytes": ("file", lambda path: files.read_bytes(path, "field")),
     "text": ("file", lambda path: files.read_text(path, "field")),
-    "json": ("file.json", lambda path: json_object(path, "field", "Mend it.")),
+    "json": ("file.json", lambda path: read_json_object(path, "field", "Mend it.")),
     "folder": ("tokenizer.json", lambda path: files.check_folder(path.parent, "field")),
     "manifest": ("manifest.json", lambda path: read_manifest(path.parent)),
     "gate": ("gate.yaml", lambda path: read_gates([path.parent])),
-    "private key": ("key.pem", lambda path: private_key(str(path), "export.sign")),
-    "public key": ("key.pub", lambda path: public_key(str(path), "export.verify")),
+    "private key": ("key.pem", lambda path: load_private_key(str(path), "export.sign")),
+    "public key": ("key.pub", lambda path: load_public_key(str(path), "export.verify")),
     "judge's prompt": ("prompt.txt", lambda path: read_template(str(path), "eval.judge.prompt")),
     "phrases": ("phrases.txt", read_phrases),
     "ids": ("ids.txt", lambda path: ids_in(str(path))),
@@ -236,10 +236,10 @@ def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_no_reader_saw_is_still_the_users() -> None:
     for number in (errno.EIO, errno.ELOOP, errno.ENAMETOOLONG):
-        blamed = storage_error(OSError(number, os.strerror(number), "some.json"), "runs")
+        blamed = as_storage_error(OSError(number, os.strerror(number), "some.json"), "runs")
         assert "some.json" in str(blamed)
-    assert storage_error(files.NotRegularFile("pipe", "is a pipe"), "runs") is not None
-    assert storage_error(OSError(errno.EINVAL, "ours"), "runs") is None
+    assert as_storage_error(files.NotRegularFile("pipe", "is a pipe"), "runs") is not None
+    assert as_storage_error(OSError(errno.EINVAL, "ours"), "runs") is None
     assert isinstance(
         files.build_read_error(FileNotFoundError(errno.ENOENT, "x"), Path("a"), "field", "Do."), MissingArtifact
     )

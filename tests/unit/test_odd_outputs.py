@@ -33,8 +33,8 @@ from align.registry.index import INDEX, Index
 from align.report.page import Report
 from align.rollout.answer_cache import AnswerStore
 from align.run.alias_log import FILE as ALIASES
-from align.run.alias_log import Meant, append
-from align.run.atomic import publish
+from align.run.alias_log import AliasTarget, append_change
+from align.run.atomic import publish_folder
 from align.serve.tenants import change_tenant
 from align.serve.usage import Usage
 from align.web.key_link import key_in
@@ -92,11 +92,11 @@ def log_removal(path: Path) -> None:
 
 
 def change_alias(path: Path) -> None:
-    append(path.parent, "production", [Meant("sft:one", "0" * 64)], who="ann", why="so", replaces=0)
+    append_change(path.parent, "production", [AliasTarget("sft:one", "0" * 64)], who="ann", why="so", replaces=0)
 
 
 def publish_base(path: Path) -> None:
-    with publish(path, replace="base.json") as part:
+    with publish_folder(path, replace="base.json") as part:
         (part / "base.json").write_text("{}")
 
 
@@ -410,7 +410,7 @@ def test_a_folder_is_the_old_one_or_the_new_one_however_its_writer_is_killed(cou
     folder = tmp_path / "base"
 
     def write(text: str) -> None:
-        with publish(folder, replace="base.json") as part:
+        with publish_folder(folder, replace="base.json") as part:
             (part / "base.json").write_text(text)
             (part / "weights").write_text(text)
 

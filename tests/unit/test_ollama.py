@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from align.data.chat.template import CHATML
-from align.export.ollama import Turns, go_template, ollama_file, pieces_of, quotable
+from align.export.ollama import Turns, build_go_template, build_modelfile, find_pieces, is_quotable
 from align.models.base import builtin_folder
 
 LLAMA3 = (
@@ -51,7 +51,7 @@ def render(tokenizer, turns: Turns, due: bool) -> str | None:
 
 def pieces(tokenizer, template: str):
     tokenizer.chat_template = template
-    return pieces_of(lambda turns, due: render(tokenizer, turns, due))
+    return find_pieces(lambda turns, due: render(tokenizer, turns, due))
 
 
 @pytest.mark.parametrize("template", SAID, ids=["chatml", "llama3", "default", "braces", "inst"])
@@ -74,23 +74,23 @@ def test_a_template_that_is_more_is_not_guessed_at(tokenizer, template: str):
 def test_a_modelfile(tokenizer, tmp_path: Path):
     tokenizer.chat_template = AutoTokenizer.from_pretrained(builtin_folder("pocket")).chat_template
     shutil.copy(builtin_folder("pocket") / "generation_config.json", tmp_path)
-    text = ollama_file(tmp_path, tokenizer, True, "base-f16.gguf", "adapter-f16.gguf")
+    text = build_modelfile(tmp_path, tokenizer, True, "base-f16.gguf", "adapter-f16.gguf")
     assert "# Ollama reads special tokens in whatever a content spells out" in text
     assert text.splitlines()[3:5] == ["FROM ./base-f16.gguf", "ADAPTER ./adapter-f16.gguf"]
     assert 'PARAMETER stop "<|end|>"' in text
     assert "<s>" not in text  # llama.cpp puts it there
     assert 'TEMPLATE """<s>' not in text
-    assert "<s><|system|>{{ .System }}" in ollama_file(tmp_path, tokenizer, False, "b", "a")
+    assert "<s><|system|>{{ .System }}" in build_modelfile(tmp_path, tokenizer, False, "b", "a")
     tokenizer.chat_template = TRIMS
-    assert "# No TEMPLATE" in ollama_file(tmp_path, tokenizer, True, "b", "a")
+    assert "# No TEMPLATE" in build_modelfile(tmp_path, tokenizer, True, "b", "a")
 
 
 def test_a_stop_that_the_file_cannot_say_is_left_out(tokenizer, tmp_path: Path):
-    assert [quotable(stop) for stop in ("<|end|>", "{{ end }}", 'a"b', '"""', "a\nb", "\x07", "")] == [
+    assert [is_quotable(stop) for stop in ("<|end|>", "{{ end }}", 'a"b', '"""', "a\nb", "\x07", "")] == [
         True, True, False, False, False, False, True,
     ]  # fmt: skip
     tokenizer.add_special_tokens({"eos_token": 'the "end"'})
-    text = ollama_file(tmp_path, tokenizer, True, "b", "a")
+    text = build_modelfile(tmp_path, tokenizer, True, "b", "a")
     assert 'PARAMETER stop "the' not in text
     assert "# No stop for 'the \"end\"', which this file cannot say." in text
 
@@ -132,7 +132,7 @@ def test_go_renders_the_same(tokenizer, tmp_path: Path):
             turns = [*system, *TALK]
             messages = [{"Role": role, "Content": text} for role, text in turns]
             text = system[0][1] if system else ""
-            text_in_go = go_template(found, "")
+            text_in_go = build_go_template(found, "")
             assert '"""' not in f'{text_in_go}"'  # nor together with what ends it
             asked.append({"Template": text_in_go, "System": text, "Messages": messages})
             wanted.append(render(tokenizer, turns, True))

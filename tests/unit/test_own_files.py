@@ -12,7 +12,7 @@ from run_folders import BASE
 from align.core.errors import InputError
 from align.report.page import Report
 from align.run import Run
-from align.run.atomic import publish
+from align.run.atomic import publish_folder
 
 
 def page(text: str = "text") -> Report:
@@ -96,9 +96,9 @@ def test_a_folder_replaces_its_own_kind_alone(tmp_path: Path) -> None:
     target = tmp_path / "base"
     target.mkdir()
     (target / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="already holds files"), publish(target, replace="base.json"):
+    with pytest.raises(InputError, match="already holds files"), publish_folder(target, replace="base.json"):
         pytest.fail("it was opened")
     (target / "base.json").write_text("{}")
-    with publish(target, replace="base.json") as part:
+    with publish_folder(target, replace="base.json") as part:
         (part / "base.json").write_text("[]")
     assert os.listdir(target) == ["base.json"]

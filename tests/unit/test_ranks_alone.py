@@ -21,7 +21,7 @@ from align.config.training import check_ranks
 from align.core.errors import InputError
 from align.ranks import LAUNCHED, RankFailed, split_into_buckets
 from align.run import Base, Manifest, read_manifest
-from align.run.folder import Following
+from align.run.folder import FollowerRun
 from align.run.manifest import write_manifest
 
 
@@ -198,7 +198,7 @@ def test_what_follows_writes_nowhere_but_into_a_folder_that_goes(tmp_path: Path,
     shared = tmp_path / "run"
     shared.mkdir()
     manifest = Manifest("sft", "x", 0, {"stage": {"name": "sft"}}, {}, Base("b", "/b", None, "d"))
-    with Following(shared, manifest, resumed=True) as run:
+    with FollowerRun(shared, manifest, resumed=True) as run:
         assert run.shared == shared
         assert (run.name, run.base.id, run.resumed) == ("x", "b", True)
         (run.artifact / "x").write_text("x")

@@ -16,24 +16,24 @@ from transformers import AutoTokenizer
 
 from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.data.chat.fixed_prompts import fixed_prompts
-from align.export.checks import adapter_checks, merged_checks
-from align.export.engines import logits_of
-from align.export.merged import merge
+from align.export.checks import check_adapter, check_merged
+from align.export.engines import compute_logits
+from align.export.merged import merge_adapter
 from align.export.receipt_rows import (
-    Check,
-    accepting,
-    agreeing,
+    ReceiptCheck,
     as_text,
-    require_asked,
+    check_agreement,
+    mark_accepted,
+    require_engines,
     require_passed,
 )
-from align.export.trained import Trained, trained_model
+from align.export.trained_model import TrainedModel, load_trained_model
 from align.models.adapters import WEIGHTS_FILE
 from align.models.dequantised import DEQUANTISED, dequantise, dequantised_beside
 from align.models.load import check_added_tokens, in_fp32, load_base
 from align.ops.divergence import Divergence, compute_divergence
 from align.run import Base, model_digest
-from align.run.receipt import RECEIPT, checked_receipt, write_receipt
+from align.run.receipt import RECEIPT, read_verified_receipt, write_receipt
 
 CPU = torch.device("cpu")
 NOBODY = {"llama.cpp": "none", "vLLM": "none"}
@@ -52,12 +52,12 @@ def adapter(base: Base, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(base: Base, adapter: Path) -> Trained:
+def trained(base: Base, adapter: Path) -> TrainedModel:
     tokenizer = AutoTokenizer.from_pretrained(base.path)
-    return trained_model(base, adapter, "qlora", CPU, torch.float32, tokenizer)
+    return load_trained_model(base, adapter, "qlora", CPU, torch.float32, tokenizer)
 
 
-def verdicts(rows: list[Check]) -> dict[str, str]:
+def verdicts(rows: list[ReceiptCheck]) -> dict[str, str]:
     return {row.name: row.verdict for row in rows}
 
 
@@ -67,40 +67,43 @@ def verdicts(rows: list[Check]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("row", "verdict"),
     [
-        (Check("a", found=NEAR, bound=("kl", 1e-5)), "pass"),
-        (Check("a", found=FAR, bound=("kl", 1e-5)), "fail"),
-        (Check("a", found=FAR, bound=("max_logprob", 4.2)), "pass"),
-        (Check("a", found=FAR, bound=("kl", 1e-5), accepted=True), "accepted"),
-        (Check("a", found=Divergence(float("nan"), 1.0, 0.0, 1), bound=("kl", 1e-5)), "fail"),
-        (Check("a", found=Divergence(float("nan"), 1.0, 0.0, 1), bound=("max_logprob", 1e-4)), "fail"),
-        (Check("a", found=FAR), "reported"),
-        (Check("a", bound=("kl", 1e-5)), "not checked"),
-        (Check("a", bound=("kl", 1e-5), accepted=True), "not checked"),
+        (ReceiptCheck("a", found=NEAR, bound=("kl", 1e-5)), "pass"),
+        (ReceiptCheck("a", found=FAR, bound=("kl", 1e-5)), "fail"),
+        (ReceiptCheck("a", found=FAR, bound=("max_logprob", 4.2)), "pass"),
+        (ReceiptCheck("a", found=FAR, bound=("kl", 1e-5), accepted=True), "accepted"),
+        (ReceiptCheck("a", found=Divergence(float("nan"), 1.0, 0.0, 1), bound=("kl", 1e-5)), "fail"),
+        (ReceiptCheck("a", found=Divergence(float("nan"), 1.0, 0.0, 1), bound=("max_logprob", 1e-4)), "fail"),
+        (ReceiptCheck("a", found=FAR), "reported"),
+        (ReceiptCheck("a", bound=("kl", 1e-5)), "not checked"),
+        (ReceiptCheck("a", bound=("kl", 1e-5), accepted=True), "not checked"),
     ],
 )
-def test_a_verdict_is_a_bound_kept_and_nothing_else(row: Check, verdict: str):
+def test_a_verdict_is_a_bound_kept_and_nothing_else(row: ReceiptCheck, verdict: str):
     assert row.verdict == verdict
     assert verdict in as_text([row])
 
 
 def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
-    fine, missed = Check("t", "adapter", "nf4", found=NEAR, bound=("kl", 1)), Check("t", found=FAR, bound=("kl", 0.01))
-    unasked = Check("llama.cpp", note="it is not there")
+    fine, missed = (
+        ReceiptCheck("t", "adapter", "nf4", found=NEAR, bound=("kl", 1)),
+        ReceiptCheck("t", found=FAR, bound=("kl", 0.01)),
+    )
+    unasked = ReceiptCheck("llama.cpp", note="it is not there")
     require_passed([fine, unasked])
-    require_asked([fine, unasked], [], ["t"])
+    require_engines([fine, unasked], [], ["t"])
     with pytest.raises(
         InputError,
         match=r"export=1 of the receipt.s bounds missed: t: kl is 0\.3, which may be 0\.01.*export\.accept=\[t\]",
     ):
         require_passed([fine, missed])
-    require_passed(accepting([fine, missed], ["t"]))
+    require_passed(mark_accepted([fine, missed], ["t"]))
     with pytest.raises(InputError, match=r"export\.require=llama\.cpp: it was not checked: it is not there"):
-        require_asked([fine, unasked], [], ["llama.cpp"])
+        require_engines([fine, unasked], [], ["llama.cpp"])
     for name in ("nobody", "llama.cpp"):  # nothing is waved through that has no bound
         with pytest.raises(InputError, match=rf"export\.accept={name}.*t/adapter/nf4"):
-            require_asked([fine, missed, unasked], [name], [])
+            require_engines([fine, missed, unasked], [name], [])
     with pytest.raises(InputError, match=r"export\.require=t"):  # the yardstick is no export
-        require_asked([Check("t", "base alone", found=NEAR)], [], ["t"])
+        require_engines([ReceiptCheck("t", "base alone", found=NEAR)], [], ["t"])
 
 
 def test_the_prompts_are_the_same_whatever_the_data(base: Base):
@@ -125,7 +128,7 @@ def test_what_is_no_number_is_near_to_nothing():
     a, nan = torch.zeros(3, 5), torch.full((3, 5), torch.nan)
     for pair in (([a, a], [a, nan]), ([a, nan], [a, a]), ([a, a], [nan, a])):
         found = compute_divergence(*pair)
-        assert Check("t", found=found, bound=("max_logprob", 1e9)).verdict == "fail"
+        assert ReceiptCheck("t", found=found, bound=("max_logprob", 1e9)).verdict == "fail"
         assert isnan(found.max_logprob)
 
 
@@ -139,10 +142,12 @@ def test_a_template_that_refuses_words_leaves_the_tokens(base: Base):
 # --- Loaded back ------------------------------------------------------------------------------------------------------
 
 
-def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(trained: Trained, base: Base, tmp_path: Path):
+def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(
+    trained: TrainedModel, base: Base, tmp_path: Path
+):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
     beside = dequantised_beside(tmp_path, base, BASE, torch.float32, torch.float32, CPU, trained.tokenizer)
-    rows = adapter_checks(trained, target, beside, "float32", NOBODY)
+    rows = check_adapter(trained, target, beside, "float32", NOBODY)
     assert verdicts(rows) == {
         "transformers/adapter/nf4/float32": "pass",
         "transformers/adapter/nf4-dequantised/float32": "pass",
@@ -155,26 +160,26 @@ def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(trained: 
     assert rows[1].bound == ("max_logprob", 1e-4)
     assert rows[2].found is not None
     assert rows[2].found.kl > 1e-3  # it is another model, and the receipt says so
-    assert trained.alone.kl > 1e-3  # and the prompts do ask the adapter
+    assert trained.base_divergence.kl > 1e-3  # and the prompts do ask the adapter
     require_passed(rows)
-    require_asked(rows, [], ["transformers"])
+    require_engines(rows, [], ["transformers"])
 
 
-def test_without_a_base_beside_it_the_dequantised_one_was_not_checked(trained: Trained, tmp_path: Path):
+def test_without_a_base_beside_it_the_dequantised_one_was_not_checked(trained: TrainedModel, tmp_path: Path):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
-    assert verdicts(adapter_checks(trained, target, None, "bfloat16", NOBODY))[
+    assert verdicts(check_adapter(trained, target, None, "bfloat16", NOBODY))[
         "transformers/adapter/nf4-dequantised/bfloat16"
     ] == "not checked"  # fmt: skip
 
 
 @pytest.mark.parametrize("factor", [1.5, 0.99])
-def test_a_scale_that_is_off_by_little_fails(trained: Trained, tmp_path: Path, factor: float):
+def test_a_scale_that_is_off_by_little_fails(trained: TrainedModel, tmp_path: Path, factor: float):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
     tensors = load_file(target / WEIGHTS_FILE)
     save_file(
         {k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS_FILE, {"format": "pt"}
     )
-    rows = adapter_checks(trained, target, None, "float32", NOBODY)
+    rows = check_adapter(trained, target, None, "float32", NOBODY)
     assert rows[0].verdict == "fail"
     with pytest.raises(InputError, match="It is not what was trained"):
         require_passed(rows)
@@ -183,13 +188,13 @@ def test_a_scale_that_is_off_by_little_fails(trained: Trained, tmp_path: Path, f
 @pytest.mark.parametrize(
     ("into", "kept"), [(DEQUANTISED, "bfloat16"), (DEQUANTISED, "float32"), ("original", "bfloat16")]
 )
-def test_a_merge_is_compared_before_and_after_it_is_saved(trained: Trained, tmp_path: Path, into: str, kept: str):
+def test_a_merge_is_compared_before_and_after_it_is_saved(trained: TrainedModel, tmp_path: Path, into: str, kept: str):
     nf4 = into == DEQUANTISED
-    model = merge(in_fp32(load(Path(trained.base.path), nf4)), trained.adapter, torch.float32)
+    model = merge_adapter(in_fp32(load(Path(trained.base.path), nf4)), trained.adapter, torch.float32)
     with torch.no_grad():
         summed = [model(input_ids=torch.tensor([row])).logits[0] for row in trained.rows]
     target = merged_in(model.to(getattr(torch, kept)), tmp_path / "out", tokenizer=trained.tokenizer)
-    rows = merged_checks(trained, target, into, kept, summed, NOBODY)
+    rows = check_merged(trained, target, into, kept, summed, NOBODY)
     assert [row.verdict for row in rows[:3]] == ["pass", "pass", "reported"]  # each on its own base
     assert rows[0].found is not None
     assert rows[0].found.kl < 1e-8
@@ -200,7 +205,7 @@ def test_a_merge_is_compared_before_and_after_it_is_saved(trained: Trained, tmp_
         assert rows[2].found.kl > 1e-3
     tensors = load_file(target / "model.safetensors")
     save_file({k: v * 1.5 for k, v in tensors.items()}, target / "model.safetensors", {"format": "pt"})
-    assert merged_checks(trained, target, into, kept, None, NOBODY)[0].verdict == "fail"
+    assert check_merged(trained, target, into, kept, None, NOBODY)[0].verdict == "fail"
 
 
 def test_a_merge_keeps_all_bits_of_a_base_that_was_saved_in_few(base: Base, tmp_path: Path):
@@ -211,17 +216,17 @@ def test_a_merge_keeps_all_bits_of_a_base_that_was_saved_in_few(base: Base, tmp_
     tokenizer.save_pretrained(folder)
     source = make_adapter(folder, tmp_path / "source")
     few = Base("few", str(folder), None, model_digest(folder))
-    found = trained_model(few, source, "qlora", CPU, torch.bfloat16, tokenizer)
-    model = merge(in_fp32(load_base(few, "qlora", CPU, torch.bfloat16)), source, torch.float32)
-    divergence = compute_divergence(found.logits, logits_of(model, found.rows))
+    found = load_trained_model(few, source, "qlora", CPU, torch.bfloat16, tokenizer)
+    model = merge_adapter(in_fp32(load_base(few, "qlora", CPU, torch.bfloat16)), source, torch.float32)
+    divergence = compute_divergence(found.logits, compute_logits(model, found.rows))
     assert divergence.max_logprob < 1e-4
 
 
 def test_an_adapter_of_a_plain_base_is_held_to_that(base: Base, tmp_path: Path):
     source = make_adapter(Path(base.path), tmp_path / "source")
     tokenizer = AutoTokenizer.from_pretrained(base.path)
-    plain = trained_model(base, source, "lora", CPU, torch.bfloat16, tokenizer)
-    rows = adapter_checks(plain, exported(source, tmp_path / "out", tokenizer=tokenizer), None, "bfloat16", NOBODY)
+    plain = load_trained_model(base, source, "lora", CPU, torch.bfloat16, tokenizer)
+    rows = check_adapter(plain, exported(source, tmp_path / "out", tokenizer=tokenizer), None, "bfloat16", NOBODY)
     assert verdicts(rows) == {
         "transformers/adapter/original/bfloat16": "pass", "transformers/base alone/original/bfloat16": "reported",
         "llama.cpp": "not checked", "vLLM": "not checked",
@@ -246,14 +251,16 @@ def test_other_architectures_leave_as_they_were_trained(base: Base, tmp_path: Pa
     more = {"target_modules": "all-linear", "use_rslora": True, "rank_pattern": {"o_proj": 6}}
     source = make_adapter(folder, tmp_path / "source", **more)
     model = Base(architecture, str(folder), None, model_digest(folder))
-    found = trained_model(model, source, "qlora", CPU, torch.float32, tokenizer)
+    found = load_trained_model(model, source, "qlora", CPU, torch.float32, tokenizer)
     target = exported(source, tmp_path / "out", tokenizer=tokenizer)
     beside = dequantised_beside(tmp_path, model, BASE, torch.float32, torch.float32, CPU, tokenizer)
-    rows = adapter_checks(found, target, beside, "float32", NOBODY)
+    rows = check_adapter(found, target, beside, "float32", NOBODY)
     assert [row.verdict for row in rows[:2]] == ["pass", "pass"]
-    whole = merged_in(merge(in_fp32(load(folder)), source, torch.float32), tmp_path / "merged", tokenizer=tokenizer)
-    assert merged_checks(found, whole, DEQUANTISED, "float32", None, NOBODY)[0].verdict == "pass"
-    assert found.alone.max_logprob > 0.1
+    whole = merged_in(
+        merge_adapter(in_fp32(load(folder)), source, torch.float32), tmp_path / "merged", tokenizer=tokenizer
+    )
+    assert check_merged(found, whole, DEQUANTISED, "float32", None, NOBODY)[0].verdict == "pass"
+    assert found.base_divergence.max_logprob > 0.1
 
 
 def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: Path):
@@ -273,22 +280,24 @@ def test_a_model_of_few_positions_and_transposed_weights(base: Base, tmp_path: P
     randomise(model)
     model.save_pretrained(tmp_path / "source")
     gpt2 = Base("gpt2", str(folder), None, model_digest(folder))
-    found = trained_model(gpt2, tmp_path / "source", "lora", CPU, torch.float32, tokenizer)
+    found = load_trained_model(gpt2, tmp_path / "source", "lora", CPU, torch.float32, tokenizer)
     assert max(map(len, found.rows)) <= 48
-    rows = adapter_checks(
+    rows = check_adapter(
         found, exported(tmp_path / "source", tmp_path / "out", tokenizer=tokenizer), None, "float32", NOBODY
     )
     assert rows[0].verdict == "pass"
-    assert found.alone.max_logprob > 0.1
-    merged = merge(load(folder, nf4=False), tmp_path / "source", torch.float32)
+    assert found.base_divergence.max_logprob > 0.1
+    merged = merge_adapter(load(folder, nf4=False), tmp_path / "source", torch.float32)
     whole = merged_in(merged, tmp_path / "merged", tokenizer=tokenizer)
-    assert merged_checks(found, whole, "original", "float32", None, NOBODY)[0].verdict == "pass"
+    assert check_merged(found, whole, "original", "float32", None, NOBODY)[0].verdict == "pass"
 
 
 # --- The base beside it -----------------------------------------------------------------------------------------------
 
 
-def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(trained: Trained, base: Base, tmp_path: Path):
+def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(
+    trained: TrainedModel, base: Base, tmp_path: Path
+):
     def beside() -> Path:
         return dequantised_beside(tmp_path, base, BASE, torch.float32, torch.bfloat16, CPU, trained.tokenizer)
 
@@ -315,25 +324,25 @@ def test_tokens_that_the_base_does_not_have_are_refused(base: Base):
         check_added_tokens(tokenizer, own)
 
 
-def test_ids_without_an_embedding_are_refused_whatever_is_exported(trained: Trained):
+def test_ids_without_an_embedding_are_refused_whatever_is_exported(trained: TrainedModel):
     tokenizer = AutoTokenizer.from_pretrained(trained.base.path)
     tokenizer.add_tokens([f"<tool {n}>" for n in range(9)])
     with pytest.raises(InputError, match="beyond the 128 rows"):
-        trained_model(trained.base, trained.adapter, "qlora", CPU, torch.float32, tokenizer)
+        load_trained_model(trained.base, trained.adapter, "qlora", CPU, torch.float32, tokenizer)
 
 
 # --- On disk ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_receipt_speaks_of_its_files_and_no_others(trained: Trained, tmp_path: Path):
+def test_a_receipt_speaks_of_its_files_and_no_others(trained: TrainedModel, tmp_path: Path):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
-    rows = [Check("t", found=NEAR, bound=("kl", 1.0)), Check("vLLM", note="why")]
+    rows = [ReceiptCheck("t", found=NEAR, bound=("kl", 1.0)), ReceiptCheck("vLLM", note="why")]
     write_receipt(target, [row.as_dict() for row in rows], trained.rows, {"base": BASE})
-    said = checked_receipt(target)
+    said = read_verified_receipt(target)
     assert [(row["name"], row["verdict"]) for row in said["rows"]] == [("t", "pass"), ("vLLM", "not checked")]
     assert set(said["files"]) == {path.name for path in target.iterdir()} - {RECEIPT}
     assert said["prompts"]["number"] == len(trained.rows)
-    agreeing(said, rows)
+    check_agreement(said, rows)
     for forged in (
         {"rows": [{**said["rows"][0], "found": {"kl": 0.5, "top1": 1.0, "max_logprob": 1e-6}}]},
         {"rows": [{"name": "vLLM", "verdict": "pass", "found": {"kl": 0.0, "top1": 1.0, "max_logprob": 0.0}}]},
@@ -341,21 +350,21 @@ def test_a_receipt_speaks_of_its_files_and_no_others(trained: Trained, tmp_path:
         {"rows": [{}]},
     ):
         with pytest.raises(CorruptFile, match="the receipt claims"):
-            agreeing(forged, rows)
+            check_agreement(forged, rows)
     (target / "more").write_text("x")
     with pytest.raises(CorruptFile, match="more: is not of this export"):
-        checked_receipt(target)
+        read_verified_receipt(target)
     (target / "more").unlink()
     tensors = load_file(target / WEIGHTS_FILE)
     save_file({k: v * 1.5 if "lora_B" in k else v for k, v in tensors.items()}, target / WEIGHTS_FILE, {"format": "pt"})
     with pytest.raises(CorruptFile, match=f"file={WEIGHTS_FILE}.*sha256 differs"):
-        checked_receipt(target)
+        read_verified_receipt(target)
     (target / WEIGHTS_FILE).unlink()
     with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE}: is missing"):
-        checked_receipt(target)
+        read_verified_receipt(target)
     (target / RECEIPT).write_text("{}")
     with pytest.raises(InputError, match="schema_version None, and this version of align reads 1"):
-        checked_receipt(target)
+        read_verified_receipt(target)
     (target / RECEIPT).unlink()
     with pytest.raises(MissingArtifact, match=r"receipt\.json"):
-        checked_receipt(target)
+        read_verified_receipt(target)

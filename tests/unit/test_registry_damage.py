@@ -16,9 +16,9 @@ import pytest
 from portfolio import BEGAN, anew, made, one, records, refs, small
 
 from align.core.errors import InputError
-from align.registry.formatting import as_csv, as_json, as_table, details
+from align.registry.formatting import as_csv, as_json, as_table, iter_details
 from align.registry.index import INDEX, Index
-from align.registry.record import record_of
+from align.registry.record import make_record
 from align.run.manifest import FILE, read_manifest
 
 
@@ -43,7 +43,7 @@ def test_a_figure_of_an_odd_shape_is_no_score(tmp_path: Path, shape: Any) -> Non
     record = one(tmp_path, "dpo:p")
     assert (record["score"], record["kl"]) == ({"name": "accuracy", "value": 0.7}, None)
     assert [*as_table([record], ["run", "metrics.win_rate"], BEGAN)]
-    assert [*details(record)]
+    assert [*iter_details(record)]
 
 
 def test_text_that_is_half_a_character(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_an_index_that_other_code_made_is_made_again(tmp_path: Path, monkeypatch
     small(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "align.registry.index.record_of", lambda folder, manifest: {**record_of(folder, manifest), "x": 1}
+            "align.registry.index.make_record", lambda folder, manifest: {**make_record(folder, manifest), "x": 1}
         )
-        patch.setattr("align.registry.index.version", lambda: 5)
+        patch.setattr("align.registry.index.compute_version", lambda: 5)
         assert one(tmp_path, "ppo:first")["x"] == 1
     assert "x" not in one(tmp_path, "ppo:first")
 

@@ -19,10 +19,10 @@ from starlette.testclient import TestClient
 from align.core.chain import ChainHead
 from align.core.errors import InputError
 from align.registry.page.server import application
-from align.registry.page.views import A_PAGE, conditions_in
+from align.registry.page.views import A_PAGE, parse_conditions
 from align.registry.trace import Votes
-from align.run.alias_log import Meant, append
-from align.run.stale import mark
+from align.run.alias_log import AliasTarget, append_change
+from align.run.stale import mark_stale
 from align.web.key_link import Anybody, KeyAuthenticator
 
 URL = "http://127.0.0.1:7862"
@@ -158,7 +158,7 @@ def test_a_folder_that_lacks_what_a_report_shows(client: TestClient) -> None:
 def test_what_is_stale_is_marked(tmp_path: Path) -> None:
     small(tmp_path)
     why, again = "trained on rows that were forgotten", "python -m align stage=sft"
-    mark(tmp_path / "sft" / "start", why, again, "r", "2026-11-02")
+    mark_stale(tmp_path / "sft" / "start", why, again, "r", "2026-11-02")
     client = visitor(tmp_path)
     assert view(client, "runs").count('<span class="stale">') == 1
     text = view(client, "run", run="sft:start")
@@ -206,7 +206,7 @@ def test_names_and_errors_are_text_and_nothing_else(tmp_path: Path) -> None:
     made(tmp_path, f"sft:{name}", digest="a" * 64)
     made(tmp_path, "ppo:p", {"init": f"sft:{name}"}, status="failed", error=HOSTILE, day=1)
     made(tmp_path, "sft:plain", config={"stage": {"name": "sft", "note": HOSTILE}, "data": {}, "method": {}}, day=2)
-    append(tmp_path, "production", [Meant(f"sft:{name}", "a" * 64)], who=HOSTILE, why=HOSTILE, replaces=0)
+    append_change(tmp_path, "production", [AliasTarget(f"sft:{name}", "a" * 64)], who=HOSTILE, why=HOSTILE, replaces=0)
     client = visitor(tmp_path)
     views = [
         view(client, "runs", text=HOSTILE, where=HOSTILE, stage=HOSTILE, status=HOSTILE), view(client, "runs"),
@@ -240,7 +240,7 @@ def test_names_with_spaces_and_accents_are_found_under_their_links(tmp_path: Pat
 @settings(max_examples=300, deadline=None)
 def test_whatever_is_typed_as_conditions_is_read_or_refused(typed: str) -> None:
     try:
-        found = list(conditions_in(typed))
+        found = list(parse_conditions(typed))
     except InputError:
         return
     assert all(key and wanted[0] in "<>=!" for key, wanted in found)
@@ -249,15 +249,15 @@ def test_whatever_is_typed_as_conditions_is_read_or_refused(typed: str) -> None:
 @pytest.mark.parametrize("text", ["a<", "a <= ", "a = 'b", "= 3", "a b = 3", "a == 3, ", "a=1,,b=2"])
 def test_conditions_with_a_slip(text: str) -> None:
     with pytest.raises(InputError, match="Write conditions such as"):
-        list(conditions_in(text))
+        list(parse_conditions(text))
 
 
 def test_conditions_are_read_as_they_are_typed() -> None:
     typed = "metrics.win_rate.low >= 0.7, seed=0,name = 'a, b' , run != \"x\""
-    assert list(conditions_in(typed)) == [
+    assert list(parse_conditions(typed)) == [
         ("metrics.win_rate.low", ">=0.7"), ("seed", "=0"), ("name", "=a, b"), ("run", "!=x")
     ]  # fmt: skip
-    assert list(conditions_in("  ")) == []
+    assert list(parse_conditions("  ")) == []
 
 
 # Who is let in, and to what
@@ -316,7 +316,7 @@ def test_a_run_that_cannot_be_read_and_a_log_that_was_cut(tmp_path: Path) -> Non
     small(tmp_path)
     (tmp_path / "ppo" / "first" / "manifest.json").write_text("{")
     for i in range(3):
-        append(tmp_path, "production", [Meant("sft:start", "a" * 64)], who="me", why="x", replaces=i)
+        append_change(tmp_path, "production", [AliasTarget("sft:start", "a" * 64)], who="me", why="x", replaces=i)
     lines = (tmp_path / "aliases.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "aliases.jsonl").write_text("".join([lines[0], lines[2]]))
     client = visitor(tmp_path)
@@ -363,11 +363,15 @@ def test_too_many_conditions_are_refused(client: TestClient) -> None:
 
 def test_aliases_with_their_history(tmp_path: Path) -> None:
     small(tmp_path)
-    one, other = (Meant(run, digest_of(run)) for run in ("ppo:first", "ppo:second"))
+    one, other = (AliasTarget(run, digest_of(run)) for run in ("ppo:first", "ppo:second"))
     found = [{"gate": "safe", "digest": "d", "findings": [{"passed": True}, {"passed": False}]}]
-    append(tmp_path, "production", [one], who="ann", why="first", replaces=0, gates=found, override="it is urgent")
-    append(tmp_path, "production", [Meant(one.ref, one.digest, 3.0), other], who="bob", why="some", replaces=1)
-    append(tmp_path, "old", [Meant("ppo:lost", "f" * 64)], who="ann", why="before", replaces=0)
+    append_change(
+        tmp_path, "production", [one], who="ann", why="first", replaces=0, gates=found, override="it is urgent"
+    )
+    append_change(
+        tmp_path, "production", [AliasTarget(one.ref, one.digest, 3.0), other], who="bob", why="some", replaces=1
+    )
+    append_change(tmp_path, "old", [AliasTarget("ppo:lost", "f" * 64)], who="ann", why="before", replaces=0)
     client = visitor(tmp_path)
     text = view(client, "aliases")
     assert "safe: 1 of 2 met" in text

@@ -25,8 +25,14 @@ from align.data.chat.encode import end_of_turn, prompt_ids, render
 from align.data.chat.fixed_prompts import LONGEST
 from align.data.chat.template import CHATML, contents_as_text
 from align.data.chat.tokens import for_others
-from align.export.engines import as_choices, choices_of, set_pad
-from align.export.reward import REASONED, as_chats, fixed_conversations, for_scoring, judged
+from align.export.engines import compute_choices, scores_as_choices, set_pad
+from align.export.reward import (
+    REASONED,
+    encode_as_chats,
+    encode_as_trained,
+    make_scoring_tokenizer,
+    make_test_conversations,
+)
 from align.models.base import builtin_folder
 from align.models.load import save_tokenizer
 from align.ops.divergence import compute_divergence
@@ -48,25 +54,25 @@ def tokenizer_of(name: str) -> Any:
 @pytest.mark.parametrize("name", NAMES)
 def test_whoever_renders_a_chat_reads_what_training_read(name: str) -> None:
     tokenizer = tokenizer_of(name)
-    conversations = fixed_conversations(tokenizer)
+    conversations = make_test_conversations(tokenizer)
     assert len(conversations) >= 12
     assert [c.messages[-1].content for c in conversations[-2:]] == list(REASONED)
-    own = for_scoring(tokenizer, conversations)
-    rows = judged(tokenizer, conversations)
-    assert as_chats(own, conversations) == rows
-    assert (as_chats(tokenizer, conversations) != rows) == (name in BEHIND)
+    own = make_scoring_tokenizer(tokenizer, conversations)
+    rows = encode_as_trained(tokenizer, conversations)
+    assert encode_as_chats(own, conversations) == rows
+    assert (encode_as_chats(tokenizer, conversations) != rows) == (name in BEHIND)
     for whole in conversations:  # what ends with a question, or is to be answered, is rendered as it was
         asked = Conversation(whole.messages[:-1])
         assert render(own, asked, answer_due=True) == render(tokenizer, asked, answer_due=True)
         assert render(own, asked) == render(tokenizer, asked)
     served = copy.deepcopy(own)  # as vLLM's launch file has it
     served.chat_template = contents_as_text(own)
-    assert as_chats(served, conversations) == rows
+    assert encode_as_chats(served, conversations) == rows
 
 
 def test_an_answer_that_looks_like_the_templates_end_keeps_its_end() -> None:
     tokenizer = tokenizer_of("qwen2.5")
-    own = for_scoring(tokenizer, fixed_conversations(tokenizer))
+    own = make_scoring_tokenizer(tokenizer, make_test_conversations(tokenizer))
     for answer in ("a\n", "\n", "a<|im_end|>\n", ""):
         said = Conversation((Message("user", "q"), Message("assistant", answer)))
         assert render(own, said) == render(tokenizer, said).removesuffix("\n")
@@ -86,10 +92,10 @@ def test_a_policys_export_reads_earlier_reasoning_as_training_did(tmp_path: Path
 
 def test_the_pad_token_ends_no_answer() -> None:
     tokenizer = tokenizer_of("llama3")
-    conversations, end = fixed_conversations(tokenizer), end_of_turn(tokenizer)
-    assert for_scoring(tokenizer, conversations).pad_token == tokenizer.pad_token != end
+    conversations, end = make_test_conversations(tokenizer), end_of_turn(tokenizer)
+    assert make_scoring_tokenizer(tokenizer, conversations).pad_token == tokenizer.pad_token != end
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)  # as a model without one is given
-    assert for_scoring(tokenizer, conversations).pad_token_id not in (end, tokenizer.eos_token_id, None)
+    assert make_scoring_tokenizer(tokenizer, conversations).pad_token_id not in (end, tokenizer.eos_token_id, None)
 
 
 def test_where_no_special_token_is_left_there_is_no_pad_token() -> None:
@@ -98,38 +104,38 @@ def test_where_no_special_token_is_left_there_is_no_pad_token() -> None:
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<eos>")
     tokenizer.chat_template = CHATML
-    conversations = fixed_conversations(tokenizer, longest=LONGEST)
-    own = for_scoring(tokenizer, conversations)
+    conversations = make_test_conversations(tokenizer, longest=LONGEST)
+    own = make_scoring_tokenizer(tokenizer, conversations)
     assert (own.pad_token, own.eos_token) == (None, "<eos>")
-    assert as_chats(own, conversations) == judged(tokenizer, conversations)
+    assert encode_as_chats(own, conversations) == encode_as_trained(tokenizer, conversations)
 
 
 def test_scores_as_choices() -> None:
-    found = as_choices(torch.tensor([1.0, -2.0]))
+    found = scores_as_choices(torch.tensor([1.0, -2.0]))
     assert found.tolist() == [[1.0, -2.0], [1.0, 0.0], [-2.0, 0.0]]
-    same = compute_divergence([found], [as_choices(torch.tensor([1.0, -2.0]))])
+    same = compute_divergence([found], [scores_as_choices(torch.tensor([1.0, -2.0]))])
     assert (same.kl, same.top1, same.max_logprob, same.tokens) == (0, 1, 0, 3)
     # log σ(3) − log σ(3.5) and the like: the largest is of the choice that is least likely.
-    moved = compute_divergence([found], [as_choices(torch.tensor([1.5, -2.0]))])
+    moved = compute_divergence([found], [scores_as_choices(torch.tensor([1.5, -2.0]))])
     least = math.log1p(math.exp(3.5)) - math.log1p(math.exp(3.0))
     assert moved.max_logprob == pytest.approx(least, abs=1e-6)
-    shifted = compute_divergence([found], [as_choices(torch.tensor([1.0, -2.0]) + 0.5)])
+    shifted = compute_divergence([found], [scores_as_choices(torch.tensor([1.0, -2.0]) + 0.5)])
     assert shifted.kl > 1e-3  # though no pair has changed
-    turned = compute_divergence([found], [as_choices(torch.tensor([-2.0, 1.0]))])
+    turned = compute_divergence([found], [scores_as_choices(torch.tensor([-2.0, 1.0]))])
     assert turned.top1 == 0
 
 
 def test_padded_rows_are_scored_as_they_are_alone(tiny_model: Any, tiny_tokenizer: Any) -> None:
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1, dtype=torch.float32).eval()
-    rows = judged(tiny_tokenizer, fixed_conversations(tiny_tokenizer))
+    rows = encode_as_trained(tiny_tokenizer, make_test_conversations(tiny_tokenizer))
     assert len({len(row) for row in rows}) > 3
     pad, end = tiny_tokenizer.pad_token_id, rows[0][-1]
-    alone = choices_of(model, rows, None)
-    assert compute_divergence(alone, choices_of(model, rows, pad)).max_logprob < 1e-5
-    assert compute_divergence(alone, choices_of(model, rows, end)).max_logprob > 1e-3  # read one token early
+    alone = compute_choices(model, rows, None)
+    assert compute_divergence(alone, compute_choices(model, rows, pad)).max_logprob < 1e-5
+    assert compute_divergence(alone, compute_choices(model, rows, end)).max_logprob > 1e-3  # read one token early
     set_pad(model, 7)
-    choices_of(model, rows, pad)
+    compute_choices(model, rows, pad)
     assert model.config.pad_token_id == 7  # asking leaves no trace
 
 
@@ -142,10 +148,10 @@ def test_trls_trainer_reads_the_same(name: str, tmp_path: Path) -> None:
     from trl.trainer.reward_trainer import RewardTrainer
 
     tokenizer = tokenizer_of(name)
-    better = fixed_conversations(tokenizer)
+    better = make_test_conversations(tokenizer)
     worse = [Conversation((*c.messages[:-1], Message("assistant", "No."))) for c in better]
-    rows = [judged(tokenizer, side) for side in (better, worse)]
-    own = for_scoring(tokenizer, better)
+    rows = [encode_as_trained(tokenizer, side) for side in (better, worse)]
+    own = make_scoring_tokenizer(tokenizer, better)
     torch.manual_seed(0)
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(own), num_labels=1, pad_token_id=own.pad_token_id, **shape)

@@ -15,11 +15,11 @@ import pytest
 from run_folders import BASE, INPUTS, config, manifest_of, opened, published
 
 from align.core.errors import MissingArtifact, RunBusy, RunConflict, StorageError
-from align.run import Input, file_digest, folder_digest, json_digest, out_of_memory, storage_error, write_json
-from align.run.environment import git_state, own_commit
+from align.run import Input, as_storage_error, file_digest, folder_digest, is_out_of_memory, json_digest, write_json
+from align.run.environment import read_git_state, read_own_commit
 from align.run.files import find_user_error
-from align.run.folder import first_difference
-from align.run.manifest import identity_of
+from align.run.folder import find_first_difference
+from align.run.manifest import compute_identity
 
 # --- Digests and files
 
@@ -67,8 +67,8 @@ def test_the_same_command_lands_in_the_same_folder(tmp_path: Path):
 
 def test_identity_ignores_where_and_how_it_is_watched(tmp_path: Path):
     here, there = config(tmp_path, "x"), config(tmp_path / "b", "y", resume="never", track={"name": "wandb"})
-    assert identity_of("sft", here, INPUTS, BASE) == identity_of("sft", there, INPUTS, BASE)
-    assert identity_of("sft", here, INPUTS, BASE) != identity_of("sft", here | {"seed": 1}, INPUTS, BASE)
+    assert compute_identity("sft", here, INPUTS, BASE) == compute_identity("sft", there, INPUTS, BASE)
+    assert compute_identity("sft", here, INPUTS, BASE) != compute_identity("sft", here | {"seed": 1}, INPUTS, BASE)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_identity_ignores_where_and_how_it_is_watched(tmp_path: Path):
     ],
 )
 def test_first_difference(old: Any, new: Any, found: Any):
-    assert first_difference(old, new) == found
+    assert find_first_difference(old, new) == found
 
 
 # --- Life of a run
@@ -319,7 +319,7 @@ def test_a_full_disk_hides_nothing_and_loses_nothing(tmp_path: Path, monkeypatch
     ],
 )
 def test_which_errors_are_the_disks(error: Exception, blamed: bool):
-    found = storage_error(error, "runs")
+    found = as_storage_error(error, "runs")
     assert (found is not None) == blamed
     if found:
         assert (found.exit_status, found.field, found.value) == (2, "run.root", "runs")
@@ -346,10 +346,10 @@ ALLOCATION = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 
     ],
 )
 def test_which_errors_are_of_too_little_memory(error: Exception, expected: bool, tmp_path: Path):
-    assert out_of_memory(error) == expected
+    assert is_out_of_memory(error) == expected
     wrapped = ValueError("the library failed")
     wrapped.__cause__ = error
-    assert out_of_memory(wrapped) == expected
+    assert is_out_of_memory(wrapped) == expected
     blamed = find_user_error(error, str(tmp_path))
     if expected:
         assert blamed is not None
@@ -369,8 +369,8 @@ def test_what_caused_an_error_counts_when_the_disk_is_full_only():
         except RuntimeError as error:
             return error
 
-    assert storage_error(raised(OSError(errno.ENOSPC, "full")), "runs")
-    assert storage_error(raised(PermissionError(errno.EACCES, "a cache that is not ours")), "runs") is None
+    assert as_storage_error(raised(OSError(errno.ENOSPC, "full")), "runs")
+    assert as_storage_error(raised(PermissionError(errno.EACCES, "a cache that is not ours")), "runs") is None
 
 
 # --- Git
@@ -379,7 +379,7 @@ def test_what_caused_an_error_counts_when_the_disk_is_full_only():
 def test_git_state_holds_a_difference_of_any_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert git_state() is None
+    assert read_git_state() is None
 
     def git(*arguments: str) -> None:
         who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
@@ -389,11 +389,11 @@ def test_git_state_holds_a_difference_of_any_bytes(tmp_path: Path, monkeypatch: 
     (tmp_path / "a.txt").write_text("one\n")
     git("add", "a.txt")
     git("commit", "-qm", "first")
-    state = git_state()
+    state = read_git_state()
     assert state is not None
     assert set(state) == {"commit"}
     (tmp_path / "a.txt").write_bytes(b"caf\xe9\n")  # Latin-1, no UTF-8
-    state = git_state()
+    state = read_git_state()
     assert state is not None
     assert "+caf�" in state["diff"]
 
@@ -408,17 +408,17 @@ def test_the_commit_is_that_of_the_code_and_of_no_checkout_around_it(tmp_path: P
     for name in ("align", "venv/align"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "a.py").write_text("a = 1\n")
-    assert own_commit(tmp_path) == ""
+    assert read_own_commit(tmp_path) == ""
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "first")
     head = git("rev-parse", "HEAD")
-    assert own_commit(tmp_path) == head
-    assert own_commit(tmp_path / "venv") == ""  # installed below somebody's own work
+    assert read_own_commit(tmp_path) == head
+    assert read_own_commit(tmp_path / "venv") == ""  # installed below somebody's own work
     (tmp_path / "notes.md").write_text("no code")
-    assert own_commit(tmp_path) == head
+    assert read_own_commit(tmp_path) == head
     (tmp_path / "align" / "b.py").write_text("b = 2\n")
-    assert own_commit(tmp_path) == f"{head}+"
+    assert read_own_commit(tmp_path) == f"{head}+"
 
 
 def test_the_lock_is_not_inherited(tmp_path: Path):

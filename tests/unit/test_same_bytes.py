@@ -22,8 +22,8 @@ from align.models.adapters import WEIGHTS_FILE, attach, read_tensors, save_adapt
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora
-from align.run import artifact_in
-from align.run.digests import HASHED, SETTLED_S, file_digest, files_digest, known_digest, same_bytes
+from align.run import load_artifact
+from align.run.digests import HASHED, SETTLED_S, expect_same_bytes, file_digest, files_digest, lookup_digest
 
 CPU = torch.device("cpu")
 LONG_AGO = SETTLED_S + 3600
@@ -76,9 +76,12 @@ def test_a_file_that_changes_between_hashing_and_loading(
     path.write_bytes(b"old bytes")
     if settled:
         settle_clock(monkeypatch)
-    known_digest(path)
+    lookup_digest(path)
     CHANGES[change](path)
-    with pytest.raises(CorruptFile, match="file changed after it was hashed"), same_bytes([path], "field", "shown"):
+    with (
+        pytest.raises(CorruptFile, match="file changed after it was hashed"),
+        expect_same_bytes([path], "field", "shown"),
+    ):
         pytest.fail("it was read")
 
 
@@ -93,8 +96,11 @@ def test_a_file_that_changes_while_it_is_read(
     if settled:
         settle_clock(monkeypatch)
     if hashed:
-        known_digest(path)
-    with pytest.raises(CorruptFile, match="file changed while it was read"), same_bytes([path], "field", "shown"):
+        lookup_digest(path)
+    with (
+        pytest.raises(CorruptFile, match="file changed while it was read"),
+        expect_same_bytes([path], "field", "shown"),
+    ):
         CHANGES[change](path)
 
 
@@ -104,10 +110,10 @@ def test_a_second_change_within_a_tick_of_the_clock(tmp_path: Path, monkeypatch:
     path.write_bytes(b"old")
     state = os.stat(path)
     monkeypatch.setattr(os, "stat", lambda *given, **named: state)
-    known_digest(path)
-    with pytest.raises(CorruptFile, match="changed while it was read"), same_bytes([path], "field", "shown"):
+    lookup_digest(path)
+    with pytest.raises(CorruptFile, match="changed while it was read"), expect_same_bytes([path], "field", "shown"):
         path.write_bytes(b"new")
-    with pytest.raises(CorruptFile, match="changed after it was hashed"), same_bytes([path], "field", "shown"):
+    with pytest.raises(CorruptFile, match="changed after it was hashed"), expect_same_bytes([path], "field", "shown"):
         pytest.fail("it was read")
 
 
@@ -115,11 +121,11 @@ def test_a_link_or_other_rights_change_no_byte(tmp_path: Path, monkeypatch: pyte
     path = tmp_path / "file"
     path.write_bytes(b"old")
     settle_clock(monkeypatch)
-    known_digest(path)
-    with same_bytes([path], "field", "shown"):
+    lookup_digest(path)
+    with expect_same_bytes([path], "field", "shown"):
         os.link(path, tmp_path / "link")
     path.chmod(0o600)
-    with same_bytes([path], "field", "shown", files_digest([path])):
+    with expect_same_bytes([path], "field", "shown", files_digest([path])):
         path.chmod(0o640)
 
 
@@ -130,7 +136,7 @@ def test_a_settled_file_is_hashed_once(tmp_path: Path, monkeypatch: pytest.Monke
     digest = files_digest([path])
     read: list[Path] = []
     monkeypatch.setattr("align.run.digests.file_digest", lambda path: read.append(path) or file_digest(path))
-    with same_bytes([path], "field", "shown", digest):
+    with expect_same_bytes([path], "field", "shown", digest):
         pass
     assert read == []
 
@@ -182,7 +188,7 @@ def test_a_base_that_is_replaced_while_it_is_loaded(model: Path, monkeypatch: py
 
 @pytest.mark.parametrize("scored", [True, False])
 def test_an_adapter_that_was_replaced_after_it_was_hashed(scored: bool, model: Path, adapter: Path) -> None:
-    assert artifact_in(adapter, "adapter").digest
+    assert load_artifact(adapter, "adapter").digest
     loaded = load_base(find_base(str(model)), "lora", CPU, torch.float32)
     write_other_weights(adapter / WEIGHTS_FILE)
     with pytest.raises(CorruptFile, match=f"{WEIGHTS_FILE} changed after it was hashed"):
@@ -196,7 +202,7 @@ def test_an_adapter_that_is_replaced_while_it_is_loaded(
 ) -> None:
     from peft import PeftModel
 
-    artifact_in(adapter, "adapter")
+    load_artifact(adapter, "adapter")
     loaded = load_base(find_base(str(model)), "lora", CPU, torch.float32)
     read = PeftModel.from_pretrained
 

@@ -12,7 +12,7 @@ from signing_keys import pair
 from align.core.aliases import parse_aliases
 from align.core.errors import InputError, MissingArtifact
 from align.models.base import find_base
-from align.run.signing import NotSigned, private_key, public_key, sign
+from align.run.signing import NotSigned, load_private_key, load_public_key, sign_folder
 from align.serve.adapter_folders import NotLoadable
 from align.serve.startup import Opened, open_portfolio
 from align.serve.tenants import Tenant
@@ -137,8 +137,8 @@ def test_each_adapter_has_to_be_signed(root: Path, tmp_path: Path) -> None:
     """By the key that was named; and the base, where there is nothing else."""
     keys, other = pair(tmp_path), pair(tmp_path, "other")
     signed = exported(tmp_path / "signed", POCKET.digest, id="pocket")
-    sign(signed, private_key(str(keys.private), "export.sign"))
-    key = public_key(str(keys.public), "export.verify")
+    sign_folder(signed, load_private_key(str(keys.private), "export.sign"))
+    key = load_public_key(str(keys.public), "export.verify")
     exported(tmp_path / "unsigned", POCKET.digest, id="pocket")
     found = served(root, {"support": str(signed), "plain": "base"}, signer=key, roots=[tmp_path])
     found.portfolio.load("more", "signed")
@@ -146,7 +146,7 @@ def test_each_adapter_has_to_be_signed(root: Path, tmp_path: Path) -> None:
         found.portfolio.load("other", "unsigned")
     for adapters, signer, says in (
         ({"a": str(signed), "b": "sft:a"}, key, "stage.adapters.b=sft:a: has no signature"),
-        ({"a": str(signed)}, public_key(str(other.public), "export.verify"), "stage.adapters.a"),
+        ({"a": str(signed)}, load_public_key(str(other.public), "export.verify"), "stage.adapters.a"),
         ({"plain": "base"}, key, "model=pocket: has no signature"),
         ({}, key, "model=pocket: has no signature"),
     ):

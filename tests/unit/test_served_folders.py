@@ -15,7 +15,7 @@ from served_adapters import METHOD, exported, run_with_adapter, written
 from signing_keys import pair
 
 from align.run import Base
-from align.run.signing import private_key, public_key, sign
+from align.run.signing import load_private_key, load_public_key, sign_folder
 from align.run.weights import adapter_digest
 from align.serve.adapter_folders import NotLoadable, folder_under, loadable_version
 
@@ -212,10 +212,10 @@ def test_folders_with_anything_in_them(tmp_path_factory: pytest.TempPathFactory,
 def test_what_nobody_signed_is_not_loaded(tmp_path: Path) -> None:
     """The message names the file, and no path of the server."""
     keys, folder = pair(tmp_path), exported(tmp_path / "adapters" / "x")
-    key, roots = public_key(str(keys.public), "export.verify"), [tmp_path / "adapters"]
+    key, roots = load_public_key(str(keys.public), "export.verify"), [tmp_path / "adapters"]
     with pytest.raises(NotLoadable, match="has no signature"):
         loadable_version("x", roots, BASE.digest, METHOD, key)
-    sign(folder, private_key(str(keys.private), "export.sign"))
+    sign_folder(folder, load_private_key(str(keys.private), "export.sign"))
     assert loadable_version("x", roots, BASE.digest, METHOD, key).folder == folder
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(NotLoadable, match=r"tokenizer\.json is not among the files that were signed") as error:

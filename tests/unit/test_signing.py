@@ -17,9 +17,17 @@ from signing_keys import Pair, pair
 
 from align.core.errors import InputError
 from align.run.digests import file_digest
-from align.run.receipt import RECEIPT, checked_receipt, write_receipt
-from align.run.signing import PASSPHRASE, SIGNATURE, NotSigned, private_key, public_key, sign, verified
-from align.run.weights import published_digest
+from align.run.receipt import RECEIPT, read_verified_receipt, write_receipt
+from align.run.signing import (
+    PASSPHRASE,
+    SIGNATURE,
+    NotSigned,
+    load_private_key,
+    load_public_key,
+    sign_folder,
+    verify_signature,
+)
+from align.run.weights import compute_published_digest
 
 FIELD = "export.sign"
 
@@ -42,14 +50,14 @@ def export(tmp_path: Path, keys: Pair) -> Path:
     (folder / "launch" / "vllm.sh").write_text("vllm\n")
     (folder / "tiny-d").symlink_to("../bases/tiny-dequantised", target_is_directory=True)
     write_receipt(folder, [{"name": "transformers", "verdict": "pass"}], [[1]], {"artifact": "a"})
-    sign(folder, private_key(str(keys.private), FIELD))
+    sign_folder(folder, load_private_key(str(keys.private), FIELD))
     return folder
 
 
 def refusal(folder: Path, keys: Pair) -> str:
     """What is wrong with a folder; empty where nothing is."""
     try:
-        verified(folder, public_key(str(keys.public), "export.verify"), "export.path", "x")
+        verify_signature(folder, load_public_key(str(keys.public), "export.verify"), "export.path", "x")
     except NotSigned as error:
         return error.problem
     return ""
@@ -166,7 +174,7 @@ def test_a_base_is_left_out_only_where_it_lies(
     """A base that has the name of a signed folder, or comes from a hub, opens no hole."""
     (export / "tiny-d").unlink()
     (export / "base.json").write_text(json.dumps(about))
-    sign(export, private_key(str(keys.private), FIELD))
+    sign_folder(export, load_private_key(str(keys.private), FIELD))
     assert refusal(export, keys) == ""
     (export / place).mkdir(parents=True, exist_ok=True)
     (export / place / "model.safetensors").write_bytes(b"evil")
@@ -177,7 +185,7 @@ def test_a_base_is_left_out_only_where_it_lies(
 def test_a_base_that_was_signed_too_is_covered(export: Path, keys: Pair, tmp_path: Path) -> None:
     """As the official tool signs a copy with the base in it."""
     copied = Path(shutil.copytree(export, tmp_path / "copied"))
-    sign(copied, private_key(str(keys.private), FIELD))
+    sign_folder(copied, load_private_key(str(keys.private), FIELD))
     assert refusal(copied, keys) == ""
     flipped(copied / "tiny-d" / "model.safetensors", 0)
     assert refusal(copied, keys) == "tiny-d/model.safetensors is not the file that was signed"
@@ -194,10 +202,10 @@ def test_a_link_to_a_file_counts_as_the_file(export: Path, keys: Pair) -> None:
 
 def test_receipt_and_digest_stay(export: Path) -> None:
     """A signature is none of the export's files, as its receipt and its digest have them."""
-    signed = published_digest(export)
-    checked_receipt(export)
+    signed = compute_published_digest(export)
+    read_verified_receipt(export)
     (export / SIGNATURE).unlink()
-    assert published_digest(export) == signed
+    assert compute_published_digest(export) == signed
 
 
 def test_the_official_tool_reads_ours_and_we_read_its(export: Path, keys: Pair, tmp_path: Path) -> None:
@@ -212,7 +220,7 @@ def test_the_official_tool_reads_ours_and_we_read_its(export: Path, keys: Pair, 
     assert tool(*signing, "--allow_symlinks", "--ignore-paths", export / "adapter_model.safetensors")[0] == 0
     assert refusal(export, keys) == "adapter_model.safetensors is not among the files that were signed"
     copied = Path(shutil.copytree(export, tmp_path / "copied"))
-    sign(copied, private_key(str(keys.private), FIELD))
+    sign_folder(copied, load_private_key(str(keys.private), FIELD))
     asked = ("verify", "key", copied, "--signature", copied / SIGNATURE, "--public_key", keys.public)
     assert tool(*asked) == (0, "Verification succeeded\n")
 
@@ -232,20 +240,20 @@ def test_keys_that_do_not_sign(tmp_path: Path, keys: Pair) -> None:
         refused["k1"].private: "(secp256k1)",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=FIELD) as error:
-            private_key(str(given), FIELD)
+            load_private_key(str(given), FIELD)
         assert says in str(error.value)
     for given, says in {
         keys.private: "is a private key", refused["rsa"].public: "(RSAPublicKey)", tmp_path / "noise": "no public key",
     }.items():  # fmt: skip
         with pytest.raises(InputError) as error:
-            public_key(str(given), "export.verify")
+            load_public_key(str(given), "export.verify")
         assert says in str(error.value)
 
 
 @pytest.mark.parametrize("curve", [ec.SECP384R1(), ec.SECP521R1()])
 def test_other_curves(tmp_path: Path, curve: ec.EllipticCurve) -> None:
     keys, folder = pair(tmp_path, key=ec.generate_private_key(curve)), written(tmp_path / "adapter")
-    sign(folder, private_key(str(keys.private), FIELD))
+    sign_folder(folder, load_private_key(str(keys.private), FIELD))
     assert refusal(folder, keys) == ""
 
 
@@ -253,23 +261,23 @@ def test_a_passphrase_comes_from_the_environment(tmp_path: Path, monkeypatch: py
     locked, folder = pair(tmp_path, word=b"open sesame"), written(tmp_path / "adapter")
     monkeypatch.delenv(PASSPHRASE, raising=False)
     with pytest.raises(InputError, match=f"has a passphrase. Set it as {PASSPHRASE}"):
-        private_key(str(locked.private), FIELD)
+        load_private_key(str(locked.private), FIELD)
     monkeypatch.setenv(PASSPHRASE, "open barley")
     with pytest.raises(InputError, match="does not open with the passphrase") as error:
-        private_key(str(locked.private), FIELD)
+        load_private_key(str(locked.private), FIELD)
     assert "barley" not in str(error.value)
     monkeypatch.setenv(PASSPHRASE, "open sesame")
-    sign(folder, private_key(str(locked.private), FIELD))
+    sign_folder(folder, load_private_key(str(locked.private), FIELD))
     assert refusal(folder, locked) == ""
-    private_key(str(pair(tmp_path, "plain").private), FIELD)  # one without a passphrase does not mind
+    load_private_key(str(pair(tmp_path, "plain").private), FIELD)  # one without a passphrase does not mind
 
 
 def test_a_key_is_read_once(export: Path, keys: Pair, tmp_path: Path) -> None:
     """A server trusts the key that it was started with, whatever its file holds later."""
     mine = Path(shutil.copy(keys.public, tmp_path / "mine.pub"))
-    key = public_key(str(mine), "export.verify")
+    key = load_public_key(str(mine), "export.verify")
     shutil.copy(pair(tmp_path, "other").public, mine)
-    verified(export, key, "export.path", "x")
+    verify_signature(export, key, "export.path", "x")
 
 
 def test_nothing_is_asked_of_a_network(export: Path, keys: Pair) -> None:
@@ -279,8 +287,8 @@ def refused(*_, **__): raise SystemExit("asked a network")
 socket.socket.connect = socket.getaddrinfo = refused
 from pathlib import Path
 from align.run.signing import *
-sign(Path({str(export)!r}), private_key({str(keys.private)!r}, "a"))
-verified(Path({str(export)!r}), public_key({str(keys.public)!r}, "b"), "c", "d")
+sign_folder(Path({str(export)!r}), load_private_key({str(keys.private)!r}, "a"))
+verify_signature(Path({str(export)!r}), load_public_key({str(keys.public)!r}, "b"), "c", "d")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
@@ -289,4 +297,4 @@ verified(Path({str(export)!r}), public_key({str(keys.public)!r}, "b"), "c", "d")
 def test_without_the_package(keys: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
     with pytest.raises(InputError, match=r"pip install 'align-rlhf\[sign\]'"):
-        private_key(str(keys.private), FIELD)
+        load_private_key(str(keys.private), FIELD)

@@ -12,7 +12,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_prompts
 from align.models.load import load_tokenizer
-from align.run import unhashed
+from align.run import list_unhashed_files
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def test_a_tokenizer_is_read_from_what_its_digest_names(copy: Path) -> None:
     (templates / "default.jinja").write_text("{{ 'another' }}")
     with pytest.raises(InputError, match=r"no digest names \(additional_chat_templates in"):
         load_tokenizer(base)
-    assert unhashed(copy, ["bpe.codes", "tokenizer.json"]) == ["additional_chat_templates"]
+    assert list_unhashed_files(copy, ["bpe.codes", "tokenizer.json"]) == ["additional_chat_templates"]
     (copy / "bpe.codes").write_text("")
-    assert unhashed(copy, ["bpe.codes", "tokenizer.json"]) == ["additional_chat_templates", "bpe.codes"]
+    assert list_unhashed_files(copy, ["bpe.codes", "tokenizer.json"]) == ["additional_chat_templates", "bpe.codes"]
 
 
 def test_of_several_templates_the_default_one_is_used(copy: Path) -> None:

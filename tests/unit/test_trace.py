@@ -15,8 +15,8 @@ from portfolio import BASE, digest_of, given, made, small
 
 from align.core.chain import ChainHead
 from align.core.errors import MissingArtifact
-from align.registry.index import Index, asked
-from align.registry.trace import DEEPEST, Node, Tracer, Votes, as_lines, check_files, trace_response
+from align.registry.index import Index, query_index
+from align.registry.trace import DEEPEST, TraceNode, Tracer, Votes, as_lines, check_files, trace_response
 from align.run.manifest import Input
 
 
@@ -24,11 +24,11 @@ def nobody(project: str, head: ChainHead) -> Votes:
     return Votes(state="not asked")
 
 
-def traced(root: Path, ref: str, full: bool = False, voters: Any = nobody) -> Node:
-    return asked(root, lambda index: Tracer(index, voters, full).run(ref))
+def traced(root: Path, ref: str, full: bool = False, voters: Any = nobody) -> TraceNode:
+    return query_index(root, lambda index: Tracer(index, voters, full).run(ref))
 
 
-def paths(node: Node, prefix: str = "") -> Iterator[str]:
+def paths(node: TraceNode, prefix: str = "") -> Iterator[str]:
     """Each way from the top of a tree to one of its nodes."""
     here = f"{prefix}{node.name}"
     yield here + (" (above)" if node.above else "")
@@ -189,8 +189,8 @@ def log(root: Path, server: str, *entries: dict[str, Any], text: str = "") -> No
     (folder / "requests.jsonl").write_text("".join(line + "\n" for line in [*lines, *([text] if text else [])]))
 
 
-def answered(root: Path, id: str) -> Node:
-    return asked(root, lambda index: trace_response(index, Tracer(index, nobody), id))
+def answered(root: Path, id: str) -> TraceNode:
+    return query_index(root, lambda index: trace_response(index, Tracer(index, nobody), id))
 
 
 def test_a_served_answer(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_ne
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora
-from align.run.checkpoints import SEAL, newest_checkpoint, seal, sealed
+from align.run.checkpoints import SEAL, find_newest_checkpoint, is_intact, seal
 from align.trainers import common
 from align.trainers.common import Training, train
 from align.trainers.reward import (
@@ -269,16 +269,16 @@ def test_a_seal_tells_a_torn_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint-3"
     folder.mkdir()
     (folder / "weights").write_bytes(b"0123456789")
-    assert not sealed(folder)
+    assert not is_intact(folder)
     seal(folder)
-    assert sealed(folder)
+    assert is_intact(folder)
     for spoil in (b"012345678", b"0123456780", None):
         (folder / "weights").write_bytes(spoil) if spoil else (folder / "weights").unlink()
-        assert not sealed(folder)
+        assert not is_intact(folder)
         (folder / "weights").write_bytes(b"0123456789")
     for nothing in ("{", "{}", "[]", "null", "[" * 100_000):
         (folder / SEAL).write_text(nothing)
-        assert not sealed(folder)
+        assert not is_intact(folder)
 
 
 def test_a_fresh_run_uses_no_old_checkpoint(tmp_path: Path) -> None:
@@ -287,5 +287,5 @@ def test_a_fresh_run_uses_no_old_checkpoint(tmp_path: Path) -> None:
         folder = tmp_path
 
     (tmp_path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
-    assert newest_checkpoint(Fresh()) is None  # pyright: ignore[reportArgumentType]
+    assert find_newest_checkpoint(Fresh()) is None  # pyright: ignore[reportArgumentType]
     assert not (tmp_path / "checkpoints").exists()

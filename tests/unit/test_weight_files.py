@@ -19,7 +19,7 @@ from align.core.errors import CorruptFile, InputError
 from align.models.adapters import WEIGHTS_FILE
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
-from align.run import Base, artifact_in, model_files
+from align.run import Base, load_artifact, model_files
 
 CPU = torch.device("cpu")
 BESIDE = {
@@ -86,7 +86,7 @@ def test_a_digest_covers_what_is_read_and_nothing_else(tmp_path: Path, files: di
     for name, content in {**files, **BESIDE, "README.md": b"words"}.items():
         (tmp_path / name).write_bytes(content)
     digest = found(tmp_path).digest
-    assert artifact_in(tmp_path, "here").digest == digest
+    assert load_artifact(tmp_path, "here").digest == digest
     assert {p.name for p in model_files(tmp_path)} == {*files, *BESIDE}
     # What is not read is not named: neither by a name that transformers would pass over, nor by one that it would not.
     for name in ("decoy.safetensors", "consolidated.safetensors", "model.fp16.safetensors", "model.gguf"):
@@ -102,9 +102,9 @@ def test_the_built_in_model_keeps_its_digest() -> None:
 def test_an_adapter_keeps_its_digest(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / WEIGHTS_FILE).write_text("weights")
-    digest = artifact_in(tmp_path, "here").digest
+    digest = load_artifact(tmp_path, "here").digest
     (tmp_path / "decoy.safetensors").write_text("other")
-    assert artifact_in(tmp_path, "here").digest == digest
+    assert load_artifact(tmp_path, "here").digest == digest
 
 
 # Weights come from the files that the digest names.
@@ -312,9 +312,9 @@ def test_a_folder_has_no_revisions(copy: Path) -> None:
 
 def test_an_ancestor_may_have_lost_its_weights(copy: Path) -> None:
     (copy / SINGLE).unlink()
-    assert artifact_in(copy, "here", verify=False).digest == ""
+    assert load_artifact(copy, "here", verify=False).digest == ""
     with pytest.raises(InputError, match="no safetensors"):
-        artifact_in(copy, "here")
+        load_artifact(copy, "here")
 
 
 @pytest.mark.parametrize("nothing", [None, {}, False, "none"])

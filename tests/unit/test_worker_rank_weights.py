@@ -13,8 +13,8 @@ from align.config.root import Config
 from align.core.errors import CorruptFile, InputError
 from align.models.adapters import files_of_adapter
 from align.ranks import RankInfo
-from align.run import Input, Manifest, artifact_in
-from align.run.digests import HASHED, same_bytes
+from align.run import Input, Manifest, load_artifact
+from align.run.digests import HASHED, expect_same_bytes
 from align.stages.worker_rank import StartedRun, compare_bytes
 
 
@@ -27,7 +27,7 @@ def nothing_hashed() -> Iterator[None]:
 
 def begin(root: Path, adapter: Path) -> StartedRun:
     """Return what the first rank tells the others about a run that reads an adapter."""
-    digest = artifact_in(adapter, "sft:one").digest
+    digest = load_artifact(adapter, "sft:one").digest
     inputs = {"init": Input(digest, "sft:one", str(adapter), "sft", "one", whole=False)}
     manifest = Manifest("ppo", "x", 0, {}, inputs, BASE)
     HASHED.clear()  # each rank is a process of its own
@@ -42,12 +42,12 @@ def test_every_rank_compares_the_adapter_that_it_loads(
     adapter = published(tmp_path, "one") / "artifact"
     begun = begin(tmp_path, adapter)
     compare_bytes(begun)
-    with same_bytes(files_of_adapter(adapter), "adapter", "sft:one"):
+    with expect_same_bytes(files_of_adapter(adapter), "adapter", "sft:one"):
         pass
     (adapter / "adapter_model.safetensors").write_text("x")
     with (
         pytest.raises(CorruptFile, match="changed after it was hashed"),
-        same_bytes(files_of_adapter(adapter), "adapter", "sft:one"),
+        expect_same_bytes(files_of_adapter(adapter), "adapter", "sft:one"),
     ):
         pytest.fail("it was loaded")
     with pytest.raises(InputError, match=rf"^init=sft:one: rank {local_rank}: is not the file that was published"):

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, cast
 
 from align.core.errors import CorruptFile, InputError
 from align.core.files import describe_read_error, open_binary, parse_user_path, refuse_irregular
-from align.run import HUB, hub_files, json_object, storage_error
+from align.run import HUB, as_storage_error, hub_files, read_json_object
 from align.run.artifacts import check_not_replaced
 from align.run.manifest import FILE as RUN
 
@@ -122,7 +122,7 @@ class DataFile:
                 try:
                     shutil.copyfileobj(file, whole, 2**20)
                 except OSError as error:
-                    raise storage_error(error, tempfile.gettempdir()) or error from error
+                    raise as_storage_error(error, tempfile.gettempdir()) or error from error
                 whole.seek(0)
                 yield whole
 
@@ -278,7 +278,7 @@ def saved_files(folder: Path, field: str) -> list[Path]:
     listing = folder / "state.json"
     if not listing.is_file() or not (folder / "dataset_info.json").is_file():
         return []
-    state = json_object(listing, field, SAVE_AGAIN)
+    state = read_json_object(listing, field, SAVE_AGAIN)
     try:
         files = [folder / Path(entry["filename"]).name for entry in state["_data_files"]]
         if state.get("_indices_data_files"):

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from align.core.errors import CorruptFile, InputError, find_lone_surrogate
 from align.data.read.content import split_names
 from align.data.read.files import ENDINGS, KNOWN, DataFile, files_of
-from align.run.digests import same_bytes
+from align.run.digests import expect_same_bytes
 
 if TYPE_CHECKING:
     import pyarrow
@@ -802,7 +802,7 @@ def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0, count
             continue
         source = DataFile(file, field)
         place = [0]
-        with source.naming_errors(place), same_bytes([file], field, str(file)):
+        with source.naming_errors(place), expect_same_bytes([file], field, str(file)):
             read = reader_of(source)
             for place[0], data in read(source, max(0, skip - before)):
                 if data is None:

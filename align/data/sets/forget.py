@@ -29,10 +29,10 @@ from align.data.sets.ids import SHA256, IdKind, kinds_in
 from align.data.sets.published import TOMBSTONE, DataSet, Shards, data_set, root_of_sides
 from align.data.sets.sides import SIDES
 from align.data.sources import DataSource, data_record
-from align.run.artifacts import REPLACED, check_not_replaced, replacement
+from align.run.artifacts import REPLACED, check_not_replaced, read_replacement
 from align.run.digests import file_digest
 from align.run.files import write_json
-from align.run.folder import locked
+from align.run.folder import lock_folder
 from align.run.manifest import FILE as RUN
 from align.run.manifest import Input, read_manifest
 from align.run.stale import FILE as STALE
@@ -161,7 +161,7 @@ def asked_for(old: Path, given: Any, standing: Standing) -> tuple[Forgetting, In
     Raises:
         InputError: the setting names no rows, or another data set with such rows took this one's place.
     """
-    reason, before = REASONS[given == ERASED], replacement(old, "data.path")
+    reason, before = REASONS[given == ERASED], read_replacement(old, "data.path")
     if before is None:
         found = data_set(old)
         masks = going(found, given, standing)
@@ -295,7 +295,7 @@ def alone_on(old: Path) -> Iterator[None]:
     """
     folder = old.parent if old.name == "artifact" else old
     try:
-        descriptor = locked(folder)
+        descriptor = lock_folder(folder)
     except RunBusy as error:
         problem = "another command is forgetting rows of it, or makes it"
         raise RunBusy("data.path", str(old), problem, "Wait for it, and name the data set that it makes.") from error

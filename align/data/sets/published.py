@@ -48,9 +48,9 @@ from align.data.sets.record_columns import (
 )
 from align.data.sets.sides import SIDES
 from align.data.sets.spool import Rows, as_numpy, first_bits
-from align.run.artifacts import check_not_replaced, done_runs, named_run
-from align.run.digests import file_digest, known_digest
-from align.run.files import json_object, write_json
+from align.run.artifacts import check_not_replaced, find_run, list_done_runs
+from align.run.digests import file_digest, lookup_digest
+from align.run.files import read_json_object, write_json
 from align.run.manifest import FILE as RUN
 from align.run.manifest import read_manifest
 
@@ -208,8 +208,8 @@ def find_data_set(ref: str, root: Path) -> Path:
             problem = "there is no such folder, and a reference is data:latest or data:NAME"
             raise MissingArtifact(field, ref, problem, MAKE)
         if name != "latest":
-            folder = named_run(("data",), name, root, ref, field, "python -m align stage=data")
-        elif done := done_runs(("data",), root):
+            folder = find_run(("data",), name, root, ref, field, "python -m align stage=data")
+        elif done := list_done_runs(("data",), root):
             folder = done[0]
         else:
             raise MissingArtifact(field, ref, f"no finished data run under {root}", MAKE)
@@ -229,7 +229,7 @@ def data_set(folder: Path) -> DataSet:
     data = described(folder)
     for name, digest in data["shards"].items():
         path = folder / name
-        if not path.is_file() or known_digest(path) != digest:
+        if not path.is_file() or lookup_digest(path) != digest:
             problem = "is missing" if not path.is_file() else "is not the file that was published (its sha256 differs)"
             raise CorruptFile("data.path", str(path), problem, RESTORE)
     return DataSet(folder, data)
@@ -248,7 +248,7 @@ def described(folder: Path) -> dict[str, Any]:
     check_not_replaced(folder, field)
     if not path.is_file():
         raise MissingArtifact(field, str(folder), f"holds no data set: {DATA_SET} is not there", MAKE)
-    data = json_object(path, field, RESTORE)
+    data = read_json_object(path, field, RESTORE)
     require_schema_version(data.get("schema_version"), SCHEMA_VERSION, field, str(path), MAKE)
     shards = data.get("shards")
     splits = data.get("splits")

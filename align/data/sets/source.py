@@ -24,8 +24,8 @@ from align.data.read.records import Outcome, Read, read_outcomes, ready_rows
 from align.data.read.rows import placed_rows
 from align.data.sets.ids import SHA256, IdKind, kind_under
 from align.data.sources import files_record, licence_of
-from align.run import HUB, Input, known_digest
-from align.run.files import json_object
+from align.run import HUB, Input, lookup_digest
+from align.run.files import read_json_object
 
 FIELD = "stage.sources"
 NAME = re.compile(r"\w[\w.-]{0,79}")
@@ -190,7 +190,7 @@ class Source:
             return Input(self.votes.head.hash, project=self.votes.project, seq=self.votes.head.seq)
         if self.path:
             return files_record(self.path, self.field)
-        return Input(known_digest(chitchat.corpus_path()), path=self.given)
+        return Input(lookup_digest(chitchat.corpus_path()), path=self.given)
 
     def outcomes(self, skip: int = 0, counts: Sequence[int] = ()) -> Iterator[Outcome]:
         """Yield what becomes of its rows, whose numbers ascend from 1.
@@ -352,7 +352,7 @@ def sources_within(files: Sequence[Path], field: str) -> list[dict[str, Any]]:
     found = list[dict[str, Any]]()
     for about, read in sides.items():
         try:
-            sources = json_object(about, field, RESTORE)["sources"]
+            sources = read_json_object(about, field, RESTORE)["sources"]
             found += [source for source in sources if any(source["splits"][side]["rows"] for side in read)]
         except (KeyError, TypeError) as error:
             raise CorruptFile(field, str(about), "does not describe a data set", RESTORE) from error

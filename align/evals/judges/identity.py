@@ -21,8 +21,8 @@ from align.evals.text import quote
 from align.report.figure_text import flattened
 from align.reward.rules import Sentiment
 from align.run import Artifact, Input, Manifest, json_digest
-from align.run.artifacts import readable
-from align.run.lineage import Gone, ancestors
+from align.run.artifacts import try_read_manifest
+from align.run.lineage import GoneRun, iter_ancestors
 
 POLICY = ("init", "artifact")
 """The inputs of a run that its policy came from: what it started from, or what it exports."""
@@ -263,36 +263,36 @@ def find_standing(policy: Artifact, parts: set[str], root: Path, models: Sequenc
     unknown: list[str] = []
     pairs: list[str] = []
     for ref, run in iter_optimisations(policy.manifest, root):
-        if isinstance(run, Gone):
+        if isinstance(run, GoneRun):
             unknown.append(run.ref)
         elif list_scorer_parts(run.config["reward"], run.inputs) & parts:
             proxy.append(ref)
-    for run in ancestors(policy.manifest, root, POLICY):
-        if isinstance(run, Gone) or run.stage not in ("dpo", "kto"):
+    for run in iter_ancestors(policy.manifest, root, POLICY):
+        if isinstance(run, GoneRun) or run.stage not in ("dpo", "kto"):
             continue
         if "data" in run.inputs and run.inputs["data"].digest in learned:
             pairs.append(run.ref)
-    for run in ancestors(policy.manifest, root):
-        if isinstance(run, Gone):
+    for run in iter_ancestors(policy.manifest, root):
+        if isinstance(run, GoneRun):
             unknown.append(run.ref)
         elif parts & set(run.metrics.get("simulated_by", ())) and run.ref not in proxy:
             votes.append(run.ref)
     return Standing(*(tuple(dict.fromkeys(refs)) for refs in (proxy, votes, unknown, pairs)))
 
 
-def iter_optimisations(manifest: Manifest, root: Path) -> Iterator[tuple[str, Manifest | Gone]]:
+def iter_optimisations(manifest: Manifest, root: Path) -> Iterator[tuple[str, Manifest | GoneRun]]:
     """Yield the runs in which a policy, or what it came from, was optimised against a reward, each with the run that
     had this reward: itself if it is PPO. For a run that was trained on answers which best-of-n ranked, that is the run
     of `stage=sample`, and then whatever the policy that gave these answers was optimised against."""
-    for run in ancestors(manifest, root, POLICY):
-        if isinstance(run, Gone):
+    for run in iter_ancestors(manifest, root, POLICY):
+        if isinstance(run, GoneRun):
             continue
         if run.stage == "ppo":
             yield run.ref, run
         rows = run.inputs.get("data")
         for ref in rows.details.get(RANKED_BY, ()) if rows else ():
             stage, _, name = str(ref).partition(":")
-            ranker = readable(root / stage / name)
-            yield run.ref, ranker or Gone(str(ref), "")
+            ranker = try_read_manifest(root / stage / name)
+            yield run.ref, ranker or GoneRun(str(ref), "")
             if ranker:
                 yield from iter_optimisations(ranker, root)

@@ -41,7 +41,7 @@ from align.ops.calibration import (
 from align.ops.intervals import average_by_group, mean_interval, proportion_interval
 from align.report.figure_text import counted, in_words
 from align.rollout.answer_cache import AnswerStore
-from align.run import Input, file_digest, json_digest, json_object, resolve
+from align.run import Input, file_digest, json_digest, read_json_object, resolve
 
 Turns = tuple[Message, ...]
 TIE = 0.5
@@ -574,7 +574,7 @@ def read_report(path: Path) -> JudgeReport:
         CorruptFile: the file is no report of a judge.
         InputError: another version wrote it.
     """
-    values = json_object(path, FIELD, HOW_TO_MEASURE)
+    values = read_json_object(path, FIELD, HOW_TO_MEASURE)
     require_schema_version(values.get("schema_version"), SCHEMA, FIELD, str(path), HOW_TO_MEASURE)
     try:
         judge = JudgeIdentity(str(values["judge"]["title"]), values["judge"]["made_of"])

@@ -30,7 +30,7 @@ from align.data.read.rows import Row
 from align.data.split import question
 from align.rollout.answer_cache import Answer, Asked
 from align.run import Input, json_digest
-from align.run.digests import known_digest
+from align.run.digests import lookup_digest
 
 HELP = "Write {name: arc, lm_eval: TASK, include: FOLDER}; FOLDER holds TASK's YAML file."
 READERS = ("json", "csv", "parquet", "text")
@@ -133,8 +133,8 @@ def harness_record(harness: Harness, field: str) -> Input:
     beneath = (path for path in folder.rglob("*") if not path.is_dir() and "__pycache__" not in path.parts)
     inside = sorted(path for path in beneath if has_file(path, f"{field}.include", HELP))
     data = {Path(named) for path in inside if is_yaml(path) for named in data_of(path, folder)}
-    files = [[path.relative_to(folder).as_posix(), known_digest(path)] for path in inside]
-    files += [[path.as_posix(), known_digest(path)] for path in sorted(data)]
+    files = [[path.relative_to(folder).as_posix(), lookup_digest(path)] for path in inside]
+    files += [[path.as_posix(), lookup_digest(path)] for path in sorted(data)]
     digest = json_digest({"task": harness.task, "lm_eval": version("lm_eval"), "files": files})
     return Input(digest, ref=harness.task, path=harness.include)
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from align.registry.index import Index
 from align.registry.page.templating import render
-from align.registry.trace import STALE, Node, facts_of
+from align.registry.trace import STALE, TraceNode, describe_run
 from align.report.figure_text import counted
 
 WIDE = 172
@@ -69,20 +69,20 @@ class Lineage:
         return True
 
 
-def lineage_of(index: Index, tree: Node) -> Lineage:
+def build_lineage(index: Index, tree: TraceNode) -> Lineage:
     """Return the content of the picture.
 
     Args:
         tree: trace of the run, see `align.registry.trace`.
     """
-    lineage = Lineage(key_of(tree))
+    lineage = Lineage(get_key(tree))
     add_sources(lineage, tree, frozenset())
     add_descendants(lineage, index)
-    lineage.lines = [line for line in lineage.lines if line[0][0] != "base" or not by_another_way(lineage.lines, *line)]
+    lineage.lines = [line for line in lineage.lines if line[0][0] != "base" or not has_other_path(lineage.lines, *line)]
     return lineage
 
 
-def by_another_way(lines: Sequence[tuple[Key, Key]], source: Key, target: Key) -> bool:
+def has_other_path(lines: Sequence[tuple[Key, Key]], source: Key, target: Key) -> bool:
     """Return whether a third box connects source and target: most runs are on the base of their parents."""
     visited: set[Key] = set()
     stack = [end for start, end in lines if start == source and end != target]
@@ -94,18 +94,18 @@ def by_another_way(lines: Sequence[tuple[Key, Key]], source: Key, target: Key) -
     return target in visited
 
 
-def key_of(node: Node) -> Key:
+def get_key(node: TraceNode) -> Key:
     """Return the identity of a node: a run's is its name, that of any other node includes the digest."""
     return node.kind, node.name, "" if node.kind == "run" else node.digest
 
 
-def add_sources(lineage: Lineage, node: Node, path: frozenset[Key]) -> bool:
+def add_sources(lineage: Lineage, node: TraceNode, path: frozenset[Key]) -> bool:
     """Add a node and its ancestors. Returns whether there was room for the node."""
-    key = key_of(node)
-    if not lineage.add(key, Box(node.kind, node.name, tells(node.facts), node.whole, is_stale(node.facts))):
+    key = get_key(node)
+    if not lineage.add(key, Box(node.kind, node.name, summarize_facts(node.facts), node.whole, is_stale(node.facts))):
         return False
     for _, source in node.sources:
-        source_key = key_of(source)
+        source_key = get_key(source)
         is_circle = source_key in path or source_key == key  # only in manifests edited by hand
         if not is_circle and add_sources(lineage, source, path | {key}) and (source_key, key) not in lineage.lines:
             lineage.lines.append((source_key, key))
@@ -125,8 +125,8 @@ def add_descendants(lineage: Lineage, index: Index) -> None:
                 if child is None or is_ancestor:
                     continue
                 is_new = key not in lineage.boxes
-                facts = facts_of(child)
-                if lineage.add(key, Box("run", str(run), tells(facts), stale=is_stale(facts))):
+                facts = describe_run(child)
+                if lineage.add(key, Box("run", str(run), summarize_facts(facts), stale=is_stale(facts))):
                     lineage.lines.append((parent, key))
                     lineage.later.add(key)
                     if is_new:
@@ -138,13 +138,13 @@ def is_stale(facts: Sequence[str]) -> bool:
     return any(fact.startswith(STALE) for fact in facts)
 
 
-def tells(facts: Sequence[str]) -> str:
+def summarize_facts(facts: Sequence[str]) -> str:
     """Return the text of a box: its score, and how it was trained."""
     ordered = sorted(facts[:2], key=lambda fact: not fact.startswith("score "))
     return ", ".join(fact.removeprefix("score ").replace("_", " ") for fact in ordered)
 
 
-def columns_of(lineage: Lineage) -> dict[Key, int]:
+def assign_columns(lineage: Lineage) -> dict[Key, int]:
     """Return box → column: 0 for the run itself, positive for its ancestors, negative for its descendants.
 
     An ancestor's column is greater than those of all boxes made from it.
@@ -162,9 +162,9 @@ def columns_of(lineage: Lineage) -> dict[Key, int]:
     return columns
 
 
-def picture(lineage: Lineage) -> Markup:
+def draw_lineage(lineage: Lineage) -> Markup:
     """Return the figure as SVG, in which every run is a link."""
-    places = placed(lineage)
+    places = place_boxes(lineage)
     return render(
         "lineage.html",
         focus=lineage.focus[1],
@@ -178,16 +178,16 @@ def picture(lineage: Lineage) -> Markup:
     )
 
 
-def placed(lineage: Lineage) -> dict[Key, tuple[float, float]]:
+def place_boxes(lineage: Lineage) -> dict[Key, tuple[float, float]]:
     """Return box → (x, y) of its upper left corner. Columns are centred, and sorted by neighbours."""
     columns: dict[int, list[Key]] = {}
-    for key, column in columns_of(lineage).items():
+    for key, column in assign_columns(lineage).items():
         columns.setdefault(column, []).append(key)
     order = sorted(columns, reverse=True)  # the oldest boxes are on the left
     for _ in range(SWEEPS):
         rank = {key: i - len(keys) / 2 for keys in columns.values() for i, key in enumerate(keys)}
         for column in order:
-            columns[column].sort(key=lambda key: middle(key, lineage.lines, rank))
+            columns[column].sort(key=lambda key: compute_mean_rank(key, lineage.lines, rank))
     tallest = max(len(keys) for keys in columns.values()) * (TALL + DOWN) - DOWN
     return {
         key: (i * (WIDE + ACROSS), (tallest - len(columns[column]) * (TALL + DOWN) + DOWN) / 2 + j * (TALL + DOWN))
@@ -196,7 +196,7 @@ def placed(lineage: Lineage) -> dict[Key, tuple[float, float]]:
     }
 
 
-def middle(key: Key, lines: Sequence[tuple[Key, Key]], rank: Mapping[Key, float]) -> float:
+def compute_mean_rank(key: Key, lines: Sequence[tuple[Key, Key]], rank: Mapping[Key, float]) -> float:
     """Return the mean rank of the boxes that a box is connected to. A box without lines keeps its own rank."""
     ranks = [rank[end if start == key else start] for start, end in lines if key in (start, end)]
     return sum(ranks) / len(ranks) if ranks else rank[key]

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp
 
 from align.core.errors import InputError, MissingArtifact, StorageError
-from align.registry.index import Index, asked
+from align.registry.index import Index, query_index
 from align.registry.page.templating import render
 from align.registry.page.views import (
     NEWEST,
@@ -24,7 +24,7 @@ from align.registry.page.views import (
     aliases_view,
     compare_view,
     describe_error,
-    record_in,
+    get_record,
     report_view,
     run_view,
     runs_view,
@@ -64,15 +64,15 @@ def application(
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_route("/", lambda request: HTMLResponse(render("page.html")))
-    app.include_router(views(root, voters, command))
-    app.include_router(files(root))
+    app.include_router(make_view_routes(root, voters, command))
+    app.include_router(make_file_routes(root))
     app.mount("/align", StaticFiles(directory=STATIC))
     for error, status in {MissingArtifact: 404, StorageError: 503, InputError: 422}.items():
-        app.add_exception_handler(error, told(status))
-    return AuthMiddleware(app, authenticator, origins, check, policy=POLICY, streams=0, streams_each=0)
+        app.add_exception_handler(error, make_error_handler(status))
+    return AuthMiddleware(app, authenticator, origins, refuse_writes, policy=POLICY, streams=0, streams_each=0)
 
 
-def told(status: int) -> Callable[[Request, Exception], JSONResponse]:
+def make_error_handler(status: int) -> Callable[[Request, Exception], JSONResponse]:
     """Return the handler that answers an InputError with JSON, which the script shows."""
 
     def answer(_: Request, error: Exception) -> JSONResponse:
@@ -82,12 +82,12 @@ def told(status: int) -> Callable[[Request, Exception], JSONResponse]:
     return answer
 
 
-def check(visitor: Visitor | None, method: str, path: str, headers: Headers) -> Response | None:
+def refuse_writes(visitor: Visitor | None, method: str, path: str, headers: Headers) -> Response | None:
     """Refuse every request but GET and HEAD."""
     return None if method in ("GET", "HEAD") else refusal(405, "There is nothing here that could be changed.")
 
 
-def views(root: Path, voters: Voters, command: Callable[[Manifest], str]) -> APIRouter:
+def make_view_routes(root: Path, voters: Voters, command: Callable[[Manifest], str]) -> APIRouter:
     """Return the routes of the views, which the script loads."""
     router = APIRouter(prefix="/view", default_response_class=HTMLResponse)
     executor = ThreadPoolExecutor(1, "drawing")  # of its own, so that a plot delays no table
@@ -105,28 +105,30 @@ def views(root: Path, voters: Voters, command: Callable[[Manifest], str]) -> API
         page: Annotated[int, Query(ge=1, le=10**6)] = 1,
     ) -> str:
         filters = Filters(text, stage, status, where, sort, page)
-        return asked(root, lambda index: runs_view(index, filters, datetime.now(UTC)))
+        return query_index(root, lambda index: runs_view(index, filters, datetime.now(UTC)))
 
     @router.get("/run")
     def run(run: Text) -> str:
-        return asked(root, lambda index: run_view(index, run, voters, datetime.now(UTC)))
+        return query_index(root, lambda index: run_view(index, run, voters, datetime.now(UTC)))
 
     @router.get("/report")
     async def report(run: Text) -> str:
-        return await run_drawing(lambda: report_view(root, asked(root, lambda index: record_in(index, run)), command))
+        return await run_drawing(
+            lambda: report_view(root, query_index(root, lambda index: get_record(index, run)), command)
+        )
 
     @router.get("/compare")
     async def compare(runs: Annotated[list[Text], Query()]) -> str:
-        return await run_drawing(lambda: asked(root, lambda index: compare_view(index, root, runs)))
+        return await run_drawing(lambda: query_index(root, lambda index: compare_view(index, root, runs)))
 
     @router.get("/aliases")
     def aliases(alias: Text = "") -> str:
-        return asked(root, lambda index: aliases_view(index, alias))
+        return query_index(root, lambda index: aliases_view(index, alias))
 
     return router
 
 
-def files(root: Path) -> APIRouter:
+def make_file_routes(root: Path) -> APIRouter:
     """Return the routes of the style, and of the runs' own pages, whose links to each other keep working."""
     router = APIRouter()
 
@@ -137,9 +139,9 @@ def files(root: Path) -> APIRouter:
     @router.get("/runs/{stage}/{name}/report.html")
     def report(stage: str, name: str) -> Response:
         def path_in(index: Index) -> Path:
-            return root / record_in(index, f"{stage}:{name}")["folder"] / "report.html"
+            return root / get_record(index, f"{stage}:{name}")["folder"] / "report.html"
 
-        path = asked(root, path_in)
+        path = query_index(root, path_in)
         if path.is_symlink() or not path.is_file():  # a link may lead outside the runs
             raise HTTPException(404, "This run has no report.")
         return FileResponse(path, media_type="text/html; charset=utf-8", headers={"content-security-policy": INERT})

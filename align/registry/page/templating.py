@@ -11,7 +11,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from align.registry import formatting
-from align.registry.record import altered_in
+from align.registry.record import describe_alteration
 from align.report.page import TEMPLATES as REPORT_TEMPLATES
 from align.report.page import template_environment
 
@@ -19,16 +19,16 @@ from align.report.page import template_environment
 @cache
 def templates() -> Environment:
     environment = template_environment(Path(__file__).parent / "templates", REPORT_TEMPLATES)
-    environment.filters["clean"] = formatting.clean
+    environment.filters["clean"] = formatting.clean_text
     environment.globals |= {
         "view_url": view_url,
-        "altered_in": altered_in,
-        "age": formatting.age,
-        "base_of": formatting.base_of,
-        "method_in": formatting.method_in,
-        "data_in": formatting.data_in,
-        "kl_in": formatting.kl_in,
-        "parents_in": formatting.parents_in,
+        "altered_in": describe_alteration,
+        "age": formatting.format_age,
+        "base_of": formatting.format_base,
+        "method_in": formatting.format_method,
+        "data_in": formatting.format_data,
+        "kl_in": formatting.format_kl,
+        "parents_in": formatting.format_parents,
     }
     return environment
 

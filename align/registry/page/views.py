@@ -16,19 +16,19 @@ from markupsafe import Markup, escape
 
 from align.core.errors import InputError, MissingArtifact, make_printable, require
 from align.registry.comparison import compare
-from align.registry.formatting import cell, clean, figure, leaves
-from align.registry.index import Index, stamp_of
-from align.registry.page.lineage import lineage_of, picture
+from align.registry.formatting import clean_text, format_cell, format_value, iter_leaves
+from align.registry.index import Index, read_stamp
+from align.registry.page.lineage import build_lineage, draw_lineage
 from align.registry.page.templating import render, render_alert, view_url
 from align.registry.query import find_runs
-from align.registry.record import UNREADABLE, Record, altered_in
+from align.registry.record import UNREADABLE, Record, describe_alteration
 from align.registry.trace import Tracer, Voters
 from align.report.figure_text import counted, is_interval, one_line
 from align.report.live import as_it_lies
 from align.report.run_view import RunView
 from align.run.alias_log import Change, read_log
 from align.run.manifest import FILE, Manifest, read_manifest
-from align.run.stale import stale_in
+from align.run.stale import read_stale_mark
 
 A_PAGE = 100
 """Runs on one page of the table."""
@@ -84,7 +84,7 @@ class Filters:
         return view_url("runs", **{key: value for key, value in values.items() if value != defaults[key]})
 
 
-def conditions_in(typed: str) -> Iterator[tuple[str, str]]:
+def parse_conditions(typed: str) -> Iterator[tuple[str, str]]:
     """Yield (key, comparison) of conditions separated by commas, such as `score.value >= 0.7, seed = 0`.
 
     Raises:
@@ -128,7 +128,7 @@ def runs_view(index: Index, filters: Filters, now: datetime) -> Markup:
 
 
 def describe_error(error: InputError) -> str:
-    value = make_printable(clean(str(error.value), longest=200))
+    value = make_printable(clean_text(str(error.value), longest=200))
     return f"{error.field}={value}: {error.problem.rstrip('.')}. {error.remedy}"
 
 
@@ -138,7 +138,7 @@ def list_runs(index: Index, filters: Filters) -> dict[str, Any]:
     Raises:
         InputError: A condition is invalid.
     """
-    where = list(conditions_in(filters.where))
+    where = list(parse_conditions(filters.where))
     where += [(key, f"={value}") for key, value in (("stage", filters.stage), ("status", filters.status)) if value]
     if filters.text:
         where.append(("run", f"=*{filters.text}*"))
@@ -174,11 +174,11 @@ def score_parts(record: Record) -> dict[str, Any] | None:
     score = record.get("score")
     if not score:
         return None
-    value, _, bounds = figure(score if is_interval(score) else score["value"]).partition(" ")
+    value, _, bounds = format_value(score if is_interval(score) else score["value"]).partition(" ")
     ends = {key: score.get(key) for key in ("value", "low", "high")}
     is_share = all(isinstance(end, int | float) and 0 <= end <= 1 for end in ends.values())
     return {
-        "name": clean(score["name"]).replace("_", " "),
+        "name": clean_text(score["name"]).replace("_", " "),
         "value": value,
         "bounds": bounds,
         "interval": {key: end * 60 for key, end in ends.items()} if is_share else None,
@@ -201,19 +201,19 @@ def run_view(index: Index, run: str, voters: Voters, now: datetime) -> Markup:
     Raises:
         MissingArtifact: There is no such run.
     """
-    record = record_in(index, run)
+    record = get_record(index, run)
     folder = index.root / record["folder"]
     alerts = []
-    if stale := stale_in(folder):
+    if stale := read_stale_mark(folder):
         command = f" Made again by: {stale.again}" if stale.again else ""
         alerts.append(f"Stale since {stale.since[:10]}: {stale.because}.{command}")
-    if problem := altered_in(record):
+    if problem := describe_alteration(record):
         alerts.append(f"Altered: {problem}.")
     is_readable = record["status"] != UNREADABLE
     if not is_readable:
         alerts.append(str(record["error"]))
     stage, _, name = run.partition(":")
-    values = {key: value for key, value in leaves(record) if value not in (None, "", [])}
+    values = {key: value for key, value in iter_leaves(record) if value not in (None, "", [])}
     return render(
         "run.html",
         record=record,
@@ -223,12 +223,12 @@ def run_view(index: Index, run: str, voters: Voters, now: datetime) -> Markup:
         minutes=(record.get("cost") or {}).get("minutes"),
         report_url=f"runs/{stage}/{quote(name, safe='')}/report.html" if (folder / "report.html").is_file() else "",
         alerts=alerts,
-        lineage=picture(lineage_of(index, Tracer(index, voters).run(run))) if is_readable else None,
-        leaves=[(key, cell(value, longest=400)) for key, value in sorted(values.items())],
+        lineage=draw_lineage(build_lineage(index, Tracer(index, voters).run(run))) if is_readable else None,
+        leaves=[(key, format_cell(value, longest=400)) for key, value in sorted(values.items())],
     )
 
 
-def record_in(index: Index, run: str) -> Record:
+def get_record(index: Index, run: str) -> Record:
     record = index.record(run)
     if record is None:
         raise MissingArtifact("run", run, f"is no run under {index.root}", "The list of runs has those that are there.")
@@ -244,7 +244,7 @@ def report_view(root: Path, record: Record, command: Callable[[Manifest], str]) 
         command: returns the command line that repeats a manifest's run.
     """
     folder = root / record["folder"]
-    stamps = tuple(stamp_of(folder / name) for name in READ)
+    stamps = tuple(read_stamp(folder / name) for name in READ)
     return draw_report(folder, record["status"], record.get("error") or "", stamps, command)
 
 
@@ -291,7 +291,7 @@ def compare_view(index: Index, root: Path, runs: Sequence[str]) -> Markup:
     require(len(runs) > 1, "runs", runs, "are fewer than two", "Choose two or more in the list of runs.")
     remedy = "Choose fewer, or use stage.action=compare."
     require(len(runs) <= MOST, "runs", f"{len(runs)} runs", f"are more than {MOST}", remedy)
-    report = build_page(compare(root, [record_in(index, run) for run in runs]), root)
+    report = build_page(compare(root, [get_record(index, run) for run in runs]), root)
     return render("compare.html", report=report, runs=runs)
 
 

@@ -13,7 +13,7 @@ import torch
 from align.core.errors import CorruptFile
 from align.data.chat.fixed_prompts import fixed_prompts
 from align.export.adapter import write_adapter
-from align.export.engines import free_memory, logits_of, picked
+from align.export.engines import compute_logits, free_memory, pick_logprobs
 from align.models.actors import AdapterPool
 from align.models.base import named_base
 from align.models.dequantised import dequantised_beside
@@ -21,12 +21,12 @@ from align.models.load import context_length, in_fp32, load_base
 from align.rollout.probes import Probes, read_probes
 from align.rollout.vllm_server import ServedAdapter, adapter_name
 from align.run import Base
-from align.run.atomic import publish
+from align.run.atomic import publish_folder
 from align.run.weights import adapter_digest
 
 
 @dataclass
-class ForVllm:
+class VllmAdapters:
     """Preparation of a portfolio's adapters for vLLM.
 
     Args:
@@ -78,11 +78,11 @@ class ForVllm:
         model = in_fp32(load_base(self.base, self.method, self.device, self.trained))
         rows = fixed_prompts(self.tokenizer, context_length(model))
         pool = AdapterPool(model)
-        base = picked(logits_of(model, rows), rows)
+        base = pick_logprobs(compute_logits(model, rows), rows)
         for digest, folder in adapters.items():
             pool.add(folder)
             with pool.actor(digest).use() as actor:
-                self.must_say[digest] = Probes(rows, picked(logits_of(actor, rows), rows), base)
+                self.must_say[digest] = Probes(rows, pick_logprobs(compute_logits(actor, rows), rows), base)
             pool.remove(digest)
         del model, pool
         free_memory()
@@ -98,7 +98,7 @@ class ForVllm:
             self.learn({digest: folder})
         target = self.folder / digest
         shutil.rmtree(target, ignore_errors=True)  # left by a server that was killed
-        with publish(target) as scratch:
+        with publish_folder(target) as scratch:
             write_adapter(scratch, folder, named_base(self.base), tokenizer=self.tokenizer, beside=Path(self.base.path))
         if adapter_digest(folder) != digest:
             shutil.rmtree(target)

@@ -10,14 +10,14 @@ from collections.abc import Collection, Mapping
 from align.core.errors import InputError
 from align.rollout.engine_process import LLAMA_CPP, SETTINGS, TRANSFORMERS, VLLM, engine_version, why_unasked
 from align.run import Artifact, Base, model_config, read_json
-from align.run.weights import ABOUT, VALUE_HEAD_FILE, brings_scores
+from align.run.weights import ABOUT, VALUE_HEAD_FILE, is_reward_adapter
 
 KINDS = ("adapter", "merged", "gguf")
 OF_WHOLE = ("merged", "gguf")
 OF_SCORES = ("adapter", "merged")
 
 
-def kinds_of(kind: str, artifact: Artifact) -> tuple[str, ...]:
+def list_kinds(kind: str, artifact: Artifact) -> tuple[str, ...]:
     """Return the kinds of export to make of an artifact.
 
     Args:
@@ -42,7 +42,7 @@ def kinds_of(kind: str, artifact: Artifact) -> tuple[str, ...]:
                 "is a whole model, of which there is no adapter", "Add export=merged, export=gguf or all."
             )
         return OF_WHOLE if kind == "all" else (kind,)
-    if brings_scores(artifact.path):
+    if is_reward_adapter(artifact.path):
         if kind == "gguf":
             problem = "is a reward model, and llama.cpp's converter knows no such head of scores"
             raise unsupported(
@@ -52,7 +52,7 @@ def kinds_of(kind: str, artifact: Artifact) -> tuple[str, ...]:
     return KINDS if kind == "all" else (kind,)
 
 
-def engines_asked(kind: str, where: Mapping[str, str], scores: bool = False) -> dict[str, str]:
+def find_engines(kind: str, where: Mapping[str, str], scores: bool = False) -> dict[str, str]:
     """Return engine → version of the engines besides transformers that check an export. Empty if not installed.
 
     Args:
@@ -69,7 +69,9 @@ def engines_asked(kind: str, where: Mapping[str, str], scores: bool = False) -> 
     return {engine: engine_version(engine, where[engine], SETTINGS[engine]) for engine in engines}
 
 
-def check_askable(kind: str, required: Collection[str], asked: Mapping[str, str], where: Mapping[str, str]) -> None:
+def check_required_engines(
+    kind: str, required: Collection[str], asked: Mapping[str, str], where: Mapping[str, str]
+) -> None:
     """Raise InputError if a required engine does not check this kind of export, or is not installed.
 
     Args:
@@ -84,7 +86,7 @@ def check_askable(kind: str, required: Collection[str], asked: Mapping[str, str]
             raise InputError("export.require", engine, problem, "Install it, or leave it out of export.require.")
 
 
-def check_stranger(artifact: Artifact, base: Base, method: str) -> None:
+def check_foreign_adapter(artifact: Artifact, base: Base, method: str) -> None:
     """Raise InputError if an adapter of another project has another base, or its training method is not given."""
     path = artifact.path / ABOUT
     digest = read_json(path, "Export it again.").get("digest") if path.is_file() else None

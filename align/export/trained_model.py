@@ -15,9 +15,9 @@ from align.core.errors import CorruptFile, require
 from align.core.files import check_folder
 from align.data.chat.fixed_prompts import fixed_prompts
 from align.data.chat.tokens import for_others
-from align.export.engines import VERSION, Asked, choices_of, free_memory, logits_of, picked
-from align.export.receipt_rows import ALONE, Bound, Check
-from align.export.reward import as_chats, fixed_conversations, for_scoring, judged
+from align.export.engines import VERSION, ExportPrompts, compute_choices, compute_logits, free_memory, pick_logprobs
+from align.export.receipt_rows import ALONE, Bound, ReceiptCheck
+from align.export.reward import encode_as_chats, encode_as_trained, make_scoring_tokenizer, make_test_conversations
 from align.models.adapters import attach
 from align.models.base import frozen_method
 from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, load_classifier, name_of
@@ -27,7 +27,7 @@ from align.run import Base
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainedModel:
     """A model as it was trained: a base with an adapter, or a model whose weights were all trained.
 
     Attributes:
@@ -51,39 +51,41 @@ class Trained:
     device: torch.device
     dtype: torch.dtype
     tokenizer: Any
-    asked: Asked
+    prompts: ExportPrompts
     logits: Sequence[Tensor]
     base_logprobs: Sequence[Sequence[float]] | None
-    alone: Divergence | None
+    base_divergence: Divergence | None
     origin: Base
 
     @property
     def rows(self) -> Sequence[Sequence[int]]:
         """Token ids of the prompts."""
-        return self.asked.rows
+        return self.prompts.rows
 
     @property
-    def without(self) -> list[Check]:
-        if self.alone is None:
+    def base_checks(self) -> list[ReceiptCheck]:
+        if self.base_divergence is None:
             return []
-        return [Check(TRANSFORMERS, ALONE, self.kind, name_of(self.dtype), VERSION, self.alone)]
+        return [ReceiptCheck(TRANSFORMERS, ALONE, self.kind, name_of(self.dtype), VERSION, self.base_divergence)]
 
     @property
     def kind(self) -> str:
         """The base weights that the adapter was trained on: `nf4` or `original`."""
         return "nf4" if self.method == "qlora" else "original"
 
-    def beside(self, loaded: Sequence[Tensor], what: str, base: str, weights: str, bound: Bound | None) -> Check:
+    def compare(
+        self, loaded: Sequence[Tensor], what: str, base: str, weights: str, bound: Bound | None
+    ) -> ReceiptCheck:
         """Return a check by transformers: the difference of an export's logits from the trained model's."""
-        return Check(TRANSFORMERS, what, base, weights, VERSION, compute_divergence(self.logits, loaded), bound)
+        return ReceiptCheck(TRANSFORMERS, what, base, weights, VERSION, compute_divergence(self.logits, loaded), bound)
 
     def load(self, method: str) -> Any:
         """Load the base in fp32 with `method`. A reward model's has a score head, to be filled by the adapter."""
-        loader = load_classifier if self.asked.scores else load_base
+        loader = load_classifier if self.prompts.scores else load_base
         return in_fp32(loader(self.base, method, self.device, self.dtype))
 
 
-def trained_model(
+def load_trained_model(
     base: Base,
     adapter: Path | None,
     method: str,
@@ -92,7 +94,7 @@ def trained_model(
     tokenizer: Any,
     scores: bool = False,
     origin: Base | None = None,
-) -> Trained:
+) -> TrainedModel:
     """Load a trained model and compute its logits on the fixed prompts.
 
     Args:
@@ -107,11 +109,11 @@ def trained_model(
     model = in_fp32(loader(base, frozen_method(method), device, dtype))
     if adapter is not None:
         model = attach(model, adapter, "policy", alone=True)
-    asked, export_tokenizer = questions(tokenizer, context_length(model), scores)
+    asked, export_tokenizer = make_prompts(tokenizer, context_length(model), scores)
     size = model.get_input_embeddings().weight.shape[0]
     problem = f"has ids beyond the {size} rows of the base's embedding"
     require(max(map(max, asked.rows)) < size >= len(tokenizer), "tokenizer", len(tokenizer), problem, OWN_TOKENIZER)
-    logits = choices_of(model, asked.rows, None) if scores else logits_of(model, asked.rows)
+    logits = compute_choices(model, asked.rows, None) if scores else compute_logits(model, asked.rows)
     is_finite = all(bool(part.isfinite().all()) for part in logits)
     name = base.id if adapter is None else adapter.name
     require(is_finite, "artifact", name, "what was trained says nan or infinity", "Train it again.")
@@ -119,12 +121,12 @@ def trained_model(
     alone = None
     if adapter is not None and not scores:
         with model.disable_adapter():
-            base_logits = logits_of(model, asked.rows)
-        base_logprobs = picked(base_logits, asked.rows)
+            base_logits = compute_logits(model, asked.rows)
+        base_logprobs = pick_logprobs(base_logits, asked.rows)
         alone = compute_divergence(logits, base_logits)
     del model
     free_memory()
-    return Trained(
+    return TrainedModel(
         base,
         adapter,
         method,
@@ -139,7 +141,7 @@ def trained_model(
     )
 
 
-def questions(tokenizer: Any, longest: int, scores: bool) -> tuple[Asked, Any]:
+def make_prompts(tokenizer: Any, longest: int, scores: bool) -> tuple[ExportPrompts, Any]:
     """Return the prompts for a model, and the tokenizer of its exports.
 
     Args:
@@ -149,26 +151,29 @@ def questions(tokenizer: Any, longest: int, scores: bool) -> tuple[Asked, Any]:
         InputError: A reward model's chat template accepts no fixed conversation.
     """
     if not scores:
-        return Asked(fixed_prompts(tokenizer, longest)), for_others(tokenizer)
-    conversations = fixed_conversations(tokenizer, longest)
+        return ExportPrompts(fixed_prompts(tokenizer, longest)), for_others(tokenizer)
+    conversations = make_test_conversations(tokenizer, longest)
     problem = "takes none of the conversations that a reward model is asked about"
     require(bool(conversations), "chat_template", "(the model's)", problem, "Train it with data.template=chatml.")
-    export_tokenizer = for_scoring(tokenizer, conversations)
-    return Asked(
-        judged(tokenizer, conversations), True, as_chats(export_tokenizer, conversations), export_tokenizer.pad_token_id
+    export_tokenizer = make_scoring_tokenizer(tokenizer, conversations)
+    return ExportPrompts(
+        encode_as_trained(tokenizer, conversations),
+        True,
+        encode_as_chats(export_tokenizer, conversations),
+        export_tokenizer.pad_token_id,
     ), export_tokenizer
 
 
-def check_tokenizer(trained: Trained, folder: Path) -> None:
+def check_tokenizer(trained: TrainedModel, folder: Path) -> None:
     """Raise CorruptFile if an export's tokenizer or chat template gives the prompts other tokens than in training."""
     check_folder(folder, "export.path")
     exported = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     longest = max(map(len, trained.rows))
     are_equal = fixed_prompts(exported, longest) == fixed_prompts(trained.tokenizer, longest)
-    if trained.asked.scores:
-        conversations = fixed_conversations(trained.tokenizer, longest)
-        are_equal &= as_chats(exported, conversations) == as_chats(trained.tokenizer, conversations)
-        are_equal &= exported.pad_token_id == trained.asked.pad
+    if trained.prompts.scores:
+        conversations = make_test_conversations(trained.tokenizer, longest)
+        are_equal &= encode_as_chats(exported, conversations) == encode_as_chats(trained.tokenizer, conversations)
+        are_equal &= exported.pad_token_id == trained.prompts.pad
     if not are_equal:
         problem = "its tokens of the fixed prompts are others than in training"
         raise CorruptFile("tokenizer", folder.name, problem, "Export it again.")
