@@ -42,7 +42,7 @@ def write_adapter(
         initial: see `align.models.plain_lora.convert_to_plain`; needed if `init_lora_weights` is one of `REPEATABLE`.
 
     Raises:
-        CorruptFile, MissingArtifact, InputError, StorageError: As `read_adapter`, `check_plain` and `publish`.
+        CorruptFile, MissingArtifact, InputError, StorageError: As `read_adapter`, `check_plain` and `publish_folder`.
     """
     check_base(base)
     write_plain(folder, source, base, initial)

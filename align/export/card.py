@@ -76,7 +76,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
             `original`;
             `parents` in order of training, each `{stage, name, digest}` and, if known, `settings` from
             `align.export.history`; `system`, the system prompt from there; `seed`; `data`, names of data sets;
-            `folded`, a sentence from `folded_scale`;
+            `folded`, a sentence from `describe_scale`;
             `judge`, the gold scorer's name; `metrics`, as `align.evals.suite.samples.summarise` returns them; `losses`
             before and after supervised training; `measured`, the data that `losses`, `metrics` or `accuracy` were
             measured on; `sampled`, the sampling settings; `accuracy`, metrics on held-out pairs; `score`, of a reward

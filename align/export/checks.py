@@ -161,7 +161,7 @@ class F32Measurement:
 
     Attributes:
         answer: llama.cpp's answer on the f32 files, with its cache in f32.
-        other: name of the first tensor of the exported files that is not the rounded f32 tensor; empty if all are.
+        mismatch: name of the first tensor of the exported files that is not the rounded f32 tensor; empty if all are.
     """
 
     answer: Answer
@@ -179,7 +179,7 @@ def check_gguf(
     """Check base and adapter, or a whole model, in llama.cpp. Variants in fewer bits are reported without a bound.
 
     Args:
-        first: `gguf_answer` on the base in f16; None if llama.cpp is not installed.
+        first: `run_llama_cpp` on the base in f16; None if llama.cpp is not installed.
         in_f32: measure the f32 conversion. It is called only if f16 misses its bound, which models with large
             activations do by llama.cpp's own rounding. If f32 keeps its bound, and the exported tensors are its rounded
             ones, the export is right.

@@ -73,7 +73,7 @@ def pick_logprobs(logits: Sequence[Tensor], rows: Rows) -> list[list[float]]:
 
 @torch.no_grad()
 def compute_choices(model: Any, rows: Rows, pad: int | None) -> list[Tensor]:
-    """Return a reward model's scores as choices (see `as_choices`), in fp32 on the CPU.
+    """Return a reward model's scores as choices (see `scores_as_choices`), in fp32 on the CPU.
 
     Args:
         pad: pad token, with which several rows are scored in one batch; None scores rows one at a time.

@@ -204,7 +204,7 @@ def write_gguf(folder: Path, bases: Sequence[Path], adapter: Path, source: GgufS
     """Write an adapter as GGUF, and link the base's files beside it.
 
     Args:
-        bases: files from `gguf_bases`.
+        bases: files from `write_bases`.
         adapter: folder of a plain LoRA, from `align.export.adapter.write_adapter`.
     """
     for path in bases:
@@ -221,7 +221,7 @@ def write_whole_gguf(folder: Path, files: Sequence[Path], trained: TrainedModel)
     """Link a whole model's GGUF files into an export, and write its tokenizer, template and `base.json`.
 
     Args:
-        files: files from `gguf_bases`.
+        files: files from `write_bases`.
     """
     for path in files:
         link_file(path, folder / path.name.replace("base-", "model-", 1))
@@ -244,7 +244,7 @@ def check_tokenization(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int
 
     Args:
         prompts: text and training token ids of each.
-        answer: llama.cpp's answer about `texts_of` the same prompts.
+        answer: llama.cpp's answer about `list_texts` of the same prompts.
 
     Raises:
         InputError: It does not.
@@ -275,7 +275,7 @@ def check_tokenization(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int
 
 
 def list_texts(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]]) -> list[str]:
-    """Return the texts that llama.cpp tokenizes for `check_reading`."""
+    """Return the texts that llama.cpp tokenizes for `check_tokenization`."""
     return [text for text, _ in (*list_special_tokens(tokenizer), *prompts)]
 
 

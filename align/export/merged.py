@@ -90,7 +90,7 @@ def load_merged_model(trained: TrainedModel, into: str) -> PreTrainedModel:
         into: base weights: `nf4-dequantised`, or `original` as published.
 
     Raises:
-        As `merge`.
+        As `merge_adapter`.
     """
     base = trained.load(trained.method if into == DEQUANTISED else "lora")
     model = base if trained.adapter is None else merge_adapter(base, trained.adapter, torch.float32)
@@ -112,7 +112,7 @@ def write_merged(
 
     Args:
         folder: an empty folder, from `align.run.atomic.publish_folder`.
-        model: result of `merge`.
+        model: result of `merge_adapter`.
         base: `id`, `revision` and `digest` of the model it grew from, written to `base.json`.
         beside: the base's folder, see `align.models.load.save_tokenizer`.
         shard_size: largest size of a safetensors file.
@@ -134,8 +134,8 @@ def _check_mergeable(model: PreTrainedModel, adapter: Adapter) -> None:
 def check_untied(base: Base, adapter: Adapter) -> None:
     """Raise InputError if the adapter changes the embedding or the head, and the base ties them.
 
-    The base's weights are not loaded. A checkpoint that stores embedding and head separately is left to `merge`, which
-    compares them.
+    The base's weights are not loaded. A checkpoint that stores embedding and head separately is left to
+    `merge_adapter`, which compares them.
     """
     model = skeleton(base)
     tied = set() if model is None else find_tied_weights(model)

@@ -116,7 +116,8 @@ def build_go_template(pieces: TemplatePieces, bos: str) -> str:
     assistant, assistant_tail = pieces.assistant
     return (
         f'{head}{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{escape_literal(user)}{{{{ .Content }}}}'
-        f'{escape_literal(user_tail)}{{{{ else if eq .Role "assistant" }}}}{escape_literal(assistant)}{{{{ .Content }}}}'
+        f'{escape_literal(user_tail)}{{{{ else if eq .Role "assistant" }}}}'
+        f"{escape_literal(assistant)}{{{{ .Content }}}}"
         f"{escape_literal(assistant_tail)}{{{{ end }}}}{{{{ end }}}}{escape_literal(pieces.due)}"
     )
 

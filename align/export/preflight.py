@@ -75,7 +75,7 @@ def check_required_engines(
     """Raise InputError if a required engine does not check this kind of export, or is not installed.
 
     Args:
-        asked: engine → version, from `engines_asked`.
+        asked: engine → version, from `find_engines`.
     """
     for engine in required:
         if engine not in (TRANSFORMERS, *asked):

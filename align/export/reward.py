@@ -65,7 +65,7 @@ def make_scoring_tokenizer(tokenizer: Any, conversations: Sequence[Conversation]
     """Return a copy of a reward model's tokenizer for other programs.
 
     Args:
-        conversations: result of `fixed_conversations`.
+        conversations: result of `make_test_conversations`.
     """
     copied = for_others(tokenizer)
     ends = {*stop_token_ids(tokenizer), *(row[-1] for row in encode_as_trained(tokenizer, conversations))}

@@ -36,12 +36,12 @@ class TrainedModel:
         method: `qlora`, `lora`, or `full` for a whole model.
         dtype: dtype in which the base was read for training; NF4 was quantised from it.
         tokenizer: the tokenizer as an export has it.
-        asked: prompts that it and its exports are compared on.
-        logits: its fp32 logits on these, [S, V] for each prompt; for a reward model choices, see `as_choices`.
-        base_logprobs: logprobs of the tokens of `rows` by the base without the adapter, see `picked`; None if `alone`
-            is.
-        alone: difference of the base without the adapter from the trained model, the yardstick of all others; None for
-            a whole model, and for a reward model, whose base has no scores.
+        prompts: prompts that it and its exports are compared on.
+        logits: its fp32 logits on these, [S, V] for each prompt; for a reward model choices, see `scores_as_choices`.
+        base_logprobs: logprobs of the tokens of `rows` by the base without the adapter, see `pick_logprobs`; None if
+            `base_divergence` is.
+        base_divergence: difference of the base without the adapter from the trained model, the yardstick of all others;
+            None for a whole model, and for a reward model, whose base has no scores.
         origin: the model that it grew from, which a card names.
     """
 
@@ -100,7 +100,7 @@ def load_trained_model(
     Args:
         adapter: folder of the adapter; None if every weight of `base` was trained.
         scores: it is a reward model.
-        origin: see `Trained`; by default the base.
+        origin: see `TrainedModel`; by default the base.
 
     Raises:
         CorruptFile, InputError: Base or adapter do not load, or do not fit each other.

@@ -202,7 +202,7 @@ def write_plain(
         initial: see `convert_to_plain`; needed where `init_lora_weights` is one of `REPEATABLE`.
 
     Raises:
-        CorruptFile, InputError, StorageError: see `read_adapter`, `check_plain` and `publish`; or a scaled factor is
+        CorruptFile, InputError, StorageError: see `read_adapter`, `check_plain` and `publish_folder`; or a scaled factor is
             not finite.
     """
     adapter = read_adapter(source)

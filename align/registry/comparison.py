@@ -71,7 +71,7 @@ class Comparison:
         inputs: those of the keys that are inputs.
         scores: main metrics.
         figures: other metrics that every row has and that differ, the most important first.
-        apart: number of settings that only some of the stages have.
+        left_out: number of settings that only some of the stages have.
     """
 
     rows: tuple[ComparisonRow, ...]

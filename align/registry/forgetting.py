@@ -387,7 +387,7 @@ def make_plan(root: Path, selector: Selector, url: str, words: Words, store: str
 
     Args:
         url: URL of the annotation store.
-        words, store: see `Plan`.
+        words, store: see `ForgetPlan`.
 
     Raises:
         InputError: Nothing matches the selector.

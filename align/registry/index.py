@@ -101,7 +101,7 @@ class FileHash:
     """A file when it was hashed.
 
     Attributes:
-        state: result of `stamp_of`.
+        state: result of `read_stamp`.
         sha256: SHA-256 in hex.
         at: time, ISO 8601 in UTC.
     """

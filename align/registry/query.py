@@ -38,7 +38,7 @@ def find_runs(
     """Return the records that meet every condition, in order, and how many there are in all.
 
     Args:
-        where: pairs (key of a record, condition), see `predicate_of`.
+        where: pairs (key of a record, condition), see `make_predicate`.
         sort: keys; a leading `-` sorts from high to low. Records without the key come last.
         limit: largest number of records, after the first `offset` ones.
         columns: further keys, each of which must exist in some run.

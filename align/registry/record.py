@@ -1,6 +1,6 @@
 """Records of runs: plain JSON with named fields, for queries.
 
-`record_of` reads a run's own folder. `joined` adds what follows from other runs.
+`make_record` reads a run's own folder. `join_records` adds what follows from other runs.
 """
 
 from __future__ import annotations

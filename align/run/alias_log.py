@@ -167,7 +167,7 @@ def parse_log(text: bytes, path: Path) -> tuple[AliasLog, int]:
     lines = text.split(b"\n")
     last_line = lines.pop()
     if not (last_line.startswith(LINE_START) or LINE_START.startswith(last_line)):
-        # `append` cuts off the beginning of a line that a killed process left; this is not one.
+        # `append_change` cuts off the beginning of a line that a killed process left; this is not one.
         raise CorruptFile(f"{path}, line {len(lines) + 1}", shorten_line(last_line), "is no change of an alias", REMEDY)
     if is_complete(last_line):
         lines.append(last_line)

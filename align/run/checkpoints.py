@@ -88,7 +88,7 @@ def find_newest_checkpoint(
 
     Args:
         say: prints a line.
-        whole: return whether a checkpoint can be resumed from.
+        is_usable: return whether a checkpoint can be resumed from.
     """
     checkpoint = find_newest_usable(run, say, is_usable) if ranks.is_main() else None
     return ranks.broadcast(checkpoint.absolute() if checkpoint and not ranks.is_alone() else checkpoint)

@@ -1,7 +1,7 @@
 """Lineage: the graph of runs, in which an edge says that one run read what another one made.
 
 An input is identified by its digest; its path and its run's name are hints. A parent that was removed is yielded as
-`Gone`, never skipped, so that the caller decides how to treat it.
+`GoneRun`, never skipped, so that the caller decides how to treat it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def find_maker(input: Input, root: Path) -> Path | None:
 def find_base_maker(base: Base, root: Path) -> Path | GoneRun | None:
     """Return the folder of the run that made base weights. Returns None if no run made them.
 
-    Returns `Gone` if their path says that a run made them, and that run is not there.
+    Returns `GoneRun` if their path says that a run made them, and that run is not there.
     """
     folder = Path(base.path).parent
     is_artifact = Path(base.path).name == "artifact"
@@ -71,7 +71,7 @@ def find_base_maker(base: Base, root: Path) -> Path | GoneRun | None:
 
 
 def read_base_maker(base: Base, root: Path) -> Manifest | GoneRun | None:
-    """Return the manifest of the run that made base weights, or what `base_made_in` returns in its place."""
+    """Return the manifest of the run that made base weights, or what `find_base_maker` returns in its place."""
     folder = find_base_maker(base, root)
     return read_manifest(folder) if isinstance(folder, Path) else folder
 
@@ -240,7 +240,7 @@ def find_readers(root: Path, project: str, first: int, last: int) -> tuple[list[
     """Return the runs that read an annotation project, and the manifests that cannot be read.
 
     Included are runs that read it while rows `first` to `last` of its ledger were its newest, the runs made from them
-    (see `users_of`), and the `sample` runs that filled it, whose files hold the same texts.
+    (see `find_users`), and the `sample` runs that filled it, whose files hold the same texts.
     """
     readers, unreadable = find_users(root, lambda input: input.project == project and first <= input.seq < last)
     for path in sorted(root.glob(f"sample/*/{FILE}")):

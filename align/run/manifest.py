@@ -138,7 +138,7 @@ class Manifest:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Values that make this run the same run as another, see `identity_of`."""
+        """Values that make this run the same run as another, see `compute_identity`."""
         return compute_identity(self.stage, self.config, self.inputs, self.base)
 
     @property
@@ -174,7 +174,7 @@ def to_relative_path(path: str, root: Path) -> str:
 
 
 def to_absolute_path(path: str, root: Path) -> str:
-    """Return the path that `relative_path` shortened."""
+    """Return the path that `to_relative_path` shortened."""
     return str(root / path.removeprefix(ROOT)) if path.startswith(ROOT) else path
 
 

@@ -1,7 +1,7 @@
 """Signatures of exports, by OpenSSF's `model-signing` and the user's own key pair. No network is used.
 
 `model.sig` lies in the folder that it signs. It covers every file there except itself, Git's own files, and a base that
-lies beside an adapter (`base_beside`). A link to a file is signed as the file.
+lies beside an adapter (`find_linked_base`). A link to a file is signed as the file.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def load_private_key(given: str, setting: str) -> PrivateKey:
 def load_public_key(given: str, setting: str) -> PublicKey:
     """Load the key that verifies. Its file is not read again later.
 
-    Args and Raises: as `private_key`.
+    Args and Raises: as `load_private_key`.
     """
     verifying = import_package(setting, given).verifying
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -119,7 +119,7 @@ def load_public_key(given: str, setting: str) -> PublicKey:
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(setting, given, "holds no public key in PEM", MAKE) from error
     fingerprint = compute_fingerprint(key, setting, given)
-    # model_signing does not follow links and fails at a broken one: `verified` looks for unsigned files itself.
+    # model_signing does not follow links and fails at a broken one: `verify_signature` looks for unsigned files itself.
     config = verifying.Config().use_elliptic_key_verifier(public_key=path).set_ignore_unsigned_files(True)
     return PublicKey(fingerprint, config)
 

@@ -122,7 +122,8 @@ PPO = manifest(
     {"published_update": 4}, init=FROM_SFT,
 )  # fmt: skip
 LINEAGE = [
-    LineageStep("full", "gone", "00aa"), LineageStep("sft", "a", "11aa", SFT), LineageStep("reward", "r", "22aa", REWARD),
+    LineageStep("full", "gone", "00aa"), LineageStep("sft", "a", "11aa", SFT),
+    LineageStep("reward", "r", "22aa", REWARD),
     LineageStep("ppo", "p", "33aa", PPO),
 ]  # fmt: skip
 

@@ -218,8 +218,8 @@ def test_of_figures_that_nobody_knows_nothing_is_said(tmp_path: Path) -> None:
         trained(tmp_path, f"s{i}", stage="sample", prompts=i, metrics={"answers": i})
     found = compare(tmp_path, records(tmp_path, stage="sample"))
     assert describe_best(found, make_labels(found)) == "Nothing here says which of these is better."
-    assert [is_better_low(name) for name in ("metrics.loss_after", "held_out_loss", "win_rate", "minutes", "updates")] == [
-        True, None, False, True, None]  # fmt: skip
+    names = ("metrics.loss_after", "held_out_loss", "win_rate", "minutes", "updates")
+    assert [is_better_low(name) for name in names] == [True, None, False, True, None]
 
 
 def test_columns_that_are_asked_for_have_their_direction_and_costs(tmp_path: Path) -> None:

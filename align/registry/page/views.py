@@ -62,7 +62,7 @@ class Filters:
 
     Attributes:
         text: part of a run's name.
-        where: conditions as typed, see `conditions_in`.
+        where: conditions as typed, see `parse_conditions`.
         sort: a key; a leading `-` sorts from high to low.
         page: 1, 2, 3, …
     """
