@@ -113,9 +113,8 @@ class Tracker:
         self.keep(step, samples)
         print(heading)
         for sample in samples:
-            print(
-                f"  {truncate_text(format_last_turn(sample))} → {truncate_text(sample['answer'])}  ({sample['score']:.2f})"
-            )
+            prompt = truncate_text(format_last_turn(sample))
+            print(f"  {prompt} → {truncate_text(sample['answer'])}  ({sample['score']:.2f})")
         columns = list(samples[0]) if samples else []
         rows = [{**sample, "prompt": format_conversation(sample["prompt"])} for sample in samples]
         self._tables = {"samples": Table(columns, [[row[c] for c in columns] for row in rows])}

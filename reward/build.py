@@ -1,4 +1,4 @@
-"""The scorer of a description (see `reward.inputs`), out of reward models that are loaded."""
+"""Build the scorer that a reward's description (see `align.reward.inputs`) asks for."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from align.reward.scorer import Scorer
 from align.run import Artifact, Base
 
 
-def build(reward: Mapping[str, Any], made: Iterator[Scorer]) -> Scorer:
-    """The scorer of a description.
+def build(reward: Mapping[str, Any], learned: Iterator[Scorer]) -> Scorer:
+    """Build the scorer of a description.
 
     Args:
-        made: a scorer for each of its reward models, in the order of `leaves`.
+        learned: the scorers of its reward models, in the order of `leaves`.
     """
     match reward["name"]:
         case "learned":
-            return next(made)
+            return next(learned)
         case "ensemble":
-            members = tuple(next(made) for _ in reward["refs"])
+            members = tuple(next(learned) for _ in reward["refs"])
             return Ensemble(members, reward["combine"], reward["deviations"])
         case "sum":
-            return Sum(tuple((float(part["weight"]), build(part, made)) for part in reward["parts"]))
+            return Sum(tuple((float(part["weight"]), build(part, learned)) for part in reward["parts"]))
         case "fn":
             return Function(load_function(str(reward["fn"]), FIELD), str(reward["fn"]), reward.get("timeout"))
         case "check":
@@ -60,26 +60,27 @@ def build_beside_policy(
     dtype: torch.dtype,
     tokenizer: Any,
 ) -> Scorer:
-    """The scorer of a description beside a policy, on whose base some of its reward models are adapters.
+    """Build the scorer of a description for a policy. Reward models on the policy's base are adapters in `roles`; the
+    others are loaded with bases of their own.
 
     Args:
         models: the reward models in the order of `leaves`.
-        roles: hold those among them that are adapters on `base`, in that order.
-        size: rows a pass.
-        tokenizer: the policy's, whose chat template those are trained with too.
+        roles: holds the adapters of the reward models on `base`, in that order.
+        size: rows of a forward pass.
+        tokenizer: of the policy. Reward models on its base were trained with its chat template.
     """
     own = on_base(models, base)
     device = next(roles.model.parameters()).device
     end = end_of_turn(tokenizer) if own else None
-    made = (
-        RoleReward(roles, own.index(m), size, end) if m in own else on_its_own_base(m, device, dtype, size)
-        for m in models
+    learned = (
+        RoleReward(roles, own.index(model), size, end) if model in own else on_its_own_base(model, device, dtype, size)
+        for model in models
     )
-    return build(reward, made)
+    return build(reward, learned)
 
 
 def on_its_own_base(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: int) -> LearnedReward:
-    """A reward model with a base of its own: it reads text, by its own template and tokenizer."""
+    """Load a reward model with its own base, chat template and tokenizer."""
     base = base_of(artifact, "reward.ref")
     method = choose_method(artifact, "auto", "reward.ref")
     model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True, alone=True)
@@ -93,25 +94,26 @@ def on_its_own_base(artifact: Artifact, device: torch.device, dtype: torch.dtype
 def same_template(
     reward: Mapping[str, Any], models: Sequence[Artifact], base: Base, tokenizer: Any, policy: str
 ) -> None:
-    """Refuse a reward model on the policy's base that was trained with another chat template than the policy's: it
-    would read the policy's tokens, and nothing that it was trained on looked like them. A folder without a tokenizer
-    does not say, and is believed.
+    """Check that reward models on the policy's base were trained with the policy's chat template, because they read the
+    policy's tokens. A folder without a tokenizer passes.
 
     Args:
         models: the reward models in the order of `leaves`.
-        tokenizer: the policy's.
-        policy: the reference that it starts from.
+        tokenizer: of the policy.
+        policy: the reference that the policy starts from.
 
     Raises:
-        InputError: names the reward model.
+        InputError: a reward model was trained with another template.
     """
-    named = [(field, leaf["ref"]) for field, leaf in leaves(reward) if leaf["name"] == "learned"]
+    fields = [(field, leaf["ref"]) for field, leaf in leaves(reward) if leaf["name"] == "learned"]
     own = on_base(models, base)
-    for (field, ref), model in zip(named, models, strict=True):
+    for (field, ref), model in zip(fields, models, strict=True):
         if model in own and (model.path / "tokenizer_config.json").is_file():
-            trained = load_tokenizer(base, model.path).chat_template
+            template = load_tokenizer(base, model.path).chat_template
             require(
-                trained in (None, tokenizer.chat_template), field, ref,
-                "was trained with another chat template than the policy speaks by",
-                f"Train it from the same supervised adapter, by the same template: stage=reward init={policy}.",
-            )  # fmt: skip
+                template in (None, tokenizer.chat_template),
+                field,
+                ref,
+                "was trained with another chat template than the policy's",
+                f"Train it from the same supervised adapter, with the same template: stage=reward init={policy}.",
+            )

@@ -1,5 +1,7 @@
-"""What a task of an evaluation checks answers by, as a reward: the check that stands in the row of each prompt, or one
-for all of them. `docs/checkers.md` has the kinds of checks."""
+"""Checks of evaluation tasks as a reward: the check in the row of each prompt, or one for all prompts.
+
+`docs/checkers.md` lists the kinds of checks.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,11 @@ FIELD = "reward.check"
 
 
 class Checks:
-    """1 where the last answer of a conversation has all that its check asks for, else 0; or the share of that.
+    """Scores the last answer of a conversation 1 if it passes its check, else 0.
 
     Args:
-        spec: the check of conversations whose row has none; None where there is none.
-        parts: the share of the check's parts that hold, in place of 0 or 1.
+        spec: the check of conversations whose row has none. With None such a row is an error.
+        parts: score the share of the check's parts that hold instead of 0 or 1.
         allow_code: whether checks may run programs that a model wrote.
     """
 
@@ -36,34 +38,47 @@ class Checks:
         self.allow_code: AllowCode = allow_code
 
     def checkers(self, conversation: Conversation) -> tuple[Checker | None, ...]:
-        """What checks the answer to a prompt.
+        """Return the checkers of the answer to a prompt.
 
         Raises:
-            InputError: there is no check, or it is wrong: names the row.
+            InputError: the row has no check, or a wrong one.
         """
-        where = conversation.id or "(a prompt without an id)"
-        own = spec_of(conversation.columns, where)
-        spec, field = (self.spec, FIELD) if own is None else (own, f"{where}, check")
+        prompt_id = conversation.id or "(a prompt without an id)"
+        field = f"{prompt_id}, check"
+        spec = spec_of(conversation.columns, prompt_id)
+        if spec is not None:
+            return checks_of(spec, 1, field, allow_code=self.allow_code)
         require(
-            spec is not None, f"{where}, check", "(missing)", "the row does not say what its answer has to be",
+            self.spec is not None,
+            field,
+            "(missing)",
+            "the row does not say what its answer has to be",
             'Give each row one, {"check": {"kind": "exact", "answer": "4"}}, or write one for all as reward.check.',
-        )  # fmt: skip
-        return checks_of(spec, 1, field, allow_code=self.allow_code)
+        )
+        return checks_of(self.spec, 1, FIELD, allow_code=self.allow_code)
 
     def checked(self, conversations: Sequence[Conversation]) -> Sequence[Checked]:
-        """What the checks say. On several ranks each checks its share: checks of code take time."""
-        mine = [check_turns(self.checkers(one), [last_answer(one)]) for one in ranks.own_share(conversations)]
-        return ranks.gather_shares(mine, len(conversations))
+        """Check the last answer of each conversation. Each rank checks its share, because checks of code take time."""
+        share = [
+            check_turns(self.checkers(conversation), [last_answer(conversation)])
+            for conversation in ranks.own_share(conversations)
+        ]
+        return ranks.gather_shares(share, len(conversations))
 
-    def scores(self, checked: Sequence[Checked]) -> Tensor:
-        """[B], fp32. An answer without a verdict has 0."""
+    def scores(self, results: Sequence[Checked]) -> Tensor:
+        """Return the scores [B], fp32. An answer that could not be decided has 0."""
         import torch
 
-        def score(one: Checked) -> float:
-            return sum(part.held for part in one.parts) / len(one.parts) if self.parts else one.score
-
-        return torch.tensor([score(one) for one in checked], dtype=torch.float32)
+        if self.parts:
+            scores = [sum(part.held for part in result.parts) / len(result.parts) for result in results]
+        else:
+            scores = [result.score for result in results]
+        return torch.tensor(scores, dtype=torch.float32)
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Raises: InputError: a row has no check, or a wrong one."""
+        """Return the scores [B], fp32.
+
+        Raises:
+            InputError: a row has no check, or a wrong one.
+        """
         return self.scores(self.checked(conversations))

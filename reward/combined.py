@@ -1,4 +1,4 @@
-"""Scorers made of scorers: an ensemble, a weighted sum, and the scale that members are compared on."""
+"""Ensembles and weighted sums of scorers, and the standardization of their learned members."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COMBINE: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class Standardised:
-    """A scorer's scores less `shift`, divided by `scale`."""
+    """A scorer whose scores are shifted and scaled: `(score - shift) / scale`."""
 
     scorer: Scorer
     shift: float
@@ -39,10 +39,10 @@ class Standardised:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Several scorers as one (Coste et al., 2023).
+    """An ensemble of scorers (Coste et al., 2023).
 
     Attributes:
-        members: E of them, two or more.
+        members: E scorers, two or more.
         combine: `mean`, `min`, or `mean_minus_std`, the mean less `deviations` times the standard deviation.
     """
 
@@ -52,11 +52,11 @@ class Ensemble:
     name: str = "ensemble"
 
     def member_scores(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """[B, E]: where they differ much, nobody should be believed."""
-        return torch.stack([m.score(conversations, rollout) for m in self.members], dim=1)
+        """Return the score of each member, [B, E]."""
+        return torch.stack([member.score(conversations, rollout) for member in self.members], dim=1)
 
     def combined(self, scores_BE: Tensor) -> Tensor:
-        """One score of the members' [B, E]."""
+        """Combine the members' scores [B, E] into [B]."""
         return COMBINE[self.combine](scores_BE, self.deviations)
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
@@ -65,23 +65,30 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class Sum:
-    """Σ weight · score over parts."""
+    """A weighted sum of scorers.
+
+    Attributes:
+        parts: (weight, scorer) pairs.
+    """
 
     parts: tuple[tuple[float, Scorer], ...]
     name: str = "sum"
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        return torch.stack([w * s.score(conversations, rollout) for w, s in self.parts]).sum(0)
+        return torch.stack([weight * scorer.score(conversations, rollout) for weight, scorer in self.parts]).sum(0)
 
 
 def scored(
     scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
 ) -> tuple[Tensor, dict[str, float]]:
-    """The scores [B]; of an ensemble also `disagreement`, the mean over answers of its members' standard deviation; of
-    checks also `check_errors`, the share of answers that a check could not decide about."""
+    """Return the scores [B] and diagnostics of the scorer.
+
+    An ensemble has `disagreement`, the mean over answers of its members' standard deviation. Checks have
+    `check_errors`, the share of answers that a check could not decide.
+    """
     if isinstance(scorer, Checks):
-        checked = scorer.checked(conversations)
-        return scorer.scores(checked), {"check_errors": sum(bool(one.error) for one in checked) / len(checked)}
+        results = scorer.checked(conversations)
+        return scorer.scores(results), {"check_errors": sum(bool(result.error) for result in results) / len(results)}
     if not isinstance(scorer, Ensemble):
         return scorer.score(conversations, rollout), {}
     scores_BE = scorer.member_scores(conversations, rollout)
@@ -89,30 +96,34 @@ def scored(
 
 
 def standardised(scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Standardised:
-    """The scorer on a scale where these answers have mean 0 and variance 1.
+    """Standardize a scorer so that its scores of these answers have mean 0 and variance 1.
 
     Raises:
-        InputError: they all have one score.
+        InputError: all answers have the same score.
     """
-    moments = Moments.from_values(scorer.score(conversations, rollout))  # in fp64: of one number it is 0 to the bit
+    moments = Moments.from_values(scorer.score(conversations, rollout))  # in fp64: exact for equal scores
     if moments.deviations == 0:
         raise InputError(
-            "reward", scorer.name, "gives every answer of the reference the same score, so that nothing can be learned",
+            "reward",
+            scorer.name,
+            "gives every answer of the reference the same score, so that nothing can be learned",
             "Train it for longer, or leave it out.",
-        )  # fmt: skip
+        )
     return Standardised(scorer, moments.mean, moments.std)
 
 
 def comparable(scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Scorer:
-    """The same scorer with the *learned* members of ensembles and sums standardised on these answers: the scale of a
-    reward model is an accident of its training, and a mean or a minimum over accidents says nothing."""
+    """Standardize the learned members of ensembles and sums on these answers.
 
-    def scaled(member: Scorer) -> Scorer:
+    The scale of a reward model is an accident of its training, so that raw scores of several have no common unit.
+    """
+
+    def standardise_learned(member: Scorer) -> Scorer:
         inner = comparable(member, conversations, rollout)
         return standardised(inner, conversations, rollout) if member.name in ("learned", "ensemble") else inner
 
     if isinstance(scorer, Ensemble):
-        return replace(scorer, members=tuple(map(scaled, scorer.members)))
+        return replace(scorer, members=tuple(map(standardise_learned, scorer.members)))
     if isinstance(scorer, Sum):
-        return replace(scorer, parts=tuple((w, scaled(s)) for w, s in scorer.parts))
+        return replace(scorer, parts=tuple((weight, standardise_learned(part)) for weight, part in scorer.parts))
     return scorer

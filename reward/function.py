@@ -1,4 +1,4 @@
-"""A user's own function as a scorer: of conversations, and, where it takes them, of the rows that they came from."""
+"""A user's Python function as a scorer."""
 
 from __future__ import annotations
 
@@ -19,131 +19,134 @@ if TYPE_CHECKING:
 
 FIELD = "reward.fn"
 LARGEST = (2 - 2**-23) * 2.0**127
-"""That fp32 holds."""
+"""The largest finite number of fp32."""
 
 
 class Late(BaseException):
-    """A function has not answered in time. No `except Exception` of its own holds it back."""
+    """The user's function ran out of time. It is no `Exception`, so that the function does not catch it by accident."""
 
 
 @contextmanager
 def within(seconds: float | None, name: str) -> Iterator[None]:
-    """Interrupts what the user's code does after so many seconds, by the process's alarm, and again each second after
-    that. Outside the main thread there is no alarm, and no limit; nor is there one inside a call of a C library.
+    """Interrupt the block after some seconds with SIGALRM, and again each second after that.
+
+    There is no limit outside the main thread or inside a call of a C library.
 
     Raises:
-        InputError: it took longer.
+        InputError: the block took longer.
     """
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    armed, rang = True, False
+    armed = True
+    timed_out = False
 
-    def late(signum: int, frame: object) -> None:
-        nonlocal rang
+    def interrupt(signum: int, frame: object) -> None:
+        nonlocal timed_out
         if armed:
-            rang = True
+            timed_out = True
             raise Late
 
-    before = signal.signal(signal.SIGALRM, late)
+    previous_handler = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         yield
     except (Late, InputError):
-        if not rang:
+        if not timed_out:
             raise
     finally:
         armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    if rang:  # whatever the function made of it: a bare `except` gives wrong scores for late ones
+        signal.signal(signal.SIGALRM, previous_handler)
+    if timed_out:  # even if the function returned: a bare `except` in it may have caught the interrupt
         problem = f"{name} has not answered after so many seconds"
         raise InputError("reward.timeout", seconds, problem, "Make it faster, or raise the limit.")
 
 
 class NoColumn(KeyError):
-    """A function asks a row for a column that it has not."""
+    """A function reads a column that a row does not have."""
 
-    def __init__(self, where: str, column: object, there: Sequence[str]) -> None:
+    def __init__(self, row_name: str, column: object, columns: Sequence[str]) -> None:
         super().__init__(column)
-        self.where, self.column, self.there = where, column, tuple(there)
+        self.row_name = row_name
+        self.column = column
+        self.columns = tuple(columns)
 
 
 class Row(dict[str, Any]):
-    """The columns of a prompt's row, but for those that the prompt is made of; empty where nobody knows them.
+    """The columns of a prompt's row, without those that the prompt is made of. Empty if they are not known.
 
     Args:
-        where: the row, for errors.
+        name: of the row, for errors.
     """
 
-    def __init__(self, where: str, columns: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, columns: Mapping[str, Any]) -> None:
         super().__init__(columns)
-        self.where = where
+        self.name = name
 
     def __missing__(self, column: object) -> Any:
-        raise NoColumn(self.where, column, [*self])
+        raise NoColumn(self.name, column, [*self])
 
 
 def takes_rows(function: Callable[..., Any]) -> bool:
-    """Whether a function asks for the rows: it has a second parameter that has to be given, or is called `rows`."""
+    """Return whether a function takes the rows: its second parameter is required, or is called `rows`."""
     try:
         parameters = [*inspect.signature(function).parameters.values()]
-    except (TypeError, ValueError):  # a built-in does not say
+    except (TypeError, ValueError):  # a built-in without a signature
         return False
-    given = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    return len(given) > 1 and (given[1].default is inspect.Parameter.empty or given[1].name == "rows")
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > 1 and (positional[1].default is inspect.Parameter.empty or positional[1].name == "rows")
 
 
 class Function:
-    """Calls `function` with a list of conversations, each a list of `{role, content}` that ends with the answer, and,
-    where it takes a second argument, with their rows, each a dict of columns; it returns one finite number each.
+    """A scorer that calls the user's function.
 
     Args:
-        timeout: seconds that a call may take; None for as long as it takes.
+        function: takes a list of conversations, each a list of `{role, content}` that ends with the answer, and, if it
+            has a second parameter, a list of their rows, each a dict of columns. Returns a finite number for each.
+        timeout: seconds of a call at most. None for no limit.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, timeout: float | None = None) -> None:
-        self.function, self.name, self.timeout = function, name, timeout
+        self.function = function
+        self.name = name
+        self.timeout = timeout
         self.takes_rows = takes_rows(function)
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """On several ranks each asks for its share.
+        """Return the scores [B], fp32. Each rank calls the function for its share.
 
         Raises:
-            InputError: the function raises, or returns something else than a finite number for each conversation.
+            InputError: the function raises, or returns anything but a finite number for each conversation.
         """
         import torch
 
-        mine = ranks.own_share(conversations)  # there may be fewer than ranks
-        scores = ranks.gather_shares(self.asked(mine) if mine else [], len(conversations))
+        share = ranks.own_share(conversations)  # empty on some ranks if there are more ranks than conversations
+        scores = ranks.gather_shares(self.asked(share) if share else [], len(conversations))
         return torch.tensor(scores, dtype=torch.float32)
 
     def asked(self, conversations: Sequence[Conversation]) -> list[float]:
-        """What the function says of some of them, checked."""
+        """Call the function and check what it returns."""
         with within(self.timeout, self.name):
-            given = self.given(conversations)
-            problem = f"returned {type(given).__name__}, not a number for each conversation ({{error}})"
+            returned = self.given(conversations)
+            problem = f"returned {type(returned).__name__}, not a number for each conversation ({{error}})"
             with explain_user_errors(FIELD, self.name, problem, "Return a list of numbers.", Late):
-                scores = [float(score) for score in given]
+                scores = [float(score) for score in returned]
         if len(scores) != len(conversations):
-            raise InputError(
-                FIELD, self.name, f"returned {len(scores)} numbers for {len(conversations)} conversations",
-                "Return one for each, in their order.",
-            )  # fmt: skip
+            problem = f"returned {len(scores)} numbers for {len(conversations)} conversations"
+            raise InputError(FIELD, self.name, problem, "Return one for each, in their order.")
         for score, conversation in zip(scores, conversations, strict=True):
             if not abs(score) <= LARGEST:
-                raise InputError(
-                    FIELD, self.name, f"returned {score} for {told(conversation)}",
-                    "Return finite numbers that fp32 can hold.",
-                )  # fmt: skip
+                problem = f"returned {score} for {told(conversation)}"
+                raise InputError(FIELD, self.name, problem, "Return finite numbers that fp32 can hold.")
         return scores
 
     def given(self, conversations: Sequence[Conversation]) -> Any:
-        """What the function returns. Where it raises, each answer is given to it by itself, to find the one at fault.
+        """Call the function. If it raises, call it with each answer alone, to find the answer at fault.
 
         Raises:
-            InputError: names the answer and its row, where it raises for one alone too.
+            InputError: names the answer and its row if the function raises for that one alone too.
         """
         try:
             return self.call(conversations)
@@ -157,10 +160,11 @@ class Function:
             raise fault(self.name, error, told(conversations[0])) from error
 
     def call(self, conversations: Sequence[Conversation]) -> Any:
-        spoken = [conversation.as_dicts() for conversation in conversations]
-        rows = [[Row(place(one), one.columns) for one in conversations]] if self.takes_rows else []
-        found = self.function(spoken, *rows)
-        return [*found] if isinstance(found, Iterator) else found  # a generator runs here
+        arguments: list[Any] = [[conversation.as_dicts() for conversation in conversations]]
+        if self.takes_rows:
+            arguments.append([Row(place(conversation), conversation.columns) for conversation in conversations])
+        returned = self.function(*arguments)
+        return [*returned] if isinstance(returned, Iterator) else returned  # a generator runs here
 
 
 def place(conversation: Conversation) -> str:
@@ -168,22 +172,20 @@ def place(conversation: Conversation) -> str:
 
 
 def told(conversation: Conversation) -> str:
-    """An answer and its row, for errors."""
+    """Return the beginning of an answer and the name of its row, for errors."""
     return f"the answer {conversation.messages[-1].content[:60]!r} to {place(conversation)}"
 
 
-def fault(name: str, error: BaseException, what: str) -> InputError:
-    """What the user is told of a function that raised; of `sys.exit` too, which would end the run as if it were done.
+def fault(name: str, error: BaseException, answers: str) -> InputError:
+    """Return the error of a function that raised. `SystemExit` counts too: it would end the run as if it were done.
 
     Args:
-        what: it was asked about.
+        answers: the answers that the function was called with, in words.
     """
     if isinstance(error, NoColumn):
-        there = f"It has {', '.join(error.there)}." if error.there else "It has no columns besides its prompt."
+        columns = f"It has {', '.join(error.columns)}." if error.columns else "It has no columns besides its prompt."
         return InputError(
-            f"{error.where}, {error.column}", "(missing)", f"{name} asks for this column", f"{there} Add it."
+            f"{error.row_name}, {error.column}", "(missing)", f"{name} asks for this column", f"{columns} Add it."
         )
-    return InputError(
-        FIELD, name, f"raised {type(error).__name__}: {error} for {what}",
-        "Correct the function, or the row.",
-    )  # fmt: skip
+    problem = f"raised {type(error).__name__}: {error} for {answers}"
+    return InputError(FIELD, name, problem, "Correct the function, or the row.")

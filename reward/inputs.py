@@ -1,6 +1,6 @@
-"""What a reward reads from disk: reward models that earlier runs published, and the files of functions.
+"""The files that a reward reads: reward models of earlier runs, and the modules of user functions.
 
-A reward is described by a mapping, as `align.config.scorers.build_reward_spec` gives it: `{"name": "learned",
+A reward is described by a mapping that `align.config.scorers.build_reward_spec` returns: `{"name": "learned",
 "ref": …}`, `{"name": "sum", "parts": [{"weight": …, "name": …}, …]}`.
 """
 
@@ -23,7 +23,7 @@ from align.run import Artifact, Base, Input, file_digest, load_artifact, resolve
 
 
 def leaves(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every reward that is no combination of others, with the name of its field, in the order of the description."""
+    """Yield the field and the description of each reward that is not a combination of others, in order."""
     match reward["name"]:
         case "ensemble":
             for i, ref in enumerate(reward["refs"]):
@@ -40,18 +40,18 @@ def leaves(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[s
 def reward_inputs(
     reward: Mapping[str, Any], root: Path, base: Base | None, policy: Artifact | None = None, method: str = ""
 ) -> dict[str, Input]:
-    """What the reward reads, as inputs of the run: `reward`, `reward.1`, … the reward models; `reward.fn`, … the files
-    of functions.
+    """Return what a reward reads, as inputs of a run. Reward models are called `reward`, `reward.1`, …, and files of
+    functions `reward.fn`, `reward.fn.1`, ….
 
     Args:
-        base: of the policy, on which `latest` is looked for; None where there is none.
-        policy: what the policy starts from whose base the reward models share; None where each brings its own, as a
-            judge does.
+        base: of the policy; `latest` means the newest reward model on it. None if there is no policy.
+        policy: the artifact that the policy starts from, if reward models may share its base. None if each loads its
+            own, as a judge does.
         method: that the policy is trained with.
 
     Raises:
-        MissingArtifact: a reward model is not there yet; the message names the command that makes it.
-        InputError: something is named that is no reward model, or no function.
+        MissingArtifact: a reward model does not exist yet; the message names the command that makes it.
+        InputError: a reference is no reward model, or a function cannot be loaded.
     """
     models: list[Input] = []
     files: list[Input] = []
@@ -60,16 +60,20 @@ def reward_inputs(
             models.append(model_at(leaf["ref"], root, base, field, policy, method).as_input())
         elif leaf["name"] == "fn":
             spec = str(leaf["fn"])
-            source, made_of = find_module_file(spec, FIELD), find_definitions(load_function(spec, FIELD))
-            # Where the function and its parts stand, whichever module it was named by: as files and as contents.
-            places = [f"{where}:{name}" for file, name in made_of for where in (file, file_digest(file))]
+            source = find_module_file(spec, FIELD)
+            # The definitions of the function and its parts, by path and by content, however the module is named.
+            definitions = [
+                f"{place}:{name}"
+                for file, name in find_definitions(load_function(spec, FIELD))
+                for place in (file, file_digest(file))
+            ]
             digest = file_digest(source) if source else spec
-            files.append(Input(digest, ref=spec, details={"defined": places}))
+            files.append(Input(digest, ref=spec, details={"defined": definitions}))
         elif leaf["name"] == "check" and leaf["check"] is not None:
             checks_of(leaf["check"], 1, f"{field}.check", allow_code=permission_of(leaf))
     return {
-        **{f"reward.{i}" if i else "reward": r for i, r in enumerate(models)},
-        **{f"reward.fn.{i}" if i else "reward.fn": r for i, r in enumerate(files)},
+        **{f"reward.{i}" if i else "reward": model for i, model in enumerate(models)},
+        **{f"reward.fn.{i}" if i else "reward.fn": file for i, file in enumerate(files)},
     }
 
 
@@ -79,11 +83,11 @@ def permission_of(leaf: Mapping[str, Any]) -> AllowCode:
 
 
 def check_rows(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> None:
-    """Raise where the row of a prompt does not say what a reward needs to know of it: `reward=check` needs a check.
-    Which columns a function reads, nobody knows before it is called.
+    """Check that the row of each prompt has what the reward reads: `reward=check` needs a check. The columns that a
+    function reads are not known before it is called.
 
     Raises:
-        InputError: names the row.
+        InputError: a row has no check, or a wrong one.
     """
     for _, leaf in leaves(reward):
         if leaf["name"] == "check":
@@ -93,10 +97,10 @@ def check_rows(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> No
 
 
 def model_at(ref: str, root: Path, base: Base | None, field: str, policy: Artifact | None, method: str) -> Artifact:
-    """A reward model. `latest` means the newest on the policy's base."""
+    """Resolve a reference to a reward model. `latest` means the newest on the policy's base."""
     artifact = resolve(ref, root, base.digest if base and ref.endswith(":latest") else None, field)
-    made_by = artifact.manifest.stage if artifact.manifest else "reward"  # a bare folder does not say
-    if artifact.whole or made_by != "reward":
+    stage = artifact.manifest.stage if artifact.manifest else "reward"  # a bare folder passes
+    if artifact.whole or stage != "reward":
         raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
     if policy is not None and base is not None and on_base([artifact], base):
         check_same_method(artifact, field, policy, method)
@@ -104,30 +108,36 @@ def model_at(ref: str, root: Path, base: Base | None, field: str, policy: Artifa
 
 
 def read_alike(models: Sequence[Artifact], reasoning: str, field: str = "rollout.reasoning") -> None:
-    """Raise where a reward model would read reasoning that it was never shown.
+    """Check that no reward model trained on answers without reasoning scores answers with it.
 
     Args:
-        reasoning: `hide` where answers are scored without it.
-        field: the setting that says so.
+        reasoning: `hide` if answers are scored without their reasoning.
+        field: the setting that `reasoning` is the value of.
 
     Raises:
-        InputError: it was trained on answers alone, and whole answers are to be scored.
+        InputError: a reward model was trained with `data.reasoning=hide`, and whole answers are to be scored.
     """
     for model in models:
-        trained = model.manifest.config["data"].get("reasoning") if model.manifest else None
+        trained_with = model.manifest.config["data"].get("reasoning") if model.manifest else None
         require(
-            trained != "hide" or reasoning == "hide", field, reasoning,
+            trained_with != "hide" or reasoning == "hide",
+            field,
+            reasoning,
             f"{model.ref} was trained on answers without their reasoning (data.reasoning=hide)",
             f"Write {field}=hide, or score by another reward model.",
-        )  # fmt: skip
+        )
 
 
 def models_of(inputs: Mapping[str, Input]) -> list[Artifact]:
-    """The reward models that `reward_inputs` wrote down, in its order."""
-    named = {int(name.partition(".")[2] or 0): r for name, r in inputs.items() if re.fullmatch(r"reward(\.\d+)?", name)}
-    return [load_artifact(Path(named[i].path), named[i].ref) for i in sorted(named)]
+    """Return the reward models among the inputs of a run, in the order of `reward_inputs`."""
+    models = {
+        int(name.partition(".")[2] or 0): model
+        for name, model in inputs.items()
+        if re.fullmatch(r"reward(\.\d+)?", name)
+    }
+    return [load_artifact(Path(model.path), model.ref) for _, model in sorted(models.items())]
 
 
 def on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:
-    """Those that are adapters on the policy's own base; a bare folder says of none, and is taken for one of them."""
-    return [m for m in models if m.base is None or m.base.digest == base.digest]
+    """Return the reward models that are adapters on the policy's base. A bare folder, which names no base, counts."""
+    return [model for model in models if model.base is None or model.base.digest == base.digest]

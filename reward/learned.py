@@ -1,4 +1,4 @@
-"""The learned reward as a scorer: of sampled tokens on the policy's own base, of text on any other."""
+"""Learned reward models as scorers: of sampled tokens on the policy's base, and of text on any other base."""
 
 from __future__ import annotations
 
@@ -19,47 +19,54 @@ from align.models.roles import Roles, last_real_states
 
 
 class RoleReward:
-    """A reward model that is an adapter on the policy's own base. It reads the very tokens that were sampled, for
-    decoding and tokenising them again could change them; but for the token that ended an answer. A checkpoint may list
-    several of those, and the reward was trained at one.
+    """A reward model that is an adapter on the policy's base.
+
+    It reads the sampled tokens, because decoding and tokenizing them again could change them. Only the token that ends
+    an answer is replaced: a checkpoint may list several such tokens, and the reward model was trained with one.
 
     Args:
-        roles: hold it.
-        member: which of their reward adapters it is.
-        size: rows a pass.
-        end: the token that its training rows end with; None reads what was sampled.
+        roles: holds the adapter.
+        member: index of the adapter among the reward adapters of `roles`.
+        size: rows of a forward pass.
+        end: the token that ended the training rows. With None the sampled token stays.
     """
 
     name = "learned"
 
     def __init__(self, roles: Roles, member: int, size: int, end: int | None) -> None:
-        self.roles, self.member, self.size, self.end = roles, member, size, end
+        self.roles = roles
+        self.member = member
+        self.size = size
+        self.end = end
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Raises:
-        ValueError: there is no rollout.
+        """Return the scores [B], fp32 on the CPU.
+
+        Raises:
+            ValueError: there is no rollout.
         """
         if rollout is None:
             raise ValueError("a reward on the policy's base reads sampled tokens")
-        read = rollout if self.end is None else closed(rollout, self.end)
-        return compute_in_chunks(lambda part: self.roles.scores(part, self.member), read, self.size).cpu()
+        if self.end is not None:
+            rollout = closed(rollout, self.end)
+        return compute_in_chunks(lambda part: self.roles.scores(part, self.member), rollout, self.size).cpu()
 
 
 def closed(rollout: Rollout, end: int) -> Rollout:
-    """A rollout with `end` as the last token of each response that ended, whichever token it ended with."""
+    """Return a rollout in which `end` is the last token of each response that ended."""
     mask = rollout.mask_BS
-    last_BS = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)  # of each row the last real column
+    last_BS = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)  # the last real column of each row
     return replace(rollout, tokens_BS=torch.where(last_BS & rollout.ended_B[:, None], end, rollout.tokens_BS))
 
 
 class LearnedReward:
-    """A base with a reward adapter and its `score` head, read exactly where training read it.
+    """A base with a reward adapter and its `score` head, which reads the same position as in training.
 
     Args:
         model: a model whose active adapter is the reward's.
-        score_head: hidden → score.
+        score_head: maps hidden states to scores.
         stops: the tokens that end a turn.
-        ref: what the user calls it.
+        ref: the user's reference to the model, for errors.
     """
 
     name = "learned"
@@ -73,39 +80,53 @@ class LearnedReward:
         batch_size: int = 32,
         ref: str = "(a model)",
     ) -> None:
-        self.model, self.score_head, self.tokenizer = model, score_head, tokenizer
-        self.stops, self.batch_size, self.ref = tuple(stops), batch_size, ref
+        self.model = model
+        self.score_head = score_head
+        self.tokenizer = tokenizer
+        self.stops = tuple(stops)
+        self.batch_size = batch_size
+        self.ref = ref
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Scores [B] of conversations that end with an assistant turn.
+        """Return the scores [B] of conversations that end with an assistant turn.
 
         Args:
-            rollout: says which of these turns were cut; without it, none was.
+            rollout: tells which of these turns were cut. Without it none was.
 
         Raises:
             ValueError: a conversation does not end with an assistant turn.
-            InputError: one is longer than the model's context. The sampler counts in tokens of its own, so that this
-                is not known before the answer is.
+            InputError: a conversation is longer than the model's context. The policy may have another tokenizer, so
+                that the length is known only once the answer is.
         """
         ended = [True] * len(conversations) if rollout is None else rollout.ended_B.tolist()
-        rows = [self.encoded(one, whole) for one, whole in zip(conversations, ended, strict=True)]
-        room, longest = context_length(self.model), max(map(len, rows), default=0)
+        rows = [
+            self.encoded(conversation, is_whole) for conversation, is_whole in zip(conversations, ended, strict=True)
+        ]
+        context = context_length(self.model)
+        longest = max(map(len, rows), default=0)
         require(
-            longest <= room, "reward.ref", self.ref, f"reads {room} tokens, and a prompt with its answer has {longest}",
+            longest <= context,
+            "reward.ref",
+            self.ref,
+            f"reads {context} tokens, and a prompt with its answer has {longest}",
             "Lower data.max_length or rollout.max_new_tokens, or name a reward model with a longer context.",
-        )  # fmt: skip
+        )
         return score_rows(self.model, self.score_head, rows, self.tokenizer.pad_token_id, self.batch_size)
 
     def encoded(self, conversation: Conversation, ended: bool = True) -> list[int]:
-        """A conversation as it is read. Raises: ValueError: it does not end with an assistant turn."""
-        *before, last = conversation.messages
-        if last.role != "assistant" or not before:
+        """Return the tokens of a conversation.
+
+        Raises:
+            ValueError: it does not end with an assistant turn.
+        """
+        *prompt_messages, answer = conversation.messages
+        if answer.role != "assistant" or not prompt_messages:
             raise ValueError(f"conversation {conversation.id or '(no id)'} does not end with an answer")
-        prompt = replace(conversation, messages=tuple(before))
-        return encode_judged(self.tokenizer, prompt, last, ended, self.stops)
+        prompt = replace(conversation, messages=tuple(prompt_messages))
+        return encode_judged(self.tokenizer, prompt, answer, ended, self.stops)
 
     def fits(self, conversation: Conversation) -> bool:
-        """Whether a conversation that ends with an assistant turn is no longer than the model's context."""
+        """Return whether a conversation that ends with an assistant turn fits into the model's context."""
         return len(self.encoded(conversation)) <= context_length(self.model)
 
 
@@ -113,20 +134,20 @@ class LearnedReward:
 def score_rows(
     model: Any, score_head: nn.Module, rows: Sequence[Sequence[int]], pad_id: int, batch_size: int = 32
 ) -> Tensor:
-    """Scores [N] of token rows, fp32 on the CPU, in the order given; batched by length, a share of the batches on each
-    rank."""
+    """Return the scores [N] of token rows, fp32 on the CPU, in their order. Rows are batched by length, and each rank
+    scores its share of the batches."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     device = next(model.parameters()).device
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
-    def scored(chosen: list[int]) -> list[float]:
-        tokens = pad([rows[i] for i in chosen], pad_id).to(device)
-        mask = pad([[1] * len(rows[i]) for i in chosen], 0).bool().to(device)
+    def score_batch(indices: list[int]) -> list[float]:
+        tokens = pad([rows[i] for i in indices], pad_id).to(device)
+        mask = pad([[1] * len(rows[i]) for i in indices], 0).bool().to(device)
         last = last_real_states(hidden_states(model, tokens, mask), mask)
         return score_head(last.float()).squeeze(-1).float().tolist()
 
     scores = torch.empty(len(rows))
-    found = ranks.gather_shares([scored(batch) for batch in ranks.own_share(batches)], len(batches))
-    for batch, each in zip(batches, found, strict=True):
-        scores[torch.tensor(batch)] = torch.tensor(each)
+    scores_of_batches = ranks.gather_shares([score_batch(batch) for batch in ranks.own_share(batches)], len(batches))
+    for indices, batch_scores in zip(batches, scores_of_batches, strict=True):
+        scores[torch.tensor(indices)] = torch.tensor(batch_scores)
     return scores

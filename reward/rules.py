@@ -1,4 +1,4 @@
-"""Scorers that need no training: rules written down by somebody."""
+"""Scorers that need no training: rules from the configuration, and VADER's sentiment."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ class Rules:
         import torch
 
         answers = map(last_answer, conversations)
-        return torch.tensor([sum(w * rule(a) for w, rule in self.rules) for a in answers], dtype=torch.float32)
+        return torch.tensor(
+            [sum(weight * rule(answer) for weight, rule in self.rules) for answer in answers], dtype=torch.float32
+        )
 
 
 def rule_of(settings: Mapping[str, Any]) -> Callable[[str], float]:
-    """The rule that `{rule: NAME, …}` describes; its settings were checked with the configuration."""
+    """Build the rule that `{rule: NAME, …}` describes. Its settings were checked with the configuration."""
     match settings["rule"]:
         case "length":
             return lambda text: length(text, settings["low"], settings["high"])
@@ -57,14 +59,16 @@ def rule_of(settings: Mapping[str, Any]) -> Callable[[str], float]:
 
 
 def length(text: str, low: int, high: int) -> float:
-    """1 where the answer has from `low` to `high` words; outside, what share of the nearer bound the count reaches or
-    overshoots: a slope back to the range, where a step would teach nothing."""
+    """Return 1 if the answer has from `low` to `high` words, and less the farther it is from the range: `words / low`
+    below, `high / words` above. A step at the bounds would give no gradient back to the range."""
     words = len(text.split())
-    return words / low if words < low else high / words if words > high else 1.0
+    if words < low:
+        return words / low
+    return high / words if words > high else 1.0
 
 
 def matches(pattern: regex.Pattern[str], text: str) -> bool:
-    """Return whether a pattern matches somewhere. A pattern that takes longer than a check may has not matched."""
+    """Return whether a pattern matches somewhere. A search that takes longer than `LIMIT_S` counts as no match."""
     try:
         return pattern.search(text, timeout=LIMIT_S) is not None
     except TimeoutError:
@@ -75,7 +79,7 @@ def matches(pattern: regex.Pattern[str], text: str) -> bool:
 
 
 def is_json(text: str) -> bool:
-    """The whole answer is one JSON object or array."""
+    """Return whether the whole answer is one JSON object or array."""
     try:
         return isinstance(json.loads(text), dict | list)
     except ValueError:
@@ -83,13 +87,13 @@ def is_json(text: str) -> bool:
 
 
 def tagged(text: str, tags: Sequence[str]) -> bool:
-    """The answer is `<a>…</a>` for each tag in order, each once, and nothing else but blanks between."""
-    body = r"\s*".join(rf"<{t}>(?:(?!</?{t}>).)*</{t}>" for t in tags)
+    """Return whether the answer is `<a>…</a>` for each tag in order, each once, with nothing but whitespace between."""
+    body = r"\s*".join(rf"<{tag}>(?:(?!</?{tag}>).)*</{tag}>" for tag in tags)
     return regex.fullmatch(rf"\s*{body}\s*", text, regex.DOTALL) is not None
 
 
 def sentiment() -> Callable[[str], float]:
-    """VADER's compound score of a text, from -1 (hostile) to 1 (warm), rounded to 4 digits by VADER."""
+    """Load VADER. Returns a function from a text to its compound score, from -1 (hostile) to 1 (warm), of 4 digits."""
     analyzer = SentimentIntensityAnalyzer()
     return lambda text: analyzer.polarity_scores(text)["compound"]
 
@@ -97,9 +101,9 @@ def sentiment() -> Callable[[str], float]:
 class Sentiment:
     """How friendly the last assistant message is: VADER's compound score, from -1 (hostile) to 1 (warm), 0 neutral.
 
-    A lexicon and a few rules on negation and emphasis (Hutto and Gilbert, 2014). The lexicon lies inside the package:
-    nothing is fetched. It stands in for a person's taste in the demonstration, and shows as well how a reward is
-    hacked: a string of kind words outscores every honest answer.
+    VADER is a lexicon with a few rules on negation and emphasis (Hutto and Gilbert, 2014); the lexicon is part of the
+    package. In the demonstration it stands in for a person's taste. It is easily hacked: a string of kind words
+    outscores every honest answer.
     """
 
     name = "vader"
@@ -108,25 +112,27 @@ class Sentiment:
         self._compound = sentiment()
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """Compound scores: shape [B], fp32, on the CPU.
+        """Return the compound scores [B], fp32 on the CPU.
 
         Raises:
             ValueError: a conversation has no assistant message.
         """
         import torch
 
-        return torch.tensor([self._compound(last_answer(c)) for c in conversations], dtype=torch.float32)
+        return torch.tensor(
+            [self._compound(last_answer(conversation)) for conversation in conversations], dtype=torch.float32
+        )
 
 
 BY_NAME: dict[str, type[Sentiment]] = {Sentiment.name: Sentiment}
-"""What a simulated annotator may rank by, by the name that its votes have."""
+"""Scorers of simulated annotators, by the name that their votes carry."""
 
 
 def last_answer(conversation: Conversation) -> str:
-    """The text of the last assistant message.
+    """Return the text of the last assistant message.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the conversation has none.
     """
     for message in reversed(conversation.messages):
         if message.role == "assistant":

@@ -1,4 +1,4 @@
-"""The one interface of everything that judges a conversation."""
+"""The interface of everything that scores a conversation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    """Judges whole conversations by their last assistant turn.
+    """Scores whole conversations by their last assistant turn.
 
     PPO optimises one scorer; evaluation measures with another that the optimiser never saw.
     """
@@ -22,28 +22,32 @@ class Scorer(Protocol):
     def name(self) -> str: ...
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        """One number a conversation, higher is better: shape [B], fp32, on the CPU.
+        """Return one score for each conversation, [B], fp32 on the CPU. Higher is better.
 
         Args:
-            rollout: the same answers as they were sampled, row by row, where they were: a scorer on the sampler's own
-                tokenizer reads the very tokens, and any scorer may see which answers were cut.
+            rollout: the sampled tokens of the same answers, row by row. A scorer on the policy's base reads these, and
+                any scorer may see which answers were cut. None if the answers were not sampled here.
         """
         ...
 
 
 def check_finite(scores_B: Tensor, name: str, field: str = "reward") -> None:
-    """
+    """Check that all scores are finite.
+
     Args:
-        scores_B: of the scorer of this name.
-        field: what the user calls it.
+        name: of the scorer.
+        field: the setting that the scorer was named by.
 
     Raises:
         InputError: a score is nan or infinite.
     """
     from align.ops.finite import count_not_finite  # it imports torch
 
+    count = count_not_finite(scores_B)
     require(
-        not (count := count_not_finite(scores_B)), field, name,
+        not count,
+        field,
+        name,
         f"gives {count} of {len(scores_B)} answers a score that is nan or infinite",
         "Use dtype=float32. If it stays so, train the reward model again with a lower stage.lr.",
-    )  # fmt: skip
+    )

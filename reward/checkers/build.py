@@ -1,4 +1,4 @@
-"""From a check's description to a checker."""
+"""Build checkers from the descriptions of checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from align.reward.checkers.checked import AllowCode, Checked, Checker
 
 CHECK = "check"
 IFEVAL = ("instruction_id_list", "kwargs")
-"""Columns of a row that say what its answer has to do: ours, and those of IFEval's file."""
+"""Columns of IFEval's file that describe the check of a row."""
 KINDS = {
     "instructions": "ifeval",
     "exact": "exact",
@@ -22,7 +22,7 @@ KINDS = {
     "json_schema": "json_schema",
     "code": "code",
 }
-"""Kind of a check → the module beside this one whose `build` makes its checkers. It is imported when it is needed."""
+"""Kind of a check → the module beside this one whose `build` returns its checker, imported on first use."""
 
 
 def load_kind(kind: str) -> ModuleType:
@@ -30,11 +30,11 @@ def load_kind(kind: str) -> ModuleType:
 
 
 def checker(spec: Any, field: str, *, allow_code: AllowCode = False) -> Checker:
-    """The checker that a `check:` of a task or of a row describes.
+    """Build the checker that a `check:` of a task or of a row describes.
 
     Args:
-        spec: a mapping with a `kind`, as YAML or JSON has it.
-        field: where it stands, for errors.
+        spec: a mapping with a `kind`, parsed from YAML or JSON.
+        field: the name of the check, for errors.
         allow_code: whether the kind `code` may run programs that a model wrote.
 
     Raises:
@@ -49,11 +49,11 @@ def checker(spec: Any, field: str, *, allow_code: AllowCode = False) -> Checker:
 
 
 def checks_of(spec: Any, turns: int | None, field: str, *, allow_code: AllowCode = False) -> tuple[Checker | None, ...]:
-    """The checkers of the answers to an item: one for each turn, None for an answer that nothing is asked of.
+    """Build the checkers of an item's answers, one for each turn. Turns without a check have None.
 
     Args:
-        spec: a list with a check for each turn, null where there is none; or one check, of the last answer.
-        turns: how many there are; None where nobody knows yet.
+        spec: a list with a check or null for each turn; or one check, of the last answer.
+        turns: the number of turns; None if it is not known.
 
     Raises:
         InputError: as `checker`; or the list has another length, or no check.
@@ -61,42 +61,45 @@ def checks_of(spec: Any, turns: int | None, field: str, *, allow_code: AllowCode
     if not isinstance(spec, list | tuple):
         return (*[None] * ((turns or 1) - 1), checker(spec, field, allow_code=allow_code))
     remedy = "Write one check a turn, null where there is none."
-    require(any(each is not None for each in spec), field, spec, "has no check", remedy)
+    require(any(check is not None for check in spec), field, spec, "has no check", remedy)
     problem = f"has {len(spec)} checks for {turns} turns"
     require(turns in (None, len(spec)), field, spec, problem, remedy)
     return tuple(
-        None if each is None else checker(each, f"{field}[{turn}]", allow_code=allow_code)
-        for turn, each in enumerate(spec)
+        None if check is None else checker(check, f"{field}[{turn}]", allow_code=allow_code)
+        for turn, check in enumerate(spec)
     )
 
 
 def spec_of(columns: Mapping[str, Any], where: str, texts: bool = True) -> Any:
-    """What a row says of its check, in its column `check` or as a row of IFEval's; None where it says nothing.
+    """Return the description of a row's check, from its column `check` or from IFEval's columns. Returns None if the
+    row has neither.
 
     Args:
-        where: the row, for errors.
-        texts: a text stands for the JSON that it writes, as in cells of tables.
+        where: the name of the row, for errors.
+        texts: parse texts as JSON, which cells of tables hold.
     """
-    check, given = columns.get(CHECK), {key: columns.get(key) for key in IFEVAL}
+    values = {key: columns.get(key) for key in (CHECK, *IFEVAL)}
     if texts:
-        check, given = parse_json_or_text(check), {key: parse_json_or_text(value) for key, value in given.items()}
-    if check is not None:
-        return check
-    return None if given[IFEVAL[0]] is None else load_kind("instructions").of_row(given, where)
+        values = {key: parse_json_or_text(value) for key, value in values.items()}
+    if values[CHECK] is not None:
+        return values[CHECK]
+    return None if values[IFEVAL[0]] is None else load_kind("instructions").of_row(values, where)
 
 
 def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> Checked:
-    """What the checkers say of the answers of several turns, as one outcome: each part says of which turn it is.
+    """Check the answers of several turns. Each part of the result names its turn.
 
     Raises:
-        ValueError: there is not one answer a turn.
+        ValueError: there is not one answer for each turn.
     """
     if len(checkers) != len(answers):
         raise ValueError(f"{len(answers)} answers for {len(checkers)} turns")
-    found = [(turn, check(answers[turn])) for turn, check in enumerate(checkers) if check is not None]
+    results = {turn: check(answers[turn - 1]) for turn, check in enumerate(checkers, start=1) if check is not None}
     if len(answers) == 1:
-        return found[0][1]
-    parts = tuple(replace(part, asks=f"turn {turn + 1}: {part.asks}") for turn, one in found for part in one.parts)
-    error = next((f"turn {turn + 1}: {one.error}" for turn, one in found if one.error), "")
-    sandbox = next((one.sandbox for _, one in found if one.sandbox), "")
-    return Checked(float(all(one.score == 1 for _, one in found)), parts, error, sandbox)
+        return results[1]
+    parts = tuple(
+        replace(part, asks=f"turn {turn}: {part.asks}") for turn, result in results.items() for part in result.parts
+    )
+    error = next((f"turn {turn}: {result.error}" for turn, result in results.items() if result.error), "")
+    sandbox = next((result.sandbox for result in results.values() if result.sandbox), "")
+    return Checked(float(all(result.score == 1 for result in results.values())), parts, error, sandbox)

@@ -1,4 +1,4 @@
-"""What a checker says of one answer."""
+"""Checkers, their results, and the accuracy over many answers."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Literal, NamedTuple
 from align.core.errors import make_printable
 
 SHOWN = 200
-"""Characters of what was found that a part keeps."""
+"""Characters of `Part.found` at most."""
 LIMIT_S = 0.25
-"""Processor time for a pattern on one answer. A pattern with nested repeats may take years."""
+"""Seconds for a pattern on one answer. A pattern with nested repeats may take exponential time."""
 AllowCode = bool | Literal["unsafe"]
-"""Whether programs that a model wrote may run: not at all, in a sandbox, or also where the machine has none."""
+"""Whether programs that a model wrote may run: never, in a sandbox only, or without one if the machine has none."""
 
 
 def code_permission(allow_code: bool, unsafe_code: bool) -> AllowCode:
-    """Return what the two settings of a stage or of a reward allow."""
+    """Combine the two settings of a stage or of a reward."""
     return "unsafe" if allow_code and unsafe_code else allow_code
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One thing that a check asks of an answer.
+    """The result of one requirement of a check.
 
     Attributes:
-        asks: in words, such as "at least 3 sentences".
-        held: whether the answer has it.
-        loosely: whether the answer has it by IFEval's loose reading, without its first or last line or its asterisks.
-            Of other checks the same as `held`.
-        found: what was found instead, for people; may be empty.
+        asks: the requirement in words, such as "at least 3 sentences".
+        held: whether the answer meets it.
+        loosely: whether the answer meets it in IFEval's loose reading, without its first or last line or its asterisks.
+            Equal to `held` for other checks.
+        found: what the answer has instead, for people; may be empty.
     """
 
     asks: str
@@ -40,19 +40,21 @@ class Part:
 
 
 def part(asks: str, held: bool, found: str = "", loosely: bool | None = None) -> Part:
-    """A part whose `found` is short, and can be written to a file."""
+    """Return a part with `found` shortened and encodable as UTF-8."""
     shown = make_printable(found[: SHOWN + 1])
-    return Part(asks, held, held if loosely is None else loosely, shown if len(shown) <= SHOWN else shown[:SHOWN] + "…")
+    if len(shown) > SHOWN:
+        shown = shown[:SHOWN] + "…"
+    return Part(asks, held, held if loosely is None else loosely, shown)
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a checker says of one answer.
+    """The result of a check of one answer.
 
     Attributes:
-        score: 1 where every part held, else 0.
-        parts: in the order in which the check names them.
-        error: why there is no verdict; empty where there is one. Such an answer scores 0 and is counted by itself.
+        score: 1 if every part held, else 0.
+        parts: in the order of the check's requirements.
+        error: why the check could not be decided; empty if it was. Such an answer scores 0 and is counted separately.
         sandbox: the kind of sandbox that the answer ran in; empty if it is no program.
     """
 
@@ -64,13 +66,13 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Checker:
-    """A check that was read and found valid. Calling it never raises, whatever the answer is.
+    """A validated check, called with an answer. The call never raises.
 
     Attributes:
         kind: the kind of check, such as `exact`.
-        asks: what it asks for, in words, one text a part.
-        rule: the parts of an answer. It may raise: `error` of the outcome then says what.
-        warnings: what a report has to say beside the scores.
+        asks: the requirements in words, one for each part.
+        rule: returns the parts of an answer. An exception of it becomes the result's `error`.
+        warnings: texts that reports show beside the scores.
         sandbox: the kind of sandbox that answers run in; empty if they are not run.
     """
 
@@ -84,18 +86,19 @@ class Checker:
         try:
             parts = tuple(self.rule(answer))
         except Exception as error:
-            unknown = tuple(part(asks, False) for asks in self.asks)
-            return Checked(0.0, unknown, make_printable(f"{type(error).__name__}: {error}"[:SHOWN]), self.sandbox)
-        return Checked(float(all(each.held for each in parts)), parts, sandbox=self.sandbox)
+            undecided = tuple(part(asks, False) for asks in self.asks)
+            return Checked(0.0, undecided, make_printable(f"{type(error).__name__}: {error}"[:SHOWN]), self.sandbox)
+        return Checked(float(all(result.held for result in parts)), parts, sandbox=self.sandbox)
 
 
 class Accuracy(NamedTuple):
-    """The four figures of IFEval (Zhou et al., "Instruction-following evaluation for large language models", 2023), as
-    shares. A prompt counts where all its instructions hold, an instruction by itself.
+    """The four accuracies of IFEval (Zhou et al., "Instruction-following evaluation for large language models", 2023).
+
+    Each is a share. A prompt is followed if all its instructions are.
 
     Attributes:
-        prompts, instructions: how many each share is of.
-        errors: prompts without a verdict; they count as not followed.
+        prompts, instructions: the numbers that the shares are of.
+        errors: prompts whose check could not be decided; they count as not followed.
     """
 
     prompt_strict: float
@@ -108,20 +111,20 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(checked: Sequence[Checked]) -> Accuracy:
-    """Accuracy by prompt and by instruction, strict and loose.
+    """Compute the accuracy by prompt and by instruction, strict and loose.
 
     Raises:
-        ValueError: there is nothing to take a share of.
+        ValueError: no answer was checked.
     """
-    parts = [each for row in checked for each in row.parts]
+    parts = [part for result in checked for part in result.parts]
     if not parts:
         raise ValueError("no answer was checked: there is no share to give")
     return Accuracy(
-        prompt_strict=sum(all(p.held for p in row.parts) for row in checked) / len(checked),
-        prompt_loose=sum(all(p.loosely for p in row.parts) for row in checked) / len(checked),
-        instruction_strict=sum(p.held for p in parts) / len(parts),
-        instruction_loose=sum(p.loosely for p in parts) / len(parts),
+        prompt_strict=sum(all(part.held for part in result.parts) for result in checked) / len(checked),
+        prompt_loose=sum(all(part.loosely for part in result.parts) for result in checked) / len(checked),
+        instruction_strict=sum(part.held for part in parts) / len(parts),
+        instruction_loose=sum(part.loosely for part in parts) / len(parts),
         prompts=len(checked),
         instructions=len(parts),
-        errors=sum(bool(row.error) for row in checked),
+        errors=sum(bool(result.error) for result in checked),
     )

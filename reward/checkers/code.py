@@ -1,5 +1,8 @@
-"""The answer is Python that passes unit tests: the tests' own text, or HumanEval's form (Chen et al., "Evaluating large
-language models trained on code", 2021)."""
+"""The check `code`: the answer is Python that passes unit tests.
+
+Tests are given as statements, or in the form of HumanEval (Chen et al., "Evaluating large language models trained on
+code", 2021).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from align.reward.checkers.sandbox import (
 KIND = "code"
 USUAL = Limits()
 PYTHON = ("python", "py", "python3", "")
-"""Labels of a block that may be Python."""
+"""Labels of fenced blocks that may be Python."""
 REMEDY = (
     "If this machine may run programs that a model wrote, add stage.allow_code=true (tasks of an evaluation) or "
     "reward.allow_code=true (reward=check)."
@@ -35,7 +38,7 @@ WARNINGS = {
     UNSAFE: "code runs without a sandbox, with this user's files and network: limits of time and memory stop accidents "
     "and no attack",
 }
-"""What a report says beside scores of code, by the sandbox."""
+"""Warnings that reports show beside scores of code, by the kind of sandbox."""
 
 
 def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
@@ -46,42 +49,40 @@ def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
         allow_code: whether the user agreed to run programs that a model wrote.
 
     Raises:
-        InputError: the user did not agree, or this machine has no sandbox; or names the key that is wrong.
+        InputError: a key is wrong, the user did not agree, or this machine has no sandbox.
     """
     require(bool(allow_code), f"{field}.kind", KIND, "runs programs that a model wrote", REMEDY)
-    given = check_keys(spec, field, ("kind",), ("tests", "prompt", "test", "entry_point", "timeout", "memory_mb"))
-    human_eval = "test" in given
+    settings = check_keys(spec, field, ("kind",), ("tests", "prompt", "test", "entry_point", "timeout", "memory_mb"))
+    human_eval = "test" in settings
     require(
-        human_eval != ("tests" in given), f"{field}.tests", given.get("tests", "(missing)"),
+        human_eval != ("tests" in settings),
+        f"{field}.tests",
+        settings.get("tests", "(missing)"),
         "either `tests` or `test` is needed",
-        "Write tests: [\"assert f(2) == 4\"], or HumanEval's prompt, test and entry_point.",
-    )  # fmt: skip
-    prompt, entry = get_text(given, field, "prompt"), get_text(given, field, "entry_point")
-    require(
-        entry.isidentifier() or not entry,
-        f"{field}.entry_point",
-        entry,
-        "is no name in Python",
-        "Write a function's name.",
+        'Write tests: ["assert f(2) == 4"], or HumanEval\'s prompt, test and entry_point.',
     )
-    require(
-        bool(entry) or not human_eval, f"{field}.entry_point", entry or "(missing)", "is needed", "Name the function."
-    )
-    tests = (f"{get_text(given, field, 'test')}\ncheck({entry})\n",) if human_eval else get_texts(given, field, "tests")
-    for i, each in enumerate(tests):
-        compiles(each, f"{field}.test" if human_eval else f"{field}.tests[{i}]")
+    prompt = get_text(settings, field, "prompt")
+    entry = get_text(settings, field, "entry_point")
+    is_name = entry.isidentifier() or not entry
+    require(is_name, f"{field}.entry_point", entry, "is no name in Python", "Write a function's name.")
+    is_named = bool(entry) or not human_eval
+    require(is_named, f"{field}.entry_point", "(missing)", "is needed", "Name the function.")
+    human_eval_tests = (f"{get_text(settings, field, 'test')}\ncheck({entry})\n",)
+    tests = human_eval_tests if human_eval else get_texts(settings, field, "tests")
+    for i, test in enumerate(tests):
+        compiles(test, f"{field}.test" if human_eval else f"{field}.tests[{i}]")
     limits = Limits(
-        get_number(given, field, "timeout", USUAL.seconds, 0.1, 600),
-        get_integer(given, field, "memory_mb", USUAL.memory_mb, 64),
+        get_number(settings, field, "timeout", USUAL.seconds, 0.1, 600),
+        get_integer(settings, field, "memory_mb", USUAL.memory_mb, 64),
     )
     tier = choose_tier(allow_code == "unsafe", "unsafe_code")
-    asks = [f"{entry} passes its unit tests"] if human_eval else [f"passes: {shortened(each)}" for each in tests]
+    asks = [f"{entry} passes its unit tests"] if human_eval else [f"passes: {shortened(test)}" for test in tests]
 
     def rule(answer: str) -> list[Part]:
         result = run_in_sandbox(program(answer, prompt, entry), tests, limits, tier)
         return [
-            part(words, problem == "", result.ended if problem is None else problem)
-            for words, problem in zip(asks, result.problems, strict=True)
+            part(requirement, problem == "", result.ended if problem is None else problem)
+            for requirement, problem in zip(asks, result.problems, strict=True)
         ]
 
     warnings = (WARNINGS[tier.name],) if tier.name in WARNINGS else ()
@@ -96,7 +97,7 @@ def run_in_sandbox(source: str, tests: Sequence[str], limits: Limits, tier: Tier
     """
     try:
         return run_program(source, tests, limits, tier)
-    except SandboxFailed:  # such as a process that this machine had no memory for
+    except SandboxFailed:  # for example, the machine had no memory for a process
         pass
     try:
         return run_program(source, tests, limits, tier)
@@ -118,28 +119,28 @@ def shortened(test: str) -> str:
 
 
 def program(answer: str, prompt: str = "", entry_point: str = "") -> str:
-    """The program in an answer. With HumanEval's prompt an answer is either a whole function, which replaces the
-    prompt's, or the text that continues it."""
+    """Return the program of an answer. With HumanEval's prompt an answer is either a whole function, which replaces the
+    prompt's, or the text that continues the prompt."""
     code = code_of(answer, entry_point)
     if not prompt:
         return code
     if not defines(code, entry_point):
         return prompt + code
-    begun = prompt if prompt.endswith("\n") else prompt + "\n"
-    return f"{begun}    pass\n{code}"  # the prompt's imports and helpers stay; its own function has no body yet
+    newline = "" if prompt.endswith("\n") else "\n"
+    return f"{prompt}{newline}    pass\n{code}"  # keeps the imports and helpers of the prompt; its function gets a body
 
 
 def code_of(answer: str, entry_point: str = "") -> str:
-    """The first fenced block that defines the entry point, or else the first that may be Python; without a fence the
-    whole answer."""
-    written = [block.text for block in blocks(answer) if block.language in PYTHON]
-    if not written:
+    """Return the first fenced block that defines the entry point, or else the first that may be Python. Without a
+    fenced block, return the whole answer."""
+    sources = [block.text for block in blocks(answer) if block.language in PYTHON]
+    if not sources:
         return answer
-    return next((each for each in written if entry_point and defines(each, entry_point)), written[0])
+    return next((source for source in sources if defines(source, entry_point)), sources[0])
 
 
 def defines(code: str, name: str) -> bool:
-    """Whether a program gives a name a function, a class or a value at its top level."""
+    """Return whether a program defines a function, a class or a variable of this name at its top level."""
     if not name:
         return False
     return re.search(rf"^(?:(?:async[ \t]+)?def|class)[ \t]+{name}\b|^{name}[ \t]*=", code, re.MULTILINE) is not None

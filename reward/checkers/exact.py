@@ -1,4 +1,4 @@
-"""The answer is one of several right ones, up to what the check ignores."""
+"""The check `exact`: the answer, or a part of it, equals one of the right answers."""
 
 from __future__ import annotations
 
@@ -25,58 +25,62 @@ NUMBER = re.compile(
     r"(?:(?<![\w.)])[-+−])?(?:(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|(?<![\w.)])\.\d++)"
     r"(?:[eE][-+]?\d{1,3}(?!\d))?"
 )
-"""A number as people and programs write it: 1,000, -3.50, .5, 6.02e23. A sign behind a letter or a digit is a dash, and
-a point behind a letter or a point ends a sentence."""
+"""A number as people and programs write it: 1,000, -3.50, .5, 6.02e23. A sign after a letter or a digit is a dash, and
+a point after a letter or a point ends a sentence."""
 WITHIN = re.compile(r"(?<=\d)[.,](?=\d)|(?<![\w.)])\.(?=\d)|-(?=\d)")
 """Punctuation that is part of a number."""
 
 
 def build(spec: Any, field: str) -> Checker:
-    """`{kind: exact, answers: [Paris, "Paris, France"], ignore: [case], read: last_line, after: "Answer:"}`.
+    """Return the checker of `{kind: exact, answers: [Paris, "Paris, France"], ignore: [case], read: last_line, after:
+    "Answer:"}`.
 
     Raises:
-        InputError: names the key.
+        InputError: a key is wrong.
     """
-    given = check_keys(spec, field, ("kind",), ("answer", "answers", "ignore", "read", "after"))
+    settings = check_keys(spec, field, ("kind",), ("answer", "answers", "ignore", "read", "after"))
     require(
-        ("answer" in given) != ("answers" in given), f"{field}.answers", given.get("answers", "(missing)"),
-        "either `answer` or `answers` is needed", "Write answers: [first, second], each of which is right.",
-    )  # fmt: skip
-    answers = get_texts(given, field, "answers" if "answers" in given else "answer")
-    read, after = get_choice(given, field, "read", tuple(READS), "whole"), get_text(given, field, "after")
-    ignored = ignores(given, field)
+        ("answer" in settings) != ("answers" in settings),
+        f"{field}.answers",
+        settings.get("answers", "(missing)"),
+        "either `answer` or `answers` is needed",
+        "Write answers: [first, second], each of which is right.",
+    )
+    answers = get_texts(settings, field, "answers" if "answers" in settings else "answer")
+    read = get_choice(settings, field, "read", tuple(READS), "whole")
+    after = get_text(settings, field, "after")
+    ignored = ignores(settings, field)
     if read == "last_number":
-        for i, each in enumerate(answers):
-            numeric = NUMBER.fullmatch(each.strip()) is not None
-            require(numeric, f"{field}.answers[{i}]", each, "is no number", "Write a number, or another `read`.")
+        for i, answer in enumerate(answers):
+            is_number = NUMBER.fullmatch(answer.strip()) is not None
+            require(is_number, f"{field}.answers[{i}]", answer, "is no number", "Write a number, or another `read`.")
         ignored |= {"number_format"}
-    wanted = {normal(each, ignored) for each in answers}
-    require(
-        "" not in wanted, f"{field}.ignore", sorted(ignored), "leaves nothing of an answer: an empty one is right",
-        "Ignore less.",
-    )  # fmt: skip
+    right_answers = {normal(answer, ignored) for answer in answers}
+    problem = "leaves nothing of an answer: an empty one is right"
+    require("" not in right_answers, f"{field}.ignore", sorted(ignored), problem, "Ignore less.")
     where = READS[read] + (f' behind the last "{after}"' if after else "")
     shown = ", ".join(name.replace("_", " ") for name in IGNORES if name in ignored)
     asks = f"{where} is {join_quoted(answers)}" + (f", whatever its {shown}" if shown else "")
 
     def rule(answer: str) -> list[Part]:
-        found = taken(answer, read, after)
-        held = found is not None and normal(found, ignored) in wanted
-        missing = f'no "{after}"' if after and after not in answer else "no number"
-        return [part(asks, held, missing if found is None else "" if held else found)]
+        compared = taken(answer, read, after)
+        if compared is None:
+            return [part(asks, False, f'no "{after}"' if after and after not in answer else "no number")]
+        held = normal(compared, ignored) in right_answers
+        return [part(asks, held, "" if held else compared)]
 
     return Checker(KIND, (asks,), rule)
 
 
 def ignores(spec: Mapping[str, Any], field: str) -> set[str]:
-    given = get_texts(spec, field, "ignore")
-    for i, each in enumerate(given):
-        require(each in IGNORES, f"{field}.ignore[{i}]", each, "cannot be ignored", f"Choose of {', '.join(IGNORES)}.")
-    return set(given)
+    names = get_texts(spec, field, "ignore")
+    for i, name in enumerate(names):
+        require(name in IGNORES, f"{field}.ignore[{i}]", name, "cannot be ignored", f"Choose of {', '.join(IGNORES)}.")
+    return set(names)
 
 
 def taken(answer: str, read: str, after: str) -> str | None:
-    """The part of an answer that is compared; None where it is not there."""
+    """Return the part of an answer that is compared. Returns None if the answer has no such part."""
     if after:
         _, mark, answer = answer.rpartition(after)
         if not mark:
@@ -90,27 +94,30 @@ def taken(answer: str, read: str, after: str) -> str | None:
     return lines[0 if read == "first_line" else -1]
 
 
-def normal(found: str, ignored: set[str]) -> str:
-    """A text without what is ignored. Blanks around it never count."""
+def normal(text: str, ignored: set[str]) -> str:
+    """Return a text without what is ignored. Whitespace around it never counts."""
     if "number_format" in ignored:
-        found = NUMBER.sub(lambda number: plain(number[0]), found)
+        text = NUMBER.sub(lambda number: plain(number[0]), text)
     if "case" in ignored:
-        found = found.casefold()
+        text = text.casefold()
     if "punctuation" in ignored:
-        kept = {place.start() for place in WITHIN.finditer(found)}
-        found = "".join(" " if i not in kept and unicodedata.category(c)[0] == "P" else c for i, c in enumerate(found))
-        found = " ".join(found.split())
+        in_numbers = {match.start() for match in WITHIN.finditer(text)}
+        text = "".join(
+            " " if i not in in_numbers and unicodedata.category(character)[0] == "P" else character
+            for i, character in enumerate(text)
+        )
+        text = " ".join(text.split())
     if "whitespace" in ignored:
-        found = "".join(found.split())
-    return found.strip()
+        text = "".join(text.split())
+    return text.strip()
 
 
 def plain(number: str) -> str:
-    """One way to write a number: `1,000.0`, `+1000` and `1e3` are `1000`."""
+    """Return the canonical form of a number: `1,000.0`, `+1000` and `1e3` become `1000`."""
     if number.isascii() and number.isdigit() and number[0] != "0":
         return number
     value = Decimal(number.replace(",", "").replace("−", "-"))
     if not value:
         return "0"
-    written = f"{value:f}"
-    return written.rstrip("0").rstrip(".") if "." in written else written
+    digits = f"{value:f}"
+    return digits.rstrip("0").rstrip(".") if "." in digits else digits

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class Block(NamedTuple):
-    """What stands between two fences.
+    """A fenced block.
 
     Attributes:
-        language: the first word behind the opening fence, in lower case; may be empty.
-        text: the lines between. Of a block that nobody closed, all that follow.
+        language: the first word after the opening fence, in lower case; may be empty.
+        text: the lines of the block. A block without a closing fence goes on to the end of the answer.
     """
 
     language: str
@@ -18,18 +18,25 @@ class Block(NamedTuple):
 
 
 def blocks(answer: str) -> list[Block]:
-    """The fenced blocks of an answer, in order. A fence is a line that begins with three backticks or tildes; one that
-    is indented counts too, for models write blocks into lists."""
-    found, inside, language, mark = list[Block](), None, "", ""
+    """Return the fenced blocks of an answer, in order. A fence is a line that begins with three backticks or tildes. It
+    may be indented, because models write blocks into lists."""
+    fenced: list[Block] = []
+    lines: list[str] | None = None
+    language = ""
+    mark = ""
     for line in answer.split("\n"):
         bare = line.strip()
-        if inside is None and bare.startswith(("```", "~~~")):
-            mark = bare[:3]
-            label = bare.lstrip(mark[0]).split(maxsplit=1)
-            inside, language = list[str](), label[0].lower() if label else ""
-        elif inside is not None and bare.startswith(mark) and not bare.strip(mark[0]):
-            found.append(Block(language, "\n".join(inside)))
-            inside = None
-        elif inside is not None:
-            inside.append(line)
-    return found if inside is None else [*found, Block(language, "\n".join(inside))]
+        if lines is None:
+            if bare.startswith(("```", "~~~")):
+                mark = bare[:3]
+                label = bare.lstrip(mark[0]).split(maxsplit=1)
+                language = label[0].lower() if label else ""
+                lines = []
+        elif bare.startswith(mark) and not bare.strip(mark[0]):
+            fenced.append(Block(language, "\n".join(lines)))
+            lines = None
+        else:
+            lines.append(line)
+    if lines is not None:
+        fenced.append(Block(language, "\n".join(lines)))
+    return fenced

@@ -1,10 +1,8 @@
-"""The instructions of IFEval that a program can check, on its prompts and on any other (Zhou et al.,
-"Instruction-following evaluation for large language models", 2023).
+"""The check `instructions`: the instructions of IFEval that a program can verify (Zhou et al., "Instruction-following
+evaluation for large language models", 2023), on its prompts and on any other.
 
-Each instruction has the name, the arguments and the verdicts of the published checkers, apart from what
-`docs/checkers.md` lists: where their verdict is drawn at random, needs a download, or takes time that grows by the
-square of the answer's length. Every function here takes time that grows by the character, so that an answer of a
-million brackets is checked as fast as one of letters.
+Names, arguments and results are those of the published checkers. The exceptions, listed in `docs/checkers.md`, are
+results that are drawn at random there, need a download, or take quadratic time. Every function here takes linear time.
 """
 
 from __future__ import annotations
@@ -31,18 +29,18 @@ COMPARED = {
     "more than": operator.gt,
     "exactly": operator.eq,
 }
-"""IFEval has the first two."""
+"""Relations between a count and a number. IFEval has the first two."""
 CONSTRAINED = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 POSTSCRIPTS = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}
 WORD = re.compile(r"[^\W_]+(?:[-./][^\W_]+)*")
-"""What a hyphen, a point or a slash joins is one word; CAN'T is two, as for the Treebank's tokenizer."""
+"""Words joined by a hyphen, a point or a slash are one word; CAN'T is two, as in the Treebank's tokenizer."""
 HIGHLIGHT = re.compile(r"\*[^\n*]*\*")
 STRONG = re.compile(r"\*\*[^\n*]*\*\*")
 BULLET = re.compile(r"^[^\S\n]*(?:\*[^*]|-).*$", re.MULTILINE)
 
 
 def starred_paragraphs(text: str) -> int:
-    """Paragraphs that `***` divides; -1 where one between two others is blank."""
+    """Count the paragraphs divided by `***`. Returns -1 if one between two others is blank."""
     pieces = re.split(r"\s?\*\*\*\s?", text)
     if any(not piece.strip() for piece in pieces[1:-1]):
         return -1
@@ -50,10 +48,10 @@ def starred_paragraphs(text: str) -> int:
 
 
 def paragraph_begins(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Whether there are so many paragraphs, divided by empty lines, and one of them begins with a word. A blank
-    paragraph has a place but is not counted."""
+    """Return whether a text has so many paragraphs, divided by empty lines, of which the nth begins with a word. Blank
+    paragraphs are numbered, but do not count."""
     paragraphs = text.split("\n\n")
-    if sum(bool(each.strip()) for each in paragraphs) != num_paragraphs:
+    if sum(bool(paragraph.strip()) for paragraph in paragraphs) != num_paragraphs:
         return False
     words = paragraphs[nth_paragraph - 1].split(maxsplit=1)
     if not words:
@@ -68,14 +66,14 @@ def has_postscript(text: str, postscript_marker: str) -> bool:
 
 
 def highlights(text: str) -> int:
-    """`*…*` and `**…**` on one line with something between. What stands in double asterisks counts once, for `**`
-    alone is an empty highlight."""
-    single = sum(bool(found.strip("*").strip()) for found in HIGHLIGHT.findall(text))
-    return single + sum(bool(found[2:-2].strip()) for found in STRONG.findall(text))
+    """Count `*…*` and `**…**` on one line with text inside. Text in double asterisks counts once, because `**` alone is
+    an empty highlight."""
+    single = sum(bool(highlight.strip("*").strip()) for highlight in HIGHLIGHT.findall(text))
+    return single + sum(bool(highlight[2:-2].strip()) for highlight in STRONG.findall(text))
 
 
 def is_json(text: str) -> bool:
-    """Whether a text is JSON; fences around it, with or without `json`, do not count."""
+    """Return whether a text is JSON, with or without a fence around it."""
     text = text.strip()
     for fence in ("```json", "```Json", "```JSON", "```"):
         text = text.removeprefix(fence)
@@ -87,21 +85,22 @@ def is_json(text: str) -> bool:
 
 
 def has_title(text: str) -> bool:
-    """Whether a line has `<<…>>` with something between."""
+    """Return whether a line has `<<…>>` with text inside."""
     for line in text.split("\n"):
-        start, end = line.find("<<"), line.rfind(">>")
+        start = line.find("<<")
+        end = line.rfind(">>")
         if 0 <= start < end - 2 and line[start : end + 2].lstrip("<").rstrip(">").strip():
             return True
     return False
 
 
 def two_responses(text: str) -> bool:
-    """Whether `******` divides a text into two that differ. It may also stand at the beginning and the end."""
+    """Return whether `******` divides a text into two different parts. It may also stand at both ends."""
     pieces = [piece.strip() for piece in text.split("******")]
     if not all(pieces[1:-1]):
         return False
-    given = [piece for piece in pieces if piece]
-    return len(given) == 2 and given[0] != given[1]
+    responses = [piece for piece in pieces if piece]
+    return len(responses) == 2 and responses[0] != responses[1]
 
 
 KIND = "instructions"
@@ -109,14 +108,14 @@ KIND = "instructions"
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One kind of instruction.
+    """A kind of instruction.
 
     Attributes:
-        words: what it asks, in words; its parameters are the instruction's arguments.
-        holds: whether a text that is not blank has it, with the same arguments behind the text.
+        describe: returns the instruction in words; its parameters are the instruction's arguments.
+        holds: returns whether a text follows it; takes the same arguments after the text, which is not blank.
     """
 
-    words: Callable[..., str]
+    describe: Callable[..., str]
     holds: Callable[..., bool]
 
 
@@ -233,48 +232,53 @@ INSTRUCTIONS: dict[str, Instruction] = {
     ),
     "punctuation:no_comma": Instruction(lambda: "has no comma", lambda text: "," not in text),
 }
-"""By IFEval's id. The name behind the colon is enough, for no two are the same."""
+"""Instructions by IFEval's id."""
 SHORT = {name.partition(":")[2]: name for name in INSTRUCTIONS}
+"""The name after the colon → the whole id. No two are the same."""
 
 
 def build(spec: Any, field: str) -> Checker:
-    """`{kind: instructions, constraints: [no_comma, {name: number_words, relation: at least, num_words: 300}]}`.
+    """Return the checker of `{kind: instructions, constraints: [no_comma, {name: number_words, relation: at least,
+    num_words: 300}]}`.
 
     Raises:
-        InputError: names the constraint and the key.
+        InputError: a constraint is wrong.
     """
-    given = check_keys(spec, field, ("kind", "constraints"))["constraints"]
-    listed = isinstance(given, list | tuple) and len(given) > 0
-    require(listed, f"{field}.constraints", given, "is no list of constraints", "Write constraints: [no_comma].")
-    read = [constraint(each, f"{field}.constraints[{i}]") for i, each in enumerate(given)]
+    specs = check_keys(spec, field, ("kind", "constraints"))["constraints"]
+    is_filled = isinstance(specs, list | tuple) and len(specs) > 0
+    require(is_filled, f"{field}.constraints", specs, "is no list of constraints", "Write constraints: [no_comma].")
+    constraints = [constraint(spec, f"{field}.constraints[{i}]") for i, spec in enumerate(specs)]
 
     def rule(answer: str) -> Iterator[Part]:
-        for words, holds in read:
+        for description, holds in constraints:
             strict = bool(answer.strip()) and holds(answer)
-            yield part(words, strict, loosely=strict or any(holds(text) for text in loose_readings(answer)))
+            yield part(description, strict, loosely=strict or any(holds(text) for text in loose_readings(answer)))
 
-    return Checker(KIND, tuple(words for words, _ in read), rule)
+    return Checker(KIND, tuple(description for description, _ in constraints), rule)
 
 
-def constraint(given: Any, field: str) -> tuple[str, Callable[[str], bool]]:
-    """The words and the rule of one constraint; a name alone is one without arguments."""
-    spec = {"name": given} if isinstance(given, str) else given
+def constraint(spec: Any, field: str) -> tuple[str, Callable[[str], bool]]:
+    """Return the description and the rule of a constraint. A name alone is a constraint without arguments."""
+    if isinstance(spec, str):
+        spec = {"name": spec}
     require(isinstance(spec, Mapping), field, spec, "is neither a name nor a mapping", "Write {name: number_words, …}.")
     name = str(spec.get("name"))
     name = SHORT.get(name, name)
     require(name in INSTRUCTIONS, f"{field}.name", name, "is no instruction", f"They are {', '.join(SHORT)}.")
     instruction = INSTRUCTIONS[name]
-    wanted = tuple(signature(instruction.words).parameters)
-    spec = check_keys({key: value for key, value in spec.items() if value is not None}, field, ("name", *wanted))
-    arguments = {key: argument(spec, field, key) for key in wanted}
+    parameters = tuple(signature(instruction.describe).parameters)
+    spec = check_keys({key: value for key, value in spec.items() if value is not None}, field, ("name", *parameters))
+    arguments = {key: argument(spec, field, key) for key in parameters}
     if "nth_paragraph" in arguments:
-        nth, most = arguments["nth_paragraph"], arguments["num_paragraphs"]
-        require(nth <= most, f"{field}.nth_paragraph", nth, f"there are to be {most}", "Write a smaller number.")
-    return instruction.words(**arguments), partial(instruction.holds, **arguments)
+        nth = arguments["nth_paragraph"]
+        paragraphs = arguments["num_paragraphs"]
+        problem = f"there are to be {paragraphs}"
+        require(nth <= paragraphs, f"{field}.nth_paragraph", nth, problem, "Write a smaller number.")
+    return instruction.describe(**arguments), partial(instruction.holds, **arguments)
 
 
 def argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
-    """One argument, read by what its name stands for."""
+    """Parse an argument of an instruction. Its name tells its type."""
     if name.endswith("relation"):
         return get_choice(spec, field, name, tuple(COMPARED))
     if name in ("keywords", "forbidden_words"):
@@ -293,32 +297,33 @@ def argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
 
 
 def loose_readings(answer: str) -> Iterator[str]:
-    """IFEval's loose reading: the answer without its first line, its last line, its asterisks, and each combination
-    of these. Blank ones are none."""
+    """Return IFEval's loose readings of an answer: without its first line, its last line, its asterisks, and each
+    combination of these. Blank readings are left out."""
     lines = answer.split("\n")
     shorter = [answer, *("\n".join(cut).strip() for cut in (lines[1:], lines[:-1], lines[1:-1]))]
-    readings = dict.fromkeys([*shorter, *(each.replace("*", "") for each in shorter)])
-    return (each for each in readings if each != answer and each.strip())
+    readings = dict.fromkeys([*shorter, *(text.replace("*", "") for text in shorter)])
+    return (reading for reading in readings if reading != answer and reading.strip())
 
 
 def of_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
-    """The check of a row of IFEval's file: its `instruction_id_list` and `kwargs`.
+    """Return the description of the check in a row of IFEval's file, from its `instruction_id_list` and `kwargs`.
 
     Args:
-        where: the row, for errors.
+        where: the name of the row, for errors.
 
     Raises:
-        InputError: one is no list, or they are not equally long.
+        InputError: a column is no list, or they differ in length.
     """
-    names, kwargs = row.get("instruction_id_list"), row.get("kwargs")
-    right = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    require(right, f"{where}, instruction_id_list", names, "is no list of names", 'Write ["punctuation:no_comma"].')
-    given = kwargs if isinstance(kwargs, list) else None
-    known = given is not None and all(one is None or isinstance(one, Mapping) for one in given)
-    if not isinstance(names, list) or given is None or not known or len(given) != len(names):
+    names = row.get("instruction_id_list")
+    kwargs = row.get("kwargs")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        remedy = 'Write ["punctuation:no_comma"].'
+        raise InputError(f"{where}, instruction_id_list", names, "is no list of names", remedy)
+    is_list = isinstance(kwargs, list) and all(
+        arguments is None or isinstance(arguments, Mapping) for arguments in kwargs
+    )
+    if not isinstance(kwargs, list) or not is_list or len(kwargs) != len(names):
         remedy = "Write one mapping for each instruction, {} where it has no arguments."
         raise InputError(f"{where}, kwargs", kwargs, "is no list of as many mappings as instructions", remedy)
-    return {
-        "kind": KIND,
-        "constraints": [{**(one or {}), "name": name} for name, one in zip(names, given, strict=True)],
-    }
+    constraints = [{**(arguments or {}), "name": name} for name, arguments in zip(names, kwargs, strict=True)]
+    return {"kind": KIND, "constraints": constraints}

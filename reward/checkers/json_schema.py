@@ -1,4 +1,4 @@
-"""The answer is JSON that fits a schema."""
+"""The check `json_schema`: the answer is JSON that fits a schema."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from align.reward.checkers.checked import SHOWN, Checker, Part, part
 from align.reward.checkers.fences import blocks
 
 KIND = "json_schema"
-IS_JSON, FITS = "the answer is JSON, alone or in a fenced block", "it fits the schema"
+IS_JSON = "the answer is JSON, alone or in a fenced block"
+FITS = "it fits the schema"
 REMEDY = "Correct it. References are to what the schema itself has, such as #/$defs/name."
 
 
 def build(spec: Any, field: str) -> Checker:
-    """`{kind: json_schema, schema: {type: object, required: [name]}}`.
+    """Return the checker of `{kind: json_schema, schema: {type: object, required: [name]}}`.
 
     jsonschema_rs resolves the references of a schema when it compiles it, fetches none, and matches patterns in linear
     time. Look-around and backreferences in a schema's patterns are therefore refused.
 
     Raises:
-        InputError: jsonschema_rs is not installed; the schema is none, or refers to something outside.
+        InputError: jsonschema_rs is not installed, or the schema is invalid or refers to something outside of itself.
     """
     require_extra("serve", f"{field}.kind", KIND, ["jsonschema_rs"])
     import jsonschema_rs
@@ -36,25 +37,26 @@ def build(spec: Any, field: str) -> Checker:
             dict(schema), offline=True, validate_formats=True, pattern_options=jsonschema_rs.RegexOptions()
         )
     except (jsonschema_rs.ReferencingError, ValueError) as error:
-        problem, shown = str(error).split("\n", 1)[0], str(schema)[:SHOWN]
-        raise InputError(f"{field}.schema", shown, f"is no JSON schema ({problem})", REMEDY) from error
+        problem = f"is no JSON schema ({str(error).splitlines()[0]})"
+        raise InputError(f"{field}.schema", str(schema)[:SHOWN], problem, REMEDY) from error
 
     def rule(answer: str) -> list[Part]:
         try:
             value = parsed(answer)
         except (ValueError, RecursionError) as error:
             return [part(IS_JSON, False, str(error)), part(FITS, False)]
-        wrong = next(validator.iter_errors(value), None)
-        return [part(IS_JSON, True), part(FITS, wrong is None, said(wrong) if wrong else "")]
+        error = next(validator.iter_errors(value), None)
+        return [part(IS_JSON, True), part(FITS, error is None, said(error) if error else "")]
 
     return Checker(KIND, (IS_JSON, FITS), rule)
 
 
 def parsed(answer: str) -> Any:
-    """The value of a whole answer, or else of its first block labelled json, or else of its first block.
+    """Parse a whole answer, or else its first block labelled json, or else its first block.
 
     Raises:
-        ValueError: it is not JSON. RecursionError: it is nested too deeply.
+        ValueError: it is not JSON.
+        RecursionError: it is nested too deeply.
     """
     try:
         return value_of(answer)
@@ -65,8 +67,8 @@ def parsed(answer: str) -> Any:
     return value_of(next((block for block in fenced if block.language == "json"), fenced[0]).text)
 
 
-def value_of(written: str) -> Any:
-    return json.loads(written, parse_constant=refuse)
+def value_of(text: str) -> Any:
+    return json.loads(text, parse_constant=refuse)
 
 
 def refuse(constant: str) -> None:
@@ -74,6 +76,6 @@ def refuse(constant: str) -> None:
 
 
 def said(error: Any) -> str:
-    """Where an answer breaks the schema, and how: `$.items[0].price: "x" is not of type "number"`."""
+    """Return the place and the problem of a violation: `$.items[0].price: "x" is not of type "number"`."""
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.instance_path)
     return f"${path}: {error.message}"

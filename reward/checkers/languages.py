@@ -1,4 +1,4 @@
-"""Which language a whole answer is in, by py3langid: the same verdict each time, and no download."""
+"""The language of an answer, detected by py3langid: deterministic, and without a download."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ LANGUAGES = {
     "ur": "Urdu", "vi": "Vietnamese", "zh": "Chinese",
 }  # fmt: skip
 NOT_LATIN = "ar bg bn el fa gu he hi ja kn ko ml mr ne pa ru ta te th uk ur zh"
-LOOKED = 1000
+SAMPLE_LENGTH = 1000
 """Characters that are read at the beginning, in the middle and at the end of a longer text."""
-SURE = 0.5
-"""Probability from which a text is taken for another language."""
+MIN_PROBABILITY = 0.5
+"""Probability from which the detected language counts."""
 
 
 def in_language(text: str, code: str) -> bool:
-    """Whether nothing speaks against a language. A short text that may be in several is in each of them that is written
-    with its letters, Latin ones or not. A text without a letter is in none."""
-    if len(text) > 3 * LOOKED:
+    """Return whether a text may be in a language. If the detection is not certain, a text may be in every language with
+    its script, Latin or not. A text without a letter is in no language."""
+    if len(text) > 3 * SAMPLE_LENGTH:
         middle = len(text) // 2
-        text = "\n".join((text[:LOOKED], text[middle : middle + LOOKED], text[-LOOKED:]))
+        text = "\n".join((text[:SAMPLE_LENGTH], text[middle : middle + SAMPLE_LENGTH], text[-SAMPLE_LENGTH:]))
     letters = [letter for letter in text if letter.isalpha()]
     if not letters:
         return False
-    whole = text.encode("utf-8", "ignore").decode()  # lone surrogates cannot be encoded
-    found, probability = identifier(tuple(LANGUAGES)).classify(whole)  # in any case
-    if found != NONE and probability >= SURE:
-        return found == code
-    latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters) > len(letters) / 2
-    return found == code or latin != (code in NOT_LATIN.split())
+    encodable = text.encode("utf-8", "ignore").decode()  # without lone surrogates
+    detected, probability = identifier(tuple(LANGUAGES)).classify(encodable)  # ignores case
+    if detected != NONE and probability >= MIN_PROBABILITY:
+        return detected == code
+    is_latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters) > len(letters) / 2
+    return detected == code or is_latin != (code in NOT_LATIN.split())

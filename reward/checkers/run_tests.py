@@ -74,7 +74,7 @@ class AnswerModule(types.ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name == "__all__":
-            return [each for each in self.peer.ask("names") if not each.startswith("_")]
+            return [exported for exported in self.peer.ask("names") if not exported.startswith("_")]
         try:
             return self.peer.ask("global", name)
         except KeyError:
