@@ -16,17 +16,17 @@ from align.models.base import base_of, choose_method
 from align.models.forward import hidden_size
 from align.models.load import load_base, load_tokenizer, own_tokenizer
 from align.models.roles import Roles, linear_head, score_weight
-from align.reward.check import Checks
+from align.reward.check import CheckReward
 from align.reward.combined import Ensemble, Sum
-from align.reward.function import FIELD, Function
-from align.reward.inputs import leaves, on_base, permission_of
+from align.reward.function import FIELD, FunctionReward
+from align.reward.inputs import get_code_permission, iter_leaf_rewards, select_on_base
 from align.reward.learned import LearnedReward, RoleReward
-from align.reward.rules import Rules, Sentiment, rule_of
+from align.reward.rules import Rules, Sentiment, build_rule
 from align.reward.scorer import Scorer
 from align.run import Artifact, Base
 
 
-def build(reward: Mapping[str, Any], learned: Iterator[Scorer]) -> Scorer:
+def build_scorer(reward: Mapping[str, Any], learned: Iterator[Scorer]) -> Scorer:
     """Build the scorer of a description.
 
     Args:
@@ -39,15 +39,15 @@ def build(reward: Mapping[str, Any], learned: Iterator[Scorer]) -> Scorer:
             members = tuple(next(learned) for _ in reward["refs"])
             return Ensemble(members, reward["combine"], reward["deviations"])
         case "sum":
-            return Sum(tuple((float(part["weight"]), build(part, learned)) for part in reward["parts"]))
+            return Sum(tuple((float(part["weight"]), build_scorer(part, learned)) for part in reward["parts"]))
         case "fn":
-            return Function(load_function(str(reward["fn"]), FIELD), str(reward["fn"]), reward.get("timeout"))
+            return FunctionReward(load_function(str(reward["fn"]), FIELD), str(reward["fn"]), reward.get("timeout"))
         case "check":
-            return Checks(reward["check"], reward["score"] == "parts", permission_of(reward))
+            return CheckReward(reward["check"], reward["score"] == "parts", get_code_permission(reward))
         case "sentiment":
             return Sentiment()
         case "rules":
-            return Rules([(float(rule.get("weight", 1.0)), rule_of(rule)) for rule in reward["rules"]])
+            return Rules([(float(rule.get("weight", 1.0)), build_rule(rule)) for rule in reward["rules"]])
     raise ValueError(reward["name"])
 
 
@@ -69,17 +69,19 @@ def build_beside_policy(
         size: rows of a forward pass.
         tokenizer: of the policy. Reward models on its base were trained with its chat template.
     """
-    own = on_base(models, base)
+    own = select_on_base(models, base)
     device = next(roles.model.parameters()).device
     end = end_of_turn(tokenizer) if own else None
     learned = (
-        RoleReward(roles, own.index(model), size, end) if model in own else on_its_own_base(model, device, dtype, size)
+        RoleReward(roles, own.index(model), size, end)
+        if model in own
+        else load_reward_model(model, device, dtype, size)
         for model in models
     )
-    return build(reward, learned)
+    return build_scorer(reward, learned)
 
 
-def on_its_own_base(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: int) -> LearnedReward:
+def load_reward_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: int) -> LearnedReward:
     """Load a reward model with its own base, chat template and tokenizer."""
     base = base_of(artifact, "reward.ref")
     method = choose_method(artifact, "auto", "reward.ref")
@@ -91,7 +93,7 @@ def on_its_own_base(artifact: Artifact, device: torch.device, dtype: torch.dtype
     return LearnedReward(model, head, tokenizer, stops, size, artifact.ref)
 
 
-def same_template(
+def check_same_template(
     reward: Mapping[str, Any], models: Sequence[Artifact], base: Base, tokenizer: Any, policy: str
 ) -> None:
     """Check that reward models on the policy's base were trained with the policy's chat template, because they read the
@@ -105,8 +107,8 @@ def same_template(
     Raises:
         InputError: a reward model was trained with another template.
     """
-    fields = [(field, leaf["ref"]) for field, leaf in leaves(reward) if leaf["name"] == "learned"]
-    own = on_base(models, base)
+    fields = [(field, leaf["ref"]) for field, leaf in iter_leaf_rewards(reward) if leaf["name"] == "learned"]
+    own = select_on_base(models, base)
     for (field, ref), model in zip(fields, models, strict=True):
         if model in own and (model.path / "tokenizer_config.json").is_file():
             template = load_tokenizer(base, model.path).chat_template

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from align import ranks
 from align.core.errors import require
 from align.core.types import Conversation, Rollout
-from align.reward.checkers import Checked, Checker, check_turns, checks_of, spec_of
+from align.reward.checkers import Checker, CheckResult, build_checkers, check_turns, get_check_spec
 from align.reward.checkers.checked import AllowCode
 from align.reward.rules import last_answer
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FIELD = "reward.check"
 
 
-class Checks:
+class CheckReward:
     """Scores the last answer of a conversation 1 if it passes its check, else 0.
 
     Args:
@@ -37,7 +37,7 @@ class Checks:
         self.parts = parts
         self.allow_code: AllowCode = allow_code
 
-    def checkers(self, conversation: Conversation) -> tuple[Checker | None, ...]:
+    def find_checkers(self, conversation: Conversation) -> tuple[Checker | None, ...]:
         """Return the checkers of the answer to a prompt.
 
         Raises:
@@ -45,9 +45,9 @@ class Checks:
         """
         prompt_id = conversation.id or "(a prompt without an id)"
         field = f"{prompt_id}, check"
-        spec = spec_of(conversation.columns, prompt_id)
+        spec = get_check_spec(conversation.columns, prompt_id)
         if spec is not None:
-            return checks_of(spec, 1, field, allow_code=self.allow_code)
+            return build_checkers(spec, 1, field, allow_code=self.allow_code)
         require(
             self.spec is not None,
             field,
@@ -55,17 +55,17 @@ class Checks:
             "the row does not say what its answer has to be",
             'Give each row one, {"check": {"kind": "exact", "answer": "4"}}, or write one for all as reward.check.',
         )
-        return checks_of(self.spec, 1, FIELD, allow_code=self.allow_code)
+        return build_checkers(self.spec, 1, FIELD, allow_code=self.allow_code)
 
-    def checked(self, conversations: Sequence[Conversation]) -> Sequence[Checked]:
+    def run_checks(self, conversations: Sequence[Conversation]) -> Sequence[CheckResult]:
         """Check the last answer of each conversation. Each rank checks its share, because checks of code take time."""
         share = [
-            check_turns(self.checkers(conversation), [last_answer(conversation)])
+            check_turns(self.find_checkers(conversation), [last_answer(conversation)])
             for conversation in ranks.own_share(conversations)
         ]
         return ranks.gather_shares(share, len(conversations))
 
-    def scores(self, results: Sequence[Checked]) -> Tensor:
+    def compute_scores(self, results: Sequence[CheckResult]) -> Tensor:
         """Return the scores [B], fp32. An answer that could not be decided has 0."""
         import torch
 
@@ -81,4 +81,4 @@ class Checks:
         Raises:
             InputError: a row has no check, or a wrong one.
         """
-        return self.scores(self.checked(conversations))
+        return self.compute_scores(self.run_checks(conversations))

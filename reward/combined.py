@@ -1,4 +1,4 @@
-"""Ensembles and weighted sums of scorers, and the standardization of their learned members."""
+"""Ensembles and weighted sums of scorers, and the standardisation of their learned members."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from align.core.errors import InputError
 from align.core.types import Conversation, Rollout
 from align.ops.moments import Moments
-from align.reward.check import Checks
+from align.reward.check import CheckReward
 from align.reward.scorer import Scorer
 
 COMBINE: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -22,7 +22,7 @@ COMBINE: dict[str, Callable[[Tensor, float], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Standardised:
+class StandardisedScorer:
     """A scorer whose scores are shifted and scaled: `(score - shift) / scale`."""
 
     scorer: Scorer
@@ -55,12 +55,12 @@ class Ensemble:
         """Return the score of each member, [B, E]."""
         return torch.stack([member.score(conversations, rollout) for member in self.members], dim=1)
 
-    def combined(self, scores_BE: Tensor) -> Tensor:
+    def combine_scores(self, scores_BE: Tensor) -> Tensor:
         """Combine the members' scores [B, E] into [B]."""
         return COMBINE[self.combine](scores_BE, self.deviations)
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
-        return self.combined(self.member_scores(conversations, rollout))
+        return self.combine_scores(self.member_scores(conversations, rollout))
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Sum:
         return torch.stack([weight * scorer.score(conversations, rollout) for weight, scorer in self.parts]).sum(0)
 
 
-def scored(
+def score_with_diagnostics(
     scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """Return the scores [B] and diagnostics of the scorer.
@@ -86,17 +86,21 @@ def scored(
     An ensemble has `disagreement`, the mean over answers of its members' standard deviation. Checks have
     `check_errors`, the share of answers that a check could not decide.
     """
-    if isinstance(scorer, Checks):
-        results = scorer.checked(conversations)
-        return scorer.scores(results), {"check_errors": sum(bool(result.error) for result in results) / len(results)}
+    if isinstance(scorer, CheckReward):
+        results = scorer.run_checks(conversations)
+        return scorer.compute_scores(results), {
+            "check_errors": sum(bool(result.error) for result in results) / len(results)
+        }
     if not isinstance(scorer, Ensemble):
         return scorer.score(conversations, rollout), {}
     scores_BE = scorer.member_scores(conversations, rollout)
-    return scorer.combined(scores_BE), {"disagreement": float(scores_BE.std(1, unbiased=False).mean())}
+    return scorer.combine_scores(scores_BE), {"disagreement": float(scores_BE.std(1, unbiased=False).mean())}
 
 
-def standardised(scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Standardised:
-    """Standardize a scorer so that its scores of these answers have mean 0 and variance 1.
+def standardise(
+    scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
+) -> StandardisedScorer:
+    """Standardise a scorer so that its scores of these answers have mean 0 and variance 1.
 
     Raises:
         InputError: all answers have the same score.
@@ -109,18 +113,20 @@ def standardised(scorer: Scorer, conversations: Sequence[Conversation], rollout:
             "gives every answer of the reference the same score, so that nothing can be learned",
             "Train it for longer, or leave it out.",
         )
-    return Standardised(scorer, moments.mean, moments.std)
+    return StandardisedScorer(scorer, moments.mean, moments.std)
 
 
-def comparable(scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Scorer:
-    """Standardize the learned members of ensembles and sums on these answers.
+def standardise_members(
+    scorer: Scorer, conversations: Sequence[Conversation], rollout: Rollout | None = None
+) -> Scorer:
+    """Standardise the learned members of ensembles and sums on these answers.
 
     The scale of a reward model is an accident of its training, so that raw scores of several have no common unit.
     """
 
     def standardise_learned(member: Scorer) -> Scorer:
-        inner = comparable(member, conversations, rollout)
-        return standardised(inner, conversations, rollout) if member.name in ("learned", "ensemble") else inner
+        inner = standardise_members(member, conversations, rollout)
+        return standardise(inner, conversations, rollout) if member.name in ("learned", "ensemble") else inner
 
     if isinstance(scorer, Ensemble):
         return replace(scorer, members=tuple(map(standardise_learned, scorer.members)))

@@ -22,12 +22,12 @@ LARGEST = (2 - 2**-23) * 2.0**127
 """The largest finite number of fp32."""
 
 
-class Late(BaseException):
+class TimedOut(BaseException):
     """The user's function ran out of time. It is no `Exception`, so that the function does not catch it by accident."""
 
 
 @contextmanager
-def within(seconds: float | None, name: str) -> Iterator[None]:
+def limit_time(seconds: float | None, name: str) -> Iterator[None]:
     """Interrupt the block after some seconds with SIGALRM, and again each second after that.
 
     There is no limit outside the main thread or inside a call of a C library.
@@ -46,13 +46,13 @@ def within(seconds: float | None, name: str) -> Iterator[None]:
         nonlocal timed_out
         if armed:
             timed_out = True
-            raise Late
+            raise TimedOut
 
     previous_handler = signal.signal(signal.SIGALRM, interrupt)
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         yield
-    except (Late, InputError):
+    except (TimedOut, InputError):
         if not timed_out:
             raise
     finally:
@@ -64,7 +64,7 @@ def within(seconds: float | None, name: str) -> Iterator[None]:
         raise InputError("reward.timeout", seconds, problem, "Make it faster, or raise the limit.")
 
 
-class NoColumn(KeyError):
+class MissingColumn(KeyError):
     """A function reads a column that a row does not have."""
 
     def __init__(self, row_name: str, column: object, columns: Sequence[str]) -> None:
@@ -86,7 +86,7 @@ class Row(dict[str, Any]):
         self.name = name
 
     def __missing__(self, column: object) -> Any:
-        raise NoColumn(self.name, column, [*self])
+        raise MissingColumn(self.name, column, [*self])
 
 
 def takes_rows(function: Callable[..., Any]) -> bool:
@@ -99,7 +99,7 @@ def takes_rows(function: Callable[..., Any]) -> bool:
     return len(positional) > 1 and (positional[1].default is inspect.Parameter.empty or positional[1].name == "rows")
 
 
-class Function:
+class FunctionReward:
     """A scorer that calls the user's function.
 
     Args:
@@ -123,26 +123,26 @@ class Function:
         import torch
 
         share = ranks.own_share(conversations)  # empty on some ranks if there are more ranks than conversations
-        scores = ranks.gather_shares(self.asked(share) if share else [], len(conversations))
+        scores = ranks.gather_shares(self.call_checked(share) if share else [], len(conversations))
         return torch.tensor(scores, dtype=torch.float32)
 
-    def asked(self, conversations: Sequence[Conversation]) -> list[float]:
+    def call_checked(self, conversations: Sequence[Conversation]) -> list[float]:
         """Call the function and check what it returns."""
-        with within(self.timeout, self.name):
-            returned = self.given(conversations)
+        with limit_time(self.timeout, self.name):
+            returned = self.call_or_locate_error(conversations)
             problem = f"returned {type(returned).__name__}, not a number for each conversation ({{error}})"
-            with explain_user_errors(FIELD, self.name, problem, "Return a list of numbers.", Late):
+            with explain_user_errors(FIELD, self.name, problem, "Return a list of numbers.", TimedOut):
                 scores = [float(score) for score in returned]
         if len(scores) != len(conversations):
             problem = f"returned {len(scores)} numbers for {len(conversations)} conversations"
             raise InputError(FIELD, self.name, problem, "Return one for each, in their order.")
         for score, conversation in zip(scores, conversations, strict=True):
             if not abs(score) <= LARGEST:
-                problem = f"returned {score} for {told(conversation)}"
+                problem = f"returned {score} for {describe_answer(conversation)}"
                 raise InputError(FIELD, self.name, problem, "Return finite numbers that fp32 can hold.")
         return scores
 
-    def given(self, conversations: Sequence[Conversation]) -> Any:
+    def call_or_locate_error(self, conversations: Sequence[Conversation]) -> Any:
         """Call the function. If it raises, call it with each answer alone, to find the answer at fault.
 
         Raises:
@@ -150,39 +150,39 @@ class Function:
         """
         try:
             return self.call(conversations)
-        except (KeyboardInterrupt, Late):
+        except (KeyboardInterrupt, TimedOut):
             raise
         except BaseException as error:
             if len(conversations) > 1:
                 for conversation in conversations:
-                    self.given([conversation])
-                raise fault(self.name, error, f"{len(conversations)} answers together") from error
-            raise fault(self.name, error, told(conversations[0])) from error
+                    self.call_or_locate_error([conversation])
+                raise build_error(self.name, error, f"{len(conversations)} answers together") from error
+            raise build_error(self.name, error, describe_answer(conversations[0])) from error
 
     def call(self, conversations: Sequence[Conversation]) -> Any:
         arguments: list[Any] = [[conversation.as_dicts() for conversation in conversations]]
         if self.takes_rows:
-            arguments.append([Row(place(conversation), conversation.columns) for conversation in conversations])
+            arguments.append([Row(describe_row(conversation), conversation.columns) for conversation in conversations])
         returned = self.function(*arguments)
         return [*returned] if isinstance(returned, Iterator) else returned  # a generator runs here
 
 
-def place(conversation: Conversation) -> str:
+def describe_row(conversation: Conversation) -> str:
     return conversation.id or "a prompt without an id"
 
 
-def told(conversation: Conversation) -> str:
+def describe_answer(conversation: Conversation) -> str:
     """Return the beginning of an answer and the name of its row, for errors."""
-    return f"the answer {conversation.messages[-1].content[:60]!r} to {place(conversation)}"
+    return f"the answer {conversation.messages[-1].content[:60]!r} to {describe_row(conversation)}"
 
 
-def fault(name: str, error: BaseException, answers: str) -> InputError:
+def build_error(name: str, error: BaseException, answers: str) -> InputError:
     """Return the error of a function that raised. `SystemExit` counts too: it would end the run as if it were done.
 
     Args:
         answers: the answers that the function was called with, in words.
     """
-    if isinstance(error, NoColumn):
+    if isinstance(error, MissingColumn):
         columns = f"It has {', '.join(error.columns)}." if error.columns else "It has no columns besides its prompt."
         return InputError(
             f"{error.row_name}, {error.column}", "(missing)", f"{name} asks for this column", f"{columns} Add it."

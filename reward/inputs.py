@@ -15,14 +15,14 @@ from align.core.errors import InputError, require
 from align.core.functions import find_definitions, find_module_file, load_function
 from align.core.types import Conversation
 from align.models.base import check_same_method
-from align.reward.check import Checks
-from align.reward.checkers import checks_of
-from align.reward.checkers.checked import AllowCode, code_permission
+from align.reward.check import CheckReward
+from align.reward.checkers import build_checkers
+from align.reward.checkers.checked import AllowCode, combine_code_settings
 from align.reward.function import FIELD
 from align.run import Artifact, Base, Input, file_digest, load_artifact, resolve
 
 
-def leaves(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def iter_leaf_rewards(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield the field and the description of each reward that is not a combination of others, in order."""
     match reward["name"]:
         case "ensemble":
@@ -30,7 +30,7 @@ def leaves(reward: Mapping[str, Any], field: str = "reward") -> Iterator[tuple[s
                 yield f"{field}.refs[{i}]", {"name": "learned", "ref": ref}
         case "sum":
             for i, part in enumerate(reward["parts"]):
-                yield from leaves(part, f"{field}.parts[{i}]")
+                yield from iter_leaf_rewards(part, f"{field}.parts[{i}]")
         case "learned":
             yield f"{field}.ref", reward
         case _:
@@ -55,9 +55,9 @@ def reward_inputs(
     """
     models: list[Input] = []
     files: list[Input] = []
-    for field, leaf in leaves(reward):
+    for field, leaf in iter_leaf_rewards(reward):
         if leaf["name"] == "learned":
-            models.append(model_at(leaf["ref"], root, base, field, policy, method).as_input())
+            models.append(resolve_reward_model(leaf["ref"], root, base, field, policy, method).as_input())
         elif leaf["name"] == "fn":
             spec = str(leaf["fn"])
             source = find_module_file(spec, FIELD)
@@ -70,16 +70,16 @@ def reward_inputs(
             digest = file_digest(source) if source else spec
             files.append(Input(digest, ref=spec, details={"defined": definitions}))
         elif leaf["name"] == "check" and leaf["check"] is not None:
-            checks_of(leaf["check"], 1, f"{field}.check", allow_code=permission_of(leaf))
+            build_checkers(leaf["check"], 1, f"{field}.check", allow_code=get_code_permission(leaf))
     return {
         **{f"reward.{i}" if i else "reward": model for i, model in enumerate(models)},
         **{f"reward.fn.{i}" if i else "reward.fn": file for i, file in enumerate(files)},
     }
 
 
-def permission_of(leaf: Mapping[str, Any]) -> AllowCode:
+def get_code_permission(leaf: Mapping[str, Any]) -> AllowCode:
     """Return whether the checks of a reward may run programs that a model wrote."""
-    return code_permission(leaf["allow_code"], leaf["unsafe_code"])
+    return combine_code_settings(leaf["allow_code"], leaf["unsafe_code"])
 
 
 def check_rows(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> None:
@@ -89,25 +89,27 @@ def check_rows(reward: Mapping[str, Any], prompts: Sequence[Conversation]) -> No
     Raises:
         InputError: a row has no check, or a wrong one.
     """
-    for _, leaf in leaves(reward):
+    for _, leaf in iter_leaf_rewards(reward):
         if leaf["name"] == "check":
-            checks = Checks(leaf["check"], allow_code=permission_of(leaf))
+            checks = CheckReward(leaf["check"], allow_code=get_code_permission(leaf))
             for prompt in prompts:
-                checks.checkers(prompt)
+                checks.find_checkers(prompt)
 
 
-def model_at(ref: str, root: Path, base: Base | None, field: str, policy: Artifact | None, method: str) -> Artifact:
+def resolve_reward_model(
+    ref: str, root: Path, base: Base | None, field: str, policy: Artifact | None, method: str
+) -> Artifact:
     """Resolve a reference to a reward model. `latest` means the newest on the policy's base."""
     artifact = resolve(ref, root, base.digest if base and ref.endswith(":latest") else None, field)
     stage = artifact.manifest.stage if artifact.manifest else "reward"  # a bare folder passes
     if artifact.whole or stage != "reward":
         raise InputError(field, ref, "is no reward model", "Name one that stage=reward made, such as reward:latest.")
-    if policy is not None and base is not None and on_base([artifact], base):
+    if policy is not None and base is not None and select_on_base([artifact], base):
         check_same_method(artifact, field, policy, method)
     return artifact
 
 
-def read_alike(models: Sequence[Artifact], reasoning: str, field: str = "rollout.reasoning") -> None:
+def check_reasoning_matches(models: Sequence[Artifact], reasoning: str, field: str = "rollout.reasoning") -> None:
     """Check that no reward model trained on answers without reasoning scores answers with it.
 
     Args:
@@ -128,7 +130,7 @@ def read_alike(models: Sequence[Artifact], reasoning: str, field: str = "rollout
         )
 
 
-def models_of(inputs: Mapping[str, Input]) -> list[Artifact]:
+def load_reward_artifacts(inputs: Mapping[str, Input]) -> list[Artifact]:
     """Return the reward models among the inputs of a run, in the order of `reward_inputs`."""
     models = {
         int(name.partition(".")[2] or 0): model
@@ -138,6 +140,6 @@ def models_of(inputs: Mapping[str, Input]) -> list[Artifact]:
     return [load_artifact(Path(model.path), model.ref) for _, model in sorted(models.items())]
 
 
-def on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:
+def select_on_base(models: Sequence[Artifact], base: Base) -> list[Artifact]:
     """Return the reward models that are adapters on the policy's base. A bare folder, which names no base, counts."""
     return [model for model in models if model.base is None or model.base.digest == base.digest]

@@ -48,11 +48,11 @@ class RoleReward:
         if rollout is None:
             raise ValueError("a reward on the policy's base reads sampled tokens")
         if self.end is not None:
-            rollout = closed(rollout, self.end)
+            rollout = replace_end_token(rollout, self.end)
         return compute_in_chunks(lambda part: self.roles.scores(part, self.member), rollout, self.size).cpu()
 
 
-def closed(rollout: Rollout, end: int) -> Rollout:
+def replace_end_token(rollout: Rollout, end: int) -> Rollout:
     """Return a rollout in which `end` is the last token of each response that ended."""
     mask = rollout.mask_BS
     last_BS = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)  # the last real column of each row
@@ -100,7 +100,7 @@ class LearnedReward:
         """
         ended = [True] * len(conversations) if rollout is None else rollout.ended_B.tolist()
         rows = [
-            self.encoded(conversation, is_whole) for conversation, is_whole in zip(conversations, ended, strict=True)
+            self.encode(conversation, is_whole) for conversation, is_whole in zip(conversations, ended, strict=True)
         ]
         context = context_length(self.model)
         longest = max(map(len, rows), default=0)
@@ -113,7 +113,7 @@ class LearnedReward:
         )
         return score_rows(self.model, self.score_head, rows, self.tokenizer.pad_token_id, self.batch_size)
 
-    def encoded(self, conversation: Conversation, ended: bool = True) -> list[int]:
+    def encode(self, conversation: Conversation, ended: bool = True) -> list[int]:
         """Return the tokens of a conversation.
 
         Raises:
@@ -127,7 +127,7 @@ class LearnedReward:
 
     def fits(self, conversation: Conversation) -> bool:
         """Return whether a conversation that ends with an assistant turn fits into the model's context."""
-        return len(self.encoded(conversation)) <= context_length(self.model)
+        return len(self.encode(conversation)) <= context_length(self.model)
 
 
 @torch.no_grad()

@@ -41,24 +41,24 @@ class Rules:
         )
 
 
-def rule_of(settings: Mapping[str, Any]) -> Callable[[str], float]:
+def build_rule(settings: Mapping[str, Any]) -> Callable[[str], float]:
     """Build the rule that `{rule: NAME, …}` describes. Its settings were checked with the configuration."""
     match settings["rule"]:
         case "length":
-            return lambda text: length(text, settings["low"], settings["high"])
+            return lambda text: score_length(text, settings["low"], settings["high"])
         case "regex":
             pattern = regex.compile(str(settings["pattern"]))
             return lambda text: float(matches(pattern, text))
         case "tags":
-            return lambda text: float(tagged(text, settings["tags"]))
+            return lambda text: float(has_tags(text, settings["tags"]))
         case "json":
             return lambda text: float(is_json(text))
         case "sentiment":
-            return sentiment()
+            return load_sentiment_scorer()
     raise ValueError(settings["rule"])
 
 
-def length(text: str, low: int, high: int) -> float:
+def score_length(text: str, low: int, high: int) -> float:
     """Return 1 if the answer has from `low` to `high` words, and less the farther it is from the range: `words / low`
     below, `high / words` above. A step at the bounds would give no gradient back to the range."""
     words = len(text.split())
@@ -86,13 +86,13 @@ def is_json(text: str) -> bool:
         return False
 
 
-def tagged(text: str, tags: Sequence[str]) -> bool:
+def has_tags(text: str, tags: Sequence[str]) -> bool:
     """Return whether the answer is `<a>…</a>` for each tag in order, each once, with nothing but whitespace between."""
     body = r"\s*".join(rf"<{tag}>(?:(?!</?{tag}>).)*</{tag}>" for tag in tags)
     return regex.fullmatch(rf"\s*{body}\s*", text, regex.DOTALL) is not None
 
 
-def sentiment() -> Callable[[str], float]:
+def load_sentiment_scorer() -> Callable[[str], float]:
     """Load VADER. Returns a function from a text to its compound score, from -1 (hostile) to 1 (warm), of 4 digits."""
     analyzer = SentimentIntensityAnalyzer()
     return lambda text: analyzer.polarity_scores(text)["compound"]
@@ -109,7 +109,7 @@ class Sentiment:
     name = "vader"
 
     def __init__(self) -> None:
-        self._compound = sentiment()
+        self._compound = load_sentiment_scorer()
 
     def score(self, conversations: Sequence[Conversation], rollout: Rollout | None = None) -> Tensor:
         """Return the compound scores [B], fp32 on the CPU.

@@ -18,8 +18,8 @@ from align.data.read.content import taught, with_answer
 from align.data.sets.score_cuts import Score
 from align.evals.held_out import held_out_loss
 from align.models.load import context_length, describe, load_base, load_tokenizer
-from align.reward.build import build, on_its_own_base
-from align.reward.combined import comparable
+from align.reward.build import build_scorer, load_reward_model
+from align.reward.combined import standardise_members
 from align.reward.scorer import Scorer
 from align.run import Artifact, Base
 
@@ -56,13 +56,13 @@ def load_reward(
         models: its reward models.
         first: the records whose answers bring the learned members of an ensemble or a sum to one scale.
     """
-    loaded = [on_its_own_base(model, device, dtype, batch_size) for model in models]
+    loaded = [load_reward_model(model, device, dtype, batch_size) for model in models]
     hides = any(model.manifest and model.manifest.config["data"].get("reasoning") == "hide" for model in models)
 
     def fits(conversation: Conversation) -> bool:
         return all(model.fits(conversation) for model in loaded)
 
-    scorer = on_one_scale(build(reward, iter(loaded)), first, fits, hides)
+    scorer = on_one_scale(build_scorer(reward, iter(loaded)), first, fits, hides)
     return partial(rewards, scorer, fits=fits, hides_reasoning=hides)
 
 
@@ -157,4 +157,4 @@ def on_one_scale(
     see `reward.combined.comparable`."""
     sides = (up_to_answer(side, hides_reasoning) for record in records for side in answers_of(record))
     told = [side for side in sides if side is not None and fits(side)]
-    return comparable(scorer, told) if told else scorer
+    return standardise_members(scorer, told) if told else scorer

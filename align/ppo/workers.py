@@ -18,7 +18,7 @@ from align.models.load import load_base
 from align.models.lora import Lora
 from align.models.roles import Role, Roles
 from align.ops.moments import Moments
-from align.reward.combined import comparable, scored
+from align.reward.combined import score_with_diagnostics, standardise_members
 from align.reward.scorer import Scorer, check_finite
 from align.rollout.distributed import DistributedEngine
 from align.rollout.engine import Engine, joined, response_texts, row_seeds
@@ -156,7 +156,7 @@ class Workers:
 
     def score(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
         """Return the raw scores [B], on the device of the rollout, and the scorer's figures."""
-        scores, figures = scored(self.scorer, answers.conversations, answers.judged.rollout)
+        scores, figures = score_with_diagnostics(self.scorer, answers.conversations, answers.judged.rollout)
         check_finite(scores, self.scorer.name)
         return scores.to(answers.rollout.tokens_BS.device), figures
 
@@ -166,7 +166,7 @@ class Workers:
         Returns:
             workers with that scorer, and the moments of its scores for these answers.
         """
-        workers = replace(self, scorer=comparable(self.scorer, answers.conversations, answers.judged.rollout))
+        workers = replace(self, scorer=standardise_members(self.scorer, answers.conversations, answers.judged.rollout))
         return workers, Moments.from_values(workers.score(answers)[0])
 
     def policy(self) -> tuple[Tensor, ...]:

@@ -90,7 +90,7 @@ from align.models.base import find_base
 from align.report.data_set_page import loss_lines, shapes_line, summary_lines
 from align.report.figure_text import counted
 from align.report.reading_progress import begins, reading, seldom
-from align.reward.inputs import models_of, reward_inputs
+from align.reward.inputs import load_reward_artifacts, reward_inputs
 from align.run import Input, Run, atomic, file_digest
 from align.run.artifacts import check_not_replaced, read_replacement
 from align.run.folder import utc_now
@@ -335,7 +335,7 @@ def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
         score = load_loss(run.base, *template, device, dtype, settings.max_length, settings.batch_size)
     else:
         first = read_rows(rows, np.arange(min(PIECE, rows.count)))
-        models = models_of(run.inputs)
+        models = load_reward_artifacts(run.inputs)
         score = load_reward(build_reward_spec(config.reward), models, first, device, dtype, settings.batch_size)
 
     def score_finite(records: Sequence[Any]) -> np.ndarray:

@@ -124,8 +124,8 @@ from align.models.base import adapter_folder, as_artifact, base_of, find_artifac
 from align.report import in_words
 from align.report.figure_text import counted
 from align.report.judge_page import list_lines
-from align.reward.checkers.checked import code_permission
-from align.reward.inputs import check_rows, models_of, read_alike, reward_inputs
+from align.reward.checkers.checked import combine_code_settings
+from align.reward.inputs import check_reasoning_matches, check_rows, load_reward_artifacts, reward_inputs
 from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import AnswerStore
 from align.run import Artifact, Input, Manifest, Run, json_digest, write_json
@@ -204,7 +204,7 @@ def inputs(config: Config) -> Inputs:
     reference = find_reference(artifact, asked, root)
     data = data_records(DataSource.of(config.data))
     judge = reward_inputs(build_reward_spec(config.reward), root, base)
-    read_alike(models_of(judge), config.rollout.reasoning)
+    check_reasoning_matches(load_reward_artifacts(judge), config.rollout.reasoning)
     reward = to_plain_dict(config)["reward"]
     standing = find_standing(artifact, list_scorer_parts(reward, judge), root)
     standing.require_independent(scorer_title(reward, judge), artifact.ref, config.stage.allow_proxy)
@@ -312,7 +312,7 @@ def find_suite(config: Config) -> Suite:
         revision=given.revision,
         method=config.method.name,
     )
-    tasks = parsed_tasks(config.eval.tasks, code_permission(config.stage.allow_code, config.stage.unsafe_code))
+    tasks = parsed_tasks(config.eval.tasks, combine_code_settings(config.stage.allow_code, config.stage.unsafe_code))
     gates = parsed_gates(config.eval.gates, tasks, [system.name for system in systems])
     probed = next((task.name for task in tasks if task.probe is not None), None)
     for system in systems:
@@ -340,7 +340,7 @@ def find_suite(config: Config) -> Suite:
         records |= find_votes(config, records, [system.name for system in systems])
     else:
         scorers = reward_inputs(build_reward_spec(config.reward), root, model and model.base)
-        read_alike(models_of(scorers), config.rollout.reasoning)
+        check_reasoning_matches(load_reward_artifacts(scorers), config.rollout.reasoning)
         records |= scorers
     reports, read = find_reports(config.stage.card, root)
     records |= read
@@ -414,7 +414,7 @@ def read_items(config: Config, task: Task) -> Sequence[Item]:
         from align.evals.suite.lm_eval import items_of_harness  # lm-eval is an extra
 
         return items_of_harness(task, task.probe.harness)
-    allow_code = code_permission(config.stage.allow_code, config.stage.unsafe_code)
+    allow_code = combine_code_settings(config.stage.allow_code, config.stage.unsafe_code)
     if task.path:
         return items_of_file(task, config.data.system or None, allow_code)
     return items_of_prompts(
@@ -557,7 +557,7 @@ def find_judge_inputs(config: Config) -> dict[str, Input]:
     if isinstance(judge, LLMJudge):
         return {**inputs, "judge": judge.endpoint.record(judge.identity.digest)}
     scorers = reward_inputs(build_reward_spec(config.reward), config.run.folder, None)
-    read_alike(models_of(scorers), config.data.reasoning, "data.reasoning")
+    check_reasoning_matches(load_reward_artifacts(scorers), config.data.reasoning, "data.reasoning")
     return {**inputs, **scorers}
 
 
@@ -641,7 +641,7 @@ def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict
     system = config.data.system or None
     seen = [
         seen_by(model, root, partial(find_store_key, find_store_url(config)), system, LEARNS_VERDICTS)
-        for model in models_of(inputs)
+        for model in load_reward_artifacts(inputs)
     ]
     unlearned = drop_learned(pairs, seen)
     left_out = len(pairs) - len(unlearned)
@@ -751,7 +751,7 @@ def score(
     """
     from align.evals.suite.scores import measure_tasks, score_answers
 
-    allow_code = code_permission(config.stage.allow_code, config.stage.unsafe_code)
+    allow_code = combine_code_settings(config.stage.allow_code, config.stage.unsafe_code)
     judged = [task for task in tasks if task.is_judged]
     judge = load_judge(judged) if judged else None
     scored = score_answers(tasks, judge, allow_code)
@@ -1240,7 +1240,7 @@ def measure_judge(run: Run, config: Config, known: JudgedExamples) -> StageResul
             device = choose_device(config.device)
             dtype = choose_dtype(config.dtype, device)
             data_name = config.data.path or config.project
-            pairs, opinions = score_pairs(reward, models_of(run.inputs), pairs, data_name, device, dtype)
+            pairs, opinions = score_pairs(reward, load_reward_artifacts(run.inputs), pairs, data_name, device, dtype)
             write_scored_pairs(run.folder / "held_out.jsonl", pairs, opinions)
             remarks = []
         too_long = len(known.examples) - len(pairs)

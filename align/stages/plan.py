@@ -21,7 +21,7 @@ from align.planning.gpus import CONTEXT, GB, GPUS, USABLE, Gpu, changes_to_fit, 
 from align.planning.memory import Footprint, Workload, build_workload, disk_bytes, footprint
 from align.planning.shapes import Shape, shape_of
 from align.report.figure_text import align_columns
-from align.reward.inputs import leaves
+from align.reward.inputs import iter_leaf_rewards
 from align.run import Artifact, Base, hub_config, model_config, resolve
 
 RESIDENT_FACTOR = 1.5
@@ -115,7 +115,7 @@ def find_planned_start(config: Config) -> PlannedStart:
     config = replace_values(config, method=method)
     rewards = 0
     if config.stage.name == "ppo":
-        for field, leaf in leaves(build_reward_spec(config.reward)):
+        for field, leaf in iter_leaf_rewards(build_reward_spec(config.reward)):
             if leaf["name"] == "learned":
                 model = find_artifact(leaf["ref"], root, field)
                 shares = model is None or model.base is None or not base.digest or model.base.digest == base.digest

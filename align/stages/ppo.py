@@ -19,7 +19,13 @@ from align.data.sources import prompts as read_prompts
 from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
 from align.report.figure_text import counted
-from align.reward.inputs import check_rows, models_of, on_base, read_alike, reward_inputs
+from align.reward.inputs import (
+    check_reasoning_matches,
+    check_rows,
+    load_reward_artifacts,
+    reward_inputs,
+    select_on_base,
+)
 from align.run import Artifact, Base, Run, json_digest
 from align.stages.runner import (
     Inputs,
@@ -47,7 +53,7 @@ def inputs(config: Config) -> Inputs:
     reward = build_reward_spec(config.reward)
     source = DataSource.of(config.data)
     rewards = reward_inputs(reward, config.run.folder, base, artifact, config.method.name)
-    read_alike(models_of(rewards), config.rollout.reasoning)
+    check_reasoning_matches(load_reward_artifacts(rewards), config.rollout.reasoning)
     records = {"init": artifact.as_input(), **data_records(source), **rewards}
 
     def rows() -> tuple[Any, ...]:
@@ -74,7 +80,7 @@ def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list
         if trained.tripped:
             send_to_annotators(run, config, trained)
         longest = max(len(prompt.input_ids) for prompt in workers.prompts)
-        rewards = len(on_base(models_of(run.inputs), run.base))
+        rewards = len(select_on_base(load_reward_artifacts(run.inputs), run.base))
         peaks = measure_memory(run, config, longest, rewards=rewards)
         return build_result(trained, workers, settings, run.known_metrics, peaks)
 
@@ -138,7 +144,7 @@ def load_workers(
     """
     from align.models.load import choose_device, choose_dtype, context_length, describe
     from align.ppo.workers import Workers, split_prompts
-    from align.reward.build import build_beside_policy, same_template
+    from align.reward.build import build_beside_policy, check_same_template
     from align.rollout.engine import divergence_as_input_error
     from align.rollout.strip_reasoning import answer_reader
 
@@ -146,8 +152,8 @@ def load_workers(
     base = run.base
     policy, tokenizer = load_start(run, config)
     reward = build_reward_spec(config.reward)
-    models = models_of(run.inputs)
-    same_template(reward, models, base, tokenizer, config.init)
+    models = load_reward_artifacts(run.inputs)
+    check_same_template(reward, models, base, tokenizer, config.init)
     room = prompt_room(context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens)
     encoded, dropped = encode_prompts(tokenizer, prompts, room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
@@ -192,7 +198,7 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
     roles = build_roles(
         base,
         adapter_folder(artifact),
-        [model.path for model in on_base(models, base)],
+        [model.path for model in select_on_base(models, base)],
         method=config.method.name,
         frozen=frozen_method(config.method.name),
         fresh=Lora.from_settings(config.method),

@@ -32,7 +32,13 @@ from align.evals.judges.identity import list_scorer_parts, scorer_title
 from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
 from align.report.figure_text import align_columns, counted, in_words
-from align.reward.inputs import check_rows, models_of, on_base, read_alike, reward_inputs
+from align.reward.inputs import (
+    check_reasoning_matches,
+    check_rows,
+    load_reward_artifacts,
+    reward_inputs,
+    select_on_base,
+)
 from align.run import Artifact, Base, Input, Run, write_json, write_text
 from align.stages.runner import Inputs, find_start, load_start, open_rollout_engine, open_store, open_tracker
 from align.track import (
@@ -102,11 +108,11 @@ def find_rewards(config: Config, policy: Artifact, base: Base) -> dict[str, Inpu
     """
     root = config.run.folder
     ranking = reward_inputs(build_reward_spec(config.reward), root, base, policy, config.method.name)
-    read_alike(models_of(ranking), config.rollout.reasoning)
+    check_reasoning_matches(load_reward_artifacts(ranking), config.rollout.reasoning)
     if config.stage.gold is None:
         return ranking
     measuring = reward_inputs(build_reward_spec(config.stage.parse_gold()), root, base)
-    read_alike(models_of(measuring), config.rollout.reasoning)
+    check_reasoning_matches(load_reward_artifacts(measuring), config.rollout.reasoning)
     gold = gold_settings(config)
     if list_scorer_parts(gold, measuring) & list_scorer_parts(to_plain_dict(config)["reward"], ranking):
         problem = "also ranks the answers: its score of the best one says nothing of quality"
@@ -318,14 +324,15 @@ class RankedSampling:
     def calibrate(self, seed: int) -> RankedSampling:
         """Return the same with the learned members of ensembles and sums on one scale for answers of the policy. A
         resumed run draws the same answers again."""
-        from align.reward.combined import Ensemble, Sum, comparable
+        from align.reward.combined import Ensemble, Sum, standardise_members
 
         if not any(isinstance(scorer, Ensemble | Sum) for scorer in self.scorers.values()):
             return self
         rows = [(i, 0) for i in range(min(CALIBRATED_ON, len(self.prompts)))]
         _, judged = self.answer(rows, seed, "normalise")
         scaled = {
-            name: comparable(scorer, judged.conversations, judged.rollout) for name, scorer in self.scorers.items()
+            name: standardise_members(scorer, judged.conversations, judged.rollout)
+            for name, scorer in self.scorers.items()
         }
         return replace(self, scorers=scaled)
 
@@ -375,7 +382,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     """
     from align.models.load import choose_device, choose_dtype
     from align.ppo.workers import build_roles
-    from align.reward.build import build, build_beside_policy, on_its_own_base, same_template
+    from align.reward.build import build_beside_policy, build_scorer, check_same_template, load_reward_model
     from align.rollout.strip_reasoning import answer_reader
 
     base = run.base
@@ -384,13 +391,13 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     frozen = frozen_method(config.method.name)
     policy, tokenizer = load_start(run, config)
     reward = build_reward_spec(config.reward)
-    models = models_of(run.inputs)
-    same_template(reward, models, base, tokenizer, config.init)
+    models = load_reward_artifacts(run.inputs)
+    check_same_template(reward, models, base, tokenizer, config.init)
     encoded, fitting = encode_for(run, config, tokenizer, prompts)
     roles = build_roles(
         base,
         adapter_folder(policy),
-        [model.path for model in on_base(models, base)],
+        [model.path for model in select_on_base(models, base)],
         method=frozen,
         frozen=frozen,
         fresh=Lora.from_settings(config.method),
@@ -402,8 +409,10 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     scorers = {"score": build_beside_policy(reward, models, roles, base, SCORED_AT_ONCE, dtype, tokenizer)}
     measured = ""
     if config.stage.gold is not None:
-        gold_models = (on_its_own_base(m, device, dtype, SCORED_AT_ONCE) for m in models_of(gold_inputs(run)))
-        scorers["gold"] = build(build_reward_spec(config.stage.parse_gold()), gold_models)
+        gold_models = (
+            load_reward_model(m, device, dtype, SCORED_AT_ONCE) for m in load_reward_artifacts(gold_inputs(run))
+        )
+        scorers["gold"] = build_scorer(build_reward_spec(config.stage.parse_gold()), gold_models)
         measured = f"; measured by {scorers['gold'].name}"
     print(f"{fitting}; {config.stage.best_of} answers each, ranked by {scorers['score'].name}{measured}")
     generation_config = roles.model.generation_config

@@ -16,7 +16,7 @@ from align.core.types import Rollout, StageResult
 from align.data.chat.template import use_template
 from align.data.chat.tokens import text_ids
 from align.models.base import BASE, frozen_method, label
-from align.reward.inputs import models_of, read_alike, reward_inputs
+from align.reward.inputs import check_reasoning_matches, load_reward_artifacts, reward_inputs
 from align.run import Input, Run, json_digest, write_json
 from align.run.environment import code_digest, package_versions
 from align.stages.ppo import load_roles, settings_of
@@ -52,7 +52,7 @@ def inputs(config: Config) -> Inputs:
     rewards = {}
     if not has_no_reward:
         rewards = reward_inputs(build_reward_spec(config.reward), root, base, artifact, config.method.name)
-    read_alike(models_of(rewards), config.rollout.reasoning)
+    check_reasoning_matches(load_reward_artifacts(rewards), config.rollout.reasoning)
     code = Input(json_digest([package_versions(), code_digest()]))
     records = {"code": code, "init": artifact.as_input(), **rewards}
     return Inputs(config, label(base, config.method.name), base, records)
@@ -66,7 +66,7 @@ def run(run: Run, config: Config) -> StageResult:
     base = run.base
     dtype = choose_dtype(config.dtype, choose_device(config.device))
     artifact = find_input(run)
-    roles = load_roles(config, base, artifact, models_of(run.inputs))
+    roles = load_roles(config, base, artifact, load_reward_artifacts(run.inputs))
     perturb(roles)
     tokenizer = own_tokenizer(artifact, base)
     if tokenizer.chat_template:  # PPO can be checked on a base model too, which has none

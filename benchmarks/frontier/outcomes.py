@@ -18,7 +18,7 @@ from align.evals.text import distinct_n, most_risen
 from align.models.load import choose_dtype
 from align.ops.best_of_n import compute_kl_bound
 from align.ops.intervals import mean_interval
-from align.reward.build import on_its_own_base
+from align.reward.build import load_reward_model
 from align.run import read_manifest, resolve
 
 Figures = dict[str, Any]
@@ -92,7 +92,7 @@ def proxies(root: Path, points: Mapping[str, Point], dtype: str) -> dict[str, fl
     """The reward model's mean score of each policy's answers, in standard deviations of its scores of the supervised
     model's, and from their mean."""
     cpu = torch.device("cpu")
-    scorer = on_its_own_base(resolve("reward:latest", root), cpu, choose_dtype(dtype, cpu), 64)
+    scorer = load_reward_model(resolve("reward:latest", root), cpu, choose_dtype(dtype, cpu), 64)
 
     def scores(point: Point) -> Tensor:
         rows = point.answered

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from align.reward.rules import sentiment
+from align.reward.rules import load_sentiment_scorer
 
 WAIT_MS = 60_000
 TEXTS = "[...document.querySelectorAll('.answer .text')].map(text => text.innerText)"
@@ -64,7 +64,7 @@ def serving(words: Sequence[str]) -> Iterator[str]:
 
 def label(page: Page, items: int) -> int:
     """Ranks items by keyboard until so many are done or none is left; how many."""
-    warmth = sentiment()
+    warmth = load_sentiment_scorer()
     for done in range(items):
         page.wait_for_selector(".answer, #align-app p:not([id])", timeout=WAIT_MS)
         texts = page.evaluate(TEXTS)

@@ -1,18 +1,18 @@
 """Rule-based checks of answers, which tasks and rows describe under `check:`."""
 
-from align.reward.checkers.build import IFEVAL, KINDS, check_turns, checker, checks_of, spec_of
-from align.reward.checkers.checked import Accuracy, Checked, Checker, Part, accuracy
+from align.reward.checkers.build import IFEVAL, KINDS, build_checker, build_checkers, check_turns, get_check_spec
+from align.reward.checkers.checked import Accuracy, Checker, CheckResult, Part, compute_accuracy
 
 __all__ = [
     "IFEVAL",
     "KINDS",
     "Accuracy",
-    "Checked",
+    "CheckResult",
     "Checker",
     "Part",
-    "accuracy",
+    "build_checker",
+    "build_checkers",
     "check_turns",
-    "checker",
-    "checks_of",
-    "spec_of",
+    "compute_accuracy",
+    "get_check_spec",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 from align.core.errors import require
 from align.core.spec import get_choice, parse_json_or_text
-from align.reward.checkers.checked import AllowCode, Checked, Checker
+from align.reward.checkers.checked import AllowCode, Checker, CheckResult
 
 CHECK = "check"
 IFEVAL = ("instruction_id_list", "kwargs")
@@ -29,7 +29,7 @@ def load_kind(kind: str) -> ModuleType:
     return import_module(f"align.reward.checkers.{KINDS[kind]}")
 
 
-def checker(spec: Any, field: str, *, allow_code: AllowCode = False) -> Checker:
+def build_checker(spec: Any, field: str, *, allow_code: AllowCode = False) -> Checker:
     """Build the checker that a `check:` of a task or of a row describes.
 
     Args:
@@ -48,7 +48,9 @@ def checker(spec: Any, field: str, *, allow_code: AllowCode = False) -> Checker:
     return build(spec, field, allow_code) if kind == "code" else build(spec, field)
 
 
-def checks_of(spec: Any, turns: int | None, field: str, *, allow_code: AllowCode = False) -> tuple[Checker | None, ...]:
+def build_checkers(
+    spec: Any, turns: int | None, field: str, *, allow_code: AllowCode = False
+) -> tuple[Checker | None, ...]:
     """Build the checkers of an item's answers, one for each turn. Turns without a check have None.
 
     Args:
@@ -56,21 +58,21 @@ def checks_of(spec: Any, turns: int | None, field: str, *, allow_code: AllowCode
         turns: the number of turns; None if it is not known.
 
     Raises:
-        InputError: as `checker`; or the list has another length, or no check.
+        InputError: as `build_checker`; or the list has another length, or no check.
     """
     if not isinstance(spec, list | tuple):
-        return (*[None] * ((turns or 1) - 1), checker(spec, field, allow_code=allow_code))
+        return (*[None] * ((turns or 1) - 1), build_checker(spec, field, allow_code=allow_code))
     remedy = "Write one check a turn, null where there is none."
     require(any(check is not None for check in spec), field, spec, "has no check", remedy)
     problem = f"has {len(spec)} checks for {turns} turns"
     require(turns in (None, len(spec)), field, spec, problem, remedy)
     return tuple(
-        None if check is None else checker(check, f"{field}[{turn}]", allow_code=allow_code)
+        None if check is None else build_checker(check, f"{field}[{turn}]", allow_code=allow_code)
         for turn, check in enumerate(spec)
     )
 
 
-def spec_of(columns: Mapping[str, Any], where: str, texts: bool = True) -> Any:
+def get_check_spec(columns: Mapping[str, Any], where: str, texts: bool = True) -> Any:
     """Return the description of a row's check, from its column `check` or from IFEval's columns. Returns None if the
     row has neither.
 
@@ -83,10 +85,10 @@ def spec_of(columns: Mapping[str, Any], where: str, texts: bool = True) -> Any:
         values = {key: parse_json_or_text(value) for key, value in values.items()}
     if values[CHECK] is not None:
         return values[CHECK]
-    return None if values[IFEVAL[0]] is None else load_kind("instructions").of_row(values, where)
+    return None if values[IFEVAL[0]] is None else load_kind("instructions").parse_ifeval_row(values, where)
 
 
-def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> Checked:
+def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> CheckResult:
     """Check the answers of several turns. Each part of the result names its turn.
 
     Raises:
@@ -102,4 +104,4 @@ def check_turns(checkers: Sequence[Checker | None], answers: Sequence[str]) -> C
     )
     error = next((f"turn {turn}: {result.error}" for turn, result in results.items() if result.error), "")
     sandbox = next((result.sandbox for result in results.values() if result.sandbox), "")
-    return Checked(float(all(result.score == 1 for result in results.values())), parts, error, sandbox)
+    return CheckResult(float(all(result.score == 1 for result in results.values())), parts, error, sandbox)

@@ -16,7 +16,7 @@ AllowCode = bool | Literal["unsafe"]
 """Whether programs that a model wrote may run: never, in a sandbox only, or without one if the machine has none."""
 
 
-def code_permission(allow_code: bool, unsafe_code: bool) -> AllowCode:
+def combine_code_settings(allow_code: bool, unsafe_code: bool) -> AllowCode:
     """Combine the two settings of a stage or of a reward."""
     return "unsafe" if allow_code and unsafe_code else allow_code
 
@@ -39,7 +39,7 @@ class Part:
     found: str = ""
 
 
-def part(asks: str, held: bool, found: str = "", loosely: bool | None = None) -> Part:
+def make_part(asks: str, held: bool, found: str = "", loosely: bool | None = None) -> Part:
     """Return a part with `found` shortened and encodable as UTF-8."""
     shown = make_printable(found[: SHOWN + 1])
     if len(shown) > SHOWN:
@@ -48,7 +48,7 @@ def part(asks: str, held: bool, found: str = "", loosely: bool | None = None) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
+class CheckResult:
     """The result of a check of one answer.
 
     Attributes:
@@ -82,13 +82,13 @@ class Checker:
     warnings: tuple[str, ...] = ()
     sandbox: str = ""
 
-    def __call__(self, answer: str) -> Checked:
+    def __call__(self, answer: str) -> CheckResult:
         try:
             parts = tuple(self.rule(answer))
         except Exception as error:
-            undecided = tuple(part(asks, False) for asks in self.asks)
-            return Checked(0.0, undecided, make_printable(f"{type(error).__name__}: {error}"[:SHOWN]), self.sandbox)
-        return Checked(float(all(result.held for result in parts)), parts, sandbox=self.sandbox)
+            undecided = tuple(make_part(asks, False) for asks in self.asks)
+            return CheckResult(0.0, undecided, make_printable(f"{type(error).__name__}: {error}"[:SHOWN]), self.sandbox)
+        return CheckResult(float(all(result.held for result in parts)), parts, sandbox=self.sandbox)
 
 
 class Accuracy(NamedTuple):
@@ -110,7 +110,7 @@ class Accuracy(NamedTuple):
     errors: int
 
 
-def accuracy(checked: Sequence[Checked]) -> Accuracy:
+def compute_accuracy(checked: Sequence[CheckResult]) -> Accuracy:
     """Compute the accuracy by prompt and by instruction, strict and loose.
 
     Raises:

@@ -12,8 +12,8 @@ from typing import Any
 
 from align.core.errors import InputError, require
 from align.core.spec import check_keys, get_integer, get_number, get_text, get_texts
-from align.reward.checkers.checked import AllowCode, Checker, Part, part
-from align.reward.checkers.fences import blocks
+from align.reward.checkers.checked import AllowCode, Checker, Part, make_part
+from align.reward.checkers.fences import find_fenced_blocks
 from align.reward.checkers.sandbox import (
     UNSAFE,
     Limits,
@@ -70,18 +70,18 @@ def build(spec: Any, field: str, allow_code: AllowCode) -> Checker:
     human_eval_tests = (f"{get_text(settings, field, 'test')}\ncheck({entry})\n",)
     tests = human_eval_tests if human_eval else get_texts(settings, field, "tests")
     for i, test in enumerate(tests):
-        compiles(test, f"{field}.test" if human_eval else f"{field}.tests[{i}]")
+        check_compiles(test, f"{field}.test" if human_eval else f"{field}.tests[{i}]")
     limits = Limits(
         get_number(settings, field, "timeout", USUAL.seconds, 0.1, 600),
         get_integer(settings, field, "memory_mb", USUAL.memory_mb, 64),
     )
     tier = choose_tier(allow_code == "unsafe", "unsafe_code")
-    asks = [f"{entry} passes its unit tests"] if human_eval else [f"passes: {shortened(test)}" for test in tests]
+    asks = [f"{entry} passes its unit tests"] if human_eval else [f"passes: {shorten_test(test)}" for test in tests]
 
     def rule(answer: str) -> list[Part]:
-        result = run_in_sandbox(program(answer, prompt, entry), tests, limits, tier)
+        result = run_in_sandbox(build_program(answer, prompt, entry), tests, limits, tier)
         return [
-            part(requirement, problem == "", result.ended if problem is None else problem)
+            make_part(requirement, problem == "", result.ended if problem is None else problem)
             for requirement, problem in zip(asks, result.problems, strict=True)
         ]
 
@@ -106,22 +106,22 @@ def run_in_sandbox(source: str, tests: Sequence[str], limits: Limits, tier: Tier
         raise InputError("allow_code", "true", str(error), remedy) from error
 
 
-def compiles(test: str, field: str) -> None:
+def check_compiles(test: str, field: str) -> None:
     try:
         compile(test, field, "exec")
     except (SyntaxError, ValueError) as error:
         require(False, field, test, f"is no Python ({error})", "Correct it.")
 
 
-def shortened(test: str) -> str:
+def shorten_test(test: str) -> str:
     first = test.strip().split("\n", 1)[0]
     return first if first == test.strip() and len(first) <= 80 else first[:80] + "…"
 
 
-def program(answer: str, prompt: str = "", entry_point: str = "") -> str:
+def build_program(answer: str, prompt: str = "", entry_point: str = "") -> str:
     """Return the program of an answer. With HumanEval's prompt an answer is either a whole function, which replaces the
     prompt's, or the text that continues the prompt."""
-    code = code_of(answer, entry_point)
+    code = extract_code(answer, entry_point)
     if not prompt:
         return code
     if not defines(code, entry_point):
@@ -130,10 +130,10 @@ def program(answer: str, prompt: str = "", entry_point: str = "") -> str:
     return f"{prompt}{newline}    pass\n{code}"  # keeps the imports and helpers of the prompt; its function gets a body
 
 
-def code_of(answer: str, entry_point: str = "") -> str:
+def extract_code(answer: str, entry_point: str = "") -> str:
     """Return the first fenced block that defines the entry point, or else the first that may be Python. Without a
     fenced block, return the whole answer."""
-    sources = [block.text for block in blocks(answer) if block.language in PYTHON]
+    sources = [block.text for block in find_fenced_blocks(answer) if block.language in PYTHON]
     if not sources:
         return answer
     return next((source for source in sources if defines(source, entry_point)), sources[0])

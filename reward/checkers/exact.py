@@ -11,7 +11,7 @@ from typing import Any
 
 from align.core.errors import require
 from align.core.spec import check_keys, get_choice, get_text, get_texts, join_quoted
-from align.reward.checkers.checked import Checker, Part, part
+from align.reward.checkers.checked import Checker, Part, make_part
 
 KIND = "exact"
 READS = {
@@ -49,13 +49,13 @@ def build(spec: Any, field: str) -> Checker:
     answers = get_texts(settings, field, "answers" if "answers" in settings else "answer")
     read = get_choice(settings, field, "read", tuple(READS), "whole")
     after = get_text(settings, field, "after")
-    ignored = ignores(settings, field)
+    ignored = parse_ignored(settings, field)
     if read == "last_number":
         for i, answer in enumerate(answers):
             is_number = NUMBER.fullmatch(answer.strip()) is not None
             require(is_number, f"{field}.answers[{i}]", answer, "is no number", "Write a number, or another `read`.")
         ignored |= {"number_format"}
-    right_answers = {normal(answer, ignored) for answer in answers}
+    right_answers = {normalize(answer, ignored) for answer in answers}
     problem = "leaves nothing of an answer: an empty one is right"
     require("" not in right_answers, f"{field}.ignore", sorted(ignored), problem, "Ignore less.")
     where = READS[read] + (f' behind the last "{after}"' if after else "")
@@ -63,23 +63,23 @@ def build(spec: Any, field: str) -> Checker:
     asks = f"{where} is {join_quoted(answers)}" + (f", whatever its {shown}" if shown else "")
 
     def rule(answer: str) -> list[Part]:
-        compared = taken(answer, read, after)
+        compared = select_compared_text(answer, read, after)
         if compared is None:
-            return [part(asks, False, f'no "{after}"' if after and after not in answer else "no number")]
-        held = normal(compared, ignored) in right_answers
-        return [part(asks, held, "" if held else compared)]
+            return [make_part(asks, False, f'no "{after}"' if after and after not in answer else "no number")]
+        held = normalize(compared, ignored) in right_answers
+        return [make_part(asks, held, "" if held else compared)]
 
     return Checker(KIND, (asks,), rule)
 
 
-def ignores(spec: Mapping[str, Any], field: str) -> set[str]:
+def parse_ignored(spec: Mapping[str, Any], field: str) -> set[str]:
     names = get_texts(spec, field, "ignore")
     for i, name in enumerate(names):
         require(name in IGNORES, f"{field}.ignore[{i}]", name, "cannot be ignored", f"Choose of {', '.join(IGNORES)}.")
     return set(names)
 
 
-def taken(answer: str, read: str, after: str) -> str | None:
+def select_compared_text(answer: str, read: str, after: str) -> str | None:
     """Return the part of an answer that is compared. Returns None if the answer has no such part."""
     if after:
         _, mark, answer = answer.rpartition(after)
@@ -94,10 +94,10 @@ def taken(answer: str, read: str, after: str) -> str | None:
     return lines[0 if read == "first_line" else -1]
 
 
-def normal(text: str, ignored: set[str]) -> str:
+def normalize(text: str, ignored: set[str]) -> str:
     """Return a text without what is ignored. Whitespace around it never counts."""
     if "number_format" in ignored:
-        text = NUMBER.sub(lambda number: plain(number[0]), text)
+        text = NUMBER.sub(lambda number: normalize_number(number[0]), text)
     if "case" in ignored:
         text = text.casefold()
     if "punctuation" in ignored:
@@ -112,7 +112,7 @@ def normal(text: str, ignored: set[str]) -> str:
     return text.strip()
 
 
-def plain(number: str) -> str:
+def normalize_number(number: str) -> str:
     """Return the canonical form of a number: `1,000.0`, `+1000` and `1e3` become `1000`."""
     if number.isascii() and number.isdigit() and number[0] != "0":
         return number

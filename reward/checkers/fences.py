@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Block(NamedTuple):
+class FencedBlock(NamedTuple):
     """A fenced block.
 
     Attributes:
@@ -17,10 +17,10 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks(answer: str) -> list[Block]:
+def find_fenced_blocks(answer: str) -> list[FencedBlock]:
     """Return the fenced blocks of an answer, in order. A fence is a line that begins with three backticks or tildes. It
     may be indented, because models write blocks into lists."""
-    fenced: list[Block] = []
+    fenced: list[FencedBlock] = []
     lines: list[str] | None = None
     language = ""
     mark = ""
@@ -33,10 +33,10 @@ def blocks(answer: str) -> list[Block]:
                 language = label[0].lower() if label else ""
                 lines = []
         elif bare.startswith(mark) and not bare.strip(mark[0]):
-            fenced.append(Block(language, "\n".join(lines)))
+            fenced.append(FencedBlock(language, "\n".join(lines)))
             lines = None
         else:
             lines.append(line)
     if lines is not None:
-        fenced.append(Block(language, "\n".join(lines)))
+        fenced.append(FencedBlock(language, "\n".join(lines)))
     return fenced

@@ -18,8 +18,8 @@ from typing import Any
 
 from align.core.errors import InputError, require
 from align.core.spec import check_keys, get_choice, get_integer, get_text, get_texts, join_quoted, parse_text
-from align.reward.checkers.checked import Checker, Part, part
-from align.reward.checkers.languages import LANGUAGES, in_language
+from align.reward.checkers.checked import Checker, Part, make_part
+from align.reward.checkers.languages import LANGUAGES, is_in_language
 from align.reward.checkers.sentences import count_sentences
 
 COMPARED = {
@@ -39,7 +39,7 @@ STRONG = re.compile(r"\*\*[^\n*]*\*\*")
 BULLET = re.compile(r"^[^\S\n]*(?:\*[^*]|-).*$", re.MULTILINE)
 
 
-def starred_paragraphs(text: str) -> int:
+def count_starred_paragraphs(text: str) -> int:
     """Count the paragraphs divided by `***`. Returns -1 if one between two others is blank."""
     pieces = re.split(r"\s?\*\*\*\s?", text)
     if any(not piece.strip() for piece in pieces[1:-1]):
@@ -47,7 +47,7 @@ def starred_paragraphs(text: str) -> int:
     return sum(bool(piece.strip()) for piece in pieces)
 
 
-def paragraph_begins(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
+def nth_paragraph_begins_with(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
     """Return whether a text has so many paragraphs, divided by empty lines, of which the nth begins with a word. Blank
     paragraphs are numbered, but do not count."""
     paragraphs = text.split("\n\n")
@@ -65,7 +65,7 @@ def has_postscript(text: str, postscript_marker: str) -> bool:
     return re.search(POSTSCRIPTS.get(marker, re.escape(marker.lower())), text.lower()) is not None
 
 
-def highlights(text: str) -> int:
+def count_highlights(text: str) -> int:
     """Count `*…*` and `**…**` on one line with text inside. Text in double asterisks counts once, because `**` alone is
     an empty highlight."""
     single = sum(bool(highlight.strip("*").strip()) for highlight in HIGHLIGHT.findall(text))
@@ -94,7 +94,7 @@ def has_title(text: str) -> bool:
     return False
 
 
-def two_responses(text: str) -> bool:
+def has_two_responses(text: str) -> bool:
     """Return whether `******` divides a text into two different parts. It may also stand at both ends."""
     pieces = [piece.strip() for piece in text.split("******")]
     if not all(pieces[1:-1]):
@@ -119,7 +119,7 @@ class Instruction:
     holds: Callable[..., bool]
 
 
-def counted(n: int, noun: str) -> str:
+def count_noun(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
@@ -129,7 +129,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
         lambda text, keywords: all(re.search(re.escape(word.strip()), text, re.IGNORECASE) for word in keywords),
     ),
     "keywords:frequency": Instruction(
-        lambda relation, keyword, frequency: f'has "{keyword}" {relation} {counted(frequency, "time")}',
+        lambda relation, keyword, frequency: f'has "{keyword}" {relation} {count_noun(frequency, "time")}',
         lambda text, relation, keyword, frequency: COMPARED[relation](
             len(re.findall(re.escape(keyword.strip()), text, re.IGNORECASE)), frequency
         ),
@@ -143,35 +143,38 @@ INSTRUCTIONS: dict[str, Instruction] = {
         ),
     ),
     "keywords:letter_frequency": Instruction(
-        lambda let_relation, letter, let_frequency: f'has "{letter}" {let_relation} {counted(let_frequency, "time")}',
+        lambda let_relation, letter, let_frequency: (
+            f'has "{letter}" {let_relation} {count_noun(let_frequency, "time")}'
+        ),
         lambda text, let_relation, letter, let_frequency: COMPARED[let_relation](
             text.lower().count(letter.lower()), let_frequency
         ),
     ),
     "language:response_language": Instruction(
-        lambda language: f"is in {LANGUAGES[language]} throughout", lambda text, language: in_language(text, language)
+        lambda language: f"is in {LANGUAGES[language]} throughout",
+        lambda text, language: is_in_language(text, language),
     ),
     "length_constraints:number_sentences": Instruction(
-        lambda relation, num_sentences: f"{relation} {counted(num_sentences, 'sentence')}",
+        lambda relation, num_sentences: f"{relation} {count_noun(num_sentences, 'sentence')}",
         lambda text, relation, num_sentences: COMPARED[relation](count_sentences(text), num_sentences),
     ),
     "length_constraints:number_words": Instruction(
-        lambda relation, num_words: f"{relation} {counted(num_words, 'word')}",
+        lambda relation, num_words: f"{relation} {count_noun(num_words, 'word')}",
         lambda text, relation, num_words: COMPARED[relation](len(re.findall(r"\w+", text)), num_words),
     ),
     "length_constraints:number_paragraphs": Instruction(
-        lambda num_paragraphs: f"{counted(num_paragraphs, 'paragraph')}, divided by ***",
-        lambda text, num_paragraphs: starred_paragraphs(text) == num_paragraphs,
+        lambda num_paragraphs: f"{count_noun(num_paragraphs, 'paragraph')}, divided by ***",
+        lambda text, num_paragraphs: count_starred_paragraphs(text) == num_paragraphs,
     ),
     "length_constraints:nth_paragraph_first_word": Instruction(
         lambda num_paragraphs, nth_paragraph, first_word: (
-            f"{counted(num_paragraphs, 'paragraph')}, divided by empty lines; paragraph {nth_paragraph} begins with "
+            f"{count_noun(num_paragraphs, 'paragraph')}, divided by empty lines; paragraph {nth_paragraph} begins with "
             f'"{first_word}"'
         ),
-        paragraph_begins,
+        nth_paragraph_begins_with,
     ),
     "detectable_content:number_placeholders": Instruction(
-        lambda num_placeholders: f"at least {counted(num_placeholders, 'placeholder')} in square brackets",
+        lambda num_placeholders: f"at least {count_noun(num_placeholders, 'placeholder')} in square brackets",
         # On one line: a piece that a closing bracket ends, with an opening one in it.
         lambda text, num_placeholders: (
             sum("[" in piece for line in text.split("\n") for piece in line.split("]")[:-1]) >= num_placeholders
@@ -182,7 +185,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
         has_postscript,
     ),
     "detectable_format:number_bullet_lists": Instruction(
-        lambda num_bullets: f"exactly {counted(num_bullets, 'bullet point')}",
+        lambda num_bullets: f"exactly {count_noun(num_bullets, 'bullet point')}",
         lambda text, num_bullets: len(BULLET.findall(text)) == num_bullets,
     ),
     "detectable_format:constrained_response": Instruction(
@@ -190,12 +193,12 @@ INSTRUCTIONS: dict[str, Instruction] = {
         lambda text: any(option in text for option in CONSTRAINED),
     ),
     "detectable_format:number_highlighted_sections": Instruction(
-        lambda num_highlights: f"at least {counted(num_highlights, 'section')} highlighted by *asterisks*",
-        lambda text, num_highlights: highlights(text) >= num_highlights,
+        lambda num_highlights: f"at least {count_noun(num_highlights, 'section')} highlighted by *asterisks*",
+        lambda text, num_highlights: count_highlights(text) >= num_highlights,
     ),
     "detectable_format:multiple_sections": Instruction(
         lambda section_spliter, num_sections: (
-            f"at least {counted(num_sections, 'section')}, marked {section_spliter} 1, {section_spliter} 2 and so on"
+            f"at least {count_noun(num_sections, 'section')}, marked {section_spliter} 1, {section_spliter} 2 and so on"
         ),
         lambda text, section_spliter, num_sections: (
             len(re.findall(rf"{re.escape(section_spliter.strip())}\s?\d+", text)) >= num_sections
@@ -203,7 +206,7 @@ INSTRUCTIONS: dict[str, Instruction] = {
     ),
     "detectable_format:json_format": Instruction(lambda: "is JSON, alone or in a fenced block", is_json),
     "detectable_format:title": Instruction(lambda: "has a title in <<double angular brackets>>", has_title),
-    "combination:two_responses": Instruction(lambda: "two different responses, divided by ******", two_responses),
+    "combination:two_responses": Instruction(lambda: "two different responses, divided by ******", has_two_responses),
     "combination:repeat_prompt": Instruction(
         lambda prompt_to_repeat: "begins by repeating the request word for word",
         lambda text, prompt_to_repeat: text.strip().lower().startswith(prompt_to_repeat.strip().lower()),
@@ -218,17 +221,17 @@ INSTRUCTIONS: dict[str, Instruction] = {
     ),
     "change_case:capital_word_frequency": Instruction(
         lambda capital_relation, capital_frequency: (
-            f"{capital_relation} {counted(capital_frequency, 'word')} in capitals"
+            f"{capital_relation} {count_noun(capital_frequency, 'word')} in capitals"
         ),
         lambda text, capital_relation, capital_frequency: COMPARED[capital_relation](
             sum(word.isupper() for word in WORD.findall(text)), capital_frequency
         ),
     ),
     "change_case:english_capital": Instruction(
-        lambda: "is in English, all in capital letters", lambda text: text.isupper() and in_language(text, "en")
+        lambda: "is in English, all in capital letters", lambda text: text.isupper() and is_in_language(text, "en")
     ),
     "change_case:english_lowercase": Instruction(
-        lambda: "is in English, all in lowercase letters", lambda text: text.islower() and in_language(text, "en")
+        lambda: "is in English, all in lowercase letters", lambda text: text.islower() and is_in_language(text, "en")
     ),
     "punctuation:no_comma": Instruction(lambda: "has no comma", lambda text: "," not in text),
 }
@@ -247,17 +250,17 @@ def build(spec: Any, field: str) -> Checker:
     specs = check_keys(spec, field, ("kind", "constraints"))["constraints"]
     is_filled = isinstance(specs, list | tuple) and len(specs) > 0
     require(is_filled, f"{field}.constraints", specs, "is no list of constraints", "Write constraints: [no_comma].")
-    constraints = [constraint(spec, f"{field}.constraints[{i}]") for i, spec in enumerate(specs)]
+    constraints = [parse_constraint(spec, f"{field}.constraints[{i}]") for i, spec in enumerate(specs)]
 
     def rule(answer: str) -> Iterator[Part]:
         for description, holds in constraints:
             strict = bool(answer.strip()) and holds(answer)
-            yield part(description, strict, loosely=strict or any(holds(text) for text in loose_readings(answer)))
+            yield make_part(description, strict, loosely=strict or any(holds(text) for text in loose_readings(answer)))
 
     return Checker(KIND, tuple(description for description, _ in constraints), rule)
 
 
-def constraint(spec: Any, field: str) -> tuple[str, Callable[[str], bool]]:
+def parse_constraint(spec: Any, field: str) -> tuple[str, Callable[[str], bool]]:
     """Return the description and the rule of a constraint. A name alone is a constraint without arguments."""
     if isinstance(spec, str):
         spec = {"name": spec}
@@ -268,7 +271,7 @@ def constraint(spec: Any, field: str) -> tuple[str, Callable[[str], bool]]:
     instruction = INSTRUCTIONS[name]
     parameters = tuple(signature(instruction.describe).parameters)
     spec = check_keys({key: value for key, value in spec.items() if value is not None}, field, ("name", *parameters))
-    arguments = {key: argument(spec, field, key) for key in parameters}
+    arguments = {key: parse_argument(spec, field, key) for key in parameters}
     if "nth_paragraph" in arguments:
         nth = arguments["nth_paragraph"]
         paragraphs = arguments["num_paragraphs"]
@@ -277,7 +280,7 @@ def constraint(spec: Any, field: str) -> tuple[str, Callable[[str], bool]]:
     return instruction.describe(**arguments), partial(instruction.holds, **arguments)
 
 
-def argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
+def parse_argument(spec: Mapping[str, Any], field: str, name: str) -> Any:
     """Parse an argument of an instruction. Its name tells its type."""
     if name.endswith("relation"):
         return get_choice(spec, field, name, tuple(COMPARED))
@@ -305,7 +308,7 @@ def loose_readings(answer: str) -> Iterator[str]:
     return (reading for reading in readings if reading != answer and reading.strip())
 
 
-def of_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
+def parse_ifeval_row(row: Mapping[str, Any], where: str = "row") -> dict[str, Any]:
     """Return the description of the check in a row of IFEval's file, from its `instruction_id_list` and `kwargs`.
 
     Args:

@@ -9,8 +9,8 @@ from typing import Any
 from align.core.distribution import require_extra
 from align.core.errors import InputError, require
 from align.core.spec import check_keys
-from align.reward.checkers.checked import SHOWN, Checker, Part, part
-from align.reward.checkers.fences import blocks
+from align.reward.checkers.checked import SHOWN, Checker, Part, make_part
+from align.reward.checkers.fences import find_fenced_blocks
 
 KIND = "json_schema"
 IS_JSON = "the answer is JSON, alone or in a fenced block"
@@ -42,16 +42,16 @@ def build(spec: Any, field: str) -> Checker:
 
     def rule(answer: str) -> list[Part]:
         try:
-            value = parsed(answer)
+            value = parse_answer(answer)
         except (ValueError, RecursionError) as error:
-            return [part(IS_JSON, False, str(error)), part(FITS, False)]
+            return [make_part(IS_JSON, False, str(error)), make_part(FITS, False)]
         error = next(validator.iter_errors(value), None)
-        return [part(IS_JSON, True), part(FITS, error is None, said(error) if error else "")]
+        return [make_part(IS_JSON, True), make_part(FITS, error is None, describe_violation(error) if error else "")]
 
     return Checker(KIND, (IS_JSON, FITS), rule)
 
 
-def parsed(answer: str) -> Any:
+def parse_answer(answer: str) -> Any:
     """Parse a whole answer, or else its first block labelled json, or else its first block.
 
     Raises:
@@ -59,23 +59,23 @@ def parsed(answer: str) -> Any:
         RecursionError: it is nested too deeply.
     """
     try:
-        return value_of(answer)
+        return parse_json(answer)
     except (ValueError, RecursionError):
-        fenced = blocks(answer)
+        fenced = find_fenced_blocks(answer)
         if not fenced:
             raise
-    return value_of(next((block for block in fenced if block.language == "json"), fenced[0]).text)
+    return parse_json(next((block for block in fenced if block.language == "json"), fenced[0]).text)
 
 
-def value_of(text: str) -> Any:
-    return json.loads(text, parse_constant=refuse)
+def parse_json(text: str) -> Any:
+    return json.loads(text, parse_constant=refuse_constant)
 
 
-def refuse(constant: str) -> None:
+def refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def said(error: Any) -> str:
+def describe_violation(error: Any) -> str:
     """Return the place and the problem of a violation: `$.items[0].price: "x" is not of type "number"`."""
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.instance_path)
     return f"${path}: {error.message}"

@@ -22,7 +22,7 @@ MIN_PROBABILITY = 0.5
 """Probability from which the detected language counts."""
 
 
-def in_language(text: str, code: str) -> bool:
+def is_in_language(text: str, code: str) -> bool:
     """Return whether a text may be in a language. If the detection is not certain, a text may be in every language with
     its script, Latin or not. A text without a letter is in no language."""
     if len(text) > 3 * SAMPLE_LENGTH:

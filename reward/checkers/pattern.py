@@ -8,7 +8,7 @@ import regex
 
 from align.core.errors import InputError, require
 from align.core.spec import check_keys, get_flag, get_text, get_texts, join_quoted
-from align.reward.checkers.checked import LIMIT_S, Checker, Part, part
+from align.reward.checkers.checked import LIMIT_S, Checker, Part, make_part
 
 KIND = "regex"
 
@@ -50,12 +50,12 @@ def build(spec: Any, field: str) -> Checker:
             raise TimeoutError(f"the pattern took more than {LIMIT_S} s on this answer") from None
         if not equals:
             if match is None:
-                return [part(asks, absent, "no match")]
-            return [part(asks, not absent, match[0] if absent else "")]
+                return [make_part(asks, absent, "no match")]
+            return [make_part(asks, not absent, match[0] if absent else "")]
         captured = match[group] if match else None
         if captured is None:
-            return [part(asks, False, "no match")]
+            return [make_part(asks, False, "no match")]
         held = captured in equals
-        return [part(asks, held, "" if held else captured)]
+        return [make_part(asks, held, "" if held else captured)]
 
     return Checker(KIND, (asks,), rule)

@@ -34,10 +34,10 @@ LISTED = re.compile(r"[-+#$£€]?\d[\d.,]*")
 
 def count_sentences(text: str) -> int:
     """Count the sentences of a text. A line break alone ends no sentence, and a blank text has none."""
-    return sum(ends(text, match) for match in END.finditer(text)) + bool(text.strip())
+    return sum(ends_sentence(text, match) for match in END.finditer(text)) + bool(text.strip())
 
 
-def ends(text: str, match: re.Match[str]) -> bool:
+def ends_sentence(text: str, match: re.Match[str]) -> bool:
     """Return whether punctuation ends a sentence, by the words around it."""
     marks, following = match.groups()
     if marks is None or marks.strip("."):

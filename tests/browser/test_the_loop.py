@@ -14,7 +14,7 @@ from annotation_app import free_port
 
 from align.__main__ import main
 from align.annotate.store import Store
-from align.reward.rules import sentiment
+from align.reward.rules import load_sentiment_scorer
 from align.run import read_manifest, resolve
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def test_votes_of_a_browser_train_a_reward_model_and_ppo(
     rest = label(root, 40)
     assert "7 items ranked in the browser" in rest.stdout, rest.stderr
 
-    warmth = sentiment()
+    warmth = load_sentiment_scorer()
     with Store.open(f"sqlite:///{root / 'annotations.db'}", create=False) as store:
         votes = store.rankings("forty")
         texts = {candidate.id: candidate.text for item in store.items("forty") for candidate in item.candidates}

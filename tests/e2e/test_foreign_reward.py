@@ -17,7 +17,7 @@ from workshop import Ready
 from align.__main__ import main
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Rollout
-from align.reward.build import on_its_own_base
+from align.reward.build import load_reward_model
 from align.reward.learned import LearnedReward
 from align.run import load_artifact, read_manifest
 
@@ -94,7 +94,7 @@ def test_ppo_scores_by_the_reward_models_own_tokenizer_and_template(
 
 
 def test_a_conversation_longer_than_the_reward_models_context(other: Other):
-    scorer = on_its_own_base(
+    scorer = load_reward_model(
         load_artifact(other.reward / "artifact", "reward:other"), torch.device("cpu"), torch.float32, 4
     )
     tokenizer: Any = AutoTokenizer.from_pretrained(other.base)

@@ -13,9 +13,17 @@ import yaml
 from test_checker_following import EXAMPLES
 
 from align.core.errors import InputError
-from align.reward.checkers import KINDS, Checked, Checker, accuracy, check_turns, checker, checks_of
-from align.reward.checkers.code import code_of
-from align.reward.checkers.fences import blocks
+from align.reward.checkers import (
+    KINDS,
+    Checker,
+    CheckResult,
+    build_checker,
+    build_checkers,
+    check_turns,
+    compute_accuracy,
+)
+from align.reward.checkers.code import extract_code
+from align.reward.checkers.fences import find_fenced_blocks
 from align.reward.checkers.ifeval import INSTRUCTIONS, SHORT
 
 PIECES = [
@@ -42,13 +50,13 @@ CHECKS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def checks() -> list[Checker]:
-    made = [checker(spec, "check") for spec in CHECKS]
+    made = [build_checker(spec, "check") for spec in CHECKS]
     for check in made:
         check("Warm. Up")  # reads the language model
     return made
 
 
-def timed(check: Checker, answer: str) -> tuple[Checked, float]:
+def timed(check: Checker, answer: str) -> tuple[CheckResult, float]:
     begun = time.process_time()
     return check(answer), time.process_time() - begun
 
@@ -65,20 +73,20 @@ def test_ten_thousand_answers(checks: list[Checker]):
         assert tuple(part.asks for part in found.parts) == check.asks
         for part in found.parts:
             part.found.encode()
-        assert code_of(answer) in (answer, *(block.text for block in blocks(answer)))
+        assert extract_code(answer) in (answer, *(block.text for block in find_fenced_blocks(answer)))
     assert slowest < 1
 
 
 @pytest.mark.parametrize("piece", LONG, ids=ascii)
 def test_a_megabyte_takes_less_than_a_second(checks: list[Checker], piece: str):
     answer = (piece * 10**6)[: 10**6]
-    single = [checker({"kind": "instructions", "constraints": [spec]}, "check") for spec, _, _ in EXAMPLES]
+    single = [build_checker({"kind": "instructions", "constraints": [spec]}, "check") for spec, _, _ in EXAMPLES]
     for check in [*single, *checks[1:]]:
         found, seconds = timed(check, answer)
         assert seconds < 1, (check.asks, seconds)
         assert not found.error
     begun = time.process_time()
-    code_of(answer, "f")
+    extract_code(answer, "f")
     assert time.process_time() - begun < 1
 
 
@@ -90,7 +98,7 @@ def test_a_checker_that_raises_is_an_outcome_that_is_counted():
     found = check("x")
     assert found.error == "RecursionError: too deep \\ud800"
     assert [(part.asks, part.held) for part in found.parts] == [("one", False), ("two", False)]
-    figures = accuracy([found, checker({"kind": "exact", "answer": "x"}, "check")("x")])
+    figures = compute_accuracy([found, build_checker({"kind": "exact", "answer": "x"}, "check")("x")])
     assert figures.errors == 1
     assert figures.prompt_strict == 1 / 2
     assert figures.instruction_strict == 1 / 3
@@ -99,29 +107,29 @@ def test_a_checker_that_raises_is_an_outcome_that_is_counted():
 @pytest.mark.parametrize("spec", [None, "exact", [], {}, {"kind": "exakt"}, {"kind": None}, {"kind": ["exact"]}])
 def test_what_is_no_check_is_refused(spec: Any):
     with pytest.raises(InputError, match="instructions, exact, regex, json_schema, code"):
-        checker(spec, "rows.jsonl:3 check")
+        build_checker(spec, "rows.jsonl:3 check")
 
 
 def test_a_conversation_has_a_check_a_turn():
-    made = checks_of([None, {"kind": "exact", "answer": "7"}, {"kind": "regex", "pattern": "x"}], 3, "row.check")
+    made = build_checkers([None, {"kind": "exact", "answer": "7"}, {"kind": "regex", "pattern": "x"}], 3, "row.check")
     found = check_turns(made, ["hello", "7", "y"])
     assert (found.score, [part.held for part in found.parts]) == (0, [True, False])
     assert [part.asks.split(":")[0] for part in found.parts] == ["turn 2", "turn 3"]
     assert check_turns(made, ["hello", "7", "x"]).score == 1
-    last = checks_of({"kind": "exact", "answer": "7"}, 2, "row.check")
+    last = build_checkers({"kind": "exact", "answer": "7"}, 2, "row.check")
     assert [check_turns(last, said).score for said in (["7", "8"], ["8", "7"])] == [0, 1]
-    alone = checks_of({"kind": "exact", "answer": "7"}, 1, "row.check")
-    assert check_turns(alone, ["7"]) == checker({"kind": "exact", "answer": "7"}, "row.check")("7")
+    alone = build_checkers({"kind": "exact", "answer": "7"}, 1, "row.check")
+    assert check_turns(alone, ["7"]) == build_checker({"kind": "exact", "answer": "7"}, "row.check")("7")
     with pytest.raises(ValueError, match="2 answers for 3 turns"):
         check_turns(made, ["hello", "7"])
     with pytest.raises(InputError) as caught:
-        checks_of([None, {"kind": "exact"}], 2, "row.check")
+        build_checkers([None, {"kind": "exact"}], 2, "row.check")
     assert caught.value.field == "row.check[1].answers"
     for nothing in ([], [None]):
         with pytest.raises(InputError, match="has no check"):
-            checks_of(nothing, len(nothing), "row.check")
+            build_checkers(nothing, len(nothing), "row.check")
     with pytest.raises(InputError, match="1 checks for 2 turns"):
-        checks_of([{"kind": "exact", "answer": "7"}], 2, "row.check")
+        build_checkers([{"kind": "exact", "answer": "7"}], 2, "row.check")
 
 
 def test_all_instructions_are_attacked():
@@ -130,13 +138,13 @@ def test_all_instructions_are_attacked():
 
 def test_the_checks_of_the_page_are_valid():
     page = (Path(__file__).resolve().parents[2] / "docs/checkers.md").read_text(encoding="utf-8")
-    shown = [yaml.safe_load(block.text) for block in blocks(page) if block.language == "yaml"]
-    kinds = [checker(spec, "check", allow_code=True).kind for spec in shown]
+    shown = [yaml.safe_load(block.text) for block in find_fenced_blocks(page) if block.language == "yaml"]
+    kinds = [build_checker(spec, "check", allow_code=True).kind for spec in shown]
     assert set(kinds) == set(KINDS)
     table = page.partition("| name | arguments |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)) - {"---"} == {
         name for name in (f"`{short}`" for short in SHORT) if "english_" not in name
     } | {"`english_capital`, `english_lowercase`"}
     made: dict[str, object] = {}
-    exec(next(block.text for block in blocks(page) if block.language == "python"), made)
+    exec(next(block.text for block in find_fenced_blocks(page) if block.language == "python"), made)
     assert isinstance(made["check"], Checker)

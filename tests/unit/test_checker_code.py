@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from align.core.errors import InputError
-from align.reward.checkers import Checked, checker, sandbox
-from align.reward.checkers.code import program
+from align.reward.checkers import CheckResult, build_checker, sandbox
+from align.reward.checkers.code import build_program
 
 SQUARE = "def f(x):\n    return x * x\n"
 HUMAN_EVAL = {
@@ -33,14 +33,14 @@ os._exit(0)
 """Writes a report of its own wherever one may be read."""
 
 
-def run(answer: str, *tests: str, **spec: Any) -> Checked:
+def run(answer: str, *tests: str, **spec: Any) -> CheckResult:
     check = spec if "test" in spec else {"tests": list(tests) or ["assert f(2) == 4", "assert f(3) == 9"], **spec}
-    return checker({"kind": "code", **check}, "check", allow_code=True)(answer)
+    return build_checker({"kind": "code", **check}, "check", allow_code=True)(answer)
 
 
 def test_code_runs_only_where_the_user_agreed():
     with pytest.raises(InputError, match=r"stage\.allow_code=true"):
-        checker({"kind": "code", "tests": ["assert True"]}, "check")
+        build_checker({"kind": "code", "tests": ["assert True"]}, "check")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_humaneval_takes_a_continuation_or_a_whole_function(answer: str):
 
 
 def test_a_prompt_without_a_body_is_completed():
-    assert "def f(x):\n    pass\n" in program("def f(x): return 1", "def f(x):\n", "f")
+    assert "def f(x):\n    pass\n" in build_program("def f(x): return 1", "def f(x):\n", "f")
 
 
 @pytest.mark.parametrize(
@@ -528,5 +528,5 @@ def test_the_verdict_names_its_sandbox():
 )
 def test_a_wrong_check_is_named(spec: dict[str, Any], field: str, problem: str):
     with pytest.raises(InputError, match=problem) as caught:
-        checker({"kind": "code", **spec}, "check", allow_code=True)
+        build_checker({"kind": "code", **spec}, "check", allow_code=True)
     assert caught.value.field == field

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from align.core.errors import InputError
-from align.reward.checkers import Checked, checker
-from align.reward.checkers.exact import plain
+from align.reward.checkers import CheckResult, build_checker
+from align.reward.checkers.exact import normalize_number
 
 
-def exact(text: str, /, **spec: Any) -> Checked:
-    return checker({"kind": "exact", **spec}, "check")(text)
+def exact(text: str, /, **spec: Any) -> CheckResult:
+    return build_checker({"kind": "exact", **spec}, "check")(text)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_right_and_wrong_answers(spec: dict[str, Any], right: list[str], wrong: 
 
 def test_numbers_have_one_form():
     given = ["007", "-0", "1e-3", "0.10", "12,345,678.90", "999999999999999999999999999999.5"]
-    assert [plain(each) for each in given] == [
+    assert [normalize_number(each) for each in given] == [
         "7",
         "0",
         "0.001",
@@ -64,7 +64,9 @@ def test_what_was_found_is_shown():
     found = exact("\ud800" * 1000, answer="8").parts[0].found
     assert len(found) <= 201
     found.encode()
-    asks = checker({"kind": "exact", "answers": ["a", "b"], "ignore": ["case"], "read": "last_line"}, "check").asks
+    asks = build_checker(
+        {"kind": "exact", "answers": ["a", "b"], "ignore": ["case"], "read": "last_line"}, "check"
+    ).asks
     assert asks == ('the last line is "a" or "b", whatever its case',)
 
 
@@ -91,8 +93,8 @@ def test_a_wrong_check_is_named(spec: dict[str, Any], field: str, problem: str):
     assert caught.value.field == field
 
 
-def matches(answer: str, pattern: str, **spec: Any) -> Checked:
-    return checker({"kind": "regex", "pattern": pattern, **spec}, "check")(answer)
+def matches(answer: str, pattern: str, **spec: Any) -> CheckResult:
+    return build_checker({"kind": "regex", "pattern": pattern, **spec}, "check")(answer)
 
 
 def test_patterns():
@@ -104,7 +106,7 @@ def test_patterns():
     assert matches("#### 43", r"####\s*(\d+)", group=1, equals="42").parts[0].found == "43"
     assert matches("none", r"####\s*(\d+)", group=1, equals="42").parts[0].found == "no match"
     assert matches("b", r"(a)?b", group=1, equals="a").score == 0
-    asks = checker({"kind": "regex", "pattern": "a(b)", "group": 1, "equals": "b"}, "check").asks
+    asks = build_checker({"kind": "regex", "pattern": "a(b)", "group": 1, "equals": "b"}, "check").asks
     assert asks == ('the answer matches /a(b)/, with "b" as group 1',)
 
 
@@ -121,7 +123,7 @@ def test_patterns():
 )
 def test_a_wrong_pattern_is_named(spec: dict[str, Any], field: str, problem: str):
     with pytest.raises(InputError, match=problem) as caught:
-        checker({"kind": "regex", **spec}, "check")
+        build_checker({"kind": "regex", **spec}, "check")
     assert caught.value.field == field
 
 

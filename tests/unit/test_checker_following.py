@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from align.core.errors import InputError
-from align.reward.checkers import accuracy, checker
-from align.reward.checkers.ifeval import INSTRUCTIONS, SHORT, of_row
+from align.reward.checkers import build_checker, compute_accuracy
+from align.reward.checkers.ifeval import INSTRUCTIONS, SHORT, parse_ifeval_row
 from align.reward.checkers.sentences import count_sentences
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -79,7 +79,7 @@ def test_every_instruction_has_an_example_here():
     ("spec", "good", "bad"), EXAMPLES, ids=lambda value: value.get("name") if isinstance(value, dict) else ""
 )
 def test_an_instruction_by_hand(spec: dict[str, Any], good: str, bad: str):
-    check = checker(instructions(spec), "check")
+    check = build_checker(instructions(spec), "check")
     assert check(good).score == 1
     assert check(bad).score == 0
     assert check(good).parts[0].asks == check.asks[0]
@@ -87,7 +87,7 @@ def test_an_instruction_by_hand(spec: dict[str, Any], good: str, bad: str):
 
 
 def test_what_is_asked_is_said_in_words():
-    words = {spec["name"]: checker(instructions(spec), "check").asks[0] for spec, _, _ in EXAMPLES}
+    words = {spec["name"]: build_checker(instructions(spec), "check").asks[0] for spec, _, _ in EXAMPLES}
     assert words["number_sentences"] == "at least 2 sentences"
     assert words["frequency"] == 'has "ha" at least 2 times'
     assert words["existence"] == 'has "sun" and "c++"'
@@ -95,7 +95,10 @@ def test_what_is_asked_is_said_in_words():
 
 
 def test_the_published_checkers_say_the_same_of_the_prompts_of_ifeval():
-    checks = {row["key"]: (checker(of_row(row), "row"), row["instruction_id_list"]) for row in rows("ifeval.jsonl.gz")}
+    checks = {
+        row["key"]: (build_checker(parse_ifeval_row(row), "row"), row["instruction_id_list"])
+        for row in rows("ifeval.jsonl.gz")
+    }
     assert len(checks) == 541
     same, all_of = Counter[str](), Counter[str]()
     held = Counter[tuple[str, bool]]()
@@ -116,7 +119,7 @@ def test_the_published_checkers_say_the_same_of_the_prompts_of_ifeval():
 
 def test_prompt_1122_asks_for_a_sign_and_not_for_a_random_letter():
     row = next(row for row in rows("ifeval.jsonl.gz") if row["key"] == 1122)
-    check = checker(of_row(row), "row")
+    check = build_checker(parse_ifeval_row(row), "row")
     assert '"#" at least 4 times' in " ".join(check.asks)
     answer = "# one\n# two\n# three\n# four " + " ".join(["word"] * 300) + "."
     named = {part.asks: part.held for part in check(answer).parts}
@@ -125,7 +128,7 @@ def test_prompt_1122_asks_for_a_sign_and_not_for_a_random_letter():
 
 
 def test_the_loose_reading_forgives_a_first_line_a_last_line_and_asterisks():
-    check = checker(instructions("quotation", "english_lowercase"), "check")
+    check = build_checker(instructions("quotation", "english_lowercase"), "check")
     one = check('Sure:\n"**the weather is fine today and we walk.**"\nBye')
     assert [part.held for part in one.parts] == [False, False]
     assert [part.loosely for part in one.parts] == [True, True]
@@ -134,12 +137,12 @@ def test_the_loose_reading_forgives_a_first_line_a_last_line_and_asterisks():
 
 
 def test_accuracy_is_by_prompt_and_by_instruction():
-    check = checker(instructions("no_comma", "title"), "check")
-    found = accuracy([check("<<a>>"), check("<<a>> b, c"), check("a, b\n<<a>>"), check("")])
+    check = build_checker(instructions("no_comma", "title"), "check")
+    found = compute_accuracy([check("<<a>>"), check("<<a>> b, c"), check("a, b\n<<a>>"), check("")])
     assert found[:4] == (1 / 4, 2 / 4, 4 / 8, 5 / 8)
     assert (found.prompts, found.instructions, found.errors) == (4, 8, 0)
     with pytest.raises(ValueError, match="no answer"):
-        accuracy([])
+        compute_accuracy([])
 
 
 @pytest.mark.parametrize(
@@ -183,15 +186,15 @@ def test_sentences_by_hand(text: str, count: int):
 )  # fmt: skip
 def test_a_wrong_constraint_is_named(constraints: list[Any], field: str, problem: str):
     with pytest.raises(InputError, match=problem) as caught:
-        checker({"kind": "instructions", "constraints": constraints}, "check")
+        build_checker({"kind": "instructions", "constraints": constraints}, "check")
     assert caught.value.field == field
 
 
 def test_a_row_of_the_hub_has_every_argument_and_none():
     row = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"num_words": None, "relation": None}]}
-    assert checker(of_row(row), "row").asks == ("has no comma",)
+    assert build_checker(parse_ifeval_row(row), "row").asks == ("has no comma",)
     with pytest.raises(InputError, match="as many mappings as instructions"):
-        of_row({**row, "kwargs": []})
+        parse_ifeval_row({**row, "kwargs": []})
 
 
 TWICE = """
@@ -199,9 +202,9 @@ import socket, sys
 def refuse(*_, **__): raise OSError("no network in this test")
 socket.socket.connect = socket.getaddrinfo = refuse
 sys.path.insert(0, sys.argv[1])
-from test_checker_following import EXAMPLES, checker, instructions, rows
-from align.reward.checkers.ifeval import of_row
-checks = {row["key"]: checker(of_row(row), "row") for row in rows("ifeval.jsonl.gz")}
+from test_checker_following import EXAMPLES, build_checker, instructions, rows
+from align.reward.checkers.ifeval import parse_ifeval_row
+checks = {row["key"]: build_checker(parse_ifeval_row(row), "row") for row in rows("ifeval.jsonl.gz")}
 for row in rows("ifeval-verdicts.jsonl.gz"):
     print(checks[row["key"]](row["answer"]).parts)
 """

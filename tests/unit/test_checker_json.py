@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from align.core.errors import InputError
-from align.reward.checkers import Checked, checker
+from align.reward.checkers import CheckResult, build_checker
 
 SCHEMA = {
     "type": "object",
@@ -17,8 +17,8 @@ SCHEMA = {
 }
 
 
-def checked(answer: str, schema: dict[str, Any] | None = None) -> Checked:
-    return checker({"kind": "json_schema", "schema": schema or SCHEMA}, "check")(answer)
+def checked(answer: str, schema: dict[str, Any] | None = None) -> CheckResult:
+    return build_checker({"kind": "json_schema", "schema": schema or SCHEMA}, "check")(answer)
 
 
 @pytest.mark.parametrize(
@@ -84,5 +84,5 @@ def test_a_pattern_in_a_schema_takes_linear_time():
 )
 def test_a_wrong_schema_is_refused_before_anything_is_generated(schema: Any, problem: str):
     with pytest.raises(InputError, match=problem) as caught:
-        checker({"kind": "json_schema", "schema": schema}, "check")
+        build_checker({"kind": "json_schema", "schema": schema}, "check")
     assert caught.value.field == "check.schema"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from align.core.errors import InputError
-from align.reward.checkers import checker, confinement, sandbox
+from align.reward.checkers import build_checker, confinement, sandbox
 from align.reward.checkers.sandbox import TIERS, UNSAFE, Limits, ProgramRun, Tier, run_program
 
 NOBODY = confinement.NOBODY
@@ -342,8 +342,8 @@ def test_a_machine_without_a_sandbox_refuses_unless_it_is_told(monkeypatch: pyte
     try:
         spec = {"kind": "code", "tests": ["assert f(2) == 4"]}
         with pytest.raises(InputError, match=r"cannot confine programs.*unsafe_code=true"):
-            checker(spec, "check", allow_code=True)
-        allowed = checker(spec, "check", allow_code="unsafe")
+            build_checker(spec, "check", allow_code=True)
+        allowed = build_checker(spec, "check", allow_code="unsafe")
         assert "without a sandbox" in allowed.warnings[0]
         assert allowed("def f(x): return 4").sandbox == UNSAFE
     finally:
@@ -354,7 +354,7 @@ def test_a_looser_sandbox_is_taken_where_a_stricter_one_fails(monkeypatch: pytes
     monkeypatch.setattr(sandbox, "works", lambda tier: tier.name == "landlock")
     sandbox.find_tier.cache_clear()
     try:
-        code_checker = checker({"kind": "code", "tests": ["assert f(2) == 4"]}, "check", allow_code=True)
+        code_checker = build_checker({"kind": "code", "tests": ["assert f(2) == 4"]}, "check", allow_code=True)
         assert code_checker.sandbox == "landlock"
         assert "Landlock" in code_checker.warnings[0]
     finally:

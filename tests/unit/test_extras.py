@@ -18,7 +18,7 @@ from align.core.distribution import EXTRA_MODULES
 from align.core.errors import InputError
 from align.registry.comparison_page import Point, tradeoff
 from align.report import Report
-from align.reward.checkers.build import checker
+from align.reward.checkers.build import build_checker
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -115,7 +115,7 @@ for name in {modules}:
 def test_a_check_by_schema_names_its_extra(monkeypatch: pytest.MonkeyPatch):
     hide_modules(monkeypatch, "jsonschema_rs")
     with pytest.raises(InputError, match=r"check\.kind=json_schema.*jsonschema_rs.*pip install 'align-rlhf\[serve\]'"):
-        checker({"kind": "json_schema", "schema": {}}, "check")
+        build_checker({"kind": "json_schema", "schema": {}}, "check")
 
 
 def test_a_report_without_matplotlib_describes_its_plots(monkeypatch: pytest.MonkeyPatch):

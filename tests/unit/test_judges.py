@@ -15,7 +15,7 @@ import pytest
 from align.config.scorers import CHOICES, build_reward_spec, parse_part
 from align.core.errors import InputError
 from align.evals.judges.identity import Standing, find_standing, list_scorer_parts, scorer_title
-from align.reward.inputs import read_alike, reward_inputs
+from align.reward.inputs import check_reasoning_matches, reward_inputs
 from align.run import Artifact, Base, Input, load_artifact, read_manifest
 from align.run.manifest import parse_input
 
@@ -223,12 +223,14 @@ def test_a_judge_of_the_very_pairs_that_a_policy_learned_from_is_no_stranger(tmp
 def test_a_reward_model_of_answers_alone_reads_no_reasoning(tmp_path: Path) -> None:
     alone, whole = (artifact(made(tmp_path, "reward", name, {}, reasoning=name)) for name in ("hide", "keep"))
     bare = Artifact("hub:org/x", tmp_path, "d", BASE, False)
-    read_alike([alone, whole, bare], "hide")  # pairs of answers alone have none, whatever data.reasoning was
-    read_alike([whole, bare], "keep")
+    check_reasoning_matches(
+        [alone, whole, bare], "hide"
+    )  # pairs of answers alone have none, whatever data.reasoning was
+    check_reasoning_matches([whole, bare], "keep")
     with pytest.raises(
         InputError, match=r"^rollout\.reasoning=keep: reward/hide was trained on answers without"
     ) as error:
-        read_alike([whole, alone], "keep")
+        check_reasoning_matches([whole, alone], "keep")
     assert "rollout.reasoning=hide" in error.value.remedy
 
 

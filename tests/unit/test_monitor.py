@@ -16,7 +16,7 @@ from align.ppo.checkpoint import Best, PpoState
 from align.ppo.experience import Estimator, Experience, assemble_experience, shape_scores
 from align.ppo.monitor import WIRES, count_strikes, find_crossed, find_tripped, measure_answers, rank_answers
 from align.ppo.workers import Answers
-from align.reward.combined import Ensemble, scored
+from align.reward.combined import Ensemble, score_with_diagnostics
 from align.rollout.strip_reasoning import Judged
 
 
@@ -140,7 +140,7 @@ def test_the_most_suspicious_answer_is_the_one_that_shows_the_sign(wire: str, ea
     found = measure_answers([wire], workers(), answers, SCORES, made, temperature=0.7, micro_batch=2)
     assert found == {wire: pytest.approx(each, abs=1e-4)}
     assert rank_answers(found, SCORES.tolist()) == order
-    figures |= scored(workers().scorer, answers.conversations, answers.rollout)[1]
+    figures |= score_with_diagnostics(workers().scorer, answers.conversations, answers.rollout)[1]
     if wire not in ("entropy", "repetition"):
         assert sum(found[wire]) / 4 == pytest.approx(figures[WIRES[wire].figure])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from align.data.sources import DataSource, prompts
-from align.reward.check import Checks
+from align.reward.check import CheckReward
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "arithmetic"
 
@@ -41,10 +41,10 @@ def test_the_checks_take_the_sum_and_nothing_else(tmp_path: Path) -> None:
         asked = prompts(DataSource("jsonl", str(tmp_path / f"{part}.jsonl")), "train")
         sums = [sum(pair({"prompt": one.messages[-1].content})) for one in asked]
         right = [one.with_answer(str(total)) for one, total in zip(asked, sums, strict=True)]
-        assert Checks().score(right).mean() == 1
+        assert CheckReward().score(right).mean() == 1
         wrong = ["{}.", "{} {}", "It is {}", "0{}", ""]
         hacked = [one.with_answer(text.format(total, total + 1)) for one, total in zip(asked, sums, strict=True)
                   for text in wrong]  # fmt: skip
-        assert Checks().score(hacked).sum() == 0
+        assert CheckReward().score(hacked).sum() == 0
     rows = [json.loads(line) for line in (tmp_path / "taught.jsonl").read_text().splitlines()]
     assert all(int(row["completion"]) == sum(pair(row)) for row in rows)

@@ -16,11 +16,11 @@ from align.config.scorers import build_reward_spec, parse_parts
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.evals.suite.tasks import items_of_file, parsed_task
-from align.reward.build import build
-from align.reward.check import Checks
-from align.reward.checkers import check_turns, checks_of
-from align.reward.combined import scored
-from align.reward.function import Function, takes_rows
+from align.reward.build import build_scorer
+from align.reward.check import CheckReward
+from align.reward.checkers import build_checkers, check_turns
+from align.reward.combined import score_with_diagnostics
+from align.reward.function import FunctionReward, takes_rows
 from align.reward.inputs import reward_inputs
 
 
@@ -68,24 +68,24 @@ def test_who_gets_the_rows(function: Callable[..., Any], rows: bool) -> None:
 @pytest.mark.parametrize("function", [exact, lazily, Marks()])
 def test_a_function_of_rows(function: Callable[..., Any]) -> None:
     asked = [told("4", answer="4"), told("5", answer="4"), told("5", answer="5")]
-    assert Function(function, "m:f").score(asked).tolist() == [1, 0, 1]
+    assert FunctionReward(function, "m:f").score(asked).tolist() == [1, 0, 1]
 
 
 def test_the_rows_of_prompts_without_any_are_empty() -> None:
-    assert Function(optional, "m:f").score([told("4"), told("5")]).tolist() == [2, 2]
-    assert Function(lambda c, rows: [float(r == {}) for r in rows], "m:f").score([told("4")]).tolist() == [1]
+    assert FunctionReward(optional, "m:f").score([told("4"), told("5")]).tolist() == [2, 2]
+    assert FunctionReward(lambda c, rows: [float(r == {}) for r in rows], "m:f").score([told("4")]).tolist() == [1]
 
 
 @pytest.mark.parametrize("function", [exact, lazily, Marks()])
 def test_a_column_that_a_row_has_not_is_named(function: Callable[..., Any]) -> None:
     asked = [told("4", answer="4"), told("4", "sums.jsonl:7", answers=["4"], level=1)]
     with pytest.raises(InputError) as error:
-        Function(function, "m:f").score(asked)
+        FunctionReward(function, "m:f").score(asked)
     assert str(error.value) == (
         "sums.jsonl:7, answer=(missing): m:f asks for this column. It has answers, level. Add it."
     )
     with pytest.raises(InputError, match=r"a prompt without an id, answer=.*no columns besides its prompt"):
-        Function(function, "m:f").score([told("4", "")])
+        FunctionReward(function, "m:f").score([told("4", "")])
 
 
 def test_a_function_may_do_without_a_column() -> None:
@@ -99,7 +99,7 @@ def test_a_function_may_do_without_a_column() -> None:
         return found
 
     asked = [told("4", answer="4"), told("4", level=3), told("4")]
-    assert Function(lenient, "m:f").score(asked).tolist() == [4, 3, -1]
+    assert FunctionReward(lenient, "m:f").score(asked).tolist() == [4, 3, -1]
 
 
 def brittle(conversations: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -133,7 +133,7 @@ def test_a_function_that_fails_at_a_row(function: Callable[..., Any], said: str)
     asked = [told(text, f"sums.jsonl:{i + 1}", answer=given)
              for i, (text, given) in enumerate([("first", "4"), ("second", "0"), ("third", "2")])]  # fmt: skip
     with pytest.raises(InputError, match=said) as error:
-        Function(function, "m:f").score(asked)
+        FunctionReward(function, "m:f").score(asked)
     assert str(error.value).startswith("reward.fn=m:f")
     assert error.value.exit_status == 2
 
@@ -159,9 +159,9 @@ def test_a_reward_says_what_a_task_of_an_evaluation_says(
     path.write_text(json.dumps({"prompt": "2 + 2?", **row}) + "\n")
     task = parsed_task({"name": "t", "path": str(path)}, "eval.tasks[0]", True)
     (item,) = items_of_file(task, None, True)
-    checkers = checks_of(item.check, 1, "check", allow_code=True)
+    checkers = build_checkers(item.check, 1, "check", allow_code=True)
     by_task = [check_turns(checkers, [answer]).score for answer in (right, wrong)]
-    by_reward = Checks(allow_code=True).score([told(answer, **row) for answer in (right, wrong)]).tolist()
+    by_reward = CheckReward(allow_code=True).score([told(answer, **row) for answer in (right, wrong)]).tolist()
     assert by_task == by_reward == [1, 0]
 
 
@@ -169,35 +169,35 @@ def test_the_check_of_all_rows_and_the_share_of_parts() -> None:
     every = {"kind": "instructions", "constraints": ["no_comma", "quotation", {"name": "title"}, "english_lowercase"]}
     own = told("4", check={"kind": "exact", "answer": "4"})
     asked = [told('"hello there, my good old friend"'), own]
-    assert Checks(every).score(asked).tolist() == [0, 1]
-    assert Checks(every, parts=True).score(asked).tolist() == [0.5, 1]
+    assert CheckReward(every).score(asked).tolist() == [0, 1]
+    assert CheckReward(every, parts=True).score(asked).tolist() == [0.5, 1]
 
 
 def test_an_answer_that_a_check_cannot_decide_about_is_counted() -> None:
     slow = {"kind": "regex", "pattern": r"(a+)+$"}
     asked = [told("a" * 4000 + "b", check=slow), told("aa", check=slow)]
-    scores, figures = scored(Checks(), asked)
+    scores, figures = score_with_diagnostics(CheckReward(), asked)
     assert scores.tolist() == [0, 1]
     assert figures == {"check_errors": 0.5}
 
 
 def test_a_row_without_a_check() -> None:
     with pytest.raises(InputError, match=r"sums\.jsonl:1, check=\(missing\): the row does not say"):
-        Checks().score([told("4", answer="4")])
+        CheckReward().score([told("4", answer="4")])
 
 
 def test_the_configuration_of_checks(tmp_path: Path) -> None:
     words = ["stage=ppo", "reward=check", "reward.check={kind: regex, pattern: a}", "reward.score=parts"]
     config = build_config(compose_tree(words))
-    scorer = build(build_reward_spec(config.reward), iter(()))
+    scorer = build_scorer(build_reward_spec(config.reward), iter(()))
     assert scorer.score([told("a")]).tolist() == [1]
-    assert isinstance(scorer, Checks)
+    assert isinstance(scorer, CheckReward)
     assert (scorer.parts, scorer.allow_code) == (True, False)
     weighed = build_config(compose_tree(["stage=ppo", "reward=sum", "reward.parts=[{name: check, weight: 2}]"])).reward
     (part,) = parse_parts(weighed)  # pyright: ignore[reportArgumentType]
     assert part[0] == 2
     own = told("4", check={"kind": "exact", "answer": "4"})
-    assert build(build_reward_spec(weighed), iter(())).score([own]).tolist() == [2]
+    assert build_scorer(build_reward_spec(weighed), iter(())).score([own]).tolist() == [2]
     with pytest.raises(InputError, match=r"reward\.score"):
         build_config(compose_tree(["stage=ppo", "reward=check", "reward.score=most"]))
 

@@ -23,7 +23,7 @@ from align.data.chat.encode import Prompt, encode_prompts, stop_token_ids
 from align.data.chat.template import CHATML
 from align.models.forward import rollout_from_answers
 from align.models.load import load_classifier, load_tokenizer
-from align.reward.build import build_beside_policy, same_template
+from align.reward.build import build_beside_policy, check_same_template
 from align.reward.scorer import Scorer
 from align.run import Artifact
 
@@ -116,17 +116,19 @@ def test_a_reward_model_of_another_template_is_refused(world: World, tokenizer: 
         compose_tree(["stage=ppo", "reward=ensemble", "reward.refs=['reward:a','reward:it']", "init=sft:s"])
     )
     reward = build_reward_spec(config.reward)
-    same_template(reward, [model_in(folder)] * 2, world.base, tokenizer, config.init)
+    check_same_template(reward, [model_in(folder)] * 2, world.base, tokenizer, config.init)
     other = load_tokenizer(world.base)
     other.chat_template = CHATML
     other.save_pretrained(shutil.copytree(folder, folder.with_name("other")))
     models = [model_in(folder), model_in(folder.with_name("other"))]
     with pytest.raises(InputError, match=r"reward\.refs\[1\]=reward:it: .*another chat template.*init=sft:s"):
-        same_template(reward, models, world.base, tokenizer, config.init)
+        check_same_template(reward, models, world.base, tokenizer, config.init)
     elsewhere = replace(models[1], base=replace(world.base, digest="another"))
-    same_template(reward, [models[0], elsewhere], world.base, tokenizer, config.init)  # reads text, by its own template
+    check_same_template(
+        reward, [models[0], elsewhere], world.base, tokenizer, config.init
+    )  # reads text, by its own template
     with pytest.raises(InputError, match=r"reward\.refs\[0\]"):
-        same_template(reward, models, world.base, other, config.init)  # what the policy speaks by decides
+        check_same_template(reward, models, world.base, other, config.init)  # what the policy speaks by decides
 
 
 @pytest.mark.parametrize("kept", ["nothing", "no template"])
@@ -134,4 +136,4 @@ def test_a_folder_that_says_nothing_of_a_template_is_believed(world: World, toke
     for file in folder.glob("*chat_template*" if kept == "no template" else "*token*"):
         file.unlink()
     assert (folder / "tokenizer_config.json").is_file() == (kept == "no template")
-    same_template(build_reward_spec(LearnedReward()), [model_in(folder)], world.base, tokenizer, "sft:latest")
+    check_same_template(build_reward_spec(LearnedReward()), [model_in(folder)], world.base, tokenizer, "sft:latest")

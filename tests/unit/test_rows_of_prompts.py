@@ -21,7 +21,7 @@ from align.data.sets.record_columns import columns_of, records_of
 from align.data.sources import DataSource, divided_documents, divided_prompts, prompts
 from align.data.split import question_key
 from align.evals.suite.tasks import items_of_file, parsed_task
-from align.reward.check import Checks
+from align.reward.check import CheckReward
 from align.reward.inputs import check_rows
 
 CHECK = {"kind": "exact", "answer": "4"}
@@ -94,7 +94,7 @@ def test_tables_and_parquet(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('prompt,check,empty\n2 + 2?,"{""kind"": ""exact"", ""answer"": ""4""}",\n')
     (prompt,) = read(tmp_path / "t.csv")
     assert prompt.columns == {"check": json.dumps(CHECK)}
-    assert Checks().score([prompt.with_answer("4"), prompt.with_answer("5")]).tolist() == [1, 0]
+    assert CheckReward().score([prompt.with_answer("4"), prompt.with_answer("5")]).tolist() == [1, 0]
     table = pa.table({"prompt": ["2 + 2?"], "x": [float("nan")], "raw": [b"\xff"], "check": [CHECK]})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
     (prompt,) = read(tmp_path / "t.parquet")

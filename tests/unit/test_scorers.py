@@ -19,9 +19,9 @@ from align.config.scorers import SumReward, parse_parts
 from align.core.errors import InputError
 from align.core.functions import find_module_file, load_function
 from align.core.types import Conversation, Message, Rollout
-from align.reward.combined import Ensemble, Standardised, Sum, comparable, standardised
-from align.reward.function import FIELD, Function
-from align.reward.rules import Rules, is_json, length, rule_of, tagged
+from align.reward.combined import Ensemble, StandardisedScorer, Sum, standardise, standardise_members
+from align.reward.function import FIELD, FunctionReward
+from align.reward.rules import Rules, build_rule, has_tags, is_json, score_length
 
 
 def asked(*answers: str) -> list[Conversation]:
@@ -42,8 +42,8 @@ class Fixed:
 
 
 def test_length_is_one_inside_and_a_slope_outside():
-    assert [length("a " * n, 4, 8) for n in (0, 2, 4, 6, 8, 16)] == [0, 0.5, 1, 1, 1, 0.5]
-    assert length("", 0, 3) == 1
+    assert [score_length("a " * n, 4, 8) for n in (0, 2, 4, 6, 8, 16)] == [0, 0.5, 1, 1, 1, 0.5]
+    assert score_length("", 0, 3) == 1
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def test_json(text: str, holds: bool):
     ],
 )
 def test_tags(text: str, holds: bool):
-    assert tagged(text, ["think", "answer"]) is holds
+    assert has_tags(text, ["think", "answer"]) is holds
 
 
 def test_rules_are_weighed_and_added():
     settings = [{"rule": "regex", "pattern": r"\d"}, {"rule": "length", "low": 2, "high": 2}, {"rule": "sentiment"}]
-    rules = Rules([(w, rule_of(s)) for w, s in zip((2.0, -1.0, 1.0), settings, strict=True)])
+    rules = Rules([(w, build_rule(s)) for w, s in zip((2.0, -1.0, 1.0), settings, strict=True)])
     scores_B = rules.score(asked("7 tables", "tables", "good"))
     # A digit and two words; one word of two; the same, and 1.9 / sqrt(1.9² + 15) of sentiment.
     assert scores_B.tolist() == pytest.approx([2 - 1, -0.5, -0.5 + 0.4404])
@@ -80,7 +80,7 @@ def test_rules_are_weighed_and_added():
 
 
 def test_a_function_gets_messages_and_gives_numbers():
-    function = Function(lambda chats: [len(c[-1]["content"]) + (c[0]["role"] == "user") for c in chats], "m:f")
+    function = FunctionReward(lambda chats: [len(c[-1]["content"]) + (c[0]["role"] == "user") for c in chats], "m:f")
     assert function.score(asked("ab", "")).tolist() == [3, 1]
 
 
@@ -100,7 +100,7 @@ def test_a_function_gets_messages_and_gives_numbers():
 )
 def test_a_function_that_is_wrong(returned: object, said: str):
     with pytest.raises(InputError, match=said) as error:
-        Function(returned, "m:f").score(asked("first", "second"))  # pyright: ignore[reportArgumentType]
+        FunctionReward(returned, "m:f").score(asked("first", "second"))  # pyright: ignore[reportArgumentType]
     assert str(error.value).startswith("reward.fn=m:f")
 
 
@@ -125,7 +125,7 @@ def test_what_a_function_raises_is_its_own(kind: str, tmp_path: Path, monkeypatc
     (tmp_path / f"{spec.partition(':')[0]}.py").write_text(FUNCTIONS[kind] + "\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError) as refused:
-        Function(load_function(spec, FIELD), spec).score(asked("first", "second"))
+        FunctionReward(load_function(spec, FIELD), spec).score(asked("first", "second"))
     assert (refused.value.field, refused.value.value) == (FIELD, spec)
     str(refused.value).encode()  # can be written
 
@@ -160,14 +160,14 @@ def test_a_function_that_does_not_answer(slow: Any):
     before = signal.getsignal(signal.SIGALRM)
     began = time.monotonic()
     with pytest.raises(InputError, match=r"reward\.timeout=0\.1: m:f has not answered"):
-        Function(slow, "m:f", 0.1).score(asked("first", "second"))
+        FunctionReward(slow, "m:f", 0.1).score(asked("first", "second"))
     assert time.monotonic() - began < 20
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_a_function_in_time_and_in_another_thread():
-    quick = Function(lambda chats: [1.0 for _ in chats], "m:f", 5.0)
+    quick = FunctionReward(lambda chats: [1.0 for _ in chats], "m:f", 5.0)
     assert quick.score(asked("a")).tolist() == [1]
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(quick.score, asked("a")).result().tolist() == [1]
@@ -204,25 +204,25 @@ def test_a_sum():
 
 
 def test_standardised_is_mean_0_and_variance_1_there():
-    found = standardised(Fixed([1.0, 3.0]), asked("a", "b"))
+    found = standardise(Fixed([1.0, 3.0]), asked("a", "b"))
     assert found.score(asked("a", "b")).tolist() == [-1, 1]
     assert (found.shift, found.scale) == (2, 1)
     for dead in ([2.0, 2.0], [0.1] * 256):  # fp32's own mean of the second is off by its rounding
         with pytest.raises(InputError, match="the same score"):
-            standardised(Fixed(dead), asked(*"a" * len(dead)))
+            standardise(Fixed(dead), asked(*"a" * len(dead)))
 
 
 def test_members_on_scales_of_their_own_become_comparable():
     """One member's scale is a hundred times the other's: the minimum would always be its own."""
     small, large = Fixed([-1.0, 1.0, 1.0, -1.0]), Fixed([100.0, -100.0, 100.0, -100.0])
     chats = asked(*"abcd")
-    found = comparable(Ensemble((small, large), "min"), chats)
+    found = standardise_members(Ensemble((small, large), "min"), chats)
     assert found.score(chats).tolist() == [-1, -1, 1, -1]
     rule = Fixed([5.0, 5.0, 5.0, 6.0], "rules")
-    total = comparable(Sum(((1.0, Ensemble((small, large))), (1.0, rule))), chats)
+    total = standardise_members(Sum(((1.0, Ensemble((small, large))), (1.0, rule))), chats)
     assert isinstance(total, Sum)
     assert total.parts[1][1] is rule  # in its own units
-    assert isinstance(total.parts[0][1], Standardised)
+    assert isinstance(total.parts[0][1], StandardisedScorer)
     expected = tensor([0.0, 0.0, 2**0.5, -(2**0.5)]) + tensor([5.0, 5.0, 5.0, 6.0])
     torch.testing.assert_close(total.score(chats), expected)
 
@@ -303,7 +303,7 @@ def test_the_parts_of_a_sum():
 
 
 def test_a_pattern_that_takes_forever_ends_and_has_not_matched(caplog: pytest.LogCaptureFixture) -> None:
-    rule = rule_of({"rule": "regex", "pattern": r"(a+)+$"})
+    rule = build_rule({"rule": "regex", "pattern": r"(a+)+$"})
     assert rule("a" * 4000 + "b") == 0
     assert "(a+)+$" in caplog.text
     assert rule("aa") == 1

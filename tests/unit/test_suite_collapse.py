@@ -27,7 +27,7 @@ from align.evals.suite.scores import (
     verdicts_by_system,
 )
 from align.evals.suite.tasks import HARMLESS, Item, Task, parsed_tasks
-from align.reward.rules import Rules, rule_of
+from align.reward.rules import Rules, build_rule
 
 ONE = ["Haha yeah I love it!"] * 80
 
@@ -119,7 +119,7 @@ def test_where_the_checks_of_the_rows_judge_one_answer_may_be_right():
     assert is_closed(Task("t"), items()[:2], None, judged_by_checks=True)
     assert not is_closed(Task("t"), items()[:2], False, judged_by_checks=True)
     assert not is_closed(Task("t"), items(check={"kind": "instructions"})[:2], None, judged_by_checks=True)
-    right = Rules([(1.0, rule_of({"rule": "regex", "pattern": "yes"}))])
+    right = Rules([(1.0, build_rule({"rule": "regex", "pattern": "yes"}))])
     judge = Judge(partial(score_by_scorer, right, "rules", "gold", False), scorer=right, best=1.0)
     found = measure_closed(answers(new=["yes"] * 80, old=ONE), closed_score(items(), False, judge, False))
     assert found["new"].collapse == Collapse(NOT_MEASURED, ("“yes” is right for every prompt",))

@@ -17,12 +17,12 @@ from align.evals.suite.gates import Gate, decision, in_a_line, junit, parsed_gat
 from align.evals.suite.results import Said, Scored
 from align.evals.suite.tasks import Item, Task
 from align.registry.gates import read_verdict
-from align.reward.checkers import checker
+from align.reward.checkers import build_checker
 from align.run import write_json
 
 TASKS, SYSTEMS = [Task("asked", "a.jsonl")], ("new", "old", "base")
 SPEC = {"kind": "regex", "pattern": "e"}
-CHECK = checker(SPEC, "check")
+CHECK = build_checker(SPEC, "check")
 GOOD = {"name": "safe", "task": "asked", "against": "old", "is": "superior"}
 
 

@@ -16,8 +16,8 @@ from align.evals.judges.report import Opinions, PairExample
 from align.evals.stats import win_rate
 from align.models.finite_checks import diverged
 from align.report.figure_text import counted
-from align.reward.build import build, on_its_own_base
-from align.reward.combined import comparable
+from align.reward.build import build_scorer, load_reward_model
+from align.reward.combined import standardise_members
 from align.run import Artifact
 
 BATCH = 32
@@ -43,14 +43,14 @@ def score_pairs(
     Raises:
         InputError: no pair fits, or a score is not finite.
     """
-    loaded = [on_its_own_base(model, device, dtype, BATCH) for model in models]
+    loaded = [load_reward_model(model, device, dtype, BATCH) for model in models]
     kept = [pair for pair in pairs if all(model.fits(side) for model in loaded for side in pair.conversations)]
     if not kept:
         problem = f"are {counted(len(pairs), 'pair')}, each longer than a reward model's context"
         raise InputError("data", data, problem, "Give shorter pairs, or name another judge.")
     sides = [[pair.conversations[side] for pair in kept] for side in (0, 1)]
     ends = [flag_ended(pair.ended[side] for pair in kept) for side in (0, 1)]
-    scorer = comparable(build(reward, iter(loaded)), sides[1], ends[1])
+    scorer = standardise_members(build_scorer(reward, iter(loaded)), sides[1], ends[1])
     first_N, second_N = (scorer.score(side, ended).double() for side, ended in zip(sides, ends, strict=True))
     if not (first_N.isfinite() & second_N.isfinite()).all():
         raise diverged("the score of an answer is no number", None, str(dtype).removeprefix("torch."))

@@ -33,7 +33,7 @@ from align.evals.suite.tasks import Item
 from align.ops.intervals import Interval, average_by_group, mean_interval, proportion_interval
 from align.report import in_words
 from align.report.figure_text import counted, few
-from align.reward.checkers import Checked, accuracy
+from align.reward.checkers import CheckResult, compute_accuracy
 
 GOES_ON = "— The user goes on: —\n{}\n— The answer: —"
 
@@ -64,7 +64,7 @@ class Said:
     score: float | None = None
     ended: bool | None = None
     reasoning: str | None = None
-    checked: Checked | None = None
+    checked: CheckResult | None = None
     weighed: Mapping[str, Any] | None = None
     p: float | None = None
     error: str = ""
@@ -251,7 +251,7 @@ def of_system(task: Scored, name: str, level: float) -> dict[str, Any]:
     results = [one.checked for one in said if one.checked is not None]
     return {
         **({"score": own_mean(task, name, level).as_dict()} if task.scored else {}),
-        **(accuracy(results)._asdict() if results else {}),
+        **(compute_accuracy(results)._asdict() if results else {}),
         **({"errors": sum(bool(one.error) for one in said)} if task.asks else {}),
         "characters": float(np.mean(task.lengths(name))),
         "cut": 1 - sum(told) / len(told) if told else None,

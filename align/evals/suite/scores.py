@@ -37,11 +37,11 @@ from align.evals.suite.answers import Sampling, TaskAnswers
 from align.evals.suite.people import PEOPLE, Question
 from align.evals.suite.results import Said, Scored
 from align.evals.suite.tasks import HARMLESS, Item, Task
-from align.reward.build import build, on_its_own_base
-from align.reward.checkers import check_turns, checks_of, exact, json_schema, pattern
+from align.reward.build import build_scorer, load_reward_model
+from align.reward.checkers import build_checkers, check_turns, exact, json_schema, pattern
 from align.reward.checkers.checked import AllowCode
-from align.reward.combined import comparable
-from align.reward.inputs import models_of
+from align.reward.combined import standardise_members
+from align.reward.inputs import load_reward_artifacts
 from align.reward.scorer import Scorer
 from align.rollout.answer_cache import AnswerStore
 from align.run import Artifact, Input
@@ -90,7 +90,7 @@ def score_answers(tasks: Sequence[TaskAnswers], judge: Judge | None, allow_code:
 
 def score_by_checks(task: TaskAnswers, allow_code: AllowCode) -> Scored:
     """Run the check of each item on its answers, on the first rank."""
-    checks = [checks_of(item.check, 1 + len(item.then), item.id, allow_code=allow_code) for item in task.items]
+    checks = [build_checkers(item.check, 1 + len(item.then), item.id, allow_code=allow_code) for item in task.items]
     warnings = [*dict.fromkeys(line for turns in checks for check in turns if check for line in check.warnings)]
 
     def run_checks() -> dict[str, list[Said]]:
@@ -117,18 +117,18 @@ def load_reward_judge(
 
     Args:
         reward: the group `reward` of the configuration, as a manifest has it.
-        spec: its description, see `align.reward.build.build`.
+        spec: its description, see `align.reward.build.build_scorer`.
         inputs: of the run.
         judged: the artifacts whose training says what the judge is to them.
         root: the folder of runs.
     """
-    models = models_of(inputs)
+    models = load_reward_artifacts(inputs)
     title = scorer_title(reward, inputs)
     parts = list_scorer_parts(reward, inputs)
     standings = [find_standing(artifact, parts, root, models) for artifact in judged]
     role = "proxy" if any(standing.role == "proxy" for standing in standings) else "gold"
-    loaded = (on_its_own_base(model, sampling.device, sampling.dtype, SCORED_AT_ONCE) for model in models)
-    scorer = build(spec, loaded)
+    loaded = (load_reward_model(model, sampling.device, sampling.dtype, SCORED_AT_ONCE) for model in models)
+    scorer = build_scorer(spec, loaded)
     notes = [note for standing in standings for note in standing.sentences(title)]
     best = 1.0 if reward["name"] == "check" else None
     return Judge(partial(score_by_scorer, scorer, title, role, sampling.hides_reasoning), notes, role, scorer, best)
@@ -145,7 +145,7 @@ def score_by_scorer(scorer: Scorer, title: str, role: str, hides: bool, task: Ta
         for name, each in task.said.items()
     }
     reference = [*task.said][1]
-    scorer = comparable(scorer, read[reference], task.rollouts.get(reference))
+    scorer = standardise_members(scorer, read[reference], task.rollouts.get(reference))
     scores = {name: scorer.score(each, task.rollouts.get(name)).tolist() for name, each in read.items()}
     ids = [item.id for item in task.items]
     verdicts = {
@@ -341,7 +341,7 @@ def closed_score(items: Sequence[Item], allow_code: AllowCode, judge: Judge | No
     if any(item.then for item in items):
         return ClosedScore(None, why_none="several turns are scored together")
     if items[0].check is not None:
-        checks = [checks_of(item.check, 1, item.id, allow_code=allow_code)[0] for item in items]
+        checks = [build_checkers(item.check, 1, item.id, allow_code=allow_code)[0] for item in items]
 
         def run_checks(texts: Sequence[str]) -> list[float]:
             rows = zip(checks, texts, strict=True)

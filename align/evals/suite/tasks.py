@@ -23,7 +23,7 @@ from align.data.training_overlap import nearly_trained_on
 from align.evals.judges.llm_judge import parse_question
 from align.evals.suite.probes import Probe, ProbeQuestion, asked_by, harness_record, parsed_probe
 from align.evals.text import QUOTED_LETTERS
-from align.reward.checkers import IFEVAL, checks_of, spec_of
+from align.reward.checkers import IFEVAL, build_checkers, get_check_spec
 from align.reward.checkers.checked import AllowCode
 from align.run import Artifact, Input
 from align.track import truncate_text
@@ -152,7 +152,7 @@ def parsed_task(given: Any, at: str, allow_code: AllowCode) -> Task:
     if check is not None:
         problem, remedy = "is asked of a judge, and check is a rule that decides alone", "Drop one of the two."
         require(not asks, f"{at}.asks", task.get("asks"), problem, remedy)
-        checks_of(check, None, f"{at}.check", allow_code=allow_code)
+        build_checkers(check, None, f"{at}.check", allow_code=allow_code)
     probe = parsed_probe(task, at)
     problem, remedy = "is asked about answers, and a probe generates none", "Drop one of the two."
     require(not asks or probe is None, f"{at}.asks", truncate_text(asks, QUOTED_LETTERS), problem, remedy)
@@ -248,7 +248,7 @@ def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: Al
     """
     require(bool(prompts), task.field, "data=", "asks nothing", "Give data with held-out prompts.")
     if task.check is not None:
-        checks_of(task.check, 1, f"{task.field}.check", allow_code=allow_code)
+        build_checkers(task.check, 1, f"{task.field}.check", allow_code=allow_code)
     named = [prompt.id or str(i) for i, prompt in enumerate(prompts)]
     count = Counter[str]()
     found = []
@@ -310,10 +310,10 @@ def item_of(row: Row, task: Task, system: str | None, allow_code: AllowCode) -> 
         raise InputError(row.where, sorted(row.data), "asks nothing", 'Write rows like {"prompt": "…"}.')
     messages = with_default_system(prompt.messages, system)
     prompt = replace(prompt, messages=messages, row=row_text(row.data, column))
-    spec = spec_of(row.data, row.where, row.texts)
+    spec = get_check_spec(row.data, row.where, row.texts)
     spec = task.check if spec is None else spec
     if spec is not None:
-        checks_of(spec, 1 + len(then), f"{row.where}, check", allow_code=allow_code)
+        build_checkers(spec, 1 + len(then), f"{row.where}, check", allow_code=allow_code)
     return Item(id, cluster, category, prompt, spec, then=tuple(then))
 
 
