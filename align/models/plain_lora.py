@@ -202,8 +202,8 @@ def write_plain(
         initial: see `convert_to_plain`; needed where `init_lora_weights` is one of `REPEATABLE`.
 
     Raises:
-        CorruptFile, InputError, StorageError: see `read_adapter`, `check_plain` and `publish_folder`; or a scaled factor
-            is not finite.
+        CorruptFile, InputError, StorageError: see `read_adapter`, `check_plain` and `publish_folder`. Also if a scaled
+            factor is not finite.
     """
     adapter = read_adapter(source)
     check_plain(adapter)
