@@ -6,7 +6,7 @@ from battery import line
 
 CASES = [
     line("serve", "stage.host=0.0.0.0", "stage.host=0.0.0.0", "stage.keys"),
-    line("serve", "stage.keys=nowhere.json stage.host=0.0.0.0", "stage.url=", "under which name"),
+    line("serve", "stage.keys=nowhere.json stage.host=0.0.0.0", "stage.url=", "its address is not set"),
     line("serve", "stage.keys=nowhere.json", "stage.keys=nowhere.json", "stage.action=key"),
     line("serve", "stage.tenant=acme", "stage.tenant=acme", "stage.action=key"),
     line("key", "stage.action=tenants", "stage.keys=", "there is no such key file"),

@@ -34,7 +34,7 @@ ON_THE_CPU = {
     "align/models/fastpath/adapter_bank.py": "the weights of engines that are lowered for a CPU (`MixedDecoder`)",
     "align/models/cpu_memory.py": "a CPU's pages",
     "align/ppo/verify": "arithmetic that is checked by itself, and indices, which CUDA takes from the host",
-    "align/rollout/sampling.py": "logits come from engines on a CPU, or are moved there (`OneAtATime`)",
+    "align/rollout/serving_engine.py": "logits come from engines on a CPU, or are moved there (`OneAtATime`)",
     "align/rollout/engine_process.py": "logits that an engine's process sends as arrays",
     "reward/rules.py": "no model: whoever asks for scores moves them (`Workers.score`)",
     "reward/function.py": "no model: whoever asks for scores moves them (`Workers.score`)",
@@ -53,7 +53,7 @@ ON_THE_CPU = {
     "align/trainers/kto.py: collate_answers": "a collator's batch: the trainer moves it",
     "align/stages/reward.py: pair_scores": "an index into scores on the CPU (`score_rows`)",
     "reward/learned.py: score_rows": "scores on the CPU, as it says; what is put there is moved",
-    "align/export/engines.py: picked": "beside logits on the CPU (`logits_of`)",
+    "align/export/engines.py: pick_logprobs": "beside logits on the CPU (`logits_of`)",
     "align/ppo/monitor.py: measure": "becomes a list",
 }
 """Module, folder, or function in a module → why what it makes belongs on the CPU."""

@@ -27,14 +27,14 @@ TEXTS = (
 
 
 def test_every_file_is_in_the_manifest_with_its_hash() -> None:
-    digests = json.loads((base.FOLDER / "manifest.json").read_text())["sha256"]
-    files = {p.name for p in base.FOLDER.iterdir()} - {"manifest.json"}
+    digests = json.loads((base.POCKET_FOLDER / "manifest.json").read_text())["sha256"]
+    files = {p.name for p in base.POCKET_FOLDER.iterdir()} - {"manifest.json"}
     assert files == set(digests)
-    assert all(file_digest(base.FOLDER / name) == digest for name, digest in digests.items())
+    assert all(file_digest(base.POCKET_FOLDER / name) == digest for name, digest in digests.items())
 
 
 def test_it_takes_at_most_16_mb() -> None:
-    assert sum(p.stat().st_size for p in base.FOLDER.iterdir()) <= 16 * 2**20
+    assert sum(p.stat().st_size for p in base.POCKET_FOLDER.iterdir()) <= 16 * 2**20
 
 
 def test_it_is_what_no_model_means() -> None:
@@ -43,8 +43,8 @@ def test_it_is_what_no_model_means() -> None:
 
 def test_a_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "pocket"
-    shutil.copytree(base.FOLDER, copy)
-    monkeypatch.setattr(base, "FOLDER", copy)
+    shutil.copytree(base.POCKET_FOLDER, copy)
+    monkeypatch.setattr(base, "POCKET_FOLDER", copy)
     assert base.pocket_folder() == copy
     blob = bytearray((copy / "model.safetensors").read_bytes())
     blob[-1] ^= 1
@@ -55,16 +55,16 @@ def test_a_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_transformers_and_sentencepiece_tokenise_alike(text: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(base.FOLDER)
-    pieces = spm.SentencePieceProcessor(str(base.FOLDER / "tokenizer.model"))
+    tokenizer = AutoTokenizer.from_pretrained(base.POCKET_FOLDER)
+    pieces = spm.SentencePieceProcessor(str(base.POCKET_FOLDER / "tokenizer.model"))
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids == pieces.encode(text)
     assert tokenizer.decode(ids) == text
 
 
 def test_chat_symbols_are_control_tokens_of_one_piece() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(base.FOLDER)
-    pieces = spm.SentencePieceProcessor(str(base.FOLDER / "tokenizer.model"))
+    tokenizer = AutoTokenizer.from_pretrained(base.POCKET_FOLDER)
+    pieces = spm.SentencePieceProcessor(str(base.POCKET_FOLDER / "tokenizer.model"))
     for symbol in CHAT_SYMBOLS:
         (id,) = tokenizer(symbol, add_special_tokens=False)["input_ids"]
         assert pieces.id_to_piece(id) == symbol
@@ -72,7 +72,7 @@ def test_chat_symbols_are_control_tokens_of_one_piece() -> None:
 
 
 def test_its_turns_end_with_its_eos_and_only_answers_are_trained() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(base.FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(base.POCKET_FOLDER)
     chat = Conversation((Message("user", "hi"), Message("assistant", "hello")))
     encoded = encode_conversation(tokenizer, chat)
     trained = [i for i in encoded.labels if i >= 0]
