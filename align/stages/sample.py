@@ -31,7 +31,7 @@ from align.data.sources import prompts as read_prompts
 from align.evals.judges.identity import list_scorer_parts, scorer_title
 from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
-from align.report.figure_text import align_columns, counted, in_words
+from align.report.figure_text import counted, in_words
 from align.reward.inputs import (
     check_reasoning_matches,
     check_rows,
@@ -502,7 +502,8 @@ def best_of_table(best: Mapping[str, Any]) -> list[str]:
     for line in best["best_of"]:
         means = [in_words(line[name], ".3f") for name in ("reward", "gold") if name in line]
         table.append([str(line["n"]), *means, f"{line['tokens']:.1f}", f"{line['kl_bound']:.2f}"])
-    return [*align_columns(table)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
 
 
 def describe_best(best: Mapping[str, Any]) -> list[str]:

@@ -34,18 +34,27 @@ def kto_trainer(
     rows: Sequence[Labelled],
     arguments: dict[str, Any],
     *,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
     max_length: int,
-    **settings: float,
 ) -> KTOTrainer:
     """Build the trainer of KTO on the adapter `default` of `model`. It adds a second adapter: `ref`, a copy of the
     start.
 
     Args:
         max_length: tokens of a prompt with an answer to another one; more are cut.
-        settings: `beta`, `desirable_weight` and `undesirable_weight`.
     """
     dataset = Dataset.from_dict({"place": list(range(len(rows))), "length": [len(row.ids) for row in rows]})
-    config = KTOConfig(**arguments, **settings, max_length=None, disable_dropout=True, router_aux_loss_coef=0.0)  # pyright: ignore
+    config = KTOConfig(
+        **arguments,
+        max_length=None,
+        beta=beta,
+        desirable_weight=desirable_weight,
+        undesirable_weight=undesirable_weight,
+        disable_dropout=True,
+        router_aux_loss_coef=0.0,
+    )
     collate = partial(collate_answers, rows=rows, filler=tokenizer.pad_token_id, max_length=max_length)
     return build_trainer(LabelTrainer, model, config, dataset, tokenizer, collate)
 

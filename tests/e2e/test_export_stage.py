@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from workshop import EVERY_RUN, SFT, Workshop, files
 
+from align.export.converters import HF, LORA
 from align.models import load
 from align.models.adapters import WEIGHTS_FILE
 from align.run import file_digest, read_manifest
@@ -140,7 +142,11 @@ def weights_are_read(*given: object, **more: object) -> None:
     [
         ("merged", {"use_dora": True}, None),
         ("adapter", {"use_dora": True}, "use_dora=True"),
+        ("merged", {"trainable_token_indices": [1]}, "trainable_token_indices=[1]"),
+        ("adapter", {"peft_type": "IA3"}, "IA3"),
         ("merged", {"init_lora_weights": "pissa_niter_4"}, "nobody can find again"),
+        ("merged", {"init_lora_weights": "olora"}, "quantised anew"),
+        ("merged", {"arrow_config": "none"}, "arrow_config='none', which is not computed here"),
         ("adapter", {"parent_library": ["a"]}, "parent_library=['a'], which is not computed here"),
     ],
 )
@@ -227,3 +233,37 @@ def test_another_base_is_no_base_of_it(shop: Workshop, exported: Path) -> None:
     save_file({k: v + 0.01 for k, v in load_file(weights).items()}, weights, {"format": "pt"})
     for words in (["export=check", f"export.path={exported / 'artifact'}"], ["resume=never"]):
         shop.refuses("stage=export", "artifact=sft:a", *words, says="has changed since it was trained")
+
+
+@pytest.mark.parametrize("kind", ["merged", "all"])
+def test_a_merge_into_a_tied_base_is_refused_before_weights_are_read(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    stranger = Path(shutil.copytree(shop.root / "sft" / "a" / "artifact", tmp_path / "stranger"))
+    config = json.loads((stranger / "adapter_config.json").read_text())
+    (stranger / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["lm_head"]}))
+    rows = json.loads((shop.root.parent / "model" / "config.json").read_text())["vocab_size"]
+    sides = {"A": torch.ones(config["r"], 64), "B": torch.ones(rows, config["r"])}
+    tensors = {f"base_model.model.lm_head.lora_{side}.weight": tensor for side, tensor in sides.items()}
+    save_file(tensors, stranger / WEIGHTS_FILE, {"format": "pt"})
+    monkeypatch.setattr(load, "check_file", weights_are_read)
+    model = ("model=hub", f"model.path={shop.root.parent / 'model'}", "method=qlora")
+    converters = tmp_path / "llama.cpp"  # GGUF is among `all`, and asks for them first
+    converters.mkdir()
+    for script in (HF, LORA):
+        (converters / script).touch()
+    words = ("stage=export", f"artifact={stranger}", *model, "resume=never")
+    assert shop.status(*words, f"export={kind}", f"export.converters={converters}") == 2, shop.said
+    assert "target_modules=lm_head: the base ties its embedding to its head" in shop.said
+    assert shop.status(*words, "export=adapter") == 1
+    assert "weights are read" in shop.said  # nothing else is refused of it
+
+
+def test_without_a_base_beside_it(shop: Workshop, tmp_path: Path) -> None:
+    other = Workshop(
+        Path(shutil.copytree(shop.root, tmp_path / "runs", ignore=shutil.ignore_patterns("bases"))), shop.data
+    )
+    folder = other.run("export", "artifact=sft:a", "export.base=none")
+    assert not (other.root / "bases").exists()
+    [row] = [row for row in receipt(folder / "artifact")["rows"] if row["base"] == "nf4-dequantised"]
+    assert (row["verdict"], row["note"]) == ("not checked", "that base was left out, or does not lie beside the runs")

@@ -50,3 +50,11 @@ def test_a_killed_run_is_one_run_with_each_step_once(shop: Workshop, monkeypatch
     read = {one.dataset.digest for one in found.inputs.dataset_inputs}
     assert read == {one.digest[:36] for one in manifest.inputs.values()}
     assert found.data.metrics["result/loss_after"] == manifest.metrics["loss_after"]
+
+
+def test_a_service_that_cannot_be_written_to_stops_no_training(shop: Workshop) -> None:
+    shop.root.mkdir()
+    (shop.root / "mlflow").write_text("a file where a folder belongs")
+    folder = shop.run("sft", *SFT)
+    assert shop.said.count("track=mlflow is off from here on: FileExistsError") == 1
+    assert read_manifest(folder).done

@@ -195,3 +195,15 @@ def test_a_sweep_that_is_cut_goes_on(align: Align, forks: Forks, sft: list[str],
     ]
     assert steps == sorted({*steps})
     assert [job[1] for job in rows(out)[1:]] == ["done"] * 3
+
+
+def test_own_group_files_reach_every_job(align: Align, sft: list[str], tmp_path: Path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    for name, rank in (("low", 2), ("high", 4)):
+        (tmp_path / f"mine/experiment/{name}.yaml").write_text(f"# @package _global_\nmethod:\n  r: {rank}\n")
+    assert align("-m", *sft, "+experiment=low,high")[0] == 2
+    status, out, err = align("-m", "--config-dir", "mine", *sft, "+experiment=low,high")
+    assert status == 0, err
+    assert "[1 of 2] --config-dir mine stage=sft" in out
+    found = [read_manifest(Path(job[-1])).config["method"]["r"] for job in rows(out)[1:]]
+    assert found == [2, 4]

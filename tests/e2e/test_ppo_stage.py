@@ -15,6 +15,7 @@ from workshop import Ready
 from align.__main__ import main
 from align.annotate.store import Store
 from align.models.adapters import read_tensors
+from align.ppo.monitor import rank_answers
 from align.run import read_manifest
 from align.track import read_rows
 
@@ -251,3 +252,26 @@ def test_epochs_end_early_when_the_policy_has_moved_too_far(ppo: Run):
     free, held = ppo(*words), ppo(*words, "stage.max_approx_kl=1e-4")
     assert {row["steps"] for row in rows(free)} == {8}
     assert all(1 <= row["steps"] < 8 for row in rows(held))
+
+
+def test_a_sum_of_a_model_and_rules(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
+    parts = "{name: learned, ref: 'reward:a'}, {name: rules, weight: 0.5, rules: [{rule: length, low: 2, high: 5}]}"
+    assert main([*without_ref.ppo, f"run.root={without_ref.root}", "reward=sum", f"reward.parts=[{parts}]"]) == 0
+    assert rows(Path(capfd.readouterr().out.splitlines()[-1]))[0]["score_std"] > 0
+
+
+def test_what_is_handed_over_shows_what_tripped(without_ref: Ready, capfd: pytest.CaptureFixture[str]):
+    """The whole batch, where every prompt is another: by the figure of the wire, which is the mean of theirs."""
+    refs = ["reward=ensemble", "reward.refs=['reward:a','reward:b']", "stage.tripwires.disagreement=1e-6"]
+    ends = ["stage.tripwires.patience=1", "stage.tripwires.action=stop", "stage.tripwires.kl=-9", "project=disputed"]
+    assert main([*without_ref.ppo, f"run.root={without_ref.root}", *refs, *ends, "stage.tripwires.entropy=null"]) == 0
+    (row,) = rows(Path(capfd.readouterr().out.splitlines()[-1]))
+    with Store.open(f"sqlite:///{without_ref.root / 'annotations.db'}", create=False) as store:
+        told = [item.candidates[0].sampling for item in store.items("disputed")]
+    assert len(told) == 8
+    each = {wire: [t["wires"][wire] for t in told] for wire in told[0]["wires"]}
+    assert {wire: sum(found) / 8 for wire, found in each.items()} == {
+        wire: pytest.approx(row[wire], rel=1e-4, abs=1e-6) for wire in ("disagreement", "kl")
+    }
+    assert rank_answers(each, [t["score"] for t in told]) == list(range(8))
+    assert sum(t["score"] for t in told) / 8 == pytest.approx(row["raw_score"], rel=1e-4)

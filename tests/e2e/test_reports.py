@@ -99,8 +99,8 @@ def test_what_is_trained_on_is_shown_as_it_was_handed_to_the_trainer(
     from align.trainers import sft
 
     handed: list[Any] = []
-    made = sft.dataset_of
-    monkeypatch.setattr(sft, "dataset_of", lambda rows: handed.append(made(rows)) or handed[-1])
+    convert = sft.to_dataset
+    monkeypatch.setattr(sft, "to_dataset", lambda rows: handed.append(convert(rows)) or handed[-1])
     assert main([*line(ready, tiny_model, "sft", ["run.name=shown"]), f"run.root={ready.root}"]) == 0
     rows, page = read_rows(ready.root / "sft" / "shown" / "trained_on.jsonl"), page_of(ready.root / "sft" / "shown")
     assert len(rows) == 3

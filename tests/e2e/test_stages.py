@@ -15,10 +15,12 @@ import pytest
 import torch
 from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
+from align.config.schemas import all_schemas
 from align.core.types import Conversation
 from align.data.split import question_key
 from align.evals.suite.samples import read_samples, summarise
 from align.models.adapters import read_tensors
+from align.report.figure_labels import describe_scarce
 from align.run import Manifest, read_manifest
 from align.track import read_rows
 
@@ -279,3 +281,38 @@ def intervals(figures: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any
     for key, value in figures.items() if isinstance(figures, dict) else ():
         label = f"{name} {key}".strip().replace("_", " ")
         yield from [(label, value)] if isinstance(value, dict) and "low" in value else intervals(value, label)
+
+
+def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: dict[str, Path]) -> None:
+    """Whatever a stage measures with an interval over fewer, its report and what it prints name it, each stage that the
+    framework has among these runs or without any figure with an interval."""
+    direct = ("data=annotations", "data.allow_simulated=true", "stage.batch_size=8", "stage.held_out=0.3")
+    found = [*runs.values(), *(shop.run(each, *direct) for each in ("dpo", "kto"))]
+    found.append(shop.run("verify", *PPO, "init=sft:latest"))
+    found.append(shop.run("data", f'stage.sources=[{{path: "{shop.data}"}}]'))
+    without = {"serve", "registry", "plan"}  # which measure nothing
+    assert {f.parent.name for f in found} == all_schemas()["stage"].keys() - without
+    marked = set()
+    for folder in found:
+        page, said = html.unescape((folder / "report.html").read_text()), shop.told[folder]
+        metrics = read_manifest(folder).metrics
+        sentence = describe_scarce(metrics)
+        few = [figure["n"] for _, figure in intervals(metrics) if figure["n"] < 20]
+        assert sentence.count(" (") >= len(few), (folder, sentence)
+        assert all(f" ({n})" in sentence for n in few), (folder, sentence)
+        for name, figure in intervals(metrics):
+            assert (figure["low"] is None) == (figure["high"] is None)
+            assert figure["low"] is None or figure["low"] < figure["high"], (folder, name)
+        if few:
+            marked.add(folder.parent.name)
+            assert sentence.startswith("Fewer than 20 observations")
+        beginning, _, names = sentence.rstrip(".").partition(": ")  # a manifest has its figures in another order
+        for name in (beginning, *names.split(", ")):
+            assert name in said, (folder, name)
+            assert name in page, (folder, name)
+    assert marked == {"sft", "reward", "dpo", "kto", "eval"}
+
+
+def test_a_reward_model_is_no_policy(shop: Workshop, runs: dict[str, Path]) -> None:
+    assert shop.status("stage=eval", *shop.on_file, f"artifact={runs['reward']}") == 2
+    assert "is a reward model, and no policy" in shop.said

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from align.core.errors import NotFinite
+from align.core.errors import NonFiniteLogits
 from align.models.actors import ModelActor
 from align.models.architectures import FAST, Route
 from align.rollout import hf
@@ -103,5 +103,5 @@ def test_a_model_without_a_likeliest_token_says_so(tiny_model: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(tiny_model).eval()
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
-    with pytest.raises(NotFinite):
+    with pytest.raises(NonFiniteLogits):
         answers(model, ())

@@ -424,7 +424,7 @@ def complete_texts(batch: Sequence[Asked], actor: Actor, tokenizer: Any) -> list
         batch: all with the same `max_new_tokens` and `stop_ids`.
 
     Raises:
-        NotFinite: there is no likeliest token.
+        NonFiniteLogits: there is no likeliest token.
     """
     one = batch[0]
     engine = HfEngine(one.stop_ids, tokenizer.pad_token_id, one.max_new_tokens, 0.0, len(batch))
