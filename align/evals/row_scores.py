@@ -154,7 +154,7 @@ def on_one_scale(
     scorer: Scorer, records: Sequence[Record], fits: Callable[[Conversation], bool], hides_reasoning: bool = False
 ) -> Scorer:
     """The scorer with the learned members of ensembles and sums brought to one scale on the answers of these records,
-    see `reward.combined.comparable`."""
+    see `align.reward.combined.standardise_members`."""
     sides = (up_to_answer(side, hides_reasoning) for record in records for side in answers_of(record))
     told = [side for side in sides if side is not None and fits(side)]
     return standardise_members(scorer, told) if told else scorer

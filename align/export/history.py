@@ -33,7 +33,7 @@ def describe_settings(manifest: Manifest, shown_runs: Collection[str] = ()) -> d
     """Describe how a run trained, one text for each of `SETTINGS`. A text is empty if unknown.
 
     Args:
-        known: runs, `stage/name`, whose adapter settings the card shows elsewhere.
+        shown_runs: runs, `stage/name`, whose adapter settings the card shows elsewhere.
     """
     stage = manifest.config.get("stage", {})
     texts = (

@@ -78,7 +78,7 @@ def choose_device(device: str) -> torch.device:
 
     A CUDA device has its number and becomes the current one of this process. Without a number it is the present one,
     which a launcher may have set. Expandable segments avoid the fragmentation that rows of varying lengths cause; torch
-    reads their variable at the first allocation.
+    reads their variable at the first allocation. A value that the user has set stays.
 
     Raises:
         InputError: torch does not know the device, or this machine lacks it.

@@ -108,7 +108,9 @@ def check_plain(adapter: Adapter, will_merge: bool = False) -> None:
             remedy = MERGE if key in READ_BY_ENGINES else "Train it as plain LoRA."
             raise InputError(key, value, MERGEABLE.get(key, MERGEABLE["target_parameters"]), remedy)
     for key in () if will_merge else adapter.tensors:
-        require(bool(LORA_KEY.fullmatch(key)) or key == SCORE_KEY, WEIGHTS_FILE, key, "is no LoRA weight", MERGE)
+        require(
+            bool(LORA_KEY.fullmatch(key)) or key == SCORE_KEY, WEIGHTS_FILE, key, "is no lora_A or lora_B weight", MERGE
+        )
 
 
 def convert_to_plain(adapter: Adapter, initial: Mapping[str, Factors] | None = None) -> Adapter:

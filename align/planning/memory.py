@@ -351,8 +351,8 @@ def own_logits(shape: Shape, tokens: int, trained: bool = False) -> float:
 
 def trl_logits(shape: Shape, work: Workload) -> float:
     """Return the bytes of a tile of TRL's logits: a buffer, and on a CPU, which has no fused kernel, seven more in
-    fp32. The
-    head of a model in shards is not read by itself: all logits, their copy in fp32, its softmax and its gradient."""
+    fp32. The head of a model in shards is not read by itself: there it is all logits, their copy in fp32, its softmax
+    and its gradient."""
     if work.method == "full" and work.ranks > 1:
         return work.tokens * shape.vocabulary * (work.size + 3 * FP32)
     rows = min(work.tokens, TILE_TOKENS)

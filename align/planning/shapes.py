@@ -39,17 +39,17 @@ class Shape:
     """The shape of a model.
 
     Attributes:
-    width: D, of the hidden states.
-    mlp: width of what the MLP works in.
-    heads, groups: of queries, and of keys and values.
-    head: width of one.
-    vocabulary: V.
-    context: positions that it was made for.
-    linears: those that bear adapters and are quantised.
-    embeddings: weights of the input embedding.
-    output: weights of a head of its own; 0 where it is tied.
-    others: weights of norms, biases, and all else.
-    llama: whether it is Llama-like.
+        width: D, of the hidden states.
+        mlp: width of what the MLP works in.
+        heads, groups: of queries, and of keys and values.
+        head: width of one.
+        vocabulary: V.
+        context: positions that it was made for.
+        linears: those that bear adapters and are quantised.
+        embeddings: weights of the input embedding.
+        output: weights of a head of its own; 0 where it is tied.
+        others: weights of norms, biases, and all else.
+        llama: whether it is Llama-like.
     """
 
     width: int

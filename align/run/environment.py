@@ -128,9 +128,8 @@ def read_own_commit(top: Path = TOP) -> str:
         top: the folder that holds the packages.
     """
     try:
-        if (
-            Path(run_git(top, "rev-parse", "--show-toplevel").strip()).resolve() != top
-        ):  # installed inside another project's checkout
+        checkout = Path(run_git(top, "rev-parse", "--show-toplevel").strip()).resolve()
+        if checkout != top:  # installed inside another project's checkout
             return ""
         changed = run_git(top, "status", "--porcelain", "--", *(Path(name).name for name in CODE))
         return run_git(top, "rev-parse", "HEAD").strip() + ("+" if changed.strip() else "")

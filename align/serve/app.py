@@ -406,7 +406,7 @@ class ClientGone(Exception):
 
 class ServerMiddleware:
     """See the module. The scope of a request that passes has its `tenant`, its `record`, and `streams`: the
-    `align.serve.service.EventStream` that is to answer it, if one is.
+    `align.serve.answers.EventStream` that is to answer it, if one is.
 
     Args:
         origins: under which browsers on this machine know the server; checked if there are no keys.

@@ -296,7 +296,7 @@ def claimed(config: Config, options: ExportOptions, artifact: Artifact, base: Ba
     """The receipt of an export that was made before. Asked before any weights are loaded.
 
     Raises:
-        MissingArtifact, CorruptFile: see `checked_receipt`.
+        MissingArtifact, CorruptFile: see `read_verified_receipt`.
         InputError: it is an export of something else.
     """
 

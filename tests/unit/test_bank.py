@@ -126,7 +126,7 @@ def test_every_kind_of_plain_lora_is_taken_in(tmp_path: Path):
     [
         ({"use_dora": True}, "use_dora", "refuse DoRA"),
         ({"r": 80}, "r", r"is over stage\.max_rank=64"),
-        ({"target_modules": ["embed_tokens"]}, "adapter_model.safetensors", "is no LoRA weight"),
+        ({"target_modules": ["embed_tokens"]}, "adapter_model.safetensors", "is no lora_A or lora_B weight"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save", "whole modules"),
         ({"bias": "lora_only"}, "bias", "biases"),
     ],

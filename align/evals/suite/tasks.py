@@ -95,7 +95,7 @@ class Item(NamedTuple):
             count as one piece of evidence. Its own id where it shares nothing.
         category: by which results are also shown; empty for none.
         prompt: the conversation that an answer is due to.
-        check: what scores the answers, as `reward.checkers.checks_of` reads it; None where the judge does.
+        check: what scores the answers, as `build_checkers` reads it; None where the judge does.
         draw: which answer to the prompt it is, from 0, where each is answered several times.
         then: what the user says afterwards, behind each answer of the system's own.
         near: system that was nearly trained on it → the run and the rule that says so.
