@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from align.core.errors import require
-from align.models.adapters import Adapter, check_targets, read_adapter
+from align.models.adapters import Adapter, check_targets, files_of_adapter, read_adapter
 from align.models.cpu_memory import reserve_zeros
 from align.models.fastpath.exact import least_batch
 from align.models.plain_lora import check_plain, convert_to_plain
+from align.run.digests import expect_same_bytes
 from align.run.weights import SCORE_KEY
 
 UNIT = 16
@@ -185,7 +186,10 @@ def load_for_bank(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter
         CorruptFile: its files are truncated, or hold values that are not finite, or do not fit the model.
         InputError: it is more than LoRA, of a higher rank, or on modules that the bank has no place for.
     """
-    adapter = read_adapter(folder, alone=False)
+    with expect_same_bytes(
+        files_of_adapter(folder), "adapter", str(folder)
+    ):  # configuration and tensors are of one state
+        adapter = read_adapter(folder, alone=False)
     check_plain(adapter)
     plain = convert_to_plain(adapter)
     rank = plain.config["r"]
