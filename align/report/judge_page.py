@@ -36,7 +36,18 @@ def summarize_metrics(metrics: Mapping[str, Any]) -> str:
 def list_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that are printed of a judge: what the page says, and its figures."""
     yield summarize_metrics(metrics)
-    rows = [("figure", "found", "prompts"), *list_figures(metrics["card"])]
+    card = metrics["card"]
+    if "asks" in metrics:
+        counts = (
+            f"{card['labels'][label]} {label} by label and {card['said'][label]} by the grader" for label in LABELS
+        )
+        yield f"Answers: {', '.join(counts)}."
+    if card["errors"] and "asks" in metrics:
+        yield f"The grader says neither yes nor no to {counted(card['errors'], 'answer')}, which count as wrong."
+    elif card["errors"]:
+        pairs = counted(card["errors"], "pair")
+        yield f"The judge gives no verdict, or one in one order alone, on {pairs}: counted as wrong."
+    rows = [("figure", "found", "prompts"), *list_figures(card)]
     yield from align_columns([[str(cell) for cell in row] for row in rows])
 
 

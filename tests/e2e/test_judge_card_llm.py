@@ -76,7 +76,7 @@ def test_a_judge_that_always_says_a_is_refused_by_every_gate(bench: Bench):
     card = bench.card("a")
     assert (card["swap"]["consistency"]["value"], card["swap"]["shown_first"]["value"]) == (0, 1)
     assert (card["agreement"]["raw"]["value"], card["swap"]["win_rate"]["value"]) == (0, 0.5)
-    assert "too little to decide gates: no verdict of it survives a swap" in bench.said
+    assert "It decides no gate: no verdict of it survives a swap" in bench.said
     assert len(bench.server.asked) == 2 * ROWS
     for gate in GATES:
         told = bench.refused(*bench.suite(gate, "a"))
@@ -114,7 +114,7 @@ def test_verdicts_that_are_none_count_as_wrong(bench: Bench):
     card = bench.card("some")
     assert card["errors"] == 2
     assert card["agreement"]["raw"]["value"] == card["accuracy"]["value"] == (ROWS - 2) / ROWS
-    assert "it gives no verdict, or one in one order alone, on 2 pairs: counted as wrong" in bench.said
+    assert "gives no verdict, or one in one order alone, on 2 pairs: counted as wrong" in bench.said
     run = bench.root / "eval" / "some"
     assert sum("error" in row for row in lines(run, "verdicts")) == 2
     assert "on 2 pairs: counted as wrong" in (run / "report.html").read_text()

@@ -1007,7 +1007,9 @@ def columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
     if shape is TREE_MESSAGE:
         return frozenset((*shape.needs, "message_tree_id", "deleted", *NOT_READ_OF_ROWS))
     asking = question_column(dict.fromkeys(names, True), shape.asks)
-    read = {*SYSTEM, *OFFERED, *NOT_READ_OF_ROWS, *context_columns(names), asking}
+    read = {*SYSTEM, *OFFERED, *NOT_READ_OF_ROWS, *context_columns(names)}
+    if asking:
+        read.add(asking)
     if shape is JUDGED and (columns := find_judged_columns(names)) is not None:
         ties = ["winner_tie"] if columns.verdict == WINNERS else []
         read |= {*ABOUT_PAIRS, *columns.answers, *columns.verdict, *ties}

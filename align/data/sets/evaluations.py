@@ -30,7 +30,7 @@ from align.core.types import Record
 from align.data.dedup.questions import EvaluationTexts
 from align.data.dedup.shingles import word_counts
 from align.data.read.columns import RANKING, TREE, TREE_MESSAGE, recognised
-from align.data.read.content import PREFERENCES, kind_of, split_names, strings
+from align.data.read.content import PREFERENCES, kind_of, split_names, strings, texts
 from align.data.read.drops import BadRows, Drop
 from align.data.read.records import grouped_rows, records_in
 from align.data.read.rows import Row
@@ -38,6 +38,10 @@ from align.data.sets.record_columns import columns_of, texts_of
 
 FIELD = "stage.contamination.against"
 HELP = 'Write "stage.contamination.against=[a.jsonl, {path: b.parquet, columns: [question, choices]}]".'
+PARTS_AT_ONCE = 4096
+"""Largest number of parts of rows that are held as Python objects while a set is read."""
+CHARACTERS_AT_ONCE = 32 * 2**20
+"""Largest number of characters in these parts."""
 NAMES: Mapping[str, Collection[str]] = {
     "question": split_names(
         "ctx goal input instruction problem prompt query question question_stem sentence statement stem text"
@@ -123,25 +127,55 @@ def read_sets(sets: Sequence[EvaluationSet]) -> list[EvaluationTexts]:
 
 def read_set(given: EvaluationSet, field: str) -> EvaluationTexts:
     bad_rows = BadRows()
+    batches = list[EvaluationTexts]()
     numbers = list[int]()
     parts = list[Query | Record]()
+    rows = characters = 0
     for group in grouped_rows(given.path, field, bad_rows):
+        of_group: Sequence[Query | Record] = ()
         with bad_rows:
             of_group = parts_of(group, given.columns)
-            parts += of_group
-            numbers += [group[-1].number - 1] * len(of_group)
-    bad_rows.settle(given.path, len(parts))
-    require(bool(parts), field, given.path, "is empty", "Give at least one row.")
+        rows += len(of_group)
+        parts += of_group
+        numbers += [group[-1].number - 1] * len(of_group)
+        characters += sum(map(len, (text for part in of_group for text in texts_to_find(part))))
+        if len(parts) >= PARTS_AT_ONCE or characters > CHARACTERS_AT_ONCE:
+            batches.append(collect_texts(parts, numbers))
+            numbers = []
+            parts = []
+            characters = 0
+    bad_rows.settle(given.path, rows)
+    require(rows > 0, field, given.path, "is empty", "Give at least one row.")
+    if parts:
+        batches.append(collect_texts(parts, numbers))
+    return EvaluationTexts(
+        pa.chunked_array([chunk for batch in batches for chunk in batch.said.chunks], pa.string()),
+        pa.chunked_array([chunk for batch in batches for chunk in batch.asked.chunks], pa.string()),
+        np.concatenate([batch.said_by for batch in batches]),
+        np.concatenate([batch.asked_by for batch in batches]),
+    )
+
+
+def texts_to_find(part: Query | Record) -> Sequence[str]:
+    return part.said if isinstance(part, Query) else texts(part)
+
+
+def collect_texts(parts: Sequence[Query | Record], numbers: Sequence[int]) -> EvaluationTexts:
+    """Return the texts of some rows.
+
+    Args:
+        numbers: the row of each part, from 0.
+    """
     queries = as_queries(parts)
     said = [[*query.said, *query.alone] for query in queries]
     asked = [[*query.asked, *(form for text in query.asked for form in without_operators(text))] for query in queries]
-    texts = as_column(said)
+    column = as_column(said)
     is_short = np.array(
         [alone for query in queries for alone in [False] * len(query.said) + [True] * len(query.alone)], bool
     )
-    kept = ~is_short | (word_counts(texts) > FEW)
-    said_by, asked_by = (np.repeat(np.array(numbers), [*map(len, several)]) for several in (said, asked))
-    return EvaluationTexts(texts.filter(pa.array(kept)), as_column(asked), said_by[kept], asked_by)
+    kept = ~is_short | (word_counts(column) > FEW)
+    said_by, asked_by = (np.repeat(np.array(numbers, np.int64), [*map(len, several)]) for several in (said, asked))
+    return EvaluationTexts(column.filter(pa.array(kept)), as_column(asked), said_by[kept], asked_by)
 
 
 def as_column(texts: Sequence[Sequence[str]]) -> pa.ChunkedArray:

@@ -124,12 +124,14 @@ def mixture(
     limit = int(np.argmin(room))
     if total is not None and room[limit] < total * (1 - SLACK):
         needed = asked[limit] * total
-        times = int(np.ceil(needed / sizes[limit]))
+        times = int(np.ceil(needed / max(sizes[limit], 1)))
         raise InputError(
             f"stage.sources.{names[limit]}",
             sizes[limit],
             f"is less than the {needed:.0f} that its share {asked[limit]:.3g} of {total:g} asks for",
-            f"Allow stage.mix.repeat={times}, lower stage.mix.total, or give more rows.",
+            f"Allow stage.mix.repeat={times}, lower stage.mix.total, or give more rows."
+            if sizes[limit]
+            else "Give rows, or leave the source out.",
         )
     wanted = total if total is not None else room[limit]
     for rows, share in zip(orders, asked, strict=True):
