@@ -136,10 +136,11 @@ class ContinuousBatch(ServingEngine):
 
     def give_up(self, error: Exception) -> None:
         super().give_up(error)
-        for answer, _ in self._held:
+        held = self._held
+        self._held = []
+        for answer, _ in held:
             self._release(answer.request)
             answer.fail(error)
-        self._held = []
         for running in self._running:
             running.answer.fail(error)
         self._leave()
@@ -163,9 +164,19 @@ class ContinuousBatch(ServingEngine):
     def _admit(self) -> None:
         """Give free slots to those who wait. Those whom the bank has no room for are held, and tried again first.
         Others go by in the meantime, but not for ever."""
-        self._held = [
-            (answer, since) for answer, since in self._held if not (self._free and self._begin_or_end(answer))
-        ]
+        held = self._held
+        self._held = []
+        while held:  # after an error each request is either held or running, and is released once
+            answer, since = held.pop(0)
+            try:
+                has_begun = bool(self._free) and self._begin_or_end(answer)
+            except BaseException:
+                if all(running.answer is not answer for running in self._running):
+                    self._held.append((answer, since))
+                self._held += held
+                raise
+            if not has_begun:
+                self._held.append((answer, since))
         while self._free and all(self._counts["steps"] - since < PATIENCE for _, since in self._held):
             answer = self._next((running.request.tenant for running in self._running), len(self._free))
             if answer is None:

@@ -197,7 +197,11 @@ class Completion:
             self.fail(error)
             return
         is_full = self.length == request.sampling.max_tokens
-        self._tell(Output((token,), "stop" if ended else "length" if is_full else None))
+        output = Output((token,), "stop" if ended else "length" if is_full else None)
+        try:
+            self._tell(output)
+        except Exception as error:  # of the listener
+            self.fail(error)
 
     def stop(self) -> None:
         """End it with the last token."""

@@ -259,9 +259,9 @@ class Service:
         try:
             if (usage := self.limiter.usage) is not None and counts:
                 usage.sent(counts)
-        except UsageUnwritable as error:
+        except UsageUnwritable:
             for call in {call for call, _, _ in letters}:
-                call.end(error)
+                call.end(UsageUnwritable())  # each raises one of its own
         else:
             for call, i, output in letters:
                 call.inbox.put_nowait((i, output))

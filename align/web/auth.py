@@ -152,7 +152,7 @@ class AuthMiddleware:
         if any(part in path for part in self.unused):
             return refusal(404, "There is nothing here.")
         query = request.query_params
-        cookie = self.authenticator.cookie_of_link(query.get(KEY, ""))
+        cookie = self.authenticator.cookie_of_link(next(filter(None, query.getlist(KEY)), ""))
         if cookie is not None:
             rest = urlencode([pair for pair in query.multi_items() if pair[0] != KEY])
             return RedirectResponse(f"/?{rest}" if rest else "/", 303, {"set-cookie": cookie})

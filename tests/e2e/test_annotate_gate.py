@@ -250,3 +250,22 @@ def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many()
     with ThreadPoolExecutor(1) as elsewhere:  # this thread may have a loop of its own already
         found = elsewhere.submit(asyncio.run, all_of_it()).result()
     assert found == [[200]] * STREAMS + [[429]] + [[200]] * 5 + [[429]] + [[200]]
+
+
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/upload", "/gradio_api/queue/join", "/login", "//api/vote", "/api%2fvote"]
+)
+def test_gradios_own_routes_change_nothing(client, path):
+    given = {"Cookie": f"align_key_7861={'k' * 32}", **PAGE}
+    assert client.post(path, headers=given, json={}).status_code in (403, 415, 404)
+    assert client.post(path, headers=given, files={"files": b"x"}).status_code == 415
+
+
+def test_another_annotators_token_is_of_no_use(ask):
+    for path, more in (
+        ("vote", {"key": "0" * 32, "terms": UNCHANGED, "said": {"tiers": [[0], [1]]}}),
+        ("renew", {}),
+        ("draft", {"draft": {}}),
+    ):
+        assert ask(f"/api/{path}", {"token": "t" * 32, **more}).status_code == 422
+    assert ask("/api/undo", {"seq": 1}).status_code == 422

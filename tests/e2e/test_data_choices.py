@@ -94,3 +94,23 @@ def test_tokens_are_those_of_the_model(tmp_path: Path, tiny_model: Path) -> None
     ]  # fmt: skip
     data = made(here, *words)[1]
     assert {source["name"]: source["got"] for source in data["sources"]}["support"] == pytest.approx(0.2, abs=0.02)
+
+
+def test_what_min_hash_does_not_find_below_its_best_is_found_between_the_sides(tmp_path: Path) -> None:
+    draw = random.Random(6)
+    rows: dict[str, list[dict[str, str]]] = {"train": [], "dev": []}
+    for i in range(80):
+        words = [f"word{draw.randrange(5000)}" for _ in range(26)]
+        for part, found in rows.items():
+            said = [f"{part}{i}x{at}" if at in (6, 13, 20) else word for at, word in enumerate(words)]
+            found.append({"prompt": f"{part}{i}", "completion": " ".join(said), "split": part})
+    listed = [str(write(tmp_path / f"{part}.jsonl", found)) for part, found in rows.items()]  # J is 0.43 of each pair
+    for more, found_all in (("stage.contamination.test=false", False), ("stage.contamination.test=true", True)):
+        folder, _, _ = made(tmp_path, "stage=data", f"stage.sources=[{', '.join(listed)}]", "stage.split.by=column",
+                            f"run.root={tmp_path / 'runs'}", "stage.duplicates.near=0.4",
+                            "stage.contamination.near=0.4", more)  # fmt: skip
+        both = data_set(folder / "artifact")
+        train, test = ([grams(record) for record in both.records(side)] for side in ("train", "test"))
+        alike = max((len(a & b) / len(a | b) for a in train for b in test), default=0)
+        assert len(test) > 5
+        assert (alike < 0.4) == found_all

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,20 @@ def test_evaluation_and_preferences_read_it(here: Path, tiny_model: Path) -> Non
         "data.path=data:pairs",
         says="holds preferences, and conversations or texts are imitated",
     )
+
+
+def test_an_engine_that_is_not_there_costs_no_part(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = sources(here)
+    whole = made(here, *words, "run.name=whole")[1]
+    monkeypatch.setitem(sys.modules, "daft", None)
+    in_root = [*words, f"run.root={here / 'runs'}", "run.name=killed"]
+    assert in_a_fork(in_root, deadly=["align.stages.data.publish"], times=0) == -9
+    parts = sorted(path.name for path in (here / "runs" / "data" / "killed" / "checkpoints").iterdir())
+    shop = Workshop(here / "runs", here)
+    assert shop.ended(*words, "run.name=killed", "stage.engine=daft") == 2
+    assert "is not installed here" in shop.said
+    assert sorted(path.name for path in (here / "runs" / "data" / "killed" / "checkpoints").iterdir()) == parts != []
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "write", None)  # every part is there
+        assert "continues" in made(here, *words, "run.name=killed")[2]
+    same(here, whole)

@@ -313,3 +313,14 @@ def test_a_cookie_in_two_headers_is_read(someone):
     client.cookies.clear()
     headers = [("Cookie", f"align_session_7861={session}"), ("Cookie", "other=1")]
     assert client.get("/api/projects", headers=headers).status_code == 200
+
+
+def test_another_password(someone, browser):
+    client, other = someone("ann"), browser()
+    other.post("/login", data={"name": "ann", "password": GOOD}, headers=FROM_PAGE)
+    said = {"old": GOOD, "password": "another good one", "again": "another good one"}
+    differ = client.post("/password", data=said | {"again": "another"}, headers=FROM_PAGE)
+    assert (differ.status_code, "differ" in differ.text) == (422, True)
+    assert client.post("/password", data=said, headers=FROM_PAGE).status_code == 303
+    assert client.get("/api/projects").status_code == 200
+    assert other.get("/api/projects").status_code == 401

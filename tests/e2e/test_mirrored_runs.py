@@ -58,3 +58,11 @@ def test_a_service_that_cannot_be_written_to_stops_no_training(shop: Workshop) -
     folder = shop.run("sft", *SFT)
     assert shop.said.count("track=mlflow is off from here on: FileExistsError") == 1
     assert read_manifest(folder).done
+
+
+def test_a_run_whose_input_is_refused_is_not_shown(shop: Workshop, tmp_path: Path) -> None:
+    rows = tmp_path / "bad.jsonl"
+    rows.write_text("no JSON\n" * 9)
+    assert shop.status("stage=sft", "data=jsonl", f"data.path={rows}", *SFT) == 2
+    assert not (shop.root / "mlflow").exists()
+    assert not list(shop.root.glob("sft/*"))

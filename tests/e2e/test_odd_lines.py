@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from workshop import Workshop
 
-from align.core.redaction import MASK, mask_secrets, redact
+from align.core.redaction import MASK, SECRET_KEY, mask_secrets, mask_tree, redact
 
 SECRET = "sk-4f9a0c77b1e2d3c4"
 KEYS = (
@@ -152,3 +152,13 @@ def test_closed_standard_streams_leave_no_traceback(tmp_path: Path, words: list[
     ran = subprocess.run(["sh", "-c", line, "sh", *command(*words)], cwd=tmp_path, check=False)
     assert ran.returncode == 0
     assert not told.exists() or told.read_text() == ""
+
+
+def test_names_that_are_no_secrets_stay_as_they_are() -> None:
+    plain = {
+        "eos_token": "</s>", "pad_token": "<pad>", "api_key_env": "OPENAI_API_KEY", "max_new_tokens": 64,
+        "keys": "keys.yaml", "token": "", "secret": None, "password": False, "key": "a",
+    }  # fmt: skip
+    assert mask_tree(plain) == plain
+    assert not SECRET_KEY.fullmatch("tokens")
+    assert mask_tree({"a": [{"api_key": ["one", {"b": "two"}]}]}) == {"a": [{"api_key": [MASK, {"b": MASK}]}]}

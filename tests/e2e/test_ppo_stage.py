@@ -275,3 +275,11 @@ def test_what_is_handed_over_shows_what_tripped(without_ref: Ready, capfd: pytes
     }
     assert rank_answers(each, [t["score"] for t in told]) == list(range(8))
     assert sum(t["score"] for t in told) / 8 == pytest.approx(row["raw_score"], rel=1e-4)
+
+
+def test_a_tripwire_warns_once(ppo: Run, ready: Ready, capfd: pytest.CaptureFixture[str]):
+    wires = ["stage.tripwires.entropy=100", "stage.tripwires.patience=2"]
+    assert main([*ready.ppo, f"run.root={ready.root}", *wires, "stage.updates=4"]) == 0
+    said = [line for line in capfd.readouterr().out.splitlines() if "entropy" in line and "below 100" in line]
+    assert len(said) == 1
+    assert said[0].startswith("update 2:")

@@ -133,3 +133,24 @@ def test_differences_between_rows() -> None:
     assert find_first_difference(rows, [{"step": 1, "loss": 2.0}]) == Difference(1, "kl", None, None)
     assert find_first_difference(rows, [{**rows[0], "new": 1}]) == Difference(1, "new", None, 1)
     assert find_first_difference(rows, [rows[0], {"step": 3, "loss": 1.0}]) == Difference(2, "step", 2, 3)
+
+
+@pytest.mark.slow
+def test_what_is_different_about_it(home: Path, ready: Ready, tiny_model: Path, chats: Path) -> None:
+    """Another file of data, code and packages that are not those of then."""
+    own = home / "own.jsonl"
+    shutil.copy(chats, own)
+    data = [f"data.path={own}" if word.startswith("data.path=") else word for word in ready.data]
+    folder = made(home, "sft", "other", tiny_model, data)
+    rows = own.read_text().splitlines()
+    own.write_text("\n".join([*rows[1:], rows[0].replace("garden", "meadow"), rows[0]]) + "\n")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest |= {"code": "c" * 64, "packages": {**manifest["packages"], "torch": "2.0.0"}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    answer = found(home, "sft:other", "stage.steps=1", status=3)
+    assert not answer["same"]
+    assert answer["unlike"]["packages"]["torch"][0] == "2.0.0"
+    assert answer["unlike"]["code"]["code"][0] == "c" * 64
+    assert [one.rpartition(" (")[0] for one in answer["unlike"]["made from"]["data"]] == [str(own)] * 2
+    own.unlink()
+    assert "cannot be made again: data.path=" in asked(home, "sft:other", status=2)

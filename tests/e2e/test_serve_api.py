@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +270,77 @@ def test_other_pages_and_other_names_are_refused(server: Server):
     assert server.post("/v1/chat/completions", body, Origin="http://evil.example")[0] == 403
     assert server.post("/v1/chat/completions", body, Host="evil.example")[0] == 421
     assert server.post("/v1/chat/completions", body, Origin=server.url)[0] == 200
+
+
+def test_each_answer_is_of_the_weights_that_its_header_names_while_these_change(client: openai.OpenAI, server: Server):
+    def load(path: str) -> int:
+        return server.post("/v1/load_lora_adapter", {"lora_name": "flip", "lora_path": path, "load_inplace": True})[0]
+
+    def asked(model: str) -> tuple[str, str | None]:
+        raw = client.chat.completions.with_raw_response.create(model=model, messages=HELLO, max_tokens=6, temperature=0)
+        return raw.headers["x-align-adapter"], raw.parse().choices[0].message.content
+
+    assert load("third") == 200
+    assert server.post("/v1/load_lora_adapter", {"lora_name": "fourth", "lora_path": "fourth"})[0] == 200
+    right = {asked("flip"), asked("fourth")}
+    statuses, over = set(), threading.Event()
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "fourth"})[0] == 200
+
+    def flip() -> None:
+        while not over.is_set():
+            statuses.update((load("fourth"), load("third")))
+
+    flipping = threading.Thread(target=flip)
+    flipping.start()
+    try:
+        with ThreadPoolExecutor(4) as clients:
+            seen = list(clients.map(asked, ["flip"] * 60))
+    finally:
+        over.set()
+        flipping.join()
+    assert set(seen) == right
+    assert statuses == {200}
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "flip"})[0] == 200
+
+
+def test_the_seed_decides_and_each_answer_has_its_own(client: openai.OpenAI):
+    def said(**more: Any) -> list[str | None]:
+        asked: Any = {"model": "pocket", "messages": HELLO, "max_tokens": 12, **more}
+        return [choice.message.content for choice in client.chat.completions.create(**asked).choices]
+
+    three = said(seed=5, n=3)
+    assert len(set(three)) == 3
+    assert said(seed=5, n=3) == three
+    assert said(seed=5) == three[:1]
+    assert said(seed=6) != three[:1]
+    assert said() != said()
+
+
+def test_a_stop_string_never_shows(client: openai.OpenAI):
+    asked: Any = {"model": "pocket", "prompt": "I am so", "max_tokens": 40, "temperature": 0}
+    whole = client.completions.create(**asked).choices[0].text
+    assert len(whole) > 20
+    stop = whole[7:12]
+    before = whole[: whole.index(stop)]
+    cut = client.completions.create(**asked, stop=["zzz", stop])
+    assert (cut.choices[0].text, cut.choices[0].finish_reason) == (before, "stop")
+    assert cut.usage is not None
+    assert cut.usage.completion_tokens < 40
+    pieces = [c.choices[0].text for c in client.completions.create(**asked, stop=stop, stream=True)]
+    assert "".join(pieces) == before
+
+
+def test_an_answer_that_fails_harms_no_other(client: openai.OpenAI, server: Server):
+    """An adapter whose files were changed behind the server's back does not answer, and nothing else is hurt."""
+    made = server.folder.parents[2] / "adapters"
+    assert server.post("/v1/load_lora_adapter", {"lora_name": "spoilt", "lora_path": "spoilt"})[0] == 200
+    shutil.copy(made / "two" / "adapter_model.safetensors", made / "spoilt")
+    asked: Any = {"model": "spoilt", "messages": HELLO, "max_tokens": 4}
+    with pytest.raises(openai.InternalServerError) as raised:
+        client.chat.completions.create(**asked)
+    assert str(made) not in str(raised.value.body)
+    with pytest.raises(openai.APIError, match="had an error"):
+        list(client.chat.completions.create(**asked, stream=True))
+    assert settles(lambda: [line["status"] for line in server.log[-2:]] == [500, 500])
+    assert client.chat.completions.create(**{**asked, "model": "two"}).choices
+    assert server.post("/v1/unload_lora_adapter", {"lora_name": "spoilt"})[0] == 200

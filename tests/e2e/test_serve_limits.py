@@ -92,3 +92,46 @@ def test_metrics_count_by_tenant(server: Server):
     tenant = server.log[-1]["tenant"]
     assert server.stat(f'align_tenant_completion_tokens_total{{tenant="{tenant}"}}') >= 2
     assert server.stat(f'align_tenant_requests_total{{status="200",tenant="{tenant}"}}') >= 1
+
+
+HARD: dict[str, Any] = {
+    "repeats of repeats": {"structured_outputs": {"regex": "^(.{1,1000}){1,1000}$"}},
+    "the same in a schema": {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "a", "schema": {"type": "string", "pattern": "^(.{1,1000}){1,1000}$"}},
+        }
+    },
+    "ninety objects": {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {
+                "name": "a",
+                "schema": {
+                    "anyOf": [
+                        {
+                            "type": "object",
+                            "properties": {f"k{i}": {"type": "string", "pattern": f"^(a|b){{{i},{i + 90}}}$"}},
+                            "required": [f"k{i}"],
+                        }
+                        for i in range(90)
+                    ]
+                },
+            },
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_a_grammar_that_costs_too_much_is_the_clients_mistake(server: Server, kind: str):
+    body = {"model": "pocket", "messages": [{"role": "user", "content": "a"}], "max_tokens": 60, **HARD[kind]}
+    for seed in range(4):
+        status, found = server.post("/v1/chat/completions", {**body, "seed": seed})
+        assert status in (200, 400), found
+        if status == 400:
+            assert found["error"]["code"] == "invalid_grammar"
+            assert found["error"]["type"] == "invalid_request_error"
+    if "repeats" in kind:
+        assert status == 400
+    assert server.post("/v1/completions", {"model": "pocket", "prompt": "a", "max_tokens": 2})[0] == 200

@@ -193,3 +193,34 @@ def test_a_server_that_ends_waits_for_no_refusal_that_it_holds(forks: Forks, tmp
         assert time.monotonic() - began < 2
         assert server.child.ended().status == 0
     assert sum(b" 429 " in answer.splitlines()[0] for answer in answers) == REFUSAL_BURST + 29
+
+
+def test_a_request_that_only_waited_counts_nothing(keyed: Keyed):
+    assert settles(lambda: under_way(keyed) == (0, 0))
+    long = {"model": "one", "prompt": [[20]] * SLOTS, "max_tokens": 1000, "ignore_eos": True}
+    busy = post(keyed.server, keyed.keys["root"], long)
+    assert settles(lambda: under_way(keyed) == (SLOTS, 0))
+    before = keyed.usage("ann")[1]
+    waits = post(keyed.server, keyed.keys["ann"], {"model": "one", "prompt": [[20] * 100], "max_tokens": 5})
+    assert settles(lambda: under_way(keyed) == (SLOTS, 1))
+    waits.close()
+    assert settles(lambda: keyed.usage("ann")[1]["requests"] == before["requests"] + 1)
+    after = keyed.usage("ann")[1]
+    assert (after["total_tokens"], after["reserved_tokens"]) == (before["total_tokens"], 0)
+    busy.close()
+
+
+def test_a_prompt_counts_from_where_it_is_read(keyed: Keyed):
+    """Sixteen prompts, four of which are read at once: who goes before the first answer pays for these."""
+    assert settles(lambda: under_way(keyed) == (0, 0))
+    before = keyed.usage("ann")[1]
+    prompts = [[20 + i] * 1000 for i in range(16)]
+    connection = post(keyed.server, keyed.keys["ann"], {"model": "one", "prompt": prompts, "max_tokens": 20})
+    assert settles(lambda: under_way(keyed)[0] == SLOTS)
+    connection.close()
+    assert settles(lambda: keyed.usage("ann")[1]["requests"] == before["requests"] + 1)
+    after = keyed.usage("ann")[1]
+    read, rest = divmod(after["prompt_tokens"] - before["prompt_tokens"], 1000)
+    assert (rest, after["reserved_tokens"]) == (0, 0)
+    assert 1 <= read <= 2 * SLOTS
+    assert settles(lambda: keyed.server.log[-1]["prompt_tokens"] == read * 1000)
