@@ -146,7 +146,7 @@ def test_in_the_adapter(place: Place, refused: Callable[..., str], stage: str) -
     said = refused(stage_line(stage, place))
     assert key in said
     assert "adapter_model.safetensors" in said
-    assert "adapter" in said.partition("=")[0]
+    assert ("artifact" if stage == "export" else "adapter") in said.partition("=")[0]
 
 
 @pytest.mark.parametrize("where", ["layers.1.mlp.up_proj", "score"])

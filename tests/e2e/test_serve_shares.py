@@ -138,6 +138,7 @@ def test_a_tenant_is_told_how_it_stands(keyed: Keyed):
     assert (headers["x-ratelimit-limit-tokens"], headers["x-ratelimit-limit-requests"]) == ("120", "50")
     assert 40 <= int(headers["x-ratelimit-remaining-requests"]) <= 50  # a slow machine refills it
     assert headers["x-ratelimit-reset-requests"].endswith("s")
+    assert int(headers["retry-after"]) >= 1
     assert int(headers["x-ratelimit-remaining-tokens"]) < 120
     free = keyed.client("ann").chat.completions.with_raw_response.create(**asked(stream=True))
     assert not [name for name in free.headers if name.startswith("x-ratelimit")]

@@ -344,6 +344,13 @@ def test_other_addresses_lead_nowhere(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
 
 
+def test_the_page_runs_no_script_but_its_own(client: TestClient) -> None:
+    response = client.get("/")
+    assert "default-src 'self'" in response.headers["content-security-policy"]
+    assert "script-src" not in response.headers["content-security-policy"]
+    assert re.findall(r"<script[^>]*>", response.text) == ['<script type="module" src="align/registry.js">']
+
+
 def test_a_fifo_in_place_of_a_stream_holds_nobody_up(tmp_path: Path) -> None:
     folder = made(tmp_path, "ppo:p", status="failed", error="x", digest="")
     for name in ("timing.jsonl", "metrics.jsonl", "samples.jsonl", "report.html", "stale.json"):
