@@ -286,6 +286,43 @@ def test_a_step_that_fails_harms_whom_it_is_the_fault_of(folders: list[Path], mo
     assert [each.tokens for i, each in enumerate(heard) if i != 2] == [t for i, t in enumerate(expected) if i != 2]
 
 
+def test_an_adapter_that_waited_for_room_is_released_once(folders: list[Path], monkeypatch: pytest.MonkeyPatch):
+    made = engine(CONFIG)
+    digests = [made.register(folder) for folder in folders[:3]]
+    monkeypatch.setattr(made.decoder.bank, "has_room", lambda in_use: False)
+    heard = [asked(made, Request(prompt(5), sampled(6), digest)) for digest in digests]
+    made.step()
+    assert made.stats().waiting == 3
+    monkeypatch.undo()
+    begin = made._begin
+
+    def fail_at_the_second(answer: Any) -> None:
+        if answer.request.adapter == digests[1]:
+            raise MemoryError("no memory for a block")
+        begin(answer)
+
+    monkeypatch.setattr(made, "_begin", fail_at_the_second)
+    with pytest.raises(MemoryError) as raised:
+        made.step()
+    made.give_up(raised.value)
+    assert [each.reason for each in heard] == ["error"] * 3
+    assert [made.known.by_digest[digest].held for digest in digests] == [0, 0, 0]
+
+
+def test_a_listener_that_fails_ends_its_own_request():
+    made = engine(CONFIG)
+
+    def fail(output: Any) -> None:
+        if output.tokens:
+            raise RuntimeError("a listener")
+
+    made.add(Request(prompt(5), sampled(6)), fail)
+    heard = asked(made, Request(prompt(5), sampled(6)))
+    while made.step():
+        pass
+    assert heard.reason == "length"
+
+
 def test_prompts_are_read_a_few_chunks_at_a_time():
     made = engine(CONFIG, prefill_tokens=CHUNK)
     seen: list[list[int]] = []

@@ -238,6 +238,12 @@ def test_a_model_that_a_run_made_is_a_parent_too(tmp_path: Path) -> None:
     base = Base(str(run.artifact), str(run.artifact), None, read_manifest(run.folder).digest)
     last = published(tmp_path, "s", base=base)
     assert refs(last, tmp_path) == ["sft:s", "full:m"]
+    # A file of the base was edited after it was published, and a run was made on it as it is now.
+    (run.artifact / "adapter_config.json").write_text('{"edited": true}')
+    now = load_artifact(run.folder, "full:m", verify=False).digest
+    assert now != base.digest
+    last = published(tmp_path, "edited", base=replace(base, digest=now))
+    assert refs(last, tmp_path) == ["sft:edited", "full:m"]
 
 
 def test_a_base_is_known_by_its_digest_and_a_run_that_made_one_and_is_gone_is_said_to_be(tmp_path: Path) -> None:
