@@ -138,6 +138,14 @@ def test_what_cannot_stand_in_a_bank_is_refused(kind: dict, field: str, problem:
     assert caught.value.field == field
 
 
+def test_an_adapter_that_changes_the_base_is_refused(tmp_path: Path):
+    folder = adapter(FAMILIES["llama"], tmp_path / "a")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": "pissa"}))
+    with pytest.raises(InputError, match="init_lora_weights"):
+        load_for_bank(folder, SITES_OF_LLAMA, 64)
+
+
 def test_an_adapter_on_another_module_is_refused(tmp_path: Path):
     folder = adapter(FAMILIES["llama"], tmp_path / "a")
     path = folder / "adapter_model.safetensors"

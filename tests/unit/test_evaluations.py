@@ -18,6 +18,7 @@ from test_data_leaks import spooled
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Record
 from align.data.dedup.evaluation_overlap import NGRAM, RULES
+from align.data.sets import evaluations
 from align.data.sets.contamination import Evaluations
 from align.data.sets.evaluations import EvaluationSet, parsed_sets, read_set, read_sets
 
@@ -161,6 +162,28 @@ def test_the_same_rows_as_parquet_and_csv(tmp_path: Path) -> None:
         spool = spooled(tmp_path / name.replace(".", "-"), [says("x"), says(TALE)])
         leaks = found.leaks(spool, np.ones(2, bool))
         assert [column.tolist() for column in leaks] == [[1], [0], [2], [NGRAM]]
+
+
+def test_a_set_is_the_same_however_many_rows_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"question": f"What is {i} plus {i + 1}?", "choices": ["three words here", f"the {i} answer"]} for i in range(7)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = read_set(EvaluationSet(str(path)), "against[0]")
+    for parts, characters in ((2, 1 << 25), (4096, 1)):
+        monkeypatch.setattr(evaluations, "PARTS_AT_ONCE", parts)
+        monkeypatch.setattr(evaluations, "CHARACTERS_AT_ONCE", characters)
+        batched = read_set(EvaluationSet(str(path)), "against[0]")
+        assert batched.said.num_chunks > 1
+        assert (batched.said.to_pylist(), batched.asked.to_pylist()) == (
+            whole.said.to_pylist(),
+            whole.asked.to_pylist(),
+        )
+        assert (batched.said_by.tolist(), batched.asked_by.tolist()) == (
+            whole.said_by.tolist(),
+            whole.asked_by.tolist(),
+        )
 
 
 def test_one_file_may_be_two_sets(tmp_path: Path) -> None:
