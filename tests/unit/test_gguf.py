@@ -172,7 +172,7 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     (wrong / "base-f16.gguf").chmod(0o644)
     shutil.copy(exported / "base-q8_0.gguf", wrong / "base-f16.gguf")
     other = replace(
-        found, other=find_mismatch(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf")
+        found, mismatch=find_mismatch(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf")
     )
     rows = measured(trained, wrong, answer_of(trained, wrong), in_f32=lambda: other)
     assert f"llama.cpp/adapter/{DEQUANTISED}/f32" not in rows
