@@ -2,11 +2,10 @@
 # pyproject.toml or constraints.txt has changed. PYTHON=python3.12 chooses another interpreter (3.11 to 3.13).
 
 PYTHON ?= python3
-WORKERS ?= 2
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 2
-# Processes of one thread each. A process without tests takes over half of what another has left (docs/decisions.md).
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+# Two processes, one thread each. Whoever is done takes over half of what the other has left (docs/decisions.md).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What depends most on TRL, PEFT, transformers and bitsandbytes: trainers, PPO, export.
 NEWEST := $(addprefix tests/unit/test_,trainers.py dpo.py kto.py preference_losses.py load.py lora.py lowering.py roles.py \
