@@ -227,14 +227,6 @@ def test_a_merged_model_says_what_it_was_merged_into(shop: Workshop, into: str) 
         assert shop.status(*check) == 2  # it is not what its words would have it be
 
 
-def test_another_base_is_no_base_of_it(shop: Workshop, exported: Path) -> None:
-    """Last: the model is spoilt for good."""
-    weights = shop.root.parent / "model" / "model.safetensors"
-    save_file({k: v + 0.01 for k, v in load_file(weights).items()}, weights, {"format": "pt"})
-    for words in (["export=check", f"export.path={exported / 'artifact'}"], ["resume=never"]):
-        shop.refuses("stage=export", "artifact=sft:a", *words, says="has changed since it was trained")
-
-
 @pytest.mark.parametrize("kind", ["merged", "all"])
 def test_a_merge_into_a_tied_base_is_refused_before_weights_are_read(
     shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
@@ -267,3 +259,11 @@ def test_without_a_base_beside_it(shop: Workshop, tmp_path: Path) -> None:
     assert not (other.root / "bases").exists()
     [row] = [row for row in receipt(folder / "artifact")["rows"] if row["base"] == "nf4-dequantised"]
     assert (row["verdict"], row["note"]) == ("not checked", "that base was left out, or does not lie beside the runs")
+
+
+def test_another_base_is_no_base_of_it(shop: Workshop, exported: Path) -> None:
+    """Last: the model is spoilt for good."""
+    weights = shop.root.parent / "model" / "model.safetensors"
+    save_file({k: v + 0.01 for k, v in load_file(weights).items()}, weights, {"format": "pt"})
+    for words in (["export=check", f"export.path={exported / 'artifact'}"], ["resume=never"]):
+        shop.refuses("stage=export", "artifact=sft:a", *words, says="has changed since it was trained")
