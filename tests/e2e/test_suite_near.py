@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from dataclasses import replace
 
+import pytest
 from benches import Bench, lines, results
 
+from align.data import training_overlap
 from align.run import read_manifest
 
 CHECK = {"kind": "regex", "pattern": "e"}
@@ -33,15 +35,11 @@ def test_near_prompts_are_counted_by_system_and_left_out_of_a_second_comparison(
     assert "near" not in results(none)["tasks"]["asked"]
 
 
-def test_rows_that_changed_since_are_not_taken_for_those_of_the_run(bench: Bench):
-    (path,) = (word.removeprefix("data.path=") for word in bench.ready.data if word.startswith("data.path="))
-    own, kept = Path(path), Path(path).read_text(encoding="utf-8")
-    try:
-        own.write_text(f"{kept}{json.dumps({'messages': [{'role': 'user', 'content': 'More?'}]})}\n", encoding="utf-8")
-        asked = bench.tasks({"id": 1, "prompt": "Zebra?", "check": CHECK})
-        run = bench.run("stage.systems={s: sft:s, b: base}", asked, "run.name=changed")
-    finally:
-        own.write_text(kept, encoding="utf-8")
+def test_rows_that_changed_since_are_not_taken_for_those_of_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    record = training_overlap.data_record
+    monkeypatch.setattr(training_overlap, "data_record", lambda source: replace(record(source), digest="another"))
+    asked = bench.tasks({"id": 1, "prompt": "Zebra?", "check": CHECK})
+    run = bench.run("stage.systems={s: sft:s, b: base}", asked, "run.name=changed")
     notes = [note for note in read_manifest(run).metrics["judge_notes"] if "sft:s cannot be read again" in note]
     assert len(notes) == 1
     assert "has changed since" in notes[0]

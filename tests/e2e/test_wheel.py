@@ -79,7 +79,8 @@ def test_it_runs_elsewhere(installed: Path, tmp_path: Path):
     assert "usage: python -m align stage=STAGE" in align()
     assert "path: org/mine" in align("stage=full", "model=mine", "--cfg", "job")
     where = (
-        "import align, align.reward, align.config.group_files as c, align.__main__; print(align.__file__, c.find_conf_dir())"
+        "import align, align.reward, align.__main__; from align.config.group_files import find_conf_dir; "
+        "print(align.__file__, find_conf_dir())"
     )
     other = tmp_path / "elsewhere"
     other.mkdir()
