@@ -37,7 +37,8 @@ def build(spec: Any, field: str) -> Checker:
             dict(schema), offline=True, validate_formats=True, pattern_options=jsonschema_rs.RegexOptions()
         )
     except (jsonschema_rs.ReferencingError, ValueError) as error:
-        problem = f"is no JSON schema ({str(error).partition(chr(10))[0]})"
+        first_line = str(error).partition("\n")[0]
+        problem = f"is no JSON schema ({first_line})"
         raise InputError(f"{field}.schema", str(schema)[:SHOWN], problem, REMEDY) from error
 
     def rule(answer: str) -> list[Part]:
