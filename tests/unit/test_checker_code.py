@@ -139,7 +139,7 @@ def test_a_program_that_does_not_end_is_killed_with_its_children():
     forks = f"import os, time\nfor _ in range(3):\n    os.fork()\nopen({mark!r}, 'w')\ntime.sleep(60) or {mark!r}\n"
     start = time.monotonic()
     checked = run(forks, timeout=1)
-    assert 1 <= time.monotonic() - start < 5
+    assert 1 <= time.monotonic() - start < 30
     assert checked.parts[0].found == "it took more than 1 s"
     passed_first = run("def f(x):\n    while x == 3: pass\n    return x * x", timeout=1)
     assert [part.held for part in passed_first.parts] == [True, False]

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,7 @@ def fork_many():
     return refused
 
 def leave_child(mark):
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30) # " + mark], start_new_session=True)
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300) # " + mark], start_new_session=True)
 
 def take_memory():
     return "a" * 2**33
@@ -278,7 +279,10 @@ def test_a_sandbox_ends_loops_and_children(tier: str, machine: Machine):
     assert result.problems[0] == ""
     assert result.problems[2] is None
     assert result.ended == "it took more than 2 s"
-    assert not is_alive(mark)
+    deadline = time.monotonic() + 60  # the kernel ends killed processes in its own time
+    while is_alive(mark):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_without_a_sandbox_the_same_attacks_work(machine: Machine):
