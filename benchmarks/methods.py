@@ -53,7 +53,7 @@ def compare(root: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The table: means over the seeds, and the standard deviation of the loss."""
     lines = [
         "| method | learning rate (held-out loss at each that was tried) | held-out loss | peak memory, MB | seconds |",
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="bfloat16 where the machine multiplies it by itself")
     given = parser.parse_args()
     found = compare(given.root, given.dtype)
-    print("\n" + markdown(found))
+    print("\n" + format_table(found))
     if given.save:
         given.save.write_text(json.dumps(found, indent=2) + "\n")
 

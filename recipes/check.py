@@ -212,10 +212,10 @@ def print_comparison(row: Row, bars: Mapping[str, tuple[str, float]], expected: 
     """Print each figure with its bar and its band, and return the names of the bars that are missed. A slow machine
     misses none: it learns the same."""
     missed = []
-    processors = {other["processor"] for other in expected}
+    processors = {run["processor"] for run in expected}
     print(f"{'':<38}{'bar':<9}  expected: {len(expected)} runs on {len(processors)} kinds of processor")
     for name, value in row.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        value_text = f"{value:.4g}" if isinstance(value, float) else str(value)
         sign, bar = bars.get(name, ("", 0.0))
         verdict = ""
         if sign and not meets_bar(value, sign, bar):
@@ -224,7 +224,7 @@ def print_comparison(row: Row, bars: Mapping[str, tuple[str, float]], expected: 
             missed.append(name)
         limit = f"{sign} {bar:g}" if sign else ""
         notes = "  ".join(filter(None, (describe_band(value, name, expected), verdict)))
-        print(f"  {name:<24}{shown:>10}  {limit:<9}  {notes}{describe_few(row, name)}".rstrip())
+        print(f"  {name:<24}{value_text:>10}  {limit:<9}  {notes}{describe_few(row, name)}".rstrip())
     return missed
 
 
@@ -233,8 +233,8 @@ def save_row(file: Path, row: Row) -> None:
     rows = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     key = (row["processor"], row["seed"])
     rounded = {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
-    rows = [other for other in rows if (other["processor"], other["seed"]) != key] + [rounded]
-    rows.sort(key=lambda other: (other["processor"], other["seed"]))
+    rows = [saved for saved in rows if (saved["processor"], saved["seed"]) != key] + [rounded]
+    rows.sort(key=lambda saved: (saved["processor"], saved["seed"]))
     file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 

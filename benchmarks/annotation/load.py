@@ -46,7 +46,7 @@ def measured(root: Path, annotators: int, every_s: float, seconds: float) -> dic
     }  # fmt: skip
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The table of docs/annotating-for-a-team.md."""
     lines = [
         "| annotators | a vote every | votes | p50, ms | p95, ms | p99, ms | asked: p95, ms | server CPU a vote, ms |",
@@ -78,7 +78,7 @@ def main() -> None:
         rows.append(row)
         print(f"{annotators} annotators, a vote every {every_s:g} s: {row['votes']} votes, {row['ms']} ms, bar {bar}")
     found = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "items": ITEMS, "rows": rows}
-    print("\n" + markdown(found))
+    print("\n" + format_table(found))
     if given.save:
         given.save.write_text(json.dumps(found, indent=2) + "\n")
 

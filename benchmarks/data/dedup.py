@@ -154,7 +154,7 @@ def main() -> None:
     rows = {name: summed(given.documents, runs) | scores[name] for name, runs in taken.items()}
     if given.save:
         given.save.write_text(json.dumps({"machine": about, "rows": rows}, indent=2) + "\n")
-    print("\n" + markdown(rows) + "\n" + arithmetic(given.documents, rows["align"]["peak_mb"]))
+    print("\n" + format_table(rows) + "\n" + arithmetic(given.documents, rows["align"]["peak_mb"]))
 
 
 def summed(documents: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def summed(documents: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
 COLUMNS = ("engine", "documents a CPU second", "peak RSS, MB", "recall", "precision", "removed without a kept twin")
 
 
-def markdown(rows: dict[str, dict[str, Any]]) -> str:
+def format_table(rows: dict[str, dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for name, row in rows.items():
         cells = (f"{row['documents_per_cpu_s']:,}", f"{row['peak_mb']:.0f}", f"{row['recall']:.5f}",

@@ -166,7 +166,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def format_table(found: Mapping[str, Any]) -> str:
     """The tables of README.md: means over the seeds and standard deviations."""
     lines = ["| general data | loss, domain | loss, general |", "| --- | --- | --- |"]
     for general, by_seed in found["share"].items():
@@ -224,7 +224,7 @@ def measure() -> None:
             found["machine"]["minutes"] = round((time.perf_counter() - began) / 60, 1)
             given.save.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     plot(found, given.plot)
-    print("\n" + markdown(found))
+    print("\n" + format_table(found))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def counted(scores: Mapping[int, float], told: Mapping[int, str]) -> dict[str, A
     return found
 
 
-def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
+def format_table(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The table of README.md: means over the seeds."""
     lines = [f"| rows | dropped | damaged among these | {' | '.join(KINDS)} |", "| --- " * (3 + len(KINDS)) + "|"]
     for source, by_seed in found.items():
@@ -148,7 +148,7 @@ def measure() -> None:
                 took = time.perf_counter() - began
                 print(f"{source}, seed {seed}: {len(rows):,} rows, {took:.0f} s: {found[source][seed]}", flush=True)
                 given.save.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print("\n" + markdown(found))
+    print("\n" + format_table(found))
 
 
 if __name__ == "__main__":

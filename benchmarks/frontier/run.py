@@ -79,7 +79,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The table of docs/choosing.md."""
     rows = found["rows"]
     lines = [f"| method | {' | '.join(COLUMNS.values())} |", "|---" * (len(COLUMNS) + 1) + "|"]
@@ -121,7 +121,7 @@ def main() -> None:
     side_by_side(given.jobs, runs.policy, chosen)
     rows = {name: pooled(points) for name, points in measured(runs, rates, given.seeds).items()}
     found = rounded({"seeds": list(given.seeds), "tried": worths, "rates": rates, "rows": rows})
-    print("\n" + markdown(found))
+    print("\n" + format_table(found))
     if given.save:
         given.save.write_text(json.dumps(found, indent=2) + "\n")
     if given.plot:

@@ -120,7 +120,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def format_table(found: Mapping[str, Any]) -> str:
     """The table of docs/choosing.md."""
     heads = ["", *COLUMNS.values(), "of PPO's KL, each seed", "gold − PPO's", "gold − best-of-16's"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -153,7 +153,7 @@ def main() -> None:
         for name, point in points_of(runs, seed).items():
             points.setdefault(name, []).append(point)
     found = rounded({"seeds": list(given.seeds), "lines": LINES, "rows": summed(points)})
-    print("\n" + markdown(found))
+    print("\n" + format_table(found))
     if given.save:
         given.save.write_text(json.dumps(found, indent=2) + "\n")
 

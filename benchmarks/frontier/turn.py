@@ -111,7 +111,7 @@ def average(values: Any) -> float:
     return float(np.mean(list(values)))
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def format_table(found: Mapping[str, Any]) -> str:
     """The table of docs/choosing.md."""
     lines = [
         "| rankings | gold at the start | at its peak | KL there | at the end | KL there | proxy there | end − peak |"
@@ -146,7 +146,7 @@ def main() -> None:
     curves = {n: [measured(runs, seed, n) for seed in given.seeds] for n in given.rankings}
     rows = {str(n): turned(points) for n, points in curves.items()}
     found = rounded({"seeds": list(given.seeds), "rows": rows})
-    print("\n" + markdown(found))
+    print("\n" + format_table(found))
     if given.save:
         given.save.write_text(json.dumps(found, indent=2) + "\n")
     if given.plot:

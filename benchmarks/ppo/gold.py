@@ -144,7 +144,7 @@ def spread(values: list[float], digits: int) -> str:
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}" if len(values) > 1 else f"{values[0]:.{digits}f}"
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The table: mean and standard deviation over the seeds."""
     lines = ["| after 36 updates | gold score | win rate over SFT | KL, nats a response |", "|---|---|---|---|"]
     for name, rows in found["figures"].items():
@@ -163,7 +163,7 @@ def main() -> None:
     if not roots:
         sys.exit(f"{given.folder} holds no runs: run recipes/quickstart/seeds.sh {given.folder} first")
     found = compare([Seed(root, given.dtype) for root in roots])
-    print("\n" + markdown(found))
+    print("\n" + format_table(found))
     if given.save:
         given.save.write_text(json.dumps(found, indent=2) + "\n")
 

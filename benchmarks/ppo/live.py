@@ -49,7 +49,7 @@ def live(work: Work) -> dict[str, float]:
     return {"weights_mb": weights / 1e6, "peak_mb": peak / 1e6, "trained": trained, "peak_rss_mb": get_peak_rss_mb()}
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The table of README.md."""
     lines = ["| an update by | weights, MB | most alive, MB | trained parameters | peak of the process, MB |"]
     lines.append("|---|---|---|---|---|")
@@ -74,8 +74,8 @@ def main() -> None:
     for name, more in ROWS.items():
         work = Work(given.model, given.rows, RESPONSE, 1, 2, given.dtype, **more)
         found["rows"][name] = result_of([sys.executable, str(Path(__file__)), "--child", work.text()])
-        print(markdown({"rows": {name: found["rows"][name]}}).splitlines()[-1], flush=True)
-    print("\n" + markdown(found))
+        print(format_table({"rows": {name: found["rows"][name]}}).splitlines()[-1], flush=True)
+    print("\n" + format_table(found))
     if given.save:
         given.save.write_text(json.dumps(found, indent=2) + "\n")
 

@@ -142,9 +142,9 @@ def main() -> None:
             peer.append(measured(row.scripts[0], row.peer))
             ours.append(measured(row.scripts[1], row.ours))
         found["rows"][name] = compared(median(peer), median(ours), row)
-        print(markdown({"rows": {name: found["rows"][name]}}).splitlines()[-1], flush=True)
+        print(format_table({"rows": {name: found["rows"][name]}}).splitlines()[-1], flush=True)
         given.save.write_text(json.dumps(found, indent=2) + "\n")
-    print("\n" + markdown(found))
+    print("\n" + format_table(found))
 
 
 def compared(a: dict[str, float], b: dict[str, float], row: Row) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def compared(a: dict[str, float], b: dict[str, float], row: Row) -> dict[str, An
     return {"peer": a, "ours": b, "ratio": ratio, "asked": asked, "value_backbone": backbone}
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The table of README.md."""
     columns = "work|our backbone|peer: samples/s, MB|ours|ratio.samples_per_s|asked|ratio.peak_rss|asked|of GEMM peak"
     processor = any("processor" in row["ratio"] for row in found["rows"].values())

@@ -70,7 +70,7 @@ def measured(given: list[Case], clients: Sequence[int], rounds: int, seconds: fl
     }
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The table of README.md."""
     rows, numbers = [], {}
     for by_case in found["rows"].values():
@@ -96,7 +96,7 @@ def main() -> None:
         with ExitStack() as stack:
             chosen = cases(base, name, max(clients), given.threads, binary, stack)
             record.add(Path(name).name, measured(chosen, clients, given.rounds, given.seconds))
-    print("\n" + markdown(record.found))
+    print("\n" + format_table(record.found))
 
 
 if __name__ == "__main__":

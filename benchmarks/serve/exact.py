@@ -151,7 +151,7 @@ def wrong(found: dict[str, Any]) -> bool:
     return differs or found.get("from_peft", 0.0) > CLOSE
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The table of README.md."""
     rows = []
     for name, each in found["rows"].items():
@@ -177,7 +177,7 @@ def main() -> int:
                 label = f"{Path(name).name} {dtype}, {threads} thread{'s' if threads > 1 else ''}"
                 record.add(label, row(base, dtype, threads, given.requests, given.rounds))
                 gc.collect()
-    print("\n" + markdown(record.found))
+    print("\n" + format_table(record.found))
     return int(any(map(wrong, record.found["rows"].values())))
 
 

@@ -221,7 +221,7 @@ def tenants(file: Path) -> dict[str, str]:
     return keys
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def format_table(found: Mapping[str, Any]) -> str:
     rows = []
     for name, cases in found["rows"].items():
         for case, figures in cases.items():
@@ -248,7 +248,7 @@ def main() -> int:
     record = Record(given)
     for name, base in bases(given.models).items():
         record.add(Path(name).name, measured(base, name, given))
-    print("\n" + markdown(record.found))
+    print("\n" + format_table(record.found))
     return 0
 
 

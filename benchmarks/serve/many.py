@@ -148,7 +148,7 @@ def figures(model: str, base: Base, given: Any) -> dict[str, dict[str, float]]:
     return {name: {key: median([one[key] for one in each]) for key in each[0]} for name, each in found.items()}
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The tables of README.md."""
     kept, whole = [], []
     for model, row in found["rows"].items():
@@ -181,7 +181,7 @@ def main() -> None:
     record = Record(given)
     for name, base in bases(given.models).items():
         record.add(Path(name).name, figures(name, base, given))
-    print("\n" + markdown(record.found))
+    print("\n" + format_table(record.found))
 
 
 def child(name: str, told: str) -> None:

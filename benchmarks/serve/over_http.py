@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batching import markdown
+from batching import format_table
 from clients import Asked, closed_loop, requests
 from common import Record, bases, median, options, random_adapters
 from peers import LlamaServer, Transformers, streamed
@@ -164,7 +164,7 @@ def main() -> None:
     record = Record(given)
     for name, base in bases(given.models).items():
         record.add(Path(name).name, measured(name, base, clients, given))
-    print("\n" + markdown(record.found))
+    print("\n" + format_table(record.found))
 
 
 if __name__ == "__main__":

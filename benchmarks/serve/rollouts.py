@@ -76,7 +76,7 @@ def sampled_for_ppo(model: str, dtype: str, threads: int, rounds: int) -> dict[s
     return {name: median(each) for name, each in found.items()}
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The tables of README.md."""
     rows, sampled = [], []
     for name, row in found["rows"].items():
@@ -109,7 +109,7 @@ def main() -> None:
         gc.collect()
         for dtype in filter(None, given.dtypes.split(",")):
             record.add(f"{label} {dtype}", sampled_for_ppo(name, dtype, given.threads, min(given.rounds, 3)))
-    print("\n" + markdown(record.found))
+    print("\n" + format_table(record.found))
 
 
 if __name__ == "__main__":

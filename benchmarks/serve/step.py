@@ -123,7 +123,7 @@ def timed(base: Base, size: int, rounds: int, folder: Path) -> dict[str, float]:
     return {name: median(each) for name, each in took.items()}
 
 
-def markdown(found: dict[str, Any]) -> str:
+def format_table(found: dict[str, Any]) -> str:
     """The table of README.md."""
     cases = ("PEFT, one adapter", "PEFT, 8 mixed", *BARS)
     rows = []
@@ -148,7 +148,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 record.add(f"{Path(name).name} B={size}", timed(base, size, given.rounds, Path(folder)))
             gc.collect()
-    print("\n" + markdown(record.found))
+    print("\n" + format_table(record.found))
 
 
 if __name__ == "__main__":

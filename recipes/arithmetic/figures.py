@@ -19,19 +19,19 @@ from align.run.environment import describe_processor
 STAGES = ("full", "ppo", "eval")
 
 
-def finished(root: Path) -> dict[str, tuple[Path, Manifest]]:
-    """The newest finished run of each stage."""
-    found: dict[str, tuple[Path, Manifest]] = {}
+def find_newest_runs(root: Path) -> dict[str, tuple[Path, Manifest]]:
+    """Return the folder and the manifest of each stage's newest finished run."""
+    newest: dict[str, tuple[Path, Manifest]] = {}
     for stage in STAGES:
         folders = [path.parent for path in root.glob(f"{stage}/*/manifest.json")]
-        runs = [(folder, run) for folder in folders if (run := read_manifest(folder)).status == "done"]
-        found[stage] = max(runs, key=lambda one: one[1].publication)
-    return found
+        runs = [(folder, manifest) for folder in folders if (manifest := read_manifest(folder)).status == "done"]
+        newest[stage] = max(runs, key=lambda run: run[1].publication)
+    return newest
 
 
-def figures(root: Path) -> dict[str, Any]:
-    """What one seed reached on the sums that nothing was trained on; accuracies with their intervals."""
-    runs = finished(root)
+def measure_recipe(root: Path) -> dict[str, Any]:
+    """Return the accuracies of one seed on held-out sums, with intervals, and what the run cost."""
+    runs = find_newest_runs(root)
     task = json.loads((runs["eval"][0] / "artifact" / "results.json").read_text(encoding="utf-8"))["tasks"]["sums"]
     ppo = runs["ppo"][1].metrics
     keys = ("value", "low", "high")
@@ -44,17 +44,17 @@ def figures(root: Path) -> dict[str, Any]:
         "difference": {key: task["against"]["taught"]["difference"][key] for key in keys},
         "reward": ppo["last_score"],
         "kl": ppo["last_kl"],
-        "minutes": {stage: seconds(run) / 60 for stage, (_, run) in runs.items()},
+        "minutes": {stage: run_seconds(run) / 60 for stage, (_, run) in runs.items()},
         "peak_rss_mb": max(run.metrics["peak_rss_mb"] for stage, (_, run) in runs.items() if stage != "eval"),
     }
 
 
-def seconds(run: Manifest) -> float:
+def run_seconds(run: Manifest) -> float:
     started, finished = (datetime.fromisoformat(run.times[key]) for key in ("started", "finished"))
     return (finished - started).total_seconds()
 
 
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return a Markdown table with one row a seed and processor."""
     lines = [
         "| processor | seed | sums | taught by examples | after GRPO | difference | KL, nats an answer | minutes |",
@@ -75,15 +75,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roots", type=Path, nargs="+")
     parser.add_argument("--save", type=Path, help="put the figures into the list in this JSON file")
-    given = parser.parse_args()
-    rows = sorted(map(figures, given.roots), key=lambda row: (row["processor"], row["seed"]))
-    print(markdown(rows), end="")
-    if given.save:
+    options = parser.parse_args()
+    rows = sorted(map(measure_recipe, options.roots), key=lambda row: (row["processor"], row["seed"]))
+    print(format_table(rows), end="")
+    if options.save:
         measured = {(row["processor"], row["seed"]) for row in rows}
-        saved = json.loads(given.save.read_text(encoding="utf-8")) if given.save.is_file() else []
+        saved = json.loads(options.save.read_text(encoding="utf-8")) if options.save.is_file() else []
         rows += [row for row in saved if (row["processor"], row["seed"]) not in measured]
         rows.sort(key=lambda row: (row["processor"], row["seed"]))
-        given.save.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        options.save.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

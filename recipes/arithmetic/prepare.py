@@ -1,5 +1,7 @@
-"""Sums of two numbers with two digits, each digit below five, so that nothing is carried: a few to be taught, others to
-practise on, and others again to measure on. A sum and its turn-round, 23 + 41 and 41 + 23, are always in one file.
+"""Write sums of two numbers to three files: a few to imitate, others to practise on, and others to measure on.
+
+The numbers have two digits, each below five, so that no sum carries. A sum with its operands swapped is
+always in the same file.
 
 Usage: python recipes/arithmetic/prepare.py FOLDER [SEED]
 """
@@ -14,48 +16,56 @@ from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
-TAUGHT, HELD_OUT = 0.3, 0.3
-"""Shares of the pairs of numbers; the others are practised on."""
+IMITATION_SHARE = 0.3
+HELD_OUT_SHARE = 0.3
+"""Shares of the pairs of numbers. The rest is for practice."""
 
 
-def pairs() -> Iterator[tuple[int, int]]:
-    """Each two numbers, the smaller one first."""
-    return combinations_with_replacement([10 * tens + ones for tens in range(1, 5) for ones in range(5)], 2)
+def list_pairs() -> list[tuple[int, int]]:
+    """Return all pairs of numbers, the smaller number first."""
+    return [*combinations_with_replacement([10 * tens + units for tens in range(1, 5) for units in range(5)], 2)]
 
 
-def question(a: int, b: int) -> str:
+def iter_both_orders(pairs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield each pair and the pair with its numbers swapped. A pair of equal numbers is yielded once."""
+    for a, b in pairs:
+        yield a, b
+        if a != b:
+            yield b, a
+
+
+def build_question(a: int, b: int) -> str:
     return f"What is {a} plus {b}?"
 
 
-def asked(some: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Each pair both ways round."""
-    for a, b in some:
-        yield from {(a, b): None, (b, a): None}
+def build_example_row(a: int, b: int) -> dict[str, Any]:
+    """Return a row for supervised tuning."""
+    return {"prompt": build_question(a, b), "completion": str(a + b)}
 
 
-def taught(a: int, b: int) -> dict[str, Any]:
-    """A row to imitate."""
-    return {"prompt": question(a, b), "completion": str(a + b)}
-
-
-def checked(a: int, b: int) -> dict[str, Any]:
-    """A prompt, and what its answer has to be: the number and nothing else. The pair is one piece of evidence."""
+def build_checked_row(a: int, b: int) -> dict[str, Any]:
+    """Return a prompt with its exact answer. Both orders of a pair have one `source`, so that statistics count the
+    pair once."""
     return {
-        "prompt": question(a, b), "check": {"kind": "exact", "answer": str(a + b)}, "source": f"{min(a, b)}+{max(a, b)}"
-    }  # fmt: skip
+        "prompt": build_question(a, b),
+        "check": {"kind": "exact", "answer": str(a + b)},
+        "source": f"{min(a, b)}+{max(a, b)}",
+    }
 
 
 def main(folder: Path, seed: int) -> None:
-    found = [*pairs()]
-    random.Random(seed).shuffle(found)
-    few, apart = round(TAUGHT * len(found)), round(HELD_OUT * len(found))
+    pairs = list_pairs()
+    random.Random(seed).shuffle(pairs)
+    first_held_out = round(IMITATION_SHARE * len(pairs))
+    first_practised = first_held_out + round(HELD_OUT_SHARE * len(pairs))
     parts = {
-        "taught": (taught, found[:few]), "held_out": (checked, found[few : few + apart]),
-        "practised": (checked, found[few + apart :]),
-    }  # fmt: skip
+        "taught": (build_example_row, pairs[:first_held_out]),
+        "held_out": (build_checked_row, pairs[first_held_out:first_practised]),
+        "practised": (build_checked_row, pairs[first_practised:]),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (row, some) in parts.items():
-        lines = [json.dumps(row(a, b)) for a, b in asked(some)]
+    for name, (build_row, part) in parts.items():
+        lines = [json.dumps(build_row(a, b)) for a, b in iter_both_orders(part)]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print(f"{folder / name}.jsonl: {len(lines)} sums, such as {lines[0]}")
 

@@ -1,10 +1,10 @@
-"""A scripted annotator at the real page: Chromium, the keyboard, and a taste for warm answers, written down here.
+"""Rank answers on the annotation page with Chromium, by the keys that a person would press. Warm answers are preferred.
 
-    python recipes/forty/label.py PROJECT RUN_ROOT [--items 40] [KEY=VALUE …]
+Usage: python recipes/forty/label.py PROJECT RUN_ROOT [--items 40] [KEY=VALUE …]
 
-It starts `stage=annotate stage.demo=true`, opens the link that this prints, reads what stands on the screen, presses
-the keys that a person would press, and ends the server by Ctrl+C. The store takes its votes for a person's: this is a
-stand-in for demonstrations, never for people.
+The script starts `stage=annotate stage.demo=true`, opens the printed link, reads the answers on the screen, presses
+keys, and stops the server as Ctrl+C does. The store cannot tell these votes from
+a person's: use the script for demonstrations only.
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("project")
     parser.add_argument("root", type=Path)
-    parser.add_argument("more", nargs="*", metavar="KEY=VALUE", help="further words of the command")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="further settings of the stage")
     parser.add_argument("--items", type=int, default=40)
     parser.add_argument("--chromium", default="/usr/bin/chromium")
-    given = parser.parse_intermixed_args()
-    words = ["stage=annotate", "stage.demo=true", f"project={given.project}", f"run.root={given.root}", *given.more]
-    with serving(words) as link, sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=given.chromium, args=["--no-sandbox"])
+    options = parser.parse_intermixed_args()
+    settings = [f"project={options.project}", f"run.root={options.root}", *options.settings]
+    with run_server(["stage=annotate", "stage.demo=true", *settings]) as link, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto(link)
-        done = label(page, given.items)
+        ranked = rank_items(page, options.items)
         browser.close()
-    print(f"{done} items ranked in the browser")
+    print(f"{ranked} items ranked in the browser")
 
 
 @contextmanager
-def serving(words: Sequence[str]) -> Iterator[str]:
-    """The link that a server prints; it is asked to end as Ctrl+C asks it, and what it says then is shown."""
-    command = [sys.executable, "-m", "align", *words]
+def run_server(settings: Sequence[str]) -> Iterator[str]:
+    """Start the server and yield the link that it prints. At the end, stop it by SIGINT and print its last lines."""
+    command = [sys.executable, "-m", "align", *settings]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
             for line in server.stdout:
-                if found := re.search(r"open (http\S+)", line):
-                    yield found[1]
+                if link := re.search(r"open (http\S+)", line):
+                    yield link[1]
                     break
             else:
                 raise SystemExit("the server did not start")
@@ -62,30 +62,32 @@ def serving(words: Sequence[str]) -> Iterator[str]:
             print(server.stdout.read(), end="")
 
 
-def label(page: Page, items: int) -> int:
-    """Ranks items by keyboard until so many are done or none is left; how many."""
-    warmth = load_sentiment_scorer()
-    for done in range(items):
+def rank_items(page: Page, items: int) -> int:
+    """Rank up to so many items by keyboard. Returns the number of ranked items."""
+    score_sentiment = load_sentiment_scorer()
+    for ranked in range(items):
         page.wait_for_selector(".answer, #align-app p:not([id])", timeout=WAIT_MS)
         texts = page.evaluate(TEXTS)
         if not texts:
-            return done
+            return ranked
         form = page.query_selector("form")
-        for key in keys([warmth(text) for text in texts]):
+        for key in choose_keys([score_sentiment(text) for text in texts]):
             page.keyboard.press(key)
         page.keyboard.press("Enter")
         page.wait_for_function("before => document.querySelector('form') !== before", arg=form, timeout=WAIT_MS)
     return items
 
 
-def keys(scores: Sequence[float]) -> list[str]:
-    """What to press for answers with these scores, in the order in which they stand.
+def choose_keys(scores: Sequence[float]) -> list[str]:
+    """Return the keys that rank answers by their scores, which are in the order of the page.
 
-    Of two answers: 1 (the left is much better) to 7. Of more: each one's place; the page goes to the next by itself.
+    Two answers take one key, from 1 (the left one is much better) to 7. More answers take one key each, their rank; the
+    page moves to the next answer by itself.
     """
     if len(scores) == 2:
         gap = scores[1] - scores[0]
-        strength = 0 if gap == 0 else 1 if abs(gap) < 0.3 else 2 if abs(gap) < 0.8 else 3
+        limits = (0.0, 0.3, 0.8)
+        strength = 0 if gap == 0 else sum(abs(gap) >= limit for limit in limits)
         return [str(4 + (strength if gap > 0 else -strength))]
     best_first = sorted(set(scores), reverse=True)
     return [str(best_first.index(score) + 1) for score in scores]

@@ -9,4 +9,4 @@ root=${2:-runs/hh}
 python -m align - <<STAGES
 'run.root=$root' run.name=hh stage=reward init=base model=smollm2 method=lora dtype=bfloat16 data=files "data.path='$file'" data.held_out=0 data.limit=1500 data.max_length=1024 stage.held_out=0.2 stage.lr=3e-4 stage.micro_batch=2
 STAGES
-python "$(dirname "$0")/beside.py" "$root/reward/hh"
+python "$(dirname "$0")/compare_with_trl.py" "$root/reward/hh"

@@ -31,7 +31,7 @@ the model that `align` ships, so that its first run takes minutes, offline, on t
 a chat template, for trying training code. It knows no facts, and what it says is nobody's opinion.
 
 - **Data**: `chitchat-dataset` 0.9 (PyPI, MIT), conversations of people; {base} % of them, by conversation, as plain
-  text ({tokens:,} tokens). {rest} are kept for instruction tuning, prompts and tests.
+  text ({tokens:,} tokens). {remaining_parts} are kept for instruction tuning, prompts and tests.
 - **Training**: `recipes/pocket/run.sh`, `stage=full`: {epochs:g} epochs, {steps:,} steps of 16 rows of at most 256
   tokens, AdamW at {lr:g}, cosine, weight decay 0.1, seed {seed}; on a CPU, fp32 weights, {compute} arithmetic, stored
   in bf16.
@@ -42,8 +42,8 @@ a chat template, for trying training code. It knows no facts, and what it says i
 """
 
 
-def package(run: Path, target: Path) -> None:
-    """Write `target` anew from the run."""
+def write_package(run: Path, target: Path) -> None:
+    """Replace the folder `target` by the model of a run."""
     manifest = read_manifest(run)
     source = run / "artifact"
     shutil.rmtree(target, ignore_errors=True)
@@ -55,17 +55,26 @@ def package(run: Path, target: Path) -> None:
     start = Path(manifest.base.path)
     shutil.copyfile(start / "tokenizer.model", target / "tokenizer.model")
     figures = manifest.metrics
-    others = ", ".join(f"{percent} %" for part, percent in PARTS.items() if part != "base")
+    remaining_parts = ", ".join(f"{percent} %" for part, percent in PARTS.items() if part != "base")
     config = manifest.config
     card = CARD.format(
-        epochs=config["stage"]["epochs"], lr=config["stage"]["lr"],
+        epochs=config["stage"]["epochs"],
+        lr=config["stage"]["lr"],
         compute="bf16" if config["dtype"] == "bfloat16" else "fp32",
-        parameters=sum(p.numel() for p in model.parameters()) / 1e6, layers=model.config.num_hidden_layers,
-        width=model.config.hidden_size, vocabulary=model.config.vocab_size, base=PARTS["base"], rest=others,
-        tokens=figures["train_tokens"], steps=figures["steps"], seed=manifest.seed,
-        held_out=figures["held_out_tokens"], loss=figures["loss_after"], perplexity=figures["perplexity_after"],
+        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        layers=model.config.num_hidden_layers,
+        width=model.config.hidden_size,
+        vocabulary=model.config.vocab_size,
+        base=PARTS["base"],
+        remaining_parts=remaining_parts,
+        tokens=figures["train_tokens"],
+        steps=figures["steps"],
+        seed=manifest.seed,
+        held_out=figures["held_out_tokens"],
+        loss=figures["loss_after"],
+        perplexity=figures["perplexity_after"],
         before=figures["perplexity_before"],
-    )  # fmt: skip
+    )
     (target / "README.md").write_text(card, encoding="utf-8")
     for path in target.iterdir():
         path.chmod(0o644)
@@ -78,4 +87,4 @@ def package(run: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    package(Path(sys.argv[1]), Path(sys.argv[2]))
+    write_package(Path(sys.argv[1]), Path(sys.argv[2]))

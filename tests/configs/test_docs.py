@@ -246,7 +246,7 @@ def test_recipe_table_shows_every_expected_row_and_its_misses(recipe: str) -> No
         ("docs/choosing.md", "benchmarks/frontier/turn.py", "benchmarks/frontier/turn.json"),
         ("docs/choosing.md", "benchmarks/methods.py", "benchmarks/methods.json"),
         ("docs/annotating-for-a-team.md", "benchmarks/annotation/load.py", "benchmarks/annotation/load.json"),
-        ("docs/recipes.md", "recipes/hh/beside.py", "recipes/hh/expected.json"),
+        ("docs/recipes.md", "recipes/hh/compare_with_trl.py", "recipes/hh/expected.json"),
         ("docs/recipes.md", "recipes/arithmetic/figures.py", "recipes/arithmetic/expected.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results.json"),
         ("benchmarks/ppo/README.md", "benchmarks/ppo/run.py", "benchmarks/ppo/results-amx.json"),
@@ -268,7 +268,7 @@ def test_a_measured_table_is_what_its_script_found(
     for folder in (ROOT / "benchmarks" / "ppo", (ROOT / script).parent):  # siblings are imported by name, and PPO's
         monkeypatch.syspath_prepend(folder)
     found = json.loads((ROOT / figures).read_text(encoding="utf-8"))
-    assert module_at(ROOT / script).markdown(found) in (ROOT / page).read_text(encoding="utf-8")
+    assert module_at(ROOT / script).format_table(found) in (ROOT / page).read_text(encoding="utf-8")
 
 
 def module_at(path: Path) -> Any:
@@ -287,6 +287,6 @@ def test_the_share_of_general_data_is_told_as_it_was_measured() -> None:
     assert spec is not None
     assert spec.loader is not None
     spec.loader.exec_module(ratio := module_from_spec(spec))
-    tables = ratio.markdown(json.loads((folder / "ratio.json").read_text(encoding="utf-8"))).split("\n\n")
+    tables = ratio.format_table(json.loads((folder / "ratio.json").read_text(encoding="utf-8"))).split("\n\n")
     assert len(tables) == 2
     assert all(table in (folder / "README.md").read_text(encoding="utf-8") for table in tables)

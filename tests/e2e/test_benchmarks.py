@@ -78,7 +78,7 @@ def test_grpo_stands_beside_trls_own(tiny_model: Path, monkeypatch: pytest.Monke
         assert 0 < side["cpu_s_per_update"] < 60
     found = run.compared(peer, ours, row)
     assert found["ratio"]["processor"] == round(peer["cpu_s_per_update"] / ours["cpu_s_per_update"], 2)
-    told = run.markdown({"rows": {"tiny, GRPO": found}}).splitlines()
+    told = run.format_table({"rows": {"tiny, GRPO": found}}).splitlines()
     assert told[0].count("|") == told[1].count("|") == told[2].count("|") == 11
 
 
@@ -124,7 +124,7 @@ def test_an_update_without_a_critic_keeps_fewer_bytes_alive(tiny_model: Path, tm
 
 @pytest.mark.slow
 def test_a_reward_model_stands_beside_trls_own(chats: Path, tiny_model: Path, tmp_path: Path):
-    """`recipes/hh/beside.py` on pairs that a model of two layers can tell apart."""
+    """`recipes/hh/compare_with_trl.py` on pairs that a model of two layers can tell apart."""
     turns = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()]
     refused = [{"role": "assistant", "content": "No."}]
     pairs = tmp_path / "pairs.jsonl"
@@ -136,7 +136,7 @@ def test_a_reward_model_stands_beside_trls_own(chats: Path, tiny_model: Path, tm
     steps = ["stage.batch_size=4", "stage.micro_batch=2", "stage.epochs=4"]
     assert main([*run, *data, *steps, f"run.root={tmp_path}", "run.name=pairs"]) == 0
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(ROOT / "recipes" / "hh" / "beside.py"), str(tmp_path / "reward" / "pairs")]
+    command = [sys.executable, str(ROOT / "recipes" / "hh" / "compare_with_trl.py"), str(tmp_path / "reward" / "pairs")]
     done = subprocess.run(command, env=threads, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     accuracies = re.findall(r"^\| (?:`stage=reward`|TRL.*) \| ([\d.]+) \[", done.stdout, re.MULTILINE)

@@ -64,7 +64,7 @@ def test_a_peak_is_chosen_on_one_half_of_the_prompts_and_measured_on_the_other(s
 def test_gold_that_never_turns_has_a_row_too(script: Any) -> None:
     turn, gold = script("turn"), [[float(i)] * 4 for i in range(3)]
     row = turn.turned([{"step": [0, 1, 2], "kl": [0.0, 1.0, 2.0], "gold": gold, "proxy": [[1.0, 2.0], [2.0, 3.0]]}])
-    assert turn.markdown({"rows": {"400": row}}).splitlines()[-1].endswith("| +0.00 |")
+    assert turn.format_table({"rows": {"400": row}}).splitlines()[-1].endswith("| +0.00 |")
 
 
 def test_the_mean_of_adapters_is_the_mean_of_what_they_add(script: Any, tmp_path: Path) -> None:
