@@ -1,10 +1,10 @@
-"""A crowd of annotators, as their browsers talk to the server: a draft and a vote an item, the vote sent again until it
-is acknowledged. `load.py` measures with it how long they wait; the tests kill the server under it.
+"""Simulate a crowd of annotators by the requests of their browsers: for each item a draft and then a vote, sent again
+until the server acknowledges it. `load.py` measures response times with it; a test kills the server under it.
 
-    store = filled(url, items=500)
-    people = hired(store, 50)                        # accounts with open sessions
-    with serving(root, port) as server:
-        seen = crowd(f"http://127.0.0.1:{port}", people, every_s=2, seconds=60)
+    store = create_store(url, items=500)
+    sessions = create_accounts(store, 50)
+    with run_server(root, port) as server:
+        result = run_crowd(f"http://127.0.0.1:{port}", sessions, every_s=2, seconds=60)
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ WORDS = ("the", "answer", "says", "what", "is", "asked", "first", "and", "then",
 
 
 @dataclass
-class Seen:
-    """What the crowd saw.
+class CrowdResult:
+    """The votes of a crowd and how long they took.
 
     Attributes:
-        acknowledged: seq and annotator of every vote that the server said it has.
-        seconds: from a vote's first sending to the next item, a vote.
-        tries: requests that came to nothing and were sent again.
-        refused: answers that no browser would get, which say that something is wrong.
+        acknowledged: sequence number and annotator of every acknowledged vote.
+        seconds: for each vote the time from its first sending to the next item.
+        tries: requests that failed and were sent again.
+        refused: responses with an unexpected status.
     """
 
     acknowledged: list[tuple[int, str]] = field(default_factory=list)
@@ -51,9 +51,10 @@ class Seen:
     refused: list[str] = field(default_factory=list)
 
 
-def filled(url: str, items: int, words: int = 80, **settings: Any) -> Store:
-    """A store with a project of `items` pairs of answers of so many words."""
-    store, rng = Store.open(url), random.Random(0)
+def create_store(url: str, items: int, words: int = 80, **settings: Any) -> Store:
+    """Create a store with a project of `items` pairs of answers, each of so many words."""
+    store = Store.open(url)
+    rng = random.Random(0)
     with store.transaction():
         for i in range(items):
             prompt = Conversation((Message("user", f"Question {i}: {' '.join(rng.choices(WORDS, k=12))}?"),))
@@ -63,36 +64,41 @@ def filled(url: str, items: int, words: int = 80, **settings: Any) -> Store:
     return store
 
 
-def hired(store: Store, number: int) -> dict[str, str]:
-    """Names and sessions of new annotators. Their passwords are hashed cheaply: nobody will use them again."""
+def create_accounts(store: Store, number: int) -> dict[str, str]:
+    """Create annotators and log them in. Returns their sessions by name. Passwords are hashed cheaply."""
     accounts = Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     names = [f"annotator {i}" for i in range(number)]
-    return {n: accounts.accept(accounts.invite(PROJECT, "annotator"), n, secrets.token_hex(12)) for n in names}
+    return {name: accounts.accept(accounts.invite(PROJECT, "annotator"), name, secrets.token_hex(12)) for name in names}
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextmanager
-def serving(
-    root: Path, port: int, *more: str, before: Callable[[], None] | None = None
+def run_server(
+    root: Path, port: int, *settings: str, before: Callable[[], None] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command that a user gives, until it answers; interrupted at the end. `before` runs in its process first."""
-    words = ["stage=annotate", f"project={PROJECT}", f"run.root={root}", f"stage.port={port}", *more]
-    command = [sys.executable, "-m", "align", *words]
+    """Run `stage=annotate` and yield its process once it responds. At the end, stop it by SIGINT.
+
+    Args:
+        settings: further settings of the stage.
+        before: called in the server's process before the command starts.
+    """
+    settings = ("stage=annotate", f"project={PROJECT}", f"run.root={root}", f"stage.port={port}", *settings)
+    command = [sys.executable, "-m", "align", *settings]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=before)
     try:
-        wait_for(port, server)
+        wait_until_ready(port, server)
         yield server
     finally:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=60)
 
 
-def wait_for(port: int, server: subprocess.Popen[str]) -> None:
+def wait_until_ready(port: int, server: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and server.poll() is None:
         try:
@@ -103,96 +109,96 @@ def wait_for(port: int, server: subprocess.Popen[str]) -> None:
     raise RuntimeError(f"the server did not start (status {server.poll()})")
 
 
-def crowd(
+def run_crowd(
     url: str,
-    people: dict[str, str],
+    sessions: dict[str, str],
     every_s: float,
     seconds: float = 3600,
-    enough: Callable[[Seen], bool] = lambda seen: False,
-    seen: Seen | None = None,
-) -> Seen:
-    """Lets everybody annotate at once until the time is over, `enough` says so, or nothing is left.
+    is_enough: Callable[[CrowdResult], bool] = lambda result: False,
+    result: CrowdResult | None = None,
+) -> CrowdResult:
+    """Let all annotators vote concurrently until the time is over, `is_enough` returns True, or no item is left.
 
     Args:
-        people: sessions by name.
-        every_s: seconds between an annotator's votes, on average; 0: as fast as they are answered.
-        seen: what to write into, for a caller that looks on from another thread.
+        sessions: by the annotators' names.
+        every_s: mean seconds between two votes of an annotator. With 0, a vote follows the response to the one before.
+        result: updated in place, for a caller that reads it from another thread.
     """
-    seen = seen or Seen()
+    result = result or CrowdResult()
 
-    async def all_of_them() -> None:
+    async def run_all() -> None:
         until = time.monotonic() + seconds
         cookie = f"align_session_{url.rsplit(':', 1)[1]}"
         async with asyncio.TaskGroup() as group:
-            for i, (name, session) in enumerate(people.items()):
-                person = Annotator(url, name, {cookie: session}, every_s, random.Random(i), seen)
-                group.create_task(person.work(lambda: time.monotonic() > until or enough(seen)))
+            for i, (name, session) in enumerate(sessions.items()):
+                annotator = Annotator(url, name, {cookie: session}, every_s, random.Random(i), result)
+                group.create_task(annotator.work(lambda: time.monotonic() > until or is_enough(result)))
 
-    asyncio.run(all_of_them())
-    return seen
+    asyncio.run(run_all())
+    return result
 
 
 @dataclass
 class Annotator:
-    """One browser."""
+    """An annotator's browser."""
 
     url: str
     name: str
     cookies: dict[str, str]
     every_s: float
     rng: random.Random
-    seen: Seen
-    place: str = ""
+    result: CrowdResult
+    project_id: str = ""
 
-    async def work(self, over: Callable[[], bool]) -> None:
+    async def work(self, is_over: Callable[[], bool]) -> None:
         limits = httpx.Limits(max_connections=1)
         async with httpx.AsyncClient(base_url=self.url, cookies=self.cookies, timeout=60, limits=limits) as browser:
-            await asyncio.sleep(self.rng.uniform(0, self.every_s))  # nobody comes at the same moment
-            projects = await self.ask(browser, "projects")
-            self.place = projects["projects"][0]["id"]
-            step = await self.ask(browser, "task")
-            while step["task"] is not None and not over():
+            await asyncio.sleep(self.rng.uniform(0, self.every_s))  # they do not start together
+            projects = await self.send(browser, "projects")
+            self.project_id = projects["projects"][0]["id"]
+            step = await self.send(browser, "task")
+            while step["task"] is not None and not is_over():
                 await asyncio.sleep(self.rng.uniform(0.5, 1.5) * self.every_s)
                 step = await self.judge(browser, step)
 
     async def judge(self, browser: httpx.AsyncClient, task_step: dict[str, Any]) -> dict[str, Any]:
-        """Send what the page sends of an item, a draft and then the vote, and return the next step."""
+        """Send an item's draft and then its vote, as the page does, and return the next step."""
         token = task_step["task"]["token"]
-        said = {"tiers": self.rng.choice(([[0], [1]], [[1], [0]])), "strength": self.rng.randint(1, 3)}
-        await self.ask(browser, "draft", {"token": token, "draft": said})
+        judgement = {"tiers": self.rng.choice(([[0], [1]], [[1], [0]])), "strength": self.rng.randint(1, 3)}
+        await self.send(browser, "draft", {"token": token, "draft": judgement})
         vote = {
             "token": token,
             "key": secrets.token_hex(16),
             "terms": task_step["terms"],
-            "said": said | {"seconds": self.every_s},
+            "said": judgement | {"seconds": self.every_s},
         }
-        began = time.perf_counter()
-        step = await self.ask(browser, "vote", vote)
-        self.seen.seconds.append(time.perf_counter() - began)
-        self.seen.acknowledged.append((step["seq"], self.name))
+        start = time.perf_counter()
+        step = await self.send(browser, "vote", vote)
+        self.result.seconds.append(time.perf_counter() - start)
+        self.result.acknowledged.append((step["seq"], self.name))
         return step
 
-    async def ask(self, browser: httpx.AsyncClient, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Sends until the server answers, as the page does."""
-        headers = {"X-Align": self.place}
+    async def send(self, browser: httpx.AsyncClient, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Send a request until the server responds, as the page does, and return the response's JSON."""
+        headers = {"X-Align": self.project_id}
         while True:
             try:
                 if body is None:
-                    answer = await browser.get(f"/api/{path}", headers=headers)
+                    response = await browser.get(f"/api/{path}", headers=headers)
                 else:
-                    answer = await browser.post(f"/api/{path}", headers=headers, json=body)
-                if answer.status_code == 200:
-                    return answer.json()
-                if answer.status_code != 503:
-                    self.seen.refused.append(f"{path}: {answer.status_code} {answer.text[:200]}")
-                    raise RuntimeError(self.seen.refused[-1])
+                    response = await browser.post(f"/api/{path}", headers=headers, json=body)
+                if response.status_code == 200:
+                    return response.json()
+                if response.status_code != 503:
+                    self.result.refused.append(f"{path}: {response.status_code} {response.text[:200]}")
+                    raise RuntimeError(self.result.refused[-1])
             except httpx.TransportError:
                 pass
-            self.seen.tries += 1
+            self.result.tries += 1
             await asyncio.sleep(0.2)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least this share of them do not exceed."""
+    """Return the smallest value that at least this share of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * round(share * 1000) // 1000) - 1)]

@@ -25,7 +25,7 @@ def test_votes_go_on_while_the_server_is_besieged_and_none_is_lost(store_url: st
 
     with ThreadPoolExecutor(1) as elsewhere:  # this thread may have a loop of its own already
         size = {"annotators": 20, "every_s": 1, "seconds": 120, "votes": VOTES, "again_s": 10}
-        found = elsewhere.submit(siege.measured, tmp_path, url=store_url, **size).result()
+        found = elsewhere.submit(siege.measure_attack, tmp_path, url=store_url, **size).result()
     assert found["siege"].keys() >= {"idle", "body", "heartbeat"}
     assert found["siege"]["idle"] >= siege.IDLE
     assert found["siege"]["body"] >= siege.BODIES

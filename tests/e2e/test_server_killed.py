@@ -33,22 +33,27 @@ def test_killed_under_load_it_loses_no_acknowledged_vote_and_gives_nothing_twice
     store_url: str, tmp_path: Path
 ) -> None:
     module, rng = crowd_module(), random.Random(1)
-    with module.filled(store_url, ENOUGH + 500) as store:
-        people = module.hired(store, 50)
-    port, seen = module.free_port(), module.Seen()
+    with module.create_store(store_url, ENOUGH + 500) as store:
+        people = module.create_accounts(store, 50)
+    port = module.find_free_port()
+    seen = module.CrowdResult()
     failed: list[BaseException] = []
 
     def annotate() -> None:
         try:
-            module.crowd(
-                f"http://127.0.0.1:{port}", people, every_s=0, enough=lambda s: len(s.acknowledged) >= ENOUGH, seen=seen
+            module.run_crowd(
+                f"http://127.0.0.1:{port}",
+                people,
+                every_s=0,
+                is_enough=lambda result: len(result.acknowledged) >= ENOUGH,
+                result=seen,
             )
         except BaseException as error:
             failed.append(error)
 
     crowd = threading.Thread(target=annotate, daemon=True)
     for kill in range(KILLS):
-        with module.serving(tmp_path, port, f"store.url={store_url}") as server:
+        with module.run_server(tmp_path, port, f"store.url={store_url}") as server:
             if kill == 0:
                 crowd.start()
             target = (kill + rng.random()) * ENOUGH / KILLS
@@ -56,7 +61,7 @@ def test_killed_under_load_it_loses_no_acknowledged_vote_and_gives_nothing_twice
                 crowd.join(0.01)
             server.kill()
             server.wait()
-    with module.serving(tmp_path, port, f"store.url={store_url}"):
+    with module.run_server(tmp_path, port, f"store.url={store_url}"):
         crowd.join(400)
     assert failed == []
     assert seen.refused == []
