@@ -1,7 +1,7 @@
-"""What a record says: its turns and texts, and the one row that stands for it.
+"""Turns, texts and canonical content of a record.
 
-The row is the content alone. Who said so, when, and under which name (`id`, `annotator`, `source`, …) is about the
-record and no part of it: two rows that teach the same are the same content.
+A content row holds the content alone. Attributes about the record (`id`, `annotator`, `source`, …) are left out: two
+rows that teach the same have the same content.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ from typing import Any
 from align.core.chain import to_canonical_json
 from align.core.types import Conversation, Document, Feedback, Message, Preference, Record, dump_json
 
-DOCUMENTS, PREFERENCES, FEEDBACK = "documents", "preferences", "feedback"
-"""Kinds of records, of which a data set holds one."""
+DOCUMENTS = "documents"
+PREFERENCES = "preferences"
+FEEDBACK = "feedback"
+"""The kinds of records. All records of a data set are of one kind."""
 PARTS: Mapping[type, tuple[str, ...]] = {
     Conversation: ("messages",),
     Preference: ("prompt", "chosen", "rejected"),
     Feedback: ("prompt", "completion"),
 }
-"""Attributes that hold turns."""
+"""Attributes of a record that hold messages."""
 ENDED = ("chosen_ended", "rejected_ended")
 
 
@@ -35,43 +37,43 @@ def kind_of(record: Record) -> str:
 
 
 def turns(record: Record) -> tuple[Message, ...]:
-    """Return all turns of a record, those of a pair one answer behind the other; of plain text none."""
+    """Return all turns of a record. A pair gives prompt, chosen and rejected in a row, plain text gives none."""
     return tuple(turn for part in PARTS.get(type(record), ()) for turn in getattr(record, part))
 
 
 def asked(record: Record) -> Document:
-    """Return what a record asks, as a document whose question that is."""
+    """Return the prompt of a pair or of feedback as a conversation. A document is returned as it is."""
     return Conversation(record.prompt, record.id, record.tools) if isinstance(record, Preference | Feedback) else record
 
 
 def with_answer(record: Preference | Feedback, answer: tuple[Message, ...]) -> Conversation:
-    """Return the prompt of a record with one of its answers."""
+    """Return the prompt of a record followed by one of its answers."""
     return Conversation(record.prompt + answer, record.id, record.tools)
 
 
 def taught(record: Preference | Feedback, answer: tuple[Message, ...]) -> Conversation:
-    """Return the same as training reads it: the loss is on the answer alone, whoever speaks in the prompt."""
+    """Return the prompt and one answer as training sees them: no prompt turn is trained on, only the answer."""
     prompt = tuple(replace(turn, trained=False) for turn in record.prompt)
     return with_answer(replace(record, prompt=prompt), answer)
 
 
 def texts(record: Record) -> list[str]:
-    """Return all that a record says, in order: the texts of its turns, results of tools among them, and those in
-    arguments of calls. The schemas of tools say what could be done, and are left out."""
+    """Return all texts of a record in order: contents of turns, tool results among them, and strings in the arguments
+    of tool calls. Tool schemas are left out."""
     if isinstance(record, str):
         return [record]
-    found = turns(record)
-    if not any(turn.tool_calls for turn in found):  # most have none
-        return [turn.content for turn in found]
+    messages = turns(record)
+    if not any(turn.tool_calls for turn in messages):  # most have none
+        return [turn.content for turn in messages]
     return [
         text
-        for turn in found
+        for turn in messages
         for text in (turn.content, *(text for call in turn.tool_calls for text in strings(json.loads(call.arguments))))
     ]
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Yield the texts within a JSON value, in order, without its keys."""
+    """Yield the strings within a JSON value in order, without the keys of objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -80,25 +82,26 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def names_in(record: Record) -> list[str]:
-    """Return the names of arguments of calls, at any depth."""
+    """Return the names of tool call arguments, nested ones included."""
 
-    def keys(value: Any) -> Iterator[str]:
+    def iter_keys(value: Any) -> Iterator[str]:
         if isinstance(value, dict):
             yield from value
             value = [*value.values()]
         if isinstance(value, list):
             for inner in value:
-                yield from keys(inner)
+                yield from iter_keys(inner)
 
     calls = (call for turn in turns(record) for call in turn.tool_calls)
-    return [name for call in calls for name in keys(json.loads(call.arguments))]
+    return [name for call in calls for name in iter_keys(json.loads(call.arguments))]
 
 
 def with_texts(record: Record, change: Callable[[str], str], change_name: Callable[[str], str] = str) -> Record:
-    """Return the record with each of its texts changed; the very same one if nothing changes.
+    """Return the record with each of its texts changed. Returns the same object if nothing changes.
 
     Args:
-        change_name: changes names of arguments.
+        change: maps a text to the new one.
+        change_name: maps a name of a tool call argument to the new one.
 
     Raises:
         ValueError: the answers of a pair become equal.
@@ -126,8 +129,8 @@ def change_turn(turn: Message, change: Callable[[str], str], change_name: Callab
 
 
 def with_strings(value: Any, change: Callable[[str], str], change_name: Callable[[str], str] = str) -> Any:
-    """Return a JSON value with each text within it changed, which is JSON still. Of keys that become the same, the
-    later ones are numbered."""
+    """Return a JSON value with each string within it changed. If keys of an object become equal, the later ones get a
+    number."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
@@ -146,7 +149,7 @@ def with_strings(value: Any, change: Callable[[str], str], change_name: Callable
 
 
 def content_of(record: Record) -> dict[str, Any]:
-    """Return the row that stands for a record, of plain JSON values: equal for records that teach the same."""
+    """Return the content row of a record as plain JSON values. Records that teach the same have equal rows."""
     if isinstance(record, str):
         return {"text": record}
     row: dict[str, Any] = {part: [turn_row(turn) for turn in getattr(record, part)] for part in PARTS[type(record)]}
@@ -165,20 +168,20 @@ def turn_row(turn: Message) -> dict[str, Any]:
 
 
 def turn_json(turn: Message) -> str:
-    """Return a turn of such a row as canonical JSON."""
+    """Return a turn of a content row as canonical JSON."""
     if turn.trained and not (turn.tool_calls or turn.tool_call_id or turn.name):
         return said_json(turn)
     return to_canonical_json(turn_row(turn))
 
 
 def said_json(turn: Message) -> str:
-    """Return the role and the content of a turn as canonical JSON. Most turns are no more, and there are millions of
-    them: an encoder of objects would take four times as long."""
+    """Return the role and the content of a turn as canonical JSON. Most turns have no other field, and a data set has
+    millions of them; a JSON encoder would take four times as long."""
     return f'{{"content":{encode_basestring_ascii(turn.content)},"role":"{turn.role}"}}'
 
 
 def row_bytes(record: Record) -> bytes:
-    """Return the row that stands for a record, as canonical JSON."""
+    """Return the content row of a record as canonical JSON."""
     if isinstance(record, str):
         return f'{{"text":{encode_basestring_ascii(record)}}}'.encode()
     if isinstance(record, Conversation) and not record.tools:

@@ -1,5 +1,8 @@
-"""What reading leaves out of a data set: rows that are refused, all told at once or counted (`data.on_bad_row`); rows
-that make no record; and the counts of both, for the metrics of the run that reads."""
+"""Refused rows and rows without a record, counted for the metrics of the run that reads them.
+
+`BadRows` collects the refused rows of a file and then raises or skips them (`data.on_bad_row`). `Drop` lists the
+reasons why a valid row makes no record.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,18 @@ from align.core.errors import InputError
 
 COUNTS: ContextVar[Counter[str] | None] = ContextVar("COUNTS", default=None)
 DETAILS = re.compile(r" \(.*\)$", re.DOTALL)
-"""Of a problem: what differs from row to row."""
+"""Trailing parenthesis of a problem, which differs from row to row."""
 ROW = re.compile(r", (row \d+)(?:, (?:.*\.)?(\w+))?")
-"""In the field of an error: the row, and the column or the field of a message."""
+"""Row, and column or message field, within the field of an error."""
 MOST_NAMED = 6
+"""Causes that a message lists."""
 MOST_SHOWN = 2000
-"""Characters of a refused value that are handed over."""
+"""Characters of a refused value that `BadRows.as_json` keeps."""
 
 
 @contextmanager
 def tallied() -> Iterator[Counter[str]]:
-    """Collect what `tally` counts inside the block, by the key of a metric."""
+    """Collect the counts that `tally` adds inside the block, by metric key."""
     counts: Counter[str] = Counter()
     token = COUNTS.set(counts)
     try:
@@ -44,7 +48,7 @@ def tally(key: str, count: int) -> None:
 
 
 class Drop(Enum):
-    """Why one judgement, or one path of a tree, makes no record, though nothing is wrong with it."""
+    """Reasons why a judgement, or a path of a message tree, makes no record although nothing is wrong with it."""
 
     IDENTICAL = "chosen and rejected are the same"
     TIE = "neither was preferred"
@@ -54,18 +58,18 @@ class Drop(Enum):
 
 
 class RefusedSource(InputError):
-    """The error of a row that makes the other rows of its file doubtful, so that it cannot be left out alone."""
+    """Error of a row that makes the other rows of its file doubtful, so that the row cannot be skipped alone."""
 
 
 @dataclass(slots=True)
 class Cause:
-    """Rows that are refused for one cause: the error of the first, and how many there are."""
+    """Rows refused for the same cause: the error of the first one, and their count."""
 
     first: InputError
     count: int = 0
 
     def __str__(self) -> str:
-        """`16 × completion: the assistant's turn is empty (row 2)`, the first of them."""
+        """Return the count, column, problem and first row: `16 × completion: the assistant's turn is empty (row 2)`."""
         match = ROW.search(self.first.field)
         row, column = match.groups() if match else (self.first.field, None)
         problem = DETAILS.sub("", self.first.problem).partition(", ")[0]
@@ -73,10 +77,10 @@ class Cause:
 
 
 class BadRows:
-    """The rows of one file that are refused. `with bad_rows: …` takes the error of one row, `settle` ends the file.
+    """Refused rows of one file. `with bad_rows: …` catches the InputError of one row, `settle` ends the file.
 
     Args:
-        skips: they are left out. Without, their file is refused.
+        skips: leave refused rows out. If False, their file is refused.
     """
 
     def __init__(self, skips: bool = False) -> None:
@@ -84,26 +88,32 @@ class BadRows:
         self._causes: dict[str, Cause] = {}
 
     def __enter__(self) -> None:
-        """Begin a row."""
+        pass
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> bool:
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
         if isinstance(error, InputError):
             self.take(error)
         return isinstance(error, InputError)
 
     def take(self, error: InputError, count: int = 1) -> None:
-        """Count a row that is refused; or `count` rows, of which this is the first."""
-        column = ROW.search(error.field)
-        cause = f"{column[2] if column else ''} {DETAILS.sub('', error.problem)}"
-        self._causes.setdefault(cause, Cause(error)).count += count
+        """Count a refused row.
+
+        Args:
+            error: the error of the row, or of the first of `count` rows.
+        """
+        match = ROW.search(error.field)
+        key = f"{match[2] if match else ''} {DETAILS.sub('', error.problem)}"
+        self._causes.setdefault(key, Cause(error)).count += count
 
     @property
     def count(self) -> int:
-        """Rows that were refused since the last file ended."""
+        """Rows refused since the last call of `settle`."""
         return sum(cause.count for cause in self._causes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return what was refused since the last file ended, by cause."""
+        """Return the rows refused since the last call of `settle`, one object per cause."""
         return [
             {
                 "field": cause.first.field,
@@ -117,41 +127,48 @@ class BadRows:
         ]
 
     def restore(self, causes: Iterable[Mapping[str, Any]]) -> None:
-        """Count what was refused elsewhere, see `as_json`."""
+        """Add the refused rows that another process counted.
+
+        Args:
+            causes: output of `as_json`.
+        """
         for cause in causes:
-            kind = RefusedSource if cause["refuses_source"] else InputError
-            error = kind(cause["field"], cause["value"], cause["problem"], cause["remedy"])
+            error_type = RefusedSource if cause["refuses_source"] else InputError
+            error = error_type(cause["field"], cause["value"], cause["problem"], cause["remedy"])
             self.take(error, cause["count"])
 
     def settle(self, path: str | Path, kept: int) -> None:
-        """End a file: its refused rows are counted and named in a line, or raised.
+        """End a file: report its refused rows in one printed line if they can be skipped, raise an error otherwise.
 
         Args:
-            kept: what its other rows gave; if they gave nothing, there is nothing to go on with.
+            path: the file, for messages.
+            kept: records and drops from the other rows. If it is 0, refused rows are not skipped.
 
         Raises:
-            InputError: the first of them, with how many more there are.
+            InputError: the first refused row's error; its remedy says how many more rows are refused.
         """
         causes = list(self._causes.values())
         count = self.count
         self._causes = {}
         if not causes:
             return
-        whole = next((cause.first for cause in causes if isinstance(cause.first, RefusedSource)), None)
-        can_skip = kept and whole is None
-        others = sum(cause.count for cause in causes[MOST_NAMED:])
-        named = "; ".join([*map(str, causes[:MOST_NAMED]), *([f"{others} × other causes"] if others else [])])
+        source_error = next((cause.first for cause in causes if isinstance(cause.first, RefusedSource)), None)
+        can_skip = kept and source_error is None
+        other_count = sum(cause.count for cause in causes[MOST_NAMED:])
+        summary = "; ".join(
+            [*map(str, causes[:MOST_NAMED]), *([f"{other_count} × other causes"] if other_count else [])]
+        )
         if self.skips and can_skip:
             tally("skipped_rows", count)
-            print(f"left out {count_rows(count)} of {path}: {named}")
+            print(f"left out {count_rows(count)} of {path}: {summary}")
             return
-        first = whole or causes[0].first
-        remedy = first.remedy
+        error = source_error or causes[0].first
+        remedy = error.remedy
         if count > 1:
-            remedy += f" {count_rows(count - 1)} more {'is' if count == 2 else 'are'} refused. Of all: {named}."
+            remedy += f" {count_rows(count - 1)} more {'is' if count == 2 else 'are'} refused. Of all: {summary}."
         if can_skip:
             remedy += " To leave such rows out: data.on_bad_row=skip."
-        raise InputError(first.field, first.value, first.problem, remedy) from first
+        raise InputError(error.field, error.value, error.problem, remedy) from error
 
 
 def count_rows(count: int) -> str:

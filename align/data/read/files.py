@@ -1,4 +1,4 @@
-"""The files of a data set: which a path names, and their bytes, unpacked where they are packed."""
+"""Files of a data set: the list of files that a path names, and their decompressed bytes."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from align.run.artifacts import check_not_replaced
 from align.run.manifest import FILE as RUN
 
 PACKED = {b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
-"""What a packed file begins with → by what it is packed."""
+"""First bytes of a compressed file → its compression."""
 ENDINGS = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bzip2"}
 UNPACKERS: Mapping[str, Callable[[BinaryIO, str], Any]] = {"gzip": gzip.open, "xz": lzma.open, "bzip2": bz2.open}
 KNOWN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
-"""Endings of files that rows are read from."""
+"""Endings of files that rows are read from, in lower case."""
 READ = f"Give a file, a folder or a pattern of {', '.join(KNOWN)}, plain or packed ({', '.join(ENDINGS)})."
 ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-"""Files that describe a data set and hold no row of it."""
+"""Files that describe a data set and hold no rows."""
 DATA_SET = "data.json"
-"""The file that describes a data set of `stage=data`."""
+"""Name of the file that describes a data set of `stage=data`."""
 SHARD_NAME = re.compile(r"(train|test)-\d{5}-of-\d{5}\.parquet")
-"""The names of such a data set's files, which begin with their side."""
+"""Names of the row files of a data set of `stage=data`, which begin with their side."""
 RESTORE = "Restore it, or make it again with stage=data."
 SAVE_AGAIN = "Save it again with Dataset.save_to_disk."
 SPLIT = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
 HEAD = 64 * 2**10
 """Bytes at the beginning of a file that tell its format."""
 READING: dict[Path, Callable[[], int]] = {}
-"""The files that this process is reading, each with a function that tells how many of its packed bytes were read. If a
-file is opened again while it is read, the first reader tells."""
+"""Files that this process is reading → function that returns how many bytes on disk have been read. If a file is opened
+again while it is read, the first reader counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ class DataFile:
     """One file of a data set.
 
     Attributes:
-        field: what the user calls the data set.
+        path: where it is.
+        field: the setting that names the data set, for errors.
     """
 
     path: Path
@@ -60,43 +61,43 @@ class DataFile:
 
     @property
     def plain_name(self) -> str:
-        """Its name in lower case, without the ending of what it is packed by."""
+        """File name in lower case, without the ending of its compression."""
         name = self.path.name.lower()
         return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
 
     def refused(self, problem: str, remedy: str) -> InputError:
-        """Return the error of a file that is not read."""
+        """Return the error of a file that cannot be read."""
         return InputError(self.field, str(self.path), problem, remedy)
 
     def corrupt(self, problem: str, remedy: str = "Fetch or write the file again.") -> CorruptFile:
-        """Return the error of a file that is not whole."""
+        """Return the error of a file that is cut or damaged."""
         return CorruptFile(self.field, str(self.path), problem, remedy)
 
     def packed_by(self) -> str:
-        """Return `gzip`, `zstd`, `xz`, `bzip2`, or an empty text.
+        """Return the compression: `gzip`, `zstd`, `xz`, `bzip2`, or an empty string.
 
         Raises:
-            CorruptFile: its name says that it is packed, and it is not.
+            CorruptFile: the name says that the file is compressed, and it is not.
         """
         with open_binary(self.path) as file:
-            begins = file.read(max(map(len, PACKED)))
-        packer = next((how for mark, how in PACKED.items() if begins.startswith(mark)), "")
-        named = ENDINGS.get(self.path.suffix.lower())
-        if named and packer != named:
-            raise self.corrupt(f"cannot be unpacked after row 0 (it is not packed by {named}, as its name says)")
-        return packer
+            head = file.read(max(map(len, PACKED)))
+        compression = next((name for magic, name in PACKED.items() if head.startswith(magic)), "")
+        expected = ENDINGS.get(self.path.suffix.lower())
+        if expected and compression != expected:
+            raise self.corrupt(f"cannot be unpacked after row 0 (it is not packed by {expected}, as its name says)")
+        return compression
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
-        """Open its bytes from the first to the last, unpacked."""
-        packer = self.packed_by()
+        """Open the file for reading from start to end, decompressed."""
+        compression = self.packed_by()
         with open_binary(self.path) as file:
-            first = READING.setdefault(self.path, file.tell) == file.tell
+            is_first_reader = READING.setdefault(self.path, file.tell) == file.tell
             try:
-                if packer in UNPACKERS:
-                    with UNPACKERS[packer](file, "rb") as unpacked:
+                if compression in UNPACKERS:
+                    with UNPACKERS[compression](file, "rb") as unpacked:
                         yield unpacked
-                elif packer:
+                elif compression:
                     import pyarrow
 
                     with pyarrow.CompressedInputStream(file, "zstd") as stream:
@@ -104,12 +105,12 @@ class DataFile:
                 else:
                     yield file
             finally:
-                if first:
+                if is_first_reader:
                     del READING[self.path]
 
     @contextmanager
     def seekable(self) -> Iterator[BinaryIO]:
-        """Open it so that any place can be read next: a packed file is unpacked into a temporary one.
+        """Open the file so that it can be read at any position. A compressed file is decompressed into a temporary one.
 
         Raises:
             StorageError: the disk is full.
@@ -118,13 +119,13 @@ class DataFile:
             if not self.packed_by():
                 yield file
                 return
-            with tempfile.TemporaryFile() as whole:
+            with tempfile.TemporaryFile() as unpacked:
                 try:
-                    shutil.copyfileobj(file, whole, 2**20)
+                    shutil.copyfileobj(file, unpacked, 2**20)
                 except OSError as error:
                     raise as_storage_error(error, tempfile.gettempdir()) or error from error
-                whole.seek(0)
-                yield whole
+                unpacked.seek(0)
+                yield unpacked
 
     def head(self) -> bytes:
         with self.opened() as file:
@@ -132,10 +133,10 @@ class DataFile:
 
     @contextmanager
     def naming_errors(self, row: list[int]) -> Iterator[None]:
-        """Turn what reading raises into an error that names the file.
+        """Turn errors of reading into InputError or CorruptFile with the name of the file.
 
         Args:
-            row: holds the number of the row that was read last.
+            row: one-element list with the number of the last row read.
         """
         try:
             yield
@@ -148,92 +149,94 @@ class DataFile:
 
 
 def share_read(files: Sequence[Path]) -> float | None:
-    """Return the share of the bytes of some files, read one after another, that this process has read. Returns None if
-    it reads none of them."""
-    at = next((i for i, file in enumerate(files) if file in READING), None)
-    if at is None:
+    """Return the share of the bytes of `files`, read one after another, that this process has read so far. Returns None
+    if it is reading none of them."""
+    current = next((i for i, file in enumerate(files) if file in READING), None)
+    if current is None:
         return None
     sizes = [file.stat().st_size for file in files]
-    return (sum(sizes[:at]) + READING[files[at]]()) / max(1, sum(sizes))
+    return (sum(sizes[:current]) + READING[files[current]]()) / max(1, sum(sizes))
 
 
 def files_of(path: str | Path, field: str = "data.path") -> list[Path]:
-    """Return the files that a path names, in the order in which they are read.
+    """Return the files that a path names, in reading order.
 
     Args:
-        path: a file; a folder, of which the files with a known ending are read in the order of their names, those in
-            folders within it too, or one that `datasets` saved; a pattern such as `shards/*.parquet`;
-            `hub:ORG/NAME/FILE`, or `hub:ORG/NAME`, see `align.run.hub_files`.
-        field: what the user calls it.
+        path: a file; a folder, whose files with a known ending are read in the order of their names, subfolders
+            included; a folder that `datasets` saved; a pattern such as `shards/*.parquet`; `hub:ORG/NAME/FILE`, or
+            `hub:ORG/NAME`, see `align.run.hub_files`.
+        field: the setting that holds the path, for errors.
 
     Raises:
-        InputError: nothing is there, a folder is a loop of links or mixes splits, the hub does not give it, or it is a
-            data set that another one replaced.
+        InputError: the path names no file, a folder has a loop of links or mixes splits, the hub refuses it, or another
+            data set replaced it.
     """
-    given = str(path)
-    if not given:
+    text = str(path)
+    if not text:
         raise InputError(field, "(empty)", "names no file", READ)
-    if given.startswith(HUB):
-        return hub_files(given, field)
-    place = parse_user_path(given, field)
+    if text.startswith(HUB):
+        return hub_files(text, field)
+    place = parse_user_path(text, field)
     if os.path.isdir(place):  # which returns False if a name is too long, as Path.is_dir does not
         return saved_files(place, field) or published_files(place, field) or files_in(place, field)
-    alone = os.path.exists(place) or not has_magic(given)
-    files = (
-        [place] if alone else [file for file in map(Path, sorted(glob(str(place), recursive=True))) if is_data(file)]
-    )
+    is_single = os.path.exists(place) or not has_magic(text)
+    if is_single:
+        files = [place]
+    else:
+        matches = map(Path, sorted(glob(str(place), recursive=True)))
+        files = [file for file in matches if is_data(file)]
     for folder in {place.parent, *(file.parent for file in files)}:
         check_current(folder, field)
     for file in files:
-        check_file(file, given if alone else str(file), field)
+        check_file(file, text if is_single else str(file), field)
     if not files:
-        raise InputError(field, given, "matches no file whose name says that it holds rows", READ)
+        raise InputError(field, text, "matches no file whose name says that it holds rows", READ)
     return files
 
 
 def is_data(path: Path) -> bool:
-    """Return whether a file's name says that it holds rows."""
+    """Return whether the name of a file says that it holds rows."""
     name = DataFile(path).plain_name
     return name.endswith(KNOWN) and name not in ABOUT and not name.startswith(".") and not path.is_dir()
 
 
-def check_file(path: Path, given: str, field: str) -> None:
-    """Raise InputError if there is no such file, or it cannot be reached."""
+def check_file(path: Path, shown_path: str, field: str) -> None:
+    """Raise InputError if the file does not exist or cannot be reached."""
     try:
         refuse_irregular(path, path.stat().st_mode)
     except (OSError, ValueError) as error:
-        shown = given if isinstance(error, OSError) else repr(given)
-        raise InputError(field, shown, describe_read_error(error), READ) from error
+        value = shown_path if isinstance(error, OSError) else repr(shown_path)
+        raise InputError(field, value, describe_read_error(error), READ) from error
 
 
 def check_current(folder: Path, field: str) -> None:
-    """Raise MissingArtifact if a folder held a data set that another one replaced."""
+    """Raise MissingArtifact if the folder held a data set that another one replaced."""
     if os.path.isfile(folder / DATA_SET):
         check_not_replaced(folder, field)
 
 
 def files_in(folder: Path, field: str) -> list[Path]:
-    """Return the files of a folder that hold rows.
+    """Return the files with rows in a folder and its subfolders, sorted by path.
 
     Raises:
-        InputError: there are none, a link leads in a circle, or their names speak of several splits.
+        InputError: there is no such file, a link leads in a circle, or the names mention several splits.
     """
     files: list[Path] = []
 
-    def fail(error: OSError) -> None:
+    def raise_input_error(error: OSError) -> None:
         raise InputError(field, str(error.filename), f"cannot be read ({error.strerror})", READ) from error
 
-    for place, inner, names in os.walk(folder, followlinks=True, onerror=fail):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        for name in inner:
+    for place, subfolders, names in os.walk(folder, followlinks=True, onerror=raise_input_error):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in subfolders:
             link = Path(place, name)
             if link.is_symlink() and Path(place).resolve().is_relative_to(link.resolve()):
                 raise InputError(field, str(link), "is a loop of links", "Remove the link, or name the files.")
         check_current(Path(place), field)
-        here = sorted(file for name in names if is_data(file := Path(place, name)))
-        for file in here:
+        row_files = sorted(file for name in names if is_data(file := Path(place, name)))
+        for file in row_files:
             check_file(file, str(file), field)
-        files += here
+        files += row_files
     files.sort()
     splits = sorted({name[1].lower() for file in files for name in SPLIT.finditer(str(file.relative_to(folder)))})
     if len(splits) > 1:
@@ -245,11 +248,12 @@ def files_in(folder: Path, field: str) -> list[Path]:
 
 
 def published_files(folder: Path, field: str) -> list[Path]:
-    """Return the files of a data set that `stage=data` made, or of the folder of its run; none of another folder.
+    """Return the row files of a data set of `stage=data`, given its folder or that of its run. Returns an empty list
+    for any other folder.
 
     Raises:
-        InputError: it has two sides, or another data set replaced it.
-        CorruptFile: it is a run's, and none of its files is there.
+        InputError: the data set has two sides, or another one replaced it.
+        CorruptFile: it is the data set of a run, and all of its files are missing.
     """
     place = folder / "artifact" if (folder / "artifact" / DATA_SET).is_file() else folder
     if not (place / DATA_SET).is_file():
@@ -265,11 +269,12 @@ def published_files(folder: Path, field: str) -> list[Path]:
 
 
 def saved_files(folder: Path, field: str) -> list[Path]:
-    """Return the files of a data set that `Dataset.save_to_disk` wrote, as it lists them; none of another folder.
+    """Return the files of a data set that `Dataset.save_to_disk` wrote, in its order. Returns an empty list for any
+    other folder.
 
     Raises:
-        InputError: it holds several parts, as `DatasetDict.save_to_disk` writes them.
-        CorruptFile: a file of it is missing, or what lists them cannot be read.
+        InputError: the folder holds several splits, as `DatasetDict.save_to_disk` writes them.
+        CorruptFile: a file is missing, or the list of files cannot be read.
     """
     if (folder / "dataset_dict.json").is_file():
         parts = sorted(path.parent.name for path in folder.glob("*/state.json"))

@@ -1,7 +1,6 @@
-"""Messages and tools as files write them, read once for every stage: what they say is kept, or refused by name.
+"""Parsers of messages, tools and tool calls, shared by all stages. Fields that cannot be kept are refused by name.
 
-A JSON value of tools, calls and arguments may stand as its text: OpenAI writes arguments so, and tables hold nothing
-else.
+Tools, calls and arguments may be given as JSON text: OpenAI writes arguments so, and CSV files hold nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from align.data.read.rows import DECODER, KeyTwice, check_values
 LEAVE_OUT = "Leave such rows out."
 MEDIA = split_names("images image image_url image_urls audio audios video videos")
 NOT_READ = dict.fromkeys(MEDIA, ("images and sound are not read: a model of text answers to text", LEAVE_OUT))
-"""Field of a message, or column of a row, that would change what it says → the problem, and the remedy."""
+"""Message field or column that is not read but changes the meaning of a row → (problem, remedy)."""
 BESIDE_CONTENT = split_names("attachment attachments file files context document documents passage")
 NOT_READ_OF_TURNS = NOT_READ | dict.fromkeys(
     BESIDE_CONTENT,
@@ -32,29 +31,29 @@ NOT_READ_OF_ROWS = NOT_READ | {
     )
 }
 SYSTEM = ("system", "system_prompt")
-"""Columns that hold a system turn beside the conversation, as Alpaca's and OpenOrca's rows do."""
+"""Columns that hold the system prompt beside the conversation, as in Alpaca and OpenOrca."""
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Fields that hold the reasoning in front of an answer: DeepSeek's and vLLM's, OpenRouter's, gpt-oss's."""
+"""Fields that hold the reasoning before an answer, as named by DeepSeek and vLLM, OpenRouter, gpt-oss."""
 TRAINED = ("train", "training", "weight")
-"""Fields that say whether a turn is trained on: axolotl's and OpenAI's."""
+"""Fields that say whether a turn is trained on, as named by axolotl and OpenAI."""
 OFFERED = ("tools", "functions")
-"""Columns that hold what the assistant may call: OpenAI's, and its older name."""
+"""Columns that hold the available tools: OpenAI's current and older name."""
 CALLS = ("tool_calls", "function_call")
-"""Fields of a message that hold calls: OpenAI's, and its older name for one call."""
+"""Message fields that hold tool calls: OpenAI's current name, and the older one for a single call."""
 RESULTS = dict.fromkeys(("tool", "function", "observation", "ipython"), "tool")
-"""Roles that tools speak in, by OpenAI's two names, ShareGPT's and Llama's → ours."""
+"""Roles of tool results, as named by OpenAI (two names), ShareGPT and Llama → `tool`."""
 NAMES = {**RESULTS, "developer": "system"}
-"""Other names of roles → ours. OpenAI calls the system turn `developer` since its reasoning models."""
+"""Other names of roles → ours. OpenAI's reasoning models call the system turn `developer`."""
 TEXTS = ("content", "value", "text")
-"""Fields that hold what a turn says; of several, all say the same."""
+"""Fields that hold the text of a turn. If there are several, their texts must be equal."""
 TURN_FIELDS = frozenset(
     ("role", "from", "content", "value", *REASONING, *TRAINED, *CALLS, "tool_call_id", *NOT_READ_OF_TURNS)
 )
-"""Fields of a turn that are read or refused. Others are metadata."""
+"""Fields of a turn that are read or refused. All others are metadata."""
 PART = ("type", "text", "cache_control")
-"""Fields of a content part of text: the last is about the server that answered, not about what is said."""
+"""Fields allowed in a text part. `cache_control` only concerns the server and is ignored."""
 NOTHING = ("", "[]", "{}", "null")
-"""Texts that say nothing, in data sets that keep JSON as text."""
+"""Texts that stand for an empty value in data sets that keep JSON as text."""
 WRITE = "Write a list of {role, content} messages."
 WRITE_TOOLS = 'Write [{"type": "function", "function": {"name": "…", "parameters": {…}}}].'
 WRITE_CALLS = 'Write [{"type": "function", "function": {"name": "…", "arguments": {…}}}].'
@@ -69,12 +68,13 @@ Fields = Mapping[str, Any]
 
 
 def refused(column: str, value: Any, problem: str, remedy: str) -> InputError:
-    """Return the error of a field of a row. Whoever reads the row names the file and the row (`Row.naming_errors`)."""
+    """Return the error of a field of a row. `Row.naming_errors` adds the file and the row number."""
     return InputError(column, displayed(value), problem, remedy)
 
 
 def displayed(value: Any) -> str:
-    """Return a value as an error shows it, on one line: a text as it stands, if its beginning and end can be seen."""
+    """Format a value for an error message on one line of at most 80 characters. Printable text without outer blanks is
+    shown as it is, anything else by `repr`."""
     plain = isinstance(value, str) and value.isprintable() and value == value.strip() != ""
     text = value if plain else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
@@ -85,13 +85,13 @@ def says_nothing(value: Any) -> bool:
 
 
 def messages_of(value: Any, column: str) -> tuple[Message, ...]:
-    """Return a list of messages, OpenAI's `{role, content}`, checked.
+    """Parse a list of OpenAI messages, `{role, content}`.
 
     Args:
-        column: for errors to name.
+        column: the name that errors show.
 
     Raises:
-        InputError: it is no such list, or a message says what cannot be kept.
+        InputError: the value is no such list, or a message has content that cannot be kept.
     """
     if not isinstance(value, list) or not value:
         raise refused(column, value, "is no list of messages", WRITE)
@@ -99,7 +99,7 @@ def messages_of(value: Any, column: str) -> tuple[Message, ...]:
 
 
 def message_of(value: Any, column: str) -> Message:
-    """Return one message, see `messages_of`."""
+    """Parse one message, see `messages_of`."""
     if type(value) is dict and len(value) == 2:  # most messages are: nothing else is said of them
         role = value.get("role")
         content = value.get("content")
@@ -131,17 +131,18 @@ def message_of(value: Any, column: str) -> Message:
 
 
 def tool_fields(message: Fields, role: str, column: str) -> dict[str, Any]:
-    """Return the calls of a message, or which call it is the result of; nothing for most.
+    """Return the tool call arguments of `Message`: `tool_calls`, or the `tool_call_id` and `name` of a result. Most
+    messages have none.
 
     Raises:
-        InputError: another role than the assistant calls, or another than a tool answers.
+        InputError: a role other than the assistant makes calls, or a role other than the tool answers one.
     """
-    given = [name for name in CALLS if not says_nothing(message.get(name))]
-    calls = parse_calls(message, given, column) if given else ()
+    call_fields = [name for name in CALLS if not says_nothing(message.get(name))]
+    calls = parse_calls(message, call_fields, column) if call_fields else ()
     if calls and role != "assistant":
         problem = f"stands in a turn of the {role}, and only the assistant calls tools"
         remedy = "Write the role assistant, or leave the calls out."
-        raise refused(f"{column}.{given[0]}", calls[0].name, problem, remedy)
+        raise refused(f"{column}.{call_fields[0]}", calls[0].name, problem, remedy)
     if role == "tool":
         result = {name: message[name] for name in ("tool_call_id", "name") if message.get(name) not in (None, "")}
         for name, value in result.items():
@@ -155,42 +156,42 @@ def tool_fields(message: Fields, role: str, column: str) -> dict[str, Any]:
 
 
 def join_parts(parts: list[Any], column: str) -> str:
-    """Return the text of OpenAI's content parts, `{type: text, text: …}`, one behind the other.
+    """Join the texts of OpenAI's content parts, `{type: text, text: …}`.
 
     Raises:
-        InputError: a part is something else than text.
+        InputError: a part is not text.
     """
     for i, part in enumerate(parts):
-        text = isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        if not text or any(value for name, value in part.items() if name not in PART):
-            shown = part.get("type", part) if isinstance(part, Mapping) else part
+        is_text = isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        if not is_text or any(value for name, value in part.items() if name not in PART):
+            value = part.get("type", part) if isinstance(part, Mapping) else part
             problem = "is a list of parts that are not all text"
-            raise refused(f"{column}[{i}]", shown, problem, "Leave the row out, or write its text alone.")
+            raise refused(f"{column}[{i}]", value, problem, "Leave the row out, or write its text alone.")
     return "".join(part["text"] for part in parts)
 
 
 def add_reasoning(message: Fields, role: str, content: str, column: str) -> str:
-    """Return what a message says, with the reasoning that it has in a field of its own in front of it.
+    """Return the content with the reasoning from the message's reasoning field, if any, in front.
 
     Raises:
-        InputError: that is no text, is not an assistant's, or stands in the content too.
+        InputError: the reasoning is no text, belongs to another role than the assistant, or is in the content as well.
     """
     fields = {name: message[name] for name in REASONING if message.get(name)}
     for name, text in fields.items():
         problem = "is no text" if not isinstance(text, str) else "is reasoning, which only an assistant's turn has"
         if not isinstance(text, str) or role != "assistant":
             raise refused(f"{column}.{name}", text, problem, "Leave it out.")
-        other = "the content" if reasoning_length(content) else next((n for n in fields if fields[n] != text), "")
-        if other:
-            raise refused(f"{column}.{name}", text, f"there is reasoning in {other} too", KEEP_ONE)
+        duplicate = "the content" if reasoning_length(content) else next((n for n in fields if fields[n] != text), "")
+        if duplicate:
+            raise refused(f"{column}.{name}", text, f"there is reasoning in {duplicate} too", KEEP_ONE)
     return with_reasoning(content, next(iter(fields.values()))) if fields else content
 
 
 def is_trained(message: Fields, role: str, column: str) -> bool:
-    """Return False for an assistant's turn of which `train` or `weight` says that it is not trained on.
+    """Return False for an assistant turn that `train` or `weight` excludes from the loss, True for all other turns.
 
     Raises:
-        InputError: a weight between 0 and 1, or a turn of another role that is to be trained on.
+        InputError: a weight is neither 0 nor 1, or a turn of another role is to be trained on.
     """
     flags = {name: message[name] for name in TRAINED if message.get(name) is not None}
     for name, value in flags.items():
@@ -206,20 +207,20 @@ def is_trained(message: Fields, role: str, column: str) -> bool:
 
 
 def check_weight(row: Fields) -> None:
-    """Raise InputError if a row of supervised training asks to count more or less than another. (The pairs of a ranking
-    have a weight too, which follows from how many they are.)"""
+    """Raise InputError if a row of supervised training has a weight other than 1. Pairs of a ranking are weighted too,
+    but by their number and not by a column."""
     if row.keys().isdisjoint(TRAINED):
         return
     for name in TRAINED:
         value = row.get(name)
-        number = isinstance(value, int | float)  # `train` may well be a column of text that says something else
-        if (number and value != 1) or (name == "weight" and value is not None and not number):
+        is_number = isinstance(value, int | float)  # a text column `train` may mean something else
+        if (is_number and value != 1) or (name == "weight" and value is not None and not is_number):
             problem = "weighs a whole row, and rows weigh the same"
             raise refused(name, value, problem, "Leave the row out, or write it twice; weigh turns by 0 or 1.")
 
 
 def check_texts(turn: Fields, column: str) -> None:
-    """Raise InputError if a turn says two things, in two fields."""
+    """Raise InputError if a turn has different texts in two of its fields."""
     texts = {name: turn[name] for name in TEXTS if isinstance(turn.get(name), str) and turn[name]}
     for name, text in texts.items():
         first = next(iter(texts))
@@ -227,24 +228,25 @@ def check_texts(turn: Fields, column: str) -> None:
             raise refused(f"{column}.{name}", text, f"is another text than that of `{first}`", KEEP_ONE)
 
 
-def check_read(fields: Fields, names: Mapping[str, tuple[str, str]], prefix: str = "") -> None:
-    """Raise InputError if a field says something that is not read.
+def check_read(fields: Fields, unsupported: Mapping[str, tuple[str, str]], prefix: str = "") -> None:
+    """Raise InputError if a field that is not supported has a value.
 
     Args:
-        names: see `NOT_READ`.
+        unsupported: field → (problem, remedy), see `NOT_READ`.
+        prefix: put before the field's name in errors.
     """
-    if names.keys().isdisjoint(fields.keys()):
+    if unsupported.keys().isdisjoint(fields.keys()):
         return
-    for name, (problem, remedy) in names.items():
+    for name, (problem, remedy) in unsupported.items():
         if not says_nothing(value := fields.get(name)):
             raise refused(f"{prefix}{name}", value, problem, remedy)
 
 
 def with_system_column(messages: tuple[Message, ...], row: Fields) -> tuple[Message, ...]:
-    """Return a conversation with the system turn that its row has in a column of its own.
+    """Return the messages with the system prompt that a column of the row holds, if any, in front.
 
     Raises:
-        InputError: the column holds no text, or the conversation begins with another one.
+        InputError: the column holds no text, or the conversation begins with another system prompt.
     """
     for name in SYSTEM:
         text = row.get(name)
@@ -261,67 +263,69 @@ def with_system_column(messages: tuple[Message, ...], row: Fields) -> tuple[Mess
 
 
 def as_turns(exchanges: Iterable[Iterable[str]]) -> list[dict[str, str]]:
-    """Return the turns of pairs of a question and an answer."""
+    """Return `{role, content}` messages for pairs of (question, answer)."""
     roles = ("user", "assistant")
     return [{"role": role, "content": text} for pair in exchanges for role, text in zip(roles, pair, strict=True)]
 
 
 def with_default_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
-    """Return a conversation with this system turn in front, if it has none of its own."""
+    """Return the messages with this system prompt in front, unless they begin with one."""
     if system is None or messages[0].role == "system":
         return messages
     return (Message("system", system), *messages)
 
 
 def transcript(text: str) -> tuple[Message, ...]:
-    r"""Return the turns of an HH transcript (`\n\nHuman: …`) or a HelpSteer2 one (`<extra_id_1>`); else one user
+    r"""Parse an HH transcript (`\n\nHuman: …`) or a HelpSteer2 one (`<extra_id_1>`). Any other text becomes one user
     turn."""
     roles = {"Human": "user", "User": "user", "Assistant": "assistant"}
     if HH_TURN.match(text.lstrip(" ")):
         _, *parts = HH_TURN.split(text.lstrip(" "))
-        return tuple(Message(roles[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
+        return tuple(
+            Message(roles[speaker], content.strip()) for speaker, content in zip(parts[::2], parts[1::2], strict=True)
+        )
     first, *parts = HELPSTEER_TURN.split(text)
-    later = (Message(roles[who], said) for who, said in zip(parts[::2], parts[1::2], strict=True))
+    later = (Message(roles[speaker], content) for speaker, content in zip(parts[::2], parts[1::2], strict=True))
     return (Message("user", first), *later)
 
 
-def value_of(given: Any, column: str) -> Any:
-    """Return a JSON value, which may be given as its text; a text that writes none stays.
+def value_of(raw: Any, column: str) -> Any:
+    """Parse a JSON value that may be given as text. Text that is not JSON is returned as it is.
 
     Raises:
-        InputError: a key stands twice in an object of the text, or it holds what no text can.
+        InputError: an object in the text has a key twice, or a string holds characters that cannot be kept.
     """
-    if not isinstance(given, str):
-        return given
+    if not isinstance(raw, str):
+        return raw
     try:
-        value = DECODER.decode(given)
+        value = DECODER.decode(raw)
     except KeyTwice as error:
-        raise refused(column, given, f"has the key {error} twice in one object", "Keep one.") from error
+        raise refused(column, raw, f"has the key {error} twice in one object", "Keep one.") from error
     except (ValueError, RecursionError):
-        return given
+        return raw
     check_values(value, column)
     return value
 
 
-def one_of(fields: Fields, given: list[str], column: str) -> Any:
-    """Return the value of the one field that says something. Raises InputError if several do."""
-    value = fields[given[0]]
-    if len(given) > 1:
-        raise refused(column, value, f"stands beside {given[1]}", KEEP_ONE)
+def one_of(fields: Fields, names: list[str], column: str) -> Any:
+    """Parse the value of the one field that is not blank. Raises InputError if several are not."""
+    value = fields[names[0]]
+    if len(names) > 1:
+        raise refused(column, value, f"stands beside {names[1]}", KEEP_ONE)
     return value_of(value, column)
 
 
 def tools_of(row: Fields) -> tuple[Tool, ...]:
-    """Return what a row offers to the assistant.
+    """Parse the tools that a row offers to the assistant.
 
     Raises:
-        InputError: it is no list of schemas, or a name stands twice.
+        InputError: the value is no list of schemas, or two tools have one name.
     """
-    given = [name for name in OFFERED if not says_nothing(row.get(name))]
-    if not given:
+    columns = [name for name in OFFERED if not says_nothing(row.get(name))]
+    if not columns:
         return ()
-    column = given[0]
-    values = one_of(row, given, column)
+    column = columns[0]
+    values = one_of(row, columns, column)
     if not isinstance(values, list):
         raise refused(column, row[column], "is no list of tools", WRITE_TOOLS)
     tools = tuple(tool_of(value, f"{column}[{i}]") for i, value in enumerate(values))
@@ -332,117 +336,128 @@ def tools_of(row: Fields) -> tuple[Tool, ...]:
     return tools
 
 
-def tool_of(given: Any, column: str) -> Tool:
-    value = value_of(given, column)
+def tool_of(raw: Any, column: str) -> Tool:
+    value = value_of(raw, column)
     if isinstance(value, Mapping) and value.get("type", "function") not in ("function", "object", None):
         raise refused(f"{column}.type", value["type"], "is a kind of tools that is not read", WRITE_TOOLS)
     function = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise refused(column, given, "is no schema of a tool: it names no function", WRITE_TOOLS)
-    for name, kind, wanted in (("parameters", Mapping, "an object"), ("description", str, "a text")):
+        raise refused(column, raw, "is no schema of a tool: it names no function", WRITE_TOOLS)
+    for name, kind, expected in (("parameters", Mapping, "an object"), ("description", str, "a text")):
         if not isinstance(function.get(name), kind | None):
-            raise refused(f"{column}.{name}", function[name], f"is not {wanted}", WRITE_TOOLS)
+            raise refused(f"{column}.{name}", function[name], f"is not {expected}", WRITE_TOOLS)
     try:
         return Tool.from_dict(value)
     except ValueError as error:
-        raise refused(column, given, f"is no schema of a tool ({error})", WRITE_TOOLS) from error
+        raise refused(column, raw, f"is no schema of a tool ({error})", WRITE_TOOLS) from error
 
 
-def parse_calls(message: Fields, given: list[str], column: str) -> tuple[ToolCall, ...]:
-    """Return the calls of a message.
+def parse_calls(message: Fields, names: list[str], column: str) -> tuple[ToolCall, ...]:
+    """Parse the tool calls of a message.
 
     Args:
-        given: the fields of the message that hold calls.
+        message: the message's fields.
+        names: names of the fields that hold calls.
+        column: the message's place, for errors.
     """
-    at = f"{column}.{given[0]}"
-    value = one_of(message, given, at)
-    if given[0] == "function_call" and not isinstance(value, list):
-        return (call_of(value, at),)
+    place = f"{column}.{names[0]}"
+    value = one_of(message, names, place)
+    if names[0] == "function_call" and not isinstance(value, list):
+        return (call_of(value, place),)
     if not isinstance(value, list):
-        raise refused(at, message[given[0]], "is no list of calls", WRITE_CALLS)
-    return tuple(call_of(call, f"{at}[{i}]") for i, call in enumerate(value))
+        raise refused(place, message[names[0]], "is no list of calls", WRITE_CALLS)
+    return tuple(call_of(call, f"{place}[{i}]") for i, call in enumerate(value))
 
 
-def call_of(given: Any, column: str) -> ToolCall:
-    """Return one call: OpenAI's `{id, type, function: {name, arguments}}`, or `{name, arguments}` alone."""
-    value = value_of(given, column)
+def call_of(raw: Any, column: str) -> ToolCall:
+    """Parse one call: OpenAI's `{id, type, function: {name, arguments}}`, or `{name, arguments}`."""
+    value = value_of(raw, column)
     function = value.get("function", value) if isinstance(value, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(value, Mapping) or not isinstance(function, Mapping) or not isinstance(name, str) or not name:
-        raise refused(column, given, "is no call: it names no tool", WRITE_CALLS)
+        raise refused(column, raw, "is no call: it names no tool", WRITE_CALLS)
     if value.get("type") not in (None, "function"):
         raise refused(f"{column}.type", value["type"], "is a kind of calls that is not read", WRITE_CALLS)
     id = value.get("id")
     if not isinstance(id, str | None):
         raise refused(f"{column}.id", id, "is no text", "Give the id as text, or leave it out.")
-    written = function.get("arguments")
-    none = written is None or (isinstance(written, str) and not written.strip())  # OpenAI and vLLM write "" for none
-    arguments = {} if none else value_of(written, f"{column}.arguments")
+    raw_arguments = function.get("arguments")
+    # OpenAI and vLLM write "" for a call without arguments.
+    is_empty = raw_arguments is None or (isinstance(raw_arguments, str) and not raw_arguments.strip())
+    arguments = {} if is_empty else value_of(raw_arguments, f"{column}.arguments")
     reason = ""
     if isinstance(arguments, Mapping):
         try:
             return ToolCall.from_arguments(name, arguments, id or "")
         except ValueError as error:
             reason = f" ({error})"
-    raise refused(f"{column}.arguments", written, f"is no JSON object{reason}", WRITE_ARGUMENTS)
+    raise refused(f"{column}.arguments", raw_arguments, f"is no JSON object{reason}", WRITE_ARGUMENTS)
 
 
 def check_calls(placed: Sequence[tuple[str, Message]], tools: Iterable[Tool]) -> None:
-    """Raise InputError if a result answers no call, a call has no result though the conversation goes on, or a call is
-    of no tool that is offered. A last turn of calls is what may be trained on, and needs no results.
+    """Check that tool calls and their results match.
+
+    A last turn of calls may be trained on and needs no results.
 
     Args:
-        placed: the turns of a conversation, each with the place in the row that it, or its text, stands at.
+        placed: (place in the row, message) for each turn.
+        tools: the tools that the row offers.
+
+    Raises:
+        InputError: a result answers no call, a call has no result although the conversation goes on, or a called tool
+            is not offered.
     """
     if not any(turn.tool_calls or turn.role == "tool" for _, turn in placed):  # most have none
         return
     offered = {tool.name for tool in tools}
-    waiting = list[ToolCall]()
+    open_calls = list[ToolCall]()
     place_of_calls = ""
 
     def check_answered() -> None:
-        if waiting:
-            call = waiting[0]
+        if open_calls:
+            call = open_calls[0]
             shown = f"{call.name} ({call.id})" if call.id else call.name
             remedy = "Put the result of each call behind it, as a turn of the role tool, or end the row with the calls."
             problem = "has no result, and the conversation goes on"
             raise refused(f"{place_of_calls}.tool_calls", shown, problem, remedy)
 
-    for at, turn in placed:
-        place = at.removesuffix(".content").removesuffix(".value")
+    for place_of_text, turn in placed:
+        place = place_of_text.removesuffix(".content").removesuffix(".value")
         if turn.role == "tool":
-            waiting.remove(answered_call(turn, waiting, place))
+            open_calls.remove(answered_call(turn, open_calls, place))
             continue
         check_answered()
-        waiting = list(turn.tool_calls)
+        open_calls = list(turn.tool_calls)
         place_of_calls = place
-        for i, call in enumerate(waiting):
-            at = f"{place}.tool_calls[{i}]"
+        for i, call in enumerate(open_calls):
+            call_place = f"{place}.tool_calls[{i}]"
             if offered and call.name not in offered:
                 problem = f"calls a tool that is not among those offered ({', '.join(sorted(offered))})"
-                raise refused(f"{at}.name", call.name, problem, "Correct the name, or add its schema to tools.")
-            if call.id and call.id in [other.id for other in waiting[:i]]:
-                raise refused(f"{at}.id", call.id, "is the id of two calls of one turn", "Give each its own.")
+                remedy = "Correct the name, or add its schema to tools."
+                raise refused(f"{call_place}.name", call.name, problem, remedy)
+            if call.id and call.id in [earlier.id for earlier in open_calls[:i]]:
+                problem = "is the id of two calls of one turn"
+                raise refused(f"{call_place}.id", call.id, problem, "Give each its own.")
     if placed[-1][1].role == "tool":
         check_answered()
 
 
-def answered_call(turn: Message, waiting: list[ToolCall], place: str) -> ToolCall:
-    """Return the call that a result answers: of its id, else the first of its name, else the first."""
-    if not waiting:
+def answered_call(turn: Message, open_calls: list[ToolCall], place: str) -> ToolCall:
+    """Find the call that a result answers: the one with its id, else the first of its name, else the first."""
+    if not open_calls:
         problem = "is the result of a tool, and no call stands before it"
         remedy = "Write the call into tool_calls of the answer before it, or leave the row out."
         raise refused(f"{place}.role", "tool", problem, remedy)
     remedy = "Correct {}, or leave it out."
     if turn.tool_call_id:
-        calls = [call for call in waiting if call.id == turn.tool_call_id]
+        calls = [call for call in open_calls if call.id == turn.tool_call_id]
         if not calls:
-            ids = ", ".join(call.id for call in waiting if call.id) or "none has an id"
+            ids = ", ".join(call.id for call in open_calls if call.id) or "none has an id"
             problem = f"is the id of no call that waits for a result ({ids})"
             raise refused(f"{place}.tool_call_id", turn.tool_call_id, problem, remedy.format("it"))
     else:
-        calls = [call for call in waiting if turn.name in ("", call.name)]
+        calls = [call for call in open_calls if turn.name in ("", call.name)]
     if not calls or turn.name not in ("", calls[0].name):
-        problem = f"is the name of no tool whose result is due ({', '.join(call.name for call in calls or waiting)})"
+        problem = f"is the name of no tool whose result is due ({', '.join(call.name for call in calls or open_calls)})"
         raise refused(f"{place}.name", turn.name, problem, remedy.format("the name"))
     return calls[0]
