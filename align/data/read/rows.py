@@ -1,11 +1,11 @@
-"""Rows of a data set: whatever its files are, one after another, numbered from 1, in memory that does not grow.
+"""Rows of a data set in any file format, numbered from 1 and read in bounded memory.
 
     .jsonl .ndjson .json    JSON Lines, or one JSON array, or an object that holds one
     .csv .tsv               tables with a header
     .parquet .arrow         Parquet; Arrow's IPC files and streams
 
-Each may be packed by gzip, zstd, xz or bzip2. What a file begins with tells its format, and its name only
-where that does not. A row may hold no key twice, no half character, no NUL, and nothing that is nested too deeply.
+Each may be compressed by gzip, zstd, xz or bzip2. The first bytes of a file decide its format, and its name only if
+they are ambiguous. A row may not hold a duplicate key, half a surrogate pair, NUL, or values nested too deeply.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     import pyarrow
 
 DEEPEST = 64
-"""Lists and objects within one another: what reads a row walks them by recursion."""
+"""Maximum nesting of lists and objects, which are walked by recursion."""
 LONGEST = 32 * 2**20
-"""Bytes of a row of text; reading one takes up to some twenty times that."""
+"""Maximum bytes of a row of text. Reading one takes up to about twenty times that in memory."""
 SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
-"""How a file in UTF-8 writes half a character and NUL; half of its matches are followed by their other half."""
+"""JSON escapes of surrogates and NUL. A match may also be the first half of a complete pair."""
 ONE = "Write one JSON object a line."
 TOO_DEEP = "it is nested too deeply to be read"
 TOO_LONG = f"a line of more than {LONGEST // 2**20} MiB"
@@ -48,12 +48,12 @@ TWICE = "a key of this name stands twice in one object"
 NUL = "it holds U+0000 (NUL), which is no character of a text"
 BOM = "\ufeff"
 NumberedRows = Iterator[tuple[int, dict[str, Any] | InputError | None]]
-"""What a reader yields: (number from 1, the row or why it is none), and at last (the count of numbers, None).
+"""Output of a reader: (number from 1, row or its error) for each row, then (number of rows, None).
 The errors name a field of the row; `placed_rows` adds the file and the number."""
 
 
 class KeyTwice(ValueError):
-    """An object has two values of one name."""
+    """An object with two values of one name."""
 
 
 def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -65,16 +65,20 @@ def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=object_of)
-"""Made once: `json.loads` with a hook makes a decoder a call, which takes as long as reading a short row."""
+"""Shared, because `json.loads` with a hook makes a decoder per call, which takes as long as reading a short row."""
 LENIENT_DECODER = json.JSONDecoder()
-"""The same for an object that has a key twice: it finds the end."""
+"""Decoder that accepts duplicate keys, to find the end of such an object."""
 
 
 def parse_object(value: Any, text: str) -> dict[str, Any]:
-    """Return a JSON value as a row. Raises InputError if it is no object, or has a value that cannot be kept.
+    """Return a JSON value as a row.
 
     Args:
-        text: that the value was read from. Only one that gives cause is looked at closely.
+        value: the decoded JSON.
+        text: the JSON text. Nested values are only checked if the text has suspect escapes or many brackets.
+
+    Raises:
+        InputError: the value is no object, or holds a value that cannot be kept.
     """
     if not isinstance(value, dict):
         raise InputError("", text.strip()[:60], f"a {type(value).__name__}, not an object", ONE)
@@ -85,10 +89,10 @@ def parse_object(value: Any, text: str) -> dict[str, Any]:
 
 
 def check_values(value: Any, field: str = "", depth: int = 0) -> None:
-    """Raise InputError if a value, or one within it, is nested too deeply, or holds half a character or NUL."""
+    """Raise InputError if a value is nested too deeply, or a text within it holds half a surrogate pair or NUL."""
     if isinstance(value, str):
-        if half := find_lone_surrogate(value):
-            raise InputError(field, value[:60], f"it holds {half}, half a character", "Take it out.")
+        if surrogate := find_lone_surrogate(value):
+            raise InputError(field, value[:60], f"it holds {surrogate}, half a character", "Take it out.")
         if "\0" in value:
             raise InputError(field, value[:60].replace("\0", "␀"), NUL, "Take it out.")
     if depth > DEEPEST:
@@ -103,7 +107,7 @@ def check_values(value: Any, field: str = "", depth: int = 0) -> None:
 
 
 def read_lines(source: DataFile, skip: int = 0) -> NumberedRows:
-    """Read JSON Lines. Rows are numbered by their lines; blank lines are left out."""
+    """Read JSON Lines. Rows are numbered by line; blank lines are skipped."""
     line = 0
     with source.opened() as file:
         for line, raw in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
@@ -121,13 +125,13 @@ def read_lines(source: DataFile, skip: int = 0) -> NumberedRows:
 
 
 def skip_line(file: BinaryIO, raw: bytes) -> None:
-    """Read to the end of a line, and keep nothing of it."""
+    """Read to the end of a line without keeping it."""
     while raw and not raw.endswith(b"\n"):
         raw = file.readline(2**20)
 
 
 def parse_line(raw: bytes) -> dict[str, Any]:
-    """Return one line as a row. Raises InputError if it is none."""
+    """Parse one line of JSON Lines as a row. Raises InputError if it is no JSON object."""
     try:
         text = raw.decode()
         data = DECODER.decode(text.lstrip(BOM))
@@ -135,27 +139,29 @@ def parse_line(raw: bytes) -> dict[str, Any]:
         raise InputError(str(error), "(twice)", TWICE, "Keep one.") from error
     except RecursionError as error:
         raise InputError("", f"{raw[:60]!r}", TOO_DEEP, ONE) from error
-    except ValueError as error:  # of which UnicodeDecodeError and JSONDecodeError are kinds
+    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are subclasses
         displayed = raw[:60].decode("utf-8-sig", "replace").replace("\0", "␀").strip()
-        why = "it holds NUL bytes" if b"\0" in raw else str(error)
-        raise InputError("", displayed, f"not a line of JSON in UTF-8 ({why})", ONE) from error
+        reason = "it holds NUL bytes" if b"\0" in raw else str(error)
+        raise InputError("", displayed, f"not a line of JSON in UTF-8 ({reason})", ONE) from error
     return parse_object(data, text)
 
 
 CHUNK = 2**18
-"""Bytes that are read at a time."""
+"""Bytes read at a time."""
 BLANK = re.compile(r"[ \t\r\n]*")
 NOT_UTF8 = re.compile("[\udc80-\udcff]")
-"""Bytes that are no text, as they are read."""
+"""Invalid UTF-8 bytes, as the error handler `surrogateescape` decodes them."""
 MEND = "Write the file again, or write one object a line."
 
 
 class JsonText:
-    """The text of a file, of which one value or sign after another is taken.
+    """The text of a JSON file, read in chunks and consumed value by value.
 
     Attributes:
-        row: the number of the row that is being read.
-        done: that of the last row that was read whole.
+        row: number of the row being read.
+        last_row: number of the last row that was read completely.
+        position: index of the next character in `text`.
+        is_at_end: the file has been read to its end.
     """
 
     def __init__(self, file: BinaryIO, source: DataFile) -> None:
@@ -163,156 +169,159 @@ class JsonText:
         self.source = source
         self.decode = getincrementaldecoder("utf-8-sig")("surrogateescape").decode
         self.text = ""
-        self.at = 0
-        self.ended = False
+        self.position = 0
+        self.is_at_end = False
         self.row = 0
-        self.done = 0
+        self.last_row = 0
 
-    def read_on(self) -> bool:
-        """Read on, and forget what was taken. Returns False at the end."""
-        rest = self.text[self.at :]
-        chunk = self.file.read(max(CHUNK, len(rest)))  # as much again: a long value is tried a few times, not often
-        self.text = rest + self.decode(chunk, not chunk)
-        self.at = 0
-        self.ended = not chunk
+    def read_chunk(self) -> bool:
+        """Read the next chunk and drop consumed text. Returns False at the end of the file."""
+        unread = self.text[self.position :]
+        chunk = self.file.read(max(CHUNK, len(unread)))  # doubling, so that a long value is decoded only a few times
+        self.text = unread + self.decode(chunk, not chunk)
+        self.position = 0
+        self.is_at_end = not chunk
         return bool(chunk)
 
-    def sign(self) -> str:
-        """Return the next character that is no blank, without taking it; an empty text at the end."""
+    def peek(self) -> str:
+        """Return the next character after blanks without consuming it. Returns an empty text at the end."""
         while True:
-            if blank := BLANK.match(self.text, self.at):
-                self.at = blank.end()
-            if self.at < len(self.text):
-                return self.text[self.at]
-            if not self.read_on():
+            if blank := BLANK.match(self.text, self.position):
+                self.position = blank.end()
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self.read_chunk():
                 return ""
 
-    def take(self, *signs: str) -> str:
-        """Take the next sign, one of these. Raises CorruptFile if it is another, or the file ends."""
-        sign = self.sign()
+    def consume(self, *signs: str) -> str:
+        """Consume the next character, which must be one of `signs`. Raises CorruptFile for another one, or at the
+        end."""
+        sign = self.peek()
         if sign not in signs:
-            raise self.broken(f"{sign!r} stands where {' or '.join(map(repr, signs))} should")
-        self.at += 1
+            raise self.build_corrupt_error(f"{sign!r} stands where {' or '.join(map(repr, signs))} should")
+        self.position += 1
         return sign
 
-    def value(self) -> tuple[Any, str]:
-        """Take the next value and its text; in place of an object that has a key twice, its KeyTwice.
+    def consume_value(self) -> tuple[Any, str]:
+        """Consume the next value. Returns it with its JSON text. An object with a duplicate key gives a KeyTwice
+        instead.
 
         Raises:
-            InputError: it is too long or nested too deeply.
-            CorruptFile: it is no JSON, or the file ends.
+            InputError: the value is too long or nested too deeply.
+            CorruptFile: the text is not JSON, or the file ends.
         """
-        self.sign()
+        self.peek()
         while True:
             try:
                 value, end = self._decode_value()
-                if end - self.at > LONGEST:
+                if end - self.position > LONGEST:
                     raise self._too_long("")
-                if end + len("e+") < len(self.text) or self.ended:  # a number may go on
-                    text = self.text[self.at : end]
-                    self.at = end
+                # A number at the end of the chunk may continue in the next one.
+                if end + len("e+") < len(self.text) or self.is_at_end:
+                    text = self.text[self.position : end]
+                    self.position = end
                     return value, text
             except JSONDecodeError as error:
-                if self.ended:
-                    self.at = max(self.at, error.pos)
-                    raise self.broken(error.msg) from error
-                if len(self.text) - self.at > LONGEST:
+                if self.is_at_end:
+                    self.position = max(self.position, error.pos)
+                    raise self.build_corrupt_error(error.msg) from error
+                if len(self.text) - self.position > LONGEST:
                     raise self._too_long(f", or no JSON ({error.msg})") from error
-            self.read_on()
+            self.read_chunk()
 
     def _decode_value(self) -> tuple[Any, int]:
-        """Return the value that begins here, and where it ends."""
+        """Return the value at the current position, and the position of its end."""
         try:
-            return DECODER.raw_decode(self.text, self.at)
+            return DECODER.raw_decode(self.text, self.position)
         except KeyTwice as error:
-            return error, LENIENT_DECODER.raw_decode(self.text, self.at)[1]
+            return error, LENIENT_DECODER.raw_decode(self.text, self.position)[1]
         except JSONDecodeError:
             raise
         except RecursionError as error:
             raise InputError(self._where, "[…]", TOO_DEEP, "Give it flat.") from error
-        except ValueError as error:  # a number of thousands of digits
-            raise self.broken(str(error)) from error
+        except ValueError as error:  # a number with thousands of digits
+            raise self.build_corrupt_error(str(error)) from error
 
     @property
     def _where(self) -> str:
         return f"{self.source.path}, row {self.row}"
 
-    def _too_long(self, otherwise: str) -> InputError:
-        problem = f"a value of more than {LONGEST // 2**20} MiB{otherwise}"
-        return InputError(self._where, self.text[self.at : self.at + 60], problem, MEND)
+    def _too_long(self, alternative: str) -> InputError:
+        problem = f"a value of more than {LONGEST // 2**20} MiB{alternative}"
+        return InputError(self._where, self.text[self.position : self.position + 60], problem, MEND)
 
-    def broken(self, problem: str) -> CorruptFile:
-        return self.source.corrupt(f"is no JSON after row {self.done}, or was cut there ({problem})", MEND)
+    def build_corrupt_error(self, problem: str) -> CorruptFile:
+        return self.source.corrupt(f"is no JSON after row {self.last_row}, or was cut there ({problem})", MEND)
 
 
 def read_array(source: DataFile, skip: int = 0) -> NumberedRows:
-    """Read one JSON array of objects, or an object that holds one. Rows are numbered by their places in the array.
+    """Read one JSON array of objects, or an object that holds one. Rows are numbered by their place in the array.
 
     Raises:
-        InputError: an object holds several arrays of objects.
-        CorruptFile: it is no JSON, or was cut. What stands behind that cannot be found.
+        InputError: the object holds several arrays of objects.
+        CorruptFile: the text is not JSON, or is cut. Rows after that place cannot be found.
     """
     with source.opened() as file:
         text = JsonText(file, source)
-        yield from rows_of_object(text, skip) if text.take("[", "{") == "{" else rows_of_array(text, skip)
-        if text.sign():
-            raise text.broken("more stands behind its end")
+        yield from rows_of_object(text, skip) if text.consume("[", "{") == "{" else rows_of_array(text, skip)
+        if text.peek():
+            raise text.build_corrupt_error("more stands behind its end")
         yield text.row, None
 
 
 def rows_of_array(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
-    """Yield the rows of an array whose `[` was taken."""
-    sign = text.take("]") if text.sign() == "]" else ","
-    while sign == ",":
+    """Yield the rows of an array whose `[` has been consumed."""
+    separator_sign = text.consume("]") if text.peek() == "]" else ","
+    while separator_sign == ",":
         text.row += 1
-        value, written = text.value()
-        text.done = text.row
+        value, value_text = text.consume_value()
+        text.last_row = text.row
         if text.row > skip:
-            yield text.row, row_of_value(value, written)
-        sign = text.take(",", "]")
+            yield text.row, row_of_value(value, value_text)
+        separator_sign = text.consume(",", "]")
 
 
 def rows_of_object(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
-    """Yield the rows of the array of objects that an object holds, whose `{` was taken. Its other values are passed
-    over, element by element, for an array may be long."""
-    holder = ""
-    sign = ","
-    while sign == ",":
-        name, _ = text.value()
-        text.take(":")
-        if text.sign() != "[":
-            text.value()
+    """Yield the rows of the one array of objects within an object whose `{` has been consumed. Other values are
+    skipped; arrays element by element, as they may be long."""
+    rows_key = ""
+    separator_sign = ","
+    while separator_sign == ",":
+        name, _ = text.consume_value()
+        text.consume(":")
+        if text.peek() != "[":
+            text.consume_value()
         else:
-            text.take("[")
-            if text.sign() == "{":
-                if holder:
+            text.consume("[")
+            if text.peek() == "{":
+                if rows_key:
                     remedy = "Write each into a file of its own."
-                    raise text.source.refused(f"holds several lists of rows ({holder}, {name})", remedy)
-                holder = name
+                    raise text.source.refused(f"holds several lists of rows ({rows_key}, {name})", remedy)
+                rows_key = name
                 yield from rows_of_array(text, skip)
             else:
-                end = text.take("]") if text.sign() == "]" else ","
-                while end == ",":
-                    text.value()
-                    end = text.take(",", "]")
-        sign = text.take(",", "}")
+                element_sign = text.consume("]") if text.peek() == "]" else ","
+                while element_sign == ",":
+                    text.consume_value()
+                    element_sign = text.consume(",", "]")
+        separator_sign = text.consume(",", "}")
 
 
-def row_of_value(value: Any, written: str) -> dict[str, Any] | InputError:
-    """Return a value of the array as a row, or why it is none."""
+def row_of_value(value: Any, value_text: str) -> dict[str, Any] | InputError:
+    """Return a value of the array as a row, or the error of a value that is no row."""
     if isinstance(value, KeyTwice):
         return InputError(str(value), "(twice)", TWICE, "Keep one.")
-    if NOT_UTF8.search(written):
-        shown = written[:60].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        return InputError("", shown, "not text in UTF-8", "Write the file in UTF-8.")
+    if NOT_UTF8.search(value_text):
+        beginning = value_text[:60].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return InputError("", beginning, "not text in UTF-8", "Write the file in UTF-8.")
     try:
-        return parse_object(value, written)
+        return parse_object(value, value_text)
     except InputError as error:
         return error
 
 
 SEPARATORS = {".csv": (",", ";", "\t"), ".tsv": ("\t",)}
-"""Ending → what may stand between two cells; the one that the header has most often outside of quotes."""
+"""Ending → possible cell separators. The one that occurs most often in the header, outside of quotes, is used."""
 QUOTES = (
     'Write it with one row a record, and put a cell with a separator, a quote or a line\'s end in double quotes ("").'
 )
@@ -322,12 +331,16 @@ QUOTED = re.compile(r'"[^"]*"')
 
 
 class TableLines:
-    """The lines of a file as text, and what is wrong with those that were read last."""
+    """Lines of a table file as text.
+
+    Attributes:
+        problem: the problem of the lines read last, or an empty text.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
-        self.first = True
-        self.wrong = ""
+        self.is_first_line = True
+        self.problem = ""
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -336,25 +349,25 @@ class TableLines:
         raw = self.file.readline(LONGEST + 1)
         if not raw:
             raise StopIteration
-        if self.first:
-            self.first = False
+        if self.is_first_line:
+            self.is_first_line = False
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         if len(raw) > LONGEST:
             skip_line(self.file, raw)
-            self.wrong = TOO_LONG
+            self.problem = TOO_LONG
             raw = raw[:60] + b"\n"
         if b"\0" in raw:
-            self.wrong = NUL
+            self.problem = NUL
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            self.wrong = f"{NOT_UTF_8} ({error})"
+            self.problem = f"{NOT_UTF_8} ({error})"
             return raw.decode("utf-8", "replace")
 
 
 def read_table(source: DataFile, skip: int = 0) -> NumberedRows:
-    """Read CSV or TSV: a header, and a row of as many cells for each record. Every value is a text, or null if the cell
-    is empty. Rows are numbered from 1 behind the header.
+    """Read CSV or TSV: a header, then one row per record with as many cells. Every value is a text, or null for an
+    empty cell. Rows are numbered from 1 after the header.
 
     Raises:
         InputError: the header is empty, or names a column twice.
@@ -364,22 +377,22 @@ def read_table(source: DataFile, skip: int = 0) -> NumberedRows:
     row = 0
     with source.opened() as file:
         lines = TableLines(file)
-        first = next(lines, "")
-        sign = separator(first, source.plain_name)
-        header = parse_header(first, sign, lines.wrong, source)
-        table = csv.reader(lines, delimiter=sign, strict=True)
+        first_line = next(lines, "")
+        delimiter = separator(first_line, source.plain_name)
+        header = parse_header(first_line, delimiter, lines.problem, source)
+        table = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
-            lines.wrong = ""
+            lines.problem = ""
             try:
                 cells = next(table)
-                problem = lines.wrong
+                problem = lines.problem
             except StopIteration:
                 break
             except csv.Error as error:
                 if "unexpected end of data" in str(error):
                     raise source.corrupt(f"ends within a quoted cell, after row {row}", QUOTES) from error
                 cells = ["…"]
-                problem = lines.wrong or f"no row of a table ({error})"
+                problem = lines.problem or f"no row of a table ({error})"
             if not cells:  # a blank line
                 continue
             row += 1
@@ -397,35 +410,50 @@ def read_table(source: DataFile, skip: int = 0) -> NumberedRows:
 
 
 def separator(header: str, name: str) -> str:
-    """Return what stands between the cells."""
+    """Detect the cell separator of a table.
+
+    Args:
+        header: the first line.
+        name: the file name.
+    """
     signs = SEPARATORS[".tsv" if name.endswith(".tsv") else ".csv"]
     return max(signs, key=QUOTED.sub("", header).count)
 
 
-def parse_header(first: str, sign: str, wrong: str, source: DataFile) -> list[str]:
-    """Return the names of the columns."""
+def parse_header(line: str, delimiter: str, line_problem: str, source: DataFile) -> list[str]:
+    """Return the column names.
+
+    Args:
+        line: the first line.
+        delimiter: the cell separator.
+        line_problem: the problem of that line, or an empty text.
+        source: the file.
+
+    Raises:
+        InputError: the header is missing, has an unnamed column, or names one twice.
+    """
     try:
-        header = next(csv.reader([first], delimiter=sign, strict=True), [])
+        header = next(csv.reader([line], delimiter=delimiter, strict=True), [])
     except csv.Error as error:
         raise source.refused(f"has no header in its first line ({error})", QUOTES) from error
-    if wrong:
-        remedy = IN_UTF_8 if wrong.startswith(NOT_UTF_8) else "Write the columns' names there."
-        raise source.refused(f"has no header in its first line: {wrong}", remedy)
+    if line_problem:
+        remedy = IN_UTF_8 if line_problem.startswith(NOT_UTF_8) else "Write the columns' names there."
+        raise source.refused(f"has no header in its first line: {line_problem}", remedy)
     if not all(name.strip() for name in header) or not header:
         problem = "has a column without a name" if header else "has no header in its first line"
         raise source.refused(problem, "Write the columns' names into the first line.")
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise source.refused(f"has several columns called {', '.join(twice)}", "Rename them in the first line.")
+    if duplicates := sorted({name for name in header if header.count(name) > 1}):
+        raise source.refused(f"has several columns called {', '.join(duplicates)}", "Rename them in the first line.")
     return header
 
 
 class Cells(NamedTuple):
-    """Columns of tables that hold something else than a text.
+    """Columns whose text cells are converted to other types.
 
     Attributes:
-        lists: a JSON array.
-        messages: a text, or a JSON array of turns.
-        numbers: a number, `true` or `false`.
+        lists: columns of JSON arrays.
+        messages: columns of a text, or of a JSON array of messages.
+        numbers: columns of numbers or booleans.
     """
 
     lists: Sequence[str]
@@ -433,23 +461,25 @@ class Cells(NamedTuple):
     numbers: Sequence[str]
 
     def typed(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a row with values in place of the texts that write them; a text that writes none stays."""
+        """Return the row with texts replaced by the values that they write. A text that writes no value stays."""
         return {name: self.value(name, text) if isinstance(text, str) else text for name, text in row.items()}
 
     def value(self, name: str, text: str) -> Any:
         is_number = name in self.numbers
         if not is_number and not (text.startswith("[") and (name in self.lists or name in self.messages)):
             return text
-        word = text.strip().lower()
+        lowered = text.strip().lower()
         try:
-            value = json.loads(word if word in ("true", "false") else text)
+            value = json.loads(lowered if lowered in ("true", "false") else text)
         except (ValueError, RecursionError):
             return text
         if is_number:
             return value if isinstance(value, int | float) else text
-        # An answer may be JSON itself.
-        turns = bool(value) and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value)
-        return value if name in self.lists or turns else text
+        # The text of an answer may be JSON itself, so only lists of messages are converted.
+        is_message_list = bool(value) and all(
+            isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value
+        )
+        return value if name in self.lists or is_message_list else text
 
 
 CELLS = Cells(
@@ -465,20 +495,22 @@ CELLS = Cells(
 
 
 ROWS = 1024
-"""Rows of a batch, at most."""
+"""Maximum rows of a batch."""
 BATCH = 8 * 2**20
-"""Bytes of a batch, about."""
+"""Approximate maximum bytes of a batch."""
 END = b"\xff\xff\xff\xff\0\0\0\0"
-"""What a stream ends with. Without it, it was cut between two batches."""
+"""Last bytes of an Arrow stream. A stream without them was cut between two batches."""
 
 
 def number_rows(
     read_batches: Callable[[DataFile, int], Iterator[pyarrow.RecordBatch | int]], source: DataFile, skip: int = 0
 ) -> NumberedRows:
-    """Yield the rows of batches, numbered.
+    """Yield the numbered rows of record batches.
 
     Args:
-        read_batches: yields batches, and in place of rows that are passed over how many they are.
+        read_batches: yields batches, and an integer for each number of rows that it skips.
+        source: the file.
+        skip: rows up to this number are not yielded.
 
     Raises:
         CorruptFile: Arrow cannot read a batch.
@@ -491,9 +523,9 @@ def number_rows(
             if isinstance(batch, int):
                 row += batch
                 continue
-            passed = min(max(skip - row, 0), batch.num_rows)
-            row += passed
-            for data in rows_of(batch.slice(passed)):
+            skipped = min(max(skip - row, 0), batch.num_rows)
+            row += skipped
+            for data in rows_of(batch.slice(skipped)):
                 row += 1
                 yield row, data
     except InputError:
@@ -507,22 +539,22 @@ def number_rows(
 
 
 def parquet_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch | int]:
-    """Read Parquet. Groups of rows that lie before `skip` are not read."""
+    """Read Parquet batches. Yields the number of rows instead for row groups that end before `skip`."""
     from pyarrow import parquet
 
     with source.seekable() as file:
-        whole = parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
-        check_names(whole.schema_arrow, source)
-        metadata = whole.metadata
+        parquet_file = parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
+        check_names(parquet_file.schema_arrow, source)
+        metadata = parquet_file.metadata
         row = 0
         for group in range(metadata.num_row_groups):
-            here = metadata.row_group(group)
-            if row + here.num_rows <= skip:
-                row += here.num_rows
-                yield here.num_rows
+            row_group = metadata.row_group(group)
+            if row + row_group.num_rows <= skip:
+                row += row_group.num_rows
+                yield row_group.num_rows
                 continue
-            at_once = max(1, min(ROWS, BATCH * here.num_rows // max(1, here.total_byte_size)))
-            for batch in whole.iter_batches(at_once, row_groups=[group]):
+            batch_rows = max(1, min(ROWS, BATCH * row_group.num_rows // max(1, row_group.total_byte_size)))
+            for batch in parquet_file.iter_batches(batch_rows, row_groups=[group]):
                 row += batch.num_rows
                 yield batch
         if row != metadata.num_rows:
@@ -530,18 +562,18 @@ def parquet_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch
 
 
 def file_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch]:
-    """Read an IPC file, such as Feather is one."""
+    """Read the batches of an Arrow IPC file, such as Feather."""
     import pyarrow.ipc
 
     with source.seekable() as file:
-        whole = pyarrow.ipc.open_file(file)
-        check_names(whole.schema, source)
-        for i in range(whole.num_record_batches):
-            yield whole.get_batch(i)
+        arrow_file = pyarrow.ipc.open_file(file)
+        check_names(arrow_file.schema, source)
+        for i in range(arrow_file.num_record_batches):
+            yield arrow_file.get_batch(i)
 
 
 def stream_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch]:
-    """Read an IPC stream, such as `datasets` writes."""
+    """Read the batches of an Arrow IPC stream, as `datasets` writes it."""
     import pyarrow.ipc
 
     with source.opened() as file:
@@ -562,13 +594,13 @@ read_arrow_stream = partial(number_rows, stream_batches)
 
 
 def check_names(schema: pyarrow.Schema, source: DataFile) -> None:
-    """Raise InputError if two columns have one name, of which a row could hold one."""
-    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise source.refused(f"has several columns called {', '.join(twice)}", "Rename them.")
+    """Raise InputError if two columns have one name, as a row holds one value per name."""
+    if duplicates := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise source.refused(f"has several columns called {', '.join(duplicates)}", "Rename them.")
 
 
 class TailKeeper:
-    """A file that remembers the last bytes that were read of it."""
+    """A file wrapper that remembers the last bytes read."""
 
     closed = False
 
@@ -585,7 +617,7 @@ class TailKeeper:
         return True
 
     def close(self) -> None:
-        """Do nothing: whoever opened the file closes it."""
+        """Leave the file open. The context that opened it closes it."""
 
 
 def rows_of(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | InputError]:
@@ -593,23 +625,23 @@ def rows_of(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | InputError]
     import pyarrow
 
     types = pyarrow.types
-    is_strange = any(
+    has_special_types = any(
         contains(kind, lambda kind: types.is_temporal(kind) or types.is_decimal(kind) or types.is_map(kind))
         for kind in batch.schema.types
     )
-    with_json = [field for field in batch.schema if contains(field.type, is_json)]
-    shaped = [*with_json, *(field for field in batch.schema if contains(field.type, has_structs))]
-    at_once = max(1, min(ROWS, BATCH * batch.num_rows // max(1, batch.nbytes)))
-    for start in range(0, batch.num_rows, at_once):
-        part = batch.slice(start, at_once)
-        suspect = bool(with_json) or any(map(holds_nul, part.columns))
-        for data in part.to_pylist():
+    json_fields = [field for field in batch.schema if contains(field.type, is_json)]
+    nested_fields = [*json_fields, *(field for field in batch.schema if contains(field.type, has_structs))]
+    part_rows = max(1, min(ROWS, BATCH * batch.num_rows // max(1, batch.nbytes)))
+    for start in range(0, batch.num_rows, part_rows):
+        part_batch = batch.slice(start, part_rows)
+        needs_check = bool(json_fields) or any(map(holds_nul, part_batch.columns))
+        for data in part_batch.to_pylist():
             try:
-                if is_strange:
+                if has_special_types:
                     data = {name: plain(value) for name, value in data.items()}
-                if shaped:
-                    data |= {field.name: as_written(data[field.name], field.type) for field in shaped}
-                if suspect:
+                if nested_fields:
+                    data |= {field.name: as_written(data[field.name], field.type) for field in nested_fields}
+                if needs_check:
                     check_values(data)
             except InputError as error:
                 yield error
@@ -623,7 +655,7 @@ def holds_nul(column: pyarrow.Array) -> bool:
     import pyarrow.compute
 
     kind: Any = column.type
-    pc: Any = pyarrow.compute  # whose functions are made at run time
+    pc: Any = pyarrow.compute  # its functions are created at run time
     types = pyarrow.types
     if types.is_struct(kind):
         return any(map(holds_nul, column.flatten()))
@@ -631,34 +663,34 @@ def holds_nul(column: pyarrow.Array) -> bool:
         return holds_nul(column.flatten())
     if types.is_dictionary(kind):
         return holds_nul(column.dictionary)
-    texts = types.is_string(kind) or types.is_large_string(kind)
-    return texts and bool(pc.any(pc.match_substring(column, "\0")).as_py())
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    return is_text and bool(pc.any(pc.match_substring(column, "\0")).as_py())
 
 
 def fields_in(kind: pyarrow.DataType) -> list[pyarrow.Field]:
-    """Return the fields of a list or a struct. A map has none of its own."""
+    """Return the fields of a list or struct type. Returns an empty list for a map."""
     import pyarrow
 
     return [] if pyarrow.types.is_map(kind) else [kind.field(i) for i in range(kind.num_fields)]
 
 
 def contains(kind: pyarrow.DataType, test: Callable[[pyarrow.DataType], bool]) -> bool:
-    """Return whether a type, or one within it, passes a test."""
+    """Return whether a type, or one nested within it, passes a test."""
     import pyarrow
 
-    inner = [kind.value_type] if pyarrow.types.is_dictionary(kind) else [field.type for field in fields_in(kind)]
-    return test(kind) or any(contains(other, test) for other in inner)
+    inner_types = [kind.value_type] if pyarrow.types.is_dictionary(kind) else [field.type for field in fields_in(kind)]
+    return test(kind) or any(contains(inner_type, test) for inner_type in inner_types)
 
 
 def is_json(kind: pyarrow.DataType) -> bool:
-    """Return whether a type is that of JSON as text, in which `datasets` keeps objects of any form."""
+    """Return whether a type is Arrow's JSON, in which `datasets` keeps objects of any form."""
     import pyarrow
 
     return isinstance(kind, pyarrow.JsonType)
 
 
 def has_structs(kind: pyarrow.DataType) -> bool:
-    """Return whether a type is a struct with structs within it, such as a call's function in a message."""
+    """Return whether a type is a struct that contains structs, such as a message with a tool call."""
     import pyarrow
 
     is_struct = pyarrow.types.is_struct
@@ -666,11 +698,11 @@ def has_structs(kind: pyarrow.DataType) -> bool:
 
 
 def as_written(value: Any, kind: pyarrow.DataType) -> Any:
-    """Return a value as JSON Lines write it: JSON for its text, and structs without the fields that are null. All
-    structs of a column have the same fields, and null stands in those that others have.
+    """Return a value as JSON Lines would hold it: JSON text is decoded, and null fields of structs are dropped. All
+    structs of a column have the same fields, so that null fills those a row lacks.
 
     Raises:
-        InputError: what is to be JSON is none.
+        InputError: a value of a JSON column is not JSON.
     """
     import pyarrow
 
@@ -692,7 +724,7 @@ def as_written(value: Any, kind: pyarrow.DataType) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON Lines write it: times in ISO 8601, durations in seconds, decimals as numbers, maps as
+    """Return a value as JSON Lines would hold it: times in ISO 8601, durations in seconds, decimals as numbers, maps as
     objects."""
     if isinstance(value, datetime | date | time):
         return value.isoformat()
@@ -703,16 +735,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        pairs = bool(value) and all(isinstance(entry, tuple) for entry in value)  # as Arrow hands over a map
-        return {str(name): plain(inner) for name, inner in value} if pairs else [plain(inner) for inner in value]
+        is_map = bool(value) and all(isinstance(entry, tuple) for entry in value)  # Arrow's form of a map
+        return {str(name): plain(inner) for name, inner in value} if is_map else [plain(inner) for inner in value]
     return value
 
 
 Reader = Callable[[DataFile, int], NumberedRows]
-"""Reads one file. Rows up to a number are not read again."""
+"""Function that reads the rows of one file after the given number."""
 BINARY = {b"PAR1": read_parquet, b"ARROW1": read_arrow_file, b"\xff\xff\xff\xff": read_arrow_stream}
 OF_COLUMNS = (read_table, *BINARY.values())
-"""Readers of files in columns."""
+"""Readers of file formats with columns."""
 NAMED = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
 LINES = (".jsonl", ".ndjson")
 ZIP = ("a zip archive", UNPACK := "Unpack it, and name a file of it that holds rows.")
@@ -725,27 +757,27 @@ NOT_READ = {
     b"\xff\xfe": UTF_16,
     b"\xfe\xff": UTF_16,
 }
-"""What a file begins with that is not read: what it is, and the remedy."""
+"""First bytes of unsupported formats → (description, remedy)."""
 LISTS_OF_A_ROW = split_names(
     "messages conversations conversation_a conversation_b prompt completion chosen rejected answers "
     "context history replies tools functions tool_calls images audio expected"
 )
-"""Columns of one row that hold a list of objects: an object with such a list is a row, and none that holds rows."""
+"""Columns of a row that hold a list of objects. An object with one of these is a row and no container of rows."""
 COLUMN_NAME = re.compile(r"[^\W\d][\w .-]{0,63}")
-"""What a column is called, in the header of a table whose name does not say that it is one."""
+"""Column name in the header of a table without the ending of one."""
 
 
 class Row(NamedTuple):
     """One row of a data set.
 
     Attributes:
-        number: in the data set; ascending.
+        number: number in the data set, ascending.
         data: column → value. Empty if there is an error.
-        file: that it stands in.
-        place: in the file: its line in JSON Lines, elsewhere its number.
-        texts: a text may stand for the value that it writes: tables know nothing but texts, and columns of Parquet and
-            Arrow are of one type.
-        error: why it is no row.
+        file: the file that holds it.
+        place: number in the file; the line number in JSON Lines.
+        texts: text cells may write values of other types, as in tables and in Parquet and Arrow, whose columns have one
+            type.
+        error: the error of a row that cannot be read.
         aside: columns that are kept as metadata and not read, see `align.data.read.columns`.
     """
 
@@ -759,17 +791,18 @@ class Row(NamedTuple):
 
     @property
     def where(self) -> str:
-        """How errors name it."""
+        """File and row number, as errors name the row."""
         return f"{self.file}, row {self.place}"
 
     def located(self, error: InputError) -> InputError:
-        """Return the error of a field of this row, which names the row too."""
+        """Return the error of a field of this row with file and row number added."""
         field = f"{self.where}, {error.field}" if error.field else self.where
         return type(error)(field, error.value, error.problem, error.remedy)
 
     @contextmanager
     def naming_errors(self) -> Iterator[None]:
-        """Name this row in the errors of its fields. Errors of other rows that are read together with it stay."""
+        """Add this row's file and number to InputErrors of the block. Errors that name another row of the group
+        stay."""
         try:
             yield
         except InputError as error:
@@ -779,21 +812,22 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """How ids name it: `my-file:7`."""
+        """The row's id without an `id` column: `my-file:7`."""
         return f"{name_of(self.file)}:{self.place}"
 
 
 def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0, counts: Sequence[int] = ()) -> Iterator[Row]:
-    """Yield the rows of a data set, see `files_of`; rows that are none with their errors.
+    """Yield the rows of a data set, see `files_of`. Rows that cannot be read have an error.
 
     Args:
-        field: what the user calls the data set.
-        skip: rows up to this number were read before. Parquet and Arrow pass over them without reading.
-        counts: rows of the files, where they are known (`rows_in`). A file that lies before `skip` is not opened.
+        path: the data set.
+        field: the setting that names it, for errors.
+        skip: rows up to this number are not yielded. Parquet and Arrow skip them without reading.
+        counts: numbers of rows of the first files, if known (`rows_in`). A file that ends before `skip` is not opened.
 
     Raises:
-        InputError: there is no such file, or it cannot be read.
-        CorruptFile: it cannot be unpacked, was cut, or is damaged. The rows before that are given first.
+        InputError: a file does not exist or cannot be read.
+        CorruptFile: a file cannot be decompressed, is cut or is damaged. The rows before that are yielded first.
     """
     before = 0
     for number, file in enumerate(files_of(path, field)):
@@ -803,19 +837,19 @@ def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0, count
         source = DataFile(file, field)
         place = [0]
         with source.naming_errors(place), expect_same_bytes([file], field, str(file)):
-            read = reader_of(source)
-            for place[0], data in read(source, max(0, skip - before)):
+            read_rows = reader_of(source)
+            for place[0], data in read_rows(source, max(0, skip - before)):
                 if data is None:
                     before += place[0]
                 elif isinstance(data, InputError):
                     row = Row(before + place[0], {}, file, place[0])
                     yield row._replace(error=row.located(data))
                 else:
-                    yield Row(before + place[0], data, file, place[0], read in OF_COLUMNS)
+                    yield Row(before + place[0], data, file, place[0], read_rows in OF_COLUMNS)
 
 
 def checked_rows(path: str | Path, field: str = "data.path") -> Iterator[Row]:
-    """Yield the rows of a data set. Raises InputError if one is none."""
+    """Yield the rows of a data set. Raises InputError at the first row that cannot be read."""
     for row in placed_rows(path, field):
         if row.error is not None:
             raise row.error
@@ -823,7 +857,7 @@ def checked_rows(path: str | Path, field: str = "data.path") -> Iterator[Row]:
 
 
 def rows_in(file: Path, field: str = "data.path") -> int:
-    """Count the rows of a file as `placed_rows` numbers them, blank lines among them. None of them is read.
+    """Count the rows of a file as `placed_rows` numbers them, blank lines included. Rows are not parsed.
 
     Raises:
         InputError: the file cannot be read.
@@ -837,7 +871,7 @@ def rows_in(file: Path, field: str = "data.path") -> int:
 
 
 def is_seekable(file: Path, field: str = "data.path") -> bool:
-    """Return whether rows of a file are passed over at hardly any cost, so that it can be read from anywhere.
+    """Return whether rows of a file can be skipped at little cost, so that reading may start anywhere.
 
     Raises:
         InputError: the file cannot be read.
@@ -848,7 +882,7 @@ def is_seekable(file: Path, field: str = "data.path") -> bool:
 
 
 def name_of(file: Path) -> str:
-    """Return a file's name without the endings that tell its format."""
+    """Return a file's name without the endings of its compression and format."""
     name = file.name
     for endings in (ENDINGS, KNOWN):
         name = next((name.removesuffix(ending) for ending in endings if name.endswith(ending)), name)
@@ -856,64 +890,64 @@ def name_of(file: Path) -> str:
 
 
 def reader_of(source: DataFile) -> Reader:
-    """Return what reads a file.
+    """Choose the reader of a file by its first bytes, then by its name.
 
     Raises:
-        InputError: it has a format that is not read.
-        CorruptFile: its name says Parquet or Arrow, and it is not.
+        InputError: the format is not supported.
+        CorruptFile: the name says Parquet or Arrow, and the content is something else.
     """
     head = source.head()
     name = source.plain_name
-    if binary := next((read for mark, read in BINARY.items() if head.startswith(mark)), None):
-        return binary
-    for mark, (what, remedy) in NOT_READ.items():
-        if head.startswith(mark):
-            raise source.refused(f"is {what}, which is not read", remedy.format(quote(str(source.path))))
-    if kind := next((kind for suffix, kind in NAMED.items() if name.endswith(suffix)), None):
-        raise source.corrupt(f"is no {kind} file, as its name says: it was cut, or is another file")
+    if binary_reader := next((read for magic, read in BINARY.items() if head.startswith(magic)), None):
+        return binary_reader
+    for magic, (description, remedy) in NOT_READ.items():
+        if head.startswith(magic):
+            raise source.refused(f"is {description}, which is not read", remedy.format(quote(str(source.path))))
+    if format_name := next((format_name for suffix, format_name in NAMED.items() if name.endswith(suffix)), None):
+        raise source.corrupt(f"is no {format_name} file, as its name says: it was cut, or is another file")
     text = head.decode("utf-8", "replace").lstrip(BOM)
-    begun = text.lstrip()
-    if not begun and name.endswith(".json"):
+    stripped = text.lstrip()
+    if not stripped and name.endswith(".json"):
         raise source.corrupt("is empty, which JSON is not")
-    if begun.startswith("["):
+    if stripped.startswith("["):
         return read_array
-    if begun.startswith("{"):
-        return read_array if not name.endswith(LINES) and holds_rows(begun) else read_lines
+    if stripped.startswith("{"):
+        return read_array if not name.endswith(LINES) and holds_rows(stripped) else read_lines
     return read_table if name.endswith((".csv", ".tsv")) or has_header(text, name) else read_lines
 
 
 def holds_rows(text: str) -> bool:
-    """Return whether a text begins with an object that holds an array of objects, and with no row."""
-    first, _, behind = text.partition("\n")
+    """Return whether a text begins with an object that holds an array of objects, and not with a row."""
+    first_line, _, later_lines = text.partition("\n")
     decoder = json.JSONDecoder()
-    if behind.strip():
+    if later_lines.strip():
         with suppress(ValueError, RecursionError):
-            decoder.decode(first)
-            return False  # an object a line
+            decoder.decode(first_line)
+            return False  # one object per line
 
-    def skip_blanks(at: int) -> int:
-        return len(text) - len(text[at:].lstrip())
+    def skip_blanks(position: int) -> int:
+        return len(text) - len(text[position:].lstrip())
 
-    at = 1
+    position = 1
     try:
         while True:
-            name, at = decoder.raw_decode(text, skip_blanks(at))
-            at = skip_blanks(at) + 1  # the colon
-            if re.compile(r"\s*\[\s*\{").match(text, at):
+            name, position = decoder.raw_decode(text, skip_blanks(position))
+            position = skip_blanks(position) + 1  # the colon
+            if re.compile(r"\s*\[\s*\{").match(text, position):
                 return name not in LISTS_OF_A_ROW
-            _, at = decoder.raw_decode(text, skip_blanks(at))
-            at = skip_blanks(at) + 1  # the comma
-    except (ValueError, RecursionError):  # it ends, or is no such object
+            _, position = decoder.raw_decode(text, skip_blanks(position))
+            position = skip_blanks(position) + 1  # the comma
+    except (ValueError, RecursionError):  # the text ends, or is not JSON
         return False
 
 
 def has_header(text: str, name: str) -> bool:
-    """Return whether a text begins with two lines of as many cells, of which the first are names."""
-    sign = separator(text.partition("\n")[0], name)
+    """Return whether a text begins with two lines of equally many cells, of which the first holds column names."""
+    delimiter = separator(text.partition("\n")[0], name)
     try:
-        table = csv.reader(text.splitlines(keepends=True), delimiter=sign, strict=True)
+        table = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
         header = next(table)
-        first = next(table)
+        first_row = next(table)
     except (csv.Error, StopIteration):
         return False
-    return all(map(COLUMN_NAME.fullmatch, header)) and len(header) == len(set(header)) == len(first) > 1
+    return all(map(COLUMN_NAME.fullmatch, header)) and len(header) == len(set(header)) == len(first_row) > 1
