@@ -1,14 +1,13 @@
-"""The shapes that rows come in, and what becomes of each column: it is read, put into the question, or kept as
-metadata. Nothing is dropped.
+"""Row shapes, and the use of every column: it is read, appended to the question, or kept as metadata.
 
-One table (`Shape`) says which columns a shape needs, where its question and its answer stand, and which columns comment
-on it. Of the other columns of a row,
+The table `SHAPES` says which columns a shape needs, and which hold its question, its answer and comments on it. Of the
+other columns of a row,
 
 - a column that changes the question (`CONTEXT`, `CHOICES`, `option_a` …) is written below the question, see
   `with_context`;
-- a text that averages over `LONGEST` characters is refused, once for the whole data set: the user says whether it is
-  part of the question or metadata;
-- everything else is metadata.
+- a column whose texts average over `LONGEST` characters is refused, once for the whole data set: the user must say
+  whether it is part of the question or metadata;
+- everything else is metadata. No column is dropped.
 
 Names are compared without regard to case.
 """
@@ -45,31 +44,30 @@ from align.data.read.rows import CELLS, Row, check_values, placed_rows
 
 HELP = "docs/data-formats.md has every shape."
 LABEL = "label"
-"""The column that says whether an answer was wanted."""
+"""Column that says whether an answer is desirable (KTO)."""
 ANSWER = re.compile(r"((?:response|answer|completion|output|conversation)[ _-]?)([a-z0-9])")
-"""A column that holds one of two answers: its stem, and its ending."""
+"""Name of a column with one of two answers: its stem and its ending."""
 ENDINGS = (("a", "b"), ("1", "2"), ("0", "1"))
 VERDICTS = ("winner", "preference", "preferred", "better_response_id", "choice", LABEL)
-"""Columns that say which answer is better. Of several the first counts, and the others are metadata."""
+"""Columns that say which answer is better. The first one present is read, the others are metadata."""
 WINNERS = ("winner_model_a", "winner_model_b")
-"""Columns of which one is 1, or none if neither answer is better."""
-
+"""Columns with a flag for each answer. Both are 0 if neither answer is better."""
 
 QUESTIONS = ("prompt", "question", "instruction", "query", "conversations", "messages")
-"""Columns in which the question of a pair or of a ranking may stand. Of several the first counts that is not null."""
+"""Columns that may hold the question of a pair or of a ranking. The first one that is not null is read."""
 
 
 class Shape(NamedTuple):
-    """What a row looks like.
+    """The columns of one kind of row.
 
     Attributes:
-        name: for people.
-        kind: of the records that it makes, see `align.data.read.content.kind_of`.
-        needs: the columns that have to be there and not null.
-        answers: the columns of which one holds the answer; none if `needs` has it, or a question may stand alone.
-        asks: the columns in which its question may stand, of which the first counts that is not null; none if nothing
-            can be written below it.
-        comments: columns of published data sets that comment on the answers: metadata, however long they are.
+        name: for messages to the user.
+        kind: kind of its records, see `align.data.read.content.kind_of`.
+        needs: columns that must be present and not null.
+        answers: columns of which one holds the answer. Empty if the answer is in `needs`, or a question alone is valid.
+        asks: columns that may hold the question, of which the first one that is not null is read. Empty if nothing can
+            be written below the question.
+        comments: columns of published data sets that comment on the answers. They are metadata, however long they are.
     """
 
     name: str
@@ -81,7 +79,7 @@ class Shape(NamedTuple):
 
     @property
     def answer(self) -> str:
-        """The column that the answer to a question is called by first."""
+        """The preferred name of the answer column."""
         return (*self.answers, "completion")[0]
 
 
@@ -129,89 +127,92 @@ CONVERSATIONS = tuple(
         ("query", "a query and its response", "response answer completion chosen"),
     )
 )
-"""Of several the first counts: data sets fill the columns of other rows with null."""
+"""Shapes of conversations by priority: the first one whose column is not null applies."""
 CONVERSATION_COLUMNS = tuple(shape.needs[0] for shape in CONVERSATIONS)
 LABELLED = Shape("an answer with a label (KTO)", FEEDBACK, ("prompt", "completion", LABEL), asks=CONVERSATION_COLUMNS)
 PAIR_SHAPES = (HELPSTEER2, HELPSTEER3, RANKING, ORCA, PAIRS)
-"""Shapes that are known by the columns that they need."""
+"""Shapes that are identified by the columns that they need."""
 SHAPES = (HELPSTEER, *PAIR_SHAPES[:3], SCORED, ORCA, PAIRS, JUDGED, TREE_MESSAGE, LABELLED, *CONVERSATIONS, TEXT)
 ANSWERS = {name for shape in CONVERSATIONS for name in shape.answers}
 BESIDE_TURNS = ("completion", "response", "output", "answer")
-"""Columns in which the answer to a conversation may stand that ends with the user's turn."""
+"""Columns that may hold the answer if a conversation ends with the user's turn."""
 USERS = ("user", "human", "prompter")
 COLUMNS = frozenset(
     {name for shape in SHAPES for name in (*shape.needs, *shape.answers)} - {*VERDICTS, *WINNERS}
     | {"input", "history", "replies", *SYSTEM, *OFFERED}
 )
-"""Columns that hold what a row says; `label` does if it is one, see `read_label`."""
+"""Columns that hold the content of a row. `label` is one only if its value is a label, see `read_label`."""
 
 
 def shape_of(row: Fields) -> str:
-    """Return what people call a row's shape; an empty text if it has none."""
+    """Return the name of a row's shape. Returns an empty text if it has none."""
     shape = recognised(row)
     return shape.name if shape else ""
 
 
 def recognised(row: Fields) -> Shape | None:
-    """Return the shape of a row by its columns; None if they are no shape's, or may be several's."""
+    """Return the shape of a row by its columns. Returns None if no shape fits, or several may."""
     if is_helpsteer(row):
         return HELPSTEER
     if is_tree(row):
         return TREE
     if is_tree_message(row):
         return TREE_MESSAGE
-    there = tuple([name for name, value in row.items() if value is not None])
-    return shape_of_columns(there, read_label(row.get(LABEL)) is not None)
+    names = tuple([name for name, value in row.items() if value is not None])
+    return shape_of_columns(names, read_label(row.get(LABEL)) is not None)
 
 
 @lru_cache(4096)
-def shape_of_columns(names: tuple[str, ...], labelled: bool) -> Shape | None:
-    """Return the shape of a row by its columns that are not null. Rows of a file have the same ones mostly.
+def shape_of_columns(names: tuple[str, ...], has_label: bool) -> Shape | None:
+    """Return the shape of a row by the names of its columns that are not null. Cached, as most rows of a file have the
+    same columns.
 
     Args:
-        labelled: `label` says yes or no.
+        names: the columns.
+        has_label: the value of `label` is a label.
     """
-    there = {*names}
+    present = {*names}
     for shape in PAIR_SHAPES:
-        if there.issuperset(shape.needs):
+        if present.issuperset(shape.needs):
             return shape
     if find_judged_columns(names) is not None:
         return JUDGED
-    if "completions" in there and there.intersection(QUESTIONS):
+    if "completions" in present and present.intersection(QUESTIONS):
         return SCORED
-    if "chosen" in there or "rejected" in there:  # a pair that lacks its other answer would pass for one to imitate
+    if "chosen" in present or "rejected" in present:  # half a pair, which must not be imitated
         return None
     for shape in CONVERSATIONS:
-        if there.issuperset(shape.needs):
-            answered = bool(there.intersection(shape.answers)) or not shape.answers
-            if not answered and there & ANSWERS:  # the answer has a name that goes with another question's
+        if present.issuperset(shape.needs):
+            has_answer_column = bool(present.intersection(shape.answers)) or not shape.answers
+            if not has_answer_column and present & ANSWERS:  # the answer column belongs to another shape
                 return None
-            return LABELLED if labelled and answered else shape
-    return TEXT if "text" in there else None
+            return LABELLED if has_label and has_answer_column else shape
+    return TEXT if "text" in present else None
 
 
 def is_helpsteer(row: Fields) -> bool:
-    """Return whether a row is one answer to a prompt with a rating of its helpfulness."""
+    """Return whether a row is one answer to a prompt with a helpfulness rating (HelpSteer)."""
     return row.get("helpfulness") is not None and "prompt" in row and "response" in row
 
 
 def is_tree(row: Fields) -> bool:
-    """Return whether a row is a whole tree of messages."""
+    """Return whether a row is a whole message tree (OASST)."""
     root = row if "replies" in row else row.get("prompt")
     return isinstance(root, dict) and {"replies", "role", "text"} <= root.keys()
 
 
 def is_tree_message(row: Fields) -> bool:
-    """Return whether a row is one message of a tree, as OASST's flat files have them."""
-    named = "message_id" in row and ("parent_id" in row or "message_tree_id" in row)
-    return named and "role" in row and "text" in row
+    """Return whether a row is one message of a tree, as in OASST's flat files."""
+    has_ids = "message_id" in row and ("parent_id" in row or "message_tree_id" in row)
+    return has_ids and "role" in row and "text" in row
 
 
 class JudgedColumns(NamedTuple):
-    """The columns of two answers, in their order, and of the verdict on them.
+    """The columns of two answers, in order, and of the verdict on them.
 
     Attributes:
-        endings: of the columns: a and b, 1 and 2, or 0 and 1.
+        answers: the two answer columns.
+        endings: endings of their names: a and b, 1 and 2, or 0 and 1.
         verdict: one column, or `WINNERS`.
     """
 
@@ -222,15 +223,15 @@ class JudgedColumns(NamedTuple):
 
 @lru_cache(4096)
 def find_judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
-    """Return the columns of two answers and of a verdict among the columns of a row that are not null; None if it has
-    no such columns."""
+    """Find the columns of two answers and of a verdict among the names of a row's columns that are not null. Returns
+    None if they are not all there."""
     verdict = WINNERS if {*names}.issuperset(WINNERS) else (*(name for name in VERDICTS if name in names),)[:1]
     if not verdict:
         return None
     by_parts = {match.groups(): name for name in names if (match := ANSWER.fullmatch(name.casefold()))}
     stems = [stem for stem, _ in by_parts]
     for (stem, ending), name in by_parts.items():
-        if stems.count(stem) != 2:  # one of many choices
+        if stems.count(stem) != 2:  # more than two answers, such as choices
             continue
         for first, second in ENDINGS:
             if ending == first and (stem, second) in by_parts:
@@ -246,8 +247,8 @@ WORDS: Mapping[str, bool] = {"true": True, "false": False, "yes": True, "no": Fa
 
 
 def read_label(value: Any) -> bool | None:
-    """Return the label that a value writes: true or false, 1 or 0, yes or no, as a value or as text in any case.
-    Returns None for anything else."""
+    """Parse a label: true or false, 1 or 0, yes or no, as a value or as text in any case. Returns None for anything
+    else."""
     if isinstance(value, str):
         return WORDS.get(value.strip().casefold())
     if isinstance(value, bool | int | float) and value in (0, 1):
@@ -256,9 +257,10 @@ def read_label(value: Any) -> bool | None:
 
 
 def label_error(row: Fields, remedy: str) -> InputError:
-    """Return the error of a row whose label cannot be read, or is about no answer.
+    """Return the error of a row whose label cannot be parsed, or belongs to no answer.
 
     Args:
+        row: the row.
         remedy: how to keep the column as metadata, see `align.data.read.columns.ColumnRules`.
     """
     value = row[LABEL]
@@ -270,7 +272,8 @@ def label_error(row: Fields, remedy: str) -> InputError:
 
 
 def question_column(row: Fields, asks: Sequence[str] = QUESTIONS) -> str:
-    """Return the first of some columns that is not null, or the only one; empty if there is none."""
+    """Return the first of some columns that is not null. Returns the column if there is only one, and an empty text if
+    all of several are null."""
     return next((name for name in asks if row.get(name) is not None), asks[0] if len(asks) == 1 else "")
 
 
@@ -279,12 +282,12 @@ def speaker(turn: Fields) -> Any:
 
 
 def ends_with_user(turns: Any) -> bool:
-    """Return whether a list of turns ends with one of the user's."""
+    """Return whether a list of turns ends with a user turn."""
     return isinstance(turns, list) and bool(turns) and isinstance(turns[-1], Mapping) and speaker(turns[-1]) in USERS
 
 
 def answers_beside(row: Fields, shape: Shape) -> list[str]:
-    """Return the columns that hold the answer to a conversation which ends with the user's turn, mostly none."""
+    """Return the columns that hold the answer to a conversation that ends with the user's turn. Mostly empty."""
     if shape.kind == PREFERENCES:
         return []
     turns = next((row[name] for name in ("messages", "conversations") if row.get(name) is not None), None)
@@ -292,34 +295,40 @@ def answers_beside(row: Fields, shape: Shape) -> list[str]:
 
 
 def unclear(row: Fields, kinds: tuple[str, ...], remedy: str = HELP) -> InputError:
-    """Return the error of a row without a shape: it names the columns, the nearest shape, and what that lacks."""
+    """Return the error of a row without a shape. It lists the columns, and the nearest shape with its missing
+    columns."""
     columns = ", ".join(map(str, row)) or "(none)"
     problem = "there is nothing to learn from among them"
     return InputError("columns", columns, problem, nearest_shape(row, kinds) + remedy)
 
 
 def nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:
-    """Return the shape that needs least besides a row's columns, as a sentence; an empty text if no column is alike. A
-    column that few shapes have says more than one that many have."""
-    there = [name for name, value in row.items() if value is not None]
-    best = ""
-    most = 0.0
+    """Describe in a sentence the shape that lacks least, given a row's columns. Returns an empty text if no column is
+    similar. A column weighs more the fewer shapes have it."""
+    present = [name for name, value in row.items() if value is not None]
+    description = ""
+    best_score = 0.0
     for shape in SHAPES:
-        wanted = columns_wanted(shape)
-        answered = any(name in there for name in shape.answers if name != "chosen")  # which half a pair has too
-        lacking = [name for name in wanted if name not in there and not (answered and name in shape.answers)]
-        alike = {name: get_close_matches(name, there, 1, 0.75) for name in lacking}
-        shares = [WEIGHTS[name] * (1 if name not in alike else 0.3 * len(alike[name])) for name in wanted]
-        score = sum(shares) / sum(WEIGHTS[name] for name in wanted)
-        if shape.kind in kinds and lacking and score > most:
-            needs = [f"`{name}`" + (f" (is it `{other[0]}`?)" if other else "") for name, other in alike.items()]
-            best = f"The nearest shape is {shape.name}, which also needs {' and '.join(needs)}. "
-            most = score
-    return best
+        columns = columns_wanted(shape)
+        has_answer_column = any(name in present for name in shape.answers if name != "chosen")  # also in half a pair
+        missing = [
+            name for name in columns if name not in present and not (has_answer_column and name in shape.answers)
+        ]
+        similar = {name: get_close_matches(name, present, 1, 0.75) for name in missing}
+        weights = [WEIGHTS[name] * (1 if name not in similar else 0.3 * len(similar[name])) for name in columns]
+        score = sum(weights) / sum(WEIGHTS[name] for name in columns)
+        if shape.kind in kinds and missing and score > best_score:
+            needs = [
+                f"`{name}`" + (f" (is it `{close_names[0]}`?)" if close_names else "")
+                for name, close_names in similar.items()
+            ]
+            description = f"The nearest shape is {shape.name}, which also needs {' and '.join(needs)}. "
+            best_score = score
+    return description
 
 
 def columns_wanted(shape: Shape) -> tuple[str, ...]:
-    """Return the columns of a shape, of those for an answer the first."""
+    """Return the columns that a shape needs, with the first of its answer columns."""
     return (*shape.needs, *shape.answers[:1])
 
 
@@ -329,33 +338,33 @@ WEIGHTS = {
 
 
 EVALUATED = "data.eval_path"
-"""A file to which the settings of `data.path` apply too, and which may lack what that keeps as metadata."""
+"""Setting of a second file with the same column rules. It may lack columns that are kept as metadata."""
 FIRST = 16
-"""Rows whose columns are named if one is missing."""
+"""Rows whose columns are listed if one is missing."""
 LONGEST = 40
-"""Characters that the texts of a column may average and still be metadata."""
+"""Maximum mean length, in characters, of the texts of a metadata column."""
 CONTEXT = split_names(
     "input inputs context contexts passage passages paragraph paragraphs document documents article "
     "articles background story premise hypothesis table schema"
 )
-"""Columns without which a question is another one, in the order in which they are written below it."""
+"""Columns that belong to the question, in the order in which they are written below it."""
 CHOICES = ("choices", "options", "answer_choices", "endings")
-"""Columns that list what a question lets one choose from."""
+"""Columns that list the choices of a question."""
 LETTERED = re.compile(r"(?:option|choice|opt|op)[ _-]?([a-r]|\d{1,2})")
-"""A column that holds one choice. The columns `a`, `b`, `c` … of a row that has the first three are such too."""
+"""Name of a column with one choice. `a`, `b`, `c` … hold choices too if a row has these three."""
 OPTION_TEXTS = ("text", "value", "content", "option")
 OPTION_LABELS = ("label", "key", "id", "letter")
-"""Fields of a choice that is an object: its text, and its letter."""
+"""Fields of a choice that is an object: its text and its letter."""
 LONGEST_LABEL = 3
-"""Characters of the label of a choice that is an object. What is longer is an id, and letters are written."""
+"""Maximum characters of a choice's label. Longer ones are ids, which letters replace."""
 REPLY_FIELDS = {"message", "finish_reason", "logprobs", "delta", "index"}
-"""Fields of an answer as an API logs it, under `choices`."""
+"""Fields of an entry of `choices` in a logged API response."""
 TITLES = ("title", "heading", "name")
 BODIES = ("text", "content", "contents", "page_content", "passage", "body", "document", "paragraph", "snippet")
-"""Fields of a document that is an object: its title, and its text."""
+"""Fields of a document that is an object: its title and its text."""
 WRITTEN_FIELDS = {*TITLES, *BODIES, *OPTION_TEXTS, *OPTION_LABELS}
 ASKS = frozenset((*QUESTIONS, "instructions", "problem", "code"))
-"""Columns that ask, of which a row's shape reads one. Another one is refused however short its texts are."""
+"""Question columns, of which a row's shape reads one. A second one is refused, however short its texts are."""
 ALIASES = {
     "chosen_response": "chosen",
     "rejected_response": "rejected",
@@ -367,65 +376,65 @@ OTHERS_READ = split_names(
     "label helpfulness overall_preference preference_strength margin deleted message_tree_id metadata"
 )
 KNOWN = frozenset((*COLUMNS, *CONTEXT, *CHOICES, *ALIASES, *OTHERS_READ, *VERDICTS, *WINNERS))
-"""Names that are found in other case too."""
+"""Column names that are matched in any case."""
 OF_TURNS = "[]."
-"""What stands in front of a field of turns, where it is named like a column: `messages[].mood`."""
+"""Infix of a turn field's column name: `messages[].mood`."""
 WITHIN = "metadata."
-"""What stands in front of a field of the object `metadata`, where it is named like a column."""
+"""Prefix of the column name of a field of the object `metadata`."""
 IDENTIFYING = frozenset(
     split_names(
         "id uuid hash source dataset subset category language lang license licence url link model generator "
         "annotator author created_at timestamp date split tags meta"
     )
 )
-"""Columns that are metadata however long their texts are."""
+"""Columns that are metadata, however long their texts are."""
 CHECKED_BY = frozenset(
     split_names(
         "answer answers expected reference references solution solutions target targets test tests check "
         "checks rubric ground_truth rejected chosen completion response output label"
     )
 )
-"""Columns that answers to a prompt are checked by. If a row is asked and not imitated, they are kept for that."""
+"""Columns that graders check answers against. They are kept with prompts, which are answered and not imitated."""
 COMMENTING = CHECKED_BY.union(
     split_names(
         "explanation explanations rationale rationales reason reasoning justification feedback critique "
         "comment comments"
     )
 )
-"""Columns that would give the answer away, and are not offered as part of the question."""
+"""Columns that would reveal the answer, so that errors do not suggest them as part of the question."""
 NAMED_ANSWER = ANSWERS.union(
     split_names("answers answerkey answer_key correct_answer correct_answers best_answer preference")
 )
-"""Columns that hold an answer, or say which is right."""
+"""Columns that hold an answer, or say which one is right."""
 OF_SEVERAL = re.compile(r"(?:response|answer|completion|output)[ _-]?[abc0-3]|answers|correct_answers|preference")
-"""Of those, the ones that hold one of several answers, or all, or say which is better."""
+"""Answer columns that hold one of several answers, or all of them, or say which one is better."""
 ANSWER_LABEL = re.compile(r"[(\[]?([A-Za-z]|\d{1,2})[)\].:]?")
-"""An answer that names a choice."""
+"""Answer that is the label of a choice: `B`, `(b)` or `2.`."""
 ABOUT_PAIRS = split_names(
     "margin strength id group_id annotator source guideline_version created_at chosen_ended rejected_ended scorer"
 )
-"""Columns that a preference pair keeps as attributes of its own."""
+"""Columns that become attributes of a preference pair."""
 OURS = {*KNOWN, "winner_tie", *CHECKED_BY, *ABOUT_PAIRS, *IDENTIFYING, *ASKS, *ascii_lowercase}
-"""What a column may be renamed to: a name that is read, or that says what the column is."""
+"""Names that a column may be renamed to: those that are read or identify metadata."""
 ABOUT_TURNS = ("role", "from", "type", "id", "name", "tool_call_id")
-"""Fields of a turn that are no text of it."""
+"""Fields of a turn that hold no text."""
 OF_SPAN = {"text", "answer_start", "answer_end", "start", "end", "id", "answer_id"}
-"""Fields of an answer that say where it stands, and not how good it is."""
+"""Fields of an answer with its text and its position in the passage, but no score."""
 
 
 def fold(name: Any) -> str:
-    """Return the name of a column as names are compared."""
+    """Normalise a column name for comparison."""
     return str(name).strip().casefold()
 
 
 @dataclass(frozen=True)
 class ColumnRules:
-    """What a user says of the columns of a data set.
+    """The user's settings for the columns of a data set.
 
     Attributes:
         columns: our name of a column → the data set's.
-        metadata: the data set's names of columns that are kept as metadata, whatever they hold.
-        source: a source of `stage=data` is read, which has settings of its own; else the group `data`.
+        metadata: the data set's names of columns that are kept as metadata, regardless of their content.
+        source: the settings belong to one source of `stage=data`. If False, they are those of the group `data`.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -433,45 +442,49 @@ class ColumnRules:
     source: bool = False
 
     def apply(self, row: Row) -> Row:
-        """Return a row under our names, with what changes its question written below it.
+        """Return a row under our column names, with its context written below the question.
 
         Raises:
-            InputError: a column that is to be renamed is missing, or a context cannot be written below the question.
+            InputError: a column to be renamed is missing, or a context cannot be written below the question.
         """
         data: dict[str, Any] = row.data
-        has_several = not isinstance(data.get("answer"), str | None)
-        if not (self.columns or self.metadata or row.texts or has_several) and keeps_names(tuple(data)):
+        has_answer_list = not isinstance(data.get("answer"), str | None)
+        if not (self.columns or self.metadata or row.texts or has_answer_list) and keeps_names(tuple(data)):
             return row
-        wanted = {fold(name) for name in self.metadata if name not in data}
-        aside = {name: data[name] for name in data if name in self.metadata or (wanted and fold(name) in wanted)}
-        if aside:
-            data = {name: value for name, value in data.items() if name not in aside}
+        folded_metadata = {fold(name) for name in self.metadata if name not in data}
+        metadata_columns = {
+            name: value
+            for name, value in data.items()
+            if name in self.metadata or (folded_metadata and fold(name) in folded_metadata)
+        }
+        if metadata_columns:
+            data = {name: value for name, value in data.items() if name not in metadata_columns}
         if self.columns:
             data, displaced = renamed(data, self.columns)
-            aside |= displaced
-        for ours, other in names_alike(tuple(data)):
-            null = next((name for name in (other, ours) if data.get(name) is None), None)
-            if null is None:
+            metadata_columns |= displaced
+        for ours, theirs in names_alike(tuple(data)):
+            null_name = next((name for name in (theirs, ours) if data.get(name) is None), None)
+            if null_name is None:
                 problem = f"stands beside `{ours}`, and case does not tell columns apart"
-                raise refused(other, data[other], problem, f"Rename one of the two. {self.keep([other])}")
-            data = {name: value for name, value in data.items() if name != null}
-        if names := known_names(tuple(data)):
-            data = {names.get(name, name): value for name, value in data.items()}
+                raise refused(theirs, data[theirs], problem, f"Rename one of the two. {self.keep([theirs])}")
+            data = {name: value for name, value in data.items() if name != null_name}
+        if new_names := known_names(tuple(data)):
+            data = {new_names.get(name, name): value for name, value in data.items()}
         if row.texts:
             data = CELLS.typed(data)
             check_values(data)
-        data, several = with_first_answer(data)
+        data, answer_lists = with_first_answer(data)
         data = self.with_whole_question(data)
-        return row._replace(data=data, aside={**aside, **several})
+        return row._replace(data=data, aside={**metadata_columns, **answer_lists})
 
     def keep(self, names: Iterable[str]) -> str:
-        """Return the sentence that says how columns are kept as metadata: a setting to copy."""
+        """Return the sentence that says how to keep columns as metadata, with the setting to copy."""
         return self._setting(
             "To keep it as metadata", "metadata", f"[{', '.join(map(quoted, [*self.metadata, *names]))}]"
         )
 
     def use(self, name: str) -> str:
-        """Return the sentence that says how a column becomes part of the question: a setting to copy."""
+        """Return the sentence that says how to make a column part of the question, with the setting to copy."""
         ours = next((ours for ours in ("context", *CONTEXT) if ours not in self.columns), "context")
         return self._rename("If it belongs to the question", {ours: name})
 
@@ -485,15 +498,15 @@ class ColumnRules:
         return f'{condition}: "data.{key}={value}".'
 
     def check_answer(self, row: Fields, shape: Shape) -> None:
-        """Check that a row without an answer has none in a column that its shape does not read.
+        """Check that a row read without an answer has none in a column that its shape does not read.
 
         Raises:
             InputError: a column has the name of an answer.
         """
         if shape is not TEXT and has_answer(row, shape):
             return
-        beside = answers_beside(row, shape)
-        names = [name for name in row if row[name] is not None and is_answer(str(name)) and name not in beside]
+        answer_columns = answers_beside(row, shape)
+        names = [name for name in row if row[name] is not None and is_answer(str(name)) and name not in answer_columns]
         if not names:
             return
         name = names[0]
@@ -504,7 +517,7 @@ class ColumnRules:
         raise refused(name, row[name], "is named as an answer, and the row is read without one", remedy)
 
     def with_whole_question(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return a row whose question has its context and its choices below it, and the turns of `history` before it.
+        """Return a row whose question has its context and choices below it, and the turns of `history` before it.
 
         Raises:
             InputError: a context or the history cannot be part of the question.
@@ -514,60 +527,62 @@ class ColumnRules:
         if not names and says_nothing(history):
             return data
         shape = recognised(data)
-        asking = asking_columns(data, shape)
-        if shape is None and not asking:  # its reader names the columns and the nearest shape
+        question_columns = asking_columns(data, shape)
+        if shape is None and not question_columns:  # the row's parser raises the error
             return data
-        data = self.with_context(data, names, asking, shape)
-        if says_nothing(history) or asking == ("instruction",):  # whose reader reads its history itself
+        data = self.with_context(data, names, question_columns, shape)
+        if says_nothing(history) or question_columns == ("instruction",):  # parsed with its history later
             return data
-        before = turns_before(history)
-        if before is None:
+        earlier_turns = turns_before(history)
+        if earlier_turns is None:
             raise self._homeless(data, "history", "is no list of [question, answer]")
-        question = data[asking[0]] if len(asking) == 1 else None
+        question = data[question_columns[0]] if len(question_columns) == 1 else None
         if not isinstance(question, str) or is_transcript(question):
             raise self._homeless(data, "history", "stands beside no question that is one text")
-        return {**data, asking[0]: [*before, {"role": "user", "content": question}], "history": None}
+        return {**data, question_columns[0]: [*earlier_turns, {"role": "user", "content": question}], "history": None}
 
     def with_context(
-        self, data: dict[str, Any], names: list[str], asking: Sequence[str], shape: Shape | None
+        self, data: dict[str, Any], names: list[str], question_columns: Sequence[str], shape: Shape | None
     ) -> dict[str, Any]:
-        """Return a row whose question has its context and its choices below it, a line each.
+        """Return a row whose question has its context and choices below it, one per line.
 
-        The columns come in the order of `CONTEXT` and `CHOICES`; choices have letters. What the question says already
-        is not written again. A conversation has to have one turn of the user's, below which they are written.
+        Columns come in the order of `CONTEXT` and `CHOICES`; choices get letters. Texts that the question already
+        contains are not repeated. A conversation must have exactly one user turn, to which they are appended.
 
         Raises:
-            InputError: a context is no text and no list of texts, or the row has no such turn.
+            InputError: a context is neither text nor a list of texts, or there is no such turn.
         """
-        if names == ["input"] and asking == ("instruction",) and (shape is None or shape.kind != PREFERENCES):
-            return data  # Alpaca's reader writes it there, in the same way
-        names = [name for name in names if name not in asking]
-        asked = [text for name in asking for text in spoken(data[name])]
-        below = list[str]()
-        at = ""
+        if names == ["input"] and question_columns == ("instruction",) and (shape is None or shape.kind != PREFERENCES):
+            return data  # the Alpaca parser appends it in the same way
+        names = [name for name in names if name not in question_columns]
+        question_texts = [text for name in question_columns for text in spoken(data[name])]
+        additions = list[str]()
+        last_column = ""
         for name, rendered in self._rendered(data, names):
             if rendered.labels:
-                named = self._are_choices_named(data, rendered, "\n".join(asked), name)
+                is_in_question = self._are_choices_named(data, rendered, "\n".join(question_texts), name)
             else:
-                named = any(stands_in(rendered.parts, text, in_order=name not in CONTEXT) for text in asked)
-            if rendered.parts and not named:
-                below.append(rendered.text)
-                at = name
-        if not below:
+                in_order = name not in CONTEXT
+                is_in_question = any(stands_in(rendered.parts, text, in_order) for text in question_texts)
+            if rendered.parts and not is_in_question:
+                additions.append(rendered.text)
+                last_column = name
+        if not additions:
             return data
-        if not asking:
-            raise self._homeless(data, at, "stands beside no question that it could be part of")
+        if not question_columns:
+            raise self._homeless(data, last_column, "stands beside no question that it could be part of")
         row = dict(data)
-        for name in asking:
-            row[name] = self._written_below(row[name], "\n".join(below), name, at)
-        if "input" in names and "instruction" in asking:
+        for name in question_columns:
+            row[name] = self._written_below(row[name], "\n".join(additions), name, last_column)
+        if "input" in names and "instruction" in question_columns:
             row["input"] = None
         return row
 
     def _rendered(self, row: Fields, names: Sequence[str]) -> Iterator[tuple[str, Rendered]]:
-        lettered = lettered_columns(row)
+        """Yield the name and the text of each context column. Columns with one choice each come last, as one entry."""
+        lettered_names = lettered_columns(row)
         for name in names:
-            if name in lettered:
+            if name in lettered_names:
                 continue
             value = row[name]
             if name == "choices" and are_replies(value, answered=any(row.get(key) is not None for key in CHECKED_BY)):
@@ -581,58 +596,70 @@ class ColumnRules:
                     problem = "holds a choice that is neither a text nor a number"
                 raise self._homeless(row, name, problem)
             yield name, rendered
-        if lettered:
-            labels = [letter_in(name) for name in lettered]
-            rendered = rendered_choices({"label": labels, "text": [row[name] for name in lettered]})
+        if lettered_names:
+            labels = [letter_in(name) for name in lettered_names]
+            rendered = rendered_choices({"label": labels, "text": [row[name] for name in lettered_names]})
             if rendered is None:
-                raise self._homeless(row, lettered[0], "is neither a text nor a number")
-            yield lettered[0], rendered
+                raise self._homeless(row, lettered_names[0], "is neither a text nor a number")
+            yield lettered_names[0], rendered
 
     def _are_choices_named(self, row: Fields, choices: Rendered, text: str, name: str) -> bool:
-        """Return whether the question names its choices already, so that the label of an answer means one of them.
+        """Return whether the question already lists its choices, so that an answer's label refers to one of them.
 
         Raises:
-            InputError: the answer is a label that means no choice, or one in the question and another in the column.
+            InputError: the answer is a label of no choice, or of different choices in the question and in the column.
         """
         label = answer_label(row)
         parts = [*filter(None, choices.parts)]
-        asked = labels_in(parts, text)
-        own = {key.casefold(): part for key, part in zip(choices.labels, choices.parts, strict=True) if part}
-        in_question = dict(zip(asked or (), parts, strict=False))
-        meanings = {meaning[label].casefold() for meaning in (in_question, own) if label in meaning}
-        is_text = label in [part.casefold() for part in choices.parts]
-        if label is None or (is_text and not meanings):
-            return asked is not None or stands_in(parts, text, in_order=True)
-        if is_text:
-            meanings.add(label)
-        if len(meanings) == 1:
-            return label in in_question
+        question_labels = labels_in(parts, text)
+        by_column_label = {
+            key.casefold(): part for key, part in zip(choices.labels, choices.parts, strict=True) if part
+        }
+        by_question_label = dict(zip(question_labels or (), parts, strict=False))
+        candidates = {
+            by_label[label].casefold() for by_label in (by_question_label, by_column_label) if label in by_label
+        }
+        is_choice_text = label in [part.casefold() for part in choices.parts]
+        if label is None or (is_choice_text and not candidates):
+            return question_labels is not None or stands_in(parts, text, in_order=True)
+        if is_choice_text:
+            candidates.add(label)
+        if len(candidates) == 1:
+            return label in by_question_label
         problem = f"is the label of no choice ({', '.join(choices.labels)})"
-        if meanings:
-            problem = f"means several choices: {' and '.join(sorted(meanings))}"
+        if candidates:
+            problem = f"means several choices: {' and '.join(sorted(candidates))}"
         problem = f"stands beside the answer {label.upper()!r}, which {problem}"
         remedy = f"Write the text of the choice as the answer. {self.keep(choice_columns(row, name))}"
         raise refused(name, row.get(name), problem, remedy)
 
-    def _written_below(self, value: Any, below: str, asking: str, at: str) -> Any:
-        """Return the value of a question's column with more below the question."""
+    def _written_below(self, value: Any, addition: str, question_name: str, context_name: str) -> Any:
+        """Return the value of a question column with lines appended to the question.
+
+        Args:
+            value: a text, or a list of messages.
+            addition: the lines.
+            question_name: the question column, for errors.
+            context_name: the context column, for errors.
+        """
         if isinstance(value, str):
             if is_transcript(value):
-                raise self._homeless({at: below}, at, f"stands beside a transcript of several turns, `{asking}`")
-            return f"{value}\n{below}"
+                problem = f"stands beside a transcript of several turns, `{question_name}`"
+                raise self._homeless({context_name: addition}, context_name, problem)
+            return f"{value}\n{addition}"
         turns = value if isinstance(value, list) else []
-        users = [i for i, turn in enumerate(turns) if isinstance(turn, Mapping) and speaker(turn) in USERS]
-        turn = turns[users[0]] if len(users) == 1 else {}
-        content = "value" if "from" in turn else "content"
-        text = turn.get(content)
+        user_indices = [i for i, turn in enumerate(turns) if isinstance(turn, Mapping) and speaker(turn) in USERS]
+        turn = turns[user_indices[0]] if len(user_indices) == 1 else {}
+        content_field = "value" if "from" in turn else "content"
+        text = turn.get(content_field)
         if isinstance(text, str):
-            text = f"{text}\n{below}"
+            text = f"{text}\n{addition}"
         elif isinstance(text, list):
-            text = [*text, {"type": "text", "text": f"\n{below}"}]
+            text = [*text, {"type": "text", "text": f"\n{addition}"}]
         else:
-            problem = f"stands beside a conversation of {len(users)} turns of the user's, `{asking}`"
-            raise self._homeless({at: below}, at, problem)
-        return [*turns[: users[0]], {**turn, content: text}, *turns[users[0] + 1 :]]
+            problem = f"stands beside a conversation of {len(user_indices)} turns of the user's, `{question_name}`"
+            raise self._homeless({context_name: addition}, context_name, problem)
+        return [*turns[: user_indices[0]], {**turn, content_field: text}, *turns[user_indices[0] + 1 :]]
 
     def _homeless(self, row: Fields, name: str, problem: str) -> InputError:
         remedy = f"Write it into the question. {self.keep(choice_columns(row, name))}"
@@ -640,7 +667,7 @@ class ColumnRules:
 
 
 def quoted(name: str) -> str:
-    """Return a column's name as a setting writes it: in quotes unless it is one word."""
+    """Return a column name as a setting writes it: in quotes unless it is one word."""
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
         return name
     return "'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'"
@@ -652,12 +679,12 @@ def is_transcript(text: str) -> bool:
 
 @lru_cache(4096)
 def is_answer(name: str) -> bool:
-    """Return whether a column has the name of an answer, or of one of two that are compared."""
+    """Return whether a column has the name of an answer, or of one of two compared answers."""
     return fold(name) in NAMED_ANSWER or OF_SEVERAL.fullmatch(fold(name)) is not None
 
 
 def has_answer(row: Fields, shape: Shape) -> bool:
-    """Return whether a row that is a conversation holds an answer in what its shape reads."""
+    """Return whether a row with the shape of a conversation has an answer in the columns that the shape reads."""
     if shape.answers:
         return any(row.get(name) is not None for name in shape.answers)
     turns = row.get(shape.needs[0])
@@ -665,7 +692,13 @@ def has_answer(row: Fields, shape: Shape) -> bool:
 
 
 class Rendered(NamedTuple):
-    """A context as text, and the parts that are looked for in the question; of choices, the label of each."""
+    """A context as text.
+
+    Attributes:
+        text: what is appended to the question.
+        parts: the texts to look for in the question.
+        labels: the label of each part, for choices.
+    """
 
     text: str
     parts: Sequence[str]
@@ -673,56 +706,64 @@ class Rendered(NamedTuple):
 
 
 def stands_in(parts: Sequence[str], text: str, in_order: bool) -> bool:
-    """Return whether a text holds all parts as whole words: `no` does not stand in `know`."""
-    begin = 0
+    """Return whether a text contains all parts as whole words: `no` is not found in `know`.
+
+    Args:
+        parts: what to look for.
+        text: where to look.
+        in_order: the parts must follow one another.
+    """
+    start = 0
     for part in parts:
-        match = re.compile(rf"(?<!\w){re.escape(part)}(?!\w)").search(text, begin)
+        match = re.compile(rf"(?<!\w){re.escape(part)}(?!\w)").search(text, start)
         if match is None:
             return False
-        begin = match.end() if in_order else 0
+        start = match.end() if in_order else 0
     return True
 
 
 @lru_cache(4096)
 def keeps_names(names: tuple[str, ...]) -> bool:
-    """Return whether columns have our names, and none changes the question, stands in front of it or has answers."""
+    """Return whether no column needs to be renamed, appended to the question, or reduced to its first answer."""
     special = "history" in names or "answers" in names
     return not (special or names_alike(names) or known_names(names) or context_columns(names))
 
 
 @lru_cache(4096)
 def names_alike(names: tuple[str, ...]) -> Sequence[tuple[str, str]]:
-    """Return the columns that have one of our names, each with another one that has it in different case."""
+    """Return pairs of columns whose names differ in case only, for the names that we know."""
     by_name = dict[str, list[str]]()
     for name in names:
         if fold(name) in KNOWN:
             by_name.setdefault(fold(name), []).append(name)
-    alike = (sorted(several, key=lambda name: name != ours) for ours, several in by_name.items())
-    return [(first, other) for first, *others in alike for other in others]
+    groups = (sorted(group, key=lambda name: name != known_name) for known_name, group in by_name.items())
+    return [(first, variant) for first, *variants in groups for variant in variants]
 
 
 @lru_cache(4096)
 def known_names(names: tuple[str, ...]) -> Mapping[str, str]:
-    """Return the columns that have one of our names in other case, or another name for the same, with our name."""
-    taken = {*names}
-    known = dict[str, str]()
+    """Return columns that have one of our names in different case, or an alias of one, with our name."""
+    used_names = {*names}
+    new_names = dict[str, str]()
     for name in names:
         ours = name if name in KNOWN else fold(name)
         ours = ALIASES.get(ours, ours)
-        if ours in KNOWN and ours not in taken:
-            known[name] = ours
-            taken.add(ours)
-    return known
+        if ours in KNOWN and ours not in used_names:
+            new_names[name] = ours
+            used_names.add(ours)
+    return new_names
 
 
 @lru_cache(4096)
 def context_columns(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those of a row's columns that change its question, in the order in which they are written below it."""
-    there = {fold(name): name for name in reversed(names)}
-    lettered = sorted(filter(LETTERED.fullmatch, there), key=by_letter)
-    if len(lettered) < 2:
-        lettered = [*takewhile(there.__contains__, ascii_lowercase)] if {"a", "b", "c"} <= there.keys() else []
-    return tuple(there[name] for name in (*CONTEXT, *CHOICES, *lettered) if name in there)
+    """Return the columns that belong to the question, in the order in which they are written below it."""
+    by_folded_name = {fold(name): name for name in reversed(names)}
+    choice_names = sorted(filter(LETTERED.fullmatch, by_folded_name), key=by_letter)
+    if len(choice_names) < 2:
+        choice_names = []
+        if {"a", "b", "c"} <= by_folded_name.keys():
+            choice_names = [*takewhile(by_folded_name.__contains__, ascii_lowercase)]
+    return tuple(by_folded_name[name] for name in (*CONTEXT, *CHOICES, *choice_names) if name in by_folded_name)
 
 
 def lettered_columns(row: Fields) -> list[str]:
@@ -731,41 +772,48 @@ def lettered_columns(row: Fields) -> list[str]:
 
 
 def choice_columns(row: Fields, name: str) -> list[str]:
-    """Return all columns of a row that hold one choice each if `name` is one of them, else `name` alone."""
-    lettered = lettered_columns(row)
-    return lettered if name in lettered else [name]
+    """Return all columns of a row that hold one choice each if `name` is one of them. Returns `name` alone
+    otherwise."""
+    names = lettered_columns(row)
+    return names if name in names else [name]
 
 
 def letter_in(name: str) -> str:
-    """Return the letter or number of the choice that a column holds."""
-    lettered = LETTERED.fullmatch(fold(name))
-    return (lettered[1] if lettered else name.strip()).upper()
+    """Return the letter or number of the choice that a column holds, from its name."""
+    match = LETTERED.fullmatch(fold(name))
+    return (match[1] if match else name.strip()).upper()
 
 
 def by_letter(name: str) -> tuple[int, str]:
-    """Return what columns of choices are ordered by: 10 comes behind 9."""
+    """Return the sort key of a choice column: 10 comes after 9."""
     letter = letter_in(name)
     return (int(letter), "") if letter.isdecimal() else (0, letter)
 
 
 def asking_columns(row: Fields, shape: Shape | None) -> tuple[str, ...]:
-    """Return the columns that hold a row's question: mostly one, and both answers of a pair if they repeat it."""
-    asking = question_column(row, CONVERSATION_COLUMNS if shape is None else shape.asks)
-    named = (asking,) if asking else ()
-    if shape is None or shape.kind != PREFERENCES or (asking and not repeats_question(row, asking)):
-        return named
-    return (*named, *sides_of(row))
+    """Return the columns that hold a row's question. This is mostly one; if both answers of a pair repeat the question,
+    they are included."""
+    name = question_column(row, CONVERSATION_COLUMNS if shape is None else shape.asks)
+    names = (name,) if name else ()
+    if shape is None or shape.kind != PREFERENCES or (name and not repeats_question(row, name)):
+        return names
+    return (*names, *sides_of(row))
 
 
 def sides_of(row: Fields) -> tuple[str, str]:
-    """Return the columns of a pair's answers."""
+    """Return the two answer columns of a pair."""
     columns = judged_columns_of(row)
     return ("chosen", "rejected") if columns is None or row.get("chosen") is not None else columns.answers
 
 
-def repeats_question(row: Fields, named: str) -> bool:
-    """Return whether both answers of a pair are whole conversations, of which the question's column is a caption."""
-    return named != "conversations" and all(
+def repeats_question(row: Fields, question_name: str) -> bool:
+    """Return whether both answers of a pair are whole conversations that include the question.
+
+    Args:
+        row: the pair.
+        question_name: its question column.
+    """
+    return question_name != "conversations" and all(
         isinstance(side, list)
         and bool(side)
         and isinstance(side[0], Mapping)
@@ -775,17 +823,18 @@ def repeats_question(row: Fields, named: str) -> bool:
 
 
 def turns_before(history: Any) -> list[Any] | None:
-    """Return the turns of a history: a list of [question, answer], or of turns as they are; None for anything else."""
+    """Return a history as a list of messages, given a list of [question, answer] or of messages. Returns None for
+    anything else."""
     if not isinstance(history, list):
         return None
     if all(isinstance(turn, Mapping) and "role" in turn for turn in history):
         return history
-    pairs = all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in history)
-    return as_turns(history) if pairs else None
+    are_pairs = all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in history)
+    return as_turns(history) if are_pairs else None
 
 
 def rendered_context(value: Any) -> Rendered | None:
-    """Return a context as text: a text as it is, and the texts of a list with an empty line between them. Returns None
+    """Return a context as text: a text as it is, or the texts of a list with an empty line between them. Returns None
     for anything else."""
     if isinstance(value, str):
         return Rendered(value, [value.strip()])
@@ -795,7 +844,7 @@ def rendered_context(value: Any) -> Rendered | None:
 
 
 def document_text(value: Any) -> str | None:
-    """Return a document as text: its title on a line of its own, and its text."""
+    """Return a document as text: its title on a line of its own, then its text. Returns None if it has no text."""
     if isinstance(value, str | None):
         return value or ""
     if not isinstance(value, Mapping):
@@ -808,29 +857,30 @@ def document_text(value: Any) -> str | None:
 
 
 def are_replies(value: Any, answered: bool) -> bool:
-    """Return whether a column `choices` holds answers as an API logs them: objects with fields of such, or objects
-    without labels in a row that has no answer.
+    """Return whether a column `choices` holds a logged API response: objects with its fields, or objects without labels
+    in a row that has no other answer.
 
     Args:
-        answered: the row has an answer elsewhere.
+        value: the column's value.
+        answered: the row has an answer in another column.
     """
     if not isinstance(value, list) or not value or not all(isinstance(entry, Mapping) for entry in value):
         return False
-    labelled = all(field_of(entry, OPTION_LABELS) is not None for entry in value)
-    return not labelled and (not answered or any(REPLY_FIELDS & entry.keys() for entry in value))
+    have_labels = all(field_of(entry, OPTION_LABELS) is not None for entry in value)
+    return not have_labels and (not answered or any(REPLY_FIELDS & entry.keys() for entry in value))
 
 
 def field_of(value: Fields, names: Sequence[str]) -> Any:
-    """Return the first of some fields that an object has; None if it has none."""
+    """Return the first of some fields that is not null. Returns None if all are."""
     return next((value[name] for name in names if value.get(name) is not None), None)
 
 
 def rendered_choices(value: Any) -> Rendered | None:
-    """Return choices as text, a line each: `A. …`. Labels that stand beside the choices take the place of letters,
-    unless they do not tell one from another, such as marks of the right choice. An empty choice keeps its letter, but
-    for those at the end.
+    """Return choices as text, one per line: `A. …`. Labels of the choices are used in place of letters if they are
+    short and distinct. An empty choice keeps its letter, except at the end.
 
-    Returns None if a choice is neither a text nor a number, or an object without one, or if labels are not as many.
+    Returns None if a choice is neither text nor number, is an object without a text, or if there are more or fewer
+    labels than choices.
     """
     labels: Any = ()
     texts = value
@@ -856,16 +906,16 @@ def rendered_choices(value: Any) -> Rendered | None:
     names = [str(label).strip() for label in labels] if isinstance(labels, list) and all(labels) else []
     if not names or not all(names) or len({*names}) < len(names):
         names = [ascii_lowercase[i].upper() if i < 26 else str(i + 1) for i in range(len(texts))]
-    written = [choice_text(text) for text in texts]
-    while written and not written[-1]:
-        written.pop()
-    lines = [f"{name}. {text}".rstrip(" ") for name, text in zip(names, written, strict=False)]
-    return Rendered("\n".join(lines), [text.strip() for text in written], names[: len(written)])
+    choices = [choice_text(text) for text in texts]
+    while choices and not choices[-1]:
+        choices.pop()
+    lines = [f"{name}. {text}".rstrip(" ") for name, text in zip(names, choices, strict=False)]
+    return Rendered("\n".join(lines), [text.strip() for text in choices], names[: len(choices)])
 
 
 def labels_in(parts: Sequence[str], text: str) -> list[str] | None:
-    """Return the labels that a text writes in front of some choices (`A) …`); None if one has no label, or two have the
-    same."""
+    """Return the labels that a text writes before some choices (`A) …`). Returns None if one has no label, or two have
+    the same."""
     labels = list[str]()
     for part in parts:
         match = re.search(rf"(?<!\w)([A-Za-z]|\d{{1,2}})[)\].:]\s*{re.escape(part)}(?!\w)", text)
@@ -876,7 +926,7 @@ def labels_in(parts: Sequence[str], text: str) -> list[str] | None:
 
 
 def answer_label(row: Fields) -> str | None:
-    """Return the answer of a row if it is a label such as `B`, `(b)` or `2.`; None if it says something else."""
+    """Return the answer of a row if it is a label such as `B`, `(b)` or `2.`. Returns None for other answers."""
     for name in (*BESIDE_TURNS, "chosen", "messages", "conversations"):
         value = row.get(name)
         if isinstance(value, list) and value and isinstance(value[-1], Mapping):
@@ -887,14 +937,14 @@ def answer_label(row: Fields) -> str | None:
 
 
 def choice_text(value: Any) -> str:
-    """Return a choice as text: a truth value as JSON writes it, nothing as an empty text."""
+    """Format a choice: booleans as in JSON, null as an empty text."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def holds_more(value: Any) -> bool:
-    """Return whether a context or choices hold more than their rendering says, such as scores of documents."""
+    """Return whether a context or choices hold data that their text does not show, such as scores of documents."""
     objects = [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
     if not objects and not isinstance(value, Mapping):
         return False
@@ -905,7 +955,7 @@ def holds_more(value: Any) -> bool:
 
 
 def leaves(value: Any) -> Iterator[str]:
-    """Yield the texts, numbers and truth values within a value, as choices are written."""
+    """Yield the texts, numbers and booleans within a value, formatted like choices."""
     if isinstance(value, Mapping | list):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from leaves(inner)
@@ -914,70 +964,74 @@ def leaves(value: Any) -> Iterator[str]:
 
 
 def renamed(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a row whose columns have our names, and the columns that had one of these names before. A field of the
-    object `metadata` is a column of the name `metadata.FIELD` here.
+    """Return a row with columns under our names, and the columns that had these names before. A field of the object
+    `metadata` can be renamed as `metadata.FIELD`.
 
     Raises:
-        InputError: a column that is to be renamed is not there.
+        InputError: a column to be renamed is missing, or its new name is not read.
     """
-    named = dict[str, str]()
+    sources = dict[str, str]()
     for ours, theirs in columns.items():
-        listed = ", ".join(map(str, data)) or "(none)"
+        column_list = ", ".join(map(str, data)) or "(none)"
         if fold(ours) not in OURS and not LETTERED.fullmatch(ours) and not ANSWER.fullmatch(fold(ours)):
             problem = f"none of them is read as {ours}, which {theirs} is to be"
             remedy = f"Write our name first. To keep {theirs} as metadata, leave it out of the setting."
-            raise InputError("columns", listed, problem, remedy)
-        alike = [name for name in data if fold(name) == fold(theirs)]
-        if theirs not in data and not alike:
+            raise InputError("columns", column_list, problem, remedy)
+        matches = [name for name in data if fold(name) == fold(theirs)]
+        if theirs not in data and not matches:
             inner = metadata_within(data.get("metadata"))
             key = theirs.removeprefix(WITHIN)
             if key != theirs and key in inner:
                 data = {**data, theirs: inner.pop(key), "metadata": inner}
         if theirs in data:
-            named[ours] = theirs
-        elif len(alike) == 1:
-            named[ours] = alike[0]
+            sources[ours] = theirs
+        elif len(matches) == 1:
+            sources[ours] = matches[0]
         else:
-            names = {str(name).casefold(): str(name) for name in data}
-            close = get_close_matches(theirs.casefold(), names, 1, 0.75)
-            remedy = f"Did you mean {names[close[0]]}?" if close else "Give the name of a column that is there."
+            by_folded_name = {str(name).casefold(): str(name) for name in data}
+            suggestions = get_close_matches(theirs.casefold(), by_folded_name, 1, 0.75)
+            remedy = "Give the name of a column that is there."
+            if suggestions:
+                remedy = f"Did you mean {by_folded_name[suggestions[0]]}?"
             problem = f"there is no {theirs} among them, which is to be {ours}"
-            raise InputError("columns", listed, problem, remedy)
-    rest = {name: value for name, value in data.items() if name not in named.values()}
-    there = {fold(name) for name, value in rest.items() if value is not None}
-    for ours in [ours for ours in named if ours in CONTEXT and ours in there]:  # both are part of the question
-        behind = CONTEXT[CONTEXT.index(ours) :]
-        free = (name for name in (*behind, *CONTEXT) if name not in there and name not in named)
-        named = {next(free, ours) if name == ours else name: theirs for name, theirs in named.items()}
-    displaced = {name: rest.pop(name) for name in [*rest] if name in named}
-    return {ours: data[theirs] for ours, theirs in named.items()} | rest, displaced
+            raise InputError("columns", column_list, problem, remedy)
+    remaining = {name: value for name, value in data.items() if name not in sources.values()}
+    taken = {fold(name) for name, value in remaining.items() if value is not None}
+    for ours in [ours for ours in sources if ours in CONTEXT and ours in taken]:  # both columns belong to the question
+        later_names = CONTEXT[CONTEXT.index(ours) :]
+        free_names = (name for name in (*later_names, *CONTEXT) if name not in taken and name not in sources)
+        sources = {next(free_names, ours) if name == ours else name: theirs for name, theirs in sources.items()}
+    displaced = {name: remaining.pop(name) for name in [*remaining] if name in sources}
+    return {ours: data[theirs] for ours, theirs in sources.items()} | remaining, displaced
 
 
 def with_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a row whose answer is the first of several (SQuAD's, TriviaQA's, Natural Questions'), and the columns that
-    hold all of them. An answer out of none is an empty text."""
-    answers = {name: texts for name in ("answer", "answers") if (texts := several_answers(data.get(name))) is not None}
-    # A number for each of several answers: then the first need not be the best.
-    scored = {
+    """Return a row whose answer is the first of several (SQuAD, TriviaQA, Natural Questions), and the columns with all
+    of them. An empty list of answers gives an empty text."""
+    answer_lists = {
+        name: texts for name in ("answer", "answers") if (texts := several_answers(data.get(name))) is not None
+    }
+    # A list with one number per answer may hold scores: then the first answer need not be the best.
+    score_counts = {
         len(values)
         for values in data.values()
         if isinstance(values, list) and len(values) > 1 and all(isinstance(value, int | float) for value in values)
     }
-    several = {name: data[name] for name, texts in answers.items() if len(texts) not in scored}
-    rest = {name: value for name, value in data.items() if name not in several}
-    asking = next((shape for shape in CONVERSATIONS if rest.get(shape.needs[0]) is not None), None)
-    if not several or asking is None:
+    list_columns = {name: data[name] for name, texts in answer_lists.items() if len(texts) not in score_counts}
+    remaining = {name: value for name, value in data.items() if name not in list_columns}
+    question_shape = next((shape for shape in CONVERSATIONS if remaining.get(shape.needs[0]) is not None), None)
+    if not list_columns or question_shape is None:
         return data, {}
-    shape = recognised(rest)
-    if shape is None or shape.kind == PREFERENCES or has_answer(rest, shape):
-        return rest, several
-    texts = answers[next(iter(several))] or [""]
-    return {**rest, asking.answer: texts[0]}, several
+    shape = recognised(remaining)
+    if shape is None or shape.kind == PREFERENCES or has_answer(remaining, shape):
+        return remaining, list_columns
+    texts = answer_lists[next(iter(list_columns))] or [""]
+    return {**remaining, question_shape.answer: texts[0]}, list_columns
 
 
 def several_answers(value: Any) -> list[str] | None:
-    """Return the answers in a list of texts, a list of objects with a `text` and its place, or an object of `text` or
-    `value`; None for anything else."""
+    """Return the answers in a list of texts, a list of objects with `text` and position, or an object with `text` or
+    `value`. Returns None for anything else."""
     if isinstance(value, Mapping):
         value = value.get("text", value.get("value"))
         value = [value] if isinstance(value, str) else value
@@ -990,14 +1044,16 @@ def several_answers(value: Any) -> list[str] | None:
 
 
 def columns_read(row: Fields, shape: Shape) -> frozenset[str]:
-    """Return the columns that a row's reader reads, its context among them."""
-    read = columns_of_shape(tuple([name for name, value in row.items() if value is not None]), shape)
-    if below := context_columns(tuple(row)):
-        read = (read | {*below}) - {name for name in below if name not in shape.asks and holds_more(row[name])}
-    if beside := answers_beside(row, shape):
-        read |= {*beside}
-    asking = question_column(row, shape.asks) if shape.kind == PREFERENCES else ""
-    return read - {asking} if asking and repeats_question(row, asking) else read
+    """Return the columns that the parser of a row reads, context included."""
+    names = columns_of_shape(tuple([name for name, value in row.items() if value is not None]), shape)
+    if context_names := context_columns(tuple(row)):
+        names = (names | {*context_names}) - {
+            name for name in context_names if name not in shape.asks and holds_more(row[name])
+        }
+    if answer_names := answers_beside(row, shape):
+        names |= {*answer_names}
+    question_name = question_column(row, shape.asks) if shape.kind == PREFERENCES else ""
+    return names - {question_name} if question_name and repeats_question(row, question_name) else names
 
 
 @lru_cache(4096)
@@ -1006,30 +1062,30 @@ def columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
         return frozenset(("prompt", "replies", "role", "text", "deleted", *NOT_READ_OF_ROWS))
     if shape is TREE_MESSAGE:
         return frozenset((*shape.needs, "message_tree_id", "deleted", *NOT_READ_OF_ROWS))
-    asking = question_column(dict.fromkeys(names, True), shape.asks)
+    question_name = question_column(dict.fromkeys(names, True), shape.asks)
     read = {*SYSTEM, *OFFERED, *NOT_READ_OF_ROWS, *context_columns(names)}
-    if asking:
-        read.add(asking)
+    if question_name:
+        read.add(question_name)
     if shape is JUDGED and (columns := find_judged_columns(names)) is not None:
         ties = ["winner_tie"] if columns.verdict == WINNERS else []
         read |= {*ABOUT_PAIRS, *columns.answers, *columns.verdict, *ties}
     elif shape.kind == PREFERENCES:
         read |= {*ABOUT_PAIRS, *shape.needs} - {*QUESTIONS}
     elif shape is LABELLED:
-        of = next(of for of in CONVERSATIONS if of.needs[0] == asking)
-        read |= {*of.answers, LABEL}
+        conversation = next(conversation for conversation in CONVERSATIONS if conversation.needs[0] == question_name)
+        read |= {*conversation.answers, LABEL}
     else:
         read |= {*shape.needs, *shape.answers}
-    return frozenset(read | ({"input", "history"} if asking == "instruction" else set()))
+    return frozenset(read | ({"input", "history"} if question_name == "instruction" else set()))
 
 
 def unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
-    """Return the columns of a row that nothing reads: its metadata. Columns that are null are none."""
-    read = columns_read(row.data, shape)
+    """Return the columns of a row that no parser reads: its metadata. Columns that are null are left out."""
+    read_names = columns_read(row.data, shape)
     unread = dict[str, Any]()
     turns = dict[str, Any]()
     for name, value in row.data.items():
-        if name not in read:
+        if name not in read_names:
             if value is not None:
                 unread[name] = value
         elif type(value) in (list, dict):
@@ -1044,21 +1100,22 @@ def unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
 
 
 def turn_fields(column: str, value: Any) -> dict[str, list[Any]]:
-    """Return the fields of turns that nothing reads, by names such as `messages[].mood`, each with a value a turn."""
+    """Return turn fields that no parser reads, under names such as `messages[].mood`, with one value per turn."""
     turns = [value] if isinstance(value, dict) else value
     fields = dict[str, list[Any]]()
-    for place, turn in enumerate(turns):
+    for i, turn in enumerate(turns):
         if not isinstance(turn, Mapping) or len(turn) == 2 or speaker(turn) is None:
             continue
         for name, field_value in turn.items():
-            known = name in TURN_FIELDS or (name == "name" and speaker(turn) in RESULTS)
-            if not known and field_value not in (None, "", [], {}):
-                fields.setdefault(f"{column}{OF_TURNS}{name}", [None] * len(turns))[place] = field_value
+            is_read = name in TURN_FIELDS or (name == "name" and speaker(turn) in RESULTS)
+            if not is_read and field_value not in (None, "", [], {}):
+                fields.setdefault(f"{column}{OF_TURNS}{name}", [None] * len(turns))[i] = field_value
     return fields
 
 
 def metadata_within(value: Any) -> dict[str, Any]:
-    """Return what a column `metadata` holds: the fields of an object, which may stand as its JSON text."""
+    """Return the fields of the column `metadata`, which may be an object or its JSON text. Any other value is returned
+    under the name `metadata`."""
     if isinstance(value, str) and value.startswith("{"):
         try:
             value = json.loads(value)
@@ -1070,79 +1127,88 @@ def metadata_within(value: Any) -> dict[str, Any]:
 
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
-"""`json.dumps` makes a new one for every row."""
+"""Shared, because `json.dumps` with options makes a new encoder for every row."""
 
 
 def metadata_json(metadata: Fields) -> str | None:
-    """Return metadata as JSON text; None if there is none."""
+    """Return metadata as JSON text. Returns None if it is empty."""
     if not metadata:
         return None
     try:
         return ENCODER.encode(metadata)
-    except ValueError:  # numbers that JSON has not: nan and the infinities
+    except ValueError:  # nan and the infinities are not JSON; they become null
         finite = json.loads(json.dumps(metadata, default=str), parse_constant=lambda name: None)
         return json.dumps(finite, ensure_ascii=False)
 
 
 Sizes = Mapping[str, Sequence[int]]
-"""Column → how many texts of a row it holds, and their characters together."""
+"""Column → (number of its texts in a row, their total characters)."""
 
 
 def text_sizes(row: Row, shape: Shape, unread: Fields, asked: bool = False) -> Sizes:
-    """Return the sizes of texts in columns that nothing reads, which decide whether the data set is refused. A text
-    that only repeats what the row says is not counted, nor one that is ASCII without a blank: an id, a hash, a URL.
+    """Measure the texts in columns that no parser reads; they decide whether the data set is refused. Texts that repeat
+    the row's content are not counted, nor are ids, hashes and URLs.
 
     Args:
-        asked: the row is asked, and answers to it may be checked by its other columns.
+        row: the row.
+        shape: its shape.
+        unread: its metadata, see `unread_columns`.
+        asked: the row is a prompt, and other columns may serve to check answers.
     """
     sizes: dict[str, Sequence[int]] = dict.fromkeys(map(str, row.aside), (0, 0))
     if not unread:
         return sizes
     exempt = exempt_columns(tuple(row.data), shape, asked)
-    said: list[str] | None = None
-    within = metadata_within(row.data.get("metadata")) if "metadata" in row.data else {}
+    content_texts: list[str] | None = None
+    metadata_fields = metadata_within(row.data.get("metadata")) if "metadata" in row.data else {}
     for column, value in unread.items():
         if column in row.aside:
             continue
         key = column.removeprefix(WITHIN).rpartition(OF_TURNS)[2]
-        nested = key in within and (key != column or column not in row.data)
-        name = f"{WITHIN}{key}" if nested else column
-        metadata = exempt_columns((), shape, asked) if nested else exempt
-        counts = not isinstance(value, int | float) and key not in metadata and key.casefold() not in metadata
-        texts = [text for text in spoken(value) if not is_identifier(text)] if counts else []
+        is_nested = key in metadata_fields and (key != column or column not in row.data)
+        name = f"{WITHIN}{key}" if is_nested else column
+        exempt_names = exempt_columns((), shape, asked) if is_nested else exempt
+        is_counted = (
+            not isinstance(value, int | float) and key not in exempt_names and key.casefold() not in exempt_names
+        )
+        texts = [text for text in spoken(value) if not is_identifier(text)] if is_counted else []
         if texts:
-            if said is None:
-                read = columns_read(row.data, shape)
-                said = [text for column in row.data if column in read for text in spoken(row.data[column])]
-            texts = [text for text in texts if not repeats(text, said)]
+            if content_texts is None:
+                read_names = columns_read(row.data, shape)
+                content_texts = [
+                    text for column in row.data if column in read_names for text in spoken(row.data[column])
+                ]
+            texts = [text for text in texts if not repeats(text, content_texts)]
         sizes[name] = (len(texts), sum(map(len, texts)))
     return sizes
 
 
 @lru_cache(4096)
 def exempt_columns(names: tuple[str, ...], shape: Shape, asked: bool) -> frozenset[str]:
-    """Return the names of columns whose texts are metadata however long they are, see `text_sizes`."""
+    """Return columns whose texts are metadata however long they are, see `text_sizes`."""
     exempt = {*IDENTIFYING, *shape.comments, *(CHECKED_BY if asked else ())}
-    if shape.kind == DOCUMENTS and "chosen" in names:  # of a pair, of which the better answer is imitated
+    if shape.kind == DOCUMENTS and "chosen" in names:  # the better answer of a pair is imitated
         exempt.add("rejected")
-    exempt |= {*context_columns(names)}  # written already, but for fields of their objects
-    return frozenset(exempt | ASKS - {*map(fold, names)})  # fields of `metadata`
+    exempt |= {*context_columns(names)}  # already in the question, except for fields that are not rendered
+    return frozenset(exempt | ASKS - {*map(fold, names)})  # for fields of `metadata`
 
 
 def is_identifier(text: str) -> bool:
-    """Return whether a long text is an id, a hash or a URL: ASCII without a blank."""
-    return len(text) > LONGEST and text.isascii() and not any(sign.isspace() for sign in text)
+    """Return whether a long text is an id, a hash or a URL: ASCII without blanks."""
+    return len(text) > LONGEST and text.isascii() and not any(character.isspace() for character in text)
 
 
-def repeats(text: str, said: Sequence[str]) -> bool:
-    """Return whether a text stands within one of a row's texts, or is a rendering: it holds all of them, and at most as
-    much again."""
-    whole = 2 * sum(map(len, said)) >= len(text)
-    return any(text in other for other in said) or (whole and all(other in text for other in said))
+def repeats(text: str, content_texts: Sequence[str]) -> bool:
+    """Return whether a text is part of one of the row's texts, or a rendering that contains all of them and is at most
+    twice as long."""
+    may_be_rendering = 2 * sum(map(len, content_texts)) >= len(text)
+    if any(text in content for content in content_texts):
+        return True
+    return may_be_rendering and all(content in text for content in content_texts)
 
 
 def spoken(value: Any) -> Iterator[str]:
-    """Yield the texts within a value, without those that say who speaks."""
+    """Yield the texts within a value, without roles, ids and names."""
     if isinstance(value, str):
         if value.strip():
             yield value.strip()
@@ -1156,16 +1222,17 @@ def spoken(value: Any) -> Iterator[str]:
 
 
 def may_be_asked(name: str) -> bool:
-    """Return whether a column that nothing reads may be written below the question: it gives no answer away, and is no
-    field of turns."""
+    """Return whether an unread column may become part of the question: it does not reveal the answer, and is no turn
+    field."""
     return OF_TURNS not in name and fold(name).removeprefix(WITHIN) not in COMMENTING
 
 
 class UnreadColumns:
-    """The columns of a data set that nothing reads, over all of its rows.
+    """Columns that no parser reads, over all rows of a data set.
 
     Attributes:
-        sizes: column → how many texts it holds, and their characters together.
+        rules: the user's settings for columns.
+        sizes: column → [number of texts, their total characters].
     """
 
     def __init__(self, rules: ColumnRules) -> None:
@@ -1173,46 +1240,46 @@ class UnreadColumns:
         self.sizes: dict[str, list[int]] = {}
 
     def add(self, sizes: Sizes) -> None:
-        """Count the texts of a row, or of many."""
-        for name, (texts, characters) in sizes.items():
+        """Add the text sizes of one or more rows."""
+        for name, (text_count, character_count) in sizes.items():
             size = self.sizes.setdefault(str(name), [0, 0])
-            size[0] += texts
-            size[1] += characters
+            size[0] += text_count
+            size[1] += character_count
 
     def add_row(self, row: Row, shape: Shape, asked: bool = False) -> None:
-        """Count the texts of a row, see `text_sizes`."""
+        """Add the texts of a row, see `text_sizes`."""
         self.add(text_sizes(row, shape, unread_columns(row, shape), asked))
 
-    def check(self, at: str, given: str) -> None:
-        """Refuse the data set if a column holds long texts, or if a column that is to be metadata is in no row.
+    def check(self, setting: str, path: str) -> None:
+        """Refuse the data set if a column holds long texts, or if no row has a column listed as metadata.
 
         Args:
-            at: the setting that names the data set.
-            given: its value.
+            setting: the setting that names the data set.
+            path: its value.
 
         Raises:
-            InputError: a column's texts average over `LONGEST` characters.
+            InputError: the texts of a column average over `LONGEST` characters, or a metadata column is missing.
         """
-        kept = {*map(fold, self.rules.metadata)}
-        absent = kept - {*map(fold, self.sizes)}
-        if absent and at != EVALUATED:
-            there = dict.fromkeys(name for row in islice(placed_rows(given), FIRST) for name in row.data)
-            name = next(name for name in self.rules.metadata if fold(name) in absent)
-            if there:
+        metadata_names = {*map(fold, self.rules.metadata)}
+        missing = metadata_names - {*map(fold, self.sizes)}
+        if missing and setting != EVALUATED:
+            present = dict.fromkeys(name for row in islice(placed_rows(path), FIRST) for name in row.data)
+            name = next(name for name in self.rules.metadata if fold(name) in missing)
+            if present:
                 problem = f"there is no {name} among the columns, which is to be metadata"
-                raise InputError(f"{given}, columns", ", ".join(there), problem, "Leave it out, or correct its name.")
-        long = {
+                raise InputError(f"{path}, columns", ", ".join(present), problem, "Leave it out, or correct its name.")
+        mean_lengths = {
             name: characters / texts
             for name, (texts, characters) in self.sizes.items()
-            if texts and (characters > LONGEST * texts or fold(name) in ASKS) and fold(name) not in kept
+            if texts and (characters > LONGEST * texts or fold(name) in ASKS) and fold(name) not in metadata_names
         }
-        if not long:
+        if not mean_lengths:
             return
-        first = next(filter(may_be_asked, long), next(iter(long)))
-        problem = f"column {first!r} holds text ({long[first]:.0f} characters on average) that nothing reads"
-        if len(long) > 1:
-            problem += f", as do {', '.join(map(repr, [*long][1:]))}"
-        remedy = self.rules.keep(long)
+        first = next(filter(may_be_asked, mean_lengths), next(iter(mean_lengths)))
+        problem = f"column {first!r} holds text ({mean_lengths[first]:.0f} characters on average) that nothing reads"
+        if len(mean_lengths) > 1:
+            problem += f", as do {', '.join(map(repr, [*mean_lengths][1:]))}"
+        remedy = self.rules.keep(mean_lengths)
         if may_be_asked(first):
             remedy = f"{self.rules.use(first)} {remedy}"
-        raise InputError(at, given, problem, remedy)
+        raise InputError(setting, path, problem, remedy)
