@@ -64,9 +64,9 @@ class Shape(NamedTuple):
         name: for messages to the user.
         kind: kind of its records, see `align.data.read.content.kind_of`.
         needs: columns that must be present and not null.
-        answers: columns of which one holds the answer. Empty if the answer is in `needs`, or a question alone is valid.
-        asks: columns that may hold the question, of which the first one that is not null is read. Empty if nothing can
-            be written below the question.
+        answers: columns that may hold the answer. Empty if the answer is in `needs`, or a question alone is valid.
+        asks: columns that may hold the question; the first one that is not null is read. Empty if nothing can be
+            written below the question.
         comments: columns of published data sets that comment on the answers. They are metadata, however long they are.
     """
 
@@ -951,7 +951,7 @@ def holds_more(value: Any) -> bool:
     if any(not WRITTEN_FIELDS.issuperset(entry) for entry in objects):
         return True
     rendered = [text.text for text in (rendered_context(value), rendered_choices(value)) if text is not None]
-    return not any(all(text.strip() in whole for text in leaves(value)) for whole in rendered)
+    return not any(all(text.strip() in rendering for text in leaves(value)) for rendering in rendered)
 
 
 def leaves(value: Any) -> Iterator[str]:

@@ -1,14 +1,16 @@
-"""Rows as records: every shape of every kind. The records of a data set, one after another, in memory that does not
-grow; or all those of one kind at once; and preference files out, in TRL's conversational form.
+"""Parsers of rows into documents, preference pairs and feedback, for every supported shape.
 
-A row is recognised by its columns, see `align.data.read.columns`. Rows to imitate:
+`read_outcomes` streams the records of a data set in bounded memory. `read_documents`, `read_preferences` and
+`answers_of_file` return all records of one kind. `write_preferences` writes pairs in TRL's conversational form.
 
-    messages                          OpenAI's, TRL's: a list of {role, content}
-    conversations                     ShareGPT's: a list of {from, value}, or of messages
+The columns of a row decide its shape, see `align.data.read.columns`. Rows to imitate:
+
+    messages                          OpenAI, TRL: a list of {role, content}
+    conversations                     ShareGPT: a list of {from, value}, or of messages
     prompt [completion|response|chosen]   texts, or lists of messages
-    instruction [input] [output] [history]   Alpaca's
-    question [answer|response|…]      the same as a prompt; so is `query`
-    message_id parent_id role text    OASST's: a message of a tree; or a tree in one row
+    instruction [input] [output] [history]   Alpaca
+    question [answer|response|…]      like `prompt`; `query` as well
+    message_id parent_id role text    OASST: a message of a tree; or a tree in one row
     text                              plain text
 
 Preference pairs:
@@ -18,16 +20,16 @@ Preference pairs:
     conversations chosen{} rejected{}                 LLaMA-Factory: a conversation, and two last turns
     instruction [input] chosen rejected               LLaMA-Factory
     prompt response helpfulness                       HelpSteer: neighbouring rows with one prompt are paired
-    prompt response_1 response_2 preference_strength  HelpSteer2's preferences
+    prompt response_1 response_2 preference_strength  HelpSteer2 preferences
     prompt chosen[] rejected[]                        RewardBench 2: one right answer and several wrong ones, or several
     context response1 response2 overall_preference    HelpSteer3
     prompt answers[{answer, rank}]                    K-wise rankings (Nectar), rank 1 the best
     instruction completions[{response, overall_score}]   UltraFeedback: the higher score is the better answer
 
-Two answers and a verdict on them, as arenas, judges and annotators write them:
+Two answers and a verdict on them, from arenas, judges or annotators:
 
     prompt response_a response_b winner             also answer_, completion_, output_, conversation_; _1 _2; _0 _1
-    conversation_a conversation_b winner            LMSYS's arena: whole conversations
+    conversation_a conversation_b winner            LMSYS arena: whole conversations
     prompt response_a response_b winner_model_a winner_model_b winner_tie    its Kaggle form: lists of texts
     prompt response_0 response_1 better_response_id     PKU-SafeRLHF
     instruction output_1 output_2 preference            AlpacaFarm
@@ -118,35 +120,36 @@ from align.data.read.messages import (
 from align.data.read.rows import CELLS, Row, check_values, placed_rows
 
 Placed = list[tuple[str, Message]]
-"""Messages, each with the place in its row that its text stands at, for errors to name."""
+"""(place of the text in the row, message) for each message. Errors name the place."""
 SHARE_GPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"}
-"""Who speaks in ShareGPT's rows and their kin → the role. Other names are roles."""
+"""Speakers in ShareGPT and similar rows → role. Any other name is a role already."""
 NOTHING_ASIDE: Fields = MappingProxyType({})
 DOCUMENT_SHAPES: Mapping[str, Shape] = {shape.needs[0]: shape for shape in (*CONVERSATIONS, TEXT)}
-"""Column that a document's shape is recognised by → the shape. Of several the first counts that is not null: data sets
-fill the columns of other rows with null."""
+"""Column that identifies a document's shape → the shape, by priority. The first column that is not null decides."""
 KTO_HELP = (
     "Train on such rows with stage=kto. If it is no label of the answer, or labels no longer count: "
     '"data.metadata=[label]".'
 )
 GIVE_TEXT = "Give its text, or leave the row out."
 CALLER = "function_call"
-"""Who speaks if the text of a turn is calls, as LLaMA-Factory writes them."""
+"""Speaker of a turn whose text holds tool calls, as in LLaMA-Factory."""
 
 
 def document_of(
     row: Fields, id: str, answered: bool = False, rows: bool = False, aside: Fields = NOTHING_ASIDE
 ) -> Document:
-    """Return one row as a document. If a row has `text` beside a conversation, that is its rendering, and the
-    conversation counts.
+    """Parse one row as a document. If a row has `text` beside a conversation, the text is its rendering, and the
+    conversation is used.
 
     Args:
-        answered: the row has to have a column for the answer.
-        rows: the row is asked: the conversation keeps its other columns, for what checks answers.
+        row: the row.
+        id: the id of the conversation.
+        answered: the row must have an answer column.
+        rows: the row is a prompt, whose conversation keeps the other columns as JSON, for graders.
         aside: columns that are kept as metadata.
     """
     column = shape_column(row)
-    if row.get(LABEL) is not None and not rows:  # a prompt is asked whatever became of its answer
+    if row.get(LABEL) is not None and not rows:  # a prompt may have a label, which is not used
         problem = "stands beside a row to imitate, and an answer with a label is judged, not imitated"
         raise refused(LABEL, row[LABEL], problem, KTO_HELP)
     if column == "text":
@@ -161,59 +164,64 @@ def document_of(
 
 
 def feedback_of(row: Fields, id: str) -> Feedback:
-    """Return one row as an answer with a label, KTO's: `prompt`, `completion` and a `label`, or a whole conversation of
-    any shape whose last answer the label is about. The answer may be empty: models give such answers, and people refuse
-    them.
+    """Parse one row as an answer with a label (KTO): `prompt`, `completion` and `label`, or a conversation of any shape
+    whose last answer the label is about. The answer may be empty: models give such answers, and people reject them.
 
     Raises:
         InputError: there is no question, or no answer to it.
     """
     placed = placed_of(row, shape_column(row))
-    named = (i for i, (place, _) in enumerate(placed) if place.partition("[")[0] in ANSWERS)
-    start = next(named, len(placed) - 1)
-    asked, answered = (tuple(message for _, message in part) for part in (placed[:start], placed[start:]))
+    answer_indices = (i for i, (place, _) in enumerate(placed) if place.partition("[")[0] in ANSWERS)
+    start = next(answer_indices, len(placed) - 1)
+    prompt = tuple(message for _, message in placed[:start])
+    completion = tuple(message for _, message in placed[start:])
     place, last = placed[-1]
     if last.role != "assistant":
         problem = f"it ends with a {last.role} turn, so there is no answer that the label is about"
         raise refused(place, last.content, problem, "End with the answer, or leave the row out.")
-    asked = with_system_column(asked, row)
-    has_question = any(message.role == "user" and message.content.strip() for message in asked)
+    prompt = with_system_column(prompt, row)
+    has_question = any(message.role == "user" and message.content.strip() for message in prompt)
     require(has_question, placed[0][0], "(empty)", "it holds no question to answer", "Give its text.")
     tools = tools_of(row)
     check_calls(placed, tools)
-    return Feedback(asked, answered, bool(read_label(row[LABEL])), id, tools)
+    return Feedback(prompt, completion, bool(read_label(row[LABEL])), id, tools)
 
 
 def row_text(row: Fields, column: str) -> str:
-    """Return the columns of a row that its prompt is not made of, as JSON; an empty text if none says anything. Columns
-    of answers are among them: they are what an answer to the prompt is checked by.
+    """Return the columns of a row that are not part of its prompt as JSON text. Returns an empty text if all are null.
+    Answer columns are included: graders check answers against them.
 
     Args:
-        column: that the row's shape is recognised by.
+        row: the row.
+        column: the column that identifies the row's shape.
     """
-    asked = {column, *SYSTEM, *OFFERED, *(("input", "history") if column == "instruction" else ())}
-    others = {name: value for name, value in row.items() if name not in asked and value is not None}
-    return json.dumps(others, ensure_ascii=False, default=lambda value: None) if others else ""  # JSON has no bytes
+    prompt_columns = {column, *SYSTEM, *OFFERED, *(("input", "history") if column == "instruction" else ())}
+    other_columns = {name: value for name, value in row.items() if name not in prompt_columns and value is not None}
+    if not other_columns:
+        return ""
+    return json.dumps(other_columns, ensure_ascii=False, default=lambda value: None)  # bytes become null
 
 
 def shape_column(row: Fields) -> str:
-    """Return the column that a row's shape is recognised by. Raises InputError if there is none, or the row says what
-    cannot be kept."""
+    """Return the column that identifies a row's shape. Raises InputError if no shape fits, or a column cannot be
+    kept."""
     check_read(row, NOT_READ_OF_ROWS)
     check_weight(row)
-    there = [column for column in DOCUMENT_SHAPES if column in row]
-    if not there:
+    present = [column for column in DOCUMENT_SHAPES if column in row]
+    if not present:
         remedy = f"Give `messages`, `prompt` with `completion`, or `text`; {HELP}"
         raise unclear(row, (DOCUMENTS,), remedy)
-    return next((column for column in there if row[column] is not None), there[0])
+    return next((column for column in present if row[column] is not None), present[0])
 
 
 def placed_of(row: Fields, column: str, answered: bool = False, asked: bool = False) -> Placed:
-    """Return the messages of a row that is a conversation, recognised by this column.
+    """Parse the messages of a row with the shape of a conversation.
 
     Args:
-        answered: the row has to have a column for the answer.
-        asked: the row is asked, so that an answer beside a conversation is not read.
+        row: the row.
+        column: the column that identifies its shape.
+        answered: the row must have an answer column.
+        asked: the row is a prompt, so that an answer beside the conversation is not read.
     """
     answers = DOCUMENT_SHAPES[column].answers
     if column == "instruction":
@@ -221,19 +229,19 @@ def placed_of(row: Fields, column: str, answered: bool = False, asked: bool = Fa
     elif answers:
         placed = asked_and_answered(row, column, answers)
     else:
-        read = share_gpt if column == "conversations" else listed
-        placed = read(row[column], column)
+        parse = share_gpt if column == "conversations" else listed
+        placed = parse(row[column], column)
     if answered and answers and not any(name in row for name in answers):
         remedy = f"Call it {' or '.join(answers)}."
         raise refused("columns", ", ".join(map(str, row)), "there is no answer among them", remedy)
-    if not asked and (beside := answers_beside(row, DOCUMENT_SHAPES[column])):
-        name = one_answer(row, column, beside)
+    if not asked and (answer_columns := answers_beside(row, DOCUMENT_SHAPES[column])):
+        name = one_answer(row, column, answer_columns)
         placed += turns_of(row[name], "assistant", name)
     return placed
 
 
 def one_answer(row: Fields, column: str, names: Sequence[str]) -> str:
-    """Return the first column of an answer. Raises InputError if the columns hold different ones."""
+    """Return the first of some answer columns. Raises InputError if they hold different values."""
     if len({repr(row[name]) for name in names}) > 1:
         problem = f"has several answers ({', '.join(names)})"
         raise refused(column, row[column], problem, "Keep one of these columns.")
@@ -252,7 +260,7 @@ def plain_text(row: Fields) -> str:
 
 
 def check_says_something(place: str, message: Message) -> None:
-    """Raise InputError if a turn that counts says nothing."""
+    """Raise InputError if a turn that is trained on, or one of the user, is empty."""
     content = message.content
     if message.tool_calls or message.role == "tool":  # a tool may return nothing
         return
@@ -272,38 +280,38 @@ def check_says_something(place: str, message: Message) -> None:
 
 
 def listed(value: Any, column: str) -> Placed:
-    """Return a list of messages."""
+    """Parse a list of messages."""
     messages = messages_of(value, column)
     return [(f"{column}[{i}].content", message) for i, message in enumerate(messages)]
 
 
 def share_gpt(value: Any, column: str) -> Placed:
-    """Return a list of `{from, value}`, ShareGPT's, or of messages."""
+    """Parse a list of ShareGPT's `{from, value}`, or of messages."""
     if not isinstance(value, list) or not any(isinstance(turn, Mapping) and "from" in turn for turn in value):
         return listed(value, column)
     placed = []
     for i, turn in enumerate(value):
-        at = f"{column}[{i}]"
+        place = f"{column}[{i}]"
         if not isinstance(turn, Mapping) or "from" not in turn:
-            raise refused(at, turn, "is no turn", "Write a list of {from, value}.")
-        message = {name: given for name, given in turn.items() if name not in ("from", "value")}
+            raise refused(place, turn, "is no turn", "Write a list of {from, value}.")
+        message = {name: field_value for name, field_value in turn.items() if name not in ("from", "value")}
         role = SHARE_GPT.get(str(turn["from"]), turn["from"])
-        check_texts(turn, at)
-        other = turn.get("role", role)
-        if other not in (role, turn["from"]) and SHARE_GPT.get(str(other), other) != role:
+        check_texts(turn, place)
+        other_speaker = turn.get("role", role)
+        if other_speaker not in (role, turn["from"]) and SHARE_GPT.get(str(other_speaker), other_speaker) != role:
             problem = f"is another speaker than that of `from` ({turn['from']})"
-            raise refused(f"{at}.role", other, problem, KEEP_ONE)
+            raise refused(f"{place}.role", other_speaker, problem, KEEP_ONE)
         if role == CALLER:
-            calls = calls_in(turn.get("value"), f"{at}.value")
+            calls = calls_in(turn.get("value"), f"{place}.value")
             message |= {"role": "assistant", "content": None, "tool_calls": calls}
         else:
             message |= {"role": role, **({"content": turn["value"]} if "value" in turn else {})}
-        placed.append((f"{at}.value", message_of(message, at)))
+        placed.append((f"{place}.value", message_of(message, place)))
     return placed
 
 
 def calls_in(value: Any, column: str) -> list[Any]:
-    """Return the calls that a text is: an object, or a list of objects."""
+    """Return the tool calls that a text holds as JSON: an object, or a list of objects."""
     calls = value_of(value, column)
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, list) or not calls:
@@ -312,20 +320,20 @@ def calls_in(value: Any, column: str) -> list[Any]:
 
 
 def asked_and_answered(row: Fields, column: str, answers: tuple[str, ...]) -> Placed:
-    """Return the turns of a question and of its answer, in whichever column that stands; of the question alone if there
-    is none."""
-    given = [name for name in answers if row.get(name) is not None]
-    name = one_answer(row, column, given) if given else answers[0]
-    asked = turns_of(row[column], "user", column)
-    answered = turns_of(row.get(name), "assistant", name)
-    require(bool(asked), column, row[column], "asks nothing", "Give its text.")
-    if [message for _, message in answered[: len(asked)]] == [message for _, message in asked]:
-        answered = answered[len(asked) :]  # UltraFeedback's `chosen` repeats the prompt
-    return [*asked, *answered]
+    """Return the turns of a question and of its answer, from the answer column that is not null. Returns the question
+    alone if all are null."""
+    present = [name for name in answers if row.get(name) is not None]
+    name = one_answer(row, column, present) if present else answers[0]
+    question_turns = turns_of(row[column], "user", column)
+    reply_turns = turns_of(row.get(name), "assistant", name)
+    require(bool(question_turns), column, row[column], "asks nothing", "Give its text.")
+    if [message for _, message in reply_turns[: len(question_turns)]] == [message for _, message in question_turns]:
+        reply_turns = reply_turns[len(question_turns) :]  # UltraFeedback's `chosen` repeats the prompt
+    return [*question_turns, *reply_turns]
 
 
 def turns_of(value: Any, role: str, column: str) -> Placed:
-    """Return text as one turn of `role`, a list of messages as it is, null as no turn."""
+    """Return a text as one turn of `role`, a list of messages as it is, and null as no turn."""
     if value is None:
         return []
     if isinstance(value, str):
@@ -336,8 +344,8 @@ def turns_of(value: Any, role: str, column: str) -> Placed:
 
 
 def alpaca(row: Fields) -> Placed:
-    """Return an `instruction`, with its `input` on the lines below it, and the `output` or `response`; `history`, pairs
-    of a question and an answer, in front."""
+    """Parse an Alpaca row: `instruction` with `input` on the lines below, then `output` or `response`. `history`, a
+    list of [question, answer], comes first."""
     answers = [name for name in DOCUMENT_SHAPES["instruction"].answers if row.get(name) is not None]
     answer = one_answer(row, "instruction", answers) if answers else "output"
     for name in ("instruction", "input", answer):
@@ -353,16 +361,16 @@ def alpaca(row: Fields) -> Placed:
         if not isinstance(pair, list) or [*map(type, pair)] != [str, str]:
             raise refused(place, pair, "is no pair of texts", "Write [question, answer].")
         placed += [(place, Message("user", pair[0])), (place, Message("assistant", pair[1]))]
-    asked = "\n".join(filter(None, (row["instruction"], row.get("input"))))
-    placed.append(("instruction", Message("user", asked)))
+    question = "\n".join(filter(None, (row["instruction"], row.get("input"))))
+    placed.append(("instruction", Message("user", question)))
     if row.get(answer) is not None:
         placed.append((answer, Message("assistant", row[answer])))
     return placed
 
 
-# --- Trees of messages, OASST's: every path from the root to a leaf that the assistant wrote is a conversation. A tree
-# is one row, whose messages have their `replies` within them, or a row a message (`message_id`, `parent_id`, `text`,
-# `role`). Rows of one tree stand together: only one tree is held in memory.
+# --- Message trees (OASST): every path from the root to a leaf of the assistant is a conversation. A tree is one row
+# with nested `replies`, or one row per message (`message_id`, `parent_id`, `text`, `role`). The rows of a tree must
+# follow one another, as only one tree is held in memory.
 
 SPEAKERS = {"prompter": "user", "user": "user", "assistant": "assistant", "system": "system"}
 TOOLS = "trees with tool calls and their results are not read, and an answer without them means something else"
@@ -375,9 +383,9 @@ class Node(NamedTuple):
 
     Attributes:
         data: its fields.
-        row: that it stands in.
-        place: within the row, with a dot behind it; empty if the row is the message.
-        id: of the conversation that ends with it.
+        row: the row that holds it.
+        place: its path within the row, with a trailing dot. Empty if the row is the message.
+        id: id of the conversation that ends with it.
     """
 
     data: Fields
@@ -387,86 +395,87 @@ class Node(NamedTuple):
 
 
 TreePath = tuple[Conversation, Fields]
-"""A conversation, and the message that it ends with."""
+"""(conversation, fields of its last message)."""
 
 
 def id_of(row: Row) -> str:
-    """Return the id of a row's conversation."""
+    """Return the id of a row's conversation, `FILE:NUMBER`."""
     return f"{row.file.name}:{row.place}"
 
 
 def tree_of(row: Row) -> Iterator[TreePath | Drop]:
     """Yield the conversations of a row that is a whole tree."""
-    inside = "" if "replies" in row.data else "prompt."
+    prefix = "" if "replies" in row.data else "prompt."
 
-    def replies(node: Node) -> list[Node]:
-        given = node.data.get("replies") or []
+    def list_replies(node: Node) -> list[Node]:
+        children = node.data.get("replies") or []
         place = f"{node.place}replies"
-        if not isinstance(given, list) or not all(isinstance(reply, Mapping) for reply in given):
-            raise refused(place, given, "is no list of messages", "Write [{role, text}, …].")
-        several = len(given) > 1
+        if not isinstance(children, list) or not all(isinstance(reply, Mapping) for reply in children):
+            raise refused(place, children, "is no list of messages", "Write [{role, text}, …].")
+        has_siblings = len(children) > 1
         return [
-            Node(reply, row, f"{place}[{i}].", f"{node.id}/{i}" if several else node.id)
-            for i, reply in enumerate(given)
+            Node(reply, row, f"{place}[{i}].", f"{node.id}/{i}" if has_siblings else node.id)
+            for i, reply in enumerate(children)
         ]
 
-    yield from conversations(Node(row.data["prompt"] if inside else row.data, row, inside, id_of(row)), replies)
+    yield from conversations(Node(row.data["prompt"] if prefix else row.data, row, prefix, id_of(row)), list_replies)
 
 
 def flat_tree_of(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
-    """Yield the conversations of rows that are the messages of one tree.
+    """Yield the conversations of a tree with one row per message.
 
     Raises:
-        InputError: a message answers none of these, or two have one id.
+        InputError: the parent of a message is missing, two messages have one id, or messages answer each other in a
+            circle.
     """
-    answers: dict[Any, list[Node]] = {}
-    known = set[str]()
+    children: dict[Any, list[Node]] = {}
+    message_ids = set[str]()
     for row in rows:
         name = str(row.data["message_id"])
-        require(name not in known, f"{row.where}, message_id", name, "stands twice in its tree", TOGETHER)
-        known.add(name)
+        require(name not in message_ids, f"{row.where}, message_id", name, "stands twice in its tree", TOGETHER)
+        message_ids.add(name)
         parent = row.data.get("parent_id")
-        answers.setdefault(None if parent is None else str(parent), []).append(Node(row.data, row, "", id_of(row)))
+        children.setdefault(None if parent is None else str(parent), []).append(Node(row.data, row, "", id_of(row)))
     for row in rows:
         with row.naming_errors():
             parent = row.data.get("parent_id")
-            if parent is not None and str(parent) not in known:
+            if parent is not None and str(parent) not in message_ids:
                 problem = "no row of its tree that stands beside it has this message_id"
                 raise refused("parent_id", parent, problem, TOGETHER)
 
-    def replies(node: Node) -> list[Node]:
-        return answers.get(str(node.data["message_id"]), [])
+    def list_replies(node: Node) -> list[Node]:
+        return children.get(str(node.data["message_id"]), [])
 
-    reached = 0
-    for root in answers.get(None, []):
-        waiting = [root]
-        while waiting:
-            waiting += replies(waiting.pop())
-            reached += 1
-        yield from conversations(root, replies)
+    reached_count = 0
+    for root in children.get(None, []):
+        pending = [root]
+        while pending:
+            pending += list_replies(pending.pop())
+            reached_count += 1
+        yield from conversations(root, list_replies)
     problem = "messages of its tree answer each other in a circle"
-    require(reached == len(rows), f"{rows[0].where}, parent_id", rows[0].data.get("parent_id"), problem, TOGETHER)
+    require(reached_count == len(rows), f"{rows[0].where}, parent_id", rows[0].data.get("parent_id"), problem, TOGETHER)
 
 
-def conversations(root: Node, replies: Callable[[Node], Sequence[Node]]) -> Iterator[TreePath | Drop]:
-    """Yield one conversation for each path that ends with the assistant, in the order of the replies."""
-    waiting: list[tuple[tuple[Message, ...], Node]] = [((), root)]
-    while waiting:
-        turns, node = waiting.pop()
+def conversations(root: Node, list_replies: Callable[[Node], Sequence[Node]]) -> Iterator[TreePath | Drop]:
+    """Yield one conversation for each path that ends with the assistant, depth first, in the order of the replies."""
+    pending: list[tuple[tuple[Message, ...], Node]] = [((), root)]
+    while pending:
+        turns, node = pending.pop()
         if node.data.get("deleted") is True:
             yield Drop.DELETED
             continue
         with node.row.naming_errors():
             turns = (*turns, message_in(node.data, node.place))
-            answers = replies(node)
-        waiting += [(turns, answer) for answer in reversed(answers)]
-        if not answers:
-            answered = turns[-1].role == "assistant"
-            yield (Conversation(turns, node.id), node.data) if answered else Drop.UNANSWERED
+            children = list_replies(node)
+        pending += [(turns, child) for child in reversed(children)]
+        if not children:
+            is_answered = turns[-1].role == "assistant"
+            yield (Conversation(turns, node.id), node.data) if is_answered else Drop.UNANSWERED
 
 
 def message_in(data: Fields, place: str) -> Message:
-    """Return the message of a node. Raises InputError if it has no text, or another role speaks."""
+    """Parse the message of a node. Raises InputError if it has no text, or an unknown role."""
     check_read(data, NOT_READ_OF_TREES, place)
     role = data.get("role")
     text = data.get("text")
@@ -481,16 +490,17 @@ def message_in(data: Fields, place: str) -> Message:
     return Message(SPEAKERS[role], text)
 
 
+# --- Preference pairs.
+
 Messages = tuple[Message, ...]
 Parsed = tuple[Preference, Fields] | Drop
-"""A pair, and what else its row says of each of its answers."""
-# --- Preference pairs.
+"""(pair, metadata of its answers under `chosen` and `rejected`), or why there is no pair."""
 
 PAIR_HELP = "A row holds prompt, chosen and rejected, or the columns of HH, UltraFeedback, HelpSteer or Nectar."
 WRITE = 'Write "{}" or "{}" for the better answer, or "tie".'
 TIES = frozenset(["tie", "tied", "tie_(bothbad)", "both_bad", "bothbad", "both", "draw", "neither", "equal", "none"])
 NAMED = re.compile(r"(?:model|response|answer|completion|output|conversation|assistant)_")
-"""What may stand in front of an ending in a verdict: `model_a`."""
+"""Prefix of an ending in a verdict, as in `model_a`."""
 
 
 def field_error(data: Fields, column: str, problem: str, remedy: str = PAIR_HELP) -> InputError:
@@ -513,7 +523,7 @@ def figure_in(data: Fields, column: str, value: Any) -> float:
 
 
 def parse_pairs(group: Sequence[Row]) -> Iterator[Parsed]:
-    """Yield the pairs of one row, or of neighbouring HelpSteer rows."""
+    """Yield the pairs of one row, or of a group of HelpSteer rows."""
     for row in group:
         with row.naming_errors():
             check_read(row.data, NOT_READ_OF_ROWS)
@@ -526,8 +536,9 @@ def parse_row(row: Row) -> Iterator[Parsed]:
     data = row.data
     shape = recognised(data)
     if shape is SCORED:
-        asking = question_column(data)
-        yield from pair_all(entries_of(row, "completions", "response", "overall_score", 1), as_prompt(data, asking))
+        question_name = question_column(data)
+        answers = entries_of(row, "completions", "response", "overall_score", 1)
+        yield from pair_all(answers, as_prompt(data, question_name))
     elif {"chosen", "rejected"} <= data.keys() and is_texts(data["rejected"]):
         yield from pair_right_and_wrong(row)
     elif {"chosen", "rejected"} <= data.keys():
@@ -535,10 +546,11 @@ def parse_row(row: Row) -> Iterator[Parsed]:
     elif shape is JUDGED:
         yield parse_judged(row)
     elif {"prompt", "answers"} <= data.keys():
-        # Ranks say in what order answers are, not by how much one is better.
-        yield from pair_all(entries_of(row, "answers", "answer", "rank", -1), as_prompt(data, "prompt"), margins=False)
-    elif compared := next((shape for shape in (HELPSTEER2, HELPSTEER3) if data.keys() >= {*shape.needs}), None):
-        yield parse_compared(row, *compared.needs)
+        # Ranks give the order of answers, not a margin between them.
+        answers = entries_of(row, "answers", "answer", "rank", -1)
+        yield from pair_all(answers, as_prompt(data, "prompt"), margins=False)
+    elif compared_shape := next((shape for shape in (HELPSTEER2, HELPSTEER3) if data.keys() >= {*shape.needs}), None):
+        yield parse_compared(row, *compared_shape.needs)
     else:
         problem = f"missing (the row has {', '.join(sorted(data)) or 'no columns'})"
         remedy = nearest_shape(data, (PREFERENCES,)) + PAIR_HELP
@@ -546,7 +558,7 @@ def parse_row(row: Row) -> Iterator[Parsed]:
 
 
 def answer_turns(data: Fields, column: str, prompt: Any) -> Messages:
-    """Return the turns of one side of a pair, which may have the prompt in front of the answer."""
+    """Return the turns of one side of a pair. Without a prompt column, they begin with the prompt."""
     value = data[column]
     if not isinstance(value, str):
         return as_messages(data, column, [value] if isinstance(value, dict) else value)
@@ -560,8 +572,8 @@ def answer_turns(data: Fields, column: str, prompt: Any) -> Messages:
 
 def parse_pair(row: Row) -> Parsed:
     data = row.data
-    asking = question_column(data) or "prompt"
-    prompt = data.get(asking)
+    question_name = question_column(data) or "prompt"
+    prompt = data.get(question_name)
     for column in ("chosen", "rejected"):
         value = data[column]
         if not isinstance(value, str | list | dict):
@@ -577,27 +589,28 @@ def parse_pair(row: Row) -> Parsed:
     if better[0].role == worse[0].role == "assistant":
         if prompt is None:
             raise field_error(data, "prompt", "missing")
-        asked = as_prompt(data, asking)
+        prompt_turns = as_prompt(data, question_name)
     else:
-        shared = count_shared(data, better, worse)
-        asked = with_system_column(better[:shared], data)
-        better = better[shared:]
-        worse = worse[shared:]
-        # A list names its messages and must be right; a string (UltraFeedback) repeats one of them, as a caption,
-        # and so do `messages` that one of the answers ends.
-        named = as_messages(data, asking, prompt) if isinstance(prompt, list) and asking != "messages" else ()
-        if named and asked[-len(named) :] != named:
-            raise field_error(data, asking, "not what chosen and rejected share")
-    margin, high, low = (data.get(column) for column in ("margin", "score_chosen", "score_rejected"))
+        shared_count = count_shared(data, better, worse)
+        prompt_turns = with_system_column(better[:shared_count], data)
+        better = better[shared_count:]
+        worse = worse[shared_count:]
+        # A list of messages must equal the last shared turns. A string is a caption that repeats one of them
+        # (UltraFeedback), and `messages` may be a whole conversation that ends with one of the answers.
+        if isinstance(prompt, list) and question_name != "messages":
+            named_prompt = as_messages(data, question_name, prompt)
+            if prompt_turns[-len(named_prompt) :] != named_prompt:
+                raise field_error(data, question_name, "not what chosen and rejected share")
+    margin, chosen_score, rejected_score = (data.get(column) for column in ("margin", "score_chosen", "score_rejected"))
     if margin is not None:
         margin = figure_in(data, "margin", margin)
-    elif high is not None and low is not None:  # UltraFeedback's
-        margin = figure_in(data, "score_chosen", high) - figure_in(data, "score_rejected", low)
-    return preference_of(row, asked, better, worse, margin), {}
+    elif chosen_score is not None and rejected_score is not None:  # UltraFeedback
+        margin = figure_in(data, "score_chosen", chosen_score) - figure_in(data, "score_rejected", rejected_score)
+    return preference_of(row, prompt_turns, better, worse, margin), {}
 
 
 def parse_judged(row: Row) -> Parsed:
-    """Return the pair of two answers and a verdict that names the better one."""
+    """Parse a row of two answers and a verdict that names the better one."""
     data = row.data
     columns = judged_columns_of(data)
     assert columns is not None
@@ -606,7 +619,7 @@ def parse_judged(row: Row) -> Parsed:
     remedy = WRITE.format(*columns.endings)
     number = as_number(data[name])
     if number is not None and number <= 0 and columns.endings != ("0", "1") and columns.verdict != WINNERS:
-        # A code of another kind: 0 may be the first of two answers, or a tie, and a negative number a degree.
+        # An ambiguous code: 0 may be the first answer or a tie, and a negative number may be a degree.
         problem = "may be the first answer, a tie or a degree"
         raise RefusedSource(name, displayed(data[name]), problem, remedy)
     if verdict is None:
@@ -616,24 +629,25 @@ def parse_judged(row: Row) -> Parsed:
         return Drop.TIE
     answers: list[Any] = [data[name] for name in columns.answers]
     pair = {name: value for name, value in data.items() if name not in columns.answers}
-    lists = [parse_texts(value) for value in (data.get("prompt"), *answers)]
-    if columns.verdict == WINNERS and all(lists):  # the Kaggle form of LMSYS's arena
+    text_lists = [parse_texts(value) for value in (data.get("prompt"), *answers)]
+    if columns.verdict == WINNERS and all(text_lists):  # the Kaggle form of LMSYS's arena
         del pair["prompt"]
-        if len({*map(len, lists)}) > 1:
+        if len({*map(len, text_lists)}) > 1:
             raise field_error(data, columns.answers[0], "a list of texts of another length than the prompt's")
-        answers = [as_turns(zip(lists[0], texts, strict=True)) for texts in lists[1:]]
-    chosen, rejected = answers if verdict < 0 else reversed(answers)
-    pair |= {"chosen": chosen, "rejected": rejected}
+        answers = [as_turns(zip(text_lists[0], texts, strict=True)) for texts in text_lists[1:]]
+    better_answer, worse_answer = answers if verdict < 0 else reversed(answers)
+    pair |= {"chosen": better_answer, "rejected": worse_answer}
     if columns.verdict == WINNERS:
-        check_values(pair)  # texts out of JSON in a text, which was not looked into before
+        check_values(pair)  # texts decoded from JSON text have not been checked yet
     return parse_pair(row._replace(data=pair))
 
 
 def read_verdict(row: Fields, columns: JudgedColumns) -> int | None:
-    """Return which answer is better: -1 the first, 1 the second, 0 neither; None if that cannot be read.
+    """Parse which answer is better: -1 the first, 1 the second, 0 neither. Returns None if the verdict cannot be
+    parsed.
 
-    A number names the column that ends with it. Answers a and b are 1 and 2; 1.5 is in the middle. A text is an ending,
-    a column, a model's name, or a tie.
+    A number names the column that ends with it. Answers a and b have the numbers 1 and 2; 1.5 is a tie. A text is an
+    ending, a column, a model's name, or a tie.
     """
     if columns.verdict == WINNERS:
         first, second = (read_label(row[name]) for name in WINNERS)
@@ -646,10 +660,10 @@ def read_verdict(row: Fields, columns: JudgedColumns) -> int | None:
         models = [row.get("model_a"), row.get("model_b")]
         if value in models and models[0] != models[1]:
             return -1 if value == models[0] else 1
-        words = re.sub(r"[ -]", "_", value.strip().strip("[]").casefold())
-        if words in TIES:
+        normalised = re.sub(r"[ -]", "_", value.strip().strip("[]").casefold())
+        if normalised in TIES:
             return 0
-        value = NAMED.sub("", words)
+        value = NAMED.sub("", normalised)
         if value in columns.endings:
             return -1 if value == columns.endings[0] else 1
     places = {0.0: -1, 1.0: 1} if columns.endings == ("0", "1") else {1.0: -1, 1.5: 0, 2.0: 1}
@@ -665,8 +679,8 @@ def as_number(value: Any) -> float | None:
 
 
 def parse_texts(value: Any) -> list[str]:
-    """Return a list of texts, which may stand as its JSON text; an empty list for anything else. A null is an empty
-    text."""
+    """Return a list of texts, which may be given as JSON text. Returns an empty list for anything else. Null becomes an
+    empty text."""
     if isinstance(value, str) and value.startswith("["):
         try:
             value = json.loads(value)
@@ -678,20 +692,20 @@ def parse_texts(value: Any) -> list[str]:
 
 
 def is_texts(value: Any) -> bool:
-    """Return whether a column is a list of texts, and no list of messages."""
+    """Return whether a value is a non-empty list of texts, not of messages."""
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def pair_right_and_wrong(row: Row) -> Iterator[Parsed]:
     """Yield each right answer over each wrong one, as one group."""
-    right = [row.data["chosen"]] if isinstance(row.data["chosen"], str) else row.data["chosen"]
-    if not is_texts(right):
+    right_answers = [row.data["chosen"]] if isinstance(row.data["chosen"], str) else row.data["chosen"]
+    if not is_texts(right_answers):
         raise field_error(row.data, "chosen", "neither a text nor a list of texts, as rejected is one")
     prompt = as_prompt(row.data, question_column(row.data) or "prompt")
     name = label_in(row.data, "id") or row.name
-    if "source" not in row.data and "subset" in row.data:  # as RewardBench calls it
+    if "source" not in row.data and "subset" in row.data:  # RewardBench's name
         row = row._replace(data={**row.data, "source": row.data["subset"]})
-    for (i, better), (j, worse) in product(enumerate(right), enumerate(row.data["rejected"])):
+    for (i, better), (j, worse) in product(enumerate(right_answers), enumerate(row.data["rejected"])):
         if better == worse:
             yield Drop.IDENTICAL
         else:
@@ -700,12 +714,13 @@ def pair_right_and_wrong(row: Row) -> Iterator[Parsed]:
 
 
 class ScoredAnswer(NamedTuple):
-    """An answer to a prompt that several answer.
+    """One of several scored answers to a prompt.
 
     Attributes:
-        row: that it stands in.
-        score: how good it is: higher is better.
-        about: what else is said of it.
+        row: the row that holds it.
+        turns: the answer.
+        score: higher is better.
+        about: other fields of the answer.
     """
 
     row: Row
@@ -714,23 +729,31 @@ class ScoredAnswer(NamedTuple):
     about: Fields
 
 
-def entries_of(row: Row, column: str, text: str, score: str, sign: int) -> list[ScoredAnswer]:
-    """Return the entries of a list of answers, each with what else it says."""
+def entries_of(row: Row, column: str, text_field: str, score_field: str, sign: int) -> list[ScoredAnswer]:
+    """Parse a column with a list of scored answers.
+
+    Args:
+        row: the row.
+        column: the column.
+        text_field: the entry's field with the answer.
+        score_field: the entry's field with the score.
+        sign: 1 if a higher score is better, -1 if a lower one is.
+    """
     entries = row.data[column]
     if not isinstance(entries, list) or len(entries) < 2:
         raise field_error(row.data, column, "not a list of two or more answers")
     answers = list[ScoredAnswer]()
-    for k, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get(text), str):
-            raise field_error(row.data, f"{column}[{k}].{text}", "missing or not a text")
-        figure = sign * figure_in(row.data, f"{column}[{k}].{score}", entry.get(score))
-        about = {name: value for name, value in entry.items() if name != text and value is not None}
-        answers.append(ScoredAnswer(row, as_answer(entry[text]), figure, about))
+    for i, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not isinstance(entry.get(text_field), str):
+            raise field_error(row.data, f"{column}[{i}].{text_field}", "missing or not a text")
+        number = sign * figure_in(row.data, f"{column}[{i}].{score_field}", entry.get(score_field))
+        about = {name: value for name, value in entry.items() if name != text_field and value is not None}
+        answers.append(ScoredAnswer(row, as_answer(entry[text_field]), number, about))
     return answers
 
 
 def pair_neighbours(rows: Sequence[Row]) -> Iterator[Parsed]:
-    """Yield the pairs of HelpSteer's rows on one prompt."""
+    """Yield the pairs of HelpSteer rows on one prompt."""
     if len(rows) == 1:
         yield Drop.UNPAIRED
     answers = list[ScoredAnswer]()
@@ -746,7 +769,9 @@ def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, margins: bool = 
     """Yield every pair of answers to one prompt, as one group.
 
     Args:
-        margins: whether differences of scores say how much better an answer is.
+        answers: two or more answers.
+        prompt: the prompt.
+        margins: differences of scores are margins.
     """
     group = answers[0].row.name
     for pair in combinations(enumerate(answers), 2):
@@ -760,11 +785,18 @@ def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, margins: bool = 
             with better.row.naming_errors():
                 record = preference_of(better.row, prompt, better.turns, worse.turns, margin, f"{group}/{i}>{j}", group)
             about = {"chosen": dict(better.about), "rejected": dict(worse.about)}
-            yield record, {side: said for side, said in about.items() if said}
+            yield record, {side: fields for side, fields in about.items() if fields}
 
 
-def parse_compared(row: Row, asking: str, first: str, second: str, column: str) -> Parsed:
-    """Return the pair of two answers and a verdict from -3, the first is much better, to 3, the second is."""
+def parse_compared(row: Row, question_name: str, first: str, second: str, column: str) -> Parsed:
+    """Parse two answers and a verdict from -3 (the first is much better) to 3 (the second is much better).
+
+    Args:
+        row: the row.
+        question_name: the question column.
+        first, second: the answer columns.
+        column: the verdict column.
+    """
     answers = [as_answer(text_in(row.data, name)) for name in (first, second)]
     verdict = figure_in(row.data, column, row.data[column])
     if not -3 <= verdict <= 3:
@@ -773,8 +805,8 @@ def parse_compared(row: Row, asking: str, first: str, second: str, column: str) 
         return Drop.TIE
     if answers[0] == answers[1]:
         return Drop.IDENTICAL
-    best, worst = answers if verdict < 0 else reversed(answers)
-    return preference_of(row, as_prompt(row.data, asking), best, worst, abs(verdict)), {}
+    better, worse = answers if verdict < 0 else reversed(answers)
+    return preference_of(row, as_prompt(row.data, question_name), better, worse, abs(verdict)), {}
 
 
 def label_in(data: Fields, column: str) -> str:
@@ -822,14 +854,14 @@ def preference_of(
 
 
 def as_messages(data: Fields, column: str, value: Any) -> Messages:
-    """Return a list of `{role, content}`, checked."""
+    """Parse a list of `{role, content}`. Raises InputError for anything else."""
     if not isinstance(value, list) or not value:
         raise field_error(data, column, "neither a text nor a list of messages")
     return tuple(message for _, message in share_gpt(value, column))
 
 
 def as_prompt(data: Fields, column: str) -> Messages:
-    """Return a prompt from messages, a transcript or a plain question; it ends before the assistant's turn."""
+    """Parse a prompt from messages, a transcript or a plain question. It ends before the assistant's turn."""
     value = data.get(column)
     if column == "instruction" and isinstance(value, str):
         turns = tuple(message for place, message in alpaca(data) if place not in ("output", "response"))
@@ -846,9 +878,9 @@ def as_prompt(data: Fields, column: str) -> Messages:
 
 
 def count_shared(data: Fields, chosen: Messages, rejected: Messages) -> int:
-    """Return how many turns two whole conversations share: up to the last assistant turn from which both can go on."""
-    last = min(len(chosen), len(rejected)) - 1
-    count = next((i for i in range(last) if chosen[i] != rejected[i]), last)
+    """Return how many turns two whole conversations share, up to the last assistant turn where they may diverge."""
+    limit = min(len(chosen), len(rejected)) - 1
+    count = next((i for i in range(limit) if chosen[i] != rejected[i]), limit)
     while count > 0 and not chosen[count].role == rejected[count].role == "assistant":
         count -= 1
     if count == 0:
@@ -858,14 +890,15 @@ def count_shared(data: Fields, chosen: Messages, rejected: Messages) -> int:
 
 
 def write_preferences(path: str | Path, prefs: Sequence[Preference]) -> None:
-    """Write JSON Lines (packed if the name ends in `.gz`) in TRL's conversational form; the same pairs, same bytes.
+    """Write pairs as JSON Lines in TRL's conversational form, compressed if the name ends in `.gz`. The same pairs give
+    the same bytes.
 
     Raises:
         StorageError: the file cannot be written.
     """
     path = Path(path)
     text = "".join(json.dumps(as_row(pref), ensure_ascii=False) + "\n" for pref in prefs)
-    blob = text.encode("utf-8", "backslashreplace")  # half a surrogate pair becomes the very escape that JSON has
+    blob = text.encode("utf-8", "backslashreplace")  # half a surrogate pair becomes its JSON escape
     if path.suffix == ".gz":
         blob = gzip.compress(blob, mtime=0)
     try:
@@ -877,11 +910,12 @@ def write_preferences(path: str | Path, prefs: Sequence[Preference]) -> None:
 
 
 def as_row(pref: Preference) -> Mapping[str, Any]:
-    """Return a pair as a row. `margin` is left out if nobody gave one: TRL takes the column's presence for its use."""
+    """Return a pair as a TRL row. A pair without margin has no column `margin`, as TRL uses margins if the column
+    exists."""
     row: dict[str, Any] = {name: [turn.as_dict() for turn in getattr(pref, name)] for name in PARTS[Preference]}
     names = ("id", "group_id", "annotator", "source", "strength", "guideline_version", "created_at")
     row |= {name: getattr(pref, name) for name in names}
-    row |= {name: False for name in ENDED if not getattr(pref, name)}  # True is the rule
+    row |= {name: False for name in ENDED if not getattr(pref, name)}  # the default is True
     if pref.scorer:
         row["scorer"] = pref.scorer
     if pref.tools:
@@ -891,16 +925,16 @@ def as_row(pref: Preference) -> Mapping[str, Any]:
     return row
 
 
-# --- The records of a data set, one after another.
+# --- Streams of records.
 
 OURS = ColumnRules()
 BACK = 64
-"""Rows before a place that are looked at, to know what its row goes on with; many times more if they are none."""
+"""Rows read before the resume point to find its group. Multiplied by itself until a valid row is found."""
 ONE_VALUE = {str, int, float, bool}
-"""Types of values of rows that were read, as JSON, CSV and Arrow give them: none is a subclass."""
+"""Types of scalars in rows. Readers of JSON, CSV and Arrow return no subclasses of them."""
 NONE: Sizes = MappingProxyType({})
 Found = tuple[Record, Fields, Fields, Sizes]
-"""A record, and what `Read` calls its extra, its metadata and its sizes."""
+"""(record, extra, metadata, sizes), see `Read`."""
 LABELLED_HELP = 'A row holds {"prompt": "…", "completion": "…", "label": true}.'
 
 
@@ -908,14 +942,15 @@ class Read(NamedTuple):
     """One record of a data set.
 
     Attributes:
-        number: of the row that it was read from, the last one if it was read from several. Several records may have
-            one number, none a lower one than those before it.
-        extra: the texts, numbers and flags that the row has in other columns, such as `split` or `created_at`.
-            Conversations of one tree have a `group_id`.
-        metadata: all columns of the row that are no part of the record, whatever they hold. Of a pair of two rows, or
-            of two entries of a list, what else each says of its answer, as `chosen` and `rejected`.
-        sizes: texts in columns that nothing reads, of the first record of a row, see
-            `align.data.read.columns.text_sizes`.
+        number: number of its row, or of the last row of its group. Several records may share a number; numbers never
+            decrease.
+        record: the record.
+        extra: texts, numbers and booleans in other columns of the row, such as `split` or `created_at`. Conversations
+            of one tree have a `group_id`.
+        metadata: all columns of the row that are not part of the record. A pair of two rows or list entries has their
+            other fields under `chosen` and `rejected`.
+        sizes: sizes of texts in unread columns, see `align.data.read.columns.text_sizes`. Only the first record of a
+            row has them.
     """
 
     number: int
@@ -926,11 +961,11 @@ class Read(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a row, or of several that are read together: a record of theirs, or why there is none, or why they
-    are refused.
+    """The outcome of a row, or of a group of rows: one record of it, a drop, or the error that refuses the group.
 
     Attributes:
-        begin: the number of the first of these rows.
+        begin: number of the first row of the group.
+        result: the record, drop or error.
     """
 
     begin: int
@@ -940,25 +975,25 @@ class Outcome(NamedTuple):
 def read_outcomes(
     path: str, field: str = "data.path", rules: ColumnRules = OURS, skip: int = 0, counts: Sequence[int] = ()
 ) -> Iterator[Outcome]:
-    """Yield what becomes of the rows of a data set, whatever its formats and shapes are, see
-    `align.data.read.files.files_of`.
+    """Yield the outcomes of the rows of a data set of any format and shape.
 
     Args:
-        field: what the user calls the data set.
-        rules: what the user says of columns.
-        skip: rows up to this number are not read again, nor what else belongs to the record that they end with.
+        path: the data set, see `align.data.read.files.files_of`.
+        field: the setting that names it, for errors.
+        rules: the user's settings for columns.
+        skip: rows up to this number are skipped, with the rest of the group that this row belongs to.
         counts: see `align.data.read.rows.placed_rows`.
 
     Raises:
-        InputError: there is no such file, or it cannot be read.
-        CorruptFile: it was cut or is damaged. The records before that are given first.
+        InputError: a file does not exist or cannot be read.
+        CorruptFile: a file is cut or damaged. The records before that are yielded first.
     """
     for group in groups_of(path, field, rules, skip, counts):
         begin = group[0].number
         try:
             if group[0].error is not None:
                 raise group[0].error
-            records = [*records_in(group, rules)]  # all of a group, or nothing
+            records = [*records_in(group, rules)]  # an error refuses the whole group
         except InputError as error:
             yield Outcome(begin, error)
             continue
@@ -967,17 +1002,17 @@ def read_outcomes(
 
 
 def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Found | Drop]:
-    """Yield the records of rows that are read together, each with what else its row has.
+    """Yield the records of a group of rows, with other columns of their rows.
 
     Raises:
-        InputError: a row has no shape, or says what cannot be kept.
+        InputError: a row has no shape, or a value that cannot be kept.
     """
     row = group[0]
     shape = recognised(row.data)
     if shape is not None and shape in (TREE, TREE_MESSAGE):
         yield from tree_records(group, shape)
         return
-    if len(group) > 1 and shape is not HELPSTEER:  # messages of a tree that are pairs besides
+    if len(group) > 1 and shape is not HELPSTEER:  # tree messages that also have the columns of pairs
         for row in group:
             yield from records_in([row], rules)
         return
@@ -994,9 +1029,9 @@ def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Foun
         return
     with row.naming_errors():
         if shape is None:
-            asking = [shape for shape in CONVERSATIONS if row.data.get(shape.needs[0]) is not None]
-            if len(asking) > 1 and row.data.keys().isdisjoint(PAIRS.needs):
-                rules.check_answer(row.data, asking[0])
+            candidates = [shape for shape in CONVERSATIONS if row.data.get(shape.needs[0]) is not None]
+            if len(candidates) > 1 and row.data.keys().isdisjoint(PAIRS.needs):
+                rules.check_answer(row.data, candidates[0])
             raise unclear(row.data, (DOCUMENTS, PREFERENCES, FEEDBACK))
         metadata = unread_columns(row, shape)
         if shape is LABELLED:
@@ -1011,31 +1046,33 @@ def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Foun
 
 
 def tree_records(group: Sequence[Row], shape: Shape) -> Iterator[Found | Drop]:
-    """Yield the conversations of a tree. What else the message says that a conversation ends with is its metadata."""
+    """Yield the conversations of a tree. Other fields of the last message are a conversation's metadata."""
     row = group[0]
     tree = row.data.get("message_tree_id") or id_of(row)
     shared = extra_of({**row.data, **row.aside}) if shape is TREE else {}
-    about = unread_columns(row, TREE) if shape is TREE else {}
+    tree_metadata = unread_columns(row, TREE) if shape is TREE else {}
     sizes = sizes_in(group, shape)
     for path in paths_of(group):
         if isinstance(path, Drop):
             yield path
             continue
         conversation, last = path
-        of_last = unread_columns(row._replace(data=dict(last)), TREE_MESSAGE)
-        of_last = {name: value for name, value in of_last.items() if name not in ("replies", *about)}
+        last_metadata = unread_columns(row._replace(data=dict(last)), TREE_MESSAGE)
+        last_metadata = {
+            name: value for name, value in last_metadata.items() if name not in ("replies", *tree_metadata)
+        }
         extra = {**shared, **extra_of(last), "group_id": str(tree)}
-        yield conversation, extra, {**about, **of_last}, sizes
+        yield conversation, extra, {**tree_metadata, **last_metadata}, sizes
         sizes = NONE
 
 
 def paths_of(group: Sequence[Row]) -> Iterator[Any]:
-    """Yield the conversations of a tree that is one row, or several."""
+    """Yield the conversations of a tree in one row or in several."""
     return tree_of(group[0]) if is_tree(group[0].data) else flat_tree_of(group)
 
 
 def sizes_in(group: Sequence[Row], shape: Shape) -> Sizes:
-    """Return the sizes of texts in columns that nothing reads, of rows of one shape that are read together."""
+    """Measure the texts in unread columns of a group of rows of one shape."""
     unread = UnreadColumns(OURS)
     for row in group:
         unread.add_row(row, shape)
@@ -1043,81 +1080,81 @@ def sizes_in(group: Sequence[Row], shape: Shape) -> Sizes:
 
 
 def extra_of(data: Fields) -> dict[str, Any]:
-    """Return the columns of a row that are no part of what it says, and hold one value."""
+    """Return the scalar columns of a row that are not part of its content."""
     return {name: value for name, value in data.items() if name not in COLUMNS and type(value) in ONE_VALUE}
 
 
-# --- Rows as the shapes need them: with the columns' names mapped, a table's cells as values, and read together if a
-# record stands in several.
+# --- Groups of rows: with columns renamed, cells of tables converted, and rows that form records together collected.
 
 
 def groups_of(
     path: str | Path, field: str, rules: ColumnRules | None = None, skip: int = 0, counts: Sequence[int] = ()
 ) -> Iterator[list[Row]]:
-    """Yield the rows of a data set, those together that are read together: HelpSteer's neighbours on one prompt, and
-    the messages of a tree; others alone, those that are none among them. What is refused within a group stands behind
-    it.
+    """Yield the rows of a data set in groups that are parsed together: HelpSteer rows on one prompt, and messages of a
+    tree. Any other row, also one with an error, is a group of its own. Rows with errors within a group follow it.
 
     Args:
-        rules: what becomes of the columns; None gives rows as they stand in the files, as evaluation sets are read.
-        skip: rows up to this number were read before, and with them the whole group that the last of them is in.
+        path: the data set.
+        field: the setting that names it, for errors.
+        rules: the user's settings for columns. If None, rows are left as they are in the files, as for evaluation sets.
+        skip: rows up to this number are skipped, with the rest of the group that this row belongs to.
         counts: see `align.data.read.rows.placed_rows`.
     """
-    held = list[Row]()
-    refused = list[Row]()
-    neighbours = Neighbours()
-    shared: Any = None
-    unknown = object()
-    before: Any = unknown if skip else None
+    group = list[Row]()
+    bad_rows = list[Row]()
+    group_keys = Neighbours()
+    group_key: Any = None
+    not_looked_up = object()
+    previous_key: Any = not_looked_up if skip else None
     for row in ready_rows(placed_rows(path, field, skip, counts), rules):
         key = None
         if row.error is None:
-            key = neighbours.key(row.data)
-            if key is not None and before is unknown:
-                neighbours, before = key_before(path, field, rules, skip, counts)
-                key = neighbours.key(row.data)
-            if key is not None and key == before:  # it goes on with a group that was read before
+            key = group_keys.key(row.data)
+            if key is not None and previous_key is not_looked_up:
+                group_keys, previous_key = key_before(path, field, rules, skip, counts)
+                key = group_keys.key(row.data)
+            if key is not None and key == previous_key:  # it continues a group that was read before
                 continue
-            before = None
+            previous_key = None
         else:
-            refused.append(row)
-        if row.error is None and held and (key is None or key != shared):
-            yield held
-            held = []
-        if not held:
-            yield from ([other] for other in refused)
-            refused = []
+            bad_rows.append(row)
+        if row.error is None and group and (key is None or key != group_key):
+            yield group
+            group = []
+        if not group:
+            yield from ([bad_row] for bad_row in bad_rows)
+            bad_rows = []
         if row.error is None and key is None:
             yield [row]
         elif row.error is None:
-            held.append(row)
-            shared = key
-    if held:
-        yield held
-    yield from ([other] for other in refused)
+            group.append(row)
+            group_key = key
+    if group:
+        yield group
+    yield from ([bad_row] for bad_row in bad_rows)
 
 
 def key_before(
     path: str | Path, field: str, rules: ColumnRules | None, skip: int, counts: Sequence[int]
 ) -> tuple[Neighbours, Any]:
-    """Return what gives keys to the rows behind `skip`, and the key of the last row up to there that is one."""
-    back = BACK
+    """Return a `Neighbours` for the rows after `skip`, and the group key of the last valid row up to it."""
+    lookback = BACK
     while True:
-        neighbours = Neighbours()
-        key = unknown = object()
-        for row in ready_rows(placed_rows(path, field, max(0, skip - back), counts), rules):
+        group_keys = Neighbours()
+        key = not_found = object()
+        for row in ready_rows(placed_rows(path, field, max(0, skip - lookback), counts), rules):
             if row.number > skip:
                 break
             if row.error is None:
-                key = neighbours.key(row.data)
-        if key is not unknown or back >= skip:
-            return neighbours, key
-        back *= BACK
+                key = group_keys.key(row.data)
+        if key is not not_found or lookback >= skip:
+            return group_keys, key
+        lookback *= BACK
 
 
 def ready_rows(rows: Iterator[Row], rules: ColumnRules | None) -> Iterator[Row]:
-    """Yield rows with values in place of the texts of tables, and with `rules` applied to their columns. A row to which
-    the rules cannot be applied has an error."""
+    """Yield rows with cells of tables converted and `rules` applied. A row to which the rules cannot be applied gets an
+    error."""
     for row in rows:
         if row.error is None and (rules or row.texts):
             try:
@@ -1128,12 +1165,17 @@ def ready_rows(rows: Iterator[Row], rules: ColumnRules | None) -> Iterator[Row]:
 
 
 class Neighbours:
-    """What rows behind one another share if they are read together; None for a row that stands alone."""
+    """Keys of consecutive rows that form a group. Messages without a tree id belong to the tree of the last root.
+
+    Attributes:
+        trees: number of roots counted.
+    """
 
     def __init__(self) -> None:
         self.trees = 0
 
     def key(self, row: Fields) -> Any:
+        """Return the key that all rows of a group share. Returns None for a row that is a group of its own."""
         if is_helpsteer(row):
             return "HelpSteer", json.dumps(row["prompt"])
         if is_tree_message(row):
@@ -1143,13 +1185,13 @@ class Neighbours:
         return None
 
 
-# --- All records of one kind.
+# --- Lists of all records of one kind.
 
 
 def grouped_rows(
     path: str | Path, field: str, bad_rows: BadRows, rules: ColumnRules | None = None
 ) -> Iterator[list[Row]]:
-    """Yield the rows of a data set, those together that are read together. `bad_rows` gets rows that are none."""
+    """Yield the rows of a data set in groups that are parsed together. Rows with errors go to `bad_rows`."""
     for group in groups_of(path, field, rules):
         if group[0].error is None:
             yield group
@@ -1158,7 +1200,7 @@ def grouped_rows(
 
 
 class Reading(NamedTuple):
-    """The records of a data set that were read at once, how many rows there were, and what made no record."""
+    """All records of a data set, the number of its rows, and the drops."""
 
     records: list[Any]
     rows: int
@@ -1171,40 +1213,41 @@ def read_all(
     skips: bool,
     rules: ColumnRules,
     parse_group: Callable[[Sequence[Row], UnreadColumns], Iterator[Any]],
-    together: bool = True,
+    keep_groups: bool = True,
     drops_count: bool = False,
 ) -> Reading:
     """Read all records of a data set.
 
     Args:
-        field: what the user calls the data set.
-        skips: rows that are refused are left out. Without, the data set is refused.
-        rules: what the user says of columns.
-        parse_group: yields the records of rows that are read together, or why they make none.
-        together: False if neighbours on one prompt are read alone.
-        drops_count: a data set of drops alone is no data set of refused rows.
+        path: the data set.
+        field: the setting that names it, for errors.
+        skips: leave refused rows out. If False, the data set is refused.
+        rules: the user's settings for columns.
+        parse_group: yields the records and drops of a group of rows.
+        keep_groups: False parses rows one by one, except messages of a tree.
+        drops_count: refused rows may be skipped even if the other rows only give drops.
 
     Raises:
-        InputError: there is no such file, a row is refused, or a column holds texts that nothing reads.
-        CorruptFile: a file was cut or is damaged.
+        InputError: a file does not exist, a row is refused, or an unread column holds long texts.
+        CorruptFile: a file is cut or damaged.
     """
     bad_rows = BadRows(skips)
     unread = UnreadColumns(rules)
     reading = Reading([], 0, Counter())
-    count = 0
+    row_count = 0
     for group in grouped_rows(path, field, bad_rows, rules):
-        count += len(group)
-        alone = not together and not is_tree_message(group[0].data)
-        for part in [[row] for row in group] if alone else [group]:
+        row_count += len(group)
+        is_separate = not keep_groups and not is_tree_message(group[0].data)
+        for part in [[row] for row in group] if is_separate else [group]:
             with bad_rows:
-                parsed = list(parse_group(part, unread))  # all of a group, or nothing
+                parsed = list(parse_group(part, unread))  # an error refuses the whole group
                 reading.drops.update(record for record in parsed if isinstance(record, Drop))
                 reading.records.extend(record for record in parsed if not isinstance(record, Drop))
     bad_rows.settle(path, len(reading.records) + (reading.drops.total() if drops_count else 0))
     unread.check(field, str(path))
     if unread.sizes:
         print(f"columns of {path} kept as metadata: {', '.join(unread.sizes)}")
-    return reading._replace(rows=count)
+    return reading._replace(rows=row_count)
 
 
 def read_documents(
@@ -1215,15 +1258,19 @@ def read_documents(
     rows: bool = False,
     rules: ColumnRules = OURS,
 ) -> list[Document]:
-    """Return the documents of a data set, in its order, see `read_all`.
+    """Return the documents of a data set in order, see `read_all`.
 
     Args:
-        answered: a question has to have an answer beside it, in a column that may be null: without, a misspelt column
-            would make questions of rows to train on.
-        rows: conversations keep the other columns of their rows, for what checks answers.
+        path: the data set.
+        field: the setting that names it, for errors.
+        skips: leave refused rows out.
+        answered: a question must have an answer column, which may be null. Otherwise a misspelt column would turn rows
+            to train on into questions.
+        rows: conversations keep the other columns of their rows, for graders.
+        rules: the user's settings for columns.
 
     Raises:
-        InputError: as `read_all`; or there is no row, or rows say nothing to learn from.
+        InputError: as in `read_all`; or there is no row, or no row makes a document.
     """
 
     def parse_group(group: Sequence[Row], unread: UnreadColumns) -> Iterator[Document | Drop]:
@@ -1241,7 +1288,7 @@ def read_documents(
         unread.add_row(row, shape, rows)
         yield document
 
-    reading = read_all(path, field, skips, rules, parse_group, together=False)
+    reading = read_all(path, field, skips, rules, parse_group, keep_groups=False)
     require(bool(reading.records), field, str(path), "is empty", "Give at least one row.")
     for drop, count in reading.drops.items():
         print(f"left out {count} path{'s' if count > 1 else ''} of {path}: {drop.value}")
@@ -1251,11 +1298,11 @@ def read_documents(
 def read_preferences(
     path: str | Path, field: str = "data.path", skips: bool = False, rules: ColumnRules = OURS
 ) -> list[Preference]:
-    """Return the pairs of a data set in its order, see `read_all`. Prints how many were left out because no answer of
-    theirs is preferred.
+    """Return the pairs of a data set in order, see `read_all`. Prints how many pairs were dropped because neither
+    answer is preferred.
 
     Raises:
-        InputError: as `read_all`; or there is no row, or no pair.
+        InputError: as in `read_all`; or there is no row, or no pair.
     """
 
     def parse_group(group: Sequence[Row], unread: UnreadColumns) -> Iterator[Preference | Drop]:
@@ -1276,14 +1323,14 @@ def read_preferences(
 def answers_of_file(
     path: str | Path, field: str = "data.path", skips: bool = False, rules: ColumnRules = OURS
 ) -> list[Feedback]:
-    """Return the answers with a label of a file, see `read_all`. Raises InputError if a row is something else."""
+    """Return the answers with a label of a data set, see `read_all`. Raises InputError if a row is something else."""
 
     def parse_group(group: Sequence[Row], unread: UnreadColumns) -> Iterator[Feedback | Drop]:
-        for found in records_in(group, rules):
-            if isinstance(found, Drop):
-                yield found
+        for item in records_in(group, rules):
+            if isinstance(item, Drop):
+                yield item
                 continue
-            record, extra, _, sizes = found
+            record, extra, _, sizes = item
             unread.add(sizes)
             if not isinstance(record, Feedback):
                 problem = "it is no answer with a label, true or false"
