@@ -1,8 +1,8 @@
-"""The built-in corpus: people chatting in pairs (`chitchat-dataset` on PyPI, MIT), divided by conversation.
+"""The built-in corpus of two-person chats (`chitchat-dataset` on PyPI, MIT), divided by conversation.
 
-A conversation belongs to exactly one part, by the hash of its id, so that no line of one part stands in another:
-`base` trains the built-in model as plain text, `sft` is the instruction-tuning set, `prompts` is what answers are
-sampled for, `test` is what nothing trains on.
+The hash of a conversation's id assigns it to exactly one part, so that the parts share no line: `base` is plain text
+for training the built-in model, `sft` is for instruction tuning, `prompts` is for sampling answers, and `test` is never
+trained on.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from align.core.types import Conversation, Message
 
 PARTS = {"base": 68, "sft": 14, "prompts": 12, "test": 6}  # percent of conversations, in this order
 WINDOW = 6  # turns of one training example: three exchanges
-RATING_BAR = 6.0  # of 10: what the instruction-tuning set keeps, where people rated the conversation
-CONTEXT = 3  # turns of a prompt at the most
-PROMPT_CHARACTERS = 100  # of a prompt at the most, so that a small model answers to what it can hold
+RATING_BAR = 6.0  # of 10: minimum rating of a rated conversation in the instruction-tuning set
+CONTEXT = 3  # maximum turns of a prompt
+PROMPT_CHARACTERS = 100  # maximum of a prompt, which a small model can still answer
 
 
 def corpus_path() -> Path:
-    """The JSON file inside the installed package.
+    """Return the path of the JSON file in the installed package.
 
     Raises:
         InputError: the package is not installed.
@@ -38,7 +38,7 @@ def corpus_path() -> Path:
 
 
 def part_holding(conversation_id: str) -> str:
-    """The part that a conversation belongs to."""
+    """Return the part that a conversation belongs to."""
     share = int(hashlib.sha256(conversation_id.encode()).hexdigest()[:8], 16) % 100
     for part, percent in PARTS.items():
         if share < percent:
@@ -48,19 +48,21 @@ def part_holding(conversation_id: str) -> str:
 
 
 def turns(record: Mapping[str, Any]) -> list[str]:
-    """One text a turn: what one person wrote before the other did, joined by spaces."""
-    joined = (" ".join(m["text"].strip() for m in turn if m["text"].strip()) for turn in record["messages"])
-    return [text for text in joined if text]
+    """Return one text per turn: the consecutive messages of one person, joined by spaces."""
+    texts = (
+        " ".join(message["text"].strip() for message in turn if message["text"].strip()) for turn in record["messages"]
+    )
+    return [text for text in texts if text]
 
 
 def rating(record: Mapping[str, Any]) -> float | None:
-    """Mean of the people's ratings, out of 10; None where nobody rated."""
+    """Return the mean of the ratings, out of 10. Returns None for an unrated conversation."""
     scores = [float(v) for v in (record.get("ratings") or {}).values()]
     return sum(scores) / len(scores) if scores else None
 
 
 def conversations_in(part: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The conversations of one part, in the corpus's order, with their ids."""
+    """Yield the id and the record of each conversation of a part, in the corpus's order."""
     if part not in PARTS:
         raise InputError("data.part", part, "is no part of the corpus", f"Choose one of: {', '.join(PARTS)}.")
     for key, record in records().items():
@@ -69,23 +71,23 @@ def conversations_in(part: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def records() -> dict[str, dict[str, Any]]:
-    """The whole corpus by conversation id."""
+    """Load the whole corpus: conversation id → record."""
     return json.loads(corpus_path().read_text(encoding="utf-8"))
 
 
 def texts(part: str) -> list[str]:
-    """Conversations as plain text, a turn a line: what the base model learns language from."""
+    """Return conversations as plain text, one turn per line, for training the base model."""
     return ["\n".join(lines) for _, record in conversations_in(part) if len(lines := turns(record)) >= 2]
 
 
 def as_chat(lines: list[str], id: str) -> Conversation:
-    """Alternating turns as messages: who speaks first is the user."""
+    """Return alternating turns as messages. The first speaker is the user."""
     return Conversation(tuple(Message("assistant" if i % 2 else "user", t) for i, t in enumerate(lines)), id)
 
 
 def conversations(part: str) -> list[Conversation]:
-    """Windows of three exchanges for instruction tuning; of the rated conversations, only the well rated."""
-    found = []
+    """Return windows of up to three exchanges for instruction tuning. Conversations with a low rating are left out."""
+    windows = []
     for key, record in conversations_in(part):
         lines = turns(record)
         if (rating(record) or 10.0) < RATING_BAR:
@@ -94,17 +96,18 @@ def conversations(part: str) -> list[Conversation]:
             window = lines[start : start + WINDOW]
             window = window[: len(window) // 2 * 2]
             if window:
-                found.append(as_chat(window, f"{key}:{start}"))
-    return found
+                windows.append(as_chat(window, f"{key}:{start}"))
+    return windows
 
 
 def contexts(part: str) -> list[Conversation]:
-    """Contexts of one or three turns, each ending where the other person answered; no context twice."""
-    found: dict[tuple[str, ...], str] = {}
+    """Return prompts of one or three turns, each ending where the other person answered. No prompt is returned
+    twice."""
+    id_of_context: dict[tuple[str, ...], str] = {}
     for key, record in conversations_in(part):
         lines = turns(record)
         for end in range(1, len(lines)):
             context = lines[end - CONTEXT if end >= CONTEXT else end - 1 : end]
             if sum(map(len, context)) <= PROMPT_CHARACTERS:
-                found.setdefault(tuple(context), f"{key}:{end}")
-    return [as_chat(list(context), id) for context, id in found.items()]
+                id_of_context.setdefault(tuple(context), f"{key}:{end}")
+    return [as_chat(list(context), id) for context, id in id_of_context.items()]

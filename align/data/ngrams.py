@@ -1,4 +1,4 @@
-"""Words of a text, and how often it repeats itself."""
+"""Word n-grams of a text, and its repetition rate."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-# Letters and digits of any script, an inner apostrophe kept (don't); punctuation and emoji are parted off and dropped.
+# Letters and digits of any script, with inner apostrophes (don't). Punctuation and emoji are separators.
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased word tokens, punctuation dropped: "Don't stop, Anna!" gives `don't stop anna`."""
+    """Split a text into lower-case words without punctuation: "Don't stop, Anna!" gives `don't stop anna`."""
     return WORD.findall(text.lower())
 
 
 def ngrams(tokens: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
-    """Yield all runs of `n` tokens, in order; none where the text is shorter than `n`."""
+    """Yield all sequences of `n` consecutive tokens, in order. Yields nothing if the text is shorter than `n`."""
     return zip(*(tokens[i:] for i in range(n)), strict=False)
 
 
 def repetition(texts: Sequence[str]) -> float:
-    """Return the mean over texts of the share of a text's 3-grams that it had already used, in [0, 1].
+    """Return the mean share of 3-grams that repeat an earlier one of their text, in [0, 1].
 
-    Texts shorter than three words cannot repeat and are passed over; 0 where all are.
+    Texts of fewer than three words are skipped. Returns 0 if all are skipped.
+
     Source: `seq-rep-n` of Welleck et al. 2020, arXiv 1908.04319, on words.
     """
     shares = [1 - len(set(grams)) / len(grams) for text in texts if (grams := list(ngrams(words(text), 3)))]

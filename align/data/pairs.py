@@ -1,5 +1,5 @@
-"""Preference pairs and answers with a label as a stage meets them: read from a file, a data set or the annotation
-store, divided by prompt, and encoded."""
+"""Preference pairs and feedback for training: read from files, a data set or the annotation store, divided by prompt,
+and tokenised."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Judgements = Sequence[Preference] | Sequence[Feedback]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to one prompt, as rows of tokens.
+    """Two answers to one prompt, as token ids.
 
     Attributes:
         chosen_ids, rejected_ids: prompt and answer, each ending where a score is read.
-        chosen_start, rejected_start: where the answer begins.
+        chosen_start, rejected_start: index of the first token of the answer.
     """
 
     chosen_ids: list[int]
@@ -44,11 +44,12 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """An answer and whether it was wanted, as a row of tokens.
+    """An answer and whether it is desirable (KTO), as token ids.
 
     Attributes:
         ids: prompt and answer.
-        start: where the answer begins.
+        start: index of the first token of the answer.
+        wanted: the label.
     """
 
     ids: list[int]
@@ -61,13 +62,13 @@ class Labelled:
 
 
 class Kind(NamedTuple):
-    """How records of one kind are called and read.
+    """The name and the reader of records of one kind.
 
     Attributes:
         kind: see `align.data.read.content.kind_of`.
-        called: `pairs` or `answers`.
-        of_file: path, what the user calls it, whether rows that are refused are left out, what the user says of
-            columns → its records.
+        called: `pairs` or `answers`, for messages.
+        of_file: function of (path, setting, whether to skip refused rows, column rules) that returns the records of a
+            file.
     """
 
     kind: str
@@ -80,10 +81,12 @@ ANSWERS = Kind(FEEDBACK, "answers", answers_of_file)
 
 
 def pairs_records(data: DataSource, store: str, project: str) -> dict[str, Input]:
-    """Return what a run's manifest says of its pairs: the head of the project's ledger, or the files.
+    """Return the input of a run on pairs: the head of the project's ledger, or the files.
 
     Args:
+        data: the source.
         store: URL of the annotation store.
+        project: project of the votes.
     """
     if data.name != "annotations":
         return data_records(data)
@@ -92,28 +95,32 @@ def pairs_records(data: DataSource, store: str, project: str) -> dict[str, Input
     return {"data": Input(head.hash, project=project, seq=head.seq)}
 
 
-def side_of(data: DataSource, side: str, kind: Kind, otherwise: str = "") -> list[Any]:
+def side_of(data: DataSource, side: str, kind: Kind, alternative: str = "") -> list[Any]:
     """Return the records of one side of a data set.
 
     Args:
-        otherwise: what else helps if the side is empty.
+        data: the source.
+        side: `train` or `test`.
+        kind: the kind that the stage reads.
+        alternative: second half of the remedy if the side is empty.
 
     Raises:
-        InputError: it holds another kind, or nothing to measure on.
+        InputError: the data set holds another kind, or no records to measure on.
     """
-    found = data_set(Path(data.path or ""))
-    problem = f"holds {found.kind}, and this stage reads {kind.kind}"
+    rows = data_set(Path(data.path or ""))
+    problem = f"holds {rows.kind}, and this stage reads {kind.kind}"
     remedy = f"Name a data set that was made of {kind.called}."
-    require(found.kind == kind.kind, "data.path", data.path, problem, remedy)
-    records = found.records(side)
-    one = kind.called.removesuffix("s")
-    remedy = f"Make it with data.held_out above 0{otherwise}."
-    require(side == "train" or bool(records), "data.path", data.path, f"has no {one} to measure on", remedy)
+    require(rows.kind == kind.kind, "data.path", data.path, problem, remedy)
+    records = rows.records(side)
+    noun = kind.called.removesuffix("s")
+    remedy = f"Make it with data.held_out above 0{alternative}."
+    require(side == "train" or bool(records), "data.path", data.path, f"has no {noun} to measure on", remedy)
     return records
 
 
 def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool, seed: int = 0) -> list[Preference]:
-    """Return the pairs of the annotation store's project, of a file, or those of a data set that are to train on."""
+    """Return the pairs of a project in the annotation store or of a file. For a data set, these are the pairs to train
+    on."""
     if data.name == "annotations":
         with Store.open(store, create=False) as votes:
             return drawn(preferences(votes, project, allow_simulated), data.limit, seed)
@@ -121,7 +128,7 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
 
 
 def all_of(data: DataSource, side: str, kind: Kind) -> list[Any]:
-    """Return the records of a file, or those of one side of a data set."""
+    """Return the records of a file, or of one side of a data set."""
     if data.name == MANIFEST:
         return side_of(data, side, kind)
     return kind.of_file(data.path or "", "data.path", data.skips, data.rules)
@@ -130,11 +137,11 @@ def all_of(data: DataSource, side: str, kind: Kind) -> list[Any]:
 def read_verdicts(
     data: DataSource, store: str, project: str, allow_simulated: bool
 ) -> tuple[list[Preference], list[Preference]]:
-    """Return pairs with a known verdict, on which a judge is measured: those in which one answer is preferred, and
-    those that people called equal, of which a file has none. Of a data set those that are held out.
+    """Return pairs with a known verdict, to measure a judge on: those with a preferred answer, and those that people
+    called equal. Files have no equal ones. For a data set, these are the held-out pairs.
 
     Raises:
-        InputError: there is none.
+        InputError: there are no pairs.
     """
     if data.name == "annotations":
         with Store.open(store, create=False) as votes:
@@ -143,55 +150,55 @@ def read_verdicts(
 
 
 def read_labelled(data: DataSource) -> list[Feedback]:
-    """Return the answers with a label of a file, or those of a data set that are held out.
+    """Return the feedback of a file, or the held-out feedback of a data set.
 
     Raises:
-        InputError: there is none, or a row is something else.
-        CorruptFile: a file was cut or is damaged.
+        InputError: there is no feedback, or a row is something else.
+        CorruptFile: a file is cut or damaged.
     """
     return [prepared(answer, data) for answer in all_of(data, "test", ANSWERS)]
 
 
-def drawn(found: list[T], limit: int | None, seed: int) -> list[T]:
-    """Return so many of the records, drawn at random, in their order; all if there is no limit."""
-    if limit is None or limit >= len(found):
-        return found
-    return [found[i] for i in sorted(random.Random(seed).sample(range(len(found)), limit))]
+def drawn(records: list[T], limit: int | None, seed: int) -> list[T]:
+    """Return a random sample of `limit` records in their order. Returns all records if there is no limit."""
+    if limit is None or limit >= len(records):
+        return records
+    return [records[i] for i in sorted(random.Random(seed).sample(range(len(records)), limit))]
 
 
 def divided_pairs(
     prefs: Sequence[Judged], data: DataSource, held_out: float, seed: int, kind: Kind = PAIRS
 ) -> tuple[list[Judged], list[Judged]]:
-    """Return pairs to train on and pairs to measure on, divided by prompt so that no ranking has a pair on both sides;
-    or measured on a file of their own (`data.eval_path`). A data set has sides of its own. Of a file, what `stage=eval`
-    will ask must not have taught anything either.
+    """Divide records into those to train on and those to measure on, by prompt, so that no ranking is on both sides. If
+    `data.eval_path` is set, its records are measured on. A data set has fixed sides. For a file, questions that
+    `stage=eval` will ask are not trained on either.
 
     Raises:
-        InputError: there is nothing to train on.
+        InputError: no record is left to train on.
     """
-    one = kind.called.removesuffix("s")
-    if data.name == MANIFEST and not data.eval_path:  # it is divided already
-        test = side_of(data, "test", kind, otherwise=f", or name {kind.called} in data.eval_path")
+    noun = kind.called.removesuffix("s")
+    if data.name == MANIFEST and not data.eval_path:  # it has fixed sides
+        test = side_of(data, "test", kind, alternative=f", or name {kind.called} in data.eval_path")
         return list(prefs), drawn(test, data.limit, seed)
     if data.eval_path:
         test = drawn(kind.of_file(data.eval_path, "data.eval_path", data.skips, data.rules), data.limit, seed)
         train = unasked(prefs, test, kind.called)
-        problem = f"asks everything that {data.path} asks, which leaves no {one} to train on"
+        problem = f"asks everything that {data.path} asks, which leaves no {noun} to train on"
         require(bool(train), "data.eval_path", data.eval_path, problem, f"Give other {kind.called} to measure on.")
         return train, test
     train, test = split_by_group(prefs, held_out, seed)
     if data.name == FILES:
-        tested = held_back([*map(question_key, prefs)], data.held_out)
-        test += [pref for pref in train if question_key(pref) in tested]
-        train = [pref for pref in train if question_key(pref) not in tested]
-        require(bool(train), "data.held_out", data.held_out, f"leaves no {one} to train on", "Lower it.")
+        held_out_keys = held_back([*map(question_key, prefs)], data.held_out)
+        test += [pref for pref in train if question_key(pref) in held_out_keys]
+        train = [pref for pref in train if question_key(pref) not in held_out_keys]
+        require(bool(train), "data.held_out", data.held_out, f"leaves no {noun} to train on", "Lower it.")
     return train, test
 
 
 def divided_preferences(
     data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
 ) -> tuple[list[Preference], list[Preference]]:
-    """Return pairs to train on and to measure on, see `divided_pairs`."""
+    """Return the pairs to train on and to measure on, see `divided_pairs`."""
     sides = divided_pairs(read_pairs(data, store, project, allow_simulated, seed), data, held_out, seed)
     train, test = ([prepared(pref, data) for pref in side] for side in sides)
     return train, test
@@ -200,8 +207,7 @@ def divided_preferences(
 def divided_judgements(
     data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
 ) -> tuple[Judgements, Judgements]:
-    """Return answers with a label to train on and to measure on, or pairs if the data has these, see
-    `divided_pairs`."""
+    """Return the feedback to train on and to measure on, or pairs if the source holds pairs, see `divided_pairs`."""
     if not holds_labels(data):
         return divided_preferences(data, store, project, allow_simulated, held_out, seed)
     answers = drawn(all_of(data, "train", ANSWERS), data.limit, seed)
@@ -212,31 +218,34 @@ def divided_judgements(
 
 
 def holds_labels(data: DataSource) -> bool:
-    """Return whether the data has answers with a label: a data set by its kind, a file by the columns of its first row
-    that has those of some shape. A label or an answer that is wrong there is then an error of this kind."""
+    """Return whether the source holds feedback: a data set by its kind, a file by the shape of the first row that has
+    one. If no row has a shape, a column `label` decides, so that errors about it are those of feedback."""
     if data.name == MANIFEST:
         return data_set(Path(data.path or "")).kind == FEEDBACK
     if data.name != FILES:
         return False
-    there = False
+    has_label_column = False
     for group in grouped_rows(data.path or "", "data.path", BadRows(skips=True), data.rules):
         if shape := recognised(group[0].data):
             return shape.kind != PREFERENCES
-        there = there or "label" in group[0].data
-    return there
+        has_label_column = has_label_column or "label" in group[0].data
+    return has_label_column
 
 
 def check_labels(labels: Sequence[bool], prompts: Sequence[Any], path: str | None) -> None:
-    """Raise InputError if all answers to train on have one label, or answer one prompt.
+    """Raise InputError if all answers to train on have the same label, or the same prompt.
 
     Args:
-        prompts: what each of them answers.
+        labels: label of each answer.
+        prompts: prompt of each answer.
+        path: the file, for errors.
     """
-    wanted = sum(labels)
-    if wanted in (0, len(labels)):
-        which, other = ("wanted", "false") if wanted else ("unwanted", "true")
-        problem = f"labels all {len(labels)} answers to train on as {which}: KTO learns from both kinds"
-        raise InputError("data.path", path, problem, f"Add answers with label {other}; stage=sft imitates answers.")
+    desirable_count = sum(labels)
+    if desirable_count in (0, len(labels)):
+        common, missing_label = ("wanted", "false") if desirable_count else ("unwanted", "true")
+        problem = f"labels all {len(labels)} answers to train on as {common}: KTO learns from both kinds"
+        remedy = f"Add answers with label {missing_label}; stage=sft imitates answers."
+        raise InputError("data.path", path, problem, remedy)
     problem = "has answers to one prompt alone to train on, and KTO compares them with answers to others"
     require(any(prompt != prompts[0] for prompt in prompts), "data.path", path, problem, "Give more prompts.")
 
@@ -244,8 +253,8 @@ def check_labels(labels: Sequence[bool], prompts: Sequence[Any], path: str | Non
 def encoded_sides(
     tokenizer: Any, sides: Sequence[Sequence[Preference]], stops: tuple[int, ...], max_length: int
 ) -> tuple[list[tuple[Preference, Pair]], list[tuple[Preference, Pair]], dict[str, int]]:
-    """Return the pairs to train on and those to measure on, see `encoded_pairs`; and what a run's metrics count of
-    them."""
+    """Return the tokenised pairs to train on and those to measure on, see `encoded_pairs`, and their counts for the
+    run's metrics."""
     (train, dropped), (test, dropped_test) = (encoded_pairs(tokenizer, side, stops, max_length) for side in sides)
     counts = {"pairs": len(train), "held_out_pairs": len(test), "dropped": dropped, "held_out_dropped": dropped_test}
     return train, test, counts
@@ -254,97 +263,108 @@ def encoded_sides(
 def encoded_pairs(
     tokenizer: Any, prefs: Sequence[Preference], stops: tuple[int, ...], max_length: int
 ) -> tuple[list[tuple[Preference, Pair]], int]:
-    """Return pairs as token rows, and how many were longer than the context.
+    """Tokenise pairs. Also returns how many were left out because they are longer than `max_length`.
+
+    Args:
+        tokenizer: of the model.
+        prefs: the pairs.
+        stops: ids of the tokens that end an answer.
+        max_length: maximum tokens of prompt and answer.
 
     Raises:
-        InputError: none fits, or an answer is not one assistant turn.
+        InputError: all pairs are too long, or an answer is not one assistant turn.
     """
-    kept = []
-    known: dict[tuple[Any, ...], tuple[list[int], int]] = {}  # an answer stands in many pairs
+    encoded = []
+    cache: dict[tuple[Any, ...], tuple[list[int], int]] = {}  # an answer may be in many pairs
 
     def encode(pref: Preference, side: str) -> tuple[list[int], int]:
         answer = getattr(pref, side)
         ended = getattr(pref, f"{side}_ended")
         key = (pref.prompt, pref.tools, answer, ended)
-        if key not in known:
-            known[key] = judged_ids(tokenizer, Conversation(pref.prompt, pref.id, pref.tools), answer, ended, stops)
-        return known[key]
+        if key not in cache:
+            cache[key] = judged_ids(tokenizer, Conversation(pref.prompt, pref.id, pref.tools), answer, ended, stops)
+        return cache[key]
 
     for pref in prefs:
         if any(
             surely_too_long(tokenizer, with_answer(pref, side), max_length) for side in (pref.chosen, pref.rejected)
         ):
             continue
-        (chosen, chosen_start), (rejected, rejected_start) = (encode(pref, side) for side in ("chosen", "rejected"))
-        if max(len(chosen), len(rejected)) <= max_length:
-            kept.append((pref, Pair(chosen, rejected, chosen_start, rejected_start)))
-    return kept, count_longer(prefs, kept, max_length, "pairs")
+        chosen_ids, chosen_start = encode(pref, "chosen")
+        rejected_ids, rejected_start = encode(pref, "rejected")
+        if max(len(chosen_ids), len(rejected_ids)) <= max_length:
+            encoded.append((pref, Pair(chosen_ids, rejected_ids, chosen_start, rejected_start)))
+    return encoded, count_longer(prefs, encoded, max_length, "pairs")
 
 
 def encoded_answers(
-    tokenizer: Any, found: Sequence[Feedback], stops: tuple[int, ...], max_length: int
+    tokenizer: Any, answers: Sequence[Feedback], stops: tuple[int, ...], max_length: int
 ) -> tuple[list[tuple[Feedback, Labelled]], int]:
-    """Return answers as token rows, and how many were longer than the context.
+    """Tokenise feedback. Also returns how many answers were left out because they are longer than `max_length`.
 
     Raises:
-        InputError: none fits.
+        InputError: all answers are too long.
     """
-    kept = []
-    for answer in found:
+    encoded = []
+    for answer in answers:
         if surely_too_long(tokenizer, with_answer(answer, answer.completion), max_length):
             continue
-        asked = Conversation(answer.prompt, answer.id, answer.tools)
-        ids, start = judged_ids(tokenizer, asked, answer.completion, True, stops)
+        prompt = Conversation(answer.prompt, answer.id, answer.tools)
+        ids, start = judged_ids(tokenizer, prompt, answer.completion, True, stops)
         if len(ids) <= max_length:
-            kept.append((answer, Labelled(ids, start, answer.label)))
-    return kept, count_longer(found, kept, max_length, "answers")
+            encoded.append((answer, Labelled(ids, start, answer.label)))
+    return encoded, count_longer(answers, encoded, max_length, "answers")
 
 
-def count_longer(given: Sequence[Any], kept: Sequence[Any], max_length: int, called: str) -> int:
-    """Return how many records were longer than the context. Raises InputError if all were."""
-    problem = f"all {len(given)} {called} are longer"
-    require(bool(kept), "data.max_length", max_length, problem, f"Raise it, or give shorter {called}.")
-    return len(given) - len(kept)
+def count_longer(records: Sequence[Any], encoded: Sequence[Any], max_length: int, noun: str) -> int:
+    """Return how many records were left out as too long. Raises InputError if all were."""
+    problem = f"all {len(records)} {noun} are longer"
+    require(bool(encoded), "data.max_length", max_length, problem, f"Raise it, or give shorter {noun}.")
+    return len(records) - len(encoded)
 
 
 def judged_ids(
-    tokenizer: Any, asked: Conversation, turns: Sequence[Message], ended: bool, stops: tuple[int, ...]
+    tokenizer: Any, context: Conversation, turns: Sequence[Message], ended: bool, stops: tuple[int, ...]
 ) -> tuple[list[int], int]:
-    """Return an answer as it is judged, and where it begins.
+    """Return the token ids of prompt and answer as they are scored, and the index where the answer begins.
 
     Args:
-        asked: ends where the answer is due.
-        turns: the answer, with the turns before its last one.
+        tokenizer: of the model.
+        context: the conversation up to where the answer is due.
+        turns: the answer, with tool turns before its last turn.
         ended, stops: see `encode_judged`.
     """
-    *before, last = turns
-    prompt = replace(asked, messages=(*asked.messages, *before))
-    ids = encode_judged(tokenizer, prompt, replace(last, trained=True), ended, stops)
+    *earlier_turns, last_turn = turns
+    prompt = replace(context, messages=(*context.messages, *earlier_turns))
+    ids = encode_judged(tokenizer, prompt, replace(last_turn, trained=True), ended, stops)
     return ids, prompt_length(tokenizer, prompt, ids)
 
 
 def labelled(pairs: Sequence[Pair]) -> Iterator[Labelled]:
-    """Yield both answers of each pair: the chosen one was wanted, the other was not."""
+    """Yield both answers of each pair: the chosen one as desirable, the rejected one as undesirable."""
     for pair in pairs:
         yield Labelled(pair.chosen_ids, pair.chosen_start, True)
         yield Labelled(pair.rejected_ids, pair.rejected_start, False)
 
 
 def other_answers(batch: Sequence[int], rows: Sequence[Labelled]) -> list[list[int]]:
-    """Return for each row of a batch an answer to another prompt: that of the row before it, of the last one for the
-    first, as TRL pairs them; rows of its own prompt are passed over. A row that has no other prompt beside it gets an
-    answer from the rest of the data.
+    """Return an answer to another prompt for each row of a batch, for KTO's KL estimate. As in TRL, it is the answer of
+    the row before it, and for the first row that of the last; rows with the same prompt are skipped. If the batch has
+    no other prompt, the answer comes from the rest of the data.
 
     Args:
-        batch: places in `rows`.
-        rows: all there are, of more than one prompt.
+        batch: indices into `rows`.
+        rows: all rows, of more than one prompt.
     """
     answers = []
-    for i, place in enumerate(batch):
-        beside = [*reversed(batch[:i]), *reversed(batch[i + 1 :])]
-        elsewhere = ((place - step) % len(rows) for step in range(1, len(rows)))
-        other = next(
-            other for part in (beside, elsewhere) for other in part if rows[other].prompt != rows[place].prompt
+    for i, index in enumerate(batch):
+        batch_candidates = [*reversed(batch[:i]), *reversed(batch[i + 1 :])]
+        data_candidates = ((index - step) % len(rows) for step in range(1, len(rows)))
+        candidate = next(
+            candidate
+            for candidates in (batch_candidates, data_candidates)
+            for candidate in candidates
+            if rows[candidate].prompt != rows[index].prompt
         )
-        answers.append(rows[other].ids[rows[other].start :])
+        answers.append(rows[candidate].ids[rows[candidate].start :])
     return answers

@@ -1,4 +1,5 @@
-"""Where documents, prompts and pairs come from: the `data` group, read into the records of `align.core.types`."""
+"""Documents and prompts of the config group `data`, read from files, a data set of `stage=data` or the built-in
+corpus."""
 
 from __future__ import annotations
 
@@ -35,20 +36,21 @@ ALIAS = "jsonl"
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """Where rows come from.
+    """The source of rows: the settings of the group `data`.
 
     Attributes:
-        name: `chitchat`, the corpus of the built-in model; `files`, which may be called `jsonl`; `manifest`,
-            a data set of `stage=data`; `annotations`, votes.
-        path: a file, a folder, a pattern, or a data set on the hub, see `align.data.read.files.files_of`; the folder
-            of the data set of `manifest`.
-        part: of the corpus; None for what the stage needs.
-        held_out: the share of a file that is kept for measuring; 0 measures nothing, 1 measures all of it.
-        limit: the most rows that are read; None for all.
-        eval_path: files to measure on, as `path` is one; `path` is then trained on whole, but for what it asks too.
-        system: the system turn of conversations that have none.
-        hide_reasoning: answers are read without the reasoning that they begin with.
-        skips: rows that are refused are left out. Without, their file is refused.
+        name: `chitchat`, the corpus of the built-in model; `files`, alias `jsonl`; `manifest`, a data set of
+            `stage=data`; `annotations`, votes.
+        path: a file, a folder, a pattern, or a data set on the hub, see `align.data.read.files.files_of`; for
+            `manifest`, the folder of the data set.
+        part: part of the corpus; None for the stage's default.
+        held_out: share of a file that is kept for measuring; 0 measures nothing, 1 measures on all rows.
+        limit: maximum number of rows; None for all.
+        eval_path: files to measure on, in the same forms as `path`. Then all rows of `path` are trained on, except
+            those whose question is also in `eval_path`.
+        system: system prompt for conversations without one.
+        hide_reasoning: answers are read without the reasoning at their beginning.
+        skips: leave refused rows out. If False, their file is refused.
         columns: our name of a column → that of the files.
         metadata: columns of the files that are kept as metadata.
     """
@@ -71,7 +73,7 @@ class DataSource:
 
     @classmethod
     def of(cls, settings: Any) -> DataSource:
-        """Return the source of the settings of the group `data`."""
+        """Build the source from the settings of the group `data`."""
         return cls(
             settings.name,
             settings.path,
@@ -88,7 +90,7 @@ class DataSource:
 
     @property
     def rules(self) -> ColumnRules:
-        """What the user says of columns."""
+        """The user's settings for columns."""
         return ColumnRules(self.columns, self.metadata)
 
 
@@ -97,106 +99,119 @@ MORE = "Give rows that ask more different questions, another data.held_out, or d
 
 
 def data_record(data: DataSource) -> Input:
-    """A data set that lies in files, as an input of a run.
+    """Return the source's files as an input of a run.
 
     Raises:
-        InputError: there are none.
+        InputError: a file does not exist.
     """
     if data.name == MANIFEST:
         folder = Path(data.path or "")
-        said = described(folder)
-        return Input(
-            json_digest([said["root"], said["shards"]]), path=str(data.path), details={key: said[key] for key in ROOTS}
-        )
+        description = described(folder)
+        digest = json_digest([description["root"], description["shards"]])
+        return Input(digest, path=str(data.path), details={key: description[key] for key in ROOTS})
     if data.name == "chitchat":
         return Input(lookup_digest(chitchat.corpus_path()), path=data.path or data.name)
     return files_record(data.path, "data.path")
 
 
 def data_records(data: DataSource) -> dict[str, Input]:
-    """The data sets that are read, as inputs of a run: `data`, and `eval_data` where one of its own is measured on."""
+    """Return the inputs of a run: `data`, and `eval_data` if `eval_path` is set."""
     records = {"data": data_record(data)}
     if data.eval_path:
         records["eval_data"] = files_record(data.eval_path, "data.eval_path")
     return records
 
 
-def files_record(given: str | None, field: str) -> Input:
-    """Return the files that a path names as one input of a run: a file by its digest, several by one over all of them,
-    in their order. Raises: InputError: there are none, or one cannot be read."""
-    files = files_of(given or "", field)
+def files_record(path: str | None, field: str) -> Input:
+    """Return the files of a path as one input of a run. A single file has its own digest, several have one over all of
+    them in order.
+
+    Raises:
+        InputError: the path names no file, or one cannot be read.
+    """
+    files = files_of(path or "", field)
     with explain_read_errors(field):
-        return Input(lookup_digest(files[0]) if len(files) == 1 else files_digest(files), path=given or "")
+        return Input(lookup_digest(files[0]) if len(files) == 1 else files_digest(files), path=path or "")
 
 
 def licence_of(name: str) -> str:
-    """Return the licence of a data set that this package names; empty if there is none."""
+    """Return the licence of a built-in data set. Returns an empty text for any other."""
     return "MIT" if name == "chitchat" else ""
 
 
 def documents(data: DataSource, split: str, seed: int = 0) -> list[Document]:
-    """What supervised training reads of one side, `train` or `test`, see `divided_documents`."""
+    """Return the documents of one side for supervised training, see `divided_documents`.
+
+    Args:
+        data: the source.
+        split: `train` or `test`.
+        seed: of the order.
+    """
     return divided_documents(data, seed)[split == "test"]
 
 
 def divided_documents(data: DataSource, seed: int = 0) -> tuple[list[Document], list[Document]]:
-    """What supervised training learns from, and what it is measured on; the second is empty where `held_out` is 0.
+    """Return the documents for supervised training and those to measure on. The second list is empty if `held_out` is
+    0.
 
     Raises:
-        InputError: a row without the expected fields (with file and row number), or nothing to train on.
+        InputError: a row has no shape (with file and row number), or no row is left to train on.
     """
     train, test = sides(data, answered=True)
-    for found, purpose in ((train, "to train on"), (test, "to measure on")):
-        none_wanted = found is test and (data.held_out == 0 or data.name == MANIFEST)
-        if not found and not none_wanted:
+    for side, purpose in ((train, "to train on"), (test, "to measure on")):
+        may_be_empty = side is test and (data.held_out == 0 or data.name == MANIFEST)
+        if not side and not may_be_empty:
             raise nothing_left(data, f"leaves no row {purpose}")
     return shuffled(train, seed, data.limit), shuffled(test, seed, data.limit)
 
 
 def held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
-    """The source of each row that `divided_documents` holds out of a data set, in that order; of anything else none."""
+    """Return the name of the source of each held-out row that `divided_documents` returns for a data set, in order.
+    Returns an empty list for other sources of rows."""
     if data.name != MANIFEST or data.eval_path:
         return []
     return shuffled(data_set(Path(data.path or "")).sources("test"), seed, data.limit)
 
 
 def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
-    """Conversations that end where an answer is due. Those of files have the other columns of their rows.
+    """Return conversations that end where an answer is due. Those from files keep the other columns of their rows.
 
     Args:
+        data: the source.
         split: `train` for sampling and PPO, `test` for evaluation.
+        seed: of the order.
     """
     if data.name == "chitchat":
         conversations = chitchat.contexts("test" if split == "test" else data.part or "prompts")
-        found = [prepared(c, data) for c in conversations]
+        questions = [prepared(conversation, data) for conversation in conversations]
     else:
-        if data.eval_path and split == "test":  # nobody asks what is trained on
-            read = [prepared(document, data) for document in documents_of_files(data, "eval_path", answered=False)]
+        if data.eval_path and split == "test":  # `path` need not be read
+            rows = [prepared(document, data) for document in documents_of_files(data, "eval_path", answered=False)]
         else:
-            read = sides(data)[split == "test"]
-        found = [*filter(None, map(question, read))]
-    return some(found, data, split, seed)
+            rows = sides(data)[split == "test"]
+        questions = [*filter(None, map(question, rows))]
+    return some(questions, data, split, seed)
 
 
 def divided_prompts(data: DataSource, seed: int = 0) -> tuple[list[Conversation], list[Conversation]]:
-    """Return the prompts of both sides of a file, see `prompts`."""
+    """Return the prompts of both sides of a source, see `prompts`."""
     train, test = ([*filter(None, map(question, side))] for side in sides(data))
     return some(train, data, "train", seed), some(test, data, "test", seed)
 
 
-def some(found: list[Conversation], data: DataSource, split: str, seed: int) -> list[Conversation]:
-    """Return these prompts in their order.
+def some(questions: list[Conversation], data: DataSource, split: str, seed: int) -> list[Conversation]:
+    """Shuffle prompts and apply `limit`.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no prompts.
     """
-    if not found:
+    if not questions:
         raise nothing_left(data, f"leaves no question {'to measure on' if split == 'test' else 'to train on'}")
-    return shuffled(found, seed, data.limit)
+    return shuffled(questions, seed, data.limit)
 
 
 def nothing_left(data: DataSource, problem: str) -> InputError:
-    """The error of a data set that has nothing for one side: it names the setting that divides it."""
+    """Return the error of a source without rows for one side. It names the setting that divides the rows."""
     if data.eval_path:
         remedy = "Give two files whose rows ask different questions, where a user speaks."
         return InputError("data.eval_path", data.eval_path, problem, remedy)
@@ -207,17 +222,18 @@ def nothing_left(data: DataSource, problem: str) -> InputError:
 
 
 def sides(data: DataSource, answered: bool = False) -> tuple[list[Document], list[Document]]:
-    """What a data set has to train on and to measure on. A file is divided by the hash of what each row asks
-    (`held_out`), or measured on another file (`eval_path`); equal questions never stand on both sides. The corpus has
-    parts of its own.
+    """Return the documents to train on and those to measure on. A file is divided by the hash of each row's question
+    (`held_out`), or another file is measured on (`eval_path`); equal questions are never on both sides. The corpus has
+    fixed parts.
 
     Args:
+        data: the source.
         answered: see `read_documents`.
     """
     if data.name == "chitchat":
-        read = chitchat.texts if data.part == "base" else chitchat.conversations
-        train: list[Document] = [*read(data.part or "sft")]
-        test: list[Document] = [*read("test")]
+        load_part = chitchat.texts if data.part == "base" else chitchat.conversations
+        train: list[Document] = [*load_part(data.part or "sft")]
+        test: list[Document] = [*load_part("test")]
     elif data.eval_path:
         test = documents_of_files(data, "eval_path", answered)
         train = unasked(all_documents(data, answered), test, f"rows of {data.path}")
@@ -225,47 +241,49 @@ def sides(data: DataSource, answered: bool = False) -> tuple[list[Document], lis
         train, test = (documents_in(data, side, answered) for side in SIDES)
     else:
         train, test = divided(all_documents(data, answered), data.held_out)
-    return [prepared(d, data) for d in train], [prepared(d, data) for d in test]
+    return [prepared(document, data) for document in train], [prepared(document, data) for document in test]
 
 
 def all_documents(data: DataSource, answered: bool = False) -> list[Document]:
-    """Return what `data.path` holds, as it is; of a data set, what is to train on."""
+    """Return the documents of `data.path` as they are. For a data set, these are its rows to train on."""
     if data.name == MANIFEST:
         return documents_in(data, "train", answered)
     return documents_of_files(data, "path", answered)
 
 
 def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Document]:
-    """Return one side of a data set. Of pairs and feedback, what they ask.
+    """Return one side of a data set. Pairs and feedback give their prompts.
 
     Args:
-        answered: it is to be imitated.
+        data: the source.
+        side: `train` or `test`.
+        answered: the documents are imitated.
 
     Raises:
-        InputError: it holds no documents, which only prompts can be taken from.
+        InputError: the documents are imitated, and the data set holds pairs or feedback, which only give prompts.
     """
-    found = data_set(Path(data.path or ""))
+    rows = data_set(Path(data.path or ""))
     remedy = "Name a data set of conversations or texts."
-    if found.kind == PREFERENCES:
+    if rows.kind == PREFERENCES:
         remedy = f"Use it with stage=reward, stage=dpo or stage=kto, or n{remedy[1:]}"
-    problem = f"holds {found.kind}, and conversations or texts are imitated"
-    require(found.kind == DOCUMENTS or not answered, "data.path", data.path, problem, remedy)
-    return [asked(record) for record in found.records(side)]
+    problem = f"holds {rows.kind}, and conversations or texts are imitated"
+    require(rows.kind == DOCUMENTS or not answered, "data.path", data.path, problem, remedy)
+    return [asked(record) for record in rows.records(side)]
 
 
 def documents_of_files(data: DataSource, key: str, answered: bool) -> list[Document]:
-    """Return what the files of `path` or `eval_path` hold. Prompts keep the other columns of their rows
-    (`Conversation.row`), which nobody reads of what is imitated."""
+    """Return the documents of the files of `path` or `eval_path`. Prompts keep the other columns of their rows in
+    `Conversation.row`, which imitated documents do not need."""
     path = getattr(data, key) or ""
     return read_documents(path, f"data.{key}", data.skips, answered, rows=not answered, rules=data.rules)
 
 
 def prepared(record: T, data: DataSource) -> T:
-    """Return a record with the system turn that it lacks, and without the reasoning that is to be hidden; the very same
-    one if nothing changes, which still has the id that it was read with.
+    """Return a record with the default system prompt, and without reasoning if it is hidden. Returns the same object if
+    nothing changes, whose id refers to the row it was read from.
 
     Raises:
-        InputError: nothing but their reasoning tells the answers of a pair apart.
+        InputError: the answers of a pair differ in their reasoning only.
     """
     if not isinstance(record, Conversation | Preference | Feedback):
         return record
@@ -286,42 +304,44 @@ def shuffled(items: list[T], seed: int, limit: int | None) -> list[T]:
 
 
 RANKED_BY = "ranked_by"
-"""What an input's details call these runs."""
+"""Key of the ranking runs in the details of an input."""
 
 
 def with_rankers(inputs: Mapping[str, Input], root: Path) -> dict[str, Input]:
-    """Inputs, of which each that is rows to train on names the runs that ranked them, `sample:NAME`.
+    """Return inputs whose details name the runs that ranked their rows, `sample:NAME`, for each input with rows to
+    train on.
 
     Args:
+        inputs: the inputs of a run.
         root: the folder of runs.
     """
-    found = dict(inputs)
-    for name, given in inputs.items():
-        rows = name == "data" or name.startswith("sources.")
-        if rows and given.path and (runs := ranked_by(given, root)):
-            found[name] = replace(given, details={**given.details, RANKED_BY: list(runs)})
-    return found
+    result = dict(inputs)
+    for name, source_input in inputs.items():
+        has_rows = name == "data" or name.startswith("sources.")
+        if has_rows and source_input.path and (runs := ranked_by(source_input, root)):
+            result[name] = replace(source_input, details={**source_input.details, RANKED_BY: list(runs)})
+    return result
 
 
-def ranked_by(given: Input, root: Path) -> tuple[str, ...]:
-    """The runs that ranked the rows of a data set: of files, those that published one of them, wherever it lies now; of
-    a data set of `stage=data`, those of its sources."""
-    if "root" in given.details:
-        made = try_read_manifest(Path(given.path).parent)
-        sources = made.inputs.values() if made else ()
+def ranked_by(source_input: Input, root: Path) -> tuple[str, ...]:
+    """Return the runs that ranked the rows of a data set. For files, these are the runs that published one of them,
+    wherever it is now; for a data set of `stage=data`, those of its sources."""
+    if "root" in source_input.details:
+        manifest = try_read_manifest(Path(source_input.path).parent)
+        sources = manifest.inputs.values() if manifest else ()
         return tuple(dict.fromkeys(run for source in sources for run in source.details.get(RANKED_BY, ())))
-    place = parse_user_path(given.path, "data.path").absolute()
+    place = parse_user_path(source_input.path, "data.path").absolute()
     folders = [path.parent for path in sorted(root.glob(f"sample/*/{FILE}"))]
-    folders += [parent for parent in place.parents if (parent / FILE).is_file()]  # of another root than this one
-    made = [manifest for folder in folders if (manifest := try_read_manifest(folder)) and ranks(manifest)]
-    known = {digest: manifest.ref for manifest in made for digest in manifest.outputs.values()}
-    digests = [given.digest]  # of a file; several have one over all of them
-    if known and (place.is_dir() or has_magic(given.path)):
-        with suppress(InputError):  # it is a corpus with the name of a folder
-            digests += map(lookup_digest, files_of(given.path))
-    return tuple(dict.fromkeys(known[digest] for digest in digests if digest in known))
+    folders += [parent for parent in place.parents if (parent / FILE).is_file()]  # runs of another root
+    manifests = [manifest for folder in folders if (manifest := try_read_manifest(folder)) and ranks(manifest)]
+    run_of_digest = {digest: manifest.ref for manifest in manifests for digest in manifest.outputs.values()}
+    digests = [source_input.digest]  # only that of a single file is one of an output
+    if run_of_digest and (place.is_dir() or has_magic(source_input.path)):
+        with suppress(InputError):  # a corpus may have the name of a folder
+            digests += map(lookup_digest, files_of(source_input.path))
+    return tuple(dict.fromkeys(run_of_digest[digest] for digest in digests if digest in run_of_digest))
 
 
 def ranks(manifest: Manifest) -> bool:
-    """Whether a run is a finished one of best-of-n."""
+    """Return whether a run is a finished best-of-n run."""
     return manifest.done and manifest.stage == "sample" and manifest.config["stage"].get("best_of") is not None

@@ -1,11 +1,11 @@
-"""What a run was given to train on, by ids: the fingerprint of its rows, and what a later evaluation leaves out.
+"""Ids of the rows that a run was given to train on. They identify its data, and let a later evaluation leave out
+prompts that were trained on.
 
-`trained_ids.parquet` beside a run's artifact has one row for each row that the run was given, in that order, however
-many of them it came to. An evaluation asks questions, so each row also has an id of every question that it answers or
-asks, see `questions_of`.
+`trained_ids.parquet` beside a run's artifact has one row per training row, in order, regardless of how many were used.
+As an evaluation asks questions, each row also has the id of every question that it answers or asks, see `questions_of`.
 
-Rows of the annotation store have their ids under their project's key, see `align.data.sets.ids`. Where the key cannot
-be read, they have none.
+Rows of the annotation store have ids under their project's key, see `align.data.sets.ids`. They have none if the key
+cannot be read.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from align.run.lineage import GoneRun, iter_artifact_ancestors
 
 FILE = "trained_ids.parquet"
 TRAINS = ("sft", "full", "reward", "dpo", "kto", "ppo")
-"""The stages that learn from rows."""
+"""Stages that train on rows."""
 ID = pa.binary(32)
 SCHEMA = pa.schema(
     [
@@ -53,11 +53,11 @@ NOT_KNOWN = "it is unknown whether it was trained on these prompts"
 
 
 class Naming(NamedTuple):
-    """How rows get their ids.
+    """The rule by which rows get their ids.
 
     Attributes:
-        kind_of: which kind of ids a record has; None where all have SHA-256.
-        key_of: the keys of those under one.
+        kind_of: returns the kind of ids of a record. None if all ids are plain SHA-256.
+        key_of: returns the key of a kind of ids, or None if it cannot be read.
     """
 
     kind_of: Callable[[Record], IdKind] | None = None
@@ -68,18 +68,19 @@ WITHOUT_KEYS = Naming()
 
 
 def name_rows(source: DataSource, store: str, project: str) -> Naming:
-    """Return how the rows of a source get their ids: votes under the key of their project, also those that a data set
-    was made of, and all others without a key.
+    """Return the rule by which rows of a source get their ids. Votes have ids under the key of their project, also
+    within a data set; all other rows have ids without a key.
 
     Args:
+        source: the source.
         store: URL of the annotation store.
-        project: of the votes of `data=annotations`.
+        project: project of the votes of `data=annotations`.
     """
     find_key = partial(find_store_key, store)
     if source.name == "annotations":
         with Store.open(store, create=False) as votes:
             key = votes.key(project)
-        kind = kind_under(project, key) if key else IdKind(project)  # erased a moment ago
+        kind = kind_under(project, key) if key else IdKind(project)  # the key may just have been erased
         return Naming(lambda record: kind, find_key)
     if source.name != MANIFEST:
         return Naming()
@@ -87,7 +88,7 @@ def name_rows(source: DataSource, store: str, project: str) -> Naming:
     kinds = kinds_in(rows.data)
     if {*kinds.values()} <= {SHA256}:
         return Naming()
-    # Neither `data.system` nor reasoning that is hidden changes the first question of a row.
+    # The first question of a row depends neither on `data.system` nor on hidden reasoning.
     kind_of_question = {}
     for name, record in zip(rows.sources("train"), rows.records("train"), strict=False):  # repeated rows come last
         if kinds[name] != SHA256:
@@ -96,13 +97,13 @@ def name_rows(source: DataSource, store: str, project: str) -> Naming:
 
 
 def first_question(record: Record, system: str | None = None) -> bytes:
-    """Return the id of the first question that a record answers or asks; empty for plain text."""
+    """Return the id of the first question that a record answers or asks. Returns an empty value for plain text."""
     return next(iter(questions_of(record, system)), b"")
 
 
 def find_store_key(store: str, kind: IdKind) -> bytes | None:
-    """Return the key of a kind of ids. Returns None if there is no such store or project any more, or another project
-    has its name."""
+    """Return the key of a kind of ids. Returns None if the store or project is missing, or another project has its
+    name."""
     with suppress(InputError), Store.open(store, create=False) as votes:
         key = votes.key(kind.project)
         if key is not None and kind_under(kind.project, key) == kind:
@@ -111,15 +112,17 @@ def find_store_key(store: str, kind: IdKind) -> bytes | None:
 
 
 def questions_of(record: Record, system: str | None = None) -> list[bytes]:
-    """The ids without a key of all questions that a record answers or asks, in order; none of plain text.
+    """Return the ids, without a key, of all questions that a record answers or asks, in order. Returns an empty list
+    for plain text.
 
-    A question is what an answer is due to: all turns before it. Its id is the SHA-256 of these turns as canonical JSON,
-    a line each, without reasoning and without what ties results to calls. An answer that is read and not imitated
-    counts as well: the model has seen what came before it.
+    A question consists of all turns before an answer. Its id is the SHA-256 of these turns as lines of canonical JSON,
+    without reasoning and without the ids that link tool results to calls. Answers that are excluded from the loss count
+    too, as the model has seen the turns before them.
 
     Args:
-        system: the system prompt that `data.system` adds, which is no part of a question. A row's own one is: it may
-            be what the question is about.
+        record: the record.
+        system: the system prompt from `data.system`, which is not part of a question. A system prompt of the row is, as
+            the question may be about it.
     """
     if isinstance(record, str):
         return []
@@ -127,34 +130,36 @@ def questions_of(record: Record, system: str | None = None) -> list[bytes]:
         return before_answers(record.messages, system)
     if isinstance(record, Feedback):
         return before_answers((*record.prompt, *record.completion), system)
-    both = (before_answers((*record.prompt, *answer), system) for answer in (record.chosen, record.rejected))
-    return [*dict.fromkeys(chain(*both))]
+    ids_of_answers = (before_answers((*record.prompt, *answer), system) for answer in (record.chosen, record.rejected))
+    return [*dict.fromkeys(chain(*ids_of_answers))]
 
 
 def before_answers(turns: Sequence[Message], system: str | None) -> list[bytes]:
-    """The ids of what stands before each answer, and of all of it where no answer is the last turn."""
-    said, asked, found = hashlib.sha256(), False, list[bytes]()
-    *before, last = turns
-    for turn in before:
-        if turn.role == "assistant" and asked:
-            found.append(said.digest())
+    """Return the ids of the turns before each answer, and of all turns if the last one is not an answer."""
+    digest = hashlib.sha256()
+    has_question = False
+    ids = list[bytes]()
+    *earlier_turns, last_turn = turns
+    for turn in earlier_turns:
+        if turn.role == "assistant" and has_question:
+            ids.append(digest.digest())
         if turn.role != "system" or turn.content != system:
-            said.update(line_of(turn))
-        asked = asked or turn.role != "system"
-    if last.role != "assistant" and (last.role != "system" or last.content != system):
-        said.update(line_of(last))
-    if last.role != "assistant" or asked:
-        found.append(said.digest())
-    return found
+            digest.update(line_of(turn))
+        has_question = has_question or turn.role != "system"
+    if last_turn.role != "assistant" and (last_turn.role != "system" or last_turn.content != system):
+        digest.update(line_of(last_turn))
+    if last_turn.role != "assistant" or has_question:
+        ids.append(digest.digest())
+    return ids
 
 
 def line_of(turn: Message) -> bytes:
-    """A turn without its reasoning, as a line of canonical JSON."""
-    said = alone(turn) if turn.role == "assistant" else turn
-    if not said.tool_calls:
-        return said_json(said).encode() + b"\n"
-    row: dict[str, Any] = {"role": said.role, "content": said.content}
-    row["tool_calls"] = [call.as_dict()["function"] for call in said.tool_calls]
+    """Return a turn without reasoning as a line of canonical JSON."""
+    stripped = alone(turn) if turn.role == "assistant" else turn
+    if not stripped.tool_calls:
+        return said_json(stripped).encode() + b"\n"
+    row: dict[str, Any] = {"role": stripped.role, "content": stripped.content}
+    row["tool_calls"] = [call.as_dict()["function"] for call in stripped.tool_calls]
     return to_canonical_json(row).encode() + b"\n"
 
 
@@ -164,53 +169,58 @@ def write_ids(
     naming: Naming = WITHOUT_KEYS,
     system: str | None = None,
 ) -> dict[str, str]:
-    """`trained_ids.parquet` of the rows that a run was given.
+    """Write `trained_ids.parquet` for the rows that a run was given.
 
     Args:
+        folder: the run's folder.
+        records: the rows.
+        naming: the rule by which they get their ids.
         system: see `questions_of`.
 
     Returns:
-        the roots over them, 64 hex digits: `data_root` over the sequence of content ids, each where it comes first
-        and with how often it comes, and `data_ids_root` over the sorted set of content ids. Nothing where a
-        row has no id.
+        Merkle roots of 64 hex digits: `data_root` over the distinct content ids in order of first occurrence, with
+            their counts, and `data_ids_root` over the sorted content ids. Empty if a row has no id.
     """
     kinds = [naming.kind_of(record) for record in records] if naming.kind_of else [SHA256] * len(records)
     keys = {kind: naming.key_of(kind) for kind in {*kinds} - {SHA256}}
     ids: list[bytes | None] = [None] * len(records)
-    questions: list[list[bytes] | None] = [None] * len(records)
-    # Records are shuffled. Looked at as they lie in memory, they cost a third of the time.
+    ids_of_questions: list[list[bytes] | None] = [None] * len(records)
+    # Records are shuffled. Visiting them in the order of their addresses takes a third of the time.
     for i in sorted(range(len(records)), key=lambda i: id(records[i])):
-        record, kind = records[i], kinds[i]
+        record = records[i]
+        kind = kinds[i]
         key = keys.get(kind) if keys else None
         if kind != SHA256 and key is None:
             continue
         ids[i] = id_of(row_bytes(record), key)
-        asked = questions_of(record, system)
-        questions[i] = [under(one, key) for one in asked] if key else asked
+        question_ids = questions_of(record, system)
+        ids_of_questions[i] = [under(question_id, key) for question_id in question_ids] if key else question_ids
     columns = {
         "content_id": ids,
-        "question_ids": questions,
+        "question_ids": ids_of_questions,
         "project": [kind.project or None for kind in kinds],
         "key_fingerprint": [kind.key or None for kind in kinds],
     }
     pq.write_table(pa.table(columns, schema=SCHEMA), folder / FILE, compression="none")  # digests get no smaller
-    named = [one for one in ids if one is not None]
-    if len(named) < len(records):
+    known_ids = [row_id for row_id in ids if row_id is not None]
+    if len(known_ids) < len(records):
         return {}
-    values, first, counts = np.unique(np.frombuffer(b"".join(named), "V32"), return_index=True, return_counts=True)
-    order = np.argsort(first)
+    values, first_index, counts = np.unique(
+        np.frombuffer(b"".join(known_ids), "V32"), return_index=True, return_counts=True
+    )
+    order = np.argsort(first_index)
     sequence = map(leaf, values[order].tolist(), counts[order].tolist())
     return {"data_root": compute_root(sequence), "data_ids_root": compute_root(values.tolist())}
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What an artifact was trained on, as far as its runs say.
+    """The questions that an artifact was trained on, as far as known.
 
     Attributes:
-        questions: key → the ids of all questions under it; None stands for ids without a key.
-        unknown: what is not known, a sentence each.
-        system: the system prompt that `data.system` adds to what is asked, see `questions_of`.
+        questions: key → ids of all questions under it; the key None holds ids without a key.
+        unknown: gaps in this knowledge, a sentence each.
+        system: the system prompt from `data.system`, see `questions_of`.
     """
 
     questions: dict[bytes | None, set[bytes]]
@@ -218,37 +228,42 @@ class Seen:
     system: str | None = None
 
     def asks(self, turns: Sequence[Message]) -> bool:
-        """Whether a question was among them."""
-        *_, asked = before_answers(turns, self.system)
-        return any(under(asked, key) in ids for key, ids in self.questions.items())
+        """Return whether the last question of a conversation was trained on."""
+        *_, question_id = before_answers(turns, self.system)
+        return any(under(question_id, key) in ids for key, ids in self.questions.items())
 
 
 def seen_by(
     artifact: Artifact, root: Path, key_of: KeyOf, system: str | None = None, stages: Collection[str] = TRAINS
 ) -> Seen:
-    """What the runs that an artifact came through were given to train on, those of its reward models and of its base
-    among them.
+    """Collect the questions that an artifact was trained on: by its own run and all runs that it derives from,
+    including those of reward models and of its base.
 
     Args:
+        artifact: the artifact.
         root: the folder of runs.
+        key_of: returns the key of a kind of ids.
         system: see `Seen`.
-        stages: whose runs count.
+        stages: stages whose runs are considered.
 
     Raises:
-        CorruptFile: a run's ids are not those that it published.
+        CorruptFile: the ids of a run are not those that it published.
     """
-    found, unknown = defaultdict[IdKind, set[bytes]](set), list[str]()
+    ids_by_kind = defaultdict[IdKind, set[bytes]](set)
+    unknown = list[str]()
     for manifest, folder in iter_artifact_ancestors(artifact, root):
         if isinstance(manifest, GoneRun) or folder is None:
             unknown.append(f"{manifest.ref} is gone: {NOT_KNOWN}")
         elif manifest.stage in stages:
-            nameless, plain = add_questions(found, folder / FILE, manifest.outputs.get(FILE, ""))
-            unknown += [f"{manifest.ref} could not read the key of {nameless:,} rows: {NOT_KNOWN}"] if nameless else []
-            unknown += [f"{plain:,} rows of {manifest.ref} are plain text: {NOT_KNOWN}"] if plain else []
+            without_ids, plain_texts = add_questions(ids_by_kind, folder / FILE, manifest.outputs.get(FILE, ""))
+            if without_ids:
+                unknown.append(f"{manifest.ref} could not read the key of {without_ids:,} rows: {NOT_KNOWN}")
+            if plain_texts:
+                unknown.append(f"{plain_texts:,} rows of {manifest.ref} are plain text: {NOT_KNOWN}")
     if artifact.manifest is None:
         unknown.append(f"no run of ours made {artifact.ref}: {NOT_KNOWN}")
-    questions: dict[bytes | None, set[bytes]] = {None: found.pop(SHA256, set())}
-    for kind, ids in found.items():
+    questions: dict[bytes | None, set[bytes]] = {None: ids_by_kind.pop(SHA256, set())}
+    for kind, ids in ids_by_kind.items():
         if (key := key_of(kind)) is None:
             unknown.append(f"the key of project {kind.project} cannot be read: {NOT_KNOWN}")
         else:
@@ -256,16 +271,21 @@ def seen_by(
     return Seen(questions, tuple(unknown), system)
 
 
-def add_questions(found: dict[IdKind, set[bytes]], path: Path, digest: str) -> tuple[int, int]:
-    """Add the ids of questions in the file of a run, which has this SHA-256. Returns how many rows have no ids, and how
-    many ask nothing."""
+def add_questions(ids_by_kind: dict[IdKind, set[bytes]], path: Path, digest: str) -> tuple[int, int]:
+    """Add the question ids in the file of a run. Returns how many rows have no ids, and how many have no question.
+
+    Args:
+        ids_by_kind: kind of ids → ids, which are added to.
+        path: the file.
+        digest: its published SHA-256.
+    """
     if not path.is_file() or lookup_digest(path) != digest:
         problem = "is missing" if not path.is_file() else "is not the file that was published (its sha256 differs)"
         raise CorruptFile("artifact", str(path), problem, "Restore it, or train again with resume=never.")
-    nameless = plain = 0
+    without_ids = plain_texts = 0
     for batch in pq.ParquetFile(path).iter_batches(columns=SCHEMA.names[1:]):
         for ids, project, key in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            nameless += ids is None
-            plain += ids == []
-            found[IdKind(project or "", key or "")].update(ids or ())
-    return nameless, plain
+            without_ids += ids is None
+            plain_texts += ids == []
+            ids_by_kind[IdKind(project or "", key or "")].update(ids or ())
+    return without_ids, plain_texts

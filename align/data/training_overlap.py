@@ -1,8 +1,8 @@
-"""Prompts that a model was nearly trained on: they ask what a training row asks in other punctuation, share a run of
-words with one, or resemble one. Those that it was trained on to the letter are found by ids (`align.data.trained_ids`).
+"""Prompts that closely match training rows: the same words with other punctuation, a shared sequence of words, or a
+high similarity. Exact matches are found by ids (`align.data.trained_ids`).
 
-A run keeps the ids of its rows and not their texts. These are read again, from where the run read them, if they are
-still what it read.
+A run keeps the ids of its rows and not their texts. The texts are read again from the run's data, if that has not
+changed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ SPEAKERS = ("user", "assistant", "tool")
 
 
 class Near(NamedTuple):
-    """Why a prompt counts as nearly trained on.
+    """The reason why a prompt counts as nearly trained on.
 
     Attributes:
-        run: that trained on the row.
-        rule: `exact`, the same words; `ngram`, 13 words in a row; `near`, at least so similar.
+        run: the run that trained on the matching row.
+        rule: `exact` for equal words; `ngram` for 13 equal words in a row; `near` for a high similarity.
     """
 
     run: str
@@ -43,28 +43,29 @@ class Near(NamedTuple):
 def nearly_trained_on(
     artifacts: Mapping[str, Artifact], root: Path, store: str, asked: Sequence[Conversation], similarity: float
 ) -> tuple[Sequence[Mapping[str, Near]], Sequence[str]]:
-    """Find the prompts that training rows of artifacts come near to, by the rules of
-    `align.data.dedup.evaluation_overlap`: of all runs that each came through, those of its reward models and its base
-    among them.
+    """Find the prompts that closely match training rows of artifacts, by the rules of
+    `align.data.dedup.evaluation_overlap`. All runs that an artifact derives from are considered, including those of its
+    reward models and base.
 
     Args:
-        artifacts: by the name of the system that they are.
+        artifacts: system name → its artifact.
         root: the folder of runs.
         store: URL of the annotation store.
-        asked: the prompts [N]; what users say in them is compared, with a row's questions and with all of it.
-        similarity: Jaccard's, of runs of three words, from which two texts are near.
+        asked: the prompts [N]. Their user turns are compared with the user turns of a row, and with all of its turns.
+        similarity: minimum Jaccard similarity of word trigrams.
 
     Returns:
-        of each prompt the systems that were nearly trained on it [N], and what is not known, a sentence each.
+        for each prompt the systems that were nearly trained on it [N], and a sentence for each run whose rows are
+            unknown.
     """
-    found: list[dict[str, Near]] = [{} for _ in asked]
+    matches: list[dict[str, Near]] = [{} for _ in asked]
     unknown = list[str]()
     by_run = dict[str, Mapping[int, str]]()
     questions = pa.array([spoken(prompt, USERS) for prompt in asked], pa.string())
     for name, artifact in artifacts.items():
         for run, _ in iter_artifact_ancestors(artifact, root):
             if not isinstance(run, Manifest) or run.stage not in TRAINS:
-                continue  # of what is gone `seen_by` speaks
+                continue  # `seen_by` reports deleted runs
             if run.digest not in by_run:
                 try:
                     by_run[run.digest] = find_near_questions(trained_rows(run, store), questions, similarity)
@@ -72,60 +73,62 @@ def nearly_trained_on(
                     by_run[run.digest] = {}
                     problem = f"cannot be read again ({str(error).splitlines()[0].removesuffix('.')})"
                     unknown.append(f"the rows of {run.ref} {problem}: which prompts come near them is not known")
-            for place, rule in by_run[run.digest].items():
-                found[place].setdefault(name, Near(run.ref, rule))
-    return found, unknown
+            for i, rule in by_run[run.digest].items():
+                matches[i].setdefault(name, Near(run.ref, rule))
+    return matches, unknown
 
 
 def trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
-    """Return what a run was given to train on.
+    """Return the rows that a run was given to train on.
 
     Raises:
-        AlignError: it cannot be read, or is not what it was.
-        KeyError, AttributeError: the manifest does not say where it is.
+        AlignError: the data cannot be read, or has changed.
+        KeyError, AttributeError: the manifest lacks the settings of the data.
     """
-    data, stage, seed = manifest.config["data"], manifest.config["stage"], manifest.config["seed"]
+    data = manifest.config["data"]
+    stage = manifest.config["stage"]
+    seed = manifest.config["seed"]
     source = DataSource.of(SimpleNamespace(**data))
-    read = manifest.inputs["data"]
-    if not read.project and data_record(source).digest != read.digest:
-        raise AlignError(f"{read.path} has changed since")
+    data_input = manifest.inputs["data"]
+    if not data_input.project and data_record(source).digest != data_input.digest:
+        raise AlignError(f"{data_input.path} has changed since")
     if manifest.stage == "ppo":
         return prompts(source, "train", seed)
     if manifest.stage not in ("reward", "dpo", "kto"):
         return documents(source, "train", seed)
     simulated = data["allow_simulated"]
     if manifest.stage == "kto":
-        return divided_judgements(source, store, read.project or "", simulated, stage["held_out"], seed)[0]
-    pairs = read_pairs(source, store, read.project or "", simulated, seed)
+        return divided_judgements(source, store, data_input.project or "", simulated, stage["held_out"], seed)[0]
+    pairs = read_pairs(source, store, data_input.project or "", simulated, seed)
     return divided_pairs(pairs, source, stage["held_out"], seed)[0]
 
 
 def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity: float) -> Mapping[int, str]:
-    """Return the places of questions that rows come near to, and the first rule that holds for each."""
+    """Return the indices of questions that rows closely match, each with the first of `RULES` that applies."""
     prefilter = Prefilter(similarity)
     prefilter.measure(questions)
     prefilter.add(questions)
     for texts in slices(spoken(row, SPEAKERS) for row in rows):
         prefilter.tell(texts)
-    found = dict[int, int]()
+    rule_of_question = dict[int, int]()
     for texts in slices(text for row in rows for text in {spoken(row, SPEAKERS), spoken(row, USERS)}):
-        alike = texts.filter(pa.array(prefilter.maybe(texts)))
-        if len(alike):
-            near = hits(Index([alike], threshold=similarity).without(prefilter.phrases), questions)
-            for place, rule in zip(near.text.tolist(), near.rule.tolist(), strict=True):
-                found[place] = min(rule, found.get(place, rule))
-    return {place: RULES[rule] for place, rule in sorted(found.items())}
+        candidates = texts.filter(pa.array(prefilter.maybe(texts)))
+        if len(candidates):
+            matches = hits(Index([candidates], threshold=similarity).without(prefilter.phrases), questions)
+            for i, rule in zip(matches.text.tolist(), matches.rule.tolist(), strict=True):
+                rule_of_question[i] = min(rule, rule_of_question.get(i, rule))
+    return {i: RULES[rule] for i, rule in sorted(rule_of_question.items())}
 
 
 def spoken(record: Record, roles: Sequence[str]) -> str:
-    """Return what some roles say in a row; all of plain text."""
+    """Return the turns of some roles in a row as one text. Plain text is returned as a whole."""
     if isinstance(record, str):
         return record
     return "\n".join(turn.content for turn in turns(record) if turn.role in roles)
 
 
 def slices(texts: Iterable[str]) -> Iterator[pa.Array]:
-    """Yield texts, some `SLICE` bytes at a time."""
+    """Yield texts in arrays of about `SLICE` characters."""
     part = list[str]()
     size = 0
     for text in texts:
