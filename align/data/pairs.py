@@ -66,14 +66,14 @@ class Kind(NamedTuple):
 
     Attributes:
         kind: see `align.data.read.content.kind_of`.
-        called: `pairs` or `answers`, for messages.
-        of_file: function of (path, setting, whether to skip refused rows, column rules) that returns the records of a
+        noun: `pairs` or `answers`, for messages.
+        read_file: function of (path, setting, whether to skip refused rows, column rules) that returns the records of a
             file.
     """
 
     kind: str
-    called: str
-    of_file: Callable[[str, str, bool, ColumnRules], list[Any]]
+    noun: str
+    read_file: Callable[[str, str, bool, ColumnRules], list[Any]]
 
 
 PAIRS = Kind(PREFERENCES, "pairs", read_preferences)
@@ -109,10 +109,10 @@ def side_of(data: DataSource, side: str, kind: Kind, alternative: str = "") -> l
     """
     rows = data_set(Path(data.path or ""))
     problem = f"holds {rows.kind}, and this stage reads {kind.kind}"
-    remedy = f"Name a data set that was made of {kind.called}."
+    remedy = f"Name a data set that was made of {kind.noun}."
     require(rows.kind == kind.kind, "data.path", data.path, problem, remedy)
     records = rows.records(side)
-    noun = kind.called.removesuffix("s")
+    noun = kind.noun.removesuffix("s")
     remedy = f"Make it with data.held_out above 0{alternative}."
     require(side == "train" or bool(records), "data.path", data.path, f"has no {noun} to measure on", remedy)
     return records
@@ -131,7 +131,7 @@ def all_of(data: DataSource, side: str, kind: Kind) -> list[Any]:
     """Return the records of a file, or of one side of a data set."""
     if data.name == MANIFEST:
         return side_of(data, side, kind)
-    return kind.of_file(data.path or "", "data.path", data.skips, data.rules)
+    return kind.read_file(data.path or "", "data.path", data.skip_bad_rows, data.rules)
 
 
 def read_verdicts(
@@ -176,15 +176,15 @@ def divided_pairs(
     Raises:
         InputError: no record is left to train on.
     """
-    noun = kind.called.removesuffix("s")
+    noun = kind.noun.removesuffix("s")
     if data.name == MANIFEST and not data.eval_path:  # it has fixed sides
-        test = side_of(data, "test", kind, alternative=f", or name {kind.called} in data.eval_path")
+        test = side_of(data, "test", kind, alternative=f", or name {kind.noun} in data.eval_path")
         return list(prefs), drawn(test, data.limit, seed)
     if data.eval_path:
-        test = drawn(kind.of_file(data.eval_path, "data.eval_path", data.skips, data.rules), data.limit, seed)
-        train = unasked(prefs, test, kind.called)
+        test = drawn(kind.read_file(data.eval_path, "data.eval_path", data.skip_bad_rows, data.rules), data.limit, seed)
+        train = unasked(prefs, test, kind.noun)
         problem = f"asks everything that {data.path} asks, which leaves no {noun} to train on"
-        require(bool(train), "data.eval_path", data.eval_path, problem, f"Give other {kind.called} to measure on.")
+        require(bool(train), "data.eval_path", data.eval_path, problem, f"Give other {kind.noun} to measure on.")
         return train, test
     train, test = split_by_group(prefs, held_out, seed)
     if data.name == FILES:

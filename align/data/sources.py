@@ -50,7 +50,7 @@ class DataSource:
             those whose question is also in `eval_path`.
         system: system prompt for conversations without one.
         hide_reasoning: answers are read without the reasoning at their beginning.
-        skips: leave refused rows out. If False, their file is refused.
+        skip_bad_rows: leave refused rows out. If False, their file is refused.
         columns: our name of a column → that of the files.
         metadata: columns of the files that are kept as metadata.
     """
@@ -63,7 +63,7 @@ class DataSource:
     eval_path: str | None = None
     system: str | None = None
     hide_reasoning: bool = False
-    skips: bool = False
+    skip_bad_rows: bool = False
     columns: Mapping[str, str] = field(default_factory=dict)
     metadata: tuple[str, ...] = ()
 
@@ -83,7 +83,7 @@ class DataSource:
             eval_path=settings.eval_path,
             system=settings.system or None,
             hide_reasoning=settings.reasoning == "hide",
-            skips=settings.on_bad_row == "skip",
+            skip_bad_rows=settings.on_bad_row == "skip",
             columns=settings.columns or {},
             metadata=tuple(settings.metadata or ()),
         )
@@ -275,7 +275,7 @@ def documents_of_files(data: DataSource, key: str, answered: bool) -> list[Docum
     """Return the documents of the files of `path` or `eval_path`. Prompts keep the other columns of their rows in
     `Conversation.row`, which imitated documents do not need."""
     path = getattr(data, key) or ""
-    return read_documents(path, f"data.{key}", data.skips, answered, rows=not answered, rules=data.rules)
+    return read_documents(path, f"data.{key}", data.skip_bad_rows, answered, rows=not answered, rules=data.rules)
 
 
 def prepared(record: T, data: DataSource) -> T:

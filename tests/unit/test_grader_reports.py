@@ -143,7 +143,7 @@ def test_labelled_answers_are_read_as_they_are_judged(tmp_path: Path):
         {"prompt": "q", "completion": "", "label": False}, {"prompt": "q", "completion": "b", "label": "perhaps"},
     ]  # fmt: skip
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    source = DataSource("jsonl", str(path), system="Be kind.", hide_reasoning=True, skips=True)
+    source = DataSource("jsonl", str(path), system="Be kind.", hide_reasoning=True, skip_bad_rows=True)
     found = read_labelled(source)
     assert [(one.id, one.completion[0].content, one.label) for one in found] == [
         ("7", "a", True),

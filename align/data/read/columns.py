@@ -64,60 +64,65 @@ class Shape(NamedTuple):
         name: for messages to the user.
         kind: kind of its records, see `align.data.read.content.kind_of`.
         needs: columns that must be present and not null.
-        answers: columns that may hold the answer. Empty if the answer is in `needs`, or a question alone is valid.
-        asks: columns that may hold the question; the first one that is not null is read. Empty if nothing can be
-            written below the question.
-        comments: columns of published data sets that comment on the answers. They are metadata, however long they are.
+        answer_columns: columns that may hold the answer. Empty if the answer is in `needs`, or a question alone is
+            valid.
+        question_columns: columns that may hold the question; the first one that is not null is read. Empty if nothing
+            can be written below the question.
+        comment_columns: columns of published data sets that comment on the answers. They are metadata, however long
+            they are.
     """
 
     name: str
     kind: str
     needs: tuple[str, ...]
-    answers: tuple[str, ...] = ()
-    asks: tuple[str, ...] = ()
-    comments: tuple[str, ...] = ()
+    answer_columns: tuple[str, ...] = ()
+    question_columns: tuple[str, ...] = ()
+    comment_columns: tuple[str, ...] = ()
 
     @property
-    def answer(self) -> str:
+    def default_answer(self) -> str:
         """The preferred name of the answer column."""
-        return (*self.answers, "completion")[0]
+        return (*self.answer_columns, "completion")[0]
 
 
-HELPSTEER = Shape("HelpSteer", PREFERENCES, ("prompt", "response", "helpfulness"), asks=("prompt",))
+HELPSTEER = Shape("HelpSteer", PREFERENCES, ("prompt", "response", "helpfulness"), question_columns=("prompt",))
 HELPSTEER3 = Shape(
     "HelpSteer3",
     PREFERENCES,
     ("context", "response1", "response2", "overall_preference"),
-    asks=("context",),
-    comments=("individual_preference",),
+    question_columns=("context",),
+    comment_columns=("individual_preference",),
 )
 HELPSTEER2 = Shape(
     "HelpSteer2's preferences",
     PREFERENCES,
     ("prompt", "response_1", "response_2", "preference_strength"),
-    asks=("prompt",),
-    comments=split_names(
+    question_columns=("prompt",),
+    comment_columns=split_names(
         "preference_statement preference_elaboration three_most_similar_preferences all_preferences_unprocessed"
     ),
 )
-RANKING = Shape("a ranking (Nectar)", PREFERENCES, ("prompt", "answers"), asks=("prompt",))
+RANKING = Shape("a ranking (Nectar)", PREFERENCES, ("prompt", "answers"), question_columns=("prompt",))
 SCORED = Shape(
     "completions with scores (UltraFeedback)",
     PREFERENCES,
     ("instruction", "completions"),
-    asks=QUESTIONS,
-    comments=("correct_answers", "incorrect_answers"),
+    question_columns=QUESTIONS,
+    comment_columns=("correct_answers", "incorrect_answers"),
 )
-ORCA = Shape("Orca pairs", PREFERENCES, ("question", "chosen", "rejected"), asks=QUESTIONS)
-PAIRS = Shape("preference pairs", PREFERENCES, ("chosen", "rejected"), asks=QUESTIONS)
+ORCA = Shape("Orca pairs", PREFERENCES, ("question", "chosen", "rejected"), question_columns=QUESTIONS)
+PAIRS = Shape("preference pairs", PREFERENCES, ("chosen", "rejected"), question_columns=QUESTIONS)
 JUDGED = Shape(
-    "two answers and a verdict", PREFERENCES, ("prompt", "response_a", "response_b", "winner"), asks=QUESTIONS
+    "two answers and a verdict",
+    PREFERENCES,
+    ("prompt", "response_a", "response_b", "winner"),
+    question_columns=QUESTIONS,
 )
 TREE = Shape("a tree of messages (OASST)", DOCUMENTS, ("prompt",))
 TREE_MESSAGE = Shape("a message of a tree (OASST)", DOCUMENTS, ("message_id", "parent_id", "role", "text"))
 TEXT = Shape("plain text", DOCUMENTS, ("text",))
 CONVERSATIONS = tuple(
-    Shape(name, DOCUMENTS, (column,), split_names(answers), asks=(column,))
+    Shape(name, DOCUMENTS, (column,), split_names(answers), question_columns=(column,))
     for column, name, answers in (
         ("messages", "messages (OpenAI)", ""),
         ("conversations", "ShareGPT", ""),
@@ -129,16 +134,18 @@ CONVERSATIONS = tuple(
 )
 """Shapes of conversations by priority: the first one whose column is not null applies."""
 CONVERSATION_COLUMNS = tuple(shape.needs[0] for shape in CONVERSATIONS)
-LABELLED = Shape("an answer with a label (KTO)", FEEDBACK, ("prompt", "completion", LABEL), asks=CONVERSATION_COLUMNS)
+LABELLED = Shape(
+    "an answer with a label (KTO)", FEEDBACK, ("prompt", "completion", LABEL), question_columns=CONVERSATION_COLUMNS
+)
 PAIR_SHAPES = (HELPSTEER2, HELPSTEER3, RANKING, ORCA, PAIRS)
 """Shapes that are identified by the columns that they need."""
 SHAPES = (HELPSTEER, *PAIR_SHAPES[:3], SCORED, ORCA, PAIRS, JUDGED, TREE_MESSAGE, LABELLED, *CONVERSATIONS, TEXT)
-ANSWERS = {name for shape in CONVERSATIONS for name in shape.answers}
+ANSWERS = {name for shape in CONVERSATIONS for name in shape.answer_columns}
 BESIDE_TURNS = ("completion", "response", "output", "answer")
 """Columns that may hold the answer if a conversation ends with the user's turn."""
 USERS = ("user", "human", "prompter")
 COLUMNS = frozenset(
-    {name for shape in SHAPES for name in (*shape.needs, *shape.answers)} - {*VERDICTS, *WINNERS}
+    {name for shape in SHAPES for name in (*shape.needs, *shape.answer_columns)} - {*VERDICTS, *WINNERS}
     | {"input", "history", "replies", *SYSTEM, *OFFERED}
 )
 """Columns that hold the content of a row. `label` is one only if its value is a label, see `read_label`."""
@@ -183,7 +190,7 @@ def shape_of_columns(names: tuple[str, ...], has_label: bool) -> Shape | None:
         return None
     for shape in CONVERSATIONS:
         if present.issuperset(shape.needs):
-            has_answer_column = bool(present.intersection(shape.answers)) or not shape.answers
+            has_answer_column = bool(present.intersection(shape.answer_columns)) or not shape.answer_columns
             if not has_answer_column and present & ANSWERS:  # the answer column belongs to another shape
                 return None
             return LABELLED if has_label and has_answer_column else shape
@@ -271,10 +278,10 @@ def label_error(row: Fields, remedy: str) -> InputError:
     return refused(LABEL, value, problem, f"Give `prompt` and `completion`. {remedy}")
 
 
-def question_column(row: Fields, asks: Sequence[str] = QUESTIONS) -> str:
+def question_column(row: Fields, names: Sequence[str] = QUESTIONS) -> str:
     """Return the first of some columns that is not null. Returns the column if there is only one, and an empty text if
     all of several are null."""
-    return next((name for name in asks if row.get(name) is not None), asks[0] if len(asks) == 1 else "")
+    return next((name for name in names if row.get(name) is not None), names[0] if len(names) == 1 else "")
 
 
 def speaker(turn: Fields) -> Any:
@@ -310,9 +317,10 @@ def nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:
     best_score = 0.0
     for shape in SHAPES:
         columns = columns_wanted(shape)
-        has_answer_column = any(name in present for name in shape.answers if name != "chosen")  # also in half a pair
+        # `chosen` does not count, as it may be half a pair.
+        has_answer_column = any(name in present for name in shape.answer_columns if name != "chosen")
         missing = [
-            name for name in columns if name not in present and not (has_answer_column and name in shape.answers)
+            name for name in columns if name not in present and not (has_answer_column and name in shape.answer_columns)
         ]
         similar = {name: get_close_matches(name, present, 1, 0.75) for name in missing}
         weights = [WEIGHTS[name] * (1 if name not in similar else 0.3 * len(similar[name])) for name in columns]
@@ -329,7 +337,7 @@ def nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:
 
 def columns_wanted(shape: Shape) -> tuple[str, ...]:
     """Return the columns that a shape needs, with the first of its answer columns."""
-    return (*shape.needs, *shape.answers[:1])
+    return (*shape.needs, *shape.answer_columns[:1])
 
 
 WEIGHTS = {
@@ -475,7 +483,7 @@ class ColumnRules:
             check_values(data)
         data, answer_lists = with_first_answer(data)
         data = self.with_whole_question(data)
-        return row._replace(data=data, aside={**metadata_columns, **answer_lists})
+        return row._replace(data=data, kept_as_metadata={**metadata_columns, **answer_lists})
 
     def keep(self, names: Iterable[str]) -> str:
         """Return the sentence that says how to keep columns as metadata, with the setting to copy."""
@@ -512,7 +520,7 @@ class ColumnRules:
         name = names[0]
         remedy = self.keep(names)
         if isinstance(row[name], str) and not OF_SEVERAL.fullmatch(fold(name)):
-            ours = {"question": "text", "answer": name} if shape is TEXT else {shape.answer: name}
+            ours = {"question": "text", "answer": name} if shape is TEXT else {shape.default_answer: name}
             remedy = f"{self._rename('If it is the answer', ours)} {remedy}"
         raise refused(name, row[name], "is named as an answer, and the row is read without one", remedy)
 
@@ -685,8 +693,8 @@ def is_answer(name: str) -> bool:
 
 def has_answer(row: Fields, shape: Shape) -> bool:
     """Return whether a row with the shape of a conversation has an answer in the columns that the shape reads."""
-    if shape.answers:
-        return any(row.get(name) is not None for name in shape.answers)
+    if shape.answer_columns:
+        return any(row.get(name) is not None for name in shape.answer_columns)
     turns = row.get(shape.needs[0])
     return not isinstance(turns, list) or not ends_with_user(turns)
 
@@ -793,7 +801,7 @@ def by_letter(name: str) -> tuple[int, str]:
 def asking_columns(row: Fields, shape: Shape | None) -> tuple[str, ...]:
     """Return the columns that hold a row's question. This is mostly one; if both answers of a pair repeat the question,
     they are included."""
-    name = question_column(row, CONVERSATION_COLUMNS if shape is None else shape.asks)
+    name = question_column(row, CONVERSATION_COLUMNS if shape is None else shape.question_columns)
     names = (name,) if name else ()
     if shape is None or shape.kind != PREFERENCES or (name and not repeats_question(row, name)):
         return names
@@ -1026,7 +1034,7 @@ def with_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     if shape is None or shape.kind == PREFERENCES or has_answer(remaining, shape):
         return remaining, list_columns
     texts = answer_lists[next(iter(list_columns))] or [""]
-    return {**remaining, question_shape.answer: texts[0]}, list_columns
+    return {**remaining, question_shape.default_answer: texts[0]}, list_columns
 
 
 def several_answers(value: Any) -> list[str] | None:
@@ -1048,11 +1056,11 @@ def columns_read(row: Fields, shape: Shape) -> frozenset[str]:
     names = columns_of_shape(tuple([name for name, value in row.items() if value is not None]), shape)
     if context_names := context_columns(tuple(row)):
         names = (names | {*context_names}) - {
-            name for name in context_names if name not in shape.asks and holds_more(row[name])
+            name for name in context_names if name not in shape.question_columns and holds_more(row[name])
         }
     if answer_names := answers_beside(row, shape):
         names |= {*answer_names}
-    question_name = question_column(row, shape.asks) if shape.kind == PREFERENCES else ""
+    question_name = question_column(row, shape.question_columns) if shape.kind == PREFERENCES else ""
     return names - {question_name} if question_name and repeats_question(row, question_name) else names
 
 
@@ -1062,7 +1070,7 @@ def columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
         return frozenset(("prompt", "replies", "role", "text", "deleted", *NOT_READ_OF_ROWS))
     if shape is TREE_MESSAGE:
         return frozenset((*shape.needs, "message_tree_id", "deleted", *NOT_READ_OF_ROWS))
-    question_name = question_column(dict.fromkeys(names, True), shape.asks)
+    question_name = question_column(dict.fromkeys(names, True), shape.question_columns)
     read = {*SYSTEM, *OFFERED, *NOT_READ_OF_ROWS, *context_columns(names)}
     if question_name:
         read.add(question_name)
@@ -1073,9 +1081,9 @@ def columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
         read |= {*ABOUT_PAIRS, *shape.needs} - {*QUESTIONS}
     elif shape is LABELLED:
         conversation = next(conversation for conversation in CONVERSATIONS if conversation.needs[0] == question_name)
-        read |= {*conversation.answers, LABEL}
+        read |= {*conversation.answer_columns, LABEL}
     else:
-        read |= {*shape.needs, *shape.answers}
+        read |= {*shape.needs, *shape.answer_columns}
     return frozenset(read | ({"input", "history"} if question_name == "instruction" else set()))
 
 
@@ -1094,8 +1102,8 @@ def unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
         inner = metadata_within(unread.pop("metadata"))
         unread |= {f"{WITHIN}{name}" if name in row.data else name: value for name, value in inner.items()}
     unread |= turns
-    if row.aside:
-        unread |= {name: value for name, value in row.aside.items() if value is not None}
+    if row.kept_as_metadata:
+        unread |= {name: value for name, value in row.kept_as_metadata.items() if value is not None}
     return unread
 
 
@@ -1155,14 +1163,14 @@ def text_sizes(row: Row, shape: Shape, unread: Fields, asked: bool = False) -> S
         unread: its metadata, see `unread_columns`.
         asked: the row is a prompt, and other columns may serve to check answers.
     """
-    sizes: dict[str, Sequence[int]] = dict.fromkeys(map(str, row.aside), (0, 0))
+    sizes: dict[str, Sequence[int]] = dict.fromkeys(map(str, row.kept_as_metadata), (0, 0))
     if not unread:
         return sizes
     exempt = exempt_columns(tuple(row.data), shape, asked)
     content_texts: list[str] | None = None
     metadata_fields = metadata_within(row.data.get("metadata")) if "metadata" in row.data else {}
     for column, value in unread.items():
-        if column in row.aside:
+        if column in row.kept_as_metadata:
             continue
         key = column.removeprefix(WITHIN).rpartition(OF_TURNS)[2]
         is_nested = key in metadata_fields and (key != column or column not in row.data)
@@ -1186,7 +1194,7 @@ def text_sizes(row: Row, shape: Shape, unread: Fields, asked: bool = False) -> S
 @lru_cache(4096)
 def exempt_columns(names: tuple[str, ...], shape: Shape, asked: bool) -> frozenset[str]:
     """Return columns whose texts are metadata however long they are, see `text_sizes`."""
-    exempt = {*IDENTIFYING, *shape.comments, *(CHECKED_BY if asked else ())}
+    exempt = {*IDENTIFYING, *shape.comment_columns, *(CHECKED_BY if asked else ())}
     if shape.kind == DOCUMENTS and "chosen" in names:  # the better answer of a pair is imitated
         exempt.add("rejected")
     exempt |= {*context_columns(names)}  # already in the question, except for fields that are not rendered

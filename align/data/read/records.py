@@ -223,7 +223,7 @@ def placed_of(row: Fields, column: str, answered: bool = False, asked: bool = Fa
         answered: the row must have an answer column.
         asked: the row is a prompt, so that an answer beside the conversation is not read.
     """
-    answers = DOCUMENT_SHAPES[column].answers
+    answers = DOCUMENT_SHAPES[column].answer_columns
     if column == "instruction":
         placed = alpaca(row)
     elif answers:
@@ -346,7 +346,7 @@ def turns_of(value: Any, role: str, column: str) -> Placed:
 def alpaca(row: Fields) -> Placed:
     """Parse an Alpaca row: `instruction` with `input` on the lines below, then `output` or `response`. `history`, a
     list of [question, answer], comes first."""
-    answers = [name for name in DOCUMENT_SHAPES["instruction"].answers if row.get(name) is not None]
+    answers = [name for name in DOCUMENT_SHAPES["instruction"].answer_columns if row.get(name) is not None]
     answer = one_answer(row, "instruction", answers) if answers else "output"
     for name in ("instruction", "input", answer):
         text = row.get(name)
@@ -1016,7 +1016,7 @@ def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Foun
         for row in group:
             yield from records_in([row], rules)
         return
-    extra = extra_of({**row.data, **row.aside})
+    extra = extra_of({**row.data, **row.kept_as_metadata})
     if shape is not None and shape.kind == PREFERENCES:
         shared = {} if shape is HELPSTEER else unread_columns(row, shape)
         sizes = sizes_in(group, shape)
@@ -1049,7 +1049,7 @@ def tree_records(group: Sequence[Row], shape: Shape) -> Iterator[Found | Drop]:
     """Yield the conversations of a tree. Other fields of the last message are a conversation's metadata."""
     row = group[0]
     tree = row.data.get("message_tree_id") or id_of(row)
-    shared = extra_of({**row.data, **row.aside}) if shape is TREE else {}
+    shared = extra_of({**row.data, **row.kept_as_metadata}) if shape is TREE else {}
     tree_metadata = unread_columns(row, TREE) if shape is TREE else {}
     sizes = sizes_in(group, shape)
     for path in paths_of(group):
@@ -1284,7 +1284,7 @@ def read_documents(
             shape = DOCUMENT_SHAPES[shape_column(row.data)]
             if not rows:
                 rules.check_answer(row.data, shape)
-            document = document_of(row.data, id_of(row), answered, rows, row.aside)
+            document = document_of(row.data, id_of(row), answered, rows, row.kept_as_metadata)
         unread.add_row(row, shape, rows)
         yield document
 

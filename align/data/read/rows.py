@@ -462,9 +462,9 @@ class Cells(NamedTuple):
 
     def typed(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the row with texts replaced by the values that they write. A text that writes no value stays."""
-        return {name: self.value(name, text) if isinstance(text, str) else text for name, text in row.items()}
+        return {name: self.convert_cell(name, text) if isinstance(text, str) else text for name, text in row.items()}
 
-    def value(self, name: str, text: str) -> Any:
+    def convert_cell(self, name: str, text: str) -> Any:
         is_number = name in self.numbers
         if not is_number and not (text.startswith("[") and (name in self.lists or name in self.messages)):
             return text
@@ -778,7 +778,7 @@ class Row(NamedTuple):
         texts: text cells may write values of other types, as in tables and in Parquet and Arrow, whose columns have one
             type.
         error: the error of a row that cannot be read.
-        aside: columns that are kept as metadata and not read, see `align.data.read.columns`.
+        kept_as_metadata: columns that are kept as metadata and not read, see `align.data.read.columns`.
     """
 
     number: int
@@ -787,7 +787,7 @@ class Row(NamedTuple):
     place: int
     texts: bool = False
     error: InputError | None = None
-    aside: Mapping[str, Any] = MappingProxyType({})
+    kept_as_metadata: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def where(self) -> str:
