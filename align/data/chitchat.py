@@ -19,13 +19,13 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Message
 
 PARTS = {"base": 68, "sft": 14, "prompts": 12, "test": 6}  # percent of conversations, in this order
-WINDOW = 6  # turns of one training example: three exchanges
-RATING_BAR = 6.0  # of 10: minimum rating of a rated conversation in the instruction-tuning set
-CONTEXT = 3  # maximum turns of a prompt
-PROMPT_CHARACTERS = 100  # maximum of a prompt, which a small model can still answer
+WINDOW_TURNS = 6  # turns of one training example: three exchanges
+MIN_RATING = 6.0  # of 10: minimum rating of a rated conversation in the instruction-tuning set
+MAX_PROMPT_TURNS = 3  # maximum turns of a prompt
+MAX_PROMPT_CHARACTERS = 100  # maximum of a prompt, which a small model can still answer
 
 
-def corpus_path() -> Path:
+def get_corpus_path() -> Path:
     """Return the path of the JSON file in the installed package.
 
     Raises:
@@ -37,7 +37,7 @@ def corpus_path() -> Path:
     return Path(str(spec.origin)).parent / "dataset.json"
 
 
-def part_holding(conversation_id: str) -> str:
+def assign_part(conversation_id: str) -> str:
     """Return the part that a conversation belongs to."""
     share = int(hashlib.sha256(conversation_id.encode()).hexdigest()[:8], 16) % 100
     for part, percent in PARTS.items():
@@ -47,7 +47,7 @@ def part_holding(conversation_id: str) -> str:
     raise AssertionError("the parts add up to 100")
 
 
-def turns(record: Mapping[str, Any]) -> list[str]:
+def join_turns(record: Mapping[str, Any]) -> list[str]:
     """Return one text per turn: the consecutive messages of one person, joined by spaces."""
     texts = (
         " ".join(message["text"].strip() for message in turn if message["text"].strip()) for turn in record["messages"]
@@ -55,59 +55,59 @@ def turns(record: Mapping[str, Any]) -> list[str]:
     return [text for text in texts if text]
 
 
-def rating(record: Mapping[str, Any]) -> float | None:
+def compute_rating(record: Mapping[str, Any]) -> float | None:
     """Return the mean of the ratings, out of 10. Returns None for an unrated conversation."""
     scores = [float(v) for v in (record.get("ratings") or {}).values()]
     return sum(scores) / len(scores) if scores else None
 
 
-def conversations_in(part: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def iter_part(part: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the id and the record of each conversation of a part, in the corpus's order."""
     if part not in PARTS:
         raise InputError("data.part", part, "is no part of the corpus", f"Choose one of: {', '.join(PARTS)}.")
-    for key, record in records().items():
-        if part_holding(key) == part:
+    for key, record in load_records().items():
+        if assign_part(key) == part:
             yield key, record
 
 
-def records() -> dict[str, dict[str, Any]]:
+def load_records() -> dict[str, dict[str, Any]]:
     """Load the whole corpus: conversation id → record."""
-    return json.loads(corpus_path().read_text(encoding="utf-8"))
+    return json.loads(get_corpus_path().read_text(encoding="utf-8"))
 
 
-def texts(part: str) -> list[str]:
+def load_texts(part: str) -> list[str]:
     """Return conversations as plain text, one turn per line, for training the base model."""
-    return ["\n".join(lines) for _, record in conversations_in(part) if len(lines := turns(record)) >= 2]
+    return ["\n".join(lines) for _, record in iter_part(part) if len(lines := join_turns(record)) >= 2]
 
 
-def as_chat(lines: list[str], id: str) -> Conversation:
+def to_conversation(lines: list[str], id: str) -> Conversation:
     """Return alternating turns as messages. The first speaker is the user."""
     return Conversation(tuple(Message("assistant" if i % 2 else "user", t) for i, t in enumerate(lines)), id)
 
 
-def conversations(part: str) -> list[Conversation]:
+def load_conversations(part: str) -> list[Conversation]:
     """Return windows of up to three exchanges for instruction tuning. Conversations with a low rating are left out."""
     windows = []
-    for key, record in conversations_in(part):
-        lines = turns(record)
-        if (rating(record) or 10.0) < RATING_BAR:
+    for key, record in iter_part(part):
+        lines = join_turns(record)
+        if (compute_rating(record) or 10.0) < MIN_RATING:
             continue
-        for start in range(0, len(lines) - 1, WINDOW):
-            window = lines[start : start + WINDOW]
+        for start in range(0, len(lines) - 1, WINDOW_TURNS):
+            window = lines[start : start + WINDOW_TURNS]
             window = window[: len(window) // 2 * 2]
             if window:
-                windows.append(as_chat(window, f"{key}:{start}"))
+                windows.append(to_conversation(window, f"{key}:{start}"))
     return windows
 
 
-def contexts(part: str) -> list[Conversation]:
+def load_prompts(part: str) -> list[Conversation]:
     """Return prompts of one or three turns, each ending where the other person answered. No prompt is returned
     twice."""
     id_of_context: dict[tuple[str, ...], str] = {}
-    for key, record in conversations_in(part):
-        lines = turns(record)
+    for key, record in iter_part(part):
+        lines = join_turns(record)
         for end in range(1, len(lines)):
-            context = lines[end - CONTEXT if end >= CONTEXT else end - 1 : end]
-            if sum(map(len, context)) <= PROMPT_CHARACTERS:
+            context = lines[end - MAX_PROMPT_TURNS if end >= MAX_PROMPT_TURNS else end - 1 : end]
+            if sum(map(len, context)) <= MAX_PROMPT_CHARACTERS:
                 id_of_context.setdefault(tuple(context), f"{key}:{end}")
-    return [as_chat(list(context), id) for context, id in id_of_context.items()]
+    return [to_conversation(list(context), id) for context, id in id_of_context.items()]

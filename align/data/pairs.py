@@ -14,13 +14,13 @@ from align.annotate.store.preference_pairs import preferences, verdicts_of_peopl
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.chat.encode import encode_judged, prompt_length, surely_too_long
-from align.data.read.columns import ColumnRules, recognised
-from align.data.read.content import FEEDBACK, PREFERENCES, with_answer
+from align.data.read.columns import ColumnRules, find_shape
+from align.data.read.content import FEEDBACK, PREFERENCES, join_answer
 from align.data.read.drops import BadRows
-from align.data.read.records import answers_of_file, grouped_rows, read_preferences
+from align.data.read.records import iter_valid_groups, read_feedback, read_preferences
 from align.data.sets.published import data_set
-from align.data.sources import FILES, MANIFEST, DataSource, data_records, prepared
-from align.data.split import Judged, held_back, question_key, split_by_group, unasked
+from align.data.sources import FILES, MANIFEST, DataSource, build_data_inputs, prepare_record
+from align.data.split import Judged, compute_question_key, exclude_test_questions, select_held_out_keys, split_by_group
 from align.run import Input
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ Judgements = Sequence[Preference] | Sequence[Feedback]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TokenizedPair:
     """Two answers to one prompt, as token ids.
 
     Attributes:
@@ -43,7 +43,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class TokenizedAnswer:
     """An answer and whether it is desirable (KTO), as token ids.
 
     Attributes:
@@ -61,11 +61,11 @@ class Labelled:
         return self.ids[: self.start]
 
 
-class Kind(NamedTuple):
+class RecordKind(NamedTuple):
     """The name and the reader of records of one kind.
 
     Attributes:
-        kind: see `align.data.read.content.kind_of`.
+        kind: see `align.data.read.content.get_record_kind`.
         noun: `pairs` or `answers`, for messages.
         read_file: function of (path, setting, whether to skip refused rows, column rules) that returns the records of a
             file.
@@ -76,11 +76,11 @@ class Kind(NamedTuple):
     read_file: Callable[[str, str, bool, ColumnRules], list[Any]]
 
 
-PAIRS = Kind(PREFERENCES, "pairs", read_preferences)
-ANSWERS = Kind(FEEDBACK, "answers", answers_of_file)
+PAIR_KIND = RecordKind(PREFERENCES, "pairs", read_preferences)
+ANSWER_KIND = RecordKind(FEEDBACK, "answers", read_feedback)
 
 
-def pairs_records(data: DataSource, store: str, project: str) -> dict[str, Input]:
+def build_pair_inputs(data: DataSource, store: str, project: str) -> dict[str, Input]:
     """Return the input of a run on pairs: the head of the project's ledger, or the files.
 
     Args:
@@ -89,13 +89,13 @@ def pairs_records(data: DataSource, store: str, project: str) -> dict[str, Input
         project: project of the votes.
     """
     if data.name != "annotations":
-        return data_records(data)
+        return build_data_inputs(data)
     with Store.open(store, create=False) as votes:
         head = votes.head(project)
     return {"data": Input(head.hash, project=project, seq=head.seq)}
 
 
-def side_of(data: DataSource, side: str, kind: Kind, alternative: str = "") -> list[Any]:
+def read_side(data: DataSource, side: str, kind: RecordKind, alternative: str = "") -> list[Any]:
     """Return the records of one side of a data set.
 
     Args:
@@ -123,14 +123,14 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
     on."""
     if data.name == "annotations":
         with Store.open(store, create=False) as votes:
-            return drawn(preferences(votes, project, allow_simulated), data.limit, seed)
-    return drawn(all_of(data, "train", PAIRS), data.limit, seed)
+            return sample_records(preferences(votes, project, allow_simulated), data.limit, seed)
+    return sample_records(read_records(data, "train", PAIR_KIND), data.limit, seed)
 
 
-def all_of(data: DataSource, side: str, kind: Kind) -> list[Any]:
+def read_records(data: DataSource, side: str, kind: RecordKind) -> list[Any]:
     """Return the records of a file, or of one side of a data set."""
     if data.name == MANIFEST:
-        return side_of(data, side, kind)
+        return read_side(data, side, kind)
     return kind.read_file(data.path or "", "data.path", data.skip_bad_rows, data.rules)
 
 
@@ -146,28 +146,28 @@ def read_verdicts(
     if data.name == "annotations":
         with Store.open(store, create=False) as votes:
             return verdicts_of_people(votes, project, allow_simulated)
-    return all_of(data, "test", PAIRS), []
+    return read_records(data, "test", PAIR_KIND), []
 
 
-def read_labelled(data: DataSource) -> list[Feedback]:
+def read_held_out_feedback(data: DataSource) -> list[Feedback]:
     """Return the feedback of a file, or the held-out feedback of a data set.
 
     Raises:
         InputError: there is no feedback, or a row is something else.
         CorruptFile: a file is cut or damaged.
     """
-    return [prepared(answer, data) for answer in all_of(data, "test", ANSWERS)]
+    return [prepare_record(answer, data) for answer in read_records(data, "test", ANSWER_KIND)]
 
 
-def drawn(records: list[T], limit: int | None, seed: int) -> list[T]:
+def sample_records(records: list[T], limit: int | None, seed: int) -> list[T]:
     """Return a random sample of `limit` records in their order. Returns all records if there is no limit."""
     if limit is None or limit >= len(records):
         return records
     return [records[i] for i in sorted(random.Random(seed).sample(range(len(records)), limit))]
 
 
-def divided_pairs(
-    prefs: Sequence[Judged], data: DataSource, held_out: float, seed: int, kind: Kind = PAIRS
+def split_pairs(
+    prefs: Sequence[Judged], data: DataSource, held_out: float, seed: int, kind: RecordKind = PAIR_KIND
 ) -> tuple[list[Judged], list[Judged]]:
     """Divide records into those to train on and those to measure on, by prompt, so that no ranking is on both sides. If
     `data.eval_path` is set, its records are measured on. A data set has fixed sides. For a file, questions that
@@ -178,46 +178,48 @@ def divided_pairs(
     """
     noun = kind.noun.removesuffix("s")
     if data.name == MANIFEST and not data.eval_path:  # it has fixed sides
-        test = side_of(data, "test", kind, alternative=f", or name {kind.noun} in data.eval_path")
-        return list(prefs), drawn(test, data.limit, seed)
+        test = read_side(data, "test", kind, alternative=f", or name {kind.noun} in data.eval_path")
+        return list(prefs), sample_records(test, data.limit, seed)
     if data.eval_path:
-        test = drawn(kind.read_file(data.eval_path, "data.eval_path", data.skip_bad_rows, data.rules), data.limit, seed)
-        train = unasked(prefs, test, kind.noun)
+        test = sample_records(
+            kind.read_file(data.eval_path, "data.eval_path", data.skip_bad_rows, data.rules), data.limit, seed
+        )
+        train = exclude_test_questions(prefs, test, kind.noun)
         problem = f"asks everything that {data.path} asks, which leaves no {noun} to train on"
         require(bool(train), "data.eval_path", data.eval_path, problem, f"Give other {kind.noun} to measure on.")
         return train, test
     train, test = split_by_group(prefs, held_out, seed)
     if data.name == FILES:
-        held_out_keys = held_back([*map(question_key, prefs)], data.held_out)
-        test += [pref for pref in train if question_key(pref) in held_out_keys]
-        train = [pref for pref in train if question_key(pref) not in held_out_keys]
+        held_out_keys = select_held_out_keys([*map(compute_question_key, prefs)], data.held_out)
+        test += [pref for pref in train if compute_question_key(pref) in held_out_keys]
+        train = [pref for pref in train if compute_question_key(pref) not in held_out_keys]
         require(bool(train), "data.held_out", data.held_out, f"leaves no {noun} to train on", "Lower it.")
     return train, test
 
 
-def divided_preferences(
+def read_divided_preferences(
     data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
 ) -> tuple[list[Preference], list[Preference]]:
     """Return the pairs to train on and to measure on, see `divided_pairs`."""
-    sides = divided_pairs(read_pairs(data, store, project, allow_simulated, seed), data, held_out, seed)
-    train, test = ([prepared(pref, data) for pref in side] for side in sides)
+    sides = split_pairs(read_pairs(data, store, project, allow_simulated, seed), data, held_out, seed)
+    train, test = ([prepare_record(pref, data) for pref in side] for side in sides)
     return train, test
 
 
-def divided_judgements(
+def read_divided_judgements(
     data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
 ) -> tuple[Judgements, Judgements]:
     """Return the feedback to train on and to measure on, or pairs if the source holds pairs, see `divided_pairs`."""
-    if not holds_labels(data):
-        return divided_preferences(data, store, project, allow_simulated, held_out, seed)
-    answers = drawn(all_of(data, "train", ANSWERS), data.limit, seed)
-    sides = divided_pairs(answers, data, held_out, seed, ANSWERS)
+    if not has_labels(data):
+        return read_divided_preferences(data, store, project, allow_simulated, held_out, seed)
+    answers = sample_records(read_records(data, "train", ANSWER_KIND), data.limit, seed)
+    sides = split_pairs(answers, data, held_out, seed, ANSWER_KIND)
     check_labels([answer.label for answer in sides[0]], [answer.prompt for answer in sides[0]], data.path)
-    train, test = ([prepared(answer, data) for answer in side] for side in sides)
+    train, test = ([prepare_record(answer, data) for answer in side] for side in sides)
     return train, test
 
 
-def holds_labels(data: DataSource) -> bool:
+def has_labels(data: DataSource) -> bool:
     """Return whether the source holds feedback: a data set by its kind, a file by the shape of the first row that has
     one. If no row has a shape, a column `label` decides, so that errors about it are those of feedback."""
     if data.name == MANIFEST:
@@ -225,8 +227,8 @@ def holds_labels(data: DataSource) -> bool:
     if data.name != FILES:
         return False
     has_label_column = False
-    for group in grouped_rows(data.path or "", "data.path", BadRows(skips=True), data.rules):
-        if shape := recognised(group[0].data):
+    for group in iter_valid_groups(data.path or "", "data.path", BadRows(skips=True), data.rules):
+        if shape := find_shape(group[0].data):
             return shape.kind != PREFERENCES
         has_label_column = has_label_column or "label" in group[0].data
     return has_label_column
@@ -250,19 +252,19 @@ def check_labels(labels: Sequence[bool], prompts: Sequence[Any], path: str | Non
     require(any(prompt != prompts[0] for prompt in prompts), "data.path", path, problem, "Give more prompts.")
 
 
-def encoded_sides(
+def encode_sides(
     tokenizer: Any, sides: Sequence[Sequence[Preference]], stops: tuple[int, ...], max_length: int
-) -> tuple[list[tuple[Preference, Pair]], list[tuple[Preference, Pair]], dict[str, int]]:
+) -> tuple[list[tuple[Preference, TokenizedPair]], list[tuple[Preference, TokenizedPair]], dict[str, int]]:
     """Return the tokenised pairs to train on and those to measure on, see `encoded_pairs`, and their counts for the
     run's metrics."""
-    (train, dropped), (test, dropped_test) = (encoded_pairs(tokenizer, side, stops, max_length) for side in sides)
+    (train, dropped), (test, dropped_test) = (encode_pairs(tokenizer, side, stops, max_length) for side in sides)
     counts = {"pairs": len(train), "held_out_pairs": len(test), "dropped": dropped, "held_out_dropped": dropped_test}
     return train, test, counts
 
 
-def encoded_pairs(
+def encode_pairs(
     tokenizer: Any, prefs: Sequence[Preference], stops: tuple[int, ...], max_length: int
-) -> tuple[list[tuple[Preference, Pair]], int]:
+) -> tuple[list[tuple[Preference, TokenizedPair]], int]:
     """Tokenise pairs. Also returns how many were left out because they are longer than `max_length`.
 
     Args:
@@ -282,24 +284,26 @@ def encoded_pairs(
         ended = getattr(pref, f"{side}_ended")
         key = (pref.prompt, pref.tools, answer, ended)
         if key not in cache:
-            cache[key] = judged_ids(tokenizer, Conversation(pref.prompt, pref.id, pref.tools), answer, ended, stops)
+            cache[key] = encode_judged_answer(
+                tokenizer, Conversation(pref.prompt, pref.id, pref.tools), answer, ended, stops
+            )
         return cache[key]
 
     for pref in prefs:
         if any(
-            surely_too_long(tokenizer, with_answer(pref, side), max_length) for side in (pref.chosen, pref.rejected)
+            surely_too_long(tokenizer, join_answer(pref, side), max_length) for side in (pref.chosen, pref.rejected)
         ):
             continue
         chosen_ids, chosen_start = encode(pref, "chosen")
         rejected_ids, rejected_start = encode(pref, "rejected")
         if max(len(chosen_ids), len(rejected_ids)) <= max_length:
-            encoded.append((pref, Pair(chosen_ids, rejected_ids, chosen_start, rejected_start)))
-    return encoded, count_longer(prefs, encoded, max_length, "pairs")
+            encoded.append((pref, TokenizedPair(chosen_ids, rejected_ids, chosen_start, rejected_start)))
+    return encoded, count_too_long(prefs, encoded, max_length, "pairs")
 
 
-def encoded_answers(
+def encode_answers(
     tokenizer: Any, answers: Sequence[Feedback], stops: tuple[int, ...], max_length: int
-) -> tuple[list[tuple[Feedback, Labelled]], int]:
+) -> tuple[list[tuple[Feedback, TokenizedAnswer]], int]:
     """Tokenise feedback. Also returns how many answers were left out because they are longer than `max_length`.
 
     Raises:
@@ -307,23 +311,23 @@ def encoded_answers(
     """
     encoded = []
     for answer in answers:
-        if surely_too_long(tokenizer, with_answer(answer, answer.completion), max_length):
+        if surely_too_long(tokenizer, join_answer(answer, answer.completion), max_length):
             continue
         prompt = Conversation(answer.prompt, answer.id, answer.tools)
-        ids, start = judged_ids(tokenizer, prompt, answer.completion, True, stops)
+        ids, start = encode_judged_answer(tokenizer, prompt, answer.completion, True, stops)
         if len(ids) <= max_length:
-            encoded.append((answer, Labelled(ids, start, answer.label)))
-    return encoded, count_longer(answers, encoded, max_length, "answers")
+            encoded.append((answer, TokenizedAnswer(ids, start, answer.label)))
+    return encoded, count_too_long(answers, encoded, max_length, "answers")
 
 
-def count_longer(records: Sequence[Any], encoded: Sequence[Any], max_length: int, noun: str) -> int:
+def count_too_long(records: Sequence[Any], encoded: Sequence[Any], max_length: int, noun: str) -> int:
     """Return how many records were left out as too long. Raises InputError if all were."""
     problem = f"all {len(records)} {noun} are longer"
     require(bool(encoded), "data.max_length", max_length, problem, f"Raise it, or give shorter {noun}.")
     return len(records) - len(encoded)
 
 
-def judged_ids(
+def encode_judged_answer(
     tokenizer: Any, context: Conversation, turns: Sequence[Message], ended: bool, stops: tuple[int, ...]
 ) -> tuple[list[int], int]:
     """Return the token ids of prompt and answer as they are scored, and the index where the answer begins.
@@ -340,14 +344,14 @@ def judged_ids(
     return ids, prompt_length(tokenizer, prompt, ids)
 
 
-def labelled(pairs: Sequence[Pair]) -> Iterator[Labelled]:
+def iter_labelled_answers(pairs: Sequence[TokenizedPair]) -> Iterator[TokenizedAnswer]:
     """Yield both answers of each pair: the chosen one as desirable, the rejected one as undesirable."""
     for pair in pairs:
-        yield Labelled(pair.chosen_ids, pair.chosen_start, True)
-        yield Labelled(pair.rejected_ids, pair.rejected_start, False)
+        yield TokenizedAnswer(pair.chosen_ids, pair.chosen_start, True)
+        yield TokenizedAnswer(pair.rejected_ids, pair.rejected_start, False)
 
 
-def other_answers(batch: Sequence[int], rows: Sequence[Labelled]) -> list[list[int]]:
+def choose_mismatched_answers(batch: Sequence[int], rows: Sequence[TokenizedAnswer]) -> list[list[int]]:
     """Return an answer to another prompt for each row of a batch, for KTO's KL estimate. As in TRL, it is the answer of
     the row before it, and for the first row that of the last; rows with the same prompt are skipped. If the batch has
     no other prompt, the answer comes from the rest of the data.

@@ -17,20 +17,20 @@ from align.core.types import Conversation, Document, Feedback, Preference
 from align.data import chitchat
 from align.data.chat.reasoning import without_reasoning
 from align.data.read.columns import ColumnRules
-from align.data.read.content import DOCUMENTS, PARTS, PREFERENCES, asked
-from align.data.read.files import files_of
+from align.data.read.content import DOCUMENTS, MESSAGE_ATTRIBUTES, PREFERENCES, extract_prompt
+from align.data.read.files import list_data_files
 from align.data.read.messages import with_default_system
 from align.data.read.records import read_documents
 from align.data.sets.published import ROOTS, data_set, described
 from align.data.sets.sides import SIDES
-from align.data.split import divided, question, unasked
+from align.data.split import exclude_test_questions, split_documents, truncate_to_question
 from align.run import Input, files_digest, json_digest, lookup_digest
 from align.run.artifacts import try_read_manifest
 from align.run.manifest import FILE, Manifest
 
 MANIFEST = "manifest"
 FILES = "files"
-ALIAS = "jsonl"
+FILES_ALIAS = "jsonl"
 """Another name of `FILES`."""
 
 
@@ -41,7 +41,7 @@ class DataSource:
     Attributes:
         name: `chitchat`, the corpus of the built-in model; `files`, alias `jsonl`; `manifest`, a data set of
             `stage=data`; `annotations`, votes.
-        path: a file, a folder, a pattern, or a data set on the hub, see `align.data.read.files.files_of`; for
+        path: a file, a folder, a pattern, or a data set on the hub, see `align.data.read.files.list_data_files`; for
             `manifest`, the folder of the data set.
         part: part of the corpus; None for the stage's default.
         held_out: share of a file that is kept for measuring; 0 measures nothing, 1 measures on all rows.
@@ -68,11 +68,11 @@ class DataSource:
     metadata: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.name == ALIAS:
+        if self.name == FILES_ALIAS:
             object.__setattr__(self, "name", FILES)
 
     @classmethod
-    def of(cls, settings: Any) -> DataSource:
+    def from_settings(cls, settings: Any) -> DataSource:
         """Build the source from the settings of the group `data`."""
         return cls(
             settings.name,
@@ -95,10 +95,12 @@ class DataSource:
 
 
 T = TypeVar("T")
-MORE = "Give rows that ask more different questions, another data.held_out, or data.eval_path=FILE to measure on."
+MORE_ROWS_HELP = (
+    "Give rows that ask more different questions, another data.held_out, or data.eval_path=FILE to measure on."
+)
 
 
-def data_record(data: DataSource) -> Input:
+def build_data_input(data: DataSource) -> Input:
     """Return the source's files as an input of a run.
 
     Raises:
@@ -110,36 +112,36 @@ def data_record(data: DataSource) -> Input:
         digest = json_digest([description["root"], description["shards"]])
         return Input(digest, path=str(data.path), details={key: description[key] for key in ROOTS})
     if data.name == "chitchat":
-        return Input(lookup_digest(chitchat.corpus_path()), path=data.path or data.name)
-    return files_record(data.path, "data.path")
+        return Input(lookup_digest(chitchat.get_corpus_path()), path=data.path or data.name)
+    return build_files_input(data.path, "data.path")
 
 
-def data_records(data: DataSource) -> dict[str, Input]:
+def build_data_inputs(data: DataSource) -> dict[str, Input]:
     """Return the inputs of a run: `data`, and `eval_data` if `eval_path` is set."""
-    records = {"data": data_record(data)}
+    records = {"data": build_data_input(data)}
     if data.eval_path:
-        records["eval_data"] = files_record(data.eval_path, "data.eval_path")
+        records["eval_data"] = build_files_input(data.eval_path, "data.eval_path")
     return records
 
 
-def files_record(path: str | None, field: str) -> Input:
+def build_files_input(path: str | None, field: str) -> Input:
     """Return the files of a path as one input of a run. A single file has its own digest, several have one over all of
     them in order.
 
     Raises:
         InputError: the path names no file, or one cannot be read.
     """
-    files = files_of(path or "", field)
+    files = list_data_files(path or "", field)
     with explain_read_errors(field):
         return Input(lookup_digest(files[0]) if len(files) == 1 else files_digest(files), path=path or "")
 
 
-def licence_of(name: str) -> str:
+def get_licence(name: str) -> str:
     """Return the licence of a built-in data set. Returns an empty text for any other."""
     return "MIT" if name == "chitchat" else ""
 
 
-def documents(data: DataSource, split: str, seed: int = 0) -> list[Document]:
+def read_documents_of_split(data: DataSource, split: str, seed: int = 0) -> list[Document]:
     """Return the documents of one side for supervised training, see `divided_documents`.
 
     Args:
@@ -147,33 +149,33 @@ def documents(data: DataSource, split: str, seed: int = 0) -> list[Document]:
         split: `train` or `test`.
         seed: of the order.
     """
-    return divided_documents(data, seed)[split == "test"]
+    return read_divided_documents(data, seed)[split == "test"]
 
 
-def divided_documents(data: DataSource, seed: int = 0) -> tuple[list[Document], list[Document]]:
+def read_divided_documents(data: DataSource, seed: int = 0) -> tuple[list[Document], list[Document]]:
     """Return the documents for supervised training and those to measure on. The second list is empty if `held_out` is
     0.
 
     Raises:
         InputError: a row has no shape (with file and row number), or no row is left to train on.
     """
-    train, test = sides(data, answered=True)
+    train, test = read_sides(data, requires_answer=True)
     for side, purpose in ((train, "to train on"), (test, "to measure on")):
         may_be_empty = side is test and (data.held_out == 0 or data.name == MANIFEST)
         if not side and not may_be_empty:
-            raise nothing_left(data, f"leaves no row {purpose}")
-    return shuffled(train, seed, data.limit), shuffled(test, seed, data.limit)
+            raise build_empty_side_error(data, f"leaves no row {purpose}")
+    return shuffle_and_limit(train, seed, data.limit), shuffle_and_limit(test, seed, data.limit)
 
 
-def held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
+def list_held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
     """Return the name of the source of each held-out row that `divided_documents` returns for a data set, in order.
     Returns an empty list for other sources of rows."""
     if data.name != MANIFEST or data.eval_path:
         return []
-    return shuffled(data_set(Path(data.path or "")).sources("test"), seed, data.limit)
+    return shuffle_and_limit(data_set(Path(data.path or "")).sources("test"), seed, data.limit)
 
 
-def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
+def read_source_prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
     """Return conversations that end where an answer is due. Those from files keep the other columns of their rows.
 
     Args:
@@ -182,35 +184,40 @@ def prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
         seed: of the order.
     """
     if data.name == "chitchat":
-        conversations = chitchat.contexts("test" if split == "test" else data.part or "prompts")
-        questions = [prepared(conversation, data) for conversation in conversations]
+        conversations = chitchat.load_prompts("test" if split == "test" else data.part or "prompts")
+        questions = [prepare_record(conversation, data) for conversation in conversations]
     else:
         if data.eval_path and split == "test":  # `path` need not be read
-            rows = [prepared(document, data) for document in documents_of_files(data, "eval_path", answered=False)]
+            rows = [
+                prepare_record(document, data)
+                for document in read_file_documents(data, "eval_path", requires_answer=False)
+            ]
         else:
-            rows = sides(data)[split == "test"]
-        questions = [*filter(None, map(question, rows))]
-    return some(questions, data, split, seed)
+            rows = read_sides(data)[split == "test"]
+        questions = [*filter(None, map(truncate_to_question, rows))]
+    return shuffle_prompts(questions, data, split, seed)
 
 
-def divided_prompts(data: DataSource, seed: int = 0) -> tuple[list[Conversation], list[Conversation]]:
+def read_divided_prompts(data: DataSource, seed: int = 0) -> tuple[list[Conversation], list[Conversation]]:
     """Return the prompts of both sides of a source, see `prompts`."""
-    train, test = ([*filter(None, map(question, side))] for side in sides(data))
-    return some(train, data, "train", seed), some(test, data, "test", seed)
+    train, test = ([*filter(None, map(truncate_to_question, side))] for side in read_sides(data))
+    return shuffle_prompts(train, data, "train", seed), shuffle_prompts(test, data, "test", seed)
 
 
-def some(questions: list[Conversation], data: DataSource, split: str, seed: int) -> list[Conversation]:
+def shuffle_prompts(questions: list[Conversation], data: DataSource, split: str, seed: int) -> list[Conversation]:
     """Shuffle prompts and apply `limit`.
 
     Raises:
         InputError: there are no prompts.
     """
     if not questions:
-        raise nothing_left(data, f"leaves no question {'to measure on' if split == 'test' else 'to train on'}")
-    return shuffled(questions, seed, data.limit)
+        raise build_empty_side_error(
+            data, f"leaves no question {'to measure on' if split == 'test' else 'to train on'}"
+        )
+    return shuffle_and_limit(questions, seed, data.limit)
 
 
-def nothing_left(data: DataSource, problem: str) -> InputError:
+def build_empty_side_error(data: DataSource, problem: str) -> InputError:
     """Return the error of a source without rows for one side. It names the setting that divides the rows."""
     if data.eval_path:
         remedy = "Give two files whose rows ask different questions, where a user speaks."
@@ -218,10 +225,10 @@ def nothing_left(data: DataSource, problem: str) -> InputError:
     if data.name == MANIFEST:
         return InputError("data.path", data.path, problem, "Make a data set with more rows, or another data.held_out.")
     field, value = ("data.held_out", data.held_out) if data.name == FILES else ("data", data.name)
-    return InputError(field, value, problem, f"{MORE} A user must speak in them.")
+    return InputError(field, value, problem, f"{MORE_ROWS_HELP} A user must speak in them.")
 
 
-def sides(data: DataSource, answered: bool = False) -> tuple[list[Document], list[Document]]:
+def read_sides(data: DataSource, requires_answer: bool = False) -> tuple[list[Document], list[Document]]:
     """Return the documents to train on and those to measure on. A file is divided by the hash of each row's question
     (`held_out`), or another file is measured on (`eval_path`); equal questions are never on both sides. The corpus has
     fixed parts.
@@ -231,27 +238,27 @@ def sides(data: DataSource, answered: bool = False) -> tuple[list[Document], lis
         answered: see `read_documents`.
     """
     if data.name == "chitchat":
-        load_part = chitchat.texts if data.part == "base" else chitchat.conversations
+        load_part = chitchat.load_texts if data.part == "base" else chitchat.load_conversations
         train: list[Document] = [*load_part(data.part or "sft")]
         test: list[Document] = [*load_part("test")]
     elif data.eval_path:
-        test = documents_of_files(data, "eval_path", answered)
-        train = unasked(all_documents(data, answered), test, f"rows of {data.path}")
+        test = read_file_documents(data, "eval_path", requires_answer)
+        train = exclude_test_questions(read_all_documents(data, requires_answer), test, f"rows of {data.path}")
     elif data.name == MANIFEST:
-        train, test = (documents_in(data, side, answered) for side in SIDES)
+        train, test = (read_data_set_side(data, side, requires_answer) for side in SIDES)
     else:
-        train, test = divided(all_documents(data, answered), data.held_out)
-    return [prepared(document, data) for document in train], [prepared(document, data) for document in test]
+        train, test = split_documents(read_all_documents(data, requires_answer), data.held_out)
+    return [prepare_record(document, data) for document in train], [prepare_record(document, data) for document in test]
 
 
-def all_documents(data: DataSource, answered: bool = False) -> list[Document]:
+def read_all_documents(data: DataSource, requires_answer: bool = False) -> list[Document]:
     """Return the documents of `data.path` as they are. For a data set, these are its rows to train on."""
     if data.name == MANIFEST:
-        return documents_in(data, "train", answered)
-    return documents_of_files(data, "path", answered)
+        return read_data_set_side(data, "train", requires_answer)
+    return read_file_documents(data, "path", requires_answer)
 
 
-def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Document]:
+def read_data_set_side(data: DataSource, side: str, requires_answer: bool = False) -> list[Document]:
     """Return one side of a data set. Pairs and feedback give their prompts.
 
     Args:
@@ -267,18 +274,20 @@ def documents_in(data: DataSource, side: str, answered: bool = False) -> list[Do
     if rows.kind == PREFERENCES:
         remedy = f"Use it with stage=reward, stage=dpo or stage=kto, or n{remedy[1:]}"
     problem = f"holds {rows.kind}, and conversations or texts are imitated"
-    require(rows.kind == DOCUMENTS or not answered, "data.path", data.path, problem, remedy)
-    return [asked(record) for record in rows.records(side)]
+    require(rows.kind == DOCUMENTS or not requires_answer, "data.path", data.path, problem, remedy)
+    return [extract_prompt(record) for record in rows.records(side)]
 
 
-def documents_of_files(data: DataSource, key: str, answered: bool) -> list[Document]:
+def read_file_documents(data: DataSource, key: str, requires_answer: bool) -> list[Document]:
     """Return the documents of the files of `path` or `eval_path`. Prompts keep the other columns of their rows in
     `Conversation.row`, which imitated documents do not need."""
     path = getattr(data, key) or ""
-    return read_documents(path, f"data.{key}", data.skip_bad_rows, answered, rows=not answered, rules=data.rules)
+    return read_documents(
+        path, f"data.{key}", data.skip_bad_rows, requires_answer, are_prompts=not requires_answer, rules=data.rules
+    )
 
 
-def prepared(record: T, data: DataSource) -> T:
+def prepare_record(record: T, data: DataSource) -> T:
     """Return a record with the default system prompt, and without reasoning if it is hidden. Returns the same object if
     nothing changes, whose id refers to the row it was read from.
 
@@ -287,7 +296,7 @@ def prepared(record: T, data: DataSource) -> T:
     """
     if not isinstance(record, Conversation | Preference | Feedback):
         return record
-    parts = {name: getattr(record, name) for name in PARTS[type(record)]}
+    parts = {name: getattr(record, name) for name in MESSAGE_ATTRIBUTES[type(record)]}
     changed = {name: without_reasoning(turns) if data.hide_reasoning else turns for name, turns in parts.items()}
     if isinstance(record, Preference):
         problem = f"nothing else tells the answers of pair {record.id} apart"
@@ -298,7 +307,7 @@ def prepared(record: T, data: DataSource) -> T:
     return record if changed == parts else replace(record, **changed)
 
 
-def shuffled(items: list[T], seed: int, limit: int | None) -> list[T]:
+def shuffle_and_limit(items: list[T], seed: int, limit: int | None) -> list[T]:
     random.Random(seed).shuffle(items)
     return items[:limit]
 
@@ -307,7 +316,7 @@ RANKED_BY = "ranked_by"
 """Key of the ranking runs in the details of an input."""
 
 
-def with_rankers(inputs: Mapping[str, Input], root: Path) -> dict[str, Input]:
+def add_rankers(inputs: Mapping[str, Input], root: Path) -> dict[str, Input]:
     """Return inputs whose details name the runs that ranked their rows, `sample:NAME`, for each input with rows to
     train on.
 
@@ -318,12 +327,12 @@ def with_rankers(inputs: Mapping[str, Input], root: Path) -> dict[str, Input]:
     result = dict(inputs)
     for name, source_input in inputs.items():
         has_rows = name == "data" or name.startswith("sources.")
-        if has_rows and source_input.path and (runs := ranked_by(source_input, root)):
+        if has_rows and source_input.path and (runs := find_rankers(source_input, root)):
             result[name] = replace(source_input, details={**source_input.details, RANKED_BY: list(runs)})
     return result
 
 
-def ranked_by(source_input: Input, root: Path) -> tuple[str, ...]:
+def find_rankers(source_input: Input, root: Path) -> tuple[str, ...]:
     """Return the runs that ranked the rows of a data set. For files, these are the runs that published one of them,
     wherever it is now; for a data set of `stage=data`, those of its sources."""
     if "root" in source_input.details:
@@ -333,15 +342,15 @@ def ranked_by(source_input: Input, root: Path) -> tuple[str, ...]:
     place = parse_user_path(source_input.path, "data.path").absolute()
     folders = [path.parent for path in sorted(root.glob(f"sample/*/{FILE}"))]
     folders += [parent for parent in place.parents if (parent / FILE).is_file()]  # runs of another root
-    manifests = [manifest for folder in folders if (manifest := try_read_manifest(folder)) and ranks(manifest)]
+    manifests = [manifest for folder in folders if (manifest := try_read_manifest(folder)) and is_ranking_run(manifest)]
     run_of_digest = {digest: manifest.ref for manifest in manifests for digest in manifest.outputs.values()}
     digests = [source_input.digest]  # only that of a single file is one of an output
     if run_of_digest and (place.is_dir() or has_magic(source_input.path)):
         with suppress(InputError):  # a corpus may have the name of a folder
-            digests += map(lookup_digest, files_of(source_input.path))
+            digests += map(lookup_digest, list_data_files(source_input.path))
     return tuple(dict.fromkeys(run_of_digest[digest] for digest in digests if digest in run_of_digest))
 
 
-def ranks(manifest: Manifest) -> bool:
+def is_ranking_run(manifest: Manifest) -> bool:
     """Return whether a run is a finished best-of-n run."""
     return manifest.done and manifest.stage == "sample" and manifest.config["stage"].get("best_of") is not None

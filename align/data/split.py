@@ -13,20 +13,20 @@ import numpy as np
 from align.core.errors import require
 from align.core.types import Conversation, Document, Feedback, Preference, Record
 from align.data.dedup.arrays import components
-from align.data.read.content import asked
-from align.data.read.drops import tally
+from align.data.read.content import extract_prompt
+from align.data.read.drops import count_dropped
 
-IN_EVAL = "dropped_in_eval"
+DROPPED_IN_EVAL = "dropped_in_eval"
 """Metric that counts rows not trained on because `data.eval_path` has their question."""
 
 
-def question(document: Document) -> Conversation | None:
+def truncate_to_question(document: Document) -> Conversation | None:
     """Return the conversation up to where an answer is due: the last user turn, or the tool results after it. Returns
     None for plain text, or if there is no user turn."""
-    return None if isinstance(document, str) else ending_with(document, ("user", "tool"))
+    return None if isinstance(document, str) else truncate_to_roles(document, ("user", "tool"))
 
 
-def ending_with(conversation: Conversation, roles: tuple[str, ...]) -> Conversation | None:
+def truncate_to_roles(conversation: Conversation, roles: tuple[str, ...]) -> Conversation | None:
     """Return the conversation up to the last turn of one of these roles. Returns None if that part has no user turn."""
     messages = conversation.messages
     while messages and messages[-1].role not in roles:
@@ -34,15 +34,15 @@ def ending_with(conversation: Conversation, roles: tuple[str, ...]) -> Conversat
     return replace(conversation, messages=messages) if any(turn.role == "user" for turn in messages) else None
 
 
-def question_key(record: Record) -> str:
+def compute_question_key(record: Record) -> str:
     """Return the SHA-256 of a record's question in hex, or of plain text. Records with equal keys have the same
     question. The last user turn counts, regardless of the tools called for it and their results."""
-    document = asked(record)
+    document = extract_prompt(record)
     if isinstance(document, str):
         content = document
     else:  # the repr of messages when these were all their fields: changing it would change splits
         turns = list[str]()
-        for turn in (ending_with(document, ("user",)) or document).messages:
+        for turn in (truncate_to_roles(document, ("user",)) or document).messages:
             calls = [(call.name, call.arguments) for call in turn.tool_calls]
             fields = f"role={turn.role!r}, content={turn.content!r}{f', tool_calls={calls}' if calls else ''}"
             turns.append(f"Message({fields})")
@@ -50,19 +50,19 @@ def question_key(record: Record) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def divided(documents: list[Document], held_out: float) -> tuple[list[Document], list[Document]]:
+def split_documents(documents: list[Document], held_out: float) -> tuple[list[Document], list[Document]]:
     """Divide the documents of a file into those to train on and those to measure on. Equal questions are never on both
     sides. If the share `held_out` is too small for the file, one question is held out all the same, which may leave no
     row to train on."""
-    keys = [*map(question_key, documents)]
-    held_out_keys = held_back(keys, held_out)
+    keys = [*map(compute_question_key, documents)]
+    held_out_keys = select_held_out_keys(keys, held_out)
     sides: tuple[list[Document], list[Document]] = ([], [])
     for document, key in zip(documents, keys, strict=True):
         sides[key in held_out_keys].append(document)
     return sides
 
 
-def held_back(keys: list[str], held_out: float) -> set[str]:
+def select_held_out_keys(keys: list[str], held_out: float) -> set[str]:
     """Return the keys of the held-out questions of a file. The first 32 bits of a key are a number in [0, 1); keys
     below `held_out` are held out.
 
@@ -75,7 +75,7 @@ def held_back(keys: list[str], held_out: float) -> set[str]:
     return {key for key, share in shares.items() if share < held_out or share == lowest}
 
 
-def unasked(records: Sequence[T], test: Sequence[Record], label: str) -> list[T]:
+def exclude_test_questions(records: Sequence[T], test: Sequence[Record], label: str) -> list[T]:
     """Return the records whose questions are not in `test`, and print how many are left out.
 
     Args:
@@ -83,9 +83,9 @@ def unasked(records: Sequence[T], test: Sequence[Record], label: str) -> list[T]
         test: the records to measure on.
         label: the printed name of the records.
     """
-    keys = {*map(question_key, test)}
-    remaining = [record for record in records if question_key(record) not in keys]
-    tally(IN_EVAL, len(records) - len(remaining))
+    keys = {*map(compute_question_key, test)}
+    remaining = [record for record in records if compute_question_key(record) not in keys]
+    count_dropped(DROPPED_IN_EVAL, len(records) - len(remaining))
     if len(remaining) < len(records):
         print(f"{len(records) - len(remaining)} {label} ask what data.eval_path asks, and are left out of training")
     return remaining

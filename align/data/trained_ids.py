@@ -30,7 +30,7 @@ from align.core.errors import CorruptFile, InputError
 from align.core.merkle import compute_root
 from align.core.types import Conversation, Feedback, Message, Record
 from align.data.chat.reasoning import alone
-from align.data.read.content import row_bytes, said_json
+from align.data.read.content import encode_content_row, encode_role_and_content
 from align.data.sets.ids import SHA256, IdKind, KeyOf, id_of, kind_under, kinds_in, under
 from align.data.sets.published import data_set, leaf
 from align.data.sources import MANIFEST, DataSource
@@ -38,7 +38,7 @@ from align.run import Artifact, lookup_digest
 from align.run.lineage import GoneRun, iter_artifact_ancestors
 
 FILE = "trained_ids.parquet"
-TRAINS = ("sft", "full", "reward", "dpo", "kto", "ppo")
+TRAINING_STAGES = ("sft", "full", "reward", "dpo", "kto", "ppo")
 """Stages that train on rows."""
 ID = pa.binary(32)
 SCHEMA = pa.schema(
@@ -49,10 +49,10 @@ SCHEMA = pa.schema(
         ("key_fingerprint", pa.string()),
     ]
 )
-NOT_KNOWN = "it is unknown whether it was trained on these prompts"
+UNKNOWN_PROBLEM = "it is unknown whether it was trained on these prompts"
 
 
-class Naming(NamedTuple):
+class IdScheme(NamedTuple):
     """The rule by which rows get their ids.
 
     Attributes:
@@ -64,10 +64,10 @@ class Naming(NamedTuple):
     key_of: KeyOf = lambda kind: None
 
 
-WITHOUT_KEYS = Naming()
+KEYLESS_SCHEME = IdScheme()
 
 
-def name_rows(source: DataSource, store: str, project: str) -> Naming:
+def choose_id_scheme(source: DataSource, store: str, project: str) -> IdScheme:
     """Return the rule by which rows of a source get their ids. Votes have ids under the key of their project, also
     within a data set; all other rows have ids without a key.
 
@@ -81,24 +81,24 @@ def name_rows(source: DataSource, store: str, project: str) -> Naming:
         with Store.open(store, create=False) as votes:
             key = votes.key(project)
         kind = kind_under(project, key) if key else IdKind(project)  # the key may just have been erased
-        return Naming(lambda record: kind, find_key)
+        return IdScheme(lambda record: kind, find_key)
     if source.name != MANIFEST:
-        return Naming()
+        return IdScheme()
     rows = data_set(Path(source.path or ""))
     kinds = kinds_in(rows.data)
     if {*kinds.values()} <= {SHA256}:
-        return Naming()
+        return IdScheme()
     # The first question of a row depends neither on `data.system` nor on hidden reasoning.
     kind_of_question = {}
     for name, record in zip(rows.sources("train"), rows.records("train"), strict=False):  # repeated rows come last
         if kinds[name] != SHA256:
-            kind_of_question[first_question(record)] = kinds[name]
-    return Naming(lambda record: kind_of_question.get(first_question(record, source.system), SHA256), find_key)
+            kind_of_question[hash_first_question(record)] = kinds[name]
+    return IdScheme(lambda record: kind_of_question.get(hash_first_question(record, source.system), SHA256), find_key)
 
 
-def first_question(record: Record, system: str | None = None) -> bytes:
+def hash_first_question(record: Record, system: str | None = None) -> bytes:
     """Return the id of the first question that a record answers or asks. Returns an empty value for plain text."""
-    return next(iter(questions_of(record, system)), b"")
+    return next(iter(hash_questions(record, system)), b"")
 
 
 def find_store_key(store: str, kind: IdKind) -> bytes | None:
@@ -111,7 +111,7 @@ def find_store_key(store: str, kind: IdKind) -> bytes | None:
     return None
 
 
-def questions_of(record: Record, system: str | None = None) -> list[bytes]:
+def hash_questions(record: Record, system: str | None = None) -> list[bytes]:
     """Return the ids, without a key, of all questions that a record answers or asks, in order. Returns an empty list
     for plain text.
 
@@ -127,14 +127,16 @@ def questions_of(record: Record, system: str | None = None) -> list[bytes]:
     if isinstance(record, str):
         return []
     if isinstance(record, Conversation):
-        return before_answers(record.messages, system)
+        return hash_turns_before_answers(record.messages, system)
     if isinstance(record, Feedback):
-        return before_answers((*record.prompt, *record.completion), system)
-    ids_of_answers = (before_answers((*record.prompt, *answer), system) for answer in (record.chosen, record.rejected))
+        return hash_turns_before_answers((*record.prompt, *record.completion), system)
+    ids_of_answers = (
+        hash_turns_before_answers((*record.prompt, *answer), system) for answer in (record.chosen, record.rejected)
+    )
     return [*dict.fromkeys(chain(*ids_of_answers))]
 
 
-def before_answers(turns: Sequence[Message], system: str | None) -> list[bytes]:
+def hash_turns_before_answers(turns: Sequence[Message], system: str | None) -> list[bytes]:
     """Return the ids of the turns before each answer, and of all turns if the last one is not an answer."""
     digest = hashlib.sha256()
     has_question = False
@@ -144,29 +146,29 @@ def before_answers(turns: Sequence[Message], system: str | None) -> list[bytes]:
         if turn.role == "assistant" and has_question:
             ids.append(digest.digest())
         if turn.role != "system" or turn.content != system:
-            digest.update(line_of(turn))
+            digest.update(encode_turn_line(turn))
         has_question = has_question or turn.role != "system"
     if last_turn.role != "assistant" and (last_turn.role != "system" or last_turn.content != system):
-        digest.update(line_of(last_turn))
+        digest.update(encode_turn_line(last_turn))
     if last_turn.role != "assistant" or has_question:
         ids.append(digest.digest())
     return ids
 
 
-def line_of(turn: Message) -> bytes:
+def encode_turn_line(turn: Message) -> bytes:
     """Return a turn without reasoning as a line of canonical JSON."""
     stripped = alone(turn) if turn.role == "assistant" else turn
     if not stripped.tool_calls:
-        return said_json(stripped).encode() + b"\n"
+        return encode_role_and_content(stripped).encode() + b"\n"
     row: dict[str, Any] = {"role": stripped.role, "content": stripped.content}
     row["tool_calls"] = [call.as_dict()["function"] for call in stripped.tool_calls]
     return to_canonical_json(row).encode() + b"\n"
 
 
-def write_ids(
+def write_trained_ids(
     folder: Path,
     records: Sequence[Record],
-    naming: Naming = WITHOUT_KEYS,
+    naming: IdScheme = KEYLESS_SCHEME,
     system: str | None = None,
 ) -> dict[str, str]:
     """Write `trained_ids.parquet` for the rows that a run was given.
@@ -192,8 +194,8 @@ def write_ids(
         key = keys.get(kind) if keys else None
         if kind != SHA256 and key is None:
             continue
-        ids[i] = id_of(row_bytes(record), key)
-        question_ids = questions_of(record, system)
+        ids[i] = id_of(encode_content_row(record), key)
+        question_ids = hash_questions(record, system)
         ids_of_questions[i] = [under(question_id, key) for question_id in question_ids] if key else question_ids
     columns = {
         "content_id": ids,
@@ -214,7 +216,7 @@ def write_ids(
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class TrainedQuestions:
     """The questions that an artifact was trained on, as far as known.
 
     Attributes:
@@ -229,13 +231,13 @@ class Seen:
 
     def asks(self, turns: Sequence[Message]) -> bool:
         """Return whether the last question of a conversation was trained on."""
-        *_, question_id = before_answers(turns, self.system)
+        *_, question_id = hash_turns_before_answers(turns, self.system)
         return any(under(question_id, key) in ids for key, ids in self.questions.items())
 
 
-def seen_by(
-    artifact: Artifact, root: Path, key_of: KeyOf, system: str | None = None, stages: Collection[str] = TRAINS
-) -> Seen:
+def collect_trained_questions(
+    artifact: Artifact, root: Path, key_of: KeyOf, system: str | None = None, stages: Collection[str] = TRAINING_STAGES
+) -> TrainedQuestions:
     """Collect the questions that an artifact was trained on: by its own run and all runs that it derives from,
     including those of reward models and of its base.
 
@@ -253,25 +255,25 @@ def seen_by(
     unknown = list[str]()
     for manifest, folder in iter_artifact_ancestors(artifact, root):
         if isinstance(manifest, GoneRun) or folder is None:
-            unknown.append(f"{manifest.ref} is gone: {NOT_KNOWN}")
+            unknown.append(f"{manifest.ref} is gone: {UNKNOWN_PROBLEM}")
         elif manifest.stage in stages:
-            without_ids, plain_texts = add_questions(ids_by_kind, folder / FILE, manifest.outputs.get(FILE, ""))
+            without_ids, plain_texts = add_question_ids(ids_by_kind, folder / FILE, manifest.outputs.get(FILE, ""))
             if without_ids:
-                unknown.append(f"{manifest.ref} could not read the key of {without_ids:,} rows: {NOT_KNOWN}")
+                unknown.append(f"{manifest.ref} could not read the key of {without_ids:,} rows: {UNKNOWN_PROBLEM}")
             if plain_texts:
-                unknown.append(f"{plain_texts:,} rows of {manifest.ref} are plain text: {NOT_KNOWN}")
+                unknown.append(f"{plain_texts:,} rows of {manifest.ref} are plain text: {UNKNOWN_PROBLEM}")
     if artifact.manifest is None:
-        unknown.append(f"no run of ours made {artifact.ref}: {NOT_KNOWN}")
+        unknown.append(f"no run of ours made {artifact.ref}: {UNKNOWN_PROBLEM}")
     questions: dict[bytes | None, set[bytes]] = {None: ids_by_kind.pop(SHA256, set())}
     for kind, ids in ids_by_kind.items():
         if (key := key_of(kind)) is None:
-            unknown.append(f"the key of project {kind.project} cannot be read: {NOT_KNOWN}")
+            unknown.append(f"the key of project {kind.project} cannot be read: {UNKNOWN_PROBLEM}")
         else:
             questions[key] = ids
-    return Seen(questions, tuple(unknown), system)
+    return TrainedQuestions(questions, tuple(unknown), system)
 
 
-def add_questions(ids_by_kind: dict[IdKind, set[bytes]], path: Path, digest: str) -> tuple[int, int]:
+def add_question_ids(ids_by_kind: dict[IdKind, set[bytes]], path: Path, digest: str) -> tuple[int, int]:
     """Add the question ids in the file of a run. Returns how many rows have no ids, and how many have no question.
 
     Args:

@@ -17,18 +17,18 @@ import pyarrow as pa
 from align.core.errors import AlignError
 from align.core.types import Conversation, Record
 from align.data.dedup.evaluation_overlap import RULES, SLICE, Index, Prefilter, hits
-from align.data.pairs import divided_judgements, divided_pairs, read_pairs
-from align.data.read.content import turns
-from align.data.sources import DataSource, data_record, documents, prompts
-from align.data.trained_ids import TRAINS
+from align.data.pairs import read_divided_judgements, read_pairs, split_pairs
+from align.data.read.content import list_turns
+from align.data.sources import DataSource, build_data_input, read_documents_of_split, read_source_prompts
+from align.data.trained_ids import TRAINING_STAGES
 from align.run import Artifact, Manifest
 from align.run.lineage import iter_artifact_ancestors
 
-USERS = ("user",)
-SPEAKERS = ("user", "assistant", "tool")
+USER_ROLES = ("user",)
+SPEAKER_ROLES = ("user", "assistant", "tool")
 
 
-class Near(NamedTuple):
+class NearMatch(NamedTuple):
     """The reason why a prompt counts as nearly trained on.
 
     Attributes:
@@ -40,9 +40,9 @@ class Near(NamedTuple):
     rule: str
 
 
-def nearly_trained_on(
+def find_near_matches(
     artifacts: Mapping[str, Artifact], root: Path, store: str, asked: Sequence[Conversation], similarity: float
-) -> tuple[Sequence[Mapping[str, Near]], Sequence[str]]:
+) -> tuple[Sequence[Mapping[str, NearMatch]], Sequence[str]]:
     """Find the prompts that closely match training rows of artifacts, by the rules of
     `align.data.dedup.evaluation_overlap`. All runs that an artifact derives from are considered, including those of its
     reward models and base.
@@ -58,27 +58,27 @@ def nearly_trained_on(
         for each prompt the systems that were nearly trained on it [N], and a sentence for each run whose rows are
             unknown.
     """
-    matches: list[dict[str, Near]] = [{} for _ in asked]
+    matches: list[dict[str, NearMatch]] = [{} for _ in asked]
     unknown = list[str]()
     by_run = dict[str, Mapping[int, str]]()
-    questions = pa.array([spoken(prompt, USERS) for prompt in asked], pa.string())
+    questions = pa.array([join_turns_of_roles(prompt, USER_ROLES) for prompt in asked], pa.string())
     for name, artifact in artifacts.items():
         for run, _ in iter_artifact_ancestors(artifact, root):
-            if not isinstance(run, Manifest) or run.stage not in TRAINS:
+            if not isinstance(run, Manifest) or run.stage not in TRAINING_STAGES:
                 continue  # `seen_by` reports deleted runs
             if run.digest not in by_run:
                 try:
-                    by_run[run.digest] = find_near_questions(trained_rows(run, store), questions, similarity)
+                    by_run[run.digest] = find_near_questions(read_trained_rows(run, store), questions, similarity)
                 except (AlignError, AttributeError, KeyError, OSError) as error:
                     by_run[run.digest] = {}
                     problem = f"cannot be read again ({str(error).splitlines()[0].removesuffix('.')})"
                     unknown.append(f"the rows of {run.ref} {problem}: which prompts come near them is not known")
             for i, rule in by_run[run.digest].items():
-                matches[i].setdefault(name, Near(run.ref, rule))
+                matches[i].setdefault(name, NearMatch(run.ref, rule))
     return matches, unknown
 
 
-def trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
+def read_trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
     """Return the rows that a run was given to train on.
 
     Raises:
@@ -88,19 +88,19 @@ def trained_rows(manifest: Manifest, store: str) -> Sequence[Record]:
     data = manifest.config["data"]
     stage = manifest.config["stage"]
     seed = manifest.config["seed"]
-    source = DataSource.of(SimpleNamespace(**data))
+    source = DataSource.from_settings(SimpleNamespace(**data))
     data_input = manifest.inputs["data"]
-    if not data_input.project and data_record(source).digest != data_input.digest:
+    if not data_input.project and build_data_input(source).digest != data_input.digest:
         raise AlignError(f"{data_input.path} has changed since")
     if manifest.stage == "ppo":
-        return prompts(source, "train", seed)
+        return read_source_prompts(source, "train", seed)
     if manifest.stage not in ("reward", "dpo", "kto"):
-        return documents(source, "train", seed)
+        return read_documents_of_split(source, "train", seed)
     simulated = data["allow_simulated"]
     if manifest.stage == "kto":
-        return divided_judgements(source, store, data_input.project or "", simulated, stage["held_out"], seed)[0]
+        return read_divided_judgements(source, store, data_input.project or "", simulated, stage["held_out"], seed)[0]
     pairs = read_pairs(source, store, data_input.project or "", simulated, seed)
-    return divided_pairs(pairs, source, stage["held_out"], seed)[0]
+    return split_pairs(pairs, source, stage["held_out"], seed)[0]
 
 
 def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity: float) -> Mapping[int, str]:
@@ -108,10 +108,12 @@ def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity:
     prefilter = Prefilter(similarity)
     prefilter.measure(questions)
     prefilter.add(questions)
-    for texts in slices(spoken(row, SPEAKERS) for row in rows):
+    for texts in iter_slices(join_turns_of_roles(row, SPEAKER_ROLES) for row in rows):
         prefilter.tell(texts)
     rule_of_question = dict[int, int]()
-    for texts in slices(text for row in rows for text in {spoken(row, SPEAKERS), spoken(row, USERS)}):
+    for texts in iter_slices(
+        text for row in rows for text in {join_turns_of_roles(row, SPEAKER_ROLES), join_turns_of_roles(row, USER_ROLES)}
+    ):
         candidates = texts.filter(pa.array(prefilter.maybe(texts)))
         if len(candidates):
             matches = hits(Index([candidates], threshold=similarity).without(prefilter.phrases), questions)
@@ -120,14 +122,14 @@ def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity:
     return {i: RULES[rule] for i, rule in sorted(rule_of_question.items())}
 
 
-def spoken(record: Record, roles: Sequence[str]) -> str:
+def join_turns_of_roles(record: Record, roles: Sequence[str]) -> str:
     """Return the turns of some roles in a row as one text. Plain text is returned as a whole."""
     if isinstance(record, str):
         return record
-    return "\n".join(turn.content for turn in turns(record) if turn.role in roles)
+    return "\n".join(turn.content for turn in list_turns(record) if turn.role in roles)
 
 
-def slices(texts: Iterable[str]) -> Iterator[pa.Array]:
+def iter_slices(texts: Iterable[str]) -> Iterator[pa.Array]:
     """Yield texts in arrays of about `SLICE` characters."""
     part = list[str]()
     size = 0

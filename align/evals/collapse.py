@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from align.core.types import Message
-from align.data.ngrams import ngrams, words
+from align.data.ngrams import iter_ngrams, tokenize_words
 from align.evals.text import distinct_n, quote
 from align.ops.intervals import Interval, mean_interval, proportion_interval
 from align.report.figure_text import in_words, percent
@@ -269,7 +269,7 @@ def first_of_each_prompt(prompts: Sequence[str]) -> list[int]:
 def split_words(text: str) -> list[str]:
     """Return the words of a text in lower case. In a script without spaces each letter is a word."""
     parts: list[str] = []
-    for word in words(text):
+    for word in tokenize_words(text):
         parts += UNSPACED_WORDS.findall(word) if UNSPACED.search(word) else [word]
     return parts
 
@@ -372,10 +372,10 @@ def commonest_new_phrase(prompts: Sequence[str], policy: Sequence[str], ref: Seq
 
 
 def _iter_phrases(sentence: Sequence[str]) -> Iterator[str]:
-    for phrase in ngrams(sentence, PHRASE):
+    for phrase in iter_ngrams(sentence, PHRASE):
         if not any(UNSPACED.match(word) for word in phrase):
             yield join_words(phrase)
-    for phrase in ngrams(sentence, PHRASE_LETTERS):
+    for phrase in iter_ngrams(sentence, PHRASE_LETTERS):
         if any(UNSPACED.match(word) for word in phrase):
             yield join_words(phrase)
 
@@ -499,7 +499,7 @@ def judge_closed_task(
 
 def is_one_answer(answers: Sequence[str]) -> bool:
     """Return whether one answer, compared without case and punctuation, is given to more than half without doubt."""
-    keys = [" ".join(words(answer)) or answer.strip() for answer in answers]
+    keys = [" ".join(tokenize_words(answer)) or answer.strip() for answer in answers]
     count = Counter(keys).most_common(1)[0][1]
     low = _share_of(count, len(answers)).low
     assert low is not None

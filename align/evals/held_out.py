@@ -14,8 +14,8 @@ from torch import Tensor
 from align import ranks
 from align.core.types import Conversation, Feedback, Preference
 from align.data.chat.encode import IGNORED, Encoded
-from align.data.pairs import Pair
-from align.data.split import question_key
+from align.data.pairs import TokenizedPair
+from align.data.split import compute_question_key
 from align.evals.text import join_turns
 from align.models.finite_checks import diverged
 from align.models.forward import compute_in_chunks, pad, picked_logprobs, response_logprobs, rollout_from_answers
@@ -115,7 +115,7 @@ def answer_logprobs(model: Any, rows: Sequence[Row], pad_id: int, by_token: bool
     return each / torch.tensor([len(ids) - n for ids, n in rows], device="cpu") if by_token else each
 
 
-def pair_logprobs(model: Any, pairs: Sequence[Pair], pad_id: int, by_token: bool = False) -> Tensor:
+def pair_logprobs(model: Any, pairs: Sequence[TokenizedPair], pad_id: int, by_token: bool = False) -> Tensor:
     """Return log π of the better and of the worse answer of each pair [M, 2], see `answer_logprobs`."""
     sides = [(p.chosen_ids, p.chosen_start) for p in pairs], [(p.rejected_ids, p.rejected_start) for p in pairs]
     return torch.stack([answer_logprobs(model, side, pad_id, by_token) for side in sides], -1)
@@ -199,7 +199,7 @@ def label_figures(answers: Sequence[Feedback], rewards_N: Tensor) -> dict[str, A
     labels = [answer.label for answer in answers]
     if len(set(labels)) < 2:
         return {}
-    prompts = [question_key(Conversation(answer.prompt)) for answer in answers]
+    prompts = [compute_question_key(Conversation(answer.prompt)) for answer in answers]
     return {"auc": auc(rewards_N.tolist(), labels, prompts).as_dict()}
 
 

@@ -14,7 +14,7 @@ from align.core.types import Conversation, Preference, Record
 from align.data.chat.encode import Encoded, encode_conversation, encode_text
 from align.data.chat.reasoning import without_reasoning
 from align.data.chat.template import use_template
-from align.data.read.content import taught, with_answer
+from align.data.read.content import join_answer, join_trained_answer
 from align.data.sets.score_cuts import Score
 from align.evals.held_out import held_out_loss
 from align.models.load import context_length, describe, load_base, load_tokenizer
@@ -99,7 +99,7 @@ def encoded(tokenizer: Any, record: Record, max_length: int) -> list[Encoded]:
     if isinstance(record, str):
         return encode_text(tokenizer, record, max_length)
     if isinstance(record, Preference):
-        record = taught(record, record.chosen)
+        record = join_trained_answer(record, record.chosen)
     assert isinstance(record, Conversation), "feedback has no answer to imitate"
     if all(turn.role != "assistant" or not turn.trained for turn in record.messages):
         return []
@@ -136,7 +136,7 @@ def rewards(
 def answers_of(record: Record) -> list[Conversation]:
     """The conversations of a record whose last answers are judged; none of plain text."""
     if isinstance(record, Preference):
-        return [with_answer(record, side) for side in (record.chosen, record.rejected)]
+        return [join_answer(record, side) for side in (record.chosen, record.rejected)]
     return [record] if isinstance(record, Conversation) else []
 
 

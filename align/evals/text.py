@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from align.core.types import Message
-from align.data.ngrams import ngrams, words
+from align.data.ngrams import iter_ngrams, tokenize_words
 from align.track import format_turn, truncate_text
 
 QUOTED_LETTERS = 80
@@ -23,7 +23,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     border of two texts. It falls as texts are added or grow longer, so compare sets of equal number only, and read it
     beside their lengths. Source: Li et al. 2016, arXiv 1510.03055.
     """
-    grams = [gram for text in texts for gram in ngrams(words(text), n)]
+    grams = [gram for text in texts for gram in iter_ngrams(tokenize_words(text), n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
@@ -44,7 +44,7 @@ class Risen:
 def most_risen(ref: Sequence[str], policy: Sequence[str]) -> Risen:
     """The word whose share of texts rose most from `ref` to `policy`: what a policy that games its reward says to
     everybody. The first by the alphabet where several rose alike; no word at all where none rose."""
-    shares = [Counter(word for text in texts for word in set(words(text))) for texts in (ref, policy)]
+    shares = [Counter(word for text in texts for word in set(tokenize_words(text))) for texts in (ref, policy)]
     before, after = (
         {w: count / len(texts) for w, count in found.items()}
         for texts, found in zip((ref, policy), shares, strict=True)

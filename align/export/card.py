@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from align.core.errors import InputError
 from align.core.files import has_file, read_bytes
-from align.data.sources import licence_of
+from align.data.sources import get_licence
 from align.export.bases import check_base
 from align.export.history import SETTINGS
 from align.export.launch import LAUNCH, TEMPLATES
@@ -302,7 +302,7 @@ def describe_scale(config: Mapping[str, Any]) -> str:
 def list_licences(data: Sequence[str], base: Base) -> list[tuple[str, str]]:
     """Return the sources of an export with their licences, the base first. A licence is empty if unknown."""
     base_licence = read_licence(Path(base.path))
-    return [(f"base {named_base(base)['id']}", base_licence), *((f"data {name}", licence_of(name)) for name in data)]
+    return [(f"base {named_base(base)['id']}", base_licence), *((f"data {name}", get_licence(name)) for name in data)]
 
 
 def read_licence(folder: Path) -> str:

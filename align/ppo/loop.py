@@ -23,7 +23,7 @@ from align import ranks
 from align.annotate.store import Candidate
 from align.core.errors import require
 from align.core.types import Conversation, StageResult
-from align.data.ngrams import repetition
+from align.data.ngrams import compute_repetition
 from align.models.forward import base_model
 from align.models.roles import CachedForward
 from align.ops.kl import update_kl_coef
@@ -129,7 +129,7 @@ def train_policy(
                 clock.lap("ahead_s")
             clock.rates(int(answers.rollout.lengths_B.sum()))
             figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}
-            figures["repetition"] = repetition(answers.texts)
+            figures["repetition"] = compute_repetition(answers.texts)
 
             is_measured = settings.eval_every is not None and (step % settings.eval_every == 0 or is_last)
             if is_measured:

@@ -11,7 +11,7 @@ from torch import Tensor, tensor
 
 from align.annotate.store import Candidate, storable
 from align.core.types import Conversation, Rollout
-from align.data.ngrams import repetition, words
+from align.data.ngrams import compute_repetition, tokenize_words
 from align.models.forward import compute_in_chunks
 from align.ops.kl import kl_k1
 from align.ops.moments import Moments
@@ -209,9 +209,9 @@ def measure_answers(
             case "entropy":
                 return compute_in_chunks(entropy_of, rollout, micro_batch)
             case "repetition":
-                return tensor([repetition([text]) for text in answers.texts])
+                return tensor([compute_repetition([text]) for text in answers.texts])
             case "collapse":
-                keys = [" ".join(words(text)) for text in answers.texts]
+                keys = [" ".join(tokenize_words(text)) for text in answers.texts]
                 counts = Counter(keys)
                 return tensor([counts[key] / len(keys) for key in keys])
         raise ValueError(wire)

@@ -17,15 +17,15 @@ from align.annotate.store.erasure import ANNOTATOR, ITEM, PROJECT, About, about,
 from align.annotate.store.preference_pairs import pairs_of
 from align.core.errors import AlignError, InputError, require
 from align.core.files import check_readable
-from align.data.read.content import row_bytes
-from align.data.read.content import texts as said_by
+from align.data.read.content import encode_content_row
+from align.data.read.content import list_texts as said_by
 from align.data.sets.forget import Facts
 from align.data.sets.ids import id_of, kinds_in
 from align.data.sets.published import DataSet, data_set
 from align.data.sets.record_columns import CONTENT, records_of
 from align.data.sets.sides import SIDES
 from align.data.trained_ids import FILE as IDS
-from align.data.trained_ids import TRAINS
+from align.data.trained_ids import TRAINING_STAGES
 from align.registry.forgotten_texts import ForgottenTexts, RowMarks
 from align.registry.index import Index
 from align.registry.record import Record
@@ -214,7 +214,7 @@ def find_item(store: Store, project: str, content_id: bytes) -> str:
         items = {item.id: item for item in store.items(project)}
         for vote in store.rankings(project):
             if vote.item in items and any(
-                id_of(row_bytes(pair), key) == content_id for pair in pairs_of(vote, items[vote.item])
+                id_of(encode_content_row(pair), key) == content_id for pair in pairs_of(vote, items[vote.item])
             ):
                 return vote.item
     return ""
@@ -273,14 +273,14 @@ def make_row_filter(data_set: DataSet, selector: Selector, stored: About | None)
 
 def find_reason(root: Path, record: Record, selector: Selector, stored: About | None) -> str:
     """Return why a run is stale: it read some of the data itself, or may have. Empty if it did not."""
-    certain = TRAINED if record["stage"] in TRAINS else HELD if record["stage"] == "data" else READ
+    certain = TRAINED if record["stage"] in TRAINING_STAGES else HELD if record["stage"] == "data" else READ
     for input in record["inputs"].values():
         # A simulated annotator reads a project without a row of its ledger. Its run's outputs hold none of the texts.
         if stored is not None and input.get("project") == stored.project and stored.read_by(input.get("seq", -1)):
             return certain
     if selector.kind == SOURCE and selector.value in list_sources(root, record):
         return certain
-    if selector.kind == CONTENT_ID and record["stage"] in TRAINS:
+    if selector.kind == CONTENT_ID and record["stage"] in TRAINING_STAGES:
         return find_reason_by_ids(root / record["folder"] / IDS, bytes.fromhex(selector.value))
     return ""
 

@@ -346,11 +346,15 @@ def compute_data_digest(path: str) -> str:
     Raises:
         AlignError: There are no such files.
     """
-    from align.data.sources import FILES, DataSource, data_record  # slow to import, and needed for a full check only
+    from align.data.sources import (  # slow to import, and needed for a full check only
+        FILES,
+        DataSource,
+        build_data_input,
+    )
 
     name = path.partition(":")[0]
     is_corpus = name == "chitchat" and not Path(path).exists()
-    return data_record(DataSource(name if is_corpus else FILES, None if is_corpus else path)).digest
+    return build_data_input(DataSource(name if is_corpus else FILES, None if is_corpus else path)).digest
 
 
 def describe_run(record: Record) -> tuple[str, ...]:

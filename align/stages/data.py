@@ -42,7 +42,7 @@ from align.data.clean.steps import steps_of
 from align.data.dedup.evaluation_overlap import Matches
 from align.data.dedup.near_duplicates import Duplicates
 from align.data.read.content import DOCUMENTS, FEEDBACK
-from align.data.read.files import share_read
+from align.data.read.files import compute_read_share
 from align.data.sets.contamination import Evaluations, drop_templated, leaks_of
 from align.data.sets.duplicates import (
     NO_DUPLICATES,
@@ -85,7 +85,7 @@ from align.data.sets.sides import (
 )
 from align.data.sets.source import Source, by_name, parsed_sources, recognised, standing
 from align.data.sets.spool import Rows, Spool
-from align.data.sources import files_record
+from align.data.sources import build_files_input
 from align.models.base import find_base
 from align.report.data_set_page import loss_lines, shapes_line, summary_lines
 from align.report.figure_text import counted
@@ -117,7 +117,7 @@ def inputs(config: Config) -> Inputs:
         seconds(stage.split.since, "stage.split.since")
     records = {f"sources.{source.name}": source.record() for source in sources}
     for i, evaluation_set in enumerate(parsed_sets(stage.contamination.against)):
-        records[f"against.{i}"] = files_record(evaluation_set.path, f"{AGAINST}[{i}]")
+        records[f"against.{i}"] = build_files_input(evaluation_set.path, f"{AGAINST}[{i}]")
     for i, spec in enumerate(stage.find_arguments("fn")):  # the same name may be another function by now
         field = "stage.clean, fn"
         places = [f"{file_digest(file)}:{name}" for file, name in find_definitions(load_function(spec, field))]
@@ -297,7 +297,7 @@ def gathered(
         make_ahead(engine, gatherings, seldom(lambda made, of, s: f"{made:,} of {of:,} parts made in {s:.0f} s"))
     with nothing_to_go_on_from(run):
         accounts = [
-            gathering.run(reading(gathering.source.name, partial(share_read, gathering.source.files)))
+            gathering.run(reading(gathering.source.name, partial(compute_read_share, gathering.source.files)))
             for gathering in gatherings
         ]
     return kind, accounts

@@ -14,7 +14,7 @@ from align.core.errors import require
 from align.core.types import Preference, StageResult
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.training_view import write_pair
-from align.data.pairs import Pair, divided_preferences, encoded_sides
+from align.data.pairs import TokenizedPair, encode_sides, read_divided_preferences
 from align.models.lora import Lora
 from align.report import in_words
 from align.run import Run
@@ -30,7 +30,7 @@ PRELOAD = ("align.trainers.dpo",)
 
 def inputs(config: Config) -> Inputs:
     check_trainer(config.stage.loss)
-    return find_judgement_inputs(config, divided_preferences)
+    return find_judgement_inputs(config, read_divided_preferences)
 
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> StageResult:
@@ -50,7 +50,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     base = run.base
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
     stops = stop_token_ids(tokenizer, describe(base).generation_config)
-    train, test, counts = encoded_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
+    train, test, counts = encode_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
     print(
         f"{len(train)} pairs to train on, {len(test)} held out; "
         f"{counts['dropped']} and {counts['held_out_dropped']} more are longer than {max_length} tokens"
@@ -143,7 +143,7 @@ def pair_loss(stage: DpoConfig, logprobs_M2: Tensor, at_start_M2: Tensor) -> flo
     return float(dpo_loss(gained_M2[:, 0] - gained_M2[:, 1], stage.beta, stage.loss, stage.label_smoothing))
 
 
-def check_answers(loss: str, pairs: Iterable[tuple[Preference, Pair]]) -> None:
+def check_answers(loss: str, pairs: Iterable[tuple[Preference, TokenizedPair]]) -> None:
     """Raise InputError if an answer has no tokens. The loss takes a mean over them."""
     for pref, pair in pairs:
         tokens = min(len(pair.chosen_ids) - pair.chosen_start, len(pair.rejected_ids) - pair.rejected_start)

@@ -44,11 +44,11 @@ from align.core.files import parse_user_path
 from align.core.redaction import drop_masks, mask_secrets
 from align.core.types import Preference, StageResult
 from align.data.chat.encode import prompt_room
-from align.data.pairs import drawn, pairs_records, read_labelled, read_verdicts
-from align.data.read.drops import tally
+from align.data.pairs import build_pair_inputs, read_held_out_feedback, read_verdicts, sample_records
+from align.data.read.drops import count_dropped
 from align.data.read.records import LABELLED_HELP
-from align.data.sources import DataSource, data_records, files_record, prepared, prompts
-from align.data.trained_ids import Seen, find_store_key, seen_by
+from align.data.sources import DataSource, build_data_inputs, build_files_input, prepare_record, read_source_prompts
+from align.data.trained_ids import TrainedQuestions, collect_trained_questions, find_store_key
 from align.evals.collapse import Measurement, collapse_lines, phrase_lines
 from align.evals.endpoint import api_key
 from align.evals.judges.identity import JudgeIdentity, find_standing, identify_scorer, list_scorer_parts, scorer_title
@@ -202,7 +202,7 @@ def inputs(config: Config) -> Inputs:
     named = config.init != Config().init or artifact.manifest is None
     asked = find_artifact(config.init, root, config.model.path, config.model.revision, "init") if named else None
     reference = find_reference(artifact, asked, root)
-    data = data_records(DataSource.of(config.data))
+    data = build_data_inputs(DataSource.from_settings(config.data))
     judge = reward_inputs(build_reward_spec(config.reward), root, base)
     check_reasoning_matches(load_reward_artifacts(judge), config.rollout.reasoning)
     reward = to_plain_dict(config)["reward"]
@@ -225,9 +225,9 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> tuple[Any, ...]:
         InputError: it was trained on all of them, and what it saw is to be left out.
     """
     stage = config.stage
-    source = replace(DataSource.of(config.data), limit=None)  # some may be left out
-    asked = prompts(source, "test", config.seed)
-    seen = seen_by(
+    source = replace(DataSource.from_settings(config.data), limit=None)  # some may be left out
+    asked = read_source_prompts(source, "test", config.seed)
+    seen = collect_trained_questions(
         artifact, config.run.folder, partial(find_store_key, find_store_url(config)), config.data.system or None
     )
     left_out = 0
@@ -237,7 +237,7 @@ def read_unseen_prompts(config: Config, artifact: Artifact) -> tuple[Any, ...]:
         remedy = "Give a file of its own to measure on (data.eval_path=FILE), or write stage.seen=report."
         require(bool(unseen), "stage.seen", "drop", problem, remedy)
         left_out = len(asked) - len(unseen)
-        tally(SEEN, left_out)
+        count_dropped(SEEN, left_out)
         if left_out:
             print(f"{left_out} of {counted(len(asked), 'prompt')} left out: training saw them")
         asked = unseen
@@ -324,7 +324,7 @@ def find_suite(config: Config) -> Suite:
     records = {f"systems.{system.name}": system.record for system in systems}
     records |= {f"tasks.{task.name}": task_record(task) for task in tasks if task.own}
     if not all(task.own for task in tasks):
-        records |= data_records(DataSource.of(config.data))
+        records |= build_data_inputs(DataSource.from_settings(config.data))
     model = next((system for system in systems if system.base is not None), None)
     judge = parse_judge(config.stage.judge)
     questions = [task for task in tasks if task.asks]
@@ -378,7 +378,7 @@ def read_work(config: Config, suite: Suite) -> tuple[Work]:
     stage, root, system_turn = config.stage, config.run.folder, config.data.system or None
     artifacts = {system.name: system.artifact for system in suite.systems if system.artifact is not None}
     seen = [
-        seen_by(artifact, root, partial(find_store_key, find_store_url(config)), system_turn)
+        collect_trained_questions(artifact, root, partial(find_store_key, find_store_url(config)), system_turn)
         for artifact in artifacts.values()
     ]
     tasks, counts = drop_seen([(task, read_items(config, task)) for task in suite.tasks], seen)
@@ -418,7 +418,9 @@ def read_items(config: Config, task: Task) -> Sequence[Item]:
     if task.path:
         return items_of_file(task, config.data.system or None, allow_code)
     return items_of_prompts(
-        task, prompts(replace(DataSource.of(config.data), limit=None), "test", config.seed), allow_code
+        task,
+        read_source_prompts(replace(DataSource.from_settings(config.data), limit=None), "test", config.seed),
+        allow_code,
     )
 
 
@@ -477,7 +479,7 @@ def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[s
     known = {}
     if stage.gold is not None:
         read_known_answers(parse_user_path(stage.gold, "stage.gold"))
-        known = {"gold": files_record(stage.gold, "stage.gold")}
+        known = {"gold": build_files_input(stage.gold, "stage.gold")}
     with open_store(config) as store, store.reading() as db:
         row = project_erasure(db, project)
         problem = f"it was erased (row {row} of the ledger), and its name is not used again"
@@ -545,15 +547,15 @@ def find_judge_inputs(config: Config) -> dict[str, Input]:
     """
     refuse_unread_settings(config)
     judge = find_judge(config)
-    source = DataSource.of(config.data)
+    source = DataSource.from_settings(config.data)
     if config.eval.asks:
         problem = "holds no answers with labels"
         remedy = f"Use data=files with data.path=LABELLED.jsonl, or data=manifest. {LABELLED_HELP}"
         require(source.name in ("files", "manifest"), "data", source.name, problem, remedy)
-        inputs = data_records(source)
+        inputs = build_data_inputs(source)
     else:
         require_pairs(config.data, True)
-        inputs = pairs_records(source, find_store_url(config), config.project)
+        inputs = build_pair_inputs(source, find_store_url(config), config.project)
     if isinstance(judge, LLMJudge):
         return {**inputs, "judge": judge.endpoint.record(judge.identity.digest)}
     scorers = reward_inputs(build_reward_spec(config.reward), config.run.folder, None)
@@ -617,9 +619,9 @@ def read_examples(config: Config, inputs: dict[str, Input]) -> tuple[JudgedExamp
 
 
 def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
-    source = DataSource.of(config.data)
-    every, ambiguous = build_answer_examples(read_labelled(source))
-    answers = drawn(every, config.data.limit, config.seed)
+    source = DataSource.from_settings(config.data)
+    every, ambiguous = build_answer_examples(read_held_out_feedback(source))
+    answers = sample_records(every, config.data.limit, config.seed)
     for name, verdict in YES_AND_NO.items():
         problem = f"has no answer labelled {name} ({str(bool(verdict)).lower()}), and a grader is measured on both"
         has_label = any(answer.verdict == verdict for answer in answers)
@@ -631,29 +633,29 @@ def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
 
 
 def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict[str, Input]) -> JudgedExamples:
-    source = DataSource.of(config.data)
+    source = DataSource.from_settings(config.data)
     root = config.run.folder
     decided, tied = read_verdicts(source, find_store_url(config), config.project, config.data.allow_simulated)
     if judge == "reward":
         refuse_own_verdicts(config, inputs, [*decided, *tied])
-    decided, tied = ([prepared(pref, source) for pref in side] for side in (decided, tied))
+    decided, tied = ([prepare_record(pref, source) for pref in side] for side in (decided, tied))
     pairs = build_pair_examples(decided, tied, config.seed)
     system = config.data.system or None
     seen = [
-        seen_by(model, root, partial(find_store_key, find_store_url(config)), system, LEARNS_VERDICTS)
+        collect_trained_questions(model, root, partial(find_store_key, find_store_url(config)), system, LEARNS_VERDICTS)
         for model in load_reward_artifacts(inputs)
     ]
     unlearned = drop_learned(pairs, seen)
     left_out = len(pairs) - len(unlearned)
     problem = f"has nothing to measure on: the judge learned from the prompts of all {counted(len(pairs), 'pair')}"
     require(bool(unlearned), "data", config.data.path or config.project, problem, "Give pairs that were held out.")
-    tally(SEEN, left_out)
+    count_dropped(SEEN, left_out)
     if left_out:
         print(f"{counted(left_out, 'pair')} of {len(pairs):,} left out: the judge learned from their prompts")
     notes = [*dict.fromkeys(sentence for model in seen for sentence in model.unknown)]
     if isinstance(judge, LLMJudge):
         notes.append(f"nobody here knows what {judge.title} was trained on")
-    examples = drawn(unlearned, config.data.limit, config.seed)
+    examples = sample_records(unlearned, config.data.limit, config.seed)
     return JudgedExamples(judge, examples, name_reference(config, [*decided, *tied]), left_out, notes)
 
 
@@ -772,7 +774,9 @@ def load_reward(run: Run, config: Config, sampling: Sampling, systems: Sequence[
 # An artifact and its start
 
 
-def compare_with_start(run: Run, config: Config, prompts: Sequence[Any], seen: Seen, left_out: int) -> StageResult:
+def compare_with_start(
+    run: Run, config: Config, prompts: Sequence[Any], seen: TrainedQuestions, left_out: int
+) -> StageResult:
     """Compare the artifact with what it started from.
 
     Args:

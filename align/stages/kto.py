@@ -16,13 +16,13 @@ from align.data.chat.encode import stop_token_ids
 from align.data.chat.training_view import write_labelled
 from align.data.pairs import (
     Judgements,
-    Labelled,
+    TokenizedAnswer,
     check_labels,
-    divided_judgements,
-    encoded_answers,
-    encoded_pairs,
-    labelled,
-    other_answers,
+    choose_mismatched_answers,
+    encode_answers,
+    encode_pairs,
+    iter_labelled_answers,
+    read_divided_judgements,
 )
 from align.models.lora import Lora
 from align.report import in_words
@@ -38,7 +38,7 @@ ONE_LABEL = "the held-out answers have one label, so that nothing says whether i
 
 
 def inputs(config: Config) -> Inputs:
-    return find_judgement_inputs(config, divided_judgements)
+    return find_judgement_inputs(config, read_divided_judgements)
 
 
 def run(run: Run, config: Config, train_records: Judgements, test_records: Judgements) -> StageResult:
@@ -144,7 +144,7 @@ class Side:
     """
 
     records: Judgements
-    rows: list[Labelled]
+    rows: list[TokenizedAnswer]
     dropped: int
 
     @property
@@ -155,19 +155,19 @@ class Side:
 def encode_side(tokenizer: Any, records: Judgements, stops: tuple[int, ...], max_length: int) -> Side:
     prefs = [record for record in records if isinstance(record, Preference)]
     if prefs:
-        pairs, dropped = encoded_pairs(tokenizer, prefs, stops, max_length)
-        return Side([pref for pref, _ in pairs], [*labelled([pair for _, pair in pairs])], dropped)
+        pairs, dropped = encode_pairs(tokenizer, prefs, stops, max_length)
+        return Side([pref for pref, _ in pairs], [*iter_labelled_answers([pair for _, pair in pairs])], dropped)
     feedback = [record for record in records if isinstance(record, Feedback)]
-    answers, dropped = encoded_answers(tokenizer, feedback, stops, max_length)
+    answers, dropped = encode_answers(tokenizer, feedback, stops, max_length)
     return Side([record for record, _ in answers], [row for _, row in answers], dropped)
 
 
 def pair_held_out(
-    train: Sequence[Labelled], test: Sequence[Labelled], max_length: int
+    train: Sequence[TokenizedAnswer], test: Sequence[TokenizedAnswer], max_length: int
 ) -> tuple[list[tuple[list[int], int]], ...]:
     """Return the held-out answers, and each of their prompts with an answer to another one, as the loss pairs them."""
     every = [*test, *train]  # where all that is held out answers one prompt, training has another
-    others = other_answers(range(len(test)), every)
+    others = choose_mismatched_answers(range(len(test)), every)
     mixed = [((row.prompt + other)[:max_length], row.start) for row, other in zip(test, others, strict=True)]
     return [(row.ids, row.start) for row in test], mixed
 

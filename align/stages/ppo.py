@@ -14,8 +14,8 @@ from align.config.root import Config
 from align.config.scorers import build_reward_spec
 from align.core.types import Conversation, StageResult
 from align.data.chat.encode import encode_prompts, prompt_room
-from align.data.sources import DataSource, data_records, divided_prompts
-from align.data.sources import prompts as read_prompts
+from align.data.sources import DataSource, build_data_inputs, read_divided_prompts
+from align.data.sources import read_source_prompts as read_prompts
 from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
 from align.report.figure_text import counted
@@ -51,14 +51,14 @@ PRELOAD = ("align.ppo.loop", "align.reward.build", "align.rollout.registry")
 def inputs(config: Config) -> Inputs:
     artifact, base, config = find_start(config)
     reward = build_reward_spec(config.reward)
-    source = DataSource.of(config.data)
+    source = DataSource.from_settings(config.data)
     rewards = reward_inputs(reward, config.run.folder, base, artifact, config.method.name)
     check_reasoning_matches(load_reward_artifacts(rewards), config.rollout.reasoning)
-    records = {"init": artifact.as_input(), **data_records(source), **rewards}
+    records = {"init": artifact.as_input(), **build_data_inputs(source), **rewards}
 
     def rows() -> tuple[Any, ...]:
         if config.data.eval_path and config.stage.eval_every:
-            sides = divided_prompts(source, config.seed)
+            sides = read_divided_prompts(source, config.seed)
         else:
             sides = read_prompts(source, "train", config.seed), []
         for side in sides:

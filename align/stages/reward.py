@@ -15,7 +15,7 @@ from align.core.redaction import drop_masks, mask_secrets
 from align.core.types import Preference, StageResult
 from align.data.chat.encode import stop_token_ids
 from align.data.chat.training_view import write_pair
-from align.data.pairs import Pair, divided_preferences, encoded_sides
+from align.data.pairs import TokenizedPair, encode_sides, read_divided_preferences
 from align.models.base import adapter_folder
 from align.models.lora import Lora, LoraLike
 from align.report import in_words
@@ -37,7 +37,7 @@ PRELOAD = ("align.trainers.reward",)
 
 
 def inputs(config: Config) -> Inputs:
-    found = find_judgement_inputs(config, divided_preferences)
+    found = find_judgement_inputs(config, read_divided_preferences)
     if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
         found.records["queue"] = Input(json_digest([drop_masks(mask_secrets(find_store_url(config))), config.project]))
     return found
@@ -57,7 +57,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     base = run.base
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
     stops = stop_token_ids(tokenizer)
-    train, test, counts = encoded_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
+    train, test, counts = encode_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
     judged = group_rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
     of = "" if len(judged) == len(train) else f" of {len(judged)} rankings"
     print(
@@ -137,7 +137,7 @@ def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...
         return store.prioritise(config.project, unsure) if store else 0
 
 
-def pair_scores(model: Any, pairs: Sequence[Pair], pad_id: int, lr: float, dtype: str, steps: int) -> Tensor:
+def pair_scores(model: Any, pairs: Sequence[TokenizedPair], pad_id: int, lr: float, dtype: str, steps: int) -> Tensor:
     """Return the scores of the better and the worse answer of each pair [M, 2].
 
     Args:

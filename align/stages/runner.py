@@ -29,11 +29,11 @@ from align.config.training import require_held_out_rows
 from align.core.errors import AlignError, InputError, make_printable
 from align.core.redaction import RedactingFormatter
 from align.core.types import StageResult
-from align.data.pairs import pairs_records
-from align.data.read.drops import tallied
+from align.data.pairs import build_pair_inputs
+from align.data.read.drops import collect_drop_counts
 from align.data.sets.published import find_data_set
-from align.data.sources import MANIFEST, DataSource, with_rankers
-from align.data.trained_ids import name_rows, write_ids
+from align.data.sources import MANIFEST, DataSource, add_rankers
+from align.data.trained_ids import choose_id_scheme, write_trained_ids
 from align.mirrors import Artifact as MirroredArtifact
 from align.mirrors import GuardedMirror, MirroredRun, open_mirror, require_installed
 from align.models.base import label, start_from
@@ -115,7 +115,7 @@ def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]
         divide: reads those to train on and those to measure on, see `align.data.pairs`.
     """
     artifact, base, config = find_start(config)
-    source = DataSource.of(config.data)
+    source = DataSource.from_settings(config.data)
     store = find_store_url(config)
 
     def rows() -> tuple[Any, Any]:
@@ -123,7 +123,7 @@ def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]
         require_held_out_rows(config.stage.eval_every, len(sides[1]), "stage.held_out")
         return sides
 
-    records = {"init": artifact.as_input(), **pairs_records(source, store, config.project)}
+    records = {"init": artifact.as_input(), **build_pair_inputs(source, store, config.project)}
     return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
 
 
@@ -281,7 +281,7 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
     data = records.get("data")
     if data is not None and data_ref.startswith("data:") and Path(data.path).name == "artifact":
         records = {**records, "data": replace(data, ref=f"data:{Path(data.path).parent.name}")}
-    records = with_rankers(records, config.run.folder)
+    records = add_rankers(records, config.run.folder)
     with Run.open(to_plain_dict(config), records, inputs.base, inputs.label, config.resume, inputs.again) as run:
         opened(run.folder)
         ranks.tell_launcher(ranks.RUN, str(run.folder.absolute()))
@@ -364,12 +364,12 @@ def run_stage(run: Run, config: Config, inputs: Inputs) -> StageResult:
     page = LivePage(run, format_command_line(manifest.config, manifest.refs), lambda: computed_on(config))
     page.begun()
     try:
-        with tallied() as counts, pause_garbage_collector():
+        with collect_drop_counts() as counts, pause_garbage_collector():
             rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
             roots = {}
             if inputs.trains:
-                naming = name_rows(DataSource.of(config.data), find_store_url(config), config.project)
-                roots = write_ids(run.folder, rows[0], naming, config.data.system or None)
+                naming = choose_id_scheme(DataSource.from_settings(config.data), find_store_url(config), config.project)
+                roots = write_trained_ids(run.folder, rows[0], naming, config.data.system or None)
         if inputs.trains and not roots:
             print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
         preload([config.stage.name])  # the hardware is known once torch is there

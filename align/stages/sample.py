@@ -26,8 +26,8 @@ from align.core.files import open_text
 from align.core.types import Conversation, Rollout, StageResult
 from align.data.chat.encode import Prompt, encode_prompts, prompt_room
 from align.data.read.records import write_preferences
-from align.data.sources import DataSource, data_records
-from align.data.sources import prompts as read_prompts
+from align.data.sources import DataSource, build_data_inputs
+from align.data.sources import read_source_prompts as read_prompts
 from align.evals.judges.identity import list_scorer_parts, scorer_title
 from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
@@ -85,8 +85,8 @@ PRELOAD = ("align.models.actors", "align.rollout.registry")
 def inputs(config: Config) -> Inputs:
     artifact, base, config = find_start(config)
     stage: SampleConfig = config.stage
-    source = DataSource.of(config.data)
-    records = {"init": artifact.as_input(), **data_records(source)}
+    source = DataSource.from_settings(config.data)
+    records = {"init": artifact.as_input(), **build_data_inputs(source)}
     records |= find_rewards(config, artifact, base) if stage.best_of else {}
 
     def rows() -> tuple[Any, ...]:

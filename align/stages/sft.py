@@ -16,7 +16,7 @@ from align.core.types import Document, StageResult
 from align.data.chat.encode import Encoding, encode
 from align.data.chat.template import use_template
 from align.data.chat.training_view import write_rows
-from align.data.sources import DataSource, data_records, divided_documents, held_out_sources
+from align.data.sources import DataSource, build_data_inputs, list_held_out_sources, read_divided_documents
 from align.models.base import BASE, adapter_folder, find_base, label
 from align.models.lora import Lora
 from align.report import in_words
@@ -42,15 +42,15 @@ def inputs(config: Config) -> Inputs:
     else:
         artifact, base, config = find_start(config)
         records = {"init": artifact.as_input()}
-    source = DataSource.of(config.data)
+    source = DataSource.from_settings(config.data)
 
     def rows() -> tuple[Any, ...]:
-        train, test = divided_documents(source, config.seed)
+        train, test = read_divided_documents(source, config.seed)
         require_held_out_rows(config.stage.eval_every, len(test), "data.held_out")
-        sources = held_out_sources(source, config.seed)
+        sources = list_held_out_sources(source, config.seed)
         return train, test[: config.stage.eval_size], sources[: config.stage.eval_size]
 
-    records |= data_records(source)
+    records |= build_data_inputs(source)
     return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
 
 

@@ -13,7 +13,7 @@ from transformers import Trainer
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from align.data.pairs import Pair
+from align.data.pairs import TokenizedPair
 from align.models.forward import pad
 from align.trainers import EXPERIMENTAL
 from align.trainers.common import build_trainer
@@ -40,7 +40,7 @@ def figure_names(loss: str) -> Mapping[str, str]:
 def dpo_trainer(
     model: Any,
     tokenizer: Any,
-    pairs: Sequence[Pair],
+    pairs: Sequence[TokenizedPair],
     arguments: dict[str, Any],
     *,
     beta: float,

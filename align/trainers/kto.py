@@ -11,7 +11,7 @@ from torch import Tensor, tensor
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
-from align.data.pairs import Labelled, other_answers
+from align.data.pairs import TokenizedAnswer, choose_mismatched_answers
 from align.trainers.common import build_trainer
 from align.trainers.dpo import pad_answers
 from align.trainers.multi_rank import TokenRowsTrainer
@@ -31,7 +31,7 @@ FIGURES = {
 def kto_trainer(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[Labelled],
+    rows: Sequence[TokenizedAnswer],
     arguments: dict[str, Any],
     *,
     beta: float,
@@ -65,14 +65,14 @@ class LabelTrainer(TokenRowsTrainer, KTOTrainer):
 
 
 def collate_answers(
-    batch: Sequence[dict[str, Any]], rows: Sequence[Labelled], filler: int, max_length: int
+    batch: Sequence[dict[str, Any]], rows: Sequence[TokenizedAnswer], filler: int, max_length: int
 ) -> dict[str, Tensor]:
     """Return a batch of N answers [N, S], padded on the right, with their labels; and under `KL_…` each prompt with an
     answer to another one."""
     places = [entry["place"] for entry in batch]
     labelled = [rows[place] for place in places]
     starts = [row.start for row in labelled]
-    others = other_answers(places, rows)
+    others = choose_mismatched_answers(places, rows)
     mixed = [(row.prompt + other)[:max_length] for row, other in zip(labelled, others, strict=True)]
     return {
         **pad_answers([row.ids for row in labelled], starts, filler),

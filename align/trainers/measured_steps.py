@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from align.data.chat.encode import Encoded
-from align.data.pairs import Labelled, Pair
+from align.data.pairs import TokenizedAnswer, TokenizedPair
 from align.models.adapters import with_new_adapter
 from align.models.load import DTYPES, load_base, load_classifier, load_tokenizer
 from align.planning.live_bytes import watch_live_bytes
@@ -73,10 +73,13 @@ def build_trainer(work: Workload, model: Any, tokenizer: Any, training: Training
     count = 2 * training.batch_size
     rows = full_rows(count * work.texts, work.length)
     if work.stage == "dpo":
-        pairs = [Pair(chosen, rejected, start, start) for chosen, rejected in zip(rows[::2], rows[1::2], strict=True)]
+        pairs = [
+            TokenizedPair(chosen, rejected, start, start)
+            for chosen, rejected in zip(rows[::2], rows[1::2], strict=True)
+        ]
         return dpo_trainer(model, tokenizer, pairs, arguments, beta=0.1, loss="sigmoid" if work.reference else "simpo")
     if work.stage == "kto":
-        labelled = [Labelled(row, start, i % 2 == 0) for i, row in enumerate(rows)]
+        labelled = [TokenizedAnswer(row, start, i % 2 == 0) for i, row in enumerate(rows)]
         weights = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
         return kto_trainer(model, tokenizer, labelled, arguments, beta=0.1, max_length=work.length, **weights)
     if work.stage == "reward":

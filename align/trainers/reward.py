@@ -18,7 +18,7 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from align.core.errors import InputError
-from align.data.pairs import Pair
+from align.data.pairs import TokenizedPair
 from align.models.adapters import read_tensors
 from align.models.forward import pad
 from align.trainers.common import build_trainer
@@ -40,7 +40,7 @@ class Ranking:
     pairs: list[tuple[int, int]]
 
 
-def group_rankings(pairs: Iterable[tuple[str, Pair]]) -> list[Ranking]:
+def group_rankings(pairs: Iterable[tuple[str, TokenizedPair]]) -> list[Ranking]:
     """Group pairs by the ranking that they came from, in order of their first pair.
 
     Args:

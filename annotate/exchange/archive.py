@@ -25,7 +25,7 @@ from align.annotate.store.integrity import recount
 from align.annotate.store.tables import invitations, ledger, metadata, projects, sessions, store_meta
 from align.core.errors import CorruptFile, InputError, StorageError, require, require_schema_version
 from align.core.outputs import atomic_file
-from align.data.read.rows import checked_rows
+from align.data.read.rows import iter_valid_rows
 
 FORMAT = "align annotation store"
 AT_ONCE = 500
@@ -91,7 +91,7 @@ def restore(store: Store, path: Path) -> ChainHead:
         InputError: the store is not empty, or the file is no backup of this schema.
         CorruptFile: the file is cut short or was changed.
     """
-    lines = ((row.number, row.data) for row in checked_rows(path, "stage.path"))
+    lines = ((row.number, row.data) for row in iter_valid_rows(path, "stage.path"))
     _, about = next(lines, (0, {}))
     problem = "it is no backup of an annotation store"
     require(about.get("format") == FORMAT, "stage.path", str(path), problem, "Name a file of stage.action=backup.")

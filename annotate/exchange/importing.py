@@ -20,12 +20,12 @@ from align.annotate.store.records import MOST_ANSWERS, check_text
 from align.core.chain import to_canonical_json
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Message
-from align.data.read.messages import messages_of, refused
-from align.data.read.rows import Cells, checked_rows, name_of
+from align.data.read.messages import build_field_error, parse_messages
+from align.data.read.rows import CellTypes, iter_valid_rows, strip_endings
 
 HELP = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known answer, "expected": [[0], [1]] besides.'
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")
-CELLS = Cells(("answers", "expected"), ("prompt",), ("priority",))
+CELLS = CellTypes(("answers", "expected"), ("prompt",), ("priority",))
 AT_ONCE = 200
 """Items in one transaction."""
 TOOLS = "calls tools, which the annotation page does not show: people would judge what they cannot see"
@@ -73,11 +73,11 @@ def items_in(path: Path, source: str = "", field: str = "stage.path") -> list[Ro
     Args:
         field: the setting that names the file.
     """
-    source = source or name_of(path)
+    source = source or strip_endings(path)
     items = list[Row]()
     first = dict[str, int]()
-    for row in checked_rows(path, field):
-        data = CELLS.typed(row.data) if row.texts else row.data
+    for row in iter_valid_rows(path, field):
+        data = CELLS.convert_row(row.data) if row.texts else row.data
         values = {name: value for name, value in data.items() if value is not None}
         item = item_of(row.where, source, row.number, values)
         if (before := first.setdefault(item.key, row.number)) != row.number:
@@ -90,7 +90,7 @@ def items_in(path: Path, source: str = "", field: str = "stage.path") -> list[Ro
 
 def item_of(where: str, source: str, number: int, row: Mapping[str, Any]) -> Row:
     def refuse(column: str, problem: str, value: Any = None) -> InputError:
-        return refused(f"{where}, {column}", row.get(column) if value is None else value, problem, HELP)
+        return build_field_error(f"{where}, {column}", row.get(column) if value is None else value, problem, HELP)
 
     for column in sorted(row.keys() - set(COLUMNS)):
         raise refuse(column, f"there is no such column (there are {', '.join(COLUMNS)})")
@@ -142,10 +142,10 @@ def add(store: Store, project: str, row: Row) -> None:
 
 
 def prompt_of(value: Any, where: str) -> Conversation:
-    turns = (Message("user", value),) if isinstance(value, str) else messages_of(value, f"{where}, prompt")
+    turns = (Message("user", value),) if isinstance(value, str) else parse_messages(value, f"{where}, prompt")
     prompt = Conversation(turns)
     if prompt.uses_tools:
-        raise refused(
+        raise build_field_error(
             f"{where}, prompt", "(with tools)", TOOLS, "Give prompts without calls of tools and their results."
         )
     if not prompt.messages[-1].content.strip():

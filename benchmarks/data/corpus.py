@@ -49,7 +49,7 @@ class Writer:
 
     def __init__(self, seed: int):
         self.draw = random.Random(seed)
-        found = (turn for record in chitchat.records().values() for turn in chitchat.turns(record))
+        found = (turn for record in chitchat.load_records().values() for turn in chitchat.join_turns(record))
         self.utterances = sorted({turn for turn in found if len(turn) >= 10})
         self.words = sorted({word for turn in self.utterances[::7] for word in turn.split()})
 

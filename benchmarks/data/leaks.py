@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from align.core.types import Conversation, Message
-from align.data.chitchat import part_holding, records, turns
+from align.data.chitchat import assign_part, join_turns, load_records
 from align.data.dedup.evaluation_overlap import RULES
 from align.data.read.content import DOCUMENTS
 from align.data.sets.contamination import Evaluations
@@ -170,9 +170,9 @@ def long_questions(count: int) -> list[str]:
     """Long turns of the part of the corpus that nothing trains on."""
     found = [
         turn
-        for id, record in records().items()
-        if part_holding(id) == "test"
-        for turn in turns(record)
+        for id, record in load_records().items()
+        if assign_part(id) == "test"
+        for turn in join_turns(record)
         if 16 <= len(turn.split()) <= 80
     ]
     return found[:count]
@@ -181,9 +181,9 @@ def long_questions(count: int) -> list[str]:
 def unrelated_rows(count: int) -> list[Conversation]:
     """Pieces of six turns of the other parts of the corpus."""
     rows = list[Conversation]()
-    for id, record in sorted(records().items()):
-        said = turns(record)
-        if part_holding(id) != "test":
+    for id, record in sorted(load_records().items()):
+        said = join_turns(record)
+        if assign_part(id) != "test":
             for at in range(0, len(said) - 1, 3):
                 piece = said[at : at + 6]
                 rows.append(Conversation(tuple(Message(("user", "assistant")[i % 2], t) for i, t in enumerate(piece))))

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import planted
 
-from align.data.chitchat import records, turns
+from align.data.chitchat import join_turns, load_records
 from align.data.clean.pii import KINDS, Pii
 
 LETTERS = string.ascii_letters + string.digits
@@ -427,7 +427,7 @@ def surrounded(made: str, corpus: list[str], draw: random.Random, around: tuple[
 def battery(seed: int, each: int) -> Outcome:
     """Plant `each` of every kind and of every hard negative."""
     draw = random.Random(seed)
-    corpus = [turn for record in records().values() for turn in turns(record)[:2]][:3000]
+    corpus = [turn for record in load_records().values() for turn in join_turns(record)[:2]][:3000]
     corpus = [turn for turn in corpus if not any(map(str.isdigit, turn)) and "@" not in turn]
     step = Pii()
     outcome = Outcome()

@@ -65,7 +65,7 @@ ENDS: Mapping[str, tuple[float, float]] = {
 
 def chats() -> list[Row]:
     """Chats as rows of messages."""
-    return [{"messages": chat.as_dicts()} for chat in chitchat.conversations("test")]
+    return [{"messages": chat.as_dicts()} for chat in chitchat.load_conversations("test")]
 
 
 def jargon(folder: Path) -> list[Row]:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from corpus import Writer
 
-from align.data.sources import DataSource, data_records, divided_documents, held_out_sources
-from align.data.trained_ids import write_ids
+from align.data.sources import DataSource, build_data_inputs, list_held_out_sources, read_divided_documents
+from align.data.trained_ids import write_trained_ids
 from align.stages.runner import pause_garbage_collector
 
 SET = "runs/data/rows/artifact"
@@ -52,12 +52,12 @@ def measured(source: DataSource) -> dict[str, float]:
     clock = [time.process_time()]
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, pause_garbage_collector():
-        data_records(source)
+        build_data_inputs(source)
         clock.append(time.process_time())
-        train, _ = divided_documents(source)
-        held_out_sources(source)
+        train, _ = read_divided_documents(source)
+        list_held_out_sources(source)
         clock.append(time.process_time())
-        write_ids(Path(folder), train)
+        write_trained_ids(Path(folder), train)
         clock.append(time.process_time())
     clock.append(time.process_time())
     steps = dict(zip(("digest", "rows", "ids", "end"), (b - a for a, b in pairwise(clock)), strict=True))

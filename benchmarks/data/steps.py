@@ -21,7 +21,7 @@ from typing import Any
 from planted import MAKERS, planted
 
 from align.core.types import Conversation, Record
-from align.data.chitchat import as_chat, records, turns
+from align.data.chitchat import join_turns, load_records, to_conversation
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Step, said
 from align.data.clean.pii import KINDS, Pii
@@ -37,12 +37,12 @@ ELSEWHERE = "Die Lampe steht auf dem Tisch, und für die Küche brauche ich noch
 def documents() -> list[Conversation]:
     """Conversations of about 600 bytes."""
     found = []
-    for id, record in records().items():
+    for id, record in load_records().items():
         lines: list[str] = []
-        for line in turns(record):
+        for line in join_turns(record):
             lines.append(line[: BYTES - sum(map(len, lines))])
             if sum(map(len, lines)) == BYTES and len(lines) % 2 == 0:
-                found.append(as_chat(lines, id))
+                found.append(to_conversation(lines, id))
                 break
     return found[:DOCUMENTS]
 
@@ -61,8 +61,8 @@ def microseconds(step: Step, rows: Sequence[Record]) -> float:
 def costs() -> dict[str, dict[str, float]]:
     """Step → microseconds on English dialogue, on dialogue that has personal data, and on German."""
     draw, plain = random.Random(0), documents()
-    german = [as_chat([ELSEWHERE * 3, ELSEWHERE * 3], str(i)) for i in range(200)]
-    marked = [as_chat([planted(m.content, draw.choice(KINDS), draw)[0] for m in row.messages[:2]]
+    german = [to_conversation([ELSEWHERE * 3, ELSEWHERE * 3], str(i)) for i in range(200)]
+    marked = [to_conversation([planted(m.content, draw.choice(KINDS), draw)[0] for m in row.messages[:2]]
                       + [m.content for m in row.messages[2:]], row.id) for row in plain[:400]]  # fmt: skip
     found = {}
     for name, step in steps_of(STEPS):
@@ -91,7 +91,7 @@ def recall() -> dict[str, float]:
 
 def on_dialogue() -> tuple[int, dict[str, Counter[str]]]:
     """Conversations of the whole corpus; and what each step, alone, changes, drops or notes of them."""
-    whole = [as_chat(lines, id) for id, record in records().items() if (lines := turns(record))]
+    whole = [to_conversation(lines, id) for id, record in load_records().items() if (lines := join_turns(record))]
     found = {}
     for name, step in steps_of([*STEPS[:-1], {"pii": {"action": "report"}}]):
         cleaner = Cleaner([(name, step)])

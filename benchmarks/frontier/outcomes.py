@@ -12,7 +12,7 @@ from torch import Tensor
 
 from align.__main__ import compose_config
 from align.core.types import Conversation, Message
-from align.data.sources import DataSource, prompts
+from align.data.sources import DataSource, read_source_prompts
 from align.evals.suite.samples import Sample, read_samples
 from align.evals.text import distinct_n, most_risen
 from align.models.load import choose_dtype
@@ -122,7 +122,7 @@ def worth(root: Path, name: str, apart: set[str]) -> float:
 def measured_on(words: Sequence[str]) -> set[str]:
     """The prompts that evaluations with these words may ask, as `worth` compares them."""
     config = compose_config(["stage=eval", *words])
-    asked = prompts(DataSource.of(config.data), "test", config.seed)[: config.stage.prompts]
+    asked = read_source_prompts(DataSource.from_settings(config.data), "test", config.seed)[: config.stage.prompts]
     return {told(prompt.messages) for prompt in asked}
 
 

@@ -29,7 +29,7 @@ from run import HERE, peer_python
 from align.__main__ import compose_config
 from align.config.root import Config
 from align.data.chat.encode import encode_prompts
-from align.data.sources import prompts
+from align.data.sources import read_source_prompts
 from align.export.merged import merge_adapter
 from align.models.load import load_base, load_classifier, load_tokenizer
 from align.run import Artifact, Base, read_manifest, resolve
@@ -116,7 +116,7 @@ class Seed:
                 folder / name
             )
             tokenizer.save_pretrained(folder / name)
-        rows = encode_prompts(tokenizer, prompts(self.config.data, "train", self.config.seed), 512)[0]
+        rows = encode_prompts(tokenizer, read_source_prompts(self.config.data, "train", self.config.seed), 512)[0]
         (folder / "prompts.json").write_text(json.dumps([list(row.input_ids) for row in rows]))
         return folder
 

@@ -26,7 +26,7 @@ from trl.trainer.reward_config import RewardConfig
 from trl.trainer.reward_trainer import RewardTrainer
 
 from align.core.types import Preference
-from align.data.pairs import drawn
+from align.data.pairs import sample_records
 from align.data.read.records import read_preferences
 from align.data.split import split_by_group
 from align.models.load import choose_device, choose_dtype
@@ -44,7 +44,7 @@ def main() -> int:
     config = manifest.config
     if config["data"]["held_out"]:
         raise SystemExit("the run held prompts back from training (data.held_out): make it with data.held_out=0")
-    preferences = drawn(read_preferences(config["data"]["path"]), config["data"]["limit"], config["seed"])
+    preferences = sample_records(read_preferences(config["data"]["path"]), config["data"]["limit"], config["seed"])
     train, test = split_by_group(preferences, config["stage"]["held_out"], config["seed"])
 
     start = time.monotonic()

@@ -30,7 +30,7 @@ CONTROL = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 def train_tokenizer(folder: Path) -> None:
     """Write `tokenizer.model` and the files from which transformers loads it."""
     model = io.BytesIO()
-    lines = (line for text in chitchat.texts("base") for line in text.split("\n"))
+    lines = (line for text in chitchat.load_texts("base") for line in text.split("\n"))
     spm.SentencePieceTrainer.train(
         sentence_iterator=lines,
         model_writer=model,

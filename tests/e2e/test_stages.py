@@ -17,7 +17,7 @@ from workshop import EVERY_RUN, PPO, SFT, STREAMS, Workshop, files
 
 from align.config.schemas import all_schemas
 from align.core.types import Conversation
-from align.data.split import question_key
+from align.data.split import compute_question_key
 from align.evals.suite.samples import read_samples, summarise
 from align.models.adapters import read_tensors
 from align.report.figure_labels import describe_scarce
@@ -217,7 +217,7 @@ def seen_by_hand(shop: Workshop, held_out: float, trained: float) -> tuple[int, 
     """How many questions of the file a share holds out, and how many of those a run that held out another share was
     trained on: the rule of the docs, written once more."""
     asked = [json.loads(line)["messages"][:-1] for line in shop.data.read_text(encoding="utf-8").splitlines()]
-    keys = [question_key(Conversation.from_messages(turns)) for turns in asked]
+    keys = [compute_question_key(Conversation.from_messages(turns)) for turns in asked]
     shares = [int(key[:8], 16) / 2**32 for key in keys]
     return sum(s < held_out for s in shares), sum(trained <= s < held_out for s in shares)
 

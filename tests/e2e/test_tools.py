@@ -17,7 +17,7 @@ from align.core.types import Conversation
 from align.data.chat.encode import encode_conversation, prompt_ids
 from align.data.read.records import read_documents
 from align.data.sets.published import data_set
-from align.data.split import question
+from align.data.split import truncate_to_question
 from align.models.base import POCKET_FOLDER
 from align.run import read_manifest
 from align.serve.answers import PartedAnswer
@@ -137,7 +137,7 @@ def test_a_model_that_was_trained_on_calls_calls(shop: Workshop) -> None:
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(POCKET_FOLDER).chat_template
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(POCKET_FOLDER), str(folder / "artifact"))
     documents = [one for one in read_documents(shop.data / "calls.jsonl") if isinstance(one, Conversation)]
-    asked = [question(one) for one in documents]
+    asked = [truncate_to_question(one) for one in documents]
     for place, prompt in zip(PLACES, asked, strict=False):
         assert prompt is not None
         ids = prompt_ids(tokenizer, prompt)

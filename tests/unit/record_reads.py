@@ -8,15 +8,17 @@ from typing import Any
 
 from align.core.errors import InputError
 from align.data.read.drops import BadRows, Drop
-from align.data.read.records import Read, read_outcomes
+from align.data.read.records import ParsedRecord, iter_outcomes
 
 
-def read_records(path: str, bad_rows: BadRows, drops: Counter[Drop] | None = None, **more: Any) -> Iterator[Read]:
+def read_records(
+    path: str, bad_rows: BadRows, drops: Counter[Drop] | None = None, **more: Any
+) -> Iterator[ParsedRecord]:
     """Yield the records of a data set. Rows that are refused, and drops, are counted."""
-    for _, result in read_outcomes(path, **more):
+    for _, result in iter_outcomes(path, **more):
         if isinstance(result, InputError):
-            bad_rows.take(result)
-        elif isinstance(result, Read):
+            bad_rows.add(result)
+        elif isinstance(result, ParsedRecord):
             yield result
         elif drops is not None:
             drops[result] += 1

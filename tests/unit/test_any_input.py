@@ -15,13 +15,21 @@ from record_reads import read_records
 
 from align.core.errors import InputError
 from align.core.types import ROLES, Conversation, Preference
-from align.data.read.columns import ANSWERS, COLUMNS
-from align.data.read.content import row_bytes
+from align.data.read.columns import CONTENT_COLUMNS, CONVERSATION_ANSWERS
+from align.data.read.content import encode_content_row
 from align.data.read.drops import BadRows
-from align.data.read.messages import CALLS, NOT_READ, NOT_READ_OF_ROWS, OFFERED, REASONING, SYSTEM, TRAINED
+from align.data.read.messages import (
+    CALL_FIELDS,
+    REASONING_FIELDS,
+    SYSTEM_COLUMNS,
+    TOOL_COLUMNS,
+    TRAIN_FLAGS,
+    UNSUPPORTED_COLUMNS,
+    UNSUPPORTED_FIELDS,
+)
 from align.data.read.records import read_documents, read_preferences
 from align.data.sets.ids import id_of
-from align.data.sources import DataSource, divided_documents, prompts
+from align.data.sources import DataSource, read_divided_documents, read_source_prompts
 from align.models.adapters import adapter_config
 from align.models.lora import saved_settings
 from align.run import model_config, read_manifest
@@ -45,10 +53,24 @@ named = st.fixed_dictionaries({"name": st.just("f") | texts}, optional={"argumen
 calls = st.lists(st.fixed_dictionaries({"function": named}, optional={"id": json_values}) | named, max_size=2)
 turn = st.fixed_dictionaries(
     {"role": st.sampled_from([*ROLES, "tool", "bot"]), "content": texts | json_values},
-    optional=dict.fromkeys((*NOT_READ, *REASONING, *TRAINED, *CALLS, "tool_call_id", "name"), json_values | calls),
+    optional=dict.fromkeys(
+        (*UNSUPPORTED_FIELDS, *REASONING_FIELDS, *TRAIN_FLAGS, *CALL_FIELDS, "tool_call_id", "name"),
+        json_values | calls,
+    ),
 )
 turns = st.lists(turn, max_size=5)
-fields = {"messages", "prompt", "text", "rejected", "margin", *ANSWERS, *SYSTEM, *NOT_READ_OF_ROWS, *TRAINED, *OFFERED}
+fields = {
+    "messages",
+    "prompt",
+    "text",
+    "rejected",
+    "margin",
+    *CONVERSATION_ANSWERS,
+    *SYSTEM_COLUMNS,
+    *UNSUPPORTED_COLUMNS,
+    *TRAIN_FLAGS,
+    *TOOL_COLUMNS,
+}
 likely = st.fixed_dictionaries({}, optional=dict.fromkeys(sorted(fields), turns | texts | json_values | calls))
 whole = st.fixed_dictionaries(
     {"messages": st.lists(st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": texts}), max_size=4)},
@@ -96,12 +118,12 @@ def test_rows_are_documents_or_refused(found: list[Any]) -> None:
 @given(rows, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([None, "Be brief."]), st.booleans())
 def test_sides_never_share_a_question(found: list[Any], held_out: float, system: str | None, hide: bool) -> None:
     data = DataSource("jsonl", str(written(found)), held_out=held_out, system=system, hide_reasoning=hide)
-    both = reads(lambda: divided_documents(data))
+    both = reads(lambda: read_divided_documents(data))
     if both:
         train, test = ({asked(d) for d in side} for side in both)
         assert not train & test
     for split in ("train", "test"):
-        for conversation in reads(lambda s=split: prompts(data, s)) or ():
+        for conversation in reads(lambda s=split: read_source_prompts(data, s)) or ():
             assert conversation.messages[-1].role == "user"
 
 
@@ -123,7 +145,9 @@ def test_pairs_are_preferences_or_refused(found: list[Any]) -> None:
 
 
 shaped = st.fixed_dictionaries(
-    {}, optional=dict.fromkeys(sorted(COLUMNS), turns | texts | json_values) | {"label": st.booleans() | json_values}
+    {},
+    optional=dict.fromkeys(sorted(CONTENT_COLUMNS), turns | texts | json_values)
+    | {"label": st.booleans() | json_values},
 )
 trees = st.lists(
     st.fixed_dictionaries(
@@ -142,10 +166,10 @@ trees = st.lists(
 def test_rows_of_any_kind_are_records_or_refused(found: list[Any]) -> None:
     bad_rows = BadRows(skips=True)
     read = list(read_records(str(written(found)), bad_rows=bad_rows))
-    reads(lambda: bad_rows.settle("d", len(read)))
+    reads(lambda: bad_rows.finish_file("d", len(read)))
     numbers = [one.number for one in read]
     assert numbers == sorted(numbers)
-    assert all(len(id_of(row_bytes(record))) == 32 for record in (one.record for one in read))
+    assert all(len(id_of(encode_content_row(record))) == 32 for record in (one.record for one in read))
     assert all(isinstance(value, str | int | float) for one in read for value in one.extra.values())
 
 

@@ -9,7 +9,7 @@ import torch
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Rollout
-from align.data.read.records import document_of
+from align.data.read.records import parse_document
 from align.evals.best_of import Chosen, chosen, figures, tallied
 from align.rollout.strip_reasoning import Judged
 from align.stages.sample import describe_best, score_answers
@@ -53,7 +53,7 @@ def test_only_the_winner_is_trained_on() -> None:
     assert {key: winner[key] for key in ("id", "score", "rank", "n", "scorer")} == {
         "id": "sample:r/0", "score": 2, "rank": 2, "n": 3, "scorer": "vader",
     }  # fmt: skip
-    read = document_of(winner, "i", answered=True)
+    read = parse_document(winner, "i", requires_answer=True)
     assert isinstance(read, Conversation)
     assert [(m.content, m.trained) for m in read.messages if m.role == "assistant"] == [("A.", False), ("z", True)]
 

@@ -11,7 +11,7 @@ import pytest
 
 from align.core.errors import InputError
 from align.data import chitchat
-from align.data.sources import DataSource, documents, prompts
+from align.data.sources import DataSource, read_documents_of_split, read_source_prompts
 
 pytestmark = pytest.mark.skipif(
     find_spec("chitchat_dataset") is None, reason="chitchat-dataset is not installed: pip install 'align-rlhf[demo]'"
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True, scope="module")
 def corpus() -> Iterator[dict[str, dict]]:
     """Read once: it takes half a second."""
-    found = chitchat.records()
+    found = chitchat.load_records()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chitchat, "records", lambda: found)
         yield found
@@ -33,7 +33,7 @@ def origin(conversation_id: str) -> str:
 
 
 def test_parts_are_disjoint_and_add_up(corpus: dict[str, dict]) -> None:
-    parts = {part: [key for key, _ in chitchat.conversations_in(part)] for part in chitchat.PARTS}
+    parts = {part: [key for key, _ in chitchat.iter_part(part)] for part in chitchat.PARTS}
     assert sum(map(len, parts.values())) == len(corpus) == 7168
     assert set().union(*parts.values()) == set(corpus)
     for part, percent in chitchat.PARTS.items():
@@ -42,58 +42,64 @@ def test_parts_are_disjoint_and_add_up(corpus: dict[str, dict]) -> None:
 
 def test_nothing_of_the_test_part_stands_in_another() -> None:
     given = {
-        part: {origin(c.id) for c in (*chitchat.conversations(part), *chitchat.contexts(part))}
+        part: {origin(c.id) for c in (*chitchat.load_conversations(part), *chitchat.load_prompts(part))}
         for part in chitchat.PARTS
     }
     assert all(len(ids) > 100 for ids in given.values())
     seen = Counter(key for ids in given.values() for key in ids)
     assert seen.most_common(1)[0][1] == 1
     # Long lines are as good as a fingerprint: none of the test part's is trained on as plain text.
-    test = {line for text in chitchat.texts("test") for line in text.split("\n") if len(line) > 80}
-    base = {line for text in chitchat.texts("base") for line in text.split("\n")}
+    test = {line for text in chitchat.load_texts("test") for line in text.split("\n") if len(line) > 80}
+    base = {line for text in chitchat.load_texts("base") for line in text.split("\n")}
     assert len(test) > 500
     assert len(test & base) <= 0.001 * len(test)
 
 
 def test_conversations_alternate_and_end_with_an_answer() -> None:
-    for conversation in chitchat.conversations("sft"):
+    for conversation in chitchat.load_conversations("sft"):
         roles = [m.role for m in conversation.messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
-        assert 2 <= len(roles) <= chitchat.WINDOW
+        assert 2 <= len(roles) <= chitchat.WINDOW_TURNS
         assert all(m.content.strip() for m in conversation.messages)
 
 
 def test_only_the_well_rated_are_imitated(corpus: dict[str, dict]) -> None:
-    kept = {origin(c.id) for c in chitchat.conversations("sft")}
-    ratings = {key: chitchat.rating(record) for key, record in chitchat.conversations_in("sft")}
-    assert all(ratings[key] is None or ratings[key] >= chitchat.RATING_BAR for key in kept)  # pyright: ignore
-    assert any(r is not None and r < chitchat.RATING_BAR for r in ratings.values())
+    kept = {origin(c.id) for c in chitchat.load_conversations("sft")}
+    ratings = {key: chitchat.compute_rating(record) for key, record in chitchat.iter_part("sft")}
+    assert all(ratings[key] is None or ratings[key] >= chitchat.MIN_RATING for key in kept)  # pyright: ignore
+    assert any(r is not None and r < chitchat.MIN_RATING for r in ratings.values())
 
 
 def test_prompts_end_where_an_answer_is_due() -> None:
-    found = chitchat.contexts("prompts")
+    found = chitchat.load_prompts("prompts")
     assert len({p.messages for p in found}) == len(found) > 2400
     assert {len(p.messages) for p in found} == {1, 3}
     for prompt in found:
         roles = [m.role for m in prompt.messages]
         assert roles[0] == roles[-1] == "user"
         assert all(a != b for a, b in pairwise(roles))
-        assert sum(len(m.content) for m in prompt.messages) <= chitchat.PROMPT_CHARACTERS
+        assert sum(len(m.content) for m in prompt.messages) <= chitchat.MAX_PROMPT_CHARACTERS
 
 
 def test_stages_read_their_own_parts_in_a_repeatable_order() -> None:
     data = DataSource("chitchat", limit=50)
     parts = {
-        "sft": documents(data, "train"), "test": documents(data, "test"), "prompts": prompts(data, "train"),
+        "sft": read_documents_of_split(data, "train"), "test": read_documents_of_split(data, "test"), "prompts": read_source_prompts(data, "train"),
     }  # fmt: skip
     for part, found in parts.items():
-        assert {chitchat.part_holding(origin(c.id)) for c in found if not isinstance(c, str)} == {part}
+        assert {chitchat.assign_part(origin(c.id)) for c in found if not isinstance(c, str)} == {part}
         assert len(found) == 50
-    assert {chitchat.part_holding(origin(c.id)) for c in prompts(data, "test")} == {"test"}
-    assert prompts(data, "train", 3) == prompts(data, "train", 3) != prompts(data, "train", 4)
-    assert all(isinstance(d, str) for d in documents(DataSource("chitchat", part="base", limit=5), "train"))
+    assert {chitchat.assign_part(origin(c.id)) for c in read_source_prompts(data, "test")} == {"test"}
+    assert (
+        read_source_prompts(data, "train", 3)
+        == read_source_prompts(data, "train", 3)
+        != read_source_prompts(data, "train", 4)
+    )
+    assert all(
+        isinstance(d, str) for d in read_documents_of_split(DataSource("chitchat", part="base", limit=5), "train")
+    )
 
 
 def test_an_unknown_part_is_refused() -> None:
     with pytest.raises(InputError, match=r"data\.part=train.*Choose one of: base, sft, prompts, test"):
-        prompts(DataSource("chitchat", part="train"), "train")
+        read_source_prompts(DataSource("chitchat", part="train"), "train")

@@ -11,7 +11,7 @@ import pytest
 from clean_samples import chat, pair
 
 from align.core.redaction import mask_secrets
-from align.data.chitchat import as_chat, records, turns
+from align.data.chitchat import join_turns, load_records, to_conversation
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop, Noted
 from align.data.clean.pii import IBAN_LENGTHS, KINDS, Pii, is_card, luhn, mod_97
@@ -130,7 +130,7 @@ def test_actions():
     assert Pii(action="report")(alike) == Noted(alike, ("email",))
 
 
-CORPUS = [as_chat(lines, id) for id, record in records().items() if (lines := turns(record))]
+CORPUS = [to_conversation(lines, id) for id, record in load_records().items() if (lines := join_turns(record))]
 
 
 @pytest.mark.parametrize("kind", MAKERS)

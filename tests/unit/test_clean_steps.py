@@ -19,7 +19,7 @@ from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.clean.cleaner import WIDTH, Cleaner, difference, excerpt
 from align.data.clean.outcome import Drop, Noted, Step
 from align.data.clean.steps import STEPS, steps_of
-from align.data.read.content import content_of, texts, turns
+from align.data.read.content import list_texts, list_turns, to_content_row
 
 LIMITS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 ALL = ["unicode", {"unicode": {"unescape": True}}, "control", "empty", "roles", {"roles": {"ends": "any"}},
@@ -240,20 +240,20 @@ def settled(outcome: Record | Drop | Noted) -> Record | Drop:
 @given(any_record, st.sampled_from(range(len(ALL))))
 def test_every_step_is_idempotent_and_keeps_roles_and_turns(record: Record, which: int):
     ((name, step),) = steps_of([ALL[which]])
-    before, once = content_of(record), settled(step(record))
-    assert content_of(record) == before
+    before, once = to_content_row(record), settled(step(record))
+    assert to_content_row(record) == before
     if isinstance(once, Drop):
         assert once.reason
         return
     assert settled(step(once)) is once
     assert once is record or once != record  # what is not changed is the very same
     if name in ("unicode", "control", "pii"):
-        assert [(t.role, t.trained) for t in turns(once)] == [(t.role, t.trained) for t in turns(record)]
+        assert [(t.role, t.trained) for t in list_turns(once)] == [(t.role, t.trained) for t in list_turns(record)]
     elif name == "empty" and isinstance(record, Conversation) and isinstance(once, Conversation):
         assert once.messages == record.messages[: len(once.messages)]
     else:
         assert once is record
-    assert not any(map(find_lone_surrogate, texts(once)))
+    assert not any(map(find_lone_surrogate, list_texts(once)))
 
 
 @LIMITS

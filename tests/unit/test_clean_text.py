@@ -13,12 +13,12 @@ from clean_samples import WRITTEN, chat, feedback, pair, said_by
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
-from align.data.chitchat import as_chat, records, turns
+from align.data.chitchat import join_turns, load_records, to_conversation
 from align.data.clean.language import COMMON, NONE, RARE, identifier
 from align.data.clean.outcome import Drop, Noted, Outcome, Step
 from align.data.clean.quality import OURS, N, read_phrases, repeated_grams, repeated_lines, word_count, words
 from align.data.clean.steps import steps_of
-from align.data.ngrams import ngrams
+from align.data.ngrams import iter_ngrams
 
 
 def step(given: Any, **passed: Any) -> Step:
@@ -228,9 +228,9 @@ def test_the_codes_that_can_be_kept_are_those_of_the_library():
 
 def test_no_conversation_of_the_corpus_is_taken_for_another_language():
     english = step({"language": {"keep": ["en"]}})
-    corpus = records()
+    corpus = load_records()
     chosen = random.Random(0).sample(sorted(corpus), 700)
-    rows = [as_chat(lines, id) for id in chosen if (lines := turns(corpus[id]))]
+    rows = [to_conversation(lines, id) for id in chosen if (lines := join_turns(corpus[id]))]
     assert not [row for row in rows if isinstance(english(row), Drop)]
 
 
@@ -261,7 +261,7 @@ def test_the_quick_look_never_hides_a_share_above_the_bound():
         for _ in range(draw.randrange(3)):  # passages that come again
             at = draw.randrange(len(found))
             found += found[at : at + draw.randrange(20)]
-        grams = list(ngrams(found, N))
+        grams = list(iter_ngrams(found, N))
         share = 1 - len(set(grams)) / len(grams)
         for bound in (0.0, 0.05, 0.15, 0.5, share - 1e-9):
             quick = repeated_grams(" ".join(found), bound, 50)

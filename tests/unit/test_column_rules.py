@@ -20,12 +20,12 @@ from written import WRITERS, write
 from align.config.compose import build_config, compose_tree
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference, Record
-from align.data.pairs import holds_labels
-from align.data.read.columns import CHOICES, CONTEXT, ColumnRules, UnreadColumns, spoken
-from align.data.read.content import DOCUMENTS, FEEDBACK, asked, kind_of, strings, texts
+from align.data.pairs import has_labels
+from align.data.read.columns import CHOICE_COLUMNS, CONTEXT_COLUMNS, ColumnRules, UnreadColumns, iter_texts
+from align.data.read.content import DOCUMENTS, FEEDBACK, extract_prompt, get_record_kind, iter_strings, list_texts
 from align.data.read.drops import BadRows
-from align.data.read.records import Read, answers_of_file, read_documents, read_preferences
-from align.data.sources import DataSource, prompts
+from align.data.read.records import ParsedRecord, read_documents, read_feedback, read_preferences
+from align.data.sources import DataSource, read_source_prompts
 
 LONG = "the notes say that the shop opens at nine and closes at six, but for Sundays"
 SHORT = "shop notes"
@@ -35,11 +35,11 @@ TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 WORSE = [TURNS[0], {"role": "assistant", "content": "b"}]
 
 
-def read_source(path: Path, rules: ColumnRules = NOTHING) -> list[Read]:
+def read_source(path: Path, rules: ColumnRules = NOTHING) -> list[ParsedRecord]:
     """Read records as `stage=data` does, which refuses a column at the end of a source."""
     bad_rows, unread = BadRows(), UnreadColumns(rules)
     found = list(read_records(str(path), rules=rules, bad_rows=bad_rows))
-    bad_rows.settle(path, len(found))
+    bad_rows.finish_file(path, len(found))
     for read in found:
         unread.add(read.sizes)
     unread.check("stage.sources.s", str(path))
@@ -48,7 +48,7 @@ def read_source(path: Path, rules: ColumnRules = NOTHING) -> list[Read]:
 
 def read_prompts(path: Path, rules: ColumnRules = NOTHING) -> list[Any]:
     data = DataSource("files", str(path), held_out=0.0, columns=rules.columns, metadata=tuple(rules.metadata))
-    return prompts(data, "train")
+    return read_source_prompts(data, "train")
 
 
 def training_readers(kind: str) -> list[Callable[..., Any]]:
@@ -56,13 +56,13 @@ def training_readers(kind: str) -> list[Callable[..., Any]]:
     if kind == DOCUMENTS:
         return [lambda path, rules: read_documents(path, rules=rules)]
     if kind == FEEDBACK:
-        return [lambda path, rules: answers_of_file(str(path), "data.path", False, rules)]
+        return [lambda path, rules: read_feedback(str(path), "data.path", False, rules)]
     return [lambda path, rules: read_preferences(path, rules=rules)]
 
 
 def question_of(record: Record) -> str:
     """Return what users say in front of the answer."""
-    prompt = asked(record)
+    prompt = extract_prompt(record)
     assert isinstance(prompt, Conversation)
     return "\n".join(turn.content for turn in prompt.messages if turn.role == "user")
 
@@ -73,7 +73,7 @@ def with_column(shape: str, column: str, value: Any) -> list[dict[str, Any]]:
 
 ASKING = [name for name in SHAPES if name not in ("text", "a flat tree", "a tree", "HelpSteer3", "Alpaca with history")]
 """Shapes whose question is one turn of the user's, in rows of the tests of reading."""
-SAID = {**dict.fromkeys(CONTEXT, LONG), **{name: ["red", "blue"] for name in CHOICES}}
+SAID = {**dict.fromkeys(CONTEXT_COLUMNS, LONG), **{name: ["red", "blue"] for name in CHOICE_COLUMNS}}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -93,9 +93,9 @@ def test_a_column_that_changes_the_question_is_in_it_or_refused(shape: str, tmp_
         for record in expected:
             question = question_of(record)
             assert all(question.count(part) == 1 for part in parts), (column, question)
-            assert not any(part in text for text in texts(record)[1:] for part in parts if text not in question)
+            assert not any(part in text for text in list_texts(record)[1:] for part in parts if text not in question)
         for read in training_readers(kind_in(shape)):
-            assert [*map(texts, read(path, NOTHING))] == [*map(texts, expected)]
+            assert [*map(list_texts, read(path, NOTHING))] == [*map(list_texts, expected)]
 
 
 def kind_in(shape: str) -> str:
@@ -119,8 +119,10 @@ def test_a_long_text_that_nothing_reads_is_refused_once_with_the_setting_to_copy
         assert '"data.metadata=[notes]"' in caught.value.remedy
         assert '"data.columns={context: notes}"' in caught.value.remedy
         kept = read(path, ColumnRules(metadata=["Notes"]))
-        assert [*map(texts, kept)] == [*map(texts, read(write(tmp_path, "lines.json", SHAPES[shape][0]), NOTHING))]
-    assert all(LONG in [*strings(one.metadata)] for one in read_source(path, ColumnRules(metadata=["notes"])))
+        assert [*map(list_texts, kept)] == [
+            *map(list_texts, read(write(tmp_path, "lines.json", SHAPES[shape][0]), NOTHING))
+        ]
+    assert all(LONG in [*iter_strings(one.metadata)] for one in read_source(path, ColumnRules(metadata=["notes"])))
 
 
 @pytest.mark.parametrize("shape", ASKING)
@@ -170,7 +172,7 @@ def test_a_column_that_repeats_the_row_is_metadata(tmp_path: Path) -> None:
     rendering = f"### Question:\n{LONG}\n\n### Answer:\nThen it is open."
     rows = [{"messages": turns, "prompt": LONG, "rendered": rendering, "context": LONG}]
     (read,) = read_source(write(tmp_path, "d.jsonl", rows))
-    assert texts(read.record) == [LONG, "Then it is open."]
+    assert list_texts(read.record) == [LONG, "Then it is open."]
     assert read.metadata["prompt"] == LONG
     with pytest.raises(InputError, match="column 'rendered'"):
         read_source(write(tmp_path, "d.jsonl", [{**rows[0], "rendered": rendering + LONG.upper() * 3}]))
@@ -191,15 +193,15 @@ def test_a_pair_of_whole_conversations_has_its_context_in_all_of_them(prompt: An
     row = {"chosen": TURNS, "rejected": WORSE, "context": LONG}
     path = write(tmp_path, "d.jsonl", [row if prompt is None else {**row, "prompt": prompt}])
     (read,) = read_source(path)
-    assert texts(read.record) == [f"q\n{LONG}", "a", "b"]
-    assert [*map(texts, read_preferences(path))] == [texts(read.record)]
+    assert list_texts(read.record) == [f"q\n{LONG}", "a", "b"]
+    assert [*map(list_texts, read_preferences(path))] == [list_texts(read.record)]
     if prompt is not None:
-        assert [*map(texts, read_documents(path))] == [[f"q\n{LONG}", "a"]]
+        assert [*map(list_texts, read_documents(path))] == [[f"q\n{LONG}", "a"]]
 
 
 def test_the_worse_answer_of_a_pair_is_kept_where_the_better_one_is_imitated(tmp_path: Path) -> None:
     path = write(tmp_path, "d.jsonl", [{"prompt": "q", "chosen": "a", "rejected": LONG}])
-    assert [*map(texts, read_documents(path, answered=True))] == [["q", "a"]]
+    assert [*map(list_texts, read_documents(path, requires_answer=True))] == [["q", "a"]]
 
 
 LETTERED = "\n".join(f"{letter.upper()}. {letter * 2}" for letter in "abcdefghij")
@@ -232,7 +234,7 @@ LETTERED = "\n".join(f"{letter.upper()}. {letter * 2}" for letter in "abcdefghij
 )
 def test_the_rendering(columns: Mapping[str, Any], below: str, tmp_path: Path) -> None:
     (read,) = read_source(write(tmp_path, "d.jsonl", [{"prompt": "q", **columns, "completion": "it is x"}]))
-    assert texts(read.record) == [f"q\n{below}", "it is x"]
+    assert list_texts(read.record) == [f"q\n{below}", "it is x"]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_fields_of_choices_and_documents_that_are_not_written_are_metadata(tmp_p
         "documents": [{"text": "one", "score": 0.5, "summary": LONG}],
     }
     (read,) = read_source(write(tmp_path, "d.jsonl", [{"question": "q", **more, "answer": "A"}]))
-    assert texts(read.record) == ["q\none\nA. x\nB. y", "A"]
+    assert list_texts(read.record) == ["q\none\nA. x\nB. y", "A"]
     assert read.metadata == more
 
 
@@ -326,7 +328,7 @@ def test_the_answer_to_a_second_question_is_refused_with_settings_that_work(
             read(path, rules=ColumnRules({answer: "answer"}))
         assert f'"data.columns={{{answer}: answer, context: question}}"' in caught.value.remedy
     (read,) = read_source(path, ColumnRules({answer: "answer", "context": "question"}))
-    assert texts(read.record) == ["Be brief.\nIs it open?", "No."]
+    assert list_texts(read.record) == ["Be brief.\nIs it open?", "No."]
 
 
 @pytest.mark.parametrize("answer", ANSWERED)
@@ -336,7 +338,9 @@ def test_history_is_in_front_of_the_question(answer: str, column: str, tmp_path:
         return
     row = {column: "And him?", "history": [["Who is she?", "Anna, the sister of the man."]], **ANSWERED[answer]}
     found = read_source(write(tmp_path, "d.jsonl", [row]))
-    assert [texts(read.record)[:3] for read in found] == [["Who is she?", "Anna, the sister of the man.", "And him?"]]
+    assert [list_texts(read.record)[:3] for read in found] == [
+        ["Who is she?", "Anna, the sister of the man.", "And him?"]
+    ]
     assert "history" not in found[0].metadata
 
 
@@ -368,10 +372,10 @@ def test_a_column_that_is_called_context_does_not_push_another_out(tmp_path: Pat
 def test_an_answer_beside_a_conversation_is_read(answer: str, turns: dict[str, Any], tmp_path: Path) -> None:
     path = write(tmp_path, "d.jsonl", [{**turns, answer: "a"}])
     (read,) = read_source(path)
-    assert (texts(read.record), read.metadata) == (["q", "a"], {})
-    assert [*map(texts, read_documents(path, answered=True))] == [["q", "a"]]
+    assert (list_texts(read.record), read.metadata) == (["q", "a"], {})
+    assert [*map(list_texts, read_documents(path, requires_answer=True))] == [["q", "a"]]
     (prompt,) = read_prompts(path)
-    assert (texts(prompt), json.loads(prompt.row)) == (["q"], {answer: "a"})
+    assert (list_texts(prompt), json.loads(prompt.row)) == (["q"], {answer: "a"})
     path = write(tmp_path, "d.jsonl", [{**turns, answer: "a", "label": False}])
     (read,) = read_source(path)
     assert read.record == Feedback((U,), (A,), False, read.record.id)  # type: ignore[union-attr]
@@ -398,13 +402,13 @@ def test_a_row_without_an_answer_has_none_in_another_column(row: dict[str, Any],
     assert re.search(rf"data\.metadata=\[{name}[],]", caught.value.remedy)
     if "text" not in row:
         (prompt,) = read_prompts(path)
-        assert texts(prompt) == ["q"]
+        assert list_texts(prompt) == ["q"]
     others = [one for one in row if one not in ("prompt", "question", "text", "messages")]
     assert read_source(path, ColumnRules(metadata=others))[0].metadata == {one: row[one] for one in others}
     if isinstance(row[name], str) and not name.startswith("response"):
         columns = {"question": "text", "answer": name} if "text" in row else {"answer": name}
         assert "data.columns={" + ", ".join(f"{a}: {b}" for a, b in columns.items()) + "}" in caught.value.remedy
-        assert texts(read_source(path, ColumnRules(columns))[0].record) == ["q", row[name]]
+        assert list_texts(read_source(path, ColumnRules(columns))[0].record) == ["q", row[name]]
 
 
 @pytest.mark.parametrize("name", ["Notes, internal", "a: b", "my notes", "it's", "a]", "ä", "\\"])
@@ -419,7 +423,7 @@ def test_remedies_can_be_copied_whatever_a_column_is_called(name: str, tmp_path:
         data = build_config(
             compose_tree(["stage=sft", "model=pocket", "data=files", f"data.path={path}", setting])
         ).data
-        read += map(texts, read_documents(path, rules=ColumnRules(data.columns or {}, data.metadata or ())))
+        read += map(list_texts, read_documents(path, rules=ColumnRules(data.columns or {}, data.metadata or ())))
     assert read == [[f"q\nc\n{LONG}", "a"], ["q\nc", "a"]]
 
 
@@ -451,7 +455,7 @@ def test_settings_that_name_no_column_are_refused(shape: str, tmp_path: Path) ->
 words = st.sampled_from(["red", "a lamp", "is it open", "forty-two", LONG, "Z " * 30, "ß", "1"])
 values = words | st.integers() | st.booleans() | st.none() | st.lists(words, max_size=3)
 names = st.sampled_from([
-    *CONTEXT, *CHOICES, "prompt", "question", "instruction", "query", "messages", "completion", "response",
+    *CONTEXT_COLUMNS, *CHOICE_COLUMNS, "prompt", "question", "instruction", "query", "messages", "completion", "response",
     "answer", "output", "chosen", "rejected", "label", "text", "history", "notes", "n", "option_a", "option_b",
     "Prompt", "Answer", "answers", "completions", "response1", "response2", "overall_preference", "helpfulness",
     "system", "score", "metadata",
@@ -472,7 +476,7 @@ def test_every_text_of_any_row_is_read_or_kept_or_the_row_is_refused(row: Any, c
     path = Path(tempfile.mkdtemp()) / "d.jsonl"
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
     refused: InputError | None = None
-    found = list[Read]()
+    found = list[ParsedRecord]()
     try:
         found = read_source(path, ColumnRules(columns))
     except InputError as error:
@@ -484,9 +488,9 @@ def test_every_text_of_any_row_is_read_or_kept_or_the_row_is_refused(row: Any, c
             continue
         if name == "winner" and isinstance(found[0].record, Preference):
             continue
-        said = " ".join(part for one in found for part in [*texts(one.record), *strings(one.metadata)])
+        said = " ".join(part for one in found for part in [*list_texts(one.record), *iter_strings(one.metadata)])
         attributes = [value for one in found if isinstance(one.record, Preference) for value in astuple(one.record)]
-        for text in spoken(value):
+        for text in iter_texts(value):
             assert text in said or text in attributes, (name, row, found)
         if type(value) is int and name not in FIGURES:
             assert str(value) in said or value in [*found[0].metadata.values(), *attributes], (name, row, found)
@@ -520,7 +524,7 @@ def test_the_label_of_an_answer_means_one_choice(question: str, answer: str, bel
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]},
     ):
         (read,) = read_source(write(tmp_path, "d.jsonl", [{**row, "choices": ["E14", "E27"]}]))
-        assert texts(read.record) == [question + below, answer]
+        assert list_texts(read.record) == [question + below, answer]
 
 
 @pytest.mark.parametrize(
@@ -553,7 +557,7 @@ def test_fields_of_turns_are_metadata_and_named_once(tmp_path: Path, capsys: pyt
     for column, row in rows.items():
         path = write(tmp_path, "d.jsonl", [row, row])
         for read in read_source(path):
-            assert texts(read.record)[:2] == ["q", "a"]
+            assert list_texts(read.record)[:2] == ["q", "a"]
             expected = {f"{column}[].{name}": values for name, values in fields.items()}
             if row is pair:
                 expected = {
@@ -590,7 +594,7 @@ def test_a_field_that_changes_its_turn_is_refused(turn: dict[str, Any], tmp_path
     same |= {key: [] for key in ("attachments", "images", "image_url", "files", "context") if key in turn}
     if "role" in turn and "from" in turn:
         same["role"] = "user"
-    assert texts(read_source(write(tmp_path, "d.jsonl", [{column: [same, answer]}]))[0].record) == ["q", "a"]
+    assert list_texts(read_source(write(tmp_path, "d.jsonl", [{column: [same, answer]}]))[0].record) == ["q", "a"]
 
 
 # --- Several answers, and two answers with a verdict.
@@ -615,9 +619,9 @@ def test_the_first_of_several_answers_is_imitated(
     for name in ("d.jsonl", "d.parquet"):
         path = write(tmp_path, name, rows)
         (read,) = read_source(path)
-        assert texts(read.record) == [f"q\n{LONG}", "a"]
+        assert list_texts(read.record) == [f"q\n{LONG}", "a"]
         assert read.metadata == {**answers, "id": "1"}
-        assert [*map(texts, read_documents(path, answered=True))] == [[f"q\n{LONG}", "a"]]
+        assert [*map(list_texts, read_documents(path, requires_answer=True))] == [[f"q\n{LONG}", "a"]]
         (prompt,) = read_prompts(path)
         assert {**answers, "id": "1"}.items() <= json.loads(prompt.row).items()
     none = {name: {"text": [], "answer_start": []} for name in answers}
@@ -661,7 +665,7 @@ def test_a_code_below_one_refuses_its_source_whole(code: Any, tmp_path: Path) ->
     row = {"prompt": "q", "response_a": "x", "response_b": "y"}
     path = write(tmp_path, "d.jsonl", [{**row, "preference": 1}, {**row, "preference": code}])
     with pytest.raises(InputError, match="may be the first answer, a tie or a degree") as refused:
-        read_preferences(path, skips=True)
+        read_preferences(path, skip_bad_rows=True)
     assert "on_bad_row" not in refused.value.remedy
 
 
@@ -703,8 +707,8 @@ def test_two_answers_and_a_verdict_are_a_pair(endings: tuple[str, str], stem: st
     for better, verdicts in zip(("x", "y"), VERDICTS[endings], strict=True):
         path = write(tmp_path, "d.jsonl", [{**row, column: verdict} for verdict in verdicts])
         pairs = [read.record for read in read_source(path)]
-        assert [texts(pair) for pair in pairs] == [["q", better, "y" if better == "x" else "x"]] * len(verdicts)
-        assert [*map(texts, read_preferences(path))] == [*map(texts, pairs)]
+        assert [list_texts(pair) for pair in pairs] == [["q", better, "y" if better == "x" else "x"]] * len(verdicts)
+        assert [*map(list_texts, read_preferences(path))] == [*map(list_texts, pairs)]
         assert read_source(path)[0].metadata == {"model": "m"}
     ties = [{**row, column: tie} for tie in ("tie", "tie (bothbad)", "both_bad", "Draw")]
     with pytest.raises(InputError, match="none of its 4 rows holds a preference"):
@@ -717,7 +721,7 @@ def test_two_answers_and_a_verdict_are_a_pair(endings: tuple[str, str], stem: st
 def test_models_are_named_as_winners(tmp_path: Path) -> None:
     row = {"prompt": "q", "response_a": "x", "response_b": "y", "model_a": "m1", "model_b": "m2", "winner": "m2"}
     (read,) = read_source(write(tmp_path, "d.jsonl", [row]))
-    assert texts(read.record) == ["q", "y", "x"]
+    assert list_texts(read.record) == ["q", "y", "x"]
     assert read.metadata == {"model_a": "m1", "model_b": "m2"}
 
 
@@ -732,7 +736,7 @@ def test_lists_of_turns_as_the_arena_on_kaggle_has_them(winner: tuple[int, int, 
                 with pytest.raises(InputError, match="winner_model_a"):
                     read_source(path)
                 continue
-            found = [texts(read.record) for read in read_source(path)]
+            found = [list_texts(read.record) for read in read_source(path)]
             sides = [["a", "r", "c"], ["b", "r", ""]]
             expected = {(1, 0, 0): ["q", *sides[0], *sides[1]], (0, 1, 0): ["q", *sides[1], *sides[0]]}
             assert found == ([expected[winner]] if winner in expected else [])
@@ -786,11 +790,11 @@ def test_settings_that_an_error_offers_work(row: dict[str, Any], tmp_path: Path)
 def test_labels(label: Any, wanted: bool, tmp_path: Path) -> None:
     for name in WRITERS:
         path = write(tmp_path, name, [{"prompt": "q", "completion": "a", "label": label}])
-        assert [(one.record.label, kind_of(one.record)) for one in read_source(path)] == [(wanted, FEEDBACK)]  # type: ignore[union-attr]
-        assert [one.label for one in answers_of_file(str(path), "data.path", False)] == [wanted]
-        assert holds_labels(DataSource("files", str(path)))
+        assert [(one.record.label, get_record_kind(one.record)) for one in read_source(path)] == [(wanted, FEEDBACK)]  # type: ignore[union-attr]
+        assert [one.label for one in read_feedback(str(path), "data.path", False)] == [wanted]
+        assert has_labels(DataSource("files", str(path)))
         with pytest.raises(InputError, match="label="):
-            read_documents(path, answered=True)
+            read_documents(path, requires_answer=True)
         assert len(read_prompts(path)) == 1
 
 
@@ -805,7 +809,7 @@ def test_a_label_that_cannot_be_read_is_refused(row: dict[str, Any], label: Any,
     with pytest.raises(InputError, match="label="):
         read_documents(path)
     (read,) = read_source(path, ColumnRules(metadata=["label"]))
-    assert (kind_of(read.record), read.metadata) == (DOCUMENTS, {"label": label})
+    assert (get_record_kind(read.record), read.metadata) == (DOCUMENTS, {"label": label})
 
 
 # --- Published data sets, as their columns are.
@@ -884,8 +888,8 @@ def test_published_data_sets_are_read(name: str, format: str, tmp_path: Path) ->
         else:
             assert isinstance(record, Preference)
             assert (record.prompt, record.chosen, record.rejected, record.margin) == ((U,), (A,), (B,), margin)
-    everything = json.dumps(read.metadata, default=str) + json.dumps(texts(read.record))
-    said = [text for row in rows for text in strings({k: v for k, v in row.items() if k not in ATTRIBUTES})]
+    everything = json.dumps(read.metadata, default=str) + json.dumps(list_texts(read.record))
+    said = [text for row in rows for text in iter_strings({k: v for k, v in row.items() if k not in ATTRIBUTES})]
     assert "context" not in read.metadata
     assert all(
         json.dumps(text)[1:-1] in everything for text in said if text not in ("prompter", "assistant", "user", "gpt")
@@ -900,14 +904,14 @@ def test_headers_in_any_case(tmp_path: Path) -> None:
     for name in ("d.csv", "d.tsv", "d.jsonl", "d.parquet"):
         path = write(tmp_path, name, [{"Question": "q", "Answer": "a", "SYSTEM": "s"}])
         (read,) = read_source(path)
-        assert texts(read.record) == ["s", "q", "a"]
+        assert list_texts(read.record) == ["s", "q", "a"]
     for name in ("System Prompt", "system_message", "systemPrompt"):
         path = write(tmp_path, "d.jsonl", [{"prompt": "q", "completion": "a", name: "s"}])
-        assert texts(read_source(path)[0].record) == ["s", "q", "a"]
+        assert list_texts(read_source(path)[0].record) == ["s", "q", "a"]
     path = write(tmp_path, "d.jsonl", [{"Prompt": SHORT, "prompt": "q", "completion": "a"}])
     with pytest.raises(InputError, match="Prompt=shop notes: stands beside `prompt`"):
         read_source(path)
     (read,) = read_source(path, ColumnRules(metadata=["Prompt"]))
-    assert (texts(read.record), read.metadata) == (["q", "a"], {"Prompt": SHORT})
+    assert (list_texts(read.record), read.metadata) == (["q", "a"], {"Prompt": SHORT})
     path = write(tmp_path, "d.csv", [{"Prompt": SHORT, "prompt": "", "Completion": "", "completion": "a"}])
-    assert texts(read_source(path)[0].record) == [SHORT, "a"]
+    assert list_texts(read_source(path)[0].record) == [SHORT, "a"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from align.core.errors import InputError
 from align.data.sets.sides import group_labels, held_back, named_sides, units, whole_units, written_since
-from align.data.split import held_back as held_back_of_files
+from align.data.split import select_held_out_keys as held_back_of_files
 
 
 def keys(names: str) -> np.ndarray:

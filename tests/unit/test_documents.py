@@ -10,7 +10,7 @@ from test_sources import write
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.data.read.drops import tallied
+from align.data.read.drops import collect_drop_counts
 from align.data.read.records import read_documents, read_preferences
 
 TURNS = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
@@ -73,7 +73,7 @@ def test_a_question_to_train_on_has_an_answer_beside_it(tmp_path: Path):
         path = write(tmp_path / "d.jsonl", {"prompt": "a", "completion": None}, row)
         assert len(read_documents(path)) == 2  # to be asked
         with pytest.raises(InputError, match=rf"row 2, columns=.*: there is no answer among them\. Call it {names}"):
-            read_documents(path, answered=True)
+            read_documents(path, requires_answer=True)
 
 
 # --- Rows that are refused
@@ -105,8 +105,8 @@ def test_an_error_tells_of_every_row_that_is_refused(tmp_path: Path):
 
 
 def test_rows_that_are_refused_are_left_out_and_counted_where_that_is_asked(tmp_path: Path, capsys: Any):
-    with tallied() as counts:
-        found = read_documents(mixed(tmp_path / "d.jsonl"), skips=True)
+    with collect_drop_counts() as counts:
+        found = read_documents(mixed(tmp_path / "d.jsonl"), skip_bad_rows=True)
     assert [document.id for document in found if isinstance(document, Conversation)] == [
         "d.jsonl:1", "d.jsonl:6", "d.jsonl:8",
     ]  # fmt: skip
@@ -134,7 +134,7 @@ def test_pairs_are_left_out_whole(tmp_path: Path, capsys: Any):
     path = write(tmp_path / "d.jsonl", *rows)
     with pytest.raises(InputError, match=r"row 4, helpfulness=x: not a finite number.*1 row more"):
         read_preferences(path)
-    with tallied() as counts:
-        pairs = read_preferences(path, skips=True)
+    with collect_drop_counts() as counts:
+        pairs = read_preferences(path, skip_bad_rows=True)
     assert (len(pairs), counts) == (1, {"skipped_rows": 2, "dropped_undecided": 0})
     assert "1 × helpfulness: not a finite number (row 4); 1 × rejected: missing (row 5)" in capsys.readouterr().out

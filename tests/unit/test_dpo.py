@@ -23,7 +23,7 @@ from align.config.root import to_plain_dict
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
 from align.data.chat.encode import encode_judged, prompt_length
-from align.data.pairs import Pair
+from align.data.pairs import TokenizedPair
 from align.evals.held_out import pair_logprobs
 from align.models.actors import ModelActor
 from align.models.adapters import attach, save_adapter, with_new_adapter
@@ -40,10 +40,10 @@ from align.trainers.dpo import REFERENCE, collate_pairs, dpo_trainer
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
 PAIRS = [
-    Pair([1, 40, 41, 50, 51, 2], [1, 40, 41, 60, 2], 3, 3),
-    Pair([1, 42, 50, 2], [1, 42, 60, 61, 62, 2], 2, 2),
-    Pair([1, 43, 44, 45, 50, 52, 53], [1, 43, 44, 45, 60, 2], 4, 4),
-    Pair([1, 46, 47, 50, 51, 2], [1, 46, 47, 63, 60, 61, 2], 3, 3),
+    TokenizedPair([1, 40, 41, 50, 51, 2], [1, 40, 41, 60, 2], 3, 3),
+    TokenizedPair([1, 42, 50, 2], [1, 42, 60, 61, 62, 2], 2, 2),
+    TokenizedPair([1, 43, 44, 45, 50, 52, 53], [1, 43, 44, 45, 60, 2], 4, 4),
+    TokenizedPair([1, 46, 47, 50, 51, 2], [1, 46, 47, 63, 60, 61, 2], 3, 3),
 ]
 
 
@@ -245,9 +245,9 @@ def test_a_loss_that_trl_lacks_is_refused_before_anything_is_loaded(
 def test_a_mean_over_the_tokens_of_an_answer_without_any_is_refused():
     turn = (Message("assistant", "Yes."),)
     pref = Preference((Message("user", "Hi"),), turn, (Message("assistant", ""),), id="p7")
-    check_answers("simpo", [(pref, Pair([1, 2, 3], [1, 2, 4], 2, 2))])
+    check_answers("simpo", [(pref, TokenizedPair([1, 2, 3], [1, 2, 4], 2, 2))])
     with pytest.raises(InputError, match=r"stage\.loss=simpo: .* an answer of pair p7 has none"):
-        check_answers("simpo", [(pref, Pair([1, 2, 3], [1, 2], 2, 2))])
+        check_answers("simpo", [(pref, TokenizedPair([1, 2, 3], [1, 2], 2, 2))])
 
 
 @pytest.mark.parametrize(

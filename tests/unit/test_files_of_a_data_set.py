@@ -11,10 +11,10 @@ from datasets import Dataset, DatasetDict
 from written import PACKERS, WRITERS, rows, write
 
 from align.core.errors import CorruptFile, InputError, MissingArtifact
-from align.data.read.files import files_of
-from align.data.read.rows import placed_rows
+from align.data.read.files import list_data_files
+from align.data.read.rows import iter_rows
 from align.data.sets.forget import retire
-from align.data.sources import files_record
+from align.data.sources import build_files_input
 
 GOOD = b'{"text": "a"}\n'
 ROWS = [{"messages": [{"role": "user", "content": f"ä{i}"}], "n": i, "flag": i % 2 == 0} for i in range(11)]
@@ -37,33 +37,35 @@ def test_a_folder_and_a_pattern_are_their_files_in_order(tmp_path: Path) -> None
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "x.jsonl").write_text("{")
     ordered = sorted(names)
-    assert [path.relative_to(tmp_path).as_posix() for path in files_of(tmp_path)] == ordered
+    assert [path.relative_to(tmp_path).as_posix() for path in list_data_files(tmp_path)] == ordered
     everything = [row for name in ordered for row in contents[name]]
     assert list(rows(tmp_path)) == numbered(everything)
     for skip in (1, 4, 6, 15, 16):
         assert list(rows(tmp_path, skip=skip)) == numbered(everything)[skip:]
-    assert [path.name for path in files_of(f"{tmp_path}/b-*")] == ordered[1:]
-    assert files_of(f"{tmp_path}/**/*.csv") == [tmp_path / "a/x.csv"]
-    third = next(row for row in placed_rows(tmp_path, skip=6))
+    assert [path.name for path in list_data_files(f"{tmp_path}/b-*")] == ordered[1:]
+    assert list_data_files(f"{tmp_path}/**/*.csv") == [tmp_path / "a/x.csv"]
+    third = next(row for row in iter_rows(tmp_path, skip=6))
     assert (third.number, third.where, third.name) == (7, f"{tmp_path}/b-00000.parquet.gz, row 3", "b-00000:3")
 
 
 def test_files_have_one_digest_over_them_in_their_order(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl"):
         write(tmp_path, "d.jsonl", [{"text": name}]).rename(tmp_path / name)
-    whole = files_record(str(tmp_path), "data.path").digest
-    assert files_record(f"{tmp_path}/*.jsonl", "data.path").digest == whole
+    whole = build_files_input(str(tmp_path), "data.path").digest
+    assert build_files_input(f"{tmp_path}/*.jsonl", "data.path").digest == whole
     assert (
-        files_record(f"{tmp_path}/a.*", "data.path").digest == files_record(f"{tmp_path}/a.jsonl", "").digest != whole
+        build_files_input(f"{tmp_path}/a.*", "data.path").digest
+        == build_files_input(f"{tmp_path}/a.jsonl", "").digest
+        != whole
     )
     write(tmp_path, "d.jsonl", [{"text": "b"}]).rename(tmp_path / "b.jsonl")
-    assert files_record(str(tmp_path), "data.path").digest != whole
+    assert build_files_input(str(tmp_path), "data.path").digest != whole
 
 
 def test_a_bad_row_of_a_shard_names_the_shard(tmp_path: Path) -> None:
     (tmp_path / "0.jsonl").write_bytes(GOOD * 3)
     (tmp_path / "1.jsonl").write_bytes(GOOD + b"no\n")
-    *_, last = placed_rows(tmp_path)
+    *_, last = iter_rows(tmp_path)
     assert last.error is not None
     assert (last.number, last.error.field) == (5, f"{tmp_path}/1.jsonl, row 2")
 
@@ -100,7 +102,7 @@ def test_a_link_to_another_folder_is_followed(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.jsonl").write_bytes(GOOD)
     (tmp_path / "one" / "link").symlink_to(tmp_path / "other")
-    assert [path.name for path in files_of(tmp_path / "one")] == ["a.jsonl"]
+    assert [path.name for path in list_data_files(tmp_path / "one")] == ["a.jsonl"]
 
 
 def test_a_data_set_that_was_saved_is_read_as_it_was(tmp_path: Path) -> None:
@@ -151,17 +153,17 @@ def test_a_data_set_that_another_one_replaced_is_told(tmp_path: Path, name: str,
     if not whole:
         (artifact / SHARD).write_bytes(shard)
     with pytest.raises(MissingArtifact, match=r"replaced by data:new: 1 row was forgotten.*runs/data/new") as caught:
-        files_of(f"{tmp_path}/data/old/{name}", "stage.sources.old")
+        list_data_files(f"{tmp_path}/data/old/{name}", "stage.sources.old")
     assert caught.value.field == "stage.sources.old"
 
 
 def test_a_data_set_without_its_files_is_no_folder_of_rows(tmp_path: Path) -> None:
     artifact = data_run(tmp_path / "data" / "x")
-    assert [file.name for file in files_of(artifact.parent)] == [SHARD]
+    assert [file.name for file in list_data_files(artifact.parent)] == [SHARD]
     (artifact / SHARD).unlink()
     for folder in (artifact, artifact.parent):
         with pytest.raises(CorruptFile, match="is a data set without a file of rows"):
-            files_of(folder)
+            list_data_files(folder)
 
 
 def test_rows_of_ones_own_may_lie_in_a_data_json(tmp_path: Path) -> None:

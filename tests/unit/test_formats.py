@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from written import COLUMNS, PACKERS, TABLES, WRITERS, rows, write
 
 from align.core.errors import CorruptFile, InputError
-from align.data.read.files import DataFile, share_read
-from align.data.read.rows import LONGEST, checked_rows, placed_rows
+from align.data.read.files import DataFile, compute_read_share
+from align.data.read.rows import MAX_ROW_BYTES, iter_rows, iter_valid_rows
 
 FLAT = [{"prompt": f'Frage {i}?\nÄ "b", c;\td', "completion": f"é{i}\U0001f600", "n": str(i)} for i in range(11)]
 NESTED = [{"messages": [{"role": "user", "content": f"ä{i}"}], "n": i, "flag": i % 2 == 0} for i in range(11)]
@@ -167,7 +167,7 @@ def test_damage_within_a_packed_file_is_told(tmp_path: Path, packed: str) -> Non
         (b'[{"a": nul}]', "is no JSON after row 0"), (b'{"x": [{"a": 1}], "y": [{"a": 2}]}', r"lists of rows \(x, y\)"),
         (b"[" + b"9" * 5000 + b"]", "is no JSON after row 0"), (b'[{"a": ' + b"[" * 20000, "nested too deeply"),
         (b'{"data": [{"a": 1}', "is no JSON after row 1"), (b'{"data": [{"a": 1}], "n": ', "is no JSON after row"),
-        (b'[{"a": "' + b"x" * LONGEST + b'"}, {"a": 2}]', "a value of more than 32 MiB"),
+        (b'[{"a": "' + b"x" * MAX_ROW_BYTES + b'"}, {"a": 2}]', "a value of more than 32 MiB"),
     ],
 )  # fmt: skip
 def test_an_array_that_is_none_is_told(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -184,7 +184,7 @@ GOOD = b'{"text": "a"}\n'
 
 def placed(path: Path) -> list[tuple[int, str]]:
     """(number, what is wrong) of each row that is none; the others must be good."""
-    found = list(placed_rows(path))
+    found = list(iter_rows(path))
     assert all(row.data == {"text": "a"} for row in found if row.error is None)
     assert all(row.error.field.startswith(f"{path}, row {row.number}") for row in found if row.error is not None)
     assert found[-1].error is None
@@ -221,7 +221,7 @@ def test_whole_characters_and_escapes_pass(tmp_path: Path) -> None:
 def test_a_line_over_the_limit_is_passed_over(tmp_path: Path) -> None:
     for name in ("d.jsonl", "d.jsonl.gz", "d.csv"):
         path = tmp_path / name
-        long = b'{"text": "' + b"x" * (2 * LONGEST) + b'"}\n'
+        long = b'{"text": "' + b"x" * (2 * MAX_ROW_BYTES) + b'"}\n'
         content = GOOD + long + GOOD if "csv" not in name else b"text\na\n" + long + b"a\n"
         path.write_bytes(PACKERS[path.suffix](content) if name.endswith("gz") else content)
         assert placed(path) == [(2, "a line of more than 32 MiB")]
@@ -260,7 +260,7 @@ def test_a_table_without_a_header_is_told(tmp_path: Path, content: bytes, proble
 def test_another_encoding_has_a_remedy_of_its_own(tmp_path: Path, content: str) -> None:
     (tmp_path / "d.csv").write_bytes(content.encode("cp1252"))
     with pytest.raises(InputError, match="not text in UTF-8") as caught:
-        list(checked_rows(tmp_path / "d.csv"))
+        list(iter_valid_rows(tmp_path / "d.csv"))
     assert "iconv -f WINDOWS-1252 -t UTF-8" in caught.value.remedy
 
 
@@ -292,12 +292,12 @@ def test_a_header_alone_is_no_row(tmp_path: Path) -> None:
 def test_nul_in_a_column_is_told(tmp_path: Path, name: str) -> None:
     bad = [{"text": "a\0"}, {"text": None}, {"text": "a"}]
     path = write(tmp_path, name, [{"text": "a"}, *bad])
-    found = list(placed_rows(path))
+    found = list(iter_rows(path))
     assert [row.error.problem if row.error else row.data["text"] for row in found] == [
         "a", "it holds U+0000 (NUL), which is no character of a text", None, "a",
     ]  # fmt: skip
     path = write(tmp_path, name, [{"m": [{"content": "a"}]}, {"m": [{"content": "a"}, {"content": "b\0"}]}])
-    first, second = placed_rows(path)
+    first, second = iter_rows(path)
     assert first.error is None
     assert second.error is not None
     assert second.error.field == f"{path}, row 2, m[1].content"
@@ -305,7 +305,7 @@ def test_nul_in_a_column_is_told(tmp_path: Path, name: str) -> None:
 
 def test_a_row_that_is_wrong_ends_what_takes_none(tmp_path: Path) -> None:
     (tmp_path / "d.jsonl").write_bytes(GOOD + b"{\n" + GOOD)
-    read = checked_rows(tmp_path / "d.jsonl")
+    read = iter_valid_rows(tmp_path / "d.jsonl")
     assert next(read).data == {"text": "a"}
     with pytest.raises(InputError, match="row 2"):
         next(read)
@@ -315,7 +315,7 @@ def test_a_row_that_is_wrong_ends_what_takes_none(tmp_path: Path) -> None:
 def test_a_value_may_lie_across_what_is_read_at_a_time(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("align.data.read.rows.CHUNK", size)
+    monkeypatch.setattr("align.data.read.rows.CHUNK_BYTES", size)
     path = tmp_path / "d.json"
     for name in ("array.json", "indented.json", "held.json"):
         assert list(rows(write(tmp_path, name, NESTED).rename(path))) == numbered(NESTED)
@@ -370,20 +370,20 @@ def test_the_share_that_is_read_grows_with_the_rows(tmp_path: Path, name: str) -
             lines = "".join(json.dumps(row) + "\n" for row in data).encode()
             path.write_bytes(packer.get(name.rpartition(".")[2], bytes)(lines))
     files = sorted(tmp_path.iterdir())
-    assert share_read(files) is None
-    shares = [share_read(files) for i, _ in enumerate(placed_rows(tmp_path), start=1) if i % 2000 == 0]
+    assert compute_read_share(files) is None
+    shares = [compute_read_share(files) for i, _ in enumerate(iter_rows(tmp_path), start=1) if i % 2000 == 0]
     assert shares[:-1] == pytest.approx([i / 20 for i in range(1, 20)], abs=0.06)
-    assert share_read(files) is None
+    assert compute_read_share(files) is None
 
 
 def test_a_file_that_is_opened_again_while_it_is_read_is_still_being_read(tmp_path: Path) -> None:
     """As by whoever looks at the rows before the one that it begins with."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n' * 10)
-    with DataFile(path).opened() as file:
+    with DataFile(path).open_stream() as file:
         file.read(45)
-        with DataFile(path).opened() as again:
+        with DataFile(path).open_stream() as again:
             again.read(9)
-            assert share_read([path]) == 0.5
-        assert share_read([path]) == 0.5
-    assert share_read([path]) is None
+            assert compute_read_share([path]) == 0.5
+        assert compute_read_share([path]) == 0.5
+    assert compute_read_share([path]) is None

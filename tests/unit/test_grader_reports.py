@@ -10,7 +10,7 @@ import pytest
 
 from align.core.errors import CorruptFile, InputError
 from align.core.types import Feedback, Message
-from align.data.pairs import read_labelled
+from align.data.pairs import read_held_out_feedback
 from align.data.sources import DataSource
 from align.evals.judges.identity import JudgeIdentity
 from align.evals.judges.report import (
@@ -144,11 +144,11 @@ def test_labelled_answers_are_read_as_they_are_judged(tmp_path: Path):
     ]  # fmt: skip
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     source = DataSource("jsonl", str(path), system="Be kind.", hide_reasoning=True, skip_bad_rows=True)
-    found = read_labelled(source)
+    found = read_held_out_feedback(source)
     assert [(one.id, one.completion[0].content, one.label) for one in found] == [
         ("7", "a", True),
         ("l.jsonl:2", "", False),
     ]
     assert [turn.role for turn in found[0].prompt] == ["system", "user"]
     with pytest.raises(InputError, match="label=perhaps: is no label"):
-        read_labelled(DataSource("jsonl", str(path)))
+        read_held_out_feedback(DataSource("jsonl", str(path)))

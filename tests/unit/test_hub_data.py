@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from align.core.errors import InputError, StorageError
-from align.data.sources import DataSource, data_record, documents
+from align.data.sources import DataSource, build_data_input, read_documents_of_split
 
 
 def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -31,15 +31,15 @@ def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     data = DataSource("jsonl", "hub:Anthropic/hh-rlhf@v1/harmless-base/test.jsonl.gz", held_out=0.0)
-    assert len(documents(data, "train")) == 1
-    assert data_record(data).path == data.path
+    assert len(read_documents_of_split(data, "train")) == 1
+    assert build_data_input(data).path == data.path
     assert asked == [("Anthropic/hh-rlhf", "harmless-base/test.jsonl.gz", "dataset", "v1")]  # once, whoever reads it
     with pytest.raises(StorageError, match="No space left"):
-        documents(DataSource("jsonl", "hub:org/name/full.jsonl"), "train")
+        read_documents_of_split(DataSource("jsonl", "hub:org/name/full.jsonl"), "train")
     with pytest.raises(InputError, match="has no such file"):
-        documents(DataSource("jsonl", "hub:org/name/none.jsonl"), "train")
+        read_documents_of_split(DataSource("jsonl", "hub:org/name/none.jsonl"), "train")
     with pytest.raises(InputError, match="names no data set"):
-        documents(DataSource("jsonl", "hub:org"), "train")
+        read_documents_of_split(DataSource("jsonl", "hub:org"), "train")
 
 
 def test_a_whole_data_set_of_the_hub_is_one_split_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -61,9 +61,9 @@ def test_a_whole_data_set_of_the_hub_is_one_split_of_it(monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     for path, text in (("hub:own/rows", "a"), ("hub:own/rows:train", "a"), ("hub:own/rows:extra:train", "c")):
         data = DataSource("jsonl", path)
-        assert (path, documents(data, "train")) == (path, [text])
-        assert len(data_record(data).digest) == 64
+        assert (path, read_documents_of_split(data, "train")) == (path, [text])
+        assert len(build_data_input(data).digest) == 64
     assert asked == [("own/rows", {"revision": None, "timeout": 10})] * 3
     for path, problem in (("hub:own/rows:dev", "Unknown split"), ("hub:own/rows:less:train", "less")):
         with pytest.raises(InputError, match=f"cannot be loaded .*{problem}"):
-            documents(DataSource("jsonl", path), "train")
+            read_documents_of_split(DataSource("jsonl", path), "train")

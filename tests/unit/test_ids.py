@@ -7,7 +7,7 @@ import hmac
 import json
 
 from align.core.types import Message, Preference
-from align.data.read.content import row_bytes
+from align.data.read.content import encode_content_row
 from align.data.sets.ids import SHA256, id_of, kind_under, kinds_in, question_id
 
 
@@ -19,7 +19,7 @@ def test_ids_by_hand():
         "rejected": [{"role": "assistant", "content": "b"}], "rejected_ended": False,
     }  # fmt: skip
     text = json.dumps(row, sort_keys=True, separators=(",", ":")).encode()
-    assert row_bytes(pair) == text
+    assert encode_content_row(pair) == text
     assert id_of(text) == hashlib.sha256(text).digest()
     assert id_of(text, b"k" * 32) == hmac.new(b"k" * 32, text, "sha256").digest()
     plain = hashlib.sha256("(Message(role='user', content='ü?'),)".encode()).digest()

@@ -20,16 +20,16 @@ from align.__main__ import main
 from align.core.errors import InputError
 from align.core.types import Feedback, Message, Preference
 from align.data.pairs import (
-    Labelled,
+    TokenizedAnswer,
     check_labels,
-    divided_judgements,
-    encoded_answers,
-    holds_labels,
-    labelled,
-    other_answers,
+    choose_mismatched_answers,
+    encode_answers,
+    has_labels,
+    iter_labelled_answers,
+    read_divided_judgements,
 )
 from align.data.sources import DataSource
-from align.data.training_overlap import trained_rows
+from align.data.training_overlap import read_trained_rows
 from align.evals.held_out import answer_logprobs, label_figures
 from align.ops.auc import auc
 from align.ops.losses import compute_kto_reference, kto_loss
@@ -40,12 +40,12 @@ from align.trainers.kto import collate_answers, kto_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
-ROWS = [*labelled(PAIRS)]
+ROWS = [*iter_labelled_answers(PAIRS)]
 BETA, WEIGHTS = 0.7, {"desirable_weight": 1.3, "undesirable_weight": 0.8}
 LONGEST = 100
 
 
-def by_hand(model: Any, start: Any, rows: list[Labelled], others: list[list[int]]) -> Tensor:
+def by_hand(model: Any, start: Any, rows: list[TokenizedAnswer], others: list[list[int]]) -> Tensor:
     """KTO's loss of a batch (Ethayarajh et al., 2024, eq. 8 without its constant), written out."""
 
     def log_ratio(ids: list[int], first: int) -> Tensor:
@@ -107,18 +107,18 @@ def test_the_kl_estimate_is_never_negative_and_moves_the_loss():
 
 
 def test_each_row_gets_the_answer_of_the_one_before_it_that_has_another_prompt():
-    def row(prompt: int, said: int) -> Labelled:
-        return Labelled([1, prompt, said], 2, True)
+    def row(prompt: int, said: int) -> TokenizedAnswer:
+        return TokenizedAnswer([1, prompt, said], 2, True)
 
     rows = [row(10, 50), row(11, 51), row(11, 52), row(12, 53), row(10, 54)]
-    assert other_answers([0, 1, 3], rows) == [[53], [50], [51]]
-    assert other_answers([1, 2, 0], rows) == [[50], [50], [52]]  # 1 and 2 answer one prompt
-    assert other_answers([2], rows) == [[50]]  # alone: from the rest, the nearest in front
-    assert other_answers([0, 4], rows) == [[53], [53]]
+    assert choose_mismatched_answers([0, 1, 3], rows) == [[53], [50], [51]]
+    assert choose_mismatched_answers([1, 2, 0], rows) == [[50], [50], [52]]  # 1 and 2 answer one prompt
+    assert choose_mismatched_answers([2], rows) == [[50]]  # alone: from the rest, the nearest in front
+    assert choose_mismatched_answers([0, 4], rows) == [[53], [53]]
 
 
 def test_a_batch_holds_both_pairings_and_cuts_what_grew_too_long():
-    rows = [Labelled([1, 40, 41, 50], 3, True), Labelled([1, 42, 60, 61, 62], 2, False)]
+    rows = [TokenizedAnswer([1, 40, 41, 50], 3, True), TokenizedAnswer([1, 42, 60, 61, 62], 2, False)]
     batch = collate_answers([{"place": 0}, {"place": 1}], rows, 0, 5)
     assert batch["input_ids"].tolist() == [[1, 40, 41, 50, 0], [1, 42, 60, 61, 62]]
     assert batch["completion_mask"].tolist() == [[0, 0, 0, 1, 0], [0, 0, 1, 1, 1]]
@@ -169,9 +169,9 @@ def labels(n: int, wanted: Any = lambda i, good: good) -> list[dict[str, Any]]:
 def test_a_file_is_read_by_its_first_row(tmp_path: Path):
     both = written(tmp_path / "a.jsonl", labels(6))
     pairs = written(tmp_path / "b.jsonl", [{"prompt": f"Q{i}", "chosen": "Yes.", "rejected": "No."} for i in range(6)])
-    assert (holds_labels(both), holds_labels(pairs), holds_labels(DataSource("annotations"))) == (True, False, False)
+    assert (has_labels(both), has_labels(pairs), has_labels(DataSource("annotations"))) == (True, False, False)
     for source, kind in ((both, Feedback), (pairs, Preference)):
-        train_side, test_side = divided_judgements(source, "", "p", False, 0.34, 0)
+        train_side, test_side = read_divided_judgements(source, "", "p", False, 0.34, 0)
         assert {type(one) for one in (*train_side, *test_side)} == {kind}
         asked = [{one.prompt for one in side} for side in (train_side, test_side)]
         assert len(asked[1]) == 2
@@ -182,14 +182,14 @@ def test_a_file_of_its_own_is_measured_on(tmp_path: Path):
     written(tmp_path / "eval.jsonl", labels(2))
     source = written(tmp_path / "train.jsonl", labels(6))
     source = DataSource("jsonl", source.path, eval_path=str(tmp_path / "eval.jsonl"))
-    train_side, test_side = divided_judgements(source, "", "p", False, 0.1, 0)
+    train_side, test_side = read_divided_judgements(source, "", "p", False, 0.1, 0)
     assert (len(train_side), len(test_side)) == (8, 4)  # what is asked there is not trained on
 
 
 def test_a_row_without_a_label_is_named(tmp_path: Path):
     source = written(tmp_path / "a.jsonl", [*labels(3), {"prompt": "Q?", "completion": "Yes."}])
     with pytest.raises(InputError, match="row 7, label"):
-        divided_judgements(source, "", "p", False, 0.1, 0)
+        read_divided_judgements(source, "", "p", False, 0.1, 0)
 
 
 @pytest.mark.parametrize(
@@ -204,40 +204,46 @@ def test_a_row_without_a_label_is_named(tmp_path: Path):
 )
 def test_a_mistake_in_the_first_row_is_told_as_one_of_its_kind(row: dict[str, Any], told: str, tmp_path: Path):
     with pytest.raises(InputError, match=told):
-        divided_judgements(written(tmp_path / "a.jsonl", [row, *labels(3)]), "", "p", False, 0.1, 0)
+        read_divided_judgements(written(tmp_path / "a.jsonl", [row, *labels(3)]), "", "p", False, 0.1, 0)
 
 
 def test_rows_of_no_shape_do_not_say_what_the_others_are(tmp_path: Path):
     pairs = [{"prompt": f"Q{i}", "chosen": "Yes.", "rejected": "No."} for i in range(6)]
-    assert not holds_labels(written(tmp_path / "a.jsonl", [{"note": 1}, *pairs]))
-    assert holds_labels(written(tmp_path / "b.jsonl", [{"note": 1}, *labels(3)]))
-    assert holds_labels(written(tmp_path / "c.jsonl", [{"completion": "Yes.", "label": True}] * 3))
+    assert not has_labels(written(tmp_path / "a.jsonl", [{"note": 1}, *pairs]))
+    assert has_labels(written(tmp_path / "b.jsonl", [{"note": 1}, *labels(3)]))
+    assert has_labels(written(tmp_path / "c.jsonl", [{"completion": "Yes.", "label": True}] * 3))
 
 
 def test_columns_of_pairs_that_are_null_make_no_pair(tmp_path: Path):
     rows = [{**row, "chosen": None, "rejected": None} for row in labels(6)]
-    assert holds_labels(written(tmp_path / "a.jsonl", rows))
+    assert has_labels(written(tmp_path / "a.jsonl", rows))
 
 
 def test_an_empty_answer_is_an_answer_and_a_long_one_is_counted(tiny_tokenizer: Any):
     stops = (tiny_tokenizer.eos_token_id,)
     found = [feedback("Hello?", "", False), feedback("Hello?", "Yes. " * 100, True), feedback("And?", "Yes.", True)]
-    kept, dropped = encoded_answers(tiny_tokenizer, found, stops, 60)
+    kept, dropped = encode_answers(tiny_tokenizer, found, stops, 60)
     assert ([row.wanted for _, row in kept], dropped) == ([False, True], 1)
     assert kept[0][1].ids[kept[0][1].start :] == [tiny_tokenizer.eos_token_id]
     with pytest.raises(InputError, match=r"data\.max_length=5: all 3 answers are longer"):
-        encoded_answers(tiny_tokenizer, found, stops, 5)
+        encode_answers(tiny_tokenizer, found, stops, 5)
 
 
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([Labelled([1, 2, 3], 2, True), Labelled([1, 4, 3], 2, True)], "labels all 2 answers to train on as wanted"),
-        ([Labelled([1, 2, 3], 2, False), Labelled([1, 4, 3], 2, False)], "as unwanted: KTO learns from both"),
-        ([Labelled([1, 2, 3], 2, True), Labelled([1, 2, 4], 2, False)], "answers to one prompt alone"),
+        (
+            [TokenizedAnswer([1, 2, 3], 2, True), TokenizedAnswer([1, 4, 3], 2, True)],
+            "labels all 2 answers to train on as wanted",
+        ),
+        (
+            [TokenizedAnswer([1, 2, 3], 2, False), TokenizedAnswer([1, 4, 3], 2, False)],
+            "as unwanted: KTO learns from both",
+        ),
+        ([TokenizedAnswer([1, 2, 3], 2, True), TokenizedAnswer([1, 2, 4], 2, False)], "answers to one prompt alone"),
     ],
 )
-def test_what_teaches_nothing_is_refused(rows: list[Labelled], told: str):
+def test_what_teaches_nothing_is_refused(rows: list[TokenizedAnswer], told: str):
     with pytest.raises(InputError, match=told):
         check_labels([row.wanted for row in rows], [row.prompt for row in rows], "rows.jsonl")
 
@@ -305,7 +311,7 @@ def test_the_stage_learns_from_answers_with_a_label(
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "raised a wanted answer above an unwanted one in" in page
     assert "Raised the most" in page
-    seen = trained_rows(read_manifest(folder), "")  # what an evaluation compares its questions with
+    seen = read_trained_rows(read_manifest(folder), "")  # what an evaluation compares its questions with
     assert {type(row) for row in seen} == {Feedback}
     assert len(seen) == metrics["wanted"] + metrics["unwanted"]
     assert main(["stage=export", "artifact=kto:latest", f"run.root={root}"]) == 0, capfd.readouterr().err

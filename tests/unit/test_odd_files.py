@@ -22,7 +22,7 @@ from align.config.stages import STAGES
 from align.core import files
 from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.data.clean.quality import read_phrases
-from align.data.read.rows import checked_rows
+from align.data.read.rows import iter_valid_rows
 from align.data.sets.forget import ids_in
 from align.evals.judges.llm_judge import read_template
 from align.evals.judges.report import read_report
@@ -63,11 +63,11 @@ SMALL: dict[str, tuple[str, Read]] = {
 }
 """Reader → the name of its file, and how it is read: those that read a file whole."""
 LARGE: dict[str, tuple[str, Read]] = {
-    "rows": ("rows.jsonl", lambda path: list(checked_rows(path))),
-    "rows of a folder": ("rows.jsonl", lambda path: list(checked_rows(path.parent))),
-    "packed rows": ("rows.jsonl.gz", lambda path: list(checked_rows(path))),
-    "table": ("rows.csv", lambda path: list(checked_rows(path))),
-    "parquet": ("rows.parquet", lambda path: list(checked_rows(path))),
+    "rows": ("rows.jsonl", lambda path: list(iter_valid_rows(path))),
+    "rows of a folder": ("rows.jsonl", lambda path: list(iter_valid_rows(path.parent))),
+    "packed rows": ("rows.jsonl.gz", lambda path: list(iter_valid_rows(path))),
+    "table": ("rows.csv", lambda path: list(iter_valid_rows(path))),
+    "parquet": ("rows.parquet", lambda path: list(iter_valid_rows(path))),
     "adapter's weights": ("adapter_model.safetensors", lambda path: read_tensors(path.parent)),
     "aliases": (ALIASES, lambda path: read_log(path.parent)),
 }
@@ -179,7 +179,7 @@ def test_a_file_that_states_no_size_is_read_no_further_than_the_limit(tmp_path: 
 def test_rows_are_read_however_large_their_file_is(tmp_path: Path, small_limit: None) -> None:
     row = json.dumps({"prompt": "a", "completion": "b" * 1000}) + "\n"
     (tmp_path / "rows.jsonl").write_text(row * 2000)
-    assert sum(1 for _ in checked_rows(tmp_path / "rows.jsonl")) == 2000
+    assert sum(1 for _ in iter_valid_rows(tmp_path / "rows.jsonl")) == 2000
 
 
 def test_another_file_in_its_place_after_it_was_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from test_trainers import arguments
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from align.data.pairs import Pair
+from align.data.pairs import TokenizedPair
 from align.evals.held_out import pair_logprobs
 from align.models.adapters import with_new_adapter
 from align.models.base import base_in
@@ -69,7 +69,7 @@ def by_hand(name: str, better: Tensor, worse: Tensor, ref_better: Tensor, ref_wo
     return -(BETA * (p.log() - q.log()) - 0.4).sigmoid().log()
 
 
-def expected(name: str, model: Any, start: Any, pairs: list[Pair]) -> Tensor:
+def expected(name: str, model: Any, start: Any, pairs: list[TokenizedPair]) -> Tensor:
     total = torch.zeros(())
     for pair in pairs:
         sides = (pair.chosen_ids, pair.chosen_start), (pair.rejected_ids, pair.rejected_start)

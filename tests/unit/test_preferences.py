@@ -9,7 +9,7 @@ from record_reads import read_records
 
 from align.core.errors import CorruptFile, InputError, StorageError
 from align.core.types import Message, Preference
-from align.data.read.drops import BadRows, Drop, tallied
+from align.data.read.drops import BadRows, Drop, collect_drop_counts
 from align.data.read.records import read_preferences, write_preferences
 from align.data.split import split_by_group
 
@@ -185,7 +185,7 @@ def test_identical_answers_are_dropped_and_counted(tmp_path, capsys):
     prefs, drops = read_with_drops(path := write(tmp_path / "d.jsonl", same, {**same, "rejected": "B"}, "", same))
     assert [p.id for p in prefs] == ["d:2"]
     assert drops == {Drop.IDENTICAL: 2}
-    with tallied() as counts:
+    with collect_drop_counts() as counts:
         assert read_preferences(path) == prefs
     assert counts == {"dropped_undecided": 2}
     assert "2 pairs of" in capsys.readouterr().out

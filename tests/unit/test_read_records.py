@@ -12,10 +12,10 @@ from written import PACKERS, TABLES, WRITERS, write
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference
-from align.data.read.columns import ColumnRules, shape_of
-from align.data.read.content import content_of
+from align.data.read.columns import ColumnRules, find_shape_name
+from align.data.read.content import to_content_row
 from align.data.read.drops import BadRows, Drop
-from align.data.read.records import Read, read_documents, read_preferences
+from align.data.read.records import ParsedRecord, read_documents, read_preferences
 
 U, A = Message("user", "q"), Message("assistant", "a")
 B, S = Message("assistant", "b"), Message("system", "s")
@@ -90,10 +90,10 @@ SHAPES: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
 NOT_IN_TABLES = ("a tree",)
 
 
-def records(path: Path, **more: Any) -> list[Read]:
+def records(path: Path, **more: Any) -> list[ParsedRecord]:
     bad_rows = BadRows()
     found = list(read_records(str(path), bad_rows=bad_rows, **more))
-    bad_rows.settle(path, len(found))
+    bad_rows.finish_file(path, len(found))
     return found
 
 
@@ -105,14 +105,14 @@ def test_every_shape_in_every_format_is_what_it_is_in_json_lines(tmp_path: Path,
         return
     for packed in PACKERS:
         found = records(write(tmp_path, name, rows, packed))
-        assert [content_of(read.record) for read in found] == expected
+        assert [to_content_row(read.record) for read in found] == expected
         assert [read.number for read in found] == [len(rows)] * len(found)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_shape_has_a_name(shape: str) -> None:
-    assert shape_of(SHAPES[shape][0][0])
-    assert shape_of({"a": 1}) == ""
+    assert find_shape_name(SHAPES[shape][0][0])
+    assert find_shape_name({"a": 1}) == ""
 
 
 def test_kinds_have_their_types_and_figures(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_drops_are_counted_and_bad_rows_left_out(tmp_path: Path) -> None:
     assert [read.number for read in found] == [10, 11]
     assert drops == {Drop.IDENTICAL: 1, Drop.UNPAIRED: 1, Drop.TIE: 1, Drop.UNANSWERED: 1}
     with pytest.raises(InputError, match="row 4"):
-        bad_rows.settle("d", 0)
+        bad_rows.finish_file("d", 0)
 
 
 # Trees.
@@ -232,7 +232,7 @@ def test_trees_follow_one_another_and_messages_of_one_in_any_order(tmp_path: Pat
     other = [{**row, "message_tree_id": "t2"} for row in FLAT_TREE]
     found = records(write(tmp_path, "d.jsonl", [*FLAT_TREE[::-1], *other]))
     assert [(read.number, read.extra["group_id"]) for read in found] == [(6, "t1"), (12, "t2")]
-    assert [content_of(read.record) for read in found] == TREE * 2
+    assert [to_content_row(read.record) for read in found] == TREE * 2
     nameless = [{k: v for k, v in row.items() if k != "message_tree_id"} for row in FLAT_TREE]
     found = records(write(tmp_path, "d.jsonl", [*nameless, *nameless]))  # a root begins the next
     assert [(read.number, read.extra["group_id"]) for read in found] == [(6, "d.jsonl:1"), (12, "d.jsonl:7")]
@@ -255,7 +255,7 @@ def test_a_refused_row_is_told_where_all_others_were_dropped(tmp_path: Path) -> 
     deleted = [{**row, "deleted": True} for row in FLAT_TREE[:5]]
     path = write(tmp_path, "d.jsonl", [*deleted, {"nothing": 1}])
     with pytest.raises(InputError, match="nothing"):
-        read_documents(path, skips=True)
+        read_documents(path, skip_bad_rows=True)
 
 
 def test_a_tree_of_thousands_of_turns_is_walked(tmp_path: Path) -> None:
@@ -268,11 +268,11 @@ def test_a_tree_of_thousands_of_turns_is_walked(tmp_path: Path) -> None:
 def test_stages_read_trees_and_questions_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for shape in ("a flat tree", "a tree", "question", "OpenOrca"):
         rows, expected = SHAPES[shape]
-        assert list(map(content_of, read_documents(write(tmp_path, "d.parquet", rows)))) == expected
+        assert list(map(to_content_row, read_documents(write(tmp_path, "d.parquet", rows)))) == expected
     assert "left out 1 path of" in capsys.readouterr().out
     for shape in ("Orca", "HelpSteer"):
         rows, expected = SHAPES[shape]
-        assert list(map(content_of, read_preferences(write(tmp_path, "d.csv", rows)))) == expected
+        assert list(map(to_content_row, read_preferences(write(tmp_path, "d.csv", rows)))) == expected
 
 
 # What would be read as something else than it is.

@@ -26,7 +26,7 @@ from align.data.chat.encode import (
 )
 from align.data.chat.reasoning import answer_alone, parted, with_reasoning
 from align.data.read.records import read_documents
-from align.data.sources import DataSource, documents, prepared, prompts
+from align.data.sources import DataSource, prepare_record, read_documents_of_split, read_source_prompts
 from align.models.forward import rollout_from_answers
 from align.rollout.engine import response_texts
 from align.rollout.strip_reasoning import answers_alone
@@ -110,19 +110,22 @@ def test_hidden_it_is_in_no_turn_and_moves_no_row(tmp_path: Path) -> None:
     rows = [{"messages": exchange(f"q{i}", THOUGHT + "a", "more", THOUGHT + "b")} for i in range(20)]
     shown, hidden = (jsonl(write(tmp_path / "d.jsonl", *rows), hide_reasoning=hide) for hide in (False, True))
     for split in ("train", "test"):
-        kept, alone = documents(shown, split), documents(hidden, split)
+        kept, alone = read_documents_of_split(shown, split), read_documents_of_split(hidden, split)
         assert [c.id for c in kept] == [c.id for c in alone]  # type: ignore[union-attr]
         assert all("think" not in m.content for c in alone for m in c.messages)  # type: ignore[union-attr]
-    assert all("think" not in m.content for c in prompts(hidden, "train") for m in c.messages)
+    assert all("think" not in m.content for c in read_source_prompts(hidden, "train") for m in c.messages)
 
 
 def test_pairs_are_judged_by_their_answers_alone_where_it_is_hidden() -> None:
     hides = DataSource("jsonl", hide_reasoning=True)
     pair = Preference((Message("user", "q"),), (Message("assistant", THOUGHT + "a"),), (Message("assistant", "b"),))
-    assert [m.content for m in (*prepared(pair, hides).chosen, *prepared(pair, hides).rejected)] == ["a", "b"]
+    assert [m.content for m in (*prepare_record(pair, hides).chosen, *prepare_record(pair, hides).rejected)] == [
+        "a",
+        "b",
+    ]
     same = Preference((Message("user", "q"),), (Message("assistant", THOUGHT + "a"),), (Message("assistant", "a"),))
     with pytest.raises(InputError, match=r"data\.reasoning=hide: nothing else tells"):
-        prepared(same, hides)
+        prepare_record(same, hides)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

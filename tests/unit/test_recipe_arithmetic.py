@@ -8,7 +8,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from align.data.sources import DataSource, prompts
+from align.data.sources import DataSource, read_source_prompts
 from align.reward.check import CheckReward
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "arithmetic"
@@ -38,7 +38,7 @@ def test_no_sum_is_in_two_files_whichever_way_round(tmp_path: Path) -> None:
 def test_the_checks_take_the_sum_and_nothing_else(tmp_path: Path) -> None:
     made(tmp_path, 0)
     for part in ("practised", "held_out"):
-        asked = prompts(DataSource("jsonl", str(tmp_path / f"{part}.jsonl")), "train")
+        asked = read_source_prompts(DataSource("jsonl", str(tmp_path / f"{part}.jsonl")), "train")
         sums = [sum(pair({"prompt": one.messages[-1].content})) for one in asked]
         right = [one.with_answer(str(total)) for one, total in zip(asked, sums, strict=True)]
         assert CheckReward().score(right).mean() == 1

@@ -14,9 +14,9 @@ from test_sources import GOOD, asked, jsonl, rows, write
 
 from align.core.errors import InputError
 from align.core.types import Conversation
-from align.data.pairs import divided_pairs, read_pairs
+from align.data.pairs import read_pairs, split_pairs
 from align.data.read.records import read_documents
-from align.data.sources import data_records, divided_documents, prompts
+from align.data.sources import build_data_inputs, read_divided_documents, read_source_prompts
 
 
 def exchange(*texts: str) -> list[dict[str, Any]]:
@@ -28,8 +28,8 @@ def exchange(*texts: str) -> list[dict[str, Any]]:
 
 def test_a_whole_file_is_trained_on_or_measured_on(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", *rows(40))
-    assert [len(side) for side in divided_documents(jsonl(path, held_out=0.0))] == [40, 0]
-    assert len(prompts(jsonl(path, held_out=1.0), "test")) == 40
+    assert [len(side) for side in read_divided_documents(jsonl(path, held_out=0.0))] == [40, 0]
+    assert len(read_source_prompts(jsonl(path, held_out=1.0), "test")) == 40
 
 
 def test_a_file_of_its_own_is_measured_on_whole_and_never_trained_on(tmp_path: Path, capsys: Any) -> None:
@@ -37,18 +37,18 @@ def test_a_file_of_its_own_is_measured_on_whole_and_never_trained_on(tmp_path: P
     train = write(tmp_path / "train.jsonl", *rows(30))
     test = write(tmp_path / "test.jsonl", *[{**row, "completion": "Another."} for row in rows(40)[20:]])
     data = jsonl(train, eval_path=str(test))
-    first, second = divided_documents(data)
+    first, second = read_divided_documents(data)
     assert (len(first), len(second)) == (20, 20)
     assert not asked(first) & asked(second)
     assert "10 rows of" in capsys.readouterr().out
-    assert asked(prompts(data, "test")) == asked(second)
-    assert asked(prompts(data, "train")) == asked(first)
+    assert asked(read_source_prompts(data, "test")) == asked(second)
+    assert asked(read_source_prompts(data, "train")) == asked(first)
 
 
 def test_what_is_trained_on_is_not_read_to_measure(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "bad.jsonl").write_text("{}\n")
     test = write(tmp_path / "test.jsonl", *rows(5))
-    assert len(prompts(jsonl(tmp_path / "bad.jsonl", eval_path=str(test)), "test")) == 5
+    assert len(read_source_prompts(jsonl(tmp_path / "bad.jsonl", eval_path=str(test)), "test")) == 5
     assert capsys.readouterr().out == ""
 
 
@@ -58,11 +58,11 @@ def test_what_an_evaluation_asks_is_in_no_pair_to_train_on(tmp_path: Path, count
     """Even where the share is too small for the file, and one question is held out all the same."""
     pairs = [{"prompt": f"question {count} {i}", "chosen": "a", "rejected": "b"} for i in range(count)]
     data = jsonl(write(tmp_path / "d.jsonl", *pairs), held_out=held_out)
-    asked_there = {c.messages[0].content for c in prompts(data, "test")}
+    asked_there = {c.messages[0].content for c in read_source_prompts(data, "test")}
     assert asked_there
     prefs = read_pairs(data, "", "", False)
     try:
-        train, _ = divided_pairs(prefs, data, 0.1, 0)
+        train, _ = split_pairs(prefs, data, 0.1, 0)
     except InputError as error:
         assert count == 2
         assert "leaves no pair to train on" in str(error)  # noqa: PT017
@@ -82,16 +82,16 @@ def test_a_limit_draws_pairs_from_the_whole_file(tmp_path: Path) -> None:
 def test_errors_in_the_file_to_measure_on_name_it(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", *rows(3))
     with pytest.raises(InputError, match=r"data\.eval_path=.*absent"):
-        data_records(jsonl(train, eval_path=str(tmp_path / "absent.jsonl")))
+        build_data_inputs(jsonl(train, eval_path=str(tmp_path / "absent.jsonl")))
     (tmp_path / "bad.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"bad\.jsonl, row 1"):
-        divided_documents(jsonl(train, eval_path=str(tmp_path / "bad.jsonl")))
+        read_divided_documents(jsonl(train, eval_path=str(tmp_path / "bad.jsonl")))
 
 
 def test_a_system_prompt_is_added_where_there_is_none_and_moves_no_row(tmp_path: Path) -> None:
     spoken = [{"messages": [{"role": "system", "content": "Own."}, *exchange("a", "b")]}]
     path = write(tmp_path / "d.jsonl", *rows(40), *spoken, {"text": "plain"})
-    without, given = (divided_documents(jsonl(path, system=system)) for system in (None, "Be brief."))
+    without, given = (read_divided_documents(jsonl(path, system=system)) for system in (None, "Be brief."))
     for before, after in zip(without, given, strict=True):
         assert [question_of(d) for d in before] == [question_of(d) for d in after]
         heads = {d.messages[0].content for d in after if not isinstance(d, str)}

@@ -14,12 +14,12 @@ from record_reads import read_records
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.data.read.content import DOCUMENTS, row_bytes
+from align.data.read.content import DOCUMENTS, encode_content_row
 from align.data.read.drops import BadRows
 from align.data.sets.ids import id_of
 from align.data.sets.record_columns import columns_of, records_of
-from align.data.sources import DataSource, divided_documents, divided_prompts, prompts
-from align.data.split import question_key
+from align.data.sources import DataSource, read_divided_documents, read_divided_prompts, read_source_prompts
+from align.data.split import compute_question_key
 from align.evals.suite.tasks import items_of_file, parsed_task
 from align.reward.check import CheckReward
 from align.reward.inputs import check_rows
@@ -35,7 +35,7 @@ def write(path: Path, *rows: dict[str, Any]) -> Path:
 
 
 def read(path: Path, **settings: Any) -> list[Conversation]:
-    return prompts(DataSource("jsonl", str(path), **settings), "train")
+    return read_source_prompts(DataSource("jsonl", str(path), **settings), "train")
 
 
 def test_a_prompt_is_asked_whatever_became_of_its_answer(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_prompt_is_asked_whatever_became_of_its_answer(tmp_path: Path) -> None
     (prompt,) = read(path)
     assert (prompt.messages[0].content, prompt.columns) == ("Hi", {"completion": "Go away.", "label": False})
     with pytest.raises(InputError, match="label=False"):  # to be imitated it would have to be wanted
-        divided_documents(DataSource("jsonl", str(path)), 0)
+        read_divided_documents(DataSource("jsonl", str(path)), 0)
 
 
 def test_a_number_in_place_of_a_text_is_named_as_one(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_columns_stay_with_the_prompt(tmp_path: Path) -> None:
     assert [turn.content for turn in prompt.messages] == ["Add.", "Hi", "b", "2 + 2?"]
     assert prompt.with_answer("4").turns(1).columns == {"answer": "4"}
     other = write(tmp_path / "q.jsonl", {"prompt": "3 + 3?", "answer": "6"})
-    both = divided_prompts(DataSource("jsonl", str(path), eval_path=str(other)))
+    both = read_divided_prompts(DataSource("jsonl", str(path), eval_path=str(other)))
     assert [[one.columns for one in side] for side in both] == [[{"answer": "4"}], [{"answer": "6"}]]
 
 
@@ -107,20 +107,20 @@ def test_rows_that_differ_are_two_prompts_that_ask_the_same(tmp_path: Path) -> N
     one, two = read(write(tmp_path / "p.jsonl", {**SUM, "answer": "4"}, {**SUM, "answer": "four"}))
     assert one != replace(two, id=one.id)
     assert len({one, two}) == 2
-    assert question_key(one) == question_key(two)  # so that they never stand on both sides
+    assert compute_question_key(one) == compute_question_key(two)  # so that they never stand on both sides
 
 
 def test_what_is_imitated_keeps_none(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", {"prompt": "Hi", "completion": "Hello", "answer": "x"})
-    train, _ = divided_documents(DataSource("jsonl", str(path)))
+    train, _ = read_divided_documents(DataSource("jsonl", str(path)))
     assert [one.row for one in train if isinstance(one, Conversation)] == [""]
 
 
 def test_no_record_digest_data_set_or_store_has_them(tmp_path: Path) -> None:
     bare = Conversation((Message("user", "2 + 2?"),), "p:1")
     rich = replace(bare, row=json.dumps(BESIDE))
-    assert row_bytes(bare) == row_bytes(rich) == b'{"messages":[{"content":"2 + 2?","role":"user"}]}'
-    assert id_of(row_bytes(bare)) == id_of(row_bytes(rich))
+    assert encode_content_row(bare) == encode_content_row(rich) == b'{"messages":[{"content":"2 + 2?","role":"user"}]}'
+    assert id_of(encode_content_row(bare)) == id_of(encode_content_row(rich))
     assert bare.as_dicts() == rich.as_dicts()  # what the store keeps, and samples.jsonl
     columns = columns_of(DOCUMENTS, [rich])
     assert records_of(DOCUMENTS, pa.table(columns), ["p:1"]) == [bare]

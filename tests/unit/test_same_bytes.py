@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from align.core.errors import CorruptFile
-from align.data.read.rows import checked_rows
-from align.data.sources import files_record
+from align.data.read.rows import iter_valid_rows
+from align.data.sources import build_files_input
 from align.models.adapters import WEIGHTS_FILE, attach, read_tensors, save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
@@ -220,18 +220,18 @@ def test_an_adapter_that_is_replaced_while_it_is_loaded(
 def test_rows_that_changed_after_they_were_hashed(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"rows.{ending}"
     write_rows(path, ["a"] * 5)
-    files_record(str(path), "data.path")
-    assert len(list(checked_rows(path))) == 5
+    build_files_input(str(path), "data.path")
+    assert len(list(iter_valid_rows(path))) == 5
     write_rows(path, ["b"] * 5)
     with pytest.raises(CorruptFile, match="changed after it was hashed"):
-        list(checked_rows(path))
+        list(iter_valid_rows(path))
 
 
 def test_rows_that_are_added_while_they_are_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_rows(path, ["a"] * 5)
-    files_record(str(path), "data.path")
-    rows = checked_rows(path)
+    build_files_input(str(path), "data.path")
+    rows = iter_valid_rows(path)
     next(rows)
     with path.open("a") as file:
         file.write('{"prompt": "c", "completion": "d"}\n')

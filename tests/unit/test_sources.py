@@ -12,7 +12,7 @@ import pytest
 from align.core.errors import CorruptFile, InputError
 from align.core.types import Conversation
 from align.data.read.records import read_documents
-from align.data.sources import DataSource, data_record, documents, prompts, question
+from align.data.sources import DataSource, build_data_input, question, read_documents_of_split, read_source_prompts
 
 
 def said(role: str, content: str) -> dict[str, str]:
@@ -70,8 +70,8 @@ def test_a_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write(tmp_path / "d.jsonl", {"text": "a"})
     monkeypatch.setenv("HOME", str(tmp_path))
     data = DataSource(name="jsonl", path="~/d.jsonl", held_out=0.0)
-    assert documents(data, "train") == ["a"]
-    assert len(data_record(data).digest) == 64
+    assert read_documents_of_split(data, "train") == ["a"]
+    assert len(build_data_input(data).digest) == 64
 
 
 GOOD = b'{"text": "a"}\n'
@@ -110,7 +110,7 @@ def test_files_that_are_no_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.path=.*absent\.jsonl"):
         read_documents(tmp_path / "absent.jsonl")
     with pytest.raises(InputError, match=r"data\.path=.*no such file"):
-        data_record(jsonl(tmp_path / "absent.jsonl"))
+        build_data_input(jsonl(tmp_path / "absent.jsonl"))
     (tmp_path / "empty.jsonl").write_bytes(b"\n\n")
     with pytest.raises(InputError, match=r"data\.path=.*is empty"):
         read_documents(tmp_path / "empty.jsonl")
@@ -135,28 +135,30 @@ def asked(found: list[Any]) -> set[str]:
 
 def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     data = jsonl(write(tmp_path / "d.jsonl", *rows(400)))
-    train, test = documents(data, "train"), documents(data, "test")
+    train, test = read_documents_of_split(data, "train"), read_documents_of_split(data, "test")
     assert len(train) + len(test) == 400
     assert not asked(train) & asked(test)
     assert 60 < len(test) < 140
-    assert asked(prompts(data, "train")) == asked(train)
-    assert asked(prompts(data, "test")) == asked(test)
+    assert asked(read_source_prompts(data, "train")) == asked(train)
+    assert asked(read_source_prompts(data, "test")) == asked(test)
 
 
 def test_the_division_follows_the_question_and_not_the_place(tmp_path: Path) -> None:
     first = jsonl(write(tmp_path / "a.jsonl", *rows(60)))
     again = [{"prompt": r["prompt"], "completion": "Another."} for r in rows(60)]
     second = jsonl(write(tmp_path / "b.jsonl", *rows(90)[60:], *again[::-1], *rows(60)))
-    held = asked(documents(first, "test"))
+    held = asked(read_documents_of_split(first, "test"))
     assert 0 < len(held) < 60
-    assert held == asked(documents(second, "test")) & asked(documents(first, "test") + documents(first, "train"))
-    assert not held & asked(documents(second, "train"))
+    assert held == asked(read_documents_of_split(second, "test")) & asked(
+        read_documents_of_split(first, "test") + read_documents_of_split(first, "train")
+    )
+    assert not held & asked(read_documents_of_split(second, "train"))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_a_small_file_still_holds_one_row_out(tmp_path: Path, count: int) -> None:
     data = jsonl(write(tmp_path / "d.jsonl", *rows(count)), held_out=1e-6)
-    train, test = documents(data, "train"), documents(data, "test")
+    train, test = read_documents_of_split(data, "train"), read_documents_of_split(data, "test")
     assert (len(train), len(test)) == (count - 1, 1)
     assert not asked(train) & asked(test)
 
@@ -165,21 +167,25 @@ def test_nothing_for_one_side_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", *rows(4))
     data = jsonl(path, held_out=1.0)
     with pytest.raises(InputError, match=r"no row to train on.*data\.held_out"):
-        documents(data, "train")
+        read_documents_of_split(data, "train")
     with pytest.raises(InputError, match=r"no question to train on.*data\.held_out"):
-        prompts(data, "train")
+        read_source_prompts(data, "train")
     with pytest.raises(InputError, match=r"no question to measure on.*data\.eval_path"):
-        prompts(jsonl(path, held_out=0.0), "test")
+        read_source_prompts(jsonl(path, held_out=0.0), "test")
     plain = jsonl(write(tmp_path / "t.jsonl", {"text": "a"}, {"text": "b"}), held_out=0.0)
     with pytest.raises(InputError, match="no question to train on"):
-        prompts(plain, "train")
+        read_source_prompts(plain, "train")
 
 
 def test_order_follows_the_seed_and_limit_cuts_it(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", *rows(40))
     data = jsonl(path)
-    assert documents(data, "train", 1) == documents(data, "train", 1) != documents(data, "train", 2)
-    assert documents(jsonl(path, limit=5), "train", 1) == documents(data, "train", 1)[:5]
+    assert (
+        read_documents_of_split(data, "train", 1)
+        == read_documents_of_split(data, "train", 1)
+        != read_documents_of_split(data, "train", 2)
+    )
+    assert read_documents_of_split(jsonl(path, limit=5), "train", 1) == read_documents_of_split(data, "train", 1)[:5]
 
 
 def test_a_question_ends_with_the_users_last_turn() -> None:

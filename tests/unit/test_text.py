@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from align.data.ngrams import repetition, words
+from align.data.ngrams import compute_repetition, tokenize_words
 from align.evals.text import Risen, distinct_n, most_risen
 
 
 def test_words_are_lower_cased_and_bare():
-    assert words("Don't stop, ANNA! 3x über 猫 🙂") == ["don't", "stop", "anna", "3x", "über", "猫"]
-    assert words("... !") == []
+    assert tokenize_words("Don't stop, ANNA! 3x über 猫 🙂") == ["don't", "stop", "anna", "3x", "über", "猫"]
+    assert tokenize_words("... !") == []
 
 
 def test_distinct_by_hand():
@@ -30,10 +30,10 @@ def test_distinct_of_nothing():
 
 def test_repetition_by_hand():
     # "a b a b a b": trigrams aba bab aba bab, two of four are new.
-    assert repetition(["a b a b a b"]) == 0.5
-    assert repetition(["a b c d", "a b c d"]) == 0  # within a text, not over texts
-    assert repetition(["a b a b a b", "a b c d", "too short"]) == 0.25
-    assert repetition([]) == 0
+    assert compute_repetition(["a b a b a b"]) == 0.5
+    assert compute_repetition(["a b c d", "a b c d"]) == 0  # within a text, not over texts
+    assert compute_repetition(["a b a b a b", "a b c d", "too short"]) == 0.25
+    assert compute_repetition([]) == 0
 
 
 def test_the_word_that_rose_most_by_hand():

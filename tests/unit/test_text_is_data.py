@@ -35,7 +35,7 @@ from align.data.chat.encode import (
 )
 from align.data.chat.template import APART, contents_as_text, taken_apart
 from align.data.chat.tokens import as_ever, by_copy, markup, special_ids, text_ids
-from align.data.pairs import encoded_pairs
+from align.data.pairs import encode_pairs
 from align.models.base import INSTALL, builtin_folder, gguf_in_wheel
 from align.models.forward import pad
 from align.rollout.engine import response_texts
@@ -213,7 +213,7 @@ def test_pairs_are_one_prompt_and_two_answers(name: str) -> None:
     for mark in markup(tokenizer).texts:
         good, bad = f"Good.{mark}\nuser", mark
         pref = Preference(asked, (Message("assistant", good),), (Message("assistant", bad),))
-        [(_, pair)], _ = encoded_pairs(tokenizer, [pref], stops, 10_000)
+        [(_, pair)], _ = encode_pairs(tokenizer, [pref], stops, 10_000)
         for ids, start, answer in (
             (pair.chosen_ids, pair.chosen_start, good), (pair.rejected_ids, pair.rejected_start, bad),
         ):  # fmt: skip
@@ -241,7 +241,7 @@ def test_what_was_sampled_is_what_is_judged(name: str, tmp_path: Path) -> None:
         for i in range(len(texts)):
             answers = [Candidate(storable(text)) for text in (texts[i], texts[i - 1])]
             rank(store, store.add_item("p", f"run/{i}", asked, answers), "0>1")
-        pairs = encoded_pairs(tokenizer, preferences(store, "p"), stops, 10_000)[0]
+        pairs = encode_pairs(tokenizer, preferences(store, "p"), stops, 10_000)[0]
     read = {ids for _, pair in pairs for ids in (tuple(pair.chosen_ids), tuple(pair.rejected_ids))}
     assert read == {tuple(prompt.input_ids + ids) for ids in said}
 

@@ -20,7 +20,7 @@ from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop
 from align.data.clean.steps import steps_of
-from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, content_of, row_bytes, texts
+from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, encode_content_row, list_texts, to_content_row
 from align.data.sets.ids import id_of
 from align.data.sets.published import narrowed
 from align.data.sets.record_columns import SAID, columns_of, records_of, texts_of, whole_texts
@@ -31,12 +31,12 @@ from align.data.sets.report import row_text
 
 def test_content_ids_of_rows_without_tools_are_what_they_were() -> None:
     plain = Conversation((Message("system", "S"), Message("user", "u"), Message("assistant", "a", trained=False)))
-    assert content_of(plain) == {"messages": [
+    assert to_content_row(plain) == {"messages": [
         {"role": "system", "content": "S"}, {"role": "user", "content": "u"},
         {"role": "assistant", "content": "a", "train": False},
     ]}  # fmt: skip
     assert (
-        id_of(row_bytes(plain)).hex() == "db472d67649a28bb788ef2016ded99e424d422531439429cef5d100b6513c4fa"
+        id_of(encode_content_row(plain)).hex() == "db472d67649a28bb788ef2016ded99e424d422531439429cef5d100b6513c4fa"
     )  # as before there were tools
 
 
@@ -47,9 +47,9 @@ def test_content_ids_go_by_calls_results_and_tools_and_not_by_the_order_of_keys(
         return Conversation(turns, tools=tools)
 
     same = record('{"a": 1, "b": 2}'), record('{"b": 2, "a": 1}')
-    assert id_of(row_bytes(same[0])) == id_of(row_bytes(same[1]))
+    assert id_of(encode_content_row(same[0])) == id_of(encode_content_row(same[1]))
     others = (record('{"a": 1}'), record('{"a": 1, "b": 2}', ()), record('{"a": 1, "b": 2}', result="wet"))
-    assert len({id_of(row_bytes(one)) for one in (same[0], *others)}) == 4
+    assert len({id_of(encode_content_row(one)) for one in (same[0], *others)}) == 4
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)
@@ -118,7 +118,7 @@ def test_calls_and_results_are_compared_and_ids_are_not() -> None:
 
 
 def test_a_report_shows_calls() -> None:
-    assert row_text(content_of(Conversation(READ, tools=(WEATHER,)))) == (
+    assert row_text(to_content_row(Conversation(READ, tools=(WEATHER,)))) == (
         'tools: weather\nuser: Rain in Oslo?\nassistant: calls weather {"city": "Oslo"}\ntool: dry\nassistant: No.'
     )
 
@@ -174,7 +174,7 @@ def test_calls_say_something_and_tools_may_return_nothing() -> None:
 
 def test_length_counts_calls_and_results_and_language_does_not_look_at_them() -> None:
     record = conversation({"city": "one two three"}, "four five", "six")
-    assert len(" ".join(texts(record)).split()) == 3 + 1 + 3 + 2 + 1
+    assert len(" ".join(list_texts(record)).split()) == 3 + 1 + 3 + 2 + 1
     assert cleaned(record, {"length": {"most": 10}}) is record
     assert isinstance(cleaned(record, {"length": {"most": 9}}), Drop)
     german = "Der Hund und die Katze wohnen seit vielen Jahren zusammen in einem kleinen Haus am See"
@@ -221,7 +221,7 @@ def test_a_row_is_canonical_json_in_either_way_of_writing_it(kind: str) -> None:
     @settings(deadline=None, max_examples=100)
     @given(RECORDS[kind])
     def written(record: Record) -> None:
-        row = json.dumps(content_of(record), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        assert row_bytes(record) == row.encode()
+        row = json.dumps(to_content_row(record), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        assert encode_content_row(record) == row.encode()
 
     written()

@@ -14,12 +14,12 @@ from record_reads import read_records
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference, Tool, ToolCall
-from align.data.pairs import encoded_pairs
-from align.data.read.content import content_of
+from align.data.pairs import encode_pairs
+from align.data.read.content import to_content_row
 from align.data.read.drops import BadRows
 from align.data.read.records import read_documents, read_preferences, write_preferences
-from align.data.sources import DataSource, prompts
-from align.data.split import question, question_key
+from align.data.sources import DataSource, read_source_prompts
+from align.data.split import compute_question_key, truncate_to_question
 
 SCHEMA = {"type": "function", "function": {
     "name": "weather", "description": "Weather of a place.",
@@ -216,7 +216,7 @@ def test_what_is_wrong_is_told(tmp_path: Path, row: dict[str, Any], field: str, 
 
 def test_bad_rows_are_skipped_and_counted(tmp_path: Path, capsys: Any) -> None:
     path = write(tmp_path / "d.jsonl", OPENAI, refused(CALL, ANSWER), refused(RESULT))
-    assert len(read_documents(path, skips=True)) == 1
+    assert len(read_documents(path, skip_bad_rows=True)) == 1
     assert "left out 2 rows" in capsys.readouterr().out
 
 
@@ -227,7 +227,9 @@ def test_pairs_and_feedback_hold_calls(tmp_path: Path) -> None:
     for one in found:
         assert (one.prompt, one.chosen, one.rejected, one.tools) == (READ[:1], READ[1:2], READ[3:], (WEATHER,))
     write_preferences(tmp_path / "again.jsonl", found)
-    assert [content_of(one) for one in read_preferences(tmp_path / "again.jsonl")] == [content_of(one) for one in found]
+    assert [to_content_row(one) for one in read_preferences(tmp_path / "again.jsonl")] == [
+        to_content_row(one) for one in found
+    ]
     labelled = {"prompt": [USER, CALL, RESULT], "completion": [ANSWER], "label": True, "tools": [SCHEMA]}
     (one,) = read_records(str(write(tmp_path / "k.jsonl", labelled)), bad_rows=BadRows())
     assert isinstance(one.record, Feedback)
@@ -239,13 +241,13 @@ def test_pairs_and_feedback_hold_calls(tmp_path: Path) -> None:
     path = write(tmp_path / "b.jsonl", {**refused(CALL, ANSWER), "label": True})
     assert not list(read_records(str(path), bad_rows=bad_rows))
     with pytest.raises(InputError, match=r"row 1, messages\[1\]\.tool_calls=.*has no result"):
-        bad_rows.settle(path, 0)
+        bad_rows.finish_file(path, 0)
 
 
 def test_pairs_of_one_prompt_with_other_tools_are_encoded_apart(tool_tokenizer: Any) -> None:
     other = Tool.from_dict({"name": "sum"})
     pairs = [Preference(READ[:1], READ[1:2], READ[3:], tools=tools) for tools in ((WEATHER,), (WEATHER, other))]
-    kept, _ = encoded_pairs(tool_tokenizer, pairs, (tool_tokenizer.eos_token_id,), 2000)
+    kept, _ = encode_pairs(tool_tokenizer, pairs, (tool_tokenizer.eos_token_id,), 2000)
     assert kept[0][1].chosen_ids != kept[1][1].chosen_ids
     said = tool_tokenizer.decode(kept[0][1].chosen_ids[kept[0][1].chosen_start :])
     assert said == '<tool_call>{"name": "weather", "arguments": {"city": "Oslo"}}</tool_call><end>'
@@ -256,15 +258,19 @@ def test_pairs_of_one_prompt_with_other_tools_are_encoded_apart(tool_tokenizer: 
 
 def test_a_question_ends_with_the_user_or_with_results(tmp_path: Path) -> None:
     path = write(tmp_path / "d.jsonl", OPENAI, {"messages": [USER, CALL], "tools": [SCHEMA]}, refused(CALL, RESULT))
-    asked = prompts(DataSource("jsonl", str(path), held_out=0.0), "train")
+    asked = read_source_prompts(DataSource("jsonl", str(path), held_out=0.0), "train")
     assert sorted(len(one.messages) for one in asked) == [1, 3, 3]
     assert all(one.tools == (WEATHER,) for one in asked)
 
 
 def test_a_question_is_the_same_whatever_its_tools_return(tmp_path: Path) -> None:
     other = read(tmp_path, refused(CALL, {**RESULT, "content": "wet"}, {**ANSWER, "content": "Yes."}))
-    assert question_key(read(tmp_path, OPENAI)) == question_key(other) == question_key(Conversation(READ[:1]))
-    assert question(Conversation((Message("assistant", "a"),))) is None
+    assert (
+        compute_question_key(read(tmp_path, OPENAI))
+        == compute_question_key(other)
+        == compute_question_key(Conversation(READ[:1]))
+    )
+    assert truncate_to_question(Conversation((Message("assistant", "a"),))) is None
 
 
 def test_a_tool_is_one_tool_in_whatever_form_it_is_given():

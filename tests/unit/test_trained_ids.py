@@ -15,7 +15,7 @@ import pytest
 from align.core.errors import CorruptFile
 from align.core.types import Conversation, Feedback, Message, Preference, Record, ToolCall
 from align.data.sets.ids import SHA256, kind_under
-from align.data.trained_ids import FILE, Naming, Seen, add_questions, questions_of, write_ids
+from align.data.trained_ids import FILE, IdScheme, TrainedQuestions, add_question_ids, hash_questions, write_trained_ids
 from align.run import file_digest
 
 SYSTEM, HELLO, REPLY = Message("system", "Be brief."), Message("user", "Hello"), Message("assistant", "Hi")
@@ -64,7 +64,7 @@ CASES: dict[str, tuple[Record, list[bytes]]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_questions_of_a_record(case: str):
     record, expected = CASES[case]
-    assert [*questions_of(record)] == expected
+    assert [*hash_questions(record)] == expected
 
 
 def root(leaves: list[bytes]) -> bytes:
@@ -78,26 +78,26 @@ def root(leaves: list[bytes]) -> bytes:
 def test_the_file_and_its_roots(tmp_path: Path):
     """A row that is given twice stands there twice, and is one leaf with its exposure."""
     rows: list[Record] = [Conversation((HELLO, REPLY)), "text", Conversation((AGAIN, REPLY)), "text"]
-    roots = write_ids(tmp_path, rows)
+    roots = write_trained_ids(tmp_path, rows)
     turns = [[{"role": m.role, "content": m.content} for m in row.messages] for row in (rows[0], rows[2])]  # type: ignore[union-attr]
     first, text, other = digest({"messages": turns[0]}), digest({"text": "text"}), digest({"messages": turns[1]})
     assert pq.read_table(tmp_path / FILE)["content_id"].to_pylist() == [first, text, other, text]
     leaves = [first + (1).to_bytes(4, "big"), text + (2).to_bytes(4, "big"), other + (1).to_bytes(4, "big")]
     assert roots == {"data_root": root(leaves).hex(), "data_ids_root": root(sorted([first, text, other])).hex()}
-    shuffled = write_ids(tmp_path, rows[::-1])
+    shuffled = write_trained_ids(tmp_path, rows[::-1])
     assert shuffled["data_root"] != roots["data_root"]
     assert shuffled["data_ids_root"] == roots["data_ids_root"]
 
 
 def test_what_was_written_is_seen(tmp_path: Path):
-    write_ids(tmp_path, [record for record, _ in CASES.values()])
+    write_trained_ids(tmp_path, [record for record, _ in CASES.values()])
     found: dict[Any, set[bytes]] = defaultdict(set)
-    assert add_questions(found, tmp_path / FILE, file_digest(tmp_path / FILE)) == (0, 1)  # a plain text
+    assert add_question_ids(found, tmp_path / FILE, file_digest(tmp_path / FILE)) == (0, 1)  # a plain text
     assert found == {SHA256: {id for _, ids in CASES.values() for id in ids}}
-    seen = Seen({None: found[SHA256]})
+    seen = TrainedQuestions({None: found[SHA256]})
     assert seen.asks([HELLO])
     assert not seen.asks([Message("system", "Be long."), HELLO])  # the system prompt may be what it is about
-    asked_under = Seen(seen.questions, system="Be long.")  # data.system adds it
+    asked_under = TrainedQuestions(seen.questions, system="Be long.")  # data.system adds it
     assert asked_under.asks([Message("system", "Be long."), HELLO])
     assert not seen.asks([AGAIN])
     assert not seen.asks([Message("user", "Hello ")])
@@ -110,32 +110,32 @@ def test_rows_of_a_project_have_ids_under_its_key_and_none_without_it(tmp_path: 
     def kind_of(record: Record) -> Any:
         return kind if isinstance(record, Preference) else SHA256
 
-    roots = write_ids(tmp_path, [pair, "text"], Naming(kind_of, lambda asked: {kind: key}[asked]))
+    roots = write_trained_ids(tmp_path, [pair, "text"], IdScheme(kind_of, lambda asked: {kind: key}[asked]))
     first, other = pq.read_table(tmp_path / FILE).to_pylist()
     assert first["question_ids"] == [hmac.digest(key, asked(HELLO), "sha256")]
     assert (first["project"], first["key_fingerprint"], other["project"]) == ("support", kind.key, None)
     assert roots
     plainly = tmp_path / "plainly"
     plainly.mkdir()
-    write_ids(plainly, [pair])
+    write_trained_ids(plainly, [pair])
     assert pq.read_table(plainly / FILE)["content_id"].to_pylist() != [first["content_id"]]
     assert key.hex() not in (tmp_path / FILE).read_bytes().hex()
-    assert Seen({key: set(first["question_ids"])}).asks([HELLO])
-    assert not Seen({None: set(first["question_ids"])}).asks([HELLO])
+    assert TrainedQuestions({key: set(first["question_ids"])}).asks([HELLO])
+    assert not TrainedQuestions({None: set(first["question_ids"])}).asks([HELLO])
 
-    assert write_ids(tmp_path, [pair, "text"], Naming(kind_of)) == {}  # nobody can say what the set is
+    assert write_trained_ids(tmp_path, [pair, "text"], IdScheme(kind_of)) == {}  # nobody can say what the set is
     without, other = pq.read_table(tmp_path / FILE).to_pylist()
     assert without["content_id"] is None
     assert without["question_ids"] is None
     assert other["content_id"] is not None
     found: dict[Any, set[bytes]] = defaultdict(set)
-    assert add_questions(found, tmp_path / FILE, file_digest(tmp_path / FILE)) == (1, 1)
+    assert add_question_ids(found, tmp_path / FILE, file_digest(tmp_path / FILE)) == (1, 1)
 
 
 @pytest.mark.parametrize("change", [lambda path: path.write_bytes(path.read_bytes() + b"\0"), Path.unlink])
 def test_other_ids_than_those_that_were_published(tmp_path: Path, change: Any):
-    write_ids(tmp_path, ["text"])
+    write_trained_ids(tmp_path, ["text"])
     published = file_digest(tmp_path / FILE)
     change(tmp_path / FILE)
     with pytest.raises(CorruptFile, match=FILE):
-        add_questions(defaultdict(set), tmp_path / FILE, published)
+        add_question_ids(defaultdict(set), tmp_path / FILE, published)

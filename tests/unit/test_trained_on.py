@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from align.data.chat.encode import IGNORED, Encoded, encode_conversation, encode_text
 from align.data.chat.training_view import FILE, ROWS, row_line, tokens_line, write_pair, write_rows
-from align.data.pairs import Pair
+from align.data.pairs import TokenizedPair
 from align.models.base import builtin_folder
 from align.track import read_rows
 
@@ -71,7 +71,7 @@ def test_the_first_rows_are_written(tmp_path: Path) -> None:
 def test_a_pair_shows_what_the_loss_reads(tmp_path: Path) -> None:
     _, tokenizer = family("llama3")
     chosen, rejected = ([*tokenizer("q", add_special_tokens=False).input_ids, *answer] for answer in ([5, 6], [7]))
-    pair = Pair(chosen, rejected, 1, 1)
+    pair = TokenizedPair(chosen, rejected, 1, 1)
     write_pair(tmp_path, tokenizer, pair, answers=True)
     assert [row["trained"] for row in read_rows(tmp_path / FILE)] == [2, 1]
     write_pair(tmp_path, tokenizer, pair, answers=False)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from align.core.errors import InputError
 from align.data.chat.encode import encode
-from align.data.pairs import Pair
+from align.data.pairs import TokenizedPair
 from align.data.read.records import read_documents
 from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
 from align.models.base import find_base
@@ -218,7 +218,9 @@ def test_a_reward_model_starts_from_the_sft_adapter(
 
 def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
     a, b, c = [1, 5], [1, 6, 7], [1, 8]
-    found = group_rankings([("x", Pair(b, a)), ("y", Pair(a, c)), ("x", Pair(b, c)), ("x", Pair(a, c))])
+    found = group_rankings(
+        [("x", TokenizedPair(b, a)), ("y", TokenizedPair(a, c)), ("x", TokenizedPair(b, c)), ("x", TokenizedPair(a, c))]
+    )
     assert found == [Ranking([b, a, c], [(0, 1), (0, 2), (1, 2)]), Ranking([a, c], [(0, 1)])]
     rows = [{"texts": r.texts, "pairs": r.pairs} for r in found]
     batch = collate_rankings(rows, filler=3, judgements=mean_judgements(found))
@@ -231,7 +233,9 @@ def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
 def test_several_judgements_of_one_item_are_one_example() -> None:
     """Two people agree on a above b, and a third does not; one also ranked another item: 4 judgements on 2 rows."""
     a, b, c = [1, 5], [1, 6, 7], [1, 8]
-    found = group_rankings([("x", Pair(a, b)), ("x", Pair(b, a)), ("y", Pair(a, c)), ("x", Pair(a, b))])
+    found = group_rankings(
+        [("x", TokenizedPair(a, b)), ("x", TokenizedPair(b, a)), ("y", TokenizedPair(a, c)), ("x", TokenizedPair(a, b))]
+    )
     assert found == [Ranking([a, b], [(0, 1), (1, 0), (0, 1)]), Ranking([a, c], [(0, 1)])]
     assert mean_judgements(found) == 2
     batch = collate_rankings([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3, judgements=2)

@@ -10,7 +10,7 @@ import pytest
 from align.core.types import Conversation, Message, Preference
 from align.data import training_overlap
 from align.data.dedup.evaluation_overlap import COMMON
-from align.data.training_overlap import SPEAKERS, find_near_questions, spoken
+from align.data.training_overlap import SPEAKER_ROLES, find_near_questions, join_turns_of_roles
 
 WORDS = [f"w{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(60)]
 """Without digits: texts in which these differ are not near to each other."""
@@ -50,7 +50,7 @@ def test_it_finds_what_a_slow_search_finds(seed: int, monkeypatch: pytest.Monkey
         for _ in range(draw.randint(0, 3)):
             words[draw.randrange(len(words))] = draw.choice(WORDS)
         questions.append(" ".join([*words, *draw.choices(WORDS, k=draw.randint(0, 2))]))
-    texts = [text for row in rows for text in (spoken(row, SPEAKERS), row.messages[0].content)]
+    texts = [text for row in rows for text in (join_turns_of_roles(row, SPEAKER_ROLES), row.messages[0].content)]
     slow = {i: rule for i, question in enumerate(questions) if (rule := one_by_one(texts, question))}
     assert {*slow.values()} == {"exact", "ngram", "near"} or seed > 3
     assert find_near_questions(rows, pa.array(questions), 0.7) == slow

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from align.data.read.rows import placed_rows
+from align.data.read.rows import iter_rows
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def rows(path: str | Path, field: str = "data.path", skip: int = 0) -> Iterator[tuple[int, Any]]:
     """Yield the number of each row of a data set, and its columns or its error."""
-    return ((row.number, row.error or row.data) for row in placed_rows(path, field, skip))
+    return ((row.number, row.error or row.data) for row in iter_rows(path, field, skip))
 
 
 def lines(rows: Rows) -> bytes:

@@ -12,8 +12,8 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Preference, Record
 from align.data.chat.encode import IGNORED, Encoded, encode_conversation, encode_text
 from align.data.chat.tokens import special_ids
-from align.data.pairs import Labelled, Pair
-from align.data.read.content import taught
+from align.data.pairs import TokenizedAnswer, TokenizedPair
+from align.data.read.content import join_trained_answer
 from align.run.files import write_text
 from align.track import format_row, format_turn
 
@@ -31,9 +31,9 @@ def sides(record: Record) -> Iterator[tuple[str, str | Conversation]]:
     """Yield what training reads of a record: of a pair its prompt with either answer, on which the loss is."""
     if isinstance(record, Preference):
         for side in ("chosen", "rejected"):
-            yield side, taught(record, getattr(record, side))
+            yield side, join_trained_answer(record, getattr(record, side))
     elif isinstance(record, Feedback):
-        yield "wanted" if record.label else "not wanted", taught(record, record.completion)
+        yield "wanted" if record.label else "not wanted", join_trained_answer(record, record.completion)
     else:
         yield "", record
 
@@ -77,7 +77,7 @@ def write_rows(folder: Path, tokenizer: Any, rows: Sequence[Encoded]) -> None:
     write(folder, (row_line(tokenizer, f"row {i}", row) for i, row in enumerate(rows[:ROWS], 1)))
 
 
-def write_pair(folder: Path, tokenizer: Any, pair: Pair, answers: bool) -> None:
+def write_pair(folder: Path, tokenizer: Any, pair: TokenizedPair, answers: bool) -> None:
     """Write `trained_on.jsonl` of a stage that learns from pairs: its first one.
 
     Args:
@@ -90,7 +90,7 @@ def write_pair(folder: Path, tokenizer: Any, pair: Pair, answers: bool) -> None:
     )
 
 
-def write_labelled(folder: Path, tokenizer: Any, rows: Sequence[Labelled]) -> None:
+def write_labelled(folder: Path, tokenizer: Any, rows: Sequence[TokenizedAnswer]) -> None:
     """Write `trained_on.jsonl` of a stage that learns from answers with a label, of both kinds: the first one of
     each."""
     firsts = {row.wanted: row for row in reversed(rows)}

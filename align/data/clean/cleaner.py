@@ -11,7 +11,7 @@ from typing import Any
 from align.core.types import Record
 from align.data.clean.outcome import Drop, Noted, Step
 from align.data.clean.pii import Pii
-from align.data.read.content import content_of
+from align.data.read.content import to_content_row
 
 WIDTH = 600
 """Characters of a text that an example shows, around the first that changes."""
@@ -106,7 +106,7 @@ class Cleaner:
         kept = counts.examples
         if len(kept) >= self.examples and (not kept or at >= kept[-1]["at"]):
             return
-        shown = self._shown(content_of(before), None if after is None else content_of(after))
+        shown = self._shown(to_content_row(before), None if after is None else to_content_row(after))
         example = {"at": at, "reason": reason, "detail": detail, "before": shown[0], "after": shown[1]}
         self._set_examples(counts, [*kept, example])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from align.core.errors import require
 from align.core.types import Conversation, Document, Feedback, Preference, Record
-from align.data.read.content import texts, turns, with_answer, with_texts
+from align.data.read.content import join_answer, list_texts, list_turns, map_texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,12 @@ Step = Callable[[Record], Outcome]
 
 def said(record: Record) -> str:
     """All texts of a record as one, by which a step sees at one look that the record does not concern it."""
-    return record if isinstance(record, str) else "\n".join(texts(record))
+    return record if isinstance(record, str) else "\n".join(list_texts(record))
 
 
 def spoken(record: Record) -> str:
     """What people and the assistant say in a record, without calls of tools and their results: these are code."""
-    return record if isinstance(record, str) else "\n".join(t.content for t in turns(record) if t.role != "tool")
+    return record if isinstance(record, str) else "\n".join(t.content for t in list_turns(record) if t.role != "tool")
 
 
 def imitated(record: Record) -> list[str]:
@@ -70,8 +70,8 @@ def imitated(record: Record) -> list[str]:
 def sequences(record: Record) -> Sequence[Document]:
     """Return the documents that a record is read as: a pair is two, its prompt with either answer."""
     if isinstance(record, Preference):
-        return [with_answer(record, answer) for answer in (record.chosen, record.rejected)]
-    return [with_answer(record, record.completion) if isinstance(record, Feedback) else record]
+        return [join_answer(record, answer) for answer in (record.chosen, record.rejected)]
+    return [join_answer(record, record.completion) if isinstance(record, Feedback) else record]
 
 
 def rewritten(record: Record, change: Callable[[str], str], named: Callable[[str], str] = str) -> Record | Drop:
@@ -81,7 +81,7 @@ def rewritten(record: Record, change: Callable[[str], str], named: Callable[[str
         named: changes names of arguments of calls.
     """
     try:
-        made = with_texts(record, change, named)
+        made = map_texts(record, change, named)
         return record if made == record else made
     except ValueError:
         return Drop("answers alike", "chosen and rejected are the same after this step")

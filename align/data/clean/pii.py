@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from align.core.redaction import JWT, KEY_SHAPES, PRIVATE_KEY, find_keys
 from align.core.types import Record
 from align.data.clean.outcome import Drop, Noted, check_choice, check_list, rewritten, said
-from align.data.read.content import names_in
+from align.data.read.content import list_argument_names
 
 if TYPE_CHECKING:
     from phonenumbers import PhoneNumberMatch
@@ -439,7 +439,7 @@ class Pii:
         check_list("regions", self.regions, SUPPORTED_REGIONS, "[US, DE]", empty=True)
 
     def __call__(self, record: Record) -> Record | Drop | Noted:
-        kinds = possible("\n".join([said(record), *names_in(record)]), self.kinds)
+        kinds = possible("\n".join([said(record), *list_argument_names(record)]), self.kinds)
         if not kinds:
             return record
         met: set[str] = set()

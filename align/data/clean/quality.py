@@ -13,8 +13,8 @@ from align.core.errors import InputError, require
 from align.core.files import read_text
 from align.core.types import Document, Record
 from align.data.clean.outcome import Drop, check_choice, check_share, check_whole, imitated, sequences
-from align.data.ngrams import ngrams
-from align.data.read.content import texts
+from align.data.ngrams import iter_ngrams
+from align.data.read.content import list_texts
 
 BY = ("characters", "words", "turns", "tokens")
 CountTokens = Callable[[Document], int]
@@ -90,7 +90,7 @@ class Length:
             return 0 if isinstance(one, str) else sum(turn.role != "system" for turn in one.messages)
         if self.count_tokens is not None and self.by == "tokens":
             return self.count_tokens(one)
-        found = texts(one)
+        found = list_texts(one)
         return word_count("\n".join(found)) if self.by == "words" else sum(map(len, found))
 
 
@@ -180,7 +180,7 @@ def repeated_grams(text: str, bound: float, least_words: int) -> float:
     pairs = len(set(pairwise(found)))
     if count - (pairs - N + 2) <= bound * count:
         return 0.0
-    return 1 - len(set(ngrams(found, N))) / count
+    return 1 - len(set(iter_ngrams(found, N))) / count
 
 
 def words(text: str) -> list[str]:

@@ -21,8 +21,8 @@ from align.data.clean.language import Language
 from align.data.clean.outcome import Drop, Step, check_choice, said, sequences, suggest
 from align.data.clean.pii import Pii
 from align.data.clean.quality import Boilerplate, CountTokens, Length, Repetition
-from align.data.read.content import PARTS, content_of
-from align.data.read.messages import check_calls, displayed, messages_of
+from align.data.read.content import MESSAGE_ATTRIBUTES, to_content_row
+from align.data.read.messages import check_calls, format_value, parse_messages
 
 BEHIND: Mapping[str, tuple[str, ...]] = {
     "system": ("",),
@@ -132,16 +132,16 @@ class Function:
         """Raises:
         InputError: the function raises, or returns something else; names the row.
         """
-        row = content_of(record)
+        row = to_content_row(record)
         id = "" if isinstance(record, str) else record.id
-        where = id or displayed(record if isinstance(record, str) else str(row))
+        where = id or format_value(record if isinstance(record, str) else str(row))
         with explain_user_errors(self.field, self.name, f"raised {{error}} for {where}", "Correct the function."):
-            given = self.function(content_of(record))
+            given = self.function(to_content_row(record))
         if given is None:
             return Drop("fn", self.name)
         if isinstance(given, str):
             return Drop(f"fn: {given.strip()[:REASON] or self.name}", self.name)
-        parts = ("text",) if isinstance(record, str) else PARTS[type(record)]
+        parts = ("text",) if isinstance(record, str) else MESSAGE_ATTRIBUTES[type(record)]
         if not isinstance(given, Mapping):
             raise self._returned(f"{type(given).__name__} for {where}")
         if missing := [part for part in parts if part not in given]:
@@ -154,7 +154,7 @@ class Function:
                 made = given["text"]
             else:
                 made = replace(
-                    record, **{part: messages_of(given[part], f"{self.field}, {part}") for part in sorted(changed)}
+                    record, **{part: parse_messages(given[part], f"{self.field}, {part}") for part in sorted(changed)}
                 )
                 for document in sequences(made):
                     turns = enumerate(document.messages) if isinstance(document, Conversation) else ()

@@ -30,30 +30,30 @@ from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, split_name
 from align.data.read.messages import (
     HELPSTEER_TURN,
     HH_TURN,
-    NOT_READ_OF_ROWS,
-    OFFERED,
-    RESULTS,
-    SYSTEM,
+    RESULT_ROLES,
+    SYSTEM_COLUMNS,
+    TOOL_COLUMNS,
     TURN_FIELDS,
+    UNSUPPORTED_COLUMNS,
     Fields,
-    as_turns,
-    refused,
-    says_nothing,
+    build_field_error,
+    is_blank,
+    pairs_to_turns,
 )
-from align.data.read.rows import CELLS, Row, check_values, placed_rows
+from align.data.read.rows import CELL_TYPES, Row, check_values, iter_rows
 
 HELP = "docs/data-formats.md has every shape."
 LABEL = "label"
 """Column that says whether an answer is desirable (KTO)."""
-ANSWER = re.compile(r"((?:response|answer|completion|output|conversation)[ _-]?)([a-z0-9])")
+ANSWER_COLUMN = re.compile(r"((?:response|answer|completion|output|conversation)[ _-]?)([a-z0-9])")
 """Name of a column with one of two answers: its stem and its ending."""
-ENDINGS = (("a", "b"), ("1", "2"), ("0", "1"))
-VERDICTS = ("winner", "preference", "preferred", "better_response_id", "choice", LABEL)
+ANSWER_ENDINGS = (("a", "b"), ("1", "2"), ("0", "1"))
+VERDICT_COLUMNS = ("winner", "preference", "preferred", "better_response_id", "choice", LABEL)
 """Columns that say which answer is better. The first one present is read, the others are metadata."""
-WINNERS = ("winner_model_a", "winner_model_b")
+WINNER_COLUMNS = ("winner_model_a", "winner_model_b")
 """Columns with a flag for each answer. Both are 0 if neither answer is better."""
 
-QUESTIONS = ("prompt", "question", "instruction", "query", "conversations", "messages")
+QUESTION_COLUMNS = ("prompt", "question", "instruction", "query", "conversations", "messages")
 """Columns that may hold the question of a pair or of a ranking. The first one that is not null is read."""
 
 
@@ -62,7 +62,7 @@ class Shape(NamedTuple):
 
     Attributes:
         name: for messages to the user.
-        kind: kind of its records, see `align.data.read.content.kind_of`.
+        kind: kind of its records, see `align.data.read.content.get_record_kind`.
         needs: columns that must be present and not null.
         answer_columns: columns that may hold the answer. Empty if the answer is in `needs`, or a question alone is
             valid.
@@ -107,16 +107,16 @@ SCORED = Shape(
     "completions with scores (UltraFeedback)",
     PREFERENCES,
     ("instruction", "completions"),
-    question_columns=QUESTIONS,
+    question_columns=QUESTION_COLUMNS,
     comment_columns=("correct_answers", "incorrect_answers"),
 )
-ORCA = Shape("Orca pairs", PREFERENCES, ("question", "chosen", "rejected"), question_columns=QUESTIONS)
-PAIRS = Shape("preference pairs", PREFERENCES, ("chosen", "rejected"), question_columns=QUESTIONS)
+ORCA = Shape("Orca pairs", PREFERENCES, ("question", "chosen", "rejected"), question_columns=QUESTION_COLUMNS)
+PAIRS = Shape("preference pairs", PREFERENCES, ("chosen", "rejected"), question_columns=QUESTION_COLUMNS)
 JUDGED = Shape(
     "two answers and a verdict",
     PREFERENCES,
     ("prompt", "response_a", "response_b", "winner"),
-    question_columns=QUESTIONS,
+    question_columns=QUESTION_COLUMNS,
 )
 TREE = Shape("a tree of messages (OASST)", DOCUMENTS, ("prompt",))
 TREE_MESSAGE = Shape("a message of a tree (OASST)", DOCUMENTS, ("message_id", "parent_id", "role", "text"))
@@ -140,24 +140,24 @@ LABELLED = Shape(
 PAIR_SHAPES = (HELPSTEER2, HELPSTEER3, RANKING, ORCA, PAIRS)
 """Shapes that are identified by the columns that they need."""
 SHAPES = (HELPSTEER, *PAIR_SHAPES[:3], SCORED, ORCA, PAIRS, JUDGED, TREE_MESSAGE, LABELLED, *CONVERSATIONS, TEXT)
-ANSWERS = {name for shape in CONVERSATIONS for name in shape.answer_columns}
-BESIDE_TURNS = ("completion", "response", "output", "answer")
+CONVERSATION_ANSWERS = {name for shape in CONVERSATIONS for name in shape.answer_columns}
+ANSWERS_BESIDE_TURNS = ("completion", "response", "output", "answer")
 """Columns that may hold the answer if a conversation ends with the user's turn."""
-USERS = ("user", "human", "prompter")
-COLUMNS = frozenset(
-    {name for shape in SHAPES for name in (*shape.needs, *shape.answer_columns)} - {*VERDICTS, *WINNERS}
-    | {"input", "history", "replies", *SYSTEM, *OFFERED}
+USER_SPEAKERS = ("user", "human", "prompter")
+CONTENT_COLUMNS = frozenset(
+    {name for shape in SHAPES for name in (*shape.needs, *shape.answer_columns)} - {*VERDICT_COLUMNS, *WINNER_COLUMNS}
+    | {"input", "history", "replies", *SYSTEM_COLUMNS, *TOOL_COLUMNS}
 )
 """Columns that hold the content of a row. `label` is one only if its value is a label, see `read_label`."""
 
 
-def shape_of(row: Fields) -> str:
+def find_shape_name(row: Fields) -> str:
     """Return the name of a row's shape. Returns an empty text if it has none."""
-    shape = recognised(row)
+    shape = find_shape(row)
     return shape.name if shape else ""
 
 
-def recognised(row: Fields) -> Shape | None:
+def find_shape(row: Fields) -> Shape | None:
     """Return the shape of a row by its columns. Returns None if no shape fits, or several may."""
     if is_helpsteer(row):
         return HELPSTEER
@@ -166,11 +166,11 @@ def recognised(row: Fields) -> Shape | None:
     if is_tree_message(row):
         return TREE_MESSAGE
     names = tuple([name for name, value in row.items() if value is not None])
-    return shape_of_columns(names, read_label(row.get(LABEL)) is not None)
+    return find_shape_of_columns(names, parse_label(row.get(LABEL)) is not None)
 
 
 @lru_cache(4096)
-def shape_of_columns(names: tuple[str, ...], has_label: bool) -> Shape | None:
+def find_shape_of_columns(names: tuple[str, ...], has_label: bool) -> Shape | None:
     """Return the shape of a row by the names of its columns that are not null. Cached, as most rows of a file have the
     same columns.
 
@@ -184,14 +184,14 @@ def shape_of_columns(names: tuple[str, ...], has_label: bool) -> Shape | None:
             return shape
     if find_judged_columns(names) is not None:
         return JUDGED
-    if "completions" in present and present.intersection(QUESTIONS):
+    if "completions" in present and present.intersection(QUESTION_COLUMNS):
         return SCORED
     if "chosen" in present or "rejected" in present:  # half a pair, which must not be imitated
         return None
     for shape in CONVERSATIONS:
         if present.issuperset(shape.needs):
             has_answer_column = bool(present.intersection(shape.answer_columns)) or not shape.answer_columns
-            if not has_answer_column and present & ANSWERS:  # the answer column belongs to another shape
+            if not has_answer_column and present & CONVERSATION_ANSWERS:  # the answer column belongs to another shape
                 return None
             return LABELLED if has_label and has_answer_column else shape
     return TEXT if "text" in present else None
@@ -232,38 +232,42 @@ class JudgedColumns(NamedTuple):
 def find_judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
     """Find the columns of two answers and of a verdict among the names of a row's columns that are not null. Returns
     None if they are not all there."""
-    verdict = WINNERS if {*names}.issuperset(WINNERS) else (*(name for name in VERDICTS if name in names),)[:1]
+    verdict = (
+        WINNER_COLUMNS
+        if {*names}.issuperset(WINNER_COLUMNS)
+        else (*(name for name in VERDICT_COLUMNS if name in names),)[:1]
+    )
     if not verdict:
         return None
-    by_parts = {match.groups(): name for name in names if (match := ANSWER.fullmatch(name.casefold()))}
+    by_parts = {match.groups(): name for name in names if (match := ANSWER_COLUMN.fullmatch(name.casefold()))}
     stems = [stem for stem, _ in by_parts]
     for (stem, ending), name in by_parts.items():
         if stems.count(stem) != 2:  # more than two answers, such as choices
             continue
-        for first, second in ENDINGS:
+        for first, second in ANSWER_ENDINGS:
             if ending == first and (stem, second) in by_parts:
                 return JudgedColumns((name, by_parts[stem, second]), (first, second), verdict)
     return None
 
 
-def judged_columns_of(row: Fields) -> JudgedColumns | None:
+def find_judged_columns_of_row(row: Fields) -> JudgedColumns | None:
     return find_judged_columns(tuple([name for name, value in row.items() if value is not None]))
 
 
-WORDS: Mapping[str, bool] = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+LABEL_WORDS: Mapping[str, bool] = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 
 
-def read_label(value: Any) -> bool | None:
+def parse_label(value: Any) -> bool | None:
     """Parse a label: true or false, 1 or 0, yes or no, as a value or as text in any case. Returns None for anything
     else."""
     if isinstance(value, str):
-        return WORDS.get(value.strip().casefold())
+        return LABEL_WORDS.get(value.strip().casefold())
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
     return None
 
 
-def label_error(row: Fields, remedy: str) -> InputError:
+def build_label_error(row: Fields, remedy: str) -> InputError:
     """Return the error of a row whose label cannot be parsed, or belongs to no answer.
 
     Args:
@@ -271,60 +275,65 @@ def label_error(row: Fields, remedy: str) -> InputError:
         remedy: how to keep the column as metadata, see `align.data.read.columns.ColumnRules`.
     """
     value = row[LABEL]
-    if read_label(value) is None:
+    if parse_label(value) is None:
         problem = "is no label: true and false, yes and no, 1 and 0 are"
-        return refused(LABEL, value, problem, f"Correct it. {remedy}")
+        return build_field_error(LABEL, value, problem, f"Correct it. {remedy}")
     problem = "stands in a row without a question and its answer, so there is no answer that the label is about"
-    return refused(LABEL, value, problem, f"Give `prompt` and `completion`. {remedy}")
+    return build_field_error(LABEL, value, problem, f"Give `prompt` and `completion`. {remedy}")
 
 
-def question_column(row: Fields, names: Sequence[str] = QUESTIONS) -> str:
+def find_question_column(row: Fields, names: Sequence[str] = QUESTION_COLUMNS) -> str:
     """Return the first of some columns that is not null. Returns the column if there is only one, and an empty text if
     all of several are null."""
     return next((name for name in names if row.get(name) is not None), names[0] if len(names) == 1 else "")
 
 
-def speaker(turn: Fields) -> Any:
+def get_speaker(turn: Fields) -> Any:
     return turn.get("role", turn.get("from"))
 
 
 def ends_with_user(turns: Any) -> bool:
     """Return whether a list of turns ends with a user turn."""
-    return isinstance(turns, list) and bool(turns) and isinstance(turns[-1], Mapping) and speaker(turns[-1]) in USERS
+    return (
+        isinstance(turns, list)
+        and bool(turns)
+        and isinstance(turns[-1], Mapping)
+        and get_speaker(turns[-1]) in USER_SPEAKERS
+    )
 
 
-def answers_beside(row: Fields, shape: Shape) -> list[str]:
+def find_answers_beside_turns(row: Fields, shape: Shape) -> list[str]:
     """Return the columns that hold the answer to a conversation that ends with the user's turn. Mostly empty."""
     if shape.kind == PREFERENCES:
         return []
     turns = next((row[name] for name in ("messages", "conversations") if row.get(name) is not None), None)
-    return [name for name in BESIDE_TURNS if row.get(name) is not None] if ends_with_user(turns) else []
+    return [name for name in ANSWERS_BESIDE_TURNS if row.get(name) is not None] if ends_with_user(turns) else []
 
 
-def unclear(row: Fields, kinds: tuple[str, ...], remedy: str = HELP) -> InputError:
+def build_unknown_shape_error(row: Fields, kinds: tuple[str, ...], remedy: str = HELP) -> InputError:
     """Return the error of a row without a shape. It lists the columns, and the nearest shape with its missing
     columns."""
     columns = ", ".join(map(str, row)) or "(none)"
     problem = "there is nothing to learn from among them"
-    return InputError("columns", columns, problem, nearest_shape(row, kinds) + remedy)
+    return InputError("columns", columns, problem, describe_nearest_shape(row, kinds) + remedy)
 
 
-def nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:
+def describe_nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:
     """Describe in a sentence the shape that lacks least, given a row's columns. Returns an empty text if no column is
     similar. A column weighs more the fewer shapes have it."""
     present = [name for name, value in row.items() if value is not None]
     description = ""
     best_score = 0.0
     for shape in SHAPES:
-        columns = columns_wanted(shape)
+        columns = list_required_columns(shape)
         # `chosen` does not count, as it may be half a pair.
         has_answer_column = any(name in present for name in shape.answer_columns if name != "chosen")
         missing = [
             name for name in columns if name not in present and not (has_answer_column and name in shape.answer_columns)
         ]
         similar = {name: get_close_matches(name, present, 1, 0.75) for name in missing}
-        weights = [WEIGHTS[name] * (1 if name not in similar else 0.3 * len(similar[name])) for name in columns]
-        score = sum(weights) / sum(WEIGHTS[name] for name in columns)
+        weights = [COLUMN_WEIGHTS[name] * (1 if name not in similar else 0.3 * len(similar[name])) for name in columns]
+        score = sum(weights) / sum(COLUMN_WEIGHTS[name] for name in columns)
         if shape.kind in kinds and missing and score > best_score:
             needs = [
                 f"`{name}`" + (f" (is it `{close_names[0]}`?)" if close_names else "")
@@ -335,43 +344,44 @@ def nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:
     return description
 
 
-def columns_wanted(shape: Shape) -> tuple[str, ...]:
+def list_required_columns(shape: Shape) -> tuple[str, ...]:
     """Return the columns that a shape needs, with the first of its answer columns."""
     return (*shape.needs, *shape.answer_columns[:1])
 
 
-WEIGHTS = {
-    name: 1 / count for name, count in Counter(name for shape in SHAPES for name in columns_wanted(shape)).items()
+COLUMN_WEIGHTS = {
+    name: 1 / count
+    for name, count in Counter(name for shape in SHAPES for name in list_required_columns(shape)).items()
 }
 
 
-EVALUATED = "data.eval_path"
+EVAL_PATH = "data.eval_path"
 """Setting of a second file with the same column rules. It may lack columns that are kept as metadata."""
-FIRST = 16
+ROWS_TO_LIST = 16
 """Rows whose columns are listed if one is missing."""
-LONGEST = 40
+MAX_METADATA_CHARACTERS = 40
 """Maximum mean length, in characters, of the texts of a metadata column."""
-CONTEXT = split_names(
+CONTEXT_COLUMNS = split_names(
     "input inputs context contexts passage passages paragraph paragraphs document documents article "
     "articles background story premise hypothesis table schema"
 )
 """Columns that belong to the question, in the order in which they are written below it."""
-CHOICES = ("choices", "options", "answer_choices", "endings")
+CHOICE_COLUMNS = ("choices", "options", "answer_choices", "endings")
 """Columns that list the choices of a question."""
-LETTERED = re.compile(r"(?:option|choice|opt|op)[ _-]?([a-r]|\d{1,2})")
+CHOICE_COLUMN = re.compile(r"(?:option|choice|opt|op)[ _-]?([a-r]|\d{1,2})")
 """Name of a column with one choice. `a`, `b`, `c` … hold choices too if a row has these three."""
 OPTION_TEXTS = ("text", "value", "content", "option")
 OPTION_LABELS = ("label", "key", "id", "letter")
 """Fields of a choice that is an object: its text and its letter."""
-LONGEST_LABEL = 3
+MAX_LABEL_CHARACTERS = 3
 """Maximum characters of a choice's label. Longer ones are ids, which letters replace."""
 REPLY_FIELDS = {"message", "finish_reason", "logprobs", "delta", "index"}
 """Fields of an entry of `choices` in a logged API response."""
 TITLES = ("title", "heading", "name")
 BODIES = ("text", "content", "contents", "page_content", "passage", "body", "document", "paragraph", "snippet")
 """Fields of a document that is an object: its title and its text."""
-WRITTEN_FIELDS = {*TITLES, *BODIES, *OPTION_TEXTS, *OPTION_LABELS}
-ASKS = frozenset((*QUESTIONS, "instructions", "problem", "code"))
+RENDERED_FIELDS = {*TITLES, *BODIES, *OPTION_TEXTS, *OPTION_LABELS}
+QUESTION_NAMES = frozenset((*QUESTION_COLUMNS, "instructions", "problem", "code"))
 """Question columns, of which a row's shape reads one. A second one is refused, however short its texts are."""
 ALIASES = {
     "chosen_response": "chosen",
@@ -380,14 +390,24 @@ ALIASES = {
     **dict.fromkeys(("system_message", "system prompt", "system message", "systemprompt"), "system"),
 }
 """Other names of columns → ours."""
-OTHERS_READ = split_names(
+ATTRIBUTE_COLUMNS = split_names(
     "label helpfulness overall_preference preference_strength margin deleted message_tree_id metadata"
 )
-KNOWN = frozenset((*COLUMNS, *CONTEXT, *CHOICES, *ALIASES, *OTHERS_READ, *VERDICTS, *WINNERS))
+KNOWN_NAMES = frozenset(
+    (
+        *CONTENT_COLUMNS,
+        *CONTEXT_COLUMNS,
+        *CHOICE_COLUMNS,
+        *ALIASES,
+        *ATTRIBUTE_COLUMNS,
+        *VERDICT_COLUMNS,
+        *WINNER_COLUMNS,
+    )
+)
 """Column names that are matched in any case."""
-OF_TURNS = "[]."
+TURN_FIELD_INFIX = "[]."
 """Infix of a turn field's column name: `messages[].mood`."""
-WITHIN = "metadata."
+METADATA_PREFIX = "metadata."
 """Prefix of the column name of a field of the object `metadata`."""
 IDENTIFYING = frozenset(
     split_names(
@@ -396,37 +416,47 @@ IDENTIFYING = frozenset(
     )
 )
 """Columns that are metadata, however long their texts are."""
-CHECKED_BY = frozenset(
+REFERENCE_COLUMNS = frozenset(
     split_names(
         "answer answers expected reference references solution solutions target targets test tests check "
         "checks rubric ground_truth rejected chosen completion response output label"
     )
 )
 """Columns that graders check answers against. They are kept with prompts, which are answered and not imitated."""
-COMMENTING = CHECKED_BY.union(
+REVEALING_COLUMNS = REFERENCE_COLUMNS.union(
     split_names(
         "explanation explanations rationale rationales reason reasoning justification feedback critique "
         "comment comments"
     )
 )
 """Columns that would reveal the answer, so that errors do not suggest them as part of the question."""
-NAMED_ANSWER = ANSWERS.union(
+ANSWER_NAMES = CONVERSATION_ANSWERS.union(
     split_names("answers answerkey answer_key correct_answer correct_answers best_answer preference")
 )
 """Columns that hold an answer, or say which one is right."""
-OF_SEVERAL = re.compile(r"(?:response|answer|completion|output)[ _-]?[abc0-3]|answers|correct_answers|preference")
+ANSWER_OF_SEVERAL = re.compile(
+    r"(?:response|answer|completion|output)[ _-]?[abc0-3]|answers|correct_answers|preference"
+)
 """Answer columns that hold one of several answers, or all of them, or say which one is better."""
 ANSWER_LABEL = re.compile(r"[(\[]?([A-Za-z]|\d{1,2})[)\].:]?")
 """Answer that is the label of a choice: `B`, `(b)` or `2.`."""
-ABOUT_PAIRS = split_names(
+PAIR_ATTRIBUTES = split_names(
     "margin strength id group_id annotator source guideline_version created_at chosen_ended rejected_ended scorer"
 )
 """Columns that become attributes of a preference pair."""
-OURS = {*KNOWN, "winner_tie", *CHECKED_BY, *ABOUT_PAIRS, *IDENTIFYING, *ASKS, *ascii_lowercase}
+RENAME_TARGETS = {
+    *KNOWN_NAMES,
+    "winner_tie",
+    *REFERENCE_COLUMNS,
+    *PAIR_ATTRIBUTES,
+    *IDENTIFYING,
+    *QUESTION_NAMES,
+    *ascii_lowercase,
+}
 """Names that a column may be renamed to: those that are read or identify metadata."""
-ABOUT_TURNS = ("role", "from", "type", "id", "name", "tool_call_id")
+TURN_ATTRIBUTES = ("role", "from", "type", "id", "name", "tool_call_id")
 """Fields of a turn that hold no text."""
-OF_SPAN = {"text", "answer_start", "answer_end", "start", "end", "id", "answer_id"}
+SPAN_FIELDS = {"text", "answer_start", "answer_end", "start", "end", "id", "answer_id"}
 """Fields of an answer with its text and its position in the passage, but no score."""
 
 
@@ -457,7 +487,7 @@ class ColumnRules:
         """
         data: dict[str, Any] = row.data
         has_answer_list = not isinstance(data.get("answer"), str | None)
-        if not (self.columns or self.metadata or row.texts or has_answer_list) and keeps_names(tuple(data)):
+        if not (self.columns or self.metadata or row.texts or has_answer_list) and can_skip_rules(tuple(data)):
             return row
         folded_metadata = {fold(name) for name in self.metadata if name not in data}
         metadata_columns = {
@@ -468,39 +498,41 @@ class ColumnRules:
         if metadata_columns:
             data = {name: value for name, value in data.items() if name not in metadata_columns}
         if self.columns:
-            data, displaced = renamed(data, self.columns)
+            data, displaced = rename_columns(data, self.columns)
             metadata_columns |= displaced
-        for ours, theirs in names_alike(tuple(data)):
+        for ours, theirs in find_case_conflicts(tuple(data)):
             null_name = next((name for name in (theirs, ours) if data.get(name) is None), None)
             if null_name is None:
                 problem = f"stands beside `{ours}`, and case does not tell columns apart"
-                raise refused(theirs, data[theirs], problem, f"Rename one of the two. {self.keep([theirs])}")
+                raise build_field_error(
+                    theirs, data[theirs], problem, f"Rename one of the two. {self.suggest_metadata([theirs])}"
+                )
             data = {name: value for name, value in data.items() if name != null_name}
-        if new_names := known_names(tuple(data)):
+        if new_names := find_canonical_names(tuple(data)):
             data = {new_names.get(name, name): value for name, value in data.items()}
         if row.texts:
-            data = CELLS.typed(data)
+            data = CELL_TYPES.typed(data)
             check_values(data)
-        data, answer_lists = with_first_answer(data)
-        data = self.with_whole_question(data)
+        data, answer_lists = select_first_answer(data)
+        data = self.complete_question(data)
         return row._replace(data=data, kept_as_metadata={**metadata_columns, **answer_lists})
 
-    def keep(self, names: Iterable[str]) -> str:
+    def suggest_metadata(self, names: Iterable[str]) -> str:
         """Return the sentence that says how to keep columns as metadata, with the setting to copy."""
-        return self._setting(
-            "To keep it as metadata", "metadata", f"[{', '.join(map(quoted, [*self.metadata, *names]))}]"
+        return self._format_setting(
+            "To keep it as metadata", "metadata", f"[{', '.join(map(quote_name, [*self.metadata, *names]))}]"
         )
 
-    def use(self, name: str) -> str:
+    def suggest_context(self, name: str) -> str:
         """Return the sentence that says how to make a column part of the question, with the setting to copy."""
-        ours = next((ours for ours in ("context", *CONTEXT) if ours not in self.columns), "context")
-        return self._rename("If it belongs to the question", {ours: name})
+        ours = next((ours for ours in ("context", *CONTEXT_COLUMNS) if ours not in self.columns), "context")
+        return self._suggest_renaming("If it belongs to the question", {ours: name})
 
-    def _rename(self, condition: str, names: Mapping[str, str]) -> str:
-        pairs = ", ".join(f"{ours}: {quoted(theirs)}" for ours, theirs in {**self.columns, **names}.items())
-        return self._setting(condition, "columns", f"{{{pairs}}}")
+    def _suggest_renaming(self, condition: str, names: Mapping[str, str]) -> str:
+        pairs = ", ".join(f"{ours}: {quote_name(theirs)}" for ours, theirs in {**self.columns, **names}.items())
+        return self._format_setting(condition, "columns", f"{{{pairs}}}")
 
-    def _setting(self, condition: str, key: str, value: str) -> str:
+    def _format_setting(self, condition: str, key: str, value: str) -> str:
         if self.source:
             return f"{condition}, write {{path: …, {key}: {value}}}."
         return f'{condition}: "data.{key}={value}".'
@@ -513,43 +545,43 @@ class ColumnRules:
         """
         if shape is not TEXT and has_answer(row, shape):
             return
-        answer_columns = answers_beside(row, shape)
+        answer_columns = find_answers_beside_turns(row, shape)
         names = [name for name in row if row[name] is not None and is_answer(str(name)) and name not in answer_columns]
         if not names:
             return
         name = names[0]
-        remedy = self.keep(names)
-        if isinstance(row[name], str) and not OF_SEVERAL.fullmatch(fold(name)):
+        remedy = self.suggest_metadata(names)
+        if isinstance(row[name], str) and not ANSWER_OF_SEVERAL.fullmatch(fold(name)):
             ours = {"question": "text", "answer": name} if shape is TEXT else {shape.default_answer: name}
-            remedy = f"{self._rename('If it is the answer', ours)} {remedy}"
-        raise refused(name, row[name], "is named as an answer, and the row is read without one", remedy)
+            remedy = f"{self._suggest_renaming('If it is the answer', ours)} {remedy}"
+        raise build_field_error(name, row[name], "is named as an answer, and the row is read without one", remedy)
 
-    def with_whole_question(self, data: dict[str, Any]) -> dict[str, Any]:
+    def complete_question(self, data: dict[str, Any]) -> dict[str, Any]:
         """Return a row whose question has its context and choices below it, and the turns of `history` before it.
 
         Raises:
             InputError: a context or the history cannot be part of the question.
         """
-        names = [name for name in context_columns(tuple(data)) if not says_nothing(data[name])]
+        names = [name for name in find_context_columns(tuple(data)) if not is_blank(data[name])]
         history = data.get("history")
-        if not names and says_nothing(history):
+        if not names and is_blank(history):
             return data
-        shape = recognised(data)
-        question_columns = asking_columns(data, shape)
+        shape = find_shape(data)
+        question_columns = find_question_columns(data, shape)
         if shape is None and not question_columns:  # the row's parser raises the error
             return data
-        data = self.with_context(data, names, question_columns, shape)
-        if says_nothing(history) or question_columns == ("instruction",):  # parsed with its history later
+        data = self.append_context(data, names, question_columns, shape)
+        if is_blank(history) or question_columns == ("instruction",):  # parsed with its history later
             return data
-        earlier_turns = turns_before(history)
+        earlier_turns = parse_history(history)
         if earlier_turns is None:
-            raise self._homeless(data, "history", "is no list of [question, answer]")
+            raise self._build_context_error(data, "history", "is no list of [question, answer]")
         question = data[question_columns[0]] if len(question_columns) == 1 else None
         if not isinstance(question, str) or is_transcript(question):
-            raise self._homeless(data, "history", "stands beside no question that is one text")
+            raise self._build_context_error(data, "history", "stands beside no question that is one text")
         return {**data, question_columns[0]: [*earlier_turns, {"role": "user", "content": question}], "history": None}
 
-    def with_context(
+    def append_context(
         self, data: dict[str, Any], names: list[str], question_columns: Sequence[str], shape: Shape | None
     ) -> dict[str, Any]:
         """Return a row whose question has its context and choices below it, one per line.
@@ -563,63 +595,65 @@ class ColumnRules:
         if names == ["input"] and question_columns == ("instruction",) and (shape is None or shape.kind != PREFERENCES):
             return data  # the Alpaca parser appends it in the same way
         names = [name for name in names if name not in question_columns]
-        question_texts = [text for name in question_columns for text in spoken(data[name])]
+        question_texts = [text for name in question_columns for text in iter_texts(data[name])]
         additions = list[str]()
         last_column = ""
-        for name, rendered in self._rendered(data, names):
+        for name, rendered in self._iter_contexts(data, names):
             if rendered.labels:
-                is_in_question = self._are_choices_named(data, rendered, "\n".join(question_texts), name)
+                is_in_question = self._has_choices_in_question(data, rendered, "\n".join(question_texts), name)
             else:
-                in_order = name not in CONTEXT
-                is_in_question = any(stands_in(rendered.parts, text, in_order) for text in question_texts)
+                in_order = name not in CONTEXT_COLUMNS
+                is_in_question = any(contains_parts(rendered.parts, text, in_order) for text in question_texts)
             if rendered.parts and not is_in_question:
                 additions.append(rendered.text)
                 last_column = name
         if not additions:
             return data
         if not question_columns:
-            raise self._homeless(data, last_column, "stands beside no question that it could be part of")
+            raise self._build_context_error(data, last_column, "stands beside no question that it could be part of")
         row = dict(data)
         for name in question_columns:
-            row[name] = self._written_below(row[name], "\n".join(additions), name, last_column)
+            row[name] = self._append_to_question(row[name], "\n".join(additions), name, last_column)
         if "input" in names and "instruction" in question_columns:
             row["input"] = None
         return row
 
-    def _rendered(self, row: Fields, names: Sequence[str]) -> Iterator[tuple[str, Rendered]]:
+    def _iter_contexts(self, row: Fields, names: Sequence[str]) -> Iterator[tuple[str, RenderedContext]]:
         """Yield the name and the text of each context column. Columns with one choice each come last, as one entry."""
-        lettered_names = lettered_columns(row)
+        lettered_names = find_choice_columns(row)
         for name in names:
             if name in lettered_names:
                 continue
             value = row[name]
-            if name == "choices" and are_replies(value, answered=any(row.get(key) is not None for key in CHECKED_BY)):
+            if name == "choices" and are_api_replies(
+                value, has_answer=any(row.get(key) is not None for key in REFERENCE_COLUMNS)
+            ):
                 problem = "holds answers as an API logs them, and not what a question lets one choose from"
-                remedy = f"Write the answer into a column `completion`. {self.keep([name])}"
-                raise refused(name, value, problem, remedy)
-            rendered = rendered_choices(value) if name in CHOICES else rendered_context(value)
+                remedy = f"Write the answer into a column `completion`. {self.suggest_metadata([name])}"
+                raise build_field_error(name, value, problem, remedy)
+            rendered = render_choices(value) if name in CHOICE_COLUMNS else render_context(value)
             if rendered is None:
                 problem = "is neither a text nor a list of texts"
-                if name in CHOICES:
+                if name in CHOICE_COLUMNS:
                     problem = "holds a choice that is neither a text nor a number"
-                raise self._homeless(row, name, problem)
+                raise self._build_context_error(row, name, problem)
             yield name, rendered
         if lettered_names:
-            labels = [letter_in(name) for name in lettered_names]
-            rendered = rendered_choices({"label": labels, "text": [row[name] for name in lettered_names]})
+            labels = [parse_choice_letter(name) for name in lettered_names]
+            rendered = render_choices({"label": labels, "text": [row[name] for name in lettered_names]})
             if rendered is None:
-                raise self._homeless(row, lettered_names[0], "is neither a text nor a number")
+                raise self._build_context_error(row, lettered_names[0], "is neither a text nor a number")
             yield lettered_names[0], rendered
 
-    def _are_choices_named(self, row: Fields, choices: Rendered, text: str, name: str) -> bool:
+    def _has_choices_in_question(self, row: Fields, choices: RenderedContext, text: str, name: str) -> bool:
         """Return whether the question already lists its choices, so that an answer's label refers to one of them.
 
         Raises:
             InputError: the answer is a label of no choice, or of different choices in the question and in the column.
         """
-        label = answer_label(row)
+        label = parse_answer_label(row)
         parts = [*filter(None, choices.parts)]
-        question_labels = labels_in(parts, text)
+        question_labels = find_choice_labels(parts, text)
         by_column_label = {
             key.casefold(): part for key, part in zip(choices.labels, choices.parts, strict=True) if part
         }
@@ -629,7 +663,7 @@ class ColumnRules:
         }
         is_choice_text = label in [part.casefold() for part in choices.parts]
         if label is None or (is_choice_text and not candidates):
-            return question_labels is not None or stands_in(parts, text, in_order=True)
+            return question_labels is not None or contains_parts(parts, text, in_order=True)
         if is_choice_text:
             candidates.add(label)
         if len(candidates) == 1:
@@ -638,10 +672,10 @@ class ColumnRules:
         if candidates:
             problem = f"means several choices: {' and '.join(sorted(candidates))}"
         problem = f"stands beside the answer {label.upper()!r}, which {problem}"
-        remedy = f"Write the text of the choice as the answer. {self.keep(choice_columns(row, name))}"
-        raise refused(name, row.get(name), problem, remedy)
+        remedy = f"Write the text of the choice as the answer. {self.suggest_metadata(list_sibling_choices(row, name))}"
+        raise build_field_error(name, row.get(name), problem, remedy)
 
-    def _written_below(self, value: Any, addition: str, question_name: str, context_name: str) -> Any:
+    def _append_to_question(self, value: Any, addition: str, question_name: str, context_name: str) -> Any:
         """Return the value of a question column with lines appended to the question.
 
         Args:
@@ -653,10 +687,12 @@ class ColumnRules:
         if isinstance(value, str):
             if is_transcript(value):
                 problem = f"stands beside a transcript of several turns, `{question_name}`"
-                raise self._homeless({context_name: addition}, context_name, problem)
+                raise self._build_context_error({context_name: addition}, context_name, problem)
             return f"{value}\n{addition}"
         turns = value if isinstance(value, list) else []
-        user_indices = [i for i, turn in enumerate(turns) if isinstance(turn, Mapping) and speaker(turn) in USERS]
+        user_indices = [
+            i for i, turn in enumerate(turns) if isinstance(turn, Mapping) and get_speaker(turn) in USER_SPEAKERS
+        ]
         turn = turns[user_indices[0]] if len(user_indices) == 1 else {}
         content_field = "value" if "from" in turn else "content"
         text = turn.get(content_field)
@@ -666,15 +702,15 @@ class ColumnRules:
             text = [*text, {"type": "text", "text": f"\n{addition}"}]
         else:
             problem = f"stands beside a conversation of {len(user_indices)} turns of the user's, `{question_name}`"
-            raise self._homeless({context_name: addition}, context_name, problem)
+            raise self._build_context_error({context_name: addition}, context_name, problem)
         return [*turns[: user_indices[0]], {**turn, content_field: text}, *turns[user_indices[0] + 1 :]]
 
-    def _homeless(self, row: Fields, name: str, problem: str) -> InputError:
-        remedy = f"Write it into the question. {self.keep(choice_columns(row, name))}"
-        return refused(name, row[name], problem, remedy)
+    def _build_context_error(self, row: Fields, name: str, problem: str) -> InputError:
+        remedy = f"Write it into the question. {self.suggest_metadata(list_sibling_choices(row, name))}"
+        return build_field_error(name, row[name], problem, remedy)
 
 
-def quoted(name: str) -> str:
+def quote_name(name: str) -> str:
     """Return a column name as a setting writes it: in quotes unless it is one word."""
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
         return name
@@ -688,7 +724,7 @@ def is_transcript(text: str) -> bool:
 @lru_cache(4096)
 def is_answer(name: str) -> bool:
     """Return whether a column has the name of an answer, or of one of two compared answers."""
-    return fold(name) in NAMED_ANSWER or OF_SEVERAL.fullmatch(fold(name)) is not None
+    return fold(name) in ANSWER_NAMES or ANSWER_OF_SEVERAL.fullmatch(fold(name)) is not None
 
 
 def has_answer(row: Fields, shape: Shape) -> bool:
@@ -699,7 +735,7 @@ def has_answer(row: Fields, shape: Shape) -> bool:
     return not isinstance(turns, list) or not ends_with_user(turns)
 
 
-class Rendered(NamedTuple):
+class RenderedContext(NamedTuple):
     """A context as text.
 
     Attributes:
@@ -713,7 +749,7 @@ class Rendered(NamedTuple):
     labels: Sequence[str] = ()
 
 
-def stands_in(parts: Sequence[str], text: str, in_order: bool) -> bool:
+def contains_parts(parts: Sequence[str], text: str, in_order: bool) -> bool:
     """Return whether a text contains all parts as whole words: `no` is not found in `know`.
 
     Args:
@@ -731,90 +767,94 @@ def stands_in(parts: Sequence[str], text: str, in_order: bool) -> bool:
 
 
 @lru_cache(4096)
-def keeps_names(names: tuple[str, ...]) -> bool:
+def can_skip_rules(names: tuple[str, ...]) -> bool:
     """Return whether no column needs to be renamed, appended to the question, or reduced to its first answer."""
     special = "history" in names or "answers" in names
-    return not (special or names_alike(names) or known_names(names) or context_columns(names))
+    return not (special or find_case_conflicts(names) or find_canonical_names(names) or find_context_columns(names))
 
 
 @lru_cache(4096)
-def names_alike(names: tuple[str, ...]) -> Sequence[tuple[str, str]]:
+def find_case_conflicts(names: tuple[str, ...]) -> Sequence[tuple[str, str]]:
     """Return pairs of columns whose names differ in case only, for the names that we know."""
     by_name = dict[str, list[str]]()
     for name in names:
-        if fold(name) in KNOWN:
+        if fold(name) in KNOWN_NAMES:
             by_name.setdefault(fold(name), []).append(name)
     groups = (sorted(group, key=lambda name: name != known_name) for known_name, group in by_name.items())
     return [(first, variant) for first, *variants in groups for variant in variants]
 
 
 @lru_cache(4096)
-def known_names(names: tuple[str, ...]) -> Mapping[str, str]:
+def find_canonical_names(names: tuple[str, ...]) -> Mapping[str, str]:
     """Return columns that have one of our names in different case, or an alias of one, with our name."""
     used_names = {*names}
     new_names = dict[str, str]()
     for name in names:
-        ours = name if name in KNOWN else fold(name)
+        ours = name if name in KNOWN_NAMES else fold(name)
         ours = ALIASES.get(ours, ours)
-        if ours in KNOWN and ours not in used_names:
+        if ours in KNOWN_NAMES and ours not in used_names:
             new_names[name] = ours
             used_names.add(ours)
     return new_names
 
 
 @lru_cache(4096)
-def context_columns(names: tuple[str, ...]) -> tuple[str, ...]:
+def find_context_columns(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the columns that belong to the question, in the order in which they are written below it."""
     by_folded_name = {fold(name): name for name in reversed(names)}
-    choice_names = sorted(filter(LETTERED.fullmatch, by_folded_name), key=by_letter)
+    choice_names = sorted(filter(CHOICE_COLUMN.fullmatch, by_folded_name), key=choice_sort_key)
     if len(choice_names) < 2:
         choice_names = []
         if {"a", "b", "c"} <= by_folded_name.keys():
             choice_names = [*takewhile(by_folded_name.__contains__, ascii_lowercase)]
-    return tuple(by_folded_name[name] for name in (*CONTEXT, *CHOICES, *choice_names) if name in by_folded_name)
+    return tuple(
+        by_folded_name[name] for name in (*CONTEXT_COLUMNS, *CHOICE_COLUMNS, *choice_names) if name in by_folded_name
+    )
 
 
-def lettered_columns(row: Fields) -> list[str]:
+def find_choice_columns(row: Fields) -> list[str]:
     """Return the columns of a row that hold one choice each."""
-    return [name for name in context_columns(tuple(row)) if name not in CONTEXT and name not in CHOICES]
+    return [
+        name for name in find_context_columns(tuple(row)) if name not in CONTEXT_COLUMNS and name not in CHOICE_COLUMNS
+    ]
 
 
-def choice_columns(row: Fields, name: str) -> list[str]:
+def list_sibling_choices(row: Fields, name: str) -> list[str]:
     """Return all columns of a row that hold one choice each if `name` is one of them. Returns `name` alone
     otherwise."""
-    names = lettered_columns(row)
+    names = find_choice_columns(row)
     return names if name in names else [name]
 
 
-def letter_in(name: str) -> str:
+def parse_choice_letter(name: str) -> str:
     """Return the letter or number of the choice that a column holds, from its name."""
-    match = LETTERED.fullmatch(fold(name))
+    match = CHOICE_COLUMN.fullmatch(fold(name))
     return (match[1] if match else name.strip()).upper()
 
 
-def by_letter(name: str) -> tuple[int, str]:
+def choice_sort_key(name: str) -> tuple[int, str]:
     """Return the sort key of a choice column: 10 comes after 9."""
-    letter = letter_in(name)
+    letter = parse_choice_letter(name)
     return (int(letter), "") if letter.isdecimal() else (0, letter)
 
 
-def asking_columns(row: Fields, shape: Shape | None) -> tuple[str, ...]:
+def find_question_columns(row: Fields, shape: Shape | None) -> tuple[str, ...]:
     """Return the columns that hold a row's question. This is mostly one; if both answers of a pair repeat the question,
     they are included."""
-    name = question_column(row, CONVERSATION_COLUMNS if shape is None else shape.question_columns)
+    name = find_question_column(row, CONVERSATION_COLUMNS if shape is None else shape.question_columns)
     names = (name,) if name else ()
-    if shape is None or shape.kind != PREFERENCES or (name and not repeats_question(row, name)):
+    if shape is None or shape.kind != PREFERENCES or (name and not is_question_in_answers(row, name)):
         return names
-    return (*names, *sides_of(row))
+    return (*names, *find_answer_columns(row))
 
 
-def sides_of(row: Fields) -> tuple[str, str]:
+def find_answer_columns(row: Fields) -> tuple[str, str]:
     """Return the two answer columns of a pair."""
-    columns = judged_columns_of(row)
+    columns = find_judged_columns_of_row(row)
     return ("chosen", "rejected") if columns is None or row.get("chosen") is not None else columns.answers
 
 
-def repeats_question(row: Fields, question_name: str) -> bool:
+def is_question_in_answers(row: Fields, question_name: str) -> bool:
     """Return whether both answers of a pair are whole conversations that include the question.
 
     Args:
@@ -825,12 +865,12 @@ def repeats_question(row: Fields, question_name: str) -> bool:
         isinstance(side, list)
         and bool(side)
         and isinstance(side[0], Mapping)
-        and speaker(side[0]) in (*USERS, "system")
-        for side in map(row.get, sides_of(row))
+        and get_speaker(side[0]) in (*USER_SPEAKERS, "system")
+        for side in map(row.get, find_answer_columns(row))
     )
 
 
-def turns_before(history: Any) -> list[Any] | None:
+def parse_history(history: Any) -> list[Any] | None:
     """Return a history as a list of messages, given a list of [question, answer] or of messages. Returns None for
     anything else."""
     if not isinstance(history, list):
@@ -838,20 +878,20 @@ def turns_before(history: Any) -> list[Any] | None:
     if all(isinstance(turn, Mapping) and "role" in turn for turn in history):
         return history
     are_pairs = all(isinstance(pair, list) and [*map(type, pair)] == [str, str] for pair in history)
-    return as_turns(history) if are_pairs else None
+    return pairs_to_turns(history) if are_pairs else None
 
 
-def rendered_context(value: Any) -> Rendered | None:
+def render_context(value: Any) -> RenderedContext | None:
     """Return a context as text: a text as it is, or the texts of a list with an empty line between them. Returns None
     for anything else."""
     if isinstance(value, str):
-        return Rendered(value, [value.strip()])
-    parts = [document_text(entry) for entry in value] if isinstance(value, list) else [None]
+        return RenderedContext(value, [value.strip()])
+    parts = [render_document(entry) for entry in value] if isinstance(value, list) else [None]
     texts = [part for part in parts if part]
-    return Rendered("\n\n".join(texts), [part.strip() for part in texts]) if None not in parts else None
+    return RenderedContext("\n\n".join(texts), [part.strip() for part in texts]) if None not in parts else None
 
 
-def document_text(value: Any) -> str | None:
+def render_document(value: Any) -> str | None:
     """Return a document as text: its title on a line of its own, then its text. Returns None if it has no text."""
     if isinstance(value, str | None):
         return value or ""
@@ -864,7 +904,7 @@ def document_text(value: Any) -> str | None:
     return "\n".join(filter(None, (next(titles, ""), next(filter(None, bodies), ""))))
 
 
-def are_replies(value: Any, answered: bool) -> bool:
+def are_api_replies(value: Any, has_answer: bool) -> bool:
     """Return whether a column `choices` holds a logged API response: objects with its fields, or objects without labels
     in a row that has no other answer.
 
@@ -874,16 +914,16 @@ def are_replies(value: Any, answered: bool) -> bool:
     """
     if not isinstance(value, list) or not value or not all(isinstance(entry, Mapping) for entry in value):
         return False
-    have_labels = all(field_of(entry, OPTION_LABELS) is not None for entry in value)
-    return not have_labels and (not answered or any(REPLY_FIELDS & entry.keys() for entry in value))
+    have_labels = all(get_first_field(entry, OPTION_LABELS) is not None for entry in value)
+    return not have_labels and (not has_answer or any(REPLY_FIELDS & entry.keys() for entry in value))
 
 
-def field_of(value: Fields, names: Sequence[str]) -> Any:
+def get_first_field(value: Fields, names: Sequence[str]) -> Any:
     """Return the first of some fields that is not null. Returns None if all are."""
     return next((value[name] for name in names if value.get(name) is not None), None)
 
 
-def rendered_choices(value: Any) -> Rendered | None:
+def render_choices(value: Any) -> RenderedContext | None:
     """Return choices as text, one per line: `A. …`. Labels of the choices are used in place of letters if they are
     short and distinct. An empty choice keeps its letter, except at the end.
 
@@ -893,7 +933,7 @@ def rendered_choices(value: Any) -> Rendered | None:
     labels: Any = ()
     texts = value
     if isinstance(value, str):
-        return Rendered(value, [value.strip()])
+        return RenderedContext(value, [value.strip()])
     if isinstance(value, Mapping):
         texts = value.get("text", value.get("choices"))
         labels = value.get("label", value.get("labels", ()))
@@ -903,10 +943,10 @@ def rendered_choices(value: Any) -> Rendered | None:
     if isinstance(texts, list) and texts and all(isinstance(entry, Mapping) for entry in texts):
         if not all(any(name in entry for name in OPTION_TEXTS) for entry in texts):
             return None
-        labels = [field_of(entry, OPTION_LABELS) for entry in texts]
-        if any(len(str(label)) > LONGEST_LABEL for label in labels):
+        labels = [get_first_field(entry, OPTION_LABELS) for entry in texts]
+        if any(len(str(label)) > MAX_LABEL_CHARACTERS for label in labels):
             labels = ()
-        texts = [field_of(entry, OPTION_TEXTS) for entry in texts]
+        texts = [get_first_field(entry, OPTION_TEXTS) for entry in texts]
     if not isinstance(texts, list) or not all(isinstance(entry, str | int | float | None) for entry in texts):
         return None
     if isinstance(labels, list) and labels and len(labels) != len(texts):
@@ -914,14 +954,14 @@ def rendered_choices(value: Any) -> Rendered | None:
     names = [str(label).strip() for label in labels] if isinstance(labels, list) and all(labels) else []
     if not names or not all(names) or len({*names}) < len(names):
         names = [ascii_lowercase[i].upper() if i < 26 else str(i + 1) for i in range(len(texts))]
-    choices = [choice_text(text) for text in texts]
+    choices = [format_choice(text) for text in texts]
     while choices and not choices[-1]:
         choices.pop()
     lines = [f"{name}. {text}".rstrip(" ") for name, text in zip(names, choices, strict=False)]
-    return Rendered("\n".join(lines), [text.strip() for text in choices], names[: len(choices)])
+    return RenderedContext("\n".join(lines), [text.strip() for text in choices], names[: len(choices)])
 
 
-def labels_in(parts: Sequence[str], text: str) -> list[str] | None:
+def find_choice_labels(parts: Sequence[str], text: str) -> list[str] | None:
     """Return the labels that a text writes before some choices (`A) …`). Returns None if one has no label, or two have
     the same."""
     labels = list[str]()
@@ -933,9 +973,9 @@ def labels_in(parts: Sequence[str], text: str) -> list[str] | None:
     return labels if labels and len({*labels}) == len(labels) else None
 
 
-def answer_label(row: Fields) -> str | None:
+def parse_answer_label(row: Fields) -> str | None:
     """Return the answer of a row if it is a label such as `B`, `(b)` or `2.`. Returns None for other answers."""
-    for name in (*BESIDE_TURNS, "chosen", "messages", "conversations"):
+    for name in (*ANSWERS_BESIDE_TURNS, "chosen", "messages", "conversations"):
         value = row.get(name)
         if isinstance(value, list) and value and isinstance(value[-1], Mapping):
             value = value[-1].get("content", value[-1].get("value"))
@@ -944,34 +984,34 @@ def answer_label(row: Fields) -> str | None:
     return None
 
 
-def choice_text(value: Any) -> str:
+def format_choice(value: Any) -> str:
     """Format a choice: booleans as in JSON, null as an empty text."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def holds_more(value: Any) -> bool:
+def has_unrendered_fields(value: Any) -> bool:
     """Return whether a context or choices hold data that their text does not show, such as scores of documents."""
     objects = [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
     if not objects and not isinstance(value, Mapping):
         return False
-    if any(not WRITTEN_FIELDS.issuperset(entry) for entry in objects):
+    if any(not RENDERED_FIELDS.issuperset(entry) for entry in objects):
         return True
-    rendered = [text.text for text in (rendered_context(value), rendered_choices(value)) if text is not None]
-    return not any(all(text.strip() in rendering for text in leaves(value)) for rendering in rendered)
+    rendered = [text.text for text in (render_context(value), render_choices(value)) if text is not None]
+    return not any(all(text.strip() in rendering for text in iter_leaves(value)) for rendering in rendered)
 
 
-def leaves(value: Any) -> Iterator[str]:
+def iter_leaves(value: Any) -> Iterator[str]:
     """Yield the texts, numbers and booleans within a value, formatted like choices."""
     if isinstance(value, Mapping | list):
         for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from leaves(inner)
+            yield from iter_leaves(inner)
     else:
-        yield choice_text(value)
+        yield format_choice(value)
 
 
-def renamed(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def rename_columns(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a row with columns under our names, and the columns that had these names before. A field of the object
     `metadata` can be renamed as `metadata.FIELD`.
 
@@ -981,14 +1021,18 @@ def renamed(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, Any], d
     sources = dict[str, str]()
     for ours, theirs in columns.items():
         column_list = ", ".join(map(str, data)) or "(none)"
-        if fold(ours) not in OURS and not LETTERED.fullmatch(ours) and not ANSWER.fullmatch(fold(ours)):
+        if (
+            fold(ours) not in RENAME_TARGETS
+            and not CHOICE_COLUMN.fullmatch(ours)
+            and not ANSWER_COLUMN.fullmatch(fold(ours))
+        ):
             problem = f"none of them is read as {ours}, which {theirs} is to be"
             remedy = f"Write our name first. To keep {theirs} as metadata, leave it out of the setting."
             raise InputError("columns", column_list, problem, remedy)
         matches = [name for name in data if fold(name) == fold(theirs)]
         if theirs not in data and not matches:
-            inner = metadata_within(data.get("metadata"))
-            key = theirs.removeprefix(WITHIN)
+            inner = parse_metadata(data.get("metadata"))
+            key = theirs.removeprefix(METADATA_PREFIX)
             if key != theirs and key in inner:
                 data = {**data, theirs: inner.pop(key), "metadata": inner}
         if theirs in data:
@@ -1005,19 +1049,21 @@ def renamed(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, Any], d
             raise InputError("columns", column_list, problem, remedy)
     remaining = {name: value for name, value in data.items() if name not in sources.values()}
     taken = {fold(name) for name, value in remaining.items() if value is not None}
-    for ours in [ours for ours in sources if ours in CONTEXT and ours in taken]:  # both columns belong to the question
-        later_names = CONTEXT[CONTEXT.index(ours) :]
-        free_names = (name for name in (*later_names, *CONTEXT) if name not in taken and name not in sources)
+    for ours in [
+        ours for ours in sources if ours in CONTEXT_COLUMNS and ours in taken
+    ]:  # both columns belong to the question
+        later_names = CONTEXT_COLUMNS[CONTEXT_COLUMNS.index(ours) :]
+        free_names = (name for name in (*later_names, *CONTEXT_COLUMNS) if name not in taken and name not in sources)
         sources = {next(free_names, ours) if name == ours else name: theirs for name, theirs in sources.items()}
     displaced = {name: remaining.pop(name) for name in [*remaining] if name in sources}
     return {ours: data[theirs] for ours, theirs in sources.items()} | remaining, displaced
 
 
-def with_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def select_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a row whose answer is the first of several (SQuAD, TriviaQA, Natural Questions), and the columns with all
     of them. An empty list of answers gives an empty text."""
     answer_lists = {
-        name: texts for name in ("answer", "answers") if (texts := several_answers(data.get(name))) is not None
+        name: texts for name in ("answer", "answers") if (texts := parse_answer_list(data.get(name))) is not None
     }
     # A list with one number per answer may hold scores: then the first answer need not be the best.
     score_counts = {
@@ -1030,14 +1076,14 @@ def with_first_answer(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
     question_shape = next((shape for shape in CONVERSATIONS if remaining.get(shape.needs[0]) is not None), None)
     if not list_columns or question_shape is None:
         return data, {}
-    shape = recognised(remaining)
+    shape = find_shape(remaining)
     if shape is None or shape.kind == PREFERENCES or has_answer(remaining, shape):
         return remaining, list_columns
     texts = answer_lists[next(iter(list_columns))] or [""]
     return {**remaining, question_shape.default_answer: texts[0]}, list_columns
 
 
-def several_answers(value: Any) -> list[str] | None:
+def parse_answer_list(value: Any) -> list[str] | None:
     """Return the answers in a list of texts, a list of objects with `text` and position, or an object with `text` or
     `value`. Returns None for anything else."""
     if isinstance(value, Mapping):
@@ -1046,39 +1092,39 @@ def several_answers(value: Any) -> list[str] | None:
     if not isinstance(value, list):
         return None
     answers: list[Any] = [
-        entry.get("text") if isinstance(entry, Mapping) and entry.keys() <= OF_SPAN else entry for entry in value
+        entry.get("text") if isinstance(entry, Mapping) and entry.keys() <= SPAN_FIELDS else entry for entry in value
     ]
     return [text for text in answers if text.strip()] if all(isinstance(text, str) for text in answers) else None
 
 
-def columns_read(row: Fields, shape: Shape) -> frozenset[str]:
+def list_read_columns(row: Fields, shape: Shape) -> frozenset[str]:
     """Return the columns that the parser of a row reads, context included."""
-    names = columns_of_shape(tuple([name for name, value in row.items() if value is not None]), shape)
-    if context_names := context_columns(tuple(row)):
+    names = list_columns_of_shape(tuple([name for name, value in row.items() if value is not None]), shape)
+    if context_names := find_context_columns(tuple(row)):
         names = (names | {*context_names}) - {
-            name for name in context_names if name not in shape.question_columns and holds_more(row[name])
+            name for name in context_names if name not in shape.question_columns and has_unrendered_fields(row[name])
         }
-    if answer_names := answers_beside(row, shape):
+    if answer_names := find_answers_beside_turns(row, shape):
         names |= {*answer_names}
-    question_name = question_column(row, shape.question_columns) if shape.kind == PREFERENCES else ""
-    return names - {question_name} if question_name and repeats_question(row, question_name) else names
+    question_name = find_question_column(row, shape.question_columns) if shape.kind == PREFERENCES else ""
+    return names - {question_name} if question_name and is_question_in_answers(row, question_name) else names
 
 
 @lru_cache(4096)
-def columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
+def list_columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
     if shape is TREE:
-        return frozenset(("prompt", "replies", "role", "text", "deleted", *NOT_READ_OF_ROWS))
+        return frozenset(("prompt", "replies", "role", "text", "deleted", *UNSUPPORTED_COLUMNS))
     if shape is TREE_MESSAGE:
-        return frozenset((*shape.needs, "message_tree_id", "deleted", *NOT_READ_OF_ROWS))
-    question_name = question_column(dict.fromkeys(names, True), shape.question_columns)
-    read = {*SYSTEM, *OFFERED, *NOT_READ_OF_ROWS, *context_columns(names)}
+        return frozenset((*shape.needs, "message_tree_id", "deleted", *UNSUPPORTED_COLUMNS))
+    question_name = find_question_column(dict.fromkeys(names, True), shape.question_columns)
+    read = {*SYSTEM_COLUMNS, *TOOL_COLUMNS, *UNSUPPORTED_COLUMNS, *find_context_columns(names)}
     if question_name:
         read.add(question_name)
     if shape is JUDGED and (columns := find_judged_columns(names)) is not None:
-        ties = ["winner_tie"] if columns.verdict == WINNERS else []
-        read |= {*ABOUT_PAIRS, *columns.answers, *columns.verdict, *ties}
+        ties = ["winner_tie"] if columns.verdict == WINNER_COLUMNS else []
+        read |= {*PAIR_ATTRIBUTES, *columns.answers, *columns.verdict, *ties}
     elif shape.kind == PREFERENCES:
-        read |= {*ABOUT_PAIRS, *shape.needs} - {*QUESTIONS}
+        read |= {*PAIR_ATTRIBUTES, *shape.needs} - {*QUESTION_COLUMNS}
     elif shape is LABELLED:
         conversation = next(conversation for conversation in CONVERSATIONS if conversation.needs[0] == question_name)
         read |= {*conversation.answer_columns, LABEL}
@@ -1087,9 +1133,9 @@ def columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
     return frozenset(read | ({"input", "history"} if question_name == "instruction" else set()))
 
 
-def unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
+def find_unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
     """Return the columns of a row that no parser reads: its metadata. Columns that are null are left out."""
-    read_names = columns_read(row.data, shape)
+    read_names = list_read_columns(row.data, shape)
     unread = dict[str, Any]()
     turns = dict[str, Any]()
     for name, value in row.data.items():
@@ -1097,31 +1143,31 @@ def unread_columns(row: Row, shape: Shape) -> dict[str, Any]:
             if value is not None:
                 unread[name] = value
         elif type(value) in (list, dict):
-            turns |= turn_fields(name, value)
+            turns |= find_unread_turn_fields(name, value)
     if "metadata" in unread:
-        inner = metadata_within(unread.pop("metadata"))
-        unread |= {f"{WITHIN}{name}" if name in row.data else name: value for name, value in inner.items()}
+        inner = parse_metadata(unread.pop("metadata"))
+        unread |= {f"{METADATA_PREFIX}{name}" if name in row.data else name: value for name, value in inner.items()}
     unread |= turns
     if row.kept_as_metadata:
         unread |= {name: value for name, value in row.kept_as_metadata.items() if value is not None}
     return unread
 
 
-def turn_fields(column: str, value: Any) -> dict[str, list[Any]]:
+def find_unread_turn_fields(column: str, value: Any) -> dict[str, list[Any]]:
     """Return turn fields that no parser reads, under names such as `messages[].mood`, with one value per turn."""
     turns = [value] if isinstance(value, dict) else value
     fields = dict[str, list[Any]]()
     for i, turn in enumerate(turns):
-        if not isinstance(turn, Mapping) or len(turn) == 2 or speaker(turn) is None:
+        if not isinstance(turn, Mapping) or len(turn) == 2 or get_speaker(turn) is None:
             continue
         for name, field_value in turn.items():
-            is_read = name in TURN_FIELDS or (name == "name" and speaker(turn) in RESULTS)
+            is_read = name in TURN_FIELDS or (name == "name" and get_speaker(turn) in RESULT_ROLES)
             if not is_read and field_value not in (None, "", [], {}):
-                fields.setdefault(f"{column}{OF_TURNS}{name}", [None] * len(turns))[i] = field_value
+                fields.setdefault(f"{column}{TURN_FIELD_INFIX}{name}", [None] * len(turns))[i] = field_value
     return fields
 
 
-def metadata_within(value: Any) -> dict[str, Any]:
+def parse_metadata(value: Any) -> dict[str, Any]:
     """Return the fields of the column `metadata`, which may be an object or its JSON text. Any other value is returned
     under the name `metadata`."""
     if isinstance(value, str) and value.startswith("{"):
@@ -1138,7 +1184,7 @@ ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
 """Shared, because `json.dumps` with options makes a new encoder for every row."""
 
 
-def metadata_json(metadata: Fields) -> str | None:
+def encode_metadata(metadata: Fields) -> str | None:
     """Return metadata as JSON text. Returns None if it is empty."""
     if not metadata:
         return None
@@ -1149,11 +1195,11 @@ def metadata_json(metadata: Fields) -> str | None:
         return json.dumps(finite, ensure_ascii=False)
 
 
-Sizes = Mapping[str, Sequence[int]]
+TextSizes = Mapping[str, Sequence[int]]
 """Column → (number of its texts in a row, their total characters)."""
 
 
-def text_sizes(row: Row, shape: Shape, unread: Fields, asked: bool = False) -> Sizes:
+def measure_unread_texts(row: Row, shape: Shape, unread: Fields, is_prompt: bool = False) -> TextSizes:
     """Measure the texts in columns that no parser reads; they decide whether the data set is refused. Texts that repeat
     the row's content are not counted, nor are ids, hashes and URLs.
 
@@ -1166,47 +1212,47 @@ def text_sizes(row: Row, shape: Shape, unread: Fields, asked: bool = False) -> S
     sizes: dict[str, Sequence[int]] = dict.fromkeys(map(str, row.kept_as_metadata), (0, 0))
     if not unread:
         return sizes
-    exempt = exempt_columns(tuple(row.data), shape, asked)
+    exempt = list_exempt_columns(tuple(row.data), shape, is_prompt)
     content_texts: list[str] | None = None
-    metadata_fields = metadata_within(row.data.get("metadata")) if "metadata" in row.data else {}
+    metadata_fields = parse_metadata(row.data.get("metadata")) if "metadata" in row.data else {}
     for column, value in unread.items():
         if column in row.kept_as_metadata:
             continue
-        key = column.removeprefix(WITHIN).rpartition(OF_TURNS)[2]
+        key = column.removeprefix(METADATA_PREFIX).rpartition(TURN_FIELD_INFIX)[2]
         is_nested = key in metadata_fields and (key != column or column not in row.data)
-        name = f"{WITHIN}{key}" if is_nested else column
-        exempt_names = exempt_columns((), shape, asked) if is_nested else exempt
+        name = f"{METADATA_PREFIX}{key}" if is_nested else column
+        exempt_names = list_exempt_columns((), shape, is_prompt) if is_nested else exempt
         is_counted = (
             not isinstance(value, int | float) and key not in exempt_names and key.casefold() not in exempt_names
         )
-        texts = [text for text in spoken(value) if not is_identifier(text)] if is_counted else []
+        texts = [text for text in iter_texts(value) if not is_identifier(text)] if is_counted else []
         if texts:
             if content_texts is None:
-                read_names = columns_read(row.data, shape)
+                read_names = list_read_columns(row.data, shape)
                 content_texts = [
-                    text for column in row.data if column in read_names for text in spoken(row.data[column])
+                    text for column in row.data if column in read_names for text in iter_texts(row.data[column])
                 ]
-            texts = [text for text in texts if not repeats(text, content_texts)]
+            texts = [text for text in texts if not is_repetition(text, content_texts)]
         sizes[name] = (len(texts), sum(map(len, texts)))
     return sizes
 
 
 @lru_cache(4096)
-def exempt_columns(names: tuple[str, ...], shape: Shape, asked: bool) -> frozenset[str]:
+def list_exempt_columns(names: tuple[str, ...], shape: Shape, is_prompt: bool) -> frozenset[str]:
     """Return columns whose texts are metadata however long they are, see `text_sizes`."""
-    exempt = {*IDENTIFYING, *shape.comment_columns, *(CHECKED_BY if asked else ())}
+    exempt = {*IDENTIFYING, *shape.comment_columns, *(REFERENCE_COLUMNS if is_prompt else ())}
     if shape.kind == DOCUMENTS and "chosen" in names:  # the better answer of a pair is imitated
         exempt.add("rejected")
-    exempt |= {*context_columns(names)}  # already in the question, except for fields that are not rendered
-    return frozenset(exempt | ASKS - {*map(fold, names)})  # for fields of `metadata`
+    exempt |= {*find_context_columns(names)}  # already in the question, except for fields that are not rendered
+    return frozenset(exempt | QUESTION_NAMES - {*map(fold, names)})  # for fields of `metadata`
 
 
 def is_identifier(text: str) -> bool:
     """Return whether a long text is an id, a hash or a URL: ASCII without blanks."""
-    return len(text) > LONGEST and text.isascii() and not any(character.isspace() for character in text)
+    return len(text) > MAX_METADATA_CHARACTERS and text.isascii() and not any(character.isspace() for character in text)
 
 
-def repeats(text: str, content_texts: Sequence[str]) -> bool:
+def is_repetition(text: str, content_texts: Sequence[str]) -> bool:
     """Return whether a text is part of one of the row's texts, or a rendering that contains all of them and is at most
     twice as long."""
     may_be_rendering = 2 * sum(map(len, content_texts)) >= len(text)
@@ -1215,24 +1261,24 @@ def repeats(text: str, content_texts: Sequence[str]) -> bool:
     return may_be_rendering and all(content in text for content in content_texts)
 
 
-def spoken(value: Any) -> Iterator[str]:
+def iter_texts(value: Any) -> Iterator[str]:
     """Yield the texts within a value, without roles, ids and names."""
     if isinstance(value, str):
         if value.strip():
             yield value.strip()
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            if name not in ABOUT_TURNS:
-                yield from spoken(inner)
+            if name not in TURN_ATTRIBUTES:
+                yield from iter_texts(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from spoken(inner)
+            yield from iter_texts(inner)
 
 
-def may_be_asked(name: str) -> bool:
+def can_be_context(name: str) -> bool:
     """Return whether an unread column may become part of the question: it does not reveal the answer, and is no turn
     field."""
-    return OF_TURNS not in name and fold(name).removeprefix(WITHIN) not in COMMENTING
+    return TURN_FIELD_INFIX not in name and fold(name).removeprefix(METADATA_PREFIX) not in REVEALING_COLUMNS
 
 
 class UnreadColumns:
@@ -1247,16 +1293,16 @@ class UnreadColumns:
         self.rules = rules
         self.sizes: dict[str, list[int]] = {}
 
-    def add(self, sizes: Sizes) -> None:
+    def add(self, sizes: TextSizes) -> None:
         """Add the text sizes of one or more rows."""
         for name, (text_count, character_count) in sizes.items():
             size = self.sizes.setdefault(str(name), [0, 0])
             size[0] += text_count
             size[1] += character_count
 
-    def add_row(self, row: Row, shape: Shape, asked: bool = False) -> None:
+    def add_row(self, row: Row, shape: Shape, is_prompt: bool = False) -> None:
         """Add the texts of a row, see `text_sizes`."""
-        self.add(text_sizes(row, shape, unread_columns(row, shape), asked))
+        self.add(measure_unread_texts(row, shape, find_unread_columns(row, shape), is_prompt))
 
     def check(self, setting: str, path: str) -> None:
         """Refuse the data set if a column holds long texts, or if no row has a column listed as metadata.
@@ -1270,8 +1316,8 @@ class UnreadColumns:
         """
         metadata_names = {*map(fold, self.rules.metadata)}
         missing = metadata_names - {*map(fold, self.sizes)}
-        if missing and setting != EVALUATED:
-            present = dict.fromkeys(name for row in islice(placed_rows(path), FIRST) for name in row.data)
+        if missing and setting != EVAL_PATH:
+            present = dict.fromkeys(name for row in islice(iter_rows(path), ROWS_TO_LIST) for name in row.data)
             name = next(name for name in self.rules.metadata if fold(name) in missing)
             if present:
                 problem = f"there is no {name} among the columns, which is to be metadata"
@@ -1279,15 +1325,17 @@ class UnreadColumns:
         mean_lengths = {
             name: characters / texts
             for name, (texts, characters) in self.sizes.items()
-            if texts and (characters > LONGEST * texts or fold(name) in ASKS) and fold(name) not in metadata_names
+            if texts
+            and (characters > MAX_METADATA_CHARACTERS * texts or fold(name) in QUESTION_NAMES)
+            and fold(name) not in metadata_names
         }
         if not mean_lengths:
             return
-        first = next(filter(may_be_asked, mean_lengths), next(iter(mean_lengths)))
+        first = next(filter(can_be_context, mean_lengths), next(iter(mean_lengths)))
         problem = f"column {first!r} holds text ({mean_lengths[first]:.0f} characters on average) that nothing reads"
         if len(mean_lengths) > 1:
             problem += f", as do {', '.join(map(repr, [*mean_lengths][1:]))}"
-        remedy = self.rules.keep(mean_lengths)
-        if may_be_asked(first):
-            remedy = f"{self.rules.use(first)} {remedy}"
+        remedy = self.rules.suggest_metadata(mean_lengths)
+        if can_be_context(first):
+            remedy = f"{self.rules.suggest_context(first)} {remedy}"
         raise InputError(setting, path, problem, remedy)

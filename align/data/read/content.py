@@ -19,69 +19,72 @@ DOCUMENTS = "documents"
 PREFERENCES = "preferences"
 FEEDBACK = "feedback"
 """The kinds of records. All records of a data set are of one kind."""
-PARTS: Mapping[type, tuple[str, ...]] = {
+MESSAGE_ATTRIBUTES: Mapping[type, tuple[str, ...]] = {
     Conversation: ("messages",),
     Preference: ("prompt", "chosen", "rejected"),
     Feedback: ("prompt", "completion"),
 }
 """Attributes of a record that hold messages."""
-ENDED = ("chosen_ended", "rejected_ended")
+ENDED_FLAGS = ("chosen_ended", "rejected_ended")
 
 
 def split_names(names: str) -> tuple[str, ...]:
     return tuple(names.split())
 
 
-def kind_of(record: Record) -> str:
+def get_record_kind(record: Record) -> str:
     return {Preference: PREFERENCES, Feedback: FEEDBACK}.get(type(record), DOCUMENTS)
 
 
-def turns(record: Record) -> tuple[Message, ...]:
+def list_turns(record: Record) -> tuple[Message, ...]:
     """Return all turns of a record. A pair gives prompt, chosen and rejected in a row, plain text gives none."""
-    return tuple(turn for part in PARTS.get(type(record), ()) for turn in getattr(record, part))
+    return tuple(turn for part in MESSAGE_ATTRIBUTES.get(type(record), ()) for turn in getattr(record, part))
 
 
-def asked(record: Record) -> Document:
+def extract_prompt(record: Record) -> Document:
     """Return the prompt of a pair or of feedback as a conversation. A document is returned as it is."""
     return Conversation(record.prompt, record.id, record.tools) if isinstance(record, Preference | Feedback) else record
 
 
-def with_answer(record: Preference | Feedback, answer: tuple[Message, ...]) -> Conversation:
+def join_answer(record: Preference | Feedback, answer: tuple[Message, ...]) -> Conversation:
     """Return the prompt of a record followed by one of its answers."""
     return Conversation(record.prompt + answer, record.id, record.tools)
 
 
-def taught(record: Preference | Feedback, answer: tuple[Message, ...]) -> Conversation:
+def join_trained_answer(record: Preference | Feedback, answer: tuple[Message, ...]) -> Conversation:
     """Return the prompt and one answer as training sees them: no prompt turn is trained on, only the answer."""
     prompt = tuple(replace(turn, trained=False) for turn in record.prompt)
-    return with_answer(replace(record, prompt=prompt), answer)
+    return join_answer(replace(record, prompt=prompt), answer)
 
 
-def texts(record: Record) -> list[str]:
+def list_texts(record: Record) -> list[str]:
     """Return all texts of a record in order: contents of turns, tool results among them, and strings in the arguments
     of tool calls. Tool schemas are left out."""
     if isinstance(record, str):
         return [record]
-    messages = turns(record)
+    messages = list_turns(record)
     if not any(turn.tool_calls for turn in messages):  # most have none
         return [turn.content for turn in messages]
     return [
         text
         for turn in messages
-        for text in (turn.content, *(text for call in turn.tool_calls for text in strings(json.loads(call.arguments))))
+        for text in (
+            turn.content,
+            *(text for call in turn.tool_calls for text in iter_strings(json.loads(call.arguments))),
+        )
     ]
 
 
-def strings(value: Any) -> Iterator[str]:
+def iter_strings(value: Any) -> Iterator[str]:
     """Yield the strings within a JSON value in order, without the keys of objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from strings(inner)
+            yield from iter_strings(inner)
 
 
-def names_in(record: Record) -> list[str]:
+def list_argument_names(record: Record) -> list[str]:
     """Return the names of tool call arguments, nested ones included."""
 
     def iter_keys(value: Any) -> Iterator[str]:
@@ -92,11 +95,11 @@ def names_in(record: Record) -> list[str]:
             for inner in value:
                 yield from iter_keys(inner)
 
-    calls = (call for turn in turns(record) for call in turn.tool_calls)
+    calls = (call for turn in list_turns(record) for call in turn.tool_calls)
     return [name for call in calls for name in iter_keys(json.loads(call.arguments))]
 
 
-def with_texts(record: Record, change: Callable[[str], str], change_name: Callable[[str], str] = str) -> Record:
+def map_texts(record: Record, change: Callable[[str], str], change_name: Callable[[str], str] = str) -> Record:
     """Return the record with each of its texts changed. Returns the same object if nothing changes.
 
     Args:
@@ -109,32 +112,32 @@ def with_texts(record: Record, change: Callable[[str], str], change_name: Callab
     if isinstance(record, str):
         return change(record)
     changed = {}
-    for part in PARTS[type(record)]:
+    for part in MESSAGE_ATTRIBUTES[type(record)]:
         old = getattr(record, part)
-        new = tuple(change_turn(turn, change, change_name) for turn in old)
+        new = tuple(map_turn(turn, change, change_name) for turn in old)
         if new != old:
             changed[part] = new
     return replace(record, **changed) if changed else record
 
 
-def change_turn(turn: Message, change: Callable[[str], str], change_name: Callable[[str], str]) -> Message:
+def map_turn(turn: Message, change: Callable[[str], str], change_name: Callable[[str], str]) -> Message:
     content = change(turn.content)
     if not turn.tool_calls:
         return turn if content == turn.content else replace(turn, content=content)
     calls = tuple(
-        replace(call, arguments=dump_json(with_strings(json.loads(call.arguments), change, change_name)))
+        replace(call, arguments=dump_json(map_strings(json.loads(call.arguments), change, change_name)))
         for call in turn.tool_calls
     )
     return replace(turn, content=content, tool_calls=calls)
 
 
-def with_strings(value: Any, change: Callable[[str], str], change_name: Callable[[str], str] = str) -> Any:
+def map_strings(value: Any, change: Callable[[str], str], change_name: Callable[[str], str] = str) -> Any:
     """Return a JSON value with each string within it changed. If keys of an object become equal, the later ones get a
     number."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
-        return [with_strings(inner, change, change_name) for inner in value]
+        return [map_strings(inner, change, change_name) for inner in value]
     if not isinstance(value, dict):
         return value
     fields: dict[str, Any] = {}
@@ -144,46 +147,48 @@ def with_strings(value: Any, change: Callable[[str], str], change_name: Callable
         while name in fields:
             name = f"{new} {number}"
             number += 1
-        fields[name] = with_strings(inner, change, change_name)
+        fields[name] = map_strings(inner, change, change_name)
     return fields
 
 
-def content_of(record: Record) -> dict[str, Any]:
+def to_content_row(record: Record) -> dict[str, Any]:
     """Return the content row of a record as plain JSON values. Records that teach the same have equal rows."""
     if isinstance(record, str):
         return {"text": record}
-    row: dict[str, Any] = {part: [turn_row(turn) for turn in getattr(record, part)] for part in PARTS[type(record)]}
+    row: dict[str, Any] = {
+        part: [to_turn_row(turn) for turn in getattr(record, part)] for part in MESSAGE_ATTRIBUTES[type(record)]
+    }
     if record.tools:
         row["tools"] = [tool.as_dict() for tool in record.tools]
     if isinstance(record, Feedback):
         row["label"] = record.label
     if isinstance(record, Preference):  # an answer that was cut is judged otherwise
-        row |= {name: False for name in ENDED if not getattr(record, name)}
+        row |= {name: False for name in ENDED_FLAGS if not getattr(record, name)}
     return row
 
 
-def turn_row(turn: Message) -> dict[str, Any]:
+def to_turn_row(turn: Message) -> dict[str, Any]:
     row = turn.as_dict()
     return row if turn.trained else {**row, "train": False}
 
 
-def turn_json(turn: Message) -> str:
+def encode_turn(turn: Message) -> str:
     """Return a turn of a content row as canonical JSON."""
     if turn.trained and not (turn.tool_calls or turn.tool_call_id or turn.name):
-        return said_json(turn)
-    return to_canonical_json(turn_row(turn))
+        return encode_role_and_content(turn)
+    return to_canonical_json(to_turn_row(turn))
 
 
-def said_json(turn: Message) -> str:
+def encode_role_and_content(turn: Message) -> str:
     """Return the role and the content of a turn as canonical JSON. Most turns have no other field, and a data set has
     millions of them; a JSON encoder would take four times as long."""
     return f'{{"content":{encode_basestring_ascii(turn.content)},"role":"{turn.role}"}}'
 
 
-def row_bytes(record: Record) -> bytes:
+def encode_content_row(record: Record) -> bytes:
     """Return the content row of a record as canonical JSON."""
     if isinstance(record, str):
         return f'{{"text":{encode_basestring_ascii(record)}}}'.encode()
     if isinstance(record, Conversation) and not record.tools:
-        return f'{{"messages":[{",".join(map(turn_json, record.messages))}]}}'.encode()
-    return to_canonical_json(content_of(record)).encode()
+        return f'{{"messages":[{",".join(map(encode_turn, record.messages))}]}}'.encode()
+    return to_canonical_json(to_content_row(record)).encode()

@@ -19,31 +19,31 @@ from typing import Any
 
 from align.core.errors import InputError
 
-COUNTS: ContextVar[Counter[str] | None] = ContextVar("COUNTS", default=None)
+ACTIVE_COUNTS: ContextVar[Counter[str] | None] = ContextVar("COUNTS", default=None)
 DETAILS = re.compile(r" \(.*\)$", re.DOTALL)
 """Trailing parenthesis of a problem, which differs from row to row."""
-ROW = re.compile(r", (row \d+)(?:, (?:.*\.)?(\w+))?")
+ROW_AND_COLUMN = re.compile(r", (row \d+)(?:, (?:.*\.)?(\w+))?")
 """Row, and column or message field, within the field of an error."""
-MOST_NAMED = 6
+MAX_LISTED_CAUSES = 6
 """Causes that a message lists."""
-MOST_SHOWN = 2000
+MAX_VALUE_CHARACTERS = 2000
 """Characters of a refused value that `BadRows.as_json` keeps."""
 
 
 @contextmanager
-def tallied() -> Iterator[Counter[str]]:
+def collect_drop_counts() -> Iterator[Counter[str]]:
     """Collect the counts that `tally` adds inside the block, by metric key."""
     counts: Counter[str] = Counter()
-    token = COUNTS.set(counts)
+    token = ACTIVE_COUNTS.set(counts)
     try:
         yield counts
     finally:
-        COUNTS.reset(token)
+        ACTIVE_COUNTS.reset(token)
 
 
-def tally(key: str, count: int) -> None:
+def count_dropped(key: str, count: int) -> None:
     """Add to the count of the active `tallied` block. A count of 0 records that the filter ran."""
-    if (counts := COUNTS.get()) is not None:
+    if (counts := ACTIVE_COUNTS.get()) is not None:
         counts[key] += count
 
 
@@ -57,12 +57,12 @@ class Drop(Enum):
     DELETED = "the message was deleted, with all that answers it"
 
 
-class RefusedSource(InputError):
+class DoubtfulSourceError(InputError):
     """Error of a row that makes the other rows of its file doubtful, so that the row cannot be skipped alone."""
 
 
 @dataclass(slots=True)
-class Cause:
+class RefusalCause:
     """Rows refused for the same cause: the error of the first one, and their count."""
 
     first: InputError
@@ -70,7 +70,7 @@ class Cause:
 
     def __str__(self) -> str:
         """Return the count, column, problem and first row: `16 × completion: the assistant's turn is empty (row 2)`."""
-        match = ROW.search(self.first.field)
+        match = ROW_AND_COLUMN.search(self.first.field)
         row, column = match.groups() if match else (self.first.field, None)
         problem = DETAILS.sub("", self.first.problem).partition(", ")[0]
         return f"{self.count} × {f'{column}: ' if column else ''}{problem} ({row})"
@@ -85,7 +85,7 @@ class BadRows:
 
     def __init__(self, skips: bool = False) -> None:
         self.skips = skips
-        self._causes: dict[str, Cause] = {}
+        self._causes: dict[str, RefusalCause] = {}
 
     def __enter__(self) -> None:
         pass
@@ -94,18 +94,18 @@ class BadRows:
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         if isinstance(error, InputError):
-            self.take(error)
+            self.add(error)
         return isinstance(error, InputError)
 
-    def take(self, error: InputError, count: int = 1) -> None:
+    def add(self, error: InputError, count: int = 1) -> None:
         """Count a refused row.
 
         Args:
             error: the error of the row, or of the first of `count` rows.
         """
-        match = ROW.search(error.field)
+        match = ROW_AND_COLUMN.search(error.field)
         key = f"{match[2] if match else ''} {DETAILS.sub('', error.problem)}"
-        self._causes.setdefault(key, Cause(error)).count += count
+        self._causes.setdefault(key, RefusalCause(error)).count += count
 
     @property
     def count(self) -> int:
@@ -117,11 +117,11 @@ class BadRows:
         return [
             {
                 "field": cause.first.field,
-                "value": str(cause.first.value)[:MOST_SHOWN],
+                "value": str(cause.first.value)[:MAX_VALUE_CHARACTERS],
                 "problem": cause.first.problem,
                 "remedy": cause.first.remedy,
                 "count": cause.count,
-                "refuses_source": isinstance(cause.first, RefusedSource),
+                "refuses_source": isinstance(cause.first, DoubtfulSourceError),
             }
             for cause in self._causes.values()
         ]
@@ -133,11 +133,11 @@ class BadRows:
             causes: output of `as_json`.
         """
         for cause in causes:
-            error_type = RefusedSource if cause["refuses_source"] else InputError
+            error_type = DoubtfulSourceError if cause["refuses_source"] else InputError
             error = error_type(cause["field"], cause["value"], cause["problem"], cause["remedy"])
-            self.take(error, cause["count"])
+            self.add(error, cause["count"])
 
-    def settle(self, path: str | Path, kept: int) -> None:
+    def finish_file(self, path: str | Path, kept: int) -> None:
         """End a file: report its refused rows in one printed line if they can be skipped, raise an error otherwise.
 
         Args:
@@ -152,24 +152,24 @@ class BadRows:
         self._causes = {}
         if not causes:
             return
-        source_error = next((cause.first for cause in causes if isinstance(cause.first, RefusedSource)), None)
+        source_error = next((cause.first for cause in causes if isinstance(cause.first, DoubtfulSourceError)), None)
         can_skip = kept and source_error is None
-        other_count = sum(cause.count for cause in causes[MOST_NAMED:])
+        other_count = sum(cause.count for cause in causes[MAX_LISTED_CAUSES:])
         summary = "; ".join(
-            [*map(str, causes[:MOST_NAMED]), *([f"{other_count} × other causes"] if other_count else [])]
+            [*map(str, causes[:MAX_LISTED_CAUSES]), *([f"{other_count} × other causes"] if other_count else [])]
         )
         if self.skips and can_skip:
-            tally("skipped_rows", count)
-            print(f"left out {count_rows(count)} of {path}: {summary}")
+            count_dropped("skipped_rows", count)
+            print(f"left out {format_row_count(count)} of {path}: {summary}")
             return
         error = source_error or causes[0].first
         remedy = error.remedy
         if count > 1:
-            remedy += f" {count_rows(count - 1)} more {'is' if count == 2 else 'are'} refused. Of all: {summary}."
+            remedy += f" {format_row_count(count - 1)} more {'is' if count == 2 else 'are'} refused. Of all: {summary}."
         if can_skip:
             remedy += " To leave such rows out: data.on_bad_row=skip."
         raise InputError(error.field, error.value, error.problem, remedy) from error
 
 
-def count_rows(count: int) -> str:
+def format_row_count(count: int) -> str:
     return f"{count} row{'' if count == 1 else 's'}"

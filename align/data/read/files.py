@@ -24,25 +24,25 @@ from align.run import HUB, as_storage_error, hub_files, read_json_object
 from align.run.artifacts import check_not_replaced
 from align.run.manifest import FILE as RUN
 
-PACKED = {b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
+COMPRESSION_MAGIC = {b"\x1f\x8b": "gzip", b"(\xb5/\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
 """First bytes of a compressed file → its compression."""
-ENDINGS = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bzip2"}
+COMPRESSION_ENDINGS = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bzip2"}
 UNPACKERS: Mapping[str, Callable[[BinaryIO, str], Any]] = {"gzip": gzip.open, "xz": lzma.open, "bzip2": bz2.open}
-KNOWN = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+ROW_FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 """Endings of files that rows are read from, in lower case."""
-READ = f"Give a file, a folder or a pattern of {', '.join(KNOWN)}, plain or packed ({', '.join(ENDINGS)})."
-ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+PATH_HELP = f"Give a file, a folder or a pattern of {', '.join(ROW_FILE_ENDINGS)}, plain or packed ({', '.join(COMPRESSION_ENDINGS)})."
+DESCRIPTION_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that describe a data set and hold no rows."""
-DATA_SET = "data.json"
+DATA_SET_FILE = "data.json"
 """Name of the file that describes a data set of `stage=data`."""
 SHARD_NAME = re.compile(r"(train|test)-\d{5}-of-\d{5}\.parquet")
 """Names of the row files of a data set of `stage=data`, which begin with their side."""
-RESTORE = "Restore it, or make it again with stage=data."
+RESTORE_HELP = "Restore it, or make it again with stage=data."
 SAVE_AGAIN = "Save it again with Dataset.save_to_disk."
-SPLIT = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
-HEAD = 64 * 2**10
+SPLIT_NAME = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
+HEAD_BYTES = 64 * 2**10
 """Bytes at the beginning of a file that tell its format."""
-READING: dict[Path, Callable[[], int]] = {}
+FILES_BEING_READ: dict[Path, Callable[[], int]] = {}
 """Files that this process is reading → function that returns how many bytes on disk have been read. If a file is opened
 again while it is read, the first reader counts."""
 
@@ -63,36 +63,38 @@ class DataFile:
     def plain_name(self) -> str:
         """File name in lower case, without the ending of its compression."""
         name = self.path.name.lower()
-        return next((name.removesuffix(ending) for ending in ENDINGS if name.endswith(ending)), name)
+        return next((name.removesuffix(ending) for ending in COMPRESSION_ENDINGS if name.endswith(ending)), name)
 
-    def refused(self, problem: str, remedy: str) -> InputError:
+    def build_input_error(self, problem: str, remedy: str) -> InputError:
         """Return the error of a file that cannot be read."""
         return InputError(self.field, str(self.path), problem, remedy)
 
-    def corrupt(self, problem: str, remedy: str = "Fetch or write the file again.") -> CorruptFile:
+    def build_corrupt_error(self, problem: str, remedy: str = "Fetch or write the file again.") -> CorruptFile:
         """Return the error of a file that is cut or damaged."""
         return CorruptFile(self.field, str(self.path), problem, remedy)
 
-    def packed_by(self) -> str:
+    def detect_compression(self) -> str:
         """Return the compression: `gzip`, `zstd`, `xz`, `bzip2`, or an empty string.
 
         Raises:
             CorruptFile: the name says that the file is compressed, and it is not.
         """
         with open_binary(self.path) as file:
-            head = file.read(max(map(len, PACKED)))
-        compression = next((name for magic, name in PACKED.items() if head.startswith(magic)), "")
-        expected = ENDINGS.get(self.path.suffix.lower())
+            head = file.read(max(map(len, COMPRESSION_MAGIC)))
+        compression = next((name for magic, name in COMPRESSION_MAGIC.items() if head.startswith(magic)), "")
+        expected = COMPRESSION_ENDINGS.get(self.path.suffix.lower())
         if expected and compression != expected:
-            raise self.corrupt(f"cannot be unpacked after row 0 (it is not packed by {expected}, as its name says)")
+            raise self.build_corrupt_error(
+                f"cannot be unpacked after row 0 (it is not packed by {expected}, as its name says)"
+            )
         return compression
 
     @contextmanager
-    def opened(self) -> Iterator[BinaryIO]:
+    def open_stream(self) -> Iterator[BinaryIO]:
         """Open the file for reading from start to end, decompressed."""
-        compression = self.packed_by()
+        compression = self.detect_compression()
         with open_binary(self.path) as file:
-            is_first_reader = READING.setdefault(self.path, file.tell) == file.tell
+            is_first_reader = FILES_BEING_READ.setdefault(self.path, file.tell) == file.tell
             try:
                 if compression in UNPACKERS:
                     with UNPACKERS[compression](file, "rb") as unpacked:
@@ -101,22 +103,22 @@ class DataFile:
                     import pyarrow
 
                     with pyarrow.CompressedInputStream(file, "zstd") as stream:
-                        yield io.BufferedReader(cast(Any, stream), HEAD)
+                        yield io.BufferedReader(cast(Any, stream), HEAD_BYTES)
                 else:
                     yield file
             finally:
                 if is_first_reader:
-                    del READING[self.path]
+                    del FILES_BEING_READ[self.path]
 
     @contextmanager
-    def seekable(self) -> Iterator[BinaryIO]:
+    def open_seekable(self) -> Iterator[BinaryIO]:
         """Open the file so that it can be read at any position. A compressed file is decompressed into a temporary one.
 
         Raises:
             StorageError: the disk is full.
         """
-        with self.opened() as file:
-            if not self.packed_by():
+        with self.open_stream() as file:
+            if not self.detect_compression():
                 yield file
                 return
             with tempfile.TemporaryFile() as unpacked:
@@ -127,9 +129,9 @@ class DataFile:
                 unpacked.seek(0)
                 yield unpacked
 
-    def head(self) -> bytes:
-        with self.opened() as file:
-            return file.read(HEAD)
+    def read_head(self) -> bytes:
+        with self.open_stream() as file:
+            return file.read(HEAD_BYTES)
 
     @contextmanager
     def naming_errors(self, row: list[int]) -> Iterator[None]:
@@ -144,21 +146,23 @@ class DataFile:
             raise
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise self.refused(describe_read_error(error), "Check the path, and that you may read it.") from error
-            raise self.corrupt(f"cannot be unpacked after row {row[0]} ({error})") from error
+                raise self.build_input_error(
+                    describe_read_error(error), "Check the path, and that you may read it."
+                ) from error
+            raise self.build_corrupt_error(f"cannot be unpacked after row {row[0]} ({error})") from error
 
 
-def share_read(files: Sequence[Path]) -> float | None:
+def compute_read_share(files: Sequence[Path]) -> float | None:
     """Return the share of the bytes of `files`, read one after another, that this process has read so far. Returns None
     if it is reading none of them."""
-    current = next((i for i, file in enumerate(files) if file in READING), None)
+    current = next((i for i, file in enumerate(files) if file in FILES_BEING_READ), None)
     if current is None:
         return None
     sizes = [file.stat().st_size for file in files]
-    return (sum(sizes[:current]) + READING[files[current]]()) / max(1, sum(sizes))
+    return (sum(sizes[:current]) + FILES_BEING_READ[files[current]]()) / max(1, sum(sizes))
 
 
-def files_of(path: str | Path, field: str = "data.path") -> list[Path]:
+def list_data_files(path: str | Path, field: str = "data.path") -> list[Path]:
     """Return the files that a path names, in reading order.
 
     Args:
@@ -173,49 +177,54 @@ def files_of(path: str | Path, field: str = "data.path") -> list[Path]:
     """
     text = str(path)
     if not text:
-        raise InputError(field, "(empty)", "names no file", READ)
+        raise InputError(field, "(empty)", "names no file", PATH_HELP)
     if text.startswith(HUB):
         return hub_files(text, field)
     place = parse_user_path(text, field)
     if os.path.isdir(place):  # which returns False if a name is too long, as Path.is_dir does not
-        return saved_files(place, field) or published_files(place, field) or files_in(place, field)
+        return list_saved_files(place, field) or list_published_files(place, field) or list_folder_files(place, field)
     is_single = os.path.exists(place) or not has_magic(text)
     if is_single:
         files = [place]
     else:
         matches = map(Path, sorted(glob(str(place), recursive=True)))
-        files = [file for file in matches if is_data(file)]
+        files = [file for file in matches if is_data_file(file)]
     for folder in {place.parent, *(file.parent for file in files)}:
-        check_current(folder, field)
+        check_not_superseded(folder, field)
     for file in files:
-        check_file(file, text if is_single else str(file), field)
+        check_reachable(file, text if is_single else str(file), field)
     if not files:
-        raise InputError(field, text, "matches no file whose name says that it holds rows", READ)
+        raise InputError(field, text, "matches no file whose name says that it holds rows", PATH_HELP)
     return files
 
 
-def is_data(path: Path) -> bool:
+def is_data_file(path: Path) -> bool:
     """Return whether the name of a file says that it holds rows."""
     name = DataFile(path).plain_name
-    return name.endswith(KNOWN) and name not in ABOUT and not name.startswith(".") and not path.is_dir()
+    return (
+        name.endswith(ROW_FILE_ENDINGS)
+        and name not in DESCRIPTION_FILES
+        and not name.startswith(".")
+        and not path.is_dir()
+    )
 
 
-def check_file(path: Path, shown_path: str, field: str) -> None:
+def check_reachable(path: Path, shown_path: str, field: str) -> None:
     """Raise InputError if the file does not exist or cannot be reached."""
     try:
         refuse_irregular(path, path.stat().st_mode)
     except (OSError, ValueError) as error:
         value = shown_path if isinstance(error, OSError) else repr(shown_path)
-        raise InputError(field, value, describe_read_error(error), READ) from error
+        raise InputError(field, value, describe_read_error(error), PATH_HELP) from error
 
 
-def check_current(folder: Path, field: str) -> None:
+def check_not_superseded(folder: Path, field: str) -> None:
     """Raise MissingArtifact if the folder held a data set that another one replaced."""
-    if os.path.isfile(folder / DATA_SET):
+    if os.path.isfile(folder / DATA_SET_FILE):
         check_not_replaced(folder, field)
 
 
-def files_in(folder: Path, field: str) -> list[Path]:
+def list_folder_files(folder: Path, field: str) -> list[Path]:
     """Return the files with rows in a folder and its subfolders, sorted by path.
 
     Raises:
@@ -224,7 +233,7 @@ def files_in(folder: Path, field: str) -> list[Path]:
     files: list[Path] = []
 
     def raise_input_error(error: OSError) -> None:
-        raise InputError(field, str(error.filename), f"cannot be read ({error.strerror})", READ) from error
+        raise InputError(field, str(error.filename), f"cannot be read ({error.strerror})", PATH_HELP) from error
 
     for place, subfolders, names in os.walk(folder, followlinks=True, onerror=raise_input_error):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
@@ -232,22 +241,22 @@ def files_in(folder: Path, field: str) -> list[Path]:
             link = Path(place, name)
             if link.is_symlink() and Path(place).resolve().is_relative_to(link.resolve()):
                 raise InputError(field, str(link), "is a loop of links", "Remove the link, or name the files.")
-        check_current(Path(place), field)
-        row_files = sorted(file for name in names if is_data(file := Path(place, name)))
+        check_not_superseded(Path(place), field)
+        row_files = sorted(file for name in names if is_data_file(file := Path(place, name)))
         for file in row_files:
-            check_file(file, str(file), field)
+            check_reachable(file, str(file), field)
         files += row_files
     files.sort()
-    splits = sorted({name[1].lower() for file in files for name in SPLIT.finditer(str(file.relative_to(folder)))})
+    splits = sorted({name[1].lower() for file in files for name in SPLIT_NAME.finditer(str(file.relative_to(folder)))})
     if len(splits) > 1:
         problem = f"holds files of several splits ({', '.join(splits)})"
         raise InputError(field, str(folder), problem, f"Name one of them: '{folder}/**/*{splits[0]}*'.")
     if not files:
-        raise InputError(field, str(folder), "is a folder without a file whose name says that it holds rows", READ)
+        raise InputError(field, str(folder), "is a folder without a file whose name says that it holds rows", PATH_HELP)
     return files
 
 
-def published_files(folder: Path, field: str) -> list[Path]:
+def list_published_files(folder: Path, field: str) -> list[Path]:
     """Return the row files of a data set of `stage=data`, given its folder or that of its run. Returns an empty list
     for any other folder.
 
@@ -255,20 +264,20 @@ def published_files(folder: Path, field: str) -> list[Path]:
         InputError: the data set has two sides, or another one replaced it.
         CorruptFile: it is the data set of a run, and all of its files are missing.
     """
-    place = folder / "artifact" if (folder / "artifact" / DATA_SET).is_file() else folder
-    if not (place / DATA_SET).is_file():
+    place = folder / "artifact" if (folder / "artifact" / DATA_SET_FILE).is_file() else folder
+    if not (place / DATA_SET_FILE).is_file():
         return []
     check_not_replaced(place, field)
     files = sorted(path for path in place.iterdir() if SHARD_NAME.fullmatch(path.name))
     if not files and place.name == "artifact" and (place.parent / RUN).is_file():  # a file of rows has that name too
-        raise CorruptFile(field, str(place), "is a data set without a file of rows", RESTORE)
+        raise CorruptFile(field, str(place), "is a data set without a file of rows", RESTORE_HELP)
     if len({path.name.partition("-")[0] for path in files}) > 1:
         remedy = f"Name one: '{place}/train-*.parquet'. To train on it as it is: data=manifest data.path={folder}."
         raise InputError(field, str(folder), "is a data set with two sides, train and test", remedy)
     return files
 
 
-def saved_files(folder: Path, field: str) -> list[Path]:
+def list_saved_files(folder: Path, field: str) -> list[Path]:
     """Return the files of a data set that `Dataset.save_to_disk` wrote, in its order. Returns an empty list for any
     other folder.
 
@@ -278,7 +287,7 @@ def saved_files(folder: Path, field: str) -> list[Path]:
     """
     if (folder / "dataset_dict.json").is_file():
         parts = sorted(path.parent.name for path in folder.glob("*/state.json"))
-        remedy = f"Name one of them: {folder / parts[0]}." if parts else READ
+        remedy = f"Name one of them: {folder / parts[0]}." if parts else PATH_HELP
         raise InputError(field, str(folder), f"it holds several parts ({', '.join(parts) or 'none'})", remedy)
     listing = folder / "state.json"
     if not listing.is_file() or not (folder / "dataset_info.json").is_file():

@@ -13,53 +13,65 @@ from align.core.errors import InputError
 from align.core.types import ROLES, Message, Tool, ToolCall
 from align.data.chat.reasoning import reasoning_length, with_reasoning
 from align.data.read.content import split_names
-from align.data.read.rows import DECODER, KeyTwice, check_values
+from align.data.read.rows import DECODER, DuplicateKeyError, check_values
 
-LEAVE_OUT = "Leave such rows out."
-MEDIA = split_names("images image image_url image_urls audio audios video videos")
-NOT_READ = dict.fromkeys(MEDIA, ("images and sound are not read: a model of text answers to text", LEAVE_OUT))
+LEAVE_OUT_HELP = "Leave such rows out."
+MEDIA_FIELDS = split_names("images image image_url image_urls audio audios video videos")
+UNSUPPORTED_FIELDS = dict.fromkeys(
+    MEDIA_FIELDS, ("images and sound are not read: a model of text answers to text", LEAVE_OUT_HELP)
+)
 """Message field or column that is not read but changes the meaning of a row → (problem, remedy)."""
-BESIDE_CONTENT = split_names("attachment attachments file files context document documents passage")
-NOT_READ_OF_TURNS = NOT_READ | dict.fromkeys(
-    BESIDE_CONTENT,
+ATTACHMENT_FIELDS = split_names("attachment attachments file files context document documents passage")
+UNSUPPORTED_TURN_FIELDS = UNSUPPORTED_FIELDS | dict.fromkeys(
+    ATTACHMENT_FIELDS,
     ("it is not read, and changes what the turn says", "Write it into the content, or leave such rows out."),
 )
-NOT_READ_OF_ROWS = NOT_READ | {
+UNSUPPORTED_COLUMNS = UNSUPPORTED_FIELDS | {
     "chat_template_kwargs": (
         "arguments of the chat template are those of the whole run",
         "Set data.template_kwargs, and leave the column out.",
     )
 }
-SYSTEM = ("system", "system_prompt")
+SYSTEM_COLUMNS = ("system", "system_prompt")
 """Columns that hold the system prompt beside the conversation, as in Alpaca and OpenOrca."""
-REASONING = ("reasoning_content", "reasoning", "thinking")
+REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """Fields that hold the reasoning before an answer, as named by DeepSeek and vLLM, OpenRouter, gpt-oss."""
-TRAINED = ("train", "training", "weight")
+TRAIN_FLAGS = ("train", "training", "weight")
 """Fields that say whether a turn is trained on, as named by axolotl and OpenAI."""
-OFFERED = ("tools", "functions")
+TOOL_COLUMNS = ("tools", "functions")
 """Columns that hold the available tools: OpenAI's current and older name."""
-CALLS = ("tool_calls", "function_call")
+CALL_FIELDS = ("tool_calls", "function_call")
 """Message fields that hold tool calls: OpenAI's current name, and the older one for a single call."""
-RESULTS = dict.fromkeys(("tool", "function", "observation", "ipython"), "tool")
+RESULT_ROLES = dict.fromkeys(("tool", "function", "observation", "ipython"), "tool")
 """Roles of tool results, as named by OpenAI (two names), ShareGPT and Llama → `tool`."""
-NAMES = {**RESULTS, "developer": "system"}
+ROLE_ALIASES = {**RESULT_ROLES, "developer": "system"}
 """Other names of roles → ours. OpenAI's reasoning models call the system turn `developer`."""
-TEXTS = ("content", "value", "text")
+TEXT_FIELDS = ("content", "value", "text")
 """Fields that hold the text of a turn. If there are several, their texts must be equal."""
 TURN_FIELDS = frozenset(
-    ("role", "from", "content", "value", *REASONING, *TRAINED, *CALLS, "tool_call_id", *NOT_READ_OF_TURNS)
+    (
+        "role",
+        "from",
+        "content",
+        "value",
+        *REASONING_FIELDS,
+        *TRAIN_FLAGS,
+        *CALL_FIELDS,
+        "tool_call_id",
+        *UNSUPPORTED_TURN_FIELDS,
+    )
 )
 """Fields of a turn that are read or refused. All others are metadata."""
-PART = ("type", "text", "cache_control")
+TEXT_PART_FIELDS = ("type", "text", "cache_control")
 """Fields allowed in a text part. `cache_control` only concerns the server and is ignored."""
-NOTHING = ("", "[]", "{}", "null")
+BLANK_TEXTS = ("", "[]", "{}", "null")
 """Texts that stand for an empty value in data sets that keep JSON as text."""
-WRITE = "Write a list of {role, content} messages."
+WRITE_MESSAGES = "Write a list of {role, content} messages."
 WRITE_TOOLS = 'Write [{"type": "function", "function": {"name": "…", "parameters": {…}}}].'
 WRITE_CALLS = 'Write [{"type": "function", "function": {"name": "…", "arguments": {…}}}].'
 WRITE_ARGUMENTS = 'Write the arguments as an object, such as {"city": "Oslo"}, or as the JSON text of one.'
-RESULT = "Write what the tool returned as text, an object as its JSON text."
-EMPTY = 'Give its text, leave the row out, or write "train": false on an answer that is not to be imitated.'
+WRITE_RESULT = "Write what the tool returned as text, an object as its JSON text."
+EMPTY_HELP = 'Give its text, leave the row out, or write "train": false on an answer that is not to be imitated.'
 KEEP_ONE = "Keep one of the two."
 HH_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 HELPSTEER_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
@@ -67,12 +79,12 @@ Fields = Mapping[str, Any]
 """Columns of a row, or fields of a message, by name."""
 
 
-def refused(column: str, value: Any, problem: str, remedy: str) -> InputError:
+def build_field_error(column: str, value: Any, problem: str, remedy: str) -> InputError:
     """Return the error of a field of a row. `Row.naming_errors` adds the file and the row number."""
-    return InputError(column, displayed(value), problem, remedy)
+    return InputError(column, format_value(value), problem, remedy)
 
 
-def displayed(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value for an error message on one line of at most 80 characters. Printable text without outer blanks is
     shown as it is, anything else by `repr`."""
     plain = isinstance(value, str) and value.isprintable() and value == value.strip() != ""
@@ -80,11 +92,11 @@ def displayed(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
-def says_nothing(value: Any) -> bool:
-    return not value or (isinstance(value, str) and value.strip() in NOTHING)
+def is_blank(value: Any) -> bool:
+    return not value or (isinstance(value, str) and value.strip() in BLANK_TEXTS)
 
 
-def messages_of(value: Any, column: str) -> tuple[Message, ...]:
+def parse_messages(value: Any, column: str) -> tuple[Message, ...]:
     """Parse a list of OpenAI messages, `{role, content}`.
 
     Args:
@@ -94,11 +106,11 @@ def messages_of(value: Any, column: str) -> tuple[Message, ...]:
         InputError: the value is no such list, or a message has content that cannot be kept.
     """
     if not isinstance(value, list) or not value:
-        raise refused(column, value, "is no list of messages", WRITE)
-    return tuple(message_of(entry, f"{column}[{i}]") for i, entry in enumerate(value))
+        raise build_field_error(column, value, "is no list of messages", WRITE_MESSAGES)
+    return tuple(parse_message(entry, f"{column}[{i}]") for i, entry in enumerate(value))
 
 
-def message_of(value: Any, column: str) -> Message:
+def parse_message(value: Any, column: str) -> Message:
     """Parse one message, see `messages_of`."""
     if type(value) is dict and len(value) == 2:  # most messages are: nothing else is said of them
         role = value.get("role")
@@ -106,52 +118,52 @@ def message_of(value: Any, column: str) -> Message:
         if role in ROLES and type(content) is str:
             return Message(role, content)
     if not isinstance(value, Mapping):
-        raise refused(column, value, "is no message", WRITE)
-    check_read(value, NOT_READ_OF_TURNS, f"{column}.")
+        raise build_field_error(column, value, "is no message", WRITE_MESSAGES)
+    check_unsupported(value, UNSUPPORTED_TURN_FIELDS, f"{column}.")
     check_texts(value, column)
     role = value.get("role")
     if isinstance(role, str):
-        role = NAMES.get(role, role)
+        role = ROLE_ALIASES.get(role, role)
     if role not in ROLES:
-        remedy = "Rename the role." if "role" in value else WRITE
-        raise refused(f"{column}.role", role, f"is none of {', '.join(ROLES)}", remedy)
+        remedy = "Rename the role." if "role" in value else WRITE_MESSAGES
+        raise build_field_error(f"{column}.role", role, f"is none of {', '.join(ROLES)}", remedy)
     trained = is_trained(value, role, column)
     content = value.get("content")
     if isinstance(content, list):
         content = join_parts(content, f"{column}.content")
-    tools = tool_fields(value, role, column)
+    tools = parse_tool_fields(value, role, column)
     if content is None and (not trained or "tool_calls" in tools):
         content = ""
     if not isinstance(content, str):
         problem = "is missing" if content is None else "is no text"
-        remedies = {"assistant": EMPTY, "tool": RESULT}
+        remedies = {"assistant": EMPTY_HELP, "tool": WRITE_RESULT}
         remedy = remedies.get(role, "Give its text, or leave the row out.")
-        raise refused(f"{column}.content", content, problem, remedy)
+        raise build_field_error(f"{column}.content", content, problem, remedy)
     return Message(role, add_reasoning(value, role, content, column), trained, **tools)
 
 
-def tool_fields(message: Fields, role: str, column: str) -> dict[str, Any]:
+def parse_tool_fields(message: Fields, role: str, column: str) -> dict[str, Any]:
     """Return the tool call arguments of `Message`: `tool_calls`, or the `tool_call_id` and `name` of a result. Most
     messages have none.
 
     Raises:
         InputError: a role other than the assistant makes calls, or a role other than the tool answers one.
     """
-    call_fields = [name for name in CALLS if not says_nothing(message.get(name))]
+    call_fields = [name for name in CALL_FIELDS if not is_blank(message.get(name))]
     calls = parse_calls(message, call_fields, column) if call_fields else ()
     if calls and role != "assistant":
         problem = f"stands in a turn of the {role}, and only the assistant calls tools"
         remedy = "Write the role assistant, or leave the calls out."
-        raise refused(f"{column}.{call_fields[0]}", calls[0].name, problem, remedy)
+        raise build_field_error(f"{column}.{call_fields[0]}", calls[0].name, problem, remedy)
     if role == "tool":
         result = {name: message[name] for name in ("tool_call_id", "name") if message.get(name) not in (None, "")}
         for name, value in result.items():
             if not isinstance(value, str):
-                raise refused(f"{column}.{name}", value, "is no text", "Give it as text, or leave it out.")
+                raise build_field_error(f"{column}.{name}", value, "is no text", "Give it as text, or leave it out.")
         return result
     if (id := message.get("tool_call_id")) not in (None, ""):
         problem = f"stands in a turn of the {role}, and only results of tools answer calls"
-        raise refused(f"{column}.tool_call_id", id, problem, 'Write "role": "tool", or leave it out.')
+        raise build_field_error(f"{column}.tool_call_id", id, problem, 'Write "role": "tool", or leave it out.')
     return {"tool_calls": calls} if calls else {}
 
 
@@ -163,10 +175,10 @@ def join_parts(parts: list[Any], column: str) -> str:
     """
     for i, part in enumerate(parts):
         is_text = isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        if not is_text or any(value for name, value in part.items() if name not in PART):
+        if not is_text or any(value for name, value in part.items() if name not in TEXT_PART_FIELDS):
             value = part.get("type", part) if isinstance(part, Mapping) else part
             problem = "is a list of parts that are not all text"
-            raise refused(f"{column}[{i}]", value, problem, "Leave the row out, or write its text alone.")
+            raise build_field_error(f"{column}[{i}]", value, problem, "Leave the row out, or write its text alone.")
     return "".join(part["text"] for part in parts)
 
 
@@ -176,14 +188,14 @@ def add_reasoning(message: Fields, role: str, content: str, column: str) -> str:
     Raises:
         InputError: the reasoning is no text, belongs to another role than the assistant, or is in the content as well.
     """
-    fields = {name: message[name] for name in REASONING if message.get(name)}
+    fields = {name: message[name] for name in REASONING_FIELDS if message.get(name)}
     for name, text in fields.items():
         problem = "is no text" if not isinstance(text, str) else "is reasoning, which only an assistant's turn has"
         if not isinstance(text, str) or role != "assistant":
-            raise refused(f"{column}.{name}", text, problem, "Leave it out.")
+            raise build_field_error(f"{column}.{name}", text, problem, "Leave it out.")
         duplicate = "the content" if reasoning_length(content) else next((n for n in fields if fields[n] != text), "")
         if duplicate:
-            raise refused(f"{column}.{name}", text, f"there is reasoning in {duplicate} too", KEEP_ONE)
+            raise build_field_error(f"{column}.{name}", text, f"there is reasoning in {duplicate} too", KEEP_ONE)
     return with_reasoning(content, next(iter(fields.values()))) if fields else content
 
 
@@ -193,42 +205,44 @@ def is_trained(message: Fields, role: str, column: str) -> bool:
     Raises:
         InputError: a weight is neither 0 nor 1, or a turn of another role is to be trained on.
     """
-    flags = {name: message[name] for name in TRAINED if message.get(name) is not None}
+    flags = {name: message[name] for name in TRAIN_FLAGS if message.get(name) is not None}
     for name, value in flags.items():
         if value not in (0, 1):
             problem = "is neither 0 nor 1: a turn is trained on or it is not"
-            raise refused(f"{column}.{name}", value, problem, "Write 0 or 1, or false or true.")
+            raise build_field_error(f"{column}.{name}", value, problem, "Write 0 or 1, or false or true.")
         if value == 1 and role != "assistant":
             problem = f"asks to train on a {role} turn, and only what the assistant says is trained on"
-            raise refused(f"{column}.{name}", value, problem, "Leave it out.")
+            raise build_field_error(f"{column}.{name}", value, problem, "Leave it out.")
     if len({bool(value) for value in flags.values()}) > 1:
-        raise refused(column, flags, "contradicts itself", f"Keep one of {', '.join(flags)}.")
+        raise build_field_error(column, flags, "contradicts itself", f"Keep one of {', '.join(flags)}.")
     return role != "assistant" or all(flags.values())
 
 
 def check_weight(row: Fields) -> None:
     """Raise InputError if a row of supervised training has a weight other than 1. Pairs of a ranking are weighted too,
     but by their number and not by a column."""
-    if row.keys().isdisjoint(TRAINED):
+    if row.keys().isdisjoint(TRAIN_FLAGS):
         return
-    for name in TRAINED:
+    for name in TRAIN_FLAGS:
         value = row.get(name)
         is_number = isinstance(value, int | float)  # a text column `train` may mean something else
         if (is_number and value != 1) or (name == "weight" and value is not None and not is_number):
             problem = "weighs a whole row, and rows weigh the same"
-            raise refused(name, value, problem, "Leave the row out, or write it twice; weigh turns by 0 or 1.")
+            raise build_field_error(
+                name, value, problem, "Leave the row out, or write it twice; weigh turns by 0 or 1."
+            )
 
 
 def check_texts(turn: Fields, column: str) -> None:
     """Raise InputError if a turn has different texts in two of its fields."""
-    texts = {name: turn[name] for name in TEXTS if isinstance(turn.get(name), str) and turn[name]}
+    texts = {name: turn[name] for name in TEXT_FIELDS if isinstance(turn.get(name), str) and turn[name]}
     for name, text in texts.items():
         first = next(iter(texts))
         if text != texts[first]:
-            raise refused(f"{column}.{name}", text, f"is another text than that of `{first}`", KEEP_ONE)
+            raise build_field_error(f"{column}.{name}", text, f"is another text than that of `{first}`", KEEP_ONE)
 
 
-def check_read(fields: Fields, unsupported: Mapping[str, tuple[str, str]], prefix: str = "") -> None:
+def check_unsupported(fields: Fields, unsupported: Mapping[str, tuple[str, str]], prefix: str = "") -> None:
     """Raise InputError if a field that is not supported has a value.
 
     Args:
@@ -238,8 +252,8 @@ def check_read(fields: Fields, unsupported: Mapping[str, tuple[str, str]], prefi
     if unsupported.keys().isdisjoint(fields.keys()):
         return
     for name, (problem, remedy) in unsupported.items():
-        if not says_nothing(value := fields.get(name)):
-            raise refused(f"{prefix}{name}", value, problem, remedy)
+        if not is_blank(value := fields.get(name)):
+            raise build_field_error(f"{prefix}{name}", value, problem, remedy)
 
 
 def with_system_column(messages: tuple[Message, ...], row: Fields) -> tuple[Message, ...]:
@@ -248,21 +262,21 @@ def with_system_column(messages: tuple[Message, ...], row: Fields) -> tuple[Mess
     Raises:
         InputError: the column holds no text, or the conversation begins with another system prompt.
     """
-    for name in SYSTEM:
+    for name in SYSTEM_COLUMNS:
         text = row.get(name)
         if text in (None, ""):
             continue
         if not isinstance(text, str):
-            raise refused(name, text, "is no text", "Give the system prompt as text, or leave it out.")
+            raise build_field_error(name, text, "is no text", "Give the system prompt as text, or leave it out.")
         if not messages or messages[0].role != "system":
             messages = (Message("system", text), *messages)
         elif messages[0].content != text:
             problem = f"is another system prompt than that of the conversation ({messages[0].content[:60]!r})"
-            raise refused(name, text, problem, KEEP_ONE)
+            raise build_field_error(name, text, problem, KEEP_ONE)
     return messages
 
 
-def as_turns(exchanges: Iterable[Iterable[str]]) -> list[dict[str, str]]:
+def pairs_to_turns(exchanges: Iterable[Iterable[str]]) -> list[dict[str, str]]:
     """Return `{role, content}` messages for pairs of (question, answer)."""
     roles = ("user", "assistant")
     return [{"role": role, "content": text} for pair in exchanges for role, text in zip(roles, pair, strict=True)]
@@ -275,7 +289,7 @@ def with_default_system(messages: tuple[Message, ...], system: str | None) -> tu
     return (Message("system", system), *messages)
 
 
-def transcript(text: str) -> tuple[Message, ...]:
+def parse_transcript(text: str) -> tuple[Message, ...]:
     r"""Parse an HH transcript (`\n\nHuman: …`) or a HelpSteer2 one (`<extra_id_1>`). Any other text becomes one user
     turn."""
     roles = {"Human": "user", "User": "user", "Assistant": "assistant"}
@@ -289,7 +303,7 @@ def transcript(text: str) -> tuple[Message, ...]:
     return (Message("user", first), *later)
 
 
-def value_of(raw: Any, column: str) -> Any:
+def parse_json_value(raw: Any, column: str) -> Any:
     """Parse a JSON value that may be given as text. Text that is not JSON is returned as it is.
 
     Raises:
@@ -299,57 +313,57 @@ def value_of(raw: Any, column: str) -> Any:
         return raw
     try:
         value = DECODER.decode(raw)
-    except KeyTwice as error:
-        raise refused(column, raw, f"has the key {error} twice in one object", "Keep one.") from error
+    except DuplicateKeyError as error:
+        raise build_field_error(column, raw, f"has the key {error} twice in one object", "Keep one.") from error
     except (ValueError, RecursionError):
         return raw
     check_values(value, column)
     return value
 
 
-def one_of(fields: Fields, names: list[str], column: str) -> Any:
+def parse_single_field(fields: Fields, names: list[str], column: str) -> Any:
     """Parse the value of the one field that is not blank. Raises InputError if several are not."""
     value = fields[names[0]]
     if len(names) > 1:
-        raise refused(column, value, f"stands beside {names[1]}", KEEP_ONE)
-    return value_of(value, column)
+        raise build_field_error(column, value, f"stands beside {names[1]}", KEEP_ONE)
+    return parse_json_value(value, column)
 
 
-def tools_of(row: Fields) -> tuple[Tool, ...]:
+def parse_tools(row: Fields) -> tuple[Tool, ...]:
     """Parse the tools that a row offers to the assistant.
 
     Raises:
         InputError: the value is no list of schemas, or two tools have one name.
     """
-    columns = [name for name in OFFERED if not says_nothing(row.get(name))]
+    columns = [name for name in TOOL_COLUMNS if not is_blank(row.get(name))]
     if not columns:
         return ()
     column = columns[0]
-    values = one_of(row, columns, column)
+    values = parse_single_field(row, columns, column)
     if not isinstance(values, list):
-        raise refused(column, row[column], "is no list of tools", WRITE_TOOLS)
-    tools = tuple(tool_of(value, f"{column}[{i}]") for i, value in enumerate(values))
+        raise build_field_error(column, row[column], "is no list of tools", WRITE_TOOLS)
+    tools = tuple(parse_tool(value, f"{column}[{i}]") for i, value in enumerate(values))
     names = [tool.name for tool in tools]
     for i, name in enumerate(names):
         if name in names[:i]:
-            raise refused(f"{column}[{i}]", name, "is offered twice", KEEP_ONE)
+            raise build_field_error(f"{column}[{i}]", name, "is offered twice", KEEP_ONE)
     return tools
 
 
-def tool_of(raw: Any, column: str) -> Tool:
-    value = value_of(raw, column)
+def parse_tool(raw: Any, column: str) -> Tool:
+    value = parse_json_value(raw, column)
     if isinstance(value, Mapping) and value.get("type", "function") not in ("function", "object", None):
-        raise refused(f"{column}.type", value["type"], "is a kind of tools that is not read", WRITE_TOOLS)
+        raise build_field_error(f"{column}.type", value["type"], "is a kind of tools that is not read", WRITE_TOOLS)
     function = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
-        raise refused(column, raw, "is no schema of a tool: it names no function", WRITE_TOOLS)
+        raise build_field_error(column, raw, "is no schema of a tool: it names no function", WRITE_TOOLS)
     for name, kind, expected in (("parameters", Mapping, "an object"), ("description", str, "a text")):
         if not isinstance(function.get(name), kind | None):
-            raise refused(f"{column}.{name}", function[name], f"is not {expected}", WRITE_TOOLS)
+            raise build_field_error(f"{column}.{name}", function[name], f"is not {expected}", WRITE_TOOLS)
     try:
         return Tool.from_dict(value)
     except ValueError as error:
-        raise refused(column, raw, f"is no schema of a tool ({error})", WRITE_TOOLS) from error
+        raise build_field_error(column, raw, f"is no schema of a tool ({error})", WRITE_TOOLS) from error
 
 
 def parse_calls(message: Fields, names: list[str], column: str) -> tuple[ToolCall, ...]:
@@ -361,37 +375,37 @@ def parse_calls(message: Fields, names: list[str], column: str) -> tuple[ToolCal
         column: the message's place, for errors.
     """
     place = f"{column}.{names[0]}"
-    value = one_of(message, names, place)
+    value = parse_single_field(message, names, place)
     if names[0] == "function_call" and not isinstance(value, list):
-        return (call_of(value, place),)
+        return (parse_call(value, place),)
     if not isinstance(value, list):
-        raise refused(place, message[names[0]], "is no list of calls", WRITE_CALLS)
-    return tuple(call_of(call, f"{place}[{i}]") for i, call in enumerate(value))
+        raise build_field_error(place, message[names[0]], "is no list of calls", WRITE_CALLS)
+    return tuple(parse_call(call, f"{place}[{i}]") for i, call in enumerate(value))
 
 
-def call_of(raw: Any, column: str) -> ToolCall:
+def parse_call(raw: Any, column: str) -> ToolCall:
     """Parse one call: OpenAI's `{id, type, function: {name, arguments}}`, or `{name, arguments}`."""
-    value = value_of(raw, column)
+    value = parse_json_value(raw, column)
     function = value.get("function", value) if isinstance(value, Mapping) else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(value, Mapping) or not isinstance(function, Mapping) or not isinstance(name, str) or not name:
-        raise refused(column, raw, "is no call: it names no tool", WRITE_CALLS)
+        raise build_field_error(column, raw, "is no call: it names no tool", WRITE_CALLS)
     if value.get("type") not in (None, "function"):
-        raise refused(f"{column}.type", value["type"], "is a kind of calls that is not read", WRITE_CALLS)
+        raise build_field_error(f"{column}.type", value["type"], "is a kind of calls that is not read", WRITE_CALLS)
     id = value.get("id")
     if not isinstance(id, str | None):
-        raise refused(f"{column}.id", id, "is no text", "Give the id as text, or leave it out.")
+        raise build_field_error(f"{column}.id", id, "is no text", "Give the id as text, or leave it out.")
     raw_arguments = function.get("arguments")
     # OpenAI and vLLM write "" for a call without arguments.
     is_empty = raw_arguments is None or (isinstance(raw_arguments, str) and not raw_arguments.strip())
-    arguments = {} if is_empty else value_of(raw_arguments, f"{column}.arguments")
+    arguments = {} if is_empty else parse_json_value(raw_arguments, f"{column}.arguments")
     reason = ""
     if isinstance(arguments, Mapping):
         try:
             return ToolCall.from_arguments(name, arguments, id or "")
         except ValueError as error:
             reason = f" ({error})"
-    raise refused(f"{column}.arguments", raw_arguments, f"is no JSON object{reason}", WRITE_ARGUMENTS)
+    raise build_field_error(f"{column}.arguments", raw_arguments, f"is no JSON object{reason}", WRITE_ARGUMENTS)
 
 
 def check_calls(placed: Sequence[tuple[str, Message]], tools: Iterable[Tool]) -> None:
@@ -419,12 +433,12 @@ def check_calls(placed: Sequence[tuple[str, Message]], tools: Iterable[Tool]) ->
             shown = f"{call.name} ({call.id})" if call.id else call.name
             remedy = "Put the result of each call behind it, as a turn of the role tool, or end the row with the calls."
             problem = "has no result, and the conversation goes on"
-            raise refused(f"{place_of_calls}.tool_calls", shown, problem, remedy)
+            raise build_field_error(f"{place_of_calls}.tool_calls", shown, problem, remedy)
 
     for place_of_text, turn in placed:
         place = place_of_text.removesuffix(".content").removesuffix(".value")
         if turn.role == "tool":
-            open_calls.remove(answered_call(turn, open_calls, place))
+            open_calls.remove(find_answered_call(turn, open_calls, place))
             continue
         check_answered()
         open_calls = list(turn.tool_calls)
@@ -434,30 +448,30 @@ def check_calls(placed: Sequence[tuple[str, Message]], tools: Iterable[Tool]) ->
             if offered and call.name not in offered:
                 problem = f"calls a tool that is not among those offered ({', '.join(sorted(offered))})"
                 remedy = "Correct the name, or add its schema to tools."
-                raise refused(f"{call_place}.name", call.name, problem, remedy)
+                raise build_field_error(f"{call_place}.name", call.name, problem, remedy)
             if call.id and call.id in [earlier.id for earlier in open_calls[:i]]:
                 problem = "is the id of two calls of one turn"
-                raise refused(f"{call_place}.id", call.id, problem, "Give each its own.")
+                raise build_field_error(f"{call_place}.id", call.id, problem, "Give each its own.")
     if placed[-1][1].role == "tool":
         check_answered()
 
 
-def answered_call(turn: Message, open_calls: list[ToolCall], place: str) -> ToolCall:
+def find_answered_call(turn: Message, open_calls: list[ToolCall], place: str) -> ToolCall:
     """Find the call that a result answers: the one with its id, else the first of its name, else the first."""
     if not open_calls:
         problem = "is the result of a tool, and no call stands before it"
         remedy = "Write the call into tool_calls of the answer before it, or leave the row out."
-        raise refused(f"{place}.role", "tool", problem, remedy)
+        raise build_field_error(f"{place}.role", "tool", problem, remedy)
     remedy = "Correct {}, or leave it out."
     if turn.tool_call_id:
         calls = [call for call in open_calls if call.id == turn.tool_call_id]
         if not calls:
             ids = ", ".join(call.id for call in open_calls if call.id) or "none has an id"
             problem = f"is the id of no call that waits for a result ({ids})"
-            raise refused(f"{place}.tool_call_id", turn.tool_call_id, problem, remedy.format("it"))
+            raise build_field_error(f"{place}.tool_call_id", turn.tool_call_id, problem, remedy.format("it"))
     else:
         calls = [call for call in open_calls if turn.name in ("", call.name)]
     if not calls or turn.name not in ("", calls[0].name):
         problem = f"is the name of no tool whose result is due ({', '.join(call.name for call in calls or open_calls)})"
-        raise refused(f"{place}.name", turn.name, problem, remedy.format("the name"))
+        raise build_field_error(f"{place}.name", turn.name, problem, remedy.format("the name"))
     return calls[0]

@@ -54,8 +54,8 @@ from align.core.outputs import replace_file
 from align.core.types import Conversation, Document, Feedback, Message, Preference, Record
 from align.data.chat.reasoning import CLOSE, OPEN, answer_alone, reasoning_length
 from align.data.read.columns import (
-    ANSWERS,
-    COLUMNS,
+    CONTENT_COLUMNS,
+    CONVERSATION_ANSWERS,
     CONVERSATIONS,
     HELP,
     HELPSTEER,
@@ -69,74 +69,74 @@ from align.data.read.columns import (
     TEXT,
     TREE,
     TREE_MESSAGE,
-    WINNERS,
+    WINNER_COLUMNS,
     ColumnRules,
     JudgedColumns,
     Shape,
-    Sizes,
+    TextSizes,
     UnreadColumns,
-    answers_beside,
+    build_label_error,
+    build_unknown_shape_error,
+    describe_nearest_shape,
+    find_answers_beside_turns,
+    find_judged_columns_of_row,
+    find_question_column,
+    find_shape,
+    find_unread_columns,
     is_helpsteer,
     is_tree,
     is_tree_message,
-    judged_columns_of,
-    label_error,
-    nearest_shape,
-    question_column,
-    read_label,
-    recognised,
-    text_sizes,
-    unclear,
-    unread_columns,
+    measure_unread_texts,
+    parse_label,
 )
-from align.data.read.content import DOCUMENTS, ENDED, FEEDBACK, PARTS, PREFERENCES
-from align.data.read.drops import BadRows, Drop, RefusedSource, tally
+from align.data.read.content import DOCUMENTS, ENDED_FLAGS, FEEDBACK, MESSAGE_ATTRIBUTES, PREFERENCES
+from align.data.read.drops import BadRows, DoubtfulSourceError, Drop, count_dropped
 from align.data.read.messages import (
-    CALLS,
-    EMPTY,
+    CALL_FIELDS,
+    EMPTY_HELP,
     HH_TURN,
     KEEP_ONE,
-    LEAVE_OUT,
-    NOT_READ,
-    NOT_READ_OF_ROWS,
-    OFFERED,
-    RESULTS,
-    SYSTEM,
+    LEAVE_OUT_HELP,
+    RESULT_ROLES,
+    SYSTEM_COLUMNS,
+    TOOL_COLUMNS,
+    UNSUPPORTED_COLUMNS,
+    UNSUPPORTED_FIELDS,
     Fields,
-    as_turns,
+    build_field_error,
     check_calls,
-    check_read,
     check_texts,
+    check_unsupported,
     check_weight,
-    displayed,
-    message_of,
-    messages_of,
-    refused,
-    tools_of,
-    transcript,
-    value_of,
+    format_value,
+    pairs_to_turns,
+    parse_json_value,
+    parse_message,
+    parse_messages,
+    parse_tools,
+    parse_transcript,
     with_system_column,
 )
-from align.data.read.rows import CELLS, Row, check_values, placed_rows
+from align.data.read.rows import CELL_TYPES, Row, check_values, iter_rows
 
-Placed = list[tuple[str, Message]]
+PlacedMessages = list[tuple[str, Message]]
 """(place of the text in the row, message) for each message. Errors name the place."""
-SHARE_GPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"}
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant", "bot": "assistant"}
 """Speakers in ShareGPT and similar rows → role. Any other name is a role already."""
-NOTHING_ASIDE: Fields = MappingProxyType({})
+NO_METADATA: Fields = MappingProxyType({})
 DOCUMENT_SHAPES: Mapping[str, Shape] = {shape.needs[0]: shape for shape in (*CONVERSATIONS, TEXT)}
 """Column that identifies a document's shape → the shape, by priority. The first column that is not null decides."""
 KTO_HELP = (
     "Train on such rows with stage=kto. If it is no label of the answer, or labels no longer count: "
     '"data.metadata=[label]".'
 )
-GIVE_TEXT = "Give its text, or leave the row out."
-CALLER = "function_call"
+TEXT_HELP = "Give its text, or leave the row out."
+CALL_SPEAKER = "function_call"
 """Speaker of a turn whose text holds tool calls, as in LLaMA-Factory."""
 
 
-def document_of(
-    row: Fields, id: str, answered: bool = False, rows: bool = False, aside: Fields = NOTHING_ASIDE
+def parse_document(
+    row: Fields, id: str, requires_answer: bool = False, is_prompt: bool = False, aside: Fields = NO_METADATA
 ) -> Document:
     """Parse one row as a document. If a row has `text` beside a conversation, the text is its rendering, and the
     conversation is used.
@@ -148,46 +148,46 @@ def document_of(
         rows: the row is a prompt, whose conversation keeps the other columns as JSON, for graders.
         aside: columns that are kept as metadata.
     """
-    column = shape_column(row)
-    if row.get(LABEL) is not None and not rows:  # a prompt may have a label, which is not used
+    column = find_shape_column(row)
+    if row.get(LABEL) is not None and not is_prompt:  # a prompt may have a label, which is not used
         problem = "stands beside a row to imitate, and an answer with a label is judged, not imitated"
-        raise refused(LABEL, row[LABEL], problem, KTO_HELP)
+        raise build_field_error(LABEL, row[LABEL], problem, KTO_HELP)
     if column == "text":
-        return plain_text(row)
-    placed = placed_of(row, column, answered, asked=rows)
+        return parse_plain_text(row)
+    placed = parse_conversation(row, column, requires_answer, is_prompt=is_prompt)
     for place, message in placed:
-        check_says_something(place, message)
-    tools = tools_of(row)
+        check_not_empty(place, message)
+    tools = parse_tools(row)
     check_calls(placed, tools)
     messages = with_system_column(tuple(message for _, message in placed), row)
-    return Conversation(messages, id, tools, row_text({**row, **aside}, column) if rows else "")
+    return Conversation(messages, id, tools, encode_other_columns({**row, **aside}, column) if is_prompt else "")
 
 
-def feedback_of(row: Fields, id: str) -> Feedback:
+def parse_feedback(row: Fields, id: str) -> Feedback:
     """Parse one row as an answer with a label (KTO): `prompt`, `completion` and `label`, or a conversation of any shape
     whose last answer the label is about. The answer may be empty: models give such answers, and people reject them.
 
     Raises:
         InputError: there is no question, or no answer to it.
     """
-    placed = placed_of(row, shape_column(row))
-    answer_indices = (i for i, (place, _) in enumerate(placed) if place.partition("[")[0] in ANSWERS)
+    placed = parse_conversation(row, find_shape_column(row))
+    answer_indices = (i for i, (place, _) in enumerate(placed) if place.partition("[")[0] in CONVERSATION_ANSWERS)
     start = next(answer_indices, len(placed) - 1)
     prompt = tuple(message for _, message in placed[:start])
     completion = tuple(message for _, message in placed[start:])
     place, last = placed[-1]
     if last.role != "assistant":
         problem = f"it ends with a {last.role} turn, so there is no answer that the label is about"
-        raise refused(place, last.content, problem, "End with the answer, or leave the row out.")
+        raise build_field_error(place, last.content, problem, "End with the answer, or leave the row out.")
     prompt = with_system_column(prompt, row)
     has_question = any(message.role == "user" and message.content.strip() for message in prompt)
     require(has_question, placed[0][0], "(empty)", "it holds no question to answer", "Give its text.")
-    tools = tools_of(row)
+    tools = parse_tools(row)
     check_calls(placed, tools)
-    return Feedback(prompt, completion, bool(read_label(row[LABEL])), id, tools)
+    return Feedback(prompt, completion, bool(parse_label(row[LABEL])), id, tools)
 
 
-def row_text(row: Fields, column: str) -> str:
+def encode_other_columns(row: Fields, column: str) -> str:
     """Return the columns of a row that are not part of its prompt as JSON text. Returns an empty text if all are null.
     Answer columns are included: graders check answers against them.
 
@@ -195,26 +195,33 @@ def row_text(row: Fields, column: str) -> str:
         row: the row.
         column: the column that identifies the row's shape.
     """
-    prompt_columns = {column, *SYSTEM, *OFFERED, *(("input", "history") if column == "instruction" else ())}
+    prompt_columns = {
+        column,
+        *SYSTEM_COLUMNS,
+        *TOOL_COLUMNS,
+        *(("input", "history") if column == "instruction" else ()),
+    }
     other_columns = {name: value for name, value in row.items() if name not in prompt_columns and value is not None}
     if not other_columns:
         return ""
     return json.dumps(other_columns, ensure_ascii=False, default=lambda value: None)  # bytes become null
 
 
-def shape_column(row: Fields) -> str:
+def find_shape_column(row: Fields) -> str:
     """Return the column that identifies a row's shape. Raises InputError if no shape fits, or a column cannot be
     kept."""
-    check_read(row, NOT_READ_OF_ROWS)
+    check_unsupported(row, UNSUPPORTED_COLUMNS)
     check_weight(row)
     present = [column for column in DOCUMENT_SHAPES if column in row]
     if not present:
         remedy = f"Give `messages`, `prompt` with `completion`, or `text`; {HELP}"
-        raise unclear(row, (DOCUMENTS,), remedy)
+        raise build_unknown_shape_error(row, (DOCUMENTS,), remedy)
     return next((column for column in present if row[column] is not None), present[0])
 
 
-def placed_of(row: Fields, column: str, answered: bool = False, asked: bool = False) -> Placed:
+def parse_conversation(
+    row: Fields, column: str, requires_answer: bool = False, is_prompt: bool = False
+) -> PlacedMessages:
     """Parse the messages of a row with the shape of a conversation.
 
     Args:
@@ -225,41 +232,41 @@ def placed_of(row: Fields, column: str, answered: bool = False, asked: bool = Fa
     """
     answers = DOCUMENT_SHAPES[column].answer_columns
     if column == "instruction":
-        placed = alpaca(row)
+        placed = parse_alpaca(row)
     elif answers:
-        placed = asked_and_answered(row, column, answers)
+        placed = parse_question_and_answer(row, column, answers)
     else:
-        parse = share_gpt if column == "conversations" else listed
+        parse = parse_sharegpt if column == "conversations" else parse_message_list
         placed = parse(row[column], column)
-    if answered and answers and not any(name in row for name in answers):
+    if requires_answer and answers and not any(name in row for name in answers):
         remedy = f"Call it {' or '.join(answers)}."
-        raise refused("columns", ", ".join(map(str, row)), "there is no answer among them", remedy)
-    if not asked and (answer_columns := answers_beside(row, DOCUMENT_SHAPES[column])):
-        name = one_answer(row, column, answer_columns)
-        placed += turns_of(row[name], "assistant", name)
+        raise build_field_error("columns", ", ".join(map(str, row)), "there is no answer among them", remedy)
+    if not is_prompt and (answer_columns := find_answers_beside_turns(row, DOCUMENT_SHAPES[column])):
+        name = choose_answer_column(row, column, answer_columns)
+        placed += parse_turns(row[name], "assistant", name)
     return placed
 
 
-def one_answer(row: Fields, column: str, names: Sequence[str]) -> str:
+def choose_answer_column(row: Fields, column: str, names: Sequence[str]) -> str:
     """Return the first of some answer columns. Raises InputError if they hold different values."""
     if len({repr(row[name]) for name in names}) > 1:
         problem = f"has several answers ({', '.join(names)})"
-        raise refused(column, row[column], problem, "Keep one of these columns.")
+        raise build_field_error(column, row[column], problem, "Keep one of these columns.")
     return names[0]
 
 
-def plain_text(row: Fields) -> str:
+def parse_plain_text(row: Fields) -> str:
     text = row["text"]
     if not isinstance(text, str) or not text.strip():
         problem = "is empty" if isinstance(text, str | None) else "is no text"
-        raise refused("text", text, problem, GIVE_TEXT)
-    name = "system" if row.get("system") else "tools" if tools_of(row) else ""
+        raise build_field_error("text", text, problem, TEXT_HELP)
+    name = "system" if row.get("system") else "tools" if parse_tools(row) else ""
     if name:
-        raise refused(name, row.get(name), "stands beside plain text", "Give `messages`.")
+        raise build_field_error(name, row.get(name), "stands beside plain text", "Give `messages`.")
     return text
 
 
-def check_says_something(place: str, message: Message) -> None:
+def check_not_empty(place: str, message: Message) -> None:
     """Raise InputError if a turn that is trained on, or one of the user, is empty."""
     content = message.content
     if message.tool_calls or message.role == "tool":  # a tool may return nothing
@@ -270,96 +277,96 @@ def check_says_something(place: str, message: Message) -> None:
     if answer.strip() or message.role == "system" or not message.trained:
         return
     if message.role != "assistant":
-        raise refused(place, content, f"the {message.role}'s turn is empty", "Leave the row out.")
+        raise build_field_error(place, content, f"the {message.role}'s turn is empty", "Leave the row out.")
     problem = "the assistant's turn is empty"
     if content.strip():
         problem = "the assistant's turn is reasoning alone"
         if not reasoning_length(content):
             problem = f"the assistant's turn is reasoning without its end, {CLOSE}"
-    raise refused(place, content, problem, EMPTY)
+    raise build_field_error(place, content, problem, EMPTY_HELP)
 
 
-def listed(value: Any, column: str) -> Placed:
+def parse_message_list(value: Any, column: str) -> PlacedMessages:
     """Parse a list of messages."""
-    messages = messages_of(value, column)
+    messages = parse_messages(value, column)
     return [(f"{column}[{i}].content", message) for i, message in enumerate(messages)]
 
 
-def share_gpt(value: Any, column: str) -> Placed:
+def parse_sharegpt(value: Any, column: str) -> PlacedMessages:
     """Parse a list of ShareGPT's `{from, value}`, or of messages."""
     if not isinstance(value, list) or not any(isinstance(turn, Mapping) and "from" in turn for turn in value):
-        return listed(value, column)
+        return parse_message_list(value, column)
     placed = []
     for i, turn in enumerate(value):
         place = f"{column}[{i}]"
         if not isinstance(turn, Mapping) or "from" not in turn:
-            raise refused(place, turn, "is no turn", "Write a list of {from, value}.")
+            raise build_field_error(place, turn, "is no turn", "Write a list of {from, value}.")
         message = {name: field_value for name, field_value in turn.items() if name not in ("from", "value")}
-        role = SHARE_GPT.get(str(turn["from"]), turn["from"])
+        role = SHAREGPT_ROLES.get(str(turn["from"]), turn["from"])
         check_texts(turn, place)
         other_speaker = turn.get("role", role)
-        if other_speaker not in (role, turn["from"]) and SHARE_GPT.get(str(other_speaker), other_speaker) != role:
+        if other_speaker not in (role, turn["from"]) and SHAREGPT_ROLES.get(str(other_speaker), other_speaker) != role:
             problem = f"is another speaker than that of `from` ({turn['from']})"
-            raise refused(f"{place}.role", other_speaker, problem, KEEP_ONE)
-        if role == CALLER:
-            calls = calls_in(turn.get("value"), f"{place}.value")
+            raise build_field_error(f"{place}.role", other_speaker, problem, KEEP_ONE)
+        if role == CALL_SPEAKER:
+            calls = parse_text_calls(turn.get("value"), f"{place}.value")
             message |= {"role": "assistant", "content": None, "tool_calls": calls}
         else:
             message |= {"role": role, **({"content": turn["value"]} if "value" in turn else {})}
-        placed.append((f"{place}.value", message_of(message, place)))
+        placed.append((f"{place}.value", parse_message(message, place)))
     return placed
 
 
-def calls_in(value: Any, column: str) -> list[Any]:
+def parse_text_calls(value: Any, column: str) -> list[Any]:
     """Return the tool calls that a text holds as JSON: an object, or a list of objects."""
-    calls = value_of(value, column)
+    calls = parse_json_value(value, column)
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, list) or not calls:
-        raise refused(column, value, "is no call of a tool", 'Write {"name": "…", "arguments": {…}}.')
+        raise build_field_error(column, value, "is no call of a tool", 'Write {"name": "…", "arguments": {…}}.')
     return calls
 
 
-def asked_and_answered(row: Fields, column: str, answers: tuple[str, ...]) -> Placed:
+def parse_question_and_answer(row: Fields, column: str, answers: tuple[str, ...]) -> PlacedMessages:
     """Return the turns of a question and of its answer, from the answer column that is not null. Returns the question
     alone if all are null."""
     present = [name for name in answers if row.get(name) is not None]
-    name = one_answer(row, column, present) if present else answers[0]
-    question_turns = turns_of(row[column], "user", column)
-    reply_turns = turns_of(row.get(name), "assistant", name)
+    name = choose_answer_column(row, column, present) if present else answers[0]
+    question_turns = parse_turns(row[column], "user", column)
+    reply_turns = parse_turns(row.get(name), "assistant", name)
     require(bool(question_turns), column, row[column], "asks nothing", "Give its text.")
     if [message for _, message in reply_turns[: len(question_turns)]] == [message for _, message in question_turns]:
         reply_turns = reply_turns[len(question_turns) :]  # UltraFeedback's `chosen` repeats the prompt
     return [*question_turns, *reply_turns]
 
 
-def turns_of(value: Any, role: str, column: str) -> Placed:
+def parse_turns(value: Any, role: str, column: str) -> PlacedMessages:
     """Return a text as one turn of `role`, a list of messages as it is, and null as no turn."""
     if value is None:
         return []
     if isinstance(value, str):
         return [(column, Message(role, value))]
     if isinstance(value, int | float):
-        raise refused(column, value, "is a number, and a text is read here", f'Write "{value}".')
-    return listed(value, column)
+        raise build_field_error(column, value, "is a number, and a text is read here", f'Write "{value}".')
+    return parse_message_list(value, column)
 
 
-def alpaca(row: Fields) -> Placed:
+def parse_alpaca(row: Fields) -> PlacedMessages:
     """Parse an Alpaca row: `instruction` with `input` on the lines below, then `output` or `response`. `history`, a
     list of [question, answer], comes first."""
     answers = [name for name in DOCUMENT_SHAPES["instruction"].answer_columns if row.get(name) is not None]
-    answer = one_answer(row, "instruction", answers) if answers else "output"
+    answer = choose_answer_column(row, "instruction", answers) if answers else "output"
     for name in ("instruction", "input", answer):
         text = row.get(name)
         if not isinstance(text, str | None) or (name == "instruction" and text is None):
-            raise refused(name, text, "is no text", GIVE_TEXT)
-    placed: Placed = []
+            raise build_field_error(name, text, "is no text", TEXT_HELP)
+    placed: PlacedMessages = []
     history = row.get("history") or []
     if not isinstance(history, list):
-        raise refused("history", history, "is no list", "Write a list of [question, answer].")
+        raise build_field_error("history", history, "is no list", "Write a list of [question, answer].")
     for i, pair in enumerate(history):
         place = f"history[{i}]"
         if not isinstance(pair, list) or [*map(type, pair)] != [str, str]:
-            raise refused(place, pair, "is no pair of texts", "Write [question, answer].")
+            raise build_field_error(place, pair, "is no pair of texts", "Write [question, answer].")
         placed += [(place, Message("user", pair[0])), (place, Message("assistant", pair[1]))]
     question = "\n".join(filter(None, (row["instruction"], row.get("input"))))
     placed.append(("instruction", Message("user", question)))
@@ -372,13 +379,18 @@ def alpaca(row: Fields) -> Placed:
 # with nested `replies`, or one row per message (`message_id`, `parent_id`, `text`, `role`). The rows of a tree must
 # follow one another, as only one tree is held in memory.
 
-SPEAKERS = {"prompter": "user", "user": "user", "assistant": "assistant", "system": "system"}
-TOOLS = "trees with tool calls and their results are not read, and an answer without them means something else"
-NOT_READ_OF_TREES = {**NOT_READ, **dict.fromkeys((*CALLS, "tool_call_id"), (TOOLS, LEAVE_OUT))}
-TOGETHER = "Sort the rows so that those of one message_tree_id stand together."
+TREE_ROLES = {"prompter": "user", "user": "user", "assistant": "assistant", "system": "system"}
+TREE_TOOLS_PROBLEM = (
+    "trees with tool calls and their results are not read, and an answer without them means something else"
+)
+UNSUPPORTED_TREE_FIELDS = {
+    **UNSUPPORTED_FIELDS,
+    **dict.fromkeys((*CALL_FIELDS, "tool_call_id"), (TREE_TOOLS_PROBLEM, LEAVE_OUT_HELP)),
+}
+SORT_HELP = "Sort the rows so that those of one message_tree_id stand together."
 
 
-class Node(NamedTuple):
+class TreeNode(NamedTuple):
     """A message of a tree.
 
     Attributes:
@@ -398,52 +410,56 @@ TreePath = tuple[Conversation, Fields]
 """(conversation, fields of its last message)."""
 
 
-def id_of(row: Row) -> str:
+def build_row_id(row: Row) -> str:
     """Return the id of a row's conversation, `FILE:NUMBER`."""
     return f"{row.file.name}:{row.place}"
 
 
-def tree_of(row: Row) -> Iterator[TreePath | Drop]:
+def parse_tree_row(row: Row) -> Iterator[TreePath | Drop]:
     """Yield the conversations of a row that is a whole tree."""
     prefix = "" if "replies" in row.data else "prompt."
 
-    def list_replies(node: Node) -> list[Node]:
+    def list_replies(node: TreeNode) -> list[TreeNode]:
         children = node.data.get("replies") or []
         place = f"{node.place}replies"
         if not isinstance(children, list) or not all(isinstance(reply, Mapping) for reply in children):
-            raise refused(place, children, "is no list of messages", "Write [{role, text}, …].")
+            raise build_field_error(place, children, "is no list of messages", "Write [{role, text}, …].")
         has_siblings = len(children) > 1
         return [
-            Node(reply, row, f"{place}[{i}].", f"{node.id}/{i}" if has_siblings else node.id)
+            TreeNode(reply, row, f"{place}[{i}].", f"{node.id}/{i}" if has_siblings else node.id)
             for i, reply in enumerate(children)
         ]
 
-    yield from conversations(Node(row.data["prompt"] if prefix else row.data, row, prefix, id_of(row)), list_replies)
+    yield from iter_tree_paths(
+        TreeNode(row.data["prompt"] if prefix else row.data, row, prefix, build_row_id(row)), list_replies
+    )
 
 
-def flat_tree_of(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
+def parse_tree_messages(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
     """Yield the conversations of a tree with one row per message.
 
     Raises:
         InputError: the parent of a message is missing, two messages have one id, or messages answer each other in a
             circle.
     """
-    children: dict[Any, list[Node]] = {}
+    children: dict[Any, list[TreeNode]] = {}
     message_ids = set[str]()
     for row in rows:
         name = str(row.data["message_id"])
-        require(name not in message_ids, f"{row.where}, message_id", name, "stands twice in its tree", TOGETHER)
+        require(name not in message_ids, f"{row.where}, message_id", name, "stands twice in its tree", SORT_HELP)
         message_ids.add(name)
         parent = row.data.get("parent_id")
-        children.setdefault(None if parent is None else str(parent), []).append(Node(row.data, row, "", id_of(row)))
+        children.setdefault(None if parent is None else str(parent), []).append(
+            TreeNode(row.data, row, "", build_row_id(row))
+        )
     for row in rows:
         with row.naming_errors():
             parent = row.data.get("parent_id")
             if parent is not None and str(parent) not in message_ids:
                 problem = "no row of its tree that stands beside it has this message_id"
-                raise refused("parent_id", parent, problem, TOGETHER)
+                raise build_field_error("parent_id", parent, problem, SORT_HELP)
 
-    def list_replies(node: Node) -> list[Node]:
+    def list_replies(node: TreeNode) -> list[TreeNode]:
         return children.get(str(node.data["message_id"]), [])
 
     reached_count = 0
@@ -452,21 +468,25 @@ def flat_tree_of(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
         while pending:
             pending += list_replies(pending.pop())
             reached_count += 1
-        yield from conversations(root, list_replies)
+        yield from iter_tree_paths(root, list_replies)
     problem = "messages of its tree answer each other in a circle"
-    require(reached_count == len(rows), f"{rows[0].where}, parent_id", rows[0].data.get("parent_id"), problem, TOGETHER)
+    require(
+        reached_count == len(rows), f"{rows[0].where}, parent_id", rows[0].data.get("parent_id"), problem, SORT_HELP
+    )
 
 
-def conversations(root: Node, list_replies: Callable[[Node], Sequence[Node]]) -> Iterator[TreePath | Drop]:
+def iter_tree_paths(
+    root: TreeNode, list_replies: Callable[[TreeNode], Sequence[TreeNode]]
+) -> Iterator[TreePath | Drop]:
     """Yield one conversation for each path that ends with the assistant, depth first, in the order of the replies."""
-    pending: list[tuple[tuple[Message, ...], Node]] = [((), root)]
+    pending: list[tuple[tuple[Message, ...], TreeNode]] = [((), root)]
     while pending:
         turns, node = pending.pop()
         if node.data.get("deleted") is True:
             yield Drop.DELETED
             continue
         with node.row.naming_errors():
-            turns = (*turns, message_in(node.data, node.place))
+            turns = (*turns, parse_tree_message(node.data, node.place))
             children = list_replies(node)
         pending += [(turns, child) for child in reversed(children)]
         if not children:
@@ -474,72 +494,72 @@ def conversations(root: Node, list_replies: Callable[[Node], Sequence[Node]]) ->
             yield (Conversation(turns, node.id), node.data) if is_answered else Drop.UNANSWERED
 
 
-def message_in(data: Fields, place: str) -> Message:
+def parse_tree_message(data: Fields, place: str) -> Message:
     """Parse the message of a node. Raises InputError if it has no text, or an unknown role."""
-    check_read(data, NOT_READ_OF_TREES, place)
+    check_unsupported(data, UNSUPPORTED_TREE_FIELDS, place)
     role = data.get("role")
     text = data.get("text")
-    if isinstance(role, str) and role in RESULTS:
+    if isinstance(role, str) and role in RESULT_ROLES:
         remedy = "Write the paths as conversations of `messages`, or leave such trees out."
-        raise refused(f"{place}role", role, TOOLS, remedy)
-    if not isinstance(role, str) or role not in SPEAKERS:
-        raise refused(f"{place}role", role, f"is none of {', '.join(SPEAKERS)}", "Rename the role.")
+        raise build_field_error(f"{place}role", role, TREE_TOOLS_PROBLEM, remedy)
+    if not isinstance(role, str) or role not in TREE_ROLES:
+        raise build_field_error(f"{place}role", role, f"is none of {', '.join(TREE_ROLES)}", "Rename the role.")
     if not isinstance(text, str) or not text.strip():
         problem = "is empty" if isinstance(text, str | None) else "is no text"
-        raise refused(f"{place}text", text, problem, "Give its text, or leave the tree out.")
-    return Message(SPEAKERS[role], text)
+        raise build_field_error(f"{place}text", text, problem, "Give its text, or leave the tree out.")
+    return Message(TREE_ROLES[role], text)
 
 
 # --- Preference pairs.
 
 Messages = tuple[Message, ...]
-Parsed = tuple[Preference, Fields] | Drop
+ParsedPair = tuple[Preference, Fields] | Drop
 """(pair, metadata of its answers under `chosen` and `rejected`), or why there is no pair."""
 
 PAIR_HELP = "A row holds prompt, chosen and rejected, or the columns of HH, UltraFeedback, HelpSteer or Nectar."
-WRITE = 'Write "{}" or "{}" for the better answer, or "tie".'
+VERDICT_HELP = 'Write "{}" or "{}" for the better answer, or "tie".'
 TIES = frozenset(["tie", "tied", "tie_(bothbad)", "both_bad", "bothbad", "both", "draw", "neither", "equal", "none"])
-NAMED = re.compile(r"(?:model|response|answer|completion|output|conversation|assistant)_")
+VERDICT_PREFIX = re.compile(r"(?:model|response|answer|completion|output|conversation|assistant)_")
 """Prefix of an ending in a verdict, as in `model_a`."""
 
 
-def field_error(data: Fields, column: str, problem: str, remedy: str = PAIR_HELP) -> InputError:
+def build_pair_error(data: Fields, column: str, problem: str, remedy: str = PAIR_HELP) -> InputError:
     name = column.split("[")[0]
-    return InputError(column, displayed(data[name]) if name in data else "(no such column)", problem, remedy)
+    return InputError(column, format_value(data[name]) if name in data else "(no such column)", problem, remedy)
 
 
-def text_in(data: Fields, column: str) -> str:
+def require_text(data: Fields, column: str) -> str:
     value = data.get(column)
     if not isinstance(value, str):
-        raise field_error(data, column, "missing" if value is None else "not a text")
+        raise build_pair_error(data, column, "missing" if value is None else "not a text")
     return value
 
 
-def figure_in(data: Fields, column: str, value: Any) -> float:
+def require_number(data: Fields, column: str, value: Any) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not -sys.float_info.max <= value <= sys.float_info.max:  # integers of JSON have no bounds
-        raise field_error(data, column, "missing" if value is None else "not a finite number")
+        raise build_pair_error(data, column, "missing" if value is None else "not a finite number")
     return float(value)
 
 
-def parse_pairs(group: Sequence[Row]) -> Iterator[Parsed]:
+def parse_pairs(group: Sequence[Row]) -> Iterator[ParsedPair]:
     """Yield the pairs of one row, or of a group of HelpSteer rows."""
     for row in group:
         with row.naming_errors():
-            check_read(row.data, NOT_READ_OF_ROWS)
+            check_unsupported(row.data, UNSUPPORTED_COLUMNS)
     with group[0].naming_errors():
         yield from pair_neighbours(group) if is_helpsteer(group[0].data) else parse_row(group[0])
 
 
-def parse_row(row: Row) -> Iterator[Parsed]:
+def parse_row(row: Row) -> Iterator[ParsedPair]:
     """Yield the pairs of one row."""
     data = row.data
-    shape = recognised(data)
+    shape = find_shape(data)
     if shape is SCORED:
-        question_name = question_column(data)
-        answers = entries_of(row, "completions", "response", "overall_score", 1)
-        yield from pair_all(answers, as_prompt(data, question_name))
-    elif {"chosen", "rejected"} <= data.keys() and is_texts(data["rejected"]):
+        question_name = find_question_column(data)
+        answers = parse_scored_answers(row, "completions", "response", "overall_score", 1)
+        yield from pair_all(answers, parse_prompt(data, question_name))
+    elif {"chosen", "rejected"} <= data.keys() and is_text_list(data["rejected"]):
         yield from pair_right_and_wrong(row)
     elif {"chosen", "rejected"} <= data.keys():
         yield parse_pair(row)
@@ -547,111 +567,117 @@ def parse_row(row: Row) -> Iterator[Parsed]:
         yield parse_judged(row)
     elif {"prompt", "answers"} <= data.keys():
         # Ranks give the order of answers, not a margin between them.
-        answers = entries_of(row, "answers", "answer", "rank", -1)
-        yield from pair_all(answers, as_prompt(data, "prompt"), margins=False)
+        answers = parse_scored_answers(row, "answers", "answer", "rank", -1)
+        yield from pair_all(answers, parse_prompt(data, "prompt"), has_margins=False)
     elif compared_shape := next((shape for shape in (HELPSTEER2, HELPSTEER3) if data.keys() >= {*shape.needs}), None):
         yield parse_compared(row, *compared_shape.needs)
     else:
         problem = f"missing (the row has {', '.join(sorted(data)) or 'no columns'})"
-        remedy = nearest_shape(data, (PREFERENCES,)) + PAIR_HELP
-        raise field_error(data, "rejected" if "chosen" in data else "chosen", problem, remedy)
+        remedy = describe_nearest_shape(data, (PREFERENCES,)) + PAIR_HELP
+        raise build_pair_error(data, "rejected" if "chosen" in data else "chosen", problem, remedy)
 
 
-def answer_turns(data: Fields, column: str, prompt: Any) -> Messages:
+def parse_answer_turns(data: Fields, column: str, prompt: Any) -> Messages:
     """Return the turns of one side of a pair. Without a prompt column, they begin with the prompt."""
     value = data[column]
     if not isinstance(value, str):
-        return as_messages(data, column, [value] if isinstance(value, dict) else value)
+        return parse_pair_messages(data, column, [value] if isinstance(value, dict) else value)
     if prompt is not None:
-        return as_answer(value)
+        return to_answer(value)
     if not HH_TURN.match(value.lstrip(" ")):
         problem = f"missing, and {column} is no transcript (\\n\\nHuman: … \\n\\nAssistant: …)"
-        raise field_error(data, "prompt", problem)
-    return transcript(value)
+        raise build_pair_error(data, "prompt", problem)
+    return parse_transcript(value)
 
 
-def parse_pair(row: Row) -> Parsed:
+def parse_pair(row: Row) -> ParsedPair:
     data = row.data
-    question_name = question_column(data) or "prompt"
+    question_name = find_question_column(data) or "prompt"
     prompt = data.get(question_name)
     for column in ("chosen", "rejected"):
         value = data[column]
         if not isinstance(value, str | list | dict):
-            raise field_error(data, column, "missing" if value is None else "neither a text nor a list of messages")
+            raise build_pair_error(
+                data, column, "missing" if value is None else "neither a text nor a list of messages"
+            )
     if type(data["chosen"]) is not type(data["rejected"]):
-        raise field_error(data, "rejected", "not of the same form as chosen")
-    better, worse = (answer_turns(data, column, prompt) for column in ("chosen", "rejected"))
+        raise build_pair_error(data, "rejected", "not of the same form as chosen")
+    better, worse = (parse_answer_turns(data, column, prompt) for column in ("chosen", "rejected"))
     for column, turns in (("chosen", better), ("rejected", worse)):
         if turns[-1].role != "assistant":
-            raise field_error(data, column, f"it ends with a {turns[-1].role} turn, so there is no answer to judge")
+            raise build_pair_error(
+                data, column, f"it ends with a {turns[-1].role} turn, so there is no answer to judge"
+            )
     if better == worse:
         return Drop.IDENTICAL
     if better[0].role == worse[0].role == "assistant":
         if prompt is None:
-            raise field_error(data, "prompt", "missing")
-        prompt_turns = as_prompt(data, question_name)
+            raise build_pair_error(data, "prompt", "missing")
+        prompt_turns = parse_prompt(data, question_name)
     else:
-        shared_count = count_shared(data, better, worse)
+        shared_count = count_shared_turns(data, better, worse)
         prompt_turns = with_system_column(better[:shared_count], data)
         better = better[shared_count:]
         worse = worse[shared_count:]
         # A list of messages must equal the last shared turns. A string is a caption that repeats one of them
         # (UltraFeedback), and `messages` may be a whole conversation that ends with one of the answers.
         if isinstance(prompt, list) and question_name != "messages":
-            named_prompt = as_messages(data, question_name, prompt)
+            named_prompt = parse_pair_messages(data, question_name, prompt)
             if prompt_turns[-len(named_prompt) :] != named_prompt:
-                raise field_error(data, question_name, "not what chosen and rejected share")
+                raise build_pair_error(data, question_name, "not what chosen and rejected share")
     margin, chosen_score, rejected_score = (data.get(column) for column in ("margin", "score_chosen", "score_rejected"))
     if margin is not None:
-        margin = figure_in(data, "margin", margin)
+        margin = require_number(data, "margin", margin)
     elif chosen_score is not None and rejected_score is not None:  # UltraFeedback
-        margin = figure_in(data, "score_chosen", chosen_score) - figure_in(data, "score_rejected", rejected_score)
-    return preference_of(row, prompt_turns, better, worse, margin), {}
+        margin = require_number(data, "score_chosen", chosen_score) - require_number(
+            data, "score_rejected", rejected_score
+        )
+    return build_preference(row, prompt_turns, better, worse, margin), {}
 
 
-def parse_judged(row: Row) -> Parsed:
+def parse_judged(row: Row) -> ParsedPair:
     """Parse a row of two answers and a verdict that names the better one."""
     data = row.data
-    columns = judged_columns_of(data)
+    columns = find_judged_columns_of_row(data)
     assert columns is not None
-    verdict = read_verdict(data, columns)
+    verdict = parse_verdict(data, columns)
     name = columns.verdict[0]
-    remedy = WRITE.format(*columns.endings)
-    number = as_number(data[name])
-    if number is not None and number <= 0 and columns.endings != ("0", "1") and columns.verdict != WINNERS:
+    remedy = VERDICT_HELP.format(*columns.endings)
+    number = to_number(data[name])
+    if number is not None and number <= 0 and columns.endings != ("0", "1") and columns.verdict != WINNER_COLUMNS:
         # An ambiguous code: 0 may be the first answer or a tie, and a negative number may be a degree.
         problem = "may be the first answer, a tie or a degree"
-        raise RefusedSource(name, displayed(data[name]), problem, remedy)
+        raise DoubtfulSourceError(name, format_value(data[name]), problem, remedy)
     if verdict is None:
         problem = f"neither of the answers {' and '.join(columns.answers)}, nor a tie"
-        raise field_error(data, name, problem, remedy)
+        raise build_pair_error(data, name, problem, remedy)
     if verdict == 0:
         return Drop.TIE
     answers: list[Any] = [data[name] for name in columns.answers]
     pair = {name: value for name, value in data.items() if name not in columns.answers}
-    text_lists = [parse_texts(value) for value in (data.get("prompt"), *answers)]
-    if columns.verdict == WINNERS and all(text_lists):  # the Kaggle form of LMSYS's arena
+    text_lists = [parse_text_list(value) for value in (data.get("prompt"), *answers)]
+    if columns.verdict == WINNER_COLUMNS and all(text_lists):  # the Kaggle form of LMSYS's arena
         del pair["prompt"]
         if len({*map(len, text_lists)}) > 1:
-            raise field_error(data, columns.answers[0], "a list of texts of another length than the prompt's")
-        answers = [as_turns(zip(text_lists[0], texts, strict=True)) for texts in text_lists[1:]]
+            raise build_pair_error(data, columns.answers[0], "a list of texts of another length than the prompt's")
+        answers = [pairs_to_turns(zip(text_lists[0], texts, strict=True)) for texts in text_lists[1:]]
     better_answer, worse_answer = answers if verdict < 0 else reversed(answers)
     pair |= {"chosen": better_answer, "rejected": worse_answer}
-    if columns.verdict == WINNERS:
+    if columns.verdict == WINNER_COLUMNS:
         check_values(pair)  # texts decoded from JSON text have not been checked yet
     return parse_pair(row._replace(data=pair))
 
 
-def read_verdict(row: Fields, columns: JudgedColumns) -> int | None:
+def parse_verdict(row: Fields, columns: JudgedColumns) -> int | None:
     """Parse which answer is better: -1 the first, 1 the second, 0 neither. Returns None if the verdict cannot be
     parsed.
 
     A number names the column that ends with it. Answers a and b have the numbers 1 and 2; 1.5 is a tie. A text is an
     ending, a column, a model's name, or a tie.
     """
-    if columns.verdict == WINNERS:
-        first, second = (read_label(row[name]) for name in WINNERS)
-        tie = read_label(row.get("winner_tie", False))
+    if columns.verdict == WINNER_COLUMNS:
+        first, second = (parse_label(row[name]) for name in WINNER_COLUMNS)
+        tie = parse_label(row.get("winner_tie", False))
         if None in (first, second, tie) or bool(first) + bool(second) + bool(tie) > 1:
             return None
         return bool(second) - bool(first)
@@ -663,22 +689,22 @@ def read_verdict(row: Fields, columns: JudgedColumns) -> int | None:
         normalised = re.sub(r"[ -]", "_", value.strip().strip("[]").casefold())
         if normalised in TIES:
             return 0
-        value = NAMED.sub("", normalised)
+        value = VERDICT_PREFIX.sub("", normalised)
         if value in columns.endings:
             return -1 if value == columns.endings[0] else 1
     places = {0.0: -1, 1.0: 1} if columns.endings == ("0", "1") else {1.0: -1, 1.5: 0, 2.0: 1}
-    number = None if isinstance(value, bool) else as_number(value)
+    number = None if isinstance(value, bool) else to_number(value)
     return None if number is None else places.get(number)
 
 
-def as_number(value: Any) -> float | None:
+def to_number(value: Any) -> float | None:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
 
 
-def parse_texts(value: Any) -> list[str]:
+def parse_text_list(value: Any) -> list[str]:
     """Return a list of texts, which may be given as JSON text. Returns an empty list for anything else. Null becomes an
     empty text."""
     if isinstance(value, str) and value.startswith("["):
@@ -691,25 +717,25 @@ def parse_texts(value: Any) -> list[str]:
     return [text or "" for text in value]
 
 
-def is_texts(value: Any) -> bool:
+def is_text_list(value: Any) -> bool:
     """Return whether a value is a non-empty list of texts, not of messages."""
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
-def pair_right_and_wrong(row: Row) -> Iterator[Parsed]:
+def pair_right_and_wrong(row: Row) -> Iterator[ParsedPair]:
     """Yield each right answer over each wrong one, as one group."""
     right_answers = [row.data["chosen"]] if isinstance(row.data["chosen"], str) else row.data["chosen"]
-    if not is_texts(right_answers):
-        raise field_error(row.data, "chosen", "neither a text nor a list of texts, as rejected is one")
-    prompt = as_prompt(row.data, question_column(row.data) or "prompt")
-    name = label_in(row.data, "id") or row.name
+    if not is_text_list(right_answers):
+        raise build_pair_error(row.data, "chosen", "neither a text nor a list of texts, as rejected is one")
+    prompt = parse_prompt(row.data, find_question_column(row.data) or "prompt")
+    name = get_text(row.data, "id") or row.name
     if "source" not in row.data and "subset" in row.data:  # RewardBench's name
         row = row._replace(data={**row.data, "source": row.data["subset"]})
     for (i, better), (j, worse) in product(enumerate(right_answers), enumerate(row.data["rejected"])):
         if better == worse:
             yield Drop.IDENTICAL
         else:
-            pair = preference_of(row, prompt, as_answer(better), as_answer(worse), None, f"{name}/{i}>{j}", name)
+            pair = build_preference(row, prompt, to_answer(better), to_answer(worse), None, f"{name}/{i}>{j}", name)
             yield pair, {}
 
 
@@ -729,7 +755,7 @@ class ScoredAnswer(NamedTuple):
     about: Fields
 
 
-def entries_of(row: Row, column: str, text_field: str, score_field: str, sign: int) -> list[ScoredAnswer]:
+def parse_scored_answers(row: Row, column: str, text_field: str, score_field: str, sign: int) -> list[ScoredAnswer]:
     """Parse a column with a list of scored answers.
 
     Args:
@@ -741,31 +767,31 @@ def entries_of(row: Row, column: str, text_field: str, score_field: str, sign: i
     """
     entries = row.data[column]
     if not isinstance(entries, list) or len(entries) < 2:
-        raise field_error(row.data, column, "not a list of two or more answers")
+        raise build_pair_error(row.data, column, "not a list of two or more answers")
     answers = list[ScoredAnswer]()
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not isinstance(entry.get(text_field), str):
-            raise field_error(row.data, f"{column}[{i}].{text_field}", "missing or not a text")
-        number = sign * figure_in(row.data, f"{column}[{i}].{score_field}", entry.get(score_field))
+            raise build_pair_error(row.data, f"{column}[{i}].{text_field}", "missing or not a text")
+        number = sign * require_number(row.data, f"{column}[{i}].{score_field}", entry.get(score_field))
         about = {name: value for name, value in entry.items() if name != text_field and value is not None}
-        answers.append(ScoredAnswer(row, as_answer(entry[text_field]), number, about))
+        answers.append(ScoredAnswer(row, to_answer(entry[text_field]), number, about))
     return answers
 
 
-def pair_neighbours(rows: Sequence[Row]) -> Iterator[Parsed]:
+def pair_neighbours(rows: Sequence[Row]) -> Iterator[ParsedPair]:
     """Yield the pairs of HelpSteer rows on one prompt."""
     if len(rows) == 1:
         yield Drop.UNPAIRED
     answers = list[ScoredAnswer]()
     for row in rows:
         with row.naming_errors():
-            turns = as_answer(text_in(row.data, "response"))
-            score = figure_in(row.data, "helpfulness", row.data["helpfulness"])
-            answers.append(ScoredAnswer(row, turns, score, unread_columns(row, HELPSTEER)))
-    yield from pair_all(answers, as_prompt(rows[0].data, "prompt"))
+            turns = to_answer(require_text(row.data, "response"))
+            score = require_number(row.data, "helpfulness", row.data["helpfulness"])
+            answers.append(ScoredAnswer(row, turns, score, find_unread_columns(row, HELPSTEER)))
+    yield from pair_all(answers, parse_prompt(rows[0].data, "prompt"))
 
 
-def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, margins: bool = True) -> Iterator[Parsed]:
+def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, has_margins: bool = True) -> Iterator[ParsedPair]:
     """Yield every pair of answers to one prompt, as one group.
 
     Args:
@@ -781,14 +807,16 @@ def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, margins: bool = 
         elif better.turns == worse.turns:
             yield Drop.IDENTICAL
         else:
-            margin = better.score - worse.score if margins else None
+            margin = better.score - worse.score if has_margins else None
             with better.row.naming_errors():
-                record = preference_of(better.row, prompt, better.turns, worse.turns, margin, f"{group}/{i}>{j}", group)
+                record = build_preference(
+                    better.row, prompt, better.turns, worse.turns, margin, f"{group}/{i}>{j}", group
+                )
             about = {"chosen": dict(better.about), "rejected": dict(worse.about)}
             yield record, {side: fields for side, fields in about.items() if fields}
 
 
-def parse_compared(row: Row, question_name: str, first: str, second: str, column: str) -> Parsed:
+def parse_compared(row: Row, question_name: str, first: str, second: str, column: str) -> ParsedPair:
     """Parse two answers and a verdict from -3 (the first is much better) to 3 (the second is much better).
 
     Args:
@@ -797,28 +825,28 @@ def parse_compared(row: Row, question_name: str, first: str, second: str, column
         first, second: the answer columns.
         column: the verdict column.
     """
-    answers = [as_answer(text_in(row.data, name)) for name in (first, second)]
-    verdict = figure_in(row.data, column, row.data[column])
+    answers = [to_answer(require_text(row.data, name)) for name in (first, second)]
+    verdict = require_number(row.data, column, row.data[column])
     if not -3 <= verdict <= 3:
-        raise field_error(row.data, column, "outside -3 … 3")
+        raise build_pair_error(row.data, column, "outside -3 … 3")
     if verdict == 0:
         return Drop.TIE
     if answers[0] == answers[1]:
         return Drop.IDENTICAL
     better, worse = answers if verdict < 0 else reversed(answers)
-    return preference_of(row, as_prompt(row.data, question_name), better, worse, abs(verdict)), {}
+    return build_preference(row, parse_prompt(row.data, question_name), better, worse, abs(verdict)), {}
 
 
-def label_in(data: Fields, column: str) -> str:
+def get_text(data: Fields, column: str) -> str:
     value = data.get(column)
     return "" if value is None else str(value)
 
 
-def as_answer(text: str) -> Messages:
+def to_answer(text: str) -> Messages:
     return (Message("assistant", text),)
 
 
-def preference_of(
+def build_preference(
     row: Row,
     prompt: Messages,
     chosen: Messages,
@@ -830,54 +858,54 @@ def preference_of(
     data = row.data
     strength = data.get("strength")
     if strength is not None and type(strength) is not int:
-        raise field_error(data, "strength", "not a whole number")
-    tools = tools_of(data)
+        raise build_pair_error(data, "strength", "not a whole number")
+    tools = parse_tools(data)
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
         sides = (("prompt", prompt), (side, answer))
         check_calls([(f"{name}[{i}]", turn) for name, part in sides for i, turn in enumerate(part)], tools)
     texts: dict[str, Any] = {
-        name: label_in(data, name) for name in ("annotator", "guideline_version", "created_at", "scorer")
+        name: get_text(data, name) for name in ("annotator", "guideline_version", "created_at", "scorer")
     }
     return Preference(
         prompt,
         chosen,
         rejected,
-        id=id or label_in(data, "id") or label_in(data, "prompt_id") or row.name,
-        group_id=label_in(data, "group_id") or group,
+        id=id or get_text(data, "id") or get_text(data, "prompt_id") or row.name,
+        group_id=get_text(data, "group_id") or group,
         margin=margin,
-        source=label_in(data, "source") if "source" in data else row.name.rsplit(":", 1)[0],
+        source=get_text(data, "source") if "source" in data else row.name.rsplit(":", 1)[0],
         strength=strength,
-        **{name: data.get(name) is not False for name in ENDED},
+        **{name: data.get(name) is not False for name in ENDED_FLAGS},
         **texts,
         tools=tools,
     )
 
 
-def as_messages(data: Fields, column: str, value: Any) -> Messages:
+def parse_pair_messages(data: Fields, column: str, value: Any) -> Messages:
     """Parse a list of `{role, content}`. Raises InputError for anything else."""
     if not isinstance(value, list) or not value:
-        raise field_error(data, column, "neither a text nor a list of messages")
-    return tuple(message for _, message in share_gpt(value, column))
+        raise build_pair_error(data, column, "neither a text nor a list of messages")
+    return tuple(message for _, message in parse_sharegpt(value, column))
 
 
-def as_prompt(data: Fields, column: str) -> Messages:
+def parse_prompt(data: Fields, column: str) -> Messages:
     """Parse a prompt from messages, a transcript or a plain question. It ends before the assistant's turn."""
     value = data.get(column)
     if column == "instruction" and isinstance(value, str):
-        turns = tuple(message for place, message in alpaca(data) if place not in ("output", "response"))
+        turns = tuple(message for place, message in parse_alpaca(data) if place not in ("output", "response"))
     elif isinstance(value, str):
-        turns = transcript(value)
+        turns = parse_transcript(value)
     else:
-        turns = as_messages(data, column, value)
+        turns = parse_pair_messages(data, column, value)
     turns = with_system_column(turns, data)
     if turns[-1] == Message("assistant", ""):  # HH and Nectar end a prompt with "Assistant:"
         turns = turns[:-1]
     if not turns or turns[-1].role == "assistant" or not any(turn.content.strip() for turn in turns):
-        raise field_error(data, column, "it holds no question to answer")
+        raise build_pair_error(data, column, "it holds no question to answer")
     return turns
 
 
-def count_shared(data: Fields, chosen: Messages, rejected: Messages) -> int:
+def count_shared_turns(data: Fields, chosen: Messages, rejected: Messages) -> int:
     """Return how many turns two whole conversations share, up to the last assistant turn where they may diverge."""
     limit = min(len(chosen), len(rejected)) - 1
     count = next((i for i in range(limit) if chosen[i] != rejected[i]), limit)
@@ -885,7 +913,7 @@ def count_shared(data: Fields, chosen: Messages, rejected: Messages) -> int:
         count -= 1
     if count == 0:
         problem = "it shares no beginning with rejected"
-        raise field_error(data, "chosen", problem, "Give the prompt in a column of its own.")
+        raise build_pair_error(data, "chosen", problem, "Give the prompt in a column of its own.")
     return count
 
 
@@ -897,7 +925,7 @@ def write_preferences(path: str | Path, prefs: Sequence[Preference]) -> None:
         StorageError: the file cannot be written.
     """
     path = Path(path)
-    text = "".join(json.dumps(as_row(pref), ensure_ascii=False) + "\n" for pref in prefs)
+    text = "".join(json.dumps(to_trl_row(pref), ensure_ascii=False) + "\n" for pref in prefs)
     blob = text.encode("utf-8", "backslashreplace")  # half a surrogate pair becomes its JSON escape
     if path.suffix == ".gz":
         blob = gzip.compress(blob, mtime=0)
@@ -909,13 +937,15 @@ def write_preferences(path: str | Path, prefs: Sequence[Preference]) -> None:
         raise StorageError("path", str(path), problem, "Choose a folder with room that you can write to.") from error
 
 
-def as_row(pref: Preference) -> Mapping[str, Any]:
+def to_trl_row(pref: Preference) -> Mapping[str, Any]:
     """Return a pair as a TRL row. A pair without margin has no column `margin`, as TRL uses margins if the column
     exists."""
-    row: dict[str, Any] = {name: [turn.as_dict() for turn in getattr(pref, name)] for name in PARTS[Preference]}
+    row: dict[str, Any] = {
+        name: [turn.as_dict() for turn in getattr(pref, name)] for name in MESSAGE_ATTRIBUTES[Preference]
+    }
     names = ("id", "group_id", "annotator", "source", "strength", "guideline_version", "created_at")
     row |= {name: getattr(pref, name) for name in names}
-    row |= {name: False for name in ENDED if not getattr(pref, name)}  # the default is True
+    row |= {name: False for name in ENDED_FLAGS if not getattr(pref, name)}  # the default is True
     if pref.scorer:
         row["scorer"] = pref.scorer
     if pref.tools:
@@ -927,18 +957,18 @@ def as_row(pref: Preference) -> Mapping[str, Any]:
 
 # --- Streams of records.
 
-OURS = ColumnRules()
-BACK = 64
+DEFAULT_RULES = ColumnRules()
+LOOKBACK_ROWS = 64
 """Rows read before the resume point to find its group. Multiplied by itself until a valid row is found."""
-ONE_VALUE = {str, int, float, bool}
+SCALAR_TYPES = {str, int, float, bool}
 """Types of scalars in rows. Readers of JSON, CSV and Arrow return no subclasses of them."""
-NONE: Sizes = MappingProxyType({})
-Found = tuple[Record, Fields, Fields, Sizes]
+NO_SIZES: TextSizes = MappingProxyType({})
+RecordFields = tuple[Record, Fields, Fields, TextSizes]
 """(record, extra, metadata, sizes), see `Read`."""
 LABELLED_HELP = 'A row holds {"prompt": "…", "completion": "…", "label": true}.'
 
 
-class Read(NamedTuple):
+class ParsedRecord(NamedTuple):
     """One record of a data set.
 
     Attributes:
@@ -949,7 +979,7 @@ class Read(NamedTuple):
             of one tree have a `group_id`.
         metadata: all columns of the row that are not part of the record. A pair of two rows or list entries has their
             other fields under `chosen` and `rejected`.
-        sizes: sizes of texts in unread columns, see `align.data.read.columns.text_sizes`. Only the first record of a
+        sizes: sizes of texts in unread columns, see `align.data.read.columns.measure_unread_texts`. Only the first record of a
             row has them.
     """
 
@@ -957,10 +987,10 @@ class Read(NamedTuple):
     record: Record
     extra: Fields
     metadata: Fields = MappingProxyType({})
-    sizes: Sizes = NONE
+    sizes: TextSizes = NO_SIZES
 
 
-class Outcome(NamedTuple):
+class RowOutcome(NamedTuple):
     """The outcome of a row, or of a group of rows: one record of it, a drop, or the error that refuses the group.
 
     Attributes:
@@ -969,125 +999,125 @@ class Outcome(NamedTuple):
     """
 
     begin: int
-    result: Read | Drop | InputError
+    result: ParsedRecord | Drop | InputError
 
 
-def read_outcomes(
-    path: str, field: str = "data.path", rules: ColumnRules = OURS, skip: int = 0, counts: Sequence[int] = ()
-) -> Iterator[Outcome]:
+def iter_outcomes(
+    path: str, field: str = "data.path", rules: ColumnRules = DEFAULT_RULES, skip: int = 0, counts: Sequence[int] = ()
+) -> Iterator[RowOutcome]:
     """Yield the outcomes of the rows of a data set of any format and shape.
 
     Args:
-        path: the data set, see `align.data.read.files.files_of`.
+        path: the data set, see `align.data.read.files.list_data_files`.
         field: the setting that names it, for errors.
         rules: the user's settings for columns.
         skip: rows up to this number are skipped, with the rest of the group that this row belongs to.
-        counts: see `align.data.read.rows.placed_rows`.
+        counts: see `align.data.read.rows.iter_rows`.
 
     Raises:
         InputError: a file does not exist or cannot be read.
         CorruptFile: a file is cut or damaged. The records before that are yielded first.
     """
-    for group in groups_of(path, field, rules, skip, counts):
+    for group in iter_groups(path, field, rules, skip, counts):
         begin = group[0].number
         try:
             if group[0].error is not None:
                 raise group[0].error
-            records = [*records_in(group, rules)]  # an error refuses the whole group
+            records = [*parse_records(group, rules)]  # an error refuses the whole group
         except InputError as error:
-            yield Outcome(begin, error)
+            yield RowOutcome(begin, error)
             continue
         for record in records:
-            yield Outcome(begin, record if isinstance(record, Drop) else Read(group[-1].number, *record))
+            yield RowOutcome(begin, record if isinstance(record, Drop) else ParsedRecord(group[-1].number, *record))
 
 
-def records_in(group: Sequence[Row], rules: ColumnRules = OURS) -> Iterator[Found | Drop]:
+def parse_records(group: Sequence[Row], rules: ColumnRules = DEFAULT_RULES) -> Iterator[RecordFields | Drop]:
     """Yield the records of a group of rows, with other columns of their rows.
 
     Raises:
         InputError: a row has no shape, or a value that cannot be kept.
     """
     row = group[0]
-    shape = recognised(row.data)
+    shape = find_shape(row.data)
     if shape is not None and shape in (TREE, TREE_MESSAGE):
-        yield from tree_records(group, shape)
+        yield from parse_tree_records(group, shape)
         return
     if len(group) > 1 and shape is not HELPSTEER:  # tree messages that also have the columns of pairs
         for row in group:
-            yield from records_in([row], rules)
+            yield from parse_records([row], rules)
         return
-    extra = extra_of({**row.data, **row.kept_as_metadata})
+    extra = collect_scalar_columns({**row.data, **row.kept_as_metadata})
     if shape is not None and shape.kind == PREFERENCES:
-        shared = {} if shape is HELPSTEER else unread_columns(row, shape)
-        sizes = sizes_in(group, shape)
+        shared = {} if shape is HELPSTEER else find_unread_columns(row, shape)
+        sizes = measure_group_texts(group, shape)
         for pair in parse_pairs(group):
             if isinstance(pair, Drop):
                 yield pair
                 continue
             yield pair[0], extra, {**shared, **pair[1]}, sizes
-            sizes = NONE
+            sizes = NO_SIZES
         return
     with row.naming_errors():
         if shape is None:
             candidates = [shape for shape in CONVERSATIONS if row.data.get(shape.needs[0]) is not None]
             if len(candidates) > 1 and row.data.keys().isdisjoint(PAIRS.needs):
                 rules.check_answer(row.data, candidates[0])
-            raise unclear(row.data, (DOCUMENTS, PREFERENCES, FEEDBACK))
-        metadata = unread_columns(row, shape)
+            raise build_unknown_shape_error(row.data, (DOCUMENTS, PREFERENCES, FEEDBACK))
+        metadata = find_unread_columns(row, shape)
         if shape is LABELLED:
             extra.pop(LABEL, None)
-            record: Record = feedback_of(row.data, id_of(row))
+            record: Record = parse_feedback(row.data, build_row_id(row))
         else:
             if row.data.get(LABEL) is not None:
-                raise label_error(row.data, rules.keep([LABEL]))
+                raise build_label_error(row.data, rules.suggest_metadata([LABEL]))
             rules.check_answer(row.data, shape)
-            record = document_of(row.data, id_of(row))
-    yield record, extra, metadata, text_sizes(row, shape, metadata)
+            record = parse_document(row.data, build_row_id(row))
+    yield record, extra, metadata, measure_unread_texts(row, shape, metadata)
 
 
-def tree_records(group: Sequence[Row], shape: Shape) -> Iterator[Found | Drop]:
+def parse_tree_records(group: Sequence[Row], shape: Shape) -> Iterator[RecordFields | Drop]:
     """Yield the conversations of a tree. Other fields of the last message are a conversation's metadata."""
     row = group[0]
-    tree = row.data.get("message_tree_id") or id_of(row)
-    shared = extra_of({**row.data, **row.kept_as_metadata}) if shape is TREE else {}
-    tree_metadata = unread_columns(row, TREE) if shape is TREE else {}
-    sizes = sizes_in(group, shape)
-    for path in paths_of(group):
+    tree = row.data.get("message_tree_id") or build_row_id(row)
+    shared = collect_scalar_columns({**row.data, **row.kept_as_metadata}) if shape is TREE else {}
+    tree_metadata = find_unread_columns(row, TREE) if shape is TREE else {}
+    sizes = measure_group_texts(group, shape)
+    for path in parse_tree(group):
         if isinstance(path, Drop):
             yield path
             continue
         conversation, last = path
-        last_metadata = unread_columns(row._replace(data=dict(last)), TREE_MESSAGE)
+        last_metadata = find_unread_columns(row._replace(data=dict(last)), TREE_MESSAGE)
         last_metadata = {
             name: value for name, value in last_metadata.items() if name not in ("replies", *tree_metadata)
         }
-        extra = {**shared, **extra_of(last), "group_id": str(tree)}
+        extra = {**shared, **collect_scalar_columns(last), "group_id": str(tree)}
         yield conversation, extra, {**tree_metadata, **last_metadata}, sizes
-        sizes = NONE
+        sizes = NO_SIZES
 
 
-def paths_of(group: Sequence[Row]) -> Iterator[Any]:
+def parse_tree(group: Sequence[Row]) -> Iterator[Any]:
     """Yield the conversations of a tree in one row or in several."""
-    return tree_of(group[0]) if is_tree(group[0].data) else flat_tree_of(group)
+    return parse_tree_row(group[0]) if is_tree(group[0].data) else parse_tree_messages(group)
 
 
-def sizes_in(group: Sequence[Row], shape: Shape) -> Sizes:
+def measure_group_texts(group: Sequence[Row], shape: Shape) -> TextSizes:
     """Measure the texts in unread columns of a group of rows of one shape."""
-    unread = UnreadColumns(OURS)
+    unread = UnreadColumns(DEFAULT_RULES)
     for row in group:
         unread.add_row(row, shape)
     return unread.sizes
 
 
-def extra_of(data: Fields) -> dict[str, Any]:
+def collect_scalar_columns(data: Fields) -> dict[str, Any]:
     """Return the scalar columns of a row that are not part of its content."""
-    return {name: value for name, value in data.items() if name not in COLUMNS and type(value) in ONE_VALUE}
+    return {name: value for name, value in data.items() if name not in CONTENT_COLUMNS and type(value) in SCALAR_TYPES}
 
 
 # --- Groups of rows: with columns renamed, cells of tables converted, and rows that form records together collected.
 
 
-def groups_of(
+def iter_groups(
     path: str | Path, field: str, rules: ColumnRules | None = None, skip: int = 0, counts: Sequence[int] = ()
 ) -> Iterator[list[Row]]:
     """Yield the rows of a data set in groups that are parsed together: HelpSteer rows on one prompt, and messages of a
@@ -1098,20 +1128,20 @@ def groups_of(
         field: the setting that names it, for errors.
         rules: the user's settings for columns. If None, rows are left as they are in the files, as for evaluation sets.
         skip: rows up to this number are skipped, with the rest of the group that this row belongs to.
-        counts: see `align.data.read.rows.placed_rows`.
+        counts: see `align.data.read.rows.iter_rows`.
     """
     group = list[Row]()
     bad_rows = list[Row]()
-    group_keys = Neighbours()
+    group_keys = GroupKeys()
     group_key: Any = None
     not_looked_up = object()
     previous_key: Any = not_looked_up if skip else None
-    for row in ready_rows(placed_rows(path, field, skip, counts), rules):
+    for row in apply_rules(iter_rows(path, field, skip, counts), rules):
         key = None
         if row.error is None:
             key = group_keys.key(row.data)
             if key is not None and previous_key is not_looked_up:
-                group_keys, previous_key = key_before(path, field, rules, skip, counts)
+                group_keys, previous_key = find_previous_key(path, field, rules, skip, counts)
                 key = group_keys.key(row.data)
             if key is not None and key == previous_key:  # it continues a group that was read before
                 continue
@@ -1134,37 +1164,37 @@ def groups_of(
     yield from ([bad_row] for bad_row in bad_rows)
 
 
-def key_before(
+def find_previous_key(
     path: str | Path, field: str, rules: ColumnRules | None, skip: int, counts: Sequence[int]
-) -> tuple[Neighbours, Any]:
+) -> tuple[GroupKeys, Any]:
     """Return a `Neighbours` for the rows after `skip`, and the group key of the last valid row up to it."""
-    lookback = BACK
+    lookback = LOOKBACK_ROWS
     while True:
-        group_keys = Neighbours()
+        group_keys = GroupKeys()
         key = not_found = object()
-        for row in ready_rows(placed_rows(path, field, max(0, skip - lookback), counts), rules):
+        for row in apply_rules(iter_rows(path, field, max(0, skip - lookback), counts), rules):
             if row.number > skip:
                 break
             if row.error is None:
                 key = group_keys.key(row.data)
         if key is not not_found or lookback >= skip:
             return group_keys, key
-        lookback *= BACK
+        lookback *= LOOKBACK_ROWS
 
 
-def ready_rows(rows: Iterator[Row], rules: ColumnRules | None) -> Iterator[Row]:
+def apply_rules(rows: Iterator[Row], rules: ColumnRules | None) -> Iterator[Row]:
     """Yield rows with cells of tables converted and `rules` applied. A row to which the rules cannot be applied gets an
     error."""
     for row in rows:
         if row.error is None and (rules or row.texts):
             try:
-                row = rules.apply(row) if rules else row._replace(data=CELLS.typed(row.data))
+                row = rules.apply(row) if rules else row._replace(data=CELL_TYPES.typed(row.data))
             except InputError as error:
-                row = row._replace(error=row.located(error))
+                row = row._replace(error=row.add_location(error))
         yield row
 
 
-class Neighbours:
+class GroupKeys:
     """Keys of consecutive rows that form a group. Messages without a tree id belong to the tree of the last root.
 
     Attributes:
@@ -1188,18 +1218,18 @@ class Neighbours:
 # --- Lists of all records of one kind.
 
 
-def grouped_rows(
+def iter_valid_groups(
     path: str | Path, field: str, bad_rows: BadRows, rules: ColumnRules | None = None
 ) -> Iterator[list[Row]]:
     """Yield the rows of a data set in groups that are parsed together. Rows with errors go to `bad_rows`."""
-    for group in groups_of(path, field, rules):
+    for group in iter_groups(path, field, rules):
         if group[0].error is None:
             yield group
         else:
-            bad_rows.take(group[0].error)
+            bad_rows.add(group[0].error)
 
 
-class Reading(NamedTuple):
+class ReadResult(NamedTuple):
     """All records of a data set, the number of its rows, and the drops."""
 
     records: list[Any]
@@ -1210,12 +1240,12 @@ class Reading(NamedTuple):
 def read_all(
     path: str | Path,
     field: str,
-    skips: bool,
+    skip_bad_rows: bool,
     rules: ColumnRules,
     parse_group: Callable[[Sequence[Row], UnreadColumns], Iterator[Any]],
     keep_groups: bool = True,
-    drops_count: bool = False,
-) -> Reading:
+    count_drops: bool = False,
+) -> ReadResult:
     """Read all records of a data set.
 
     Args:
@@ -1231,11 +1261,11 @@ def read_all(
         InputError: a file does not exist, a row is refused, or an unread column holds long texts.
         CorruptFile: a file is cut or damaged.
     """
-    bad_rows = BadRows(skips)
+    bad_rows = BadRows(skip_bad_rows)
     unread = UnreadColumns(rules)
-    reading = Reading([], 0, Counter())
+    reading = ReadResult([], 0, Counter())
     row_count = 0
-    for group in grouped_rows(path, field, bad_rows, rules):
+    for group in iter_valid_groups(path, field, bad_rows, rules):
         row_count += len(group)
         is_separate = not keep_groups and not is_tree_message(group[0].data)
         for part in [[row] for row in group] if is_separate else [group]:
@@ -1243,7 +1273,7 @@ def read_all(
                 parsed = list(parse_group(part, unread))  # an error refuses the whole group
                 reading.drops.update(record for record in parsed if isinstance(record, Drop))
                 reading.records.extend(record for record in parsed if not isinstance(record, Drop))
-    bad_rows.settle(path, len(reading.records) + (reading.drops.total() if drops_count else 0))
+    bad_rows.finish_file(path, len(reading.records) + (reading.drops.total() if count_drops else 0))
     unread.check(field, str(path))
     if unread.sizes:
         print(f"columns of {path} kept as metadata: {', '.join(unread.sizes)}")
@@ -1253,10 +1283,10 @@ def read_all(
 def read_documents(
     path: str | Path,
     field: str = "data.path",
-    skips: bool = False,
-    answered: bool = False,
-    rows: bool = False,
-    rules: ColumnRules = OURS,
+    skip_bad_rows: bool = False,
+    requires_answer: bool = False,
+    are_prompts: bool = False,
+    rules: ColumnRules = DEFAULT_RULES,
 ) -> list[Document]:
     """Return the documents of a data set in order, see `read_all`.
 
@@ -1276,19 +1306,19 @@ def read_documents(
     def parse_group(group: Sequence[Row], unread: UnreadColumns) -> Iterator[Document | Drop]:
         row = group[0]
         if is_tree_message(row.data) or is_tree(row.data):
-            yield from (path if isinstance(path, Drop) else path[0] for path in paths_of(group))
+            yield from (path if isinstance(path, Drop) else path[0] for path in parse_tree(group))
             for message in group:
                 unread.add_row(message, TREE if is_tree(row.data) else TREE_MESSAGE)
             return
         with row.naming_errors():
-            shape = DOCUMENT_SHAPES[shape_column(row.data)]
-            if not rows:
+            shape = DOCUMENT_SHAPES[find_shape_column(row.data)]
+            if not are_prompts:
                 rules.check_answer(row.data, shape)
-            document = document_of(row.data, id_of(row), answered, rows, row.kept_as_metadata)
-        unread.add_row(row, shape, rows)
+            document = parse_document(row.data, build_row_id(row), requires_answer, are_prompts, row.kept_as_metadata)
+        unread.add_row(row, shape, are_prompts)
         yield document
 
-    reading = read_all(path, field, skips, rules, parse_group, keep_groups=False)
+    reading = read_all(path, field, skip_bad_rows, rules, parse_group, keep_groups=False)
     require(bool(reading.records), field, str(path), "is empty", "Give at least one row.")
     for drop, count in reading.drops.items():
         print(f"left out {count} path{'s' if count > 1 else ''} of {path}: {drop.value}")
@@ -1296,7 +1326,7 @@ def read_documents(
 
 
 def read_preferences(
-    path: str | Path, field: str = "data.path", skips: bool = False, rules: ColumnRules = OURS
+    path: str | Path, field: str = "data.path", skip_bad_rows: bool = False, rules: ColumnRules = DEFAULT_RULES
 ) -> list[Preference]:
     """Return the pairs of a data set in order, see `read_all`. Prints how many pairs were dropped because neither
     answer is preferred.
@@ -1308,25 +1338,25 @@ def read_preferences(
     def parse_group(group: Sequence[Row], unread: UnreadColumns) -> Iterator[Preference | Drop]:
         yield from (pair if isinstance(pair, Drop) else pair[0] for pair in parse_pairs(group))
         for row in group:
-            unread.add_row(row, recognised(row.data) or PAIRS)
+            unread.add_row(row, find_shape(row.data) or PAIRS)
 
-    pairs, rows, drops = read_all(path, field, skips, rules, parse_group, drops_count=True)
+    pairs, rows, drops = read_all(path, field, skip_bad_rows, rules, parse_group, count_drops=True)
     require(rows > 0, field, str(path), "is empty", PAIR_HELP)
     problem = f"none of its {rows} rows holds a preference ({', '.join(drop.value for drop in drops)})"
     require(bool(pairs), field, str(path), problem, "Name a file in which one answer was preferred.")
-    tally("dropped_undecided", drops.total())
+    count_dropped("dropped_undecided", drops.total())
     if drops:
         print(f"{drops.total()} pairs of {path} are left out: their answers are equal, tied or alone")
     return pairs
 
 
-def answers_of_file(
-    path: str | Path, field: str = "data.path", skips: bool = False, rules: ColumnRules = OURS
+def read_feedback(
+    path: str | Path, field: str = "data.path", skip_bad_rows: bool = False, rules: ColumnRules = DEFAULT_RULES
 ) -> list[Feedback]:
     """Return the answers with a label of a data set, see `read_all`. Raises InputError if a row is something else."""
 
     def parse_group(group: Sequence[Row], unread: UnreadColumns) -> Iterator[Feedback | Drop]:
-        for item in records_in(group, rules):
+        for item in parse_records(group, rules):
             if isinstance(item, Drop):
                 yield item
                 continue
@@ -1337,6 +1367,6 @@ def answers_of_file(
                 raise InputError(f"{group[-1].where}, {LABEL}", extra.get(LABEL, "(none)"), problem, LABELLED_HELP)
             yield replace(record, id=str(extra["id"])) if "id" in extra else record
 
-    answers = read_all(path, field, skips, rules, parse_group).records
+    answers = read_all(path, field, skip_bad_rows, rules, parse_group).records
     require(bool(answers), field, str(path), "holds no answer with a label", LABELLED_HELP)
     return answers

@@ -28,43 +28,43 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from align.core.errors import CorruptFile, InputError, find_lone_surrogate
 from align.data.read.content import split_names
-from align.data.read.files import ENDINGS, KNOWN, DataFile, files_of
+from align.data.read.files import COMPRESSION_ENDINGS, ROW_FILE_ENDINGS, DataFile, list_data_files
 from align.run.digests import expect_same_bytes
 
 if TYPE_CHECKING:
     import pyarrow
 
-DEEPEST = 64
+MAX_DEPTH = 64
 """Maximum nesting of lists and objects, which are walked by recursion."""
-LONGEST = 32 * 2**20
+MAX_ROW_BYTES = 32 * 2**20
 """Maximum bytes of a row of text. Reading one takes up to about twenty times that in memory."""
-SUSPECT = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+SUSPECT_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 """JSON escapes of surrogates and NUL. A match may also be the first half of a complete pair."""
-ONE = "Write one JSON object a line."
+ONE_OBJECT_HELP = "Write one JSON object a line."
 TOO_DEEP = "it is nested too deeply to be read"
-TOO_LONG = f"a line of more than {LONGEST // 2**20} MiB"
-DIVIDE = "Leave it out, or divide it into several rows."
-TWICE = "a key of this name stands twice in one object"
-NUL = "it holds U+0000 (NUL), which is no character of a text"
+TOO_LONG = f"a line of more than {MAX_ROW_BYTES // 2**20} MiB"
+DIVIDE_HELP = "Leave it out, or divide it into several rows."
+DUPLICATE_KEY = "a key of this name stands twice in one object"
+NUL_PROBLEM = "it holds U+0000 (NUL), which is no character of a text"
 BOM = "\ufeff"
 NumberedRows = Iterator[tuple[int, dict[str, Any] | InputError | None]]
 """Output of a reader: (number from 1, row or its error) for each row, then (number of rows, None).
 The errors name a field of the row; `placed_rows` adds the file and the number."""
 
 
-class KeyTwice(ValueError):
+class DuplicateKeyError(ValueError):
     """An object with two values of one name."""
 
 
-def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise KeyTwice(next(name for name in names if names.count(name) > 1))
+        raise DuplicateKeyError(next(name for name in names if names.count(name) > 1))
     return fields
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=object_of)
+DECODER = json.JSONDecoder(object_pairs_hook=build_object)
 """Shared, because `json.loads` with a hook makes a decoder per call, which takes as long as reading a short row."""
 LENIENT_DECODER = json.JSONDecoder()
 """Decoder that accepts duplicate keys, to find the end of such an object."""
@@ -81,9 +81,9 @@ def parse_object(value: Any, text: str) -> dict[str, Any]:
         InputError: the value is no object, or holds a value that cannot be kept.
     """
     if not isinstance(value, dict):
-        raise InputError("", text.strip()[:60], f"a {type(value).__name__}, not an object", ONE)
-    suspect = "\\u" in text and SUSPECT.search(text)
-    if suspect or text.count("[") + text.count("{") > DEEPEST:
+        raise InputError("", text.strip()[:60], f"a {type(value).__name__}, not an object", ONE_OBJECT_HELP)
+    suspect = "\\u" in text and SUSPECT_ESCAPE.search(text)
+    if suspect or text.count("[") + text.count("{") > MAX_DEPTH:
         check_values(value)
     return value
 
@@ -94,8 +94,8 @@ def check_values(value: Any, field: str = "", depth: int = 0) -> None:
         if surrogate := find_lone_surrogate(value):
             raise InputError(field, value[:60], f"it holds {surrogate}, half a character", "Take it out.")
         if "\0" in value:
-            raise InputError(field, value[:60].replace("\0", "␀"), NUL, "Take it out.")
-    if depth > DEEPEST:
+            raise InputError(field, value[:60].replace("\0", "␀"), NUL_PROBLEM, "Take it out.")
+    if depth > MAX_DEPTH:
         raise InputError(field.partition("[")[0], "[…]", TOO_DEEP, "Give it flat.")
     if isinstance(value, dict):
         for key, inner in value.items():
@@ -109,15 +109,15 @@ def check_values(value: Any, field: str = "", depth: int = 0) -> None:
 def read_lines(source: DataFile, skip: int = 0) -> NumberedRows:
     """Read JSON Lines. Rows are numbered by line; blank lines are skipped."""
     line = 0
-    with source.opened() as file:
-        for line, raw in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
-            if is_long := len(raw) > LONGEST:
+    with source.open_stream() as file:
+        for line, raw in enumerate(iter(lambda: file.readline(MAX_ROW_BYTES + 1), b""), start=1):
+            if is_long := len(raw) > MAX_ROW_BYTES:
                 skip_line(file, raw)
             if line <= skip or not raw.strip():
                 continue
             try:
                 if is_long:
-                    raise InputError("", f"{raw[:60]!r}", TOO_LONG, DIVIDE)
+                    raise InputError("", f"{raw[:60]!r}", TOO_LONG, DIVIDE_HELP)
                 yield line, parse_line(raw)
             except InputError as error:
                 yield line, error
@@ -135,23 +135,23 @@ def parse_line(raw: bytes) -> dict[str, Any]:
     try:
         text = raw.decode()
         data = DECODER.decode(text.lstrip(BOM))
-    except KeyTwice as error:
-        raise InputError(str(error), "(twice)", TWICE, "Keep one.") from error
+    except DuplicateKeyError as error:
+        raise InputError(str(error), "(twice)", DUPLICATE_KEY, "Keep one.") from error
     except RecursionError as error:
-        raise InputError("", f"{raw[:60]!r}", TOO_DEEP, ONE) from error
+        raise InputError("", f"{raw[:60]!r}", TOO_DEEP, ONE_OBJECT_HELP) from error
     except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are subclasses
         displayed = raw[:60].decode("utf-8-sig", "replace").replace("\0", "␀").strip()
         reason = "it holds NUL bytes" if b"\0" in raw else str(error)
-        raise InputError("", displayed, f"not a line of JSON in UTF-8 ({reason})", ONE) from error
+        raise InputError("", displayed, f"not a line of JSON in UTF-8 ({reason})", ONE_OBJECT_HELP) from error
     return parse_object(data, text)
 
 
-CHUNK = 2**18
+CHUNK_BYTES = 2**18
 """Bytes read at a time."""
 BLANK = re.compile(r"[ \t\r\n]*")
-NOT_UTF8 = re.compile("[\udc80-\udcff]")
+INVALID_UTF8 = re.compile("[\udc80-\udcff]")
 """Invalid UTF-8 bytes, as the error handler `surrogateescape` decodes them."""
-MEND = "Write the file again, or write one object a line."
+REWRITE_HELP = "Write the file again, or write one object a line."
 
 
 class JsonText:
@@ -177,7 +177,9 @@ class JsonText:
     def read_chunk(self) -> bool:
         """Read the next chunk and drop consumed text. Returns False at the end of the file."""
         unread = self.text[self.position :]
-        chunk = self.file.read(max(CHUNK, len(unread)))  # doubling, so that a long value is decoded only a few times
+        chunk = self.file.read(
+            max(CHUNK_BYTES, len(unread))
+        )  # doubling, so that a long value is decoded only a few times
         self.text = unread + self.decode(chunk, not chunk)
         self.position = 0
         self.is_at_end = not chunk
@@ -214,8 +216,8 @@ class JsonText:
         while True:
             try:
                 value, end = self._decode_value()
-                if end - self.position > LONGEST:
-                    raise self._too_long("")
+                if end - self.position > MAX_ROW_BYTES:
+                    raise self._build_too_long_error("")
                 # A number at the end of the chunk may continue in the next one.
                 if end + len("e+") < len(self.text) or self.is_at_end:
                     text = self.text[self.position : end]
@@ -225,15 +227,15 @@ class JsonText:
                 if self.is_at_end:
                     self.position = max(self.position, error.pos)
                     raise self.build_corrupt_error(error.msg) from error
-                if len(self.text) - self.position > LONGEST:
-                    raise self._too_long(f", or no JSON ({error.msg})") from error
+                if len(self.text) - self.position > MAX_ROW_BYTES:
+                    raise self._build_too_long_error(f", or no JSON ({error.msg})") from error
             self.read_chunk()
 
     def _decode_value(self) -> tuple[Any, int]:
         """Return the value at the current position, and the position of its end."""
         try:
             return DECODER.raw_decode(self.text, self.position)
-        except KeyTwice as error:
+        except DuplicateKeyError as error:
             return error, LENIENT_DECODER.raw_decode(self.text, self.position)[1]
         except JSONDecodeError:
             raise
@@ -246,12 +248,14 @@ class JsonText:
     def _where(self) -> str:
         return f"{self.source.path}, row {self.row}"
 
-    def _too_long(self, alternative: str) -> InputError:
-        problem = f"a value of more than {LONGEST // 2**20} MiB{alternative}"
-        return InputError(self._where, self.text[self.position : self.position + 60], problem, MEND)
+    def _build_too_long_error(self, alternative: str) -> InputError:
+        problem = f"a value of more than {MAX_ROW_BYTES // 2**20} MiB{alternative}"
+        return InputError(self._where, self.text[self.position : self.position + 60], problem, REWRITE_HELP)
 
     def build_corrupt_error(self, problem: str) -> CorruptFile:
-        return self.source.corrupt(f"is no JSON after row {self.last_row}, or was cut there ({problem})", MEND)
+        return self.source.build_corrupt_error(
+            f"is no JSON after row {self.last_row}, or was cut there ({problem})", REWRITE_HELP
+        )
 
 
 def read_array(source: DataFile, skip: int = 0) -> NumberedRows:
@@ -261,15 +265,15 @@ def read_array(source: DataFile, skip: int = 0) -> NumberedRows:
         InputError: the object holds several arrays of objects.
         CorruptFile: the text is not JSON, or is cut. Rows after that place cannot be found.
     """
-    with source.opened() as file:
+    with source.open_stream() as file:
         text = JsonText(file, source)
-        yield from rows_of_object(text, skip) if text.consume("[", "{") == "{" else rows_of_array(text, skip)
+        yield from iter_object_rows(text, skip) if text.consume("[", "{") == "{" else iter_array_rows(text, skip)
         if text.peek():
             raise text.build_corrupt_error("more stands behind its end")
         yield text.row, None
 
 
-def rows_of_array(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+def iter_array_rows(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
     """Yield the rows of an array whose `[` has been consumed."""
     separator_sign = text.consume("]") if text.peek() == "]" else ","
     while separator_sign == ",":
@@ -277,11 +281,11 @@ def rows_of_array(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, An
         value, value_text = text.consume_value()
         text.last_row = text.row
         if text.row > skip:
-            yield text.row, row_of_value(value, value_text)
+            yield text.row, parse_array_value(value, value_text)
         separator_sign = text.consume(",", "]")
 
 
-def rows_of_object(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+def iter_object_rows(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
     """Yield the rows of the one array of objects within an object whose `{` has been consumed. Other values are
     skipped; arrays element by element, as they may be long."""
     rows_key = ""
@@ -296,9 +300,9 @@ def rows_of_object(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, A
             if text.peek() == "{":
                 if rows_key:
                     remedy = "Write each into a file of its own."
-                    raise text.source.refused(f"holds several lists of rows ({rows_key}, {name})", remedy)
+                    raise text.source.build_input_error(f"holds several lists of rows ({rows_key}, {name})", remedy)
                 rows_key = name
-                yield from rows_of_array(text, skip)
+                yield from iter_array_rows(text, skip)
             else:
                 element_sign = text.consume("]") if text.peek() == "]" else ","
                 while element_sign == ",":
@@ -307,11 +311,11 @@ def rows_of_object(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, A
         separator_sign = text.consume(",", "}")
 
 
-def row_of_value(value: Any, value_text: str) -> dict[str, Any] | InputError:
+def parse_array_value(value: Any, value_text: str) -> dict[str, Any] | InputError:
     """Return a value of the array as a row, or the error of a value that is no row."""
-    if isinstance(value, KeyTwice):
-        return InputError(str(value), "(twice)", TWICE, "Keep one.")
-    if NOT_UTF8.search(value_text):
+    if isinstance(value, DuplicateKeyError):
+        return InputError(str(value), "(twice)", DUPLICATE_KEY, "Keep one.")
+    if INVALID_UTF8.search(value_text):
         beginning = value_text[:60].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         return InputError("", beginning, "not text in UTF-8", "Write the file in UTF-8.")
     try:
@@ -322,11 +326,11 @@ def row_of_value(value: Any, value_text: str) -> dict[str, Any] | InputError:
 
 SEPARATORS = {".csv": (",", ";", "\t"), ".tsv": ("\t",)}
 """Ending → possible cell separators. The one that occurs most often in the header, outside of quotes, is used."""
-QUOTES = (
+QUOTES_HELP = (
     'Write it with one row a record, and put a cell with a separator, a quote or a line\'s end in double quotes ("").'
 )
-NOT_UTF_8 = "not text in UTF-8"
-IN_UTF_8 = "Save it as UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW."
+NOT_UTF8_PROBLEM = "not text in UTF-8"
+UTF8_HELP = "Save it as UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW."
 QUOTED = re.compile(r'"[^"]*"')
 
 
@@ -346,22 +350,22 @@ class TableLines:
         return self
 
     def __next__(self) -> str:
-        raw = self.file.readline(LONGEST + 1)
+        raw = self.file.readline(MAX_ROW_BYTES + 1)
         if not raw:
             raise StopIteration
         if self.is_first_line:
             self.is_first_line = False
             raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if len(raw) > LONGEST:
+        if len(raw) > MAX_ROW_BYTES:
             skip_line(self.file, raw)
             self.problem = TOO_LONG
             raw = raw[:60] + b"\n"
         if b"\0" in raw:
-            self.problem = NUL
+            self.problem = NUL_PROBLEM
         try:
             return raw.decode()
         except UnicodeDecodeError as error:
-            self.problem = f"{NOT_UTF_8} ({error})"
+            self.problem = f"{NOT_UTF8_PROBLEM} ({error})"
             return raw.decode("utf-8", "replace")
 
 
@@ -373,12 +377,12 @@ def read_table(source: DataFile, skip: int = 0) -> NumberedRows:
         InputError: the header is empty, or names a column twice.
         CorruptFile: the file ends within a quoted cell.
     """
-    csv.field_size_limit(LONGEST)
+    csv.field_size_limit(MAX_ROW_BYTES)
     row = 0
-    with source.opened() as file:
+    with source.open_stream() as file:
         lines = TableLines(file)
         first_line = next(lines, "")
-        delimiter = separator(first_line, source.plain_name)
+        delimiter = detect_separator(first_line, source.plain_name)
         header = parse_header(first_line, delimiter, lines.problem, source)
         table = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
@@ -390,7 +394,9 @@ def read_table(source: DataFile, skip: int = 0) -> NumberedRows:
                 break
             except csv.Error as error:
                 if "unexpected end of data" in str(error):
-                    raise source.corrupt(f"ends within a quoted cell, after row {row}", QUOTES) from error
+                    raise source.build_corrupt_error(
+                        f"ends within a quoted cell, after row {row}", QUOTES_HELP
+                    ) from error
                 cells = ["…"]
                 problem = lines.problem or f"no row of a table ({error})"
             if not cells:  # a blank line
@@ -402,14 +408,20 @@ def read_table(source: DataFile, skip: int = 0) -> NumberedRows:
                 counts = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}, and the header has {len(header)}"
                 problem = f"it has another number of cells ({counts})"
             if problem:
-                remedy = IN_UTF_8 if problem.startswith(NOT_UTF_8) else DIVIDE if problem == TOO_LONG else QUOTES
+                remedy = (
+                    UTF8_HELP
+                    if problem.startswith(NOT_UTF8_PROBLEM)
+                    else DIVIDE_HELP
+                    if problem == TOO_LONG
+                    else QUOTES_HELP
+                )
                 yield row, InputError("", repr(cells[0][:60]), problem, remedy)
             else:
                 yield row, {name: cell or None for name, cell in zip(header, cells, strict=True)}
     yield row, None
 
 
-def separator(header: str, name: str) -> str:
+def detect_separator(header: str, name: str) -> str:
     """Detect the cell separator of a table.
 
     Args:
@@ -435,19 +447,21 @@ def parse_header(line: str, delimiter: str, line_problem: str, source: DataFile)
     try:
         header = next(csv.reader([line], delimiter=delimiter, strict=True), [])
     except csv.Error as error:
-        raise source.refused(f"has no header in its first line ({error})", QUOTES) from error
+        raise source.build_input_error(f"has no header in its first line ({error})", QUOTES_HELP) from error
     if line_problem:
-        remedy = IN_UTF_8 if line_problem.startswith(NOT_UTF_8) else "Write the columns' names there."
-        raise source.refused(f"has no header in its first line: {line_problem}", remedy)
+        remedy = UTF8_HELP if line_problem.startswith(NOT_UTF8_PROBLEM) else "Write the columns' names there."
+        raise source.build_input_error(f"has no header in its first line: {line_problem}", remedy)
     if not all(name.strip() for name in header) or not header:
         problem = "has a column without a name" if header else "has no header in its first line"
-        raise source.refused(problem, "Write the columns' names into the first line.")
+        raise source.build_input_error(problem, "Write the columns' names into the first line.")
     if duplicates := sorted({name for name in header if header.count(name) > 1}):
-        raise source.refused(f"has several columns called {', '.join(duplicates)}", "Rename them in the first line.")
+        raise source.build_input_error(
+            f"has several columns called {', '.join(duplicates)}", "Rename them in the first line."
+        )
     return header
 
 
-class Cells(NamedTuple):
+class CellTypes(NamedTuple):
     """Columns whose text cells are converted to other types.
 
     Attributes:
@@ -460,7 +474,7 @@ class Cells(NamedTuple):
     messages: Sequence[str]
     numbers: Sequence[str]
 
-    def typed(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def convert_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the row with texts replaced by the values that they write. A text that writes no value stays."""
         return {name: self.convert_cell(name, text) if isinstance(text, str) else text for name, text in row.items()}
 
@@ -482,7 +496,7 @@ class Cells(NamedTuple):
         return value if name in self.lists or is_message_list else text
 
 
-CELLS = Cells(
+CELL_TYPES = CellTypes(
     lists=split_names(
         "messages conversations conversation_a conversation_b history answers completions choices options documents"
     ),
@@ -494,15 +508,15 @@ CELLS = Cells(
 )
 
 
-ROWS = 1024
+BATCH_ROWS = 1024
 """Maximum rows of a batch."""
-BATCH = 8 * 2**20
+BATCH_BYTES = 8 * 2**20
 """Approximate maximum bytes of a batch."""
-END = b"\xff\xff\xff\xff\0\0\0\0"
+STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 """Last bytes of an Arrow stream. A stream without them was cut between two batches."""
 
 
-def number_rows(
+def iter_numbered_rows(
     read_batches: Callable[[DataFile, int], Iterator[pyarrow.RecordBatch | int]], source: DataFile, skip: int = 0
 ) -> NumberedRows:
     """Yield the numbered rows of record batches.
@@ -525,7 +539,7 @@ def number_rows(
                 continue
             skipped = min(max(skip - row, 0), batch.num_rows)
             row += skipped
-            for data in rows_of(batch.slice(skipped)):
+            for data in iter_batch_rows(batch.slice(skipped)):
                 row += 1
                 yield row, data
     except InputError:
@@ -534,17 +548,17 @@ def number_rows(
         if isinstance(error, OSError) and error.errno is not None:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise source.corrupt(f"cannot be read after row {row}: it was cut or damaged ({reason})") from error
+        raise source.build_corrupt_error(f"cannot be read after row {row}: it was cut or damaged ({reason})") from error
     yield row, None
 
 
-def parquet_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch | int]:
+def iter_parquet_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch | int]:
     """Read Parquet batches. Yields the number of rows instead for row groups that end before `skip`."""
     from pyarrow import parquet
 
-    with source.seekable() as file:
+    with source.open_seekable() as file:
         parquet_file = parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False)
-        check_names(parquet_file.schema_arrow, source)
+        check_column_names(parquet_file.schema_arrow, source)
         metadata = parquet_file.metadata
         row = 0
         for group in range(metadata.num_row_groups):
@@ -553,50 +567,50 @@ def parquet_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch
                 row += row_group.num_rows
                 yield row_group.num_rows
                 continue
-            batch_rows = max(1, min(ROWS, BATCH * row_group.num_rows // max(1, row_group.total_byte_size)))
+            batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * row_group.num_rows // max(1, row_group.total_byte_size)))
             for batch in parquet_file.iter_batches(batch_rows, row_groups=[group]):
                 row += batch.num_rows
                 yield batch
         if row != metadata.num_rows:
-            raise source.corrupt(f"has {row} rows, and its end says {metadata.num_rows}")
+            raise source.build_corrupt_error(f"has {row} rows, and its end says {metadata.num_rows}")
 
 
-def file_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch]:
+def iter_file_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch]:
     """Read the batches of an Arrow IPC file, such as Feather."""
     import pyarrow.ipc
 
-    with source.seekable() as file:
+    with source.open_seekable() as file:
         arrow_file = pyarrow.ipc.open_file(file)
-        check_names(arrow_file.schema, source)
+        check_column_names(arrow_file.schema, source)
         for i in range(arrow_file.num_record_batches):
             yield arrow_file.get_batch(i)
 
 
-def stream_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch]:
+def iter_stream_batches(source: DataFile, skip: int) -> Iterator[pyarrow.RecordBatch]:
     """Read the batches of an Arrow IPC stream, as `datasets` writes it."""
     import pyarrow.ipc
 
-    with source.opened() as file:
+    with source.open_stream() as file:
         tail = TailKeeper(file)
         stream = pyarrow.ipc.open_stream(pyarrow.PythonFile(tail, "r"))
-        check_names(stream.schema, source)
+        check_column_names(stream.schema, source)
         row = 0
         for batch in stream:
             row += batch.num_rows
             yield batch
-        if tail.last != END:
-            raise source.corrupt(f"ends after row {row} without the mark of its end: it was cut")
+        if tail.last != STREAM_END:
+            raise source.build_corrupt_error(f"ends after row {row} without the mark of its end: it was cut")
 
 
-read_parquet = partial(number_rows, parquet_batches)
-read_arrow_file = partial(number_rows, file_batches)
-read_arrow_stream = partial(number_rows, stream_batches)
+read_parquet = partial(iter_numbered_rows, iter_parquet_batches)
+read_arrow_file = partial(iter_numbered_rows, iter_file_batches)
+read_arrow_stream = partial(iter_numbered_rows, iter_stream_batches)
 
 
-def check_names(schema: pyarrow.Schema, source: DataFile) -> None:
+def check_column_names(schema: pyarrow.Schema, source: DataFile) -> None:
     """Raise InputError if two columns have one name, as a row holds one value per name."""
     if duplicates := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-        raise source.refused(f"has several columns called {', '.join(duplicates)}", "Rename them.")
+        raise source.build_input_error(f"has several columns called {', '.join(duplicates)}", "Rename them.")
 
 
 class TailKeeper:
@@ -610,7 +624,7 @@ class TailKeeper:
 
     def read(self, size: int = -1) -> bytes:
         data = self.file.read(size)
-        self.last = (self.last + data[-len(END) :])[-len(END) :]
+        self.last = (self.last + data[-len(STREAM_END) :])[-len(STREAM_END) :]
         return data
 
     def readable(self) -> bool:
@@ -620,27 +634,27 @@ class TailKeeper:
         """Leave the file open. The context that opened it closes it."""
 
 
-def rows_of(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | InputError]:
+def iter_batch_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | InputError]:
     """Yield the rows of a batch of any size."""
     import pyarrow
 
     types = pyarrow.types
     has_special_types = any(
-        contains(kind, lambda kind: types.is_temporal(kind) or types.is_decimal(kind) or types.is_map(kind))
+        has_type(kind, lambda kind: types.is_temporal(kind) or types.is_decimal(kind) or types.is_map(kind))
         for kind in batch.schema.types
     )
-    json_fields = [field for field in batch.schema if contains(field.type, is_json)]
-    nested_fields = [*json_fields, *(field for field in batch.schema if contains(field.type, has_structs))]
-    part_rows = max(1, min(ROWS, BATCH * batch.num_rows // max(1, batch.nbytes)))
+    json_fields = [field for field in batch.schema if has_type(field.type, is_json)]
+    nested_fields = [*json_fields, *(field for field in batch.schema if has_type(field.type, has_structs))]
+    part_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
     for start in range(0, batch.num_rows, part_rows):
         part_batch = batch.slice(start, part_rows)
-        needs_check = bool(json_fields) or any(map(holds_nul, part_batch.columns))
+        needs_check = bool(json_fields) or any(map(has_nul, part_batch.columns))
         for data in part_batch.to_pylist():
             try:
                 if has_special_types:
-                    data = {name: plain(value) for name, value in data.items()}
+                    data = {name: to_json_value(value) for name, value in data.items()}
                 if nested_fields:
-                    data |= {field.name: as_written(data[field.name], field.type) for field in nested_fields}
+                    data |= {field.name: decode_nested(data[field.name], field.type) for field in nested_fields}
                 if needs_check:
                     check_values(data)
             except InputError as error:
@@ -649,7 +663,7 @@ def rows_of(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | InputError]
                 yield data
 
 
-def holds_nul(column: pyarrow.Array) -> bool:
+def has_nul(column: pyarrow.Array) -> bool:
     """Return whether a text within a column holds NUL."""
     import pyarrow
     import pyarrow.compute
@@ -658,28 +672,30 @@ def holds_nul(column: pyarrow.Array) -> bool:
     pc: Any = pyarrow.compute  # its functions are created at run time
     types = pyarrow.types
     if types.is_struct(kind):
-        return any(map(holds_nul, column.flatten()))
+        return any(map(has_nul, column.flatten()))
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return holds_nul(column.flatten())
+        return has_nul(column.flatten())
     if types.is_dictionary(kind):
-        return holds_nul(column.dictionary)
+        return has_nul(column.dictionary)
     is_text = types.is_string(kind) or types.is_large_string(kind)
     return is_text and bool(pc.any(pc.match_substring(column, "\0")).as_py())
 
 
-def fields_in(kind: pyarrow.DataType) -> list[pyarrow.Field]:
+def list_child_fields(kind: pyarrow.DataType) -> list[pyarrow.Field]:
     """Return the fields of a list or struct type. Returns an empty list for a map."""
     import pyarrow
 
     return [] if pyarrow.types.is_map(kind) else [kind.field(i) for i in range(kind.num_fields)]
 
 
-def contains(kind: pyarrow.DataType, test: Callable[[pyarrow.DataType], bool]) -> bool:
+def has_type(kind: pyarrow.DataType, test: Callable[[pyarrow.DataType], bool]) -> bool:
     """Return whether a type, or one nested within it, passes a test."""
     import pyarrow
 
-    inner_types = [kind.value_type] if pyarrow.types.is_dictionary(kind) else [field.type for field in fields_in(kind)]
-    return test(kind) or any(contains(inner_type, test) for inner_type in inner_types)
+    inner_types = (
+        [kind.value_type] if pyarrow.types.is_dictionary(kind) else [field.type for field in list_child_fields(kind)]
+    )
+    return test(kind) or any(has_type(inner_type, test) for inner_type in inner_types)
 
 
 def is_json(kind: pyarrow.DataType) -> bool:
@@ -694,10 +710,10 @@ def has_structs(kind: pyarrow.DataType) -> bool:
     import pyarrow
 
     is_struct = pyarrow.types.is_struct
-    return is_struct(kind) and any(contains(field.type, is_struct) for field in fields_in(kind))
+    return is_struct(kind) and any(has_type(field.type, is_struct) for field in list_child_fields(kind))
 
 
-def as_written(value: Any, kind: pyarrow.DataType) -> Any:
+def decode_nested(value: Any, kind: pyarrow.DataType) -> Any:
     """Return a value as JSON Lines would hold it: JSON text is decoded, and null fields of structs are dropped. All
     structs of a column have the same fields, so that null fills those a row lacks.
 
@@ -714,16 +730,16 @@ def as_written(value: Any, kind: pyarrow.DataType) -> Any:
             raise InputError("a column of JSON", value[:60], problem, "Write JSON.") from error
     if isinstance(value, dict) and pyarrow.types.is_struct(kind):
         return {
-            field.name: as_written(value[field.name], field.type)
-            for field in fields_in(kind)
+            field.name: decode_nested(value[field.name], field.type)
+            for field in list_child_fields(kind)
             if value.get(field.name) is not None
         }
-    if isinstance(value, list) and not pyarrow.types.is_map(kind) and len(inner := fields_in(kind)) == 1:
-        return [as_written(entry, inner[0].type) for entry in value]
+    if isinstance(value, list) and not pyarrow.types.is_map(kind) and len(inner := list_child_fields(kind)) == 1:
+        return [decode_nested(entry, inner[0].type) for entry in value]
     return value
 
 
-def plain(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """Return a value as JSON Lines would hold it: times in ISO 8601, durations in seconds, decimals as numbers, maps as
     objects."""
     if isinstance(value, datetime | date | time):
@@ -733,23 +749,27 @@ def plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, dict):
-        return {name: plain(inner) for name, inner in value.items()}
+        return {name: to_json_value(inner) for name, inner in value.items()}
     if isinstance(value, list):
         is_map = bool(value) and all(isinstance(entry, tuple) for entry in value)  # Arrow's form of a map
-        return {str(name): plain(inner) for name, inner in value} if is_map else [plain(inner) for inner in value]
+        return (
+            {str(name): to_json_value(inner) for name, inner in value}
+            if is_map
+            else [to_json_value(inner) for inner in value]
+        )
     return value
 
 
 Reader = Callable[[DataFile, int], NumberedRows]
 """Function that reads the rows of one file after the given number."""
-BINARY = {b"PAR1": read_parquet, b"ARROW1": read_arrow_file, b"\xff\xff\xff\xff": read_arrow_stream}
-OF_COLUMNS = (read_table, *BINARY.values())
+BINARY_READERS = {b"PAR1": read_parquet, b"ARROW1": read_arrow_file, b"\xff\xff\xff\xff": read_arrow_stream}
+COLUMN_READERS = (read_table, *BINARY_READERS.values())
 """Readers of file formats with columns."""
-NAMED = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
-LINES = (".jsonl", ".ndjson")
+FORMAT_OF_ENDING = {".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"}
+LINES_ENDINGS = (".jsonl", ".ndjson")
 ZIP = ("a zip archive", UNPACK := "Unpack it, and name a file of it that holds rows.")
 UTF_16 = ("text in UTF-16", "Write it in UTF-8: iconv -f UTF-16 -t UTF-8 {} > rows.txt.")
-NOT_READ = {
+UNSUPPORTED_FORMATS = {
     b"PK\x03\x04": ZIP,
     b"PK\x05\x06": ZIP,
     b"7z\xbc\xaf": ("a 7z archive", UNPACK),
@@ -758,7 +778,7 @@ NOT_READ = {
     b"\xfe\xff": UTF_16,
 }
 """First bytes of unsupported formats → (description, remedy)."""
-LISTS_OF_A_ROW = split_names(
+LIST_COLUMNS = split_names(
     "messages conversations conversation_a conversation_b prompt completion chosen rejected answers "
     "context history replies tools functions tool_calls images audio expected"
 )
@@ -794,7 +814,7 @@ class Row(NamedTuple):
         """File and row number, as errors name the row."""
         return f"{self.file}, row {self.place}"
 
-    def located(self, error: InputError) -> InputError:
+    def add_location(self, error: InputError) -> InputError:
         """Return the error of a field of this row with file and row number added."""
         field = f"{self.where}, {error.field}" if error.field else self.where
         return type(error)(field, error.value, error.problem, error.remedy)
@@ -808,15 +828,15 @@ class Row(NamedTuple):
         except InputError as error:
             if error.field.startswith(f"{self.file}, row "):
                 raise
-            raise self.located(error) from error
+            raise self.add_location(error) from error
 
     @property
     def name(self) -> str:
         """The row's id without an `id` column: `my-file:7`."""
-        return f"{name_of(self.file)}:{self.place}"
+        return f"{strip_endings(self.file)}:{self.place}"
 
 
-def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0, counts: Sequence[int] = ()) -> Iterator[Row]:
+def iter_rows(path: str | Path, field: str = "data.path", skip: int = 0, counts: Sequence[int] = ()) -> Iterator[Row]:
     """Yield the rows of a data set, see `files_of`. Rows that cannot be read have an error.
 
     Args:
@@ -830,33 +850,33 @@ def placed_rows(path: str | Path, field: str = "data.path", skip: int = 0, count
         CorruptFile: a file cannot be decompressed, is cut or is damaged. The rows before that are yielded first.
     """
     before = 0
-    for number, file in enumerate(files_of(path, field)):
+    for number, file in enumerate(list_data_files(path, field)):
         if number < len(counts) and before + counts[number] <= skip:
             before += counts[number]
             continue
         source = DataFile(file, field)
         place = [0]
         with source.naming_errors(place), expect_same_bytes([file], field, str(file)):
-            read_rows = reader_of(source)
+            read_rows = choose_reader(source)
             for place[0], data in read_rows(source, max(0, skip - before)):
                 if data is None:
                     before += place[0]
                 elif isinstance(data, InputError):
                     row = Row(before + place[0], {}, file, place[0])
-                    yield row._replace(error=row.located(data))
+                    yield row._replace(error=row.add_location(data))
                 else:
-                    yield Row(before + place[0], data, file, place[0], read_rows in OF_COLUMNS)
+                    yield Row(before + place[0], data, file, place[0], read_rows in COLUMN_READERS)
 
 
-def checked_rows(path: str | Path, field: str = "data.path") -> Iterator[Row]:
+def iter_valid_rows(path: str | Path, field: str = "data.path") -> Iterator[Row]:
     """Yield the rows of a data set. Raises InputError at the first row that cannot be read."""
-    for row in placed_rows(path, field):
+    for row in iter_rows(path, field):
         if row.error is not None:
             raise row.error
         yield row
 
 
-def rows_in(file: Path, field: str = "data.path") -> int:
+def count_rows(file: Path, field: str = "data.path") -> int:
     """Count the rows of a file as `placed_rows` numbers them, blank lines included. Rows are not parsed.
 
     Raises:
@@ -865,7 +885,7 @@ def rows_in(file: Path, field: str = "data.path") -> int:
     source = DataFile(file, field)
     place = [0]
     with source.naming_errors(place):
-        for place[0], _ in reader_of(source)(source, sys.maxsize):
+        for place[0], _ in choose_reader(source)(source, sys.maxsize):
             pass
     return place[0]
 
@@ -878,45 +898,49 @@ def is_seekable(file: Path, field: str = "data.path") -> bool:
     """
     source = DataFile(file, field)
     with source.naming_errors([0]):
-        return not source.packed_by() and reader_of(source) in (read_lines, read_parquet, read_arrow_file)
+        return not source.detect_compression() and choose_reader(source) in (read_lines, read_parquet, read_arrow_file)
 
 
-def name_of(file: Path) -> str:
+def strip_endings(file: Path) -> str:
     """Return a file's name without the endings of its compression and format."""
     name = file.name
-    for endings in (ENDINGS, KNOWN):
+    for endings in (COMPRESSION_ENDINGS, ROW_FILE_ENDINGS):
         name = next((name.removesuffix(ending) for ending in endings if name.endswith(ending)), name)
     return name
 
 
-def reader_of(source: DataFile) -> Reader:
+def choose_reader(source: DataFile) -> Reader:
     """Choose the reader of a file by its first bytes, then by its name.
 
     Raises:
         InputError: the format is not supported.
         CorruptFile: the name says Parquet or Arrow, and the content is something else.
     """
-    head = source.head()
+    head = source.read_head()
     name = source.plain_name
-    if binary_reader := next((read for magic, read in BINARY.items() if head.startswith(magic)), None):
+    if binary_reader := next((read for magic, read in BINARY_READERS.items() if head.startswith(magic)), None):
         return binary_reader
-    for magic, (description, remedy) in NOT_READ.items():
+    for magic, (description, remedy) in UNSUPPORTED_FORMATS.items():
         if head.startswith(magic):
-            raise source.refused(f"is {description}, which is not read", remedy.format(quote(str(source.path))))
-    if format_name := next((format_name for suffix, format_name in NAMED.items() if name.endswith(suffix)), None):
-        raise source.corrupt(f"is no {format_name} file, as its name says: it was cut, or is another file")
+            raise source.build_input_error(
+                f"is {description}, which is not read", remedy.format(quote(str(source.path)))
+            )
+    if format_name := next(
+        (format_name for suffix, format_name in FORMAT_OF_ENDING.items() if name.endswith(suffix)), None
+    ):
+        raise source.build_corrupt_error(f"is no {format_name} file, as its name says: it was cut, or is another file")
     text = head.decode("utf-8", "replace").lstrip(BOM)
     stripped = text.lstrip()
     if not stripped and name.endswith(".json"):
-        raise source.corrupt("is empty, which JSON is not")
+        raise source.build_corrupt_error("is empty, which JSON is not")
     if stripped.startswith("["):
         return read_array
     if stripped.startswith("{"):
-        return read_array if not name.endswith(LINES) and holds_rows(stripped) else read_lines
+        return read_array if not name.endswith(LINES_ENDINGS) and holds_row_array(stripped) else read_lines
     return read_table if name.endswith((".csv", ".tsv")) or has_header(text, name) else read_lines
 
 
-def holds_rows(text: str) -> bool:
+def holds_row_array(text: str) -> bool:
     """Return whether a text begins with an object that holds an array of objects, and not with a row."""
     first_line, _, later_lines = text.partition("\n")
     decoder = json.JSONDecoder()
@@ -934,7 +958,7 @@ def holds_rows(text: str) -> bool:
             name, position = decoder.raw_decode(text, skip_blanks(position))
             position = skip_blanks(position) + 1  # the colon
             if re.compile(r"\s*\[\s*\{").match(text, position):
-                return name not in LISTS_OF_A_ROW
+                return name not in LIST_COLUMNS
             _, position = decoder.raw_decode(text, skip_blanks(position))
             position = skip_blanks(position) + 1  # the comma
     except (ValueError, RecursionError):  # the text ends, or is not JSON
@@ -943,7 +967,7 @@ def holds_rows(text: str) -> bool:
 
 def has_header(text: str, name: str) -> bool:
     """Return whether a text begins with two lines of equally many cells, of which the first holds column names."""
-    delimiter = separator(text.partition("\n")[0], name)
+    delimiter = detect_separator(text.partition("\n")[0], name)
     try:
         table = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
         header = next(table)

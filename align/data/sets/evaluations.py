@@ -29,10 +29,10 @@ from align.core.errors import InputError, require
 from align.core.types import Record
 from align.data.dedup.questions import EvaluationTexts
 from align.data.dedup.shingles import word_counts
-from align.data.read.columns import RANKING, TREE, TREE_MESSAGE, recognised
-from align.data.read.content import PREFERENCES, kind_of, split_names, strings, texts
+from align.data.read.columns import RANKING, TREE, TREE_MESSAGE, find_shape
+from align.data.read.content import PREFERENCES, get_record_kind, iter_strings, list_texts, split_names
 from align.data.read.drops import BadRows, Drop
-from align.data.read.records import grouped_rows, records_in
+from align.data.read.records import iter_valid_groups, parse_records
 from align.data.read.rows import Row
 from align.data.sets.record_columns import columns_of, texts_of
 
@@ -131,7 +131,7 @@ def read_set(given: EvaluationSet, field: str) -> EvaluationTexts:
     numbers = list[int]()
     parts = list[Query | Record]()
     rows = characters = 0
-    for group in grouped_rows(given.path, field, bad_rows):
+    for group in iter_valid_groups(given.path, field, bad_rows):
         of_group: Sequence[Query | Record] = ()
         with bad_rows:
             of_group = parts_of(group, given.columns)
@@ -144,7 +144,7 @@ def read_set(given: EvaluationSet, field: str) -> EvaluationTexts:
             numbers = []
             parts = []
             characters = 0
-    bad_rows.settle(given.path, rows)
+    bad_rows.finish_file(given.path, rows)
     require(rows > 0, field, given.path, "is empty", "Give at least one row.")
     if parts:
         batches.append(collect_texts(parts, numbers))
@@ -157,7 +157,7 @@ def read_set(given: EvaluationSet, field: str) -> EvaluationTexts:
 
 
 def texts_to_find(part: Query | Record) -> Sequence[str]:
-    return part.said if isinstance(part, Query) else texts(part)
+    return part.said if isinstance(part, Query) else list_texts(part)
 
 
 def collect_texts(parts: Sequence[Query | Record], numbers: Sequence[int]) -> EvaluationTexts:
@@ -194,7 +194,7 @@ def without_operators(question: str) -> list[str]:
 def parts_of(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Record]:
     """Return what rows that are read together say: records, or what their columns are looked for by."""
     if not columns and (len(group) > 1 or not is_columns(group[0].data)):
-        return [found[0] for found in records_in(group) if not isinstance(found, Drop)]
+        return [found[0] for found in parse_records(group) if not isinstance(found, Drop)]
     queries = list[Query | Record]()
     for row in group:
         with row.naming_errors():
@@ -206,8 +206,8 @@ def as_queries(parts: Sequence[Query | Record]) -> list[Query]:
     """Return records as what they are looked for by: all that they say, and what they ask."""
     queries: dict[int, Query] = {i: part for i, part in enumerate(parts) if isinstance(part, Query)}
     records = {i: part for i, part in enumerate(parts) if not isinstance(part, Query)}
-    for kind in {*map(kind_of, records.values())}:
-        alike = [i for i, record in records.items() if kind_of(record) == kind]
+    for kind in {*map(get_record_kind, records.values())}:
+        alike = [i for i, record in records.items() if get_record_kind(record) == kind]
         batch = pa.RecordBatch.from_pydict(columns_of(kind, [records[i] for i in alike]))
         both = zip(texts_of(kind, batch).to_pylist(), texts_of(kind, batch, "prompts").to_pylist(), strict=True)
         queries |= {i: Query([said], [], [asked]) for i, (said, asked) in zip(alike, both, strict=True)}
@@ -216,7 +216,7 @@ def as_queries(parts: Sequence[Query | Record]) -> list[Query]:
 
 def is_columns(data: Mapping[str, Any]) -> bool:
     """Return whether a row is read by its columns, and not as a record of the shapes that are trained on."""
-    shape = recognised(data)
+    shape = find_shape(data)
     if shape is None:
         return data.keys().isdisjoint({"messages", "conversations", "chosen", "rejected"})
     if shape is RANKING:
@@ -267,7 +267,7 @@ def query_of(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
     for name, value in unfold({name: data[name] for name in columns or data}):
         kind = kind_of_column(name, data.keys())
         # Choices of which each, or all together, may stand beside labels.
-        found = [text for text in strings(without_labels(from_json(value))) if text.strip()]
+        found = [text for text in iter_strings(without_labels(from_json(value))) if text.strip()]
         if not kind and name in columns:
             kind = "question" if isinstance(value, str) else "choice"
         if kind:

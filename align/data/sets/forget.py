@@ -24,11 +24,11 @@ from numpy import ndarray
 from align.core.errors import RunBusy, require
 from align.core.files import has_file, parse_user_path, read_text
 from align.core.merkle import compute_root
-from align.data.read.files import DATA_SET, SHARD_NAME
+from align.data.read.files import DATA_SET_FILE, SHARD_NAME
 from align.data.sets.ids import SHA256, IdKind, kinds_in
 from align.data.sets.published import TOMBSTONE, DataSet, Shards, data_set, root_of_sides
 from align.data.sets.sides import SIDES
-from align.data.sources import DataSource, data_record
+from align.data.sources import DataSource, build_data_input
 from align.run.artifacts import REPLACED, check_not_replaced, read_replacement
 from align.run.digests import file_digest
 from align.run.files import write_json
@@ -166,7 +166,7 @@ def asked_for(old: Path, given: Any, standing: Standing) -> tuple[Forgetting, In
         found = data_set(old)
         masks = going(found, given, standing)
         check_going(found, given, masks)
-        return Forgetting(old, masks, reason), data_record(DataSource("manifest", str(old)))
+        return Forgetting(old, masks, reason), build_data_input(DataSource("manifest", str(old)))
     taken = Path(before["folder"])  # this command was cut off, or has ended
     if read_manifest(taken).done and some(going(data_set(taken / "artifact"), given, standing)):
         check_not_replaced(old, "data.path")
@@ -209,7 +209,7 @@ def forget(folder: Path, found: DataSet, masks: Masks, reason: str, at: str) -> 
         "shards": shards,
         "replaces": {"root": found.data["root"], "reason": reason, "count": count, "at": at, **before},
     }
-    write_json(folder / DATA_SET, data)
+    write_json(folder / DATA_SET_FILE, data)
     return data
 
 

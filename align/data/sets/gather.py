@@ -23,11 +23,11 @@ from align.data.clean.outcome import Drop, Step, sequences
 from align.data.clean.quality import CountTokens
 from align.data.dedup.numbers import number_hashes
 from align.data.dedup.shingles import BANDS, band_keys, normalised_digests, shingled
-from align.data.read.columns import UnreadColumns, metadata_json
-from align.data.read.content import DOCUMENTS, kind_of, row_bytes, texts, with_strings
+from align.data.read.columns import UnreadColumns, encode_metadata
+from align.data.read.content import DOCUMENTS, encode_content_row, get_record_kind, list_texts, map_strings
 from align.data.read.drops import BadRows
 from align.data.read.drops import Drop as Undecided
-from align.data.read.records import Outcome, Read
+from align.data.read.records import ParsedRecord, RowOutcome
 from align.data.sets.ids import id_of, question_id
 from align.data.sets.record_columns import CONTENT, columns_of, texts_of, turn_counts, whole_texts
 from align.data.sets.source import Source
@@ -194,19 +194,19 @@ class Gathering:
         self._next = part + 1
         return account
 
-    def _reads(self, outcomes: Iterable[Outcome]) -> Iterator[Read]:
+    def _reads(self, outcomes: Iterable[RowOutcome]) -> Iterator[ParsedRecord]:
         """Yield the records of rows, and count the rows that give none."""
         for _, result in outcomes:
             if isinstance(result, InputError):
-                self.account.bad_rows.take(result)
+                self.account.bad_rows.add(result)
             elif isinstance(result, Undecided):
                 self.account.counts[UNDECIDED] += 1
             else:
                 yield result
 
-    def cleaned(self, chunk: Sequence[Read]) -> pa.RecordBatch | None:
+    def cleaned(self, chunk: Sequence[ParsedRecord]) -> pa.RecordBatch | None:
         """Return the rows of a batch that the cleaning leaves; None if it leaves none."""
-        kept = list[Read]()
+        kept = list[ParsedRecord]()
         records = list[Record]()
         for read in chunk:
             self._check(read)
@@ -228,10 +228,10 @@ class Gathering:
         schema = pa.unify_schemas(self.schemas)
         return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
-    def _check(self, read: Read) -> None:
+    def _check(self, read: ParsedRecord) -> None:
         """Raise InputError if a row is of another kind than those before it, or contradicts its source's licence."""
         where = f"{self.source.given}, row {read.number}"
-        kind = kind_of(read.record)
+        kind = get_record_kind(read.record)
         if kind != self.kind:
             remedy = "Make a data set of each kind; columns can be mapped: columns: {ours: theirs}."
             raise InputError(where, kind, f"the rows before it are {self.kind}", remedy)
@@ -243,11 +243,13 @@ class Gathering:
             require(same, f"{where}, licence", licence, problem, remedy)
             self.account.licences[licence] += 1
 
-    def _facts(self, reads: Sequence[Read], records: Sequence[Record], table: pa.RecordBatch) -> dict[str, pa.Array]:
+    def _facts(
+        self, reads: Sequence[ParsedRecord], records: Sequence[Record], table: pa.RecordBatch
+    ) -> dict[str, pa.Array]:
         """Return what later steps ask of each row, see `FACTS`."""
         count = self.wanted.count_tokens
         key = self.source.key
-        rows = [row_bytes(record) for record in records]
+        rows = [encode_content_row(record) for record in records]
         questions = [question_id(record) for record in records]
         plain = [id_of(row) for row in rows]
         values = {
@@ -287,11 +289,11 @@ class Gathering:
         digest = pa.Array.from_buffers(FACTS["digest"], len(digests), [None, data])
         return facts | {"digest": digest, "shingles": pa.array(sizes), "numbers": pa.array(numbers)}
 
-    def _metadata_of(self, read: Read) -> str | None:
+    def _metadata_of(self, read: ParsedRecord) -> str | None:
         """Return a record's metadata as JSON, without personal data if a step looks for any."""
         cleaner = self.account.cleaner
         hides = read.metadata and cleaner.hides
-        return metadata_json(with_strings(read.metadata, cleaner.hidden) if hides else read.metadata)
+        return encode_metadata(map_strings(read.metadata, cleaner.hidden) if hides else read.metadata)
 
 
 class SourceAccount:
@@ -328,7 +330,7 @@ class SourceAccount:
         self.cleaner.merge(account["clean"])
         self.bad_rows.restore(account["bad_rows"])
         if not self.bad_rows.skips:
-            self.bad_rows.settle(self.source.given, self.counts["read"])
+            self.bad_rows.finish_file(self.source.given, self.counts["read"])
 
     def settled(self) -> dict[str, Any]:
         """Return the account of the whole source.
@@ -337,7 +339,7 @@ class SourceAccount:
             InputError: a column holds texts that nothing reads, its rows have different licences, or none is left.
         """
         account = self.as_json()
-        self.bad_rows.settle(self.source.given, self.counts["read"])
+        self.bad_rows.finish_file(self.source.given, self.counts["read"])
         self.unread.check(self.source.field, self.source.given)
         if len(self.licences) > 1 and not self.source.licence:
             listed = ", ".join(sorted(self.licences))
@@ -372,20 +374,20 @@ class Reading:
         """Whether nothing is behind the part that was read last."""
         return self._next is None
 
-    def part(self, number: int) -> Iterator[Outcome]:
+    def part(self, number: int) -> Iterator[RowOutcome]:
         """Yield what became of its rows, in order. Parts are read one after another, each to its end."""
         while self._next is not None and self._next.begin <= (number + 1) * self._size:
             yield self._next
             self._next = next(self._outcomes, None)
 
 
-def chunked(reads: Iterator[Read]) -> Iterator[list[Read]]:
+def chunked(reads: Iterator[ParsedRecord]) -> Iterator[list[ParsedRecord]]:
     """Yield lists of `BATCH`, or fewer if their texts are long."""
-    chunk = list[Read]()
+    chunk = list[ParsedRecord]()
     size = 0
     for read in reads:
         chunk.append(read)
-        size += sum(map(len, texts(read.record)))
+        size += sum(map(len, list_texts(read.record)))
         if len(chunk) == BATCH or size > HEAVY:
             yield chunk
             chunk = []
@@ -394,6 +396,6 @@ def chunked(reads: Iterator[Read]) -> Iterator[list[Read]]:
         yield chunk
 
 
-def group_of(read: Read) -> str | None:
+def group_of(read: ParsedRecord) -> str | None:
     group = read.record.group_id if isinstance(read.record, Preference) else read.extra.get("group_id")
     return None if group in (None, "") else str(group)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from align.core.types import Record
-from align.data.split import question_key
+from align.data.split import compute_question_key
 
 FINGERPRINT = b"fingerprint of the key"
 """What is hashed under a key to tell it from others: no row, for rows begin with a brace."""
@@ -62,7 +62,7 @@ def id_of(row: bytes, key: bytes | None = None) -> bytes:
     """Return the content id of a row, 32 bytes.
 
     Args:
-        row: see `align.data.read.content.row_bytes`.
+        row: see `align.data.read.content.encode_content_row`.
         key: of the project; None for SHA-256.
     """
     return hashlib.sha256(row).digest() if key is None else hmac.digest(key, row, "sha256")
@@ -70,7 +70,7 @@ def id_of(row: bytes, key: bytes | None = None) -> bytes:
 
 def question_id(record: Record, key: bytes | None = None) -> bytes:
     """Return the id of what a record asks, 32 bytes: its `question_key`; under a key, the HMAC of that."""
-    return under(bytes.fromhex(question_key(record)), key)
+    return under(bytes.fromhex(compute_question_key(record)), key)
 
 
 def under(plain: bytes, key: bytes | None) -> bytes:

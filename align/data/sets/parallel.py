@@ -27,7 +27,7 @@ import numpy as np
 
 import align
 from align.core.errors import InputError, require
-from align.data.read.rows import is_seekable, rows_in
+from align.data.read.rows import count_rows, is_seekable
 from align.data.sets import gather
 from align.data.sets.gather import Gathering
 
@@ -293,7 +293,7 @@ def count_file(file: tuple[int, str, Path]) -> Count:
     """Return the rows of a file, or why they cannot be counted."""
     _, field, path = file
     try:
-        return Count(rows_in(path, field), is_seekable(path, field))
+        return Count(count_rows(path, field), is_seekable(path, field))
     except (InputError, OSError) as error:
         return Count(0, False, str(error))
 

@@ -33,8 +33,8 @@ from align.core.errors import CorruptFile, MissingArtifact, require_schema_versi
 from align.core.files import check_readable, parse_user_path
 from align.core.merkle import MerkleTree, build_inclusion_proof, compute_proof_root, compute_root
 from align.core.types import Record, dump_json
-from align.data.read.content import turn_row
-from align.data.read.files import DATA_SET, RESTORE, SHARD_NAME
+from align.data.read.content import to_turn_row
+from align.data.read.files import DATA_SET_FILE, RESTORE_HELP, SHARD_NAME
 from align.data.sets.record_columns import (
     ABOUT_PAIRS,
     CONTENT,
@@ -134,10 +134,10 @@ class DataSet:
                 tree.extend(leaves_of(piece))
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             problem = f"holds no rows of a data set in its {side} files ({type(error).__name__}: {str(error)[:120]})"
-            raise CorruptFile("data.path", str(self.folder), problem, RESTORE) from error
+            raise CorruptFile("data.path", str(self.folder), problem, RESTORE_HELP) from error
         if tree.root() != self.data["splits"][side]["root"]:
-            problem = f"has other rows in its {side} files than those whose root {DATA_SET} has"
-            raise CorruptFile("data.path", str(self.folder), problem, RESTORE)
+            problem = f"has other rows in its {side} files than those whose root {DATA_SET_FILE} has"
+            raise CorruptFile("data.path", str(self.folder), problem, RESTORE_HELP)
         return records
 
     def sources(self, side: str) -> list[str]:
@@ -152,7 +152,7 @@ class DataSet:
         """
         for name in sorted(self.data["shards"]):
             if name.startswith(f"{side}-"):
-                check_readable(self.folder / name, "data.path", RESTORE)
+                check_readable(self.folder / name, "data.path", RESTORE_HELP)
                 with pq.ParquetFile(self.folder / name) as file:
                     for group in range(file.num_row_groups):
                         yield file.read_row_group(group, columns=columns)
@@ -216,7 +216,7 @@ def find_data_set(ref: str, root: Path) -> Path:
     if (folder / RUN).is_file() and not (manifest := read_manifest(folder)).done:
         problem = f"the run in {folder} is {manifest.status}, not done"
         raise MissingArtifact(field, ref, problem, "Run the same command again to finish it.")
-    return folder / "artifact" if (folder / "artifact" / DATA_SET).is_file() else folder
+    return folder / "artifact" if (folder / "artifact" / DATA_SET_FILE).is_file() else folder
 
 
 def data_set(folder: Path) -> DataSet:
@@ -231,7 +231,7 @@ def data_set(folder: Path) -> DataSet:
         path = folder / name
         if not path.is_file() or lookup_digest(path) != digest:
             problem = "is missing" if not path.is_file() else "is not the file that was published (its sha256 differs)"
-            raise CorruptFile("data.path", str(path), problem, RESTORE)
+            raise CorruptFile("data.path", str(path), problem, RESTORE_HELP)
     return DataSet(folder, data)
 
 
@@ -244,11 +244,11 @@ def described(folder: Path) -> dict[str, Any]:
         InputError: it is of another version, or another data set took its place.
     """
     field = "data.path"
-    path = folder / DATA_SET
+    path = folder / DATA_SET_FILE
     check_not_replaced(folder, field)
     if not path.is_file():
-        raise MissingArtifact(field, str(folder), f"holds no data set: {DATA_SET} is not there", MAKE)
-    data = read_json_object(path, field, RESTORE)
+        raise MissingArtifact(field, str(folder), f"holds no data set: {DATA_SET_FILE} is not there", MAKE)
+    data = read_json_object(path, field, RESTORE_HELP)
     require_schema_version(data.get("schema_version"), SCHEMA_VERSION, field, str(path), MAKE)
     shards = data.get("shards")
     splits = data.get("splits")
@@ -261,9 +261,9 @@ def described(folder: Path) -> dict[str, Any]:
         and data.get("kind") in [*CONTENT]
     )
     if not describes:
-        raise CorruptFile(field, str(path), "does not describe a data set", RESTORE)
+        raise CorruptFile(field, str(path), "does not describe a data set", RESTORE_HELP)
     if data["root"] != root_of_sides(data["splits"]):
-        raise CorruptFile(field, str(path), "has another root than that of its sides", RESTORE)
+        raise CorruptFile(field, str(path), "has another root than that of its sides", RESTORE_HELP)
     return data
 
 
@@ -392,7 +392,7 @@ def publish(folder: Path, rows: Rows, chosen: Chosen, said: Mapping[str, Any]) -
         "ids_root": compute_root(unique_ids(rows, written)),
         "shards": {path.name: file_digest(path) for writer in writers for path in writer.paths},
     }
-    write_json(folder / DATA_SET, data)
+    write_json(folder / DATA_SET_FILE, data)
     return data
 
 
@@ -440,7 +440,7 @@ def narrowed(column: pa.Array, type: pa.DataType) -> pa.Array:
     if type == SAID:
         is_turns = column.type == TURNS
         rows = [
-            value and [turn_row(turn_of(turn)) for turn in value] if is_turns else value and json.loads(value)
+            value and [to_turn_row(turn_of(turn)) for turn in value] if is_turns else value and json.loads(value)
             for value in column.to_pylist()
         ]
         return pa.array([row and [*map(dump_json, row)] for row in rows], pa.list_(pa.string())).cast(SAID)

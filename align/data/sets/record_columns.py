@@ -13,7 +13,7 @@ import pyarrow.compute
 from numpy import ndarray
 
 from align.core.types import Conversation, Feedback, Message, Preference, Record, Tool, dump_json
-from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, turn_row
+from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, to_turn_row
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
@@ -90,7 +90,7 @@ def turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
         [turn.content for turn in flat],
         [turn.trained for turn in flat],
         [calls_text(turn) if turn.tool_calls else None for turn in flat],
-        [dump_json(turn_row(turn)) if turn.tool_calls or turn.role == "tool" else None for turn in flat],
+        [dump_json(to_turn_row(turn)) if turn.tool_calls or turn.role == "tool" else None for turn in flat],
     )
     arrays = [pa.array(field, type.type) for field, type in zip(fields, TURN, strict=True)]
     offsets = np.zeros(len(values) + 1, np.int32)

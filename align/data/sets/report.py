@@ -15,7 +15,7 @@ from align.core.types import Record
 from align.data.chat.training_view import Render, part
 from align.data.dedup.evaluation_overlap import RULES, Matches
 from align.data.dedup.near_duplicates import Duplicates
-from align.data.read.content import PARTS, content_of, texts
+from align.data.read.content import MESSAGE_ATTRIBUTES, list_texts, to_content_row
 from align.data.sets.gather import SKIPPED, UNDECIDED
 from align.data.sets.mix import Funnel, Mixed
 from align.data.sets.score_cuts import examples
@@ -27,7 +27,7 @@ from align.track import format_conversation, format_row
 
 Hide = Callable[[str], str]
 """Takes out of a text what nobody is to see."""
-PARTS_OF_ROWS = [*dict.fromkeys(part for parts in PARTS.values() for part in parts)]
+PARTS_OF_ROWS = [*dict.fromkeys(part for parts in MESSAGE_ATTRIBUTES.values() for part in parts)]
 DROPPED, DUPLICATES, ROWS, SCORES = "dropped.jsonl", "duplicates.jsonl", "rows.jsonl", "scores.jsonl"
 SHOWN = 3
 """Rows of each source that are shown."""
@@ -166,7 +166,7 @@ def find_read_losses(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """Return a row of `align.data.read.content.content_of`, for somebody who looks: its turns with who speaks."""
+    """Return a row of `align.data.read.content.to_content_row`, for somebody who looks: its turns with who speaks."""
     if "text" in row:
         return row["text"]
     turns = [turn for part in PARTS_OF_ROWS for turn in row.get(part, ())]
@@ -210,7 +210,7 @@ class Examples:
         self.hide = hide
 
     def text(self, record: Record) -> str:
-        text = self.hide(row_text(content_of(record)))
+        text = self.hide(row_text(to_content_row(record)))
         return text if len(text) <= MOST else f"{text[: MOST - 1]}…"
 
     def show(self, numbers: ndarray) -> list[dict[str, Any]]:
@@ -262,7 +262,7 @@ class Examples:
 
     def as_trained(self, record: Record, render: Render) -> list[dict[str, Any]]:
         """Return the lines of one record, what nobody is to see taken out of each part."""
-        if sum(map(len, texts(record))) > LONG:
+        if sum(map(len, list_texts(record))) > LONG:
             refused = "it is too long to be shown whole"
             return [{"what": "", "parts": [part(self.text(record))], "refused": refused}]
         return [

@@ -17,13 +17,13 @@ from align.annotate.store.preference_pairs import preferences
 from align.core.chain import ChainHead
 from align.core.errors import CorruptFile, InputError, require
 from align.data import chitchat
-from align.data.read.columns import ColumnRules, shape_of
-from align.data.read.content import DOCUMENTS, PREFERENCES, kind_of
-from align.data.read.files import DATA_SET, RESTORE, SHARD_NAME, files_of
-from align.data.read.records import Outcome, Read, read_outcomes, ready_rows
-from align.data.read.rows import placed_rows
+from align.data.read.columns import ColumnRules, find_shape_name
+from align.data.read.content import DOCUMENTS, PREFERENCES, get_record_kind
+from align.data.read.files import DATA_SET_FILE, RESTORE_HELP, SHARD_NAME, list_data_files
+from align.data.read.records import ParsedRecord, RowOutcome, apply_rules, iter_outcomes
+from align.data.read.rows import iter_rows
 from align.data.sets.ids import SHA256, IdKind, kind_under
-from align.data.sources import files_record, licence_of
+from align.data.sources import build_files_input, get_licence
 from align.run import HUB, Input, lookup_digest
 from align.run.files import read_json_object
 
@@ -57,7 +57,7 @@ class Votes:
         """How the ids of its rows are made."""
         return kind_under(self.project, self.key)
 
-    def reads(self, skip: int = 0) -> Iterator[Read]:
+    def reads(self, skip: int = 0) -> Iterator[ParsedRecord]:
         """Yield the pairs that `data=annotations` reads in the order of the ledger, numbered from 1.
 
         Args:
@@ -69,7 +69,7 @@ class Votes:
         with Store.open(self.url, create=False) as store, store.reading():  # one view for all of it
             pairs = preferences(store, self.project, self.allow_simulated, self.head.seq)
         for number, pair in enumerate(pairs[skip:], start=skip + 1):
-            yield Read(number, pair, {"created_at": pair.created_at})
+            yield ParsedRecord(number, pair, {"created_at": pair.created_at})
 
 
 def votes_of(url: str, project: str, allow_simulated: bool) -> Votes:
@@ -163,7 +163,7 @@ class Source:
     @property
     def files(self) -> list[Path]:
         """What it is read from, if that is files. Raises InputError if there is none."""
-        return files_of(self.path, self.field) if self.path else []
+        return list_data_files(self.path, self.field) if self.path else []
 
     def opened(self, store: str, allow_simulated: bool) -> Source:
         """Return the source with the votes as they are now, if it is a project; with the licence of its rows, if it is
@@ -189,10 +189,10 @@ class Source:
         if self.votes:
             return Input(self.votes.head.hash, project=self.votes.project, seq=self.votes.head.seq)
         if self.path:
-            return files_record(self.path, self.field)
-        return Input(lookup_digest(chitchat.corpus_path()), path=self.given)
+            return build_files_input(self.path, self.field)
+        return Input(lookup_digest(chitchat.get_corpus_path()), path=self.given)
 
-    def outcomes(self, skip: int = 0, counts: Sequence[int] = ()) -> Iterator[Outcome]:
+    def outcomes(self, skip: int = 0, counts: Sequence[int] = ()) -> Iterator[RowOutcome]:
         """Yield what becomes of its rows, whose numbers ascend from 1.
 
         Args:
@@ -200,15 +200,17 @@ class Source:
             counts: see `read_outcomes`.
         """
         if self.path:
-            yield from read_outcomes(self.path, self.field, self.rules, skip, counts)
+            yield from iter_outcomes(self.path, self.field, self.rules, skip, counts)
             return
         if self.votes:
             reads = self.votes.reads(skip)
         else:
-            records = (chitchat.texts if self.part == "base" else chitchat.conversations)(self.part)
-            reads = (Read(number, record, {}) for number, record in islice(enumerate(records, start=1), skip, None))
+            records = (chitchat.load_texts if self.part == "base" else chitchat.load_conversations)(self.part)
+            reads = (
+                ParsedRecord(number, record, {}) for number, record in islice(enumerate(records, start=1), skip, None)
+            )
         for read in reads:
-            yield Outcome(read.number, read)
+            yield RowOutcome(read.number, read)
 
     def kind(self) -> str:
         """Return the kind of its first record, see `kind_of`; that of documents if it has none."""
@@ -216,8 +218,8 @@ class Source:
             return PREFERENCES
         with suppress(InputError):  # whoever reads all of it is told
             for _, result in self.outcomes():
-                if isinstance(result, Read):
-                    return kind_of(result.record)
+                if isinstance(result, ParsedRecord):
+                    return get_record_kind(result.record)
         return DOCUMENTS
 
 
@@ -229,8 +231,8 @@ def recognised(source: Source) -> dict[str, Any]:
     columns = dict[str, None]()
     if source.path:
         with suppress(InputError):  # it is told when all rows are read, with what was read before it
-            for row in islice(ready_rows(placed_rows(source.path), source.rules), FIRST):
-                if row.error is None and (name := shape_of(row.data)):
+            for row in islice(apply_rules(iter_rows(source.path), source.rules), FIRST):
+                if row.error is None and (name := find_shape_name(row.data)):
                     shapes[name] += 1
                     columns |= dict.fromkeys(str(name) for name, value in row.data.items() if value is not None)
     return {"rows": shapes.total(), "shapes": dict(shapes.most_common()), "columns": [*columns]}
@@ -277,7 +279,7 @@ def source_of(given: Any, at: str) -> Source:
     if not values.get("name"):
         values["name"] = short_name(values.get("path") or values.get("annotations") or CORPUS)
     if values.get("data") == CORPUS:
-        values.setdefault("licence", licence_of(CORPUS))
+        values.setdefault("licence", get_licence(CORPUS))
     return Source(**values)
 
 
@@ -347,15 +349,15 @@ def sources_within(files: Sequence[Path], field: str) -> list[dict[str, Any]]:
     set's."""
     sides: dict[Path, set[str]] = {}
     for file in files:
-        if (named := SHARD_NAME.fullmatch(file.name)) and (file.parent / DATA_SET).is_file():
-            sides.setdefault(file.parent / DATA_SET, set()).add(named[1])
+        if (named := SHARD_NAME.fullmatch(file.name)) and (file.parent / DATA_SET_FILE).is_file():
+            sides.setdefault(file.parent / DATA_SET_FILE, set()).add(named[1])
     found = list[dict[str, Any]]()
     for about, read in sides.items():
         try:
-            sources = read_json_object(about, field, RESTORE)["sources"]
+            sources = read_json_object(about, field, RESTORE_HELP)["sources"]
             found += [source for source in sources if any(source["splits"][side]["rows"] for side in read)]
         except (KeyError, TypeError) as error:
-            raise CorruptFile(field, str(about), "does not describe a data set", RESTORE) from error
+            raise CorruptFile(field, str(about), "does not describe a data set", RESTORE_HELP) from error
     return found
 
 

@@ -23,8 +23,8 @@ from numpy.typing import ArrayLike, NDArray
 from align import ranks
 from align.core.errors import CorruptFile, InputError, require, require_schema_version
 from align.core.types import Conversation, Feedback, Message, Preference
-from align.data.read.content import turn_json
-from align.data.trained_ids import Seen
+from align.data.read.content import encode_turn
+from align.data.trained_ids import TrainedQuestions
 from align.evals.judges.identity import JudgeIdentity, describe_difference, list_differences
 from align.evals.judges.judge_verdict import FIRST, SECOND, Pair
 from align.evals.judges.llm_judge import GradedAnswer, LLMJudge
@@ -203,7 +203,7 @@ def make_unique(ids: Sequence[str], noun: str) -> list[str]:
     return unique
 
 
-def drop_learned(pairs: Iterable[PairExample], seen: Sequence[Seen]) -> list[PairExample]:
+def drop_learned(pairs: Iterable[PairExample], seen: Sequence[TrainedQuestions]) -> list[PairExample]:
     """Return the pairs whose prompt no reward model of the judge learned from."""
     return [pair for pair in pairs if not any(model.asks(pair.item.prompt.messages) for model in seen)]
 
@@ -223,7 +223,7 @@ def digest_examples(examples: Sequence[PairExample] | Sequence[AnswerExample]) -
 
 
 def turns_to_json(turns: Turns) -> list[str]:
-    return [turn_json(turn) for turn in turns]
+    return [encode_turn(turn) for turn in turns]
 
 
 def measure_human_agreement(pairs: Sequence[PairExample]) -> tuple[list[str], list[float]]:

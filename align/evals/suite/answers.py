@@ -24,7 +24,7 @@ from align.core.types import Conversation, Message, Rollout
 from align.data.chat.encode import Prompt, prompt_ids, prompt_room, stop_token_ids, surely_too_long
 from align.data.chat.reasoning import parted
 from align.data.chat.template import use_template
-from align.data.ngrams import words
+from align.data.ngrams import tokenize_words
 from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt, prompt_text
 from align.evals.endpoint import Endpoint, Failure, answers_from, lost, messages_of
 from align.evals.suite.results import Said
@@ -564,7 +564,7 @@ def ask_server_greedily(
     refusal = next((reply.said for reply in replies.values() if isinstance(reply, Failure)), None)
     if refusal is not None:
         return None, f"its server {refusal}"
-    openings = {id: words(reply.text)[:OPENING] for id, reply in replies.items() if isinstance(reply, Answer)}
+    openings = {id: tokenize_words(reply.text)[:OPENING] for id, reply in replies.items() if isinstance(reply, Answer)}
     differing = sum(openings[one.id] != openings[other.id] for one, other in zip(probes, again, strict=True))
     if 2 * differing >= len(probes):
         return None, "its server answers differently each time"

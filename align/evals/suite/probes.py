@@ -25,9 +25,9 @@ from align.core.files import has_file, parse_user_path, read_text
 from align.core.spec import get_choice, get_flag, parse_json_or_text, parse_text
 from align.core.types import Conversation, Document, Message
 from align.data.read.messages import with_default_system
-from align.data.read.records import document_of
+from align.data.read.records import parse_document
 from align.data.read.rows import Row
-from align.data.split import question
+from align.data.split import truncate_to_question
 from align.rollout.answer_cache import Answer, Asked
 from align.run import Input, json_digest
 from align.run.digests import lookup_digest
@@ -291,7 +291,7 @@ def choices_of(row: Row, probe: Probe, id: str) -> tuple[Conversation, Choices]:
     context = "" if context is None and row.texts else context  # an empty cell of a table
     if probe.template:
         with row.naming_errors():
-            prompt = question(document_of({"prompt": context}, id))
+            prompt = truncate_to_question(parse_document({"prompt": context}, id))
         require(prompt is not None, row.where, context, "asks nothing", CHOICE_HELP)
         assert prompt is not None
     else:
@@ -331,7 +331,7 @@ def passage_of(row: Row, id: str) -> tuple[Conversation, Document]:
     """A text, or a conversation with an answer that is trained on."""
     columns = {key: value for key, value in row.data.items() if key not in ("category", "source", "check")}
     with row.naming_errors():
-        document = document_of(columns, id)
+        document = parse_document(columns, id)
     if isinstance(document, str):
         require(bool(document), f"{row.where}, text", document, "is empty", LOSS_HELP)
         return Conversation((Message("user", document),), id), document

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from align.core.files import open_text
 from align.core.outputs import atomic_file
 from align.core.types import Message, Rollout
-from align.data.ngrams import repetition
-from align.data.trained_ids import Seen
+from align.data.ngrams import compute_repetition
+from align.data.trained_ids import TrainedQuestions
 from align.evals.stats import win_rate
 from align.evals.suite.answers import Sampling, TaskAnswers, load_actors
 from align.evals.suite.results import Scored
@@ -125,7 +125,7 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
         "kl_interval": kl.as_dict(),
         "length": both("length"),
         **{f"distinct{n}": {who: distinct_n(texts[who], n) for who in SIDES} for n in (1, 2)},
-        "repetition": {who: repetition(texts[who]) for who in SIDES},
+        "repetition": {who: compute_repetition(texts[who]) for who in SIDES},
         "most_risen_word": asdict(most_risen(*texts.values())),
         "eos_rate": both("ended"),
         "empty_rate": empty,
@@ -157,7 +157,7 @@ def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout
     return (logprobs[policy.name] - logprobs[ref.name]).tolist()
 
 
-def build_samples(task: TaskAnswers, scored: Scored, kl: Sequence[float], seen: Seen) -> list[Sample]:
+def build_samples(task: TaskAnswers, scored: Scored, kl: Sequence[float], seen: TrainedQuestions) -> list[Sample]:
     """Return both answers to every prompt with their scores.
 
     Args:

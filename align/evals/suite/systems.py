@@ -13,8 +13,8 @@ from typing import Any
 
 from align.core.aliases import NAME, NAME_REMEDY
 from align.core.errors import InputError, require
-from align.data.read.rows import checked_rows
-from align.data.sources import files_record
+from align.data.read.rows import iter_valid_rows
+from align.data.sources import build_files_input
 from align.evals.endpoint import Endpoint, parsed_endpoint
 from align.evals.suite.tasks import Item
 from align.models.base import BASE, as_artifact, base_of, choose_method, find_artifact
@@ -158,7 +158,7 @@ def base_alone(name: str, others: Sequence[System], path: str | None, revision: 
 def of_mapping(name: str, given: Mapping[str, Any]) -> System:
     """A file of answers, or a model behind a server."""
     if FILE in given:
-        return System(name, given[FILE], None, None, "", files_record(given[FILE], f"{FIELD}.{name}.{FILE}"))
+        return System(name, given[FILE], None, None, "", build_files_input(given[FILE], f"{FIELD}.{name}.{FILE}"))
     endpoint = parsed_endpoint(given, f"{FIELD}.{name}")
     return System(name, endpoint.title, None, None, "", endpoint.record(endpoint.digest), endpoint)
 
@@ -170,7 +170,7 @@ def answers_in(system: System) -> Mapping[tuple[str, str], Sequence[str]]:
         InputError: a row has no `id` or no `answer`, or an id stands there twice.
     """
     field, found = f"{system.field}.{FILE}", dict[tuple[str, str], Sequence[str]]()
-    for row in checked_rows(system.ref, field):
+    for row in iter_valid_rows(system.ref, field):
         id, answer, task = (row.data.get(key) for key in ("id", "answer", "task"))
         answer = "" if answer is None and row.texts else answer  # an empty cell of a table
         answers = answer if isinstance(answer, list) else [answer]  # one a turn

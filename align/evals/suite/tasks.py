@@ -14,12 +14,12 @@ from align.core.errors import InputError, require
 from align.core.spec import check_keys, enumerate_list, get_choice, get_integer, parse_json_or_text
 from align.core.types import Conversation, Message
 from align.data.read.messages import with_default_system
-from align.data.read.records import document_of, row_text, shape_column
-from align.data.read.rows import Row, checked_rows
-from align.data.sources import files_record
-from align.data.split import question
-from align.data.trained_ids import Seen
-from align.data.training_overlap import nearly_trained_on
+from align.data.read.records import encode_other_columns, find_shape_column, parse_document
+from align.data.read.rows import Row, iter_valid_rows
+from align.data.sources import build_files_input
+from align.data.split import truncate_to_question
+from align.data.trained_ids import TrainedQuestions
+from align.data.training_overlap import find_near_matches
 from align.evals.judges.llm_judge import parse_question
 from align.evals.suite.probes import Probe, ProbeQuestion, asked_by, harness_record, parsed_probe
 from align.evals.text import QUOTED_LETTERS
@@ -166,10 +166,10 @@ def parsed_task(given: Any, at: str, allow_code: AllowCode) -> Task:
 def task_record(task: Task) -> Input:
     """Return what a task of its own prompts reads, as an input of the run."""
     harness = task.probe.harness if task.probe is not None else None
-    return files_record(task.path, task.field) if harness is None else harness_record(harness, task.field)
+    return build_files_input(task.path, task.field) if harness is None else harness_record(harness, task.field)
 
 
-def drop_seen(tasks: Tasks, seen: Sequence[Seen]) -> tuple[Tasks, dict[str, int]]:
+def drop_seen(tasks: Tasks, seen: Sequence[TrainedQuestions]) -> tuple[Tasks, dict[str, int]]:
     """Return the items that no system was trained on; and how many are left out, by task.
 
     Raises:
@@ -196,7 +196,7 @@ def mark_near(
         artifacts: by the name of the system that they are.
         root: the folder of runs.
         store: URL of the annotation store.
-        similarity: see `align.data.training_overlap.nearly_trained_on`.
+        similarity: see `align.data.training_overlap.find_near_matches`.
     """
     items = [item for _, items in tasks for item in items]
     first = [item.prompt for item in items]
@@ -205,7 +205,7 @@ def mark_near(
         *first,
         *(replace(prompt, messages=(*prompt.messages, *turns)) for prompt, turns in zip(first, later, strict=True)),
     ]
-    near, unknown = nearly_trained_on(artifacts, root, store, asked, similarity)
+    near, unknown = find_near_matches(artifacts, root, store, asked, similarity)
     marks = iter(
         {name: ", ".join(of) for name, of in {**whole, **one}.items()}
         for one, whole in zip(near[: len(items)], near[len(items) :], strict=True)
@@ -224,7 +224,7 @@ def items_of_file(task: Task, system: str | None, allow_code: AllowCode) -> Sequ
         InputError: a row asks nothing, has a wrong check, or an id that another one has; or there is no row.
     """
     found: dict[str, Item] = {}
-    for row in checked_rows(task.path, task.field):
+    for row in iter_valid_rows(task.path, task.field):
         item = item_of(row, task, system, allow_code)
         require(item.id not in found, f"{row.where}, id", item.id, "stands there twice", "Give each row its own id.")
         found[item.id] = item
@@ -304,12 +304,12 @@ def item_of(row: Row, task: Task, system: str | None, allow_code: AllowCode) -> 
     first, *then = turns_of(row)
     asked |= {"prompt": first} if first else {}
     with row.naming_errors():
-        prompt = question(document_of(asked, id))
-        column = shape_column(asked)
+        prompt = truncate_to_question(parse_document(asked, id))
+        column = find_shape_column(asked)
     if prompt is None:
         raise InputError(row.where, sorted(row.data), "asks nothing", 'Write rows like {"prompt": "…"}.')
     messages = with_default_system(prompt.messages, system)
-    prompt = replace(prompt, messages=messages, row=row_text(row.data, column))
+    prompt = replace(prompt, messages=messages, row=encode_other_columns(row.data, column))
     spec = get_check_spec(row.data, row.where, row.texts)
     spec = task.check if spec is None else spec
     if spec is not None:
