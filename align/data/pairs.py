@@ -200,7 +200,7 @@ def split_pairs(
 def read_divided_preferences(
     data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
 ) -> tuple[list[Preference], list[Preference]]:
-    """Return the pairs to train on and to measure on, see `divided_pairs`."""
+    """Return the pairs to train on and to measure on, see `split_pairs`."""
     sides = split_pairs(read_pairs(data, store, project, allow_simulated, seed), data, held_out, seed)
     train, test = ([prepare_record(pref, data) for pref in side] for side in sides)
     return train, test
@@ -209,7 +209,7 @@ def read_divided_preferences(
 def read_divided_judgements(
     data: DataSource, store: str, project: str, allow_simulated: bool, held_out: float, seed: int
 ) -> tuple[Judgements, Judgements]:
-    """Return the feedback to train on and to measure on, or pairs if the source holds pairs, see `divided_pairs`."""
+    """Return the feedback to train on and to measure on, or pairs if the source holds pairs, see `split_pairs`."""
     if not has_labels(data):
         return read_divided_preferences(data, store, project, allow_simulated, held_out, seed)
     answers = sample_records(read_records(data, "train", ANSWER_KIND), data.limit, seed)
@@ -255,7 +255,7 @@ def check_labels(labels: Sequence[bool], prompts: Sequence[Any], path: str | Non
 def encode_sides(
     tokenizer: Any, sides: Sequence[Sequence[Preference]], stops: tuple[int, ...], max_length: int
 ) -> tuple[list[tuple[Preference, TokenizedPair]], list[tuple[Preference, TokenizedPair]], dict[str, int]]:
-    """Return the tokenised pairs to train on and those to measure on, see `encoded_pairs`, and their counts for the
+    """Return the tokenised pairs to train on and those to measure on, see `encode_pairs`, and their counts for the
     run's metrics."""
     (train, dropped), (test, dropped_test) = (encode_pairs(tokenizer, side, stops, max_length) for side in sides)
     counts = {"pairs": len(train), "held_out_pairs": len(test), "dropped": dropped, "held_out_dropped": dropped_test}

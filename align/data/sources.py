@@ -142,7 +142,7 @@ def get_licence(name: str) -> str:
 
 
 def read_documents_of_split(data: DataSource, split: str, seed: int = 0) -> list[Document]:
-    """Return the documents of one side for supervised training, see `divided_documents`.
+    """Return the documents of one side for supervised training, see `read_divided_documents`.
 
     Args:
         data: the source.
@@ -168,8 +168,8 @@ def read_divided_documents(data: DataSource, seed: int = 0) -> tuple[list[Docume
 
 
 def list_held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
-    """Return the name of the source of each held-out row that `divided_documents` returns for a data set, in order.
-    Returns an empty list for other sources of rows."""
+    """Return the name of the source of each held-out row that `read_divided_documents` returns for a data set, in
+    order. Returns an empty list for other sources of rows."""
     if data.name != MANIFEST or data.eval_path:
         return []
     return shuffle_and_limit(data_set(Path(data.path or "")).sources("test"), seed, data.limit)
@@ -199,7 +199,7 @@ def read_source_prompts(data: DataSource, split: str, seed: int = 0) -> list[Con
 
 
 def read_divided_prompts(data: DataSource, seed: int = 0) -> tuple[list[Conversation], list[Conversation]]:
-    """Return the prompts of both sides of a source, see `prompts`."""
+    """Return the prompts of both sides of a source, see `read_source_prompts`."""
     train, test = ([*filter(None, map(truncate_to_question, side))] for side in read_sides(data))
     return shuffle_prompts(train, data, "train", seed), shuffle_prompts(test, data, "test", seed)
 

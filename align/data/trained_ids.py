@@ -2,7 +2,8 @@
 prompts that were trained on.
 
 `trained_ids.parquet` beside a run's artifact has one row per training row, in order, regardless of how many were used.
-As an evaluation asks questions, each row also has the id of every question that it answers or asks, see `questions_of`.
+As an evaluation asks questions, each row also has the id of every question that it answers or asks, see
+`hash_questions`.
 
 Rows of the annotation store have ids under their project's key, see `align.data.sets.ids`. They have none if the key
 cannot be read.
@@ -177,7 +178,7 @@ def write_trained_ids(
         folder: the run's folder.
         records: the rows.
         naming: the rule by which they get their ids.
-        system: see `questions_of`.
+        system: see `hash_questions`.
 
     Returns:
         Merkle roots of 64 hex digits: `data_root` over the distinct content ids in order of first occurrence, with
@@ -222,7 +223,7 @@ class TrainedQuestions:
     Attributes:
         questions: key → ids of all questions under it; the key None holds ids without a key.
         unknown: gaps in this knowledge, a sentence each.
-        system: the system prompt from `data.system`, see `questions_of`.
+        system: the system prompt from `data.system`, see `hash_questions`.
     """
 
     questions: dict[bytes | None, set[bytes]]
@@ -245,7 +246,7 @@ def collect_trained_questions(
         artifact: the artifact.
         root: the folder of runs.
         key_of: returns the key of a kind of ids.
-        system: see `Seen`.
+        system: see `TrainedQuestions`.
         stages: stages whose runs are considered.
 
     Raises:

@@ -65,7 +65,7 @@ def find_near_matches(
     for name, artifact in artifacts.items():
         for run, _ in iter_artifact_ancestors(artifact, root):
             if not isinstance(run, Manifest) or run.stage not in TRAINING_STAGES:
-                continue  # `seen_by` reports deleted runs
+                continue  # `collect_trained_questions` reports deleted runs
             if run.digest not in by_run:
                 try:
                     by_run[run.digest] = find_near_questions(read_trained_rows(run, store), questions, similarity)

@@ -61,7 +61,7 @@ def kto_trainer(
 
 class LabelTrainer(TokenRowsTrainer, KTOTrainer):
     """TRL's trainer on our token rows, in our order. TRL decides beforehand which rows share a batch, because each
-    needs an answer to another prompt there; here `other_answers` finds one for any batch."""
+    needs an answer to another prompt there; here `choose_mismatched_answers` finds one for any batch."""
 
 
 def collate_answers(

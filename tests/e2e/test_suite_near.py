@@ -36,8 +36,8 @@ def test_near_prompts_are_counted_by_system_and_left_out_of_a_second_comparison(
 
 
 def test_rows_that_changed_since_are_not_taken_for_those_of_the_run(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    record = training_overlap.data_record
-    monkeypatch.setattr(training_overlap, "data_record", lambda source: replace(record(source), digest="another"))
+    record = training_overlap.build_data_input
+    monkeypatch.setattr(training_overlap, "build_data_input", lambda source: replace(record(source), digest="another"))
     asked = bench.tasks({"id": 1, "prompt": "Zebra?", "check": CHECK})
     run = bench.run("stage.systems={s: sft:s, b: base}", asked, "run.name=changed")
     notes = [note for note in read_manifest(run).metrics["judge_notes"] if "sft:s cannot be read again" in note]

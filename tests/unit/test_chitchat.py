@@ -23,7 +23,7 @@ def corpus() -> Iterator[dict[str, dict]]:
     """Read once: it takes half a second."""
     found = chitchat.load_records()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chitchat, "records", lambda: found)
+        patch.setattr(chitchat, "load_records", lambda: found)
         yield found
 
 
@@ -84,8 +84,10 @@ def test_prompts_end_where_an_answer_is_due() -> None:
 def test_stages_read_their_own_parts_in_a_repeatable_order() -> None:
     data = DataSource("chitchat", limit=50)
     parts = {
-        "sft": read_documents_of_split(data, "train"), "test": read_documents_of_split(data, "test"), "prompts": read_source_prompts(data, "train"),
-    }  # fmt: skip
+        "sft": read_documents_of_split(data, "train"),
+        "test": read_documents_of_split(data, "test"),
+        "prompts": read_source_prompts(data, "train"),
+    }
     for part, found in parts.items():
         assert {chitchat.assign_part(origin(c.id)) for c in found if not isinstance(c, str)} == {part}
         assert len(found) == 50

@@ -455,10 +455,10 @@ def test_settings_that_name_no_column_are_refused(shape: str, tmp_path: Path) ->
 words = st.sampled_from(["red", "a lamp", "is it open", "forty-two", LONG, "Z " * 30, "ß", "1"])
 values = words | st.integers() | st.booleans() | st.none() | st.lists(words, max_size=3)
 names = st.sampled_from([
-    *CONTEXT_COLUMNS, *CHOICE_COLUMNS, "prompt", "question", "instruction", "query", "messages", "completion", "response",
-    "answer", "output", "chosen", "rejected", "label", "text", "history", "notes", "n", "option_a", "option_b",
-    "Prompt", "Answer", "answers", "completions", "response1", "response2", "overall_preference", "helpfulness",
-    "system", "score", "metadata",
+    *CONTEXT_COLUMNS, *CHOICE_COLUMNS, "prompt", "question", "instruction", "query", "messages", "completion",
+    "response", "answer", "output", "chosen", "rejected", "label", "text", "history", "notes", "n", "option_a",
+    "option_b", "Prompt", "Answer", "answers", "completions", "response1", "response2", "overall_preference",
+    "helpfulness", "system", "score", "metadata",
 ])  # fmt: skip
 BASES = [rows[0] for name, (rows, _) in SHAPES.items() if len(rows) == 1 and name not in ("HH", "a tree")]
 drawn_rows = st.builds(

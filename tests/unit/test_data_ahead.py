@@ -59,7 +59,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Source]:
     lines(tmp_path / "c.csv", ["question,answer", *(f"c {i}?,the answer {i}" for i in range(12))])
     lines(tmp_path / "d.jsonl", rows_of("d", 2))
     few = [Conversation((Message("user", f"e {i}?"), Message("assistant", f"the answer {i} of e"))) for i in range(8)]
-    monkeypatch.setattr(chitchat, "conversations", lambda part: few)
+    monkeypatch.setattr(chitchat, "load_conversations", lambda part: few)
     paths = {
         name: str(tmp_path / path) for name, path in zip("abcd", ("a.jsonl", "b", "c.csv", "d.jsonl"), strict=True)
     }

@@ -83,7 +83,7 @@ EXCEPTIONS = {
     "align.data.sets.score_cuts:scored": RUN,
     "align.data.sets.spool:write": RUN,
     "align.data.sets.contamination:__init__": SCRATCH,
-    "align.data.trained_ids:write_ids": RUN,
+    "align.data.trained_ids:write_trained_ids": RUN,
     "align.data.chat.training_view:write": RUN,
     "align.evals.held_out:write_held_out_answers": RUN,
     "align.evals.held_out:write_held_out_pairs": RUN,

@@ -17,7 +17,7 @@ from written import COLUMNS, WRITERS, write
 
 GROWTH = """
 import sys
-from align.data.read.rows import placed_rows as rows
+from align.data.read.rows import iter_rows as rows
 
 def kilobytes(name):
     with open("/proc/self/status") as file:

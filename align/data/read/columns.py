@@ -3,10 +3,10 @@
 The table `SHAPES` says which columns a shape needs, and which hold its question, its answer and comments on it. Of the
 other columns of a row,
 
-- a column that changes the question (`CONTEXT`, `CHOICES`, `option_a` …) is written below the question, see
-  `with_context`;
-- a column whose texts average over `LONGEST` characters is refused, once for the whole data set: the user must say
-  whether it is part of the question or metadata;
+- a column that changes the question (`CONTEXT_COLUMNS`, `CHOICE_COLUMNS`, `option_a` …) is written below the
+  question, see `append_context`;
+- a column whose texts have more than `MAX_METADATA_CHARACTERS` characters on average is refused, once for the whole
+  data set: the user must say whether it is part of the question or metadata;
 - everything else is metadata. No column is dropped.
 
 Names are compared without regard to case.
@@ -148,7 +148,7 @@ CONTENT_COLUMNS = frozenset(
     {name for shape in SHAPES for name in (*shape.needs, *shape.answer_columns)} - {*VERDICT_COLUMNS, *WINNER_COLUMNS}
     | {"input", "history", "replies", *SYSTEM_COLUMNS, *TOOL_COLUMNS}
 )
-"""Columns that hold the content of a row. `label` is one only if its value is a label, see `read_label`."""
+"""Columns that hold the content of a row. `label` is one only if its value is a label, see `parse_label`."""
 
 
 def find_shape_name(row: Fields) -> str:
@@ -220,7 +220,7 @@ class JudgedColumns(NamedTuple):
     Attributes:
         answers: the two answer columns.
         endings: endings of their names: a and b, 1 and 2, or 0 and 1.
-        verdict: one column, or `WINNERS`.
+        verdict: one column, or `WINNER_COLUMNS`.
     """
 
     answers: tuple[str, str]
@@ -511,7 +511,7 @@ class ColumnRules:
         if new_names := find_canonical_names(tuple(data)):
             data = {new_names.get(name, name): value for name, value in data.items()}
         if row.texts:
-            data = CELL_TYPES.typed(data)
+            data = CELL_TYPES.convert_row(data)
             check_values(data)
         data, answer_lists = select_first_answer(data)
         data = self.complete_question(data)
@@ -586,8 +586,9 @@ class ColumnRules:
     ) -> dict[str, Any]:
         """Return a row whose question has its context and choices below it, one per line.
 
-        Columns come in the order of `CONTEXT` and `CHOICES`; choices get letters. Texts that the question already
-        contains are not repeated. A conversation must have exactly one user turn, to which they are appended.
+        Columns come in the order of `CONTEXT_COLUMNS` and `CHOICE_COLUMNS`; choices get letters. Texts that the
+        question already contains are not repeated. A conversation must have exactly one user turn, to which they are
+        appended.
 
         Raises:
             InputError: a context is neither text nor a list of texts, or there is no such turn.
@@ -1206,7 +1207,7 @@ def measure_unread_texts(row: Row, shape: Shape, unread: Fields, is_prompt: bool
     Args:
         row: the row.
         shape: its shape.
-        unread: its metadata, see `unread_columns`.
+        unread: its metadata, see `find_unread_columns`.
         asked: the row is a prompt, and other columns may serve to check answers.
     """
     sizes: dict[str, Sequence[int]] = dict.fromkeys(map(str, row.kept_as_metadata), (0, 0))
@@ -1239,7 +1240,7 @@ def measure_unread_texts(row: Row, shape: Shape, unread: Fields, is_prompt: bool
 
 @lru_cache(4096)
 def list_exempt_columns(names: tuple[str, ...], shape: Shape, is_prompt: bool) -> frozenset[str]:
-    """Return columns whose texts are metadata however long they are, see `text_sizes`."""
+    """Return columns whose texts are metadata however long they are, see `measure_unread_texts`."""
     exempt = {*IDENTIFYING, *shape.comment_columns, *(REFERENCE_COLUMNS if is_prompt else ())}
     if shape.kind == DOCUMENTS and "chosen" in names:  # the better answer of a pair is imitated
         exempt.add("rejected")
@@ -1301,7 +1302,7 @@ class UnreadColumns:
             size[1] += character_count
 
     def add_row(self, row: Row, shape: Shape, is_prompt: bool = False) -> None:
-        """Add the texts of a row, see `text_sizes`."""
+        """Add the texts of a row, see `measure_unread_texts`."""
         self.add(measure_unread_texts(row, shape, find_unread_columns(row, shape), is_prompt))
 
     def check(self, setting: str, path: str) -> None:
@@ -1312,7 +1313,8 @@ class UnreadColumns:
             path: its value.
 
         Raises:
-            InputError: the texts of a column average over `LONGEST` characters, or a metadata column is missing.
+            InputError: a column has more than `MAX_METADATA_CHARACTERS` characters on average, or a metadata column is
+                missing.
         """
         metadata_names = {*map(fold, self.rules.metadata)}
         missing = metadata_names - {*map(fold, self.sizes)}

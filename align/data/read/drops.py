@@ -19,7 +19,7 @@ from typing import Any
 
 from align.core.errors import InputError
 
-ACTIVE_COUNTS: ContextVar[Counter[str] | None] = ContextVar("COUNTS", default=None)
+ACTIVE_COUNTS: ContextVar[Counter[str] | None] = ContextVar("ACTIVE_COUNTS", default=None)
 DETAILS = re.compile(r" \(.*\)$", re.DOTALL)
 """Trailing parenthesis of a problem, which differs from row to row."""
 ROW_AND_COLUMN = re.compile(r", (row \d+)(?:, (?:.*\.)?(\w+))?")
@@ -32,7 +32,7 @@ MAX_VALUE_CHARACTERS = 2000
 
 @contextmanager
 def collect_drop_counts() -> Iterator[Counter[str]]:
-    """Collect the counts that `tally` adds inside the block, by metric key."""
+    """Collect the counts that `count_dropped` adds inside the block, by metric key."""
     counts: Counter[str] = Counter()
     token = ACTIVE_COUNTS.set(counts)
     try:
@@ -42,7 +42,7 @@ def collect_drop_counts() -> Iterator[Counter[str]]:
 
 
 def count_dropped(key: str, count: int) -> None:
-    """Add to the count of the active `tallied` block. A count of 0 records that the filter ran."""
+    """Add to the count of the active `collect_drop_counts` block. A count of 0 records that the filter ran."""
     if (counts := ACTIVE_COUNTS.get()) is not None:
         counts[key] += count
 
@@ -77,7 +77,7 @@ class RefusalCause:
 
 
 class BadRows:
-    """Refused rows of one file. `with bad_rows: …` catches the InputError of one row, `settle` ends the file.
+    """Refused rows of one file. `with bad_rows: …` catches the InputError of one row, `finish_file` ends the file.
 
     Args:
         skips: leave refused rows out. If False, their file is refused.
@@ -109,11 +109,11 @@ class BadRows:
 
     @property
     def count(self) -> int:
-        """Rows refused since the last call of `settle`."""
+        """Rows refused since the last call of `finish_file`."""
         return sum(cause.count for cause in self._causes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return the rows refused since the last call of `settle`, one object per cause."""
+        """Return the rows refused since the last call of `finish_file`, one object per cause."""
         return [
             {
                 "field": cause.first.field,

@@ -30,7 +30,10 @@ COMPRESSION_ENDINGS = {".gz": "gzip", ".zst": "zstd", ".xz": "xz", ".bz2": "bzip
 UNPACKERS: Mapping[str, Callable[[BinaryIO, str], Any]] = {"gzip": gzip.open, "xz": lzma.open, "bzip2": bz2.open}
 ROW_FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 """Endings of files that rows are read from, in lower case."""
-PATH_HELP = f"Give a file, a folder or a pattern of {', '.join(ROW_FILE_ENDINGS)}, plain or packed ({', '.join(COMPRESSION_ENDINGS)})."
+PATH_HELP = (
+    f"Give a file, a folder or a pattern of {', '.join(ROW_FILE_ENDINGS)}, "
+    f"plain or packed ({', '.join(COMPRESSION_ENDINGS)})."
+)
 DESCRIPTION_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 """Files that describe a data set and hold no rows."""
 DATA_SET_FILE = "data.json"

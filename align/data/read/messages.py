@@ -111,7 +111,7 @@ def parse_messages(value: Any, column: str) -> tuple[Message, ...]:
 
 
 def parse_message(value: Any, column: str) -> Message:
-    """Parse one message, see `messages_of`."""
+    """Parse one message, see `parse_messages`."""
     if type(value) is dict and len(value) == 2:  # most messages are: nothing else is said of them
         role = value.get("role")
         content = value.get("content")
@@ -246,7 +246,7 @@ def check_unsupported(fields: Fields, unsupported: Mapping[str, tuple[str, str]]
     """Raise InputError if a field that is not supported has a value.
 
     Args:
-        unsupported: field → (problem, remedy), see `NOT_READ`.
+        unsupported: field → (problem, remedy), see `UNSUPPORTED_FIELDS`.
         prefix: put before the field's name in errors.
     """
     if unsupported.keys().isdisjoint(fields.keys()):

@@ -1,7 +1,7 @@
 """Parsers of rows into documents, preference pairs and feedback, for every supported shape.
 
-`read_outcomes` streams the records of a data set in bounded memory. `read_documents`, `read_preferences` and
-`answers_of_file` return all records of one kind. `write_preferences` writes pairs in TRL's conversational form.
+`iter_outcomes` streams the records of a data set in bounded memory. `read_documents`, `read_preferences` and
+`read_feedback` return all records of one kind. `write_preferences` writes pairs in TRL's conversational form.
 
 The columns of a row decide its shape, see `align.data.read.columns`. Rows to imitate:
 
@@ -964,7 +964,7 @@ SCALAR_TYPES = {str, int, float, bool}
 """Types of scalars in rows. Readers of JSON, CSV and Arrow return no subclasses of them."""
 NO_SIZES: TextSizes = MappingProxyType({})
 RecordFields = tuple[Record, Fields, Fields, TextSizes]
-"""(record, extra, metadata, sizes), see `Read`."""
+"""(record, extra, metadata, sizes), see `ParsedRecord`."""
 LABELLED_HELP = 'A row holds {"prompt": "…", "completion": "…", "label": true}.'
 
 
@@ -979,8 +979,8 @@ class ParsedRecord(NamedTuple):
             of one tree have a `group_id`.
         metadata: all columns of the row that are not part of the record. A pair of two rows or list entries has their
             other fields under `chosen` and `rejected`.
-        sizes: sizes of texts in unread columns, see `align.data.read.columns.measure_unread_texts`. Only the first record of a
-            row has them.
+        sizes: sizes of texts in unread columns, see `align.data.read.columns.measure_unread_texts`. Only the
+            first record of a row has them.
     """
 
     number: int
@@ -1167,7 +1167,7 @@ def iter_groups(
 def find_previous_key(
     path: str | Path, field: str, rules: ColumnRules | None, skip: int, counts: Sequence[int]
 ) -> tuple[GroupKeys, Any]:
-    """Return a `Neighbours` for the rows after `skip`, and the group key of the last valid row up to it."""
+    """Return a `GroupKeys` for the rows after `skip`, and the group key of the last valid row up to it."""
     lookback = LOOKBACK_ROWS
     while True:
         group_keys = GroupKeys()
@@ -1188,7 +1188,7 @@ def apply_rules(rows: Iterator[Row], rules: ColumnRules | None) -> Iterator[Row]
     for row in rows:
         if row.error is None and (rules or row.texts):
             try:
-                row = rules.apply(row) if rules else row._replace(data=CELL_TYPES.typed(row.data))
+                row = rules.apply(row) if rules else row._replace(data=CELL_TYPES.convert_row(row.data))
             except InputError as error:
                 row = row._replace(error=row.add_location(error))
         yield row

@@ -49,7 +49,7 @@ NUL_PROBLEM = "it holds U+0000 (NUL), which is no character of a text"
 BOM = "\ufeff"
 NumberedRows = Iterator[tuple[int, dict[str, Any] | InputError | None]]
 """Output of a reader: (number from 1, row or its error) for each row, then (number of rows, None).
-The errors name a field of the row; `placed_rows` adds the file and the number."""
+The errors name a field of the row; `iter_rows` adds the file and the number."""
 
 
 class DuplicateKeyError(ValueError):
@@ -837,13 +837,13 @@ class Row(NamedTuple):
 
 
 def iter_rows(path: str | Path, field: str = "data.path", skip: int = 0, counts: Sequence[int] = ()) -> Iterator[Row]:
-    """Yield the rows of a data set, see `files_of`. Rows that cannot be read have an error.
+    """Yield the rows of a data set, see `list_data_files`. Rows that cannot be read have an error.
 
     Args:
         path: the data set.
         field: the setting that names it, for errors.
         skip: rows up to this number are not yielded. Parquet and Arrow skip them without reading.
-        counts: numbers of rows of the first files, if known (`rows_in`). A file that ends before `skip` is not opened.
+        counts: numbers of rows of the first files, if known (`count_rows`). A file before `skip` is not opened.
 
     Raises:
         InputError: a file does not exist or cannot be read.
@@ -877,7 +877,7 @@ def iter_valid_rows(path: str | Path, field: str = "data.path") -> Iterator[Row]
 
 
 def count_rows(file: Path, field: str = "data.path") -> int:
-    """Count the rows of a file as `placed_rows` numbers them, blank lines included. Rows are not parsed.
+    """Count the rows of a file as `iter_rows` numbers them, blank lines included. Rows are not parsed.
 
     Raises:
         InputError: the file cannot be read.

@@ -69,7 +69,7 @@ def id_of(row: bytes, key: bytes | None = None) -> bytes:
 
 
 def question_id(record: Record, key: bytes | None = None) -> bytes:
-    """Return the id of what a record asks, 32 bytes: its `question_key`; under a key, the HMAC of that."""
+    """Return the id of what a record asks, 32 bytes: its `compute_question_key`; under a key, the HMAC of that."""
     return under(bytes.fromhex(compute_question_key(record)), key)
 
 

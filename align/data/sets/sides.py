@@ -75,8 +75,8 @@ def group_labels(groups: pa.ChunkedArray, source: ndarray) -> ndarray:
 
 def held_back(units: ndarray, held_out: float) -> ndarray:
     """Return whether each row is measured on: the first 32 bits of its unit are a number in [0, 1), and units below
-    `held_out` are held back, as for a plain file (`align.data.split.select_held_out_keys`); at least one unit is, if there are
-    two.
+    `held_out` are held back, as for a plain file (`align.data.split.select_held_out_keys`); at least one unit
+    is, if there are two.
 
     Args:
         units: see `units`.

@@ -197,7 +197,7 @@ class Source:
 
         Args:
             skip: rows that are not asked for.
-            counts: see `read_outcomes`.
+            counts: see `iter_outcomes`.
         """
         if self.path:
             yield from iter_outcomes(self.path, self.field, self.rules, skip, counts)
@@ -213,7 +213,7 @@ class Source:
             yield RowOutcome(read.number, read)
 
     def kind(self) -> str:
-        """Return the kind of its first record, see `kind_of`; that of documents if it has none."""
+        """Return the kind of its first record, see `get_record_kind`; that of documents if it has none."""
         if self.votes:
             return PREFERENCES
         with suppress(InputError):  # whoever reads all of it is told
