@@ -220,8 +220,9 @@ def read_divided_judgements(
 
 
 def has_labels(data: DataSource) -> bool:
-    """Return whether the source holds feedback: a data set by its kind, a file by the shape of the first row that has
-    one. If no row has a shape, a column `label` decides, so that errors about it are those of feedback."""
+    """Return whether the source holds feedback. For a file, the first row with a shape decides: any shape except a
+    pair's counts as feedback, so that a wrong label is reported as such. If no row has a shape, a column `label`
+    decides."""
     if data.name == MANIFEST:
         return data_set(Path(data.path or "")).kind == FEEDBACK
     if data.name != FILES:

@@ -169,7 +169,7 @@ def encode_turn_line(turn: Message) -> bytes:
 def write_trained_ids(
     folder: Path,
     records: Sequence[Record],
-    naming: IdScheme = KEYLESS_SCHEME,
+    scheme: IdScheme = KEYLESS_SCHEME,
     system: str | None = None,
 ) -> dict[str, str]:
     """Write `trained_ids.parquet` for the rows that a run was given.
@@ -177,15 +177,15 @@ def write_trained_ids(
     Args:
         folder: the run's folder.
         records: the rows.
-        naming: the rule by which they get their ids.
+        scheme: the rule by which they get their ids.
         system: see `hash_questions`.
 
     Returns:
         Merkle roots of 64 hex digits: `data_root` over the distinct content ids in order of first occurrence, with
             their counts, and `data_ids_root` over the sorted content ids. Empty if a row has no id.
     """
-    kinds = [naming.kind_of(record) for record in records] if naming.kind_of else [SHA256] * len(records)
-    keys = {kind: naming.key_of(kind) for kind in {*kinds} - {SHA256}}
+    kinds = [scheme.kind_of(record) for record in records] if scheme.kind_of else [SHA256] * len(records)
+    keys = {kind: scheme.key_of(kind) for kind in {*kinds} - {SHA256}}
     ids: list[bytes | None] = [None] * len(records)
     ids_of_questions: list[list[bytes] | None] = [None] * len(records)
     # Records are shuffled. Visiting them in the order of their addresses takes a third of the time.

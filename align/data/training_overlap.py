@@ -41,7 +41,7 @@ class NearMatch(NamedTuple):
 
 
 def find_near_matches(
-    artifacts: Mapping[str, Artifact], root: Path, store: str, asked: Sequence[Conversation], similarity: float
+    artifacts: Mapping[str, Artifact], root: Path, store: str, prompts: Sequence[Conversation], similarity: float
 ) -> tuple[Sequence[Mapping[str, NearMatch]], Sequence[str]]:
     """Find the prompts that closely match training rows of artifacts, by the rules of
     `align.data.dedup.evaluation_overlap`. All runs that an artifact derives from are considered, including those of its
@@ -51,17 +51,17 @@ def find_near_matches(
         artifacts: system name → its artifact.
         root: the folder of runs.
         store: URL of the annotation store.
-        asked: the prompts [N]. Their user turns are compared with the user turns of a row, and with all of its turns.
+        prompts: the prompts [N]. Their user turns are compared with the user turns of a row, and with all of its turns.
         similarity: minimum Jaccard similarity of word trigrams.
 
     Returns:
         for each prompt the systems that were nearly trained on it [N], and a sentence for each run whose rows are
             unknown.
     """
-    matches: list[dict[str, NearMatch]] = [{} for _ in asked]
+    matches: list[dict[str, NearMatch]] = [{} for _ in prompts]
     unknown = list[str]()
     by_run = dict[str, Mapping[int, str]]()
-    questions = pa.array([join_turns_of_roles(prompt, USER_ROLES) for prompt in asked], pa.string())
+    questions = pa.array([join_turns_of_roles(prompt, USER_ROLES) for prompt in prompts], pa.string())
     for name, artifact in artifacts.items():
         for run, _ in iter_artifact_ancestors(artifact, root):
             if not isinstance(run, Manifest) or run.stage not in TRAINING_STAGES:

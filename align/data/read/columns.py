@@ -251,6 +251,7 @@ def find_judged_columns(names: tuple[str, ...]) -> JudgedColumns | None:
 
 
 def find_judged_columns_of_row(row: Fields) -> JudgedColumns | None:
+    """Find the columns of two answers and of a verdict in a row, see `find_judged_columns`."""
     return find_judged_columns(tuple([name for name, value in row.items() if value is not None]))
 
 
@@ -461,7 +462,7 @@ SPAN_FIELDS = {"text", "answer_start", "answer_end", "start", "end", "id", "answ
 
 
 def fold(name: Any) -> str:
-    """Normalise a column name for comparison."""
+    """Normalise a column name for comparison: without outer blanks and case."""
     return str(name).strip().casefold()
 
 
@@ -1113,6 +1114,7 @@ def list_read_columns(row: Fields, shape: Shape) -> frozenset[str]:
 
 @lru_cache(4096)
 def list_columns_of_shape(names: tuple[str, ...], shape: Shape) -> frozenset[str]:
+    """Return the columns that the parser of a shape reads, among the names of columns that are not null."""
     if shape is TREE:
         return frozenset(("prompt", "replies", "role", "text", "deleted", *UNSUPPORTED_COLUMNS))
     if shape is TREE_MESSAGE:

@@ -33,6 +33,7 @@ def split_names(names: str) -> tuple[str, ...]:
 
 
 def get_record_kind(record: Record) -> str:
+    """Return `documents`, `preferences` or `feedback`."""
     return {Preference: PREFERENCES, Feedback: FEEDBACK}.get(type(record), DOCUMENTS)
 
 
@@ -168,6 +169,7 @@ def to_content_row(record: Record) -> dict[str, Any]:
 
 
 def to_turn_row(turn: Message) -> dict[str, Any]:
+    """Return a turn as a JSON object. A turn that is excluded from the loss has `train: false`."""
     row = turn.as_dict()
     return row if turn.trained else {**row, "train": False}
 

@@ -93,6 +93,7 @@ def format_value(value: Any) -> str:
 
 
 def is_blank(value: Any) -> bool:
+    """Return whether a value is empty, or JSON text of an empty value."""
     return not value or (isinstance(value, str) and value.strip() in BLANK_TEXTS)
 
 
@@ -351,6 +352,8 @@ def parse_tools(row: Fields) -> tuple[Tool, ...]:
 
 
 def parse_tool(raw: Any, column: str) -> Tool:
+    """Parse the schema of one tool: OpenAI's `{type: function, function: {name, parameters}}`, or the function
+    alone."""
     value = parse_json_value(raw, column)
     if isinstance(value, Mapping) and value.get("type", "function") not in ("function", "object", None):
         raise build_field_error(f"{column}.type", value["type"], "is a kind of tools that is not read", WRITE_TOOLS)

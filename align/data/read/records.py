@@ -136,7 +136,7 @@ CALL_SPEAKER = "function_call"
 
 
 def parse_document(
-    row: Fields, id: str, requires_answer: bool = False, is_prompt: bool = False, aside: Fields = NO_METADATA
+    row: Fields, id: str, requires_answer: bool = False, is_prompt: bool = False, kept_as_metadata: Fields = NO_METADATA
 ) -> Document:
     """Parse one row as a document. If a row has `text` beside a conversation, the text is its rendering, and the
     conversation is used.
@@ -146,7 +146,7 @@ def parse_document(
         id: the id of the conversation.
         answered: the row must have an answer column.
         rows: the row is a prompt, whose conversation keeps the other columns as JSON, for graders.
-        aside: columns that are kept as metadata.
+        kept_as_metadata: columns that are kept as metadata.
     """
     column = find_shape_column(row)
     if row.get(LABEL) is not None and not is_prompt:  # a prompt may have a label, which is not used
@@ -160,7 +160,9 @@ def parse_document(
     tools = parse_tools(row)
     check_calls(placed, tools)
     messages = with_system_column(tuple(message for _, message in placed), row)
-    return Conversation(messages, id, tools, encode_other_columns({**row, **aside}, column) if is_prompt else "")
+    return Conversation(
+        messages, id, tools, encode_other_columns({**row, **kept_as_metadata}, column) if is_prompt else ""
+    )
 
 
 def parse_feedback(row: Fields, id: str) -> Feedback:
@@ -524,11 +526,13 @@ VERDICT_PREFIX = re.compile(r"(?:model|response|answer|completion|output|convers
 
 
 def build_pair_error(data: Fields, column: str, problem: str, remedy: str = PAIR_HELP) -> InputError:
+    """Return the error of a column of a pair, with the column's value."""
     name = column.split("[")[0]
     return InputError(column, format_value(data[name]) if name in data else "(no such column)", problem, remedy)
 
 
 def require_text(data: Fields, column: str) -> str:
+    """Return the text of a column. Raises InputError for any other value."""
     value = data.get(column)
     if not isinstance(value, str):
         raise build_pair_error(data, column, "missing" if value is None else "not a text")
@@ -536,6 +540,7 @@ def require_text(data: Fields, column: str) -> str:
 
 
 def require_number(data: Fields, column: str, value: Any) -> float:
+    """Return a finite number. Raises InputError for any other value."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not -sys.float_info.max <= value <= sys.float_info.max:  # integers of JSON have no bounds
         raise build_pair_error(data, column, "missing" if value is None else "not a finite number")
@@ -548,11 +553,11 @@ def parse_pairs(group: Sequence[Row]) -> Iterator[ParsedPair]:
         with row.naming_errors():
             check_unsupported(row.data, UNSUPPORTED_COLUMNS)
     with group[0].naming_errors():
-        yield from pair_neighbours(group) if is_helpsteer(group[0].data) else parse_row(group[0])
+        yield from pair_helpsteer_rows(group) if is_helpsteer(group[0].data) else parse_row_pairs(group[0])
 
 
-def parse_row(row: Row) -> Iterator[ParsedPair]:
-    """Yield the pairs of one row."""
+def parse_row_pairs(row: Row) -> Iterator[ParsedPair]:
+    """Yield the pairs of a row of any shape except HelpSteer."""
     data = row.data
     shape = find_shape(data)
     if shape is SCORED:
@@ -564,20 +569,20 @@ def parse_row(row: Row) -> Iterator[ParsedPair]:
     elif {"chosen", "rejected"} <= data.keys():
         yield parse_pair(row)
     elif shape is JUDGED:
-        yield parse_judged(row)
+        yield parse_judged_pair(row)
     elif {"prompt", "answers"} <= data.keys():
         # Ranks give the order of answers, not a margin between them.
         answers = parse_scored_answers(row, "answers", "answer", "rank", -1)
         yield from pair_all(answers, parse_prompt(data, "prompt"), has_margins=False)
     elif compared_shape := next((shape for shape in (HELPSTEER2, HELPSTEER3) if data.keys() >= {*shape.needs}), None):
-        yield parse_compared(row, *compared_shape.needs)
+        yield parse_compared_pair(row, *compared_shape.needs)
     else:
         problem = f"missing (the row has {', '.join(sorted(data)) or 'no columns'})"
         remedy = describe_nearest_shape(data, (PREFERENCES,)) + PAIR_HELP
         raise build_pair_error(data, "rejected" if "chosen" in data else "chosen", problem, remedy)
 
 
-def parse_answer_turns(data: Fields, column: str, prompt: Any) -> Messages:
+def parse_side(data: Fields, column: str, prompt: Any) -> Messages:
     """Return the turns of one side of a pair. Without a prompt column, they begin with the prompt."""
     value = data[column]
     if not isinstance(value, str):
@@ -591,6 +596,8 @@ def parse_answer_turns(data: Fields, column: str, prompt: Any) -> Messages:
 
 
 def parse_pair(row: Row) -> ParsedPair:
+    """Parse a row with `chosen` and `rejected`: answers to a prompt, or whole conversations that share their
+    beginning."""
     data = row.data
     question_name = find_question_column(data) or "prompt"
     prompt = data.get(question_name)
@@ -602,7 +609,7 @@ def parse_pair(row: Row) -> ParsedPair:
             )
     if type(data["chosen"]) is not type(data["rejected"]):
         raise build_pair_error(data, "rejected", "not of the same form as chosen")
-    better, worse = (parse_answer_turns(data, column, prompt) for column in ("chosen", "rejected"))
+    better, worse = (parse_side(data, column, prompt) for column in ("chosen", "rejected"))
     for column, turns in (("chosen", better), ("rejected", worse)):
         if turns[-1].role != "assistant":
             raise build_pair_error(
@@ -635,7 +642,7 @@ def parse_pair(row: Row) -> ParsedPair:
     return build_preference(row, prompt_turns, better, worse, margin), {}
 
 
-def parse_judged(row: Row) -> ParsedPair:
+def parse_judged_pair(row: Row) -> ParsedPair:
     """Parse a row of two answers and a verdict that names the better one."""
     data = row.data
     columns = find_judged_columns_of_row(data)
@@ -778,7 +785,7 @@ def parse_scored_answers(row: Row, column: str, text_field: str, score_field: st
     return answers
 
 
-def pair_neighbours(rows: Sequence[Row]) -> Iterator[ParsedPair]:
+def pair_helpsteer_rows(rows: Sequence[Row]) -> Iterator[ParsedPair]:
     """Yield the pairs of HelpSteer rows on one prompt."""
     if len(rows) == 1:
         yield Drop.UNPAIRED
@@ -816,7 +823,7 @@ def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, has_margins: boo
             yield record, {side: fields for side, fields in about.items() if fields}
 
 
-def parse_compared(row: Row, question_name: str, first: str, second: str, column: str) -> ParsedPair:
+def parse_compared_pair(row: Row, question_name: str, first: str, second: str, column: str) -> ParsedPair:
     """Parse two answers and a verdict from -3 (the first is much better) to 3 (the second is much better).
 
     Args:
@@ -838,6 +845,7 @@ def parse_compared(row: Row, question_name: str, first: str, second: str, column
 
 
 def get_text(data: Fields, column: str) -> str:
+    """Return a column's value as text. Returns an empty text if it is null or missing."""
     value = data.get(column)
     return "" if value is None else str(value)
 
@@ -855,6 +863,18 @@ def build_preference(
     id: str = "",
     group: str = "",
 ) -> Preference:
+    """Build a pair from its parts, with the attributes from other columns of the row.
+
+    Args:
+        row: the row.
+        prompt, chosen, rejected: the turns.
+        margin: how much better the chosen answer is, if known.
+        id: empty to use the row's `id` or `prompt_id`, else its place.
+        group: the group unless the row has a `group_id`.
+
+    Raises:
+        InputError: `strength` is not an integer, or tools and calls do not match.
+    """
     data = row.data
     strength = data.get("strength")
     if strength is not None and type(strength) is not int:
@@ -1097,7 +1117,7 @@ def parse_tree_records(group: Sequence[Row], shape: Shape) -> Iterator[RecordFie
 
 
 def parse_tree(group: Sequence[Row]) -> Iterator[Any]:
-    """Yield the conversations of a tree in one row or in several."""
+    """Yield the conversations of a tree in one row or in several rows."""
     return parse_tree_row(group[0]) if is_tree(group[0].data) else parse_tree_messages(group)
 
 
@@ -1139,10 +1159,10 @@ def iter_groups(
     for row in apply_rules(iter_rows(path, field, skip, counts), rules):
         key = None
         if row.error is None:
-            key = group_keys.key(row.data)
+            key = group_keys.compute_key(row.data)
             if key is not None and previous_key is not_looked_up:
                 group_keys, previous_key = find_previous_key(path, field, rules, skip, counts)
-                key = group_keys.key(row.data)
+                key = group_keys.compute_key(row.data)
             if key is not None and key == previous_key:  # it continues a group that was read before
                 continue
             previous_key = None
@@ -1176,7 +1196,7 @@ def find_previous_key(
             if row.number > skip:
                 break
             if row.error is None:
-                key = group_keys.key(row.data)
+                key = group_keys.compute_key(row.data)
         if key is not not_found or lookback >= skip:
             return group_keys, key
         lookback *= LOOKBACK_ROWS
@@ -1204,7 +1224,7 @@ class GroupKeys:
     def __init__(self) -> None:
         self.trees = 0
 
-    def key(self, row: Fields) -> Any:
+    def compute_key(self, row: Fields) -> Any:
         """Return the key that all rows of a group share. Returns None for a row that is a group of its own."""
         if is_helpsteer(row):
             return "HelpSteer", json.dumps(row["prompt"])
@@ -1237,7 +1257,7 @@ class ReadResult(NamedTuple):
     drops: Counter[Drop]
 
 
-def read_all(
+def read_all_records(
     path: str | Path,
     field: str,
     skip_bad_rows: bool,
@@ -1288,7 +1308,7 @@ def read_documents(
     are_prompts: bool = False,
     rules: ColumnRules = DEFAULT_RULES,
 ) -> list[Document]:
-    """Return the documents of a data set in order, see `read_all`.
+    """Return the documents of a data set in order, see `read_all_records`.
 
     Args:
         path: the data set.
@@ -1300,7 +1320,7 @@ def read_documents(
         rules: the user's settings for columns.
 
     Raises:
-        InputError: as in `read_all`; or there is no row, or no row makes a document.
+        InputError: as in `read_all_records`; or there is no row, or no row makes a document.
     """
 
     def parse_group(group: Sequence[Row], unread: UnreadColumns) -> Iterator[Document | Drop]:
@@ -1318,7 +1338,7 @@ def read_documents(
         unread.add_row(row, shape, are_prompts)
         yield document
 
-    reading = read_all(path, field, skip_bad_rows, rules, parse_group, keep_groups=False)
+    reading = read_all_records(path, field, skip_bad_rows, rules, parse_group, keep_groups=False)
     require(bool(reading.records), field, str(path), "is empty", "Give at least one row.")
     for drop, count in reading.drops.items():
         print(f"left out {count} path{'s' if count > 1 else ''} of {path}: {drop.value}")
@@ -1328,11 +1348,11 @@ def read_documents(
 def read_preferences(
     path: str | Path, field: str = "data.path", skip_bad_rows: bool = False, rules: ColumnRules = DEFAULT_RULES
 ) -> list[Preference]:
-    """Return the pairs of a data set in order, see `read_all`. Prints how many pairs were dropped because neither
+    """Return the pairs of a data set in order, see `read_all_records`. Prints how many were dropped because neither
     answer is preferred.
 
     Raises:
-        InputError: as in `read_all`; or there is no row, or no pair.
+        InputError: as in `read_all_records`; or there is no row, or no pair.
     """
 
     def parse_group(group: Sequence[Row], unread: UnreadColumns) -> Iterator[Preference | Drop]:
@@ -1340,7 +1360,7 @@ def read_preferences(
         for row in group:
             unread.add_row(row, find_shape(row.data) or PAIRS)
 
-    pairs, rows, drops = read_all(path, field, skip_bad_rows, rules, parse_group, count_drops=True)
+    pairs, rows, drops = read_all_records(path, field, skip_bad_rows, rules, parse_group, count_drops=True)
     require(rows > 0, field, str(path), "is empty", PAIR_HELP)
     problem = f"none of its {rows} rows holds a preference ({', '.join(drop.value for drop in drops)})"
     require(bool(pairs), field, str(path), problem, "Name a file in which one answer was preferred.")
@@ -1353,7 +1373,7 @@ def read_preferences(
 def read_feedback(
     path: str | Path, field: str = "data.path", skip_bad_rows: bool = False, rules: ColumnRules = DEFAULT_RULES
 ) -> list[Feedback]:
-    """Return the answers with a label of a data set, see `read_all`. Raises InputError if a row is something else."""
+    """Return the feedback of a data set, see `read_all_records`. Raises InputError if a row is something else."""
 
     def parse_group(group: Sequence[Row], unread: UnreadColumns) -> Iterator[Feedback | Drop]:
         for item in parse_records(group, rules):
@@ -1367,6 +1387,6 @@ def read_feedback(
                 raise InputError(f"{group[-1].where}, {LABEL}", extra.get(LABEL, "(none)"), problem, LABELLED_HELP)
             yield replace(record, id=str(extra["id"])) if "id" in extra else record
 
-    answers = read_all(path, field, skip_bad_rows, rules, parse_group).records
+    answers = read_all_records(path, field, skip_bad_rows, rules, parse_group).records
     require(bool(answers), field, str(path), "holds no answer with a label", LABELLED_HELP)
     return answers

@@ -57,6 +57,7 @@ class DuplicateKeyError(ValueError):
 
 
 def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build the dict of a JSON object. Raises DuplicateKeyError if a key occurs twice."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -205,8 +206,8 @@ class JsonText:
         return sign
 
     def consume_value(self) -> tuple[Any, str]:
-        """Consume the next value. Returns it with its JSON text. An object with a duplicate key gives a KeyTwice
-        instead.
+        """Consume the next value and return it with its JSON text. An object with a duplicate key is returned as a
+        DuplicateKeyError.
 
         Raises:
             InputError: the value is too long or nested too deeply.
@@ -335,10 +336,10 @@ QUOTED = re.compile(r'"[^"]*"')
 
 
 class TableLines:
-    """Lines of a table file as text.
+    """Lines of a table file as text, decoded one at a time.
 
     Attributes:
-        problem: the problem of the lines read last, or an empty text.
+        problem: the problem of the lines read last, or an empty text. The caller resets it.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -479,6 +480,8 @@ class CellTypes(NamedTuple):
         return {name: self.convert_cell(name, text) if isinstance(text, str) else text for name, text in row.items()}
 
     def convert_cell(self, name: str, text: str) -> Any:
+        """Return the value of a text cell, or the text if its column has no other type or the text writes no such
+        value."""
         is_number = name in self.numbers
         if not is_number and not (text.startswith("[") and (name in self.lists or name in self.messages)):
             return text
@@ -640,11 +643,11 @@ def iter_batch_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | Inp
 
     types = pyarrow.types
     has_special_types = any(
-        has_type(kind, lambda kind: types.is_temporal(kind) or types.is_decimal(kind) or types.is_map(kind))
+        has_matching_type(kind, lambda kind: types.is_temporal(kind) or types.is_decimal(kind) or types.is_map(kind))
         for kind in batch.schema.types
     )
-    json_fields = [field for field in batch.schema if has_type(field.type, is_json)]
-    nested_fields = [*json_fields, *(field for field in batch.schema if has_type(field.type, has_structs))]
+    json_fields = [field for field in batch.schema if has_matching_type(field.type, is_json)]
+    nested_fields = [*json_fields, *(field for field in batch.schema if has_matching_type(field.type, has_structs))]
     part_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
     for start in range(0, batch.num_rows, part_rows):
         part_batch = batch.slice(start, part_rows)
@@ -688,14 +691,14 @@ def list_child_fields(kind: pyarrow.DataType) -> list[pyarrow.Field]:
     return [] if pyarrow.types.is_map(kind) else [kind.field(i) for i in range(kind.num_fields)]
 
 
-def has_type(kind: pyarrow.DataType, test: Callable[[pyarrow.DataType], bool]) -> bool:
+def has_matching_type(kind: pyarrow.DataType, test: Callable[[pyarrow.DataType], bool]) -> bool:
     """Return whether a type, or one nested within it, passes a test."""
     import pyarrow
 
     inner_types = (
         [kind.value_type] if pyarrow.types.is_dictionary(kind) else [field.type for field in list_child_fields(kind)]
     )
-    return test(kind) or any(has_type(inner_type, test) for inner_type in inner_types)
+    return test(kind) or any(has_matching_type(inner_type, test) for inner_type in inner_types)
 
 
 def is_json(kind: pyarrow.DataType) -> bool:
@@ -710,7 +713,7 @@ def has_structs(kind: pyarrow.DataType) -> bool:
     import pyarrow
 
     is_struct = pyarrow.types.is_struct
-    return is_struct(kind) and any(has_type(field.type, is_struct) for field in list_child_fields(kind))
+    return is_struct(kind) and any(has_matching_type(field.type, is_struct) for field in list_child_fields(kind))
 
 
 def decode_nested(value: Any, kind: pyarrow.DataType) -> Any:
