@@ -299,7 +299,7 @@ def prepare_record(record: T, data: DataSource) -> T:
     parts = {name: getattr(record, name) for name in MESSAGE_ATTRIBUTES[type(record)]}
     changed = {name: without_reasoning(turns) if data.hide_reasoning else turns for name, turns in parts.items()}
     if isinstance(record, Preference):
-        problem = f"nothing else tells the answers of pair {record.id} apart"
+        problem = f"the answers of pair {record.id} differ in their reasoning only"
         remedy = "Leave the pair out, or keep the reasoning."
         require(changed["chosen"] != changed["rejected"], "data.reasoning", "hide", problem, remedy)
     first = next(iter(parts))

@@ -160,7 +160,7 @@ def test_columns_are_mapped_before_a_row_is_recognised(tmp_path: Path) -> None:
                          rules=ColumnRules({"prompt": "completion", "completion": "prompt"}))  # fmt: skip
     assert swapped.record == found.record
     with pytest.raises(
-        InputError, match=r"row 1, columns=ask, say: there is no asked among them, which is to be prompt"
+        InputError, match=r"row 1, columns=ask, say: there is no asked among them to rename to prompt"
     ) as caught:
         records(write(tmp_path, "d.jsonl", [{"ask": "q", "say": "a"}]), rules=ColumnRules({"prompt": "asked"}))
     assert "d.jsonl" in caught.value.field

@@ -124,7 +124,7 @@ def test_pairs_are_judged_by_their_answers_alone_where_it_is_hidden() -> None:
         "b",
     ]
     same = Preference((Message("user", "q"),), (Message("assistant", THOUGHT + "a"),), (Message("assistant", "a"),))
-    with pytest.raises(InputError, match=r"data\.reasoning=hide: nothing else tells"):
+    with pytest.raises(InputError, match=r"data\.reasoning=hide: the answers of pair .* differ"):
         prepare_record(same, hides)
 
 

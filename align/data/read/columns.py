@@ -315,7 +315,7 @@ def build_unknown_shape_error(row: Fields, kinds: tuple[str, ...], remedy: str =
     """Return the error of a row without a shape. It lists the columns, and the nearest shape with its missing
     columns."""
     columns = ", ".join(map(str, row)) or "(none)"
-    problem = "there is nothing to learn from among them"
+    problem = "no supported shape has these columns"
     return InputError("columns", columns, problem, describe_nearest_shape(row, kinds) + remedy)
 
 
@@ -504,7 +504,7 @@ class ColumnRules:
         for ours, theirs in find_case_conflicts(tuple(data)):
             null_name = next((name for name in (theirs, ours) if data.get(name) is None), None)
             if null_name is None:
-                problem = f"stands beside `{ours}`, and case does not tell columns apart"
+                problem = f"differs from `{ours}` in case only, and case is ignored"
                 raise build_field_error(
                     theirs, data[theirs], problem, f"Rename one of the two. {self.suggest_metadata([theirs])}"
                 )
@@ -1028,7 +1028,7 @@ def rename_columns(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, 
             and not CHOICE_COLUMN.fullmatch(ours)
             and not ANSWER_COLUMN.fullmatch(fold(ours))
         ):
-            problem = f"none of them is read as {ours}, which {theirs} is to be"
+            problem = f"{theirs} cannot be renamed to {ours}, which is no name of a column that is read"
             remedy = f"Write our name first. To keep {theirs} as metadata, leave it out of the setting."
             raise InputError("columns", column_list, problem, remedy)
         matches = [name for name in data if fold(name) == fold(theirs)]
@@ -1047,7 +1047,7 @@ def rename_columns(data: Fields, columns: Mapping[str, str]) -> tuple[dict[str, 
             remedy = "Give the name of a column that is there."
             if suggestions:
                 remedy = f"Did you mean {by_folded_name[suggestions[0]]}?"
-            problem = f"there is no {theirs} among them, which is to be {ours}"
+            problem = f"there is no {theirs} among them to rename to {ours}"
             raise InputError("columns", column_list, problem, remedy)
     remaining = {name: value for name, value in data.items() if name not in sources.values()}
     taken = {fold(name) for name, value in remaining.items() if value is not None}
@@ -1324,7 +1324,7 @@ class UnreadColumns:
             present = dict.fromkeys(name for row in islice(iter_rows(path), ROWS_TO_LIST) for name in row.data)
             name = next(name for name in self.rules.metadata if fold(name) in missing)
             if present:
-                problem = f"there is no {name} among the columns, which is to be metadata"
+                problem = f"there is no {name} among the columns to keep as metadata"
                 raise InputError(f"{path}, columns", ", ".join(present), problem, "Leave it out, or correct its name.")
         mean_lengths = {
             name: characters / texts

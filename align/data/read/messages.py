@@ -228,7 +228,7 @@ def check_weight(row: Fields) -> None:
         value = row.get(name)
         is_number = isinstance(value, int | float)  # a text column `train` may mean something else
         if (is_number and value != 1) or (name == "weight" and value is not None and not is_number):
-            problem = "weighs a whole row, and rows weigh the same"
+            problem = "is a weight of a whole row, and all rows have the same weight"
             raise build_field_error(
                 name, value, problem, "Leave the row out, or write it twice; weigh turns by 0 or 1."
             )

@@ -150,7 +150,7 @@ def parse_document(
     """
     column = find_shape_column(row)
     if row.get(LABEL) is not None and not is_prompt:  # a prompt may have a label, which is not used
-        problem = "stands beside a row to imitate, and an answer with a label is judged, not imitated"
+        problem = "is a label in a row to imitate, and a labelled answer is judged, not imitated"
         raise build_field_error(LABEL, row[LABEL], problem, KTO_HELP)
     if column == "text":
         return parse_plain_text(row)
@@ -458,7 +458,7 @@ def parse_tree_messages(rows: Sequence[Row]) -> Iterator[TreePath | Drop]:
         with row.naming_errors():
             parent = row.data.get("parent_id")
             if parent is not None and str(parent) not in message_ids:
-                problem = "no row of its tree that stands beside it has this message_id"
+                problem = "is the message_id of no neighbouring row of its tree"
                 raise build_field_error("parent_id", parent, problem, SORT_HELP)
 
     def list_replies(node: TreeNode) -> list[TreeNode]:
