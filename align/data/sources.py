@@ -235,7 +235,7 @@ def read_sides(data: DataSource, requires_answer: bool = False) -> tuple[list[Do
 
     Args:
         data: the source.
-        answered: see `read_documents`.
+        requires_answer: see `read_documents`.
     """
     if data.name == "chitchat":
         load_part = chitchat.load_texts if data.part == "base" else chitchat.load_conversations
@@ -264,7 +264,7 @@ def read_data_set_side(data: DataSource, side: str, requires_answer: bool = Fals
     Args:
         data: the source.
         side: `train` or `test`.
-        answered: the documents are imitated.
+        requires_answer: the documents are imitated.
 
     Raises:
         InputError: the documents are imitated, and the data set holds pairs or feedback, which only give prompts.
@@ -345,7 +345,7 @@ def find_rankers(source_input: Input, root: Path) -> tuple[str, ...]:
     folders += [parent for parent in place.parents if (parent / FILE).is_file()]  # runs of another root
     manifests = [manifest for folder in folders if (manifest := try_read_manifest(folder)) and is_ranking_run(manifest)]
     run_of_digest = {digest: manifest.ref for manifest in manifests for digest in manifest.outputs.values()}
-    digests = [source_input.digest]  # only that of a single file is one of an output
+    digests = [source_input.digest]  # a run publishes digests of single files
     if run_of_digest and (place.is_dir() or has_magic(source_input.path)):
         with suppress(InputError):  # a corpus may have the name of a folder
             digests += map(lookup_digest, list_data_files(source_input.path))

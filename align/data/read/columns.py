@@ -912,7 +912,7 @@ def are_api_replies(value: Any, has_answer: bool) -> bool:
 
     Args:
         value: the column's value.
-        answered: the row has an answer in another column.
+        has_answer: the row has an answer in another column.
     """
     if not isinstance(value, list) or not value or not all(isinstance(entry, Mapping) for entry in value):
         return False
@@ -1210,7 +1210,7 @@ def measure_unread_texts(row: Row, shape: Shape, unread: Fields, is_prompt: bool
         row: the row.
         shape: its shape.
         unread: its metadata, see `find_unread_columns`.
-        asked: the row is a prompt, and other columns may serve to check answers.
+        is_prompt: the row is a prompt, and other columns may serve to check answers.
     """
     sizes: dict[str, Sequence[int]] = dict.fromkeys(map(str, row.kept_as_metadata), (0, 0))
     if not unread:

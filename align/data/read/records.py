@@ -144,8 +144,8 @@ def parse_document(
     Args:
         row: the row.
         id: the id of the conversation.
-        answered: the row must have an answer column.
-        rows: the row is a prompt, whose conversation keeps the other columns as JSON, for graders.
+        requires_answer: the row must have an answer column.
+        is_prompt: the row is a prompt, whose conversation keeps the other columns as JSON, for graders.
         kept_as_metadata: columns that are kept as metadata.
     """
     column = find_shape_column(row)
@@ -229,8 +229,8 @@ def parse_conversation(
     Args:
         row: the row.
         column: the column that identifies its shape.
-        answered: the row must have an answer column.
-        asked: the row is a prompt, so that an answer beside the conversation is not read.
+        requires_answer: the row must have an answer column.
+        is_prompt: the row is a prompt, so that an answer beside the conversation is not read.
     """
     answers = DOCUMENT_SHAPES[column].answer_columns
     if column == "instruction":
@@ -804,7 +804,7 @@ def pair_all(answers: Sequence[ScoredAnswer], prompt: Messages, has_margins: boo
     Args:
         answers: two or more answers.
         prompt: the prompt.
-        margins: differences of scores are margins.
+        has_margins: differences of scores are margins.
     """
     group = answers[0].row.name
     for pair in combinations(enumerate(answers), 2):
@@ -1271,11 +1271,11 @@ def read_all_records(
     Args:
         path: the data set.
         field: the setting that names it, for errors.
-        skips: leave refused rows out. If False, the data set is refused.
+        skip_bad_rows: leave refused rows out. If False, the data set is refused.
         rules: the user's settings for columns.
         parse_group: yields the records and drops of a group of rows.
         keep_groups: False parses rows one by one, except messages of a tree.
-        drops_count: refused rows may be skipped even if the other rows only give drops.
+        count_drops: refused rows may be skipped even if the other rows only give drops.
 
     Raises:
         InputError: a file does not exist, a row is refused, or an unread column holds long texts.
@@ -1313,10 +1313,10 @@ def read_documents(
     Args:
         path: the data set.
         field: the setting that names it, for errors.
-        skips: leave refused rows out.
-        answered: a question must have an answer column, which may be null. Otherwise a misspelt column would turn rows
-            to train on into questions.
-        rows: conversations keep the other columns of their rows, for graders.
+        skip_bad_rows: leave refused rows out.
+        requires_answer: a question must have an answer column, which may be null. Otherwise a misspelt column would
+            turn rows to train on into questions.
+        are_prompts: conversations keep the other columns of their rows, for graders.
         rules: the user's settings for columns.
 
     Raises:

@@ -969,7 +969,7 @@ def holds_row_array(text: str) -> bool:
 
 
 def has_header(text: str, name: str) -> bool:
-    """Return whether a text begins with two lines of equally many cells, of which the first holds column names."""
+    """Return whether a text begins with two lines of equally many cells, the first of them column names."""
     delimiter = detect_separator(text.partition("\n")[0], name)
     try:
         table = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
