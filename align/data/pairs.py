@@ -365,11 +365,11 @@ def choose_mismatched_answers(batch: Sequence[int], rows: Sequence[TokenizedAnsw
     for i, index in enumerate(batch):
         batch_candidates = [*reversed(batch[:i]), *reversed(batch[i + 1 :])]
         data_candidates = ((index - step) % len(rows) for step in range(1, len(rows)))
-        candidate = next(
-            candidate
+        mismatch = next(
+            mismatch
             for candidates in (batch_candidates, data_candidates)
-            for candidate in candidates
-            if rows[candidate].prompt != rows[index].prompt
+            for mismatch in candidates
+            if rows[mismatch].prompt != rows[index].prompt
         )
-        answers.append(rows[candidate].ids[rows[candidate].start :])
+        answers.append(rows[mismatch].ids[rows[mismatch].start :])
     return answers

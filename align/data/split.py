@@ -117,21 +117,21 @@ def split_by_group(prefs: Sequence[Judged], held_out: float, seed: int) -> tuple
         content = json.dumps([seed, *([message.role, message.content] for message in pref.prompt)])
         prompts.append(hashlib.sha256(content.encode()).hexdigest())
     groups = [f"group {getattr(pref, 'group_id', '') or prompt}" for pref, prompt in zip(prefs, prompts, strict=True)]
-    numbers = {name: i for i, name in enumerate(dict.fromkeys([*prompts, *groups]))}
-    prompt_numbers = np.array([numbers[name] for name in prompts], np.int64)
-    group_numbers = np.array([numbers[name] for name in groups], np.int64)
-    joined = components(len(numbers), prompt_numbers, group_numbers)[prompt_numbers].tolist()
-    hash_of: dict[int, str] = {}
-    for component, prompt in zip(joined, prompts, strict=True):
-        hash_of[component] = min(prompt, hash_of.get(component, prompt))
+    number_of_name = {name: i for i, name in enumerate(dict.fromkeys([*prompts, *groups]))}
+    prompt_numbers = np.array([number_of_name[name] for name in prompts], np.int64)
+    group_numbers = np.array([number_of_name[name] for name in groups], np.int64)
+    component_of_record = components(len(number_of_name), prompt_numbers, group_numbers)[prompt_numbers].tolist()
+    hash_of_component: dict[int, str] = {}
+    for component, prompt in zip(component_of_record, prompts, strict=True):
+        hash_of_component[component] = min(prompt, hash_of_component.get(component, prompt))
     noun = "answers" if prefs and isinstance(prefs[0], Feedback) else "pairs"
     remedy = f"Gather more prompts, or give the test {noun} in a file of their own."
     summary = "too few prompts to split" if noun == "answers" else "too few groups of pairs to split"
-    problem = f"{summary}: the {len(prefs)} {noun} are on {len(hash_of)} prompt"
-    require(len(hash_of) >= 2, "stage.held_out", held_out, problem, remedy)
-    size = min(max(1, round(held_out * len(hash_of))), len(hash_of) - 1)
-    test = set(sorted(hash_of, key=hash_of.__getitem__)[:size])
+    problem = f"{summary}: the {len(prefs)} {noun} are on {len(hash_of_component)} prompt"
+    require(len(hash_of_component) >= 2, "stage.held_out", held_out, problem, remedy)
+    held_out_count = min(max(1, round(held_out * len(hash_of_component))), len(hash_of_component) - 1)
+    test = set(sorted(hash_of_component, key=hash_of_component.__getitem__)[:held_out_count])
     sides: tuple[list[Judged], list[Judged]] = ([], [])
-    for pref, component in zip(prefs, joined, strict=True):
+    for pref, component in zip(prefs, component_of_record, strict=True):
         sides[component in test].append(pref)
     return sides

@@ -411,20 +411,20 @@ def parse_call(raw: Any, column: str) -> ToolCall:
     raise build_field_error(f"{column}.arguments", raw_arguments, f"is no JSON object{reason}", WRITE_ARGUMENTS)
 
 
-def check_calls(placed: Sequence[tuple[str, Message]], tools: Iterable[Tool]) -> None:
+def check_calls(placed_messages: Sequence[tuple[str, Message]], tools: Iterable[Tool]) -> None:
     """Check that tool calls and their results match.
 
     A last turn of calls may be trained on and needs no results.
 
     Args:
-        placed: (place in the row, message) for each turn.
+        placed_messages: (place in the row, message) for each turn.
         tools: the tools that the row offers.
 
     Raises:
         InputError: a result answers no call, a call has no result although the conversation goes on, or a called tool
             is not offered.
     """
-    if not any(turn.tool_calls or turn.role == "tool" for _, turn in placed):  # most have none
+    if not any(turn.tool_calls or turn.role == "tool" for _, turn in placed_messages):  # most have none
         return
     offered = {tool.name for tool in tools}
     open_calls = list[ToolCall]()
@@ -433,12 +433,12 @@ def check_calls(placed: Sequence[tuple[str, Message]], tools: Iterable[Tool]) ->
     def check_answered() -> None:
         if open_calls:
             call = open_calls[0]
-            shown = f"{call.name} ({call.id})" if call.id else call.name
+            description = f"{call.name} ({call.id})" if call.id else call.name
             remedy = "Put the result of each call behind it, as a turn of the role tool, or end the row with the calls."
             problem = "has no result, and the conversation goes on"
-            raise build_field_error(f"{place_of_calls}.tool_calls", shown, problem, remedy)
+            raise build_field_error(f"{place_of_calls}.tool_calls", description, problem, remedy)
 
-    for place_of_text, turn in placed:
+    for place_of_text, turn in placed_messages:
         place = place_of_text.removesuffix(".content").removesuffix(".value")
         if turn.role == "tool":
             open_calls.remove(find_answered_call(turn, open_calls, place))
@@ -455,7 +455,7 @@ def check_calls(placed: Sequence[tuple[str, Message]], tools: Iterable[Tool]) ->
             if call.id and call.id in [earlier.id for earlier in open_calls[:i]]:
                 problem = "is the id of two calls of one turn"
                 raise build_field_error(f"{call_place}.id", call.id, problem, "Give each its own.")
-    if placed[-1][1].role == "tool":
+    if placed_messages[-1][1].role == "tool":
         check_answered()
 
 

@@ -154,12 +154,12 @@ def parse_document(
         raise build_field_error(LABEL, row[LABEL], problem, KTO_HELP)
     if column == "text":
         return parse_plain_text(row)
-    placed = parse_conversation(row, column, requires_answer, is_prompt=is_prompt)
-    for place, message in placed:
+    placed_messages = parse_conversation(row, column, requires_answer, is_prompt=is_prompt)
+    for place, message in placed_messages:
         check_not_empty(place, message)
     tools = parse_tools(row)
-    check_calls(placed, tools)
-    messages = with_system_column(tuple(message for _, message in placed), row)
+    check_calls(placed_messages, tools)
+    messages = with_system_column(tuple(message for _, message in placed_messages), row)
     return Conversation(
         messages, id, tools, encode_other_columns({**row, **kept_as_metadata}, column) if is_prompt else ""
     )
@@ -172,20 +172,22 @@ def parse_feedback(row: Fields, id: str) -> Feedback:
     Raises:
         InputError: there is no question, or no answer to it.
     """
-    placed = parse_conversation(row, find_shape_column(row))
-    answer_indices = (i for i, (place, _) in enumerate(placed) if place.partition("[")[0] in CONVERSATION_ANSWERS)
-    start = next(answer_indices, len(placed) - 1)
-    prompt = tuple(message for _, message in placed[:start])
-    completion = tuple(message for _, message in placed[start:])
-    place, last = placed[-1]
+    placed_messages = parse_conversation(row, find_shape_column(row))
+    answer_indices = (
+        i for i, (place, _) in enumerate(placed_messages) if place.partition("[")[0] in CONVERSATION_ANSWERS
+    )
+    start = next(answer_indices, len(placed_messages) - 1)
+    prompt = tuple(message for _, message in placed_messages[:start])
+    completion = tuple(message for _, message in placed_messages[start:])
+    place, last = placed_messages[-1]
     if last.role != "assistant":
         problem = f"it ends with a {last.role} turn, so there is no answer that the label is about"
         raise build_field_error(place, last.content, problem, "End with the answer, or leave the row out.")
     prompt = with_system_column(prompt, row)
     has_question = any(message.role == "user" and message.content.strip() for message in prompt)
-    require(has_question, placed[0][0], "(empty)", "it holds no question to answer", "Give its text.")
+    require(has_question, placed_messages[0][0], "(empty)", "it holds no question to answer", "Give its text.")
     tools = parse_tools(row)
-    check_calls(placed, tools)
+    check_calls(placed_messages, tools)
     return Feedback(prompt, completion, bool(parse_label(row[LABEL])), id, tools)
 
 
@@ -234,19 +236,19 @@ def parse_conversation(
     """
     answers = DOCUMENT_SHAPES[column].answer_columns
     if column == "instruction":
-        placed = parse_alpaca(row)
+        placed_messages = parse_alpaca(row)
     elif answers:
-        placed = parse_question_and_answer(row, column, answers)
+        placed_messages = parse_question_and_answer(row, column, answers)
     else:
         parse = parse_sharegpt if column == "conversations" else parse_message_list
-        placed = parse(row[column], column)
+        placed_messages = parse(row[column], column)
     if requires_answer and answers and not any(name in row for name in answers):
         remedy = f"Call it {' or '.join(answers)}."
         raise build_field_error("columns", ", ".join(map(str, row)), "there is no answer among them", remedy)
     if not is_prompt and (answer_columns := find_answers_beside_turns(row, DOCUMENT_SHAPES[column])):
         name = choose_answer_column(row, column, answer_columns)
-        placed += parse_turns(row[name], "assistant", name)
-    return placed
+        placed_messages += parse_turns(row[name], "assistant", name)
+    return placed_messages
 
 
 def choose_answer_column(row: Fields, column: str, names: Sequence[str]) -> str:
@@ -298,7 +300,7 @@ def parse_sharegpt(value: Any, column: str) -> PlacedMessages:
     """Parse a list of ShareGPT's `{from, value}`, or of messages."""
     if not isinstance(value, list) or not any(isinstance(turn, Mapping) and "from" in turn for turn in value):
         return parse_message_list(value, column)
-    placed = []
+    placed_messages = []
     for i, turn in enumerate(value):
         place = f"{column}[{i}]"
         if not isinstance(turn, Mapping) or "from" not in turn:
@@ -315,8 +317,8 @@ def parse_sharegpt(value: Any, column: str) -> PlacedMessages:
             message |= {"role": "assistant", "content": None, "tool_calls": calls}
         else:
             message |= {"role": role, **({"content": turn["value"]} if "value" in turn else {})}
-        placed.append((f"{place}.value", parse_message(message, place)))
-    return placed
+        placed_messages.append((f"{place}.value", parse_message(message, place)))
+    return placed_messages
 
 
 def parse_text_calls(value: Any, column: str) -> list[Any]:
@@ -361,7 +363,7 @@ def parse_alpaca(row: Fields) -> PlacedMessages:
         text = row.get(name)
         if not isinstance(text, str | None) or (name == "instruction" and text is None):
             raise build_field_error(name, text, "is no text", TEXT_HELP)
-    placed: PlacedMessages = []
+    placed_messages: PlacedMessages = []
     history = row.get("history") or []
     if not isinstance(history, list):
         raise build_field_error("history", history, "is no list", "Write a list of [question, answer].")
@@ -369,12 +371,12 @@ def parse_alpaca(row: Fields) -> PlacedMessages:
         place = f"history[{i}]"
         if not isinstance(pair, list) or [*map(type, pair)] != [str, str]:
             raise build_field_error(place, pair, "is no pair of texts", "Write [question, answer].")
-        placed += [(place, Message("user", pair[0])), (place, Message("assistant", pair[1]))]
+        placed_messages += [(place, Message("user", pair[0])), (place, Message("assistant", pair[1]))]
     question = "\n".join(filter(None, (row["instruction"], row.get("input"))))
-    placed.append(("instruction", Message("user", question)))
+    placed_messages.append(("instruction", Message("user", question)))
     if row.get(answer) is not None:
-        placed.append((answer, Message("assistant", row[answer])))
-    return placed
+        placed_messages.append((answer, Message("assistant", row[answer])))
+    return placed_messages
 
 
 # --- Message trees (OASST): every path from the root to a leaf of the assistant is a conversation. A tree is one row

@@ -189,21 +189,21 @@ class JsonText:
     def peek(self) -> str:
         """Return the next character after blanks without consuming it. Returns an empty text at the end."""
         while True:
-            if blank := BLANK.match(self.text, self.position):
-                self.position = blank.end()
+            if blanks := BLANK.match(self.text, self.position):
+                self.position = blanks.end()
             if self.position < len(self.text):
                 return self.text[self.position]
             if not self.read_chunk():
                 return ""
 
-    def consume(self, *signs: str) -> str:
-        """Consume the next character, which must be one of `signs`. Raises CorruptFile for another one, or at the
+    def consume(self, *expected: str) -> str:
+        """Consume the next character, which must be one of `expected`. Raises CorruptFile for another one, or at the
         end."""
-        sign = self.peek()
-        if sign not in signs:
-            raise self.build_corrupt_error(f"{sign!r} stands where {' or '.join(map(repr, signs))} should")
+        character = self.peek()
+        if character not in expected:
+            raise self.build_corrupt_error(f"{character!r} stands where {' or '.join(map(repr, expected))} should")
         self.position += 1
-        return sign
+        return character
 
     def consume_value(self) -> tuple[Any, str]:
         """Consume the next value and return it with its JSON text. An object with a duplicate key is returned as a
@@ -267,49 +267,51 @@ def read_array(source: DataFile, skip: int = 0) -> NumberedRows:
         CorruptFile: the text is not JSON, or is cut. Rows after that place cannot be found.
     """
     with source.open_stream() as file:
-        text = JsonText(file, source)
-        yield from iter_object_rows(text, skip) if text.consume("[", "{") == "{" else iter_array_rows(text, skip)
-        if text.peek():
-            raise text.build_corrupt_error("more stands behind its end")
-        yield text.row, None
+        json_text = JsonText(file, source)
+        iter_rows_of_value = iter_object_rows if json_text.consume("[", "{") == "{" else iter_array_rows
+        yield from iter_rows_of_value(json_text, skip)
+        if json_text.peek():
+            raise json_text.build_corrupt_error("more stands behind its end")
+        yield json_text.row, None
 
 
-def iter_array_rows(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+def iter_array_rows(json_text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
     """Yield the rows of an array whose `[` has been consumed."""
-    separator_sign = text.consume("]") if text.peek() == "]" else ","
+    separator_sign = json_text.consume("]") if json_text.peek() == "]" else ","
     while separator_sign == ",":
-        text.row += 1
-        value, value_text = text.consume_value()
-        text.last_row = text.row
-        if text.row > skip:
-            yield text.row, parse_array_value(value, value_text)
-        separator_sign = text.consume(",", "]")
+        json_text.row += 1
+        value, value_text = json_text.consume_value()
+        json_text.last_row = json_text.row
+        if json_text.row > skip:
+            yield json_text.row, parse_array_value(value, value_text)
+        separator_sign = json_text.consume(",", "]")
 
 
-def iter_object_rows(text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+def iter_object_rows(json_text: JsonText, skip: int) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
     """Yield the rows of the one array of objects within an object whose `{` has been consumed. Other values are
     skipped; arrays element by element, as they may be long."""
     rows_key = ""
     separator_sign = ","
     while separator_sign == ",":
-        name, _ = text.consume_value()
-        text.consume(":")
-        if text.peek() != "[":
-            text.consume_value()
+        name, _ = json_text.consume_value()
+        json_text.consume(":")
+        if json_text.peek() != "[":
+            json_text.consume_value()
         else:
-            text.consume("[")
-            if text.peek() == "{":
+            json_text.consume("[")
+            if json_text.peek() == "{":
                 if rows_key:
                     remedy = "Write each into a file of its own."
-                    raise text.source.build_input_error(f"holds several lists of rows ({rows_key}, {name})", remedy)
+                    problem = f"holds several lists of rows ({rows_key}, {name})"
+                    raise json_text.source.build_input_error(problem, remedy)
                 rows_key = name
-                yield from iter_array_rows(text, skip)
+                yield from iter_array_rows(json_text, skip)
             else:
-                element_sign = text.consume("]") if text.peek() == "]" else ","
+                element_sign = json_text.consume("]") if json_text.peek() == "]" else ","
                 while element_sign == ",":
-                    text.consume_value()
-                    element_sign = text.consume(",", "]")
-        separator_sign = text.consume(",", "}")
+                    json_text.consume_value()
+                    element_sign = json_text.consume(",", "]")
+        separator_sign = json_text.consume(",", "}")
 
 
 def parse_array_value(value: Any, value_text: str) -> dict[str, Any] | InputError:
@@ -429,8 +431,8 @@ def detect_separator(header: str, name: str) -> str:
         header: the first line.
         name: the file name.
     """
-    signs = SEPARATORS[".tsv" if name.endswith(".tsv") else ".csv"]
-    return max(signs, key=QUOTED.sub("", header).count)
+    separators = SEPARATORS[".tsv" if name.endswith(".tsv") else ".csv"]
+    return max(separators, key=QUOTED.sub("", header).count)
 
 
 def parse_header(line: str, delimiter: str, line_problem: str, source: DataFile) -> list[str]:
@@ -642,10 +644,11 @@ def iter_batch_rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any] | Inp
     import pyarrow
 
     types = pyarrow.types
-    has_special_types = any(
-        has_matching_type(kind, lambda kind: types.is_temporal(kind) or types.is_decimal(kind) or types.is_map(kind))
-        for kind in batch.schema.types
-    )
+
+    def is_special(data_type: pyarrow.DataType) -> bool:
+        return types.is_temporal(data_type) or types.is_decimal(data_type) or types.is_map(data_type)
+
+    has_special_types = any(has_matching_type(data_type, is_special) for data_type in batch.schema.types)
     json_fields = [field for field in batch.schema if has_matching_type(field.type, is_json)]
     nested_fields = [*json_fields, *(field for field in batch.schema if has_matching_type(field.type, has_structs))]
     part_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * batch.num_rows // max(1, batch.nbytes)))
@@ -671,52 +674,55 @@ def has_nul(column: pyarrow.Array) -> bool:
     import pyarrow
     import pyarrow.compute
 
-    kind: Any = column.type
+    data_type: Any = column.type
     pc: Any = pyarrow.compute  # its functions are created at run time
     types = pyarrow.types
-    if types.is_struct(kind):
+    if types.is_struct(data_type):
         return any(map(has_nul, column.flatten()))
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    if types.is_list(data_type) or types.is_large_list(data_type) or types.is_fixed_size_list(data_type):
         return has_nul(column.flatten())
-    if types.is_dictionary(kind):
+    if types.is_dictionary(data_type):
         return has_nul(column.dictionary)
-    is_text = types.is_string(kind) or types.is_large_string(kind)
+    is_text = types.is_string(data_type) or types.is_large_string(data_type)
     return is_text and bool(pc.any(pc.match_substring(column, "\0")).as_py())
 
 
-def list_child_fields(kind: pyarrow.DataType) -> list[pyarrow.Field]:
+def list_child_fields(data_type: pyarrow.DataType) -> list[pyarrow.Field]:
     """Return the fields of a list or struct type. Returns an empty list for a map."""
     import pyarrow
 
-    return [] if pyarrow.types.is_map(kind) else [kind.field(i) for i in range(kind.num_fields)]
+    return [] if pyarrow.types.is_map(data_type) else [data_type.field(i) for i in range(data_type.num_fields)]
 
 
-def has_matching_type(kind: pyarrow.DataType, test: Callable[[pyarrow.DataType], bool]) -> bool:
+def has_matching_type(data_type: pyarrow.DataType, test: Callable[[pyarrow.DataType], bool]) -> bool:
     """Return whether a type, or one nested within it, passes a test."""
     import pyarrow
 
-    inner_types = (
-        [kind.value_type] if pyarrow.types.is_dictionary(kind) else [field.type for field in list_child_fields(kind)]
-    )
-    return test(kind) or any(has_matching_type(inner_type, test) for inner_type in inner_types)
+    if pyarrow.types.is_dictionary(data_type):
+        inner_types = [data_type.value_type]
+    else:
+        inner_types = [field.type for field in list_child_fields(data_type)]
+    return test(data_type) or any(has_matching_type(inner_type, test) for inner_type in inner_types)
 
 
-def is_json(kind: pyarrow.DataType) -> bool:
+def is_json(data_type: pyarrow.DataType) -> bool:
     """Return whether a type is Arrow's JSON, in which `datasets` keeps objects of any form."""
     import pyarrow
 
-    return isinstance(kind, pyarrow.JsonType)
+    return isinstance(data_type, pyarrow.JsonType)
 
 
-def has_structs(kind: pyarrow.DataType) -> bool:
+def has_structs(data_type: pyarrow.DataType) -> bool:
     """Return whether a type is a struct that contains structs, such as a message with a tool call."""
     import pyarrow
 
     is_struct = pyarrow.types.is_struct
-    return is_struct(kind) and any(has_matching_type(field.type, is_struct) for field in list_child_fields(kind))
+    return is_struct(data_type) and any(
+        has_matching_type(field.type, is_struct) for field in list_child_fields(data_type)
+    )
 
 
-def decode_nested(value: Any, kind: pyarrow.DataType) -> Any:
+def decode_nested(value: Any, data_type: pyarrow.DataType) -> Any:
     """Return a value as JSON Lines would hold it: JSON text is decoded, and null fields of structs are dropped. All
     structs of a column have the same fields, so that null fills those a row lacks.
 
@@ -725,20 +731,22 @@ def decode_nested(value: Any, kind: pyarrow.DataType) -> Any:
     """
     import pyarrow
 
-    if is_json(kind) and isinstance(value, str):
+    if is_json(data_type) and isinstance(value, str):
         try:
             return DECODER.decode(value)
         except (ValueError, RecursionError) as error:
             problem = f"holds what is no JSON ({error})"
             raise InputError("a column of JSON", value[:60], problem, "Write JSON.") from error
-    if isinstance(value, dict) and pyarrow.types.is_struct(kind):
+    if isinstance(value, dict) and pyarrow.types.is_struct(data_type):
         return {
             field.name: decode_nested(value[field.name], field.type)
-            for field in list_child_fields(kind)
+            for field in list_child_fields(data_type)
             if value.get(field.name) is not None
         }
-    if isinstance(value, list) and not pyarrow.types.is_map(kind) and len(inner := list_child_fields(kind)) == 1:
-        return [decode_nested(entry, inner[0].type) for entry in value]
+    if isinstance(value, list) and not pyarrow.types.is_map(data_type):
+        inner_fields = list_child_fields(data_type)
+        if len(inner_fields) == 1:
+            return [decode_nested(entry, inner_fields[0].type) for entry in value]
     return value
 
 
