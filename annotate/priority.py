@@ -1,4 +1,4 @@
-"""What annotators are asked next: the items of which the reward model itself is least sure."""
+"""Priorities of items for annotators: the items that the reward model is least sure of come first."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from align.reward.learned import score_rows
 def answers_of(
     store: Store, project: str, tokenizer: Any, stops: tuple[int, ...], max_length: int
 ) -> dict[str, list[list[int]]]:
-    """The answers of each item of a project as token rows, but of items with one of more than `max_length` tokens."""
+    """Tokenize the answers of each item of a project. Items with an answer of more than `max_length` tokens are left
+    out."""
     rows: dict[str, list[list[int]]] = {}
     for item in store.items(project):
-        answers = [encode_judged(tokenizer, item.prompt, c.text, c.ended, stops) for c in item.candidates]
+        answers = [
+            encode_judged(tokenizer, item.prompt, candidate.text, candidate.ended, stops)
+            for candidate in item.candidates
+        ]
         if max(map(len, answers)) <= max_length:
             rows[item.id] = answers
     return rows
@@ -29,21 +33,23 @@ def answers_of(
 def uncertainties(
     model: Any, score_head: nn.Module, rows: Mapping[str, list[list[int]]], pad_id: int
 ) -> dict[str, float]:
-    """The `uncertainty` of each item: its priority, which orders a project whose `order` is `priority`.
+    """Compute the `uncertainty` of each item, which is its priority in a project of `order: priority`.
 
     Args:
-        rows: see `answers_of`.
+        rows: token ids by item, see `answers_of`.
     """
-    scores = score_rows(model, score_head, [row for part in rows.values() for row in part], pad_id)
-    by_item = torch.split(scores, [len(part) for part in rows.values()])
-    return {item: uncertainty(part) for item, part in zip(rows, by_item, strict=True)}
+    scores = score_rows(model, score_head, [row for answers in rows.values() for row in answers], pad_id)
+    scores_by_item = torch.split(scores, [len(answers) for answers in rows.values()])
+    return {item: uncertainty(item_scores) for item, item_scores in zip(rows, scores_by_item, strict=True)}
 
 
 def uncertainty(scores_K: Tensor) -> float:
-    """How unsure a reward model is of an item's K answers, from 0 to 1: 4·p·(1 − p), p being the probability (Bradley
-    and Terry) that one answer of a pair is preferred, averaged over the pairs. 1: a toss of a coin.
+    """Compute a reward model's uncertainty about an item's K answers, from 0 to 1.
+
+    It is 4·p·(1 − p), where p is the probability (Bradley and Terry) that one answer of a pair is preferred, averaged
+    over the pairs. At 1 the model is undecided.
 
     Source: uncertainty sampling, Lewis and Gale 1994, "A sequential algorithm for training text classifiers".
     """
-    p = torch.tensor([torch.sigmoid(a - b) for a, b in combinations(scores_K.double(), 2)])
-    return float((4 * p * (1 - p)).mean())
+    probabilities = torch.tensor([torch.sigmoid(a - b) for a, b in combinations(scores_K.double(), 2)])
+    return float((4 * probabilities * (1 - probabilities)).mean())

@@ -1,14 +1,14 @@
-"""The documented stand-in for a person: ranks candidates by a gold scorer, with a person's unreliability.
+"""A simulated annotator: ranks candidates by a gold scorer, with noise that imitates a person's.
 
 Every candidate gets the utility `slope · score + Gumbel noise` and the ranking is the utilities in descending order.
 That is the Plackett–Luce model, and its pairwise marginals are exactly Bradley–Terry's (Yellott, 1977):
 
     P(i above j) = sigmoid(slope · (score_i - score_j))
 
-so near ties are decided almost by a coin and clear cases almost never wrongly, and still the K(K-1)/2 pairs of one
-ranking never contradict each other. Candidates of equal score share one draw of the noise, and thus a tier: a tie.
+so pairs of nearly equal scores are ordered almost at random and clear pairs almost always rightly, while the K(K-1)/2
+pairs of one ranking never contradict each other. Candidates of equal score share one draw of the noise, and so a tier.
 
-It writes through the store's own door, as any annotator does, and every ranking says `source: simulated`.
+Rankings are recorded like any annotator's, with `source: simulated`.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from align.core.errors import require
 from align.reward.scorer import Scorer
 
 COMMIT_EVERY = 200
-"""Rankings in one transaction: what an interruption can cost."""
+"""Number of rankings in one transaction. An interruption loses at most so many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What a simulated annotator has ranked, earlier calls included.
+    """A summary of a simulated annotator's rankings, including earlier calls.
 
     Attributes:
         annotator: its identity in the store, one for each scorer and seed.
-        added: items ranked by this call.
-        items: items of which its ranking stands.
-        pairs: pairs of candidates in them, ties included.
-        tie_share: part of those pairs whose gold scores are equal.
-        agreement: part of the untied pairs ordered as the gold scores order them; nan without any.
-        slope: of the noise, see the module's equation.
+        added: number of items ranked by this call.
+        items: number of items with a standing ranking by it.
+        pairs: number of pairs of candidates in these rankings, including ties.
+        tie_share: share of these pairs whose gold scores are equal.
+        agreement: share of the untied pairs that are ordered as by the gold scores; nan if there are none.
+        slope: slope of the utilities, see the module's equation.
     """
 
     annotator: str
@@ -54,17 +54,18 @@ class Simulation:
 
 
 def simulate(store: Store, project: str, scorer: Scorer, seed: int, agreement: float = 0.75) -> Simulation:
-    """Rank every item of a project that this annotator has not ranked yet.
+    """Rank every item of a project that this simulated annotator has not ranked yet.
 
-    The noise of an item depends on `(seed, item id)` alone: an interrupted run, continued, ranks as if uninterrupted.
+    The noise of an item depends on `(seed, item id)` alone, so that an interrupted and resumed call gives the same
+    rankings.
 
     Args:
-        scorer: the gold; never the reward that is trained on these rankings.
-        agreement: the share of untied pairs to be ordered as the gold orders them, in expectation. Items added between
-            two calls shift the slope of the noise that it asks for.
+        scorer: the gold scorer; must not be the reward model that is trained on these rankings.
+        agreement: expected share of untied pairs ordered as by the gold scores. It determines the slope, which changes
+            if items are added between two calls.
 
     Raises:
-        InputError: unknown project, no item in it, or no two candidates with different scores.
+        InputError: unknown project, no items, or no two candidates with different scores.
     """
     annotator = f"simulated/{scorer.name}/{agreement}/{seed}"
     items = list(store.items(project))
@@ -75,41 +76,41 @@ def simulate(store: Store, project: str, scorer: Scorer, seed: int, agreement: f
     slope = calibrate_slope([[scores[c.id] for c in item.candidates] for item in items], agreement)
 
     with store.transaction() as db:
-        name = ensure_annotator(db, project, annotator).pseudonym
-    ranked = {ranking.item for ranking in store.rankings(project) if ranking.annotator == name}
-    todo = (item for item in store.items(project) if item.id not in ranked)
+        pseudonym = ensure_annotator(db, project, annotator).pseudonym
+    ranked = {ranking.item for ranking in store.rankings(project) if ranking.annotator == pseudonym}
+    unranked = (item for item in store.items(project) if item.id not in ranked)
     added = 0
-    while batch := list(islice(todo, COMMIT_EVERY)):
+    while batch := list(islice(unranked, COMMIT_EVERY)):
         with store.transaction():
             for item in batch:
                 gold = {c.id: scores[c.id] for c in item.candidates if c.id in scores}
                 if len(gold) < len(item.candidates):
-                    continue  # added since we scored: the next call's
+                    continue  # added after scoring: left to the next call
                 tiers = noisy_tiers(gold, slope, random.Random(f"{seed}/{item.id}"))
                 judgement = Judgement(tuple(tuple(tier) for tier in tiers), source="simulated", scorer=scorer.name)
                 # The key stays in the ledger when the annotator is erased: it holds the pseudonym, not the identity.
-                store.record(project, item.id, judgement, annotator=annotator, key=f"{name}/{item.id}")
+                store.record(project, item.id, judgement, annotator=annotator, key=f"{pseudonym}/{item.id}")
                 added += 1
 
-    known = {item.id for item in items}  # someone may add and rank more while we do
-    mine = [r for r in store.rankings(project) if r.annotator == name and r.item in known]
-    pairs, tied, agreed = tally(mine, scores)
-    untied = pairs - tied
+    item_ids = {item.id for item in items}  # others may have added items since
+    own_rankings = [r for r in store.rankings(project) if r.annotator == pseudonym and r.item in item_ids]
+    pairs, tied_pairs, agreed_pairs = tally(own_rankings, scores)
+    untied_pairs = pairs - tied_pairs
     return Simulation(
         annotator=annotator,
         added=added,
-        items=len(mine),
+        items=len(own_rankings),
         pairs=pairs,
-        tie_share=tied / pairs if pairs else 0.0,
-        agreement=agreed / untied if untied else math.nan,
+        tie_share=tied_pairs / pairs if pairs else 0.0,
+        agreement=agreed_pairs / untied_pairs if untied_pairs else math.nan,
         slope=slope,
     )
 
 
 def noisy_tiers(scores: Mapping[str, float], slope: float, rng: random.Random) -> list[list[str]]:
-    """Draw one Plackett–Luce ranking: candidate ids in tiers, best first; equal scores share a tier.
+    """Draw a Plackett–Luce ranking: candidate ids in tiers, best first. Equal scores share a tier.
 
-    The draws go to the distinct scores in descending order, so that the order of the candidates does not matter.
+    Noise is drawn for the distinct scores in descending order, so that the order of the candidates does not matter.
     """
     utilities = {}
     for score in sorted(set(scores.values()), reverse=True):
@@ -121,33 +122,34 @@ def noisy_tiers(scores: Mapping[str, float], slope: float, rng: random.Random) -
 
 
 def calibrate_slope(scores: Sequence[Sequence[float]], agreement: float = 0.75) -> float:
-    """Find the slope at which `mean(sigmoid(slope · |gap|))` over the untied pairs within each item is `agreement`.
+    """Find the slope at which the mean of sigmoid(slope · |gap|) over the untied pairs within each item is `agreement`.
 
-    The mean grows with the slope, from 0.5 at slope 0 towards 1, so that bisection finds it; deterministic.
+    The mean grows with the slope, from 0.5 at slope 0 towards 1, so that bisection finds it. The result is
+    deterministic.
 
     Args:
-        scores: the candidates' gold scores, one sequence an item; [items][K].
+        scores: the candidates' gold scores, one sequence per item; [items][K].
 
     Raises:
         InputError: `agreement` outside (0.5, 1), or all pairs tied.
     """
-    possible = 0.5 < agreement < 1
-    require(possible, "agreement", agreement, "it must lie between 0.5 and 1", "A person's is about 0.75.")
+    is_possible = 0.5 < agreement < 1
+    require(is_possible, "agreement", agreement, "it must lie between 0.5 and 1", "A person's is about 0.75.")
     gaps = np.array([abs(a - b) for item in scores for a, b in combinations(item, 2) if a != b], dtype=np.float64)
     remedy = "Sample more varied answers, or rank by another scorer."
     require(gaps.size > 0, "scores", len(scores), "no item has two candidates with different scores", remedy)
 
-    def expected(slope: float) -> float:
+    def expect_agreement(slope: float) -> float:
         return float(np.mean(1 / (1 + np.exp(-slope * gaps))))
 
     low = 0.0
     high = 1.0
-    while expected(high) < agreement:
+    while expect_agreement(high) < agreement:
         low = high
         high *= 2
     for _ in range(60):  # halves the bracket to the last bit of a double
         middle = (low + high) / 2
-        if expected(middle) < agreement:
+        if expect_agreement(middle) < agreement:
             low = middle
         else:
             high = middle
@@ -155,8 +157,11 @@ def calibrate_slope(scores: Sequence[Sequence[float]], agreement: float = 0.75) 
 
 
 def tally(rankings: Sequence[Vote], scores: Mapping[str, float]) -> tuple[int, int, int]:
-    """Count the pairs in the rankings, those tied in the gold scores, and the untied ones in the gold's order."""
-    pairs = tied = agreed = 0
+    """Count the pairs in the rankings, the pairs with equal gold scores, and the untied pairs in the gold scores'
+    order."""
+    pairs = 0
+    tied = 0
+    agreed = 0
     for ranking in rankings:
         tier_of = {id: t for t, tier in enumerate(ranking.tiers) for id in tier}
         for a, b in combinations(tier_of, 2):

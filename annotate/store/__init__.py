@@ -1,4 +1,4 @@
-"""The annotation store: prompts, the answers sampled for them, and what people (or their stand-in) said of them.
+"""The annotation store: prompts, the answers sampled for them, and the judgements of people or simulated annotators.
 
     store = Store.open("sqlite:///runs/annotations.db")
     item = store.add_item("quickstart", "sample-1/17", prompt, [Candidate("Hello!"), Candidate("What?")])
@@ -6,11 +6,11 @@
     store.record("quickstart", item, best_first, annotator="ann", key="tab-1/0")
     prefs = preference_pairs.preferences(store, "quickstart")
 
-database          the store itself                   tables       what lies in the database
-records           its records and their rows         connections  how it is opened; writers and readers
+database          the store itself                   tables       the tables of the database
+records           its records and their rows         connections  engine, transactions and reads
 projects          settings, guidelines and state     ledger       rows in a chain of hashes
-preference_pairs  what rankings teach                erasure      what there is of one thing to forget
-integrity         the walk over chain and contents
+preference_pairs  rankings as preference pairs       erasure      what the store holds of one subject, and its erasure
+integrity         checks of chain and contents
 """
 
 from align.annotate.store.database import AlreadyJudged, Store

@@ -1,4 +1,5 @@
-"""An open database: its URL and schema, one writer at a time, a view for each reader, and what an erasure leaves."""
+"""The connection to an annotation database: its URL and schema, transactions of one writer, consistent reads, and the
+removal of erased data from the database's files."""
 
 from __future__ import annotations
 
@@ -32,37 +33,39 @@ EXAMPLES = "Write store.url=sqlite:///runs/annotations.db or store.url=postgresq
 OTHER_STORE = "Name a store that align made, or a file that does not exist yet."
 
 POOL = {"max_overflow": 60, "pool_timeout": 60}
-"""More connections than a server has threads, so that each waits for the lock and none for a connection."""
+"""More connections than a server has threads, so that a thread waits for the lock, never for a connection."""
 
 LOCK = 0x616C69676E
-"""PostgreSQL's advisory lock of the process that makes the tables."""
-
-
+"""Key of PostgreSQL's advisory lock, held by the process that creates the tables."""
 LOCKED_S = 30
-"""Seconds that a writer waits for another."""
+"""Maximum seconds that a writer waits for another writer."""
+SERVING_ATTEMPTS = 10
+"""Attempts to become the only server of a store, 0.2 s apart."""
+SERVING_LOCK = 7861
+"""Key of PostgreSQL's advisory lock that a server holds on its database."""
 
 
 def connect(url: str, create: bool = True) -> Engine:
-    """Return an engine on the store at `url`, its tables made where they are missing.
+    """Return an engine for the store at `url`. Creates the tables in an empty database.
 
     Args:
         url: a SQLAlchemy URL.
-        create: make the database file and the tables if there are none; a reader says False.
+        create: whether to create the database file and the tables if there are none. Readers pass False.
 
     Raises:
-        InputError: no URL, no driver, no store there, another program's database, another schema version.
+        InputError: not a URL, no driver, no store at the URL, another program's database, or another schema version.
         StorageError: the database cannot be reached or written.
-        CorruptFile: the file is no SQLite database.
+        CorruptFile: the file is not a SQLite database.
     """
     try:
         parsed = make_url(reveal_secret(url))
-    except (ArgumentError, ValueError) as error:  # the latter of a port that is no number
+    except (ArgumentError, ValueError) as error:  # ValueError: the port is not a number
         raise InputError("store.url", url, "not a database URL", EXAMPLES) from error
-    # As others may read it: without its password, and without parameters that may hold one.
+    # For messages: without the password, and without parameters that may hold one.
     masked_url = hide_password(parsed.render_as_string(hide_password=False))
     engine = _create_engine(parsed, masked_url, create)
     try:
-        with explained(masked_url):
+        with translate_database_errors(masked_url):
             _prepare_tables(engine, masked_url, create)
     except BaseException:
         engine.dispose()
@@ -71,31 +74,31 @@ def connect(url: str, create: bool = True) -> Engine:
 
 
 def _create_engine(url: URL, masked_url: str, create: bool) -> Engine:
-    """Return an engine whose transactions and durability are ours; the database has not been looked at."""
-    on_sqlite = url.get_backend_name() == "sqlite"
+    """Return an engine with our settings of transactions and durability. Does not connect yet."""
+    is_sqlite = url.get_backend_name() == "sqlite"
     name = url.database or ":memory:"
-    in_memory = on_sqlite and name == ":memory:"
-    if on_sqlite and not in_memory:
-        plain = not name.startswith("file:")
-        path = Path(name if plain else unquote(name.removeprefix("file:").partition("?")[0]))
-        if not path.is_dir():  # SQLite says of a folder that it cannot open it
+    is_in_memory = is_sqlite and name == ":memory:"
+    if is_sqlite and not is_in_memory:
+        is_plain_path = not name.startswith("file:")
+        path = Path(name if is_plain_path else unquote(name.removeprefix("file:").partition("?")[0]))
+        if not path.is_dir():  # SQLite itself reports that it cannot open a folder
             refuse_foreign_database(path, "store.url", (store_meta.name,), OTHER_STORE, masked_url)
-        if plain:
+        if is_plain_path:
             _prepare_file(path, masked_url, create)
     try:
-        engine = create_engine(url, hide_parameters=True, **({} if in_memory else POOL))
+        engine = create_engine(url, hide_parameters=True, **({} if is_in_memory else POOL))
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         remedy = f"{EXAMPLES} PostgreSQL needs: {install_command('postgres')}"
         raise InputError("store.url", masked_url, f"its driver is not installed ({error})", remedy) from error
-    if on_sqlite:
+    if is_sqlite:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_on_sqlite)
     return engine
 
 
 @contextmanager
-def explained(masked_url: str) -> Iterator[None]:
-    """Turn what the database itself could not do into an `InputError` on `store.url`; never quote SQL or contents."""
+def translate_database_errors(masked_url: str) -> Iterator[None]:
+    """Turn the database's own errors into an `InputError` on `store.url`, without SQL or contents in the message."""
     try:
         yield
     except PoolTimeout as error:
@@ -116,7 +119,7 @@ def _prepare_file(path: Path, masked_url: str, create: bool) -> None:
         raise _missing_store(masked_url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():  # it names people: for its user's eyes, and its log takes after it
+        if not path.exists():  # readable by its owner alone, for it holds names; its log gets the same mode
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
     except OSError as error:
         remedy = "Choose a folder that you can write to."
@@ -129,13 +132,13 @@ def _missing_store(masked_url: str) -> InputError:
 
 
 def _configure_sqlite(connection, _record) -> None:
-    # The driver's own transaction handling is off: `_begin_on_sqlite` says BEGIN, and writers say BEGIN IMMEDIATE, so
-    # that two of them queue at the start instead of failing at the first write.
+    # The driver's own transaction handling is off: `_begin_on_sqlite` sends BEGIN, or BEGIN IMMEDIATE for a writer, so
+    # that two writers queue at the start instead of failing at the first write.
     connection.isolation_level = None
     for pragma in (
-        f"busy_timeout={LOCKED_S * 1000}",  # first, for switching to WAL takes a lock itself
+        f"busy_timeout={LOCKED_S * 1000}",  # first, because switching to WAL takes a lock itself
         "journal_mode=WAL",
-        "synchronous=FULL",  # a vote that was acknowledged survives a power cut
+        "synchronous=FULL",  # an acknowledged vote survives a power cut
         "foreign_keys=ON",
         "secure_delete=ON",  # an erased text is overwritten with zeros, not only unlinked
     ):
@@ -143,8 +146,11 @@ def _configure_sqlite(connection, _record) -> None:
 
 
 def _execute(connection, statement: str) -> None:
-    """Run a statement, again while the database is locked, for up to `LOCKED_S`: of two first connections that switch
-    to WAL at once SQLite refuses one without waiting, whatever the busy timeout, for both hold a lock already."""
+    """Run a statement, and repeat it while the database is locked, for up to `LOCKED_S`.
+
+    If two first connections switch to WAL at once, both hold a lock already, and SQLite refuses one of them at once
+    whatever the busy timeout.
+    """
     deadline = time.monotonic() + LOCKED_S
     while True:
         try:
@@ -157,12 +163,12 @@ def _execute(connection, statement: str) -> None:
 
 
 def _begin_on_sqlite(connection) -> None:
-    immediate = connection.get_execution_options().get("writing", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+    is_writer = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writer else "BEGIN")
 
 
 def _prepare_tables(engine: Engine, masked_url: str, create: bool) -> None:
-    """Make the tables in an empty database; refuse any schema but this one."""
+    """Create the tables in an empty database. Raises an error for any schema version but this one."""
     with engine.connect() as connection, connection.begin():
         version = _read_version(connection, masked_url)
     if version is None:
@@ -171,7 +177,7 @@ def _prepare_tables(engine: Engine, masked_url: str, create: bool) -> None:
         with engine.connect().execution_options(writing=True) as connection, connection.begin():
             if engine.dialect.name == "postgresql":
                 connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
-            version = _read_version(connection, masked_url)  # again, under the lock: another may have been first
+            version = _read_version(connection, masked_url)  # again: another process may have been first
             if version is None:
                 metadata.create_all(connection)
                 version = SCHEMA_VERSION
@@ -184,25 +190,21 @@ def _prepare_tables(engine: Engine, masked_url: str, create: bool) -> None:
 
 
 def _read_version(connection: Connection, masked_url: str) -> int | None:
-    """Return the schema's version; None in a database that holds no store yet."""
+    """Return the schema's version. Returns None if the database holds no store yet."""
     names = set(inspect(connection).get_table_names())
     if store_meta.name in names:
         return connection.execute(select(store_meta.c.schema_version)).scalar() or 0
     # A SQLite file belongs to one program; a PostgreSQL database may hold others' tables, but not under our names.
-    clash = names if connection.dialect.name == "sqlite" else names & set(metadata.tables)
-    if clash:
-        problem = f"the database belongs to another program (it holds the table {min(clash)})"
+    foreign_tables = names if connection.dialect.name == "sqlite" else names & set(metadata.tables)
+    if foreign_tables:
+        problem = f"the database belongs to another program (it holds the table {min(foreign_tables)})"
         raise InputError("store.url", masked_url, problem, "Give the store a database of its own.")
     return None
 
 
-PATIENCE = 10
-SERVING = 7861
-"""PostgreSQL's number of the lock that a server holds on its database."""
-
-
 class Connections:
-    """Transactions and views of the threads of one process. What a thread begins inside another of its own joins it.
+    """Transactions and consistent reads of one process's threads. A block opened inside another of the same thread
+    joins it.
 
     Attributes:
         masked_url: the database's URL without the password.
@@ -210,13 +212,13 @@ class Connections:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        # One view a read: what SQLite gives in any transaction, PostgreSQL only gives when asked. Its writers must not
-        # ask: they would keep the view from before they waited for their turn.
-        views = engine.dialect.name == "postgresql"
-        self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if views else engine
+        # A read must see one snapshot. Any transaction of SQLite does; on PostgreSQL it takes REPEATABLE READ. Writers
+        # must not set it: they would keep the snapshot from before they waited for the lock.
+        is_postgresql = engine.dialect.name == "postgresql"
+        self._readers = engine.execution_options(isolation_level="REPEATABLE READ") if is_postgresql else engine
         self.masked_url = engine.url.render_as_string(hide_password=True)
         self._local = threading.local()
-        self._to_empty = False
+        self._has_erased_remains = False
 
     def close(self) -> None:
         self._engine.dispose()
@@ -229,36 +231,38 @@ class Connections:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """Open a transaction of the only writer: what is written inside commits together or not at all. Thousands of
-        acts in one cost one fsync."""
-        inherited = getattr(self._local, "writing", None)
-        if inherited is not None:
-            yield inherited
+        """Open a write transaction, one at a time per store. Its writes commit together or not at all.
+
+        Thousands of writes in one transaction cost one fsync.
+        """
+        outer = getattr(self._local, "writing", None)
+        if outer is not None:
+            yield outer
             return
-        with explained(self.masked_url):
+        with translate_database_errors(self.masked_url):
             with self._engine.connect().execution_options(writing=True) as connection, connection.begin():
-                # SQLite's BEGIN IMMEDIATE already made this the only writer; PostgreSQL queues writers on this row.
+                # On SQLite, BEGIN IMMEDIATE already locked out other writers. On PostgreSQL, writers queue on this row.
                 if self._engine.dialect.name == "postgresql":
                     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCKED_S}s'")
                 connection.execute(select(store_meta.c.id).with_for_update())
                 self._local.writing = connection
-                self._local.erased = False
+                self._local.has_erased = False
                 try:
                     yield connection
                 finally:
                     self._local.writing = None
-            self._to_empty |= self._local.erased
-            if self._to_empty:
-                self._to_empty = not self._remove_erased()
+            self._has_erased_remains |= self._local.has_erased
+            if self._has_erased_remains:
+                self._has_erased_remains = not self._overwrite_erased()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Open one consistent view; within `transaction` it sees what was written so far."""
-        inherited = getattr(self._local, "writing", None) or getattr(self._local, "reading", None)
-        if inherited is not None:
-            yield inherited
+        """Open a consistent read. Inside `transaction` it sees what was written so far."""
+        outer = getattr(self._local, "writing", None) or getattr(self._local, "reading", None)
+        if outer is not None:
+            yield outer
             return
-        with explained(self.masked_url):
+        with translate_database_errors(self.masked_url):
             with self._readers.connect() as connection, connection.begin():
                 self._local.reading = connection
                 try:
@@ -268,16 +272,18 @@ class Connections:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Be the only one who serves this store, until the end of the block or of the process.
+        """Hold the store's server lock until the end of the block or of the process.
 
         Raises:
-            InputError: another process serves it.
+            InputError: another process serves the store.
         """
         if self._engine.dialect.name == "postgresql":
-            lock = f"({SERVING}, hashtext(current_schema()))"  # a database may hold several stores
-            with explained(self.masked_url), self._engine.connect() as connection:
-                self._hold(lambda: connection.exec_driver_sql(f"SELECT pg_try_advisory_lock{lock}").scalar_one())
-                connection.commit()  # the lock is the session's; an open transaction would keep rows from the vacuum
+            lock = f"({SERVING_LOCK}, hashtext(current_schema()))"  # a database may hold several stores
+            with translate_database_errors(self.masked_url), self._engine.connect() as connection:
+                self._wait_for_serving_lock(
+                    lambda: connection.exec_driver_sql(f"SELECT pg_try_advisory_lock{lock}").scalar_one()
+                )
+                connection.commit()  # the session keeps the lock; an open transaction would block VACUUM
                 try:
                     yield
                 finally:
@@ -287,38 +293,39 @@ class Connections:
         if not path or path == ":memory:":
             yield
             return
-        # The locks of the database's own file are SQLite's. Nothing is written to this one.
+        # SQLite locks the database file itself, so that we lock another file. Nothing is written to it.
         lock = Path(f"{path}.serving")
         if has_file(lock, "store.url", "Move it away."):
             check_readable(lock, "store.url", "Move it away.")
         with open(lock, "ab", opener=open_regular) as file:
-            self._hold(lambda: _try_lock(file))
+            self._wait_for_serving_lock(lambda: _try_lock(file))
             yield
 
-    def _hold(self, attempt: Callable[[], bool]) -> None:
-        """Try for a moment: of a server that was killed the database may not know yet."""
-        for tries in range(PATIENCE):
-            if attempt():
+    def _wait_for_serving_lock(self, try_lock: Callable[[], bool]) -> None:
+        """Repeat for two seconds: the database may not know yet that the server before was killed."""
+        for attempt in range(SERVING_ATTEMPTS):
+            if try_lock():
                 return
-            time.sleep(0.2 if tries < PATIENCE - 1 else 0)
+            time.sleep(0.2 if attempt < SERVING_ATTEMPTS - 1 else 0)
         remedy = "End that one first; one process serves every project of a store."
         raise InputError("store.url", self.masked_url, "another process serves it", remedy)
 
     def erased(self) -> None:
-        """Note that this thread's transaction erased something."""
-        self._local.erased = True
+        """Note that this thread's transaction erased something, which is to be overwritten after the commit."""
+        self._local.has_erased = True
 
     @property
     def emptied(self) -> bool:
-        """Whether nothing that was erased is left in the database's own log, which a reader (a backup) may hold; the
+        """Is True once all erased data are out of the database's log. A reader, such as a backup, may hold the log; the
         next write tries again."""
-        return not self._to_empty
+        return not self._has_erased_remains
 
-    def _remove_erased(self) -> bool:
-        """Overwrite what an erasure left where nothing points at it any more. Returns whether that could be done.
+    def _overwrite_erased(self) -> bool:
+        """Overwrite erased data that the database still keeps. Returns whether that could be done.
 
-        SQLite keeps it in the write-ahead log, which a reader (a backup) holds: the next write tries again. PostgreSQL
-        keeps it in the tables until they are vacuumed; its own log and its archives have a life of their own.
+        SQLite keeps them in the write-ahead log, which a reader, such as a backup, may hold: the next write tries
+        again. PostgreSQL keeps them in the tables until they are vacuumed. Its own log and archives are outside our
+        reach.
         """
         if self._engine.dialect.name == "sqlite":
             connection = self._engine.raw_connection()  # no BEGIN: a checkpoint cannot run inside a transaction
@@ -326,15 +333,15 @@ class Connections:
                 return connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
             finally:
                 connection.close()
-        outside = self._engine.execution_options(isolation_level="AUTOCOMMIT")
+        autocommit = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         names = ", ".join(table.name for table in metadata.sorted_tables if table is not ledger)
-        with outside.connect() as connection:
+        with autocommit.connect() as connection:
             connection.exec_driver_sql(f"VACUUM {names}")
         return True
 
 
 def _try_lock(file: IO[Any]) -> bool:
-    """Lock a file for this process, if no other has it. Returns whether it is ours."""
+    """Try to lock a file for this process. Returns whether it is locked."""
     with suppress(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

@@ -1,4 +1,4 @@
-"""The store: every act writes its contents and one row of the ledger in one transaction."""
+"""The annotation store. Every write stores its contents and one row of the ledger in one transaction."""
 
 from __future__ import annotations
 
@@ -68,23 +68,26 @@ from align.core.errors import InputError, require
 from align.core.types import Conversation
 
 PAGE = 500
-"""Items read in one transaction by `Store.items`."""
+"""Number of items that `Store.items` reads in one transaction."""
 
 
 class AlreadyJudged(InputError):
-    """The annotator has judged the item, and that judgement stands."""
+    """The annotator has judged the item already, and that judgement was not retracted."""
 
 
 class Store(Connections):
     """An open store. Safe to share between threads; a process opens its own.
 
-    The connections of its transactions and views are for the packages of `annotate` that have tables of their own to
-    read or write.
+    Its `transaction` and `reading` blocks give connections to those packages of `annotate` that have their own tables.
     """
 
     @classmethod
     def open(cls, url: str, create: bool = True) -> Store:
-        """Open the store at a SQLAlchemy URL; `create=False` refuses to make one. Raises as `connect` does."""
+        """Open the store at a SQLAlchemy URL. Raises as `connect` does.
+
+        Args:
+            create: whether to create the store if there is none.
+        """
         return cls(connect(url, create))
 
     # Writing
@@ -102,18 +105,19 @@ class Store(Connections):
         """Add a prompt with its K candidates. Returns the item's id, a function of project and key alone.
 
         Args:
-            key: names the act, for instance `<run>/<conversation id>`: adding it again returns the first item, even
-                one erased since. It outlives an erasure, so it must not be made from the content.
-            priority: higher is judged earlier where the project's order is `priority`; a known item takes the new one.
-            expected: of a gold item, the known answer: the position of each candidate, in tiers, best first.
+            key: idempotency key, for instance `<run>/<conversation id>`. Adding it again returns the first item, even
+                if that was erased since. The key outlives an erasure, so it must not be made from the content.
+            priority: higher is judged earlier if the project's order is `priority`. An item added again takes the new
+                value.
+            expected: the known answer of a gold item: the positions of the candidates in tiers, best first.
 
         Raises:
-            InputError: K below 2 or above `MOST_ANSWERS`, an empty project, a prompt with tools, a text that no
-                database keeps, or the key was used for other content.
+            InputError: K below 2 or above `MOST_ANSWERS`, an empty project, a prompt with tools, a text that a database
+                cannot store, or the key was used for other content.
         """
         problem = f"{len(answers)} answer(s) cannot be ranked"
-        possible = 2 <= len(answers) <= MOST_ANSWERS
-        require(possible, "candidates", len(answers), problem, f"Give 2 to {MOST_ANSWERS} a prompt.")
+        has_valid_count = 2 <= len(answers) <= MOST_ANSWERS
+        require(has_valid_count, "candidates", len(answers), problem, f"Give 2 to {MOST_ANSWERS} a prompt.")
         problem = "offers or calls tools, which the annotation page does not show"
         require(not prompt.uses_tools, "prompt", "(with tools)", problem, "Give prompts without tools.")
         for text in (*(turn.content for turn in prompt.messages), *(answer.text for answer in answers)):
@@ -124,54 +128,63 @@ class Store(Connections):
         if expected is not None:
             gold = {"expected": [sorted(f"{item}-{position}" for position in tier) for tier in expected]}
         with self.transaction() as connection:
-            before = row_by_key(connection, project, "candidates", key)
-            if before is not None:
-                check_same_item(connection, before, prompt, answers, gold)
+            existing_row = row_by_key(connection, project, "candidates", key)
+            if existing_row is not None:
+                check_same_item(connection, existing_row, prompt, answers, gold)
                 set_priority(connection, project, item, priority)
                 return item
             settings = ensure_project(connection, project)
-            first = prompt_row(project, item, prompt)
-            rows = [candidate_row(project, item, k, answer) for k, answer in enumerate(answers)]
-            connection.execute(insert(prompts), first)
-            connection.execute(insert(candidates), rows)
-            append(connection, project, "candidates", item_payload(first, rows) | gold, item=item, key=key)
+            prompt_columns = prompt_row(project, item, prompt)
+            candidate_rows = [candidate_row(project, item, k, answer) for k, answer in enumerate(answers)]
+            connection.execute(insert(prompts), prompt_columns)
+            connection.execute(insert(candidates), candidate_rows)
+            append(
+                connection,
+                project,
+                "candidates",
+                item_payload(prompt_columns, candidate_rows) | gold,
+                item=item,
+                key=key,
+            )
             counters = {"wanted": 0 if gold else settings.wanted(item), "gold": bool(gold)}
             connection.execute(insert(work), work_row(project, item, priority) | counters)
             return item
 
     def prioritise(self, project: str, priorities: Mapping[str, float]) -> int:
-        """Set how early items are to be judged, by id, where the project's order is `priority`; higher is earlier. It
-        is no row of the ledger. Returns how many of the items are there to be judged: erased ones are passed over."""
+        """Set the priority of items, by id: higher is judged earlier if the project's order is `priority`.
+
+        It writes no row of the ledger. Returns the number of these items that still exist; erased ones are skipped.
+        """
         with self.transaction() as connection:
             for item, priority in priorities.items():
                 set_priority(connection, project, item, priority)
-            there = select(work.c.item).where(work.c.project == project)
-            return len(priorities.keys() & set(connection.execute(there).scalars()))
+            existing_items = select(work.c.item).where(work.c.project == project)
+            return len(priorities.keys() & set(connection.execute(existing_items).scalars()))
 
     def record(self, project: str, item: str, judgement: Judgement, *, annotator: str, key: str) -> int:
-        """Record what an annotator said of an item. Returns its row in the ledger.
+        """Record an annotator's judgement of an item. Returns the seq of its row in the ledger.
 
         Args:
-            judgement: its tiers hold exactly the item's candidates, each once; of a skip, nothing. Of a gold item its
-                purpose is gold, whatever it says.
+            judgement: its tiers hold exactly the item's candidates, each once; a skip has none. The purpose of a
+                judgement of a gold item is set to `gold`.
             annotator: the identity (erasable); the ledger has a pseudonym.
-            key: the act's idempotency key: the same key with the same judgement returns the first row. It outlives an
+            key: idempotency key: the same key with the same judgement returns the first row. The key outlives an
                 erasure, so it must not name the annotator; a random one is best.
 
         Raises:
-            AlreadyJudged: this annotator's judgement of the item stands, and this is no repeat.
-            InputError: unknown project or item; a candidate missing or twice; ratings that the project did not ask
-                for; the key was used for another judgement.
+            AlreadyJudged: this annotator's judgement of the item stands, and this is not a repeat.
+            InputError: unknown project or item; a candidate missing or twice; ratings of attributes that the project
+                does not have; or the key was used for another judgement.
         """
         with self.transaction() as connection:
             person = ensure_annotator(connection, project, annotator)
             if connection.execute(select(work.c.gold).where(work.c.project == project, work.c.item == item)).scalar():
                 judgement = replace(judgement, purpose="gold")
-            before = row_by_key(connection, project, judgement.kind, key)
-            if before is not None:
-                if not is_same_vote(connection, before, item, person.pseudonym, judgement):
+            existing_row = row_by_key(connection, project, judgement.kind, key)
+            if existing_row is not None:
+                if not is_same_vote(connection, existing_row, item, person.pseudonym, judgement):
                     raise InputError("key", key, "it was used for another judgement", "Send a fresh key.")
-                return before.seq
+                return existing_row.seq
             check_judgement(connection, project, item, judgement)
             check_not_judged(connection, project, item, person.pseudonym, judgement.purpose)
             payload = judgement.payload() | {"annotator_digest": hash_with_salt(person.salt, annotator)}
@@ -186,36 +199,38 @@ class Store(Connections):
             return append(connection, project, judgement.kind, payload, item=item, annotator=person.pseudonym, key=key)
 
     def retract(self, project: str, seq: int) -> int:
-        """Take a judgement back (undo). Returns the retraction's row, the first one if it was retracted before.
+        """Retract a judgement (undo). Returns the seq of the retraction, the first one if it was retracted before.
 
         Raises:
-            InputError: `seq` is no ranking or skip of this project.
+            InputError: `seq` is not a ranking or skip of this project.
         """
         with self.transaction() as connection:
             row = connection.execute(select(ledger).where(ledger.c.project == project, ledger.c.seq == seq)).first()
             if row is None or row.kind not in VOTES:
                 check_project(connection, project)
                 raise InputError("seq", seq, f"it is no judgement of project {project}", "Give a vote's seq.")
-            before = connection.execute(select(ledger.c.seq).where(ledger.c.retracts == seq)).scalar()
-            if before is not None:
-                return before
+            retraction = connection.execute(select(ledger.c.seq).where(ledger.c.retracts == seq)).scalar()
+            if retraction is not None:
+                return retraction
             if counts(vote_of(row, None)):
                 count_work(connection, project, row.item, judged=-1)
             return append(connection, project, "retraction", {}, item=row.item, annotator=row.annotator, retracts=seq)
 
     def erase_content(self, project: str, item: str) -> int:
-        """Erase an item's prompt and candidates for good; its rankings go out of every export. Returns the tombstone.
+        """Erase an item's prompt and candidates for good. Its rankings no longer appear in any export.
+
+        Returns the seq of the tombstone.
 
         Raises:
             InputError: unknown project or item.
         """
         with self.transaction() as connection:
             check_item(connection, project, item)
-            before = erasure_of(connection, project, item)
-            if before is not None:
-                return before
-            its = (candidates.c.project == project, candidates.c.prompt_id == item)
-            connection.execute(delete(candidates).where(*its))
+            tombstone = erasure_of(connection, project, item)
+            if tombstone is not None:
+                return tombstone
+            candidate_conditions = (candidates.c.project == project, candidates.c.prompt_id == item)
+            connection.execute(delete(candidates).where(*candidate_conditions))
             connection.execute(delete(prompts).where(prompts.c.project == project, prompts.c.id == item))
             for table in (remarks, drafts, work, leases):
                 connection.execute(delete(table).where(table.c.project == project, table.c.item == item))
@@ -223,15 +238,18 @@ class Store(Connections):
             return append(connection, project, "erasure", {"what": "item"}, item=item)
 
     def erase_annotator(self, project: str, pseudonym: str) -> int:
-        """Erase who an annotator is and what they wrote; the items that they hold go back, and their account goes,
-        unless another project has it too. The rankings stay, under a pseudonym that nobody can resolve any more.
+        """Erase an annotator's identity and texts, and return their open items to the queue. Returns the seq of the
+        tombstone.
+
+        Their account is deleted unless it is a member of another project. The rankings stay, under a pseudonym that can
+        no longer be resolved.
 
         Raises:
             InputError: unknown project or pseudonym.
         """
         with self.transaction() as connection:
-            mine = (annotators.c.project == project, annotators.c.pseudonym == pseudonym)
-            name = connection.execute(delete(annotators).where(*mine).returning(annotators.c.identity)).scalar()
+            conditions = (annotators.c.project == project, annotators.c.pseudonym == pseudonym)
+            name = connection.execute(delete(annotators).where(*conditions).returning(annotators.c.identity)).scalar()
             if name is None:
                 check_project(connection, project)
                 raise unknown_annotator(project, pseudonym)
@@ -243,22 +261,24 @@ class Store(Connections):
             return append(connection, project, "erasure", {"what": "annotator"}, annotator=pseudonym)
 
     def erase_project(self, project: str) -> int:
-        """Erase a project for good: its items, who judged and what they wrote, guidelines, settings, and the key under
-        which its rows in data sets have their ids. Accounts go that no other project has. Returns the tombstone; the
-        ledger keeps its rows, and the project's name is not used again.
+        """Erase a project for good: its items, annotators, their texts, guidelines, settings, and the key from which
+        the ids of its rows in data sets are made. Returns the seq of the tombstone.
+
+        Accounts that are in no other project are deleted. The ledger keeps its rows, and the project's name cannot be
+        used again.
 
         Raises:
             InputError: unknown project.
         """
         with self.transaction() as connection:
             check_project(connection, project)
-            before = project_erasure(connection, project)
-            if before is not None:
-                return before
-            accounts = select(users.c.name).join(members, members.c.user == users.c.id)
-            accounts = accounts.where(members.c.project == project)
-            people = select(annotators.c.identity).where(annotators.c.project == project)
-            for name in {*connection.execute(accounts).scalars(), *connection.execute(people).scalars()}:
+            tombstone = project_erasure(connection, project)
+            if tombstone is not None:
+                return tombstone
+            member_names = select(users.c.name).join(members, members.c.user == users.c.id)
+            member_names = member_names.where(members.c.project == project)
+            annotator_names = select(annotators.c.identity).where(annotators.c.project == project)
+            for name in {*connection.execute(member_names).scalars(), *connection.execute(annotator_names).scalars()}:
                 remove_member(connection, project, name)
             for table in reversed(metadata.sorted_tables):
                 if "project" in table.c and table is not ledger:
@@ -270,8 +290,11 @@ class Store(Connections):
     # Reading
 
     def key(self, project: str) -> bytes | None:
-        """Return the 32 bytes under which a project's rows in data sets have their ids; None once it is erased. Raises
-        as `items` does. The key is for no log, no file and no page."""
+        """Return the 32 bytes from which the ids of a project's rows in data sets are made. Returns None if the project
+        was erased.
+
+        The key must not appear in a log, file or page. Raises as `items`.
+        """
         with self.reading() as connection:
             key = connection.execute(select(keys.c.key).where(keys.c.project == project)).scalar()
             if key is None:
@@ -280,8 +303,8 @@ class Store(Connections):
             return bytes.fromhex(key)
 
     def items(self, project: str) -> Iterator[Item]:
-        """Iterate over the project's items in the order they were added, without erased ones. It is safe to write
-        between two of them.
+        """Iterate over the project's items in the order they were added, without erased ones. The store may be written
+        to during the iteration.
 
         Raises:
             InputError: unknown project.
@@ -294,62 +317,69 @@ class Store(Connections):
         same_item = (prompts.c.project == ledger.c.project) & (prompts.c.id == ledger.c.item)
         query = select(ledger.c.seq, prompts).join(prompts, same_item).order_by(ledger.c.seq).limit(PAGE)
         query = query.where(ledger.c.project == project, ledger.c.kind == "candidates")
-        after = 0
-        while True:  # pages by seq, not by offset, so that writes shift nothing, and each with a view of its own
+        last_seq = 0
+        while True:  # pages by seq, not by offset, so that writes shift nothing; each page is a read of its own
             with self.reading() as connection:
-                rows = connection.execute(query.where(ledger.c.seq > after)).mappings().all()
-                its = (candidates.c.project == project, candidates.c.prompt_id.in_([row["id"] for row in rows]))
+                rows = connection.execute(query.where(ledger.c.seq > last_seq)).mappings().all()
+                candidate_conditions = (
+                    candidates.c.project == project,
+                    candidates.c.prompt_id.in_([row["id"] for row in rows]),
+                )
                 answers = defaultdict(list)
-                for answer in connection.execute(select(candidates).where(*its)).mappings():
+                for answer in connection.execute(select(candidates).where(*candidate_conditions)).mappings():
                     answers[answer["prompt_id"]].append(answer)
             if not rows:
                 return
             yield from (item_of(row, answers[row["id"]]) for row in rows)
-            after = rows[-1]["seq"]
+            last_seq = rows[-1]["seq"]
 
     def rankings(self, project: str) -> list[Vote]:
-        """Return the rankings that stand: not retracted, their item not erased; in ledger order. Raises as `items`."""
+        """Return the rankings that were not retracted and whose item was not erased, in ledger order. Raises as
+        `items`."""
         return self._read_standing(project, "ranking")
 
     def skips(self, project: str) -> list[Vote]:
-        """Return the skips that stand, likewise."""
+        """Return the skips that were not retracted and whose item was not erased, in ledger order."""
         return self._read_standing(project, "skip")
 
     def _read_standing(self, project: str, kind: str) -> list[Vote]:
-        present = exists().where(prompts.c.project == ledger.c.project, prompts.c.id == ledger.c.item)
-        with_it = (remarks.c.project == ledger.c.project) & (remarks.c.seq == ledger.c.seq)
-        query = select(ledger, remarks.c.content).outerjoin(remarks, with_it)
-        query = query.where(stands(project), ledger.c.kind == kind, present).order_by(ledger.c.seq)
+        item_exists = exists().where(prompts.c.project == ledger.c.project, prompts.c.id == ledger.c.item)
+        same_vote = (remarks.c.project == ledger.c.project) & (remarks.c.seq == ledger.c.seq)
+        query = select(ledger, remarks.c.content).outerjoin(remarks, same_vote)
+        query = query.where(stands(project), ledger.c.kind == kind, item_exists).order_by(ledger.c.seq)
         with self.reading() as connection:
             check_project(connection, project)
             return [vote_of(row, row.content) for row in connection.execute(query)]
 
     def projects(self) -> list[str]:
-        """Return the names of all projects, erased ones too."""
+        """Return the names of all projects, including erased ones."""
         with self.reading() as connection:
             return known_projects(connection)
 
     def entries(self, project: str) -> list[dict[str, Any]]:
-        """Return the project's rows of the ledger, as they are hashed, in its order. Raises as `items` does."""
+        """Return the project's rows of the ledger as they are hashed, in ledger order. Raises as `items`."""
         with self.reading() as connection:
             check_project(connection, project)
             rows = select(ledger).where(ledger.c.project == project).order_by(ledger.c.seq)
             return [dict(row) for row in connection.execute(rows).mappings()]
 
     def pseudonym(self, project: str, identity: str) -> str | None:
-        """Return the pseudonym of an annotator in the ledger; None for one it has not met."""
+        """Return the pseudonym of an annotator in the ledger. Returns None if the project has no such annotator."""
         with self.reading() as connection:
-            person = annotator_of(connection, project, identity)
-        return None if person is None else person.pseudonym
+            annotator = annotator_of(connection, project, identity)
+        return None if annotator is None else annotator.pseudonym
 
     def first_row(self, project: str, *, item: str | None = None, annotator: str | None = None) -> int | None:
-        """Return the first row of the ledger that concerns an item or a pseudonym."""
-        about = ledger.c.item == item if item is not None else ledger.c.annotator == annotator
+        """Return the seq of the first row of the ledger that concerns an item or a pseudonym. Returns None if there is
+        no such row."""
+        condition = ledger.c.item == item if item is not None else ledger.c.annotator == annotator
         with self.reading() as connection:
-            return connection.execute(select(func.min(ledger.c.seq)).where(ledger.c.project == project, about)).scalar()
+            return connection.execute(
+                select(func.min(ledger.c.seq)).where(ledger.c.project == project, condition)
+            ).scalar()
 
     def head(self, project: str | None = None) -> ChainHead:
-        """Return the last row, of one project or of the whole ledger (`Head(0, GENESIS)` while it is empty).
+        """Return the last row of one project or of the whole ledger. Returns `ChainHead(0, GENESIS)` if it is empty.
 
         Raises:
             InputError: unknown project.
@@ -360,10 +390,11 @@ class Store(Connections):
             return head_of(connection, project)
 
     def verify(self, expected: ChainHead | None = None) -> ChainHead:
-        """Walk the whole ledger, check every hash and every content that was not erased. Returns the head.
+        """Check every hash of the ledger and all contents that were not erased. Returns the head.
 
         Args:
-            expected: a head noted earlier, of the whole ledger or of a project: a cut tail shows only against it.
+            expected: a head noted earlier, of the whole ledger or of a project. Without it, a ledger whose last rows
+                were cut off passes.
 
         Raises:
             CorruptFile: `value` is the first bad row's seq.
@@ -378,106 +409,114 @@ def id_of(project: str, key: str) -> str:
 
 
 def set_priority(connection: Connection, project: str, item: str, priority: float) -> None:
-    mine = (work.c.project == project, work.c.item == item, work.c.priority != priority)
-    connection.execute(update(work).where(*mine).values(priority=priority))
+    conditions = (work.c.project == project, work.c.item == item, work.c.priority != priority)
+    connection.execute(update(work).where(*conditions).values(priority=priority))
 
 
 def read_item(connection: Connection, project: str, id: str) -> Item:
-    """Read one item.
+    """Read an item.
 
     Raises:
-        InputError: unknown project or item, or it was erased.
+        InputError: unknown project or item, or the item was erased.
     """
-    mine = select(prompts).where(prompts.c.project == project, prompts.c.id == id)
-    row = connection.execute(mine).mappings().first()
+    query = select(prompts).where(prompts.c.project == project, prompts.c.id == id)
+    row = connection.execute(query).mappings().first()
     if row is None:
         check_item(connection, project, id)
         raise InputError("item", id, "it was erased", "Take another.")
-    its = (candidates.c.project == project, candidates.c.prompt_id == id)
-    return item_of(row, connection.execute(select(candidates).where(*its)).mappings().all())
+    candidate_conditions = (candidates.c.project == project, candidates.c.prompt_id == id)
+    return item_of(row, connection.execute(select(candidates).where(*candidate_conditions)).mappings().all())
 
 
 def unknown_annotator(project: str, name: str) -> InputError:
-    """Return the error of a name or pseudonym that the project does not know."""
+    """Return the error for a name or pseudonym that is unknown in the project."""
     remedy = "Check the spelling; an erased one is not known any more."
     return InputError("annotator", name, f"project {project} knows no such annotator", remedy)
 
 
-# What is refused before it is written, for nothing in the ledger can be corrected
+# Checks before a write, because a row of the ledger cannot be corrected
 
 
 def check_same_item(
-    connection: Connection, before: Row[Any], prompt: Conversation, answers: Sequence[Candidate], gold: dict[str, Any]
+    connection: Connection, row: Row[Any], prompt: Conversation, answers: Sequence[Candidate], gold: dict[str, Any]
 ) -> None:
-    """Raise InputError unless the row's item holds just this content. An erased item is left in peace."""
-    its = (candidates.c.project == before.project, candidates.c.prompt_id == before.item)
-    rows = connection.execute(select(candidates.c.position, candidates.c.salt).where(*its))
+    """Raise InputError unless the row's item has exactly this content. An erased item passes."""
+    candidate_conditions = (candidates.c.project == row.project, candidates.c.prompt_id == row.item)
+    rows = connection.execute(select(candidates.c.position, candidates.c.salt).where(*candidate_conditions))
     salts = {row.position: row.salt for row in rows}
-    where = (prompts.c.project == before.project, prompts.c.id == before.item)
-    salt = connection.execute(select(prompts.c.salt).where(*where)).scalar()
-    if salt is None and erasure_of(connection, before.project, before.item) is not None:
+    prompt_conditions = (prompts.c.project == row.project, prompts.c.id == row.item)
+    salt = connection.execute(select(prompts.c.salt).where(*prompt_conditions)).scalar()
+    if salt is None and erasure_of(connection, row.project, row.item) is not None:
         return
-    first = prompt_row(before.project, before.item, prompt, salt or "")
-    rows = [candidate_row(before.project, before.item, k, a, salts.get(k, "")) for k, a in enumerate(answers)]
-    if item_payload(first, rows) | gold != json.loads(before.payload):
-        raise InputError("key", before.key, "it was used for other content", "Give every prompt and run its own key.")
+    prompt_columns = prompt_row(row.project, row.item, prompt, salt or "")
+    rows = [candidate_row(row.project, row.item, k, a, salts.get(k, "")) for k, a in enumerate(answers)]
+    if item_payload(prompt_columns, rows) | gold != json.loads(row.payload):
+        raise InputError("key", row.key, "it was used for other content", "Give every prompt and run its own key.")
 
 
 def is_same_vote(connection: Connection, row: Row[Any], item: str, annotator: str, judgement: Judgement) -> bool:
-    """Return whether a row of the ledger is this judgement; of a remark that was erased since, any text will do."""
-    kept = json.loads(row.payload)
-    digest = kept.pop("remark", "")
-    kept.pop("annotator_digest", None)
-    mine = (remarks.c.project == row.project, remarks.c.seq == row.seq)
-    salt = connection.execute(select(remarks.c.salt).where(*mine)).scalar()
+    """Return whether a row of the ledger holds this judgement. If its texts were erased, any texts match."""
+    recorded = json.loads(row.payload)
+    digest = recorded.pop("remark", "")
+    recorded.pop("annotator_digest", None)
+    remark_conditions = (remarks.c.project == row.project, remarks.c.seq == row.seq)
+    salt = connection.execute(select(remarks.c.salt).where(*remark_conditions)).scalar()
     remark = judgement.remark()
     if bool(remark) != bool(digest) or (salt is not None and hash_with_salt(salt, remark) != digest):
         return False
-    given = json.loads(to_canonical_json(judgement.payload()))
-    return (row.item, row.annotator, kept) == (item, annotator, given)
+    payload = json.loads(to_canonical_json(judgement.payload()))
+    return (row.item, row.annotator, recorded) == (item, annotator, payload)
 
 
 def check_judgement(connection: Connection, project: str, item: str, judgement: Judgement) -> None:
-    """Raise InputError unless the item is there and the judgement is one that its project can have. The types and the
-    ranges of a request's other values are checked where it is read, by `web.routes.JudgementBody`."""
+    """Raise InputError unless the item exists and the judgement is possible in its project.
+
+    Types and ranges of the other values of a request are checked by `web.routes.JudgementBody`.
+    """
     check_item(connection, project, item)
-    where = (candidates.c.project == project, candidates.c.prompt_id == item)
-    known = sorted(connection.execute(select(candidates.c.id).where(*where)).scalars())
-    require(bool(known), "item", item, "it was erased", "Rank another.")
+    conditions = (candidates.c.project == project, candidates.c.prompt_id == item)
+    candidate_ids = sorted(connection.execute(select(candidates.c.id).where(*conditions)).scalars())
+    require(bool(candidate_ids), "item", item, "it was erased", "Rank another.")
     versions = dict(history(connection, project))
     version = judgement.project_version
-    there = version is None or version in versions
-    require(there, "project_version", version, "the project had no such version", "Give the one that was shown.")
+    is_known_version = version is None or version in versions
+    require(
+        is_known_version, "project_version", version, "the project had no such version", "Give the one that was shown."
+    )
     settings = settings_of(connection, project) if version is None else versions[version]
     for attribute, rating in (pair for ratings in judgement.ratings.values() for pair in ratings.items()):
         names = ", ".join(settings.attributes) or "nothing"
         require(attribute in settings.attributes, "ratings", attribute, "nobody asked for it", f"Rate {names}.")
-        fits = 1 <= rating <= settings.scale
+        is_on_scale = 1 <= rating <= settings.scale
         remedy = f"Give 1 to {settings.scale}."
-        require(fits, f"ratings.{attribute}", rating, "it is not on the scale", remedy)
-    skipped, tiers = judgement.skipped, judgement.tiers
+        require(is_on_scale, f"ratings.{attribute}", rating, "it is not on the scale", remedy)
+    skipped = judgement.skipped
+    tiers = judgement.tiers
     if skipped:
         require(skipped in SKIPS, "skipped", skipped, "is no choice here", f"Choose one of: {', '.join(SKIPS)}.")
         require(not tiers, "tiers", tiers, "a skipped item has no ranking", "Skip it or rank it.")
     else:
-        whole = sorted(id for tier in tiers for id in tier) == known and all(tiers)
+        is_complete = sorted(id for tier in tiers for id in tier) == candidate_ids and all(tiers)
         problem = f"they do not hold each answer of item {item} once, or one of them is empty"
-        remedy = f"Rank each of {', '.join(known)} once; ties share a tier."
-        require(whole, "tiers", [list(tier) for tier in tiers], problem, remedy)
+        remedy = f"Rank each of {', '.join(candidate_ids)} once; ties share a tier."
+        require(is_complete, "tiers", [list(tier) for tier in tiers], problem, remedy)
 
 
 def check_not_judged(connection: Connection, project: str, item: str, annotator: str, purpose: str) -> None:
-    """Raise where the annotator's judgement of the item stands; a repeat needs one, and there is one repeat. A review
-    is a reviewer's second judgement of what they may have judged as others did."""
-    mine = (stands(project), ledger.c.item == item, ledger.c.annotator == annotator)
-    rows = connection.execute(select(ledger.c.seq, ledger.c.payload).where(*mine).order_by(ledger.c.seq)).all()
-    kinds: dict[str, list[int]] = {"first": [], "repeat": [], "review": []}
+    """Raise AlreadyJudged if a judgement by the annotator of the same kind stands.
+
+    There may be one first judgement, one repeat and one review of an item. A repeat needs a first judgement, else
+    InputError is raised. A review is a second judgement, by a reviewer who may have judged the item like any annotator.
+    """
+    conditions = (stands(project), ledger.c.item == item, ledger.c.annotator == annotator)
+    rows = connection.execute(select(ledger.c.seq, ledger.c.payload).where(*conditions).order_by(ledger.c.seq)).all()
+    seqs_by_kind: dict[str, list[int]] = {"first": [], "repeat": [], "review": []}
     for seq, payload in rows:
         kind = json.loads(payload).get("purpose")
-        kinds[kind if kind in kinds else "first"].append(seq)
+        seqs_by_kind[kind if kind in seqs_by_kind else "first"].append(seq)
     if purpose == "repeat":
-        require(bool(kinds["first"]), "item", item, "this annotator has not judged it", "Judge it first.")
-    earlier = kinds[purpose if purpose in kinds else "first"]
-    if earlier:
-        problem = f"this annotator's judgement of it stands (seq {earlier[0]})"
+        require(bool(seqs_by_kind["first"]), "item", item, "this annotator has not judged it", "Judge it first.")
+    standing_seqs = seqs_by_kind[purpose if purpose in seqs_by_kind else "first"]
+    if standing_seqs:
+        problem = f"this annotator's judgement of it stands (seq {standing_seqs[0]})"
         raise AlreadyJudged("item", item, problem, "Retract that one first.")

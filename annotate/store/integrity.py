@@ -1,4 +1,4 @@
-"""Whether a store is what was written: its chain, every content that was not erased, and its counters counted anew."""
+"""Integrity checks of a store: the ledger's chain, all contents that were not erased, and the counters of `work`."""
 
 from __future__ import annotations
 
@@ -30,35 +30,40 @@ from align.core.chain import GENESIS, ChainHead, advance, hash_with_salt
 from align.core.errors import CorruptFile
 
 FIELD = "ledger.seq"
-"""The field of an error that names a row."""
+"""The `field` of an error about a row."""
 KEY = re.compile(r"[0-9a-f]{64}")
 Subject = tuple[str, str]
-"""(project, item id or pseudonym); the latter is empty for a whole project."""
+"""(project, item id or pseudonym); the second is empty for a whole project."""
 
 
 def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHead:
-    """Walk the ledger from its first row. Returns its head.
+    """Check the ledger from its first row, and all contents. Returns its head.
+
+    Args:
+        expected: a head noted earlier.
 
     Raises:
-        CorruptFile: `value` is the seq of the first bad row; for contents that no row speaks of, their ids.
+        CorruptFile: `value` is the seq of the first bad row, or ids of contents that the ledger does not mention.
     """
     rows = connection.execute(select(ledger).order_by(ledger.c.seq)).all()
     entries = [Entry(**row._asdict()) for row in rows]
-    # Where an erasure is claimed, the content must be gone; the claim itself is checked when the walk reaches it.
+    # Contents that an erasure names must be gone. The erasure row itself is checked when the loop reaches it.
     erased = {subject_of(entry): entry.seq for entry in entries if entry.kind == "erasure"}
     for entry in entries:
-        if entry.kind in ("candidates", *VOTES) and (whole := erased.get((entry.project, ""))):
-            erased |= {(entry.project, subject): whole for subject in (entry.item, entry.annotator) if subject}
+        if entry.kind in ("candidates", *VOTES) and (project_erasure := erased.get((entry.project, ""))):
+            erased |= {
+                (entry.project, subject): project_erasure for subject in (entry.item, entry.annotator) if subject
+            }
     answers = defaultdict(list)
     for row in connection.execute(select(candidates)).mappings():
         answers[row["project"], row["prompt_id"]].append(row)
-    items = {  # the payload that each item's contents would have in the ledger
+    payloads = {  # the payload in the ledger, computed from each item's contents
         (row["project"], row["id"]): item_payload(row, answers[row["project"], row["id"]])
         for row in connection.execute(select(prompts)).mappings()
     }
-    people = {(row.project, row.pseudonym): row for row in connection.execute(select(annotators))}
-    remarked = {(row.project, row.seq): row for row in connection.execute(select(remarks))}
-    texts = {(row.project, row.version): row.text for row in connection.execute(select(guidelines))}
+    annotators_by_subject = {(row.project, row.pseudonym): row for row in connection.execute(select(annotators))}
+    remarks_by_vote = {(row.project, row.seq): row for row in connection.execute(select(remarks))}
+    guideline_texts = {(row.project, row.version): row.text for row in connection.execute(select(guidelines))}
 
     head = ChainHead(0, GENESIS)
     mentioned = set[Subject]()
@@ -69,30 +74,36 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
         if expected is not None and entry.seq == expected.seq and entry.hash != expected.hash:
             raise corrupt(entry.seq, "the row is not the one that the expected head names")
         if entry.kind == "candidates":
-            check_item_contents(entry, payload, items, erased)
+            check_item_contents(entry, payload, payloads, erased)
         elif entry.kind in VOTES:
-            check_voter(entry, payload, people, erased)
-            check_remark(entry, payload, remarked.pop((entry.project, entry.seq), None), erased)
+            check_voter(entry, payload, annotators_by_subject, erased)
+            check_remark(entry, payload, remarks_by_vote.pop((entry.project, entry.seq), None), erased)
         elif entry.kind == "guidelines":
             if (entry.project, "") not in erased:
-                text = texts.pop((entry.project, payload["version"]), None)
+                text = guideline_texts.pop((entry.project, payload["version"]), None)
                 if text is None or hashlib.sha256(text.encode()).hexdigest() != payload["digest"]:
                     raise corrupt(entry.seq, "the guidelines are not those that were published")
         elif entry.kind == "settings":
             changes[entry.project] |= payload
         elif entry.kind == "erasure":
             project, subject = subject_of(entry)
-            there = {*items, *people} if subject else {(name, "") for name, _ in {*items, *people, *texts}}
-            if (project, subject) in there:
+            existing_subjects = (
+                {*payloads, *annotators_by_subject}
+                if subject
+                else {(name, "") for name, _ in {*payloads, *annotators_by_subject, *guideline_texts}}
+            )
+            if (project, subject) in existing_subjects:
                 raise corrupt(entry.seq, f"what it erased is there again ({subject or project})")
         mentioned |= {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")}
     if expected is not None and head.seq < expected.seq:
         raise corrupt(head.seq + 1, f"the ledger's tail is cut: it ends at seq {head.seq}, not {expected.seq}")
-    # An annotator who has not voted yet is nobody's concern.
-    if strangers := sorted(id for project, id in items if (project, id) not in mentioned):
-        raise CorruptFile("store", strangers[:3], "the ledger speaks of no such contents", RESTORE)
-    if remarked or texts:
-        raise CorruptFile("store", sorted({**remarked, **texts})[:3], "the ledger speaks of no such text", RESTORE)
+    # Annotators are not checked: one who has not voted yet is in no row.
+    if unmentioned_items := sorted(id for project, id in payloads if (project, id) not in mentioned):
+        raise CorruptFile("store", unmentioned_items[:3], "the ledger speaks of no such contents", RESTORE)
+    if remarks_by_vote or guideline_texts:
+        raise CorruptFile(
+            "store", sorted({**remarks_by_vote, **guideline_texts})[:3], "the ledger speaks of no such text", RESTORE
+        )
     check_projects(connection, changes, erased)
     gold = {(e.project, e.item) for e in entries if e.kind == "candidates" and "expected" in json.loads(e.payload)}
     for row in connection.execute(select(work.c.project, work.c.item, work.c.gold)):
@@ -102,12 +113,12 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
 
 
 def subject_of(entry: Entry) -> Subject:
-    """Return what an erasure erased."""
+    """Return the subject of an erasure."""
     return entry.project, entry.item or entry.annotator or ""
 
 
 def corrupt(seq: int, problem: str) -> CorruptFile:
-    """Return the error that names the first bad row."""
+    """Return the error about the first bad row."""
     return CorruptFile(FIELD, seq, problem, RESTORE)
 
 
@@ -126,22 +137,22 @@ def check_item_contents(
 def check_voter(
     entry: Entry, payload: dict[str, Any], people: Mapping[Subject, Any], erased: Mapping[Subject, int]
 ) -> None:
-    who = (entry.project, entry.annotator or "")
-    person = people.get(who)
-    if person is None:
-        if who not in erased:
+    subject = (entry.project, entry.annotator or "")
+    annotator = people.get(subject)
+    if annotator is None:
+        if subject not in erased:
             raise corrupt(entry.seq, f"annotator {entry.annotator} is gone, and nobody erased them")
-    elif hash_with_salt(person.salt, person.identity) != payload["annotator_digest"]:
+    elif hash_with_salt(annotator.salt, annotator.identity) != payload["annotator_digest"]:
         raise corrupt(entry.seq, f"annotator {entry.annotator} is not who judged")
 
 
 def check_remark(entry: Entry, payload: dict[str, Any], row: Any, erased: Mapping[Subject, int]) -> None:
     digest = payload.get("remark")
-    gone = {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")} & erased.keys()
+    erasures = {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")} & erased.keys()
     if row is None:
-        if digest is not None and not gone:
+        if digest is not None and not erasures:
             raise corrupt(entry.seq, "what the annotator wrote is gone, and nobody erased it")
-    elif gone or digest != hash_with_salt(row.salt, row.content):
+    elif erasures or digest != hash_with_salt(row.salt, row.content):
         raise corrupt(entry.seq, "what the annotator wrote is not what lies there")
     elif (row.item, row.annotator) != (entry.item, entry.annotator):
         raise corrupt(entry.seq, "what the annotator wrote lies with another vote")
@@ -150,53 +161,56 @@ def check_remark(entry: Entry, payload: dict[str, Any], row: Any, erased: Mappin
 def check_projects(
     connection: Connection, changes: Mapping[str, dict[str, Any]], erased: Mapping[Subject, int]
 ) -> None:
-    """Raise CorruptFile unless each project has the settings that the ledger says and a key, and an erased one has no
-    key. No digest of a key is kept anywhere."""
-    names = set[str]()
+    """Raise CorruptFile unless each project has a key and the settings that the ledger records, and erased projects
+    have no key.
+
+    The key itself cannot be compared: no digest of it is kept.
+    """
+    existing_projects = set[str]()
     for row in connection.execute(select(projects)):
-        names.add(row.name)
+        existing_projects.add(row.name)
         settings = dict(changes.get(row.name, {}))
         state = settings.pop("state", "open")
         if (settings_of(connection, row.name), row.state) != (Settings.read(settings), state):
             raise CorruptFile("projects", row.name, "its settings are not those of the ledger", RESTORE)
-    key_of = {row.project: row.key for row in connection.execute(select(keys))}
-    for project in sorted(names | key_of.keys()):
+    keys_by_project = {row.project: row.key for row in connection.execute(select(keys))}
+    for project in sorted(existing_projects | keys_by_project.keys()):
         problem = ""
-        if project not in key_of:
+        if project not in keys_by_project:
             problem = "its key is gone, and nobody erased the project"
-        elif project not in names or (project, "") in erased:
+        elif project not in existing_projects or (project, "") in erased:
             problem = "its key is there, and the project is not"
-        elif not KEY.fullmatch(key_of[project]):
+        elif not KEY.fullmatch(keys_by_project[project]):
             problem = "its key is not one of 32 bytes in hex"
         if problem:
             raise CorruptFile("project_keys", project, problem, RESTORE)
 
 
 def recount(connection: Connection, project: str) -> int:
-    """Set every counter of a project right, and make the rows of `work` that are missing. Returns how many were wrong.
+    """Correct every counter of a project, and create missing rows of `work`. Returns how many were wrong.
 
-    The counters are written in the transactions that change what they count, so they cannot drift; `restore` counts
-    them anew all the same.
+    Counters are written in the transactions that change what they count, so they should never be wrong; `restore`
+    recounts as a precaution.
     """
     votes = connection.execute(select(ledger).where(stands(project), ledger.c.kind == "ranking")).all()
-    judged = Counter(row.item for row in votes if counts(vote_of(row, None)))
-    held = (leases.c.project == project, leases.c.state == "open", leases.c.purpose == "work")
-    leased = Counter(connection.execute(select(leases.c.item).where(*held)).scalars())
+    judged_by_item = Counter(row.item for row in votes if counts(vote_of(row, None)))
+    lease_conditions = (leases.c.project == project, leases.c.state == "open", leases.c.purpose == "work")
+    leased_by_item = Counter(connection.execute(select(leases.c.item).where(*lease_conditions)).scalars())
     rows = {row.item: row for row in connection.execute(select(work).where(work.c.project == project))}
     settings = ensure_project(connection, project)
-    wrong = 0
+    corrections = 0
     same_item = (prompts.c.project == ledger.c.project) & (prompts.c.id == ledger.c.item)
-    added = select(ledger.c.item, ledger.c.payload).join(prompts, same_item)
-    added = added.where(ledger.c.project == project, ledger.c.kind == "candidates")
-    for item, payload in connection.execute(added).all():
+    query = select(ledger.c.item, ledger.c.payload).join(prompts, same_item)
+    query = query.where(ledger.c.project == project, ledger.c.kind == "candidates")
+    for item, payload in connection.execute(query).all():
         gold = "expected" in json.loads(payload)
-        wanted = 0 if gold else settings.wanted(item)
-        right = {"wanted": wanted, "judged": judged[item], "leased": leased[item], "gold": gold}
+        overlap = 0 if gold else settings.wanted(item)
+        correct = {"wanted": overlap, "judged": judged_by_item[item], "leased": leased_by_item[item], "gold": gold}
         if item not in rows:
-            connection.execute(insert(work), work_row(project, item, priority=0.0) | right)
-        elif any(getattr(rows[item], name) != value for name, value in right.items()):
-            connection.execute(update(work).where(work.c.project == project, work.c.item == item).values(right))
+            connection.execute(insert(work), work_row(project, item, priority=0.0) | correct)
+        elif any(getattr(rows[item], name) != value for name, value in correct.items()):
+            connection.execute(update(work).where(work.c.project == project, work.c.item == item).values(correct))
         else:
             continue
-        wrong += 1
-    return wrong
+        corrections += 1
+    return corrections

@@ -1,4 +1,4 @@
-"""Rankings into preference pairs: what a reward model or DPO trains on."""
+"""Preference pairs from rankings, the training data of reward models and DPO."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from align.core.types import Message, Preference
 
 
 def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
-    """Return every pair across the ranking's tiers, as one group: at most K(K-1)/2 records. Of an item of two answers
+    """Return every pair across the ranking's tiers: at most K(K-1)/2, with one `group_id`. If the item has two answers,
     the strength is the margin.
 
-    A tie yields no pair. Nor do two candidates with the same text: sampling can give one answer twice, and whatever
-    was said of such a pair holds nothing to learn.
+    A tie yields no pair, and neither do two candidates with the same text: sampling can give one answer twice, and such
+    a pair has nothing to learn from.
     """
-    return [pair for two in ranking.pairs if (pair := pair_of(ranking, item, *two)) is not None]
+    return [pair for ids in ranking.pairs if (pair := pair_of(ranking, item, *ids)) is not None]
 
 
 def pair_of(ranking: Vote, item: Item, better: str, worse: str) -> Preference | None:
-    """Return two candidates of an item, by their ids, as a pair; None if both have the same text."""
+    """Return two candidates of an item, by their ids, as a pair. Returns None if both have the same text."""
     by_id = {candidate.id: candidate for candidate in item.candidates}
     chosen = by_id[better]
     rejected = by_id[worse]
@@ -48,7 +48,7 @@ def pair_of(ranking: Vote, item: Item, better: str, worse: str) -> Preference | 
 def training_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
-    """Return `counted_rankings`, of which there are some. Raises as `preferences`."""
+    """Return `counted_rankings`, of which there must be at least one. Raises as `preferences`."""
     rankings = counted_rankings(store, project, allow_simulated, through)
     require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
     return rankings
@@ -57,19 +57,19 @@ def training_rankings(
 def counted_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
-    """Return the rankings that stand and are neither of gold items nor repeats, in ledger order; of an item that a
-    reviewer settled, the newest review alone.
+    """Return the rankings to learn from, in ledger order: those that stand, without gold items and repeats. If an item
+    was reviewed, its newest review replaces the other rankings.
 
     Args:
-        through: the last row of the ledger that counts; None for all.
+        through: seq of the last row of the ledger that counts; None for all.
 
     Raises:
-        InputError: unknown project, or rankings by the stand-in for a person where only people's were asked for.
+        InputError: unknown project, or simulated rankings without `allow_simulated`.
     """
     rankings = [ranking for ranking in store.rankings(project) if ranking.purpose in ("work", "review")]
     rankings = [ranking for ranking in rankings if through is None or ranking.seq <= through]
-    settled = {ranking.item: ranking for ranking in rankings if ranking.purpose == "review"}
-    rankings = [ranking for ranking in rankings if settled.get(ranking.item, ranking) is ranking]
+    newest_reviews = {ranking.item: ranking for ranking in rankings if ranking.purpose == "review"}
+    rankings = [ranking for ranking in rankings if newest_reviews.get(ranking.item, ranking) is ranking]
     simulated = sum(ranking.source == "simulated" for ranking in rankings)
     if simulated and not allow_simulated:
         problem = f"{simulated} of its {len(rankings)} rankings are simulated, not a person's"
@@ -80,15 +80,17 @@ def counted_rankings(
 def preferences(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Preference]:
-    """Return the pairs of every ranking of a project that stands (not retracted, its item not erased), in ledger order.
-    Gold items and repeats measure the annotators and are left out; what a reviewer settled stands alone.
+    """Return the preference pairs of a project, in ledger order.
+
+    They come from the rankings that stand: not retracted, their item not erased. Gold items and repeats, which measure
+    the annotators, are left out; an item's newest review replaces its other rankings.
 
     Args:
         through: see `counted_rankings`.
 
     Raises:
-        InputError: unknown project, nothing ranked, no pair in what was ranked, or rankings by the stand-in for a
-            person where only people's were asked for.
+        InputError: unknown project, no rankings, rankings without a pair, or simulated rankings without
+            `allow_simulated`.
     """
     decided, _ = verdicts_of_people(store, project, allow_simulated, through)
     require(bool(decided), "project", project, "its rankings hold only ties", "Rank more items with stage=annotate.")
@@ -98,11 +100,13 @@ def preferences(
 def verdicts_of_people(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> tuple[list[Preference], list[Preference]]:
-    """Return what people said of pairs: those of `preferences`, and those that they called equal, whichever of their
-    answers is called chosen: what a judge is measured on, and nothing learns from.
+    """Return two lists: the pairs of `preferences`, and pairs that annotators judged equal, in arbitrary order of
+    chosen and rejected.
+
+    Ties serve to measure a judge; nothing is trained on them.
 
     Raises:
-        InputError: as `preferences`, but that ties alone are something.
+        InputError: as `preferences`, except that ties alone suffice.
     """
     rankings = training_rankings(store, project, allow_simulated, through)
     items = {item.id: item for item in store.items(project)}
@@ -112,8 +116,8 @@ def verdicts_of_people(
         if ranking.item in items:  # else it was erased between the two reads
             item = items[ranking.item]
             decided += pairs_of(ranking, item)
-            ties = (two for tier in ranking.tiers for two in combinations(sorted(tier), 2))
-            tied += [pair for two in ties if (pair := pair_of(ranking, item, *two)) is not None]
+            ties = (ids for tier in ranking.tiers for ids in combinations(sorted(tier), 2))
+            tied += [pair for ids in ties if (pair := pair_of(ranking, item, *ids)) is not None]
     problem = "its rankings compare no two answers that differ"
     require(bool(decided or tied), "project", project, problem, "Rank more items with stage=annotate.")
     return decided, tied

@@ -1,7 +1,7 @@
-"""A project: how its items are given out, what annotators are asked, and the guidelines that they read.
+"""Projects: how items are assigned, what annotators are asked, and the guidelines that they read.
 
-Settings and guidelines change while people work; each change is a row of the ledger, so that a vote's row says by which
-rules it was cast.
+Settings and guidelines change while people work. Each change is a row of the ledger, so that a vote's row tells under
+which settings and guidelines it was cast.
 """
 
 from __future__ import annotations
@@ -43,22 +43,24 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a project's items are given out and what is asked.
+    """A project's settings: how its items are assigned and what is asked.
 
     Attributes:
-        title: what annotators see it called; empty: the project's name.
-        attributes: what each answer is rated on, besides the ranking; empty: nothing.
-        scale: the highest rating, the lowest being 1.
-        overlap: how many people judge each item of the share `overlap_share`; one judges each of the others.
-        overlap_share: from 0 to 1, of the items, chosen by a hash of their id.
-        gold_share: from 0 to 1: how often an annotator is given a gold item that they have not seen.
-        repeat_share: from 0 to 1: how often one is given an item that they have judged, its answers turned round.
+        title: the title that annotators see; empty for the project's name.
+        attributes: the names of ratings that each answer gets besides the ranking.
+        scale: the highest rating; the lowest is 1.
+        overlap: number of people who judge each item of the share `overlap_share`; one person judges each of the
+            others.
+        overlap_share: share of the items, from 0 to 1, chosen by a hash of their id.
+        gold_share: share of an annotator's tasks, from 0 to 1, that are gold items they have not seen.
+        repeat_share: share of an annotator's tasks, from 0 to 1, that repeat an item with its answers in reverse order.
         order: `random`, or `priority`: items of the highest priority first.
-        lease_minutes: how long an item is kept for whoever opened it and shows no sign of life.
-        quota: votes asked of each annotator; 0: as many as there are.
-        blurred: answers are hidden until asked for.
-        turned_by_item: an item's answers stand as they were added for the first who judges it, and turned on by one
-            place for each further person; else their order is counterbalanced over the items of each person.
+        lease_minutes: minutes that an item is reserved for an annotator after their last activity.
+        quota: maximum votes per annotator; 0 for no limit.
+        blurred: whether answers are hidden until the annotator shows them.
+        turned_by_item: whether the answers' order depends on the item: as added for the first person who judges it,
+            rotated by one place for each further person. Otherwise the order is counterbalanced over each person's
+            items.
     """
 
     title: str = ""
@@ -79,75 +81,84 @@ class Settings:
             value = getattr(self, name)
             require(0 <= value <= 1, name, value, "it is no share of one", "Give a number from 0 to 1.")
         check_text("title", self.title, 200)
-        some = 1 <= self.overlap <= MOST_PEOPLE
-        require(some, "overlap", self.overlap, "so many cannot judge an item", f"Give 1 to {MOST_PEOPLE}.")
-        counted = 0 <= self.quota <= MOST_VOTES
-        require(counted, "quota", self.quota, "it is no number of votes", f"Give up to {MOST_VOTES}, 0 for no limit.")
+        is_valid_overlap = 1 <= self.overlap <= MOST_PEOPLE
+        require(is_valid_overlap, "overlap", self.overlap, "so many cannot judge an item", f"Give 1 to {MOST_PEOPLE}.")
+        is_valid_quota = 0 <= self.quota <= MOST_VOTES
+        require(
+            is_valid_quota, "quota", self.quota, "it is no number of votes", f"Give up to {MOST_VOTES}, 0 for no limit."
+        )
         require(2 <= self.scale <= 10, "scale", self.scale, "it cannot be shown", "Give 2 to 10.")
         require(self.order in ORDERS, "order", self.order, "it is no order", f"Choose one of: {', '.join(ORDERS)}.")
-        possible = 0 < self.lease_minutes <= WEEK
+        is_valid_time = 0 < self.lease_minutes <= WEEK
         remedy = f"Give a number of minutes above 0, up to {WEEK}."
-        require(possible, "lease_minutes", self.lease_minutes, "it is no time to keep an item", remedy)
+        require(is_valid_time, "lease_minutes", self.lease_minutes, "it is no time to keep an item", remedy)
         names = self.attributes
-        unique = len(set(names)) == len(names) and all(names)
-        require(unique, "attributes", list(names), "a name is empty or given twice", "Name each attribute once.")
-        few = len(names) <= MOST_ATTRIBUTES
-        require(few, "attributes", len(names), "so many cannot be rated", f"Name up to {MOST_ATTRIBUTES}.")
+        are_unique = len(set(names)) == len(names) and all(names)
+        require(are_unique, "attributes", list(names), "a name is empty or given twice", "Name each attribute once.")
+        are_few = len(names) <= MOST_ATTRIBUTES
+        require(are_few, "attributes", len(names), "so many cannot be rated", f"Name up to {MOST_ATTRIBUTES}.")
         for name in names:
             check_text("attributes", name, 60)
 
     def wanted(self, item: str) -> int:
-        """Return how many people are to judge an item."""
+        """Return the number of people who are to judge an item."""
         return self.overlap if overlap_draw(item) < self.overlap_share else 1
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Settings:
-        """Make settings from JSON values.
+        """Parse settings from JSON values.
 
         Raises:
             InputError: an unknown name, or a value of another type.
         """
         types = {field.name: type(field.default) for field in fields(cls)}
-        given = {}
+        settings = {}
         for name, value in values.items():
             require(name in types, "settings", name, "there is no such setting", f"There are {', '.join(types)}.")
             kind = types[name]
             if kind is tuple and isinstance(value, list | tuple):
-                fits = all(isinstance(part, str) for part in value)
+                is_valid = all(isinstance(part, str) for part in value)
                 value = tuple(value)
             elif kind is float:
-                fits = type(value) in (int, float)
+                is_valid = type(value) in (int, float)
             else:
-                fits = type(value) is kind
-            require(fits, name, value, f"it is not {KINDS[kind]}", f"Give {KINDS[kind]}.")
-            given[name] = value
-        return cls(**given)
+                is_valid = type(value) is kind
+            require(is_valid, name, value, f"it is not {KINDS[kind]}", f"Give {KINDS[kind]}.")
+            settings[name] = value
+        return cls(**settings)
 
 
 def overlap_draw(item: str) -> float:
-    """Return a number in [0, 1): if it is below `overlap_share`, `overlap` people judge the item."""
+    """Return an item's hash in [0, 1). If it is below `overlap_share`, `overlap` people judge the item."""
     return shuffle_of(f"overlap/{item}")
 
 
 def overlap_for(items: Collection[str], votes: int) -> dict[str, Any]:
-    """Return the settings `overlap` and `overlap_share` under which these items want so many votes together, or as few
-    more as a whole number of people allows; each item wants at least one.
+    """Return the settings `overlap` and `overlap_share` under which these items want `votes` votes together.
+
+    The total is as few more as a whole number of people allows; each item wants at least one vote.
 
     Args:
-        items: their ids, of which there are some.
+        items: their ids, at least one.
+        votes: the total number of votes wanted.
     """
     overlap = max(2, math.ceil(votes / len(items)))
-    often = min(len(items), math.ceil(max(0, votes - len(items)) / (overlap - 1)))
-    ends = [0.0, *sorted(map(overlap_draw, items)), 1.0]
-    share = often / len(items) if often in (0, len(items)) else (ends[often] + ends[often + 1]) / 2
+    items_with_overlap = min(len(items), math.ceil(max(0, votes - len(items)) / (overlap - 1)))
+    thresholds = [0.0, *sorted(map(overlap_draw, items)), 1.0]
+    share = (
+        items_with_overlap / len(items)
+        if items_with_overlap in (0, len(items))
+        else (thresholds[items_with_overlap] + thresholds[items_with_overlap + 1]) / 2
+    )
     return {"overlap": overlap, "overlap_share": share}
 
 
 def settings_of(connection: Connection, project: str) -> Settings:
-    """Return the project's settings; what was never set is as `Settings` has it.
+    """Return the project's settings, with defaults for those never set.
 
     Raises:
         InputError: unknown project.
+        CorruptFile: the stored settings cannot be read.
     """
     text = connection.execute(select(projects.c.settings).where(projects.c.name == project)).scalar()
     if text is None:
@@ -160,10 +171,10 @@ def settings_of(connection: Connection, project: str) -> Settings:
 
 
 def ensure_project(connection: Connection, project: str) -> Settings:
-    """Return the settings of a project, which is made now, with a key of its own, if there is none.
+    """Return a project's settings. Creates the project, with a random key, if there is none.
 
     Raises:
-        InputError: no name for a project, or it was erased.
+        InputError: an invalid name, or the project was erased.
     """
     if connection.execute(select(projects.c.name).where(projects.c.name == project)).first() is None:
         require(bool(project.strip()), "project", project, "it is empty", "Name one, for instance project=quickstart.")
@@ -175,23 +186,23 @@ def ensure_project(connection: Connection, project: str) -> Settings:
 
 
 def check_not_erased(connection: Connection, project: str) -> None:
-    """Raise InputError if the project was erased: its name is not used again, or two projects would be one by name."""
-    row = project_erasure(connection, project)
-    problem = f"it was erased (row {row} of the ledger), and its name is not used again"
-    require(row is None, "project", project, problem, "Choose another name.")
+    """Raise InputError if the project was erased. Its name is not used again, because names identify projects."""
+    tombstone = project_erasure(connection, project)
+    problem = f"it was erased (row {tombstone} of the ledger), and its name is not used again"
+    require(tombstone is None, "project", project, problem, "Choose another name.")
 
 
 def version_of(connection: Connection, project: str) -> int:
-    """Return the version of a project's settings: the row of the ledger that changed them last; 0 if none did."""
+    """Return the version of a project's settings: the seq of the ledger row of their last change, or 0."""
     return history(connection, project)[-1][0]
 
 
 def history(connection: Connection, project: str) -> list[tuple[int, Settings]]:
-    """Return every version of a project's settings, the newest last: the ledger keeps each change."""
-    mine = (ledger.c.project == project, ledger.c.kind == "settings")
+    """Return every version of a project's settings with its number, the newest last."""
+    conditions = (ledger.c.project == project, ledger.c.kind == "settings")
     versions = [(0, Settings())]
     values = {}
-    for row in connection.execute(select(ledger.c.seq, ledger.c.payload).where(*mine).order_by(ledger.c.seq)):
+    for row in connection.execute(select(ledger.c.seq, ledger.c.payload).where(*conditions).order_by(ledger.c.seq)):
         values |= json.loads(row.payload)
         versions.append((row.seq, Settings.read({name: value for name, value in values.items() if name != "state"})))
     return versions
@@ -210,8 +221,8 @@ def state_of(connection: Connection, project: str) -> str:
 
 
 def guidelines_of(connection: Connection, project: str, version: int | None = None) -> tuple[int, str] | None:
-    """Return the number and the text of a version of the guidelines, the newest unless one is named; None if there is
-    none."""
+    """Return the number and text of a version of the guidelines, by default the newest. Returns None if there is no
+    such version."""
     query = select(guidelines.c.version, guidelines.c.text).where(guidelines.c.project == project)
     if version is not None:
         query = query.where(guidelines.c.version == version)
@@ -222,39 +233,43 @@ def guidelines_of(connection: Connection, project: str, version: int | None = No
 def configure(
     store: Store, project: str, values: Mapping[str, Any] | None = None, state: str | None = None
 ) -> Settings:
-    """Change the settings that `values` names, and the state; make the project if there is none.
+    """Change a project's settings and state. Creates the project if there is none.
 
-    Votes of items that people hold are taken in every state; new items are given out in `open` alone.
+    In every state, votes on items that people hold are accepted; new items are assigned only while the project is open.
+
+    Args:
+        values: settings to change, by name.
 
     Raises:
-        InputError: an unknown setting or state, or a value that it cannot have.
+        InputError: an unknown setting or state, or an invalid value.
     """
-    known = state is None or state in STATES
-    require(known, "state", state, "there is no such state", f"Choose one of: {', '.join(STATES)}.")
+    is_known_state = state is None or state in STATES
+    require(is_known_state, "state", state, "there is no such state", f"Choose one of: {', '.join(STATES)}.")
     with store.transaction() as connection:
-        mine = projects.c.name == project
-        new = connection.execute(select(projects.c.name).where(mine)).first() is None
+        same_project = projects.c.name == project
+        is_new = connection.execute(select(projects.c.name).where(same_project)).first() is None
         before = ensure_project(connection, project)
         after = Settings.read(asdict(before) | dict(values or {}))
         changed = {name: value for name, value in asdict(after).items() if value != getattr(before, name)}
         state_before = state_of(connection, project)
         if state is not None and state != state_before:
             changed["state"] = state
-        if not changed and not new:
+        if not changed and not is_new:
             return after
         row = {"settings": to_canonical_json(asdict(after)), "state": state or state_before}
-        connection.execute(update(projects).where(mine), row)
+        connection.execute(update(projects).where(same_project), row)
         append(connection, project, "settings", changed)
         if {"overlap", "overlap_share"} & changed.keys():
             items = select(work.c.item).where(work.c.project == project, ~work.c.gold)
             for item in connection.execute(items).scalars().all():
-                this = (work.c.project == project, work.c.item == item)
-                connection.execute(update(work).where(*this).values(wanted=after.wanted(item)))
+                same_item = (work.c.project == project, work.c.item == item)
+                connection.execute(update(work).where(*same_item).values(wanted=after.wanted(item)))
     return after
 
 
 def publish_guidelines(store: Store, project: str, text: str) -> int:
-    """Publish the project's guidelines, in Markdown. Returns their version, the last one if nothing changed.
+    """Publish the project's guidelines, in Markdown. Returns their version, which stays the same if the text did not
+    change.
 
     Raises:
         InputError: an empty text.

@@ -1,4 +1,4 @@
-"""What the store takes and gives, how that lies in its tables, and what of it the ledger hashes."""
+"""Records of the store (items, candidates, judgements, votes), their rows in the tables, and their hashed payloads."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from align.core.types import Conversation
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One answer to a prompt, and where it came from.
+    """An answer to a prompt, and its origin.
 
     Attributes:
         text: the assistant's turn.
-        model_digest: digest of the base it was sampled from.
-        adapter_digest: digest of the adapter upon it; empty where there was none.
-        sampling: temperature, seed and whatever else a repetition needs; JSON values.
-        ended: True where it ended with EOS, False where it was cut at the length limit.
-        id: given by the store, `<item>-<k>`.
+        model_digest: digest of the base model it was sampled from.
+        adapter_digest: digest of the adapter; empty if there was none.
+        sampling: temperature, seed and everything else needed to sample it again; JSON values.
+        ended: whether it ended with EOS; False if it was cut at the length limit.
+        id: set by the store, `<item>-<k>`.
     """
 
     text: str
@@ -38,7 +38,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """What an annotator is shown: a prompt (its id is the item's) and its K candidates, in the order added."""
+    """A prompt and its K candidates, in the order added. The prompt's id is the item's."""
 
     id: str
     prompt: Conversation
@@ -46,51 +46,50 @@ class Item:
 
 
 MOST_ANSWERS = 9
-"""Of an item: what one key each can place."""
+"""Maximum candidates of an item: each rank has a digit key."""
 RESTORE = "Restore the store from a backup; do not export from it."
 UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def check_text(field: str, text: str, most: int | None = None) -> None:
-    """Raises for what one of the databases could not keep, or a file not be written with."""
+    """Raise InputError for a text that a database or a file cannot hold, or that is longer than `most`."""
     displayed = text if len(text) <= 60 else f"{text[:60]}…"
-    fits = most is None or len(text) <= most
-    require(fits, field, displayed, f"it has {len(text)} characters", f"Give at most {most}.")
-    bad = UNWRITABLE.search(text)
-    problem = f"it holds U+{ord(bad[0]):04X}, which is no character" if bad else ""
-    require(not bad, field, displayed.encode(errors="replace").decode(), problem, "Take it out.")
+    is_short = most is None or len(text) <= most
+    require(is_short, field, displayed, f"it has {len(text)} characters", f"Give at most {most}.")
+    unwritable = UNWRITABLE.search(text)
+    problem = f"it holds U+{ord(unwritable[0]):04X}, which is no character" if unwritable else ""
+    require(not unwritable, field, displayed.encode(errors="replace").decode(), problem, "Take it out.")
 
 
 SKIPS = ("unsure", "language", "broken", "harmful", "other")
-"""Why an item may be skipped: a closed list, for the ledger keeps it for ever. Words go into the rationale."""
-
+"""Reasons for a skip: a closed list, because the ledger keeps them for ever. Free text belongs in the rationale."""
 
 SHOWN = "shown"
-"""What the ledger calls `Judgement.display_order`: it is hashed, and so its name stays."""
+"""Name of `Judgement.display_order` in the ledger, which is hashed and cannot change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What an annotator said of an item: a ranking of its answers, or why they skipped it.
+    """An annotator's judgement of an item: a ranking of its answers, or a skip.
 
     Attributes:
-        tiers: candidate ids, best tier first; ids within a tier are tied. Empty where the item was skipped.
+        tiers: candidate ids, best tier first; ids within a tier are tied. Empty for a skip.
         source: `human` or `simulated`.
-        scorer: the name of what a simulated annotator ranks by; empty of a person.
-        strength: of two answers, how much better the first tier is: 1 to 3, 0 of a tie; None where nobody said.
-        quality: `good` or `bad` where that was said of all answers together; else empty.
-        ratings: by candidate id, a number for every attribute that was rated.
-        flagged: ids of the candidates that were called harmful; the item's own id where the prompt was.
-        skipped: why the item was skipped, one of `SKIPS`; empty for a ranking.
-        display_order: the candidate ids in the order on the screen; empty where there was no screen.
-        seconds: that the annotator looked at it; None where nobody measured.
-        purpose: `work`; `gold`, an item with a known answer; `repeat`, one that the annotator had judged before; or
-            `review`, what a reviewer settles of an item that others disagree on. Work is trained on, and in its place
-            the newest review of an item.
-        guideline_version: of the guidelines that the annotator had before them; empty where there were none.
-        project_version: of the project's settings that they judged under, see `version_of`; None where nobody said.
-        rationale: why, in the annotator's words. Erasable.
-        demonstration: the answer that they would have given. Erasable.
+        scorer: name of the scorer by which a simulated annotator ranks; empty for a person.
+        strength: how much better the first tier of two answers is: 1 to 3, or 0 for a tie; None if not given.
+        quality: `good` or `bad` if the annotator judged all answers so; else empty.
+        ratings: candidate id → attribute → rating.
+        flagged: ids of the candidates flagged as harmful; the item's own id if the prompt was flagged.
+        skipped: reason of a skip, one of `SKIPS`; empty for a ranking.
+        display_order: the candidate ids in their order on the screen; empty if there was no screen.
+        seconds: time that the annotator looked at the item; None if not measured.
+        purpose: `work`; `gold` for an item with a known answer; `repeat` for an item that the annotator had judged
+            before; or `review` for a reviewer's decision on an item that others disagree on. Training uses work, and
+            the newest review of an item in its place.
+        guideline_version: version of the guidelines that the annotator saw; empty if there were none.
+        project_version: version of the project's settings that applied, see `version_of`; None if not given.
+        rationale: the annotator's explanation. Erasable.
+        demonstration: the answer that the annotator would have given. Erasable.
     """
 
     tiers: tuple[tuple[str, ...], ...] = ()
@@ -111,12 +110,12 @@ class Judgement:
 
     @property
     def kind(self) -> str:
-        """Of its row in the ledger."""
+        """The kind of its row in the ledger."""
         return "skip" if self.skipped else "ranking"
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """Every (better, worse) pair of candidate ids across tiers; a tie yields none."""
+        """The (better, worse) pairs of candidate ids across tiers; a tie yields none."""
         return tuple(
             (better, worse)
             for i, tier in enumerate(self.tiers)
@@ -126,14 +125,14 @@ class Judgement:
         )
 
     def payload(self) -> dict[str, Any]:
-        """What the ledger keeps of it: everything but the remark; what nobody said is left out."""
-        always = {
+        """Return the payload for the ledger: all fields except the erasable texts, without empty ones."""
+        required_fields = {
             "tiers": [sorted(tier) for tier in self.tiers],  # within a tier order means nothing
             "source": self.source,
             "strength": self.strength,
             "guideline_version": self.guideline_version,
         }
-        more = {
+        optional_fields = {
             "quality": self.quality,
             "ratings": {id: dict(rated) for id, rated in self.ratings.items()},
             "flagged": sorted(self.flagged),
@@ -144,21 +143,23 @@ class Judgement:
             "scorer": self.scorer,
             "project_version": self.project_version,
         }
-        return always | {name: value for name, value in more.items() if value not in ("", None, [], {})}
+        return required_fields | {
+            name: value for name, value in optional_fields.items() if value not in ("", None, [], {})
+        }
 
     def remark(self) -> str:
-        """The erasable part as canonical JSON; empty where there is none."""
-        words = {name: getattr(self, name) for name in ("rationale", "demonstration") if getattr(self, name)}
-        return to_canonical_json(words) if words else ""
+        """Return the erasable texts as canonical JSON. Returns an empty string if there are none."""
+        texts = {name: getattr(self, name) for name in ("rationale", "demonstration") if getattr(self, name)}
+        return to_canonical_json(texts) if texts else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote(Judgement):
-    """A judgement as the ledger holds it.
+    """A judgement in the ledger.
 
     Attributes:
-        seq: its row.
-        item: the id of the item judged.
+        seq: number of its row.
+        item: id of the judged item.
         annotator: a pseudonym.
         created_at: UTC, ISO 8601.
     """
@@ -170,29 +171,29 @@ class Vote(Judgement):
 
 
 def shuffle_of(name: str) -> float:
-    """A number in [0, 1) that a name alone decides."""
+    """Return a hash of a name as a number in [0, 1)."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:13], 16) / 16**13
 
 
 def work_row(project: str, item: str, priority: float) -> dict[str, Any]:
-    """Return a row of `work` without a vote."""
+    """Return an item's row of `work` before any vote."""
     counters = {"wanted": 0, "judged": 0, "leased": 0, "gold": False}
     return {"project": project, "item": item, "shuffle": shuffle_of(item), "priority": priority, **counters}
 
 
 def storable(text: str) -> str:
-    """A model's text without what no database keeps: NUL and lone surrogates become U+FFFD."""
+    """Replace characters of a model's text that no database stores, NUL and lone surrogates, with U+FFFD."""
     return UNWRITABLE.sub("\ufffd", text)
 
 
 def prompt_row(project: str, item: str, prompt: Conversation, salt: str = "") -> dict[str, Any]:
-    """The row of `prompts`, with a fresh salt unless one is given."""
+    """Return the row of `prompts`. It gets a random salt by default."""
     salt = salt or secrets.token_hex(16)
     return {"project": project, "id": item, "messages": to_canonical_json(prompt.as_dicts()), "salt": salt}
 
 
 def candidate_row(project: str, item: str, k: int, answer: Candidate, salt: str = "") -> dict[str, Any]:
-    """The row of `candidates` at position k, with a fresh salt unless one is given."""
+    """Return the row of `candidates` at position k. It gets a random salt by default."""
     return {
         "project": project,
         "id": f"{item}-{k}",
@@ -208,7 +209,8 @@ def candidate_row(project: str, item: str, k: int, answer: Candidate, salt: str 
 
 
 def item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
-    """What the ledger keeps of an item's rows: `{prompt: digest, candidates: {id: digest}}`, all salted."""
+    """Return the payload of an item for the ledger, `{prompt: digest, candidates: {id: digest}}`; the digests are
+    salted."""
     hashed = ("position", "text", "model_digest", "adapter_digest", "sampling", "ended")
     return {
         "prompt": hash_with_salt(prompt["salt"], prompt["messages"]),
@@ -217,7 +219,7 @@ def item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]
 
 
 def item_of(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> Item:
-    """The record of an item's rows, candidates by position."""
+    """Return the item of its rows, candidates by position."""
     ordered = sorted(answers, key=lambda row: row["position"])
     return Item(
         prompt["id"],
@@ -237,12 +239,16 @@ def item_of(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> 
 
 
 def vote_of(row: Any, remark: str | None) -> Vote:
-    """The record of a `ranking` or `skip` row of the ledger, with its remark where there is one."""
+    """Return the vote of a `ranking` or `skip` row of the ledger.
+
+    Args:
+        remark: its erasable texts as JSON, if there are any.
+    """
     payload = json.loads(row.payload)
     for digest in ("annotator_digest", "remark"):
         payload.pop(digest, None)
     payload |= {"tiers": tuple(tuple(tier) for tier in payload["tiers"])}
     payload["display_order"] = tuple(payload.pop(SHOWN, ()))
     payload["flagged"] = tuple(payload.get("flagged", ()))
-    who = {"seq": row.seq, "item": row.item, "annotator": row.annotator, "created_at": row.created_at}
-    return Vote(**payload, **json.loads(remark or "{}"), **who)
+    columns = {"seq": row.seq, "item": row.item, "annotator": row.annotator, "created_at": row.created_at}
+    return Vote(**payload, **json.loads(remark or "{}"), **columns)

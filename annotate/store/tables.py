@@ -1,8 +1,8 @@
-"""The annotation store's tables.
+"""The tables of an annotation store.
 
-The erasable ones hold what people wrote and who they are; the ledger holds what happened to it, and is never changed.
-What stands in `work`, `leases` and `drafts` says who judges what next: all of it can be lost without losing a vote.
-Every row of these has a project; users are the whole store's, and `members` says what they may do where.
+Texts and identities lie in erasable tables; the ledger records what happened to them, and is never changed. `work`,
+`leases` and `drafts` only serve to assign items: they can be lost without losing a vote. Their rows all belong to a
+project; users belong to the whole store, and `members` holds their roles by project.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def project_key() -> Column[str]:
     return Column("project", String(200), primary_key=True)
 
 
-def required(name: str, *what: Any, **options: Any) -> Column[Any]:
-    return Column(name, *what, nullable=False, **options)
+def required(name: str, *column_arguments: Any, **options: Any) -> Column[Any]:
+    return Column(name, *column_arguments, nullable=False, **options)
 
 
 store_meta = Table(
@@ -65,7 +65,7 @@ candidates = Table(
     required("model_digest", String(200)),
     required("adapter_digest", String(200)),
     required("sampling", Text),  # canonical JSON
-    required("ended", Boolean),  # True: ended with EOS; False: cut at the length limit
+    required("ended", Boolean),  # True if it ended with EOS, False if it was cut at the length limit
     required("salt", String(64)),
     ForeignKeyConstraint(["project", "prompt_id"], ["prompts.project", "prompts.id"], ondelete="CASCADE"),
     UniqueConstraint("project", "prompt_id", "position"),
@@ -75,14 +75,16 @@ annotators = Table(
     "annotators",
     metadata,
     project_key(),
-    Column("pseudonym", String(64), primary_key=True),  # random, so that it says nothing once the identity is gone
+    Column(
+        "pseudonym", String(64), primary_key=True
+    ),  # random, so that it identifies nobody once the identity is erased
     required("identity", String(320)),
     required("salt", String(64)),
     UniqueConstraint("project", "identity"),
 )
 
-# No foreign keys: the ledger outlives the contents that it speaks of. A trigger refuses to change it: a slip of the
-# hand in a SQL shell should not rewrite history; an attacker drops the trigger, and meets the hashes.
+# No foreign keys: the ledger outlives the contents that it mentions. A trigger guards against accidental changes, such
+# as in a SQL shell. An attacker can drop the trigger, but changed rows no longer fit the chain of hashes.
 ledger = Table(
     "ledger",
     metadata,
@@ -132,8 +134,8 @@ projects = Table(
     required("state", String(10)),  # open, paused or closed
 )
 
-# Content ids of the project's rows in data sets are made under it. Nobody can say any more whose they are once it is
-# gone: an erased text cannot be guessed and looked for.
+# The content ids of the project's rows in data sets are keyed hashes. Once the key is erased, an id can no longer be
+# matched with a guessed text.
 keys = Table(
     "project_keys",
     metadata,
@@ -153,30 +155,30 @@ remarks = Table(
     "remarks",
     metadata,
     project_key(),
-    Column("seq", Integer, primary_key=True, autoincrement=False),  # of the vote that it goes with
+    Column("seq", Integer, primary_key=True, autoincrement=False),  # of its vote
     required("item", String(64)),
     required("annotator", String(64)),
     required("content", Text),  # canonical JSON of {rationale, demonstration}
     required("salt", String(64)),
 )
 
-# SQLite takes a partial index where the query says its condition in the same words; `test_gold_and_repeats` asks its
-# planner.
+# SQLite uses a partial index only if the query repeats its condition literally; `test_gold_and_repeats` checks the
+# query plan.
 LEFT = text("wanted > judged + leased")
 
-# One row an item. The two counters are what the ledger and the open leases say, kept so that the next item is found
-# without counting; `restore` counts anew.
+# One row per item. The counters repeat what the ledger and the open leases hold, so that the next item is found without
+# counting; `restore` recounts them.
 work = Table(
     "work",
     metadata,
     project_key(),
     Column("item", String(64), primary_key=True),
-    required("wanted", Integer),  # people who are to judge it; 0 for a gold item
-    required("judged", Integer),  # standing rankings by people, neither gold nor repeated
+    required("wanted", Integer),  # number of people who are to judge it; 0 for a gold item
+    required("judged", Integer),  # standing rankings by people, without gold and repeats
     required("leased", Integer),  # open leases, likewise
     required("shuffle", Float(53)),  # in [0, 1), a function of the id: the random order
-    required("priority", Float(53)),  # higher goes first where the project says so
-    required("gold", Boolean),  # its answer is known: asked of everyone, to see how they judge
+    required("priority", Float(53)),  # higher goes first if the project's order is `priority`
+    required("gold", Boolean),  # has a known answer, and is given to everyone to measure them
     Index("work_by_shuffle", "project", "shuffle", sqlite_where=LEFT, postgresql_where=LEFT),
     Index("work_by_priority", "project", text("priority DESC"), "shuffle", sqlite_where=LEFT, postgresql_where=LEFT),
     Index("work_gold", "project", "shuffle", sqlite_where=text("gold = 1"), postgresql_where=text("gold")),
@@ -188,16 +190,16 @@ leases = Table(
     Column("token", String(64), primary_key=True),
     required("project", String(200)),
     required("annotator", String(64)),
-    required("number", Integer),  # the annotator's 0th, 1st, 2nd, …
+    required("number", Integer),  # counts the annotator's leases from 0
     required("item", String(64)),
     required("purpose", String(10)),  # work, gold, repeat or review
-    required("k", Integer),  # how many candidates
-    required("turn", Integer),  # the annotator's 0th, 1st, 2nd, … of so many
-    required("shown", Text),  # canonical JSON: candidate ids as they stand on the screen
+    required("k", Integer),  # number of candidates
+    required("turn", Integer),  # counts the annotator's leases with k candidates from 0
+    required("shown", Text),  # canonical JSON: candidate ids in their order on the screen
     required("state", String(10)),  # open, judged, expired or returned
     required("granted_at", Float(53)),  # seconds since 1970, by the queue's clock
     required("expires_at", Float(53)),
-    Column("vote", Integer),  # the seq of the vote it led to
+    Column("vote", Integer),  # seq of the vote that ended it
     UniqueConstraint("project", "annotator", "number"),
     Index("leases_by_item", "project", "item", "annotator"),
     Index("leases_by_state", "project", "state", "expires_at"),
@@ -219,7 +221,7 @@ users = Table(
     "users",
     metadata,
     Column("id", String(32), primary_key=True),
-    required("name", String(320), unique=True),  # the identity of their annotator in every project
+    required("name", String(320), unique=True),  # also the annotator's identity in every project
     required("password", Text),  # an argon2 hash
     required("created_at", Float(53)),
 )
@@ -232,7 +234,7 @@ members = Table(
     required("role", String(10)),  # annotator, reviewer or admin
 )
 
-# Of sessions and invitations the token's SHA-256: whoever reads the database can use neither.
+# Sessions and invitations are stored by the SHA-256 of their token, so that a reader of the database cannot use them.
 sessions = Table(
     "sessions",
     metadata,
@@ -248,7 +250,7 @@ invitations = Table(
     Column("digest", String(64), primary_key=True),
     required("project", String(200)),
     required("role", String(10)),
-    required("name", String(320)),  # whom it is for; empty: whoever has it chooses a name
-    required("made_by", String(32)),  # a user; empty: the operator of the server
+    required("name", String(320)),  # the person's; empty if the holder chooses one
+    required("made_by", String(32)),  # a user's id; empty for the operator of the server
     required("expires_at", Float(53)),
 )
