@@ -1,4 +1,4 @@
-"""The queue of one project: each thing that an annotator asks is one transaction."""
+"""The queue of a project: each request of an annotator is one transaction."""
 
 from __future__ import annotations
 
@@ -45,17 +45,21 @@ from align.annotate.store.tables import leases, ledger, work
 from align.core.errors import InputError
 
 SUMS_LAST_S = 1
-"""Seconds for which the project's sums, a look at every item, are kept."""
+"""Seconds for which the sums of a project's progress, a scan of all items, are cached."""
 CONTESTED_LAST_S = 5
-"""Seconds for which the contested items, a look at every vote, are kept."""
+"""Seconds for which the list of contested items, a scan of all votes, is cached."""
 RECENT = 100
+"""Number of votes that a newly opened page can undo."""
 DRAFTED = ("tiers", "strength", "quality", "ratings", "flagged", "skipped", "rationale", "demonstration")
-"""What the draft of an item holds whose vote was taken back."""
+"""Fields of a retracted vote that become the draft."""
 
 
 class Clock:
-    """Seconds since 1970 that run evenly: the wall clock when it was made, and the monotonic clock since. A wall clock
-    that jumps ends nobody's lease. Of two processes each has its own: serve a project from one."""
+    """Seconds since 1970 that run evenly: the wall clock at creation, advanced by the monotonic clock.
+
+    A jump of the wall clock therefore ends no lease. Each process has its own clock, so serve a project from one
+    process.
+    """
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
@@ -66,12 +70,12 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far an annotator and their project are.
+    """The progress of an annotator and their project.
 
     Attributes:
-        mine: the annotator's standing rankings, gold and repeats among them.
-        quota: asked of them; 0: no number.
-        done, wanted: rankings of the whole project, gold and repeats aside.
+        mine: the annotator's standing rankings, including gold items and repeats.
+        quota: the annotator's maximum; 0 for no limit.
+        done, wanted: rankings of the whole project, without gold items and repeats.
     """
 
     mine: int
@@ -81,10 +85,10 @@ class Progress:
 
 
 class AssignmentQueue:
-    """Gives out the items of one project, and takes the votes. Safe to share between threads and processes.
+    """Assigns the items of one project and accepts the votes. Safe to share between threads and processes.
 
     Args:
-        clock: seconds since 1970.
+        clock: returns seconds since 1970.
 
     Raises:
         InputError: unknown project.
@@ -95,52 +99,56 @@ class AssignmentQueue:
         self.project = project
         self.clock = clock or Clock()
         with store.transaction() as db:
-            # A wall clock that was set back while we were down must not make leases outlast their time.
+            # If the wall clock was set back while the server was down, leases must not last longer than they should.
             latest = self.clock() + 60 * settings_of(db, project).lease_minutes
-            late = (leases.c.project == project, leases.c.state == "open", leases.c.expires_at > latest)
-            db.execute(update(leases).where(*late).values(expires_at=latest))
+            too_late = (leases.c.project == project, leases.c.state == "open", leases.c.expires_at > latest)
+            db.execute(update(leases).where(*too_late).values(expires_at=latest))
         self._sums = (float("-inf"), 0, 0)
         self._contested: tuple[float, list[str]] = (float("-inf"), [])
 
     def take(self, annotator: str) -> Task | None:
-        """Return the annotator's next item: one they hold, or a new one, leased to them; None if nothing is left for
-        them, their quota is reached, or the project is not open."""
+        """Return the annotator's next item: one that they hold, or a new one, leased to them.
+
+        Returns None if nothing is left for them, their quota is reached, or the project is not open.
+        """
         with self.store.transaction() as db:
-            return self._next(db, ensure_annotator(db, self.project, annotator).pseudonym)
+            return self._take_next(db, ensure_annotator(db, self.project, annotator).pseudonym)
 
     def take_review(self, reviewer: str) -> Task | None:
-        """Return an item that annotators disagree on, the most contradicted first; None if nothing is left to
-        settle."""
+        """Return the most contradicted item for a reviewer to decide. Returns None if nothing is left to decide."""
         if self.clock() - self._contested[0] > CONTESTED_LAST_S:
-            with self.store.reading() as db:  # a look at every vote, before anybody has to wait for it
+            with self.store.reading() as db:  # scans all votes, so not inside the write transaction
                 self._contested = (self.clock(), contested(db, self.project))
         with self.store.transaction() as db:
-            return self._next_review(db, ensure_annotator(db, self.project, reviewer).pseudonym)
+            return self._take_next_review(db, ensure_annotator(db, self.project, reviewer).pseudonym)
 
     def held(self, annotator: str, token: str) -> Task:
-        """Return the item of a lease of the annotator's, ended or not.
+        """Return the task of an annotator's lease, even if the lease has ended.
 
         Raises:
-            InputError: there is none, or its item was erased.
+            InputError: no such lease of this annotator, or its item was erased.
         """
         with self.store.reading() as db:
-            return task_of(db, self._lease(db, annotator, token))
+            return task_of(db, self._find_lease(db, annotator, token))
 
     def vote(self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms) -> tuple[int, Task | None]:
-        """Record a judgement (or a skip) of a leased item, end the lease, and take the next, all or nothing.
+        """Record a judgement of a leased item, end the lease, and take the next item, in one transaction.
 
         Args:
-            key: idempotency key: the same vote sent again gives the same seq, and the item that is next by now.
-            judgement: `display_order`, `purpose`, `source` and the versions are set here, whatever it says.
-            terms: what it was made under, however long ago.
+            key: idempotency key: the same vote sent again returns the same seq, and the item that is next by then.
+            judgement: a ranking or a skip. Its `display_order`, `purpose`, `source` and versions are set here.
+            terms: the terms under which it was made.
+
+        Returns:
+            The vote's seq, and the next task or None.
 
         Raises:
-            AlreadyJudged: the annotator has judged the item, in another tab for instance.
-            InputError: no such lease of this annotator, or as `Store.record` does.
+            AlreadyJudged: the annotator has judged the item, for instance in another tab.
+            InputError: no such lease of this annotator, or as `Store.record`.
         """
         with self.store.transaction() as db:
-            lease = self._lease(db, annotator, token)
-            who = lease.annotator
+            lease = self._find_lease(db, annotator, token)
+            pseudonym = lease.annotator
             check_terms(db, self.project, lease.purpose, terms)
             judgement = replace(
                 judgement,
@@ -150,50 +158,53 @@ class AssignmentQueue:
                 guideline_version="" if terms.guidelines is None else str(terms.guidelines),
                 project_version=terms.version,
             )
-            sent_before = row_by_key(db, self.project, judgement.kind, key)
+            earlier_row = row_by_key(db, self.project, judgement.kind, key)
             seq = self.store.record(self.project, lease.item, judgement, annotator=annotator, key=key)
-            if sent_before is None:  # else it is a copy, which must not bring back what was taken back since
-                mine = of_item(self.project, who, lease.item, lease.purpose)
-                close_leases(db, self.project, mine, "returned")
+            if earlier_row is None:  # else it was sent before, and may have been retracted since
+                own_leases = of_item(self.project, pseudonym, lease.item, lease.purpose)
+                close_leases(db, self.project, own_leases, "returned")
                 db.execute(update(leases).where(leases.c.token == token).values(state="judged", vote=seq))
                 discard_draft(db, lease)
-            return seq, self._next_review(db, who) if lease.purpose == "review" else self._next(db, who)
+            take_next = self._take_next_review if lease.purpose == "review" else self._take_next
+            return seq, take_next(db, pseudonym)
 
     def undo(self, annotator: str, seq: int) -> Task:
-        """Take one of the annotator's votes back and give them the item again, what they had said as its draft.
+        """Retract one of the annotator's votes and lease them its item again, with the judgement as its draft.
 
-        Asked again, it does nothing more.
+        A repeated call changes nothing more.
 
         Raises:
             InputError: no vote of this annotator, or its item was erased.
         """
         with self.store.transaction() as db:
-            who = self._known(db, annotator)
-            mine = (ledger.c.project == self.project, ledger.c.seq == seq, ledger.c.annotator == who)
-            row = db.execute(select(ledger).where(*mine, ledger.c.kind.in_(VOTES))).first()
+            pseudonym = self._find_pseudonym(db, annotator)
+            own_row = (ledger.c.project == self.project, ledger.c.seq == seq, ledger.c.annotator == pseudonym)
+            row = db.execute(select(ledger).where(*own_row, ledger.c.kind.in_(VOTES))).first()
             if row is None:
                 raise InputError("seq", seq, "it is no vote of yours", "Give the seq of one of your own.")
-            theirs = (leases.c.project == self.project, leases.c.annotator == who, leases.c.item == row.item)
-            lease = db.execute(select(leases).where(*theirs, leases.c.vote == seq)).first()
+            own_leases = (leases.c.project == self.project, leases.c.annotator == pseudonym, leases.c.item == row.item)
+            lease = db.execute(select(leases).where(*own_leases, leases.c.vote == seq)).first()
             if lease is not None:
                 self.store.retract(self.project, seq)
                 vote = vote_of(row, remark_of(db, self.project, seq))
                 save_draft(db, lease, {name: getattr(vote, name) for name in DRAFTED})
-                if lease.purpose == "work":  # a repeat of what is not said any more repeats nothing
-                    close_leases(db, self.project, of_item(self.project, who, lease.item, "repeat"), "returned")
+                if lease.purpose == "work":  # a repeat makes no sense without the first vote
+                    close_leases(db, self.project, of_item(self.project, pseudonym, lease.item, "repeat"), "returned")
                 open_again(db, lease, self.clock())
             else:
-                again = (leases.c.state == "open", leases.c.purpose != "repeat")
-                lease = db.execute(select(leases).where(*theirs, *again)).first()
+                is_open = (leases.c.state == "open", leases.c.purpose != "repeat")
+                lease = db.execute(select(leases).where(*own_leases, *is_open)).first()
             if lease is None:
                 raise InputError("seq", seq, "its item is not to be judged again", "Go on with the next one.")
             return task_of(db, lease)
 
     def renew(self, annotator: str, token: str) -> bool:
-        """Note a sign of life. Returns whether the item is still kept for the annotator; if not, it is with somebody
-        else, and a vote is taken all the same."""
+        """Extend a lease. Returns whether the annotator still has it.
+
+        If not, the item may be leased to another annotator; a vote is accepted nevertheless.
+        """
         with self.store.transaction() as db:
-            lease = self._lease(db, annotator, token)
+            lease = self._find_lease(db, annotator, token)
             if lease.state == "expired" and is_wanted_again(db, lease):
                 open_again(db, lease, self.clock())
                 return True
@@ -202,110 +213,119 @@ class AssignmentQueue:
             return lease.state == "open"
 
     def is_judged(self, annotator: str, token: str) -> bool:
-        """Return whether the annotator has judged what this lease gave them."""
+        """Return whether the annotator has judged the item of this lease."""
         with self.store.reading() as db:
-            return self._lease(db, annotator, token).state == "judged"
+            return self._find_lease(db, annotator, token).state == "judged"
 
     def recent(self, annotator: str) -> list[int]:
-        """Return the `seq` of the annotator's last votes that stand, the newest last: what a page that is opened can
-        undo."""
+        """Return the `seq` of the annotator's last standing votes, the newest last, for undo in a newly opened page."""
         with self.store.reading() as db:
-            who = self._known(db, annotator)
-            mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.state == "judged")
-            last = select(leases.c.vote).where(*mine).order_by(leases.c.vote.desc()).limit(RECENT)
-            return db.execute(last).scalars().all()[::-1]  # type: ignore[return-value]
+            pseudonym = self._find_pseudonym(db, annotator)
+            conditions = (leases.c.project == self.project, leases.c.annotator == pseudonym, leases.c.state == "judged")
+            votes = select(leases.c.vote).where(*conditions).order_by(leases.c.vote.desc()).limit(RECENT)
+            return db.execute(votes).scalars().all()[::-1]  # type: ignore[return-value]
 
     def known_guidelines(self, annotator: str) -> int | None:
-        """Return the version of the guidelines that the annotator had before them at their newest vote, taken back or
-        not."""
+        """Return the version of the guidelines of the annotator's newest vote, retracted or not. Returns None if it had
+        none."""
         with self.store.reading() as db:
-            who = self._known(db, annotator)
-            mine = (ledger.c.project == self.project, ledger.c.kind.in_(VOTES), ledger.c.annotator == who)
-            payload = db.execute(select(ledger.c.payload).where(*mine).order_by(ledger.c.seq.desc()).limit(1)).scalar()
+            pseudonym = self._find_pseudonym(db, annotator)
+            conditions = (ledger.c.project == self.project, ledger.c.kind.in_(VOTES), ledger.c.annotator == pseudonym)
+            payload = db.execute(
+                select(ledger.c.payload).where(*conditions).order_by(ledger.c.seq.desc()).limit(1)
+            ).scalar()
         version = json.loads(payload)["guideline_version"] if payload else ""
         return int(version) if version else None
 
     def save_draft(self, annotator: str, token: str, content: Mapping[str, Any]) -> None:
-        """Keep what the annotator has said so far, over a refresh, a restart and the end of the lease."""
+        """Save the annotator's draft, which survives a reload, a restart and the end of the lease."""
         with self.store.transaction() as db:
-            lease = self._lease(db, annotator, token)
+            lease = self._find_lease(db, annotator, token)
             if lease.state != "judged":
                 save_draft(db, lease, content)
 
     def progress(self, annotator: str, anew: bool = False) -> Progress:
-        """Return how far they are. The project's sums take a look at every item and may be a second old, unless
-        `anew`."""
+        """Return the progress of an annotator and the project.
+
+        Args:
+            anew: whether to compute the project's sums even if those in the cache are less than `SUMS_LAST_S` old.
+        """
         with self.store.reading() as db:
-            mine = self._judged_by(db, self._known(db, annotator))
-            at, done, wanted = self._sums
-            if anew or self.clock() - at > SUMS_LAST_S:
+            own_rankings = self._count_rankings(db, self._find_pseudonym(db, annotator))
+            summed_at, rankings_done, rankings_wanted = self._sums
+            if anew or self.clock() - summed_at > SUMS_LAST_S:
                 judged = case((work.c.judged < work.c.wanted, work.c.judged), else_=work.c.wanted)
                 sums = select(func.coalesce(func.sum(judged), 0), func.coalesce(func.sum(work.c.wanted), 0))
-                done, wanted = map(int, db.execute(sums.where(work.c.project == self.project)).one())
-                self._sums = (self.clock(), done, wanted)
-            return Progress(mine, settings_of(db, self.project).quota, done, wanted)
+                rankings_done, rankings_wanted = map(int, db.execute(sums.where(work.c.project == self.project)).one())
+                self._sums = (self.clock(), rankings_done, rankings_wanted)
+            return Progress(own_rankings, settings_of(db, self.project).quota, rankings_done, rankings_wanted)
 
     def idle(self, annotator: str) -> str:
-        """Return why `take` has nothing for an annotator: `paused` or `closed`, their `quota`, all that is left is
-        `held` by others, or all is `done`."""
+        """Return why `take` returns nothing to an annotator.
+
+        `paused` or `closed`: the project's state. `quota`: theirs is reached. `held`: others hold all remaining items.
+        `done`: no items remain.
+        """
         with self.store.reading() as db:
-            who = self._known(db, annotator)
+            pseudonym = self._find_pseudonym(db, annotator)
             state = state_of(db, self.project)
             if state != "open":
                 return state
-            if self._quota_reached(db, who):
+            if self._has_reached_quota(db, pseudonym):
                 return "quota"
-            held = fresh(self.project, who).where(work.c.leased > 0, work.c.judged < work.c.wanted).limit(1)
-            return "done" if db.execute(held).first() is None else "held"
+            held_items = fresh(self.project, pseudonym).where(work.c.leased > 0, work.c.judged < work.c.wanted).limit(1)
+            return "done" if db.execute(held_items).first() is None else "held"
 
-    def _next(self, db: Connection, who: str) -> Task | None:
-        held = self._held(db, who, leases.c.purpose != "review")
-        if held is not None:
-            return held
-        if self._quota_reached(db, who) or state_of(db, self.project) != "open":
+    def _take_next(self, db: Connection, pseudonym: str) -> Task | None:
+        held_task = self._take_held(db, pseudonym, leases.c.purpose != "review")
+        if held_task is not None:
+            return held_task
+        if self._has_reached_quota(db, pseudonym) or state_of(db, self.project) != "open":
             return None
-        number = next_number(db, self.project, who)
+        number = next_number(db, self.project, pseudonym)
         settings = settings_of(db, self.project)
-        purpose, item, display_order = choose(db, self.project, who, number, settings)
+        purpose, item, display_order = choose(db, self.project, pseudonym, number, settings)
         if item is None:
             return None
-        return task_of(db, grant(db, self.project, who, number, purpose, item, display_order, self.clock()))
+        return task_of(db, grant(db, self.project, pseudonym, number, purpose, item, display_order, self.clock()))
 
-    def _next_review(self, db: Connection, who: str) -> Task | None:
-        held = self._held(db, who, leases.c.purpose == "review")
-        if held is not None:
-            return held
+    def _take_next_review(self, db: Connection, pseudonym: str) -> Task | None:
+        held_task = self._take_held(db, pseudonym, leases.c.purpose == "review")
+        if held_task is not None:
+            return held_task
         item = choose_review(db, self.project, self._contested[1])
         if item is None:
             return None
-        number = next_number(db, self.project, who)
-        return task_of(db, grant(db, self.project, who, number, "review", item, (), self.clock()))
+        number = next_number(db, self.project, pseudonym)
+        return task_of(db, grant(db, self.project, pseudonym, number, "review", item, (), self.clock()))
 
-    def _held(self, db: Connection, who: str, which: ColumnElement[bool]) -> Task | None:
-        """Return what somebody holds already, overdue or not (nobody else has asked for it), kept for longer. If there
-        is nothing, take back what is overdue, from everybody."""
-        mine = (leases.c.project == self.project, leases.c.annotator == who, leases.c.state == "open")
-        lease = db.execute(select(leases).where(*mine, which).order_by(leases.c.number).limit(1)).first()
+    def _take_held(self, db: Connection, pseudonym: str, condition: ColumnElement[bool]) -> Task | None:
+        """Return the task that the annotator holds, and extend its lease, even an expired one that was not closed yet.
+
+        If they hold none, close all expired leases, of everyone, and return None.
+        """
+        conditions = (leases.c.project == self.project, leases.c.annotator == pseudonym, leases.c.state == "open")
+        lease = db.execute(select(leases).where(*conditions, condition).order_by(leases.c.number).limit(1)).first()
         if lease is None:
             close_leases(db, self.project, leases.c.expires_at < self.clock())
             return None
         prolong(db, lease, self.clock())
         return task_of(db, lease)
 
-    def _judged_by(self, db: Connection, who: str) -> int:
+    def _count_rankings(self, db: Connection, pseudonym: str) -> int:
         """Return the number of the annotator's standing rankings."""
-        mine = (stands(self.project), ledger.c.kind == "ranking", ledger.c.annotator == who)
-        return db.execute(select(func.count()).select_from(ledger).where(*mine)).scalar_one()
+        conditions = (stands(self.project), ledger.c.kind == "ranking", ledger.c.annotator == pseudonym)
+        return db.execute(select(func.count()).select_from(ledger).where(*conditions)).scalar_one()
 
-    def _quota_reached(self, db: Connection, who: str) -> bool:
+    def _has_reached_quota(self, db: Connection, pseudonym: str) -> bool:
         quota = settings_of(db, self.project).quota
-        return quota > 0 and self._judged_by(db, who) >= quota
+        return quota > 0 and self._count_rankings(db, pseudonym) >= quota
 
-    def _lease(self, db: Connection, annotator: str, token: str) -> Row[Any]:
-        """Return the annotator's lease of this token. Raises InputError if there is none."""
-        return lease_of(db, self.project, self._known(db, annotator), token)
+    def _find_lease(self, db: Connection, annotator: str, token: str) -> Row[Any]:
+        """Return the annotator's lease with this token. Raises InputError if they have no such lease."""
+        return lease_of(db, self.project, self._find_pseudonym(db, annotator), token)
 
-    def _known(self, db: Connection, annotator: str) -> str:
-        """Return their pseudonym; empty, which is nobody's, if they were not met yet."""
-        person = annotator_of(db, self.project, annotator)
-        return "" if person is None else person.pseudonym
+    def _find_pseudonym(self, db: Connection, annotator: str) -> str:
+        """Return the annotator's pseudonym. Returns an empty string, which matches no row, for an unknown annotator."""
+        row = annotator_of(db, self.project, annotator)
+        return "" if row is None else row.pseudonym

@@ -1,6 +1,6 @@
-"""What goes in and out of a store as files.
+"""Files that go into a store or come from it.
 
 importing  prompts with candidate answers, from files
-exporting  a project's votes, for others to train on
-archive    a whole store in one file, and back
+exporting  a project's votes as training files
+archive    backup of a whole store in one file, and its restoration
 """

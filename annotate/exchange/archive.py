@@ -1,8 +1,8 @@
-"""A whole store in one file, taken while people work, and put back into an empty store of either kind.
+"""Backup of a whole store in one file while it is in use, and restoration into an empty store on SQLite or PostgreSQL.
 
-The file is gzipped JSON Lines: a head that names the schema and the ledger's head, a line for every row of every table,
-and a last line that counts them. It holds all that the store holds, identities, texts and the keys of projects among
-it: keep it as the store itself is kept. What is erased from the store later lives on in it.
+The file is gzipped JSON Lines: a header with the schema version and the ledger's head, a line for every row of every
+table, and a last line with the number of rows. It contains identities, texts and the projects' keys, so protect it like
+the store itself. Erasing something from the store does not erase it from earlier backups.
 """
 
 from __future__ import annotations
@@ -29,114 +29,127 @@ from align.data.read.rows import iter_valid_rows
 
 FORMAT = "align annotation store"
 AT_ONCE = 500
-AGAIN = "Take another backup; this one cannot be trusted."
+"""Number of rows in one INSERT."""
+REMEDY = "Take another backup; this one cannot be trusted."
 
 
 def tables() -> list[Table]:
-    """Every table but the note of its own version and what lets people in for a while, those first that others refer
-    to."""
+    """Return the tables to back up, referenced tables first. Schema version, sessions and invitations are left out."""
     return [table for table in metadata.sorted_tables if table not in (store_meta, sessions, invitations)]
 
 
 def backup(store: Store, path: Path) -> dict[str, Any]:
-    """Writes the store as it is at one moment; the file appears whole or not at all. Returns its head line.
+    """Write the store as it is at one moment. The file appears only when it is complete.
+
+    Returns the header, with the number of rows.
 
     Raises:
-        CorruptFile: the store is not what was written: a backup of it would hide that.
-        InputError: there is such a file already, or it cannot be written.
+        CorruptFile: the store fails its integrity checks.
+        InputError: the file exists already, or cannot be written.
     """
-    taken = datetime.now(UTC).isoformat(timespec="seconds")
-    exists = InputError("stage.path", str(path), "there is such a file already", "Name a new one.")
+    taken_at = datetime.now(UTC).isoformat(timespec="seconds")
+    exists_error = InputError("stage.path", str(path), "there is such a file already", "Name a new one.")
     if os.path.lexists(path):
-        raise exists
+        raise exists_error
     try:
-        # It names people, hence the rights.
+        # The file contains names, so only its owner may read it.
         with store.reading() as connection, atomic_file(path, mode=0o600, replace=False) as raw:
-            about = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "taken_at": taken, **asdict(store.verify())}
+            header = {
+                "format": FORMAT,
+                "schema_version": SCHEMA_VERSION,
+                "taken_at": taken_at,
+                **asdict(store.verify()),
+            }
             with gzip.open(raw, "wt", encoding="utf-8") as file:
-                rows = write(file, about, connection)
+                rows = write(file, header, connection)
     except InputError:
         raise
     except FileExistsError as error:
-        raise exists from error
+        raise exists_error from error
     except OSError as error:
         remedy = "Name a file in a folder that you can write to, on a disk with room."
         raise StorageError("stage.path", str(path), f"it cannot be written ({error.strerror})", remedy) from error
-    return about | {"rows": rows}
+    return header | {"rows": rows}
 
 
-def write(file: TextIO, about: dict[str, Any], connection: Connection) -> int:
-    """The lines of a backup; the number of rows."""
-    digest, rows = hashlib.sha256(), 0
+def write(file: TextIO, header: dict[str, Any], connection: Connection) -> int:
+    """Write the lines of a backup. Returns the number of rows."""
+    digest = hashlib.sha256()
+    rows = 0
 
-    def line(value: dict[str, Any]) -> None:
+    def write_line(value: dict[str, Any]) -> None:
         text = json.dumps(value) + "\n"
         digest.update(text.encode())
         file.write(text)
 
-    line(about)
+    write_line(header)
     for table in tables():
-        order = [ledger.c.seq] if table is ledger else list(table.primary_key.columns)
-        for row in connection.execute(select(table).order_by(*order)).mappings():
-            line({"table": table.name, "row": dict(row)})
+        sort_columns = [ledger.c.seq] if table is ledger else list(table.primary_key.columns)
+        for row in connection.execute(select(table).order_by(*sort_columns)).mappings():
+            write_line({"table": table.name, "row": dict(row)})
             rows += 1
     file.write(json.dumps({"rows": rows, "sha256": digest.hexdigest()}) + "\n")
     return rows
 
 
 def restore(store: Store, path: Path) -> ChainHead:
-    """Fills an empty store from a backup, in one transaction, and checks every hash before it commits.
+    """Fill an empty store from a backup in one transaction, and check every hash before the commit. Returns the
+    ledger's head.
 
     Raises:
-        InputError: the store is not empty, or the file is no backup of this schema.
-        CorruptFile: the file is cut short or was changed.
+        InputError: the store is not empty, or the file is not a backup of this schema version.
+        CorruptFile: the file is incomplete or was changed.
     """
     lines = ((row.number, row.data) for row in iter_valid_rows(path, "stage.path"))
-    _, about = next(lines, (0, {}))
+    _, header = next(lines, (0, {}))
     problem = "it is no backup of an annotation store"
-    require(about.get("format") == FORMAT, "stage.path", str(path), problem, "Name a file of stage.action=backup.")
+    require(header.get("format") == FORMAT, "stage.path", str(path), problem, "Name a file of stage.action=backup.")
     remedy = (
         "Restore it with the version of align that wrote it, and export its votes: stage=annotate stage.action=export"
     )
-    require_schema_version(about.get("schema_version"), SCHEMA_VERSION, "stage.path", str(path), remedy)
+    require_schema_version(header.get("schema_version"), SCHEMA_VERSION, "stage.path", str(path), remedy)
     with store.transaction() as connection:
         for table in tables():
             if connection.execute(select(table).limit(1)).first() is not None:
                 remedy = "Restore into one that is not there."
                 raise InputError("store.url", store.masked_url, f"the store is not empty ({table.name})", remedy)
-        read(path, about, lines, connection)
-        head = store.verify(ChainHead(about["seq"], about["hash"]))
+        read(path, header, lines, connection)
+        head = store.verify(ChainHead(header["seq"], header["hash"]))
         for project in connection.execute(select(projects.c.name)).scalars().all():
             recount(connection, project)
         return head
 
 
 def read(
-    path: Path, about: dict[str, Any], lines: Iterable[tuple[int, dict[str, Any]]], connection: Connection
+    path: Path, header: dict[str, Any], lines: Iterable[tuple[int, dict[str, Any]]], connection: Connection
 ) -> None:
-    """Inserts the rows of a backup; raises where they are not what was written."""
-    known = {table.name: table for table in tables()}
-    waiting: list[dict[str, Any]] = []
-    digest, rows, end = hashlib.sha256((json.dumps(about) + "\n").encode()), 0, {}
+    """Insert the rows of a backup. Raises CorruptFile if they are not the rows that were written."""
+    tables_by_name = {table.name: table for table in tables()}
+    batch: list[dict[str, Any]] = []
+    digest = hashlib.sha256((json.dumps(header) + "\n").encode())
+    rows = 0
+    trailer = {}
 
-    def flush() -> None:
-        if waiting:
-            connection.execute(insert(known[waiting[0]["table"]]), [line["row"] for line in waiting])
-            waiting.clear()
+    def insert_batch() -> None:
+        if batch:
+            connection.execute(insert(tables_by_name[batch[0]["table"]]), [line["row"] for line in batch])
+            batch.clear()
 
     for number, line in lines:
         if "rows" in line:
-            end = line
+            trailer = line
             break
-        if line.get("table") not in known or set(line["row"]) != set(known[line["table"]].columns.keys()):
-            raise CorruptFile(f"{path}, row {number}", line.get("table"), "it is no row of a table", AGAIN)
-        if waiting and (waiting[0]["table"] != line["table"] or len(waiting) == AT_ONCE):
-            flush()
+        if line.get("table") not in tables_by_name or set(line["row"]) != set(
+            tables_by_name[line["table"]].columns.keys()
+        ):
+            raise CorruptFile(f"{path}, row {number}", line.get("table"), "it is no row of a table", REMEDY)
+        if batch and (batch[0]["table"] != line["table"] or len(batch) == AT_ONCE):
+            insert_batch()
         digest.update((json.dumps(line) + "\n").encode())
-        waiting.append(line)
+        batch.append(line)
         rows += 1
-    if end.get("rows") != rows:
-        raise CorruptFile("stage.path", str(path), f"it is cut short: {rows} rows, and no count of them", AGAIN)
-    if end.get("sha256") != digest.hexdigest():
-        raise CorruptFile("stage.path", str(path), "it is not what was written (its sha256 differs)", AGAIN)
-    flush()
+    if trailer.get("rows") != rows:
+        raise CorruptFile("stage.path", str(path), f"it is cut short: {rows} rows, and no count of them", REMEDY)
+    if trailer.get("sha256") != digest.hexdigest():
+        raise CorruptFile("stage.path", str(path), "it is not what was written (its sha256 differs)", REMEDY)
+    insert_batch()

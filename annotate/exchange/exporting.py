@@ -1,11 +1,11 @@
-"""A project's votes as files that others train on, each row traced to the vote that it comes from.
+"""Export of a project's votes as training files. Each row names the vote that it comes from.
 
 preferences.jsonl      TRL's conversational pairs: prompt, chosen, rejected, margin
-implicit.jsonl         the same as whole conversations
-rankings.jsonl         what the pairs come from: prompt, answers with rank (1 the best; equal ranks are a tie)
+implicit.jsonl         the same pairs as whole conversations
+rankings.jsonl         the rankings: prompt, answers with rank (1 is the best; equal ranks are a tie)
 unpaired.jsonl         prompt, completion, label, for KTO
 demonstrations.jsonl   conversations with the answer that an annotator wrote, for SFT
-votes.jsonl            all that was said, whatever became of it: rankings and skips, settled items, gold and repeats
+votes.jsonl            all rankings and skips that stand, including gold items, repeats and those replaced by a review
 ledger.jsonl           the rows of the ledger as they are hashed
 """
 
@@ -22,52 +22,55 @@ from align.core.types import Message, Preference
 
 
 def export(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:
-    """Write all of the files above into a new folder. Returns the number of rows by file.
+    """Write all of these files into a new folder. Returns the number of rows by file.
 
-    What is trained on is `training_rankings`'s: of an item that was settled the review alone, of gold items and repeats
-    nothing. The words of a vote outlive that choice: demonstrations are taken from every vote that stands, and
-    `votes.jsonl` holds each whole.
+    Training rows come from `training_rankings`: an item's newest review replaces its other rankings, and gold items and
+    repeats are left out. Demonstrations are taken from every vote that stands, and `votes.jsonl` holds all of them.
 
     Raises:
-        InputError: unknown project, nothing ranked, or rankings by the stand-in for a person that were not asked for.
+        InputError: unknown project, no rankings, or simulated rankings without `allow_simulated`.
     """
-    with store.reading():  # one view for all of it
+    with store.reading():  # all reads see the same state
         votes = training_rankings(store, project, allow_simulated)
         items = {item.id: item for item in store.items(project)}
         ledger = store.entries(project)
-        everything = [
-            v for v in (*store.rankings(project), *store.skips(project)) if allow_simulated or v.source == "human"
+        standing_votes = [
+            vote
+            for vote in (*store.rankings(project), *store.skips(project))
+            if allow_simulated or vote.source == "human"
         ]
-    everything.sort(key=lambda vote: vote.seq)
+    standing_votes.sort(key=lambda vote: vote.seq)
     pairs = [(pair, vote) for vote in votes for pair in pairs_of(vote, items[vote.item])]
-    # Trainers take a column of margins that is full, or none.
-    margins = all(pair.margin is not None for pair, _ in pairs)
-    traced = [(pair, provenance_fields(pair, vote, items[vote.item], margins)) for pair, vote in pairs]
-    learned = {vote.seq for vote in votes}
-    kinds = {
+    # Trainers accept a column of margins only if every row has one.
+    has_margins = all(pair.margin is not None for pair, _ in pairs)
+    pairs_with_provenance = [
+        (pair, provenance_fields(pair, vote, items[vote.item], has_margins)) for pair, vote in pairs
+    ]
+    trained_seqs = {vote.seq for vote in votes}
+    rows_by_file = {
         "preferences.jsonl": (
             {name: dicts(getattr(pair, name)) for name in ("prompt", "chosen", "rejected")} | provenance
-            for pair, provenance in traced
+            for pair, provenance in pairs_with_provenance
         ),
         "implicit.jsonl": (
             {side: dicts((*pair.prompt, *getattr(pair, side))) for side in ("chosen", "rejected")} | provenance
-            for pair, provenance in traced
+            for pair, provenance in pairs_with_provenance
         ),
         "rankings.jsonl": (ranking_row(vote, items[vote.item]) for vote in votes),
         "unpaired.jsonl": (row for vote in votes for row in unpaired_rows(vote, items[vote.item])),
         "demonstrations.jsonl": (
             {"messages": items[vote.item].prompt.with_answer(vote.demonstration).as_dicts()} | trace(vote)
-            for vote in everything
+            for vote in standing_votes
             if vote.demonstration
         ),
-        "votes.jsonl": (vote_row(vote, items[vote.item], vote.seq in learned) for vote in everything),
+        "votes.jsonl": (vote_row(vote, items[vote.item], vote.seq in trained_seqs) for vote in standing_votes),
         "ledger.jsonl": ledger,
     }
-    return {name: write_rows(folder / name, rows) for name, rows in kinds.items()}
+    return {name: write_rows(folder / name, rows) for name, rows in rows_by_file.items()}
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write a new file of rows and return how many they are."""
+    """Write rows to a new JSON Lines file. Returns their number."""
     count = 0
     with open(path, "x", encoding="utf-8") as file:
         for row in rows:
@@ -76,11 +79,11 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def provenance_fields(pair: Preference, vote: Vote, item: Item, margins: bool) -> dict[str, Any]:
-    """Return where a pair comes from, and what it weighs: K(K-1)/2 pairs of one ranking weigh 1 together."""
+def provenance_fields(pair: Preference, vote: Vote, item: Item, has_margins: bool) -> dict[str, Any]:
+    """Return a pair's provenance and weight: the K(K-1)/2 pairs of one ranking weigh 1 together."""
     better, worse = pair.id.partition(":")[2].split(">")
     k = len(item.candidates)
-    margin = {"margin": pair.margin} if margins else {}
+    margin = {"margin": pair.margin} if has_margins else {}
     return {
         **margin,
         "id": pair.id,
@@ -112,8 +115,11 @@ def ranking_row(vote: Vote, item: Item) -> dict[str, Any]:
 
 
 def unpaired_rows(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
-    """Iterate over the answers that are good or not: the best tier is good and the worst is not, unless the annotator
-    said that all are the one or the other. A text that would be both, for sampling gave it twice, is neither."""
+    """Yield the answers that are labelled as good or bad.
+
+    The best tier is good and the worst is bad, unless the annotator called all answers good or bad. A text that was
+    sampled twice and would get both labels is left out.
+    """
     last = len(vote.tiers) - 1
     labels = {}
     for place, tier in enumerate(vote.tiers):
@@ -121,11 +127,11 @@ def unpaired_rows(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
             labels |= dict.fromkeys(tier, vote.quality == "good")
         elif last > 0 and place in (0, last):
             labels |= dict.fromkeys(tier, place == 0)
-    judged = [candidate for candidate in item.candidates if candidate.id in labels]
-    labelled = {(candidate.text, labels[candidate.id]) for candidate in judged}
-    for candidate in judged:
+    labelled_candidates = [candidate for candidate in item.candidates if candidate.id in labels]
+    labels_of_texts = {(candidate.text, labels[candidate.id]) for candidate in labelled_candidates}
+    for candidate in labelled_candidates:
         label = labels[candidate.id]
-        if (candidate.text, not label) not in labelled:
+        if (candidate.text, not label) not in labels_of_texts:
             yield {
                 "prompt": dicts(item.prompt.messages),
                 "completion": dicts((Message("assistant", candidate.text),)),
@@ -136,9 +142,12 @@ def unpaired_rows(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
             }
 
 
-def vote_row(vote: Vote, item: Item, learned: bool) -> dict[str, Any]:
-    """Return a vote with all that was said in it. Its answers are called `candidates`: the file is a record, and a
-    reader of rankings must not train on what a review replaced."""
+def vote_row(vote: Vote, item: Item, trained_on: bool) -> dict[str, Any]:
+    """Return a vote with all its fields.
+
+    Its answers are called `candidates` rather than `answers`, so that a reader of rankings does not train on rankings
+    that a review replaced.
+    """
     answers = [
         {
             "answer": c.text,
@@ -158,14 +167,14 @@ def vote_row(vote: Vote, item: Item, learned: bool) -> dict[str, Any]:
         "tiers": vote.tiers,
         "shown": vote.display_order,
         "prompt_flagged": item.id in vote.flagged,
-        "trained_on": learned,
+        "trained_on": trained_on,
         **{name: getattr(vote, name) for name in names},
         **trace(vote),
     }
 
 
 def trace(vote: Vote) -> dict[str, Any]:
-    """Return the fields by which a row is traced to its vote."""
+    """Return the fields that identify the vote of a row."""
     return {
         "vote": vote.seq,
         "item": vote.item,
@@ -179,7 +188,7 @@ def trace(vote: Vote) -> dict[str, Any]:
 
 
 def origin(item: Item, id: str) -> dict[str, str]:
-    """Return what an answer was sampled from."""
+    """Return the digests of the model and adapter that an answer was sampled from."""
     candidate = next(c for c in item.candidates if c.id == id)
     return {"model": candidate.model_digest, "adapter": candidate.adapter_digest}
 

@@ -1,10 +1,10 @@
-"""Prompts with candidate answers from files into a project, in any format that `align.data.read` reads.
+"""Import of prompts with candidate answers from files, in any format that `align.data.read` reads.
 
     {"prompt": "How are you?", "answers": ["Fine!", "Go away."]}
     {"id": "greet-2", "prompt": [{"role": "user", "content": "Hi"}], "answers": [{"text": "Hello", "model": "a"}, …],
      "priority": 0.7, "expected": [[0], [1, 2]]}
 
-Every row is checked before the first is taken, and taking a file again adds nothing.
+All rows are checked before the first is added, and importing a file again adds nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +27,20 @@ HELP = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known ans
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")
 CELLS = CellTypes(("answers", "expected"), ("prompt",), ("priority",))
 AT_ONCE = 200
-"""Items in one transaction."""
+"""Number of items in one transaction."""
 TOOLS = "calls tools, which the annotation page does not show: people would judge what they cannot see"
 ANSWER = ("text", "model", "adapter", "sampling", "ended")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row that was checked: `where` and `id` say which."""
+    """A checked row.
+
+    Attributes:
+        where: file and row number, for messages.
+        id: the row's own id, or None.
+        key: idempotency key of the item.
+    """
 
     where: str
     id: Any
@@ -46,19 +52,19 @@ class Row:
 
 
 def import_items(store: Store, project: str, path: Path, source: str = "") -> tuple[int, int]:
-    """Add every row as an item. Returns the number of rows, and of items that the project did not have.
+    """Add every row of a file as an item. Returns the number of rows, and of items that are new in the project.
 
     Args:
-        source: names the rows: a row's item is a function of project, source and the row's `id` (or its number). The
-            store keeps a digest of these, not the words.
+        source: name of the rows' source, by default the file's. An item is identified by project, source and the row's
+            `id` or number. The store keeps a digest of these, not the words.
 
     Raises:
-        InputError: no such file, or a bad row: names file, row (from 1) and column. Nothing was added then, but for a
-            row whose id is known with other answers: those before it were.
+        InputError: no such file, or a bad row; the message has file, row (from 1) and column. Nothing was added, except
+            if a row's id exists with other answers: then the rows before it were.
     """
     items = items_in(path, source)
     added = 0
-    for start in range(0, len(items), AT_ONCE):  # a writer at a time: people vote in between
+    for start in range(0, len(items), AT_ONCE):  # in several transactions, so that votes are not blocked for long
         with store.transaction():
             head = store.head().seq
             for item in items[start : start + AT_ONCE]:
@@ -68,21 +74,27 @@ def import_items(store: Store, project: str, path: Path, source: str = "") -> tu
 
 
 def items_in(path: Path, source: str = "", field: str = "stage.path") -> list[Row]:
-    """Read the rows of a file, checked. Args and errors as of `import_items`.
+    """Read and check the rows of a file.
 
     Args:
-        field: the setting that names the file.
+        source: see `import_items`.
+        field: the setting that names the file, for messages.
+
+    Raises:
+        InputError: see `import_items`.
     """
     source = source or strip_endings(path)
     items = list[Row]()
-    first = dict[str, int]()
+    row_of_key = dict[str, int]()
     for row in iter_valid_rows(path, field):
         data = CELLS.convert_row(row.data) if row.texts else row.data
         values = {name: value for name, value in data.items() if value is not None}
         item = item_of(row.where, source, row.number, values)
-        if (before := first.setdefault(item.key, row.number)) != row.number:
+        if (earlier_row := row_of_key.setdefault(item.key, row.number)) != row.number:
             where = f"{path}, row {row.number}, id"
-            raise InputError(where, item.id, f"row {before} has it too", "Give every row an id of its own, or none.")
+            raise InputError(
+                where, item.id, f"row {earlier_row} has it too", "Give every row an id of its own, or none."
+            )
         items.append(item)
     require(bool(items), field, str(path), "is empty", HELP)
     return items
@@ -123,7 +135,7 @@ def item_of(where: str, source: str, number: int, row: Mapping[str, Any]) -> Row
 
 
 def is_order(tiers: Any, k: int) -> bool:
-    """Return whether these are tiers that name each position from 0 to K-1 once."""
+    """Return whether a value is a list of tiers that names each position from 0 to K-1 once."""
     if not isinstance(tiers, list) or not all(isinstance(tier, list) and tier for tier in tiers):
         return False
     positions = [position for tier in tiers for position in tier]
@@ -162,20 +174,20 @@ def candidate_of(value: Any) -> Candidate:
         value = {"text": value}
     if not isinstance(value, Mapping) or not isinstance(value.get("text"), str):
         raise TypeError("neither a text nor an object with a text")
-    if unknown := sorted(value.keys() - set(ANSWER)):
-        raise ValueError(f"there is no such key: {', '.join(unknown)} (there are {', '.join(ANSWER)})")
-    given = {name: value[name] for name in ANSWER if value.get(name) is not None}
+    if unknown_keys := sorted(value.keys() - set(ANSWER)):
+        raise ValueError(f"there is no such key: {', '.join(unknown_keys)} (there are {', '.join(ANSWER)})")
+    fields = {name: value[name] for name in ANSWER if value.get(name) is not None}
     for name, kind in (("model", str), ("adapter", str), ("sampling", Mapping), ("ended", bool)):
-        if name in given and not isinstance(given[name], kind):
-            raise TypeError(f"its {name} is a {type(given[name]).__name__}")
-    check_text("text", given["text"])
+        if name in fields and not isinstance(fields[name], kind):
+            raise TypeError(f"its {name} is a {type(fields[name]).__name__}")
+    check_text("text", fields["text"])
     for name in ("model", "adapter"):
-        check_text(name, given.get(name, ""), 200)
-    to_canonical_json(dict(given.get("sampling", {})))  # raises for what JSON cannot say
+        check_text(name, fields.get(name, ""), 200)
+    to_canonical_json(dict(fields.get("sampling", {})))  # raises an error for values that JSON cannot represent
     return Candidate(
-        text=given["text"],
-        model_digest=given.get("model", ""),
-        adapter_digest=given.get("adapter", ""),
-        sampling=given.get("sampling", {}),
-        ended=given.get("ended", True),
+        text=fields["text"],
+        model_digest=fields.get("model", ""),
+        adapter_digest=fields.get("adapter", ""),
+        sampling=fields.get("sampling", {}),
+        ended=fields.get("ended", True),
     )
