@@ -1,14 +1,14 @@
-"""What a project's votes say about its annotators and their agreement: the numbers, and plots of them.
+"""Figures about a project's annotators and their agreement, as numbers and plots.
 
-    found = figures(store, "quickstart")          # JSON-ready
-    (folder / "votes.svg").write_bytes(plots.per_day(found))
+    project_figures = figures(store, "quickstart")          # JSON-ready
+    (folder / "votes.svg").write_bytes(plots.per_day(project_figures))
     (folder / "people.csv").write_text(people_csv(store, "quickstart"))
 
-estimates   figures with their intervals, and those that are undefined
+estimates   figures with their intervals, and undefined figures
 agreement   Krippendorff's alpha, Cohen's kappa, raw agreement, contradictions
-people      a row an annotator, and how far place and length of answers sway them
-project     what is read of the store, all at one moment, and all of its figures together
-plots       drawn from what `figures` returns
+people      a summary of each annotator, and position and length bias
+project     one consistent read of the store, and all figures of a project
+plots       plots of the result of `figures`
 """
 
 from align.annotate.figures.estimates import Undefined

@@ -1,8 +1,8 @@
-"""How far annotators agree: pure functions.
+"""Agreement of annotators, as pure functions.
 
-The unit is a pair of candidates of one item, in the order of their positions, and what an annotator says of it is −1
-where the first is better, 0 for a tie, +1 where the second is. Of two answers with a strength there is more: from −3
-(the first is much better) to +3. The pairs of one item depend on each other, so intervals are over items.
+The unit is a pair of candidates of one item, in the order of their positions. An annotator's rating of it is −1 if the
+first is better, 0 for a tie, +1 if the second is. With the strengths of items with two answers it goes from −3 (the
+first is much better) to +3. The pairs of one item depend on each other, so intervals are over items.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ NO_STRENGTHS = Undefined("no item has two strengths")
 UNANIMOUS = Undefined("unanimous")
 
 SHARED_ITEMS = 10
-"""Items that two annotators must share for a kappa: of fewer it says next to nothing."""
+"""Minimum number of shared items for a kappa of two annotators: with fewer it would be too uncertain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """What several annotators said of one item.
+    """Ratings of one item by several annotators.
 
     Attributes:
         item: its id.
         annotators: R pseudonyms, each once.
-        seqs: of their votes.
-        values_RU: a row an annotator, a column a pair of candidates.
+        seqs: seqs of their votes.
+        values_RU: ratings, one row per annotator and one column per pair of candidates.
     """
 
     item: str
@@ -55,8 +55,8 @@ class Kappa:
 
     Attributes:
         annotators: two pseudonyms, in alphabetical order.
-        items, pairs: that both judged.
-        direction: plain, over −1, 0 and +1.
+        items, pairs: number of items and of pairs of candidates that both judged.
+        direction: unweighted, over −1, 0 and +1.
         strength: with quadratic weights, over −3 … +3.
     """
 
@@ -68,31 +68,32 @@ class Kappa:
 
 
 def directions(vote: Vote, ids: Sequence[str]) -> list[int]:
-    """Return what a ranking says of each pair of K candidates, in the order of `combinations(ids, 2)`."""
-    place = {id: k for k, tier in enumerate(vote.tiers) for id in tier}
-    ranks = [place[id] for id in ids]
+    """Return a ranking's rating of each pair of K candidates (−1, 0 or +1), in the order of `combinations(ids, 2)`."""
+    tier_of = {id: k for k, tier in enumerate(vote.tiers) for id in tier}
+    ranks = [tier_of[id] for id in ids]
     return [(a > b) - (a < b) for a, b in combinations(ranks, 2)]
 
 
 def panels(votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], strength: bool = False) -> list[Panel]:
-    """Return the items that at least two annotators ranked, in the order of their first votes.
+    """Group the votes of items that at least two annotators ranked, in the order of their first votes.
 
     Args:
         votes: standing rankings, one for each annotator and item.
-        candidates: by item, its candidates' ids by position.
-        strength: the signed strength instead of the direction, of items with two candidates, where one was given.
+        candidates: candidate ids by item, in the order of positions.
+        strength: whether to use the signed strength instead of the direction. Only votes with a strength on items with
+            two candidates count then.
     """
     by_item: dict[str, list[Vote]] = defaultdict(list)
     for vote in votes:
         if not strength or (vote.strength is not None and len(candidates[vote.item]) == 2):
             by_item[vote.item].append(vote)
     panels = []
-    for item, judged in by_item.items():
-        if len(judged) > 1:
-            rows = [directions(vote, candidates[item]) for vote in judged]
-            scale = np.array([[vote.strength if strength else 1] for vote in judged], dtype=np.int64)
-            names = tuple(vote.annotator for vote in judged)
-            seqs = tuple(vote.seq for vote in judged)
+    for item, item_votes in by_item.items():
+        if len(item_votes) > 1:
+            rows = [directions(vote, candidates[item]) for vote in item_votes]
+            scale = np.array([[vote.strength if strength else 1] for vote in item_votes], dtype=np.int64)
+            names = tuple(vote.annotator for vote in item_votes)
+            seqs = tuple(vote.seq for vote in item_votes)
             panels.append(Panel(item, names, seqs, np.array(rows, dtype=np.int64) * scale))
     return panels
 
@@ -105,17 +106,17 @@ def alpha(panels: Sequence[Panel], level: Level) -> Figure:
     """Compute Krippendorff's alpha, with an interval over items.
 
     The interval is that of ln(1 − α) by its jackknife standard error, item by item, with Student's quantile, taken back
-    to α: the ratio of two means of what is never negative is skewed, and its logarithm is less so. By simulation it
+    to α: the ratio of two means of non-negative values is skewed, and its logarithm is less so. In simulations it
     covers 0.94 to 0.96 at 32 items, where the percentile bootstrap covers 0.90 to 0.95 (docs/decisions.md).
 
-    Where nobody disagrees, α is 1, and the interval ends where the greatest disagreement would put it in as many items
-    as Wilson's interval of none among them leaves possible. There is no interval for a single item, nor where the items
-    but one have no α.
+    If all annotators agree, α is 1. Its lower end assumes the greatest disagreement in the share of items that Wilson's
+    interval for zero disagreements leaves possible. A single item has no interval, and neither have items of which one
+    alone determines whether α is defined.
 
     Source: Krippendorff 2019, "Content Analysis", chapter 12.
 
     Args:
-        level: of measurement: which differences weigh more.
+        level: level of measurement, which determines the weights of differences.
     """
     if not panels:
         return ALONE
@@ -200,60 +201,67 @@ def compute_expected_disagreements(
     return (pairs_BVV * distances_BVV).sum(axis=(1, 2)) / drawn_B
 
 
-# Others
+# Other measures
 
 
 def raw_agreement(panels: Sequence[Panel]) -> Figure:
-    """Compute the share of the pairs of annotators on a unit who say the same of it, with an interval over items."""
+    """Compute the share of pairs of annotators whose ratings of a unit are equal, with an interval over items."""
     if not panels:
         return ALONE
-    same = []
-    pairs = []
+    equal_counts = []
+    pair_counts = []
     for panel in panels:
         values = panel.values_RU
-        alike = (values[:, None, :] == values[None, :, :]).sum()  # ordered, and each with itself
-        same.append((int(alike) - values.size) // 2)
-        pairs.append(values.size * (len(values) - 1) // 2)
-    return share(same, pairs)
+        # This counts ordered pairs, and each rating with itself.
+        equal_ratings = (values[:, None, :] == values[None, :, :]).sum()
+        equal_counts.append((int(equal_ratings) - values.size) // 2)
+        pair_counts.append(values.size * (len(values) - 1) // 2)
+    return share(equal_counts, pair_counts)
 
 
 def contradictions(panel: Panel) -> int:
-    """Count the pairs of annotators, over all units, of whom one says that the first is better and the other that the
-    second is; a tie contradicts neither."""
-    first = (panel.values_RU < 0).sum(axis=0)
-    second = (panel.values_RU > 0).sum(axis=0)
-    return int((first * second).sum())
+    """Count the pairs of annotators, over all units, with opposite ratings. A tie contradicts neither."""
+    first_is_better = (panel.values_RU < 0).sum(axis=0)
+    second_is_better = (panel.values_RU > 0).sum(axis=0)
+    return int((first_is_better * second_is_better).sum())
 
 
 def ranked_by_contradictions(panels: Sequence[Panel]) -> list[tuple[int, Panel]]:
-    """Return the panels that hold any, each with their number, the most first."""
-    counted = [(contradictions(panel), panel) for panel in panels]
-    return sorted([row for row in counted if row[0]], key=lambda row: (-row[0], row[1].seqs[0]))
+    """Return the panels with contradictions, each with their number, the most contradicted first."""
+    counted_panels = [(contradictions(panel), panel) for panel in panels]
+    contested_panels = [(count, panel) for count, panel in counted_panels if count]
+    return sorted(contested_panels, key=lambda row: (-row[0], row[1].seqs[0]))
 
 
 def kappas(directions: Sequence[Panel], strengths: Sequence[Panel]) -> list[Kappa]:
-    """Compute Cohen's kappa of each two annotators who share `SHARED_ITEMS`, those with the most in common first.
+    """Compute Cohen's kappa of each two annotators who share `SHARED_ITEMS` items, those who share the most first.
 
     Args:
-        directions, strengths: what `panels` finds of one and the other.
+        directions, strengths: results of `panels` without and with strength.
     """
-    plain = count_answers(directions)
-    weighted = count_answers(strengths)
-    none = (0, np.zeros((1, 1), dtype=np.int64))
-    shared = [
-        Kappa(pair, items, int(table.sum()), kappa(table), kappa(weighted.get(pair, none)[1], quadratic=True))
-        for pair, (items, table) in plain.items()
+    direction_tables = count_answers(directions)
+    strength_tables = count_answers(strengths)
+    no_shared_items = (0, np.zeros((1, 1), dtype=np.int64))
+    results = [
+        Kappa(
+            pair,
+            items,
+            int(table.sum()),
+            kappa(table),
+            kappa(strength_tables.get(pair, no_shared_items)[1], quadratic=True),
+        )
+        for pair, (items, table) in direction_tables.items()
         if items >= SHARED_ITEMS
     ]
-    return sorted(shared, key=lambda two: (-two.items, two.annotators))
+    return sorted(results, key=lambda result: (-result.items, result.annotators))
 
 
 def kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undefined:
     """Compute Cohen's kappa of two annotators; see `align.ops.agreement.cohen_kappas`.
 
     Args:
-        table_VV: how often one said the row's value and the other the column's, values in ascending order.
-        quadratic: differences weigh by their square.
+        table_VV: number of units by the first annotator's rating (row) and the second's (column), in ascending order.
+        quadratic: whether differences weigh by their square.
     """
     if not table_VV.any():
         return NO_STRENGTHS
@@ -262,12 +270,12 @@ def kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undef
 
 
 def count_answers(panels: Sequence[Panel]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:
-    """Count, by two annotators, the items they share and how often one said what and the other what, −3 … +3."""
+    """Count, for each two annotators, their shared items and a table of their ratings, −3 … +3."""
     tables: dict[tuple[str, str], NDArray[np.int64]] = defaultdict(lambda: np.zeros((7, 7), dtype=np.int64))
     items: dict[tuple[str, str], int] = defaultdict(int)
     for panel in panels:
         rows = sorted(zip(panel.annotators, panel.values_RU + 3, strict=True), key=lambda row: row[0])
-        for (one, mine), (other, theirs) in combinations(rows, 2):
-            items[one, other] += 1
-            np.add.at(tables[one, other], (mine, theirs), 1)
+        for (first, first_values), (second, second_values) in combinations(rows, 2):
+            items[first, second] += 1
+            np.add.at(tables[first, second], (first_values, second_values), 1)
     return {pair: (items[pair], table) for pair, table in tables.items()}

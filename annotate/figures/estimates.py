@@ -1,4 +1,4 @@
-"""Figures with their intervals. One that is undefined is a value of its own: never nan, and never 1."""
+"""Figures with their intervals. An undefined figure is a value of its own, never nan and never 1."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Undefined:
     """A figure that the data do not determine.
 
     Attributes:
-        reason: in words, as in "undefined (unanimous)".
+        reason: shown as in "undefined (unanimous)".
     """
 
     reason: str
@@ -33,29 +33,31 @@ ONE_SIDED = Undefined("always the same side")
 def share(successes: Sequence[int], trials: Sequence[int]) -> Figure:
     """Compute the share of all trials that succeeded, with Wilson's interval at the effective number of observations.
 
-    The trials come in clusters, such as the pairs of one ranking, within which they may depend on each other: a cluster
-    is one observation, which counts for as much as it has trials; see `align.ops.intervals.proportion_interval`.
+    The trials come in clusters, such as the pairs of one ranking, within which they may depend on each other. A cluster
+    is one observation, weighted by its number of trials; see `align.ops.intervals.proportion_interval`.
 
     Args:
-        successes: one number a cluster, from 0 to its trials.
-        trials: one number a cluster; a cluster without any does not count.
+        successes: one number per cluster, from 0 to its trials.
+        trials: one number per cluster; a cluster without trials does not count.
     """
-    counted = [(x / m, m) for x, m in zip(successes, trials, strict=True) if m]
-    return proportion_interval([share for share, _ in counted], [m for _, m in counted]) if counted else NOTHING
+    clusters = [(x / m, m) for x, m in zip(successes, trials, strict=True) if m]
+    if not clusters:
+        return NOTHING
+    return proportion_interval([proportion for proportion, _ in clusters], [m for _, m in clusters])
 
 
-def log_odds(of: Figure) -> Figure:
-    """Turn a share into log-odds, ln(p / (1−p)): 0 is even, and the interval's ends are taken along."""
-    if isinstance(of, Undefined):
-        return of
-    if of.low is None or of.high is None or not 0 < of.value < 1:
+def log_odds(proportion: Figure) -> Figure:
+    """Convert a share and its interval to log-odds, ln(p / (1−p)). Log-odds of 0 mean even odds."""
+    if isinstance(proportion, Undefined):
+        return proportion
+    if proportion.low is None or proportion.high is None or not 0 < proportion.value < 1:
         return ONE_SIDED
-    value, low, high = (math.log(p / (1 - p)) for p in (of.value, of.low, of.high))
-    return Interval(value, low, high, of.n)
+    value, low, high = (math.log(p / (1 - p)) for p in (proportion.value, proportion.low, proportion.high))
+    return Interval(value, low, high, proportion.n)
 
 
 def as_json(value: Any) -> Any:
-    """Turn records into JSON objects, to any depth; what is undefined says so in words."""
+    """Convert records to JSON objects, to any depth. An undefined figure becomes its text."""
     if isinstance(value, Undefined):
         return str(value)
     if is_dataclass(value):

@@ -1,5 +1,5 @@
-"""A row an annotator: what they did, how long it took, how well it fits what is known, and what sways them besides the
-answers: their place on the screen, and their length."""
+"""Summaries of annotators: number and duration of their votes, accuracy on known answers, consistency, and biases by an
+answer's position on the screen and by its length."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Bias:
-    """A leaning.
+    """A bias towards one side of a pair, such as the longer answer.
 
     Attributes:
-        share: of the untied pairs, those won by the side in question; ½ is no bias.
-        log_odds: the same as ln(p / (1−p)): the intercept of a Bradley–Terry logit, where the order on the screen is
-            counterbalanced, so that the answers' own worth cancels out; 0 is no bias.
+        share: share of the untied pairs won by that side; ½ is unbiased.
+        log_odds: the same as ln(p / (1−p)), where 0 is unbiased. If the order on the screen is counterbalanced, so that
+            the answers' quality cancels out, this is the intercept of a Bradley–Terry logit.
     """
 
     share: Figure
@@ -36,46 +36,50 @@ class Bias:
 
 
 def position_bias(votes: Iterable[Vote]) -> Bias:
-    """Measure the leaning towards the answer that stood earlier on the screen (of two, on the left).
+    """Compute the bias towards the answer that came earlier on the screen (of two, on the left).
 
-    The interval is clustered by vote, see `share`: over several annotators it is of these, not of others like them.
-    Votes without an order on a screen, such as simulated ones, do not count.
+    The interval is clustered by vote, see `share`. Over several annotators, it holds for these annotators, not for
+    others. Votes without a display order, such as simulated ones, do not count.
     """
-    won = []
-    untied = []
+    earlier_wins = []
+    untied_pairs = []
     for vote in votes:
-        place = {id: k for k, id in enumerate(vote.display_order)}
-        seen = [place[better] < place[worse] for better, worse in vote.pairs if better in place and worse in place]
-        won.append(sum(seen))
-        untied.append(len(seen))
-    earlier = share(won, untied)
+        place_of = {id: k for k, id in enumerate(vote.display_order)}
+        is_earlier_better = [
+            place_of[better] < place_of[worse]
+            for better, worse in vote.pairs
+            if better in place_of and worse in place_of
+        ]
+        earlier_wins.append(sum(is_earlier_better))
+        untied_pairs.append(len(is_earlier_better))
+    earlier = share(earlier_wins, untied_pairs)
     return Bias(earlier, log_odds(earlier))
 
 
 def length_bias(votes: Iterable[Vote], lengths: Mapping[str, int]) -> Bias:
-    """Measure the leaning towards the longer answer; pairs of equal length do not count.
+    """Compute the bias towards the longer answer. Pairs of equal length do not count.
 
-    The interval is clustered by item: whoever judges an item sees the same lengths. A share above ½ may also say that
-    the longer answers were better.
+    The interval is clustered by item, because all annotators of an item see the same lengths. A share above ½ may also
+    mean that the longer answers were better.
 
     Args:
-        lengths: by candidate id, in characters.
+        lengths: number of characters by candidate id.
     """
-    won = Counter()
-    untied = Counter()
+    longer_wins = Counter()
+    untied_pairs = Counter()
     for vote in votes:
         for better, worse in vote.pairs:
-            won[vote.item] += lengths[better] > lengths[worse]
-            untied[vote.item] += lengths[better] != lengths[worse]
-    longer = share([won[item] for item in untied], list(untied.values()))
+            longer_wins[vote.item] += lengths[better] > lengths[worse]
+            untied_pairs[vote.item] += lengths[better] != lengths[worse]
+    longer = share([longer_wins[item] for item in untied_pairs], list(untied_pairs.values()))
     return Bias(longer, log_odds(longer))
 
 
 CEILING_S = 600.0
-"""Seconds of one vote that count as work at most: a tab stays open over lunch."""
+"""Maximum seconds of one vote that count as work, because a tab may stay open unused."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""How a cell begins that a spreadsheet may run. Source: OWASP, "CSV Injection"."""
-PLAIN = (
+"""First characters of a cell that a spreadsheet may run as a formula. Source: OWASP, "CSV Injection"."""
+PLAIN_COLUMNS = (
     "pseudonym",
     "identity",
     "simulated",
@@ -89,7 +93,7 @@ PLAIN = (
     "gold_votes",
     "gold_right",
 )
-SHARES = {
+SHARE_COLUMNS = {
     "ties": "ties",
     "gold": "gold",
     "repeats": "repeats",
@@ -98,34 +102,34 @@ SHARES = {
     "length": "length.share",
     "length_log_odds": "length.log_odds",
 }
-"""Columns of the table that have an interval, and where a `Person` has them."""
+"""Columns with an interval → path of the attribute of `Person`."""
 
 UNMEASURED = Undefined("not measured")
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """What one annotator did.
+    """A summary of one annotator.
 
-    What counts is what stands (no retracted vote, no erased item), but for `retracted`, `hours`, `first` and `last`,
-    which are of all of their votes, for the time was spent.
+    It counts votes that stand (not retracted, their item not erased), except that `retracted`, `hours`, `first` and
+    `last` cover all of the annotator's votes.
 
     Attributes:
         pseudonym: in the ledger.
-        identity: None of an annotator who was erased.
-        simulated: whether it is the stand-in for a person.
-        rankings: gold items and repeats among them.
-        skips: how many, by reason.
-        retracted: votes taken back.
-        flagged: rankings and skips that call something harmful.
+        identity: the annotator's name; None if it was erased.
+        simulated: whether it is a simulated annotator.
+        rankings: number of rankings, including gold items and repeats.
+        skips: number of skips by reason.
+        retracted: number of retracted votes.
+        flagged: number of rankings and skips that flag something as harmful.
         ties: share of the pairs of their rankings that are tied.
         seconds: median of a ranking.
-        hours: their votes' seconds, `CEILING_S` each at most.
-        first, last: when they voted, UTC, ISO 8601.
-        gold: share of the untied pairs of the known answers that they order the same way; a tie does not.
-        gold_votes, gold_right: rankings of gold items with such pairs; those in which all of these are right.
-        repeats: share of pairs of which they say, of an item given again, what they said the first time.
-        position, length: see `bias`; over their work.
+        hours: total time of their votes, each at most `CEILING_S`.
+        first, last: time of the first and last vote, UTC, ISO 8601.
+        gold: share of the known answers' untied pairs that they order the same way; a tie counts as wrong.
+        gold_votes, gold_right: number of rankings of gold items with untied pairs, and of those with all pairs right.
+        repeats: share of the pairs of repeated items that they judge as they did the first time.
+        position, length: see `position_bias` and `length_bias`; over their work.
     """
 
     pseudonym: str
@@ -149,12 +153,12 @@ class Person:
 
 
 def people(view: View) -> list[Person]:
-    """Return everyone who ever voted, those with the most rankings first; of as many, who voted first."""
+    """Return a summary of every annotator who ever voted, those with the most rankings first, then by first vote."""
     votes = group_by_annotator(view.votes)
     rankings = group_by_annotator(view.rankings)
     skips = group_by_annotator(view.skips)
-    everyone = [describe_person(who, view, votes[who], rankings[who], skips[who]) for who in votes]
-    return sorted(everyone, key=lambda person: -person.rankings)
+    summaries = [describe_person(who, view, votes[who], rankings[who], skips[who]) for who in votes]
+    return sorted(summaries, key=lambda person: -person.rankings)
 
 
 def group_by_annotator(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
@@ -164,20 +168,20 @@ def group_by_annotator(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
     return groups
 
 
-def describe_person(who: str, view: View, votes: list[Vote], rankings: list[Vote], skips: list[Vote]) -> Person:
+def describe_person(pseudonym: str, view: View, votes: list[Vote], rankings: list[Vote], skips: list[Vote]) -> Person:
     work = [vote for vote in rankings if vote.purpose == "work"]
     gold, gold_votes, gold_right = gold_accuracy(rankings, view.expected)
-    taken = [vote.seconds for vote in rankings if vote.seconds is not None]
+    seconds = [vote.seconds for vote in rankings if vote.seconds is not None]
     return Person(
-        pseudonym=who,
-        identity=view.identities.get(who),
+        pseudonym=pseudonym,
+        identity=view.identities.get(pseudonym),
         simulated=all(vote.source == "simulated" for vote in votes),
         rankings=len(rankings),
         skips=skipped(skips),
         retracted=sum(vote.seq in view.retracted for vote in votes),
         flagged=sum(bool(vote.flagged) for vote in (*rankings, *skips)),
         ties=ties(rankings),
-        seconds=median(taken) if taken else UNMEASURED,
+        seconds=median(seconds) if seconds else UNMEASURED,
         hours=sum(min(vote.seconds or 0.0, CEILING_S) for vote in votes) / 3600,
         first=votes[0].created_at,
         last=votes[-1].created_at,
@@ -191,13 +195,13 @@ def describe_person(who: str, view: View, votes: list[Vote], rankings: list[Vote
 
 
 def skipped(skips: Iterable[Vote]) -> dict[str, int]:
-    """Count skips by reason, all reasons named."""
+    """Count skips by reason; all reasons are included."""
     reasons = Counter(vote.skipped for vote in skips)
     return {reason: reasons[reason] for reason in SKIPS}
 
 
 def ties(rankings: Sequence[Vote]) -> Figure:
-    """Compute the share of tied pairs; its interval is clustered by vote, see `share`."""
+    """Compute the share of tied pairs, with an interval clustered by vote, see `share`."""
     sizes = [sum(map(len, vote.tiers)) for vote in rankings]
     pairs = [k * (k - 1) // 2 for k in sizes]
     return share([m - len(vote.pairs) for vote, m in zip(rankings, pairs, strict=True)], pairs)
@@ -206,48 +210,64 @@ def ties(rankings: Sequence[Vote]) -> Figure:
 def gold_accuracy(
     rankings: Iterable[Vote], expected: Mapping[str, tuple[tuple[str, ...], ...]]
 ) -> tuple[Figure, int, int]:
-    """Compute the share of the known answers' untied pairs that are ordered the same way, clustered by vote (see
-    `share`), the number of votes on such pairs, and of those that had all of them right."""
-    right = []
-    known = []
+    """Compute the accuracy of rankings of gold items.
+
+    Returns the share of the known answers' untied pairs that are ordered the same way, clustered by vote (see `share`);
+    the number of votes on gold items with such pairs; and the number of these votes that have all pairs right.
+
+    Args:
+        expected: the known answer by item: tiers of candidate ids, best first.
+    """
+    correct_pairs = []
+    known_pairs = []
     for vote in rankings:
         if vote.purpose == "gold":
-            answer = Judgement(expected[vote.item]).pairs
-            right.append(len(set(answer) & set(vote.pairs)))
-            known.append(len(answer))
-    asked = [(x, m) for x, m in zip(right, known, strict=True) if m]
-    return share(right, known), len(asked), sum(x == m for x, m in asked)
+            expected_pairs = Judgement(expected[vote.item]).pairs
+            correct_pairs.append(len(set(expected_pairs) & set(vote.pairs)))
+            known_pairs.append(len(expected_pairs))
+    counted = [(x, m) for x, m in zip(correct_pairs, known_pairs, strict=True) if m]
+    return share(correct_pairs, known_pairs), len(counted), sum(x == m for x, m in counted)
 
 
 def consistency(rankings: Sequence[Vote]) -> Figure:
-    """Compute the share of pairs, over all repeats, of which both rankings of the annotator say the
-    same; clustered by vote."""
-    first = {(vote.annotator, vote.item): vote for vote in rankings if vote.purpose not in ("repeat", "review")}
-    same = []
-    pairs = []
-    for again in rankings:
-        before = first.get((again.annotator, again.item))
-        if again.purpose == "repeat" and before is not None:
-            ids = [id for tier in again.tiers for id in tier]
-            both = list(zip(directions(before, ids), directions(again, ids), strict=True))
-            same.append(sum(then == now for then, now in both))
-            pairs.append(len(both))
-    return share(same, pairs)
+    """Compute the share of pairs of all repeats that both rankings of an annotator judge equally, clustered by vote."""
+    first_rankings = {
+        (vote.annotator, vote.item): vote for vote in rankings if vote.purpose not in ("repeat", "review")
+    }
+    equal_pairs = []
+    pair_counts = []
+    for repeat in rankings:
+        first_ranking = first_rankings.get((repeat.annotator, repeat.item))
+        if repeat.purpose == "repeat" and first_ranking is not None:
+            ids = [id for tier in repeat.tiers for id in tier]
+            ratings = list(zip(directions(first_ranking, ids), directions(repeat, ids), strict=True))
+            equal_pairs.append(sum(first_rating == repeat_rating for first_rating, repeat_rating in ratings))
+            pair_counts.append(len(ratings))
+    return share(equal_pairs, pair_counts)
 
 
-# As a table
+# CSV
 
 
 def as_csv(people: Sequence[Person]) -> str:
-    """Return the rows as CSV (RFC 4180). What has an interval has `_low`, `_high` and `_n` beside it; a text that a
-    spreadsheet would run gets an apostrophe in front."""
-    ends = ("", "_low", "_high", "_n")
+    """Format the summaries as CSV (RFC 4180).
+
+    A figure with an interval has columns `_low`, `_high` and `_n` beside it. A text that a spreadsheet would run as a
+    formula gets an apostrophe in front.
+    """
+    suffixes = ("", "_low", "_high", "_n")
     file = io.StringIO()
     writer = csv.writer(file)
-    writer.writerow([*PLAIN, *(f"skips_{reason}" for reason in SKIPS), *(f"{n}{end}" for n in SHARES for end in ends)])
+    writer.writerow(
+        [
+            *PLAIN_COLUMNS,
+            *(f"skips_{reason}" for reason in SKIPS),
+            *(f"{name}{suffix}" for name in SHARE_COLUMNS for suffix in suffixes),
+        ]
+    )
     for person in people:
-        row = [*(getattr(person, name) for name in PLAIN), *(person.skips[reason] for reason in SKIPS)]
-        for path in SHARES.values():
+        row = [*(getattr(person, name) for name in PLAIN_COLUMNS), *(person.skips[reason] for reason in SKIPS)]
+        for path in SHARE_COLUMNS.values():
             figure = attrgetter(path)(person)
             if isinstance(figure, Undefined):
                 row += [figure, None, None, 0]

@@ -1,5 +1,6 @@
-"""Plots of what `figures` returns, as bytes of an SVG without a ground of its own, for a page that fits both schemes.
-Names in them are pseudonyms, never identities.
+"""Plots of the result of `figures`, as SVG bytes with a transparent background, for light and dark pages.
+
+Annotators appear by pseudonym, never by name.
 """
 
 from __future__ import annotations
@@ -15,85 +16,92 @@ from align.report import few
 from align.report.plots import COLOURS, INK, axes, render
 
 DAYS = 7
-"""Shown at least: a single bar as wide as the plot would say nothing."""
+"""Minimum number of days on the axis, so that a single bar does not fill the plot."""
 
 
 def per_day(figures: Mapping[str, Any]) -> bytes:
-    """Plot the votes of each UTC day, stacked: rankings by people, simulated ones, skips."""
+    """Plot the votes of each UTC day as stacked bars: rankings by people, simulated rankings, and skips."""
     figure, ax = axes("", "votes", "Votes per day (UTC)")
     rows = figures["per_day"]
     days = [date.fromisoformat(row["day"]).toordinal() for row in rows]
-    below = [0] * len(rows)
+    bottoms = [0] * len(rows)
     for colour, name in zip(COLOURS, ("people", "simulated", "skips"), strict=False):
         counts = [row[name] for row in rows]
         if any(counts):
-            ax.bar(days, counts, bottom=below, color=colour, width=0.8, label=name)
-            below = [low + count for low, count in zip(below, counts, strict=True)]
-    _whole(ax)
+            ax.bar(days, counts, bottom=bottoms, color=colour, width=0.8, label=name)
+            bottoms = [bottom + count for bottom, count in zip(bottoms, counts, strict=True)]
+    _use_count_axis(ax)
     if rows:
-        first, last = days[0], max(days[-1], days[0] + DAYS - 1)
+        first = days[0]
+        last = max(days[-1], days[0] + DAYS - 1)
         ticks = range(first, last + 1, 1 + (last - first) // 4)
         ax.set_xticks(ticks, [date.fromordinal(day).isoformat() for day in ticks])
         ax.set_xlim(first - 0.6, last + 0.6)
-        ax.tick_params(axis="x", pad=8)  # clear of the zero
-        above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 3}  # where no bar is
-        ax.legend(frameon=False, fontsize=8, labelcolor=INK, borderpad=0, **above)
+        ax.tick_params(axis="x", pad=8)  # below the label of zero
+        legend_position = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": 3}  # above the bars
+        ax.legend(frameon=False, fontsize=8, labelcolor=INK, borderpad=0, **legend_position)
     else:
-        _say(ax, "no votes yet")
+        _show_message(ax, "no votes yet")
     return render(figure, transparent=True)
 
 
 def seconds(figures: Mapping[str, Any]) -> bytes:
-    """Plot a histogram of the seconds that a ranking took; its bins are wider the longer that is."""
-    found = figures["seconds"]
+    """Plot a histogram of the seconds per ranking. Bins get wider with the time."""
+    durations = figures["seconds"]
     figure, ax = axes("seconds", "rankings", "Seconds per item")
-    bins = found["histogram"]
+    bins = durations["histogram"]
     ax.bar(range(len(bins)), [bin["count"] for bin in bins], width=0.9, align="edge", color=COLOURS[0])
     ax.set_xticks(range(len(bins)), [str(bin["from"]) for bin in bins], fontsize=8)
-    _whole(ax)
-    if not found["n"]:
-        _say(ax, "no times yet")
+    _use_count_axis(ax)
+    if not durations["n"]:
+        _show_message(ax, "no times yet")
     return render(figure, transparent=True)
 
 
 def position(figures: Mapping[str, Any]) -> bytes:
-    """Plot how often the answer that stood earlier on the screen won, by annotator and over all."""
-    return _forest(figures, "position", "share won by the earlier answer", "Position bias")
+    """Plot the share of pairs won by the earlier answer on the screen, by annotator and in total."""
+    return _plot_shares(figures, "position", "share won by the earlier answer", "Position bias")
 
 
 def length(figures: Mapping[str, Any]) -> bytes:
-    """Plot how often the longer answer won, likewise."""
-    return _forest(figures, "length", "share won by the longer answer", "Length bias")
+    """Plot the share of pairs won by the longer answer, by annotator and in total."""
+    return _plot_shares(figures, "length", "share won by the longer answer", "Length bias")
 
 
-def _forest(figures: Mapping[str, Any], name: str, xlabel: str, title: str) -> bytes:
-    """Plot shares with their intervals, one below the other, all of them at the bottom; ½ is dashed."""
+def _plot_shares(figures: Mapping[str, Any], name: str, xlabel: str, title: str) -> bytes:
+    """Plot shares with their intervals below each other, the total last, with a dashed line at ½."""
     shares = [(person["pseudonym"], person[name]["share"]) for person in figures["people"]]
-    rows = [(who, found) for who, found in (*shares, ("all", figures[name]["share"])) if isinstance(found, Mapping)]
+    rows = [
+        (label, estimate)
+        for label, estimate in (*shares, ("all", figures[name]["share"]))
+        if isinstance(estimate, Mapping)
+    ]
     figure, ax = axes(xlabel, "", title)
     figure.set_figheight(max(3.0, 1.2 + 0.22 * len(rows)))
     ax.grid(visible=False)
-    for place, (who, found) in enumerate(rows):
-        colour, mark = (INK, "D") if who == "all" else (COLOURS[0], "o")
-        ax.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=1.6)
-        ax.plot(found["value"], place, mark, color=colour, markersize=5)
+    for y, (label, estimate) in enumerate(rows):
+        colour, marker = (INK, "D") if label == "all" else (COLOURS[0], "o")
+        ax.plot([estimate["low"], estimate["high"]], [y, y], color=colour, linewidth=1.6)
+        ax.plot(estimate["value"], y, marker, color=colour, markersize=5)
     ax.set_yticks(
-        range(len(rows)), [f"{who} ({found['n']:,}{few(found['n'])})" for who, found in rows], parse_math=False
+        range(len(rows)),
+        [f"{label} ({estimate['n']:,}{few(estimate['n'])})" for label, estimate in rows],
+        parse_math=False,
     )
     ax.set_xlim(0, 1)
-    ax.set_ylim(max(len(rows), 5) - 0.5, -0.5)  # the first on top
+    ax.set_ylim(max(len(rows), 5) - 0.5, -0.5)  # first row at the top
     if rows:
         ax.axvline(0.5, color=INK, linestyle="--", linewidth=1)
     else:
-        _say(ax, "nothing to count yet")
+        _show_message(ax, "nothing to count yet")
     return render(figure, transparent=True)
 
 
-def _whole(ax: Axes) -> None:
-    """Counts are whole numbers, and there are none below zero."""
+def _use_count_axis(ax: Axes) -> None:
+    """Use whole numbers from 0 on the axis of counts."""
     ax.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     ax.set_ylim(0, max(1, ax.get_ylim()[1]))
 
 
-def _say(ax: Axes, words: str) -> None:
-    ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=INK, fontsize=10)
+def _show_message(ax: Axes, message: str) -> None:
+    ax.text(0.5, 0.5, message, transform=ax.transAxes, ha="center", va="center", color=INK, fontsize=10)

@@ -1,4 +1,4 @@
-"""Everything that a project's votes say, as one JSON-ready object."""
+"""All figures of a project as one JSON-ready object."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from align.annotate.store.tables import annotators, candidates, ledger, work
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A project's votes and what they were cast on.
+    """A project's votes and the items that they judge, read at one moment.
 
     Attributes:
         rankings, skips: those that stand: not retracted, their item not erased; in ledger order.
-        votes: all of the ledger's, those that do not stand among them, for the time that they took was spent.
-        retracted: the seqs of those that were taken back.
-        candidates: by item, its candidates' ids by position; without erased items.
-        lengths: by candidate id, the characters of its text.
-        expected: by gold item, its known answer: tiers of candidate ids, best first.
-        identities: by pseudonym, who that is; without erased annotators.
-        wanted, judged: by item that is no gold item, how many people are to judge it, and how many have.
+        votes: all votes in the ledger, including those that do not stand, for the time spent on them.
+        retracted: the seqs of retracted votes.
+        candidates: candidate ids by item, in the order of positions; without erased items.
+        lengths: number of characters by candidate id.
+        expected: the known answer by gold item: tiers of candidate ids, best first.
+        identities: name by pseudonym; without erased annotators.
+        wanted, judged: by item, without gold items: number of people who are to judge it, and who have.
     """
 
     rankings: list[Vote]
@@ -65,11 +65,14 @@ class View:
 
     @property
     def work(self) -> list[Vote]:
-        """The rankings that the project asked for: neither of gold items, nor repeats, nor a reviewer's."""
+        """The rankings with purpose `work`, without gold items, repeats and reviews."""
         return [vote for vote in self.rankings if vote.purpose == "work"]
 
     def through(self, seq: int) -> View:
-        """Return the same without votes behind a row of the ledger. What was taken back since does not stand either."""
+        """Return the view without votes after a row of the ledger.
+
+        Votes that were retracted after that row are left out as well.
+        """
         return replace(
             self,
             rankings=[vote for vote in self.rankings if vote.seq <= seq],
@@ -79,22 +82,24 @@ class View:
 
     @property
     def settled(self) -> set[str]:
-        """The items that a reviewer has settled."""
+        """The ids of items that a reviewer has decided."""
         return {vote.item for vote in self.rankings if vote.purpose == "review"}
 
 
 def read(store: Store, project: str) -> View:
-    """Read a view of the project.
+    """Read a project's view.
 
     Raises:
         InputError: unknown project.
     """
     with store.reading() as db:
         check_project(db, project)
-        theirs = (ledger.c.project == project, ledger.c.kind.in_(VOTES))
-        votes = [vote_of(row, None) for row in db.execute(select(ledger).where(*theirs).order_by(ledger.c.seq))]
-        taken_back = select(ledger.c.retracts).where(ledger.c.project == project, ledger.c.kind == "retraction")
-        retracted = frozenset(db.execute(taken_back).scalars())
+        vote_conditions = (ledger.c.project == project, ledger.c.kind.in_(VOTES))
+        votes = [
+            vote_of(row, None) for row in db.execute(select(ledger).where(*vote_conditions).order_by(ledger.c.seq))
+        ]
+        retractions = select(ledger.c.retracts).where(ledger.c.project == project, ledger.c.kind == "retraction")
+        retracted = frozenset(db.execute(retractions).scalars())
         columns = (candidates.c.prompt_id, candidates.c.id, func.length(candidates.c.text).label("characters"))
         answers = select(*columns).where(candidates.c.project == project)  # their texts stay in the database
         ids = defaultdict(list)
@@ -102,34 +107,38 @@ def read(store: Store, project: str) -> View:
         for item, id, characters in db.execute(answers.order_by(candidates.c.prompt_id, candidates.c.position)):
             ids[item].append(id)
             lengths[id] = characters
-        to_do = select(work.c.item, work.c.wanted, work.c.judged).where(work.c.project == project, ~work.c.gold)
-        left = db.execute(to_do).all()
-        people = select(annotators.c.pseudonym, annotators.c.identity).where(annotators.c.project == project)
-        identities = {row.pseudonym: row.identity for row in db.execute(people)}
-        gold = (ledger.c.project == project, ledger.c.kind == "candidates", ledger.c.payload.contains('"expected":'))
-        known = db.execute(select(ledger.c.item, ledger.c.payload).where(*gold)).all()
-        expected = {row.item: tuple(tuple(tier) for tier in json.loads(row.payload)["expected"]) for row in known}
-    standing = [vote for vote in votes if vote.seq not in retracted and vote.item in ids]
+        query = select(work.c.item, work.c.wanted, work.c.judged).where(work.c.project == project, ~work.c.gold)
+        work_rows = db.execute(query).all()
+        annotator_rows = select(annotators.c.pseudonym, annotators.c.identity).where(annotators.c.project == project)
+        identities = {row.pseudonym: row.identity for row in db.execute(annotator_rows)}
+        gold_conditions = (
+            ledger.c.project == project,
+            ledger.c.kind == "candidates",
+            ledger.c.payload.contains('"expected":'),
+        )
+        gold_rows = db.execute(select(ledger.c.item, ledger.c.payload).where(*gold_conditions)).all()
+        expected = {row.item: tuple(tuple(tier) for tier in json.loads(row.payload)["expected"]) for row in gold_rows}
+    standing_votes = [vote for vote in votes if vote.seq not in retracted and vote.item in ids]
     return View(
-        rankings=[vote for vote in standing if vote.kind == "ranking"],
-        skips=[vote for vote in standing if vote.kind == "skip"],
+        rankings=[vote for vote in standing_votes if vote.kind == "ranking"],
+        skips=[vote for vote in standing_votes if vote.kind == "skip"],
         votes=votes,
         retracted=retracted,
-        candidates={item: tuple(named) for item, named in ids.items()},
+        candidates={item: tuple(candidate_ids) for item, candidate_ids in ids.items()},
         lengths=lengths,
         expected=expected,
         identities=identities,
-        wanted={row.item: row.wanted for row in left},
-        judged={row.item: row.judged for row in left},
+        wanted={row.item: row.wanted for row in work_rows},
+        judged={row.item: row.judged for row in work_rows},
     )
 
 
 SECONDS = (0, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
-"""Where the bins of the histogram of seconds per item begin; the last has no end."""
+"""Lower edges of the histogram's bins of seconds per item; the last bin is open."""
 
 
 def figures(store: Store, project: str) -> dict[str, Any]:
-    """Return `figures_of` all that there is by now.
+    """Compute all current figures of a project, see `figures_of`.
 
     Raises:
         InputError: unknown project.
@@ -138,25 +147,25 @@ def figures(store: Store, project: str) -> dict[str, Any]:
 
 
 def figures_of(view: View, project: str) -> dict[str, Any]:
-    """Return the project's figures as numbers, texts, None, lists and objects; what is undefined says why as a text.
+    """Compute all figures of a view as JSON values: numbers, texts, None, lists and objects.
 
-    Disagreements are those that no reviewer has settled.
+    The keys are `totals`, `hours`, `per_day`, `seconds`, `agreement`, `position`, `length`, `people` and
+    `disagreements`. An interval is `{value, low, high, n}`, at 95 %, where n is the number of independent items or
+    votes. An undefined figure is a text with the reason.
 
-    `totals`, `hours`, `per_day`, `seconds`, `agreement`, `position`, `length`, `people` and `disagreements`. An
-    interval is `{value, low, high, n}`, at 95 %; n counts what is independent: items, or votes. Votes count that
-    stand: not retracted, their item not erased.
-    Agreement, biases and disagreements are of *work*, without gold items and repeats. Simulated votes count; `totals`
-    says how many there are.
+    Only votes that stand count: not retracted, their item not erased. Agreement, biases and disagreements cover *work*,
+    without gold items and repeats. Simulated votes count; `totals` has their number. Disagreements are those that no
+    reviewer has decided.
     """
     work = view.work
-    everyone = people(view)
+    annotators = people(view)
     directions = panels(work, view.candidates)
     strengths = panels(work, view.candidates, strength=True)
     return as_json(
         {
             "project": project,
             "totals": totals(view),
-            "hours": {"total": sum(person.hours for person in everyone), "ceiling_seconds": CEILING_S},
+            "hours": {"total": sum(person.hours for person in annotators), "ceiling_seconds": CEILING_S},
             "per_day": per_day(view),
             "seconds": seconds(view),
             "agreement": {
@@ -169,14 +178,14 @@ def figures_of(view: View, project: str) -> dict[str, Any]:
             },
             "position": position_bias(work),
             "length": length_bias(work, view.lengths),
-            "people": everyone,
+            "people": annotators,
             "disagreements": disagreements([panel for panel in directions if panel.item not in view.settled]),
         }
     )
 
 
 def people_csv(store: Store, project: str) -> str:
-    """Return hours, counts and shares, a row an annotator; see `people`.
+    """Return hours, counts and shares of every annotator as CSV, one row each; see `people`.
 
     Raises:
         InputError: unknown project.
@@ -185,18 +194,20 @@ def people_csv(store: Store, project: str) -> str:
 
 
 def totals(view: View) -> dict[str, Any]:
-    """Count what the whole project has. An item is done when as many people as it wants have ranked it; gold items want
-    nobody and are counted apart."""
+    """Count items and votes of the whole project.
+
+    An item is done when the wanted number of people have ranked it. Gold items are counted separately.
+    """
     sources = Counter(vote.source for vote in view.rankings)
     purposes = Counter(vote.purpose for vote in view.rankings)
-    wanted = view.wanted
+    wanted_by_item = view.wanted
     return {
         "rankings": len(view.rankings),
         "by_people": sources["human"],
         "simulated": sources["simulated"],
         "by_purpose": {purpose: purposes[purpose] for purpose in ("work", "gold", "repeat", "review")},
-        "items": len(wanted),
-        "items_done": sum(view.judged[item] >= wanted[item] for item in wanted),
+        "items": len(wanted_by_item),
+        "items_done": sum(view.judged[item] >= wanted_by_item[item] for item in wanted_by_item),
         "gold_items": len(view.expected.keys() & view.candidates.keys()),
         "skips": skipped(view.skips),
         "ties": ties(view.rankings),
@@ -206,36 +217,39 @@ def totals(view: View) -> dict[str, Any]:
 
 
 def per_day(view: View) -> list[dict[str, Any]]:
-    """Count rankings by people and by their stand-in, and skips, of each UTC day that has any, in order."""
+    """Count rankings by people, simulated rankings and skips of each UTC day with votes, in order."""
     days: dict[str, Counter[str]] = defaultdict(Counter)
     for vote in (*view.rankings, *view.skips):
         days[vote.created_at[:10]]["skips" if vote.skipped else vote.source] += 1
     return [
-        {"day": day, "people": n["human"], "simulated": n["simulated"], "skips": n["skips"]}
-        for day, n in sorted(days.items())
+        {"day": day, "people": counts["human"], "simulated": counts["simulated"], "skips": counts["skips"]}
+        for day, counts in sorted(days.items())
     ]
 
 
 def seconds(view: View) -> dict[str, Any]:
-    """Return how long a ranking took where that was measured: quartiles, and a histogram whose last bin has no end."""
-    taken = [vote.seconds for vote in view.rankings if vote.seconds is not None]
-    quartiles = np.quantile(taken, (0.25, 0.5, 0.75)).tolist() if taken else [UNMEASURED] * 3
-    counts, _ = np.histogram(taken, (*SECONDS, np.inf))
+    """Summarise the seconds per ranking, if measured: quartiles, and a histogram whose last bin is open."""
+    durations = [vote.seconds for vote in view.rankings if vote.seconds is not None]
+    quartiles = np.quantile(durations, (0.25, 0.5, 0.75)).tolist() if durations else [UNMEASURED] * 3
+    counts, _ = np.histogram(durations, (*SECONDS, np.inf))
     bins = zip(SECONDS, (*SECONDS[1:], None), counts.tolist(), strict=True)
     return {
-        "n": len(taken),
+        "n": len(durations),
         **dict(zip(("lower_quartile", "median", "upper_quartile"), quartiles, strict=True)),
         "histogram": [{"from": low, "below": high, "count": count} for low, high, count in bins],
     }
 
 
-def disagreements(found: Sequence[Panel]) -> list[dict[str, Any]]:
-    """Return the items on which annotators contradict each other, for adjudication, the most contradicted first."""
+def disagreements(panels: Sequence[Panel]) -> list[dict[str, Any]]:
+    """Return the panels on which annotators contradict each other, the most contradicted first."""
     return [
         {
             "item": panel.item,
             "contradictions": number,
-            "votes": [{"seq": seq, "annotator": who} for seq, who in zip(panel.seqs, panel.annotators, strict=True)],
+            "votes": [
+                {"seq": seq, "annotator": pseudonym}
+                for seq, pseudonym in zip(panel.seqs, panel.annotators, strict=True)
+            ],
         }
-        for number, panel in ranked_by_contradictions(found)
+        for number, panel in ranked_by_contradictions(panels)
     ]

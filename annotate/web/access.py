@@ -1,7 +1,7 @@
-"""Who may use the annotation pages, and which requests those pages send: the rules that `align.web.auth` applies.
+"""Access to the annotation pages: the rules that `align.web.auth` applies.
 
-What changes something is refused unless a page of ours sends it: JSON with the header X-Align, which a form of another
-site cannot send, or one of our own forms, which comes with our own Origin.
+A request that changes something is refused unless a page of ours sends it: JSON with the header X-Align, which a form
+of another site cannot send, or one of our own forms, which comes with our own Origin.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ from align.annotate.web.templating import WORDS
 from align.web.auth import Authenticator, AuthMiddleware, refusal
 from align.web.gradio_pages import POLICY, UNUSED
 
-BODY_LIMIT, FORM_LIMIT = 1_000_000, 20_000
-"""Bytes of a request: of JSON, of a form."""
+BODY_LIMIT = 1_000_000
+"""Maximum bytes of a JSON request."""
+FORM_LIMIT = 20_000
+"""Maximum bytes of a form."""
 STREAMS = 8
-"""Answers without an end that one person may have at once: a manager's page has one while it waits for figures."""
+"""Maximum open event streams per person. The page for managers has one while it waits for figures."""
 FORMS = ("/login", "/logout", "/invite", "/password")
 MANAGE = "/manage"
 
 
 class AccountAuthenticator:
-    """Whoever has an account, and a session of it in a cookie."""
+    """Authenticates a visitor by the session of their account, which a cookie holds."""
 
     def __init__(self, accounts: Accounts, cookie: str) -> None:
-        self.accounts, self.cookie = accounts, cookie
+        self.accounts = accounts
+        self.cookie = cookie
 
     def who(self, cookies: Mapping[str, str]) -> Person | None:
         session = cookies.get(self.cookie, "")
@@ -54,7 +57,7 @@ def require_login(
     """Return the app behind authentication.
 
     Args:
-        streams: answers without an end that all people together may have at once.
+        streams: maximum open event streams of all people together.
     """
     return AuthMiddleware(
         app, authenticator, origins, check, policy=POLICY, unused=UNUSED, streams=streams, streams_each=STREAMS
@@ -62,7 +65,7 @@ def require_login(
 
 
 def check(person: Person | None, method: str, path: str, headers: Headers) -> Response | None:
-    """Return the answer to a request that is refused. Returns None if it may pass."""
+    """Return the response that refuses a request. Returns None if it may pass."""
     if path.startswith(MANAGE) and not (person and manages(person)):
         return refusal(403, "This page is for reviewers and admins.")
     problem = request_problem(method, path, headers)
@@ -70,26 +73,27 @@ def check(person: Person | None, method: str, path: str, headers: Headers) -> Re
 
 
 def manages(person: Person) -> bool:
-    """Whether there is a project of which they see more than its items."""
+    """Return whether a person is a reviewer or admin of any project."""
     return any(person.may(project, "reviewer") for project in person.roles)
 
 
 def request_problem(method: str, path: str, headers: Headers) -> str:
-    """What keeps a request from being one of our own pages'; empty where nothing does."""
+    """Return why a request cannot come from one of our own pages. Returns an empty string if it can."""
     if method in ("GET", "HEAD"):
         return ""
-    sent, most = headers.get("content-type", ""), BODY_LIMIT
+    content_type = headers.get("content-type", "")
+    limit = BODY_LIMIT
     if path in FORMS:
-        most = FORM_LIMIT
-        if not sent.startswith("application/x-www-form-urlencoded") or "origin" not in headers:
+        limit = FORM_LIMIT
+        if not content_type.startswith("application/x-www-form-urlencoded") or "origin" not in headers:
             return "Send the form from its own page."
     elif path.startswith("/api/"):
-        if not sent.startswith("application/json") or "x-align" not in headers:
+        if not content_type.startswith("application/json") or "x-align" not in headers:
             return "Send JSON, with the header X-Align."
     elif path.startswith(f"{MANAGE}/gradio_api/queue/"):
-        if not sent.startswith("application/json") or "origin" not in headers:
+        if not content_type.startswith("application/json") or "origin" not in headers:
             return "Send JSON from the page itself."
-    else:  # Gradio's own, such as uploads, which no page has a use for
+    else:  # Gradio's other endpoints, such as uploads, which no page needs
         return "There is nothing here that could be changed."
     length = headers.get("content-length", "") if "transfer-encoding" not in headers else ""
-    return "" if length.isdigit() and int(length) <= most else f"Send at most {most} bytes, and say so."
+    return "" if length.isdigit() and int(length) <= limit else f"Send at most {limit} bytes, and say so."

@@ -1,4 +1,4 @@
-"""What the votes of a project say, for reviewers and admins: HTML for the managers' page, and the numbers as files."""
+"""A project's figures for reviewers and admins: HTML for the managers' page, and files for download."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from align.annotate.web.templating import WORDS, render
 from align.report import few
 
 PLOTS = ("per_day", "seconds", "position", "length")
-PEOPLE = (
+PERSON_COLUMNS = (
     "rankings",
     "skips",
     "retracted",
@@ -32,14 +32,14 @@ PEOPLE = (
     "position",
     "last",
 )
-SHOWN = 200
-"""Disagreements on the page; the JSON has all."""
-DRAWING = threading.Lock()
-"""matplotlib's settings are the process's."""
+MAX_DISAGREEMENTS = 200
+"""Maximum disagreements on the page; the JSON has all."""
+PLOT_LOCK = threading.Lock()
+"""Held while plotting, because matplotlib's settings are global."""
 
 
 def files(store: Store) -> APIRouter:
-    """Return the routes of the numbers as JSON, and of a row an annotator as CSV."""
+    """Return the routes that serve a project's figures as JSON and its annotators as CSV."""
     router = APIRouter(prefix=MANAGE)
 
     def check_reviewer(request: Request, project: str) -> None:
@@ -60,32 +60,32 @@ def files(store: Store) -> APIRouter:
 
 
 def figures_page(store: Store, project: str) -> str:
-    """Return all figures of a project as HTML."""
-    found = figures(store, project)
-    with DRAWING:
-        images = {WORDS[f"plot_{name}"]: getattr(plots, name)(found) for name in PLOTS}
+    """Render all figures of a project as HTML."""
+    project_figures = figures(store, project)
+    with PLOT_LOCK:
+        images = {WORDS[f"plot_{name}"]: getattr(plots, name)(project_figures) for name in PLOTS}
     return render(
         "figures.html",
-        figures=figure_rows(found),
+        figures=figure_rows(project_figures),
         downloads=[
             (WORDS[f"file_{name}"], f"{MANAGE}/{file}?project={quote(project)}")
             for name, file in (("json", "figures.json"), ("csv", "people.csv"))
         ],
         plots=[(alt, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}") for alt, svg in images.items()],
-        people_headers=[WORDS["name"], WORDS["pseudonym"], *(WORDS[f"person_{name}"] for name in PEOPLE)],
-        people=[person_cells(row) for row in found["people"]],
+        people_headers=[WORDS["name"], WORDS["pseudonym"], *(WORDS[f"person_{name}"] for name in PERSON_COLUMNS)],
+        people=[person_cells(row) for row in project_figures["people"]],
         disagreements=[
             [row["item"], str(row["contradictions"]), ", ".join(vote["annotator"] for vote in row["votes"])]
-            for row in found["disagreements"][:SHOWN]
+            for row in project_figures["disagreements"][:MAX_DISAGREEMENTS]
         ],
     )
 
 
-def figure_rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row a figure of the whole project."""
-    totals = found["totals"]
-    agreement = found["agreement"]
-    seconds = found["seconds"]
+def figure_rows(project_figures: Mapping[str, Any]) -> list[list[str]]:
+    """Return the rows of the table of project figures: label and value."""
+    totals = project_figures["totals"]
+    agreement = project_figures["agreement"]
+    seconds = project_figures["seconds"]
     rows = {
         "rankings": f"{totals['by_people']:,}",
         "simulated": f"{totals['simulated']:,}",
@@ -94,14 +94,14 @@ def figure_rows(found: Mapping[str, Any]) -> list[list[str]]:
         "ties": in_words(totals["ties"]),
         "retracted": f"{totals['retracted']:,}",
         "flagged": f"{totals['flagged']:,}",
-        "hours": f"{found['hours']['total']:.1f}",
+        "hours": f"{project_figures['hours']['total']:.1f}",
         "seconds": " – ".join(in_words(seconds[name]) for name in ("lower_quartile", "median", "upper_quartile")),
         "alpha": in_words(agreement["alpha"]),
         "alpha_strength": in_words(agreement["alpha_strength"]),
         "raw": in_words(agreement["raw"]),
-        "kappa": "; ".join(kappa(two) for two in agreement["kappas"][:20]),
-        "position": in_words(found["position"]["share"]),
-        "length": in_words(found["length"]["share"]),
+        "kappa": "; ".join(kappa(pair_agreement) for pair_agreement in agreement["kappas"][:20]),
+        "position": in_words(project_figures["position"]["share"]),
+        "length": in_words(project_figures["length"]["share"]),
     }
     return [[WORDS[f"figure_{name}"], value or "–"] for name, value in rows.items()]
 
@@ -109,25 +109,25 @@ def figure_rows(found: Mapping[str, Any]) -> list[list[str]]:
 def person_cells(row: Mapping[str, Any]) -> list[str]:
     values = dict(row) | {"position": row["position"]["share"], "last": (row["last"] or "–")[:16].replace("T", " ")}
     values["skips"] = counted(row["skips"])
-    return [row["identity"] or WORDS["erased"], row["pseudonym"], *(in_words(values[name]) for name in PEOPLE)]
+    return [row["identity"] or WORDS["erased"], row["pseudonym"], *(in_words(values[name]) for name in PERSON_COLUMNS)]
 
 
 def in_words(value: Any) -> str:
-    """Describe a figure in words: an estimate with its interval and number, or why there is none."""
+    """Format a figure: an estimate with its interval and count, or the reason why it is undefined."""
     if isinstance(value, Mapping):
         interval = "" if value["low"] is None else f" [{value['low']:.2f}, {value['high']:.2f}]"
         return f"{value['value']:.2f}{interval} ({value['n']:,}{few(value['n'])})"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def kappa(two: Mapping[str, Any]) -> str:
-    """Describe the agreement of two annotators."""
-    value = two["direction"]
-    agreed = f"{value:.2f}" if isinstance(value, float) else value
-    return f"{' – '.join(two['annotators'])}: {agreed} ({two['items']:,}{few(two['items'])})"
+def kappa(agreement: Mapping[str, Any]) -> str:
+    """Format the agreement of two annotators."""
+    value = agreement["direction"]
+    kappa_text = f"{value:.2f}" if isinstance(value, float) else value
+    return f"{' – '.join(agreement['annotators'])}: {kappa_text} ({agreement['items']:,}{few(agreement['items'])})"
 
 
 def counted(skips: Mapping[str, int]) -> str:
-    """Say how many were skipped, and why."""
-    why = ", ".join(f"{WORDS[f'skip_{reason}']}: {number}" for reason, number in skips.items() if number)
-    return f"{sum(skips.values())}{f' ({why})' if why else ''}"
+    """Format the number of skips with their reasons."""
+    reasons = ", ".join(f"{WORDS[f'skip_{reason}']}: {number}" for reason, number in skips.items() if number)
+    return f"{sum(skips.values())}{f' ({reasons})' if reasons else ''}"

@@ -1,4 +1,4 @@
-"""The pages at the door: log in, accept an invitation, set another password, leave. Plain forms, without a script."""
+"""The pages for logging in and out, accepting an invitation and changing a password: plain forms without scripts."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from align.web.throttle import Busy
 
 
 async def form_fields(request: Request) -> dict[str, str]:
-    """Return what a form of ours says."""
+    """Return the text fields of a form."""
     form = await request.form(max_files=0, max_fields=10)
     return {name: value for name, value in form.items() if isinstance(value, str)}
 
 
-Given = Annotated[dict[str, str], Depends(form_fields)]
+FormFields = Annotated[dict[str, str], Depends(form_fields)]
 
 
 def login_routes(accounts: Accounts, cookie: str) -> APIRouter:
-    """Return the routes, for people with accounts.
+    """Return the routes for people with accounts.
 
     Args:
-        cookie: the name of the session's.
+        cookie: name of the session cookie.
     """
     router = APIRouter()
 
@@ -39,22 +39,22 @@ def login_routes(accounts: Accounts, cookie: str) -> APIRouter:
         return page("login", "log_in", invite=invite, project=project, name="")
 
     @router.post("/login")
-    def log_in(request: Request, given: Given) -> Response:
-        invite = given.get("invite", "")
-        project = given.get("project", "")
-        name = given.get("name", "")
+    def log_in(request: Request, form: FormFields) -> Response:
+        invite = form.get("invite", "")
+        project = form.get("project", "")
+        name = form.get("name", "")
         address = request.client.host if request.client else ""
         try:
-            session = accounts.log_in(name, given.get("password", ""), address)
+            session = accounts.log_in(name, form.get("password", ""), address)
         except InputError as error:
             return page("login", "log_in", error, invite=invite, project=project, name=name)
         return go(redirect_target(invite, project), session_cookie(cookie, session, request.scope["origin"], SESSION_S))
 
     @router.post("/logout")
-    def log_out(request: Request, given: Given) -> Response:
+    def log_out(request: Request, form: FormFields) -> Response:
         accounts.log_out(request.cookies.get(cookie, ""))
-        to = f"/invite?token={quote(invite)}" if (invite := given.get("invite", "")) else "/login"
-        return go(to, session_cookie(cookie, "", request.scope["origin"], 0))
+        target = f"/invite?token={quote(invite)}" if (invite := form.get("invite", "")) else "/login"
+        return go(target, session_cookie(cookie, "", request.scope["origin"], 0))
 
     @router.get("/invite")
     def invitation_page(request: Request, token: str = "") -> Response:
@@ -65,16 +65,16 @@ def login_routes(accounts: Accounts, cookie: str) -> APIRouter:
         return invitation_page_of(invitation, token, request.scope["person"])
 
     @router.post("/invite")
-    def accept(request: Request, given: Given) -> Response:
-        token = given.get("token", "")
-        name = given.get("name", "")
+    def accept(request: Request, form: FormFields) -> Response:
+        token = form.get("token", "")
+        name = form.get("name", "")
         person: Person | None = request.scope["person"]
         invitation = accounts.invited(token)
         try:
-            if "join" in given and person is not None:
+            if "join" in form and person is not None:
                 accounts.join(token, person)
                 return go("/")
-            session = accounts.accept(token, name, new_password(given))
+            session = accounts.accept(token, name, new_password(form))
         except InputError as error:
             return invitation_page_of(invitation, token, person, name, error)
         return go("/", session_cookie(cookie, session, request.scope["origin"], SESSION_S))
@@ -84,9 +84,9 @@ def login_routes(accounts: Accounts, cookie: str) -> APIRouter:
         return page("password", "change_password")
 
     @router.post("/password")
-    def change_password(request: Request, given: Given) -> Response:
+    def change_password(request: Request, form: FormFields) -> Response:
         try:
-            accounts.change_password(request.cookies.get(cookie, ""), given.get("old", ""), new_password(given))
+            accounts.change_password(request.cookies.get(cookie, ""), form.get("old", ""), new_password(form))
         except InputError as error:
             return page("password", "change_password", error)
         return go("/")
@@ -94,15 +94,19 @@ def login_routes(accounts: Accounts, cookie: str) -> APIRouter:
     return router
 
 
-def go(to: str, cookie: str | None = None) -> Response:
-    """Send the browser to another page, with a cookie to keep or to forget."""
-    return RedirectResponse(to, 303, headers=None if cookie is None else {"set-cookie": cookie})
+def go(target: str, cookie: str | None = None) -> Response:
+    """Redirect the browser to another page.
+
+    Args:
+        cookie: a Set-Cookie header, which sets or deletes the session.
+    """
+    return RedirectResponse(target, 303, headers=None if cookie is None else {"set-cookie": cookie})
 
 
-def new_password(given: dict[str, str]) -> str:
-    """Return the new password of a form. Raises InputError if it was not typed the same twice."""
-    password = given.get("password", "")
-    if password != given.get("again", ""):
+def new_password(form: dict[str, str]) -> str:
+    """Return the new password of a form. Raises InputError if the repetition differs."""
+    password = form.get("password", "")
+    if password != form.get("again", ""):
         raise InputError("password", "(not shown)", "the two passwords differ", "Type the same one twice.")
     return password
 
@@ -123,24 +127,26 @@ def page(template: str, title: str, error: InputError | None = None, **values: A
 def invitation_page_of(
     invitation: Invitation | None, token: str, person: Person | None, name: str = "", error: InputError | None = None
 ) -> Response:
-    """Return the page that makes an account, sets its password, or joins a project. Without an invitation it shows the
-    error alone."""
+    """Render the page that accepts an invitation: create an account, set its password, or join the project.
+
+    Without an invitation it shows only the error.
+    """
     greeting = ""
     if invitation is not None:
-        kind = "resets" if invitation.known and invitation.resets else "invited"
+        text_name = "resets" if invitation.known and invitation.resets else "invited"
         role = WORDS[f"role_{invitation.role}"]
-        greeting = WORDS[kind].format(project=invitation.project, role=role, name=invitation.name)
+        greeting = WORDS[text_name].format(project=invitation.project, role=role, name=invitation.name)
     values = {"invitation": invitation, "token": token, "person": person, "name": name, "greeting": greeting}
     return page("invitation", "invitation", error, **values)
 
 
 def message_of(error: InputError) -> str:
-    """Return an error's text with the field, and its value if that is no secret."""
+    """Return an error's message with its field, and with its value unless that is secret."""
     value = error.value if isinstance(error.value, str) and error.value != "(not shown)" else ""
-    named = f"{WORDS.get(error.field, error.field)}: " if not isinstance(error, Refused) else ""
-    return f"{named}{f'{value[:80]}: ' if named and value else ''}{error.problem}. {error.remedy}"
+    label = f"{WORDS.get(error.field, error.field)}: " if not isinstance(error, Refused) else ""
+    return f"{label}{f'{value[:80]}: ' if label and value else ''}{error.problem}. {error.remedy}"
 
 
 def redirect_target(invite: str, project: str) -> str:
-    """Return where somebody goes who has logged in: to the invitation that they came with, or to the items."""
+    """Return the page after a login: the invitation that the person came with, or the items."""
     return f"/invite?token={quote(invite)}" if invite else f"/?project={quote(project, safe='')}" if project else "/"

@@ -1,7 +1,7 @@
-"""The pages of those who run a project: what its votes say, who is in it, how its items are given out, its guidelines.
+"""The pages for reviewers and admins: figures, members, settings and guidelines of a project.
 
-A Gradio app of its own, beside the annotators' page. Whoever asks is known by their cookie at each event, for a page
-that was opened once may ask again when its reader is an admin no more.
+They are a Gradio app, separate from the annotators' page. The visitor is authenticated by cookie at every event,
+because their role may change while a page is open.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from align.web.auth import Authenticator
 MANAGE_HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="stylesheet" href="/align/manage.css">"""
 OUT = "out"
-"""The choice that takes somebody out of a project, where a role may be chosen."""
+"""The choice among roles that removes a person from the project."""
 SETTINGS = tuple(field.name for field in fields(Settings))
 
 
 class Manager:
-    """What the pages ask of a store, for whoever may. Gradio calls each endpoint as its method is called.
+    """Endpoints for reviewers and admins. Gradio names each endpoint after its method.
 
     Args:
-        accounts: None where there are none, for one person has the link.
-        url: of the server, as people are told it.
+        accounts: None if there are no accounts and one person uses a link with a key.
+        url: public URL of the server.
     """
 
     def __init__(self, store: Store, accounts: Accounts | None, authenticator: Authenticator[Person], url: str) -> None:
@@ -45,37 +45,40 @@ class Manager:
         self.url = url
 
     def require_role(self, request: gradio.Request, project: str, role: str) -> Person:
-        """Return the visitor. Raises an error that the page shows unless they have the role."""
+        """Return the visitor. Raises an error that the page shows if they lack the role."""
         person = self.authenticator.who(dict(request.cookies))
         if person is None or not person.may(project, role):
             raise gradio.Error(WORDS["not_yours"], print_exception=False)
         return person
 
     def is_admin(self, request: gradio.Request, project: str) -> bool:
-        """Return whether the visitor is an admin. The page is loaded for all who may open it."""
+        """Return whether the visitor is an admin of the project."""
         person = self.authenticator.who(dict(request.cookies))
         return person is not None and person.may(project, "admin")
 
     def projects(self, request: gradio.Request) -> Any:
-        """List the projects of which the visitor sees more than the items."""
+        """Return the choice of projects of which the visitor is a reviewer or admin."""
         person = self.authenticator.who(dict(request.cookies))
-        mine = [] if person is None else [name for name in person.roles if person.may(name, "reviewer")]
-        asked = request.query_params.get("project", "")
-        return gradio.Dropdown(choices=mine, value=asked if asked in mine else next(iter(mine), None))
+        managed_projects = [] if person is None else [name for name in person.roles if person.may(name, "reviewer")]
+        preselected = request.query_params.get("project", "")
+        return gradio.Dropdown(
+            choices=managed_projects,
+            value=preselected if preselected in managed_projects else next(iter(managed_projects), None),
+        )
 
     def figures(self, project: str, request: gradio.Request) -> str:
         self.require_role(request, project, "reviewer")
         return figures_page(self.store, project)
 
     def tabs(self, project: str, request: gradio.Request) -> list[Any]:
-        """Show the tabs for admins to them."""
-        admin = self.is_admin(request, project)
-        return [gradio.Tab(visible=admin and self.accounts is not None), gradio.Tab(visible=admin)]
+        """Show the tabs for admins if the visitor is an admin."""
+        is_admin = self.is_admin(request, project)
+        return [gradio.Tab(visible=is_admin and self.accounts is not None), gradio.Tab(visible=is_admin)]
 
     # The project
 
     def project(self, project: str, request: gradio.Request) -> list[Any]:
-        """Return state, guidelines, and the settings in their order; nothing for who may not see them."""
+        """Return state, guidelines and settings of a project. Updates nothing if the visitor is not an admin."""
         if not self.is_admin(request, project):
             return [gradio.skip()] * (2 + len(SETTINGS))
         with self.store.reading() as db:
@@ -86,11 +89,11 @@ class Manager:
         return [state, "" if text is None else text[1], *(values[name] for name in SETTINGS)]
 
     def save(self, project: str, state: str, request: gradio.Request, *values: Any) -> list[Any]:
-        """Keep settings and state. Returns them as they are then."""
+        """Save settings and state. Returns the saved values."""
         self.require_role(request, project, "admin")
-        given = dict(zip(SETTINGS, values, strict=True))
-        given["attributes"] = [name for part in given["attributes"].split(",") if (name := part.strip())]
-        configure(self.store, project, given, state)
+        new_settings = dict(zip(SETTINGS, values, strict=True))
+        new_settings["attributes"] = [name for part in new_settings["attributes"].split(",") if (name := part.strip())]
+        configure(self.store, project, new_settings, state)
         gradio.Info(WORDS["saved"])
         [state, _, *settings] = self.project(project, request)
         return [state, *settings]
@@ -101,32 +104,39 @@ class Manager:
 
 
 class Members:
-    """Who is in a project, for its admins. Gradio calls each endpoint as its method is called."""
+    """Endpoints for admins to manage the members of a project. Gradio names each endpoint after its method."""
 
     def __init__(self, manager: Manager, accounts: Accounts) -> None:
         self.manager = manager
         self.accounts = accounts
 
     def overview(self, project: str, request: gradio.Request) -> list[Any]:
-        """Return who is in it, the links that are out, and the choice of one; nothing for who may not see them."""
+        """Return the tables of members and of pending invitations, and the choice of an invitation.
+
+        Updates nothing if the visitor is not an admin.
+        """
         if not self.manager.is_admin(request, project):
             return [gradio.skip()] * 3
         rows = [[name, WORDS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
-        people = render_table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
-        links = self.accounts.pending(project)
-        out = [
+        members = render_table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
+        pending_invitations = self.accounts.pending(project)
+        invitation_rows = [
             [
-                link.name or WORDS["link_anybody"],
-                WORDS[f"role_{link.role}"],
-                link.made_by or WORDS["link_operator"],
-                datetime.fromtimestamp(link.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-                link.id,
+                invitation.name or WORDS["link_anybody"],
+                WORDS[f"role_{invitation.role}"],
+                invitation.made_by or WORDS["link_operator"],
+                datetime.fromtimestamp(invitation.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+                invitation.id,
             ]
-            for link in links
+            for invitation in pending_invitations
         ]
-        heads = [WORDS[f"link_{column}"] for column in ("name", "role", "by", "until", "id")]
-        pending = render_table(WORDS["links"], heads, out)
-        return [people, pending, gradio.Dropdown([link.id for link in links], value=None)]
+        headers = [WORDS[f"link_{column}"] for column in ("name", "role", "by", "until", "id")]
+        invitations = render_table(WORDS["links"], headers, invitation_rows)
+        return [
+            members,
+            invitations,
+            gradio.Dropdown([invitation.id for invitation in pending_invitations], value=None),
+        ]
 
     def invite(self, project: str, role: str, name: str, request: gradio.Request) -> list[Any]:
         by = self.manager.require_role(request, project, "admin")
@@ -145,20 +155,20 @@ class Members:
         return self.overview(project, request)
 
 
-def errors_in_page(act: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn an error of ours into one that Gradio shows, its text as text."""
+def errors_in_page(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn our errors into Gradio errors, which the page shows. The message is escaped."""
 
-    @wraps(act)
-    def acting(*given: Any, **named: Any) -> Any:
+    @wraps(endpoint)
+    def call_endpoint(*args: Any, **kwargs: Any) -> Any:
         try:
-            return act(*given, **named)
+            return endpoint(*args, **kwargs)
         except InputError as error:
             label = WORDS.get(f"setting_{error.field}") or WORDS.get(error.field) or error.field
             value = str(error.value) if len(str(error.value)) <= 80 else f"{str(error.value)[:79]}…"
             message = f"{label}: {value}: {error.problem}. {error.remedy}"
             raise gradio.Error(escape(message), duration=None, print_exception=False) from error
 
-    return acting
+    return call_endpoint
 
 
 def manage_page(manager: Manager) -> gradio.Blocks:
@@ -166,10 +176,10 @@ def manage_page(manager: Manager) -> gradio.Blocks:
         gradio.HTML(f'<h1>{WORDS["manage"]}</h1><p><a href="/">{WORDS["to_items"]}</a></p>')
         project = gradio.Dropdown(label=WORDS["project"], allow_custom_value=True)
         with gradio.Tab(WORDS["figures"]):
-            again = gradio.Button(WORDS["refresh"])
-            drawn = gradio.HTML()
-            for event in (project.change, again.click):
-                event(errors_in_page(manager.figures), project, drawn)
+            refresh = gradio.Button(WORDS["refresh"])
+            figures = gradio.HTML()
+            for event in (project.change, refresh.click):
+                event(errors_in_page(manager.figures), project, figures)
         with gradio.Tab(WORDS["people"], visible=False) as people:
             if manager.accounts is not None:
                 people_tab(Members(manager, manager.accounts), project)
@@ -182,26 +192,28 @@ def manage_page(manager: Manager) -> gradio.Blocks:
 
 def people_tab(members: Members, project: gradio.Dropdown) -> None:
     roles = [(WORDS[f"role_{role}"], role) for role in ROLES]
-    everyone = gradio.HTML()
+    member_table = gradio.HTML()
     gradio.Markdown(f"## {WORDS['invite']}\n{WORDS['invite_told']}")
     with gradio.Row():
         name = gradio.Textbox(label=WORDS["name_for"], max_length=100)
         role = gradio.Dropdown(roles, value="annotator", label=WORDS["role"])
     invite = gradio.Button(WORDS["invite"])
     link = gradio.Textbox(label=WORDS["link"], interactive=False, buttons=["copy"])
-    links = gradio.HTML()
-    one = gradio.Dropdown(label=WORDS["link_id"], allow_custom_value=True)  # so that ours is the check
+    invitation_table = gradio.HTML()
+    invitation_choice = gradio.Dropdown(
+        label=WORDS["link_id"], allow_custom_value=True
+    )  # so that we validate the value, not Gradio
     revoke = gradio.Button(WORDS["revoke"])
     gradio.Markdown(f"## {WORDS['change_role']}")
     with gradio.Row():
-        who = gradio.Textbox(label=WORDS["name"], max_length=100)
-        to = gradio.Dropdown([*roles, (WORDS["take_out"], OUT)], value="annotator", label=WORDS["role"])
+        member_name = gradio.Textbox(label=WORDS["name"], max_length=100)
+        new_role = gradio.Dropdown([*roles, (WORDS["take_out"], OUT)], value="annotator", label=WORDS["role"])
     change = gradio.Button(WORDS["change_role"])
-    listed = [everyone, links, one]
-    project.change(errors_in_page(members.overview), project, listed)
-    invite.click(errors_in_page(members.invite), [project, role, name], [link, *listed])
-    revoke.click(errors_in_page(members.revoke), [project, one], listed)
-    change.click(errors_in_page(members.change), [project, who, to], listed)
+    overview = [member_table, invitation_table, invitation_choice]
+    project.change(errors_in_page(members.overview), project, overview)
+    invite.click(errors_in_page(members.invite), [project, role, name], [link, *overview])
+    revoke.click(errors_in_page(members.revoke), [project, invitation_choice], overview)
+    change.click(errors_in_page(members.change), [project, member_name, new_role], overview)
 
 
 def project_tab(manager: Manager, project: gradio.Dropdown) -> None:
@@ -215,7 +227,7 @@ def project_tab(manager: Manager, project: gradio.Dropdown) -> None:
 
 
 def setting(name: str, default: Any) -> Any:
-    """Return the field of a setting, by the type of its default."""
+    """Return the input component of a setting, chosen by the type of its default."""
     label = WORDS[f"setting_{name}"]
     if isinstance(default, bool):
         return gradio.Checkbox(label=label, min_width=320)

@@ -1,9 +1,9 @@
-"""What models and people wrote, as HTML that does nothing: no tag of theirs, no link, no image, no hidden direction.
+"""Texts of models and people as harmless HTML: no tags, links or images of theirs, and no hidden text direction.
 
-Markdown is rendered, and says all that the text says. Links and images stand as they were written: nothing can be
-clicked, nothing is fetched, and what a link's text hides is seen. Numbers of lists, backslashes and the language of a
-code block stay; only the marks `* _ ~ # > | - :` and backquotes may be replaced by what they do. A text of which
-Markdown would swallow more, such as a cell too many in a table's row, is shown as it was written.
+Markdown is rendered without losing any of the text. Links and images appear as written: nothing can be clicked, nothing
+is fetched, and a link's target is visible. Numbers of lists, backslashes and the language of a code block are kept;
+only the marks `* _ ~ # > | - :` and backquotes may be replaced by formatting. If Markdown would drop more, such as a
+surplus cell in a table's row, the text is shown as written.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline, emphasis
 
 PLAIN_ABOVE = 50_000
-"""Characters above which a text is shown as it is, in full: rendering a megabyte of Markdown takes seconds."""
+"""Maximum characters of a text that is rendered as Markdown, because a megabyte takes seconds."""
 DEEPEST = 10
-"""Blocks within one another; a list is two. Deeper ones leave no room on a phone: such a text is shown as written."""
+"""Maximum nesting of blocks, where a list counts twice. Deeper texts, too wide for a phone, are shown as written."""
 COMPARED = 4_000
-"""Words of each of two answers that are compared."""
+"""Maximum words of each text in a comparison."""
 
-# Characters that turn the direction of text or show nothing, and controls: named in place, so that all read the same.
-# (Not the joiners U+200C and U+200D, which emoji and some scripts need.)
+# Characters that change the direction of text, invisible characters, and controls. They are replaced by their names, so
+# that everyone sees the same text. The joiners U+200C and U+200D stay, because emoji and some scripts need them.
 UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\u3164\ufeff\uffa0"
     "\U000e0000-\U000e007f]"
 )
 MARKS = re.compile(r"[\s*_~`#>|:-]")
-"""What formatting may stand in place of."""
+"""Marks that formatting may replace."""
 TIMES = re.compile(r"(?<=[0-9A-Za-z)\]])\*+(?=[0-9A-Za-z(\[\\])")
-"""Asterisks that multiply: Markdown would make 2*3*4 an emphasised 3."""
+"""Asterisks of multiplications: Markdown would turn 2*3*4 into an emphasised 3."""
 
 
 def keep_backslash(state: StateInline, silent: bool) -> bool:
-    """A backslash stands, and what it escapes is no mark: in LaTeX, `\\(` means more than `(`."""
+    """Keep a backslash as text, and the character after it from being a mark: in LaTeX, `\\(` means more than `(`."""
     if state.src[state.pos] != "\\":
         return False
     escaped = state.src[state.pos : state.pos + 2].rstrip("\n")
@@ -47,30 +47,33 @@ def keep_backslash(state: StateInline, silent: bool) -> bool:
 
 
 def keep_times(state: StateInline, silent: bool) -> bool:
-    found = None if silent else TIMES.match(state.src, state.pos)
-    if found is None:
+    match = None if silent else TIMES.match(state.src, state.pos)
+    if match is None:
         return emphasis.tokenize(state, silent)
-    state.pending += found[0]
-    state.pos = found.end()
+    state.pending += match[0]
+    state.pos = match.end()
     return True
 
 
-def open_item(renderer: Any, tokens: Any, at: int, options: Any, env: Any) -> str:
-    """Of a list, with its number or bullet as text: Markdown counts on from the first number, whatever the others are,
-    and a browser clips a marker that is wider than its margin."""
-    token = tokens[at]
+def open_item(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
+    """Render the start of a list item, with its number or bullet as text.
+
+    Markdown itself numbers on from the first number whatever the others are, and browsers clip a marker that is wider
+    than the margin.
+    """
+    token = tokens[index]
     return f'<li><span class="marker">{html.escape(token.info + token.markup)}</span> <div>'
 
 
-def close_item(renderer: Any, tokens: Any, at: int, options: Any, env: Any) -> str:
+def close_item(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
     return "</div></li>\n"
 
 
-def fence(renderer: Any, tokens: Any, at: int, options: Any, env: Any) -> str:
-    """A block of code, with its language."""
-    language = tokens[at].info.strip()
-    named = f'<p class="soft">{html.escape(language)}</p>\n' if language else ""
-    return f"{named}<pre><code>{html.escape(tokens[at].content)}</code></pre>\n"
+def fence(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
+    """Render a block of code with its language."""
+    language = tokens[index].info.strip()
+    label = f'<p class="soft">{html.escape(language)}</p>\n' if language else ""
+    return f"{label}<pre><code>{html.escape(tokens[index].content)}</code></pre>\n"
 
 
 MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST})
@@ -83,41 +86,41 @@ for name, rule in (("list_item_open", open_item), ("list_item_close", close_item
 
 
 def rendered(text: str) -> str:
-    """Markdown as HTML; as it was written where it is very long, or would not say all of it."""
+    """Render Markdown as HTML. Shows the text as written if it is very long or the HTML would lose part of it."""
     displayed = visible(text)
-    if len(displayed) <= PLAIN_ABOVE and (said := MARKS.sub("", displayed)):
-        made = MARKDOWN.render(displayed)
-        if MARKS.sub("", html.unescape(re.sub("<[^>]*>", "", made))) == said:
-            return made
+    if len(displayed) <= PLAIN_ABOVE and (content := MARKS.sub("", displayed)):
+        rendered_html = MARKDOWN.render(displayed)
+        if MARKS.sub("", html.unescape(re.sub("<[^>]*>", "", rendered_html))) == content:
+            return rendered_html
     return written(text)
 
 
 def written(text: str) -> str:
-    """A text as HTML that shows each of its characters."""
+    """Return a text as HTML that shows all its characters."""
     return f"<pre>\n{html.escape(visible(text))}</pre>"  # a browser drops the first line feed
 
 
 def visible(text: str) -> str:
-    """The text with every unseen character named, such as ⟨U+202E⟩; lines end with a line feed."""
+    """Replace every invisible character of a text by its name, such as ⟨U+202E⟩. Lines end with a line feed."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", lines)
 
 
 def compared(before: str, after: str) -> str:
-    """The two texts in one, word by word: what only the first has in `<del>`, what only the second has in `<ins>`.
+    """Return the word-by-word difference of two texts as HTML, with `<del>` and `<ins>`.
 
-    Words that make up more than 1 % of a long text start no match (difflib's own rule): without it two texts of a few
-    words over and over take minutes.
+    Words that make up more than 1 % of a long text start no match (difflib's own rule). Without it, two texts that
+    repeat a few words would take minutes.
     """
     words = [re.findall(r"\s+|\w+|[^\w\s]", visible(text)) for text in (before, after)]
-    a, b = (part[:COMPARED] for part in words)
-    found = []
+    a, b = (segment[:COMPARED] for segment in words)
+    fragments = []
     for kind, i, j, k, m in SequenceMatcher(None, a, b).get_opcodes():
         if kind == "equal":
-            found.append(html.escape("".join(a[i:j])))
+            fragments.append(html.escape("".join(a[i:j])))
             continue
-        for tag, part in (("del", a[i:j]), ("ins", b[k:m])):
-            if part:
-                found.append(f"<{tag}>{html.escape(''.join(part))}</{tag}>")
-    more = any(len(part) > COMPARED for part in words)
-    return "".join(found) + (f"<p>… ({COMPARED} words were compared)</p>" if more else "")
+        for tag, segment in (("del", a[i:j]), ("ins", b[k:m])):
+            if segment:
+                fragments.append(f"<{tag}>{html.escape(''.join(segment))}</{tag}>")
+    is_cut = any(len(segment) > COMPARED for segment in words)
+    return "".join(fragments) + (f"<p>… ({COMPARED} words were compared)</p>" if is_cut else "")

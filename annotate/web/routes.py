@@ -1,7 +1,7 @@
-"""The pages' requests as JSON: leases, votes, undo and drafts. A vote's answer brings the next item, so that one
-request is one step.
+"""The JSON routes of the annotation page: leases, votes, undo and drafts. The response to a vote includes the next
+item, so that a step takes one request.
 
-The page knows answers by their place on the screen, 0 to K-1: an id would tell which model wrote which.
+The page identifies answers by their place on the screen, 0 to K-1, because an id would reveal which model wrote it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from align.core.chain import to_canonical_json
 from align.core.errors import require
 
 PROMPT = -1
-"""Where a flag means the prompt."""
+"""Place of the prompt among flagged answers."""
 
 
 class StrictBody(BaseModel):
@@ -36,12 +36,12 @@ class StrictBody(BaseModel):
 
 
 class JudgementBody(StrictBody):
-    """What the page says of an item; answers by place.
+    """A judgement in a request; answers are identified by place.
 
     Attributes:
-        tiers: best first; empty where the item is skipped.
-        strength: of a pair, how much better the first tier is, 1 to 3; 0 of a tie.
-        flagged: harmful answers; -1: the prompt.
+        tiers: best first; empty for a skip.
+        strength: how much better the first of two answers' tiers is, 1 to 3; 0 for a tie.
+        flagged: places of harmful answers; -1 for the prompt.
     """
 
     tiers: list[list[int]] = Field(default=[], max_length=9)
@@ -56,8 +56,7 @@ class JudgementBody(StrictBody):
 
 
 def item_as_json(task: Task) -> dict[str, Any]:
-    """Return the item as JSON: HTML that does nothing, in the order of the screen, without a trace of who wrote
-    what."""
+    """Return a task as JSON for the page: harmless HTML, in display order, without the origin of answers."""
     by_id = {candidate.id: candidate for candidate in task.item.candidates}
     answers = [by_id[id] for id in task.display_order]
     return {
@@ -72,13 +71,12 @@ def item_as_json(task: Task) -> dict[str, Any]:
 
 
 def readings(text: str) -> dict[str, str]:
-    """Return a text as HTML, as Markdown and as it was written: the page shows the one or the other."""
+    """Return a text as HTML in two forms, rendered Markdown and as written. The page shows one of them."""
     return {"html": rendered(text), "written": written(text)}
 
 
 def opinion(task: Task, vote: Vote) -> dict[str, Any]:
-    """Return all that an annotator said of the item, for whoever settles it: answers by place, and their words as
-    HTML."""
+    """Return an annotator's vote on the item as JSON for a reviewer: answers by place, texts as HTML."""
     return {
         "who": vote.annotator,
         **by_place(task, {"tiers": vote.tiers, "ratings": vote.ratings, "flagged": vote.flagged}),
@@ -91,7 +89,7 @@ def opinion(task: Task, vote: Vote) -> dict[str, Any]:
 
 
 def judgement_of(task: Task, body: JudgementBody) -> Judgement:
-    """Return what the page said, of candidates by id.
+    """Return the judgement in a request, with answers by id.
 
     Raises:
         InputError: a place that is not on the screen.
@@ -117,15 +115,17 @@ def judgement_of(task: Task, body: JudgementBody) -> Judgement:
 
 
 def placed(task: Task, draft: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a draft in the page's words: one of its own as it is, one that `AssignmentQueue.undo` made of a judgement
-    by place."""
+    """Return a draft in the page's format.
+
+    The page's own drafts are returned unchanged; a judgement saved by `AssignmentQueue.undo` is converted to places.
+    """
     if "tiers" not in draft or draft.get("places", False):
         return dict(draft)
     return dict(draft) | {"places": True, **by_place(task, draft)}
 
 
 def by_place(task: Task, judgement: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tiers, ratings and flags of a judgement with answers by place on the screen."""
+    """Return the tiers, ratings and flags of a judgement, with answers by place on the screen."""
     place = {id: index for index, id in enumerate(task.display_order)} | {task.item.id: PROMPT}
     return {
         "tiers": [[place[id] for id in tier] for tier in judgement["tiers"]],
@@ -139,7 +139,7 @@ class Body(StrictBody):
 
 
 class TermsBody(StrictBody):
-    """`Terms`, as the step said them."""
+    """The `Terms` of the step that a vote answers."""
 
     version: int
     mode: Literal["work", "review"]
@@ -161,24 +161,28 @@ class UndoBody(StrictBody):
 
 
 def person_of(request: Request) -> Person:
-    """Return the visitor, as the authentication found."""
+    """Return the authenticated visitor."""
     person = request.scope["person"]
     assert person is not None
     return person
 
 
-ASKING: Any = Depends(person_of)
+PERSON: Any = Depends(person_of)
 
 
 def place_id(store: Store, person: Person, project: str) -> str:
-    """Return what a page calls a person's place in a project. What it keeps in the browser lies under this name, and
-    what it sends says it: another's words, or another project's, are never taken for theirs."""
+    """Return an id of a person in a project.
+
+    The page stores data in the browser under this id and sends it with every request, so that data of another person or
+    project are never mixed in.
+    """
     return sha256(to_canonical_json([store.masked_url, project, person.name]).encode()).hexdigest()[:16]
 
 
 def routes(store: Store, accounts: bool) -> APIRouter:
-    """Return the routes of every project; a request names its own by the header X-Align. Serve a store from one
-    process: the queues are made here, each when it is first asked for.
+    """Return the routes of every project; a request names its project by the header X-Align.
+
+    The queues are created here on first use, so serve a store from one process.
 
     Args:
         accounts: whether people can log out.
@@ -187,8 +191,8 @@ def routes(store: Store, accounts: bool) -> APIRouter:
     queues: dict[str, AssignmentQueue] = {}
     lock = threading.Lock()
 
-    def queue_of(request: Request, person: Person = ASKING) -> AssignmentQueue:
-        """A page of another person or project must keep what it has: 403 says so."""
+    def queue_of(request: Request, person: Person = PERSON) -> AssignmentQueue:
+        """Return the queue of the request's project. Raises 403 if the page belongs to another person or project."""
         place = request.headers.get("x-align", "")
         project = next((name for name in person.roles if place_id(store, person, name) == place), None)
         if project is None:
@@ -198,15 +202,15 @@ def routes(store: Store, accounts: bool) -> APIRouter:
                 queues[project] = AssignmentQueue(store, project)
             return queues[project]
 
-    here: Any = Depends(queue_of)
+    queue_dependency: Any = Depends(queue_of)
 
-    # What somebody works on
+    # Projects and guidelines
 
     @router.get("/projects")
-    def projects(person: Person = ASKING) -> dict[str, Any]:
+    def projects(person: Person = PERSON) -> dict[str, Any]:
         with store.reading() as db:
             titles = {name: settings_of(db, name).title or name for name in person.roles}
-        mine = [
+        own_projects = [
             {
                 "id": place_id(store, person, name),
                 "name": name,
@@ -216,7 +220,7 @@ def routes(store: Store, accounts: bool) -> APIRouter:
             for name, title in titles.items()
         ]
         return {
-            "projects": mine,
+            "projects": own_projects,
             "person": person.name,
             "accounts": accounts,
             "manages": manages(person),
@@ -224,7 +228,7 @@ def routes(store: Store, accounts: bool) -> APIRouter:
         }
 
     @router.get("/project")
-    def project(queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
+    def project(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         return {
             "id": place_id(store, person, queue.project),
             "votes": queue.recent(person.name),
@@ -232,57 +236,57 @@ def routes(store: Store, accounts: bool) -> APIRouter:
         }
 
     @router.get("/guidelines")
-    def guidelines(version: int, queue: AssignmentQueue = here) -> dict[str, Any]:
+    def guidelines(version: int, queue: AssignmentQueue = queue_dependency) -> dict[str, Any]:
         with store.reading() as db:
-            found = guidelines_of(db, queue.project, version)
-        known = found is not None
-        require(known, "version", version, "there is no such version", "Ask for the one that an item names.")
-        return {"version": version, "html": rendered(found[1] if found else "")}
+            version_and_text = guidelines_of(db, queue.project, version)
+        is_known_version = version_and_text is not None
+        require(is_known_version, "version", version, "there is no such version", "Ask for the one that an item names.")
+        return {"version": version, "html": rendered(version_and_text[1] if version_and_text else "")}
 
-    # Steps: each answer brings what the page shows next
+    # Steps: each response includes the next item
 
     @router.get("/task")
-    def task(queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
+    def task(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         return step(queue, person, "work", queue.take(person.name))
 
     @router.get("/review")
-    def review(queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
+    def review(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         check_reviewer(person, queue)
         return step(queue, person, "review", queue.take_review(person.name))
 
     @router.post("/vote")
-    def vote(body: VoteBody, queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
-        held = queue.held(person.name, body.token)
-        if held.purpose == "review":
+    def vote(body: VoteBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
+        task = queue.held(person.name, body.token)
+        if task.purpose == "review":
             check_reviewer(person, queue)
-        judgement = judgement_of(held, body.judgement)
+        judgement = judgement_of(task, body.judgement)
         terms = Terms(**body.terms.model_dump())
-        seq, following = queue.vote(person.name, body.token, body.key, judgement, terms)
-        return {"seq": seq, **step(queue, person, mode_of(held.purpose), following)}
+        seq, next_task = queue.vote(person.name, body.token, body.key, judgement, terms)
+        return {"seq": seq, **step(queue, person, mode_of(task.purpose), next_task)}
 
     @router.post("/undo")
-    def undo(body: UndoBody, queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
+    def undo(body: UndoBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         task = queue.undo(person.name, body.seq)
         return step(queue, person, mode_of(task.purpose), task)
 
-    # What a page asks of the item on the screen
+    # Requests about the item on the screen
 
     @router.post("/draft")
-    def draft(body: DraftBody, queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
+    def draft(body: DraftBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         queue.save_draft(person.name, body.token, {"places": True, **body.draft.model_dump(exclude_defaults=True)})
         return standing(queue, person, body.token)
 
     @router.post("/renew")
-    def renew(body: Body, queue: AssignmentQueue = here, person: Person = ASKING) -> dict[str, Any]:
+    def renew(body: Body, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         return standing(queue, person, body.token)
 
     @router.get("/difference")
     def difference(
-        token: str, a: int, b: int, queue: AssignmentQueue = here, person: Person = ASKING
+        token: str, a: int, b: int, queue: AssignmentQueue = queue_dependency, person: Person = PERSON
     ) -> dict[str, str]:
-        held = queue.held(person.name, token)
-        texts = {candidate.id: candidate.text for candidate in held.item.candidates}
-        before, after = (held.display_order[place % len(held.display_order)] for place in (a, b))
+        task = queue.held(person.name, token)
+        texts = {candidate.id: candidate.text for candidate in task.item.candidates}
+        before, after = (task.display_order[place % len(task.display_order)] for place in (a, b))
         return {"html": compared(texts[before], texts[after])}
 
     return router
@@ -294,13 +298,13 @@ def check_reviewer(person: Person, queue: AssignmentQueue) -> None:
 
 
 def standing(queue: AssignmentQueue, person: Person, token: str) -> dict[str, bool]:
-    """Return whether an item is still kept for whoever has it on their screen, or was judged by them elsewhere."""
-    kept = queue.renew(person.name, token)
-    return {"kept": kept, "judged": not kept and queue.is_judged(person.name, token)}
+    """Renew a lease. Returns whether the person still has it, or has judged the item in another window."""
+    is_kept = queue.renew(person.name, token)
+    return {"kept": is_kept, "judged": not is_kept and queue.is_judged(person.name, token)}
 
 
 def step(queue: AssignmentQueue, person: Person, mode: str, task: Task | None) -> dict[str, Any]:
-    """Return what the page shows next, what it asks, and the terms under which a vote on it is made."""
+    """Return the next task for the page with the questions about it, and the terms under which a vote on it is made."""
     progress = queue.progress(person.name, anew=task is None)
     with queue.store.reading() as db:
         terms = terms_now(db, queue.project, mode)
@@ -317,8 +321,8 @@ def step(queue: AssignmentQueue, person: Person, mode: str, task: Task | None) -
     }
     if task is None:
         return {"task": None, "idle": queue.idle(person.name), **common}
-    others = {}
+    opinions = {}
     if task.purpose == "review":
         with queue.store.reading() as db:
-            others = {"others": [opinion(task, vote) for vote in opinions_of(db, queue.project, task.item.id)]}
-    return {"task": item_as_json(task) | others, **common}
+            opinions = {"others": [opinion(task, vote) for vote in opinions_of(db, queue.project, task.item.id)]}
+    return {"task": item_as_json(task) | opinions, **common}

@@ -1,11 +1,11 @@
-"""The app: what answers, and where. One process serves a store, every project of it."""
+"""The annotation app. One process serves a store with all its projects."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # else it calls out when it starts
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # else it sends data when it starts
 
 import gradio
 from fastapi import FastAPI
@@ -38,10 +38,10 @@ def page() -> gradio.Blocks:
 
 
 def application(store: Store, authenticator: Authenticator[Person], origins: Sequence[str]) -> ASGIApp:
-    """Return the app for whoever comes in by `authenticator`.
+    """Return the app behind an authenticator.
 
     Args:
-        origins: under which browsers know the server, such as http://127.0.0.1:7861.
+        origins: origins of the server as browsers know it, such as http://127.0.0.1:7861.
     """
     accounts = authenticator.accounts if isinstance(authenticator, AccountAuthenticator) else None
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -53,5 +53,5 @@ def application(store: Store, authenticator: Authenticator[Person], origins: Seq
     explain_errors(app, {AlreadyJudged: 409, StorageError: 503, Refused: 403, InputError: 422})
     manager = Manager(store, accounts, authenticator, origins[0])
     app = gradio.mount_gradio_app(app, manage_page(manager), path=MANAGE, head=MANAGE_HEAD, **QUIET)
-    app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **QUIET)  # what comes after it is never asked
+    app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **QUIET)  # last, because it matches every path
     return require_login(app, authenticator, origins, streams=connection_limit() // 4)

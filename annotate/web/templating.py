@@ -1,4 +1,4 @@
-"""The templates of the pages, which escape every value, and every word of the interface."""
+"""The templates of the pages, which escape every value, and the texts of the interface."""
 
 from __future__ import annotations
 
