@@ -23,9 +23,9 @@ from argon2 import PasswordHasher
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from align.annotate.store import Store
-from align.annotate.store.database import unknown_annotator
+from align.annotate.store.database import unknown_annotator_error
 from align.annotate.store.erasure import remove_member, user_named
-from align.annotate.store.ledger import annotator_of, check_project, close_leases, ensure_annotator
+from align.annotate.store.ledger import check_project, close_leases, ensure_annotator, find_annotator
 from align.annotate.store.projects import check_not_erased
 from align.annotate.store.tables import annotators, invitations, leases, members, sessions, users
 from align.core.errors import InputError, require
@@ -84,18 +84,18 @@ class Invitation:
         name: the invited person's; empty if its holder chooses one.
         resets: whether it may set the password of that name: there is no such account, or the invitation's author is an
             admin of all projects of the account. Otherwise the person must log in to accept it.
-        known: whether there is an account of that name.
+        has_account: whether there is an account of that name.
     """
 
     project: str
     role: str
     name: str
     resets: bool
-    known: bool
+    has_account: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
+class PendingInvitation:
     """An invitation that can still be accepted.
 
     Attributes:
@@ -155,7 +155,7 @@ class Accounts:
             user = db.execute(query.where(same_session, sessions.c.expires_at > now)).first()
             if user is None:
                 return None
-            person = Person(user.name, roles_of(db, user.id))
+            person = Person(user.name, read_roles(db, user.id))
         if user.expires_at < now + SESSION_S - PROLONGED_EVERY_S:
             with self.store.transaction() as db:
                 db.execute(update(sessions).where(same_session).values(expires_at=now + SESSION_S))
@@ -262,7 +262,7 @@ class Accounts:
         admin."""
         with self.store.transaction() as db:
             self._delete_expired(db)
-            if number_of_admins(db, project):
+            if count_admins(db, project):
                 return None
             unnamed_admin = (invitations.c.role == "admin", invitations.c.name == "")
             db.execute(delete(invitations).where(invitations.c.project == project, *unnamed_admin))
@@ -276,12 +276,12 @@ class Accounts:
             if row is None:
                 return None
             user = user_named(db, row.name)
-            roles = {} if user is None else roles_of(db, user.id)
-            author_roles = roles_of(db, row.made_by) if row.made_by else dict.fromkeys(roles, "admin")
+            roles = {} if user is None else read_roles(db, user.id)
+            author_roles = read_roles(db, row.made_by) if row.made_by else dict.fromkeys(roles, "admin")
         resets = all(author_roles.get(project) == "admin" for project in roles)
         return Invitation(row.project, row.role, row.name, resets, user is not None)
 
-    def pending(self, project: str) -> list[Pending]:
+    def pending(self, project: str) -> list[PendingInvitation]:
         """Return the invitations to a project that can still be accepted, the newest last."""
         author_name = users.c.name.label("author_name")
         query = select(invitations, author_name).outerjoin(users, users.c.id == invitations.c.made_by)
@@ -289,7 +289,8 @@ class Accounts:
         with self.store.reading() as db:
             rows = db.execute(pending.order_by(invitations.c.expires_at, invitations.c.digest)).all()
         return [
-            Pending(row.digest[:ID_LENGTH], row.role, row.name, row.author_name or "", row.expires_at) for row in rows
+            PendingInvitation(row.digest[:ID_LENGTH], row.role, row.name, row.author_name or "", row.expires_at)
+            for row in rows
         ]
 
     def revoke(self, project: str, id: str) -> None:
@@ -313,7 +314,7 @@ class Accounts:
             InputError: an invalid name or password.
         """
         if self.invited(token) is None:  # checked first, because hashing a password is slow
-            raise refused_invitation()
+            raise invalid_invitation_error()
         name = checked_name(name)
         password_hash = self.passwords.hashed(checked_password(name, password))
         with self.store.transaction() as db:
@@ -349,7 +350,7 @@ class Accounts:
         """Return an invitation and delete it. Raises Refused if it has expired or was used."""
         invitation = self.invited(token)
         if invitation is None:
-            raise refused_invitation()
+            raise invalid_invitation_error()
         db.execute(delete(invitations).where(invitations.c.digest == digest(token)))
         return invitation
 
@@ -374,19 +375,19 @@ class Accounts:
         """
         normalised = normalised_name(name)
         with self.store.transaction() as db:
-            annotator = annotator_of(db, project, name) or annotator_of(db, project, normalised)
+            annotator = find_annotator(db, project, name) or find_annotator(db, project, normalised)
             if annotator is None:
                 user = user_named(db, normalised)
                 own_invitations = select(invitations.c.digest)
                 own_invitations = own_invitations.where(
                     invitations.c.project == project, invitations.c.name == normalised
                 )
-                is_member = user is not None and project in roles_of(db, user.id)
+                is_member = user is not None and project in read_roles(db, user.id)
                 if is_member or db.execute(own_invitations).first() is not None:
                     annotator = ensure_annotator(db, project, normalised)
             if annotator is None:
                 check_project(db, project)
-                raise unknown_annotator(project, name)
+                raise unknown_annotator_error(project, name)
         return annotator.pseudonym
 
     def handle(self, project: str, name: str) -> str:
@@ -398,7 +399,7 @@ class Accounts:
         """
         normalised = normalised_name(name)
         with self.store.reading() as db:
-            annotator = annotator_of(db, project, name) or annotator_of(db, project, normalised)
+            annotator = find_annotator(db, project, name) or find_annotator(db, project, normalised)
             user = user_named(db, normalised)
         if annotator is not None:
             return annotator.pseudonym
@@ -432,17 +433,17 @@ class Accounts:
             check_role(role)
         with self.store.transaction() as db:
             user = user_named(db, normalised_name(name))
-            current_role = None if user is None else roles_of(db, user.id).get(project)
+            current_role = None if user is None else read_roles(db, user.id).get(project)
             if user is None or current_role is None:
                 raise InputError("name", name, f"nobody of that name is in project {project}", "Check the spelling.")
-            is_last_admin = current_role == "admin" and role != "admin" and number_of_admins(db, project) == 1
+            is_last_admin = current_role == "admin" and role != "admin" and count_admins(db, project) == 1
             require(not is_last_admin, "name", name, "they are the only admin", "Make somebody else one first.")
             if role is None:
-                annotator = annotator_of(db, project, user.name)
+                annotator = find_annotator(db, project, user.name)
                 if annotator is not None:
                     close_leases(db, project, leases.c.annotator == annotator.pseudonym, "returned")
                 remove_member(db, project, user.name)
-                self.store.erased()
+                self.store.note_erasure()
                 return
             if role != "admin":
                 own_invitations = (invitations.c.project == project, invitations.c.made_by == user.id)
@@ -454,13 +455,13 @@ def check_role(role: str) -> None:
     require(role in ROLES, "role", role, "there is no such role", f"Choose one of: {', '.join(ROLES)}.")
 
 
-def roles_of(db: Connection, user: str) -> dict[str, str]:
+def read_roles(db: Connection, user: str) -> dict[str, str]:
     """Return a user's roles by project."""
     query = select(members.c.project, members.c.role).where(members.c.user == user).order_by(members.c.project)
     return {row.project: row.role for row in db.execute(query)}
 
 
-def number_of_admins(db: Connection, project: str) -> int:
+def count_admins(db: Connection, project: str) -> int:
     admins = (members.c.project == project, members.c.role == "admin")
     return db.execute(select(func.count()).select_from(members).where(*admins)).scalar_one()
 
@@ -492,7 +493,7 @@ def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Ro
         raise Refused("name", name, "somebody here has that name", remedy)
 
 
-def refused_invitation() -> Refused:
+def invalid_invitation_error() -> Refused:
     """Return the error of an invitation that has expired or was used."""
     return Refused("token", "(not shown)", "the invitation is over or was used", "Ask for a new one.")
 
@@ -505,6 +506,6 @@ def assign_role(db: Connection, project: str, user: str, role: str) -> None:
 
 def promote(db: Connection, project: str, user: str, role: str) -> None:
     """Set a user's role in a project unless they have a higher one."""
-    current_role = roles_of(db, user).get(project)
+    current_role = read_roles(db, user).get(project)
     if current_role is None or ROLES.index(current_role) < ROLES.index(role):
         assign_role(db, project, user, role)

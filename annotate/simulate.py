@@ -31,7 +31,7 @@ COMMIT_EVERY = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Simulation:
+class SimulationSummary:
     """A summary of a simulated annotator's rankings, including earlier calls.
 
     Attributes:
@@ -40,7 +40,7 @@ class Simulation:
         items: number of items with a standing ranking by it.
         pairs: number of pairs of candidates in these rankings, including ties.
         tie_share: share of these pairs whose gold scores are equal.
-        agreement: share of the untied pairs that are ordered as by the gold scores; nan if there are none.
+        agreement: share of the untied pairs that are ordered as by the gold scores; nan if all are tied.
         slope: slope of the utilities, see the module's equation.
     """
 
@@ -53,7 +53,7 @@ class Simulation:
     slope: float
 
 
-def simulate(store: Store, project: str, scorer: Scorer, seed: int, agreement: float = 0.75) -> Simulation:
+def simulate(store: Store, project: str, scorer: Scorer, seed: int, agreement: float = 0.75) -> SimulationSummary:
     """Rank every item of a project that this simulated annotator has not ranked yet.
 
     The noise of an item depends on `(seed, item id)` alone, so that an interrupted and resumed call gives the same
@@ -96,7 +96,7 @@ def simulate(store: Store, project: str, scorer: Scorer, seed: int, agreement: f
     own_rankings = [r for r in store.rankings(project) if r.annotator == pseudonym and r.item in item_ids]
     pairs, tied_pairs, agreed_pairs = tally(own_rankings, scores)
     untied_pairs = pairs - tied_pairs
-    return Simulation(
+    return SimulationSummary(
         annotator=annotator,
         added=added,
         items=len(own_rankings),

@@ -15,60 +15,64 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, exists, func, insert, select, update
 
-from align.annotate.figures.agreement import panels, ranked_by_contradictions
+from align.annotate.figures.agreement import panels, rank_by_contradictions
 from align.annotate.store import Item, Settings, Vote
 from align.annotate.store.database import read_item
-from align.annotate.store.ledger import count_work, remark_of, stands
+from align.annotate.store.ledger import add_to_counters, read_remark, standing_condition
 from align.annotate.store.projects import guidelines_of, settings_of, version_of
-from align.annotate.store.records import shuffle_of, vote_of
+from align.annotate.store.records import hash_to_fraction, parse_vote
 from align.annotate.store.tables import drafts, leases, ledger, work
 from align.core.chain import to_canonical_json
 from align.core.errors import InputError, require
 
 REPEAT_AFTER = 10
 """Minimum number of other votes between a vote and its repeat."""
-REVIEWS_LOOKED_AT = 50
+MAX_REVIEW_CHOICES = 50
 """Number of contested items among which `choose_review` looks for one that still exists."""
 
 
 # Selection of the next item
 
 
-def choose(
+def choose_item(
     db: Connection, project: str, pseudonym: str, number: int, settings: Settings
 ) -> tuple[str, str | None, tuple[str, ...]]:
     """Choose the annotator's next item. Returns its purpose, its id, and the display order of a repeat (else empty).
 
-    The id is None if nothing is left.
+    The id is None if no items are left.
     """
     if chance(settings.gold_share, pseudonym, number, "gold"):
-        gold = db.execute(fresh(project, pseudonym).where(work.c.gold).order_by(work.c.shuffle).limit(1)).scalar()
+        gold = db.execute(
+            select_new_items(project, pseudonym).where(work.c.gold).order_by(work.c.shuffle).limit(1)
+        ).scalar()
         if gold is not None:
             return "gold", gold, ()
     if chance(settings.repeat_share, pseudonym, number, "repeat"):
-        earlier = to_repeat(db, project, pseudonym)
+        earlier = find_lease_to_repeat(db, project, pseudonym)
         if earlier is not None:
             return "repeat", earlier.item, tuple(reversed(json.loads(earlier.shown)))
     order = (work.c.priority.desc(), work.c.shuffle) if settings.order == "priority" else (work.c.shuffle,)
-    open_items = fresh(project, pseudonym).where(work.c.wanted > work.c.judged + work.c.leased)
+    open_items = select_new_items(project, pseudonym).where(work.c.wanted > work.c.judged + work.c.leased)
     return "work", db.execute(open_items.order_by(*order).limit(1)).scalar(), ()
 
 
 def chance(share: float, annotator: str, number: int, event: str) -> bool:
     """Draw whether an annotator's lease of this number is among a share of all leases. The same call draws the same
     result."""
-    return shuffle_of(f"{event}/{annotator}/{number}") < share
+    return hash_to_fraction(f"{event}/{annotator}/{number}") < share
 
 
-def fresh(project: str, pseudonym: str) -> Select[Any]:
+def select_new_items(project: str, pseudonym: str) -> Select[Any]:
     """Build a query for the items that the annotator has neither judged nor skipped nor holds."""
     lease_conditions = (leases.c.project == project, leases.c.item == work.c.item, leases.c.annotator == pseudonym)
     has_lease = exists().where(*lease_conditions, leases.c.state.in_(("open", "judged")))
-    has_vote = exists().where(stands(project), ledger.c.item == work.c.item, ledger.c.annotator == pseudonym)
+    has_vote = exists().where(
+        standing_condition(project), ledger.c.item == work.c.item, ledger.c.annotator == pseudonym
+    )
     return select(work.c.item).where(work.c.project == project, ~has_lease, ~has_vote)
 
 
-def to_repeat(db: Connection, project: str, pseudonym: str) -> Row[Any] | None:
+def find_lease_to_repeat(db: Connection, project: str, pseudonym: str) -> Row[Any] | None:
     """Find the lease of the annotator's earliest ranking that is due for a repeat. Returns None if none is due."""
     repeat_leases = leases.alias("repeat_leases")
     is_repeated = exists().where(
@@ -78,7 +82,7 @@ def to_repeat(db: Connection, project: str, pseudonym: str) -> Row[Any] | None:
         repeat_leases.c.purpose == "repeat",
         repeat_leases.c.state.in_(("open", "judged")),
     )
-    is_ranked = exists().where(stands(project), ledger.c.seq == leases.c.vote, ledger.c.kind == "ranking")
+    is_ranked = exists().where(standing_condition(project), ledger.c.seq == leases.c.vote, ledger.c.kind == "ranking")
     own_judged = (leases.c.project == project, leases.c.annotator == pseudonym, leases.c.state == "judged")
     votes_newest_first = select(leases.c.vote).where(*own_judged).order_by(leases.c.vote.desc())
     newest_repeatable = db.execute(votes_newest_first.offset(REPEAT_AFTER).limit(1)).scalar() or 0
@@ -95,12 +99,12 @@ def contested(db: Connection, project: str) -> list[str]:
     """Return the items on which annotators contradict each other and which no reviewer has decided, the most
     contradicted first."""
     items_with_votes = select(work.c.item).where(work.c.project == project, work.c.judged >= 2, ~work.c.gold)
-    conditions = (stands(project), ledger.c.kind == "ranking", ledger.c.item.in_(items_with_votes))
-    votes = [vote_of(row, None) for row in db.execute(select(ledger).where(*conditions).order_by(ledger.c.seq))]
+    conditions = (standing_condition(project), ledger.c.kind == "ranking", ledger.c.item.in_(items_with_votes))
+    votes = [parse_vote(row, None) for row in db.execute(select(ledger).where(*conditions).order_by(ledger.c.seq))]
     reviewed_items = {vote.item for vote in votes if vote.purpose == "review"}
     unreviewed_votes = [vote for vote in votes if vote.purpose == "work" and vote.item not in reviewed_items]
     ids = {vote.item: tuple(sorted(id for tier in vote.tiers for id in tier)) for vote in unreviewed_votes}
-    return [panel.item for _, panel in ranked_by_contradictions(panels(unreviewed_votes, ids))]
+    return [panel.item for _, panel in rank_by_contradictions(panels(unreviewed_votes, ids))]
 
 
 def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str | None:
@@ -109,7 +113,7 @@ def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str
     taken_items = set(
         db.execute(select(leases.c.item).where(*conditions, leases.c.state.in_(("open", "judged")))).scalars()
     )
-    open_items = [item for item in contested if item not in taken_items][:REVIEWS_LOOKED_AT]
+    open_items = [item for item in contested if item not in taken_items][:MAX_REVIEW_CHOICES]
     still_exists = (work.c.project == project, work.c.item.in_(open_items))  # false for erased items
     existing_items = set(db.execute(select(work.c.item).where(*still_exists)).scalars())
     return next((item for item in open_items if item in existing_items), None)
@@ -117,16 +121,16 @@ def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str
 
 def opinions_of(db: Connection, project: str, item: str) -> list[Vote]:
     """Return the annotators' votes on an item with purpose `work`, including skips, with their texts."""
-    conditions = (stands(project), ledger.c.item == item)
+    conditions = (standing_condition(project), ledger.c.item == item)
     rows = db.execute(select(ledger).where(*conditions).order_by(ledger.c.seq)).all()
-    votes = [vote_of(row, remark_of(db, project, row.seq)) for row in rows]
+    votes = [parse_vote(row, read_remark(db, project, row.seq)) for row in rows]
     return [vote for vote in votes if vote.purpose == "work"]
 
 
 # Leases
 
 
-def lease_of(db: Connection, project: str, pseudonym: str, token: str) -> Row[Any]:
+def read_lease(db: Connection, project: str, pseudonym: str, token: str) -> Row[Any]:
     """Return the annotator's lease with this token. Raises InputError if they have no such lease."""
     conditions = (leases.c.project == project, leases.c.token == token, leases.c.annotator == pseudonym)
     lease = db.execute(select(leases).where(*conditions)).first()
@@ -135,20 +139,20 @@ def lease_of(db: Connection, project: str, pseudonym: str, token: str) -> Row[An
     return lease
 
 
-def of_item(project: str, pseudonym: str, item: str, purpose: str) -> ColumnElement[bool]:
+def item_lease_condition(project: str, pseudonym: str, item: str, purpose: str) -> ColumnElement[bool]:
     """Return the SQL condition of the annotator's leases of an item for a purpose."""
     is_own_lease = (leases.c.annotator == pseudonym) & (leases.c.item == item) & (leases.c.purpose == purpose)
     return (leases.c.project == project) & is_own_lease
 
 
-def next_number(db: Connection, project: str, pseudonym: str) -> int:
+def next_lease_number(db: Connection, project: str, pseudonym: str) -> int:
     """Return the number of the annotator's next lease, counted from 0."""
     conditions = (leases.c.project == project, leases.c.annotator == pseudonym)
     last = db.execute(select(func.max(leases.c.number)).where(*conditions)).scalar()
     return 0 if last is None else last + 1
 
 
-def grant(
+def grant_lease(
     db: Connection,
     project: str,
     pseudonym: str,
@@ -195,8 +199,8 @@ def grant(
     }
     db.execute(insert(leases), row)
     if purpose == "work":
-        count_work(db, project, item, leased=1)
-    return lease_of(db, project, pseudonym, row["token"])
+        add_to_counters(db, project, item, leased=1)
+    return read_lease(db, project, pseudonym, row["token"])
 
 
 def counterbalanced_order(ids: Sequence[str], annotator: str, turn: int) -> tuple[str, ...]:
@@ -226,23 +230,23 @@ def turned(ids: Sequence[str], turn: int) -> tuple[str, ...]:
     return tuple(ids[(place + turn) % len(ids)] for place in range(len(ids)))
 
 
-def prolong(db: Connection, lease: Row[Any], now: float) -> None:
+def extend_lease(db: Connection, lease: Row[Any], now: float) -> None:
     until = now + 60 * settings_of(db, lease.project).lease_minutes
     db.execute(update(leases).where(leases.c.token == lease.token).values(expires_at=until))
 
 
-def open_again(db: Connection, lease: Row[Any], now: float) -> None:
+def reopen_lease(db: Connection, lease: Row[Any], now: float) -> None:
     db.execute(update(leases).where(leases.c.token == lease.token).values(state="open", vote=None))
-    prolong(db, lease, now)
+    extend_lease(db, lease, now)
     if lease.purpose == "work":
-        count_work(db, lease.project, lease.item, leased=1)
+        add_to_counters(db, lease.project, lease.item, leased=1)
 
 
 def is_wanted_again(db: Connection, lease: Row[Any]) -> bool:
     """Return whether the item of an expired lease still wants a vote and its holder has no newer lease of it."""
     same_item = (work.c.project == lease.project, work.c.item == lease.item)
     wanted_votes = db.execute(select(work.c.wanted - work.c.judged - work.c.leased).where(*same_item)).scalar()
-    own_leases = of_item(lease.project, lease.annotator, lease.item, lease.purpose)
+    own_leases = item_lease_condition(lease.project, lease.annotator, lease.item, lease.purpose)
     newer_lease = db.execute(select(leases.c.token).where(own_leases, leases.c.state.in_(("open", "judged")))).first()
     return newer_lease is None and wanted_votes is not None and (lease.purpose != "work" or wanted_votes > 0)
 
@@ -271,13 +275,13 @@ class Task:
     expires_at: float
 
 
-def task_of(db: Connection, lease: Row[Any]) -> Task:
+def read_task(db: Connection, lease: Row[Any]) -> Task:
     """Return the task of a lease. Its expiry is read again, since it may have been extended.
 
     Raises:
         InputError: the item was erased.
     """
-    draft = db.execute(select(drafts.c.content).where(draft_of_lease(lease))).scalar()
+    draft = db.execute(select(drafts.c.content).where(draft_condition(lease))).scalar()
     return Task(
         token=lease.token,
         item=read_item(db, lease.project, lease.item),
@@ -295,10 +299,10 @@ def save_draft(db: Connection, lease: Row[Any], content: Mapping[str, Any]) -> N
 
 
 def discard_draft(db: Connection, lease: Row[Any]) -> None:
-    db.execute(delete(drafts).where(draft_of_lease(lease)))
+    db.execute(delete(drafts).where(draft_condition(lease)))
 
 
-def draft_of_lease(lease: Row[Any]) -> ColumnElement[bool]:
+def draft_condition(lease: Row[Any]) -> ColumnElement[bool]:
     """Return the SQL condition of a lease's draft.
 
     A draft belongs to annotator, item and purpose, and outlives the lease.

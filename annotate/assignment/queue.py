@@ -14,43 +14,43 @@ from align.annotate.assignment.leases import (
     Task,
     Terms,
     check_terms,
-    choose,
+    choose_item,
     choose_review,
     contested,
     discard_draft,
-    fresh,
-    grant,
+    extend_lease,
+    grant_lease,
     is_wanted_again,
-    lease_of,
-    next_number,
-    of_item,
-    open_again,
-    prolong,
+    item_lease_condition,
+    next_lease_number,
+    read_lease,
+    read_task,
+    reopen_lease,
     save_draft,
-    task_of,
+    select_new_items,
 )
 from align.annotate.store import Judgement, Store
 from align.annotate.store.ledger import (
-    VOTES,
-    annotator_of,
+    VOTE_KINDS,
     close_leases,
     ensure_annotator,
-    remark_of,
-    row_by_key,
-    stands,
+    find_annotator,
+    find_row_by_key,
+    read_remark,
+    standing_condition,
 )
 from align.annotate.store.projects import settings_of, state_of
-from align.annotate.store.records import vote_of
+from align.annotate.store.records import parse_vote
 from align.annotate.store.tables import leases, ledger, work
 from align.core.errors import InputError
 
-SUMS_LAST_S = 1
+SUMS_CACHE_S = 1
 """Seconds for which the sums of a project's progress, a scan of all items, are cached."""
-CONTESTED_LAST_S = 5
+CONTESTED_CACHE_S = 5
 """Seconds for which the list of contested items, a scan of all votes, is cached."""
-RECENT = 100
+MAX_RECENT_VOTES = 100
 """Number of votes that a newly opened page can undo."""
-DRAFTED = ("tiers", "strength", "quality", "ratings", "flagged", "skipped", "rationale", "demonstration")
+DRAFT_FIELDS = ("tiers", "strength", "quality", "ratings", "flagged", "skipped", "rationale", "demonstration")
 """Fields of a retracted vote that become the draft."""
 
 
@@ -116,20 +116,20 @@ class AssignmentQueue:
 
     def take_review(self, reviewer: str) -> Task | None:
         """Return the most contradicted item for a reviewer to decide. Returns None if nothing is left to decide."""
-        if self.clock() - self._contested[0] > CONTESTED_LAST_S:
+        if self.clock() - self._contested[0] > CONTESTED_CACHE_S:
             with self.store.reading() as db:  # scans all votes, so not inside the write transaction
                 self._contested = (self.clock(), contested(db, self.project))
         with self.store.transaction() as db:
             return self._take_next_review(db, ensure_annotator(db, self.project, reviewer).pseudonym)
 
-    def held(self, annotator: str, token: str) -> Task:
+    def get_task(self, annotator: str, token: str) -> Task:
         """Return the task of an annotator's lease, even if the lease has ended.
 
         Raises:
             InputError: no such lease of this annotator, or its item was erased.
         """
         with self.store.reading() as db:
-            return task_of(db, self._find_lease(db, annotator, token))
+            return read_task(db, self._find_lease(db, annotator, token))
 
     def vote(self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms) -> tuple[int, Task | None]:
         """Record a judgement of a leased item, end the lease, and take the next item, in one transaction.
@@ -158,10 +158,10 @@ class AssignmentQueue:
                 guideline_version="" if terms.guidelines is None else str(terms.guidelines),
                 project_version=terms.version,
             )
-            earlier_row = row_by_key(db, self.project, judgement.kind, key)
+            earlier_row = find_row_by_key(db, self.project, judgement.kind, key)
             seq = self.store.record(self.project, lease.item, judgement, annotator=annotator, key=key)
             if earlier_row is None:  # else it was sent before, and may have been retracted since
-                own_leases = of_item(self.project, pseudonym, lease.item, lease.purpose)
+                own_leases = item_lease_condition(self.project, pseudonym, lease.item, lease.purpose)
                 close_leases(db, self.project, own_leases, "returned")
                 db.execute(update(leases).where(leases.c.token == token).values(state="judged", vote=seq))
                 discard_draft(db, lease)
@@ -179,24 +179,29 @@ class AssignmentQueue:
         with self.store.transaction() as db:
             pseudonym = self._find_pseudonym(db, annotator)
             own_row = (ledger.c.project == self.project, ledger.c.seq == seq, ledger.c.annotator == pseudonym)
-            row = db.execute(select(ledger).where(*own_row, ledger.c.kind.in_(VOTES))).first()
+            row = db.execute(select(ledger).where(*own_row, ledger.c.kind.in_(VOTE_KINDS))).first()
             if row is None:
                 raise InputError("seq", seq, "it is no vote of yours", "Give the seq of one of your own.")
             own_leases = (leases.c.project == self.project, leases.c.annotator == pseudonym, leases.c.item == row.item)
             lease = db.execute(select(leases).where(*own_leases, leases.c.vote == seq)).first()
             if lease is not None:
                 self.store.retract(self.project, seq)
-                vote = vote_of(row, remark_of(db, self.project, seq))
-                save_draft(db, lease, {name: getattr(vote, name) for name in DRAFTED})
+                vote = parse_vote(row, read_remark(db, self.project, seq))
+                save_draft(db, lease, {name: getattr(vote, name) for name in DRAFT_FIELDS})
                 if lease.purpose == "work":  # a repeat makes no sense without the first vote
-                    close_leases(db, self.project, of_item(self.project, pseudonym, lease.item, "repeat"), "returned")
-                open_again(db, lease, self.clock())
+                    close_leases(
+                        db,
+                        self.project,
+                        item_lease_condition(self.project, pseudonym, lease.item, "repeat"),
+                        "returned",
+                    )
+                reopen_lease(db, lease, self.clock())
             else:
                 is_open = (leases.c.state == "open", leases.c.purpose != "repeat")
                 lease = db.execute(select(leases).where(*own_leases, *is_open)).first()
             if lease is None:
                 raise InputError("seq", seq, "its item is not to be judged again", "Go on with the next one.")
-            return task_of(db, lease)
+            return read_task(db, lease)
 
     def renew(self, annotator: str, token: str) -> bool:
         """Extend a lease. Returns whether the annotator still has it.
@@ -206,10 +211,10 @@ class AssignmentQueue:
         with self.store.transaction() as db:
             lease = self._find_lease(db, annotator, token)
             if lease.state == "expired" and is_wanted_again(db, lease):
-                open_again(db, lease, self.clock())
+                reopen_lease(db, lease, self.clock())
                 return True
             if lease.state == "open":
-                prolong(db, lease, self.clock())
+                extend_lease(db, lease, self.clock())
             return lease.state == "open"
 
     def is_judged(self, annotator: str, token: str) -> bool:
@@ -217,12 +222,12 @@ class AssignmentQueue:
         with self.store.reading() as db:
             return self._find_lease(db, annotator, token).state == "judged"
 
-    def recent(self, annotator: str) -> list[int]:
+    def list_recent_votes(self, annotator: str) -> list[int]:
         """Return the `seq` of the annotator's last standing votes, the newest last, for undo in a newly opened page."""
         with self.store.reading() as db:
             pseudonym = self._find_pseudonym(db, annotator)
             conditions = (leases.c.project == self.project, leases.c.annotator == pseudonym, leases.c.state == "judged")
-            votes = select(leases.c.vote).where(*conditions).order_by(leases.c.vote.desc()).limit(RECENT)
+            votes = select(leases.c.vote).where(*conditions).order_by(leases.c.vote.desc()).limit(MAX_RECENT_VOTES)
             return db.execute(votes).scalars().all()[::-1]  # type: ignore[return-value]
 
     def known_guidelines(self, annotator: str) -> int | None:
@@ -230,7 +235,11 @@ class AssignmentQueue:
         none."""
         with self.store.reading() as db:
             pseudonym = self._find_pseudonym(db, annotator)
-            conditions = (ledger.c.project == self.project, ledger.c.kind.in_(VOTES), ledger.c.annotator == pseudonym)
+            conditions = (
+                ledger.c.project == self.project,
+                ledger.c.kind.in_(VOTE_KINDS),
+                ledger.c.annotator == pseudonym,
+            )
             payload = db.execute(
                 select(ledger.c.payload).where(*conditions).order_by(ledger.c.seq.desc()).limit(1)
             ).scalar()
@@ -244,16 +253,16 @@ class AssignmentQueue:
             if lease.state != "judged":
                 save_draft(db, lease, content)
 
-    def progress(self, annotator: str, anew: bool = False) -> Progress:
+    def progress(self, annotator: str, refresh: bool = False) -> Progress:
         """Return the progress of an annotator and the project.
 
         Args:
-            anew: whether to compute the project's sums even if those in the cache are less than `SUMS_LAST_S` old.
+            refresh: whether to compute the project's sums even if those in the cache are less than `SUMS_CACHE_S` old.
         """
         with self.store.reading() as db:
             own_rankings = self._count_rankings(db, self._find_pseudonym(db, annotator))
             summed_at, rankings_done, rankings_wanted = self._sums
-            if anew or self.clock() - summed_at > SUMS_LAST_S:
+            if refresh or self.clock() - summed_at > SUMS_CACHE_S:
                 judged = case((work.c.judged < work.c.wanted, work.c.judged), else_=work.c.wanted)
                 sums = select(func.coalesce(func.sum(judged), 0), func.coalesce(func.sum(work.c.wanted), 0))
                 rankings_done, rankings_wanted = map(int, db.execute(sums.where(work.c.project == self.project)).one())
@@ -273,7 +282,11 @@ class AssignmentQueue:
                 return state
             if self._has_reached_quota(db, pseudonym):
                 return "quota"
-            held_items = fresh(self.project, pseudonym).where(work.c.leased > 0, work.c.judged < work.c.wanted).limit(1)
+            held_items = (
+                select_new_items(self.project, pseudonym)
+                .where(work.c.leased > 0, work.c.judged < work.c.wanted)
+                .limit(1)
+            )
             return "done" if db.execute(held_items).first() is None else "held"
 
     def _take_next(self, db: Connection, pseudonym: str) -> Task | None:
@@ -282,12 +295,14 @@ class AssignmentQueue:
             return held_task
         if self._has_reached_quota(db, pseudonym) or state_of(db, self.project) != "open":
             return None
-        number = next_number(db, self.project, pseudonym)
+        number = next_lease_number(db, self.project, pseudonym)
         settings = settings_of(db, self.project)
-        purpose, item, display_order = choose(db, self.project, pseudonym, number, settings)
+        purpose, item, display_order = choose_item(db, self.project, pseudonym, number, settings)
         if item is None:
             return None
-        return task_of(db, grant(db, self.project, pseudonym, number, purpose, item, display_order, self.clock()))
+        return read_task(
+            db, grant_lease(db, self.project, pseudonym, number, purpose, item, display_order, self.clock())
+        )
 
     def _take_next_review(self, db: Connection, pseudonym: str) -> Task | None:
         held_task = self._take_held(db, pseudonym, leases.c.purpose == "review")
@@ -296,8 +311,8 @@ class AssignmentQueue:
         item = choose_review(db, self.project, self._contested[1])
         if item is None:
             return None
-        number = next_number(db, self.project, pseudonym)
-        return task_of(db, grant(db, self.project, pseudonym, number, "review", item, (), self.clock()))
+        number = next_lease_number(db, self.project, pseudonym)
+        return read_task(db, grant_lease(db, self.project, pseudonym, number, "review", item, (), self.clock()))
 
     def _take_held(self, db: Connection, pseudonym: str, condition: ColumnElement[bool]) -> Task | None:
         """Return the task that the annotator holds, and extend its lease, even an expired one that was not closed yet.
@@ -309,12 +324,12 @@ class AssignmentQueue:
         if lease is None:
             close_leases(db, self.project, leases.c.expires_at < self.clock())
             return None
-        prolong(db, lease, self.clock())
-        return task_of(db, lease)
+        extend_lease(db, lease, self.clock())
+        return read_task(db, lease)
 
     def _count_rankings(self, db: Connection, pseudonym: str) -> int:
         """Return the number of the annotator's standing rankings."""
-        conditions = (stands(self.project), ledger.c.kind == "ranking", ledger.c.annotator == pseudonym)
+        conditions = (standing_condition(self.project), ledger.c.kind == "ranking", ledger.c.annotator == pseudonym)
         return db.execute(select(func.count()).select_from(ledger).where(*conditions)).scalar_one()
 
     def _has_reached_quota(self, db: Connection, pseudonym: str) -> bool:
@@ -323,9 +338,9 @@ class AssignmentQueue:
 
     def _find_lease(self, db: Connection, annotator: str, token: str) -> Row[Any]:
         """Return the annotator's lease with this token. Raises InputError if they have no such lease."""
-        return lease_of(db, self.project, self._find_pseudonym(db, annotator), token)
+        return read_lease(db, self.project, self._find_pseudonym(db, annotator), token)
 
     def _find_pseudonym(self, db: Connection, annotator: str) -> str:
         """Return the annotator's pseudonym. Returns an empty string, which matches no row, for an unknown annotator."""
-        row = annotator_of(db, self.project, annotator)
+        row = find_annotator(db, self.project, annotator)
         return "" if row is None else row.pseudonym

@@ -28,12 +28,12 @@ from align.core.outputs import atomic_file
 from align.data.read.rows import iter_valid_rows
 
 FORMAT = "align annotation store"
-AT_ONCE = 500
+ROWS_PER_INSERT = 500
 """Number of rows in one INSERT."""
 REMEDY = "Take another backup; this one cannot be trusted."
 
 
-def tables() -> list[Table]:
+def list_tables() -> list[Table]:
     """Return the tables to back up, referenced tables first. Schema version, sessions and invitations are left out."""
     return [table for table in metadata.sorted_tables if table not in (store_meta, sessions, invitations)]
 
@@ -61,7 +61,7 @@ def backup(store: Store, path: Path) -> dict[str, Any]:
                 **asdict(store.verify()),
             }
             with gzip.open(raw, "wt", encoding="utf-8") as file:
-                rows = write(file, header, connection)
+                rows = write_lines(file, header, connection)
     except InputError:
         raise
     except FileExistsError as error:
@@ -72,7 +72,7 @@ def backup(store: Store, path: Path) -> dict[str, Any]:
     return header | {"rows": rows}
 
 
-def write(file: TextIO, header: dict[str, Any], connection: Connection) -> int:
+def write_lines(file: TextIO, header: dict[str, Any], connection: Connection) -> int:
     """Write the lines of a backup. Returns the number of rows."""
     digest = hashlib.sha256()
     rows = 0
@@ -83,7 +83,7 @@ def write(file: TextIO, header: dict[str, Any], connection: Connection) -> int:
         file.write(text)
 
     write_line(header)
-    for table in tables():
+    for table in list_tables():
         sort_columns = [ledger.c.seq] if table is ledger else list(table.primary_key.columns)
         for row in connection.execute(select(table).order_by(*sort_columns)).mappings():
             write_line({"table": table.name, "row": dict(row)})
@@ -109,22 +109,22 @@ def restore(store: Store, path: Path) -> ChainHead:
     )
     require_schema_version(header.get("schema_version"), SCHEMA_VERSION, "stage.path", str(path), remedy)
     with store.transaction() as connection:
-        for table in tables():
+        for table in list_tables():
             if connection.execute(select(table).limit(1)).first() is not None:
                 remedy = "Restore into one that is not there."
                 raise InputError("store.url", store.masked_url, f"the store is not empty ({table.name})", remedy)
-        read(path, header, lines, connection)
+        insert_rows(path, header, lines, connection)
         head = store.verify(ChainHead(header["seq"], header["hash"]))
         for project in connection.execute(select(projects.c.name)).scalars().all():
             recount(connection, project)
         return head
 
 
-def read(
+def insert_rows(
     path: Path, header: dict[str, Any], lines: Iterable[tuple[int, dict[str, Any]]], connection: Connection
 ) -> None:
     """Insert the rows of a backup. Raises CorruptFile if they are not the rows that were written."""
-    tables_by_name = {table.name: table for table in tables()}
+    tables_by_name = {table.name: table for table in list_tables()}
     batch: list[dict[str, Any]] = []
     digest = hashlib.sha256((json.dumps(header) + "\n").encode())
     rows = 0
@@ -143,7 +143,7 @@ def read(
             tables_by_name[line["table"]].columns.keys()
         ):
             raise CorruptFile(f"{path}, row {number}", line.get("table"), "it is no row of a table", REMEDY)
-        if batch and (batch[0]["table"] != line["table"] or len(batch) == AT_ONCE):
+        if batch and (batch[0]["table"] != line["table"] or len(batch) == ROWS_PER_INSERT):
             insert_batch()
         digest.update((json.dumps(line) + "\n").encode())
         batch.append(line)

@@ -49,21 +49,21 @@ def export(store: Store, project: str, folder: Path, allow_simulated: bool = Fal
     trained_seqs = {vote.seq for vote in votes}
     rows_by_file = {
         "preferences.jsonl": (
-            {name: dicts(getattr(pair, name)) for name in ("prompt", "chosen", "rejected")} | provenance
+            {name: to_dicts(getattr(pair, name)) for name in ("prompt", "chosen", "rejected")} | provenance
             for pair, provenance in pairs_with_provenance
         ),
         "implicit.jsonl": (
-            {side: dicts((*pair.prompt, *getattr(pair, side))) for side in ("chosen", "rejected")} | provenance
+            {side: to_dicts((*pair.prompt, *getattr(pair, side))) for side in ("chosen", "rejected")} | provenance
             for pair, provenance in pairs_with_provenance
         ),
-        "rankings.jsonl": (ranking_row(vote, items[vote.item]) for vote in votes),
-        "unpaired.jsonl": (row for vote in votes for row in unpaired_rows(vote, items[vote.item])),
+        "rankings.jsonl": (build_ranking_row(vote, items[vote.item]) for vote in votes),
+        "unpaired.jsonl": (row for vote in votes for row in iter_unpaired_rows(vote, items[vote.item])),
         "demonstrations.jsonl": (
-            {"messages": items[vote.item].prompt.with_answer(vote.demonstration).as_dicts()} | trace(vote)
+            {"messages": items[vote.item].prompt.with_answer(vote.demonstration).as_dicts()} | vote_fields(vote)
             for vote in standing_votes
             if vote.demonstration
         ),
-        "votes.jsonl": (vote_row(vote, items[vote.item], vote.seq in trained_seqs) for vote in standing_votes),
+        "votes.jsonl": (build_vote_row(vote, items[vote.item], vote.seq in trained_seqs) for vote in standing_votes),
         "ledger.jsonl": ledger,
     }
     return {name: write_rows(folder / name, rows) for name, rows in rows_by_file.items()}
@@ -90,31 +90,31 @@ def provenance_fields(pair: Preference, vote: Vote, item: Item, has_margins: boo
         "group_id": pair.group_id,
         "weight": 2 / (k * (k - 1)),
         "strength": vote.strength,
-        "chosen_from": origin(item, better),
-        "rejected_from": origin(item, worse),
-        **trace(vote),
+        "chosen_from": origin_fields(item, better),
+        "rejected_from": origin_fields(item, worse),
+        **vote_fields(vote),
     }
 
 
-def ranking_row(vote: Vote, item: Item) -> dict[str, Any]:
+def build_ranking_row(vote: Vote, item: Item) -> dict[str, Any]:
     rank = {id: place for place, tier in enumerate(vote.tiers, start=1) for id in tier}
     answers = [
-        {"answer": c.text, "rank": rank[c.id], "id": c.id, "flagged": c.id in vote.flagged, **origin(item, c.id)}
+        {"answer": c.text, "rank": rank[c.id], "id": c.id, "flagged": c.id in vote.flagged, **origin_fields(item, c.id)}
         | ({"ratings": dict(vote.ratings[c.id])} if c.id in vote.ratings else {})
         for c in item.candidates
     ]
     return {
-        "prompt": dicts(item.prompt.messages),
+        "prompt": to_dicts(item.prompt.messages),
         "answers": answers,
         "strength": vote.strength,
         "quality": vote.quality,
         "rationale": vote.rationale,
         "prompt_flagged": item.id in vote.flagged,
-        **trace(vote),
+        **vote_fields(vote),
     }
 
 
-def unpaired_rows(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
+def iter_unpaired_rows(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
     """Yield the answers that are labelled as good or bad.
 
     The best tier is good and the worst is bad, unless the annotator called all answers good or bad. A text that was
@@ -133,16 +133,16 @@ def unpaired_rows(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
         label = labels[candidate.id]
         if (candidate.text, not label) not in labels_of_texts:
             yield {
-                "prompt": dicts(item.prompt.messages),
-                "completion": dicts((Message("assistant", candidate.text),)),
+                "prompt": to_dicts(item.prompt.messages),
+                "completion": to_dicts((Message("assistant", candidate.text),)),
                 "label": label,
                 "id": f"{vote.seq}:{candidate.id}",
-                **origin(item, candidate.id),
-                **trace(vote),
+                **origin_fields(item, candidate.id),
+                **vote_fields(vote),
             }
 
 
-def vote_row(vote: Vote, item: Item, trained_on: bool) -> dict[str, Any]:
+def build_vote_row(vote: Vote, item: Item, trained_on: bool) -> dict[str, Any]:
     """Return a vote with all its fields.
 
     Its answers are called `candidates` rather than `answers`, so that a reader of rankings does not train on rankings
@@ -154,13 +154,13 @@ def vote_row(vote: Vote, item: Item, trained_on: bool) -> dict[str, Any]:
             "id": c.id,
             "flagged": c.id in vote.flagged,
             "ratings": dict(vote.ratings.get(c.id, {})),
-            **origin(item, c.id),
+            **origin_fields(item, c.id),
         }
         for c in item.candidates
     ]
     names = ("strength", "quality", "skipped", "seconds", "rationale", "demonstration")
     return {
-        "prompt": dicts(item.prompt.messages),
+        "prompt": to_dicts(item.prompt.messages),
         "candidates": answers,
         "kind": vote.kind,
         "purpose": vote.purpose,
@@ -169,11 +169,11 @@ def vote_row(vote: Vote, item: Item, trained_on: bool) -> dict[str, Any]:
         "prompt_flagged": item.id in vote.flagged,
         "trained_on": trained_on,
         **{name: getattr(vote, name) for name in names},
-        **trace(vote),
+        **vote_fields(vote),
     }
 
 
-def trace(vote: Vote) -> dict[str, Any]:
+def vote_fields(vote: Vote) -> dict[str, Any]:
     """Return the fields that identify the vote of a row."""
     return {
         "vote": vote.seq,
@@ -187,11 +187,11 @@ def trace(vote: Vote) -> dict[str, Any]:
     }
 
 
-def origin(item: Item, id: str) -> dict[str, str]:
+def origin_fields(item: Item, id: str) -> dict[str, str]:
     """Return the digests of the model and adapter that an answer was sampled from."""
     candidate = next(c for c in item.candidates if c.id == id)
     return {"model": candidate.model_digest, "adapter": candidate.adapter_digest}
 
 
-def dicts(messages: tuple[Message, ...]) -> list[dict[str, str]]:
+def to_dicts(messages: tuple[Message, ...]) -> list[dict[str, str]]:
     return [message.as_dict() for message in messages]

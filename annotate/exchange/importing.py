@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from align.annotate.store import Candidate, Store
-from align.annotate.store.records import MOST_ANSWERS, check_text
+from align.annotate.store.records import MAX_ANSWERS, check_text
 from align.core.chain import to_canonical_json
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Message
 from align.data.read.messages import build_field_error, parse_messages
 from align.data.read.rows import CellTypes, iter_valid_rows, strip_endings
 
-HELP = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known answer, "expected": [[0], [1]] besides.'
+REMEDY = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known answer, "expected": [[0], [1]] besides.'
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")
 CELLS = CellTypes(("answers", "expected"), ("prompt",), ("priority",))
 AT_ONCE = 200
 """Number of items in one transaction."""
-TOOLS = "calls tools, which the annotation page does not show: people would judge what they cannot see"
-ANSWER = ("text", "model", "adapter", "sampling", "ended")
+TOOLS_PROBLEM = "calls tools, which the annotation page does not show: people would judge what they cannot see"
+ANSWER_KEYS = ("text", "model", "adapter", "sampling", "ended")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,33 +89,33 @@ def items_in(path: Path, source: str = "", field: str = "stage.path") -> list[Ro
     for row in iter_valid_rows(path, field):
         data = CELLS.convert_row(row.data) if row.texts else row.data
         values = {name: value for name, value in data.items() if value is not None}
-        item = item_of(row.where, source, row.number, values)
+        item = parse_row(row.where, source, row.number, values)
         if (earlier_row := row_of_key.setdefault(item.key, row.number)) != row.number:
             where = f"{path}, row {row.number}, id"
             raise InputError(
                 where, item.id, f"row {earlier_row} has it too", "Give every row an id of its own, or none."
             )
         items.append(item)
-    require(bool(items), field, str(path), "is empty", HELP)
+    require(bool(items), field, str(path), "is empty", REMEDY)
     return items
 
 
-def item_of(where: str, source: str, number: int, row: Mapping[str, Any]) -> Row:
+def parse_row(where: str, source: str, number: int, row: Mapping[str, Any]) -> Row:
     def refuse(column: str, problem: str, value: Any = None) -> InputError:
-        return build_field_error(f"{where}, {column}", row.get(column) if value is None else value, problem, HELP)
+        return build_field_error(f"{where}, {column}", row.get(column) if value is None else value, problem, REMEDY)
 
     for column in sorted(row.keys() - set(COLUMNS)):
         raise refuse(column, f"there is no such column (there are {', '.join(COLUMNS)})")
     answers = row.get("answers")
-    if not isinstance(answers, list) or not 2 <= len(answers) <= MOST_ANSWERS:
-        raise refuse("answers", f"not a list of 2 to {MOST_ANSWERS} answers")
+    if not isinstance(answers, list) or not 2 <= len(answers) <= MAX_ANSWERS:
+        raise refuse("answers", f"not a list of 2 to {MAX_ANSWERS} answers")
     priority = row.get("priority", 0.0)
     if isinstance(priority, bool) or not isinstance(priority, int | float) or not abs(priority) < 1e300:
         raise refuse("priority", "not a finite number")
     if isinstance(row.get("id"), bool) or not isinstance(row.get("id", ""), str | int):
         raise refuse("id", "neither a text nor a whole number")
     try:
-        prompt = prompt_of(row.get("prompt"), where)
+        prompt = parse_prompt(row.get("prompt"), where)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
@@ -123,18 +123,18 @@ def item_of(where: str, source: str, number: int, row: Mapping[str, Any]) -> Row
     candidates = []
     for k, answer in enumerate(answers):
         try:
-            candidates.append(candidate_of(answer))
+            candidates.append(parse_candidate(answer))
         except (TypeError, ValueError) as error:
             raise refuse(f"answers[{k}]", str(error), answer) from error
     expected = row.get("expected")
-    if expected is not None and not is_order(expected, len(answers)):
+    if expected is not None and not is_tier_order(expected, len(answers)):
         raise refuse("expected", "not every answer's position once, in a list of tiers")
     name = ["id", row["id"]] if "id" in row else ["row", number]
     key = f"import/{hashlib.sha256(to_canonical_json([source, *name]).encode()).hexdigest()[:32]}"
     return Row(where, row.get("id"), key, prompt, tuple(candidates), float(priority), expected)
 
 
-def is_order(tiers: Any, k: int) -> bool:
+def is_tier_order(tiers: Any, k: int) -> bool:
     """Return whether a value is a list of tiers that names each position from 0 to K-1 once."""
     if not isinstance(tiers, list) or not all(isinstance(tier, list) and tier for tier in tiers):
         return False
@@ -153,12 +153,12 @@ def add(store: Store, project: str, row: Row) -> None:
         raise InputError(f"{row.where}, id", row.id, problem, remedy) from error
 
 
-def prompt_of(value: Any, where: str) -> Conversation:
+def parse_prompt(value: Any, where: str) -> Conversation:
     turns = (Message("user", value),) if isinstance(value, str) else parse_messages(value, f"{where}, prompt")
     prompt = Conversation(turns)
     if prompt.uses_tools:
         raise build_field_error(
-            f"{where}, prompt", "(with tools)", TOOLS, "Give prompts without calls of tools and their results."
+            f"{where}, prompt", "(with tools)", TOOLS_PROBLEM, "Give prompts without calls of tools and their results."
         )
     if not prompt.messages[-1].content.strip():
         raise ValueError("its last turn is empty")
@@ -169,14 +169,14 @@ def prompt_of(value: Any, where: str) -> Conversation:
     return prompt
 
 
-def candidate_of(value: Any) -> Candidate:
+def parse_candidate(value: Any) -> Candidate:
     if isinstance(value, str):
         value = {"text": value}
     if not isinstance(value, Mapping) or not isinstance(value.get("text"), str):
         raise TypeError("neither a text nor an object with a text")
-    if unknown_keys := sorted(value.keys() - set(ANSWER)):
-        raise ValueError(f"there is no such key: {', '.join(unknown_keys)} (there are {', '.join(ANSWER)})")
-    fields = {name: value[name] for name in ANSWER if value.get(name) is not None}
+    if unknown_keys := sorted(value.keys() - set(ANSWER_KEYS)):
+        raise ValueError(f"there is no such key: {', '.join(unknown_keys)} (there are {', '.join(ANSWER_KEYS)})")
+    fields = {name: value[name] for name in ANSWER_KEYS if value.get(name) is not None}
     for name, kind in (("model", str), ("adapter", str), ("sampling", Mapping), ("ended", bool)):
         if name in fields and not isinstance(fields[name], kind):
             raise TypeError(f"its {name} is a {type(fields[name]).__name__}")

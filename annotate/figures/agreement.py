@@ -110,8 +110,8 @@ def alpha(panels: Sequence[Panel], level: Level) -> Figure:
     covers 0.94 to 0.96 at 32 items, where the percentile bootstrap covers 0.90 to 0.95 (docs/decisions.md).
 
     If all annotators agree, α is 1. Its lower end assumes the greatest disagreement in the share of items that Wilson's
-    interval for zero disagreements leaves possible. A single item has no interval, and neither have items of which one
-    alone determines whether α is defined.
+    interval for zero disagreements leaves possible. A single item has no interval, and neither have items whose α is
+    undefined once one of them is left out.
 
     Source: Krippendorff 2019, "Content Analysis", chapter 12.
 
@@ -226,7 +226,7 @@ def contradictions(panel: Panel) -> int:
     return int((first_is_better * second_is_better).sum())
 
 
-def ranked_by_contradictions(panels: Sequence[Panel]) -> list[tuple[int, Panel]]:
+def rank_by_contradictions(panels: Sequence[Panel]) -> list[tuple[int, Panel]]:
     """Return the panels with contradictions, each with their number, the most contradicted first."""
     counted_panels = [(contradictions(panel), panel) for panel in panels]
     contested_panels = [(count, panel) for count, panel in counted_panels if count]
@@ -239,8 +239,8 @@ def kappas(directions: Sequence[Panel], strengths: Sequence[Panel]) -> list[Kapp
     Args:
         directions, strengths: results of `panels` without and with strength.
     """
-    direction_tables = count_answers(directions)
-    strength_tables = count_answers(strengths)
+    direction_tables = tabulate_ratings(directions)
+    strength_tables = tabulate_ratings(strengths)
     no_shared_items = (0, np.zeros((1, 1), dtype=np.int64))
     results = [
         Kappa(
@@ -269,7 +269,7 @@ def kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undef
     return UNANIMOUS if math.isnan(value) else value
 
 
-def count_answers(panels: Sequence[Panel]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:
+def tabulate_ratings(panels: Sequence[Panel]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:
     """Count, for each two annotators, their shared items and a table of their ratings, −3 … +3."""
     tables: dict[tuple[str, str], NDArray[np.int64]] = defaultdict(lambda: np.zeros((7, 7), dtype=np.int64))
     items: dict[tuple[str, str], int] = defaultdict(int)

@@ -102,13 +102,13 @@ SHARE_COLUMNS = {
     "length": "length.share",
     "length_log_odds": "length.log_odds",
 }
-"""Columns with an interval → path of the attribute of `Person`."""
+"""Columns with an interval → path of the attribute of `AnnotatorSummary`."""
 
 UNMEASURED = Undefined("not measured")
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
+class AnnotatorSummary:
     """A summary of one annotator.
 
     It counts votes that stand (not retracted, their item not erased), except that `retracted`, `hours`, `first` and
@@ -152,12 +152,12 @@ class Person:
     length: Bias
 
 
-def people(view: View) -> list[Person]:
+def people(view: View) -> list[AnnotatorSummary]:
     """Return a summary of every annotator who ever voted, those with the most rankings first, then by first vote."""
     votes = group_by_annotator(view.votes)
     rankings = group_by_annotator(view.rankings)
     skips = group_by_annotator(view.skips)
-    summaries = [describe_person(who, view, votes[who], rankings[who], skips[who]) for who in votes]
+    summaries = [summarize_annotator(who, view, votes[who], rankings[who], skips[who]) for who in votes]
     return sorted(summaries, key=lambda person: -person.rankings)
 
 
@@ -168,16 +168,18 @@ def group_by_annotator(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
     return groups
 
 
-def describe_person(pseudonym: str, view: View, votes: list[Vote], rankings: list[Vote], skips: list[Vote]) -> Person:
+def summarize_annotator(
+    pseudonym: str, view: View, votes: list[Vote], rankings: list[Vote], skips: list[Vote]
+) -> AnnotatorSummary:
     work = [vote for vote in rankings if vote.purpose == "work"]
     gold, gold_votes, gold_right = gold_accuracy(rankings, view.expected)
     seconds = [vote.seconds for vote in rankings if vote.seconds is not None]
-    return Person(
+    return AnnotatorSummary(
         pseudonym=pseudonym,
         identity=view.identities.get(pseudonym),
         simulated=all(vote.source == "simulated" for vote in votes),
         rankings=len(rankings),
-        skips=skipped(skips),
+        skips=count_skips(skips),
         retracted=sum(vote.seq in view.retracted for vote in votes),
         flagged=sum(bool(vote.flagged) for vote in (*rankings, *skips)),
         ties=ties(rankings),
@@ -194,7 +196,7 @@ def describe_person(pseudonym: str, view: View, votes: list[Vote], rankings: lis
     )
 
 
-def skipped(skips: Iterable[Vote]) -> dict[str, int]:
+def count_skips(skips: Iterable[Vote]) -> dict[str, int]:
     """Count skips by reason; all reasons are included."""
     reasons = Counter(vote.skipped for vote in skips)
     return {reason: reasons[reason] for reason in SKIPS}
@@ -249,7 +251,7 @@ def consistency(rankings: Sequence[Vote]) -> Figure:
 # CSV
 
 
-def as_csv(people: Sequence[Person]) -> str:
+def as_csv(people: Sequence[AnnotatorSummary]) -> str:
     """Format the summaries as CSV (RFC 4180).
 
     A figure with an interval has columns `_low`, `_high` and `_n` beside it. A text that a spreadsheet would run as a

@@ -17,7 +17,7 @@ from align.annotate.figures.agreement import (
     alpha,
     kappas,
     panels,
-    ranked_by_contradictions,
+    rank_by_contradictions,
     raw_agreement,
 )
 from align.annotate.figures.estimates import as_json
@@ -25,15 +25,15 @@ from align.annotate.figures.people import (
     CEILING_S,
     UNMEASURED,
     as_csv,
+    count_skips,
     length_bias,
     people,
     position_bias,
-    skipped,
     ties,
 )
 from align.annotate.store import Store, Vote
-from align.annotate.store.ledger import VOTES, check_project
-from align.annotate.store.records import vote_of
+from align.annotate.store.ledger import VOTE_KINDS, check_project
+from align.annotate.store.records import parse_vote
 from align.annotate.store.tables import annotators, candidates, ledger, work
 
 
@@ -94,9 +94,9 @@ def read(store: Store, project: str) -> View:
     """
     with store.reading() as db:
         check_project(db, project)
-        vote_conditions = (ledger.c.project == project, ledger.c.kind.in_(VOTES))
+        vote_conditions = (ledger.c.project == project, ledger.c.kind.in_(VOTE_KINDS))
         votes = [
-            vote_of(row, None) for row in db.execute(select(ledger).where(*vote_conditions).order_by(ledger.c.seq))
+            parse_vote(row, None) for row in db.execute(select(ledger).where(*vote_conditions).order_by(ledger.c.seq))
         ]
         retractions = select(ledger.c.retracts).where(ledger.c.project == project, ledger.c.kind == "retraction")
         retracted = frozenset(db.execute(retractions).scalars())
@@ -164,10 +164,10 @@ def figures_of(view: View, project: str) -> dict[str, Any]:
     return as_json(
         {
             "project": project,
-            "totals": totals(view),
+            "totals": count_totals(view),
             "hours": {"total": sum(person.hours for person in annotators), "ceiling_seconds": CEILING_S},
             "per_day": per_day(view),
-            "seconds": seconds(view),
+            "seconds": summarize_seconds(view),
             "agreement": {
                 "items": len(directions),
                 "pairs": sum(panel.values_RU.shape[1] for panel in directions),
@@ -193,7 +193,7 @@ def people_csv(store: Store, project: str) -> str:
     return as_csv(people(read(store, project)))
 
 
-def totals(view: View) -> dict[str, Any]:
+def count_totals(view: View) -> dict[str, Any]:
     """Count items and votes of the whole project.
 
     An item is done when the wanted number of people have ranked it. Gold items are counted separately.
@@ -209,7 +209,7 @@ def totals(view: View) -> dict[str, Any]:
         "items": len(wanted_by_item),
         "items_done": sum(view.judged[item] >= wanted_by_item[item] for item in wanted_by_item),
         "gold_items": len(view.expected.keys() & view.candidates.keys()),
-        "skips": skipped(view.skips),
+        "skips": count_skips(view.skips),
         "ties": ties(view.rankings),
         "retracted": len(view.retracted),
         "flagged": sum(bool(vote.flagged) for vote in (*view.rankings, *view.skips)),
@@ -227,7 +227,7 @@ def per_day(view: View) -> list[dict[str, Any]]:
     ]
 
 
-def seconds(view: View) -> dict[str, Any]:
+def summarize_seconds(view: View) -> dict[str, Any]:
     """Summarise the seconds per ranking, if measured: quartiles, and a histogram whose last bin is open."""
     durations = [vote.seconds for vote in view.rankings if vote.seconds is not None]
     quartiles = np.quantile(durations, (0.25, 0.5, 0.75)).tolist() if durations else [UNMEASURED] * 3
@@ -251,5 +251,5 @@ def disagreements(panels: Sequence[Panel]) -> list[dict[str, Any]]:
                 for seq, pseudonym in zip(panel.seqs, panel.annotators, strict=True)
             ],
         }
-        for number, panel in ranked_by_contradictions(panels)
+        for number, panel in rank_by_contradictions(panels)
     ]

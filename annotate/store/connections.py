@@ -35,7 +35,7 @@ OTHER_STORE = "Name a store that align made, or a file that does not exist yet."
 POOL = {"max_overflow": 60, "pool_timeout": 60}
 """More connections than a server has threads, so that a thread waits for the lock, never for a connection."""
 
-LOCK = 0x616C69676E
+CREATION_LOCK = 0x616C69676E
 """Key of PostgreSQL's advisory lock, held by the process that creates the tables."""
 LOCKED_S = 30
 """Maximum seconds that a writer waits for another writer."""
@@ -50,7 +50,7 @@ def connect(url: str, create: bool = True) -> Engine:
 
     Args:
         url: a SQLAlchemy URL.
-        create: whether to create the database file and the tables if there are none. Readers pass False.
+        create: whether to create the database file and the tables if they do not exist. Readers pass False.
 
     Raises:
         InputError: not a URL, no driver, no store at the URL, another program's database, or another schema version.
@@ -148,8 +148,8 @@ def _configure_sqlite(connection, _record) -> None:
 def _execute(connection, statement: str) -> None:
     """Run a statement, and repeat it while the database is locked, for up to `LOCKED_S`.
 
-    If two first connections switch to WAL at once, both hold a lock already, and SQLite refuses one of them at once
-    whatever the busy timeout.
+    If two first connections switch to WAL at once, both hold a lock already, and SQLite refuses one of them without
+    waiting for the busy timeout.
     """
     deadline = time.monotonic() + LOCKED_S
     while True:
@@ -176,7 +176,7 @@ def _prepare_tables(engine: Engine, masked_url: str, create: bool) -> None:
             raise _missing_store(masked_url)
         with engine.connect().execution_options(writing=True) as connection, connection.begin():
             if engine.dialect.name == "postgresql":
-                connection.execute(select(func.pg_advisory_xact_lock(LOCK)))
+                connection.execute(select(func.pg_advisory_xact_lock(CREATION_LOCK)))
             version = _read_version(connection, masked_url)  # again: another process may have been first
             if version is None:
                 metadata.create_all(connection)
@@ -310,7 +310,7 @@ class Connections:
         remedy = "End that one first; one process serves every project of a store."
         raise InputError("store.url", self.masked_url, "another process serves it", remedy)
 
-    def erased(self) -> None:
+    def note_erasure(self) -> None:
         """Note that this thread's transaction erased something, which is to be overwritten after the commit."""
         self._local.has_erased = True
 

@@ -16,37 +16,37 @@ from align.annotate.store.connections import Connections, connect
 from align.annotate.store.erasure import remove_member
 from align.annotate.store.integrity import verify
 from align.annotate.store.ledger import (
-    VOTES,
-    annotator_of,
-    append,
+    VOTE_KINDS,
+    add_to_counters,
+    append_row,
     check_item,
     check_project,
     close_leases,
-    count_work,
-    counts,
     ensure_annotator,
-    erasure_of,
+    find_annotator,
+    find_item_tombstone,
+    find_row_by_key,
     head_of,
-    known_projects,
+    is_counted,
+    list_project_names,
     project_erasure,
-    row_by_key,
-    stands,
+    standing_condition,
 )
 from align.annotate.store.projects import ensure_project, history, settings_of
 from align.annotate.store.records import (
-    MOST_ANSWERS,
+    MAX_ANSWERS,
     SKIPS,
     Candidate,
     Item,
     Judgement,
     Vote,
-    candidate_row,
+    build_candidate_row,
+    build_item_payload,
+    build_prompt_row,
+    build_work_row,
     check_text,
-    item_of,
-    item_payload,
-    prompt_row,
-    vote_of,
-    work_row,
+    parse_item,
+    parse_vote,
 )
 from align.annotate.store.tables import (
     annotators,
@@ -83,11 +83,7 @@ class Store(Connections):
 
     @classmethod
     def open(cls, url: str, create: bool = True) -> Store:
-        """Open the store at a SQLAlchemy URL. Raises as `connect` does.
-
-        Args:
-            create: whether to create the store if there is none.
-        """
+        """Open the store at a SQLAlchemy URL. With `create`, creates it if it does not exist. Raises as `connect`."""
         return cls(connect(url, create))
 
     # Writing
@@ -112,12 +108,12 @@ class Store(Connections):
             expected: the known answer of a gold item: the positions of the candidates in tiers, best first.
 
         Raises:
-            InputError: K below 2 or above `MOST_ANSWERS`, an empty project, a prompt with tools, a text that a database
+            InputError: K below 2 or above `MAX_ANSWERS`, an empty project, a prompt with tools, a text that a database
                 cannot store, or the key was used for other content.
         """
         problem = f"{len(answers)} answer(s) cannot be ranked"
-        has_valid_count = 2 <= len(answers) <= MOST_ANSWERS
-        require(has_valid_count, "candidates", len(answers), problem, f"Give 2 to {MOST_ANSWERS} a prompt.")
+        has_valid_count = 2 <= len(answers) <= MAX_ANSWERS
+        require(has_valid_count, "candidates", len(answers), problem, f"Give 2 to {MAX_ANSWERS} a prompt.")
         problem = "offers or calls tools, which the annotation page does not show"
         require(not prompt.uses_tools, "prompt", "(with tools)", problem, "Give prompts without tools.")
         for text in (*(turn.content for turn in prompt.messages), *(answer.text for answer in answers)):
@@ -128,26 +124,26 @@ class Store(Connections):
         if expected is not None:
             gold = {"expected": [sorted(f"{item}-{position}" for position in tier) for tier in expected]}
         with self.transaction() as connection:
-            existing_row = row_by_key(connection, project, "candidates", key)
+            existing_row = find_row_by_key(connection, project, "candidates", key)
             if existing_row is not None:
                 check_same_item(connection, existing_row, prompt, answers, gold)
                 set_priority(connection, project, item, priority)
                 return item
             settings = ensure_project(connection, project)
-            prompt_columns = prompt_row(project, item, prompt)
-            candidate_rows = [candidate_row(project, item, k, answer) for k, answer in enumerate(answers)]
+            prompt_columns = build_prompt_row(project, item, prompt)
+            candidate_rows = [build_candidate_row(project, item, k, answer) for k, answer in enumerate(answers)]
             connection.execute(insert(prompts), prompt_columns)
             connection.execute(insert(candidates), candidate_rows)
-            append(
+            append_row(
                 connection,
                 project,
                 "candidates",
-                item_payload(prompt_columns, candidate_rows) | gold,
+                build_item_payload(prompt_columns, candidate_rows) | gold,
                 item=item,
                 key=key,
             )
             counters = {"wanted": 0 if gold else settings.wanted(item), "gold": bool(gold)}
-            connection.execute(insert(work), work_row(project, item, priority) | counters)
+            connection.execute(insert(work), build_work_row(project, item, priority) | counters)
             return item
 
     def prioritise(self, project: str, priorities: Mapping[str, float]) -> int:
@@ -180,23 +176,25 @@ class Store(Connections):
             person = ensure_annotator(connection, project, annotator)
             if connection.execute(select(work.c.gold).where(work.c.project == project, work.c.item == item)).scalar():
                 judgement = replace(judgement, purpose="gold")
-            existing_row = row_by_key(connection, project, judgement.kind, key)
+            existing_row = find_row_by_key(connection, project, judgement.kind, key)
             if existing_row is not None:
                 if not is_same_vote(connection, existing_row, item, person.pseudonym, judgement):
                     raise InputError("key", key, "it was used for another judgement", "Send a fresh key.")
                 return existing_row.seq
             check_judgement(connection, project, item, judgement)
             check_not_judged(connection, project, item, person.pseudonym, judgement.purpose)
-            payload = judgement.payload() | {"annotator_digest": hash_with_salt(person.salt, annotator)}
-            if remark := judgement.remark():
+            payload = judgement.to_payload() | {"annotator_digest": hash_with_salt(person.salt, annotator)}
+            if remark := judgement.to_remark():
                 salt = secrets.token_hex(16)
                 row = {"project": project, "seq": head_of(connection).seq + 1, "item": item}
                 row |= {"annotator": person.pseudonym, "content": remark, "salt": salt}
                 connection.execute(insert(remarks), row)
                 payload["remark"] = hash_with_salt(salt, remark)
-            if counts(judgement):
-                count_work(connection, project, item, judged=1)
-            return append(connection, project, judgement.kind, payload, item=item, annotator=person.pseudonym, key=key)
+            if is_counted(judgement):
+                add_to_counters(connection, project, item, judged=1)
+            return append_row(
+                connection, project, judgement.kind, payload, item=item, annotator=person.pseudonym, key=key
+            )
 
     def retract(self, project: str, seq: int) -> int:
         """Retract a judgement (undo). Returns the seq of the retraction, the first one if it was retracted before.
@@ -206,15 +204,17 @@ class Store(Connections):
         """
         with self.transaction() as connection:
             row = connection.execute(select(ledger).where(ledger.c.project == project, ledger.c.seq == seq)).first()
-            if row is None or row.kind not in VOTES:
+            if row is None or row.kind not in VOTE_KINDS:
                 check_project(connection, project)
                 raise InputError("seq", seq, f"it is no judgement of project {project}", "Give a vote's seq.")
             retraction = connection.execute(select(ledger.c.seq).where(ledger.c.retracts == seq)).scalar()
             if retraction is not None:
                 return retraction
-            if counts(vote_of(row, None)):
-                count_work(connection, project, row.item, judged=-1)
-            return append(connection, project, "retraction", {}, item=row.item, annotator=row.annotator, retracts=seq)
+            if is_counted(parse_vote(row, None)):
+                add_to_counters(connection, project, row.item, judged=-1)
+            return append_row(
+                connection, project, "retraction", {}, item=row.item, annotator=row.annotator, retracts=seq
+            )
 
     def erase_content(self, project: str, item: str) -> int:
         """Erase an item's prompt and candidates for good. Its rankings no longer appear in any export.
@@ -226,7 +226,7 @@ class Store(Connections):
         """
         with self.transaction() as connection:
             check_item(connection, project, item)
-            tombstone = erasure_of(connection, project, item)
+            tombstone = find_item_tombstone(connection, project, item)
             if tombstone is not None:
                 return tombstone
             candidate_conditions = (candidates.c.project == project, candidates.c.prompt_id == item)
@@ -234,8 +234,8 @@ class Store(Connections):
             connection.execute(delete(prompts).where(prompts.c.project == project, prompts.c.id == item))
             for table in (remarks, drafts, work, leases):
                 connection.execute(delete(table).where(table.c.project == project, table.c.item == item))
-            self.erased()
-            return append(connection, project, "erasure", {"what": "item"}, item=item)
+            self.note_erasure()
+            return append_row(connection, project, "erasure", {"what": "item"}, item=item)
 
     def erase_annotator(self, project: str, pseudonym: str) -> int:
         """Erase an annotator's identity and texts, and return their open items to the queue. Returns the seq of the
@@ -252,13 +252,13 @@ class Store(Connections):
             name = connection.execute(delete(annotators).where(*conditions).returning(annotators.c.identity)).scalar()
             if name is None:
                 check_project(connection, project)
-                raise unknown_annotator(project, pseudonym)
+                raise unknown_annotator_error(project, pseudonym)
             remove_member(connection, project, name)
             for table in (remarks, drafts):
                 connection.execute(delete(table).where(table.c.project == project, table.c.annotator == pseudonym))
             close_leases(connection, project, leases.c.annotator == pseudonym)
-            self.erased()
-            return append(connection, project, "erasure", {"what": "annotator"}, annotator=pseudonym)
+            self.note_erasure()
+            return append_row(connection, project, "erasure", {"what": "annotator"}, annotator=pseudonym)
 
     def erase_project(self, project: str) -> int:
         """Erase a project for good: its items, annotators, their texts, guidelines, settings, and the key from which
@@ -284,8 +284,8 @@ class Store(Connections):
                 if "project" in table.c and table is not ledger:
                     connection.execute(delete(table).where(table.c.project == project))
             connection.execute(delete(projects).where(projects.c.name == project))
-            self.erased()
-            return append(connection, project, "erasure", {"what": "project"})
+            self.note_erasure()
+            return append_row(connection, project, "erasure", {"what": "project"})
 
     # Reading
 
@@ -330,7 +330,7 @@ class Store(Connections):
                     answers[answer["prompt_id"]].append(answer)
             if not rows:
                 return
-            yield from (item_of(row, answers[row["id"]]) for row in rows)
+            yield from (parse_item(row, answers[row["id"]]) for row in rows)
             last_seq = rows[-1]["seq"]
 
     def rankings(self, project: str) -> list[Vote]:
@@ -346,15 +346,15 @@ class Store(Connections):
         item_exists = exists().where(prompts.c.project == ledger.c.project, prompts.c.id == ledger.c.item)
         same_vote = (remarks.c.project == ledger.c.project) & (remarks.c.seq == ledger.c.seq)
         query = select(ledger, remarks.c.content).outerjoin(remarks, same_vote)
-        query = query.where(stands(project), ledger.c.kind == kind, item_exists).order_by(ledger.c.seq)
+        query = query.where(standing_condition(project), ledger.c.kind == kind, item_exists).order_by(ledger.c.seq)
         with self.reading() as connection:
             check_project(connection, project)
-            return [vote_of(row, row.content) for row in connection.execute(query)]
+            return [parse_vote(row, row.content) for row in connection.execute(query)]
 
     def projects(self) -> list[str]:
         """Return the names of all projects, including erased ones."""
         with self.reading() as connection:
-            return known_projects(connection)
+            return list_project_names(connection)
 
     def entries(self, project: str) -> list[dict[str, Any]]:
         """Return the project's rows of the ledger as they are hashed, in ledger order. Raises as `items`."""
@@ -366,7 +366,7 @@ class Store(Connections):
     def pseudonym(self, project: str, identity: str) -> str | None:
         """Return the pseudonym of an annotator in the ledger. Returns None if the project has no such annotator."""
         with self.reading() as connection:
-            annotator = annotator_of(connection, project, identity)
+            annotator = find_annotator(connection, project, identity)
         return None if annotator is None else annotator.pseudonym
 
     def first_row(self, project: str, *, item: str | None = None, annotator: str | None = None) -> int | None:
@@ -425,10 +425,10 @@ def read_item(connection: Connection, project: str, id: str) -> Item:
         check_item(connection, project, id)
         raise InputError("item", id, "it was erased", "Take another.")
     candidate_conditions = (candidates.c.project == project, candidates.c.prompt_id == id)
-    return item_of(row, connection.execute(select(candidates).where(*candidate_conditions)).mappings().all())
+    return parse_item(row, connection.execute(select(candidates).where(*candidate_conditions)).mappings().all())
 
 
-def unknown_annotator(project: str, name: str) -> InputError:
+def unknown_annotator_error(project: str, name: str) -> InputError:
     """Return the error for a name or pseudonym that is unknown in the project."""
     remedy = "Check the spelling; an erased one is not known any more."
     return InputError("annotator", name, f"project {project} knows no such annotator", remedy)
@@ -446,11 +446,11 @@ def check_same_item(
     salts = {row.position: row.salt for row in rows}
     prompt_conditions = (prompts.c.project == row.project, prompts.c.id == row.item)
     salt = connection.execute(select(prompts.c.salt).where(*prompt_conditions)).scalar()
-    if salt is None and erasure_of(connection, row.project, row.item) is not None:
+    if salt is None and find_item_tombstone(connection, row.project, row.item) is not None:
         return
-    prompt_columns = prompt_row(row.project, row.item, prompt, salt or "")
-    rows = [candidate_row(row.project, row.item, k, a, salts.get(k, "")) for k, a in enumerate(answers)]
-    if item_payload(prompt_columns, rows) | gold != json.loads(row.payload):
+    prompt_columns = build_prompt_row(row.project, row.item, prompt, salt or "")
+    rows = [build_candidate_row(row.project, row.item, k, a, salts.get(k, "")) for k, a in enumerate(answers)]
+    if build_item_payload(prompt_columns, rows) | gold != json.loads(row.payload):
         raise InputError("key", row.key, "it was used for other content", "Give every prompt and run its own key.")
 
 
@@ -461,10 +461,10 @@ def is_same_vote(connection: Connection, row: Row[Any], item: str, annotator: st
     recorded.pop("annotator_digest", None)
     remark_conditions = (remarks.c.project == row.project, remarks.c.seq == row.seq)
     salt = connection.execute(select(remarks.c.salt).where(*remark_conditions)).scalar()
-    remark = judgement.remark()
+    remark = judgement.to_remark()
     if bool(remark) != bool(digest) or (salt is not None and hash_with_salt(salt, remark) != digest):
         return False
-    payload = json.loads(to_canonical_json(judgement.payload()))
+    payload = json.loads(to_canonical_json(judgement.to_payload()))
     return (row.item, row.annotator, recorded) == (item, annotator, payload)
 
 
@@ -508,7 +508,7 @@ def check_not_judged(connection: Connection, project: str, item: str, annotator:
     There may be one first judgement, one repeat and one review of an item. A repeat needs a first judgement, else
     InputError is raised. A review is a second judgement, by a reviewer who may have judged the item like any annotator.
     """
-    conditions = (stands(project), ledger.c.item == item, ledger.c.annotator == annotator)
+    conditions = (standing_condition(project), ledger.c.item == item, ledger.c.annotator == annotator)
     rows = connection.execute(select(ledger.c.seq, ledger.c.payload).where(*conditions).order_by(ledger.c.seq)).all()
     seqs_by_kind: dict[str, list[int]] = {"first": [], "repeat": [], "review": []}
     for seq, payload in rows:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, exists, select, true
 
-from align.annotate.store.ledger import VOTES, check_item, check_project, erasure_of, project_erasure
+from align.annotate.store.ledger import VOTE_KINDS, check_item, check_project, find_item_tombstone, project_erasure
 from align.annotate.store.records import Item
 from align.annotate.store.tables import annotators, invitations, ledger, members, remarks, users
 from align.core.errors import InputError
@@ -64,13 +64,13 @@ def about(store: Store, project: str, what: str, given: str) -> About:
     with store.reading() as connection:
         check_project(connection, project)
         if what == ITEM:
-            return about_item(store, connection, project, given)
+            return find_item_target(store, connection, project, given)
         if what == ANNOTATOR:
-            return about_annotator(store, connection, project, given)
-        return about_project(store, connection, project)
+            return find_annotator_target(store, connection, project, given)
+        return find_project_target(store, connection, project)
 
 
-def about_item(store: Store, connection: Connection, project: str, id: str) -> About:
+def find_item_target(store: Store, connection: Connection, project: str, id: str) -> About:
     check_item(connection, project, id)
     item_texts = set[str]()
     other_texts = set[str]()
@@ -81,8 +81,8 @@ def about_item(store: Store, connection: Connection, project: str, id: str) -> A
             answers = len(item.candidates)
         else:
             other_texts.update(texts_of(item))
-    votes = judgements(connection, project, ledger.c.item == id, erasure_of(connection, project, id))
-    remark_count, remark_texts = remarks_in(connection, project, remarks.c.item == id)
+    votes = read_judgements(connection, project, ledger.c.item == id, find_item_tombstone(connection, project, id))
+    remark_count, remark_texts = read_remarks(connection, project, remarks.c.item == id)
     item_texts.update(remark_texts)
     standing_votes = sum(retraction is None for retraction in votes.values()) if answers else 0
     rows = {"item": int(bool(answers)), "answer": answers, "judgement": standing_votes, "remark": remark_count}
@@ -91,7 +91,7 @@ def about_item(store: Store, connection: Connection, project: str, id: str) -> A
     )
 
 
-def about_annotator(store: Store, connection: Connection, project: str, given: str) -> About:
+def find_annotator_target(store: Store, connection: Connection, project: str, given: str) -> About:
     pseudonym = store.pseudonym(project, given) or given
     identities = select(annotators.c.identity).where(
         annotators.c.project == project, annotators.c.pseudonym == pseudonym
@@ -101,26 +101,26 @@ def about_annotator(store: Store, connection: Connection, project: str, given: s
         problem = f"nothing is known of them in project {project}"
         remedy = "Check the spelling, or name another project=…; an erased one is known by the pseudonym alone."
         raise InputError("annotator", given, problem, remedy)
-    votes = judgements(connection, project, ledger.c.annotator == pseudonym)
-    remark_count, remark_texts = remarks_in(connection, project, remarks.c.annotator == pseudonym)
+    votes = read_judgements(connection, project, ledger.c.annotator == pseudonym)
+    remark_count, remark_texts = read_remarks(connection, project, remarks.c.annotator == pseudonym)
     standing_votes = sum(retraction is None for retraction in votes.values())
     rows = {"name": int(name is not None), "judgement": standing_votes, "remark": remark_count}
     return About(project, ANNOTATOR, pseudonym, votes, remark_texts, names=frozenset([name] if name else []), rows=rows)
 
 
-def about_project(store: Store, connection: Connection, project: str) -> About:
+def find_project_target(store: Store, connection: Connection, project: str) -> About:
     items = list(store.items(project))
     erased = project_erasure(connection, project)
-    votes = judgements(connection, project, true(), erased)
+    votes = read_judgements(connection, project, true(), erased)
     identities = select(annotators.c.identity).where(annotators.c.project == project)
     names = frozenset(connection.execute(identities).scalars())
-    remark_count, remark_texts = remarks_in(connection, project, true())
+    remark_count, remark_texts = read_remarks(connection, project, true())
     texts = remark_texts.union(*map(texts_of, items))
     rows = {"project": int(erased is None), "item": len(items), "name": len(names), "remark": remark_count}
     return About(project, PROJECT, project, votes, texts, names=names, rows=rows)
 
 
-def judgements(
+def read_judgements(
     connection: Connection, project: str, condition: ColumnElement[bool], erased: int | None = None
 ) -> dict[int, int | None]:
     """Return the judgements that fulfil a condition: seq → seq of the retraction, or None if it stands.
@@ -130,7 +130,7 @@ def judgements(
     """
     retractions = ledger.alias("retraction")
     query = select(ledger.c.seq, retractions.c.seq).outerjoin(retractions, retractions.c.retracts == ledger.c.seq)
-    query = query.where(ledger.c.project == project, ledger.c.kind.in_(VOTES), condition)
+    query = query.where(ledger.c.project == project, ledger.c.kind.in_(VOTE_KINDS), condition)
     votes = {row[0]: row[1] for row in connection.execute(query)}
     if erased is None:
         return votes
@@ -142,7 +142,7 @@ def texts_of(item: Item) -> Iterator[str]:
     yield from (candidate.text for candidate in item.candidates if candidate.text)
 
 
-def remarks_in(connection: Connection, project: str, condition: ColumnElement[bool]) -> tuple[int, frozenset[str]]:
+def read_remarks(connection: Connection, project: str, condition: ColumnElement[bool]) -> tuple[int, frozenset[str]]:
     """Return the number of remarks that fulfil a condition, and the texts in them."""
     query = select(remarks.c.content).where(remarks.c.project == project, condition)
     contents = [json.loads(content) for content in connection.execute(query).scalars()]

@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from align.annotate.store.ledger import VOTES, Entry, counts, stands
+from align.annotate.store.ledger import VOTE_KINDS, Entry, is_counted, standing_condition
 from align.annotate.store.projects import Settings, ensure_project, settings_of
-from align.annotate.store.records import RESTORE, item_payload, vote_of, work_row
+from align.annotate.store.records import RESTORE, build_item_payload, build_work_row, parse_vote
 from align.annotate.store.tables import (
     annotators,
     candidates,
@@ -31,7 +31,7 @@ from align.core.errors import CorruptFile
 
 FIELD = "ledger.seq"
 """The `field` of an error about a row."""
-KEY = re.compile(r"[0-9a-f]{64}")
+KEY_PATTERN = re.compile(r"[0-9a-f]{64}")
 Subject = tuple[str, str]
 """(project, item id or pseudonym); the second is empty for a whole project."""
 
@@ -48,9 +48,9 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
     rows = connection.execute(select(ledger).order_by(ledger.c.seq)).all()
     entries = [Entry(**row._asdict()) for row in rows]
     # Contents that an erasure names must be gone. The erasure row itself is checked when the loop reaches it.
-    erased = {subject_of(entry): entry.seq for entry in entries if entry.kind == "erasure"}
+    erased = {get_erased_subject(entry): entry.seq for entry in entries if entry.kind == "erasure"}
     for entry in entries:
-        if entry.kind in ("candidates", *VOTES) and (project_erasure := erased.get((entry.project, ""))):
+        if entry.kind in ("candidates", *VOTE_KINDS) and (project_erasure := erased.get((entry.project, ""))):
             erased |= {
                 (entry.project, subject): project_erasure for subject in (entry.item, entry.annotator) if subject
             }
@@ -58,7 +58,7 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
     for row in connection.execute(select(candidates)).mappings():
         answers[row["project"], row["prompt_id"]].append(row)
     payloads = {  # the payload in the ledger, computed from each item's contents
-        (row["project"], row["id"]): item_payload(row, answers[row["project"], row["id"]])
+        (row["project"], row["id"]): build_item_payload(row, answers[row["project"], row["id"]])
         for row in connection.execute(select(prompts)).mappings()
     }
     annotators_by_subject = {(row.project, row.pseudonym): row for row in connection.execute(select(annotators))}
@@ -72,31 +72,33 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
         head = advance(head, entry, FIELD, RESTORE)
         payload = json.loads(entry.payload)
         if expected is not None and entry.seq == expected.seq and entry.hash != expected.hash:
-            raise corrupt(entry.seq, "the row is not the one that the expected head names")
+            raise corrupt_row_error(entry.seq, "the row is not the one that the expected head names")
         if entry.kind == "candidates":
             check_item_contents(entry, payload, payloads, erased)
-        elif entry.kind in VOTES:
+        elif entry.kind in VOTE_KINDS:
             check_voter(entry, payload, annotators_by_subject, erased)
             check_remark(entry, payload, remarks_by_vote.pop((entry.project, entry.seq), None), erased)
         elif entry.kind == "guidelines":
             if (entry.project, "") not in erased:
                 text = guideline_texts.pop((entry.project, payload["version"]), None)
                 if text is None or hashlib.sha256(text.encode()).hexdigest() != payload["digest"]:
-                    raise corrupt(entry.seq, "the guidelines are not those that were published")
+                    raise corrupt_row_error(entry.seq, "the guidelines are not those that were published")
         elif entry.kind == "settings":
             changes[entry.project] |= payload
         elif entry.kind == "erasure":
-            project, subject = subject_of(entry)
+            project, subject = get_erased_subject(entry)
             existing_subjects = (
                 {*payloads, *annotators_by_subject}
                 if subject
                 else {(name, "") for name, _ in {*payloads, *annotators_by_subject, *guideline_texts}}
             )
             if (project, subject) in existing_subjects:
-                raise corrupt(entry.seq, f"what it erased is there again ({subject or project})")
+                raise corrupt_row_error(entry.seq, f"what it erased is there again ({subject or project})")
         mentioned |= {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")}
     if expected is not None and head.seq < expected.seq:
-        raise corrupt(head.seq + 1, f"the ledger's tail is cut: it ends at seq {head.seq}, not {expected.seq}")
+        raise corrupt_row_error(
+            head.seq + 1, f"the ledger's tail is cut: it ends at seq {head.seq}, not {expected.seq}"
+        )
     # Annotators are not checked: one who has not voted yet is in no row.
     if unmentioned_items := sorted(id for project, id in payloads if (project, id) not in mentioned):
         raise CorruptFile("store", unmentioned_items[:3], "the ledger speaks of no such contents", RESTORE)
@@ -112,12 +114,12 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
     return head
 
 
-def subject_of(entry: Entry) -> Subject:
+def get_erased_subject(entry: Entry) -> Subject:
     """Return the subject of an erasure."""
     return entry.project, entry.item or entry.annotator or ""
 
 
-def corrupt(seq: int, problem: str) -> CorruptFile:
+def corrupt_row_error(seq: int, problem: str) -> CorruptFile:
     """Return the error about the first bad row."""
     return CorruptFile(FIELD, seq, problem, RESTORE)
 
@@ -129,9 +131,9 @@ def check_item_contents(
         return
     contents = items.get((entry.project, entry.item or ""))
     if contents is None:
-        raise corrupt(entry.seq, f"the contents of item {entry.item} are gone, and nobody erased them")
+        raise corrupt_row_error(entry.seq, f"the contents of item {entry.item} are gone, and nobody erased them")
     if not contents.items() <= payload.items():
-        raise corrupt(entry.seq, f"the contents of item {entry.item} are not those that were added")
+        raise corrupt_row_error(entry.seq, f"the contents of item {entry.item} are not those that were added")
 
 
 def check_voter(
@@ -141,9 +143,9 @@ def check_voter(
     annotator = people.get(subject)
     if annotator is None:
         if subject not in erased:
-            raise corrupt(entry.seq, f"annotator {entry.annotator} is gone, and nobody erased them")
+            raise corrupt_row_error(entry.seq, f"annotator {entry.annotator} is gone, and nobody erased them")
     elif hash_with_salt(annotator.salt, annotator.identity) != payload["annotator_digest"]:
-        raise corrupt(entry.seq, f"annotator {entry.annotator} is not who judged")
+        raise corrupt_row_error(entry.seq, f"annotator {entry.annotator} is not who judged")
 
 
 def check_remark(entry: Entry, payload: dict[str, Any], row: Any, erased: Mapping[Subject, int]) -> None:
@@ -151,11 +153,11 @@ def check_remark(entry: Entry, payload: dict[str, Any], row: Any, erased: Mappin
     erasures = {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")} & erased.keys()
     if row is None:
         if digest is not None and not erasures:
-            raise corrupt(entry.seq, "what the annotator wrote is gone, and nobody erased it")
+            raise corrupt_row_error(entry.seq, "what the annotator wrote is gone, and nobody erased it")
     elif erasures or digest != hash_with_salt(row.salt, row.content):
-        raise corrupt(entry.seq, "what the annotator wrote is not what lies there")
+        raise corrupt_row_error(entry.seq, "what the annotator wrote is not what lies there")
     elif (row.item, row.annotator) != (entry.item, entry.annotator):
-        raise corrupt(entry.seq, "what the annotator wrote lies with another vote")
+        raise corrupt_row_error(entry.seq, "what the annotator wrote lies with another vote")
 
 
 def check_projects(
@@ -171,7 +173,7 @@ def check_projects(
         existing_projects.add(row.name)
         settings = dict(changes.get(row.name, {}))
         state = settings.pop("state", "open")
-        if (settings_of(connection, row.name), row.state) != (Settings.read(settings), state):
+        if (settings_of(connection, row.name), row.state) != (Settings.from_json(settings), state):
             raise CorruptFile("projects", row.name, "its settings are not those of the ledger", RESTORE)
     keys_by_project = {row.project: row.key for row in connection.execute(select(keys))}
     for project in sorted(existing_projects | keys_by_project.keys()):
@@ -180,7 +182,7 @@ def check_projects(
             problem = "its key is gone, and nobody erased the project"
         elif project not in existing_projects or (project, "") in erased:
             problem = "its key is there, and the project is not"
-        elif not KEY.fullmatch(keys_by_project[project]):
+        elif not KEY_PATTERN.fullmatch(keys_by_project[project]):
             problem = "its key is not one of 32 bytes in hex"
         if problem:
             raise CorruptFile("project_keys", project, problem, RESTORE)
@@ -192,8 +194,8 @@ def recount(connection: Connection, project: str) -> int:
     Counters are written in the transactions that change what they count, so they should never be wrong; `restore`
     recounts as a precaution.
     """
-    votes = connection.execute(select(ledger).where(stands(project), ledger.c.kind == "ranking")).all()
-    judged_by_item = Counter(row.item for row in votes if counts(vote_of(row, None)))
+    votes = connection.execute(select(ledger).where(standing_condition(project), ledger.c.kind == "ranking")).all()
+    judged_by_item = Counter(row.item for row in votes if is_counted(parse_vote(row, None)))
     lease_conditions = (leases.c.project == project, leases.c.state == "open", leases.c.purpose == "work")
     leased_by_item = Counter(connection.execute(select(leases.c.item).where(*lease_conditions)).scalars())
     rows = {row.item: row for row in connection.execute(select(work).where(work.c.project == project))}
@@ -207,7 +209,7 @@ def recount(connection: Connection, project: str) -> int:
         overlap = 0 if gold else settings.wanted(item)
         correct = {"wanted": overlap, "judged": judged_by_item[item], "leased": leased_by_item[item], "gold": gold}
         if item not in rows:
-            connection.execute(insert(work), work_row(project, item, priority=0.0) | correct)
+            connection.execute(insert(work), build_work_row(project, item, priority=0.0) | correct)
         elif any(getattr(rows[item], name) != value for name, value in correct.items()):
             connection.execute(update(work).where(work.c.project == project, work.c.item == item).values(correct))
         else:

@@ -22,7 +22,7 @@ from align.annotate.store.tables import annotators, leases, ledger, remarks, wor
 from align.core.chain import GENESIS, ChainHead, hash_link, to_canonical_json
 from align.core.errors import InputError
 
-VOTES = ("ranking", "skip")
+VOTE_KINDS = ("ranking", "skip")
 """Kinds of ledger rows that hold an annotator's judgement of an item."""
 
 
@@ -62,7 +62,7 @@ class Entry:
         return tuple(getattr(self, field.name) for field in fields(self) if field.name not in ("prev_hash", "hash"))
 
 
-def append(connection: Connection, project: str, kind: str, payload: dict[str, Any], **columns: Any) -> int:
+def append_row(connection: Connection, project: str, kind: str, payload: dict[str, Any], **columns: Any) -> int:
     """Write the ledger's next row. Returns its seq.
 
     Args:
@@ -88,24 +88,24 @@ def head_of(connection: Connection, project: str | None = None, votes_only: bool
     if project is not None:
         query = query.where(ledger.c.project == project)
     if votes_only:
-        query = query.where(ledger.c.kind.in_((*VOTES, "retraction", "erasure")))
+        query = query.where(ledger.c.kind.in_((*VOTE_KINDS, "retraction", "erasure")))
     row = connection.execute(query).first()
     return ChainHead(0, GENESIS) if row is None else ChainHead(row.seq, row.hash)
 
 
-def stands(project: str, row: Any = ledger) -> ColumnElement[bool]:
+def standing_condition(project: str, row: Any = ledger) -> ColumnElement[bool]:
     """Return the SQL condition of this project's judgements that were not retracted."""
     retraction = ledger.alias("retraction")
-    return (row.c.project == project) & row.c.kind.in_(VOTES) & ~exists().where(retraction.c.retracts == row.c.seq)
+    return (row.c.project == project) & row.c.kind.in_(VOTE_KINDS) & ~exists().where(retraction.c.retracts == row.c.seq)
 
 
-def row_by_key(connection: Connection, project: str, kind: str, key: str) -> Row[Any] | None:
+def find_row_by_key(connection: Connection, project: str, kind: str, key: str) -> Row[Any] | None:
     """Return the row that was written under an idempotency key. Returns None if there is no such row."""
     conditions = (ledger.c.project == project, ledger.c.kind == kind, ledger.c.key == key)
     return connection.execute(select(ledger).where(*conditions)).first()
 
 
-def erasure_of(connection: Connection, project: str, item: str) -> int | None:
+def find_item_tombstone(connection: Connection, project: str, item: str) -> int | None:
     """Return the seq of the tombstone of an item or of its whole project. Returns None if it was not erased."""
     conditions = (ledger.c.project == project, ledger.c.kind == "erasure", ledger.c.item == item)
     return connection.execute(select(ledger.c.seq).where(*conditions)).scalar() or project_erasure(connection, project)
@@ -117,7 +117,7 @@ def project_erasure(connection: Connection, project: str) -> int | None:
     return connection.execute(select(ledger.c.seq).where(ledger.c.project == project, *conditions)).scalar()
 
 
-def known_projects(connection: Connection) -> list[str]:
+def list_project_names(connection: Connection) -> list[str]:
     """Return the names of all projects, including erased ones."""
     return list(connection.execute(select(ledger.c.project).distinct().order_by(ledger.c.project)).scalars())
 
@@ -125,7 +125,7 @@ def known_projects(connection: Connection) -> list[str]:
 def check_project(connection: Connection, project: str) -> None:
     """Raise InputError if the store has no such project. An erased project passes."""
     if connection.execute(select(ledger.c.seq).where(ledger.c.project == project).limit(1)).first() is None:
-        names = known_projects(connection)
+        names = list_project_names(connection)
         remedy = f"It holds {', '.join(names)}." if names else "Fill it first with stage=sample."
         raise InputError("project", project, "the store has no such project", remedy)
 
@@ -138,22 +138,22 @@ def check_item(connection: Connection, project: str, item: str) -> None:
         raise InputError("item", item, f"project {project} has no such item", "Take an id that the store gave.")
 
 
-def annotator_of(connection: Connection, project: str, identity: str) -> Row[Any] | None:
+def find_annotator(connection: Connection, project: str, identity: str) -> Row[Any] | None:
     conditions = (annotators.c.project == project, annotators.c.identity == identity)
     return connection.execute(select(annotators).where(*conditions)).first()
 
 
 def ensure_annotator(connection: Connection, project: str, identity: str) -> Row[Any]:
     """Return an annotator's row. An annotator new to the project gets a random pseudonym."""
-    if (annotator := annotator_of(connection, project, identity)) is not None:
+    if (annotator := find_annotator(connection, project, identity)) is not None:
         return annotator
     columns = {"pseudonym": f"a{secrets.token_hex(6)}", "salt": secrets.token_hex(16)}
     statement = insert(annotators).values(project=project, identity=identity, **columns).returning(*annotators.c)
     return connection.execute(statement).one()
 
 
-def remark_of(connection: Connection, project: str, seq: int) -> str | None:
-    """Return the texts that go with a vote, as canonical JSON. Returns None if there are none."""
+def read_remark(connection: Connection, project: str, seq: int) -> str | None:
+    """Return the texts that go with a vote, as canonical JSON. Returns None if the vote has no texts."""
     conditions = (remarks.c.project == project, remarks.c.seq == seq)
     return connection.execute(select(remarks.c.content).where(*conditions)).scalar()
 
@@ -161,12 +161,12 @@ def remark_of(connection: Connection, project: str, seq: int) -> str | None:
 # Counters of the remaining work
 
 
-def counts(judgement: Judgement) -> bool:
+def is_counted(judgement: Judgement) -> bool:
     """Return whether a judgement counts towards the votes that the project wants for an item."""
     return judgement.kind == "ranking" and judgement.source == "human" and judgement.purpose == "work"
 
 
-def count_work(connection: Connection, project: str, item: str, judged: int = 0, leased: int = 0) -> None:
+def add_to_counters(connection: Connection, project: str, item: str, judged: int = 0, leased: int = 0) -> None:
     """Add to an item's counters. Does nothing for an erased item."""
     counters = {"judged": work.c.judged + judged, "leased": work.c.leased + leased}
     connection.execute(update(work).where(work.c.project == project, work.c.item == item).values(counters))
@@ -178,4 +178,4 @@ def close_leases(connection: Connection, project: str, condition: ColumnElement[
     statement = update(leases).where(*conditions).values(state=state).returning(leases.c.item, leases.c.purpose)
     for row in connection.execute(statement).all():
         if row.purpose == "work":
-            count_work(connection, project, row.item, leased=-1)
+            add_to_counters(connection, project, row.item, leased=-1)

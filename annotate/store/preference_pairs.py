@@ -17,10 +17,10 @@ def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
     A tie yields no pair, and neither do two candidates with the same text: sampling can give one answer twice, and such
     a pair has nothing to learn from.
     """
-    return [pair for ids in ranking.pairs if (pair := pair_of(ranking, item, *ids)) is not None]
+    return [pair for ids in ranking.pairs if (pair := build_pair(ranking, item, *ids)) is not None]
 
 
-def pair_of(ranking: Vote, item: Item, better: str, worse: str) -> Preference | None:
+def build_pair(ranking: Vote, item: Item, better: str, worse: str) -> Preference | None:
     """Return two candidates of an item, by their ids, as a pair. Returns None if both have the same text."""
     by_id = {candidate.id: candidate for candidate in item.candidates}
     chosen = by_id[better]
@@ -48,7 +48,7 @@ def pair_of(ranking: Vote, item: Item, better: str, worse: str) -> Preference | 
 def training_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
-    """Return `counted_rankings`, of which there must be at least one. Raises as `preferences`."""
+    """Return `counted_rankings`. Raises InputError if there are no such rankings, else as `preferences`."""
     rankings = counted_rankings(store, project, allow_simulated, through)
     require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
     return rankings
@@ -117,7 +117,7 @@ def verdicts_of_people(
             item = items[ranking.item]
             decided += pairs_of(ranking, item)
             ties = (ids for tier in ranking.tiers for ids in combinations(sorted(tier), 2))
-            tied += [pair for ids in ties if (pair := pair_of(ranking, item, *ids)) is not None]
+            tied += [pair for ids in ties if (pair := build_pair(ranking, item, *ids)) is not None]
     problem = "its rankings compare no two answers that differ"
     require(bool(decided or tied), "project", project, problem, "Rank more items with stage=annotate.")
     return decided, tied

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from align.annotate.store.ledger import append, check_project, project_erasure
-from align.annotate.store.records import RESTORE, check_text, shuffle_of
+from align.annotate.store.ledger import append_row, check_project, project_erasure
+from align.annotate.store.records import RESTORE, check_text, hash_to_fraction
 from align.annotate.store.tables import guidelines, keys, ledger, projects, work
 from align.core.chain import to_canonical_json
 from align.core.errors import CorruptFile, InputError, require
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 STATES = ("open", "paused", "closed")
 ORDERS = ("random", "priority")
 MOST_PEOPLE = 100
-MOST_VOTES = 1_000_000
-MOST_ATTRIBUTES = 12
-WEEK = 7 * 24 * 60
+MAX_QUOTA = 1_000_000
+MAX_ATTRIBUTES = 12
+MAX_LEASE_MINUTES = 7 * 24 * 60
 """In minutes."""
-KINDS = {
+TYPE_NAMES = {
     str: "text",
     bool: "true or false",
     int: "a whole number",
@@ -83,20 +83,20 @@ class Settings:
         check_text("title", self.title, 200)
         is_valid_overlap = 1 <= self.overlap <= MOST_PEOPLE
         require(is_valid_overlap, "overlap", self.overlap, "so many cannot judge an item", f"Give 1 to {MOST_PEOPLE}.")
-        is_valid_quota = 0 <= self.quota <= MOST_VOTES
+        is_valid_quota = 0 <= self.quota <= MAX_QUOTA
         require(
-            is_valid_quota, "quota", self.quota, "it is no number of votes", f"Give up to {MOST_VOTES}, 0 for no limit."
+            is_valid_quota, "quota", self.quota, "it is no number of votes", f"Give up to {MAX_QUOTA}, 0 for no limit."
         )
         require(2 <= self.scale <= 10, "scale", self.scale, "it cannot be shown", "Give 2 to 10.")
         require(self.order in ORDERS, "order", self.order, "it is no order", f"Choose one of: {', '.join(ORDERS)}.")
-        is_valid_time = 0 < self.lease_minutes <= WEEK
-        remedy = f"Give a number of minutes above 0, up to {WEEK}."
+        is_valid_time = 0 < self.lease_minutes <= MAX_LEASE_MINUTES
+        remedy = f"Give a number of minutes above 0, up to {MAX_LEASE_MINUTES}."
         require(is_valid_time, "lease_minutes", self.lease_minutes, "it is no time to keep an item", remedy)
         names = self.attributes
         are_unique = len(set(names)) == len(names) and all(names)
         require(are_unique, "attributes", list(names), "a name is empty or given twice", "Name each attribute once.")
-        are_few = len(names) <= MOST_ATTRIBUTES
-        require(are_few, "attributes", len(names), "so many cannot be rated", f"Name up to {MOST_ATTRIBUTES}.")
+        are_few = len(names) <= MAX_ATTRIBUTES
+        require(are_few, "attributes", len(names), "so many cannot be rated", f"Name up to {MAX_ATTRIBUTES}.")
         for name in names:
             check_text("attributes", name, 60)
 
@@ -105,7 +105,7 @@ class Settings:
         return self.overlap if overlap_draw(item) < self.overlap_share else 1
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Settings:
+    def from_json(cls, values: Mapping[str, Any]) -> Settings:
         """Parse settings from JSON values.
 
         Raises:
@@ -123,14 +123,14 @@ class Settings:
                 is_valid = type(value) in (int, float)
             else:
                 is_valid = type(value) is kind
-            require(is_valid, name, value, f"it is not {KINDS[kind]}", f"Give {KINDS[kind]}.")
+            require(is_valid, name, value, f"it is not {TYPE_NAMES[kind]}", f"Give {TYPE_NAMES[kind]}.")
             settings[name] = value
         return cls(**settings)
 
 
 def overlap_draw(item: str) -> float:
     """Return an item's hash in [0, 1). If it is below `overlap_share`, `overlap` people judge the item."""
-    return shuffle_of(f"overlap/{item}")
+    return hash_to_fraction(f"overlap/{item}")
 
 
 def overlap_for(items: Collection[str], votes: int) -> dict[str, Any]:
@@ -165,13 +165,13 @@ def settings_of(connection: Connection, project: str) -> Settings:
         check_project(connection, project)
         return Settings()
     try:
-        return Settings.read(json.loads(text))
+        return Settings.from_json(json.loads(text))
     except (ValueError, InputError) as error:
         raise CorruptFile("projects.settings", project, f"the settings cannot be read ({error})", RESTORE) from error
 
 
 def ensure_project(connection: Connection, project: str) -> Settings:
-    """Return a project's settings. Creates the project, with a random key, if there is none.
+    """Return a project's settings. Creates a missing project, with a random key.
 
     Raises:
         InputError: an invalid name, or the project was erased.
@@ -204,7 +204,9 @@ def history(connection: Connection, project: str) -> list[tuple[int, Settings]]:
     values = {}
     for row in connection.execute(select(ledger.c.seq, ledger.c.payload).where(*conditions).order_by(ledger.c.seq)):
         values |= json.loads(row.payload)
-        versions.append((row.seq, Settings.read({name: value for name, value in values.items() if name != "state"})))
+        versions.append(
+            (row.seq, Settings.from_json({name: value for name, value in values.items() if name != "state"}))
+        )
     return versions
 
 
@@ -233,7 +235,7 @@ def guidelines_of(connection: Connection, project: str, version: int | None = No
 def configure(
     store: Store, project: str, values: Mapping[str, Any] | None = None, state: str | None = None
 ) -> Settings:
-    """Change a project's settings and state. Creates the project if there is none.
+    """Change a project's settings and state. Creates a missing project.
 
     In every state, votes on items that people hold are accepted; new items are assigned only while the project is open.
 
@@ -249,7 +251,7 @@ def configure(
         same_project = projects.c.name == project
         is_new = connection.execute(select(projects.c.name).where(same_project)).first() is None
         before = ensure_project(connection, project)
-        after = Settings.read(asdict(before) | dict(values or {}))
+        after = Settings.from_json(asdict(before) | dict(values or {}))
         changed = {name: value for name, value in asdict(after).items() if value != getattr(before, name)}
         state_before = state_of(connection, project)
         if state is not None and state != state_before:
@@ -258,7 +260,7 @@ def configure(
             return after
         row = {"settings": to_canonical_json(asdict(after)), "state": state or state_before}
         connection.execute(update(projects).where(same_project), row)
-        append(connection, project, "settings", changed)
+        append_row(connection, project, "settings", changed)
         if {"overlap", "overlap_share"} & changed.keys():
             items = select(work.c.item).where(work.c.project == project, ~work.c.gold)
             for item in connection.execute(items).scalars().all():
@@ -283,5 +285,5 @@ def publish_guidelines(store: Store, project: str, text: str) -> int:
         version = last + 1
         connection.execute(insert(guidelines), {"project": project, "version": version, "text": text})
         digest = hashlib.sha256(text.encode()).hexdigest()
-        append(connection, project, "guidelines", {"version": version, "digest": digest})
+        append_row(connection, project, "guidelines", {"version": version, "digest": digest})
     return version

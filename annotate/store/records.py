@@ -45,7 +45,7 @@ class Item:
     candidates: tuple[Candidate, ...]
 
 
-MOST_ANSWERS = 9
+MAX_ANSWERS = 9
 """Maximum candidates of an item: each rank has a digit key."""
 RESTORE = "Restore the store from a backup; do not export from it."
 UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
@@ -64,7 +64,7 @@ def check_text(field: str, text: str, most: int | None = None) -> None:
 SKIPS = ("unsure", "language", "broken", "harmful", "other")
 """Reasons for a skip: a closed list, because the ledger keeps them for ever. Free text belongs in the rationale."""
 
-SHOWN = "shown"
+DISPLAY_ORDER_KEY = "shown"
 """Name of `Judgement.display_order` in the ledger, which is hashed and cannot change."""
 
 
@@ -124,7 +124,7 @@ class Judgement:
             for worse in lower
         )
 
-    def payload(self) -> dict[str, Any]:
+    def to_payload(self) -> dict[str, Any]:
         """Return the payload for the ledger: all fields except the erasable texts, without empty ones."""
         required_fields = {
             "tiers": [sorted(tier) for tier in self.tiers],  # within a tier order means nothing
@@ -137,7 +137,7 @@ class Judgement:
             "ratings": {id: dict(rated) for id, rated in self.ratings.items()},
             "flagged": sorted(self.flagged),
             "skipped": self.skipped,
-            SHOWN: list(self.display_order),
+            DISPLAY_ORDER_KEY: list(self.display_order),
             "seconds": self.seconds,
             "purpose": "" if self.purpose == "work" else self.purpose,
             "scorer": self.scorer,
@@ -147,8 +147,8 @@ class Judgement:
             name: value for name, value in optional_fields.items() if value not in ("", None, [], {})
         }
 
-    def remark(self) -> str:
-        """Return the erasable texts as canonical JSON. Returns an empty string if there are none."""
+    def to_remark(self) -> str:
+        """Return the erasable texts as canonical JSON. Returns an empty string if there are no texts."""
         texts = {name: getattr(self, name) for name in ("rationale", "demonstration") if getattr(self, name)}
         return to_canonical_json(texts) if texts else ""
 
@@ -170,15 +170,15 @@ class Vote(Judgement):
     created_at: str
 
 
-def shuffle_of(name: str) -> float:
+def hash_to_fraction(name: str) -> float:
     """Return a hash of a name as a number in [0, 1)."""
     return int(hashlib.sha256(name.encode()).hexdigest()[:13], 16) / 16**13
 
 
-def work_row(project: str, item: str, priority: float) -> dict[str, Any]:
+def build_work_row(project: str, item: str, priority: float) -> dict[str, Any]:
     """Return an item's row of `work` before any vote."""
     counters = {"wanted": 0, "judged": 0, "leased": 0, "gold": False}
-    return {"project": project, "item": item, "shuffle": shuffle_of(item), "priority": priority, **counters}
+    return {"project": project, "item": item, "shuffle": hash_to_fraction(item), "priority": priority, **counters}
 
 
 def storable(text: str) -> str:
@@ -186,13 +186,13 @@ def storable(text: str) -> str:
     return UNWRITABLE.sub("\ufffd", text)
 
 
-def prompt_row(project: str, item: str, prompt: Conversation, salt: str = "") -> dict[str, Any]:
+def build_prompt_row(project: str, item: str, prompt: Conversation, salt: str = "") -> dict[str, Any]:
     """Return the row of `prompts`. It gets a random salt by default."""
     salt = salt or secrets.token_hex(16)
     return {"project": project, "id": item, "messages": to_canonical_json(prompt.as_dicts()), "salt": salt}
 
 
-def candidate_row(project: str, item: str, k: int, answer: Candidate, salt: str = "") -> dict[str, Any]:
+def build_candidate_row(project: str, item: str, k: int, answer: Candidate, salt: str = "") -> dict[str, Any]:
     """Return the row of `candidates` at position k. It gets a random salt by default."""
     return {
         "project": project,
@@ -208,7 +208,7 @@ def candidate_row(project: str, item: str, k: int, answer: Candidate, salt: str 
     }
 
 
-def item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
+def build_item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
     """Return the payload of an item for the ledger, `{prompt: digest, candidates: {id: digest}}`; the digests are
     salted."""
     hashed = ("position", "text", "model_digest", "adapter_digest", "sampling", "ended")
@@ -218,7 +218,7 @@ def item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]
     }
 
 
-def item_of(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> Item:
+def parse_item(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> Item:
     """Return the item of its rows, candidates by position."""
     ordered = sorted(answers, key=lambda row: row["position"])
     return Item(
@@ -238,7 +238,7 @@ def item_of(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> 
     )
 
 
-def vote_of(row: Any, remark: str | None) -> Vote:
+def parse_vote(row: Any, remark: str | None) -> Vote:
     """Return the vote of a `ranking` or `skip` row of the ledger.
 
     Args:
@@ -248,7 +248,7 @@ def vote_of(row: Any, remark: str | None) -> Vote:
     for digest in ("annotator_digest", "remark"):
         payload.pop(digest, None)
     payload |= {"tiers": tuple(tuple(tier) for tier in payload["tiers"])}
-    payload["display_order"] = tuple(payload.pop(SHOWN, ()))
+    payload["display_order"] = tuple(payload.pop(DISPLAY_ORDER_KEY, ()))
     payload["flagged"] = tuple(payload.get("flagged", ()))
     columns = {"seq": row.seq, "item": row.item, "annotator": row.annotator, "created_at": row.created_at}
     return Vote(**payload, **json.loads(remark or "{}"), **columns)

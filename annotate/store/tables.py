@@ -30,11 +30,11 @@ from sqlalchemy import (
 metadata = MetaData()
 
 
-def project_key() -> Column[str]:
+def project_column() -> Column[str]:
     return Column("project", String(200), primary_key=True)
 
 
-def required(name: str, *column_arguments: Any, **options: Any) -> Column[Any]:
+def required_column(name: str, *column_arguments: Any, **options: Any) -> Column[Any]:
     return Column(name, *column_arguments, nullable=False, **options)
 
 
@@ -42,31 +42,31 @@ store_meta = Table(
     "align_store",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=False),
-    required("schema_version", Integer),
+    required_column("schema_version", Integer),
 )
 
 prompts = Table(
     "prompts",
     metadata,
-    project_key(),
+    project_column(),
     Column("id", String(64), primary_key=True),
-    required("messages", Text),  # canonical JSON of [{role, content}, …]
-    required("salt", String(64)),
+    required_column("messages", Text),  # canonical JSON of [{role, content}, …]
+    required_column("salt", String(64)),
 )
 
 candidates = Table(
     "candidates",
     metadata,
-    project_key(),
+    project_column(),
     Column("id", String(64), primary_key=True),
-    required("prompt_id", String(64)),
-    required("position", Integer),  # 0 … K-1, as sampled; never the order shown to a person
-    required("text", Text),
-    required("model_digest", String(200)),
-    required("adapter_digest", String(200)),
-    required("sampling", Text),  # canonical JSON
-    required("ended", Boolean),  # True if it ended with EOS, False if it was cut at the length limit
-    required("salt", String(64)),
+    required_column("prompt_id", String(64)),
+    required_column("position", Integer),  # 0 … K-1, as sampled; never the order shown to a person
+    required_column("text", Text),
+    required_column("model_digest", String(200)),
+    required_column("adapter_digest", String(200)),
+    required_column("sampling", Text),  # canonical JSON
+    required_column("ended", Boolean),  # True if it ended with EOS, False if it was cut at the length limit
+    required_column("salt", String(64)),
     ForeignKeyConstraint(["project", "prompt_id"], ["prompts.project", "prompts.id"], ondelete="CASCADE"),
     UniqueConstraint("project", "prompt_id", "position"),
 )
@@ -74,12 +74,12 @@ candidates = Table(
 annotators = Table(
     "annotators",
     metadata,
-    project_key(),
+    project_column(),
     Column(
         "pseudonym", String(64), primary_key=True
     ),  # random, so that it identifies nobody once the identity is erased
-    required("identity", String(320)),
-    required("salt", String(64)),
+    required_column("identity", String(320)),
+    required_column("salt", String(64)),
     UniqueConstraint("project", "identity"),
 )
 
@@ -89,16 +89,16 @@ ledger = Table(
     "ledger",
     metadata,
     Column("seq", Integer, primary_key=True, autoincrement=False),
-    required("project", String(200)),
-    required("kind", String(20)),
+    required_column("project", String(200)),
+    required_column("kind", String(20)),
     Column("item", String(64)),
     Column("annotator", String(64)),
     Column("key", String(300)),
     Column("retracts", Integer, unique=True),
-    required("created_at", String(40)),
-    required("payload", Text),
-    required("prev_hash", String(64)),
-    required("hash", String(64)),
+    required_column("created_at", String(40)),
+    required_column("payload", Text),
+    required_column("prev_hash", String(64)),
+    required_column("hash", String(64)),
     UniqueConstraint("project", "kind", "key"),
     Index("ledger_by_item", "project", "item", "kind", "annotator"),
     Index("ledger_by_kind", "project", "kind", "seq"),
@@ -130,8 +130,8 @@ projects = Table(
     "projects",
     metadata,
     Column("name", String(200), primary_key=True),
-    required("settings", Text),  # canonical JSON of `Settings`
-    required("state", String(10)),  # open, paused or closed
+    required_column("settings", Text),  # canonical JSON of `Settings`
+    required_column("state", String(10)),  # open, paused or closed
 )
 
 # The content ids of the project's rows in data sets are keyed hashes. Once the key is erased, an id can no longer be
@@ -139,48 +139,55 @@ projects = Table(
 keys = Table(
     "project_keys",
     metadata,
-    project_key(),
-    required("key", String(64)),  # 32 random bytes, hex
+    project_column(),
+    required_column("key", String(64)),  # 32 random bytes, hex
 )
 
 guidelines = Table(
     "guidelines",
     metadata,
-    project_key(),
+    project_column(),
     Column("version", Integer, primary_key=True, autoincrement=False),  # 1, 2, 3, …
-    required("text", Text),  # Markdown
+    required_column("text", Text),  # Markdown
 )
 
 remarks = Table(
     "remarks",
     metadata,
-    project_key(),
+    project_column(),
     Column("seq", Integer, primary_key=True, autoincrement=False),  # of its vote
-    required("item", String(64)),
-    required("annotator", String(64)),
-    required("content", Text),  # canonical JSON of {rationale, demonstration}
-    required("salt", String(64)),
+    required_column("item", String(64)),
+    required_column("annotator", String(64)),
+    required_column("content", Text),  # canonical JSON of {rationale, demonstration}
+    required_column("salt", String(64)),
 )
 
 # SQLite uses a partial index only if the query repeats its condition literally; `test_gold_and_repeats` checks the
 # query plan.
-LEFT = text("wanted > judged + leased")
+WANTS_VOTES = text("wanted > judged + leased")
 
 # One row per item. The counters repeat what the ledger and the open leases hold, so that the next item is found without
 # counting; `restore` recounts them.
 work = Table(
     "work",
     metadata,
-    project_key(),
+    project_column(),
     Column("item", String(64), primary_key=True),
-    required("wanted", Integer),  # number of people who are to judge it; 0 for a gold item
-    required("judged", Integer),  # standing rankings by people, without gold and repeats
-    required("leased", Integer),  # open leases, likewise
-    required("shuffle", Float(53)),  # in [0, 1), a function of the id: the random order
-    required("priority", Float(53)),  # higher goes first if the project's order is `priority`
-    required("gold", Boolean),  # has a known answer, and is given to everyone to measure them
-    Index("work_by_shuffle", "project", "shuffle", sqlite_where=LEFT, postgresql_where=LEFT),
-    Index("work_by_priority", "project", text("priority DESC"), "shuffle", sqlite_where=LEFT, postgresql_where=LEFT),
+    required_column("wanted", Integer),  # number of people who are to judge it; 0 for a gold item
+    required_column("judged", Integer),  # standing rankings by people, without gold and repeats
+    required_column("leased", Integer),  # open leases, likewise
+    required_column("shuffle", Float(53)),  # in [0, 1), a function of the id: the random order
+    required_column("priority", Float(53)),  # higher goes first if the project's order is `priority`
+    required_column("gold", Boolean),  # has a known answer, and is given to everyone to measure them
+    Index("work_by_shuffle", "project", "shuffle", sqlite_where=WANTS_VOTES, postgresql_where=WANTS_VOTES),
+    Index(
+        "work_by_priority",
+        "project",
+        text("priority DESC"),
+        "shuffle",
+        sqlite_where=WANTS_VOTES,
+        postgresql_where=WANTS_VOTES,
+    ),
     Index("work_gold", "project", "shuffle", sqlite_where=text("gold = 1"), postgresql_where=text("gold")),
 )
 
@@ -188,17 +195,17 @@ leases = Table(
     "leases",
     metadata,
     Column("token", String(64), primary_key=True),
-    required("project", String(200)),
-    required("annotator", String(64)),
-    required("number", Integer),  # counts the annotator's leases from 0
-    required("item", String(64)),
-    required("purpose", String(10)),  # work, gold, repeat or review
-    required("k", Integer),  # number of candidates
-    required("turn", Integer),  # counts the annotator's leases with k candidates from 0
-    required("shown", Text),  # canonical JSON: candidate ids in their order on the screen
-    required("state", String(10)),  # open, judged, expired or returned
-    required("granted_at", Float(53)),  # seconds since 1970, by the queue's clock
-    required("expires_at", Float(53)),
+    required_column("project", String(200)),
+    required_column("annotator", String(64)),
+    required_column("number", Integer),  # counts the annotator's leases from 0
+    required_column("item", String(64)),
+    required_column("purpose", String(10)),  # work, gold, repeat or review
+    required_column("k", Integer),  # number of candidates
+    required_column("turn", Integer),  # counts the annotator's leases with k candidates from 0
+    required_column("shown", Text),  # canonical JSON: candidate ids in their order on the screen
+    required_column("state", String(10)),  # open, judged, expired or returned
+    required_column("granted_at", Float(53)),  # seconds since 1970, by the queue's clock
+    required_column("expires_at", Float(53)),
     Column("vote", Integer),  # seq of the vote that ended it
     UniqueConstraint("project", "annotator", "number"),
     Index("leases_by_item", "project", "item", "annotator"),
@@ -210,28 +217,28 @@ leases = Table(
 drafts = Table(
     "drafts",
     metadata,
-    project_key(),
+    project_column(),
     Column("item", String(64), primary_key=True),
     Column("annotator", String(64), primary_key=True),
     Column("purpose", String(10), primary_key=True),
-    required("content", Text),  # canonical JSON
+    required_column("content", Text),  # canonical JSON
 )
 
 users = Table(
     "users",
     metadata,
     Column("id", String(32), primary_key=True),
-    required("name", String(320), unique=True),  # also the annotator's identity in every project
-    required("password", Text),  # an argon2 hash
-    required("created_at", Float(53)),
+    required_column("name", String(320), unique=True),  # also the annotator's identity in every project
+    required_column("password", Text),  # an argon2 hash
+    required_column("created_at", Float(53)),
 )
 
 members = Table(
     "members",
     metadata,
-    project_key(),
+    project_column(),
     Column("user", String(32), ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
-    required("role", String(10)),  # annotator, reviewer or admin
+    required_column("role", String(10)),  # annotator, reviewer or admin
 )
 
 # Sessions and invitations are stored by the SHA-256 of their token, so that a reader of the database cannot use them.
@@ -239,8 +246,8 @@ sessions = Table(
     "sessions",
     metadata,
     Column("digest", String(64), primary_key=True),
-    required("user", String(32), ForeignKey("users.id", ondelete="CASCADE")),
-    required("expires_at", Float(53)),
+    required_column("user", String(32), ForeignKey("users.id", ondelete="CASCADE")),
+    required_column("expires_at", Float(53)),
     Index("sessions_of_user", "user"),
 )
 
@@ -248,9 +255,9 @@ invitations = Table(
     "invitations",
     metadata,
     Column("digest", String(64), primary_key=True),
-    required("project", String(200)),
-    required("role", String(10)),
-    required("name", String(320)),  # the person's; empty if the holder chooses one
-    required("made_by", String(32)),  # a user's id; empty for the operator of the server
-    required("expires_at", Float(53)),
+    required_column("project", String(200)),
+    required_column("role", String(10)),
+    required_column("name", String(320)),  # the person's; empty if the holder chooses one
+    required_column("made_by", String(32)),  # a user's id; empty for the operator of the server
+    required_column("expires_at", Float(53)),
 )

@@ -60,24 +60,24 @@ def require_login(
         streams: maximum open event streams of all people together.
     """
     return AuthMiddleware(
-        app, authenticator, origins, check, policy=POLICY, unused=UNUSED, streams=streams, streams_each=STREAMS
+        app, authenticator, origins, check_request, policy=POLICY, unused=UNUSED, streams=streams, streams_each=STREAMS
     )
 
 
-def check(person: Person | None, method: str, path: str, headers: Headers) -> Response | None:
+def check_request(person: Person | None, method: str, path: str, headers: Headers) -> Response | None:
     """Return the response that refuses a request. Returns None if it may pass."""
-    if path.startswith(MANAGE) and not (person and manages(person)):
+    if path.startswith(MANAGE) and not (person and is_manager(person)):
         return refusal(403, "This page is for reviewers and admins.")
-    problem = request_problem(method, path, headers)
+    problem = find_request_problem(method, path, headers)
     return refusal(415, problem) if problem else None
 
 
-def manages(person: Person) -> bool:
+def is_manager(person: Person) -> bool:
     """Return whether a person is a reviewer or admin of any project."""
     return any(person.may(project, "reviewer") for project in person.roles)
 
 
-def request_problem(method: str, path: str, headers: Headers) -> str:
+def find_request_problem(method: str, path: str, headers: Headers) -> str:
     """Return why a request cannot come from one of our own pages. Returns an empty string if it can."""
     if method in ("GET", "HEAD"):
         return ""

@@ -38,7 +38,7 @@ PLOT_LOCK = threading.Lock()
 """Held while plotting, because matplotlib's settings are global."""
 
 
-def files(store: Store) -> APIRouter:
+def build_figure_routes(store: Store) -> APIRouter:
     """Return the routes that serve a project's figures as JSON and its annotators as CSV."""
     router = APIRouter(prefix=MANAGE)
 
@@ -59,21 +59,21 @@ def files(store: Store) -> APIRouter:
     return router
 
 
-def figures_page(store: Store, project: str) -> str:
+def render_figures(store: Store, project: str) -> str:
     """Render all figures of a project as HTML."""
     project_figures = figures(store, project)
     with PLOT_LOCK:
         images = {WORDS[f"plot_{name}"]: getattr(plots, name)(project_figures) for name in PLOTS}
     return render(
         "figures.html",
-        figures=figure_rows(project_figures),
+        figures=build_figure_rows(project_figures),
         downloads=[
             (WORDS[f"file_{name}"], f"{MANAGE}/{file}?project={quote(project)}")
             for name, file in (("json", "figures.json"), ("csv", "people.csv"))
         ],
         plots=[(alt, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}") for alt, svg in images.items()],
         people_headers=[WORDS["name"], WORDS["pseudonym"], *(WORDS[f"person_{name}"] for name in PERSON_COLUMNS)],
-        people=[person_cells(row) for row in project_figures["people"]],
+        people=[build_person_row(row) for row in project_figures["people"]],
         disagreements=[
             [row["item"], str(row["contradictions"]), ", ".join(vote["annotator"] for vote in row["votes"])]
             for row in project_figures["disagreements"][:MAX_DISAGREEMENTS]
@@ -81,7 +81,7 @@ def figures_page(store: Store, project: str) -> str:
     )
 
 
-def figure_rows(project_figures: Mapping[str, Any]) -> list[list[str]]:
+def build_figure_rows(project_figures: Mapping[str, Any]) -> list[list[str]]:
     """Return the rows of the table of project figures: label and value."""
     totals = project_figures["totals"]
     agreement = project_figures["agreement"]
@@ -90,29 +90,33 @@ def figure_rows(project_figures: Mapping[str, Any]) -> list[list[str]]:
         "rankings": f"{totals['by_people']:,}",
         "simulated": f"{totals['simulated']:,}",
         "done": f"{totals['items_done']:,} / {totals['items']:,}",
-        "skips": counted(totals["skips"]),
-        "ties": in_words(totals["ties"]),
+        "skips": format_skips(totals["skips"]),
+        "ties": format_figure(totals["ties"]),
         "retracted": f"{totals['retracted']:,}",
         "flagged": f"{totals['flagged']:,}",
         "hours": f"{project_figures['hours']['total']:.1f}",
-        "seconds": " – ".join(in_words(seconds[name]) for name in ("lower_quartile", "median", "upper_quartile")),
-        "alpha": in_words(agreement["alpha"]),
-        "alpha_strength": in_words(agreement["alpha_strength"]),
-        "raw": in_words(agreement["raw"]),
-        "kappa": "; ".join(kappa(pair_agreement) for pair_agreement in agreement["kappas"][:20]),
-        "position": in_words(project_figures["position"]["share"]),
-        "length": in_words(project_figures["length"]["share"]),
+        "seconds": " – ".join(format_figure(seconds[name]) for name in ("lower_quartile", "median", "upper_quartile")),
+        "alpha": format_figure(agreement["alpha"]),
+        "alpha_strength": format_figure(agreement["alpha_strength"]),
+        "raw": format_figure(agreement["raw"]),
+        "kappa": "; ".join(format_kappa(pair_agreement) for pair_agreement in agreement["kappas"][:20]),
+        "position": format_figure(project_figures["position"]["share"]),
+        "length": format_figure(project_figures["length"]["share"]),
     }
     return [[WORDS[f"figure_{name}"], value or "–"] for name, value in rows.items()]
 
 
-def person_cells(row: Mapping[str, Any]) -> list[str]:
+def build_person_row(row: Mapping[str, Any]) -> list[str]:
     values = dict(row) | {"position": row["position"]["share"], "last": (row["last"] or "–")[:16].replace("T", " ")}
-    values["skips"] = counted(row["skips"])
-    return [row["identity"] or WORDS["erased"], row["pseudonym"], *(in_words(values[name]) for name in PERSON_COLUMNS)]
+    values["skips"] = format_skips(row["skips"])
+    return [
+        row["identity"] or WORDS["erased"],
+        row["pseudonym"],
+        *(format_figure(values[name]) for name in PERSON_COLUMNS),
+    ]
 
 
-def in_words(value: Any) -> str:
+def format_figure(value: Any) -> str:
     """Format a figure: an estimate with its interval and count, or the reason why it is undefined."""
     if isinstance(value, Mapping):
         interval = "" if value["low"] is None else f" [{value['low']:.2f}, {value['high']:.2f}]"
@@ -120,14 +124,14 @@ def in_words(value: Any) -> str:
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def kappa(agreement: Mapping[str, Any]) -> str:
+def format_kappa(agreement: Mapping[str, Any]) -> str:
     """Format the agreement of two annotators."""
     value = agreement["direction"]
     kappa_text = f"{value:.2f}" if isinstance(value, float) else value
     return f"{' – '.join(agreement['annotators'])}: {kappa_text} ({agreement['items']:,}{few(agreement['items'])})"
 
 
-def counted(skips: Mapping[str, int]) -> str:
+def format_skips(skips: Mapping[str, int]) -> str:
     """Format the number of skips with their reasons."""
     reasons = ", ".join(f"{WORDS[f'skip_{reason}']}: {number}" for reason, number in skips.items() if number)
     return f"{sum(skips.values())}{f' ({reasons})' if reasons else ''}"

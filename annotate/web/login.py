@@ -15,16 +15,16 @@ from align.web.credentials import Refused, session_cookie
 from align.web.throttle import Busy
 
 
-async def form_fields(request: Request) -> dict[str, str]:
+async def read_form_fields(request: Request) -> dict[str, str]:
     """Return the text fields of a form."""
     form = await request.form(max_files=0, max_fields=10)
     return {name: value for name, value in form.items() if isinstance(value, str)}
 
 
-FormFields = Annotated[dict[str, str], Depends(form_fields)]
+FormFields = Annotated[dict[str, str], Depends(read_form_fields)]
 
 
-def login_routes(accounts: Accounts, cookie: str) -> APIRouter:
+def build_login_routes(accounts: Accounts, cookie: str) -> APIRouter:
     """Return the routes for people with accounts.
 
     Args:
@@ -35,8 +35,8 @@ def login_routes(accounts: Accounts, cookie: str) -> APIRouter:
     @router.get("/login")
     def login_page(request: Request, invite: str = "", project: str = "") -> Response:
         if request.scope["person"] is not None:
-            return go(redirect_target(invite, project))
-        return page("login", "log_in", invite=invite, project=project, name="")
+            return redirect(get_redirect_target(invite, project))
+        return render_page("login", "log_in", invite=invite, project=project, name="")
 
     @router.post("/login")
     def log_in(request: Request, form: FormFields) -> Response:
@@ -47,22 +47,24 @@ def login_routes(accounts: Accounts, cookie: str) -> APIRouter:
         try:
             session = accounts.log_in(name, form.get("password", ""), address)
         except InputError as error:
-            return page("login", "log_in", error, invite=invite, project=project, name=name)
-        return go(redirect_target(invite, project), session_cookie(cookie, session, request.scope["origin"], SESSION_S))
+            return render_page("login", "log_in", error, invite=invite, project=project, name=name)
+        return redirect(
+            get_redirect_target(invite, project), session_cookie(cookie, session, request.scope["origin"], SESSION_S)
+        )
 
     @router.post("/logout")
     def log_out(request: Request, form: FormFields) -> Response:
         accounts.log_out(request.cookies.get(cookie, ""))
         target = f"/invite?token={quote(invite)}" if (invite := form.get("invite", "")) else "/login"
-        return go(target, session_cookie(cookie, "", request.scope["origin"], 0))
+        return redirect(target, session_cookie(cookie, "", request.scope["origin"], 0))
 
     @router.get("/invite")
     def invitation_page(request: Request, token: str = "") -> Response:
         invitation = accounts.invited(token)
         if invitation is None:
             refusal = Refused("token", "(not shown)", WORDS["no_invitation"], WORDS["ask_again"])
-            return invitation_page_of(None, token, None, error=refusal)
-        return invitation_page_of(invitation, token, request.scope["person"])
+            return render_invitation_page(None, token, None, error=refusal)
+        return render_invitation_page(invitation, token, request.scope["person"])
 
     @router.post("/invite")
     def accept(request: Request, form: FormFields) -> Response:
@@ -73,28 +75,28 @@ def login_routes(accounts: Accounts, cookie: str) -> APIRouter:
         try:
             if "join" in form and person is not None:
                 accounts.join(token, person)
-                return go("/")
-            session = accounts.accept(token, name, new_password(form))
+                return redirect("/")
+            session = accounts.accept(token, name, read_new_password(form))
         except InputError as error:
-            return invitation_page_of(invitation, token, person, name, error)
-        return go("/", session_cookie(cookie, session, request.scope["origin"], SESSION_S))
+            return render_invitation_page(invitation, token, person, name, error)
+        return redirect("/", session_cookie(cookie, session, request.scope["origin"], SESSION_S))
 
     @router.get("/password")
     def password_page() -> Response:
-        return page("password", "change_password")
+        return render_page("password", "change_password")
 
     @router.post("/password")
     def change_password(request: Request, form: FormFields) -> Response:
         try:
-            accounts.change_password(request.cookies.get(cookie, ""), form.get("old", ""), new_password(form))
+            accounts.change_password(request.cookies.get(cookie, ""), form.get("old", ""), read_new_password(form))
         except InputError as error:
-            return page("password", "change_password", error)
-        return go("/")
+            return render_page("password", "change_password", error)
+        return redirect("/")
 
     return router
 
 
-def go(target: str, cookie: str | None = None) -> Response:
+def redirect(target: str, cookie: str | None = None) -> Response:
     """Redirect the browser to another page.
 
     Args:
@@ -103,7 +105,7 @@ def go(target: str, cookie: str | None = None) -> Response:
     return RedirectResponse(target, 303, headers=None if cookie is None else {"set-cookie": cookie})
 
 
-def new_password(form: dict[str, str]) -> str:
+def read_new_password(form: dict[str, str]) -> str:
     """Return the new password of a form. Raises InputError if the repetition differs."""
     password = form.get("password", "")
     if password != form.get("again", ""):
@@ -111,7 +113,7 @@ def new_password(form: dict[str, str]) -> str:
     return password
 
 
-def page(template: str, title: str, error: InputError | None = None, **values: Any) -> Response:
+def render_page(template: str, title: str, error: InputError | None = None, **values: Any) -> Response:
     """Return a page with the error, if there is one, over its form.
 
     Args:
@@ -120,11 +122,11 @@ def page(template: str, title: str, error: InputError | None = None, **values: A
     if isinstance(error, StorageError) and not isinstance(error, Busy):
         raise error  # which the app explains, to strangers without what the database says
     status = 200 if error is None else 403 if isinstance(error, Refused) else 503 if isinstance(error, Busy) else 422
-    problem = message_of(error) if error else ""
+    problem = format_error(error) if error else ""
     return HTMLResponse(render(f"{template}.html", title=WORDS[title], problem=problem, **values), status)
 
 
-def invitation_page_of(
+def render_invitation_page(
     invitation: Invitation | None, token: str, person: Person | None, name: str = "", error: InputError | None = None
 ) -> Response:
     """Render the page that accepts an invitation: create an account, set its password, or join the project.
@@ -133,20 +135,20 @@ def invitation_page_of(
     """
     greeting = ""
     if invitation is not None:
-        text_name = "resets" if invitation.known and invitation.resets else "invited"
+        text_name = "resets" if invitation.has_account and invitation.resets else "invited"
         role = WORDS[f"role_{invitation.role}"]
         greeting = WORDS[text_name].format(project=invitation.project, role=role, name=invitation.name)
     values = {"invitation": invitation, "token": token, "person": person, "name": name, "greeting": greeting}
-    return page("invitation", "invitation", error, **values)
+    return render_page("invitation", "invitation", error, **values)
 
 
-def message_of(error: InputError) -> str:
+def format_error(error: InputError) -> str:
     """Return an error's message with its field, and with its value unless that is secret."""
     value = error.value if isinstance(error.value, str) and error.value != "(not shown)" else ""
     label = f"{WORDS.get(error.field, error.field)}: " if not isinstance(error, Refused) else ""
     return f"{label}{f'{value[:80]}: ' if label and value else ''}{error.problem}. {error.remedy}"
 
 
-def redirect_target(invite: str, project: str) -> str:
+def get_redirect_target(invite: str, project: str) -> str:
     """Return the page after a login: the invitation that the person came with, or the items."""
     return f"/invite?token={quote(invite)}" if invite else f"/?project={quote(project, safe='')}" if project else "/"

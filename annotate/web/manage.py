@@ -18,14 +18,14 @@ import gradio
 from align.annotate.accounts import ROLES, Accounts, Person
 from align.annotate.store import Settings, Store, configure, publish_guidelines
 from align.annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
-from align.annotate.web.dashboard import figures_page
+from align.annotate.web.dashboard import render_figures
 from align.annotate.web.templating import WORDS, render_table
 from align.core.errors import InputError, require
 from align.web.auth import Authenticator
 
 MANAGE_HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="stylesheet" href="/align/manage.css">"""
-OUT = "out"
+REMOVE = "out"
 """The choice among roles that removes a person from the project."""
 SETTINGS = tuple(field.name for field in fields(Settings))
 
@@ -57,7 +57,7 @@ class Manager:
         return person is not None and person.may(project, "admin")
 
     def projects(self, request: gradio.Request) -> Any:
-        """Return the choice of projects of which the visitor is a reviewer or admin."""
+        """Return the dropdown of the projects in which the visitor is a reviewer or admin."""
         person = self.authenticator.who(dict(request.cookies))
         managed_projects = [] if person is None else [name for name in person.roles if person.may(name, "reviewer")]
         preselected = request.query_params.get("project", "")
@@ -68,7 +68,7 @@ class Manager:
 
     def figures(self, project: str, request: gradio.Request) -> str:
         self.require_role(request, project, "reviewer")
-        return figures_page(self.store, project)
+        return render_figures(self.store, project)
 
     def tabs(self, project: str, request: gradio.Request) -> list[Any]:
         """Show the tabs for admins if the visitor is an admin."""
@@ -151,11 +151,11 @@ class Members:
 
     def change(self, project: str, name: str, role: str, request: gradio.Request) -> list[Any]:
         self.manager.require_role(request, project, "admin")
-        self.accounts.set_role(project, name, None if role == OUT else role)
+        self.accounts.set_role(project, name, None if role == REMOVE else role)
         return self.overview(project, request)
 
 
-def errors_in_page(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+def show_errors(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     """Turn our errors into Gradio errors, which the page shows. The message is escaped."""
 
     @wraps(endpoint)
@@ -179,18 +179,18 @@ def manage_page(manager: Manager) -> gradio.Blocks:
             refresh = gradio.Button(WORDS["refresh"])
             figures = gradio.HTML()
             for event in (project.change, refresh.click):
-                event(errors_in_page(manager.figures), project, figures)
+                event(show_errors(manager.figures), project, figures)
         with gradio.Tab(WORDS["people"], visible=False) as people:
             if manager.accounts is not None:
-                people_tab(Members(manager, manager.accounts), project)
+                build_people_tab(Members(manager, manager.accounts), project)
         with gradio.Tab(WORDS["project"], visible=False) as settings:
-            project_tab(manager, project)
+            build_project_tab(manager, project)
         project.change(manager.tabs, project, [people, settings])
         blocks.load(manager.projects, outputs=project)
     return blocks
 
 
-def people_tab(members: Members, project: gradio.Dropdown) -> None:
+def build_people_tab(members: Members, project: gradio.Dropdown) -> None:
     roles = [(WORDS[f"role_{role}"], role) for role in ROLES]
     member_table = gradio.HTML()
     gradio.Markdown(f"## {WORDS['invite']}\n{WORDS['invite_told']}")
@@ -207,26 +207,26 @@ def people_tab(members: Members, project: gradio.Dropdown) -> None:
     gradio.Markdown(f"## {WORDS['change_role']}")
     with gradio.Row():
         member_name = gradio.Textbox(label=WORDS["name"], max_length=100)
-        new_role = gradio.Dropdown([*roles, (WORDS["take_out"], OUT)], value="annotator", label=WORDS["role"])
+        new_role = gradio.Dropdown([*roles, (WORDS["take_out"], REMOVE)], value="annotator", label=WORDS["role"])
     change = gradio.Button(WORDS["change_role"])
     overview = [member_table, invitation_table, invitation_choice]
-    project.change(errors_in_page(members.overview), project, overview)
-    invite.click(errors_in_page(members.invite), [project, role, name], [link, *overview])
-    revoke.click(errors_in_page(members.revoke), [project, invitation_choice], overview)
-    change.click(errors_in_page(members.change), [project, member_name, new_role], overview)
+    project.change(show_errors(members.overview), project, overview)
+    invite.click(show_errors(members.invite), [project, role, name], [link, *overview])
+    revoke.click(show_errors(members.revoke), [project, invitation_choice], overview)
+    change.click(show_errors(members.change), [project, member_name, new_role], overview)
 
 
-def project_tab(manager: Manager, project: gradio.Dropdown) -> None:
+def build_project_tab(manager: Manager, project: gradio.Dropdown) -> None:
     state = gradio.Radio([(WORDS[f"state_{name}"], name) for name in STATES], label=WORDS["state"])
     with gradio.Row():
-        settings = [setting(name, getattr(Settings(), name)) for name in SETTINGS]
-    gradio.Button(WORDS["save"]).click(errors_in_page(manager.save), [project, state, *settings], [state, *settings])
+        settings = [build_setting_field(name, getattr(Settings(), name)) for name in SETTINGS]
+    gradio.Button(WORDS["save"]).click(show_errors(manager.save), [project, state, *settings], [state, *settings])
     text = gradio.Textbox(label=WORDS["guidelines_text"], lines=12)
-    gradio.Button(WORDS["publish"]).click(errors_in_page(manager.publish), [project, text])
-    project.change(errors_in_page(manager.project), project, [state, text, *settings])
+    gradio.Button(WORDS["publish"]).click(show_errors(manager.publish), [project, text])
+    project.change(show_errors(manager.project), project, [state, text, *settings])
 
 
-def setting(name: str, default: Any) -> Any:
+def build_setting_field(name: str, default: Any) -> Any:
     """Return the input component of a setting, chosen by the type of its default."""
     label = WORDS[f"setting_{name}"]
     if isinstance(default, bool):

@@ -20,12 +20,12 @@ PLAIN_ABOVE = 50_000
 """Maximum characters of a text that is rendered as Markdown, because a megabyte takes seconds."""
 DEEPEST = 10
 """Maximum nesting of blocks, where a list counts twice. Deeper texts, too wide for a phone, are shown as written."""
-COMPARED = 4_000
+MAX_COMPARED_WORDS = 4_000
 """Maximum words of each text in a comparison."""
 
 # Characters that change the direction of text, invisible characters, and controls. They are replaced by their names, so
 # that everyone sees the same text. The joiners U+200C and U+200D stay, because emoji and some scripts need them.
-UNSEEN = re.compile(
+INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\u3164\ufeff\uffa0"
     "\U000e0000-\U000e007f]"
 )
@@ -55,21 +55,21 @@ def keep_times(state: StateInline, silent: bool) -> bool:
     return True
 
 
-def open_item(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
+def render_item_start(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
     """Render the start of a list item, with its number or bullet as text.
 
-    Markdown itself numbers on from the first number whatever the others are, and browsers clip a marker that is wider
+    Markdown itself numbers on from the first number and ignores the others, and browsers clip a marker that is wider
     than the margin.
     """
     token = tokens[index]
     return f'<li><span class="marker">{html.escape(token.info + token.markup)}</span> <div>'
 
 
-def close_item(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
+def render_item_end(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
     return "</div></li>\n"
 
 
-def fence(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
+def render_fence(renderer: Any, tokens: Any, index: int, options: Any, env: Any) -> str:
     """Render a block of code with its language."""
     language = tokens[index].info.strip()
     label = f'<p class="soft">{html.escape(language)}</p>\n' if language else ""
@@ -81,7 +81,11 @@ MARKDOWN.enable(["table", "strikethrough"])
 MARKDOWN.disable(["image", "link", "autolink", "reference", "entity", "lheading"])
 MARKDOWN.inline.ruler.at("escape", keep_backslash)
 MARKDOWN.inline.ruler.at("emphasis", keep_times)
-for name, rule in (("list_item_open", open_item), ("list_item_close", close_item), ("fence", fence)):
+for name, rule in (
+    ("list_item_open", render_item_start),
+    ("list_item_close", render_item_end),
+    ("fence", render_fence),
+):
     MARKDOWN.add_render_rule(name, rule)
 
 
@@ -103,7 +107,7 @@ def written(text: str) -> str:
 def visible(text: str) -> str:
     """Replace every invisible character of a text by its name, such as ⟨U+202E⟩. Lines end with a line feed."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return UNSEEN.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", lines)
+    return INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", lines)
 
 
 def compared(before: str, after: str) -> str:
@@ -113,7 +117,7 @@ def compared(before: str, after: str) -> str:
     repeat a few words would take minutes.
     """
     words = [re.findall(r"\s+|\w+|[^\w\s]", visible(text)) for text in (before, after)]
-    a, b = (segment[:COMPARED] for segment in words)
+    a, b = (segment[:MAX_COMPARED_WORDS] for segment in words)
     fragments = []
     for kind, i, j, k, m in SequenceMatcher(None, a, b).get_opcodes():
         if kind == "equal":
@@ -122,5 +126,5 @@ def compared(before: str, after: str) -> str:
         for tag, segment in (("del", a[i:j]), ("ins", b[k:m])):
             if segment:
                 fragments.append(f"<{tag}>{html.escape(''.join(segment))}</{tag}>")
-    is_cut = any(len(segment) > COMPARED for segment in words)
-    return "".join(fragments) + (f"<p>… ({COMPARED} words were compared)</p>" if is_cut else "")
+    is_cut = any(len(segment) > MAX_COMPARED_WORDS for segment in words)
+    return "".join(fragments) + (f"<p>… ({MAX_COMPARED_WORDS} words were compared)</p>" if is_cut else "")

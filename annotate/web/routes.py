@@ -21,7 +21,7 @@ from align.annotate.assignment import AssignmentQueue
 from align.annotate.assignment.leases import Task, Terms, mode_of, opinions_of, terms_now
 from align.annotate.store import Judgement, Store, Vote, storable
 from align.annotate.store.projects import guidelines_of, settings_of
-from align.annotate.web.access import manages
+from align.annotate.web.access import is_manager
 from align.annotate.web.markup import compared, rendered, written
 from align.annotate.web.templating import WORDS
 from align.core.chain import to_canonical_json
@@ -55,22 +55,23 @@ class JudgementBody(StrictBody):
     demonstration: str = Field(default="", max_length=100_000)
 
 
-def item_as_json(task: Task) -> dict[str, Any]:
+def task_to_json(task: Task) -> dict[str, Any]:
     """Return a task as JSON for the page: harmless HTML, in display order, without the origin of answers."""
     by_id = {candidate.id: candidate for candidate in task.item.candidates}
     answers = [by_id[id] for id in task.display_order]
     return {
         "token": task.token,
-        "prompt": [{"role": turn.role, **readings(turn.content)} for turn in task.item.prompt.messages],
+        "prompt": [{"role": turn.role, **render_text(turn.content)} for turn in task.item.prompt.messages],
         "answers": [
-            {**readings(answer.text), "empty": not answer.text.strip(), "cut": not answer.ended} for answer in answers
+            {**render_text(answer.text), "empty": not answer.text.strip(), "cut": not answer.ended}
+            for answer in answers
         ],
-        "draft": placed(task, task.draft),
+        "draft": draft_to_json(task, task.draft),
         "expires_at": task.expires_at,
     }
 
 
-def readings(text: str) -> dict[str, str]:
+def render_text(text: str) -> dict[str, str]:
     """Return a text as HTML in two forms, rendered Markdown and as written. The page shows one of them."""
     return {"html": rendered(text), "written": written(text)}
 
@@ -79,16 +80,16 @@ def opinion(task: Task, vote: Vote) -> dict[str, Any]:
     """Return an annotator's vote on the item as JSON for a reviewer: answers by place, texts as HTML."""
     return {
         "who": vote.annotator,
-        **by_place(task, {"tiers": vote.tiers, "ratings": vote.ratings, "flagged": vote.flagged}),
+        **convert_ids_to_places(task, {"tiers": vote.tiers, "ratings": vote.ratings, "flagged": vote.flagged}),
         "strength": vote.strength,
         "quality": vote.quality,
         "skipped": vote.skipped,
-        "rationale": readings(vote.rationale) if vote.rationale else None,
-        "demonstration": readings(vote.demonstration) if vote.demonstration else None,
+        "rationale": render_text(vote.rationale) if vote.rationale else None,
+        "demonstration": render_text(vote.demonstration) if vote.demonstration else None,
     }
 
 
-def judgement_of(task: Task, body: JudgementBody) -> Judgement:
+def parse_judgement(task: Task, body: JudgementBody) -> Judgement:
     """Return the judgement in a request, with answers by id.
 
     Raises:
@@ -114,17 +115,17 @@ def judgement_of(task: Task, body: JudgementBody) -> Judgement:
     )
 
 
-def placed(task: Task, draft: Mapping[str, Any]) -> dict[str, Any]:
+def draft_to_json(task: Task, draft: Mapping[str, Any]) -> dict[str, Any]:
     """Return a draft in the page's format.
 
     The page's own drafts are returned unchanged; a judgement saved by `AssignmentQueue.undo` is converted to places.
     """
     if "tiers" not in draft or draft.get("places", False):
         return dict(draft)
-    return dict(draft) | {"places": True, **by_place(task, draft)}
+    return dict(draft) | {"places": True, **convert_ids_to_places(task, draft)}
 
 
-def by_place(task: Task, judgement: Mapping[str, Any]) -> dict[str, Any]:
+def convert_ids_to_places(task: Task, judgement: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tiers, ratings and flags of a judgement, with answers by place on the screen."""
     place = {id: index for index, id in enumerate(task.display_order)} | {task.item.id: PROMPT}
     return {
@@ -134,7 +135,7 @@ def by_place(task: Task, judgement: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-class Body(StrictBody):
+class TokenBody(StrictBody):
     token: str = Field(max_length=64)
 
 
@@ -146,13 +147,13 @@ class TermsBody(StrictBody):
     guidelines: int | None
 
 
-class VoteBody(Body):
+class VoteBody(TokenBody):
     key: str = Field(min_length=16, max_length=64, pattern=r"^[\w-]+$")
     terms: TermsBody
     judgement: JudgementBody = Field(alias="said")
 
 
-class DraftBody(Body):
+class DraftBody(TokenBody):
     draft: JudgementBody
 
 
@@ -160,17 +161,17 @@ class UndoBody(StrictBody):
     seq: int
 
 
-def person_of(request: Request) -> Person:
+def get_visitor(request: Request) -> Person:
     """Return the authenticated visitor."""
     person = request.scope["person"]
     assert person is not None
     return person
 
 
-PERSON: Any = Depends(person_of)
+PERSON: Any = Depends(get_visitor)
 
 
-def place_id(store: Store, person: Person, project: str) -> str:
+def make_place_id(store: Store, person: Person, project: str) -> str:
     """Return an id of a person in a project.
 
     The page stores data in the browser under this id and sends it with every request, so that data of another person or
@@ -179,7 +180,7 @@ def place_id(store: Store, person: Person, project: str) -> str:
     return sha256(to_canonical_json([store.masked_url, project, person.name]).encode()).hexdigest()[:16]
 
 
-def routes(store: Store, accounts: bool) -> APIRouter:
+def build_routes(store: Store, accounts: bool) -> APIRouter:
     """Return the routes of every project; a request names its project by the header X-Align.
 
     The queues are created here on first use, so serve a store from one process.
@@ -194,7 +195,7 @@ def routes(store: Store, accounts: bool) -> APIRouter:
     def queue_of(request: Request, person: Person = PERSON) -> AssignmentQueue:
         """Return the queue of the request's project. Raises 403 if the page belongs to another person or project."""
         place = request.headers.get("x-align", "")
-        project = next((name for name in person.roles if place_id(store, person, name) == place), None)
+        project = next((name for name in person.roles if make_place_id(store, person, name) == place), None)
         if project is None:
             raise HTTPException(403, "this is no project of whoever is logged in")
         with lock:
@@ -212,7 +213,7 @@ def routes(store: Store, accounts: bool) -> APIRouter:
             titles = {name: settings_of(db, name).title or name for name in person.roles}
         own_projects = [
             {
-                "id": place_id(store, person, name),
+                "id": make_place_id(store, person, name),
                 "name": name,
                 "title": title,
                 "reviews": person.may(name, "reviewer"),
@@ -223,15 +224,15 @@ def routes(store: Store, accounts: bool) -> APIRouter:
             "projects": own_projects,
             "person": person.name,
             "accounts": accounts,
-            "manages": manages(person),
+            "manages": is_manager(person),
             "words": WORDS,
         }
 
     @router.get("/project")
     def project(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         return {
-            "id": place_id(store, person, queue.project),
-            "votes": queue.recent(person.name),
+            "id": make_place_id(store, person, queue.project),
+            "votes": queue.list_recent_votes(person.name),
             "known_guidelines": queue.known_guidelines(person.name),
         }
 
@@ -247,44 +248,44 @@ def routes(store: Store, accounts: bool) -> APIRouter:
 
     @router.get("/task")
     def task(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
-        return step(queue, person, "work", queue.take(person.name))
+        return build_step(queue, person, "work", queue.take(person.name))
 
     @router.get("/review")
     def review(queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         check_reviewer(person, queue)
-        return step(queue, person, "review", queue.take_review(person.name))
+        return build_step(queue, person, "review", queue.take_review(person.name))
 
     @router.post("/vote")
     def vote(body: VoteBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
-        task = queue.held(person.name, body.token)
+        task = queue.get_task(person.name, body.token)
         if task.purpose == "review":
             check_reviewer(person, queue)
-        judgement = judgement_of(task, body.judgement)
+        judgement = parse_judgement(task, body.judgement)
         terms = Terms(**body.terms.model_dump())
         seq, next_task = queue.vote(person.name, body.token, body.key, judgement, terms)
-        return {"seq": seq, **step(queue, person, mode_of(task.purpose), next_task)}
+        return {"seq": seq, **build_step(queue, person, mode_of(task.purpose), next_task)}
 
     @router.post("/undo")
     def undo(body: UndoBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         task = queue.undo(person.name, body.seq)
-        return step(queue, person, mode_of(task.purpose), task)
+        return build_step(queue, person, mode_of(task.purpose), task)
 
     # Requests about the item on the screen
 
     @router.post("/draft")
     def draft(body: DraftBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         queue.save_draft(person.name, body.token, {"places": True, **body.draft.model_dump(exclude_defaults=True)})
-        return standing(queue, person, body.token)
+        return renew_lease(queue, person, body.token)
 
     @router.post("/renew")
-    def renew(body: Body, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
-        return standing(queue, person, body.token)
+    def renew(body: TokenBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
+        return renew_lease(queue, person, body.token)
 
     @router.get("/difference")
     def difference(
         token: str, a: int, b: int, queue: AssignmentQueue = queue_dependency, person: Person = PERSON
     ) -> dict[str, str]:
-        task = queue.held(person.name, token)
+        task = queue.get_task(person.name, token)
         texts = {candidate.id: candidate.text for candidate in task.item.candidates}
         before, after = (task.display_order[place % len(task.display_order)] for place in (a, b))
         return {"html": compared(texts[before], texts[after])}
@@ -297,15 +298,15 @@ def check_reviewer(person: Person, queue: AssignmentQueue) -> None:
         raise HTTPException(403, "this is for reviewers and admins of the project")
 
 
-def standing(queue: AssignmentQueue, person: Person, token: str) -> dict[str, bool]:
+def renew_lease(queue: AssignmentQueue, person: Person, token: str) -> dict[str, bool]:
     """Renew a lease. Returns whether the person still has it, or has judged the item in another window."""
     is_kept = queue.renew(person.name, token)
     return {"kept": is_kept, "judged": not is_kept and queue.is_judged(person.name, token)}
 
 
-def step(queue: AssignmentQueue, person: Person, mode: str, task: Task | None) -> dict[str, Any]:
+def build_step(queue: AssignmentQueue, person: Person, mode: str, task: Task | None) -> dict[str, Any]:
     """Return the next task for the page with the questions about it, and the terms under which a vote on it is made."""
-    progress = queue.progress(person.name, anew=task is None)
+    progress = queue.progress(person.name, refresh=task is None)
     with queue.store.reading() as db:
         terms = terms_now(db, queue.project, mode)
         settings = settings_of(db, queue.project)
@@ -325,4 +326,4 @@ def step(queue: AssignmentQueue, person: Person, mode: str, task: Task | None) -
     if task.purpose == "review":
         with queue.store.reading() as db:
             opinions = {"others": [opinion(task, vote) for vote in opinions_of(db, queue.project, task.item.id)]}
-    return {"task": item_as_json(task) | opinions, **common}
+    return {"task": task_to_json(task) | opinions, **common}

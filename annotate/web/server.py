@@ -15,10 +15,10 @@ from starlette.types import ASGIApp
 from align.annotate.accounts import Person
 from align.annotate.store import AlreadyJudged, Store
 from align.annotate.web.access import MANAGE, AccountAuthenticator, require_login
-from align.annotate.web.dashboard import files
-from align.annotate.web.login import login_routes
+from align.annotate.web.dashboard import build_figure_routes
+from align.annotate.web.login import build_login_routes
 from align.annotate.web.manage import MANAGE_HEAD, Manager, manage_page
-from align.annotate.web.routes import routes
+from align.annotate.web.routes import build_routes
 from align.annotate.web.templating import STATIC
 from align.core.errors import InputError, StorageError
 from align.web.auth import Authenticator
@@ -45,10 +45,10 @@ def application(store: Store, authenticator: Authenticator[Person], origins: Seq
     """
     accounts = authenticator.accounts if isinstance(authenticator, AccountAuthenticator) else None
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(routes(store, accounts=accounts is not None))
+    app.include_router(build_routes(store, accounts=accounts is not None))
     if isinstance(authenticator, AccountAuthenticator):
-        app.include_router(login_routes(authenticator.accounts, authenticator.cookie))
-    app.include_router(files(store))
+        app.include_router(build_login_routes(authenticator.accounts, authenticator.cookie))
+    app.include_router(build_figure_routes(store))
     app.mount("/align", StaticFiles(directory=STATIC))
     explain_errors(app, {AlreadyJudged: 409, StorageError: 503, Refused: 403, InputError: 422})
     manager = Manager(store, accounts, authenticator, origins[0])

@@ -19,15 +19,15 @@ WORDS: dict[str, str] = json.loads((STATIC / "strings.json").read_text(encoding=
 
 
 @cache
-def templates() -> Environment:
+def load_templates() -> Environment:
     environment = template_environment(Path(__file__).parent / "templates")
     environment.globals |= {"words": WORDS, "shortest_password": SHORTEST_PASSWORD}
     return environment
 
 
 def render(template: str, **values: Any) -> Markup:
-    return Markup(templates().get_template(template).render(**values))
+    return Markup(load_templates().get_template(template).render(**values))
 
 
 def render_table(title: str, headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Markup:
-    return templates().get_template("table.html").module.table(title, headers, rows)  # pyright: ignore
+    return load_templates().get_template("table.html").module.table(title, headers, rows)  # pyright: ignore
