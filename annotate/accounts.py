@@ -174,7 +174,7 @@ class Accounts:
         """
         person = self.who(session)
         if person is None:
-            raise Refused("session", "(not shown)", "it is over", "Log in again.")
+            raise Refused("session", "(not shown)", "it has ended", "Log in again.")
         user = self._verify_password(person.name, old, f"session of {person.name}")
         password_hash = self.passwords.hashed(checked_password(person.name, new))
         with self.store.transaction() as db:
@@ -343,7 +343,9 @@ class Accounts:
             invitation = self._redeem(db, token)
             user = user_named(db, person.name)
             if user is None or invitation.name not in ("", person.name):
-                raise Refused("token", "(not shown)", "the invitation is for somebody else", "Ask for one of your own.")
+                raise Refused(
+                    "token", "(not shown)", "the invitation is for another person", "Ask for one of your own."
+                )
             promote(db, invitation.project, user.id, invitation.role)
 
     def _redeem(self, db: Connection, token: str) -> Invitation:
@@ -404,7 +406,7 @@ class Accounts:
         if annotator is not None:
             return annotator.pseudonym
         if user is None:
-            remedy = "Leave the name out: whoever opens the link chooses one."
+            remedy = "Leave the name out: the person who opens the link chooses one."
             raise InputError("annotator", name, "nobody of that name has an account", remedy)
         return user.id
 
@@ -419,7 +421,7 @@ class Accounts:
             name = db.execute(select(annotators.c.identity).where(*conditions)).scalar()
             name = name or db.execute(select(users.c.name).where(users.c.id == handle)).scalar()
         if name is None:
-            raise InputError("annotator", handle, "it stands for nobody (any more)", "Give the name.")
+            raise InputError("annotator", handle, "no person has this pseudonym or id (any more)", "Give the name.")
         return name
 
     def set_role(self, project: str, name: str, role: str | None) -> None:
@@ -437,7 +439,7 @@ class Accounts:
             if user is None or current_role is None:
                 raise InputError("name", name, f"nobody of that name is in project {project}", "Check the spelling.")
             is_last_admin = current_role == "admin" and role != "admin" and count_admins(db, project) == 1
-            require(not is_last_admin, "name", name, "they are the only admin", "Make somebody else one first.")
+            require(not is_last_admin, "name", name, "they are the only admin", "Make another member an admin first.")
             if role is None:
                 annotator = find_annotator(db, project, user.name)
                 if annotator is not None:
@@ -474,7 +476,7 @@ def set_password(db: Connection, user: Row, password_hash: str) -> None:
     """
     unchanged = (users.c.id == user.id, users.c.password == user.password)
     if db.execute(update(users).where(*unchanged).values(password=password_hash)).rowcount == 0:
-        raise Refused("name", user.name, "the password was set anew meanwhile", "Log in with the new one.")
+        raise Refused("name", user.name, "the password was changed in the meantime", "Log in with the new one.")
 
 
 def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Row | None) -> None:
@@ -483,19 +485,19 @@ def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Ro
         if invitation.name != name:
             raise Refused("name", name, f"the invitation is for {invitation.name}", "Ask for one of your own.")
         if not invitation.resets:
-            remedy = "Log in and open the link again; who runs the server can set a new password."
-            raise Refused("name", name, "the account is in projects of others too", remedy)
+            remedy = "Log in and open the link again; the operator of the server can set a new password."
+            raise Refused("name", name, "the account is also in projects of other admins", remedy)
         return
     annotator_of_name = select(annotators.c.pseudonym).where(func.lower(annotators.c.identity) == name).limit(1)
     # The name is taken by an account, or by an annotator without an account, in any project.
     if user is not None or db.execute(annotator_of_name).first() is not None:
         remedy = "Choose another; if it is yours, log in and open the link again, or ask for one by this name."
-        raise Refused("name", name, "somebody here has that name", remedy)
+        raise Refused("name", name, "the name is taken", remedy)
 
 
 def invalid_invitation_error() -> Refused:
     """Return the error of an invitation that has expired or was used."""
-    return Refused("token", "(not shown)", "the invitation is over or was used", "Ask for a new one.")
+    return Refused("token", "(not shown)", "the invitation has expired or was used", "Ask for a new one.")
 
 
 def assign_role(db: Connection, project: str, user: str, role: str) -> None:

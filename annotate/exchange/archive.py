@@ -111,7 +111,7 @@ def restore(store: Store, path: Path) -> ChainHead:
     with store.transaction() as connection:
         for table in list_tables():
             if connection.execute(select(table).limit(1)).first() is not None:
-                remedy = "Restore into one that is not there."
+                remedy = "Restore into a store that does not exist yet."
                 raise InputError("store.url", store.masked_url, f"the store is not empty ({table.name})", remedy)
         insert_rows(path, header, lines, connection)
         head = store.verify(ChainHead(header["seq"], header["hash"]))

@@ -102,10 +102,12 @@ def translate_database_errors(masked_url: str) -> Iterator[None]:
     try:
         yield
     except PoolTimeout as error:
-        remedy = "Somebody holds it for long; send again what you sent."
+        remedy = "Another process has locked it for long. Repeat the request."
         raise StorageError("store.url", masked_url, "every connection waits for the database", remedy) from error
     except OperationalError as error:
-        remedy = "Check that it is reachable and writable, that the disk has room, and that nobody else holds it."
+        remedy = (
+            "Check that it is reachable and writable, that the disk has room, and that no other program has locked it."
+        )
         raise StorageError("store.url", masked_url, f"the database refused ({error.orig})", remedy) from error
     except DatabaseError as error:
         if "not a database" in str(error.orig) or "malformed" in str(error.orig):

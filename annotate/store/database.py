@@ -486,14 +486,16 @@ def check_judgement(connection: Connection, project: str, item: str, judgement: 
     settings = settings_of(connection, project) if version is None else versions[version]
     for attribute, rating in (pair for ratings in judgement.ratings.values() for pair in ratings.items()):
         names = ", ".join(settings.attributes) or "nothing"
-        require(attribute in settings.attributes, "ratings", attribute, "nobody asked for it", f"Rate {names}.")
+        require(
+            attribute in settings.attributes, "ratings", attribute, "the project has no such rating", f"Rate {names}."
+        )
         is_on_scale = 1 <= rating <= settings.scale
         remedy = f"Give 1 to {settings.scale}."
         require(is_on_scale, f"ratings.{attribute}", rating, "it is not on the scale", remedy)
     skipped = judgement.skipped
     tiers = judgement.tiers
     if skipped:
-        require(skipped in SKIPS, "skipped", skipped, "is no choice here", f"Choose one of: {', '.join(SKIPS)}.")
+        require(skipped in SKIPS, "skipped", skipped, "is not a reason to skip", f"Choose one of: {', '.join(SKIPS)}.")
         require(not tiers, "tiers", tiers, "a skipped item has no ranking", "Skip it or rank it.")
     else:
         is_complete = sorted(id for tier in tiers for id in tier) == candidate_ids and all(tiers)

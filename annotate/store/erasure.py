@@ -98,8 +98,8 @@ def find_annotator_target(store: Store, connection: Connection, project: str, gi
     )
     name = connection.execute(identities).scalar()
     if name is None and store.first_row(project, annotator=pseudonym) is None:
-        problem = f"nothing is known of them in project {project}"
-        remedy = "Check the spelling, or name another project=…; an erased one is known by the pseudonym alone."
+        problem = f"project {project} has no such annotator"
+        remedy = "Check the spelling, or name another project=…; after an erasure, only the pseudonym is known."
         raise InputError("annotator", given, problem, remedy)
     votes = read_judgements(connection, project, ledger.c.annotator == pseudonym)
     remark_count, remark_texts = read_remarks(connection, project, remarks.c.annotator == pseudonym)

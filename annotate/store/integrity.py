@@ -72,7 +72,7 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
         head = advance(head, entry, FIELD, RESTORE)
         payload = json.loads(entry.payload)
         if expected is not None and entry.seq == expected.seq and entry.hash != expected.hash:
-            raise corrupt_row_error(entry.seq, "the row is not the one that the expected head names")
+            raise corrupt_row_error(entry.seq, "its hash differs from that of the expected head")
         if entry.kind == "candidates":
             check_item_contents(entry, payload, payloads, erased)
         elif entry.kind in VOTE_KINDS:
@@ -93,7 +93,7 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
                 else {(name, "") for name, _ in {*payloads, *annotators_by_subject, *guideline_texts}}
             )
             if (project, subject) in existing_subjects:
-                raise corrupt_row_error(entry.seq, f"what it erased is there again ({subject or project})")
+                raise corrupt_row_error(entry.seq, f"what it erased exists again ({subject or project})")
         mentioned |= {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")}
     if expected is not None and head.seq < expected.seq:
         raise corrupt_row_error(
@@ -101,16 +101,19 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
         )
     # Annotators are not checked: one who has not voted yet is in no row.
     if unmentioned_items := sorted(id for project, id in payloads if (project, id) not in mentioned):
-        raise CorruptFile("store", unmentioned_items[:3], "the ledger speaks of no such contents", RESTORE)
+        raise CorruptFile("store", unmentioned_items[:3], "the ledger does not mention these contents", RESTORE)
     if remarks_by_vote or guideline_texts:
         raise CorruptFile(
-            "store", sorted({**remarks_by_vote, **guideline_texts})[:3], "the ledger speaks of no such text", RESTORE
+            "store",
+            sorted({**remarks_by_vote, **guideline_texts})[:3],
+            "the ledger does not mention these texts",
+            RESTORE,
         )
     check_projects(connection, changes, erased)
     gold = {(e.project, e.item) for e in entries if e.kind == "candidates" and "expected" in json.loads(e.payload)}
     for row in connection.execute(select(work.c.project, work.c.item, work.c.gold)):
         if bool(row.gold) != ((row.project, row.item) in gold):
-            raise CorruptFile("work", row.item, "the ledger says otherwise whether it is a gold item", RESTORE)
+            raise CorruptFile("work", row.item, "whether it is a gold item differs from the ledger", RESTORE)
     return head
 
 
@@ -131,7 +134,7 @@ def check_item_contents(
         return
     contents = items.get((entry.project, entry.item or ""))
     if contents is None:
-        raise corrupt_row_error(entry.seq, f"the contents of item {entry.item} are gone, and nobody erased them")
+        raise corrupt_row_error(entry.seq, f"the contents of item {entry.item} are missing, but were not erased")
     if not contents.items() <= payload.items():
         raise corrupt_row_error(entry.seq, f"the contents of item {entry.item} are not those that were added")
 
@@ -143,9 +146,9 @@ def check_voter(
     annotator = people.get(subject)
     if annotator is None:
         if subject not in erased:
-            raise corrupt_row_error(entry.seq, f"annotator {entry.annotator} is gone, and nobody erased them")
+            raise corrupt_row_error(entry.seq, f"annotator {entry.annotator} is missing, but was not erased")
     elif hash_with_salt(annotator.salt, annotator.identity) != payload["annotator_digest"]:
-        raise corrupt_row_error(entry.seq, f"annotator {entry.annotator} is not who judged")
+        raise corrupt_row_error(entry.seq, f"annotator {entry.annotator} has another identity than when they judged")
 
 
 def check_remark(entry: Entry, payload: dict[str, Any], row: Any, erased: Mapping[Subject, int]) -> None:
@@ -153,11 +156,11 @@ def check_remark(entry: Entry, payload: dict[str, Any], row: Any, erased: Mappin
     erasures = {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")} & erased.keys()
     if row is None:
         if digest is not None and not erasures:
-            raise corrupt_row_error(entry.seq, "what the annotator wrote is gone, and nobody erased it")
+            raise corrupt_row_error(entry.seq, "the annotator's text is missing, but was not erased")
     elif erasures or digest != hash_with_salt(row.salt, row.content):
-        raise corrupt_row_error(entry.seq, "what the annotator wrote is not what lies there")
+        raise corrupt_row_error(entry.seq, "the annotator's text was changed")
     elif (row.item, row.annotator) != (entry.item, entry.annotator):
-        raise corrupt_row_error(entry.seq, "what the annotator wrote lies with another vote")
+        raise corrupt_row_error(entry.seq, "the annotator's text belongs to another vote")
 
 
 def check_projects(
@@ -179,9 +182,9 @@ def check_projects(
     for project in sorted(existing_projects | keys_by_project.keys()):
         problem = ""
         if project not in keys_by_project:
-            problem = "its key is gone, and nobody erased the project"
+            problem = "its key is missing, but the project was not erased"
         elif project not in existing_projects or (project, "") in erased:
-            problem = "its key is there, and the project is not"
+            problem = "its key exists, but the project does not"
         elif not KEY_PATTERN.fullmatch(keys_by_project[project]):
             problem = "its key is not one of 32 bytes in hex"
         if problem:

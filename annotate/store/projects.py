@@ -79,24 +79,36 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("overlap_share", "gold_share", "repeat_share"):
             value = getattr(self, name)
-            require(0 <= value <= 1, name, value, "it is no share of one", "Give a number from 0 to 1.")
+            require(0 <= value <= 1, name, value, "it is not between 0 and 1", "Give a number from 0 to 1.")
         check_text("title", self.title, 200)
         is_valid_overlap = 1 <= self.overlap <= MOST_PEOPLE
-        require(is_valid_overlap, "overlap", self.overlap, "so many cannot judge an item", f"Give 1 to {MOST_PEOPLE}.")
+        require(
+            is_valid_overlap,
+            "overlap",
+            self.overlap,
+            "it is not a possible number of people",
+            f"Give 1 to {MOST_PEOPLE}.",
+        )
         is_valid_quota = 0 <= self.quota <= MAX_QUOTA
         require(
-            is_valid_quota, "quota", self.quota, "it is no number of votes", f"Give up to {MAX_QUOTA}, 0 for no limit."
+            is_valid_quota,
+            "quota",
+            self.quota,
+            "it is not a possible number of votes",
+            f"Give up to {MAX_QUOTA}, 0 for no limit.",
         )
         require(2 <= self.scale <= 10, "scale", self.scale, "it cannot be shown", "Give 2 to 10.")
-        require(self.order in ORDERS, "order", self.order, "it is no order", f"Choose one of: {', '.join(ORDERS)}.")
+        require(
+            self.order in ORDERS, "order", self.order, "there is no such order", f"Choose one of: {', '.join(ORDERS)}."
+        )
         is_valid_time = 0 < self.lease_minutes <= MAX_LEASE_MINUTES
         remedy = f"Give a number of minutes above 0, up to {MAX_LEASE_MINUTES}."
-        require(is_valid_time, "lease_minutes", self.lease_minutes, "it is no time to keep an item", remedy)
+        require(is_valid_time, "lease_minutes", self.lease_minutes, "it is not a possible duration", remedy)
         names = self.attributes
         are_unique = len(set(names)) == len(names) and all(names)
         require(are_unique, "attributes", list(names), "a name is empty or given twice", "Name each attribute once.")
         are_few = len(names) <= MAX_ATTRIBUTES
-        require(are_few, "attributes", len(names), "so many cannot be rated", f"Name up to {MAX_ATTRIBUTES}.")
+        require(are_few, "attributes", len(names), "there are too many attributes", f"Name up to {MAX_ATTRIBUTES}.")
         for name in names:
             check_text("attributes", name, 60)
 

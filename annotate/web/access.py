@@ -96,4 +96,4 @@ def find_request_problem(method: str, path: str, headers: Headers) -> str:
     else:  # Gradio's other endpoints, such as uploads, which no page needs
         return "There is nothing here that could be changed."
     length = headers.get("content-length", "") if "transfer-encoding" not in headers else ""
-    return "" if length.isdigit() and int(length) <= limit else f"Send at most {limit} bytes, and say so."
+    return "" if length.isdigit() and int(length) <= limit else f"Send at most {limit} bytes, with Content-Length."

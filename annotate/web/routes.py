@@ -197,7 +197,7 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
         place = request.headers.get("x-align", "")
         project = next((name for name in person.roles if make_place_id(store, person, name) == place), None)
         if project is None:
-            raise HTTPException(403, "this is no project of whoever is logged in")
+            raise HTTPException(403, "the person who is logged in has no such project")
         with lock:
             if project not in queues:
                 queues[project] = AssignmentQueue(store, project)

@@ -170,7 +170,7 @@ def test_a_link_is_taken_back(serve, visitor):
     page.wait_for_selector("td >> text=ann", state="detached")
     other = visitor()
     other.goto(link)
-    other.wait_for_selector("text=this invitation is over or was used")
+    other.wait_for_selector("text=this invitation has expired or was used")
     assert app.errors == []
 
 

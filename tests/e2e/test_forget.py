@@ -213,7 +213,7 @@ def test_an_annotator_is_forgotten_with_their_votes(runs: Path) -> None:
         assert {vote.annotator for vote in store.rankings("greetings")} == {store.pseudonym("greetings", "bob")}
     assert {row["annotator"] for row in rows_of(runs / "data" / "old-2")} == {store_pseudonym(url, "bob"), ""}
     assert {"reward:saw", "reward:direct", "ppo:p"} <= stale(runs)
-    assert "nothing is known of them" in asked(runs, f"stage.annotator={ANN}", status=2)
+    assert "has no such annotator" in asked(runs, f"stage.annotator={ANN}", status=2)
     assert "nothing is left" in asked(runs, f"stage.annotator={pseudonym}", "stage.apply=true")
 
 

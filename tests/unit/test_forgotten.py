@@ -168,7 +168,7 @@ def test_what_the_store_has_of_one_thing(store_url: str) -> None:
         assert ann.rows == {"name": 1, "judgement": 1, "remark": 1}
         erase(store, ann)
         assert store.rankings("p") == []
-        with pytest.raises(InputError, match="nothing is known of them"):
+        with pytest.raises(InputError, match="has no such annotator"):
             about(store, "p", "annotator", "ann@example.org")
         gone = about(store, "p", "annotator", ann.id)
         assert not any(gone.rows.values())

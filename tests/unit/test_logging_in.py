@@ -98,7 +98,7 @@ def test_waits_double_and_end():
 
 def test_strangers_with_no_invitation_hash_nothing(accounts, monkeypatch):
     monkeypatch.setattr(accounts.passwords, "hashed", lambda _: pytest.fail("a password was hashed"))
-    with pytest.raises(Refused, match="over or was used"):
+    with pytest.raises(Refused, match="expired or was used"):
         accounts.accept("x", "ann", GOOD)
 
 
@@ -138,5 +138,5 @@ def test_a_session_that_the_old_password_would_open_is_none(accounts, monkeypatc
         return found
 
     monkeypatch.setattr(accounts.passwords, "matches", meanwhile)
-    with pytest.raises(Refused, match="set anew"):
+    with pytest.raises(Refused, match="was changed in the meantime"):
         accounts.log_in("ann", GOOD, "here")

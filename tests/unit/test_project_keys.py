@@ -151,5 +151,5 @@ def test_a_key_that_is_there_again_after_an_erasure_is_found(full: Store) -> Non
     full.erase_project("p")
     full.verify()
     tamper(full, f"INSERT INTO project_keys (project, key) VALUES ('p', '{'0' * 64}')")
-    with pytest.raises(CorruptFile, match="the project is not"):
+    with pytest.raises(CorruptFile, match="the project does not"):
         full.verify()

@@ -172,7 +172,7 @@ def test_verify_names_the_vote_whose_remark_was_touched(remarked, statement, bad
 
 def test_a_remark_of_no_vote_is_found(remarked):
     tamper(remarked, "INSERT INTO remarks SELECT project, 99, item, annotator, content, salt FROM remarks")
-    with pytest.raises(CorruptFile, match="no such text"):
+    with pytest.raises(CorruptFile, match="does not mention these texts"):
         remarked.verify()
 
 

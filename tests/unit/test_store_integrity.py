@@ -182,7 +182,7 @@ def test_a_cut_tail_shows_only_against_a_head_noted_before(filled):
 
 def test_contents_that_the_ledger_never_heard_of_are_found(filled):
     tamper(filled, "INSERT INTO prompts VALUES ('p', 'stranger', '[]', 's')")
-    with pytest.raises(CorruptFile, match="no such contents"):
+    with pytest.raises(CorruptFile, match="does not mention these contents"):
         filled.verify()
 
 
