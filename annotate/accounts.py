@@ -407,7 +407,7 @@ class Accounts:
             return annotator.pseudonym
         if user is None:
             remedy = "Leave the name out: the person who opens the link chooses one."
-            raise InputError("annotator", name, "nobody of that name has an account", remedy)
+            raise InputError("annotator", name, "there is no account of that name", remedy)
         return user.id
 
     def behind(self, project: str, handle: str) -> str:
@@ -437,7 +437,9 @@ class Accounts:
             user = user_named(db, normalised_name(name))
             current_role = None if user is None else read_roles(db, user.id).get(project)
             if user is None or current_role is None:
-                raise InputError("name", name, f"nobody of that name is in project {project}", "Check the spelling.")
+                raise InputError(
+                    "name", name, f"there is no member of that name in project {project}", "Check the spelling."
+                )
             is_last_admin = current_role == "admin" and role != "admin" and count_admins(db, project) == 1
             require(not is_last_admin, "name", name, "they are the only admin", "Make another member an admin first.")
             if role is None:

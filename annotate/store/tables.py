@@ -75,9 +75,7 @@ annotators = Table(
     "annotators",
     metadata,
     project_column(),
-    Column(
-        "pseudonym", String(64), primary_key=True
-    ),  # random, so that it identifies nobody once the identity is erased
+    Column("pseudonym", String(64), primary_key=True),  # random, so that it says nothing once the identity is erased
     required_column("identity", String(320)),
     required_column("salt", String(64)),
     UniqueConstraint("project", "identity"),

@@ -200,9 +200,8 @@ def build_people_tab(members: Members, project: gradio.Dropdown) -> None:
     invite = gradio.Button(WORDS["invite"])
     link = gradio.Textbox(label=WORDS["link"], interactive=False, buttons=["copy"])
     invitation_table = gradio.HTML()
-    invitation_choice = gradio.Dropdown(
-        label=WORDS["link_id"], allow_custom_value=True
-    )  # so that we validate the value, not Gradio
+    # Custom values are allowed so that we validate the value, not Gradio.
+    invitation_choice = gradio.Dropdown(label=WORDS["link_id"], allow_custom_value=True)
     revoke = gradio.Button(WORDS["revoke"])
     gradio.Markdown(f"## {WORDS['change_role']}")
     with gradio.Row():

@@ -218,7 +218,7 @@ def test_what_somebody_is_called_does_nothing_to_who_manages_them(serve, visitor
         page.wait_for_function(
             "t => [...document.querySelectorAll('.toast-body')].some(e => e.innerText.includes(t))", arg=f"{name}{name}"
         )
-        page.wait_for_selector("text=nobody of that name")
+        page.wait_for_selector("text=there is no member of that name")
         assert app.errors == [], name
         assert page.locator("td :is(a, img, script)").count() == 0, name
 

@@ -116,7 +116,7 @@ def test_an_invitation_makes_an_account_and_its_cookie_no_script_sees(browser, a
     assert client.get("/api/projects").json()["person"] == "ann"
     assert ask(client, "/api/task").json()["task"]["answers"]
     again = browser().post("/invite", data=said, headers=FROM_PAGE)
-    assert (again.status_code, "over or was used" in again.text) == (403, True)
+    assert (again.status_code, "expired or was used" in again.text) == (403, True)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import {
-  PROMPT, asDraft, asSkip, asVote, blank, flag, following, fromDraft, isComplete, judgeAll, prefer, rank, rate,
-  secondsOf, wellFormed, write,
+  PROMPT, asDraft, asSkip, asVote, createJudgement, findNextAnswer, flag, fromDraft, isComplete, judgeAll, prefer, rank,
+  rate, toSeconds, wellFormed, write,
 } from "../../annotate/web/static/judgement.js";
 
 const ASKED = { attributes: ["helpful", "honest"], scale: 5 };
@@ -12,7 +12,7 @@ const frozen = (value) => {
   if (value && typeof value === "object") Object.values(Object.freeze(value)).forEach(frozen);
   return value;
 };
-const placed = (...places) => frozen({ ...blank(places.length), places });
+const placed = (...places) => frozen({ ...createJudgement(places.length), places });
 // As it goes over the wire.
 const sent = (value) => JSON.parse(JSON.stringify(value));
 
@@ -26,10 +26,10 @@ function* allPlaces(count) {
 
 test("a blank judgement says nothing, and is not complete", () => {
   for (let count = 2; count <= 9; count += 1) {
-    const vote = asVote(frozen(blank(count)), 1.5);
+    const vote = asVote(frozen(createJudgement(count)), 1.5);
     assert.deepEqual(vote, { tiers: [], strength: null, quality: "", ratings: {}, flagged: [], rationale: "",
       demonstration: "", seconds: 1.5 });
-    assert.equal(isComplete(blank(count)), false);
+    assert.equal(isComplete(createJudgement(count)), false);
   }
 });
 
@@ -37,7 +37,7 @@ test("a preference places both answers, and is sent by its size", () => {
   const tiers = { "-3": [[0], [1]], "-2": [[0], [1]], "-1": [[0], [1]], 0: [[0, 1]], 1: [[1], [0]], 2: [[1], [0]],
     3: [[1], [0]] };
   for (let strength = -3; strength <= 3; strength += 1) {
-    const judgement = prefer(frozen(blank(2)), strength), vote = asVote(judgement, null);
+    const judgement = prefer(frozen(createJudgement(2)), strength), vote = asVote(judgement, null);
     assert.ok(isComplete(judgement));
     assert.deepEqual([vote.tiers, vote.strength], [tiers[strength], Math.abs(strength)]);
     assert.deepEqual(fromDraft(sent(asDraft(judgement)), 2, ASKED), judgement);  // and comes back with its sign
@@ -70,14 +70,14 @@ test("a draft keeps the places as they were given, gaps and all", () => {
 });
 
 test("a draft brings back all that was said, and no time", () => {
-  let judgement = rank(rank(blank(3), 2, 1), 0, 3);
+  let judgement = rank(rank(createJudgement(3), 2, 1), 0, 3);
   judgement = rate(flag(flag(judgement, PROMPT), 1), 1, "helpful", 4);
   judgement = write(write(judgement, "rationale", "because"), "demonstration", "so");
   assert.equal(asDraft(judgement).seconds, null);
   assert.deepEqual(fromDraft(sent(asDraft(judgement)), 3, ASKED), judgement);
   const good = judgeAll(frozen(judgement), "good");
   assert.deepEqual(fromDraft(sent(asDraft(good)), 3, ASKED), good);
-  assert.deepEqual(fromDraft({}, 3, ASKED), blank(3));  // the server has none
+  assert.deepEqual(fromDraft({}, 3, ASKED), createJudgement(3));  // the server has none
 });
 
 test("a pair's draft has a strength only where both are placed, and 1 where it names none", () => {
@@ -98,7 +98,7 @@ test("ratings that nobody asks for any more are dropped", () => {
 
 test("a ranking after all good begins anew, and otherwise keeps the others' places", () => {
   for (let count = 3; count <= 9; count += 1) {
-    const judgement = rank(frozen(judgeAll(blank(count), "good")), 1, 2);
+    const judgement = rank(frozen(judgeAll(createJudgement(count), "good")), 1, 2);
     assert.deepEqual(judgement, placed(null, 2, ...Array(count - 2).fill(null)));
   }
   assert.deepEqual(rank(placed(1, 2, 3), 2, 1).places, [1, 2, 1]);
@@ -108,38 +108,38 @@ test("a ranking after all good begins anew, and otherwise keeps the others' plac
 test("all good is a tie, and said again it is taken back", () => {
   for (const quality of ["good", "bad"])
     for (let count = 2; count <= 9; count += 1) {
-      const said = frozen(judgeAll(blank(count), quality)), vote = asVote(said, null);
+      const said = frozen(judgeAll(createJudgement(count), quality)), vote = asVote(said, null);
       assert.deepEqual([vote.quality, vote.tiers], [quality, [[...Array(count).keys()]]]);
       assert.equal(vote.strength, count === 2 ? 0 : null);
-      assert.deepEqual(judgeAll(said, quality), blank(count));
+      assert.deepEqual(judgeAll(said, quality), createJudgement(count));
       const other = quality === "good" ? "bad" : "good";
-      assert.deepEqual(judgeAll(said, other), judgeAll(blank(count), other));
+      assert.deepEqual(judgeAll(said, other), judgeAll(createJudgement(count), other));
     }
-  assert.equal(prefer(judgeAll(blank(2), "bad"), -2).quality, "");
+  assert.equal(prefer(judgeAll(createJudgement(2), "bad"), -2).quality, "");
 });
 
 test("a ranking by keys goes on at the first answer without a place", () => {
-  assert.equal(following(placed(null, 1, null), 1), 0);
-  assert.equal(following(placed(1, null, null), 0), 1);
-  assert.equal(following(placed(1, 2, 3), 1), 2);
-  assert.equal(following(placed(1, 2, 3), 2), 3);  // the page takes it around
+  assert.equal(findNextAnswer(placed(null, 1, null), 1), 0);
+  assert.equal(findNextAnswer(placed(1, null, null), 0), 1);
+  assert.equal(findNextAnswer(placed(1, 2, 3), 1), 2);
+  assert.equal(findNextAnswer(placed(1, 2, 3), 2), 3);  // the page takes it around
 });
 
 test("flags are set and taken back one by one, the prompt's too", () => {
-  const both = flag(frozen(flag(frozen(blank(2)), 1)), PROMPT);
+  const both = flag(frozen(flag(frozen(createJudgement(2)), 1)), PROMPT);
   assert.deepEqual(both.flagged, [1, PROMPT]);
   assert.deepEqual(flag(frozen(both), 1).flagged, [PROMPT]);
   assert.deepEqual(flag(flag(both, PROMPT), PROMPT).flagged, [1, PROMPT]);
 });
 
 test("a rating is set, changed and taken back, and an answer without one leaves nothing", () => {
-  const one = frozen(rate(frozen(blank(2)), 0, "helpful", 3)), two = frozen(rate(one, 0, "honest", 1));
+  const one = frozen(rate(frozen(createJudgement(2)), 0, "helpful", 3)), two = frozen(rate(one, 0, "honest", 1));
   assert.deepEqual(two.ratings, { 0: { helpful: 3, honest: 1 } });
   assert.deepEqual(rate(two, 0, "helpful", 5).ratings, { 0: { helpful: 5, honest: 1 } });
   assert.deepEqual(rate(two, 1, "helpful", 5).ratings, { 0: { helpful: 3, honest: 1 }, 1: { helpful: 5 } });
   assert.deepEqual(rate(two, 0, "helpful", 0).ratings, { 0: { honest: 1 } });
   assert.deepEqual(rate(one, 0, "helpful", 0).ratings, {});
-  assert.deepEqual(rate(frozen(blank(2)), 1, "honest", 0).ratings, {});
+  assert.deepEqual(rate(frozen(createJudgement(2)), 1, "honest", 0).ratings, {});
 });
 
 test("half a character is replaced, and whole ones are not", () => {
@@ -150,20 +150,20 @@ test("half a character is replaced, and whole ones are not", () => {
   ]) {
     assert.equal(wellFormed(text), expected);
     assert.ok(wellFormed(text).isWellFormed());
-    const judgement = write(write(blank(2), "rationale", text), "demonstration", text);
+    const judgement = write(write(createJudgement(2), "rationale", text), "demonstration", text);
     for (const said of [asVote(judgement, 1), asSkip(judgement, "other", 1), asDraft(judgement)])
       assert.deepEqual([said.rationale, said.demonstration], [expected, expected]);
   }
 });
 
 test("a skip takes along what was written and flagged, and nothing of the ranking", () => {
-  const judgement = write(flag(prefer(blank(2), 2), 0), "rationale", "why");
+  const judgement = write(flag(prefer(createJudgement(2), 2), 0), "rationale", "why");
   assert.deepEqual(asSkip(frozen(judgement), "language", 2.5),
     { skipped: "language", rationale: "why", demonstration: "", flagged: [0], seconds: 2.5 });
 });
 
 test("seconds have one decimal, and an end", () => {
-  assert.deepEqual([0, 49, 50, 1234, 9.99e12].map(secondsOf), [0, 0, 0.1, 1.2, 1e6]);
+  assert.deepEqual([0, 49, 50, 1234, 9.99e12].map(toSeconds), [0, 0, 0.1, 1.2, 1e6]);
 });
 
 test("whatever is done in whatever order, the server can take what comes of it", () => {
@@ -185,6 +185,6 @@ test("whatever is done in whatever order, the server can take what comes of it",
       assert.ok(Object.values(ratings).every((marks) => Object.keys(marks).length));
       if (left) for (const act of acts) check(frozen(act(judgement)), left - 1);
     };
-    check(frozen(blank(count)), count === 2 ? 4 : 3);
+    check(frozen(createJudgement(count)), count === 2 ? 4 : 3);
   }
 });

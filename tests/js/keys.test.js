@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import test from "node:test";
 import { isDeepStrictEqual } from "node:util";
-import { HELP, command, lettersAreKeys, makeLettersKeys } from "../../annotate/web/static/keys.js";
+import { HELP, areLettersKeys, findCommand, setLettersAreKeys } from "../../annotate/web/static/keys.js";
 
 const PRINTABLE = Array.from({ length: 95 }, (_, i) => String.fromCharCode(32 + i));
 const NAMED = ["Enter", "Escape", "Tab", "Backspace", "Delete", "ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown",
@@ -31,7 +31,7 @@ const PRESSES = [...combinations({
 })];
 const PAGES = [...combinations({ busy: BOTH, dialog: BOTH, letters: BOTH, count: [0, 2, 9], focused: [0] })];
 const acts = (found) => found && [found.act, ...found.args];
-const press = (key, page = {}, more = {}, target = "") => acts(command({ key, ...more }, target, { ...PAGE, ...page }));
+const press = (key, page = {}, more = {}, target = "") => acts(findCommand({ key, ...more }, target, { ...PAGE, ...page }));
 
 function expectedOn(count, focused) {
   const table = {
@@ -67,7 +67,7 @@ test("what has the focus keeps its own keys", () => {
 test("in every other state", () => {
   for (const { target, ...event } of PRESSES)
     for (const page of PAGES) {
-      const found = command(event, target, page);
+      const found = findCommand(event, target, page);
       const check = (right) => { if (!right) assert.fail(JSON.stringify({ found, target, ...event, ...page })); };
       const expected = (list) => check(isDeepStrictEqual(acts(found), list));
       const { key, repeat, ctrlKey } = event;
@@ -85,7 +85,7 @@ test("in every other state", () => {
 test("a key that is held says nothing twice", () => {
   const spoken = ["send", "undo", "prefer", "rankNext", "judgeAll", "flag", "choose"];
   for (const { target, ...event } of PRESSES.filter(({ repeat, ctrlKey }) => repeat && !ctrlKey))
-    for (const page of PAGES) assert.ok(!spoken.includes(command(event, target, page)?.act));
+    for (const page of PAGES) assert.ok(!spoken.includes(findCommand(event, target, page)?.act));
 });
 
 test("the help names every key that does something, and no other", () => {
@@ -96,7 +96,7 @@ test("the help names every key that does something, and no other", () => {
 
 test("every act is one of the page's", () => {
   const page = readFileSync(new URL("../../annotate/web/static/rank.js", import.meta.url), "utf8");
-  const found = PRESSES.flatMap(({ target, ...event }) => PAGES.map((state) => command(event, target, state)?.act));
+  const found = PRESSES.flatMap(({ target, ...event }) => PAGES.map((state) => findCommand(event, target, state)?.act));
   const named = new Set(found.filter(Boolean));
   assert.equal(named.size, 16);
   const table = page.slice(page.indexOf("const act = {"), page.indexOf("\n};", page.indexOf("const act = {")));
@@ -107,12 +107,12 @@ test("letters are keys unless they were turned off, also where the browser keeps
   const kept = new Map();
   const storage = { getItem: (name) => kept.get(name) ?? null, setItem: (name, value) => kept.set(name, value) };
   const browser = { localStorage: storage };
-  assert.equal(lettersAreKeys(browser), true);
-  makeLettersKeys(browser, false);
-  assert.equal(lettersAreKeys(browser), false);
-  makeLettersKeys(browser, true);
-  assert.equal(lettersAreKeys(browser), true);
+  assert.equal(areLettersKeys(browser), true);
+  setLettersAreKeys(browser, false);
+  assert.equal(areLettersKeys(browser), false);
+  setLettersAreKeys(browser, true);
+  assert.equal(areLettersKeys(browser), true);
   const forbidden = { get localStorage() { throw new Error("SecurityError"); } };
-  makeLettersKeys(forbidden, false);
-  assert.equal(lettersAreKeys(forbidden), true);
+  setLettersAreKeys(forbidden, false);
+  assert.equal(areLettersKeys(forbidden), true);
 });

@@ -1,7 +1,7 @@
 // How the server is asked, and how its answers and the lack of them are told apart.
 import assert from "node:assert/strict";
 import test from "node:test";
-import { createServer, isLost, troubleOf } from "../../annotate/web/static/server.js";
+import { createServer, describeTrouble, isLost } from "../../annotate/web/static/server.js";
 
 const settled = () => new Promise((resolve) => { setImmediate(resolve); });
 
@@ -57,7 +57,7 @@ test("only this server's own no to these very words is no loss", async (t) => {
     const error = await ask("vote", {}).then(() => assert.fail("it was taken"), (found) => found);
     if (message instanceof RegExp) assert.match(error.message, message); else assert.equal(error.message, message);
     assert.equal(isLost(error), expected);
-    assert.deepEqual(troubleOf(error), [word, word === "not_kept" ? { problem: error.message } : {}]);
+    assert.deepEqual(describeTrouble(error), [word, word === "not_kept" ? { problem: error.message } : {}]);
     t.mock.restoreAll();
   }
 });

@@ -1,9 +1,9 @@
-// How somebody wants the page to be, kept in their browser.
+// Preferences of a visitor for the page, kept in their browser.
 
-// What was chosen; null where nothing was, or the browser keeps nothing.
-export function choiceOf(browser, name) {
+// Returns a saved preference; null if there is none, or the browser forbids storage.
+export function readChoice(browser, name) {
   try { return browser.localStorage.getItem(`align-${name}`); } catch { return null; }
 }
-export function keepChoice(browser, name, choice) {
-  try { browser.localStorage.setItem(`align-${name}`, choice); } catch { /* then it is as it was after a reload */ }
+export function saveChoice(browser, name, choice) {
+  try { browser.localStorage.setItem(`align-${name}`, choice); } catch { /* lost at a reload */ }
 }

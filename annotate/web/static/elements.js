@@ -1,8 +1,9 @@
-// Elements, and the words on them.
+// DOM elements and the texts of the interface.
 
 export const LETTERS = "ABCDEFGHI";  // of the answers, in the order of the screen
 
-// An element: properties that start with "on" are handlers, `text` its text, `html` what the server made safe.
+// Creates an element. Properties that start with "on" are event handlers; `text` is plain text, `html` is HTML that the
+// server made safe.
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -16,30 +17,31 @@ export function make(tag, properties = {}, ...children) {
 }
 export const key = (name) => make("kbd", { text: name, "aria-hidden": "true" });
 
-// Makes buttons. After a click by mouse, and what it does, `onClicked` is told the answer on which the button stood.
-export const buttonMaker = (onClicked) => (label, shortcut, act, more = {}) =>
+// Returns a function that creates buttons. After a click by mouse, `onClicked` is called with the number of the answer
+// that contains the button.
+export const createButtonMaker = (onClicked) => (label, shortcut, act, more = {}) =>
   make("button", { type: "button", "aria-keyshortcuts": shortcut, ...more, onclick: (event) => {
-    const at = event.currentTarget.closest("[data-answer]")?.dataset.answer;
+    const answer = event.currentTarget.closest("[data-answer]")?.dataset.answer;
     act();
-    if (event.detail) onClicked(at);
+    if (event.detail) onClicked(answer);
   } }, label, key(shortcut));
 
-// The words by their names, `{…}` in them filled.
-export const speaker = (words) => (name, values = {}) =>
-  (words[name] ?? name).replace(/\{(\w+)\}/g, (_, value) => values[value] ?? "");
+// Returns a function that looks up a text by its name and fills its `{…}` placeholders.
+export const createTextLookup = (texts) => (name, values = {}) =>
+  (texts[name] ?? name).replace(/\{(\w+)\}/g, (_, value) => values[value] ?? "");
 
-// The line that says what goes on. Trouble stays in it until it is over, or something else is said.
+// Creates the status line. A message of trouble stays until `recovered` is called or another message is shown.
 export function createStatus() {
   const element = make("p", { id: "said", role: "status", class: "soft" });
-  let troubled = false;
-  function show(text, warn = false, ...more) {
-    element.replaceChildren(text, ...more);
+  let hasTrouble = false;
+  function show(text, warn = false, ...children) {
+    element.replaceChildren(text, ...children);
     element.className = warn ? "warn" : "soft";
-    troubled = false;
+    hasTrouble = false;
   }
   return {
     element, show,
-    trouble(text, ...more) { show(text, true, ...more); troubled = true; },
-    recovered() { if (troubled) show(""); },
+    trouble(text, ...more) { show(text, true, ...more); hasTrouble = true; },
+    recovered() { if (hasTrouble) show(""); },
   };
 }

@@ -1,85 +1,88 @@
-// What was said and not yet acknowledged: kept in the browser's storage, and sent until it is.
+// Votes and drafts that the server has not acknowledged yet: kept in the browser's storage, and sent until it has.
 
 import { RETRY_MS, isLost, pause } from "./server.js";
 
-const MOST_REFUSED = 20, DRAFT_MS = 400;
+const MAX_REFUSED = 20;
+const DRAFT_MS = 400;
 
-// Values under names that begin with `prefix`, in the two storages of `browser` (a window). A browser may keep nothing,
-// or have no room: then this page does, as long as it is open.
-function createShelf(browser, prefix) {
-  const spare = new Map();
-  function attempt(storage, act) {
-    try { return act(browser[storage]); } catch { return undefined; }  // even to name a storage may be forbidden
+// Stores values under names with a prefix, in the two storages of `browser` (a window). If the browser forbids storage
+// or has no room, values are kept in memory while the page is open.
+function createStorage(browser, prefix) {
+  const fallback = new Map();
+  function tryStorage(storage, use) {
+    try { return use(browser[storage]); } catch { return undefined; }  // even reading `browser[storage]` may throw
   }
   return {
-    read(storage, name, otherwise) {
-      const at = prefix + name;
-      const text = spare.get(at) ?? attempt(storage, (there) => there.getItem(at)) ?? null;
-      return text === null ? otherwise : JSON.parse(text);
+    read(storage, name, fallbackValue) {
+      const path = prefix + name;
+      const text = fallback.get(path) ?? tryStorage(storage, (area) => area.getItem(path)) ?? null;
+      return text === null ? fallbackValue : JSON.parse(text);
     },
-    // Whether the browser has it.
+    // Returns whether the browser stored it.
     write(storage, name, value) {
-      const at = prefix + name, text = JSON.stringify(value);
-      const kept = attempt(storage, (there) => { there.setItem(at, text); return there.getItem(at) === text; });
-      if (kept) spare.delete(at); else spare.set(at, text);
-      return Boolean(kept);
+      const path = prefix + name;
+      const text = JSON.stringify(value);
+      const isStored = tryStorage(storage, (area) => { area.setItem(path, text); return area.getItem(path) === text; });
+      if (isStored) fallback.delete(path); else fallback.set(path, text);
+      return Boolean(isStored);
     },
     drop(storage, name) {
-      spare.delete(prefix + name);
-      attempt(storage, (there) => there.removeItem(prefix + name));
+      fallback.delete(prefix + name);
+      tryStorage(storage, (area) => area.removeItem(prefix + name));
     },
   };
 }
 
-// The outbox of one person in one project of one store, which `id` names: another's would be refused, or taken for
-// somebody else's. Tabs share it, but for the numbers of the votes that each can take back.
+// Creates the outbox of a person in a project of a store, identified by `id`, so that votes are never sent for another
+// person or project. Tabs share it, except for the numbers of the votes that each tab can undo.
 export function createOutbox(browser, id) {
-  const { read, write, drop } = createShelf(browser, `align-outbox/${id}`);
+  const { read, write, drop } = createStorage(browser, `align-outbox/${id}`);
   const waiting = () => read("localStorage", "", []);
   const refused = () => read("localStorage", "/refused", []);
   return {
     waiting,
-    add: (letter) => write("localStorage", "", [...waiting(), letter]),
-    remove: (key) => write("localStorage", "", waiting().filter((letter) => letter.key !== key)),
+    add: (vote) => write("localStorage", "", [...waiting(), vote]),
+    remove: (key) => write("localStorage", "", waiting().filter((vote) => vote.key !== key)),
     refused,
-    refuse: (letter, at) => write("localStorage", "/refused", [...refused(), { ...letter, at }].slice(-MOST_REFUSED)),
+    refuse: (vote, at) => write("localStorage", "/refused", [...refused(), { ...vote, at }].slice(-MAX_REFUSED)),
     forgetRefused: () => drop("localStorage", "/refused"),
     draft: () => read("localStorage", "/draft", null),
     keepDraft: (draft) => write("localStorage", "/draft", draft),
     dropDraft: () => drop("localStorage", "/draft"),
-    votes: (otherwise) => read("sessionStorage", "/votes", otherwise),
+    votes: (defaultVotes) => read("sessionStorage", "/votes", defaultVotes),
     keepVotes: (votes) => write("sessionStorage", "/votes", votes),
   };
 }
 
-// Sends what is waiting, oldest first, until the server has it all. Returns the last answer, which brings the next
-// item; null where nothing was waiting, or the last of it was refused.
+// Sends the waiting votes, oldest first, until the server has all of them. Returns the last response, which includes
+// the next item; null if nothing was waiting, or the last vote was refused.
 export async function deliver(outbox, ask, { onSending, onAccepted, onRefused, onLost }) {
-  let answer = null;
-  for (let letter; (letter = outbox.waiting()[0]); ) {
+  let response = null;
+  for (let vote; (vote = outbox.waiting()[0]); ) {
     onSending();
     try {
-      answer = await ask("vote", letter);
-      if (!Number.isInteger(answer.seq)) throw new Error("that was not the server's answer");
-      onAccepted(answer.seq);
+      response = await ask("vote", vote);
+      if (!Number.isInteger(response.seq)) throw new Error("that was not the server's answer");
+      onAccepted(response.seq);
     } catch (error) {
       if (isLost(error)) {
         onLost(error);
         await pause();
         continue;
       }
-      answer = null;
-      outbox.refuse(letter, new Date().toISOString());
+      response = null;
+      outbox.refuse(vote, new Date().toISOString());
       onRefused(error);
     }
-    outbox.remove(letter.key);  // by its key: another tab may have added, or sent, others meanwhile
+    outbox.remove(vote.key);  // by key, because another tab may have added or sent others in between
   }
-  return answer;
+  return response;
 }
 
-// Sends drafts one after the other, the newest last; what a lost connection kept back is sent again.
+// Sends drafts one after the other, the newest last. After a lost connection, the draft is sent again.
 export function createDraftSaver(outbox, ask, { onSaved, onLost }) {
-  let timer = 0, sending = Promise.resolve();
+  let timer = 0;
+  let sending = Promise.resolve();
   const cancel = () => clearTimeout(timer);
   function later() {
     cancel();
@@ -89,7 +92,7 @@ export function createDraftSaver(outbox, ask, { onSaved, onLost }) {
     const draft = outbox.draft();
     cancel();
     if (draft) sending = sending.then(() => ask("draft", draft)).then(
-      (standing) => onSaved(draft.token, standing),
+      (lease) => onSaved(draft.token, lease),
       (error) => { if (isLost(error)) { onLost(error); timer = setTimeout(save, RETRY_MS); } });
     return sending;
   }

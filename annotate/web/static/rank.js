@@ -1,34 +1,38 @@
-// The ranking page: shows one item, takes one judgement, sends it, shows the next. The server holds the truth; this
-// page holds what was said and not yet acknowledged, and sends it until it is.
+// The ranking page: shows an item, sends its judgement, and shows the next item. The server has the authoritative
+// state; the page keeps votes and drafts that the server has not acknowledged yet, and sends them until it has.
 
 import * as dialogs from "./dialogs.js";
-import { buttonMaker, createStatus, make, speaker } from "./elements.js";
+import { createButtonMaker, createStatus, createTextLookup, make } from "./elements.js";
 import * as judgements from "./judgement.js";
-import { command, lettersAreKeys } from "./keys.js";
+import { areLettersKeys, findCommand } from "./keys.js";
 import { createDraftSaver, createOutbox, deliver } from "./outbox.js";
-import { choiceOf, keepChoice } from "./choices.js";
-import { createServer, isLost, pause, troubleOf } from "./server.js";
+import { readChoice, saveChoice } from "./choices.js";
+import { createServer, describeTrouble, isLost, pause } from "./server.js";
 import * as view from "./view.js";
 
-const RENEW_MS = 30000, AWAY_MS = 600000;
+const RENEW_MS = 30000;
+const AWAY_MS = 600000;  // time without activity after which the page stops renewing its lease
 
 const page = {
-  reviewing: new URLSearchParams(location.search).has("review"),  // settling what others disagree on
-  home: null,  // who is here, and their projects
+  reviewing: new URLSearchParams(location.search).has("review"),  // deciding contested items
+  home: null,  // the visitor and their projects
   project: null,
-  guidelines: null,  // those that hold for what is shown; null: there are none
-  knownGuidelines: null,  // the version that the annotator was shown last
-  step: null,  // the item on the screen, or why there is none
+  guidelines: null,  // those of the item on the screen; null if there are none
+  knownGuidelines: null,  // the version that the annotator saw last
+  step: null,  // the item on the screen, or the reason why there is none
   judgement: null,
-  votes: [],  // their numbers, for undo
+  votes: [],  // seqs of the votes that can be undone
   outbox: null, drafts: null,
-  asWritten: false,  // texts, and not as Markdown
+  asWritten: false,  // whether texts are shown as written, not as Markdown
   focused: 0, displayedAt: 0, activeAt: 0,
   busy: false,
 };
 
-const root = await appearing("align-app"), body = make("div"), status = createStatus();
-const words = {}, say = speaker(words);
+const root = await waitForElement("align-app");
+const body = make("div");
+const status = createStatus();
+const texts = {};
+const getText = createTextLookup(texts);
 const server = createServer({
   projectId: () => page.project?.id ?? "",
   onSlow: () => { if (page.home) reportTrouble(new Error("slow")); },
@@ -37,8 +41,8 @@ const server = createServer({
 const act = {
   prefer: (strength) => change(judgements.prefer(page.judgement, strength)),
   rank: (answer, place) => change(judgements.rank(page.judgement, answer, place)),
-  // By keys: a hand on the mouse, or on the arrows of a radio group, stays where it is.
-  rankNext(answer, place) { act.rank(answer, place); focus(judgements.following(page.judgement, answer)); },
+  // Ranking by digit keys moves the focus on; ranking by mouse or by the arrow keys of a radio group does not.
+  rankNext(answer, place) { act.rank(answer, place); focus(judgements.findNextAnswer(page.judgement, answer)); },
   judgeAll: (quality) => change(judgements.judgeAll(page.judgement, quality)),
   flag: (answer) => change(judgements.flag(page.judgement, answer)),
   rate: (answer, attribute, mark) => change(judgements.rate(page.judgement, answer, attribute, mark), false),
@@ -49,25 +53,25 @@ const act = {
   unblur: () => view.unblur(ui),
   readAsWritten() {
     page.asWritten = !page.asWritten;
-    keepChoice(window, "texts", page.asWritten ? "written" : "markdown");
+    saveChoice(window, "texts", page.asWritten ? "written" : "markdown");
     view.fillTexts(ui, page.asWritten);
   },
-  choose: (digit) => dialogs.opened(root)?.querySelector(`[data-digit="${digit}"]`)?.click(),
+  choose: (digit) => dialogs.findOpenDialog(root)?.querySelector(`[data-digit="${digit}"]`)?.click(),
   nothing: () => undefined,
-  showGuidelines: () => dialogs.guidelines(ui, page.guidelines),
-  showHelp: () => dialogs.help(ui),
-  showRefused: () => dialogs.refused(ui, page.outbox.refused()),
-  showDifference, askWhy: () => dialogs.reasons(ui),
-  forgetRefused() { page.outbox.forgetRefused(); dialogs.opened(root).close(); show(page.step); },
-  // What the server has of a draft need not stay in a browser that others use; what it has not is in the outbox.
+  showGuidelines: () => dialogs.showGuidelines(ui, page.guidelines),
+  showHelp: () => dialogs.showHelp(ui),
+  showRefused: () => dialogs.showRefused(ui, page.outbox.refused()),
+  showDifference, askWhy: () => dialogs.askSkipReason(ui),
+  forgetRefused() { page.outbox.forgetRefused(); dialogs.findOpenDialog(root).close(); show(page.step); },
+  // At logout the draft is removed from the browser, which others may use. The server has it; unsent votes stay.
   forgetDraft: () => page.outbox?.dropDraft(),
 };
-// A click by mouse leaves the focus with the answers: Enter sends then, and does not press the button again.
-const ui = { root, say, act, button: buttonMaker((answer) => {
-  if (page.step?.task && !page.busy && !dialogs.opened(root)) focus(Number(answer ?? page.focused), false);
+// After a click by mouse, an answer gets the focus, so that Enter sends the vote instead of pressing the button again.
+const ui = { root, getText, act, button: createButtonMaker((answer) => {
+  if (page.step?.task && !page.busy && !dialogs.findOpenDialog(root)) focus(Number(answer ?? page.focused), false);
 }) };
 
-async function appearing(id) {
+async function waitForElement(id) {
   for (;;) {
     const element = document.getElementById(id);
     if (element) return element;
@@ -75,39 +79,39 @@ async function appearing(id) {
   }
 }
 
-// What is said in the status line
+// Status line
 
 function reportTrouble(error) {
-  const [word, values] = troubleOf(error);
-  const logIn = word === "locked_out" && page.home?.accounts
-    ? [" ", make("a", { href: "/login", target: "_blank", text: say("log_in") })] : [];
-  status.trouble(say(word, values), ...logIn);
+  const [textName, values] = describeTrouble(error);
+  const logIn = textName === "locked_out" && page.home?.accounts
+    ? [" ", make("a", { href: "/login", target: "_blank", text: getText("log_in") })] : [];
+  status.trouble(getText(textName, values), ...logIn);
 }
-// What became of the item on the screen: ours still, judged by us in another window, or with somebody else.
-function reportStanding({ kept, judged }, otherwise = "") {
-  if (judged) status.show(say("judged_elsewhere"), true);
-  else if (!kept) status.show(say("late"), true);
-  else if (otherwise) status.show(otherwise);
+// Shows whether the annotator still has the item on the screen, has judged it in another window, or has lost the lease.
+function reportLease({ kept, judged }, defaultText = "") {
+  if (judged) status.show(getText("judged_elsewhere"), true);
+  else if (!kept) status.show(getText("late"), true);
+  else if (defaultText) status.show(defaultText);
 }
-const reportRefused = (error) => status.show(say("refused", { problem: error.message }), true);
+const reportRefused = (error) => status.show(getText("refused", { problem: error.message }), true);
 
 // From item to item
 
-// The next item, however long the server takes to come back.
+// Sends waiting votes and shows the next item. Retries until the server responds.
 async function advance() {
   occupy(true);
   for (;;) {
     try {
       let next = await deliver(page.outbox, server.ask, {
-        onSending: () => status.show(say("saving")),
-        onAccepted: (seq) => { noteVotes([...page.votes, seq]); status.show(say("saved")); },
-        onRefused: (error) => (error.status === 409 ? status.show(say("elsewhere"), true) : reportRefused(error)),
+        onSending: () => status.show(getText("saving")),
+        onAccepted: (seq) => { noteVotes([...page.votes, seq]); status.show(getText("saved")); },
+        onRefused: (error) => (error.status === 409 ? status.show(getText("elsewhere"), true) : reportRefused(error)),
         onLost: reportTrouble,
       });
-      // What waited here may have been said on a page of the other mode, and brings the next item of that.
+      // A waiting vote may come from a page of the other mode; its response then includes the next item of that mode.
       if (next?.terms?.mode !== (page.reviewing ? "review" : "work"))
         next = await server.ask(page.reviewing ? "review" : "task");
-      await learnGuidelines(next);
+      await loadGuidelines(next);
       show(next);
       announceGuidelines();
       break;
@@ -119,18 +123,18 @@ async function advance() {
   }
   occupy(false);
 }
-// The guidelines that a step names are here before it is shown: a vote names those that its author had before them.
-async function learnGuidelines({ progress, terms }) {
+// Loads the guidelines of a step before it is shown, because a vote names the guidelines that its author saw.
+async function loadGuidelines({ progress, terms }) {
   if (!progress || !terms) throw new Error("that was not the server's answer");
   if ((page.guidelines?.version ?? null) !== (terms.guidelines ?? null))
     page.guidelines = terms.guidelines === null ? null : await server.ask(`guidelines?version=${terms.guidelines}`);
 }
-// Whoever was not shown them yet reads them first, and is not timed meanwhile.
+// Shows guidelines that the annotator has not seen yet. The time for the item starts when the dialog is closed.
 function announceGuidelines() {
   const { guidelines, knownGuidelines } = page;
   if (!page.step.task || !guidelines || guidelines.version === knownGuidelines) return;
-  dialogs.guidelines(ui, guidelines, say(knownGuidelines === null ? "guidelines" : "new_guidelines"));
-  dialogs.opened(root).addEventListener("close", () => {
+  dialogs.showGuidelines(ui, guidelines, getText(knownGuidelines === null ? "guidelines" : "new_guidelines"));
+  dialogs.findOpenDialog(root).addEventListener("close", () => {
     page.displayedAt = performance.now();
     focus(page.focused, false);
   });
@@ -141,9 +145,10 @@ function show(next) {
   page.step = next;
   page.project = { ...page.project, ...next.asked };
   status.recovered();
-  const { task } = next, kept = page.outbox.draft();  // newer than the server's, where it was said while that was away
+  const { task } = next;
+  const localDraft = page.outbox.draft();  // newer than the server's if the connection was lost
   page.judgement = task && judgements.fromDraft(
-    kept?.token === task.token ? kept.draft : task.draft, task.answers.length, page.project);
+    localDraft?.token === task.token ? localDraft.draft : task.draft, task.answers.length, page.project);
   for (const dialog of root.querySelectorAll("dialog")) dialog.remove();
   page.focused = 0;
   page.displayedAt = performance.now();
@@ -164,16 +169,16 @@ function focus(answer, scroll = true) {
   root.querySelector(`[data-answer="${page.focused}"]`)?.focus({ preventScroll: !scroll });
 }
 
-// What people do
+// Actions
 
 function change(judgement, redraw = true) {
   page.judgement = judgement;
   if (redraw) view.reflect(ui, judgement);
   const draft = { token: page.step.task.token, draft: judgements.asDraft(judgement) };
-  if (!page.outbox.keepDraft(draft)) status.show(say("no_room"), true);
+  if (!page.outbox.keepDraft(draft)) status.show(getText("no_room"), true);
   page.drafts.later();
 }
-const seconds = () => judgements.secondsOf(performance.now() - page.displayedAt);
+const seconds = () => judgements.toSeconds(performance.now() - page.displayedAt);
 function noteVotes(votes) {
   page.votes = votes;
   page.outbox.keepVotes(votes);
@@ -181,15 +186,15 @@ function noteVotes(votes) {
 
 function send() {
   if (judgements.isComplete(page.judgement)) post(judgements.asVote(page.judgement, seconds()));
-  else status.show(say("send_hint"), true);
+  else status.show(getText("send_hint"), true);
 }
-function post(judged) {
+function post(judgement) {
   const { task, terms } = page.step;
   if (page.busy || !task) return;
   page.drafts.cancel();
-  page.outbox.add({ token: task.token, key: randomKey(), terms, said: judged });
+  page.outbox.add({ token: task.token, key: randomKey(), terms, said: judgement });
   page.outbox.dropDraft();
-  dialogs.opened(root)?.close();
+  dialogs.findOpenDialog(root)?.close();
   advance();
 }
 const randomKey = () =>
@@ -199,19 +204,19 @@ async function undo() {
   if (page.busy || !page.votes.length) return;
   occupy(true);
   await page.drafts.save();
-  const earlier = page.votes.slice(0, -1);
+  const earlierVotes = page.votes.slice(0, -1);
   try {
-    const back = await server.ask("undo", { seq: page.votes.at(-1) });
-    await learnGuidelines(back);
-    noteVotes(earlier);
+    const previous = await server.ask("undo", { seq: page.votes.at(-1) });
+    await loadGuidelines(previous);
+    noteVotes(earlierVotes);
     page.outbox.dropDraft();
-    show(back);
-    status.show(say("undone"));
+    show(previous);
+    status.show(getText("undone"));
     announceGuidelines();
   } catch (error) {
     if (isLost(error)) reportTrouble(error);
     else {
-      noteVotes(earlier);  // it can be taken back no more
+      noteVotes(earlierVotes);  // it can no longer be undone
       reportRefused(error);
     }
   }
@@ -222,55 +227,56 @@ async function showDifference() {
   const { token, answers } = page.step.task;
   const [a, b] = [page.focused, (page.focused + 1) % answers.length].sort((x, y) => x - y);
   const path = `difference?token=${encodeURIComponent(token)}&a=${a}&b=${b}`;
-  const found = await server.ask(path).catch(reportTrouble);
-  if (found && !page.busy && page.step.task?.token === token) dialogs.difference(ui, a, b, found.html);
+  const difference = await server.ask(path).catch(reportTrouble);
+  if (difference && !page.busy && page.step.task?.token === token) dialogs.showDifference(ui, a, b, difference.html);
 }
 
 const KINDS = { field: "textarea, select", input: "input", button: "button" };
 function onKey(event) {
   const kind = Object.keys(KINDS).find((name) => event.target.matches?.(KINDS[name])) ?? "";
-  const found = command(event, kind, {
-    busy: page.busy, dialog: dialogs.opened(root) !== null, letters: lettersAreKeys(window),
+  const command = findCommand(event, kind, {
+    busy: page.busy, dialog: dialogs.findOpenDialog(root) !== null, letters: areLettersKeys(window),
     count: page.step?.task?.answers.length ?? 0, focused: page.focused,
   });
-  if (!found) return;
-  if (found.prevent) event.preventDefault();
-  act[found.act](...found.args);
+  if (!command) return;
+  if (command.prevent) event.preventDefault();
+  act[command.act](...command.args);
 }
 
-// The beginning
+// Start
 
 async function start() {
   root.append(body, status.element);
-  for (const sign of ["keydown", "pointermove", "scroll"])
-    document.addEventListener(sign, () => { page.activeAt = performance.now(); }, true);
+  for (const eventName of ["keydown", "pointermove", "scroll"])
+    document.addEventListener(eventName, () => { page.activeAt = performance.now(); }, true);
   page.home = await server.askPatiently("projects");
-  Object.assign(words, page.home.words);
+  Object.assign(texts, page.home.words);
   document.documentElement.lang ||= "en";
-  page.asWritten = choiceOf(window, "texts") === "written";
+  page.asWritten = readChoice(window, "texts") === "written";
   document.addEventListener("keydown", onKey);
   addEventListener("resize", () => view.fitTexts(ui));
-  const asked = new URLSearchParams(location.search).get("project"), { projects } = page.home;
-  const only = asked === null && projects.length === 1 ? projects[0] : null;
-  const chosen = projects.find(({ name }) => name === asked) ?? only;
-  if (!chosen) return body.replaceChildren(...view.drawChoice(ui, page, asked));
-  page.project = chosen;  // whose id the next request names
-  page.project = { ...chosen, ...(await server.askPatiently("project")) };
+  const requestedName = new URLSearchParams(location.search).get("project");
+  const { projects } = page.home;
+  const onlyProject = requestedName === null && projects.length === 1 ? projects[0] : null;
+  const project = projects.find(({ name }) => name === requestedName) ?? onlyProject;
+  if (!project) return body.replaceChildren(...view.drawChoice(ui, page, requestedName));
+  page.project = project;  // the next request sends its id
+  page.project = { ...project, ...(await server.askPatiently("project")) };
   page.knownGuidelines = page.project.known_guidelines;
   page.outbox = createOutbox(window, page.project.id);
   page.drafts = createDraftSaver(page.outbox, server.ask, {
-    onSaved(token, standing) { if (page.step?.task?.token === token) reportStanding(standing, say("draft_saved")); },
+    onSaved(token, lease) { if (page.step?.task?.token === token) reportLease(lease, getText("draft_saved")); },
     onLost: reportTrouble,
   });
   page.votes = page.outbox.votes(page.project.votes);
   setInterval(renew, RENEW_MS);
   return advance();
 }
-// Nobody keeps an item by a tab that was left open; and whoever waits for one need not ask.
+// Renews the lease of an item, unless the annotator is away, or asks for an item if there was none.
 function renew() {
   if (page.busy || document.hidden || !page.step) return;
   if (!page.step.task) advance();
   else if (performance.now() - page.activeAt < AWAY_MS)
-    server.ask("renew", { token: page.step.task.token }).then(reportStanding, () => undefined);
+    server.ask("renew", { token: page.step.task.token }).then(reportLease, () => undefined);
 }
 start();
