@@ -165,7 +165,7 @@ class Accounts:
         with self.store.transaction() as db:
             db.execute(delete(sessions).where(sessions.c.digest == digest(session)))
 
-    def change_password(self, session: str, old: str, new: str) -> None:
+    def change_password(self, session: str, old_password: str, new_password: str) -> None:
         """Set a new password, and end the person's other sessions.
 
         Raises:
@@ -175,8 +175,8 @@ class Accounts:
         person = self.who(session)
         if person is None:
             raise Refused("session", "(not shown)", "it has ended", "Log in again.")
-        user = self._verify_password(person.name, old, f"session of {person.name}")
-        password_hash = self.passwords.hashed(checked_password(person.name, new))
+        user = self._verify_password(person.name, old_password, f"session of {person.name}")
+        password_hash = self.passwords.hashed(checked_password(person.name, new_password))
         with self.store.transaction() as db:
             set_password(db, user, password_hash)
             db.execute(delete(invitations).where(invitations.c.name == person.name))

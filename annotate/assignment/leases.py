@@ -39,7 +39,7 @@ def choose_item(
 ) -> tuple[str, str | None, tuple[str, ...]]:
     """Choose the annotator's next item. Returns its purpose, its id, and the display order of a repeat (else empty).
 
-    The id is None if no items are left.
+    Returns None as the id if no items are left.
     """
     if chance(settings.gold_share, pseudonym, number, "gold"):
         gold = db.execute(
@@ -148,8 +148,8 @@ def item_lease_condition(project: str, pseudonym: str, item: str, purpose: str) 
 def next_lease_number(db: Connection, project: str, pseudonym: str) -> int:
     """Return the number of the annotator's next lease, counted from 0."""
     conditions = (leases.c.project == project, leases.c.annotator == pseudonym)
-    last = db.execute(select(func.max(leases.c.number)).where(*conditions)).scalar()
-    return 0 if last is None else last + 1
+    last_number = db.execute(select(func.max(leases.c.number)).where(*conditions)).scalar()
+    return 0 if last_number is None else last_number + 1
 
 
 def grant_lease(
@@ -174,8 +174,8 @@ def grant_lease(
     settings = settings_of(db, project)
     ids = [candidate.id for candidate in read_item(db, project, item).candidates]
     same_size_leases = (leases.c.project == project, leases.c.annotator == pseudonym, leases.c.k == len(ids))
-    last = db.execute(select(func.max(leases.c.turn)).where(*same_size_leases)).scalar()
-    turn = -1 if last is None else last
+    last_turn = db.execute(select(func.max(leases.c.turn)).where(*same_size_leases)).scalar()
+    turn = -1 if last_turn is None else last_turn
     if purpose != "repeat":  # a repeat brings its own order and takes no turn
         turn += 1
     # Gold items have no counters: rotated by them, their order would be the same for everyone.

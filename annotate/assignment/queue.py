@@ -263,8 +263,8 @@ class AssignmentQueue:
             own_rankings = self._count_rankings(db, self._find_pseudonym(db, annotator))
             summed_at, rankings_done, rankings_wanted = self._sums
             if refresh or self.clock() - summed_at > SUMS_CACHE_S:
-                judged = case((work.c.judged < work.c.wanted, work.c.judged), else_=work.c.wanted)
-                sums = select(func.coalesce(func.sum(judged), 0), func.coalesce(func.sum(work.c.wanted), 0))
+                capped_rankings = case((work.c.judged < work.c.wanted, work.c.judged), else_=work.c.wanted)
+                sums = select(func.coalesce(func.sum(capped_rankings), 0), func.coalesce(func.sum(work.c.wanted), 0))
                 rankings_done, rankings_wanted = map(int, db.execute(sums.where(work.c.project == self.project)).one())
                 self._sums = (self.clock(), rankings_done, rankings_wanted)
             return Progress(own_rankings, settings_of(db, self.project).quota, rankings_done, rankings_wanted)

@@ -131,8 +131,10 @@ def alpha(panels: Sequence[Panel], level: Level) -> Figure:
     high = None
     if items > 1 and value >= 1:
         distances_1VV = compute_squared_distances(total_1VV, values_V, level)
-        most = wilson_interval(0.0, items, normal_quantile(0.95))[1] * float(distances_1VV.max() * total_1VV.sum())
-        low = 1 - most / float(compute_expected_disagreements(total_1VV, distances_1VV)[0])
+        max_disagreement = wilson_interval(0.0, items, normal_quantile(0.95))[1] * float(
+            distances_1VV.max() * total_1VV.sum()
+        )
+        low = 1 - max_disagreement / float(compute_expected_disagreements(total_1VV, distances_1VV)[0])
         high = 1.0
     elif items > 1:
         low, high = compute_coefficient_interval(value, compute_alphas(total_1VV - coincidences_IVV, values_V, level))

@@ -63,7 +63,7 @@ def as_json(value: Any) -> Any:
     if is_dataclass(value):
         return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {name: as_json(part) for name, part in value.items()}
+        return {name: as_json(element) for name, element in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(part) for part in value]
+        return [as_json(element) for element in value]
     return value

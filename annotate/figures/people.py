@@ -157,7 +157,10 @@ def people(view: View) -> list[AnnotatorSummary]:
     votes = group_by_annotator(view.votes)
     rankings = group_by_annotator(view.rankings)
     skips = group_by_annotator(view.skips)
-    summaries = [summarize_annotator(who, view, votes[who], rankings[who], skips[who]) for who in votes]
+    summaries = [
+        summarize_annotator(pseudonym, view, votes[pseudonym], rankings[pseudonym], skips[pseudonym])
+        for pseudonym in votes
+    ]
     return sorted(summaries, key=lambda person: -person.rankings)
 
 

@@ -51,22 +51,22 @@ class About:
         return any(row <= seq and (retraction is None or retraction > seq) for row, retraction in self.votes.items())
 
 
-def about(store: Store, project: str, what: str, given: str) -> About:
+def about(store: Store, project: str, kind: str, identifier: str) -> About:
     """Find the contents that concern an item, an annotator or a project.
 
     Args:
-        what: `ITEM`, `ANNOTATOR` or `PROJECT`.
-        given: the item's id, or the annotator's name or pseudonym; ignored for a project.
+        kind: `ITEM`, `ANNOTATOR` or `PROJECT`.
+        identifier: the item's id, or the annotator's name or pseudonym; ignored for a project.
 
     Raises:
         InputError: the project or the subject is unknown.
     """
     with store.reading() as connection:
         check_project(connection, project)
-        if what == ITEM:
-            return find_item_target(store, connection, project, given)
-        if what == ANNOTATOR:
-            return find_annotator_target(store, connection, project, given)
+        if kind == ITEM:
+            return find_item_target(store, connection, project, identifier)
+        if kind == ANNOTATOR:
+            return find_annotator_target(store, connection, project, identifier)
         return find_project_target(store, connection, project)
 
 
@@ -91,8 +91,8 @@ def find_item_target(store: Store, connection: Connection, project: str, id: str
     )
 
 
-def find_annotator_target(store: Store, connection: Connection, project: str, given: str) -> About:
-    pseudonym = store.pseudonym(project, given) or given
+def find_annotator_target(store: Store, connection: Connection, project: str, identifier: str) -> About:
+    pseudonym = store.pseudonym(project, identifier) or identifier
     identities = select(annotators.c.identity).where(
         annotators.c.project == project, annotators.c.pseudonym == pseudonym
     )
@@ -100,7 +100,7 @@ def find_annotator_target(store: Store, connection: Connection, project: str, gi
     if name is None and store.first_row(project, annotator=pseudonym) is None:
         problem = f"project {project} has no such annotator"
         remedy = "Check the spelling, or name another project=…; after an erasure, only the pseudonym is known."
-        raise InputError("annotator", given, problem, remedy)
+        raise InputError("annotator", identifier, problem, remedy)
     votes = read_judgements(connection, project, ledger.c.annotator == pseudonym)
     remark_count, remark_texts = read_remarks(connection, project, remarks.c.annotator == pseudonym)
     standing_votes = sum(retraction is None for retraction in votes.values())
@@ -150,22 +150,22 @@ def read_remarks(connection: Connection, project: str, condition: ColumnElement[
     return len(contents), frozenset(texts)
 
 
-def erase(store: Store, found: About) -> None:
+def erase(store: Store, target: About) -> None:
     """Erase the contents in one transaction. Contents that were erased before are skipped.
 
     An annotator's standing judgements are retracted as well, so that later runs do not learn from them.
     """
     with store.transaction():
-        if found.what == ITEM:
-            store.erase_content(found.project, found.id)
-        elif found.what == PROJECT:
-            store.erase_project(found.project)
+        if target.what == ITEM:
+            store.erase_content(target.project, target.id)
+        elif target.what == PROJECT:
+            store.erase_project(target.project)
         else:
-            for seq, retraction in found.votes.items():
+            for seq, retraction in target.votes.items():
                 if retraction is None:
-                    store.retract(found.project, seq)
-            if found.names:
-                store.erase_annotator(found.project, found.id)
+                    store.retract(target.project, seq)
+            if target.names:
+                store.erase_annotator(target.project, target.id)
 
 
 def user_named(connection: Connection, name: str) -> Row | None:

@@ -262,23 +262,23 @@ def configure(
     with store.transaction() as connection:
         same_project = projects.c.name == project
         is_new = connection.execute(select(projects.c.name).where(same_project)).first() is None
-        before = ensure_project(connection, project)
-        after = Settings.from_json(asdict(before) | dict(values or {}))
-        changed = {name: value for name, value in asdict(after).items() if value != getattr(before, name)}
-        state_before = state_of(connection, project)
-        if state is not None and state != state_before:
+        old_settings = ensure_project(connection, project)
+        new_settings = Settings.from_json(asdict(old_settings) | dict(values or {}))
+        changed = {name: value for name, value in asdict(new_settings).items() if value != getattr(old_settings, name)}
+        old_state = state_of(connection, project)
+        if state is not None and state != old_state:
             changed["state"] = state
         if not changed and not is_new:
-            return after
-        row = {"settings": to_canonical_json(asdict(after)), "state": state or state_before}
+            return new_settings
+        row = {"settings": to_canonical_json(asdict(new_settings)), "state": state or old_state}
         connection.execute(update(projects).where(same_project), row)
         append_row(connection, project, "settings", changed)
         if {"overlap", "overlap_share"} & changed.keys():
             items = select(work.c.item).where(work.c.project == project, ~work.c.gold)
             for item in connection.execute(items).scalars().all():
                 same_item = (work.c.project == project, work.c.item == item)
-                connection.execute(update(work).where(*same_item).values(wanted=after.wanted(item)))
-    return after
+                connection.execute(update(work).where(*same_item).values(wanted=new_settings.wanted(item)))
+    return new_settings
 
 
 def publish_guidelines(store: Store, project: str, text: str) -> int:
@@ -291,10 +291,10 @@ def publish_guidelines(store: Store, project: str, text: str) -> int:
     require(bool(text.strip()), "guidelines", text, "they are empty", "Say what makes an answer good.")
     with store.transaction() as connection:
         ensure_project(connection, project)
-        last, before = guidelines_of(connection, project) or (0, "")
-        if text == before:
-            return last
-        version = last + 1
+        last_version, last_text = guidelines_of(connection, project) or (0, "")
+        if text == last_text:
+            return last_version
+        version = last_version + 1
         connection.execute(insert(guidelines), {"project": project, "version": version, "text": text})
         digest = hashlib.sha256(text.encode()).hexdigest()
         append_row(connection, project, "guidelines", {"version": version, "digest": digest})

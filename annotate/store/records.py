@@ -51,11 +51,11 @@ RESTORE = "Restore the store from a backup; do not export from it."
 UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def check_text(field: str, text: str, most: int | None = None) -> None:
-    """Raise InputError for a text that a database or a file cannot hold, or that is longer than `most`."""
+def check_text(field: str, text: str, max_length: int | None = None) -> None:
+    """Raise InputError for a text that a database or a file cannot hold, or that is longer than `max_length`."""
     displayed = text if len(text) <= 60 else f"{text[:60]}…"
-    is_short = most is None or len(text) <= most
-    require(is_short, field, displayed, f"it has {len(text)} characters", f"Give at most {most}.")
+    is_short = max_length is None or len(text) <= max_length
+    require(is_short, field, displayed, f"it has {len(text)} characters", f"Give at most {max_length}.")
     unwritable = UNWRITABLE.search(text)
     problem = f"it holds U+{ord(unwritable[0]):04X}, which is no character" if unwritable else ""
     require(not unwritable, field, displayed.encode(errors="replace").decode(), problem, "Take it out.")

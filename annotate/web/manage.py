@@ -139,8 +139,8 @@ class Members:
         ]
 
     def invite(self, project: str, role: str, name: str, request: gradio.Request) -> list[Any]:
-        by = self.manager.require_role(request, project, "admin")
-        link = f"{self.manager.url}/invite?token={self.accounts.invite(project, role, name.strip(), by=by)}"
+        admin = self.manager.require_role(request, project, "admin")
+        link = f"{self.manager.url}/invite?token={self.accounts.invite(project, role, name.strip(), by=admin)}"
         return [link, *self.overview(project, request)]
 
     def revoke(self, project: str, link: str | None, request: gradio.Request) -> list[Any]:

@@ -110,14 +110,14 @@ def visible(text: str) -> str:
     return INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", lines)
 
 
-def compared(before: str, after: str) -> str:
+def compared(first_text: str, second_text: str) -> str:
     """Return the word-by-word difference of two texts as HTML, with `<del>` and `<ins>`.
 
     Words that make up more than 1 % of a long text start no match (difflib's own rule). Without it, two texts that
     repeat a few words would take minutes.
     """
-    words = [re.findall(r"\s+|\w+|[^\w\s]", visible(text)) for text in (before, after)]
-    a, b = (segment[:MAX_COMPARED_WORDS] for segment in words)
+    word_lists = [re.findall(r"\s+|\w+|[^\w\s]", visible(text)) for text in (first_text, second_text)]
+    a, b = (segment[:MAX_COMPARED_WORDS] for segment in word_lists)
     fragments = []
     for kind, i, j, k, m in SequenceMatcher(None, a, b).get_opcodes():
         if kind == "equal":
@@ -126,5 +126,5 @@ def compared(before: str, after: str) -> str:
         for tag, segment in (("del", a[i:j]), ("ins", b[k:m])):
             if segment:
                 fragments.append(f"<{tag}>{html.escape(''.join(segment))}</{tag}>")
-    is_cut = any(len(segment) > MAX_COMPARED_WORDS for segment in words)
+    is_cut = any(len(segment) > MAX_COMPARED_WORDS for segment in word_lists)
     return "".join(fragments) + (f"<p>… ({MAX_COMPARED_WORDS} words were compared)</p>" if is_cut else "")

@@ -287,8 +287,8 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
     ) -> dict[str, str]:
         task = queue.get_task(person.name, token)
         texts = {candidate.id: candidate.text for candidate in task.item.candidates}
-        before, after = (task.display_order[place % len(task.display_order)] for place in (a, b))
-        return {"html": compared(texts[before], texts[after])}
+        first_id, second_id = (task.display_order[place % len(task.display_order)] for place in (a, b))
+        return {"html": compared(texts[first_id], texts[second_id])}
 
     return router
 

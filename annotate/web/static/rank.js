@@ -154,7 +154,7 @@ function show(next) {
   page.displayedAt = performance.now();
   body.replaceChildren(...view.drawPage(ui, page));
   if (!task) return;
-  view.reflect(ui, page.judgement);
+  view.updateForm(ui, page.judgement);
   view.fillTexts(ui, page.asWritten);
   focus(0, false);
 }
@@ -173,7 +173,7 @@ function focus(answer, scroll = true) {
 
 function change(judgement, redraw = true) {
   page.judgement = judgement;
-  if (redraw) view.reflect(ui, judgement);
+  if (redraw) view.updateForm(ui, judgement);
   const draft = { token: page.step.task.token, draft: judgements.asDraft(judgement) };
   if (!page.outbox.keepDraft(draft)) status.show(getText("no_room"), true);
   page.drafts.later();

@@ -6,11 +6,11 @@ import { PROMPT, answersAt, isPair } from "./judgement.js";
 // Draws the page with an item, or with the reason why there is none.
 export function drawPage(ui, page) {
   const { getText } = ui, { step } = page;
-  return [header(ui, page), step.task ? form(ui, page)
+  return [drawHeader(ui, page), step.task ? drawForm(ui, page)
     : make("p", { text: getText(`idle_${page.reviewing ? "reviewed" : step.idle}`) })];
 }
 
-function header(ui, page) {
+function drawHeader(ui, page) {
   const { getText, button, act } = ui, { step } = page, { mine, quota, done, wanted } = step.progress;
   const progress = getText("progress", { mine, quota: quota ? `/${quota}` : "", done, wanted });
   const count = page.outbox.refused().length;
@@ -23,11 +23,11 @@ function header(ui, page) {
       button(getText("guidelines"), "h", act.showGuidelines), button(getText("help"), "?", act.showHelp),
       count ? make("button", { type: "button", text: getText("not_sent", { count }), onclick: act.showRefused })
         : null),
-    person(ui, page));
+    drawPerson(ui, page));
 }
 
 // Draws the visitor's name and links; without accounts, only links between pages.
-function person({ getText, act }, { home, project, reviewing }) {
+function drawPerson({ getText, act }, { home, project, reviewing }) {
   const link = (href, textName) => make("a", { href, text: getText(textName) });
   const name = encodeURIComponent(project?.name ?? "");
   return make("span", { class: "row" }, home.manages ? link("/manage/", "manage") : null,
@@ -44,7 +44,7 @@ function person({ getText, act }, { home, project, reviewing }) {
 export function drawChoice(ui, page, requestedName) {
   const { getText } = ui, { projects } = page.home;
   return [
-    make("header", {}, make("h1", { text: getText("projects") }), person(ui, page)),
+    make("header", {}, make("h1", { text: getText("projects") }), drawPerson(ui, page)),
     requestedName ? make("p", { class: "warn", role: "alert",
       text: getText("no_such_project", { project: requestedName }) }) : null,
     projects.length ? make("ul", {}, ...projects.map(({ name, title }) =>
@@ -53,28 +53,28 @@ export function drawChoice(ui, page, requestedName) {
   ].filter(Boolean);
 }
 
-function form(ui, page) {
+function drawForm(ui, page) {
   const { getText, button, act } = ui, { prompt, answers, others } = page.step.task, pair = isPair(page.judgement);
   return make("form", { onsubmit: (event) => { event.preventDefault(); act.send(); } },
     make("section", { class: "prompt", "aria-label": getText("prompt") }, ...prompt.map((turn) =>
-      make("div", {}, make("strong", { text: getText(`role_${turn.role}`) }), textOf(turn)))),
-    others ? opinions(ui, others) : null,
+      make("div", {}, make("strong", { text: getText(`role_${turn.role}`) }), makeText(turn)))),
+    others ? drawOpinions(ui, others) : null,
     make("section", { class: "answers", "data-count": answers.length, "aria-label": getText("answers") },
-      ...answers.map((answer, i) => card(ui, page, answer, i))),
-    pair ? strengthChoice(ui) : strip(ui, answers),
+      ...answers.map((answer, i) => drawCard(ui, page, answer, i))),
+    pair ? drawStrengthChoice(ui) : drawPlaces(ui, answers),
     make("div", { class: "row" },
       button(getText(pair ? "both_good" : "good"), "g", () => act.judgeAll("good"), { "data-quality": "good" }),
       button(getText(pair ? "both_bad" : "bad"), "b", () => act.judgeAll("bad"), { "data-quality": "bad" }),
       button(getText("flag_prompt"), "p", () => act.flag(PROMPT), { "data-flag": PROMPT }),
       button(getText("difference_key"), "d", act.showDifference), button(getText("skip"), "s", act.askWhy)),
-    field(ui, "rationale", "r", 20000), field(ui, "demonstration", "w", 100000),
+    drawField(ui, "rationale", "r", 20000), drawField(ui, "demonstration", "w", 100000),
     make("p", {}, make("button", { type: "submit", class: "main" }, getText("send"), key("Enter"))));
 }
 
 // Draws the annotators' votes for a reviewer: rankings such as "A = C > B", ratings, flags, rationales, own answers.
-const opinions = (ui, votes) => make("section", { class: "prompt", "aria-label": ui.getText("others") },
-  make("h2", { text: ui.getText("others") }), ...votes.map((vote) => opinion(ui, vote)));
-function opinion({ getText }, vote) {
+const drawOpinions = (ui, votes) => make("section", { class: "prompt", "aria-label": ui.getText("others") },
+  make("h2", { text: ui.getText("others") }), ...votes.map((vote) => drawOpinion(ui, vote)));
+function drawOpinion({ getText }, vote) {
   const order = vote.tiers.map((tier) => tier.map((answer) => LETTERS[answer]).sort().join(" = ")).join(" > ");
   const ratings = Object.entries(vote.ratings).sort().map(([answer, marks]) =>
     `${LETTERS[answer]}: ${Object.entries(marks).map(([name, mark]) => `${name} ${mark}`).join(", ")}`);
@@ -84,12 +84,12 @@ function opinion({ getText }, vote) {
     : `${order}${vote.strength ? ` (${vote.strength})` : ""}`;
   const details = [vote.quality && getText(vote.quality), ...ratings, ...flags].filter(Boolean).join("; ");
   return make("div", {}, make("strong", { text: `${ranking} ` }), make("span", { class: "soft", text: vote.who }),
-    details && make("p", { text: details }), vote.rationale && textOf(vote.rationale),
+    details && make("p", { text: details }), vote.rationale && makeText(vote.rationale),
     vote.demonstration && make("strong", { text: getText("own_answer") }),
-    vote.demonstration && textOf(vote.demonstration));
+    vote.demonstration && makeText(vote.demonstration));
 }
 
-function card(ui, { project, judgement }, content, answer) {
+function drawCard(ui, { project, judgement }, content, answer) {
   const { getText, button, act } = ui, { empty, cut } = content, name = getText("answer", { letter: LETTERS[answer] });
   return make("section", {
     class: `answer${project.blurred ? " blurred" : ""}`, tabindex: "-1", "data-answer": answer, "aria-label": name,
@@ -99,40 +99,40 @@ function card(ui, { project, judgement }, content, answer) {
       button(getText("flag"), "f", () => act.flag(answer), { "data-flag": answer })),
     project.blurred ? button(getText("show"), "x", act.unblur, { class: "unblur" }) : null,
     empty ? make("p", { class: "soft", text: getText("empty_answer") })
-      : textOf(content, "foldable fold"),
+      : makeText(content, "foldable fold"),
     cut ? make("p", { class: "soft", text: getText("cut") }) : null,
-    isPair(judgement) ? null : placeChoice(ui, judgement, answer), ratingChoices(ui, project, answer));
+    isPair(judgement) ? null : drawPlaceChoice(ui, judgement, answer), drawRatingChoices(ui, project, answer));
 }
 
-const radio = (name, value, label, shortcut, act) =>
+const makeRadio = (name, value, label, shortcut, act) =>
   make("label", { class: "choice" }, make("input", { type: "radio", name, value, onchange: act }),
     make("span", {}, label, shortcut ? key(shortcut) : null));
-const strengthChoice = ({ getText, act }) =>
+const drawStrengthChoice = ({ getText, act }) =>
   make("fieldset", {}, make("legend", { text: getText("preference") }), make("div", { class: "row strengths" },
     ...[-3, -2, -1, 0, 1, 2, 3].map((value) =>
-      radio("strength", value, getText(`strength_${value}`), String(value + 4), () => act.prefer(value)))));
-const placeChoice = ({ getText, act }, judgement, answer) =>
+      makeRadio("strength", value, getText(`strength_${value}`), String(value + 4), () => act.prefer(value)))));
+const drawPlaceChoice = ({ getText, act }, judgement, answer) =>
   make("fieldset", {}, make("legend", { text: getText("place") }), make("div", { class: "row" },
     ...judgement.places.map((_, i) =>
-      radio(`place-${answer}`, i + 1, String(i + 1), "", () => act.rank(answer, i + 1)))));
-const ratingChoices = ({ getText, act }, { attributes, scale }, answer) =>
+      makeRadio(`place-${answer}`, i + 1, String(i + 1), "", () => act.rank(answer, i + 1)))));
+const drawRatingChoices = ({ getText, act }, { attributes, scale }, answer) =>
   attributes.length === 0 ? null : make("fieldset", {}, make("legend", { text: getText("attributes") }),
     make("div", { class: "row" }, ...attributes.map((name) => make("label", {}, `${name} `,
       make("select", { "data-rating": `${answer} ${name}`,
         onchange: (event) => act.rate(answer, name, Number(event.target.value)) },
         make("option", { value: "", text: "–" }),
         ...Array.from({ length: scale }, (_, i) => make("option", { value: i + 1, text: i + 1 })))))));
-const field = ({ getText, act }, name, shortcut, maxLength) =>
+const drawField = ({ getText, act }, name, shortcut, maxLength) =>
   make("p", {}, make("label", { for: `align-${name}` }, getText(name), " ", key(shortcut)),
     make("textarea", { id: `align-${name}`, rows: 2, maxlength: maxLength, dir: "auto",
       oninput: (event) => act.write(name, event.target.value) }));
 
 // Draws the places onto which answers are dragged as chips, by mouse or finger; two on one place are a tie.
-const strip = ({ getText }, answers) =>
+const drawPlaces = ({ getText }, answers) =>
   make("div", { class: "strip", "aria-hidden": "true" }, ...[null, ...answers.keys()].map((i) =>
     make("div", { class: "place", "data-place": i === null ? "" : i + 1 },
       make("span", { class: "soft", text: i === null ? getText("drag") : i + 1 }))));
-function chip({ act }, answer) {
+function makeChip({ act }, answer) {
   const element = make("span", { class: "chip", "data-chip": answer, text: LETTERS[answer] });
   element.addEventListener("pointerdown", (down) => {
     element.setPointerCapture(down.pointerId);
@@ -150,7 +150,7 @@ function chip({ act }, answer) {
 }
 
 // Updates the form to show the judgement.
-export function reflect(ui, judgement) {
+export function updateForm(ui, judgement) {
   const { root } = ui, { places, strength, quality, flagged, ratings } = judgement;
   const all = (selector) => root.querySelectorAll(selector);
   const press = (element, on) => element.setAttribute("aria-pressed", String(on));
@@ -159,7 +159,7 @@ export function reflect(ui, judgement) {
     for (const input of all(`input[name=place-${answer}]`)) input.checked = place === Number(input.value);
   });
   for (const place of all(".place")) {
-    const chips = answersAt(judgement, Number(place.dataset.place) || null).map((answer) => chip(ui, answer));
+    const chips = answersAt(judgement, Number(place.dataset.place) || null).map((answer) => makeChip(ui, answer));
     place.replaceChildren(place.firstElementChild, ...chips);
   }
   for (const element of all("[data-quality]")) press(element, quality === element.dataset.quality);
@@ -172,28 +172,28 @@ export function reflect(ui, judgement) {
 }
 
 // Creates an element for a text, which `fillTexts` fills with one of its two readings.
-const textOf = ({ html, written }, extraClass = "") =>
+const makeText = ({ html, written }, extraClass = "") =>
   Object.assign(make("div", { class: `text ${extraClass}`, dir: "auto" }), { readings: { html, written } });
 
 // Shows all texts as rendered Markdown or as written.
 export function fillTexts(ui, asWritten) {
   ui.root.querySelector("[data-written]").setAttribute("aria-pressed", String(asWritten));
-  for (const text of textsIn(ui)) text.innerHTML = text.readings[asWritten ? "written" : "html"];
+  for (const text of findTexts(ui)) text.innerHTML = text.readings[asWritten ? "written" : "html"];
   fitTexts(ui);
 }
-const textsIn = ({ root }) => [...root.querySelectorAll(".text")].filter(({ readings }) => readings);
+const findTexts = ({ root }) => [...root.querySelectorAll(".text")].filter(({ readings }) => readings);
 
 // Adapts texts to their size on the page. A text wider than its place would be cut off, and is shown as written
 // instead, which wraps everywhere. Long answers get a button that unfolds them.
 export function fitTexts(ui) {
-  for (const text of textsIn(ui)) if (text.scrollWidth > text.clientWidth) text.innerHTML = text.readings.written;
+  for (const text of findTexts(ui)) if (text.scrollWidth > text.clientWidth) text.innerHTML = text.readings.written;
   for (const text of ui.root.querySelectorAll(".foldable.fold")) {
     const toggle = text.parentElement.querySelector(".unfold"), long = text.scrollHeight > text.clientHeight + 8;
-    if (long && !toggle) text.after(unfoldButton(ui, text));
+    if (long && !toggle) text.after(makeUnfoldButton(ui, text));
     if (!long) toggle?.remove();
   }
 }
-const unfoldButton = ({ getText }, text) => make("button", { type: "button", class: "unfold", text: getText("unfold"),
+const makeUnfoldButton = ({ getText }, text) => make("button", { type: "button", class: "unfold", text: getText("unfold"),
   onclick: ({ currentTarget }) => {
     currentTarget.textContent = getText(text.classList.toggle("fold") ? "unfold" : "fold");
   } });
