@@ -18,60 +18,72 @@ NO_HASHES = np.zeros(0, np.uint64)
 
 
 def join(parts: Iterable[ndarray], empty: ndarray = NO_NUMBERS) -> ndarray:
-    """Return arrays one behind the other; `empty` if there is none."""
+    """Concatenate arrays. Returns `empty` if there are no parts."""
     return np.concatenate([empty, *parts])
 
 
 def join_columns(rows: Iterable[Sequence[ndarray]]) -> list[ndarray]:
-    """Return columns that come in pieces, each in one piece. There is at least one row."""
+    """Concatenate each column of rows of columns.
+
+    Args:
+        rows: one or more pieces, each with the same columns.
+    """
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
 
 def is_new(*columns: ndarray) -> ndarray:
     """Return whether each row differs from the one before it, in any column; bool (N)."""
-    new = np.ones(len(columns[0]), bool)
-    np.not_equal(columns[0][1:], columns[0][:-1], out=new[1:])
+    is_changed = np.ones(len(columns[0]), bool)
+    np.not_equal(columns[0][1:], columns[0][:-1], out=is_changed[1:])
     for column in columns[1:]:
-        new[1:] |= column[1:] != column[:-1]
-    return new
+        is_changed[1:] |= column[1:] != column[:-1]
+    return is_changed
 
 
 def spans(costs: ndarray, budget: int, most: int) -> Iterator[tuple[int, int]]:
-    """Yield consecutive spans `(from, to)` of at most `most` items that cost at most `budget` together, or of one
-    item."""
+    """Yield consecutive spans `(start, end)` of at most `most` items whose costs add up to at most `budget`.
+
+    An item that costs more is a span of its own.
+    """
     ends = np.cumsum(costs, dtype=np.int64)
-    at = 0
-    while at < len(costs):
-        limit = (ends[at - 1] if at else 0) + budget
-        end = min(max(int(np.searchsorted(ends, limit, "right")), at + 1), at + most, len(costs))
-        yield at, end
-        at = end
+    start = 0
+    while start < len(costs):
+        limit = (ends[start - 1] if start else 0) + budget
+        end = min(max(int(np.searchsorted(ends, limit, "right")), start + 1), start + most, len(costs))
+        yield start, end
+        start = end
 
 
 def ranges(starts: ndarray, counts: ndarray) -> ndarray:
-    """Return `starts[i], starts[i] + 1, …`, `counts[i]` numbers of each, one after another (int64)."""
+    """Concatenate the ranges `starts[i], starts[i] + 1, …` of `counts[i]` numbers each (int64)."""
     ends = np.cumsum(counts, dtype=np.int64)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
 
 
 def distinct(values: ndarray) -> ndarray:
-    """Return the values in ascending order, each one once. `np.unique` hashes, which is slower."""
-    ranked = np.sort(values)
-    return ranked[is_new(ranked)]
+    """Return the different values in ascending order. Sorting is faster than `np.unique`, which hashes."""
+    sorted_values = np.sort(values)
+    return sorted_values[is_new(sorted_values)]
 
 
-def held(ranked: ndarray, asked: ndarray) -> ndarray:
-    """Return which of the values asked for are among those in ascending order (bool)."""
-    if not len(ranked):
-        return np.zeros(len(asked), bool)
-    return ranked[np.minimum(np.searchsorted(ranked, asked), len(ranked) - 1)] == asked
+def held(sorted_values: ndarray, values: ndarray) -> ndarray:
+    """Return whether each value is in a sorted array, bool (N).
+
+    Args:
+        sorted_values: ascending.
+        values: the values to look up.
+    """
+    if not len(sorted_values):
+        return np.zeros(len(values), bool)
+    return sorted_values[np.minimum(np.searchsorted(sorted_values, values), len(sorted_values) - 1)] == values
 
 
 def components(count: int, a: ndarray, b: ndarray) -> ndarray:
-    """Return the smallest number that each of `count` is linked to, directly or by way of others (int64).
+    """Label the connected components of a graph: return the smallest node of each node's component, int64 (`count`).
 
     Args:
-        a, b: numbers that are linked, pair by pair.
+        count: how many nodes there are, numbered from 0.
+        a, b: the two ends of each edge.
 
     Source: hooking and pointer jumping, Shiloach and Vishkin 1982, "An O(log n) parallel connectivity algorithm".
     """
@@ -80,38 +92,41 @@ def components(count: int, a: ndarray, b: ndarray) -> ndarray:
         np.minimum.at(root, np.maximum(a, b), np.minimum(a, b))
         while not np.array_equal(root, above := root[root]):
             root = above
-        a, b = root[a], root[b]
-        apart = a != b
-        a, b = a[apart], b[apart]
+        a = root[a]
+        b = root[b]
+        differs = a != b
+        a = a[differs]
+        b = b[differs]
     return root
 
 
 def count_shared(
     a: ndarray, starts_a: ndarray, counts_a: ndarray, b: ndarray, starts_b: ndarray, counts_b: ndarray, bits: int
 ) -> ndarray:
-    """Return how many values two slices, of `a` and of `b`, have in common, for each pair of slices (int64).
+    """Count the values that a slice of `a` and a slice of `b` have in common, for each pair of slices (int64).
 
-    Values are integers under 2^bits, each one once in a slice; there are at most 2^(64 - bits) pairs.
+    Values are integers below 2^bits and differ within a slice. At most 2^(64 - bits) pairs fit.
     """
-    pair = np.arange(len(starts_a), dtype=np.uint64) << np.uint64(bits)
-    both = np.concatenate(
+    pair_bits = np.arange(len(starts_a), dtype=np.uint64) << np.uint64(bits)
+    merged = np.concatenate(
         [
-            a[ranges(starts_a, counts_a)].astype(np.uint64, copy=False) | np.repeat(pair, counts_a),
-            b[ranges(starts_b, counts_b)].astype(np.uint64, copy=False) | np.repeat(pair, counts_b),
+            a[ranges(starts_a, counts_a)].astype(np.uint64, copy=False) | np.repeat(pair_bits, counts_a),
+            b[ranges(starts_b, counts_b)].astype(np.uint64, copy=False) | np.repeat(pair_bits, counts_b),
         ]
     )
-    both.sort()
-    twice = both[1:][both[1:] == both[:-1]] >> np.uint64(bits)  # what both slices hold stands there twice
-    return np.bincount(twice.astype(np.int64), minlength=len(pair))
+    merged.sort()
+    shared_pairs = merged[1:][merged[1:] == merged[:-1]] >> np.uint64(bits)  # a value of both slices occurs twice
+    return np.bincount(shared_pairs.astype(np.int64), minlength=len(pair_bits))
 
 
 class HashTable:
-    """Owners by hashes: which texts have a run of words, a mark or a whole question. A bitmap stands in front: most
-    hashes that are looked up are absent, and need no search.
+    """A lookup from hashes to their owners, such as the texts that have a run of words, a mark or a whole question.
+
+    A bitmap is checked before the binary search: most hashes that are looked up are absent.
 
     Args:
-        hashes: uint64, ascending, of which the low bits count.
-        owners: integers, the owner of each; a hash may have several.
+        hashes: uint64, ascending. The bitmap uses their low bits.
+        owners: integers, the owner of each hash. A hash with several owners is repeated.
     """
 
     def __init__(self, hashes: ndarray, owners: ndarray) -> None:
@@ -125,51 +140,59 @@ class HashTable:
 
     @classmethod
     def sort(cls, hashes: ndarray, owners: ndarray) -> HashTable:
-        """Return a table of hashes in any order. Owners of one hash stay in order."""
+        """Build a table from hashes in any order. The owners of one hash keep their order."""
         order = np.argsort(hashes, kind="stable")
         return cls(hashes[order], owners[order])
 
     @classmethod
     def of_values(cls, values: ndarray) -> HashTable:
-        """Return a table of hashes that are looked up for whether they are there."""
+        """Build a table that is only used for `holds`."""
         values = distinct(values)
         return cls(values, np.arange(len(values)))
 
     def may_hold(self, hashes: ndarray) -> ndarray:
-        """Return which hashes may be here, bool (N): all that are, and few others."""
+        """Return whether each hash may be in the table, bool (N). There are false positives and no false negatives."""
         places = (hashes & self.mask).astype(np.int64)
         return (self.bitmap[places >> 3] >> (places & 7).astype(np.uint8) & 1).view(bool)
 
     def holds(self, hashes: ndarray) -> ndarray:
-        """Return which hashes are here, bool (N)."""
-        inside = self.may_hold(hashes)
-        inside[inside] = held(self.hashes, hashes[inside])
-        return inside
+        """Return whether each hash is in the table, bool (N)."""
+        is_held = self.may_hold(hashes)
+        is_held[is_held] = held(self.hashes, hashes[is_held])
+        return is_held
 
     def find(self, hashes: ndarray) -> tuple[ndarray, ndarray]:
-        """Return places in `hashes`, ascending, and the owners of each of these here."""
+        """Return the places in `hashes` that are in the table, ascending, once for each owner, and these owners."""
         places = np.flatnonzero(self.may_hold(hashes))
         begins = np.searchsorted(self.hashes, hashes[places])
         counts = np.searchsorted(self.hashes, hashes[places], "right") - begins
         return np.repeat(places, counts), self.owners[ranges(begins, counts)]
 
     def find_pairs(self, hashes: ndarray, owners: ndarray) -> tuple[ndarray, ndarray]:
-        """Return owners of these hashes, and owners of equal ones here; each pair once, int64 below 2^32."""
-        places, here = self.find(hashes)
-        pairs = distinct(owners[places] << 32 | here)
+        """Return the different pairs of an owner in `owners` and an owner in the table that have a hash in common.
+
+        Args:
+            owners: the owner of each of `hashes`, below 2^32.
+
+        Returns:
+            The first and the second owner of each pair, int64.
+        """
+        places, table_owners = self.find(hashes)
+        pairs = distinct(owners[places] << 32 | table_owners)
         return pairs >> 32, pairs & 0xFFFFFFFF
 
 
-BITS, PROBES = 24, 14
-"""Bits a hash, at least, and how many are looked at: of the hashes that were never added, at most some 1 in 90,000 are
-taken for one that was, (1 - exp(-14/24))^14."""
+BITS = 24
+"""Bits of the filter for each hash, at least."""
+PROBES = 14
+"""Bits that are checked for a hash. The false positive rate is about 1 in 90,000: (1 - exp(-14/24))^14."""
 
 
 class BloomFilter:
-    """Which hashes may have been added (Bloom 1970). Places of a hash by Kirsch and Mitzenmacher 2006.
+    """A Bloom filter over hashes (Bloom 1970), with two hash functions as in Kirsch and Mitzenmacher 2006.
 
     Args:
-        count: how many hashes are to be added.
+        count: how many hashes will be added.
     """
 
     def __init__(self, count: int) -> None:
@@ -177,22 +200,23 @@ class BloomFilter:
         self.table = np.zeros(1 << self.bits - 3, np.uint8)
 
     def add(self, hashes: ndarray) -> None:
-        """Args: hashes: uint64 (N), of which every bit counts."""
+        """Add hashes, uint64 (N). All of their 64 bits have to be random."""
         for probe in range(PROBES):
             np.bitwise_or.at(self.table, *self._place(hashes, probe))
 
     def maybe(self, hashes: ndarray) -> ndarray:
-        """Return which of these hashes (uint64 (N)) were added, bool (N): all of those, and few others."""
-        left = np.arange(len(hashes))
+        """Return whether each hash (uint64 (N)) may have been added, bool (N). There are false positives and no false
+        negatives."""
+        candidates = np.arange(len(hashes))
         for probe in range(PROBES):
-            at, bit = self._place(hashes[left], probe)
-            left = left[self.table[at] & bit != 0]
-        found = np.zeros(len(hashes), bool)
-        found[left] = True
-        return found
+            byte, bit = self._place(hashes[candidates], probe)
+            candidates = candidates[self.table[byte] & bit != 0]
+        is_possible = np.zeros(len(hashes), bool)
+        is_possible[candidates] = True
+        return is_possible
 
     def _place(self, hashes: ndarray, probe: int) -> tuple[ndarray, ndarray]:
-        """Return the byte that a hash is looked for in (int64), and its bit there (uint8)."""
+        """Return the byte of each hash in the table (int64), and the mask of its bit there (uint8)."""
         step = hashes >> np.uint64(32) | np.uint64(1)
         place = hashes + np.uint64(probe) * step & np.uint64((1 << self.bits) - 1)
         return (place >> np.uint64(3)).astype(np.int64), np.uint8(1) << (place & np.uint64(7)).astype(np.uint8)

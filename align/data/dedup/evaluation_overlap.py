@@ -1,19 +1,19 @@
-"""Contamination: which training texts hold what a model is to be evaluated on.
+"""Contamination: training texts that overlap with the texts of evaluation sets.
 
-A training text is a hit of an evaluation text by one of three rules, the first that holds being the one that is named:
+A training text is a hit of an evaluation text by one of three rules. The first one that holds is reported:
 
 - `EXACT`: both have the same words, numbers and operators in the same order, and fewer words than `width`.
 - `NGRAM`: they have a run of `width` words in common (13, as in Brown et al. 2020, arXiv 2005.14165, appendix C).
 - `NEAR`: the Jaccard similarity of their word 3-shingles reaches the threshold, and they have the same numbers and
   operators.
 
-Each rule finds every such pair. The last one needs no MinHash, because prefix filtering (`Rarity`) leaves few pairs. A
-text without words is never a hit. `align.data.dedup.shingles` says what a word is.
+Each rule finds every such pair. `NEAR` needs no MinHash, because prefix filtering (`Rarity`) leaves few pairs. A text
+without words is never a hit. `align.data.dedup.shingles` defines words.
 
-Where one index cannot hold all evaluation texts, they are indexed a slice at a time, and a `Prefilter` tells which of
-very many training texts have anything in common with any of them. So training texts are read twice, however many slices
-there are: once to learn which runs of words are so common that they are phrases, and once to find the texts that have
-anything else in common with evaluation texts.
+If one index cannot hold all evaluation texts, they are indexed a slice at a time, and a `Prefilter` finds the training
+texts that have anything in common with any of them. It reads training texts twice, regardless of the number of slices:
+once to find the runs of words that are so common that they are phrases, and once to find the texts that have anything
+else in common with evaluation texts.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ from align.data.dedup.numbers import number_hashes
 from align.data.dedup.shingles import ODD, Rarity, Shingles, blocks, jaccard, mixed, shingles_of, word_hashes
 
 RULES = ("question", "exact", "ngram", "contained", "near", "changed")
-"""All rules, in the order in which they name a text that several hold for: these, those of
-`align.data.dedup.questions`, and `question`, the text asks what an evaluation text asks."""
+"""All rules. Of several that hold, the first one is reported: those above, those of `align.data.dedup.questions`, and
+`question`: both texts ask the same."""
 ASKED, EXACT, NGRAM, CONTAINED, NEAR, CHANGED = range(len(RULES))
 COMMON = 10
-"""Rows that may share a run of `WIDTH` words with a row: what more of them share is a common phrase or boilerplate
-(Brown et al. 2020, arXiv 2005.14165, appendix C)."""
+"""Largest number of training rows with a run of `WIDTH` words that counts. A run in more of them is a common phrase or
+boilerplate (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
 WIDTH = 13
-"""Words of a run that gives a row away."""
+"""Words of a run that makes a training row a hit."""
 SLICE = 48 << 20
 """Bytes of text that are indexed at once."""
 Owned = tuple[ndarray, ndarray]
-"""Hashes (uint64) and the numbers of the texts that have them (int32)."""
+"""Hashes (uint64), and the number of the text that has each (int32)."""
 
 
 class Matches(NamedTuple):
-    """Training texts, each with an evaluation row that it gives away.
+    """Pairs of a training text and an evaluation row that it overlaps with.
 
     Attributes:
-        text: the number of the training text, int64; of rows of a spool, that of the row.
-        evaluation: the number of the evaluation set, int64.
-        row: the number of the row in that set, from 0, int64.
-        rule: the place of the rule in `RULES`, int64.
+        text: number of the training text, int64. For a spool, number of its row.
+        evaluation: number of the evaluation set, int64.
+        row: number of the row in that set, from 0, int64.
+        rule: index of the rule in `RULES`, int64.
     """
 
     text: ndarray
@@ -75,30 +75,30 @@ class Matches(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """What a block of texts is compared by. Owners are the places of texts in the block."""
+    """Hashes by which a block of texts is compared. Owners are places of texts in the block."""
 
     short: ndarray
-    """uint64: hashes of the whole texts that have fewer words than a run."""
+    """uint64: one hash for each whole text that has fewer words than a run."""
     short_owners: ndarray
     grams: Shingles
     """Runs of `width` words."""
     shingles: Shingles
-    """None of any text if near-duplicates are not looked for."""
+    """Word 3-shingles. All sets are empty if near-duplicates are not looked for."""
     numbers: ndarray
-    """uint64: hashes of the numbers and operators of each text (`number_hashes`)."""
+    """uint64: hash of the numbers and operators of each text (`number_hashes`)."""
 
     @classmethod
     def of(cls, data: ndarray, starts: ndarray, numbers: ndarray, width: int, near: bool) -> Features:
         hashes, counts = word_hashes(data, starts)
-        owners = np.flatnonzero((counts > 0) & (counts < width))
-        first = (np.cumsum(counts) - counts)[owners]
-        whole = counts[owners].astype(np.uint64)
+        short_texts = np.flatnonzero((counts > 0) & (counts < width))
+        first = (np.cumsum(counts) - counts)[short_texts]
+        hashes_of_short = counts[short_texts].astype(np.uint64)
         for word in range(width - 1):
-            longer = counts[owners] > word
-            whole[longer] = mixed(whole[longer] * ODD + hashes[first[longer] + word])
-        whole ^= numbers[owners]
+            has_word = counts[short_texts] > word
+            hashes_of_short[has_word] = mixed(hashes_of_short[has_word] * ODD + hashes[first[has_word] + word])
+        hashes_of_short ^= numbers[short_texts]
         shingles = shingles_of(hashes, counts, 3) if near else Shingles.of_sizes(NO_HASHES, 0 * counts)
-        return cls(whole, owners, shingles_of(hashes, counts, width), shingles, numbers)
+        return cls(hashes_of_short, short_texts, shingles_of(hashes, counts, width), shingles, numbers)
 
 
 def iter_features(texts: Texts, width: int, near: bool) -> Iterator[Features]:
@@ -109,23 +109,23 @@ def iter_features(texts: Texts, width: int, near: bool) -> Iterator[Features]:
         near: whether near-duplicates are looked for.
     """
     numbers = number_hashes(texts)
-    at = 0
+    start = 0
     for data, starts in blocks(texts):
-        end = at + len(starts) - 1
-        yield Features.of(data, starts, numbers[at:end], width, near)
-        at = end
+        end = start + len(starts) - 1
+        yield Features.of(data, starts, numbers[start:end], width, near)
+        start = end
 
 
 class Index:
-    """Evaluation sets, to be asked for the texts that are in them.
+    """An index of the texts of evaluation sets, by which `hits` finds overlapping training texts.
 
-    A byte of their text takes some 5 bytes, and 7 while the index is made.
+    It takes some 5 bytes for a byte of text, and 7 while it is built.
 
     Args:
-        evaluations: the texts of each set. A row with several texts may give each.
+        evaluations: the texts of each set. A row may have several texts.
         width: words of a run, at least 3.
-        threshold: of the Jaccard similarity, in (0, 1]; None if near-duplicates are not looked for.
-        rows: the row of each text of all sets, int64, ascending in each; None if each text is a row.
+        threshold: least Jaccard similarity, in (0, 1]. None if near-duplicates are not looked for.
+        rows: row of each text of all sets, int64, ascending in each set. None if each text is a row of its own.
     """
 
     def __init__(
@@ -142,8 +142,10 @@ class Index:
         self.row = ranges(0 * counts, counts) if rows is None else rows
         self.rarity = Rarity()
         at = 0
-        short, grams = list[Owned](), list[Owned]()
-        sets, numbers = [Shingles.of_sizes(NO_HASHES, NO_NUMBERS)], [NO_HASHES]
+        short = list[Owned]()
+        grams = list[Owned]()
+        sets = [Shingles.of_sizes(NO_HASHES, NO_NUMBERS)]
+        numbers = [NO_HASHES]
         for texts in evaluations:
             for part in iter_features(texts, width, threshold is not None):
                 short.append((part.short, (part.short_owners + at).astype(np.int32)))
@@ -157,58 +159,67 @@ class Index:
         self.numbers = np.concatenate(numbers)
         marks = list[Owned]()
         at = 0
-        for some in sets if threshold is not None else ():  # texts that are looked at together
-            mark, owner = self.rarity.marks(some, threshold or 0)
+        for shingles in sets if threshold is not None else ():  # block by block
+            mark, owner = self.rarity.marks(shingles, threshold or 0)
             marks.append((mark, (owner + at).astype(np.int32)))
-            at += len(some)
+            at += len(shingles)
         self.marks = index_hashes(marks)
-        self.shingles = Shingles.of_sizes(*join_columns((some.values, some.sizes) for some in sets))
+        self.shingles = Shingles.of_sizes(*join_columns((shingles.values, shingles.sizes) for shingles in sets))
 
-    def without(self, common: ndarray) -> Index:
-        """Return the index less some of its runs of words: those that many training texts have are phrases, not leaks.
+    def without(self, dropped_runs: ndarray) -> Index:
+        """Return a copy of the index without some runs of words, such as phrases that many training texts have.
 
         Args:
-            common: their hashes, uint64, ascending.
+            dropped_runs: hashes of these runs, uint64, ascending.
         """
         index = copy(self)
-        left = ~held(common, self.grams.hashes)
-        index.grams = HashTable(self.grams.hashes[left], self.grams.owners[left])
+        is_kept = ~held(dropped_runs, self.grams.hashes)
+        index.grams = HashTable(self.grams.hashes[is_kept], self.grams.owners[is_kept])
         return index
 
     def near(self, block: Features) -> tuple[ndarray, ndarray]:
-        """Return pairs of texts of a block and evaluation texts that reach the threshold and have the same numbers."""
+        """Find near-duplicates: pairs whose similarity reaches the threshold and whose numbers and operators are the
+        same.
+
+        Returns:
+            Places of texts in the block, and the numbers of evaluation texts, pair by pair.
+        """
         sets = block.shingles
         if self.threshold is None:
             return NO_NUMBERS, NO_NUMBERS
-        texts, found = self.marks.find_pairs(*self.rarity.marks(sets, self.threshold))
-        same = block.numbers[texts] == self.numbers[found]
-        texts, found = texts[same], found[same]
-        enough = jaccard(sets, texts, self.shingles, found) >= self.threshold
-        return texts[enough], found[enough]
+        texts, evaluation_texts = self.marks.find_pairs(*self.rarity.marks(sets, self.threshold))
+        has_same_numbers = block.numbers[texts] == self.numbers[evaluation_texts]
+        texts = texts[has_same_numbers]
+        evaluation_texts = evaluation_texts[has_same_numbers]
+        is_similar = jaccard(sets, texts, self.shingles, evaluation_texts) >= self.threshold
+        return texts[is_similar], evaluation_texts[is_similar]
 
 
-def index_hashes(parts: list[Owned], within: ndarray | None = None) -> HashTable:
-    """Return a table of hashes and owners, part by part, these ascending. `parts` is empty then: two copies would need
-    room.
+def index_hashes(parts: list[Owned], set_of_owner: ndarray | None = None) -> HashTable:
+    """Build a table of hashes and owners.
 
     Args:
-        within: of each owner, the set in which the first owner of a hash alone counts; None keeps all.
+        parts: pieces of the table, with ascending owners. The list is emptied to save memory.
+        set_of_owner: set of each owner. Only the first owner of a hash in each set is kept. None keeps all owners.
     """
     values, owners = join_columns([(NO_HASHES, np.zeros(0, np.int32)), *parts])
     parts.clear()
-    order = np.argsort(values, kind="stable")  # of equal ones, owners stay in order
-    values, owners = values[order], owners[order]
+    order = np.argsort(values, kind="stable")  # owners of equal hashes stay in order
+    values = values[order]
+    owners = owners[order]
     del order
-    if within is None:
+    if set_of_owner is None:
         return HashTable(values, owners)
-    first = is_new(values, within[owners])
-    return HashTable(values[first], owners[first])
+    is_first = is_new(values, set_of_owner[owners])
+    return HashTable(values[is_first], owners[is_first])
 
 
 def hits(index: Index, texts: Texts) -> Matches:
-    """Return the training texts that are in evaluation sets, by text and then by set. Each comes once a set: with the
-    first row by the first rule that holds for any."""
-    found = [(NO_NUMBERS, NO_NUMBERS, NO_NUMBERS)]  # text, evaluation text, rule
+    """Find training texts that overlap with evaluation sets, sorted by text and then by set.
+
+    There is at most one match for each text and set: the first row that the first rule with any match finds.
+    """
+    columns = [(NO_NUMBERS, NO_NUMBERS, NO_NUMBERS)]  # text, evaluation text, rule
     at = 0
     for block in iter_features(texts, index.width, index.threshold is not None):
         by_rule = {
@@ -216,21 +227,25 @@ def hits(index: Index, texts: Texts) -> Matches:
             NGRAM: index.grams.find_pairs(block.grams.values, block.grams.owners),
             NEAR: index.near(block),
         }
-        found += [(text + at, owner, np.full(len(text), rule)) for rule, (text, owner) in by_rule.items()]
+        columns += [(text + at, owner, np.full(len(text), rule)) for rule, (text, owner) in by_rule.items()]
         at += len(block.grams)
-    text, owner, rule = join_columns(found)
+    text, owner, rule = join_columns(columns)
     evaluation = index.evaluation[owner]
     order = np.lexsort((owner, rule, evaluation, text))
-    text, evaluation, owner, rule = text[order], evaluation[order], owner[order], rule[order]
-    first = is_new(text, evaluation)
-    return Matches(text[first], evaluation[first], index.row[owner[first]], rule[first])
+    text = text[order]
+    evaluation = evaluation[order]
+    owner = owner[order]
+    rule = rule[order]
+    is_first = is_new(text, evaluation)
+    return Matches(text[is_first], evaluation[is_first], index.row[owner[is_first]], rule[is_first])
 
 
 class Tally:
-    """How often hashes come, exactly up to 255. A hash takes 9 bytes, and 17 while others come in."""
+    """Counts of hashes, exact up to 255. A hash takes 9 bytes, and 17 while counts are merged."""
 
     LEAST = 1 << 20
-    """Hashes that are counted together, or a quarter as many as there are: those are copied a few times only."""
+    """Least number of new hashes that are merged at once. A quarter of the counted ones if that is more, so that these
+    are copied only a few times."""
 
     def __init__(self) -> None:
         self.hashes = NO_HASHES
@@ -248,23 +263,28 @@ class Tally:
         hashes, counts = np.unique(join(self._new, NO_HASHES), return_counts=True)
         self._new = []
         self._new_count = 0
-        at = np.searchsorted(self.hashes, hashes)
-        known = held(self.hashes, hashes)
-        self.counts[at[known]] = np.minimum(self.counts[at[known]] + counts[known], 255)
-        self.hashes = np.insert(self.hashes, at[~known], hashes[~known])
-        self.counts = np.insert(self.counts, at[~known], np.minimum(counts[~known], 255))
+        places = np.searchsorted(self.hashes, hashes)
+        is_counted = held(self.hashes, hashes)
+        self.counts[places[is_counted]] = np.minimum(self.counts[places[is_counted]] + counts[is_counted], 255)
+        self.hashes = np.insert(self.hashes, places[~is_counted], hashes[~is_counted])
+        self.counts = np.insert(self.counts, places[~is_counted], np.minimum(counts[~is_counted], 255))
 
     def above(self, most: int) -> ndarray:
-        """Return the hashes that came more often than that (under 255), ascending."""
+        """Return the hashes that were added more than `most` times, ascending.
+
+        Args:
+            most: below 255.
+        """
         self._settle()
         return self.hashes[self.counts > most]
 
 
 class Prefilter:
-    """What evaluation texts are, in a few bytes a word, and which training texts may be hits of them.
+    """A filter that finds the training texts that may be hits of evaluation texts, with a few bytes for a word of
+    these.
 
-    In this order: evaluation texts are given twice, to `measure` and to `add`; training texts to `tell`; and those of
-    them that it names to `maybe`.
+    Call `measure` and then `add` with all evaluation texts, `tell` with all training texts, and `maybe` with the ones
+    that `tell` finds.
 
     Args:
         threshold: as for `Index`.
@@ -277,7 +297,7 @@ class Prefilter:
         self._runs = Tally()
 
     def measure(self, texts: Texts) -> None:
-        """Count what is to be added, and how common it is."""
+        """Count the hashes that will be added, and estimate how rare shingles are."""
         for block in self._blocks(texts):
             self._rarity.add(block.shingles)
             self._size += len(block.grams.values) + len(self._others(block)[0])
@@ -287,14 +307,17 @@ class Prefilter:
         return BloomFilter(self._size)
 
     def add(self, texts: Texts) -> None:
-        """Add what `tell` and `maybe` look for."""
+        """Add evaluation texts, which `measure` has seen, to the filter."""
         for block in self._blocks(texts):
             self._filter.add(spread(block.grams.values))
             self._filter.add(spread(self._others(block)[0]))
 
     def tell(self, texts: Texts) -> ndarray:
-        """Return which of these texts have anything in common with evaluation texts, bool (N): all that do, and few
-        others. The runs of words that they have in common are counted."""
+        """Return whether each training text may have anything in common with evaluation texts, bool (N). Counts the
+        runs of words in common, from which `phrases` are found.
+
+        There are false positives and no false negatives.
+        """
 
         def count(runs: ndarray) -> ndarray:
             self._runs.add(runs)
@@ -304,35 +327,37 @@ class Prefilter:
 
     @cached_property
     def phrases(self) -> ndarray:
-        """The runs of words that are phrases, uint64, ascending; once all texts are told."""
+        """Hashes of runs of words in more than `COMMON` training texts, uint64, ascending. Read it after `tell` has
+        seen all of them."""
         return self._runs.above(COMMON)
 
     def maybe(self, texts: Texts) -> ndarray:
-        """Return which of these texts may be hits if phrases do not count, bool (N): all that are, and few others."""
+        """Return whether each training text may be a hit if phrases do not count, bool (N). There are false positives
+        and no false negatives."""
         return self._alike(texts, lambda runs: ~held(self.phrases, runs))
 
     def _alike(self, texts: Texts, counts: Callable[[ndarray], ndarray]) -> ndarray:
-        """Return which texts have anything in common with evaluation texts.
+        """Return whether each text may have anything in common with evaluation texts, bool (N).
 
         Args:
-            counts: which runs of words, of some that they have in common, count.
+            counts: runs of words in common → whether each counts.
         """
-        found = [np.zeros(0, bool)]
+        parts = [np.zeros(0, bool)]
         for block in self._blocks(texts):
-            alike = np.zeros(len(block.grams), bool)
-            there = self._filter.maybe(spread(block.grams.values))
-            alike[block.grams.owners[there][counts(block.grams.values[there])]] = True
-            others, of = self._others(block)
-            alike[of[self._filter.maybe(spread(others))]] = True
-            found.append(alike)
-        return np.concatenate(found)
+            is_alike = np.zeros(len(block.grams), bool)
+            is_shared = self._filter.maybe(spread(block.grams.values))
+            is_alike[block.grams.owners[is_shared][counts(block.grams.values[is_shared])]] = True
+            other_hashes, owners = self._others(block)
+            is_alike[owners[self._filter.maybe(spread(other_hashes))]] = True
+            parts.append(is_alike)
+        return np.concatenate(parts)
 
     def _blocks(self, texts: Texts) -> Iterator[Features]:
         return iter_features(texts, WIDTH, self.threshold is not None)
 
     def _others(self, block: Features) -> tuple[ndarray, ndarray]:
-        """Return, beside runs of words, the hashes of which hits have one in common, and the place in the block of
-        each."""
+        """Return the other hashes by which hits are found, and the place in the block of each: those of short texts,
+        and marks of near-duplicates."""
         if self.threshold is None:
             return block.short, block.short_owners
         marks, owners = self._rarity.marks(block.shingles, self.threshold)
@@ -340,6 +365,5 @@ class Prefilter:
 
 
 def spread(hashes: ndarray) -> ndarray:
-    """Return hashes of which every bit counts, as a filter asks for: those of runs of words have no more than 54
-    bits."""
+    """Spread hashes over 64 bits for a Bloom filter: those of runs of words have 54 bits."""
     return mixed(hashes.copy())

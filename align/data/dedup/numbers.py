@@ -1,11 +1,11 @@
-"""The numbers and operators of texts, in order, hashed: texts in which these differ are never near-duplicates.
+"""Hashes of the numbers and operators of texts, in order. Texts in which these differ are never near-duplicates.
 
 A **number** is a run of digits of any script, also inside a word (`gpt4`). `1,234.5` and `1234.5` are one number, and
 so are `3,5` and `3.5`; `1,000` is a thousand. Superscripts, subscripts and fractions are numbers of their own, so that
 `5²` is not `52`. An **operator** is a mathematical symbol (`+ = < > × ÷ ≤ √`) or `^`, `&&`, `||`. Others have
 other uses, and count only between operands (numbers, brackets, single letters): `- * / & | ~`, and `%` behind a number.
-A minus directly before a number counts as its sign. Bullets, quotes, rules (`-----`), hyphens and `and/or` are none.
-Words such as `not`, `three` or `plus` are words: they are compared as words are.
+A minus directly before a number is its sign. Bullets, quotes, rules (`-----`), hyphens and `and/or` are not
+operators. Words such as `not`, `three` or `plus` are compared as words are.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OPERATORS = rf"%&*+\-/<=>^|~–{re.escape(SYMBOLS)}·"
 RUN = re.compile(rf"[\d{SMALL_DIGITS}{OPERATORS}]+(?:[.,'’٫٬]\d+)*")
 """Numbers and operators without a gap. It begins with a set of characters, which `re` searches for fast."""
 ASCII_RUN = re.compile(r"[0-9%&*+\-/<=>^|~]+(?:[.,'][0-9]+)*")
-"""The same of ASCII text: a small set is searched for four times as fast."""
+"""`RUN` for ASCII text: the search for a small set is four times as fast."""
 TOKEN = re.compile(rf"\d+(?:[.,'’٫٬]\d+)*|[{SMALL_DIGITS}]+|(?<![\w.])\.\d+|[{OPERATORS}]+")
 BETWEEN_LETTERS = (
     r"(?:[)\]]|(?:^|[^A-Za-z])[A-Za-z]) ?[*/%&|~-]+ ?(?:[(\[]|[A-Za-z](?:[^A-Za-z]|$))"  # between brackets too
@@ -45,50 +45,50 @@ MAY_NEED_SPELLING = (
 )
 """In RE2's syntax: if an ASCII text does not match, its numbers are its runs of digits, and it has no operators."""
 DIGITS = bytes(c if chr(c).isdigit() and c < 128 else 0 for c in range(256))
-"""What remains of a text that needs no spelling: digits, and 0 between them."""
+"""Translation of a text whose numbers need no spelling: digits stay, and all other bytes become 0."""
 TOKENS = bytes(0 if c == ord(" ") else c for c in range(256))
-"""The same for spelled tokens, which stand between blanks."""
+"""Translation of spelled tokens, which are separated by blanks: blanks become 0."""
 SAME = str.maketrans(
     {"−": "-", "–": "-", "×": "*", "·": "*", "∙": "*", "⋅": "*", "÷": "/", "∕": "/", "٫": ".", "’": "'"}
 )
 ALWAYS = frozenset("+=<>^" + SYMBOLS)
 GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:['٬]\d{3})+(?:[.,]\d+)?|\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?")
 BEFORE = re.compile(r"(?:[\d)\]]|(?<![^\W_])[^\W\d_]) ?\Z")
-"""An operand that ends here."""
+"""The end of an operand, directly before an operator."""
 AFTER = re.compile(r" ?(?:[-+−]?\.?\d|[(\[]|[^\W\d_](?![^\W_]))")
-"""An operand that begins here."""
+"""The beginning of an operand, directly behind an operator."""
 
 
 def number_hashes(texts: Texts) -> ndarray:
-    """Return a hash of each text's numbers and operators, uint64 (N); 0 for a text that has none.
+    """Hash the numbers and operators of each text, uint64 (N). The hash of a text that has none is 0.
 
     Args:
-        texts: N strings; null is the empty text.
+        texts: N strings. Null counts as the empty text.
     """
     hashes = np.zeros(len(texts), np.uint64)
     is_ascii = pc.call_function("string_is_ascii", [texts]).fill_null(True).to_numpy(zero_copy_only=False)
     places = np.flatnonzero(is_ascii)
     places = places[matches(texts if is_ascii.all() else texts.take(pa.array(places)), MAY_HAVE)]
-    spells = np.zeros(len(places), bool)
-    spells[matches(texts.take(pa.array(places)), MAY_NEED_SPELLING)] = True
-    hashes[places[~spells]] = hash_tokens(texts.take(pa.array(places[~spells])), DIGITS)
-    places = np.concatenate([places[spells], np.flatnonzero(~is_ascii)])
-    spelled = [" ".join(numbers_and_operators(text)) for text in texts.take(pa.array(places)).to_pylist()]
-    hashes[places] = hash_tokens(pa.array(spelled, pa.string()), TOKENS)
+    needs_spelling = np.zeros(len(places), bool)
+    needs_spelling[matches(texts.take(pa.array(places)), MAY_NEED_SPELLING)] = True
+    hashes[places[~needs_spelling]] = hash_tokens(texts.take(pa.array(places[~needs_spelling])), DIGITS)
+    places = np.concatenate([places[needs_spelling], np.flatnonzero(~is_ascii)])
+    spelled_texts = [" ".join(numbers_and_operators(text)) for text in texts.take(pa.array(places)).to_pylist()]
+    hashes[places] = hash_tokens(pa.array(spelled_texts, pa.string()), TOKENS)
     return hashes
 
 
 def matches(texts: Texts, pattern: str) -> ndarray:
-    """Return the places of the texts in which a pattern of RE2 is found, int64."""
-    found = pc.call_function("match_substring_regex", [texts], pc.MatchSubstringOptions(pattern))
-    return np.flatnonzero(found.fill_null(False).to_numpy(zero_copy_only=False))
+    """Return the places of the texts that match a pattern in RE2's syntax, int64."""
+    is_match = pc.call_function("match_substring_regex", [texts], pc.MatchSubstringOptions(pattern))
+    return np.flatnonzero(is_match.fill_null(False).to_numpy(zero_copy_only=False))
 
 
 def hash_tokens(texts: Texts, table: bytes) -> ndarray:
-    """Return a hash of each text's tokens in their order, uint64 (N); 0 for a text that has none.
+    """Hash each text's sequence of tokens, uint64 (N). The hash of a text that has none is 0.
 
     Args:
-        table: byte → byte; 0 stands between tokens.
+        table: translation of each byte. Tokens are separated by 0.
     """
     hashes = list[ndarray]()
     for data, starts in blocks(texts, str, table):
@@ -103,7 +103,7 @@ def hash_tokens(texts: Texts, table: bytes) -> ndarray:
 
 
 def numbers_and_operators(text: str) -> list[str]:
-    """Return the numbers and operators of a text in order, each in one spelling."""
+    """Extract the numbers and operators of a text in order, each in a canonical spelling."""
     tokens = list[str]()
     for run in (ASCII_RUN if text.isascii() else RUN).finditer(text):
         start = run.start()
@@ -127,9 +127,9 @@ def numbers_and_operators(text: str) -> list[str]:
 
 
 def spell_number(number: str) -> list[str]:
-    """Return a number with ASCII digits, `.` before decimals and nothing between thousands.
+    """Spell a number with ASCII digits, `.` before decimals and no separator between thousands.
 
-    What has several separators and no groups of three digits is a version, a date or a list: its parts are returned.
+    A text with several separators and no groups of three digits is a version, a date or a list. Its parts are returned.
     """
     if number.isascii() and number.isdigit():
         return [number]
@@ -137,17 +137,17 @@ def spell_number(number: str) -> list[str]:
         number = number.translate(SAME)
         number = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in number)
     if GROUPED.fullmatch(number):
-        *whole, last = re.split(r"\D", number)
+        *leading_digits, last_digits = re.split(r"\D", number)
         separators = re.findall(r"\D", number)
         if len(separators) > 1 and separators[-1] != separators[0]:
-            return ["".join(whole) + "." + last]
-        return ["".join(whole) + last]
+            return ["".join(leading_digits) + "." + last_digits]
+        return ["".join(leading_digits) + last_digits]
     parts = re.split(r"\D", number)
     return [".".join(parts)] if len(parts) == 2 else parts
 
 
 def is_operator(text: str, start: int, end: int) -> bool:
-    """Return whether a run of symbols is an operator where it stands."""
+    """Return whether the run of symbols `text[start:end]` is an operator in its context."""
     run = text[start:end]
     if len(run) > 2 and len(set(run)) == 1:
         return False  # a rule between paragraphs

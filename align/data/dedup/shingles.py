@@ -1,12 +1,13 @@
-"""Words of many texts as 64-bit hashes, computed over the bytes of whole blocks of documents at once; texts as sets of
-hashed runs of words: how alike these are, their MinHash keys, and which shingles are rare; and digests of whole
-texts.
+"""Hashes of words, shingles and whole texts, computed over the bytes of many documents at once.
+
+A text is a set of shingles, which are hashed runs of words. This module computes their Jaccard similarity, their
+MinHash keys and which of them are rare; and digests of whole texts.
 
 A **word** is a run of letters, digits and the marks that belong to letters (vowel signs, accents), of any script, in
-any case. Everything else parts words: blanks, punctuation, symbols, emoji, `_`, NUL. So `Hello,  World!` and
-`hello world` have the same words. Characters that Unicode calls compatible (NFKD: composed accents, full width,
+any case. Everything else separates words: blanks, punctuation, symbols, emoji, `_`, NUL. So `Hello,  World!`
+and `hello world` have the same words. Characters that Unicode calls compatible (NFKD: composed accents, full width,
 ligatures) are the same. In scripts that write no blanks (Han, kana, Thai, Lao, Khmer, Burmese) each letter with
-its marks is a word. Which characters are letters is a question to Python's version of Unicode.
+its marks is a word. Python's version of Unicode decides which characters are letters.
 """
 
 from __future__ import annotations
@@ -38,23 +39,23 @@ from align.data.dedup.arrays import (
 )
 
 BLOCK_BYTES = 1 << 19
-"""Of text that is worked on at once: what is made of it stays in a core's cache."""
+"""Bytes of text in a block, so few that its arrays stay in a core's cache."""
 BLOCK_DOCUMENTS = 1 << 10
-"""At most as many documents at once, so that a document's place in its block fits the bits a hash leaves."""
+"""Largest number of documents in a block. A document's place in its block fits the bits that a hash leaves free."""
 LONG_WORD = 64
-"""Bytes. Longer words are hashed one by one."""
+"""Bytes of a word up to which words are hashed together. Longer ones are hashed one by one."""
 WITHOUT_BLANKS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 LOWER = bytes(ord(chr(i).lower()) if i > 127 or chr(i).isalnum() else 0 for i in range(256))
-"""What becomes of a byte of UTF-8: lower case, or 0 where it parts words. Bytes over 127 stay."""
+"""Translation of each byte of UTF-8: lower case, or 0 for a separator of words. Bytes over 127 stay."""
 MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
 ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mixed(x: ndarray) -> ndarray:
-    """Every bit of each 64-bit number spread over all of its bits, one to one, in place.
+    """Mix the bits of each 64-bit number in place, by a bijection. Returns the same array.
 
     Source: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), as Stafford's variant 13.
     """
@@ -68,139 +69,144 @@ def mixed(x: ndarray) -> ndarray:
 
 NOT_ASCII = re.compile("[^\x00-\x7f]+")
 OFTEN = 8
-"""Characters of the longest run that is kept in memory: typographic quotes, accented letters, emoji."""
+"""Characters of the longest run that is cached: typographic quotes, accented letters, emoji."""
 
 
 def plain(text: str) -> str:
-    """Return a text of any script in whose bytes words are parted by ASCII, and by nothing else."""
+    """Normalise a text of any script so that its words are separated by ASCII characters only."""
 
-    def replaced(run: re.Match[str]) -> str:
-        inside = text[run.start() - 1 : run.start()].isalnum()
-        return (folded if len(run[0]) <= OFTEN else folded.__wrapped__)(run[0], inside)
+    def replace(run: re.Match[str]) -> str:
+        follows_letter = text[run.start() - 1 : run.start()].isalnum()
+        return (folded if len(run[0]) <= OFTEN else folded.__wrapped__)(run[0], follows_letter)
 
-    return NOT_ASCII.sub(replaced, text)
+    return NOT_ASCII.sub(replace, text)
 
 
 @lru_cache(1 << 14)
-def folded(run: str, inside: bool) -> str:
-    """Return a run of characters that are not ASCII, without case, its words parted by blanks.
+def folded(run: str, follows_letter: bool) -> str:
+    """Fold the case of a run of characters that are not ASCII, and separate its words by blanks.
 
     Args:
-        inside: a letter or digit precedes it.
+        follows_letter: whether a letter or digit precedes it.
     """
 
-    def parted(match: re.Match[str]) -> str:
-        alone, word = match.groups()
-        return f" {alone} " if alone else word or " "
+    def separate(match: re.Match[str]) -> str:
+        letter, word = match.groups()
+        return f" {letter} " if letter else word or " "
 
     # Decomposed (NFKD), so that an accent that follows an ASCII letter needs no letter to be composed with.
-    before = "x" * inside
-    return word_pattern().sub(parted, before + unicodedata.normalize("NFKD", run).casefold())[len(before) :]
+    placeholder = "x" * follows_letter
+    return word_pattern().sub(separate, placeholder + unicodedata.normalize("NFKD", run).casefold())[len(placeholder) :]
 
 
 @cache
 def word_pattern() -> re.Pattern[str]:
-    """A word that is one letter with its marks; or else a run; or else a character of no word."""
+    """Compile a pattern that matches a word of one letter with marks, else a longer word, else any character."""
     marks = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c)[0] == "M")
-    marks = re.sub("[\ufe00-\ufe0f]", "", marks)  # these choose how an emoji is drawn
+    marks = re.sub("[\ufe00-\ufe0f]", "", marks)  # variation selectors of emoji
     letter = f"[^\\W_{WITHOUT_BLANKS}]"  # Python's \\w knows letters and digits, but no marks
     return re.compile(f"((?=\\w)[{WITHOUT_BLANKS}][{marks}]*)|({letter}(?:{letter}|[{marks}])*)|.", re.DOTALL)
 
 
 def blocks(texts: Texts, fold: Callable[[str], str] = plain, table: bytes = LOWER) -> Iterator[tuple[ndarray, ndarray]]:
-    """Yield documents in blocks of what a cache holds, at least one a block. Documents of ASCII alone are not looked at
-    one by one.
+    """Yield the bytes of texts in blocks that fit a cache, with at least one text in each.
 
     Args:
-        fold: what becomes of a text that is not all ASCII.
-        table: what becomes of each byte then.
+        fold: normalises a text that is not all ASCII.
+        table: translation of each byte afterwards.
 
     Yields:
-        Bytes (uint8), and where each document begins in them (int64, one more than documents). By default, words are
-        parted by 0.
+        The bytes of a block (uint8), and the offset at which each text begins (int64, one more than texts). By default,
+        words are separated by 0.
     """
     for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
         sizes = pc.call_function("binary_length", [chunk]).fill_null(0).to_numpy(zero_copy_only=False)
-        for at, end in spans(sizes, BLOCK_BYTES, BLOCK_DOCUMENTS):
-            block = chunk.slice(at, end - at).fill_null("")
-            ascii = pc.call_function("string_is_ascii", [block])
-            if ascii.true_count < len(block):
-                foreign = pc.call_function("invert", [ascii])
-                others = pa.array([fold(text) for text in block.filter(foreign).to_pylist()], block.type)
-                block = pc.call_function("replace_with_mask", [block, foreign, others])
+        for start, end in spans(sizes, BLOCK_BYTES, BLOCK_DOCUMENTS):
+            block = chunk.slice(start, end - start).fill_null("")
+            is_ascii = pc.call_function("string_is_ascii", [block])
+            if is_ascii.true_count < len(block):
+                is_foreign = pc.call_function("invert", [is_ascii])
+                folded_texts = pa.array([fold(text) for text in block.filter(is_foreign).to_pylist()], block.type)
+                block = pc.call_function("replace_with_mask", [block, is_foreign, folded_texts])
             _, offsets, data = block.buffers()
-            wide = pa.types.is_large_string(block.type)
-            starts = np.frombuffer(offsets, np.int64 if wide else np.int32)[block.offset :][: len(block) + 1]
+            is_large = pa.types.is_large_string(block.type)
+            starts = np.frombuffer(offsets, np.int64 if is_large else np.int32)[block.offset :][: len(block) + 1]
             starts = starts.astype(np.int64)
-            whole = memoryview(data)[starts[0] : starts[-1]] if data is not None else b""
-            yield np.frombuffer(bytes(whole).translate(table), np.uint8), starts - starts[0]
+            content = memoryview(data)[starts[0] : starts[-1]] if data is not None else b""
+            yield np.frombuffer(bytes(content).translate(table), np.uint8), starts - starts[0]
 
 
-def bounds_of_words(inside: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
-    """Return the first byte of each word of a block, and the byte behind it (int64).
+def bounds_of_words(is_word_byte: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
+    """Find the words of a block. Returns the offset of the first byte of each, and of the byte behind it (int64).
 
     Args:
-        inside: whether each byte is one of a word, bool; there is at least one.
-        starts: where each document begins (`blocks`).
+        is_word_byte: whether each byte belongs to a word, bool. There is at least one byte.
+        starts: offset of each document, see `blocks`.
     """
-    opens = inside.copy()
-    closes = inside.copy()
-    np.greater(inside[1:], inside[:-1], out=opens[1:])
-    np.greater(inside[:-1], inside[1:], out=closes[:-1])
-    borders = starts[(starts > 0) & (starts < len(inside))]  # a word ends with its document
-    opens[borders] = inside[borders]
-    closes[borders - 1] = inside[borders - 1]
-    return np.flatnonzero(opens), np.flatnonzero(closes) + 1
+    is_start = is_word_byte.copy()
+    is_last = is_word_byte.copy()
+    np.greater(is_word_byte[1:], is_word_byte[:-1], out=is_start[1:])
+    np.greater(is_word_byte[:-1], is_word_byte[1:], out=is_last[:-1])
+    borders = starts[(starts > 0) & (starts < len(is_word_byte))]  # a word ends with its document
+    is_start[borders] = is_word_byte[borders]
+    is_last[borders - 1] = is_word_byte[borders - 1]
+    return np.flatnonzero(is_start), np.flatnonzero(is_last) + 1
 
 
 def word_hashes(data: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
-    """Return the words of a block (`blocks`) in order: their hashes (uint64), and how many each document has (int64).
-    A word is hashed eight bytes after eight."""
+    """Hash the words of a block, eight bytes at a time.
+
+    Args:
+        data, starts: see `blocks`.
+
+    Returns:
+        The hash of each word in order (uint64), and the number of words of each document (int64).
+    """
     if not len(data):
         return NO_HASHES, np.zeros(len(starts) - 1, np.int64)
     first, end = bounds_of_words(data != 0, starts)
     length = end - first
     padded = np.append(data, np.zeros(8, np.uint8))
-    eights = np.ndarray((len(data),), "<u8", padded, strides=(1,))  # the eight bytes from each place on
+    eights = np.ndarray((len(data),), "<u8", padded, strides=(1,))  # the eight bytes from each offset on
     hashes = mixed((eights[first] & MASKS[np.minimum(length, 8)]) ^ (length.astype(np.uint64) * ODD))
-    long = np.flatnonzero(length > 8)
-    at = 8
-    while len(long) and at < LONG_WORD:
-        part = eights[first[long] + at] & MASKS[np.minimum(length[long] - at, 8)]
-        hashes[long] = mixed(hashes[long] * ODD ^ part)
-        at += 8
-        long = long[length[long] > at]
-    for word in long:
+    long_words = np.flatnonzero(length > 8)
+    position = 8
+    while len(long_words) and position < LONG_WORD:
+        piece = eights[first[long_words] + position] & MASKS[np.minimum(length[long_words] - position, 8)]
+        hashes[long_words] = mixed(hashes[long_words] * ODD ^ piece)
+        position += 8
+        long_words = long_words[length[long_words] > position]
+    for word in long_words:
         digest = blake2b(data[first[word] : end[word]].tobytes(), digest_size=8).digest()
         hashes[word] = int.from_bytes(digest, "little")
     return hashes, np.diff(np.searchsorted(first, starts))
 
 
 def word_counts(texts: Texts) -> ndarray:
-    """Return how many words each text has, int64 (N)."""
+    """Count the words of each text, int64 (N)."""
     return join(word_hashes(*block)[1] for block in blocks(texts))
 
 
 HASH_BITS = 54
-"""Of a shingle's hash. Ten bits are left for a place in a block, so that one sort orders many documents at once."""
+"""Bits of a shingle's hash. Ten bits are left for a document's place in its block: one sort orders many documents."""
 DIGEST_BYTES = 16
 BLANK = ord(" ")
 SPACED = bytes(BLANK if i < 128 and chr(i).isspace() else ord(chr(i).lower()) if i < 128 else i for i in range(256))
-"""ASCII in lower case, its white space as blanks."""
+"""Translation of ASCII to lower case, with white space as blanks."""
 BLOCK_PAIRS = 1 << 64 - HASH_BITS
 BLOCK_VALUES = 1 << 17
-"""Of both sides of the pairs that are compared at once: they stay in a core's cache."""
+"""Values of both sets of the pairs that are compared at once, so few that they stay in a core's cache."""
 
 
 @dataclass(frozen=True)
 class Shingles:
-    """Sets of hashes, one a document.
+    """One set of shingle hashes for each document.
 
     In one of 1.5·10¹² pairs of documents with 110 shingles, two different shingles have one hash.
     """
 
     values: ndarray
-    """uint64, under 2^54: ascending in each document, and each one once."""
+    """uint64, below 2^54: the sets of all documents, each ascending and without repetition."""
     offsets: ndarray
     """int64 (N+1): the values of document `i` are those from `offsets[i]` to `offsets[i + 1]`."""
 
@@ -209,12 +215,12 @@ class Shingles:
 
     @property
     def sizes(self) -> ndarray:
-        """int64 (N): how many shingles each document has."""
+        """Number of shingles of each document, int64 (N)."""
         return np.diff(self.offsets)
 
     @property
     def owners(self) -> ndarray:
-        """int64: the document of each value."""
+        """Document of each value, int64."""
         return np.repeat(np.arange(len(self)), self.sizes)
 
     @staticmethod
@@ -223,114 +229,118 @@ class Shingles:
 
     @staticmethod
     def of(lists: pa.ListArray) -> Shingles:
-        """Return sets that were kept as a column, see `column`."""
+        """Read sets from a column that `column` returned."""
         offsets = lists.offsets.to_numpy().astype(np.int64)
         return Shingles(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
 
     def column(self) -> pa.ListArray:
-        """Return the same as a column of lists."""
+        """Return the sets as a column of lists."""
         return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.values))
 
-    def where(self, chosen: ndarray) -> Shingles:
-        """Return the sets of some documents (bool (N))."""
-        return Shingles.of_sizes(self.values[np.repeat(chosen, self.sizes)], self.sizes[chosen])
+    def where(self, mask: ndarray) -> Shingles:
+        """Return the sets of the documents in a mask, bool (N)."""
+        return Shingles.of_sizes(self.values[np.repeat(mask, self.sizes)], self.sizes[mask])
 
-    def only(self, some: ndarray) -> Shingles:
-        """Return each set without the values that are not among `some` (ascending)."""
-        inside = HashTable(some, some).holds(self.values)
-        return Shingles(self.values[inside], np.append(0, np.cumsum(inside))[self.offsets])
+    def only(self, values: ndarray) -> Shingles:
+        """Return the intersection of each set with some values, which are ascending."""
+        is_kept = HashTable(values, values).holds(self.values)
+        return Shingles(self.values[is_kept], np.append(0, np.cumsum(is_kept))[self.offsets])
 
 
 def shingled(texts: Texts, width: int = 3) -> Shingles:
-    """Return the runs of `width` words of each text, hashed; `align.data.dedup.shingles` says what a word is. A text of
-    fewer words has none."""
+    """Build the set of shingles of each text: hashes of its runs of `width` words. A text of fewer words has none."""
     parts = (shingles_of(*word_hashes(*block), width) for block in blocks(texts))
     values, sizes = join_columns([(NO_HASHES, NO_NUMBERS), *((part.values, part.sizes) for part in parts)])
     return Shingles.of_sizes(values, sizes)
 
 
 def hash_runs(hashes: ndarray, width: int) -> ndarray:
-    """Return a hash of the run of `width` words that begins at each word, uint64 under 2^54. Runs do not end where a
-    document does."""
-    many = max(len(hashes) - width + 1, 0)
-    joined = hashes[:many].copy()
-    for later in range(1, width):
-        joined *= ODD
-        joined += hashes[later : later + many]
-    joined = mixed(joined)
-    joined >>= np.uint64(64 - HASH_BITS)
-    return joined
+    """Hash the run of `width` words that begins at each word, uint64 below 2^54. Runs may cross ends of documents."""
+    count = max(len(hashes) - width + 1, 0)
+    hashes_of_runs = hashes[:count].copy()
+    for shift in range(1, width):
+        hashes_of_runs *= ODD
+        hashes_of_runs += hashes[shift : shift + count]
+    hashes_of_runs = mixed(hashes_of_runs)
+    hashes_of_runs >>= np.uint64(64 - HASH_BITS)
+    return hashes_of_runs
 
 
 def shingles_of(hashes: ndarray, counts: ndarray, width: int) -> Shingles:
-    """Return the sets of a block's documents (`word_hashes`)."""
-    joined = hash_runs(hashes, width)
-    many = len(joined)
+    """Build the set of shingles of each document of a block, from what `word_hashes` returns."""
+    shingles = hash_runs(hashes, width)
+    count = len(shingles)
     document = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
-    joined |= document[:many] << np.uint64(HASH_BITS)
-    joined = distinct(joined[document[:many] == document[len(document) - many :]])  # a run ends with its document
-    sizes = np.bincount((joined >> np.uint64(HASH_BITS)).astype(np.int64), minlength=len(counts))
-    joined &= np.uint64((1 << HASH_BITS) - 1)
-    return Shingles.of_sizes(joined, sizes)
+    shingles |= document[:count] << np.uint64(HASH_BITS)
+    shingles = distinct(shingles[document[:count] == document[len(document) - count :]])  # a run ends with its document
+    sizes = np.bincount((shingles >> np.uint64(HASH_BITS)).astype(np.int64), minlength=len(counts))
+    shingles &= np.uint64((1 << HASH_BITS) - 1)
+    return Shingles.of_sizes(shingles, sizes)
 
 
 def normalised_digests(texts: Texts) -> ndarray:
-    """Return digests of texts but for letter case, white space and how accents are composed (NFC): N of 16 bytes
-    (`V16`), by BLAKE2b.
+    """Digest texts by BLAKE2b, regardless of letter case, white space and composition of accents (NFC).
 
-    Punctuation counts: `5 + 3` and `5 * 3`, or two emoji, are not the same text.
+    Punctuation counts: `5 + 3` and `5 * 3`, or two emoji, are different texts.
+
+    Returns:
+        N digests of 16 bytes (`V16`).
     """
     digests = bytearray()
     for data, starts in blocks(
         texts, lambda text: " ".join(unicodedata.normalize("NFC", text).lower().split()), SPACED
     ):
-        space = data == BLANK
-        before = np.empty(len(data) + 1, bool)
-        before[1:] = space
-        before[starts] = True  # blanks that a document begins with
-        surplus = np.flatnonzero(space & before[:-1])
-        whole = np.delete(data, surplus).tobytes()
+        is_blank = data == BLANK
+        follows_blank = np.empty(len(data) + 1, bool)
+        follows_blank[1:] = is_blank
+        follows_blank[starts] = True  # removes blanks at the beginning of a document
+        surplus = np.flatnonzero(is_blank & follows_blank[:-1])
+        content = np.delete(data, surplus).tobytes()
         for start, end in pairwise((starts - np.searchsorted(surplus, starts)).tolist()):
-            digests += blake2b(whole[start:end].rstrip(b" "), digest_size=DIGEST_BYTES).digest()
+            digests += blake2b(content[start:end].rstrip(b" "), digest_size=DIGEST_BYTES).digest()
     return np.frombuffer(bytes(digests), f"V{DIGEST_BYTES}")
 
 
 def jaccard(a: Shingles, ia: ndarray, b: Shingles, ib: ndarray) -> ndarray:
-    """Return |A ∩ B| / |A ∪ B| of the sets `ia[p]` of `a` and `ib[p]` of `b`, for each pair p, float64; 0 if both sets
-    are empty."""
+    """Compute |A ∩ B| / |A ∪ B| of the sets `ia[p]` of `a` and `ib[p]` of `b` for each pair p, float64. It is 0 if both
+    sets are empty."""
     common = count_common(a, ia, b, ib)
     return common / np.maximum(a.sizes[ia] + b.sizes[ib] - common, 1)
 
 
 def count_common(a: Shingles, ia: ndarray, b: Shingles, ib: ndarray) -> ndarray:
-    """Return |A ∩ B| of the sets `ia[p]` of `a` and `ib[p]` of `b`, for each pair p, int64."""
-    starts_a, sizes_a = a.offsets[ia], a.sizes[ia]
-    starts_b, sizes_b = b.offsets[ib], b.sizes[ib]
+    """Count |A ∩ B| of the sets `ia[p]` of `a` and `ib[p]` of `b`, for each pair p, int64."""
+    starts_a = a.offsets[ia]
+    starts_b = b.offsets[ib]
+    sizes_a = a.sizes[ia]
+    sizes_b = b.sizes[ib]
     common = np.zeros(len(ia), np.int64)
-    for at, end in spans(sizes_a + sizes_b, BLOCK_VALUES, BLOCK_PAIRS):
-        part = slice(at, end)
-        common[part] = count_shared(
-            a.values, starts_a[part], sizes_a[part], b.values, starts_b[part], sizes_b[part], HASH_BITS
+    for start, end in spans(sizes_a + sizes_b, BLOCK_VALUES, BLOCK_PAIRS):
+        span = slice(start, end)
+        common[span] = count_shared(
+            a.values, starts_a[span], sizes_a[span], b.values, starts_b[span], sizes_b[span], HASH_BITS
         )
     return common
 
 
-# --- MinHash signatures in bands: documents that are much alike have a band's key in common.
+# --- MinHash signatures in bands: similar documents have the key of a band in common.
 
-BANDS, ROWS = 32, 4
+BANDS = 32
+ROWS = 4
+"""Rows of a signature in each band."""
 BLOCK = 1 << 16
-"""Shingles that are hashed at once, so that they stay in a core's cache."""
+"""Shingles that are hashed at once, so few that they stay in a core's cache."""
 
 
 def band_keys(shingles: Shingles, bands: int = BANDS, rows: int = ROWS, seed: int = 1) -> ndarray:
-    """Return keys of which two documents have one in common with probability 1 - (1 - J^rows)^bands.
+    """Compute MinHash keys. Two documents have a key in common with probability 1 - (1 - J^rows)^bands.
 
-    J is the Jaccard similarity of their sets. The signature has `bands * rows` values: the least of a·x modulo 2^32
-    over a document's shingles x, each by an odd a of its own. (x is a hash already, and needs no term.) A key hashes
-    `rows` of them.
+    J is the Jaccard similarity of their sets. The signature has `bands * rows` values: for an odd factor a each, the
+    minimum of a·x modulo 2^32 over a document's shingles x. (x is a hash already, so no addend is needed.) A key hashes
+    `rows` of these values.
 
     Returns:
-        uint64 (N, bands). The row of a document without shingles is 0 and is no key: leave such documents out
+        uint64 (N, bands). The row of a document without shingles is 0 and not a key: leave out such documents
         (`shingles.sizes == 0`).
 
     Source: Broder 1997; banding by Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4.
@@ -339,45 +349,50 @@ def band_keys(shingles: Shingles, bands: int = BANDS, rows: int = ROWS, seed: in
     factors = (numbers >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
     keys = np.zeros((len(shingles), bands), np.uint64)
     filled = np.flatnonzero(shingles.sizes)
-    starts, ends = shingles.offsets[filled], shingles.offsets[filled + 1]
-    at = 0
-    while at < len(filled):
-        end = max(int(np.searchsorted(ends, starts[at] + BLOCK, "right")), at + 1)
-        values = shingles.values[starts[at] : ends[end - 1]]
-        x = (values >> np.uint64(HASH_BITS - 32)).astype(np.uint32)
-        signatures = np.empty((len(factors), end - at), np.uint32)
-        room = np.empty_like(x)
+    starts = shingles.offsets[filled]
+    ends = shingles.offsets[filled + 1]
+    start = 0
+    while start < len(filled):
+        end = max(int(np.searchsorted(ends, starts[start] + BLOCK, "right")), start + 1)
+        values = shingles.values[starts[start] : ends[end - 1]]
+        shingle_bits = (values >> np.uint64(HASH_BITS - 32)).astype(np.uint32)
+        signatures = np.empty((len(factors), end - start), np.uint32)
+        products = np.empty_like(shingle_bits)
         for row, factor in enumerate(factors):
-            np.multiply(x, factor, out=room)
-            np.minimum.reduceat(room, starts[at:end] - starts[at], out=signatures[row])
-        keys[filled[at:end]] = banded(signatures, bands)
-        at = end
+            np.multiply(shingle_bits, factor, out=products)
+            np.minimum.reduceat(products, starts[start:end] - starts[start], out=signatures[row])
+        keys[filled[start:end]] = banded(signatures, bands)
+        start = end
     return keys
 
 
 def banded(signatures: ndarray, bands: int) -> ndarray:
-    """Return the hash of each band's rows, uint64 (documents, bands)."""
-    of_band = signatures.reshape(bands, -1, signatures.shape[1])
+    """Hash the rows of each band of signatures, uint64 (documents, bands).
+
+    Args:
+        signatures: uint32 (bands * rows, documents).
+    """
+    rows_by_band = signatures.reshape(bands, -1, signatures.shape[1])
     keys = np.zeros((bands, signatures.shape[1]), np.uint64)
-    for row in range(of_band.shape[1]):
-        keys = mixed(keys * ODD + of_band[:, row] + np.uint64(1))
+    for row in range(rows_by_band.shape[1]):
+        keys = mixed(keys * ODD + rows_by_band[:, row] + np.uint64(1))
     return keys.T
 
 
-# --- The rarest shingles of documents, by which alike ones among very many meet.
+# --- The rarest shingles of documents, for prefix filtering: similar documents have one of them in common.
 
 BUCKETS = 1 << 20
 MARK = np.uint64(1 << 63)
-"""Is in every mark that is a shingle, and in none that is a group."""
+"""A bit that is set in every mark that is a shingle, and in no mark that is a group."""
 
 
 class Rarity:
-    """How common shingles are, as far as a sample tells.
+    """Frequencies of shingles, estimated from a sample, and the rarest shingles of sets.
 
-    Marks are right by any fixed order of shingles. Where the rare ones come first, few documents have one in common.
+    Prefix filtering is correct for any fixed order of shingles. If rare ones come first, few documents share a mark.
 
     Args:
-        common: shingles that are no marks, ascending; they come last.
+        common: shingles that are never marks, ascending. They come last in the order.
     """
 
     def __init__(self, common: ndarray = NO_HASHES) -> None:
@@ -388,32 +403,33 @@ class Rarity:
         self.counts += np.bincount(bucket_of(sample.values), minlength=BUCKETS)
 
     def marks(self, sets: Shingles, threshold: float) -> tuple[ndarray, ndarray]:
-        """Return of a set of n its n - ⌈threshold · n⌉ + 1 rarest: sets as similar as the threshold have one in common.
-        Those that are common are left out.
+        """Select the marks of each set: the n - ⌈threshold · n⌉ + 1 rarest of its n shingles, without common ones.
+
+        Two sets whose similarity reaches the threshold have a mark in common.
 
         Args:
             sets: at most 1,024.
 
         Returns:
-            The marks (uint64), set after set, and the set of each (int64).
+            The marks (uint64), set after set, and the number of each mark's set (int64).
         """
         sizes = sets.sizes
         # 10 bits for the set, 9 for how common the shingle is, and 45 of its hash.
-        common = np.minimum(self.counts[bucket_of(sets.values)], 510).astype(np.uint64)
+        frequency = np.minimum(self.counts[bucket_of(sets.values)], 510).astype(np.uint64)
         if len(self.common):
-            common[held(self.common, sets.values)] = 511
+            frequency[held(self.common, sets.values)] = 511
         ranked = (
             sets.owners.astype(np.uint64) << np.uint64(HASH_BITS)
-            | common << np.uint64(45)
+            | frequency << np.uint64(45)
             | sets.values >> np.uint64(HASH_BITS - 45)
         )
         ranked.sort()
-        least = np.ceil(threshold * sizes * (1 - 1e-12)).astype(np.int64)  # rounding must not ask for one more
-        many = np.where(sizes > 0, np.minimum(sizes - least + 1, sizes), 0)
-        first = np.arange(len(ranked)) - np.repeat(sets.offsets[:-1], sizes) < np.repeat(many, sizes)
+        least = np.ceil(threshold * sizes * (1 - 1e-12)).astype(np.int64)  # rounding must not raise it by one
+        mark_counts = np.where(sizes > 0, np.minimum(sizes - least + 1, sizes), 0)
+        is_mark = np.arange(len(ranked)) - np.repeat(sets.offsets[:-1], sizes) < np.repeat(mark_counts, sizes)
         if len(self.common):
-            first &= ranked >> np.uint64(45) & np.uint64(511) != 511
-        return ranked[first] & np.uint64((1 << HASH_BITS) - 1) | MARK, sets.owners[first]
+            is_mark &= ranked >> np.uint64(45) & np.uint64(511) != 511
+        return ranked[is_mark] & np.uint64((1 << HASH_BITS) - 1) | MARK, sets.owners[is_mark]
 
 
 def bucket_of(values: ndarray) -> ndarray:
