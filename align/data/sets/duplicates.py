@@ -1,4 +1,4 @@
-"""Rows of a spool that say what another one says: copies, and near-duplicates."""
+"""Exact duplicates and near-duplicates among the rows of a spool."""
 
 from __future__ import annotations
 
@@ -21,24 +21,28 @@ from align.data.sets.spool import Rows, Spool
 ALL = "all"
 ACROSS = "across"
 PACKS = 2
-"""Of documents for each worker: one that is done early takes another."""
-
-
+"""Packs of documents for each worker. A worker that finishes early takes another one."""
 NO_DUPLICATES = Duplicates(NO_NUMBERS, NO_NUMBERS, np.zeros(0), np.zeros(0, bool))
 
 
 def preference(source: ndarray, ranks: Sequence[int]) -> ndarray:
-    """Return the order in which rows survive, int64 (N): by the rank of their source, then by their number."""
+    """Return the rank of preference of each row, int64 (N): by the rank of its source, then by its number.
+
+    Args:
+        source: number of each row's source, int (N).
+        ranks: rank of each source.
+    """
     return np.asarray(ranks, np.int64)[source] << 40 | np.arange(len(source))
 
 
 def copies(rows: Rows, kept: ndarray, order: ndarray, source: ndarray, among: str = ALL) -> Duplicates:
-    """Return the rows whose text another row has, which comes before in `order`, see `find_exact`.
+    """Find the rows whose text equals that of a row earlier in `order`, see `find_exact`.
 
     Args:
-        kept: which rows are looked at, bool (N).
+        kept: rows to compare, bool (N).
         order: see `preference`.
-        among: `all` rows; those `within` one source; those `across` sources.
+        source: number of each row's source, int (N).
+        among: compare `all` rows, those `within` one source, or those `across` sources.
     """
     numbers = np.flatnonzero(kept)
     digests = np.ascontiguousarray(rows.numbers("digest")[numbers]).view("V16").ravel()
@@ -56,13 +60,13 @@ def near_duplicates(
     among: str = ALL,
     engine: TaskRunner = embedded,
 ) -> Duplicates:
-    """Return the documents that are nearly the same as one which stays, see `align.data.dedup.near_duplicates`.
+    """Find the documents that are near-duplicates of a document that is kept, see `align.data.dedup.near_duplicates`.
 
     Args:
         kept, order, source, among: see `copies`.
-        threshold: the least Jaccard similarity of their word 3-grams.
-        engine: compares documents in packs that have no key in common, if it has several workers. Which text is
-            shared is found among all of them first.
+        threshold: least Jaccard similarity of the word 3-grams.
+        engine: runs the comparison. With several workers, it compares packs of documents that have no key in common,
+            after shared text was found among all documents.
     """
     numbers = np.flatnonzero(kept)
     compare = partial(near_among, rows.folder, threshold=threshold, among=among)
@@ -75,14 +79,20 @@ def near_duplicates(
     shared = find_shared(groups, places, sizes, content, partial(read_sets, rows, numbers))
     parts = [numbers[pack] for pack in packs(groups, sizes, PACKS * engine.workers)]
     tasks = [Compared(part, order[part], source[part], shared) for part in parts]
-    found = joined([duplicates for _, duplicates in engine(compare, tasks)])
-    by_preference = np.lexsort((found.dropped, order[found.dropped]))
-    return Duplicates(*(column[by_preference] for column in found))
+    duplicates = joined([of_pack for _, of_pack in engine(compare, tasks)])
+    by_preference = np.lexsort((duplicates.dropped, order[duplicates.dropped]))
+    return Duplicates(*(column[by_preference] for column in duplicates))
 
 
 class Compared(NamedTuple):
-    """Documents that are compared: the number of each, ascending, its preference, and its source; and the shingles of
-    text that many documents share, where these are known."""
+    """Documents to compare with each other.
+
+    Attributes:
+        number: number of each document's row, ascending.
+        order: its rank of preference.
+        source: number of its source.
+        shared: shingles of text that many documents share. None if they have to be found.
+    """
 
     number: ndarray
     order: ndarray
@@ -90,50 +100,49 @@ class Compared(NamedTuple):
     shared: ndarray | None = None
 
 
-def near_among(folder: Path, some: Compared, threshold: float, among: str) -> Duplicates:
-    """Return the near-duplicates among documents of a spool in a folder, see `near_duplicates`."""
+def near_among(folder: Path, task: Compared, threshold: float, among: str) -> Duplicates:
+    """Find the near-duplicates among some documents of the spool in `folder`, see `near_duplicates`."""
     rows = Rows(Spool(folder))
-    numbers = some.number
+    numbers = task.number
     return find_near(
-        some.order,
+        task.order,
         rows.numbers("shingles")[numbers],
         lambda band: rows.numbers(band_name(band))[numbers],
         partial(read_sets, rows, numbers),
         threshold,
-        sources=None if among == ALL else some.source,
+        sources=None if among == ALL else task.source,
         across=among == ACROSS,
         numbers=rows.numbers("numbers")[numbers],
-        content=rows.first_bits("digest")[numbers] if some.shared is None else None,
-        shared=some.shared,
+        content=rows.first_bits("digest")[numbers] if task.shared is None else None,
+        shared=task.shared,
     ).renumbered(numbers)
 
 
-def read_sets(rows: Rows, numbers: ndarray, few: ndarray) -> Shingles:
-    """Return the shingles of the documents `numbers[few]`."""
-    return Shingles.of(whole(rows.take(numbers[few], [HASHES])[HASHES]))
+def read_sets(rows: Rows, numbers: ndarray, places: ndarray) -> Shingles:
+    """Load the shingles of the documents `numbers[places]`."""
+    return Shingles.of(whole(rows.take(numbers[places], [HASHES])[HASHES]))
 
 
-def joined(found: Sequence[Duplicates]) -> Duplicates:
-    """Return duplicates of several steps, in their order. The row that one step keeps may be dropped by a later
-    one."""
-    return Duplicates(*join_columns([NO_DUPLICATES, *found]))
+def joined(steps: Sequence[Duplicates]) -> Duplicates:
+    """Concatenate the duplicates of several steps. The row that one step keeps may be dropped by a later step."""
+    return Duplicates(*join_columns([NO_DUPLICATES, *steps]))
 
 
-def clusters(found: Duplicates) -> ndarray:
-    """Return for each duplicate the row under which it is at last, when each goes on to where its kept row went."""
-    heads = dict(zip(found.dropped.tolist(), found.kept.tolist(), strict=True))
-    last = found.kept.tolist()
-    for i, row in enumerate(last):
+def clusters(duplicates: Duplicates) -> ndarray:
+    """Return the row that is finally kept for each duplicate, by following kept rows that were dropped themselves."""
+    heads = dict(zip(duplicates.dropped.tolist(), duplicates.kept.tolist(), strict=True))
+    final_rows = duplicates.kept.tolist()
+    for i, row in enumerate(final_rows):
         while row in heads:
             row = heads[row]
-        last[i] = row
-    return np.array(last, np.int64)
+        final_rows[i] = row
+    return np.array(final_rows, np.int64)
 
 
-def duplicate_labels(found: Duplicates, count: int) -> ndarray:
-    """Return a label for the rows of each cluster, int64 (N = `count`); -1 for a row without duplicates."""
+def duplicate_labels(duplicates: Duplicates, count: int) -> ndarray:
+    """Label the rows of each cluster of duplicates, int64 (`count`). Rows without duplicates get -1."""
     labels = np.full(count, -1, np.int64)
-    heads = clusters(found)
-    labels[found.dropped] = heads
+    heads = clusters(duplicates)
+    labels[duplicates.dropped] = heads
     labels[heads] = heads
     return labels

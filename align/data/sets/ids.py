@@ -1,9 +1,8 @@
-"""How the rows of a data set are named: by a hash of what they say, which anybody can compute, or by one under the key
-of an annotation project.
+"""Ids of the rows of a data set: a hash of the row's content, or a keyed hash for rows of an annotation project.
 
-A content id is the SHA-256 of a row as canonical JSON (`align.data.read.content`). Of a short text of one person it
+A content id is the SHA-256 of a row as canonical JSON (`align.data.read.content`). The id of a short personal text
 could be guessed. Rows of the annotation store therefore have the HMAC-SHA-256 (RFC 2104) of the same bytes under their
-project's key. An erasure of the project destroys the key, and then nobody can say of any text whether it was a row.
+project's key. Erasing the project destroys the key. After that, it is impossible to test whether a text was a row.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ from align.core.types import Record
 from align.data.split import compute_question_key
 
 FINGERPRINT = b"fingerprint of the key"
-"""What is hashed under a key to tell it from others: no row, for rows begin with a brace."""
+"""Message whose HMAC identifies a key. It cannot be a row, because rows begin with a brace."""
 
 
 class IdKind(NamedTuple):
-    """How ids are made.
+    """The hash function and key that ids are computed with.
 
     Attributes:
-        project: the annotation project under whose key; empty for SHA-256.
-        key: the fingerprint of the key; empty for SHA-256.
+        project: annotation project that the key belongs to; empty for SHA-256.
+        key: fingerprint of the key; empty for SHA-256.
     """
 
     project: str = ""
     key: str = ""
 
     def as_json(self) -> dict[str, str]:
-        """Return what `data.json` says of a source."""
+        """Return the fields of a source in `data.json`."""
         if not self.key:
             return {"content_id": "sha256"}
         return {"content_id": "hmac", "project": self.project, "key_fingerprint": self.key}
@@ -40,16 +39,16 @@ class IdKind(NamedTuple):
 
 SHA256 = IdKind()
 KeyOf = Callable[[IdKind], bytes | None]
-"""The key of a kind of ids; None if it cannot be read. It is asked for HMAC alone."""
+"""Returns the key of a kind of ids, or None if it cannot be read. It is only called for HMAC."""
 
 
 def kind_under(project: str, key: bytes) -> IdKind:
-    """Return the kind of ids under a project's key, with what tells the key from others and nothing else of it."""
+    """Return the kind of ids under a project's key. It contains the key's fingerprint, not the key."""
     return IdKind(project, hmac.digest(key, FINGERPRINT, "sha256").hex()[:16])
 
 
 def kinds_in(data: Mapping[str, Any]) -> dict[str, IdKind]:
-    """Return how the ids of the rows of each source of a data set (`data.json`) are made."""
+    """Return source → kind of its rows' ids, from the content of a data set's `data.json`."""
     return {
         source["name"]: IdKind(source["project"], source["key_fingerprint"])
         if source.get("content_id") == "hmac"
@@ -59,20 +58,20 @@ def kinds_in(data: Mapping[str, Any]) -> dict[str, IdKind]:
 
 
 def id_of(row: bytes, key: bytes | None = None) -> bytes:
-    """Return the content id of a row, 32 bytes.
+    """Compute the content id of a row, 32 bytes.
 
     Args:
         row: see `align.data.read.content.encode_content_row`.
-        key: of the project; None for SHA-256.
+        key: key of the project; None for SHA-256.
     """
     return hashlib.sha256(row).digest() if key is None else hmac.digest(key, row, "sha256")
 
 
 def question_id(record: Record, key: bytes | None = None) -> bytes:
-    """Return the id of what a record asks, 32 bytes: its `compute_question_key`; under a key, the HMAC of that."""
+    """Compute the id of a record's question, 32 bytes: its `compute_question_key`, or with a key the HMAC of that."""
     return under(bytes.fromhex(compute_question_key(record)), key)
 
 
 def under(plain: bytes, key: bytes | None) -> bytes:
-    """Return an id that is made without a key, under one; the id itself if there is none."""
+    """Return the HMAC of an id that was computed without a key. Returns the id itself if `key` is None."""
     return plain if key is None else hmac.digest(key, plain, "sha256")

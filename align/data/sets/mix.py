@@ -1,7 +1,7 @@
-"""How often each row of a data set is written: sources in proportion to their weights.
+"""Mixture of sources by weight: the number of times that each row of a data set is written.
 
-A source's rows have one order in which they are drawn, by a hash of the seed and their content. Whatever the weights
-and the other sources, more rows of a source are these and the next ones of that order.
+The rows of a source are drawn in an order that depends on a hash of the seed and their content. It does not depend on
+weights or other sources: a larger share of a source has the same rows and the next ones of that order.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from align.data.dedup.arrays import join
 from align.data.dedup.shingles import ODD, mixed
 
 SLACK = 1e-9
-"""Of a share, that rounding may cost."""
+"""Tolerance for rounding, as a share."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """A mixture.
+    """A mixture of sources.
 
     Attributes:
-        times: how often each row is written, int32 (N); 0 for a row that is left out.
-        asked: the share of each source that was asked for, in the unit of the mixture.
-        got: the share that it has.
-        limit: the number of the source that bounds the mixture; None where nothing did.
+        times: number of times that each row is written, int32 (N); 0 for a row that is left out.
+        asked: target share of each source, in the unit of the mixture.
+        got: actual share of each source.
+        limit: number of the source that bounds the size of the mixture; None if none does.
     """
 
     times: ndarray
@@ -38,46 +38,49 @@ class Mixed:
 
 
 def draws(ids: ndarray, seed: int) -> ndarray:
-    """Return where each row stands in its source's order of draw: the lower, the earlier.
+    """Return a sort key of each row, uint64 (N): rows of a source are drawn in ascending order of it.
 
     Args:
-        ids: the first 64 bits of each row's content id, uint64 (N).
-
-    Returns:
-        uint64 (N).
+        ids: first 64 bits of each row's content id, uint64 (N).
     """
     start = np.array([seed], np.uint64) * ODD + np.uint64(0x632BE59BD9B4E019)
     return mixed(ids ^ mixed(start))
 
 
 def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature: float | None) -> tuple[float, ...]:
-    """Return the share of each source, adding up to 1.
+    """Return the target share of each source. Shares add up to 1.
 
-    Sources with a weight have it, and the others have what is left of 1 in proportion to their sizes; where all have
-    one, these are proportions. With a temperature T and no weights, shares go by size^(1/T): 1 keeps the sizes, larger
-    ones raise small sources (Arivazhagan et al. 2019, arXiv 1907.05019, section 3.2).
+    The share of a source with a weight is its weight. The other sources have the remainder in proportion to their
+    sizes. If all have a weight, shares are proportional to the weights. With a temperature T, sizes are replaced by
+    size^(1/T): 1 keeps them, and a larger T raises small sources (Arivazhagan et al. 2019, arXiv 1907.05019, section
+    3.2).
 
     Args:
         sizes: rows, turns or tokens of each source.
+        weights: weight of each source, None for none.
+        temperature: None for 1.
 
     Raises:
-        InputError: the weights leave nothing for the sources without one, or nothing at all.
+        InputError: All weights are 0, or they leave nothing for the sources without a weight.
     """
-    given = [weight for weight in weights if weight is not None]
-    if len(given) == len(weights):
+    set_weights = [weight for weight in weights if weight is not None]
+    if len(set_weights) == len(weights):
         problem = "are all 0, which leaves nothing to train on"
-        require(sum(given) > 0, "stage.sources, weights", 0, problem, "Give one source a weight above 0.")
-        return tuple(weight / sum(given) for weight in given)
-    rest = 1 - sum(given)
-    without = len(weights) - len(given)
-    problem = f"leave nothing of 1 for the {without} source{'' if without == 1 else 's'} without one"
+        require(sum(set_weights) > 0, "stage.sources, weights", 0, problem, "Give one source a weight above 0.")
+        return tuple(weight / sum(set_weights) for weight in set_weights)
+    remainder = 1 - sum(set_weights)
+    unweighted = len(weights) - len(set_weights)
+    problem = f"leave nothing of 1 for the {unweighted} source{'' if unweighted == 1 else 's'} without one"
     remedy = "Lower them, or give every source a weight."
-    require(rest > SLACK, "stage.sources, weights", round(sum(given), 6), problem, remedy)
-    largest, power = max(sizes, default=1) or 1, 1 / (temperature or 1)
-    both = zip(sizes, weights, strict=True)
-    bases = [(size / largest) ** power if weight is None else 0 for size, weight in both]
-    left = sum(bases) or 1
-    return tuple(rest * base / left if weight is None else weight for base, weight in zip(bases, weights, strict=True))
+    require(remainder > SLACK, "stage.sources, weights", round(sum(set_weights), 6), problem, remedy)
+    largest = max(sizes, default=1) or 1
+    power = 1 / (temperature or 1)
+    pairs = zip(sizes, weights, strict=True)
+    bases = [(size / largest) ** power if weight is None else 0 for size, weight in pairs]
+    total = sum(bases) or 1
+    return tuple(
+        remainder * base / total if weight is None else weight for base, weight in zip(bases, weights, strict=True)
+    )
 
 
 def mixture(
@@ -92,20 +95,22 @@ def mixture(
     repeat: int = 1,
     temperature: float | None = None,
 ) -> Mixed:
-    """Return how often each row is seen.
+    """Compute the number of times that each row is written.
 
-    Without weights, a temperature and a total, every row is seen once. Otherwise the mixture has `total` units, or as
-    many as there can be without seeing any row more than `repeat` times.
+    Without weights, temperature and total, every row is written once. Otherwise the mixture has `total` units, or as
+    many as possible without writing a row more than `repeat` times.
 
     Args:
-        inside: the rows that the mixture is made of, bool (N).
-        source: the number of each row's source, int (N).
-        size: the units that each row has, int64 (N): 1, its turns or its tokens.
+        inside: rows that may be in the mixture, bool (N).
+        source: number of each row's source, int (N).
+        size: units of each row, int64 (N): 1, its turns or its tokens.
         draw: see `draws`.
-        names: of the sources.
+        names: names of the sources.
+        weights, temperature: see `shares`.
+        total: units of the mixture; None for as many as possible.
 
     Raises:
-        InputError: a source with a weight has no row inside, or the weights cannot be met without more repetition.
+        InputError: A source with a weight has no row inside, or the weights cannot be met without more repetition.
     """
     orders = [drawn(inside & (source == number), draw) for number in range(len(names))]
     for name, weight, rows in zip(names, weights, orders, strict=True):
@@ -119,82 +124,88 @@ def mixture(
             times[rows] = 1
         share = proportions(sizes)
         return Mixed(times, share, share)
-    asked = shares(sizes, weights, temperature)
-    room = [repeat * units / share if share > SLACK else np.inf for units, share in zip(sizes, asked, strict=True)]
-    limit = int(np.argmin(room))
-    if total is not None and room[limit] < total * (1 - SLACK):
-        needed = asked[limit] * total
+    target_shares = shares(sizes, weights, temperature)
+    capacities = [
+        repeat * units / share if share > SLACK else np.inf for units, share in zip(sizes, target_shares, strict=True)
+    ]
+    limit = int(np.argmin(capacities))
+    if total is not None and capacities[limit] < total * (1 - SLACK):
+        needed = target_shares[limit] * total
         times = int(np.ceil(needed / max(sizes[limit], 1)))
         raise InputError(
             f"stage.sources.{names[limit]}",
             sizes[limit],
-            f"is less than the {needed:.0f} that its share {asked[limit]:.3g} of {total:g} asks for",
+            f"is less than the {needed:.0f} that its share {target_shares[limit]:.3g} of {total:g} asks for",
             f"Allow stage.mix.repeat={times}, lower stage.mix.total, or give more rows."
             if sizes[limit]
             else "Give rows, or leave the source out.",
         )
-    wanted = total if total is not None else room[limit]
-    for rows, share in zip(orders, asked, strict=True):
-        times[rows] = seen(size[rows], share * wanted)
-    got = [int((size[rows] * times[rows].astype(np.int64)).sum()) for rows in orders]
-    return Mixed(times, asked, proportions(got), None if total is not None else limit)
+    total_units = total if total is not None else capacities[limit]
+    for rows, share in zip(orders, target_shares, strict=True):
+        times[rows] = seen(size[rows], share * total_units)
+    written_units = [int((size[rows] * times[rows].astype(np.int64)).sum()) for rows in orders]
+    return Mixed(times, target_shares, proportions(written_units), None if total is not None else limit)
 
 
 def drawn(rows: ndarray, draw: ndarray) -> ndarray:
-    """Return the numbers of some rows (bool (N)) in their order of draw."""
+    """Return the numbers of the rows in a mask (bool (N)) in their order of draw."""
     numbers = np.flatnonzero(rows)
     return numbers[np.lexsort((numbers, draw[numbers]))]
 
 
 def over_caps(kept: ndarray, source: ndarray, draw: ndarray, caps: Sequence[int | None]) -> ndarray:
-    """Return the numbers of the rows that are more than their source's cap: the last ones of its order of draw.
+    """Return the numbers of the rows beyond their source's cap, which are the last ones in its order of draw.
 
     Args:
-        kept: the rows that count, bool (N).
-        caps: rows of each source at most; None for all.
+        kept: rows that count, bool (N).
+        source: number of each row's source, int (N).
+        draw: see `draws`.
+        caps: largest number of rows of each source; None for no cap.
     """
-    over = [drawn(kept & (source == number), draw)[cap:] for number, cap in enumerate(caps) if cap is not None]
-    return join(over)
+    rows_over_cap = [drawn(kept & (source == number), draw)[cap:] for number, cap in enumerate(caps) if cap is not None]
+    return join(rows_over_cap)
 
 
 def seen(sizes: ndarray, units: float) -> ndarray:
-    """Return how often each row is seen so that they come to so many units: all rows as often as goes, and the first
-    ones once more, up to the row that comes nearest.
+    """Return the number of times that each row is written, int32 (N), so that the total is as near as possible to
+    `units`.
+
+    All rows are written equally often, and the first ones once more.
 
     Args:
-        sizes: of the rows in their order of draw.
+        sizes: units of the rows, in their order of draw.
     """
-    whole = int(sizes.sum())
-    if whole == 0:
+    total = int(sizes.sum())
+    if total == 0:
         return np.zeros(len(sizes), np.int32)
-    times = int((units + SLACK * whole) // whole)
-    rest = units - times * whole
+    times = int((units + SLACK * total) // total)
+    remainder = units - times * total
     ends = np.cumsum(sizes)
-    more = int(np.searchsorted(ends - sizes / 2, rest, side="left")) if rest > SLACK * whole else 0
-    made = np.full(len(sizes), times, np.int32)
-    made[:more] += 1
-    return made
+    extra = int(np.searchsorted(ends - sizes / 2, remainder, side="left")) if remainder > SLACK * total else 0
+    repeats = np.full(len(sizes), times, np.int32)
+    repeats[:extra] += 1
+    return repeats
 
 
 def proportions(units: Sequence[float]) -> tuple[float, ...]:
-    """Return the share of each in their sum."""
-    whole = sum(units)
-    return tuple(one / whole if whole else 0.0 for one in units)
+    """Divide each number by their sum. Returns zeros if the sum is 0."""
+    total = sum(units)
+    return tuple(count / total if total else 0.0 for count in units)
 
 
 class Funnel:
-    """The rows that are still in, step by step.
+    """The rows that remain after each step of a pipeline.
 
     Args:
-        source: the number of each row's source, int (N).
-        names: of the sources.
+        source: number of each row's source, int (N).
+        names: names of the sources.
 
     Attributes:
-        kept: which rows are in, bool (N).
-        steps: name of each step → rows of each source that it left.
-        before: rows of each source that came to the step that ended last.
-        removed: numbers of the rows that it left out, ascending.
-        watch: called with the name of each step that leaves rows out, when it ends.
+        kept: whether each row remains, bool (N).
+        steps: name of each step → number of rows of each source that remained after it.
+        before: number of rows of each source before the last step.
+        removed: numbers of the rows that the last step removed, ascending.
+        watch: called with the name of each step that removes rows, when it ends.
     """
 
     def __init__(self, source: ndarray, names: Sequence[str]) -> None:
@@ -207,18 +218,18 @@ class Funnel:
         self.watch: Callable[[str], None] = lambda step: None
 
     def note(self, step: str) -> None:
-        """End a step."""
+        """Record the number of remaining rows of each source at the end of a step."""
         self.steps[step] = np.bincount(self.source[self.kept], minlength=len(self.names)).tolist()
 
     def drop(self, step: str, rows: ndarray) -> None:
-        """Leave out these rows (numbers, or bool (N)), and end a step."""
-        before = self.kept.copy()
+        """Remove rows (their numbers, or a mask, bool (N)), and end a step."""
+        was_kept = self.kept.copy()
         self.before = [*self.steps.values()][-1]
         self.kept[rows] = False
-        self.removed = np.flatnonzero(before & ~self.kept)
+        self.removed = np.flatnonzero(was_kept & ~self.kept)
         self.note(step)
         self.watch(step)
 
     def of(self, number: int) -> dict[str, int]:
-        """Return step → the rows of one source that it left."""
+        """Return step → number of rows of one source that remained after it."""
         return {step: counts[number] for step, counts in self.steps.items()}

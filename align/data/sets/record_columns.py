@@ -1,4 +1,4 @@
-"""Records as columns of Arrow, and columns as records: nothing of a record is lost on the way there and back."""
+"""Lossless conversion between records and columns of Arrow."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ TURN = pa.struct(
         ("row", pa.string()),
     ]
 )
-"""Of a turn. `calls` is what it calls, as JSON, a line each, so that it is compared as a text is; `row` is the JSON of
-the whole turn if it calls tools or is the result of one. Both are null mostly."""
+"""A turn. `calls` has its tool calls as lines of JSON, so that they are compared as text. `row` is the JSON of the
+whole turn if it has tool calls or is the result of one. Both are mostly null."""
 TURNS = pa.list_(TURN)
 SAID = pa.list_(pa.json_())
-"""Turns of which some call tools, as rows write them: JSON objects, in which only those fields stand that say
-something. In structs each turn would have null calls, which chat templates take for calls."""
+"""Turns with tool calls in a published data set: JSON objects without empty fields. In structs, every turn would have
+null calls, which chat templates take for calls."""
 TOOLS = "tools"
-"""The column of what records offer to the assistant: a list of schemas as JSON; null for none."""
+"""The column of tools that are available to the assistant: a list of schemas as JSON; null for none."""
 ABOUT_PAIRS: Mapping[str, pa.DataType] = {
     "id": pa.string(),
     "group_id": pa.string(),
@@ -47,7 +47,7 @@ ABOUT_PAIRS: Mapping[str, pa.DataType] = {
     "rejected_ended": pa.bool_(),
     "scorer": pa.string(),
 }
-"""Of a preference pair, beside its turns. `judged_by` is its `source`: a data set calls a file of rows by that name."""
+"""Columns of a preference pair beside its turns. `judged_by` is its `source`, a name that data sets use for files."""
 CONTENT: Mapping[str, Mapping[str, pa.DataType]] = {
     DOCUMENTS: {"messages": TURNS, "text": pa.string(), TOOLS: pa.string()},
     PREFERENCES: {"prompt": TURNS, "chosen": TURNS, "rejected": TURNS, TOOLS: pa.string(), **ABOUT_PAIRS},
@@ -63,12 +63,12 @@ OVER: Mapping[str, Sequence[str]] = {
     "prompts": ("user",),
     "answers": ("assistant",),
 }
-"""What is compared to find duplicates → whose turns, those of the assistant with its calls. A system prompt stands in
-front of thousands of conversations that are not the same, as tools do, so they are never compared."""
+"""Setting `over` of the search for duplicates → roles of the compared turns. Tool calls of the assistant are included.
+System prompts and tools are never compared: thousands of different conversations have the same."""
 
 
 def columns_of(kind: str, records: Sequence[Record]) -> dict[str, pa.Array]:
-    """Return column → its values, of records of one kind."""
+    """Convert records of one kind to columns. Returns column → its values."""
     columns = {}
     for name, type in CONTENT[kind].items():
         if name == "text":
@@ -83,7 +83,7 @@ def columns_of(kind: str, records: Sequence[Record]) -> dict[str, pa.Array]:
 
 
 def turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
-    """Return lists of turns; null for None."""
+    """Build an array of lists of turns, with null for None."""
     flat = [turn for turns in values if turns is not None for turn in turns]
     fields = (
         [turn.role for turn in flat],
@@ -102,67 +102,75 @@ def turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
 
 
 def calls_text(turn: Message) -> str:
-    """Return the calls of a turn, a line each."""
+    """Format the tool calls of a turn as lines of JSON."""
     return "\n".join(
         dump_json({"name": call.name, "arguments": json.loads(call.arguments)}) for call in turn.tool_calls
     )
 
 
 def tools_in(value: str | Sequence[str] | None) -> tuple[Tool, ...]:
-    """Return the tools of a row, from one JSON text or from a list of them."""
+    """Parse the tools of a row from a JSON list, or from a list of JSON texts."""
     if not value:
         return ()
     return tuple(map(Tool.from_dict, json.loads(value) if isinstance(value, str) else map(json.loads, value)))
 
 
 def records_of(kind: str, table: pa.RecordBatch | pa.Table, names: Sequence[str]) -> list[Record]:
-    """Return the records of such columns. Columns that are not there count as empty.
+    """Convert columns to records. Missing columns count as empty.
 
     Args:
-        names: for documents and feedback: the id of each.
+        names: id of each record, for documents and feedback.
     """
-    there = table.schema.names
-    read: dict[str, Any] = {
+    columns: dict[str, Any] = {
         name: turns_in(table.column(name)) if type == TURNS else table.column(name).to_pylist()
         for name, type in CONTENT[kind].items()
-        if name in there
+        if name in table.schema.names
     }
-    none = [None] * table.num_rows
-    offered = [tools_in(tools) for tools in read.pop(TOOLS, none)]
+    nulls = [None] * table.num_rows
+    row_tools = [tools_in(tools) for tools in columns.pop(TOOLS, nulls)]
     if kind == DOCUMENTS:
-        rows = zip(read.get("messages", none), read.get("text", none), names, offered, strict=True)
+        rows = zip(columns.get("messages", nulls), columns.get("text", nulls), names, row_tools, strict=True)
         return [text if turns is None else Conversation(turns, name, tools) for turns, text, name, tools in rows]
     if kind == FEEDBACK:
         rows = zip(
-            read["prompt"], read["completion"], read["label"], read.get("id", names), names, offered, strict=True
+            columns["prompt"],
+            columns["completion"],
+            columns["label"],
+            columns.get("id", names),
+            names,
+            row_tools,
+            strict=True,
         )
-        return [Feedback(p, c, label, id or name, tools) for p, c, label, id, name, tools in rows]
-    if "judged_by" in read:
-        read["source"] = read.pop("judged_by")
-    rows = (dict(zip(read, values, strict=True)) for values in zip(*read.values(), strict=True))
+        return [
+            Feedback(prompt, completion, label, id or name, tools)
+            for prompt, completion, label, id, name, tools in rows
+        ]
+    if "judged_by" in columns:
+        columns["source"] = columns.pop("judged_by")
+    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
     return [
         Preference(**{name: value for name, value in row.items() if value is not None}, tools=tools)
-        for row, tools in zip(rows, offered, strict=True)
+        for row, tools in zip(rows, row_tools, strict=True)
     ]
 
 
 def turns_in(column: pa.Array | pa.ChunkedArray) -> list[tuple[Message, ...] | None]:
-    """Return the turns of each row; None for null."""
+    """Parse a column of turns. Returns the turns of each row; None for null."""
     rows = list[tuple[Message, ...] | None]()
     for lists in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         turns = messages_in(lists.flatten())
         offsets = list_offsets(lists).tolist()
-        there = lists.is_valid().to_pylist()
+        is_valid = lists.is_valid().to_pylist()
         rows += [
             tuple(turns[start:end]) if valid else None
-            for start, end, valid in zip(offsets, offsets[1:], there, strict=False)
+            for start, end, valid in zip(offsets, offsets[1:], is_valid, strict=False)
         ]
     return rows
 
 
 def messages_in(flat: pa.Array) -> list[Message]:
-    """Return turns one behind the other. If none has calls or results, fields are read as columns, and not turn by
-    turn."""
+    """Parse a flat array of turns. If no turn has tool calls or results, fields are read column by column, which is
+    faster."""
     if not pa.types.is_struct(flat.type):
         return list(map(turn_of, flat.to_pylist()))
     fields = {field.name: values for field, values in zip(flat.type, flat.flatten(), strict=True)}
@@ -175,7 +183,7 @@ def messages_in(flat: pa.Array) -> list[Message]:
 
 
 def turn_of(turn: Mapping[str, Any] | str) -> Message:
-    """Return a turn, from the fields of `TURN` or from the JSON of `SAID`."""
+    """Parse a turn from the fields of `TURN`, or from the JSON of `SAID`."""
     fields = {"row": turn} if isinstance(turn, str) else turn
     if fields.get("row") is not None:
         fields = json.loads(fields["row"])
@@ -183,69 +191,68 @@ def turn_of(turn: Mapping[str, Any] | str) -> Message:
 
 
 def texts_of(kind: str, table: pa.RecordBatch | pa.Table, over: str = "both") -> pa.Array:
-    """Return what each record says, a turn a line, without its system turns; plain text counts as what is answered and
-    as what is asked alike.
+    """Return the text of each record, with a line for each turn. Plain text counts as prompt and as answer.
 
     Args:
-        over: `both`, `prompts` or `answers`, see `OVER`.
+        over: roles to include: `both`, `prompts` or `answers`, see `OVER`.
     """
     names = table.schema.names
-    said = [joined_turns(whole(table.column(name)), OVER[over]) for name in PARTS[kind] if name in names]
+    texts = [joined_turns(whole(table.column(name)), OVER[over]) for name in PARTS[kind] if name in names]
     if kind != DOCUMENTS:
-        return pc.binary_join_element_wise(*said, "\n") if len(said) > 1 else said[0]
+        return pc.binary_join_element_wise(*texts, "\n") if len(texts) > 1 else texts[0]
     if "text" not in names:
-        return said[0]
-    text = whole(table.column("text"))
-    return pc.if_else(pc.is_valid(table.column("messages")), said[0], text) if said else text
+        return texts[0]
+    plain_text = whole(table.column("text"))
+    return pc.if_else(pc.is_valid(table.column("messages")), texts[0], plain_text) if texts else plain_text
 
 
 def whole_texts(table: pa.RecordBatch | pa.Table) -> pa.Array:
-    """Return all that each document says, system turns and tools included, who says it, and whether it is trained
-    on."""
+    """Return the complete text of each document: all turns with their role and whether they are trained on, and
+    tools."""
     turns = whole(table.column("messages"))
     flat = turns.flatten()
     role = flat.field("role")
-    who = pc.if_else(flat.field("train"), role, pc.binary_join_element_wise(role, "not trained on", ", "))
-    spoken = pc.binary_join_element_wise(who, with_calls(flat), ": ")
-    lists = pa.ListArray.from_arrays(pa.array(list_offsets(turns), pa.int32()), spoken)
-    said = pc.binary_join(lists, "\n")
+    labels = pc.if_else(flat.field("train"), role, pc.binary_join_element_wise(role, "not trained on", ", "))
+    lines = pc.binary_join_element_wise(labels, with_calls(flat), ": ")
+    lists = pa.ListArray.from_arrays(pa.array(list_offsets(turns), pa.int32()), lines)
+    texts = pc.binary_join(lists, "\n")
     tools = whole(table.column(TOOLS))
     if tools.null_count < len(tools):
-        said = pc.if_else(pc.is_valid(tools), pc.binary_join_element_wise(said, tools, "\n"), said)
-    return pc.if_else(pc.is_valid(turns), said, whole(table.column("text")))
+        texts = pc.if_else(pc.is_valid(tools), pc.binary_join_element_wise(texts, tools, "\n"), texts)
+    return pc.if_else(pc.is_valid(turns), texts, whole(table.column("text")))
 
 
 def with_calls(flat: pa.StructArray) -> pa.Array:
-    """Return the contents of turns, with what they call on the lines below."""
+    """Return the contents of turns, each followed by the lines of its tool calls."""
     content = flat.field("content")
     calls = flat.field("calls")
-    if calls.null_count == len(calls):  # mostly
+    if calls.null_count == len(calls):  # the common case
         return content
     return pc.if_else(pc.is_valid(calls), pc.binary_join_element_wise(content, calls, "\n"), content)
 
 
 def whole(column: pa.Array | pa.ChunkedArray) -> Any:
-    """Return a column in one piece."""
+    """Return a column as a single array."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def joined_turns(turns: pa.ListArray, roles: Sequence[str]) -> pa.Array:
-    """Return the contents of these roles' turns, joined by line breaks; empty if there is none."""
+    """Join the contents of the turns of some roles by line breaks. Returns an empty text for a record without any."""
     flat = turns.flatten()
-    wanted = pc.is_in(flat.field("role"), value_set=pa.array(roles))
-    kept = np.append(0, np.cumsum(wanted.to_numpy(zero_copy_only=False)))
-    offsets = pa.array(kept[list_offsets(turns)], pa.int32())
-    return pc.binary_join(pa.ListArray.from_arrays(offsets, with_calls(flat).filter(wanted)), "\n")
+    has_role = pc.is_in(flat.field("role"), value_set=pa.array(roles))
+    turns_before = np.append(0, np.cumsum(has_role.to_numpy(zero_copy_only=False)))
+    offsets = pa.array(turns_before[list_offsets(turns)], pa.int32())
+    return pc.binary_join(pa.ListArray.from_arrays(offsets, with_calls(flat).filter(has_role)), "\n")
 
 
 def list_offsets(lists: pa.ListArray) -> ndarray:
-    """Return where each list begins in `flatten()`, and where the last one ends; int64 (N + 1). A null list is
+    """Return the offset of each list in `flatten()`, and the end of the last one; int64 (N + 1). A null list is
     empty."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     return np.append(0, np.cumsum(lengths, dtype=np.int64))
 
 
 def turn_counts(kind: str, table: pa.RecordBatch | pa.Table) -> ndarray:
-    """Return the turns of each record, int64 (N); 1 for plain text."""
+    """Count the turns of each record, int64 (N). Plain text counts as one."""
     counts = [np.diff(list_offsets(whole(table.column(name)))) for name in PARTS[kind]]
     return np.maximum(np.sum(counts, axis=0), 1)

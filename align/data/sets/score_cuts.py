@@ -1,7 +1,7 @@
-"""Scores of the rows of a spool, and which rows are kept by them.
+"""Scores of the rows of a spool, and selection of rows by score.
 
-Scores are one file beside the parts, eight bytes a row in the order of the rows, to which each piece is added when it
-is scored. Killed, the scoring goes on behind what is there. A row that nobody can score has none (nan).
+Scores are in one file beside the parts, eight bytes for each row in order. Each piece is appended when it is scored, so
+a run that was killed resumes behind the last whole piece. The score of a row that cannot be scored is nan.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from align.data.sets.spool import Rows
 
 FILE = "scores.f64"
 PIECE = 512
-"""Rows that are handed to the scorer at once. Which rows go through a model together never depends on how the spool was
-written, so that their scores do not either."""
+"""Rows that are passed to the scorer at once. They do not depend on the batches of the spool, because scores may depend
+on the rows that a model processes together."""
 BINS = 40
 OUTER = 0.002
-"""The share of all scores that lies beyond the bins of a histogram, on either side: one row may be far off."""
+"""Share of all scores below the first and above the last bin of a histogram, because of outliers."""
 Score = Callable[[Sequence[Record]], ndarray]
-"""One number a record, float64 (N); nan for none."""
+"""Returns the score of each record, float64 (N); nan for none."""
 
 
-def scored(rows: Rows, score: Score, done: Callable[[int], object] = lambda count: None) -> ndarray:
-    """Return the score of each row, float64 (N), from the spool's file as far as it goes.
+def scored(rows: Rows, score: Score, report_progress: Callable[[int], object] = lambda count: None) -> ndarray:
+    """Return the score of each row, float64 (N). Scores that the spool's file already has are not computed again.
 
     Args:
-        score: gets some `PIECE` rows, each with its place as its id.
-        done: gets how many rows are scored.
+        score: scores at most `PIECE` records.
+        report_progress: called with the number of rows scored so far.
     """
-    begun = scored_before(rows)
-    with file_of(rows).open("r+b" if begun else "wb") as file:
-        file.truncate(8 * begun)  # without what a kill left half written
-        file.seek(8 * begun)
-        for first in range(begun, rows.count, PIECE):
+    first_unscored = scored_before(rows)
+    with file_of(rows).open("r+b" if first_unscored else "wb") as file:
+        file.truncate(8 * first_unscored)  # cuts off the piece that a killed run was writing
+        file.seek(8 * first_unscored)
+        for first in range(first_unscored, rows.count, PIECE):
             numbers = np.arange(first, min(first + PIECE, rows.count))
             file.write(np.asarray(score(read(rows, numbers)), "<f8").tobytes())
             file.flush()
             os.fsync(file.fileno())
-            done(int(numbers[-1]) + 1)
+            report_progress(int(numbers[-1]) + 1)
     return np.fromfile(file_of(rows), "<f8", rows.count)
 
 
@@ -53,7 +53,7 @@ def read(rows: Rows, numbers: ndarray) -> list[Record]:
 
 
 def scored_before(rows: Rows) -> int:
-    """Return how many rows were scored before a kill, in whole pieces; all of them if that was done."""
+    """Count the rows that an earlier attempt scored: whole pieces, or all rows if it finished."""
     size = file_of(rows).stat().st_size // 8 if file_of(rows).is_file() else 0
     return size if size == rows.count else size // PIECE * PIECE
 
@@ -71,24 +71,24 @@ def outside(
     least: float | None = None,
     most: float | None = None,
 ) -> ndarray:
-    """Return which rows are left out by their scores, bool (N).
+    """Return whether each row is dropped because of its score, bool (N).
 
-    Of n rows in the order of their scores, those from place round(n · keep[0]) up to round(n · keep[1]) are kept. Rows
-    of one score are in the order of their content ids, copies in that of the rows. Rows without a score are in no order
-    and stay.
+    Of n rows in ascending order of score, those from place round(n · keep[0]) up to round(n · keep[1]) are kept. Ties
+    are broken by content id, and then by row. Rows without a score are kept.
 
     Args:
-        ids: the first 64 bits of each row's content id, uint64 (N).
-        source: the number of each row's source, int (N).
-        keep: two quantiles.
-        within: `source` orders the rows of each source on their own, `all` all of them.
-        least, most: the lowest and the highest score that stays.
+        scores: score of each row, float64 (N); nan for none.
+        ids: first 64 bits of each row's content id, uint64 (N).
+        source: number of each row's source, int (N).
+        keep: lower and upper quantile.
+        within: `source` applies the quantiles to each source on its own, `all` to all rows together.
+        least, most: lowest and highest score that is kept; None for no limit.
     """
-    there = ~np.isnan(scores)
-    out = there & ((scores < (-np.inf if least is None else least)) | (scores > (np.inf if most is None else most)))
-    groups = [source == number for number in np.unique(source)] if within == "source" else [np.ones_like(there)]
-    for mine in groups:
-        numbers = np.flatnonzero(there & mine)
+    has_score = ~np.isnan(scores)
+    out = has_score & ((scores < (-np.inf if least is None else least)) | (scores > (np.inf if most is None else most)))
+    groups = [source == number for number in np.unique(source)] if within == "source" else [np.ones_like(has_score)]
+    for in_group in groups:
+        numbers = np.flatnonzero(has_score & in_group)
         order = numbers[np.lexsort((numbers, ids[numbers], scores[numbers]))]
         first, end = (round(share * len(order)) for share in keep)
         out[order[:first]] = out[order[end:]] = True
@@ -96,48 +96,50 @@ def outside(
 
 
 def account_of_scores(scores: ndarray, out: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Return what `data.json` says of the scores of each source: how many rows have one, their quantiles, where the
-    cuts are, and a histogram of the kept and of the dropped. The outer bins hold what lies beyond them too.
+    """Summarize the scores of each source for `data.json`: numbers of rows, quantiles, cuts, and histograms of kept and
+    of dropped rows. The outer bins include outliers.
 
     Args:
-        out: which rows are left out by them, bool (N).
+        scores, source: see `outside`.
+        out: whether each row is dropped because of its score, bool (N).
+        names: names of the sources.
     """
-    there = ~np.isnan(scores)
-    said: dict[str, Any] = {"edges": [], "sources": {}}
-    if there.any():
-        low, high = (float(edge) for edge in np.quantile(scores[there], [OUTER, 1 - OUTER]))
-        said["edges"] = np.linspace(low, high if high > low else low + 1, BINS + 1).tolist()
+    has_score = ~np.isnan(scores)
+    summary: dict[str, Any] = {"edges": [], "sources": {}}
+    if has_score.any():
+        low, high = (float(edge) for edge in np.quantile(scores[has_score], [OUTER, 1 - OUTER]))
+        summary["edges"] = np.linspace(low, high if high > low else low + 1, BINS + 1).tolist()
 
     def count_binned(values: ndarray) -> list[int]:
-        edges = said["edges"]
+        edges = summary["edges"]
         return np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0].tolist()
 
     for number, name in enumerate(names):
-        mine = source == number
-        found = scores[mine & there]
-        kept = scores[mine & there & ~out]
-        said["sources"][name] = {"rows": len(found), "unscored": int((mine & ~there).sum())}
-        if len(found):
-            said["sources"][name] |= {
-                "dropped": len(found) - len(kept),
-                "quantiles": np.quantile(found, [0, 0.05, 0.5, 0.95, 1]).tolist(),
-                "kept_from": float(kept.min()) if len(kept) else None,
-                "kept_to": float(kept.max()) if len(kept) else None,
-                "kept": count_binned(kept),
-                "left_out": count_binned(scores[mine & there & out]),
+        in_source = source == number
+        source_scores = scores[in_source & has_score]
+        kept_scores = scores[in_source & has_score & ~out]
+        summary["sources"][name] = {"rows": len(source_scores), "unscored": int((in_source & ~has_score).sum())}
+        if len(source_scores):
+            summary["sources"][name] |= {
+                "dropped": len(source_scores) - len(kept_scores),
+                "quantiles": np.quantile(source_scores, [0, 0.05, 0.5, 0.95, 1]).tolist(),
+                "kept_from": float(kept_scores.min()) if len(kept_scores) else None,
+                "kept_to": float(kept_scores.max()) if len(kept_scores) else None,
+                "kept": count_binned(kept_scores),
+                "left_out": count_binned(scores[in_source & has_score & out]),
             }
-    return said
+    return summary
 
 
 def examples(scores: ndarray, out: ndarray, each: int) -> Iterator[tuple[str, ndarray]]:
-    """Yield rows of one source that show what its scores mean: the lowest, those around the cuts, and the highest.
+    """Yield examples of rows of one source: those with the lowest scores, those around the cuts, and the highest.
 
     Args:
-        scores, out: of its rows; see `outside`.
-        each: rows at a place.
+        scores, out: scores of the source's rows, and whether each is dropped.
+        each: number of examples of each kind.
 
     Yields:
-        what they are, and their places in `scores`. What lies at an end is not given at a cut again.
+        The kind of the examples, and their places in `scores`. Rows at an end are not repeated at a cut.
     """
     order = np.argsort(scores, kind="stable")
     order = order[~np.isnan(scores[order])]

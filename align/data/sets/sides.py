@@ -1,8 +1,8 @@
-"""Which rows of a data set are trained on and which are measured on.
+"""Division of a data set into a training split and a test split.
 
-Rows that belong together form a unit, and a unit is on one side: rows that ask the same question, rows of one group,
-and rows that are duplicates of one another. A unit goes by the hash of one question in it, so that a row stays on its
-side when others come in that are not linked to it.
+Rows that belong together form a unit, and a unit is in one split: rows with the same question, rows of one group, and
+duplicates. The hash of one question of a unit decides its split, so that a row stays in its split when other rows that
+are not linked to it are added.
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ from align.data.sets.record_columns import whole
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
-TRAIN, TEST = 0, 1
+TRAIN = 0
+TEST = 1
 SIDES = ("train", "test")
 NAMES = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("test", "validation", "valid", "val", "dev", "eval"), TEST),
 }
-"""What a column may call a side."""
-EARLIEST, LATEST = 1e8, 1e10
+"""Name of a split in a column → its number."""
+EARLIEST = 1e8
+LATEST = 1e10
+"""Bounds of numbers that are read as seconds since 1970."""
 
 
 def units(questions: ndarray, *links: ndarray) -> ndarray:
-    """Return the unit of each row, named by the smallest question in it.
+    """Return the unit of each row, uint64 (N): of the hashes of all linked rows, the one with the smallest lower half.
+
+    Its upper half decides the split of the unit, and is distributed as evenly among units as among questions.
 
     Args:
-        questions: hash of what each row asks, uint64 (N). Rows of one hash belong together.
-        links: further labels, int64 (N): rows of one label belong together; a negative label is none.
-
-    Returns:
-        uint64 (N): of the hashes of the rows that are linked to this one, directly or by way of others, that with the
-        smallest lower half. The upper half says which side it is on, and is as even among units as among questions.
+        questions: hash of each row's question, uint64 (N). Rows with the same hash are linked.
+        links: further labels, int64 (N) each. Rows with the same label are linked, except for negative labels.
     """
     pairs = []
     for labels in (questions, *links):
-        chosen = np.flatnonzero(labels >= 0)
-        order = chosen[np.argsort(labels[chosen], kind="stable")]
+        labeled = np.flatnonzero(labels >= 0)
+        order = labeled[np.argsort(labels[labeled], kind="stable")]
         same = labels[order[1:]] == labels[order[:-1]]
         pairs.append((order[:-1][same], order[1:][same]))
     root = components(len(questions), *(np.concatenate(ends) for ends in zip(*pairs, strict=True)))
@@ -62,11 +63,11 @@ def exchange_halves(hashes: ndarray) -> ndarray:
 
 
 def group_labels(groups: pa.ChunkedArray, source: ndarray) -> ndarray:
-    """Return a label for each group's rows, int64 (N); -1 if a row is in none. Two sources may use one name for two
-    groups.
+    """Label the rows of each group, int64 (N). Rows without a group get -1. Groups of different sources are different.
 
     Args:
-        source: the number of each row's source.
+        groups: name of each row's group, null for none.
+        source: number of each row's source, int (N).
     """
     codes = whole(groups).dictionary_encode().indices
     labels = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -74,29 +75,34 @@ def group_labels(groups: pa.ChunkedArray, source: ndarray) -> ndarray:
 
 
 def held_back(units: ndarray, held_out: float) -> ndarray:
-    """Return whether each row is measured on: the first 32 bits of its unit are a number in [0, 1), and units below
-    `held_out` are held back, as for a plain file (`align.data.split.select_held_out_keys`); at least one unit
-    is, if there are two.
+    """Return whether each row is in the test split, bool (N).
+
+    The first 32 bits of a unit are a number in [0, 1), and units below `held_out` are held out, as for a plain file
+    (`align.data.split.select_held_out_keys`). At least one unit is held out if there are two.
 
     Args:
         units: see `units`.
-        held_out: the share of units; 0 for none.
+        held_out: share of units in the test split; 0 for none.
     """
     shares = (units >> np.uint64(32)).astype(np.float64) / 2**32
-    least = shares.min() if held_out > 0 and len(units) and shares.min() < shares.max() else -1.0
-    return (shares < held_out) | (shares == least)
+    lowest_share = shares.min() if held_out > 0 and len(units) and shares.min() < shares.max() else -1.0
+    return (shares < held_out) | (shares == lowest_share)
 
 
 def whole_units(units: ndarray, test: ndarray) -> ndarray:
-    """Return whether each row is in a unit of which any row is measured on."""
+    """Return whether each row is in a unit with any row of `test`, bool (N).
+
+    Args:
+        test: whether each row is in the test split, bool (N).
+    """
     return np.isin(units, np.unique(units[test]))
 
 
 def named_sides(names: Sequence[str | None], column: str) -> ndarray:
-    """Return whether each row is measured on, by what its column says.
+    """Return whether each row is in the test split according to its column, bool (N).
 
     Raises:
-        InputError: a row says no side.
+        InputError: A row does not name a split.
     """
     check_column(names, column)
     sides = {name: NAMES.get((name or "").strip().lower()) for name in dict.fromkeys(names)}
@@ -109,39 +115,40 @@ def named_sides(names: Sequence[str | None], column: str) -> ndarray:
 
 def check_column(values: Sequence[str | None], column: str) -> None:
     """Raise InputError if no row has this column."""
-    there = any(value is not None for value in values)
+    is_present = any(value is not None for value in values)
     remedy = "Name a column that the rows have; where columns are mapped, by its new name."
-    require(there, "stage.split.column", column, "is a column that no row has", remedy)
+    require(is_present, "stage.split.column", column, "is a column that no row has", remedy)
 
 
 def written_since(times: Sequence[str | None], since: str, column: str) -> ndarray:
-    """Return whether each row was written at a time or later. Times are ISO 8601, or seconds since 1970; without a
-    zone, UTC.
+    """Return whether each row was written at `since` or later, bool (N).
+
+    Args:
+        times: time of each row, see `seconds`.
 
     Raises:
-        InputError: a row has no time, or none that is understood.
+        InputError: A row has no time, or an invalid one.
     """
     check_column(times, column)
     start = seconds(since, "stage.split.since")
     return np.array([seconds(time, f"stage.split.column={column}") >= start for time in times], bool)
 
 
-def seconds(given: str | None, field: str) -> float:
-    """Return the seconds since 1970 of an ISO 8601 time (without a zone, UTC), or of a number of seconds or
-    milliseconds since.
+def seconds(text: str | None, field: str) -> float:
+    """Parse an ISO 8601 time (UTC if it has no zone), or a number of seconds or milliseconds since 1970, to seconds.
 
     Raises:
-        InputError: it is none of them. A number is one only if it lies between 1973 and 2286, so that no year or day
-            passes for one.
+        InputError: The text is no time. A number has to lie between 1973 and 2286, so that a year or a day is not
+            mistaken for one.
     """
-    text = (given or "").strip()
+    stripped = (text or "").strip()
     with suppress(ValueError, OverflowError):
-        when = datetime.fromisoformat(text)
+        when = datetime.fromisoformat(stripped)
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     with suppress(ValueError):
-        number = float(text)
+        number = float(stripped)
         for unit in (1, 1000):
             if EARLIEST <= number / unit <= LATEST:
                 return number / unit
     remedy = "Write times as 2026-11-26 or 2026-11-26T12:00:00Z, in every row."
-    raise InputError(field, given, "is no time", remedy)
+    raise InputError(field, text, "is no time", remedy)

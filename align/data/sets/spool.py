@@ -1,9 +1,9 @@
-"""Rows on their way into a data set, on disk: parts that are written once, whole or not at all, and read in pieces.
+"""Rows of a data set under construction, on disk: parts that are written atomically and read in batches.
 
 A part is some tens of thousands of rows in Arrow files, one for each group of columns that are read together, and a
-JSON file that says what became of the rows that it was made from. That is written last: a part without it was cut off,
-and is written again. Arrow reads a batch of a file as a whole whatever columns are asked for, so each group has a file
-of its own; and what is kept of a batch is copied out of it. So memory goes by what was asked for.
+JSON file with the account of its rows. The account is written last: a part without it is incomplete, and is written
+again. Arrow reads all columns of a batch of a file, so each group of columns has its own file, and the rows that are
+kept of a batch are copied. So memory is proportional to the columns and rows that the caller selects.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from align.data.sets.record_columns import CONTENT, records_of, texts_of
 from align.run.files import write_json
 
 SPARSE = 0.1
-"""A share of rows below which files are mapped: of a batch, what is not asked for is not read."""
+"""Share of selected rows below which files are memory-mapped, so that other rows of a batch are not read."""
 REMEDY = "Remove the run's folder and run the same command again."
 
 
@@ -37,21 +37,21 @@ class Spool:
     """The parts in a folder, in the order of their names.
 
     Args:
-        folder: of the parts; it has to be there.
+        folder: an existing folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def parts(self, prefix: str = "") -> list[Path]:
-        """Return the whole parts whose names begin so, as the paths of their files without endings."""
+        """List the complete parts whose names have a prefix, as paths of their files without suffixes."""
         return sorted(path.with_suffix("") for path in self.folder.glob(f"{prefix}*.json"))
 
     def account(self, part: Path) -> dict[str, Any]:
-        """Return what is known of a part beside its rows; under `batches` the sizes of its batches.
+        """Read the account of a part. Its key `batches` has the sizes of the part's batches.
 
         Raises:
-            CorruptFile: the account is no JSON.
+            CorruptFile: The account is no JSON.
         """
         try:
             return json.loads(read_text(part.with_suffix(".json"), "checkpoints"))
@@ -64,24 +64,27 @@ class Spool:
         """Write one part.
 
         Args:
-            groups: the columns of each file.
-            account: what is to be known of it; read when all batches are written, so that it may grow till then.
+            groups: columns of each file.
+            account: account of its rows. It is written after all batches, so `batches` may still change it.
         """
-        part, sizes, own = self.folder / name, list[int](), f".{gethostname()}-{os.getpid()}"
-        made = [file_of(part, i) for i in range(len(groups))]
+        part = self.folder / name
+        sizes = list[int]()
+        temporary_suffix = f".{gethostname()}-{os.getpid()}"
+        paths = [file_of(part, i) for i in range(len(groups))]
         with ExitStack() as stack:
             writers = []
-            for path, schema in zip(made, groups, strict=True):
-                file = stack.enter_context(pa.OSFile(f"{path}{own}", "wb"))
+            for path, schema in zip(paths, groups, strict=True):
+                file = stack.enter_context(pa.OSFile(f"{path}{temporary_suffix}", "wb"))
                 writers.append((schema.names, stack.enter_context(pa.ipc.new_file(file, schema))))
             for batch in batches:
                 sizes.append(batch.num_rows)
                 for names, writer in writers:
                     writer.write_batch(batch.select(names))
-        for path in made:  # a worker of a run that was killed may still be writing the same
-            os.replace(f"{path}{own}", path)
-        write_json(said := self.folder / f".{name}{own}", {**account, "batches": sizes})
-        os.replace(said, part.with_suffix(".json"))
+        for path in paths:  # a worker of a run that was killed may still be writing the same part
+            os.replace(f"{path}{temporary_suffix}", path)
+        account_path = self.folder / f".{name}{temporary_suffix}"
+        write_json(account_path, {**account, "batches": sizes})
+        os.replace(account_path, part.with_suffix(".json"))
 
 
 def file_of(part: Path, group: int) -> Path:
@@ -89,15 +92,16 @@ def file_of(part: Path, group: int) -> Path:
 
 
 class Rows:
-    """All rows of some parts, numbered from 0 on.
+    """All rows of the parts of a spool, numbered from 0.
 
     Args:
-        kind: of their records.
-        names: of their sources.
+        kind: kind of their records.
+        names: names of their sources.
 
     Attributes:
-        folder: of the parts.
-        parts: each part, the number of its first row, and the sizes of its batches.
+        folder: folder of the parts.
+        parts: path of each part, the number of its first row, and the sizes of its batches.
+        count: number of all rows.
     """
 
     def __init__(self, spool: Spool, kind: str = DOCUMENTS, names: Sequence[str] = ()) -> None:
@@ -114,47 +118,56 @@ class Rows:
 
     @cached_property
     def groups(self) -> dict[str, int]:
-        """Column → the number of its file."""
-        found: dict[str, int] = {}
+        """Column → number of its file in a part."""
+        groups: dict[str, int] = {}
         for part, _, _ in self.parts[:1]:
             for i in range(len([*part.parent.glob(f"{part.name}.*.arrow")])):
                 with pa.OSFile(str(file_of(part, i))) as file:
-                    found |= dict.fromkeys(pa.ipc.open_file(file).schema.names, i)
-        return found
+                    groups |= dict.fromkeys(pa.ipc.open_file(file).schema.names, i)
+        return groups
 
     def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yield (number of its first row, batch) in order, with these columns."""
+        """Yield all batches in order, each with the number of its first row."""
         for numbers, batch in self.where(np.ones(self.count, bool), columns):
             yield int(numbers[0]), batch
 
-    def where(self, wanted: ndarray, columns: Sequence[str]) -> Iterator[tuple[ndarray, pa.RecordBatch]]:
-        """Yield (numbers of its rows, batch) in order, of some rows (bool (N)). Batches without any are not read."""
+    def where(self, mask: ndarray, columns: Sequence[str]) -> Iterator[tuple[ndarray, pa.RecordBatch]]:
+        """Yield the numbers of the selected rows of each batch, and these rows. Batches without any are not read.
+
+        Args:
+            mask: mask of the rows, bool (N).
+            columns: columns to read.
+        """
         for part, first, sizes in self.parts:
-            chosen = wanted[first : first + sum(sizes)]
-            if not chosen.any():
+            part_mask = mask[first : first + sum(sizes)]
+            if not part_mask.any():
                 continue
-            with self.opened(part, columns, mapped=bool(chosen.mean() < SPARSE)) as read_batch:
+            with self.opened(part, columns, mapped=bool(part_mask.mean() < SPARSE)) as read_batch:
                 for i, size in enumerate(sizes):
-                    numbers = np.flatnonzero(wanted[first : first + size])
+                    numbers = np.flatnonzero(mask[first : first + size])
                     if len(numbers):
                         batch = read_batch(i)
                         yield first + numbers, batch if len(numbers) == size else batch.take(pa.array(numbers))
                     first += size
 
-    def texts(self, wanted: ndarray, *over: str) -> Iterator[Sequence[Any]]:
-        """Yield some rows (bool (N)) in order, batch by batch: their numbers, and for each of `over` their texts, see
-        `texts_of`."""
-        for numbers, batch in self.where(wanted, [*CONTENT[self.kind]]):
-            yield numbers, *(texts_of(self.kind, batch, part) for part in over)
+    def texts(self, mask: ndarray, *over: str) -> Iterator[Sequence[Any]]:
+        """Yield the numbers of the selected rows of each batch, and their texts for each of `over`, see `texts_of`.
+
+        Args:
+            mask: mask of the rows, bool (N).
+        """
+        for numbers, batch in self.where(mask, [*CONTENT[self.kind]]):
+            yield numbers, *(texts_of(self.kind, batch, setting) for setting in over)
 
     @contextmanager
     def opened(
         self, part: Path, columns: Sequence[str], mapped: bool = False
     ) -> Iterator[Callable[[int], pa.RecordBatch]]:
-        """Open a part, and give what reads batches of some columns of it.
+        """Open the files of a part. Yields a function that reads some columns of a batch by its number.
 
         Args:
-            mapped: a batch is a view of the file, and no copy. What is read of it counts as memory until the end.
+            mapped: whether batches are views of memory-mapped files. What is read of them counts as memory until the
+                part is closed.
         """
         groups = [self.groups[name] for name in columns]
         with ExitStack() as stack:
@@ -170,51 +183,54 @@ class Rows:
             yield read_batch
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return one column of texts of all rows, each text that differs held once in a batch."""
+        """Return a column of texts of all rows, dictionary-encoded."""
         chunks = [batch.column(name).dictionary_encode() for _, batch in self.batches([name])]
         return pa.chunked_array(chunks).unify_dictionaries() if chunks else pa.chunked_array([[]], pa.string())
 
     def numbers(self, name: str) -> ndarray:
-        """Return one column of numbers without nulls, or of texts of one length in bytes (N, length) as uint8."""
+        """Return a column of all rows as NumPy: numbers without nulls, (N), or binary of fixed length, uint8 (N,
+        length)."""
         return self.gathered([name], lambda batch: as_numpy(batch.column(name)))
 
     def first_bits(self, name: str) -> ndarray:
-        """Return the first 64 bits of each id in a column, uint64 (N)."""
+        """Return the first 64 bits of each id in a column of all rows, uint64 (N)."""
         return self.gathered([name], lambda batch: first_bits(as_numpy(batch.column(name))))
 
-    def gathered(self, columns: Sequence[str], made: Callable[[pa.RecordBatch], ndarray]) -> ndarray:
-        """Return what is made of each batch, one after another, without a second copy of it."""
-        found = np.zeros(0, np.int64)
+    def gathered(self, columns: Sequence[str], convert: Callable[[pa.RecordBatch], ndarray]) -> ndarray:
+        """Concatenate an array for each batch, without holding a second copy in memory."""
+        values = np.zeros(0, np.int64)
         for first, batch in self.batches(columns):
-            part = made(batch)
-            if not len(found):
-                found = np.empty((self.count, *part.shape[1:]), part.dtype)
-            found[first : first + len(part)] = part
-        return found
+            batch_values = convert(batch)
+            if not len(values):
+                values = np.empty((self.count, *batch_values.shape[1:]), batch_values.dtype)
+            values[first : first + len(batch_values)] = batch_values
+        return values
 
     def take(self, indexes: ndarray, columns: Sequence[str]) -> pa.Table:
-        """Return some rows, in the order of `indexes`. Files are mapped, so that other rows of a batch are not read."""
+        """Return the rows with these numbers, in the order of `indexes`. Files are memory-mapped, so that other rows of
+        a batch are not read."""
         order = np.argsort(indexes, kind="stable")
-        wanted = indexes[order]
-        found = []
+        sorted_indexes = indexes[order]
+        batches = []
         start = 0
         for part, first, sizes in self.parts:
-            edges = np.searchsorted(wanted, first + np.cumsum(sizes, dtype=np.int64))
-            if not len(edges) or start == edges[-1]:
+            ends = np.searchsorted(sorted_indexes, first + np.cumsum(sizes, dtype=np.int64))
+            if not len(ends) or start == ends[-1]:
                 continue
             with self.opened(part, columns, mapped=True) as read_batch:
-                for i, end in enumerate(edges.tolist()):
+                for i, end in enumerate(ends.tolist()):
                     if end > start:
-                        found.append(read_batch(i).take(pa.array(wanted[start:end] - first)))
+                        batches.append(read_batch(i).take(pa.array(sorted_indexes[start:end] - first)))
                     start = end
                     first += sizes[i]
-        table = pa.Table.from_batches(found)
+        table = pa.Table.from_batches(batches)
         if (np.diff(order) != 1).any():
             table = table.take(pa.array(np.argsort(order)))
         return table.combine_chunks()
 
     def records(self, numbers: ndarray) -> list[tuple[str, Record]]:
-        """Return some rows as `source:row` and their records. Those without an id of their own have that name."""
+        """Load the records of some rows, each with its name `source:row`. The name is also the id of a record without
+        one."""
         if not len(numbers):
             return []
         table = self.take(numbers, [*CONTENT[self.kind], "source", "row"])
@@ -224,7 +240,7 @@ class Rows:
 
 
 def first_bits(ids: ndarray) -> ndarray:
-    """Return the first 64 bits of ids, uint64 (N)."""
+    """Return the first 64 bits of ids (uint8 (N, length)), uint64 (N)."""
     return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 
