@@ -1,4 +1,4 @@
-"""Rows that give away what is measured: those that evaluation rows stand in, ask the same, or nearly are."""
+"""Contamination of a data set: rows that contain, ask or nearly equal rows of evaluation sets or of the test side."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from align.data.dedup.shingles import (
 from align.data.sets.spool import Rows, first_bits
 
 PART = 7
-"""Words of a run, more than half of it, that make it a phrase if many rows share them. Rows of the test split share
-phrases with other rows; an evaluation set from elsewhere shares none, and the row of it that leaked most often stands
+"""Words of a part of a run. It is more than half of the run: if many rows share a part, the run is a phrase. Rows of
+the test side share phrases with other rows. A separate evaluation set shares none, and a row of it that leaked often is
 in many rows."""
 
 
 def first_matches(parts: Sequence[Matches]) -> Matches:
-    """Return each text once, in ascending order: by what it asks, else by the first set, and in it by the first rule
-    that holds for any."""
+    """Select one match for each text, sorted by text: a match of `ASKED` if there is one, else the first set, and in it
+    the first rule."""
     matches = Matches(*join_columns([(NO_NUMBERS,) * 4, *parts]))
     order = np.lexsort((matches.row, matches.rule, matches.evaluation, matches.rule > ASKED, matches.text))
     order = order[np.diff(matches.text[order], prepend=-1) > 0]
@@ -43,12 +43,12 @@ def first_matches(parts: Sequence[Matches]) -> Matches:
 
 
 class Evaluations:
-    """What rows are compared with.
+    """Indexes of evaluation sets, which find the rows of a spool that overlap with them.
 
     Args:
-        sets: the texts of each evaluation set.
-        near: the least Jaccard similarity of rows that are nearly the same; None if these are not looked for.
-        phrases: runs of words that are no leaks, see `Index.without`.
+        sets: texts of each evaluation set.
+        near: least Jaccard similarity of near-duplicates; None if these are not looked for.
+        phrases: runs of words that are not leaks, see `Index.without`. If given, the sets are rows of the test side.
     """
 
     def __init__(self, sets: Sequence[EvaluationTexts], near: float | None, phrases: ndarray | None = None) -> None:
@@ -56,144 +56,159 @@ class Evaluations:
         index = Index([texts.said for texts in sets], threshold=near, rows=by_text)
         self.sets = sets
         self.questions = list[QuestionIndex]()
-        if phrases is None:  # sets from elsewhere; rows that are held out say what other rows say too
+        if phrases is None:  # separate evaluation sets; rows of the test side contain questions of other rows too
             phrases = distinct(join((letter_runs(texts.said, index.width) for texts in sets), NO_HASHES))
             self.questions = [*map(QuestionIndex, sets, range(len(sets)))]
         self.index = index.without(phrases)
         keys = [evaluation_keys(texts.asked) for texts in sets]
-        self.asked_set = np.repeat(np.arange(len(sets)), [len(own.key) for own in keys])
-        self.asked_row = join(texts.asked_by[own.text] for texts, own in zip(sets, keys, strict=True))
-        self.asked = HashTable(*np.unique(join((own.key for own in keys), NO_HASHES), return_index=True))
+        self.question_set = np.repeat(np.arange(len(sets)), [len(set_keys.key) for set_keys in keys])
+        self.question_row = join(texts.asked_by[set_keys.text] for texts, set_keys in zip(sets, keys, strict=True))
+        self.question_table = HashTable(
+            *np.unique(join((set_keys.key for set_keys in keys), NO_HASHES), return_index=True)
+        )
 
-    def leaks(self, rows: Rows, wanted: ndarray) -> Matches:
-        """Return the rows among `wanted` (bool (N)) that give a set away, each once, in ascending order."""
+    def leaks(self, rows: Rows, mask: ndarray) -> Matches:
+        """Find the rows that overlap with an evaluation set. Returns one match for each, sorted by row.
+
+        Args:
+            mask: mask of the rows to compare, bool (N).
+        """
         parts = list[Matches]()
-        for numbers, said, asked in rows.texts(wanted, "both", "prompts") if self.sets else ():
-            matches = self.find(said, asked)
+        for numbers, texts, prompts in rows.texts(mask, "both", "prompts") if self.sets else ():
+            matches = self.find(texts, prompts)
             parts.append(matches._replace(text=numbers[matches.text]))
         return first_matches(parts)
 
-    def find(self, said: pa.Array, asked: pa.Array) -> Matches:
-        """Return what some rows give away, each row once.
+    def find(self, texts: pa.Array, prompts: pa.Array) -> Matches:
+        """Find the rows of a batch that overlap with an evaluation set. Returns one match for each.
 
         Args:
-            said, asked: what each row says, and what it asks.
+            texts, prompts: whole text and prompt of each row.
         """
-        parts = [hits(self.index, said), *(questions.find(said) for questions in self.questions)]
-        text, key = hash_asked(asked)
-        places, keys = self.asked.find(key)
-        parts.append(Matches(text[places], self.asked_set[keys], self.asked_row[keys], np.full(len(keys), ASKED)))
+        parts = [hits(self.index, texts), *(questions.find(texts) for questions in self.questions)]
+        text, key = hash_asked(prompts)
+        places, keys = self.question_table.find(key)
+        parts.append(Matches(text[places], self.question_set[keys], self.question_row[keys], np.full(len(keys), ASKED)))
         return first_matches(parts)
 
 
 def leaks_of(rows: Rows, measured: ndarray, trained: ndarray, near: float | None) -> Matches:
-    """Return the rows to train on that give away rows to measure on (bool (N), both).
+    """Find the training rows that overlap with test rows.
 
-    The latter are looked for a slice at a time, so that memory does not go by how many they are, and only where a row
-    to train on may be one that is found. So the time that this takes goes by the rows, and not by their square.
+    Test rows are indexed a slice at a time, so that memory is bounded, and compared only with training rows that a
+    filter selects. So the time is linear in the number of rows.
+
+    Args:
+        measured: mask of the test rows, bool (N).
+        trained: mask of the training rows, bool (N).
+        near: least Jaccard similarity of near-duplicates; None if these are not looked for.
     """
     parts = list[Matches]()
     if measured.any():
         phrases, suspects = worth_asking(rows, measured, trained, near)
         phrases = np.union1d(phrases, templated_runs(rows, measured, trained, suspects, phrases))
-        before = 0
+        first_row = 0
         for texts in slices(rows, measured):
             matches = Evaluations([texts], near, phrases).leaks(rows, suspects)
-            parts.append(matches._replace(row=matches.row + before))
-            before += len(texts.said)
+            parts.append(matches._replace(row=matches.row + first_row))
+            first_row += len(texts.said)
     return first_matches(parts)
 
 
 def worth_asking(rows: Rows, measured: ndarray, trained: ndarray, near: float | None) -> tuple[ndarray, ndarray]:
-    """Return the runs of words that are phrases, and which rows to train on `leaks_of` may find, bool (N): all that it
-    finds, and few others."""
+    """Return the runs of words that are phrases, and a mask of the training rows that `leaks_of` may find, bool (N).
+
+    The mask has false positives and no false negatives.
+    """
     prefilter = Prefilter(near)
-    questions = [NO_HASHES]
-    for texts in slices(rows, measured):
-        prefilter.measure(texts.said)
-        questions.append(evaluation_keys(texts.asked).key)
-    for texts in slices(rows, measured):
-        prefilter.add(texts.said)
-    asks = distinct(np.concatenate(questions))
-    alike = np.zeros_like(trained)
-    found = np.zeros_like(trained)
-    for numbers, said, asked in rows.texts(trained, "both", "prompts"):
-        alike[numbers] = prefilter.tell(said)
-        keys = hash_asked(asked)
-        found[numbers[keys.text[held(asks, keys.key)]]] = True
-    for numbers, said in rows.texts(alike, "both"):
-        found[numbers] |= prefilter.maybe(said)
-    return prefilter.phrases, found
+    question_parts = [NO_HASHES]
+    for piece in slices(rows, measured):
+        prefilter.measure(piece.said)
+        question_parts.append(evaluation_keys(piece.asked).key)
+    for piece in slices(rows, measured):
+        prefilter.add(piece.said)
+    question_hashes = distinct(np.concatenate(question_parts))
+    may_overlap = np.zeros_like(trained)
+    is_suspect = np.zeros_like(trained)
+    for numbers, texts, prompts in rows.texts(trained, "both", "prompts"):
+        may_overlap[numbers] = prefilter.tell(texts)
+        keys = hash_asked(prompts)
+        is_suspect[numbers[keys.text[held(question_hashes, keys.key)]]] = True
+    for numbers, texts in rows.texts(may_overlap, "both"):
+        is_suspect[numbers] |= prefilter.maybe(texts)
+    return prefilter.phrases, is_suspect
 
 
 def templated_runs(rows: Rows, measured: ndarray, trained: ndarray, suspects: ndarray, phrases: ndarray) -> ndarray:
-    """Return the runs of words, uint64, that are mostly text which many rows share: the end of an instruction and a
-    word of their own. `PART` words in a row of each are in more than `COMMON` rows to train on.
+    """Find the runs of words, uint64, that are mostly text which many rows share, such as the end of an instruction and
+    one other word. A part of `PART` words of each is in more than `COMMON` training rows.
 
     Args:
-        suspects: the rows to train on that may have a run in common with rows to measure on, bool (N).
-        phrases: runs of words that are known to be phrases, ascending.
+        suspects: mask of the training rows that may have a run in common with test rows, bool (N).
+        phrases: runs of words that are phrases already, ascending.
     """
     candidates = [NO_HASHES]
-    for _, said in rows.texts(suspects, "both"):
-        runs = shingled(said, WIDTH).values
-        candidates.append(runs[~held(phrases, runs)])
-    whole, parts = parts_of_runs(rows, measured, distinct(np.concatenate(candidates)))
-    if not len(whole):
+    for _, texts in rows.texts(suspects, "both"):
+        row_runs = shingled(texts, WIDTH).values
+        candidates.append(row_runs[~held(phrases, row_runs)])
+    runs, parts = parts_of_runs(rows, measured, distinct(np.concatenate(candidates)))
+    if not len(runs):
         return NO_HASHES
-    some = distinct(parts.ravel())
-    counts = np.zeros(len(some), np.int64)
-    for _, said in rows.texts(trained, "both"):
-        runs = shingled(said, PART).values
-        counts += np.bincount(np.searchsorted(some, runs[held(some, runs)]), minlength=len(some))
-    return distinct(whole[held(some[counts > COMMON], parts.ravel()).reshape(parts.shape).any(axis=1)])
+    distinct_parts = distinct(parts.ravel())
+    counts = np.zeros(len(distinct_parts), np.int64)
+    for _, texts in rows.texts(trained, "both"):
+        row_parts = shingled(texts, PART).values
+        places = np.searchsorted(distinct_parts, row_parts[held(distinct_parts, row_parts)])
+        counts += np.bincount(places, minlength=len(distinct_parts))
+    is_common = held(distinct_parts[counts > COMMON], parts.ravel()).reshape(parts.shape)
+    return distinct(runs[is_common.any(axis=1)])
 
 
 def parts_of_runs(rows: Rows, measured: ndarray, candidates: ndarray) -> tuple[ndarray, ndarray]:
-    """Return the runs of rows to measure on that are among some (ascending), uint64 (M), and the runs of `PART` words
-    within each, uint64 (M, parts)."""
+    """Return the runs of words of test rows that are among `candidates` (ascending), uint64 (M), and the parts of
+    `PART` words within each, uint64 (M, parts)."""
     steps = np.arange(WIDTH - PART + 1)
-    found = [(NO_HASHES, np.zeros((0, len(steps)), np.uint64))]
-    for _, said in rows.texts(measured, "both") if len(candidates) else ():
-        for data, starts in blocks(said):
+    parts = [(NO_HASHES, np.zeros((0, len(steps)), np.uint64))]
+    for _, texts in rows.texts(measured, "both") if len(candidates) else ():
+        for data, starts in blocks(texts):
             hashes, counts = word_hashes(data, starts)
             runs = hash_runs(hashes, WIDTH)
             document = np.repeat(np.arange(len(counts)), counts)
-            inside = document[: len(runs)] == document[len(document) - len(runs) :]
-            places = np.flatnonzero(inside & held(candidates, runs))
-            found.append((runs[places], hash_runs(hashes, PART)[places[:, None] + steps]))
-    whole, parts = join_columns(found)
-    return whole, parts
+            is_in_one_row = document[: len(runs)] == document[len(document) - len(runs) :]
+            places = np.flatnonzero(is_in_one_row & held(candidates, runs))
+            parts.append((runs[places], hash_runs(hashes, PART)[places[:, None] + steps]))
+    runs, run_parts = join_columns(parts)
+    return runs, run_parts
 
 
-def slices(rows: Rows, wanted: ndarray) -> Iterator[EvaluationTexts]:
-    """Yield what rows of a spool (bool (N)) say and what they ask, some `SLICE` bytes at a time."""
-    said = list[pa.Array]()
-    asked = list[pa.Array]()
-    for _, *texts in rows.texts(wanted, "both", "prompts"):
-        said.append(texts[0])
-        asked.append(texts[1])
-        if sum(texts.nbytes for texts in said) >= SLICE:
-            yield EvaluationTexts.of_rows(said, asked)
-            said = []
-            asked = []
-    if said:
-        yield EvaluationTexts.of_rows(said, asked)
+def slices(rows: Rows, mask: ndarray) -> Iterator[EvaluationTexts]:
+    """Yield the texts and prompts of some rows of a spool (mask, bool (N)), about `SLICE` bytes at a time."""
+    texts = list[pa.Array]()
+    prompts = list[pa.Array]()
+    for _, batch_texts, batch_prompts in rows.texts(mask, "both", "prompts"):
+        texts.append(batch_texts)
+        prompts.append(batch_prompts)
+        if sum(array.nbytes for array in texts) >= SLICE:
+            yield EvaluationTexts.of_rows(texts, prompts)
+            texts = []
+            prompts = []
+    if texts:
+        yield EvaluationTexts.of_rows(texts, prompts)
 
 
-# --- Rows of one template give nothing away. Where near-duplicates were not removed over whole rows, rows of one
-# template are all alike. They are compared again, as near-duplicates are (`align.data.dedup.near_duplicates`): text
+# --- Rows of one template are not leaks. If near-duplicates were not removed by whole rows, rows of one template are
+# all similar. They are compared again, as near-duplicates are (`align.data.dedup.near_duplicates`): text
 # that many rows share does not count, and numbers and operators have to be the same.
 
 
 def drop_templated(leaks: Matches, rows: Rows, measured: ndarray, near: float, finds_all: bool) -> Matches:
-    """Return the leaks without rows that are near to rows to measure on by shared text only.
+    """Return the leaks without rows that are near-duplicates of test rows by shared text only.
 
     Args:
-        measured: the rows to measure on, bool (N).
-        near: the least Jaccard similarity that they were found by.
-        finds_all: whether MinHash finds all pairs that are so similar. If not, rows that are not made of shared text
-            for the most part stay leaks.
+        measured: mask of the test rows, bool (N).
+        near: least Jaccard similarity by which the leaks were found.
+        finds_all: whether MinHash finds all pairs of this similarity. If not, rows that do not mostly consist of shared
+            text stay leaks.
     """
     by_similarity = leaks.rule == NEAR
     suspects = leaks.text[by_similarity]
@@ -207,7 +222,7 @@ def drop_templated(leaks: Matches, rows: Rows, measured: ndarray, near: float, f
         groups = sharing(places, texts.sizes > 0, texts.keys.__getitem__)
         shared = find_shared(groups, places, texts.sizes, texts.content, texts.read)
         is_measured = measured[texts.numbers]
-        found = find_near(
+        duplicates = find_near(
             np.where(is_measured, 0, 1),
             texts.sizes,
             texts.keys.__getitem__,
@@ -218,34 +233,34 @@ def drop_templated(leaks: Matches, rows: Rows, measured: ndarray, near: float, f
             numbers=texts.operators,
             shared=shared,
         )
-        stay = texts.numbers[found.dropped]
+        confirmed = texts.numbers[duplicates.dropped]
         if not finds_all:
-            stay = np.append(stay, texts.numbers[~texts.are_mostly(shared, near)])
-    kept = ~by_similarity | np.isin(leaks.text, stay)
+            confirmed = np.append(confirmed, texts.numbers[~texts.are_mostly(shared, near)])
+    kept = ~by_similarity | np.isin(leaks.text, confirmed)
     return Matches(*(column[kept] for column in leaks))
 
 
 class ComparedTexts:
-    """Keys, shingles and hashes of rows of a spool. Keys and shingles are in files, since these may be all its rows.
+    """Keys, shingles and hashes of some rows of a spool. Keys and shingles are in files to save memory.
 
     Args:
-        folder: for the files.
-        wanted: which rows, bool (N).
+        folder: folder for the files.
+        mask: mask of the rows, bool (N).
 
     Attributes:
-        numbers: of the rows, ascending; all others are by their place among these.
-        keys: of MinHash, uint64 (bands, rows).
-        sizes: shingles of each row.
+        numbers: numbers of the rows, ascending. All other arrays are indexed by place in this one.
+        keys: MinHash keys, uint64 (bands, rows).
+        sizes: number of shingles of each row.
         operators, content: see `find_near`.
     """
 
-    def __init__(self, folder: Path, rows: Rows, wanted: ndarray) -> None:
-        self.numbers = np.flatnonzero(wanted)
+    def __init__(self, folder: Path, rows: Rows, mask: ndarray) -> None:
+        self.numbers = np.flatnonzero(mask)
         self.keys = np.memmap(folder / "keys", np.uint64, "w+", shape=(BANDS, len(self.numbers)))
         parts = list[tuple[ndarray, ndarray, ndarray]]()
         start = 0
         with (folder / "shingles").open("wb") as file:
-            for _, texts in rows.texts(wanted, "both"):
+            for _, texts in rows.texts(mask, "both"):
                 sets = shingled(texts)
                 file.write(sets.values.tobytes())
                 self.keys[:, start : start + len(sets)] = band_keys(sets).T
@@ -257,14 +272,19 @@ class ComparedTexts:
         self.values = np.memmap(folder / "shingles", np.uint64, "r") if self.ends[-1] else NO_HASHES
 
     def read(self, places: ndarray) -> Shingles:
-        """Return the shingles of some rows."""
+        """Load the shingles of the rows at some places."""
         parts = (self.values[self.ends[place] : self.ends[place + 1]] for place in places.tolist())
         return Shingles.of_sizes(join(parts, NO_HASHES), self.sizes[places])
 
     def are_mostly(self, shared: ndarray, near: float) -> ndarray:
-        """Return which rows may be alike to others, at the least similarity, mostly by shared text, bool (rows)."""
-        mostly = np.zeros(len(self.numbers), bool)
-        for start in range(0, len(mostly), 1024):
-            sets = self.read(np.arange(start, min(start + 1024, len(mostly))))
-            mostly[start : start + len(sets)] = 2 * sets.only(shared).sizes > near * sets.sizes
-        return mostly
+        """Return whether each row may be similar to others mostly because of shared text, bool (rows).
+
+        Args:
+            shared: shared shingles, ascending.
+            near: least Jaccard similarity.
+        """
+        is_mostly_shared = np.zeros(len(self.numbers), bool)
+        for start in range(0, len(is_mostly_shared), 1024):
+            sets = self.read(np.arange(start, min(start + 1024, len(is_mostly_shared))))
+            is_mostly_shared[start : start + len(sets)] = 2 * sets.only(shared).sizes > near * sets.sizes
+        return is_mostly_shared

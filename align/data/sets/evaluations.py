@@ -1,16 +1,16 @@
-"""Evaluation sets in files: which they are, and the texts that their rows are looked for by.
+"""Evaluation sets in files, and the texts by which their rows are searched in training data.
 
-A row of questions stands in columns: a question, perhaps a passage that it is about, and choices or answers. A question
-may hold its stem and its choices itself, as in the files of ARC, OpenBookQA and CommonsenseQA. A row gives
+A row has columns: a question, perhaps a passage that it refers to, and choices or answers. A question may contain its
+stem and its choices, as in the files of ARC, OpenBookQA and CommonsenseQA. The texts of a row are
 
-- the question; if it has a passage, behind that and never alone: many passages are asked for their main idea;
-- the same with each choice or answer;
+- the question, with its passage in front if it has one, because the main idea of many passages is asked for;
+- the same followed by each choice or answer;
 - each choice or answer of more than `FEW` words;
-- all of them together, also with letters in front (`A. …`);
-- a question that lists its choices itself also without them.
+- the question with all choices, also with letters in front (`A. …`);
+- a question that lists its choices, also without them.
 
-A shorter choice is never looked for alone: `yes` says nothing. A row that is a conversation, a pair or a tree is what
-training rows are, and is compared as one.
+A shorter choice such as `yes` is never searched on its own. A conversation, a preference pair or a tree is compared
+like a training row.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from align.data.sets.record_columns import columns_of, texts_of
 FIELD = "stage.contamination.against"
 HELP = 'Write "stage.contamination.against=[a.jsonl, {path: b.parquet, columns: [question, choices]}]".'
 PARTS_AT_ONCE = 4096
-"""Largest number of parts of rows that are held as Python objects while a set is read."""
+"""Largest number of rows that are held as Python objects while a set is read."""
 CHARACTERS_AT_ONCE = 32 * 2**20
-"""Largest number of characters in these parts."""
+"""Largest number of characters in these rows."""
 NAMES: Mapping[str, Collection[str]] = {
     "question": split_names(
         "ctx goal input instruction problem prompt query question question_stem sentence statement stem text"
@@ -54,25 +54,25 @@ NAMES: Mapping[str, Collection[str]] = {
         "canonical_solution sol solution solutions target targets"
     ),
 }
-"""What a column holds → its names. A passage is what a question is about: alone, it asks something else."""
+"""Content of a column → its possible names. A passage is the text that a question refers to."""
 FEW = 4
-"""Words of a choice that is looked for alone: more than so many."""
+"""Number of words above which a choice is searched on its own."""
 LONGEST = 4000
-"""Characters of a question up to which it is looked for with each of its choices."""
+"""Largest number of characters of a question that is searched with each of its choices."""
 INNER = ("text", "choices")
-"""If an object holds choices beside their labels, or one choice beside its label: the field of the texts."""
+"""Names of the field of texts in an object of labels and choices, or of one label and its choice."""
 FIRST_CHOICE = re.compile(r"\s\(?[Aa][.):]\s(?=.*\s\(?[Bb][.):]\s)", re.DOTALL)
 FORMULA = re.compile(r"\d\s*[^\w\s,.]+\s*\w|\w\s*[^\w\s,.]+\s*\d")
 NOT_WORDS = re.compile(r"(?<!\d)\.|\.(?!\d)|[^\w\s.]+")
-"""Punctuation. The point of `1.5` stays: `15` is another number."""
+"""Punctuation, except for the point of `1.5`: `15` is another number."""
 
 
 class EvaluationSet(NamedTuple):
-    """A file of an evaluation set, or several.
+    """The files of an evaluation set.
 
     Attributes:
         path: see `align.data.read`.
-        columns: those that are compared; none for all whose names say what they are.
+        columns: columns to compare. If empty, all columns with names in `NAMES`.
     """
 
     path: str
@@ -80,72 +80,72 @@ class EvaluationSet(NamedTuple):
 
 
 class Query(NamedTuple):
-    """What one row is looked for by.
+    """Texts by which one evaluation row is searched.
 
     Attributes:
-        said: texts, each compared with all that a training row says.
-        alone: choices, compared in the same way if they have more than `FEW` words.
-        asked: texts, each compared with what a training row asks.
+        texts: texts that are compared with the whole text of a training row.
+        choices: choices that are compared in the same way if they have more than `FEW` words.
+        questions: texts that are compared with the prompt of a training row.
     """
 
-    said: Sequence[str]
-    alone: Sequence[str]
-    asked: Sequence[str]
+    texts: Sequence[str]
+    choices: Sequence[str]
+    questions: Sequence[str]
 
 
-def parsed_sets(given: Any) -> list[EvaluationSet]:
-    """Return the sets of the setting: paths, or mappings with `path` and `columns`.
+def parsed_sets(setting: Any) -> list[EvaluationSet]:
+    """Parse the setting: paths, or mappings with `path` and `columns`.
 
     Raises:
-        InputError: one is neither.
+        InputError: An entry is neither.
     """
-    listed = [given] if isinstance(given, str | Mapping) else given
-    require(isinstance(listed, list | tuple), FIELD, given, "is no list of evaluation sets", HELP)
+    entries = [setting] if isinstance(setting, str | Mapping) else setting
+    require(isinstance(entries, list | tuple), FIELD, setting, "is no list of evaluation sets", HELP)
     sets = []
-    for i, entry in enumerate(listed):
-        at = f"{FIELD}[{i}]"
-        about = {"path": entry} if isinstance(entry, str) else entry
-        known = isinstance(about, Mapping) and about.keys() <= {"path", "columns"}
-        named = known and isinstance(about.get("path"), str) and about["path"] != ""
-        require(named, at, entry, "names no file", HELP)
-        columns = about.get("columns") or []
+    for i, entry in enumerate(entries):
+        field = f"{FIELD}[{i}]"
+        values = {"path": entry} if isinstance(entry, str) else entry
+        is_valid = isinstance(values, Mapping) and values.keys() <= {"path", "columns"}
+        has_path = is_valid and isinstance(values.get("path"), str) and values["path"] != ""
+        require(has_path, field, entry, "names no file", HELP)
+        columns = values.get("columns") or []
         columns = [columns] if isinstance(columns, str) else columns
-        named = isinstance(columns, list | tuple) and all(isinstance(name, str) for name in columns)
-        require(named, f"{at}.columns", columns, "is no list of columns", HELP)
-        sets.append(EvaluationSet(about["path"], tuple(columns)))
+        is_valid = isinstance(columns, list | tuple) and all(isinstance(name, str) for name in columns)
+        require(is_valid, f"{field}.columns", columns, "is no list of columns", HELP)
+        sets.append(EvaluationSet(values["path"], tuple(columns)))
     return sets
 
 
 def read_sets(sets: Sequence[EvaluationSet]) -> list[EvaluationTexts]:
-    """Return the texts of each set.
+    """Read the texts of each set.
 
     Raises:
-        InputError: a file cannot be read, has no row, or rows in which no text is called a question.
+        InputError: A file cannot be read, has no row, or has rows without a column of questions.
     """
     return [read_set(evaluation_set, f"{FIELD}[{i}]") for i, evaluation_set in enumerate(sets)]
 
 
-def read_set(given: EvaluationSet, field: str) -> EvaluationTexts:
+def read_set(evaluation_set: EvaluationSet, field: str) -> EvaluationTexts:
     bad_rows = BadRows()
     batches = list[EvaluationTexts]()
     numbers = list[int]()
     parts = list[Query | Record]()
     rows = characters = 0
-    for group in iter_valid_groups(given.path, field, bad_rows):
-        of_group: Sequence[Query | Record] = ()
+    for group in iter_valid_groups(evaluation_set.path, field, bad_rows):
+        group_parts: Sequence[Query | Record] = ()
         with bad_rows:
-            of_group = parts_of(group, given.columns)
-        rows += len(of_group)
-        parts += of_group
-        numbers += [group[-1].number - 1] * len(of_group)
-        characters += sum(map(len, (text for part in of_group for text in texts_to_find(part))))
+            group_parts = parts_of(group, evaluation_set.columns)
+        rows += len(group_parts)
+        parts += group_parts
+        numbers += [group[-1].number - 1] * len(group_parts)
+        characters += sum(map(len, (text for part in group_parts for text in texts_to_find(part))))
         if len(parts) >= PARTS_AT_ONCE or characters > CHARACTERS_AT_ONCE:
             batches.append(collect_texts(parts, numbers))
             numbers = []
             parts = []
             characters = 0
-    bad_rows.finish_file(given.path, rows)
-    require(rows > 0, field, given.path, "is empty", "Give at least one row.")
+    bad_rows.finish_file(evaluation_set.path, rows)
+    require(rows > 0, field, evaluation_set.path, "is empty", "Give at least one row.")
     if parts:
         batches.append(collect_texts(parts, numbers))
     return EvaluationTexts(
@@ -157,44 +157,52 @@ def read_set(given: EvaluationSet, field: str) -> EvaluationTexts:
 
 
 def texts_to_find(part: Query | Record) -> Sequence[str]:
-    return part.said if isinstance(part, Query) else list_texts(part)
+    return part.list_texts if isinstance(part, Query) else list_texts(part)
 
 
 def collect_texts(parts: Sequence[Query | Record], numbers: Sequence[int]) -> EvaluationTexts:
-    """Return the texts of some rows.
+    """Collect the texts of some rows.
 
     Args:
-        numbers: the row of each part, from 0.
+        numbers: number of the row of each part, from 0.
     """
     queries = as_queries(parts)
-    said = [[*query.said, *query.alone] for query in queries]
-    asked = [[*query.asked, *(form for text in query.asked for form in without_operators(text))] for query in queries]
-    column = as_column(said)
-    is_short = np.array(
-        [alone for query in queries for alone in [False] * len(query.said) + [True] * len(query.alone)], bool
+    row_texts = [[*query.texts, *query.choices] for query in queries]
+    row_questions = [
+        [*query.questions, *(form for text in query.questions for form in without_operators(text))] for query in queries
+    ]
+    column = as_column(row_texts)
+    is_choice = np.array(
+        [flag for query in queries for flag in [False] * len(query.texts) + [True] * len(query.choices)], bool
     )
-    kept = ~is_short | (word_counts(column) > FEW)
-    said_by, asked_by = (np.repeat(np.array(numbers, np.int64), [*map(len, several)]) for several in (said, asked))
-    return EvaluationTexts(column.filter(pa.array(kept)), as_column(asked), said_by[kept], asked_by)
+    is_kept = ~is_choice | (word_counts(column) > FEW)
+    text_rows = np.repeat(np.array(numbers, np.int64), [*map(len, row_texts)])
+    question_rows = np.repeat(np.array(numbers, np.int64), [*map(len, row_questions)])
+    return EvaluationTexts(
+        column.filter(pa.array(is_kept)), as_column(row_questions), text_rows[is_kept], question_rows
+    )
 
 
 def as_column(texts: Sequence[Sequence[str]]) -> pa.ChunkedArray:
-    """Return lists of texts, one behind the other."""
-    return pa.table({"text": pa.array([text for several in texts for text in several], pa.string())})["text"]
+    """Concatenate lists of texts to a column."""
+    return pa.table({"text": pa.array([text for row_texts in texts for text in row_texts], pa.string())})["text"]
 
 
 def without_operators(question: str) -> list[str]:
-    """Return what is left of a question with a formula if punctuation is removed or made blank: `7/8` is `78` then, or
-    `7 8`. No forms of other questions, whose operators do not count."""
+    """Return a question with punctuation removed, and with punctuation replaced by blanks: `7/8` becomes `78`, or `7
+    8`.
+
+    Returns an empty list for a question without a formula, whose operators do not count.
+    """
     if not FORMULA.search(question):
         return []
-    return [NOT_WORDS.sub(instead, question) for instead in ("", " ")]
+    return [NOT_WORDS.sub(replacement, question) for replacement in ("", " ")]
 
 
 def parts_of(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Record]:
-    """Return what rows that are read together say: records, or what their columns are looked for by."""
+    """Parse rows that are read together: to records, or to queries if they are read by their columns."""
     if not columns and (len(group) > 1 or not is_columns(group[0].data)):
-        return [found[0] for found in parse_records(group) if not isinstance(found, Drop)]
+        return [result[0] for result in parse_records(group) if not isinstance(result, Drop)]
     queries = list[Query | Record]()
     for row in group:
         with row.naming_errors():
@@ -203,19 +211,22 @@ def parts_of(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Recor
 
 
 def as_queries(parts: Sequence[Query | Record]) -> list[Query]:
-    """Return records as what they are looked for by: all that they say, and what they ask."""
+    """Convert records to queries: their whole text, and their prompts as the question."""
     queries: dict[int, Query] = {i: part for i, part in enumerate(parts) if isinstance(part, Query)}
     records = {i: part for i, part in enumerate(parts) if not isinstance(part, Query)}
     for kind in {*map(get_record_kind, records.values())}:
-        alike = [i for i, record in records.items() if get_record_kind(record) == kind]
-        batch = pa.RecordBatch.from_pydict(columns_of(kind, [records[i] for i in alike]))
-        both = zip(texts_of(kind, batch).to_pylist(), texts_of(kind, batch, "prompts").to_pylist(), strict=True)
-        queries |= {i: Query([said], [], [asked]) for i, (said, asked) in zip(alike, both, strict=True)}
+        indexes = [i for i, record in records.items() if get_record_kind(record) == kind]
+        batch = pa.RecordBatch.from_pydict(columns_of(kind, [records[i] for i in indexes]))
+        full_texts = texts_of(kind, batch).to_pylist()
+        prompts = texts_of(kind, batch, "prompts").to_pylist()
+        queries |= {
+            i: Query([text], [], [prompt]) for i, text, prompt in zip(indexes, full_texts, prompts, strict=True)
+        }
     return [queries[i] for i in range(len(parts))]
 
 
 def is_columns(data: Mapping[str, Any]) -> bool:
-    """Return whether a row is read by its columns, and not as a record of the shapes that are trained on."""
+    """Return whether a row is read by its columns, and not as a training record."""
     shape = find_shape(data)
     if shape is None:
         return data.keys().isdisjoint({"messages", "conversations", "chosen", "rejected"})
@@ -230,29 +241,29 @@ def holds_objects(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value)
 
 
-def kind_of_column(name: str, beside: Collection[str]) -> str:
-    """Return `question`, `passage`, `choice`, or an empty text for a column that says something else, by its name.
+def kind_of_column(name: str, column_names: Collection[str]) -> str:
+    """Classify a column by its name. Returns `question`, `passage`, `choice`, or an empty text for other columns.
 
     Args:
-        beside: the other columns' names: HellaSwag's `ctx_a` and `ctx_b` are parts of `ctx`.
+        column_names: names of all columns. HellaSwag's `ctx_a` and `ctx_b` are parts of `ctx`, and are not read again.
     """
-    plain = re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
-    if plain not in NAMES["choice"]:
-        short = re.sub(r"_?\d+$|_[a-f]$", "", plain)
-        if short != plain and short in beside:
+    normalized = re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
+    if normalized not in NAMES["choice"]:
+        base_name = re.sub(r"_?\d+$|_[a-f]$", "", normalized)
+        if base_name != normalized and base_name in column_names:
             return ""
-        plain = short
-    return next((kind for kind, names in NAMES.items() if plain in names), "")
+        normalized = base_name
+    return next((kind for kind, names in NAMES.items() if normalized in names), "")
 
 
 def query_of(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
-    """Return the texts of a row.
+    """Build the query of a row.
 
     Args:
-        columns: those that are compared; none for all whose names say what they are.
+        columns: columns to compare. If empty, all columns with names in `NAMES`.
 
     Raises:
-        InputError: a column is not there, or none says what is asked.
+        InputError: A column is missing, or no column is a question.
     """
 
     def fail(problem: str) -> InputError:
@@ -266,14 +277,14 @@ def query_of(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
     lists = dict[str, list[str]]()
     for name, value in unfold({name: data[name] for name in columns or data}):
         kind = kind_of_column(name, data.keys())
-        # Choices of which each, or all together, may stand beside labels.
-        found = [text for text in iter_strings(without_labels(from_json(value))) if text.strip()]
+        # Choices may have labels, each one or all together.
+        column_texts = [text for text in iter_strings(without_labels(from_json(value))) if text.strip()]
         if not kind and name in columns:
             kind = "question" if isinstance(value, str) else "choice"
         if kind:
-            parts[kind] += found
+            parts[kind] += column_texts
         if kind == "choice":
-            lists.setdefault(re.sub(r"\d+$|_?[a-fA-F]$", "", name), []).extend(found)
+            lists.setdefault(re.sub(r"\d+$|_?[a-fA-F]$", "", name), []).extend(column_texts)
     if not any(parts.values()) or not (columns or parts["question"] or parts["passage"]):
         raise fail("no text among them is called a question")
     question = "\n".join(parts["question"])
@@ -281,45 +292,49 @@ def query_of(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
     return with_choices(question, passage, list(dict.fromkeys(parts["choice"])), list(lists.values()))
 
 
-def with_choices(question: str, passage: str, choices: list[str], lists: list[list[str]]) -> Query:
-    """Return what a question is looked for by.
+def with_choices(question: str, passage: str, choices: list[str], choice_lists: list[list[str]]) -> Query:
+    """Build the query of a question with choices.
 
     Args:
-        lists: the choices of each column, or of columns of one name.
+        choices: all different choices.
+        choice_lists: choices of each column, or of numbered columns with the same name.
     """
-    whole = "\n".join(filter(None, (passage, question)))
-    if not whole:  # short choices say nothing together either: yes, no
+    prompt = "\n".join(filter(None, (passage, question)))
+    if not prompt:  # all choices together are not searched either: yes, no
         return Query([], choices, [])
-    said = [whole]
-    if len(whole) <= LONGEST:
-        said += [f"{whole}\n{choice}" for choice in choices]
-    lists = [several for several in lists if len(several) > 1]
-    for several in lists:
-        lettered = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, several, strict=False)]
-        said += ["\n".join((whole, *form)) for form in (several, lettered)]
+    texts = [prompt]
+    if len(prompt) <= LONGEST:
+        texts += [f"{prompt}\n{choice}" for choice in choices]
+    choice_lists = [options for options in choice_lists if len(options) > 1]
+    for options in choice_lists:
+        lettered = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, options, strict=False)]
+        texts += ["\n".join((prompt, *form)) for form in (options, lettered)]
     if len(choices) > 1:
-        said.append("\n".join((whole, *choices)))
-    asked = [whole]
+        texts.append("\n".join((prompt, *choices)))
+    questions = [prompt]
     if passage and question:
-        asked.append(f"{question}\n{passage}")
-    elif (listed := FIRST_CHOICE.search(whole)) and whole[: listed.start()].strip():
-        asked.append(whole[: listed.start()])  # what is asked before choices, which others may list in another order
-    asked += ["\n".join((whole, *several)) for several in lists]
-    return Query(said, choices, asked)
+        questions.append(f"{question}\n{passage}")
+    elif (first_choice := FIRST_CHOICE.search(prompt)) and prompt[: first_choice.start()].strip():
+        questions.append(prompt[: first_choice.start()])  # a training row may list the choices in another order
+    questions += ["\n".join((prompt, *options)) for options in choice_lists]
+    return Query(texts, choices, questions)
 
 
 def unfold(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield columns and what they hold; in place of a question that is an object with a question in it, its fields."""
+    """Yield the name and value of each column. A question that is an object with a question in it is replaced by its
+    fields."""
     for name, value in data.items():
-        held = from_json(value) if kind_of_column(name, data.keys()) == "question" else None
-        if isinstance(held, Mapping) and any(kind_of_column(inner, held.keys()) == "question" for inner in held):
-            yield from held.items()
+        inner_columns = from_json(value) if kind_of_column(name, data.keys()) == "question" else None
+        if isinstance(inner_columns, Mapping) and any(
+            kind_of_column(inner, inner_columns.keys()) == "question" for inner in inner_columns
+        ):
+            yield from inner_columns.items()
         else:
             yield name, value
 
 
 def from_json(value: Any) -> Any:
-    """Return a list or an object that a table holds as JSON; anything else as it is."""
+    """Parse a text that is a list or an object in JSON. Returns any other value unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         with suppress(ValueError, RecursionError):
             return json.loads(value)
@@ -327,7 +342,7 @@ def from_json(value: Any) -> Any:
 
 
 def without_labels(value: Any) -> Any:
-    """Return choices without the labels that stand beside them."""
+    """Remove the labels of choices."""
     if isinstance(value, list):
         return [without_labels(entry) for entry in value]
     if isinstance(value, Mapping) and (inner := next((name for name in INNER if value.get(name)), None)):

@@ -1,7 +1,7 @@
-"""Rows of a data set forgotten: the same data set without them, and nothing left of the one that had them.
+"""Removal of rows from a data set: it is written again without them, and the old data set is deleted.
 
-In the place of each row is a tombstone, a random leaf. So every other row stays where it was, and the new root differs
-from the old one, which `replaces` of the new `data.json` names: runs that trained on the old one know it by that root.
+Each removed row is replaced by a tombstone, a random leaf. So every other row keeps its place, and the new root differs
+from the old one. `replaces` in the new `data.json` has the old root, which runs that trained on it have recorded.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ from align.run.stale import FILE as STALE
 FIELD = "stage.forget"
 ERASED = "erased"
 REASONS = {True: "rows whose votes the annotation store no longer has", False: "rows that were to be forgotten"}
-"""By whether `erased` was asked for."""
+"""Whether the setting is `erased` → reason."""
 KEPT = (RUN, "config.yaml", "metrics.json", "metrics.jsonl", "timing.jsonl", STALE)
-"""Files of a run that say nothing of any row. They stay, and so does its `data.json`."""
+"""Files of a run without content of rows. They are kept, like its `data.json`."""
 Masks = Mapping[str, ndarray]
-"""Side → whether each of its rows goes, bool (N)."""
+"""Side → whether each of its rows is to be removed, bool (N)."""
 Counts = Mapping[str, Counter[tuple[str, int, str]]]
-"""Side → source, row and content id → how often the row stands there: one that is repeated more than once."""
+"""Side → source, row and content id → number of times that the row is in the side."""
 Standing = Callable[[IdKind], Collection[int] | None]
-"""The votes of a project that stand, see `align.data.sets.source.standing`; None where it was erased."""
+"""Returns the active votes of a project, or None if it was erased, see `align.data.sets.source.standing`."""
 Facts = Callable[[pa.Table], Iterable[bool]]
-"""Whether each row goes, by its columns beside the content."""
+"""Returns whether each row is selected, by its columns beside the content."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forgetting:
-    """What is to be forgotten.
+    """A plan for removing rows from a data set.
 
     Attributes:
-        old: the folder of the data set.
-        masks: which of its rows; empty where another data set took its place already.
-        reason: in words.
+        old: folder of the data set.
+        masks: rows to remove; empty if the data set was replaced by another one already.
+        reason: reason in words.
     """
 
     old: Path
@@ -69,175 +69,187 @@ class Forgetting:
 
     @property
     def name(self) -> str:
-        """Of the data set."""
+        """Name of the data set."""
         return self.old.parent.name if self.old.name == "artifact" else self.old.name
 
 
-def ids_in(given: Any) -> frozenset[bytes]:
-    """Return the content ids of a setting: a list of them, one, or a file with one a line.
+def ids_in(setting: Any) -> frozenset[bytes]:
+    """Parse the content ids of a setting: a list of ids, a single id, or a file with an id on each line.
 
     Raises:
-        InputError: one is none, or there is no such file.
+        InputError: An entry is no content id, or there is no such file.
     """
-    listed = given if isinstance(given, list | tuple) else [given]
-    if isinstance(given, str) and not is_id(given):
-        path = parse_user_path(given, FIELD)
+    entries = setting if isinstance(setting, list | tuple) else [setting]
+    if isinstance(setting, str) and not is_id(setting):
+        path = parse_user_path(setting, FIELD)
         remedy = "Write content ids of 64 hex digits, a file with one a line, or stage.forget=erased."
-        require(has_file(path, FIELD, remedy), FIELD, given, "is neither an id nor a file of ids", remedy)
-        listed = read_text(path, FIELD, remedy).split()
-    for one in listed:
-        require(is_id(one), FIELD, one, "is no content id", "An id has 64 hex digits; quote it.")
-    require(bool(listed), FIELD, given, "names no row", "Write content ids of 64 hex digits.")
-    return frozenset(bytes.fromhex(one) for one in listed)
+        require(has_file(path, FIELD, remedy), FIELD, setting, "is neither an id nor a file of ids", remedy)
+        entries = read_text(path, FIELD, remedy).split()
+    for id in entries:
+        require(is_id(id), FIELD, id, "is no content id", "An id has 64 hex digits; quote it.")
+    require(bool(entries), FIELD, setting, "names no row", "Write content ids of 64 hex digits.")
+    return frozenset(bytes.fromhex(id) for id in entries)
 
 
-def is_id(given: Any) -> bool:
-    return isinstance(given, str) and len(given) == 64 and not {*given.lower()} - {*"0123456789abcdef"}
+def is_id(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and not {*value.lower()} - {*"0123456789abcdef"}
 
 
-def going(found: DataSet, given: Any, standing: Standing) -> Masks:
-    """Return the rows that are to be forgotten, as far as they are there.
+def going(dataset: DataSet, setting: Any, load_active_votes: Standing) -> Masks:
+    """Return the rows of a data set that are to be removed.
 
     Args:
-        given: the setting: `erased`, or see `ids_in`.
+        setting: `erased`, or content ids, see `ids_in`.
 
     Raises:
-        InputError: the setting names no rows.
+        InputError: The setting is invalid, or is `erased` and no source is an annotation project.
     """
-    if given != ERASED:
-        wanted = {id.hex() for id in ids_in(given)}
-        return masks_of(found, lambda id: id in wanted, "content_id")
-    kinds = {name: kind for name, kind in kinds_in(found.data).items() if kind != SHA256}
+    if setting != ERASED:
+        ids = {id.hex() for id in ids_in(setting)}
+        return masks_of(dataset, lambda id: id in ids, "content_id")
+    kinds = {name: kind for name, kind in kinds_in(dataset.data).items() if kind != SHA256}
     problem = "none of its sources is an annotation project"
     require(bool(kinds), FIELD, ERASED, problem, "Name content ids: stage.forget=[…].")
-    stand = {name: standing(kind) or () for name, kind in kinds.items()}
+    active_votes = {name: load_active_votes(kind) or () for name, kind in kinds.items()}
 
     def is_gone(source: str, id: str) -> bool:
-        return source in stand and int(id.partition(":")[0]) not in stand[source]
+        return source in active_votes and int(id.partition(":")[0]) not in active_votes[source]
 
-    return masks_of(found, is_gone, "source", "id")
+    return masks_of(dataset, is_gone, "source", "id")
 
 
-def masks_of(found: DataSet, goes: Callable[..., bool], *columns: str) -> Masks:
-    """Return which rows go, by what they have in some columns."""
+def masks_of(dataset: DataSet, should_remove: Callable[..., bool], *columns: str) -> Masks:
+    """Return whether each row is to be removed.
+
+    Args:
+        should_remove: decides by the values of `columns`.
+    """
     rows = {
         side: [
-            goes(*values)
-            for table in found.tables(side, columns)
+            should_remove(*values)
+            for table in dataset.tables(side, columns)
             for values in zip(*(table[name].to_pylist() for name in columns), strict=True)
         ]
         for side in SIDES
     }
-    return {side: np.array(going, bool) for side, going in rows.items()}
+    return {side: np.array(flags, bool) for side, flags in rows.items()}
 
 
-def check_going(found: DataSet, given: Any, masks: Masks) -> None:
-    """Raise InputError if there is nothing to forget, or an id is of no row."""
-    if given == ERASED:
+def check_going(dataset: DataSet, setting: Any, masks: Masks) -> None:
+    """Raise InputError if there is no row to remove, or no row has one of the ids."""
+    if setting == ERASED:
         problem = "the votes and items of all its rows are still there"
-        require(some(masks), FIELD, given, problem, "There is nothing to forget.")
+        require(some(masks), FIELD, setting, problem, "There is nothing to forget.")
         return
-    missing = {id.hex() for id in ids_in(given)}
-    asked = len(missing)
+    missing = {id.hex() for id in ids_in(setting)}
+    total = len(missing)
     for side in SIDES:
-        for mask, table in masked(found, side, masks[side], ["content_id"]):
+        for mask, table in masked(dataset, side, masks[side], ["content_id"]):
             missing.difference_update(table["content_id"].filter(pa.array(mask)).to_pylist())
-    problem = f"{len(missing)} of {asked} ids are of no row (any more)"
+    problem = f"{len(missing)} of {total} ids are of no row (any more)"
     require(not missing, FIELD, min(missing, default=""), problem, "Look for it in the column content_id.")
 
 
 def some(masks: Masks) -> bool:
-    """Return whether any row goes."""
+    """Return whether any row is to be removed."""
     return any(mask.any() for mask in masks.values())
 
 
-def asked_for(old: Path, given: Any, standing: Standing) -> tuple[Forgetting, Input]:
-    """Return what is to be forgotten, and the data set as an input of a run.
+def asked_for(old: Path, setting: Any, load_active_votes: Standing) -> tuple[Forgetting, Input]:
+    """Return the plan for removing rows, and the data set as an input of a run.
 
     Args:
-        old: its folder.
-        given, standing: see `going`.
+        old: folder of the data set.
+        setting, load_active_votes: see `going`.
 
     Raises:
-        InputError: the setting names no rows, or another data set with such rows took this one's place.
+        InputError: The setting matches no rows, or the data set was replaced by another one that still has such rows.
     """
-    reason, before = REASONS[given == ERASED], read_replacement(old, "data.path")
-    if before is None:
-        found = data_set(old)
-        masks = going(found, given, standing)
-        check_going(found, given, masks)
+    reason = REASONS[setting == ERASED]
+    replacement = read_replacement(old, "data.path")
+    if replacement is None:
+        dataset = data_set(old)
+        masks = going(dataset, setting, load_active_votes)
+        check_going(dataset, setting, masks)
         return Forgetting(old, masks, reason), build_data_input(DataSource("manifest", str(old)))
-    taken = Path(before["folder"])  # this command was cut off, or has ended
-    if read_manifest(taken).done and some(going(data_set(taken / "artifact"), given, standing)):
+    new_run = Path(replacement["folder"])  # of this command, which was interrupted or has ended before
+    if read_manifest(new_run).done and some(going(data_set(new_run / "artifact"), setting, load_active_votes)):
         check_not_replaced(old, "data.path")
-    return Forgetting(old, {}, reason), Input(before["digest"], path=str(old), details={"root": before["root"]})
+    record = Input(replacement["digest"], path=str(old), details={"root": replacement["root"]})
+    return Forgetting(old, {}, reason), record
 
 
-def forget(folder: Path, found: DataSet, masks: Masks, reason: str, at: str) -> dict[str, Any]:
+def forget(folder: Path, dataset: DataSet, masks: Masks, reason: str, at: str) -> dict[str, Any]:
     """Write a data set again without some rows.
 
     Args:
-        reason, at: why and when, for `replaces`.
+        masks: rows to remove.
+        reason, at: reason and time, for `replaces`.
 
     Returns:
-        what its `data.json` says.
+        The content of the new `data.json`.
     """
-    left: Counts = {side: Counter() for side in SIDES}
-    gone: Counts = {side: Counter() for side in SIDES}
+    kept: Counts = {side: Counter() for side in SIDES}
+    removed: Counts = {side: Counter() for side in SIDES}
     for side in SIDES:
-        for mask, table in masked(found, side, masks[side], ["source", "row", "content_id"]):
+        for mask, table in masked(dataset, side, masks[side], ["source", "row", "content_id"]):
             rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
             for goes, row in zip(mask.tolist(), rows, strict=True):
-                (gone if goes else left)[side][row] += 1
-    ids, kept_ids = ({id for rows in counts.values() for *_, id in rows} for counts in (gone, left))
-    heads = {id: secrets.token_hex(32) for id in ids - kept_ids}  # what clusters are called instead
-    splits, shards = {}, {}
+                (removed if goes else kept)[side][row] += 1
+    removed_ids = {id for rows in removed.values() for *_, id in rows}
+    kept_ids = {id for rows in kept.values() for *_, id in rows}
+    heads = {id: secrets.token_hex(32) for id in removed_ids - kept_ids}  # new names of clusters
+    splits: dict[str, dict[str, Any]] = {}
+    shards: dict[str, str] = {}
     for side in SIDES:
         writer = Shards(folder, side, int((~masks[side]).sum()))
-        write_side(writer, found, side, masks[side], heads)
-        writer.distinct = len(left[side])
+        write_side(writer, dataset, side, masks[side], heads)
+        writer.distinct = len(kept[side])
         splits[side] = writer.close()
         shards |= {path.name: file_digest(path) for path in writer.paths}
-    before = {"replaces": found.data["replaces"]} if "replaces" in found.data else {}
-    count = sum(map(len, gone.values()))
+    earlier = {"replaces": dataset.data["replaces"]} if "replaces" in dataset.data else {}
+    count = sum(map(len, removed.values()))
     data = {
-        **{key: value for key, value in found.data.items() if key not in ("lengths", "scores")},  # of all rows
-        "sources": [without_gone(source, gone) for source in found.data["sources"]],
+        **{
+            key: value for key, value in dataset.data.items() if key not in ("lengths", "scores")
+        },  # figures of all rows
+        "sources": [without_gone(source, removed) for source in dataset.data["sources"]],
         "splits": splits,
         "root": root_of_sides(splits),
         "ids_root": compute_root(bytes.fromhex(id) for id in sorted(kept_ids)),
         "shards": shards,
-        "replaces": {"root": found.data["root"], "reason": reason, "count": count, "at": at, **before},
+        "replaces": {"root": dataset.data["root"], "reason": reason, "count": count, "at": at, **earlier},
     }
     write_json(folder / DATA_SET_FILE, data)
     return data
 
 
-def masked(found: DataSet, side: str, mask: ndarray, columns: list[str]) -> Iterator[tuple[ndarray, pa.Table]]:
-    """Yield the rows of a side in their pieces, and which of them go."""
+def masked(dataset: DataSet, side: str, mask: ndarray, columns: list[str]) -> Iterator[tuple[ndarray, pa.Table]]:
+    """Yield each row group of a side, with the part of the mask for its rows."""
     first = 0
-    for table in found.tables(side, columns):
+    for table in dataset.tables(side, columns):
         yield mask[first : first + table.num_rows], table.select(columns)
         first += table.num_rows
 
 
-def write_side(writer: Shards, found: DataSet, side: str, mask: ndarray, heads: Mapping[str, str]) -> None:
-    """Write one side without the rows that go, and with tombstones in their places and in those of earlier ones.
+def write_side(writer: Shards, dataset: DataSet, side: str, mask: ndarray, heads: Mapping[str, str]) -> None:
+    """Write one side with tombstones in place of the rows to remove. Tombstones of rows removed before are kept.
 
     Args:
-        heads: what clusters are called instead of a row that was forgotten.
+        mask: rows to remove, bool (N).
+        heads: content id of a removed row → new name of its cluster.
     """
     first = 0
-    for piece in found.pieces(side):
+    for piece in dataset.pieces(side):
         if isinstance(piece, bytes):
             writer.bury(piece)
             continue
         clusters = pa.array([heads.get(id, id) for id in piece["cluster"].to_pylist()], pa.string())
         piece = piece.set_column(piece.column_names.index("cluster"), "cluster", clusters)
-        here = mask[first : first + piece.num_rows]
+        piece_mask = mask[first : first + piece.num_rows]
         first += piece.num_rows
         place = 0
-        for goes, run in groupby(here.tolist()):
+        for goes, run in groupby(piece_mask.tolist()):
             rows = sum(1 for _ in run)
             if goes:
                 for _ in range(rows):
@@ -247,32 +259,32 @@ def write_side(writer: Shards, found: DataSet, side: str, mask: ndarray, heads: 
             place += rows
 
 
-def without_gone(source: Mapping[str, Any], gone: Counts) -> dict[str, Any]:
-    """Return what is said of a source, without the rows that went."""
+def without_gone(source: Mapping[str, Any], removed: Counts) -> dict[str, Any]:
+    """Subtract removed rows from the counts of a source in `data.json`."""
     splits = dict[str, dict[str, int]]()
     forgotten = source.get("forgotten", 0)
-    for side, before in source["splits"].items():
-        times = [count for (name, *_), count in gone[side].items() if name == source["name"]]
-        splits[side] = {"rows": before["rows"] - sum(times), "distinct": before["distinct"] - len(times)}
+    for side, counts in source["splits"].items():
+        times = [count for (name, *_), count in removed[side].items() if name == source["name"]]
+        splits[side] = {"rows": counts["rows"] - sum(times), "distinct": counts["distinct"] - len(times)}
         forgotten += len(times)
     return {**source, "splits": splits, "forgotten": forgotten}
 
 
 def roots_before(data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the roots that a data set replaces, the newest first."""
+    """Yield the roots of the data sets that a data set replaces, the newest first."""
     while "replaces" in data:
         data = data["replaces"]
         yield data["root"]
 
 
-def retire(artifact: Path, said: Mapping[str, Any]) -> None:
-    """Take away a data set that another one replaces: first nobody reads it any more, then its files go, and all that
-    its run shows of its rows. Cut off, it goes on when it is called again.
+def retire(artifact: Path, replacement: Mapping[str, Any]) -> None:
+    """Delete a data set that was replaced by another one: mark it as replaced, then delete its shards, and all files of
+    its run with content of rows. A call after an interruption continues.
 
     Args:
-        said: what took its place, see `align.run.artifacts.check_not_replaced`.
+        replacement: description of the replacement, see `align.run.artifacts.check_not_replaced`.
     """
-    write_json(artifact / REPLACED, said)
+    write_json(artifact / REPLACED, replacement)
     for path in artifact.iterdir():
         if SHARD_NAME.fullmatch(path.name):
             path.unlink()
@@ -287,11 +299,10 @@ def retire(artifact: Path, said: Mapping[str, Any]) -> None:
 
 @contextmanager
 def alone_on(old: Path) -> Iterator[None]:
-    """Hold a data set against other commands that forget rows of it: each would publish one that lacks its own rows
-    alone.
+    """Lock a data set against concurrent removals: each would publish a data set without only its own rows.
 
     Raises:
-        RunBusy: another one holds it.
+        RunBusy: Another command holds the lock.
     """
     folder = old.parent if old.name == "artifact" else old
     try:

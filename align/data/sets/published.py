@@ -1,18 +1,19 @@
-"""A data set on disk: Parquet shards for each side, and `data.json`, which says what they are and how they were made.
+"""A data set on disk: Parquet shards for each side, and `data.json`, which describes them and their origin.
 
     train-00000-of-00002.parquet …   test-00000-of-00001.parquet   data.json
 
-`datasets.load_dataset` reads the folder as it is. Each row has its content and, beside it, `content_id` and
-`question_id` (hex), its `source` and the `row` there, its `cluster` (the content id under which its duplicates
-were removed, or null), and its `metadata`: JSON of the columns that are no part of it, or null. A row that the mixture
-repeats stands there as often as it is to be seen: all rows once, then those that are seen again.
+`datasets.load_dataset` reads the folder as it is. Each row has its content and also `content_id` and `question_id`
+(hex), its `source` and the number of the `row` in it, its `cluster` (content id of the row that was kept of its
+duplicates, or null), and its `metadata`: JSON of the columns that are not its content, or null. Rows that the mixture
+repeats are written again behind all rows.
 
-The fingerprint of a side is the Merkle root over the sequence of its rows, each a leaf of its content id and the number
-1 (32 bytes and 4, big-endian); that of the data set is the root over its sides' roots, train first. `ids_root` is
-the root over the sorted set of content ids of all sides. A row that was forgotten is in no file: in its place in the
-sequence is a tombstone, a leaf of 32 random bytes, which `splits.SIDE.forgotten` has as [place, leaf in hex].
+The fingerprint of a side is the Merkle root over the sequence of its rows. The leaf of a row is its content id and the
+number 1 (32 bytes and 4, big-endian). The fingerprint of the data set is the root over its sides' roots, train first.
+`ids_root` is the root over the sorted set of content ids of all sides. A row that was forgotten is in no file: in its
+place in the sequence is a tombstone, a leaf of 32 random bytes, listed in `splits.SIDE.forgotten` as [place, leaf in
+hex].
 
-Content ids and question ids are SHA-256, those of rows of the annotation store HMAC, see `ids`.
+Content ids and question ids are SHA-256, and HMAC for rows of the annotation store, see `ids`.
 """
 
 from __future__ import annotations
@@ -58,27 +59,29 @@ pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 SCHEMA_VERSION = 2
 TOMBSTONE = 32
-"""Bytes of the leaf that stands for a row which was forgotten."""
+"""Bytes of the leaf that replaces a forgotten row."""
 ROOTS = ("root", "ids_root")
-"""What a run's manifest says of a data set besides its digest."""
+"""Fields of `data.json` that a run's manifest has of a data set, besides its digest."""
 MAKE = 'Make it with: python -m align stage=data "stage.sources=[…]".'
 FROM_FACTS = ("content_id", "question_id", "source", "row", "metadata")
-"""Columns of a spool that stand beside the content."""
+"""Columns of a spool that are published beside the content."""
 SHARD = 250_000
-"""Rows of a shard."""
+"""Largest number of rows of a shard."""
 SORTED = 1 << 20
 """Content ids that are sorted at once."""
-GROUP, HEAVY = 16_384, 64 * 2**20
-"""Rows of a row group at most; bytes from which on it ends."""
+GROUP = 16_384
+"""Largest number of rows of a row group."""
+HEAVY = 64 * 2**20
+"""Bytes above which a row group ends."""
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 MESSAGES = pa.list_(MESSAGE)
-"""A column of turns that are all trained on."""
+"""Type of a column of turns that are all trained on."""
 MARKED = pa.list_(pa.struct([*MESSAGE, ("train", pa.bool_())]))
-"""A column of turns, each of which says whether it is."""
+"""Type of a column of turns with a flag whether each is trained on."""
 
 
 def root_of_sides(splits: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the root over those of the sides, train first; an empty text if one is no digest."""
+    """Return the root over the roots of the sides, train first. Returns an empty text if one of them is no digest."""
     try:
         return compute_root(bytes.fromhex(splits[name]["root"]) for name in SIDES)
     except ValueError:
@@ -86,27 +89,27 @@ def root_of_sides(splits: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def leaf(content_id: bytes, times: int = 1) -> bytes:
-    """Return a row as a leaf of a tree.
+    """Return the leaf of a row in a Merkle tree.
 
     Args:
-        times: for how many equal rows the leaf stands; for one in the tree of a data set.
+        times: number of equal rows that the leaf represents. It is 1 in the tree of a data set.
     """
     return content_id + times.to_bytes(4, "big")
 
 
 def leaves_of(table: pa.Table) -> Iterator[bytes]:
-    """Yield the leaves of rows of a data set."""
+    """Yield the leaf of each row."""
     for id in table["content_id"].to_pylist():
         yield leaf(bytes.fromhex(id))
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A data set that was published.
+    """A published data set.
 
     Attributes:
-        folder: where it lies.
-        data: what `data.json` says.
+        folder: its folder.
+        data: content of its `data.json`.
     """
 
     folder: Path
@@ -117,10 +120,10 @@ class DataSet:
         return self.data["kind"]
 
     def records(self, side: str) -> list[Record]:
-        """Return the records of `train` or `test` in order. A row that is repeated is there as often.
+        """Load the records of `train` or `test` in order, with repeated rows.
 
         Raises:
-            CorruptFile: the rows are not those whose root `data.json` has, or no such rows at all.
+            CorruptFile: The rows are invalid, or their root differs from that in `data.json`.
         """
         records = list[Record]()
         tree = MerkleTree()
@@ -141,14 +144,14 @@ class DataSet:
         return records
 
     def sources(self, side: str) -> list[str]:
-        """Return the source of each row of a side, in the order in which they stand there."""
+        """Return the source of each row of a side, in order."""
         return [name for table in self.tables(side, ["source"]) for name in table["source"].to_pylist()]
 
     def tables(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Yield the rows of one side, a row group at a time.
+        """Yield the row groups of one side.
 
         Args:
-            columns: those that are read, as far as they are there; None for all.
+            columns: columns to read if they exist; None for all.
         """
         for name in sorted(self.data["shards"]):
             if name.startswith(f"{side}-"):
@@ -158,19 +161,19 @@ class DataSet:
                         yield file.read_row_group(group, columns=columns)
 
     def pieces(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table | bytes]:
-        """Yield the sequence whose root the side has: rows, and where some were forgotten, their tombstones.
+        """Yield the sequence of leaves of a side: tables of rows, and tombstones in the places of forgotten rows.
 
         Raises:
-            ValueError: the tombstones are none, or stand behind the end.
+            ValueError: A tombstone is invalid, or its place is behind the end.
         """
         forgotten = {int(place): bytes.fromhex(leaf) for place, leaf in self.data["splits"][side].get("forgotten", ())}
         if any(place < 0 or len(leaf) != TOMBSTONE for place, leaf in forgotten.items()):  # a row's leaf is longer
-            raise ValueError("a tombstone that is none")
-        waiting = sorted(forgotten)
+            raise ValueError("an invalid tombstone")
+        tombstone_places = sorted(forgotten)
         place = 0
         for table in self.tables(side, columns):
-            while waiting and waiting[0] <= place + table.num_rows:
-                first = waiting.pop(0) - place
+            while tombstone_places and tombstone_places[0] <= place + table.num_rows:
+                first = tombstone_places.pop(0) - place
                 if first:
                     yield table.slice(0, first)
                 yield forgotten[place + first]
@@ -179,10 +182,10 @@ class DataSet:
             if table.num_rows:
                 yield table
             place += table.num_rows
-        for left in waiting:  # behind the last row
-            if left != place:
-                raise ValueError(f"a tombstone at {left} of {place}")
-            yield forgotten[left]
+        for tombstone_place in tombstone_places:  # behind the last row
+            if tombstone_place != place:
+                raise ValueError(f"a tombstone at {tombstone_place} of {place}")
+            yield forgotten[tombstone_place]
             place += 1
 
     def leaves(self, side: str) -> list[bytes]:
@@ -192,13 +195,13 @@ class DataSet:
 
 
 def find_data_set(ref: str, root: Path) -> Path:
-    """Return the folder that a reference names: a path, `data:latest` or `data:NAME`.
+    """Find the folder that a reference refers to: a path, `data:latest` or `data:NAME`.
 
     Args:
-        root: the folder of all runs.
+        root: folder of all runs.
 
     Raises:
-        MissingArtifact: there is none, or its run is not done.
+        MissingArtifact: There is no such folder or run, or the run is not done.
     """
     field = "data.path"
     stage, _, name = ref.partition(":")
@@ -220,11 +223,11 @@ def find_data_set(ref: str, root: Path) -> Path:
 
 
 def data_set(folder: Path) -> DataSet:
-    """Return the data set in a folder, every shard as it was written.
+    """Load the data set in a folder, and check that every shard is unchanged.
 
     Raises:
-        MissingArtifact: there is none.
-        CorruptFile: a file is not what was published.
+        MissingArtifact: There is no data set in the folder.
+        CorruptFile: A file is missing or was changed.
     """
     data = described(folder)
     for name, digest in data["shards"].items():
@@ -236,12 +239,12 @@ def data_set(folder: Path) -> DataSet:
 
 
 def described(folder: Path) -> dict[str, Any]:
-    """Return what `data.json` of a folder says.
+    """Read and check the `data.json` of a folder.
 
     Raises:
-        MissingArtifact: there is none.
-        CorruptFile: it says no such thing.
-        InputError: it is of another version, or another data set took its place.
+        MissingArtifact: There is no such file.
+        CorruptFile: It does not describe a data set.
+        InputError: It has another version, or the data set was replaced by another one.
     """
     field = "data.path"
     path = folder / DATA_SET_FILE
@@ -269,14 +272,14 @@ def described(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Where a row is, and what its root is made with, for somebody who knows the root of a data set alone.
+    """A proof that a data set with a known root contains a row.
 
     Attributes:
         side: `train` or `test`.
-        place: in the side's sequence, from 0.
-        size: rows of the sequence, forgotten ones among them.
+        place: place of the row in the side's sequence, from 0.
+        size: number of rows of the sequence, including forgotten ones.
         path: see `align.core.merkle.build_inclusion_proof`.
-        other: the root of the other side.
+        other: root of the other side.
     """
 
     side: str
@@ -286,35 +289,35 @@ class Proof:
     other: str
 
 
-def proof_of(found: DataSet, side: str, content_id: bytes) -> Proof:
-    """Return a proof that one side of a data set has a row: where it stands first, if it is repeated.
+def proof_of(dataset: DataSet, side: str, content_id: bytes) -> Proof:
+    """Build a proof that one side of a data set contains a row, from the first place of the row.
 
     Raises:
-        ValueError: it has none.
+        ValueError: The side does not contain the row.
     """
-    leaves = found.leaves(side)
+    leaves = dataset.leaves(side)
     place = leaves.index(leaf(content_id))
-    [other] = (found.data["splits"][name]["root"] for name in SIDES if name != side)
-    return Proof(side, place, len(leaves), tuple(build_inclusion_proof(leaves, place)), other)
+    [other_root] = (dataset.data["splits"][name]["root"] for name in SIDES if name != side)
+    return Proof(side, place, len(leaves), tuple(build_inclusion_proof(leaves, place)), other_root)
 
 
 def holds(proof: Proof, content_id: bytes, root: str) -> bool:
-    """Return whether a proof shows that the data set with this root has the row."""
-    own = compute_proof_root(leaf(content_id), proof.place, proof.size, proof.path)
-    if own is None or proof.side not in SIDES:
+    """Return whether a proof shows that the data set with this root contains the row."""
+    side_root = compute_proof_root(leaf(content_id), proof.place, proof.size, proof.path)
+    if side_root is None or proof.side not in SIDES:
         return False
-    return compute_root(bytes.fromhex(own if side == proof.side else proof.other) for side in SIDES) == root
+    return compute_root(bytes.fromhex(side_root if side == proof.side else proof.other) for side in SIDES) == root
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What a data set keeps of a spool's rows.
+    """The rows of a spool that a data set keeps.
 
     Attributes:
-        times: how often each row is written, int32 (N); 0 leaves it out.
-        test: whether each row is measured on, bool (N).
-        duplicates, heads: rows that are duplicates, and the row under which each is.
-        scores: of each row, float64 (N), nan for none; None if rows are not scored.
+        times: number of times that each row is written, int32 (N); 0 leaves it out.
+        test: whether each row is in the test side, bool (N).
+        duplicates, heads: numbers of the duplicates, and of the row that was kept for each.
+        scores: score of each row, float64 (N), nan for none. None if rows are not scored.
     """
 
     times: ndarray
@@ -324,72 +327,73 @@ class Chosen:
     scores: ndarray | None = None
 
     def clusters(self, rows: Rows) -> ndarray:
-        """Return the content id (hex) of the row under which each row's cluster is; None for a row without
+        """Return for each row the content id (hex) of the kept row of its cluster. None for a row without
         duplicates."""
         clusters = np.full(len(self.times), None, object)
         if len(self.heads):
-            of, place = np.unique(self.heads, return_inverse=True)
-            ids = np.array([id.hex() for id in rows.take(of, ["content_id"])["content_id"].to_pylist()], object)
-            clusters[of] = ids
-            clusters[self.duplicates] = ids[place]
+            kept_rows, cluster_numbers = np.unique(self.heads, return_inverse=True)
+            table = rows.take(kept_rows, ["content_id"])
+            ids = np.array([id.hex() for id in table["content_id"].to_pylist()], object)
+            clusters[kept_rows] = ids
+            clusters[self.duplicates] = ids[cluster_numbers]
         return clusters
 
 
-def publish(folder: Path, rows: Rows, chosen: Chosen, said: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a data set: the rows of a spool that were chosen, as Parquet shards and `data.json`.
+def publish(folder: Path, rows: Rows, selection: Chosen, description: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the selected rows of a spool as a data set: Parquet shards and `data.json`.
 
     Args:
-        said: what `data.json` says besides.
+        description: further fields of `data.json`.
 
     Returns:
-        what `data.json` says.
+        The content of `data.json`.
     """
     types = published_types(rows)
-    clusters = chosen.clusters(rows)
-    read = [*types, *FROM_FACTS]
-    written = chosen.times > 0
-    wanted = [written & ~chosen.test, written & chosen.test]
+    clusters = selection.clusters(rows)
+    columns = [*types, *FROM_FACTS]
+    is_written = selection.times > 0
+    side_masks = [is_written & ~selection.test, is_written & selection.test]
     writers = [
-        Shards(folder, name, int(chosen.times[of_side].sum())) for name, of_side in zip(SIDES, wanted, strict=True)
+        Shards(folder, name, int(selection.times[mask].sum())) for name, mask in zip(SIDES, side_masks, strict=True)
     ]
 
-    def as_published(numbers: ndarray, batch: pa.RecordBatch) -> pa.Table:
+    def to_published(numbers: ndarray, batch: pa.RecordBatch) -> pa.Table:
         source = pa.DictionaryArray.from_arrays(batch.column("source").cast(pa.int32()), pa.array(list(rows.names)))
-        columns = {name: narrowed(batch.column(name), type) for name, type in types.items()}
-        columns |= {name: hex_texts(batch.column(name)) for name in ("content_id", "question_id")}
-        columns |= {
+        published = {name: narrowed(batch.column(name), type) for name, type in types.items()}
+        published |= {name: hex_texts(batch.column(name)) for name in ("content_id", "question_id")}
+        published |= {
             "source": source.cast(pa.string()),
             "row": batch.column("row"),
             "cluster": pa.array(clusters[numbers], pa.string()),
             "metadata": batch.column("metadata"),
         }
-        if chosen.scores is not None:
-            columns["score"] = pa.array(chosen.scores[numbers], pa.float64(), from_pandas=True)
-        return pa.table(columns)
+        if selection.scores is not None:
+            published["score"] = pa.array(selection.scores[numbers], pa.float64(), from_pandas=True)
+        return pa.table(published)
 
-    for first, batch in rows.batches(read):
-        here = slice(first, first + batch.num_rows)
-        for of_side, writer in zip(wanted, writers, strict=True):
-            if (mask := of_side[here]).any():
-                writer.add(as_published(first + np.flatnonzero(mask), batch.filter(pa.array(mask))))
-    for of_side, writer in zip(wanted, writers, strict=True):
-        # Rows that are written again, behind all rows once: those that stand there twice, then those three times, …
-        times = np.where(of_side, chosen.times, 0)
-        for often in range(1, int(times.max(initial=0))):
-            again = np.flatnonzero(times > often)
-            for start in range(0, len(again), GROUP):
-                numbers = again[start : start + GROUP]
-                [batch] = rows.take(numbers, read).to_batches()
-                writer.add(as_published(numbers, batch))
-        writer.distinct = int(of_side.sum())
+    for first, batch in rows.batches(columns):
+        for side_mask, writer in zip(side_masks, writers, strict=True):
+            mask = side_mask[first : first + batch.num_rows]
+            if mask.any():
+                writer.add(to_published(first + np.flatnonzero(mask), batch.filter(pa.array(mask))))
+    for side_mask, writer in zip(side_masks, writers, strict=True):
+        # Repeated rows are written behind all rows: those that occur at least twice, then those three times, …
+        times = np.where(side_mask, selection.times, 0)
+        for count in range(1, int(times.max(initial=0))):
+            repeated = np.flatnonzero(times > count)
+            for start in range(0, len(repeated), GROUP):
+                numbers = repeated[start : start + GROUP]
+                [batch] = rows.take(numbers, columns).to_batches()
+                writer.add(to_published(numbers, batch))
+        writer.distinct = int(side_mask.sum())
     sides = {name: writer.close() for name, writer in zip(SIDES, writers, strict=True)}
     data = {
         "schema_version": SCHEMA_VERSION,
         "kind": rows.kind,
-        **said,
+        **description,
         "splits": sides,
         "root": root_of_sides(sides),
-        "ids_root": compute_root(unique_ids(rows, written)),
+        "ids_root": compute_root(unique_ids(rows, is_written)),
         "shards": {path.name: file_digest(path) for writer in writers for path in writer.paths},
     }
     write_json(folder / DATA_SET_FILE, data)
@@ -397,7 +401,7 @@ def publish(folder: Path, rows: Rows, chosen: Chosen, said: Mapping[str, Any]) -
 
 
 def published_types(rows: Rows) -> dict[str, pa.DataType]:
-    """Return the content columns that say anything of any row, and what they are published as."""
+    """Return the content columns that are not empty in all rows, with the type that each is published as."""
     turns = turn_type(rows)
     types = dict[str, pa.DataType]()
     for name, type in CONTENT[rows.kind].items():
@@ -414,8 +418,8 @@ def published_types(rows: Rows) -> dict[str, pa.DataType]:
 
 
 def turn_type(rows: Rows) -> pa.DataType:
-    """Return what turns are published as: JSON if tools are called, else structs, which say what is trained on if some
-    turn is not."""
+    """Return the type that turns are published as: JSON if any turn has tool calls, else structs. These have the field
+    `train` if any turn is not trained on."""
     type = MESSAGES
     for _, batch in rows.batches(PARTS[rows.kind]):
         for column in batch.columns:
@@ -428,15 +432,16 @@ def turn_type(rows: Rows) -> pa.DataType:
 
 
 def hex_texts(ids: pa.FixedSizeBinaryArray) -> pa.StringArray:
-    """Return ids in hex, all of a column at once."""
-    found = as_numpy(ids)
-    offsets = np.arange(len(found) + 1, dtype=np.int32) * (2 * found.shape[1])
-    return pa.StringArray.from_buffers(len(found), pa.py_buffer(offsets), pa.py_buffer(found.tobytes().hex().encode()))
+    """Convert a column of ids to hex."""
+    values = as_numpy(ids)
+    offsets = np.arange(len(values) + 1, dtype=np.int32) * (2 * values.shape[1])
+    data = pa.py_buffer(values.tobytes().hex().encode())
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), data)
 
 
 def narrowed(column: pa.Array, type: pa.DataType) -> pa.Array:
-    """Return a column of a spool as one of a data set: turns with those fields alone that its type has, or as JSON;
-    tools as a list."""
+    """Convert a column of a spool to its published type: turns to structs with fewer fields or to JSON, tools to
+    lists."""
     if type == SAID:
         is_turns = column.type == TURNS
         rows = [
@@ -448,19 +453,22 @@ def narrowed(column: pa.Array, type: pa.DataType) -> pa.Array:
         return column
     turns = column.flatten()
     fields = list(type.value_type)
-    kept = pa.StructArray.from_arrays([turns.field(field.name) for field in fields], fields=fields)
+    structs = pa.StructArray.from_arrays([turns.field(field.name) for field in fields], fields=fields)
     mask = column.is_null() if column.null_count else None
-    return pa.ListArray.from_arrays(pa.array(list_offsets(column), pa.int32()), kept, type=type, mask=mask)
+    return pa.ListArray.from_arrays(pa.array(list_offsets(column), pa.int32()), structs, type=type, mask=mask)
 
 
 class Shards:
-    """The Parquet files of one side, written in row groups.
+    """A writer of the Parquet files of one side.
 
     Args:
-        count: rows that will come.
+        count: number of rows that will be added.
 
     Attributes:
-        distinct: how many of its rows are different ones: others are repeated.
+        paths: the files.
+        rows: number of rows added so far.
+        distinct: number of different rows, which the caller sets.
+        forgotten: place and hex of each tombstone.
     """
 
     def __init__(self, folder: Path, side: str, count: int) -> None:
@@ -470,54 +478,55 @@ class Shards:
         self.rows = 0
         self.distinct = 0
         self.forgotten = list[tuple[int, str]]()
-        self._held: list[pa.Table] = []
+        self._pending: list[pa.Table] = []
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
         self.tree.extend(leaves_of(table))
         while table.num_rows:
             room = SHARD - self.rows % SHARD
-            self._held.append(table.slice(0, room))
+            self._pending.append(table.slice(0, room))
             table = table.slice(room)
-            self.rows += self._held[-1].num_rows
-            full = self.rows % SHARD == 0
-            if full or sum(t.num_rows for t in self._held) >= GROUP or sum(t.nbytes for t in self._held) >= HEAVY:
-                self._flush(full)
+            self.rows += self._pending[-1].num_rows
+            is_full = self.rows % SHARD == 0
+            has_group = sum(pending.num_rows for pending in self._pending) >= GROUP
+            if is_full or has_group or sum(pending.nbytes for pending in self._pending) >= HEAVY:
+                self._flush(is_full)
 
     def bury(self, tombstone: bytes) -> None:
-        """Put a leaf where a row was."""
+        """Add a tombstone in the place of a forgotten row."""
         self.forgotten.append((self.tree.size, tombstone.hex()))
         self.tree.add(tombstone)
 
-    def _flush(self, ends: bool) -> None:
-        """Write a row group, and end the file if it is full."""
-        if self._held:
-            table = pa.concat_tables(self._held)
+    def _flush(self, ends_file: bool) -> None:
+        """Write the pending rows as a row group, and close the file if `ends_file`."""
+        if self._pending:
+            table = pa.concat_tables(self._pending)
             if self._writer is None:
                 self._writer = pq.ParquetWriter(self.paths[(self.rows - 1) // SHARD], table.schema, compression="zstd")
             self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
-            self._held = []
-        if ends and self._writer is not None:
+            self._pending = []
+        if ends_file and self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def close(self) -> dict[str, Any]:
-        """Return what there is of the side."""
-        self._flush(ends=True)
+        """Close the files. Returns the description of the side for `data.json`."""
+        self._flush(ends_file=True)
         forgotten = {"forgotten": self.forgotten} if self.forgotten else {}
         return {"rows": self.rows, "distinct": self.distinct, "root": self.tree.root(), **forgotten}
 
 
-def unique_ids(rows: Rows, wanted: ndarray) -> Iterator[bytes]:
-    """Yield the content ids of these rows, sorted, each once; some `SORTED` in memory at a time, by what they begin
-    with."""
-    parts = len(wanted) // SORTED + 1
+def unique_ids(rows: Rows, mask: ndarray) -> Iterator[bytes]:
+    """Yield the different content ids of some rows, sorted. About `SORTED` of them are in memory at a time, in ranges
+    of their first bits."""
+    parts = len(mask) // SORTED + 1
     for part in range(parts):
-        some = [np.zeros(0, "V32")]
+        part_ids = [np.zeros(0, "V32")]
         for first, batch in rows.batches(["content_id"]):
             ids = as_numpy(batch.column("content_id"))
-            of = (first_bits(ids) >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
-            here = wanted[first : first + len(ids)] & (of == part)
-            some.append(ids[here].view("V32").ravel())
-        for id in np.unique(np.concatenate(some)):
+            part_of_id = (first_bits(ids) >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
+            in_part = mask[first : first + len(ids)] & (part_of_id == part)
+            part_ids.append(ids[in_part].view("V32").ravel())
+        for id in np.unique(np.concatenate(part_ids)):
             yield bytes(id)

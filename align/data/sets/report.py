@@ -1,5 +1,5 @@
-"""What a data set's report shows: what became of every row of every source, examples of rows that were left out,
-clusters of duplicates, steps that removed much, and rows to train on."""
+"""Content of a data set's report: counts of rows by source and step, examples of removed rows, clusters of duplicates,
+steps that removed many rows, and training rows."""
 
 from __future__ import annotations
 
@@ -26,27 +26,35 @@ from align.run.files import write_text
 from align.track import format_conversation, format_row
 
 Hide = Callable[[str], str]
-"""Takes out of a text what nobody is to see."""
+"""Masks personal data in a text."""
 PARTS_OF_ROWS = [*dict.fromkeys(part for parts in MESSAGE_ATTRIBUTES.values() for part in parts)]
-DROPPED, DUPLICATES, ROWS, SCORES = "dropped.jsonl", "duplicates.jsonl", "rows.jsonl", "scores.jsonl"
+DROPPED = "dropped.jsonl"
+DUPLICATES = "duplicates.jsonl"
+ROWS = "rows.jsonl"
+SCORES = "scores.jsonl"
 SHOWN = 3
-"""Rows of each source that are shown."""
-CLUSTERS, MEMBERS, LEAKED = 8, 3, 3
-"""Clusters that are shown, the duplicates shown of each, and the rows shown of each evaluation set."""
+"""Training rows of each source that are shown."""
+CLUSTERS = 8
+"""Clusters of duplicates that are shown."""
+MEMBERS = 3
+"""Duplicates of each cluster that are shown."""
+LEAKED = 3
+"""Rows that overlap with each evaluation set that are shown."""
 SCORED = 3
 """Rows that are shown at each end and each cut of a source's scores."""
 EXAMPLES = 4
-"""Of each source and step."""
+"""Examples of each source and cleaning step."""
 MOST = 400
 """Characters of a record that are shown."""
 LONG = 20_000
-"""Characters of a record from which on it is not rendered, and cut like that: a template is asked for all of it."""
+"""Characters of a record above which it is cut instead of rendered, because a chat template renders all of it."""
 MUCH = 0.2
-"""The share of a source from which on a step's removals are a loss."""
+"""Share of a source above which the removals of a step are reported as a loss."""
 LOST = 3
-"""Rows that are shown of each loss."""
+"""Examples of each loss that are shown."""
 Loss = dict[str, Any]
-"""`source`, `step`, `removed` and `of` (rows of the source that came to the step), and `examples` (texts)."""
+"""A step that removed many rows: `source`, `step`, `removed`, `of` (rows of the source before the step), and `examples`
+(texts)."""
 
 
 def account_of(
@@ -58,19 +66,19 @@ def account_of(
     test: ndarray,
     train: Mixed,
 ) -> dict[str, Any]:
-    """Return what `data.json` says of the sources and the mixture.
+    """Return the fields of `data.json` on the sources and the mixture.
 
     Args:
-        shapes: of each source, see `align.data.sets.source.recognised`.
-        accounts: of each source, see `align.data.sets.gather`.
-        test: whether each row is measured on.
-        train: how often each row stands there that is trained on.
+        shapes: shapes of the rows of each source, see `align.data.sets.source.recognised`.
+        accounts: account of each source, see `align.data.sets.gather`.
+        test: whether each row is in the test side, bool (N).
+        train: the mixture of training rows.
     """
     listed = []
     for i, (source, account) in enumerate(zip(sources, accounts, strict=True)):
-        of_it = funnel.source == i
-        times = train.times[of_it]
-        measured = int((funnel.kept & test & of_it).sum())
+        in_source = funnel.source == i
+        times = train.times[in_source]
+        test_rows = int((funnel.kept & test & in_source).sum())
         listed.append(
             {
                 "name": source.name,
@@ -81,7 +89,7 @@ def account_of(
                 "licence": source.licence or ", ".join(account["licences"]) or None,
                 "counts": {**account["counts"], **funnel.of(i)},
                 "clean": [{key: step[key] for key in step if key != "examples"} for step in account["clean"]],
-                # What was refused and why, without what stood there: a data set is handed on.
+                # Without the refused values, because a data set may be passed on.
                 "bad_rows": [
                     {key: cause[key] for key in ("field", "problem", "count")} for cause in account["bad_rows"]
                 ],
@@ -92,7 +100,7 @@ def account_of(
                 "got": train.got[i],
                 "splits": {
                     "train": {"rows": int(times.sum()), "distinct": int((times > 0).sum())},
-                    "test": {"rows": measured, "distinct": measured},
+                    "test": {"rows": test_rows, "distinct": test_rows},
                 },
             }
         )
@@ -100,13 +108,22 @@ def account_of(
 
 
 def found_in(names: Sequence[str], leaks: Matches) -> list[dict[str, Any]]:
-    """Return of each evaluation set how many rows were found, by rule."""
+    """Count the rows that overlap with each evaluation set, by rule.
+
+    Args:
+        names: names of the evaluation sets.
+    """
     rules = np.array(RULES, object)[leaks.rule]
     return [{"set": name, "hits": dict(Counter(rules[leaks.evaluation == i]))} for i, name in enumerate(names)]
 
 
 def found_of(duplicates: Duplicates, given_away: Matches, leaks: Matches) -> dict[str, int]:
-    """Return how many rows were found, whether or not they were left out."""
+    """Count duplicates and leaks, whether or not they were removed.
+
+    Args:
+        given_away: rows that overlap with evaluation sets.
+        leaks: training rows that overlap with test rows.
+    """
     exact = int(duplicates.exact.sum())
     return {
         "exact_duplicates": exact,
@@ -117,14 +134,14 @@ def found_of(duplicates: Duplicates, given_away: Matches, leaks: Matches) -> dic
 
 
 def metrics_of(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the headline figures."""
+    """Return the metrics of the run, from the content of `data.json`."""
     splits = data["splits"]
     counts = sum((Counter(source["counts"]) for source in data["sources"]), Counter[str]())
     left_out = {key: counts[key] for key in counts if key in (SKIPPED, UNDECIDED)}
     if scores := data.get("scores"):
-        each = scores["sources"].values()
-        left_out["dropped_by_score"] = sum(of.get("dropped", 0) for of in each)
-        left_out["unscored"] = sum(of["unscored"] for of in each)
+        summaries = scores["sources"].values()
+        left_out["dropped_by_score"] = sum(summary.get("dropped", 0) for summary in summaries)
+        left_out["unscored"] = sum(summary["unscored"] for summary in summaries)
     return {
         "train_rows": splits["train"]["rows"],
         "train_distinct": splits["train"]["distinct"],
@@ -143,7 +160,8 @@ def find_read_losses(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]
     """Return the losses of reading and cleaning.
 
     Args:
-        accounts: of the sources, see `align.data.sets.gather`.
+        names: names of the sources.
+        accounts: account of each source, see `align.data.sets.gather`.
     """
     losses = list[Loss]()
     for name, account in zip(names, accounts, strict=True):
@@ -166,7 +184,7 @@ def find_read_losses(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """Return a row of `align.data.read.content.to_content_row`, for somebody who looks: its turns with who speaks."""
+    """Format a row of `align.data.read.content.to_content_row` for readers: its turns with their roles."""
     if "text" in row:
         return row["text"]
     turns = [turn for part in PARTS_OF_ROWS for turn in row.get(part, ())]
@@ -175,10 +193,11 @@ def row_text(row: Mapping[str, Any]) -> str:
 
 
 def cleaned_away(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return of each source and step the first records that it dropped, changed or noted, as lines of `dropped.jsonl`.
+    """Return the first records that each cleaning step dropped, changed or noted of each source, for `dropped.jsonl`.
 
     Args:
-        accounts: of the sources, see `align.data.sets.gather`.
+        names: names of the sources.
+        accounts: account of each source, see `align.data.sets.gather`.
     """
     return [
         {
@@ -196,11 +215,13 @@ def cleaned_away(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]) ->
 
 
 class Examples:
-    """Rows of a data set that its report shows, written as JSON Lines beside the artifact.
+    """A writer of the rows that a data set's report shows, as JSON Lines beside the artifact.
 
     Args:
-        folder: of the run.
-        source: the number of each row's source, int (N).
+        folder: folder of the run.
+        rows: rows of the spool.
+        source: number of each row's source, int (N).
+        hide: masks personal data.
     """
 
     def __init__(self, folder: Path, rows: Rows, source: ndarray, hide: Hide) -> None:
@@ -214,19 +235,32 @@ class Examples:
         return text if len(text) <= MOST else f"{text[: MOST - 1]}…"
 
     def show(self, numbers: ndarray) -> list[dict[str, Any]]:
-        """Return some rows: where each is from, and what it says."""
+        """Return the name (`source:row`) and the shortened text of some rows."""
         return [{"row": id, "text": self.text(record)} for id, record in self.rows.records(numbers)]
 
     def find_losses(self, funnel: Funnel, step: str) -> Iterator[Loss]:
-        """Yield the losses of the step of the funnel that ended last."""
-        for number, (of, left) in enumerate(zip(funnel.before, funnel.steps[step], strict=True)):
-            if of - left > MUCH * of:
+        """Yield the losses of the last step of a funnel.
+
+        Args:
+            step: name of the step.
+        """
+        for number, (before, after) in enumerate(zip(funnel.before, funnel.steps[step], strict=True)):
+            if before - after > MUCH * before:
                 removed = funnel.removed[self.source[funnel.removed] == number]
-                shown = [row["text"] for row in self.show(removed[:LOST])]
-                yield {"source": funnel.names[number], "step": step, "removed": of - left, "of": of, "examples": shown}
+                yield {
+                    "source": funnel.names[number],
+                    "step": step,
+                    "removed": before - after,
+                    "of": before,
+                    "examples": [row["text"] for row in self.show(removed[:LOST])],
+                }
 
     def leaked(self, leaks: Matches, sets: Sequence[str]) -> list[dict[str, Any]]:
-        """Return of each evaluation set the first rows that give it away, as lines of `dropped.jsonl`."""
+        """Return the first rows that overlap with each evaluation set, as lines of `dropped.jsonl`.
+
+        Args:
+            sets: names of the evaluation sets.
+        """
         lines = []
         for number, name in enumerate(sets):
             places = np.flatnonzero(leaks.evaluation == number)[:LEAKED]
@@ -239,8 +273,8 @@ class Examples:
     def write(self, name: str, lines: Iterable[Mapping[str, Any]]) -> None:
         write_text(self.folder / name, "".join(map(format_row, lines)))
 
-    def write_duplicates(self, found: Duplicates, heads: ndarray) -> None:
-        """Write `duplicates.jsonl`: the largest clusters, one a line.
+    def write_duplicates(self, duplicates: Duplicates, heads: ndarray) -> None:
+        """Write `duplicates.jsonl`: the largest clusters, one on each line.
 
         Args:
             heads: see `align.data.sets.duplicates.clusters`.
@@ -248,51 +282,64 @@ class Examples:
         lines = []
         for head, size in sorted(Counter(heads.tolist()).items(), key=lambda entry: (-entry[1], entry[0]))[:CLUSTERS]:
             members = np.flatnonzero(heads == head)[:MEMBERS]
-            kept, *others = self.show(np.append(head, found.dropped[members]))
-            alike = [{**row, "jaccard": float(found.jaccard[i])} for row, i in zip(others, members, strict=True)]
-            lines.append({"size": size + 1, "kept": kept, "others": alike})
+            kept, *dropped = self.show(np.append(head, duplicates.dropped[members]))
+            similar = [
+                {**row, "jaccard": float(duplicates.jaccard[i])} for row, i in zip(dropped, members, strict=True)
+            ]
+            lines.append({"size": size + 1, "kept": kept, "others": similar})
         self.write(DUPLICATES, lines)
 
-    def write_rows(self, wanted: ndarray, render: Render) -> None:
-        """Write `rows.jsonl`: the first rows of each source that are trained on (bool (N)), as training reads them."""
+    def write_rows(self, mask: ndarray, render: Render) -> None:
+        """Write `rows.jsonl`: the first training rows of each source, as training renders them.
+
+        Args:
+            mask: mask of the training rows, bool (N).
+        """
         sources = range(len(self.rows.names))
-        numbers = [np.flatnonzero(wanted & (self.source == number))[:SHOWN] for number in sources]
-        found = self.rows.records(np.concatenate(numbers))
-        self.write(ROWS, [{"row": id, **line} for id, record in found for line in self.as_trained(record, render)])
+        numbers = [np.flatnonzero(mask & (self.source == number))[:SHOWN] for number in sources]
+        records = self.rows.records(np.concatenate(numbers))
+        self.write(ROWS, [{"row": id, **line} for id, record in records for line in self.as_trained(record, render)])
 
     def as_trained(self, record: Record, render: Render) -> list[dict[str, Any]]:
-        """Return the lines of one record, what nobody is to see taken out of each part."""
+        """Render one record as lines of `rows.jsonl`, with personal data masked in each part."""
         if sum(map(len, list_texts(record))) > LONG:
             refused = "it is too long to be shown whole"
             return [{"what": "", "parts": [part(self.text(record))], "refused": refused}]
         return [
-            {**line, "parts": [{**each, "text": self.hide(each["text"])} for each in line["parts"]]}
+            {**line, "parts": [{**entry, "text": self.hide(entry["text"])} for entry in line["parts"]]}
             for line in render(record)
         ]
 
     def write_scores(self, scores: ndarray, out: ndarray) -> None:
-        """Write `scores.jsonl`: rows of each source at the ends of their scores and around the cuts.
+        """Write `scores.jsonl`: rows of each source with the lowest and highest scores, and around the cuts.
 
         Args:
             scores, out: see `align.data.sets.score_cuts.outside`.
         """
         lines = []
         for number, name in enumerate(self.rows.names):
-            mine = np.flatnonzero(self.source == number)
-            for what, places in examples(scores[mine], out[mine], SCORED):
+            numbers = np.flatnonzero(self.source == number)
+            for description, places in examples(scores[numbers], out[numbers], SCORED):
                 lines += [
-                    {"source": name, "what": what, "score": float(scores[place]), "dropped": bool(out[place]), **row}
-                    for place, row in zip(mine[places], self.show(mine[places]), strict=True)
+                    {
+                        "source": name,
+                        "what": description,
+                        "score": float(scores[place]),
+                        "dropped": bool(out[place]),
+                        **row,
+                    }
+                    for place, row in zip(numbers[places], self.show(numbers[places]), strict=True)
                 ]
         self.write(SCORES, lines)
 
 
 def lengths(characters: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
-    """Return how many rows of each source have how many characters: counts between `edges`, which double; and how many
-    characters all of them have.
+    """Return a histogram of the lengths of each source's rows, with bins that double, and the total number of
+    characters.
 
     Args:
-        characters, source: of each row that is in.
+        characters, source: number of characters and source of each written row, int (N).
+        names: names of the sources.
     """
     highest = int(characters.max(initial=1))
     edges = [0, *(2**i for i in range(5, max(6, highest.bit_length() + 1)))]

@@ -1,4 +1,4 @@
-"""One source of a data set: where its rows come from, how much of it is wanted, and under which terms it is used."""
+"""One source of a data set: location of its rows, their number and weight in the mixture, and their licence."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ NAME = re.compile(r"\w[\w.-]{0,79}")
 CORPUS = "chitchat"
 HELP = 'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".'
 FIRST = 100
-"""Rows that are looked at for what the rows of a source are taken for."""
+"""Rows from which the shapes of a source's rows are determined."""
 
 
 @dataclass(frozen=True, slots=True)
 class Votes:
-    """What there is of a project of the annotation store when a run begins.
+    """Snapshot of a project of the annotation store at the beginning of a run.
 
     Attributes:
-        url: of the store.
-        head: of the project's ledger. Votes that come later are another run's.
+        url: URL of the store.
+        head: head of the project's ledger. Later votes are left to the next run.
         allow_simulated: see `preferences`.
-        key: the project's, for ids; shown nowhere.
+        key: key of the project's ids. It is secret.
     """
 
     url: str = field(repr=False)
@@ -54,29 +54,29 @@ class Votes:
 
     @property
     def ids(self) -> IdKind:
-        """How the ids of its rows are made."""
+        """Kind of the ids of its rows."""
         return kind_under(self.project, self.key)
 
     def reads(self, skip: int = 0) -> Iterator[ParsedRecord]:
-        """Yield the pairs that `data=annotations` reads in the order of the ledger, numbered from 1.
+        """Yield the same pairs as `data=annotations`, in the order of the ledger, numbered from 1.
 
         Args:
-            skip: pairs that are not asked for.
+            skip: number of pairs to skip.
 
         Raises:
-            InputError: as `preferences`.
+            InputError: As `preferences`.
         """
-        with Store.open(self.url, create=False) as store, store.reading():  # one view for all of it
+        with Store.open(self.url, create=False) as store, store.reading():  # one consistent view
             pairs = preferences(store, self.project, self.allow_simulated, self.head.seq)
         for number, pair in enumerate(pairs[skip:], start=skip + 1):
             yield ParsedRecord(number, pair, {"created_at": pair.created_at})
 
 
 def votes_of(url: str, project: str, allow_simulated: bool) -> Votes:
-    """Return the votes of a project.
+    """Take a snapshot of the votes of a project.
 
     Raises:
-        InputError: there is no such store or project, or the project was erased.
+        InputError: There is no such store or project, or the project was erased.
     """
     with Store.open(url, create=False) as store, store.reading():
         head = store.head(project)
@@ -88,11 +88,12 @@ def votes_of(url: str, project: str, allow_simulated: bool) -> Votes:
 
 
 def standing(url: str, kind: IdKind) -> set[int] | None:
-    """Return the votes of the project whose key makes such ids that stand: neither retracted nor on an item that was
-    erased. Returns None if the project was erased.
+    """Return the active votes of the project of a kind of ids: those neither retracted nor on an erased item.
+
+    Returns None if the project was erased.
 
     Raises:
-        InputError: there is no such store or project, or it is another one of that name.
+        InputError: There is no such store or project, or the project has another key.
     """
     with Store.open(url, create=False) as store, store.reading():
         key = store.key(kind.project)
@@ -106,21 +107,20 @@ def standing(url: str, kind: IdKind) -> set[int] | None:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where rows come from: a file, a folder, a glob or a hub data set (`path`), the built-in corpus (`data`), or the
-    votes of an annotation project (`annotations`).
+    """A source of rows: a file, a folder, a glob or a hub data set (`path`), the built-in corpus (`data`), or the votes
+    of an annotation project (`annotations`).
 
     Attributes:
-        name: what the data set calls it; unlike the others.
+        name: unique name in the data set.
         path: see `align.data.read`.
         data, part: `chitchat` and a part of it.
-        annotations: the project.
-        weight: its share of the rows to train on; None if nobody gave one, see `align.data.sets.mix`.
-        cap: rows of it at most; None for all.
+        annotations: name of the project.
+        weight: its share of the training rows; None for none, see `align.data.sets.mix`.
+        cap: largest number of its rows; None for all.
         columns: our column → its column.
-        metadata: its columns that are kept as metadata, whatever they hold.
-        licence: what its rows may be used under; empty if nobody says. That of a data set is in its `data.json`, see
-            `opened`.
-        votes: of `annotations`, once the store was asked, see `opened`. No user sets it.
+        metadata: its columns that are always kept as metadata.
+        licence: licence of its rows; empty if unknown. That of a data set is in its `data.json`, see `opened`.
+        votes: snapshot of `annotations`, see `opened`. It is not a setting.
     """
 
     name: str
@@ -137,44 +137,43 @@ class Source:
 
     @property
     def given(self) -> str:
-        """What the user called it."""
+        """Its location as in the settings."""
         return f"annotations:{self.annotations}" if self.annotations else self.path or f"{self.data}:{self.part}"
 
     @property
     def field(self) -> str:
-        """How errors name its files."""
+        """Name of its files in errors."""
         return f"{FIELD}.{self.name}"
 
     @property
     def key(self) -> bytes | None:
-        """Under which its rows have their ids; None for SHA-256."""
+        """Key of the ids of its rows; None for SHA-256."""
         return self.votes.key if self.votes else None
 
     @property
     def ids(self) -> IdKind:
-        """How the ids of its rows are made."""
+        """Kind of the ids of its rows."""
         return self.votes.ids if self.votes else SHA256
 
     @property
     def rules(self) -> ColumnRules:
-        """What the user says of its columns."""
+        """Rules for its columns from the settings."""
         return ColumnRules(self.columns, self.metadata, source=True)
 
     @property
     def files(self) -> list[Path]:
-        """What it is read from, if that is files. Raises InputError if there is none."""
+        """Its files; empty if it has no path. Raises InputError if there is no such file."""
         return list_data_files(self.path, self.field) if self.path else []
 
     def opened(self, store: str, allow_simulated: bool) -> Source:
-        """Return the source with the votes as they are now, if it is a project; with the licence of its rows, if it is
-        a data set.
+        """Return the source with a snapshot of its votes if it is a project, and with its licence if it is a data set.
 
         Args:
             store: URL of the annotation store.
 
         Raises:
-            InputError: there is no such store, project or file; a data set holds rows of votes, which would get ids
-                that can be guessed, or its licences differ.
+            InputError: There is no such store, project or file; a data set has rows of votes, whose new ids could be
+                guessed; or its licences differ.
         """
         if self.annotations:
             return replace(self, votes=votes_of(store, self.annotations, allow_simulated))
@@ -193,10 +192,10 @@ class Source:
         return Input(lookup_digest(chitchat.get_corpus_path()), path=self.given)
 
     def outcomes(self, skip: int = 0, counts: Sequence[int] = ()) -> Iterator[RowOutcome]:
-        """Yield what becomes of its rows, whose numbers ascend from 1.
+        """Yield the outcome of reading each row, in order. Rows are numbered from 1.
 
         Args:
-            skip: rows that are not asked for.
+            skip: number of rows to skip.
             counts: see `iter_outcomes`.
         """
         if self.path:
@@ -213,10 +212,10 @@ class Source:
             yield RowOutcome(read.number, read)
 
     def kind(self) -> str:
-        """Return the kind of its first record, see `get_record_kind`; that of documents if it has none."""
+        """Return the kind of its first record, see `get_record_kind`. Returns `DOCUMENTS` if it has no record."""
         if self.votes:
             return PREFERENCES
-        with suppress(InputError):  # whoever reads all of it is told
+        with suppress(InputError):  # the complete reading reports it
             for _, result in self.outcomes():
                 if isinstance(result, ParsedRecord):
                     return get_record_kind(result.record)
@@ -224,13 +223,18 @@ class Source:
 
 
 def recognised(source: Source) -> dict[str, Any]:
-    """Return how many of the first `rows` have which of the `shapes`, and the `columns` that hold something, as
-    `columns` of the source name them. Rows that cannot be read are left to whoever reads all. Votes and the corpus have
-    no columns."""
+    """Determine the shapes of the first rows of a source that is read from files.
+
+    Rows that cannot be read are skipped, because the complete reading reports them.
+
+    Returns:
+        `rows`: number of rows with a known shape; `shapes`: shape → number of rows; `columns`: names of columns that
+        are not empty, after renaming. All are empty for votes and the corpus.
+    """
     shapes = Counter[str]()
     columns = dict[str, None]()
     if source.path:
-        with suppress(InputError):  # it is told when all rows are read, with what was read before it
+        with suppress(InputError):  # the complete reading reports it
             for row in islice(apply_rules(iter_rows(source.path), source.rules), FIRST):
                 if row.error is None and (name := find_shape_name(row.data)):
                     shapes[name] += 1
@@ -238,24 +242,27 @@ def recognised(source: Source) -> dict[str, Any]:
     return {"rows": shapes.total(), "shapes": dict(shapes.most_common()), "columns": [*columns]}
 
 
-def parsed_sources(given: Any, at: str = FIELD) -> list[Source]:
-    """Return the sources of a setting: a list of mappings, or of paths. A source without a name of its own has that of
-    its path, with a number behind it if another has that.
+def parsed_sources(setting: Any, at: str = FIELD) -> list[Source]:
+    """Parse the sources of a setting: a list of mappings, or of paths.
+
+    A source without a name gets that of its path, and a number if another source has the same.
 
     Raises:
-        InputError: names the source and what is wrong with it.
+        InputError: A source is invalid.
     """
-    given = list(given) if isinstance(given, list | tuple) else given
-    require(isinstance(given, list) and bool(given), at, given, "is no list of sources", HELP)
+    setting = list(setting) if isinstance(setting, list | tuple) else setting
+    require(isinstance(setting, list) and bool(setting), at, setting, "is no list of sources", HELP)
     sources: list[Source] = []
-    named = {entry["name"] for entry in given if isinstance(entry, Mapping) and isinstance(entry.get("name"), str)}
-    for i, entry in enumerate(given):
+    set_names = {
+        entry["name"] for entry in setting if isinstance(entry, Mapping) and isinstance(entry.get("name"), str)
+    }
+    for i, entry in enumerate(setting):
         source = source_of({"path": entry} if isinstance(entry, str) else entry, f"{at}[{i}]")
         taken = {earlier.name for earlier in sources}
         if "name" not in (entry if isinstance(entry, Mapping) else {}):
             number = 2
             name = source.name
-            while name in taken | named:
+            while name in taken | set_names:
                 name = f"{source.name}-{number}"
                 number += 1
             source = replace(source, name=name)
@@ -264,15 +271,19 @@ def parsed_sources(given: Any, at: str = FIELD) -> list[Source]:
     return sources
 
 
-def source_of(given: Any, at: str) -> Source:
-    """Return one source."""
-    require(isinstance(given, Mapping), at, given, "is no source", HELP)
-    known = [f.name for f in fields(Source) if f.name != "votes"]
-    for key in given:
-        close = get_close_matches(str(key), known, n=1)
-        remedy = f"{f'Did you mean {close[0]}? ' if close else ''}There are {', '.join(known)}."
-        require(key in known, f"{at}.{key}", given[key], "is no key of a source", remedy)
-    values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+def source_of(setting: Any, at: str) -> Source:
+    """Parse one source.
+
+    Args:
+        at: name of the setting in errors.
+    """
+    require(isinstance(setting, Mapping), at, setting, "is no source", HELP)
+    field_names = [f.name for f in fields(Source) if f.name != "votes"]
+    for key in setting:
+        similar = get_close_matches(str(key), field_names, n=1)
+        remedy = f"{f'Did you mean {similar[0]}? ' if similar else ''}There are {', '.join(field_names)}."
+        require(key in field_names, f"{at}.{key}", setting[key], "is no key of a source", remedy)
+    values: dict[str, Any] = {key: value for key, value in setting.items() if value is not None}
     check_source(values, at)
     values["columns"] = dict(values.get("columns", {}))
     values["metadata"] = tuple(values.get("metadata", ()))
@@ -284,7 +295,7 @@ def source_of(given: Any, at: str) -> Source:
 
 
 def check_source(values: Mapping[str, Any], at: str) -> None:
-    """Raise InputError if a value of a source is of another kind, out of its range, or goes with no other."""
+    """Raise InputError if a value of a source has a wrong type, is out of range, or contradicts another value."""
 
     def check(condition: bool, key: str, problem: str, remedy: str) -> None:
         require(condition, f"{at}.{key}", values.get(key), problem, remedy)
@@ -300,82 +311,89 @@ def check_source(values: Mapping[str, Any], at: str) -> None:
     for key in ("columns", "metadata"):
         check(key not in values or "path" in values, key, "is about columns, and only files have them", "Drop it.")
     names = values.get("metadata", ())
-    listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    check(listed, "metadata", "is no list of columns", "Write metadata: [source, notes].")
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    check(is_list, "metadata", "is no list of columns", "Write metadata: [source, notes].")
     if "data" in values:
         check(values["data"] == CORPUS, "data", "is no corpus", f"Write {CORPUS}, or a path.")
         parts = ", ".join(chitchat.PARTS)
-        known = values.get("part", "sft") in chitchat.PARTS
-        check(known, "part", "is no part of the corpus", f"Choose one of: {parts}.")
+        is_part = values.get("part", "sft") in chitchat.PARTS
+        check(is_part, "part", "is no part of the corpus", f"Choose one of: {parts}.")
     check("part" not in values or "data" in values, "part", "is of chitchat", "Drop it.")
-    named = NAME.fullmatch(values.get("name", "a")) is not None
-    check(named, "name", "cannot be a name", "Use letters, digits, `.`, `_`, `-`.")
+    is_name = NAME.fullmatch(values.get("name", "a")) is not None
+    check(is_name, "name", "cannot be a name", "Use letters, digits, `.`, `_`, `-`.")
     weight = values.get("weight", 1)
-    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
     remedy = "Give a number from 1e-6 to 1e6, or 0 to measure on the source and not train on it."
-    check(number and (weight == 0 or 1e-6 <= weight <= 1e6), "weight", "is no share", remedy)
+    check(is_number and (weight == 0 or 1e-6 <= weight <= 1e6), "weight", "is no share", remedy)
     cap = values.get("cap", 1)
-    whole = isinstance(cap, int) and not isinstance(cap, bool) and cap > 0
-    check(whole, "cap", "is no number of rows", "Give a whole number above 0.")
+    is_count = isinstance(cap, int) and not isinstance(cap, bool) and cap > 0
+    check(is_count, "cap", "is no number of rows", "Give a whole number above 0.")
     columns = values.get("columns", {})
-    texts = isinstance(columns, Mapping) and all(isinstance(part, str) for pair in columns.items() for part in pair)
-    check(texts, "columns", "maps no columns", "Write {prompt: question}: ours, then the file's.")
+    is_mapping = isinstance(columns, Mapping) and all(
+        isinstance(part, str) for pair in columns.items() for part in pair
+    )
+    check(is_mapping, "columns", "maps no columns", "Write {prompt: question}: ours, then the file's.")
 
 
 def short_name(path: str) -> str:
-    """Return a file's name without what only says how it is packed; of a pattern, its folder's."""
-    name = path.removeprefix(HUB).rstrip("/")
-    parts = [part for part in Path(name).parts if not any(sign in part for sign in "*?[")] or ["rows"]
+    """Derive the name of a source from its path: the file's name without suffixes, or the folder's name for a
+    pattern."""
+    stripped = path.removeprefix(HUB).rstrip("/")
+    parts = [part for part in Path(stripped).parts if not any(sign in part for sign in "*?[")] or ["rows"]
     stem = re.sub(r"\.(jsonl?|csv|tsv|parquet|arrow|gz|zst|xz|bz2)\b", "", parts[-1])
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.")[:80] or "rows"
 
 
 def by_name(sources: list[Source], names: Any, at: str) -> list[int]:
-    """Return for each source its rank in `names`; those that are not named come behind, in their order.
+    """Return the rank of each source in `names`. Sources that are not named follow in their order.
 
     Raises:
-        InputError: a name is no source's.
+        InputError: There is no source with one of the names.
     """
-    known = [source.name for source in sources]
+    source_names = [source.name for source in sources]
     for name in names:
-        if name not in known:
-            raise InputError(at, name, "is no source", f"There are {', '.join(known)}.")
-    first = {known.index(name): rank for rank, name in enumerate(names)}
-    return [first.get(i, len(names) + i) for i in range(len(sources))]
+        if name not in source_names:
+            raise InputError(at, name, "is no source", f"There are {', '.join(source_names)}.")
+    rank_of_source = {source_names.index(name): rank for rank, name in enumerate(names)}
+    return [rank_of_source.get(i, len(names) + i) for i in range(len(sources))]
 
 
 def sources_within(files: Sequence[Path], field: str) -> list[dict[str, Any]]:
-    """Return what `data.json` says of the sources that gave rows to the sides which are read, if files are a data
-    set's."""
-    sides: dict[Path, set[str]] = {}
+    """Return the entries of `data.json` for the sources of the sides that are read, if the files are shards of a data
+    set."""
+    sides_of_description: dict[Path, set[str]] = {}
     for file in files:
-        if (named := SHARD_NAME.fullmatch(file.name)) and (file.parent / DATA_SET_FILE).is_file():
-            sides.setdefault(file.parent / DATA_SET_FILE, set()).add(named[1])
-    found = list[dict[str, Any]]()
-    for about, read in sides.items():
+        if (match := SHARD_NAME.fullmatch(file.name)) and (file.parent / DATA_SET_FILE).is_file():
+            sides_of_description.setdefault(file.parent / DATA_SET_FILE, set()).add(match[1])
+    entries = list[dict[str, Any]]()
+    for path, sides in sides_of_description.items():
         try:
-            sources = read_json_object(about, field, RESTORE_HELP)["sources"]
-            found += [source for source in sources if any(source["splits"][side]["rows"] for side in read)]
+            sources = read_json_object(path, field, RESTORE_HELP)["sources"]
+            entries += [source for source in sources if any(source["splits"][side]["rows"] for side in sides)]
         except (KeyError, TypeError) as error:
-            raise CorruptFile(field, str(about), "does not describe a data set", RESTORE_HELP) from error
-    return found
+            raise CorruptFile(field, str(path), "does not describe a data set", RESTORE_HELP) from error
+    return entries
 
 
-def licence_within(sources: Sequence[Mapping[str, Any]], given: str, field: str) -> str:
-    """Return the licence of rows that a data set got from several sources.
+def licence_within(sources: Sequence[Mapping[str, Any]], setting: str, field: str) -> str:
+    """Return the licence of a data set's rows from its sources.
 
     Args:
-        given: what the user says.
+        sources: entries of `data.json`.
+        setting: licence in the settings; empty for none.
 
     Raises:
-        InputError: the user says nothing though they differ, or something else though all have the same.
+        InputError: The sources have different licences and the settings have none, or the settings contradict their
+            common licence.
     """
     stated = {licence.casefold(): licence for source in sources for licence in [source.get("licence") or ""]}
-    if len(stated) > 1 and not given:
+    if len(stated) > 1 and not setting:
         listed = ", ".join(sorted(licence or "(not said)" for licence in stated.values()))
         remedy = "Say what its rows may be used under: {path: …, licence: …}."
         raise InputError(field, listed, "are the licences of the data set's sources, and they differ", remedy)
     licence = next(iter(stated.values())) if len(stated) == 1 else ""
-    same = not given or not licence or given.casefold() == licence.casefold()
-    require(same, field, given, f"contradicts the data set's licence, {licence}", "Correct it, or leave it out.")
-    return given or licence
+    is_consistent = not setting or not licence or setting.casefold() == licence.casefold()
+    require(
+        is_consistent, field, setting, f"contradicts the data set's licence, {licence}", "Correct it, or leave it out."
+    )
+    return setting or licence
