@@ -1,8 +1,8 @@
-"""Sources into a spool: records are read, cleaned, and written with what later steps ask of each row.
+"""Import of sources into a spool: records are read, cleaned, and written with the facts that later steps need.
 
-A source is written in parts, and each says in an account of its own what became of its rows. A part is made of a fixed
-range of the source's rows, so that it is the same whoever makes it, and whatever was made before. Parts can be made in
-any order and anywhere: those that are there are counted, and others are made.
+A source is written in parts, each with an account of its rows. A part is made from a fixed range of the source's rows,
+so its content does not depend on the process that writes it or on other parts. Parts can be written in any order and on
+any machine: existing parts are counted, and missing ones are written.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ from align.data.sets.spool import REMEDY, Spool
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 PART = 50_000
-"""Rows of a source that one part is made of; of a record that stands in several, the first one counts."""
-BATCH, HEAVY = 2048, 32 * 2**20
-"""Rows of a batch at most; characters from which on it ends."""
+"""Rows of a source in one part. A record that is made of several rows belongs to the part of the first one."""
+BATCH = 2048
+"""Largest number of rows of a batch."""
+HEAVY = 32 * 2**20
+"""Characters above which a batch ends."""
 BANDS_TOGETHER = 8
-"""Columns of band keys in one file: each is read alone, and more files are more to open."""
+"""Columns of band keys in one file. Each column is read alone, but more files would have to be opened."""
 FACTS: Mapping[str, pa.DataType] = {
     "content_id": pa.binary(32),
     "question_id": pa.binary(32),
@@ -58,27 +60,29 @@ FACTS: Mapping[str, pa.DataType] = {
     "characters": pa.int32(),
     "metadata": pa.string(),
 }
-"""What a spool knows of each row beside its content. `question` is the same for rows of all sources that ask the same,
-whatever their ids are made of. `metadata` is what else the row says, as JSON. `digest` is of its normalised text, or of
-its content where no texts are compared; `shingles` is how many its text has, and `numbers` a hash of the numbers and
+"""Columns of a spool beside the content. `question` is equal for rows of all sources with the same question, regardless
+of the kind of their ids. `metadata` has other columns of the row as JSON. `digest` is that of its normalised text, or
+of its content if no texts are compared. `shingles` is their number in its text, and `numbers` a hash of the numbers and
 operators in it."""
 HASHES = "shingle_hashes"
-"""The column of each text's shingles, which near-duplicates are compared by: to make them again would take
-longer than to read them."""
+"""Column of each text's shingles. Reading them for the comparison of near-duplicates is faster than computing them
+again."""
 PART_FORMAT = 3
-"""Of the account of a part. A run goes on from parts of this format alone."""
-UNDECIDED, SKIPPED = "dropped_undecided", "skipped_rows"
-"""What counts pairs of which no answer is preferred, and rows that were refused, as for plain files."""
+"""Format of the account of a part. A run resumes only from parts of this format."""
+UNDECIDED = "dropped_undecided"
+"""Count of pairs without a preferred answer, named as for plain files."""
+SKIPPED = "skipped_rows"
+"""Count of rows that were refused, named as for plain files."""
 
 
 class Wanted(NamedTuple):
-    """What later steps will ask of each row.
+    """Options for the facts that are computed of each row.
 
     Attributes:
-        over: what is compared to find duplicates: `both`, `prompts` or `answers`.
+        over: texts that are compared to find duplicates: `both`, `prompts` or `answers`.
         near: whether near-duplicates are looked for.
-        split, time: the columns that say which side a row is on, and when it was written; empty for none.
-        count_tokens: None if tokens are not counted; of a pair, both of its sides count.
+        split, time: columns with the side and the time of a row; empty for none.
+        count_tokens: counts tokens, of both answers of a pair; None if tokens are not counted.
     """
 
     over: str = "both"
@@ -94,15 +98,15 @@ def band_name(band: int) -> str:
 
 @dataclass
 class Gathering:
-    """One source on its way into a spool.
+    """The import of one source into a spool.
 
     Attributes:
-        number: of the source, from 0.
-        kind: that its records must be of.
-        skips: rows that are refused are left out. Without, their source is refused.
-        known: rows of its files, where they are known.
-        schemas: the columns of a spool of records of one kind, by the files that they stand in.
-        failed: parts that a worker could not make, and why.
+        number: number of the source, from 0.
+        kind: required kind of its records.
+        skips: whether refused rows are left out. If not, the source is refused.
+        known: number of rows of each of its files, as far as they were counted.
+        schemas: columns of each file of a part.
+        failed: part that a worker could not write → reason.
     """
 
     spool: Spool
@@ -115,7 +119,7 @@ class Gathering:
     known: Sequence[int] = ()
 
     def __post_init__(self) -> None:
-        self.size = PART  # which workers are to know too
+        self.size = PART  # an attribute, so that workers use the same value
         self.schemas = [pa.schema([*columns]) for columns in (CONTENT[self.kind].items(), FACTS.items())]
         if self.wanted.near and self.kind == DOCUMENTS:
             bands = [(band_name(band), pa.uint64()) for band in range(BANDS)]
@@ -127,52 +131,53 @@ class Gathering:
         self._next = 0
 
     def run(self, done: Callable[[int, int], None] = lambda read, kept: None) -> dict[str, Any]:
-        """Read, clean and write what is not yet there.
+        """Read, clean and write the parts that do not exist yet.
 
         Args:
-            done: gets, after each part, how many records were read and how many are left.
+            done: called after each part with the numbers of records that were read and kept so far.
 
         Returns:
-            what became of all of its rows, see `SourceAccount`.
+            The account of all rows of the source, see `SourceAccount`.
 
         Raises:
-            InputError: rows are refused, or are of different kinds, or none is left.
+            InputError: Rows are refused, have different kinds, or none is kept.
         """
-        gathered = SourceAccount(self.source, self.steps, self.skips)
-        there = self.parts()
+        total = SourceAccount(self.source, self.steps, self.skips)
+        existing = self.parts()
         part = 0
-        last = told = False
+        last = False
+        has_warned = False
         while not last:
-            if part not in there:
+            if part not in existing:
                 self.write(part)
-                if part in self.failed and not told:
-                    told = True
-                    known = range(-(-sum(self.known) // self.size))
+                if part in self.failed and not has_warned:
+                    has_warned = True
+                    counted_parts = range(-(-sum(self.known) // self.size))
                     print(
                         f"{self.source.name}: parts that this process makes: "
-                        f"{sum(part not in there for part in known)} of {len(known)}. "
+                        f"{sum(part not in existing for part in counted_parts)} of {len(counted_parts)}. "
                         f"A worker could not make part {part}: {self.failed[part]}",
                         flush=True,
                     )
             account = self.spool.account(self.spool.folder / self.name(part))
-            gathered.add(account)
-            done(gathered.counts["read"], gathered.counts["kept"])
+            total.add(account)
+            done(total.counts["read"], total.counts["kept"])
             part += 1
             last = account["last"]
-        return gathered.settled()
+        return total.settled()
 
     def parts(self) -> set[int]:
-        """Return the numbers of the parts that are there."""
+        """Return the numbers of the parts that exist."""
         return {int(path.name.partition("-")[2]) for path in self.spool.parts(f"{self.number:03d}-")}
 
     def name(self, part: int) -> str:
         return f"{self.number:03d}-{part:06d}"
 
     def write(self, part: int) -> dict[str, Any]:
-        """Write one part, whole. Returns its account.
+        """Write one complete part. Returns its account.
 
         Raises:
-            InputError: a row is of another kind, or contradicts the source's licence; or it cannot be read on.
+            InputError: A row has another kind or contradicts the source's licence, or the source cannot be read.
         """
         reading = self._reading
         if reading is None or reading.last or self._next != part:
@@ -195,7 +200,7 @@ class Gathering:
         return account
 
     def _reads(self, outcomes: Iterable[RowOutcome]) -> Iterator[ParsedRecord]:
-        """Yield the records of rows, and count the rows that give none."""
+        """Yield the records, and count rows without a record."""
         for _, result in outcomes:
             if isinstance(result, InputError):
                 self.account.bad_rows.add(result)
@@ -205,7 +210,7 @@ class Gathering:
                 yield result
 
     def cleaned(self, chunk: Sequence[ParsedRecord]) -> pa.RecordBatch | None:
-        """Return the rows of a batch that the cleaning leaves; None if it leaves none."""
+        """Clean a batch of records, and convert it to columns. Returns None if no record is kept."""
         kept = list[ParsedRecord]()
         records = list[Record]()
         for read in chunk:
@@ -229,7 +234,7 @@ class Gathering:
         return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
     def _check(self, read: ParsedRecord) -> None:
-        """Raise InputError if a row is of another kind than those before it, or contradicts its source's licence."""
+        """Raise InputError if a record has another kind than those before it, or contradicts its source's licence."""
         where = f"{self.source.given}, row {read.number}"
         kind = get_record_kind(read.record)
         if kind != self.kind:
@@ -239,21 +244,23 @@ class Gathering:
             stated = self.source.licence
             problem = f"contradicts the source's licence, {stated}"
             remedy = "Correct the source's licence, or divide the source by licence."
-            same = not stated or licence.casefold() == stated.casefold()
-            require(same, f"{where}, licence", licence, problem, remedy)
+            is_consistent = not stated or licence.casefold() == stated.casefold()
+            require(is_consistent, f"{where}, licence", licence, problem, remedy)
             self.account.licences[licence] += 1
 
-    def _facts(
-        self, reads: Sequence[ParsedRecord], records: Sequence[Record], table: pa.RecordBatch
-    ) -> dict[str, pa.Array]:
-        """Return what later steps ask of each row, see `FACTS`."""
+    def _facts(self, reads: Sequence[ParsedRecord], records: Sequence[Record], table: pa.RecordBatch) -> dict[str, pa.Array]:
+        """Compute the facts of each row that later steps need, see `FACTS`.
+
+        Args:
+            table: the records as columns.
+        """
         count = self.wanted.count_tokens
         key = self.source.key
         rows = [encode_content_row(record) for record in records]
         questions = [question_id(record) for record in records]
-        plain = [id_of(row) for row in rows]
+        sha256_ids = [id_of(row) for row in rows]
         values = {
-            "content_id": [id_of(row, key) for row in rows] if key else plain,
+            "content_id": [id_of(row, key) for row in rows] if key else sha256_ids,
             "question_id": [question_id(record, key) for record in records] if key else questions,
             "question": [question[:8] for question in questions],
             "source": np.full(len(records), self.number, np.int16),
@@ -264,21 +271,21 @@ class Gathering:
             "metadata": [self._metadata_of(read) for read in reads],
         }
         for name, column in (("split", self.wanted.split), ("time", self.wanted.time)):
-            found = [read.extra.get(column) if column else None for read in reads]
-            values[name] = [None if value is None else str(value) for value in found]
+            cells = [read.extra.get(column) if column else None for read in reads]
+            values[name] = [None if value is None else str(value) for value in cells]
         facts = {name: pa.array(column, FACTS[name]) for name, column in values.items()}
-        said = texts_of(self.kind, table)
-        facts["characters"] = pc.utf8_length(said)
-        # Half the words of two pairs on one prompt are the same, so that only whole rows of them are compared.
-        digests = np.array([id[:16] for id in plain], "V16")
+        all_texts = texts_of(self.kind, table)
+        facts["characters"] = pc.utf8_length(all_texts)
+        # Two pairs on one prompt have half of their words in common, so pairs are only compared by their content.
+        digests = np.array([id[:16] for id in sha256_ids], "V16")
         sizes = np.zeros(len(records), np.int32)
         numbers = np.zeros(len(records), np.uint64)
         if self.kind == DOCUMENTS:
             over = self.wanted.over
-            compared = said if over == "both" else texts_of(self.kind, table, over)
-            nothing = pc.equal(pc.utf8_length(compared), 0).to_numpy(zero_copy_only=False)
+            compared = all_texts if over == "both" else texts_of(self.kind, table, over)
+            is_empty = pc.equal(pc.utf8_length(compared), 0).to_numpy(zero_copy_only=False)
             normalised = normalised_digests(whole_texts(table) if over == "both" else compared)
-            digests = np.where(nothing, digests, normalised)  # rows that ask nothing are not the same
+            digests = np.where(is_empty, digests, normalised)  # rows without text are not duplicates
             if self.wanted.near:
                 sets = shingled(compared)
                 sizes = sets.sizes.astype(np.int32)
@@ -290,14 +297,14 @@ class Gathering:
         return facts | {"digest": digest, "shingles": pa.array(sizes), "numbers": pa.array(numbers)}
 
     def _metadata_of(self, read: ParsedRecord) -> str | None:
-        """Return a record's metadata as JSON, without personal data if a step looks for any."""
+        """Return a record's metadata as JSON, with personal data masked if a cleaning step does so."""
         cleaner = self.account.cleaner
         hides = read.metadata and cleaner.hides
         return encode_metadata(map_strings(read.metadata, cleaner.hidden) if hides else read.metadata)
 
 
 class SourceAccount:
-    """What became of the rows of a source, or of a part of it."""
+    """Counts of the rows of a source, or of a part of it, by the outcome of reading and cleaning."""
 
     def __init__(self, source: Source, steps: Sequence[tuple[str, Step]], skips: bool = True) -> None:
         self.source = source
@@ -320,7 +327,7 @@ class SourceAccount:
         """Add the account of the next part.
 
         Raises:
-            InputError: another version of align wrote it, or rows of it are refused, and are not to be left out.
+            InputError: Another version of align wrote it, or rows of it are refused and must not be left out.
         """
         problem = "was left by another version of align"
         require(account.get("format") == PART_FORMAT, "checkpoints", self.source.name, problem, REMEDY)
@@ -333,10 +340,10 @@ class SourceAccount:
             self.bad_rows.finish_file(self.source.given, self.counts["read"])
 
     def settled(self) -> dict[str, Any]:
-        """Return the account of the whole source.
+        """Check and return the account of the whole source.
 
         Raises:
-            InputError: a column holds texts that nothing reads, its rows have different licences, or none is left.
+            InputError: No setting uses a column of texts, rows have different licences, or no row is kept.
         """
         account = self.as_json()
         self.bad_rows.finish_file(self.source.given, self.counts["read"])
@@ -356,12 +363,12 @@ class SourceAccount:
 
 
 class Reading:
-    """The rows of a source from the beginning of a part on.
+    """A reader of the rows of a source, from the beginning of a part.
 
     Args:
-        part: the number of that part, from 0.
+        part: number of the first part to read, from 0.
         size: rows of a part.
-        counts: rows of the source's files, where they are known.
+        counts: number of rows of each of the source's files, as far as they were counted.
     """
 
     def __init__(self, source: Source, part: int, size: int, counts: Sequence[int]) -> None:
@@ -371,18 +378,18 @@ class Reading:
 
     @property
     def last(self) -> bool:
-        """Whether nothing is behind the part that was read last."""
+        """True if the part that was read last is the last one."""
         return self._next is None
 
     def part(self, number: int) -> Iterator[RowOutcome]:
-        """Yield what became of its rows, in order. Parts are read one after another, each to its end."""
+        """Yield the outcomes of the rows of a part. Parts have to be read in order, each to its end."""
         while self._next is not None and self._next.begin <= (number + 1) * self._size:
             yield self._next
             self._next = next(self._outcomes, None)
 
 
 def chunked(reads: Iterator[ParsedRecord]) -> Iterator[list[ParsedRecord]]:
-    """Yield lists of `BATCH`, or fewer if their texts are long."""
+    """Yield lists of `BATCH` records, or fewer if their texts are long."""
     chunk = list[ParsedRecord]()
     size = 0
     for read in reads:
