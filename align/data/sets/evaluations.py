@@ -157,7 +157,7 @@ def read_set(evaluation_set: EvaluationSet, field: str) -> EvaluationTexts:
 
 
 def texts_to_find(part: Query | Record) -> Sequence[str]:
-    return part.list_texts if isinstance(part, Query) else list_texts(part)
+    return part.texts if isinstance(part, Query) else list_texts(part)
 
 
 def collect_texts(parts: Sequence[Query | Record], numbers: Sequence[int]) -> EvaluationTexts:

@@ -248,7 +248,9 @@ class Gathering:
             require(is_consistent, f"{where}, licence", licence, problem, remedy)
             self.account.licences[licence] += 1
 
-    def _facts(self, reads: Sequence[ParsedRecord], records: Sequence[Record], table: pa.RecordBatch) -> dict[str, pa.Array]:
+    def _facts(
+        self, reads: Sequence[ParsedRecord], records: Sequence[Record], table: pa.RecordBatch
+    ) -> dict[str, pa.Array]:
         """Compute the facts of each row that later steps need, see `FACTS`.
 
         Args:
