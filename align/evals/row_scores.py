@@ -1,4 +1,4 @@
-"""Scores of rows by the loss of a model or by a reward: one number each, by which `stage=data` keeps some of them."""
+"""Scores of rows by the loss of a model or by a reward. `stage=data` filters rows by these scores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load_loss(
     max_length: int,
     batch_size: int,
 ) -> Score:
-    """Load a base, and return the function that scores records by its loss."""
+    """Load a base, and return a function that scores records by its loss."""
     tokenizer = load_tokenizer(base)
     use_template(tokenizer, template, template_kwargs)
     model = load_base(base, "lora", device, dtype)  # its weights as they are
@@ -49,53 +49,58 @@ def load_reward(
     dtype: torch.dtype,
     batch_size: int,
 ) -> Score:
-    """Load a reward, and return the function that scores records by it.
+    """Load a reward, and return a function that scores records by it.
 
     Args:
         reward: see `align.config.scorers.build_reward_spec`.
-        models: its reward models.
-        first: the records whose answers bring the learned members of an ensemble or a sum to one scale.
+        models: the artifacts of its reward models.
+        first: records whose answers fix the scale of the learned members of an ensemble or a sum.
     """
     loaded = [load_reward_model(model, device, dtype, batch_size) for model in models]
-    hides = any(model.manifest and model.manifest.config["data"].get("reasoning") == "hide" for model in models)
+    hides_reasoning = any(
+        model.manifest and model.manifest.config["data"].get("reasoning") == "hide" for model in models
+    )
 
     def fits(conversation: Conversation) -> bool:
         return all(model.fits(conversation) for model in loaded)
 
-    scorer = on_one_scale(build_scorer(reward, iter(loaded)), first, fits, hides)
-    return partial(rewards, scorer, fits=fits, hides_reasoning=hides)
+    scorer = on_one_scale(build_scorer(reward, iter(loaded)), first, fits, hides_reasoning)
+    return partial(rewards, scorer, fits=fits, hides_reasoning=hides_reasoning)
 
 
 def losses(model: Any, tokenizer: Any, records: Sequence[Record], max_length: int, batch_size: int) -> np.ndarray:
-    """The loss of a model on each record, in nats a token of what is trained on: the answers that are trained on, a
-    plain text whole, the chosen answer of a pair. Float64 (N); nan where there is no such token, and infinite where the
-    loss is no number.
+    """Compute the loss of a model on each record, in nats per trained token; float64 of shape [N].
+
+    Trained tokens are those of the trained answers of a conversation, all of a plain text, and the chosen answer of a
+    pair. The loss is nan for a record without a trained token, and infinite if it is not finite.
 
     Args:
-        max_length: tokens of a row; conversations are cut there, texts are read in pieces.
+        max_length: maximum tokens of a row. Conversations are cut there, and texts are split.
 
     Raises:
         InputError: the chat template refuses a conversation.
     """
-    rows, places = list[Encoded](), list[int]()
+    rows: list[Encoded] = []
+    places: list[int] = []
     for place, record in enumerate(records):
-        found = [row for row in encoded(tokenizer, record, max_length) if row.trained]
-        rows += found
-        places += [place] * len(found)
+        trained_rows = [row for row in encode_record(tokenizer, record, max_length) if row.trained]
+        rows += trained_rows
+        places += [place] * len(trained_rows)
     if not rows:
         return np.full(len(records), np.nan)
     loss = held_out_loss(model, rows, tokenizer.pad_token_id, batch_size)
-    nats, sizes = (np.bincount(places, of, minlength=len(records)) for of in (loss.by_row, loss.sizes))
-    return np.where(sizes > 0, finite(nats / np.maximum(sizes, 1)), np.nan)
+    nats = np.bincount(places, loss.by_row, minlength=len(records))
+    sizes = np.bincount(places, loss.sizes, minlength=len(records))
+    return np.where(sizes > 0, replace_not_finite(nats / np.maximum(sizes, 1)), np.nan)
 
 
-def finite(given: np.ndarray) -> np.ndarray:
-    """Numbers, infinite where they are none: nan says that nothing was to be scored."""
-    return np.where(np.isfinite(given), given, np.inf)
+def replace_not_finite(values: np.ndarray) -> np.ndarray:
+    """Replace values that are not finite by infinity, because nan marks a record without a score."""
+    return np.where(np.isfinite(values), values, np.inf)
 
 
-def encoded(tokenizer: Any, record: Record, max_length: int) -> list[Encoded]:
-    """The rows of tokens by which supervised training would teach a record."""
+def encode_record(tokenizer: Any, record: Record, max_length: int) -> list[Encoded]:
+    """Return the rows of tokens that supervised training would make from a record."""
     if isinstance(record, str):
         return encode_text(tokenizer, record, max_length)
     if isinstance(record, Preference):
@@ -110,51 +115,56 @@ def encoded(tokenizer: Any, record: Record, max_length: int) -> list[Encoded]:
 def rewards(
     scorer: Scorer, records: Sequence[Record], fits: Callable[[Conversation], bool], hides_reasoning: bool = False
 ) -> np.ndarray:
-    """A scorer's score of each record's last answer, of a pair the chosen answer's less the rejected one's. Float64
-    (N); nan where there is no answer behind a question, and where it does not fit; infinite where the score is no
-    number.
+    """Compute a scorer's score of each record's last answer; float64 of shape [N].
+
+    The score of a pair is the chosen answer's less the rejected one's. The score is nan for a record that has no answer
+    after a question or does not fit the scorer, and infinite if it is not finite.
 
     Args:
-        fits: whether the scorer can read a conversation.
-        hides_reasoning: the scorer reads answers without their reasoning.
+        fits: returns whether the scorer can read a conversation.
+        hides_reasoning: whether the scorer reads answers without their reasoning.
     """
-    told, places, signs = list[Conversation](), list[int](), list[float]()
+    conversations: list[Conversation] = []
+    places: list[int] = []
+    signs: list[float] = []
     for place, record in enumerate(records):
-        sides = [up_to_answer(side, hides_reasoning) for side in answers_of(record)]
-        whole = [side for side in sides if side is not None and fits(side)]
-        if whole and len(whole) == len(sides):
-            told += whole
-            places += [place] * len(whole)
-            signs += [1.0, -1.0][: len(whole)]
-    if not told:
+        sides = [trim_to_last_answer(side, hides_reasoning) for side in list_answers(record)]
+        fitting = [side for side in sides if side is not None and fits(side)]
+        if fitting and len(fitting) == len(sides):
+            conversations += fitting
+            places += [place] * len(fitting)
+            signs += [1.0, -1.0][: len(fitting)]
+    if not conversations:
         return np.full(len(records), np.nan)
-    given = finite(scorer.score(told).double().numpy()) * signs
+    scores = replace_not_finite(scorer.score(conversations).double().numpy()) * signs
     counts = np.bincount(places, minlength=len(records))
-    return np.where(counts > 0, np.bincount(places, given, minlength=len(records)), np.nan)
+    return np.where(counts > 0, np.bincount(places, scores, minlength=len(records)), np.nan)
 
 
-def answers_of(record: Record) -> list[Conversation]:
-    """The conversations of a record whose last answers are judged; none of plain text."""
+def list_answers(record: Record) -> list[Conversation]:
+    """Return the conversations of a record whose last answers are scored. Returns an empty list for a plain text."""
     if isinstance(record, Preference):
         return [join_answer(record, side) for side in (record.chosen, record.rejected)]
     return [record] if isinstance(record, Conversation) else []
 
 
-def up_to_answer(conversation: Conversation, hides_reasoning: bool) -> Conversation | None:
-    """A conversation up to its last answer; None where no question stands before one."""
+def trim_to_last_answer(conversation: Conversation, hides_reasoning: bool) -> Conversation | None:
+    """Return a conversation up to its last answer. Returns None if no question precedes an answer."""
     turns = conversation.messages
     end = next((i for i in range(len(turns), 0, -1) if turns[i - 1].role == "assistant"), 0)
     if end < 2:
         return None
-    found = conversation.turns(end)
-    return replace(found, messages=without_reasoning(found.messages)) if hides_reasoning else found
+    cut = conversation.turns(end)
+    return replace(cut, messages=without_reasoning(cut.messages)) if hides_reasoning else cut
 
 
 def on_one_scale(
     scorer: Scorer, records: Sequence[Record], fits: Callable[[Conversation], bool], hides_reasoning: bool = False
 ) -> Scorer:
-    """The scorer with the learned members of ensembles and sums brought to one scale on the answers of these records,
-    see `align.reward.combined.standardise_members`."""
-    sides = (up_to_answer(side, hides_reasoning) for record in records for side in answers_of(record))
-    told = [side for side in sides if side is not None and fits(side)]
-    return standardise_members(scorer, told) if told else scorer
+    """Return the scorer with the learned members of ensembles and sums standardised on the answers of these records.
+
+    See `align.reward.combined.standardise_members`.
+    """
+    sides = (trim_to_last_answer(side, hides_reasoning) for record in records for side in list_answers(record))
+    conversations = [side for side in sides if side is not None and fits(side)]
+    return standardise_members(scorer, conversations) if conversations else scorer

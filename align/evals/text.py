@@ -1,6 +1,7 @@
-"""What can be said of texts by counting: diversity, favourite words.
+"""Statistics of texts by counting words: diversity, and words that became more frequent.
 
-A policy that games its reward shows here first: it repeats itself, runs long, or says one thing to everybody.
+A policy that games its reward often shows here first: it repeats itself, grows long, or uses one phrase in every
+answer.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ QUOTED_LETTERS = 80
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Share of distinct n-grams among all n-grams of all texts, in [0, 1]; 0 where there are none at all.
+    """Return the share of distinct n-grams among all n-grams of all texts, in [0, 1]. Returns 0 if there are no
+    n-grams.
 
-    The n-grams are pooled over texts (a corpus figure: the same answer to every prompt scores low), never across the
-    border of two texts. It falls as texts are added or grow longer, so compare sets of equal number only, and read it
-    beside their lengths. Source: Li et al. 2016, arXiv 1510.03055.
+    The n-grams are pooled over texts, so that the same answer to every prompt scores low, and never cross from one text
+    to the next. The share falls as texts are added or grow longer: compare sets of equal size only, and read it
+    together with their lengths. Source: Li et al. 2016, arXiv 1510.03055.
     """
     grams = [gram for text in texts for gram in iter_ngrams(tokenize_words(text), n)]
     return len(set(grams)) / len(grams) if grams else 0.0
@@ -29,11 +31,11 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Risen:
-    """A word that one set of texts uses more than another.
+    """A word that is more frequent in one set of texts than in another.
 
     Attributes:
-        word: lower-cased.
-        ref, policy: share of the texts that hold it, in [0, 1].
+        word: in lower case.
+        ref, policy: share of the texts that contain it, in [0, 1].
     """
 
     word: str
@@ -42,16 +44,24 @@ class Risen:
 
 
 def most_risen(ref: Sequence[str], policy: Sequence[str]) -> Risen:
-    """The word whose share of texts rose most from `ref` to `policy`: what a policy that games its reward says to
-    everybody. The first by the alphabet where several rose alike; no word at all where none rose."""
-    shares = [Counter(word for text in texts for word in set(tokenize_words(text))) for texts in (ref, policy)]
-    before, after = (
-        {w: count / len(texts) for w, count in found.items()}
-        for texts, found in zip((ref, policy), shares, strict=True)
-    )
-    risen = [(before.get(w, 0.0) - share, w) for w, share in after.items() if share > before.get(w, 0.0)]
-    word = min(risen)[1] if risen else ""
-    return Risen(word, before.get(word, 0.0), after.get(word, 0.0))
+    """Return the word whose share of texts rose most from `ref` to `policy`, and its two shares.
+
+    Of several tokenize_words that rose equally, the alphabetically first is returned. The word is empty if no share rose.
+    """
+    ref_shares = _compute_word_shares(ref)
+    policy_shares = _compute_word_shares(policy)
+    changes = [
+        (ref_shares.get(word, 0.0) - share, word)
+        for word, share in policy_shares.items()
+        if share > ref_shares.get(word, 0.0)
+    ]
+    word = min(changes)[1] if changes else ""
+    return Risen(word, ref_shares.get(word, 0.0), policy_shares.get(word, 0.0))
+
+
+def _compute_word_shares(texts: Sequence[str]) -> dict[str, float]:
+    counts = Counter(word for text in texts for word in set(tokenize_words(text)))
+    return {word: count / len(texts) for word, count in counts.items()}
 
 
 def quote(text: str) -> str:
