@@ -60,7 +60,7 @@ class Tally:
     outranked: int = 0
 
 
-def chosen(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> Chosen:
+def chosen(answers: Sequence[Mapping[str, Any]], tools: bool) -> Chosen:
     """Select the winner of a prompt, and the answer that it is preferred to.
 
     The winner is the best answer that ended by itself and holds text. A cut answer is never imitated: it would teach
@@ -69,9 +69,9 @@ def chosen(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> Chosen:
 
     Args:
         answers: in the order in which they were drawn, see `align.stages.sample`.
-        has_tools: whether the prompt or its messages use tools.
+        tools: whether the prompt or its messages use tools.
     """
-    if has_tools:
+    if tools:
         return Chosen(None, None, "with_tools")
     order = rank_answers([[each["score"] for each in answers]])[0].tolist()
     winner = next((i for i in order if answers[i]["ended"] and not empty(answers[i]["answer"])), None)
