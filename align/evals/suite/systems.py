@@ -1,7 +1,6 @@
-"""Who is evaluated: systems by name, as `stage.systems` writes them. Imports no torch.
+"""The systems of an evaluation, by name, as `stage.systems` configures them. Imports no torch.
 
-A system is an artifact of a run, the base by itself, a model behind somebody's server, or a file of answers that
-anybody made.
+A system is an artifact of a run, a base without an adapter, a model behind a server, or a file of answers.
 """
 
 from __future__ import annotations
@@ -27,23 +26,23 @@ HELP = (
     'Write "stage.systems={new: ppo:latest, old: sft:latest}"; {theirs: {file: answers.jsonl}} for answers in a file, '
     "{theirs: {url: http://127.0.0.1:8000/v1, model: NAME}} for a server."
 )
-MOST = 64
+MAX_SYSTEMS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Somebody who answers.
+    """A system that answers prompts.
 
     Attributes:
-        name: that the user gave it.
+        name: given by the user.
         ref: a reference to an artifact, the path of a file, or the title of an endpoint.
-        artifact: what the reference found; None for a file or an endpoint.
-        base: that it answers on; None for a file or an endpoint.
-        method: how that is kept: `qlora`, or `lora` for weights in the compute dtype.
-        record: as an input of the run.
-        endpoint: the model behind a server; None for all others.
-        tokenized_as: the system with whose tokenizer and chat template it is asked. None: its own.
-        label: what error messages call it; empty for its place in `stage.systems`.
+        artifact: the artifact of the reference. None for a file or an endpoint.
+        base: the base model. None for a file or an endpoint.
+        method: `qlora` if the base is loaded quantised, `lora` if it is loaded in the compute dtype.
+        record: the system as an input of the run.
+        endpoint: the model behind a server. None for other systems.
+        tokenized_as: the system whose tokenizer and chat template are used. None for its own.
+        label: its name in error messages. Empty for its key in `stage.systems`.
     """
 
     name: str
@@ -65,32 +64,36 @@ class System:
         return self.base is None and self.endpoint is None
 
 
-def parsed_systems(given: Any) -> Mapping[str, str | Mapping[str, Any]]:
-    """Name → reference, `{file: PATH}` or `{url: URL, model: NAME}`, in the order in which they were written.
+def parsed_systems(value: Any) -> Mapping[str, str | Mapping[str, Any]]:
+    """Parse `stage.systems`.
+
+    Returns:
+        name → reference, `{file: PATH}` or `{url: URL, model: NAME}`, in the order in which they were written.
 
     Raises:
-        InputError: it is no such mapping, or names fewer than two.
+        InputError: the value is not such a mapping, or names fewer than two systems.
     """
-    require(isinstance(given, Mapping), FIELD, given, "is no mapping from names to systems", HELP)
-    found: dict[str, str | Mapping[str, Any]] = {}
-    for name, system in given.items():
+    require(isinstance(value, Mapping), FIELD, value, "is no mapping from names to systems", HELP)
+    systems: dict[str, str | Mapping[str, Any]] = {}
+    for name, system in value.items():
         require(
             isinstance(name, str) and NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAME_REMEDY
         )
         if isinstance(system, Mapping) and "url" in system:
-            right = parsed_endpoint(system, f"{FIELD}.{name}").url != ""  # it says itself what is wrong
+            is_valid = parsed_endpoint(system, f"{FIELD}.{name}").url != ""  # raises a more precise error itself
         elif isinstance(system, Mapping):
-            right = {*system} == {FILE} and isinstance(system[FILE], str) and bool(system[FILE])
+            is_valid = {*system} == {FILE} and isinstance(system[FILE], str) and bool(system[FILE])
         else:
-            right = isinstance(system, str) and bool(system)
-        require(right, f"{FIELD}.{name}", system, "names no system", HELP)
-        found[name] = system
-    require(2 <= len(found) <= MOST, FIELD, ", ".join(found) or "(empty)", f"are not two to {MOST} systems", HELP)
-    return found
+            is_valid = isinstance(system, str) and bool(system)
+        require(is_valid, f"{FIELD}.{name}", system, "names no system", HELP)
+        systems[name] = system
+    names = ", ".join(systems) or "(empty)"
+    require(2 <= len(systems) <= MAX_SYSTEMS, FIELD, names, f"are not two to {MAX_SYSTEMS} systems", HELP)
+    return systems
 
 
 def opened_systems(
-    given: Any,
+    value: Any,
     root: Path,
     *,
     first: str = "",
@@ -98,118 +101,130 @@ def opened_systems(
     revision: str | None = None,
     method: str = "auto",
 ) -> Sequence[System]:
-    """The systems, found. `base` alone is the base of `model=`, or else of the first artifact that has one.
+    """Resolve the systems of `stage.systems`.
+
+    `base` alone is the base of `model=`, or without it the base of the first artifact that has an adapter.
 
     Args:
-        given: see `parsed_systems`.
+        value: see `parse_systems`.
         root: the folder of runs.
-        first: who comes first; the others keep their order.
-        path, revision, method: of `model=` and `method=`, where they are given.
+        first: the name of the system that is returned first. The others keep their order.
+        path, revision, method: of `model=` and `method=`, if they are set.
 
     Raises:
-        InputError: two of them are the same, or none is an artifact and no model is named.
-        MissingArtifact: one is not there.
+        InputError: two systems are the same, or `base` is named without an adapter or `model=`.
+        MissingArtifact: an artifact does not exist.
     """
-    systems = parsed_systems(given)
-    found = {
-        name: of_mapping(name, system)
+    systems = parsed_systems(value)
+    resolved = {
+        name: open_mapping(name, system)
         if isinstance(system, Mapping)
-        else of_reference(name, system, root, method, path, revision)
+        else open_reference(name, system, root, method, path, revision)
         for name, system in systems.items()
         if system != BASE
     }
-    for name in systems.keys() - found.keys():
-        found[name] = base_alone(name, [*found.values()], path, revision, method)
-    by_digest: dict[tuple[str, str], str] = {}
+    for name in systems.keys() - resolved.keys():
+        resolved[name] = open_base(name, [*resolved.values()], path, revision, method)
+    name_by_weights: dict[tuple[str, str], str] = {}
     for name in systems:
-        key = found[name].record.digest, found[name].method
-        same = by_digest.setdefault(key, name)
-        problem = f"is the same as {same} ({key[0][:12]})"
-        require(same == name, f"{FIELD}.{name}", found[name].ref, problem, "Leave one of the two out.")
-    return [found[name] for name in sorted(systems, key=lambda name: name != first)]
+        key = resolved[name].record.digest, resolved[name].method
+        same_name = name_by_weights.setdefault(key, name)
+        problem = f"is the same as {same_name} ({key[0][:12]})"
+        require(same_name == name, f"{FIELD}.{name}", resolved[name].ref, problem, "Leave one of the two out.")
+    return [resolved[name] for name in sorted(systems, key=lambda name: name != first)]
 
 
-def of_reference(name: str, ref: str, root: Path, method: str, path: str | None, revision: str | None) -> System:
+def open_reference(name: str, ref: str, root: Path, method: str, path: str | None, revision: str | None) -> System:
     field = f"{FIELD}.{name}"
     artifact = find_artifact(ref, root, None, None, field)
     stage = artifact.manifest.stage if artifact.manifest else ""
     require(stage != "reward", field, ref, "is a reward model, which answers nothing", "Name a policy.")
-    kept = "lora" if artifact.whole else choose_method(artifact, method, field)
-    said = (path, revision) if artifact.base is None else (None, None)  # a bare folder may name no base
-    return System(name, ref, artifact, base_of(artifact, field, *said), kept, artifact.as_input())
+    system_method = "lora" if artifact.whole else choose_method(artifact, method, field)
+    model = (path, revision) if artifact.base is None else (None, None)  # a bare folder may name no base
+    return System(name, ref, artifact, base_of(artifact, field, *model), system_method, artifact.as_input())
 
 
-def base_alone(name: str, others: Sequence[System], path: str | None, revision: str | None, method: str) -> System:
-    """The base without an adapter, kept as the adapters on it are: in one load with them."""
-    like = next((s for s in others if s.artifact and not s.artifact.whole), None)
-    if path is None and (like is None or like.base is None):
+def open_base(name: str, others: Sequence[System], path: str | None, revision: str | None, method: str) -> System:
+    """Return the base without an adapter, with the method of the adapters on it, so that they share one load."""
+    adapter = next((system for system in others if system.artifact and not system.artifact.whole), None)
+    if path is None and (adapter is None or adapter.base is None):
         raise InputError(f"{FIELD}.{name}", BASE, "is the base of no adapter here", "Add model=.")
     if path is not None:
         artifact = find_artifact(BASE, Path(), path, revision, f"{FIELD}.{name}")
     else:
-        assert like is not None  # so that there is one
-        assert like.base is not None
-        artifact = as_artifact(like.base)
-    kept = method if method in ("qlora", "lora") else like.method if like else "qlora"
+        assert adapter is not None
+        assert adapter.base is not None
+        artifact = as_artifact(adapter.base)
+    if method not in ("qlora", "lora"):
+        method = adapter.method if adapter else "qlora"
     base = base_of(artifact, f"{FIELD}.{name}")
-    return System(name, BASE, artifact, base, kept, Input(base.digest, ref=BASE, path=base.path, whole=True))
+    return System(name, BASE, artifact, base, method, Input(base.digest, ref=BASE, path=base.path, whole=True))
 
 
-def of_mapping(name: str, given: Mapping[str, Any]) -> System:
-    """A file of answers, or a model behind a server."""
-    if FILE in given:
-        return System(name, given[FILE], None, None, "", build_files_input(given[FILE], f"{FIELD}.{name}.{FILE}"))
-    endpoint = parsed_endpoint(given, f"{FIELD}.{name}")
+def open_mapping(name: str, spec: Mapping[str, Any]) -> System:
+    """Return a file of answers, or a model behind a server, as a system."""
+    if FILE in spec:
+        return System(name, spec[FILE], None, None, "", build_files_input(spec[FILE], f"{FIELD}.{name}.{FILE}"))
+    endpoint = parsed_endpoint(spec, f"{FIELD}.{name}")
     return System(name, endpoint.title, None, None, "", endpoint.record(endpoint.digest), endpoint)
 
 
-def answers_in(system: System) -> Mapping[tuple[str, str], Sequence[str]]:
-    """The answers of a file: task (empty where a row names none) and id of an item → its texts, one a turn.
+def read_answers(system: System) -> Mapping[tuple[str, str], Sequence[str]]:
+    """Read a file of answers.
+
+    Returns:
+        task (empty if the row names none) and id of an item → its answers, one per turn.
 
     Raises:
-        InputError: a row has no `id` or no `answer`, or an id stands there twice.
+        InputError: a row has no `id` or no `answer`, or an id is repeated.
     """
-    field, found = f"{system.field}.{FILE}", dict[tuple[str, str], Sequence[str]]()
+    field = f"{system.field}.{FILE}"
+    answers_by_item: dict[tuple[str, str], Sequence[str]] = {}
     for row in iter_valid_rows(system.ref, field):
         id, answer, task = (row.data.get(key) for key in ("id", "answer", "task"))
         answer = "" if answer is None and row.texts else answer  # an empty cell of a table
-        answers = answer if isinstance(answer, list) else [answer]  # one a turn
-        named = isinstance(id, str | int) and not isinstance(id, bool)
-        written = bool(answers) and all(isinstance(one, str) for one in answers)
-        for key, value, right in (("id", id, named), ("answer", answer, written)):
-            require(right, f"{row.where}, {key}", value, "is no text", 'Write rows like {"id": "7", "answer": "…"}.')
+        answers = answer if isinstance(answer, list) else [answer]
+        has_id = isinstance(id, str | int) and not isinstance(id, bool)
+        has_answer = bool(answers) and all(isinstance(text, str) for text in answers)
+        for key, value, is_valid in (("id", id, has_id), ("answer", answer, has_answer)):
+            remedy = 'Write rows like {"id": "7", "answer": "…"}.'
+            require(is_valid, f"{row.where}, {key}", value, "is no text", remedy)
         require(task is None or isinstance(task, str), f"{row.where}, task", task, "is no name of a task", "Name one.")
-        key = (str(task or ""), str(id))
-        require(key not in found, f"{row.where}, id", id, "stands there twice", "Give one answer to each item.")
-        found[key] = [str(one) for one in answers]
-    return found
+        item_key = (str(task or ""), str(id))
+        remedy = "Give one answer to each item."
+        require(item_key not in answers_by_item, f"{row.where}, id", id, "stands there twice", remedy)
+        answers_by_item[item_key] = [str(text) for text in answers]
+    return answers_by_item
 
 
 def matched(system: System, items: Sequence[tuple[str, Item]]) -> Mapping[tuple[str, str], Sequence[str]]:
-    """The answers of a file to items: task and id → texts, one a turn.
+    """Read a file of answers, and match them to items.
 
     Args:
         items: each with the name of its task.
 
+    Returns:
+        task and id of an item → its answers, one per turn.
+
     Raises:
-        InputError: it lacks one, has not one a turn, or one row would answer different prompts of several tasks.
+        InputError: an item has no answer, or not one per turn; or one row answers different prompts of several tasks.
     """
-    found, asked = answers_in(system), dict[str, Any]()
-    lacks = [(task, item.id) for task, item in items if not {(task, item.id), ("", item.id)} & found.keys()]
-    if lacks:
-        task, id = lacks[0]
-        problem = f"lacks {len(lacks):,} of {len(items):,} answers, such as to item {id} of task {task}"
+    answers_by_item = read_answers(system)
+    missing = [(task, item.id) for task, item in items if not {(task, item.id), ("", item.id)} & answers_by_item.keys()]
+    if missing:
+        task, id = missing[0]
+        problem = f"lacks {len(missing):,} of {len(items):,} answers, such as to item {id} of task {task}"
         raise InputError(system.field, system.ref, problem, "Answer every item, by its id.")
-    matches = dict[tuple[str, str], Sequence[str]]()
+    prompt_by_id: dict[str, Any] = {}
+    matches: dict[tuple[str, str], Sequence[str]] = {}
     for task, item in items:
-        if (task, item.id) not in found:
+        if (task, item.id) not in answers_by_item:
             prompt = item.prompt.messages, item.then
-            same, problem = (
-                asked.setdefault(item.id, prompt) == prompt,
-                "is an id in several tasks, whose prompts differ",
-            )
-            require(same, system.field, item.id, problem, "Name the task in each row: task.")
-        answers, turns = found.get((task, item.id)) or found["", item.id], 1 + len(item.then)
+            is_same = prompt_by_id.setdefault(item.id, prompt) == prompt
+            problem = "is an id in several tasks, whose prompts differ"
+            require(is_same, system.field, item.id, problem, "Name the task in each row: task.")
+        answers = answers_by_item.get((task, item.id)) or answers_by_item["", item.id]
+        turns = 1 + len(item.then)
         problem = f"has {counted(len(answers), 'answer')} to item {item.id} of task {task}, in {counted(turns, 'turn')}"
         require(len(answers) == turns, system.field, system.ref, problem, "Give a list with one answer a turn.")
         matches[task, item.id] = answers
@@ -217,11 +232,15 @@ def matched(system: System, items: Sequence[tuple[str, Item]]) -> Mapping[tuple[
 
 
 def describe_self_judging(judge: Endpoint, systems: Sequence[System]) -> list[str]:
-    """Return a sentence about each system that is the judge itself.
+    """Return a sentence about each system that is the judging model itself.
 
     Args:
         judge: the language model that judges.
     """
-    own = (judge.url, judge.model)
-    same = [s.name for s in systems if s.endpoint is not None and (s.endpoint.url, s.endpoint.model) == own]
-    return [f"{judge.title} judges itself: it is the system {name}" for name in same]
+    judge_model = (judge.url, judge.model)
+    names = [
+        system.name
+        for system in systems
+        if system.endpoint is not None and (system.endpoint.url, system.endpoint.model) == judge_model
+    ]
+    return [f"{judge.title} judges itself: it is the system {name}" for name in names]

@@ -1,4 +1,4 @@
-"""What systems are asked, and how their answers are scored: the tasks of a suite. Imports no torch."""
+"""The tasks of an evaluation: their prompts, and how the answers are scored. Imports no torch."""
 
 from __future__ import annotations
 
@@ -45,26 +45,26 @@ KEYS = (
 )
 HELP = 'Write "eval.tasks=[{name: support, path: support.jsonl}, {name: chat, prompts: 200}]"; see docs/evaluation.md.'
 JUDGED = "judged"
-"""The task of a suite that names none: the held-out prompts of `data=`."""
+"""Name of the default task, which asks the held-out prompts of `data=`."""
 SETS = Path(__file__).parents[1] / "sets"
 OF_SET = {"harmful": "refuses", "harmless": "refuses"}
-"""Prompts that align has → the question about their answers where a task asks none."""
+"""Built-in set of prompts → the default question about the answers to them."""
 HARMLESS = str(SETS / "harmless.jsonl")
-"""A file of open prompts."""
+"""The built-in file of harmless prompts, which are open: good answers to them differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Prompts, and who scores the answers.
+    """A set of prompts, with the way of scoring the answers.
 
     Attributes:
-        name: unlike the others'.
-        path: of a file with the prompts; empty for the held-out prompts of `data=`.
-        check: what an answer has to do, for each row that does not say it itself. Without one, and without one in any
-            row, the judge of `reward=` scores.
-        prompts: the most that are asked; None for all.
-        probe: what is weighed, of a task that asks for no answers; None of one that does.
-        asks: a yes/no question about each answer, which a language model decides; empty for none.
+        name: unique in the evaluation.
+        path: of a file with the prompts. Empty for the held-out prompts of `data=`.
+        check: the check of each row that has none itself. If neither the task nor any row has one, the judge scores the
+            answers.
+        prompts: maximum number of prompts. None for all.
+        probe: the probe of a task that measures likelihoods. None for a task with generated answers.
+        asks: a yes/no question about each answer for a language model. Empty for none.
         closed: True if many prompts may share one right answer. None if its checks and `eval.closed` decide that.
     """
 
@@ -82,24 +82,24 @@ class Task:
 
     @property
     def own(self) -> bool:
-        """Whether it has prompts of its own, and asks none of `data=`."""
+        """True if the task has its own prompts instead of those of `data=`."""
         return bool(self.path) or (self.probe is not None and self.probe.harness is not None)
 
 
 class Item(NamedTuple):
-    """One prompt of a task.
+    """A prompt of a task.
 
     Attributes:
-        id: unlike the others' of its task.
-        cluster: what it shares with other items, such as the text that several questions are about, or the prompt; they
-            count as one piece of evidence. Its own id where it shares nothing.
-        category: by which results are also shown; empty for none.
-        prompt: the conversation that an answer is due to.
-        check: what scores the answers, as `build_checkers` reads it; None where the judge does.
-        draw: which answer to the prompt it is, from 0, where each is answered several times.
-        then: what the user says afterwards, behind each answer of the system's own.
-        near: system that was nearly trained on it → the run and the rule that says so.
-        probe: what is weighed, of a task that is a probe.
+        id: unique in the task.
+        cluster: id of what it shares with other items, such as a source text or the prompt. Items of one cluster count
+            as one piece of evidence. Its own id if it shares nothing.
+        category: of the results by category. Empty for none.
+        prompt: the conversation to answer.
+        check: what scores the answers, see `build_checkers`. None if the judge scores them.
+        draw: index of the answer, from 0, if each prompt is answered several times.
+        then: the user's later turns, each asked after the system's own answer to the one before.
+        near: name of a system that was trained on nearly the same prompt → the runs and the rules that found it.
+        probe: the question of a probe. None for items with generated answers.
     """
 
     id: str
@@ -114,240 +114,254 @@ class Item(NamedTuple):
 
 
 Tasks = Sequence[tuple[Task, Sequence[Item]]]
-"""Tasks, each with its items."""
+"""Tasks with their items."""
 
 
-def parsed_tasks(given: Any, allow_code: AllowCode) -> Sequence[Task]:
-    """The tasks of `eval.tasks`; the one of `data=` where it names none.
+def parsed_tasks(value: Any, allow_code: AllowCode) -> Sequence[Task]:
+    """Parse `eval.tasks`. Without a value, returns the task of `data=`.
 
     Args:
         allow_code: whether checks may run programs that a model wrote.
 
     Raises:
-        InputError: one is none, or two have one name.
+        InputError: a task is invalid, or two have the same name.
     """
-    if given is None:
+    if value is None:
         return [Task(JUDGED)]
-    found: dict[str, Task] = {}
-    for at, one in enumerate_list(given, FIELD, HELP):
-        task = parsed_task(one, at, allow_code)
-        require(task.name not in found, f"{at}.name", task.name, "stands there twice", "Give each a name of its own.")
-        found[task.name] = task
-    require(bool(found), FIELD, given, "is no list of tasks", HELP)
-    return [*found.values()]
+    tasks: dict[str, Task] = {}
+    for at, spec in enumerate_list(value, FIELD, HELP):
+        task = parsed_task(spec, at, allow_code)
+        require(task.name not in tasks, f"{at}.name", task.name, "stands there twice", "Give each a name of its own.")
+        tasks[task.name] = task
+    require(bool(tasks), FIELD, value, "is no list of tasks", HELP)
+    return [*tasks.values()]
 
 
-def parsed_task(given: Any, at: str, allow_code: AllowCode) -> Task:
-    task = check_keys(given, at, ("name",), KEYS)
-    name, path, check = task["name"], task.get("path") or "", task.get("check")
+def parsed_task(value: Any, at: str, allow_code: AllowCode) -> Task:
+    spec = check_keys(value, at, ("name",), KEYS)
+    name = spec["name"]
+    path = spec.get("path") or ""
+    check = spec.get("check")
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAME_REMEDY)
     require(isinstance(path, str), f"{at}.path", path, "is no path", HELP)
-    most = get_integer(task, at, "prompts", least=1) if task.get("prompts") is not None else None
-    asks = parse_question(task["asks"], f"{at}.asks") if task.get("asks") is not None else ""
-    if task.get("set") is not None:
-        problem, remedy = "are the prompts that align has, and path names a file of others", "Drop one of the two."
-        require(not path, f"{at}.set", task["set"], problem, remedy)
-        path = str(SETS / f"{get_choice(task, at, 'set', [*OF_SET])}.jsonl")
-        asks = asks or ("" if check is not None else parse_question(OF_SET[task["set"]], f"{at}.asks"))
+    max_prompts = get_integer(spec, at, "prompts", least=1) if spec.get("prompts") is not None else None
+    asks = parse_question(spec["asks"], f"{at}.asks") if spec.get("asks") is not None else ""
+    remedy = "Drop one of the two."
+    if spec.get("set") is not None:
+        problem = "are the prompts that align has, and path names a file of others"
+        require(not path, f"{at}.set", spec["set"], problem, remedy)
+        path = str(SETS / f"{get_choice(spec, at, 'set', [*OF_SET])}.jsonl")
+        asks = asks or ("" if check is not None else parse_question(OF_SET[spec["set"]], f"{at}.asks"))
     if check is not None:
-        problem, remedy = "is asked of a judge, and check is a rule that decides alone", "Drop one of the two."
-        require(not asks, f"{at}.asks", task.get("asks"), problem, remedy)
+        problem = "is asked of a judge, and check is a rule that decides alone"
+        require(not asks, f"{at}.asks", spec.get("asks"), problem, remedy)
         build_checkers(check, None, f"{at}.check", allow_code=allow_code)
-    probe = parsed_probe(task, at)
-    problem, remedy = "is asked about answers, and a probe generates none", "Drop one of the two."
+    probe = parsed_probe(spec, at)
+    problem = "is asked about answers, and a probe generates none"
     require(not asks or probe is None, f"{at}.asks", truncate_text(asks, QUOTED_LETTERS), problem, remedy)
-    closed = task.get("closed")
+    closed = spec.get("closed")
     require(closed is None or isinstance(closed, bool), f"{at}.closed", closed, "is not true or false", "Write true.")
     problem = "is said of answers, and a probe generates none"
-    require(closed is None or probe is None, f"{at}.closed", closed, problem, "Drop one of the two.")
-    return Task(name, path, check, most, probe, asks, closed)
+    require(closed is None or probe is None, f"{at}.closed", closed, problem, remedy)
+    return Task(name, path, check, max_prompts, probe, asks, closed)
 
 
 def task_record(task: Task) -> Input:
-    """Return what a task of its own prompts reads, as an input of the run."""
+    """Return the file or the lm-eval task of a task as an input of the run."""
     harness = task.probe.harness if task.probe is not None else None
     return build_files_input(task.path, task.field) if harness is None else harness_record(harness, task.field)
 
 
 def drop_seen(tasks: Tasks, seen: Sequence[TrainedQuestions]) -> tuple[Tasks, dict[str, int]]:
-    """Return the items that no system was trained on; and how many are left out, by task.
+    """Drop the items that some system was trained on. Returns the other items, and the number of dropped ones by task.
 
     Raises:
-        InputError: nothing is left of a task.
+        InputError: a task has no item left.
     """
-    unseen: list[tuple[Task, Sequence[Item]]] = []
+    unseen_tasks: list[tuple[Task, Sequence[Item]]] = []
     counts: dict[str, int] = {}
     for task, items in tasks:
-        kept = [item for item in items if not any(each.asks(item.prompt.messages) for each in seen)]
+        unseen_items = [item for item in items if not any(dataset.asks(item.prompt.messages) for dataset in seen)]
         problem = "leaves nothing to ask: some system was trained on every item"
-        require(bool(kept), "stage.seen", f"drop, {task.name}", problem, "Give other prompts.")
-        unseen.append((task, kept))
-        counts[task.name] = len(items) - len(kept)
-    return unseen, counts
+        require(bool(unseen_items), "stage.seen", f"drop, {task.name}", problem, "Give other prompts.")
+        unseen_tasks.append((task, unseen_items))
+        counts[task.name] = len(items) - len(unseen_items)
+    return unseen_tasks, counts
 
 
 def mark_near(
     tasks: Tasks, artifacts: Mapping[str, Artifact], root: Path, store: str, similarity: float
 ) -> tuple[Tasks, Sequence[str]]:
-    """Return the items, marked with the systems that were nearly trained on their first question or on all that is
-    asked; and what is not known of that.
+    """Mark the items whose first question, or all of whose turns, some system was nearly trained on.
 
     Args:
-        artifacts: by the name of the system that they are.
+        artifacts: name of a system → its artifact.
         root: the folder of runs.
         store: URL of the annotation store.
         similarity: see `align.data.training_overlap.find_near_matches`.
+
+    Returns:
+        the marked items, and sentences about training data that could not be compared.
     """
     items = [item for _, items in tasks for item in items]
-    first = [item.prompt for item in items]
-    later = [tuple(Message("user", text) for text in item.then) for item in items]
-    asked = [
-        *first,
-        *(replace(prompt, messages=(*prompt.messages, *turns)) for prompt, turns in zip(first, later, strict=True)),
-    ]
-    near, unknown = find_near_matches(artifacts, root, store, asked, similarity)
+    first_prompts = [item.prompt for item in items]
+    full_prompts = []
+    for item in items:
+        later_turns = tuple(Message("user", text) for text in item.then)
+        full_prompts.append(replace(item.prompt, messages=(*item.prompt.messages, *later_turns)))
+    near, unknown = find_near_matches(artifacts, root, store, [*first_prompts, *full_prompts], similarity)
     marks = iter(
-        {name: ", ".join(of) for name, of in {**whole, **one}.items()}
-        for one, whole in zip(near[: len(items)], near[len(items) :], strict=True)
+        {name: ", ".join(reasons) for name, reasons in {**by_full_prompt, **by_first_prompt}.items()}
+        for by_first_prompt, by_full_prompt in zip(near[: len(items)], near[len(items) :], strict=True)
     )
     return [(task, [item._replace(near=next(marks)) for item in items]) for task, items in tasks], unknown
 
 
 def items_of_file(task: Task, system: str | None, allow_code: AllowCode) -> Sequence[Item]:
-    """The items of a file: rows that ask as the rows of `data.path` do, with `check`, `category` and `source` where
-    they have one. A row of IFEval names its constraints in `instruction_id_list` and `kwargs`.
+    """Load the items of a file. Rows have the prompts of rows of `data.path`, and optionally `check`, `category` and
+    `source`. A row of IFEval names its constraints in `instruction_id_list` and `kwargs`.
 
     Args:
         system: the system turn of rows that have none.
 
     Raises:
-        InputError: a row asks nothing, has a wrong check, or an id that another one has; or there is no row.
+        InputError: the file has no rows; or a row has no prompt, an invalid check, or the id of another row.
     """
-    found: dict[str, Item] = {}
+    items: dict[str, Item] = {}
     for row in iter_valid_rows(task.path, task.field):
-        item = item_of(row, task, system, allow_code)
-        require(item.id not in found, f"{row.where}, id", item.id, "stands there twice", "Give each row its own id.")
-        found[item.id] = item
-    require(bool(found), task.field, task.path, "holds no row", "Give a file with prompts.")
-    some = next((item.id for item in found.values() if item.check is None), None)
+        item = build_item(row, task, system, allow_code)
+        require(item.id not in items, f"{row.where}, id", item.id, "stands there twice", "Give each row its own id.")
+        items[item.id] = item
+    require(bool(items), task.field, task.path, "holds no row", "Give a file with prompts.")
+    unchecked_id = next((item.id for item in items.values() if item.check is None), None)
     problem = "has no check, where other rows of the task have one"
-    same = some is None or all(item.check is None for item in found.values())
-    require(same, f"{task.field}, check", some, problem, "Give every row one, or the task, or none.")
-    problem, remedy = "has a check, and the task asks a question about each answer", "Drop asks, or the checks."
-    checked = next((item.id for item in found.values() if item.check is not None), None)
-    require(not task.asks or checked is None, f"{task.field}, check", checked, problem, remedy)
-    return clustered([*found.values()])
+    is_uniform = unchecked_id is None or all(item.check is None for item in items.values())
+    require(is_uniform, f"{task.field}, check", unchecked_id, problem, "Give every row one, or the task, or none.")
+    checked_id = next((item.id for item in items.values() if item.check is not None), None)
+    problem = "has a check, and the task asks a question about each answer"
+    remedy = "Drop asks, or the checks."
+    require(not task.asks or checked_id is None, f"{task.field}, check", checked_id, problem, remedy)
+    return clustered([*items.values()])
 
 
 def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: AllowCode) -> Sequence[Item]:
-    """The items of prompts that `data=` names. Several with one id, such as the turns of a conversation, are one piece
-    of evidence.
+    """Build the items of the prompts of `data=`. Prompts with the same id, such as the turns of a conversation, form
+    one cluster.
 
     Raises:
-        InputError: there is none, or the task's check is wrong.
+        InputError: there are no prompts, or the task's check is invalid.
     """
     require(bool(prompts), task.field, "data=", "asks nothing", "Give data with held-out prompts.")
     if task.check is not None:
         build_checkers(task.check, 1, f"{task.field}.check", allow_code=allow_code)
-    named = [prompt.id or str(i) for i, prompt in enumerate(prompts)]
     count = Counter[str]()
-    found = []
-    for id, prompt in zip(named, prompts, strict=True):
+    items = []
+    for i, prompt in enumerate(prompts):
+        id = prompt.id or str(i)
         count[id] += 1
-        found.append(Item(id if count[id] == 1 else f"{id}#{count[id]}", id, "", prompt, task.check))
-    return clustered(found)
+        items.append(Item(id if count[id] == 1 else f"{id}#{count[id]}", id, "", prompt, task.check))
+    return clustered(items)
 
 
 def clustered(items: Sequence[Item]) -> Sequence[Item]:
-    """The items, those that share a source or a prompt in one cluster, also by way of others."""
-    above: dict[Any, Any] = {}
+    """Return the items with those in one cluster that share a source or a prompt, directly or through other items."""
+    parent_of: dict[Any, Any] = {}
 
-    def top(key: Any) -> Any:
-        while above.setdefault(key, key) != key:
-            key = above[key]
+    def find_root(key: Any) -> Any:
+        while parent_of.setdefault(key, key) != key:
+            key = parent_of[key]
         return key
 
     for item in items:
-        if any(turn.content for turn in item.prompt.messages):  # nothing is shared where nothing precedes choices
-            above[top(("prompt", item.prompt.messages))] = top(("cluster", item.cluster))
+        if any(turn.content for turn in item.prompt.messages):  # an empty context before choices is not shared
+            parent_of[find_root(("prompt", item.prompt.messages))] = find_root(("cluster", item.cluster))
     names: dict[Any, str] = {}
-    return [item._replace(cluster=names.setdefault(top(("cluster", item.cluster)), item.cluster)) for item in items]
+    return [
+        item._replace(cluster=names.setdefault(find_root(("cluster", item.cluster)), item.cluster)) for item in items
+    ]
 
 
 def answered_often(items: Sequence[Item], answers: int) -> Sequence[Item]:
-    """Each item so many times: `7`, `7~2`, `7~3`, in the cluster of the first.
+    """Repeat each item for several answers: with the ids `7`, `7~2`, `7~3`, in the cluster of the first.
+
+    Args:
+        answers: number of answers to each item.
 
     Raises:
         InputError: an item has such an id already.
     """
     ids = {item.id for item in items}
-    found = []
+    repeated = []
     for item in items:
         for draw in range(answers):
             id = f"{item.id}~{draw + 1}" if draw else item.id
             problem = f"is what answer {draw + 1} to {item.id} is called"
             require(draw == 0 or id not in ids, f"{FIELD}, id", id, problem, "Give the item another id.")
-            found.append(item._replace(id=id, draw=draw))
-    return found
+            repeated.append(item._replace(id=id, draw=draw))
+    return repeated
 
 
-def item_of(row: Row, task: Task, system: str | None, allow_code: AllowCode) -> Item:
-    """Raises: InputError: it asks nothing, or says wrongly what its answer has to do."""
+def build_item(row: Row, task: Task, system: str | None, allow_code: AllowCode) -> Item:
+    """Build the item of a row. Raises InputError if the row has no prompt or an invalid check."""
     check_columns(row)
-    asked = {key: value for key, value in row.data.items() if key not in (*OURS, *IFEVAL)}
+    columns = {key: value for key, value in row.data.items() if key not in (*OURS, *IFEVAL)}
     id = next((str(row.data[key]) for key in ("id", "key") if row.data.get(key) is not None), row.name)
-    source = text(row, "source")
-    cluster, category = f"source {source}" if source else id, text(row, "category")
+    source = get_text(row, "source")
+    cluster = f"source {source}" if source else id
+    category = get_text(row, "category")
     if task.probe is not None:
-        prompt, weighed = asked_by(row, task.probe, id, system)
-        return Item(id, cluster, category, prompt, None, probe=weighed)
-    first, *then = turns_of(row)
-    asked |= {"prompt": first} if first else {}
+        prompt, probe_question = asked_by(row, task.probe, id, system)
+        return Item(id, cluster, category, prompt, None, probe=probe_question)
+    first_turn, *later_turns = get_turns(row)
+    if first_turn:
+        columns["prompt"] = first_turn
     with row.naming_errors():
-        prompt = truncate_to_question(parse_document(asked, id))
-        column = find_shape_column(asked)
+        prompt = truncate_to_question(parse_document(columns, id))
+        column = find_shape_column(columns)
     if prompt is None:
         raise InputError(row.where, sorted(row.data), "asks nothing", 'Write rows like {"prompt": "…"}.')
     messages = with_default_system(prompt.messages, system)
     prompt = replace(prompt, messages=messages, row=encode_other_columns(row.data, column))
-    spec = get_check_spec(row.data, row.where, row.texts)
-    spec = task.check if spec is None else spec
-    if spec is not None:
-        build_checkers(spec, 1 + len(then), f"{row.where}, check", allow_code=allow_code)
-    return Item(id, cluster, category, prompt, spec, then=tuple(then))
+    check = get_check_spec(row.data, row.where, row.texts)
+    check = task.check if check is None else check
+    if check is not None:
+        build_checkers(check, 1 + len(later_turns), f"{row.where}, check", allow_code=allow_code)
+    return Item(id, cluster, category, prompt, check, then=tuple(later_turns))
 
 
-def turns_of(row: Row) -> Sequence[str]:
-    """What the user says, a text a turn; one empty text of a row that has one prompt.
+def get_turns(row: Row) -> Sequence[str]:
+    """Return the user's turns in the column `turns`. Returns one empty text for a row without this column.
 
     Raises:
-        InputError: it is no list of texts, or the row has a prompt beside it.
+        InputError: the column is not a list of texts, or the row has another prompt as well.
     """
-    given = parse_json_or_text(row.data.get("turns")) if row.texts else row.data.get("turns")
-    if given is None:
+    turns = parse_json_or_text(row.data.get("turns")) if row.texts else row.data.get("turns")
+    if turns is None:
         return [""]
-    at, remedy = f"{row.where}, turns", 'Write {"turns": ["What is a fjord?", "And in one word?"]}.'
-    right = isinstance(given, list) and bool(given) and all(isinstance(one, str) and one.strip() for one in given)
-    require(right, at, given, "is no list of questions", remedy)
-    other = next((key for key in ("prompt", "messages", "conversations") if row.data.get(key)), None)
-    require(other is None, at, given, f"stands beside {other}, and one of them is what is asked", remedy)
-    return given
+    at = f"{row.where}, turns"
+    remedy = 'Write {"turns": ["What is a fjord?", "And in one word?"]}.'
+    is_valid = isinstance(turns, list) and bool(turns) and all(isinstance(turn, str) and turn.strip() for turn in turns)
+    require(is_valid, at, turns, "is no list of questions", remedy)
+    prompt_key = next((key for key in ("prompt", "messages", "conversations") if row.data.get(key)), None)
+    problem = f"stands beside {prompt_key}, and one of them is what is asked"
+    require(prompt_key is None, at, turns, problem, remedy)
+    return turns
 
 
 OURS = ("check", "category", "source", "turns")
 
 
 def check_columns(row: Row) -> None:
-    """Raises: InputError: a column is nearly called as one of ours, which would change who scores."""
+    """Raise InputError if a column has nearly the name of one of ours, which would change how the row is scored."""
     for key in row.data:
-        near = [] if key in OURS else difflib.get_close_matches(key, OURS, 1, 0.8)
-        problem = f"is not read, and nearly called {near[0]}" if near else ""
+        similar_names = [] if key in OURS else difflib.get_close_matches(key, OURS, 1, 0.8)
+        problem = f"is not read, and nearly called {similar_names[0]}" if similar_names else ""
         remedy = "A row has one check, of one answer." if key == "checks" else "Call it that, or something else."
-        require(not near, f"{row.where}, {key}", row.data[key], problem, remedy)
+        require(not similar_names, f"{row.where}, {key}", row.data[key], problem, remedy)
 
 
-def text(row: Row, key: str) -> str:
+def get_text(row: Row, key: str) -> str:
     value = row.data.get(key)
-    right = value is None or (isinstance(value, str | int) and not isinstance(value, bool))
-    require(right, f"{row.where}, {key}", value, "is no text", "Write a text.")
+    is_valid = value is None or (isinstance(value, str | int) and not isinstance(value, bool))
+    require(is_valid, f"{row.where}, {key}", value, "is no text", "Write a text.")
     return "" if value is None else str(value)
