@@ -1,8 +1,8 @@
-"""People as judges: which pairs of answers they are asked about, where each answer stands, and the verdicts that their
-votes are.
+"""People as judges: which pairs of answers they are asked about, in which order each is shown, and their votes as
+verdicts.
 
-A pair becomes an item of an annotation project. Nothing in the item says which system wrote which answer: whoever has
-both answers finds that out by their texts, and nobody else does. Imports no torch.
+A pair becomes an item of an annotation project. The item does not say which system wrote which answer, so that only
+those who have the answers themselves can tell. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from align.report import in_words
 from align.report.figure_text import counted
 
 PEOPLE = "people"
-"""People, as `stage.judge` calls them."""
-ONCE, VOTES = 5, 6
-"""Of so many votes, those on pairs that nobody has judged: the others are a second person's, and show how far people
-agree."""
+"""Value of `stage.judge` for people."""
+ONCE = 5
+VOTES = 6
+"""Of every 6 votes, 5 are on pairs without a vote. The sixth is a second vote on a pair, from which the agreement of
+people is estimated."""
 
 
 class Question(NamedTuple):
@@ -33,7 +34,7 @@ class Question(NamedTuple):
     Attributes:
         task: of the pair.
         other: the system that is compared with the first one.
-        ended: False where an answer was cut at its length limit, which people are told; of both answers.
+        ended: of both answers, False if it was cut at its length limit, which the page shows.
     """
 
     task: str
@@ -47,198 +48,212 @@ class Question(NamedTuple):
 
     @property
     def prompt(self) -> Conversation:
-        """As people are shown it, with the characters alone that a database keeps."""
+        """The prompt as it is shown, without the characters that a database cannot store."""
         prompt = self.pair.prompt
         return replace(prompt, messages=tuple(replace(m, content=storable(m.content)) for m in prompt.messages))
 
     @property
     def alike(self) -> bool:
-        """Whether people would see the same answer twice."""
+        """True if people would see the same answer twice."""
         return storable(self.pair.first).strip() == storable(self.pair.second).strip()
 
     def key(self, secret: bytes) -> str:
-        """What the project knows it by. Without the project's key it says nothing, and cannot be guessed."""
-        return f"pair/{keyed(secret, *self.name).hex()[:32]}"
+        """Return the item's id in the project. It reveals nothing, and cannot be guessed without the project's secret."""
+        return f"pair/{compute_hmac(secret, *self.name).hex()[:32]}"
 
     def draw(self, key: bytes) -> float:
-        """When it is asked, drawn from [0, 1): the lowest is the first.
+        """Return the pair's place in the order of questions as a number in [0, 1). The lowest is asked first.
 
         Args:
-            key: see `order_key`.
+            key: see `derive_order_key`.
         """
-        return int.from_bytes(keyed(key, *self.name)[:6]) / 2**48
+        return int.from_bytes(compute_hmac(key, *self.name)[:6]) / 2**48
 
     def candidates(self, first_first: bool) -> tuple[Candidate, Candidate]:
-        """Both answers in the order in which they are shown.
+        """Return both answers in the order in which they are shown.
 
         Args:
-            first_first: whether the first system's answer stands first.
+            first_first: True if the first system's answer is shown first.
         """
         texts = (self.pair.first, self.pair.second)
         first, second = (Candidate(storable(text), ended=end) for text, end in zip(texts, self.ended, strict=True))
         return (first, second) if first_first else (second, first)
 
     def first_in(self, item: Item) -> str | None:
-        """The id of the first system's answer; None where the item holds another prompt or other answers."""
+        """Return the id of the first system's answer in an item. Returns None if the item has another prompt or other
+        answers."""
         if item.prompt.as_dicts() != self.prompt.as_dicts():
             return None
         by_text = {candidate.text: candidate.id for candidate in item.candidates}
-        first, second = storable(self.pair.first), storable(self.pair.second)
+        first = storable(self.pair.first)
+        second = storable(self.pair.second)
         return by_text[first] if by_text.keys() == {first, second} else None
 
 
-def keyed(secret: bytes, *what: str | int) -> bytes:
-    """32 bytes that these words decide, and that nobody can tell who has no secret."""
-    return hmac.digest(secret, to_canonical_json(what).encode(), "sha256")
+def compute_hmac(secret: bytes, *parts: str | int) -> bytes:
+    """Return the HMAC-SHA256 of the parts."""
+    return hmac.digest(secret, to_canonical_json(parts).encode(), "sha256")
 
 
 def order_key(secret: bytes, seed: int) -> bytes:
-    """What decides the order in which a project's pairs are asked."""
-    return keyed(secret, "order", seed)
+    """Derive the key that decides the order of a project's questions."""
+    return compute_hmac(secret, "order", seed)
 
 
 def sides_key(secret: bytes, seed: int, there: int) -> bytes:
-    """What decides the sides of the pairs that a project is given beside those that are there."""
-    return keyed(secret, "sides", seed, there)
+    """Derive the key that decides which answer is shown first, for pairs that are added to a project.
+
+    Args:
+        there: number of pairs that the project has already.
+    """
+    return compute_hmac(secret, "sides", seed, there)
 
 
 def votes_asked(votes: int | None, pairs: int) -> int:
-    """How many votes are wanted of so many pairs: those that are asked for, or one of each pair and some more."""
+    """Return the number of votes to ask for. By default it is one on each pair, and a second one on every fifth."""
     return votes or pairs + -(-pairs * (VOTES - ONCE) // ONCE)
 
 
 def chosen(questions: Mapping[str, Question], there: Collection[str], votes: int, key: bytes) -> list[str]:
-    """The items that so many votes are to be on, in the order in which they are asked; those that the project has are
-    among them.
+    """Choose the items to collect votes on, in the order in which they are asked. Items that the project has already
+    are always among them.
 
     Args:
-        questions: by the id of their item; there are some.
-        there: the ids of those that the project has.
-        key: see `order_key`.
+        questions: by the id of their item, at least one.
+        there: the ids of the project's items.
+        votes: number of votes to collect.
+        key: see `derive_order_key`.
     """
-    enough = max(1, -(-votes * ONCE // VOTES))
-    drawn = sorted(questions, key=lambda id: (id not in there, questions[id].draw(key)))
-    return drawn[: max(enough, len(there))]
+    count = max(1, -(-votes * ONCE // VOTES))
+    ordered = sorted(questions, key=lambda id: (id not in there, questions[id].draw(key)))
+    return ordered[: max(count, len(there))]
 
 
 def drawn_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[bool]:
-    """Of each item whether the first system's answer stands first: balanced within one over all items, and within one
-    in each group.
+    """Draw for each item whether the first system's answer is shown first. Both cases are balanced within one over all
+    items, and within one in each group.
 
     Args:
-        groups: of each item, in the order in which they are asked. Two in a row of one group stand either way.
-        key: see `sides_key`.
-        ahead: how many more of the items before them have the first system's answer first, less those that have not.
+        groups: of each item, in the order in which they are asked. Every two successive items of a group have opposite
+            sides.
+        key: see `derive_sides_key`.
+        ahead: among earlier items, the number with the first system's answer first, less the number of the others.
     """
     rng = random.Random(key)
-    sides, waiting = [True] * len(groups), dict[Hashable, int]()
+    sides = [True] * len(groups)
+    unpaired: dict[Hashable, int] = {}
     for i, group in enumerate(groups):
-        if group not in waiting:
-            waiting[group] = i
+        if group not in unpaired:
+            unpaired[group] = i
             continue
-        before = waiting.pop(group)
-        sides[before] = rng.random() < 0.5
-        sides[i] = not sides[before]
-    for i in waiting.values():
+        partner = unpaired.pop(group)
+        sides[partner] = rng.random() < 0.5
+        sides[i] = not sides[partner]
+    for i in unpaired.values():
         sides[i] = ahead < 0 or (ahead == 0 and rng.random() < 0.5)
         ahead += 1 if sides[i] else -1
     return sides
 
 
 def verdict_of(vote: Vote, prompt: str, first: str) -> JudgeVerdict:
-    """What a vote says of a pair.
+    """Convert a vote to a verdict on its pair.
 
     Args:
         prompt: the pair's id.
         first: the id of the first system's answer.
     """
-    shown = vote.display_order
-    order = "" if first not in shown else FIRST if shown.index(first) == 0 else SECOND
-    won = 0.5 if len(vote.tiers) < 2 else float(first in vote.tiers[0])
-    return JudgeVerdict(prompt, order, won, by=vote.annotator)
+    order = ""
+    if first in vote.display_order:
+        order = FIRST if vote.display_order.index(first) == 0 else SECOND
+    verdict = 0.5 if len(vote.tiers) < 2 else float(first in vote.tiers[0])
+    return JudgeVerdict(prompt, order, verdict, by=vote.annotator)
 
 
 def verdicts_of(
     questions: Sequence[Question], asked: Mapping[str, tuple[Question, str]], votes: Iterable[Vote], key: bytes
 ) -> dict[tuple[str, str], list[JudgeVerdict]]:
-    """The verdicts by task and other system. Of a pair that nobody judged there is none.
+    """Convert votes to verdicts, by task and other system. Pairs without a vote have no verdict, except for equal
+    answers that count as ties.
 
     Args:
-        asked: item of the project → the question, and the id of the first system's answer.
+        asked: id of an item → its question, and the id of the first system's answer.
         votes: on these items.
-        key: see `order_key`.
+        key: see `derive_order_key`.
     """
-    found: dict[tuple[str, str], list[JudgeVerdict]] = {(task, other): [] for task, other, *_ in questions}
-    judged = set[tuple[str, str, str]]()
+    verdicts: dict[tuple[str, str], list[JudgeVerdict]] = {(task, system): [] for task, system, *_ in questions}
+    judged_names: set[tuple[str, str, str]] = set()
     for vote in votes:
         if vote.item in asked:
             question, first = asked[vote.item]
-            judged.add(question.name)
-            found[question.task, question.other].append(verdict_of(vote, question.pair.id, first))
-    for question in alike_counted(questions, judged, key):
-        found[question.task, question.other].append(JudgeVerdict(question.pair.id, "", 0.5))
-    return found
+            judged_names.add(question.name)
+            verdicts[question.task, question.other].append(verdict_of(vote, question.pair.id, first))
+    for question in alike_counted(questions, judged_names, key):
+        verdicts[question.task, question.other].append(JudgeVerdict(question.pair.id, "", 0.5))
+    return verdicts
 
 
 def alike_counted(
     questions: Iterable[Question], judged: Collection[tuple[str, str, str]], key: bytes
 ) -> list[Question]:
-    """The pairs of the same text twice that count as ties. People are asked about a sample of the other pairs, and with
-    all of the ties beside it every figure would be drawn to a tie. So as large a share of them counts as was judged of
-    the other pairs of the same task and systems, to the nearest number: the first ones by their draw. Where there are
-    no other pairs, all count.
+    """Select the pairs of equal answers that count as ties.
+
+    People vote on a sample of the other pairs only, so counting all ties would bias every figure towards a tie. For
+    each task and system, the share of ties that count is the share of the other pairs that were judged, rounded to a
+    whole number of pairs; the first in the drawn order are selected. All count if there are no other pairs.
 
     Args:
         judged: names of pairs that have a vote.
-        key: see `order_key`.
+        key: see `derive_order_key`.
     """
     groups: dict[tuple[str, str], tuple[list[Question], list[Question]]] = {}
     for question in questions:
         groups.setdefault((question.task, question.other), ([], []))[question.alike].append(question)
-    found = []
-    for others, alike in groups.values():
-        share = sum(question.name in judged for question in others) / len(others) if others else 1
-        found += sorted(alike, key=lambda question: question.draw(key))[: round(share * len(alike))]
-    return found
+    selected = []
+    for different, ties in groups.values():
+        share = sum(question.name in judged for question in different) / len(different) if different else 1
+        selected += sorted(ties, key=lambda question: question.draw(key))[: round(share * len(ties))]
+    return selected
 
 
 def describe_pairs_not_asked(counts: Mapping[str, int], ties: int) -> list[str]:
-    """Return notes on pairs that nobody is asked about.
+    """Return notes on the pairs that people are not asked about.
 
     Args:
-        counts: of pairs of the same answer twice (`same_text`), and of pairs with tools.
-        ties: how many pairs of the same answer twice count.
+        counts: number of pairs of equal answers (`same_text`), and of pairs with tools (`with_tools`).
+        ties: number of pairs of equal answers that count as ties.
     """
     lines = []
     if same := counts["same_text"]:
-        some = "" if ties == same else f"; {ties:,} of them count, in proportion to the pairs that were judged"
-        lines.append(f"{counted(same, 'pair')} of the same answer twice: a tie, without a question{some}")
+        remark = "" if ties == same else f"; {ties:,} of them count, in proportion to the pairs that were judged"
+        lines.append(f"{counted(same, 'pair')} of the same answer twice: a tie, without a question{remark}")
     if counts["with_tools"]:
         lines.append(f"{counted(counts['with_tools'], 'pair')} with tools, which the page does not show: not asked")
     return lines
 
 
 def describe_votes(figures: Mapping[str, Any], command: str, named: bool) -> Iterator[str]:
-    """Yield what people said so far, and how to ask them.
+    """Yield lines about the votes so far, and how to collect more.
 
     Args:
-        command: serves the project to people.
-        named: the run has a name of the user's.
+        command: starts the server on which people vote.
+        named: True if the user named the run.
     """
-    votes, wanted, people = figures["votes"], figures["wanted"], len(figures["people"])
+    votes = figures["votes"]
+    wanted_votes = figures["wanted"]
+    people = len(figures["people"])
     by = {0: "", 1: ", by 1 person"}.get(people, f", by {people:,} people")
-    yield f"people: {votes:,} of {counted(wanted, 'vote')} on {counted(figures['asked'], 'pair')}{by}"
+    yield f"people: {votes:,} of {counted(wanted_votes, 'vote')} on {counted(figures['asked'], 'pair')}{by}"
     if votes:
         agreement = figures["agreement"]
-        shown = {
+        values = {
             "the same on a pair": agreement["raw"],
             "Krippendorff's alpha": agreement["alpha"],
             "known answers met": figures["gold"],
             "the same on a repeat": figures["repeats"],
             "the answer shown first preferred": figures["shown_first"],
         }
-        parts = [f"{name} {value if isinstance(value, str) else in_words(value)}" for name, value in shown.items()]
+        parts = [f"{name} {value if isinstance(value, str) else in_words(value)}" for name, value in values.items()]
         yield f"people: {', '.join(parts)}"
-    if votes < wanted:
+    if votes < wanted_votes:
         yield f"to ask for the votes: {command}"
         yield f"this command, given again{' with another run.name' if named else ''}, reads them"
