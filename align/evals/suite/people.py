@@ -58,7 +58,8 @@ class Question(NamedTuple):
         return storable(self.pair.first).strip() == storable(self.pair.second).strip()
 
     def key(self, secret: bytes) -> str:
-        """Return the item's id in the project. It reveals nothing, and cannot be guessed without the project's secret."""
+        """Return the item's id in the project, which reveals nothing and cannot be guessed without the project's
+        secret."""
         return f"pair/{compute_hmac(secret, *self.name).hex()[:32]}"
 
     def draw(self, key: bytes) -> float:

@@ -1,11 +1,12 @@
-"""Probes of forgetting: tasks that ask how likely texts are under a system, and need no judge. Nothing is generated but
-the answers that tasks of lm-eval (EleutherAI's lm-evaluation-harness) ask for. Imports neither torch nor lm-eval.
+"""Probes: tasks that measure the likelihood of texts under a system, and need no judge. Imports neither torch nor
+lm-eval.
 
-    {name: arc, path: arc.jsonl, probe: choice}      the likeliest of some choices has to be the right one
-    {name: wiki, path: texts.jsonl, probe: loss}     how many bits a byte of a text takes
-    {name: arc, lm_eval: arc_local, include: tasks/} what a task of lm-eval asks
+    {name: arc, path: arc.jsonl, probe: choice}      the likeliest of several choices has to be the right one {name:
+    wiki, path: texts.jsonl, probe: loss}     bits per byte of a text {name: arc, lm_eval: arc_local, include: tasks/} a
+    task of lm-eval (EleutherAI's lm-evaluation-harness)
 
-`include` is a folder of lm-eval's own YAML files, whose data are local files.
+`include` is a folder of lm-eval's own YAML files, whose data are local files. Answers are generated only for tasks of
+lm-eval that ask for them.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ from align.run.digests import lookup_digest
 
 HELP = "Write {name: arc, lm_eval: TASK, include: FOLDER}; FOLDER holds TASK's YAML file."
 READERS = ("json", "csv", "parquet", "text")
-"""Values of `dataset_path` that read files and ask no hub."""
+"""Values of `dataset_path` that read local files instead of a hub."""
 LOCAL = f"Write dataset_path: one of {', '.join(READERS)}, and dataset_kwargs: {{data_files: {{test: FILE}}}}."
 
 
 Found = Mapping[tuple[Any, ...], Any]
-"""Request → its log-likelihood in nats, and whether greedy decoding would say it; of a `Completion`'s the text."""
+"""Arguments of a request → its log-likelihood in nats and whether greedy decoding gives it; for a `Completion`, the
+text."""
 
 
 class Harness(NamedTuple):
@@ -48,7 +50,7 @@ class Harness(NamedTuple):
     Attributes:
         task: lm-eval's name of a task, or of a group.
         include: the folder with its YAML file.
-        metric: that scores an item; empty for the first that can.
+        metric: that scores an item. Empty for the first suitable one.
     """
 
     task: str
@@ -57,11 +59,12 @@ class Harness(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """What lm-eval asks about an item.
+    """The log-likelihood requests of lm-eval about an item.
 
     Attributes:
-        task, doc: lm-eval's name of the task, without a group's, and the item's place in its data.
-        texts: of each request a context and its continuation; or one request of one text, which is weighed as a whole.
+        task, doc: lm-eval's name of the task (not of its group), and the item's index in its data.
+        texts: for each request a context and its continuation; or a single request of one text, which is scored as a
+            whole.
     """
 
     task: str
@@ -70,13 +73,13 @@ class Requests(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """What lm-eval has a system write for an item.
+    """A text that lm-eval has a system complete for an item.
 
     Attributes:
         task, doc: see `Requests`.
-        context: a text that is continued by the likeliest tokens.
-        until: texts that end the answer, which is cut before the first of them.
-        max_tokens: of the answer, at most.
+        context: the text that is continued with greedy decoding.
+        until: texts that end the answer. It is cut before the first of them.
+        max_tokens: maximum tokens of the answer.
     """
 
     task: str
@@ -87,22 +90,22 @@ class Completion(NamedTuple):
 
     @property
     def request(self) -> tuple[str, tuple[str, ...], int]:
-        """All that decides the answer of a system."""
+        """All fields that decide the answer of a system."""
         return self.context, self.until, self.max_tokens
 
 
 class Written(NamedTuple):
-    """An answer that a system wrote, and all that decides it."""
+    """A generated answer, with all settings that decide it."""
 
     asked: Asked
     answer: Answer
 
 
-def parsed_harness(task: Mapping[str, Any], at: str) -> Harness | None:
-    """The task of lm-eval that a task as `eval.tasks` writes it names; None where it names none.
+def parse_harness(task: Mapping[str, Any], at: str) -> Harness | None:
+    """Parse the lm-eval task of a task in `eval.tasks`. Returns None if it names none.
 
     Raises:
-        InputError: it is wrong.
+        InputError: a key is invalid.
     """
     name = task.get("lm_eval")
     if name is None:
@@ -120,106 +123,110 @@ def parsed_harness(task: Mapping[str, Any], at: str) -> Harness | None:
 
 
 def harness_record(harness: Harness, field: str) -> Input:
-    """A task of lm-eval as an input of a run: lm-eval's version, and the digests of all files of the folder and of the
-    data that they name.
+    """Return a task of lm-eval as an input of a run. Its digest covers lm-eval's version, all files of the folder, and
+    the data files that they name.
 
     Raises:
-        InputError: lm-eval is not installed; the folder is none; or its tasks need data of a hub, or data that code
-            finds, which no digest would cover.
+        InputError: lm-eval is not installed, the folder does not exist, or its tasks load data from a hub or by code,
+            which no digest would cover.
     """
     require_extra("evals", f"{field}.lm_eval", harness.task)
     folder = parse_user_path(harness.include, f"{field}.include")
     require(folder.is_dir(), f"{field}.include", harness.include, "is no folder", HELP)
-    beneath = (path for path in folder.rglob("*") if not path.is_dir() and "__pycache__" not in path.parts)
-    inside = sorted(path for path in beneath if has_file(path, f"{field}.include", HELP))
-    data = {Path(named) for path in inside if is_yaml(path) for named in data_of(path, folder)}
-    files = [[path.relative_to(folder).as_posix(), lookup_digest(path)] for path in inside]
-    files += [[path.as_posix(), lookup_digest(path)] for path in sorted(data)]
+    paths = (path for path in folder.rglob("*") if not path.is_dir() and "__pycache__" not in path.parts)
+    task_files = sorted(path for path in paths if has_file(path, f"{field}.include", HELP))
+    data_files = {Path(name) for path in task_files if is_yaml(path) for name in data_of(path, folder)}
+    files = [[path.relative_to(folder).as_posix(), lookup_digest(path)] for path in task_files]
+    files += [[path.as_posix(), lookup_digest(path)] for path in sorted(data_files)]
     digest = json_digest({"task": harness.task, "lm_eval": version("lm_eval"), "files": files})
     return Input(digest, ref=harness.task, path=harness.include)
 
 
 def is_yaml(path: Path) -> bool:
-    """Whether lm-eval may read a file as YAML: templates that others include are called `_arc_yaml` as well."""
+    """Return whether lm-eval may read a file as YAML. Included templates may have a name such as `_arc_yaml`."""
     return path.name.endswith(("yaml", "yml"))
 
 
 class Plain(yaml.SafeLoader):
-    """Reads YAML, and no Python that it names."""
+    """A YAML loader that ignores tags, so that no Python code is loaded."""
 
 
 Plain.add_multi_constructor("!", lambda loader, tag, node: None)
 
 
 def data_of(path: Path, folder: Path) -> Iterator[str]:
-    """The files of data that a YAML file of lm-eval names.
+    """Yield the data files that a YAML file of lm-eval names.
 
     Raises:
-        InputError: its data would come from elsewhere.
-        CorruptFile: it is no YAML.
+        InputError: the data would be loaded from elsewhere.
+        CorruptFile: the file is not valid YAML.
     """
     text = read_text(path, "include", "Mend it, or move it away.")
     try:
-        given = yaml.load(text, Plain)
+        config = yaml.load(text, Plain)
     except yaml.YAMLError as error:
         raise CorruptFile("include", str(path), f"is no YAML ({error})", "Mend it, or move it away.") from error
-    yield from named_in(given, path, folder)
+    yield from find_data_files(config, path, folder)
 
 
-def named_in(given: Any, path: Path, folder: Path) -> Iterator[str]:
-    """The same of a part of a YAML file."""
-    if isinstance(given, list):
-        for one in given:
-            yield from named_in(one, path, folder)
-    if not isinstance(given, Mapping):
+def find_data_files(value: Any, path: Path, folder: Path) -> Iterator[str]:
+    """Yield the data files that a part of a YAML file names."""
+    if isinstance(value, list):
+        for entry in value:
+            yield from find_data_files(entry, path, folder)
+    if not isinstance(value, Mapping):
         return
-    for key, value in given.items():
+    for key, entry in value.items():
         at = f"{path}, {key}"
-        require(key != "dataset_path" or value in READERS, at, value, "is of a hub, or code", LOCAL)
+        require(key != "dataset_path" or entry in READERS, at, entry, "is of a hub, or code", LOCAL)
         problem = "finds data that no digest covers"
-        require(key not in ("data_dir", "custom_dataset", "class"), at, value, problem, LOCAL)
+        require(key not in ("data_dir", "custom_dataset", "class"), at, entry, problem, LOCAL)
         if key == "include":
-            for one in value if isinstance(value, list) else [value]:
-                named = (path.parent / str(one)).resolve()
-                right = named.is_relative_to(folder.resolve()) and is_yaml(named)
-                require(right, at, one, "is no YAML file of the folder", f"Copy it into {folder}, as NAME.yaml.")
+            for name in entry if isinstance(entry, list) else [entry]:
+                template = (path.parent / str(name)).resolve()
+                is_valid = template.is_relative_to(folder.resolve()) and is_yaml(template)
+                require(is_valid, at, name, "is no YAML file of the folder", f"Copy it into {folder}, as NAME.yaml.")
         elif key == "data_files":
-            yield from files_in(value, at)
+            yield from list_files(entry, at)
         else:
-            yield from named_in(value, path, folder)
+            yield from find_data_files(entry, path, folder)
 
 
-def files_in(given: Any, at: str) -> Iterator[str]:
-    """The files that `data_files` names: one, some, or those of each split."""
-    if isinstance(given, str):
-        if not Path(given).is_file():
-            raise InputError(at, given, "is no file", "Name a file from the working folder, without a pattern.")
-        yield given
+def list_files(value: Any, at: str) -> Iterator[str]:
+    """Yield the files of `data_files`: one name, a list of names, or a mapping from splits to them."""
+    if isinstance(value, str):
+        if not Path(value).is_file():
+            raise InputError(at, value, "is no file", "Name a file from the working folder, without a pattern.")
+        yield value
         return
-    require(isinstance(given, list | Mapping) and bool(given), at, given, "names no file", LOCAL)
-    for one in given.values() if isinstance(given, Mapping) else given:
-        yield from files_in(one, at)
+    require(isinstance(value, list | Mapping) and bool(value), at, value, "names no file", LOCAL)
+    for entry in value.values() if isinstance(value, Mapping) else value:
+        yield from list_files(entry, at)
 
 
-CHOICE, LOSS, LM_EVAL = "choice", "loss", "lm-eval"
-SUM, CHARACTERS, BYTES = "none", "characters", "bytes"
+CHOICE = "choice"
+LOSS = "loss"
+LM_EVAL = "lm-eval"
+SUM = "none"
+CHARACTERS = "characters"
+BYTES = "bytes"
 NORMS = {SUM: "acc", CHARACTERS: "acc_norm", BYTES: "acc_bytes"}
-"""What the log-likelihood of a choice is divided by → lm-eval's name of the accuracy."""
+"""Divisor of the log-likelihood of a choice → lm-eval's name of the accuracy."""
 BY = {CHOICE: "log-likelihood", LOSS: "minus bits per byte"}
-"""What scores a probe's items, for people."""
+"""Kind of probe → the score of its items, for people."""
 CHOICE_HELP = 'Write rows like {"prompt": "The capital of France is", "choices": ["Paris", "Rome"], "answer": 0}.'
 LOSS_HELP = 'Write rows like {"text": "…"}, or conversations with an answer.'
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a task asks of likelihoods.
+    """The settings of a probe.
 
     Attributes:
         kind: `choice`, `loss` or `lm-eval`.
-        norm: what decides for a choice: the log-likelihood itself, or that by character or byte of the choice.
-        template: a choice is the answer to a chat; without, it continues a plain text.
-        harness: the task of lm-eval; None of the other kinds.
+        norm: normalisation of the log-likelihoods of choices: none, by character or by byte of the choice.
+        template: True if a choice is the answer to a chat. Otherwise it continues a plain text.
+        harness: the task of lm-eval. None for the other kinds.
     """
 
     kind: str
@@ -229,11 +236,11 @@ class Probe:
 
 
 class Choices(NamedTuple):
-    """What an item of `choice` asks.
+    """The choices of an item of a `choice` probe.
 
     Attributes:
         texts: at least two.
-        answer: the place of the right one.
+        answer: index of the right one.
     """
 
     texts: tuple[str, ...]
@@ -241,21 +248,21 @@ class Choices(NamedTuple):
 
 
 ProbeQuestion = Choices | Document | Requests | Completion
-"""What a probe asks: one of some choices, a text, or what lm-eval asks."""
+"""Content of a probe's item: choices, a text or a conversation, or the requests of lm-eval."""
 
 
 def parsed_probe(task: Mapping[str, Any], at: str) -> Probe | None:
-    """The probe of a task as `eval.tasks` writes it; None where it is none.
+    """Parse the probe of a task in `eval.tasks`. Returns None if the task is not a probe.
 
     Raises:
-        InputError: it is wrong.
+        InputError: a key is invalid.
     """
-    harness = parsed_harness(task, at)
+    harness = parse_harness(task, at)
     if harness is not None:
         return Probe(LM_EVAL, harness=harness)
-    chosen = task.get("probe") == CHOICE
+    is_choice = task.get("probe") == CHOICE
     for key in ("norm", "template"):
-        require(chosen or key not in task, f"{at}.{key}", task.get(key), "is of probe: choice alone", "Drop it.")
+        require(is_choice or key not in task, f"{at}.{key}", task.get(key), "is of probe: choice alone", "Drop it.")
     if task.get("probe") is None:
         return None
     kind = get_choice(task, at, "probe", (CHOICE, LOSS))
@@ -266,28 +273,31 @@ def parsed_probe(task: Mapping[str, Any], at: str) -> Probe | None:
 
 
 def asked_by(row: Row, probe: Probe, id: str, system: str | None) -> tuple[Conversation, ProbeQuestion]:
-    """What a row asks: the prompt, or the text as one, and what is weighed.
+    """Parse a row of a probe. Returns its prompt and the content whose likelihood is measured.
+
+    The prompt of a plain text is the text itself.
 
     Args:
         system: the system turn of conversations that have none.
 
     Raises:
-        InputError: the row is none of this probe's.
+        InputError: the row does not fit the probe.
     """
-    require(row.data.get("check") is None, f"{row.where}, check", row.data.get("check"), "is of tasks whose answers "
-            "are checked, and this one is a probe", "Drop it, or drop probe.")  # fmt: skip
-    prompt, asked = choices_of(row, probe, id) if probe.kind == CHOICE else passage_of(row, id)
-    if not probe.template and not isinstance(asked, Conversation):
-        return prompt, asked
+    check = row.data.get("check")
+    problem = "is of tasks whose answers are checked, and this one is a probe"
+    require(check is None, f"{row.where}, check", check, problem, "Drop it, or drop probe.")
+    prompt, content = parse_choices(row, probe, id) if probe.kind == CHOICE else parse_passage(row, id)
+    if not probe.template and not isinstance(content, Conversation):
+        return prompt, content
     prompt = replace(prompt, messages=with_default_system(prompt.messages, system))
-    return prompt, prompt if isinstance(asked, Conversation) else asked
+    return prompt, prompt if isinstance(content, Conversation) else content
 
 
-def choices_of(row: Row, probe: Probe, id: str) -> tuple[Conversation, Choices]:
-    """The context, as a turn of the user's, and the choices."""
-    given = [key for key in ("prompt", "context") if key in row.data]
-    require(len(given) == 1, row.where, sorted(row.data), "has not one of prompt and context", CHOICE_HELP)
-    context = row.data[given[0]]
+def parse_choices(row: Row, probe: Probe, id: str) -> tuple[Conversation, Choices]:
+    """Parse a row with choices. Returns the context as a user turn, and the choices."""
+    context_keys = [key for key in ("prompt", "context") if key in row.data]
+    require(len(context_keys) == 1, row.where, sorted(row.data), "has not one of prompt and context", CHOICE_HELP)
+    context = row.data[context_keys[0]]
     context = "" if context is None and row.texts else context  # an empty cell of a table
     if probe.template:
         with row.naming_errors():
@@ -297,96 +307,103 @@ def choices_of(row: Row, probe: Probe, id: str) -> tuple[Conversation, Choices]:
     else:
         problem = "is no text; a chat needs template: true"
         if not isinstance(context, str):
-            raise InputError(f"{row.where}, {given[0]}", context, problem, CHOICE_HELP)
+            raise InputError(f"{row.where}, {context_keys[0]}", context, problem, CHOICE_HELP)
         prompt = Conversation((Message("user", context),), id)
     choices = parse_json_or_text(row.data.get("choices")) if row.texts else row.data.get("choices")
     if not isinstance(choices, list | tuple) or len(choices) < 2:
         raise InputError(f"{row.where}, choices", choices, "is no list of at least two texts", CHOICE_HELP)
     texts = tuple(parse_text(each, f"{row.where}, choices[{i}]") for i, each in enumerate(choices))
-    twice = next((text for i, text in enumerate(texts) if text in texts[:i]), None)
-    problem = f"has {twice} twice, and equal choices are equally likely"
-    require(twice is None, f"{row.where}, choices", choices, problem, "Write each choice once.")
-    return prompt, Choices(texts, place_of(row, len(texts)))
+    repeated = next((text for i, text in enumerate(texts) if text in texts[:i]), None)
+    problem = f"has {repeated} twice, and equal choices are equally likely"
+    require(repeated is None, f"{row.where}, choices", choices, problem, "Write each choice once.")
+    return prompt, Choices(texts, parse_answer_index(row, len(texts)))
 
 
-def place_of(row: Row, choices: int) -> int:
-    """The right choice of a row: its place from 0, or its letter from A. A cell of a table has the place as a text."""
+def parse_answer_index(row: Row, choices: int) -> int:
+    """Return the index of the right choice of a row, which is written as a number from 0 or as a letter from A. In a
+    cell of a table the number is a text."""
     answer = row.data.get("answer")
-    at, remedy = f"{row.where}, answer", f"Write its place from 0 to {choices - 1}, or its letter from A."
+    at = f"{row.where}, answer"
+    remedy = f"Write its place from 0 to {choices - 1}, or its letter from A."
     require(answer is not None and answer != "", at, "(missing)", "is missing", remedy)
-    place: Any = answer
+    index: Any = answer
     if isinstance(answer, str) and len(answer) == 1 and "A" <= answer.upper() <= "Z":
-        place = ord(answer.upper()) - ord("A")
+        index = ord(answer.upper()) - ord("A")
     elif row.texts and isinstance(answer, str) and answer.isdecimal():
-        place = int(answer)
-    kinds = ((bool, "true or false"), (str, "a text"), (float, "a number with a decimal point"))
-    kind = next((words for of, words in kinds if isinstance(place, of)), "")
-    require(not kind, at, answer, f"is {kind}, and a place is a whole number", remedy)
-    if not isinstance(place, int) or not 0 <= place < choices:
+        index = int(answer)
+    type_names = ((bool, "true or false"), (str, "a text"), (float, "a number with a decimal point"))
+    type_name = next((name for type_, name in type_names if isinstance(index, type_)), "")
+    require(not type_name, at, answer, f"is {type_name}, and a place is a whole number", remedy)
+    if not isinstance(index, int) or not 0 <= index < choices:
         raise InputError(at, answer, f"names none of {choices} choices", remedy)
-    return place
+    return index
 
 
-def passage_of(row: Row, id: str) -> tuple[Conversation, Document]:
-    """A text, or a conversation with an answer that is trained on."""
+def parse_passage(row: Row, id: str) -> tuple[Conversation, Document]:
+    """Parse a row with a text, or with a conversation that has a trained answer."""
     columns = {key: value for key, value in row.data.items() if key not in ("category", "source", "check")}
     with row.naming_errors():
         document = parse_document(columns, id)
     if isinstance(document, str):
         require(bool(document), f"{row.where}, text", document, "is empty", LOSS_HELP)
         return Conversation((Message("user", document),), id), document
-    asked = next((i for i, turn in enumerate(document.messages) if turn.role != "system"), 0)
-    told = any(turn.role == "assistant" and turn.trained for turn in document.messages[asked + 1 :])
-    right = told and size_of(document) > 0
-    require(right, row.where, sorted(row.data), "has no answer behind a question", LOSS_HELP)
+    first = next((i for i, turn in enumerate(document.messages) if turn.role != "system"), 0)
+    has_answer = any(turn.role == "assistant" and turn.trained for turn in document.messages[first + 1 :])
+    is_valid = has_answer and size_of(document) > 0
+    require(is_valid, row.where, sorted(row.data), "has no answer behind a question", LOSS_HELP)
     return document, document
 
 
 def size_of(document: Document) -> int:
-    """Bytes of UTF-8 of what is scored: of a text all of it, of a conversation what the assistant's trained turns say,
-    the calls of tools among it. The tokens that end a turn are scored, and have no bytes."""
+    """Return the number of UTF-8 bytes of the scored text: all of a text, or the trained assistant turns of a
+    conversation with their tool calls. The tokens that end a turn are scored but have no bytes."""
     if isinstance(document, str):
         return len(document.encode())
-    said = [turn for turn in document.messages if turn.role == "assistant" and turn.trained]
-    texts = [turn.content for turn in said]
-    texts += [text for turn in said for call in turn.tool_calls for text in (call.name, call.arguments)]
+    turns = [turn for turn in document.messages if turn.role == "assistant" and turn.trained]
+    texts = [turn.content for turn in turns]
+    texts += [text for turn in turns for call in turn.tool_calls for text in (call.name, call.arguments)]
     return sum(len(text.encode()) for text in texts)
 
 
-def chosen(asked: Choices, logprobs: Sequence[float]) -> dict[str, Any]:
-    """What a system makes of some choices: which is the likeliest by each norm; of equal ones the first.
+def chosen(choices: Choices, logprobs: Sequence[float]) -> dict[str, Any]:
+    """Return the likeliest choice by each norm, and whether it is right. Of equally likely choices the first counts.
 
     Args:
         logprobs: of each choice, in nats.
     """
     sizes = {
-        SUM: [1] * len(asked.texts), CHARACTERS: [len(text) for text in asked.texts],
-        BYTES: [len(text.encode()) for text in asked.texts],
-    }  # fmt: skip
-    found: dict[str, Any] = {"logprobs": [*logprobs]}
+        SUM: [1] * len(choices.texts),
+        CHARACTERS: [len(text) for text in choices.texts],
+        BYTES: [len(text.encode()) for text in choices.texts],
+    }
+    scores: dict[str, Any] = {"logprobs": [*logprobs]}
     for norm, name in NORMS.items():
-        by = [logprob / size for logprob, size in zip(logprobs, sizes[norm], strict=True)]
-        found[f"{name}_choice"] = by.index(max(by))
-        found[name] = float(found[f"{name}_choice"] == asked.answer)
-    return found
+        normalised = [logprob / size for logprob, size in zip(logprobs, sizes[norm], strict=True)]
+        choice = normalised.index(max(normalised))
+        scores[f"{name}_choice"] = choice
+        scores[name] = float(choice == choices.answer)
+    return scores
 
 
 def bits_per_byte(nats: float, size: int) -> float:
-    """A negative log-likelihood in bits, by byte of the text: the same unit whatever the tokenizer."""
+    """Convert a negative log-likelihood to bits per byte of the text, a unit that does not depend on the tokenizer."""
     return nats / math.log(2) / size
 
 
-def figures_of(found: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """A system's figures over the items of a probe, each item counted once: of choices the accuracies, of texts the
-    bits per byte, the nats per token and the perplexity of a token over all of them together.
+def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return a system's figures over the items of a probe.
+
+    For choices these are the accuracies, with each item counted once. For texts they are the bits per byte, the nats
+    per token and the perplexity of a token over all texts together.
 
     Args:
-        found: of each item, as `chosen` makes it, or `{nats, tokens, bytes}`.
+        rows: for each item the result of `score_choices`, or `{nats, tokens, bytes}`.
     """
-    if "logprobs" in found[0]:
-        return {name: sum(one[name] for one in found) / len(found) for name in NORMS.values()}
-    nats, tokens, size = (sum(one[key] for one in found) for key in ("nats", "tokens", "bytes"))
+    if "logprobs" in rows[0]:
+        return {name: sum(row[name] for row in rows) / len(rows) for name in NORMS.values()}
+    nats, tokens, size = (sum(row[key] for row in rows) for key in ("nats", "tokens", "bytes"))
     return {
-        "bits_per_byte": bits_per_byte(nats, size), "nats_per_token": nats / tokens,
+        "bits_per_byte": bits_per_byte(nats, size),
+        "nats_per_token": nats / tokens,
         "perplexity": math.exp(min(nats / tokens, 700.0)),
-    }  # fmt: skip
+    }
