@@ -1,7 +1,7 @@
-"""What came of a suite: figures of each system and of the first beside each other one, task by task.
+"""The results of an evaluation: figures of each system, and of the first compared with each other one, task by task.
 
-Systems are compared on the same items, and items of one cluster count as one. `answers.jsonl` is the evidence; this is
-arithmetic on it.
+Systems are compared on the same items, and items of one cluster count as one. All figures are computed from
+`answers.jsonl`.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from align.reward.checkers import CheckResult, compute_accuracy
 GOES_ON = "— The user goes on: —\n{}\n— The answer: —"
 
 SHARES = ("exact", "graded")
-"""Roles of scores that are shares of 1."""
+"""Roles of scores that are shares within [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer as it was scored.
+    """A scored answer.
 
     Attributes:
-        id: in the store of answers; empty where a file gave it.
-        text: without the reasoning that is hidden.
-        score: the scorer's; of a check 1 where the answer has all that is asked, else 0; None of a judge that compares
-            answers and scores none.
-        ended: False where the answer was cut; None of a file, which does not say.
-        reasoning: what is hidden; None where nothing is.
-        checked: what a check says of it; None of a judge.
-        weighed: what a probe found, see `align.evals.suite.probes`; None of an answer.
-        p: a grader's probability of yes; None where it gives none, and of all others.
-        error: why a grader says neither yes nor no, which scores one half; empty where it says one.
-        before: of several turns what was said between the item's prompt and this answer.
+        id: in the store of answers. Empty for an answer from a file.
+        text: without hidden reasoning.
+        score: of the scorer. For a check it is 1 if all constraints hold, else 0. None for a judge that only compares
+            answers.
+        ended: False if the answer was cut. None for an answer from a file, which does not say.
+        reasoning: the hidden reasoning, if any.
+        checked: the result of a check. None without one.
+        weighed: the measurements of a probe, see `align.evals.suite.probes`. None for other tasks.
+        p: a grader's probability of yes. None if it gives none, and for other scorers.
+        error: why a grader gave no verdict, which scores one half. Empty if it gave one.
+        before: the turns between the item's prompt and this answer, for items of several turns.
     """
 
     id: str
@@ -72,12 +72,12 @@ class Said:
 
     @property
     def answers(self) -> list[str]:
-        """The system's answers, one a turn."""
+        """The system's answers, one per turn."""
         return [*(message.content for message in self.before if message.role == "assistant"), self.text]
 
     @property
     def transcript(self) -> str:
-        """All that follows the item's prompt, as one text."""
+        """All turns after the item's prompt, as one text."""
         parts = [
             message.content if message.role == "assistant" else GOES_ON.format(message.content)
             for message in self.before
@@ -85,34 +85,43 @@ class Said:
         return "\n\n".join([*parts, self.text])
 
     def as_dict(self) -> dict[str, Any]:
-        """What there is of it, as a line of `answers.jsonl` has it; of its checks those that do not hold."""
-        made = {"text": self.text, "score": self.score, "ended": self.ended, "reasoning": self.reasoning}
-        made |= {"id": self.id or None, "before": [m.as_dict() for m in self.before] or None, "weighed": self.weighed}
-        made |= {"p": self.p, "error": self.error or None}
+        """Return the answer as in a line of `answers.jsonl`: the fields with a value, and of a check the constraints
+        that do not hold."""
+        row: dict[str, Any] = {
+            "text": self.text,
+            "score": self.score,
+            "ended": self.ended,
+            "reasoning": self.reasoning,
+            "id": self.id or None,
+            "before": [message.as_dict() for message in self.before] or None,
+            "weighed": self.weighed,
+            "p": self.p,
+            "error": self.error or None,
+        }
         if self.checked is not None:
-            made["missed"] = {part.asks: part.found for part in self.checked.parts if not part.held} or None
-            made["error"] = self.checked.error or None
-            made["sandbox"] = self.checked.sandbox or None
-        return {name: value for name, value in made.items() if value is not None}
+            row["missed"] = {part.asks: part.found for part in self.checked.parts if not part.held} or None
+            row["error"] = self.checked.error or None
+            row["sandbox"] = self.checked.sandbox or None
+        return {name: value for name, value in row.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A task with all answers.
+    """A task with the scored answers of all systems.
 
     Attributes:
         name: of the task.
-        by: who scored: the judge's title, or `checks`.
-        role: `exact` of checks, whose scores are shares; `graded` of a language model that answers a question about
-            each answer, whose scores are shares of yes; `measured` of probes, whose scores are numbers that nobody
-            judged; `gold` of a judge, `proxy` of one that a system was optimised against, `people` of people.
-        items: that every system answered [n].
+        by: the scorer's name: the judge's title, or `checks`.
+        role: `exact` for checks, whose scores are shares; `graded` for a language model that answers a question about
+            each answer, whose scores are shares of yes; `measured` for probes, whose scores are not judged; `gold` for
+            a judge; `proxy` for a judge that a system was optimised against; `people` for people.
+        items: those that every system answered [n].
         said: system → its answers [n].
-        verdicts: of a judge, other system → what is said of the first system's answers beside its own.
-        dropped: items that some system could not be asked, whose prompt is too long for it.
-        asks: the question of what is graded; else empty.
-        figures: of a task of lm-eval, system → lm-eval's own figures, by its name of the metric.
-        notes: on how it was scored, a sentence each.
+        verdicts: other system → a judge's verdicts on the first system's answers compared with its own.
+        dropped: number of items whose prompt is too long for some system.
+        asks: the question of a graded task, else empty.
+        figures: for a task of lm-eval, system → lm-eval's own figures, by its name of the metric.
+        notes: sentences about the scoring.
     """
 
     name: str
@@ -132,284 +141,322 @@ class Scored:
 
     @property
     def scored(self) -> bool:
-        """Whether each answer has a score of its own."""
-        return all(one.score is not None for said in self.said.values() for one in said)
+        """True if each answer has a score of its own."""
+        return all(answer.score is not None for answers in self.said.values() for answer in answers)
 
     @property
     def in_shares(self) -> bool:
-        """Whether what is compared lies between 0 and 1."""
+        """True if the compared values lie within [0, 1]."""
         return self.role in SHARES or not self.scored
 
     def scores(self, system: str) -> list[float]:
-        """
+        """Return the scores of a system's answers.
+
         Raises:
-            ValueError: answers are compared, and none has a score.
+            ValueError: the answers are only compared and have no scores.
         """
-        found = [one.score for one in self.said[system] if one.score is not None]
-        if len(found) < len(self.items):
+        scores = [answer.score for answer in self.said[system] if answer.score is not None]
+        if len(scores) < len(self.items):
             raise ValueError(f"{self.by} compares the answers to {self.name}, and scores none of {system}")
-        return found
+        return scores
 
     def compared_with(self, other: str) -> Scored:
-        """The items on which the first system is compared with another: all that are scored; of those that are judged,
-        the ones with a verdict, for people may have judged some and not yet others."""
+        """Return the items on which the first system is compared with another: all if answers have scores, else those
+        with a verdict, since people may have judged only some."""
         if self.scored:
             return self
-        said = merge_verdicts(self.verdicts.get(other, ()))
-        return only(self, [item.id in said for item in self.items])
+        verdicts = merge_verdicts(self.verdicts.get(other, ()))
+        return select_items(self, [item.id in verdicts for item in self.items])
 
     def wins(self, other: str) -> list[float]:
-        """Of each item how far the first system won against another: 1, ½ for a tie, 0, or a mean of such."""
-        found = merge_verdicts(self.verdicts[other])
-        return [found[item.id] for item in self.items]
+        """Return the first system's result against another on each item: 1 for a win, ½ for a tie, 0 for a loss, or a
+        mean of these."""
+        verdicts = merge_verdicts(self.verdicts[other])
+        return [verdicts[item.id] for item in self.items]
 
     def pair(self, other: str) -> tuple[list[float], list[float]]:
-        """What is compared, of the first system and of another: their scores; where there are none, wins and losses."""
+        """Return the compared values of the first system and of another: their scores, or without scores their wins."""
         if self.scored:
             return self.scores(next(iter(self.said))), self.scores(other)
         return self.wins(other), [1 - won for won in self.wins(other)]
 
     @property
     def unsaid(self) -> int:
-        """How many answers, or judgements of a pair, a judge said nothing readable of."""
-        graded = sum(bool(one.error) for said in self.said.values() for one in said)
-        return graded + sum(bool(one.error) for said in self.verdicts.values() for one in said)
+        """The number of answers, or judgements of a pair, without a verdict of the judge."""
+        missing_grades = sum(bool(answer.error) for answers in self.said.values() for answer in answers)
+        return missing_grades + sum(bool(verdict.error) for verdicts in self.verdicts.values() for verdict in verdicts)
 
     def if_unsaid(self, for_first: float) -> Scored:
-        """The same if each answer or pair without a verdict had been this good for the first system: 1, or 0."""
+        """Return the task with a value in place of every missing verdict.
+
+        Args:
+            for_first: 1 to take the missing verdicts in favour of the first system, 0 against it.
+        """
         first = next(iter(self.said))
-        said = {
-            name: [
-                replace(one, score=for_first if name == first else 1 - for_first) if one.error else one for one in of
+        answers_by_system = {}
+        for name, answers in self.said.items():
+            score = for_first if name == first else 1 - for_first
+            answers_by_system[name] = [replace(answer, score=score) if answer.error else answer for answer in answers]
+        verdicts_by_system: dict[str, Sequence[JudgeVerdict]] = {}
+        for name, verdicts in self.verdicts.items():
+            failed = {verdict.prompt for verdict in verdicts if verdict.error}
+            verdicts_by_system[name] = [
+                verdict._replace(verdict=for_first) if verdict.prompt in failed else verdict for verdict in verdicts
             ]
-            for name, of in self.said.items()
-        }
-        verdicts = dict[str, Sequence[JudgeVerdict]]()
-        for other, of in self.verdicts.items():
-            failed = {one.prompt for one in of if one.error}
-            verdicts[other] = [one._replace(verdict=for_first) if one.prompt in failed else one for one in of]
-        return replace(self, said=said, verdicts=verdicts)
+        return replace(self, said=answers_by_system, verdicts=verdicts_by_system)
 
     def lengths(self, system: str) -> list[int]:
-        """Characters of all turns: systems have tokens of their own."""
-        return [sum(map(len, one.answers)) for one in self.said[system]]
+        """Return the characters of each answer, over all turns. Tokens would differ between systems."""
+        return [sum(map(len, answer.answers)) for answer in self.said[system]]
 
 
 def results_of(tasks: Sequence[Scored], level: float, shown: int) -> dict[str, Any]:
-    """By task: `systems`, and `against` with the first beside each other one, where there are verdicts. The p of each
-    comparison is also given after Holm's step-down over all of them (`p_holm`).
+    """Compute the results of all tasks, by task: figures of `systems`, and `against`, the comparisons of the first
+    system with each other one that has verdicts. The p of each comparison is also adjusted by Holm's step-down rule
+    over all of them (`p_holm`).
 
     Args:
-        shown: the most items of `regressions`, those on which the first system lost most.
+        shown: maximum number of `regressions`, the items on which the first system lost most.
 
     Raises:
         ValueError: a task has no items.
     """
-    found = {task.name: of_task(task, level, shown) for task in tasks}
-    p = {f"{name} {other}": c["p"] for name, task in found.items() for other, c in task["against"].items()}
-    adjusted = holm(p)
-    for name, task in found.items():
-        for other, compared in task["against"].items():
-            compared["p_holm"] = adjusted[f"{name} {other}"]
-    return found
+    results = {task.name: compute_task_results(task, level, shown) for task in tasks}
+    p_values = {
+        f"{name} {opponent}": comparison["p"]
+        for name, task in results.items()
+        for opponent, comparison in task["against"].items()
+    }
+    adjusted = holm(p_values)
+    for name, task in results.items():
+        for opponent, comparison in task["against"].items():
+            comparison["p_holm"] = adjusted[f"{name} {opponent}"]
+    return results
 
 
-def of_task(task: Scored, level: float, shown: int) -> dict[str, Any]:
+def compute_task_results(task: Scored, level: float, shown: int) -> dict[str, Any]:
     names = [*task.said]
-    first, others = names[0], names[1:]
-    categories = dict.fromkeys(item.category for item in task.items if item.category)
-    parts = {other: part for other in others if (part := task.compared_with(other)).items}
-    return {
-        "by": task.by, "role": task.role, **({"asks": task.asks, "yes": describe_yes(task.asks)} if task.asks else {}),
-        "items": len(task.items), "dropped": task.dropped,
-        "systems": {name: of_system(task, name, level) for name in names},
-        "against": {other: against(part, first, other, level) for other, part in parts.items()},
-        **({"strengths": strengths(task, level)} if len(parts) > 1 and task.verdicts else {}),
-        "categories": {
-            category: {
-                other: beside(found, other, level)
-                for other, part in parts.items()
-                if (found := only(part, [item.category == category for item in part.items])).items
-            }
-            for category in categories
-        },
-        **nearly_trained_on(task, parts, level),
-        "regressions": {other: regressions(part, other)[:shown] for other, part in parts.items()},
-    }  # fmt: skip
+    first = names[0]
+    parts = {opponent: part for opponent in names[1:] if (part := task.compared_with(opponent)).items}
+    results: dict[str, Any] = {"by": task.by, "role": task.role}
+    if task.asks:
+        results |= {"asks": task.asks, "yes": describe_yes(task.asks)}
+    results |= {
+        "items": len(task.items),
+        "dropped": task.dropped,
+        "systems": {name: compute_system_figures(task, name, level) for name in names},
+        "against": {opponent: compare_systems(part, first, opponent, level) for opponent, part in parts.items()},
+    }
+    if len(parts) > 1 and task.verdicts:
+        results["strengths"] = compute_strengths(task, level)
+    results["categories"] = {}
+    for category in dict.fromkeys(item.category for item in task.items if item.category):
+        by_system = {}
+        for opponent, part in parts.items():
+            selected = select_items(part, [item.category == category for item in part.items])
+            if selected.items:
+                by_system[opponent] = compare_means(selected, opponent, level)
+        results["categories"][category] = by_system
+    results |= compare_on_unseen(task, parts, level)
+    results["regressions"] = {opponent: list_regressions(part, opponent)[:shown] for opponent, part in parts.items()}
+    return results
 
 
-def of_system(task: Scored, name: str, level: float) -> dict[str, Any]:
-    """Figures of one system: its mean score; of checks, the share of items whose checks all hold, and IFEval's others
-    beside it; of a probe its own, or lm-eval's."""
-    said = task.said[name]
+def compute_system_figures(task: Scored, name: str, level: float) -> dict[str, Any]:
+    """Return the figures of one system: its mean score, and for a check the accuracies of IFEval, for a probe its
+    figures, or lm-eval's."""
+    answers = task.said[name]
     if task.figures:
         return {**task.figures[name], "score": own_mean(task, name, level).as_dict()}
-    weighed = [one.weighed for one in said if one.weighed is not None]
-    if weighed:
-        return {"score": own_mean(task, name, level).as_dict(), **figures_of(weighed)}
-    told = [one.ended for one in said if one.ended is not None]
-    results = [one.checked for one in said if one.checked is not None]
+    measurements = [answer.weighed for answer in answers if answer.weighed is not None]
+    if measurements:
+        return {"score": own_mean(task, name, level).as_dict(), **figures_of(measurements)}
+    end_flags = [answer.ended for answer in answers if answer.ended is not None]
+    check_results = [answer.checked for answer in answers if answer.checked is not None]
     return {
         **({"score": own_mean(task, name, level).as_dict()} if task.scored else {}),
-        **(compute_accuracy(results)._asdict() if results else {}),
-        **({"errors": sum(bool(one.error) for one in said)} if task.asks else {}),
+        **(compute_accuracy(check_results)._asdict() if check_results else {}),
+        **({"errors": sum(bool(answer.error) for answer in answers)} if task.asks else {}),
         "characters": float(np.mean(task.lengths(name))),
-        "cut": 1 - sum(told) / len(told) if told else None,
-        "empty": sum(not one.text.strip() for one in said) / len(said),
-    }  # fmt: skip
+        "cut": 1 - sum(end_flags) / len(end_flags) if end_flags else None,
+        "empty": sum(not answer.text.strip() for answer in answers) / len(answers),
+    }
 
 
 def own_mean(task: Scored, name: str, level: float) -> Interval:
-    """A system's mean score, each cluster counted once."""
+    """Return a system's mean score with its interval, each cluster counted once."""
     scores = average_by_group(task.clusters, task.scores(name))[0]
     return proportion_interval(scores, level=level) if task.role in SHARES else mean_interval(scores, level)
 
 
-def beside(task: Scored, other: str, level: float) -> dict[str, Any]:
-    """The difference of the mean scores, first less other, paired by item; without scores, wins less losses."""
+def compare_means(task: Scored, other: str, level: float) -> dict[str, Any]:
+    """Return the comparison of the mean scores, first less other, paired by item; without scores, of wins and
+    losses."""
     compare = paired_shares if task.in_shares else paired_scores
     return asdict(compare(*task.pair(other), task.clusters, level))
 
 
-def against(task: Scored, first: str, other: str, level: float) -> dict[str, Any]:
-    """The same with the difference that so many items would show, and for a judge the win rate: a score has its units
-    from the judge, a win has not."""
-    found = beside(task, other, level)
-    found["items"] = len(task.items)
-    found["detectable"] = would_show(task, other, Interval(**found["difference"]), level)
+def compare_systems(task: Scored, first: str, other: str, level: float) -> dict[str, Any]:
+    """Return the comparison of the means with the smallest detectable difference. For a judge, also return its win
+    rates, since the units of its scores are arbitrary."""
+    comparison = compare_means(task, other, level)
+    comparison["items"] = len(task.items)
+    comparison["detectable"] = compute_detectable(task, other, Interval(**comparison["difference"]), level)
     if task.verdicts:
-        lengths = task.lengths(first), task.lengths(other)
-        controlled = length_controlled(task.wins(other), *lengths, task.clusters, level)
-        found |= {"win_rate": controlled.raw.as_dict(), "win_rate_at_equal_lengths": controlled.controlled.as_dict()}
-        found |= of_orders(task, other, level)
-        found["no_verdict"] = sum(bool(one.error) for one in task.verdicts[other])
-    return found
+        controlled = length_controlled(task.wins(other), task.lengths(first), task.lengths(other), task.clusters, level)
+        comparison["win_rate"] = controlled.raw.as_dict()
+        comparison["win_rate_at_equal_lengths"] = controlled.controlled.as_dict()
+        comparison |= measure_order_effect(task, other, level)
+        comparison["no_verdict"] = sum(bool(verdict.error) for verdict in task.verdicts[other])
+    return comparison
 
 
-def of_orders(task: Scored, other: str, level: float) -> dict[str, Any]:
-    """What the order of the answers does to a judge, where it saw both."""
-    both = pair_orders(task.verdicts[other])
-    if not both:
+def measure_order_effect(task: Scored, other: str, level: float) -> dict[str, Any]:
+    """Return the effect of the order of the answers on a judge. Returns nothing if no pair was judged in both
+    orders."""
+    verdict_pairs = pair_orders(task.verdicts[other])
+    if not verdict_pairs:
         return {}
-    clusters = [item.cluster for item in task.items if item.id in both]
-    shown_first, shown_second = zip(*(both[item.id] for item in task.items if item.id in both), strict=True)
-    found = swap(shown_first, shown_second, clusters, level)
-    return {"swap": {"consistency": found.consistency.as_dict(), "shown_first": found.shown_first.as_dict()}}
+    items = [item for item in task.items if item.id in verdict_pairs]
+    shown_first, shown_second = zip(*(verdict_pairs[item.id] for item in items), strict=True)
+    effect = swap(shown_first, shown_second, [item.cluster for item in items], level)
+    return {"swap": {"consistency": effect.consistency.as_dict(), "shown_first": effect.shown_first.as_dict()}}
 
 
-def would_show(task: Scored, other: str, difference: Interval, level: float) -> float | None:
-    """The difference that as many items find in four of five evaluations; None where too few tell how they vary."""
+def compute_detectable(task: Scored, other: str, difference: Interval, level: float) -> float | None:
+    """Return the difference that as many items detect in four of five evaluations. Returns None if there are too few
+    clusters to estimate their variance."""
     sd = deviation(difference, level)
     if sd is None or difference.n < 2:
         return None
     reach = 0.0
     if task.in_shares:  # shares end at 0 and 1
-        apart = [a - b for a, b in zip(*task.pair(other), strict=True)]
-        reach = cluster_effect(apart, task.clusters)
+        differences = [a - b for a, b in zip(*task.pair(other), strict=True)]
+        reach = cluster_effect(differences, task.clusters)
     size = detectable(sd, difference.n, level, reach=reach)
     return None if task.in_shares and size >= 1 else size
 
 
-def strengths(task: Scored, level: float) -> dict[str, Any]:
-    """Bradley–Terry's strengths of all systems, from the wins of each pair; without scores, of the first system's."""
-    names, rows = [*task.said], list[tuple[str, str, float, str]]()
-    for i, a in enumerate(names if task.scored else names[:1]):
-        for b in names[i + 1 :]:
-            part = task.compared_with(b)
-            verdicts = win_rate(task.scores(a), task.scores(b)).tolist() if task.scored else part.wins(b)
-            rows += [(a, b, won, cluster) for won, cluster in zip(verdicts, part.clusters, strict=True)]
-    a, b, won, clusters = zip(*rows, strict=True)
-    return bradley_terry(a, b, won, clusters, level).as_dict()
+def compute_strengths(task: Scored, level: float) -> dict[str, Any]:
+    """Return the Bradley-Terry strengths of all systems. With scores, all pairs of systems are compared, else the first
+    system with each other one."""
+    names = [*task.said]
+    rows: list[tuple[str, str, float, str]] = []
+    for i, first in enumerate(names if task.scored else names[:1]):
+        for second in names[i + 1 :]:
+            part = task.compared_with(second)
+            wins = win_rate(task.scores(first), task.scores(second)).tolist() if task.scored else part.wins(second)
+            rows += [(first, second, win, cluster) for win, cluster in zip(wins, part.clusters, strict=True)]
+    firsts, seconds, wins, clusters = zip(*rows, strict=True)
+    return bradley_terry(firsts, seconds, wins, clusters, level).as_dict()
 
 
-def nearly_trained_on(task: Scored, parts: Mapping[str, Scored], level: float) -> dict[str, Any]:
-    """How many items each system was nearly trained on, and the comparisons on the items that none was; nothing where
-    there are no such items.
+def compare_on_unseen(task: Scored, parts: Mapping[str, Scored], level: float) -> dict[str, Any]:
+    """Return the number of items that each system was nearly trained on, and the comparisons on the other items.
+    Returns nothing if there are no such items.
 
     Args:
         parts: other system → the items on which it is compared.
     """
-    count = {name: sum(name in item.near for item in task.items) for name in task.said}
-    near = sum(bool(item.near) for item in task.items)
-    if not near:
+    counts = {name: sum(name in item.near for item in task.items) for name in task.said}
+    near_count = sum(bool(item.near) for item in task.items)
+    if not near_count:
         return {}
-    apart = {other: only(part, [not item.near for item in part.items]) for other, part in parts.items()}
-    against = {other: beside(part, other, level) for other, part in apart.items() if part.items}
-    return {"near": {"items": near, "systems": count, "others": against}}
+    unseen = {opponent: select_items(part, [not item.near for item in part.items]) for opponent, part in parts.items()}
+    comparisons = {opponent: compare_means(part, opponent, level) for opponent, part in unseen.items() if part.items}
+    return {"near": {"items": near_count, "systems": counts, "others": comparisons}}
 
 
-def only(task: Scored, which: Sequence[bool]) -> Scored:
-    """Some of the items."""
-    rows = [i for i, one in enumerate(which) if one]
-    said = {name: [found[i] for i in rows] for name, found in task.said.items()}
-    return replace(task, items=[task.items[i] for i in rows], said=said)
+def select_items(task: Scored, is_selected: Sequence[bool]) -> Scored:
+    rows = [i for i, selected in enumerate(is_selected) if selected]
+    answers_by_system = {name: [answers[i] for i in rows] for name, answers in task.said.items()}
+    return replace(task, items=[task.items[i] for i in rows], said=answers_by_system)
 
 
-def regressions(task: Scored, other: str) -> list[dict[str, Any]]:
-    """The items on which the first system lost most, largest loss first. A yes may be good or bad: of what is graded
-    they are the items on which the two differ most, with `by` below 0 where the first one has the yes."""
-    lost = [a - b for a, b in zip(*task.pair(other), strict=True)]
-    sizes = [abs(by) if task.role == "graded" else -by for by in lost]
+def list_regressions(task: Scored, other: str) -> list[dict[str, Any]]:
+    """Return the items on which the first system lost, the largest loss first.
+
+    A yes of a grader may be good or bad, so for a graded task the items are those on which the two systems differ, with
+    `by` below 0 if the first system has the yes.
+    """
+    differences = [a - b for a, b in zip(*task.pair(other), strict=True)]
+    sizes = [abs(difference) if task.role == "graded" else -difference for difference in differences]
     worst = sorted((i for i, size in enumerate(sizes) if size > 0), key=lambda i: -sizes[i])
-    return [{"id": task.items[i].id, "by": -lost[i]} for i in worst]
+    return [{"id": task.items[i].id, "by": -differences[i]} for i in worst]
 
 
 def list_evidence(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
-    """Yield a row for each item: what was asked, and what every system said."""
+    """Yield a row for each item, with its prompt and the answers of every system."""
     for task in tasks:
         for i, item in enumerate(task.items):
-            answers = {name: one[i].as_dict() for name, one in task.said.items()}
-            prompt = {"prompt": item.prompt.as_dicts(), "tools": item.prompt.tool_dicts()}
-            about = {"task": task.name, "id": item.id, "cluster": item.cluster, "category": item.category}
-            about |= {"near": dict(item.near)} if item.near else {}
+            row: dict[str, Any] = {
+                "task": task.name,
+                "id": item.id,
+                "cluster": item.cluster,
+                "category": item.category,
+            }
+            if item.near:
+                row["near"] = dict(item.near)
             if isinstance(item.probe, Choices):
-                about |= {"choices": [*item.probe.texts], "right": item.probe.answer}
-            yield {**about, **{key: value for key, value in prompt.items() if value}, "answers": answers}
+                row |= {"choices": [*item.probe.texts], "right": item.probe.answer}
+            if prompt := item.prompt.as_dicts():
+                row["prompt"] = prompt
+            if tools := item.prompt.tool_dicts():
+                row["tools"] = tools
+            row["answers"] = {name: answers[i].as_dict() for name, answers in task.said.items()}
+            yield row
 
 
 def list_verdicts(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
     """Yield a row for each verdict of a judge."""
     for task in tasks:
-        for other, said in task.verdicts.items():
-            yield from ({"task": task.name, "against": other, **one.as_dict()} for one in said)
+        for opponent, verdicts in task.verdicts.items():
+            for verdict in verdicts:
+                yield {"task": task.name, "against": opponent, **verdict.as_dict()}
 
 
 def describe_system(system: System) -> dict[str, Any]:
-    """Return what exactly answered, as JSON."""
+    """Return the identity of a system as JSON."""
     base = {"base": system.base.digest, "base_id": system.base.id, "method": system.method} if system.base else {}
     return {"name": system.name, "ref": system.ref, "digest": system.record.digest, **base}
 
 
 def describe_task(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a task's results in words.
+    """Yield lines about a task's results.
 
     Args:
         first: the system that is compared with the others.
-        task: see `results_of`.
+        task: see `compute_results`.
     """
     if "asks" in task:
-        shares = ", ".join(f"{who} {in_words(found['score'], '.2f')}" for who, found in task["systems"].items())
+        shares = ", ".join(
+            f"{system} {in_words(figures['score'], '.2f')}" for system, figures in task["systems"].items()
+        )
         yield f"{name}: share that {task['yes']}, by {task['by']}: {shares}"
     by = {"exact": "", "proxy": f" by {task['by']}, a proxy"}.get(task["role"], f" by {task['by']}")
-    for other, found in task["against"].items():
-        scores = f"{found['first']['value']:.3f} against {found['second']['value']:.3f}"
-        won = f", win rate {in_words(found['win_rate'])}" if "win_rate" in found else ""
-        n, items = found["difference"]["n"], counted(found["items"], "item")
-        items += f"{'' if n == found['items'] else f' from {n:,} sources'}{few(n)}"
+    for opponent, comparison in task["against"].items():
+        scores = f"{comparison['first']['value']:.3f} against {comparison['second']['value']:.3f}"
+        win_rate_text = f", win rate {in_words(comparison['win_rate'])}" if "win_rate" in comparison else ""
+        n = comparison["difference"]["n"]
+        items = counted(comparison["items"], "item")
+        items += f"{'' if n == comparison['items'] else f' from {n:,} sources'}{few(n)}"
         yield (
-            f"{name}: {first} against {other}{by}: {scores}, difference {in_words(found['difference'])}{won}, "
-            f"p after Holm {found['p_holm']:.2g} on {items}"
+            f"{name}: {first} against {opponent}{by}: {scores}, difference {in_words(comparison['difference'])}"
+            f"{win_rate_text}, p after Holm {comparison['p_holm']:.2g} on {items}"
         )
-    for other in task["systems"]:
-        if other != first and other not in task["against"]:
-            yield f"{name}: nobody has judged {first} against {other} yet"
+    for opponent in task["systems"]:
+        if opponent != first and opponent not in task["against"]:
+            yield f"{name}: nobody has judged {first} against {opponent} yet"
     if near := task.get("near"):
-        said = [f"against {other} {in_words(found['difference'])}" for other, found in near["others"].items()]
-        others = f"; on the others {first} {', '.join(said)}" if said else ", which leaves no others"
-        yield f"{name}: {counted(near['items'], 'item')} nearly what training saw{others}"
+        parts = [
+            f"against {opponent} {in_words(comparison['difference'])}"
+            for opponent, comparison in near["others"].items()
+        ]
+        remark = f"; on the others {first} {', '.join(parts)}" if parts else ", which leaves no others"
+        yield f"{name}: {counted(near['items'], 'item')} nearly what training saw{remark}"
     if task["dropped"]:
         yield f"{name}: {counted(task['dropped'], 'item')} too long for some system, and asked of none"
-    for system, found in task["systems"].items():
-        if errors := found.get("errors"):
+    for system, figures in task["systems"].items():
+        if errors := figures.get("errors"):
             count_as = "count as one half" if "asks" in task else "score 0"
             yield f"{name}: no verdict on {counted(errors, 'answer')} of {system}, which {count_as}"
