@@ -1,9 +1,9 @@
 """The answers of systems to the prompts of tasks, turn by turn.
 
-The first question of every item is asked, then, behind each system's own answer, the next question of those items that
-have one. Systems on one base answer in one load of it, in batches that hold rows of all of them. Every batch is kept as
-soon as it is made (`align.rollout.answer_cache`), so that a run that is cut off makes nothing twice. The first rank
-keeps them; several ranks share the work. Models behind servers are asked by the first rank alone.
+All systems get the first question of every item, then the next question of items that have one, after each system's own
+answer. Systems on one base share its load and its batches. Every batch is stored as soon as it is sampled
+(`align.rollout.answer_cache`), so that a resumed run samples nothing twice. The first rank stores answers and asks
+models behind servers; sampling is shared by all ranks.
 """
 
 from __future__ import annotations
@@ -43,43 +43,43 @@ from align.track import show_progress
 
 COMPUTES = ("torch", "transformers", "peft", "bitsandbytes")
 PROBES = 8
-"""Prompts that a server is asked twice, to see whether it honours temperature 0."""
+"""Number of prompts that a server is asked twice, to check that it honours temperature 0."""
 OPENING = 10
-"""Words of two answers that have to be the same: later ones may differ by rounding."""
+"""Number of first words of two answers that have to be equal. Later words may differ by rounding."""
 
 Files = Mapping[str, Mapping[tuple[str, str], Sequence[str]]]
-"""System → task and id of an item → its answers in a file, one a turn."""
+"""System → task and id of an item → its answers in a file, one per turn."""
 
 
 @dataclass(slots=True)
 class Made:
-    """How many different records were made before, and now."""
+    """Number of distinct records that were stored before this run, and that this run made."""
 
     before: int = 0
     now: int = 0
 
     def add(self, total: int, before: int) -> None:
-        """Count so many records, some of which were made before."""
+        """Count records, including the given number of records that were stored before."""
         self.before += before
         self.now += total - before
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How systems are asked, and where their answers are kept.
+    """The settings of sampling, with the answers and models in use.
 
     Attributes:
         root: the folder of runs, which holds the file of answers.
-        seed: of all draws, see `seed_of`.
-        dtype_setting: `dtype` as the user gave it, for error messages.
-        max_length: the most tokens of a prompt.
+        seed: base of the seeds of all answers, see `choose_seed`.
+        dtype_setting: `dtype` as set by the user, for error messages.
+        max_length: maximum tokens of a prompt.
         template, template_kwargs: of chats, see `align.data.chat.template.use_template`.
-        hides_reasoning: reasoning is hidden from judges and from later turns.
-        engine: what samples: its name, the device and the versions of what computes.
+        hides_reasoning: True if reasoning is hidden from judges and from later turns.
+        engine: identity of the sampling engine: its name, the device and the versions of libraries.
         open_engine: loads the engine for the base of a system, with a tokenizer.
-        seed_of: the seed of a system's answer to an item. None: the prompt and the number of its draw decide it.
-        loaded: the models of the systems that were asked last, by their names, see `load_actors`.
-        answers, likelihoods: how many were made, of all systems.
+        seed_of: returns the seed of a system's answer to an item. None to derive it from the prompt and the draw.
+        loaded: names of systems → their actors, for the systems that were used last, see `load_actors`.
+        answers, likelihoods: counts over all systems.
     """
 
     root: Path
@@ -102,7 +102,7 @@ class Sampling:
     likelihoods: Made = field(default_factory=Made)
 
     def choose_seed(self, system: System, item: Item) -> int:
-        """Return the seed of an answer. Every system draws with the same one, unless `seed_of` says otherwise."""
+        """Return the seed of an answer. It is the same for every system, unless `seed_of` is set."""
         if self.seed_of is not None:
             return self.seed_of(system, item)
         return place_seed(self.seed, "suite", repr(item.prompt.as_dicts()), *([item.draw] if item.draw else []))
@@ -112,13 +112,13 @@ class TaskAnswers(NamedTuple):
     """The answers of all systems to the items of a task.
 
     Attributes:
-        items: that every system was asked, at every turn.
-        said: system → its last answers, the first system before the others.
-        rollouts: system → the same as tokens, of those that answer here.
-        dropped: items that were too long for some system.
-        greedy: system → its first answers at temperature 0, of the systems that give such answers. None for an item
-            that was not asked so.
-        no_greedy: system → why it gives none.
+        items: those that every system was asked, at every turn.
+        said: system → its last answers. The first system comes first.
+        rollouts: system → the same answers as tokens, for systems sampled in this run's process.
+        dropped: number of items that are too long for some system.
+        greedy: system → its first answers at temperature 0, for systems that have such answers. None for an item that
+            was not asked at temperature 0.
+        no_greedy: system → the reason why it has no such answers.
     """
 
     task: Task
@@ -131,12 +131,12 @@ class TaskAnswers(NamedTuple):
 
     @property
     def first(self) -> str:
-        """The system that is compared with the others."""
+        """The name of the system that is compared with the others."""
         return next(iter(self.said))
 
     @property
     def is_judged(self) -> bool:
-        """Whether a judge scores the answers, and no checks do."""
+        """True if a judge scores the answers instead of checks."""
         return self.items[0].check is None
 
 
@@ -144,10 +144,11 @@ class Turn(NamedTuple):
     """A system's answer at one turn of an item.
 
     Attributes:
-        asked, answer: as tokens, of a system that answers here.
+        reply: the answer as text.
+        asked, answer: the request and the answer as tokens. None for a system behind a server.
     """
 
-    said: Said
+    reply: Said
     asked: Asked | None = None
     answer: Answer | None = None
 
@@ -156,8 +157,8 @@ class Greedy(NamedTuple):
     """The answers of systems at temperature 0.
 
     Attributes:
-        texts: system → number of the item → its answer.
-        why_none: system → why it gives none.
+        texts: system → index of the item → its answer.
+        why_none: system → the reason why it has no such answers.
     """
 
     texts: dict[str, dict[int, str]]
@@ -165,46 +166,55 @@ class Greedy(NamedTuple):
 
 
 def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, files: Files) -> list[TaskAnswers]:
-    """Ask every system every item, and return the answers to each task. What was answered before is not asked again.
+    """Return the answers of every system to every item, by task. Stored answers are not asked for again.
 
     Raises:
         InputError: no item of a task fits every system, or a system gives no answers.
     """
-    asking = [system for system in systems if not system.is_file]
+    active_systems = [system for system in systems if not system.is_file]
     items = [item for _, items in tasks for item in items]
-    talks = {system.name: [item.prompt for item in items] for system in asking}
-    turns: dict[str, dict[int, Turn]] = {system.name: {} for system in asking}
-    pads: dict[str, int] = {}
+    conversations = {system.name: [item.prompt for item in items] for system in active_systems}
+    turns_by_system: dict[str, dict[int, Turn]] = {system.name: {} for system in active_systems}
+    pad_ids: dict[str, int] = {}
     fits = [True] * len(items)
     refusals = [""] * len(items)
     greedy = Greedy({}, {system.name: "a file has none" for system in systems if system.is_file})
-    for number in range(1 + max(len(item.then) for item in items) if asking else 0):
-        due = [i for i, item in enumerate(items) if fits[i] and len(item.then) >= number]
-        requests = [
-            build_requests(sampling, system, [items[i]._replace(prompt=talks[system.name][i]) for i in due])
-            for system in asking
-        ]
-        pads |= {each.system.name: each.tokenizer.pad_token_id for each in requests if each.tokenizer is not None}
-        greedy_rows = rows_to_ask_greedily(tasks) if number == 0 else []
-        due_fits, due_refusals, answers = ask_turn(sampling, requests, greedy_rows, greedy)
-        for i, fit, refusal in zip(due, due_fits, due_refusals, strict=True):
+    for turn_number in range(1 + max(len(item.then) for item in items) if active_systems else 0):
+        due_rows = [i for i, item in enumerate(items) if fits[i] and len(item.then) >= turn_number]
+        requests = []
+        for system in active_systems:
+            due_items = [items[i]._replace(prompt=conversations[system.name][i]) for i in due_rows]
+            requests.append(build_requests(sampling, system, due_items))
+        pad_ids |= {
+            request.system.name: request.tokenizer.pad_token_id for request in requests if request.tokenizer is not None
+        }
+        greedy_rows = rows_to_ask_greedily(tasks) if turn_number == 0 else []
+        row_fits, row_refusals, answers = ask_turn(sampling, requests, greedy_rows, greedy)
+        for i, fit, refusal in zip(due_rows, row_fits, row_refusals, strict=True):
             fits[i] = fit
             refusals[i] = refusal
-        answered_now = [i for i in due if fits[i]]
-        for name, each in answers.items():
-            for i, turn in zip(answered_now, each, strict=True):
-                turns[name][i] = turn
-                if len(items[i].then) > number:
-                    talks[name][i] = continue_talk(talks[name][i], turn.said.text, items[i].then[number])
+        answered_rows = [i for i in due_rows if fits[i]]
+        for name, turns in answers.items():
+            for i, turn in zip(answered_rows, turns, strict=True):
+                turns_by_system[name][i] = turn
+                if len(items[i].then) > turn_number:
+                    next_question = items[i].then[turn_number]
+                    conversations[name][i] = continue_conversation(
+                        conversations[name][i], turn.reply.text, next_question
+                    )
     kept, dropped = drop_unfit(tasks, fits, refusals)
-    fitting = [i for i in range(len(items)) if fits[i]]
-    said: dict[str, Sequence[Said]] = {
-        name: [with_earlier_turns(items[i], talks[name][i], each[i].said) for i in fitting]
-        for name, each in turns.items()
+    fitting_rows = [i for i in range(len(items)) if fits[i]]
+    answers_by_system: dict[str, Sequence[Said]] = {
+        name: [with_earlier_turns(items[i], conversations[name][i], turns[i].reply) for i in fitting_rows]
+        for name, turns in turns_by_system.items()
     }
-    said |= {name: read_file(answers, kept, sampling.hides_reasoning) for name, answers in files.items()}
-    rollouts = {name: build_rollout(pad, [turns[name][i] for i in fitting]) for name, pad in pads.items()}
-    greedy_texts = {name: [texts.get(i) for i in fitting] for name, texts in greedy.texts.items()}
+    answers_by_system |= {
+        name: convert_file_answers(answers, kept, sampling.hides_reasoning) for name, answers in files.items()
+    }
+    rollouts = {
+        name: build_rollout(pad, [turns_by_system[name][i] for i in fitting_rows]) for name, pad in pad_ids.items()
+    }
+    greedy_texts = {name: [texts.get(i) for i in fitting_rows] for name, texts in greedy.texts.items()}
     by_task: list[TaskAnswers] = []
     first = 0
     for task, items in kept:
@@ -214,7 +224,7 @@ def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, fil
             TaskAnswers(
                 task,
                 items,
-                {system.name: said[system.name][rows] for system in systems},
+                {system.name: answers_by_system[system.name][rows] for system in systems},
                 {name: select_rows(rollout, rows) for name, rollout in rollouts.items()},
                 dropped[task.name],
                 {name: texts[rows] for name, texts in greedy_texts.items()},
@@ -230,8 +240,8 @@ def select_rows(rollout: Rollout, rows: slice) -> Rollout:
 
 
 def rows_to_ask_greedily(tasks: Tasks) -> list[int]:
-    """Return the numbers of the items whose answers at temperature 0 are compared: one for each distinct prompt of a
-    task. Empty if all tasks together have too few."""
+    """Return the indices of the items that are also asked at temperature 0: one for each distinct prompt of a task.
+    Returns nothing if all tasks together have too few distinct prompts."""
     rows: list[int] = []
     prompts: list[str] = []
     for _, items in tasks:
@@ -242,7 +252,7 @@ def rows_to_ask_greedily(tasks: Tasks) -> list[int]:
 
 
 def build_requests(sampling: Sampling, system: System, items: Sequence[Item]) -> Wanted:
-    """Return the requests to a system, with all that decides each answer."""
+    """Build the requests to a system, with all settings that decide each answer."""
     if system.endpoint is not None:
         return Wanted(system, None, [build_question(sampling, system, item) for item in items], items)
     assert system.base is not None
@@ -257,7 +267,7 @@ def build_requests(sampling: Sampling, system: System, items: Sequence[Item]) ->
         if ids is None or len(ids) > room:
             keys.append(None)
             continue
-        asked = Asked(
+        key = Asked(
             **identity,
             prompt=tuple(ids),
             max_new_tokens=sampling.max_new_tokens,
@@ -266,12 +276,12 @@ def build_requests(sampling: Sampling, system: System, items: Sequence[Item]) ->
             seed=sampling.choose_seed(system, item),
             engine=sampling.engine,
         )
-        keys.append(asked)
+        keys.append(key)
     return Wanted(system, tokenizer, keys, items)
 
 
 def build_question(sampling: Sampling, system: System, item: Item) -> Question:
-    """Return the request to a server. Servers take 31 bits of a seed."""
+    """Build the request to a server. Seeds are cut to 31 bits, the limit of servers."""
     assert system.endpoint is not None
     return system.endpoint.question(
         messages_of(item.prompt),
@@ -283,7 +293,7 @@ def build_question(sampling: Sampling, system: System, item: Item) -> Question:
 
 
 def load_tokenizer(sampling: Sampling, system: System) -> Any:
-    """Load the tokenizer of a system, with the chat template that it is asked with."""
+    """Load the tokenizer of a system with its chat template."""
     owner = system.tokenized_as or system
     assert owner.artifact is not None
     assert owner.base is not None
@@ -293,7 +303,7 @@ def load_tokenizer(sampling: Sampling, system: System) -> Any:
 
 
 def identify_system(sampling: Sampling, system: System) -> dict[str, Any]:
-    """Return the fields of `Asked` that say who answers."""
+    """Return the fields of `Asked` that identify the system."""
     owner = system.tokenized_as or system
     assert system.base is not None
     assert system.artifact is not None
@@ -309,7 +319,8 @@ def identify_system(sampling: Sampling, system: System) -> dict[str, Any]:
 
 
 def list_computing_versions(device: torch.device) -> list[str]:
-    """Return what numbers depend on beside weights and tokens: the device, and the versions of what computes."""
+    """Return the parts of a result's identity beside weights and tokens: the device, and the versions of numerical
+    libraries."""
     versions = package_versions()
     return [device.type, *(f"{name} {versions[name]}" for name in COMPUTES if name in versions)]
 
@@ -320,82 +331,80 @@ def ask_turn(
     """Ask all systems for their next answers.
 
     Args:
-        greedy_rows: the numbers of the items that are also asked at temperature 0, if they fit.
+        greedy_rows: indices of the items that are also asked at temperature 0, if they fit.
         greedy: receives the answers to them.
 
     Returns:
-        which items fit every system; what a server said of each that it found too long; system → its answers to those
-        that fit.
+        flags of the items that fit every system; the last refusal of a server for each item that it found too long;
+        system → its answers to the items that fit.
     """
-    here = [each for each in requests if each.system.endpoint is None]
-    servers = [each for each in requests if each.system.endpoint is not None]
-    fits = [all(asked is not None for asked in row) for row in zip(*(each.keys for each in requests), strict=True)]
+    local_requests = [request for request in requests if request.system.endpoint is None]
+    server_requests = [request for request in requests if request.system.endpoint is not None]
+    fits = [all(key is not None for key in row) for row in zip(*(request.keys for request in requests), strict=True)]
     refusals = [""] * len(fits)
     replies: dict[str, list[Answer | Failure | None]] = {}
-    for each in servers:  # whose templates and limits are their own: only they can say that a prompt is too long
-        assert each.system.endpoint is not None
-        questions = [question for question, fit in zip(each.keys, fits, strict=True) if fit]
-        of_server = ask_endpoint(sampling, each.system.endpoint, questions, each.system.field, ("too long",))
-        replies[each.system.name] = [of_server.get(question.id) for question in each.keys]
-    for name, of_server in replies.items():
-        fits = [fit and isinstance(reply, Answer) for fit, reply in zip(fits, of_server, strict=True)]
+    for request in server_requests:  # only the server knows its template and its limit of a prompt
+        assert request.system.endpoint is not None
+        questions = [question for question, fit in zip(request.keys, fits, strict=True) if fit]
+        server_replies = ask_endpoint(sampling, request.system.endpoint, questions, request.system.field, ("too long",))
+        replies[request.system.name] = [server_replies.get(question.id) for question in request.keys]
+    for name, server_replies in replies.items():
+        fits = [fit and isinstance(reply, Answer) for fit, reply in zip(fits, server_replies, strict=True)]
         refusals = [
             f"{name} {reply.said}" if isinstance(reply, Failure) else before
-            for reply, before in zip(of_server, refusals, strict=True)
+            for reply, before in zip(server_replies, refusals, strict=True)
         ]
     if not any(fits):
-        return fits, refusals, {each.system.name: [] for each in requests}
+        return fits, refusals, {request.system.name: [] for request in requests}
     rows = [row for row, fit in enumerate(fits) if fit]
     greedy_rows = [row for row in greedy_rows if fits[row]]
-    wanted = []
-    for each in here:
-        keys = [each.keys[row] for row in rows]
-        keys += [replace(each.keys[row], temperature=0.0, seed=0) for row in greedy_rows]
-        wanted.append(Wanted(each.system, each.tokenizer, keys))
+    record_requests = []
+    for request in local_requests:
+        keys = [request.keys[row] for row in rows]
+        keys += [replace(request.keys[row], temperature=0.0, seed=0) for row in greedy_rows]
+        record_requests.append(Wanted(request.system, request.tokenizer, keys))
     store = AnswerStore(sampling.root / FILE)
-    answers = complete(store, wanted, "answers", sampling.answers, partial(generate, sampling))
+    answers = complete(store, record_requests, "answers", sampling.answers, partial(generate, sampling))
     turns: dict[str, list[Turn]] = {}
-    for each, of_system, values in zip(here, wanted, answers, strict=True):
-        asked_items = [each.items[row] for row in (*rows, *greedy_rows)]
-        prompts = [
-            Prompt(item.prompt, [*asked.prompt]) for item, asked in zip(asked_items, of_system.keys, strict=True)
-        ]
+    for request, system_request, values in zip(local_requests, record_requests, answers, strict=True):
+        items = [request.items[row] for row in (*rows, *greedy_rows)]
+        prompts = [Prompt(item.prompt, [*key.prompt]) for item, key in zip(items, system_request.keys, strict=True)]
         texts = [answer.text for answer in values]
-        hidden, read = parted_texts(prompts, texts, each.tokenizer, sampling.hides_reasoning)
-        turns[each.system.name] = [
-            Turn(Said(asked.id, text, None, answer.ended, reasoning), asked, answer)
-            for asked, answer, reasoning, text in zip(of_system.keys, values, hidden, read, strict=True)
+        reasonings, shown_texts = parted_texts(prompts, texts, request.tokenizer, sampling.hides_reasoning)
+        turns[request.system.name] = [
+            Turn(Said(key.id, text, None, answer.ended, reasoning), key, answer)
+            for key, answer, reasoning, text in zip(system_request.keys, values, reasonings, shown_texts, strict=True)
         ][: len(rows)]
         if greedy_rows:
-            greedy.texts[each.system.name] = dict(zip(greedy_rows, read[len(rows) :], strict=True))
-    for each in servers:
-        name = each.system.name
+            greedy.texts[request.system.name] = dict(zip(greedy_rows, shown_texts[len(rows) :], strict=True))
+    for request in server_requests:
+        name = request.system.name
         turns[name] = []
-        for question, reply, fit in zip(each.keys, replies[name], fits, strict=True):
+        for question, reply, fit in zip(request.keys, replies[name], fits, strict=True):
             if fit and isinstance(reply, Answer):
                 reasoning, text = parted(reply.text) if sampling.hides_reasoning else (None, reply.text)
                 turns[name].append(Turn(Said(question.id, text, None, reply.ended, reasoning)))
         if greedy_rows:
-            texts, why = ask_server_greedily(sampling, each.system, [each.keys[row] for row in greedy_rows])
+            texts, why = ask_server_greedily(sampling, request.system, [request.keys[row] for row in greedy_rows])
             if texts is None:
                 greedy.why_none[name] = why
             else:
-                read = [parted(text)[1] if sampling.hides_reasoning else text for text in texts]
-                greedy.texts[name] = dict(zip(greedy_rows, read, strict=True))
+                shown_texts = [parted(text)[1] if sampling.hides_reasoning else text for text in texts]
+                greedy.texts[name] = dict(zip(greedy_rows, shown_texts, strict=True))
     return fits, refusals, turns
 
 
-# Systems that answer here
+# Systems that are sampled in this process
 
 
 class Wanted(NamedTuple):
-    """Records that are wanted of a system, such as answers.
+    """Records that are requested of a system, such as answers.
 
     Attributes:
-        tokenizer: None of a model behind a server.
-        keys: of each record all that decides it, such as an `Asked`, or a `Question` to a server. None for a prompt
-            that is too long for the system.
-        items: that the records are of, if they are answers.
+        tokenizer: None for a model behind a server.
+        keys: for each record all settings that decide it, such as an `Asked`, or a `Question` to a server. None for a
+            prompt that is too long for the system.
+        items: of the records, if they are answers.
     """
 
     system: System
@@ -405,65 +414,69 @@ class Wanted(NamedTuple):
 
     @property
     def group(self) -> tuple[Any, ...]:
-        """What systems share that answer in one load: the base, and the tokens that end an answer."""
+        """The settings shared by systems that are sampled together: the base, and the tokens that end an answer."""
         assert self.system.base is not None
         return self.system.base.digest, self.system.method, getattr(self.keys[0], "stop_ids", ())
 
 
 Keep = Callable[[Sequence[tuple[Any, Any]]], None]
-"""Keeps records with their keys as soon as they are made."""
+"""Function that stores records with their keys."""
 
 
 def complete(
-    store: AnswerStore, wanted: Sequence[Wanted], what: str, made: Made, make: Callable[[Sequence[Wanted], Keep], None]
+    store: AnswerStore,
+    requests: Sequence[Wanted],
+    what: str,
+    counts: Made,
+    make: Callable[[Sequence[Wanted], Keep], None],
 ) -> list[list[Any]]:
-    """Look up records, make and keep those that are missing, and return those of each system in the order of its keys.
+    """Look up records, make and store the missing ones, and return those of each system in the order of its keys.
 
     Args:
-        what: the records are called, for the progress bar.
-        made: counts them.
+        what: the name of the records, for the progress bar.
+        counts: counts them.
         make: makes the missing records of systems on one base, each once.
     """
-    ids = {key.id for each in wanted for key in each.keys}
+    ids = {key.id for request in requests for key in request.keys}
     if not ids:
-        return [[] for _ in wanted]
-    known: dict[str, Any] = ranks.broadcast(store.found(ids) if ranks.is_main() else {})
-    before = len(known)
-    made.add(len(ids), before)
+        return [[] for _ in requests]
+    record_by_id: dict[str, Any] = ranks.broadcast(store.found(ids) if ranks.is_main() else {})
+    stored_count = len(record_by_id)
+    counts.add(len(ids), stored_count)
     groups: dict[tuple[Any, ...], list[Wanted]] = {}
-    for each in wanted:
-        if each.keys:
-            groups.setdefault(each.group, []).append(each)
-    with show_progress(what, len(ids), before) as bar:
+    for request in requests:
+        if request.keys:
+            groups.setdefault(request.group, []).append(request)
+    with show_progress(what, len(ids), stored_count) as bar:
 
         def keep(records: Sequence[tuple[Any, Any]]) -> None:
             if ranks.is_main():
                 store.add(records)
-            known.update((key.id, record) for key, record in records)
-            bar.advance(len(known))
+            record_by_id.update((key.id, record) for key, record in records)
+            bar.advance(len(record_by_id))
 
         for group in groups.values():
             missing = [
-                each._replace(keys=[*{key.id: key for key in each.keys if key.id not in known}.values()])
-                for each in group
+                request._replace(keys=[*{key.id: key for key in request.keys if key.id not in record_by_id}.values()])
+                for request in group
             ]
-            if any(each.keys for each in missing):
+            if any(request.keys for request in missing):
                 make(missing, keep)
-    return [[known[key.id] for key in each.keys] for each in wanted]
+    return [[record_by_id[key.id] for key in request.keys] for request in requests]
 
 
 def generate(sampling: Sampling, group: Sequence[Wanted], keep: Keep) -> None:
     """Sample the missing answers of systems on one base. Rows of one prompt stand together.
 
     Raises:
-        InputError: a system has no distribution to draw from.
+        InputError: the logits of a system are not finite.
     """
-    actors = load_actors(sampling, [each.system for each in group])
+    actors = load_actors(sampling, [request.system for request in group])
     rows = [
-        (each, asked)
-        for at_once in zip_longest(*(each.keys for each in group))
-        for each, asked in zip(group, at_once, strict=True)
-        if asked is not None
+        (request, key)
+        for keys_of_item in zip_longest(*(request.keys for request in group))
+        for request, key in zip(group, keys_of_item, strict=True)
+        if key is not None
     ]
     sampled = [row for row in rows if row[1].temperature]
     greedy = [row for row in rows if not row[1].temperature]
@@ -473,24 +486,23 @@ def generate(sampling: Sampling, group: Sequence[Wanted], keep: Keep) -> None:
         for actor in actors.values():
             engine.sync(actor)
         for batch in batches:
-            names = ", ".join(dict.fromkeys(each.system.field for each, _ in batch))
+            names = ", ".join(dict.fromkeys(request.system.field for request, _ in batch))
             with divergence_as_input_error(names, None, sampling.dtype_setting):
-                prompts = [[*asked.prompt] for _, asked in batch]
-                seeds = [asked.seed for _, asked in batch]
+                prompts = [[*key.prompt] for _, key in batch]
+                seeds = [key.seed for _, key in batch]
                 with nullcontext() if batch[0][1].temperature else greedily(engine):
-                    rollout = engine.generate(prompts, [actors[each.system.name] for each, _ in batch], seeds)
+                    rollout = engine.generate(prompts, [actors[request.system.name] for request, _ in batch], seeds)
             answers = zip(batch, response_ids(rollout), rollout.ended_B.tolist(), strict=True)
             keep(
                 [
-                    (asked, Answer(tuple(ids), response_text(each.tokenizer, ids, ended), ended))
-                    for (each, asked), ids, ended in answers
+                    (key, Answer(tuple(ids), response_text(request.tokenizer, ids, has_ended), has_ended))
+                    for (request, key), ids, has_ended in answers
                 ]
             )
 
 
 def load_actors(sampling: Sampling, systems: Sequence[System]) -> dict[str, Actor]:
-    """Return the actor of each of some systems on one base. Those that were loaded last are kept until others are asked
-    for."""
+    """Return the actors of systems on one base. They stay loaded until those of other systems are requested."""
     names = tuple(system.name for system in systems)
     if names in sampling.loaded:
         return sampling.loaded[names]
@@ -519,7 +531,7 @@ def ask_endpoint(
 
     Args:
         label: of the progress bar.
-        accepted: the kinds of failures that are replies.
+        accepted: kinds of failures that are returned instead of raised.
 
     Raises:
         InputError: the server does not answer, or a question fails in another way.
@@ -530,22 +542,24 @@ def ask_endpoint(
             raise lost(endpoint, reply)
 
     replies: Mapping[str, Answer | Failure] = {}
-    before = 0
+    stored_count = 0
     if ranks.is_main():
-        replies, before = answers_from(endpoint, questions, AnswerStore(sampling.root / FILE), label, watch)
-    replies, before = ranks.broadcast((replies, before))
-    sampling.answers.add(sum(isinstance(reply, Answer) for reply in replies.values()), before)
+        replies, stored_count = answers_from(endpoint, questions, AnswerStore(sampling.root / FILE), label, watch)
+    replies, stored_count = ranks.broadcast((replies, stored_count))
+    sampling.answers.add(sum(isinstance(reply, Answer) for reply in replies.values()), stored_count)
     return replies
 
 
 def ask_server_greedily(
     sampling: Sampling, system: System, questions: Sequence[Question]
 ) -> tuple[list[str] | None, str]:
-    """Ask a server at temperature 0. The first few questions are asked twice, with different seeds: a server whose
-    answers differ does not honour the temperature.
+    """Ask a server at temperature 0.
+
+    The first few questions are asked twice, with different seeds, since a server that does not honour the temperature
+    then answers differently.
 
     Returns:
-        the texts, None if it gives no such answers, and the reason then.
+        the texts and an empty reason; or None and the reason, if the server gives no such answers.
 
     Raises:
         InputError: the server cannot be reached, or its answers cannot be read.
@@ -559,13 +573,13 @@ def ask_server_greedily(
         return None, f"{endpoint.field}.extra_body sets the temperature"
     greedy = [with_settings(question, temperature=0.0, seed=0) for question in questions]
     probes = greedy[:PROBES]
-    again = [replace(with_settings(question, seed=1), draw=1) for question in probes]
-    replies = ask(questions=[*probes, *again])
+    repeated = [replace(with_settings(question, seed=1), draw=1) for question in probes]
+    replies = ask(questions=[*probes, *repeated])
     refusal = next((reply.said for reply in replies.values() if isinstance(reply, Failure)), None)
     if refusal is not None:
         return None, f"its server {refusal}"
     openings = {id: tokenize_words(reply.text)[:OPENING] for id, reply in replies.items() if isinstance(reply, Answer)}
-    differing = sum(openings[one.id] != openings[other.id] for one, other in zip(probes, again, strict=True))
+    differing = sum(openings[first.id] != openings[second.id] for first, second in zip(probes, repeated, strict=True))
     if 2 * differing >= len(probes):
         return None, "its server answers differently each time"
     replies = {**replies, **ask(questions=[question for question in greedy if question.id not in replies])}
@@ -576,74 +590,81 @@ def ask_server_greedily(
 
 
 def with_settings(question: Question, **settings: Any) -> Question:
-    """Return the question with other values for those settings that it has."""
+    """Return the question with other values of settings, leaving out settings that it does not have."""
     return replace(question, body={**question.body, **{k: v for k, v in settings.items() if k in question.body}})
 
 
-# What the answers are
+# Conversions of answers
 
 
-def continue_talk(talk: Conversation, answer: str, question: str) -> Conversation:
-    """Return a conversation with the system's own answer, without reasoning that is hidden, and the next question."""
-    return replace(talk, messages=(*talk.messages, Message("assistant", answer), Message("user", question)))
+def continue_conversation(conversation: Conversation, answer: str, question: str) -> Conversation:
+    """Return a conversation with the system's answer, without hidden reasoning, and the next question."""
+    return replace(
+        conversation, messages=(*conversation.messages, Message("assistant", answer), Message("user", question))
+    )
 
 
-def with_earlier_turns(item: Item, talk: Conversation, said: Said) -> Said:
-    """Return a system's last answer to an item with what was said before it."""
-    return replace(said, before=talk.messages[len(item.prompt.messages) :])
+def with_earlier_turns(item: Item, conversation: Conversation, answer: Said) -> Said:
+    """Return a system's last answer to an item with the turns between the prompt and this answer."""
+    return replace(answer, before=conversation.messages[len(item.prompt.messages) :])
 
 
 def drop_unfit(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> tuple[Tasks, dict[str, int]]:
-    """Return the items whose prompts fit every system, and how many do not, by task.
+    """Drop the items whose prompts are too long for some system. Returns the other items, and the number of dropped
+    ones by task.
 
     Args:
-        fits: of every item, one task behind another.
-        refusals: what a server said of each that it found too long; else empty.
+        fits: of every item, one task after another.
+        refusals: for each item the message of a server that found it too long, else empty.
 
     Raises:
-        InputError: no item of a task fits. It has the last words of a server: what is meant may be something else.
+        InputError: no item of a task fits. The message includes the last one of a server, since the reason may be
+            another.
     """
-    kept: list[tuple[Task, Sequence[Item]]] = []
+    kept_tasks: list[tuple[Task, Sequence[Item]]] = []
     dropped: dict[str, int] = {}
     first = 0
     for task, items in tasks:
         rows = range(first, first + len(items))
         first += len(items)
         fitting = [item for item, row in zip(items, rows, strict=True) if fits[row]]
-        said = [f": {refusals[row]}" for row in rows if refusals[row]]
+        server_messages = [f": {refusals[row]}" for row in rows if refusals[row]]
         problem = f"is longer than what a prompt may have, for all {counted(len(items), 'item')}"
         problem += f" of {task.name}" if task.name != JUDGED else ""
-        problem += said[-1] if said else ""
+        problem += server_messages[-1] if server_messages else ""
         value = task.name if task.name != JUDGED else "the longest prompt"
         require(bool(fitting), "data.max_length", value, problem, "Raise it, or lower rollout.max_new_tokens.")
-        kept.append((task, fitting))
+        kept_tasks.append((task, fitting))
         dropped[task.name] = len(items) - len(fitting)
-    return kept, dropped
+    return kept_tasks, dropped
 
 
-def read_file(answers: Mapping[tuple[str, str], Sequence[str]], tasks: Tasks, hides: bool) -> list[Said]:
+def convert_file_answers(answers: Mapping[tuple[str, str], Sequence[str]], tasks: Tasks, hides: bool) -> list[Said]:
     """Return the answers of a file to all items.
 
     Args:
-        answers: task and id of an item → its answers, one a turn.
+        answers: task and id of an item → its answers, one per turn.
+        hides: True to split reasoning off the answers.
     """
-    said = []
+    last_answers = []
     for task, items in tasks:
         for item in items:
-            read = [parted(text, False) if hides else (None, text) for text in answers[task.name, item.id]]
-            talk = item.prompt
-            for (_, text), question in zip(read, item.then, strict=False):
-                talk = continue_talk(talk, text, question)
-            reasoning, text = read[-1]
-            said.append(with_earlier_turns(item, talk, Said("", text, None, None, reasoning)))
-    return said
+            texts = answers[task.name, item.id]
+            parts = [parted(text, False) if hides else (None, text) for text in texts]
+            conversation = item.prompt
+            for (_, text), question in zip(parts, item.then, strict=False):
+                conversation = continue_conversation(conversation, text, question)
+            reasoning, text = parts[-1]
+            answer = Said("", text, None, None, reasoning)
+            last_answers.append(with_earlier_turns(item, conversation, answer))
+    return last_answers
 
 
 def build_rollout(pad: int, turns: Sequence[Turn]) -> Rollout:
-    """Return answers as tokens, for scorers that read these, or whether an answer was cut.
+    """Return answers as tokens, for scorers that read tokens or ask whether an answer was cut.
 
     Args:
-        pad: the id of the token that fills rows up.
+        pad: id of the padding token.
     """
     prompts = [turn.asked.prompt for turn in turns if turn.asked is not None]
     answers = [turn.answer for turn in turns if turn.answer is not None]

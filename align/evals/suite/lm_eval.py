@@ -179,7 +179,7 @@ def parse_stops(kwargs: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
 
 
 def items_of_harness(task: Task, harness: Harness) -> Sequence[Item]:
-    """Return the items of a task of lm-eval. For a group, they are those of all its tasks, with the task as the category.
+    """Return the items of a task of lm-eval. A group has the items of all its tasks, with the task as the category.
 
     Raises:
         InputError: see `built`.
@@ -227,7 +227,7 @@ def outcome_of(
     """Run lm-eval's own evaluation on some of the items.
 
     Args:
-        groups: see `built`. Its tasks are changed by the evaluation.
+        groups: see `built`. Filters and metrics modify its tasks, and each call resets them first.
 
     Raises:
         InputError: a metric fails.
