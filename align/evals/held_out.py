@@ -1,5 +1,4 @@
-"""Figures on held-out data: the loss of rows, the implicit reward of answers, and how well pairs and labels are told
-apart."""
+"""Figures on held-out data: the loss of rows, the implicit reward of answers, and the accuracy on pairs and labels."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ from align.track import format_row
 SIDES = ("chosen", "rejected")
 MEASURED_AT_ONCE = 32
 Row = tuple[list[int], int]
-"""Tokens of prompt and answer, and where the answer begins."""
+"""Token ids of a prompt with its answer, and the index at which the answer begins."""
 
 
 class HeldOutLoss(NamedTuple):
@@ -48,13 +47,13 @@ class HeldOutLoss(NamedTuple):
     sizes: list[int]
 
     def select(self, is_selected: Sequence[bool]) -> HeldOutLoss:
-        """Return the loss on some of the rows, at least one."""
+        """Return the loss on the selected rows, at least one."""
         by_row = list(compress(self.by_row, is_selected))
         sizes = list(compress(self.sizes, is_selected))
         return HeldOutLoss(sum(by_row) / sum(sizes), sum(sizes), by_row, sizes)
 
     def change_to(self, after: HeldOutLoss) -> Interval:
-        """Return by how much the loss on the same rows changed, in nats a token."""
+        """Return the change of the loss on the same rows, in nats per token."""
         return ratio_interval([b - a for a, b in zip(self.by_row, after.by_row, strict=True)], self.sizes)
 
 
@@ -62,8 +61,8 @@ class HeldOutLoss(NamedTuple):
 def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> HeldOutLoss:
     """Compute the loss of a model on rows.
 
-    Rows are batched by length, so that little padding is computed, and each rank computes its share of the batches. The
-    mean is over tokens, whatever the batches.
+    Rows are batched by length to save padding, and each rank computes its share of the batches. The mean is over tokens
+    and does not depend on the batches.
     """
     device = next(model.parameters()).device
     was_training = model.training
@@ -77,22 +76,23 @@ def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: 
         tokens = pad([row.input_ids for row in batch], pad_id).to(device)
         mask = pad([[1] * len(row.input_ids) for row in batch], 0).bool().to(device)
         picked = (pad([row.labels for row in batch], IGNORED) != IGNORED).to(device)
-        picked[:, 0] = False  # nothing stands before a first token
+        picked[:, 0] = False  # the first token has no context
         logprobs, _, _ = picked_logprobs(model, tokens, mask, picked)
         counts = picked.sum(1).tolist()
-        return -logprobs.sum().item(), [-of_row.sum().item() for of_row in logprobs.split(counts)], counts
+        row_nats = [-row_logprobs.sum().item() for row_logprobs in logprobs.split(counts)]
+        return -logprobs.sum().item(), row_nats, counts
 
     share = [measure_batch(places) for places in ranks.own_share(batches)]
     if is_sharded(model) and len(share) * ranks.world_size() < len(batches):
-        measure_batch(batches[-1])  # thrown away: all ranks take a pass at once
+        measure_batch(batches[-1])  # result unused: with sharding, all ranks have to run the same number of passes
     results = ranks.gather_shares(share, len(batches))
     model.train(was_training)
     total = 0.0
     by_row = [0.0] * len(rows)
     sizes = [0] * len(rows)
-    for places, (nats, of_rows, counts) in zip(batches, results, strict=True):
+    for places, (nats, row_nats_of_batch, counts) in zip(batches, results, strict=True):
         total += nats
-        for i, nats_of_row, count in zip(places, of_rows, counts, strict=True):
+        for i, nats_of_row, count in zip(places, row_nats_of_batch, counts, strict=True):
             by_row[i] = nats_of_row
             sizes[i] = count
     return HeldOutLoss(total / sum(sizes), sum(sizes), by_row, sizes)
@@ -103,31 +103,32 @@ def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: 
 
 @torch.no_grad()
 def answer_logprobs(model: Any, rows: Sequence[Row], pad_id: int, by_token: bool = False) -> Tensor:
-    """Return log π of each answer [N] on the CPU, under whatever adapter is active; its mean over tokens if
-    `by_token`."""
+    """Return log π of each answer [N] on the CPU, under the active adapter. If `by_token`, it is divided by the number
+    of tokens."""
     if not rows:
         return torch.zeros(0, device="cpu")
     device = next(model.parameters()).device
     rollout = rollout_from_answers([ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows], pad_id, device)
-    each = compute_in_chunks(
+    logprobs = compute_in_chunks(
         lambda part: response_logprobs(model, part, 1.0)[0].sum(-1), rollout, MEASURED_AT_ONCE
     ).cpu()
-    return each / torch.tensor([len(ids) - n for ids, n in rows], device="cpu") if by_token else each
+    return logprobs / torch.tensor([len(ids) - n for ids, n in rows], device="cpu") if by_token else logprobs
 
 
 def pair_logprobs(model: Any, pairs: Sequence[TokenizedPair], pad_id: int, by_token: bool = False) -> Tensor:
-    """Return log π of the better and of the worse answer of each pair [M, 2], see `answer_logprobs`."""
-    sides = [(p.chosen_ids, p.chosen_start) for p in pairs], [(p.rejected_ids, p.rejected_start) for p in pairs]
-    return torch.stack([answer_logprobs(model, side, pad_id, by_token) for side in sides], -1)
+    """Return log π of the chosen and the rejected answer of each pair [M, 2], see `compute_answer_logprobs`."""
+    chosen_rows = [(pair.chosen_ids, pair.chosen_start) for pair in pairs]
+    rejected_rows = [(pair.rejected_ids, pair.rejected_start) for pair in pairs]
+    return torch.stack([answer_logprobs(model, rows, pad_id, by_token) for rows in (chosen_rows, rejected_rows)], -1)
 
 
 def require_finite(values: Tensor, what: str, steps: int, lr: float, dtype: str) -> None:
-    """Raise InputError if one of the values is not finite.
+    """Raise InputError if a value is not finite.
 
     Args:
         values: one row for each answer or pair.
-        what: is measured, such as `pairs have logprobs`.
-        steps: of training behind them.
+        what: the measured property, such as `pairs have logprobs`.
+        steps: number of training steps so far.
     """
     if count := int((~values.isfinite()).flatten(1).any(1).sum()):
         problem = f"{count} of {len(values)} held-out {what} that are no numbers after step {steps}"
@@ -138,9 +139,11 @@ def require_finite(values: Tensor, what: str, steps: int, lr: float, dtype: str)
 
 
 def held_out_figures(prefs: Sequence[Preference], gap_M: Tensor) -> dict[str, dict[str, Any]]:
-    """Return the accuracy on the labels with its interval over prompts. If one scorer made all labels with noise,
-    return also the accuracy against its order without noise, and the ceiling that the noise leaves: how often the
-    labels agree with that order."""
+    """Compute the accuracy on the labels with its interval over prompts.
+
+    If one scorer made all labels with noise, return also `accuracy_noiseless`, the accuracy against the scorer's order
+    without noise, and `ceiling`, the share of labels that agree with that order.
+    """
     groups = [pref.group_id or pref.id for pref in prefs]
 
     def interval(values: Tensor) -> dict[str, Any]:
@@ -161,7 +164,8 @@ def held_out_figures(prefs: Sequence[Preference], gap_M: Tensor) -> dict[str, di
 
 
 def simulated_by(prefs: Sequence[Preference]) -> dict[str, list[str]]:
-    """Return the scorers that stood in for people in pairs that were learned from; empty if there are none."""
+    """Return the scorers that replaced people as annotators of these pairs, under the key `simulated_by`. Returns
+    nothing if people annotated all."""
     scorers = sorted({pref.scorer for pref in prefs if pref.scorer})
     return {"simulated_by": scorers} if scorers else {}
 
@@ -173,12 +177,13 @@ def write_held_out_pairs(
     scores_M2: Tensor | None = None,
     log_odds: float | None = 1.0,
 ) -> None:
-    """Write `held_out.jsonl`: every held-out pair with the model's margin, one JSON object a line.
+    """Write `held_out.jsonl`: every held-out pair with the model's margin, one JSON object per line.
 
     Args:
-        margins_M: by how much the model puts the chosen answer of each pair above the other.
-        scores_M2: of the chosen and the other one, if each has a score of its own.
-        log_odds: nats of log odds that the chosen one wins in a unit of the margin; None if it says nothing of odds.
+        margins_M: the model's margin of the chosen over the rejected answer of each pair.
+        scores_M2: of the chosen and the rejected answer, if each has a score of its own.
+        log_odds: log odds in nats that the chosen answer wins, for a margin of 1. None if the margin is not related to
+            odds.
     """
     lines = []
     for i, (pref, margin) in enumerate(zip(prefs, margins_M.tolist(), strict=True)):
@@ -194,8 +199,8 @@ def write_held_out_pairs(
 
 
 def label_figures(answers: Sequence[Feedback], rewards_N: Tensor) -> dict[str, Any]:
-    """Return `auc`, how often a wanted answer has a higher reward than an unwanted one, with its interval over prompts.
-    Returns nothing if all have one label."""
+    """Return `auc`, the probability that a desirable answer has a higher reward than an undesirable one, with its
+    interval over prompts. Returns nothing if all answers have one label."""
     labels = [answer.label for answer in answers]
     if len(set(labels)) < 2:
         return {}
@@ -204,7 +209,7 @@ def label_figures(answers: Sequence[Feedback], rewards_N: Tensor) -> dict[str, A
 
 
 def write_held_out_answers(path: Path, answers: Sequence[Feedback], rewards_N: Tensor) -> None:
-    """Write `held_out.jsonl`: every held-out answer with its label and its reward, one JSON object a line."""
+    """Write `held_out.jsonl`: every held-out answer with its label and its reward, one JSON object per line."""
     lines = []
     for answer, reward in zip(answers, rewards_N.tolist(), strict=True):
         prompt = [message.as_dict() for message in answer.prompt]

@@ -1,6 +1,6 @@
-"""Samples of two systems, a policy and its start, on the same prompts, and the figures over them.
+"""Samples of two systems, a policy and its start, on the same prompts, and the figures computed from them.
 
-`samples.jsonl` is the evidence for `metrics.json`: `summarise(read_samples(path))` gives the very same figures again.
+All figures of `metrics.json` can be recomputed from `samples.jsonl`, exactly: `summarise(read_samples(path))`.
 """
 
 from __future__ import annotations
@@ -36,21 +36,20 @@ SIDES = ("ref", "policy")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One prompt answered by the reference and by the policy, both scored by the judge.
+    """A prompt with the answers of the reference and of the policy, both scored by the judge.
 
     Attributes:
-        prompt_id: of the prompt in its data set; answers that share it count as one piece of evidence.
-        prompt: the conversation up to the answer, as both were asked.
+        prompt_id: of the prompt in its data set. Answers with the same id count as one piece of evidence.
+        prompt: the conversation up to the answer.
         ref, policy: the two answers, without any template, as the judge reads them.
         score_ref, score_policy: the judge's scores, higher is better.
         length_ref, length_policy: tokens of the answer, its stop token included.
-        ended_ref, ended_policy: True where the answer ended with a stop token, False where it was cut.
+        ended_ref, ended_policy: True if the answer ended with a stop token, False if it was cut.
         kl: one-sample estimate of the sequence KL(policy || ref) on the policy's own answer, in nats: the sum over its
-            response tokens of logp_policy - logp_ref. Unbiased, and negative for single answers.
-        reasoning_ref, reasoning_policy: what the judge did not read of the answers; None where it read all of them.
-        seen: True where the policy was trained on this prompt; None where it was not, or nobody knows.
-        greedy_ref, greedy_policy: the two answers that take the likeliest token everywhere. None of a prompt that was
-            not asked so.
+            response tokens of logp_policy - logp_ref. It is unbiased, and may be negative for single answers.
+        reasoning_ref, reasoning_policy: the parts of the answers that were hidden from the judge. None if nothing was.
+        seen: True if the policy was trained on this prompt. None if it was not, or if that is unknown.
+        greedy_ref, greedy_policy: the two answers by greedy decoding. None for a prompt that was not asked so.
     """
 
     prompt_id: str
@@ -71,24 +70,26 @@ class Sample:
     greedy_policy: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """One object of `samples.jsonl`."""
-        row = {f.name: getattr(self, f.name) for f in fields(self)} | {"prompt": [m.as_dict() for m in self.prompt]}
+        """Return the sample as an object of `samples.jsonl`."""
+        row = {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "prompt": [message.as_dict() for message in self.prompt]
+        }
         return {name: value for name, value in row.items() if value is not None}
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Sample:
-        """Return the sample of a line of `samples.jsonl`."""
+        """Build a sample from an object of `samples.jsonl`."""
         return cls(**{**record, "prompt": tuple(map(Message.from_dict, record["prompt"]))})
 
 
 def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
-    """The layout of `metrics.json`.
+    """Compute the figures of `metrics.json`.
 
-    Each figure with an interval is a mean over prompts of the prompt's mean over its answers: the win rate has
-    Wilson's, the others Student's, or none where all prompts have one value.
+    Each figure with an interval is a mean over prompts of the prompt's mean over its answers. The win rate has Wilson's
+    interval, the others have Student's, or none if all prompts have the same value.
 
     Args:
-        role: what the judge's scores are called, `gold` or `proxy`.
+        role: the key of the judge's scores, `gold` or `proxy`.
 
     Returns:
         `win_rate` and `gold.difference` (policy minus reference) as `{value, low, high, n}`; `gold`, `length` (mean
@@ -101,33 +102,34 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
     """
     if not samples:
         raise ValueError("no samples to summarise: at least one prompt must be answered")
-    ids = [s.prompt_id for s in samples]
-    texts = {who: [getattr(s, who) for s in samples] for who in SIDES}
+    ids = [sample.prompt_id for sample in samples]
+    texts = {side: [getattr(sample, side) for sample in samples] for side in SIDES}
 
-    def average(values: Sequence[float]) -> NDArray[np.float64]:
+    def average_prompts(values: Sequence[float]) -> NDArray[np.float64]:
         """Return the mean of each prompt's answers."""
         return average_by_group(ids, values)[0]
 
-    def column(name: str, who: str) -> list[float]:
-        return [getattr(s, f"{name}_{who}") for s in samples]
+    def get_column(name: str, side: str) -> list[float]:
+        return [getattr(sample, f"{name}_{side}") for sample in samples]
 
-    def both(name: str) -> dict[str, float]:
-        return {who: float(average(column(name, who)).mean()) for who in SIDES}
+    def average_sides(name: str) -> dict[str, float]:
+        return {side: float(average_prompts(get_column(name, side)).mean()) for side in SIDES}
 
-    ref, policy = (column("score", who) for who in SIDES)
-    gained = mean_interval(average(policy) - average(ref))  # paired: a prompt's difficulty cancels out
-    kl = mean_interval(average([s.kl for s in samples]))
-    empty = {who: float(average([not text.strip() for text in texts[who]]).mean()) for who in SIDES}
+    ref_scores, policy_scores = (get_column("score", side) for side in SIDES)
+    # Paired by prompt, so that its difficulty cancels out.
+    difference = mean_interval(average_prompts(policy_scores) - average_prompts(ref_scores))
+    kl = mean_interval(average_prompts([sample.kl for sample in samples]))
+    empty = {side: float(average_prompts([not text.strip() for text in texts[side]]).mean()) for side in SIDES}
     return {
-        "win_rate": proportion_interval(average(win_rate(policy, ref).tolist())).as_dict(),
-        role: both("score") | {"difference": gained.as_dict()},
+        "win_rate": proportion_interval(average_prompts(win_rate(policy_scores, ref_scores).tolist())).as_dict(),
+        role: average_sides("score") | {"difference": difference.as_dict()},
         "kl": kl.value,
         "kl_interval": kl.as_dict(),
-        "length": both("length"),
-        **{f"distinct{n}": {who: distinct_n(texts[who], n) for who in SIDES} for n in (1, 2)},
-        "repetition": {who: compute_repetition(texts[who]) for who in SIDES},
+        "length": average_sides("length"),
+        **{f"distinct{n}": {side: distinct_n(texts[side], n) for side in SIDES} for n in (1, 2)},
+        "repetition": {side: repetition(texts[side]) for side in SIDES},
         "most_risen_word": asdict(most_risen(*texts.values())),
-        "eos_rate": both("ended"),
+        "eos_rate": average_sides("ended"),
         "empty_rate": empty,
     }
 
@@ -140,15 +142,15 @@ def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout
     """
     assert policy.base is not None
     assert ref.base is not None
-    on_one_base = (policy.base.digest, policy.method) == (ref.base.digest, ref.method)
+    share_base = (policy.base.digest, policy.method) == (ref.base.digest, ref.method)
     logprobs: dict[str, torch.Tensor] = {}
     for system in (ref, policy):
-        actors = load_actors(sampling, [policy, ref] if on_one_base else [system])
+        actors = load_actors(sampling, [policy, ref] if share_base else [system])
         with torch.no_grad(), actors[system.name].use() as model:
-            there = rollout.to(next(model.parameters()).device)
+            moved_rollout = rollout.to(next(model.parameters()).device)
             logprobs[system.name] = compute_in_chunks(
                 lambda part, model=model: response_logprobs(model, part, sampling.temperature)[0].sum(-1),
-                there,
+                moved_rollout,
                 MEASURED_AT_ONCE,
             )
         if count := count_not_finite(logprobs[system.name]):
@@ -158,29 +160,34 @@ def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout
 
 
 def build_samples(task: TaskAnswers, scored: Scored, kl: Sequence[float], seen: TrainedQuestions) -> list[Sample]:
-    """Return both answers to every prompt with their scores.
+    """Build the samples of a task, with both answers to every prompt and their scores.
 
     Args:
         kl: of each of the policy's answers, see `measure_kl`.
-        seen: what the policy was trained on.
+        seen: the prompts that the policy was trained on.
     """
     names = dict(zip(SIDES, reversed([*scored.said]), strict=True))
     lengths = {name: rollout.lengths_B.tolist() for name, rollout in task.rollouts.items()}
     samples: list[Sample] = []
     for i, item in enumerate(task.items):
         answers: dict[str, Any] = {}
-        for who, name in names.items():
-            said = scored.said[name][i]
+        for side, name in names.items():
+            answer = scored.said[name][i]
             greedy = task.greedy[name][i] if name in task.greedy else None
-            answers |= {who: said.text, f"score_{who}": said.score, f"length_{who}": lengths[name][i]}
-            answers |= {f"ended_{who}": bool(said.ended), f"reasoning_{who}": said.reasoning, f"greedy_{who}": greedy}
-        asked = item.prompt.messages
-        samples.append(Sample(item.cluster, asked, kl=kl[i], seen=seen.asks(asked) or None, **answers))
+            answers |= {side: answer.text, f"score_{side}": answer.score, f"length_{side}": lengths[name][i]}
+            answers |= {
+                f"ended_{side}": bool(answer.ended),
+                f"reasoning_{side}": answer.reasoning,
+                f"greedy_{side}": greedy,
+            }
+        prompt = item.prompt.messages
+        samples.append(Sample(item.cluster, prompt, kl=kl[i], seen=seen.asks(prompt) or None, **answers))
     return samples
 
 
 def summarise_unseen(samples: Sequence[Sample], role: str) -> dict[str, Any]:
-    """Return how many prompts training saw, and the figures of a gain on the others. Empty if it saw none."""
+    """Return the number of prompts that the policy was trained on, and the win rate and the gain on the others. Returns
+    nothing if there are no such prompts."""
     unseen = [sample for sample in samples if not sample.seen]
     if len(unseen) == len(samples):
         return {}
@@ -190,14 +197,14 @@ def summarise_unseen(samples: Sequence[Sample], role: str) -> dict[str, Any]:
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> Path:
-    """One JSON object a line, in order, written at once.
+    """Write one JSON object per line, in order, as an atomic operation.
 
-    Floats keep every digit (`repr`), which is what makes the recomputed figures exact.
+    Floats keep every digit (`repr`), so that recomputed figures are exact.
     """
     with atomic_file(path) as file:
         for sample in samples:
             line = json.dumps(sample.as_dict(), ensure_ascii=False, allow_nan=False) + "\n"
-            # Lone surrogates, which a broken tokenizer can emit, must survive the round trip.
+            # Lone surrogates, which a broken tokenizer can emit, are kept.
             file.write(line.encode("utf-8", "surrogatepass"))
     return path
 

@@ -1,9 +1,9 @@
-"""The scores of answers, and whether systems collapsed.
+"""Scores of answers, and whether systems collapsed.
 
 Answers are scored by the checks of their items, or by the judge of the evaluation: a reward, a language model or
-people. A system has collapsed if it gives nearly the same answer to every prompt. Each one is compared with the second
-system, the reference; the reference itself is judged by its commonest answer alone. First answers count: of several
-turns the first, of several answers to a prompt the first.
+people. A system has collapsed if it gives nearly the same answer to every prompt. Each system is compared with the
+second one, the reference, while the reference itself is judged by its commonest answer alone. Only first answers are
+compared: the first of several turns, and the first of several answers to a prompt.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ SCORED_AT_ONCE = 32
 
 
 class Judge(NamedTuple):
-    """Who judges what no check scores.
+    """The judge of items without checks.
 
     Attributes:
         score: scores a task's answers.
-        notes: on the judge itself.
-        role: what scores of single answers are called, `gold` or `proxy`.
-        scorer: scores single answers. None of a judge that compares or grades them.
+        notes: sentences about the judge.
+        role: the name of its scores of single answers, `gold` or `proxy`.
+        scorer: scores single answers. None for a judge that compares or grades them.
         best: the highest score that a single answer can have. None if there is no such limit.
     """
 
@@ -78,7 +78,7 @@ def score_answers(tasks: Sequence[TaskAnswers], judge: Judge | None, allow_code:
     """Score the answers to all tasks.
 
     Args:
-        judge: of tasks without checks; None if there are none.
+        judge: of tasks without checks. None if all tasks have checks.
         allow_code: whether checks may run programs that a model wrote.
     """
     scored: list[Scored] = []
@@ -101,8 +101,8 @@ def score_by_checks(task: TaskAnswers, allow_code: AllowCode) -> Scored:
             scored[name] = [replace(answer, score=result.score, checked=result) for answer, result in rows]
         return scored
 
-    said = ranks.broadcast(run_checks() if ranks.is_main() else {})
-    return Scored(task.task.name, "checks", "exact", task.items, said, notes=warnings)
+    answers_by_system = ranks.broadcast(run_checks() if ranks.is_main() else {})
+    return Scored(task.task.name, "checks", "exact", task.items, answers_by_system, notes=warnings)
 
 
 def load_reward_judge(
@@ -116,107 +116,113 @@ def load_reward_judge(
     """Load the scorer of `reward=` as a judge.
 
     Args:
-        reward: the group `reward` of the configuration, as a manifest has it.
+        reward: the group `reward` of the configuration, as in a manifest.
         spec: its description, see `align.reward.build.build_scorer`.
         inputs: of the run.
-        judged: the artifacts whose training says what the judge is to them.
+        judged: the systems' artifacts, whose lineage decides whether the judge is a proxy.
         root: the folder of runs.
     """
     models = load_reward_artifacts(inputs)
     title = scorer_title(reward, inputs)
     parts = list_scorer_parts(reward, inputs)
-    standings = [find_standing(artifact, parts, root, models) for artifact in judged]
-    role = "proxy" if any(standing.role == "proxy" for standing in standings) else "gold"
+    relations = [find_standing(artifact, parts, root, models) for artifact in judged]
+    role = "proxy" if any(relation.role == "proxy" for relation in relations) else "gold"
     loaded = (load_reward_model(model, sampling.device, sampling.dtype, SCORED_AT_ONCE) for model in models)
     scorer = build_scorer(spec, loaded)
-    notes = [note for standing in standings for note in standing.sentences(title)]
+    notes = [note for relation in relations for note in relation.sentences(title)]
     best = 1.0 if reward["name"] == "check" else None
     return Judge(partial(score_by_scorer, scorer, title, role, sampling.hides_reasoning), notes, role, scorer, best)
 
 
 def score_by_scorer(scorer: Scorer, title: str, role: str, hides: bool, task: TaskAnswers) -> Scored:
-    """Score all answers, and decide who won by the scores. The scorer's learned parts are brought to one scale on the
+    """Score all answers, and derive verdicts from the scores. The scorer's learned parts are standardised on the
     answers of the second system, which the first is compared with."""
     prompts = [hide_reasoning(item, hides) for item in task.items]
-    read = {
+    conversations = {
         name: [
             with_turns(prompt, answer).with_answer(answer.text) for prompt, answer in zip(prompts, each, strict=True)
         ]
         for name, each in task.said.items()
     }
     reference = [*task.said][1]
-    scorer = standardise_members(scorer, read[reference], task.rollouts.get(reference))
-    scores = {name: scorer.score(each, task.rollouts.get(name)).tolist() for name, each in read.items()}
+    scorer = standardise_members(scorer, conversations[reference], task.rollouts.get(reference))
+    scores = {name: scorer.score(each, task.rollouts.get(name)).tolist() for name, each in conversations.items()}
     ids = [item.id for item in task.items]
     verdicts = {
-        name: verdicts_by_scores(ids, scores[task.first], of) for name, of in scores.items() if name != task.first
+        name: verdicts_by_scores(ids, scores[task.first], other_scores)
+        for name, other_scores in scores.items()
+        if name != task.first
     }
-    said = {
+    answers_by_system = {
         name: [replace(answer, score=score) for answer, score in zip(each, scores[name], strict=True)]
         for name, each in task.said.items()
     }
-    return Scored(task.task.name, title, role, task.items, said, verdicts)
+    return Scored(task.task.name, title, role, task.items, answers_by_system, verdicts)
 
 
 def score_by_llm(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAnswers) -> Scored:
-    """Ask a language model about the first system's answers beside each other one's, or about each answer if the task
-    asks a question. The first rank asks it."""
+    """Ask a language model to compare the first system's answers with those of each other system, or to grade each
+    answer if the task asks a question. The first rank asks it."""
     if task.task.asks:
         return grade_answers(judge.with_question(task.task.asks), store, hides, task)
-    pairs = {other: pair_answers(task, other, hides) for other in task.said if other != task.first}
+    pairs = {opponent: pair_answers(task, opponent, hides) for opponent in task.said if opponent != task.first}
     verdicts = ranks.broadcast(
-        {other: judge.compare(each, store) for other, each in pairs.items()} if ranks.is_main() else {}
+        {opponent: judge.compare(pairs_of_system, store) for opponent, pairs_of_system in pairs.items()}
+        if ranks.is_main()
+        else {}
     )
-    errors = judge.describe_errors([verdict for each in verdicts.values() for verdict in each])
+    errors = judge.describe_errors([verdict for system_verdicts in verdicts.values() for verdict in system_verdicts])
     notes = [f"{task.task.name}: {note}" for note in errors]
     return Scored(task.task.name, judge.title, "gold", task.items, task.said, verdicts, notes=notes)
 
 
 def grade_answers(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAnswers) -> Scored:
-    """Return the judge's yes or no to each answer of each system; of several turns, to the last."""
+    """Ask the judge about each answer of each system; of several turns, about the last one."""
     prompts = [hide_reasoning(item, hides) for item in task.items]
     answers = [answer for each in task.said.values() for answer in each]
-    shown = [
+    graded_answers = [
         GradedAnswer(with_turns(prompt, answer), answer.text)
         for prompt, answer in zip(cycle(prompts), answers, strict=False)
     ]
-    verdicts = ranks.broadcast(judge.grade(shown, store) if ranks.is_main() else [])
+    verdicts = ranks.broadcast(judge.grade(graded_answers, store) if ranks.is_main() else [])
     graded = (
         replace(answer, score=verdict.verdict, p=verdict.p, error=verdict.error)
         for answer, verdict in zip(answers, verdicts, strict=True)
     )
-    said = {name: [*islice(graded, len(task.items))] for name in task.said}
+    answers_by_system = {name: [*islice(graded, len(task.items))] for name in task.said}
     notes = [f"{task.task.name}: {note}" for note in judge.describe_errors(verdicts)]
-    return Scored(task.task.name, judge.title, "graded", task.items, said, asks=task.task.asks, notes=notes)
+    return Scored(
+        task.task.name, judge.title, "graded", task.items, answers_by_system, asks=task.task.asks, notes=notes
+    )
 
 
 def score_by_people(verdicts: Mapping[tuple[str, str], Sequence[JudgeVerdict]], task: TaskAnswers) -> Scored:
-    """Return the verdicts of people on a task's answers.
+    """Return a task scored by the verdicts of people.
 
     Args:
         verdicts: by task and other system.
     """
-    others = [name for name in task.said if name != task.first]
-    of_task = {other: verdicts.get((task.task.name, other), ()) for other in others}
-    return Scored(task.task.name, PEOPLE, PEOPLE, task.items, task.said, of_task)
+    opponents = [name for name in task.said if name != task.first]
+    task_verdicts = {opponent: verdicts.get((task.task.name, opponent), ()) for opponent in opponents}
+    return Scored(task.task.name, PEOPLE, PEOPLE, task.items, task.said, task_verdicts)
 
 
 def list_people_questions(task: TaskAnswers, hides: bool) -> Iterator[Question]:
-    """Yield the pairs of a task that people could be asked about: the first system's answers beside those of each other
-    one."""
-    for other in task.said:
-        if other != task.first:
-            pairs = pair_answers(task, other, hides)
-            for pair, first, second in zip(pairs, task.said[task.first], task.said[other], strict=True):
-                ended = first.ended is not False, second.ended is not False
-                yield Question(task.task.name, other, pair, ended)
+    """Yield the pairs of a task that people could be asked about: the first system's answers with those of each other
+    system."""
+    for opponent in task.said:
+        if opponent != task.first:
+            pairs = pair_answers(task, opponent, hides)
+            for pair, first, second in zip(pairs, task.said[task.first], task.said[opponent], strict=True):
+                has_ended = first.ended is not False, second.ended is not False
+                yield Question(task.task.name, opponent, pair, has_ended)
 
 
 def pair_answers(task: TaskAnswers, other: str, hides: bool) -> list[Pair]:
-    """Return the first system's answers beside another's.
+    """Pair the first system's answers with another's.
 
     Args:
-        hides: the reasoning of earlier turns.
+        hides: True to leave out the reasoning of earlier turns.
     """
     rows = zip(task.items, task.said[task.first], task.said[other], strict=True)
     return [
@@ -230,7 +236,7 @@ def hide_reasoning(item: Item, hides: bool) -> Conversation:
 
 
 def with_turns(prompt: Conversation, answer: Said) -> Conversation:
-    """Return a conversation up to the last answer."""
+    """Return the conversation up to a system's last answer."""
     return replace(prompt, messages=(*prompt.messages, *answer.before)) if answer.before else prompt
 
 
@@ -259,22 +265,22 @@ class FirstAnswers(NamedTuple):
 def measure_tasks(
     tasks: Sequence[TaskAnswers], judge: Judge | None, closed: bool | None, allow_code: AllowCode, hides: bool
 ) -> dict[str, dict[str, Measurement]]:
-    """Return task → system → whether its answers are nearly the same whatever is asked.
+    """Measure how similar the answers of each system are. Returns task → system → the measurement.
 
     Args:
-        closed: `eval.closed`, of tasks that do not say it.
-        hides: the reasoning of earlier turns.
+        closed: `eval.closed`, the default for tasks.
+        hides: True to leave out the reasoning of earlier turns.
     """
-    opened: dict[str, FirstAnswers] = {}
-    measured: dict[str, dict[str, Measurement]] = {}
+    open_answers: dict[str, FirstAnswers] = {}
+    measurements: dict[str, dict[str, Measurement]] = {}
     for task in tasks:
         answers = select_first_answers(task)
         if is_closed(task.task, task.items, closed, judge is not None and judge.best is not None):
             scoring = closed_score(answers.items, allow_code, judge, hides)
-            measured[task.task.name] = measure_closed(answers, scoring)
+            measurements[task.task.name] = measure_closed(answers, scoring)
         else:
-            opened[task.task.name] = answers
-    return {**(measure_open(opened) if opened else {}), **measured}
+            open_answers[task.task.name] = answers
+    return {**(measure_open(open_answers) if open_answers else {}), **measurements}
 
 
 def select_first_answers(task: TaskAnswers) -> FirstAnswers:
@@ -289,11 +295,11 @@ def select_first_answers(task: TaskAnswers) -> FirstAnswers:
         [prompt_text(task.items[row].prompt.messages) for row in rows],
         {
             name: SystemAnswers(
-                [said[row].answers[0] for row in rows],
+                [answers[row].answers[0] for row in rows],
                 [task.greedy[name][row] or "" for row in rows] if name in task.greedy else None,
                 task.no_greedy.get(name, ""),
             )
-            for name, said in task.said.items()
+            for name, answers in task.said.items()
         },
     )
 
@@ -302,8 +308,8 @@ def is_closed(task: Task, items: Sequence[Item], default: bool | None, judged_by
     """Return whether many prompts of a task may share one right answer.
 
     Args:
-        default: `eval.closed`, of tasks that do not say it.
-        judged_by_checks: the judge of items without checks is `reward=check`.
+        default: `eval.closed`, for tasks without a setting of their own.
+        judged_by_checks: True if the judge of items without checks is `reward=check`.
     """
     if task.closed is not None:
         return task.closed
@@ -318,12 +324,12 @@ def is_closed(task: Task, items: Sequence[Item], default: bool | None, judged_by
 
 
 class ClosedScore(NamedTuple):
-    """How answers to a closed task are scored.
+    """The scoring of answers to a closed task.
 
     Attributes:
-        score: one answer to each item. None if single answers are not scored.
+        score: scores one answer to each item. None if single answers have no scores.
         best: the highest score that an answer can have. None if there is no such limit.
-        why_none: why single answers are not scored.
+        why_none: why single answers have no scores.
     """
 
     score: Score | None
@@ -332,11 +338,11 @@ class ClosedScore(NamedTuple):
 
 
 def closed_score(items: Sequence[Item], allow_code: AllowCode, judge: Judge | None, hides: bool) -> ClosedScore:
-    """Return how single answers to the items of a closed task are scored.
+    """Build the scoring of single answers to the items of a closed task.
 
     Args:
         judge: of items without checks.
-        hides: the reasoning of earlier turns.
+        hides: True to leave out the reasoning of earlier turns.
     """
     if any(item.then for item in items):
         return ClosedScore(None, why_none="several turns are scored together")
@@ -375,7 +381,8 @@ def measure_closed(answers: FirstAnswers, scoring: ClosedScore) -> dict[str, Mea
 
 
 def measure_open(answers: Mapping[str, FirstAnswers]) -> dict[str, dict[str, Measurement]]:
-    """Measure the systems on open tasks: name of a task → system. Those with too few prompts are measured together."""
+    """Measure the systems on open tasks. Returns name of the task → system → the measurement. Tasks with too few
+    prompts are measured together."""
     small = {name: task for name, task in answers.items() if len(task.prompts) < MIN_PROMPTS}
     groups = {name: task for name, task in answers.items() if name not in small}
     if len(small) > 1:
@@ -386,7 +393,7 @@ def measure_open(answers: Mapping[str, FirstAnswers]) -> dict[str, dict[str, Mea
 
 
 def join_tasks(tasks: Sequence[FirstAnswers]) -> FirstAnswers:
-    """Return the answers to several tasks as those to one."""
+    """Join the answers to several tasks as if they were one."""
 
     def join(name: str) -> SystemAnswers:
         parts = [task.systems[name] for task in tasks]
@@ -404,11 +411,12 @@ def join_tasks(tasks: Sequence[FirstAnswers]) -> FirstAnswers:
 
 
 def verdicts_by_system(groups: Mapping[str, Mapping[str, Measurement]], systems: Sequence[str]) -> dict[str, Collapse]:
-    """Return the verdict on each system over all tasks.
+    """Combine the verdicts on each system over all tasks.
 
     Args:
         groups: name of a task → system → its measurement.
     """
     return {
-        name: combine_verdicts({task: measured[name].collapse for task, measured in groups.items()}) for name in systems
+        name: combine_verdicts({task: measurements[name].collapse for task, measurements in groups.items()})
+        for name in systems
     }
