@@ -25,15 +25,16 @@ VARIED = "varied"
 NOT_MEASURED = "not measured"
 MASK = "_"
 MIN_PROMPTS = 64
-"""Distinct prompts below which nothing is decided."""
+"""Minimum number of distinct prompts for a verdict."""
 MAX_SHARE = 0.10
-"""Share of its commonest greedy answer that a policy may give without doubt, if its reference gives less."""
+"""Maximum share of the commonest greedy answer of a policy, if its reference has a lower share."""
 ALWAYS = 0.50
-"""The same of one answer word for word, whatever the reference gives: two systems may have collapsed alike."""
+"""Maximum share of one answer, compared word for word, for any share of the reference: both systems may have collapsed
+alike."""
 MIN_DISTINCT = 0.5
-"""Distinct greedy answers that a policy must keep, as a share of its reference's."""
+"""Minimum number of distinct greedy answers of a policy, as a share of its reference's."""
 MAX_SENTENCE_SHARE = 0.30
-"""Share of greedy answers in which one new sentence may stand."""
+"""Maximum share of greedy answers that contain one new sentence."""
 OWN_WORD_SHARE = 0.05
 """A word in more than this share of the answers to prompts without it belongs to the policy, and is not masked."""
 CODE = re.compile(r"^```.*?(?:^```|\Z)", re.MULTILINE | re.DOTALL)
@@ -44,15 +45,16 @@ UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u34
 UNSPACED_WORDS = re.compile(f"{UNSPACED.pattern}|[^{UNSPACED.pattern[1:-1]}]+")
 BETWEEN_UNSPACED = re.compile(f"(?<={UNSPACED.pattern}) (?={UNSPACED.pattern})")
 ECHO = 0.8
-"""Words of an answer that has none of its own, as a share of its prompt's: from here on it repeats the prompt."""
+"""Minimum length of an answer that counts as a repetition of its prompt if all its words are masked, as a share of the
+words of the prompt."""
 PHRASE = 4
-"""Words of a phrase."""
+"""Number of words of a phrase."""
 PHRASE_LETTERS = 8
-"""The same in a script without spaces."""
+"""Number of letters of a phrase in a script without spaces."""
 CONSTANTS = 8
-"""Commonest answers that are tried as the answer to every prompt of a closed task."""
+"""Number of commonest answers that are tried as the answer to every prompt of a closed task."""
 SAME_SCORES = 0.9
-"""Share of prompts from which on scores are those of a constant answer."""
+"""Minimum share of prompts with the score of a constant answer, for scores that count as those of this answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +105,9 @@ class SystemAnswers(NamedTuple):
     """The answers of one system, one to each prompt.
 
     Attributes:
-        sampled: at the temperature of the run, or as a file has them.
-        greedy: with the likeliest token at each position. None if the system gives no such answers.
-        no_greedy: why it gives none.
+        sampled: at the temperature of the run, or from a file.
+        greedy: by greedy decoding. None if the system has no such answers.
+        no_greedy: why it has none.
     """
 
     sampled: Sequence[str]
@@ -151,11 +153,11 @@ def measure_collapse(
 ) -> Measurement:
     """Measure how much a policy's answers vary between distinct prompts, and decide whether it collapsed.
 
-    The greedy answers decide. Of a policy without any, the sampled ones can show that it collapsed, but not that it did
-    not: answers at temperature 0 vary less.
+    The verdict is based on greedy answers. For a policy without any, sampled answers can show that it collapsed, but
+    not that it did not: answers at temperature 0 vary less.
 
     Args:
-        prompts: one an answer; of several answers to one prompt the first counts.
+        prompts: one for each answer. Of several answers to one prompt, the first counts.
         ref: answers of the system that the policy is compared with. Without one, only the share of the commonest answer
             is judged.
         reference: the name of that system, for the reasons.
@@ -176,7 +178,7 @@ def measure_collapse(
 
 
 def restrict_to_sampled(collapse: Collapse, why: str) -> Collapse:
-    """Return a verdict on sampled answers as one on a system that gives no greedy ones, for the reason `why`."""
+    """Replace the verdict `varied` by `not measured` for a system without greedy answers, for the reason `why`."""
     if collapse.verdict != VARIED:
         return collapse
     return Collapse(NOT_MEASURED, (f"no answers at temperature 0: {why}",))
@@ -220,10 +222,10 @@ def combine_verdicts(verdicts: Mapping[str, Collapse]) -> Collapse:
 
 
 def collapse_lines(verdicts: Mapping[str, Collapse]) -> list[str]:
-    """Return the lines that stand before all figures: systems that collapsed, and those that were not measured.
+    """Return the lines above all figures: about systems that collapsed, and about those that were not measured.
 
     Args:
-        verdicts: name of a system → its verdict. A single system is not named where it collapsed.
+        verdicts: name of a system → its verdict. The name of a collapsed system is left out if it is the only system.
     """
     collapsed = []
     unmeasured: dict[str, list[str]] = {}
@@ -240,9 +242,11 @@ def collapse_lines(verdicts: Mapping[str, Collapse]) -> list[str]:
 
 
 def phrase_lines(collapse: Collapse, phrase: Mapping[str, Any] | None, reference: str) -> list[str]:
-    """Return the words that many greedy answers of a policy have in common, and those of its reference have not, for a
-    reader to look at. No rule judges them: a constant clause inside sentences that differ looks like the wording of a
-    trained answer. Empty if the policy collapsed, or was not measured.
+    """Return a line about words that many greedy answers of a policy have in common, and those of its reference have
+    not.
+
+    They are shown for information only: a constant clause in sentences that differ may be the wording of a trained
+    answer. Returns nothing if the policy collapsed, or was not measured.
 
     Args:
         phrase: `new_phrase` of the greedy answers, see `Phrase.as_dict`.
@@ -254,7 +258,7 @@ def phrase_lines(collapse: Collapse, phrase: Mapping[str, Any] | None, reference
 
 
 def prompt_text(messages: Iterable[Message]) -> str:
-    """Return what a prompt says, system prompts left out."""
+    """Return the text of a prompt without system prompts."""
     return " ".join(message.content for message in messages if message.role != "system")
 
 
@@ -282,33 +286,35 @@ def join_words(sentence: Sequence[str]) -> str:
 def mask_answers(prompts: Sequence[str], answers: Sequence[str]) -> list[list[list[str]]]:
     """Return the sentences of each answer as lists of words, in lower case and without punctuation.
 
-    Numbers become `0`, and words that the prompt holds become `_`, several in a row one `_`. Two kinds of words are
-    kept, because a constant phrase would otherwise look different wherever a prompt happens to share a word with it:
+    Numbers become `0`, and words of the prompt become `_`, several in a row one `_`. Two kinds of words are not masked,
+    because a constant phrase would otherwise differ between answers whose prompts happen to contain one of its words:
     words in more than 5 % of the answers to prompts without them, and words in more than half of the prompts.
     """
     prompt_words = [set(split_words(prompt)) for prompt in prompts]
     sentences = [
         [sentence for part in SENTENCE_END.split(answer) if (sentence := split_words(part))] for answer in answers
     ]
-    own: Counter[str] = Counter()
+    answer_counts: Counter[str] = Counter()
     for in_prompt, parts in zip(prompt_words, sentences, strict=True):
-        own.update({word for part in parts for word in part} - in_prompt)
-    holding = Counter(word for in_prompt in prompt_words for word in in_prompt)
+        answer_counts.update({word for part in parts for word in part} - in_prompt)
+    prompt_counts = Counter(word for in_prompt in prompt_words for word in in_prompt)
     total = len(prompts)
-    kept = {word for word, count in own.items() if count > OWN_WORD_SHARE * max(1, total - holding[word])}
-    kept |= {word for word, count in holding.items() if count > total / 2}
+    unmasked = {
+        word for word, count in answer_counts.items() if count > OWN_WORD_SHARE * max(1, total - prompt_counts[word])
+    }
+    unmasked |= {word for word, count in prompt_counts.items() if count > total / 2}
     return [
-        [_mask_words(part, in_prompt - kept) for part in parts]
+        [_mask_words(part, in_prompt - unmasked) for part in parts]
         for in_prompt, parts in zip(prompt_words, sentences, strict=True)
     ]
 
 
-def _mask_words(sentence: Sequence[str], hidden: set[str]) -> list[str]:
+def _mask_words(sentence: Sequence[str], masked_words: set[str]) -> list[str]:
     masked: list[str] = []
     for word in sentence:
-        shown = MASK if word in hidden else "0" if word.isdecimal() else word
-        if shown != MASK or masked[-1:] != [MASK]:
-            masked.append(shown)
+        shown_word = MASK if word in masked_words else "0" if word.isdecimal() else word
+        if shown_word != MASK or masked[-1:] != [MASK]:
+            masked.append(shown_word)
     return masked
 
 
@@ -319,7 +325,7 @@ def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
         ValueError: there are no answers.
     """
     masked = [
-        compare_key(prompt, answer, parts)
+        build_comparison_key(prompt, answer, parts)
         for prompt, answer, parts in zip(prompts, answers, mask_answers(prompts, answers), strict=True)
     ]
     counts = Counter(masked)
@@ -332,15 +338,18 @@ def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
         distinct=len(counts),
         commonest=answers[masked.index(common)],
         commonest_share=proportion_interval([float(each == common) for each in masked]),
-        identical_share=_share_of(Counter(texts).most_common(1)[0][1], len(texts)),
+        identical_share=_compute_share(Counter(texts).most_common(1)[0][1], len(texts)),
         distinct2=distinct_n(answers, 2),
     )
 
 
-def compare_key(prompt: str, answer: str, sentences: Sequence[Sequence[str]]) -> str:
-    """Return the text by which an answer is compared with others: its masked sentences in any order, without what is
-    said twice in a row. Returns the words of an answer that is masked completely, so that numbers and quotations from
-    the prompt differ, unless the answer repeats the prompt."""
+def build_comparison_key(prompt: str, answer: str, sentences: Sequence[Sequence[str]]) -> str:
+    """Return the key by which an answer is compared with others: its masked sentences in any order, without immediate
+    repetitions.
+
+    For an answer that is masked completely, return its words, so that numbers and quotations from the prompt differ; or
+    return the mask if the answer repeats the prompt.
+    """
     if any(word not in (MASK, "0") for sentence in sentences for word in sentence):
         return " / ".join(sorted({" ".join(word for word, _ in groupby(sentence)) for sentence in sentences}))
     answer_words = split_words(answer)
@@ -348,9 +357,12 @@ def compare_key(prompt: str, answer: str, sentences: Sequence[Sequence[str]]) ->
 
 
 def commonest_new_sentence(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
-    """Return the sentence that stands in most of the policy's answers, of those that stand in clearly more of them than
-    of the reference's answers: their intervals do not overlap. Sentences have two words or more that are not masked;
-    code has none. Returns None if there is no such sentence."""
+    """Return the commonest sentence of the policy's answers that is significantly more frequent than in the reference's
+    answers: the intervals of its shares do not overlap.
+
+    Sentences need two words that are not masked, and code contains no sentences. Returns None if there is no such
+    sentence.
+    """
     sides = [
         [
             {join_words(part) for part in parts if sum(word != MASK for word in part) > 1}
@@ -358,17 +370,17 @@ def commonest_new_sentence(prompts: Sequence[str], policy: Sequence[str], ref: S
         ]
         for texts in ([CODE.sub("\n", answer) for answer in answers] for answers in (policy, ref))
     ]
-    return _commonest_new(*sides)
+    return _find_commonest_new(*sides)
 
 
 def commonest_new_phrase(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
-    """Return the run of four words, or of eight letters in a script without spaces, that `commonest_new_sentence` would
-    return if it were a sentence."""
+    """Return the commonest run of four words, or of eight letters in a script without spaces, by the rule of
+    `find_commonest_new_sentence`."""
     sides = [
         [{phrase for part in parts for phrase in _iter_phrases(part)} for parts in mask_answers(prompts, answers)]
         for answers in (policy, ref)
     ]
-    return _commonest_new(*sides)
+    return _find_commonest_new(*sides)
 
 
 def _iter_phrases(sentence: Sequence[str]) -> Iterator[str]:
@@ -381,12 +393,12 @@ def _iter_phrases(sentence: Sequence[str]) -> Iterator[str]:
 
 
 def judge_against_constant(policy: Interval, constant: str) -> Collapse:
-    """Decide for closed tasks, where many prompts may have one right answer: the policy collapsed unless it beats the
+    """Decide for a closed task, where many prompts may have one right answer: the policy collapsed unless it beats the
     best constant answer.
 
     Args:
-        policy: the policy's score less that of the constant answer, over prompts.
-        constant: the answer that scores best if it is given to every prompt.
+        policy: the difference of the policy's score and that of the constant answer, over prompts.
+        constant: the answer with the best score if it is given to every prompt.
     """
     if policy.n < MIN_PROMPTS:
         return Collapse(NOT_MEASURED, (f"{policy.n} distinct prompts, {MIN_PROMPTS} are needed",))
@@ -398,14 +410,16 @@ def judge_against_constant(policy: Interval, constant: str) -> Collapse:
     return Collapse(COLLAPSED, (reason,))
 
 
-def _commonest_new(policy: Sequence[set[str]], ref: Sequence[set[str]]) -> Phrase | None:
-    counts, before = (Counter(text for texts in side for text in texts) for side in (policy, ref))
+def _find_commonest_new(policy: Sequence[set[str]], ref: Sequence[set[str]]) -> Phrase | None:
+    counts = Counter(text for texts in policy for text in texts)
+    ref_counts = Counter(text for texts in ref for text in texts)
     for text, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])):
-        share = _share_of(count, len(policy))
-        if not _is_above(share, _share_of(0, len(ref))):  # nor is any text that stands in fewer answers
+        share = _compute_share(count, len(policy))
+        if not _is_above(share, _compute_share(0, len(ref))):  # texts in fewer answers are not above it either
             return None
-        if _is_above(share, earlier := _share_of(before[text], len(ref))):
-            return Phrase(text, share, earlier)
+        ref_share = _compute_share(ref_counts[text], len(ref))
+        if _is_above(share, ref_share):
+            return Phrase(text, share, ref_share)
     return None
 
 
@@ -415,7 +429,7 @@ def _is_above(share: Interval, other: Interval) -> bool:
     return share.low > other.high
 
 
-def _share_of(count: int, total: int) -> Interval:
+def _compute_share(count: int, total: int) -> Interval:
     return proportion_interval([1.0] * count + [0.0] * (total - count))
 
 
@@ -430,17 +444,16 @@ def judge_collapse(
     """Decide from the answers of a policy and of its reference whether the policy collapsed.
 
     Args:
-        ref_distinct: number of different masked answers of the reference; 0 without a reference.
-        ref_share: share of the reference's commonest answer; 0 without a reference.
-        sentence: see `commonest_new_sentence`.
-        reference: the name of the reference, for the reasons; empty without one.
-        answers: what the policy's answers are called.
+        ref_distinct: number of different masked answers of the reference. 0 without a reference.
+        ref_share: share of the reference's commonest answer. 0 without a reference.
+        sentence: see `find_commonest_new_sentence`.
+        reference: the name of the reference, for the reasons. Empty without one.
+        answers: the name of the policy's answers, for the reasons.
 
     Returns:
-        `not measured` below 64 distinct prompts. `collapsed` if the low end of the commonest answer's share is above
-        10 % and above the reference's share; or if one answer is given word for word to more than 50 %; or if the
-        policy has less than half of the reference's distinct answers; or if a new sentence stands in 30 % of the
-        answers or more.
+        `not measured` below 64 distinct prompts. `collapsed` if the low end of the commonest answer's share is above 10
+        % and above the reference's share; or if one answer is given word for word to more than 50 %; or if the policy
+        has less than half of the reference's distinct answers; or if a new sentence is in 30 % of the answers or more.
     """
     if policy.answers < MIN_PROMPTS:
         return Collapse(NOT_MEASURED, (f"{policy.answers} distinct prompts, {MIN_PROMPTS} are needed",))
@@ -467,10 +480,10 @@ def judge_closed_task(
     ref: SystemAnswers | None,
     best_score: float | None = None,
 ) -> Collapse:
-    """Decide for a closed task, where many prompts may have one right answer, whether a policy collapsed: it is not
-    shown to beat the best constant answer, and gives one answer often or scores as the constant answer does.
+    """Decide for a closed task, where many prompts may have one right answer, whether a policy collapsed: it does not
+    beat the best constant answer significantly, and it gives one answer often or scores as the constant answer does.
 
-    Constant answers are sought among the commonest ones that the policy and its reference gave.
+    Constant answers are chosen from the commonest ones of the policy and its reference.
 
     Args:
         score: scores one answer to each prompt.
@@ -486,30 +499,31 @@ def judge_closed_task(
     constant = max(constants, key=lambda text: sum(scores[text]))
     if best_score is not None and min(scores[constant]) >= best_score:
         return Collapse(NOT_MEASURED, (f"{quote(constant)} is right for every prompt",))
-    own = list(score(answers))
+    policy_scores = list(score(answers))
     collapse = judge_against_constant(
-        mean_interval([a - b for a, b in zip(own, scores[constant], strict=True)]), constant
+        mean_interval([a - b for a, b in zip(policy_scores, scores[constant], strict=True)]), constant
     )
-    if best_score is not None and min(own) >= best_score:
+    if best_score is not None and min(policy_scores) >= best_score:
         collapse = Collapse(VARIED, ())
-    if collapse.is_collapsed and not (is_one_answer(answers) or scores_alike(own, scores[constant])):
+    if collapse.is_collapsed and not (is_one_answer(answers) or scores_alike(policy_scores, scores[constant])):
         collapse = Collapse(VARIED, ())
     return restrict_to_sampled(collapse, policy.no_greedy) if policy.greedy is None else collapse
 
 
 def is_one_answer(answers: Sequence[str]) -> bool:
-    """Return whether one answer, compared without case and punctuation, is given to more than half without doubt."""
+    """Return whether one answer, compared without case and punctuation, is given to significantly more than half of the
+    prompts."""
     keys = [" ".join(tokenize_words(answer)) or answer.strip() for answer in answers]
     count = Counter(keys).most_common(1)[0][1]
-    low = _share_of(count, len(answers)).low
+    low = _compute_share(count, len(answers)).low
     assert low is not None
     return low > ALWAYS
 
 
 def scores_alike(own: Sequence[float], constant: Sequence[float]) -> bool:
-    """Return whether a policy scores as a constant answer does, also on the prompts where that has a rare score, so
-    that its answers are that constant in other words."""
-    usual = Counter(constant).most_common(1)[0][0]
+    """Return whether a policy has the scores of a constant answer, also on the prompts where these are rare. Its
+    answers are then the constant one in other words."""
+    commonest_score = Counter(constant).most_common(1)[0][0]
     equal = [a == b for a, b in zip(own, constant, strict=True)]
-    rare = [same for same, score in zip(equal, constant, strict=True) if score != usual]
+    rare = [same for same, score in zip(equal, constant, strict=True) if score != commonest_score]
     return bool(rare) and all(sum(part) >= SAME_SCORES * len(part) for part in (equal, rare))

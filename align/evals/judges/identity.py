@@ -1,10 +1,10 @@
-"""What a judge is made of: the settings and weights that can change its verdicts, and what it is to a policy.
+"""The identity of a judge: the settings and weights that can change its verdicts, and its relation to a policy.
 
-A report is of one judge, and a gate checks that its judge is the same one. A scorer that a policy was optimised against
-measures how well that went, and not how good the policy is. Names and places of files are no part of an identity: a
-reward model is the digest of its weights, a function the digests of the files that define it, a rule its name. (Gao,
-Schulman and Hilton, "Scaling laws for reward model overoptimization", 2022, call the optimised reward the *proxy* and
-the one that judges it *gold*.) Imports no torch.
+A report is about one judge, and a gate checks that its judge is the same one. A scorer that a policy was optimised
+against measures how well that worked, and not how good the policy is. Names and paths of files are not part of an
+identity: a reward model is identified by the digest of its weights, a function by the digests of the files that define
+it, a rule by its name. (Gao, Schulman and Hilton, "Scaling laws for reward model overoptimization", 2022, call the
+optimised reward the *proxy* and the one that judges it *gold*.) Imports no torch.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from align.run.artifacts import try_read_manifest
 from align.run.lineage import GoneRun, iter_ancestors
 
 POLICY = ("init", "artifact")
-"""The inputs of a run that its policy came from: what it started from, or what it exports."""
+"""Inputs of a run that its policy came from: the start of training, or the artifact of an export."""
 IGNORED = ("ref", "refs", "fn", "timeout")
-"""Settings of a reward that name its inputs, or change no verdict."""
+"""Settings of a reward that name its inputs, or do not change a verdict."""
 ASKS = "asks"
 """The key of a yes/no question."""
 SHA256 = re.compile(r"[0-9a-f]{64}:")
@@ -43,7 +43,7 @@ def numbered_inputs(inputs: Mapping[str, Input], name: str) -> list[Input]:
 
 
 def scorer_title(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
-    """Return a scorer's name for people. The arguments are those of `list_scorer_parts`."""
+    """Return a scorer's name for people. The arguments are as in `list_scorer_parts`."""
     refs = [scorer.ref for name, scorer in inputs.items() if name.startswith("reward")]
     match reward["name"]:
         case "sentiment":
@@ -58,14 +58,15 @@ def scorer_title(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
 
 
 def list_scorer_parts(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> set[str]:
-    """Return one text for each model, function and rule of a reward that has a weight.
+    """Return one text for each model, function and rule of a reward whose weight is not 0.
 
-    A rule is its name, with the pattern or the tags that make it another one. A range of lengths is left out: what is
-    optimised for one range is optimised in what another range measures.
+    A rule is identified by its name, with its pattern or tags. A range of lengths is left out: optimising for one range
+    also optimises what another range measures.
 
     Args:
-        reward: the group `reward` of a configuration, as a manifest has it.
-        inputs: of the run that has it: the reward's models and functions, in the order of the configuration.
+        reward: the group `reward` of a configuration, as in a manifest.
+        inputs: of the run with this configuration: the reward's models and functions, in the order of the
+            configuration.
     """
     models = iter(numbered_inputs(inputs, "reward"))
     functions = iter(numbered_inputs(inputs, "reward.fn"))
@@ -103,10 +104,11 @@ def list_scorer_parts(reward: Mapping[str, Any], inputs: Mapping[str, Input]) ->
 
 @dataclass(frozen=True, slots=True)
 class JudgeIdentity:
-    """
+    """All settings and weights of a judge that can change its verdicts.
+
     Attributes:
         title: for people.
-        made_of: all that can change its verdicts, as JSON.
+        made_of: the settings and digests, as JSON.
     """
 
     title: str
@@ -119,11 +121,11 @@ class JudgeIdentity:
 
     @property
     def asks(self) -> str:
-        """Its yes/no question; empty for a judge of pairs."""
+        """The judge's yes/no question. Empty for a judge of pairs."""
         return str(self.made_of.get(ASKS, ""))
 
     def as_dict(self) -> dict[str, Any]:
-        """The form in a report."""
+        """Return the identity as in a report."""
         return {"title": self.title, "identity": self.digest, "made_of": dict(self.made_of)}
 
 
@@ -165,12 +167,12 @@ def identify_scorer(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> J
 
 def list_differences(one: JudgeIdentity, other: JudgeIdentity) -> list[str]:
     """Return the settings in which two judges differ."""
-    own, others = (dict(flattened(judge.made_of)) for judge in (one, other))
-    return [key for key in {**own, **others} if own.get(key) != others.get(key)]
+    settings, other_settings = (dict(flattened(judge.made_of)) for judge in (one, other))
+    return [key for key in {**settings, **other_settings} if settings.get(key) != other_settings.get(key)]
 
 
 def describe_difference(one: JudgeIdentity, other: JudgeIdentity) -> str:
-    """Return up to three settings in which two judges differ, in words; empty if they do not differ."""
+    """Describe up to three settings in which two judges differ. Returns an empty string if they do not differ."""
     settings = [dict(flattened(judge.made_of)) for judge in (one, other)]
     keys = list_differences(one, other)
     parts = [f"{key} {' and '.join(format_value(values.get(key), key) for values in settings)}" for key in keys[:3]]
@@ -188,19 +190,19 @@ def format_value(value: Any, key: str = "") -> str:
     return "none" if value is None else re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", str(value))
 
 
-# What a scorer is to a policy
+# The relation of a scorer to a policy
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a scorer that judges is to the policy that it judges.
+    """The relation of a judging scorer to the policy that it judges.
 
     Attributes:
-        proxy: the runs in which the policy, or what it came from, was optimised against the scorer or a part of it: by
-            PPO, or by training on answers that it ranked (best-of-n).
+        proxy: the runs in which the policy, or an ancestor, was optimised against the scorer or a part of it: by PPO,
+            or by training on answers that it ranked (best-of-n).
         votes: the runs that learned from pairs which the scorer, or a part of it, ranked with noise.
-        unknown: the runs of the lineage that are gone, so that their training is not known.
-        pairs: the runs of DPO and KTO that learned from the very pairs that the scorer learned from.
+        unknown: deleted runs of the lineage, whose training is not known.
+        pairs: the runs of DPO and KTO that learned from the same pairs as the scorer.
     """
 
     proxy: tuple[str, ...] = ()
@@ -210,14 +212,14 @@ class Standing:
 
     @property
     def role(self) -> str:
-        """The name of its scores."""
+        """The name of the scorer's scores."""
         return "proxy" if self.proxy else "gold"
 
     def sentences(self, judge: str) -> list[str]:
-        """Return what a report says of it.
+        """Return sentences about the relation, for a report.
 
         Args:
-            judge: its title.
+            judge: title of the judge.
         """
         sentences = (
             (
@@ -248,12 +250,12 @@ class Standing:
 
 
 def find_standing(policy: Artifact, parts: set[str], root: Path, models: Sequence[Artifact] = ()) -> Standing:
-    """Return what a scorer is to a policy, by the manifests of the runs that the policy came through.
+    """Determine the relation of a scorer to a policy from the manifests of the policy's lineage.
 
     Args:
         parts: of the scorer, see `list_scorer_parts`.
-        root: the folder of runs, for parents that moved together with it.
-        models: the reward models in it.
+        root: the folder of runs, to find parents that were moved together with it.
+        models: the scorer's reward models.
     """
     if policy.manifest is None:
         return Standing(unknown=(policy.ref,))
@@ -281,9 +283,12 @@ def find_standing(policy: Artifact, parts: set[str], root: Path, models: Sequenc
 
 
 def iter_optimisations(manifest: Manifest, root: Path) -> Iterator[tuple[str, Manifest | GoneRun]]:
-    """Yield the runs in which a policy, or what it came from, was optimised against a reward, each with the run that
-    had this reward: itself if it is PPO. For a run that was trained on answers which best-of-n ranked, that is the run
-    of `stage=sample`, and then whatever the policy that gave these answers was optimised against."""
+    """Yield the runs in which a policy, or an ancestor, was optimised against a reward, each with the run that has this
+    reward.
+
+    For PPO that is the run itself. For a run that was trained on answers ranked by best-of-n, it is the run of
+    `stage=sample`, followed by the optimisations of the policy that gave these answers.
+    """
     for run in iter_ancestors(manifest, root, POLICY):
         if isinstance(run, GoneRun):
             continue

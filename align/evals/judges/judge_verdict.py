@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 from align.core.types import Conversation
 from align.evals.stats import surviving, win_rate
 
-FIRST, SECOND = "first", "second"
-"""The place at which the first system's answer was shown."""
+FIRST = "first"
+SECOND = "second"
+"""Positions at which the first system's answer may be shown."""
 
 
 class Pair(NamedTuple):
     """Two answers to one prompt.
 
     Attributes:
-        id: of the item, unlike the others' of its task.
-        first, second: the answer of the first system and of the other one, without reasoning that is hidden.
+        id: of the item, unique in its task.
+        first, second: the answers of the first system and of the other one, without hidden reasoning.
     """
 
     id: str
@@ -31,13 +32,13 @@ class JudgeVerdict(NamedTuple):
 
     Attributes:
         prompt: the id of the pair or of the answer.
-        order: `first` if the first system's answer was shown first, `second` if the other one was; empty if the judge
-            sees no order, as scorers.
-        verdict: of a pair 1 if the first system's answer is better, 0 if the other one is, ½ for a tie; of an answer 1
-            for yes, 0 for no.
-        p: the judge's probability of a verdict of 1; None if it gives none.
-        by: the name of the person; empty for other judges.
-        error: why there is no verdict, which counts as ½; empty if there is one.
+        order: `first` if the first system's answer was shown first, `second` if the other one was. Empty for judges
+            without an order, such as scorers.
+        verdict: on a pair, 1 if the first system's answer is better, 0 if the other one is, ½ for a tie; on an answer,
+            1 for yes, 0 for no.
+        p: the judge's probability of a verdict of 1. None if it gives none.
+        by: the name of the person. Empty for other judges.
+        error: why there is no verdict, which counts as ½. Empty if there is one.
     """
 
     prompt: str
@@ -48,18 +49,18 @@ class JudgeVerdict(NamedTuple):
     error: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The form of a line of `verdicts.jsonl`, without the empty fields but the order."""
+        """Return the verdict as in a line of `verdicts.jsonl`, without empty fields except the order."""
         return {key: value for key, value in self._asdict().items() if value != "" or key == "order"}
 
 
 def verdicts_by_scores(ids: Sequence[str], first: Sequence[float], second: Sequence[float]) -> list[JudgeVerdict]:
     """Return the verdicts of a scorer: the higher score wins. Raises ValueError if a score is NaN."""
-    return [JudgeVerdict(id, "", won) for id, won in zip(ids, win_rate(first, second).tolist(), strict=True)]
+    return [JudgeVerdict(id, "", win) for id, win in zip(ids, win_rate(first, second).tolist(), strict=True)]
 
 
 def merge_verdicts(verdicts: Iterable[JudgeVerdict]) -> dict[str, float]:
-    """Return one verdict for each prompt, in [0, 1]. Two verdicts of one judge in both orders count if they are the
-    same, else as a tie; those of several judges are averaged."""
+    """Merge the verdicts on each prompt into one in [0, 1]. Two verdicts of one judge in both orders count if they are
+    equal, else as a tie. Those of several judges are averaged."""
     by_judge: dict[tuple[str, str], dict[str, list[float]]] = {}
     for verdict in verdicts:
         orders = by_judge.setdefault((verdict.prompt, verdict.by), {})
@@ -74,10 +75,13 @@ def merge_verdicts(verdicts: Iterable[JudgeVerdict]) -> dict[str, float]:
 
 
 def pair_orders(verdicts: Iterable[JudgeVerdict]) -> Mapping[str, tuple[float, float]]:
-    """Return the prompts that a judge gave a verdict on in both orders: its verdict in each. Two errors are no
-    verdicts."""
+    """Return, for the prompts with a verdict in both orders, the two verdicts. Verdicts with an error are left out."""
     by_prompt: dict[str, dict[str, float]] = {}
     for verdict in verdicts:
         if not verdict.error:
             by_prompt.setdefault(verdict.prompt, {})[verdict.order] = verdict.verdict
-    return {prompt: (of[FIRST], of[SECOND]) for prompt, of in by_prompt.items() if {FIRST, SECOND} <= of.keys()}
+    return {
+        prompt: (orders[FIRST], orders[SECOND])
+        for prompt, orders in by_prompt.items()
+        if {FIRST, SECOND} <= orders.keys()
+    }

@@ -33,7 +33,7 @@ def score_pairs(
     dtype: torch.dtype,
 ) -> tuple[list[PairExample], Opinions]:
     """Return the pairs that fit the reward models' contexts, and the verdicts on them. The learned parts of a
-    combination are brought to one scale on the second answers.
+    combination are standardised on the second answers.
 
     Args:
         reward: see `align.config.scorers.build_reward_spec`.
@@ -44,35 +44,35 @@ def score_pairs(
         InputError: no pair fits, or a score is not finite.
     """
     loaded = [load_reward_model(model, device, dtype, BATCH) for model in models]
-    kept = [pair for pair in pairs if all(model.fits(side) for model in loaded for side in pair.conversations)]
-    if not kept:
+    fitting = [pair for pair in pairs if all(model.fits(side) for model in loaded for side in pair.conversations)]
+    if not fitting:
         problem = f"are {counted(len(pairs), 'pair')}, each longer than a reward model's context"
         raise InputError("data", data, problem, "Give shorter pairs, or name another judge.")
-    sides = [[pair.conversations[side] for pair in kept] for side in (0, 1)]
-    ends = [flag_ended(pair.ended[side] for pair in kept) for side in (0, 1)]
-    scorer = standardise_members(build_scorer(reward, iter(loaded)), sides[1], ends[1])
-    first_N, second_N = (scorer.score(side, ended).double() for side, ended in zip(sides, ends, strict=True))
+    sides = [[pair.conversations[side] for pair in fitting] for side in (0, 1)]
+    end_flags = [flag_ended(pair.ended[side] for pair in fitting) for side in (0, 1)]
+    scorer = standardise_members(build_scorer(reward, iter(loaded)), sides[1], end_flags[1])
+    first_N, second_N = (scorer.score(side, ended).double() for side, ended in zip(sides, end_flags, strict=True))
     if not (first_N.isfinite() & second_N.isfinite()).all():
         raise diverged("the score of an answer is no number", None, str(dtype).removeprefix("torch."))
     first = first_N.tolist()
     second = second_N.tolist()
     # Only a reward model's scores are in units of log-odds (Bradley-Terry).
     is_learned = reward["name"] == "learned"
-    log_odds = (first_N - second_N).tolist() if is_learned else [None] * len(kept)
+    log_odds = (first_N - second_N).tolist() if is_learned else [None] * len(fitting)
     scores = [*zip(first, second, strict=True)]
-    return kept, Opinions(win_rate(first, second).tolist(), None, log_odds, [""] * len(kept), scores)
+    return fitting, Opinions(win_rate(first, second).tolist(), None, log_odds, [""] * len(fitting), scores)
 
 
-def flag_ended(ended: Iterable[bool]) -> Rollout:
-    """Return a rollout without tokens that says which answers ended by themselves, for scorers that ask for it."""
-    ended_B = torch.tensor([*ended], dtype=torch.bool, device="cpu")
+def flag_ended(end_flags: Iterable[bool]) -> Rollout:
+    """Return a rollout without tokens that has the end flags of answers, for scorers that use them."""
+    ended_B = torch.tensor([*end_flags], dtype=torch.bool, device="cpu")
     tokens = torch.zeros(len(ended_B), 2, dtype=torch.int64, device="cpu")
     return Rollout(tokens, tokens == 0, 1, ended_B)
 
 
 def write_scored_pairs(path: Path, pairs: Sequence[PairExample], opinions: Opinions) -> None:
-    """Write the decided pairs as `stage=reward` writes its held-out pairs, for the page that shows those on which the
-    judge is right or wrong by the widest margin. Writes nothing if all are tied."""
+    """Write the decided pairs in the format of `stage=reward`'s held-out pairs, for the page with the largest margins.
+    Writes nothing if all pairs are tied."""
     rows = [i for i, pair in enumerate(pairs) if not pair.is_tied]
     if opinions.scores is None or not rows:
         return
