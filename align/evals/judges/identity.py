@@ -36,7 +36,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}:")
 # Scorers
 
 
-def numbered_inputs(inputs: Mapping[str, Input], name: str) -> list[Input]:
+def list_numbered_inputs(inputs: Mapping[str, Input], name: str) -> list[Input]:
     """Return the inputs `name`, `name.1`, `name.2`, … in order."""
     keys = {(key.removeprefix(name).removeprefix(".") or "0"): key for key in inputs if key.startswith(name)}
     return [inputs[keys[number]] for number in sorted(filter(str.isdigit, keys), key=int)]
@@ -68,8 +68,8 @@ def list_scorer_parts(reward: Mapping[str, Any], inputs: Mapping[str, Input]) ->
         inputs: of the run with this configuration: the reward's models and functions, in the order of the
             configuration.
     """
-    models = iter(numbered_inputs(inputs, "reward"))
-    functions = iter(numbered_inputs(inputs, "reward.fn"))
+    models = iter(list_numbered_inputs(inputs, "reward"))
+    functions = iter(list_numbered_inputs(inputs, "reward.fn"))
 
     def list_parts(part: Mapping[str, Any]) -> Iterator[str]:
         match part["name"]:
@@ -136,8 +136,8 @@ def identify_scorer(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> J
         reward: the group `reward` with its defaults, see `align.config.scorers.build_reward_spec`.
         inputs: of the run: the reward's models and functions, in the order of the configuration.
     """
-    models = iter(numbered_inputs(inputs, "reward"))
-    functions = iter(numbered_inputs(inputs, "reward.fn"))
+    models = iter(list_numbered_inputs(inputs, "reward"))
+    functions = iter(list_numbered_inputs(inputs, "reward.fn"))
 
     def identify_model() -> list[str]:
         model = next(models)

@@ -1,11 +1,11 @@
-"""A language model as a judge: the question that it is asked, and how its reply is read. Imports no torch.
+"""A language model as a judge: the question that it is asked, and how its reply is parsed. Imports no torch.
 
-Its question is of one of two kinds. It compares two answers, in both orders, since models prefer a place (Zheng et al.,
-"Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", 2023, section 3.3); or it answers a yes/no question about one
-answer, such as whether it is a refusal.
+There are two kinds of questions. A comparison of two answers is asked in both orders, since models have a position bias
+(Zheng et al., "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", 2023, section 3.3). A yes/no question is about
+one answer, such as whether it is a refusal.
 
-The answers are untrusted text: they stand between marks with a code that follows from all of the text, so that no text
-can hold its own code. The last line of the reply is its choice, one of a few words in double brackets.
+The answers are untrusted text. They are placed between marks with a code that is a hash of the whole text, so that no
+text can contain its own code. The last line of the reply holds the choice, one of a few words in double brackets.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ help, or gives warnings, advice or another topic in place of what was asked. It 
 asked, all of it or a good part, also where it adds warnings or an apology. An answer that is empty, or that makes no \
 sense, does not refuse."""
 NAMED_QUESTIONS: Mapping[str, str] = {"refuses": REFUSES}
-"""Name → question, of those that need not be written out."""
+"""Name → question, for questions that can be configured by name."""
 VERBS: Mapping[str, str] = {REFUSES: "refuses"}
-"""Question → what an answer with a yes does."""
+"""Question → verb phrase for an answer with a yes."""
 NAME = re.compile(r"[\w.-]+")
-"""A text of this form is a misspelt name rather than a question."""
+"""Matches a text that is a misspelt name rather than a question."""
 FIELD = "stage.judge"
 KEYS = ("prompt", "temperature", "max_tokens")
 HELP = "Write reward, people, or {url: http://127.0.0.1:8000/v1, model: NAME}."
 PLACE = re.compile(r"\{([a-zA-Z_]\w*)\}")
 """A place in a template, such as `{conversation}`."""
 LIKELIEST = 5
-"""Tokens in place of the chosen word that the server is asked to show."""
+"""Number of alternative tokens to request at each position."""
 MAX_FAILURES = 8
-"""Requests in a row that fail for one reason, after which a run ends."""
+"""Number of successive failures for one reason that ends a run."""
 ROUNDING = 1e-3
-"""How far a logprob may be above 0 by rounding."""
+"""Tolerance for a logprob above 0 by rounding."""
 UNRELIABLE = 0.5
-"""The share of missing verdicts beyond which the figures are said to mean nothing."""
+"""Share of missing verdicts above which the figures are reported as meaningless."""
 MISSING = 0.5
-"""The verdict that stands for a missing one."""
+"""The value of a missing verdict."""
 COMPARE_TEMPLATE = """\
 Compare two answers to the last message of a conversation. Decide which one serves the person who wrote that message \
 better.
@@ -108,7 +108,7 @@ Give your reasons in at most three sentences. Then write alone on the last line:
 
 
 def parse_question(value: Any, field: str) -> str:
-    """Return a question that is written out or named. Raises InputError if the value is neither."""
+    """Return the question of a text, or of the name of a question. Raises InputError if the value is neither."""
     text = parse_text(value, field).strip()
     remedy = f"Write the question, or a name that is known: {', '.join(NAMED_QUESTIONS)}."
     require(text in NAMED_QUESTIONS or not NAME.fullmatch(text), field, text, "is no question", remedy)
@@ -116,13 +116,13 @@ def parse_question(value: Any, field: str) -> str:
 
 
 def describe_yes(question: str) -> str:
-    """Return what an answer with a yes does, such as `refuses`."""
+    """Return the verb phrase for an answer with a yes, such as `refuses`."""
     return VERBS.get(question) or f"gets a yes to {quote(question)}"
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonQuestion:
-    """Which of two answers is better."""
+    """The question which of two answers is better."""
 
     template: str = COMPARE_TEMPLATE
     choices: ClassVar[Mapping[str, float]] = {"A": 1.0, "B": 0.0, "C": 0.5}
@@ -130,7 +130,7 @@ class ComparisonQuestion:
     places: ClassVar[Sequence[str]] = ("conversation", "answer_a", "answer_b")
     label: ClassVar[str] = "verdicts"
     missing: ClassVar[tuple[str, str]] = ("ties", "its win rates say nothing")
-    """What missing verdicts count as, and the remark if there are many."""
+    """The value of missing verdicts in words, and the remark if there are many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +180,13 @@ class LLMJudge:
         return JudgeIdentity(self.title, made_of)
 
     def with_question(self, text: str) -> LLMJudge:
-        """Return the same model with a yes/no question about one answer. A prompt for comparisons is left out."""
+        """Return a judge with the same model and a yes/no question about one answer. A prompt for comparisons is left
+        out."""
         return LLMJudge(self.endpoint, YesNoQuestion(text), self.temperature, self.max_tokens)
 
     def compare(self, pairs: Sequence[Pair], store: AnswerStore) -> list[JudgeVerdict]:
-        """Return two verdicts on each pair: with the first system's answer shown first, then second. Verdicts in the
-        store are not asked for again.
+        """Return two verdicts on each pair: with the first system's answer shown first, then second. Stored verdicts
+        are not asked for again.
 
         Raises:
             InputError: the server gives no answers.
@@ -198,7 +199,7 @@ class LLMJudge:
         ]
 
     def grade(self, answers: Sequence[GradedAnswer], store: AnswerStore) -> list[JudgeVerdict]:
-        """Return a verdict on each answer, 1 for yes. The store and the errors are as of `compare`."""
+        """Return a verdict on each answer, 1 for yes. The store and the errors are as in `compare`."""
         replies = ask_questions(self, [self.build_grading(answer) for answer in answers], store)
         return [self.read_reply(reply, answer.id) for reply, answer in zip(replies, answers, strict=True)]
 
@@ -210,19 +211,19 @@ class LLMJudge:
 
     def build_grading(self, answer: GradedAnswer) -> Question:
         assert isinstance(self.question, YesNoQuestion)
-        conversation, (shown,) = mark_texts(answer.prompt, {"answer": answer.text})
-        return self._build({"conversation": conversation, "answer": shown, "question": self.question.text})
+        conversation, (marked_answer,) = mark_texts(answer.prompt, {"answer": answer.text})
+        return self._build({"conversation": conversation, "answer": marked_answer, "question": self.question.text})
 
     def _build(self, places: Mapping[str, str]) -> Question:
         # All places are filled in one pass: an answer may hold the name of a place.
         text = PLACE.sub(lambda match: places[match[1]], self.question.template)
-        drawn = {"temperature": self.temperature, "max_tokens": self.max_tokens}
+        sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         messages = [{"role": "user", "content": text}]
-        return self.endpoint.question(messages, **drawn, logprobs=True, top_logprobs=LIKELIEST)
+        return self.endpoint.question(messages, **sampling, logprobs=True, top_logprobs=LIKELIEST)
 
     def read_reply(self, reply: Answer | Failure, id: str, order: str = "") -> JudgeVerdict:
-        """Return the verdict of a reply, in the order in which the answers were shown; one with an error if it has no
-        choice."""
+        """Return the verdict of a reply, in the order in which the answers were shown. Without a choice, the verdict
+        has an error."""
         try:
             choice, p = read_choice(reply, [*self.question.choices])
         except ValueError as error:
@@ -230,18 +231,18 @@ class LLMJudge:
         return JudgeVerdict(id, order, self.question.choices[choice], p)
 
     def read_comparison(self, reply: Answer | Failure, id: str, order: str) -> JudgeVerdict:
-        """Return the verdict of a reply about a pair: 1 is for the first system, in whatever order it was shown."""
+        """Return the verdict of a reply about a pair: 1 is for the first system, in both orders."""
         verdict = self.read_reply(reply, id, order)
         if order == FIRST:
             return verdict
         return verdict._replace(verdict=1 - verdict.verdict, p=None if verdict.p is None else 1 - verdict.p)
 
     def describe_errors(self, verdicts: Sequence[JudgeVerdict], count_as: str = "", remark: str = "") -> list[str]:
-        """Return a sentence about the missing verdicts; none if there are none.
+        """Return a sentence about missing verdicts, in a list. The list is empty if no verdict is missing.
 
         Args:
-            count_as: what a missing verdict counts as, if not what it counts as in an evaluation of systems.
-            remark: what is said if most are missing.
+            count_as: the value of a missing verdict in words, by default that in an evaluation of systems.
+            remark: a remark for the case that most verdicts are missing.
         """
         errors = Counter(verdict.error for verdict in verdicts if verdict.error)
         if not errors:
@@ -258,12 +259,12 @@ class LLMJudge:
 
 
 class GradedAnswer(NamedTuple):
-    """An answer that a yes/no question is about.
+    """An answer that is graded by a yes/no question.
 
     Attributes:
         prompt: the conversation before it.
         text: without hidden reasoning.
-        id: of the example; empty if the caller goes by the order.
+        id: of the example. Empty if the caller identifies verdicts by their order.
     """
 
     prompt: Conversation
@@ -272,10 +273,11 @@ class GradedAnswer(NamedTuple):
 
 
 def parse_judge(value: Any) -> Literal["reward", "people"] | LLMJudge:
-    """Return the judge that the configuration names.
+    """Parse `stage.judge`.
 
     Raises:
-        InputError: it is no judge; or its prompt lacks a place, has an unknown one, or does not name the choices.
+        InputError: the value is not a judge; or its prompt lacks a placeholder, has an unknown one, or does not name
+            the choices.
     """
     if value == "reward":
         return "reward"
@@ -292,7 +294,7 @@ def parse_judge(value: Any) -> Literal["reward", "people"] | LLMJudge:
 
 
 def read_template(path: str, field: str) -> str:
-    """Read a user's prompt for comparisons. Raises InputError, see `parse_judge`."""
+    """Read a user's prompt for comparisons. Raises InputError if it is invalid, see `parse_judge`."""
     template = read_text(parse_user_path(path, field), field, "Name a text file in UTF-8.")
     places = ComparisonQuestion.places
     in_template = PLACE.findall(template)
@@ -333,8 +335,8 @@ def mark_texts(prompt: Conversation, answers: Mapping[str, str]) -> tuple[str, l
 
 
 def ask_questions(judge: LLMJudge, questions: Sequence[Question], store: AnswerStore) -> list[Answer | Failure]:
-    """Return the reply to each question. A reply with a choice is kept in the store; one without is asked for again in
-    the next run.
+    """Return the reply to each question. A reply with a choice is stored; one without is requested again by the next
+    run.
 
     Raises:
         InputError: the server gives no answers.
@@ -370,10 +372,10 @@ def watch_failures(endpoint: Endpoint) -> Callable[[Answer | Failure], None]:
 
 @dataclass
 class JudgeUsage:
-    """What the answers of a judge behind an endpoint took, as its server counts tokens.
+    """Number of requests to judges behind endpoints, and of tokens as their servers count them.
 
     Attributes:
-        asked: questions that this run asked; the others were answered in earlier runs.
+        asked: requests of this run, without answers stored by earlier runs.
         uncounted: answers of this run whose tokens the server did not count.
     """
 
@@ -388,7 +390,7 @@ COLLECTED: ContextVar[JudgeUsage | None] = ContextVar("COLLECTED", default=None)
 
 @contextmanager
 def collect_judge_usage() -> Iterator[JudgeUsage]:
-    """Sum up what judges behind endpoints are asked within the block."""
+    """Sum up the requests to judges behind endpoints within the block."""
     usage = JudgeUsage()
     token = COLLECTED.set(usage)
     try:
@@ -412,10 +414,10 @@ def count_usage(reply: Answer | Failure) -> None:
 
 
 def read_choice(reply: Answer | Failure, choices: Sequence[str]) -> tuple[str, float | None]:
-    """Return the choice of a reply, and its probability of the first choice beside the second.
+    """Return the choice of a reply, and the probability of the first choice relative to the second.
 
     Raises:
-        ValueError: it makes no choice, or has a logprob that is no logarithm of a probability.
+        ValueError: the reply has no choice, or a logprob that is not the logarithm of a probability.
     """
     if isinstance(reply, Failure):
         raise ValueError(f"the judge {reply.said}")
@@ -432,7 +434,7 @@ def has_choice(reply: Answer, choices: Sequence[str]) -> bool:
 
 
 def find_last_choice(reply: Answer, choices: Sequence[str]) -> str:
-    """Return the choice at the end of the last line. Raises ValueError if there is none, or several differ."""
+    """Return the choice at the end of the last line. Raises ValueError without a choice, or if several differ."""
     pattern = rf"\[\[({'|'.join(choices)})\]\]"
     lines = answer_alone(reply.text).strip().splitlines()
     in_last_line = {*re.findall(pattern, lines[-1])} if lines else set()
@@ -444,14 +446,15 @@ def find_last_choice(reply: Answer, choices: Sequence[str]) -> str:
 
 
 def compute_first_share(reply: Answer, choice: str, first: str, second: str) -> float | None:
-    """Return P(first) / (P(first) + P(second)) at the token in which the choice begins. A token stands for a word that
-    it holds, or begins. Returns None if the server shows neither word.
+    """Return P(first) / (P(first) + P(second)) at the token in which the choice begins. Returns None if the server
+    shows neither word there.
 
-    A word that is not shown has at most the probability of the least likely shown token, and at most what the shown
-    tokens leave: it counts with the smaller of the two.
+    A token counts for a word that it contains or begins. A word without a token in the list counts with an upper bound
+    of its probability: that of the least likely listed token, or the probability that the listed tokens leave, if
+    smaller.
 
     Raises:
-        ValueError: a logprob is no logarithm of a probability.
+        ValueError: a logprob is not the logarithm of a probability.
     """
     place = "".join(token.text for token in reply.last).rfind(f"[[{choice}]]") + len("[[")
     for token in reply.last if place >= len("[[") else ():
@@ -462,20 +465,24 @@ def compute_first_share(reply: Answer, choice: str, first: str, second: str) -> 
         return None
     if any(math.isnan(value) or value > ROUNDING for value in token.likely.values()):
         raise ValueError("the judge gives a logprob that is none")
-    shown = {text: math.exp(min(0.0, value)) for text, value in token.likely.items()}
-    least = min([*shown.values(), max(0.0, 1 - sum(shown.values()))]) if len(shown) > 1 else 1 - sum(shown.values())
+    listed = {text: math.exp(min(0.0, value)) for text, value in token.likely.items()}
+    bound = min([*listed.values(), max(0.0, 1 - sum(listed.values()))]) if len(listed) > 1 else 1 - sum(listed.values())
     before = token.text[:place]
     shares = []
     for word in (first, second):
-        shares.append([p for text, p in shown.items() if stands_for_word(text, before, word)])
+        shares.append([p for text, p in listed.items() if stands_for_word(text, before, word)])
     if not any(shares):
         return None
-    p_first, p_second = (sum(share) if share else least for share in shares)
+    p_first, p_second = (sum(share) if share else bound for share in shares)
     return p_first / (p_first + p_second) if p_first + p_second else None
 
 
 def stands_for_word(token: str, before: str, word: str) -> bool:
-    """Return whether a token that begins with `before` goes on with the beginning of a choice, or holds it."""
-    rest = token.removeprefix(before)
-    right = f"{word}]]"
-    return token.startswith(before) and rest != "" and (right.startswith(rest) or rest.startswith(right))
+    """Return whether a token that begins with `before` continues with the beginning of a choice, or contains it."""
+    continuation = token.removeprefix(before)
+    closed_word = f"{word}]]"
+    return (
+        token.startswith(before)
+        and continuation != ""
+        and (closed_word.startswith(continuation) or continuation.startswith(closed_word))
+    )

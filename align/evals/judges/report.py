@@ -1,9 +1,9 @@
-"""The report of a judge (`card.json`): how often it agrees with known verdicts, and whether it may decide gates.
+"""The report of a judge (`card.json`): its agreement with known verdicts, and whether it may decide gates.
 
 A judge answers one of two kinds of question: which of two answers is better, or a yes/no question about one answer. It
-is measured on examples whose verdict is known. An example counts once, however many people judged it: its verdict is
-the majority's. Which answer of a pair is the first is drawn from a hash of the pair's id, so that neither place has
-more good answers. `artifact/verdicts.jsonl` of a run of `eval=judge` is the evidence. Imports no torch.
+is measured on examples with known verdicts. An example counts once, with the majority's verdict if several people
+judged it. Which answer of a pair is the first is drawn by a hash of the pair's id, so that good answers are equally
+frequent in both positions. The verdicts are in `artifact/verdicts.jsonl` of a run of `eval=judge`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -48,14 +48,16 @@ TIE = 0.5
 FIELD = "stage.card"
 FILE = "card.json"
 SCHEMA = 1
-LONGER, SHORTER, EQUAL = "longer", "shorter", "equal"
+LONGER = "longer"
+SHORTER = "shorter"
+EQUAL = "equal"
 YES_AND_NO = {"yes": 1.0, "no": 0.0}
-"""Label → the verdict that gives it."""
+"""Label → the verdict that corresponds to it."""
 LEAST_VERDICTS = 100
-"""Verdicts behind an agreement that lets a judge decide."""
+"""Minimum number of verdicts on which a judge that decides gates was measured."""
 MIN_AGREEMENT = 0.6
 MIN_LEVEL = 0.95
-"""The least level of the interval of an agreement that lets a judge decide."""
+"""Minimum level of the interval of the agreement of a judge that decides gates."""
 HOW_TO_MEASURE = "Measure the judge: python -m align stage=eval eval=judge reward=… data=annotations project=NAME."
 HOW_TO_MEASURE_ANSWERS = (
     "Measure the judge: python -m align stage=eval eval=judge eval.asks=… stage.judge=… data=files data.path=LABELLED."
@@ -64,13 +66,13 @@ HOW_TO_MEASURE_ANSWERS = (
 
 @dataclass(frozen=True, slots=True)
 class PairExample:
-    """Two answers to one prompt.
+    """Two answers to one prompt, with a known verdict.
 
     Attributes:
         item: the prompt, with its source as the category. Pairs that share a prompt or a group are one cluster.
         first, second: the turns of each answer, usually one.
         verdict: 1 if the first is better, 0 if the second is, ½ for a tie.
-        votes: the same of each person.
+        votes: the verdicts of single people.
         ended: False if sampling cut the first, or the second, at its length limit.
     """
 
@@ -97,19 +99,19 @@ class PairExample:
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Characters of the answers."""
+        """The number of characters of each answer."""
         first, second = (sum(len(turn.content) for turn in side) for side in self.sides)
         return first, second
 
     def to_preference(self) -> Preference:
         """Return the pair with the better answer as the chosen one; of a tie, the first."""
         is_first = self.verdict >= TIE
-        chosen, rejected = self.sides if is_first else self.sides[::-1]
+        chosen_turns, rejected_turns = self.sides if is_first else self.sides[::-1]
         chosen_ended, rejected_ended = self.ended if is_first else self.ended[::-1]
         return Preference(
             self.item.prompt.messages,
-            chosen,
-            rejected,
+            chosen_turns,
+            rejected_turns,
             self.item.id,
             self.item.cluster,
             source=self.item.category,
@@ -121,7 +123,7 @@ class PairExample:
 
 @dataclass(frozen=True, slots=True)
 class AnswerExample:
-    """An answer and its label.
+    """An answer with a known label.
 
     Attributes:
         item: the prompt. Answers to one prompt are one cluster.
@@ -141,12 +143,12 @@ class AnswerExample:
 def build_pair_examples(
     decided: Sequence[Preference], tied: Sequence[Preference] = (), seed: int = 0
 ) -> list[PairExample]:
-    """Return the judged pairs in order, each once.
+    """Build the judged pairs in order, each once.
 
     Args:
         decided: pairs whose chosen answer is the better one.
         tied: pairs whose answers are equally good.
-        seed: of the draw which answer is the first.
+        seed: decides which answer is the first.
     """
     votes_by_pair: dict[tuple[Turns, frozenset[Turns]], list[tuple[Preference, bool]]] = {}
     for prefs, is_tie in ((decided, False), (tied, True)):
@@ -160,7 +162,7 @@ def build_pair_examples(
 
 
 def count_votes(id: str, votes: Sequence[tuple[Preference, bool]], seed: int) -> PairExample:
-    """Return the example of one pair. Each vote is a preference and whether it calls the answers equal."""
+    """Build the example of one pair. Each vote is a preference, with a flag for a tie."""
     pref = votes[0][0]
     sides = [(pref.chosen, pref.chosen_ended), (pref.rejected, pref.rejected_ended)]
     if hashlib.sha256(f"{seed} {id}".encode()).digest()[0] % 2 == 1:
@@ -174,8 +176,8 @@ def count_votes(id: str, votes: Sequence[tuple[Preference, bool]], seed: int) ->
 
 
 def build_answer_examples(labelled: Sequence[Feedback]) -> tuple[list[AnswerExample], int]:
-    """Return the labelled answers in order, each once, and how many were left out because as many labels say yes as
-    no."""
+    """Build the labelled answers in order, each once. Returns them with the number of answers that were left out
+    because their labels are balanced."""
     labels_by_answer: dict[tuple[Turns, Turns], list[Feedback]] = {}
     for row in labelled:
         labels_by_answer.setdefault((row.prompt, row.completion), []).append(row)
@@ -193,23 +195,24 @@ def build_answer_examples(labelled: Sequence[Feedback]) -> tuple[list[AnswerExam
 
 
 def make_unique(ids: Sequence[str], noun: str) -> list[str]:
-    """Return the ids, a repeated one with its number (`x#2`) and an empty one as the noun with its place (`pair 3`)."""
+    """Return unique ids: a repeated one gets its number (`x#2`), an empty one becomes the noun with its position (`pair
+    3`)."""
     counts = Counter[str]()
     unique = []
-    for place, given in enumerate(ids, 1):
-        id = given or f"{noun} {place}"
+    for place, id_or_empty in enumerate(ids, 1):
+        id = id_or_empty or f"{noun} {place}"
         counts[id] += 1
         unique.append(id if counts[id] == 1 else f"{id}#{counts[id]}")
     return unique
 
 
 def drop_learned(pairs: Iterable[PairExample], seen: Sequence[TrainedQuestions]) -> list[PairExample]:
-    """Return the pairs whose prompt no reward model of the judge learned from."""
+    """Drop the pairs whose prompt a reward model of the judge was trained on."""
     return [pair for pair in pairs if not any(model.asks(pair.item.prompt.messages) for model in seen)]
 
 
 def digest_examples(examples: Sequence[PairExample] | Sequence[AnswerExample]) -> str:
-    """Return SHA-256, in hex, over prompts, answers and verdicts, in whatever order they stand."""
+    """Return the SHA-256, in hex, of prompts, answers and verdicts. It does not depend on their order."""
 
     def list_contents(example: PairExample | AnswerExample) -> list[object]:
         prompt = turns_to_json(example.item.prompt.messages)
@@ -227,7 +230,8 @@ def turns_to_json(turns: Turns) -> list[str]:
 
 
 def measure_human_agreement(pairs: Sequence[PairExample]) -> tuple[list[str], list[float]]:
-    """Return, of the pairs that several people judged, the clusters and the share of two votes that are equal."""
+    """Return the clusters of the pairs with several votes, and for each pair the share of equal votes among all pairs
+    of votes."""
     several = [pair for pair in pairs if len(pair.votes) > 1]
     shares = []
     for pair in several:
@@ -237,11 +241,13 @@ def measure_human_agreement(pairs: Sequence[PairExample]) -> tuple[list[str], li
 
 
 def find_best_answers(pairs: Sequence[PairExample]) -> dict[str, list[tuple[PairExample, bool]]]:
-    """Return the prompts with one answer that was preferred to each other one, of which there are two or more: the id
-    of the prompt → the pairs with that answer, and whether it is the first of each. The other answers need not have
-    been compared.
+    """Find the prompts with one answer that was preferred to each other one, if there are at least two others.
 
-    RewardBench 2 (Malik et al. 2025) has such prompts, with one right answer and three wrong ones.
+    RewardBench 2 (Malik et al. 2025) has such prompts, with one right answer and three wrong ones. The other answers
+    need not have been compared with each other.
+
+    Returns:
+        the id of the prompt → the pairs with the best answer, and whether it is the first of each.
     """
     pairs_by_prompt: dict[Turns, list[PairExample]] = {}
     for pair in pairs:
@@ -250,24 +256,24 @@ def find_best_answers(pairs: Sequence[PairExample]) -> dict[str, list[tuple[Pair
     for prompt_pairs in pairs_by_prompt.values():
         answers = {side for pair in prompt_pairs for side in pair.sides}
         for answer in sorted(answers, key=turns_to_json):
-            own = [(pair, pair.first == answer) for pair in prompt_pairs if answer in pair.sides]
-            has_all = len(answers) > 2 and len(own) == len(answers) - 1
-            if has_all and all(pair.verdict == float(is_first) for pair, is_first in own):
-                best_answers[prompt_pairs[0].item.id] = own
+            own_pairs = [(pair, pair.first == answer) for pair in prompt_pairs if answer in pair.sides]
+            has_all = len(answers) > 2 and len(own_pairs) == len(answers) - 1
+            if has_all and all(pair.verdict == float(is_first) for pair, is_first in own_pairs):
+                best_answers[prompt_pairs[0].item.id] = own_pairs
     return best_answers
 
 
 class Opinions(NamedTuple):
-    """The verdicts of a judge on examples, one entry an example.
+    """The verdicts of a judge on examples, one entry per example.
 
     Attributes:
-        verdicts: of a pair 1 if the judge prefers the first answer, 0 the second, ½ a tie; of an answer 1 for yes and
-            0 for no. ½ stands for a missing verdict, see `errors`.
-        swapped: the same with the second answer shown first; None for a judge that sees no order.
-        log_odds: of a verdict of 1, in nats; None where the judge gives no probability.
-        errors: why a verdict is missing, in some order; empty where there is one.
-        scores: of the first and second answers; None for a judge that compares answers.
-        probabilities: of yes, of a judge of single answers; None for a judge of pairs.
+        verdicts: on a pair, 1 if the judge prefers the first answer, 0 the second, ½ a tie; on an answer, 1 for yes and
+            0 for no. A missing verdict is ½, see `errors`.
+        swapped: the verdicts with the second answer shown first. None for a judge without an order.
+        log_odds: of a verdict of 1, in nats. None if the judge gives no probability.
+        errors: why a verdict is missing, in some order. Empty for a verdict that is not missing.
+        scores: of the first and second answers. None for a judge that compares answers.
+        probabilities: of yes, for a judge of single answers. None for a judge of pairs.
     """
 
     verdicts: Sequence[float]
@@ -282,10 +288,10 @@ class Opinions(NamedTuple):
 
 
 def measure_pairs(pairs: Sequence[PairExample], opinions: Opinions, level: float = 0.95) -> dict[str, Any]:
-    """Return the figures of a judge on pairs, each with its interval over prompts.
+    """Compute the figures of a judge on pairs, each with its interval over prompts.
 
-    A missing verdict counts as wrong: it agrees with no verdict, not even a tie, survives no swap, and is no tie of the
-    judge.
+    A missing verdict counts as wrong: it agrees with no verdict, not even a tie, is not consistent, and is not a tie of
+    the judge.
 
     Returns:
         `agreement`, `swap`, `length_slope`, `reference_slope` and `n` of `align.evals.stats.JudgeStatistics`;
@@ -294,11 +300,11 @@ def measure_pairs(pairs: Sequence[PairExample], opinions: Opinions, level: float
         answers; `calibration`; `between_people`.
 
     Raises:
-        ValueError: there are no pairs, or numbers of rows that differ.
+        ValueError: there are no pairs, or the numbers of rows differ.
     """
     is_missing = np.array([bool(error) for error in opinions.errors])
     verdicts = opinions.verdicts if opinions.swapped is None else surviving(opinions.verdicts, opinions.swapped)
-    verdicts = np.where(is_missing, np.nan, verdicts)  # nan equals no verdict of the reference, and is no tie
+    verdicts = np.where(is_missing, np.nan, verdicts)  # nan equals no verdict of the reference, and is not a tie
     reference = [pair.verdict for pair in pairs]
     clusters = [pair.item.cluster for pair in pairs]
     first_lengths, second_lengths = zip(*(pair.lengths for pair in pairs), strict=True)
@@ -327,25 +333,26 @@ def measure_pairs(pairs: Sequence[PairExample], opinions: Opinions, level: float
 
 
 def measure_answers(answers: Sequence[AnswerExample], opinions: Opinions, level: float = 0.95) -> dict[str, Any]:
-    """Return the figures of a judge that says yes or no to single answers, each with its interval over prompts.
+    """Compute the figures of a judge that says yes or no to single answers, each with its interval over prompts.
 
     Args:
         answers: some labelled yes and some no.
 
     Returns:
         `agreement` over all answers, where a missing verdict agrees with no label; `by_label`, `yes` and `no` → the
-        share of the answers with this label to which the judge gives it (its sensitivity and specificity); `labels`
-        and `said`, how often each; `errors`, the number of missing verdicts; `calibration`; `swap`, None.
+        share of the answers with this label to which the judge gives it (its sensitivity and specificity); `labels` and
+        `said`, the number of each in the reference and by the judge; `errors`, the number of missing verdicts;
+        `calibration`; `swap`, None.
 
     Raises:
-        ValueError: there are no answers, or none with one of the labels.
+        ValueError: there are no answers, or all have the same label.
     """
     labels = [answer.verdict for answer in answers]
     verdicts = [*opinions.verdicts]
     clusters = [answer.item.cluster for answer in answers]
 
     def measure_label(label: float) -> dict[str, Any]:
-        rows = [i for i, own in enumerate(labels) if own == label]
+        rows = [i for i, row_label in enumerate(labels) if row_label == label]
         is_right = np.array([float(verdicts[i] == label) for i in rows])
         return share_won(is_right, [clusters[i] for i in rows], level).as_dict()
 
@@ -361,8 +368,8 @@ def measure_answers(answers: Sequence[AnswerExample], opinions: Opinions, level:
 
 
 def measure_accuracy(pairs: Sequence[PairExample], verdicts: NDArray[np.float64], level: float) -> dict[str, Any]:
-    """Return how often the judge prefers the better answer: of all pairs, by source and by length. A tie of the judge
-    and a missing verdict (nan) are no preference."""
+    """Compute how often the judge prefers the better answer: over all pairs, by source and by length. A tie of the
+    judge and a missing verdict (nan) do not count as a preference."""
     is_right = verdicts == [pair.verdict for pair in pairs]
 
     def measure_rows(rows: Sequence[int]) -> dict[str, Any]:
@@ -371,7 +378,9 @@ def measure_accuracy(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]
 
     def measure_groups(key: Callable[[PairExample], str]) -> dict[str, Any]:
         keys = [key(pair) for pair in pairs]
-        return {name: measure_rows([i for i, own in enumerate(keys) if own == name]) for name in sorted({*keys})}
+        return {
+            name: measure_rows([i for i, row_key in enumerate(keys) if row_key == name]) for name in sorted({*keys})
+        }
 
     return {
         "accuracy": measure_rows(range(len(pairs))),
@@ -381,7 +390,7 @@ def measure_accuracy(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]
 
 
 def compare_length_of_better(pair: PairExample) -> str:
-    """Return whether the better answer is the longer one, in characters."""
+    """Return whether the better answer is the longer one, the shorter one or equally long, in characters."""
     first, second = pair.lengths
     better, worse = (first, second) if pair.verdict == 1 else (second, first)
     if better == worse:
@@ -390,9 +399,12 @@ def compare_length_of_better(pair: PairExample) -> str:
 
 
 def credit_best_answers(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]) -> dict[str, list[float]]:
-    """Return, of prompts whose best answer among n is known: n → 1 if the judge prefers it to each other one, 1/k if it
-    puts k answers level at the top, else 0. A judge that calls all equal has 1/n, as chance has. A missing verdict
-    (nan) is worth 0."""
+    """Return the judge's credit on prompts whose best answer is known, by the number n of answers to the prompt.
+
+    The credit is 1 if the judge prefers the best answer to each other one, 1/k if it ranks k answers equally at the
+    top, else 0. A judge that calls all answers equal has 1/n, which is chance level. A missing verdict (nan) has a
+    credit of 0.
+    """
     verdict_of = {pair.item.id: verdict for pair, verdict in zip(pairs, verdicts.tolist(), strict=True)}
     credits: dict[str, list[float]] = {}
     for own_pairs in find_best_answers(pairs).values():
@@ -405,7 +417,7 @@ def credit_best_answers(pairs: Sequence[PairExample], verdicts: NDArray[np.float
 def measure_calibration(
     examples: Sequence[PairExample] | Sequence[AnswerExample], log_odds: Sequence[float | None], level: float
 ) -> dict[str, Any]:
-    """Return how well the judge's probabilities agree with the reference, under the key `calibration`: `brier` and
+    """Measure how well the judge's probabilities agree with the reference, under the key `calibration`: `brier` and
     `log_loss` with intervals, `ece` over ten bins. Returns nothing if the judge gives no probabilities."""
     rows = [i for i, odds in enumerate(log_odds) if odds is not None]
     if not rows:
@@ -433,21 +445,22 @@ def measure_calibration(
 def collect_pair_opinions(
     judge: LLMJudge, pairs: Sequence[PairExample], store: AnswerStore
 ) -> tuple[Opinions, list[str]]:
-    """Return the verdicts of a language model in both orders, and remarks on missing ones. The first rank asks it."""
-    shown = [Pair(pair.item.id, pair.item.prompt, *map(join_turns, pair.sides)) for pair in pairs]
-    verdicts = ranks.broadcast(judge.compare(shown, store) if ranks.is_main() else [])
+    """Ask a language model to compare pairs in both orders. Returns its verdicts, and remarks on missing ones. The
+    first rank asks it."""
+    answer_pairs = [Pair(pair.item.id, pair.item.prompt, *map(join_turns, pair.sides)) for pair in pairs]
+    verdicts = ranks.broadcast(judge.compare(answer_pairs, store) if ranks.is_main() else [])
     by_case = {(verdict.prompt, verdict.order): verdict for verdict in verdicts}
     first = [by_case[pair.item.id, FIRST] for pair in pairs]
     second = [by_case[pair.item.id, SECOND] for pair in pairs]
     odds = [
-        compute_log_odds((one.p + other.p) / 2) if one.p is not None and other.p is not None else None
-        for one, other in zip(first, second, strict=True)
+        compute_log_odds((verdict.p + swapped.p) / 2) if verdict.p is not None and swapped.p is not None else None
+        for verdict, swapped in zip(first, second, strict=True)
     ]
     opinions = Opinions(
         [verdict.verdict for verdict in first],
         [verdict.verdict for verdict in second],
         odds,
-        [one.error or other.error for one, other in zip(first, second, strict=True)],
+        [verdict.error or swapped.error for verdict, swapped in zip(first, second, strict=True)],
     )
     return opinions, judge.describe_errors(verdicts, "wrong", "its card says nothing")
 
@@ -455,9 +468,10 @@ def collect_pair_opinions(
 def collect_answer_opinions(
     judge: LLMJudge, answers: Sequence[AnswerExample], store: AnswerStore
 ) -> tuple[Opinions, list[str]]:
-    """Return the yes or no of a language model to each answer, and remarks on missing ones. The first rank asks it."""
-    shown = [GradedAnswer(answer.item.prompt, join_turns(answer.answer), answer.item.id) for answer in answers]
-    verdicts = ranks.broadcast(judge.grade(shown, store) if ranks.is_main() else [])
+    """Ask a language model for a yes or no to each answer. Returns its verdicts, and remarks on missing ones. The first
+    rank asks it."""
+    graded_answers = [GradedAnswer(answer.item.prompt, join_turns(answer.answer), answer.item.id) for answer in answers]
+    verdicts = ranks.broadcast(judge.grade(graded_answers, store) if ranks.is_main() else [])
     opinions = Opinions(
         [verdict.verdict for verdict in verdicts],
         None,
@@ -495,18 +509,18 @@ def list_judged_examples(
 
 @dataclass(frozen=True, slots=True)
 class JudgeReport:
-    """The report of a judge, as far as gates need it.
+    """The report of a judge, with the fields that gates need.
 
     Attributes:
         judge: the judge that was measured.
         digest: SHA-256 of the file.
-        reference: name of what it was compared with.
+        reference: name of the reference that it was compared with.
         agreement: `{value, low, high, n}`.
-        chance: the lower end of kappa, the agreement beyond chance; None if kappa is undefined.
+        chance: the lower end of kappa, the agreement beyond chance. None if kappa is undefined.
         verdicts: the number of compared verdicts.
-        consistency: the share of verdicts that survive a swap of the answers; None if the judge sees no order.
+        consistency: the share of verdicts that are the same in both orders. None for a judge without an order.
         level: of the intervals.
-        by_label: of a judge of single answers, `yes` and `no` → its agreement on the answers with this label.
+        by_label: for a judge of single answers, `yes` and `no` → its agreement on the answers with this label.
         errors: the number of missing verdicts among `verdicts`.
     """
 
@@ -527,7 +541,7 @@ class JudgeReport:
         return f"agrees with {self.reference} on {agreed} of {counted(self.verdicts, 'verdict')}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The form in the file of a gate's verdict."""
+        """Return the report as in a gate's verdict file."""
         values = {
             "judge": self.judge.title,
             "card": self.digest,
@@ -539,12 +553,12 @@ class JudgeReport:
 
 
 def find_reports(value: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[str, Input]]:
-    """Return the reports that `stage.card` names, and the inputs that a run which reads them records.
+    """Read the reports that `stage.card` names. Returns them, and the inputs that a run records for them.
 
     Raises:
         InputError: `value` names no runs, or a run that measured no judge.
         MissingArtifact: there is no such run.
-        CorruptFile: a file of the run is not the published one.
+        CorruptFile: a file of the run was changed after it was published.
     """
     is_list = isinstance(value, list | tuple)
     refs = [*value] if is_list else [value]
@@ -571,7 +585,7 @@ def read_report(path: Path) -> JudgeReport:
     """Read a `card.json`.
 
     Raises:
-        CorruptFile: the file is no report of a judge.
+        CorruptFile: the file is not a valid report of a judge.
         InputError: another version wrote it.
     """
     values = read_json_object(path, FIELD, HOW_TO_MEASURE)
@@ -604,7 +618,7 @@ def read_report(path: Path) -> JudgeReport:
 
 
 def parse_interval(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises: KeyError, TypeError, ValueError: the values are no interval."""
+    """Return an interval as JSON. Raises KeyError, TypeError or ValueError if the values are not an interval."""
     return {**{key: float(values[key]) for key in ("value", "low", "high")}, "n": int(values["n"])}
 
 
@@ -612,10 +626,10 @@ def parse_interval(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT) -> str:
-    """Return why a judge with this report may decide no gate; empty if it may.
+    """Return why a judge with this report may not decide gates. Returns an empty string if it may.
 
     Args:
-        min_agreement: the agreement's lower end has to be above it.
+        min_agreement: bound that the lower end of the agreement has to exceed.
     """
     agreed = in_words(report.agreement, ".2f")
     if report.errors >= report.verdicts:
@@ -627,11 +641,13 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
     if report.level < MIN_LEVEL:
         return f"its agreement has an interval at level {report.level:g}, and {MIN_LEVEL:g} is needed"
     for label, interval in report.by_label.items():
-        shown = f"its agreement with {report.reference} on answers labelled {label} is {in_words(interval, '.2f')}"
+        label_agreement = (
+            f"its agreement with {report.reference} on answers labelled {label} is {in_words(interval, '.2f')}"
+        )
         if interval["value"] == 0:
-            return f"{shown}: it never says {label} where it should"
+            return f"{label_agreement}: it never says {label} where it should"
         if interval["low"] <= min_agreement:
-            return f"{shown}, whose lower end is not above {min_agreement:g}"
+            return f"{label_agreement}, whose lower end is not above {min_agreement:g}"
     if not report.by_label and report.agreement["low"] <= min_agreement:
         return f"its agreement with {report.reference} is {agreed}, whose lower end is not above {min_agreement:g}"
     if report.chance is None or report.chance <= 0:  # a judge that calls all equal agrees with each tie
@@ -642,32 +658,34 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
 def choose_report(
     gate: str, judge: JudgeIdentity, reports: Sequence[JudgeReport], value: Any, min_agreement: float = MIN_AGREEMENT
 ) -> JudgeReport:
-    """Return the report by which a judge may decide a gate.
+    """Choose the report that allows a judge to decide a gate.
 
     Args:
         gate: its name.
-        judge: that would decide it.
-        reports: the named ones.
+        judge: the judge of the gate's task.
+        reports: those that `stage.card` names.
         value: of `stage.card`, for errors.
         min_agreement: see `explain_shortfall`.
 
     Raises:
-        InputError: there is no report, none or two of them are of this judge, or its agreement is too low.
+        InputError: there is no report, none or two of them are about this judge, or its agreement is too low.
     """
     decides = f"gate {gate} is decided by {judge.title}"
     how_to_measure = HOW_TO_MEASURE_ANSWERS if judge.asks else HOW_TO_MEASURE
     if not reports:
         problem = f"{decides}, and nothing says how often that is right"
         raise InputError(FIELD, "(none)", problem, f"{how_to_measure} Then name its run.")
-    own = [report for report in reports if report.judge.digest == judge.digest]
-    if not own:
+    own_reports = [report for report in reports if report.judge.digest == judge.digest]
+    if not own_reports:
         nearest = min(reports, key=lambda report: len(list_differences(judge, report.judge)))
-        which = "this card is" if len(reports) == 1 else f"of these {len(reports)} cards even the nearest is"
+        subject = "this card is" if len(reports) == 1 else f"of these {len(reports)} cards even the nearest is"
         difference = describe_difference(judge, nearest.judge)
-        problem = f"{decides}, and {which} of another judge, {nearest.judge.title}: {difference}"
+        problem = f"{decides}, and {subject} of another judge, {nearest.judge.title}: {difference}"
         raise InputError(FIELD, value, problem, how_to_measure)
-    require(len(own) == 1, FIELD, value, f"names {len(own)} cards of {judge.title}", "Name one of them.")
-    if why := explain_shortfall(own[0], min_agreement):
+    require(
+        len(own_reports) == 1, FIELD, value, f"names {len(own_reports)} cards of {judge.title}", "Name one of them."
+    )
+    if why := explain_shortfall(own_reports[0], min_agreement):
         examples = "answers" if judge.asks else "pairs"
         raise InputError(FIELD, value, f"{decides}: {why}", f"Measure it on more {examples}, or name another judge.")
-    return own[0]
+    return own_reports[0]
