@@ -46,7 +46,7 @@ class Risen:
 def most_risen(ref: Sequence[str], policy: Sequence[str]) -> Risen:
     """Return the word whose share of texts rose most from `ref` to `policy`, and its two shares.
 
-    Of several tokenize_words that rose equally, the alphabetically first is returned. The word is empty if no share rose.
+    Of several words that rose equally, the alphabetically first is returned. The word is empty if no share rose.
     """
     ref_shares = _compute_word_shares(ref)
     policy_shares = _compute_word_shares(policy)

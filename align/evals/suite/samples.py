@@ -127,7 +127,7 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
         "kl_interval": kl.as_dict(),
         "length": average_sides("length"),
         **{f"distinct{n}": {side: distinct_n(texts[side], n) for side in SIDES} for n in (1, 2)},
-        "repetition": {side: repetition(texts[side]) for side in SIDES},
+        "repetition": {side: compute_repetition(texts[side]) for side in SIDES},
         "most_risen_word": asdict(most_risen(*texts.values())),
         "eos_rate": average_sides("ended"),
         "empty_rate": empty,
