@@ -1,8 +1,10 @@
-"""Parts that every web application here shares; they know none of them.
+"""Parts that all web applications of this project share. They import none of the applications.
 
-auth         authentication: every request passes it         credentials  names, passwords, tokens, session cookies
-server       the port, how many connections are held,        throttle     how often a visitor may try, and who is
-             and how long the server waits for each                       served next if only few can be
-key_link     one person, by a link                           errors       errors as JSON
-gradio_pages what pages that Gradio draws share
+auth          the authentication middleware, which every request passes
+credentials   names, passwords, tokens and session cookies
+errors        errors as JSON
+gradio_pages  settings that all Gradio pages share
+key_link      one visitor, authenticated by a link
+server        the port, the limit on connections, and deadlines of requests
+throttle      waits after failed attempts, and a fair queue
 """

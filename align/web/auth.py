@@ -1,7 +1,7 @@
-"""Authentication: every request passes here first.
+"""Authentication middleware, which every request passes first.
 
-Refused are other hosts' names (DNS rebinding), other pages' requests (another port's of this machine too), requests
-without a known visitor, and what the application does not take from this visitor.
+It refuses requests for another host name (DNS rebinding), requests from pages of another origin (another port of this
+machine included), requests of unknown visitors, and requests that the application does not allow this visitor.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ HEADERS = (
     (b"cache-control", b"no-store"),
 )
 KEY = "key"
-"""The parameter of a link that holds its key. It does not stay in the address."""
+"""Query parameter of a link that holds its key. A redirect removes it from the address."""
 
 
 class Visitor(Protocol):
-    """A visitor who is known."""
+    """An authenticated visitor."""
 
     @property
     def name(self) -> str: ...
@@ -44,31 +44,36 @@ V = TypeVar("V", bound=Visitor, covariant=True)
 class Authenticator(Protocol[V]):
     """Finds the visitor of a request."""
 
-    def who(self, cookies: Mapping[str, str]) -> V | None: ...
+    def who(self, cookies: Mapping[str, str]) -> V | None:
+        """Return the visitor to whom the cookies belong. Returns None if they belong to no visitor."""
+        ...
 
     def cookie_of_link(self, key: str) -> str | None:
-        """Return the cookie that a link with this key gives the visitor who opens it; None if it is no such link."""
+        """Return the `Set-Cookie` value for a visitor who opens the link with this key. Returns None if the key is of
+        no link."""
         ...
 
     def unauthenticated(self, path: str, query: Mapping[str, str]) -> Response | None:
-        """Return the response to an unknown visitor; None if they may have what they ask for."""
+        """Return the response that turns an unknown visitor away. Returns None if the path is public."""
         ...
 
 
 class TooManyStreams(Exception):
-    """A visitor asks for an answer without an end who has as many as they may."""
+    """Error of a visitor who opens more event streams at once than allowed."""
 
 
 class AuthMiddleware:
-    """See the module. The scope of a request that passes says who asks (`person`) and by which of our origins.
+    """ASGI middleware that authenticates requests, see the module. It sets `scope["person"]` to the visitor, or None,
+    and `scope["origin"]` to the origin by which they reached the server.
 
     Args:
-        origins: under which browsers know the server, such as https://annotate.example.org.
-        check: of visitor, method, path and headers: the response that refuses the request; None if it may pass.
-        policy: the Content-Security-Policy of every answer.
-        unused: parts of paths at which there is nothing for anybody.
-        streams, streams_each: answers without an end that all visitors together, and one of them, may have at once,
-            for each holds a connection.
+        origins: addresses by which browsers reach the server, such as https://annotate.example.org.
+        check: takes the visitor, the method, the path and the headers of a request. Returns the response that refuses
+            the request, or None to let it pass.
+        policy: the Content-Security-Policy header of every response.
+        unused: substrings of paths that are closed to everyone.
+        streams, streams_each: maximum number of event streams open at once, of all visitors together and of one
+            visitor. Each stream holds a connection.
     """
 
     def __init__(
@@ -87,8 +92,8 @@ class AuthMiddleware:
         self.authenticator = authenticator
         self.check = check
         self.unused = unused
-        self.most_streams = streams
-        self.most_each = streams_each
+        self.max_streams = streams
+        self.max_streams_each = streams_each
         self.origins = {urlsplit(origin).netloc: origin for origin in origins}
         self.headers = ((b"content-security-policy", policy.encode()), *HEADERS)
         self.streams: Counter[str] = Counter()
@@ -102,18 +107,18 @@ class AuthMiddleware:
             connection = HTTPConnection(scope)
             response = await self._refuse(connection)
             if response is None:
-                response = await self._pass_on(scope, receive, send)
+                response = await self._run_app(scope, receive, send)
             elif response.status_code >= 400 and "text/html" in ",".join(connection.headers.getlist("accept")):
-                # for a person who typed an address into a browser
+                # A browser shows plain text to a person who typed the address.
                 response = PlainTextResponse(json.loads(bytes(response.body))["problem"], response.status_code)
             if response is not None:
                 response.raw_headers.extend(self.headers)
                 await response(scope, receive, send)
 
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
-        """Send the app's answer, with our headers. Returns another one if it is a stream and no further one is
-        allowed."""
-        who = scope["person"].name if scope["person"] else ""
+    async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> Response | None:
+        """Send the app's response with our headers. Returns a response with status 429 instead if the app opens an
+        event stream beyond the maximum."""
+        visitor_name = scope["person"].name if scope["person"] else ""
         is_stream = False
 
         async def send_with_headers(message: Any) -> None:
@@ -121,9 +126,9 @@ class AuthMiddleware:
             if message["type"] == "http.response.start":
                 headers = message.get("headers", [])
                 if any(name == b"content-type" and b"event-stream" in value for name, value in headers):
-                    if self.streams[who] >= self.most_each or self.streams.total() >= self.most_streams:
+                    if self.streams[visitor_name] >= self.max_streams_each or self.streams.total() >= self.max_streams:
                         raise TooManyStreams
-                    self.streams[who] += 1
+                    self.streams[visitor_name] += 1
                     is_stream = True
                 message = message | {"headers": [*headers, *self.headers]}
             await send(message)
@@ -132,17 +137,17 @@ class AuthMiddleware:
             await self.app(scope, receive, send_with_headers)
         except TooManyStreams:
             return refusal(429, "Close a page first: too many wait for something.")
-        except ClientDisconnect:  # in the middle of a form: nobody waits for an answer
+        except ClientDisconnect:  # while the app read a form: there is no client to answer
             pass
         finally:
             if is_stream:
-                self.streams[who] -= 1
-                if self.streams[who] == 0:
-                    del self.streams[who]
+                self.streams[visitor_name] -= 1
+                if self.streams[visitor_name] == 0:
+                    del self.streams[visitor_name]
         return None
 
     async def _refuse(self, request: HTTPConnection) -> Response | None:
-        """Return the response to a request that does not pass; None if it may."""
+        """Return the response that refuses a request. Returns None if the request passes."""
         path = request.scope["path"]
         origin = self.origins.get(request.headers.get("host", ""))
         if origin is None:
@@ -154,19 +159,22 @@ class AuthMiddleware:
         query = request.query_params
         cookie = self.authenticator.cookie_of_link(next(filter(None, query.getlist(KEY)), ""))
         if cookie is not None:
-            rest = urlencode([pair for pair in query.multi_items() if pair[0] != KEY])
-            return RedirectResponse(f"/?{rest}" if rest else "/", 303, {"set-cookie": cookie})
+            parameters = urlencode([pair for pair in query.multi_items() if pair[0] != KEY])
+            return RedirectResponse(f"/?{parameters}" if parameters else "/", 303, {"set-cookie": cookie})
         try:
             person = await run_in_threadpool(self.authenticator.who, request.cookies)
         except StorageError:
-            return refusal(503, CANNOT_READ)  # and not why: it may be a stranger who asks
-        if person is None and (response := self.authenticator.unauthenticated(path, query)) is not None:
-            return response
+            return refusal(503, CANNOT_READ)  # without the cause, which an unknown visitor must not read
+        if person is None:
+            response = self.authenticator.unauthenticated(path, query)
+            if response is not None:
+                return response
         request.scope["person"] = person
         request.scope["origin"] = origin
         return self.check(person, request.scope["method"], path, request.headers)
 
 
 def refusal(status: int, problem: str) -> Response:
+    """Return a JSON response with an error message."""
     content = {"problem": problem, "detail": escape(problem)}  # Gradio's pages show the latter, as HTML
     return JSONResponse(content, status)

@@ -16,71 +16,82 @@ from align.core.errors import InputError, require
 from align.web.throttle import FairQueue
 
 SHORTEST_PASSWORD = 12
+"""Characters."""
 AT_ONCE = 2
+"""Passwords that are hashed at the same time. Each takes 64 MiB of memory."""
 WAITING = 20
+"""Password checks that may wait for their turn. Further ones are refused, so that strangers who try to log in do not
+occupy the threads of people who are logged in."""
 PATIENCE_S = 10
-"""Passwords that are hashed at a time (each takes 64 MiB), how many may wait for that, and for how many seconds: who
-comes on top is told to come back, so that strangers at the door do not take the threads of those who work."""
-# What Unicode says may be ignored when shown, beyond the categories of controls and spaces, and the blank of Braille.
-UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-ALIKE = {"LATIN", "CYRILLIC", "GREEK"}
+"""Seconds that a password check waits before it is refused."""
+# Characters that Unicode lets renderers ignore, beyond the categories of controls and spaces, and the blank of Braille.
+INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+LOOKALIKE_SCRIPTS = {"LATIN", "CYRILLIC", "GREEK"}
 
 
 class Refused(InputError):
-    """A person may not come in."""
+    """Error of a login or an invitation that is not accepted."""
 
 
 class Passwords:
-    """Hashes of passwords: argon2id. Safe to share between threads.
+    """Hashes and verifies passwords with argon2id. Safe to share between threads.
 
-    `share` and `failures` say who waits for it, see `FairQueue`.
+    Both methods take a turn in a `FairQueue`, which says what `share` and `failures` are.
     """
 
     def __init__(self, hasher: PasswordHasher) -> None:
         self.hasher = hasher
         self.queue = FairQueue(AT_ONCE, WAITING, PATIENCE_S, "password")
-        self._nobodys = hasher.hash(secrets.token_hex(16))
+        self._dummy_hash = hasher.hash(secrets.token_hex(16))
 
     def hashed(self, password: str, share: str = "", failures: int = 0) -> str:
-        """Raises: Busy: others go first."""
+        """Return the hash of a password.
+
+        Raises:
+            Busy: too many password checks wait.
+        """
         with self.queue.turn(share, failures):
             return self.hasher.hash(password)
 
-    def matches(self, kept: str | None, password: str, share: str = "", failures: int = 0) -> bool:
-        """Return whether a password is the one of a hash. For None it is not, which takes as long to compute.
+    def matches(self, password_hash: str | None, password: str, share: str = "", failures: int = 0) -> bool:
+        """Return whether a password is the one of a hash. For None the result is False, after as much computation, so
+        that the time of a response does not tell which accounts exist.
 
         Raises:
-            Busy: others go first.
+            Busy: too many password checks wait.
         """
         try:
             with self.queue.turn(share, failures):
-                return self.hasher.verify(self._nobodys if kept is None else kept, password[:1000])
+                return self.hasher.verify(self._dummy_hash if password_hash is None else password_hash, password[:1000])
         except VerificationError:
             return False
 
-    def stale(self, kept: str) -> bool:
-        """Return whether a hash was made when hashes cost less."""
-        return self.hasher.check_needs_rehash(kept)
+    def stale(self, password_hash: str) -> bool:
+        """Return whether a hash was computed with other costs than the hasher has now."""
+        return self.hasher.check_needs_rehash(password_hash)
 
 
 def new_token() -> str:
-    """256 random bits: of a session, a link or a key."""
+    """Return a random token of 256 bits for a session, a link or a key."""
     return secrets.token_urlsafe(32)
 
 
 def digest(token: str) -> str:
-    """Return what is kept of a random token of 256 bits: nothing slower is needed."""
+    """Return the SHA-256 of a token, which is stored in its place. 256 random bits need no slower hash."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def session_cookie(name: str, session: str, origin: str, seconds: int) -> str:
-    """The header that gives a browser a session; an empty one with 0 seconds takes it."""
+    """Return the `Set-Cookie` value that stores a session in a browser. An empty session with 0 seconds deletes it."""
     secure = "; Secure" if origin.startswith("https:") else ""
     return f"{name}={quote(session)}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
 
 
 def network(address: str) -> str:
-    """Return the network of an address: of IPv6 the /64, for one customer has all of it."""
+    """Return the network of an IP address: for IPv6 its /64, since one customer has all of it; for IPv4 the
+    address itself."""
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -89,27 +100,28 @@ def network(address: str) -> str:
 
 
 def normalised_name(name: str) -> str:
-    """A name as it is compared: compatible forms of a letter, capitals, and runs of spaces are one."""
+    """Return a name in the form in which names are compared: NFKC, without case, with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def checked_name(name: str) -> str:
-    """Tidy a name, and check that a person can have it.
+    """Normalise the name of an account and check that it is allowed.
 
     Raises:
-        InputError: it is empty, too long, or holds what cannot be seen.
+        InputError: it is empty or too long, has invisible characters, or mixes alphabets that look alike.
     """
     name = normalised_name(name)
     require(0 < len(name) <= 100, "name", name, "it is empty or too long", "Give 1 to 100 characters.")
-    seen = all(letter == " " or not unicodedata.category(letter).startswith(("C", "Z")) for letter in name)
-    require(seen and not UNSEEN.search(name), "name", name, "it holds what cannot be seen", "Use letters and signs.")
-    scripts = {unicodedata.name(letter, "").split(" ")[0] for letter in name} & ALIKE
+    is_visible = all(letter == " " or not unicodedata.category(letter).startswith(("C", "Z")) for letter in name)
+    is_visible = is_visible and not INVISIBLE.search(name)
+    require(is_visible, "name", name, "it holds what cannot be seen", "Use letters and signs.")
+    scripts = {unicodedata.name(letter, "").split(" ")[0] for letter in name} & LOOKALIKE_SCRIPTS
     require(len(scripts) < 2, "name", name, "letters of two alphabets look alike in it", "Use those of one.")
     return name
 
 
 def is_name(name: str) -> bool:
-    """Return whether a tidied name is one that a person can have."""
+    """Return whether a name is normalised and allowed for an account."""
     try:
         return checked_name(name) == name
     except InputError:
@@ -117,14 +129,13 @@ def is_name(name: str) -> bool:
 
 
 def checked_password(name: str, password: str) -> str:
-    """A password that may be chosen (NIST SP 800-63B: length is what counts, no rule of composition).
+    """Check a new password and return it. Only its length counts, not its composition (NIST SP 800-63B).
 
     Raises:
-        InputError: it is too short, too long, or the name.
+        InputError: it is too short, too long, or the account's name.
     """
-    good = SHORTEST_PASSWORD <= len(password) <= 1000
-    require(
-        good, "password", "(not shown)", "it is too short or too long", f"Give {SHORTEST_PASSWORD} or more letters."
-    )
+    has_valid_length = SHORTEST_PASSWORD <= len(password) <= 1000
+    remedy = f"Give {SHORTEST_PASSWORD} or more letters."
+    require(has_valid_length, "password", "(not shown)", "it is too short or too long", remedy)
     require(normalised_name(password) != name, "password", "(not shown)", "it is the name", "Choose another.")
     return password

@@ -1,4 +1,4 @@
-"""Errors as JSON: the field, the problem and the remedy, for the page that asked."""
+"""Errors as JSON: the field, the problem and the remedy, for the page that sent the request."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ CANNOT_READ = "The server cannot read its store."
 
 
 def explain_errors(app: FastAPI, statuses: Mapping[type[InputError], int]) -> None:
-    """Has an app answer errors of ours with these statuses, and a body that cannot be read with 422."""
+    """Register the error handlers of an app: ours are answered with these statuses, an invalid body with 422."""
     app.add_exception_handler(RequestValidationError, respond_to_invalid_body)
     for error, status in statuses.items():
-        app.add_exception_handler(error, respond_by(status))
+        app.add_exception_handler(error, make_error_handler(status))
 
 
-def respond_by(status: int) -> Callable[[Request, Exception], JSONResponse]:
-    """An error of ours as JSON."""
-
-    def answer(request: Request, error: Exception) -> JSONResponse:
+def make_error_handler(status: int) -> Callable[[Request, Exception], JSONResponse]:
+    def respond(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, InputError)
         if isinstance(error, StorageError) and request.scope["person"] is None:
-            return JSONResponse({"problem": CANNOT_READ}, status)  # a database says more than strangers should read
+            # The message of a database holds more than an unknown visitor may read.
+            return JSONResponse({"problem": CANNOT_READ}, status)
         return JSONResponse({"field": error.field, "problem": error.problem, "remedy": error.remedy}, status)
 
-    return answer
+    return respond
 
 
 def respond_to_invalid_body(_: Request, error: Exception) -> JSONResponse:
-    """A body that is none, without its words: they may be what cannot be written."""
+    """Return the response to an invalid body: the first wrong field, without its value, which may not be encodable."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:])
-    return JSONResponse({"field": where, "problem": f"{where}: {first['msg']}", "remedy": "Reload the page."}, 422)
+    first_error = error.errors()[0]
+    field = ".".join(str(part) for part in first_error["loc"][1:])
+    content = {"field": field, "problem": f"{field}: {first_error['msg']}", "remedy": "Reload the page."}
+    return JSONResponse(content, 422)

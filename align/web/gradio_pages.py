@@ -1,11 +1,11 @@
-"""Settings of all pages that Gradio draws: what browsers may do on them, and which of its addresses are closed."""
+"""Settings that all Gradio pages share: their content security policy, and Gradio's routes that are closed."""
 
 from __future__ import annotations
 
 UNUSED = ("/proxy=", "/heartbeat/")
-"""Gradio's ways that no page of ours goes: it would fetch from elsewhere; and it would hold a connection for as long as
-somebody likes, to know when to forget a session's state, of which our pages have none."""
-# Gradio's templates are evaluated from strings; what models wrote never gets there.
+"""Substrings of Gradio's routes that are closed because our pages do not use them: the proxy fetches from other hosts,
+and the heartbeat holds a connection to know when a session's state can be dropped, which our pages do not have."""
+# Gradio evaluates its templates from strings, hence 'unsafe-eval'. Texts of models never reach a template.
 POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -19,4 +19,4 @@ POLICY = "; ".join(
     )
 )
 QUIET = {"footer_links": [], "run_history": False, "ssr_mode": False, "enable_monitoring": False}
-"""How an app of Gradio's is mounted."""
+"""Arguments with which a Gradio app is mounted."""

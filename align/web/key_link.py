@@ -1,4 +1,4 @@
-"""One person, who has the link that the server prints, as with a notebook server."""
+"""Authentication of one visitor by the link that the server prints, as with a notebook server."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from align.web.auth import Visitor, refusal
 
 V = TypeVar("V", bound=Visitor)
 KEY_TEXT = re.compile(rb"[\w-]{32}")
-"""The file of a key, as `secrets.token_urlsafe(24)` writes it."""
+"""Content of a key's file, as `secrets.token_urlsafe(24)` returns it."""
 OTHER_KEY = "Move the file away: a key is made in its place."
 
 
 class KeyAuthenticator(Generic[V]):
-    """Knows a visitor who came by the link once.
+    """Authenticates the visitor who opened the link: their browser then sends the key as a cookie.
 
     Args:
-        cookie: its name; browsers send a host's cookies to all of its ports.
-        attributes: of the cookie, beside those that it always has.
+        person: the visitor.
+        cookie: name of the cookie, different for each port: browsers send a host's cookies to all of its ports.
+        attributes: further attributes of the cookie.
     """
 
     def __init__(self, key: str, person: V, cookie: str, attributes: str = "SameSite=Strict") -> None:
@@ -38,27 +39,28 @@ class KeyAuthenticator(Generic[V]):
         self.attributes = attributes
 
     def who(self, cookies: Mapping[str, str]) -> V | None:
-        return self.person if self._fits(cookies.get(self.cookie, "")) else None
+        return self.person if self._is_key(cookies.get(self.cookie, "")) else None
 
     def cookie_of_link(self, key: str) -> str | None:
-        return f"{self.cookie}={key}; Path=/; HttpOnly; {self.attributes}" if self._fits(key) else None
+        return f"{self.cookie}={key}; Path=/; HttpOnly; {self.attributes}" if self._is_key(key) else None
 
     def unauthenticated(self, path: str, query: Mapping[str, str]) -> Response | None:
         return refusal(403, "Open the link that the server printed when it started.")
 
-    def _fits(self, given: str) -> bool:
-        return secrets.compare_digest(given.encode(), self.key.encode())
+    def _is_key(self, text: str) -> bool:
+        return secrets.compare_digest(text.encode(), self.key.encode())
 
 
 @dataclass(frozen=True, slots=True)
 class Somebody:
-    """A visitor of whom nothing is known but that they may come in."""
+    """A visitor without an account."""
 
     name: str = ""
 
 
 class Anybody:
-    """Let in every visitor: for a page on this machine alone, behind the other checks of `align.web.auth`."""
+    """Lets every visitor in, for a page that only this machine can reach. The other checks of `align.web.auth` still
+    apply."""
 
     visitor = Somebody()
 
@@ -73,11 +75,12 @@ class Anybody:
 
 
 def key_in(path: Path) -> str:
-    """Return the key of the link, which is made once, so that a page outlives a restart of its server.
+    """Return the key of the link from its file, so that a link stays valid when the server restarts. Creates the file
+    with a new key if it does not exist.
 
     Raises:
-        InputError: there is a file with something else than a key.
-        StorageError: it cannot be read or written.
+        InputError: the file exists and holds something other than a key.
+        StorageError: the file cannot be read or written.
     """
     try:
         refuse_foreign_file(path, "key", lambda data: not data or KEY_TEXT.fullmatch(data) is not None, OTHER_KEY)

@@ -1,4 +1,4 @@
-"""A server's port, uvicorn on it for as many connections as the process can hold, and the deadlines of these."""
+"""The web server: its port, and uvicorn with a limit on connections and a deadline for each of them."""
 
 from __future__ import annotations
 
@@ -28,26 +28,29 @@ from align.core.redaction import RedactingFormatter
 log = logging.getLogger(__name__)
 
 HEAD_S = 10
+"""Seconds in which a client has to send the head of a request."""
 BODY_S = 30
+"""Seconds in which a client has to send the body of a request."""
 ANSWER_S = 30
-PART = 16_384
-"""Seconds that a client has for the head of a request, for its body, and for taking in each `PART` bytes of an
-answer."""
+"""Seconds in which a client has to read each `ANSWER_PART` bytes of a response."""
+ANSWER_PART = 16_384
 WARN_EVERY_S = 60
-"""What happens to a thousand connections is one line of the log."""
+"""Seconds between two log lines of the same warning, which may concern a thousand connections."""
 
 
 class Connections:
-    """Every connection of a server.
+    """All open connections of a server, with a limit on their number.
 
     Args:
-        most: that are held at once. An address that is no trusted proxy may hold half of them.
-        trusted: whether an address is a proxy's, whose `X-Forwarded-For` names the client.
+        limit: maximum number of open connections. One address may hold half of them, unless it is a trusted proxy.
+        is_proxy: returns whether an address is a trusted proxy's, whose `X-Forwarded-For` names the client.
     """
 
-    def __init__(self, most: int, trusted: Callable[[str], bool], clock: Callable[[], float] = time.monotonic) -> None:
-        self.most = most
-        self.trusted = trusted
+    def __init__(
+        self, limit: int, is_proxy: Callable[[str], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.limit = limit
+        self.is_proxy = is_proxy
         self.clock = clock
         self.open: set[Connection] = set()
         self._peers: Counter[str] = Counter()
@@ -55,16 +58,16 @@ class Connections:
         self._unreported: Counter[str] = Counter()
 
     def admit(self, newcomer: Connection) -> None:
-        """Make room for a connection, or end it if all others are being answered."""
+        """Add a connection. If that exceeds the limit, end stalled ones, or the new one if no other is stalled."""
         self.open.add(newcomer)
         self._peers[newcomer.peer] += 1
-        full = len(self.open) > self.most
-        crowded = self._peers[newcomer.peer] > self.most // 2 and not self.trusted(newcomer.peer)
-        if full or crowded:
-            self.warn(f"all {self.most} places for connections are taken, or half of them by one address")
-            self._make_room(newcomer, newcomer.peer if crowded else None)
+        is_full = len(self.open) > self.limit
+        peer_is_full = self._peers[newcomer.peer] > self.limit // 2 and not self.is_proxy(newcomer.peer)
+        if is_full or peer_is_full:
+            self.warn(f"all {self.limit} places for connections are taken, or half of them by one address")
+            self._make_room(newcomer, newcomer.peer if peer_is_full else None)
 
-    def leave(self, connection: Connection) -> None:
+    def remove(self, connection: Connection) -> None:
         if connection in self.open:
             self.open.remove(connection)
             self._peers[connection.peer] -= 1
@@ -72,134 +75,144 @@ class Connections:
                 del self._peers[connection.peer]
 
     def _make_room(self, newcomer: Connection, peer: str | None) -> None:
-        """End some connections that keep the server waiting, of one peer or of all: first of the address that holds
-        most connections, then those never answered, then those that began longest ago. Some and not one, for looking at
-        all of them costs a millisecond."""
-        waiting = [c for c in self.open if c.is_stalled and c is not newcomer and peer in (None, c.peer)]
+        """End the first twentieth of the stalled connections, or the new one if none is stalled. It is several at a
+        time because sorting all of them takes a millisecond.
+
+        The order is by address, the one with most connections first; then connections that never sent a whole request;
+        then by how long they have been stalled.
+
+        Args:
+            peer: address whose connections are ended; None for all addresses.
+        """
+        stalled = [c for c in self.open if c.is_stalled and c is not newcomer and peer in (None, c.peer)]
         shares = Counter(connection.address for connection in self.open)
-        waiting.sort(key=lambda c: (-shares[c.address], min(c.answered, 1), c.since))
-        for connection in waiting[: max(1, self.most // 20)] or [newcomer]:
+        stalled.sort(key=lambda c: (-shares[c.address], min(c.answered, 1), c.since))
+        for connection in stalled[: max(1, self.limit // 20)] or [newcomer]:
             connection.end()
 
-    def warn(self, what: str) -> None:
-        """Log what befalls connections, at most once in a while."""
-        self._unreported[what] += 1
-        if self.clock() - self._warned_at.get(what, float("-inf")) > WARN_EVERY_S:
-            log.warning("%s (%d times since this was last said)", what, self._unreported.pop(what))
-            self._warned_at[what] = self.clock()
+    def warn(self, warning: str) -> None:
+        """Log a warning with the number of its occurrences, at most once in `WARN_EVERY_S` seconds."""
+        self._unreported[warning] += 1
+        if self.clock() - self._warned_at.get(warning, float("-inf")) > WARN_EVERY_S:
+            log.warning("%s (%d times since this was last said)", warning, self._unreported.pop(warning))
+            self._warned_at[warning] = self.clock()
 
-    def failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Handle an exception of the loop: a full table of descriptors ends the connections that keep the server
-        waiting, and is logged once. The loop itself tries again every second."""
+    def handle_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Handle an exception of the event loop. If the process has no file descriptor left, end all stalled
+        connections and log a warning; the loop accepts connections again after a second."""
         error = context.get("exception")
         if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
             loop.default_exception_handler(context)
             return
         self.warn(f"no descriptor is left for another connection ({error.strerror})")
-        for connection in [connection for connection in self.open if connection.is_stalled]:
+        stalled = [connection for connection in self.open if connection.is_stalled]
+        for connection in stalled:
             connection.end()
 
 
 class Connection(H11Protocol):
-    """One connection: uvicorn's, with deadlines.
+    """A connection of uvicorn's with deadlines.
 
     Attributes:
-        owes: what the server waits for: `head`, `body`, or nothing while a request is answered.
-        since: when it began to wait for it.
-        answered: how many requests were.
+        awaited: the part of a request that the server waits for, `head` or `body`; empty while a request is answered.
+        since: time at which the server began to wait for it.
+        answered: number of requests that were answered.
     """
 
-    def __init__(self, all_of_them: Connections, **uvicorns: Any) -> None:
-        super().__init__(**uvicorns)
-        self.all = all_of_them
-        self.owes = ""
+    def __init__(self, all_connections: Connections, **uvicorn_arguments: Any) -> None:
+        super().__init__(**uvicorn_arguments)
+        self.all_connections = all_connections
+        self.awaited = ""
         self.since = 0.0
         self.answered = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._left = 0
+        self._unsent = 0
 
     @property
     def is_stalled(self) -> bool:
-        """For a request, or for an answer to be taken in."""
-        return bool(self.owes) or self.flow.write_paused
+        """True while the server waits for the client to send a request or to read a response."""
+        return bool(self.awaited) or self.flow.write_paused
 
     @property
     def peer(self) -> str:
-        """The address that is connected: the client's, or its proxy's."""
+        """Address of the other end of the socket, which may be a proxy."""
         return self.client[0] if self.client else ""
 
     @property
     def address(self) -> str:
-        """The client's, once a trusted proxy has named it."""
+        """Address of the client, which a trusted proxy names in the request; until then that of the peer."""
         client = self.client if self.scope is None else self.scope["client"]
         return client[0] if client else ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._reckon()
-        self.all.admit(self)
+        self._update_deadline()
+        self.all_connections.admit(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.all.leave(self)
+        self.all_connections.remove(self)
         for timer in self._timers.values():
             timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._reckon()
+        self._update_deadline()
 
     def on_response_complete(self) -> None:
         self.answered += 1
         super().on_response_complete()
-        self._reckon()
+        self._update_deadline()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._left = self.transport.get_write_buffer_size()
-        self._end_in(ANSWER_S, "answer")
+        self._unsent = self.transport.get_write_buffer_size()
+        self._set_timer("answer", ANSWER_S)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._end_in(None, "answer")
+        self._set_timer("answer", None)
 
     def end(self) -> None:
-        """End it at once, even what the client has not taken in yet."""
-        self.all.leave(self)
+        """Close the connection at once, and drop what the client has not read yet."""
+        self.all_connections.remove(self)
         self.transport.abort()
 
-    def _reckon(self) -> None:
-        """Set the deadline of what the client owes; more bytes of it put nothing off."""
+    def _update_deadline(self) -> None:
+        """Set the deadline of the part of a request that is awaited. Further bytes of that part do not extend it."""
         state = self.conn.their_state
-        owes = "head" if state is h11.IDLE else "body" if state is h11.SEND_BODY else ""
-        if owes != self.owes:
-            self.owes, self.since = owes, self.all.clock()
-            self._end_in({"head": HEAD_S, "body": BODY_S}.get(owes), "request")
+        awaited = "head" if state is h11.IDLE else "body" if state is h11.SEND_BODY else ""
+        if awaited != self.awaited:
+            self.awaited = awaited
+            self.since = self.all_connections.clock()
+            self._set_timer("request", {"head": HEAD_S, "body": BODY_S}.get(awaited))
 
-    def _end_in(self, seconds: float | None, why: str) -> None:
-        """End the connection after some seconds; None cancels that."""
-        if why in self._timers:
-            self._timers.pop(why).cancel()
+    def _set_timer(self, timer: str, seconds: float | None) -> None:
+        """Start or restart the timer of a request or an answer; None stops it."""
+        if timer in self._timers:
+            self._timers.pop(timer).cancel()
         if seconds is not None:
-            self._timers[why] = self.loop.call_later(seconds, self._late, seconds, why)
+            self._timers[timer] = self.loop.call_later(seconds, self._handle_timeout, timer, seconds)
 
-    def _late(self, seconds: float, why: str) -> None:
+    def _handle_timeout(self, timer: str, seconds: float) -> None:
         unsent = self.transport.get_write_buffer_size()
-        if why == "answer" and unsent <= self._left - PART:
-            self._left = unsent
-            self._end_in(seconds, why)
-        elif self.owes == "body" and self.flow.read_paused:  # it is we who have not read on
-            self._end_in(seconds, why)
+        if timer == "answer" and unsent <= self._unsent - ANSWER_PART:
+            self._unsent = unsent
+            self._set_timer(timer, seconds)
+        elif self.awaited == "body" and self.flow.read_paused:  # the app, and not the client, is slow
+            self._set_timer(timer, seconds)
         else:
             self.end()
 
 
 MOST = 2048
+"""Maximum number of open connections."""
 BATCH = 64
+"""Connections that the event loop accepts before it handles any of them."""
 QUEUE = 1024
+"""Connections that the kernel queues until they are accepted."""
 RESERVE = 256
-"""Connections at most; how many are accepted before any is looked at; how many the kernel keeps until then; and
-descriptors for a store (65 connections of SQLite take up to three each), the log and what else is open."""
+"""File descriptors for other uses: a store (65 SQLite connections with up to three each), the log and others."""
 
 
 def serve(
@@ -208,29 +221,30 @@ def serve(
     port: int,
     ready: Callable[[], None],
     drain: Callable[[bool], Awaitable[None]] | None = None,
-    told: Sequence[str] = (),
+    loggers: Sequence[str] = (),
 ) -> None:
-    """Serve until interrupted. `ready` is called when the port is ours.
+    """Serve an app until the process is interrupted.
 
     Args:
-        drain: awaited after a signal, while the server still answers; then it ends. It is told whether to be done at
-            once: after Ctrl+C, and after a second signal.
-        told: names of further loggers whose lines go to the console.
+        ready: called when the port is open.
+        drain: awaited after a signal, while the server still answers. Its argument is True if it has to end at once:
+            after Ctrl+C, and after a second signal.
+        loggers: names of further loggers whose lines go to the console.
 
     Raises:
-        InputError: the port is taken, or the host is none of this machine's.
+        InputError: the port is in use, or this machine has no such host address.
     """
-    with listening(host, port) as listener, log_to_console(told):
+    with listening(host, port) as listener, log_to_console(loggers):
         ready()
-        with suppress(KeyboardInterrupt):  # which the server passes on when it has ended what was under way
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has shut down
             Server(app, host, port, drain).run(sockets=[listener])
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket on the port; raises as `serve` does.
+    """Open a socket on the port. Raises as `serve` does.
 
-    It says that it is TCP: asyncio turns Nagle's algorithm off for sockets that do, and else an answer of two pieces
-    waits 40 ms for the browser to acknowledge the first.
+    The socket names TCP as its protocol, since only then asyncio turns Nagle's algorithm off: with it, a response of
+    two pieces waits 40 ms for the browser to acknowledge the first one.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -245,12 +259,12 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, for as many connections as there are descriptors for."""
+    """A uvicorn server with a limit on connections, which calls `drain` before it shuts down."""
 
     def __init__(
         self, app: ASGIApp, host: str, port: int, drain: Callable[[bool], Awaitable[None]] | None = None
     ) -> None:
-        # Its own logging configuration would close the run's log, which then opens its file anew at the next line.
+        # uvicorn's own logging configuration would close the run's log, which then reopens its file at the next line.
         config = uvicorn.Config(
             app,
             host=host,
@@ -264,8 +278,8 @@ class Server(uvicorn.Server):
             access_log=False,
         )
         proxies = ProxyHeadersMiddleware(cast(Any, app), config.forwarded_allow_ips).trusted_hosts
-        self.all = Connections(connection_limit(), lambda address: address in proxies)
-        config.http = cast(Any, partial(Connection, self.all))
+        self.connections = Connections(connection_limit(), lambda address: address in proxies)
+        config.http = cast(Any, partial(Connection, self.connections))
         super().__init__(config)
         self._drain = drain
         self._signals = 0
@@ -277,9 +291,9 @@ class Server(uvicorn.Server):
         if self._drain is None or self._loop is None or self._signals > 2:
             super().handle_exit(sig, frame)
         else:
-            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drained(at_once)))
+            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain_and_exit(at_once)))
 
-    async def _drained(self, at_once: bool) -> None:
+    async def _drain_and_exit(self, at_once: bool) -> None:
         assert self._drain is not None
         try:
             await self._drain(at_once)
@@ -288,16 +302,16 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = loop = asyncio.get_running_loop()
-        loop.set_exception_handler(self.all.failed)
+        loop.set_exception_handler(self.connections.handle_loop_error)
         await super().startup(sockets)
         for listener in sockets or ():
-            listener.listen(QUEUE)  # the loop asked for as few as it accepts at a time
+            listener.listen(QUEUE)  # asyncio has set the kernel's queue to `BATCH`
 
 
 def connection_limit() -> int:
-    """Return how many connections this process can hold, with its soft limit of descriptors raised to the hard one."""
+    """Raise the soft limit of file descriptors to the hard one. Returns how many connections this process can hold."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS says that there is no limit, and has one
+    with suppress(OSError, ValueError):  # macOS reports an infinite hard limit and refuses to set it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     return MOST if soft == resource.RLIM_INFINITY else min(MOST, max(soft - RESERVE - BATCH, soft // 4))

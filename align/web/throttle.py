@@ -1,5 +1,5 @@
-"""Turns to try: attempts that failed cost a wait, which doubles with each further one; and a fair queue if only few can
-be served at a time."""
+"""Limits on attempts: a wait after failures, which doubles with each further one, and a fair queue for blocks
+that only a few threads may run at the same time."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from align.core.errors import StorageError
 class Failures:
     number: int
     until: float
-    """When the next attempt is looked at, by the throttle's clock."""
+    """Time by the throttle's clock from which the next attempt is allowed."""
 
 
 class Throttle:
-    """Counts the failures of each name. Safe to share between threads.
+    """Counts the failed attempts of each name and makes it wait. Safe to share between threads.
 
-    The first ones cost nothing, the next one a second, then two, four, … up to `longest` seconds; what is tried during
-    a wait is not looked at. `longest` seconds after its last wait a name starts afresh. At most `names` of them are
-    kept, so that an attacker's inventions fill no memory: the oldest goes first.
+    The first failures cost no wait, the next one a second, then two, four, … up to `longest` seconds. An attempt during
+    a wait is refused. The count of a name is reset `longest` seconds after its last wait. Counts of at most `names`
+    names are kept, so that invented names fill no memory; the oldest is dropped first.
 
     Args:
-        clock: seconds that run evenly.
+        clock: a monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float], longest: float = 300, names: int = 10_000) -> None:
@@ -39,18 +39,18 @@ class Throttle:
         self._lock = threading.Lock()
 
     def attempt(self, name: str, free: int) -> float:
-        """Begins an attempt, which counts as failed until it has succeeded: of many at once no more are looked at than
-        of as many in a row. Returns 0, or the seconds until one is looked at.
+        """Begin an attempt. It counts as failed until `succeeded` or `forgive` is called, so that parallel attempts are
+        limited as consecutive ones are. Returns 0 if it is allowed, else the seconds to wait.
 
         Args:
-            free: failures that cost nothing.
+            free: number of failures that cost no wait.
         """
         with self._lock:
             now = self.clock()
-            known = self._failures.get(name, Failures(0, 0))
-            if now < known.until:
-                return known.until - now
-            number = 1 if now > known.until + self.longest else known.number + 1
+            failures = self._failures.get(name, Failures(0, 0))
+            if now < failures.until:
+                return failures.until - now
+            number = 1 if now > failures.until + self.longest else failures.number + 1
             cost = 0.0 if number <= free else min(self.longest, 2.0 ** (number - free - 1))
             self._failures[name] = Failures(number, now + cost)
             self._failures.move_to_end(name)
@@ -59,26 +59,26 @@ class Throttle:
             return 0.0
 
     def failures(self, name: str) -> int:
-        """Attempts of a name that failed of late, or are under way."""
+        """Return how many attempts of a name failed recently or are under way."""
         with self._lock:
-            known = self._failures.get(name, Failures(0, 0))
-            return 0 if self.clock() > known.until + self.longest else known.number
+            failures = self._failures.get(name, Failures(0, 0))
+            return 0 if self.clock() > failures.until + self.longest else failures.number
 
     def succeeded(self, name: str) -> None:
-        """All is forgotten that was counted of a name."""
+        """Reset the count of a name after an attempt that succeeded."""
         with self._lock:
             self._failures.pop(name, None)
 
     def forgive(self, name: str) -> None:
-        """The attempt that was begun last did not fail, which says nothing of those before it."""
+        """Take the last attempt of a name back from its count. Earlier failures still count."""
         with self._lock:
-            known = self._failures.get(name)
-            if known is not None:
-                self._failures[name] = Failures(max(0, known.number - 1), self.clock())
+            failures = self._failures.get(name)
+            if failures is not None:
+                self._failures[name] = Failures(max(0, failures.number - 1), self.clock())
 
 
 class Busy(StorageError):
-    """Too many are waiting; nothing was looked at."""
+    """Error of a request that was refused because too many wait. Its content was not looked at."""
 
     def __init__(self, field: str) -> None:
         super().__init__(field, "(not shown)", "many people are at the door", "Try again in a moment.")
@@ -86,28 +86,30 @@ class Busy(StorageError):
 
 @dataclass(eq=False, slots=True)
 class Waiter:
-    """Attributes:
-    rank: the lowest is served next, the highest makes room: failures of late, how many of the same share wait before,
-        and when it came.
-    sent_away: it made room for somebody.
+    """A thread in a `FairQueue`.
+
+    Attributes:
+        rank: recent failures, number of threads of the same share that wait already, number of arrival. The lowest rank
+            is served next; the highest is refused if the queue is full.
+        is_refused: True once it is out of the queue without its turn.
     """
 
     share: str
     rank: tuple[int, int, int]
-    sent_away: bool = False
+    is_refused: bool = False
 
 
 class FairQueue:
-    """Serves some at once and lets some wait, in threads of their own. Safe to share between threads.
+    """Limits how many threads run a block at the same time and how many wait for it. Safe to share between threads.
 
-    Those who have failed least go first, and of these one of each share, then the next of each (fair queueing: Nagle,
-    RFC 970, 1985). Where no room is left, the last in this order is sent away, be it the newcomer. No one waits longer
-    than `patience_s`.
+    The order is by recent failures, fewest first; then one thread of each share, then the second of each (fair
+    queueing: Nagle, RFC 970, 1985). If the queue is full, the last thread in this order is refused, which may be the
+    newest. A thread that waited `patience_s` seconds is refused too.
 
     Args:
-        at_once: that are served.
-        room: how many may wait.
-        field: what of theirs is not looked at where they are sent away: a password, say.
+        at_once: number of threads that may run the block at the same time.
+        room: number of threads that may wait.
+        field: field of the error of a refused thread, such as `password`.
     """
 
     def __init__(self, at_once: int, room: int, patience_s: float, field: str) -> None:
@@ -117,18 +119,18 @@ class FairQueue:
         self.field = field
         self.waiting: list[Waiter] = []
         self._changed = threading.Condition()
-        self._came = 0
+        self._arrivals = 0
 
     @contextmanager
     def turn(self, share: str, failures: int) -> Iterator[None]:
-        """A block that begins when it is one's turn.
+        """Wait for this thread's turn, then run the block.
 
         Args:
-            share: who shares a turn: an address, say.
-            failures: of this share, of late.
+            share: who takes turns with the others, such as an IP address.
+            failures: recent failures of this share.
 
         Raises:
-            Busy: others go first.
+            Busy: the thread was refused.
         """
         with self._changed:
             self._wait(share, failures)
@@ -141,22 +143,22 @@ class FairQueue:
                 self._changed.notify_all()
 
     def _wait(self, share: str, failures: int) -> None:
-        self._came += 1
-        alike = sum(other.share == share for other in self.waiting)
-        mine = Waiter(share, (failures, alike, self._came))
-        self.waiting.append(mine)
+        self._arrivals += 1
+        share_count = sum(waiter.share == share for waiter in self.waiting)
+        this = Waiter(share, (failures, share_count, self._arrivals))
+        self.waiting.append(this)
         if len(self.waiting) > self.room + self.free:
-            last = max(self.waiting, key=lambda waiting: waiting.rank)
-            last.sent_away = True
+            last = max(self.waiting, key=lambda waiter: waiter.rank)
+            last.is_refused = True
             self.waiting.remove(last)
             self._changed.notify_all()
-        until = time.monotonic() + self.patience_s
-        while not mine.sent_away:
-            if self.free > 0 and min(self.waiting, key=lambda waiting: waiting.rank) is mine:
-                self.waiting.remove(mine)
-                self._changed.notify_all()  # there may be a second place
+        deadline = time.monotonic() + self.patience_s
+        while not this.is_refused:
+            if self.free > 0 and min(self.waiting, key=lambda waiter: waiter.rank) is this:
+                self.waiting.remove(this)
+                self._changed.notify_all()  # there may be room for another one
                 return
-            if not self._changed.wait(until - time.monotonic()) and not mine.sent_away:
-                self.waiting.remove(mine)
-                mine.sent_away = True
+            if not self._changed.wait(deadline - time.monotonic()) and not this.is_refused:
+                self.waiting.remove(this)
+                this.is_refused = True
         raise Busy(self.field)

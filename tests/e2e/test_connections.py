@@ -54,7 +54,7 @@ def serve() -> Iterator[Callable[..., tuple[int, Server]]]:
     def start(most: int = 100, trusted: tuple[str, ...] = ("127.0.0.1",)) -> tuple[int, Server]:
         listener = listening("127.0.0.1", 0)
         server = Server(app, "127.0.0.1", listener.getsockname()[1])
-        server.all.most, server.all.trusted = most, trusted.__contains__
+        server.connections.limit, server.connections.is_proxy = most, trusted.__contains__
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         running.append((server, thread, listener))
@@ -78,7 +78,7 @@ def client(port: int, said: bytes = b"", source: str = "127.0.0.1") -> Iterator[
 
 def answering(server: Server) -> int:
     """Return how many requests have been read whole and are not answered yet."""
-    return sum(one.scope is not None and not one.is_stalled for one in list(server.all.open))
+    return sum(one.scope is not None and not one.is_stalled for one in list(server.connections.open))
 
 
 def answers(port: int) -> bool:
@@ -127,11 +127,11 @@ def test_an_answer_that_nobody_takes_in_ends_and_one_that_is_slow_to_come_does_n
     port, server = serve()
     with client(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"):
         deadline = time.monotonic() + 10
-        while not server.all.open and time.monotonic() < deadline:
+        while not server.connections.open and time.monotonic() < deadline:
             time.sleep(0.01)
-        while server.all.open and time.monotonic() < deadline:
+        while server.connections.open and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert server.all.open == set()
+        assert server.connections.open == set()
     assert httpx.get(f"http://127.0.0.1:{port}/work").status_code == 200  # longer than any deadline
 
 
@@ -153,7 +153,7 @@ def test_who_waits_longest_makes_room_and_who_is_answered_does_not(serve):
         assert settles(lambda: answering(server) == 1)
         held = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
         assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
-        assert len(server.all.open) <= 20
+        assert len(server.connections.open) <= 20
         assert ends_within(held[0], 2)
         working.settimeout(10)
         assert working.recv(4096).startswith(b"HTTP/1.1 200")
@@ -181,9 +181,9 @@ def test_one_address_holds_half_of_the_places_and_a_trusted_proxy_all(serve):
     with client(port, GET, source="127.0.0.3") as other:
         other.settimeout(5)
         assert other.recv(4096).startswith(b"HTTP/1.1 200")
-        assert server.all._peers["127.0.0.2"] <= 20
+        assert server.connections._peers["127.0.0.2"] <= 20
         more = [socket.create_connection(("127.0.0.1", port)) for _ in range(15)]  # from the proxy
-        assert settles(lambda: server.all._peers["127.0.0.1"] == 15)
+        assert settles(lambda: server.connections._peers["127.0.0.1"] == 15)
     for one in held + more:
         one.close()
 
@@ -197,10 +197,10 @@ def test_behind_a_proxy_the_client_that_holds_most_makes_room(serve):
         return one
 
     honest = through_the_proxy("10.0.0.1")  # the oldest of all
-    assert settles(lambda: [one.address for one in list(server.all.open)] == ["10.0.0.1"])
+    assert settles(lambda: [one.address for one in list(server.connections.open)] == ["10.0.0.1"])
     held = [through_the_proxy("10.0.0.2") for _ in range(40)]
     last = held[-1].getsockname()
-    assert settles(lambda: last in [one.client for one in list(server.all.open)])
+    assert settles(lambda: last in [one.client for one in list(server.connections.open)])
     honest.sendall(b"x" * 100_000)
     honest.settimeout(5)
     assert honest.recv(4096).startswith(b"HTTP/1.1 200")
@@ -232,7 +232,7 @@ from align.web.server import Server, listening, connection_limit
 logging.basicConfig(filename=sys.argv[1], force=True)
 listener = listening("127.0.0.1", 0)
 server = Server(app, "127.0.0.1", listener.getsockname()[1])
-server.all.most = 10_000  # more than there are descriptors for: somebody else took them
+server.connections.limit = 10_000  # more than there are descriptors for: somebody else took them
 threading.Thread(target=server.run, args=([listener],), daemon=True).start()
 while not server.started:
     time.sleep(0.01)
