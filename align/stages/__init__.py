@@ -1,4 +1,5 @@
-"""One module a stage, with its `inputs` and its `run`; `runner.py` runs one, on other ranks `worker_rank.py`."""
+"""One module for each stage, with its functions `inputs` and `run`. `runner.py` runs a stage on the first rank, and
+`worker_rank.py` on the others."""
 
 from collections.abc import Iterable
 from importlib import import_module
@@ -8,17 +9,18 @@ from align.config.stages import STAGES
 
 
 def load_stage(name: str) -> ModuleType:
-    """Import the module of a stage, which does not import torch.
+    """Import the module of a stage. This does not import torch.
 
-    `inputs(config)` finds what a run starts from, before the run has a name. `run(run, config, *rows)` does the work.
-    `PRINTS` has the actions that are no runs. `PRELOAD` names modules with torch that `run` imports, for a process that
-    is forked for several runs.
+    The module has `inputs(config)`, which resolves the run's inputs before the run has a name, and
+    `run(run, config, *rows)`, which does the work. `PRINTS`, if it is there, holds the actions that print and make no
+    run. `PRELOAD`, if it is there, names the modules with torch that `run` imports, for a process that is forked for
+    several runs.
     """
     return import_module(f"align.stages.{STAGES[name].module}")
 
 
 def preload(stages: Iterable[str]) -> None:
-    """Import all that runs of these stages need, torch among it."""
+    """Import all modules that runs of these stages need, torch included."""
     for stage in stages:
         for name in getattr(load_stage(stage), "PRELOAD", ()):
             import_module(name)

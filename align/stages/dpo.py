@@ -1,5 +1,9 @@
-"""DPO and its kin: the policy's logprobs, against those of the adapter it started from, are the reward. ORPO and SimPO
-take the logprobs alone."""
+"""DPO on preference pairs, and ORPO and SimPO.
+
+reference logprobs of the held-out pairs, from the adapter that training starts from
+train with the loss of `stage.loss`; DPO's implicit reward is beta · log(π / π_ref), ORPO and SimPO have no reference
+accuracy on the held-out pairs by log(π / π_ref); save the adapter
+"""
 
 from __future__ import annotations
 
@@ -73,11 +77,12 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         stage.has_reference,
     )
 
-    # Held-out pairs by the implicit reward, log π / π_ref of an answer.
+    # Held-out pairs are measured by log(π / π_ref) of each answer.
     held_out = [pref for pref, _ in test]
     pairs = [pair for _, pair in test]
 
     def measure_logprobs(steps: int) -> Tensor:
+        """Return log π of the better and the worse held-out answers [M, 2], after a number of training steps."""
         logprobs_M2 = pair_logprobs(model.eval(), pairs, tokenizer.pad_token_id, by_token)
         assert stage.lr is not None  # filled in by `fill_rates`
         require_finite(logprobs_M2, "pairs have logprobs", steps, stage.lr, config.dtype)
@@ -110,8 +115,8 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     )
 
     at_end = measure_logprobs(fitted.published_step)
-    gained_M2 = at_end - at_start
-    gap_M = gained_M2[:, 0] - gained_M2[:, 1]
+    log_ratios_M2 = at_end - at_start
+    gap_M = log_ratios_M2[:, 0] - log_ratios_M2[:, 1]
     longest = max(len(ids) for _, pair in train for ids in (pair.chosen_ids, pair.rejected_ids))
     metrics = {
         **held_out_figures(held_out, gap_M),
@@ -124,27 +129,33 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)
-    log_odds = stage.beta if stage.loss == "sigmoid" else None  # the other losses say nothing of probabilities
+    log_odds = stage.beta if stage.loss == "sigmoid" else None  # only DPO's sigmoid loss models a probability
     write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, log_odds=log_odds)
     return StageResult(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}", fitted.summary))
 
 
-def pair_loss(stage: DpoConfig, logprobs_M2: Tensor, at_start_M2: Tensor) -> float:
-    """Return the loss of pairs that training lowers, by the logprobs of the better and the worse answer of each."""
+def pair_loss(stage: DpoConfig, logprobs_M2: Tensor, reference_M2: Tensor) -> float:
+    """Return the mean loss of pairs, as training computes it.
+
+    Args:
+        logprobs_M2: log π of the better and the worse answer of each pair.
+        at_start_M2: the same before training, which is log π_ref.
+    """
     from align.ops.losses import dpo_loss, orpo_loss, simpo_loss
 
     assert stage.beta is not None, "`check_together` has set it"
-    chosen_M, rejected_M = logprobs_M2[:, 0], logprobs_M2[:, 1]
+    chosen_M = logprobs_M2[:, 0]
+    rejected_M = logprobs_M2[:, 1]
     if stage.loss == "orpo":
         return float(orpo_loss(chosen_M, rejected_M, stage.beta))
     if stage.loss == "simpo":
         return float(simpo_loss(chosen_M, rejected_M, stage.beta, stage.simpo_gamma))
-    gained_M2 = logprobs_M2 - at_start_M2
-    return float(dpo_loss(gained_M2[:, 0] - gained_M2[:, 1], stage.beta, stage.loss, stage.label_smoothing))
+    log_ratios_M2 = logprobs_M2 - reference_M2
+    return float(dpo_loss(log_ratios_M2[:, 0] - log_ratios_M2[:, 1], stage.beta, stage.loss, stage.label_smoothing))
 
 
 def check_answers(loss: str, pairs: Iterable[tuple[Preference, TokenizedPair]]) -> None:
-    """Raise InputError if an answer has no tokens. The loss takes a mean over them."""
+    """Raise InputError if an answer has no tokens, over which the loss takes a mean."""
     for pref, pair in pairs:
         tokens = min(len(pair.chosen_ids) - pair.chosen_start, len(pair.rejected_ids) - pair.rejected_start)
         problem = f"takes a mean over an answer's tokens, and an answer of pair {pref.id or '(no id)'} has none"

@@ -1,5 +1,9 @@
-"""KTO: answers that were wanted or not, each by itself. The reward of an answer is its logprob, against that of the
-adapter the policy started from."""
+"""KTO on single answers that are labelled wanted or unwanted.
+
+reference logprobs of the held-out answers, from the adapter that training starts from
+train; an answer's implicit reward is log(π / π_ref), compared with the mean over mismatched prompts and answers
+accuracy or AUC on the held-out answers; save the adapter
+"""
 
 from __future__ import annotations
 
@@ -83,22 +87,23 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         True,
     )
 
-    measured_rows = pair_held_out(train.rows, test.rows, max_length)
-    wanted = torch.tensor([row.wanted for row in test.rows], device="cpu")
+    matched, mismatched = build_held_out_rows(train.rows, test.rows, max_length)
+    is_wanted = torch.tensor([row.wanted for row in test.rows], device="cpu")
     weights = {"desirable_weight": stage.desirable_weight, "undesirable_weight": stage.undesirable_weight}
 
     def measure_logprobs(steps: int) -> Tensor:
-        """Return log π of the held-out answers, and of the answers to other prompts [2, N]."""
+        """Return log π of the held-out answers, and of the mismatched ones [2, N], after a number of training steps."""
         logprobs_2N = torch.stack(
-            [answer_logprobs(model.eval(), rows, tokenizer.pad_token_id) for rows in measured_rows]
+            [answer_logprobs(model.eval(), rows, tokenizer.pad_token_id) for rows in (matched, mismatched)]
         )
         assert stage.lr is not None  # filled in by `fill_rates`
         require_finite(logprobs_2N.T, "answers have logprobs", steps, stage.lr, config.dtype)
         return logprobs_2N
 
     def loss(logprobs_2N: Tensor) -> float:
-        own, others = logprobs_2N - at_start
-        return float(kto_loss(own, wanted, compute_kto_reference(others), stage.beta, *weights.values()))
+        rewards, mismatched_rewards = logprobs_2N - at_start
+        reference = compute_kto_reference(mismatched_rewards)
+        return float(kto_loss(rewards, is_wanted, reference, stage.beta, *weights.values()))
 
     at_start = measure_logprobs(0)
     fitted = fit(
@@ -129,17 +134,17 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
     }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)
-    lines = [f"held out: {key} {in_words(figures[key])}" for key in ("accuracy", "auc") if key in figures]
-    return StageResult(metrics, (lines[0] if lines else ONE_LABEL, fitted.summary))
+    headlines = [f"held out: {key} {in_words(figures[key])}" for key in ("accuracy", "auc") if key in figures]
+    return StageResult(metrics, (headlines[0] if headlines else ONE_LABEL, fitted.summary))
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """The side that is trained on, or measured on.
+    """The tokenized training or held-out side of the data.
 
     Attributes:
-        records: answers with a label, or pairs, that fit.
-        rows: their answers as tokens; of each pair the chosen one, then the rejected one.
+        records: the labelled answers or preference pairs that fit into the maximum length.
+        rows: their answers as tokens. A pair gives two rows, the chosen answer and then the rejected one.
         dropped: number of records that were too long.
     """
 
@@ -162,22 +167,25 @@ def encode_side(tokenizer: Any, records: Judgements, stops: tuple[int, ...], max
     return Side([record for record, _ in answers], [row for _, row in answers], dropped)
 
 
-def pair_held_out(
+def build_held_out_rows(
     train: Sequence[TokenizedAnswer], test: Sequence[TokenizedAnswer], max_length: int
 ) -> tuple[list[tuple[list[int], int]], ...]:
-    """Return the held-out answers, and each of their prompts with an answer to another one, as the loss pairs them."""
-    every = [*test, *train]  # where all that is held out answers one prompt, training has another
-    others = choose_mismatched_answers(range(len(test)), every)
-    mixed = [((row.prompt + other)[:max_length], row.start) for row, other in zip(test, others, strict=True)]
-    return [(row.ids, row.start) for row in test], mixed
+    """Return the held-out rows as token ids and the answer's first position: with their own answers, and with answers
+    to other prompts, from which the loss computes its reference point."""
+    rows = [*test, *train]  # all held-out rows may have the same prompt; training rows have another one
+    mismatched_answers = choose_mismatched_answers(range(len(test)), rows)
+    mismatched = [
+        ((row.prompt + answer)[:max_length], row.start) for row, answer in zip(test, mismatched_answers, strict=True)
+    ]
+    return [(row.ids, row.start) for row in test], mismatched
 
 
 def write_figures(run: Run, test: Side, rewards_N: Tensor) -> dict[str, Any]:
-    """Write `held_out.jsonl`, and return the figures of the held-out answers; of pairs, by how much the chosen one is
-    above the other.
+    """Write `held_out.jsonl` and return the metrics of the held-out answers. For pairs the metrics are of the gap
+    between the chosen and the rejected answer.
 
     Args:
-        rewards_N: log π / π_ref of each answer.
+        rewards_N: log(π / π_ref) of each answer.
     """
     from align.evals.held_out import held_out_figures, label_figures, write_held_out_answers, write_held_out_pairs
 

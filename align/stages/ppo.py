@@ -1,4 +1,5 @@
-"""PPO on an adapter. The algorithm is in `align/ppo/loop.py`; here its settings are read and its parts are loaded."""
+"""PPO on an adapter. This module reads the settings and loads policy, critic, reward models and engine; the algorithm
+is in `align/ppo/loop.py`."""
 
 from __future__ import annotations
 
@@ -68,11 +69,11 @@ def inputs(config: Config) -> Inputs:
     return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
 
 
-def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list[Conversation]) -> StageResult:
+def run(run: Run, config: Config, prompts: list[Conversation], eval_prompts: list[Conversation]) -> StageResult:
     from align.ppo.loop import build_result, train_policy
 
-    settings = settings_of(config)
-    with load_workers(run, config, prompts, measured_on) as workers:
+    settings = build_settings(config)
+    with load_workers(run, config, prompts, eval_prompts) as workers:
         trained = train_policy(
             run, workers, settings, partial(open_tracker, run), partial(watch_variety, config=config)
         )
@@ -85,8 +86,8 @@ def run(run: Run, config: Config, prompts: list[Conversation], measured_on: list
         return build_result(trained, workers, settings, run.known_metrics, peaks)
 
 
-def settings_of(config: Config) -> PpoSettings:
-    """Return the settings of the loop, with what follows from several keys."""
+def build_settings(config: Config) -> PpoSettings:
+    """Return the settings of the loop: those of `stage`, and those derived from several keys of the configuration."""
     from align.models.load import choose_device, choose_dtype, name_of
     from align.ppo.experience import Estimator
     from align.ppo.settings import PpoSettings
@@ -95,7 +96,7 @@ def settings_of(config: Config) -> PpoSettings:
 
     stage: PpoConfig = config.stage
     rollout = config.rollout
-    assert stage.kl_estimator is not None  # the configuration has chosen
+    assert stage.kl_estimator is not None  # the configuration has filled it in
     losses = Losses(
         stage.clip_range,
         stage.clip_range_high,
@@ -114,8 +115,8 @@ def settings_of(config: Config) -> PpoSettings:
         "max_new_tokens": rollout.max_new_tokens,
         "hides_reasoning": rollout.reasoning == "hide",
         "servers": servers,
-        # How far the logprobs of what vLLM draws may lie from the learner's on the mean.
-        "max_gap": (rollout.max_gap or max(WITHIN[each] for each in dtypes)) if servers else 0.0,
+        # Maximum mean difference between the logprobs of vLLM's tokens and the learner's.
+        "max_gap": (rollout.max_gap or max(WITHIN[name] for name in dtypes)) if servers else 0.0,
         "dtype": dtype,
         "first_ratio": getattr(stage.first_ratio, dtype),
         "estimator": Estimator(stage.advantage, stage.per_prompt, stage.scale_rewards, stage.gamma, stage.lam),
@@ -126,18 +127,20 @@ def settings_of(config: Config) -> PpoSettings:
         "stops": stage.tripwires.action == "stop",
         "suspects": stage.tripwires.suspects,
     }
-    same_name = [field.name for field in fields(PpoSettings) if field.name not in derived]
-    return PpoSettings(**derived, **{name: getattr(stage, name) for name in same_name})
+    copied = [field.name for field in fields(PpoSettings) if field.name not in derived]
+    return PpoSettings(**derived, **{name: getattr(stage, name) for name in copied})
 
 
 @contextmanager
 def load_workers(
-    run: Run, config: Config, prompts: Sequence[Conversation], measured_on: Sequence[Conversation]
+    run: Run, config: Config, prompts: Sequence[Conversation], eval_prompts: Sequence[Conversation]
 ) -> Iterator[Workers]:
-    """Load the roles, the engine and the scorer. The engine is closed in the end.
+    """Load the roles, the rollout engine and the reward. The engine is closed as the block ends.
 
     Args:
-        measured_on: prompts of a file of their own; if it is empty, some of `prompts` are kept for that.
+        prompts: prompts to train on.
+        eval_prompts: held-out prompts of `data.eval_path`. If it is empty, `stage.eval_prompts` of `prompts` are
+            held out.
 
     Raises:
         InputError: no prompt is left to train on.
@@ -157,8 +160,8 @@ def load_workers(
     room = prompt_room(context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens)
     encoded, dropped = encode_prompts(tokenizer, prompts, room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
-    apart = encode_prompts(tokenizer, measured_on, room)[0] if measured_on else []
-    training, held_out = split_prompts(encoded, apart, n_eval)
+    encoded_eval = encode_prompts(tokenizer, eval_prompts, room)[0] if eval_prompts else []
+    training, held_out = split_prompts(encoded, encoded_eval, n_eval)
 
     run.known_metrics = {"prompts": len(training), "dropped": dropped}
     run.known_metrics |= {"held_out_prompts": len(held_out)} if held_out else {}
@@ -167,29 +170,29 @@ def load_workers(
     dtype = choose_dtype(config.dtype, device)
     scorer = build_beside_policy(reward, models, roles, base, stage.micro_batch, dtype, tokenizer)
     bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
-    measured = f", {len(held_out)} {'of data.eval_path' if apart else 'more'} to measure on" if held_out else ""
-    learning_by = (
-        "" if stage.has_critic else f"; {stage.advantage}, {counted(stage.per_prompt, 'answer')} to each prompt"
-    )
+    held_out_source = "of data.eval_path" if encoded_eval else "more"
+    held_out_count = f", {len(held_out)} {held_out_source} to measure on" if held_out else ""
+    advantage = "" if stage.has_critic else f"; {stage.advantage}, {counted(stage.per_prompt, 'answer')} to each prompt"
     print(
-        f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens{measured}; "
-        f"{bases} with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}{learning_by}"
+        f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens{held_out_count}; "
+        f"{bases} with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}{advantage}"
     )
 
-    def speaks(role: Role) -> AbstractContextManager[None]:
+    def catch_divergence(role: Role) -> AbstractContextManager[None]:
         lr = stage.lr if role == "policy" else None
         name = f"the {role}, which started from init={run.inputs['init'].ref}"
         return divergence_as_input_error(name, lr, config.dtype)
 
     generation_config = roles.model.generation_config
-    read = answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
+    read_answers = answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
     method = frozen_method(config.method.name)
     with open_rollout_engine(run, config, base, method, tokenizer, generation_config) as engine:
-        yield Workers(tokenizer, roles, engine, scorer, training, held_out, config.seed, speaks, read)
+        yield Workers(tokenizer, roles, engine, scorer, training, held_out, config.seed, catch_divergence, read_answers)
 
 
 def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[Artifact]) -> Roles:
-    """Load the roles of a run. Policy and reference start from `artifact`; those of `models` on its base score."""
+    """Load policy, reference, critic and reward models on the base. Policy and reference start from `artifact`; reward
+    models on another base are left out."""
     from align.models.load import choose_checkpointing, choose_device, choose_dtype
     from align.ppo.workers import build_roles
 
@@ -216,20 +219,20 @@ def watch_variety(workers: Workers, start: Mapping[str, float], config: Config) 
     """Measure how much the policy's greedy answers differ between held-out prompts.
 
     Args:
-        start: the same figures of the start; empty to measure the start itself.
+        start: these metrics before training; empty to measure them before training.
 
     Returns:
         `greedy_distinct`, the number of different answers; `greedy_commonest`, the share of the commonest one; and
-        `collapse`, 1 if the policy collapsed (`align.evals.collapse`), else 0. Nothing below 64 distinct prompts, and
-        with reward=check.
+        `collapse`, 1 if the policy collapsed (`align.evals.collapse`), else 0. Empty with fewer than 64 distinct
+        prompts, and with reward=check.
     """
     from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt, judge_collapse, measure_variety, prompt_text
     from align.rollout.engine import greedily
 
     prompts = [prompt_text(prompt.conversation.messages) for prompt in workers.held_out]
     first = first_of_each_prompt(prompts)
-    closed = config.reward.name == "check"  # many prompts may share one right answer
-    if closed or not config.stage.tripwires.collapse or len(first) < MIN_PROMPTS:
+    shares_answers = config.reward.name == "check"  # many prompts may have the same right answer
+    if shares_answers or not config.stage.tripwires.collapse or len(first) < MIN_PROMPTS:
         return {}
     with greedily(workers.engine):
         answers = workers.sample("policy", workers.held_out, "held_out")
@@ -242,7 +245,7 @@ def watch_variety(workers: Workers, start: Mapping[str, float], config: Config) 
 
 
 def save_artifact(run: Run, config: Config, workers: Workers, trained: Trained) -> None:
-    """Save the policy that the run publishes, its critic as it stands, and the tokenizer."""
+    """Save the last or the best policy, as `stage.publish` says, the last critic, and the tokenizer."""
     from align.models.load import choose_device, choose_dtype, save_tokenizer
 
     if trained.state.best and config.stage.publish == "best":
@@ -256,16 +259,16 @@ def save_artifact(run: Run, config: Config, workers: Workers, trained: Trained) 
 
 
 def send_to_annotators(run: Run, config: Config, trained: Trained) -> None:
-    """Put the suspicious answers of a run that a tripwire ended into the annotation store."""
-    shown = [(prompt, candidates) for prompt, candidates in trained.suspects if not prompt.uses_tools]
-    hidden = len(trained.suspects) - len(shown)
-    if hidden:
-        print(f"{hidden} suspicious answers are to prompts with tools, which nobody can be shown")
+    """Add the suspicious answers to the annotation store after a tripwire has stopped the run."""
+    suspects = [(prompt, candidates) for prompt, candidates in trained.suspects if not prompt.uses_tools]
+    with_tools = len(trained.suspects) - len(suspects)
+    if with_tools:
+        print(f"{with_tools} suspicious answers are to prompts with tools, which nobody can be shown")
     if not ranks.is_main():
         return
     step = trained.rows[-1]["step"]
-    key = f"{run.name}/{json_digest(run.manifest.identity)[:8]}/{step}"  # another run of that name asks other things
+    key = f"{run.name}/{json_digest(run.manifest.identity)[:8]}/{step}"  # a later run may have the same name
     with open_store(config) as store, store.transaction():
-        for k, (prompt, candidates) in enumerate(shown):
+        for k, (prompt, candidates) in enumerate(suspects):
             store.add_item(config.project, f"{key}/suspect/{k}", prompt, candidates)
-    print(f"{len(shown)} suspicious answers wait in project {config.project} for a person's verdict")
+    print(f"{len(suspects)} suspicious answers wait in project {config.project} for a person's verdict")

@@ -1,4 +1,10 @@
-"""A reward model: Bradley–Terry on preference pairs, from where the SFT adapter left off."""
+"""A reward model: Bradley–Terry on preference pairs, with a score head on a copy of the SFT adapter.
+
+load the base with a score head of zeros; copy the SFT adapter's weights
+train on rankings: −log σ(score of the better answer − score of the worse answer)
+accuracy on the held-out pairs; save adapter and head
+optionally order the annotation queue by the uncertainty of the scores
+"""
 
 from __future__ import annotations
 
@@ -37,10 +43,11 @@ PRELOAD = ("align.trainers.reward",)
 
 
 def inputs(config: Config) -> Inputs:
-    found = find_judgement_inputs(config, read_divided_preferences)
-    if config.stage.prioritise:  # what it writes to: the same votes in another store are another run
-        found.records["queue"] = Input(json_digest([drop_masks(mask_secrets(find_store_url(config))), config.project]))
-    return found
+    resolved = find_judgement_inputs(config, read_divided_preferences)
+    if config.stage.prioritise:  # it writes to the store, so the same votes in another store make another run
+        queue = [drop_masks(mask_secrets(find_store_url(config))), config.project]
+        resolved.records["queue"] = Input(json_digest(queue))
+    return resolved
 
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> StageResult:
@@ -58,20 +65,20 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
     stops = stop_token_ids(tokenizer)
     train, test, counts = encode_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
-    judged = group_rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
-    of = "" if len(judged) == len(train) else f" of {len(judged)} rankings"
+    rankings = group_rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
+    ranking_count = "" if len(rankings) == len(train) else f" of {len(rankings)} rankings"
     print(
-        f"{len(train)} pairs{of} to train on, {len(test)} pairs held out; "
+        f"{len(train)} pairs{ranking_count} to train on, {len(test)} pairs held out; "
         f"{counts['dropped']} and {counts['held_out_dropped']} more are longer than {max_length} tokens"
     )
-    # The longest text in every place of the largest ranking.
-    longest = max(len(text) for ranking in judged for text in ranking.texts)
-    texts = max(len(ranking.texts) for ranking in judged)
-    run.known_metrics = {**counts, "rankings": len(judged)}
+    # The peak of memory is predicted for the largest ranking with every text as long as the longest one.
+    longest = max(len(text) for ranking in rankings for text in ranking.texts)
+    texts = max(len(ranking.texts) for ranking in rankings)
+    run.known_metrics = {**counts, "rankings": len(rankings)}
     write_pair(run.folder, tokenizer, train[0][1], answers=False)
     require_held_out_rows(stage.eval_every, len(test), "stage.held_out")
 
-    # The same base with a score head; LoRA from the SFT adapter, head from zero.
+    # The base with a score head of zeros, and a new adapter with the settings and the weights of the SFT adapter.
     adapter = adapter_folder(artifact)
     lora = LoraLike(adapter_config(adapter, "init")) if adapter else Lora.from_settings(config.method)
     model = load_classifier(base, config.method.name, device, dtype)
@@ -79,30 +86,32 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     model = with_new_adapter(model, lora, classifier=True)
     copied = copy_adapter_weights(model, adapter)
 
-    # Held-out pairs, scored where training read the score.
+    # Held-out pairs are scored at the same token position as in training.
     held_out = [pref for pref, _ in test]
     assert stage.lr is not None  # filled in by `fill_rates`
-    measure = partial(pair_scores, model, [pair for _, pair in test], tokenizer.pad_token_id, stage.lr, config.dtype)
+    measure_scores = partial(
+        pair_scores, model, [pair for _, pair in test], tokenizer.pad_token_id, stage.lr, config.dtype
+    )
 
     def loss(scores_M2: Tensor) -> float:
-        """Return Bradley–Terry's −log σ(gap), the mean over pairs, in nats."""
+        """Return the Bradley–Terry loss −log σ(gap), in nats, as the mean over pairs."""
         return float(-logsigmoid(scores_M2[:, 0] - scores_M2[:, 1]).mean())
 
     fitted = fit(
-        partial(reward_trainer, model, tokenizer, judged),
+        partial(reward_trainer, model, tokenizer, rankings),
         model,
         stage,
         config.seed,
-        len(judged),
+        len(rankings),
         run,
-        lambda step: loss(measure(step)),
+        lambda step: loss(measure_scores(step)),
         device=device,
         dtype=dtype,
         track=open_tracker,
         figures=FIGURES,
     )
 
-    scores_M2 = measure(fitted.published_step)
+    scores_M2 = measure_scores(fitted.published_step)
     gap_M = scores_M2[:, 0] - scores_M2[:, 1]
     metrics = {
         **held_out_figures(held_out, gap_M),
@@ -126,25 +135,25 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
 
 def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int) -> int:
-    """Order a project's items by how unsure the model is of them, see `annotate.priority`. Returns how many were
-    ordered. The first rank reads and writes them, and all score."""
+    """Order a project's items by the model's uncertainty, see `annotate.priority`. Returns the number of items ordered.
+    Only the first rank opens the store; all ranks score."""
     from align.annotate.priority import answers_of, uncertainties
     from align.trainers.reward import score_head
 
     with open_store(config, create=False) if ranks.is_main() else nullcontext() as store:
-        given = answers_of(store, config.project, tokenizer, stops, max_length) if store else {}
-        unsure = uncertainties(model, score_head(model), ranks.broadcast(given), tokenizer.pad_token_id)
-        return store.prioritise(config.project, unsure) if store else 0
+        answers = answers_of(store, config.project, tokenizer, stops, max_length) if store else {}
+        priorities = uncertainties(model, score_head(model), ranks.broadcast(answers), tokenizer.pad_token_id)
+        return store.prioritise(config.project, priorities) if store else 0
 
 
 def pair_scores(model: Any, pairs: Sequence[TokenizedPair], pad_id: int, lr: float, dtype: str, steps: int) -> Tensor:
     """Return the scores of the better and the worse answer of each pair [M, 2].
 
     Args:
-        steps: of training behind them.
+        lr, dtype, steps: learning rate, dtype and number of training steps, for the error message.
 
     Raises:
-        InputError: some are not finite.
+        InputError: a score is not finite.
     """
     import torch
 
@@ -154,9 +163,9 @@ def pair_scores(model: Any, pairs: Sequence[TokenizedPair], pad_id: int, lr: flo
     from align.trainers.reward import score_head
 
     tokens = [tuple(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
-    place = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # each answer is scored once
-    scores = score_rows(model.eval(), score_head(model), list(place), pad_id)
+    row_of = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # an answer of several pairs is scored once
+    scores = score_rows(model.eval(), score_head(model), list(row_of), pad_id)
     if count := count_not_finite(scores):
-        what = f"{count} of {len(scores)} held-out answers have scores that are no numbers after step {steps}"
-        raise diverged(f"{what}: nothing is published", lr, dtype)
-    return scores[torch.tensor([place[ids] for ids in tokens])].view(-1, 2)
+        problem = f"{count} of {len(scores)} held-out answers have scores that are no numbers after step {steps}"
+        raise diverged(f"{problem}: nothing is published", lr, dtype)
+    return scores[torch.tensor([row_of[ids] for ids in tokens])].view(-1, 2)

@@ -1,4 +1,10 @@
-"""Supervised instruction tuning, of an adapter (`stage=sft`) or of every weight (`stage=full`)."""
+"""Supervised fine-tuning of an adapter (`stage=sft`) or of all weights (`stage=full`).
+
+tokenize the conversations; labels only on the tokens that the assistant writes
+held-out loss of the model before training
+train
+held-out loss of the trained model; save adapter or weights
+"""
 
 from __future__ import annotations
 
@@ -26,9 +32,8 @@ from align.stages.runner import Inputs, find_input, find_start, measure_memory, 
 if TYPE_CHECKING:
     from align.evals.held_out import HeldOutLoss
 
-MEASURED = ("loss", "perplexity")
 LARGEST_LOSS = 700.0
-"""Nats a token whose exp is still a number. Chance is at 12 for the largest vocabularies."""
+"""Nats per token: exp of a larger loss overflows. A uniform guess has 12 with the largest vocabularies."""
 PRELOAD = ("align.trainers.sft", "align.models.sharded")
 """See `align.stages.load_stage`."""
 
@@ -36,8 +41,8 @@ PRELOAD = ("align.trainers.sft", "align.models.sharded")
 def inputs(config: Config) -> Inputs:
     if config.init == BASE:
         base = find_base(config.model.path, config.model.revision)
-        chosen = "qlora" if config.method.name == "auto" else config.method.name
-        config = replace_values(config, method=replace_values(config.method, name=chosen))
+        method = "qlora" if config.method.name == "auto" else config.method.name
+        config = replace_values(config, method=replace_values(config.method, name=method))
         records = {"base": Input(base.digest, ref=base.id)}
     else:
         artifact, base, config = find_start(config)
@@ -91,7 +96,7 @@ def run(
     if not is_plain_text:
         use_template(tokenizer, config.data.template, config.data.template_kwargs)
 
-    # Data, before any weights: our own tokens and labels, a loss only on what the assistant writes.
+    # Tokenize before any weights are loaded. Only tokens that the assistant writes have a label.
     max_length = min(config.data.max_length, context_length(describe(base)))
     cuts = config.data.too_long == "truncate"
     masks = config.data.reasoning == "mask"
@@ -116,7 +121,7 @@ def run(
     write_rows(run.folder, tokenizer, train.rows)
     require_held_out_rows(stage.eval_every, len(test.rows), "data.held_out")
 
-    # The model before training, then training, then the same measure again.
+    # Measure the held-out loss, train, measure again.
     shards = config.method.name == "full" and not ranks.is_alone()
     model = load_in_shards(base, device, dtype) if shards else load_base(base, config.method.name, device, dtype)
     if config.method.name != "full":
@@ -125,7 +130,7 @@ def run(
         )
 
     def measure(steps: int) -> HeldOutLoss:
-        """Return the loss on the held-out rows after so many steps of training."""
+        """Return the held-out loss. Raises InputError, with the number of training steps, if it is not finite."""
         loss = held_out_loss(model, test.rows, tokenizer.pad_token_id)
         if not loss.mean < LARGEST_LOSS:
             what = f"after step {steps}" if steps else f"of {base.id} before training"
@@ -150,9 +155,8 @@ def run(
     figures: dict[str, Any] = {}
     if at_start is not None:
         at_end = measure(fitted.published_step)
-        figures = held_out_figures(at_start, at_end, [test_sources[i] for i in test.places] if test_sources else ())
+        figures = compare_losses(at_start, at_end, [test_sources[i] for i in test.places] if test_sources else ())
 
-    # Publish.
     save_tokenizer(tokenizer, run.artifact)
     if config.method.name == "full":
         save_whole(model, dtype, run.artifact)
@@ -169,28 +173,32 @@ def run(
 
 
 def describe_rows(train: Encoding, test: Encoding, max_length: int, cuts: bool) -> Iterator[str]:
-    """Yield sentences on the rows that are trained on and measured on, and on those that were left out."""
-    fate = f"cut {train.cut} at" if cuts else f"dropped {train.too_long} longer than"
-    of = f"of {test.given} " if test.given > len(test.rows) else ""
-    held_out = [f"{len(test.rows) or 'nothing'} {of}held out"]
+    """Yield sentences on the numbers of rows to train on and held out, and on rows that were dropped or cut."""
+    too_long = f"cut {train.cut} at" if cuts else f"dropped {train.too_long} longer than"
+    total = f"of {test.given} " if test.given > len(test.rows) else ""
+    held_out = [f"{len(test.rows) or 'nothing'} {total}held out"]
     held_out += [f"{test.too_long} longer than {max_length} tokens"] if test.too_long else []
     held_out += [f"{test.cut} cut at {max_length} tokens"] if test.cut else []
     held_out += [f"{test.unanswered} without an assistant turn"] if test.unanswered else []
     yield (
-        f"{len(train.rows)} rows, {train.tokens} tokens; {fate} {max_length} tokens, "
+        f"{len(train.rows)} rows, {train.tokens} tokens; {too_long} {max_length} tokens, "
         f"dropped {train.unanswered} without an assistant turn; {', '.join(held_out)}"
     )
     counts = (("the last answer", train.unreasoned), ("earlier answers", train.unreasoned_earlier))
-    if lost := [f"of {what} in {count} rows" for what, count in counts if count]:
-        yield f"the chat template leaves out the reasoning {' and '.join(lost)}; these answers train without it"
+    without_reasoning = [f"of {answers} in {count} rows" for answers, count in counts if count]
+    if without_reasoning:
+        yield (
+            f"the chat template leaves out the reasoning {' and '.join(without_reasoning)}; "
+            "these answers train without it"
+        )
 
 
-def held_out_figures(before: HeldOutLoss, after: HeldOutLoss, sources: Sequence[str]) -> dict[str, Any]:
-    """Return loss and perplexity before and after training, and by how much the loss changed; the losses of each source
-    too, if there are several.
+def compare_losses(before: HeldOutLoss, after: HeldOutLoss, sources: Sequence[str]) -> dict[str, Any]:
+    """Return metrics of the held-out loss before and after training. If there are several sources, the metrics have the
+    losses of each source too.
 
     Args:
-        sources: of each row.
+        sources: name of each row's source; empty if there is only one.
     """
     figures: dict[str, Any] = {
         "loss_before": before.mean,
@@ -204,10 +212,14 @@ def held_out_figures(before: HeldOutLoss, after: HeldOutLoss, sources: Sequence[
     if len(names) > 1:
         figures["loss_by_source"] = {}
         for name in names:
-            rows = [source == name for source in sources]
-            one, other = before.select(rows), after.select(rows)
-            change = one.change_to(other).as_dict()
-            figures["loss_by_source"][name] = {"before": one.mean, "after": other.mean, "change": change}
+            is_selected = [source == name for source in sources]
+            source_before = before.select(is_selected)
+            source_after = after.select(is_selected)
+            figures["loss_by_source"][name] = {
+                "before": source_before.mean,
+                "after": source_after.mean,
+                "change": source_before.change_to(source_after).as_dict(),
+            }
     return figures
 
 
@@ -215,7 +227,8 @@ def describe_losses(metrics: Mapping[str, Any]) -> Iterator[str]:
     if not metrics["held_out_rows"]:
         yield "nothing was held out, so that nothing says how well it learned"
         return
-    loss, perplexity = (f"{metrics[f'{name}_before']:.3f} → {metrics[f'{name}_after']:.3f}" for name in MEASURED)
+    loss = f"{metrics['loss_before']:.3f} → {metrics['loss_after']:.3f}"
+    perplexity = f"{metrics['perplexity_before']:.3f} → {metrics['perplexity_after']:.3f}"
     yield f"held-out loss {loss} (change {in_words(metrics['loss_change'])}), perplexity {perplexity}"
     for name, losses in metrics.get("loss_by_source", {}).items():
         yield f"  {name}: {losses['before']:.3f} → {losses['after']:.3f} (change {in_words(losses['change'])})"

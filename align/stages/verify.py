@@ -1,4 +1,10 @@
-"""Check PPO on the user's own base, method, precision and settings, and measure the bias of each estimator."""
+"""`stage=verify`: check PPO on the user's own base, method, precision and settings, and measure the bias of each
+advantage estimator.
+
+    load the roles and add noise to their weights
+    compare formulas, gradients and sampled logprobs with independent computations (align/ppo/verify)
+    compute the exact bias of each estimator on a policy that is small enough to enumerate
+"""
 
 from __future__ import annotations
 
@@ -19,7 +25,7 @@ from align.models.base import BASE, frozen_method, label
 from align.reward.inputs import check_reasoning_matches, load_reward_artifacts, reward_inputs
 from align.run import Input, Run, json_digest, write_json
 from align.run.environment import code_digest, package_versions
-from align.stages.ppo import load_roles, settings_of
+from align.stages.ppo import build_settings, load_roles
 from align.stages.runner import Inputs, find_input, find_start, open_rollout_engine
 from align.track import get_peak_rss_mb
 
@@ -32,13 +38,13 @@ if TYPE_CHECKING:
 
 
 PASSES = 70
-"""Estimated cost of the checks on the model in forward passes of the batch; a backward pass counts as two."""
-DRAWS = 12
-"""Estimated cost of their rollouts, in rollouts of the batch."""
+"""Estimated cost of the checks on the model, in forward passes of the batch. A backward pass counts as two."""
+ROLLOUTS = 12
+"""Estimated cost of sampling in the checks, in rollouts of the batch."""
 ANSWERS = 4
 """Answers to each prompt in a rollout of `check_sampling`."""
 VERDICTS = ("FAILS", "holds")
-TEXTS = ("Hello, how are you?", "What did you do today?", "Tell me something about the sea.", "Why?")
+PROMPTS = ("Hello, how are you?", "What did you do today?", "Tell me something about the sea.", "Why?")
 
 
 PRELOAD = ("align.ppo.verify.on_model", "align.rollout.registry")
@@ -67,13 +73,13 @@ def run(run: Run, config: Config) -> StageResult:
     dtype = choose_dtype(config.dtype, choose_device(config.device))
     artifact = find_input(run)
     roles = load_roles(config, base, artifact, load_reward_artifacts(run.inputs))
-    perturb(roles)
+    perturb_weights(roles)
     tokenizer = own_tokenizer(artifact, base)
-    if tokenizer.chat_template:  # PPO can be checked on a base model too, which has none
+    if tokenizer.chat_template:  # a base model may have no chat template
         use_template(tokenizer, None)
     method = frozen_method(config.method.name)
     with open_rollout_engine(run, config, base, method, tokenizer, roles.model.generation_config) as engine:
-        prompts = [text_ids(tokenizer, TEXTS[i % len(TEXTS)]) for i in range(stage.rows)]
+        prompts = [text_ids(tokenizer, PROMPTS[i % len(PROMPTS)]) for i in range(stage.rows)]
         anchors = run_anchors(run, config, roles, dtype, make_sampler(run, config, roles, engine, prompts))
 
     biases = measure_biases()
@@ -95,26 +101,26 @@ def run(run: Run, config: Config) -> StageResult:
 def make_sampler(
     run: Run, config: Config, roles: Roles, engine: Engine, prompts: Sequence[Sequence[int]]
 ) -> Callable[[int], Rollout]:
-    """Return a function that samples a number of the policy's answers to each prompt, each time with new draws."""
+    """Return a function that samples so many of the policy's answers to each prompt, with new seeds in each call."""
     from align.rollout.engine import divergence_as_input_error, row_seeds
 
-    times = itertools.count(1)
+    calls = itertools.count(1)
     actor = roles.actor("policy")
 
-    def draw(answers: int) -> Rollout:
+    def sample(answers: int) -> Rollout:
         rows = [ids for _ in range(answers) for ids in prompts]
         with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
             engine.sync(actor)
-            seeds = row_seeds(range(len(rows)), config.seed, "verify", next(times))
+            seeds = row_seeds(range(len(rows)), config.seed, "verify", next(calls))
             return engine.generate(rows, actor, seeds).to(roles.device)
 
-    return draw
+    return sample
 
 
 def run_anchors(
-    run: Run, config: Config, roles: Roles, dtype: torch.dtype, draw: Callable[[int], Rollout]
+    run: Run, config: Config, roles: Roles, dtype: torch.dtype, sample: Callable[[int], Rollout]
 ) -> list[Anchor]:
-    """Run the checks without a model, then those on the model, and print each result."""
+    """Run the checks of the formulas, then those on the model, and print each result."""
     import torch
 
     from align.ppo.verify.anchors import check_maths
@@ -122,14 +128,14 @@ def run_anchors(
 
     stage = config.stage
     temperature = config.rollout.temperature
-    batch = draw(1)  # the first one warms up
-    began = time.perf_counter()
-    draw(1)
-    sampled = time.perf_counter()
+    batch = sample(1)  # the first rollout warms up
+    start_time = time.perf_counter()
+    sample(1)
+    sampled_time = time.perf_counter()
     roles.logprobs("policy", batch, temperature)
-    seconds = DRAWS * (sampled - began) + PASSES * (time.perf_counter() - sampled)
+    seconds = ROLLOUTS * (sampled_time - start_time) + PASSES * (time.perf_counter() - sampled_time)
     print(f"{run.base.id}, {config.method.name}, {dtype}: about {seconds:.0f} s")
-    settings = settings_of(config)
+    settings = build_settings(config)
     setting = Setting(
         roles,
         batch,
@@ -140,11 +146,11 @@ def run_anchors(
         settings.losses_at(stage.kl_coef),
         stage.bootstrap_truncated,
     )
-    return print_anchors(itertools.chain(check_maths(), check_on_model(setting, lambda: draw(ANSWERS))))
+    return print_anchors(itertools.chain(check_maths(), check_on_model(setting, lambda: sample(ANSWERS))))
 
 
 def print_anchors(anchors: Iterable[Anchor]) -> list[Anchor]:
-    """Print each anchor as soon as it is measured, and return them."""
+    """Print each anchor as soon as it is measured. Returns all of them."""
     measured: list[Anchor] = []
     for anchor in anchors:
         measured.append(anchor)
@@ -153,8 +159,8 @@ def print_anchors(anchors: Iterable[Anchor]) -> list[Anchor]:
     return measured
 
 
-def perturb(roles: Roles) -> None:
-    """Add noise to all trained weights: a fresh adapter and a fresh head compute 0, which would hide a swapped role."""
+def perturb_weights(roles: Roles) -> None:
+    """Add noise to all trained weights. A fresh adapter and a fresh head compute 0, which would hide swapped roles."""
     import torch
 
     with torch.no_grad():

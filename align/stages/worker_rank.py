@@ -1,4 +1,4 @@
-"""A run as every rank but the first works on it: the same stage, on what the first rank has resolved and read."""
+"""A run on every rank but the first: the same stage, with the inputs and rows that the first rank has broadcast."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SHARED = "Put it on storage that all machines share, at the same path."
 
 @dataclass(frozen=True, slots=True)
 class StartedRun:
-    """The message of the first rank to the others as the stage begins.
+    """The message that the first rank broadcasts as a stage begins.
 
     Attributes:
-        config: with what its inputs decide. Of a secret in it there is the mask alone.
-        folder: of the run, on storage that all ranks share; absolute.
-        manifest: of the run, as far as it is known.
-        resumed: an unfinished run is continued.
-        rows: what the stage's `run` takes after the run and its configuration. The other ranks read no data.
+        config: the resolved configuration, with its secrets masked.
+        folder: absolute path of the run's folder, on storage that all ranks share.
+        manifest: the run's manifest at this moment.
+        resumed: True if an unfinished run is continued.
+        rows: the further arguments of the stage's `run`. The other ranks read no data.
     """
 
     config: Config
@@ -45,17 +45,17 @@ def follow_first_rank() -> int:
     """Work on the run that the first rank has opened. Returns the exit status.
 
     Raises:
-        AlignError: this rank failed first, or another did, see `align.ranks.find_cause`.
+        AlignError: this rank or another one failed, see `align.ranks.find_cause`.
     """
     try:
         with ranks.raise_first_failure():
             return work_on_run()
     except AlignError:
         raise
-    except Exception as error:  # the first rank writes the traceback down
+    except Exception as error:  # the first rank writes the traceback to the log
         if ranks.prints_error(error):
-            what = f"{type(error).__name__}: {make_printable(str(error))}"
-            print(f"align: rank {ranks.rank()}: a fault of ours: {what}", file=sys.stderr)
+            message = f"{type(error).__name__}: {make_printable(str(error))}"
+            print(f"align: rank {ranks.rank()}: a fault of ours: {message}", file=sys.stderr)
             print("align: the traceback is in the run's log.txt", file=sys.stderr)
         return 1
 
@@ -63,7 +63,7 @@ def follow_first_rank() -> int:
 def work_on_run() -> int:
     ranks.init_group()
     started: StartedRun | None = ranks.broadcast(None)
-    if started is None:  # finished already
+    if started is None:  # the run is finished already
         return 0
     config = started.config
     SIZE_LIMIT.megabytes = config.run.max_file_mb
@@ -82,35 +82,35 @@ def work_on_run() -> int:
 def compare_bytes(started: StartedRun) -> None:
     """Raise InputError if this rank has other code or other weights than the first rank.
 
-    Adapters are hashed by every rank, so that each knows which bytes it has to load. Code and whole models are compared
-    by one rank of each machine: the others would wait for the same disk, and `load_base` compares the bytes that a rank
-    loads with the base's digest in any case.
+    Every rank hashes the adapters, because later it loads exactly the bytes that it hashed. Only one rank of each
+    machine compares code and whole models: the others would wait for the same disk, and `load_base` compares the bytes
+    that a rank loads with the base's digest in any case.
     """
     manifest = started.manifest
     rank = ranks.rank()
     is_first_of_machine = ranks.local_rank() == 0
     if is_first_of_machine:
-        here = code_digest()
+        digest = code_digest()
         problem = f"rank {rank} runs other code than rank 0, which has {manifest.code[:12]}"
-        require(here == manifest.code, "align", here[:12], problem, "Install the same version on every machine.")
+        require(digest == manifest.code, "align", digest[:12], problem, "Install the same version on every machine.")
         problem = f"rank {rank} does not find the run's folder {started.folder}"
-        there = (started.folder / "manifest.json").is_file()
-        require(there, "run.root", started.config.run.root, problem, SHARED)
+        has_folder = (started.folder / "manifest.json").is_file()
+        require(has_folder, "run.root", started.config.run.root, problem, SHARED)
     for name, record in manifest.inputs.items():
-        is_adapter = record.whole is False  # None: rows, which come from the first rank
+        is_adapter = record.whole is False  # None for data, which the first rank reads
         if is_adapter or (is_first_of_machine and record.whole):
             path = Path(record.path)
             compare_weights(name, record.ref, record.digest, lambda path=path: load_artifact(path, str(path)).digest)
     if is_first_of_machine and (base := manifest.base):
-        digest = partial(model_digest, Path(base.path), "model.path", base.id)
-        compare_weights("model.path", base.id, base.digest, digest)
+        compute_digest = partial(model_digest, Path(base.path), "model.path", base.id)
+        compare_weights("model.path", base.id, base.digest, compute_digest)
 
 
-def compare_weights(field: str, value: str, expected: str, digest: Callable[[], str]) -> None:
-    """Raise InputError if weights have another digest on this machine, or cannot be read. It says which rank it is."""
+def compare_weights(field: str, value: str, expected: str, compute_digest: Callable[[], str]) -> None:
+    """Raise InputError if weights have another digest on this machine, or cannot be read. The message has the rank."""
     try:
-        here = digest()
+        digest = compute_digest()
     except InputError as error:
         raise type(error)(field, value, f"rank {ranks.rank()}: {error.problem}", SHARED) from error
-    problem = f"rank {ranks.rank()} has other weights there ({here[:12]}) than rank 0 ({expected[:12]})"
-    require(here == expected, field, value, problem, SHARED)
+    problem = f"rank {ranks.rank()} has other weights there ({digest[:12]}) than rank 0 ({expected[:12]})"
+    require(digest == expected, field, value, problem, SHARED)
