@@ -1,10 +1,11 @@
-"""Several answers a prompt, from where PPO will start: into the annotation store, for people to rank; or ranked by a
-reward (`stage.best_of=N`). The best answers then become rows for stage=sft (rejection sampling), the best and the worst
-pairs for stage=dpo or stage=reward.
+"""Sample several answers to each prompt from the policy that PPO will start from. They go into the annotation store for
+people to rank, or a reward ranks them (`stage.best_of=N`). With best-of-n the best answers become rows for stage=sft
+(rejection sampling), and the best and the worst answers become pairs for stage=dpo or stage=reward.
 
     for each chunk of prompts:
-        several answers to each from the policy; of best-of-n a score for each; they go to samples.jsonl
-    people: the store hands them out; best-of-n: winners, pairs and figures are read off samples.jsonl
+        sample answers, score them if best-of-n, append them to samples.jsonl
+        without best-of-n: add the prompts and their answers to the annotation store
+    best-of-n: write winners, pairs and metrics from samples.jsonl
 """
 
 from __future__ import annotations
@@ -62,22 +63,24 @@ if TYPE_CHECKING:
     from align.rollout.strip_reasoning import Judged
 
 PROMPTS_AT_ONCE = 64
+"""Prompts in a chunk without best-of-n."""
 MEANS = ("eos_rate", "mean_length", "empty_rate")
-KEPT_BACK = {
+WITHHELD = {
     "all_empty": "whose answers are all empty",
     "all_equal": "whose answers are all equal",
     "with_tools": "with tools, which the annotation page does not show",
 }
-"""Metric → what is said of the prompts that it counts, which are not handed out to people."""
-SHOWN = 3
-"""Prompts whose first answer is printed in the end."""
+"""Metric that counts prompts which are not added to the annotation store → description of these prompts."""
+PRINTED_PROMPTS = 3
+"""Number of prompts of which the first answer is printed at the end."""
 ANSWERS_AT_ONCE = 1024
-"""Answers of best-of-n that are in memory at a time; at least those to one prompt."""
+"""Answers in a chunk with best-of-n, or those to one prompt if they are more."""
 SCORED_AT_ONCE = 32
-CALIBRATED_ON = 64
-"""Prompts whose answers bring the learned members of an ensemble or a sum to one scale."""
+"""Answers in a batch of a reward model."""
+CALIBRATION_PROMPTS = 64
+"""Number of prompts on whose answers the learned members of an ensemble or a sum are standardised."""
 GOLD = "gold."
-"""The beginning of the names of the inputs of the reward that measures."""
+"""Prefix of the names of the gold reward's inputs."""
 PRELOAD = ("align.models.actors", "align.rollout.registry")
 """See `align.stages.load_stage`."""
 
@@ -87,7 +90,8 @@ def inputs(config: Config) -> Inputs:
     stage: SampleConfig = config.stage
     source = DataSource.from_settings(config.data)
     records = {"init": artifact.as_input(), **build_data_inputs(source)}
-    records |= find_rewards(config, artifact, base) if stage.best_of else {}
+    if stage.best_of:
+        records |= find_reward_inputs(config, artifact, base)
 
     def rows() -> tuple[Any, ...]:
         prompts = read_prompts(source, "train", config.seed)[: stage.prompts]
@@ -99,44 +103,48 @@ def inputs(config: Config) -> Inputs:
     return Inputs(config, label(base, config.method.name), base, records, rows)
 
 
-def find_rewards(config: Config, policy: Artifact, base: Base) -> dict[str, Input]:
-    """Return the models and functions of the reward that ranks, and of the one that measures, as inputs of the run.
+def find_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[str, Input]:
+    """Return the models and functions of the reward that ranks, and of the gold reward, as inputs of the run.
 
     Raises:
-        MissingArtifact: a reward model is not there yet.
-        InputError: something is no reward, or what measures also ranks.
+        MissingArtifact: a reward model does not exist yet.
+        InputError: an input is not a reward, or a part of the gold reward also ranks.
     """
     root = config.run.folder
-    ranking = reward_inputs(build_reward_spec(config.reward), root, base, policy, config.method.name)
-    check_reasoning_matches(load_reward_artifacts(ranking), config.rollout.reasoning)
+    reward_records = reward_inputs(build_reward_spec(config.reward), root, base, policy, config.method.name)
+    check_reasoning_matches(load_reward_artifacts(reward_records), config.rollout.reasoning)
     if config.stage.gold is None:
-        return ranking
-    measuring = reward_inputs(build_reward_spec(config.stage.parse_gold()), root, base)
-    check_reasoning_matches(load_reward_artifacts(measuring), config.rollout.reasoning)
-    gold = gold_settings(config)
-    if list_scorer_parts(gold, measuring) & list_scorer_parts(to_plain_dict(config)["reward"], ranking):
+        return reward_records
+    gold_records = reward_inputs(build_reward_spec(config.stage.parse_gold()), root, base)
+    check_reasoning_matches(load_reward_artifacts(gold_records), config.rollout.reasoning)
+    gold = get_gold_settings(config)
+    if list_scorer_parts(gold, gold_records) & list_scorer_parts(to_plain_dict(config)["reward"], reward_records):
         problem = "also ranks the answers: its score of the best one says nothing of quality"
         remedy = "Measure by another reward, or drop it."
-        raise InputError("stage.gold", scorer_title(gold, measuring), problem, remedy)
-    return {**ranking, **{f"{GOLD}{name}": record for name, record in measuring.items()}}
+        raise InputError("stage.gold", scorer_title(gold, gold_records), problem, remedy)
+    return {**reward_records, **{f"{GOLD}{name}": record for name, record in gold_records.items()}}
 
 
-def gold_settings(config: Config) -> Mapping[str, Any]:
-    """Return the reward that measures, as a manifest would have it as `reward`."""
+def get_gold_settings(config: Config) -> Mapping[str, Any]:
+    """Return the gold reward in the form in which a manifest has `reward`."""
     return to_plain_dict(replace_values(config, reward=config.stage.parse_gold()))["reward"]
 
 
-def gold_inputs(run: Run) -> dict[str, Input]:
-    """Return the inputs of the reward that measures, by the names that a reward's have."""
+def get_gold_inputs(run: Run) -> dict[str, Input]:
+    """Return the inputs of the gold reward, without the prefix of their names."""
     return {name.removeprefix(GOLD): record for name, record in run.inputs.items() if name.startswith(GOLD)}
 
 
 def run(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
-    return rank_answers(run, config, prompts) if config.stage.best_of is not None else hand_out(run, config, prompts)
+    if config.stage.best_of is not None:
+        return sample_best_of(run, config, prompts)
+    return hand_out(run, config, prompts)
 
 
-def encode_for(run: Run, config: Config, tokenizer: Any, prompts: Sequence[Conversation]) -> tuple[list[Prompt], str]:
-    """Return the prompts that fit, as tokens, and a sentence on those that do not."""
+def encode_and_count(
+    run: Run, config: Config, tokenizer: Any, prompts: Sequence[Conversation]
+) -> tuple[list[Prompt], str]:
+    """Tokenize the prompts and drop those that are too long. Returns a sentence with both counts too."""
     from align.models.load import context_length, describe
 
     room = prompt_room(context_length(describe(run.base)), config.data.max_length, config.rollout.max_new_tokens)
@@ -146,13 +154,13 @@ def encode_for(run: Run, config: Config, tokenizer: Any, prompts: Sequence[Conve
 
 
 def summarize_chunks(chunks: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str, float]]:
-    """Return how many answers there are, and their means, from the rows of the metrics stream."""
+    """Return the number of answers and their mean metrics, from the rows of metrics.jsonl, one for each chunk."""
     answers = sum(row["answers"] for row in chunks)
     return answers, {key: sum(row["answers"] * row[key] for row in chunks) / answers for key in MEANS}
 
 
 def describe_flawed(config: Config, means: Mapping[str, float]) -> list[str]:
-    """Return sentences on answers that were cut, and on empty ones, if there are many."""
+    """Return warnings if many answers were cut off or are empty."""
     from align.rollout.engine import cut_answers
     from align.rollout.strip_reasoning import empty_answers
 
@@ -176,51 +184,57 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> StageResu
     base = run.base
     artifact, tokenizer = load_start(run, config)
     device = choose_device(config.device)
-    encoded, fitting = encode_for(run, config, tokenizer, prompts)
+    encoded, prompt_counts = encode_and_count(run, config, tokenizer, prompts)
     method = config.method.name
     model = load_base(base, method, device, choose_dtype(config.dtype, device))
     pool = AdapterPool(model, alone=True)
     adapter = adapter_folder(artifact)
     actor = pool.actor(pool.add(adapter) if adapter else None)
-    print(f"{fitting}; {stage.candidates} answers each")
+    print(f"{prompt_counts}; {stage.candidates} answers each")
 
-    # A chunk is logged once the store has it, so that a resumed run goes on after the last one it logged.
-    limit = config.rollout.max_new_tokens
-    speaker = "" if artifact.whole else artifact.digest
-    hides = config.rollout.reasoning == "hide"
-    sampling = {"temperature": config.rollout.temperature, "max_new_tokens": limit, "seed": config.seed}
-    logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
-    done = ranks.broadcast(logged[-1]["step"] if logged else 0)
+    # A chunk is logged after the store has it, so a resumed run continues behind the last chunk that was logged.
+    adapter_digest = "" if artifact.whole else artifact.digest
+    hides_reasoning = config.rollout.reasoning == "hide"
+    sampling = {
+        "temperature": config.rollout.temperature,
+        "max_new_tokens": config.rollout.max_new_tokens,
+        "seed": config.seed,
+    }
+    start = count_finished_prompts(run)
     opened_engine = open_rollout_engine(run, config, base, method, tokenizer, model.generation_config)
     opened_store = open_store(config) if ranks.is_main() else nullcontext()
-    bars = show_progress("sample", len(encoded), done)
-    with opened_engine as engine, opened_store as store, open_tracker(run, done) as track, bars as bar:
+    bars = show_progress("sample", len(encoded), start)
+    with opened_engine as engine, opened_store as store, open_tracker(run, start) as track, bars as bar:
         engine.sync(actor)
-        for first in range(done, len(encoded), PROMPTS_AT_ONCE):
+        for first in range(start, len(encoded), PROMPTS_AT_ONCE):
             chunk = encoded[first : first + PROMPTS_AT_ONCE]
             rows = [(first + i, k) for i in range(len(chunk)) for k in range(stage.candidates)]
-            asked = [encoded[i].input_ids for i, _ in rows]
+            row_prompts = [encoded[i] for i, _ in rows]
+            prompt_ids = [prompt.input_ids for prompt in row_prompts]
             with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
-                rollout = engine.generate(asked, actor, row_seeds(rows, config.seed, "sample"))
-            if store is None:  # the first rank hands out
+                rollout = engine.generate(prompt_ids, actor, row_seeds(rows, config.seed, "sample"))
+            if store is None:  # only the first rank adds items
                 bar.advance(first + len(chunk))
                 continue
             texts = response_texts(rollout, tokenizer)
-            ends = rollout.ended_B.tolist()
-            reasoning, texts = parted_texts([encoded[i] for i, _ in rows], texts, tokenizer, hides)
-            answers = [
-                Candidate(storable(text), base.digest, speaker, {**sampling, "row": list(row)}, ended=bool(end))
-                for row, text, end in zip(rows, texts, ends, strict=True)
+            has_ended = rollout.ended_B.tolist()
+            reasoning, texts = parted_texts(row_prompts, texts, tokenizer, hides_reasoning)
+            candidates = [
+                Candidate(storable(text), base.digest, adapter_digest, {**sampling, "row": list(row)}, ended=bool(end))
+                for row, text, end in zip(rows, texts, has_ended, strict=True)
             ]
-            kept_back = add_items(store, config, f"{run.name}/", first, chunk, answers)
+            withheld = add_items(store, config, f"{run.name}/", first, chunk, candidates)
             samples = [
-                sample_row(encoded[i].conversation, answer.text, why, ended=answer.ended)
-                for (i, _), answer, why in zip(rows, answers, reasoning, strict=True)
+                sample_row(prompt.conversation, candidate.text, thought, ended=candidate.ended)
+                for prompt, candidate, thought in zip(row_prompts, candidates, reasoning, strict=True)
             ]
             track.keep(first + len(chunk), samples)
-            sums = sum(ends), float(rollout.lengths_B.sum()), sum(empty(answer.text) for answer in answers)
-            means = {key: total / len(rows) for key, total in zip(MEANS, sums, strict=True)}
-            track.log(first + len(chunk), {"answers": len(rows), **means, **kept_back})
+            means = {
+                "eos_rate": sum(has_ended) / len(rows),
+                "mean_length": float(rollout.lengths_B.sum()) / len(rows),
+                "empty_rate": sum(empty(candidate.text) for candidate in candidates) / len(rows),
+            }
+            track.log(first + len(chunk), {"answers": len(rows), **means, **withheld})
             bar.advance(first + len(chunk), eos_rate=means["eos_rate"], length=means["mean_length"])
         if store is None:
             return StageResult({}, ())
@@ -229,65 +243,74 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> StageResu
         head = store.head(config.project)
     write_json(run.artifact / "ledger.json", {"project": config.project, "seq": head.seq, "hash": head.hash})
 
-    answered, means = summarize_chunks(chunks)
-    kept_back = {why: sum(row.get(why, 0) for row in chunks) for why in KEPT_BACK}
-    metrics = {**run.known_metrics, "answers": answered, **means, **kept_back, "peak_rss_mb": get_peak_rss_mb()}
-    shown = read_rows(run.folder / "samples.jsonl")[: SHOWN * stage.candidates : stage.candidates]
-    lines = [f"  {truncate_text(format_last_turn(row))} → {truncate_text(row['answer'])}" for row in shown]
-    handed_out = len(encoded) - sum(kept_back.values())
-    some = "" if handed_out == len(encoded) else f", {handed_out} of them"
+    answer_count, means = summarize_chunks(chunks)
+    withheld = {reason: sum(row.get(reason, 0) for row in chunks) for reason in WITHHELD}
+    metrics = {**run.known_metrics, "answers": answer_count, **means, **withheld, "peak_rss_mb": get_peak_rss_mb()}
+    printed = read_rows(run.folder / "samples.jsonl")[: PRINTED_PROMPTS * stage.candidates : stage.candidates]
+    lines = [f"  {truncate_text(format_last_turn(row))} → {truncate_text(row['answer'])}" for row in printed]
+    added = len(encoded) - sum(withheld.values())
+    added_count = "" if added == len(encoded) else f", {added} of them"
     line = (
-        f"{answered} answers to {len(encoded)} prompts{some} in project {config.project}; all of them in samples.jsonl"
+        f"{answer_count} answers to {len(encoded)} prompts{added_count} in project {config.project}; "
+        "all of them in samples.jsonl"
     )
-    return StageResult(metrics, (*lines, *describe_flawed(config, means), *describe_kept_back(kept_back), line))
+    return StageResult(metrics, (*lines, *describe_flawed(config, means), *describe_kept_back(withheld), line))
+
+
+def count_finished_prompts(run: Run) -> int:
+    """Return the number of prompts whose answers an interrupted run has logged, on every rank; 0 for a new run."""
+    logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
+    return ranks.broadcast(logged[-1]["step"] if logged else 0)
 
 
 def require_items(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> None:
-    """Raise InputError if no prompt was handed out: all answers are empty, or those to each prompt are equal."""
-    empty, equal, tools = (sum(row.get(why, 0) for row in chunks) for why in KEPT_BACK)
-    prompts = run.known_metrics["prompts"] - tools
+    """Raise InputError if no prompt was added to the store because the answers to each prompt are empty or equal."""
+    empty, equal, with_tools = (sum(row.get(reason, 0) for row in chunks) for reason in WITHHELD)
+    prompts = run.known_metrics["prompts"] - with_tools
     if not prompts:
         return
     remedy = f"What was said is in {run.folder / 'samples.jsonl'}."
     problem = "leaves nothing of any answer: no reasoning was ever closed"
-    longer = f"Raise rollout.max_new_tokens, or start from a policy that closes its reasoning. {remedy}"
-    require(empty < prompts or config.rollout.reasoning != "hide", "rollout.reasoning", "hide", problem, longer)
+    raise_limit = f"Raise rollout.max_new_tokens, or start from a policy that closes its reasoning. {remedy}"
+    require(empty < prompts or config.rollout.reasoning != "hide", "rollout.reasoning", "hide", problem, raise_limit)
     problem = "gives each prompt the same answers, or empty ones"
-    other = f"Raise rollout.temperature, or start from another policy. {remedy}"
-    require(empty + equal < prompts, "init", run.inputs["init"].ref, problem, other)
+    remedy = f"Raise rollout.temperature, or start from another policy. {remedy}"
+    require(empty + equal < prompts, "init", run.inputs["init"].ref, problem, remedy)
 
 
 def add_items(
     store: Store, config: Config, prefix: str, first: int, chunk: Sequence[Prompt], answers: Sequence[Candidate]
 ) -> dict[str, int]:
-    """Put prompts with their answers into the annotation store. Returns how many are kept back, and why.
+    """Add prompts with their answers to the annotation store. Returns the number of prompts withheld, by reason.
 
     Args:
-        prefix: of the items' keys, followed by a prompt's number.
-        first: the number of the first of these prompts.
-        answers: those to one prompt after those to another.
+        prefix: prefix of the items' keys; a prompt's number follows it.
+        first: number of the first prompt of the chunk.
+        answers: `stage.candidates` answers to the first prompt, then those to the second one, and so on.
     """
     from align.rollout.strip_reasoning import asked_alone
 
     count = config.stage.candidates
-    kept_back = dict.fromkeys(KEPT_BACK, 0)
+    withheld = dict.fromkeys(WITHHELD, 0)
     with store.transaction():
         for i, prompt in enumerate(chunk):
-            own = answers[i * count : (i + 1) * count]
-            texts = {answer.text.strip() for answer in own}
+            candidates = answers[i * count : (i + 1) * count]
+            texts = {candidate.text.strip() for candidate in candidates}
             if prompt.conversation.uses_tools:
-                kept_back["with_tools"] += 1
+                withheld["with_tools"] += 1
             elif len(texts) == 1:
-                kept_back["all_empty" if texts == {""} else "all_equal"] += 1
+                withheld["all_empty" if texts == {""} else "all_equal"] += 1
             else:
-                asked = asked_alone(prompt) if config.rollout.reasoning == "hide" else prompt.conversation
-                store.add_item(config.project, f"{prefix}{first + i}", asked, own)
-    return kept_back
+                conversation = asked_alone(prompt) if config.rollout.reasoning == "hide" else prompt.conversation
+                store.add_item(config.project, f"{prefix}{first + i}", conversation, candidates)
+    return withheld
 
 
-def describe_kept_back(kept_back: Mapping[str, int]) -> list[str]:
-    """Return a sentence on the prompts that are kept back; none if there are none."""
-    parts = [f"{counted(kept_back[key], 'prompt')} {what}" for key, what in KEPT_BACK.items() if kept_back[key]]
+def describe_kept_back(withheld: Mapping[str, int]) -> list[str]:
+    """Return a sentence on the prompts that were withheld; an empty list if all were added."""
+    parts = [
+        f"{counted(withheld[key], 'prompt')} {description}" for key, description in WITHHELD.items() if withheld[key]
+    ]
     return [f"not handed out to people: {', '.join(parts)}"] if parts else []
 
 
@@ -296,12 +319,13 @@ def describe_kept_back(kept_back: Mapping[str, int]) -> list[str]:
 
 @dataclass(frozen=True)
 class RankedSampling:
-    """What answers, and what scores the answers.
+    """Policy, engine and scorers of best-of-n.
 
     Attributes:
-        prompts: as they are asked.
-        read: prompts, answers as texts and tokens → what the scorers read of them.
-        scorers: `score` ranks; `gold` measures, if there is `stage.gold`.
+        prompts: the tokenized prompts.
+        read_answers: takes the prompts of a batch, the answers' texts and the rollout. Returns the conversations to
+            score, without reasoning if `rollout.reasoning=hide`.
+        scorers: `score` ranks the answers; `gold`, present if `stage.gold` is set, only measures them.
     """
 
     prompts: Sequence[Prompt]
@@ -309,55 +333,61 @@ class RankedSampling:
     device: torch.device
     engine: Engine
     actor: Actor
-    read: Any
+    read_answers: Any
     scorers: Mapping[str, Scorer]
 
-    def answer(self, rows: Sequence[tuple[int, int]], seed: int, *where: str) -> tuple[Rollout, Judged]:
-        """Return the answers of these rows, each the number of a prompt and of an answer to it."""
+    def answer(self, rows: Sequence[tuple[int, int]], seed: int, purpose: str) -> tuple[Rollout, Judged]:
+        """Sample an answer for each row.
+
+        Args:
+            rows: number of the prompt and number of the answer to it.
+            purpose: name that enters the seeds, so that different uses sample different answers.
+        """
         from align.rollout.engine import response_texts, row_seeds
 
-        asked = [self.prompts[i] for i, _ in rows]
-        seeds = row_seeds(rows, seed, *where)
-        rollout = self.engine.generate([p.input_ids for p in asked], self.actor, seeds).to(self.device)
-        return rollout, self.read(asked, response_texts(rollout, self.tokenizer), rollout)
+        prompts = [self.prompts[i] for i, _ in rows]
+        seeds = row_seeds(rows, seed, purpose)
+        rollout = self.engine.generate([prompt.input_ids for prompt in prompts], self.actor, seeds).to(self.device)
+        return rollout, self.read_answers(prompts, response_texts(rollout, self.tokenizer), rollout)
 
     def calibrate(self, seed: int) -> RankedSampling:
-        """Return the same with the learned members of ensembles and sums on one scale for answers of the policy. A
-        resumed run draws the same answers again."""
+        """Return a copy in which the learned members of ensembles and sums are standardised on answers of the policy.
+        A resumed run samples the same answers again."""
         from align.reward.combined import Ensemble, Sum, standardise_members
 
         if not any(isinstance(scorer, Ensemble | Sum) for scorer in self.scorers.values()):
             return self
-        rows = [(i, 0) for i in range(min(CALIBRATED_ON, len(self.prompts)))]
-        _, judged = self.answer(rows, seed, "normalise")
-        scaled = {
-            name: standardise_members(scorer, judged.conversations, judged.rollout)
+        rows = [(i, 0) for i in range(min(CALIBRATION_PROMPTS, len(self.prompts)))]
+        _, judged_rollout = self.answer(rows, seed, "normalise")
+        standardised = {
+            name: standardise_members(scorer, judged_rollout.conversations, judged_rollout.rollout)
             for name, scorer in self.scorers.items()
         }
-        return replace(self, scorers=scaled)
+        return replace(self, scorers=standardised)
 
 
-def rank_answers(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
+def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
     """Sample and score N answers to each prompt, and publish winners, pairs and figures."""
     from align.rollout.engine import divergence_as_input_error
     from align.rollout.strip_reasoning import empty
 
     n = config.stage.best_of
-    logged = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
-    done = ranks.broadcast(logged[-1]["step"] if logged else 0)
-    with load_ranked_sampling(run, config, prompts) as sampling, open_tracker(run, done) as track:
+    start = count_finished_prompts(run)
+    with load_ranked_sampling(run, config, prompts) as sampling, open_tracker(run, start) as track:
         count = len(sampling.prompts)
-        at_once = max(1, ANSWERS_AT_ONCE // n)
-        bars = show_progress("sample", count, done)
+        chunk_size = max(1, ANSWERS_AT_ONCE // n)
+        bars = show_progress("sample", count, start)
         with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype), bars as bar:
             sampling.engine.sync(sampling.actor)
             sampling = sampling.calibrate(config.seed)
-            for first in range(done, count, at_once):
-                last = min(first + at_once, count)
+            for first in range(start, count, chunk_size):
+                last = min(first + chunk_size, count)
                 rows = [(i, k) for i in range(first, last) for k in range(n)]
-                rollout, judged = sampling.answer(rows, config.seed, "sample")
-                scores = {name: score_answers(scorer, name, judged) for name, scorer in sampling.scorers.items()}
-                texts = [conversation.messages[-1].content for conversation in judged.conversations]
+                rollout, judged_rollout = sampling.answer(rows, config.seed, "sample")
+                scores = {
+                    name: score_answers(scorer, name, judged_rollout) for name, scorer in sampling.scorers.items()
+                }
+                texts = [conversation.messages[-1].content for conversation in judged_rollout.conversations]
                 means = {
                     "eos_rate": float(rollout.ended_B.sum()) / len(rows),
                     "mean_length": float(rollout.lengths_B.sum()) / len(rows),
@@ -365,7 +395,7 @@ def rank_answers(run: Run, config: Config, prompts: list[Conversation]) -> Stage
                     "mean_reward": float(scores["score"].double().sum()) / len(rows),
                 }
                 if ranks.is_main():
-                    track.keep(last, list_samples(range(first, last), texts, rollout, judged, scores))
+                    track.keep(last, list_samples(range(first, last), texts, rollout, judged_rollout, scores))
                     track.log(last, {"answers": len(rows), **means})
                 bar.advance(last, reward=means["mean_reward"], length=means["mean_length"])
         chunks = track.rows()
@@ -374,8 +404,10 @@ def rank_answers(run: Run, config: Config, prompts: list[Conversation]) -> Stage
 
 @contextmanager
 def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversation]) -> Iterator[RankedSampling]:
-    """Load the policy, the engine and the scorers. The engine is closed in the end. Reward models on the policy's base
-    are further adapters on it, as in PPO; all others, and those of `stage.gold`, bring a base of their own.
+    """Load the policy, the engine and the scorers. The engine is closed as the block ends.
+
+    Reward models on the policy's base are further adapters on it, as in PPO. The others, and those of `stage.gold`,
+    load a base of their own.
 
     Raises:
         InputError: a reward model on the policy's base was trained with another chat template.
@@ -393,7 +425,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     reward = build_reward_spec(config.reward)
     models = load_reward_artifacts(run.inputs)
     check_same_template(reward, models, base, tokenizer, config.init)
-    encoded, fitting = encode_for(run, config, tokenizer, prompts)
+    encoded, prompt_counts = encode_and_count(run, config, tokenizer, prompts)
     roles = build_roles(
         base,
         adapter_folder(policy),
@@ -407,43 +439,45 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
         seed=config.seed,
     )
     scorers = {"score": build_beside_policy(reward, models, roles, base, SCORED_AT_ONCE, dtype, tokenizer)}
-    measured = ""
+    gold_title = ""
     if config.stage.gold is not None:
-        gold_models = (
-            load_reward_model(m, device, dtype, SCORED_AT_ONCE) for m in load_reward_artifacts(gold_inputs(run))
-        )
+        gold_artifacts = load_reward_artifacts(get_gold_inputs(run))
+        gold_models = (load_reward_model(model, device, dtype, SCORED_AT_ONCE) for model in gold_artifacts)
         scorers["gold"] = build_scorer(build_reward_spec(config.stage.parse_gold()), gold_models)
-        measured = f"; measured by {scorers['gold'].name}"
-    print(f"{fitting}; {config.stage.best_of} answers each, ranked by {scorers['score'].name}{measured}")
+        gold_title = f"; measured by {scorers['gold'].name}"
+    print(f"{prompt_counts}; {config.stage.best_of} answers each, ranked by {scorers['score'].name}{gold_title}")
     generation_config = roles.model.generation_config
-    read = answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
+    read_answers = answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
     with open_rollout_engine(run, config, base, frozen, tokenizer, generation_config) as engine:
-        yield RankedSampling(encoded, tokenizer, device, engine, roles.actor("reference"), read, scorers)
+        yield RankedSampling(encoded, tokenizer, device, engine, roles.actor("reference"), read_answers, scorers)
 
 
-def score_answers(scorer: Scorer, name: str, judged: Judged) -> Tensor:
+def score_answers(scorer: Scorer, name: str, judged_rollout: Judged) -> Tensor:
     """Return the scores of answers [B].
 
+    Args:
+        name: `gold` or `score`, for the error message.
+
     Raises:
-        InputError: one is not finite.
+        InputError: a score is not finite.
     """
     from align.reward.scorer import check_finite
 
-    scores = scorer.score(judged.conversations, judged.rollout).float().cpu()
+    scores = scorer.score(judged_rollout.conversations, judged_rollout.rollout).float().cpu()
     check_finite(scores, scorer.name, "stage.gold" if name == "gold" else "reward")
     return scores
 
 
 def list_samples(
-    numbers: Sequence[int], texts: Sequence[str], rollout: Rollout, judged: Judged, scores: Mapping[str, Tensor]
+    numbers: Sequence[int], texts: Sequence[str], rollout: Rollout, judged_rollout: Judged, scores: Mapping[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """Return the lines of `samples.jsonl` for a chunk: a prompt each, with all answers to it in the order in which they
-    were drawn.
+    """Return the rows of `samples.jsonl` for a chunk, one for each prompt, with its answers in the order in which they
+    were sampled.
 
     Args:
-        numbers: of the prompts.
-        texts: the answers as they are scored.
-        scores: name → [B].
+        numbers: numbers of the prompts.
+        texts: the answers in the form in which they were scored.
+        scores: name of the scorer → scores [B].
     """
     columns = {
         "answer": [*map(storable, texts)],
@@ -451,24 +485,27 @@ def list_samples(
         "tokens": rollout.lengths_B.tolist(),
         **{name: values.tolist() for name, values in scores.items()},
     }
-    if judged.reasoning[0] is not None:
-        columns["reasoning"] = judged.reasoning
+    if judged_rollout.reasoning[0] is not None:
+        columns["reasoning"] = judged_rollout.reasoning
     answers = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     n = len(answers) // len(numbers)
-    lines: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for i, number in enumerate(numbers):
-        conversation = judged.conversations[i * n]
+        conversation = judged_rollout.conversations[i * n]
         prompt = conversation.turns(len(conversation.messages) - 1)
         tools = {"tools": prompt.tool_dicts()} if prompt.tools else {}
-        lines.append({"number": number, "prompt": prompt.as_dicts(), **tools, "answers": answers[i * n : (i + 1) * n]})
-    return lines
+        rows.append({"number": number, "prompt": prompt.as_dicts(), **tools, "answers": answers[i * n : (i + 1) * n]})
+    return rows
 
 
 def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) -> StageResult:
-    """Write winners, pairs and figures.
+    """Write winners, pairs and metrics of best-of-n.
+
+    Args:
+        chunks: the rows of metrics.jsonl.
 
     Raises:
-        InputError: no answer to any prompt can be imitated.
+        InputError: no answer to any prompt can be a winner.
     """
     from align.evals.best_of import figures, tallied
 
@@ -478,36 +515,36 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
     require_winner(run, config, tally)
     best = figures(tally) | {"scorer": scorer}
     if config.stage.gold is not None:
-        best["measured_by"] = scorer_title(gold_settings(config), gold_inputs(run))
-    answered, means = summarize_chunks(chunks)
+        best["measured_by"] = scorer_title(get_gold_settings(config), get_gold_inputs(run))
+    answer_count, means = summarize_chunks(chunks)
     write_text(run.artifact / "winners.jsonl", "".join(map(format_row, tally.winners)))
     write_preferences(run.artifact / "pairs.jsonl", tally.pairs)
     write_json(run.artifact / "best_of.json", best)
-    metrics = {**run.known_metrics, "answers": answered, **means, **best, **get_peak_memory()}
-    return StageResult(metrics, (*best_of_table(best), *describe_flawed(config, means), *describe_best(best)))
+    metrics = {**run.known_metrics, "answers": answer_count, **means, **best, **get_peak_memory()}
+    return StageResult(metrics, (*format_best_of_table(best), *describe_flawed(config, means), *describe_best(best)))
 
 
 def require_winner(run: Run, config: Config, tally: Tally) -> None:
-    """Raise InputError if no answer to any prompt can be imitated."""
-    asked = len(tally.scores) - tally.reasons["with_tools"]
+    """Raise InputError if no answer to any prompt can be a winner: all were cut off or are empty."""
+    prompt_count = len(tally.scores) - tally.reasons["with_tools"]
     problem = "leaves no answer that ended by itself and holds text"
     remedy = f"Raise it, or start from another policy. What was said is in {run.folder / 'samples.jsonl'}."
-    has_winner = tally.reasons["no_winner"] < asked or not asked
+    has_winner = tally.reasons["no_winner"] < prompt_count or not prompt_count
     require(has_winner, "rollout.max_new_tokens", config.rollout.max_new_tokens, problem, remedy)
 
 
-def best_of_table(best: Mapping[str, Any]) -> list[str]:
-    """Return the figures for each n, aligned."""
+def format_best_of_table(best: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table with reward, gold reward, length and KL bound for each n."""
     table = [["n", "reward", *(["gold"] if "gold" in best else []), "tokens", "KL at most"]]
-    for line in best["best_of"]:
-        means = [in_words(line[name], ".3f") for name in ("reward", "gold") if name in line]
-        table.append([str(line["n"]), *means, f"{line['tokens']:.1f}", f"{line['kl_bound']:.2f}"])
+    for row in best["best_of"]:
+        means = [in_words(row[name], ".3f") for name in ("reward", "gold") if name in row]
+        table.append([str(row["n"]), *means, f"{row['tokens']:.1f}", f"{row['kl_bound']:.2f}"])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
 
 
 def describe_best(best: Mapping[str, Any]) -> list[str]:
-    """Return sentences on what was written, and on what was not."""
+    """Return sentences on the winners and pairs that were written, and on prompts that gave no pair."""
     from align.evals.best_of import NO_ROW
 
     lines = []
@@ -516,8 +553,11 @@ def describe_best(best: Mapping[str, Any]) -> list[str]:
         if best["outranked"]:
             line += f"; a better answer beside {best['outranked']:,} of them was cut or is empty"
         lines.append(line)
-    if without := [f"{counted(best[why], 'prompt')} {what}" for why, what in NO_ROW.items() if best[why]]:
-        lines.append(f"no pair of {', '.join(without)}")
+    without_pair = [
+        f"{counted(best[reason], 'prompt')} {description}" for reason, description in NO_ROW.items() if best[reason]
+    ]
+    if without_pair:
+        lines.append(f"no pair of {', '.join(without_pair)}")
     winners = counted(best["winners"], "winner")
     pairs = counted(best["pairs"], "pair")
     lines.append(f"{winners} in artifact/winners.jsonl, {pairs} in artifact/pairs.jsonl; all answers in samples.jsonl")
