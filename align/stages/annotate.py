@@ -1,4 +1,4 @@
-"""The annotation store from the command line: what goes in and out of it, and whether it is what was written."""
+"""`stage=annotate`: serve the annotation pages, and import, export, verify, back up and erase what is in the store."""
 
 from __future__ import annotations
 
@@ -32,34 +32,35 @@ from align.run.lineage import find_readers
 from align.stages.runner import Inputs, open_store
 
 SEEDS = 2**32
-"""How many seeds a run can have: the next annotator's begin behind them."""
+"""Number of seeds that a run can have. Each simulated annotator has a range of its own."""
 
 
 def inputs(config: Config) -> Inputs:
     stage: AnnotateConfig = config.stage
     label = f"{config.project}-{stage.action}"
     if stage.action == "simulate":
-        # What is to be judged is the input, not what has been judged already: a continued run is the same run.
+        # The items are the input, and not the votes, so that a resumed run is the same run.
         with open_store(config, create=False) as store:
             items = json_digest([item.id for item in store.items(config.project)])
         return Inputs(config, label, None, {"items": Input(items, project=config.project)})
-    read = {"guidelines": stage.guidelines} | ({} if stage.action == "backup" else {"path": stage.path})
-    for name, given in read.items():
-        there = given is None or has_file(parse_user_path(given, f"stage.{name}"), f"stage.{name}")
-        require(there, f"stage.{name}", given, "there is no such file", "Check the path.")
-    if stage.action == "export":  # the run reads the project, as a run of stage=reward does: an erasure concerns it
+    paths = {"guidelines": stage.guidelines}
+    if stage.action != "backup":  # which writes its path
+        paths["path"] = stage.path
+    for name, path in paths.items():
+        exists = path is None or has_file(parse_user_path(path, f"stage.{name}"), f"stage.{name}")
+        require(exists, f"stage.{name}", path, "there is no such file", "Check the path.")
+    if stage.action == "export":  # it reads the project, so that a later erasure lists this run
         with open_store(config, create=False) as store:
             head = store.head(config.project)
         return Inputs(config, label, None, {"annotations": Input(head.hash, project=config.project, seq=head.seq)})
-    # From here on people have no name: what the run writes down must not say whom it concerned.
+    # The person's name is replaced here, because nothing that the run writes may contain it.
     if stage.annotator is not None and stage.action in ("erase", "invite"):
         with open_store(config, create=False) as store:
             accounts = Accounts(store)
-            known = accounts.pseudonym if stage.action == "erase" else accounts.handle
-            config = replace_values(
-                config, stage=replace_values(stage, annotator=known(config.project, stage.annotator))
-            )
-    # The others look at a store that changes, or change it: asked again, each is done again.
+            find_pseudonym = accounts.pseudonym if stage.action == "erase" else accounts.handle
+            pseudonym = find_pseudonym(config.project, stage.annotator)
+            config = replace_values(config, stage=replace_values(stage, annotator=pseudonym))
+    # The other actions read or change a store that changes. A random input makes each call a new run.
     return Inputs(config, label, None, {"asked": Input(secrets.token_hex(8))})
 
 
@@ -74,9 +75,9 @@ def run_serve(run: Run, config: Config) -> StageResult:
     from align.web.server import serve
 
     stage: AnnotateConfig = config.stage
-    url, others = list_origins(stage.host, stage.port, stage.url)
+    url, other_origins = list_origins(stage.host, stage.port, stage.url)
     with open_store(config, create=False) as store, store.alone():
-        before = store.head(config.project).seq  # and whether there is such a project
+        seq_before = store.head(config.project).seq  # raises InputError if there is no such project
         if stage.demo:
             key = key_in(config.run.folder / "annotate.key")
             person = Person(getuser(), {config.project: "admin"})
@@ -84,20 +85,20 @@ def run_serve(run: Run, config: Config) -> StageResult:
             links = [f"open {url}/?key={key}"]
         else:
             accounts = Accounts(store)
-            first = accounts.first_admin(config.project)
+            token = accounts.first_admin(config.project)
             authenticator = AccountAuthenticator(accounts, f"align_session_{stage.port}")
             links = [f"open {url}/?project={quote(config.project)}"]
-            if first is not None:
-                links.append(f"nobody manages it yet; the first admin, once, within a day: {url}/invite?token={first}")
+            if token is not None:
+                links.append(f"nobody manages it yet; the first admin, once, within a day: {url}/invite?token={token}")
         links += warn_without_tls(url)
         links.append("Ctrl+C ends it, and what was said stays")
-        app = application(store, authenticator, [url, *others])
+        app = application(store, authenticator, [url, *other_origins])
         serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
-        sums = AssignmentQueue(store, config.project).progress("")  # the project's; nobody's own
-        added = sum(vote.seq > before for vote in store.rankings(config.project))
+        progress = AssignmentQueue(store, config.project).progress("")  # of the project, and not of one person
+        added = sum(vote.seq > seq_before for vote in store.rankings(config.project))
         note_head(run, config.project, store.head(config.project))
-    metrics = {"rankings": added, "done": sums.done, "wanted": sums.wanted}
-    return StageResult(metrics, (f"{added} rankings; all: {sums.done} of {sums.wanted}",))
+    metrics = {"rankings": added, "done": progress.done, "wanted": progress.wanted}
+    return StageResult(metrics, (f"{added} rankings; all: {progress.done} of {progress.wanted}",))
 
 
 def run_invite(run: Run, config: Config) -> StageResult:
@@ -106,30 +107,30 @@ def run_invite(run: Run, config: Config) -> StageResult:
         accounts = Accounts(store)
         name = "" if stage.annotator is None else accounts.behind(config.project, stage.annotator)
         token = accounts.invite(config.project, stage.role, name)
-    # Printed, and not in the run's folder, which others may read.
+    # The link is printed only: other people may read the run's folder.
     print(f"once, within a week: {list_origins(stage.host, stage.port, stage.url)[0]}/invite?token={token}")
     return StageResult({}, (f"an invitation to project {config.project}, as {stage.role}",))
 
 
 def run_simulate(run: Run, config: Config) -> StageResult:
-    from align.reward.rules import Sentiment  # and torch with it, which serving the pages does without
+    from align.reward.rules import Sentiment  # imports torch, which the pages do not need
 
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
-        done = [
-            simulate(store, config.project, Sentiment(), config.seed + SEEDS * who, stage.agreement)
-            for who in range(stage.annotators)
+        results = [
+            simulate(store, config.project, Sentiment(), config.seed + SEEDS * number, stage.agreement)
+            for number in range(stage.annotators)
         ]
         note_head(run, config.project, store.head(config.project))
     metrics = {
-        "annotators": len(done),
-        "items": done[0].items,
-        "rankings": sum(d.items for d in done),
-        "added": sum(d.added for d in done),
-        "pairs": sum(d.pairs for d in done),
-        "tie_share": done[0].tie_share,
-        "agreement": sum(d.agreement for d in done) / len(done),
-        "slope": done[0].slope,
+        "annotators": len(results),
+        "items": results[0].items,
+        "rankings": sum(result.items for result in results),
+        "added": sum(result.added for result in results),
+        "pairs": sum(result.pairs for result in results),
+        "tie_share": results[0].tie_share,
+        "agreement": sum(result.agreement for result in results) / len(results),
+        "slope": results[0].slope,
     }
     line = (
         f"{metrics['rankings']} rankings of {metrics['items']} items, {metrics['pairs']} pairs, "
@@ -150,7 +151,7 @@ def run_import(run: Run, config: Config) -> StageResult:
 def run_configure(run: Run, config: Config) -> StageResult:
     stage: AnnotateConfig = config.stage
     with open_store(config) as store, store.transaction() as db:
-        new = config.project not in store.projects()
+        is_new = config.project not in store.projects()
         settings = configure(store, config.project, stage.settings, stage.state)
         version = None
         if stage.guidelines:
@@ -162,8 +163,8 @@ def run_configure(run: Run, config: Config) -> StageResult:
     changed = {name: value for name, value in asdict(settings).items() if value != defaults[name]}
     if "attributes" in changed:
         changed["attributes"] = list(changed["attributes"])
-    typed = f"stage.settings={format_value(changed)}" if changed else "with every setting at its default"
-    lines = [f"{'a new project' if new else 'project'} {config.project}: {state}, {typed}"]
+    described = f"stage.settings={format_value(changed)}" if changed else "with every setting at its default"
+    lines = [f"{'a new project' if is_new else 'project'} {config.project}: {state}, {described}"]
     if version is None:
         return StageResult({}, tuple(lines))
     return StageResult({"guidelines": version}, (*lines, f"guidelines, version {version}"))
@@ -171,7 +172,7 @@ def run_configure(run: Run, config: Config) -> StageResult:
 
 def run_export(run: Run, config: Config) -> StageResult:
     with open_store(config, create=False) as store:
-        shutil.rmtree(run.artifact, ignore_errors=True)  # of an export that was cut off
+        shutil.rmtree(run.artifact, ignore_errors=True)  # of an export that was interrupted
         with publish_folder(run.artifact) as folder:
             rows = export(store, config.project, folder, config.data.allow_simulated)
         note_head(run, config.project, store.head(config.project))
@@ -180,17 +181,17 @@ def run_export(run: Run, config: Config) -> StageResult:
 
 def run_verify(run: Run, config: Config) -> StageResult:
     with open_store(config, create=False) as store:
-        store.head(config.project)  # whether there is such a project
-        head = store.verify(head_in(config.stage.head, config.run.folder, config.project))
+        store.head(config.project)  # raises InputError if there is no such project
+        head = store.verify(find_recorded_head(config.stage.head, config.run.folder, config.project))
     return StageResult({"rows": head.seq}, (f"{head.seq} rows, each what was written; the head is {head.hash}",))
 
 
 def run_backup(run: Run, config: Config) -> StageResult:
     path = parse_user_path(config.stage.path, "stage.path")
     with open_store(config, create=False) as store:
-        about = backup(store, path)
-    line = f"{path}: {about['rows']} rows, the ledger up to row {about['seq']}"
-    return StageResult({"rows": about["rows"], "seq": about["seq"]}, (line,))
+        info = backup(store, path)
+    line = f"{path}: {info['rows']} rows, the ledger up to row {info['seq']}"
+    return StageResult({"rows": info["rows"], "seq": info["seq"]}, (line,))
 
 
 def run_restore(run: Run, config: Config) -> StageResult:
@@ -203,21 +204,26 @@ def run_erase(run: Run, config: Config) -> StageResult:
     stage: AnnotateConfig = config.stage
     project = config.project
     with open_store(config, create=False) as store:
-        named = {"item": stage.item, "annotator": stage.annotator}
-        which = {what: name for what, name in named.items() if name is not None}
-        first = store.first_row(project, **which) if which else 0
-        used, unread = find_readers(config.run.folder, project, first or 0, store.head().seq + 1)
+        selector = {}
+        if stage.item is not None:
+            selector["item"] = stage.item
+        if stage.annotator is not None:
+            selector["annotator"] = stage.annotator
+        first_row = store.first_row(project, **selector) if selector else 0
+        readers, unreadable = find_readers(config.run.folder, project, first_row or 0, store.head().seq + 1)
         if stage.whole:
             tombstone = store.erase_project(project)
         elif stage.item is not None:
             tombstone = store.erase_content(project, stage.item)
         else:
             tombstone = store.erase_annotator(project, stage.annotator or "")
-    what = " ".join(*which.items()) if which else f"project {project}"
-    lines = [f"{what} is erased; row {tombstone} of the ledger says so"]
-    lines += ["runs that read it or filled it, or what was made from it:" if used else "no run read it", *used]
-    lines += ["runs that cannot be read, so look yourself:", *unread] if unread else []
-    return StageResult({"tombstone": tombstone, "runs": used, "unreadable": unread}, tuple(lines))
+    erased = " ".join(*selector.items()) if selector else f"project {project}"
+    lines = [f"{erased} is erased; row {tombstone} of the ledger says so"]
+    lines.append("runs that read it or filled it, or what was made from it:" if readers else "no run read it")
+    lines += readers
+    if unreadable:
+        lines += ["runs that cannot be read, so look yourself:", *unreadable]
+    return StageResult({"tombstone": tombstone, "runs": readers, "unreadable": unreadable}, tuple(lines))
 
 
 ACTIONS: dict[str, Callable[[Run, Config], StageResult]] = {
@@ -235,21 +241,23 @@ ACTIONS: dict[str, Callable[[Run, Config], StageResult]] = {
 
 
 def note_head(run: Run, project: str, head: ChainHead) -> None:
+    """Write the head of the project's ledger to the run's artifact."""
     write_json(run.artifact / "ledger.json", {"project": project, "seq": head.seq, "hash": head.hash})
 
 
-def head_in(ref: str | None, root: Path, project: str) -> ChainHead | None:
-    """Return the head of the project's ledger that a run noted when it read the store.
+def find_recorded_head(ref: str | None, root: Path, project: str) -> ChainHead | None:
+    """Return the head of the project's ledger that a run recorded when it read the store. Returns None without a
+    reference.
 
     Raises:
-        InputError: no such run, or it did not read the project.
+        InputError: there is no such run, or it did not read the project.
     """
     if ref is None:
         return None
     manifest = resolve(ref, root, field_name="stage.head").manifest
     inputs = manifest.inputs.values() if manifest else ()
-    noted = next((read for read in inputs if read.project == project and read.seq >= 0), None)
-    if noted is None:
+    recorded = next((record for record in inputs if record.project == project and record.seq >= 0), None)
+    if recorded is None:
         problem = f"it did not read project {project}"
         raise InputError("stage.head", ref, problem, "Name a run of stage=reward, stage=dpo or stage=kto that did.")
-    return ChainHead(noted.seq, noted.digest)
+    return ChainHead(recorded.seq, recorded.digest)
