@@ -1,5 +1,11 @@
-"""What others load: an adapter in PEFT's format, a model with it merged in or one that is whole, GGUF; each with a
-receipt."""
+"""`stage=export`: write a trained artifact for other programs, or check an export against it.
+
+for each kind (an adapter in PEFT's format, a merged or whole model, GGUF):
+    write the files
+    load them with every engine and compare the logits with those of the artifact as it was trained
+    write the model card and the receipt, which holds the differences
+publish the folder if all differences are within their bounds
+"""
 
 from __future__ import annotations
 
@@ -60,7 +66,7 @@ PRELOAD = ("align.export.kinds",)
 
 
 def inputs(config: Config) -> Inputs:
-    method = config.method.name  # as it was given: `start` settles `auto`
+    method = config.method.name  # from the command line; `find_start` replaces `auto`
     artifact, base, config = find_start(config, config.artifact, "artifact")
     kinds = list_kinds(config.export.name, artifact)
     if artifact.whole:
@@ -71,17 +77,19 @@ def inputs(config: Config) -> Inputs:
         check_foreign_adapter(artifact, base, method)
     records = {"artifact": artifact.as_input()}
     if (evaluation := find_evaluation(artifact.as_input(), config.run.folder)) is not None:
-        # It stands in the card: another evaluation is another export.
+        # The model card quotes it, so another evaluation makes another export.
         records["evaluation"] = Input(json_digest(dict(evaluation.metrics)))
-    kind, where = config.export.name, engines_of(config)
-    asked = find_engines(kind, where, is_reward_adapter(artifact.path))
-    records["engines"] = Input(json_digest(asked), details=asked)  # one that was installed since is asked
+    kind = config.export.name
+    engine_settings = get_engine_settings(config)
+    engines = find_engines(kind, engine_settings, is_reward_adapter(artifact.path))
+    # An engine that was installed since the last export makes another export, which is checked with it too.
+    records["engines"] = Input(json_digest(engines), details=engines)
     if kind != "check":
-        check_required_engines(kind, config.export.require, asked, where)
+        check_required_engines(kind, config.export.require, engines, engine_settings)
     if "gguf" in kinds:
         find_converters(config.export.converters)
     if kind == "check":
-        records["asked"] = Input(secrets.token_hex(8))  # each time anew
+        records["asked"] = Input(secrets.token_hex(8))  # each check is a new run
     signer = None if config.export.sign is None else load_private_key(config.export.sign, "export.sign")
     trusted = None if config.export.verify is None else load_public_key(config.export.verify, "export.verify")
     if key := signer or trusted:
@@ -90,81 +98,88 @@ def inputs(config: Config) -> Inputs:
 
 
 def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey | None) -> StageResult:
-    """Args:
-    signer: signs what is written; None where nobody does.
-    trusted: has to have signed what is checked; None where nobody has to.
-    """
+    """Export an artifact, or check an export of it.
 
+    Args:
+        signer: key that signs the export; None for no signature.
+        trusted: key that must have signed the export to check; None to check no signature.
+    """
     artifact = find_input(run, "artifact")
-    options, checking = options_of(config), config.export.name == "check"
-    folders = folders_of(config) if checking else []
+    options = build_options(config)
+    is_check = config.export.name == "check"
+    folders = find_exported_folders(config) if is_check else []
     for folder in folders:
         if trusted is not None:
             verify_signature(folder, trusted, "export.path", str(folder))
     origin = find_origin(artifact, run.base, config.run.folder)
-    claims = {folder: claimed(config, options, artifact, origin, folder) for folder in folders}
-    trained = loaded(config, artifact, run.base, origin)
+    old_receipts = {folder: read_receipt(config, options, artifact, origin, folder) for folder in folders}
+    trained = load_artifact_as_trained(config, artifact, run.base, origin)
 
-    if checking:
-        receipts = {folder.name: check(run, config, options, trained, folder, claims[folder]) for folder in folders}
+    checks_by_kind: dict[str, list[ReceiptCheck]] = {}
+    if is_check:
+        for folder in folders:
+            checks_by_kind[folder.name] = check_export(run, config, options, trained, folder, old_receipts[folder])
         line = f"{config.export.path} is what was trained as {artifact.ref}"
     else:
-        kinds, target, receipts = list_kinds(config.export.name, artifact), run.folder / "artifact", {}
+        kinds = list_kinds(config.export.name, artifact)
+        target = run.folder / "artifact"
         shutil.rmtree(target, ignore_errors=True)
-        with publish_folder(target) as whole:  # which stays only if every receipt is good
+        with publish_folder(target) as temporary:  # renamed to `target` only if all checks pass
             for kind in kinds:
-                folder = whole / kind if len(kinds) > 1 else whole
+                folder = temporary / kind if len(kinds) > 1 else temporary
                 folder.mkdir(exist_ok=True)
-                home = target / kind if len(kinds) > 1 else target
-                receipts[kind] = written(run, config, options, artifact, trained, kind, folder, home)
-                if signer is not None:  # last: the signature covers the receipt
+                target_folder = target / kind if len(kinds) > 1 else target
+                checks_by_kind[kind] = written(run, config, options, artifact, trained, kind, folder, target_folder)
+                if signer is not None:  # after the receipt, which the signature covers
                     sign_folder(folder, signer)
-            require_engines(
-                [check for checks in receipts.values() for check in checks], config.export.accept, config.export.require
-            )
+            checks = [check for checks in checks_by_kind.values() for check in checks]
+            require_engines(checks, config.export.accept, config.export.require)
         line = f"{', '.join(kinds)} of {artifact.ref} in {target}"
 
-    metrics = metrics_of(run.base, receipts)
+    metrics = build_metrics(run.base, checks_by_kind)
     if key := signer or trusted:
         metrics["signed_by"] = key.fingerprint
         line = f"{line}; signed by {key.fingerprint[:12]}"
         if trusted is not None and any(find_linked_base(folder) for folder in folders):
             line += ", but for the base that lies beside it"
-    said = {MADE_ANEW: options.into == "original" and trained.kind == "nf4", CHOICES: trained.prompts.scores}
-    if notes := [note for note, holds in said.items() if holds]:
+    notes = []
+    if options.into == "original" and trained.kind == "nf4":
+        notes.append(MADE_ANEW)
+    if trained.prompts.scores:
+        notes.append(CHOICES)
+    if notes:
         metrics["notes"] = notes
     return StageResult(metrics, (line,))
 
 
-def loaded(config: Config, artifact: Artifact, base: Base, origin: Base) -> TrainedModel:
-    """What was trained. An adapter that cannot be exported is refused before its base is loaded.
+def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, origin: Base) -> TrainedModel:
+    """Load the artifact with the weights and precision it was trained with. An adapter that cannot be exported is
+    refused before its base is loaded.
 
     Args:
-        origin: the model that it grew from.
+        origin: the base model of the whole lineage, see `find_origin`.
     """
-
     import torch
 
     from align.export.trained_model import load_trained_model
     from align.models.load import choose_device, choose_dtype, own_tokenizer
 
-    scores = check_adapter(config, artifact, base) if not artifact.whole else False
+    has_score_head = not artifact.whole and check_adapter(config, artifact, base)
     device = choose_device(config.device)
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
-    # A whole model is asked in fp32, which holds whatever its weights are kept in.
+    # A whole model is loaded in fp32, which represents the weights of every dtype exactly.
     dtype = torch.float32 if artifact.whole else choose_dtype(artifact.dtype or config.dtype, device)
-    adapter, method = adapter_folder(artifact), config.method.name
-    return load_trained_model(base, adapter, method, device, dtype, tokenizer, scores, origin)
+    adapter = adapter_folder(artifact)
+    return load_trained_model(base, adapter, config.method.name, device, dtype, tokenizer, has_score_head, origin)
 
 
 def check_adapter(config: Config, artifact: Artifact, base: Base) -> bool:
-    """Whether an adapter is a reward model's.
+    """Check that an adapter can be exported as the configuration says. Returns whether it is a reward model's.
 
     Raises:
-        CorruptFile, InputError: it cannot be exported as the configuration says.
+        CorruptFile, InputError: it cannot be exported.
     """
-
     from align.export.merged import check_untied
     from align.models.adapters import read_adapter
     from align.models.plain_lora import check_initial, check_plain
@@ -178,12 +193,12 @@ def check_adapter(config: Config, artifact: Artifact, base: Base) -> bool:
     return adapter.has_score_head
 
 
-def engines_of(config: Config) -> dict[str, str]:
-    """Where each engine is, or that it is not to be asked."""
+def get_engine_settings(config: Config) -> dict[str, str]:
+    """Return the engines that check exports: name → path, or `none` for an engine that is left out."""
     return {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
 
 
-def options_of(config: Config) -> ExportOptions:
+def build_options(config: Config) -> ExportOptions:
     from align.export.kinds import ExportOptions
     from align.models.dequantised import DEQUANTISED
 
@@ -195,47 +210,55 @@ def options_of(config: Config) -> ExportOptions:
         with_base=export.base != "none",
         quantised=export.quantised,
         converters=export.converters,
-        engines=engines_of(config),
+        engines=get_engine_settings(config),
     )
 
 
 def written(
-    run: Run, config: Config, options: ExportOptions, artifact: Artifact, trained: TrainedModel, kind: str,
-    folder: Path, home: Path,
-) -> list[ReceiptCheck]:  # fmt: skip
-    """One export: its files, what each engine says of them, the card and the receipt.
+    run: Run,
+    config: Config,
+    options: ExportOptions,
+    artifact: Artifact,
+    trained: TrainedModel,
+    kind: str,
+    folder: Path,
+    target: Path,
+) -> list[ReceiptCheck]:
+    """Write an export of one kind: its files, the launch files, the model card and the receipt. Returns the checks of
+    the receipt.
 
     Args:
-        home: where `folder` will lie in the end.
+        folder: the temporary folder to write to.
+        target: the folder's path after publication.
 
     Raises:
-        InputError: the receipt is not good, see `align.export.receipt_rows.require_passed`.
+        InputError: a check failed, see `align.export.receipt_rows.require_passed`.
     """
-
     from align.export.card import collect_export_facts, render_card
     from align.export.kinds import WRITERS, describe_export, write_launch_files
     from align.export.launch import make_served_name
     from align.export.trained_model import check_tokenizer
 
-    made = (artifact.manifest.stage, artifact.manifest.name) if artifact.manifest else ("", "")
-    name = make_served_name(*made) or artifact.path.name
+    stage, run_name = (artifact.manifest.stage, artifact.manifest.name) if artifact.manifest else ("", "")
+    name = make_served_name(stage, run_name) or artifact.path.name
     checks = mark_accepted(WRITERS[kind](options, trained, folder), config.export.accept)
     check_tokenizer(trained, folder)
-    write_launch_files(options, trained, kind, folder, home, name, checks)
+    write_launch_files(options, trained, kind, folder, target, name, checks)
     facts = collect_export_facts(trained, kind, folder, name, checks, options.dtype, options.into)
-    card = render_card(facts | history(run, config, artifact))
+    card = render_card(facts | collect_history_facts(run, config, artifact))
     (folder / "README.md").write_text(card, encoding="utf-8")
     rows = [check.as_dict() for check in checks]
-    about = describe_export(options, trained.origin, kind, artifact.digest)
-    about["difference"] = summarize_differences(checks)
-    about["manifests"] = held_of(artifact, config.run.folder)
-    write_receipt(folder, rows, trained.rows, about)
+    receipt = describe_export(options, trained.origin, kind, artifact.digest)
+    receipt["difference"] = summarize_differences(checks)
+    receipt["manifests"] = compute_all_manifest_digests(artifact, config.run.folder)
+    write_receipt(folder, rows, trained.rows, receipt)
     print_checks(run, kind, checks)
     return checks
 
 
-def held_of(artifact: Artifact, root: Path) -> dict[str, dict[str, str]]:
-    """Return the manifests of an artifact's run and of its evaluation, by digests, as a receipt holds them."""
+def compute_all_manifest_digests(artifact: Artifact, root: Path) -> dict[str, dict[str, str]]:
+    """Return the digests of the manifests of an artifact's run and of its evaluation: reference of the run → digests.
+    Returns an empty dict if no run published the artifact."""
     if artifact.manifest is None:
         return {}
     folders = {artifact.manifest.ref: artifact.path.parent}
@@ -244,87 +267,95 @@ def held_of(artifact: Artifact, root: Path) -> dict[str, dict[str, str]]:
     return {run: compute_manifest_digests(folder, read_manifest(folder)).as_json() for run, folder in folders.items()}
 
 
-def history(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
-    """What a card says of how an export came to be, and how good it was found."""
-
+def collect_history_facts(run: Run, config: Config, artifact: Artifact) -> dict[str, Any]:
+    """Return the fields of the model card about the artifact's lineage: training steps, data, licences, training
+    metrics and evaluation."""
     from align.export.card import list_licences
 
-    root, manifest = config.run.folder, artifact.manifest
+    root = config.run.folder
+    manifest = artifact.manifest
     steps = list_training_steps(manifest, artifact.digest, root) if manifest else []
-    data, scores = list_training_data(artifact, root), not artifact.whole and is_reward_adapter(artifact.path)
+    data = list_training_data(artifact, root)
+    is_reward_model = not artifact.whole and is_reward_adapter(artifact.path)
     facts: dict[str, Any] = {
-        "name": f"{run.manifest.stage}-{run.name}", "parents": list_parents(steps), "seed": config.seed,
-        "data": data, "licences": list_licences(data, find_origin(artifact, run.base, root)),
-        "system": find_system_prompt(steps, scores),
-    }  # fmt: skip
+        "name": f"{run.manifest.stage}-{run.name}",
+        "parents": list_parents(steps),
+        "seed": config.seed,
+        "data": data,
+        "licences": list_licences(data, find_origin(artifact, run.base, root)),
+        "system": find_system_prompt(steps, is_reward_model),
+    }
     metrics = load_published_figures(artifact.path.parent, manifest) if manifest else {}
     collapse: Mapping[str, Any] = {}
-    if manifest and scores:
+    if manifest and is_reward_model:
         facts |= {"accuracy": metrics, "measured": describe_data(manifest, manifest.config["stage"]["held_out"])}
         if manifest.config["data"].get("reasoning") == "hide":
             facts["notes"] = "It was trained on answers without their reasoning: leave that out of what it is to score."
     if manifest and "loss_after" in metrics and manifest.stage in ("sft", "full"):
         facts |= {"losses": metrics, "measured": describe_data(manifest)}
     if (evaluation := find_evaluation(artifact.as_input(), root)) is not None:
-        measured = load_published_figures(root / evaluation.stage / evaluation.name, evaluation)
-        collapse = measured.get("collapse", {})
-        # An answer that is quoted there may look like a path of this machine.
-        figures = {key: value for key, value in measured.items() if key not in ("variety", "collapse")}
-        facts |= {"metrics": figures, "judge": measured.get("judge", "")}
+        evaluation_metrics = load_published_figures(root / evaluation.stage / evaluation.name, evaluation)
+        collapse = evaluation_metrics.get("collapse", {})
+        # These two quote answers of models, which may look like paths of this machine.
+        figures = {key: value for key, value in evaluation_metrics.items() if key not in ("variety", "collapse")}
+        facts |= {"metrics": figures, "judge": evaluation_metrics.get("judge", "")}
         facts |= {"measured": describe_data(evaluation), "sampled": describe_sampling(evaluation.config)}
     if collapse.get("verdict") != "collapsed":
         collapse = find_suite_collapse(artifact.as_input(), root) or collapse
-    return facts | ({"collapse": collapse} if collapse else {})
+    if collapse:
+        facts["collapse"] = collapse
+    return facts
 
 
-def folders_of(config: Config) -> list[Path]:
-    """Those with a receipt: `export.path` itself, the `artifact/` in it, or what `export=all` wrote there."""
-
+def find_exported_folders(config: Config) -> list[Path]:
+    """Return the folders with a receipt: `export.path` or its `artifact/`, or their subfolders for the kinds that
+    `export=all` wrote."""
     from align.export.kinds import WRITERS
 
     path = parse_user_path(config.export.path or "", "export.path")
-    for place in (path, path / "artifact"):
-        if (place / RECEIPT).is_file():
-            return [place]
-        if several := [place / kind for kind in WRITERS if (place / kind / RECEIPT).is_file()]:
-            return several
+    for folder in (path, path / "artifact"):
+        if (folder / RECEIPT).is_file():
+            return [folder]
+        subfolders = [folder / kind for kind in WRITERS if (folder / kind / RECEIPT).is_file()]
+        if subfolders:
+            return subfolders
     problem = f"there is no {RECEIPT} in it" if path.is_dir() else "there is no such folder"
     raise MissingArtifact("export.path", config.export.path, problem, "Name a folder that stage=export wrote.")
 
 
-def claimed(config: Config, options: ExportOptions, artifact: Artifact, base: Base, folder: Path) -> dict[str, Any]:
-    """The receipt of an export that was made before. Asked before any weights are loaded.
+def read_receipt(
+    config: Config, options: ExportOptions, artifact: Artifact, base: Base, folder: Path
+) -> dict[str, Any]:
+    """Read the receipt of an earlier export, before any weights are loaded.
 
     Raises:
         MissingArtifact, CorruptFile: see `read_verified_receipt`.
-        InputError: it is an export of something else.
+        InputError: the export is of another artifact, base or kind of weights.
     """
-
     from align.export.kinds import describe_export
 
     receipt = read_verified_receipt(folder, find_linked_base(folder))
-    wanted = describe_export(options, base, "check", artifact.digest)
-    for what in ("artifact", "base"):
-        if receipt.get(what) != wanted[what]:
-            problem = f"{folder.name} was made of another {what}"
+    expected = describe_export(options, base, "check", artifact.digest)
+    for key in ("artifact", "base"):
+        if receipt.get(key) != expected[key]:
+            problem = f"{folder.name} was made of another {key}"
             raise InputError("artifact", artifact.ref, problem, "Name the artifact that was exported.")
-    if receipt.get("kind") != "adapter" and receipt.get("into") != wanted["into"]:
+    if receipt.get("kind") != "adapter" and receipt.get("into") != expected["into"]:
         problem = f"its receipt says that it is of {receipt.get('into')} weights, which would be another model"
         raise InputError("export.into", config.export.into, problem, "Say what it is: export.into=auto or original.")
     return receipt
 
 
-def check(
+def check_export(
     run: Run, config: Config, options: ExportOptions, trained: TrainedModel, folder: Path, receipt: dict[str, Any]
 ) -> list[ReceiptCheck]:
-    """An export that was made before, measured again. Its receipt is believed in nothing: what it is, its files say;
-    what may be missed, `export.accept` says; and what the receipt claims has to be found again.
+    """Repeat the checks of an earlier export. The receipt is not trusted: the kind is read from the files, only
+    `export.accept` accepts failed checks, and the receipt's results must agree with the new ones.
 
     Raises:
-        CorruptFile: the receipt claims another result.
-        InputError: it misses a bound, or nothing that has one could be asked here.
+        CorruptFile: the receipt has other results.
+        InputError: a check failed, or no check with a bound could run on this machine.
     """
-
     from align.export.kinds import measure_export
     from align.export.trained_model import check_tokenizer
 
@@ -336,17 +367,17 @@ def check(
         problem = "nothing could be asked here that would say whether it is what was trained"
         raise InputError("export.path", str(folder), problem, "Install the engine that runs it.")
     require_engines(checks, config.export.accept, config.export.require)
-    check_agreement(receipt, checks, skipped=[engine for engine, where in options.engines.items() if where == "none"])
+    skipped = [engine for engine, path in options.engines.items() if path == "none"]
+    check_agreement(receipt, checks, skipped=skipped)
     return checks
 
 
 def print_checks(run: Run, title: str, checks: list[ReceiptCheck]) -> None:
-    """The receipt in the terminal. One that is not good is kept as `checks.json` of the run, which publishes nothing.
+    """Print the checks as a table, and write them to `checks.json` in the run's folder if one failed.
 
     Raises:
-        InputError: it is not good, see `align.export.receipt_rows.require_passed`.
+        InputError: a check failed, see `align.export.receipt_rows.require_passed`.
     """
-
     print(f"{title}\n{as_text(checks)}", flush=True)
     try:
         require_passed(checks)
@@ -355,16 +386,22 @@ def print_checks(run: Run, title: str, checks: list[ReceiptCheck]) -> None:
         raise
 
 
-def metrics_of(base: Base, receipts: dict[str, list[ReceiptCheck]]) -> dict[str, Any]:
-    """Return the headline figures, which are those of the shipped files as they are loaded first; those before the
-    cast, under names of their own; those of all checks; and the checks themselves, for the report."""
-
-    checks = [check for checks in receipts.values() for check in checks]
+def build_metrics(base: Base, checks_by_kind: dict[str, list[ReceiptCheck]]) -> dict[str, Any]:
+    """Return the metrics of the run: the differences of the exported files (`kl`, `top1`, `max_logprob`), the same
+    before the weights were cast (`…_before_cast`), and all checks, for the report."""
+    checks = [check for checks in checks_by_kind.values() for check in checks]
     measured = {check.name: check.found.as_dict() for check in checks if check.found is not None}
     differences = summarize_differences(checks)
     figures: dict[str, Any] = {}
-    for kind, ending in (("shipped", ""), ("before_cast", "_before_cast")):
-        if (found := differences[kind]) is not None:
-            figures |= {f"{key}{ending}": found[key] for key in ("kl", "top1", "max_logprob")}
-    about = {"base": base.id, "base_digest": base.digest, "peak_rss_mb": get_peak_rss_mb()}
-    return about | figures | {"receipt": measured, "checks": [check.as_dict() for check in checks]}
+    for kind, suffix in (("shipped", ""), ("before_cast", "_before_cast")):
+        difference = differences[kind]
+        if difference is not None:
+            figures |= {f"{key}{suffix}": difference[key] for key in ("kl", "top1", "max_logprob")}
+    return {
+        "base": base.id,
+        "base_digest": base.digest,
+        "peak_rss_mb": get_peak_rss_mb(),
+        **figures,
+        "receipt": measured,
+        "checks": [check.as_dict() for check in checks],
+    }
