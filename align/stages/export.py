@@ -157,7 +157,7 @@ def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, ori
     refused before its base is loaded.
 
     Args:
-        origin: the base model of the whole lineage, see `find_origin`.
+        origin: the model at the start of the lineage, see `find_origin`.
     """
     import torch
 

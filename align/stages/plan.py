@@ -1,4 +1,10 @@
-"""What another stage would take, before anything is loaded: memory, GPUs, disk and time. It makes no run."""
+"""`stage=plan`: predict the memory, GPUs, disk space and time that another stage needs. It makes no run, and loads
+weights only if `stage.measure=true`.
+
+    resolve what the stage would start from
+    predict the bytes of each role in each phase; the peak is the largest phase
+    find the graphics cards on which that fits, and the settings to change for the others
+"""
 
 from __future__ import annotations
 
@@ -25,20 +31,20 @@ from align.reward.inputs import iter_leaf_rewards
 from align.run import Artifact, Base, hub_config, model_config, resolve
 
 RESIDENT_FACTOR = 1.5
-"""A process on a CPU holds about so many times the bytes of its tensors."""
+"""Resident memory of a process on a CPU, as a multiple of the bytes of its tensors."""
 LIBRARIES_GB = 0.7
-"""GB of libraries in a process on a CPU."""
+"""Memory of the libraries of a process on a CPU, in GB."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedStart:
-    """What a plan starts from.
+    """The start of a planned run.
 
     Attributes:
-        config: with the method and the adapter's settings that it goes on with.
-        from_adapter: it starts from an adapter.
-        rewards: reward models on its base.
-        notes: assumptions, a sentence each.
+        config: the configuration with the resolved method and the settings of the adapter that training continues.
+        from_adapter: True if the run starts from an adapter.
+        rewards: number of reward models on the policy's base.
+        notes: assumptions of the plan, a sentence each.
     """
 
     config: Config
@@ -47,12 +53,11 @@ class PlannedStart:
     rewards: int
     notes: tuple[str, ...]
 
-    def workload(self, shape: Shape, cuda: bool) -> Workload:
-        config = self.config
+    def build_workload(self, shape: Shape, cuda: bool) -> Workload:
         return build_workload(
-            config,
+            self.config,
             shape.context,
-            ranks=(config.devices or 1) if ranks.is_alone() else ranks.world_size(),
+            ranks=(self.config.devices or 1) if ranks.is_alone() else ranks.world_size(),
             from_adapter=self.from_adapter,
             rewards=self.rewards,
             cuda=cuda,
@@ -60,37 +65,39 @@ class PlannedStart:
 
 
 def plan(config: Config) -> Iterator[str]:
-    """Yield the lines that are printed."""
+    """Predict memory, disk space and time of a stage. Yields the lines to print."""
     check_ranks(config.stage, config.devices or 1)
     start = find_planned_start(config)
-    config, shape = start.config, shape_of(start.base)
+    config = start.config
+    shape = shape_of(start.base)
     cuda = config.device.startswith("cuda") or config.stage.card is not None
-    # Asked without torch, whose import takes longer than all the rest.
+    # Looked up without torch, whose import takes longer than the whole plan.
     cuda = cuda or (config.device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
-    work = start.workload(shape, cuda)
-    found = footprint(shape, work)
-    yield heading(start, shape, work)
+    work = start.build_workload(shape, cuda)
+    prediction = footprint(shape, work)
+    yield describe_workload(start, shape, work)
     yield from (f"  {note}" for note in start.notes)
     if work.remote:
         yield "  vLLM's servers take memory of their own: most of a GPU, if rollout.args does not say otherwise"
-    yield from memory(found)
+    yield from format_memory(prediction)
     if config.stage.measure:
-        yield from beside(start, work, found)
+        yield from compare_with_measurement(start, work, prediction)
     if not cuda:
-        held = size(RESIDENT_FACTOR * found.peak + LIBRARIES_GB * GB)
-        yield f"the process: about {held} ({RESIDENT_FACTOR} times its tensors, and {LIBRARIES_GB} GB of libraries)"
-    yield from fits(start, shape)
-    yield from disk_and_time(start.config, shape, work)
+        resident = format_bytes(RESIDENT_FACTOR * prediction.peak + LIBRARIES_GB * GB)
+        yield f"the process: about {resident} ({RESIDENT_FACTOR} times its tensors, and {LIBRARIES_GB} GB of libraries)"
+    yield from describe_gpus(start, shape)
+    yield from describe_disk_and_time(start.config, shape, work)
 
 
 PRINTS: Mapping[str, Callable[[Config], Iterator[str]]] = MappingProxyType({"plan": plan})
 
 
 def find_planned_start(config: Config) -> PlannedStart:
-    """Return what a run of this configuration would start from: what is there, or what its commands would make.
+    """Return the start of a run of this configuration: the artifact of `init=`, or, if it does not exist yet, the one
+    that the configuration would train.
 
     Raises:
-        InputError: a model or a reference that cannot be read, or a method that contradicts what is there.
+        InputError: a model or a reference cannot be read, or the method contradicts the artifact.
     """
     root = config.run.folder
     notes: list[str] = []
@@ -100,8 +107,8 @@ def find_planned_start(config: Config) -> PlannedStart:
         name = "qlora" if config.method.name == "auto" else config.method.name
         from_adapter = config.init != BASE and name != "full" and config.stage.name != "full"
         if config.init != BASE:
-            what = "an adapter of the settings of method=" if from_adapter else "the base itself"
-            notes.append(f"init={config.init} is not there yet: planned from {what}")
+            assumed = "an adapter of the settings of method=" if from_adapter else "the base itself"
+            notes.append(f"init={config.init} is not there yet: planned from {assumed}")
     else:
         name = choose_method(artifact, config.method.name, "init")
         from_adapter = adapter_folder(artifact) is not None
@@ -118,14 +125,16 @@ def find_planned_start(config: Config) -> PlannedStart:
         for field, leaf in iter_leaf_rewards(build_reward_spec(config.reward)):
             if leaf["name"] == "learned":
                 model = find_artifact(leaf["ref"], root, field)
-                shares = model is None or model.base is None or not base.digest or model.base.digest == base.digest
-                rewards += shares
-                notes += [] if shares else [f"{field}={leaf['ref']} is on a base of its own, which is not counted"]
+                on_base = model is None or model.base is None or not base.digest or model.base.digest == base.digest
+                if on_base:
+                    rewards += 1
+                else:
+                    notes.append(f"{field}={leaf['ref']} is on a base of its own, which is not counted")
     return PlannedStart(config, base, from_adapter, rewards, tuple(notes))
 
 
 def find_artifact(ref: str, root: Path, field: str) -> Artifact | None:
-    """Return what a reference names. Returns None if it is not there yet."""
+    """Return the artifact of a reference. Returns None if it does not exist yet."""
     try:
         return resolve(ref, root, None, field)
     except MissingArtifact:
@@ -133,45 +142,45 @@ def find_artifact(ref: str, root: Path, field: str) -> Artifact | None:
 
 
 def locate_base(config: Config) -> Base:
-    """Return the base that `model=` names by its `config.json`, without its weights. From the hub nothing else is
-    fetched.
+    """Return the base that `model=` names. For a model of the hub only `config.json` is downloaded, and no weights.
 
     Raises:
-        InputError: there is none.
+        InputError: the model does not exist or its architecture is not supported.
     """
-    name, revision = config.model.path or "pocket", config.model.revision
+    name = config.model.path or "pocket"
+    revision = config.model.revision
     folder = parse_user_path(name, "model.path")
     if name in BUILT_IN or (name.startswith((".", "/", "~")) and not folder.is_dir()):
-        return find_base(name, revision)  # which says what is wrong
+        return find_base(name, revision)  # raises InputError for a missing folder
     if not folder.is_dir():
         folder = hub_config(name, revision, "model.path")
     refuse(model_config(folder, "model.path", name), name)
     return Base(name, str(folder.absolute()), revision, "")
 
 
-def heading(start: PlannedStart, shape: Shape, work: Workload) -> str:
+def describe_workload(start: PlannedStart, shape: Shape, work: Workload) -> str:
     rows = {"reward": f"rankings of {work.texts} answers", "dpo": "pairs", "kto": "answers"}.get(work.stage, "rows")
-    of = f" ({work.prompt} of the prompt)" if work.prompt else ""
-    layers = ", activations computed again" if work.recompute else ""
-    where = "a GPU" if work.cuda else "a CPU"
+    prompt = f" ({work.prompt} of the prompt)" if work.prompt else ""
+    checkpointing = ", activations computed again" if work.recompute else ""
+    device = "a GPU" if work.cuda else "a CPU"
     return (
         f"stage={work.stage} on {start.base.id} ({shape.weights / 1e6:,.1f} million weights): method={work.method} in "
-        f"{work.dtype} on {where}, {work.micro_batch} {rows} of {work.length} tokens{of} at once{layers}"
+        f"{work.dtype} on {device}, {work.micro_batch} {rows} of {work.length} tokens{prompt} at once{checkpointing}"
     )
 
 
-def memory(found: Footprint) -> Iterator[str]:
-    """Each role's part, each phase's, and where the peak is."""
-    rows = [("always", part.role, part.what, size(part.bytes)) for part in found.always]
-    for phase in found.phases:
-        rows += [(phase.name, part.role, part.what, size(part.bytes)) for part in phase.parts if part.bytes]
-    yield from table(("when", "role", "what", "bytes"), rows)
-    each = ", ".join(f"{phase.name} {size(found.standing + phase.bytes)}" for phase in found.phases)
-    yield f"in all: {each}; the peak is in the {found.largest.name}: {size(found.peak)}"
+def format_memory(prediction: Footprint) -> Iterator[str]:
+    """Yield a table of the bytes of each role in each phase, and a line with the sums of the phases and the peak."""
+    rows = [("always", part.role, part.what, format_bytes(part.bytes)) for part in prediction.always]
+    for phase in prediction.phases:
+        rows += [(phase.name, part.role, part.what, format_bytes(part.bytes)) for part in phase.parts if part.bytes]
+    yield from format_table(("when", "role", "what", "bytes"), rows)
+    totals = ", ".join(f"{phase.name} {format_bytes(prediction.standing + phase.bytes)}" for phase in prediction.phases)
+    yield f"in all: {totals}; the peak is in the {prediction.largest.name}: {format_bytes(prediction.peak)}"
 
 
-def beside(start: PlannedStart, work: Workload, found: Footprint) -> Iterator[str]:
-    """Yield the phases as they were measured, beside their prediction."""
+def compare_with_measurement(start: PlannedStart, work: Workload, prediction: Footprint) -> Iterator[str]:
+    """Run each phase once and measure its peak memory. Yields a table of predicted and measured bytes."""
     from align.models.load import choose_device
 
     config = start.config
@@ -180,7 +189,7 @@ def beside(start: PlannedStart, work: Workload, found: Footprint) -> Iterator[st
     if work.stage == "ppo":
         from align.ppo.measured_update import measure_update
 
-        counts = measure_update(base, work, device)
+        peaks = measure_update(base, work, device)
     else:
         from align.trainers.common import Training
         from align.trainers.measured_steps import measure_steps
@@ -193,87 +202,87 @@ def beside(start: PlannedStart, work: Workload, found: Footprint) -> Iterator[st
             max_steps=None,
             schedule="constant",
         )
-        counts = measure_steps(base, work, training, device)
+        peaks = measure_steps(base, work, training, device)
     rows = [
-        (name, size(found.at(name)), size(count), f"{found.at(name) / count - 1:+.1%}")
-        for name, count in counts.items()
+        (phase, format_bytes(prediction.at(phase)), format_bytes(peak), f"{prediction.at(phase) / peak - 1:+.1%}")
+        for phase, peak in peaks.items()
     ]
-    yield from table(("phase", "predicted", "measured", "off by"), rows)
-    most = max(counts.values())
-    yield f"peak: predicted {size(found.peak)}, measured {size(most)} ({found.peak / most - 1:+.1%})"
+    yield from format_table(("phase", "predicted", "measured", "off by"), rows)
+    peak = max(peaks.values())
+    error = f"{prediction.peak / peak - 1:+.1%}"
+    yield f"peak: predicted {format_bytes(prediction.peak)}, measured {format_bytes(peak)} ({error})"
 
 
-def fits(start: PlannedStart, shape: Shape) -> Iterator[str]:
-    """On which cards it fits, and what to add to the line where it does not."""
+def describe_gpus(start: PlannedStart, shape: Shape) -> Iterator[str]:
+    """Yield a table of graphics cards: whether the run fits, and otherwise what to add to the command line."""
     config = start.config
     gpus = GPUS if config.stage.card is None else (Gpu(config.stage.card, "as given"),)
-    work = start.workload(shape, cuda=True)
-    need = footprint(shape, work).peak
-    rows = [(f"{gpu.gb:g} GB", gpu.names, verdict(shape, work, gpu.gb)) for gpu in gpus]
+    work = start.build_workload(shape, cuda=True)
+    peak = footprint(shape, work).peak
+    rows = [(f"{gpu.gb:g} GB", gpu.names, describe_fit(shape, work, gpu.gb)) for gpu in gpus]
     margin = f"of a card {CONTEXT:g} GB is CUDA's, and {USABLE:.0%} of the rest usable"
-    yield f"on a GPU ({work.dtype}): {size(need)}; {margin}"
-    yield from table(("card", "such as", "does it fit?"), rows)
-    sharded = work.method == "full" and work.stage != "ppo"
-    shared = "weights, gradients and moments are divided (FSDP2)" if sharded else "each holds all of this"
-    yield f"on each of {work.ranks} GPUs: {shared}" if work.ranks > 1 else f"on several GPUs: {shared}"
-    if any(row[-1] == NOTHING for row in rows) and base_alone(shape, work) > room_on(24):
-        alone = size(base_alone(shape, work))
-        yield f"the base alone takes {alone}, and align does not divide a base over several cards"
+    yield f"on a GPU ({work.dtype}): {format_bytes(peak)}; {margin}"
+    yield from format_table(("card", "such as", "does it fit?"), rows)
+    is_sharded = work.method == "full" and work.stage != "ppo"
+    sharding = "weights, gradients and moments are divided (FSDP2)" if is_sharded else "each holds all of this"
+    yield f"on each of {work.ranks} GPUs: {sharding}" if work.ranks > 1 else f"on several GPUs: {sharding}"
+    base_bytes = footprint(shape, replace(work, method="qlora")).always[0].bytes  # of the base in 4 bits
+    if any(row[-1] == NO_FIT for row in rows) and base_bytes > room_on(24):
+        yield f"the base alone takes {format_bytes(base_bytes)}, and align does not divide a base over several cards"
 
 
-NOTHING = "no: nothing that can be changed here is enough"
+NO_FIT = "no: nothing that can be changed here is enough"
 
 
-def verdict(shape: Shape, work: Workload, gb: float) -> str:
-    words = changes_to_fit(shape, work, room_on(gb))
-    if words is None:
-        return NOTHING
-    return f"add {' '.join(words)}" if words else "yes"
+def describe_fit(shape: Shape, work: Workload, gb: float) -> str:
+    changes = changes_to_fit(shape, work, room_on(gb))
+    if changes is None:
+        return NO_FIT
+    return f"add {' '.join(changes)}" if changes else "yes"
 
 
-def base_alone(shape: Shape, work: Workload) -> float:
-    """Bytes of the base in 4 bits, which every rank holds."""
-    return footprint(shape, replace(work, method="qlora")).always[0].bytes
-
-
-def disk_and_time(config: Config, shape: Shape, work: Workload) -> Iterator[str]:
-    kept = getattr(config.stage, "checkpoints", 2)
-    checkpoint, artifact = disk_bytes(shape, work)
+def describe_disk_and_time(config: Config, shape: Shape, work: Workload) -> Iterator[str]:
+    checkpoints = getattr(config.stage, "checkpoints", 2)
+    checkpoint_bytes, artifact_bytes = disk_bytes(shape, work)
+    running_bytes = (checkpoints + 1) * checkpoint_bytes
     yield (
-        f"on disk: {size(artifact)} when it is done; while it runs {size((kept + 1) * checkpoint)} more "
-        f"({kept} checkpoints and the one that is written)"
+        f"on disk: {format_bytes(artifact_bytes)} when it is done; while it runs {format_bytes(running_bytes)} more "
+        f"({checkpoints} checkpoints and the one that is written)"
     )
-    if (speed := config.stage.throughput) is None:
+    throughput = config.stage.throughput
+    if throughput is None:
         return
+    total = ""
     if work.stage == "ppo":
-        tokens, what, steps = config.stage.batch_size * work.answer, "an update", config.stage.updates
+        step = "an update"
+        seconds = config.stage.batch_size * work.answer / throughput
+        if updates := config.stage.updates:
+            total = f", {updates} updates {format_duration(updates * seconds)}"
     else:
-        tokens, what, steps = config.stage.batch_size * work.texts * work.length, "a step", None
-    seconds = tokens / speed
-    whole = f", {steps} updates {span(steps * seconds)}" if steps else ""
-    yield f"at {speed:g} tokens a second: {what} of full rows takes {span(seconds)}{whole}"
+        step = "a step"
+        seconds = config.stage.batch_size * work.texts * work.length / throughput
+    yield f"at {throughput:g} tokens a second: {step} of full rows takes {format_duration(seconds)}{total}"
 
 
-def size(count: float) -> str:
-    """Bytes in words."""
-    return f"{digits(count / 1e9)} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+def format_bytes(count: float) -> str:
+    return f"{format_number(count / 1e9)} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
-TIMES = (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60))
+TIME_UNITS = (("years", 31_557_600), ("days", 86_400), ("hours", 3600), ("minutes", 60))
+"""Name and seconds."""
 
 
-def span(seconds: float) -> str:
-    """A time in words: the largest unit of which it has two."""
-    for unit, length in TIMES:
-        if seconds >= 2 * length:
-            return f"{digits(seconds / length)} {unit}"
+def format_duration(seconds: float) -> str:
+    """Format seconds in the largest unit that fits at least twice."""
+    for unit, unit_seconds in TIME_UNITS:
+        if seconds >= 2 * unit_seconds:
+            return f"{format_number(seconds / unit_seconds)} {unit}"
     return f"{seconds:.1f} s" if seconds >= 0.1 else f"{seconds:.1g} s"
 
 
-def digits(number: float) -> str:
-    """A number of a few digits, however large it is."""
+def format_number(number: float) -> str:
     return f"{number:,.1f}" if number < 1e6 else f"{number:.1e}"
 
 
-def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
+def format_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
     yield from (f"  {line}" for line in align_columns([columns, *rows]))
