@@ -1,6 +1,7 @@
-"""The runner: it finds what a stage starts from, opens the run's folder, runs the stage, and publishes what it made.
+"""The runner of stages: resolve the inputs, open the run's folder, run the stage, publish its outputs.
 
-Stages take from here what they share: their inputs (`Inputs`, `find_start`), the annotation store, the metrics stream.
+The modules of the stages import from here what they share: their inputs (`Inputs`, `find_start`), the rollout engine,
+the annotation store and the metrics streams.
 """
 
 from __future__ import annotations
@@ -55,17 +56,17 @@ MIRROR: ContextVar[GuardedMirror | None] = ContextVar("MIRROR", default=None)
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a stage starts from, resolved once, before the run has a name. A finished run is answered from it, and a
-    mistake in a row is found by it: neither waits for torch.
+    """The inputs of a stage, resolved before the run has a name and without torch, so that a finished run returns at
+    once and a wrong row is reported at once.
 
     Attributes:
-        config: with what the inputs decide: the method that an adapter belongs to.
+        config: the configuration, with the settings that follow from the inputs, such as an adapter's method.
         label: the readable part of the run's derived name.
-        base: the base weights.
-        records: name → input, as the manifest will hold it.
-        rows: reads the data. What it returns is passed to the stage's `run` after the run and its configuration.
+        base: the base weights; None for a stage without a model.
+        records: the inputs of the run's manifest, by name.
+        rows: reads the data. Its results are passed to the stage's `run` after the run and the configuration.
         again: see `align.run.Run.open`.
-        trains: the stage trains on what `rows` returns first.
+        trains: True if the stage trains on the first result of `rows`.
     """
 
     config: Config
@@ -78,14 +79,14 @@ class Inputs:
 
 
 def find_start(config: Config, ref: str | None = None, field: str = "init") -> tuple[Artifact, Base, Config]:
-    """Return the artifact that a stage starts from, its base, and the configuration with the method and the system
-    prompt that the artifact was trained with.
+    """Return the artifact that a stage starts from, its base, and the configuration with the artifact's method and
+    system prompt.
 
     Args:
-        ref: the reference; None for what the configuration has as `field`.
+        ref: reference of the artifact; None for the configuration's `field`.
 
     Raises:
-        InputError: it is a reward model, and the stage does not export it; or every weight of an adapter is to train.
+        InputError: the artifact is a reward model and the stage is no export, or it is an adapter and method=full.
     """
     ref = ref if ref is not None else str(getattr(config, field))
     root = config.run.folder
@@ -99,20 +100,20 @@ def find_start(config: Config, ref: str | None = None, field: str = "init") -> t
     if field == "init" and not artifact.whole:
         if start.method != "full":
             method = continue_settings(method, artifact)
-        elif config.stage.name != "sample":  # which trains nothing
+        elif config.stage.name != "sample":  # sampling does not train
             remedy = "Start from a whole model (init=full:latest, base, a folder or hub:ID), or drop method=."
             raise InputError("method", "full", f"{artifact.ref} is an adapter", remedy)
     system = artifact.manifest.config["data"].get("system") if artifact.manifest else None
-    if config.data.system is None and system:  # what was taught under a system prompt is asked under it
+    if config.data.system is None and system:  # a policy is used with the system prompt that it was trained with
         config = replace_values(config, data=replace_values(config.data, system=system))
     return artifact, start.base, replace_values(config, method=method)
 
 
 def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> Inputs:
-    """Return the inputs of a stage that learns from pairs or labels.
+    """Return the inputs of a stage that trains on preference pairs or labelled answers.
 
     Args:
-        divide: reads those to train on and those to measure on, see `align.data.pairs`.
+        divide: reads the records and divides them into training and held-out ones, see `align.data.pairs`.
     """
     artifact, base, config = find_start(config)
     source = DataSource.from_settings(config.data)
@@ -128,18 +129,18 @@ def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]
 
 
 def continue_settings(method: Any, adapter: Artifact) -> Any:
-    """Return `method` with the settings of an adapter that a run goes on with, for its manifest. A setting that has a
-    value of another type, in an adapter that was made elsewhere, stays at its default.
+    """Return `method` with the settings of the adapter that training continues. A setting that has another type in an
+    adapter of another program keeps its default.
 
     Raises:
-        InputError: the command line asks for other settings than the adapter has.
+        InputError: the command line has other settings than the adapter.
     """
     saved = saved_settings(adapter.path)
     why = f"{adapter.ref} is an adapter already, and goes on as it is"
     method.refuse_others(saved, why, "Drop it, or start from a whole model.")
     settings = {key: value for key, value in saved.items() if type(value) is type(getattr(method, key))}
     recorded = adapter.manifest.config["method"].get("targets") if adapter.manifest else None
-    # A saved adapter has the names of the layers, which `all-linear` stood for if its run says so.
+    # A saved adapter lists its layers. If its run was configured with `all-linear`, so is this one.
     targets = ALL_LINEAR if recorded == ALL_LINEAR else saved["targets"]
     targets = targets if isinstance(targets, list) and targets else ALL_LINEAR
     return replace_values(method, **{**settings, "targets": targets})
@@ -163,8 +164,8 @@ def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
 
 
 def load_training_start(run: Run, config: Config) -> tuple[Artifact, Any, Any, Any, int]:
-    """Return what a stage trains from, before any weights are loaded: the artifact of `init=`, its tokenizer, the
-    device, the dtype, and the most tokens of a row."""
+    """Return the artifact of `init=`, its tokenizer, the device, the dtype, and the maximum length of a row in tokens.
+    Loads no weights."""
     from align.models.load import choose_device, choose_dtype, context_length, describe
 
     artifact, tokenizer = load_start(run, config)
@@ -176,22 +177,32 @@ def load_training_start(run: Run, config: Config) -> tuple[Artifact, Any, Any, A
 def open_rollout_engine(
     run: Run, config: Config, base: Base, method: str, tokenizer: Any, generation_config: Any
 ) -> AbstractContextManager[Any]:
-    """Open the engine of `rollout=` on a base. It is closed as the block ends.
+    """Open the rollout engine of `rollout=` on a base. It is closed as the block ends.
 
     Args:
-        method: how the base is kept, see `align.models.base.frozen_method`.
+        method: method by which the base is loaded, see `align.models.base.frozen_method`.
     """
     from align.models.load import choose_device, choose_dtype
     from align.rollout.registry import open_engine
 
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    sizes = config.data.max_length, config.method.r
-    return open_engine(run, config.rollout, base, method, dtype, device, tokenizer, generation_config, *sizes)
+    return open_engine(
+        run,
+        config.rollout,
+        base,
+        method,
+        dtype,
+        device,
+        tokenizer,
+        generation_config,
+        config.data.max_length,
+        config.method.r,
+    )
 
 
 def measure_memory(run: Run, config: Config, longest: int, **sizes: int) -> dict[str, float]:
-    """Return the peak memory of this process, and the peak that was predicted for the run.
+    """Return metrics: the peak memory of this process, and the peak that was predicted for the run.
 
     Args:
         longest, sizes: see `align.planning.memory.predict_peak`.
@@ -202,8 +213,8 @@ def measure_memory(run: Run, config: Config, longest: int, **sizes: int) -> dict
 
 
 def fill_rates(config: Config, base: Base | None) -> tuple[Config, str]:
-    """Return the configuration with every empty learning rate filled in, and a clause that says where `stage.lr` is
-    from. The clause is empty where the command line gave the rate or the stage has none.
+    """Return the configuration with default learning rates where none is set, and the origin of `stage.lr` in words.
+    The origin is empty if the command line sets the rate or the stage has none.
 
     Args:
         base: the base weights; None for a stage without a model.
@@ -218,29 +229,31 @@ def fill_rates(config: Config, base: Base | None) -> tuple[Config, str]:
     rates = {"lr": find_default_rate(config.stage.name, method, weights)}
     if config.stage.name in ("ppo", "verify"):
         rates["value_lr"] = find_default_rate("value", method, weights)
-    empty = {key: rate for key, rate in rates.items() if rate is not None and getattr(config.stage, key) is None}
-    if not empty:
+    defaults = {key: rate for key, rate in rates.items() if rate is not None and getattr(config.stage, key) is None}
+    if not defaults:
         return config, ""
-    config = replace_values(config, stage=replace_values(config.stage, **empty))
-    return config, f"default for {find_size_class(weights).title}" if "lr" in empty else ""
+    config = replace_values(config, stage=replace_values(config.stage, **defaults))
+    return config, f"default for {find_size_class(weights).title}" if "lr" in defaults else ""
 
 
 def open_store(config: Config, create: bool = True) -> Store:
-    """Open the annotation store. A reader never makes an empty one."""
+    """Open the annotation store.
+
+    Args:
+        create: create the store if it does not exist. An action that only reads passes False.
+    """
     if create and config.store.url is None:
         config.run.folder.mkdir(parents=True, exist_ok=True)
     return Store.open(find_store_url(config), create=create)
 
 
-def prepare(config: Config) -> Config:
-    """Return the configuration with the data set that `data.path` refers to by its folder: `data:latest` is looked up
-    once.
+def resolve_data_set(config: Config) -> Config:
+    """Return the configuration with a reference to a data set, such as `data:latest`, replaced by its folder, so that
+    the reference is resolved only once.
 
     Raises:
-        InputError: there is none, or no vLLM for `rollout=vllm`.
+        InputError: the data set does not exist.
     """
-    if "rollout" in STAGES[config.stage.name].reads and config.rollout.engine == "vllm" and not config.rollout.urls:
-        required_interpreter(VLLM, config.rollout.python, "rollout.python")
     if config.data.name != MANIFEST:
         return config
     folder = find_data_set(config.data.path or "", config.run.folder)
@@ -251,16 +264,17 @@ def prepare(config: Config) -> Config:
 
 
 def execute(config: Config, opened: Callable[[Path], object] = lambda folder: None) -> int:
-    """Resolve, open the run's folder, run the stage, publish. Returns the exit status: 0, or 1 for a fault of ours.
+    """Resolve the inputs, open the run's folder, run the stage and publish its outputs. Returns the exit status: that
+    of the stage, or 1 for an internal error.
 
     Args:
-        opened: is called with the run's folder once it is open.
+        opened: called with the run's folder after it was opened.
 
     Raises:
-        AlignError: the user's input, a full disk or an unwritable folder among it.
+        AlignError: an error that the user can correct, a full disk and an unwritable folder included.
     """
     try:
-        return perform(config, opened)
+        return open_and_run(config, opened)
     except AlignError:
         raise
     except Exception as error:
@@ -269,14 +283,17 @@ def execute(config: Config, opened: Callable[[Path], object] = lambda folder: No
         raise
 
 
-def perform(config: Config, opened: Callable[[Path], object]) -> int:
+def open_and_run(config: Config, opened: Callable[[Path], object]) -> int:
     if not ranks.is_alone():
         from align.models.load import choose_device
 
         ranks.init_group(choose_device(config.device).type, config.ddp_timeout)
     data_ref = config.data.path or ""
-    inputs: Inputs = load_stage(config.stage.name).inputs(prepare(config))
-    config, origin = fill_rates(inputs.config, inputs.base)
+    stage_module = load_stage(config.stage.name)
+    if "rollout" in STAGES[config.stage.name].reads and config.rollout.engine == "vllm" and not config.rollout.urls:
+        required_interpreter(VLLM, config.rollout.python, "rollout.python")
+    inputs: Inputs = stage_module.inputs(resolve_data_set(config))
+    config, rate_origin = fill_rates(inputs.config, inputs.base)
     records = inputs.records
     data = records.get("data")
     if data is not None and data_ref.startswith("data:") and Path(data.path).name == "artifact":
@@ -291,16 +308,17 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
             print("This run is finished already; resume=never makes another.")
             print(run.folder)
             return report_exit_status(run.manifest.metrics)
-        print(describe_run(run, config, origin))
-        require_mirror_installed(config)
+        print(describe_run(run, config, rate_origin))
+        if config.track.name != "none":
+            require_installed(config.track.name)
         run.begin(format_config(config))
-        log = log_to(run)
+        log_handler = log_to(run)
         try:
             with ranks.raise_first_failure(), mirror_run(run, config):
                 result = run_stage(run, config, inputs)
-        except ranks.RankFailed as failed:
-            if failed.trace:
-                logging.getLogger("align").error("%s\n%s", failed, failed.trace)
+        except ranks.RankFailed as error:
+            if error.trace:
+                logging.getLogger("align").error("%s\n%s", error, error.trace)
             raise
         except AlignError:
             raise
@@ -314,8 +332,8 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
             run.fail(error)
             return 1
         finally:
-            logging.getLogger().removeHandler(log)
-            log.close()
+            logging.getLogger().removeHandler(log_handler)
+            log_handler.close()
         for line in (*result.summary, describe_scarce(result.metrics)):
             if line:
                 print(line)
@@ -324,23 +342,23 @@ def perform(config: Config, opened: Callable[[Path], object]) -> int:
 
 
 def report_exit_status(metrics: Mapping[str, Any]) -> int:
-    """Return the exit status of a published run, 0 or what its metrics say, and tell it to the launcher."""
+    """Return the exit status in a published run's metrics, 0 by default, and send it to the launcher if it is not 0."""
     status = int(metrics.get("exit_status", 0))
     if status:
         ranks.tell_launcher(ranks.SPOKEN, str(status))
     return status
 
 
-def describe_run(run: Run, config: Config, origin: str = "") -> str:
+def describe_run(run: Run, config: Config, rate_origin: str) -> str:
     """Return one line about the run: its base, method, data and learning rate.
 
     Args:
-        origin: where the learning rate is from; empty where the command line gave it.
+        rate_origin: origin of the learning rate in words; empty if the command line sets it.
     """
     record = run.inputs.get("data")
     base = run.manifest.base
     lr = getattr(config.stage, "lr", None)
-    rate = None if lr is None else f"{lr:g} ({origin})" if origin else f"{lr:g}"
+    rate = None if lr is None else f"{lr:g} ({rate_origin})" if rate_origin else f"{lr:g}"
     data = record and (f"the votes of project {record.project}" if record.project else record.ref or record.path)
     parts = {
         "on": base and f"{base.id} ({base.digest[:12]})",
@@ -357,44 +375,44 @@ def describe_run(run: Run, config: Config, origin: str = "") -> str:
 
 
 def run_stage(run: Run, config: Config, inputs: Inputs) -> StageResult:
-    """Run a stage and publish what it made. Its page says so from the first moment to the last."""
-    from align.report.live import LivePage  # a run that is finished already needs none
+    """Run a stage, with a live page about its progress, and publish its outputs."""
+    from align.report.live import LivePage  # imported late: a run that is finished already has no live page
 
     manifest = run.manifest
-    page = LivePage(run, format_command_line(manifest.config, manifest.refs), lambda: computed_on(config))
+    page = LivePage(run, format_command_line(manifest.config, manifest.refs), lambda: describe_hardware(config))
     page.begun()
     try:
         with collect_drop_counts() as counts, pause_garbage_collector():
-            rows = inputs.rows()  # first of all: a mistake in one of them costs no seconds
-            roots = {}
+            rows = inputs.rows()  # before torch is imported, so that a wrong row is reported at once
+            id_metrics = {}
             if inputs.trains:
-                naming = choose_id_scheme(DataSource.from_settings(config.data), find_store_url(config), config.project)
-                roots = write_trained_ids(run.folder, rows[0], naming, config.data.system or None)
-        if inputs.trains and not roots:
+                naming = choose_id_scheme(DataSource.of(config.data), find_store_url(config), config.project)
+                id_metrics = write_trained_ids(run.folder, rows[0], naming, config.data.system or None)
+        if inputs.trains and not id_metrics:
             print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
-        preload([config.stage.name])  # the hardware is known once torch is there
-        run.note_hardware(computed_on(config))
+        preload([config.stage.name])  # imports torch, which detects the hardware
+        run.note_hardware(describe_hardware(config))
         with watch_progress(page.advanced):
             ranks.set_position("loads")
             started = StartedRun(config, run.folder.absolute(), run.manifest, run.resumed, rows)
             ranks.broadcast(None if ranks.is_alone() else started)
             result: StageResult = load_stage(config.stage.name).run(run, config, *rows)
-        result = replace(result, metrics={**result.metrics, **get_peak_gpu_mb(), **counts, **roots})
-        if "torch" in sys.modules:  # nothing else writes tensors
+        result = replace(result, metrics={**result.metrics, **get_peak_gpu_mb(), **counts, **id_metrics})
+        if "torch" in sys.modules:  # a stage without torch writes no tensors
             from align.models.finite_checks import check_published
 
             check_published(run.folder / "artifact", result.metrics, getattr(config.stage, "lr", None), config.dtype)
-        page.finished(result.metrics, computed_on(config))
-        run.publish(result.metrics, computed_on(config))
+        page.finished(result.metrics, describe_hardware(config))
+        run.publish(result.metrics, describe_hardware(config))
         return result
     except BaseException as error:
         page.failed((isinstance(error, Exception) and find_user_error(error, config.run.root)) or error)
         raise
 
 
-def computed_on(config: Config) -> dict[str, Any]:
-    """Return the device and the dtype that `device=auto dtype=auto` chose, the GPU's name and the number of ranks.
-    Returns nothing before torch is imported."""
+def describe_hardware(config: Config) -> dict[str, Any]:
+    """Return the resolved device and dtype, the GPU's name and the number of ranks. Returns an empty dict before torch
+    is imported."""
     if "torch" not in sys.modules:
         return {}
     import torch
@@ -402,17 +420,18 @@ def computed_on(config: Config) -> dict[str, Any]:
     from align.models.load import choose_device, name_of_gpu
 
     device = choose_device(config.device)
-    chosen = "bfloat16" if device.type == "cuda" else "float32"
-    facts = {
+    default_dtype = "bfloat16" if device.type == "cuda" else "float32"
+    return {
         "device": device.type,
-        "dtype": chosen if config.dtype == "auto" else config.dtype,
+        "dtype": default_dtype if config.dtype == "auto" else config.dtype,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        **name_of_gpu(device),
+        "world_size": ranks.world_size(),
     }
-    return facts | name_of_gpu(device) | {"world_size": ranks.world_size()}
 
 
 def log_to(run: Run) -> logging.Handler:
-    """Send every log record and warning of this process to the run's `log.txt`."""
+    """Send all log records of this process to the run's `log.txt`. Returns the handler, which the caller removes."""
     handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
@@ -423,8 +442,8 @@ def log_to(run: Run) -> logging.Handler:
 
 @contextmanager
 def pause_garbage_collector() -> Iterator[None]:
-    """Look for no cycles within the block. A million records have none, and the collector would look at each of them
-    some ten times, which takes as long as making them."""
+    """Pause Python's garbage collector within the block. Millions of records have no reference cycles, and the
+    collector would visit each of them about ten times, which takes as long as reading them."""
     if not gc.isenabled():
         yield
         return
@@ -435,29 +454,27 @@ def pause_garbage_collector() -> Iterator[None]:
         gc.enable()
 
 
-# Figures
+# Metrics
 
 
 def open_tracker(run: Run, keep_below: int = 0) -> AbstractContextManager[Tracker]:
-    """Open the run's metrics streams, continued after step `keep_below` and mirrored if `track` names a service."""
+    """Open the run's metrics streams, mirrored to the service of `track` if there is one.
+
+    Args:
+        keep_below: last step whose rows a resumed run keeps; 0 for a new run, which has no rows yet.
+    """
     mirror = MIRROR.get()
     if mirror is not None:
-        mirror.begin()  # before the first step, whose time is taken
+        mirror.begin()  # takes time, and so comes before the first step, which is timed
     return nullcontext(Tracker(run.folder, keep_below + 1 if keep_below else 0, mirror))
 
 
-# The run at a service, see `align.mirrors`
-
-
-def require_mirror_installed(config: Config) -> None:
-    """Raise InputError if the package of the service that `track` names is missing."""
-    if config.track.name != "none":
-        require_installed(config.track.name)
+# Mirrors of a run at a tracking service, see `align.mirrors`
 
 
 @contextmanager
 def mirror_run(run: Run, config: Config) -> Iterator[None]:
-    """Show a run at the service of `track`, if any, for as long as the block takes."""
+    """Mirror a run to the tracking service of `track`, if any, while the block runs."""
     if config.track.name == "none":
         yield
         return
@@ -469,9 +486,9 @@ def mirror_run(run: Run, config: Config) -> Iterator[None]:
         ref = f"{record.stage}:{record.name}" if record.stage else record.ref
         path = Path(record.path) if record.path else None
         inputs[name] = MirroredArtifact(ref, name, str(record.details.get("root") or record.digest), path, {})
-    # The id is the same however often a run is resumed, and another if it is made again under the same name.
-    begun = manifest.times.get("first_started", manifest.times["started"])
-    id = hashlib.sha256(f"{manifest.ref} {begun}".encode()).hexdigest()[:16]
+    # A resumed run keeps its id; a new run of the same name gets another one.
+    first_started = manifest.times.get("first_started", manifest.times["started"])
+    id = hashlib.sha256(f"{manifest.ref} {first_started}".encode()).hexdigest()[:16]
     root = run.folder.parent.parent
     mirror = open_mirror(
         config.track.name,
@@ -485,13 +502,14 @@ def mirror_run(run: Run, config: Config) -> Iterator[None]:
         raise
     finally:
         MIRROR.reset(token)
-    if (published := describe_published(run)) is not None:
-        mirror.publish(published)
+    artifact = build_mirrored_artifact(run)
+    if artifact is not None:
+        mirror.publish(artifact)
     mirror.finish(run.manifest.metrics, failed=False)
 
 
-def describe_published(run: Run) -> MirroredArtifact | None:
-    """Return what a run published, if it is a model, an adapter or a data set."""
+def build_mirrored_artifact(run: Run) -> MirroredArtifact | None:
+    """Return the artifact of a run for its mirror. Returns None if it is no model, adapter or data set."""
     manifest = run.manifest
     data_root = manifest.metrics.get("root") if manifest.stage == "data" else None
     digest = manifest.digest or data_root
