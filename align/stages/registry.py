@@ -1,4 +1,5 @@
-"""What is known of the runs: questions that are answered from the folders, and make none."""
+"""`stage=registry`: list, compare, trace and replay runs, promote artifacts to aliases, and delete data. Each action
+prints lines and makes no run."""
 
 from __future__ import annotations
 
@@ -37,29 +38,33 @@ from align.run.alias_log import SIGN, Change, read_log
 from align.run.artifacts import SERVES_AS_SFT, find_alias_change
 from align.run.manifest import Manifest
 
-if TYPE_CHECKING:  # a question imports what answers it: all of that takes a tenth of a second
+if TYPE_CHECKING:  # each action imports its modules itself: all of them take a tenth of a second
     from align.registry import garbage, trace
     from align.registry.trace import Votes
 
-IN_A_TABLE = 100
-"""Runs that a table has unless told."""
-ALL = 2**62
-GATES, OWN_GATES = "gates", "conf/gates"
-"""Folders of gates: beside the runs, and in the working folder."""
+TABLE_LIMIT = 100
+"""Maximum number of runs in a table without `stage.limit`."""
+NO_LIMIT = 2**62
+GATES = "gates"
+"""Folder of gates in `run.root`."""
+OWN_GATES = "conf/gates"
+"""Default folder of gates in the working folder."""
 READABLE = "!=unreadable"
+"""Condition on a run's status."""
 
 
 def list_runs(config: Config) -> Iterator[str]:
     stage: RegistryConfig = config.stage
-    table = stage.format == "table"
-    keys = [key for key in stage.columns if not (table and key in USUAL)]
+    is_table = stage.format == "table"
+    keys = [key for key in stage.columns if not (is_table and key in USUAL)]
 
-    def answer(index: Index) -> tuple[list[Record], int, int, str]:
-        found = find_runs(index, (stage.where or {}).items(), sort_keys(stage), limit_of(stage), keys)
-        return *found, len(index.unnamed), index.aliases_error
+    def query(index: Index) -> tuple[list[Record], int, int, str]:
+        conditions = (stage.where or {}).items()
+        records, count = find_runs(index, conditions, get_sort_keys(stage), get_limit(stage), keys)
+        return records, count, len(index.unnamed), index.aliases_error
 
-    records, count, unnamed, aliases_error = query_index(root_of(config), answer)
-    if not table:
+    records, count, unnamed, aliases_error = query_index(require_root(config), query)
+    if not is_table:
         yield from {"json": as_json, "csv": as_csv}[stage.format](records, stage.columns)
         return
     if records:
@@ -74,49 +79,52 @@ def list_runs(config: Config) -> Iterator[str]:
         yield f"aliases left out: {aliases_error}"
 
 
-def limit_of(stage: RegistryConfig) -> int:
-    return stage.limit or (IN_A_TABLE if stage.format == "table" else ALL)
+def get_limit(stage: RegistryConfig) -> int:
+    return stage.limit or (TABLE_LIMIT if stage.format == "table" else NO_LIMIT)
 
 
-def sort_keys(stage: RegistryConfig) -> list[str]:
+def get_sort_keys(stage: RegistryConfig) -> list[str]:
     return [stage.sort] if isinstance(stage.sort, str) else list(stage.sort)
 
 
 def compare_runs(config: Config) -> Iterable[str]:
     from align.registry import comparison
 
-    stage, root = config.stage, root_of(config)
+    stage = config.stage
+    root = require_root(config)
     if stage.html:  # before anything is printed
         refuse_foreign_file(parse_user_path(stage.html, "stage.html"), "stage.html", is_sealed)
 
-    def answer(index: Index) -> tuple[list[Record], int]:
-        if wanted := stage.runs or (stage.sweep and comparison.list_sweep_runs(root, stage.sweep)):
+    def query(index: Index) -> tuple[list[Record], int]:
+        refs = stage.runs or (stage.sweep and comparison.list_sweep_runs(root, stage.sweep))
+        if refs:
             for key in stage.columns:
                 find_path(index, "stage.columns", key, whole=True)
-            runs = {record["run"]: record for given in wanted for record in [find_run(index, given, "stage.runs")]}
-            twice = len(runs) < len(wanted)
-            require(not twice, "stage.runs", list(stage.runs), "names a run twice", "Name each once.")
-            return [*runs.values()], len(runs)
+            records = [find_run(index, ref, "stage.runs") for ref in refs]
+            unique = {record["run"]: record for record in records}
+            has_duplicate = len(unique) < len(refs)
+            require(not has_duplicate, "stage.runs", list(stage.runs), "names a run twice", "Name each once.")
+            return records, len(records)
         where = {"status": READABLE, **stage.where}
-        return find_runs(index, where.items(), sort_keys(stage), limit_of(stage), stage.columns)
+        return find_runs(index, where.items(), get_sort_keys(stage), get_limit(stage), stage.columns)
 
-    records, count = query_index(root, answer)
+    records, count = query_index(root, query)
     if not records:
         raise MissingArtifact("stage.where", stage.where, "is met by no run", "Ask with stage.action=list.")
     for key in stage.columns:
-        figures = any(get_number(get_value(record, key)) is not None for record in records)
+        is_figure = any(get_number(get_value(record, key)) is not None for record in records)
         remedy = "Name figures, such as metrics.loss_after."
-        require(figures, "stage.columns", key, "is no figure of these runs", remedy)
+        require(is_figure, "stage.columns", key, "is no figure of these runs", remedy)
     side_by_side = comparison.compare(root, records, stage.columns)
     if stage.format == "table":
-        yield from comparison.as_lines(
-            side_by_side, shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        )
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        yield from comparison.as_lines(side_by_side, width)
         if len(records) < count:
             yield f"{len(records):,} of {counted(count, 'run')}: stage.limit=N compares more."
+    elif stage.format == "json":
+        yield to_json(comparison.as_objects(side_by_side))
     else:
-        is_json = stage.format == "json"
-        yield to_json(comparison.as_objects(side_by_side)) if is_json else comparison.as_csv(side_by_side)
+        yield comparison.as_csv(side_by_side)
     if stage.html:
         from align.registry.comparison_page import build_page  # matplotlib takes a second
 
@@ -131,7 +139,7 @@ def compare_runs(config: Config) -> Iterable[str]:
 
 def show_run(config: Config) -> Iterable[str]:
     stage: RegistryConfig = config.stage
-    record = query_index(root_of(config), lambda index: find_run(index, str(stage.run)))
+    record = query_index(require_root(config), lambda index: find_run(index, str(stage.run)))
     if stage.format == "table":
         return iter_details(record)
     return as_object(record, stage.columns) if stage.format == "json" else as_csv([record], stage.columns)
@@ -140,53 +148,62 @@ def show_run(config: Config) -> Iterable[str]:
 def diff_runs(config: Config) -> Iterable[str]:
     from align.registry import differences
 
-    stage, root = config.stage, root_of(config)
-    one, other = query_index(root, lambda index: [find_run(index, given, "stage.runs") for given in stage.runs])
-    found = differences.find_differences((root / one["folder"], root / other["folder"]), (one, other))
-    return differences.as_lines(found) if stage.format == "table" else [to_json(found)]
+    stage = config.stage
+    root = require_root(config)
+    first, second = query_index(root, lambda index: [find_run(index, ref, "stage.runs") for ref in stage.runs])
+    diff = differences.find_differences((root / first["folder"], root / second["folder"]), (first, second))
+    return differences.as_lines(diff) if stage.format == "table" else [to_json(diff)]
 
 
-def find_run(index: Index, given: str, field: str = "stage.run") -> Record:
-    """The record of `STAGE:NAME`, `STAGE:latest` or a run's folder.
+def find_run(index: Index, ref: str, field: str = "stage.run") -> Record:
+    """Return the record of a run.
+
+    Args:
+        ref: `STAGE:NAME`, `STAGE:latest`, an alias or a run's folder.
 
     Raises:
-        MissingArtifact: there is none; the message has the nearest name.
+        MissingArtifact: there is no such run. The message has the most similar name.
+        InputError: an alias has several artifacts.
     """
-    if given.startswith(SIGN):
-        first, *others = find_alias_change(given, index.root, field).arms
-        require(not others, field, given, "means several artifacts", f"Name one of them: {first.ref}.")
-        given = index.maker(first.digest, first.ref) or first.ref
-    stage, _, name = given.partition(":")
-    folder = parse_user_path(given, field).absolute()
+    if ref.startswith(SIGN):
+        arms = find_alias_change(ref, index.root, field).arms
+        first = arms[0]
+        require(len(arms) == 1, field, ref, "means several artifacts", f"Name one of them: {first.ref}.")
+        ref = index.maker(first.digest, first.ref) or first.ref
+    stage, _, name = ref.partition(":")
+    folder = parse_user_path(ref, field).absolute()
     if folder.is_dir() and folder.parent.parent == index.root.absolute():
-        stage, name = folder.parent.name, folder.name
+        stage = folder.parent.name
+        name = folder.name
     elif name == "latest" and stage in WITH_RUNS and index.names():
-        done = {"stage": SERVES_AS_SFT if stage == "sft" else stage, "status": "done"}
-        newest, _ = find_runs(index, done.items(), ["-published", "-finished"], 1)
-        stage, name = (newest[0]["stage"], newest[0]["name"]) if newest else (stage, name)
+        conditions = {"stage": SERVES_AS_SFT if stage == "sft" else stage, "status": "done"}
+        newest, _ = find_runs(index, conditions.items(), ["-published", "-finished"], 1)
+        if newest:
+            stage = newest[0]["stage"]
+            name = newest[0]["name"]
     if record := index.record(f"{stage}:{name}"):
         return record
     names = index.names()
-    close = difflib.get_close_matches(f"{stage}:{name}", names, n=1) or [
-        one for one in names if one.endswith(f":{given}")
-    ]
-    remedy = f"Did you mean {one_line(close[0])}? " if close else ""
+    similar = difflib.get_close_matches(f"{stage}:{name}", names, n=1)
+    similar = similar or [candidate for candidate in names if candidate.endswith(f":{ref}")]
+    remedy = f"Did you mean {one_line(similar[0])}? " if similar else ""
     remedy += "`python -m align stage=registry` lists the runs."
-    raise MissingArtifact(field, given, f"is no run under {index.root}", remedy)
+    raise MissingArtifact(field, ref, f"is no run under {index.root}", remedy)
 
 
 def trace_origins(config: Config) -> Iterable[str]:
     from align.registry import trace
     from align.registry.trace import read_votes
 
-    stage, root = config.stage, root_of(config)
+    stage = config.stage
+    root = require_root(config)
     full = stage.verify == "full"
 
-    def voters(project: str, head: ChainHead) -> Votes:
+    def read_project_votes(project: str, head: ChainHead) -> Votes:
         return read_votes(find_store_url(config), project, head, full)
 
-    def answer(index: Index) -> list[trace.TraceNode]:
-        tracer = trace.Tracer(index, voters, full)
+    def query(index: Index) -> list[trace.TraceNode]:
+        tracer = trace.Tracer(index, read_project_votes, full)
         if stage.response:
             return [trace.trace_response(index, tracer, stage.response)]
         if not config.artifact.startswith(SIGN):
@@ -194,7 +211,7 @@ def trace_origins(config: Config) -> Iterable[str]:
         arms = find_alias_change(config.artifact, root, "artifact").arms
         return [tracer.run(index.maker(arm.digest, arm.ref) or arm.ref, arm.digest) for arm in arms]
 
-    nodes = query_index(root, answer)
+    nodes = query_index(root, query)
     if stage.format == "json":
         return [to_json([node.as_json() for node in nodes])]
     return trace.as_lines(nodes)
@@ -203,19 +220,21 @@ def trace_origins(config: Config) -> Iterable[str]:
 def replay_run(config: Config) -> Generator[str, None, int]:
     from align.registry import replay
 
-    stage, root = config.stage, root_of(config)
+    stage = config.stage
+    root = require_root(config)
     record = query_index(root, lambda index: find_run(index, str(stage.run)))
     is_table = stage.format == "table"
-    say = partial(print, flush=True) if is_table else str
-    result = replay.replay(root, record, stage.steps, absolute(find_store_url(config)), iter_words, say)
+    report_progress = partial(print, flush=True) if is_table else str
+    store_url = make_url_absolute(find_store_url(config))
+    result = replay.replay(root, record, stage.steps, store_url, iter_words, report_progress)
     yield from replay.as_lines(result) if is_table else [to_json(result)]
     return 0 if result["same"] else NOT_PASSED
 
 
-def absolute(url: str) -> str:
-    """The URL of a store, found from any working folder."""
-    place = url.removeprefix("sqlite:///")
-    return f"sqlite:///{Path(place).absolute()}" if place != url else url
+def make_url_absolute(url: str) -> str:
+    """Return the URL of a store, with an absolute path if the store is a SQLite file."""
+    path = url.removeprefix("sqlite:///")
+    return f"sqlite:///{Path(path).absolute()}" if path != url else url
 
 
 def promote_artifact(config: Config) -> Iterable[str]:
@@ -223,13 +242,13 @@ def promote_artifact(config: Config) -> Iterable[str]:
     from align.registry.gates import read_gates
 
     require_service(config)
-    stage, root = config.stage, root_of(config)
-    arms = {config.artifact: 1.0} if stage.arms is None else stage.arms
-    written = parse_aliases({stage.alias: arms}, "stage.arms")[stage.alias]
+    stage = config.stage
+    root = require_root(config)
+    alias = str(stage.alias)
+    shares = {config.artifact: 1.0} if stage.arms is None else stage.arms
+    arms = parse_aliases({alias: shares}, "stage.arms")[alias]
     gates = read_gates([root / GATES, parse_user_path(stage.gates or OWN_GATES, "stage.gates")])
-    change, lines = promotion.promote(
-        root, stage.alias, written, gates, who=stage.who, why=stage.why, override=stage.override
-    )
+    change, lines = promotion.promote(root, alias, arms, gates, who=stage.who, why=stage.why, override=stage.override)
     return chain(lines, mirror_alias(config, root, change))
 
 
@@ -238,7 +257,7 @@ def retire_alias(config: Config) -> Iterable[str]:
 
     require_service(config)
     stage: RegistryConfig = config.stage
-    root = root_of(config)
+    root = require_root(config)
     change, lines = promotion.retire(root, str(stage.alias), who=stage.who, why=str(stage.why))
     return chain(lines, mirror_alias(config, root, change))
 
@@ -246,86 +265,95 @@ def retire_alias(config: Config) -> Iterable[str]:
 def show_history(config: Config) -> Iterable[str]:
     from align.registry import promotion
 
-    stage, root = config.stage, root_of(config)
+    stage = config.stage
+    root = require_root(config)
     log = read_log(root)
-    known = {change.alias for change in log.changes}
-    if stage.alias is not None and stage.alias not in known:
-        remedy = f"The aliases are {', '.join(sorted(known)) or '(none yet)'}."
+    aliases = {change.alias for change in log.changes}
+    if stage.alias is not None and stage.alias not in aliases:
+        remedy = f"The aliases are {', '.join(sorted(aliases)) or '(none yet)'}."
         raise MissingArtifact("stage.alias", stage.alias, f"is no alias under {root}", remedy)
     query_index(root, lambda index: promotion.check_not_cut(index, log))
-    at = None if stage.as_of is None else moment_of(stage.as_of)
-    if at is not None:
-        standing = {name: one for name, one in log.standing(at).items() if stage.alias in (None, name)}
-        changes, lines = [*standing.values()], promotion.as_meanings(standing)
+    as_of = None if stage.as_of is None else parse_time(stage.as_of)
+    if as_of is not None:
+        last_changes = {alias: change for alias, change in log.standing(as_of).items() if stage.alias in (None, alias)}
+        changes = [*last_changes.values()]
+        lines = promotion.as_meanings(last_changes)
     else:
         changes = [change for change in log.changes if stage.alias in (None, change.alias)]
         lines = promotion.as_history(log, stage.alias)
     if stage.format == "json":
         return [to_json([change.as_json() for change in changes])]
-    return lines if changes else ["no alias meant anything then" if at else "no aliases yet"]
+    return lines if changes else ["no alias meant anything then" if as_of else "no aliases yet"]
 
 
 def collect_garbage(config: Config) -> Iterable[str]:
     from align.registry import garbage, promotion
 
-    stage, root = config.stage, root_of(config)
+    stage = config.stage
+    root = require_root(config)
     log = read_log(root)
 
-    def answer(index: Index) -> list[garbage.Piece]:
-        promotion.check_not_cut(index, log)  # or what an alias needs may be called garbage
+    def query(index: Index) -> list[garbage.Piece]:
+        promotion.check_not_cut(index, log)  # with a truncated log, files that an alias needs would count as garbage
         return garbage.find_garbage(index, log, stage.days)
 
-    wanted = stage.kinds or [kind for kind in GARBAGE if not stage.apply or kind != "artifacts"]
-    pieces, taken = [piece for piece in query_index(root, answer) if piece.kind in wanted], None
-    if stage.apply:
-        taken = {
-            piece.path: gone for piece, gone in garbage.remove_pieces(root, pieces, stage.who or promotion.get_user())
-        }
+    kinds = stage.kinds or [kind for kind in GARBAGE if not stage.apply or kind != "artifacts"]
+    pieces = [piece for piece in query_index(root, query) if piece.kind in kinds]
+    removed = dict[str, bool]() if stage.apply else None
+    if removed is not None:
+        for piece, is_removed in garbage.remove_pieces(root, pieces, stage.who or promotion.get_user()):
+            removed[piece.path] = is_removed
     if stage.format == "json":
-        return [to_json(garbage.as_objects(pieces, taken))]
-    return garbage.as_lines(pieces, taken)
+        return [to_json(garbage.as_objects(pieces, removed))]
+    return garbage.as_lines(pieces, removed)
 
 
 def forget(config: Config) -> Iterator[str]:
-    from align.registry import forget_selection, forgetting, promotion  # which read Parquet
+    from align.registry import forget_selection, forgetting, promotion  # they import pyarrow
 
-    stage, root, url = config.stage, root_of(config), absolute(find_store_url(config))
+    stage = config.stage
+    root = require_root(config)
+    store_url = make_url_absolute(find_store_url(config))
     kind = next(key for key in FORGETS if getattr(stage, key) is not None)
-    wanted = forget_selection.Selector(kind, str(getattr(stage, kind)), config.project)
-    given = str(config.store.url or "")
-    store = f"store.url={given}" if given and MASK not in given else ""  # with a password it goes into no command
+    selector = forget_selection.Selector(kind, str(getattr(stage, kind)), config.project)
+    url_setting = str(config.store.url or "")
+    # The plan prints commands, which must not hold a password.
+    store_argument = f"store.url={url_setting}" if url_setting and MASK not in url_setting else ""
+    is_table = stage.format == "table"
     with forgetting.hold_forget_lock(root) if stage.apply else nullcontext():
-        plan, done = forgetting.make_plan(root, wanted, url, iter_words, store), None
-        if stage.format == "table":
+        plan = forgetting.make_plan(root, selector, store_url, iter_words, store_argument)
+        executed = None
+        if is_table:
             yield from forgetting.as_lines(plan)
         if stage.apply:
-            done = []
+            executed = []
             for line in forgetting.execute_plan(plan, stage.who or promotion.get_user()):
-                done.append(line)
-                if stage.format == "table":
+                executed.append(line)
+                if is_table:
                     yield line
-        elif stage.format == "table":
+        elif is_table:
             yield "Nothing was erased: stage.apply=true erases it, and marks these runs stale."
     if stage.format == "json":
-        yield to_json(forgetting.as_object(plan, done))
+        yield to_json(forgetting.as_object(plan, executed))
 
 
 def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def moment_of(text: str) -> datetime:
-    """A time in ISO 8601, in UTC unless it says otherwise; of a day alone, its end."""
-    at = datetime.fromisoformat(text)
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return at + timedelta(days=1) - timedelta(microseconds=1) if len(text) == len("2026-11-01") else at
+def parse_time(text: str) -> datetime:
+    """Parse a time in ISO 8601, in UTC if it has no time zone. A date without a time means the end of that day."""
+    moment = datetime.fromisoformat(text)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    is_date = len(text) == len("2026-11-01")
+    return moment + timedelta(days=1) - timedelta(microseconds=1) if is_date else moment
 
 
 def rebuild_index(config: Config) -> Iterable[str]:
-    began = time.monotonic()
-    with Index(root_of(config), rebuild=True) as index:
-        where = "in memory: it cannot be written there" if index.path is None else str(index.path)
-        yield f"{index.changed:,} runs in {time.monotonic() - began:.1f} s; {where}"
+    start_time = time.monotonic()
+    with Index(require_root(config), rebuild=True) as index:
+        place = "in memory: it cannot be written there" if index.path is None else str(index.path)
+        yield f"{index.changed:,} runs in {time.monotonic() - start_time:.1f} s; {place}"
 
 
 def serve_page(config: Config) -> Iterator[str]:
@@ -334,33 +362,36 @@ def serve_page(config: Config) -> Iterator[str]:
     from align.web.key_link import Anybody, KeyAuthenticator, key_in
     from align.web.server import serve
 
-    stage, root = config.stage, root_of(config)
-    url, others = list_origins(stage.host, stage.port, stage.url)
+    stage = config.stage
+    root = require_root(config)
+    url, other_origins = list_origins(stage.host, stage.port, stage.url)
 
-    def voters(project: str, head: ChainHead) -> Votes:
+    def read_project_votes(project: str, head: ChainHead) -> Votes:
         return read_votes(find_store_url(config), project, head, full=False)
 
     if stage.host in LOOPBACK and stage.url is None:
-        authenticator, links = Anybody(), [f"open {url}"]
+        authenticator = Anybody()
+        links = [f"open {url}"]
     else:
         key = key_in(root / "registry.key")
-        # An address that somebody was sent leads in, as a bookmark does: the page changes nothing.
-        kept = f"SameSite=Lax; Max-Age=31536000{'; Secure' if url.startswith('https:') else ''}"
-        authenticator = KeyAuthenticator(key, Anybody.visitor, f"align_registry_{stage.port}", kept)
+        # SameSite=Lax, so that links in mails and bookmarks work. This is safe, since the page changes nothing.
+        attributes = f"SameSite=Lax; Max-Age=31536000{'; Secure' if url.startswith('https:') else ''}"
+        authenticator = KeyAuthenticator(key, Anybody.visitor, f"align_registry_{stage.port}", attributes)
         links = [f"open {url}/?key={key}", *warn_without_tls(url)]
     links.append("it shows what is there, and changes nothing; Ctrl+C ends it")
-    query_index(root, lambda index: None)  # an index that has to be made anew is made before anybody waits for it
-    app = application(root, voters, line_of, authenticator, [url, *others])
+    query_index(root, lambda index: None)  # rebuilds an outdated index before the first visitor waits for it
+    app = application(root, read_project_votes, line_of, authenticator, [url, *other_origins])
     serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
     yield from ()
 
 
 def line_of(manifest: Manifest) -> str:
-    """Return the command that makes a run again."""
+    """Return the command line that repeats a run."""
     return format_command_line(manifest.config, manifest.refs)
 
 
-def root_of(config: Config) -> Path:
+def require_root(config: Config) -> Path:
+    """Return the folder of all runs. Raises InputError if it does not exist."""
     root = config.run.folder
     require(root.is_dir(), "run.root", config.run.root, "is no folder", "Name the folder that holds your runs.")
     return root
@@ -381,7 +412,7 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "rebuild": rebuild_index,
     "serve": serve_page,
 }
-"""By `stage.action`: the lines that it prints. A generator may return an exit status."""
+"""`stage.action` → function that yields the lines to print. A generator may return an exit status."""
 
 
 def require_service(config: Config) -> None:
@@ -391,13 +422,16 @@ def require_service(config: Config) -> None:
 
 
 def mirror_alias(config: Config, root: Path, change: Change) -> Iterable[str]:
-    """Set an alias at the service of `track`, if any, once the log has it. Returns lines about the result."""
+    """Set an alias at the tracking service of `track`, if any, after it was written to the log. Yields lines about the
+    result. An alias of several artifacts, which no service has, is removed there."""
     service = config.track.name
     if service == "none":
         return
-    one = change.arms[0] if len(change.arms) == 1 else None
-    if len(change.arms) > 1:
+    artifact = None
+    if len(change.arms) == 1:
+        arm = change.arms[0]
+        folder = root.joinpath(*arm.ref.split(":", 1)) / "artifact"
+        artifact = mirrors.Artifact(arm.ref, "model", arm.digest, folder, {})
+    elif change.arms:
         yield f"track={service}: no service has an alias of several artifacts; it is taken away"
-    folder = one and root.joinpath(*one.ref.split(":", 1)) / "artifact"
-    made = one and mirrors.Artifact(one.ref, "model", one.digest, folder, {})
-    yield mirrors.set_alias(service, config.track.project, root, change.alias, made)
+    yield mirrors.set_alias(service, config.track.project, root, change.alias, artifact)
