@@ -1,11 +1,16 @@
-"""A server for many adapters on one base, and the tenants that may ask it."""
+"""`stage=serve`: serve many adapters on one base behind an OpenAI API, and manage the tenants and their keys.
+
+resolve the adapters and their base
+open the engine, align's own or vLLM, and register the adapters
+serve until a signal, then drain
+"""
 
 from __future__ import annotations
 
 import shutil
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from functools import partial
@@ -50,54 +55,61 @@ TENANT_COLUMNS = (
     "token budget",
     "tokens left",
 )
-RANK = 256
-"""The highest rank of an adapter, unless stage.max_rank says otherwise."""
-SHARED = 8
-"""One slot in so many is for tenants who have none."""
+MAX_RANK = 256
+"""Highest rank of an adapter without `stage.max_rank`."""
+SLOTS_PER_RESERVED = 8
+"""One slot of so many is reserved for tenants without a running request."""
 
 
 def inputs(config: Config) -> Inputs:
     stage: ServeConfig = config.stage
     if stage.keys is not None:
-        read_key_file(parse_user_path(stage.keys, "stage.keys"))  # a mistake in it costs no seconds
+        read_key_file(parse_user_path(stage.keys, "stage.keys"))  # so that a mistake in it is reported at once
     signer = None if config.export.verify is None else load_public_key(config.export.verify, "export.verify")
-    found = open_portfolio(
-        parse_aliases(stage.adapters, "stage.adapters"), config.run.folder,
-        path=config.model.path, revision=config.model.revision, method=config.method.name,
-        roots=[parse_user_path(root, "stage.roots").absolute() for root in stage.roots], signer=signer,
-    )  # fmt: skip
-    base, method = found.portfolio.base, found.portfolio.method
+    startup = open_portfolio(
+        parse_aliases(stage.adapters, "stage.adapters"),
+        config.run.folder,
+        path=config.model.path,
+        revision=config.model.revision,
+        method=config.method.name,
+        roots=[parse_user_path(root, "stage.roots").absolute() for root in stage.roots],
+        signer=signer,
+    )
+    base = startup.portfolio.base
+    method = startup.portfolio.method
     config = replace_values(config, method=replace_values(config.method, name=method))
     records = {"base": Input(base.digest, ref=base.id)}
     if signer is not None:
         records["signer"] = Input(signer.fingerprint)
-    records |= {f"adapters.{ref}": artifact.as_input() for ref, artifact in found.artifacts.items()}
-    return Inputs(config, label(base, method), base, records, lambda: (found,), again=True)
+    records |= {f"adapters.{ref}": artifact.as_input() for ref, artifact in startup.artifacts.items()}
+    return Inputs(config, label(base, method), base, records, lambda: (startup,), again=True)
 
 
-def run(run: Run, config: Config, found: Opened) -> StageResult:
-    """Args:
-    found: what the server begins with.
+def run(run: Run, config: Config, startup: Opened) -> StageResult:
+    """Serve until a signal.
+
+    Args:
+        startup: the base and the adapters to serve at the start.
     """
     stage: ServeConfig = config.stage
-    url, others = list_origins(stage.host, stage.port, stage.url)
-    if others:
-        others.append(f"http://127.0.0.1:{stage.port}")
-    listening(stage.host, stage.port).close()  # a port that is taken is said before any weights are loaded
-    began = time.monotonic()
-    print(f"loading base {found.portfolio.base_id} ({found.portfolio.base.digest[:12]}) …", flush=True)
-    from align.serve.app import application  # some seconds, with what it imports
+    portfolio = startup.portfolio
+    url, other_origins = list_origins(stage.host, stage.port, stage.url)
+    if other_origins:
+        other_origins.append(f"http://127.0.0.1:{stage.port}")
+    listening(stage.host, stage.port).close()  # raises InputError for a used port before any weights are loaded
+    start_time = time.monotonic()
+    print(f"loading base {portfolio.base_id} ({portfolio.base.digest[:12]}) …", flush=True)
+    from align.serve.app import application  # its imports take seconds
 
-    with serving(run, config, found) as (service, why):
-        portfolio = found.portfolio
+    with open_service(run, config, startup) as (service, engine_description):
         lines = [
             *(f"model {name}: {portfolio.describe(name)}" for name in [*portfolio.names()][1:]),
-            f"engine: {why}",
-            *describe_access(found, stage),
-            f"ready after {time.monotonic() - began:.1f} s: open {url}, or set OPENAI_BASE_URL={url}/v1",
+            f"engine: {engine_description}",
+            *describe_access(startup, stage),
+            f"ready after {time.monotonic() - start_time:.1f} s: open {url}, or set OPENAI_BASE_URL={url}/v1",
             "Ctrl+C ends it; SIGTERM lets it finish",
         ]
-        app = application(service, [url, *others])
+        app = application(service, [url, *other_origins])
 
         def drain(at_once: bool) -> Awaitable[None]:
             return service.drain(0.0 if at_once else stage.drain_s)
@@ -115,68 +127,71 @@ def run(run: Run, config: Config, found: Opened) -> StageResult:
 
 
 @contextmanager
-def serving(run: Run, config: Config, found: Opened) -> Iterator[tuple[Any, str]]:
-    """The parts of a server, its engine at work; and which engine that is, and why."""
+def open_service(run: Run, config: Config, startup: Opened) -> Iterator[tuple[Any, str]]:
+    """Open the engine and the logs of a server. Yields the service with its engine running, and a description of the
+    engine."""
     from align.models.load import load_tokenizer
     from align.rollout.serving_engine import EngineThread
     from align.serve.app import Service
     from align.serve.prompts import ChatFormat, Formats
     from align.serve.request_log import AdapterLog, Metrics, RequestLog
 
-    stage, portfolio = config.stage, found.portfolio
+    stage: ServeConfig = config.stage
+    portfolio = startup.portfolio
     keys = None if stage.keys is None else parse_user_path(stage.keys, "stage.keys")
-    with ENGINES[config.serve.name](run, config, found) as ready:
-        formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), ready.generation))
+    with ENGINES[config.serve.name](run, config, startup) as loaded:
+        formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), loaded.generation))
         versions = portfolio.versions().values()
-        for ref, artifact in found.artifacts.items():
+        for ref, artifact in startup.artifacts.items():
             warn_if_stale(ref, artifact.path)
         if versions:
             print(f"reading {len(versions)} adapter{'s' * (len(versions) > 1)} …", flush=True)
         for version in versions:
-            ready.check(version.folder)
-            ready.engine.register(version.folder, version.digest)
+            loaded.check(version.folder)
+            loaded.engine.register(version.folder, version.digest)
             formats(version)
-        thread, log = EngineThread(ready.engine), RequestLog(run.folder / "requests.jsonl")
-        changes = AdapterLog(run.folder / "adapters.jsonl")
-        portfolio.report_changes(changes.write)
+        thread = EngineThread(loaded.engine)
+        request_log = RequestLog(run.folder / "requests.jsonl")
+        adapter_log = AdapterLog(run.folder / "adapters.jsonl")
+        portfolio.report_changes(adapter_log.write)
         usage = None if keys is None else Usage(usage_beside(keys))
         thread.start()
         try:
-            following = None
-            if found.following:
-                dtypes = [artifact.dtype for artifact in found.artifacts.values()]
-                following = Following(config.run.folder, found.following, portfolio, dtypes)
+            alias_watcher = None
+            if startup.following:
+                dtypes = [artifact.dtype for artifact in startup.artifacts.values()]
+                alias_watcher = Following(config.run.folder, startup.following, portfolio, dtypes)
             service = Service(
                 engine=thread,
                 portfolio=portfolio,
                 format_of=formats,
-                vocabulary=ready.vocabulary,
-                check=ready.check,
+                vocabulary=loaded.vocabulary,
+                check=loaded.check,
                 created=int(time.time()),
-                log=log,
-                metrics=Metrics(ready.engine.stats, lambda: thread.cpu_s),
+                log=request_log,
+                metrics=Metrics(loaded.engine.stats, lambda: thread.cpu_s),
                 limiter=Limiter(time.monotonic, stage.max_answers, usage),
                 max_prompts=stage.max_prompts,
                 max_logprobs=stage.max_logprobs,
                 keys=None if keys is None else Keys(keys),
-                following=following,
+                following=alias_watcher,
             )
-            yield service, ready.description
+            yield service, loaded.description
         finally:
             thread.close(within_s=5)
-            log.close()
-            changes.close()
+            request_log.close()
+            adapter_log.close()
             if usage is not None:
                 usage.close()
 
 
-class Ready(NamedTuple):
-    """An engine, and what a server has to know of it.
+class LoadedEngine(NamedTuple):
+    """An engine with the base loaded.
 
     Attributes:
         check: raises InputError if the adapter in a folder cannot be served.
-        description: which engine it is, and why.
-        vocabulary: rows of the base's embedding.
+        description: name of the engine, how it batches, and the reason for it.
+        vocabulary: number of rows of the base's embedding.
         generation: the base's generation config.
     """
 
@@ -188,8 +203,8 @@ class Ready(NamedTuple):
 
 
 @contextmanager
-def own_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
-    """Load align's own engine on the base as its adapters know it: for NF4, the dequantised weights in fp32.
+def open_own_engine(run: Run, config: Config, startup: Opened) -> Iterator[LoadedEngine]:
+    """Load align's own engine on the base that the adapters were trained on: for NF4, the dequantised weights in fp32.
 
     It answers in continuous batches if the model is on the fast path, and one request after another otherwise.
     """
@@ -206,26 +221,28 @@ def own_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     from align.rollout.one_at_a_time import OneAtATime
 
     stage: ServeConfig = config.stage
-    method = found.portfolio.method
+    method = startup.portfolio.method
     device = choose_device(config.device)
-    dtype = choose_dtype(trained_in(config, found), device)
-    model: Any = load_base(found.portfolio.base, frozen_method(method), device, dtype)
+    dtype = choose_dtype(find_base_dtype(config, startup), device)
+    model: Any = load_base(startup.portfolio.base, frozen_method(method), device, dtype)
     if method == "qlora":
         model = dequantise(model, torch.float32)
-    context = served_context(model, stage)
-    known = model.get_input_embeddings().weight.shape[0], model.generation_config
-    why = "the model is on a GPU, where batches were never measured"
+    context = compute_context_length(model, stage)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generation = model.generation_config
+    reason = "the model is on a GPU, where batches were never measured"
     if model.device.type == "cpu":
-        rank = stage.max_rank or RANK
+        rank = stage.max_rank or MAX_RANK
         try:
             decoder = MixedDecoder(model, stage.slots, context, stage.resident, rank)
         except NotPlainError as error:
-            why = f"{model.config.model_type} is not on the fast path ({error})"
+            reason = f"{model.config.model_type} is not on the fast path ({error})"
         else:
             prefix_bytes = stage.prefix_cache_mb * 2**20
-            batch = ContinuousBatch(decoder, context, stage.queue, prefix_bytes, reserve=reserved_slots(stage))
+            reserve = count_reserved_slots(stage)
+            engine = ContinuousBatch(decoder, context, stage.queue, prefix_bytes, reserve=reserve)
             check = partial(load_for_bank, sites=decoder.bank.sites, max_rank=rank)
-            yield Ready(batch, check, describe_batches(stage, decoder.exact), *known)
+            yield LoadedEngine(engine, check, describe_batches(stage, decoder.exact), vocabulary, generation)
             return
     layers = adaptable_modules(model)
 
@@ -236,16 +253,18 @@ def own_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
         check_targets(adapter.config, adapter.ranks, layers)
 
     engine = OneAtATime(model, context, stage.queue, stage.resident)
-    yield Ready(engine, check_adapter, f"one request at a time: {why}", *known)
+    yield LoadedEngine(engine, check_adapter, f"one request at a time: {reason}", vocabulary, generation)
 
 
 @contextmanager
-def vllm_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
-    """Start vLLM, in a process that ends with the block. What it must say by the base and by each adapter is found
-    before, so that it has the memory of that.
+def vllm_engine(run: Run, config: Config, startup: Opened) -> Iterator[LoadedEngine]:
+    """Start vLLM in a process that ends with the block.
+
+    The probes that vLLM has to reproduce with the base and with each adapter are computed before it starts, so that
+    their memory is free again by then.
 
     Raises:
-        InputError: it does not start, or does not serve the base as it is.
+        InputError: vLLM does not start, or it does not reproduce the base's probes.
     """
     from align.export.vllm_adapters import VllmAdapters
     from align.models.load import DTYPES, choose_device, choose_dtype, describe, load_tokenizer
@@ -263,21 +282,21 @@ def vllm_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
 
     stage: ServeConfig = config.stage
     settings = config.serve
-    base = found.portfolio.base
+    base = startup.portfolio.base
     device = choose_device(config.device)
     python = required_interpreter(VLLM, settings.python, "serve.python")
-    adapters = {version.digest: version.folder for version in found.portfolio.versions().values()}
+    adapters = {version.digest: version.folder for version in startup.portfolio.versions().values()}
     layers = adaptable_layers(base)
     rank = max_lora_rank([*adapters.values()], stage.max_rank, layers)
     copies = run.folder.absolute() / "vllm"
     shutil.rmtree(copies, ignore_errors=True)  # of a server that was killed
-    dtype = choose_dtype(trained_in(config, found), device)
-    prepare = VllmAdapters(base, found.portfolio.method, device, dtype, load_tokenizer(base), copies)
-    folder = prepare.base_folder(config.run.folder / "bases", DTYPES[settings.dtype])
-    must_say = prepare.learn(adapters)
-    prepare.device = choose_device("cpu")  # for adapters that are loaded later: vLLM has the memory of the other
-    described = describe(base)
-    context = served_context(described, stage)
+    dtype = choose_dtype(find_base_dtype(config, startup), device)
+    vllm_adapters = VllmAdapters(base, startup.portfolio.method, device, dtype, load_tokenizer(base), copies)
+    folder = vllm_adapters.base_folder(config.run.folder / "bases", DTYPES[settings.dtype])
+    base_probes = vllm_adapters.learn(adapters)
+    vllm_adapters.device = choose_device("cpu")  # for adapters that are loaded later, when vLLM has the GPU's memory
+    description = describe(base)
+    context = compute_context_length(description, stage)
     log = run.folder / "vllm.log"
 
     def start() -> VllmProcess:
@@ -300,12 +319,19 @@ def vllm_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
     try:
         server.bring_up()
         engine = VllmEngine(
-            server, prepare, must_say, settings.dtype, context, stage.queue, stage.slots, reserved_slots(stage)
+            server,
+            vllm_adapters,
+            base_probes,
+            settings.dtype,
+            context,
+            stage.queue,
+            stage.slots,
+            count_reserved_slots(stage),
         )
         check = partial(check_servable, most=rank, layers=layers)
-        description = f"vLLM in {settings.dtype}, {stage.slots} requests at once, {stage.resident} adapters in a batch"
-        vocabulary = int(described.config.get_text_config().vocab_size)
-        yield Ready(engine, check, description, vocabulary, described.generation_config)
+        title = f"vLLM in {settings.dtype}, {stage.slots} requests at once, {stage.resident} adapters in a batch"
+        vocabulary = int(description.config.get_text_config().vocab_size)
+        yield LoadedEngine(engine, check, title, vocabulary, description.generation_config)
     finally:
         if engine is None:
             server.close()
@@ -314,53 +340,55 @@ def vllm_engine(run: Run, config: Config, found: Opened) -> Iterator[Ready]:
         shutil.rmtree(copies, ignore_errors=True)
 
 
-ENGINES: dict[str, Callable[[Run, Config, Opened], AbstractContextManager[Ready]]] = {
-    "align": own_engine,
+ENGINES: dict[str, Callable[[Run, Config, Opened], AbstractContextManager[LoadedEngine]]] = {
+    "align": open_own_engine,
     "vllm": vllm_engine,
 }
 
 
-def served_context(model: Any, stage: ServeConfig) -> int:
-    """Return the tokens that a prompt and its answer may have together."""
+def compute_context_length(model: Any, stage: ServeConfig) -> int:
+    """Return the maximum number of tokens of a prompt and its answer together."""
     from align.models.load import context_length
 
-    longest = context_length(model)
-    return min(longest, stage.max_length or longest)
+    model_length = context_length(model)
+    return min(model_length, stage.max_length or model_length)
 
 
-def reserved_slots(stage: ServeConfig) -> int:
-    """Return how many slots are for tenants who have none."""
-    return stage.slots // SHARED if stage.keys is not None else 0
+def count_reserved_slots(stage: ServeConfig) -> int:
+    """Return the number of slots that are reserved for tenants without a running request."""
+    return stage.slots // SLOTS_PER_RESERVED if stage.keys is not None else 0
 
 
 def describe_batches(stage: ServeConfig, is_exact: bool) -> str:
-    """Say which engine it is; and if products do not agree on this machine, that answers can differ in last bits."""
+    """Describe continuous batching.
+
+    Args:
+        is_exact: True if matrix products of batches of different sizes agree to the last bit on this machine.
+    """
     batches = f"continuous batching of {stage.slots} rows, {stage.resident} adapters in memory"
     if is_exact:
         return batches
     return f"{batches}; on this machine an answer's last bits can change with its neighbours"
 
 
-def trained_in(config: Config, found: Opened) -> str:
-    """The dtype in which the base is loaded: NF4 is quantised out of that of training.
+def find_base_dtype(config: Config, startup: Opened) -> str:
+    """Return the dtype in which to load the base. For QLoRA it is that of training, from which NF4 was quantised.
 
     Raises:
-        InputError: adapters were trained on codes that differ.
+        InputError: QLoRA adapters were trained in different dtypes, and so on different NF4 codes.
     """
-    if found.portfolio.method != "qlora":
+    if startup.portfolio.method != "qlora":
         return config.dtype
-    trained = {artifact.dtype for artifact in found.artifacts.values() if artifact.dtype} - {"auto"}
-    require(
-        len(trained) < 2, "stage.adapters", sorted(trained),
-        "were trained on NF4 codes of a base in different dtypes, which differ", "Serve them by a server each.",
-    )  # fmt: skip
-    return next(iter(trained), config.dtype)
+    dtypes = {artifact.dtype for artifact in startup.artifacts.values() if artifact.dtype} - {"auto"}
+    problem = "were trained on NF4 codes of a base in different dtypes, which differ"
+    require(len(dtypes) < 2, "stage.adapters", sorted(dtypes), problem, "Serve them by a server each.")
+    return next(iter(dtypes), config.dtype)
 
 
-def describe_access(found: Opened, stage: ServeConfig) -> Iterator[str]:
-    """Say who has to have signed the adapters, and who may ask."""
-    if found.portfolio.signer is not None:
-        yield f"signatures: every adapter has to be signed by {found.portfolio.signer.fingerprint[:12]}"
+def describe_access(startup: Opened, stage: ServeConfig) -> Iterator[str]:
+    """Yield lines on the key that must have signed the adapters, and on the tenants of `stage.keys`."""
+    if startup.portfolio.signer is not None:
+        yield f"signatures: every adapter has to be signed by {startup.portfolio.signer.fingerprint[:12]}"
     if stage.keys is None:
         yield "keys: none, so whoever reaches this address may ask, load and unload (stage.keys=FILE)"
     else:
@@ -368,33 +396,39 @@ def describe_access(found: Opened, stage: ServeConfig) -> Iterator[str]:
         yield f"keys: {count} tenant{'s' * (count != 1)} in {stage.keys}"
 
 
-def keyed(config: Config) -> Iterable[str]:
+def update_tenant(config: Config) -> Iterable[str]:
+    """Create a tenant with its first key, or change its rights, limits and keys. Yields a new key, if one was made, and
+    a description of the tenant."""
     stage: ServeConfig = config.stage
-    assert stage.keys is not None and stage.tenant is not None  # noqa: PT018 (the configuration says so)
+    assert stage.keys is not None and stage.tenant is not None  # noqa: PT018 (the configuration has checked it)
     keys = parse_user_path(stage.keys, "stage.keys")
     limits = {
-        "requests_per_minute": stage.requests_per_minute, "tokens_per_minute": stage.tokens_per_minute,
-        "concurrency": stage.concurrency, "token_budget": stage.token_budget,
-    }  # fmt: skip
-    done = change_tenant(
+        "requests_per_minute": stage.requests_per_minute,
+        "tokens_per_minute": stage.tokens_per_minute,
+        "concurrency": stage.concurrency,
+        "token_budget": stage.token_budget,
+    }
+    change = change_tenant(
         keys, stage.tenant, admin=stage.admin, allow=stage.allow, limits=limits, lift=stage.lift, revoke=stage.revoke
     )
-    if done.key is not None:
-        yield f"the key, shown once: {done.key}"
-    if done.revoked:
-        yield f"revoked: {', '.join(done.revoked)}"
-    yield describe_tenant(done.entry)
+    if change.key is not None:
+        yield f"the key, shown once: {change.key}"
+    if change.revoked:
+        yield f"revoked: {', '.join(change.revoked)}"
+    yield describe_tenant(change.entry)
 
 
-def listed(config: Config) -> Iterable[str]:
+def list_tenants(config: Config) -> Iterable[str]:
     stage: ServeConfig = config.stage
     assert stage.keys is not None
     keys = parse_user_path(stage.keys, "stage.keys")
     tenants = read_key_file(keys)
     remedy = f"The tenants are {', '.join(sorted(tenants)) or '(none)'}."
     require(stage.tenant in (None, *tenants), "stage.tenant", stage.tenant, "there is no such tenant", remedy)
-    shown = [entry for name, entry in sorted(tenants.items()) if stage.tenant in (None, name)]
-    return format_tenant_table(shown, read_usage_beside(keys, [entry.tenant.name for entry in shown]))
+    entries = [entry for name, entry in sorted(tenants.items()) if stage.tenant in (None, name)]
+    usage = read_usage_beside(keys, [entry.tenant.name for entry in entries])
+    rows = [build_tenant_row(entry, usage[entry.tenant.name]) for entry in entries]
+    return [*align_columns([TENANT_COLUMNS, *rows])]
 
 
 def describe_tenant(entry: TenantKeys) -> str:
@@ -410,16 +444,8 @@ def describe_tenant(entry: TenantKeys) -> str:
     return f"tenant {tenant.name}: {'; '.join(parts)}; keys: {keys}"
 
 
-def format_tenant_table(entries: Sequence[TenantKeys], used: Mapping[str, Used]) -> list[str]:
-    """Return a header and one line for each tenant.
-
-    Args:
-        used: name of the tenant → its usage.
-    """
-    return [*align_columns([TENANT_COLUMNS, *(tenant_row(entry, used[entry.tenant.name]) for entry in entries)])]
-
-
-def tenant_row(entry: TenantKeys, used: Used) -> tuple[str, ...]:
+def build_tenant_row(entry: TenantKeys, used: Used) -> tuple[str, ...]:
+    """Return the cells of `TENANT_COLUMNS` for a tenant."""
     tenant = entry.tenant
     limits = tenant.limits
     allow = tenant.allow
@@ -441,5 +467,5 @@ def tenant_row(entry: TenantKeys, used: Used) -> tuple[str, ...]:
     )
 
 
-PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {"key": keyed, "tenants": listed}
-"""What is no run, by `stage.action`: the lines that it prints."""
+PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {"key": update_tenant, "tenants": list_tenants}
+"""`stage.action` → function that yields the lines to print, for actions that make no run."""
