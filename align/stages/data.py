@@ -1,4 +1,12 @@
-"""One data set from many sources: read, cleaned, without duplicates and what gives evaluations away, divided, mixed."""
+"""`stage=data`: build one data set from many sources, or remove rows from a data set (`stage.action=forget`).
+
+read and clean the sources into a spool
+score the rows and drop those outside the cuts
+drop rows that are like rows of evaluations (decontamination), duplicates, and rows beyond a source's cap
+divide into a training and a test side; drop training rows that are like test rows
+mix the sources of the training side by weight
+publish the data set with its report
+"""
 
 from __future__ import annotations
 
@@ -98,18 +106,18 @@ from align.run.lineage import find_users
 from align.stages.runner import Inputs, open_tracker
 from align.track import show_progress
 
-LONGEST_LABEL = 60
-"""Characters of sources' names in a run's name."""
+MAX_LABEL_LENGTH = 60
+"""Maximum number of characters of the sources' names in a run's name."""
 
 
 def inputs(config: Config) -> Inputs:
     stage: DataStageConfig = config.stage
     if stage.action == FORGET:
-        return forgetting(config)
+        return find_forget_inputs(config)
     path_source = {"path": config.data.path, "columns": config.data.columns, "metadata": config.data.metadata}
-    given = stage.sources or [{key: value for key, value in path_source.items() if value is not None}]
-    sources = [source.opened(find_store_url(config), config.data.allow_simulated) for source in parsed_sources(given)]
-    # Settings that contradict the sources, or name what there is not, are refused before anything is read.
+    entries = stage.sources or [{key: value for key, value in path_source.items() if value is not None}]
+    sources = [source.opened(find_store_url(config), config.data.allow_simulated) for source in parsed_sources(entries)]
+    # Each call checks a setting against the sources before any data is read.
     by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
     shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)
     steps_of(stage.clean, "stage.clean", count_tokens=(lambda _: 0) if stage.counts_tokens else None)
@@ -118,128 +126,135 @@ def inputs(config: Config) -> Inputs:
     records = {f"sources.{source.name}": source.record() for source in sources}
     for i, evaluation_set in enumerate(parsed_sets(stage.contamination.against)):
         records[f"against.{i}"] = build_files_input(evaluation_set.path, f"{AGAINST}[{i}]")
-    for i, spec in enumerate(stage.find_arguments("fn")):  # the same name may be another function by now
+    for i, spec in enumerate(stage.find_arguments("fn")):
         field = "stage.clean, fn"
-        places = [f"{file_digest(file)}:{name}" for file, name in find_definitions(load_function(spec, field))]
-        source = source_of_function(spec, field)
-        records[f"clean.fn.{i}"] = Input(file_digest(source) if source else spec, ref=spec, details={"defined": places})
+        # Digests of the files, since a name may refer to another function later.
+        definitions = [f"{file_digest(file)}:{name}" for file, name in find_definitions(load_function(spec, field))]
+        module_file = source_of_function(spec, field)
+        digest = file_digest(module_file) if module_file else spec
+        records[f"clean.fn.{i}"] = Input(digest, ref=spec, details={"defined": definitions})
     for i, path in enumerate(stage.find_arguments("patterns")):
-        there = parse_user_path(path, "stage.clean, patterns")
-        check_readable(there, "stage.clean, patterns")
-        records[f"clean.patterns.{i}"] = Input(file_digest(there), path=path)
+        patterns_file = parse_user_path(path, "stage.clean, patterns")
+        check_readable(patterns_file, "stage.clean, patterns")
+        records[f"clean.patterns.{i}"] = Input(file_digest(patterns_file), path=path)
     if stage.score.by == REWARD:
         records |= reward_inputs(build_reward_spec(config.reward), config.run.folder, None)
     base = None
-    if config.model.path is not None:  # it counts tokens, scores rows, and renders those that the report shows
+    if config.model.path is not None:  # used to count tokens, to score rows and to render the report's examples
         base = find_base(config.model.path, config.model.revision)
         records["base"] = Input(base.digest, ref=base.id)
-    name = "-".join(source.name for source in sources)[:LONGEST_LABEL]
+    name = "-".join(source.name for source in sources)[:MAX_LABEL_LENGTH]
     return Inputs(config, name, base, records, lambda: (sources,))
 
 
-def forgetting(config: Config) -> Inputs:
-    """Return the inputs of `stage.action=forget`: a data set, and some of its rows. Nothing of the run says which rows:
-    an id can be guessed from a short text."""
-    task, record = asked_for(
-        Path(config.data.path or ""), config.stage.forget, partial(standing, find_store_url(config))
-    )
+def find_forget_inputs(config: Config) -> Inputs:
+    """Return the inputs of `stage.action=forget`: a data set and the rows to remove. The configuration loses the rows'
+    ids, because the id of a short text can be guessed."""
+    data_path = Path(config.data.path or "")
+    task, record = asked_for(data_path, config.stage.forget, partial(standing, find_store_url(config)))
     config = replace_values(config, stage=replace_values(config.stage, forget=NOT_KEPT))
     return Inputs(config, f"{task.name}-forget", None, {"data": record}, lambda: (task,))
 
 
-def run(run: Run, config: Config, given: Any) -> StageResult:
-    return forgotten(run, config, given) if config.stage.action == FORGET else data_set_of(run, config, given)
+def run(run: Run, config: Config, sources_or_task: Any) -> StageResult:
+    if config.stage.action == FORGET:
+        return forgotten(run, config, sources_or_task)
+    return data_set_of(run, config, sources_or_task)
 
 
 def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
-    """Read, clean, score, compare, divide, mix and publish, in this order."""
+    """Build and publish a data set: read, clean, score, drop, divide and mix the rows, in this order."""
     stage: DataStageConfig = config.stage
     names = [source.name for source in sources]
-    ranks = by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
+    source_ranks = by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
     engine = embedded if stage.engine == EMBEDDED else DaftRunner(stage.engine == RAY, stage.workers, stage.ray)
     shapes = [recognised(source) for source in sources]
-    for source, found in zip(sources, shapes, strict=True):
-        if found["shapes"]:
-            print(shapes_line(source.name, found), flush=True)
-    sets = parsed_sets(stage.contamination.against)
-    evaluations = Evaluations(read_sets(sets), stage.contamination.near)
-    against = [evaluation_set.path for evaluation_set in sets]
-    tokenizer = tokenizer_of(run, config)
-    count = None if tokenizer is None else partial(token_count, tokenizer)
-    steps = steps_of(stage.clean, "stage.clean", count_tokens=count)
-    kind, accounts = gathered(run, config, sources, steps, count, engine)
+    for source, shape in zip(sources, shapes, strict=True):
+        if shape["shapes"]:
+            print(shapes_line(source.name, shape), flush=True)
+    evaluation_sets = parsed_sets(stage.contamination.against)
+    evaluations = Evaluations(read_sets(evaluation_sets), stage.contamination.near)
+    evaluation_paths = [evaluation_set.path for evaluation_set in evaluation_sets]
+    tokenizer = load_base_tokenizer(run, config)
+    count_tokens = None if tokenizer is None else partial(token_count, tokenizer)
+    steps = steps_of(stage.clean, "stage.clean", count_tokens=count_tokens)
+    kind, read_counts = gather_sources(run, config, sources, steps, count_tokens, engine)
     rows = Rows(Spool(run.checkpoints), kind, names)
-    hide = Cleaner(steps).hidden
+    hide_personal = Cleaner(steps).hidden
     funnel = Funnel(rows.numbers("source").astype(np.int64), names)
     funnel.note("after_cleaning")
-    examples = Examples(run.folder, rows, funnel.source, hide)
+    examples = Examples(run.folder, rows, funnel.source, hide_personal)
     losses = list[Loss]()
 
-    def add_losses(found: Iterable[Loss]) -> None:
-        for loss in found:
+    def add_losses(new_losses: Iterable[Loss]) -> None:
+        for loss in new_losses:
             losses.append(loss)
             print("\n".join(loss_lines(loss)), flush=True)
 
     funnel.watch = lambda step: add_losses(examples.find_losses(funnel, step))
-    add_losses(find_read_losses(names, accounts, hide))
-    scored = by_score(run, config, rows, funnel)
+    add_losses(find_read_losses(names, read_counts, hide_personal))
+    row_scores = drop_by_score(run, config, rows, funnel)
     with nothing_to_go_on_from(run):
-        draw = draws(rows.first_bits("content_id"), config.seed)
-        given_away = evaluations.leaks(rows, funnel.kept)
-        without(funnel, "after_decontamination", given_away.text, stage.contamination)
-        duplicates = without_duplicates(rows, funnel, preference(funnel.source, ranks), stage, engine)
-        funnel.drop("after_caps", over_caps(funnel.kept, funnel.source, draw, [source.cap for source in sources]))
-        test = divided(rows, funnel, duplicates, config)
-        leaks = shared_sides(rows, funnel, test, stage)
-        without(funnel, "after_test_decontamination", leaks.text, stage.contamination)
+        random_order = draws(rows.first_bits("content_id"), config.seed)
+        evaluation_leaks = evaluations.leaks(rows, funnel.kept)
+        drop_if_removing(funnel, "after_decontamination", evaluation_leaks.text, stage.contamination)
+        duplicates = drop_duplicate_rows(rows, funnel, preference(funnel.source, source_ranks), stage, engine)
+        caps = [source.cap for source in sources]
+        funnel.drop("after_caps", over_caps(funnel.kept, funnel.source, random_order, caps))
+        is_test = choose_test_rows(rows, funnel, duplicates, config)
+        test_leaks = find_test_leaks(rows, funnel, is_test, stage)
+        drop_if_removing(funnel, "after_test_decontamination", test_leaks.text, stage.contamination)
         mix = stage.mix
-        size = np.ones(len(test), np.int64) if mix.by == "rows" else rows.numbers(mix.by).astype(np.int64)
+        size = np.ones(len(is_test), np.int64) if mix.by == "rows" else rows.numbers(mix.by).astype(np.int64)
         train = mixture(
-            funnel.kept & ~test,
+            funnel.kept & ~is_test,
             funnel.source,
             size,
-            draw,
+            random_order,
             names,
             weights=[source.weight for source in sources],
             total=mix.total,
             repeat=mix.repeat,
             temperature=mix.temperature,
         )
-        check_some(config, funnel, test, train, given_away, leaks)
+        require_rows(config, funnel, is_test, train, evaluation_leaks, test_leaks)
 
-    times = np.where(funnel.kept & test, 1, train.times).astype(np.int32)  # the test side is as it is
-    written = times > 0
-    scores = scored.scores if scored else None
-    chosen = Chosen(times, test, duplicates.dropped, clusters(duplicates), scores)
-    evidence = found_in(against, given_away) + found_in(["the test split"], leaks)
-    said = {
-        **account_of(sources, run.inputs, shapes, accounts, funnel, test, train),
+    times = np.where(funnel.kept & is_test, 1, train.times).astype(np.int32)  # only the training side is mixed
+    is_published = times > 0
+    selection = Chosen(
+        times, is_test, duplicates.dropped, clusters(duplicates), row_scores.scores if row_scores else None
+    )
+    evidence = found_in(evaluation_paths, evaluation_leaks) + found_in(["the test split"], test_leaks)
+    account = {
+        **account_of(sources, run.inputs, shapes, read_counts, funnel, is_test, train),
         "evaluations": evidence,
-        "found": found_of(duplicates, given_away, leaks),
-        **(scored.said if scored else {}),
-        "lengths": lengths(rows.numbers("characters")[written], funnel.source[written], names),
+        "found": found_of(duplicates, evaluation_leaks, test_leaks),
+        **(row_scores.account if row_scores else {}),
+        "lengths": lengths(rows.numbers("characters")[is_published], funnel.source[is_published], names),
         "losses": [{key: loss[key] for key in ("source", "step", "removed", "of")} for loss in losses],
     }
-    shutil.rmtree(target := run.folder / "artifact", ignore_errors=True)
+    target = run.folder / "artifact"
+    shutil.rmtree(target, ignore_errors=True)
     begins("publishes", int(times.sum()))
     with atomic.publish_folder(target) as folder:
-        data = publish(folder, rows, chosen, said)
-    gone = examples.leaked(given_away, against) + examples.leaked(leaks, ["the test split"])
-    examples.write(DROPPED, cleaned_away(names, accounts) + gone)
-    examples.write_duplicates(duplicates, chosen.heads)
-    examples.write_rows(written & ~test, partial(render_tokens, tokenizer))
-    if scored:
-        examples.write_scores(scored.scores, scored.out)
+        data = publish(folder, rows, selection, account)
+    leak_examples = examples.leaked(evaluation_leaks, evaluation_paths)
+    leak_examples += examples.leaked(test_leaks, ["the test split"])
+    examples.write(DROPPED, cleaned_away(names, read_counts) + leak_examples)
+    examples.write_duplicates(duplicates, selection.heads)
+    examples.write_rows(is_published & ~is_test, partial(render_tokens, tokenizer))
+    if row_scores:
+        examples.write_scores(row_scores.scores, row_scores.is_dropped)
     with open_tracker(run) as track:
-        for step, (name, left) in enumerate(funnel.steps.items(), start=1):
-            track.log(step, {"name": name, "rows": sum(left)})
+        for step, (name, counts) in enumerate(funnel.steps.items(), start=1):
+            track.log(step, {"name": name, "rows": sum(counts)})
     return StageResult(metrics_of(data), tuple(summary_lines(data, to_plain_dict(config)["stage"])))
 
 
 @contextmanager
 def nothing_to_go_on_from(run: Run) -> Iterator[None]:
-    """Remove the spool if rows are refused in the block: the same command would refuse them again. It stays if the disk
-    is full or workers cannot be had."""
+    """Remove the spool if the block raises InputError about the data, because a resumed run would raise it again. The
+    spool stays if the disk is full or workers are missing."""
     try:
         yield
     except InputError as error:
@@ -248,75 +263,86 @@ def nothing_to_go_on_from(run: Run) -> Iterator[None]:
         raise
 
 
-def check_some(
-    config: Config, funnel: Funnel, test: np.ndarray, train: Mixed, given_away: Matches, leaks: Matches
+def require_rows(
+    config: Config, funnel: Funnel, is_test: np.ndarray, train: Mixed, evaluation_leaks: Matches, test_leaks: Matches
 ) -> None:
-    """Raise InputError if no row is left, or none to train on."""
-    at = "stage.sources"
-    given = ", ".join(funnel.names)
+    """Raise InputError if no row is left, or no row to train on."""
+    field = "stage.sources"
+    names = ", ".join(funnel.names)
     removes = config.stage.contamination.action == "remove"
-    if removes and len(given_away.text) and not any(funnel.steps["after_decontamination"]):
+    if removes and len(evaluation_leaks.text) and not any(funnel.steps["after_decontamination"]):
         problem = "leave no row: all are like rows of stage.contamination.against"
-        raise InputError(at, given, problem, "Write stage.contamination.action=report, and look at its report.")
-    require(bool(funnel.kept.any()), at, given, "leave no row", "Look at the settings that leave rows out.")
+        raise InputError(field, names, problem, "Write stage.contamination.action=report, and look at its report.")
+    require(bool(funnel.kept.any()), field, names, "leave no row", "Look at the settings that leave rows out.")
     if config.data.held_out == 1 or train.times.any():
         return
-    if removes and len(leaks.text) and not (funnel.kept & ~test).any():
+    if removes and len(test_leaks.text) and not (funnel.kept & ~is_test).any():
         problem = "leave no row to train on: all that could be are like rows to measure on"
-        raise InputError(at, given, problem, "Write stage.contamination.test=false, or another data.held_out.")
-    raise InputError(at, given, "leave no row to train on", "Look at the report of a run with data.held_out=1.")
+        raise InputError(field, names, problem, "Write stage.contamination.test=false, or another data.held_out.")
+    raise InputError(field, names, "leave no row to train on", "Look at the report of a run with data.held_out=1.")
 
 
-def gathered(
+def gather_sources(
     run: Run,
     config: Config,
     sources: Sequence[Source],
     steps: Sequence[tuple[str, Step]],
-    count: CountTokens | None,
+    count_tokens: CountTokens | None,
     engine: TaskRunner,
 ) -> tuple[str, Sequence[Mapping[str, Any]]]:
-    """Read, clean and write every source into the run's spool. Returns the kind of their records, and an account each.
+    """Read and clean every source and write its rows to the run's spool. Returns the kind of the records, and the
+    counts of each source.
 
     Raises:
-        InputError: rows are refused, sources are of different kinds, or one is empty after cleaning.
+        InputError: a row is invalid, sources are of different kinds, or one is empty after cleaning.
     """
     stage: DataStageConfig = config.stage
-    wanted = Wanted(
+    row_fields = Wanted(
         stage.duplicates.over,
         stage.duplicates.near is not None,
         stage.split.read.get("split", ""),
         stage.split.read.get("time", ""),
-        count if stage.mix.by == "tokens" else None,
+        count_tokens if stage.mix.by == "tokens" else None,
     )
     spool = Spool(run.checkpoints)
-    skips = config.data.on_bad_row == "skip"
+    skip_bad_rows = config.data.on_bad_row == "skip"
     with nothing_to_go_on_from(run):
         kind = sources[0].kind()
-    gatherings = [Gathering(spool, source, number, steps, wanted, kind, skips) for number, source in enumerate(sources)]
+    gatherings = [
+        Gathering(spool, source, number, steps, row_fields, kind, skip_bad_rows)
+        for number, source in enumerate(sources)
+    ]
     if engine is not embedded:
-        make_ahead(engine, gatherings, seldom(lambda made, of, s: f"{made:,} of {of:,} parts made in {s:.0f} s"))
+        report = seldom(lambda parts, total, seconds: f"{parts:,} of {total:,} parts made in {seconds:.0f} s")
+        make_ahead(engine, gatherings, report)
     with nothing_to_go_on_from(run):
-        accounts = [
+        read_counts = [
             gathering.run(reading(gathering.source.name, partial(compute_read_share, gathering.source.files)))
             for gathering in gatherings
         ]
-    return kind, accounts
+    return kind, read_counts
 
 
-class Scored(NamedTuple):
-    """The rows' scores, float64 (N); which are left out by them, bool (N); and what `data.json` says of both."""
+class RowScores(NamedTuple):
+    """The scores of all rows.
+
+    Attributes:
+        scores: float64 (N), nan for a row without a score.
+        is_dropped: bool (N), True for rows outside the cuts.
+        account: the scores' entry in `data.json`.
+    """
 
     scores: np.ndarray
-    out: np.ndarray
-    said: dict[str, Any]
+    is_dropped: np.ndarray
+    account: dict[str, Any]
 
 
 def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
-    """Return the score of each row by `stage.score.by`, float64 (N) and nan for none, and the scorer's name for people.
-    Models are loaded here, and are gone when the rows are scored.
+    """Return the score of each row by `stage.score.by`, float64 (N) with nan for a row without a score, and the
+    scorer's title. Models are loaded here and freed on return.
 
     Raises:
-        InputError: the rows are answers with a label, none of them can be scored, or a score is not finite.
+        InputError: the rows are labelled answers, no row can be scored, or a score is not finite.
     """
     from align.evals.judges.identity import scorer_title
     from align.evals.row_scores import load_loss, load_reward
@@ -331,12 +357,19 @@ def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     if is_loss:
-        template = config.data.template, config.data.template_kwargs
-        score = load_loss(run.base, *template, device, dtype, settings.max_length, settings.batch_size)
+        score = load_loss(
+            run.base,
+            config.data.template,
+            config.data.template_kwargs,
+            device,
+            dtype,
+            settings.max_length,
+            settings.batch_size,
+        )
     else:
-        first = read_rows(rows, np.arange(min(PIECE, rows.count)))
+        first_rows = read_rows(rows, np.arange(min(PIECE, rows.count)))
         models = load_reward_artifacts(run.inputs)
-        score = load_reward(build_reward_spec(config.reward), models, first, device, dtype, settings.batch_size)
+        score = load_reward(build_reward_spec(config.reward), models, first_rows, device, dtype, settings.batch_size)
 
     def score_finite(records: Sequence[Any]) -> np.ndarray:
         scores = score(records)
@@ -347,30 +380,40 @@ def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
     print(f"scores {counted(rows.count, 'row')} by the {settings.by} of {title}", flush=True)
     with show_progress("score", rows.count, scored_before(rows)) as bar:
         scores = scored(rows, score_finite, bar.advance)
-    what = "no text and no answer that is trained on" if is_loss else "no answer behind a question"
-    problem = f"finds nothing to score: there is {what}, or none that the model's context holds"
+    missing = "no text and no answer that is trained on" if is_loss else "no answer behind a question"
+    problem = f"finds nothing to score: there is {missing}, or none that the model's context holds"
     require(not np.isnan(scores).all(), "stage.score.by", settings.by, problem, "Drop it, or score by the other.")
     return scores, title
 
 
-def by_score(run: Run, config: Config, rows: Rows, funnel: Funnel) -> Scored | None:
-    """Score the rows, and leave out those outside of what is asked for. Returns None if no scores are asked for."""
-    asked: ScoreConfig = config.stage.score
-    if asked.by is None:
+def drop_by_score(run: Run, config: Config, rows: Rows, funnel: Funnel) -> RowScores | None:
+    """Score the rows and drop those outside the cuts of `stage.score`. Returns None if the stage has no scores."""
+    settings: ScoreConfig = config.stage.score
+    if settings.by is None:
         return None
     scores, scorer = score_rows(run, config, rows)
-    out = outside(
-        scores, rows.first_bits("content_id"), funnel.source, asked.keep, asked.within, asked.least, asked.most
+    is_dropped = outside(
+        scores,
+        rows.first_bits("content_id"),
+        funnel.source,
+        settings.keep,
+        settings.within,
+        settings.least,
+        settings.most,
     )
-    funnel.drop("after_score", out)
-    how = {key: getattr(asked, key) for key in ("by", "within", "least", "most")} | {"keep": list(asked.keep)}
-    found = account_of_scores(scores, out, funnel.source, funnel.names)
-    return Scored(scores, out, {"scores": {"scorer": scorer, **how, **found}})
+    funnel.drop("after_score", is_dropped)
+    account = {
+        "scorer": scorer,
+        **{key: getattr(settings, key) for key in ("by", "within", "least", "most")},
+        "keep": list(settings.keep),
+        **account_of_scores(scores, is_dropped, funnel.source, funnel.names),
+    }
+    return RowScores(scores, is_dropped, {"scores": account})
 
 
-def tokenizer_of(run: Run, config: Config) -> Any | None:
-    """Load the tokenizer of `model=`, which counts tokens and renders rows for the report. Returns None without a
-    model."""
+def load_base_tokenizer(run: Run, config: Config) -> Any | None:
+    """Load the tokenizer of `model=`, with which tokens are counted and rows are rendered for the report. Returns None
+    without a model."""
     if run.manifest.base is None:
         return None
     from align.models.load import load_tokenizer
@@ -380,97 +423,107 @@ def tokenizer_of(run: Run, config: Config) -> Any | None:
     return tokenizer
 
 
-def without_duplicates(
+def drop_duplicate_rows(
     rows: Rows, funnel: Funnel, order: np.ndarray, stage: DataStageConfig, engine: TaskRunner
 ) -> Duplicates:
-    """Find the duplicates of rows that stay, and leave them out of the funnel unless they are only to be reported."""
-    asked = stage.duplicates
-    found = [NO_DUPLICATES]
+    """Find duplicates among the remaining rows and drop them, unless `stage.duplicates.action=report`.
+
+    Args:
+        order: order of preference of the rows: the first one of a cluster stays.
+    """
+    settings = stage.duplicates
+    found_by_step = [NO_DUPLICATES]
     begins("looks for duplicates among", int(funnel.kept.sum()))
-    if asked.exact:
-        found.append(copies(rows, funnel.kept, order, funnel.source, asked.among))
-        without(funnel, "after_exact_dedup", found[-1].dropped, asked)
-    if asked.near is not None and rows.kind == DOCUMENTS:
-        alone = funnel.kept.copy()
-        alone[found[-1].dropped] = False  # also where copies are only reported
+    if settings.exact:
+        exact = copies(rows, funnel.kept, order, funnel.source, settings.among)
+        found_by_step.append(exact)
+        drop_if_removing(funnel, "after_exact_dedup", exact.dropped, settings)
+    if settings.near is not None and rows.kind == DOCUMENTS:
+        is_compared = funnel.kept.copy()
+        is_compared[found_by_step[-1].dropped] = False  # exact duplicates stay in the funnel if only reported
         near = near_duplicates(
-            rows, alone, order, funnel.source, threshold=asked.near, among=asked.among, engine=engine
+            rows, is_compared, order, funnel.source, threshold=settings.near, among=settings.among, engine=engine
         )
-        found.append(near)
-        without(funnel, "after_near_dedup", near.dropped, asked)
-    return joined(found)
+        found_by_step.append(near)
+        drop_if_removing(funnel, "after_near_dedup", near.dropped, settings)
+    return joined(found_by_step)
 
 
-def without(funnel: Funnel, step: str, rows: np.ndarray, asked: DuplicatesConfig | ContaminationConfig) -> None:
-    """Leave rows out of the funnel, unless they are only to be reported."""
-    funnel.drop(step, rows if asked.action == "remove" else rows[:0])
+def drop_if_removing(
+    funnel: Funnel, step: str, rows: np.ndarray, settings: DuplicatesConfig | ContaminationConfig
+) -> None:
+    """Drop rows if the settings have `action=remove`, and none if they only report. Ends the step either way."""
+    funnel.drop(step, rows if settings.action == "remove" else rows[:0])
 
 
-def divided(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) -> np.ndarray:
-    """Return whether each row is measured on, bool (N). Rows that belong together are on one side."""
+def choose_test_rows(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) -> np.ndarray:
+    """Return which rows are on the test side, bool (N). Rows with the same question, the same group or in a cluster of
+    duplicates are on one side."""
     split = config.stage.split
     numbers = np.flatnonzero(funnel.kept)
-    test = np.zeros(len(funnel.kept), bool)
+    is_test = np.zeros(len(funnel.kept), bool)
 
-    def links() -> Iterator[np.ndarray]:  # one after another: each is as long as the rows are many
+    def iter_links() -> Iterator[np.ndarray]:  # a generator, so that only one array of N labels is in memory
         yield group_labels(rows.column("group"), funnel.source)[numbers]
-        yield duplicate_labels(duplicates, len(test))[numbers]
+        yield duplicate_labels(duplicates, len(is_test))[numbers]
 
-    of = units(rows.first_bits("question")[numbers], *(labels for labels in links() if (labels >= 0).any()))
+    links = (labels for labels in iter_links() if (labels >= 0).any())
+    row_units = units(rows.first_bits("question")[numbers], *links)
     if split.by == "question":
-        test[numbers] = held_back(of, config.data.held_out)
-        return test
+        is_test[numbers] = held_back(row_units, config.data.held_out)
+        return is_test
     values = rows.column("time" if split.by == "time" else "split").take(numbers).to_pylist()
     column = next(iter(split.read.values()))
-    is_test = written_since(values, split.since, column) if split.by == "time" else named_sides(values, column)
-    test[numbers] = whole_units(of, is_test)
-    return test
+    is_test_value = written_since(values, split.since, column) if split.by == "time" else named_sides(values, column)
+    is_test[numbers] = whole_units(row_units, is_test_value)
+    return is_test
 
 
-def shared_sides(rows: Rows, funnel: Funnel, test: np.ndarray, stage: DataStageConfig) -> Matches:
-    """Find the rows to train on that give away rows to measure on."""
-    measured = funnel.kept & test & stage.contamination.test
+def find_test_leaks(rows: Rows, funnel: Funnel, is_test: np.ndarray, stage: DataStageConfig) -> Matches:
+    """Find training rows that contain, or are nearly the same as, rows of the test side."""
+    is_measured = funnel.kept & is_test & stage.contamination.test
     near = stage.contamination.near
     if near and rows.kind == DOCUMENTS and stage.duplicates.finds_all(near):
-        near = None  # of rows that are nearly the same, one alone was kept
-    leaks = leaks_of(rows, measured, funnel.kept & ~test, near)
+        near = None  # near-duplicates were dropped already
+    leaks = leaks_of(rows, is_measured, funnel.kept & ~is_test, near)
     if near is None or rows.kind != DOCUMENTS:
         return leaks
-    return drop_templated(leaks, rows, measured, near, finds_all=near >= SURE)
+    return drop_templated(leaks, rows, is_measured, near, finds_all=near >= SURE)
 
 
-def forgotten(run: Run, config: Config, given: Forgetting) -> StageResult:
-    """Write the data set again without some rows, and only then take the old one away."""
+def forgotten(run: Run, config: Config, task: Forgetting) -> StageResult:
+    """Publish a data set again without some rows, then remove the old one."""
     artifact = run.folder / "artifact"
-    with alone_on(given.old):
-        said = read_replacement(given.old, "data.path")
-        if said is None:
-            found = data_set(given.old)
+    with alone_on(task.old):
+        replacement = read_replacement(task.old, "data.path")
+        if replacement is None:
+            old_data_set = data_set(task.old)
             at = utc_now()
-            shutil.rmtree(artifact, ignore_errors=True)  # of an attempt that was cut off
+            shutil.rmtree(artifact, ignore_errors=True)  # of an attempt that was interrupted
             with atomic.publish_folder(artifact) as folder:
-                forget(folder, found, given.masks, given.reason, at)
-            said = {
+                forget(folder, old_data_set, task.masks, task.reason, at)
+            replacement = {
                 "by": run.manifest.ref,
                 "folder": str(run.folder.absolute()),
-                "reason": given.reason,
+                "reason": task.reason,
                 "at": at,
-                "root": found.data["root"],
+                "root": old_data_set.data["root"],
                 "digest": run.inputs["data"].digest,
             }
-        elif said["by"] != run.manifest.ref:
-            check_not_replaced(given.old, "data.path")
+        elif replacement["by"] != run.manifest.ref:
+            check_not_replaced(task.old, "data.path")
         data = data_set(artifact).data
-        retire(given.old, said)
+        retire(task.old, replacement)
     roots = {*roots_before(data)}
-    used, unread = find_users(config.run.folder, lambda read: read.details.get("root") in roots)
-    used = [name for name in used if not name.startswith("data/")]
+    users, unreadable = find_users(config.run.folder, lambda record: record.details.get("root") in roots)
+    users = [name for name in users if not name.startswith("data/")]
     count = data["replaces"]["count"]
-    lines = [f"{counted(count, 'row')} forgotten; root {data['root'][:12]} replaces {said['root'][:12]}"]
-    lines.append(f"data:{given.name} is removed, with its report and examples")
+    lines = [f"{counted(count, 'row')} forgotten; root {data['root'][:12]} replaces {replacement['root'][:12]}"]
+    lines.append(f"data:{task.name} is removed, with its report and examples")
     lines.append(
-        "runs that trained on it, or on what was made from it:" if used else "no run here names it as its data"
+        "runs that trained on it, or on what was made from it:" if users else "no run here names it as its data"
     )
-    lines += used
-    lines += ["runs that cannot be read, so look yourself:", *unread] if unread else []
-    return StageResult({**metrics_of(data), "forgotten": count, "runs": used}, tuple(lines))
+    lines += users
+    if unreadable:
+        lines += ["runs that cannot be read, so look yourself:", *unreadable]
+    return StageResult({**metrics_of(data), "forgotten": count, "runs": users}, tuple(lines))
