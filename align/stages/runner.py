@@ -386,7 +386,7 @@ def run_stage(run: Run, config: Config, inputs: Inputs) -> StageResult:
             rows = inputs.rows()  # before torch is imported, so that a wrong row is reported at once
             id_metrics = {}
             if inputs.trains:
-                naming = choose_id_scheme(DataSource.of(config.data), find_store_url(config), config.project)
+                naming = choose_id_scheme(DataSource.from_settings(config.data), find_store_url(config), config.project)
                 id_metrics = write_trained_ids(run.folder, rows[0], naming, config.data.system or None)
         if inputs.trains and not id_metrics:
             print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
