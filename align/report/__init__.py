@@ -1,9 +1,16 @@
-"""A run's `report.html`: one self-contained file, readable anywhere, safe to open, alive while the run trains.
+"""The `report.html` of a run: one self-contained HTML file that is updated while the run trains.
 
-`page` is a page that grows block by block, `words` writes figures out, `plots` draws (matplotlib is imported there and
-nowhere else), `figures` says what each figure is called and how it is read, `origins` what a run was made of, `stages`
-what a stage shows, and `live` when it is written. Everything is read from the run's folder: its manifest, its streams
-and the evidence beside them. No torch in here.
+Everything on it is read from the run's folder: the manifest, the metrics stream and the files beside them. The package
+does not import torch.
+
+- `page`: a page to which blocks are appended, and its templates
+- `figure_text`: formatting of numbers
+- `figure_labels`: label, unit and explanation of every metric
+- `plots`: matplotlib plots; matplotlib is imported inside its functions only
+- `headlines`: the summary of a run in a few sentences
+- `origins`: inputs, configuration, hardware and code of a run
+- `stages`: curves and sections of each stage
+- `live`: when the page is written
 """
 
 from align.report.figure_text import few, format_figure, in_words

@@ -1,4 +1,4 @@
-"""Figures in words: numbers as a person reads them, and what is to be said of few observations."""
+"""Formatting of metrics as text: numbers, intervals, percentages, durations and notes on small samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FEW = 20
 
 
 def format_figure(value: Any) -> str:
-    """A figure as a person reads it: four significant digits, thousands parted, an interval as `0.62 [0.55, 0.69]`."""
+    """Format a metric: four significant digits, commas between thousands, an interval as `0.62 [0.55, 0.69]`."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -33,9 +33,14 @@ def format_figure(value: Any) -> str:
 
 
 def in_words(figure: Mapping[str, Any], digits: str = ".3f") -> str:
-    """`0.812 [0.760, 0.856]` of `{value, low, high}`; an interval may be missing. What these digits would show as 0 is
-    written with two that count."""
-    value, low, high = figure["value"], figure["low"], figure["high"]
+    """Format `{value, low, high}` as `0.812 [0.760, 0.856]`, or as `0.812 (no interval)` without bounds.
+
+    Args:
+        digits: format specification. If it would round a number to 0, two significant digits are used instead.
+    """
+    value = figure["value"]
+    low = figure["low"]
+    high = figure["high"]
     numbers = [number for number in (value, low, high) if number is not None]
     if any(number != 0 and float(f"{number:{digits}}".replace(",", "")) == 0 for number in numbers):
         digits = ".2g"
@@ -45,41 +50,48 @@ def in_words(figure: Mapping[str, Any], digits: str = ".3f") -> str:
 
 
 def from_to(before: float, after: float) -> str:
-    """`rose from 0.10 to 0.25`, in as many decimals as tell them apart, two to five; or `stayed at 0.10`."""
+    """Describe a change: `rose from 0.10 to 0.25`, `fell from …` or `stayed at 0.10`.
+
+    The numbers have as many decimals as it takes to tell them apart, from two to five.
+    """
     verb = "fell" if after < before else "rose"
     for digits in range(2, 6):
-        texts = f"{before:.{digits}f}", f"{after:.{digits}f}"
-        if texts[0] != texts[1]:
-            return f"{verb} from {texts[0]} to {texts[1]}"
+        before_text = f"{before:.{digits}f}"
+        after_text = f"{after:.{digits}f}"
+        if before_text != after_text:
+            return f"{verb} from {before_text} to {after_text}"
     return f"stayed at {before:.2f}"
 
 
 NO_BREAK = "\u00a0"
-"""A blank at which no line breaks."""
+"""A no-break space."""
 
 
 def percent(value: Any) -> str:
-    """A share in percent, `82 % [77, 87]` where it has an interval; with a decimal where the interval is narrow."""
+    """Format a share as a percentage, with its interval if it has one: `82 % [77, 87]`.
+
+    The numbers have a decimal if the interval is narrower than two percentage points.
+    """
     if not is_interval(value):
         return f"{100 * value:.3g}{NO_BREAK}%"
-    narrow = value["low"] is not None and value["high"] - value["low"] < 0.02
-    number = ".1f" if narrow else ".0f"
-    shown = f"{100 * value['value']:{number}}{NO_BREAK}%"
-    return f"{shown} [{100 * value['low']:{number}}, {100 * value['high']:{number}}]" if is_bounded(value) else shown
+    is_narrow = value["low"] is not None and value["high"] - value["low"] < 0.02
+    digits = ".1f" if is_narrow else ".0f"
+    share = f"{100 * value['value']:{digits}}{NO_BREAK}%"
+    return f"{share} [{100 * value['low']:{digits}}, {100 * value['high']:{digits}}]" if is_bounded(value) else share
 
 
 def signed(value: float) -> str:
-    """Two decimals, with the minus of print."""
+    """Format a number with two decimals and a typographic minus sign."""
     return f"{value:.2f}".replace("-", "−")
 
 
 def few(n: int) -> str:
-    """What stands behind a number of observations that is too small for its interval to say much."""
+    """Return a note to append to a number of observations below FEW. Returns an empty string for larger numbers."""
     return f", fewer than {FEW}" if n < FEW else ""
 
 
 def duration(seconds: float) -> str:
-    """`42 seconds`, `12 minutes`, `3 h 20 min`."""
+    """Format a duration as `42 seconds`, `12 minutes` or `3 h 20 min`."""
     if seconds < 90:
         return f"{seconds:.0f} seconds" if round(seconds) != 1 else "1 second"
     if seconds < 90 * 60:
@@ -88,26 +100,34 @@ def duration(seconds: float) -> str:
 
 
 def moment(iso: str, clock: str = "%H:%M") -> str:
-    """A time of a manifest, `27 November 2026, 14:03 UTC`."""
-    at = datetime.fromisoformat(iso)
-    return f"{at.day} {at:%B %Y}, {at.strftime(clock)} UTC"
+    """Format an ISO time of a manifest as `27 November 2026, 14:03 UTC`.
+
+    Args:
+        clock: format of the time of day.
+    """
+    time = datetime.fromisoformat(iso)
+    return f"{time.day} {time:%B %Y}, {time.strftime(clock)} UTC"
 
 
 def one_line(text: str) -> str:
-    """Somebody's text on one line: what would move a terminal's cursor is written out."""
+    """Escape line breaks, control characters and everything else in a text that could move a terminal's cursor."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def align_columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows of equally many cells as lines, each column as wide as its widest cell."""
+    """Yield rows of cells as lines of text, each column as wide as its widest cell.
+
+    Args:
+        lines: rows of equally many cells.
+    """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
 
 
-def counted(n: int, what: str) -> str:
-    """`1 prompt`, `2,000 prompts`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+def counted(n: int, noun: str) -> str:
+    """Format a number with its noun in the singular or plural: `1 prompt`, `2,000 prompts`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def is_number(value: Any) -> bool:
@@ -123,7 +143,7 @@ def is_bounded(interval: Mapping[str, Any]) -> bool:
 
 
 def flattened(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key → figure, of nested mappings; an interval is one figure."""
+    """Yield (dotted key, value) of nested mappings of metrics. An interval is one value."""
     for name, value in figures.items():
         if isinstance(value, Mapping) and not is_interval(value):
             yield from flattened(value, f"{prefix}{name}.")

@@ -1,4 +1,4 @@
-"""The page of a judge: how often it agrees with a reference, whether it may decide gates, and where it errs."""
+"""The report page of a judge: agreement with a reference, use in gates, and wrongly judged pairs."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from align.report.run_view import RunView
 from align.report.stages import add_pairs
 
 LABELS = ("yes", "no")
-COINS = {"log_loss": "log loss, nats (a coin has 0.693)", "brier": "Brier score (a coin has 0.25)"}
-SLOPES = {"length_slope": "taste for length, the judge's", "reference_slope": "the reference's"}
-SWAPS = {"consistency": "verdicts that survive a swap", "shown_first": "won by what is shown first"}
+CALIBRATION_FIGURES = {"log_loss": "log loss, nats (a coin has 0.693)", "brier": "Brier score (a coin has 0.25)"}
+SLOPE_FIGURES = {"length_slope": "taste for length, the judge's", "reference_slope": "the reference's"}
+SWAP_FIGURES = {"consistency": "verdicts that survive a swap", "shown_first": "won by what is shown first"}
 
 
-def summarize(seen: RunView) -> str:
-    """Return the judge's agreement and whether it may decide gates."""
-    return summarize_metrics(seen.metrics)
+def summarize(view: RunView) -> str:
+    """Summarize the judge's agreement and whether it may decide gates."""
+    return summarize_metrics(view.metrics)
 
 
 def summarize_metrics(metrics: Mapping[str, Any]) -> str:
     card = metrics["card"]
     may_decide = "It may decide gates." if metrics["decides"] else f"It decides no gate: {metrics['why_not']}."
     if "asks" in metrics:
-        yes, no = (percent(card["by_label"][label]) for label in LABELS)
-        right = f"right on {yes} of those labelled yes and {no} of those labelled no in {metrics['reference']}"
-        return f"{metrics['judge']} says which answer {metrics['yes']}: {right}. {may_decide}"
-    agreed = percent(metrics["judge_agreement"])
+        yes_accuracy, no_accuracy = (percent(card["by_label"][label]) for label in LABELS)
+        accuracy = f"right on {yes_accuracy} of those labelled yes and {no_accuracy} of those labelled no"
+        return (
+            f"{metrics['judge']} says which answer {metrics['yes']}: {accuracy} in {metrics['reference']}. {may_decide}"
+        )
+    agreement = percent(metrics["judge_agreement"])
     verdicts = counted(card["agreement"]["verdicts"], "verdict")
-    return f"{metrics['judge']} agrees with {metrics['reference']} on {agreed} of {verdicts}. {may_decide}"
+    return f"{metrics['judge']} agrees with {metrics['reference']} on {agreement} of {verdicts}. {may_decide}"
 
 
 def list_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines that are printed of a judge: what the page says, and its figures."""
+    """Yield the lines that are printed at the end of a judge's run: the summary, and a table of figures."""
     yield summarize_metrics(metrics)
     card = metrics["card"]
     if "asks" in metrics:
@@ -51,14 +53,14 @@ def list_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield from align_columns([[str(cell) for cell in row] for row in rows])
 
 
-def add_body(report: Report, seen: RunView) -> None:
+def add_body(report: Report, view: RunView) -> None:
     """Add the figures of the judge, and the pairs on which it was measured."""
-    report.add("card", seen.metrics, [*list_figures(seen.metrics["card"])], template="judge.html")
-    add_pairs(report, seen)
+    report.add("card", view.metrics, [*list_figures(view.metrics["card"])], template="judge.html")
+    add_pairs(report, view)
 
 
 def list_figures(card: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield a row for each figure that the card has."""
+    """Yield (name, value with interval, number of prompts) of each figure in a judge's card."""
     for label, interval in card.get("by_label", {}).items():
         yield build_row(f"right on answers labelled {label}", interval)
     yield build_row("agreement", card["agreement"]["raw"])
@@ -69,18 +71,20 @@ def list_figures(card: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     if "accuracy" in card:
         yield build_row("accuracy", card["accuracy"])
         for length, interval in card["by_length"].items():
-            where = "the answers are equally long" if length == "equal" else f"the better answer is the {length} one"
-            yield build_row(f"accuracy where {where}", interval)
+            condition = "the answers are equally long"
+            if length != "equal":
+                condition = f"the better answer is the {length} one"
+            yield build_row(f"accuracy where {condition}", interval)
     for n, interval in card.get("best_of", {}).items():
         yield build_row(f"best of {n} (chance has {1 / int(n):.2g})", interval)
-    for key, name in SWAPS.items():
+    for key, name in SWAP_FIGURES.items():
         if card["swap"]:
             yield build_row(name, card["swap"][key])
-    for key, name in SLOPES.items():
+    for key, name in SLOPE_FIGURES.items():
         if card.get(key):
             yield build_row(name, card[key])
     if "calibration" in card:
-        for key, name in COINS.items():
+        for key, name in CALIBRATION_FIGURES.items():
             yield build_row(name, card["calibration"][key])
         yield "expected calibration error", format_figure(card["calibration"]["ece"]), "–"
 

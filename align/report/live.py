@@ -1,7 +1,8 @@
-"""When a run's page is written: as it begins, from time to time while it trains, and as it ends.
+"""Writing `report.html` when a run starts, periodically while it trains, and when it ends.
 
-Nobody but the runner knows of it, and training knows of it least: the page reads what lies on disk, draws no random
-number, takes at most 2 % of the run's time and the time of one drawing, and an error of it is logged and forgotten.
+The page is built from the files in the run's folder and draws no random numbers, so it cannot change the training. It
+takes at most 2 % of the run's time plus one drawing of the curves. An error while writing it is logged, and the run
+goes on.
 """
 
 from __future__ import annotations
@@ -18,140 +19,168 @@ from align.core.errors import AlignError, make_printable
 from align.report.figure_labels import describe_scarce, table_of
 from align.report.figure_text import duration
 from align.report.headlines import verdict_of
-from align.report.origins import origins, written_at
+from align.report.origins import format_current_time, origins
 from align.report.page import Block, Report
-from align.report.run_view import RunView, load_own_page
+from align.report.run_view import RunView, load_page_module
 from align.report.stages import SECTIONS, UNITS, add_curves, add_latest_figures, add_trained_on, iter_notes
 from align.run.folder import Run, utc_now
 from align.run.manifest import Manifest
 from align.track import Progress
 
 EVERY_S = 20.0
-"""Seconds from one writing to the next at least."""
+"""Minimum seconds between two writes of the page."""
 REFRESH_S = 20
-"""After so many an open page loads itself anew."""
+"""Seconds after which an open page of a running run reloads itself."""
 SHARE = 0.02
-"""Of a run's time, the most that writing its page takes; one drawing may take it beyond, for nobody knows beforehand
-how long it will take."""
+"""Maximum share of a run's time that writing its page takes. One drawing of the curves may exceed it, since the time
+that it takes is known only afterwards."""
 FIRST_DRAWING_S = 1.2
-"""About what the first curves take, matplotlib's import among it: they are drawn after a minute."""
+"""Estimated seconds of the first drawing of the curves, with the import of matplotlib. It is due after one minute."""
 PATIENCE_S = 2.0
-"""How long a run that is interrupted goes on drawing curves."""
+"""Maximum seconds that an interrupted run goes on drawing curves."""
 TITLES = {
-    "sft": "Supervised fine-tuning", "full": "Supervised fine-tuning of every weight", "sample": "Sampled answers",
-    "annotate": "Annotation", "reward": "Reward model", "dpo": "Direct preference optimisation (DPO)",
+    "sft": "Supervised fine-tuning",
+    "full": "Supervised fine-tuning of every weight",
+    "sample": "Sampled answers",
+    "annotate": "Annotation",
+    "reward": "Reward model",
+    "dpo": "Direct preference optimisation (DPO)",
     "kto": "Kahneman-Tversky optimisation (KTO)",
-    "ppo": "Proximal policy optimisation (PPO)", "eval": "Evaluation", "export": "Export", "verify": "PPO, verified",
-    "serve": "Server", "data": "Data set",
-}  # fmt: skip
-OTHERWISE = {
-    "rloo": "Policy optimisation by RLOO", "grpo": "Group relative policy optimisation (GRPO)",
-    "reinforce_pp": "Policy optimisation by REINFORCE++", "ipo": "Identity preference optimisation (IPO)",
-    "orpo": "Odds ratio preference optimisation (ORPO)", "simpo": "Simple preference optimisation (SimPO)",
-}  # fmt: skip
-"""`stage.advantage` of PPO or `stage.loss` of DPO → the title of what is not called after its stage."""
+    "ppo": "Proximal policy optimisation (PPO)",
+    "eval": "Evaluation",
+    "export": "Export",
+    "verify": "PPO, verified",
+    "serve": "Server",
+    "data": "Data set",
+}
+"""Stage → title of the page."""
+VARIANT_TITLES = {
+    "rloo": "Policy optimisation by RLOO",
+    "grpo": "Group relative policy optimisation (GRPO)",
+    "reinforce_pp": "Policy optimisation by REINFORCE++",
+    "ipo": "Identity preference optimisation (IPO)",
+    "orpo": "Odds ratio preference optimisation (ORPO)",
+    "simpo": "Simple preference optimisation (SimPO)",
+}
+"""`stage.advantage` of PPO or `stage.loss` of DPO → title, for the variants that have a name of their own."""
 
-STATES: Mapping[str, Literal["done", "running", "failed"]] = {"done": "done", "running": "running"}
-"""Status of a run → how its verdict is marked; of the others, as failed."""
+VERDICT_STATES: Mapping[str, Literal["done", "running", "failed"]] = {"done": "done", "running": "running"}
+"""Status of a run → colour of its summary. Any other status is shown as failed."""
 
 log = logging.getLogger("align")
 
 
 class LivePage:
-    """The `report.html` of a run that is at work.
+    """The `report.html` of a run that is being executed.
 
     Args:
-        run: open, and begun.
-        command: the line that makes it again.
-        hardware: what it computes on, as far as that is known when it is asked.
+        run: the run, which has started.
+        command: the command line that repeats the run.
+        hardware: returns a description of the hardware, as far as it is known at the time of the call.
     """
 
     def __init__(self, run: Run, command: str, hardware: Callable[[], Mapping[str, str]] = dict) -> None:
-        self.run, self.command, self.hardware = run, command, hardware
+        self.run = run
+        self.command = command
+        self.hardware = hardware
         self._progress: Progress | None = None
-        self._began = self._written = time.perf_counter()
-        self._spent, self._drawing = 0.0, FIRST_DRAWING_S
+        self._start = time.perf_counter()
+        self._last_write = self._start
+        self._seconds_spent = 0.0
+        self._drawing_seconds = FIRST_DRAWING_S
         self._curves: list[Block] = []
 
     def begun(self) -> None:
-        """The first page, which has no curves and costs a few milliseconds."""
-        self._try(self._running)
+        """Write the first page. It has no curves and takes a few milliseconds."""
+        self._try(self._write_running_page)
 
     def advanced(self, progress: Progress) -> None:
-        """Write it anew, if that is due; curves only where the time that they take is there."""
+        """Write the page again if it is due, with new curves if drawing them stays within SHARE of the run's time."""
         self._progress = progress
-        at = time.perf_counter()
-        if at - self._written < EVERY_S or self._spent > SHARE * (at - self._began):
+        now = time.perf_counter()
+        budget = SHARE * (now - self._start)
+        if now - self._last_write < EVERY_S or self._seconds_spent > budget:
             return
-        if self._spent + self._drawing <= SHARE * (at - self._began):
-            self._try(self._drawn)
-            self._drawing = time.perf_counter() - at
-        self._try(self._running)
-        self._written = time.perf_counter()
-        self._spent += self._written - at
+        if self._seconds_spent + self._drawing_seconds <= budget:
+            self._try(self._draw_curves)
+            self._drawing_seconds = time.perf_counter() - now
+        self._try(self._write_running_page)
+        self._last_write = time.perf_counter()
+        self._seconds_spent += self._last_write - now
 
     def finished(self, metrics: Any, hardware: Any) -> None:
-        """The page of a run that is about to be published. What goes wrong with it does not take the run along.
+        """Write the page of a run that is about to be published. If building it fails, a page that says so is written.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the page cannot be written.
         """
         manifest = self.run.manifest
-        done = replace(
-            manifest, status="done", metrics=dict(metrics), times={**manifest.times, "finished": utc_now()},
+        done_manifest = replace(
+            manifest,
+            status="done",
+            metrics=dict(metrics),
+            times={**manifest.times, "finished": utc_now()},
             hardware={**manifest.hardware, **hardware},
-        )  # fmt: skip
+        )
         try:
-            report = finished_page(RunView(self.run.folder, done, self.command))
+            report = finished_page(RunView(self.run.folder, done_manifest, self.command))
         except Exception:
             log.exception("the report could not be made")
-            report = Report(*self._titles()).verdict("The run is done, and its report could not be made: see log.txt.")
-        report.write(self.run.folder / "report.html")
+            report = self._create_report()
+            report.verdict("The run is done, and its report could not be made: see log.txt.")
+        self._write(report)
 
     def failed(self, error: BaseException) -> None:
-        """The page of a run that ended before it was done. Whoever interrupts it again while it draws waits no longer,
-        and finds a page without the last curves."""
-        self._try(lambda: self._ended(error))
-        until = time.perf_counter() + PATIENCE_S if isinstance(error, KeyboardInterrupt) else math.inf
-        self._try(lambda: self._drawn(until))
-        self._try(lambda: self._ended(error))
+        """Write the page of a run that failed or was interrupted.
 
-    def _running(self) -> None:
-        report = Report(*self._titles(), refresh=REFRESH_S)
-        report.verdict(f"{how_far(self._progress, self.run.manifest.stage)} Written on {written_at()}.", "running")
-        add_known(report, self._seen(), self._curves)
+        It is written before and after the curves are drawn: if the user interrupts the drawing too, the page without
+        the last curves is already there.
+        """
+        self._try(lambda: self._write_failed_page(error))
+        deadline = time.perf_counter() + PATIENCE_S if isinstance(error, KeyboardInterrupt) else math.inf
+        self._try(lambda: self._draw_curves(deadline))
+        self._try(lambda: self._write_failed_page(error))
+
+    def _write_running_page(self) -> None:
+        report = self._create_report(refresh=REFRESH_S)
+        progress = how_far(self._progress, self.run.manifest.stage)
+        report.verdict(f"{progress} Written on {format_current_time()}.", "running")
+        add_unfinished_sections(report, self._create_view(), self._curves)
         self._write(report)
 
-    def _drawn(self, until: float = math.inf) -> None:
-        """Draw the curves as they are by now; at the time `until`, those that are left are left out."""
-        drawn = Report("")
-        add_curves(drawn, self._seen(), until)
-        self._curves = drawn.blocks
+    def _draw_curves(self, deadline: float = math.inf) -> None:
+        """Draw the curves of the steps so far. No curve is begun after the deadline of `time.perf_counter`."""
+        report = Report("")
+        add_curves(report, self._create_view(), deadline)
+        self._curves = report.blocks
 
-    def _ended(self, error: BaseException) -> None:
-        far = how_far(self._progress, self.run.manifest.stage, running=False)
-        interrupted = isinstance(error, KeyboardInterrupt)
-        said = f"Interrupted{far}. The same command continues it." if interrupted else f"Failed{far}: {said_of(error)}"
-        report = Report(*self._titles()).verdict(said, "failed")
-        add_known(report, self._seen(), self._curves, "What it was made of", "Up to then")
+    def _write_failed_page(self, error: BaseException) -> None:
+        progress = how_far(self._progress, self.run.manifest.stage, running=False)
+        verdict = f"Failed{progress}: {describe_error(error)}"
+        if isinstance(error, KeyboardInterrupt):
+            verdict = f"Interrupted{progress}. The same command continues it."
+        report = self._create_report().verdict(verdict, "failed")
+        view = self._create_view()
+        add_unfinished_sections(report, view, self._curves, "What it was made of", "Up to then")
         if self.run.manifest.stage == "verify":
-            SECTIONS["verify"](report, self._seen())
+            SECTIONS["verify"](report, view)
         self._write(report)
 
-    def _seen(self) -> RunView:
-        manifest, hardware = self.run.manifest, dict(self.run.manifest.hardware)
-        with suppress(AlignError):  # of a run that failed, it may be the device that was missing
+    def _create_view(self) -> RunView:
+        manifest = self.run.manifest
+        hardware = dict(manifest.hardware)
+        with suppress(AlignError):  # the run may have failed because the device is missing
             hardware |= self.hardware()
-        known = replace(manifest, metrics=self.run.known_metrics, hardware=hardware)
-        return RunView(self.run.folder, known, self.command)
+        manifest = replace(manifest, metrics=self.run.known_metrics, hardware=hardware)
+        return RunView(self.run.folder, manifest, self.command)
 
-    def _titles(self) -> tuple[str, str]:
-        return title_of(self.run.manifest), self.run.name
+    def _create_report(self, refresh: int = 0) -> Report:
+        return Report(title_of(self.run.manifest), self.run.name, refresh)
 
     def _write(self, report: Report) -> None:
         report.write(self.run.folder / "report.html")
 
-    def _try(self, write: Any) -> None:
+    def _try(self, write: Callable[[], None]) -> None:
         try:
             write()
         except Exception:
@@ -159,81 +188,93 @@ class LivePage:
 
 
 def title_of(manifest: Manifest) -> str:
+    """Return the title of a run's page, from its stage and its variant of PPO or DPO."""
     settings = manifest.config.get("stage", {})
-    chosen = {"ppo": "advantage", "dpo": "loss"}.get(manifest.stage, "")
-    return OTHERWISE.get(settings.get(chosen, ""), TITLES[manifest.stage])
+    variant_key = {"ppo": "advantage", "dpo": "loss"}.get(manifest.stage, "")
+    return VARIANT_TITLES.get(settings.get(variant_key, ""), TITLES[manifest.stage])
 
 
-def finished_page(seen: RunView) -> Report:
-    """The verdict; what the run was made of; its figures; its curves and what was said."""
-    stage = seen.manifest.stage
-    report = Report(title_of(seen.manifest), seen.manifest.name).verdict(verdict_of(seen))
-    if found := list(iter_notes(seen)):
-        report.text("\n".join(f"- {note}" for note in found))
-    own_page = load_own_page(seen)
-    if own_page and "systems" in seen.metrics:
-        own_page.overview(report, seen)
-    report.heading("What it was made of").facts(origins(seen))
-    known = {anchor["name"].replace(" ", "_") for anchor in seen.json("artifact/anchors.json")}
-    metrics = {key: value for key, value in seen.metrics.items() if key not in known}  # the anchors have a table
+def finished_page(view: RunView) -> Report:
+    """Build the page of a finished run: summary, origins, figures, curves and the sections of its stage."""
+    stage = view.manifest.stage
+    report = Report(title_of(view.manifest), view.manifest.name).verdict(verdict_of(view))
+    if notes := list(iter_notes(view)):
+        report.text("\n".join(f"- {note}" for note in notes))
+    page_module = load_page_module(view)
+    if page_module and "systems" in view.metrics:
+        page_module.add_overview(report, view)
+    report.heading("What it was made of").facts(origins(view))
+    anchors = {anchor["name"].replace(" ", "_") for anchor in view.read_json("artifact/anchors.json")}
+    metrics = {key: value for key, value in view.metrics.items() if key not in anchors}  # anchors have their own table
     if rows := table_of(metrics):
         report.heading("Figures").table(("figure", "value", "how to read it"), rows, "Figures")
         if sentence := describe_scarce(metrics):
             report.text(sentence)
-    add_curves(drawn := Report(""), seen)
-    if drawn.blocks:
-        report.heading("Curves").blocks += drawn.blocks
-    if own_page:
-        own_page.add_body(report, seen)
+    curves = Report("")
+    add_curves(curves, view)
+    if curves.blocks:
+        report.heading("Curves").blocks += curves.blocks
+    if page_module:
+        page_module.add_body(report, view)
     elif stage in SECTIONS:
-        SECTIONS[stage](report, seen)
-    add_trained_on(report, seen)
+        SECTIONS[stage](report, view)
+    add_trained_on(report, view)
     return report
 
 
-def as_it_lies(seen: RunView, status: str, error: str) -> list[Block]:
-    """The blocks of a run as its folder has it, whoever looks and whenever.
+def as_it_lies(view: RunView, status: str, error: str) -> list[Block]:
+    """Build the blocks of a page of a running, finished or failed run from its folder.
 
     Args:
-        status: as the registry knows it; what the manifest says of a run that was killed is that it is running.
-        error: why it ended; empty where it did not, or nobody knows.
+        status: the status in the registry. The manifest of a run that was killed still says "running".
+        error: why the run ended; empty if it did not fail, or if the reason is unknown.
     """
     if status == "done":
-        return finished_page(seen).blocks
-    report = Report("").verdict(f"{status.capitalize()}{f': {error}' if error else ''}.", STATES.get(status, "failed"))
-    drawn = Report("")
-    add_curves(drawn, seen)
-    if seen.manifest.stage in ("ppo", "sample"):
-        SECTIONS[seen.manifest.stage](drawn, seen)
-    add_known(report, seen, drawn.blocks)
+        return finished_page(view).blocks
+    verdict = f"{status.capitalize()}{f': {error}' if error else ''}."
+    report = Report("").verdict(verdict, VERDICT_STATES.get(status, "failed"))
+    drawings = Report("")
+    add_curves(drawings, view)
+    if view.manifest.stage in ("ppo", "sample"):
+        SECTIONS[view.manifest.stage](drawings, view)
+    add_unfinished_sections(report, view, drawings.blocks)
     return report.blocks
 
 
-def add_known(
-    report: Report, seen: RunView, drawn: Sequence[Block], origin: str = "What it is made of", course: str = "So far"
+def add_unfinished_sections(
+    report: Report,
+    view: RunView,
+    drawings: Sequence[Block],
+    origins_heading: str = "What it is made of",
+    figures_heading: str = "So far",
 ) -> None:
-    """Add the origins of a run that is not done, its newest figures, what is drawn of it, and what it trains on."""
-    report.heading(origin).facts(origins(seen))
-    if seen.rows:
-        add_latest_figures(report.heading(course), seen)
-    report.blocks += drawn
-    add_trained_on(report, seen)
+    """Add what can be shown of a run that is not done: its origins, newest figures, drawings and training rows."""
+    report.heading(origins_heading).facts(origins(view))
+    if view.rows:
+        add_latest_figures(report.heading(figures_heading), view)
+    report.blocks += drawings
+    add_trained_on(report, view)
 
 
 def how_far(progress: Progress | None, stage: str, running: bool = True) -> str:
-    """`Running, step 120 of 400, about 12 minutes left.`; of a run that ended, ` after step 120 of 400`."""
+    """Describe the progress: `Running, step 120 of 400, about 12 minutes left.`
+
+    For a run that ended it is the part of a sentence ` after step 120 of 400`, or empty if the progress is unknown.
+    """
     unit = UNITS.get(stage, "step")
     if progress is None:
         return "Running." if running else ""
-    at = f"{unit} {progress.done:,} of {progress.total:,}"
+    step = f"{unit} {progress.done:,} of {progress.total:,}"
     if not running:
-        return f" after {at}"
+        return f" after {step}"
     if progress.done >= progress.total:
         return f"Running: all {progress.total:,} {unit}s are done, and what came of them is being measured."
-    left = progress.seconds_left
-    return f"Running, {at}, about {duration(left)} left." if left is not None else f"Running, {at}."
+    seconds_left = progress.seconds_left
+    if seconds_left is None:
+        return f"Running, {step}."
+    return f"Running, {step}, about {duration(seconds_left)} left."
 
 
-def said_of(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     kind = "" if isinstance(error, AlignError) else f"{type(error).__name__}: "
     return make_printable(f"{kind}{error}")

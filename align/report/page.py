@@ -1,4 +1,4 @@
-"""A page that grows block by block.
+"""HTML pages that are built block by block.
 
 Each block is a macro of `templates/blocks.html`, and a method that returns the report:
 
@@ -34,27 +34,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Nothing may run and nothing may be fetched, whatever a model wrote.
+# A browser runs no script and fetches nothing, whatever text a model wrote.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 LONGEST_TEXT = 2000
 """Characters of a prompt or an answer that a page shows."""
 
 
 class Link(NamedTuple):
-    """Text that leads to a page beside this one."""
+    """A link to another page in the folder of runs."""
 
     text: str
     href: str
 
 
 class Code(NamedTuple):
-    """Text to be copied as it is."""
+    """Text set as code, to be copied."""
 
     text: str
 
 
 class Part(NamedTuple):
-    """A piece of a row of tokens: its text, whether a loss is taken on it, whether it is special tokens."""
+    """A piece of a tokenized row.
+
+    Attributes:
+        trained: whether the loss is computed on it.
+        special: whether it consists of special tokens.
+    """
 
     text: str
     trained: bool
@@ -68,17 +73,21 @@ SEAL = "<!-- written by align; sha256 of everything above: {} -->\n"
 
 
 def add_seal(page: bytes) -> bytes:
-    """Return a page with a last line that tells it from the files of others: a digest of the rest."""
+    """Append a comment with a digest of the page, which marks it as written by align and unedited since."""
     return page + SEAL.format(sha256(page).hexdigest()).encode()
 
 
 def is_sealed(data: bytes) -> bool:
-    """Return whether the bytes are those of a page as `add_seal` made it."""
+    """Return whether a file is a page with a valid seal of `add_seal`."""
     return data == add_seal(data[: data.rfind(b"<!-- written by align")])
 
 
 def template_environment(*folders: Path) -> Environment:
-    """Return the templates of folders, the first of which has precedence. They escape every value."""
+    """Create a Jinja environment that escapes every value.
+
+    Args:
+        folders: folders with templates; the first one that has a template wins.
+    """
     return Environment(
         loader=FileSystemLoader(folders),
         autoescape=True,
@@ -90,7 +99,7 @@ def template_environment(*folders: Path) -> Environment:
 
 
 @cache
-def report_templates() -> Environment:
+def load_report_templates() -> Environment:
     environment = template_environment(TEMPLATES)
     environment.tests |= {"link": lambda value: isinstance(value, Link), "code": lambda value: isinstance(value, Code)}
     environment.filters |= {
@@ -104,18 +113,18 @@ def report_templates() -> Environment:
         "paragraphs": parse_paragraphs,
         "spans": split_spans,
         "prompt": shorten_prompt,
-        "shorten": shorten,
+        "shorten": shorten_text,
     }
     return environment
 
 
 class Report:
-    """An HTML page that grows block by block.
+    """An HTML page that is built block by block. Its methods append blocks and return the report.
 
     Args:
-        title: the page's one `h1`.
-        subtitle: a line under it, such as the run's name.
-        refresh: seconds after which the page loads itself anew; 0 for never.
+        title: title and heading of the page.
+        subtitle: a line below the heading, such as the run's name.
+        refresh: seconds after which the page reloads itself; 0 for never.
     """
 
     def __init__(self, title: str, subtitle: str = "", refresh: int = 0) -> None:
@@ -126,31 +135,32 @@ class Report:
         self.has_plot_note = False
 
     def verdict(self, text: str, state: Literal["done", "running", "failed"] = "done") -> Report:
-        """Add the result in a sentence or two, before everything else."""
+        """Add the summary, a sentence or two in large type."""
         return self.add("verdict", text, state)
 
     def heading(self, text: str) -> Report:
-        """Add a second-level heading over what follows."""
+        """Add a second-level heading."""
         return self.add("heading", text)
 
     def text(self, markdown: str) -> Report:
-        """Add paragraphs, parted by blank lines. `- ` makes a list; `**bold**` and backticks are the only marks."""
+        """Add paragraphs, which blank lines separate. The only markup is `- ` for lists, `**bold**` and backticks."""
         return self.add("text", markdown)
 
     def facts(self, facts: Sequence[tuple[str, Sequence[Fact]]]) -> Report:
-        """Add terms and their explanations; each part of an explanation has a line of its own."""
+        """Add terms with explanations. Each part of an explanation has its own line."""
         return self.add("facts", facts)
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> Report:
-        """Add a table that scrolls inside itself on a narrow screen.
+        """Add a table, which scrolls horizontally on a narrow screen.
 
         Args:
-            headers: one a column.
-            rows: cells. Text stands left and keeps its line breaks; anything else is a figure, formatted and set right.
-            name: for screen readers; unique on the page.
+            headers: one per column.
+            rows: cells. Strings are left-aligned and keep their line breaks. Anything else is formatted as a number
+                and right-aligned.
+            name: label for screen readers, unique on the page.
 
         Raises:
-            ValueError: a row has more or fewer cells than there are headers.
+            ValueError: the number of cells in a row is not that of the headers.
         """
         for row in rows:
             if len(row) != len(headers):
@@ -162,7 +172,7 @@ class Report:
         """Add a plot, or its description if matplotlib is not installed.
 
         Args:
-            build_figure: draws the figure; see `align.report.plots`.
+            build_figure: draws the figure, see `align.report.plots`.
             caption, alt: see `plot`.
         """
         if not missing_modules("plots"):
@@ -175,7 +185,7 @@ class Report:
         return self.add("described_plot", caption, alt)
 
     def plot(self, image: bytes, caption: str, alt: str) -> Report:
-        """Add an embedded SVG; neighbours stand side by side where there is room.
+        """Add an embedded SVG image. Consecutive plots stand side by side on a wide screen.
 
         Args:
             alt: a description of the plot for screen readers; not empty.
@@ -186,14 +196,20 @@ class Report:
         return self.add("plot", source, caption, alt)
 
     def add(self, macro: str, *values: Any, template: str = "blocks.html") -> Report:
-        """Add what a macro of a template makes of the values."""
-        if block := getattr(report_templates().get_template(template).module, macro)(*values):
+        """Add the output of a template macro, if it is not empty.
+
+        Args:
+            macro: name of the macro.
+            values: arguments of the macro.
+            template: file in `templates/`.
+        """
+        if block := getattr(load_report_templates().get_template(template).module, macro)(*values):
             self.blocks.append(block)
         return self
 
     def html(self) -> str:
-        """Return the whole page."""
-        template = report_templates().get_template("page.html")
+        """Render the whole page."""
+        template = load_report_templates().get_template("page.html")
         page = template.render(
             policy=POLICY, title=self.title, subtitle=self.subtitle, refresh=self.refresh, blocks=self.blocks
         )
@@ -203,8 +219,8 @@ class Report:
         """Write the page atomically.
 
         Args:
-            field: the setting that names the file, for a page outside of a run's folder. Such a page is sealed and
-                replaces only a page with a seal.
+            field: the setting that names the file, for a page outside a run's folder. Such a page gets a seal and
+                replaces only a page with a valid seal.
 
         Raises:
             InputError: the file exists and align did not write it, or it was edited since.
@@ -226,65 +242,69 @@ class Report:
 
 
 def shorten_prompt(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the last turn of a conversation, and the turns before it, which are shown folded."""
+    """Return the last turn of a conversation as text, and the earlier turns with a summary, which are shown folded."""
     *earlier, last = messages
-    systems = sum(message["role"] == "system" for message in earlier)
-    turns = counted(len(earlier) - systems, "earlier turn") if len(earlier) > systems else ""
+    n_system = sum(message["role"] == "system" for message in earlier)
+    n_others = len(earlier) - n_system
+    system_turn = "system turn" if n_system else ""
+    other_turns = counted(n_others, "earlier turn") if n_others else ""
     return {
-        "summary": " and ".join(filter(None, ("system turn" if systems else "", turns))),
-        "earlier": [(message["role"], shorten(format_turn(message))) for message in earlier],
-        "text": shorten(format_turn(last)),
+        "summary": " and ".join(filter(None, (system_turn, other_turns))),
+        "earlier": [(message["role"], shorten_text(format_turn(message))) for message in earlier],
+        "text": shorten_text(format_turn(last)),
     }
 
 
-def shorten(text: str) -> str:
-    """Return a text that is not blank and has a bounded length."""
+def shorten_text(text: str) -> str:
+    """Truncate a text to LONGEST_TEXT characters. A blank text becomes "(empty)"."""
     if not text.strip():
         return "(empty)"
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… ({len(text):,} characters)"
 
 
 def split_spans(row: str | Sequence[Part | Mapping[str, Any]]) -> list[tuple[bool, list[Part | str]]]:
-    """Return the pieces of a row of tokens or of a plain text, those together that a loss is taken on, and the others.
+    """Group the pieces of a row of tokens into (is_trained, pieces) spans. The middle of a long row is left out.
 
-    Of a long row the middle is left out.
+    Args:
+        row: pieces, or their JSON form; or a plain text.
     """
-    given = [Part(row, trained=False, special=False)] if isinstance(row, str) else row
-    parts = [part if isinstance(part, Part) else Part(**part) for part in given]
-    pieces = groupby(cut_middle(parts, LONGEST_TEXT), lambda piece: isinstance(piece, Part) and piece.trained)
-    return [(is_trained, list(span)) for is_trained, span in pieces]
+    raw_parts = [Part(row, trained=False, special=False)] if isinstance(row, str) else row
+    parts = [part if isinstance(part, Part) else Part(**part) for part in raw_parts]
+    spans = groupby(cut_middle(parts, LONGEST_TEXT), lambda piece: isinstance(piece, Part) and piece.trained)
+    return [(is_trained, list(span)) for is_trained, span in spans]
 
 
-def cut_middle(parts: Sequence[Part], most: int) -> Iterator[Part | str]:
-    """Yield parts of at most `most` characters: of a longer row the beginning and the end, and a note between them."""
+def cut_middle(parts: Sequence[Part], max_characters: int) -> Iterator[Part | str]:
+    """Yield the parts of a row. Of a longer row, only the beginning and the end are yielded, with a note in between."""
     total = sum(len(part.text) for part in parts)
-    if total <= most:
+    if total <= max_characters:
         yield from parts
         return
-    start = (most + 1) // 2
-    stop = total - most // 2
-    at = 0
+    start = (max_characters + 1) // 2
+    stop = total - max_characters // 2
+    offset = 0
     for part in parts:
-        end = at + len(part.text)
-        if at < start:
-            yield part._replace(text=part.text[: start - at])
-        if at <= start < end:
+        end = offset + len(part.text)
+        if offset < start:
+            yield part._replace(text=part.text[: start - offset])
+        if offset <= start < end:
             yield f" … {stop - start:,} characters are left out here … "
         if stop < end:
-            yield part._replace(text=part.text[max(0, stop - at) :])
-        at = end
+            yield part._replace(text=part.text[max(0, stop - offset) :])
+        offset = end
 
 
 def parse_paragraphs(markdown: str) -> Iterator[tuple[Literal["list", "text"], Any]]:
-    """Yield ("list", items) or ("text", paragraph). Text is escaped first and marked up afterwards."""
+    """Yield ("list", items) or ("text", paragraph) for each block of a text, escaped and marked up."""
     for block in re.split(r"\n\s*\n", markdown.strip()):
         lines = [line.strip() for line in block.splitlines()]
         if all(line.startswith("- ") for line in lines):
-            yield "list", [mark_up(line[2:]) for line in lines]
+            yield "list", [convert_markup(line[2:]) for line in lines]
         else:
-            yield "text", mark_up(" ".join(lines))
+            yield "text", convert_markup(" ".join(lines))
 
 
-def mark_up(text: str) -> Markup:
+def convert_markup(text: str) -> Markup:
+    """Convert `**bold**` and backticks to HTML. The text is escaped first."""
     with_code = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", with_code))

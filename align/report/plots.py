@@ -1,7 +1,8 @@
-"""Plots in one style. matplotlib, which takes a second to import and is in the extra [plots], is imported by the
-functions that draw; `Report.draw` calls them only if it is installed.
+"""matplotlib plots in one style.
 
-Figure objects only, since pyplot keeps global state, which threads and tests would share.
+matplotlib takes a second to import and is in the extra [plots]: it is imported inside the functions that draw, and
+`Report.draw` calls them only if it is installed. pyplot is not used, because threads and tests would share its global
+state.
 """
 
 from __future__ import annotations
@@ -23,35 +24,36 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, distinguishable without red-green vision; line styles repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", "--", "-.", ":")
-INK, FAINT = "#333333", "#d9d9d9"
+INK = "#333333"
+FAINT = "#d9d9d9"
 MOST_LETTERS = 28
-"""Of a name beside a bar."""
+"""Maximum characters of a name beside a bar."""
 
 SMOOTHED_FROM = 24
-"""Points from which on a line is smoothed: over fewer the eye does it."""
+"""Number of points from which on a line is smoothed."""
 MOST_POINTS = 600
-"""Points of a line; of a longer run neighbours are drawn as one, their mean."""
+"""Maximum points of a line. Of a longer series, the means of neighbouring points are drawn."""
 MARKED_BELOW = 12
-"""Points below which each of them has a mark."""
+"""Number of points below which each point has a marker."""
 
 
 def render(figure: Figure, format: Literal["svg", "png"] = "svg", transparent: bool = False) -> bytes:
-    """The figure's bytes, the same for the same figure: no date, and ids from a fixed salt."""
+    """Return the figure as an image. Equal figures give equal bytes, without a date and with ids from a fixed salt."""
     import matplotlib
 
     buffer = io.BytesIO()
-    about = {"Date": None} if format == "svg" else None
+    metadata = {"Date": None} if format == "svg" else None
     with matplotlib.rc_context({"svg.hashsalt": "align", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format=format, dpi=160, metadata=about, transparent=transparent)
+        figure.savefig(buffer, format=format, dpi=160, metadata=metadata, transparent=transparent)
     return buffer.getvalue()
 
 
 SMALL = (4.1, 2.7)
-"""Inches: its text is legible on a telephone."""
+"""Width and height in inches, at which the text is legible on a phone."""
 
 
 def axes(xlabel: str, ylabel: str, title: str = "", size: tuple[float, float] = (4.8, 3.0)) -> tuple[Figure, Axes]:
-    """An empty plot in the house style."""
+    """Create an empty plot in the style of the reports."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
@@ -61,7 +63,7 @@ def axes(xlabel: str, ylabel: str, title: str = "", size: tuple[float, float] = 
     ax.grid(axis="y", color=FAINT, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=9, colors=INK, length=0)
-    # A `$` in a label is a dollar: parsed as mathematics, an odd name would raise or come out in italics.
+    # A `$` in a label is a dollar sign. Parsed as mathematics, an odd name would raise or be set in italics.
     ax.set_title(title, fontsize=10, color=INK, loc="left", parse_math=False)
     ax.set_xlabel(xlabel, fontsize=9, color=INK, parse_math=False)
     ax.set_ylabel(ylabel, fontsize=9, color=INK, parse_math=False)
@@ -80,130 +82,140 @@ def curves(
     marked: str = "",
     smooth: bool = True,
 ) -> Figure:
-    """Lines over steps, from the objects of a `metrics.jsonl`. Long ones are drawn faint, with their running mean.
+    """Draw metrics over steps. Long lines are drawn faint, with their running mean on top.
 
-    Rows that lack a key (a figure not logged every step) are passed over; values that are not finite leave a gap.
+    Rows that lack a key are skipped, since a metric may not be logged at every step. Values that are not finite leave a
+    gap.
 
     Args:
-        lines: key of a row → what the legend calls it.
-        span: the smallest range that the axis of the figure covers, so that noise looks like noise.
-        within: what the figure can be, beyond which the axis need not go.
-        marks: further points, (step, value), joined by a dashed line; `marked` is what the legend calls them.
-        smooth: False for what was set, and is no measurement.
+        rows: rows of a `metrics.jsonl`.
+        lines: key of a row → label in the legend.
+        span: the smallest range of the y axis, so that noise in a constant metric does not look like a trend.
+        within: range of values that the metric can have. The y axis is not widened beyond it.
+        marks: additional (step, value) points, joined by a dashed line.
+        marked: label of `marks` in the legend.
+        smooth: False for a value that is set and not measured, such as the learning rate.
     """
     figure, ax = axes(xlabel, ylabel, title, SMALL)
-    seen: list[tuple[float, float]] = list(marks)
+    finite_points: list[tuple[float, float]] = list(marks)
     for i, (key, label) in enumerate(lines.items()):
         points = thinned(points_of(rows, key))
-        xs, ys = [p[0] for p in points], [p[1] for p in points]
-        seen += [p for p in points if math.isfinite(p[1])]
-        look: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i % len(LINES)]}
+        xs = [x for x, _ in points]
+        ys = [y for _, y in points]
+        finite_points += [point for point in points if math.isfinite(point[1])]
+        style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i % len(LINES)]}
         if smooth and len(points) >= SMOOTHED_FROM:
-            ax.plot(xs, ys, color=look["color"], linewidth=0.8, alpha=0.3)
-            ax.plot(xs, smoothed(ys), linewidth=1.8, label=label, **look)
+            ax.plot(xs, ys, color=style["color"], linewidth=0.8, alpha=0.3)
+            ax.plot(xs, smoothed(ys), linewidth=1.8, label=label, **style)
         else:
-            mark = "o" if len(points) < MARKED_BELOW else ""
-            ax.plot(xs, ys, marker=mark, markersize=4, linewidth=1.5, label=label, **look)
+            marker = "o" if len(points) < MARKED_BELOW else ""
+            ax.plot(xs, ys, marker=marker, markersize=4, linewidth=1.5, label=label, **style)
     if marks:
         colour = COLOURS[len(lines) % len(COLOURS)]
         ax.plot(*zip(*marks, strict=True), "D--", color=colour, markersize=5, linewidth=1.2, label=marked)
-    scale(ax, seen, span, within)
+    set_axis_limits(ax, finite_points, span, within)
     if len(lines) > 1 or marks:
-        _legend(figure)
+        add_legend(figure)
     return figure
 
 
 def points_of(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of the rows that have a figure; nan where it is not finite."""
-    found = ((row["step"], row[key]) for row in rows if is_number(row.get("step")) and is_number(row.get(key)))
-    return [(x, y if math.isfinite(y) else math.nan) for x, y in found]
+    """Return (step, value) of the rows that have a key. Values that are not finite become NaN."""
+    points = ((row["step"], row[key]) for row in rows if is_number(row.get("step")) and is_number(row.get(key)))
+    return [(x, y if math.isfinite(y) else math.nan) for x, y in points]
 
 
-def together(points: int) -> int:
-    """How many neighbours a long line draws as one."""
-    return math.ceil(points / MOST_POINTS)
+def get_block_size(n_points: int) -> int:
+    """Return the number of neighbouring points that are averaged into one, so that at most MOST_POINTS remain."""
+    return math.ceil(n_points / MOST_POINTS)
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MOST_POINTS` points: the means of so many neighbours, at the step of the last of them."""
-    size = together(len(points)) or 1
+    """Average blocks of neighbouring points, so that at most MOST_POINTS remain, each at the last step of its block."""
+    size = get_block_size(len(points)) or 1
     blocks = (points[i : i + size] for i in range(0, len(points), size))
     return [(block[-1][0], sum(y for _, y in block) / len(block)) for block in blocks]
 
 
-def window(points: int) -> int:
-    """How many neighbouring points a running mean is over; odd."""
-    return 2 * (points // 24) + 1 if points >= SMOOTHED_FROM else 1
+def get_smoothing_window(n_points: int) -> int:
+    """Return the number of neighbouring points in a running mean. It is odd, and 1 for short series."""
+    return 2 * (n_points // 24) + 1 if n_points >= SMOOTHED_FROM else 1
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean of each value and its neighbours, of fewer at the ends; nan where one of them is none."""
-    reach = window(len(values)) // 2
-    spans = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    return [sum(part) / len(part) for part in spans]
+    """Return the running mean, over fewer values at the ends. It is NaN if a value in the window is NaN."""
+    reach = get_smoothing_window(len(values)) // 2
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
-def scale(ax: Axes, points: Sequence[tuple[float, float]], span: float, within: tuple[float, float]) -> None:
-    """Whole steps below, a range of at least `span` beside, numbers written out."""
+def set_axis_limits(ax: Axes, points: Sequence[tuple[float, float]], span: float, within: tuple[float, float]) -> None:
+    """Fit the axes to the points: ticks at whole steps, and a range of at least `span` on the y axis.
+
+    Args:
+        within: range of values beyond which the y axis is not widened.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    numbered(ax)
+    format_axes(ax)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     if not points:
         return
     xs, ys = zip(*points, strict=True)
-    side = max(0.03 * (max(xs) - min(xs)), 0.5)  # half a step where there is one point alone
-    ax.set_xlim(min(xs) - side, max(xs) + side)
-    low, high = min(ys), max(ys)
-    missing = max(0.0, span - (high - low)) / 2
-    low, high = max(low - missing, min(low, within[0])), min(high + missing, max(high, within[1]))
-    room = 0.06 * (high - low) or 0.5
-    ax.set_ylim(low - room, high + room)
+    x_padding = max(0.03 * (max(xs) - min(xs)), 0.5)  # half a step if there is only one point
+    ax.set_xlim(min(xs) - x_padding, max(xs) + x_padding)
+    lowest = min(ys)
+    highest = max(ys)
+    widening = max(0.0, span - (highest - lowest)) / 2
+    low = max(lowest - widening, min(lowest, within[0]))
+    high = min(highest + widening, max(highest, within[1]))
+    y_padding = 0.06 * (high - low) or 0.5
+    ax.set_ylim(low - y_padding, high + y_padding)
 
 
-def numbered(ax: Axes) -> None:
-    """Few numbers at the axes, each written out."""
+def format_axes(ax: Axes) -> None:
+    """Put at most five ticks on each axis, labelled without an offset."""
     from matplotlib.ticker import MaxNLocator
 
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=5))
-        axis.set_major_formatter(number_formatter()())
+        axis.set_major_formatter(load_tick_formatter()())
 
 
 @cache
-def number_formatter() -> type[Formatter]:
-    """Return the class that writes the numbers of an axis, all in one notation."""
+def load_tick_formatter() -> type[Formatter]:
+    """Return a class that formats all ticks of an axis in one notation, defined here to import matplotlib late."""
     from matplotlib.ticker import Formatter
 
-    class NumberFormatter(Formatter):
+    class TickFormatter(Formatter):
         def __call__(self, x: float, pos: int | None = None) -> str:
             return ticks([x])[0]
 
         def format_ticks(self, values: Sequence[float]) -> list[str]:
             return ticks(values)
 
-    return NumberFormatter
+    return TickFormatter
 
 
 def ticks(values: Sequence[float]) -> list[str]:
-    """Numbers at an axis: in powers of ten where all of them are tiny, as learning rates are, or one is huge."""
+    """Format the ticks of an axis, in scientific notation if all of them are tiny or one is huge."""
     largest = max(map(abs, values), default=0.0)
     if 0 < largest < 1e-3 or largest >= 1e7:
-        return [in_powers(value) for value in values]
+        return [format_scientific(value) for value in values]
     return [(f"{v:,.0f}" if abs(v) >= 1e3 else f"{round(v, 9):.4g}").replace("-", "−") for v in values]
 
 
-def in_powers(value: float) -> str:
-    number, _, power = f"{value:.3e}".partition("e")
-    return f"{float(number):g}e{int(power)}" if value else "0"
+def format_scientific(value: float) -> str:
+    mantissa, _, exponent = f"{value:.3e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
 class Point(NamedTuple):
-    """A point of a plane, each way with value, low and high of its interval.
+    """A labelled point with an interval in both directions.
 
     Attributes:
-        label: written beside it.
-        x, y: where it lies.
+        label: text beside the point.
+        x, y: (value, low, high).
     """
 
     label: str
@@ -212,87 +224,113 @@ class Point(NamedTuple):
 
 
 def undominated(points: Sequence[Point], low: bool = False) -> list[Point]:
-    """Return the points that no other point beats in both directions, from the lowest x up. One beats another if it is
-    as good in both and its equal in one at most.
+    """Return the Pareto front, sorted by x: the points that no other point dominates.
+
+    A point dominates another if it is at least as good in both directions and better in one.
 
     Args:
-        low: whether y is better low; x always is.
+        low: whether a low y is better. A low x always is.
     """
 
-    def place(point: Point) -> tuple[float, float]:
+    def get_costs(point: Point) -> tuple[float, float]:
         return point.x[0], point.y[0] if low else -point.y[0]
 
-    best: list[Point] = []
-    for point in sorted(points, key=place):
-        if not best or place(point)[1] < place(best[-1])[1] or place(point) == place(best[-1]):
-            best.append(point)
-    return best
+    front: list[Point] = []
+    for point in sorted(points, key=get_costs):
+        if not front or get_costs(point)[1] < get_costs(front[-1])[1] or get_costs(point) == get_costs(front[-1]):
+            front.append(point)
+    return front
 
 
 def tradeoff(points: Sequence[Point], best: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
-    """Draw a figure against its cost.
+    """Draw a metric against its cost, with the Pareto front as a dashed line.
 
     Args:
-        best: the points that a line joins, see `undominated`.
+        best: the Pareto front, see `undominated`.
     """
     figure, ax = axes(xlabel, ylabel, f"{ylabel} against {xlabel}", SMALL)
     ax.plot([p.x[0] for p in best], [p.y[0] for p in best], color=COLOURS[1], linewidth=1.2, linestyle="--")
     for p in points:
-        spread = {"xerr": whiskers(p.x), "yerr": whiskers(p.y), "capsize": 2.5, "elinewidth": 0.8}
-        ax.errorbar(p.x[0], p.y[0], fmt="o", markersize=5, color=COLOURS[1] if p in best else COLOURS[0], **spread)
+        ax.errorbar(
+            p.x[0],
+            p.y[0],
+            xerr=get_error_bar(p.x),
+            yerr=get_error_bar(p.y),
+            fmt="o",
+            markersize=5,
+            color=COLOURS[1] if p in best else COLOURS[0],
+            capsize=2.5,
+            elinewidth=0.8,
+        )
         ax.annotate(
-            p.label, (p.x[0], p.y[0]), fontsize=9, color=INK, xytext=(5, 4), textcoords="offset points",
+            p.label,
+            (p.x[0], p.y[0]),
+            fontsize=9,
+            color=INK,
+            xytext=(5, 4),
+            textcoords="offset points",
             parse_math=False,
-        )  # fmt: skip
-    numbered(ax)
+        )
+    format_axes(ax)
     return figure
 
 
-def whiskers(figure: tuple[float, float, float]) -> list[list[float]]:
-    """How far an interval reaches below and above its value; never the other way, whatever was rounded."""
-    value, low, high = figure
+def get_error_bar(interval: tuple[float, float, float]) -> list[list[float]]:
+    """Return the lengths of an error bar below and above the value. They are not negative, even after rounding."""
+    value, low, high = interval
     return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 def reliability(bins: Sequence[CalibrationBin], title: str = "") -> Figure:
-    """Predicted against observed share with 95 % intervals, the diagonal of perfect calibration, and counts."""
+    """Draw a reliability diagram: observed against predicted shares with 95 % intervals, and the number in each bin."""
     figure, ax = axes("predicted chance that the first answer wins", "share that won", title, SMALL)
     ax.plot([0, 1], [0, 1], color="#8c8c8c", linestyle="--", linewidth=1.2, label="perfectly calibrated")
-    shares = [b.observed for b in bins]
-    spread = [[b.observed - b.low for b in bins], [b.high - b.observed for b in bins]]
-    ax.errorbar([b.predicted for b in bins], shares, yerr=spread, fmt="o", color=COLOURS[0], markersize=4, capsize=2.5)
+    predicted = [b.predicted for b in bins]
+    observed = [b.observed for b in bins]
+    errors = [[b.observed - b.low for b in bins], [b.high - b.observed for b in bins]]
+    ax.errorbar(predicted, observed, yerr=errors, fmt="o", color=COLOURS[0], markersize=4, capsize=2.5)
     for b in bins:
-        place = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center"}
-        ax.annotate(str(b.count), (b.predicted, b.low), fontsize=7, color=INK, **place)
+        ax.annotate(
+            str(b.count),
+            (b.predicted, b.low),
+            fontsize=7,
+            color=INK,
+            xytext=(0, -9),
+            textcoords="offset points",
+            ha="center",
+        )
     ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.12, 1.05)  # room for the counts under the lowest interval
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
-    _legend(figure)
+    add_legend(figure)
     return figure
 
 
 def histogram_pair(
     first: Sequence[float], second: Sequence[float], labels: tuple[str, str], xlabel: str, title: str = ""
 ) -> Figure:
-    """Two samples over the same bins, as shares, so that samples of different size compare."""
+    """Draw histograms of two samples with the same bins, as shares, so that samples of different sizes compare."""
     figure, ax = axes(xlabel, "share of the answers", title, SMALL)
-    samples = [[float(v) for v in sample if math.isfinite(v)] for sample in (first, second)]
+    samples = [[float(value) for value in sample if math.isfinite(value)] for sample in (first, second)]
     pooled = samples[0] + samples[1]
     if pooled:
-        low, width = min(pooled), (max(pooled) - min(pooled) or 1.0) / 24
-        if width > 1 / 24 and all(v.is_integer() for v in pooled):  # unequal numbers of integers would show stripes
-            low, width = low - 0.5, math.ceil((max(pooled) - low + 1) / 24)
+        low = min(pooled)
+        width = (max(pooled) - low or 1.0) / 24
+        # Bins of integers have an integer width, or unequal numbers of integers in them would show as stripes.
+        if width > 1 / 24 and all(value.is_integer() for value in pooled):
+            width = math.ceil((max(pooled) - low + 1) / 24)
+            low -= 0.5
         edges = [low + width * i for i in range(25)]
         for i, (sample, label) in enumerate(zip(samples, labels, strict=True)):
             weights = [1 / len(sample)] * len(sample) if sample else None
             ax.hist(sample, edges, weights=weights, color=COLOURS[i], alpha=0.55, label=label)
-        numbered(ax)
-        _legend(figure)
+        format_axes(ax)
+        add_legend(figure)
     return figure
 
 
-def _legend(figure: Figure) -> None:
-    """Below the plot, where it covers no line."""
+def add_legend(figure: Figure) -> None:
+    """Add a legend below the plot, where it covers no line."""
     legend = figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -1,4 +1,4 @@
-"""What `stage=data` prints while it works, for whoever waits: how far it is, and what takes long."""
+"""Progress lines that `stage=data` prints."""
 
 from __future__ import annotations
 
@@ -8,62 +8,74 @@ from collections.abc import Callable, Sequence
 from align.report.figure_text import duration, percent
 
 OFTEN_S = 10.0
-"""Seconds between two lines on one thing."""
+"""Minimum seconds between two progress lines of one source or step."""
 MANY = 200_000
-"""Rows from which on a step behind the reading says that it begins."""
+"""Number of rows from which on the start of a step is printed."""
 
 
-def seldom(said: Callable[[int, int, float], str]) -> Callable[[int, int], None]:
-    """Prints what is said of two counts and the seconds since they began, once in a while."""
-    began = last = time.perf_counter()
+def seldom(format_line: Callable[[int, int, float], str]) -> Callable[[int, int], None]:
+    """Return a function of two counts that prints a progress line at most every OFTEN_S seconds.
 
-    def tell(one: int, other: int) -> None:
+    Args:
+        format_line: returns the line from both counts and the seconds since this call.
+    """
+    start = last = time.perf_counter()
+
+    def print_line(first_count: int, second_count: int) -> None:
         nonlocal last
         now = time.perf_counter()
         if now - last > OFTEN_S:
-            print(said(one, other, now - began), flush=True)
+            print(format_line(first_count, second_count, now - start), flush=True)
             last = now
 
-    return tell
+    return print_line
 
 
-def reading(name: str, share_read: Callable[[], float | None]) -> Callable[[int, int], None]:
-    """Prints how far a source is: how many rows are read and kept, and which share of its bytes where that is known."""
-    began, first = time.perf_counter(), list[tuple[float, float]]()
-
-    def said(read: int, kept: int, seconds: float) -> str:
-        rate = f"{read / max(seconds, 1e-9):,.0f} rows a second{how_far(seconds, share_read(), first)}"
-        return f"{name}: {read:,} rows read, {kept:,} kept, {rate}"
-
-    line = seldom(said)
-
-    def tell(read: int, kept: int) -> None:
-        share = None if first else share_read()
-        if share is not None:  # what was read before a kill was not read at this pace
-            first.append((time.perf_counter() - began, share))
-        line(read, kept)
-
-    return tell
-
-
-def begins(what: str, count: int) -> None:
-    """Prints that a step begins which takes long where there are many rows."""
-    if count >= MANY:
-        print(f"{what} {count:,} rows", flush=True)
-
-
-def how_far(now: float, share: float | None, first: Sequence[tuple[float, float]]) -> str:
-    """Which share of a source's bytes is read, and how long the rest takes at the pace since then; nothing where nobody
-    knows.
+def reading(name: str, get_share_read: Callable[[], float | None]) -> Callable[[int, int], None]:
+    """Return a function of the rows read and kept that prints the progress of reading a source.
 
     Args:
-        now: seconds, as of `first`.
-        first: when that was looked at first, and the share then; empty where it was not.
+        get_share_read: returns the share of the source's bytes that is read, or None if that is unknown.
+    """
+    start = time.perf_counter()
+    first_reading: list[tuple[float, float]] = []
+
+    def format_line(rows_read: int, rows_kept: int, seconds: float) -> str:
+        rate = f"{rows_read / max(seconds, 1e-9):,.0f} rows a second"
+        progress = how_far(seconds, get_share_read(), first_reading)
+        return f"{name}: {rows_read:,} rows read, {rows_kept:,} kept, {rate}{progress}"
+
+    print_line = seldom(format_line)
+
+    def update(rows_read: int, rows_kept: int) -> None:
+        share = None if first_reading else get_share_read()
+        if share is not None:  # rows restored after a crash were not read at this pace
+            first_reading.append((time.perf_counter() - start, share))
+        print_line(rows_read, rows_kept)
+
+    return update
+
+
+def begins(step: str, count: int) -> None:
+    """Print that a step begins, if it has MANY rows or more to process."""
+    if count >= MANY:
+        print(f"{step} {count:,} rows", flush=True)
+
+
+def how_far(seconds: float, share: float | None, first_reading: Sequence[tuple[float, float]]) -> str:
+    """Describe the share of a source that is read, and the time left. Returns an empty string for an unknown share.
+
+    Args:
+        seconds: time since the start.
+        share: share of the source's bytes that is read.
+        first_reading: at most one (seconds, share) of the first look at the share. The pace since then gives the time
+            left.
     """
     if share is None:
         return ""
-    left = ""
-    for then, before in first:
-        if share > before:
-            left = f", about {duration((now - then) * (1 - share) / (share - before))} left"
-    return f", {percent(share)} of its bytes{left}"
+    time_left = ""
+    for first_seconds, first_share in first_reading:
+        if share > first_share:
+            seconds_left = (seconds - first_seconds) * (1 - share) / (share - first_share)
+            time_left = f", about {duration(seconds_left)} left"
+    return f", {percent(share)} of its bytes{time_left}"

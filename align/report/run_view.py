@@ -1,4 +1,4 @@
-"""What a page is made from: a run's folder as it lies on disk, and how far along the run is."""
+"""The contents of a run's folder, from which its report is built."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from align.track import Progress, read_rows
 
 @dataclass(frozen=True)
 class RunView:
-    """One look at a run.
+    """A run's manifest, streams and artifact as they are on disk.
 
     Attributes:
-        folder: of the run, `<root>/<stage>/<name>`.
-        manifest: what is known of it so far; its `metrics` are empty before the end.
-        command: the line that makes the run again.
-        progress: how far along it is; None where the stage does not count, or has not begun to.
+        folder: the run's folder, `<root>/<stage>/<name>`.
+        manifest: its `metrics` are empty until the run is done.
+        command: the command line that repeats the run.
+        progress: None if the stage reports no progress, or none yet.
     """
 
     folder: Path
@@ -42,20 +42,23 @@ class RunView:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The stage's own part of the configuration."""
+        """The configuration under `stage`."""
         return self.config["stage"]
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
-        """Of the metrics stream."""
+        """Rows of the metrics stream."""
         return read_rows(self.folder / "metrics.jsonl")
 
-    def evidence(self, name: str) -> list[dict[str, Any]]:
-        """The rows of another stream beside the report, or of the artifact's; none where there is no such file."""
+    def read_stream(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of a JSONL file in the run's folder. Returns an empty list if the file is missing."""
         return read_rows(self.folder / name)
 
-    def each(self, name: str) -> Iterator[dict[str, Any]]:
-        """The same, one at a time: of a large file the first few are read. What a crash cut short is the end."""
+    def iter_stream(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a JSONL file one by one, so that a few rows of a large file can be read.
+
+        Stops at a line without a line break, which a crash cut short.
+        """
         path = self.folder / name
         if path.is_file():
             with open_text(path) as file:
@@ -64,18 +67,19 @@ class RunView:
                         return
                     yield json.loads(line)
 
-    def json(self, name: str) -> Any:
-        """Return the content of a JSON file beside the report or in the artifact; an empty mapping if there is no such
-        file."""
+    def read_json(self, name: str) -> Any:
+        """Return the content of a JSON file in the run's folder. Returns an empty mapping if the file is missing."""
         path = self.folder / name
         return json.loads(read_text(path, name)) if path.is_file() else {}
 
 
-def load_own_page(seen: RunView) -> ModuleType | None:
-    """Import the module that describes a data set, a suite or a judge: `summarize(seen)` is its verdict, and
-    `add_body(report, seen)` adds the rest. Returns None for any other run."""
-    if seen.manifest.stage == "data":
+def load_page_module(view: RunView) -> ModuleType | None:
+    """Import the module that writes the page of a data set, a suite or a judge. Returns None for any other run.
+
+    Its function `summarize(view)` returns the summary, and `add_body(report, view)` adds the sections.
+    """
+    if view.manifest.stage == "data":
         return import_module("align.report.data_set_page")
-    if "card" in seen.metrics:
+    if "card" in view.metrics:
         return import_module("align.report.judge_page")
-    return import_module("align.report.suite_page") if "systems" in seen.metrics else None
+    return import_module("align.report.suite_page") if "systems" in view.metrics else None

@@ -1,4 +1,4 @@
-"""What each stage's page shows beside its verdict, its origins and its figures: curves, and what was said."""
+"""The parts of a report that depend on the stage: training curves, training rows, samples and tables."""
 
 from __future__ import annotations
 
@@ -11,29 +11,26 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from align.ops.calibration import CalibrationBin, bin_predictions
 from align.report.figure_text import counted, format_figure, is_number
 from align.report.page import Report
 from align.report.run_view import RunView
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A plot over a run's steps.
+    """A plot of metrics over the steps of a run.
 
     Attributes:
-        title: what is seen, in words.
-        unit: at the axis.
-        lines: key of a row of the metrics stream → what the legend calls it.
-        span: the smallest range that the axis covers, so that noise looks like noise.
-        reading: how to read it, below the plot.
-        within: what the figure can be.
-        smooth: False for what was set, and is no measurement.
+        title: title of the plot.
+        unit: label of the y axis.
+        lines: key of a row of the metrics stream → label in the legend.
+        span: the smallest range of the y axis, so that noise in a constant metric does not look like a trend.
+        reading: caption, which says how to read the plot.
+        within: range of values that the metrics can have.
+        smooth: False for a value that is set and not measured.
     """
 
     title: str
@@ -52,85 +49,140 @@ LOSSES = {"loss": "training", "held_out_loss": "held out"}
 LOSS = Curve("Loss", "nats a token", LOSSES, 0.5, "Lower is better.", POSITIVE)
 RATE = Curve("Learning rate", "learning rate", {"lr": "rate"}, 0.0, "As it was scheduled.", POSITIVE, smooth=False)
 GRADIENT = Curve(
-    "Gradient norm", "norm", {"grad_norm": "norm"}, 1.0,
-    "Before clipping. A rise by a factor of ten or more is training coming apart.", POSITIVE,
-)  # fmt: skip
+    "Gradient norm",
+    "norm",
+    {"grad_norm": "norm"},
+    1.0,
+    "Before clipping. A rise by a factor of ten or more is training coming apart.",
+    POSITIVE,
+)
 PAIR_LOSS = Curve("Loss", "nats a pair", LOSSES, 0.3, "A coin has 0.69; lower is better.", POSITIVE)
 DIRECT_LOSS = Curve(
     "Loss", "loss of a pair", LOSSES, 0.3, "Lower is better; with stage.loss=sigmoid a coin has 0.69.", POSITIVE
 )
 PAIR_ACCURACY = Curve(
-    "Accuracy in training", "share of the pairs", {"accuracy": "pairs"}, 0.3,
-    "On the pairs that it trains on; the held-out share stands at the top. A coin has 0.5.", SHARE,
-)  # fmt: skip
+    "Accuracy in training",
+    "share of the pairs",
+    {"accuracy": "pairs"},
+    0.3,
+    "On the pairs that it trains on; the held-out share stands at the top. A coin has 0.5.",
+    SHARE,
+)
 MARGIN = Curve("Margin", "score", {"margin": "margin"}, 0.5, "Score of the better answer less the worse one's.")
 GAIN = Curve("Margin", "nats", {"margin": "margin"}, 0.5, "What the better answer gained on the worse one.")
 LOGPROBS = Curve(
-    "Logprobs of the answers", "nats an answer",
-    {"chosen_logprob": "better answer", "rejected_logprob": "worse answer"}, 10.0,
+    "Logprobs of the answers",
+    "nats an answer",
+    {"chosen_logprob": "better answer", "rejected_logprob": "worse answer"},
+    10.0,
     "Both may fall; what counts is that the worse one's falls faster.",
-)  # fmt: skip
+)
 TOKEN_LOGPROBS = Curve(
-    "Logprobs of the answers' tokens", "nats a token",
-    {"chosen_token_logprob": "better answer", "rejected_token_logprob": "worse answer"}, 0.5,
+    "Logprobs of the answers' tokens",
+    "nats a token",
+    {"chosen_token_logprob": "better answer", "rejected_token_logprob": "worse answer"},
+    0.5,
     "Both may fall; what counts is that the worse one's falls faster.",
-)  # fmt: skip
+)
 LABEL_LOSS = Curve(
     "Loss", "KTO's loss", LOSSES, 0.2, "0.5 at the start, times the weights of the labels; lower is better.", POSITIVE
 )
 REWARDS = Curve(
-    "Rewards of the answers", "beta times nats", {"wanted_reward": "wanted", "unwanted_reward": "unwanted"}, 0.5,
+    "Rewards of the answers",
+    "beta times nats",
+    {"wanted_reward": "wanted", "unwanted_reward": "unwanted"},
+    0.5,
     "Beside the start; what is wanted is to rise above what is not.",
-)  # fmt: skip
+)
 KL_ESTIMATE = Curve(
-    "KL from the start, estimated", "nats an answer", {"kl": "KL"}, 1.0,
-    "What rewards are compared with: the reward of answers to other prompts, at least 0.", POSITIVE,
-)  # fmt: skip
+    "KL from the start, estimated",
+    "nats an answer",
+    {"kl": "KL"},
+    1.0,
+    "What rewards are compared with: the reward of answers to other prompts, at least 0.",
+    POSITIVE,
+)
 SCORE = Curve(
-    "Score", "score", {"score": "score"}, 0.5,
+    "Score",
+    "score",
+    {"score": "score"},
+    0.5,
     "What training optimises, standardised and less the penalty for answers that do not end.",
-)  # fmt: skip
+)
 KL = Curve(
-    "KL from the reference", "nats an answer", {"kl": "KL"}, 2.0,
-    "How far the policy has moved; the price of it is stage.kl_coef.", POSITIVE,
-)  # fmt: skip
+    "KL from the reference",
+    "nats an answer",
+    {"kl": "KL"},
+    2.0,
+    "How far the policy has moved; the price of it is stage.kl_coef.",
+    POSITIVE,
+)
 HELD_OUT = Curve(
-    "Held-out prompts", "score", {"held_out_score": "score", "held_out_objective": "score less the price of KL"}, 0.5,
+    "Held-out prompts",
+    "score",
+    {"held_out_score": "score", "held_out_objective": "score less the price of KL"},
+    0.5,
     "On prompts that nothing trains on, the start's at update 0; the best objective behind it is published.",
-)  # fmt: skip
+)
 LENGTH = Curve("Answer length", "tokens", {"length": "length"}, 4.0, "Mean of each update.", POSITIVE)
 ENDED = Curve(
-    "Answers that end by themselves", "share", {"eos_rate": "ended"}, 0.2,
-    "The others were cut at rollout.max_new_tokens.", SHARE,
-)  # fmt: skip
+    "Answers that end by themselves",
+    "share",
+    {"eos_rate": "ended"},
+    0.2,
+    "The others were cut at rollout.max_new_tokens.",
+    SHARE,
+)
 ENTROPY = Curve(
-    "Entropy", "nats a token", {"entropy": "entropy"}, 0.5,
-    "Near 0 the policy says the same whatever is drawn.", POSITIVE,
-)  # fmt: skip
+    "Entropy",
+    "nats a token",
+    {"entropy": "entropy"},
+    0.5,
+    "Near 0 the policy says the same whatever is drawn.",
+    POSITIVE,
+)
 EXPLAINED = Curve(
-    "Explained variance", "share", {"explained_variance": "explained variance"}, 0.5,
-    "How well the value foresees the returns: 1 is perfect, 0 is no better than their mean.", (-math.inf, 1.0),
-)  # fmt: skip
+    "Explained variance",
+    "share",
+    {"explained_variance": "explained variance"},
+    0.5,
+    "How well the value foresees the returns: 1 is perfect, 0 is no better than their mean.",
+    (-math.inf, 1.0),
+)
 EQUAL = Curve(
-    "Prompts that tell nothing", "share", {"equal_groups": "all answers earn the same"}, 0.2,
-    "They do not say which answer is better; stage.max_draws asks others in their place.", SHARE,
-)  # fmt: skip
+    "Prompts that tell nothing",
+    "share",
+    {"equal_groups": "all answers earn the same"},
+    0.2,
+    "They do not say which answer is better; stage.max_draws asks others in their place.",
+    SHARE,
+)
 CLIPPED = Curve(
-    "Steps that were clipped", "share of the tokens", {"clip_fraction": "clipped"}, 0.1,
-    "Much above 0.3 the steps are too large.", SHARE,
-)  # fmt: skip
+    "Steps that were clipped",
+    "share of the tokens",
+    {"clip_fraction": "clipped"},
+    0.1,
+    "Much above 0.3 the steps are too large.",
+    SHARE,
+)
 APPROX_KL = Curve(
     "KL of one update", "nats a token", {"approx_kl": "KL"}, 0.01, "How far each update moves the policy.", POSITIVE
 )
 SIGNS = Curve(
-    "Signs of a gamed reward", "",
+    "Signs of a gamed reward",
+    "",
     {"score_length_correlation": "score follows length", "repetition": "repetition", "disagreement": "disagreement"},
-    0.5, "Each is harmless near 0.",
-)  # fmt: skip
+    0.5,
+    "Each is harmless near 0.",
+)
 EMPTY = Curve(
-    "Empty answers", "share", {"empty_rate": "empty"}, 0.2,
-    "They leave nothing to judge; with rollout.reasoning=hide, because their reasoning was never closed.", SHARE,
-)  # fmt: skip
+    "Empty answers",
+    "share",
+    {"empty_rate": "empty"},
+    0.2,
+    "They leave nothing to judge; with rollout.reasoning=hide, because their reasoning was never closed.",
+    SHARE,
+)
 SAMPLED_LENGTH = Curve(
     "Answer length", "tokens", {"mean_length": "length"}, 4.0, "Mean over prompts answered together.", POSITIVE
 )
@@ -145,119 +197,140 @@ CURVES: Mapping[str, tuple[Curve, ...]] = {
     "sample": (SAMPLED_LENGTH, ENDED),
 }
 UNITS = {"ppo": "update", "sample": "prompt", "data": "row"}
-"""What a stage counts by; the others count steps."""
+"""Stage → what it counts its progress in. Other stages count steps."""
 
 
 TABLES = "stage_tables.html"
 SAMPLES = "samples.html"
 SHOWN_PAIRS = 3
-"""Held-out pairs of each kind that a page shows."""
+"""Held-out pairs that each list on a page shows."""
 SHOWN_PROMPTS = 6
 """Prompts whose sampled answers a page shows."""
-ROWS = (
+ROWS_LEGEND = (
     "The first rows, decoded from the token ids that the model reads. **Underlined** is what the loss is taken on, "
     "a frame is around special tokens."
 )
-TRAINED_ON = {
-    "sft": ROWS,
-    "full": ROWS,
-    "dpo": ROWS.replace("rows", "pair").replace("the loss is taken on", "the loss compares"),
-    "kto": ROWS.replace("rows", "answer that was wanted and the first that was not").replace("is taken on", "reads"),
-    "reward": ROWS.replace("rows", "pair").replace("what the loss is taken on", "the token where the score is read"),
+TRAINED_ON_LEGENDS = {
+    "sft": ROWS_LEGEND,
+    "full": ROWS_LEGEND,
+    "dpo": ROWS_LEGEND.replace("rows", "pair").replace("the loss is taken on", "the loss compares"),
+    "kto": ROWS_LEGEND.replace("rows", "answer that was wanted and the first that was not").replace(
+        "is taken on", "reads"
+    ),
+    "reward": ROWS_LEGEND.replace("rows", "pair").replace(
+        "what the loss is taken on", "the token where the score is read"
+    ),
 }
-SIDES = {"chosen": "Preferred", "rejected": "Not preferred"}
-RELIABILITY = (
+SIDE_LABELS = {"chosen": "Preferred", "rejected": "Not preferred"}
+RELIABILITY_CAPTION = (
     "Does the model know how sure it may be? Points on the dashed line are right as often as they say; the numbers "
     "count pairs, the whiskers are 95 % intervals over prompts."
 )
 
 
-def add_curves(report: Report, seen: RunView, until: float = math.inf) -> None:
-    """Add the stage's curves, those that its metrics stream has something for. One point is no curve.
+def add_curves(report: Report, view: RunView, deadline: float = math.inf) -> None:
+    """Add the curves of the stage that have at least two points.
 
     Args:
-        until: a time of `time.perf_counter`, from which on no further one is begun.
+        deadline: time of `time.perf_counter` after which no further curve is drawn.
     """
-    for curve in CURVES.get(seen.manifest.stage, ()):
-        if time.perf_counter() > until:
+    for curve in CURVES.get(view.manifest.stage, ()):
+        if time.perf_counter() > deadline:
             return
-        found = {key: len(list_points(seen, key)) for key in curve.lines}
-        lines = {key: curve.lines[key] for key, count in found.items() if count}
-        if max(found.values()) > 1 or (lines and curve is LOSS and "loss_after" in seen.metrics):
-            add_curve(report, seen, curve, lines)
+        counts = {key: len(list_points(view, key)) for key in curve.lines}
+        lines = {key: curve.lines[key] for key, count in counts.items() if count}
+        # The held-out losses before and after training add two points to the loss.
+        if max(counts.values()) > 1 or (lines and curve is LOSS and "loss_after" in view.metrics):
+            add_curve(report, view, curve, lines)
 
 
-def list_points(seen: RunView, key: str) -> list[tuple[float, float]]:
-    """Return (step, value) of the rows of the metrics stream that have a figure."""
-    return [(row["step"], row[key]) for row in seen.rows if is_number(row.get(key))]
+def list_points(view: RunView, key: str) -> list[tuple[float, float]]:
+    """Return (step, value) of the rows of the metrics stream that have a key."""
+    return [(row["step"], row[key]) for row in view.rows if is_number(row.get(key))]
 
 
-def add_latest_figures(report: Report, seen: RunView) -> None:
-    """Add what the curves show, in numbers: the first and the newest. They are there before the curves are drawn."""
-    unit, found = UNITS.get(seen.manifest.stage, "step"), []
-    for curve in CURVES.get(seen.manifest.stage, ()):
+def add_latest_figures(report: Report, view: RunView) -> None:
+    """Add a table of the first and the newest value of each curve, which is there before the curves are drawn."""
+    unit = UNITS.get(view.manifest.stage, "step")
+    rows = []
+    for curve in CURVES.get(view.manifest.stage, ()):
         for key, label in curve.lines.items():
-            if points := list_points(seen, key):
+            if points := list_points(view, key):
                 name = curve.title if len(curve.lines) == 1 else f"{curve.title}, {label}"
-                figures = [f"{format_figure(float(y))} at {unit} {x:,}" for x, y in (points[0], points[-1])]
-                named = not curve.unit or curve.unit in curve.title.lower()
-                found.append((name if named else f"{name} ({curve.unit})", *figures))
-    if found:
-        report.table(("figure", "first", "newest"), found, "Figures so far")
+                if curve.unit and curve.unit not in curve.title.lower():
+                    name = f"{name} ({curve.unit})"
+                values = [
+                    f"{format_figure(float(value))} at {unit} {step:,}" for step, value in (points[0], points[-1])
+                ]
+                rows.append((name, *values))
+    if rows:
+        report.table(("figure", "first", "newest"), rows, "Figures so far")
 
 
-def add_curve(report: Report, seen: RunView, curve: Curve, lines: Mapping[str, str]) -> None:
-    from align.report.plots import curves, points_of, together, window
+def add_curve(report: Report, view: RunView, curve: Curve, lines: Mapping[str, str]) -> None:
+    from align.report.plots import curves, get_block_size, get_smoothing_window, points_of
 
-    unit = UNITS.get(seen.manifest.stage, "step")
-    rows, marks = seen.rows, list[tuple[float, float]]()
-    if curve is LOSS and "loss_after" in seen.metrics:
-        before, after = seen.metrics["loss_before"], seen.metrics["loss_after"]
-        if "held_out_loss" in lines:  # one curve from the start on
+    unit = UNITS.get(view.manifest.stage, "step")
+    rows = view.rows
+    marks: list[tuple[float, float]] = []
+    if curve is LOSS and "loss_after" in view.metrics:
+        before = view.metrics["loss_before"]
+        after = view.metrics["loss_after"]
+        if "held_out_loss" in lines:  # the curve starts with the loss before training
             rows = [{"step": 0, "held_out_loss": before}, *rows]
         else:
-            marks = [(0, before), (seen.metrics.get("published_step", seen.metrics["steps"]), after)]
+            marks = [(0, before), (view.metrics.get("published_step", view.metrics["steps"]), after)]
     points = {label: points_of(rows, key) for key, label in lines.items()}
-    drawn = max(map(len, points.values()))
-    size = together(drawn)
-    wide = window(math.ceil(drawn / size))
-    one = "each logged value" if size == 1 else f"the mean of {size} logged values"
-    faint = f" Faint: {one}; bold: the mean of {wide * size} around it." if wide > 1 and curve.smooth else ""
-    points |= {"held out": marks} if marks else {}
-    said = "; ".join(describe_line(label, found, unit) for label, found in points.items())
-    alt = f"{curve.title} over {unit}s. {said}."
-    xlabel = unit if unit != "prompt" else "prompts answered"
-
-    looks = curve.unit, curve.title, xlabel, curve.span, curve.within, marks, "held out, before and after", curve.smooth
-    report.draw(partial(curves, rows, lines, *looks), f"{curve.reading}{faint}", alt)
+    n_points = max(map(len, points.values()))
+    block_size = get_block_size(n_points)
+    window = get_smoothing_window(math.ceil(n_points / block_size))
+    caption = curve.reading
+    if window > 1 and curve.smooth:
+        faint = "each logged value" if block_size == 1 else f"the mean of {block_size} logged values"
+        caption += f" Faint: {faint}; bold: the mean of {window * block_size} around it."
+    if marks:
+        points["held out"] = marks
+    descriptions = "; ".join(describe_line(label, line, unit) for label, line in points.items())
+    draw = partial(
+        curves,
+        rows,
+        lines,
+        curve.unit,
+        curve.title,
+        "prompts answered" if unit == "prompt" else unit,
+        curve.span,
+        curve.within,
+        marks,
+        "held out, before and after",
+        curve.smooth,
+    )
+    report.draw(draw, caption, f"{curve.title} over {unit}s. {descriptions}.")
 
 
 def describe_line(label: str, points: Sequence[tuple[float, float]], unit: str) -> str:
-    """Describe a line for readers who cannot see it."""
-    (first, before), (last, after) = points[0], points[-1]
+    """Describe the first and the last point of a line, for the alt text of its plot."""
+    first_step, first_value = points[0]
+    last_step, last_value = points[-1]
     if len(points) == 1:
-        return f"{label}: {before:.3g} at {unit} {first:g}"
-    return f"{label}: from {before:.3g} at {unit} {first:g} to {after:.3g} at {unit} {last:g}"
+        return f"{label}: {first_value:.3g} at {unit} {first_step:g}"
+    return f"{label}: from {first_value:.3g} at {unit} {first_step:g} to {last_value:.3g} at {unit} {last_step:g}"
 
 
-# What was said.
-
-
-def add_trained_on(report: Report, seen: RunView) -> None:
-    """Add the first rows as they are trained on."""
-    rows = seen.evidence("trained_on.jsonl")
+def add_trained_on(report: Report, view: RunView) -> None:
+    """Add the tokens of the first training rows, with the trained ones marked."""
+    rows = view.read_stream("trained_on.jsonl")
     if not rows:
         return
-    report.heading("What is trained on").text(TRAINED_ON[seen.manifest.stage])
+    report.heading("What is trained on").text(TRAINED_ON_LEGENDS[view.manifest.stage])
     for row in rows:
-        name = SIDES.get(row["what"], row["what"].capitalize())
+        name = SIDE_LABELS.get(row["what"], row["what"].capitalize())
         caption = f"{name}: {counted(row['tokens'], 'token')}, {row['trained']:,} of them underlined"
         report.add("tokens", caption, row["parts"])
 
 
-def add_pairs(report: Report, seen: RunView) -> None:
-    """Add held-out pairs: how their scores lie, whether probabilities are calibrated, the best and the worst judged."""
-    pairs = seen.evidence("held_out.jsonl")
+def add_pairs(report: Report, view: RunView) -> None:
+    """Add held-out preference pairs: histograms of the scores, calibration, and the pairs with the widest margins."""
+    pairs = view.read_stream("held_out.jsonl")
     if not pairs:
         return
     from align.report.plots import histogram_pair, reliability
@@ -272,126 +345,140 @@ def add_pairs(report: Report, seen: RunView) -> None:
         )
     if all("log_odds" in pair for pair in pairs):
         bins = reliability_bins(pairs)
-        said = "; ".join(f"predicted {b.predicted:.2f}, observed {b.observed:.2f} of {b.count}" for b in bins)
+        description = "; ".join(f"predicted {b.predicted:.2f}, observed {b.observed:.2f} of {b.count}" for b in bins)
         report.draw(
             lambda: reliability(bins, "Calibration on held-out pairs"),
-            RELIABILITY,
-            f"Predicted against observed shares. {said}.",
+            RELIABILITY_CAPTION,
+            f"Predicted against observed shares. {description}.",
         )
     ordered = sorted(pairs, key=lambda pair: pair["margin"])
     right = [pair for pair in reversed(ordered) if pair["margin"] > 0]
     wrong = [pair for pair in ordered if pair["margin"] <= 0]
-    for title, found in (("Judged right, by the widest margin", right), ("Judged wrong, by the widest margin", wrong)):
-        widest: dict[str, Mapping[str, Any]] = {}  # of each prompt
-        for pair in found:
+    for title, judged_pairs in (
+        ("Judged right, by the widest margin", right),
+        ("Judged wrong, by the widest margin", wrong),
+    ):
+        widest: dict[str, Mapping[str, Any]] = {}  # one pair per prompt
+        for pair in judged_pairs:
             widest.setdefault(json.dumps(pair["prompt"]), pair)
-        if found:
+        if judged_pairs:
             report.add("pairs", title, list(widest.values())[:SHOWN_PAIRS], template=SAMPLES)
 
 
-def add_labelled_answers(report: Report, seen: RunView) -> None:
-    """Add held-out pairs; or answers with a label: how their rewards lie, and those that were judged best and worst."""
-    answers = seen.evidence("held_out.jsonl")
+def add_labelled_answers(report: Report, view: RunView) -> None:
+    """Add held-out answers with a label: histograms of their rewards, and the highest and lowest ones.
+
+    A KTO run may hold out preference pairs instead; then these are added.
+    """
+    answers = view.read_stream("held_out.jsonl")
     if not answers or "reward" not in answers[0]:
-        add_pairs(report, seen)
+        add_pairs(report, view)
         return
     from align.report.plots import histogram_pair
 
-    wanted, others = ([one["reward"] for one in answers if one["label"] is label] for label in (True, False))
-    if wanted and others:
+    wanted_rewards = [answer["reward"] for answer in answers if answer["label"] is True]
+    unwanted_rewards = [answer["reward"] for answer in answers if answer["label"] is False]
+    if wanted_rewards and unwanted_rewards:
         report.draw(
-            lambda: histogram_pair(wanted, others, ("wanted", "unwanted"), "nats", "Rewards of held-out answers"),
+            lambda: histogram_pair(
+                wanted_rewards, unwanted_rewards, ("wanted", "unwanted"), "nats", "Rewards of held-out answers"
+            ),
             "The less the two overlap, the better they are told apart.",
-            f"Histograms of the rewards of {len(wanted)} wanted and {len(others)} unwanted answers.",
+            f"Histograms of the rewards of {len(wanted_rewards)} wanted and {len(unwanted_rewards)} unwanted answers.",
         )
-    ordered = sorted(answers, key=lambda one: -one["reward"])
-    for title, found in (("Raised the most", ordered), ("Lowered the most", ordered[::-1])):
-        report.add("labelled", title, found[:SHOWN_PAIRS], template=SAMPLES)
+    ordered = sorted(answers, key=lambda answer: -answer["reward"])
+    report.add("labelled", "Raised the most", ordered[:SHOWN_PAIRS], template=SAMPLES)
+    report.add("labelled", "Lowered the most", ordered[::-1][:SHOWN_PAIRS], template=SAMPLES)
 
 
 def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[CalibrationBin]:
-    """Calibration of P(first wins), each pair's first chosen by a hash of its id: with the chosen always first, every
+    """Bin the predicted probabilities that the first answer of a pair wins, for a reliability diagram.
+
+    Which answer counts as the first is decided by a hash of the pair's id. With the chosen one always first, every
     outcome would be 1.
 
     Args:
-        pairs: each with `id`, `group` and `log_odds`, those that the chosen answer wins.
+        pairs: each with `id`, `group` and `log_odds`, the log-odds that the chosen answer wins.
     """
-    predicted, outcomes = [], []
+    predicted = []
+    outcomes = []
     for pair in pairs:
-        flipped = hashlib.sha256(pair["id"].encode()).digest()[0] % 2 == 1
-        odds = pair["log_odds"]
-        predicted.append(1 / (1 + math.exp(min(odds if flipped else -odds, 700.0))))
-        outcomes.append(0.0 if flipped else 1.0)
+        is_flipped = hashlib.sha256(pair["id"].encode()).digest()[0] % 2 == 1
+        log_odds = pair["log_odds"]
+        predicted.append(1 / (1 + math.exp(min(log_odds if is_flipped else -log_odds, 700.0))))
+        outcomes.append(0.0 if is_flipped else 1.0)
     return bin_predictions(predicted, outcomes, [pair["group"] for pair in pairs])
 
 
-def add_held_out_answers(report: Report, seen: RunView) -> None:
-    """Add the answers to the fixed held-out prompts as training went on."""
-    if prompts := by_conversation(seen.evidence("samples.jsonl")):
+def add_held_out_answers(report: Report, view: RunView) -> None:
+    """Add the answers to the fixed held-out prompts, sampled at several updates of the training."""
+    if prompts := group_by_prompt(view.read_stream("samples.jsonl")):
         report.add("held_out", prompts, template=SAMPLES)
 
 
-def add_best_of(report: Report, seen: RunView) -> None:
-    """Add what each n is worth, and the best, the first and the worst answer to the first prompts."""
-    if lines := seen.metrics.get("best_of"):
+def add_best_of(report: Report, view: RunView) -> None:
+    """Add the rewards at each n, and the best, the first and the worst answer to the first prompts."""
+    if lines := view.metrics.get("best_of"):
         report.add("best_of", lines, template=TABLES)
-    if prompts := list(islice(seen.each("samples.jsonl"), SHOWN_PROMPTS)):
+    if prompts := list(islice(view.iter_stream("samples.jsonl"), SHOWN_PROMPTS)):
         report.add("ranked", prompts, template=SAMPLES)
 
 
-def add_samples(report: Report, seen: RunView) -> None:
+def add_samples(report: Report, view: RunView) -> None:
     """Add the answers to the first prompts."""
-    if seen.settings.get("best_of") is not None:
-        add_best_of(report, seen)
+    if view.settings.get("best_of") is not None:
+        add_best_of(report, view)
         return
-    rows = seen.evidence("samples.jsonl")[: SHOWN_PROMPTS * seen.settings["candidates"]]
+    rows = view.read_stream("samples.jsonl")[: SHOWN_PROMPTS * view.settings["candidates"]]
     if rows:
-        report.add("sampled", by_conversation(rows), template=SAMPLES)
+        report.add("sampled", group_by_prompt(rows), template=SAMPLES)
 
 
-def by_conversation(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
-    """Return lines of `samples.jsonl`, those together that were asked the same from the first turn on."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+def group_by_prompt(rows: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Group rows of `samples.jsonl` by their whole prompt, with all its turns."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        found.setdefault(json.dumps(row["prompt"]), []).append(row)
-    return list(found.values())
+        groups.setdefault(json.dumps(row["prompt"]), []).append(row)
+    return list(groups.values())
 
 
-def add_comparison(report: Report, seen: RunView) -> None:
-    """Add how scores and lengths lie, and answers side by side."""
-    samples = seen.evidence("artifact/samples.jsonl")
+def add_comparison(report: Report, view: RunView) -> None:
+    """Add histograms of scores and lengths before and after training, and answers side by side."""
+    samples = view.read_stream("artifact/samples.jsonl")
     if not samples:
         return
     from align.report.plots import histogram_pair
 
-    role, names = seen.metrics["judge_is"], ("start", "policy")
-    for key, xlabel, what in (("score", f"{role} score", f"{role} score"), ("length", "tokens", "length")):
-        start, policy = ([sample[f"{key}_{of}"] for sample in samples] for of in ("ref", "policy"))
-        title = f"{what.capitalize()} of the answers"
+    role = view.metrics["judge_is"]
+    labels = ("start", "policy")
+    for key, xlabel, name in (("score", f"{role} score", f"{role} score"), ("length", "tokens", "length")):
+        start = [sample[f"{key}_ref"] for sample in samples]
+        policy = [sample[f"{key}_policy"] for sample in samples]
+        title = f"{name.capitalize()} of the answers"
         report.draw(
-            partial(histogram_pair, start, policy, names, xlabel, title),
-            f"How the {what} of the answers lies, before and after.",
-            f"Histograms of the {what}: start with mean {fmean(start):.3g}, policy with mean {fmean(policy):.3g}.",
+            partial(histogram_pair, start, policy, labels, xlabel, title),
+            f"How the {name} of the answers lies, before and after.",
+            f"Histograms of the {name}: start with mean {fmean(start):.3g}, policy with mean {fmean(policy):.3g}.",
         )
-    report.add("compared", samples[: seen.settings["shown"]], role, template=SAMPLES)
+    report.add("compared", samples[: view.settings["shown"]], role, template=SAMPLES)
 
 
-def add_receipt(report: Report, seen: RunView) -> None:
+def add_receipt(report: Report, view: RunView) -> None:
     """Add the checks of an export."""
-    report.add("receipt", seen.metrics.get("checks", ()), template=TABLES)
+    report.add("receipt", view.metrics.get("checks", ()), template=TABLES)
 
 
-def add_anchors(report: Report, seen: RunView) -> None:
-    """Add the facts that make PPO right, and how well each holds."""
-    if anchors := seen.json("artifact/anchors.json"):
+def add_anchors(report: Report, view: RunView) -> None:
+    """Add the checks of the PPO implementation with their errors, and the bias of each estimator."""
+    if anchors := view.read_json("artifact/anchors.json"):
         report.add("anchors", anchors, template=TABLES)
-    if angles := seen.json("artifact/estimators.json"):
+    if angles := view.read_json("artifact/estimators.json"):
         report.add("estimators", angles, template=TABLES)
 
 
-def add_losses_by_source(report: Report, seen: RunView) -> None:
+def add_losses_by_source(report: Report, view: RunView) -> None:
     """Add the held-out loss of each source of a data set."""
-    if losses := seen.metrics.get("loss_by_source"):
+    if losses := view.metrics.get("loss_by_source"):
         report.add("loss_by_source", losses, template=TABLES)
 
 
@@ -409,11 +496,11 @@ SECTIONS: Mapping[str, Callable[[Report, RunView], None]] = {
 }
 
 
-def iter_notes(seen: RunView) -> Iterator[str]:
-    """Yield what a reader has to know before the figures."""
+def iter_notes(view: RunView) -> Iterator[str]:
+    """Yield notes that stand above the figures."""
     for key in ("judge_notes", "notes"):
-        yield from seen.metrics.get(key, ())
-    if seen.manifest.stage == "annotate" and seen.settings["action"] == "simulate":
+        yield from view.metrics.get(key, ())
+    if view.manifest.stage == "annotate" and view.settings["action"] == "simulate":
         yield (
             "A simulated annotator ranks by a sentiment score with Bradley–Terry noise, so that near ties come out at "
             "random and clear cases do not. Every record says `source: simulated`."

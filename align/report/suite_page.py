@@ -1,4 +1,8 @@
-"""The page of several systems on the tasks of a suite: who is better, by how much, and where the first one lost."""
+"""The report page of a comparison of systems on a suite of tasks: gates, differences and the items with the largest
+losses.
+
+A system is a model with its sampling settings. The first system is compared with each of the others.
+"""
 
 from __future__ import annotations
 
@@ -12,99 +16,119 @@ from align.report.run_view import RunView
 TEMPLATE = "suite.html"
 
 
-def summarize(seen: RunView) -> str:
-    """Return what the gates say, and the differences that were shown."""
-    names, gates = names_of(seen), seen.metrics.get("gates", {})
-    first, others = names[0], names[1:]
-    gated = [*collapsed(seen), *([outcomes([*gates.values()])] if gates else [])]
-    every = [
+def summarize(view: RunView) -> str:
+    """Summarize the outcomes of the gates and the significant differences between the systems."""
+    first, *others = list_system_names(view)
+    gates = view.metrics.get("gates", {})
+    sentences = describe_collapses(view)
+    if gates:
+        sentences.append(describe_gates([*gates.values()]))
+    comparisons = [
         (name, task, other)
-        for name, task in in_order(seen, seen.metrics)
+        for name, task in order_tasks(view, view.metrics)
         for other in others
         if other in task["against"]
     ]
-    clear = [one for one in every if one[1]["against"][one[2]]["p_holm"] < 1 - seen.settings["level"]]
-    found = [*shares(seen), *(sentence(first, *one) for one in clear)]
-    if not every:
-        return " ".join([*gated, f"Nobody has judged {first} against {' or '.join(others)} yet."])
-    none = f"No difference between {first} and {' or '.join(others)} was shown."
-    rest = "No other difference was shown." if clear else none
-    return " ".join([*gated, *found, *([rest] if len(clear) < len(every) else [])])
+    if not comparisons:
+        return " ".join([*sentences, f"Nobody has judged {first} against {' or '.join(others)} yet."])
+    level = 1 - view.settings["level"]
+    significant = [(name, task, other) for name, task, other in comparisons if task["against"][other]["p_holm"] < level]
+    sentences += describe_yes_shares(view)
+    sentences += [describe_difference(first, name, task, other) for name, task, other in significant]
+    if not significant:
+        sentences.append(f"No difference between {first} and {' or '.join(others)} was shown.")
+    elif len(significant) < len(comparisons):
+        sentences.append("No other difference was shown.")
+    return " ".join(sentences)
 
 
-def collapsed(seen: RunView) -> list[str]:
+def describe_collapses(view: RunView) -> list[str]:
     """Return a sentence on each system that collapsed."""
-    systems = seen.metrics.get("collapse", {}).get("systems", {})
+    systems = view.metrics.get("collapse", {}).get("systems", {})
     return [
         f"{name} collapsed: {'; '.join(systems[name]['reasons'])}."
-        for name in names_of(seen)
+        for name in list_system_names(view)
         if systems.get(name, {}).get("verdict") == "collapsed"
     ]
 
 
-def outcomes(found: Sequence[str]) -> str:
-    """How many gates passed, failed and are undecided.
+def describe_gates(verdicts: Sequence[str]) -> str:
+    """Return a sentence with the numbers of gates that passed, failed and are undecided.
 
     Args:
-        found: of each gate `pass`, `fail` or `undecided`.
+        verdicts: `pass`, `fail` or `undecided` of each gate.
     """
-    failed, undecided = found.count("fail"), found.count("undecided")
-    said = [f"{found.count('pass')} of {counted(len(found), 'gate')} passed"]
-    said += [f"{failed} failed"] if failed else []
-    said += [f"{undecided} {'is' if undecided == 1 else 'are'} undecided"] if undecided else []
-    return f"{', '.join(said)}."
+    failed = verdicts.count("fail")
+    undecided = verdicts.count("undecided")
+    parts = [f"{verdicts.count('pass')} of {counted(len(verdicts), 'gate')} passed"]
+    if failed:
+        parts.append(f"{failed} failed")
+    if undecided:
+        parts.append(f"{undecided} {'is' if undecided == 1 else 'are'} undecided")
+    return f"{', '.join(parts)}."
 
 
-def names_of(seen: RunView) -> list[str]:
-    """The systems as the user wrote them; the first is compared with the others."""
-    return [system["name"] for system in seen.metrics["systems"]]
+def list_system_names(view: RunView) -> list[str]:
+    """Return the names of the systems in the order of the configuration."""
+    return [system["name"] for system in view.metrics["systems"]]
 
 
-def in_order(seen: RunView, results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The tasks as the user wrote them: JSON has them by name."""
-    written = [task["name"] for task in seen.config["eval"]["tasks"] or ()]
+def order_tasks(view: RunView, results: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return (name, result) of the tasks in the order of the configuration; in JSON they are sorted by name."""
+    configured = [task["name"] for task in view.config["eval"]["tasks"] or ()]
     tasks = results.get("tasks", {})
-    return sorted(tasks.items(), key=lambda one: written.index(one[0]) if one[0] in written else len(written))
+    return sorted(
+        tasks.items(), key=lambda item: configured.index(item[0]) if item[0] in configured else len(configured)
+    )
 
 
-def shares(seen: RunView) -> list[str]:
-    """Of tasks that ask a question about each answer, the systems' shares of yes."""
-    return [
-        f"On {name}, the share that {task['yes']} is "
-        + " and ".join(f"{percent(task['systems'][who]['score'])} for {who}" for who in names_of(seen))
-        + f", by {task['by']}."
-        for name, task in in_order(seen, seen.metrics)
-        if "asks" in task
-    ]
+def describe_yes_shares(view: RunView) -> list[str]:
+    """Return a sentence with each system's share of yes for each task that asks a question about every answer."""
+    sentences = []
+    for name, task in order_tasks(view, view.metrics):
+        if "asks" in task:
+            shares = [f"{percent(task['systems'][system]['score'])} for {system}" for system in list_system_names(view)]
+            sentences.append(f"On {name}, the share that {task['yes']} is {' and '.join(shares)}, by {task['by']}.")
+    return sentences
 
 
-def sentence(first: str, name: str, task: Mapping[str, Any], other: str) -> str:
-    """What a difference says, and by whose word. Of what is graded it says no more than which has more of it."""
-    better = task["against"][other]["difference"]["value"] > 0
+def describe_difference(first: str, task_name: str, task: Mapping[str, Any], other: str) -> str:
+    """Return a sentence on a significant difference between two systems, naming the judge.
+
+    A task that asks a question about every answer does not say which system is better, only which has more of it.
+    """
+    is_higher = task["against"][other]["difference"]["value"] > 0
     if "asks" in task:
-        return f"{first} {task['yes']} {'more' if better else 'less'} often than {other} on {name}."
-    by = {"exact": "", "measured": "", "proxy": f", by {task['by']}, a proxy,"}.get(task["role"], f", by {task['by']},")
-    return f"{first} is {'better' if better else 'worse'}{by} than {other} on {name}."
+        return f"{first} {task['yes']} {'more' if is_higher else 'less'} often than {other} on {task_name}."
+    match task["role"]:
+        case "exact" | "measured":
+            judge = ""
+        case "proxy":
+            judge = f", by {task['by']}, a proxy,"
+        case _:
+            judge = f", by {task['by']},"
+    return f"{first} is {'better' if is_higher else 'worse'}{judge} than {other} on {task_name}."
 
 
-def overview(report: Report, seen: RunView) -> None:
-    """Add gates and comparisons."""
-    tasks = in_order(seen, seen.json("artifact/results.json"))
-    gates = [seen.json(f"artifact/verdicts/{name}.json") for name in seen.metrics.get("gates", ())]
-    people = seen.json("artifact/people.json")
-    report.add("overview", names_of(seen), tasks, gates, people, seen.settings["level"], template=TEMPLATE)
+def add_overview(report: Report, view: RunView) -> None:
+    """Add tables of the gates and of the comparisons."""
+    tasks = order_tasks(view, view.read_json("artifact/results.json"))
+    gates = [view.read_json(f"artifact/verdicts/{name}.json") for name in view.metrics.get("gates", ())]
+    people = view.read_json("artifact/people.json")
+    report.add("overview", list_system_names(view), tasks, gates, people, view.settings["level"], template=TEMPLATE)
 
 
-def add_body(report: Report, seen: RunView) -> None:
+def add_body(report: Report, view: RunView) -> None:
     """Add tables of each task, and the answers to the items that the first system lost most on."""
-    results = seen.json("artifact/results.json")
-    names = names_of(seen)
-    answers = {(row["task"], row["id"]): row for row in seen.evidence("artifact/answers.jsonl")}
-    if measured := results.get("collapse"):
-        report.add("variety", names, measured, template=TEMPLATE)
-    for name, task in in_order(seen, results):
-        report.add("task", name, names, task, template=TEMPLATE)
+    results = view.read_json("artifact/results.json")
+    names = list_system_names(view)
+    answers = {(row["task"], row["id"]): row for row in view.read_stream("artifact/answers.jsonl")}
+    if variety := results.get("collapse"):
+        report.add("variety", names, variety, template=TEMPLATE)
+    for task_name, task in order_tasks(view, results):
+        report.add("task", task_name, names, task, template=TEMPLATE)
         for other in names[1:]:
-            lost = task["regressions"].get(other, ())
-            rows = [answers[name, one["id"]] for one in lost if (name, one["id"]) in answers]  # some were forgotten
+            ids = [item["id"] for item in task["regressions"].get(other, ())]
+            # Answers may be missing because rows were forgotten since.
+            rows = [answers[task_name, item_id] for item_id in ids if (task_name, item_id) in answers]
             report.add("regressions", names[0], other, rows, "asks" in task, template=TEMPLATE)

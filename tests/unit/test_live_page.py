@@ -123,7 +123,7 @@ def test_the_curves_come_once_there_is_time_for_them(run: Run, clock: Clock):
         bar.advance(2)
         assert "from 5 at step 1 to 4 at step 2" in shown(run)
         tracker.log(3, {"loss": 3.0, "lr": 0.1})
-        page._drawing = 100.0  # there is no time for it now: the curves stay as they were
+        page._drawing_seconds = 100.0  # there is no time for it now: the curves stay as they were
         clock.now += 30
         bar.advance(3)
     assert "Running, step 3 of 10" in shown(run)
