@@ -27,24 +27,24 @@ from align.run.weights import (
 from align.serve import operator_log
 
 READ = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT, RECEIPT, *TOKENIZER)
-"""Files of an adapter's folder that are read, if they are there."""
+"""Files of an adapter's folder that are read if they exist."""
 FIELD = "lora_path"
-"""What a request to load calls the folder, in vLLM's words."""
+"""Field of a load request that names the folder, as in vLLM."""
 NF4 = "nf4-dequantised"
-"""What an export's receipt calls the base of an adapter of method=qlora."""
+"""Name in an export's receipt of the base of an adapter trained with method=qlora."""
 
 
 class NotLoadable(InputError):
-    """A folder that is not loaded at run time. The message names no path but the one that was given."""
+    """A folder that may not be loaded at run time. The message names no path but the requested one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The base and method that an adapter was trained with, as far as its folder records them.
+    """The base and method that an adapter was trained with, if its folder records them.
 
     Attributes:
-        base: digest of the base; None where nothing records it.
-        method: `qlora` or `lora`: whether the base was quantised to NF4; None where nothing records it.
+        base: digest of the base; None if no file records it.
+        method: `qlora` if the base was quantised to NF4, else `lora`; None if no file records it.
     """
 
     base: str | None
@@ -53,14 +53,14 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class Version:
-    """One state of an adapter's weights. A request that was resolved keeps its version, whatever its name refers to
+    """One state of an adapter's weights. A request keeps the version that it was resolved to when the name is changed
     later.
 
     Attributes:
-        digest: sha256 over the two files that the adapter is read from, hex.
-        folder: where they lie.
-        scores: it is a reward model, which gives scores and no answers.
-        alone: a reward model that was trained on answers without their reasoning.
+        digest: sha256 of the two files that the adapter is read from, hex.
+        folder: the folder that holds them.
+        scores: True for a reward model, which returns scores and no answers.
+        alone: True for a reward model that was trained on answers without their reasoning.
     """
 
     digest: str
@@ -70,7 +70,7 @@ class Version:
 
 
 def version_of(artifact: Artifact) -> Version:
-    """Return the state of an adapter's weights."""
+    """Return the version of an adapter's weights."""
     data = artifact.manifest.config.get("data", {}) if artifact.manifest else {}
     scores = is_reward_adapter(artifact.path)
     hides = scores and data.get("reasoning") == "hide"
@@ -78,10 +78,11 @@ def version_of(artifact: Artifact) -> Version:
 
 
 def origin_of(artifact: Artifact) -> Origin:
-    """Return what an adapter was trained on, by its run's manifest or by the files that stage=export put beside it.
+    """Return the base and method that an adapter was trained with, from its run's manifest or from the files that
+    stage=export wrote beside it.
 
     Raises:
-        CorruptFile: such a file is no JSON object.
+        CorruptFile: one of these files is not a JSON object.
     """
     if artifact.base is not None:
         return Origin(artifact.base.digest, trained_method(artifact))
@@ -97,27 +98,26 @@ def origin_of(artifact: Artifact) -> Origin:
 
 
 def check_signed(folder: Path, signer: PublicKey | None, field: str, shown: str) -> None:
-    """Check that a folder holds what the owner of a key signed, before its files are read. Does nothing without a key.
+    """Check that the owner of a key signed a folder's files, before they are read. Does nothing without a key.
 
     Args:
-        field, shown: what to call it in a message.
+        field, shown: field and value for error messages.
 
     Raises:
-        NotSigned: it does not.
+        NotSigned: the signature is missing or does not match the files.
     """
     if signer is not None:
         verify_signature(folder, signer, field, shown)
 
 
 def check_adapter(folder: Path, field: str, shown: str) -> None:
-    """Checks that a folder holds a LoRA adapter in safetensors, by the names of its files and its configuration.
+    """Check that a folder holds a LoRA adapter in safetensors, by its file names and its configuration.
 
     Args:
-        field, shown: what to call it in a message.
+        field, shown: field and value for error messages.
 
     Raises:
-        CorruptFile: its configuration is no JSON object.
-        InputError: it holds something else.
+        InputError: it holds something else, or its configuration is not a JSON object.
     """
     train = "Name the folder of a LoRA adapter that PEFT or stage=export wrote."
     is_whole_model = (folder / CONFIG).is_file() and not (folder / ADAPTER_CONFIG).is_file()
@@ -132,85 +132,86 @@ def check_adapter(folder: Path, field: str, shown: str) -> None:
     require((folder / ADAPTER_WEIGHTS).is_file(), field, shown, f"holds no {ADAPTER_WEIGHTS}", train)
     try:
         kind = read_json_object(folder / ADAPTER_CONFIG, ADAPTER_CONFIG, train).get("peft_type")
-    except InputError as error:  # which names the whole path
+    except InputError as error:  # its message names the absolute path
         raise InputError(field, shown, f"its {ADAPTER_CONFIG} is no JSON object", train) from error
     require(kind == "LORA", field, shown, f"its peft_type is {str(kind)[:40]!r}, and only LORA is read", train)
 
 
-def folder_under(given: str, roots: Sequence[Path]) -> Path:
-    """The folder that a request to load names, with every link resolved.
+def folder_under(lora_path: str, roots: Sequence[Path]) -> Path:
+    """Return the folder that a request to load an adapter names, with every link resolved.
 
     Args:
-        given: an absolute path, or one relative to a root.
+        lora_path: an absolute path, or one relative to a root.
         roots: the folders from which adapters may be loaded.
 
     Raises:
-        NotLoadable: it does not lie under a root, or a file that would be read does not.
+        NotLoadable: the folder, or a file that would be read, does not lie under a root.
     """
-    for root in roots if given and "\0" not in given and ".." not in Path(given).parts else ():
+    is_plain = bool(lora_path) and "\0" not in lora_path and ".." not in Path(lora_path).parts
+    for root in roots if is_plain else ():
         try:
             top = root.resolve(strict=True)
-            folder = (top / given).resolve(strict=True)  # an absolute path stays what it is
-            read = [path for place in (folder, folder / "artifact") for name in READ for path in place.glob(name)]
-            if folder.is_dir() and all(path.resolve(strict=True).is_relative_to(top) for path in (folder, *read)):
+            folder = (top / lora_path).resolve(strict=True)  # an absolute path replaces `top`
+            files = [path for place in (folder, folder / "artifact") for name in READ for path in place.glob(name)]
+            if folder.is_dir() and all(path.resolve(strict=True).is_relative_to(top) for path in (folder, *files)):
                 return folder
-        except (OSError, RuntimeError, ValueError):  # not there, not readable, links in a circle, half a character
+        except (OSError, RuntimeError, ValueError):  # missing, unreadable, circular links, or a lone surrogate
             continue
     if not roots:
         problem = "cannot be loaded: this server loads no adapters while it runs"
-        raise NotLoadable(FIELD, given, problem, "Start it with stage.roots=[FOLDER].")
+        raise NotLoadable(FIELD, lora_path, problem, "Start it with stage.roots=[FOLDER].")
     raise NotLoadable(
-        FIELD, given, "is no folder under the roots of this server", "Name a folder under one of stage.roots."
+        FIELD, lora_path, "is no folder under the roots of this server", "Name a folder under one of stage.roots."
     )
 
 
 def loadable_version(
-    given: str, roots: Sequence[Path], base: str, method: str, signer: PublicKey | None = None
+    lora_path: str, roots: Sequence[Path], base: str, method: str, signer: PublicKey | None = None
 ) -> Version:
-    """The adapter that a request to load names, found to be one of the served base.
+    """Return the adapter that a request to load names, after checking that it was trained on the served base.
 
     Args:
-        given, roots: see `folder_under`.
+        lora_path, roots: see `folder_under`.
         base: digest of the served base.
-        method: `qlora` where the served base is the dequantised NF4 one, `lora` where it is the plain one.
-        signer: has to have signed it; None if none has to be signed.
+        method: `qlora` if the served base is the dequantised NF4 one, `lora` if it is the plain one.
+        signer: the key that must have signed the adapter; None if adapters need no signature.
 
     Raises:
-        NotLoadable: it lies elsewhere, is not signed, is no LoRA adapter in safetensors, or does not say that it was
-            trained on this base. The command line may name such an adapter: whoever starts the server vouches for it.
+        NotLoadable: it lies outside `roots`, is not signed, is not a LoRA adapter in safetensors, or records no base
+            or another one. The command line may name an adapter without a record: the operator is trusted.
     """
-    folder = folder_under(given, roots)
+    folder = folder_under(lora_path, roots)
     try:
-        artifact = load_artifact(folder, given)
-        check_signed(artifact.path, signer, FIELD, given)
+        artifact = load_artifact(folder, lora_path)
+        check_signed(artifact.path, signer, FIELD, lora_path)
         origin = origin_of(artifact)
         version = version_of(artifact)
     except NotSigned as error:
-        raise NotLoadable(FIELD, given, error.problem, error.remedy) from error
-    except (AlignError, OSError) as error:  # whose words hold paths of the server
+        raise NotLoadable(FIELD, lora_path, error.problem, error.remedy) from error
+    except (AlignError, OSError) as error:  # its message holds paths of the server
         problem = "is no finished run or adapter, or its files are not those that were published"
-        raise NotLoadable(FIELD, given, problem, "Name a finished run or a folder with an adapter.") from error
+        raise NotLoadable(FIELD, lora_path, problem, "Name a finished run or a folder with an adapter.") from error
     try:
-        check_adapter(artifact.path, FIELD, given)
+        check_adapter(artifact.path, FIELD, lora_path)
     except InputError as error:
-        raise NotLoadable(FIELD, given, error.problem, error.remedy) from error
+        raise NotLoadable(FIELD, lora_path, error.problem, error.remedy) from error
     if origin.base is None or origin.method is None:
         problem = f"does not say on which {'base' if origin.base is None else 'precision of its base'} it was trained"
-        raise NotLoadable(FIELD, given, problem, "Start the server with it in stage.adapters.")
+        raise NotLoadable(FIELD, lora_path, problem, "Start the server with it in stage.adapters.")
     if origin.base != base:
         problem = f"was trained on base {origin.base[:12]}, and {base[:12]} is served"
-        raise NotLoadable(FIELD, given, problem, "Load an adapter of the served base.")
+        raise NotLoadable(FIELD, lora_path, problem, "Load an adapter of the served base.")
     if origin.method != method:
         problem = f"was trained with method={origin.method}, and the base is served as method={method} knows it"
-        raise NotLoadable(FIELD, given, problem, f"Load an adapter of method={method}.")
+        raise NotLoadable(FIELD, lora_path, problem, f"Load an adapter of method={method}.")
     return version
 
 
 def warn_if_stale(ref: str, folder: Path) -> None:
-    """Warn the operator about an artifact that learned from rows which were forgotten since.
+    """Warn the operator if an artifact was trained on rows that have been forgotten since.
 
     Args:
-        folder: of the artifact, inside its run's folder.
+        folder: the artifact's folder, inside its run's folder.
     """
     stale = read_stale_mark(folder.parent)
     if stale is not None:

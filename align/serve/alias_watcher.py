@@ -1,4 +1,4 @@
-"""Names that mean what an alias means: they change when the alias is moved."""
+"""Served names that follow registry aliases: they are updated when an alias is moved."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from align.serve.adapter_folders import check_adapter, check_signed, origin_of, 
 from align.serve.model_names import Arm, Portfolio
 from align.serve.startup import FIELD, build_arm, check_base, expand_aliases
 
-AGAIN_S = 5.0
-"""After so long it is tried again to follow what could not be followed."""
+RETRY_S = 5.0
+"""Seconds after which a name that could not be updated is tried again."""
 
 
 class Following:
-    """The names that follow aliases.
+    """Updates the served names that follow aliases.
 
     Args:
-        root: the folder of runs, in which the log of the aliases lies.
-        written: name → its arms as the command line has them.
-        portfolio: whose names these are.
-        dtypes: in which the adapters were trained that the server began with; on NF4 codes of another dtype nothing
-            else is right.
+        root: the folder of runs, which holds the log of the aliases.
+        written: name → its arms as written on the command line.
+        portfolio: the portfolio that the names belong to.
+        dtypes: training dtypes of the adapters that the server started with. NF4 codes depend on the dtype, so that
+            an adapter of another dtype does not fit.
     """
 
     def __init__(
@@ -42,88 +42,90 @@ class Following:
         self.portfolio = portfolio
         self.dtypes = {dtype for dtype in dtypes if dtype not in (None, "auto")}
         self._stamp: tuple[int, int] | None = None  # an alias may have changed while the base was loaded
-        self._said = dict[str, str]()
-        self._again_at = 0.0
+        self._reported_errors = dict[str, str]()
+        self._retry_at = 0.0
 
     def stamp(self) -> tuple[int, int] | None:
-        """Another one after each change of an alias; None where there is no log."""
+        """Return the log's modification time and size, which change with each change of an alias. Returns None if
+        there is no log."""
         with suppress(OSError):
             stat = os.stat(self.root / FILE)
             return stat.st_mtime_ns, stat.st_size
         return None
 
     def look(self) -> None:
-        """Let the names refer to what their aliases mean by now, if the log has changed. What cannot be followed is
-        logged once, is tried again from time to time, and its name stays with what it referred to."""
+        """Update all names if the log has changed. A name that cannot be updated keeps its arms; the error is logged
+        once, and the update is tried again every `RETRY_S` seconds."""
         stamp = self.stamp()
-        if stamp == self._stamp and not (self._said and time.monotonic() >= self._again_at):
+        if stamp == self._stamp and not (self._reported_errors and time.monotonic() >= self._retry_at):
             return
         for name, arms in self.written.items():
             try:
                 self.follow(name, arms)
-                self._said.pop(name, None)
-            except Exception as error:  # whatever its files do to their readers: the server goes on
-                why = str(error) if isinstance(error, AlignError) else repr(error)
-                if self._said.get(name) != why:
-                    self._said[name] = why
-                    line = f"{name} stays with {self.portfolio.describe(name)}: {why}"
+                self._reported_errors.pop(name, None)
+            except Exception as error:  # damaged files may raise anything; the server goes on
+                problem = str(error) if isinstance(error, AlignError) else repr(error)
+                if self._reported_errors.get(name) != problem:
+                    self._reported_errors[name] = problem
+                    line = f"{name} stays with {self.portfolio.describe(name)}: {problem}"
                     operator_log.warning("%s", one_line(line))
         self._stamp = stamp
-        self._again_at = time.monotonic() + AGAIN_S
+        self._retry_at = time.monotonic() + RETRY_S
 
     def follow(self, name: str, written: Sequence[Written]) -> None:
-        """Let one name follow its alias.
+        """Update one name to the targets of its alias.
 
         Raises:
-            AlignError: what its alias means is gone, or does not go with the served base.
+            AlignError: a target of the alias is missing, or does not fit the served base.
         """
-        present = {arm.ref: arm for arm in self.portfolio.arms(name)}
-        if not present:
-            return  # somebody took it away
+        old_arms = {arm.ref: arm for arm in self.portfolio.arms(name)}
+        if not old_arms:
+            return  # the name was unloaded
         field = f"{FIELD}.{name}"
         artifacts = dict[str, Artifact]()
         arms = expand_aliases(written, self.root, field, artifacts)
         for ref, artifact in artifacts.items():
             self.check(field, ref, artifact)
         versions = {ref: version_of(artifact) for ref, artifact in artifacts.items()}
-        now = [
+        new_arms = [
             build_arm(arm, name, self.written, versions, artifacts)
             if arm.ref in artifacts
-            else self.other(field, arm, present)
+            else self.other(field, arm, old_arms)
             for arm in arms
         ]
-        if now != [*present.values()]:
+        if new_arms != [*old_arms.values()]:
             followers = ", ".join(self.portfolio.followers_of(name))
-            problem = f"shall stand for {len(now)} artifacts, and {followers} stands for it"
+            problem = f"shall stand for {len(new_arms)} artifacts, and {followers} stands for it"
             remedy = "Write the alias in place of the name."
-            require(len(now) == 1 or not followers, field, name, problem, remedy)
-            self.check_kind(field, now, [*present.values()])
-            before = self.portfolio.describe(name)
-            self.portfolio.stand_for(name, now)
+            require(len(new_arms) == 1 or not followers, field, name, problem, remedy)
+            self.check_kind(field, new_arms, [*old_arms.values()])
+            description_before = self.portfolio.describe(name)
+            self.portfolio.stand_for(name, new_arms)
             for ref, artifact in artifacts.items():
                 warn_if_stale(ref, artifact.path)
-            operator_log.info("%s follows: %s, was %s", name, self.portfolio.describe(name), before)
+            operator_log.info("%s follows: %s, was %s", name, self.portfolio.describe(name), description_before)
 
-    def other(self, field: str, arm: Written, standing: Mapping[str, Arm]) -> Arm:
-        """An arm that is no alias's: it stands as it stood, with its weight."""
-        present = standing.get(arm.ref)
-        if present is None:
+    def other(self, field: str, arm: Written, old_arms: Mapping[str, Arm]) -> Arm:
+        """Return the current state of an arm that does not come from an alias, with its weight from the command
+        line."""
+        old_arm = old_arms.get(arm.ref)
+        if old_arm is None:
             raise InputError(field, arm.ref, "is not there any more", "Start the server again.")
-        # What another name stands for is looked up when it is asked for: here it would hold that name's old weights.
+        # The weights of a followed name are looked up at each request: a version stored here would be the old one.
         return (
-            replace(present, version=None, weight=arm.weight)
-            if present.follows
-            else replace(present, weight=arm.weight)
+            replace(old_arm, version=None, weight=arm.weight)
+            if old_arm.follows
+            else replace(old_arm, weight=arm.weight)
         )
 
-    def check_kind(self, field: str, now: Sequence[Arm], before: Sequence[Arm]) -> None:
-        """Raises InputError where a policy would become a reward model, which gives no answers, or the other way."""
-        kinds = [{arm.version is not None and arm.version.scores for arm in arms} for arms in (now, before)]
+    def check_kind(self, field: str, new_arms: Sequence[Arm], old_arms: Sequence[Arm]) -> None:
+        """Raise InputError if a policy would become a reward model, which gives no answers, or the other way round."""
+        kinds = [{arm.version is not None and arm.version.scores for arm in arms} for arms in (new_arms, old_arms)]
         problem = "would stand for a reward model in place of a policy, or for a policy in place of a reward model"
-        require(kinds[0] == kinds[1], field, now[0].label, problem, "Give each a name of its own.")
+        require(kinds[0] == kinds[1], field, new_arms[0].label, problem, "Give each a name of its own.")
 
     def check(self, field: str, ref: str, artifact: Artifact) -> None:
-        """Raises InputError where an artifact is not signed, or does not go with the served base."""
+        """Raise InputError if an artifact is not signed, or does not fit the served base."""
         base = self.portfolio.base
         method = self.portfolio.method
         check_signed(artifact.path, self.portfolio.signer, field, ref)

@@ -1,5 +1,5 @@
-"""Constraints of an answer by its request: JSON of a schema, a pattern, one of several texts, a call of a tool. They
-are written as a grammar in llguidance's Lark, one rule a line."""
+"""Constraints that a request puts on its answers: JSON of a schema, a pattern, one of several texts, a tool call. Each
+is written as a grammar in llguidance's Lark, one rule per line."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LARGEST = 2**16
 DEEPEST = 100
 MOST_PROPERTIES = 500
 FINEST = 1000
-"""Of a schema: characters of its JSON, levels, properties in all, and the least common multiple of what it asks numbers
-to be multiples of, in units of their last digit. What is beyond them takes over 100 ms to compile."""
+"""Limits of a schema: characters of its JSON, nesting levels, total properties, and the least common multiple of its
+`multipleOf` values in units of their last digit. Schemas beyond them take over 100 ms to compile."""
 JSON_TEXT = {
     "whitespace_pattern": r"( |\n {0,16})?",
     "whitespace_flexible": True,
@@ -34,12 +34,12 @@ JSON_TEXT = {
     "lenient": False,
     "json_allowed_escapes": '"\\bfnrt',
 }
-"""How JSON is written: with a blank, or a line break and some blanks, between any two tokens, or nothing. No character
-has two spellings (as \\u0061 for a): a key could be a declared one, and its value another than was declared for it."""
+"""Form of the JSON: between two tokens a blank, or a line break and some blanks, or nothing. No character may be
+escaped in a second way (\\u0061 for a): a declared key could then be spelled so that its schema is not applied."""
 COMPACT = {name: value for name, value in JSON_TEXT.items() if name != "whitespace_pattern"}
 COMPACT["whitespace_flexible"] = False
-"""The same without any blank, for engines of their own: earlier versions of llguidance take that pattern any number of
-times, so that an answer could go on in blanks."""
+"""The same without whitespace, for external engines: earlier versions of llguidance repeat the whitespace pattern any
+number of times, so that an answer could consist of endless blanks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Rule:
     """A line of a grammar.
 
     Attributes:
-        param: the parameter that it was made of.
+        param: the request's parameter that the rule comes from, for error messages.
     """
 
     name: str
@@ -58,8 +58,8 @@ class Rule:
 @dataclass(frozen=True, slots=True)
 class Constraint:
     """Attributes:
-    start: the body of its first rule.
-    closes: whether an answer is brought to its end within its tokens.
+    start: body of the first rule.
+    closes: whether the answer must end within its token limit, rather than be cut.
     """
 
     start: str
@@ -77,41 +77,41 @@ class Constraint:
 
 
 GrammarFor = Callable[[Prompt, int], Grammar]
-"""Prompt and most tokens of one answer → the grammar that it follows."""
+"""Prompt and maximum tokens of one answer → the grammar state of the answer."""
 
 
 def grammars_for(form: ChatFormat, body: Sampled, rows: int) -> GrammarFor | None:
-    """Return what makes the grammars of the answers to a request; None if they follow none.
+    """Return a function that starts the grammar of each answer to a request. Returns None if the answers are free.
 
     Args:
-        rows: of the model's embedding.
+        rows: rows of the model's embedding, which is the length of the token masks.
 
     Raises:
-        Refusal: what is asked for is not supported, contradicts itself, or costs too much.
+        Refusal: the constraint is not supported, contradicts itself, or costs too much.
     """
     constraint = constraint_of(form, body)
     if constraint is None:
         return None
     for rule in constraint.rules:
         for token in form.tokenizer.all_special_tokens:
-            if token in rule.body:  # it would be text, and llguidance takes it for the token
+            if token in rule.body:  # meant as text, but llguidance would read it as the special token
                 raise invalid(rule.param, f"It spells out the special token {token}.", "invalid_grammar")
     grammar = compile_constraint(form, constraint)
     source = constraint.compact
 
-    def start_grammar(prompt: Prompt, most: int) -> Grammar:
+    def start_grammar(prompt: Prompt, max_tokens: int) -> Grammar:
         if prompt.opens_reasoning:
-            return BehindReasoning(grammar, rows, most, constraint.closes)
-        return Constrained(grammar, rows, most, constraint.closes, source)
+            return BehindReasoning(grammar, rows, max_tokens, constraint.closes)
+        return Constrained(grammar, rows, max_tokens, constraint.closes, source)
 
     return start_grammar
 
 
 def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:
-    """Return the constraint of the answers to a request; None if they may be anything.
+    """Return the constraint of the answers to a request. Returns None if they are free.
 
     Raises:
-        Refusal: it is not supported, or contradicts itself.
+        Refusal: the constraint is not supported, or contradicts itself.
     """
     answer = answer_rule(body)
     if not isinstance(body, ChatBody) or not body.tools or body.tool_choice == "none":
@@ -128,7 +128,7 @@ def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:
         return Constraint(f"{answer.name} | {call_body}", (answer, *rules))
     if not begin or not any(tool.function.strict for tool in body.tools):
         return None
-    # Text with calls in it: each begins where the text says so first.
+    # Text that may hold calls: a call begins at the first `<tool_call>`.
     rest_of_call = " ".join([*quote_literal(begin.removeprefix(CALL)), "call", *quote_literal(end)])
     text = Rule("TEXT", f"/(?s:.*)/ & ~/(?s:.*){CALL}(?s:.*)/", "tools")
     opening = Rule("opening[lazy]", f"/(?s:.*){CALL}/", "tools")
@@ -136,7 +136,7 @@ def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:
 
 
 def answer_rule(body: Sampled) -> Rule | None:
-    """Return the rule of what `response_format` or `structured_outputs` asks for."""
+    """Return the rule of `response_format` or `structured_outputs`. Returns None if neither constrains the answer."""
     response_format = body.response_format
     structured = body.structured_outputs
     rules: list[Rule] = []
@@ -151,35 +151,35 @@ def answer_rule(body: Sampled) -> Rule | None:
     return rules[0] if rules else None
 
 
-def list_structured_rules(wanted: StructuredOutputs) -> Iterator[Rule]:
-    """vLLM's ways to ask."""
+def list_structured_rules(structured: StructuredOutputs) -> Iterator[Rule]:
+    """Yield the rules of vLLM's `structured_outputs`."""
     for name in ("grammar", "structural_tag"):
-        if (wanted.model_extra or {}).get(name) is not None:
+        if (structured.model_extra or {}).get(name) is not None:
             raise unsupported(
                 f"structured_outputs.{name}", f"The parameter '{name}' is not supported: use json or regex."
             )
-    if wanted.of is not None:
+    if structured.of is not None:
         param = "structured_outputs.json"
         try:
-            schema = json.loads(wanted.of) if isinstance(wanted.of, str) else wanted.of
+            schema = json.loads(structured.of) if isinstance(structured.of, str) else structured.of
         except (ValueError, RecursionError) as error:
             raise invalid(param, "It is no JSON.") from error
         yield json_rule(schema, param)
-    if wanted.json_object:
+    if structured.json_object:
         yield json_rule({"type": "object"}, "structured_outputs.json_object")
-    if wanted.regex is not None:
-        pattern = regex_to_lark(wanted.regex, use_ascii="")
+    if structured.regex is not None:
+        pattern = regex_to_lark(structured.regex, use_ascii="")
         yield Rule("answer", f"/{escape_line_breaks(pattern)}/", "structured_outputs.regex")
-    if wanted.choice is not None:
-        texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
+    if structured.choice is not None:
+        texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in structured.choice)
         yield Rule("answer", texts, "structured_outputs.choice")
 
 
 def find_called_tools(body: ChatBody) -> list[tuple[int, Tool]]:
-    """The tools of which one has to be called, by their place.
+    """Return the tools that `tool_choice` allows, with their index in `tools`; one of them has to be called.
 
     Raises:
-        Refusal: `tool_choice` is none of the ways to say it, or names no tool that was offered.
+        Refusal: `tool_choice` has another form, or names a tool that is not in `tools`.
     """
     choice = body.tool_choice
     tools = list(enumerate(body.tools))
@@ -196,11 +196,12 @@ def find_called_tools(body: ChatBody) -> list[tuple[int, Tool]]:
 
 
 def call_rules(tools: Sequence[tuple[int, Tool]], key: str, only_strict: bool) -> tuple[Rule, ...]:
-    """The rule `call`, of one call of any of these tools, and those that it needs.
+    """Return the rule `call`, which matches one call of any of these tools, and the rules that it refers to.
 
     Args:
-        key: how the arguments are called.
-        only_strict: arguments of other tools are any object.
+        tools: tools with their index in the request.
+        key: the JSON key of the arguments.
+        only_strict: apply the schemas of strict tools only; the arguments of others may be any object.
     """
     calls = []
     rules = list[Rule]()
@@ -213,10 +214,10 @@ def call_rules(tools: Sequence[tuple[int, Tool]], key: str, only_strict: bool) -
 
 
 def json_rule(schema: Any, param: str, name: str = "answer") -> Rule:
-    """JSON of a schema.
+    """Return a rule that matches JSON of a schema.
 
     Raises:
-        Refusal: see `out_of_bounds`.
+        Refusal: the schema is not an object, or see `out_of_bounds`.
     """
     if not isinstance(schema, dict):
         raise invalid(param, "A schema is an object.")
@@ -226,24 +227,24 @@ def json_rule(schema: Any, param: str, name: str = "answer") -> Rule:
 
 
 def out_of_bounds(schema: Any) -> str | None:
-    """Return what of a schema would take too long to compile, or would be compiled to something else."""
-    level = [schema]
+    """Return what makes a schema too slow to compile, or would be compiled wrongly. Returns None if it is fine."""
+    nodes = [schema]
     depth = 0
     properties = 0
     multiple = 1
-    while level:
+    while nodes:
         depth += 1
         if depth > DEEPEST:
             return f"more than {DEEPEST} levels"
-        objects = [each for each in level if isinstance(each, dict)]
+        objects = [each for each in nodes if isinstance(each, dict)]
         named = [each["properties"] for each in objects if isinstance(each.get("properties"), dict)]
         properties += sum(map(len, named))
         for each in objects:
             multiple = math.lcm(multiple, coefficient(each.get("multipleOf")))
             if isinstance(least := each.get("minProperties"), int | float) and least > 1:
                 return "minProperties over 1, and a key that is written twice would count twice: use required"
-        lists = [each for each in level if isinstance(each, list)]
-        level = [inner for each in objects for inner in each.values()] + [inner for each in lists for inner in each]
+        lists = [each for each in nodes if isinstance(each, list)]
+        nodes = [inner for each in objects for inner in each.values()] + [inner for each in lists for inner in each]
     if properties > MOST_PROPERTIES:
         return f"more than {MOST_PROPERTIES} properties"
     if multiple > FINEST:
@@ -253,24 +254,28 @@ def out_of_bounds(schema: Any) -> str | None:
 
 
 def coefficient(multiple: Any) -> int:
-    """Return `multipleOf` in units of its last digit; 1 if it is no such number."""
+    """Return a `multipleOf` value in units of its last digit. Returns 1 for anything but a finite number."""
     if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not math.isfinite(multiple):
         return 1
     return max(1, abs(int("".join(map(str, Decimal(str(multiple)).as_tuple().digits)))))
 
 
 def quote_literal(text: str) -> list[str]:
-    """A text as Lark has it, unless it is empty."""
+    """Return a text as a Lark literal, in a list. Returns an empty list for an empty text."""
     return [json.dumps(text, ensure_ascii=False)] if text else []
 
 
 def escape_line_breaks(pattern: str) -> str:
-    """A pattern without line breaks of its own, which end a rule."""
+    """Return a pattern with its line breaks escaped: a line break would end the rule."""
     return pattern.replace("\n", "\\n").replace("\r", "\\r")
 
 
 def compile_constraint(form: ChatFormat, constraint: Constraint) -> Compiled:
-    """Raises: Refusal: it is no grammar, or one that costs too much."""
+    """Compile a constraint for a tokenizer.
+
+    Raises:
+        Refusal: the grammar is invalid or costs too much, or the tokenizer supports none.
+    """
     try:
         return form.grammars.compiled(constraint.lark)
     except InputError as error:
@@ -280,10 +285,11 @@ def compile_constraint(form: ChatFormat, constraint: Constraint) -> Compiled:
 
 
 def explain_failure(message: str, constraint: Constraint) -> Refusal:
-    """llguidance's message, and the parameter that it is about. It tells the line of the grammar, a rule of ours."""
+    """Return the refusal for an error of llguidance. Its message names a line of the grammar, which is a rule with its
+    parameter."""
     match = re.match(r"at (\d+)\(\d+\): (.*)", message, re.DOTALL)
-    line, words = (int(match[1]), match[2]) if match else (2, message)
+    line, problem = (int(match[1]), match[2]) if match else (2, message)
     rule = constraint.rules[min(max(line - 2, 0), len(constraint.rules) - 1)]
-    words = words.partition("\n   1 | ")[0].removeprefix("failed to compile JSON schema: ")
-    words = " ".join(words.split())[:300]
-    return invalid(rule.param, f"No answer can be made to follow {rule.param}: {words}.", "invalid_grammar")
+    problem = problem.partition("\n   1 | ")[0].removeprefix("failed to compile JSON schema: ")
+    problem = " ".join(problem.split())[:300]
+    return invalid(rule.param, f"No answer can be made to follow {rule.param}: {problem}.", "invalid_grammar")

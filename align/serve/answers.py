@@ -1,10 +1,10 @@
-"""Requests for answers while they are under way: from their admission to the outputs of the engine, and these in the
-form of OpenAI's two APIs, whole or as server-sent events.
+"""Requests in progress: from their admission to the engine's outputs, and the responses in the form of OpenAI's two
+APIs, in one piece or as server-sent events.
 
-The text of an answer is parted into reasoning, text and calls of tools. Reasoning is what stands between `<think>` and
-`</think>` at the beginning, as `align.data.chat.reasoning` parts it. A call of a tool is JSON with `name` and
-`arguments` (or `parameters`), between `<tool_call>` and `</tool_call>` (Hermes, Qwen) or as the whole answer (Llama 3).
-JSON that calls none of the tools offered is text.
+The text of an answer is split into reasoning, content and tool calls. Reasoning is the text between `<think>` and
+`</think>` at the beginning, as in `align.data.chat.reasoning`. A tool call is JSON with `name` and `arguments` (or
+`parameters`), between `<tool_call>` and `</tool_call>` (Hermes, Qwen) or as the whole answer (Llama 3). JSON that calls
+a tool which was not offered is content.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 BUSY_S = 1
-"""Seconds after which clients may try again that a full queue refuses."""
+"""Seconds after which a client may retry if the queue was full."""
 CLOSED = 499
-"""The status in the log of a request whose client has gone (nginx's)."""
+"""Status in the request log if the client disconnected, as nginx has it."""
 DONE = b"data: [DONE]\n\n"
 SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-"""Characters of an arm's label that stand in a header as they are; others are percent-encoded."""
+"""Characters of an arm's label that a header holds as they are; others are percent-encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class ToolCall:
 
 
 class Part(NamedTuple):
-    """A piece of an answer: text of one kind, or a call."""
+    """A piece of an answer: text of one kind, or a tool call."""
 
     kind: Literal["reasoning", "content", "call"]
     text: str = ""
@@ -88,15 +88,15 @@ class Part(NamedTuple):
 
 
 class PartedAnswer:
-    """Parts the text of an answer as it comes.
+    """Splits the text of an answer into reasoning, content and tool calls while it is generated.
 
     Args:
-        opened: the prompt ends with `<think>`.
-        tools: names of the tools that were offered.
-        most_calls: further ones are left out.
+        opened: whether the prompt ends with `<think>`.
+        tools: names of the offered tools.
+        most_calls: maximum number of calls; further ones are dropped.
 
     Attributes:
-        calls: how many calls were found.
+        calls: number of calls so far.
     """
 
     def __init__(self, opened: bool = False, tools: Collection[str] = (), most_calls: int | None = None) -> None:
@@ -107,12 +107,12 @@ class PartedAnswer:
         self._text = ""
 
     def take(self, text: str, last: bool = False) -> list[Part]:
-        """Return the parts that are sure with this text.
+        """Add text, and return the parts that are complete.
 
         Args:
-            last: nothing follows.
+            last: whether this is the end of the answer.
         """
-        if self._state == "content" and not self.tools:  # nothing more can come of it
+        if self._state == "content" and not self.tools:  # the rest of the answer is content
             return [Part("content", text)] if text else []
         self._text += text
         parts = list[Part]()
@@ -121,66 +121,77 @@ class PartedAnswer:
         return join_parts(parts)
 
     def _step(self, last: bool) -> list[Part] | None:
-        """Read on, from one state to the next. Returns the parts in between; None if that needs more text."""
+        """Move to the next state. Returns the parts that end the present one; None if that needs more text."""
         text = self._text
-        begun = text.lstrip()
+        stripped = text.lstrip()
         match self._state:
             case "start":  # reasoning may open
-                if begun.startswith(OPEN):
-                    return self._go_on("opened", begun.removeprefix(OPEN))
-                return self._go_on("behind", text) if last or not OPEN.startswith(begun) else None
-            case "opened" | "closed":  # blanks beside the reasoning are left out
-                self._text = begun
-                return self._go_on("reasoning" if self._state == "opened" else "behind", begun) if begun else None
+                if stripped.startswith(OPEN):
+                    return self._set_state("opened", stripped.removeprefix(OPEN))
+                return self._set_state("answer", text) if last or not OPEN.startswith(stripped) else None
+            case "opened" | "closed":  # whitespace around the reasoning is dropped
+                self._text = stripped
+                if not stripped:
+                    return None
+                return self._set_state("reasoning" if self._state == "opened" else "answer", stripped)
             case "reasoning":
-                thought, closed, behind = text.partition(CLOSE)
-                if closed:
-                    return self._go_on("closed", behind, [Part("reasoning", thought.rstrip())])
-                sure = len(thought.rstrip()) if last else sure_length(thought, CLOSE)
-                return self._go_on("reasoning", thought[sure:], [Part("reasoning", thought[:sure])]) if sure else None
-            case "behind":  # the answer begins, which may be a call and nothing else
-                if not begun and not last:
+                reasoning, closing_tag, remainder = text.partition(CLOSE)
+                if closing_tag:
+                    return self._set_state("closed", remainder, [Part("reasoning", reasoning.rstrip())])
+                length = len(reasoning.rstrip()) if last else sure_length(reasoning, CLOSE)
+                if not length:
                     return None
-                return self._go_on("json" if self.tools and begun[:1] in ("{", "[") else "content", text)
+                return self._set_state("reasoning", reasoning[length:], [Part("reasoning", reasoning[:length])])
+            case "answer":  # the whole answer may be a call in JSON
+                if not stripped and not last:
+                    return None
+                return self._set_state("json" if self.tools and stripped[:1] in ("{", "[") else "content", text)
             case "json":
-                return self._go_on("content", "", self._call_parts(text) or [Part("content", text)]) if last else None
-            case "call":
-                inside, closed, behind = text.partition(CALLED)
-                if not closed and not last:
+                if not last:
                     return None
-                if parts := self._call_parts(inside):
-                    return self._go_on("content", behind.lstrip(), parts)
-                return self._go_on("content", behind, [Part("content", f"{CALL}{inside}{closed}")])
+                return self._set_state("content", "", self._call_parts(text) or [Part("content", text)])
+            case "call":
+                call_text, closing_tag, remainder = text.partition(CALLED)
+                if not closing_tag and not last:
+                    return None
+                if parts := self._call_parts(call_text):
+                    return self._set_state("content", remainder.lstrip(), parts)
+                return self._set_state("content", remainder, [Part("content", f"{CALL}{call_text}{closing_tag}")])
             case _:
-                said, called, behind = text.partition(CALL) if self.tools else (text, "", "")
-                if called:
-                    return self._go_on("call", behind, [Part("content", said.rstrip())])
-                sure = len(said) if last or not self.tools else sure_length(said, CALL)
-                return self._go_on("content", said[sure:], [Part("content", said[:sure])]) if sure else None
+                content, opening_tag, remainder = text.partition(CALL) if self.tools else (text, "", "")
+                if opening_tag:
+                    return self._set_state("call", remainder, [Part("content", content.rstrip())])
+                length = len(content) if last or not self.tools else sure_length(content, CALL)
+                if not length:
+                    return None
+                return self._set_state("content", content[length:], [Part("content", content[:length])])
 
-    def _go_on(self, state: str, text: str, parts: Sequence[Part] = ()) -> list[Part]:
+    def _set_state(self, state: str, text: str, parts: Sequence[Part] = ()) -> list[Part]:
         self._state = state
         self._text = text
         return [*parts]
 
     def _call_parts(self, text: str) -> list[Part]:
-        """Return the calls that a text is, without those beyond the most; an empty part if all are; nothing if it is no
-        call."""
+        """Return a part for each call in a text, up to the maximum. Returns an empty part if all its calls are beyond
+        the maximum, and no parts if the text is not a call."""
         calls = calls_in(text, self.tools)
-        left = len(calls) if self.most_calls is None else max(0, self.most_calls - self.calls)
-        self.calls += len(calls[:left])
-        return [Part("call", call=call) for call in calls[:left]] or ([Part("content")] if calls else [])
+        if not calls:
+            return []
+        if self.most_calls is not None:
+            calls = calls[: max(0, self.most_calls - self.calls)]
+        self.calls += len(calls)
+        return [Part("call", call=call) for call in calls] or [Part("content")]
 
 
 def sure_length(text: str, mark: str) -> int:
-    """Return how many characters of a text are sure: all before what may be the beginning of a mark, and before blanks
-    in front of that."""
-    kept = max(beginning_at_end(text, mark), len(text) - len(text.rstrip()))
-    return len(text[: len(text) - kept].rstrip()) if kept else len(text)
+    """Return how many characters of a text can be sent: all but a possible beginning of `mark` at its end, and the
+    whitespace before that."""
+    pending = max(beginning_at_end(text, mark), len(text) - len(text.rstrip()))
+    return len(text[: len(text) - pending].rstrip()) if pending else len(text)
 
 
 def join_parts(parts: list[Part]) -> list[Part]:
-    """Join texts of one kind in a row, and leave out empty ones."""
+    """Join consecutive texts of one kind, and drop empty ones."""
     merged: list[Part] = []
     for part in parts:
         if part.call is None and merged and merged[-1].kind == part.kind:
@@ -191,12 +202,12 @@ def join_parts(parts: list[Part]) -> list[Part]:
 
 
 def calls_in(text: str, tools: Collection[str]) -> list[ToolCall]:
-    """Return the calls that a text is; none if it is anything else, or calls what was not offered."""
+    """Parse a text as one or more tool calls. Returns no calls for any other text, or if a tool was not offered."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return []
-    calls = [call_of(one, tools) for one in (value if isinstance(value, list) else [value])]
+    calls = [call_of(item, tools) for item in (value if isinstance(value, list) else [value])]
     return [] if None in calls else [call for call in calls if call]
 
 
@@ -214,15 +225,15 @@ Json = dict[str, Any]
 
 
 class Answers:
-    """The answers to one request while they are made, in the envelope of one of OpenAI's APIs. It is made once the
-    record says what answers.
+    """The answers to one request while they are generated, in the envelope of one of OpenAI's APIs. It is created after
+    the record names the model that answers.
 
     Args:
-        streams_usage: streams end with a chunk that holds the usage.
+        streams_usage: whether a stream ends with a chunk that holds the usage.
 
     Attributes:
-        prefix: of the response's id.
-        kind, chunk_kind: the `object` of a whole response, and of a chunk.
+        prefix: prefix of the response's id.
+        kind, chunk_kind: `object` of a response, and of a chunk.
     """
 
     prefix: ClassVar[str]
@@ -245,15 +256,15 @@ class Answers:
         yield from ()
 
     def take(self, i: int, output: Output) -> Iterator[Json]:
-        """Yield the chunks of what the engine says of answer `i`. They have to be taken for `whole` to know of them."""
+        """Add an output of the engine to answer `i`, and yield its chunks, which the caller must consume."""
         raise NotImplementedError
 
     def list_choices(self) -> list[Json]:
-        """Return all answers, once they have ended."""
+        """Return `choices` of the response, after all answers have ended."""
         raise NotImplementedError
 
     def whole(self) -> Json:
-        """Return the response with all answers, once they have ended."""
+        """Return the body of the response, after all answers have ended."""
         return {**self.head, "object": self.kind, "choices": self.list_choices(), "usage": usage(self.record)}
 
     def chunk(self, choice: Json) -> Json:
@@ -265,7 +276,7 @@ class Answers:
 
 
 def fingerprint(record: Record) -> str:
-    """OpenAI's name for what an answer was made by: the base, and the adapter on it."""
+    """Return `system_fingerprint`: the beginnings of the digests of the base and the adapter."""
     return "fp_" + record.base[:12] + (f"_{record.adapter[:12]}" if record.adapter else "")
 
 
@@ -281,36 +292,37 @@ def usage(record: Record) -> Json:
 @dataclass
 class ChatChoice:
     """Attributes:
-    calls: that were made so far.
+    texts: kind of text → the text so far.
+    calls: tool calls so far.
     """
 
     decoder: TextDecoder
     parted: PartedAnswer
-    said: dict[str, str] = field(default_factory=lambda: {"content": "", "reasoning": ""})
+    texts: dict[str, str] = field(default_factory=lambda: {"content": "", "reasoning": ""})
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Json] = field(default_factory=list)
     finish_reason: str | None = None
 
     def message(self) -> Json:
-        message: Json = {"role": "assistant", "content": self.said["content"], "refusal": None}
-        if self.said["reasoning"]:
-            message["reasoning_content"] = self.said["reasoning"]
+        message: Json = {"role": "assistant", "content": self.texts["content"], "refusal": None}
+        if self.texts["reasoning"]:
+            message["reasoning_content"] = self.texts["reasoning"]
         if self.calls:
             message["tool_calls"] = [call.as_dict() for call in self.calls]
             message["content"] = message["content"] or None
         return message
 
     def delta(self, part: Part) -> Json:
-        """Return a part as a stream has it, and keep it for `message`."""
+        """Add a part to the message, and return it as `delta` of a stream's chunk."""
         if part.call is not None:
             self.calls.append(part.call)
             return {"tool_calls": [{"index": len(self.calls) - 1, **part.call.as_dict()}]}
-        self.said[part.kind] += part.text
+        self.texts[part.kind] += part.text
         return {"reasoning_content" if part.kind == "reasoning" else "content": part.text}
 
 
 class ChatAnswers(Answers):
-    """The answers to a chat."""
+    """The answers of `/v1/chat/completions`."""
 
     prefix = "chatcmpl"
     kind = "chat.completion"
@@ -341,8 +353,8 @@ class ChatAnswers(Answers):
         for n, delta in enumerate(deltas or ([{"content": ""}] if entries else [])):
             yield self._chunk(i, delta, entries if n == 0 else [])
         if output.finish_reason is not None:
-            called = choice.calls and output.finish_reason == "stop"
-            choice.finish_reason = "tool_calls" if called else output.finish_reason
+            is_call = choice.calls and output.finish_reason == "stop"
+            choice.finish_reason = "tool_calls" if is_call else output.finish_reason
             self.record.finish_reasons.append(choice.finish_reason)
             yield self._chunk(i, {}, [], choice.finish_reason)
 
@@ -363,12 +375,12 @@ class ChatAnswers(Answers):
 
 
 def finite(logprob: float) -> float:
-    """Return a logprob as JSON has it: OpenAI writes -9999 if it is too low to say."""
+    """Return a logprob as JSON can hold it: -9999 in place of -inf or nan, as OpenAI's API has it."""
     return logprob if math.isfinite(logprob) else -9999.0
 
 
 def text_of(decoder: TextDecoder, stop_ids: Sequence[int], output: Output) -> str:
-    """The text that is sure with an output; the token that ended the answer has none."""
+    """Decode an output's tokens to the text that is complete. A stop token that ended the answer adds no text."""
     ids = [token.id for token in output.tokens]
     if output.finish_reason == "stop" and ids and ids[-1] in stop_ids:
         ids.pop()
@@ -377,16 +389,19 @@ def text_of(decoder: TextDecoder, stop_ids: Sequence[int], output: Output) -> st
 
 
 def chat_logprob(texts: TokenTexts, token: Token) -> Json:
-    def told(id: int, logprob: float) -> Json:
+    """Return a token's entry in `logprobs.content` of a chat completion."""
+
+    def describe_token(id: int, logprob: float) -> Json:
         return {"token": texts.text(id), "logprob": finite(logprob), "bytes": list(texts.bytes_of(id))}
 
-    return told(token.id, token.logprob) | {"top_logprobs": [told(*each) for each in token.top]}
+    alternatives = [describe_token(id, logprob) for id, logprob in token.top]
+    return describe_token(token.id, token.logprob) | {"top_logprobs": alternatives}
 
 
 @dataclass
 class TextChoice:
     """Attributes:
-    has_begun: something was taken already.
+    has_begun: whether an output was added already.
     """
 
     decoder: TextDecoder
@@ -400,7 +415,7 @@ class TextChoice:
 
 
 class TextAnswers(Answers):
-    """The answers to texts or tokens."""
+    """The answers of `/v1/completions`."""
 
     prefix = "cmpl"
     kind = chunk_kind = "text_completion"
@@ -419,10 +434,10 @@ class TextAnswers(Answers):
     def take(self, i: int, output: Output) -> Iterator[Json]:
         choice = self.choices[i]
         before = None if self.logprobs is None else {name: len(entries) for name, entries in choice.logprobs.items()}
-        text = self._echoed(choice, output.prompt_logprobs) if self.echo and not choice.has_begun else ""
+        text = self._echo_prompt(choice, output.prompt_logprobs) if self.echo and not choice.has_begun else ""
         if self.logprobs is not None:
             for token in output.tokens:
-                self._tell(choice, token, len(choice.text) + len(text))
+                self._add_logprobs(choice, token, len(choice.text) + len(text))
         text += text_of(choice.decoder, self.form.stop_ids, output)
         choice.text += text
         choice.has_begun = True
@@ -440,31 +455,32 @@ class TextAnswers(Answers):
         shown_logprobs = None if self.logprobs is None else logprobs
         return {"index": i, "text": text, "logprobs": shown_logprobs, "finish_reason": self.choices[i].finish_reason}
 
-    def _echoed(self, choice: TextChoice, prompt_logprobs: Sequence[Token | None] | None) -> str:
-        """The prompt as text, and its tokens in the logprobs."""
+    def _echo_prompt(self, choice: TextChoice, prompt_logprobs: Sequence[Token | None] | None) -> str:
+        """Return the prompt as text, and add its tokens to the logprobs."""
         ids = choice.prompt.ids
         decoder = TextDecoder(self.form.tokenizer)
         text = ""
         for id, token in zip(ids, prompt_logprobs or [None] * len(ids), strict=True):
             if self.logprobs is not None:
-                self._tell(choice, token or Token(id, float("nan")), len(text), known=token is not None)
+                self._add_logprobs(choice, token or Token(id, float("nan")), len(text), has_logprob=token is not None)
             text += decoder.take(id)
         return choice.prompt.text if choice.prompt.text is not None else text + decoder.rest()
 
-    def _tell(self, choice: TextChoice, token: Token, offset: int, known: bool = True) -> None:
-        """Adds a token. The alternatives are by their text; of two with one text the likelier is kept."""
+    def _add_logprobs(self, choice: TextChoice, token: Token, offset: int, has_logprob: bool = True) -> None:
+        """Add a token to the logprobs. Its alternatives are keyed by their text; of two with one text the likelier is
+        kept."""
         texts = self.form.texts
         columns = choice.logprobs
         columns["tokens"].append(texts.text(token.id))
         columns["text_offset"].append(offset)
-        columns["token_logprobs"].append(finite(token.logprob) if known else None)
-        rising = sorted([*token.top, (token.id, token.logprob)], key=lambda each: each[1])
-        best = {texts.text(id): finite(logprob) for id, logprob in rising}
-        columns["top_logprobs"].append(best if known else None)
+        columns["token_logprobs"].append(finite(token.logprob) if has_logprob else None)
+        ascending = sorted([*token.top, (token.id, token.logprob)], key=lambda each: each[1])
+        logprob_by_text = {texts.text(id): finite(logprob) for id, logprob in ascending}
+        columns["top_logprobs"].append(logprob_by_text if has_logprob else None)
 
 
 class Rewards(Answers):
-    """Scores of conversations by a reward model. They come whole."""
+    """The scores of `/v1/rewards`, which are not streamed."""
 
     prefix = "reward"
     kind = chunk_kind = "list"
@@ -491,10 +507,14 @@ class Rewards(Answers):
 
 
 class Call:
-    """A request while its answers are made.
+    """A request from its admission until its answers have ended.
 
     Args:
-        http: its scope has the tenant, and the record of what comes of it.
+        http: the HTTP request; its scope has the tenant and the request's record.
+
+    Attributes:
+        inbox: outputs of the engine with the number of their answer; a Refusal ends the call.
+        heard_tokens: completion tokens that the engine has posted so far.
     """
 
     def __init__(self, service: Service, http: Http) -> None:
@@ -516,25 +536,25 @@ class Call:
     def admit(
         self, model: str, user: str | None, answers: int, least: int, scores: bool = False
     ) -> Iterator[tuple[Chosen, Charge]]:
-        """Choose the weights that answer, and let the request in by the limits of its tenant, before its prompt is
-        tokenised. What goes wrong in the block ends the call.
+        """Choose the weights that answer, and admit the request by the limits of its tenant, before its prompt is
+        tokenised. An exception in the block closes the call.
 
         Args:
-            answers: that are asked for.
-            least: tokens that they will have at the least, with their prompts.
-            scores: a reward model is asked.
+            answers: number of answers.
+            least: minimum number of tokens of all prompts and answers.
+            scores: whether the request asks for scores by a reward model.
 
         Raises:
-            Refusal: there are no such weights for the tenant, or they give scores where answers are wanted, or the
-                other way; the server is ending; or the tenant has used up its share.
+            Refusal: the tenant has no such model, the model is a reward model where answers are requested or the
+                other way round, the server is shutting down, or a limit of the tenant is used up.
         """
         service = self.service
-        with service.choose(self.record, self.tenant, model, user) as chosen:
-            is_reward_model = chosen.version is not None and chosen.version.scores
+        with service.choose(self.record, self.tenant, model, user) as chosen_model:
+            is_reward_model = chosen_model.version is not None and chosen_model.version.scores
             if is_reward_model and not scores:
-                raise invalid("model", f"'{chosen.name}' is a reward model: ask it by /v1/rewards.")
+                raise invalid("model", f"'{chosen_model.name}' is a reward model: ask it by /v1/rewards.")
             if scores and not is_reward_model:
-                raise invalid("model", f"'{chosen.name}' is no reward model.")
+                raise invalid("model", f"'{chosen_model.name}' is no reward model.")
             if service.draining:
                 raise draining()
             with refuse_by_engine():
@@ -544,25 +564,26 @@ class Call:
             try:
                 charge = service.limiter.enter(self.tenant, answers, least, self.record.id)
                 self._charge = self._stack.enter_context(charge)
-                yield chosen, self._charge
+                yield chosen_model, self._charge
             except BaseException:
                 self.close()
                 raise
 
     async def read(self, work: Callable[[], T]) -> T:
-        """Do what takes time of a request, in another thread, when it is its tenant's turn. It is done at one go: each
-        way to another thread and back waits for the engine's."""
+        """Run the slow part of reading a request in another thread, when it is its tenant's turn. Use one call for all
+        of it: each switch of threads waits for the engine's thread."""
         async with self.service.readers.turn(self.tenant.name):
             return await run_in_threadpool(work)
 
     def begin(self, requests: Sequence[Request], prompt_tokens: int, is_stream: bool) -> None:
-        """Have the answers made. The request was let in.
+        """Submit the requests of an admitted call to the engine.
 
         Args:
-            prompt_tokens: that are counted; answers to one prompt share them.
+            requests: one for each answer.
+            prompt_tokens: tokens of the prompts, each counted once for all its answers.
 
         Raises:
-            Refusal: the server is ending, the tenant has used up its share, or the engine does not take it.
+            Refusal: the server is shutting down, a limit of the tenant is used up, or the engine refuses a request.
         """
         assert self._charge is not None
         self.record.stream = is_stream
@@ -577,37 +598,36 @@ class Call:
                 self._completions.append(self.service.engine.add(request, partial(self.service.post, self, i)))
         self._unfinished = len(requests)
 
-    def _used(self) -> tuple[int, int]:
-        """Return the tokens of the prompts that the engine has begun to read, and of the answers. Prompts that only
-        waited, or failed before anything came of them, count nothing."""
+    def _count_used_tokens(self) -> tuple[int, int]:
+        """Return the prompt and completion tokens that are charged. Prompts that only waited in the queue, or failed
+        before any output, are free."""
         record = self.record
         if self._failed and not (record.completion_tokens or record.finish_reasons):
             return 0, 0
         return self.begun_tokens(), record.completion_tokens
 
     def begun_tokens(self) -> int:
-        """Return the tokens of the prompts that the engine has begun to read, each once."""
-        prompts = {
-            id(ids): len(ids) for each in self._completions if each.has_begun for ids in [each.request.prompt_ids]
-        }
-        return sum(prompts.values())
+        """Return the total tokens of the prompts that the engine has started to process, each prompt counted once."""
+        started = [completion.request.prompt_ids for completion in self._completions if completion.has_begun]
+        return sum({id(prompt_ids): len(prompt_ids) for prompt_ids in started}.values())
 
     async def outputs(self) -> AsyncIterator[list[tuple[int, Output]]]:
-        """Yield what the engine says of the answers, until all have ended: at a time all that it has said since.
+        """Yield the engine's outputs with the numbers of their answers, until all answers have ended. Each list holds
+        all outputs since the last one.
 
         Raises:
-            Refusal: one failed, or the call was ended.
+            Refusal: an answer failed, or the call was ended.
         """
         while self._unfinished:
-            heard = [await self.inbox.get()]
+            messages = [await self.inbox.get()]
             while not self.inbox.empty():
-                heard.append(self.inbox.get_nowait())
+                messages.append(self.inbox.get_nowait())
             outputs = []
-            for each in heard:
-                if isinstance(each, Refusal):
-                    raise each
-                self._record_output(each[1])
-                outputs.append(each)
+            for message in messages:
+                if isinstance(message, Refusal):
+                    raise message
+                self._record_output(message[1])
+                outputs.append(message)
             yield outputs
 
     def _record_output(self, output: Output) -> None:
@@ -631,9 +651,9 @@ class Call:
         if output.finish_reason is not None:
             self._unfinished -= 1
 
-    def end(self, why: Refusal) -> None:
-        """End it before its time, from the event loop."""
-        self.inbox.put_nowait(why)
+    def end(self, refusal: Refusal) -> None:
+        """End the call early with a refusal. Must be called from the event loop."""
+        self.inbox.put_nowait(refusal)
         self.abort()
 
     def abort(self) -> None:
@@ -642,21 +662,21 @@ class Call:
                 self.service.engine.abort(completion)
 
     def close(self) -> None:
-        """End what still goes on, and account for it. May be called again.
+        """Abort unfinished answers, and charge the tenant for the tokens used. Further calls do nothing.
 
         Raises:
-            Refusal: what was used could not be counted; nothing is answered then.
+            Refusal: the usage could not be recorded; the request must not be answered then.
         """
         self.abort()
         if self._charge is not None:
-            self._charge.used = self._used()
+            self._charge.used = self._count_used_tokens()
             self.record.prompt_tokens = self._charge.used[0]
         self._stack.close()
 
 
 def refusal_of(error: BaseException, model: str) -> Refusal:
-    """Return the refusal of a request whose answer the engine could not go on with."""
-    if isinstance(error, NonFiniteLogits):  # another try comes to the same: no status at which clients try again
+    """Return the refusal of a request whose answer failed in the engine."""
+    if isinstance(error, NonFiniteLogits):  # a retry fails too, so that the status is one that clients do not retry
         message = (
             f"The model '{model}' came to values that are nan or infinite on this prompt: its weights are too large "
             "for the precision that it is served in. Ask another model, and tell whoever runs the server."
@@ -673,7 +693,7 @@ def refusal_of(error: BaseException, model: str) -> Refusal:
 
 @contextmanager
 def refuse_by_engine() -> Iterator[None]:
-    """Raise what the engine does not take as a refusal."""
+    """Turn errors of the engine's queue and its checks into refusals."""
     try:
         yield
     except QueueFull as error:
@@ -685,32 +705,32 @@ def refuse_by_engine() -> Iterator[None]:
 
 
 async def complete(call: Call, body: ChatBody | CompletionBody, logprobs_field: str) -> Response:
-    """Answer a chat, texts or tokens.
+    """Answer a request for chat completions or completions.
 
     Args:
-        logprobs_field: the parameter that asks for logprobs.
+        logprobs_field: the parameter for the number of logprobs, for error messages.
 
     Raises:
-        Refusal
+        Refusal: the request is invalid, or was not admitted, or an answer failed.
     """
     service = call.service
-    number = body.prompt_count * body.n
-    most = body.most_tokens
-    least = body.prompt_count + number * (1 if most is None else most)
-    with call.admit(body.model, body.user, number, least) as (chosen, charge):
+    answer_count = body.prompt_count * body.n
+    max_tokens = body.most_tokens
+    least = body.prompt_count + answer_count * (1 if max_tokens is None else max_tokens)
+    with call.admit(body.model, body.user, answer_count, least) as (model, charge):
 
         def read_body() -> tuple[ChatFormat, list[Prompt], GrammarFor | None]:
-            form = service.format_of(chosen.version)
+            form = service.format_of(model.version)
             prompts = prompts_of(form, body, service.vocabulary)
             return form, prompts, grammars_for(form, body, service.vocabulary) if body.constrains else None
 
         form, prompts, grammar_for = await call.read(read_body)
         prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-        left = charge.room(prompt_tokens, body.n) if most is None else None
-        if most is None and body.alternatives is not None:
-            fits = max(1, service.max_logprobs // (body.n * (body.alternatives + 1)))
-            left = min(fits, left or fits)
-        samplings = [choose_sampling(form, body, prompt, service.context, left) for prompt in prompts]
+        max_answer_tokens = charge.room(prompt_tokens, body.n) if max_tokens is None else None
+        if max_tokens is None and body.alternatives is not None:
+            affordable_tokens = max(1, service.max_logprobs // (body.n * (body.alternatives + 1)))
+            max_answer_tokens = min(affordable_tokens, max_answer_tokens or affordable_tokens)
+        samplings = [choose_sampling(form, body, prompt, service.context, max_answer_tokens) for prompt in prompts]
         tokens = body.n * sum(sampling.max_tokens for sampling in samplings)
         if isinstance(body, CompletionBody) and body.echo:
             tokens += body.n * prompt_tokens
@@ -719,7 +739,7 @@ async def complete(call: Call, body: ChatBody | CompletionBody, logprobs_field: 
             Request(
                 prompt.ids,
                 replace(sampling, seed=derive_seed(sampling.seed, i)),
-                chosen.version.digest if chosen.version else None,
+                model.version.digest if model.version else None,
                 call.tenant.name,
                 grammar=None if grammar_for is None else grammar_for(prompt, sampling.max_tokens),
                 ends=find_stops(form, body, prompt) if body.stops else None,
@@ -739,17 +759,18 @@ async def complete(call: Call, body: ChatBody | CompletionBody, logprobs_field: 
 
 
 def find_stops(form: ChatFormat, body: ChatBody | CompletionBody, prompt: Prompt) -> StopFinder:
-    """Return what ends an answer at the first of its stop strings. A completion goes on with the prompt's text."""
+    """Return the finder of stop strings in one answer. A completion is decoded as a continuation of its prompt."""
     before = () if isinstance(body, ChatBody) else prompt.ids
     return StopFinder(TextDecoder(form.tokenizer, body.stops, before))
 
 
 def refuse_many_logprobs(service: Service, param: str, alternatives: int | None, tokens: int) -> None:
-    """Refuse an answer that would have too many logprobs, before anything of it is computed.
+    """Refuse a request whose response would hold too many logprobs, before it is computed.
 
     Args:
-        alternatives: likeliest tokens that are asked for at each place; None for no logprobs.
-        tokens: that all answers may have, and those of the prompts that are echoed, once for each answer.
+        param: the parameter for the number of logprobs.
+        alternatives: requested alternatives per token; None for no logprobs.
+        tokens: maximum tokens of all answers, plus those of an echoed prompt for each answer.
     """
     most = service.max_logprobs
     if alternatives is not None and tokens * (alternatives + 1) > most:
@@ -773,42 +794,42 @@ def percent_encode(label: str) -> str:
 
 @asynccontextmanager
 async def end_on_disconnect(call: Call) -> AsyncIterator[None]:
-    """End the call, and free its slot, if the client goes while the block lasts."""
+    """End the call, and free its slot, if the client disconnects during the block. Closes the call at the end."""
 
     async def watch() -> None:
         while (await call.receive())["type"] != "http.disconnect":
             pass
         call.end(Refusal(CLOSED, "The client has gone.", type=SERVER))
 
-    watching = asyncio.create_task(watch())
+    watcher = asyncio.create_task(watch())
     try:
         yield
     finally:
-        watching.cancel()
+        watcher.cancel()
         call.close()
         with suppress(asyncio.CancelledError):
-            await watching
+            await watcher
 
 
 async def respond_whole(call: Call, answers: Answers, headers: Mapping[str, str]) -> Response:
-    """Return all answers at once.
+    """Return the response with all answers, without streaming.
 
     Raises:
-        Refusal: one of them failed, or the client has gone.
+        Refusal: an answer failed, or the client has disconnected.
     """
     async with end_on_disconnect(call):
-        async for heard in call.outputs():
-            for i, output in heard:
+        async for outputs in call.outputs():
+            for i, output in outputs:
                 for _ in answers.take(i, output):
                     pass
     return JSONResponse(answers.whole(), headers=dict(headers))
 
 
 class EventStream(Response):
-    """Answers in chunks, while they are made. An error on the way is an event of its own, and the last.
+    """A response that streams the answers as server-sent events. An error while streaming is sent as the last event.
 
-    As a response it only adds itself to the scope's `streams`. `align.serve.app.ServerMiddleware` sends it when
-    routing is done: otherwise each piece would pass through twenty layers.
+    Calling it as an ASGI response only adds it to the scope's `streams`. `align.serve.app.ServerMiddleware` sends it
+    after routing: otherwise each event would pass through twenty layers of middleware.
     """
 
     media_type = "text/event-stream"
@@ -836,7 +857,7 @@ class EventStream(Response):
                         error = fault()
                     record.status = error.status
                     await send({"type": "http.response.body", "body": encode_event(error.body), "more_body": True})
-        except Refusal as refusal:  # what was used could not be counted: the head has gone, and the log says why
+        except Refusal as refusal:  # the usage could not be recorded, and the head of the response was sent already
             log.error("%s: %s", record.id, refusal.message)
             record.status = refusal.status
         await send({"type": "http.response.body", "body": b""})
@@ -844,10 +865,11 @@ class EventStream(Response):
     async def _events(self) -> AsyncIterator[bytes]:
         if first := b"".join(map(encode_event, self.answers.first())):
             yield first
-        async for heard in self.call.outputs():
-            if chunks := b"".join(encode_event(chunk) for i, output in heard for chunk in self.answers.take(i, output)):
-                yield chunks
-        self.call.close()  # what was used is settled before the client hears that it has all of it
+        async for outputs in self.call.outputs():
+            chunks = [chunk for i, output in outputs for chunk in self.answers.take(i, output)]
+            if chunks:
+                yield b"".join(map(encode_event, chunks))
+        self.call.close()  # the usage is settled before the client receives the end of the stream
         yield (encode_event(self.answers.usage_chunk()) if self.answers.streams_usage else b"") + DONE
 
 

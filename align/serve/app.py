@@ -1,8 +1,9 @@
-"""The server: its parts and what runs beside the requests, its addresses, and its outermost layer, with authentication,
-the size of the body, headers, and the request log.
+"""The server: its state and background tasks, its routes, and its outermost middleware, which authenticates requests,
+limits the size of bodies, adds headers and writes the request log.
 
-Without a key file the server listens on the loopback interface, and a page of another site in a browser on this machine
-could ask it: other names of the host (DNS rebinding) and other origins are refused. With one, a request has a key.
+Without a key file the server listens on the loopback interface only, where a page of another site in a local browser
+could still reach it: other host names (DNS rebinding) and other origins are refused. With a key file, requests need a
+key.
 """
 
 from __future__ import annotations
@@ -56,29 +57,29 @@ from align.web.auth import HEADERS
 
 log = logging.getLogger(__name__)
 PostedOutput = tuple[Call, int, Output]
-"""A call, the number of its answer, and what the engine says of it."""
+"""A call, the number of its answer, and the engine's output for it."""
 TRIES = 5
-"""How often a name is looked up whose weights are unloaded while we look."""
+"""Maximum lookups of a name whose weights are unloaded during the lookup."""
 LOOK_S = 1.0
-"""Seconds between two looks at the engine's thread."""
+"""Seconds between two checks of the engine's thread."""
 KEYS_S = 0.4
-"""Seconds between two looks at the key file."""
+"""Seconds between two checks of the key file."""
 ALIASES_S = 0.5
-"""Seconds between two looks at the aliases."""
+"""Seconds between two checks of the aliases."""
 UNREADABLE = "unreadable_body"
 ROUTING = {
     400: (UNREADABLE, "The body cannot be read. Send JSON in UTF-8."),
     404: ("not_found", "There is nothing at this address."),
     405: ("method_not_allowed", "This address takes another method."),
 }
-"""Status → code and message of a request that is not routed."""
+"""Status → code and message of a request that has no route."""
 CODES = {"too_long": "array_above_max_length", "string_too_long": "string_above_max_length"}
-"""OpenAI's codes, by pydantic's types of errors."""
+"""Error type of pydantic → OpenAI's error code."""
 STATIC = Path(__file__).parent / "static"
 WITHOUT_SECRETS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/rewards"})
-"""Paths that are logged without looking for a secret in them, which reads the whole environment."""
+"""Paths that are logged without a search for secrets in them, which reads the whole environment."""
 OPEN = re.compile(r"/|/health|/ready|/static/[\w.-]+")
-"""Paths that anybody may ask for: they hold nothing of anybody's."""
+"""Paths that need no key: they serve no tenant's data."""
 BODY_LIMIT = 1_000_000
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; "
@@ -100,27 +101,27 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 for _response in ERRORS.values():
     _response["model"] = ErrorBody
 STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-"""The other form of an answer."""
+"""OpenAPI's description of a streamed response."""
 
 
 @dataclass
 class Service:
-    """The parts of a server.
+    """The state of a server that its routes and background tasks share.
 
     Attributes:
-    format_of: tokenizer and template of a version; of the base for None.
+    format_of: returns the tokenizer and template of a version; of the base for None.
     vocabulary: rows of the base's embedding.
-    check: raises InputError if the engine cannot answer by the adapter in a folder.
-    created: when the server began, in seconds since 1970.
-    max_prompts, max_logprobs: that one request may ask for.
-    keys: None if everyone who reaches the server may do everything.
-    following: the names that mean what an alias means.
-    ending: set once nothing new is taken.
-    stopped: is called when the engine has ended by itself, and clients were told.
-    answering: the calls that are under way.
-    loop: the event loop that answers.
-    posted: what the engine said and no call has yet.
-    is_woken: whether the loop is going to hand it over.
+    check: raises InputError if the engine cannot load the adapter in a folder.
+    created: Unix time of the server's start, in seconds.
+    max_prompts, max_logprobs: limits of one request.
+    keys: the tenants' keys; None if every client may do everything.
+    following: updates the names that follow aliases; None if there are no such names.
+    ending: set when the server stops taking new requests.
+    stopped: called after the engine's thread has died and the calls were ended.
+    answering: the calls in progress.
+    loop: the event loop that answers requests.
+    posted: outputs of the engine that were not delivered to their calls yet.
+    is_woken: whether the loop has been asked to deliver them.
     """
 
     engine: EngineThread
@@ -163,20 +164,20 @@ class Service:
 
     @contextmanager
     def choose(self, record: Record, tenant: Tenant, model: str, user: str | None) -> Iterator[Chosen]:
-        """Choose the weights that answer; the record says which. They are there until the block ends, whatever is
-        unloaded.
+        """Choose the weights that answer, and note them in the record. They stay loaded until the block ends, even if
+        the adapter is unloaded.
 
         Raises:
-            Refusal: there is no such model for them.
+            Refusal: the tenant has no such model.
         """
-        known = self.engine.engine.known
+        adapters = self.engine.engine.known
         for _ in range(TRIES):
             chosen = self.portfolio.choose(model, tenant, user)
             try:
                 if chosen.version is not None:
-                    known.hold(chosen.version.digest)
+                    adapters.hold(chosen.version.digest)
                 break
-            except InputError:  # it was unloaded: the name stands for something else by now, or for nothing
+            except InputError:  # it was unloaded since: the name refers to something else by now, or to nothing
                 continue
         else:
             log.error("the weights that '%s' stands for are not in the engine", model)
@@ -190,17 +191,18 @@ class Service:
             yield chosen
         finally:
             if chosen.version is not None:
-                known.release(chosen.version.digest)
+                adapters.release(chosen.version.digest)
 
     def load(self, name: str, folder: str, replace: bool, who: str) -> Version:
-        """Let a name refer to the adapter in a folder.
+        """Load the adapter in a folder under a name.
 
         Args:
-            who: asks for it, for the log.
+            replace: whether to replace an adapter of that name.
+            who: name of the tenant, for the log.
 
         Raises:
-            Refusal: the name is taken, and it is not asked to replace it.
-            InputError: see `align.serve.model_names.Portfolio.load`; or its tensors do not fit the base.
+            Refusal: the name is taken, and `replace` is False.
+            InputError: see `align.serve.model_names.Portfolio.load`; or the adapter's tensors do not fit the base.
         """
         if self.portfolio.arms(name) and not replace:
             message = f"The lora adapter '{name}' has already been loaded. Send load_inplace=true to replace it."
@@ -211,7 +213,7 @@ class Service:
         return version
 
     def unload(self, name: str, who: str) -> None:
-        """Take a name away.
+        """Remove a name.
 
         Raises:
             Refusal, InputError: see `align.serve.model_names.Portfolio.unload`.
@@ -224,7 +226,7 @@ class Service:
         self.check(version.folder)
         self.format_of.forget(version)
         self.format_of(version)
-        self.engine.engine.register(version.folder, version.digest)  # last: what fails after it would stay there
+        self.engine.engine.register(version.folder, version.digest)  # last: it is not undone if a later step fails
 
     def unregister(self, version: Version) -> None:
         self.engine.engine.unregister(version.digest)
@@ -238,48 +240,48 @@ class Service:
         self.log.write(record)
 
     def post(self, call: Call, i: int, output: Output) -> None:
-        """Take what the engine says of answer `i` of a call, in the engine's thread. Waking a loop writes to a pipe: it
-        is done once for a step of the engine, and not once for each row of it."""
+        """Queue an output of answer `i` of a call for delivery; called in the engine's thread. Waking the loop writes
+        to a pipe, so that it is done once for each step of the engine rather than for each row."""
         self.posted.append((call, i, output))
         if not self.is_woken:
             self.is_woken = True
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            with suppress(RuntimeError):  # the loop is closed, and no call waits any more
                 self.loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        """Hand outputs to their calls. What a client may receive is recorded before: once for all of them."""
-        self.is_woken = False  # before anything is taken out: what comes now wakes the loop again
-        letters = self.posted
+        """Deliver queued outputs to their calls. The usage of streams is recorded before that, in one transaction."""
+        self.is_woken = False  # set before the queue is emptied: outputs from now on wake the loop again
+        deliveries = self.posted
         self.posted = []
-        counts: dict[str, tuple[int, int]] = {}
-        for call, _, output in letters:
+        token_counts: dict[str, tuple[int, int]] = {}
+        for call, _, output in deliveries:
             call.heard_tokens += len(output.tokens)
             if call.record.stream and is_use(output):
-                counts[call.record.id] = call.begun_tokens(), call.heard_tokens
+                token_counts[call.record.id] = call.begun_tokens(), call.heard_tokens
         try:
-            if (usage := self.limiter.usage) is not None and counts:
-                usage.sent(counts)
+            if (usage := self.limiter.usage) is not None and token_counts:
+                usage.sent(token_counts)
         except UsageUnwritable:
-            for call in {call for call, _, _ in letters}:
-                call.end(UsageUnwritable())  # each raises one of its own
+            for call in {call for call, _, _ in deliveries}:
+                call.end(UsageUnwritable())  # one exception object for each call
         else:
-            for call, i, output in letters:
+            for call, i, output in deliveries:
                 call.inbox.put_nowait((i, output))
 
-    async def drain(self, within_s: float) -> None:
-        """Take nothing new, and wait for what is under way; what is not done in time is ended."""
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests, and wait for the calls in progress. Calls that do not finish in time are ended."""
         self.ending.set()
-        until = asyncio.get_running_loop().time() + within_s
-        while self.answering and asyncio.get_running_loop().time() < until:
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self.answering and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
         for call in list(self.answering):
             call.end(draining())
-        while self.answering and asyncio.get_running_loop().time() < until + LOOK_S:
+        while self.answering and asyncio.get_running_loop().time() < deadline + LOOK_S:
             await asyncio.sleep(0.02)
 
 
 def is_use(output: Output) -> bool:
-    """Return whether a client has something of an output: a tenant pays for no prompt that failed before that."""
+    """Return whether an output holds anything for the client. A prompt that failed before that is not charged."""
     return bool(output.tokens) or output.prompt_logprobs is not None or output.finish_reason in ("stop", "length")
 
 
@@ -289,7 +291,7 @@ async def run_background_tasks(service: Service) -> None:
 
 
 async def watch_engine(service: Service) -> None:
-    """End the calls and then the server when the engine has stopped, so that a supervisor starts the server again."""
+    """End all calls and then the server if the engine's thread dies, so that a supervisor restarts the server."""
     while service.engine.alive:
         await asyncio.sleep(LOOK_S)
     operator_log.error("the engine has stopped: no request is answered any more")
@@ -307,7 +309,7 @@ async def watch_aliases(service: Service) -> None:
 
 
 async def watch_keys(service: Service) -> None:
-    """End calls whose key was revoked, and warn about tenants' names that are not served."""
+    """End calls whose key was revoked, and warn about tenants whose keys allow names that are not served."""
     reads = 0
     reported = set[str]()
     while service.keys is not None:
@@ -341,9 +343,10 @@ def describe_unserved_names(tenants: Iterable[Tenant], served: Collection[str]) 
 
 
 def application(service: Service, origins: Sequence[str]) -> ASGIApp:
-    """Build the server as an application.
+    """Build the ASGI application.
 
     Args:
+        service: the server's state.
         origins: see `ServerMiddleware`.
     """
 
@@ -368,7 +371,7 @@ async def send_chat_page() -> Response:
 
 
 async def respond_to_error(_: Http, error: Exception) -> Response:
-    """Answer a refusal, a body that is not what the API takes, what is not routed, or a fault of ours, which
+    """Return the response to a refusal, an invalid body, a request without a route, or an internal error, which
     `ServerMiddleware` logs."""
     if isinstance(error, RequestValidationError):
         return explain_body_error(error).response()
@@ -381,9 +384,9 @@ async def respond_to_error(_: Http, error: Exception) -> Response:
 
 
 def explain_body_error(error: RequestValidationError) -> Refusal:
-    """Return the refusal of a body that is not what the API takes. What was sent is not repeated."""
+    """Return the refusal of an invalid body. The message does not repeat what was sent."""
     errors = error.errors()
-    # Of a field that takes several types, the error about the type that was sent.
+    # If a field takes several types, pick the error about the type that was sent.
     of_field = [each for each in errors if each["loc"][:2] == errors[0]["loc"][:2]]
     first = next((each for each in of_field if not each["type"].endswith("_type")), errors[0])
     param = ".".join(str(part) for part in first["loc"] if part != "body" and not is_union_member(part))
@@ -401,16 +404,18 @@ def is_union_member(part: Any) -> bool:
 
 
 class ClientGone(Exception):
-    """The client has gone before its request was read."""
+    """The client disconnected before its request was read."""
 
 
 class ServerMiddleware:
-    """See the module. The scope of a request that passes has its `tenant`, its `record`, and `streams`: the
-    `align.serve.answers.EventStream` that is to answer it, if one is.
+    """The outermost middleware: authentication, the limit of the body's size, headers, the request log.
+
+    It adds to the scope of a request its `tenant`, its `record`, and `streams`, a list to which an
+    `align.serve.answers.EventStream` adds itself if it is the response.
 
     Args:
-        origins: under which browsers on this machine know the server; checked if there are no keys.
-        body_limit: bytes.
+        origins: allowed values of the `Origin` header, which also give the allowed hosts; used without a key file.
+        body_limit: maximum size of a body in bytes.
     """
 
     def __init__(self, app: ASGIApp, service: Service, origins: Sequence[str], body_limit: int = BODY_LIMIT) -> None:
@@ -440,7 +445,7 @@ class ServerMiddleware:
             if message["type"] == "http.response.start":
                 if message["status"] == 429:
                     with self.pace.hold(record.tenant) as wait, suppress(TimeoutError):
-                        if wait > 0:  # or the server ends
+                        if wait > 0:  # the wait ends early when the server shuts down
                             await asyncio.wait_for(self.service.ending.wait(), wait)
                 record.status = record.status or message["status"]
                 headers = [*message.get("headers", []), *HEADERS, (b"content-security-policy", POLICY.encode())]
@@ -472,10 +477,10 @@ class ServerMiddleware:
                 self.service.done(record)
 
     def _find_tenant(self, path: str, headers: Headers) -> Tenant | None:
-        """Return who asks; None for an unknown visitor at an open path.
+        """Return the tenant of a request. Returns None for a request without a valid key to an open path.
 
         Raises:
-            Refusal: they may not.
+            Refusal: the key is missing or unknown, or the host or origin is not allowed.
         """
         if self.service.keys is None:
             if headers.get("host", "").lower() not in self.hosts:
@@ -494,11 +499,11 @@ class ServerMiddleware:
         return tenant
 
     async def _read_body(self, headers: Headers, receive: Receive) -> bytes:
-        """Return the whole body, which is read before anything is done with it.
+        """Return the complete body.
 
         Raises:
-            Refusal: it is larger than it may be.
-            ClientGone: it was never sent whole.
+            Refusal: it is larger than `body_limit`.
+            ClientGone: the client disconnected before it had sent the body.
         """
         length = headers.get("content-length", "0")
         parts: list[bytes] = []
@@ -511,12 +516,12 @@ class ServerMiddleware:
             size = max(size, sum(map(len, parts)))
             if not message.get("more_body", False):
                 return b"".join(parts)
-        # uvicorn reads the rest, until its deadline: a client that is cut off while it sends reads no answer.
+        # uvicorn reads the rest until its deadline: a client that is cut off while sending would not read the response.
         raise Refusal(413, f"Send at most {self.body_limit:,} bytes.", code="request_too_large")
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """Return a channel of the body in one piece, then of other messages: that the client has gone."""
+    """Return a `receive` that yields the body in one message, and then the messages of `receive`: the disconnect."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_next() -> Message:
@@ -528,7 +533,7 @@ def replay(body: bytes, receive: Receive) -> Receive:
 def build_router(service: Service) -> APIRouter:
     router = APIRouter(responses=ERRORS)
 
-    # What a tenant may ask for, and what it has used
+    # Models and usage
 
     @router.get("/v1/models")
     async def models(http: Http) -> Any:
@@ -544,18 +549,18 @@ def build_router(service: Service) -> APIRouter:
 
     @router.get("/v1/usage")
     async def usage(http: Http, tenant: str | None = None) -> Any:
-        asks: Tenant = http.scope["tenant"]
-        counted = service.limiter.usage
-        if service.keys is None or counted is None:
+        caller: Tenant = http.scope["tenant"]
+        usage_file = service.limiter.usage
+        if service.keys is None or usage_file is None:
             raise Refusal(404, "This server has no key file, and counts nobody's usage.", code="not_found")
-        of = asks if tenant in (None, asks.name) else service.keys.tenants.get(tenant or "")
-        if of is not asks and not asks.admin:
+        target = caller if tenant in (None, caller.name) else service.keys.tenants.get(tenant or "")
+        if target is not caller and not caller.admin:
             raise Refusal(403, NEEDS_ADMIN, param="tenant", code="insufficient_permissions")
-        if of is None:
+        if target is None:
             raise Refusal(404, "There is no such tenant.", param="tenant", code="not_found")
-        return await run_in_threadpool(service.limiter.as_json, of, counted)
+        return await run_in_threadpool(service.limiter.as_json, target, usage_file)
 
-    # What a client asks a model for
+    # Completions and scores
 
     @router.post("/v1/chat/completions", responses=STREAMED)
     async def chat(http: Http, body: ChatBody) -> Response:
@@ -575,8 +580,8 @@ def build_router(service: Service) -> APIRouter:
         call = Call(service, http)
         number = len(body.conversations)
         refuse_many_prompts(service, "messages", number)
-        with call.admit(body.model, body.user, number, number, scores=True) as (chosen, _):
-            version = chosen.version
+        with call.admit(body.model, body.user, number, number, scores=True) as (model, _):
+            version = model.version
             assert version is not None
             prompts = await call.read(
                 lambda: reward_prompts(service.format_of(version), body, version.alone, service.context)
@@ -588,7 +593,7 @@ def build_router(service: Service) -> APIRouter:
             call.begin(requests, sum(len(prompt.ids) for prompt in prompts), is_stream=False)
             return await respond_whole(call, Rewards(call.record, number), headers_of(call))
 
-    # What those who run the server ask for
+    # Operation of the server
 
     @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
     async def load(http: Http, body: LoadAdapter) -> Response:
@@ -607,7 +612,7 @@ def build_router(service: Service) -> APIRouter:
             raise invalid(error.field, message) from error
         except Refusal:
             raise
-        except Exception as error:  # what a wrong value in adapter_config.json leads to has any type
+        except Exception as error:  # a wrong value in adapter_config.json may raise any exception
             log.warning("'%s' was not loaded", body.lora_name, exc_info=error)
             problem = f"its files cannot be read as an adapter ({type(error).__name__})"
             raise invalid("lora_path", f"'{body.lora_name}' was not loaded: {problem}.") from error
@@ -652,8 +657,8 @@ def require_admin(http: Http) -> Tenant:
 
 
 def describe_model(service: Service, name: str, arms: Sequence[Arm]) -> dict[str, Any]:
-    """Return a model as vLLM lists it; and the digests of what it refers to."""
-    shares = [
+    """Return a model as vLLM's `/v1/models` lists it, with the digests of its base, adapter and arms."""
+    arm_entries = [
         {"arm": arm.label, "weight": arm.weight, "adapter": arm.version.digest if arm.version else None} for arm in arms
     ]
     base_id = service.portfolio.base_id
@@ -667,8 +672,8 @@ def describe_model(service: Service, name: str, arms: Sequence[Arm]) -> dict[str
         "max_model_len": service.context,
         "base": service.portfolio.base.digest,
         "scores": any(arm.version is not None and arm.version.scores for arm in arms),
-        "adapter": shares[0]["adapter"] if len(arms) == 1 else None,
-        "arms": shares if len(arms) > 1 else None,
+        "adapter": arm_entries[0]["adapter"] if len(arms) == 1 else None,
+        "arms": arm_entries if len(arms) > 1 else None,
     }
 
 

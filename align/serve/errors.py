@@ -12,16 +12,16 @@ from align.core.errors import AlignError, InputError, make_printable
 INVALID = "invalid_request_error"
 SERVER = "server_error"
 LATER_S = 10
-"""Seconds after which clients may try again what the server itself cannot do now."""
+"""Seconds after which a client may retry a request that the server could not handle."""
 
 
 class Refusal(AlignError):
-    """A request that is not answered.
+    """An error response in OpenAI's form.
 
     Args:
-        message: for the client; no key, prompt or path.
+        message: for the client; without keys, prompts and paths.
         param: the parameter at fault.
-        retry_after_s: when to come again.
+        retry_after_s: seconds for the `Retry-After` header.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ def invalid(param: str | None, message: str, code: str | None = None) -> Refusal
 
 
 def as_refusal(error: InputError) -> Refusal:
-    """Return an input error of ours for the client. The value is left out: it may be a prompt."""
+    """Return an InputError as a refusal for the client. The value is left out: it may be a prompt."""
     message = f"{error.problem[:1].upper()}{error.problem[1:]}. {error.remedy}"
     return invalid(error.field, message, "context_length_exceeded" if error.field == "max_tokens" else None)
 
 
 def fault() -> Refusal:
-    """Return the refusal of a request on which something of ours went wrong; the log says what."""
+    """Return the refusal for an internal error, whose details are in the server's log."""
     return Refusal(500, "The server had an error while it answered. Its log says more.", type=SERVER)
 
 
@@ -79,8 +79,8 @@ def draining() -> Refusal:
 
 
 class UnknownModel(Refusal):
-    """The refusal of a name that is not there, or that this tenant may not use: one message for both, so that nobody
-    learns the names of others."""
+    """A refusal for a name that does not exist, or that the tenant may not use. The message is the same for both, so
+    that a tenant does not learn other tenants' names."""
 
     def __init__(self, model: str) -> None:
         message = f"The model '{model[:120]}' does not exist, or you may not use it."
@@ -88,7 +88,7 @@ class UnknownModel(Refusal):
 
 
 class Limited(Refusal):
-    """The refusal of a tenant that asks too often."""
+    """A refusal for exceeding a rate limit."""
 
     def __init__(self, limit: str, retry_after_s: float) -> None:
         message = f"this limit of your key is used up for now. Try again in {math.ceil(retry_after_s)} s."
@@ -98,10 +98,10 @@ class Limited(Refusal):
 
 
 class BudgetSpent(Refusal):
-    """The refusal of a request that may use more tokens than are left of its tenant's budget.
+    """A refusal for a request that may use more tokens than are left of its tenant's budget.
 
     Attributes:
-        left: tokens.
+        left: tokens that are left.
     """
 
     def __init__(self, budget: int, left: int) -> None:
@@ -113,14 +113,14 @@ class BudgetSpent(Refusal):
 
 
 class UsageUnwritable(Refusal):
-    """The refusal of what would be answered without being counted: the file of the usage cannot be written."""
+    """A refusal while the usage file cannot be written: no request is answered uncounted."""
 
     def __init__(self) -> None:
         super().__init__(503, "The server cannot count usage. Try again later.", type=SERVER, retry_after_s=LATER_S)
 
 
 class KeysUnreadable(Refusal):
-    """The refusal of every request while the key file cannot be read; the server's log says why."""
+    """A refusal of every request while the key file cannot be read. The server's log has the reason."""
 
     def __init__(self) -> None:
         message = "The server cannot read its keys. Try again later."

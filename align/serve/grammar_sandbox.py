@@ -1,4 +1,4 @@
-"""Compile a grammar in a process of its own, under a time limit."""
+"""Compilation of untrusted grammars in a separate process, with limits on time and memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from threading import Lock
 
 TRIAL_S = 0.5
-"""A grammar takes a few milliseconds, a large one 100."""
+"""Time limit of one compilation in seconds. Usual grammars take a few milliseconds, large ones 100."""
 START_S = 10.0
 TOO_MUCH = "it takes too long or too much memory to compile"
 LIMITS = {
@@ -21,9 +21,9 @@ LIMITS = {
     "max_grammar_size": 100_000,
     "verbose_errors": False,
 }
-"""Of `llguidance.LLParserLimits`. A step that reaches its limits takes about 10 ms, and ends its request."""
+"""Arguments of `llguidance.LLParserLimits`. A step that reaches a limit takes about 10 ms, and fails its request."""
 
-# Answers each line, a grammar, with a line: what is wrong with it. A first line says that it has begun.
+# Prints an empty line when it has started; then, for each line of input (a grammar), a line with its error.
 SCRIPT = """
 import json, resource, sys
 from llguidance import LLMatcher, LLParserLimits
@@ -39,18 +39,18 @@ for line in sys.stdin:
 
 
 class Trial:
-    """Says what is wrong with grammars. Safe to share between threads, which take turns. The process is started for the
-    first grammar, and again after one that ended it."""
+    """Checks grammars in a subprocess. Threads may share it, and take turns. The subprocess is started for the first
+    grammar, and again after a grammar that killed it."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, lark: str) -> str:
-        """llguidance's message on a grammar that it refuses, `TOO_MUCH`, or nothing."""
+        """Return llguidance's error for a grammar, or `TOO_MUCH`. Returns an empty string for a valid grammar."""
         with self._lock:
             try:
-                process = self._process or self._started()
+                process = self._process or self._start()
                 assert process.stdin is not None
                 process.stdin.write(json.dumps(lark).encode() + b"\n")
                 process.stdin.flush()
@@ -63,7 +63,7 @@ class Trial:
         with self._lock:
             self._end()
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", "-c", SCRIPT, json.dumps(LIMITS)]
         self._process = subprocess.Popen(
             command,
@@ -83,19 +83,19 @@ class Trial:
             self._process = None
 
 
-def answer(process: subprocess.Popen[bytes], within_s: float) -> bytes:
-    """A line of a process.
+def answer(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
+    """Return the next line of a process's output.
 
     Raises:
-        TimeoutError: there was none in time, or the process has ended.
+        TimeoutError: no line came in time, or the process has ended.
     """
     assert process.stdout is not None
-    until = time.monotonic() + within_s
-    read = b""
-    while not read.endswith(b"\n"):
-        ready = select.select([process.stdout], [], [], max(0.0, until - time.monotonic()))[0]
-        piece = process.stdout.read(2**16) if ready else b""
-        if not piece:
+    deadline = time.monotonic() + timeout_s
+    output = b""
+    while not output.endswith(b"\n"):
+        ready = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]
+        chunk = process.stdout.read(2**16) if ready else b""
+        if not chunk:
             raise TimeoutError
-        read += piece
-    return read
+        output += chunk
+    return output

@@ -1,4 +1,4 @@
-"""Grammars at work on answers, by llguidance: which tokens may come next, and how an answer ends in time."""
+"""Constrained decoding by llguidance: masks of the allowed next tokens, and endings within the token limit."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from align.data.chat.reasoning import CLOSE
 from align.serve.grammar_sandbox import LIMITS, Trial
 
 MOST_KEPT = 32
-"""Compiled grammars of a tokenizer. One has up to 20 MB of states where it is made to have many."""
+"""Cached grammars per tokenizer. A hostile one can have 20 MB of states."""
 NEAR = 32
 LAST = 8
-"""Tokens that are left beyond what an answer needs to end: from these on it opens nothing new; ends at once."""
+"""Tokens left beyond those needed to end the answer: below `NEAR` no new structure is opened, at `LAST` the answer is
+forced to its end."""
 LONGEST_ENDING = 512
 EXPLORED_ANSWERS = 4
 EXPLORED_TOKENS = 48
 EXPLORED_S = 0.25
-"""Of answers that are begun to see whether a grammar's steps cost too much: 200 tokens usually take 20 ms."""
+"""Number, length and time of random answers that test the cost of a grammar's steps: 200 tokens usually take 20 ms."""
 STRUCTURE = '}]",:'
 OTHERS = "0123456789.ntf-[{"
 TRIAL = Trial()
@@ -35,26 +36,26 @@ atexit.register(TRIAL.close)
 
 
 class NoTokenBytes(InputError):
-    """The tokenizer does not say which bytes its tokens are."""
+    """The tokenizer does not define the bytes of its tokens."""
 
 
 NOT_ALLOWED = "satisfy the grammar"
-"""What llguidance says of a token that may not come next."""
+"""Part of llguidance's error for a token that the grammar does not allow."""
 
 
 class GrammarFailed(AlignError):
-    """A grammar that was compiled cannot go on: a step of it costs more than it may."""
+    """A step of a compiled grammar exceeds its cost limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """A tokenizer as llguidance reads it.
+    """A tokenizer in llguidance's form.
 
     Attributes:
         stop_ids: tokens that end an answer.
-        singles: byte → the token that is this byte and no more; of several the last, which llguidance allows.
-        plain_V: tokens without a character that is structure in JSON; bool.
-        leaving_V: tokens that may close reasoning and say something behind it; bool.
+        singles: byte → the token of this single byte; the last of several, which is the one that llguidance allows.
+        plain_V: bool mask of the tokens without JSON's structural characters.
+        leaving_V: bool mask of the tokens that may close reasoning and hold text after it.
     """
 
     tokens: LLTokenizer
@@ -65,7 +66,11 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Any, stop_ids: tuple[int, ...]) -> Vocabulary:
-        """Raises: NoTokenBytes."""
+        """Build the vocabulary of a tokenizer.
+
+        Raises:
+            NoTokenBytes: the tokenizer does not define the bytes of its tokens.
+        """
         from llguidance.hf import from_tokenizer
 
         try:
@@ -84,12 +89,12 @@ class Vocabulary:
 
 
 class Grammars:
-    """Compiled grammars of a tokenizer. Safe to share between threads."""
+    """A cache of compiled grammars for one tokenizer. Threads may share it."""
 
     def __init__(self, tokenizer: Any, stop_ids: tuple[int, ...]) -> None:
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
-        self._kept: OrderedDict[str, Compiled] = OrderedDict()
+        self._cache: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = Lock()
 
     @cached_property
@@ -97,17 +102,17 @@ class Grammars:
         return Vocabulary.of(self.tokenizer, self.stop_ids)
 
     def compiled(self, lark: str) -> Compiled:
-        """A grammar in llguidance's Lark.
+        """Compile a grammar in llguidance's Lark, or return it from the cache.
 
         Raises:
-            ValueError: what is wrong with it.
-            NoTokenBytes: there are no grammars for this tokenizer.
+            ValueError: the grammar is invalid or costs too much; the message has the reason.
+            NoTokenBytes: the tokenizer supports no grammars.
         """
         with self._lock:
-            kept = self._kept.pop(lark, None)
-            if kept is not None and kept.goes_on():
-                self._kept[lark] = kept
-                return kept
+            cached = self._cache.pop(lark, None)
+            if cached is not None and cached.goes_on():
+                self._cache[lark] = cached
+                return cached
         vocabulary = self.vocabulary
         if problem := TRIAL(lark):
             raise ValueError(problem)
@@ -118,62 +123,62 @@ class Grammars:
             raise ValueError(matcher.get_error())
         grammar = Compiled(matcher, vocabulary)
         try:
-            begins = grammar.next_V(matcher.deep_copy()).any()
+            has_first_token = grammar.next_V(matcher.deep_copy()).any()
             grammar.explore()
         except GrammarFailed as error:
             raise ValueError("no answer is valid, or it costs too much to find one") from error
-        if not begins:
+        if not has_first_token:
             raise ValueError("no answer is valid")
-        _ = grammar.shortest  # found here, and not in the thread that begins answers
+        _ = grammar.shortest  # computed now, to spare the engine's thread
         with self._lock:
-            self._kept[lark] = grammar
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
+            self._cache[lark] = grammar
+            while len(self._cache) > MOST_KEPT:
+                self._cache.popitem(last=False)
         return grammar
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A grammar, at its beginning."""
+    """A compiled grammar in its initial state."""
 
     matcher: LLMatcher
     vocabulary: Vocabulary
 
     def goes_on(self) -> bool:
-        """Return whether answers can still begin. States are shared by all answers, and one whose step fails ends
-        them."""
+        """Return whether an answer can still start. All answers share the lexer's states, and a failed step of one
+        invalidates them."""
         try:
             return bool(self.next_V(self.matcher.deep_copy()).any())
         except GrammarFailed:
             return False
 
     def explore(self) -> None:
-        """Begin some answers, each by tokens drawn from those that are allowed.
+        """Generate the beginnings of some random answers, to find steps that cost too much: compiling does not.
 
         Raises:
-            GrammarFailed: a step costs more than it may. Compiling does not show this.
+            GrammarFailed: a step exceeds its cost limit.
         """
-        until = time.monotonic() + EXPLORED_S
+        deadline = time.monotonic() + EXPLORED_S
         for seed in range(EXPLORED_ANSWERS):
-            draw = random.Random(seed)
+            generator = random.Random(seed)
             walker = self.matcher.deep_copy()
             for _ in range(EXPLORED_TOKENS):
-                allowed = self.next_V(walker).nonzero()[0]
-                if not len(allowed) or time.monotonic() > until:
+                allowed_ids = self.next_V(walker).nonzero()[0]
+                if not len(allowed_ids) or time.monotonic() > deadline:
                     break
-                if not walker.consume_token(int(allowed[draw.randrange(len(allowed))])):
+                if not walker.consume_token(int(allowed_ids[generator.randrange(len(allowed_ids))])):
                     raise GrammarFailed(walker.get_error())
 
     @cached_property
     def shortest(self) -> list[int]:
-        """See `ending`, from the beginning; empty without one."""
+        """Tokens of a short complete answer, see `ending`; empty if none was found."""
         return self.ending(self.matcher, LONGEST_ENDING) or []
 
     def next_V(self, matcher: LLMatcher) -> np.ndarray:
-        """Return which of the tokenizer's tokens may come next; bool.
+        """Return a bool mask of the tokenizer's tokens that may come next.
 
         Raises:
-            GrammarFailed.
+            GrammarFailed: the step exceeds its cost limit.
         """
         if matcher.is_stopped() and not matcher.is_error():
             return np.zeros(len(self.vocabulary.plain_V), bool)
@@ -183,35 +188,39 @@ class Compiled:
         return np.unpackbits(bits, count=len(self.vocabulary.plain_V), bitorder="little").view(bool)
 
     def ending(self, matcher: LLMatcher, most: int) -> list[int] | None:
-        """Tokens that bring an answer to its end, as few as are easily found; None where these are more than `most`.
+        """Return tokens that complete an answer: a short sequence, not always the shortest. Returns None if it would
+        have more than `most` tokens.
 
-        It closes what is open as soon as that is allowed. Where it is not, what is forced comes, or a byte behind which
-        a text may end, or the byte that came least often since: so that what a pattern waits for comes at some time.
+        Open structure is closed as soon as the grammar allows. Otherwise the next token is a forced one, a byte after
+        which a string may end, or the byte used least often since the last closing: a pattern that waits for a certain
+        byte gets it at some point.
         """
         walker = matcher.deep_copy()
         path = list[int]()
-        came = Counter[int]()
+        byte_counts = Counter[int]()
         while not walker.is_accepting():
-            step = walker.compute_ff_tokens() or self._closer(walker, came)
+            step = walker.compute_ff_tokens() or self._choose_byte(walker, byte_counts)
             if not step or len(path) + len(step) > most or not walker.consume_tokens(step):
                 return None
             path += step
         return path if walker.is_stopped() else [*path, self.vocabulary.stop_ids[0]]
 
-    def _closer(self, walker: LLMatcher, came: Counter[int]) -> list[int]:
-        allowed = self.next_V(walker)
+    def _choose_byte(self, walker: LLMatcher, byte_counts: Counter[int]) -> list[int]:
+        allowed_V = self.next_V(walker)
         singles = self.vocabulary.singles
-        bytes_ = {byte for byte, id in singles.items() if allowed[id]}
-        inside_text = {ord("{"), ord("}")} <= bytes_  # which may be next to each other nowhere else
+        allowed_bytes = {byte for byte, id in singles.items() if allowed_V[id]}
+        inside_text = {ord("{"), ord("}")} <= allowed_bytes  # both are allowed inside strings only
         for byte in b'"' if inside_text else STRUCTURE.encode():
-            if byte in bytes_:
-                came.clear()
+            if byte in allowed_bytes:
+                byte_counts.clear()
                 return [singles[byte]]
         order = OTHERS.encode()
-        ranked = sorted(bytes_, key=lambda byte: (came[byte], byte == ord("\\"), order.find(byte) % 256, byte))
+        ranked = sorted(
+            allowed_bytes, key=lambda byte: (byte_counts[byte], byte == ord("\\"), order.find(byte) % 256, byte)
+        )
         best = next(iter(ranked), None)
-        steps = came.total()
-        if steps & (steps - 1) == 0:  # now and then: a text may be one byte from where it may end
+        steps = byte_counts.total()
+        if steps & (steps - 1) == 0:  # at powers of two only: look for a byte after which a string may end
             ends = [id for id in (singles.get(ord('"')), self.vocabulary.stop_ids[0]) if id is not None]
             for byte in ranked:
                 if byte not in b"\\[{" and any(walker.validate_tokens([singles[byte], end]) == 2 for end in ends):
@@ -219,18 +228,18 @@ class Compiled:
                     break
         if best is None:
             return []
-        came[best] += 1
+        byte_counts[best] += 1
         return [singles[best]]
 
 
 class Constrained:
-    """An answer that follows a grammar: see `align.rollout.serving_engine.Grammar`.
+    """The state of an answer that follows a grammar, see `align.rollout.serving_engine.Grammar`.
 
     Args:
-        rows: of the model's embedding, some of which may be no tokens.
-        most: tokens of the answer.
-        closes: whether it shall come to its end before that; otherwise it may be cut.
-        source: for engines of their own.
+        rows: rows of the model's embedding, which may be more than the tokenizer's tokens.
+        most: maximum tokens of the answer.
+        closes: whether the answer must be complete within them; otherwise it may be cut.
+        source: the grammar as text, for external engines.
     """
 
     def __init__(self, grammar: Compiled, rows: int, most: int, closes: bool, source: str | None = None) -> None:
@@ -243,17 +252,17 @@ class Constrained:
         self._ending = grammar.shortest if closes else []
 
     def allowed(self) -> np.ndarray:
-        """Return which tokens may come next, in the same array each time."""
+        """Return a bool mask of the tokens that may come next. The array is reused by the next call."""
         allowed_V = self.grammar.next_V(self.matcher)[: len(self._mask)]
         self._mask[: len(allowed_V)] = allowed_V
         if self._left <= self._look_at:
-            self._draw_to_an_end()
+            self._restrict_to_ending()
         return self._mask
 
     def accept(self, token: int) -> bool:
         if not self.matcher.consume_token(token):
             problem = self.matcher.get_error()
-            if NOT_ALLOWED in problem:  # an engine that passes over grammars, which no request is to blame for
+            if NOT_ALLOWED in problem:  # the engine ignored the mask: a fault of the engine and not of the request
                 raise RuntimeError(f"the engine drew a token that the grammar does not allow: {problem}")
             raise GrammarFailed(problem)
         self._left -= 1
@@ -261,31 +270,31 @@ class Constrained:
         return self.matcher.is_stopped()
 
     def _still_ends(self) -> bool:
-        """Return whether the ending that was found still ends the answer: within a string, it would be text."""
+        """Return whether the stored ending still completes the answer: inside a string it would be text."""
         walker = self.matcher.deep_copy()
         return bool(self._ending) and walker.consume_tokens(self._ending) and walker.is_stopped()
 
-    def _draw_to_an_end(self) -> None:
-        """Allow less, the nearer the last token is at which the answer can still end. Looking costs milliseconds, so
-        that it is done when half of what was left over is used up, and at each token only near the end."""
+    def _restrict_to_ending(self) -> None:
+        """Restrict the mask so that the answer can still be completed within its token limit. Computing an ending costs
+        milliseconds: it is done when half of the spare tokens are used up, and at each token only near the end."""
         if not self._still_ends():
             self._ending = self.grammar.ending(self.matcher, min(self._left, LONGEST_ENDING)) or []
-        over = self._left - len(self._ending)
-        if not self._ending or over > NEAR:
-            self._look_at = self._left - max(1, over // 2)
+        spare = self._left - len(self._ending)
+        if not self._ending or spare > NEAR:
+            self._look_at = self._left - max(1, spare // 2)
             return
         self._look_at = self._left
-        goes_on = self._ending[0]
+        next_id = self._ending[0]
         plain = self.grammar.vocabulary.plain_V[: len(self._mask)]
-        self._mask[: len(plain)] &= plain & (over > LAST)
-        self._mask[goes_on] = True
+        self._mask[: len(plain)] &= plain & (spare > LAST)
+        self._mask[next_id] = True
 
 
 class BehindReasoning:
-    """An answer whose prompt opened its reasoning: anything may come until `</think>`, and the grammar begins behind.
+    """The state of an answer whose prompt opens its reasoning: it is free until `</think>`, where the grammar starts.
 
     Args:
-        grammar, rows, most, closes: see `Constrained`; `most` counts the reasoning too.
+        grammar, rows, most, closes: see `Constrained`; `most` includes the reasoning.
     """
 
     def __init__(self, grammar: Compiled, rows: int, most: int, closes: bool) -> None:
@@ -293,7 +302,7 @@ class BehindReasoning:
         self._rows = rows
         self._left = most
         self._closes = closes
-        self._said = b""
+        self._last_bytes = b""
         self.source: str | None = None
         self._answer: Constrained | None = None
         vocabulary = grammar.vocabulary
@@ -316,7 +325,7 @@ class BehindReasoning:
         self._left -= 1
         if self._answer is not None:
             return self._answer.accept(token)
-        self._said = self._said[-len(CLOSE) :] + self._grammar.vocabulary.tokens.decode_bytes([token])
-        if CLOSE.encode() in self._said:
+        self._last_bytes = self._last_bytes[-len(CLOSE) :] + self._grammar.vocabulary.tokens.decode_bytes([token])
+        if CLOSE.encode() in self._last_bytes:
             self._answer = Constrained(self._grammar, self._rows, self._left, self._closes)
         return False

@@ -1,7 +1,7 @@
-"""The portfolio: which weights a name refers to, for whom, and how that changes while requests are answered.
+"""The portfolio: which weights a served name refers to, which tenants may use it, and changes while the server runs.
 
-A request names its weights by `model=`: a name, `NAME@sha256:HEX` for one state of its weights, or the id of the base.
-A name may divide its users over several adapters. A name that is not there is refused."""
+The `model` of a request is a name, `NAME@sha256:HEX` for a certain version of its weights, or the id of the base. A
+name may split its users between several adapters. An unknown name is refused."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ PINNED = re.compile(r"(?P<name>[^@]+)@sha256:(?P<digest>[0-9a-f]{12,64})")
 
 
 FIELD = "lora_name"
-"""What a request to load calls the name, in vLLM's words."""
+"""Field of a load request that holds the name, as in vLLM."""
 Hook = Callable[[Version], object]
 Names = Mapping[str, Sequence["Arm"]]
-"""Name → what it stands for."""
+"""Name → its arms."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One of the things that a name refers to.
+    """One of the targets of a name.
 
     Attributes:
-        ref: how it was written: its users stay with it whatever stands beside it.
-        label: what clients see.
+        ref: reference as written on the command line. Users are assigned by it, so that they keep their arm when the
+            other arms change.
+        label: name of the arm that clients see.
         version: the weights; None for the base without an adapter.
-        weight: its share of the users, relative to those of the other arms.
-        follows: the name whose weights these are, whatever that name refers to later; empty for weights of its own.
+        weight: its share of the users, relative to the weights of the other arms.
+        follows: another name, whose present weights the arm always uses; empty for weights of its own.
     """
 
     ref: str
@@ -63,9 +64,9 @@ class Chosen(NamedTuple):
     """The weights that answer a request.
 
     Attributes:
-        name: that was asked for, without a digest.
+        name: the requested name, without a digest.
         version: the weights; None for the base without an adapter.
-        arm: the label of the arm that was chosen; empty if the name refers to one thing.
+        arm: label of the chosen arm; empty if the name has one arm.
     """
 
     name: str
@@ -74,19 +75,19 @@ class Chosen(NamedTuple):
 
 
 class Portfolio:
-    """The names that one server answers to. Safe to share between threads: a choice reads one state of all names, and
-    changes follow one another.
+    """The names that a server answers to. Threads may share it: a choice reads one snapshot of all names, and changes
+    are serialised by a lock.
 
     Args:
         base: the served base.
         method: `qlora` if it is the dequantised NF4 base, `lora` if it is the plain one.
-        names: name → what it refers to, from the command line.
+        names: name → its arms, from the command line.
         roots: the folders from which adapters may be loaded.
-        signer: has to have signed every adapter; None if none has to be signed.
+        signer: the key that must have signed every adapter; None if adapters need no signature.
 
     Attributes:
-        ready: called with each version that is new, before a name refers to it: reads its tensors, say. If it raises,
-            the name refers to what it referred to.
+        ready: called with each new version before a name refers to it, to load its tensors. If it raises, the names
+            stay as they were.
         gone: called with each version that no name refers to any more.
         changed: called with all names after each change.
 
@@ -120,36 +121,36 @@ class Portfolio:
             self._require_free(name, "stage.adapters")
 
     def choose(self, model: str, tenant: Tenant, user: str | None) -> Chosen:
-        """Return what answers a request.
+        """Return the weights that answer a request.
 
         Args:
             model: NAME, NAME@sha256:HEX with 12 digits or more, or the id of the base.
-            tenant, user: who asks; if a name refers to several things, the same user gets the same one. Without a user
-                the tenant is one user.
+            tenant, user: if a name has several arms, the same user of a tenant always gets the same one. Without a
+                user the whole tenant counts as one.
 
         Raises:
-            UnknownModel: there is no such name or no such state of its weights, or the tenant may not ask for it.
+            UnknownModel: there is no such name or no such version of its weights, or the tenant may not use it.
         """
         pinned = PINNED.fullmatch(model)
         name, digest = (pinned["name"], pinned["digest"]) if pinned else (model, "")
         arms = self.arms(name) if may_use(tenant, name) else ()
         matching = [arm for arm in arms if self.digest_of(arm.version).startswith(digest)]
-        if not matching or (pinned and len({arm.version for arm in matching}) > 1):  # two states that begin alike
+        if not matching or (pinned and len({arm.version for arm in matching}) > 1):  # an ambiguous digest
             raise UnknownModel(model)
         arm = matching[0] if pinned else sticky(matching, name, tenant.name, user)
         return Chosen(name, arm.version, arm.label if len(arms) > 1 else "")
 
     def arms(self, name: str) -> tuple[Arm, ...]:
-        """Return what a name refers to now; nothing for a name that is not there."""
-        names = self._names  # one state of all of them
+        """Return the present arms of a name. Returns no arms for an unknown name."""
+        names = self._names  # one snapshot: another thread may replace it
         return (Arm("base", "base", None),) if name == self.base_id else resolve_arms(names, name)
 
     def digest_of(self, version: Version | None) -> str:
-        """Return the digest that a choice is known by: of the base if there is no adapter."""
+        """Return the digest of a version; of the base for None."""
         return self.base.digest if version is None else version.digest
 
     def describe(self, name: str) -> str:
-        """Return what a name refers to, with shares if that is several things."""
+        """Return a line with the arms of a name and their digests, and their weights if there are several."""
         arms = self.arms(name)
         parts = [f"{arm.label} ({self.digest_of(arm.version)[:12]})" for arm in arms]
         if len(arms) > 1:
@@ -157,59 +158,61 @@ class Portfolio:
         return ", ".join(parts) or "nothing"
 
     def names(self, tenant: Tenant | None = None) -> dict[str, tuple[Arm, ...]]:
-        """Return what a tenant may ask for and what that refers to, the base first; everything for None."""
+        """Return name → arms of the names that a tenant may use, the base first; without a tenant, of all names."""
         names = self._names
         arms_of = {self.base_id: self.arms(self.base_id)} | {name: resolve_arms(names, name) for name in names}
         return {name: arms for name, arms in arms_of.items() if tenant is None or may_use(tenant, name)}
 
     def load(self, name: str, folder: str) -> Version:
-        """Let a name refer to the adapter in a folder, in place of what it referred to. Requests that were resolved
-        keep their version.
+        """Load the adapter in a folder under a name, in place of the name's present adapter. Requests in progress keep
+        their version.
 
         Args:
-            folder: below one of the roots, see `align.serve.adapter_folders.loadable_version`.
+            folder: a folder below one of the roots, see `align.serve.adapter_folders.loadable_version`.
 
         Raises:
             NotLoadable: see `loadable_version`.
-            InputError: the name cannot be one, is that of the base, or refers to other names.
+            InputError: the name is malformed, is that of the base, or has several arms, an alias or another name.
         """
         require(NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAME_REMEDY)
         version = loadable_version(folder, self.roots, self.base.digest, self.method, self.signer)
         with self._changes:
             self._require_free(name, FIELD)
             arms = self._names.get(name, ())
-            divided = len(arms) > 1 or any(arm.follows or arm.ref.startswith(SIGN) for arm in arms)
+            is_composite = len(arms) > 1 or any(arm.follows or arm.ref.startswith(SIGN) for arm in arms)
             problem = "stands for other names or an alias, as the command line says"
-            require(not divided, FIELD, name, problem, "Load it under another name.")
+            require(not is_composite, FIELD, name, problem, "Load it under another name.")
             self.ready(version)
             self._change({**self._names, name: (Arm(name, name, version),)})
         return version
 
     def stand_for(self, name: str, arms: Sequence[Arm]) -> None:
-        """Let a name refer to other things, all at once; one that was taken away stays away. Requests that were
-        resolved keep their version. `gone` is called also with those that `ready` was called with in vain."""
+        """Replace the arms of a name. Does nothing if the name was unloaded. Requests in progress keep their version.
+
+        If `ready` raises for a version, `gone` is called for the versions that were made ready before it.
+        """
         with self._changes:
             if name not in self._names:
                 return
-            known = versions_in(self._names)
-            made_ready: list[Version] = []
+            present_versions = versions_in(self._names)
+            new_versions: list[Version] = []
             try:
                 for digest, version in versions_in({name: arms}).items():
-                    if digest not in known:
+                    if digest not in present_versions:
                         self.ready(version)
-                        made_ready.append(version)
+                        new_versions.append(version)
             except BaseException:
-                for version in made_ready:
+                for version in new_versions:
                     self.gone(version)
                 raise
             self._change({**self._names, name: tuple(arms)})
 
     def unload(self, name: str) -> None:
-        """Take a name away. Requests that were resolved keep their version.
+        """Remove a name. Requests in progress keep their version.
 
         Raises:
             Refusal: there is no such name.
-            InputError: other names refer to what it refers to.
+            InputError: other names follow it.
         """
         with self._changes:
             if name not in self._names:
@@ -217,18 +220,18 @@ class Portfolio:
                 raise Refusal(404, message, param=FIELD, code="not_found")
             followers = ", ".join(self.followers_of(name))
             require(not followers, FIELD, name, f"is what {followers} stands for", f"Unload {followers} first.")
-            self._change({other: arms for other, arms in self._names.items() if other != name})
+            self._change({each: arms for each, arms in self._names.items() if each != name})
 
     def followers_of(self, name: str) -> list[str]:
-        """Return the names that refer to what a name refers to."""
-        return [other for other, arms in self._names.items() if any(arm.follows == name for arm in arms)]
+        """Return the names that follow a name."""
+        return [follower for follower, arms in self._names.items() if any(arm.follows == name for arm in arms)]
 
     def versions(self) -> dict[str, Version]:
-        """Return digest → version, of all adapters that a name refers to."""
+        """Return digest → version of all adapters that any name refers to."""
         return versions_in(self._names)
 
     def report_changes(self, changed: Callable[[Names], object]) -> None:
-        """Call a function with what every name refers to, now and after each change."""
+        """Call a function with the arms of all names, now and after each change."""
         with self._changes:
             self.changed = changed
             changed({name: resolve_arms(self._names, name) for name in self._names})
@@ -251,20 +254,20 @@ def may_use(tenant: Tenant, name: str) -> bool:
 
 
 def versions_in(names: Names) -> dict[str, Version]:
-    """Return digest → version, of all arms."""
+    """Return digest → version of all arms."""
     versions = (arm.version for arms in names.values() for arm in arms)
     return {version.digest: version for version in versions if version is not None}
 
 
 def resolve_arms(names: Mapping[str, tuple[Arm, ...]], name: str) -> tuple[Arm, ...]:
-    """Return the arms of a name, those that follow another name with the weights of that one."""
+    """Return the arms of a name. An arm that follows another name gets the present version of that name."""
     return tuple(
         replace(arm, version=names[arm.follows][0].version) if arm.follows else arm for arm in names.get(name, ())
     )
 
 
 def sticky(arms: Sequence[Arm], name: str, tenant: str, user: str | None) -> Arm:
-    """Return the arm of a user: the same one each time, on every machine; over many users each arm has its share.
+    """Return the arm of a user: always the same one, on every machine. Over many users each arm gets its share.
 
     Weighted rendezvous hashing (Thaler and Ravishankar, 1998): of arm i with weight w_i and a hash u_i in (0, 1) of
     name, arm and user, the largest w_i / −ln u_i. −ln(u_i) / w_i is exponential with rate w_i, and the smallest of
@@ -281,7 +284,7 @@ def sticky(arms: Sequence[Arm], name: str, tenant: str, user: str | None) -> Arm
 
 
 def public_id(base: Base) -> str:
-    """Return what the base is called to others: a hub's id, or the name of its folder; never a path of this machine."""
+    """Return the base's id for clients: its id on the hub, or the name of its folder without the path."""
     if base.revision or base.id in BUILT_IN:
         return base.id
     folder = Path(base.path)

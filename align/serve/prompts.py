@@ -1,9 +1,8 @@
-"""Bodies that clients send, and what is made of them: prompts by the model's template, texts and token ids, and the
-sampling of their answers.
+"""Request bodies, and the prompts and sampling parameters that are built from them.
 
-Bodies are those of OpenAI's chat completions and completions, and of vLLM's loading of adapters. A null is a default,
-as in OpenAI's API. A field that is not declared here is looked up in `NOT_SUPPORTED`; any other one changes no answer,
-and is ignored.
+The bodies are those of OpenAI's chat completions and completions, and of vLLM's loading of adapters. A null means the
+default, as in OpenAI's API. A field that is not declared here is looked up in `NOT_SUPPORTED`; any other field does not
+change the answer, and is ignored.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ LONGEST_STOP = 256
 MOST_LOGPROBS = 20
 SEEDS = 2**63
 FEW, SHORT, IDS = (Field(max_length=most, fail_fast=True) for most in (MOST_ANSWERS, 2048, 2**20))
-"""Lists of prompts, of messages and of token ids. The first element that is wrong ends their reading: a body of a
-million wrong ones is refused at once."""
+"""Limits of lists of prompts, messages and token ids. Validation stops at the first invalid element: a body with a
+million of them is refused at once."""
 AT_LEAST_ONE = Field(min_length=1)
 MOST_CHOICES = 1000
 RENAMED = "is deprecated and not supported: use structured_outputs"
@@ -82,7 +81,7 @@ NOT_SUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "use_beam_search": (False,),
     "web_search_options": (),
 }
-"""Parameters of OpenAI's and vLLM's that would change an answer, and the values that change nothing."""
+"""Parameter of OpenAI or vLLM that would change an answer → the values that change nothing, and are accepted."""
 ADVICE = {
     "audio": "is not supported: models of text answer in text",
     "best_of": "is not supported: ask for n answers",
@@ -99,7 +98,7 @@ ADVICE = {
     "stop_token_ids": "is not supported: use stop",
     "top_k": "is not supported: use top_p",
 }
-"""What a refusal says of some of these parameters."""
+"""Parameter → end of the message of its refusal; others are "not supported"."""
 
 
 class Body(BaseModel):
@@ -132,7 +131,7 @@ class StreamOptions(Body):
 
 class JsonSchema(Body):
     """Attributes:
-    strict: answers follow the schema whether it is set or not.
+    strict: accepted and ignored: answers always follow the schema.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
@@ -155,7 +154,7 @@ class ResponseFormat(Body):
 
 
 class StructuredOutputs(Body):
-    """vLLM's: one of these."""
+    """vLLM's parameter for constrained answers; one of its fields is set."""
 
     of: dict[str, Any] | str | None = Field(None, alias="json", description="A schema, or one as text.")
     regex: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
@@ -169,7 +168,7 @@ class StructuredOutputs(Body):
 
 
 class Sampled(Body):
-    """Parameters of both APIs."""
+    """Fields that chat completions and completions share."""
 
     model: str
     stream: bool = False
@@ -196,21 +195,23 @@ class Sampled(Body):
         """Return whether an answer may have to follow a grammar."""
         return self.response_format.type != "text" or self.structured_outputs is not None
 
-    def refuse_unsupported(self, other: str, neutral: Any, advice: str) -> None:
-        """Raise Refusal if a field asks for what would change the answer, and is not done here.
+    def refuse_unsupported(self, other_parameter: str, neutral: Any, advice: str) -> None:
+        """Raise Refusal if an undeclared field has a value that would change the answer.
 
         Args:
-            other: a parameter of the other API, the value that changes nothing, and what the refusal says of it.
+            other_parameter: a parameter of the other API.
+            neutral: its value that changes nothing.
+            advice: end of the message if it is refused.
         """
-        neutral_values = {**NOT_SUPPORTED, other: (neutral,)}
+        neutral_values = {**NOT_SUPPORTED, other_parameter: (neutral,)}
         for name, value in (self.model_extra or {}).items():
             if name in neutral_values and not any(same(value, each) for each in neutral_values[name]):
-                reason = advice if name == other else ADVICE.get(name, "is not supported")
+                reason = advice if name == other_parameter else ADVICE.get(name, "is not supported")
                 raise unsupported(name, f"The parameter '{name}' {reason}.")
 
 
 def same(value: Any, neutral: Any) -> bool:
-    """Return whether two values are equal, and none is a truth value taken for a number."""
+    """Return whether two values are equal, with True different from 1."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
 
@@ -267,7 +268,7 @@ class ChatBody(Sampled):
 
     @property
     def most_tokens(self) -> int | None:
-        """Tokens of an answer; None for as many as there is room for."""
+        """Maximum tokens of an answer; None for all that fit into the context."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
@@ -300,8 +301,9 @@ class CompletionBody(Sampled):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        given: Any = self.prompt
-        return given if isinstance(given, list) and given and isinstance(given[0], str | list) else [given]
+        prompt: Any = self.prompt
+        is_list_of_prompts = isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list)
+        return prompt if is_list_of_prompts else [prompt]
 
 
 class RewardBody(Body):
@@ -335,13 +337,15 @@ class UnloadAdapter(Body):
 CALL = "<tool_call>"
 CALLED = "</tool_call>"
 WRITTEN_CALL = re.compile(r'(<tool_call>\s*)?\{"name": ?"f", ?"(arguments|parameters)": ?\{\}\}(\s*</tool_call>)?')
-"""A call of a tool f, as templates write it."""
+"""A call of a tool `f` as chat templates render it."""
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """Attributes:
-    stop_ids: tokens that end an answer.
+    """A tokenizer with its chat template.
+
+    Attributes:
+        stop_ids: tokens that end an answer.
     """
 
     tokenizer: Any
@@ -366,65 +370,67 @@ class ChatFormat:
 
     @cached_property
     def calls(self) -> tuple[str, str, str]:
-        """The template's form of a call: what is before its JSON, the name of the arguments, what is behind it."""
+        """The template's form of a tool call: the text before its JSON, the key of the arguments, the text after it."""
         call = {"type": "function", "id": "call_1", "function": {"name": "f", "arguments": {}}}
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
         try:
-            found = WRITTEN_CALL.search(rendered(self.tokenizer, chat, ()))
+            match = WRITTEN_CALL.search(rendered(self.tokenizer, chat, ()))
         except InputError:
-            found = None
-        return (found[1] or "", found[2], found[3] or "") if found else ("", "arguments", "")
+            match = None
+        return (match[1] or "", match[2], match[3] or "") if match else ("", "arguments", "")
 
     @cached_property
     def grammars(self) -> Grammars:
         return Grammars(self.tokenizer, self.stop_ids)
 
     def opens_reasoning(self, prompt_ids: Sequence[int]) -> bool:
-        """Return whether the header of the answer opens its reasoning."""
+        """Return whether a prompt ends with `<think>`, so that the answer starts with reasoning."""
         return self.tokenizer.decode(prompt_ids[-8:]).rstrip().endswith(OPEN)
 
 
 class Formats:
-    """Tokenizers with their templates: one for all adapters that have equal ones, for as long as a request holds a
-    version of these adapters.
+    """A cache of tokenizers with their templates. Adapters with equal files share one, which is dropped when no version
+    of these adapters is in use any more.
 
     Args:
-        read: the format in a folder; None for the base's.
+        read: reads the format in a folder; of the base for None.
     """
 
     def __init__(self, read: Callable[[Path | None], ChatFormat]) -> None:
         self.read = read
         self._base = read(None)
-        self._known = WeakValueDictionary[str, ChatFormat]()
+        self._by_digest = WeakValueDictionary[str, ChatFormat]()
         self._of_version = WeakKeyDictionary[Version, ChatFormat]()
 
     def forget(self, version: Version) -> None:
-        """Read the format of a version anew: its template may have been changed beside the same weights."""
+        """Drop the cached format of a version: its template may have changed while the weights are the same."""
         self._of_version.pop(version, None)
 
     def __call__(self, version: Version | None) -> ChatFormat:
-        """Return the format of a version; of the base if it brings none."""
+        """Return the format of a version; of the base if the version has no tokenizer of its own."""
         if version is None:
             return self._base
         if (form := self._of_version.get(version)) is None:
-            form = self._of_version[version] = self._in(version.folder)
+            form = self._of_version[version] = self._load(version.folder)
         return form
 
-    def _in(self, folder: Path) -> ChatFormat:
+    def _load(self, folder: Path) -> ChatFormat:
         if not (folder / "tokenizer_config.json").is_file():
             return self._base
         digest = tokenizer_digest(folder)
-        if (form := self._known.get(digest)) is None:
-            form = self._known[digest] = self.read(folder)
+        if (form := self._by_digest.get(digest)) is None:
+            form = self._by_digest[digest] = self.read(folder)
         return form
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Attributes:
-    ids: at least one token.
-    text: as it was given; None where tokens were.
-    opens_reasoning: see `ChatFormat.opens_reasoning`.
+    """A prompt of a request.
+
+    Attributes:
+        ids: token ids, at least one.
+        text: the request's text; None for a chat and for token ids.
+        opens_reasoning: see `ChatFormat.opens_reasoning`.
     """
 
     ids: tuple[int, ...]
@@ -433,10 +439,10 @@ class Prompt:
 
 
 def chat_prompt(form: ChatFormat, body: ChatBody) -> Prompt:
-    """Write the chat by its template.
+    """Render a chat by the model's template.
 
     Raises:
-        Refusal: a message or a tool is not taken by this model, or by this server.
+        Refusal: the model has no template, or does not support a message or a tool; or the server does not.
     """
     if not form.tokenizer.chat_template:
         raise invalid("model", "This model has no chat template: use /v1/completions.")
@@ -450,10 +456,10 @@ def chat_prompt(form: ChatFormat, body: ChatBody) -> Prompt:
 
 
 def tools_of(form: ChatFormat, body: ChatBody) -> list[dict[str, Any]]:
-    """Return the tools that are offered.
+    """Return the offered tools as chat templates read them.
 
     Raises:
-        Refusal: they cannot be, or a call is demanded and there are none.
+        Refusal: the template supports no tools, or `tool_choice` demands a call and no tools are offered.
     """
     if not body.tools and body.tool_choice not in ("none", "auto"):
         raise invalid("tool_choice", "tool_choice demands a call, and there are no tools.")
@@ -465,10 +471,11 @@ def tools_of(form: ChatFormat, body: ChatBody) -> list[dict[str, Any]]:
 
 
 def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
-    """Return a message as chat templates read it: its text whole, reasoning in front of it, arguments as objects.
+    """Return a message as chat templates read it: content as one text that starts with the reasoning, and arguments of
+    calls as objects.
 
     Raises:
-        Refusal: it holds what is no text, or nothing.
+        Refusal: the message is empty, or holds anything but text.
     """
     where = f"messages.{i}"
     for name in ("audio", "function_call", "images", "refusal"):
@@ -491,13 +498,13 @@ def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
             for call in message.tool_calls
         ]
     if message.role == "tool":  # as `align.core.types.Message.as_dict`
-        given = {"name": (message.model_extra or {}).get("name"), "tool_call_id": message.tool_call_id}
-        template_message |= {name: value for name, value in given.items() if isinstance(value, str) and value}
+        fields = {"name": (message.model_extra or {}).get("name"), "tool_call_id": message.tool_call_id}
+        template_message |= {name: value for name, value in fields.items() if isinstance(value, str) and value}
     return template_message
 
 
 def text_of(content: Any, where: str) -> str | None:
-    """Return the text of a content, whose parts are lines."""
+    """Return the text of a message's content, with its parts joined by line breaks. Returns None for no content."""
     if content is None or isinstance(content, str):
         return content
     texts = []
@@ -512,66 +519,66 @@ def text_of(content: Any, where: str) -> str | None:
     return "\n".join(texts)
 
 
-def arguments_of(written: str) -> Any:
-    """Return the arguments of a call as an object, which templates write as JSON; as text if they are no object."""
+def arguments_of(text: str) -> Any:
+    """Return the arguments of a call as an object, which templates render as JSON, or as text if they are no object."""
     try:
-        arguments = json.loads(written)
+        arguments = json.loads(text)
     except (ValueError, RecursionError):
-        return written
-    return arguments if isinstance(arguments, dict) else written
+        return text
+    return arguments if isinstance(arguments, dict) else text
 
 
 def prompts_of(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary: int) -> list[Prompt]:
-    """Return the chat as its template writes it, or the texts or tokens to go on with. A text is content: special
-    tokens that it spells out are text.
+    """Return the prompts of a request: the rendered chat, or the texts or token ids to continue. Special tokens that a
+    text spells out are encoded as plain text.
 
     Args:
         vocabulary: rows of the base's embedding.
 
     Raises:
-        Refusal: there is none, there are too many, or an id is no token; or see `chat_prompt`.
+        Refusal: a prompt is empty, there are too many, or an id is out of range; or see `chat_prompt`.
     """
     if isinstance(body, ChatBody):
         return [chat_prompt(form, body)]
     prompts = body.prompts
     if len(prompts) * body.n > MOST_ANSWERS:
         raise invalid("prompt", f"At most {MOST_ANSWERS} answers may be asked for at once.")
-    read_prompts = []
+    encoded_prompts = []
     for prompt in prompts:
         if isinstance(prompt, str):
             if half := find_lone_surrogate(prompt):
                 raise invalid("prompt", f"It has {half}, half a character.")
-            read_prompts.append(Prompt((*form.begins_with, *text_ids(form.tokenizer, prompt)), prompt))
+            encoded_prompts.append(Prompt((*form.begins_with, *text_ids(form.tokenizer, prompt)), prompt))
         else:
             if any(not 0 <= id < vocabulary for id in prompt):
                 raise invalid("prompt", f"A token id is not between 0 and {vocabulary - 1}.")
-            read_prompts.append(Prompt(tuple(prompt)))
-    if not all(prompt.ids for prompt in read_prompts):
+            encoded_prompts.append(Prompt(tuple(prompt)))
+    if not all(prompt.ids for prompt in encoded_prompts):
         raise invalid("prompt", "A prompt has no tokens.")
-    return read_prompts
+    return encoded_prompts
 
 
 def choose_sampling(
-    form: ChatFormat, body: ChatBody | CompletionBody, prompt: Prompt, context: int, left: int | None
+    form: ChatFormat, body: ChatBody | CompletionBody, prompt: Prompt, context: int, max_answer_tokens: int | None
 ) -> SamplingParams:
-    """Return how the first answer to a prompt is drawn.
+    """Return the sampling parameters of the first answer to a prompt.
 
     Args:
-        context: tokens of a prompt and its answer together, at most.
-        left: tokens of an answer that the tenant has left, if the request does not say; None if nothing bounds it.
+        context: maximum tokens of a prompt and its answer together.
+        max_answer_tokens: limit of an answer if the request sets none; None for as many as the context holds.
 
     Raises:
-        Refusal: the prompt leaves no room for an answer.
+        Refusal: the prompt leaves no room for the answer.
     """
     room = context - len(prompt.ids)
-    most = body.most_tokens
-    if room < (1 if most is None else most):
+    max_tokens = body.most_tokens
+    if room < (1 if max_tokens is None else max_tokens):
         message = f"The context is {context} tokens. The prompt has {len(prompt.ids)}"
-        message += "." if most is None else f", and {most} are asked for."
-        given = "messages" if isinstance(body, ChatBody) else "prompt"
-        raise Refusal(400, message, param="max_tokens" if room > 0 else given, code="context_length_exceeded")
+        message += "." if max_tokens is None else f", and {max_tokens} are asked for."
+        param = "messages" if isinstance(body, ChatBody) else "prompt"
+        raise Refusal(400, message, param="max_tokens" if room > 0 else param, code="context_length_exceeded")
     return SamplingParams(
-        max_tokens=min(room, left or room) if most is None else most,
+        max_tokens=min(room, max_answer_tokens or room) if max_tokens is None else max_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
         seed=secrets.randbits(63) if body.seed is None else body.seed,
@@ -582,40 +589,40 @@ def choose_sampling(
 
 
 def derive_seed(seed: int, i: int) -> int:
-    """Return the seed of answer `i`. The first has the request's own: it is the answer that one alone would be."""
+    """Return the seed of answer `i`. The first one has the request's seed: it is the same answer as with n=1."""
     if i == 0:
         return seed
     return int.from_bytes(sha256(f"{seed}:{i}".encode()).digest()[:8], "big", signed=True)
 
 
 def reward_prompts(form: ChatFormat, body: RewardBody, alone: bool, context: int) -> list[Prompt]:
-    """Return each conversation as the reward model read those of its training.
+    """Return each conversation encoded as in the training of the reward model.
 
     Args:
-        alone: it was trained on answers without their reasoning.
-        context: tokens that the base reads.
+        alone: whether it was trained on answers without their reasoning.
+        context: maximum tokens of a conversation.
 
     Raises:
-        Refusal: a conversation ends with no answer, holds what is no text, or is too long.
+        Refusal: a conversation does not end with an answer, holds anything but text, or is too long.
     """
-    read_prompts = []
-    several = len(body.conversations) > 1 or isinstance(body.messages[0], list)
+    encoded_prompts = []
+    is_batch = len(body.conversations) > 1 or isinstance(body.messages[0], list)
     for i, messages in enumerate(body.conversations):
-        where = f"messages.{i}" if several else "messages"
-        read = tuple(as_judged(message, f"{where}.{j}") for j, message in enumerate(messages))
-        if len(read) < 2 or read[-1].role != "assistant":
+        where = f"messages.{i}" if is_batch else "messages"
+        chat = tuple(as_judged(message, f"{where}.{j}") for j, message in enumerate(messages))
+        if len(chat) < 2 or chat[-1].role != "assistant":
             raise invalid(where, "A conversation ends with the answer that is scored, behind what it answers.")
-        before, answer = (
-            (without_reasoning(read[:-1]), answer_alone(read[-1].content)) if alone else (read[:-1], read[-1].content)
+        context_messages, answer = (
+            (without_reasoning(chat[:-1]), answer_alone(chat[-1].content)) if alone else (chat[:-1], chat[-1].content)
         )
         try:
-            ids = encode_judged(form.tokenizer, Conversation(before), answer, True, form.stop_ids)
+            ids = encode_judged(form.tokenizer, Conversation(context_messages), answer, True, form.stop_ids)
         except InputError as error:
             raise invalid(where, f"{error.problem}. {error.remedy}") from error
         if len(ids) > context:
             raise invalid(where, f"The context is {context} tokens, and the conversation has {len(ids)}.")
-        read_prompts.append(Prompt(tuple(ids)))
-    return read_prompts
+        encoded_prompts.append(Prompt(tuple(ids)))
+    return encoded_prompts
 
 
 def as_judged(message: ChatMessage, where: str) -> Message:

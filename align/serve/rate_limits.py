@@ -1,4 +1,4 @@
-"""Rate limits: requests and tokens a minute, concurrent answers, the pace of refusals, turns to tokenise prompts."""
+"""Rate limits: requests and tokens per minute, concurrent answers, delayed refusals, concurrent tokenisation."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from align.serve.usage import Usage
 
 MINUTE_S = 60.0
 CONCURRENCY_RETRY_S = 1.0
-"""`Retry-After` of a refusal for concurrency, for which no time is known."""
+"""`Retry-After` of a refusal for concurrency: when an answer will end is unknown."""
 REFUSALS_PER_S = 10.0
-"""A tenant's refusals a second."""
+"""A tenant's refusals per second."""
 REFUSAL_BURST = 20
-"""A tenant's refusals that leave without a wait."""
+"""A tenant's refusals that are sent without delay."""
 LONGEST_HOLD_S = 30.0
-"""Longest wait of a refusal: clients' timeouts are longer."""
+"""Longest delay of a refusal, below the usual timeouts of clients."""
 MAX_HELD_PER_TENANT = 256
 MAX_HELD = 512
-"""Refusals that wait at once: each has a connection, and the server has 2,048."""
+"""Maximum delayed refusals at once: each holds one of the server's 2,048 connections."""
 CONCURRENT_READS = 4
-"""Prompts of one tenant that are tokenised at once."""
+"""Maximum prompts of one tenant that are tokenised at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class LimitStatus:
-    """A tenant's limit by the minute, and what is left of it.
+    """The state of one of a tenant's limits per minute.
 
     Attributes:
-        reset_s: seconds until all of it is there again.
+        reset_s: seconds until the whole limit is available again.
     """
 
     limit: int
@@ -47,15 +47,15 @@ class LimitStatus:
 
 @dataclass(slots=True)
 class Bucket:
-    """A token bucket: it holds what a minute allows, fills evenly, and is full at first.
+    """A token bucket: its capacity is the limit per minute, it refills evenly, and it starts full.
 
-    A request that asks for more than it can ever hold passes when it is full; the debt is paid before the next one. So
-    the average stays what it is, and a request without max_tokens is not refused for good.
+    A request for more than the capacity passes when the bucket is full, and leaves a debt that delays the next one. The
+    average rate is kept, and a request without max_tokens can pass at some point.
 
     Attributes:
-        rate: what a minute allows.
-        level: what is in it, at `at`; below 0 for a debt.
-        at: seconds by the clock.
+        rate: limit per minute.
+        level: amount available at time `at`; negative for a debt.
+        at: time of the last update, in seconds of the clock.
     """
 
     rate: int
@@ -63,7 +63,7 @@ class Bucket:
     at: float
 
     def wait(self, amount: float, now: float) -> float:
-        """Return the seconds until so much may be taken; 0 for now."""
+        """Return the seconds until an amount may be taken. Returns 0 if it may be taken now."""
         self.level = min(self.rate, self.level + (now - self.at) * self.rate / MINUTE_S)
         self.at = now
         return max(0.0, (min(amount, self.rate) - self.level) * MINUTE_S / self.rate)
@@ -71,10 +71,11 @@ class Bucket:
 
 @dataclass(slots=True)
 class TenantLoad:
-    """A tenant's answers that are under way, and its buckets by the name of the limit.
+    """The running answers of a tenant, and its buckets.
 
     Attributes:
-        running: answers.
+        running: number of answers in progress.
+        buckets: name of the limit → its bucket.
     """
 
     running: int = 0
@@ -82,17 +83,17 @@ class TenantLoad:
 
 
 class Limiter:
-    """Lets requests in by the limits and the budget of their tenants, and counts what they used (`align.serve.usage`).
+    """Admits requests by the limits and the budget of their tenants, and records their usage (`align.serve.usage`).
 
-    Each tenant has buckets of its own: none waits for another. Safe to share between threads.
+    Each tenant has its own buckets, so that tenants do not slow down each other. Threads may share a limiter.
 
     Args:
-        clock: seconds that run evenly.
-        concurrency: answers that a tenant has at once if its own limits do not say; None for any number.
-        usage: None if no tenant has a budget.
+        clock: returns the time of a monotonic clock in seconds.
+        concurrency: maximum answers at once of a tenant without such a limit; None for any number.
+        usage: the recorded usage; None if it is not recorded.
 
     Attributes:
-        unsettled: what requests used that could not be written down yet.
+        unsettled: id of a request → prompt and completion tokens that could not be written yet.
     """
 
     def __init__(self, clock: Callable[[], float], concurrency: int | None = None, usage: Usage | None = None) -> None:
@@ -106,32 +107,35 @@ class Limiter:
 
     @contextmanager
     def enter(self, tenant: Tenant, answers: int = 1, least: int = 0, request_id: str = "") -> Iterator[Charge]:
-        """Let a request in for as long as the block lasts, before its prompt is tokenised: the prompt's tokens are
-        charged once they are known.
+        """Admit a request for the duration of the block. This happens before its prompt is tokenised; the prompt's
+        tokens are charged by `Charge.reserve`.
 
         Args:
-            answers: that are made at once.
-            least: tokens that it will use at the least.
-            request_id: one that no other request has had.
+            answers: number of answers.
+            least: minimum number of tokens that the request will use.
+            request_id: a unique id.
 
         Raises:
-            Limited, BudgetSpent: the tenant may not have it now. Nothing is charged then.
+            Limited, BudgetSpent: a limit or the budget does not allow it now. Nothing is charged then.
             Refusal: it asks for more answers than the tenant may ever have at once.
-            UsageUnwritable: what it used could not be counted. It is, as soon as it can be.
+            UsageUnwritable: its usage could not be recorded. It is recorded with the next request.
         """
-        own_limit = tenant.limits.concurrency
-        most, limit = (self.concurrency, "stage.max_answers") if own_limit is None else (own_limit, "concurrency")
-        if most is not None and answers > most:
-            problem = f"Asks for {answers} answers at once, and your key may have {most} ({limit})"
+        max_answers = tenant.limits.concurrency
+        limit = "concurrency"
+        if max_answers is None:
+            max_answers = self.concurrency
+            limit = "stage.max_answers"
+        if max_answers is not None and answers > max_answers:
+            problem = f"Asks for {answers} answers at once, and your key may have {max_answers} ({limit})"
             raise invalid("n", f"{problem}. Ask for fewer at once.")
         with self._lock:
             load = self._loads[tenant.name]
-            if most is not None and load.running + answers > most:
+            if max_answers is not None and load.running + answers > max_answers:
                 raise Limited("concurrency", CONCURRENCY_RETRY_S)
             buckets, now = self._buckets(tenant)
             amounts = {"requests_per_minute": 1, "tokens_per_minute": least}
             waits = {name: bucket.wait(amounts[name], now) for name, bucket in buckets.items()}
-            longest = max(waits, key=lambda name: waits[name], default="")  # after it all of them let it pass
+            longest = max(waits, key=lambda name: waits[name], default="")  # after this wait, all buckets allow it
             if waits.get(longest, 0) > 0:
                 raise Limited(longest, waits[longest])
             if "requests_per_minute" in buckets:
@@ -139,14 +143,14 @@ class Limiter:
             load.running += answers
         charge = Charge(self, tenant, request_id)
         try:
-            if (left := self.left(tenant)) is not None and left < least:
-                raise self._warn_once(tenant, BudgetSpent(tenant.limits.token_budget or 0, left))
+            if (remaining := self.left(tenant)) is not None and remaining < least:
+                raise self._warn_once(tenant, BudgetSpent(tenant.limits.token_budget or 0, remaining))
             yield charge
         finally:
             with self._lock:
                 load.running -= answers
                 if (bucket := load.buckets.get("tokens_per_minute")) is not None:
-                    bucket.level += max(0, charge.charged - sum(charge.used))  # `wait` cuts off what is too much
+                    bucket.level += max(0, charge.charged - sum(charge.used))  # `wait` caps the level at the rate
             if self.usage is not None and charge.reserved:
                 try:
                     self.usage.settle(request_id, *charge.used)
@@ -155,7 +159,7 @@ class Limiter:
                     raise
 
     def reserve(self, charge: Charge, tokens: int) -> None:
-        """Take what a request may use at most, see `Charge.reserve`. What it did not use is given back at its end."""
+        """Charge the maximum that a request may use, see `Charge.reserve`. Unused tokens are returned when it ends."""
         tenant = charge.tenant
         with self._lock:
             buckets, now = self._buckets(tenant)
@@ -165,9 +169,9 @@ class Limiter:
                 bucket.level -= tokens
         charge.charged = tokens
         if self.usage is not None:
-            for late, used in list(self.unsettled.items()):
-                self.usage.settle(late, *used)
-                del self.unsettled[late]
+            for request_id, used in list(self.unsettled.items()):
+                self.usage.settle(request_id, *used)
+                del self.unsettled[request_id]
             try:
                 self.usage.reserve(tenant, charge.request_id, tokens)
             except BudgetSpent as error:
@@ -175,12 +179,12 @@ class Limiter:
             charge.reserved = True
 
     def running(self, tenant: str) -> int:
-        """Return how many answers of a tenant are under way."""
+        """Return the number of a tenant's answers in progress."""
         with self._lock:
             return self._loads[tenant].running if tenant in self._loads else 0
 
     def status_of(self, tenant: Tenant) -> dict[str, LimitStatus]:
-        """Return how a tenant stands with each of its limits by the minute."""
+        """Return name → state of a tenant's limits per minute."""
         with self._lock:
             buckets, now = self._buckets(tenant)
             waits = {name: bucket.wait(bucket.rate, now) for name, bucket in buckets.items()}
@@ -190,8 +194,8 @@ class Limiter:
             }
 
     def _buckets(self, tenant: Tenant) -> tuple[dict[str, Bucket], float]:
-        """Return the buckets of the limits that a tenant has now, and the time. One that was lifted has none, and
-        begins anew if it comes back."""
+        """Return the buckets of a tenant's present limits, and the time. The bucket of a removed limit is dropped, and
+        starts full if the limit is set again."""
         load = self._loads[tenant.name]
         now = self.clock()
         rates = {name: getattr(tenant.limits, name) for name in ("requests_per_minute", "tokens_per_minute")}
@@ -204,14 +208,14 @@ class Limiter:
         return buckets, now
 
     def left(self, tenant: Tenant) -> int | None:
-        """Return the tokens that are left of a budget; None if there is no budget."""
+        """Return the tokens left of a tenant's budget. Returns None if it has no budget."""
         budget = tenant.limits.token_budget
         if self.usage is None or budget is None:
             return None
         return self.usage.used(tenant.name).left_of(budget)
 
     def as_json(self, tenant: Tenant, usage: Usage) -> dict[str, Any]:
-        """Return what a tenant has used, its limits, and what is left of them."""
+        """Return the body of `/v1/usage`: a tenant's usage, its limits, and what is left of them."""
         used = usage.used(tenant.name)
         limits = asdict(tenant.limits)
         remaining: dict[str, int | None] = {name: each.remaining for name, each in self.status_of(tenant).items()}
@@ -232,7 +236,7 @@ class Limiter:
         }
 
     def headers(self, tenant: Tenant) -> dict[str, str]:
-        """Return how a tenant stands with its limits by the minute, as OpenAI's clients read it."""
+        """Return the `x-ratelimit-…` headers of a tenant's limits per minute, in OpenAI's form."""
         headers = {}
         for name, status in self.status_of(tenant).items():
             kind = name.partition("_")[0]
@@ -242,7 +246,7 @@ class Limiter:
         return headers
 
     def _warn_once(self, tenant: Tenant, error: BudgetSpent) -> BudgetSpent:
-        """Tell the operator of the first request that a budget refuses. Returns the error."""
+        """Log a warning about the first request refused by a budget. Returns the error."""
         budget = tenant.limits.token_budget
         if self._warned_budgets.get(tenant.name) != budget:
             self._warned_budgets[tenant.name] = budget
@@ -253,12 +257,12 @@ class Limiter:
 
 @dataclass(slots=True)
 class Charge:
-    """A request that was let in.
+    """An admitted request, with what it was charged.
 
     Attributes:
-        charged: tokens that were taken for it from its tenant's minute.
-        reserved: whether they were set aside from its tenant's budget too.
-        used: tokens of its prompts and of its answers. The caller sets it before the request ends.
+        charged: tokens taken from the tenant's limit per minute.
+        reserved: whether they were reserved from the tenant's budget as well.
+        used: prompt and completion tokens; the caller sets it before the request ends.
     """
 
     limiter: Limiter
@@ -269,8 +273,8 @@ class Charge:
     used: tuple[int, int] = (0, 0)
 
     def room(self, prompt_tokens: int, answers: int) -> int | None:
-        """Return how long an answer may be by what the tenant has left, in tokens and at least 1; None if nothing
-        bounds it. A minute that never holds the prompt is no bound: its debt is paid afterwards."""
+        """Return the maximum tokens of an answer, at least 1, by what is left of the tenant's limits. Returns None if
+        no limit applies. A limit per minute below the prompt's length does not apply: it leaves a debt instead."""
         bounds = list[int]()
         minute = self.limiter.status_of(self.tenant).get("tokens_per_minute")
         if minute is not None and prompt_tokens < minute.limit:
@@ -280,17 +284,17 @@ class Charge:
         return max(1, (min(bounds) - prompt_tokens) // answers) if bounds else None
 
     def reserve(self, tokens: int) -> None:
-        """Set aside what the request may use at most, prompts and answers.
+        """Reserve the maximum tokens that the request may use for its prompts and answers.
 
         Raises:
-            Limited, BudgetSpent: the tenant has not so many left. The request itself stays charged: it was read.
-            UsageUnwritable: they could not be counted.
+            Limited, BudgetSpent: the tenant has fewer left. The request still counts as one of its minute.
+            UsageUnwritable: the reservation could not be written.
         """
         self.limiter.reserve(self, tokens)
 
 
 def duration(seconds: float) -> str:
-    """Write a duration as OpenAI's headers have it: `20ms`, `1.5s`, `6m0s`.
+    """Format a duration as in OpenAI's headers: `20ms`, `1.5s`, `6m0s`.
 
     https://platform.openai.com/docs/guides/rate-limits
     """
@@ -302,15 +306,14 @@ def duration(seconds: float) -> str:
 
 
 class RefusalPacer:
-    """The pace of refusals. One takes a millisecond, but a client that asks again at once, regardless of the answer,
-    asks as fast as it is refused.
+    """Delays refusals for exceeded limits, so that a client which retries at once does not flood the server.
 
-    The generic cell rate algorithm (ITU-T I.371) for each tenant: refusals beyond the first ones leave evenly. If so
-    many connections ask that the wait would be longer than the longest one, it is drawn from the upper half of that:
-    refusals that left together would come back together.
+    The generic cell rate algorithm (ITU-T I.371) for each tenant: after an initial burst, refusals are sent at an even
+    rate. If the delay would exceed `LONGEST_HOLD_S`, it is a random one from the upper half of that: clients refused at
+    the same time would retry at the same time.
 
     Args:
-        clock: seconds that run evenly.
+        clock: returns the time of a monotonic clock in seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -320,7 +323,7 @@ class RefusalPacer:
 
     @contextmanager
     def hold(self, tenant: str) -> Iterator[float]:
-        """Count a refusal that waits. Yields the seconds until it may leave, 0 if too many wait already."""
+        """Register a delayed refusal. Yields its delay in seconds; 0 if too many are delayed already."""
         full = self._held[tenant] >= MAX_HELD_PER_TENANT or self._held.total() >= MAX_HELD
         self._held[tenant] += 1
         try:
@@ -331,7 +334,7 @@ class RefusalPacer:
                 del self._held[tenant]
 
     def wait(self, tenant: str) -> float:
-        """Return the seconds until a refusal may leave."""
+        """Return the delay of a tenant's next refusal in seconds."""
         now = self.clock()
         slack = REFUSAL_BURST / REFUSALS_PER_S
         due = max(now, self._due.get(tenant, now)) + 1 / REFUSALS_PER_S
@@ -342,12 +345,11 @@ class RefusalPacer:
 
 
 class ReadTurns:
-    """Turns to have a prompt tokenised: a tenant has so many at once, and no other's prompt waits for hundreds of
-    its."""
+    """Limits how many prompts of one tenant are tokenised at once, so that other tenants' prompts are not delayed."""
 
     def __init__(self, at_once: int = CONCURRENT_READS) -> None:
         self._turns = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(at_once))
 
     def turn(self, tenant: str) -> asyncio.Semaphore:
-        """Return what to hold while a prompt is tokenised."""
+        """Return the tenant's semaphore, to be held while a prompt is tokenised."""
         return self._turns[tenant]

@@ -1,8 +1,8 @@
-"""Records of a running server: in the run's `requests.jsonl` a line for each request, in its `adapters.jsonl` a line
-for each change of the served names, and metrics for Prometheus.
+"""Logs and metrics of a running server: a line for each request in the run's `requests.jsonl`, a line for each change
+of the served names in its `adapters.jsonl`, and metrics for Prometheus.
 
-No line holds a key, a prompt, an answer or a tenant's path. A label of a metric has few values: a name of a model, a
-status, a path.
+No line holds a key, a prompt, an answer or a tenant's path. The labels of metrics have few values: a model's name, a
+tenant, a status.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ UNLOGGED = {"logged": False}
 
 @dataclass(slots=True)
 class Record:
-    """One request.
+    """The log entry of one request.
 
     Attributes:
-        tenant: empty for an unknown key.
+        tenant: name of the tenant; empty for an unknown key.
         asked: `model` of the request, if the tenant may use such a model.
         answered: name of the model that answered.
-        adapter: digest of the weights that answered; empty for the base alone.
+        adapter: digest of the adapter that answered; empty for the base alone.
         base: digest of the base.
         arm: label of the chosen arm; empty for a name with one arm.
         cached_tokens: prompt tokens that came from the prefix cache.
-        first_token_s, seconds: since the last byte of the request's head.
-        began: by the clock that runs evenly.
+        first_token_s, seconds: time to the first token and to the end, since the request's head was received.
+        began: start of the request on the monotonic clock.
     """
 
     id: str
@@ -70,12 +70,12 @@ class Record:
     began: float = field(default_factory=monotonic, metadata=UNLOGGED)
 
     def elapsed(self) -> float:
-        """Return the seconds since the request came."""
+        """Return the seconds since the request was received."""
         return monotonic() - self.began
 
 
 class JsonLinesLog:
-    """A file of JSON lines. A full disk fails no request: the first failure to write is logged."""
+    """A file of JSON lines. A failed write, on a full disk say, does not fail the request; the first one is logged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -99,7 +99,7 @@ class JsonLinesLog:
 
 
 class RequestLog(JsonLinesLog):
-    """A line for each request."""
+    """The log of requests, one line each."""
 
     def write(self, record: Record) -> None:
         values = {each.name: getattr(record, each.name) for each in fields(record) if not each.metadata}
@@ -107,7 +107,7 @@ class RequestLog(JsonLinesLog):
 
 
 class AdapterLog(JsonLinesLog):
-    """A line for each change of the served names."""
+    """The log of the served names, with a line for each change."""
 
     def write(self, names: Mapping[str, Sequence[Arm]]) -> None:
         targets = {
@@ -121,15 +121,15 @@ class AdapterLog(JsonLinesLog):
 
 
 MOST_MODELS = 200
-"""Names of models, and of tenants, that are told apart. Names may be loaded without end, and each is a time series of
-its own for ever."""
+"""Maximum label values for models, and for tenants. Any number of names may be loaded over time, and each label value
+is a time series that is never removed."""
 OTHER = "(other)"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
 class EngineCollector(Collector):
-    """The engine's own counts, asked for at each scrape."""
+    """Exports the engine's counters, read at each scrape."""
 
     def __init__(self, stats: Callable[[], Stats], cpu_s: Callable[[], float]) -> None:
         self.stats = stats
@@ -152,19 +152,19 @@ class EngineCollector(Collector):
         yield CounterMetricFamily("align_cpu_seconds", "Processor time of the whole server.", process_time())
 
 
-def label(name: str, known: set[str]) -> str:
-    """Return a name as a label, which is the same for all names beyond the first `MOST_MODELS`."""
-    if name and name not in known and len(known) < MOST_MODELS:
-        known.add(name)
-    return name if name in known or not name else OTHER
+def label(name: str, used_labels: set[str]) -> str:
+    """Return a name as a label value, and add it to `used_labels`. Names beyond `MOST_MODELS` share one value."""
+    if name and name not in used_labels and len(used_labels) < MOST_MODELS:
+        used_labels.add(name)
+    return name if name in used_labels or not name else OTHER
 
 
 class Metrics:
     """Counts and histograms of requests.
 
     Args:
-        stats: of the engine.
-        cpu_s: processor time of its thread, in seconds.
+        stats: returns the engine's counters.
+        cpu_s: returns the CPU time of the engine's thread in seconds.
     """
 
     def __init__(self, stats: Callable[[], Stats], cpu_s: Callable[[], float]) -> None:
@@ -201,15 +201,15 @@ class Metrics:
             self.first.labels(model).observe(record.first_token_s)
 
     def between_tokens(self, model: str) -> Histogram:
-        """Return the histogram of the seconds from token to token of a model's answers."""
+        """Return the histogram of the seconds between two tokens of a model's answers."""
         return self.between.labels(self.model(model))
 
     def model(self, name: str) -> str:
-        """Return the label of a model's name."""
+        """Return the label value of a model's name."""
         return label(name, self._models)
 
     def tenant(self, name: str) -> str:
-        """Return the label of a tenant; empty if the key was not known."""
+        """Return the label value of a tenant's name, which is empty for an unknown key."""
         return label(name, self._tenants)
 
     def text(self) -> bytes:

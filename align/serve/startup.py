@@ -1,4 +1,4 @@
-"""The names that a server starts with: the references of its command line, resolved and checked to be on one base."""
+"""Resolution of the names that a server starts with: the references of its command line, which must share a base."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ FIELD = "stage.adapters"
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Attributes:
-    artifacts: what each reference names.
-    following: the names that mean what an alias means, as they were written.
+    """The resolved names of a command line.
+
+    Attributes:
+        artifacts: reference → artifact.
+        following: the names that follow aliases, as written on the command line.
     """
 
     portfolio: Portfolio
@@ -42,38 +44,40 @@ def open_portfolio(
     roots: Sequence[Path] = (),
     signer: PublicKey | None = None,
 ) -> Opened:
-    """Resolve what the names of a command line refer to.
+    """Resolve the names of a command line to adapters on one base.
 
-    An adapter that does not record its base is taken as one of the served base: the operator vouches for it.
+    An adapter that does not record its base is accepted for the served base: the operator is trusted.
 
     Args:
-        written: name → the references of its arms: another name, `base`, or what `align.run.resolve` reads. An alias
-            refers to all that it means.
+        written: name → the references of its arms: another name, `base`, or a reference for `align.run.resolve`. An
+            alias is replaced by all its targets.
         root: the folder of runs.
-        path, revision: of `model=`, if one is given; otherwise the base is that of the adapters.
-        method: `auto` for that of the adapters; the base as it is if there are none.
+        path, revision: of `model=`; without a path, the base is that of the adapters.
+        method: `qlora` or `lora`; `auto` for the method of the adapters, or `lora` without adapters.
         roots: the folders from which adapters may be loaded later.
-        signer: has to have signed every adapter, or the base if there is none; None if nothing has to be signed.
+        signer: the key that must have signed every adapter, or the base if there are no adapters; None if nothing
+            needs a signature.
 
     Raises:
-        MissingArtifact: nothing is there; the message names the command that makes it.
-        InputError: an adapter is of another base or precision than the others or than `model=` and `method=` say, or
-            is no adapter, or is not signed; nothing says which base or precision; a name follows one that follows
-            others.
+        MissingArtifact: an artifact does not exist; the message names the command that creates it.
+        InputError: an adapter was trained on another base or with another method than the others, `model=` or
+            `method=`; is not an adapter or not signed; the base or method is unknown; or a name follows a name that
+            follows others.
     """
     following = {name: arms for name, arms in written.items() if any(map(is_alias, arms))}
-    meant: dict[str, Artifact] = {}
-    written = {name: expand_aliases(arms, root, f"{FIELD}.{name}", meant) for name, arms in written.items()}
-    refs = {arm.ref: name for name, arms in written.items() for arm in arms if not follows(arm, name, written)}
+    alias_targets: dict[str, Artifact] = {}
+    expanded = {name: expand_aliases(arms, root, f"{FIELD}.{name}", alias_targets) for name, arms in written.items()}
+    refs = {arm.ref: name for name, arms in expanded.items() for arm in arms if not follows(arm, name, expanded)}
     refs.pop(BASE, None)
     base = find_base(path, revision) if path or not refs else None
-    if base is not None and not refs:  # the base of adapters is known by the digest that they name
+    if base is not None and not refs:  # adapters record the digest of their base, which is checked below
         check_signed(Path(base.path), signer, "model", base.id)
     artifacts: dict[str, Artifact] = {}
-    for ref in sorted(refs, key=lambda ref: ref.endswith(":latest")):  # which is the newest on the base of the others
+    # `:latest` means the newest artifact on the base of the others, so that it is resolved last.
+    for ref in sorted(refs, key=lambda ref: ref.endswith(":latest")):
         field = f"{FIELD}.{refs[ref]}"
         digest = base.digest if base and ref.endswith(":latest") else None
-        artifacts[ref] = meant[ref] if ref in meant else resolve(ref, root, digest, field)
+        artifacts[ref] = alias_targets[ref] if ref in alias_targets else resolve(ref, root, digest, field)
         check_signed(artifacts[ref].path, signer, field, ref)
         check_adapter(artifacts[ref].path, field, ref)
         base = base or find_named_base(artifacts[ref], field)
@@ -89,7 +93,7 @@ def open_portfolio(
         check_base(origin, base, f"{FIELD}.{refs[ref]}", ref, remedy)
     versions = {ref: version_of(artifact) for ref, artifact in artifacts.items()}
     names = {
-        name: [build_arm(arm, name, written, versions, artifacts) for arm in arms] for name, arms in written.items()
+        name: [build_arm(arm, name, expanded, versions, artifacts) for arm in arms] for name, arms in expanded.items()
     }
     return Opened(Portfolio(base, method, names, roots, signer), artifacts, following)
 
@@ -101,10 +105,10 @@ def is_alias(arm: Written) -> bool:
 def expand_aliases(
     arms: Sequence[Written], root: Path, field: str, artifacts: dict[str, Artifact]
 ) -> tuple[Written, ...]:
-    """Return the arms of a name. In place of an alias stand the arms that it means, with its weight.
+    """Return the arms of a name, with each alias replaced by its targets, which share its weight.
 
     Args:
-        artifacts: the artifact of each of those is added.
+        artifacts: the artifact of each target is added, by the arm's reference.
     """
     expanded: list[Written] = []
     for arm in arms:
@@ -112,11 +116,11 @@ def expand_aliases(
             expanded.append(arm)
             continue
         change = find_alias_change(arm.ref, root, field)
-        total = sum(meant.weight for meant in change.arms)
-        for meant in change.arms:
-            ref = f"{arm.ref} {meant.ref}"  # the users of an arm stay with it while the weights change
-            artifacts[ref] = load_alias_target(meant, change, arm.ref, root, field)
-            expanded.append(Written(ref, arm.weight * meant.weight / total))
+        total = sum(target.weight for target in change.arms)
+        for target in change.arms:
+            ref = f"{arm.ref} {target.ref}"  # a stable reference: users keep their arm when weights change
+            artifacts[ref] = load_alias_target(target, change, arm.ref, root, field)
+            expanded.append(Written(ref, arm.weight * target.weight / total))
     return tuple(expanded)
 
 
@@ -127,8 +131,8 @@ def check_base(origin: Origin, base: Base, field: str, ref: str, remedy: str) ->
 
 
 def find_named_base(artifact: Artifact, field: str) -> Base | None:
-    """Return the base that an adapter's run recorded, or that the folder of its export names. Returns None if neither
-    does, or if it is a folder of another machine."""
+    """Return the base that an adapter's run recorded, or that its export names. Returns None if neither does, or if the
+    export names a local folder."""
     if artifact.base is not None:
         return base_of(artifact, field)
     id, revision = read_exported_base(artifact.path)
@@ -136,49 +140,55 @@ def find_named_base(artifact: Artifact, field: str) -> Base | None:
 
 
 def read_exported_base(folder: Path) -> tuple[str, str]:
-    """Return the id and the hub's revision of a base, as stage=export wrote them; empty if it did not."""
+    """Return the id and revision of the base of an export. Returns empty strings if they are not recorded."""
     path = folder / ABOUT
     content = read_json_object(path, ABOUT, "Export it again.") if path.is_file() else {}
     return str(content.get("id") or ""), str(content.get("revision") or "")
 
 
 def follows(arm: Written, name: str, written: Mapping[str, Sequence[Written]]) -> bool:
-    """Return whether an arm is another name of the command line.
+    """Return whether an arm refers to another name of the command line.
 
     Raises:
-        InputError: that name follows others itself.
+        InputError: that name refers to other names itself.
     """
     if arm.ref == name or arm.ref not in written:
         return False
     target_arms = written[arm.ref]
-    plain = len(target_arms) == 1 and (target_arms[0].ref == arm.ref or target_arms[0].ref not in written)
+    is_plain = len(target_arms) == 1 and (target_arms[0].ref == arm.ref or target_arms[0].ref not in written)
     problem = f"{arm.ref} stands for other names itself"
-    require(plain, f"{FIELD}.{name}", arm.ref, problem, "Write the names or references that it stands for.")
+    require(is_plain, f"{FIELD}.{name}", arm.ref, problem, "Write the names or references that it stands for.")
     return True
 
 
-def find_shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], given: str) -> str:
-    """Return the method that all adapters were trained with, which says how their base is kept.
+def find_shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], requested: str) -> str:
+    """Return the method that all adapters were trained with, which decides the precision of their base.
 
     Args:
-        names: reference → its name, for messages.
-        given: by `method=`; `auto` for what the adapters say.
+        names: reference → its name, for error messages.
+        requested: value of `method=`; `auto` for the method that the adapters record.
 
     Raises:
-        InputError: two differ, one contradicts `method=`, or there are adapters and none says it.
+        InputError: two adapters differ, one contradicts `method=`, or none records its method.
     """
-    require(given != "full" or not origins, "method", given, "adapters are of method=qlora or method=lora", "Drop it.")
+    require(
+        requested != "full" or not origins,
+        "method",
+        requested,
+        "adapters are of method=qlora or method=lora",
+        "Drop it.",
+    )
     if not origins:
-        return "qlora" if given == "qlora" else "lora"
+        return "qlora" if requested == "qlora" else "lora"
     first = next((ref for ref, origin in origins.items() if origin.method), None)
-    if given == "auto" and first is None:
+    if requested == "auto" and first is None:
         problem = f"nothing says how {next(iter(origins))} was trained"
-        raise InputError("method", given, problem, "Say method=qlora (on an NF4 base) or method=lora.")
-    shared = str(origins[first].method) if given == "auto" and first is not None else given
-    reason = f"{first} with method={shared}" if given == "auto" else f"method={given} was asked for"
+        raise InputError("method", requested, problem, "Say method=qlora (on an NF4 base) or method=lora.")
+    shared = str(origins[first].method) if requested == "auto" and first is not None else requested
+    reason = f"{first} with method={shared}" if requested == "auto" else f"method={requested} was asked for"
     for ref, origin in origins.items():
         problem = f"was trained with method={origin.method}, and {reason}: they share a base in one precision"
-        remedy = "Serve it by a server of its own." if given == "auto" else "Drop method=."
+        remedy = "Serve it by a server of its own." if requested == "auto" else "Drop method=."
         require(origin.method in (None, shared), f"{FIELD}.{names[ref]}", ref, problem, remedy)
     return shared
 
@@ -190,7 +200,7 @@ def build_arm(
     versions: Mapping[str, Version],
     artifacts: Mapping[str, Artifact],
 ) -> Arm:
-    """Return what one reference of a name refers to, by a label that shows no path."""
+    """Return the arm that a reference resolves to. Its label shows no path."""
     if follows(arm, name, written):
         return Arm(arm.ref, arm.ref, None, arm.weight, follows=arm.ref)
     if arm.ref == BASE:

@@ -1,4 +1,4 @@
-"""The tenants of a server and the file of their keys."""
+"""Tenants of a server, and the file of their keys."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from align.serve.errors import KeysUnreadable
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of a tenant. None: no limit.
+    """Limits of a tenant; None for no limit.
 
     Attributes:
         requests_per_minute: requests, averaged over a minute.
@@ -45,12 +45,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant: who asks, and what it may do.
+    """A tenant with its rights and limits.
 
     Attributes:
         admin: whether it may load and unload adapters.
-        allow: the names of models that it may ask for; None for all.
-        key: sha256 of the key that it came with, hex; empty if there are no keys.
+        allow: the names of models that it may use; None for all.
+        key: sha256 of the key of the present request, hex; empty without a key file.
     """
 
     name: str
@@ -67,7 +67,7 @@ LOCAL = Tenant("local", admin=True)
 SCHEMA_VERSION = 1
 PREFIX = "al-"
 LONGEST = 200
-"""Characters of a key that is looked at."""
+"""Maximum characters of a key; longer ones are refused without hashing."""
 ALL = "all"
 REMEDY = "Restore it, or make a new one with stage.action=key."
 
@@ -84,7 +84,7 @@ class Key:
 
     @property
     def id(self) -> str:
-        """The first digits of the hash, which reveal nothing of the key."""
+        """First digits of the hash, which do not reveal the key."""
         return self.sha256[:8]
 
 
@@ -129,7 +129,7 @@ class Keys:
         self._lock = Lock()
         self._state: tuple[int, ...] | None = None
         self._unreadable = False
-        state = file_stamp(path) if path.is_file() else ()  # before it is read: what is written meanwhile is read again
+        state = file_stamp(path) if path.is_file() else ()  # taken first: a change during the read leads to a reload
         self._set_tenants(read_key_file(path), state)
 
     def find_tenant(self, bearer: str) -> Tenant | None:
@@ -142,7 +142,7 @@ class Keys:
         return self._by_hash.get(hash_key(bearer)) if bearer.startswith(PREFIX) and len(bearer) <= LONGEST else None
 
     def reload_if_changed(self) -> None:
-        """Raises KeysUnreadable if the file can no longer be read."""
+        """Reload the file if it has changed. Raises KeysUnreadable if it cannot be read."""
         with self._lock:
             try:
                 if self._state != (state := file_stamp(self.path)):
@@ -245,7 +245,7 @@ def read_key_file(path: Path) -> dict[str, TenantKeys]:
 
 
 def parse_tenant_keys(name: str, values: Mapping[str, Any]) -> TenantKeys:
-    """Raises AttributeError, KeyError, TypeError or ValueError for another shape."""
+    """Parse a tenant's entry. Raises AttributeError, KeyError, TypeError or ValueError if it is malformed."""
     allow = values["allow"]
     limits = values["limits"]
     keys = tuple(Key(key["sha256"], key["created_at"]) for key in values["keys"])

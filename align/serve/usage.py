@@ -1,20 +1,22 @@
-"""Use of token budgets by tenants, counted once, whenever the server is killed.
+"""Tenants' usage of their token budgets, in a database that counts each request exactly once even if the server is
+killed.
 
-The rule, request by request:
+The protocol for each request:
 
-1. `reserve` sets tokens aside before anything is computed, so that requests at once cannot spend one budget twice.
-2. `sent` records tokens before they are handed to the client. A streamed answer calls it before each piece.
-3. `settle` moves a request from the reservations to the total, in one transaction, before the last piece of its answer
-   is handed over. It counts what it is told, and never less than was recorded as sent. A request is settled once:
-   settling one that is not reserved counts nothing.
-4. A reservation of a server that is gone is settled by what was recorded as sent, when the next server opens the file.
+1. `reserve` reserves tokens before anything is computed, so that concurrent requests cannot spend the same budget.
+2. `sent` records tokens before they are sent to the client. A streamed answer calls it before each chunk.
+3. `settle` moves a request from the reservations to the totals, in one transaction, before the last chunk of its answer
+   is sent. It counts its arguments, but at least what was recorded as sent. A request is settled once: settling a
+   request without a reservation counts nothing.
+4. The reservations of a server that has died are settled by what was recorded as sent, when the next server opens the
+   file.
 
-So what a client has received is counted, for it was recorded before. A piece that was recorded and not yet handed over
-when the server was killed is counted too, at most one a request. What was computed and not recorded is not counted, and
-was not received. Nothing is counted twice, for a reservation that was settled is gone.
+Everything a client has received is counted, because it was recorded before. A chunk that was recorded but not yet sent
+when the server was killed is counted too, at most one per request. Tokens that were computed but not recorded are not
+counted, and were not received. No request is counted twice, because settling removes its reservation.
 
-This holds when a process is killed. When the machine loses power, the last moments may be lost: the file is not synced
-at each token.
+This holds if the process is killed. If the machine loses power, the last moments may be lost: the file is not synced
+after each token.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ from align.serve.errors import BudgetSpent, UsageUnwritable
 from align.serve.tenants import Tenant
 
 PATIENCE_S = 0.5
-"""How long requests wait for a lock of another server: all of them wait for it."""
+"""Seconds that a request waits for the lock of another server; it blocks all other requests."""
 OPENING_S = 10.0
-"""How long a server that begins waits for it."""
+"""Seconds that a starting server waits for it."""
 LOCK = ".lock"
 MOVE_AWAY = "Move it away, or name another key file: usage is counted beside that."
 TABLES = """
@@ -67,10 +69,12 @@ WHERE request = ?
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """Attributes:
-    requests: that were settled.
-    prompt_tokens, completion_tokens: of these.
-    reserved: tokens of requests that are under way.
+    """The usage of a tenant.
+
+    Attributes:
+        requests: number of settled requests.
+        prompt_tokens, completion_tokens: tokens of settled requests.
+        reserved: tokens reserved for requests in progress.
     """
 
     requests: int = 0
@@ -83,16 +87,15 @@ class Used:
         return self.prompt_tokens + self.completion_tokens
 
     def left_of(self, budget: int) -> int:
-        """Return what may still be set aside."""
+        """Return the tokens of a budget that may still be reserved."""
         return max(0, budget - self.tokens - self.reserved)
 
 
 class Usage:
-    """The usage of all tenants, in a file of SQLite's. Several servers may share it. Safe to share between threads. A
-    context manager.
+    """The usage of all tenants, in an SQLite file. Threads may share an object, and servers a file. A context manager.
 
     Raises:
-        StorageError: the file cannot be written, or is no such file.
+        StorageError: the file cannot be written, or is not a usage file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -101,15 +104,15 @@ class Usage:
         self._lock = Lock()
         try:
             refuse_foreign_database(path, "stage.keys", ("totals", "reservations"), MOVE_AWAY)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # before SQLite makes one that others may read
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would create it readable by others
             self._db = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
             write_ahead(self._db)
-            with self._transaction() as db:  # of two servers that start one comes after the other
+            with self._transaction() as db:  # serialises servers that start at the same time
                 for statement in TABLES.split(";"):
                     db.execute(statement)
                 self._alive = os.open(self._lock_file(self.server), os.O_RDWR | os.O_CREAT, 0o600)
                 fcntl.flock(self._alive, fcntl.LOCK_EX)
-                self._settle_of_the_dead(db)
+                self._settle_dead_servers(db)
         except InputError as error:
             problem = f"usage cannot be counted there ({error.problem})"
             raise StorageError("stage.keys", str(path), problem, MOVE_AWAY) from error
@@ -124,47 +127,47 @@ class Usage:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file. Reservations that are open are settled by what was sent, when it is opened next."""
+        """Close the file. Open reservations are settled by what was recorded as sent when it is opened again."""
         with self._lock:
             self._db.close()
             self._lock_file(self.server).unlink(missing_ok=True)
             os.close(self._alive)
 
     def reserve(self, tenant: Tenant, request_id: str, tokens: int) -> None:
-        """Set tokens aside for a request.
+        """Reserve tokens for a request.
 
         Args:
-            request_id: one that no other request has had: random.
-            tokens: that it may use at most, prompt and answer.
+            request_id: a unique id.
+            tokens: maximum tokens of its prompts and answers.
 
         Raises:
-            BudgetSpent: fewer are left.
+            BudgetSpent: the tenant's budget has fewer tokens left.
         """
         with self._transaction() as db:
             budget = tenant.limits.token_budget
             used = read_used(db, tenant.name)
-            if budget is not None and tokens > (left := used.left_of(budget)):
-                raise BudgetSpent(budget, left)
+            if budget is not None and tokens > (remaining := used.left_of(budget)):
+                raise BudgetSpent(budget, remaining)
             row = (request_id, tenant.name, self.server, tokens)
             db.execute("INSERT INTO reservations (request, tenant, server, tokens) VALUES (?, ?, ?, ?)", row)
 
     def sent(self, counts: Mapping[str, tuple[int, int]]) -> None:
-        """Record what is about to be handed to clients.
+        """Record what is about to be sent to clients.
 
         Args:
-            counts: request → its prompt's tokens, and those of its answer up to and with the piece that comes now.
+            counts: request → prompt tokens, and completion tokens including the chunk to be sent.
         """
         with self._transaction() as db:
             db.executemany(RECORD, [(prompt, completion, request) for request, (prompt, completion) in counts.items()])
 
     def settle(self, request_id: str, prompt_tokens: int, completion_tokens: int) -> bool:
-        """Count what a request used, once. Returns whether it was reserved, and so was counted now."""
+        """Add a request's usage to its tenant's total. Returns False, and adds nothing, if it has no reservation."""
         with self._transaction() as db:
             db.execute(RECORD, (prompt_tokens, completion_tokens, request_id))
             return settle_reservation(db, request_id)
 
     def used(self, tenant: str) -> Used:
-        """Return what a tenant has used, and what is set aside for it."""
+        """Return a tenant's usage and reservations."""
         with self._transaction() as db:
             return read_used(db, tenant)
 
@@ -181,7 +184,7 @@ class Usage:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
 
-    def _settle_of_the_dead(self, db: sqlite3.Connection) -> None:
+    def _settle_dead_servers(self, db: sqlite3.Connection) -> None:
         for request, server in db.execute("SELECT request, server FROM reservations").fetchall():
             if server != self.server and is_dead(self._lock_file(server)):
                 settle_reservation(db, request)
@@ -190,17 +193,17 @@ class Usage:
                 file.unlink()
 
     def _lock_file(self, server: str) -> Path:
-        """A file that a server holds locked while it lives. The system lets go of it however the server ends."""
+        """Return the file that a server keeps locked while it runs. The system unlocks it if the server is killed."""
         return self.path.with_name(f"{self.path.name}.{server}{LOCK}")
 
 
 def usage_beside(keys: Path) -> Path:
-    """Return the file in which the usage of the tenants of a key file is counted."""
+    """Return the path of the usage file that belongs to a key file."""
     return keys.with_name(f"{keys.name}.usage.db")
 
 
 def read_usage_beside(keys: Path, tenants: Sequence[str]) -> dict[str, Used]:
-    """Return what tenants of a key file have used; nothing if no server has counted yet.
+    """Return tenant → usage for tenants of a key file; zeros if no server has recorded usage yet.
 
     Raises:
         StorageError: the file cannot be read.
@@ -213,22 +216,22 @@ def read_usage_beside(keys: Path, tenants: Sequence[str]) -> dict[str, Used]:
 
 
 def write_ahead(db: sqlite3.Connection) -> None:
-    """A commit is in the system's hands, where it outlives the process, and is synced to the disk later. Switching asks
-    for the file to itself, and SQLite does not wait for that on its own."""
-    until = time.monotonic() + OPENING_S
+    """Switch a database to write-ahead logging: a commit survives the death of the process, and is synced to the disk
+    later. Switching needs an exclusive lock, for which SQLite does not wait on its own."""
+    deadline = time.monotonic() + OPENING_S
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             break
         except sqlite3.OperationalError:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
     db.execute("PRAGMA synchronous = NORMAL")
 
 
 def is_dead(file: Path) -> bool:
-    """Return whether no server holds its file locked."""
+    """Return whether the server that locked a file has ended."""
     try:
         descriptor = os.open(file, os.O_RDWR)
     except FileNotFoundError:
@@ -243,7 +246,7 @@ def is_dead(file: Path) -> bool:
 
 
 def settle_reservation(db: sqlite3.Connection, request_id: str) -> bool:
-    """Move a reservation to the total. Returns whether there was one."""
+    """Move a reservation to the total. Returns False if the request has no reservation."""
     was_reserved = db.execute(SETTLE, (request_id,)).rowcount == 1
     db.execute("DELETE FROM reservations WHERE request = ?", (request_id,))
     return was_reserved
