@@ -1,8 +1,8 @@
-"""Answers that were made once, and log-likelihoods. Each is named by all that decides it, so that scoring it again
-computes nothing.
+"""A cache of answers and log-likelihoods. The key of each record covers everything that determines it, so that scoring
+again computes nothing.
 
-The store is `answers.db` among the runs, one SQLite file that any run of `stage=eval` reads and adds to. It can be
-thrown away at any time: answers are then made again."""
+The store is `answers.db` in the folder of runs, an SQLite file that every run of `stage=eval` reads and adds to. It can
+be deleted at any time: answers are then generated again."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from align.run import json_digest
 from align.run.atomic import convert_os_errors
 
 FILE = "answers.db"
-MADE = "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, asked TEXT, answer TEXT) WITHOUT ROWID"
+CREATE = "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, asked TEXT, answer TEXT) WITHOUT ROWID"
 TABLES = ("answers", "likelihoods")
-"""Of which each store has one or both."""
+"""Tables of a store; it has one or both."""
 AT_ONCE = 500
-"""Ids that are looked up by one statement."""
+"""Ids per SELECT statement."""
 BUSY_S = 60.0
-"""How long another process may be writing."""
+"""Seconds to wait for another process that writes."""
 REMEDY = "Move the file away: answers are then made again."
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The key of an answer: all that decides it.
+    """The key of an answer: everything that determines it.
 
     Attributes:
-        base, adapter: digests; the adapter's is empty where the base answers by itself.
-        method, dtype: how the base is kept, and what is computed in.
-        tokenizer: digest of the tokenizer, its chat template among it.
-        prompt: the token ids of the rendered prompt.
-        max_new_tokens, temperature, stop_ids: how tokens are drawn; at temperature 0 each is the likeliest one.
-        seed: of the draws.
-        engine: what draws: its name, the device and the versions of what computes.
-        stops: texts that end the answer, which is cut before the first of them.
+        base, adapter: digests; the adapter's is empty for the base alone.
+        method, dtype: precision in which the base is stored, and dtype of the computation.
+        tokenizer: digest of the tokenizer with its chat template.
+        prompt: token ids of the rendered prompt.
+        max_new_tokens, temperature, stop_ids: sampling parameters; temperature 0 is greedy.
+        seed: seed of the sampling.
+        engine: name of the engine, its device and the versions of its libraries.
+        stops: stop strings; the answer is cut before the first of them.
     """
 
     base: str
@@ -60,18 +60,18 @@ class Asked:
 
     @property
     def id(self) -> str:
-        """SHA-256 of all of it."""
+        """SHA-256 of all fields."""
         return json_digest(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request to a model behind a server: all of what decides its answer that is known here.
+    """The key of an answer by a server: everything on the client's side that determines it.
 
     Attributes:
-        url: of the server, up to its `/v1`.
-        body: the model's name, the messages, and how tokens are drawn.
-        draw: which answer to this very request it is, from 0. The server is not told.
+        url: the server's address, up to its `/v1`.
+        body: body of the request: the model's name, the messages and the sampling parameters.
+        draw: number of this answer among those to the same request, from 0. It is not sent to the server.
     """
 
     url: str
@@ -80,15 +80,15 @@ class Question:
 
     @property
     def id(self) -> str:
-        """SHA-256 of all of it."""
+        """SHA-256 of all fields."""
         return json_digest(asdict(self))
 
 
 class Token(NamedTuple):
-    """A token as a server shows it.
+    """A token of a server's response.
 
     Attributes:
-        likely: the likeliest tokens at its place, itself included, with their logprobs in nats.
+        likely: token → logprob in nats of the likeliest tokens at this position, including this one.
     """
 
     text: str
@@ -97,14 +97,14 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer, as it is kept.
+    """A cached answer.
 
     Attributes:
-        ids: the tokens that were drawn, the one that ended the answer included; none of a server.
-        text: the same without it; of one that a text ended what stands before that.
-        ended: False where the answer was cut.
-        last: the last tokens, where a server was asked for their logprobs and gave them.
-        usage: tokens of the prompt and of the answer, as a server counts them; zeros if it does not.
+        ids: sampled token ids including the stop token; empty for a server's answer.
+        text: the answer as text, without the stop token, cut before a stop string.
+        ended: False if the answer was cut at the length limit.
+        last: the last tokens, if a server was asked for logprobs and returned them.
+        usage: prompt and completion tokens as counted by a server; zeros if it does not count them.
     """
 
     ids: tuple[int, ...]
@@ -115,23 +115,25 @@ class Answer:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Answer:
-        """The inverse of `asdict`. Raises: KeyError, TypeError, ValueError: it is none."""
-        ids = tuple(int(id) for id in record["ids"])
-        text = str(record["text"])
-        ended = bool(record["ended"])
-        last = (Token(str(said), {**likely}) for said, likely in record["last"])
+        """Rebuild an answer from its `asdict` form. Raises KeyError, TypeError or ValueError if it is malformed."""
         prompt_tokens, completion_tokens = record["usage"]
-        return cls(ids, text, ended, tuple(last), (int(prompt_tokens), int(completion_tokens)))
+        return cls(
+            ids=tuple(int(id) for id in record["ids"]),
+            text=str(record["text"]),
+            ended=bool(record["ended"]),
+            last=tuple(Token(str(text), {**likely}) for text, likely in record["last"]),
+            usage=(int(prompt_tokens), int(completion_tokens)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Weighed:
-    """The key of a row's log-likelihood: all that decides how likely its scored tokens are.
+    """The key of a row's log-likelihood: everything that determines it.
 
     Attributes:
         base, adapter, method, dtype: see `Asked`.
-        row: SHA-256 of its tokens and of which are scored.
-        engine: what computes: the device and the versions of what computes on it.
+        row: SHA-256 of the row's token ids and of the mask of scored tokens.
+        engine: the device and the versions of the libraries.
     """
 
     base: str
@@ -143,17 +145,17 @@ class Weighed:
 
     @property
     def id(self) -> str:
-        """SHA-256 of all of it."""
+        """SHA-256 of all fields."""
         return json_digest(asdict(self))
 
 
 class AnswerStore:
-    """A store of what the runs of a folder made: answers, or records of another kind.
+    """A store of cached records: answers, or another kind.
 
     Args:
-        path: of the file; it is made by the first record.
-        kind: of the records, a dataclass with `of`, the inverse of `asdict`.
-        table: that they stand in.
+        path: the SQLite file, which is created with the first record.
+        kind: class of the records: a dataclass with a classmethod `of` that rebuilds it from its `asdict` form.
+        table: name of the table.
     """
 
     def __init__(self, path: Path, kind: Any = Answer, table: str = "answers") -> None:
@@ -166,7 +168,7 @@ class AnswerStore:
         try:
             refuse_foreign_database(self.path, "answers", TABLES, REMEDY)
             with convert_os_errors(self.path), closing(sqlite3.connect(self.path, timeout=BUSY_S)) as db:
-                db.execute(MADE.format(table=self.table))
+                db.execute(CREATE.format(table=self.table))
                 yield db
         except sqlite3.OperationalError as error:
             remedy = "Free space, make it writable, or move it away: answers are then made again."
@@ -175,10 +177,11 @@ class AnswerStore:
             raise CorruptFile("answers", str(self.path), f"is no store of answers ({error})", REMEDY) from error
 
     def found(self, ids: Iterable[str]) -> dict[str, Any]:
-        """Return those of these records that are there.
+        """Return id → record for those ids that the store has.
 
         Raises:
             CorruptFile: the file is damaged.
+            StorageError: the file cannot be used.
         """
         unique_ids = [*dict.fromkeys(ids)]
         if not self.path.exists():
@@ -186,9 +189,9 @@ class AnswerStore:
         records = {}
         with self._open() as db:
             for first in range(0, len(unique_ids), AT_ONCE):
-                part = unique_ids[first : first + AT_ONCE]
-                marks = ", ".join("?" * len(part))
-                for id, text in db.execute(f"SELECT id, answer FROM {self.table} WHERE id IN ({marks})", part):
+                batch = unique_ids[first : first + AT_ONCE]
+                marks = ", ".join("?" * len(batch))
+                for id, text in db.execute(f"SELECT id, answer FROM {self.table} WHERE id IN ({marks})", batch):
                     records[id] = self._read(id, text)
         return records
 
@@ -199,13 +202,13 @@ class AnswerStore:
             raise CorruptFile("answers", f"{self.path}, {id[:12]}", f"is no answer ({error})", REMEDY) from error
 
     def add(self, answers: Sequence[tuple[Asked | Question | Weighed, Any]]) -> None:
-        """Keep records, all of them or none. One that is there already stays.
+        """Add records in one transaction. A record that exists already is kept.
 
         Raises:
             StorageError: the file cannot be written.
         """
         with convert_os_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [(asked.id, json.dumps(asdict(asked)), json.dumps(asdict(answer))) for asked, answer in answers]
+        rows = [(key.id, json.dumps(asdict(key)), json.dumps(asdict(answer))) for key, answer in answers]
         with self._open() as db, db:
             db.executemany(f"INSERT OR IGNORE INTO {self.table} VALUES (?, ?, ?)", rows)

@@ -1,9 +1,10 @@
-"""llama.cpp, asked by `align.rollout.engine_process` in its own process; needs `llama-cpp-python`, nothing of ours.
+"""Script that quantises a model or computes logits by llama.cpp. `align.rollout.engine_process` runs it in a separate
+process, whose Python needs only `llama-cpp-python`.
 
-The request is JSON on standard input: `out`, a folder, and either `quantise`, [from, to, type], or
-`model`, a GGUF file; `adapter`, another; `threads`; `precise`, for a cache of keys and values in f32 and not in f16;
-`rows`, token ids a prompt; `texts` to cut into tokens. The answer: `answer.json` and `logits.npz` in that folder,
-[S, V] in fp32 a row.
+The request is JSON on standard input: `out`, a folder; `threads`; and either `quantise`, [from, to, type], or `model`,
+a GGUF file; `adapter`, another one; `precise`, for a key-value cache in f32 instead of f16; `rows`, the token ids of
+each prompt; `texts` to be tokenised. The response is `answer.json` and `logits.npz` in the folder `out`, with fp32
+logits [S, V] for each row.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ def quantise(source: str, target: str, kind: str, threads: int) -> None:
     options: Any = llama_cpp.llama_model_quantize_default_params()
     options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind.upper()}")
     options.nthread = threads
-    given: Any = ctypes.byref(options)
-    status = llama_cpp.llama_model_quantize(source.encode(), target.encode(), given)
+    options_pointer: Any = ctypes.byref(options)
+    status = llama_cpp.llama_model_quantize(source.encode(), target.encode(), options_pointer)
     if status:
         sys.exit(f"llama.cpp cannot make {kind} of it (status {status})")
 
@@ -31,7 +32,7 @@ def quantise(source: str, target: str, kind: str, threads: int) -> None:
 def read_logits(request: dict[str, Any]) -> dict[str, Any]:
     rows = request["rows"]
     longest = max(map(len, rows), default=1)
-    kept_in = llama_cpp.GGML_TYPE_F32 if request["precise"] else llama_cpp.GGML_TYPE_F16
+    cache_type = llama_cpp.GGML_TYPE_F32 if request["precise"] else llama_cpp.GGML_TYPE_F16
     model = llama_cpp.Llama(
         request["model"],
         lora_path=request["adapter"],
@@ -39,8 +40,8 @@ def read_logits(request: dict[str, Any]) -> dict[str, Any]:
         n_ctx=max(512, longest),
         n_threads=request["threads"],
         n_threads_batch=request["threads"],
-        type_k=kept_in,
-        type_v=kept_in,
+        type_k=cache_type,
+        type_v=cache_type,
     )
     logits = {}
     for i, row in enumerate(rows):

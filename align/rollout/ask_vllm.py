@@ -1,8 +1,9 @@
-"""vLLM, asked by `align.rollout.engine_process` in a process of its own; needs `vllm` and nothing of ours.
+"""Script that computes logprobs by vLLM. `align.rollout.engine_process` runs it in a separate process, whose Python
+needs only `vllm`.
 
-The request is JSON on standard input: `out`, a folder; `model`, a folder; `adapter`, another or null, and the `rank` to
-make room for; `threads`; `rows`, token ids a prompt. The answer: `answer.json` and `logits.npz` in the folder, [S, V]
-logprobs in fp32 a row.
+The request is JSON on standard input: `out`, a folder; `model`, a folder; `adapter`, another one or null, and its
+maximum `rank`; `threads`; `rows`, the token ids of each prompt. The response is `answer.json` and `logits.npz` in the
+folder `out`, with fp32 logprobs [S, V] for each row.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 import numpy as np
 
 VOCABULARY = -1
-"""To vLLM: all of it."""
+"""vLLM's number of logprobs that means the whole vocabulary."""
 
 
 def main() -> None:
     request = json.load(sys.stdin)
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB: a short prompt at a time
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; prompts are short, and are run one at a time
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
     import vllm  # pyright: ignore[reportMissingImports]
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def dense(flat: Any, at: int) -> np.ndarray:
-    """[V]: what is said of position `at`, by token id. vLLM lists the token that came first, and then all by rank."""
+    """Return the logprobs of position `at` by token id [V]. vLLM lists the sampled token, and then all by rank."""
     start = flat.start_indices[at]
     end = flat.end_indices[at]
     ids = np.array(flat.token_ids[start:end])

@@ -1,7 +1,8 @@
-"""Continuous batching of requests of different adapters: one that ends makes room at once (Yu et al., Orca, 2022).
+"""Continuous batching of requests for different adapters: a finished request frees its slot at once (Yu et al., Orca,
+2022).
 
-Each step reads a chunk of a prompt or two, then draws one token of every answer. An answer is the same, to the bit,
-whatever else is in the batch (see `align.models.fastpath.mixed`)."""
+Each step prefills a chunk or two of a prompt, and samples one token of every running answer. An answer is bit for bit
+the same in any batch (see `align.models.fastpath.mixed`)."""
 
 from __future__ import annotations
 
@@ -19,14 +20,14 @@ from align.rollout.serving_engine import Completion, Request, ServingEngine, Sta
 
 
 class PrefixCache:
-    """Blocks of one base, the ones used least lately making room.
+    """An LRU cache of key-value blocks of prompts.
 
-    A block is known by the tenant, the adapter, and every token from the beginning of the prompt to its own end. So no
-    other adapter, and no other tenant, ever finds it.
+    The key of a block covers the tenant, the adapter, and all tokens from the beginning of the prompt to the block's
+    end, so that another adapter or tenant never hits it.
 
     Args:
         chunk: tokens of a block.
-        most_bytes: of all blocks together.
+        most_bytes: maximum size of all blocks.
     """
 
     def __init__(self, chunk: int, most_bytes: int) -> None:
@@ -36,12 +37,12 @@ class PrefixCache:
         self._blocks: OrderedDict[bytes, Tensor] = OrderedDict()
 
     def keys(self, tenant: str, adapter: str | None, ids: Sequence[int]) -> Iterator[bytes]:
-        """The key of each whole block of a prompt, but for one that holds its last token: that has to be computed, for
-        what comes next."""
-        kept = hashlib.sha256(repr((tenant, adapter)).encode())
+        """Yield the key of each full block of a prompt, except a block with the prompt's last token: its state has to
+        be computed for the next token."""
+        hasher = hashlib.sha256(repr((tenant, adapter)).encode())
         for first in range(0, len(ids) - self.chunk, self.chunk):
-            kept.update(repr(ids[first : first + self.chunk]).encode())
-            yield kept.digest()
+            hasher.update(repr(ids[first : first + self.chunk]).encode())
+            yield hasher.digest()
 
     def get(self, key: bytes) -> Tensor | None:
         block = self._blocks.get(key)
@@ -61,7 +62,7 @@ class PrefixCache:
 
 log = logging.getLogger(__name__)
 PATIENCE = 64
-"""Steps for which others go by a request that the bank has no room for."""
+"""Steps for which later requests may overtake one that the adapter bank has no room for."""
 OTHER = "Ask a reward model for rewards, and any other adapter, or the base, for answers."
 
 
@@ -70,12 +71,12 @@ class Running:
     """A request that has a slot.
 
     Attributes:
-        blocks: keys of the prompt's whole blocks.
-        read: tokens of the prompt that are in the slot.
-        cached: of these, how many came from the prefix cache.
-        told: the prompt's tokens with their logprobs so far, where they are asked for.
-        before: the last state of the chunk before.
-        last: the token that was drawn last.
+        blocks: keys of the prompt's full blocks.
+        read: tokens of the prompt that are in the slot's cache.
+        cached: number of these that came from the prefix cache.
+        prompt_logprobs: the prompt's tokens with their logprobs so far, if requested.
+        before: last hidden state of the previous chunk.
+        last: the last sampled token; None until the first one.
     """
 
     answer: Completion
@@ -83,7 +84,7 @@ class Running:
     blocks: list[bytes]
     read: int = 0
     cached: int = 0
-    told: list[Token] = field(default_factory=list)
+    prompt_logprobs: list[Token] = field(default_factory=list)
     before: Tensor | None = None
     last: int | None = None
 
@@ -97,7 +98,7 @@ class Running:
 
     @property
     def piece(self) -> Piece:
-        """The tokens that go through the layers next."""
+        """The tokens to be fed to the model next."""
         prompt = self.request.prompt_ids
         if self.last is None:
             return Piece(self.slot, self.request.adapter, prompt[self.read : self.read + CHUNK], self.read)
@@ -105,15 +106,15 @@ class Running:
 
 
 class ContinuousBatch(ServingEngine):
-    """See the module, and `align.rollout.serving_engine.ServingEngine`.
+    """The serving engine with continuous batching; its interface is `align.rollout.serving_engine.ServingEngine`.
 
     Args:
-        decoder: used by no other.
-        context: tokens of a prompt and its answer together, at most.
-        queue: requests that may wait.
-        prefix_bytes: of the prefix cache.
-        prefill_tokens: of prompts, read between two steps; at least one chunk is.
-        reserve: slots that are kept for tenants who have none.
+        decoder: a decoder that nothing else uses.
+        context: maximum tokens of a prompt and its answer together.
+        queue: maximum waiting requests.
+        prefix_bytes: maximum size of the prefix cache.
+        prefill_tokens: prompt tokens per step, at least one chunk.
+        reserve: slots that are kept for tenants without a running request.
     """
 
     def __init__(
@@ -131,14 +132,14 @@ class ContinuousBatch(ServingEngine):
         self.prefixes = PrefixCache(CHUNK, prefix_bytes)
         self._running: list[Running] = []
         self._free = list(range(decoder.slots))[::-1]
-        self._held: list[tuple[Completion, int]] = []
+        self._blocked: list[tuple[Completion, int]] = []
         self._counts = {"steps": 0, "prompt_tokens": 0, "cached_tokens": 0, "generated_tokens": 0}
 
     def give_up(self, error: Exception) -> None:
         super().give_up(error)
-        held = self._held
-        self._held = []
-        for answer, _ in held:
+        blocked = self._blocked
+        self._blocked = []
+        for answer, _ in blocked:
             self._release(answer.request)
             answer.fail(error)
         for running in self._running:
@@ -146,7 +147,7 @@ class ContinuousBatch(ServingEngine):
         self._leave()
 
     def stats(self) -> Stats:
-        waiting = len(self._waiting) + len(self._held)
+        waiting = len(self._waiting) + len(self._blocked)
         return Stats(waiting, len(self._running), resident=len(self.decoder.bank.units), **self._counts)
 
     def step(self) -> bool:
@@ -157,35 +158,35 @@ class ContinuousBatch(ServingEngine):
         self._forget()
         self._admit()
         if self._running:
-            self._advance(self._chosen())
+            self._advance(self._choose_batch())
         self._leave()
-        return bool(self._running or self._held) or len(self._waiting) > 0
+        return bool(self._running or self._blocked) or len(self._waiting) > 0
 
     def _admit(self) -> None:
-        """Give free slots to those who wait. Those whom the bank has no room for are held, and tried again first.
-        Others go by in the meantime, but not for ever."""
-        held = self._held
-        self._held = []
-        while held:  # after an error each request is either held or running, and is released once
-            answer, since = held.pop(0)
+        """Give free slots to waiting requests. Those that the adapter bank has no room for are set aside, and tried
+        first at the next step. Later requests may overtake them for `PATIENCE` steps."""
+        blocked = self._blocked
+        self._blocked = []
+        while blocked:  # after an error each request is either blocked or running, so that it is released once
+            answer, since = blocked.pop(0)
             try:
                 has_begun = bool(self._free) and self._begin_or_end(answer)
             except BaseException:
                 if all(running.answer is not answer for running in self._running):
-                    self._held.append((answer, since))
-                self._held += held
+                    self._blocked.append((answer, since))
+                self._blocked += blocked
                 raise
             if not has_begun:
-                self._held.append((answer, since))
-        while self._free and all(self._counts["steps"] - since < PATIENCE for _, since in self._held):
+                self._blocked.append((answer, since))
+        while self._free and all(self._counts["steps"] - since < PATIENCE for _, since in self._blocked):
             answer = self._next((running.request.tenant for running in self._running), len(self._free))
             if answer is None:
                 return
             if not self._begin_or_end(answer):
-                self._held.append((answer, self._counts["steps"]))
+                self._blocked.append((answer, self._counts["steps"]))
 
     def _begin_or_end(self, answer: Completion) -> bool:
-        """Give a request a slot, or end it. Returns False if the bank has no room for its adapter now."""
+        """Give a request a slot, or end it. Returns False if the bank has no room for its adapter at present."""
         request = answer.request
         in_use = {each for running in self._running if (each := running.request.adapter) is not None}
         if answer.is_aborted:
@@ -216,7 +217,7 @@ class ContinuousBatch(ServingEngine):
         )
         running = Running(answer, self._free.pop(), list(keys))
         self._running.append(running)
-        if request.sampling.prompt_logprobs is None:  # which need every state
+        if request.sampling.prompt_logprobs is None:  # prompt logprobs need all states, which the cache does not have
             for number, key in enumerate(running.blocks):
                 block = self.prefixes.get(key)
                 if block is None:
@@ -226,43 +227,44 @@ class ContinuousBatch(ServingEngine):
         self._counts["prompt_tokens"] += len(request.prompt_ids)
         self._counts["cached_tokens"] += running.cached
 
-    def _chosen(self) -> list[Running]:
-        """Return whose turn it is: every answer, and as many prompts as may be read at once, first come first."""
-        left = self.prefill_tokens
-        chosen = []
+    def _choose_batch(self) -> list[Running]:
+        """Return the requests of the next step: all that are being decoded, and prompts in the order of arrival up to
+        `prefill_tokens`."""
+        remaining_tokens = self.prefill_tokens
+        batch = []
         for running in self._running:
             if running.last is None:
-                if left <= 0:
+                if remaining_tokens <= 0:
                     continue
-                left -= len(running.piece.ids)
-            chosen.append(running)
-        return chosen
+                remaining_tokens -= len(running.piece.ids)
+            batch.append(running)
+        return batch
 
-    def _advance(self, chosen: list[Running]) -> None:
-        """One step of these. If it fails for all, each is tried alone: who fails alone is at fault, and the others go
-        on with the bits that they would have had."""
+    def _advance(self, batch: list[Running]) -> None:
+        """Run one step of a batch. If it fails, each request is run alone, and only those that fail alone are ended:
+        the others get the same bits as in the batch."""
         self._counts["steps"] += 1
-        for running in chosen:
+        for running in batch:
             running.answer.has_begun = True
         try:
-            states = self.decoder.step([running.piece for running in chosen])
+            states = self.decoder.step([running.piece for running in batch])
         except Exception as error:
-            if len(chosen) == 1:
-                chosen[0].answer.fail(error)
+            if len(batch) == 1:
+                batch[0].answer.fail(error)
                 return
-            log.warning("a step of %d requests failed (%s); each is tried alone", len(chosen), error)
-            for running in chosen:
+            log.warning("a step of %d requests failed (%s); each is tried alone", len(batch), error)
+            for running in batch:
                 self._advance([running])
             return
-        for running, states_ND in zip(chosen, states, strict=True):
+        for running, states_ND in zip(batch, states, strict=True):
             if running.last is None:
                 self._read(running, states_ND)
-        ready = [(r, s) for r, s in zip(chosen, states, strict=True) if r.read_whole and r.answer.finished is None]
+        ready = [(r, s) for r, s in zip(batch, states, strict=True) if r.read_whole and r.answer.finished is None]
         if ready:
             self._draw([running for running, _ in ready], self.decoder.logits(cat([s[-1:] for _, s in ready])))
 
     def _read(self, running: Running, states_ND: Tensor) -> None:
-        """A chunk of a prompt has been read."""
+        """Process the states of a chunk of a prompt: fill the prefix cache, and compute requested logprobs."""
         request = running.request
         start = running.read
         running.read += len(states_ND)
@@ -270,25 +272,25 @@ class ContinuousBatch(ServingEngine):
             self.prefixes.put(running.blocks[start // CHUNK], self.decoder.copy_block(running.slot, start))
         number = request.sampling.prompt_logprobs
         if number is not None:
-            before = states_ND if running.before is None else cat((running.before, states_ND))
-            asked = request.prompt_ids[max(1, start) : running.read]
-            if asked:
-                running.told += prompt_tokens(self.decoder.logits(before[: len(asked)]), asked, number)
+            states = states_ND if running.before is None else cat((running.before, states_ND))
+            ids = request.prompt_ids[max(1, start) : running.read]
+            if ids:
+                running.prompt_logprobs += prompt_tokens(self.decoder.logits(states[: len(ids)]), ids, number)
             running.before = states_ND[-1:]
         if running.read_whole:
-            prompt_logprobs = None if number is None else (None, *running.told)
+            prompt_logprobs = None if number is None else (None, *running.prompt_logprobs)
             score = None
-            if request.scored:  # a reward model reads the whole prompt at its last token
+            if request.scored:  # a reward model scores the prompt by the state of its last token
                 score = float((states_ND[-1].float() * self.decoder.bank.heads[str(request.adapter)]).sum())
             running.answer.begin(prompt_logprobs, running.cached, score)
 
     def _draw(self, ready: list[Running], logits_BV: Tensor) -> None:
-        """Draw the next token of each answer."""
+        """Sample the next token of each answer."""
         settings = [running.request.sampling for running in ready]
         numbers = [running.answer.number for running in ready]
         allowed = [running.answer.allowed() for running in ready]
-        drawn = next_tokens(logits_BV, settings, numbers, allowed)
-        for running, token in zip(ready, drawn, strict=True):
+        tokens = next_tokens(logits_BV, settings, numbers, allowed)
+        for running, token in zip(ready, tokens, strict=True):
             if running.answer.finished is None:
                 self._counts["generated_tokens"] += 1
                 running.answer.take(token)
@@ -298,13 +300,13 @@ class ContinuousBatch(ServingEngine):
         """Free the slots of requests that have finished."""
         for running in [running for running in self._running if running.answer.finished]:
             self._running.remove(running)
-            if running.answer.finished in ("error", "abort"):  # nobody looked at what it left
+            if running.answer.finished in ("error", "abort"):  # its cache may hold values that are not finite
                 self.decoder.clear(running.slot, running.read + running.answer.length)
             self._free.append(running.slot)
             self._release(running.request)
 
     def _forget(self) -> None:
-        """Remove adapters that are no longer known."""
+        """Remove adapters from the bank that are not registered any more."""
         bank = self.decoder.bank
         for digest in [digest for digest in bank.units if digest not in self.known]:
             bank.remove(digest)

@@ -1,4 +1,4 @@
-"""Token ids to text while they come: bytes of single tokens, whole characters, and stop strings."""
+"""Incremental detokenisation: bytes of single tokens, complete characters, and stop strings."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-"""A byte, as SentencePiece writes one that no other piece holds."""
+"""SentencePiece's form of a byte that is in no other piece."""
 
 
 class TokenTexts:
-    """Bytes of each token of a tokenizer, computed once a token."""
+    """The bytes of a tokenizer's tokens, computed once for each token."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -28,12 +28,12 @@ class TokenTexts:
         return self._bytes[id]
 
     def text(self, id: int) -> str:
-        """Return a token's text, with a replacement character for what is no whole character."""
+        """Return a token's text, with replacement characters for incomplete characters."""
         return self.bytes_of(id).decode("utf-8", "replace")
 
     def _find(self, id: int) -> bytes:
         piece = self.tokenizer.convert_ids_to_tokens(id)
-        if piece is None:  # a row of the embedding that the tokenizer has no token for
+        if piece is None:  # a row of the embedding without a token
             return b""
         if id in self.tokenizer.added_tokens_decoder:
             return str(piece).encode()
@@ -47,7 +47,7 @@ class TokenTexts:
 
     @cached_property
     def _decoders(self) -> set[str]:
-        """The kinds of decoder in the tokenizer."""
+        """Types of the tokenizer's decoders."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         decoder = json.loads(backend.to_str())["decoder"] if backend is not None else None
         parts = (decoder or {}).get("decoders", [decoder] if decoder else [])
@@ -55,27 +55,27 @@ class TokenTexts:
 
 
 BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
-"""The letters by which byte-level BPE writes bytes (Radford et al., 2019)."""
+"""Letter → the byte that it represents in byte-level BPE (Radford et al., 2019)."""
 REPLACEMENT = "\ufffd"
 LONGEST = 8
-"""Tokens that one character is waited for: UTF-8 has at most 4 bytes a character. Bytes that are none stay broken."""
+"""Maximum tokens to wait for the end of a character, which has at most 4 bytes in UTF-8. Invalid bytes are then
+returned as replacement characters."""
 
 
 class TextDecoder:
-    """The text of an answer, a token at a time.
+    """Decodes an answer token by token.
 
-    What `take` and `rest` return, put together, is the whole text, cut before the stop string that was whole first.
-    Each piece is the difference of two decodings that begin at the same token, for a token alone may be half a
-    character, or lose the blank before it. Text that may be the beginning of a stop string is held back until it is
-    known.
+    The texts that `take` and `rest` return add up to the whole text, cut before the first complete stop string. Each is
+    the difference of two decodings that start at the same token: a single token may be half a character, or lose the
+    space before it. Text that may be the beginning of a stop string is held back.
 
     Args:
-        stops: strings that end the answer.
-        before: the last tokens before the answer, where it goes on with a text. None of their text is returned.
-        special: special tokens are text too.
+        stops: stop strings.
+        before: the last tokens before the answer, if it continues a text. Their text is not returned.
+        special: whether special tokens are decoded to text.
 
     Attributes:
-        stopped: a stop string was found.
+        stopped: whether a stop string was found.
     """
 
     def __init__(
@@ -85,60 +85,60 @@ class TextDecoder:
         self.stopped = False
         self._decode = decoding(tokenizer, special)
         self._ids = list(before[-LONGEST:])
-        self._known = ""
-        self._read = len(self._ids)  # tokens whose text is known
-        self._known = self._decode(self._ids)
+        self._decoded_count = len(self._ids)  # tokens whose text was returned
+        self._decoded = self._decode(self._ids)
         self._held = ""
         self._texts = dict[tuple[int, ...], str]()
 
     def take(self, id: int) -> str:
-        """Return the text that is sure with this token."""
+        """Add a token, and return the text that is complete with it."""
         if self.stopped:
             return ""
         self._ids.append(id)
-        whole = self._decode(self._ids)
-        waited = len(self._ids) - self._read
-        if len(whole) <= len(self._known) or (whole.endswith(REPLACEMENT) and waited < LONGEST):
+        text = self._decode(self._ids)
+        new_count = len(self._ids) - self._decoded_count
+        if len(text) <= len(self._decoded) or (text.endswith(REPLACEMENT) and new_count < LONGEST):
             return ""
-        new = whole[len(self._known) :]
-        self._ids = self._ids[self._read :]
-        self._read, self._known = len(self._ids), self._known_text()
-        return self._beyond_stops(new)
+        new_text = text[len(self._decoded) :]
+        self._ids = self._ids[self._decoded_count :]
+        self._decoded_count = len(self._ids)
+        self._decoded = self._decode_cached(self._ids)
+        return self._hold_back_stops(new_text)
 
     def rest(self) -> str:
-        """Return what was held back, at the end of the answer. A character that is still broken is left out."""
-        held = self._held
+        """Return the text held back, at the end of the answer. An incomplete character is dropped."""
+        held_text = self._held
         self._held = ""
-        return held
+        return held_text
 
-    def _known_text(self) -> str:
-        """The text of the tokens that are kept: mostly of one, which most answers have many times."""
-        key = tuple(self._ids)
+    def _decode_cached(self, ids: list[int]) -> str:
+        """Decode tokens with a cache: mostly it is a single token, which occurs many times in an answer."""
+        key = tuple(ids)
         if key not in self._texts:
-            self._texts[key] = self._decode(self._ids)
+            self._texts[key] = self._decode(ids)
         return self._texts[key]
 
-    def _beyond_stops(self, new: str) -> str:
+    def _hold_back_stops(self, new_text: str) -> str:
         if not self.stops:
-            return new
-        text = self._held + new
-        stop_places = [at for at in map(text.find, self.stops) if at >= 0]
-        if stop_places:
+            return new_text
+        text = self._held + new_text
+        positions = [position for position in map(text.find, self.stops) if position >= 0]
+        if positions:
             self.stopped = True
             self._held = ""
-            return text[: min(stop_places)]
-        kept = max(beginning_at_end(text, stop) for stop in self.stops)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
+            return text[: min(positions)]
+        pending = max(beginning_at_end(text, stop) for stop in self.stops)
+        self._held = text[len(text) - pending :]
+        return text[: len(text) - pending]
 
 
 def decoding(tokenizer: Any, special: bool) -> Callable[[list[int]], str]:
-    """Return the function from ids to their text, as the tokenizer's `decode` gives it. If that only calls the library
-    `tokenizers`, it is called here: `decode` asks of every token whether it is a tensor, which takes three
-    times as long.
+    """Return a function from token ids to text, equivalent to the tokenizer's `decode`. If `decode` only calls the
+    library `tokenizers`, the function calls that directly: `decode` checks whether each token is a tensor, which takes
+    three times as long.
 
     Args:
-        special: special tokens are text too.
+        special: whether special tokens are decoded to text.
     """
     decode = tokenizer.decode
     kind = type(tokenizer)
@@ -153,14 +153,14 @@ def decoding(tokenizer: Any, special: bool) -> Callable[[list[int]], str]:
 
 
 def beginning_at_end(text: str, sought: str) -> int:
-    """Return how many characters at the end of a text are the beginning of `sought`, less than all of it."""
+    """Return how many characters at the end of a text are a proper prefix of `sought`; 0 if none are."""
     sizes = range(min(len(text), len(sought) - 1), 0, -1)
     return next((size for size in sizes if sought.startswith(text[-size:])), 0)
 
 
 class StopFinder:
-    """Tells the engine whether an answer ends with a token, see `align.rollout.serving_engine.Request.ends`. It has a
-    decoder of its own, for it is called by the engine's thread."""
+    """Checks whether an answer ends with a token, see `align.rollout.serving_engine.Request.ends`. It needs its own
+    decoder, because the engine's thread calls it."""
 
     def __init__(self, decoder: TextDecoder) -> None:
         self.decoder = decoder

@@ -1,4 +1,4 @@
-"""An engine on several ranks: all have the whole rollout in the end, whichever rank samples."""
+"""An engine on several ranks: each samples a share, or the first samples all, and every rank gets the whole rollout."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from align.run import Base
 
 @dataclass
 class DistributedEngine:
-    """An engine that samples with another one, at its temperature.
+    """An engine that distributes the prompts over the engines of all ranks.
 
     Attributes:
-        engine: of this rank.
-        device: that rollouts lie on.
-        batch_size: rows that a rank decodes at once. Chunks of so many are dealt, and smaller ones if there would not
-            be one for each rank.
-        pad_id: fills the rectangle.
-        first_rank_only: the engine has servers, which batch by themselves: the first rank asks them for all prompts.
-            The engines of the other ranks are never asked, and have nothing.
+        engine: the engine of this rank.
+        device: device of the rollouts.
+        batch_size: rows that a rank decodes at once. The rows are distributed in chunks of this size, or smaller ones
+            if there would be fewer chunks than ranks.
+        pad_id: token id for padding.
+        first_rank_only: whether the first rank samples everything: an engine of servers batches by itself. The engines
+            of the other ranks are not loaded.
     """
 
     engine: Engine
@@ -70,24 +70,25 @@ class DistributedEngine:
             actor_rows = torch.tensor(rows)
             ordered = actor_rows[torch.argsort(lengths[actor_rows], stable=True)]
             chunks += [chunk.tolist() for chunk in ordered.split(size)]
-        share = [row for chunk in ranks.own_share(chunks) for row in chunk]
+        own_rows = [row for chunk in ranks.own_share(chunks) for row in chunk]
         part = None
-        if share:
-            actors = [actor[row] for row in share] if isinstance(actor, Sequence) else actor
-            part = self.engine.generate([prompts[row] for row in share], actors, [seeds[row] for row in share])
+        if own_rows:
+            actors = [actor[row] for row in own_rows] if isinstance(actor, Sequence) else actor
+            part = self.engine.generate([prompts[row] for row in own_rows], actors, [seeds[row] for row in own_rows])
             part = part.to(torch.device("cpu"))
-        parts = [(rows, each) for rows, each in ranks.gather_all((share, part)) if each is not None]
+        parts = [(rows, each) for rows, each in ranks.gather_all((own_rows, part)) if each is not None]
         order = torch.tensor([row for rows, _ in parts for row in rows])
         return joined([each for _, each in parts], order, self.pad_id).to(self.device)
 
     def generate_here(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout | None:
-        """Sample everything on the first rank, also in a thread. Returns None on the others; `share` gives the rollout
-        to all."""
+        """Sample all prompts on the first rank. May be called in a background thread: it does not communicate. Returns
+        None on the other ranks; `share` sends the rollout to them."""
         return self.engine.generate(prompts, actor, seeds) if ranks.is_main() else None
 
     def share(self, rollout: Rollout | None) -> Rollout:
-        shared = ranks.broadcast(rollout and rollout.to(torch.device("cpu")))
-        assert shared is not None, "the first rank has it"
-        return shared.to(self.device)
+        """Return the first rank's rollout on every rank."""
+        shared_rollout = ranks.broadcast(rollout and rollout.to(torch.device("cpu")))
+        assert shared_rollout is not None, "the first rank has sampled"
+        return shared_rollout.to(self.device)

@@ -1,4 +1,4 @@
-"""Rollout engines: prompts and who answers them in, a `Rollout` out; and the seeds that they draw by."""
+"""The interface of rollout engines, which sample a `Rollout` of prompts from actors; and the seeds of the sampling."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from align.run import Base
 
 @contextmanager
 def divergence_as_input_error(model_name: str, lr: float | None, dtype: str) -> Iterator[None]:
-    """Around an engine's work: a model that has no distribution to draw from, as the user's error.
+    """Turn NonFiniteLogits of an engine into an InputError about a diverged model.
 
     Args:
-        model_name: as the user knows it.
+        model_name: the model's name for the message.
         lr, dtype: see `align.models.finite_checks.diverged`.
     """
     try:
@@ -34,51 +34,50 @@ def divergence_as_input_error(model_name: str, lr: float | None, dtype: str) -> 
 
 
 class Engine(Protocol):
-    """Samples one response a prompt from softmax(logits / temperature): no top-k, no top-p, no penalty, whatever the
-    checkpoint's generation settings say, so that the samples come from the distribution whose logprobs are used.
+    """Samples one response for each prompt from softmax(logits / temperature). The checkpoint's generation settings
+    (top-k, top-p, penalties) are ignored, so that the samples come from the distribution whose logprobs are used.
 
-    `align.rollout.registry.open_engine` loads one and closes it.
+    `align.rollout.registry.open_engine` opens and closes one.
     """
 
     @property
     def temperature(self) -> float:
-        """The divisor of the logits; 0 takes the likeliest token. See `greedily`."""
+        """The divisor of the logits; 0 is greedy decoding, see `greedily`."""
         ...
 
     @temperature.setter
     def temperature(self, temperature: float) -> None: ...
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        """Get ready to answer on this base, kept as the learner keeps it. Called once, before anything else.
+        """Load the base in the learner's precision. Called once, before any other method.
 
         Args:
-            method, dtype: as `align.models.load.load_base` takes them.
+            method, dtype: see `align.models.load.load_base`.
         """
         ...
 
     def sync(self, actor: Actor) -> None:
-        """Answer from now on with this actor's weights as they stand. The caller calls it before an actor speaks, and
-        again once the actor has learned. An engine with weights of its own takes a snapshot
-        (`align.models.actors.snapshot`) where they changed, and lets go of the one before; an engine that samples
-        from the actor's own model has nothing to do."""
+        """Use this actor's present weights from now on. The caller calls it before the actor is first sampled, and
+        after each training step. An engine with its own weights takes a snapshot (`align.models.actors.snapshot`) if
+        they changed, and drops the previous one; an engine that samples from the actor's own model does nothing."""
         ...
 
     def close(self) -> None:
-        """Let go of what `load` took."""
+        """Release what `load` has loaded."""
         ...
 
     def generate(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout:
-        """Responses in the order of the prompts, with the engine's own logprobs of their tokens.
+        """Return responses in the order of the prompts, with the engine's logprobs of their tokens.
 
         Args:
-            actor: who answers; or a list of them, one a prompt.
-            seeds: one a prompt (`row_seeds`). What is drawn at a position is a function of the row's seed and of the
-                position, regardless of what else is sampled with it.
+            actor: the actor that responds to all prompts, or a list with one actor for each prompt.
+            seeds: one for each prompt (`row_seeds`). The sampled token at a position depends on the row's seed and the
+                position, and not on the rest of the batch.
 
         Raises:
-            InputError: an actor's adapter is not there; nobody else answers in its place.
+            InputError: an actor's adapter is missing; no other weights are used in its place.
             NonFiniteLogits: the logits of a row are not finite.
         """
         ...
@@ -86,20 +85,23 @@ class Engine(Protocol):
 
 @contextmanager
 def greedily(engine: Engine) -> Iterator[None]:
-    """Inside the block the engine takes the likeliest token at each position, regardless of the seeds."""
-    before = engine.temperature
+    """Use greedy decoding inside the block, regardless of the seeds."""
+    temperature = engine.temperature
     engine.temperature = 0.0
     try:
         yield
     finally:
-        engine.temperature = before
+        engine.temperature = temperature
 
 
 def rows_by_actor(actor: Actor | Sequence[Actor], rows: int) -> dict[Actor, list[int]]:
-    """Return the rows that each actor answers.
+    """Return actor → its rows.
+
+    Args:
+        actor: the actor of all rows, or a list with one actor for each row.
 
     Raises:
-        ValueError: there are other than so many.
+        ValueError: the list has another length than `rows`.
     """
     if not isinstance(actor, Sequence):
         return {actor: list(range(rows))}
@@ -118,50 +120,52 @@ def rollout_of(
     ended: Sequence[bool],
     pad_id: int,
 ) -> Rollout:
-    """Prompts, the tokens that were drawn for each, and the logprobs that they were drawn with, as one rectangle."""
+    """Build a rollout of prompts, their sampled responses and the logprobs of the sampled tokens, padded to equal
+    lengths."""
     tokens = torch.cat([pad(prompts, pad_id, left=True), pad(responses, pad_id)], 1)
-    ones = ([[1] * len(row) for row in side] for side in (prompts, responses))
-    mask = torch.cat([pad(side, 0, left) for side, left in zip(ones, (True, False), strict=True)], 1).bool()
-    drawn_BT = torch.zeros(len(responses), max(map(len, responses)))
+    prompt_mask = pad([[1] * len(row) for row in prompts], 0, left=True)
+    response_mask = pad([[1] * len(row) for row in responses], 0)
+    mask = torch.cat([prompt_mask, response_mask], 1).bool()
+    logprobs_BT = torch.zeros(len(responses), max(map(len, responses)))
     for row, values in enumerate(logprobs):
-        drawn_BT[row, : len(values)] = torch.tensor(values)
-    return Rollout(tokens, mask, max(map(len, prompts)), torch.tensor(ended), drawn_BT)
+        logprobs_BT[row, : len(values)] = torch.tensor(values)
+    return Rollout(tokens, mask, max(map(len, prompts)), torch.tensor(ended), logprobs_BT)
 
 
 def response_ids(rollout: Rollout) -> list[list[int]]:
-    """The sampled tokens of each response, its stop token included."""
+    """Return the token ids of each response, including its stop token."""
     rows = zip(rollout.response_BT.tolist(), rollout.response_mask_BT.tolist(), strict=True)
     return [[i for i, real in zip(ids, mask, strict=True) if real] for ids, mask in rows]
 
 
 def response_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
-    """Each response as text, without its stop token. Half a character, which a broken tokenizer may make, is U+FFFD: no
-    file, database or other tokenizer takes it."""
+    """Return each response as text, without its stop token. A lone surrogate, which a broken tokenizer may produce, is
+    replaced by U+FFFD, because no file, database or other tokenizer accepts it."""
     rows = zip(response_ids(rollout), rollout.ended_B.tolist(), strict=True)
     return [response_text(tokenizer, ids, ended) for ids, ended in rows]
 
 
-def response_text(tokenizer: Any, ids: Sequence[int], ended: bool) -> str:
+def response_text(tokenizer: Any, ids: Sequence[int], has_stop_token: bool) -> str:
     """Return one response as text, see `response_texts`.
 
     Args:
-        ended: the last token is a stop token.
+        has_stop_token: whether the last token is a stop token.
     """
-    answer_ids = ids[:-1] if ended else ids
+    answer_ids = ids[:-1] if has_stop_token else ids
     return LONE_SURROGATE.sub("\ufffd", tokenizer.decode(answer_ids, skip_special_tokens=True)).strip()
 
 
 CUT = 0.1
-"""The share of answers cut at the length limit from which on it is said."""
+"""Share of answers cut at the length limit from which a warning is given."""
 
 
 def cut_answers(share: float, limit: int, whose: str = "") -> list[str]:
-    """Return a warning if many answers reached the length limit; nothing if few did.
+    """Return a warning, in a list, if many answers were cut at the length limit. Returns an empty list otherwise.
 
     Args:
-        share: of the answers that were cut.
-        limit: tokens an answer.
-        whose: with a blank behind it.
+        share: share of the answers that were cut.
+        limit: maximum tokens of an answer.
+        whose: adjective for the answers, followed by a space.
     """
     if share < CUT:
         return []
@@ -169,31 +173,36 @@ def cut_answers(share: float, limit: int, whose: str = "") -> list[str]:
 
 
 def joined(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
-    """Several rollouts as one, padded to common widths, rows put back by `order` (the inverse is applied)."""
-    from torch.nn.functional import pad as widen
+    """Concatenate rollouts, padded to common widths.
+
+    Args:
+        order: the original row of each row of the concatenation; the result is in the original order.
+        pad_id: token id for padding.
+    """
+    from torch.nn.functional import pad as pad_columns
 
     width_P = max(p.prompt_width for p in parts)
     width_T = max(p.tokens_BS.shape[1] - p.prompt_width for p in parts)
 
-    def widened(x: Tensor, part: Rollout, value: int) -> Tensor:
+    def widen(x: Tensor, part: Rollout, value: int) -> Tensor:
         right = width_T - (x.shape[1] - part.prompt_width)
-        return widen(x, (width_P - part.prompt_width, right), value=value)
+        return pad_columns(x, (width_P - part.prompt_width, right), value=value)
 
-    tokens = torch.cat([widened(p.tokens_BS, p, pad_id) for p in parts])
-    mask = torch.cat([widened(p.mask_BS, p, 0) for p in parts])
-    ended = torch.cat([p.ended_B for p in parts])
+    tokens = torch.cat([widen(p.tokens_BS, p, pad_id) for p in parts])
+    mask = torch.cat([widen(p.mask_BS, p, 0) for p in parts])
+    ended_B = torch.cat([p.ended_B for p in parts])
     inverse = torch.argsort(order)
-    sampled = [widen(x, (0, width_T - x.shape[1])) for p in parts if (x := p.logprobs_BT) is not None]
-    logprobs = torch.cat(sampled)[inverse] if len(sampled) == len(parts) else None
-    return Rollout(tokens[inverse], mask[inverse], width_P, ended[inverse], logprobs)
+    logprobs = [pad_columns(x, (0, width_T - x.shape[1])) for p in parts if (x := p.logprobs_BT) is not None]
+    logprobs_BT = torch.cat(logprobs)[inverse] if len(logprobs) == len(parts) else None
+    return Rollout(tokens[inverse], mask[inverse], width_P, ended_B[inverse], logprobs_BT)
 
 
 class SnapshotEngine:
-    """The part of an engine with weights of its own that knows which snapshot of an actor's adapter answers.
+    """A mixin for engines with their own weights, which keeps a snapshot of each actor's adapter.
 
     Attributes:
-        name: of the engine, as `rollout.engine` has it.
-        base, snapshots: the base, and the folder of snapshots, once it is loaded.
+        name: the engine's name in `rollout.engine`.
+        base, snapshots: the base, and the folder of snapshots; set by `load`.
         digests: actor → digest of its snapshot; None for the base.
     """
 
@@ -203,10 +212,10 @@ class SnapshotEngine:
     digests: dict[Actor, str | None]
 
     def sync(self, actor: Actor) -> None:
-        """Answer from now on with this actor's weights as they stand.
+        """Take a snapshot of an actor's present weights, and drop the previous one if no other actor has it.
 
         Raises:
-            InputError: the actor is no plain adapter.
+            InputError: the actor is not a plain adapter.
         """
         folder = None
         if not actor.base_alone:
@@ -214,20 +223,20 @@ class SnapshotEngine:
             is_adapter = (folder / "adapter_config.json").is_file()
             require(is_adapter, "rollout.engine", self.name, "answers by adapters alone", "Use rollout=hf.")
         self.load_snapshot(actor, folder)
-        before = self.digests.get(actor)
+        old_digest = self.digests.get(actor)
         self.digests[actor] = None if folder is None else folder.name
-        if before is not None and before not in self.digests.values():
-            self.drop_snapshot(before)
+        if old_digest is not None and old_digest not in self.digests.values():
+            self.drop_snapshot(old_digest)
 
     def load_snapshot(self, actor: Actor, folder: Path | None) -> None:
-        """Get ready to answer by a snapshot, or by the base if `folder` is None."""
+        """Load a snapshot, or prepare the base. The folder is None for the base."""
         raise NotImplementedError
 
     def drop_snapshot(self, digest: str) -> None:
         raise NotImplementedError
 
     def digests_of_rows(self, actor: Actor | Sequence[Actor], rows: int) -> list[str | None]:
-        """Return whose snapshot answers each row."""
+        """Return the digest of each row's snapshot; None for the base. Actors without a snapshot are synced first."""
         actors = actor if isinstance(actor, Sequence) else [actor] * rows
         for each in rows_by_actor(actor, rows):
             if each not in self.digests:
@@ -236,20 +245,20 @@ class SnapshotEngine:
 
 
 def place_seed(*where: Any) -> int:
-    """63 bits that belong to one place, such as `(seed, "rollout", update, row)`."""
+    """Return a 63-bit seed for one place in a run, such as `(seed, "rollout", update, row)`."""
     return int.from_bytes(hashlib.sha256(repr(where).encode()).digest()[:8], "big") >> 1
 
 
 def generator_for(device: torch.device, seed: int, *where: str | int) -> torch.Generator:
-    """A generator for one place in a run, such as `(seed, "minibatches", update)`."""
+    """Return a random generator for one place in a run, such as `(seed, "minibatches", update)`."""
     return torch.Generator(device).manual_seed(place_seed(seed, *where))
 
 
 def row_seeds(rows: Iterable[Any], seed: int, *where: str | int) -> list[int]:
-    """A seed for each row that is sampled at one place in a run. What a row draws depends on its own seed, and so on no
-    other row: not on how many are sampled, in which order, or in which process.
+    """Return a seed for each row that is sampled at one place in a run. Because a row's samples depend on its own seed
+    only, they do not depend on the number of rows, their order, or the process.
 
     Args:
-        rows: what tells the rows of that place apart, such as their numbers.
+        rows: unique keys of the rows at that place, such as their numbers.
     """
     return [place_seed(seed, *where, row) for row in rows]

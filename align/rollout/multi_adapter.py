@@ -1,7 +1,8 @@
-"""Rollouts by the engine that serves: a copy of the base, laid out for decoding, and a bank of the actors' adapters.
+"""Rollouts by the engine of stage=serve: a copy of the base in a layout for decoding, and a bank of the actors'
+adapters.
 
-Answers of many adapters come out of one batch. Rows that finish make room for those that wait. It answers with
-snapshots of the actors' weights (`sync`), as any engine does that has weights of its own."""
+One batch holds rows of many adapters, and a finished row frees its slot for a waiting one. The engine uses snapshots of
+the actors' weights (`sync`), as every engine with its own weights does."""
 
 from __future__ import annotations
 
@@ -26,19 +27,19 @@ from align.rollout.serving_engine import Output, Request, SamplingParams, Token
 from align.run import Base
 
 ANY = 1 << 30
-"""Requests that may wait: as many as there are."""
+"""Maximum waiting requests: no limit."""
 AT_ONCE = 2048
-"""Tokens of prompts that are read at once: nobody waits for a first token."""
+"""Prompt tokens per step. It may be large, because the latency of the first token does not matter."""
 
 
 @dataclass
 class BankEngine(SnapshotEngine):
-    """See the module, and `align.rollout.engine.Engine`.
+    """The rollout engine `bank`; its interface is `align.rollout.engine.Engine`.
 
     Attributes:
-        stop_ids, pad_id, max_new_tokens, temperature: as `align.rollout.hf.HfEngine` has them.
+        stop_ids, pad_id, max_new_tokens, temperature: see `align.rollout.hf.HfEngine`.
         batch_size: rows decoded at once.
-        resident, max_rank: of the bank.
+        resident, max_rank: maximum adapters in the bank, and their maximum rank.
     """
 
     name: ClassVar[str] = "bank"
@@ -52,7 +53,7 @@ class BankEngine(SnapshotEngine):
     digests: dict[Actor, str | None] = field(default_factory=dict)
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        """Raises: InputError: the architecture is off the fast path."""
+        """See `Engine.load`. Raises InputError if the fast path does not support the architecture."""
         model = load_base(base, method, torch.device("cpu"), dtype)
         context = context_length(model)
         if method == "qlora":
@@ -105,7 +106,7 @@ class BankEngine(SnapshotEngine):
 
 @dataclass
 class ReceivedAnswer:
-    """An answer as it comes in."""
+    """The tokens of an answer received so far."""
 
     tokens: list[Token] = field(default_factory=list)
     ended: bool = False

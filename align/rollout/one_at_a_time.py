@@ -1,6 +1,6 @@
-"""Serving any architecture that transformers can generate with: one request after another, by its own `generate`.
+"""Serving of any architecture that transformers can generate with: one request at a time, by its own `generate`.
 
-For models off the fast path. Slower than a batch, and right wherever the plain path is.
+It is used for models that the fast path does not support, and is slower than continuous batching.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from align.rollout.serving_engine import (
 
 
 class Over(Exception):
-    """The answer has ended: `generate` is left by it."""
+    """Raised to leave `generate` when the answer has ended."""
 
 
 class OneAtATime(ServingEngine):
-    """See the module, and `align.rollout.serving_engine.ServingEngine`.
+    """The serving engine without batching; its interface is `align.rollout.serving_engine.ServingEngine`.
 
     Args:
         model: the base.
-        context: tokens of a prompt and its answer together, at most.
-        queue: requests that may wait.
-        resident: adapters that are kept on the model.
+        context: maximum tokens of a prompt and its answer together.
+        queue: maximum waiting requests.
+        resident: maximum adapters loaded at once.
     """
 
     def __init__(self, model: Any, context: int, queue: int = 256, resident: int = 16) -> None:
         super().__init__(context, queue)
         self.resident = resident
         self.pool = AdapterPool(model)
-        self._used: OrderedDict[str, None] = OrderedDict()
+        self._loaded: OrderedDict[str, None] = OrderedDict()
         self._answer: Completion | None = None
         self._counts = {"prompt_tokens": 0, "generated_tokens": 0, "steps": 0}
 
@@ -55,13 +55,13 @@ class OneAtATime(ServingEngine):
         return super().add(request, listener)
 
     def step(self) -> bool:
-        for digest in [digest for digest in self._used if digest not in self.known]:  # known no more: it makes room
-            self._let_go(digest)
+        for digest in [digest for digest in self._loaded if digest not in self.known]:  # it was unregistered
+            self._unload(digest)
         answer = self._answer = self._next((), 1)
         if answer is None:
             return False
         try:
-            self._read_and_answer(answer)
+            self._answer_request(answer)
         except Over:
             pass
         except Exception as error:
@@ -74,12 +74,12 @@ class OneAtATime(ServingEngine):
     def stats(self) -> Stats:
         counts = self._counts
         running = int(self._answer is not None)
-        return Stats(len(self._waiting), running, cached_tokens=0, resident=len(self._used), **counts)
+        return Stats(len(self._waiting), running, cached_tokens=0, resident=len(self._loaded), **counts)
 
     @torch.no_grad()
-    def _read_and_answer(self, answer: Completion) -> None:
+    def _answer_request(self, answer: Completion) -> None:
         request = answer.request
-        with self.pool.actor(self._on_model(request.adapter)).use() as model, evaluating(model):
+        with self.pool.actor(self._load_adapter(request.adapter)).use() as model, evaluating(model):
             answer.has_begun = True
             tokens = torch.tensor([request.prompt_ids], device=model.device)
             answer.begin(self._prompt_logprobs(model, request))
@@ -113,18 +113,18 @@ class OneAtATime(ServingEngine):
         logits = base_model(model)(input_ids=ids, use_cache=False).logits[0].float().cpu()
         return (None, *prompt_tokens(logits[:-1], request.prompt_ids[1:], number))
 
-    def _on_model(self, digest: str | None) -> str | None:
-        """Put an adapter on the model, unless it is; the one that was used least lately makes room."""
+    def _load_adapter(self, digest: str | None) -> str | None:
+        """Load an adapter if it is not loaded, in place of the least recently used one if all places are taken."""
         if digest is None:
             return None
-        if digest not in self._used:
-            while len(self._used) >= self.resident:
-                self._let_go(next(iter(self._used)))
+        if digest not in self._loaded:
+            while len(self._loaded) >= self.resident:
+                self._unload(next(iter(self._loaded)))
             self.pool.add(self.known.folder(digest))
-        self._used[digest] = None
-        self._used.move_to_end(digest)
+        self._loaded[digest] = None
+        self._loaded.move_to_end(digest)
         return digest
 
-    def _let_go(self, digest: str) -> None:
-        del self._used[digest]
+    def _unload(self, digest: str) -> None:
+        del self._loaded[digest]
         self.pool.remove(digest)

@@ -1,7 +1,7 @@
-"""Probes of an engine: its logprobs of some prompts, compared with those of the adapter that it was given.
+"""Probes of an engine: its logprobs of some prompts are compared with those of the trained adapter.
 
-Engines pass over in silence what they do not find or do not read. An adapter that is not in force answers like the
-base, and one that took another's name answers like that one.
+Engines may silently ignore files or parameters that they do not support. An adapter that was not applied gives the
+logprobs of the base, and one under a wrong name gives those of another adapter.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from align.rollout.engine_process import WITHIN
 from align.run import read_json_object, write_json
 
 PROBES = "probes.json"
-"""The file of an exported adapter that holds them."""
+"""File of an exported adapter that holds the probes."""
 SHARE = 0.25
 CERTAIN = 3.0
-"""How far the share of an adapter that is in force may lie from 1; and in how many standard errors."""
+"""Allowed distance of the applied share of an adapter from 1, absolute and in standard errors."""
 FEWEST = 32
-"""Tokens of all rows. Few could be chosen so that they tell nothing; the fixed prompts have hundreds."""
+"""Minimum tokens of all rows: too few could be picked to show no difference. The fixed prompts have hundreds."""
 NOT_BY_THIS = "Do not serve it by this engine. The engine's log says what it made of it."
 REMEDY = "Export it again, or remove this file: what the adapter says is then computed anew."
 
 Logprobs = Sequence[Sequence[float]]
-"""Of each token of a row but the first, given those before it, in nats; one sequence a row."""
+"""For each row, the logprobs in nats of its tokens from the second on, given the previous tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probes:
-    """Prompts that an engine is asked, and the logprobs that it must give.
+    """Prompts for an engine, and their expected logprobs.
 
     Attributes:
-        rows: token ids, at least two a row.
-        adapter: by the adapter.
-        base: by the base without it; the same of a base that is probed.
+        rows: token ids, at least two for each row.
+        adapter: expected logprobs with the adapter.
+        base: expected logprobs of the base without it; equal to `adapter` if the base itself is probed.
     """
 
     rows: Sequence[Sequence[int]]
@@ -52,13 +52,13 @@ class Probes:
 
 
 class Agreement(NamedTuple):
-    """The distance of an engine from what was trained.
+    """The agreement of an engine's logprobs with those of the trained adapter.
 
     Attributes:
-        gap: mean distance of a token's logprob, in nats.
-        share: how much of the adapter is in force: 1 for all of it, 0 for the base. What moves from the base to the
-            adapter, projected on what should move. nan where nothing should.
-        error: its standard error.
+        gap: mean absolute difference of a token's logprob, in nats.
+        share: applied share of the adapter, 1 for all of it and 0 for the base: the engine's change from the base to
+            the adapter, projected on the expected change. nan if no change is expected.
+        error: standard error of the share.
     """
 
     gap: float
@@ -66,23 +66,25 @@ class Agreement(NamedTuple):
     error: float
 
 
-def agreement(found: Logprobs, found_base: Logprobs, probes: Probes) -> Agreement:
-    """Args:
-    found, found_base: what the engine says by the adapter, and by its base.
+def agreement(engine_adapter: Logprobs, engine_base: Logprobs, probes: Probes) -> Agreement:
+    """Compute the agreement of an engine's logprobs with the expected ones.
+
+    Args:
+        engine_adapter, engine_base: the engine's logprobs with the adapter, and of its base.
     """
-    engine_logprobs, said_base, trained_logprobs, base = (
+    adapter, base, expected_adapter, expected_base = (
         np.array([value for row in rows for value in row], float)
-        for rows in (found, found_base, probes.adapter, probes.base)
+        for rows in (engine_adapter, engine_base, probes.adapter, probes.base)
     )
-    moved = engine_logprobs - said_base
-    should = trained_logprobs - base
-    gap = float(np.abs(engine_logprobs - trained_logprobs).mean())
-    length = float(should @ should)
-    if length == 0:
+    change = adapter - base
+    expected_change = expected_adapter - expected_base
+    gap = float(np.abs(adapter - expected_adapter).mean())
+    squared_norm = float(expected_change @ expected_change)
+    if squared_norm == 0:
         return Agreement(gap, float("nan"), float("inf"))
-    share = float(moved @ should) / length
-    residual = moved - share * should
-    return Agreement(gap, share, float(np.sqrt((residual @ residual) / len(residual) / length)))
+    share = float(change @ expected_change) / squared_norm
+    residual = change - share * expected_change
+    return Agreement(gap, share, float(np.sqrt((residual @ residual) / len(residual) / squared_norm)))
 
 
 def describe_agreement(agreed: Agreement) -> str:
@@ -95,17 +97,14 @@ def describe_agreement(agreed: Agreement) -> str:
 
 
 def check_agreement(agreed: Agreement, dtype: str, field: str, name: str, remedy: str = NOT_BY_THIS) -> None:
-    """Args:
-        dtype: that the engine computes in.
-        field, name: what the adapter is called.
-        remedy: what to do if it is not.
+    """Raise InputError if an engine does not serve the weights that were trained.
 
-    Raises:
-        InputError: the engine serves something else than was trained.
+    Args:
+        dtype: dtype of the engine's computation.
+        field, name: field and value for the error message.
+        remedy: remedy for the error message.
     """
-    off = abs(agreed.share - 1)
-    most = max(SHARE, CERTAIN * agreed.error)
-    if off > most:  # not so where it is nan
+    if abs(agreed.share - 1) > max(SHARE, CERTAIN * agreed.error):  # False if the share is nan
         problem = f"{agreed.share:.0%} of the adapter is in force in the engine, where 100 % should be"
         raise InputError(field, name, problem, remedy)
     problem = f"the engine's logprobs are {agreed.gap:.2g} nats from those that were trained, on the mean"
@@ -113,20 +112,20 @@ def check_agreement(agreed: Agreement, dtype: str, field: str, name: str, remedy
 
 
 def write_probes(folder: Path, probes: Probes, adapter: str, base: str) -> None:
-    """Beside an adapter.
+    """Write probes beside an adapter.
 
     Args:
-        adapter, base: their digests.
+        adapter, base: digests of the adapter and its base.
     """
     about = {"adapter_digest": adapter, "base_digest": base}
     write_json(folder / PROBES, {**about, "rows": probes.rows, "adapter": probes.adapter, "base": probes.base})
 
 
 def read_probes(folder: Path, adapter: str, base: str) -> Probes | None:
-    """Return the probes beside an adapter; None if it has none.
+    """Return the probes beside an adapter. Returns None if it has none.
 
     Raises:
-        CorruptFile: the file holds something else, or is of another adapter or base.
+        CorruptFile: the file is malformed, or belongs to another adapter or base.
     """
     if not (folder / PROBES).is_file():
         return None
@@ -134,15 +133,15 @@ def read_probes(folder: Path, adapter: str, base: str) -> Probes | None:
     if (content.get("adapter_digest"), content.get("base_digest")) != (adapter, base):
         raise CorruptFile("file", PROBES, "is of another adapter or base", REMEDY)
     rows, by_adapter, by_base = (lists_in(content.get(name)) for name in ("rows", "adapter", "base"))
-    tokens = all(len(row) > 1 and all(type(id) is int and id >= 0 for id in row) for row in rows)
-    logprobs = all(type(value) is float and math.isfinite(value) for row in by_adapter + by_base for value in row)
+    tokens_valid = all(len(row) > 1 and all(type(id) is int and id >= 0 for id in row) for row in rows)
+    logprobs_valid = all(type(value) is float and math.isfinite(value) for row in by_adapter + by_base for value in row)
     sizes = [[len(row) for row in part] for part in (by_adapter, by_base)]
-    fit = all(size == [len(row) - 1 for row in rows] for size in sizes)
-    if not (sum(map(len, rows)) >= FEWEST and tokens and logprobs and fit):
+    lengths_fit = all(size == [len(row) - 1 for row in rows] for size in sizes)
+    if not (sum(map(len, rows)) >= FEWEST and tokens_valid and logprobs_valid and lengths_fit):
         raise CorruptFile("file", PROBES, "holds no rows of tokens with their logprobs", REMEDY)
     return Probes(rows, by_adapter, by_base)
 
 
 def lists_in(value: object) -> list[list[Any]]:
-    """Return what may be rows; nothing if it is no list of lists."""
+    """Return a value that is a list of lists. Returns an empty list for anything else."""
     return value if isinstance(value, list) and all(isinstance(row, list) for row in value) else []

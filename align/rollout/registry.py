@@ -1,4 +1,4 @@
-"""The engines by name. Each engine is one file beside this one, and only this file names them."""
+"""Registry of the rollout engines. Each engine is a module beside this one, and only this module names them."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def open_engine(
     longest_prompt: int,
     adapter_rank: int,
 ) -> Iterator[Engine]:
-    """Open the engine of a run, ready to answer on a base. It is closed in the end, also after an error. On several
-    ranks each samples its share.
+    """Open the engine of a run with a base loaded, and close it at the end of the block. On several ranks each rank
+    samples a share.
 
     Args:
-        settings: of the group `rollout`.
-        method, dtype: how the learner keeps the base, see `Engine.load`.
-        device: that the learner's tensors lie on.
-        longest_prompt: tokens of a prompt, at most; the model's context may allow fewer.
-        adapter_rank: of the adapters that servers are to expect.
+        settings: the config group `rollout`.
+        method, dtype: the learner's precision of the base, see `Engine.load`.
+        device: device of the learner's tensors.
+        longest_prompt: maximum tokens of a prompt; the model's context may allow fewer.
+        adapter_rank: maximum rank of the adapters, for servers.
     """
     asks_servers = settings.engine == "vllm"
     server_options: tuple[Any, ...] = ()
@@ -68,12 +68,12 @@ def build_engine(settings: Any, tokenizer: Any, generation_config: Any, *server_
     """Build the engine of `rollout.engine`.
 
     Args:
-        settings: of the group `rollout`.
-        generation_config: of the base, which may list more tokens that end an answer than the tokenizer knows.
+        settings: the config group `rollout`.
+        generation_config: that of the base, which may list more stop tokens than the tokenizer.
         server_options: further attributes of `VllmSampler`.
 
     Raises:
-        InputError: there is no token that ends an answer.
+        InputError: the model has no stop token.
     """
     stops = stop_token_ids(tokenizer, generation_config)
     problem = "no token ends an answer, by the tokenizer, generation config or template"

@@ -1,5 +1,5 @@
-"""Engines that serve: requests and the tokens that answer them, their queue, the adapters that may be asked for, the
-thread that steps an engine, and the draw of one token a row."""
+"""The interface of serving engines: requests and outputs, the request queue, the registered adapters, the thread that
+steps an engine, and the sampling of one token for each row."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ NAN = float("nan")
 
 
 class Grammar(Protocol):
-    """The tokens that may come next in one answer. It belongs to one request, and changes with each token.
+    """The state of one answer that follows a grammar: which tokens may come next.
 
     Attributes:
-        source: the same as llguidance's Lark, for engines that follow it by themselves; None if Lark cannot express it.
+        source: the grammar in llguidance's Lark, for external engines; None if Lark cannot express it.
     """
 
     source: str | None
 
     def allowed(self) -> np.ndarray:
-        """Return which tokens may come next [V], bool; at least one."""
+        """Return a bool mask [V] of the tokens that may come next, at least one."""
         ...
 
     def accept(self, token: int) -> bool:
-        """Take in the token that came. Returns whether the answer ends with it."""
+        """Advance the state by a token. Returns whether the answer ends with it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Parameters by which one answer is drawn. The draw at a position is a function of the seed, the position and the
+    """Sampling parameters of one answer. The token at a position is a function of the seed, the position and the
     distribution there.
 
     Attributes:
-        max_tokens: of the answer, its stop token included; 0 if only the prompt's logprobs are wanted.
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: of the likeliest tokens whose chances add up to this, one is drawn (Holtzman et al., 2020).
+        max_tokens: maximum tokens of the answer including its stop token; 0 to get the prompt's logprobs only.
+        temperature: divisor of the logits; 0 is greedy decoding.
+        top_p: sample from the likeliest tokens whose probabilities add up to this (Holtzman et al., 2020).
         seed: int64.
-        stop_ids: tokens that end the answer, each its last token.
-        logprobs: how many alternatives come with each token and its own logprob; None for no logprobs.
-        prompt_logprobs: the same of the prompt's tokens, each given those before it.
-        processed_logprobs: of the distribution that is drawn from, temperature included; otherwise the model's own, at
-            temperature 1.
+        stop_ids: tokens that end the answer, which includes them.
+        logprobs: number of alternatives returned with each token's logprob; None for no logprobs.
+        prompt_logprobs: the same for the prompt's tokens, given the previous tokens.
+        processed_logprobs: whether logprobs are of the distribution that is sampled from, with temperature; otherwise
+            they are the model's own, at temperature 1.
     """
 
     max_tokens: int
@@ -78,12 +78,12 @@ class Request:
     """A request for one answer.
 
     Attributes:
-        prompt_ids: at least one token.
-        adapter: digest of a registered adapter; None for the base by itself.
-        tenant: who asks. Turns are fair over tenants, and a tenant's prefixes are cached for itself alone.
-        scored: what is wanted is the score that a reward model gives to the whole prompt, and no answer.
-        grammar: what may come next, if not everything.
-        ends: takes each drawn token; True ends the answer with it. It is called by the engine's thread.
+        prompt_ids: token ids, at least one.
+        adapter: digest of a registered adapter; None for the base alone.
+        tenant: name of the tenant. Slots are shared fairly between tenants, and prefixes are cached for each tenant.
+        scored: whether the request asks for a reward model's score of the prompt, and no answer.
+        grammar: constraint of the answer; None for a free answer.
+        ends: called with each sampled token by the engine's thread; returns True to end the answer with it.
     """
 
     prompt_ids: tuple[int, ...]
@@ -96,8 +96,8 @@ class Request:
 
 
 class Token(NamedTuple):
-    """A token, its logprob in nats, and the likeliest at its place with theirs, best first. The logprob is nan if none
-    was asked for."""
+    """A token, its logprob in nats, and the likeliest tokens at its position with their logprobs, best first. The
+    logprob is nan if logprobs were not requested."""
 
     id: int
     logprob: float
@@ -105,15 +105,15 @@ class Token(NamedTuple):
 
 
 class Output(NamedTuple):
-    """A piece of an answer as a listener gets it, in order; the last one has a `finish_reason`.
+    """A piece of an answer for its listener. The last one has a `finish_reason`.
 
     Attributes:
-        tokens: since the last output.
-        finish_reason: `stop`: a stop token, `ends` or the grammar; `length`: `max_tokens`, or the context is full.
-        error: with `finish_reason` `error`: what went wrong.
-        prompt_logprobs: in the first output, if asked for: None for the first token of the prompt.
-        cached_tokens: in the first output: tokens of the prompt that came from the prefix cache.
-        score: in the first output, if asked for: a reward model's.
+        tokens: new tokens since the last output.
+        finish_reason: `stop` for a stop token, `ends` or the grammar; `length` for `max_tokens` or a full context.
+        error: the exception, if `finish_reason` is `error`.
+        prompt_logprobs: in the first output, if requested; None for the first token of the prompt.
+        cached_tokens: in the first output, tokens of the prompt that came from the prefix cache.
+        score: in the first output, a reward model's score, if requested.
     """
 
     tokens: tuple[Token, ...] = ()
@@ -125,23 +125,23 @@ class Output(NamedTuple):
 
 
 Listener = Callable[[Output], None]
-"""Called by the thread that steps the engine: it must hand over and return."""
+"""Called by the engine's thread, which it must not block."""
 
 
 class QueueFull(InputError):
-    """The queue is full. Nothing was begun."""
+    """The queue is full, and the request was not added."""
 
 
 @dataclass(slots=True, eq=False)
 class Completion:
-    """A request that was added, and how far its answer is: the handle to abort it by.
+    """The state of an added request and its answer; the handle to abort it.
 
     Attributes:
-        is_aborted: it is no longer wanted; the engine ends it.
-        has_begun: the engine has begun to read its prompt.
-        has_read: the prompt has been read, and the listener has heard of it.
-        length: tokens so far.
-        finished: why the answer ended, once it has.
+        is_aborted: whether it was aborted; the engine ends it at its next step.
+        has_begun: whether the engine has started to process its prompt.
+        has_read: whether the prompt was processed, and the first output sent.
+        length: number of tokens so far.
+        finished: the reason why the answer ended; None until then.
     """
 
     request: Request
@@ -155,13 +155,14 @@ class Completion:
 
     @property
     def number(self) -> float:
-        """The uniform number for the next draw; 0 at temperature 0."""
-        if self._numbers is None:  # an engine that draws by itself asks for none
+        """The uniform random number of the next token; 0 at temperature 0."""
+        if self._numbers is None:  # computed lazily: external engines need none
             self._numbers = draw_numbers(self.request.sampling)
         return self._numbers[self.length] if self._numbers else 0.0
 
     def allowed(self) -> np.ndarray | None:
-        """Return which tokens may come next; None for all. A grammar that fails ends its own request."""
+        """Return a bool mask of the tokens that may come next. Returns None if all may, or if the grammar failed, which
+        ends the request."""
         try:
             return None if self.request.grammar is None else self.request.grammar.allowed()
         except Exception as error:
@@ -171,64 +172,64 @@ class Completion:
     def begin(
         self, prompt_logprobs: tuple[Token | None, ...] | None, cached_tokens: int = 0, score: float | None = None
     ) -> None:
-        """Note that the prompt has been read."""
+        """Send the first output, after the prompt was processed."""
         self.has_read = True
         if score is not None and not math.isfinite(score):
             self.fail(NonFiniteLogits("the score is nan or infinite"))
             return
         ends = self.request.scored or self.request.sampling.max_tokens == 0
-        self._tell(Output((), "length" if ends else None, None, prompt_logprobs, cached_tokens, score))
+        self._send(Output((), "length" if ends else None, None, prompt_logprobs, cached_tokens, score))
 
     def take(self, token: Token | None) -> None:
-        """Take the next token; None if there was no distribution to draw from. What of the request's own fails on it
-        ends the request."""
+        """Add the next token, and send it to the listener. The token is None if its logits were not finite. An
+        exception in the request's grammar, `ends` or listener ends the request."""
         if token is None:
             self.fail(NonFiniteLogits("the logits are nan or infinite"))
             return
         request = self.request
         self.length += 1
-        ended = token.id in request.sampling.stop_ids
+        is_last = token.id in request.sampling.stop_ids
         try:
             if request.grammar is not None:
-                ended |= request.grammar.accept(token.id)
+                is_last |= request.grammar.accept(token.id)
             if request.ends is not None:
-                ended |= request.ends(token.id)
+                is_last |= request.ends(token.id)
         except Exception as error:
             self.fail(error)
             return
         is_full = self.length == request.sampling.max_tokens
-        output = Output((token,), "stop" if ended else "length" if is_full else None)
+        output = Output((token,), "stop" if is_last else "length" if is_full else None)
         try:
-            self._tell(output)
-        except Exception as error:  # of the listener
+            self._send(output)
+        except Exception as error:  # raised by the listener
             self.fail(error)
 
     def stop(self) -> None:
-        """End it with the last token."""
-        self._tell(Output((), "stop"))
+        """End the answer with the last token."""
+        self._send(Output((), "stop"))
 
     def abort(self) -> None:
-        self._tell(Output((), "abort"))
+        self._send(Output((), "abort"))
 
     def fail(self, error: Exception) -> None:
-        """End it by an error. What is no fault of the input is logged."""
+        """End the answer with an error. An error that the input did not cause is logged."""
         if not isinstance(error, AlignError | NonFiniteLogits):
             log.exception("a request failed", exc_info=error)
-        self._tell(Output((), "error", error))
+        self._send(Output((), "error", error))
 
-    def _tell(self, output: Output) -> None:
+    def _send(self, output: Output) -> None:
         if self.finished is None:
             self.finished = output.finish_reason
             self.listener(output)
 
 
 class Stats(NamedTuple):
-    """Counts of an engine since it was made, for metrics.
+    """Counters of an engine since its start, for metrics.
 
     Attributes:
-        waiting, running: requests now.
+        waiting, running: present number of requests.
         steps: decode steps.
-        prompt_tokens, cached_tokens, generated_tokens: in all; cached ones are counted among the prompt's.
+        prompt_tokens, cached_tokens, generated_tokens: total tokens; prompt tokens include the cached ones.
         resident: adapters in memory.
     """
 
@@ -246,14 +247,17 @@ SHARE = 3
 
 @dataclass(slots=True)
 class Waiting:
-    """Requests that wait for a slot, fair over tenants: first the tenant with the fewest running, then the one that was
-    served longest ago.
+    """The queue of requests that wait for a slot, fair between tenants: next is the tenant with the fewest running
+    requests, and among equal ones the one that was served longest ago.
 
-    A tenant may have three times as many waiting as there is room left (dynamic thresholds: Choudhury and Hahne, 1998):
-    one alone gets three quarters of the room, and there is always some for another.
+    A tenant may have three times as many waiting requests as there is room left (dynamic thresholds: Choudhury and
+    Hahne, 1998): a single tenant gets three quarters of the room, and there is always some left for another.
 
     Attributes:
-        room: how many may wait.
+        room: maximum waiting requests.
+        queues: tenant → its waiting requests.
+        turns: tenant → number of its last turn.
+        turn: number of the last turn of any tenant.
     """
 
     room: int
@@ -265,7 +269,7 @@ class Waiting:
         return sum(map(len, self.queues.values()))
 
     def check(self, tenant: str) -> None:
-        """Raise QueueFull if as many of a tenant wait as may."""
+        """Raise QueueFull if a tenant has the maximum number of waiting requests."""
         if len(self.queues.get(tenant, ())) >= SHARE * (self.room - len(self)):
             problem = f"{len(self)} requests wait already"
             raise QueueFull("queue", len(self), problem, "Try again in a moment, or raise stage.queue.")
@@ -276,11 +280,11 @@ class Waiting:
         self.queues.setdefault(completion.request.tenant, deque()).append(completion)
 
     def take(self, running: Iterable[str], several: bool = True) -> Completion | None:
-        """Take out the next one. Returns None if none may go.
+        """Remove and return the next request. Returns None if no request may run.
 
         Args:
-            running: the tenant of each request that is being answered.
-            several: whether a tenant who has some running may have another.
+            running: the tenant of each running request.
+            several: whether a tenant with a running request may get another.
         """
         if not self.queues:
             return None
@@ -291,17 +295,19 @@ class Waiting:
         tenant = min(self.queues, key=lambda t: (count[t], self.turns.get(t, -1)))
         if count[tenant] and not several:
             return None
-        taken = self.queues[tenant].popleft()
+        completion = self.queues[tenant].popleft()
         self.turn += 1
         self.turns[tenant] = self.turn
         if not self.queues[tenant]:
             del self.queues[tenant]
-        if len(self.turns) > 2 * len(self.queues) + 1024:  # tenants come and go; those who wait keep their turn
+        if (
+            len(self.turns) > 2 * len(self.queues) + 1024
+        ):  # forget tenants that are not waiting, so that the table is bounded
             self.turns = {t: n for t, n in self.turns.items() if t in self.queues}
-        return taken
+        return completion
 
     def drop(self, completion: Completion) -> bool:
-        """Take a request out. Returns whether it was there."""
+        """Remove a request. Returns False if it is not in the queue."""
         tenant = completion.request.tenant
         if completion not in self.queues.get(tenant, ()):
             return False
@@ -313,10 +319,12 @@ class Waiting:
 
 @dataclass(slots=True)
 class KnownAdapter:
-    """Attributes:
-    folders: where it lies; in several, if it has several names.
-    held: requests that use it.
-    registered: whether new requests may.
+    """A registered adapter.
+
+    Attributes:
+        folders: folders that hold these weights; several, if the adapter has several names.
+        held: number of requests that use it.
+        registered: whether new requests may use it.
     """
 
     folders: list[Path]
@@ -326,17 +334,17 @@ class KnownAdapter:
 
 @dataclass(slots=True)
 class KnownAdapters:
-    """Adapters by the digest of their two files. One that is unregistered while requests use it is forgotten once they
-    have finished. Safe to share between threads."""
+    """The registered adapters, by the digest of their two files. An adapter that is unregistered while requests use it
+    is forgotten when they have finished. Threads may share the object."""
 
     by_digest: dict[str, KnownAdapter] = field(default_factory=dict)
     lock: RLock = field(default_factory=RLock)
 
     def hold(self, digest: str) -> None:
-        """Use an adapter until `release`. One that is held may be held by others too, also once it is unregistered.
+        """Keep an adapter available until `release`. An adapter in use can be held again even if it was unregistered.
 
         Raises:
-            InputError: it is not registered, and not held.
+            InputError: it is neither registered nor in use.
         """
         with self.lock:
             if digest not in self.by_digest:
@@ -349,10 +357,10 @@ class KnownAdapters:
             self._forget(digest)
 
     def folder(self, digest: str) -> Path:
-        """Return where an adapter that is held lies.
+        """Return the folder of an adapter in use.
 
         Raises:
-            CorruptFile: its files are gone, or not those that were registered.
+            CorruptFile: its files are missing, or were changed since it was registered.
         """
         for folder in self.by_digest[digest].folders:
             if folder.is_dir() and adapter_digest(folder) == digest:
@@ -364,8 +372,8 @@ class KnownAdapters:
         return digest in self.by_digest
 
     def _forget(self, digest: str) -> None:
-        known = self.by_digest[digest]
-        if not known.registered and known.held == 0:
+        adapter = self.by_digest[digest]
+        if not adapter.registered and adapter.held == 0:
             del self.by_digest[digest]
 
 
@@ -374,17 +382,17 @@ def unregistered(digest: str) -> InputError:
 
 
 class ServingEngine:
-    """Answers requests of any adapters on one base. `step`, `give_up` and `stats` are an engine's own; its other
-    methods may be called by any thread, `step` and `give_up` by one.
+    """The base class of engines that answer requests for any adapters on one base. Subclasses define `step`, `give_up`
+    and `stats`. `step` and `give_up` must be called by one thread; any thread may call the other methods.
 
     Args:
-        context: tokens of a prompt and its answer together, at most.
-        queue: requests that may wait.
-        reserve: slots that are kept for tenants who have none.
+        context: maximum tokens of a prompt and its answer together.
+        queue: maximum waiting requests.
+        reserve: slots that are kept for tenants without a running request.
 
     Attributes:
-        known: adapters that may be asked for. A request holds the one that it has chosen until it was added: one that
-            is unregistered in the meantime stays there for it.
+        known: the registered adapters. A caller holds the adapter that it has chosen until its request was added, so
+            that it stays available if it is unregistered in between.
     """
 
     def __init__(self, context: int, queue: int, reserve: int = 0) -> None:
@@ -395,47 +403,50 @@ class ServingEngine:
         self._lock = Lock()
 
     def register(self, folder: Path, expected: str = "") -> str:
-        """Make the adapter in a folder known. Returns its digest.
+        """Register the adapter in a folder. Returns its digest.
 
         Args:
-            expected: the digest that was read before, if one was.
+            expected: digest that the files had before; empty to accept any.
 
         Raises:
-            CorruptFile: its files have changed since.
+            CorruptFile: the files have another digest.
         """
         digest = adapter_digest(folder)
         if expected not in ("", digest):
             problem = "its files were changed while it was loaded"
             raise CorruptFile("adapter", expected[:12], problem, "Load it again, once it is written whole.")
         with self.known.lock:
-            known = self.known.by_digest.setdefault(digest, KnownAdapter([]))
-            known.folders = [*(each for each in known.folders if each != folder), folder]
-            known.registered = True
+            adapter = self.known.by_digest.setdefault(digest, KnownAdapter([]))
+            adapter.folders = [*(each for each in adapter.folders if each != folder), folder]
+            adapter.registered = True
         return digest
 
     def unregister(self, digest: str) -> None:
-        """Let no new request use an adapter. Requests that were added before finish with it.
+        """Refuse new requests for an adapter. Requests that were added before still use it.
 
         Raises:
             InputError: it is not registered.
         """
         with self.known.lock:
-            known = self.known.by_digest.get(digest)
-            if known is None or not known.registered:
+            adapter = self.known.by_digest.get(digest)
+            if adapter is None or not adapter.registered:
                 raise unregistered(digest)
-            known.registered = False
+            adapter.registered = False
             self.known._forget(digest)
 
     def check_queue(self, tenant: str) -> None:
-        """Raise QueueFull if no request of a tenant may wait now: asked before anything is made of one."""
+        """Raise QueueFull if no further request of a tenant may wait. Callers check it before they read a request."""
         with self._lock:
             self._waiting.check(tenant)
 
     def add(self, request: Request, listener: Listener) -> Completion:
-        """Have a request answered.
+        """Add a request to the queue.
+
+        Args:
+            listener: called with each output.
 
         Raises:
-            QueueFull: as many wait as may.
+            QueueFull: the queue is full.
             InputError: the prompt leaves no room for an answer, or the adapter is not registered.
         """
         check_room(request, self.context)
@@ -451,7 +462,7 @@ class ServingEngine:
         return completion
 
     def abort(self, completion: Completion) -> None:
-        """End a request; its slot is free within two steps. Its listener hears of it, if it had not finished."""
+        """Abort a request. Its slot is free within two steps. The listener is called unless it had finished already."""
         completion.is_aborted = True
         with self._lock:
             was_waiting = self._waiting.drop(completion)
@@ -460,14 +471,14 @@ class ServingEngine:
             completion.abort()
 
     def step(self) -> bool:
-        """Do a piece of work. Returns whether any is left."""
+        """Run one step. Returns whether there is more work."""
         raise NotImplementedError
 
     def stats(self) -> Stats:
         raise NotImplementedError
 
     def give_up(self, error: Exception) -> None:
-        """Fail every request: a step raised what no request is to blame for."""
+        """End all requests with an error that no single request caused."""
         with self._lock:
             waiting = [completion for queue in self._waiting.queues.values() for completion in queue]
             self._waiting.queues.clear()
@@ -476,20 +487,21 @@ class ServingEngine:
             completion.fail(error)
 
     def is_sound(self) -> bool:
-        """Return whether it can still answer."""
+        """Return whether the engine can still answer requests."""
         return True
 
     def _next(self, running: Iterable[str], free: int) -> Completion | None:
-        """Take out the request whose turn it is, see `Waiting.take`.
+        """Remove and return the next waiting request, see `Waiting.take`.
 
         Args:
-            free: slots. The last ones, `reserve`, are for tenants who have none.
+            running: the tenant of each running request.
+            free: free slots. The last `reserve` of them are for tenants without a running request.
         """
         with self._lock:
             return self._waiting.take(running, free > self.reserve)
 
     def _release(self, request: Request) -> None:
-        """Say that a request is done with its adapter."""
+        """Release a finished request's adapter."""
         if request.adapter is not None:
             self.known.release(request.adapter)
 
@@ -497,24 +509,24 @@ class ServingEngine:
 def check_room(request: Request, context: int) -> None:
     """Raise InputError if the prompt leaves no room for an answer of `max_tokens`."""
     require(bool(request.prompt_ids), "prompt", "", "has no tokens", "Write something.")
-    asked = len(request.prompt_ids) + request.sampling.max_tokens
-    problem = f"with a prompt of {len(request.prompt_ids)} tokens it is {asked - context} over the context of {context}"
+    total = len(request.prompt_ids) + request.sampling.max_tokens
+    problem = f"with a prompt of {len(request.prompt_ids)} tokens it is {total - context} over the context of {context}"
     remedy = "Shorten the prompt, or lower max_tokens."
-    require(asked <= context, "max_tokens", request.sampling.max_tokens, problem, remedy)
+    require(total <= context, "max_tokens", request.sampling.max_tokens, problem, remedy)
 
 
 class EngineThread:
-    """Steps an engine while there is work. Safe to use from any thread.
+    """A thread that steps an engine while there is work. Any thread may call its methods.
 
     Args:
-        engine: stepped by no other.
+        engine: an engine that nothing else steps.
     """
 
     def __init__(self, engine: ServingEngine) -> None:
         self.engine = engine
         self._changed = Condition()
         self._closing = False
-        self._work = False
+        self._has_work = False
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -526,13 +538,13 @@ class EngineThread:
 
     @property
     def cpu_s(self) -> float:
-        """Processor time of the thread so far, in seconds; 0 once it has ended."""
+        """CPU time of the thread in seconds; 0 after it has ended."""
         if self._thread.ident is None or not self.alive:
             return 0.0
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     def add(self, request: Request, listener: Listener) -> Completion:
-        """Have a request answered, see `ServingEngine.add`. The listener is called by the engine's thread."""
+        """Add a request, see `ServingEngine.add`. The engine's thread calls the listener."""
         completion = self.engine.add(request, listener)
         self._wake()
         return completion
@@ -542,7 +554,7 @@ class EngineThread:
         self._wake()
 
     def close(self, within_s: float) -> bool:
-        """Finish what was added, or what of it can be finished in time. Returns whether all was."""
+        """Stop the thread after all added requests have finished. Returns False if they did not finish in time."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -551,29 +563,29 @@ class EngineThread:
 
     def _wake(self) -> None:
         with self._changed:
-            self._work = True
+            self._has_work = True
             self._changed.notify_all()
 
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._work or self._closing):
+                while not (self._has_work or self._closing):
                     self._changed.wait()
-                self._work = False
+                self._has_work = False
             try:
-                more = self.engine.step()
-            except Exception as error:  # a fault of ours; the next requests may fare better
+                has_more = self.engine.step()
+            except Exception as error:  # an internal error; later requests may still succeed
                 log.exception("the engine failed")
                 self.engine.give_up(error)
-                more = False
-            if more:
-                self._work = True
-            elif self._closing and not self._work:
+                has_more = False
+            if has_more:
+                self._has_work = True
+            elif self._closing and not self._has_work:
                 return
 
 
 def draw_numbers(sampling: SamplingParams) -> list[float]:
-    """Return the uniform number of each position of an answer; none at temperature 0."""
+    """Return the uniform random number of each position of an answer. Returns an empty list at temperature 0."""
     if sampling.temperature == 0:
         return []
     return draw_uniform_row(sampling.seed, sampling.max_tokens)
@@ -585,14 +597,15 @@ def next_tokens(
     numbers: Sequence[float],
     allowed: Sequence[np.ndarray | None],
 ) -> list[Token | None]:
-    """The next token of each row; None where its logits are nan or infinite.
+    """Sample the next token of each row. The token is None if the row's logits are not finite.
 
-    Rows do not see each other: each step below is taken along a row, or by a row alone.
+    A row's token does not depend on the other rows: each operation works along a row, or on a single row.
 
     Args:
         logits_BV: fp32.
-        numbers: in [0, 1), one a row; of a row at temperature 0 it is not looked at.
-        allowed: which tokens may come, a row [V]; None for all.
+        settings: sampling parameters of each row.
+        numbers: uniform random number in [0, 1) of each row; ignored at temperature 0.
+        allowed: bool mask [V] of the tokens that may come next in each row; None for all.
     """
     finite = logits_BV.isfinite().all(-1).tolist()
     masked = logits_BV
@@ -624,26 +637,27 @@ def next_tokens(
 
 
 def nucleus(chances_V: Tensor, top_p: float) -> Tensor:
-    """Nought but for the likeliest tokens whose chances add up to `top_p`: the smallest such set, ties by their
-    place in the vocabulary (Holtzman et al., 2020)."""
+    """Set all probabilities to 0 except the smallest set of the likeliest tokens that add up to `top_p`; of equally
+    likely tokens the lower id comes first (Holtzman et al., 2020)."""
     best, order = chances_V.sort(descending=True, stable=True)
     before = best.double().cumsum(0) - best
     return chances_V.index_fill(0, order[before >= top_p], 0.0)
 
 
 def with_logprobs(id: int, logprobs_V: Tensor, number: int) -> Token:
-    """Return a token with its logprob and the likeliest so many at its place."""
+    """Return a token with its logprob and the `number` likeliest tokens at its position."""
     best, where = logprobs_V.topk(number) if number else (logprobs_V[:0], logprobs_V[:0])
     top = tuple(zip((int(i) for i in where.tolist()), best.tolist(), strict=True))
     return Token(id, float(logprobs_V[id]), top)
 
 
 def prompt_tokens(logits_NV: Tensor, ids_N: Sequence[int], number: int) -> list[Token]:
-    """The prompt's tokens under what was predicted at the place before each.
+    """Return tokens of a prompt with their logprobs given the previous tokens.
 
     Args:
-        logits_NV: at those places.
-        number: of alternatives.
+        logits_NV: logits at the position before each token.
+        ids_N: the tokens.
+        number: number of alternatives.
     """
     logprobs = logits_NV.log_softmax(-1)
     return [with_logprobs(id, row, number) for id, row in zip(ids_N, logprobs, strict=True)]
