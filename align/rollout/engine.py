@@ -229,7 +229,7 @@ class SnapshotEngine:
             self.drop_snapshot(old_digest)
 
     def load_snapshot(self, actor: Actor, folder: Path | None) -> None:
-        """Load a snapshot, or prepare the base. The folder is None for the base."""
+        """Load a snapshot; without a folder, prepare for sampling from the base."""
         raise NotImplementedError
 
     def drop_snapshot(self, digest: str) -> None:

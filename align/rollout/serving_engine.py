@@ -181,7 +181,7 @@ class Completion:
         self._send(Output((), "length" if ends else None, None, prompt_logprobs, cached_tokens, score))
 
     def take(self, token: Token | None) -> None:
-        """Add the next token, and send it to the listener. The token is None if its logits were not finite. An
+        """Add the next token, and send it to the listener. A token of None means that its logits were not finite. An
         exception in the request's grammar, `ends` or listener ends the request."""
         if token is None:
             self.fail(NonFiniteLogits("the logits are nan or infinite"))
@@ -597,7 +597,7 @@ def next_tokens(
     numbers: Sequence[float],
     allowed: Sequence[np.ndarray | None],
 ) -> list[Token | None]:
-    """Sample the next token of each row. The token is None if the row's logits are not finite.
+    """Sample the next token of each row. Returns None for a row whose logits are not finite.
 
     A row's token does not depend on the other rows: each operation works along a row, or on a single row.
 

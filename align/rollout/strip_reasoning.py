@@ -1,6 +1,6 @@
-"""Answers as their judge reads them: whole, or without the reasoning that they begin with.
+"""Answers in the form that a judge or reward model reads: complete, or without their reasoning.
 
-Where reasoning is hidden, that of earlier turns is too: a judge reads no thoughts but those that it is asked about."""
+If reasoning is hidden, the reasoning of earlier turns is removed too."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from align.rollout.engine import response_ids
 
 
 class Judged(NamedTuple):
-    """Answers as they are judged.
+    """Answers in the form that is judged.
 
     Attributes:
         conversations: the prompts with the answers.
         rollout: the same as tokens.
-        reasoning: what was taken out of each answer; None of each where nothing is hidden.
+        reasoning: the removed reasoning of each answer; None for each if reasoning is not hidden.
     """
 
     conversations: list[Conversation]
@@ -31,16 +31,16 @@ class Judged(NamedTuple):
 
 
 def whole(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Judged:
-    """All that was said."""
+    """Return the complete answers with their reasoning."""
     conversations = [p.conversation.with_answer(text) for p, text in zip(prompts, texts, strict=True)]
     return Judged(conversations, rollout, [None] * len(texts))
 
 
 def answer_reader(hides: bool, tokenizer: Any, generation_config: Any) -> Callable[..., Judged]:
-    """Return the function that turns prompts, answers and tokens into what scorers read.
+    """Return the function that turns prompts, answers and their rollout into what scorers read.
 
     Args:
-        hides: answers are read without their reasoning (`rollout.reasoning=hide`).
+        hides: whether answers are judged without their reasoning (`rollout.reasoning=hide`).
     """
     if not hides:
         return whole
@@ -50,60 +50,61 @@ def answer_reader(hides: bool, tokenizer: Any, generation_config: Any) -> Callab
 def parted_texts(
     prompts: Sequence[Prompt], texts: Sequence[str], tokenizer: Any, hides: bool
 ) -> tuple[Sequence[str | None], Sequence[str]]:
-    """The reasoning of each answer, and the answers without it, where that is hidden; nothing is left of one whose
-    reasoning never ended. Where nothing is hidden, None of each and the answers as they are."""
+    """Split each answer into its reasoning and the rest, which is empty if the reasoning never ended. Returns None for
+    each reasoning, and the unchanged answers, if `hides` is False."""
     if not hides:
         return [None] * len(texts), texts
-    opened = [tokenizer.decode(p.input_ids[-8:]).rstrip().endswith(OPEN) for p in prompts]  # by the template's header
-    pairs = [parted(text, was) for text, was in zip(texts, opened, strict=True)]
+    # Some templates open the reasoning in the header of the answer.
+    opens_reasoning = [tokenizer.decode(p.input_ids[-8:]).rstrip().endswith(OPEN) for p in prompts]
+    pairs = [parted(text, is_open) for text, is_open in zip(texts, opens_reasoning, strict=True)]
     return [reasoning for reasoning, _ in pairs], [answer for _, answer in pairs]
 
 
 def asked_alone(prompt: Prompt) -> Conversation:
-    """A prompt whose earlier answers have no reasoning."""
+    """Return a prompt without the reasoning of its earlier answers."""
     return replace(prompt.conversation, messages=without_reasoning(prompt.conversation.messages))
 
 
 def answers_alone(
     prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout, tokenizer: Any, stops: Sequence[int]
 ) -> Judged:
-    """The answers without their reasoning, as text, and as a reward model on the sampler's base was trained to read
-    them: each conversation that has reasoning is encoded anew without it, the others are the very tokens that were
-    sampled.
+    """Return the answers without their reasoning, as text and as tokens. Conversations with reasoning are encoded again
+    without it, as in the training of reward models; the others keep the sampled tokens.
 
     Args:
-        texts: what `rollout` says.
-        stops: the tokens that end a turn.
+        texts: the answers of `rollout` as text.
+        stops: tokens that end a turn.
     """
-    reasoning, read = parted_texts(prompts, texts, tokenizer, hides=True)
-    before = []
-    after = []
-    judged = []
-    rows = zip(prompts, texts, read, response_ids(rollout), rollout.ended_B.tolist(), strict=True)
-    for prompt, original, text, ids, ended in rows:
-        asked = asked_alone(prompt)
-        begins = list(prompt.input_ids)
-        answers = ids
-        if text != original or asked != prompt.conversation:
-            encoded = encode_judged(tokenizer, asked, text, ended, stops)
-            # A row has a token on either side, and an answer that is nothing but reasoning has none of its own.
-            start = min(prompt_length(tokenizer, asked, encoded), len(encoded) - 1)
-            begins = encoded[:start]
-            answers = encoded[start:]
-        judged.append(asked.with_answer(text))
-        before.append(begins)
-        after.append(answers)
-    stripped = rollout_from_answers(before, after, tokenizer.pad_token_id, rollout.tokens_BS.device)
-    return Judged(judged, replace(stripped, ended_B=rollout.ended_B), reasoning)
+    reasoning, stripped_texts = parted_texts(prompts, texts, tokenizer, hides=True)
+    all_prompt_ids = []
+    all_answer_ids = []
+    conversations = []
+    rows = zip(prompts, texts, stripped_texts, response_ids(rollout), rollout.ended_B.tolist(), strict=True)
+    for prompt, original, text, response, has_stop_token in rows:
+        conversation = asked_alone(prompt)
+        prompt_ids = list(prompt.input_ids)
+        answer_ids = response
+        if text != original or conversation != prompt.conversation:
+            encoded = encode_judged(tokenizer, conversation, text, has_stop_token, stops)
+            # Both sides need at least one token, and an answer of nothing but reasoning has none left.
+            start = min(prompt_length(tokenizer, conversation, encoded), len(encoded) - 1)
+            prompt_ids = encoded[:start]
+            answer_ids = encoded[start:]
+        conversations.append(conversation.with_answer(text))
+        all_prompt_ids.append(prompt_ids)
+        all_answer_ids.append(answer_ids)
+    stripped = rollout_from_answers(all_prompt_ids, all_answer_ids, tokenizer.pad_token_id, rollout.tokens_BS.device)
+    return Judged(conversations, replace(stripped, ended_B=rollout.ended_B), reasoning)
 
 
 def sample_row(prompt: Conversation, answer: str, reasoning: str | None, **more: Any) -> dict[str, Any]:
-    """One line of a run's `samples.jsonl`.
+    """Return a row of a run's `samples.jsonl`.
 
     Args:
-        prompt: the whole of it, as the policy was asked.
-        answer: as it is judged.
-        reasoning: what was taken out of it; None where nothing is hidden.
+        prompt: the complete prompt of the policy.
+        answer: the answer in the form that is judged.
+        reasoning: its removed reasoning; None if reasoning is not hidden.
+        more: further fields of the row.
     """
     hidden = {} if reasoning is None else {"reasoning": reasoning}
     tools = {"tools": prompt.tool_dicts()} if prompt.tools else {}
@@ -111,19 +112,19 @@ def sample_row(prompt: Conversation, answer: str, reasoning: str | None, **more:
 
 
 def empty(text: str) -> bool:
-    """Return whether an answer leaves nothing to judge."""
+    """Return whether an answer has no text to be judged."""
     return not text.strip()
 
 
 def empty_answers(share: float, hides: bool, whose: str = "") -> list[str]:
-    """Return a warning about answers that leave nothing to judge; nothing without such.
+    """Return a warning, in a list, if some answers are empty. Returns an empty list otherwise.
 
     Args:
-        share: of the answers.
-        hides: their reasoning is hidden.
-        whose: with a blank behind it.
+        share: share of the empty answers.
+        hides: whether reasoning is hidden.
+        whose: adjective for the answers, followed by a space.
     """
     if not share:
         return []
-    why = "their reasoning was never closed, or nothing stands behind it" if hides else "they hold no text"
-    return [f"{100 * share:.3g}% of the {whose}answers are empty: {why}"]
+    reason = "their reasoning was never closed, or nothing stands behind it" if hides else "they hold no text"
+    return [f"{100 * share:.3g}% of the {whose}answers are empty: {reason}"]

@@ -1,6 +1,6 @@
-"""Serving by vLLM: what an answer needs of a model is asked of vLLM's server, token ids in and token ids out.
+"""Serving by vLLM: requests are forwarded to a vLLM server as token ids, and come back as token ids.
 
-The public names of adapters stay here: to vLLM an adapter is a name that holds its digest.
+vLLM does not see the public names of adapters: there, the name of an adapter contains its digest.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ from align.rollout.vllm_server import (
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""How long a step waits for anything to happen."""
+"""Maximum seconds that a step waits for an event."""
 Prepare = Callable[[Path, str], ServedAdapter]
-"""Folder and digest of an adapter → what vLLM is given of it. May raise."""
+"""Folder and digest of an adapter → the copy that vLLM loads. May raise."""
 
 
 class VllmEngine(ServingEngine):
-    """See `align.rollout.serving_engine.ServingEngine`. The engine's thread runs an event loop while it steps.
+    """The serving engine by vLLM; its interface is `align.rollout.serving_engine.ServingEngine`. The engine's thread
+    runs an event loop during each step.
 
     Args:
-        server: up.
+        server: a running server.
         prepare: see `Prepare`.
-        base: what must be said by the base.
-        dtype: that vLLM computes in.
-        context: tokens of a prompt and its answer together, at most.
-        queue: requests that may wait.
-        slots: requests that vLLM is given at once.
-        reserve: slots that are kept for tenants who have none.
+        base: probes of the base.
+        dtype: dtype of vLLM's computation.
+        context: maximum tokens of a prompt and its answer together.
+        queue: maximum waiting requests.
+        slots: maximum requests in vLLM at once.
+        reserve: slots that are kept for tenants without a running request.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class VllmEngine(ServingEngine):
         self._loading = Lock()
         self._loop = asyncio.new_event_loop()
         self._connection = server.client.connect()
-        self._news = asyncio.Event()
+        self._event = asyncio.Event()
         self._tasks: dict[asyncio.Task[None], Completion] = {}
         self._salt = secrets.token_bytes(16)
         self._counts = {"steps": 0, "prompt_tokens": 0, "generated_tokens": 0}
@@ -83,12 +84,12 @@ class VllmEngine(ServingEngine):
     # Adapters
 
     def register(self, folder: Path, expected: str = "") -> str:
-        """Load an adapter into vLLM, and see that it is in force.
+        """Load an adapter into vLLM, and check by its probes that it is applied.
 
         Raises:
             CorruptFile: its files have changed.
-            InputError: vLLM does not load it, or does not serve it as it was trained; or something answers by a name
-                that is none.
+            InputError: vLLM does not load it or does not serve the trained weights, or vLLM answers to a name that was
+                never loaded.
         """
         digest = super().register(folder, expected)
         with self._loading:
@@ -103,15 +104,15 @@ class VllmEngine(ServingEngine):
                 self._drop(digest)
                 if not isinstance(error, VllmFailed):
                     raise
-                log.error("adapter %s: %s", digest[:12], error)  # its words hold paths
+                log.error("adapter %s: %s", digest[:12], error)  # logged only: the message has paths
                 problem = "vLLM does not load it"
                 raise InputError("adapter", digest[:12], problem, self.server.remedy) from error
         return digest
 
     def _forget(self) -> None:
-        """Drop adapters that may no longer be asked for, and are not used."""
+        """Drop adapters that are not registered any more and not in use."""
         if not self._loading.acquire(blocking=False):
-            return  # one is being loaded; it may be one of these
+            return  # an adapter is being loaded, which may be one of these
         try:
             for digest in [digest for digest in self._adapters if digest not in self.known]:
                 self._drop(digest)
@@ -119,7 +120,7 @@ class VllmEngine(ServingEngine):
             self._loading.release()
 
     def _drop(self, digest: str) -> None:
-        """Unload an adapter, if it got as far as that. The caller is loading nothing else."""
+        """Unload an adapter if it was prepared. The caller holds the lock `_loading`."""
         adapter = self._adapters.pop(digest, None)
         if adapter is not None:
             self.server.unload(adapter)
@@ -133,16 +134,16 @@ class VllmEngine(ServingEngine):
         has_source = request.grammar is None or request.grammar.source is not None
         problem = "begins behind reasoning that the prompt opens, which vLLM is not asked for"
         require(has_source, "response_format", "json", problem, remedy)
-        if request.sampling.max_tokens == 0:  # vLLM makes a token all the same
+        if request.sampling.max_tokens == 0:  # vLLM generates one token nevertheless
             check_room(replace(request, sampling=replace(request.sampling, max_tokens=1)), self.context)
         assert not request.sampling.processed_logprobs, "vLLM is started for the model's own logprobs"
         completion = super().add(request, listener)
-        self._loop.call_soon_threadsafe(self._news.set)
+        self._loop.call_soon_threadsafe(self._event.set)
         return completion
 
     def abort(self, completion: Completion) -> None:
         super().abort(completion)
-        self._loop.call_soon_threadsafe(self._news.set)
+        self._loop.call_soon_threadsafe(self._event.set)
 
     def is_sound(self) -> bool:
         return self.server.process is not None and self.server.process.alive
@@ -156,7 +157,7 @@ class VllmEngine(ServingEngine):
                 break
             self._tasks[self._loop.create_task(self._complete(answer))] = answer
         if self._tasks:
-            self._loop.run_until_complete(self._wait_for_news())
+            self._loop.run_until_complete(self._wait_for_event())
             self._counts["steps"] += 1
         return bool(self._tasks) or len(self._waiting) > 0
 
@@ -171,7 +172,7 @@ class VllmEngine(ServingEngine):
         return Stats(len(self._waiting), len(self._tasks), cached_tokens=0, resident=resident, **self._counts)
 
     def close(self, within_s: float) -> None:
-        """End vLLM, and what is under way. The engine is no longer stepped."""
+        """Stop vLLM, and cancel running requests. The engine must not be stepped any more."""
 
         async def end() -> None:
             for task in self._tasks:
@@ -185,17 +186,17 @@ class VllmEngine(ServingEngine):
         finally:
             self.server.close(within_s)
 
-    async def _wait_for_news(self) -> None:
+    async def _wait_for_event(self) -> None:
         """Wait until a request has ended, was added or is aborted."""
-        news = asyncio.ensure_future(self._news.wait())
-        await asyncio.wait([*self._tasks, news], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-        self._news.clear()
-        news.cancel()
+        event = asyncio.ensure_future(self._event.wait())
+        await asyncio.wait([*self._tasks, event], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+        self._event.clear()
+        event.cancel()
         aborted = [task for task, answer in self._tasks.items() if answer.is_aborted]
         for task in aborted:
             task.cancel()
         if aborted:
-            await asyncio.wait(aborted)  # its connection is closed by then
+            await asyncio.wait(aborted)  # until their connections are closed
         self._tasks = {task: answer for task, answer in self._tasks.items() if not task.done()}
 
     async def _complete(self, answer: Completion) -> None:
@@ -218,7 +219,7 @@ class VllmEngine(ServingEngine):
             self._release(request)
 
     def _take(self, answer: Completion, choice: dict[str, Any]) -> None:
-        """Take a chunk of vLLM's: the prompt's logprobs if they were asked for, then new tokens."""
+        """Process a chunk of vLLM's stream: the prompt's logprobs if requested, then new tokens."""
         request = answer.request
         sampling = request.sampling
         logprobs = choice.get("logprobs")
@@ -233,11 +234,11 @@ class VllmEngine(ServingEngine):
         if logprobs is None:
             tokens = [(id, None, []) for id in choice["token_ids"]]
         for each in tokens:
-            if answer.finished:  # what vLLM made before it heard of the end
+            if answer.finished:  # vLLM generated further tokens before the end reached it
                 return
             self._counts["generated_tokens"] += 1
             answer.take(as_token(*each, sampling.logprobs))
-        if answer.finished is None and choice["finish_reason"] == "stop":  # by a token that is none of ours
+        if answer.finished is None and choice["finish_reason"] == "stop":  # by a stop token that is not in `stop_ids`
             answer.stop()
         if answer.finished is None and choice["finish_reason"] == "length":
             problem = f"vLLM ended it after {answer.length} of {sampling.max_tokens} tokens"
@@ -254,7 +255,7 @@ class VllmEngine(ServingEngine):
 
 
 def as_token(id: int, logprob: float | None, ranked: list[tuple[int, float]], number: int | None) -> Token:
-    """Return a token with so many alternatives; without its logprob if `number` is None."""
+    """Return a token with `number` alternatives; without a number, its logprob is nan."""
     if number is None or logprob is None:
         return Token(id, NAN)
     return Token(id, logprob, tuple(ranked[:number]))

@@ -1,9 +1,8 @@
-"""Rollouts by vLLM: servers that answer with snapshots of the actors' adapters, on the base that the learner computes
-with.
+"""Rollouts by vLLM servers, which sample with snapshots of the actors' adapters on the learner's base.
 
-Each snapshot is loaded under a name of its own, for vLLM keeps what it computed by a name. Whenever an actor is about
-to speak, every server is asked what the actor's adapter says of some prompts, and the learner's model is asked the
-same: an adapter that is not in force, which would look like an old policy, ends the run.
+Each snapshot is loaded under a new name, because vLLM caches results by name. Before an actor is sampled, the logprobs
+of some prompts are compared between every server and the learner's model: if a server does not apply the adapter, which
+would look like a stale policy, the run ends.
 """
 
 from __future__ import annotations
@@ -55,30 +54,30 @@ from align.run import Base
 from align.run.atomic import publish_folder
 
 TRIES = 3
-"""How often servers that are gone are opened in one rollout, before the run ends."""
+"""How often an unreachable server is restarted in one rollout before the run ends."""
 ANSWER_S = 3600.0
-"""How long one answer may take."""
+"""Time limit of one answer in seconds."""
 ROWS = 4
-"""Of the fixed prompts so many are asked whenever an actor is about to speak, the one from all over the vocabulary
-among them."""
+"""Number of fixed prompts that are probed before an actor is sampled. They include the one with tokens from the whole
+vocabulary."""
 ADAPTERS = 4
-"""There is room for: the policy's, the one before, and the reference's."""
+"""Maximum adapters of a server: the policy's, its previous one, the reference's, and a spare."""
 CONTINUES = "The same command then goes on from the run's last checkpoint."
 
 
 @dataclass
 class VllmSampler(SnapshotEngine):
-    """See the module, and `align.rollout.engine.Engine`.
+    """The rollout engine `vllm`; its interface is `align.rollout.engine.Engine`.
 
     Attributes:
-        stop_ids, pad_id, max_new_tokens, temperature: as `align.rollout.hf.HfEngine` has them.
+        stop_ids, pad_id, max_new_tokens, temperature: see `align.rollout.hf.HfEngine`.
         batch_size: rows that a server decodes at once.
-        settings: of the group `rollout`.
-        learner_device: on which NF4 is quantised.
-        adapter_rank: of the adapters that are expected; more room is made if one needs it.
-        context: tokens of a prompt and its answer.
-        run_folder: for adapters, which servers have to see, and for what those say that are started here.
-        adapters: digest → the snapshot as servers have it.
+        settings: the config group `rollout`.
+        learner_device: device on which the base is quantised to NF4.
+        adapter_rank: expected rank of the adapters; servers are restarted with a higher one if an adapter needs it.
+        context: maximum tokens of a prompt and its answer.
+        run_folder: folder for snapshots, which the servers must be able to read, and for logs of servers started here.
+        adapters: digest → the snapshot that the servers have loaded.
     """
 
     name: ClassVar[str] = "vllm"
@@ -96,10 +95,10 @@ class VllmSampler(SnapshotEngine):
     servers: list[VllmServer] = field(default_factory=list)
     digests: dict[Actor, str | None] = field(default_factory=dict)
     adapters: dict[str, ServedAdapter] = field(default_factory=dict)
-    _asking: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
+    _sampling: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None = None
 
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
-        """Raises InputError if there is no vLLM, or a server does not come up."""
+        """See `Engine.load`. Raises InputError if vLLM is not installed, or a server does not start."""
         settings = self.settings
         learner_dtype = name_of(dtype)
         self.base = base
@@ -155,10 +154,11 @@ class VllmSampler(SnapshotEngine):
     # Adapters
 
     def sync(self, actor: Actor) -> None:
-        """
+        """See `Engine.sync`.
+
         Raises:
-            InputError: the actor is no plain adapter; or a server does not load it, or does not answer by it as the
-                learner would.
+            InputError: the actor is not a plain adapter, a server does not load it, or a server's logprobs differ from
+                the learner's.
         """
         with actor.use() as model:
             self.device = next(model.parameters()).device
@@ -171,7 +171,7 @@ class VllmSampler(SnapshotEngine):
     def load_snapshot(self, actor: Actor, folder: Path | None) -> None:
         if folder is not None and folder.name not in self.adapters:
             rank = check_servable(folder, None, self.layers)
-            name = f"policy-{folder.name[:16]}-{secrets.token_hex(4)}"  # other runs may ask the same server
+            name = f"policy-{folder.name[:16]}-{secrets.token_hex(4)}"  # other runs may use the same server
             with publish_folder(self.folder / name) as part:
                 write_plain(part, folder, named_base(self.base))
             with actor.use() as model:
@@ -186,7 +186,7 @@ class VllmSampler(SnapshotEngine):
 
     @torch.no_grad()
     def _learner_logprobs(self, model: Any) -> list[list[float]]:
-        """Compute the logprobs of the probed prompts at temperature 1."""
+        """Compute the learner's logprobs of the probed prompts at temperature 1."""
         logprobs = []
         for row in self.rows:
             tokens = torch.tensor([row], device=self.device)
@@ -197,32 +197,32 @@ class VllmSampler(SnapshotEngine):
         return logprobs
 
     def _refresh_server(self, server: VllmServer, digests: Iterable[str]) -> None:
-        """Load what a server lacks, and check its base and some adapters. One that is gone is opened again."""
+        """Load missing adapters into a server, and check its base and some adapters. Restarts an unreachable server."""
         for _ in range(TRIES):
             try:
                 for adapter in self.adapters.values():
                     server.load(adapter)
-                # First, or what an adapter moves would be compared with what moves another base.
+                # The base is checked first: the probes of an adapter measure its change from the right base.
                 remedy = f"Serve the base of this run: {self.base.id}, or for method=qlora its dequantised weights."
-                of_base = Probes.of_base(self.rows, self.base_logprobs)
-                server.check(None, of_base, self.coarser, server.setting, server.label, remedy)
+                base_probes = Probes.of_base(self.rows, self.base_logprobs)
+                server.check(None, base_probes, self.coarser, server.setting, server.label, remedy)
                 remedy = f"The server does not serve this adapter. {CONTINUES}"
                 for digest in digests:
                     name, _, probes = self.adapters[digest]
                     server.check(name, probes, self.coarser, server.setting, server.label, remedy)
                 return
             except VllmGone as error:
-                self._open_again(server, error)
+                self._restart(server, error)
             except VllmFailed as error:
                 raise self._explain(server, error) from error
         raise InputError(server.setting, server.label, f"was gone {TRIES} times in a row", server.remedy)
 
-    def _open_again(self, server: VllmServer, error: VllmGone) -> None:
+    def _restart(self, server: VllmServer, error: VllmGone) -> None:
         print(f"a vLLM server is gone ({error}), and opened again: {server.label}", flush=True)
         server.bring_up()
 
     def _explain(self, server: VllmServer, error: VllmFailed) -> InputError:
-        """Return what is said of a server that refuses something."""
+        """Return the InputError for a failed request to a server."""
         if error.status == 404 and error.path == COMPLETIONS:
             problem = "no longer has an adapter that it was given, and nobody here unloaded it"
             return InputError(server.setting, server.label, problem, f"See who else asks this server. {CONTINUES}")
@@ -242,10 +242,10 @@ class VllmSampler(SnapshotEngine):
         shutil.rmtree(self.snapshots / digest, ignore_errors=True)
 
     def close(self) -> None:
-        """End the servers that were started here. May be called while a thread asks, which then fails."""
-        if self._asking is not None:
-            loop, task = self._asking
-            with suppress(RuntimeError):  # it has just ended
+        """Stop the servers that were started here. May be called while another thread samples, which then fails."""
+        if self._sampling is not None:
+            loop, task = self._sampling
+            with suppress(RuntimeError):  # its loop has just ended
                 loop.call_soon_threadsafe(task.cancel)
         for digest in list(self.adapters) if self.settings.urls else ():
             self.drop_snapshot(digest)
@@ -253,7 +253,7 @@ class VllmSampler(SnapshotEngine):
             server.close()
         if hasattr(self, "folder"):
             shutil.rmtree(self.folder, ignore_errors=True)
-            with suppress(OSError):  # of several bases this one is not the last
+            with suppress(OSError):  # the folder holds another base
                 self.folder.parent.rmdir()
 
     # Answers
@@ -261,43 +261,44 @@ class VllmSampler(SnapshotEngine):
     def generate(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]
     ) -> Rollout:
-        """
+        """See `Engine.generate`.
+
         Raises:
-            InputError: a server refuses, gives no logprobs, has lost an adapter, or stays gone.
+            InputError: a server refuses a request, returns no logprobs, lost an adapter, or stays unreachable.
         """
         digests = self.digests_of_rows(actor, len(prompts))
         choices = self._complete([*zip(prompts, seeds, digests, strict=True)])
         answers = [self._read_answer(self._server_of(row), choice) for row, choice in enumerate(choices)]
         responses = [ids for ids, _ in answers]
         logprobs = [values for _, values in answers]
-        ended = [ids[-1] in self.stop_ids for ids in responses]
-        return rollout_of(prompts, responses, logprobs, ended, self.pad_id).to(self.device)
+        ended_B = [ids[-1] in self.stop_ids for ids in responses]
+        return rollout_of(prompts, responses, logprobs, ended_B, self.pad_id).to(self.device)
 
     def _server_of(self, row: int) -> VllmServer:
         return self.servers[row % len(self.servers)]
 
     def _complete(self, rows: Sequence[tuple[Sequence[int], int, str | None]]) -> list[Any]:
-        """Return a server's choice for each prompt, seed and adapter. Rows of a server that is gone are asked again."""
+        """Return the server's choice for each prompt, seed and adapter. Retries the rows of an unreachable server."""
         choices: dict[int, Any] = {}
-        gone: dict[VllmServer, VllmGone] = {}
+        unreachable: dict[VllmServer, VllmGone] = {}
         for _ in range(TRIES + 1):
             bodies = {row: self._request_body(row, *each) for row, each in enumerate(rows) if row not in choices}
-            gone = {}
+            unreachable = {}
             for row, answer in asyncio.run(self._ask(bodies)).items():
                 if isinstance(answer, VllmGone):
-                    gone[self._server_of(row)] = answer
+                    unreachable[self._server_of(row)] = answer
                 elif isinstance(answer, VllmFailed):
                     raise self._explain(self._server_of(row), answer) from answer
                 elif isinstance(answer, BaseException):
                     raise answer
                 else:
                     choices[row] = answer
-            if not gone:
+            if not unreachable:
                 return [choices[row] for row in range(len(rows))]
-            for server, error in gone.items():
-                self._open_again(server, error)
+            for server, error in unreachable.items():
+                self._restart(server, error)
                 self._refresh_server(server, self.adapters)
-        server = next(iter(gone))
+        server = next(iter(unreachable))
         raise InputError(server.setting, server.label, f"was gone {TRIES + 1} times in a row", server.remedy)
 
     def _request_body(self, row: int, prompt: Sequence[int], seed: int, digest: str | None) -> dict[str, Any]:
@@ -306,17 +307,23 @@ class VllmSampler(SnapshotEngine):
         return completion_body(model, prompt, sampling)
 
     async def _ask(self, bodies: Mapping[int, dict[str, Any]]) -> dict[int, Any]:
-        """Return the choice of each row, or its error."""
+        """Return row → its choice, or the exception of its request."""
         task = asyncio.current_task()
         assert task is not None
-        self._asking = asyncio.get_running_loop(), task
+        self._sampling = asyncio.get_running_loop(), task
         slots = [asyncio.Semaphore(self.batch_size) for _ in self.servers]
 
         async def ask(number: int, body: dict[str, Any]) -> Any:
             async with slots[number]:
                 tokens = len(body["prompt"]) + body["max_tokens"]
                 return await self.servers[number].client.request(
-                    connections[number], "POST", COMPLETIONS, body, tokens, ANSWER_S, lambda told: told["choices"][0]
+                    connections[number],
+                    "POST",
+                    COMPLETIONS,
+                    body,
+                    tokens,
+                    ANSWER_S,
+                    lambda response: response["choices"][0],
                 )
 
         try:
@@ -326,15 +333,15 @@ class VllmSampler(SnapshotEngine):
                 answers = await asyncio.gather(*requests, return_exceptions=True)
             return dict(zip(bodies, answers, strict=True))
         finally:
-            self._asking = None
+            self._sampling = None
 
     def _read_answer(self, server: VllmServer, choice: Any) -> tuple[list[int], list[float]]:
-        """Return the tokens of an answer, and their logprobs as they were drawn."""
+        """Return the token ids of an answer, and the logprobs that they were sampled with."""
         try:
             with refuse_other_forms(COMPLETIONS):
                 ids = [int(id) for id in choice["token_ids"]]
-                given = choice.get("logprobs")
-                tokens = [] if given is None else parse_logprobs(given)
+                columns = choice.get("logprobs")
+                tokens = [] if columns is None else parse_logprobs(columns)
                 logprobs = [float(value) for _, value, _ in tokens if value is not None]
         except VllmFailed as error:
             raise self._explain(server, error) from error
@@ -346,8 +353,8 @@ class VllmSampler(SnapshotEngine):
         require(is_known, server.setting, server.label, problem, "Serve the base of this run.")
         if not all(map(math.isfinite, logprobs)):
             raise NonFiniteLogits(f"{server.label} says that it drew a token with a logprob that is no number")
-        stops = [place for place, id in enumerate(ids, 1) if id in self.stop_ids]
-        is_whole = [id for id, _, _ in tokens] == ids and len(ids) == min([*stops, self.max_new_tokens])
+        stop_lengths = [length for length, id in enumerate(ids, 1) if id in self.stop_ids]
+        is_whole = [id for id, _, _ in tokens] == ids and len(ids) == min([*stop_lengths, self.max_new_tokens])
         problem = f"ended an answer after {len(ids)} tokens, where neither the first stop token nor the limit does"
         require(is_whole, server.setting, server.label, problem, server.remedy)
         return ids, logprobs

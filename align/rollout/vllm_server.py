@@ -1,7 +1,7 @@
-"""A vLLM server, started here or running already: its process, its arguments, the adapters that it is given, and
-requests to it. It has further addresses, some of which change its weights: no client's request is passed on to it.
+"""A vLLM server, started here or running already: its process, its arguments, its adapters, and requests to it.
+Clients' requests are not passed on to it, because some of its routes change its weights.
 
-Imports no torch: an evaluation reads the responses of other servers by the same functions."""
+Imports no torch: evaluations use the same functions to read the responses of other servers."""
 
 from __future__ import annotations
 
@@ -37,36 +37,36 @@ COMPLETIONS = "/v1/completions"
 LOAD = "/v1/load_lora_adapter"
 UNLOAD = "/v1/unload_lora_adapter"
 MODELS = "/v1/models"
-logging.getLogger("httpx").setLevel(logging.WARNING)  # it has a line for each request
+logging.getLogger("httpx").setLevel(logging.WARNING)  # below, it logs each request
 SHORT_S = 10
 SLOWEST_S = 600
-"""How long it may take to load an adapter, or to read some prompts."""
+"""Time limit in seconds for loading an adapter, or reading some prompts."""
 TOKEN = "token_id:"
-"""What stands before a token's id where vLLM names tokens."""
+"""Prefix of a token id in vLLM's names of tokens."""
 FEW_BYTES = 1 << 20
-"""The most that is read of a response without tokens."""
+"""Maximum size of a response without tokens."""
 TOKEN_BYTES = 2048
-"""The most that is read of each token beside it; about 150 are usual."""
+"""Maximum additional size for each token; about 150 are usual."""
 LINE_BYTES = 1 << 28
-"""The most that is read of one line of a stream, which may hold the logprobs of a whole prompt."""
+"""Maximum size of one line of a stream, which may hold the logprobs of a whole prompt."""
 BUSY = 429
 LOCKED = (401, 403)
-"""The statuses of a server that asks for a key, or for another."""
+"""Statuses of a server that requires a key, or another one."""
 KEY = "VLLM_API_KEY"
-"""The variable of the environment from which vLLM's own server reads the key that it asks for."""
+"""Environment variable from which vLLM's server reads its key."""
 NO_SEED = -1
-"""The seed that vLLM takes for none."""
+"""Seed that vLLM treats as no seed."""
 OTHER_SEED = -(2**63)
 MISREAD = (AttributeError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
-"""What reading JSON of another form than the expected raises."""
+"""Exceptions that reading JSON of an unexpected form may raise."""
 
 
 class VllmFailed(AlignError):
-    """vLLM did not do what it was asked.
+    """A failed request to vLLM.
 
     Attributes:
-        status: of its response; 0 if there was none.
-        path: the address that was asked.
+        status: status of the response; 0 if there was no response.
+        path: path of the request.
     """
 
     def __init__(self, message: str, status: int = 0, path: str = "") -> None:
@@ -76,12 +76,12 @@ class VllmFailed(AlignError):
 
 
 class VllmGone(VllmFailed):
-    """vLLM cannot be reached, is overloaded or is broken, and may do what it was asked once it is back."""
+    """A request that failed because vLLM is unreachable, overloaded or broken; it may succeed after a restart."""
 
 
 @contextmanager
 def refuse_other_forms(path: str) -> Iterator[None]:
-    """Raise VllmFailed if the block cannot read a response because it has another form than vLLM's."""
+    """Turn errors of reading a response of an unexpected form into VllmFailed."""
     try:
         yield
     except AlignError:
@@ -92,10 +92,10 @@ def refuse_other_forms(path: str) -> Iterator[None]:
 
 
 class VllmClient:
-    """Asks one server. Each method without `async` may be called in any thread that runs no event loop.
+    """A client of one server. Methods without `async` may be called in any thread that runs no event loop.
 
     Args:
-        target: the socket that the server listens at, or its URL.
+        target: the socket of the server, or its URL.
     """
 
     def __init__(self, target: Path | str) -> None:
@@ -118,14 +118,15 @@ class VllmClient:
         within_s: float = SLOWEST_S,
         read: Callable[[Any], T] = lambda answer: answer,
     ) -> T:
-        """Send a request and read its response, which has to be whole in time.
+        """Send a request, and read its response.
 
         Args:
-            tokens: that the response may be about.
-            read: reads the JSON of the response, or its text if it is no JSON.
+            tokens: number of tokens in the response, which limits its size.
+            within_s: time limit for the complete response in seconds.
+            read: converts the JSON of the response, or its text if it is not JSON.
 
         Raises:
-            VllmFailed
+            VllmFailed: the request failed, or the response has an unexpected form.
         """
         try:
             with refuse_other_forms(path):
@@ -141,7 +142,7 @@ class VllmClient:
             raise VllmGone(message, path=path) from error
 
     def ask(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
-        """Do the same as `request`, on a connection of its own."""
+        """Call `request` on a new connection, and wait for the result."""
         if self.closed:
             raise VllmFailed("the client is closed", path=path)
 
@@ -152,7 +153,7 @@ class VllmClient:
         return asyncio.run(send())
 
     def is_up(self) -> bool:
-        """Return whether the server answers. One that asks for a key does: the first question says so."""
+        """Return whether the server responds, be it that it requires a key: the first request reports that."""
         if self.closed:
             return False
 
@@ -170,14 +171,14 @@ class VllmClient:
         return self.ask("GET", MODELS, read=lambda answer: str(answer["data"][0]["id"]))
 
     def context_length(self) -> int:
-        """Return the tokens that a prompt and its answer may have together."""
+        """Return the maximum tokens of a prompt and its answer together."""
         return self.ask("GET", MODELS, read=lambda answer: int(answer["data"][0]["max_model_len"]))
 
     def load(self, name: str, folder: Path) -> None:
         self.ask("POST", LOAD, {"lora_name": name, "lora_path": str(folder)})
 
     def unload(self, name: str) -> None:
-        """Unload an adapter, if there is one of that name."""
+        """Unload an adapter. Does nothing if no adapter has that name."""
         try:
             self.ask("POST", UNLOAD, {"lora_name": name}, within_s=SHORT_S)
         except VllmFailed as error:
@@ -185,7 +186,7 @@ class VllmClient:
                 raise
 
     def knows(self, name: str) -> bool:
-        """Return whether the server answers by this name. Raises VllmFailed if it refuses by another status."""
+        """Return whether the server has a model of this name. Raises VllmFailed for any other error than status 404."""
         try:
             self.ask("POST", COMPLETIONS, {"model": name, "prompt": [0, 0], "max_tokens": 1})
         except VllmFailed as error:
@@ -195,17 +196,17 @@ class VllmClient:
         return True
 
     def logprobs(self, name: str, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the logprobs, in nats, of each token of a row but the first, given those before it."""
+        """Return for each row the logprobs in nats of its tokens from the second on, given the previous tokens."""
 
         def read(answer: Any) -> list[float]:
             values = answer["choices"][0]["logprobs"]["token_logprobs"][1 : len(row)]
-            return [float(values[i]) for i in range(len(row) - 1)]  # one for each, or none is good
+            return [float(values[i]) for i in range(len(row) - 1)]  # IndexError if one is missing
 
-        found = []
+        logprobs = []
         for row in rows:
             body = {"model": name, "prompt": list(row), "max_tokens": 0, "echo": True, "logprobs": 0}
-            found.append(self.ask("POST", COMPLETIONS, body, tokens=len(row), read=read))
-        return found
+            logprobs.append(self.ask("POST", COMPLETIONS, body, tokens=len(row), read=read))
+        return logprobs
 
 
 def completion_body(model: str, prompt_ids: Sequence[int], sampling: SamplingParams) -> dict[str, Any]:
@@ -228,7 +229,7 @@ def completion_body(model: str, prompt_ids: Sequence[int], sampling: SamplingPar
 
 
 def parse_logprobs(logprobs: Mapping[str, Any]) -> list[tuple[int, float | None, list[tuple[int, float]]]]:
-    """Return each token's id, its logprob, and the likeliest at its place, best first."""
+    """Return each token's id, its logprob, and the likeliest tokens at its position, best first."""
 
     def token_id(token: str) -> int:
         return int(token.removeprefix(TOKEN))
@@ -242,10 +243,11 @@ def parse_logprobs(logprobs: Mapping[str, Any]) -> list[tuple[int, float | None,
 
 
 async def stream_choices(connection: httpx.AsyncClient, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-    """Yield the choice of each chunk of a completion. The connection ends with the iterator, and vLLM's work with it.
+    """Yield the choice of each chunk of a streamed completion. Closing the iterator closes the connection, which aborts
+    the request in vLLM.
 
     Raises:
-        VllmFailed: vLLM refuses, fails on the way, or is gone.
+        VllmFailed: vLLM refused the request, failed while streaming, or is unreachable.
     """
     is_whole = False
     try:
@@ -267,36 +269,36 @@ async def stream_choices(connection: httpx.AsyncClient, body: Mapping[str, Any])
 
 
 async def iter_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield the data of server-sent events. A line ends at a line break alone: a text may have Unicode's line ends."""
-    rest = b""
+    """Yield the data of server-sent events. Only "\\n" ends a line: texts may contain Unicode's other line ends."""
+    incomplete_line = b""
     async for piece in pieces:
-        rest += piece
-        check_size(len(rest), LINE_BYTES, COMPLETIONS)
-        *lines, rest = rest.split(b"\n")
+        incomplete_line += piece
+        check_size(len(incomplete_line), LINE_BYTES, COMPLETIONS)
+        *lines, incomplete_line = incomplete_line.split(b"\n")
         for line in lines:
             if line.startswith(b"data: "):
                 yield line.removeprefix(b"data: ")
 
 
 def response_limit(tokens: int) -> int:
-    """Return how many bytes are read of a response about so many tokens."""
+    """Return the maximum size in bytes of a response about so many tokens."""
     return FEW_BYTES + TOKEN_BYTES * tokens
 
 
 async def read_response(connection: httpx.AsyncClient, method: str, path: str, body: Any, limit: int) -> httpx.Response:
-    """Send a request and read its response whole.
+    """Send a request, and read its complete response.
 
     Raises:
-        VllmFailed: it has more than `limit` bytes.
-        httpx.TransportError
+        VllmFailed: the response has more than `limit` bytes.
+        httpx.TransportError: the server is unreachable, or the connection broke.
     """
     content = bytearray()
     async with connection.stream(method, path, json=body) as response:
         async for piece in response.aiter_bytes():
             content += piece
             check_size(len(content), limit, path, response.status_code)
-    kept = {name: response.headers[name] for name in ("content-type", "retry-after") if name in response.headers}
-    return httpx.Response(response.status_code, headers=kept, content=bytes(content), request=response.request)
+    headers = {name: response.headers[name] for name in ("content-type", "retry-after") if name in response.headers}
+    return httpx.Response(response.status_code, headers=headers, content=bytes(content), request=response.request)
 
 
 def check_size(size: int, limit: int, path: str, status: int = 0) -> None:
@@ -306,7 +308,7 @@ def check_size(size: int, limit: int, path: str, status: int = 0) -> None:
 
 
 def check_status(response: httpx.Response) -> None:
-    """Raise VllmFailed if a response is an error. Its words are not repeated: they can hold a client's."""
+    """Raise VllmFailed if a response is an error. Its message is not repeated: it can contain a client's prompt."""
     status = response.status_code
     if status != 200:
         path = response.request.url.path
@@ -315,34 +317,34 @@ def check_status(response: httpx.Response) -> None:
 
 
 def request_headers(target: Path | str) -> dict[str, str]:
-    """Return the headers that switch compression off, and for a URL, which is no server of ours, those with the key.
+    """Return headers that switch compression off, and for a URL the authorisation with the key from the environment.
 
     Raises:
-        InputError: it can be no key.
+        InputError: the key has characters that a header cannot hold.
     """
     headers = {"accept-encoding": "identity"}
     key = os.environ.get(KEY, "")
     if isinstance(target, str) and key:
-        good = key.isascii() and key.isprintable() and " " not in key
-        require(good, KEY, MASK, "has characters that no key has", "Set it to the key of the servers, or unset it.")
+        is_valid = key.isascii() and key.isprintable() and " " not in key
+        require(is_valid, KEY, MASK, "has characters that no key has", "Set it to the key of the servers, or unset it.")
         headers["authorization"] = f"Bearer {key}"
     return headers
 
 
 def direct_transport(target: Path | str) -> httpx.AsyncHTTPTransport:
-    """Return a transport to a server past any proxy, for any number of requests at once."""
+    """Return a transport that connects to a server without a proxy, for any number of concurrent requests."""
     unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     if isinstance(target, Path):
         return httpx.AsyncHTTPTransport(uds=str(target), verify=False, limits=unlimited)
-    is_plain = urlsplit(target).scheme == "http"  # then no certificates are read, which takes 8 ms
+    is_plain = urlsplit(target).scheme == "http"  # skips loading certificates, which takes 8 ms
     return httpx.AsyncHTTPTransport(verify=not is_plain, limits=unlimited)
 
 
 log = logging.getLogger(__name__)
 
-# It ends with us, also where we are killed: whatever memory it holds is of no use to anybody else. A child of its own
-# waits until the pipe to us is closed. (PR_SET_PDEATHSIG tells of the end of the thread that started it, and a sampler
-# that works ahead starts servers from threads that end.)
+# vLLM must end with this process even if that is killed, because it holds the GPU's memory. A forked child waits until
+# the pipe to this process is closed. (PR_SET_PDEATHSIG would fire when the thread that started vLLM ends, and a sampler
+# in the background starts servers from threads that end.)
 GUARD = """
 import os, shutil, signal, sys, time
 room, server, words = sys.argv[1], os.getpid(), sys.argv[2:]
@@ -359,17 +361,17 @@ shutil.rmtree(room, ignore_errors=True)
 os.killpg(0, signal.SIGKILL)
 """
 SOCKETS = "align-vllm-"
-"""How the names of the sockets' folders begin."""
+"""Prefix of the folders for sockets."""
 NEW_S = 60
-"""For how many seconds such a folder counts as new."""
+"""Age in seconds up to which such a folder counts as new."""
 LONGEST = 70
-"""Characters of the temporary folder's path: a socket's has 107 bytes at most."""
+"""Maximum length of the temporary folder's path: the path of a socket has at most 107 bytes."""
 STOPPING_S = 10.0
-"""How long a server has to end."""
+"""Seconds that a server has to shut down."""
 LOOK_S = 0.2
-"""How often a server that does not answer yet is asked again."""
+"""Seconds between two checks whether a server is up."""
 NO_CAUSE = "See root cause above"
-"""In a line of vLLM's that says that there is another."""
+"""Part of a log line of vLLM that refers to the real error in another line."""
 ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
     "VLLM_NO_USAGE_STATS": "1",
@@ -377,16 +379,16 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 LOWEST = 16
-"""Room is made for adapters of this rank at least: they are the most common."""
+"""Lowest `max_lora_rank`: adapters of this rank are the most common."""
 
 
 class ServedAdapter(NamedTuple):
-    """An adapter as vLLM is given it.
+    """An adapter to be loaded into vLLM.
 
     Attributes:
-        name: by which vLLM knows it. No other weights get this name, since vLLM keeps what it computed by a name.
-        folder: plain LoRA; a copy of ours, so that it is not changed while vLLM may read it.
-        probes: what it must say.
+        name: its name in vLLM. Other weights must not reuse it, because vLLM caches results by name.
+        folder: a private copy as plain LoRA, which does not change while vLLM may read it.
+        probes: prompts with the logprobs that vLLM must return.
     """
 
     name: str
@@ -395,19 +397,19 @@ class ServedAdapter(NamedTuple):
 
 
 class VllmProcess:
-    """`vllm serve`, from its start to its end, at a socket that only its owner reaches.
+    """A process of `vllm serve`, which listens on a socket that only its owner can open.
 
     Args:
-        python: that has vLLM.
-        model: the folder of the base.
-        arguments: further ones.
-        log: the file that its output is added to.
+        python: path of the Python that has vLLM.
+        model: folder of the base.
+        arguments: further command-line arguments.
+        log: file to which its output is appended.
     """
 
     def __init__(self, python: str, model: Path, arguments: Sequence[str], log: Path) -> None:
-        above = Path("/tmp" if len(tempfile.gettempdir()) > LONGEST else tempfile.gettempdir())
-        remove_abandoned(above)
-        self._folder = tempfile.TemporaryDirectory(prefix=SOCKETS, dir=above)  # its owner's alone, as they are made
+        parent = Path("/tmp" if len(tempfile.gettempdir()) > LONGEST else tempfile.gettempdir())
+        remove_abandoned(parent)
+        self._folder = tempfile.TemporaryDirectory(prefix=SOCKETS, dir=parent)  # created with mode 0700
         self._lock = lock_folder(Path(self._folder.name))
         self.socket = Path(self._folder.name, "socket")
         self.log = log
@@ -428,14 +430,14 @@ class VllmProcess:
         return self._process.poll() is None
 
     def last_words(self) -> str:
-        """Return the line of its output that says best why it does not start."""
+        """Return the line of its output that most likely has the reason why it did not start."""
         with self.log.open("rb") as output:
             output.seek(self._log_start)
             lines = output.read().decode(errors="replace").splitlines()
         return last_words("\n".join(line for line in lines if NO_CAUSE not in line))
 
     def stop(self, within_s: float) -> None:
-        """End it, and whatever it has started. May be called again."""
+        """Stop the process and its children. Further calls do nothing."""
         if self.alive:
             self._process.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -452,18 +454,18 @@ class VllmProcess:
 
 
 class VllmServer:
-    """A server that answers by a base and by adapters on it.
+    """A vLLM server with a base and adapters on it.
 
     Args:
-        setting: the configuration key that names it, for errors.
-        label: the value of that key, for errors; the URL of a server that runs already.
-        start_s: seconds that it has to start, or to answer.
-        remedy: what to do if it fails.
-        start: starts its process; None for a server that runs already.
+        setting: the config key that names the server, for error messages.
+        label: the value of that key, for error messages; the URL of a running server.
+        start_s: time limit for the start in seconds.
+        remedy: remedy for error messages.
+        start: starts the server's process; None for a server that runs already.
 
     Attributes:
-        base: the name of the model that it was started with.
-        loaded: the names of the adapters that it has.
+        base: name of the server's base model.
+        loaded: names of the loaded adapters.
     """
 
     process: VllmProcess | None = None
@@ -484,10 +486,10 @@ class VllmServer:
             self.client = VllmClient(label)
 
     def bring_up(self) -> None:
-        """Start it, or wait until it answers; also again, after it was gone.
+        """Start or restart the server, or wait until a running one responds.
 
         Raises:
-            InputError: it does not come up, or answers by names that it was never given.
+            InputError: it does not start, or answers to names of models that were never loaded.
         """
         self.loaded = set()
         self._base_logprobs: tuple[Sequence[Sequence[int]], Logprobs] = ((), ())
@@ -506,7 +508,7 @@ class VllmServer:
 
     def _wait_until_up(self) -> None:
         deadline = time.monotonic() + self.start_s
-        is_announced = self.process is not None  # by whoever starts it
+        is_announced = self.process is not None  # the caller announces a server that it starts
         while not self.client.is_up():
             has_ended = self.process is not None and not self.process.alive
             if has_ended or self._closed or time.monotonic() >= deadline:
@@ -520,8 +522,8 @@ class VllmServer:
         if self.process is None:
             problem = f"does not answer within {self.start_s:g} seconds"
             return InputError(self.setting, self.label, problem, self.remedy)
-        how = "ended while it started" if has_ended else f"was not ready within {self.start_s:g} seconds"
-        problem = f"vLLM {how} ({self.process.last_words()})"
+        reason = "ended while it started" if has_ended else f"was not ready within {self.start_s:g} seconds"
+        problem = f"vLLM {reason} ({self.process.last_words()})"
         self.process.stop(0)
         group = self.setting.partition(".")[0]
         remedy = f"Read {self.process.log}, and correct {group}.args, or give it more time by {group}.start_s."
@@ -533,22 +535,22 @@ class VllmServer:
         require(not is_known, self.setting, self.label, problem, "Use another vLLM.")
 
     def load(self, adapter: ServedAdapter) -> None:
-        """Load an adapter that is not loaded yet.
+        """Load an adapter unless it is loaded already.
 
         Raises:
-            VllmFailed
-            InputError: vLLM then answers by names that it was never given.
+            VllmFailed: vLLM does not load it.
+            InputError: vLLM answers to names of models that were never loaded.
         """
         if adapter.name in self.loaded:
             return
-        if self.process is None:  # a server that was only slow for a moment still has it
+        if self.process is None:  # a server that was unreachable for a moment may still have it
             self.client.unload(adapter.name)
         self.client.load(adapter.name, adapter.folder)
         self.loaded.add(adapter.name)
         self._refuse_unknown_names()
 
     def unload(self, adapter: ServedAdapter) -> None:
-        """Unload an adapter. One that stays takes memory, and it cannot be asked for."""
+        """Unload an adapter. A failure is only logged: the adapter takes memory, but is not used."""
         try:
             self.client.unload(adapter.name)
         except VllmFailed as error:
@@ -558,26 +560,27 @@ class VllmServer:
     def check(
         self, adapter: str | None, probes: Probes, dtype: str, field: str, value: str, remedy: str = NOT_BY_THIS
     ) -> None:
-        """Check that an adapter is in force, or that the base is the one that it should be.
+        """Check by probes that the server applies an adapter, or that it has the right base.
 
         Args:
-            adapter: its name; None for the base.
-            dtype: that the logprobs are as exact as.
-            field, value, remedy: of the error.
+            adapter: the adapter's name; None for the base.
+            dtype: dtype that decides the allowed difference of logprobs.
+            field, value, remedy: parts of the error message.
 
         Raises:
-            VllmFailed
-            InputError: the server answers by something else than was trained.
+            VllmFailed: the server does not answer the probes.
+            InputError: the server does not serve the weights that were trained.
         """
         if self._base_logprobs[0] != probes.rows:
             self._base_logprobs = probes.rows, self.client.logprobs(self.base, probes.rows)
-        of_base = self._base_logprobs[1]
-        agreed = agreement(self.client.logprobs(adapter, probes.rows) if adapter else of_base, of_base, probes)
+        base_logprobs = self._base_logprobs[1]
+        logprobs = self.client.logprobs(adapter, probes.rows) if adapter else base_logprobs
+        agreed = agreement(logprobs, base_logprobs, probes)
         log.info("vLLM serves %s: %s", adapter or self.base, describe_agreement(agreed))
         check_agreement(agreed, dtype, field, value, remedy)
 
     def explain(self, error: VllmFailed, problem: str, remedy: str = "") -> InputError:
-        """Return an error about this server: the problem, or that the server asks for a key."""
+        """Return the InputError for a failed request: `problem`, or that the server requires another key."""
         if error.status in LOCKED:
             has_key = bool(os.environ.get(KEY))
             problem = f"does not take the key in {KEY}" if has_key else f"asks for a key, and {KEY} is not set"
@@ -586,7 +589,7 @@ class VllmServer:
         return InputError(self.setting, self.label, problem, remedy or self.remedy)
 
     def close(self, within_s: float = STOPPING_S) -> None:
-        """End it if it was started here. May be called again, and while other threads ask, whose next requests fail."""
+        """Stop the server if it was started here. Requests of other threads fail from now on. May be called again."""
         self._closed = True
         if self.process is not None:
             self.process.stop(within_s)
@@ -595,7 +598,7 @@ class VllmServer:
 
 
 def lock_folder(folder: Path) -> int | None:
-    """Return a descriptor that locks a folder until it is closed or its process ends; None if another has the lock."""
+    """Return a descriptor that locks a folder until it is closed. Returns None if another process has the lock."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -605,13 +608,13 @@ def lock_folder(folder: Path) -> int | None:
     return descriptor
 
 
-def remove_abandoned(above: Path) -> None:
-    """Remove the folders of servers whose owner was killed together with the child that removes them.
+def remove_abandoned(parent: Path) -> None:
+    """Remove the folders of servers whose process was killed together with the child that would remove them.
 
-    What is new may be about to be locked by its owner; what holds anything but sockets is not ours; what cannot be
-    opened is another user's.
+    New folders are skipped, because their owner may be about to lock them; so are folders that hold anything but
+    sockets, and those of other users.
     """
-    for folder in above.glob(f"{SOCKETS}*"):
+    for folder in parent.glob(f"{SOCKETS}*"):
         with suppress(OSError):
             descriptor = lock_folder(folder) if time.time() - folder.lstat().st_mtime > NEW_S else None
             if descriptor is None:
@@ -627,14 +630,14 @@ def remove_abandoned(above: Path) -> None:
 
 
 def process_environment(variables: Mapping[str, str], sockets: str) -> dict[str, str]:
-    """Return the environment of vLLM: without what would make another Python of it, or give it a key to ask for.
+    """Return the environment of vLLM, without variables that redirect its Python or make it require a key.
 
     Args:
-        sockets: the folder for its own sockets.
+        sockets: folder for vLLM's own sockets.
     """
-    left_out = ("PYTHONPATH", "PYTHONHOME", KEY)
-    kept = {name: value for name, value in variables.items() if name not in left_out}
-    return {**kept, **ENVIRONMENT, "VLLM_RPC_BASE_PATH": sockets}
+    excluded = ("PYTHONPATH", "PYTHONHOME", KEY)
+    inherited = {name: value for name, value in variables.items() if name not in excluded}
+    return {**inherited, **ENVIRONMENT, "VLLM_RPC_BASE_PATH": sockets}
 
 
 def serve_arguments(
@@ -652,16 +655,15 @@ def serve_arguments(
     """Return the arguments of `vllm serve` for adapters on a base.
 
     Args:
-        base: its digest, part of the name that it is served by.
-        layers: that adapters may be on; vLLM is given the last part of their names. The head is not one: vLLM 0.32
-            ends where one request has logprobs of its prompt and another an answer, if it makes room for adapters on
-            the head.
-        rank: the highest of an adapter.
-        adapters: that one batch may have.
-        slots: requests that are answered at once.
-        context: tokens of a prompt and its answer.
-        prefixes: whether those of earlier prompts are kept.
-        logprobs: `raw_logprobs`, the model's own, or `processed_logprobs`, at the temperature of the request.
+        base: digest of the base, which is part of its served name.
+        layers: layers that adapters may have; vLLM gets the last part of their names. They must not include the head:
+            with adapters on the head, vLLM 0.32 crashes if one request has prompt logprobs and another an answer.
+        rank: maximum rank of an adapter.
+        adapters: maximum adapters in one batch.
+        slots: maximum requests at once.
+        context: maximum tokens of a prompt and its answer.
+        prefixes: whether to cache prefixes of prompts.
+        logprobs: `raw_logprobs` for the model's own, or `processed_logprobs` for those at the request's temperature.
     """
     options = {
         "--served-model-name": f"base-{base}",
@@ -685,29 +687,29 @@ def adapter_name(digest: str) -> str:
 
 
 def adaptable_layers(base: Base) -> list[str]:
-    """Return the linear layers of a base but its head: vLLM makes room for adapters on these.
+    """Return the names of a base's linear layers except its head: those that adapters in vLLM may have.
 
     Raises:
-        InputError: its modules cannot be built.
+        InputError: the base's modules cannot be built without its weights.
     """
     from align.models.adapters import adaptable_modules
     from align.models.load import skeleton
 
     model = skeleton(base)
     require(model is not None, "model", base.id, "its modules cannot be built without its weights", "Serve it merged.")
-    left_out = {model.get_input_embeddings(), model.get_output_embeddings()}
-    return [name for name in adaptable_modules(model) if model.get_submodule(name) not in left_out]
+    excluded = {model.get_input_embeddings(), model.get_output_embeddings()}
+    return [name for name in adaptable_modules(model) if model.get_submodule(name) not in excluded]
 
 
 def check_servable(folder: Path, most: int | None, layers: Collection[str]) -> int:
     """Check that vLLM can serve an adapter. Returns its rank.
 
     Args:
-        most: the rank that there is room for; None for what vLLM has room for at all.
+        most: the server's maximum rank; None for the highest that vLLM supports.
         layers: see `adaptable_layers`.
 
     Raises:
-        CorruptFile, InputError: it cannot.
+        CorruptFile, InputError: vLLM cannot serve the adapter.
     """
     from align.models.adapters import check_targets, read_adapter
     from align.models.plain_lora import check_plain
@@ -715,23 +717,23 @@ def check_servable(folder: Path, most: int | None, layers: Collection[str]) -> i
     adapter = read_adapter(folder, alone=False)
     check_plain(adapter)
     require(not adapter.has_score_head, "adapter", folder.name, "is a reward model", "Serve it without serve=vllm.")
-    other = next((name for name in adapter.ranks if name not in layers), None)
+    unsupported_layer = next((name for name in adapter.ranks if name not in layers), None)
     problem = "is no linear layer of the base but its head, and vLLM makes room for adapters on these"
-    require(other is None, "target_modules", other, problem, "Serve it merged: export=merged.")
+    require(unsupported_layer is None, "target_modules", unsupported_layer, problem, "Serve it merged: export=merged.")
     check_targets(adapter.config, adapter.ranks, layers)
     rank = max(adapter.ranks.values())
-    room = vllm_rank(rank) if most is None else most
+    max_rank = vllm_rank(rank) if most is None else most
     problem = f"is over {most}, the rank that vLLM made room for"
-    require(rank <= room, "r", rank, problem, "Start the server with a higher stage.max_rank.")
+    require(rank <= max_rank, "r", rank, problem, "Start the server with a higher stage.max_rank.")
     return rank
 
 
 def max_lora_rank(folders: Sequence[Path], most: int | None, layers: Collection[str]) -> int:
-    """Return the rank that vLLM makes room for: `most`, or the highest of the adapters.
+    """Return vLLM's `max_lora_rank`: one that fits `most`, or else the highest rank of the adapters.
 
     Raises:
         CorruptFile, InputError: see `check_servable`.
     """
-    room = None if most is None else vllm_rank(most)
-    ranks = [check_servable(folder, room, layers) for folder in folders]
-    return room or vllm_rank(max([LOWEST, *ranks]))
+    max_rank = None if most is None else vllm_rank(most)
+    ranks = [check_servable(folder, max_rank, layers) for folder in folders]
+    return max_rank or vllm_rank(max([LOWEST, *ranks]))
