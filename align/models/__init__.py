@@ -1,1 +1,1 @@
-"""Models: loading, adapters, the roles on one base."""
+"""Models: loading, adapters, forward passes, and the roles of PPO on one base."""

@@ -1,4 +1,4 @@
-"""Actors: a model and the adapter on it that answers prompts; and a pool of adapters on one base."""
+"""Actors, which rollout engines sample from: a model with one of its adapters; and a pool of adapters on one base."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from align.run.weights import adapter_digest, compute_published_digest
 
 
 class Actor(Protocol):
-    """A source of answers to prompts: an adapter on a model, a role of PPO, or a whole model."""
+    """A source of responses to prompts: an adapter on a model, a role of PPO, or a whole model."""
 
     @property
     def base_alone(self) -> bool:
-        """Return whether it is the base itself, which has no weights of its own to save."""
+        """Return whether it is the base without an adapter, which has no weights of its own to save."""
         ...
 
     def use(self) -> AbstractContextManager[Any]:
@@ -40,14 +40,14 @@ class Actor(Protocol):
     def save(self, folder: Path, base: Base) -> None:
         """Save its own weights for an engine in another process: an adapter in PEFT's format, or a whole model.
 
-        A base alone has none. If ranks share the weights, every rank must call it.
+        Must not be called for a base alone. If the weights are sharded over ranks, every rank must call it.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ModelActor:
-    """A model, and the adapter on it that answers; None for the base alone."""
+    """A model with the name of one of its adapters; None for the base alone."""
 
     model: Any
     adapter: str | None = None
@@ -81,8 +81,8 @@ class ModelActor:
 
 
 def snapshot(actor: Actor, base: Base, into: Path) -> Path:
-    """Save an actor's present weights to a folder under `into` that has their digest as name. Weights that were saved
-    before are not written again. The folder appears complete or not at all, also if several processes write it at once.
+    """Save an actor's present weights to a folder under `into` whose name is their digest. Weights that were saved
+    before are not written again. The folder appears complete or not at all, even if several processes write it at once.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -97,20 +97,19 @@ def snapshot(actor: Actor, base: Base, into: Path) -> Path:
             if compute_published_digest(into / digest) != digest:  # it is missing, or a crash cut its files
                 replace_folder(part, into / digest)
         finally:
-            os.close(handle)  # which unlocks it too
+            os.close(handle)  # also releases the lock
     return into / digest
 
 
 class AdapterPool:
-    """Immutable adapters on one base, each row answered by the one that it chooses.
+    """Immutable adapters on one base, addressed by the digest of their two files.
 
-    An adapter is known by the digest of its two files alone: one that is trained again under the same name is another
-    one here. One actor is used at a time: a thread waits in `use` until the other has left it.
+    Only one actor is in use at a time: another thread waits in `use` until the actor is released.
 
     Args:
-        base: a causal language model; nothing of it trains.
-        alone: one adapter will be used, and never the base by itself. It may then be of a kind that changes the base
-            (see `align.models.adapters.adapter_config`).
+        base: a frozen causal language model.
+        alone: whether only one adapter will be used, and never the base without it. The adapter may then be of a kind
+            that changes the base (see `align.models.adapters.adapter_config`).
 
     Attributes:
         model: the base with the adapters on it.
@@ -127,8 +126,8 @@ class AdapterPool:
 
         Raises:
             CorruptFile, InputError: see `align.models.adapters.attach`; or the files changed while they were read. The
-                pool is then as before.
-            ValueError: this base was promised to another adapter alone.
+                pool is then unchanged.
+            ValueError: the pool was created with `alone`, and has an adapter already.
         """
         with self.lock:
             digest = adapter_digest(folder)
@@ -145,7 +144,7 @@ class AdapterPool:
             return digest
 
     def remove(self, digest: str) -> None:
-        """Unload an adapter once it is not in use.
+        """Unload an adapter, after waiting until it is not in use.
 
         Raises:
             InputError: it is not loaded.
@@ -157,14 +156,14 @@ class AdapterPool:
             if self._digests:
                 detach(self.model, digest)
             else:
-                self.model = self.model.unload()  # PEFT cannot do without an adapter
+                self.model = self.model.unload()  # a PeftModel without adapters fails
 
     def actor(self, digest: str | None = None) -> Actor:
-        """Return the adapter of this digest; the base by itself without one.
+        """Return the actor of an adapter; of the base without a digest.
 
         Raises:
-            InputError: it is not loaded.
-            ValueError: the base by itself would be used beside an adapter that may have changed it.
+            InputError: the adapter is not loaded.
+            ValueError: the base is requested, but an adapter may have changed it.
         """
         self.check_loaded(digest)
         return PoolActor(self, digest)
@@ -175,7 +174,7 @@ class AdapterPool:
             if self.alone and self._digests:
                 raise ValueError("the base by itself is not asked beside an adapter that may have changed it")
         elif digest not in self._digests:
-            loaded = ", ".join(sorted(known[:12] for known in self._digests)) or "none"
+            loaded = ", ".join(sorted(loaded_digest[:12] for loaded_digest in self._digests)) or "none"
             raise InputError("adapter", digest, "is not loaded", f"Name one that is: {loaded}.")
 
 

@@ -1,4 +1,4 @@
-"""LoRA adapters: read and checked on disk, put on a model, saved in PEFT's own format."""
+"""LoRA adapters: reading and checking files, attaching to a model, saving in PEFT's format."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ OTHER_FORWARD = (
     "use_bdlora",
     "use_qalora",
 )
-"""Settings of PEFT under which an adapter is more than a product added to a layer: active from some token on, drawn at
-random, routed, on layers that stand twice. The forward that rollouts and updates share computes none of them."""
+"""Settings of PEFT with another forward than a product added to a layer: adapters that are active from some token on,
+random, routed, or on replicated layers. The forward of rollouts and updates does not support them."""
 
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
-"""These initialisations take their share out of the base's weights, and PEFT takes it again whenever such an adapter is
-loaded: on the untouched base, or beside another adapter, it is another model."""
+"""Initialisations that subtract a part from the base's weights, which PEFT does again whenever such an adapter is
+loaded: on the unchanged base, or beside another adapter, it is another model."""
 
 LOADING_DEVICE = "cpu"
 """Without it PEFT reads an adapter to the first GPU, whichever device the model lies on. Its weights move afterwards.
@@ -64,8 +64,8 @@ class Adapter:
     """A LoRA adapter on disk, its files read and checked.
 
     Attributes:
-        config: `adapter_config.json` as it stands.
-        tensors: by the keys of the file.
+        config: content of `adapter_config.json`.
+        tensors: key in the file → tensor.
     """
 
     config: Mapping[str, Any]
@@ -92,7 +92,7 @@ class Adapter:
 
 
 def files_of_adapter(folder: Path) -> list[Path]:
-    """Return the two files of an adapter, as far as they exist."""
+    """Return the paths of an adapter's two files, without those that are missing."""
     return [path for name in (CONFIG_FILE, WEIGHTS_FILE) if (path := folder / name).is_file()]
 
 
@@ -100,12 +100,12 @@ def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) ->
     """Return the PEFT configuration of a LoRA adapter.
 
     Args:
-        field: what the user calls it.
-        alone: neither another adapter nor the base by itself will be used on the model that it is put on.
+        field: the setting that names it, for error messages.
+        alone: whether neither another adapter nor the base alone will be used on the same model.
 
     Raises:
-        CorruptFile: it is missing, or not JSON.
-        InputError: it is not LoRA; LoRA with another forward; or it changes the base and is not alone.
+        CorruptFile: it is missing, or not a JSON object.
+        InputError: it is not LoRA, has another forward, or changes the base and `alone` is False.
     """
     check_folder(folder, field, RETRAIN)
     config = read_json_object(folder / CONFIG_FILE, field, "Train or download the adapter again.")
@@ -133,7 +133,7 @@ def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
     """Return the tensors of a saved adapter.
 
     Args:
-        field: what the user calls it.
+        field: the setting that names it, for error messages.
 
     Raises:
         CorruptFile: the file is missing, truncated or not safetensors, or a value is not finite.
@@ -243,28 +243,29 @@ def adapter_state_dict(model: PeftModel, adapter: str) -> dict[str, Tensor]:
 
 @contextmanager
 def without_adapters(model: Any) -> Iterator[None]:
-    """Disable all adapters. What trains stays as it is, which PEFT's own `disable_adapter` would change."""
+    """Disable all adapters in the block. Unlike PEFT's `disable_adapter`, it does not change what requires
+    gradients."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    before = [layer._disable_adapters for layer in layers]
+    was_disabled = [layer._disable_adapters for layer in layers]
     try:
         for layer in layers:
             layer._disable_adapters = True
         yield
     finally:
-        for layer, disabled in zip(layers, before, strict=True):
+        for layer, disabled in zip(layers, was_disabled, strict=True):
             layer._disable_adapters = disabled
 
 
 def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "default") -> None:
-    """Write one adapter to the root of `folder` as PEFT and every serving engine read it, naming the base so that
-    PEFT's auto classes find it (see `loadable_name`).
+    """Write one adapter to the root of `folder` in PEFT's format, which serving engines read. The configuration names
+    the base so that PEFT's auto classes find it (see `loadable_name`).
 
     PEFT's `save_pretrained(selected_adapters=["policy"])` would write to a folder `policy/` instead.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = adapter_state_dict(model, adapter)
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
-    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors would leave it to its owner alone
+    (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors creates files with mode 0600
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config[adapter].to_dict().items()}
     config |= {"base_model_name_or_path": loadable_name(base), "revision": base.revision, "inference_mode": True}
     for key in ("task_type", "peft_type"):
@@ -278,13 +279,13 @@ def attach(
     """Put a saved adapter on the model under `name`. If that fails, the model stays as it was.
 
     Args:
-        scored: it is a reward model's, whose `score` head is read elsewhere. PEFT ignores tensors that it finds no
-            place for; any other such tensor is an error here.
+        scored: whether it is a reward model's, whose `score` head is loaded separately. PEFT ignores tensors that the
+            model has no place for; any other such tensor is an error here.
         alone: see `adapter_config`.
 
     Raises:
-        CorruptFile: the adapter cannot be read, has other tensors than its configuration makes on this model, or one
-            that is not finite.
+        CorruptFile: the adapter cannot be read, lacks tensors or has some that do not belong to this model, or one is
+            not finite.
         InputError: see `adapter_config`.
     """
     field = "reward.ref" if scored else "adapter"

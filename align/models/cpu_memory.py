@@ -1,5 +1,5 @@
-"""Memory of a CPU run: freed tensors are kept for the next of their size, compiled kernels only the last few, and of a
-large buffer the pages that were written."""
+"""Memory management on a CPU: freed tensors are kept for reuse, only the last compiled kernels are kept, and large
+buffers take memory only for the pages that were written."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ KERNELS_KEPT = 64  # more than the shapes of one micro-batch, forward and backwa
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed tensors instead of returning them to the kernel one by one. Does nothing with another C
+    """Let glibc keep the memory of freed tensors instead of returning it to the kernel. Does nothing with another C
     library.
 
-    By default every activation above 128 KiB is mapped, faulted in page by page and unmapped again: on the built-in
-    model a forward pass without gradients took 0.58 s so, and 0.31 s with the memory kept (32 × 50 tokens, NF4, one
-    thread); the peak was the same.
+    By default every activation above 128 KiB is mapped, faulted in page by page, and unmapped again: on the built-in
+    model a forward pass without gradients took 0.58 s, against 0.31 s with the memory kept (32 × 50 tokens, NF4, one
+    thread), with the same peak.
     """
     settings = {M_MMAP_THRESHOLD: ONE_GIB, M_TRIM_THRESHOLD: ONE_GIB, M_TOP_PAD: 64 << 20}
     if sys.platform.startswith("linux"):
@@ -37,19 +37,19 @@ def keep_freed_memory() -> None:
 
 
 def keep_few_kernels() -> None:
-    """Let oneDNN keep the kernels of the last 64 shapes, in place of 1,024; a figure in the environment stands.
+    """Limit oneDNN's cache to the kernels of the last 64 shapes, in place of 1,024. A value in the environment wins.
 
-    Batches of real text are each of a length of their own, so a shape is used for one micro-batch and seldom again,
-    while each kernel holds half a megabyte: 40 steps of the quickstart's SFT in bf16 peaked at 2,073 MB with the
-    default, at 1,304 MB so, and took 36.7 and 36.1 s (2 threads). To be called before the first of them is made.
+    Batches of real text have varying lengths, so that a shape is used for one micro-batch and seldom again, while each
+    kernel takes half a megabyte: 40 steps of the quickstart's SFT in bf16 peaked at 2,073 MB with the default and at
+    1,304 MB with the limit, and took 36.7 and 36.1 s (2 threads). Must be called before the first kernel is compiled.
     """
     for name in KERNEL_CACHES:
         os.environ.setdefault(name, str(KERNELS_KEPT))
 
 
 def return_freed_memory() -> None:
-    """Return freed memory to the system once: after weights were laid out anew, no tensor of the old sizes will be
-    made. On SmolLM2 these are 498 MB."""
+    """Return freed memory to the system once, after the weights were converted to another layout: tensors of the old
+    sizes will not be allocated again. On SmolLM2 this frees 498 MB."""
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

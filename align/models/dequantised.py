@@ -1,8 +1,8 @@
-"""The dequantised NF4 base, and the removal of a model's quantisation.
+"""The dequantised NF4 base of QLoRA adapters, for engines without NF4.
 
-QLoRA trains against NF4 weights. On the published weights the same adapter is another model; on the dequantised NF4
-weights it is the trained one, in every engine. So an engine without NF4 loads that base, and it is exported with the
-adapter. It is written once for each base.
+QLoRA trains on NF4 weights. On the published weights the adapter gives another model; on the dequantised NF4 weights it
+gives the trained one in every engine. Engines without NF4 therefore load that base, which is exported with the adapter.
+It is written once for each base.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def dequantised_beside(
 
     Args:
         named: `id`, `revision` and `digest` of the base.
-        trained: the dtype in which the base was quantised for training.
-        dtype: of the weights on disk.
+        trained: dtype from which the base was quantised in training.
+        dtype: dtype of the weights on disk.
 
     Raises:
-        CorruptFile: the weights there are not those that were written.
+        CorruptFile: the files were changed since they were written.
     """
     folder = root / dequantised_name(base, named, trained, dtype)
     if not (folder / ABOUT).is_file():
@@ -64,8 +64,8 @@ def dequantised_beside(
 
 
 def dequantised_name(base: Base, named: dict[str, str], trained: torch.dtype, dtype: torch.dtype) -> str:
-    """Return the name of its folder. The codes depend on the dtype that was quantised, if the base is stored in more
-    bits."""
+    """Return the folder's name for a dequantised base. It depends on the dtype from which the base was quantised,
+    because the NF4 codes do, if the base is stored in a wider dtype."""
     digest = json_digest([base.digest, str(trained)])[:12]
     return f"{Path(named['id']).name}-{DEQUANTISED}-{name_of(dtype)}-{digest}"
 
@@ -74,7 +74,7 @@ def weights_dtype(folder: Path) -> str:
     """Return the dtype of a model's weights in a folder.
 
     Raises:
-        CorruptFile: they have several, or there are none.
+        CorruptFile: the weights have several dtypes, or the folder has no weights.
     """
     dtypes = set()
     for shard in folder.glob("*.safetensors"):
@@ -86,10 +86,10 @@ def weights_dtype(folder: Path) -> str:
 
 
 def dequantise(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Return an NF4 model as plain weights in `dtype`. It is consumed.
+    """Convert an NF4 model to plain weights in `dtype`, in place.
 
     Raises:
-        RuntimeError: bitsandbytes has repacked the weights, which dequantised to garbage.
+        RuntimeError: bitsandbytes has repacked the weights, which would dequantise to garbage.
     """
     refuse_repacked(model)
     plain = in_fp32(model).dequantize(dtype=dtype)
@@ -140,5 +140,5 @@ def check_plain_weights(folder: Path, dtype: torch.dtype) -> None:
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (the handle is no mapping)
-                if (written := file.get_tensor(name).dtype) != dtype:
-                    raise RuntimeError(f"{name} was written in {written} instead of {dtype}")
+                if (stored_dtype := file.get_tensor(name).dtype) != dtype:
+                    raise RuntimeError(f"{name} was written in {stored_dtype} instead of {dtype}")

@@ -1,4 +1,4 @@
-"""Checks that nothing that is not finite is read or published, in files and in memory."""
+"""Checks that weights and figures are finite, before they are used or published."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dt
     """Check every tensor of a safetensors file, one after another.
 
     Args:
-        field, displayed: what the user calls it.
-        dtype: in which it will be held, if that is known.
+        field, displayed: field and value for error messages.
+        dtype: dtype in which the weights will be loaded; None if unknown.
 
     Raises:
         CorruptFile: a value is nan or infinite, or the file cannot be read.
-        InputError: a value is more than `dtype` holds.
+        InputError: a value exceeds the range of `dtype`.
     """
     check_readable(path, field, remedy)
     try:
@@ -48,8 +48,8 @@ def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dt
 
 def check_tensors(tensors: Iterable[tuple[str, Tensor]], field: str, displayed: str, remedy: str = RESTORE) -> None:
     """Raise CorruptFile if a tensor holds nan or infinity."""
-    if found := find_not_finite(tensors):
-        name, count = found
+    if first := find_not_finite(tensors):
+        name, count = first
         raise CorruptFile(field, displayed, f"{name} holds {count} values that are nan or infinite", remedy)
 
 
@@ -73,20 +73,20 @@ def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None
 
 
 def describe_non_finite(parameters: Mapping[str, nn.Parameter]) -> str:
-    """Describe the first tensor among parameters and then their gradients that is not finite; else the greatest of
-    those whose squares are not, so that a norm or a product of theirs overflows. Returns an empty text if all are
-    finite."""
+    """Describe the first tensor that is not finite, among parameters and then their gradients; or else the tensor with
+    the largest value whose square is not finite, so that its norm overflows. Returns an empty string if there is no
+    such tensor."""
     gradients = [(f"the gradient of {n}", p.grad) for n, p in parameters.items() if p.grad is not None]
     tensors = [*parameters.items(), *gradients]
-    if found := find_not_finite(tensors):
-        return f" ({found[0]} holds {found[1]} such values)"
-    most = {name: float(torch.stack(torch.aminmax(x.detach())).abs().max()) for name, x in tensors if x.numel()}
-    greatest = max(most, key=most.__getitem__, default="")
-    return f" ({greatest} reaches {most[greatest]:.1e})" if greatest and most[greatest] ** 2 > FP32_MOST else ""
+    if first := find_not_finite(tensors):
+        return f" ({first[0]} holds {first[1]} such values)"
+    largest = {name: float(torch.stack(torch.aminmax(x.detach())).abs().max()) for name, x in tensors if x.numel()}
+    name = max(largest, key=largest.__getitem__, default="")
+    return f" ({name} reaches {largest[name]:.1e})" if name and largest[name] ** 2 > FP32_MOST else ""
 
 
 def iter_figures(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every figure of a tree, with the names that lead to it."""
+    """Yield the figures of a nested mapping with their dotted names."""
     for name, value in figures.items():
         children = dict(enumerate(value)) if isinstance(value, list | tuple) else value
         if isinstance(children, Mapping):
@@ -96,11 +96,13 @@ def iter_figures(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[s
 
 
 def diverged(problem: str, lr: float | None, dtype: str) -> InputError:
-    """Return the error of finite weights whose results are not finite, with the setting to change.
+    """Return the error for a run whose results are not finite although the loaded weights are, with the setting to
+    change.
 
     Args:
-        lr: that the run trains with; None if nothing trains.
-        dtype: as the user gave it.
+        problem: the problem for the message.
+        lr: learning rate of the run; None if it does not train.
+        dtype: value of the setting `dtype`.
     """
     if lr is None:
         remedy = "Use dtype=float32; if it stays so, what was loaded has diverged: train it with a lower stage.lr."

@@ -1,9 +1,9 @@
 """Forward passes of a causal language model: hidden states, logits, and logprobs of chosen tokens.
 
-On the fast path hidden states and logits are computed apart: the backbone makes the former, the head the latter. For
-architectures whose logits are more than a head on hidden states, or whose rows change with the padding beside them,
-there is the plain path: the model's own forward, on rows as it would get them alone. Rows of one length are computed
-together, without padding, mask or positions. It is slower, and right for every causal model.
+On the fast path the backbone computes hidden states, and the head computes logits of selected tokens only. The plain
+path is for architectures whose logits are more than a head on hidden states, or whose rows depend on padding: it uses
+the model's own forward on rows of equal length, without padding, mask or positions. It is slower, and correct for every
+causal model.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def base_model(model: Any) -> Any:
 
 
 def decoder_of(model: Any) -> Any:
-    """Return the module that makes a model's hidden states.
+    """Return the module that computes a model's hidden states.
 
-    `get_decoder` returns some models whole, and the head of one that calls it `decoder`.
+    `get_decoder` alone is not enough: for some models it returns the whole model, or a head that is named `decoder`.
     """
     base = base_model(model)
     decoder = base.get_decoder()
@@ -41,7 +41,7 @@ def decoder_of(model: Any) -> Any:
 
 
 def route_of(model: Any) -> Route:
-    """Return how a model is computed. The answer is kept with the model."""
+    """Return a model's route. It is stored on the model."""
     base = base_model(model)
     if "align_route" not in vars(base):
         config = getattr(base, "config", None)
@@ -55,10 +55,10 @@ def hidden_size(model: Any) -> int:
 
 
 def group_rows(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Yield rows that go through a model together: all of them if padding changes nothing, else those of one length.
+    """Yield groups of rows for one forward: all rows if the model allows padding, else the rows of each length.
 
     Yields:
-        the places of their tokens [R, L] in the rectangle read row by row, and the inputs of the model.
+        The flat indices of the group's tokens [R, L] in `tokens_BS`, and the arguments of the model.
     """
     places_BS = torch.arange(tokens_BS.numel(), device=tokens_BS.device).view(tokens_BS.shape)
     if route_of(model).padding:
@@ -73,7 +73,7 @@ def group_rows(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Iterator[tuple
 
 
 def join_rows(groups: Sequence[tuple[Tensor, Tensor]], mask_BS: Tensor) -> Tensor:
-    """Return hidden states of groups of rows as one rectangle [B, S, D], 0 where no token was computed."""
+    """Join the hidden states of groups of rows to one tensor [B, S, D], with 0 at padding."""
     first = groups[0][1]
     if first.shape[:2] == mask_BS.shape:
         return first
@@ -84,7 +84,7 @@ def join_rows(groups: Sequence[tuple[Tensor, Tensor]], mask_BS: Tensor) -> Tenso
 
 
 def hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
-    """Return the decoder's last hidden states [B, S, D], without logits. Positions count real tokens."""
+    """Return the decoder's last hidden states [B, S, D]. Positions count tokens without padding."""
     decoder = decoder_of(model)
     groups = group_rows(model, tokens_BS, mask_BS)
     states = [(places, decoder(**inputs, use_cache=False).last_hidden_state) for places, inputs in groups]
@@ -97,17 +97,19 @@ def states_and_logits(
     """Run one pass of the model's own forward.
 
     Args:
-        picked_BS: real tokens, none of them a row's first.
+        picked_BS: bool mask of the tokens to be scored, without padding and without a row's first token.
 
     Returns:
-        the decoder's last hidden states [B, S, D]; the logits that each picked token is predicted by [N, V], one group
-        of rows after another; and the places of those tokens in the rectangle read row by row [N].
+        The decoder's last hidden states [B, S, D]; the logits [N, V] that predict the picked tokens, one group of rows
+        after another; and the flat indices [N] of these tokens in `tokens_BS`.
     """
     captured: list[Tensor] = []
     hook = decoder_of(model).register_forward_hook(
         lambda _module, _inputs, out: captured.append(out[0] if isinstance(out, tuple) else out.last_hidden_state)
     )
-    states, logits, places = [], [], []
+    states = []
+    logits = []
+    places = []
     try:
         for places_RL, inputs in group_rows(model, tokens_BS, mask_BS):
             out = base_model(model)(**inputs, use_cache=False).logits
@@ -122,7 +124,7 @@ def states_and_logits(
 
 @contextmanager
 def without_generation_config(model: Any) -> Iterator[None]:
-    """Set aside a checkpoint's generation settings, which `generate` would use as defaults."""
+    """Ignore the checkpoint's generation settings in the block: `generate` would use them as defaults."""
     config = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -132,8 +134,8 @@ def without_generation_config(model: Any) -> Iterator[None]:
 
 
 def lm_head(model: Any) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states to logits, with what some architectures do after the projection: Gemma 2
-    caps, Cohere and Granite scale."""
+    """Return the function from hidden states to logits, including what some architectures do after the projection:
+    Gemma 2 caps logits, Cohere and Granite scale them."""
     base = base_model(model)
     head = base.get_output_embeddings()
     config = base.config.get_text_config()
@@ -159,16 +161,22 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor
 def rollout_from_answers(
     prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], filler: int, device: Any
 ) -> Rollout:
-    """Return the rollout of given answers to prompts, as if they had been sampled."""
-    sides = ((prompts, True), (answers, False))
-    tokens = torch.cat([pad(rows, filler, left) for rows, left in sides], 1)
-    mask = torch.cat([pad([[1] * len(row) for row in rows], 0, left) for rows, left in sides], 1).bool()
-    ended = torch.ones(len(prompts), dtype=torch.bool)
-    return Rollout(tokens.to(device), mask.to(device), max(map(len, prompts)), ended.to(device))
+    """Build a rollout of prompts and existing answers, which all count as ended.
+
+    Args:
+        filler: token id for padding.
+    """
+    tokens = torch.cat([pad(prompts, filler, left=True), pad(answers, filler)], 1)
+    prompt_mask = pad([[1] * len(row) for row in prompts], 0, left=True)
+    answer_mask = pad([[1] * len(row) for row in answers], 0)
+    mask = torch.cat([prompt_mask, answer_mask], 1).bool()
+    ended_B = torch.ones(len(prompts), dtype=torch.bool)
+    return Rollout(tokens.to(device), mask.to(device), max(map(len, prompts)), ended_B.to(device))
 
 
 def scatter_tokens(values_N: Tensor, mask_BT: Tensor) -> Tensor:
-    """Return values at their places in the rectangle, 0 elsewhere. Gradients flow through."""
+    """Return a tensor [B, T] with the values at the True positions of a mask, and 0 elsewhere. Gradients flow
+    through."""
     return values_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, values_N)
 
 
@@ -181,16 +189,16 @@ def states_before(hidden_BSD: Tensor, rollout: Rollout) -> Tensor:
 def picked_logprobs(
     model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log p of each picked token given the real tokens before it in its row, under the active adapter.
+    """Return the logprobs of picked tokens given the previous tokens of their row, under the active adapter.
 
-    On the fast path logits are made for picked tokens only, a chunk at a time. Under autocast a frozen head is computed
-    as one that trains: the logprobs that a policy is trained on must be rounded as those that it is compared with.
+    On the fast path logits are computed for picked tokens only, in chunks. Under autocast a frozen head is computed
+    like a trained one, so that the policy's logprobs are rounded in the same way as those that they are compared with.
 
     Args:
-        picked_BS: real tokens, none of them a row's first.
+        picked_BS: bool mask of the tokens to be scored, without padding and without a row's first token.
 
     Returns:
-        logprobs and entropies [N], row by row; the hidden states of all tokens [B, S, D].
+        The logprobs and entropies [N] in the order of rows, and the hidden states of all tokens [B, S, D].
     """
     if not route_of(model).fast:
         hidden, logits_NV, places_N = states_and_logits(model, tokens_BS, mask_BS, picked_BS)
@@ -201,15 +209,15 @@ def picked_logprobs(
     states_ND = hidden[:, :-1][picked_BS[:, 1:]]
     targets_N = tokens_BS[picked_BS]
     head = lm_head(model)
-    simple = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
-    if simple and not torch.is_autocast_enabled(states_ND.device.type):
+    is_plain_frozen_head = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
+    if is_plain_frozen_head and not torch.is_autocast_enabled(states_ND.device.type):
         return *linear_logprobs(states_ND, targets_N, head.weight, temperature), hidden
     return *token_logprobs(states_ND, targets_N, head, temperature), hidden
 
 
 def read_response(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return log p of each response token under the active adapter, and the entropies: two [B, T], 0 outside the
-    response mask; and the states that they are predicted from [B, T, D]."""
+    """Return the logprobs and entropies of the response tokens under the active adapter [B, T], 0 outside the response
+    mask, and the hidden states that they are predicted from [B, T, D]."""
     picked_BS = rollout.mask_BS.clone()
     picked_BS[:, : rollout.prompt_width] = False
     picked, entropy, hidden = picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS, temperature)
@@ -228,13 +236,13 @@ def split_by_length(rollout: Rollout, size: int) -> list[Tensor]:
 
 
 def compute_in_chunks(function: Callable[[Rollout], Tensor], rollout: Rollout, size: int) -> Tensor:
-    """Return `function` of a rollout, computed `size` rows at a time, in the rows' own order.
+    """Apply a function to a rollout in chunks of `size` rows, and return the result in the order of the rows.
 
-    Rows of similar length make a chunk, which has little padding. Each rank computes its share of the chunks, and all
-    ranks get the whole result.
+    Rows of similar length share a chunk, so that there is little padding. Each rank computes its share of the chunks,
+    and all ranks get the whole result.
 
     Args:
-        function: rollout → one number a row [B], or one a response token [B, T].
+        function: rollout → a tensor with a number for each row [B] or each response token [B, T].
     """
     return compute_several_in_chunks(lambda part: (function(part),), rollout, size)[0]
 
@@ -242,7 +250,7 @@ def compute_in_chunks(function: Callable[[Rollout], Tensor], rollout: Rollout, s
 def compute_several_in_chunks(
     function: Callable[[Rollout], tuple[Tensor, ...]], rollout: Rollout, size: int
 ) -> tuple[Tensor, ...]:
-    """Do the same for a function that returns several such tensors."""
+    """Do the same as `compute_in_chunks` for a function that returns several such tensors."""
     width = rollout.response_mask_BT.shape[1]
     indices = split_by_length(rollout, size)
     chunks = [function(rollout.rows(index)) for index in ranks.own_share(indices)]

@@ -1,4 +1,4 @@
-"""Load a base, in full precision or in NF4, and its tokenizer; choose device and dtype.
+"""Loading of a base, in full precision or in NF4, and of its tokenizer; the choice of device and dtype.
 
 On CPUs with AVX512-BF16, bitsandbytes repacks a `Linear4bit` at its first evaluation forward, after which gradients and
 `dequantize()` are wrong. `keep_unpacked` prevents this for every model that is loaded here.
@@ -55,18 +55,18 @@ from align.run.weights import TOKENIZER, read_header, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""The variable that torch's allocator reads, and its former name."""
+"""Environment variable of torch's allocator, and its former name."""
 LOCAL_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "is_local", "local_files_only")
 """Keys of a tokenizer's configuration that hold paths of this machine. They are not saved."""
 
 KNOWN_BUFFERS = re.compile(
     r"(^|\.)(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|masked_bias|causal_mask|position_ids)$"
 )
-"""Constants that older versions of transformers saved with the weights and that a model computes itself."""
+"""Constants that older versions of transformers saved with the weights, and that models compute themselves."""
 
 BESIDE_TOKENIZER = ("tokenizer.model", "generation_config.json")
-"""Files that a tokenizer does not save: SentencePiece's model, which llama.cpp's converter reads, and the sampling
-defaults."""
+"""Files that `save_pretrained` of a tokenizer does not write: SentencePiece's model, which llama.cpp's converter reads,
+and the sampling defaults."""
 OWN_TOKENIZER = "Train with the base's own tokenizer."
 
 transformers_logging.set_verbosity_error()
@@ -76,40 +76,40 @@ transformers_logging.disable_progress_bar()
 def choose_device(device: str) -> torch.device:
     """Return the device that a setting names; `auto` is CUDA if there is a GPU.
 
-    A CUDA device has its number and becomes the current one of this process. Without a number it is the present one,
-    which a launcher may have set. Expandable segments avoid the fragmentation that rows of varying lengths cause; torch
-    reads their variable at the first allocation. A value that the user has set stays.
+    A CUDA device is returned with its index, and becomes the current device of this process. Without an index it is the
+    current one, which a launcher may have set. Expandable segments are enabled, because rows of varying lengths
+    fragment the memory; torch reads their variable at the first allocation. A value set by the user is kept.
 
     Raises:
-        InputError: torch does not know the device, or this machine lacks it.
+        InputError: torch does not know the device, or this machine does not have it.
     """
 
     def refuse(problem: str, remedy: str = "Use auto, cpu, cuda or cuda:0.") -> InputError:
         return InputError("device", device, problem, remedy)
 
-    has_cuda = device != "cpu" and torch.cuda.is_available()  # which asks the driver
+    has_cuda = device != "cpu" and torch.cuda.is_available()  # not called for "cpu": it initialises the driver
     try:
-        chosen = torch.device(("cuda" if has_cuda else "cpu") if device == "auto" else device)
+        selected = torch.device(("cuda" if has_cuda else "cpu") if device == "auto" else device)
     except RuntimeError as error:
         raise refuse("is no device") from error
-    if chosen.type not in ("cpu", "cuda"):
+    if selected.type not in ("cpu", "cuda"):
         raise refuse("is not supported here")
-    if chosen.type == "cuda" and not has_cuda:
+    if selected.type == "cuda" and not has_cuda:
         raise refuse("torch sees no CUDA device", "Use device=auto or device=cpu.")
-    last = torch.cuda.device_count() - 1 if chosen.type == "cuda" else 0
-    if (chosen.index or 0) > last:
-        raise refuse(f"there is no such device, the last is {chosen.type}:{last}", "Use auto.")
-    if chosen.type == "cpu":
-        return chosen
+    last = torch.cuda.device_count() - 1 if selected.type == "cuda" else 0
+    if (selected.index or 0) > last:
+        raise refuse(f"there is no such device, the last is {selected.type}:{last}", "Use auto.")
+    if selected.type == "cpu":
+        return selected
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
-    chosen = torch.device("cuda", torch.cuda.current_device() if chosen.index is None else chosen.index)
-    torch.cuda.set_device(chosen)
-    return chosen
+    selected = torch.device("cuda", torch.cuda.current_device() if selected.index is None else selected.index)
+    torch.cuda.set_device(selected)
+    return selected
 
 
 def name_of_gpu(device: torch.device) -> dict[str, str]:
-    """Return the GPU's name for a manifest; nothing for a CPU, which is recorded elsewhere."""
+    """Return a manifest's entry with the GPU's name. Returns an empty dict for a CPU, which is recorded elsewhere."""
     return {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
 
 
@@ -132,7 +132,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def choose_checkpointing(requested: str, device: torch.device) -> bool:
-    """Return whether to checkpoint gradients; `auto` does so on a GPU."""
+    """Return whether to use gradient checkpointing; `auto` means on a GPU only."""
     return device.type == "cuda" if requested == "auto" else requested == "true"
 
 
@@ -154,7 +154,7 @@ def keep_unpacked(model: torch.nn.Module) -> None:
 
 
 def in_fp32(model: Any) -> Any:
-    """Make a model compute in fp32, in place. NF4 codes stay as they are, all other weights are widened."""
+    """Make a model compute in fp32, in place: NF4 codes are kept, and all other weights are cast to fp32."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype = torch.float32
@@ -224,7 +224,8 @@ def load_base(
 
 @contextmanager
 def explain_errors(explain: Callable[[Exception], InputError]) -> Iterator[None]:
-    """Raise the user's error for what a library raises in the block: a wrong value in a file may raise anything."""
+    """Turn an exception of a library in the block into the InputError that `explain` returns: a wrong value in a file
+    may raise anything."""
     try:
         yield
     except AlignError:
@@ -236,7 +237,7 @@ def explain_errors(explain: Callable[[Exception], InputError]) -> Iterator[None]
 
 
 def check_tensor_names(base: Base, head: type, missing: Collection[str], unexpected: Collection[str]) -> None:
-    """Check that the weights of a base are those that its configuration asks for.
+    """Check that a base has exactly the weights of its configuration.
 
     Transformers initialises missing weights at random and ignores unexpected ones. Its lists leave out tied tensors and
     those that the model's class ignores by name, such as DeepSeek-V3's layer that predicts several tokens. A classifier
@@ -296,7 +297,7 @@ def load_classifier(base: Base, method: str, device: torch.device, dtype: torch.
 
 
 def unloadable(base: Base, error: Exception) -> InputError:
-    """Return the user's error for a model that did not load."""
+    """Return the InputError for a model that failed to load."""
     summary = summarize_error(error)[:200]
     if type(error).__name__ == "SafetensorError" or "safetensors" in summary.lower() or "header" in summary.lower():
         return CorruptFile(
@@ -313,22 +314,23 @@ def summarize_error(error: Exception) -> str:
 
 
 def own_tokenizer(artifact: Artifact, base: Base) -> Any:
-    """Load the tokenizer that an artifact was trained with; the base's if it has none. See `load_tokenizer`."""
-    own = (artifact.path / "tokenizer_config.json").is_file()
-    return load_tokenizer(base, artifact.path if own else None)
+    """Load the tokenizer that an artifact was trained with; the base's if the artifact has none. See
+    `load_tokenizer`."""
+    has_tokenizer = (artifact.path / "tokenizer_config.json").is_file()
+    return load_tokenizer(base, artifact.path if has_tokenizer else None)
 
 
 def load_tokenizer(base: Base, folder: Path | None = None) -> Any:
-    """Load the tokenizer of a base and give it a pad token.
+    """Load the tokenizer of a base, and make sure that it has a pad token.
 
-    If the model has none, the unknown token or EOS becomes the pad token. Padding is told apart by masks, so that a
-    shared id does no harm.
+    If the model has none, the unknown token or EOS becomes the pad token. Padding is always masked, so that a shared id
+    does no harm.
 
     Args:
-        folder: its folder, if it does not lie beside the weights.
+        folder: folder of the tokenizer; by default that of the weights.
 
     Raises:
-        InputError: there is none, it is read from files that no digest covers, or it has tokens without an embedding.
+        InputError: there is no tokenizer, it reads files that no digest covers, or has tokens without an embedding.
     """
     place = folder or Path(base.path)
     put_there = "Put tokenizer files beside the weights."
@@ -381,7 +383,7 @@ def check_vocabulary(tokenizer: Any, base: Base, place: str) -> None:
 
 
 def check_added_tokens(tokenizer: Any, base: Any) -> None:
-    """Check that an adapter was trained with no tokens but its base's, because adapters hold no embeddings.
+    """Check that an adapter's tokenizer has no tokens besides those of its base, because adapters hold no embeddings.
 
     Raises:
         InputError: tokens were added.
@@ -392,7 +394,7 @@ def check_added_tokens(tokenizer: Any, base: Any) -> None:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, beside: Path | None = None) -> None:
-    """Save a tokenizer without the paths that it was read from, which would make the bytes of equal runs differ.
+    """Save a tokenizer without the paths that it was read from: equal runs must write equal bytes.
 
     Args:
         beside: the folder of the base, for the files of `BESIDE_TOKENIZER`.
@@ -407,14 +409,14 @@ def save_tokenizer(tokenizer: Any, folder: Path, beside: Path | None = None) -> 
 
 
 class Description(NamedTuple):
-    """The configurations of a base, without its weights."""
+    """The configurations of a base."""
 
     config: Any
     generation_config: GenerationConfig
 
 
 def describe(base: Base) -> Description:
-    """Return the configurations of a base.
+    """Read the configurations of a base, without its weights.
 
     Raises:
         InputError: transformers cannot read them.
@@ -422,14 +424,18 @@ def describe(base: Base) -> Description:
     with explain_errors(partial(unloadable, base)):
         with link_files(model_files(Path(base.path), displayed=base.id)) as folder:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-            named = (folder / GENERATION_CONFIG_NAME).is_file()
-            file = GENERATION_CONFIG_NAME if named else CONFIG_NAME  # as transformers does, whose classes know defaults
-            generation = GenerationConfig.from_pretrained(str(folder), file, _from_model_config=not named)
+            has_generation_config = (folder / GENERATION_CONFIG_NAME).is_file()
+            file = (
+                GENERATION_CONFIG_NAME if has_generation_config else CONFIG_NAME
+            )  # as in transformers, whose model classes have defaults
+            generation = GenerationConfig.from_pretrained(
+                str(folder), file, _from_model_config=not has_generation_config
+            )
     return Description(config, generation)
 
 
 def skeleton(base: Base) -> Any:
-    """Return the modules of a base without its weights; None if they cannot be built, which loading will explain.
+    """Build the modules of a base on the meta device. Returns None if that fails; loading will then report the error.
 
     Raises:
         InputError: see `describe`.
@@ -443,19 +449,21 @@ def skeleton(base: Base) -> Any:
 
 
 def check_packing(base: Base) -> None:
-    """Check, before the weights are loaded, that rows may be packed on this base.
+    """Check that rows may be packed on a base, before its weights are loaded.
 
-    Passes if the modules cannot be built, which loading will explain.
+    Passes if the modules cannot be built: loading will then report the error.
 
     Raises:
-        InputError: packing is not proven for this base.
+        InputError: packing was not proven for this architecture.
     """
     model = skeleton(base)
     if model is None:
         return
     route = route_of(model)
-    why = f"type {model.config.model_type} does not tell packed rows apart by their positions"
-    problem = f"rows are packed on models that were proven to tell them apart, and {why if route.proven else route.why}"
+    reason = f"type {model.config.model_type} does not tell packed rows apart by their positions"
+    problem = (
+        f"rows are packed on models that were proven to tell them apart, and {reason if route.proven else route.why}"
+    )
     remedy = "Drop it; docs/architectures.md lists what was proven."
     require(route.packing, "stage.packing", True, problem, remedy)
 

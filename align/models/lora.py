@@ -1,4 +1,4 @@
-"""The configuration of a fresh LoRA adapter (Hu et al., 2021). Imports no torch until a model is given."""
+"""Configuration of a new LoRA adapter (Hu et al., 2021). Imports torch only when it is applied to a model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ NO_LORA = {
     "llama4_text": ["router"],
     "phimoe": ["router"],
 }
-"""Linear layers that bear no adapter, by model type: a forward or a kernel reads their weight past the layer, so that
-an adapter would do nothing until it is merged (PEFT refuses the first two on five of these types); or the layer is
-more than a matrix: several in one, a router that gives several tensors."""
+"""Model type → linear layers that cannot have an adapter. A forward or a kernel reads their weight directly, so that an
+adapter would have no effect until it is merged (PEFT refuses the first two on five of these types); or the layer is
+more than one matrix, such as a router that returns several tensors."""
 RUN_KEYS = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -36,21 +36,21 @@ RUN_KEYS = {
     "runtime_config",
     "task_type",
 }
-"""Keys of a saved configuration that say where and how the adapter was made, and not what it computes."""
+"""Keys of a saved configuration that record how the adapter was trained, and not what it computes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A fresh adapter.
+    """The settings of a new adapter.
 
     Attributes:
         r: rank.
-        alpha: what it adds is multiplied by alpha / r.
-        dropout: share of its inputs that training leaves out. Supervised training alone has any: what is scored or
-            compared elsewhere must be the policy that samples.
-        targets: the names of layers; none for every linear layer but the head.
-        rslora: multiply by alpha / √r (Kalajdzievski, "A rank stabilization scaling factor", 2023).
-        dora: train the norms of the weights' columns apart (Liu et al., "DoRA", 2024).
+        alpha: the adapter's output is multiplied by alpha / r.
+        dropout: dropout of its inputs in supervised training. Other stages have none, because the scored policy must be
+            the one that was sampled.
+        targets: names of layers; empty for every linear layer except the head.
+        rslora: multiply by alpha / √r instead (Kalajdzievski, "A rank stabilization scaling factor", 2023).
+        dora: train the norms of the weights' columns separately (Liu et al., "DoRA", 2024).
     """
 
     r: int
@@ -62,16 +62,19 @@ class Lora:
 
     @classmethod
     def from_settings(cls, settings: Any) -> Lora:
-        """Read the settings of the group `method`, whose targets are a list of names, or one word for all linear
+        """Build it from the config group `method`, whose targets are a list of names, or a string for all linear
         layers."""
         targets = () if isinstance(settings.targets, str) else tuple(settings.targets)
         return cls(settings.r, settings.alpha, settings.dropout, targets, settings.rslora, settings.dora)
 
     def config(self, model: Any, classifier: bool = False) -> LoraConfig:
-        """Return its PEFT configuration on a model. `SEQ_CLS` makes PEFT train and save the `score` head beside it.
+        """Return the PEFT configuration for a model.
+
+        Args:
+            classifier: whether PEFT trains and saves the `score` head too (`SEQ_CLS`).
 
         Raises:
-            InputError: a name is that of no layer that can bear an adapter.
+            InputError: a target is not a layer that can have an adapter.
         """
         from peft import LoraConfig, TaskType
 
@@ -91,10 +94,11 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class LoraLike:
-    """A fresh adapter of the shape of a saved one: a reward model starts from the weights of the supervised adapter.
+    """The settings of a new adapter with the shape of a saved one: a reward model starts from the weights of the
+    supervised adapter.
 
     Attributes:
-        saved: the `adapter_config.json` of the other one.
+        saved: content of the saved adapter's `adapter_config.json`.
     """
 
     saved: Mapping[str, Any]
@@ -108,7 +112,7 @@ class LoraLike:
 
 
 def saved_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings of a saved adapter, by the names of the group `method`.
+    """Return the settings of a saved adapter, under their names in the config group `method`.
 
     Raises:
         CorruptFile: its configuration cannot be read.
@@ -126,17 +130,17 @@ def saved_settings(folder: Path) -> dict[str, Any]:
 
 
 def check_target_names(model: Any, targets: tuple[str, ...], excluded: list[str]) -> None:
-    """Raise InputError for a name that is not that of a linear layer, or of one that cannot have an adapter.
+    """Raise InputError if a target is not a linear layer, or is one that cannot have an adapter.
 
     Args:
-        excluded: the names of layers that cannot have one.
+        excluded: names of layers that cannot have an adapter.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     layers = ((name, layer) for name, layer in model.named_modules() if isinstance(layer, (nn.Linear, Conv1D)))
-    # A layer that has an adapter already is its base; the factors do not count.
+    # In a model with adapters, a layer is its `base_layer`; the LoRA factors are skipped.
     linear = {n.removesuffix(".base_layer") for n, layer in layers if layer is not head and ".lora_" not in n}
     possible = sorted({name.rpartition(".")[2] for name in linear} - set(excluded) - {"score"})
     for target in targets:

@@ -1,9 +1,9 @@
-"""Convert an adapter to plain LoRA: one rank, no scale, nothing but the two matrices of each module.
+"""Conversion of an adapter to plain LoRA: one rank, a scale of 1, and only the two matrices of each module.
 
-Engines ignore settings that they do not read. Measured on a small Llama, as the largest logprob difference from PEFT in
-nats: llama.cpp's converter takes rsLoRA's scale for alpha / r (5.94) and reads no rank and alpha patterns (4.18);
-SGLang's source does the same of both. So the scale goes into `lora_B`, every rank is filled up with zeros to the
-largest, and alpha is the rank: whichever rule an engine has, it multiplies by one. What plain LoRA cannot express is
+Engines ignore settings that they do not support. Measured on a small Llama, as the largest logprob difference from PEFT
+in nats: llama.cpp's converter applies alpha / r to rsLoRA (5.94) and ignores rank and alpha patterns (4.18); SGLang's
+source does the same. The conversion therefore moves the scale into `lora_B`, pads every rank with zeros to the largest,
+and sets alpha to the rank: every engine's formula then gives a scale of 1. Settings that plain LoRA cannot express are
 refused by name.
 """
 
@@ -35,7 +35,7 @@ from align.run import write_json
 from align.run.weights import local_base_name
 
 REPEATABLE = ("pissa", "olora")
-"""Initialisations that take a share out of the base's weights which a factorisation of these gives again."""
+"""Initialisations that subtract a part from the base's weights, which factorising the weights again reproduces."""
 MERGE = "Export it merged: export=merged."
 READ_BY_ENGINES = (
     "peft_type",
@@ -55,7 +55,7 @@ READ_BY_ENGINES = (
     "fan_in_fan_out",
     "modules_to_save",
 )
-"""Keys that decide which function the adapter computes."""
+"""Keys that decide what the adapter computes."""
 TRAINING_ONLY = (
     "auto_mapping",
     "base_model_name_or_path",
@@ -71,7 +71,7 @@ TRAINING_ONLY = (
     "revision",
     "velora_config",
 )
-"""Keys that record how it was trained, or are written anew."""
+"""Keys that record how it was trained, or that are always rewritten."""
 SCORE_MODULES = ("classifier", "score")
 """The names under which PEFT saves the head of a sequence classifier."""
 MERGEABLE = {
@@ -80,17 +80,17 @@ MERGEABLE = {
     "bias": "vLLM refuses biases, and llama.cpp's converter stops at them",
     "target_parameters": "no engine is known to read it, and without it the adapter is another model",
 }
-"""Keys of what no engine serves as an adapter, and a merge can take, with the reason."""
+"""Key of a setting that no engine serves as an adapter but that can be merged → the reason."""
 
 
 def check_plain(adapter: Adapter, will_merge: bool = False) -> None:
-    """Refuse what engines would read wrongly or not at all. The head of a reward model may travel with its adapter.
+    """Refuse an adapter that engines would read wrongly or not at all. A reward model's head is allowed.
 
     Args:
-        will_merge: the adapter is merged into its base, which can take more than engines serve.
+        will_merge: whether the adapter will be merged into its base, which supports more settings.
 
     Raises:
-        InputError: naming the key, its value and why.
+        InputError: with the key, its value and the reason.
     """
     config = adapter.config
     init = config.get("init_lora_weights", True)
@@ -114,11 +114,11 @@ def check_plain(adapter: Adapter, will_merge: bool = False) -> None:
 
 
 def convert_to_plain(adapter: Adapter, initial: Mapping[str, Factors] | None = None) -> Adapter:
-    """Return the same function of the same base as plain LoRA in fp32: all factors of one rank, scaled by 1.
+    """Convert an adapter to an equivalent plain LoRA in fp32, with one rank for all modules and a scale of 1.
 
     Args:
-        initial: what the initialisation took out of the base's weights, by module, from `initial_factors`: it is put
-            back, at the cost of as many ranks again.
+        initial: factors that the initialisation subtracted from the base's weights, by module, from `initial_factors`.
+            They are added back, which doubles the rank.
     """
     config = adapter.config
     scaled = {}
@@ -132,7 +132,7 @@ def convert_to_plain(adapter: Adapter, initial: Mapping[str, Factors] | None = N
     rank = max(len(a) for a, _ in scaled.values())
     plain: dict[str, Any] = {"r": rank, "lora_alpha": rank, "lora_dropout": 0.0}
     plain |= {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    if isinstance(config.get("target_modules"), str):  # an expression, which engines take for a list or a name
+    if isinstance(config.get("target_modules"), str):  # a regular expression, which engines read as a name or a list
         plain |= {"target_modules": sorted(scaled), "exclude_modules": None}
         plain |= {"layers_to_transform": None, "layers_pattern": None}
     tensors = {}
@@ -157,25 +157,26 @@ def lora_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
 
 def initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, Factors] | None:
-    """Return what the adapter's initialisation took out of the base's weights. Returns None if it took nothing.
+    """Return the factors that the adapter's initialisation subtracted from the base's weights. Returns None for the
+    usual initialisations, which subtract nothing.
 
-    PiSSA (Meng et al., 2024) and OLoRA (Büyükakyüz, 2024) start from a factorisation of each weight and leave the rest
-    in the base: PEFT does so again whenever such an adapter is loaded.
+    PiSSA (Meng et al., 2024) and OLoRA (Büyükakyüz, 2024) start from a factorisation of each weight, and leave the
+    residual in the base: PEFT does so again whenever such an adapter is loaded.
 
     Args:
-        model: the base, freshly loaded. It is consumed.
+        model: the base, freshly loaded; it is modified.
 
     Raises:
-        InputError: the base is quantised, so that what is left of each weight was quantised anew.
+        InputError: the base is quantised, so that the residual was quantised again.
     """
     if config.get("init_lora_weights") not in REPEATABLE:
         return None
     check_initial(getattr(model, "is_loaded_in_4bit", False), config)
-    known = {
+    settings = {
         key: value for key, value in config.items() if value is not None and key in LoraConfig.__dataclass_fields__
     }
     factors = {}
-    for name, layer in get_peft_model(model, LoraConfig(**known)).named_modules():
+    for name, layer in get_peft_model(model, LoraConfig(**settings)).named_modules():
         if isinstance(layer, LoraLayer) and layer.lora_A:
             lora: Any = layer
             sides = (side["default"].weight.detach() for side in (lora.lora_A, lora.lora_B))
@@ -184,7 +185,7 @@ def initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, Factors]
 
 
 def check_initial(quantised: bool, config: Mapping[str, Any]) -> None:
-    """Raise InputError if the adapter's initialisation took a share out of a quantised base, whose rest is unknown."""
+    """Raise InputError if the initialisation subtracted factors from a quantised base, whose residual is unknown."""
     init = config.get("init_lora_weights")
     if init in REPEATABLE and quantised:
         problem = "it took a share out of a quantised base, whose rest was quantised anew: nothing undoes that"
@@ -194,14 +195,13 @@ def check_initial(quantised: bool, config: Mapping[str, Any]) -> None:
 def write_plain(
     folder: Path, source: Path, base: Mapping[str, str], initial: Mapping[str, Factors] | None = None
 ) -> None:
-    """Write an adapter as plain LoRA in fp32, a reward model's head beside it, with the configuration that engines
-    read: in a fixed order, the base by name and revision.
+    """Write an adapter as plain LoRA in fp32, with a reward model's head, and the configuration that engines read.
 
     Args:
-        folder: an empty one, of `align.run.atomic.publish_folder`.
-        source: a PEFT adapter's folder.
+        folder: an empty folder, from `align.run.atomic.publish_folder`.
+        source: folder of a PEFT adapter.
         base: `id`, `revision` and `digest` of the model the adapter was trained on.
-        initial: see `convert_to_plain`; needed where `init_lora_weights` is one of `REPEATABLE`.
+        initial: see `convert_to_plain`; needed if `init_lora_weights` is one of `REPEATABLE`.
 
     Raises:
         CorruptFile, InputError, StorageError: see `read_adapter`, `check_plain` and `publish_folder`. Also if a scaled

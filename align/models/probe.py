@@ -1,5 +1,5 @@
-"""Check at load that a model's logits here are its own, with further checks of a configuration that was not
-measured."""
+"""Checks after loading that the logits computed here are those of the model's own forward, with further checks of
+configurations that were not measured."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ from align.run import Base, is_out_of_memory
 
 EXACT = 1e-2
 ROUNDED = 0.25
-"""Mean distance in nats that is taken for rounding, in fp32 and in half precision. Orders of addition make less than
-1e-3 and 0.1 of it; a mask, a position or a scale that is ignored makes more, on weights that are not random."""
+"""Mean difference of logprobs in nats that counts as rounding, in fp32 and in half precision. Another order of addition
+gives less than 1e-3 and 0.1; a mask, a position or a scale that is ignored gives more, unless the weights are
+random."""
 ROWS = ((3, 17), (9, 11))
-"""Tokens of each row's prompt, and of prompt and answer."""
+"""For each row the length of its prompt, and of prompt and answer together."""
 
 
 @torch.no_grad()
 def probe(model: Any, base: Base) -> None:
-    """Compare two rows of unequal length, computed together, with the model's own forward on each of them alone. For a
-    configuration that was not measured, check too that the model does not read ahead and that its cache agrees with its
+    """Compare the logits of two rows of different lengths in one batch with the model's own forward on each of them.
+    For a configuration that was not measured, also check that the model is causal, and that its cache agrees with its
     forward.
 
     Raises:
@@ -56,7 +57,7 @@ def probe(model: Any, base: Base) -> None:
 
 
 def find_problem_in_logits(model: Any) -> str:
-    """Return the problem of a causal language model, or an empty text."""
+    """Return the problem of a causal language model. Returns an empty string if all checks pass."""
     rows = random_rows(model)
     with without_fast_path(model):
         alone = [own_logprobs(model, row) for row in rows]
@@ -73,25 +74,26 @@ def find_problem_in_logits(model: Any) -> str:
 
 
 def find_contradiction(model: Any, rows: list[Tensor], alone: list[Tensor]) -> str:
-    """Return the problem of a model's own forward, or an empty text.
+    """Return the problem of a model's own forward: it is not causal, or contradicts its cache. Returns an empty string
+    if all checks pass.
 
     Args:
         alone: its logprobs of each row [S, V].
     """
-    own = base_model(model)
+    unwrapped = base_model(model)
     bound = tolerance(model)
     shorter = [own_logprobs(model, row[:-2]) for row in rows]
     if max(mean_distance(a[:-2], b) for a, b in zip(alone, shorter, strict=True)) > bound:
         return "it reads ahead, as encoders do: what follows a token changes what is predicted there"
     row = rows[0][None]
-    with without_generation_config(own):
+    with without_generation_config(unwrapped):
         greedy = GenerationConfig(
             do_sample=False, max_new_tokens=3, pad_token_id=0, output_logits=True, return_dict_in_generate=True
         )
-        output = own.generate(row, attention_mask=torch.ones_like(row), generation_config=greedy)
-    whole = own_logprobs(model, output.sequences[0, :-1])[row.shape[1] - 1 :]
+        output = unwrapped.generate(row, attention_mask=torch.ones_like(row), generation_config=greedy)
+    uncached = own_logprobs(model, output.sequences[0, :-1])[row.shape[1] - 1 :]
     cached = torch.cat(output.logits).float().log_softmax(-1)
-    agrees = mean_distance(whole, cached) <= bound
+    agrees = mean_distance(uncached, cached) <= bound
     return "" if agrees else "transformers' own cache gives other logits than its forward"
 
 
@@ -102,7 +104,8 @@ def own_logprobs(model: Any, row: Tensor) -> Tensor:
 
 
 def find_problem_in_states(model: Any) -> str:
-    """Return the problem of a model without a language head, found in its last hidden states, or an empty text."""
+    """Return the problem of a model without a language head, checked by its last hidden states. Returns an empty string
+    if all checks pass."""
     rows = random_rows(model)
     with without_fast_path(model):
         shorter = [decoder_of(model)(input_ids=row[None, :-2], use_cache=False).last_hidden_state[0] for row in rows]
@@ -127,10 +130,10 @@ def random_rows(model: Any) -> list[Tensor]:
 
 
 def tolerance(model: Any) -> float:
-    """Return the distance that is taken for rounding."""
+    """Return the difference of logprobs that counts as rounding for a model's dtype."""
     return EXACT if next(p for p in model.parameters() if p.is_floating_point()).dtype == torch.float32 else ROUNDED
 
 
 def mean_distance(a: Tensor, b: Tensor) -> float:
-    """Return the mean distance, infinite if it is not a number."""
+    """Return the mean absolute difference, or infinity if it is nan."""
     return float((a - b).abs().mean().nan_to_num(torch.inf))

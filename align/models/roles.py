@@ -1,8 +1,8 @@
-"""Policy, value, reward and reference as adapters on one base: one set of base weights in memory.
+"""Policy, value, reward and reference model of PPO as adapters on one base, whose weights are in memory only once.
 
-Without a critic there is no value role. If every weight of the policy trains, the policy is a second model, and the
-other roles are adapters on the frozen base that it started from. `use` makes a role the active one, and asserts which
-parameters require gradients.
+Without a critic there is no value role. If all weights of the policy train, the policy is a second model, and the other
+roles are adapters on the frozen base that it started from. `use` activates a role, and checks which parameters require
+gradients.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class ForwardOutput(NamedTuple):
     """The result of one forward pass of a role over a rollout.
 
     Attributes:
-        logprobs_BT: log p of each response token, 0 outside the mask.
-        entropy_BT: of the distribution of each response token, in nats, without a gradient.
-        states_BTD: the hidden states before each response token, detached.
+        logprobs_BT: logprob of each response token, 0 outside the mask.
+        entropy_BT: entropy of the distribution at each response token in nats, without a gradient.
+        states_BTD: the hidden states that predict each response token, detached.
     """
 
     logprobs_BT: Tensor
@@ -53,7 +53,8 @@ class ForwardOutput(NamedTuple):
 
 
 class CachedForward(NamedTuple):
-    """Results of the policy and of the value role, if there is one, with their graphs."""
+    """The results of the policy and of the value role with their autograd graphs. `values_BT` is None without a
+    critic."""
 
     output: ForwardOutput
     values_BT: Tensor | None
@@ -64,23 +65,22 @@ class Roles:
 
     Args:
         base: a frozen causal language model (NF4 or not).
-        init: folder of the adapter that the policy starts from and that is the reference; None if the base itself is
-            (`stage=full`).
-        rewards: folders of reward models, each an adapter and its `score` head; empty for other kinds of rewards.
-        fresh: the LoRA settings of new adapters. No role has dropout.
-        value_backbone: `own`: an adapter under the value head, which starts from the reward adapter and trains;
-            `policy`: the head reads the policy's states, and its gradient does not reach them; `frozen`: it reads the
-            reward adapter's states. Without a reward model, the policy's start takes the place of the reward adapter.
-            `none`: there is no value role.
-        policy: a second model with the weights of `base`, all of which train; None if the policy is an adapter.
-        autocast: the dtype that the second model computes in, if not that of its weights.
+        init: folder of the adapter that the policy starts from, which is also the reference; None if these are the base
+            itself (`stage=full`).
+        rewards: folders of reward models, each an adapter with its `score` head; empty for other kinds of rewards.
+        fresh: LoRA settings of new adapters. No role has dropout.
+        value_backbone: the backbone of the value head. `own`: a trained adapter that starts from the reward adapter;
+            `policy`: the policy, whose states get no gradient from the head; `frozen`: the reward adapter. Without a
+            reward model, the policy's start takes the place of the reward adapter. `none`: there is no value role.
+        policy: a second model with the weights of `base`, which are all trained; None if the policy is an adapter.
+        autocast: dtype of the second model's computation, if it is not that of its weights.
 
     Attributes:
         model: the base with all adapters.
         trainable: the roles that train, of `TRAINABLE`.
-        value_head: hidden → value, without bias, fp32, starts at 0; None without a value role.
+        value_head: hidden state → value; fp32 without bias, initialised to 0; None without a value role.
         value_backbone: the role whose states the value head reads; empty without a value role.
-        score_heads: hidden → score, frozen, one a reward model.
+        score_heads: for each reward model its frozen head, hidden state → score.
         reference_is_base: whether the policy started from the base itself.
     """
 
@@ -135,7 +135,7 @@ class Roles:
             self._parameters |= self._weights["policy"]
 
     def _add(self, name: str, fresh: Lora) -> None:
-        """Add a new adapter, whose output is 0 as yet."""
+        """Add a new adapter, whose initial output is 0."""
         if isinstance(self.model, PeftModel):
             self.model.add_adapter(name, fresh.config(base_model(self.model)))
         else:
@@ -143,23 +143,23 @@ class Roles:
         use_fast_path(self.model)
 
     def parameters_of(self, role: Role) -> list[nn.Parameter]:
-        """Return the trained parameters of `role`; for the value role, its head too."""
+        """Return the trained parameters of a role, including the value role's head."""
         return list(self.named_parameters_of(role).values())
 
     def named_parameters_of(self, role: Role) -> dict[str, nn.Parameter]:
-        """Return the parameters of `parameters_of` by name, in the same order."""
+        """Return name → trained parameter of a role, in the order of `parameters_of`."""
         parameters = dict(self._weights[role])
         if role == "value" and self.value_head is not None:
             parameters |= {f"value_head.{name}": parameter for name, parameter in self.value_head.named_parameters()}
         return parameters
 
     def actor(self, role: Role) -> RoleActor:
-        """Return the role as an actor, for engines."""
+        """Return a role as an actor for rollout engines."""
         return RoleActor(self, role)
 
     @contextmanager
     def use(self, role: Role, train: bool = False) -> Iterator[Any]:
-        """Make `role` the active one and return its model.
+        """Activate a role, and yield its model.
 
         Args:
             train: whether the role's own weights, and no others, require gradients.
@@ -173,7 +173,7 @@ class Roles:
             yield self.policy
 
     def _enter(self, role: Role, train: bool) -> None:
-        """Activate a role's adapter. PEFT's `set_adapter` takes 16 ms for it at 30 layers."""
+        """Activate a role's adapter. This is faster than PEFT's `set_adapter`, which takes 16 ms at 30 layers."""
         base_alone = role == "reference" and self.reference_is_base
         if not base_alone and (role != "policy" or self.policy is None):
             require_known_adapters([role], getattr(self.model, "peft_config", ()))
@@ -192,24 +192,24 @@ class Roles:
         assert trains == expected, f"{role}: {sorted(trains ^ expected)[:4]} should not differ"
 
     def require_gradients(self, role: Role) -> None:
-        """Let a backward pass reach `role` alone, even if another role was active since the forward pass."""
+        """Make only a role's parameters require gradients, if another role was active since its forward pass."""
         if role == "policy" or self.value_backbone == role:
             self._enter(role, train=True)
         if self.value_head is not None:
             self.value_head.requires_grad_(role == "value")
 
     def logprobs(self, role: Role, rollout: Rollout, temperature: float, train: bool = False) -> ForwardOutput:
-        """Return logprobs, entropies and hidden states of the response tokens under `role`."""
+        """Return the logprobs, entropies and hidden states of the response tokens under a role."""
         with self.use(role, train) as model, torch.set_grad_enabled(train):
             logprobs, entropy, states = read_response(model, rollout, temperature)
             return ForwardOutput(logprobs, entropy, states.detach())
 
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
-        """Return V before each response token [B, T]; outside the mask unspecified.
+        """Return the values before each response token [B, T]; unspecified outside the mask.
 
         Args:
-            policy_states_BTD: the policy's states on this rollout if they are known, which save a value head on the
-                policy's backbone a pass of its own.
+            policy_states_BTD: the policy's hidden states of this rollout, if they were computed. They save a forward
+                pass if the value head is on the policy's backbone.
         """
         assert self.value_head is not None, "there is no value role"
         trained = train and self.value_backbone == "value"
@@ -222,7 +222,7 @@ class Roles:
             return self.value_head(states.float()).squeeze(-1)
 
     def cached_forward(self, rollout: Rollout, temperature: float) -> CachedForward:
-        """Return a forward pass of policy and value with their graphs, for a backward pass later."""
+        """Run policy and value forward with gradients, for a later backward pass."""
         output = self.logprobs("policy", rollout, temperature, train=True)
         values_BT = None
         if "value" in self.trainable:
@@ -230,7 +230,7 @@ class Roles:
         return CachedForward(output, values_BT)
 
     def estimates(self, rollout: Rollout, temperature: float) -> tuple[Tensor, ...]:
-        """Return the logprobs of policy and reference, and the values if there is a value role; each [B, T]."""
+        """Return the logprobs of policy and reference, and with a value role the values; each [B, T]."""
         policy = self.logprobs("policy", rollout, temperature)
         reference = self.logprobs("reference", rollout, temperature)
         logprobs = policy.logprobs_BT, reference.logprobs_BT
@@ -239,34 +239,34 @@ class Roles:
         return *logprobs, self.values(rollout, policy_states_BTD=policy.states_BTD)
 
     def values_after(self, rollout: Rollout) -> Tensor:
-        """Return V after the last token of each response [B]: the expected rest of the reward of one that was cut."""
+        """Return the value after the last token of each response [B], to bootstrap responses that were cut."""
         assert self.value_head is not None, "there is no value role"
         return self._read_last_state(self.value_backbone, self.value_head, rollout)
 
     def scores(self, rollout: Rollout, member: int = 0) -> Tensor:
-        """Return a reward model's score of each row [B], read at its last unmasked token."""
+        """Return a reward model's score of each row [B], at its last token."""
         return self._read_last_state(reward_name(member), self.score_heads[member], rollout)
 
     @torch.no_grad()
     def _read_last_state(self, role: Role, head: nn.Linear, rollout: Rollout) -> Tensor:
-        """Return the output of a head for a role's state at each row's last token [B]."""
+        """Apply a head to a role's hidden state at each row's last token [B]."""
         with self.use(role) as model:
             hidden = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
         return head(last_real_states(hidden, rollout.mask_BS).float()).squeeze(-1)
 
     def recompute_layers(self) -> None:
-        """Checkpoint gradients: keep the input of each layer and recompute the rest in the backward pass.
+        """Enable gradient checkpointing: only the input of each layer is kept for the backward pass.
 
-        A step takes a third longer, and its memory no longer grows with the depth.
+        A step takes a third longer, and the memory for activations no longer grows with the depth.
         """
         for model in filter(None, (self.model, self.policy)):
             base_model(model).activation_checkpointing_enable({"use_reentrant": False})
-            for module in model.modules():  # transformers reads this flag of the layer alone
+            for module in model.modules():  # transformers checkpoints a layer only if its `training` is True
                 if isinstance(module, GradientCheckpointingLayer):
                     module.training = True
 
     def save(self, role: Role, folder: Path, base: Base, dtype: torch.dtype | None = None) -> None:
-        """Save a role's adapter in PEFT's format, or the whole policy, in `dtype` if one is given."""
+        """Save a role's adapter in PEFT's format, or a fully trained policy, cast to `dtype` if it is not None."""
         if role != "policy" or self.policy is None:
             save_adapter(self.model, folder, base, role)
             return
@@ -306,9 +306,9 @@ class RoleActor:
 
 
 def adapter_of(name: str) -> str | None:
-    """Return the name of a parameter's adapter, None for one of the base.
+    """Return the adapter's name in a parameter's name. Returns None for a parameter of the base.
 
-    A module of the base may be called `value` too, as in BERT's attention.
+    The name alone would not do: BERT's attention has a module `value`.
     """
     match = ADAPTER.search(name)
     return match[1] if match else None
@@ -322,10 +322,10 @@ def score_weight(folder: Path, width: int) -> Tensor:
     """Return the weights [1, D] of a reward model's head.
 
     Args:
-        width: D, of the base.
+        width: D of the base.
 
     Raises:
-        CorruptFile: there is no head, or it has another shape.
+        CorruptFile: the head is missing, or has another shape.
     """
     weight = read_tensors(folder, "reward.ref").get(SCORE_KEY)
     if weight is not None and weight.shape == (1, width):
@@ -337,7 +337,7 @@ def score_weight(folder: Path, width: int) -> Tensor:
 
 
 def linear_head(weight_OD: Tensor) -> nn.Linear:
-    """Return an fp32 head without bias with this weight."""
+    """Build an fp32 linear head without bias from its weight."""
     head = nn.Linear(weight_OD.shape[1], weight_OD.shape[0], bias=False)
     head.weight.data = weight_OD.detach().float().clone()
     return head

@@ -1,7 +1,7 @@
-"""Every weight of a model in shards, one on each of W ranks, by torch's FSDP2: weights, gradients and moments take a
-W-th of the memory. The files are those of one process.
+"""Sharding of a model's weights over W ranks by torch's FSDP2: weights, gradients and optimiser moments take 1/W of the
+memory on each rank. The files are the same as those of one process.
 
-A forward, a backward and what gathers or spreads weights are work of all ranks at once.
+Forward, backward, gathering and scattering are collective operations: every rank must call them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from align.run import Base
 
 
 def load_in_shards(base: Base, device: torch.device, dtype: torch.dtype) -> Any:
-    """Load a base whose weights are in shards on `device`. The first rank reads them, into its main memory; the others
-    hold no more than their shards and one tensor at a time.
+    """Load a base with its weights sharded on `device`. The first rank reads them into main memory; the other ranks
+    hold only their shards and one tensor at a time.
 
-    Raises: see `align.models.load.load_base` and `shard`.
+    Raises:
+        CorruptFile, InputError: see `align.models.load.load_base` and `shard`.
     """
     model = load_base(base, "full", torch.device("cpu"), dtype) if ranks.is_main() else None
     tensors = dict(named_tensors(model)) if model else {}
@@ -39,22 +40,21 @@ def load_in_shards(base: Base, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def build_empty(base: Base, dtypes: Mapping[str, torch.dtype]) -> Any:
-    """Build a base for `method=full` as `load_base` returns it, with memory reserved for its weights. Nothing is
-    written there, so that it takes none yet.
+    """Build a base for `method=full` like `load_base`, but with uninitialised weights, whose memory is only reserved.
 
     Args:
-        dtypes: of its weights and buffers, by name.
+        dtypes: name → dtype of the weights and buffers.
 
     Raises:
-        InputError: it cannot be built, or has other weights.
+        InputError: the base cannot be built, or has other weights.
     """
     keep_few_kernels()
     model = skeleton(base)
-    held = {} if model is None else dict(named_tensors(model))
-    if model is None or held.keys() != dtypes.keys():
-        problem = f"its modules cannot be built without its weights ({sorted(held.keys() ^ dtypes.keys())[:3]})"
+    tensors = {} if model is None else dict(named_tensors(model))
+    if model is None or tensors.keys() != dtypes.keys():
+        problem = f"its modules cannot be built without its weights ({sorted(tensors.keys() ^ dtypes.keys())[:3]})"
         raise InputError("model.path", base.id, problem, "Train it on one GPU, or use method=lora.")
-    for name, value in held.items():
+    for name, value in tensors.items():
         value.data = value.data.to(dtypes[name])
     model.to_empty(device="cpu")
     model.tie_weights()
@@ -62,39 +62,41 @@ def build_empty(base: Base, dtypes: Mapping[str, torch.dtype]) -> Any:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield weights and buffers, those among them that no file has too."""
+    """Yield the names and tensors of all weights and buffers, including buffers that are not saved."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
 @torch.no_grad()
 def scatter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Give every rank its shards of the tensors of the first rank.
+    """Send every rank its shards of the first rank's tensors.
 
     Args:
-        tensors: of the first rank, by name; each is freed once it is scattered.
+        model: the sharded model, whose tensors are overwritten.
+        tensors: name → tensor on the first rank; empty on the others. Each is freed after it was sent.
     """
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    for name, own in named_tensors(model):
-        whole = (
-            tensors.pop(name).to(own.device) if tensors else torch.empty(own.shape, dtype=own.dtype, device=own.device)
-        )
-        if isinstance(own, DTensor):
-            own.copy_(distribute_tensor(whole, own.device_mesh, own.placements))
+    for name, target in named_tensors(model):
+        if tensors:
+            full = tensors.pop(name).to(target.device)
         else:
-            dist.broadcast(whole, src=0)
-            own.copy_(whole)
+            full = torch.empty(target.shape, dtype=target.dtype, device=target.device)
+        if isinstance(target, DTensor):
+            target.copy_(distribute_tensor(full, target.device_mesh, target.placements))
+        else:
+            dist.broadcast(full, src=0)
+            target.copy_(full)
 
 
 def shard(model: Any, device: torch.device) -> Any:
-    """Return the model itself, each of its weights in shards on `device`.
+    """Shard a model's weights in place on `device`, and return it.
 
-    Layers are gathered one at a time, in a forward of the whole model; a part of it cannot be called alone.
+    A forward gathers the weights of one layer at a time. It must be a forward of the whole model.
 
     Raises:
-        InputError: the model computes rows of one length together. Ranks would not take as many passes as each other.
+        InputError: the model allows no padding. It would run a pass for each length, and ranks differ in their number.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -102,12 +104,12 @@ def shard(model: Any, device: torch.device) -> Any:
     route = route_of(model)
     problem = f"type {model.config.model_type} takes no padding, by which ranks would keep in step"
     require(route.padding, "devices", ranks.world_size(), problem, "Train it on one GPU, or use method=lora.")
-    leave_fast_path(model)  # it reads weights of layers that it does not call
+    leave_fast_path(model)  # it reads weights of layers without calling their forward, which would gather them
     mesh = init_device_mesh(device.type, (ranks.world_size(),))
     for part in (*layers_of(model), model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     for part in model.modules():
-        if isinstance(part, FSDPModule):  # gradients are sums over ranks, whose losses are shares of one
+        if isinstance(part, FSDPModule):  # gradients are summed, because each rank's loss is its share of the total
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
     model.align_route = Route(False, route.padding, route.packing, "its weights are in shards")
@@ -116,35 +118,36 @@ def shard(model: Any, device: torch.device) -> Any:
 
 
 def layers_of(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers of the largest stack in a model, which are most of it."""
+    """Yield the layers of the largest `ModuleList` in a model."""
     stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     yield from max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=())
 
 
 def is_sharded(model: Any) -> bool:
-    """Return whether `shard` has divided it."""
+    """Return whether a model was sharded by `shard`."""
     return "align_sharded" in vars(model)
 
 
 def gather_weights(model: nn.Module) -> dict[str, Any]:
-    """Return a model's whole weights by name, on the CPU of the first rank; a tied one under its first name."""
+    """Return name → full weight of a sharded model on the CPU of the first rank; tied weights only under the first
+    name."""
     names = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - names
     return gather({name: value for name, value in model.state_dict().items() if name not in tied})
 
 
 def gather(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by name, tensors in shards gathered on the CPU of the first rank."""
+    """Replace sharded tensors in a mapping by the full tensors on the CPU of the first rank, and by None on others."""
     gathered = dict(values)
     for name, value in values.items():
         if hasattr(value, "full_tensor"):
-            whole = value.detach().full_tensor()
-            gathered[name] = whole.cpu() if ranks.is_main() else None
+            full = value.detach().full_tensor()
+            gathered[name] = full.cpu() if ranks.is_main() else None
     return gathered
 
 
 def shard_like(value: Tensor, model: Tensor) -> Tensor:
-    """Return a whole tensor in shards, as `model` is."""
+    """Shard a full tensor in the same way as the tensor `model`. Returns it unchanged if `model` is not sharded."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(model, DTensor) or value.shape != model.shape:
@@ -154,15 +157,15 @@ def shard_like(value: Tensor, model: Tensor) -> Tensor:
 
 @torch.no_grad()
 def read_weights(model: nn.Module, folder: Path) -> None:
-    """Load the whole weights in a folder into a model in shards."""
-    own = model.state_dict()
+    """Load the full weights in a folder into a sharded model."""
+    targets = model.state_dict()
     for path in sorted(folder.glob("*.safetensors")):
         for name, value in load_file(path).items():
-            own[name].copy_(shard_like(value.to(own[name].dtype), own[name]))
+            targets[name].copy_(shard_like(value.to(targets[name].dtype), targets[name]))
 
 
 def save_whole(model: Any, dtype: torch.dtype, folder: Path) -> None:
-    """Write a model's weights in `dtype`, in shards or not, as transformers does. The first rank writes."""
+    """Save a model, sharded or not, in `dtype` by `save_pretrained`. A sharded one is written by the first rank."""
     if not is_sharded(model):
         model.to(dtype).save_pretrained(str(folder))
         return
@@ -174,15 +177,15 @@ def save_whole(model: Any, dtype: torch.dtype, folder: Path) -> None:
 
 
 def gather_optimiser(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an optimiser's state as that of one process."""
+    """Return a sharded optimiser's state as that of one process."""
     return {**state, "state": {number: gather(moments) for number, moments in state["state"].items()}}
 
 
 def shard_optimiser(state: Mapping[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """Return an optimiser's state of one process in shards.
+    """Shard an optimiser's state that one process has saved.
 
     Args:
-        parameters: of the optimiser, in their order.
+        parameters: the optimiser's parameters in order.
     """
     sharded = {
         number: {name: shard_like(value, parameters[number]) for name, value in moments.items()}

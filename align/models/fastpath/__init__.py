@@ -1,7 +1,7 @@
-"""The fast path: what transformers and PEFT compute, from the same modules and weights, in fewer operations on a CPU.
+"""The fast path: the same computation as transformers' and PEFT's modules with fewer operations on a CPU.
 
-`use_fast_path` gives instances of their modules another `forward`, which hands back to the original whatever it does
-not cover. docs/decisions.md has the figures.
+`use_fast_path` replaces `forward` of module instances. The new forward calls the original one for cases that it does
+not support. docs/decisions.md has the figures.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ __all__ = ["leave_fast_path", "use_fast_path", "without_fast_path"]
 
 
 def use_fast_path(model: nn.Module) -> None:
-    """Give every linear layer of a model, every plain LoRA layer, and a Llama-like decoder in it, the fast forward.
+    """Replace the forward of a model's linear layers, plain LoRA layers and Llama-like decoder.
 
-    Adapters that are added later take it too. A decoder on the plain path keeps its forward, and so does a model that
-    is not on a CPU, where the fast path was never measured. On every path a LoRA layer refuses an adapter that the
-    model does not have.
+    It also applies to adapters that are added later. A decoder on the plain path keeps its forward, and so does a model
+    on a GPU, for which the fast path was not measured. On every path a LoRA layer raises an error for an adapter that
+    the model does not have.
     """
     for module in filter(is_lora, model.modules()):
         check_adapters_before_forward(module, model.peft_config)  # pyright: ignore[reportArgumentType]
@@ -47,7 +47,7 @@ def use_fast_path(model: nn.Module) -> None:
 
 @contextmanager
 def without_fast_path(*models: nn.Module | None) -> Iterator[None]:
-    """Restore the original forwards of models within the block."""
+    """Use the original forwards of models in the block."""
     removed = [pair for model in models if model is not None for pair in leave_fast_path(model)]
     try:
         yield
@@ -57,7 +57,7 @@ def without_fast_path(*models: nn.Module | None) -> Iterator[None]:
 
 
 def leave_fast_path(model: nn.Module) -> list[tuple[nn.Module, MethodType]]:
-    """Restore the original forwards of a model. Returns the modules and the forwards that they had."""
+    """Restore the original forwards of a model. Returns the changed modules with the forwards that were removed."""
     ours = {linear_forward, lora_forward, llama_forward}
     replaced = [m for m in model.modules() if getattr(vars(m).get("forward"), "__func__", None) in ours]
     return [(module, vars(module).pop("forward")) for module in replaced]

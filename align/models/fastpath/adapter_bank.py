@@ -1,12 +1,12 @@
-"""A bank of adapters: plain LoRA, cut into units of 16 ranks, side by side in one tensor a matrix.
+"""A bank of adapters: plain LoRA, split into units of 16 ranks, which are stacked in one tensor for each matrix.
 
-Rows of different adapters go through one batched product: x of each row through its own A, then through its own B
-(Chen et al., Punica, 2023; Sheng et al., S-LoRA, 2023). The product reads units that stand side by side, so those in
-use are kept at the front.
+Rows of different adapters share a batched product: each row is multiplied by its own A, then by its own B (Chen et al.,
+Punica, 2023; Sheng et al., S-LoRA, 2023). The product reads consecutive units, so that those in use are moved to the
+front.
 
-A row's bits do not depend on its neighbours. Products are of blocks of 4 or 8 rows of one adapter, and of as many
-blocks as there are threads at least: for these shapes a row comes out the same beside any other
-(`align.models.fastpath.exact` checks the machine).
+The bits of a row do not depend on the other rows: products are of blocks of 4 or 8 rows of one adapter, and of at least
+as many blocks as there are threads. For these shapes a row's result is the same beside any other rows
+(`align.models.fastpath.exact` checks this on the machine).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from align.run.digests import expect_same_bytes
 from align.run.weights import SCORE_KEY
 
 UNIT = 16
-"""Ranks of a unit. An adapter of another rank is filled up with zeros."""
+"""Ranks of a unit. An adapter whose rank is not a multiple is padded with zeros."""
 BLOCKS = (4, 8)
-"""Rows of a block."""
+"""Possible numbers of rows of a block."""
 
 
 class Site(NamedTuple):
     """Matrices of one layer that read the same input.
 
     Attributes:
-        modules: their names, as an adapter's file has them.
-        inputs, outputs: features in, and out of each.
+        modules: their names in an adapter's file.
+        inputs, outputs: number of input features, and of each matrix's output features.
     """
 
     modules: tuple[str, ...]
@@ -51,10 +51,10 @@ class BlockedProduct(NamedTuple):
     """One batched product of a step.
 
     Attributes:
-        units: the units that are read, side by side; a single one serves all blocks.
-        blocks: the number of blocks of rows.
-        gather: the row of the step at each place of the blocks [blocks · rows of a block].
-        sums: rows that something is added to, side by side, and the place in the blocks of each; an adapter of several
+        units: the consecutive units that are read; a single one is used by all blocks.
+        blocks: number of blocks of rows.
+        gather: the step's row at each position of the blocks [blocks · rows of a block].
+        sums: consecutive rows that results are added to, with the position in the blocks of each; an adapter of several
             units is in several sums.
     """
 
@@ -65,17 +65,17 @@ class BlockedProduct(NamedTuple):
 
 
 class Bank:
-    """Adapters in memory; the least recently used ones make room.
+    """An LRU cache of adapters in memory.
 
     Args:
-        sites: in the order of the pass.
-        resident: adapters at most.
-        max_rank: of an adapter.
-        dtype: of the weights; the model's.
+        sites: the sites in the order of the forward pass.
+        resident: maximum adapters.
+        max_rank: maximum rank of an adapter.
+        dtype: dtype of the weights.
 
     Attributes:
-        units: the units of each adapter, by its digest.
-        heads: the score heads of those that are reward models, fp32 [D].
+        units: digest of an adapter → its units.
+        heads: digest of a reward model → its score head, fp32 [D].
     """
 
     def __init__(self, sites: Sequence[Site], resident: int, max_rank: int, dtype: torch.dtype) -> None:
@@ -93,11 +93,11 @@ class Bank:
         return digest in self.units
 
     def has_room(self, in_use: set[str]) -> bool:
-        """Return whether another adapter fits beside those that are in use."""
+        """Return whether another adapter fits while those in use stay."""
         return len(in_use) < self.resident
 
     def put(self, digest: str, folder: Path, in_use: set[str]) -> None:
-        """Load an adapter; one that is loaded already counts as used again.
+        """Load an adapter unless it is loaded, and mark it as the most recently used.
 
         Raises:
             CorruptFile, InputError: see `load_for_bank`.
@@ -133,11 +133,11 @@ class Bank:
                 bs[j][units] = low_b.to(a.dtype)
 
     def bring_to_front(self, digests: Sequence[str]) -> list[list[str]]:
-        """Move the units of these adapters to the front: the first of each, then the second of those that have one, and
+        """Move the units of adapters to the front: the first unit of each, then the second of those that have one, and
         so on.
 
         Returns:
-            the adapters of each of these stretches, in the order of their units.
+            For each of these groups its adapters, in the order of their units.
         """
         first = 0
         stretches = []
@@ -152,21 +152,21 @@ class Bank:
             first = places.stop
         return stretches
 
-    def _swap(self, one: int, other: int) -> None:
+    def _swap(self, first: int, second: int) -> None:
         for tensor in (*self.a, *(b for bs in self.b for b in bs)):
-            kept = tensor[other].clone()
-            tensor[other] = tensor[one]
-            tensor[one] = kept
-        swapped = {one: other, other: one}
+            copy = tensor[second].clone()
+            tensor[second] = tensor[first]
+            tensor[first] = copy
+        swapped = {first: second, second: first}
         for units in (self._free, *self.units.values()):
             units[:] = [swapped.get(unit, unit) for unit in units]
 
     def add_step(self, number: int, x_PI: Tensor, out_PO: Tensor, products: Sequence[BlockedProduct]) -> None:
-        """Add what each row's adapter adds at a site, in place.
+        """Add the output of each row's adapter at a site, in place.
 
         Args:
-            number: of the site.
-            x_PI, out_PO: the site's input and output, rows in the order of `plan_products`.
+            number: index of the site.
+            x_PI, out_PO: input and output of the site, with rows in the order of `plan_products`.
         """
         site = self.sites[number]
         outs = out_PO.split(site.outputs, 1)
@@ -180,31 +180,30 @@ class Bank:
 
 
 def load_for_bank(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter:
-    """Read an adapter as plain LoRA that fits a bank.
+    """Read an adapter as plain LoRA, and check that it fits the bank.
 
     Raises:
-        CorruptFile: its files are truncated, or hold values that are not finite, or do not fit the model.
-        InputError: it is more than LoRA, of a higher rank, or on modules that the bank has no place for.
+        CorruptFile: its files are truncated, hold values that are not finite, or do not fit the model.
+        InputError: it cannot be converted to plain LoRA, exceeds the rank, or has modules that the bank does not.
     """
-    with expect_same_bytes(
-        files_of_adapter(folder), "adapter", str(folder)
-    ):  # configuration and tensors are of one state
+    # Both files must be of the same version.
+    with expect_same_bytes(files_of_adapter(folder), "adapter", str(folder)):
         adapter = read_adapter(folder, alone=False)
     check_plain(adapter)
     plain = convert_to_plain(adapter)
     rank = plain.config["r"]
     require(rank <= max_rank, "r", rank, f"is over stage.max_rank={max_rank}", "Raise stage.max_rank.")
-    known = {m: (site.inputs, out) for site in sites for m, out in zip(site.modules, site.outputs, strict=True)}
+    shapes = {m: (site.inputs, out) for site in sites for m, out in zip(site.modules, site.outputs, strict=True)}
     other_base = "Serve it on the base that it was trained on."
     for module, (a, b) in plain.factors.items():
         problem = "is no linear layer of this base's attention or MLP"
         remedy = "Serve it merged (export=merged), or by serve=vllm."
-        require(module in known, "target_modules", module, problem, remedy)
-        inputs, outputs = known[module]
+        require(module in shapes, "target_modules", module, problem, remedy)
+        inputs, outputs = shapes[module]
         problem = f"this base has {outputs} by {inputs}"
         fits = (a.shape[1], len(b)) == (inputs, outputs)
         require(fits, module, f"{len(b)} by {a.shape[1]}", problem, other_base)
-    check_targets(adapter.config, plain.factors, known)
+    check_targets(adapter.config, plain.factors, shapes)
     if plain.has_score_head:
         shape = tuple(plain.tensors[SCORE_KEY].shape)
         require(shape == (1, sites[0].inputs), "score", shape, "is no head of this base", other_base)
@@ -212,13 +211,16 @@ def load_for_bank(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter
 
 
 def plan_products(adapters: Sequence[str | None], bank: Bank) -> tuple[list[int], list[BlockedProduct]]:
-    """Plan how rows of these adapters go through the bank together.
+    """Plan the products of a step.
 
-    Rows that share an adapter stand in one block of up to 8. Further rows of an adapter go through its units in blocks
-    of their own, and so do all rows if fewer units are used than a product has at least.
+    The first rows of each adapter, up to 8, form one block of a common product. Further rows of an adapter have
+    separate products with its units, and so do all rows if fewer units are in use than a product needs.
+
+    Args:
+        adapters: digest of each row's adapter; None for the base alone.
 
     Returns:
-        the order in which rows have to stand, and the products.
+        The order in which the rows must be arranged, and the products.
     """
     rows: dict[str, list[int]] = {}
     for row, digest in enumerate(adapters):
@@ -256,7 +258,8 @@ def plan_products(adapters: Sequence[str | None], bank: Bank) -> tuple[list[int]
 
 
 def fill_blocks(blocks: list[list[int]], size: int) -> tuple[int, Tensor]:
-    """Fill blocks up to their size, and their number to the least of a product. Returns the number and the rows."""
+    """Pad blocks with copies of rows to their size, and add copies of a block up to the minimum number of a product.
+    Returns the number of blocks and their rows."""
     full = [block + block[:1] * (size - len(block)) for block in blocks]
     full += [full[0]] * (least_batch() - len(full))
     return len(full), torch.tensor([row for block in full for row in block])

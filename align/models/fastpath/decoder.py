@@ -1,8 +1,7 @@
-"""The weights of a Llama-like decoder, its key-value cache, and the pass of one new token a row.
+"""The weights of a Llama-like decoder, its key-value cache, and the forward of one new token for each row.
 
-transformers' dynamic cache concatenates at every token, which copies all that is there and asks the allocator for a
-larger piece each time. The cache here is reserved once, for a number of columns that is known beforehand.
-docs/decisions.md has the figures.
+transformers' dynamic cache concatenates at every token, which copies the whole cache and allocates a larger tensor each
+time. The cache here is allocated once for the maximum number of columns. docs/decisions.md has the figures.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from align.models.fastpath.linear import active_adapters, is_lora
 from align.ops.linear import linear, pack_weight
 
 MAX_COPY = 1 << 30
-"""Bytes that a copy of the weights may take."""
+"""Maximum size of a copy of the weights in bytes."""
 
 M = TypeVar("M")
 N = TypeVar("N")
 
 
 class Layer(NamedTuple, Generic[M]):
-    """One layer: the weights of its norms, and the matrices that read the same input, in one form or another."""
+    """The weights of one layer: of its norms, and of the matrices, grouped by their input, in a form M."""
 
     norm: Tensor
     qkv: M
@@ -45,7 +44,7 @@ class Layer(NamedTuple, Generic[M]):
         return self.qkv, self.o, self.gate_up, self.down
 
     def convert(self, function: Callable[[M], N]) -> Layer[N]:
-        """Return the layer with its matrices in another form."""
+        """Return the layer with its matrices converted by a function."""
         qkv, o, gate_up, down = map(function, self.matrices)
         return Layer(self.norm, qkv, self.qk_norms, o, self.mlp_norm, gate_up, down)
 
@@ -54,10 +53,10 @@ class Decoder(NamedTuple, Generic[M]):
     """A decoder's weights with the active adapters.
 
     Attributes:
-        norm: the weight of the last norm.
-        eps: of every norm.
+        norm: weight of the last norm.
+        eps: epsilon of every norm.
         head: width of a head.
-        scale: of the products of queries and keys.
+        scale: scale of the products of queries and keys.
     """
 
     layers: Sequence[Layer[M]]
@@ -72,7 +71,7 @@ class Decoder(NamedTuple, Generic[M]):
     def split_heads(
         self, layer: Layer[M], qkv: Tensor, groups: int, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values [N, heads, D], turned by their positions."""
+        """Return queries, keys and values [N, heads, D]. Queries and keys are rotated by their positions."""
         heads = qkv.unflatten(1, (-1, self.head))
         qk = heads[:, :-groups]
         v = heads[:, -groups:]
@@ -88,15 +87,14 @@ Matrices = tuple[Matrix, ...]
 
 
 class NotPlainError(Exception):
-    """A module computes what only the model's own forward knows."""
+    """A module has a forward that the fast path does not support."""
 
 
 def read_decoder(model: Any) -> Decoder[Matrices]:
     """Read the weights of a Llama-like decoder from the modules of transformers and PEFT.
 
     Raises:
-        NotPlainError: several adapters are active at once, there is dropout or a sliding window, or the unit is not
-            SwiGLU.
+        NotPlainError: the model has several active adapters, dropout, a sliding window, or an MLP that is not SwiGLU.
     """
     config = model.config
     windowed = getattr(config, "sliding_window", None) is not None
@@ -124,7 +122,7 @@ def read_layer(layer: Any) -> Layer[Matrices]:
 
 
 def read_matrix(module: Any) -> Matrix:
-    """Return a linear layer with the adapter that is active on it."""
+    """Return the matrix of a linear layer with its active adapter."""
     layer = module
     low = None
     if is_lora(module):
@@ -143,20 +141,20 @@ def read_matrix(module: Any) -> Matrix:
 
 
 def dequantise(layer: Linear4bit, dtype: torch.dtype) -> Tensor:
-    """Return the weight of a 4-bit layer."""
+    """Return the dequantised weight of a 4-bit layer."""
     weight: Any = layer.weight
     return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
 
 
 def concatenate_biases(matrices: Matrices, dtype: torch.dtype) -> Tensor | None:
-    """Return the biases of matrices side by side, zeros for one without. Returns None if none has any."""
+    """Concatenate the biases of matrices, with zeros for a matrix without bias. Returns None if no matrix has one."""
     if all(m.bias is None for m in matrices):
         return None
     return torch.cat([torch.zeros(m.shape[0], dtype=dtype) if m.bias is None else m.bias for m in matrices])
 
 
 class ReservedLayer(DynamicLayer):
-    """Keys and values [B, heads, columns so far, D] of one layer, as the front of a buffer."""
+    """Keys and values [B, heads, used columns, D] of one layer, as views of a reserved buffer."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()
@@ -180,7 +178,7 @@ class ReservedLayer(DynamicLayer):
         return self._show()
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows; the buffer stays where it is."""
+        """Keep only these rows, in the same buffer."""
         for buffer in (self._keys, self._values):
             buffer[: len(indices), :, : self.used] = buffer[indices, :, : self.used]
         self._keys = self._keys[: len(indices)]
@@ -194,11 +192,11 @@ class ReservedLayer(DynamicLayer):
 
 
 class ReservedCache(Cache):
-    """An empty cache with room for `columns` tokens a row.
+    """A key-value cache with room for `columns` tokens in each row.
 
     Attributes:
-        decoder: the weights, ready for many tokens, if the short forward filled the cache: they do not change while it
-            is in use. None if it is empty, or the model's own forward filled it.
+        decoder: the weights in the layout for decoding, if the fast forward filled the cache; they must not change
+            while it is in use. None for an empty cache, or if the model's own forward filled it.
     """
 
     def __init__(self, columns: int) -> None:
@@ -207,13 +205,13 @@ class ReservedCache(Cache):
 
 
 class StackedMatrices(NamedTuple):
-    """Matrices that read the same input, as one.
+    """Matrices that read the same input, concatenated to one.
 
     Attributes:
-        weight: of all, one below the other, laid out for oneDNN; None if a copy would be too large.
-        bias: likewise.
-        a: the A of all, one below the other [Σ r, in]; None if nothing is added.
-        b: s · Bᵀ of each, fp32, on the diagonal of [Σ r, Σ out].
+        weight: all weights concatenated, in oneDNN's layout; None if the copy would be too large.
+        bias: all biases concatenated; None without biases.
+        a: all A concatenated [Σ r, in]; None without adapters.
+        b: block diagonal of s · Bᵀ, fp32 [Σ r, Σ out].
     """
 
     matrices: Matrices
@@ -233,7 +231,7 @@ class StackedMatrices(NamedTuple):
         return cls(matrices, weight, bias, stack_a(lows, dtype), torch.block_diag(*diagonal))
 
     def __call__(self, x_BI: Tensor) -> Tensor:
-        """Return the outputs of all, side by side [B, Σ out]."""
+        """Return the concatenated outputs of all matrices [B, Σ out]."""
         if self.weight is not None:
             out = linear(x_BI, self.weight, self.bias)
         else:
@@ -242,8 +240,8 @@ class StackedMatrices(NamedTuple):
 
 
 def stack_decoder(decoder: Decoder[Matrices], dtype: torch.dtype, rows: int) -> Decoder[StackedMatrices]:
-    """Return a decoder for many tokens of so many rows: weights copied side by side, dequantised if they are quantised,
-    and adapters stacked, scaled, and in the dtype of the activations."""
+    """Convert a decoder to the layout for decoding many tokens of `rows` rows: weights are dequantised and
+    concatenated, adapters are concatenated, scaled, and cast to the dtype of the activations."""
     weights = sum(m.shape[0] * m.shape[1] for layer in decoder.layers for ms in layer.matrices for m in ms)
     copied = weights * dtype.itemsize <= MAX_COPY
     stack = partial(StackedMatrices.stack, dtype=dtype, rows=rows, copied=copied)
@@ -258,7 +256,7 @@ def decode_one_token(
     positions_B1: Tensor,
     cache: ReservedCache,
 ) -> Tensor:
-    """Return hidden states [B, 1, D] of one new token a row, which joins the cache and reads what is in it."""
+    """Compute one new token of each row, and append it to the cache. Returns its hidden states [B, 1, D]."""
     x_BD = self.embed_tokens(ids_B1[:, 0])
     cos_BD, sin_BD = (t[0] for t in self.rotary_emb(x_BD, position_ids=positions_B1.T))
     first_layer: Any = cache.layers[0]

@@ -1,8 +1,8 @@
-"""Products whose rows come out the same beside any others.
+"""Matrix products in which the bits of a row do not depend on the other rows.
 
-A library chooses its order of addition by the shape of a product. So a row computed beside 31 others may differ in its
-last bits from the same row alone: oneDNN in fp32 does so for a single row, in bf16 with AMX for other numbers of rows
-too (at 576 → 49,152 features, 32 rows and 33), MKL for one to three rows. Which shapes agree is measured on the
+A library chooses its order of addition by the shape of a product, so that a row computed beside 31 others may differ in
+its last bits from the same row alone: with oneDNN in fp32 for a single row, in bf16 with AMX for other numbers of rows
+too (at 576 → 49,152 features, 32 rows and 33), with MKL for one to three rows. Which shapes agree is measured on the
 machine.
 """
 
@@ -18,18 +18,18 @@ from align.ops.linear import linear, pack_weight
 
 TILE = 32
 LEAST = 2
-"""Rows of a product at most, and at least: beside 33 others rows may differ from those beside 31, and a single row
-from any."""
+"""Maximum and minimum rows of a product: rows beside 33 others may differ from those beside 31, and a single row from
+all of them."""
 LARGE = 1 << 22
-"""Numbers in a weight from which on only `TRIED_ROWS` are tried."""
+"""Size of a weight from which only `TRIED_ROWS` are tried."""
 TRIED_ROWS = (2, 3, 5, 8, 12, 16, 17, 24, 31)
 
 
 class Product(NamedTuple):
-    """x Wᵀ + b, the weight laid out once.
+    """The product x Wᵀ + b with a weight in the library's layout.
 
     Attributes:
-        free: any number of rows from `LEAST` to `TILE` may go through at once; otherwise exactly `TILE`.
+        free: whether it takes any number of rows from `LEAST` to `TILE` at once; otherwise exactly `TILE`.
     """
 
     weight: Tensor
@@ -37,15 +37,15 @@ class Product(NamedTuple):
     free: bool
 
     def __call__(self, x_PI: Tensor) -> Tensor:
-        """Multiply as many rows as `padded_rows` returns."""
+        """Multiply rows, whose number must be one that `padded_rows` returns."""
         if len(x_PI) <= TILE:
             return linear(x_PI, self.weight, self.bias)
         return torch.cat([linear(part, self.weight, self.bias) for part in x_PI.split(TILE)])
 
 
 def least_batch() -> int:
-    """Return the least number of matrices of a batched product. With fewer of them than threads, MKL has several
-    threads compute one, in another order of addition."""
+    """Return the minimum number of matrices of a batched product. With fewer matrices than threads, MKL splits one over
+    several threads, in another order of addition."""
     return max(2, torch.get_num_threads())
 
 
@@ -55,17 +55,17 @@ def at_least(x: Tensor, batch: int) -> Tensor:
 
 
 def padded_rows(rows: int, free: bool) -> int:
-    """Return the number of rows of a step, given those of requests."""
+    """Return the number of rows to which a step's rows are padded."""
     if not free:
         return -(-rows // TILE) * TILE
     return rows + 1 if rows % TILE == 1 else rows
 
 
 def prepare_product(weight_OI: Tensor, bias_O: Tensor | None, agree: dict[tuple[int, int], bool]) -> Product:
-    """Lay a weight out.
+    """Convert a weight to the library's layout.
 
     Args:
-        agree: the results of `rows_agree` by shape of the weight; it grows.
+        agree: shape of a weight → result of `rows_agree`; it is extended.
     """
     outputs, inputs = weight_OI.shape
     if (outputs, inputs) not in agree:
@@ -74,45 +74,46 @@ def prepare_product(weight_OI: Tensor, bias_O: Tensor | None, agree: dict[tuple[
 
 
 def rows_agree(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
-    """Return whether rows are the same in products of `LEAST` to `TILE` rows, wherever they stand in them."""
+    """Return whether a row's result is the same in products of `LEAST` to `TILE` rows, at any position."""
     x, weight = cancelling_pairs(TILE, inputs, outputs, dtype)
-    laid_out = pack_weight(weight, TILE)
-    whole = linear(x, laid_out)
+    packed_weight = pack_weight(weight, TILE)
+    expected = linear(x, packed_weight)
     tried = range(LEAST, TILE) if weight.numel() < LARGE else TRIED_ROWS
-    anywhere = all(torch.equal(linear(x.roll(by, 0), laid_out), whole.roll(by, 0)) for by in (1, 5, TILE // 2))
-    return anywhere and all(torch.equal(linear(x[:rows], laid_out), whole[:rows]) for rows in tried)
+    anywhere = all(torch.equal(linear(x.roll(by, 0), packed_weight), expected.roll(by, 0)) for by in (1, 5, TILE // 2))
+    return anywhere and all(torch.equal(linear(x[:rows], packed_weight), expected[:rows]) for rows in tried)
 
 
 def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.dtype) -> bool:
-    """Return whether rows are the same in batched products of as few blocks as there may be and of more, of each of
-    these sizes, wherever they stand in a block, with a weight for each block and with one for all."""
+    """Return whether a row's result is the same in batched products of different numbers of blocks, from the minimum
+    on, and of each of the sizes; at any position in a block; and with a weight for each block or one for all."""
     most = least_batch() + 18
     rows, weight = cancelling_pairs(most * max(sizes), inputs, outputs, dtype)
     x = rows.view(most, max(sizes), inputs)
     weights = weight.T.repeat(most, 1, 1)
-    whole = torch.bmm(x, weights)
+    expected = torch.bmm(x, weights)
     for by in range(1, max(sizes)):
-        if not torch.equal(torch.bmm(x.roll(by, 1), weights), whole.roll(by, 1)):
+        if not torch.equal(torch.bmm(x.roll(by, 1), weights), expected.roll(by, 1)):
             return False
     for size in sizes:
         for blocks in range(least_batch(), most + 1):
             part = x[:blocks, :size].contiguous()
-            each, one = (torch.bmm(part, w) for w in (weights[:blocks], weights[:1].expand(blocks, -1, -1)))
-            if not (torch.equal(each, whole[:blocks, :size]) and torch.equal(one, each)):
+            own_weights = torch.bmm(part, weights[:blocks])
+            shared_weight = torch.bmm(part, weights[:1].expand(blocks, -1, -1))
+            if not torch.equal(own_weights, expected[:blocks, :size]) or not torch.equal(shared_weight, own_weights):
                 return False
     return True
 
 
 def cancelling_pairs(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return x [rows, in] and W [out, in] whose products are sums of pairs that cancel, each pair's two far apart, of
-    very different sizes. Only rounding is left: another order of addition shows in nearly every number, in bf16
-    too, whose few bits would hide it in a sum of any size."""
-    draw = torch.Generator().manual_seed(0)
-    order = torch.randperm(inputs, generator=draw)
+    """Return x [rows, in] and W [out, in] for which each product is a sum of cancelling pairs of very different
+    magnitudes, whose two terms are far apart. Only rounding errors are left, so that another order of addition changes
+    nearly every number, even in bf16, whose few bits would hide it in larger sums."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(inputs, generator=generator)
     half = inputs // 2
-    x, weight = (torch.randn(n, inputs, generator=draw).to(dtype) for n in (rows, outputs))
+    x, weight = (torch.randn(n, inputs, generator=generator).to(dtype) for n in (rows, outputs))
     first, second, unpaired = order.split([half, half, inputs % 2])
-    x *= 2.0 ** torch.randint(-8, 9, (inputs,), generator=draw)
+    x *= 2.0 ** torch.randint(-8, 9, (inputs,), generator=generator)
     x[:, second] = -x[:, first]
     weight[:, second] = weight[:, first]
     x[:, unpaired] = 0

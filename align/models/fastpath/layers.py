@@ -1,8 +1,8 @@
-"""The pieces of a Llama-like layer, each with a backward pass that is written out.
+"""The operations of a Llama-like layer as autograd functions with explicit backward passes.
 
-They compute what transformers' modules compute, in fewer operations, and keep less for the backward pass: of a norm its
-input and one number a token, of the gated unit its two inputs, of a projection its input. What is frozen gets no
-gradient and costs none.
+They compute the same as transformers' modules with fewer operations, and keep less for the backward pass: a norm its
+input and one number for each token, the gated unit its two inputs, a projection its input. No gradient is computed for
+frozen weights.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_D = ctx.saved_tensors
         wide = to_fp32(x)
-        given = to_fp32(grads[0]) * weight_D
+        scaled_grad = to_fp32(grads[0]) * weight_D
         inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + ctx.eps)
         unit = wide * inverse
         on_weight = None
         if ctx.needs_input_grad[1]:
             on_weight = (grads[0] * unit).flatten(0, -2).sum(0).to(weight_D.dtype)
-        along = (given * unit).mean(-1, keepdim=True)
-        return given.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), on_weight, None
+        along = (scaled_grad * unit).mean(-1, keepdim=True)
+        return scaled_grad.sub_(unit.mul_(along)).mul_(inverse).to(x.dtype), on_weight, None
 
 
 rms_norm: Callable[[Tensor, Tensor, float], Tensor] = RmsNorm.apply
@@ -52,7 +52,7 @@ def to_fp32(x: Tensor) -> Tensor:
 
 
 class Rotate(torch.autograd.Function):
-    """Turn each head x [N, H, D] by its token's position: the pairs (i, i + D/2) by the angle of i (Su et al.,
+    """Rotate each head x [N, H, D] by its token's position: the pairs (i, i + D/2) by the angle of i (Su et al.,
     RoFormer, 2021).
 
     The second half of cos and sin [N, D] repeats the first. The inverse turns the other way.
@@ -110,10 +110,10 @@ class Matrix(NamedTuple):
     """A linear layer, W + s · B A.
 
     Attributes:
-        weight: gives W [out, in] in a dtype; called once a pass, for W may be kept quantised.
+        weight: dtype → W [out, in] in that dtype; called once for each pass, because W may be stored quantised.
         shape: (out, in).
         bias: [out], or None.
-        trained: W itself where it takes a gradient.
+        trained: W if it requires a gradient; else None.
     """
 
     weight: Callable[[torch.dtype], Tensor]
@@ -124,20 +124,20 @@ class Matrix(NamedTuple):
 
 
 class Recompute(NamedTuple):
-    """A function that computes a tensor once more in a backward pass, and its inputs, which are kept anyhow."""
+    """A function that recomputes a tensor in the backward pass, and its inputs, which are saved anyway."""
 
     function: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
 
 
 def apply_matrices(x_NI: Tensor, matrices: Sequence[Matrix], recompute: Recompute | None = None) -> tuple[Tensor, ...]:
-    """Multiply x by several matrices that read the same input. Returns one [N, out] for each.
+    """Multiply x by several matrices that read the same input. Returns the products [N, out].
 
-    The low-rank product is computed in the dtype of x and added by the product itself; A and B get their gradients in
+    The low-rank product is computed in the dtype of x, and added by the matrix product itself. A and B get gradients in
     their own dtype.
 
     Args:
-        recompute: makes x in the backward pass; it is not kept then.
+        recompute: recomputes x in the backward pass, so that x is not saved.
     """
     if not torch.is_grad_enabled():
         return multiply(x_NI, matrices)[0]
@@ -146,7 +146,7 @@ def apply_matrices(x_NI: Tensor, matrices: Sequence[Matrix], recompute: Recomput
 
 
 def multiply(x_NI: Tensor, matrices: Sequence[Matrix]) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """Return the products of `apply_matrices`, and x through all A, side by side [N, Σ r]."""
+    """Return the products of `apply_matrices`, and x times all A, concatenated [N, Σ r]."""
     outputs = tuple(linear(x_NI, m.weight(x_NI.dtype), m.bias) for m in matrices)
     adapted = [(out, m.low) for out, m in zip(outputs, matrices, strict=True) if m.low]
     if not adapted:
@@ -159,7 +159,7 @@ def multiply(x_NI: Tensor, matrices: Sequence[Matrix]) -> tuple[tuple[Tensor, ..
 
 
 def stack_a(lows: Sequence[LowRank], dtype: torch.dtype) -> Tensor:
-    """Return all A, one below the other."""
+    """Concatenate all A along their rows."""
     return (lows[0].a if len(lows) == 1 else torch.cat([low.a for low in lows])).to(dtype)
 
 
@@ -188,10 +188,10 @@ class ApplyMatrices(torch.autograd.Function):
         if ctx.recompute and any((*needed[::4], *needed[2::4])):
             x = ctx.recompute(x, *more)
         on_x: Any = None
-        others: list[Tensor] = []
+        further_products: list[Tensor] = []
         if x_needed:
             products = (linear(grad, weight(ctx.dtype).t()) for grad, weight in zip(grads, ctx.weights, strict=True))
-            on_x, *others = products
+            on_x, *further_products = products
         on_factors: list[Tensor | None] = []
         first = 0
         for i, (grad, scaling) in enumerate(zip(grads, ctx.scalings, strict=True)):
@@ -209,21 +209,20 @@ class ApplyMatrices(torch.autograd.Function):
             low = x_through_a[:, first : first + len(a)]
             on_factors.append((grad.t() @ low).mul_(scaling).to(b.dtype) if b_needed else None)
             first += len(a)
-        for other in others:
-            on_x.add_(other)
+        for product in further_products:
+            on_x.add_(product)
         return on_x, None, None, *on_factors
 
 
 class Causal(torch.autograd.Function):
-    """Causal attention over rows of different length: what every token reads of itself and those before it in its row,
-    [N, H, D].
+    """Causal attention over rows of different lengths. Returns the output of every token [N, H, D].
 
         softmax(s · Q_h K_gᵀ, each token to itself and those before it) V_g
 
     (Vaswani et al., 2017; a key for several queries, Ainslie et al., GQA, 2023.) torch's fused kernel for CPUs is made
-    for long rows: at 16 rows of 68 tokens in bf16, forward and backward take it 11 ms a layer and these plain products
-    2. Weights are computed in fp32 and kept in the dtype of the values, in which they are multiplied with them, as the
-    fused kernel does.
+    for long rows: at 16 rows of 68 tokens in bf16, forward and backward take 11 ms for each layer, and these plain
+    products 2 ms. The softmax is computed in fp32, and its weights are stored and multiplied in the dtype of the
+    values, as in the fused kernel.
 
     Its arguments are queries [N, H, D]; keys and values [N, G, D], a group for H / G heads; the index of
     the tokens; and the scale, usually D^−½.
@@ -249,7 +248,7 @@ class Causal(torch.autograd.Function):
         index = ctx.index
         groups = k_NGD.shape[1]
         q, k, v = (index.to_groups(index.expand(x), groups) for x in (q_NHD, k_NGD, v_NGD))
-        # Of a token in several rows, one row's output was taken.
+        # If several rows share a token, only one row's output was used.
         grad = index.to_groups(index.expand_once(grads[0]), groups)
         on_v = torch.bmm(weights.transpose(1, 2), grad)
         on_weights = torch.bmm(grad, v.transpose(1, 2))
@@ -266,7 +265,7 @@ class Causal(torch.autograd.Function):
 
 
 class CausalByRow(torch.autograd.Function):
-    """`Causal` computed one row at a time, by torch's fused kernel, which keeps no weights.
+    """`Causal` computed one row at a time by torch's fused kernel, which does not save attention weights.
 
     Memory grows with the length of a row instead of its square, and no padding is computed.
     """
@@ -276,7 +275,7 @@ class CausalByRow(torch.autograd.Function):
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         rows = [kernel(*row, 0.0, True, scale=scale) for row in split_rows(q_NHD, k_NGD, v_NGD, index)]
         out_NHD = index.reduce(torch.cat([out[0].transpose(0, 1) for out, _ in rows]))
-        # The projection behind it keeps the output too: expanded again, it takes no memory of its own.
+        # The following projection saves the output too, so that it takes no additional memory.
         ctx.save_for_backward(q_NHD, k_NGD, v_NGD, out_NHD, *(normaliser for _, normaliser in rows))
         ctx.index = index
         ctx.scale = scale
@@ -313,7 +312,8 @@ causal_attention_by_row: Attention = CausalByRow.apply
 def split_rows(
     q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, index: PackedIndex
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield queries, keys and values of each row that has a token, [1, H, S, D] each, a key for every query."""
+    """Yield queries, keys and values [1, H, S, D] of each row with tokens. Keys and values are repeated for each
+    query."""
     lengths = [length for length in index.lengths() if length]
     queries_per_key = q_NHD.shape[1] // k_NGD.shape[1]
     # The kernel reads a last dimension with a stride of 1, and does not check it.

@@ -1,9 +1,9 @@
 """Linear and LoRA layers with fewer operations.
 
-In fp32 on a CPU a linear layer goes through the library that is quick at it (`align.ops.linear`). PEFT's forward is
-made for every variant of LoRA: in bf16 it casts the input of each layer to the adapter's fp32, scales in a pass, adds
-in a pass, and casts back. Here the low-rank product is computed in the dtype of the input and added by the product
-itself. The adapter stays in fp32, and so does its gradient.
+In fp32 on a CPU a linear layer uses the faster library (`align.ops.linear`). PEFT's forward supports every variant of
+LoRA: in bf16 it casts the input of each layer to the adapter's fp32, scales and adds in separate passes, and casts
+back. Here the low-rank product is computed in the dtype of the input, and added by the matrix product itself. The
+adapter and its gradient stay in fp32.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def is_lora(module: nn.Module) -> bool:
 def lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return W x + Σ s · B A x over the active adapters."""
     active = active_adapters(self)
-    # In fp16 the adapter's gradient would be too small for its dtype: PEFT's forward computes it in fp32.
+    # In fp16 the adapter's gradient would underflow: PEFT's forward computes it in fp32.
     is_half = x.dtype == torch.float16 and torch.is_grad_enabled()
     if args or kwargs or is_half or active is None:
         return type(self).forward(self, x, *args, **kwargs)
@@ -56,36 +56,36 @@ def lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return result
 
 
-def check_adapters_before_forward(layer: Any, known: Collection[str]) -> None:
-    """Let a layer check its active adapters before each forward, PEFT's own or another.
+def check_adapters_before_forward(layer: Any, model_adapters: Collection[str]) -> None:
+    """Make a layer check its active adapters before each forward, PEFT's own or the fast one.
 
     Args:
-        known: the model's `peft_config`, which grows and shrinks with it. Not every adapter is on every layer.
+        model_adapters: the model's `peft_config`, which changes with its adapters. Not every adapter is on every layer.
     """
     if "known_adapters" not in vars(layer):
         layer.register_forward_pre_hook(check_active_adapters)
-    layer.known_adapters = known
+    layer.known_adapters = model_adapters
 
 
 def check_active_adapters(layer: Any, inputs: Any = None) -> None:
-    """Raise InputError if an active adapter is unknown."""
-    known = vars(layer).get("known_adapters")
-    if known is not None and not (layer.merged or layer.disable_adapters):
-        require_known_adapters(layer.active_adapters, known)
+    """Raise InputError if an active adapter is not on the model."""
+    model_adapters = vars(layer).get("known_adapters")
+    if model_adapters is not None and not (layer.merged or layer.disable_adapters):
+        require_known_adapters(layer.active_adapters, model_adapters)
 
 
-def require_known_adapters(names: Iterable[str], known: Collection[str]) -> None:
-    """Raise InputError for an adapter that the model does not have. PEFT's layers ignore its name, and the base would
-    answer in its place."""
+def require_known_adapters(names: Iterable[str], model_adapters: Collection[str]) -> None:
+    """Raise InputError for an adapter that the model does not have. PEFT's layers would ignore its name, and compute
+    the base instead."""
     for name in names:
-        if name not in known:
-            problem = f"the model has no adapter of this name, only {', '.join(sorted(known)) or 'its base'}"
+        if name not in model_adapters:
+            problem = f"the model has no adapter of this name, only {', '.join(sorted(model_adapters)) or 'its base'}"
             raise InputError("adapter", name, problem, "Name one of these, or attach it to the model first.")
 
 
 def active_adapters(layer: Any) -> list[str] | None:
-    """Return the adapters that are active on a layer. Returns None if one of them is more than LoRA (a variant, a bias,
-    dropout) or is merged into the weight.
+    """Return the names of a layer's active adapters. Returns None if one has more than LoRA's two matrices (a variant,
+    a bias, dropout), or is merged into the weight.
 
     Raises:
         InputError: see `require_known_adapters`.

@@ -1,8 +1,9 @@
-"""A Llama-like decoder for tokens of many requests, each with its own adapter, length and slot of the cache.
+"""A Llama-like decoder for batches of requests, each with its own adapter, length and slot of the cache.
 
-Chunks of prompts and the next tokens of answers go through the layers side by side. The result of a token does not
-depend on its neighbours, to the bit: its products have shapes that agree (`align.models.fastpath.exact`), a prompt is
-cut in chunks at the same places always, and attention sees as many columns as its own request asks for.
+A step computes chunks of prompts and the next tokens of answers together. The result of a token is bit for bit
+independent of the rest of the batch: the shapes of its products are known to agree (`align.models.fastpath.exact`), a
+prompt is always split into chunks at the same positions, and the number of columns that attention reads depends on the
+request alone.
 """
 
 from __future__ import annotations
@@ -31,19 +32,20 @@ from align.models.fastpath.llama import is_llama
 from align.models.forward import base_model, decoder_of, route_of
 
 CHUNK = 64
-"""Tokens of a prompt that are read at once."""
+"""Tokens of a chunk of a prompt."""
 COLUMNS = 32
-"""Columns by which what attention sees grows."""
+"""Smallest step by which the number of columns that attention reads grows."""
 
 
 class Piece(NamedTuple):
-    """The part of a request in a step: the next token of its answer, or a chunk of its prompt.
+    """The tokens of a request in a step: the last token of its answer, or a chunk of its prompt.
 
     Attributes:
-        slot: of the cache.
-        adapter: digest; None for the base by itself.
-        ids: 1 to `CHUNK` tokens.
-        start: position of the first, which is the number of tokens in the slot; of a chunk, a multiple of `CHUNK`.
+        slot: slot of the cache.
+        adapter: digest of the adapter; None for the base alone.
+        ids: 1 to `CHUNK` token ids.
+        start: position of the first token, which is the number of tokens in the slot; a multiple of `CHUNK` for a
+            chunk.
     """
 
     slot: int
@@ -53,15 +55,15 @@ class Piece(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Tokens that attention takes together: the next tokens of answers whose slots stand side by side and that see as
-    many columns; or a chunk of a prompt.
+    """Tokens that attention computes together: tokens of answers in consecutive slots that read the same number of
+    columns, or a chunk of a prompt.
 
     Attributes:
-        rows: of the tokens by slot.
-        slots: of the cache.
-        columns: the number that is seen.
-        bias: 0, and -∞ where a token does not see a column: [B · G, 1, columns], or [H / G · N, columns] of a chunk.
-        chunk: whether it is one.
+        rows: the tokens' rows in the order of slots.
+        slots: their slots of the cache.
+        columns: number of columns that they read.
+        bias: 0, and -∞ for columns that a token must not read: [B · G, 1, columns], or [H / G · N, columns] of a chunk.
+        chunk: whether it is a chunk.
     """
 
     rows: slice
@@ -72,33 +74,33 @@ class Stretch(NamedTuple):
 
 
 class Places(NamedTuple):
-    """The places of a step's tokens in the cache, in the order of their slots, answers before chunks.
+    """The positions of a step's tokens in the cache, in the order of their slots, answers before chunks.
 
     Attributes:
-        rows: of the step [N].
-        slots, columns: of the cache [N].
-        back: the place of each row of the step in this order [P].
-        stretches: in this order.
+        rows: the tokens' rows in the step [N].
+        slots, columns: their positions in the cache [N].
+        inverse: index in this order of each row of the step [P].
+        stretches: groups of tokens for attention, in this order.
     """
 
     rows: Tensor
     slots: Tensor
     columns: Tensor
-    back: Tensor
+    inverse: Tensor
     stretches: list[Stretch]
 
 
 class MixedDecoder:
-    """The base, laid out for serving, with a bank of adapters and a cache of `slots` rows.
+    """A base in a layout for serving, with a bank of adapters and a key-value cache.
 
     Args:
-        model: the base with plain weights; it is consumed, for its weights are laid out anew and freed one by one.
-        slots: requests at once.
-        columns: tokens of a prompt and its answer together, at most.
-        resident, max_rank: of the bank.
+        model: the base with plain weights, which are converted and freed one by one: it cannot be used afterwards.
+        slots: maximum requests at once.
+        columns: maximum tokens of a prompt and its answer together.
+        resident, max_rank: maximum adapters in the bank, and their maximum rank.
 
     Raises:
-        NotPlainError: the model has another forward than this one.
+        NotPlainError: the model has a forward that this class does not support.
     """
 
     @torch.no_grad()
@@ -119,7 +121,7 @@ class MixedDecoder:
         for module, layer in zip(decoder.layers, read.layers, strict=True):
             layers.append(layer.convert(prepare))
             for linear in module.modules():
-                if isinstance(linear, nn.Linear):  # its weight is laid out elsewhere
+                if isinstance(linear, nn.Linear):  # its weight was converted: free the original
                     linear.weight.data = linear.weight.data.new_empty(0)
         self.decoder: Decoder[Product] = read._replace(layers=layers)  # pyright: ignore
         head = base.get_output_embeddings()
@@ -138,8 +140,8 @@ class MixedDecoder:
 
     @torch.inference_mode()
     def step(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """Compute pieces of different requests; their keys and values join the cache. Returns the last hidden states of
-        each piece [N, D]."""
+        """Compute the tokens of different requests, and append their keys and values to the cache. Returns the last
+        hidden states of each piece [N, D]."""
         tokens = [(id, piece.start + i, piece.adapter) for piece in pieces for i, id in enumerate(piece.ids)]
         order, products = plan_products([adapter for _, _, adapter in tokens], self.bank)
         order += order[:1] * (padded_rows(len(order), self.free) - len(order))
@@ -154,20 +156,20 @@ class MixedDecoder:
 
     @torch.inference_mode()
     def logits(self, states_ND: Tensor) -> Tensor:
-        """Return the logits [N, V] of states that steps gave, in fp32."""
+        """Return the logits [N, V] of hidden states that `step` returned, in fp32."""
         count = len(states_ND)
         filled = torch.cat([states_ND, states_ND[:1].expand(padded_rows(count, self.free) - count, -1)])
         return self.lm_head(filled)[:count].float()
 
     def _find_places(self, pieces: Sequence[Piece], order: Sequence[int]) -> Places:
-        """Find the places of a step's tokens.
+        """Find the positions of a step's tokens in the cache.
 
         Args:
-            order: the token in each row of the step, tokens counted piece by piece.
+            order: index of the token in each row of the step, counted over all pieces.
         """
         first = [0, *accumulate(len(piece.ids) for piece in pieces)]
         by_slot = sorted(range(len(pieces)), key=lambda i: (len(pieces[i].ids) > 1, pieces[i].slot))
-        # Answers in runs whose slots stand side by side and that see as many columns; each chunk by itself.
+        # Group answers in consecutive slots that read the same number of columns; each chunk is a group of its own.
         runs: list[list[Piece]] = []
         for piece in (pieces[i] for i in by_slot):
             last = runs[-1][-1] if runs else None
@@ -193,8 +195,8 @@ class MixedDecoder:
                 stretches.append(Stretch(rows, slots, start + CHUNK, bias, True))
             else:
                 columns = seen_columns(run[0], self.columns)
-                seen = torch.arange(columns) <= torch.tensor([piece.start for piece in run])[:, None]
-                bias = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
+                mask = torch.arange(columns) <= torch.tensor([piece.start for piece in run])[:, None]
+                bias = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
                 stretches.append(Stretch(rows, slots, columns, bias.repeat_interleave(self.groups, 0)[:, None], False))
         tokens = [token for i in by_slot for token in range(first[i], first[i + 1])]
         place = {token: i for i, token in enumerate(tokens)}
@@ -227,7 +229,7 @@ class MixedDecoder:
         return multiply(3, silu(gate).mul_(up)).add_(x_PD)
 
     def _attend(self, number: int, q_PHD: Tensor, k_PGD: Tensor, v_PGD: Tensor, places: Places) -> Tensor:
-        """Return what each token reads of its own slot, itself included: [P, H · D]."""
+        """Return the attention output of each token over its own slot [P, H · D]."""
         keys = self.keys[number]
         values = self.values[number]
         width = q_PHD.shape[-1]
@@ -239,7 +241,7 @@ class MixedDecoder:
         attended = []
         for stretch in places.stretches:
             queries = q[stretch.rows]
-            if stretch.chunk:  # all tokens read one slot: [G, H / G · N, D]
+            if stretch.chunk:  # all tokens read the same slot: [G, H / G · N, D]
                 queries = queries.view(-1, self.groups, queries_per_key, width).permute(1, 2, 0, 3).flatten(1, 2)
             else:
                 queries = queries.view(-1, queries_per_key, width)
@@ -253,15 +255,16 @@ class MixedDecoder:
             if stretch.chunk:
                 read = read.view(self.groups, queries_per_key, -1, width).permute(2, 0, 1, 3)
             attended.append(read.reshape(-1, self.heads * width))
-        return torch.cat(attended).index_select(0, places.back).to(self.dtype)
+        return torch.cat(attended).index_select(0, places.inverse).to(self.dtype)
 
     def clear(self, slot: int, columns: int) -> None:
-        """Clear a slot's first columns: a value that is not finite would spread, although no token sees it."""
+        """Zero a slot's first columns: a value that is not finite would spread even to tokens for which it is
+        masked."""
         for cache in (*self.keys, *self.values):
             cache[slot, :, :columns] = 0.0
 
     def copy_block(self, slot: int, start: int) -> Tensor:
-        """Return a copy of the keys and values of a whole chunk: [layers, 2, G, CHUNK, D]."""
+        """Return a copy of the keys and values of a chunk [layers, 2, G, CHUNK, D]."""
         chunk = (slot, slice(None), slice(start, start + CHUNK))
         return torch.stack([torch.stack((k[chunk], v[chunk])) for k, v in zip(self.keys, self.values, strict=True)])
 
@@ -274,10 +277,10 @@ class MixedDecoder:
 
 
 def seen_columns(piece: Piece, most: int) -> int:
-    """Return the number of columns that the next token of an answer sees.
+    """Return the number of columns that attention reads for the next token of an answer.
 
-    It depends on the request alone and grows in ever larger steps, so that answers of similar length see as many and go
-    together.
+    It depends on the request alone, and grows in increasing steps, so that answers of similar lengths read the same
+    number and can be computed together.
 
     Args:
         most: columns of a slot.
@@ -288,13 +291,13 @@ def seen_columns(piece: Piece, most: int) -> int:
 
 
 def rows_of_tokens(order: Sequence[int], count: int) -> Tensor:
-    """Return the row of each of `count` tokens, the first one of a token in several rows."""
+    """Return the row of each of `count` tokens; the first one if a token is in several rows."""
     row_of = {token: row for row, token in reversed(list(enumerate(order)))}
     return torch.tensor([row_of[token] for token in range(count)])
 
 
 def check_plain_decoder(base: Any, decoder: Any) -> None:
-    """Raise NotPlainError for a model that `MixedDecoder` does not compute."""
+    """Raise NotPlainError for a model that `MixedDecoder` does not support."""
     config = base.config.get_text_config()
     scaled = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
     if not (route_of(base).fast and is_llama(decoder)) or type(base.get_output_embeddings()) is not nn.Linear:
@@ -304,22 +307,22 @@ def check_plain_decoder(base: Any, decoder: Any) -> None:
 
 
 def rotary_tables(decoder: Any, columns: int) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of each position [columns, D].
+    """Return the rotary cosine and sine of each position [columns, D].
 
     Raises:
-        NotPlainError: those of a position depend on the length of the row.
+        NotPlainError: they depend on the length of the row.
     """
     x = decoder.embed_tokens.weight[:1]
-    whole, short = (
+    tables, tables_of_chunk = (
         [t[0] for t in decoder.rotary_emb(x, position_ids=torch.arange(length)[None])] for length in (columns, CHUNK)
     )
-    if not all(torch.equal(a[:CHUNK], b) for a, b in zip(whole, short, strict=True)):
+    if not all(torch.equal(a[:CHUNK], b) for a, b in zip(tables, tables_of_chunk, strict=True)):
         raise NotPlainError
-    return whole[0], whole[1]
+    return tables[0], tables[1]
 
 
 def list_sites(layers: Sequence[Layer[Matrices]]) -> list[Site]:
-    """Return the sites of all layers, four each, with the names of an adapter's file."""
+    """Return the four sites of each layer, with their modules' names in an adapter's file."""
     names = (
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         ("self_attn.o_proj",),
@@ -338,6 +341,6 @@ def list_sites(layers: Sequence[Layer[Matrices]]) -> list[Site]:
 
 
 def concatenate(matrices: Matrices, dtype: torch.dtype, agree: dict[tuple[int, int], bool]) -> Product:
-    """Join matrices that read the same input."""
+    """Concatenate matrices that read the same input to one product."""
     weight = torch.cat([m.weight(dtype) for m in matrices])
     return prepare_product(weight, concatenate_biases(matrices, dtype), agree)

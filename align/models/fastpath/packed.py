@@ -1,4 +1,4 @@
-"""The index of a packed batch: the places of its real tokens, and which of them are the same."""
+"""The index of a packed batch: positions of its tokens without padding, and shared prefixes of its rows."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 LEAST_SHARED = 1 / 8
-"""Share of the real tokens from which on rows share what they begin with. Each layer then copies queries, keys, values
-and what was read, which takes a few hundredths of a pass."""
+"""Share of the real tokens that prefixes must save to be shared. Each layer then copies queries, keys, values and the
+output of attention, which takes a few hundredths of a pass."""
 
 
 class PackedIndex(NamedTuple):
-    """The places of the N tokens that are computed: in the rectangle [B, W] that they came in, where padding may be
-    anywhere, and in the rectangle [B, S] of the same rows pushed to the left, S being the longest.
+    """The positions of the N computed tokens: in the input [B, W], where padding may be anywhere, and in the
+    left-aligned rows [B, S], where S is the longest length.
 
-    N is the number A of real tokens, or smaller: rows that begin alike share the tokens that they begin with.
+    N is the number A of real tokens, or less if rows share a common prefix, which is computed once.
 
     Attributes:
-        mask_BW: True on real tokens.
+        mask_BW: True at real tokens.
         longest: S.
-        given_A, pushed_A: row · W + column and row · S + column of each real token; None if no row has any padding.
-        shared: None if every real token is computed.
+        given_A, pushed_A: flat indices of the real tokens in the input and in the left-aligned rows; None if there is
+            no padding.
+        shared: the shared prefixes; None if every real token is computed.
     """
 
     mask_BW: Tensor
@@ -33,11 +34,11 @@ class PackedIndex(NamedTuple):
 
     @classmethod
     def build(cls, mask_BW: Tensor, *inputs_BW: Tensor) -> PackedIndex:
-        """Index a batch.
+        """Build the index of a batch.
 
         Args:
-            inputs_BW: all that a token is computed from, besides those before it in its row: ids and positions. Without
-                them nothing is shared.
+            inputs_BW: all inputs of a token besides the previous tokens of its row: ids and positions. Without them no
+                prefixes are shared.
         """
         if bool(mask_BW.all()):
             shared = SharedPrefixes.find(mask_BW, *inputs_BW) if inputs_BW else None
@@ -48,13 +49,13 @@ class PackedIndex(NamedTuple):
         pushed_A = given_A // mask_BW.shape[1] * longest + column_A
         shared = None
         if inputs_BW:
-            left = mask_BW.new_zeros(len(mask_BW) * longest).index_fill_(0, pushed_A, True)
-            moved = (x.new_zeros(left.shape).index_copy_(0, pushed_A, x.flatten()[given_A]) for x in inputs_BW)
-            shared = SharedPrefixes.find(*(x.view(-1, longest) for x in (left, *moved)))
+            mask = mask_BW.new_zeros(len(mask_BW) * longest).index_fill_(0, pushed_A, True)
+            aligned = (x.new_zeros(mask.shape).index_copy_(0, pushed_A, x.flatten()[given_A]) for x in inputs_BW)
+            shared = SharedPrefixes.find(*(x.view(-1, longest) for x in (mask, *aligned)))
         return cls(mask_BW, longest, given_A, pushed_A, shared)
 
     def real(self, x_BW: Tensor) -> Tensor:
-        """Return the values at the tokens that are computed [N]."""
+        """Return the values at the computed tokens [N]."""
         x_A = x_BW.reshape(-1)
         return self.reduce(x_A if self.given_A is None else x_A[self.given_A])
 
@@ -63,7 +64,7 @@ class PackedIndex(NamedTuple):
         return self.mask_BW.sum(-1).tolist()
 
     def rectangle(self, x_ND: Tensor) -> Tensor:
-        """Return N tokens in every place that they have [B, W, …], 0 on padding."""
+        """Return the values of the N tokens at all their positions in the input [B, W, …], 0 at padding."""
         x_AD = self.expand(x_ND)
         shape = (*self.mask_BW.shape, *x_AD.shape[1:])
         if self.given_A is None:
@@ -71,7 +72,7 @@ class PackedIndex(NamedTuple):
         return x_AD.new_zeros(self.mask_BW.numel(), *x_AD.shape[1:]).index_copy(0, self.given_A, x_AD).view(shape)
 
     def expand(self, x_ND: Tensor) -> Tensor:
-        """Return the N tokens at each of the A places, row by row."""
+        """Return the values of the N tokens at the A real tokens, row by row."""
         # Not x[of_A]: its backward pass adds bf16 up in bf16, and in an order that several threads change.
         return x_ND if self.shared is None else x_ND.index_select(0, self.shared.of_A)
 
@@ -82,19 +83,20 @@ class PackedIndex(NamedTuple):
         return x_ND.new_zeros(len(self.shared.of_A), *x_ND.shape[1:]).index_copy_(0, self.shared.first_N, x_ND)
 
     def reduce(self, x_AD: Tensor) -> Tensor:
-        """Return what stands at the first place of each of the N tokens: the inverse of `expand`."""
+        """Return the value at the first position of each of the N tokens: the inverse of `expand`."""
         return x_AD if self.shared is None else x_AD[self.shared.first_N]
 
     def reduce_by_sum(self, x_AD: Tensor) -> Tensor:
-        """Return the sum over all places of each of the N tokens: the transpose of `expand`."""
+        """Return the sum over all positions of each of the N tokens: the transpose of `expand`."""
         if self.shared is None:
             return x_AD
         zeros = x_AD.new_zeros(len(self.shared.first_N), *x_AD.shape[1:])
         return zeros.index_add_(0, self.shared.of_A, x_AD)
 
     def to_groups(self, x_AHD: Tensor, groups: int) -> Tensor:
-        """Return [A, H, D] as [B · groups, H / groups · S, D], rows pushed to the left, 0 behind their end."""
-        rows, (heads, width) = len(self.mask_BW), x_AHD.shape[1:]
+        """Return [A, H, D] as left-aligned rows [B · groups, H / groups · S, D], 0 after their ends."""
+        rows = len(self.mask_BW)
+        heads, width = x_AHD.shape[1:]
         if self.pushed_A is not None:
             x_AHD = x_AHD.new_zeros(rows * self.longest, heads, width).index_copy_(0, self.pushed_A, x_AHD)
         x = x_AHD.view(rows, self.longest, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
@@ -102,19 +104,20 @@ class PackedIndex(NamedTuple):
 
     def from_groups(self, x: Tensor, heads: int) -> Tensor:
         """Return the inverse of `to_groups`: [A, H, D]."""
-        rows, width = len(self.mask_BW), x.shape[-1]
+        rows = len(self.mask_BW)
+        width = x.shape[-1]
         x = x.view(rows, -1, heads // (len(x) // rows), self.longest, width).permute(0, 3, 1, 2, 4)
         x_AHD = x.reshape(rows * self.longest, heads, width)
         return x_AHD if self.pushed_A is None else x_AHD[self.pushed_A]
 
 
 class SharedPrefixes(NamedTuple):
-    """The tokens of rows that begin alike. What a token becomes depends on itself and those before it, so rows are one
-    row up to where they part.
+    """The distinct tokens of rows with common prefixes. A token's result depends only on itself and the previous
+    tokens, so that rows with equal prefixes have equal results there.
 
     Attributes:
-        of_A: which of the N tokens each real token is.
-        first_N: the first of the A real tokens, in the order of the rows' ids, that is each of the N.
+        of_A: index among the N distinct tokens of each real token.
+        first_N: index of the first real token, rows sorted by their ids, that equals each distinct token.
     """
 
     of_A: Tensor
@@ -122,25 +125,26 @@ class SharedPrefixes(NamedTuple):
 
     @classmethod
     def find(cls, mask_BS: Tensor, *inputs_BS: Tensor) -> SharedPrefixes | None:
-        """Find the tokens that are the same. Returns None if sharing them would save less than `LEAST_SHARED`.
+        """Find the shared prefixes. Returns None if sharing them would save less than `LEAST_SHARED`.
 
         Args:
-            mask_BS: of rows that are pushed to the left.
-            inputs_BS: what a token is computed from, no number below 0.
+            mask_BS: mask of left-aligned rows.
+            inputs_BS: the inputs of each token, non-negative.
         """
         inputs_BSI = torch.stack(inputs_BS, -1)
-        # Sorted as words are in a dictionary, a row shares the most with the row above it. Padding (−1) comes first.
+        # In lexicographic order a row shares its longest prefix with the row above it. Padding (−1) sorts first.
         words = inputs_BSI.masked_fill(~mask_BS[..., None], -1).flatten(1).tolist()
         order = torch.tensor(sorted(range(len(words)), key=words.__getitem__), device=mask_BS.device)
-        mask, inputs = mask_BS[order], inputs_BSI[order]
-        alike = (inputs[1:] == inputs[:-1]).all(-1) & mask[1:] & mask[:-1]
-        known = torch.zeros_like(mask)  # from the row above
-        known[1:] = alike.long().cumprod(-1).bool()
-        if int(known.sum()) < LEAST_SHARED * int(mask.sum()):
+        mask = mask_BS[order]
+        inputs = inputs_BSI[order]
+        is_equal = (inputs[1:] == inputs[:-1]).all(-1) & mask[1:] & mask[:-1]
+        is_shared = torch.zeros_like(mask)  # with the row above
+        is_shared[1:] = is_equal.long().cumprod(-1).bool()
+        if int(is_shared.sum()) < LEAST_SHARED * int(mask.sum()):
             return None
-        new = mask & ~known
+        new = mask & ~is_shared
         number = torch.where(new, (new.flatten().cumsum(0) - 1).view(new.shape), -1)
         of_BS = torch.empty_like(number)
-        of_BS[order] = number.cummax(0).values  # the last new token of the column; means nothing on padding
-        place_BS = (mask_BS.flatten().cumsum(0) - 1).view(mask_BS.shape)  # among the A
-        return cls(of_BS[mask_BS], place_BS[order][new])
+        of_BS[order] = number.cummax(0).values  # the last new token in the column; meaningless at padding
+        index_BS = (mask_BS.flatten().cumsum(0) - 1).view(mask_BS.shape)  # among the A real tokens
+        return cls(of_BS[mask_BS], index_BS[order][new])
