@@ -68,18 +68,6 @@ def test_every_value_of_every_line_is_held_by_the_chain(tmp_path: Path) -> None:
             read_log(tmp_path)
 
 
-def test_two_changes_that_took_each_others_hashes(tmp_path: Path) -> None:
-    """A line that is whole in itself, put in the place of another."""
-    path = three(tmp_path)
-    other = tmp_path / "other"
-    other.mkdir()
-    changed(other, "production", "ppo:evil")
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join([(other / FILE).read_text().strip(), *lines[1:]]) + "\n")
-    with pytest.raises(CorruptFile, match="does not follow the one before it"):
-        read_log(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("line", "says"),
     [

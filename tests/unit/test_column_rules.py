@@ -178,16 +178,6 @@ def test_a_column_that_repeats_the_row_is_metadata(tmp_path: Path) -> None:
         read_source(write(tmp_path, "d.jsonl", [{**rows[0], "rendered": rendering + LONG.upper() * 3}]))
 
 
-def test_several_turns_of_a_user_leave_no_place_for_a_context(tmp_path: Path) -> None:
-    turn = {"role": "user", "content": "q"}
-    rows = [{"messages": [turn, {"role": "assistant", "content": "a"}] * 2, "context": LONG}]
-    path = write(tmp_path, "d.jsonl", rows)
-    with pytest.raises(InputError, match="conversation of 2 turns") as caught:
-        read_documents(path)
-    assert '"data.metadata=[context]"' in caught.value.remedy
-    assert len(read_documents(path, rules=ColumnRules(metadata=["context"]))) == 1
-
-
 @pytest.mark.parametrize("prompt", [None, "q", [{"role": "user", "content": "q"}]])
 def test_a_pair_of_whole_conversations_has_its_context_in_all_of_them(prompt: Any, tmp_path: Path) -> None:
     row = {"chosen": TURNS, "rejected": WORSE, "context": LONG}

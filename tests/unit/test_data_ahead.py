@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from align.config.identity import select_identity
 from align.core.chain import ChainHead
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
@@ -329,14 +328,6 @@ def test_no_worker_is_given_a_projects_key(tmp_path: Path, sources: list[Source]
     assert len(seen) == 2
     assert b"the key of a project" in pickle.dumps(made[2])
     assert not any(b"the key of a project" in one or b"votes.db" in one for one in seen)
-
-
-def test_an_engine_is_no_part_of_what_a_run_is() -> None:
-    config = {"seed": 0, "stage": {"name": "data", "engine": "embedded", "workers": None, "ray": None, "clean": []}}
-    other = {"seed": 0, "stage": {**config["stage"], "engine": "ray", "workers": 2, "ray": "auto"}}  # type: ignore[dict-item]
-    assert select_identity("data", config, ()) == select_identity("data", other, ()) == {
-        "seed": 0, "stage": {"name": "data", "clean": []},
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("workers", [2, 5])

@@ -44,12 +44,6 @@ def test_units_against_a_search(drawn: tuple[list[int], list[int], list[int]]):
     assert found.tolist() == by_search(questions, *drawn[1:])
 
 
-def test_a_chain_of_links_is_one_unit():
-    found = units(keys("abcd"), np.array([0, 0, 1, -1]), np.array([-1, 7, 7, -1]))
-    assert len(set(found[:3].tolist())) == 1
-    assert found[3] == keys("d")[0]
-
-
 def test_a_long_chain_of_links_is_one_unit_soon():
     """A chain in an order of its own, whose links lie in two columns by turns."""
     many = 300_000

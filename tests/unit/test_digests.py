@@ -76,14 +76,6 @@ def test_a_file_edited_in_place_is_read_again(large: Path) -> None:
     assert lookup_digest(large) == file_digest(large) != first
 
 
-def test_a_file_put_in_its_place_is_read(large: Path) -> None:
-    lookup_digest(large)
-    other = large.with_name("other")
-    other.write_bytes(b"WEIGHTS")
-    os.replace(other, large)
-    assert lookup_digest(large) == file_digest(large)
-
-
 def test_what_changed_a_moment_ago_is_not_remembered(large: Path, reads: list[Path], monkeypatch: Any) -> None:
     monkeypatch.setattr(digests, "SETTLED_S", 3600.0)
     lookup_digest(large)

@@ -21,8 +21,7 @@ from align.config.compose import build_config, compose_tree
 from align.config.identity import select_identity
 from align.config.root import to_plain_dict
 from align.core.errors import InputError
-from align.core.types import Conversation, Message, Preference
-from align.data.chat.encode import encode_judged, prompt_length
+from align.core.types import Message, Preference
 from align.data.pairs import TokenizedPair
 from align.evals.held_out import pair_logprobs
 from align.models.actors import ModelActor
@@ -30,12 +29,11 @@ from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import base_in
 from align.models.load import load_base
 from align.models.lora import Lora
-from align.ops.losses import dpo_loss
 from align.run import Base, read_manifest
 from align.stages.dpo import check_answers
 from align.track import read_rows
 from align.trainers.common import train
-from align.trainers.dpo import REFERENCE, collate_pairs, dpo_trainer
+from align.trainers.dpo import REFERENCE, dpo_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -98,26 +96,6 @@ def gaps(model: Any, by_token: bool = False) -> torch.Tensor:
     return margins("default") - margins(REFERENCE)
 
 
-def test_answers_alone_are_scored():
-    rows = [{"rows": [p.chosen_ids, p.rejected_ids], "starts": [p.chosen_start, p.rejected_start]} for p in PAIRS[:2]]
-    batch = collate_pairs(rows, 0)
-    assert batch["input_ids"].tolist() == [
-        [1, 40, 41, 50, 51, 2], [1, 42, 50, 2, 0, 0], [1, 40, 41, 60, 2, 0], [1, 42, 60, 61, 62, 2]
-    ]  # fmt: skip
-    assert batch["attention_mask"].sum(1).tolist() == [6, 4, 5, 6]
-    assert batch["completion_mask"].tolist() == [
-        [0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 1, 1, 1, 1]
-    ]  # fmt: skip
-
-
-def test_an_answer_begins_where_sampling_would(tiny_tokenizer: Any):
-    prompt = Conversation((Message("user", "Hello."),))
-    ids = encode_judged(tiny_tokenizer, prompt, "Good day!", True, (tiny_tokenizer.eos_token_id,))
-    start = prompt_length(tiny_tokenizer, prompt, ids)
-    assert tiny_tokenizer.decode(ids[:start]).endswith("<|assistant|>")
-    assert tiny_tokenizer.decode(ids[start:]) == "Good day!<eos>"
-
-
 def test_it_starts_at_log_2_and_learns_the_order(base: Base, adapter: Path, tiny_tokenizer: Any, tmp_path: Path):
     model, seen = trained(base, adapter, tiny_tokenizer, tmp_path / "out")
     assert seen.rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # before the first step π is π_ref
@@ -135,46 +113,6 @@ def test_the_reference_is_the_supervised_adapter_and_stays_it(
     assert all(torch.equal(start[name], kept[name]) for name in start)
     assert all(not torch.equal(start[name], moved[name]) for name in start)
     assert {p.dtype for p in moved.values()} == {torch.float32}
-
-
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
-def test_held_out_pairs_are_measured_by_the_loss_that_training_lowers(
-    base: Base, adapter: Path, tiny_tokenizer: Any, tmp_path: Path, loss: str
-):
-    """The trainer's own loss on its only batch, before its next step."""
-    model, _ = trained(base, adapter, tiny_tokenizer, tmp_path / "a", steps=3, loss=loss)
-    _, seen = trained(base, adapter, tiny_tokenizer, tmp_path / "b", steps=4, loss=loss)
-    assert float(dpo_loss(gaps(model, loss == "ipo"), 0.5, loss)) == pytest.approx(seen.rows[3]["loss"], rel=1e-3)
-    assert float(dpo_loss(torch.zeros(1), 0.5, loss)) == pytest.approx(seen.rows[0]["loss"], rel=1e-3)
-
-
-@pytest.mark.parametrize("loss", ["sigmoid", "ipo"])
-def test_the_first_gradient_is_that_of_the_paper(
-    base: Base, adapter: Path, tiny_tokenizer: Any, tmp_path: Path, loss: str
-):
-    """−β σ(−h) ∇(log π(chosen) − log π(rejected)) at h = 0; of IPO ∇(h̄ − 1/2β)², h̄ in logprobs a token."""
-    beta = 0.5
-    model, _ = trained(base, adapter, tiny_tokenizer, tmp_path / "out", steps=1, beta=beta, loss=loss)
-    moved, start = tensors(model, "default"), tensors(model, REFERENCE)
-    steps = {n: moved[n] - start[n] for n in moved}  # AdamW's first step is lr · sign(gradient), clipping apart
-    fresh = attach(load_base(base, "qlora", torch.device("cpu"), torch.float32), adapter, "default", trainable=True)
-    total = torch.zeros(())
-    for pair in PAIRS:
-        sides = []
-        for ids, first in ((pair.chosen_ids, pair.chosen_start), (pair.rejected_ids, pair.rejected_start)):
-            tokens = torch.tensor([ids])
-            log_p = fresh(input_ids=tokens).logits[0, :-1].log_softmax(-1)
-            answer = log_p.gather(1, tokens[0, 1:, None])[first - 1 :]
-            sides.append(answer.mean() if loss == "ipo" else answer.sum())
-        gap = sides[0] - sides[1]
-        gap = gap - gap.detach()  # h = 0
-        total = total + ((gap - 1 / (2 * beta)).square() if loss == "ipo" else -(beta * gap).sigmoid().log())
-    (total / len(PAIRS)).backward()
-    gradients = {n.replace(".default.", "."): p.grad for n, p in fresh.named_parameters() if p.grad is not None}
-    clear = {n: g.abs() > 1e-6 for n, g in gradients.items()}
-    agree = torch.cat([(-gradients[n].sign() == steps[n].sign())[clear[n]] for n in steps])
-    assert len(agree) > 1000
-    assert agree.float().mean() > 0.999
 
 
 def test_the_stage_publishes_an_adapter_that_others_go_on_with(

@@ -72,12 +72,6 @@ def test_answers_that_tell_nothing_change_no_gradient_and_are_in_every_figure(
         assert shown == pytest.approx(figures, rel=1e-4, abs=1e-6)
 
 
-def test_no_backward_pass_where_no_answer_tells_anything(roles: Roles):
-    made = experience(roles, torch.zeros(8))
-    accumulate_gradients(roles, made, micro_batch=4, temperature=TEMPERATURE, losses=Losses())
-    assert all(p.grad is None for p in roles.parameters_of("policy"))
-
-
 def test_reinforce_pp_learns_from_answers_of_one_reward_too():
     """Whitening moves their advantages away from 0, unless nobody's answers differ."""
     mask = torch.arange(5) < tensor([5, 2, 3, 1])[:, None]

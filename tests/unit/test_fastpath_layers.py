@@ -43,20 +43,6 @@ def test_rms_norm():
     assert gradcheck(lambda x, weight: rms_norm(x, weight, 1e-3), (x, weight))
 
 
-def test_rotated():
-    x, angles = wanted(random(5, 3, 8))[0], random(5, 4, seed=1)
-    cos, sin = (torch.cat([f(angles)] * 2, -1) for f in (torch.cos, torch.sin))
-    pairs = torch.view_as_complex(torch.stack((x[..., :4], x[..., 4:]), -1)) * torch.exp(1j * angles)[:, None]
-    assert_close(rotate(x, cos, sin), torch.cat((pairs.real, pairs.imag), -1))
-    assert gradcheck(lambda x: rotate(x, cos, sin), (x,))
-
-
-def test_swiglu():
-    gate, up = wanted(random(5, 8), random(5, 8, seed=1))
-    assert_close(swiglu(gate, up), gate * gate.sigmoid() * up)
-    assert gradcheck(swiglu, (gate, up))
-
-
 @pytest.mark.parametrize("again", [False, True])
 def test_projected_gives_outputs_and_the_gradients_of_what_trains(again: bool):
     sizes = [(2, 8), (6, 2), (3, 8), (4, 3), (7, 8), (7,)]

@@ -10,7 +10,6 @@ import pytest
 from votes import ids_of, voted
 
 from align.annotate.figures.agreement import (
-    ALONE,
     NO_STRENGTHS,
     UNANIMOUS,
     Kappa,
@@ -26,7 +25,7 @@ from align.annotate.figures.agreement import (
     panels,
     raw_agreement,
 )
-from align.annotate.figures.estimates import Undefined, as_json
+from align.annotate.figures.estimates import as_json
 from align.ops.intervals import Interval
 
 # Krippendorff 2011, "Computing Krippendorff's alpha-reliability", section C and on: four observers, twelve units, the
@@ -96,13 +95,6 @@ def test_the_textbook_alpha(level, expected):
     assert value == pytest.approx(estimate.value, abs=1e-12)
 
 
-def test_two_observers_of_two_values():
-    """Krippendorff 2011, section A: ten units, alpha 0.095."""
-    rows = [int(v) for v in "0100000010"], [int(v) for v in "1110010000"]
-    units = [panel([a], [b], item=str(k)) for k, (a, b) in enumerate(zip(*rows, strict=True))]
-    assert alpha(units, "nominal").value == pytest.approx(0.095, abs=5e-4)
-
-
 def test_three_answers_with_a_tie():
     """By hand: −1 is said five times and 0 once; 2 of 6 coincidences differ, and 2·5·1/5 would by chance."""
     said = found([voted("i", "0>1>2", "ann"), voted("i", "0>12", "bob")])
@@ -118,12 +110,6 @@ def test_unanimous_is_undefined_and_not_one():
     assert json.dumps(as_json({"alpha": alpha(said, "nominal")})) == '{"alpha": "undefined (unanimous)"}'
     assert raw_agreement(said).value == 1.0
     assert np.isnan(compute_alphas(summed(said, [-1, 0, 1])[None], np.array([-1, 0, 1]), "nominal"))
-
-
-def test_a_single_annotator_agrees_with_nobody():
-    said = found([voted("i", "0>1"), voted("j", "0>1")])
-    assert alpha(said, "nominal") == raw_agreement(said) == ALONE
-    assert str(ALONE) == "undefined (nobody judged the same item)"
 
 
 def test_there_is_no_interval_where_one_item_makes_the_alpha():
@@ -224,7 +210,3 @@ def test_a_tie_contradicts_nobody():
     assert contradictions(panel([-1, 0, 1], [-1, 1, 0])) == 0
     assert contradictions(panel([-1, 0, 1], [1, 1, -1])) == 2
     assert contradictions(panel([-1], [-1], [1])) == 2
-
-
-def test_what_is_undefined_says_why():
-    assert as_json(Undefined("unanimous")) == "undefined (unanimous)"

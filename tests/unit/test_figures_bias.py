@@ -31,19 +31,6 @@ def votes_of(rng: random.Random, number: int, k: int, follow: float, annotator: 
 # Shares
 
 
-def test_a_share_of_single_trials_has_wilsons_interval():
-    """By hand, z = 1.96: (0.8 + z²/20 ± z √(0.016 + z²/400)) / (1 + z²/10)."""
-    found = share([1] * 8 + [0] * 2, [1] * 10)
-    assert found == Interval(0.8, pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4), 10)
-
-
-def test_dependent_trials_count_for_fewer():
-    """Four clusters of three, all or none, are four trials and no twelve; n counts clusters."""
-    found = share([3, 0, 3, 0], [3, 3, 3, 3])
-    assert found == proportion_interval([1, 0, 1, 0])
-    assert found.n == 4
-
-
 def test_clusters_count_for_as_much_as_they_have_trials():
     found = share([1, 3], [1, 6])
     assert found == proportion_interval([1, 0.5], [1, 6])

@@ -11,7 +11,7 @@ from votes import voted
 
 from align.annotate.figures import Undefined, people_csv
 from align.annotate.figures.estimates import NOTHING, share
-from align.annotate.figures.people import CEILING_S, UNMEASURED, as_csv, consistency, gold_accuracy, people, ties
+from align.annotate.figures.people import CEILING_S, UNMEASURED, as_csv, consistency, gold_accuracy, people
 from align.annotate.figures.project import read
 from align.annotate.store import Candidate, Judgement, Store
 
@@ -59,10 +59,6 @@ def test_a_repeat_says_the_same_or_not():
     ]
     assert consistency(votes) == share([2, 3], [3, 3])
     assert consistency(votes[:1]) == NOTHING
-
-
-def test_ties_are_a_share_of_pairs():
-    assert ties([voted("i", "0>12"), voted("j", "01")]) == share([1, 1], [3, 1])
 
 
 # Out of the store

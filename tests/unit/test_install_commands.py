@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from align.core import distribution
-from align.core.distribution import DISTRIBUTION, EXTRA_MODULES, install_command
+from align.core.distribution import DISTRIBUTION, install_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -162,10 +162,6 @@ def test_commands_name_this_distribution():
     assert PROJECT["name"] == DISTRIBUTION
     for extra in EXTRAS:
         assert problem_of(next(requirements_in(install_command(extra)))) is None
-
-
-def test_extras_that_are_checked_are_declared():
-    assert set(EXTRA_MODULES) <= EXTRAS
 
 
 def write_distribution(folder: Path, name: str, version: str, direct_url: str = "") -> None:

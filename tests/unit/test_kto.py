@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from align.ops.auc import auc
 from align.ops.losses import compute_kto_reference, kto_loss
 from align.run import read_manifest
 from align.track import read_rows
-from align.trainers.common import train
 from align.trainers.kto import collate_answers, kto_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -126,20 +124,6 @@ def test_a_batch_holds_both_pairings_and_cuts_what_grew_too_long():
     assert batch["KL_completion_mask"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 0, 0]]
     assert batch["KL_attention_mask"].sum(1).tolist() == [5, 3]
     assert batch["label"].tolist() == [True, False]
-
-
-def test_it_starts_at_a_half_and_learns_the_labels(tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path):
-    model, start = fresh(tiny_model), fresh(tiny_model)
-    given = arguments(tmp_path, 24, lr=1e-2)
-    settings = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
-    make = partial(kto_trainer, model, tiny_tokenizer, ROWS, given, beta=0.5, max_length=LONGEST, **settings)
-    trainer, _ = train(make, model)
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    assert losses[0] == pytest.approx(0.5, abs=1e-4)  # π is π_ref
-    assert losses[-1] < 0.26
-    rows = [(row.ids, row.start) for row in ROWS]
-    gained = answer_logprobs(model.eval(), rows, 0) - answer_logprobs(start.eval(), rows, 0)
-    assert ((gained > 0).tolist()) == [row.wanted for row in ROWS]
 
 
 # What it reads.

@@ -46,11 +46,6 @@ def test_memory_grows_with_the_logarithm():
     assert len(tree._full) == bin(1000).count("1")
 
 
-@pytest.mark.parametrize("other", [[b"b", b"a"], [b"a"], [b"a", b"b", b"b"], [b"ab"], []])
-def test_order_number_and_bounds_of_leaves_count(other: list[bytes]):
-    assert compute_root([b"a", b"b"]) != compute_root(other)
-
-
 def path_by_recursion(place: int, leaves: list[bytes]) -> list[bytes]:
     """RFC 9162, section 2.1.3.1, as it is written there."""
     if len(leaves) == 1:

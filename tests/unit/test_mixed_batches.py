@@ -180,20 +180,6 @@ def test_garbage_in_a_slot_that_was_used_reaches_nobody(tmp_path: Path):
     assert run(made, [request])[0].tokens == before
 
 
-def test_pieces_come_back_in_their_order(tmp_path: Path):
-    config = FAMILIES["llama"]
-    made = engine(config)
-    digests = [made.register(folder) for folder in adapters(config, tmp_path)]
-    for digest in digests:
-        made.decoder.bank.put(digest, made.known.by_digest[digest].folders[0], set())
-    pieces = [Piece(i, digests[i % 6], prompt(n, i), 0) for i, n in enumerate((3, 1, 64, 1, 9, 33))]
-    together = made.decoder.step(pieces)
-    for piece, states in zip(pieces, together, strict=True):
-        assert torch.equal(states, made.decoder.step([piece])[0])
-    backwards = made.decoder.step(pieces[::-1])[::-1]
-    assert all(torch.equal(a, b) for a, b in zip(together, backwards, strict=True))
-
-
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 
 

@@ -377,20 +377,6 @@ def test_a_file_is_the_old_one_or_the_new_one_however_its_writer_is_killed(name:
     assert path.read_bytes() == new
 
 
-def test_a_writer_that_is_killed_as_it_writes_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    replace_file(path, b"old")
-
-    def write_half() -> None:
-        with atomic_file(path) as file:
-            file.write(b"ne")
-            file.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    assert run_in_child(write_half) == -signal.SIGKILL
-    assert path.read_bytes() == b"old"
-
-
 def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "file"
     replace_file(path, b"old")

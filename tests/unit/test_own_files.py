@@ -12,7 +12,6 @@ from run_folders import BASE
 from align.core.errors import InputError
 from align.report.page import Report
 from align.run import Run
-from align.run.atomic import publish_folder
 
 
 def page(text: str = "text") -> Report:
@@ -43,15 +42,6 @@ def test_a_page_replaces_no_file_of_others(content: bytes, tmp_path: Path) -> No
     with pytest.raises(InputError, match="did not write"):
         page().write(tmp_path / "link.html", "stage.html")
     assert path.read_bytes() == content
-
-
-@pytest.mark.parametrize("kind", NOT_FILES)
-def test_a_page_replaces_nothing_that_is_no_file(kind: str, tmp_path: Path) -> None:
-    make, says = NOT_FILES[kind]
-    make(tmp_path / "page.html")
-    with at_once(), pytest.raises(InputError, match=says):
-        page().write(tmp_path / "page.html", "stage.html")
-    assert os.path.lexists(tmp_path / "page.html")
 
 
 def open_run(root: Path) -> Run:
@@ -90,15 +80,3 @@ def test_a_run_that_was_killed_at_any_moment_of_its_beginning_is_continued(tmp_p
     (run.folder / "config.yaml").unlink()  # killed behind its manifest
     with open_run(tmp_path) as run:
         assert run.resumed
-
-
-def test_a_folder_replaces_its_own_kind_alone(tmp_path: Path) -> None:
-    target = tmp_path / "base"
-    target.mkdir()
-    (target / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="already holds files"), publish_folder(target, replace="base.json"):
-        pytest.fail("it was opened")
-    (target / "base.json").write_text("{}")
-    with publish_folder(target, replace="base.json") as part:
-        (part / "base.json").write_text("[]")
-    assert os.listdir(target) == ["base.json"]

@@ -212,11 +212,6 @@ def test_names_that_cannot_be_loaded(served: Portfolio, name: str) -> None:
     assert caught.value.field == "lora_name"
 
 
-def test_the_name_of_the_base_is_taken() -> None:
-    with pytest.raises(InputError, match="name of the base"):
-        portfolio(tiny=one("tiny", A))
-
-
 @pytest.mark.parametrize(
     ("base", "said"),
     [

@@ -204,12 +204,6 @@ def test_padding_does_not_change_the_gradient(shared: Roles, stale: Experience, 
     assert_same(found, expected)
 
 
-def test_the_order_of_rows_does_not_change_the_gradient(shared: Roles, stale: Experience):
-    expected, _ = gradient(shared, stale)
-    found, _ = gradient(shared, stale.rows(tensor([5, 2, 0, 4, 1, 3])), micro_batch=4)
-    assert_same(found, expected)
-
-
 def test_each_role_is_clipped_by_its_own_norm(world: World, fresh: Experience):
     roles = world.roles()
     vectors, _ = gradient(roles, fresh)
@@ -243,12 +237,6 @@ def test_each_pass_sees_every_prompt_once():
     assert len({tuple(p) for p in passes}) == 3  # each in an order of its own
     assert prompt_indices(0, 21, 7, seed=5) == seen  # a batch of several passes
     assert [i for n in range(7) for i in prompt_indices(n, 3, 7, seed=6)] != seen
-
-
-def test_prompts_are_a_function_of_the_update_alone():
-    forwards = [prompt_indices(n, 4, 10, seed=1) for n in range(6)]
-    torch.randn(3)
-    assert [prompt_indices(n, 4, 10, seed=1) for n in reversed(range(6))] == forwards[::-1]
 
 
 def test_a_generator_is_a_function_of_its_place():

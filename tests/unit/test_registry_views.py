@@ -328,12 +328,6 @@ def test_a_run_that_cannot_be_read_and_a_log_that_was_cut(tmp_path: Path) -> Non
     assert client.get("/view/compare?runs=ppo:first&runs=ppo:second").status_code == 422
 
 
-def test_a_disk_that_is_read_only_and_an_index_that_is_no_database(tmp_path: Path) -> None:
-    small(tmp_path)
-    (tmp_path / ".registry.db").write_text("no database")
-    assert len(listed(view(visitor(tmp_path), "runs"))) == 7
-
-
 @pytest.mark.parametrize("query", ["page=2", "deep_link=x", "view=runs&page=100&sort=-kl", "__theme=dark"])
 def test_every_address_leads_to_the_page(client: TestClient, query: str) -> None:
     assert client.get(f"/?{query}").status_code == 200

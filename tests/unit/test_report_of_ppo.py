@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from seen_runs import ppo, said, seen
 
-from align.report.headlines import gain, verdict_of
+from align.report.headlines import gain
 from align.report.live import TITLES, finished_page, title_of
 from align.report.origins import about_batch, about_rate
 from align.track import last_updates, select_updates
@@ -118,16 +118,6 @@ def test_verification_shows_how_far_estimators_are_from_unbiased(tmp_path: Path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "How far each estimator is from unbiased" in page
     assert "66.74°" in page
-
-
-def test_a_verdict_says_that_most_answers_were_cut():
-    rows = {"last_kl": 1.0, "last_eos_rate": 0.09, "tripped": []}
-    row = {"step": 1, "score": 0.1, "score_std": 1.0}
-    for rate, cut in ((0.09, True), (0.97, False)):
-        given = seen("ppo", rows | {"last_eos_rate": rate}, settings={"batch_size": 32})
-        given.__dict__["rows"] = [row, row | {"step": 2}]
-        text = verdict_of(given).replace("\u00a0", " ")
-        assert ("91 % of the answers were cut at 24 tokens." in text) == cut
 
 
 def talk(*turns: str) -> list[dict[str, str]]:

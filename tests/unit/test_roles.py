@@ -18,12 +18,11 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 
 from align.core.errors import CorruptFile
 from align.core.types import Conversation, Message, Rollout
-from align.data.chat.encode import encode_judged
 from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, save_adapter, with_new_adapter
 from align.models.forward import response_logprobs
 from align.models.load import keep_unpacked, load_classifier, load_tokenizer
 from align.models.lora import Lora
-from align.models.roles import Roles, adapter_of, last_real_states
+from align.models.roles import Roles, adapter_of
 from align.ops.losses import policy_loss, value_loss
 from align.reward.learned import LearnedReward, score_rows
 from align.rollout.engine import response_ids, row_seeds
@@ -255,13 +254,6 @@ def logits(model: Any, rows: list[list[int]]) -> Tensor:
         return torch.cat([model(input_ids=torch.tensor([row])).logits[:, 0] for row in rows])
 
 
-def test_scores_are_the_logits_of_a_classifier(world: World, roles: Roles, rollout: Rollout):
-    rows = [t[m].tolist() for t, m in zip(rollout.tokens_BS, rollout.mask_BS, strict=True)]
-    expected = logits(classifier(world), rows)
-    assert expected.std() > 0.1
-    assert_close(roles.scores(rollout), expected, atol=1e-5, rtol=0)
-
-
 def test_scores_of_rows_that_end_with_the_pad_token(world: World, roles: Roles):
     """Pooling by `!= pad` would read such a row at the token before."""
     tokens = torch.tensor([[1, 40, 41, PAD], [1, 50, PAD, 7]])
@@ -284,12 +276,6 @@ def test_a_reward_without_a_head_is_refused(world: World, tmp_path: Path):
         Roles(world.load(), world.init, [folder], Lora(4, 8))
 
 
-def test_last_real_is_found_by_mask():
-    hidden = torch.arange(12.0).view(2, 6, 1)
-    mask = torch.tensor([[0, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
-    assert last_real_states(hidden, mask).tolist() == [[2.0], [11.0]]
-
-
 def conversations() -> list[Conversation]:
     answers = ("yes!", "I like the rain when you are tired!", "no")
     return [Conversation((Message("user", f"Hello {i}?"), Message("assistant", a))) for i, a in enumerate(answers)]
@@ -305,13 +291,6 @@ def test_text_is_scored_as_the_trainer_scored_it(world: World):
     assert_close(scorer.score(conversations()), logits(model, rows), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="does not end with an answer"):
         scorer.score([Conversation((Message("user", "Hello?"),))])
-
-
-def test_an_answer_that_was_cut_is_read_without_its_end(world: World):
-    tokenizer = load_tokenizer(world.base)
-    prompt = Conversation((Message("user", "Hello?"),))
-    whole, cut = (encode_judged(tokenizer, prompt, "yes", ended, (EOS,)) for ended in (True, False))
-    assert whole == [*cut, EOS]
 
 
 @pytest.mark.parametrize("pad_token", ["<pad>", "<eos>"])

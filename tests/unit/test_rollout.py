@@ -17,7 +17,6 @@ from align.core.types import Rollout
 from align.models.actors import ModelActor
 from align.models.architectures import FAST, Route
 from align.models.forward import pad, response_logprobs
-from align.ops.philox import draw_uniforms
 from align.ppo.experience import Estimator, assemble_experience
 from align.rollout.engine import response_ids, response_texts, row_seeds
 from align.rollout.hf import HfEngine, draw_tokens
@@ -84,13 +83,6 @@ def test_generation_settings_of_the_checkpoint_have_no_influence(model: Any, mon
     assert torch.equal(engine(model)(PROMPTS).tokens_BS, plain.tokens_BS)
 
 
-def test_a_seed_fixes_the_tokens(model: Any):
-    first, again, other = (engine(model)(PROMPTS, s) for s in (5, 5, 6))
-    assert torch.equal(first.tokens_BS, again.tokens_BS)
-    assert torch.equal(first.mask_BS, again.mask_BS)
-    assert first.tokens_BS.shape != other.tokens_BS.shape or not torch.equal(first.tokens_BS, other.tokens_BS)
-
-
 @pytest.mark.parametrize(("batch_size", "rows"), [(1, 20), (3, 20), (128, 20), (128, 7), (2, 7)])
 def test_what_a_row_draws_is_a_function_of_its_seed_and_the_position(model: Any, batch_size: int, rows: int):
     """Whatever is sampled beside it: at temperature 1, in any batch, any order, any part of the rows."""
@@ -103,17 +95,6 @@ def test_what_a_row_draws_is_a_function_of_its_seed_and_the_position(model: Any,
     assert response_ids(part) == [whole[i] for i in chosen]
     shorter = HfEngine(STOPS, PAD, 5).generate(prompts, ModelActor(model), seeds)
     assert response_ids(shorter) == [ids[:5] for ids in whole]
-
-
-@pytest.mark.parametrize("batch_size", [1, 2, 128])
-def test_prompts_come_back_in_order(model: Any, batch_size: int):
-    rollout = engine(model, batch_size=batch_size, temperature=1e-5)(PROMPTS)
-    for i, prompt in enumerate(PROMPTS):
-        row = rollout.tokens_BS[i, : rollout.prompt_width][rollout.mask_BS[i, : rollout.prompt_width]]
-        assert row.tolist() == prompt
-        alone = engine(model, temperature=1e-5)([prompt])
-        assert response_ids(rollout)[i] == response_ids(alone)[0]
-        assert rollout.ended_B[i] == alone.ended_B[0]
 
 
 @pytest.mark.parametrize("pad_id", [PAD, STOPS[0]])
@@ -129,16 +110,6 @@ def test_a_row_ends_with_its_stop_token(model: Any, pad_id: int):
         assert [i in STOPS for i in ids[:length]] == [False] * (length - 1) + [ended]
         assert ids[length:] == [pad_id] * (len(ids) - length)
         assert ended or length == 12
-
-
-def test_padding_with_a_stop_token_loses_nothing(model: Any):
-    apart = engine(model)(PROMPTS * 8)
-    shared = engine(model, pad_id=STOPS[0])(PROMPTS * 8)
-    assert torch.equal(apart.mask_BS, shared.mask_BS)
-    assert torch.equal(apart.ended_B, shared.ended_B)
-    assert response_ids(apart) == response_ids(shared)
-    a, b = (response_logprobs(model, r, 1.0)[0] for r in (apart, shared))
-    assert_close(a, b, atol=1e-5, rtol=0)
 
 
 def test_no_column_is_empty(model: Any):
@@ -268,12 +239,6 @@ def test_logprobs_of_another_shape_are_refused():
         replace(ROLLOUT, logprobs_BT=torch.zeros(3, 6))
 
 
-def test_the_views_of_a_rollout():
-    assert ROLLOUT.lengths_B.tolist() == [3, 1, 2]
-    assert response_ids(ROLLOUT) == [[6, 7, 2], [2], [6, 7]]
-    assert ROLLOUT.position_ids_BS.tolist() == [[0, 0, 0, 1, 2, 3], [0, 0, 1, 2, 2, 2], [0, 1, 2, 3, 4, 4]]
-
-
 def test_texts_lose_the_stop_token_and_nothing_else(tiny_tokenizer: Any):
     hello = tiny_tokenizer("hello!", add_special_tokens=False)["input_ids"]
     bang = tiny_tokenizer("!", add_special_tokens=False)["input_ids"]
@@ -296,16 +261,6 @@ def test_draws_by_blocks_are_draws_by_the_whole_sum():
     drawn = draw_tokens(rows, uniform)
     assert torch.equal(drawn, expected)
     assert (rows.gather(1, drawn[:, None]) > 0).all()
-
-
-def test_draws_have_their_probabilities_and_never_none():
-    """Ten thousand of four, one of which is impossible; and a row whose sum is not quite 1."""
-    rows = tensor([[0.1, 0.0, 0.6, 0.3], [0.0, 0.5, 0.499, 0.0]]).repeat(10_000, 1)
-    drawn = draw_tokens(rows, draw_uniforms(torch.arange(len(rows)), 1).squeeze(1)).view(-1, 2)
-    shares = [column.bincount(minlength=4) / 10_000 for column in drawn.T]
-    assert_close(shares[0], rows[0], atol=0.02, rtol=0)
-    assert_close(shares[1], rows[1] / rows[1].sum(), atol=0.02, rtol=0)
-    assert all((share[p == 0] == 0).all() for share, p in zip(shares, rows[:2], strict=True))
 
 
 @pytest.mark.parametrize("drop_below", [0.0, 0.5, 1.0])

@@ -38,7 +38,3 @@ def test_an_empty_answer_is_neutral_and_no_conversations_score_nothing():
 def test_a_conversation_without_an_answer_is_refused():
     with pytest.raises(ValueError, match="no assistant message"):
         Sentiment().score([conversation("hello")])
-
-
-def test_its_name_is_the_one_that_metrics_and_annotators_carry():
-    assert Sentiment.name == "vader"

@@ -8,8 +8,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from align.annotate.simulate import calibrate_slope, noisy_tiers, simulate, tally
-from align.annotate.store import Candidate, Store, Vote
+from align.annotate.simulate import calibrate_slope, noisy_tiers, simulate
+from align.annotate.store import Candidate, Store
 from align.annotate.store.erasure import ANNOTATOR, about, erase
 from align.annotate.store.preference_pairs import preferences
 from align.core.errors import InputError
@@ -93,17 +93,6 @@ def test_the_order_of_the_candidates_does_not_matter():
     scores = {"a": 0.0, "b": 0.3, "c": 0.9, "d": 0.3}
     backwards = dict(reversed(scores.items()))
     assert noisy_tiers(scores, 2.0, random.Random(5)) == noisy_tiers(backwards, 2.0, random.Random(5))
-
-
-def test_a_steep_slope_is_the_gold_order():
-    assert noisy_tiers({"a": 0.0, "b": 0.5, "c": 1.0, "d": 0.5}, 1e6, random.Random(0)) == [["c"], ["b", "d"], ["a"]]
-
-
-def test_tally_by_hand():
-    scores = {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.0}
-    # Untied: ab ac ad bd cd. This ranking has ab, ac wrong and the rest right.
-    ranking = Vote((("b", "c"), ("a",), ("d",)), "simulated", seq=1, item="i", annotator="x", created_at="")
-    assert tally([ranking], scores) == (6, 1, 3)
 
 
 def test_agreement_is_what_was_asked_for_and_grows_with_the_gap(store):

@@ -56,10 +56,6 @@ def test_rows_become_conversations(tmp_path: Path, row: dict[str, Any], expected
     assert found.id == "d.jsonl:1"
 
 
-def test_text_stays_text(tmp_path: Path) -> None:
-    assert read_documents(write(tmp_path / "d.jsonl", {"text": "Once."})) == ["Once."]
-
-
 def test_gz_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl.gz"
     path.write_bytes(gzip.compress('\ufeff{"text": "é"}\n\n  \n{"text": "b"}'.encode()))
@@ -153,14 +149,6 @@ def test_the_division_follows_the_question_and_not_the_place(tmp_path: Path) -> 
         read_documents_of_split(first, "test") + read_documents_of_split(first, "train")
     )
     assert not held & asked(read_documents_of_split(second, "train"))
-
-
-@pytest.mark.parametrize("count", [2, 3, 5])
-def test_a_small_file_still_holds_one_row_out(tmp_path: Path, count: int) -> None:
-    data = jsonl(write(tmp_path / "d.jsonl", *rows(count)), held_out=1e-6)
-    train, test = read_documents_of_split(data, "train"), read_documents_of_split(data, "test")
-    assert (len(train), len(test)) == (count - 1, 1)
-    assert not asked(train) & asked(test)
 
 
 def test_nothing_for_one_side_is_an_error_with_a_remedy(tmp_path: Path) -> None:

@@ -20,10 +20,6 @@ def test_distinct_by_hand():
     assert distinct_n(["a b c"] * 4, 1) == 0.25
 
 
-def test_distinct_does_not_join_texts():
-    assert distinct_n(["a b", "a b"], 2) == 0.5  # b a across the border would make it 2/3
-
-
 def test_distinct_of_nothing():
     assert distinct_n([], 1) == distinct_n(["one"], 2) == distinct_n(["!"], 1) == 0
 
