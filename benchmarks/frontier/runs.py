@@ -1,4 +1,4 @@
-"""Runs of the frontier: each in a process of its own, made once, with what it took noted beside it."""
+"""Start the frontier's runs, each in a process of its own and only once, and record their processor time."""
 
 from __future__ import annotations
 
@@ -12,112 +12,142 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from compared import MADE_FIRST, TUNED_ON, Method, best_of, common, of_recipe
 from outcomes import BEST_OF
+from training_methods import (
+    SHARED_STAGES,
+    TUNING_SEED,
+    Method,
+    build_best_of_overrides,
+    build_shared_overrides,
+    read_recipe_overrides,
+)
 
 from align.evals.suite.samples import Sample, read_samples
 from align.run import resolve
 
-ALIVE = Path(__file__).resolve().parent / "alive.py"
-BEST = "best-of-64"
-RECIPE = "quickstart"
+LIVE_MEMORY_SCRIPT = Path(__file__).resolve().parent / "live_memory.py"
+BEST_OF_RUN = "best-of-64"
+RECIPE_RUN = "quickstart"
 """The name of the runs of the recipe's own PPO."""
 
 
 class Runs:
-    """Makes runs, each in a process of its own, and notes what it took.
+    """A folder of runs for each seed. Runs that are finished are not made again.
 
     Attributes:
-        root: a folder of runs for each seed.
+        root: holds the folders of the seeds.
+        dtype: of all runs.
     """
 
     def __init__(self, root: Path, dtype: str) -> None:
-        self.root, self.dtype = root.resolve(), dtype
+        self.root = root.resolve()
+        self.dtype = dtype
 
-    def make(self, seed: int, *words: str, name: str = "") -> None:
-        """One run, unless it is there; one with a name has its processor's seconds noted beside it."""
-        noted = self.root / str(seed) / "took" / f"{name}.json"
-        if name and noted.exists():
+    def run_stage(self, seed: int, *overrides: str, name: str = "") -> None:
+        """Run a stage.
+
+        Args:
+            name: of the run. Its processor time is recorded under this name, and a recorded run is skipped. Without a
+                name nothing is recorded or skipped.
+        """
+        seconds_path = self.root / str(seed) / "took" / f"{name}.json"
+        if name and seconds_path.exists():
             return
-        named = [f"run.name={name}"] if name else []
-        seconds = ended("-m", "align", *common(self.root, seed, self.dtype), *words, *named)
+        run_name = [f"run.name={name}"] if name else []
+        seconds = run_python("-m", "align", *build_shared_overrides(self.root, seed, self.dtype), *overrides, *run_name)
         if name:
-            noted.parent.mkdir(parents=True, exist_ok=True)
-            noted.write_text(json.dumps(seconds))
+            seconds_path.parent.mkdir(parents=True, exist_ok=True)
+            seconds_path.write_text(json.dumps(seconds))
 
-    def alive(self, method: Method) -> None:
-        """MB of tensors in a run of a few steps."""
-        noted = self.root / "alive" / f"{method.name}.json"
-        if noted.exists():
+    def measure_live_memory(self, method: Method) -> None:
+        """Record the peak of live tensors, in MB, in a run of a few steps."""
+        megabytes_path = self.live_memory_path(method)
+        if megabytes_path.exists():
             return
-        noted.parent.mkdir(exist_ok=True)
-        words = method.line(method.rates[0], method.prices[0], short=True)
-        name = f"run.name=alive-{method.name.lower()}"
-        ended(str(ALIVE), str(noted), *common(self.root, TUNED_ON, self.dtype), *words, name)
+        megabytes_path.parent.mkdir(exist_ok=True)
+        overrides = method.build_overrides(method.learning_rates[0], method.kl_values[0], short=True)
+        run_python(
+            str(LIVE_MEMORY_SCRIPT),
+            str(megabytes_path),
+            *build_shared_overrides(self.root, TUNING_SEED, self.dtype),
+            *overrides,
+            f"run.name=alive-{method.name.lower()}",
+        )
 
-    def first(self, seed: int) -> None:
-        """What all methods of a seed start from."""
-        for stage in MADE_FIRST:
-            self.make(seed, *of_recipe(stage, seed))
+    def live_memory_path(self, method: Method) -> Path:
+        return self.root / "alive" / f"{method.name}.json"
 
-    def policy(self, seed: int, method: Method, rate: str, price: str) -> None:
-        """A policy and its evaluation."""
-        name = method.run_name(rate, price)
-        self.make(seed, *method.line(rate, price), name=name)
-        self.judged(seed, f"{method.stage}:{name}", name)
+    def run_shared_stages(self, seed: int) -> None:
+        """Make the supervised model, the rankings and the reward model of a seed."""
+        for stage in SHARED_STAGES:
+            self.run_stage(seed, *read_recipe_overrides(stage, seed))
 
-    def recipe(self, seed: int) -> None:
-        self.make(seed, *of_recipe("ppo", seed), name=RECIPE)
-        self.judged(seed, f"ppo:{RECIPE}", RECIPE)
+    def train_policy(self, seed: int, method: Method, learning_rate: str, kl_value: str) -> None:
+        """Train a policy and evaluate it."""
+        name = method.run_name(learning_rate, kl_value)
+        self.run_stage(seed, *method.build_overrides(learning_rate, kl_value), name=name)
+        self.evaluate(seed, f"{method.stage}:{name}", name)
 
-    def judged(self, seed: int, artifact: str, name: str, *words: str) -> None:
-        """The evaluation of a run, which has its name."""
+    def train_recipe_policy(self, seed: int) -> None:
+        self.run_stage(seed, *read_recipe_overrides("ppo", seed), name=RECIPE_RUN)
+        self.evaluate(seed, f"ppo:{RECIPE_RUN}", RECIPE_RUN)
+
+    def evaluate(self, seed: int, artifact: str, name: str, *overrides: str) -> None:
+        """Evaluate an artifact, in a run of this name."""
         if not (self.root / str(seed) / "eval" / name / "manifest.json").exists():
-            self.make(seed, "stage=eval", f"artifact={artifact}", *words, f"run.name={name}")
+            self.run_stage(seed, "stage=eval", f"artifact={artifact}", *overrides, f"run.name={name}")
 
-    def best(self, seed: int) -> None:
-        """Best-of-n on the prompts of the evaluations."""
-        rows = [json.dumps({"messages": [m.as_dict() for m in s.prompt]}) for s in self.samples(seed)]
-        path = self.root / str(seed) / "prompts.jsonl"
-        path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-        self.make(seed, *best_of(max(BEST_OF), path), name=BEST)
+    def sample_best_of_n(self, seed: int) -> None:
+        """Run best-of-n on the prompts of the evaluations."""
+        rows = [
+            json.dumps({"messages": [message.as_dict() for message in sample.prompt]})
+            for sample in self.load_samples(seed)
+        ]
+        prompts_path = self.root / str(seed) / "prompts.jsonl"
+        prompts_path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        self.run_stage(seed, *build_best_of_overrides(max(BEST_OF), prompts_path), name=BEST_OF_RUN)
 
-    def apart(self, name: str) -> Runs:
-        """A place for supervised and reward models that the methods here must not take for the latest."""
+    def subfolder(self, name: str) -> Runs:
+        """Return a folder of runs for supervised and reward models that must not become `latest` in this one."""
         return Runs(self.root / name, self.dtype)
 
-    def latest(self, seed: int, stage: str) -> Path:
-        """The folder of the run that a seed's methods start from, or are rewarded by."""
+    def latest_run_path(self, seed: int, stage: str) -> Path:
+        """Return the folder of the latest run of a stage, such as the supervised model that methods start from."""
         return resolve(f"{stage}:latest", self.root / str(seed)).path.parent
 
-    def samples(self, seed: int) -> list[Sample]:
-        """Of an evaluation that every seed has."""
-        return read_samples(self.root / str(seed) / "eval" / RECIPE / "artifact" / "samples.jsonl")
+    def load_samples(self, seed: int) -> list[Sample]:
+        """Load the samples of the evaluation of the recipe's PPO."""
+        return read_samples(self.root / str(seed) / "eval" / RECIPE_RUN / "artifact" / "samples.jsonl")
 
 
-def ended(*words: str) -> float:
-    """Processor seconds of a command of Python's."""
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
+def run_python(*arguments: str) -> float:
+    """Run Python with these arguments and return the process's processor seconds.
+
+    Raises:
+        CalledProcessError: the process failed.
+    """
+    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, words)
-    return used.ru_utime + used.ru_stime
+        raise subprocess.CalledProcessError(process.returncode, arguments)
+    return usage.ru_utime + usage.ru_stime
 
 
-def side_by_side(jobs: int, task: Callable[..., object], given: Iterable[Sequence[Any]]) -> None:
+def run_in_parallel(jobs: int, task: Callable[..., object], argument_lists: Iterable[Sequence[Any]]) -> None:
+    """Call a task with each list of arguments, in as many threads as there are jobs."""
     with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(task, *each) for each in given]:
-            done.result()
+        for future in [pool.submit(task, *arguments) for arguments in argument_lists]:
+            future.result()
 
 
-def arguments(about: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
-    """What every script here is told.
+def build_parser(description: str | None, seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """Return a parser with the options that all scripts of this folder have.
 
     Args:
-        seeds: that are reported on, unless it is told others.
+        seeds: default of `--seeds`.
     """
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("runs/frontier"))
     parser.add_argument("--save", type=Path)
     parser.add_argument("--dtype", default="auto", help="bfloat16 where the machine multiplies it by itself")
@@ -126,9 +156,10 @@ def arguments(about: str, seeds: Sequence[int]) -> argparse.ArgumentParser:
     return parser
 
 
-def rounded(value: Any) -> Any:
+def round_figures(value: Any) -> Any:
+    """Round every float in nested lists and dicts to four digits."""
     if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
+        return {key: round_figures(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [rounded(each) for each in value]
+        return [round_figures(item) for item in value]
     return round(value, 4) if isinstance(value, float) else value

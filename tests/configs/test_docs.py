@@ -95,19 +95,21 @@ def test_a_line_of_a_recipe_composes(recipe: str, line: str) -> None:
 
 def test_the_lines_of_the_frontier_compose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "frontier")
-    compared = importlib.import_module("compared")
-    common = compared.common(Path("runs"), compared.TUNED_ON, "auto")
-    for stage in (*compared.MADE_FIRST, "ppo"):
-        assert build_config(compose_tree([*common, *compared.of_recipe(stage, 0)])).stage.name == stage
-    assert build_config(compose_tree([*common, *compared.best_of(64, ROOT / "README.md")])).stage.best_of == 64
-    assert len({len(method.rates) for method in compared.METHODS}) == 1
-    for method in compared.METHODS:
-        for rate, price in product(method.rates, method.prices):
-            run = build_config(compose_tree([*common, *method.line(rate, price)]))
+    methods = importlib.import_module("training_methods")
+    common = methods.build_shared_overrides(Path("runs"), methods.TUNING_SEED, "auto")
+    for stage in (*methods.SHARED_STAGES, "ppo"):
+        assert build_config(compose_tree([*common, *methods.read_recipe_overrides(stage, 0)])).stage.name == stage
+    best_of = methods.build_best_of_overrides(64, ROOT / "README.md")
+    assert build_config(compose_tree([*common, *best_of])).stage.best_of == 64
+    assert len({len(method.learning_rates) for method in methods.METHODS}) == 1
+    for method in methods.METHODS:
+        for rate, price in product(method.learning_rates, method.kl_values):
+            run = build_config(compose_tree([*common, *method.build_overrides(rate, price)]))
             assert (run.stage.name, run.stage.lr) == (method.stage, float(rate))
-            assert getattr(run.stage, method.price) == float(price)
-    spend, turn = importlib.import_module("spend"), importlib.import_module("turn")
-    for line in (*spend.LINES.values(), turn.CLIMB, turn.LEARNS):
+            assert getattr(run.stage, method.kl_key) == float(price)
+    kl_efficiency = importlib.import_module("kl_efficiency")
+    overoptimisation = importlib.import_module("overoptimisation")
+    for line in (*kl_efficiency.LINES.values(), overoptimisation.POLICY_OVERRIDES, overoptimisation.REWARD_OVERRIDES):
         rows = ["data.path=rows.jsonl", "init=sft:s"] if "data=files" in line else []
         assert build_config(compose_tree([*common, *line.split(), *rows])).stage.name in line
 
@@ -242,8 +244,8 @@ def test_recipe_table_shows_every_expected_row_and_its_misses(recipe: str) -> No
     ("page", "script", "figures"),
     [
         ("docs/choosing.md", "benchmarks/frontier/run.py", "benchmarks/frontier/results.json"),
-        ("docs/choosing.md", "benchmarks/frontier/spend.py", "benchmarks/frontier/spend.json"),
-        ("docs/choosing.md", "benchmarks/frontier/turn.py", "benchmarks/frontier/turn.json"),
+        ("docs/choosing.md", "benchmarks/frontier/kl_efficiency.py", "benchmarks/frontier/spend.json"),
+        ("docs/choosing.md", "benchmarks/frontier/overoptimisation.py", "benchmarks/frontier/turn.json"),
         ("docs/choosing.md", "benchmarks/methods.py", "benchmarks/methods.json"),
         ("docs/annotating-for-a-team.md", "benchmarks/annotation/load.py", "benchmarks/annotation/load.json"),
         ("docs/recipes.md", "recipes/hh/compare_with_trl.py", "recipes/hh/expected.json"),

@@ -30,7 +30,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_gold_is_compared_on_the_prompts_that_both_answered(script: Any) -> None:
-    outcomes, spend = script("outcomes"), script("spend")
+    outcomes, kl_efficiency = script("outcomes"), script("kl_efficiency")
 
     def point(scores: dict[str, float]) -> Any:
         told = [Conversation((Message("user", asked), Message("assistant", f"to {asked}"))) for asked in scores]
@@ -38,7 +38,7 @@ def test_gold_is_compared_on_the_prompts_that_both_answered(script: Any) -> None
 
     ours = [point({"a": 0.5, "b": 0.9, "c": 0.1}), point({"a": 1.0})]
     theirs = [point({"b": 0.5, "a": 0.4, "d": 0.0}), point({"a": 0.7})]
-    found = spend.beside(ours, theirs)
+    found = kl_efficiency.compare_gold(ours, theirs)
     value, low, high = found["all"]
     assert value == pytest.approx((0.1 + 0.4 + 0.3) / 3)
     assert low < value < high
@@ -46,11 +46,13 @@ def test_gold_is_compared_on_the_prompts_that_both_answered(script: Any) -> None
 
 
 def test_a_peak_is_chosen_on_one_half_of_the_prompts_and_measured_on_the_other(script: Any) -> None:
-    turn, kl = script("turn"), np.linspace(0, 8, 17)
+    overoptimisation, kl = script("overoptimisation"), np.linspace(0, 8, 17)
 
     def found(curve: np.ndarray, seed: int) -> dict[str, Any]:
         gold = (curve[:, None] + np.random.default_rng(seed).normal(0, 0.5, (17, 400))).tolist()
-        return turn.turned([{"step": list(range(17)), "kl": kl.tolist(), "gold": gold, "proxy": gold}])
+        return overoptimisation.summarize_peak(
+            [{"step": list(range(17)), "kl": kl.tolist(), "gold": gold, "proxy": gold}]
+        )
 
     flat = [found(np.zeros(17), seed) for seed in range(20)]
     assert abs(np.mean([each["peak"] for each in flat])) < 0.02  # of the very prompts that chose it, 0.06
@@ -62,9 +64,11 @@ def test_a_peak_is_chosen_on_one_half_of_the_prompts_and_measured_on_the_other(s
 
 
 def test_gold_that_never_turns_has_a_row_too(script: Any) -> None:
-    turn, gold = script("turn"), [[float(i)] * 4 for i in range(3)]
-    row = turn.turned([{"step": [0, 1, 2], "kl": [0.0, 1.0, 2.0], "gold": gold, "proxy": [[1.0, 2.0], [2.0, 3.0]]}])
-    assert turn.format_table({"rows": {"400": row}}).splitlines()[-1].endswith("| +0.00 |")
+    overoptimisation, gold = script("overoptimisation"), [[float(i)] * 4 for i in range(3)]
+    row = overoptimisation.summarize_peak(
+        [{"step": [0, 1, 2], "kl": [0.0, 1.0, 2.0], "gold": gold, "proxy": [[1.0, 2.0], [2.0, 3.0]]}]
+    )
+    assert overoptimisation.format_table({"rows": {"400": row}}).splitlines()[-1].endswith("| +0.00 |")
 
 
 def test_the_mean_of_adapters_is_the_mean_of_what_they_add(script: Any, tmp_path: Path) -> None:
@@ -87,7 +91,7 @@ def test_the_mean_of_adapters_is_the_mean_of_what_they_add(script: Any, tmp_path
         return {name: scale * tensors[name] @ tensors[name.replace("lora_B", "lora_A")] for name in names}
 
     one, other = adapter("one", Lora(2, 8)), adapter("other", Lora(3, 3))
-    script("averaged").average([one, other], tmp_path / "mean")
+    script("average_adapters").average_adapters([one, other], tmp_path / "mean")
     found, first, second = (added(folder) for folder in (tmp_path / "mean", one, other))
     assert found.keys() == first.keys() == second.keys()
     for name, product in found.items():
@@ -97,14 +101,14 @@ def test_the_mean_of_adapters_is_the_mean_of_what_they_add(script: Any, tmp_path
 @pytest.mark.parametrize("seed", [0, 1, 2, 7])
 def test_lines_of_the_recipe_are_those_that_it_runs(script: Any, seed: int, tmp_path: Path) -> None:
     """`run.sh` with a python that prints what it is told."""
-    compared = script("compared")
+    methods = script("training_methods")
     fake = tmp_path / "python"
     fake.write_text("#!/bin/sh\ncase $2 in align) cat;; esac\n")
     fake.chmod(0o755)
     words = ["bash", str(ROOT / "recipes" / "quickstart" / "run.sh"), str(seed), str(tmp_path / "runs")]
     said = subprocess.run(words, env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True).stdout
-    for stage in (*compared.MADE_FIRST, "ppo"):
+    for stage in (*methods.SHARED_STAGES, "ppo"):
         (line,) = (line for line in said.splitlines() if line.startswith("seed=") and f" stage={stage} " in line)
-        common, ours = line.split(" stage=")[0].split(), compared.of_recipe(stage, seed)
-        assert len(common) == len(compared.common(tmp_path, seed, "auto"))
+        common, ours = line.split(" stage=")[0].split(), methods.read_recipe_overrides(stage, seed)
+        assert len(common) == len(methods.build_shared_overrides(tmp_path, seed, "auto"))
         assert line.split()[len(common) :] == ours
