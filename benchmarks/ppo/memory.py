@@ -1,10 +1,10 @@
-"""Memory of policy, value, reward and reference on one base, beside four models of their own.
+"""Compare the memory of policy, value, reward and reference on one base with that of four separate models.
 
 python benchmarks/ppo/memory.py [MODEL_FOLDER] [--rows 16] [--save memory.json]      (by default what run.py makes)
 
-Each figure is the peak of a process over what its imports take: the models, and one update's passes on the same rows
-(a pass of each role, a gradient of policy and value). Apart, the models are what people load who have no roles: the
-policy and the value are adapters on bases of their own, reward and reference whole models.
+Each figure is the peak memory of a process less that of its imports: the models, and one update's passes on the same
+rows (a forward pass of each role, a backward pass of policy and value). The separate models are what people load
+without align's roles: policy and value are adapters on a base each, reward and reference are full models.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from ours import precision, roles_on
+from align_ppo import build_roles, choose_precision
 from work import RESULT, Work, result_of
 
 from align.core.types import Rollout
@@ -29,47 +29,56 @@ from align.models.roles import linear_head
 from align.track import get_peak_rss_mb
 
 HERE = Path(__file__).resolve().parent
-PROMPT, RESPONSE = 36, 32
+PROMPT_TOKENS = 36
+RESPONSE_TOKENS = 32
 
 
-def rollout(rows: int) -> Rollout:
-    """Rows of the benchmark's size."""
-    tokens = torch.randint(10, 200, (rows, PROMPT + RESPONSE), generator=torch.Generator().manual_seed(0))
-    return Rollout(tokens, torch.ones_like(tokens, dtype=torch.bool), PROMPT, torch.ones(rows, dtype=torch.bool))
+def build_random_rollout(rows: int) -> Rollout:
+    """Return a rollout of random tokens, of the size that the other benchmarks have."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(10, 200, (rows, PROMPT_TOKENS + RESPONSE_TOKENS), generator=generator)
+    return Rollout(tokens, torch.ones_like(tokens, dtype=torch.bool), PROMPT_TOKENS, torch.ones(rows, dtype=torch.bool))
 
 
-def together(work: Work) -> None:
+def run_shared_base(work: Work) -> None:
+    """Make the passes of an update with all roles on one base."""
     with tempfile.TemporaryDirectory() as folder:
-        roles = roles_on(work, Path(folder))
-    rows = rollout(work.batch)
-    roles.scores(rows)
-    roles.estimates(rows, 1.0)
-    read = roles.logprobs("policy", rows, 1.0, train=True)
-    read.logprobs_BT.sum().backward()
-    roles.values(rows, train=True, policy_states_BTD=read.states_BTD).sum().backward()
+        roles = build_roles(work, Path(folder))
+    rollout = build_random_rollout(work.batch)
+    roles.scores(rollout)
+    roles.estimates(rollout, 1.0)
+    policy_pass = roles.logprobs("policy", rollout, 1.0, train=True)
+    policy_pass.logprobs_BT.sum().backward()
+    roles.values(rollout, train=True, policy_states_BTD=policy_pass.states_BTD).sum().backward()
 
 
-def apart(work: Work) -> None:
-    base, (method, dtype) = find_base(work.model), precision(work)
+def run_separate_models(work: Work) -> None:
+    """Make the passes of an update with a model for each role."""
+    base = find_base(work.model)
+    method, dtype = choose_precision(work)
     policy, value, reward, reference = (load_base(base, method, torch.device("cpu"), dtype) for _ in range(4))
     policy, value = (with_new_adapter(model, Lora(8, 16)) for model in (policy, value))
     for name, parameter in [*policy.named_parameters(), *value.named_parameters()]:
         if "lora_" in name:
             parameter.data = parameter.data.float()
-    head = linear_head(torch.zeros(1, hidden_size(value)))
-    rows = rollout(work.batch)
+    value_head = linear_head(torch.zeros(1, hidden_size(value)))
+    rollout = build_random_rollout(work.batch)
     with torch.no_grad():
-        hidden_states(reward, rows.tokens_BS, rows.mask_BS)
-        response_logprobs(reference, rows, 1.0)
-        response_logprobs(policy, rows, 1.0)
-        states_before(hidden_states(value, rows.tokens_BS, rows.mask_BS), rows)
-    response_logprobs(policy, rows, 1.0)[0].sum().backward()
-    head(states_before(hidden_states(value, rows.tokens_BS, rows.mask_BS), rows).float()).sum().backward()
+        hidden_states(reward, rollout.tokens_BS, rollout.mask_BS)
+        response_logprobs(reference, rollout, 1.0)
+        response_logprobs(policy, rollout, 1.0)
+        states_before(hidden_states(value, rollout.tokens_BS, rollout.mask_BS), rollout)
+    response_logprobs(policy, rollout, 1.0)[0].sum().backward()
+    value_states = states_before(hidden_states(value, rollout.tokens_BS, rollout.mask_BS), rollout)
+    value_head(value_states.float()).sum().backward()
 
 
-def measured(what: str, work: Work) -> float:
-    """MB over the imports of one process."""
-    return result_of([sys.executable, str(Path(__file__)), "--child", what, work.text()])
+LAYOUTS = {"together": run_shared_base, "apart": run_separate_models}
+
+
+def measure_in_child(layout: str, work: Work) -> float:
+    """Return the peak memory of a process of its own less that of its imports, in MB."""
+    return result_of([sys.executable, str(Path(__file__)), "--child", layout, work.text()])
 
 
 def main() -> None:
@@ -77,23 +86,25 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default=str(HERE / ".models" / "smollm2"))
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--save", type=Path)
-    parser.add_argument("--child", nargs=2, metavar=("WHAT", "WORK"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.child:
-        imports = get_peak_rss_mb()
-        {"together": together, "apart": apart}[given.child[0]](Work.of(given.child[1]))
-        print(RESULT + str(get_peak_rss_mb() - imports))
+    parser.add_argument("--child", nargs=2, metavar=("LAYOUT", "WORK"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        layout, work_text = options.child
+        imports_mb = get_peak_rss_mb()
+        LAYOUTS[layout](Work.from_text(work_text))
+        print(RESULT + str(get_peak_rss_mb() - imports_mb))
         return
     table = {}
-    print(f"{'':<31}{'one base':>10}{'four models':>13}{'ratio':>7}   MB over the imports, {given.rows} rows")
+    print(f"{'':<31}{'one base':>10}{'four models':>13}{'ratio':>7}   MB over the imports, {options.rows} rows")
     for dtype, backbone in (("nf4", "own"), ("nf4", "policy"), ("bfloat16", "own"), ("float32", "own")):
-        work = Work(given.model, given.rows, RESPONSE, 1, 1, dtype, value_backbone=backbone)
-        ours, theirs = measured("together", work), measured("apart", work)
-        table[f"{dtype}, value on {backbone}"] = {"together_mb": round(ours), "apart_mb": round(theirs)}
-        row = f"{dtype}, value_backbone={backbone}"
-        print(f"{row:<31}{ours:>10.0f}{theirs:>13.0f}{ours / theirs:>7.2f}", flush=True)
-    if given.save:
-        given.save.write_text(json.dumps(table, indent=2) + "\n")
+        work = Work(options.model, options.rows, RESPONSE_TOKENS, 1, 1, dtype, value_backbone=backbone)
+        shared_mb = measure_in_child("together", work)
+        separate_mb = measure_in_child("apart", work)
+        table[f"{dtype}, value on {backbone}"] = {"together_mb": round(shared_mb), "apart_mb": round(separate_mb)}
+        row_name = f"{dtype}, value_backbone={backbone}"
+        print(f"{row_name:<31}{shared_mb:>10.0f}{separate_mb:>13.0f}{shared_mb / separate_mb:>7.2f}", flush=True)
+    if options.save:
+        options.save.write_text(json.dumps(table, indent=2) + "\n")
 
 
 if __name__ == "__main__":

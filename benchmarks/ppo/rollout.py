@@ -1,9 +1,9 @@
-"""Sampling alone, by an engine of ours or by transformers' `generate` on the same weights. Run by `run.py`, and by
-`../serve/rollouts.py`:
+"""Measure sampling alone, by an engine of align or by transformers' `generate` on the same weights. Run by `run.py` and
+by `../serve/rollouts.py`:
 
 python rollout.py WORK-AS-JSON ours|bank|generate
 
-`ours` is `rollout.engine=hf`; `bank` takes a snapshot of the policy before each update, which is counted.
+`ours` is `rollout.engine=hf`. `bank` copies the policy before each update, and this time is counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from ours import precision, roles_on
+from align_ppo import build_roles, choose_precision
 from work import PROMPTS, Work, report
 
 from align.core.types import Conversation, Message
@@ -26,40 +26,47 @@ from align.rollout.hf import HfEngine
 from align.rollout.multi_adapter import BankEngine
 
 
-def main(work: Work, who: str) -> None:
+def main(work: Work, sampler: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        roles = roles_on(work, Path(folder))
+        roles = build_roles(work, Path(folder))
     base = find_base(work.model)
     tokenizer = load_tokenizer(base)
-    asked = [Conversation((Message("user", text),)) for text in (PROMPTS * work.batch)[: work.batch]]
-    prompts = [p.input_ids for p in encode_prompts(tokenizer, asked, 1024)[0]]
-    engine = (BankEngine if who == "bank" else HfEngine)((), tokenizer.pad_token_id, work.tokens)
-    engine.load(base, *precision(work))
-    ids = pad(prompts, tokenizer.pad_token_id, left=True)
-    mask = pad([[1] * len(p) for p in prompts], 0, left=True)
+    conversations = [Conversation((Message("user", text),)) for text in (PROMPTS * work.batch)[: work.batch]]
+    prompts = [prompt.input_ids for prompt in encode_prompts(tokenizer, conversations, 1024)[0]]
+    engine = (BankEngine if sampler == "bank" else HfEngine)((), tokenizer.pad_token_id, work.tokens)
+    engine.load(base, *choose_precision(work))
+    input_ids = pad(prompts, tokenizer.pad_token_id, left=True)
+    attention_mask = pad([[1] * len(prompt) for prompt in prompts], 0, left=True)
 
-    def ours() -> None:
+    def sample_with_align() -> None:
         engine.sync(roles.actor("policy"))
         engine.generate(prompts, roles.actor("policy"), range(len(prompts)))
 
-    def generate() -> None:
+    def sample_with_transformers() -> None:
         roles.model.generate(
-            input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, top_p=1.0, min_new_tokens=work.tokens,
-            max_new_tokens=work.tokens, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            min_new_tokens=work.tokens,
+            max_new_tokens=work.tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
 
-    if who == "generate":  # with transformers' and PEFT's own forwards: that is what it is used with
+    if sampler == "generate":  # remove align's forwards: people use `generate` with those of transformers and PEFT
         for module in roles.model.modules():
             vars(module).pop("forward", None)
+    sample = sample_with_transformers if sampler == "generate" else sample_with_align
     seconds = []
     with torch.no_grad(), roles.use("policy"):
         for _ in range(work.updates):
-            began = time.perf_counter()
-            (generate if who == "generate" else ours)()
-            seconds.append(time.perf_counter() - began)
+            started = time.perf_counter()
+            sample()
+            seconds.append(time.perf_counter() - started)
     engine.close()
     report(work, seconds)
 
 
 if __name__ == "__main__":
-    main(Work.of(sys.argv[1]), sys.argv[2])
+    main(Work.from_text(sys.argv[1]), sys.argv[2])

@@ -1,4 +1,5 @@
-"""The work that both sides do, and how each says what it took. Imports nothing but the standard library."""
+"""The work of a benchmark's row, and the line by which a child process reports its figures. Imports only the standard
+library, because environments without align import it."""
 
 from __future__ import annotations
 
@@ -10,36 +11,64 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 PROMPTS = (
-    "Tell me about your day.", "What is a good breakfast?", "How do I make friends?", "Why is the sky blue?",
-    "Where do swallows go in winter?", "Which book should I read?", "When did people first sail?", "Who wrote Hamlet?",
-    "Is it going to rain?", "Can a dog eat rice?", "Do plants sleep at night?", "Name three rivers in Africa.",
-    "How long is a marathon?", "What makes bread rise?", "Why do cats purr?", "Describe the taste of honey.",
-    "How does a lock work?", "What is the moon made of?", "Should I learn to swim?", "Give me a riddle.",
-    "Why are leaves green?", "Where is the oldest bridge?", "What do owls eat?", "How old is the Earth?",
-    "Tell me a short joke.", "Which fruit has most sugar?", "When is harvest time?", "Who invented the zip?",
-    "Is glass a liquid?", "Can you count to ten?", "Do fish hear sounds?", "Name a famous painter.",
-)  # fmt: skip
-"""All different, as prompts are: rows that begin alike share what they begin with."""
+    "Tell me about your day.",
+    "What is a good breakfast?",
+    "How do I make friends?",
+    "Why is the sky blue?",
+    "Where do swallows go in winter?",
+    "Which book should I read?",
+    "When did people first sail?",
+    "Who wrote Hamlet?",
+    "Is it going to rain?",
+    "Can a dog eat rice?",
+    "Do plants sleep at night?",
+    "Name three rivers in Africa.",
+    "How long is a marathon?",
+    "What makes bread rise?",
+    "Why do cats purr?",
+    "Describe the taste of honey.",
+    "How does a lock work?",
+    "What is the moon made of?",
+    "Should I learn to swim?",
+    "Give me a riddle.",
+    "Why are leaves green?",
+    "Where is the oldest bridge?",
+    "What do owls eat?",
+    "How old is the Earth?",
+    "Tell me a short joke.",
+    "Which fruit has most sugar?",
+    "When is harvest time?",
+    "Who invented the zip?",
+    "Is glass a liquid?",
+    "Can you count to ten?",
+    "Do fish hear sounds?",
+    "Name a famous painter.",
+)
+"""All different: align computes a common beginning of rows only once, and these would flatter it if they were alike."""
 RESULT = "RESULT "
+"""Marks the line with a child's figures."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One row of the table.
+    """The work of one row of the table.
 
     Attributes:
-        model: a folder with a chat model.
-        batch, tokens: responses an update, and new tokens each at most.
+        model: folder of a chat model.
+        batch: responses an update.
+        tokens: maximum of new tokens a response.
         epochs: passes over a batch, one minibatch each.
-        updates: how many; the first warms up and is not counted.
-        dtype: of the weights; `nf4` on our side is bf16 compute.
-        fixed: True where every response has `tokens` tokens, False where it ends with its own end of turn.
-        value_backbone: ours; the peer has a second model.
-        micro_batch: ours; rows of one pass, all of them unless said.
-        device: ours; the peer runs on the CPU.
-        advantage, group: `stage.advantage`, and how many answers a prompt has.
-        kl_coef: price of KL, as `stage.kl_coef`.
-        recompute, autocast: the peer's gradient checkpointing, and its autocast to bf16.
+        updates: number of updates. The first is a warm-up and is not counted.
+        dtype: of the weights. `nf4`, which only align has, computes in bf16.
+        fixed: True if every response has `tokens` tokens, False if it ends at the end of its turn.
+        value_backbone: of align. The peer has a second model.
+        micro_batch: rows of one pass in align, by default all.
+        device: of align. The peer runs on the CPU.
+        advantage: as `stage.advantage`.
+        group: answers to each prompt.
+        kl_coef: as `stage.kl_coef`.
+        recompute: use gradient checkpointing in the peer.
+        autocast: use autocast to bf16 in the peer.
     """
 
     model: str
@@ -62,29 +91,34 @@ class Work:
         return json.dumps(asdict(self))
 
     @classmethod
-    def of(cls, text: str) -> Work:
+    def from_text(cls, text: str) -> Work:
         return cls(**json.loads(text))
 
 
 def result_of(command: list[str], environment: dict[str, str] | None = None) -> Any:
-    """What a child process printed behind `RESULT`.
+    """Run a child process and return the figures on its last line that begins with `RESULT`.
 
     Raises:
-        SystemExit: it printed nothing; with the end of what it complained of.
+        SystemExit: there is no such line. The message has the end of the child's stderr.
     """
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    found = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
-    if not found:
-        raise SystemExit(f"{' '.join(command)} failed\n{done.stderr[-3000:]}")
-    return json.loads(found[-1].removeprefix(RESULT))
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    result_lines = [line for line in process.stdout.splitlines() if line.startswith(RESULT)]
+    if not result_lines:
+        raise SystemExit(f"{' '.join(command)} failed\n{process.stderr[-3000:]}")
+    return json.loads(result_lines[-1].removeprefix(RESULT))
 
 
 def report(work: Work, seconds: list[float], **more: float) -> None:
-    """Print one line that the other process reads."""
-    took = statistics.median(seconds[1:])
+    """Print the line that `result_of` reads in the parent process.
+
+    Args:
+        seconds: of each update; the first is left out.
+        more: further figures, which may replace `peak_rss_mb`.
+    """
+    median_seconds = statistics.median(seconds[1:])
     figures = {
-        "s_per_update": took,
-        "samples_per_s": work.batch / took,
+        "s_per_update": median_seconds,
+        "samples_per_s": work.batch / median_seconds,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         **more,
     }

@@ -71,12 +71,12 @@ def test_grpo_stands_beside_trls_own(tiny_model: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(PPO)
     run, work = import_module("run"), import_module("work")
     asked = work.Work(str(tiny_model), 4, 6, 1, 3, "float32", advantage="grpo", group=2, value_backbone="none")
-    row = run.Row(asked, asked, 2.0, 0.5, ("grpo_peer.py", "ours.py"))
-    peer, ours = (run.median([run.measured(script, asked)]) for script in row.scripts)
+    row = run.Row(asked, asked, 2.0, 0.5, (run.TRL_GRPO, run.ALIGN_PPO))
+    peer, ours = (run.compute_median([run.measure_script(script, asked)]) for script in row.scripts)
     for side in (peer, ours):
         assert side["samples_per_s"] == pytest.approx(4 / side["s_per_update"], rel=0.01)
         assert 0 < side["cpu_s_per_update"] < 60
-    found = run.compared(peer, ours, row)
+    found = run.compare_sides(peer, ours, row)
     assert found["ratio"]["processor"] == round(peer["cpu_s_per_update"] / ours["cpu_s_per_update"], 2)
     told = run.format_table({"rows": {"tiny, GRPO": found}}).splitlines()
     assert told[0].count("|") == told[1].count("|") == told[2].count("|") == 11
