@@ -1,10 +1,11 @@
-"""How often the intervals of an evaluation cover, its gates err and its stated differences are found, by simulation.
+"""Measure by simulation how often an evaluation's intervals cover the truth, its gates err, and differences of the
+stated detectable size are detected.
 
     python benchmarks/evals/coverage.py [--draws 2000] [--save benchmarks/evals/coverage.json]
 
-Every figure of `align.evals.stats` on worlds whose truth is known (`simulated.py`), at correlations of 0, 0.3 and 0.8
-between the four answers to a prompt, beside its bar; then the usual alternatives, which miss it. Bars hold give or take
-three standard errors of the simulation. It takes about three minutes of one core.
+Computes every figure of `align.evals.stats` on samples with known true values (`simulation.py`), at correlations of 0,
+0.3 and 0.8 between the four answers to a prompt, and compares it with its bar; then the usual alternatives, which miss
+the bars. Bars hold plus or minus three standard errors of the simulation. It takes about three minutes of one core.
 """
 
 from __future__ import annotations
@@ -21,122 +22,146 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from length_measures import measures
-from simulated import (
-    FOUND,
-    HIGHEST,
+from length_measures import compute_measure_biases
+from simulation import (
+    HIGHEST_COVERAGE,
     ICCS,
     JUDGES,
-    LOWEST,
-    WRONGLY,
-    at_the_bound,
-    cases,
-    covered,
-    equals,
-    found_at_detectable,
-    length_control,
-    null_p,
-    paired,
-    passed_wrongly,
-    power_of,
-    unpaired,
-    within_bar,
-    worlds,
-    wrong_cases,
+    LOWEST_COVERAGE,
+    MAX_FALSE_PASSES,
+    MIN_POWER,
+    build_interval_cases,
+    build_margin_figures,
+    build_null_figures,
+    build_scenarios,
+    build_wrong_cases,
+    compute_paired_difference,
+    compute_unpaired_difference,
+    is_within_bar,
+    measure_coverage,
+    measure_false_passes,
+    measure_length_control,
+    measure_power,
+    measure_power_at_detectable,
+    measure_sign_flip_rejections,
 )
 
 from align.evals.stats import Rule
 
 Row = dict[str, Any]
-SETS = 200
-"""Of the length-loving judge."""
+LENGTH_SAMPLES = 200
+"""Samples for each length-biased judge."""
 
 
-def error(share: float, draws: int) -> float:
-    """Three standard errors of a share."""
+def compute_tolerance(share: float, draws: int) -> float:
+    """Return three standard errors of a share."""
     return 3 * math.sqrt(share * (1 - share) / draws)
 
 
-def coverages(draws: int) -> Iterator[Row]:
-    for n in (32, 64, 256):
-        for case in cases(n):
-            found = covered(case, draws)
-            yield {"name": case.name, **found, "holds": within_bar(found["coverage"], draws)}
+def iter_coverage_rows(draws: int) -> Iterator[Row]:
+    for prompts in (32, 64, 256):
+        for case in build_interval_cases(prompts):
+            figures = measure_coverage(case, draws)
+            yield {"name": case.name, **figures, "holds": is_within_bar(figures["coverage"], draws)}
 
 
-def gates(draws: int) -> Iterator[Row]:
-    for n in (64, 256):
-        for name, figure in equals(n).items():
-            passed = passed_wrongly(figure, draws, Rule("superior"))
-            yield {"name": name, "passed": passed, "holds": passed <= WRONGLY + error(passed, draws)}
+def iter_superior_rows(draws: int) -> Iterator[Row]:
+    for prompts in (64, 256):
+        for name, figure in build_null_figures(prompts).items():
+            yield build_false_pass_row(name, measure_false_passes(figure, draws, Rule("superior")), draws)
 
 
-def bounds(draws: int) -> Iterator[Row]:
-    for n in (32, 64, 256):
-        for name, (margin, figure) in at_the_bound(n).items():
-            passed = passed_wrongly(figure, draws, Rule("not_worse", margin))
-            yield {"name": name, "passed": passed, "holds": passed <= WRONGLY + error(passed, draws)}
+def iter_not_worse_rows(draws: int) -> Iterator[Row]:
+    for prompts in (32, 64, 256):
+        for name, (margin, figure) in build_margin_figures(prompts).items():
+            yield build_false_pass_row(name, measure_false_passes(figure, draws, Rule("not_worse", margin)), draws)
 
 
-def powers(draws: int) -> Iterator[Row]:
-    for n in (64, 256):
-        for world in worlds():
-            found = found_at_detectable(world, n, draws)
-            yield {"name": f"{world.name}, {n} prompts", "found": found, "holds": found >= FOUND - error(found, draws)}
+def build_false_pass_row(name: str, passed: float, draws: int) -> Row:
+    holds = passed <= MAX_FALSE_PASSES + compute_tolerance(passed, draws)
+    return {"name": name, "passed": passed, "holds": holds}
 
 
-def length_controls() -> Iterator[Row]:
+def iter_power_rows(draws: int) -> Iterator[Row]:
+    for prompts in (64, 256):
+        for scenario in build_scenarios():
+            power = measure_power_at_detectable(scenario, prompts, draws)
+            holds = power >= MIN_POWER - compute_tolerance(power, draws)
+            yield {"name": f"{scenario.name}, {prompts} prompts", "found": power, "holds": holds}
+
+
+def iter_length_control_rows() -> Iterator[Row]:
     for judge in JUDGES:
-        found = length_control(judge, SETS)
-        holds = abs(found["controlled"] - 0.5) <= 0.01 and LOWEST <= found["coverage"] <= HIGHEST
-        yield {"name": judge, **found, "holds": holds}
+        figures = measure_length_control(judge, LENGTH_SAMPLES)
+        is_unbiased = abs(figures["controlled"] - 0.5) <= 0.01
+        holds = is_unbiased and LOWEST_COVERAGE <= figures["coverage"] <= HIGHEST_COVERAGE
+        yield {"name": judge, **figures, "holds": holds}
 
 
-def tests(draws: int) -> Iterator[Row]:
+def iter_sign_flip_rows(draws: int) -> Iterator[Row]:
     for icc in ICCS:
-        for n in (16, 64):
-            share = null_p(n, icc, draws)
+        for prompts in (16, 64):
+            share = measure_sign_flip_rejections(prompts, icc, draws)
             yield {
-                "name": f"sign flips, ICC {icc}, {n} × 4",
+                "name": f"sign flips, ICC {icc}, {prompts} × 4",
                 "rejected": share,
-                "holds": share <= 0.05 + error(share, draws),
+                "holds": share <= 0.05 + compute_tolerance(share, draws),
             }
 
 
-def alternatives(draws: int) -> Iterator[Row]:
-    """What the bars are to refuse: here `holds` is false."""
-    for name, case in wrong_cases().items():
-        found = covered(case, draws)
-        yield {"name": f"{name}: {case.name}", **found, "holds": within_bar(found["coverage"], draws)}
-    for name, difference in (("paired", paired), ("unpaired z", unpaired)):
-        yield {"name": f"{name}: five points on 400 prompts", "found": power_of(difference, 400, draws)}
+def iter_alternative_rows(draws: int) -> Iterator[Row]:
+    """Yield rows of wrong methods: they have to miss the bars, so `holds` should be false."""
+    for name, case in build_wrong_cases().items():
+        figures = measure_coverage(case, draws)
+        yield {"name": f"{name}: {case.name}", **figures, "holds": is_within_bar(figures["coverage"], draws)}
+    for name, compute_difference in (
+        ("paired", compute_paired_difference),
+        ("unpaired z", compute_unpaired_difference),
+    ):
+        power = measure_power(compute_difference, 400, draws)
+        yield {"name": f"{name}: five points on 400 prompts", "found": power}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--save", type=Path, help="where to write the figures")
-    given = parser.parse_args()
-    began, found = time.process_time(), {}
-    parts = {
-        "coverage": coverages(given.draws), "superior on equal systems": gates(given.draws),
-        "not_worse at the bound": bounds(given.draws),
-        "detectable differences": powers(given.draws), "length-loving judge": length_controls(),
-        "measures of length": measures(), "tests": tests(given.draws // 4), "alternatives": alternatives(given.draws),
-    }  # fmt: skip
-    for part, rows in parts.items():
-        print(f"\n{part}")
-        found[part] = []
+    options = parser.parse_args()
+    started = time.process_time()
+    report = {}
+    sections = {
+        "coverage": iter_coverage_rows(options.draws),
+        "superior on equal systems": iter_superior_rows(options.draws),
+        "not_worse at the bound": iter_not_worse_rows(options.draws),
+        "detectable differences": iter_power_rows(options.draws),
+        "length-loving judge": iter_length_control_rows(),
+        "measures of length": compute_measure_biases(),
+        "tests": iter_sign_flip_rows(options.draws // 4),
+        "alternatives": iter_alternative_rows(options.draws),
+    }
+    for section, rows in sections.items():
+        print(f"\n{section}")
+        report[section] = []
         for row in rows:
             rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
-            found[part].append(rounded)
+            report[section].append(rounded)
             print("  ", *(f"{key} {value}" for key, value in rounded.items()), flush=True)
-    missed = [row["name"] for part in parts if part != "alternatives" for row in found[part] if not row["holds"]]
-    print(f"\n{time.process_time() - began:.0f} CPU seconds; bars missed: {', '.join(missed) or 'none'}")
-    if given.save:
-        machine = {"processor": platform.machine(), "cpus": len(os.sched_getaffinity(0)), "numpy": np.__version__}
-        head = {"machine": machine, "cpu_s": round(time.process_time() - began), "draws": given.draws, "missed": missed}
-        given.save.write_text(json.dumps(head | found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    missed = [
+        row["name"] for section in sections if section != "alternatives" for row in report[section] if not row["holds"]
+    ]
+    print(f"\n{time.process_time() - started:.0f} CPU seconds; bars missed: {', '.join(missed) or 'none'}")
+    if options.save:
+        header = {
+            "machine": {
+                "processor": platform.machine(),
+                "cpus": len(os.sched_getaffinity(0)),
+                "numpy": np.__version__,
+            },
+            "cpu_s": round(time.process_time() - started),
+            "draws": options.draws,
+            "missed": missed,
+        }
+        options.save.write_text(json.dumps(header | report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     sys.exit(bool(missed))
 
 

@@ -1,7 +1,8 @@
-"""Which measure of length leaves least of a judge's taste in the win rate of equals.
+"""Compare measures of length by the bias that length control with them leaves in the win rate of equal systems.
 
-Each measure is fitted to the exact chances of judges with six tastes over 60,000 pairs of lengths of five kinds: what
-is left beside ½ is its bias, without noise. `coverage.py` prints and saves it.
+Each measure is fitted to the exact win probabilities of judges with six length biases, over 60,000 pairs of lengths of
+five kinds. The difference of the controlled win rate from ½ is the measure's bias, without sampling noise.
+`coverage.py` prints and saves it.
 """
 
 from __future__ import annotations
@@ -11,50 +12,63 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from simulated import JUDGES, Floats, lengths
+from simulation import JUDGES, Floats, draw_lengths
 
 from align.evals.stats import RIDGE, fitted, probability
 
 PAIRS = 60_000
-TASTES = JUDGES | {
-    "steep": lambda d, r: 0.5 + 0.45 * np.tanh(d / 50),
-    "far apart only": lambda d, r: np.where(np.abs(d) < 100, 0.5, np.where(d > 0, 0.85, 0.15)),
+LENGTH_BIASES = JUDGES | {
+    "steep": lambda difference, log_ratio: 0.5 + 0.45 * np.tanh(difference / 50),
+    "far apart only": lambda difference, log_ratio: np.where(
+        np.abs(difference) < 100, 0.5, np.where(difference > 0, 0.85, 0.15)
+    ),
 }
-WORST = 0.015
-"""Bar of the measure that is used."""
+USED_MEASURE = "arctan of log ratio"
+"""The one of `align.evals.stats`."""
+MAX_BIAS = 0.015
+"""Bar of the used measure."""
 
 
-def pairs() -> Iterator[tuple[Floats, Floats]]:
-    draw = np.random.default_rng(0)
-    yield lengths(draw, PAIRS, 0.5)
-    yield lengths(draw, PAIRS, 0.3)
-    capped = (np.minimum(256, np.exp(draw.normal(more, 0.8, PAIRS)).round()) for more in (5.1, 4.6))
-    yield next(capped) + 1, next(capped) + 1
-    yield draw.integers(60, 420, PAIRS).astype(float), draw.integers(10, 350, PAIRS).astype(float)
-    yield draw.gamma(2, 110, PAIRS).round() + 1, draw.gamma(2, 75, PAIRS).round() + 1
+def iter_length_pairs() -> Iterator[tuple[Floats, Floats]]:
+    """Yield the lengths of the first and the second answers, [PAIRS] each, of five kinds."""
+    rng = np.random.default_rng(0)
+    yield draw_lengths(rng, PAIRS, 0.5)
+    yield draw_lengths(rng, PAIRS, 0.3)
+    first, second = (np.minimum(256, np.exp(rng.normal(mean, 0.8, PAIRS)).round()) for mean in (5.1, 4.6))
+    yield first + 1, second + 1
+    yield rng.integers(60, 420, PAIRS).astype(float), rng.integers(10, 350, PAIRS).astype(float)
+    yield rng.gamma(2, 110, PAIRS).round() + 1, rng.gamma(2, 75, PAIRS).round() + 1
 
 
-def measured(first: Floats, second: Floats) -> dict[str, list[Floats]]:
-    """The columns of each measure; `align.evals.stats` has the third."""
-    difference, ratio = first - second, np.log1p(first) - np.log1p(second)
-    d, r = difference / difference.std(), ratio / ratio.std()
+def compute_measures(first: Floats, second: Floats) -> dict[str, list[Floats]]:
+    """Return the regression columns of each measure of two lengths."""
+    difference = first - second
+    log_ratio = np.log1p(first) - np.log1p(second)
+    scaled_difference = difference / difference.std()
+    scaled_ratio = log_ratio / log_ratio.std()
     return {
-        "tanh of difference": [np.tanh(d)], "tanh of log ratio": [np.tanh(r)], "arctan of log ratio": [np.arctan(r)],
-        "log ratio": [r], "difference": [d], "tanh of difference and of log ratio": [np.tanh(d), np.tanh(r)],
-    }  # fmt: skip
+        "tanh of difference": [np.tanh(scaled_difference)],
+        "tanh of log ratio": [np.tanh(scaled_ratio)],
+        USED_MEASURE: [np.arctan(scaled_ratio)],
+        "log ratio": [scaled_ratio],
+        "difference": [scaled_difference],
+        "tanh of difference and of log ratio": [np.tanh(scaled_difference), np.tanh(scaled_ratio)],
+    }
 
 
-def measures() -> Iterator[dict[str, Any]]:
-    """The root mean square and the worst of each measure's bias."""
-    left: dict[str, list[float]] = {}
-    for first, second in pairs():
-        columns = measured(first, second)
-        for taste in TASTES.values():
-            chances = taste(first - second, np.log(first / second))
-            for name, terms in columns.items():
-                x, ridge = np.column_stack([np.ones(PAIRS), *terms]), np.array([0.0] + [RIDGE] * len(terms))
-                fit = fitted(x, chances, np.ones(PAIRS), np.arange(PAIRS), ridge)
-                left.setdefault(name, []).append(float(probability(fit.coefficients)[0]) - 0.5)
-    for name, bias in left.items():
-        rms, worst = math.sqrt(float(np.mean(np.square(bias)))), float(np.abs(bias).max())
-        yield {"name": name, "rms": rms, "worst": worst, "holds": name != "arctan of log ratio" or worst <= WORST}
+def compute_measure_biases() -> Iterator[dict[str, Any]]:
+    """Yield the root mean square and the largest absolute value of each measure's bias."""
+    biases: dict[str, list[float]] = {}
+    for first, second in iter_length_pairs():
+        measures = compute_measures(first, second)
+        for length_bias in LENGTH_BIASES.values():
+            win_probability = length_bias(first - second, np.log(first / second))
+            for name, columns in measures.items():
+                design = np.column_stack([np.ones(PAIRS), *columns])
+                ridge = np.array([0.0] + [RIDGE] * len(columns))
+                fit = fitted(design, win_probability, np.ones(PAIRS), np.arange(PAIRS), ridge)
+                biases.setdefault(name, []).append(float(probability(fit.coefficients)[0]) - 0.5)
+    for name, measure_biases in biases.items():
+        rms = math.sqrt(float(np.mean(np.square(measure_biases))))
+        worst = float(np.abs(measure_biases).max())
+        yield {"name": name, "rms": rms, "worst": worst, "holds": name != USED_MEASURE or worst <= MAX_BIAS}

@@ -1,11 +1,12 @@
-"""Multiple choice and answers beside lm-eval's: the same log-likelihoods and the same picks, on rows that are hard to
-split into tokens, and the same texts.
+"""Compare multiple choice and generated answers with lm-eval's: log-likelihoods and picks on rows that are hard to
+split into tokens, and the answers' texts.
 
     python benchmarks/evals/multiple_choice.py [--save multiple_choice.json] [--only pocket|smollm2]
 
-`probe: choice` and lm-eval's `hf` backend weigh the choices of sixty rows by the base and by an adapter on it, in fp32,
-unquantised, and write the answers of `generating.py`. Reported are the largest difference of a log-likelihood, how many
-picks, texts and figures differ, and the processor seconds of both commands by system.
+`probe: choice` and lm-eval's `hf` backend score the choices of sixty rows with the base and with an adapter on it, in
+fp32, unquantised, and generate the answers of `generation_tasks.py`. The report has the largest difference of a
+log-likelihood, the number of picks, texts and figures that differ, and the processor seconds of both commands for each
+system.
 """
 
 from __future__ import annotations
@@ -26,17 +27,16 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from generating import TASKS, folder_of_tasks  # noqa: E402
+from generation_tasks import TASKS, write_tasks  # noqa: E402
 
 from align.core.types import Conversation, Message  # noqa: E402
 from align.data.chat.encode import render  # noqa: E402
 from align.models.base import find_base  # noqa: E402
 from align.models.load import load_tokenizer  # noqa: E402
 
-THINGS = ("the rain", "a good book", "this soup", "my dog", "the old town")
-ROUND = 5
-"""Of each kind of row so many."""
-LONG = "We went along the river and came to another village, and nobody there knew the way. "
+TOPICS = ("the rain", "a good book", "this soup", "my dog", "the old town")
+ROWS_OF_A_KIND = 5
+LONG_TEXT = "We went along the river and came to another village, and nobody there knew the way. "
 TASK = """task: asked
 dataset_path: json
 dataset_kwargs: {data_files: {test: DATA}}
@@ -48,170 +48,200 @@ doc_to_target: answer
 metric_list: [{metric: acc}, {metric: acc_norm}, {metric: acc_bytes}]
 """
 NORMS = ("acc", "acc_norm", "acc_bytes")
-ALONE = """
+LM_EVAL_SCRIPT = """
 import json, sys
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 path, adapter, folder = sys.argv[1:]
-for who, more in (("base", {}), ("adapter", {"peft": adapter})):
-    given = {"pretrained": path, "dtype": "float32", "device": "cpu", **more}
+for system, extra in (("base", {}), ("adapter", {"peft": adapter})):
+    model_args = {"pretrained": path, "dtype": "float32", "device": "cpu", **extra}
     manager = TaskManager(include_path=folder, include_defaults=False)
-    found = simple_evaluate("hf", given, ["asked", "writing"], batch_size=8, bootstrap_iters=0, task_manager=manager)
-    with open(f"lm-eval-{who}.json", "w") as file:
-        json.dump({"results": found["results"], "samples": found["samples"]}, file, default=str)
+    output = simple_evaluate(
+        "hf", model_args, ["asked", "writing"], batch_size=8, bootstrap_iters=0, task_manager=manager
+    )
+    with open(f"lm-eval-{system}.json", "w") as file:
+        json.dump({"results": output["results"], "samples": output["samples"]}, file, default=str)
 """
-"""What lm-eval finds by itself."""
+"""Evaluates both systems with lm-eval's own backend."""
 CHATS = ("What is the capital of France?", "Say yes in one word.", "Hello?")
+SYSTEMS = ("base", "adapter")
 
 
-def rows() -> list[dict[str, Any]]:
-    """Sixty rows, of twelve kinds."""
-    found = list[dict[str, Any]]()
-    for i, thing in enumerate(THINGS * (ROUND // len(THINGS))):
-        asked = f"Question: What about {thing}?\nAnswer:"
-        shots = "".join(f"Question: Is {other} nice?\nAnswer: yes\n\n" for other in THINGS)
+def build_rows() -> list[dict[str, Any]]:
+    """Return sixty rows, five each of twelve kinds."""
+    rows = list[dict[str, Any]]()
+    for i, topic in enumerate(TOPICS * (ROWS_OF_A_KIND // len(TOPICS))):
+        question = f"Question: What about {topic}?\nAnswer:"
+        shots = "".join(f"Question: Is {shot_topic} nice?\nAnswer: yes\n\n" for shot_topic in TOPICS)
         kinds: Sequence[tuple[str, list[str]]] = (
-            (asked, [f"I like {thing}.", "No.", "It is late, and I have to go home now."]),
-            (f"{asked} ", [f"I like {thing}.", "No."]),
-            (f"{asked}  \n ", [f"I like {thing}.", "No.", f"{thing}?"]),
-            (f"{asked} A) yes B) no C) both\n", ["A", "B", "C"]),
-            ("", [f"{thing} is here.", f"here is {thing}.", "zzq zzq"]),
-            (f"Über {thing} — naïve café, 你好 🙂:", ["Größe 🙂", "日本語", "plain words"]),
-            (f"I think that {thing}", ["'s fine", "s are fine", ", well", "ish"]),
-            (shots + asked, ["yes", "no"]),
-            (f"{asked} again, {thing}", [thing, f"{thing}.", f" {thing}", f"{thing} "]),
-            (LONG * 20 + asked, ["Yes, I do.", "No, I do not."]),
+            (question, [f"I like {topic}.", "No.", "It is late, and I have to go home now."]),
+            (f"{question} ", [f"I like {topic}.", "No."]),
+            (f"{question}  \n ", [f"I like {topic}.", "No.", f"{topic}?"]),
+            (f"{question} A) yes B) no C) both\n", ["A", "B", "C"]),
+            ("", [f"{topic} is here.", f"here is {topic}.", "zzq zzq"]),
+            (f"Über {topic} — naïve café, 你好 🙂:", ["Größe 🙂", "日本語", "plain words"]),
+            (f"I think that {topic}", ["'s fine", "s are fine", ", well", "ish"]),
+            (shots + question, ["yes", "no"]),
+            (f"{question} again, {topic}", [topic, f"{topic}.", f" {topic}", f"{topic} "]),
+            (LONG_TEXT * 20 + question, ["Yes, I do.", "No, I do not."]),
             (f"2 + {i} =", [str(2 + i), str(3 + i), "seven", "\u0663"]),
-            (f"<s>{asked}", ["</s>", "<s>", "It is <b>bold</b>."]),
+            (f"<s>{question}", ["</s>", "<s>", "It is <b>bold</b>."]),
         )
-        found += [{"prompt": prompt, "choices": choices, "answer": (i + k) % len(choices)}
-                  for k, (prompt, choices) in enumerate(kinds)]  # fmt: skip
-    return [{"id": i, **row} for i, row in enumerate(found)]
+        for k, (prompt, choices) in enumerate(kinds):
+            rows.append({"prompt": prompt, "choices": choices, "answer": (i + k) % len(choices)})
+    return [{"id": i, **row} for i, row in enumerate(rows)]
 
 
-class Weighed(NamedTuple):
-    """What somebody made of the rows.
+class SystemResults(NamedTuple):
+    """The results of one system in one of the two evaluations.
 
     Attributes:
         logprobs: of each row's choices, in nats.
-        right: by each norm, whether each row's pick is right.
-        answers: to the rows of `generating.py`, by task and row.
-        figures: lm-eval's, of each of its tasks.
-        seconds: of a processor.
+        correct: of each row, 1 or 0 for each of `NORMS`.
+        answers: to the rows of `generation_tasks.py`, by task and row.
+        figures: lm-eval's metrics by task and name.
+        seconds: processor time.
     """
 
     logprobs: list[list[float]]
-    right: list[list[float]]
+    correct: list[list[float]]
     answers: Mapping[str, str]
     figures: Mapping[str, Mapping[str, float]]
     seconds: float
 
 
-def ran(folder: Path, *words: str) -> float:
-    """Processor seconds of a command of Python's."""
+def run_python(folder: Path, *arguments: str) -> float:
+    """Run Python in a folder and return the processor seconds.
+
+    Raises:
+        SystemExit: the process failed. The message has the end of its output.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    process = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
+    if process.returncode:
+        raise SystemExit(f"{' '.join(arguments)}\n{process.stdout[-2000:]}{process.stderr[-3000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def ours(folder: Path, model: str) -> Mapping[str, Weighed]:
-    """By `probe: choice`: of the base, and of an adapter that is trained for it."""
-    short = ("method=lora", "dtype=float32", f"model={model}", "device=cpu", f"run.root={folder / 'runs'}")
-    ran(
-        folder, "-m", "align", "stage=sft", *short, "stage.max_steps=2", "stage.lr=0.01", "stage.eval_size=2",
-        "run.name=s", "data=files", "data.path=said.jsonl", "data.held_out=0.4", "data.max_length=128",
-        "stage.batch_size=1", "stage.micro_batch=1",
-    )  # fmt: skip
-    seconds = ran(
-        folder, "-m", "align", "stage=eval", *short, "stage.systems={adapter: sft:s, base: base}", "run.name=e",
+def evaluate_with_align(folder: Path, model: str) -> Mapping[str, SystemResults]:
+    """Train an adapter, and evaluate it and the base with `stage=eval`."""
+    shared_overrides = ("method=lora", "dtype=float32", f"model={model}", "device=cpu", f"run.root={folder / 'runs'}")
+    run_python(
+        folder,
+        *("-m", "align", "stage=sft", *shared_overrides),
+        *("stage.max_steps=2", "stage.lr=0.01", "stage.eval_size=2", "stage.batch_size=1", "stage.micro_batch=1"),
+        *("run.name=s", "data=files", "data.path=said.jsonl", "data.held_out=0.4", "data.max_length=128"),
+    )
+    seconds = run_python(
+        folder,
+        *("-m", "align", "stage=eval", *shared_overrides),
+        *("stage.systems={adapter: sft:s, base: base}", "run.name=e"),
         "eval.tasks=[{name: asked, path: rows.jsonl, probe: choice}, {name: w, lm_eval: writing, include: tasks}]",
-    )  # fmt: skip
+    )
     artifact = folder / "runs" / "eval" / "e" / "artifact"
-    lines = [json.loads(line) for line in (artifact / "answers.jsonl").read_text().splitlines()]
-    found = sorted((line for line in lines if line["task"] == "asked"), key=lambda line: int(line["id"]))
+    rows = [json.loads(line) for line in (artifact / "answers.jsonl").read_text().splitlines()]
+    choice_rows = sorted((row for row in rows if row["task"] == "asked"), key=lambda row: int(row["id"]))
     return {
-        who: Weighed(
-            [line["answers"][who]["weighed"]["logprobs"] for line in found],
-            [[line["answers"][who]["weighed"][norm] for norm in NORMS] for line in found],
-            {line["id"]: line["answers"][who]["text"] for line in lines if line["task"] == "w"},
-            figures(json.loads((artifact / "lm_eval" / "w" / f"{who}.json").read_text())),
+        system: SystemResults(
+            [row["answers"][system]["weighed"]["logprobs"] for row in choice_rows],
+            [[row["answers"][system]["weighed"][norm] for norm in NORMS] for row in choice_rows],
+            {row["id"]: row["answers"][system]["text"] for row in rows if row["task"] == "w"},
+            extract_figures(json.loads((artifact / "lm_eval" / "w" / f"{system}.json").read_text())),
             seconds / 2,
         )
-        for who in ("base", "adapter")
+        for system in SYSTEMS
     }
 
 
-def figures(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Of lm-eval's results those of the tasks that ask for answers."""
-    of = {name: results["results"][name] for name in TASKS}
-    return {name: {key: x for key, x in one.items() if isinstance(x, float)} for name, one in of.items()}
+def extract_figures(output: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the metrics of the generation tasks in lm-eval's output."""
+    return {
+        task: {key: value for key, value in output["results"][task].items() if isinstance(value, float)}
+        for task in TASKS
+    }
 
 
-def theirs(folder: Path, model: str) -> Mapping[str, Weighed]:
-    """By lm-eval's `hf`, of which one process asks both."""
-    seconds = ran(folder, "-c", ALONE, find_base(model).path, "runs/sft/s/artifact", "tasks")
-    found = dict[str, Weighed]()
-    for who in ("base", "adapter"):
-        results = json.loads((folder / f"lm-eval-{who}.json").read_text())
-        samples = results["samples"]
-        told = sorted(samples["asked"], key=lambda row: row["doc_id"])
-        logprobs = [[float(logprob) for [[logprob, _]] in row["resps"]] for row in told]
-        right = [[row[norm] for norm in NORMS] for row in told]
-        answers = {f"{name}/{row['doc_id']}": row["resps"][0][0] for name in TASKS for row in samples[name]}
-        found[who] = Weighed(logprobs, right, answers, figures(results), seconds / 2)
-    return found
+def evaluate_with_lm_eval(folder: Path, model: str) -> Mapping[str, SystemResults]:
+    """Evaluate the adapter of `evaluate_with_align` and the base with lm-eval's `hf`, in one process."""
+    seconds = run_python(folder, "-c", LM_EVAL_SCRIPT, find_base(model).path, "runs/sft/s/artifact", "tasks")
+    results = dict[str, SystemResults]()
+    for system in SYSTEMS:
+        output = json.loads((folder / f"lm-eval-{system}.json").read_text())
+        samples = output["samples"]
+        choice_samples = sorted(samples["asked"], key=lambda sample: sample["doc_id"])
+        results[system] = SystemResults(
+            [[float(logprob) for [[logprob, _]] in sample["resps"]] for sample in choice_samples],
+            [[sample[norm] for norm in NORMS] for sample in choice_samples],
+            {f"{task}/{sample['doc_id']}": sample["resps"][0][0] for task in TASKS for sample in samples[task]},
+            extract_figures(output),
+            seconds / 2,
+        )
+    return results
 
 
-def compared(folder: Path, model: str, most: int | None = None) -> dict[str, Any]:
-    """Both, beside each other, on so many rows; None for all."""
-    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows()[:most]), encoding="utf-8")
-    said = [{"prompt": f"What about {thing}?", "completion": f"I like {thing}, and so do you."} for thing in THINGS]
-    (folder / "said.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in said))
-    tasks, tokenizer = folder / "tasks", load_tokenizer(find_base(model))
-    folder_of_tasks(tasks, [render(tokenizer, Conversation((Message("user", said),)), True) for said in CHATS])
-    (tasks / "asked.yaml").write_text(TASK.replace("DATA", str(folder / "rows.jsonl")))
-    mine, other = ours(folder, model), theirs(folder, model)
-    found = dict[str, Any]()
-    for who, one in mine.items():
-        pairs = [
-            (a, b) for row, of in zip(one.logprobs, other[who].logprobs, strict=True)
-            for a, b in zip(row, of, strict=True)
-        ]  # fmt: skip
-        differ = sum(a != b for a, b in zip(one.right, other[who].right, strict=True))
-        found[who] = {
-            "rows": len(one.logprobs), "choices": len(pairs), "largest_difference": max(abs(a - b) for a, b in pairs),
-            "rows_judged_otherwise": differ,
-            "acc": sum(right[0] for right in one.right) / len(one.right),
-            "answers": len(one.answers),
-            "answers_that_differ": sum(text != other[who].answers[id] for id, text in one.answers.items()),
-            "figures_that_differ": sum(of != other[who].figures[name] for name, of in one.figures.items()),
-            "seconds": round(one.seconds, 1), "seconds_lm_eval": round(other[who].seconds, 1),
-        }  # fmt: skip
-    return found
+def compare_evaluations(folder: Path, model: str, max_rows: int | None = None) -> dict[str, Any]:
+    """Run both evaluations and return their differences by system."""
+    rows = build_rows()[:max_rows]
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    training_rows = [
+        {"prompt": f"What about {topic}?", "completion": f"I like {topic}, and so do you."} for topic in TOPICS
+    ]
+    (folder / "said.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in training_rows))
+    tasks_path = folder / "tasks"
+    tokenizer = load_tokenizer(find_base(model))
+    chat_prompts = [render(tokenizer, Conversation((Message("user", text),)), True) for text in CHATS]
+    write_tasks(tasks_path, chat_prompts)
+    (tasks_path / "asked.yaml").write_text(TASK.replace("DATA", str(folder / "rows.jsonl")))
+    align_results = evaluate_with_align(folder, model)
+    lm_eval_results = evaluate_with_lm_eval(folder, model)
+    return {system: compare_results(results, lm_eval_results[system]) for system, results in align_results.items()}
+
+
+def compare_results(ours: SystemResults, theirs: SystemResults) -> dict[str, Any]:
+    """Return the differences between align's and lm-eval's results of a system."""
+    logprob_pairs = [
+        pair
+        for our_logprobs, their_logprobs in zip(ours.logprobs, theirs.logprobs, strict=True)
+        for pair in zip(our_logprobs, their_logprobs, strict=True)
+    ]
+    return {
+        "rows": len(ours.logprobs),
+        "choices": len(logprob_pairs),
+        "largest_difference": max(abs(our_logprob - their_logprob) for our_logprob, their_logprob in logprob_pairs),
+        "rows_judged_otherwise": sum(
+            our_row != their_row for our_row, their_row in zip(ours.correct, theirs.correct, strict=True)
+        ),
+        "acc": sum(row[0] for row in ours.correct) / len(ours.correct),
+        "answers": len(ours.answers),
+        "answers_that_differ": sum(text != theirs.answers[id] for id, text in ours.answers.items()),
+        "figures_that_differ": sum(figures != theirs.figures[task] for task, figures in ours.figures.items()),
+        "seconds": round(ours.seconds, 1),
+        "seconds_lm_eval": round(theirs.seconds, 1),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", type=Path)
     parser.add_argument("--only", choices=("pocket", "smollm2"))
-    given = parser.parse_args()
-    found: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors", "lm_eval": version("lm_eval"),
-        "torch": version("torch"), "transformers": version("transformers"),
-    }  # fmt: skip
-    for model in [given.only] if given.only else ["pocket", "smollm2"]:
+    options = parser.parse_args()
+    report: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
+        "lm_eval": version("lm_eval"),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+    }
+    for model in [options.only] if options.only else ["pocket", "smollm2"]:
         with tempfile.TemporaryDirectory() as folder:
-            found[model] = compared(Path(folder), model)
-    print(json.dumps(found, indent=1))
-    if given.save:
-        given.save.write_text(json.dumps(found, indent=1) + "\n")
+            report[model] = compare_evaluations(Path(folder), model)
+    print(json.dumps(report, indent=1))
+    if options.save:
+        options.save.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ CHATS = tuple(f"<|user|>{said}<|end|><|assistant|>" for said in ("Hello?", "My d
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", [*sys.path, str(BESIDE)])
-    import generating  # pyright: ignore[reportMissingImports]
+    import generation_tasks  # pyright: ignore[reportMissingImports]
 
-    return generating.folder_of_tasks(tmp_path / "tasks", CHATS)
+    return generation_tasks.write_tasks(tmp_path / "tasks", CHATS)
 
 
 def tasks_of(folder: Path, *names: str, more: str = "") -> str:

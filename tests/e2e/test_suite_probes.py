@@ -151,7 +151,7 @@ def test_lm_eval_finds_the_same(model: str, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "path", [*sys.path, str(Path(__file__).parents[2] / "benchmarks" / "evals")])
     import multiple_choice  # pyright: ignore[reportMissingImports]
 
-    found = multiple_choice.compared(tmp_path, model, 24 if model == "pocket" else 12)
+    found = multiple_choice.compare_evaluations(tmp_path, model, 24 if model == "pocket" else 12)
     for who in ("base", "adapter"):
         assert found[who]["choices"] == (72 if model == "pocket" else 36)
         assert found[who]["largest_difference"] < 1e-4

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks" / "evals"))
 
-import simulated  # noqa: E402
+import simulation  # noqa: E402
 
 DRAWS = 400
 
@@ -21,54 +21,59 @@ def error(share: float, draws: int = DRAWS) -> float:
     return 3 * math.sqrt(share * (1 - share) / draws)
 
 
-@pytest.mark.parametrize("case", simulated.cases(64), ids=lambda case: case.name)
-def test_intervals_cover_what_they_claim(case: simulated.Case) -> None:
-    found = simulated.covered(case, DRAWS)
-    assert simulated.within_bar(found["coverage"], DRAWS), found
+@pytest.mark.parametrize("case", simulation.build_interval_cases(64), ids=lambda case: case.name)
+def test_intervals_cover_what_they_claim(case: simulation.IntervalCase) -> None:
+    found = simulation.measure_coverage(case, DRAWS)
+    assert simulation.is_within_bar(found["coverage"], DRAWS), found
     assert found["without"] == 0
 
 
-@pytest.mark.parametrize("figure", simulated.equals(64).values(), ids=simulated.equals(64))
+@pytest.mark.parametrize("figure", simulation.build_null_figures(64).values(), ids=simulation.build_null_figures(64))
 def test_superior_seldom_passes_equal_systems(figure) -> None:
-    passed = simulated.passed_wrongly(figure, DRAWS, simulated.Rule("superior"))
-    assert passed <= simulated.WRONGLY + error(simulated.WRONGLY), passed
+    passed = simulation.measure_false_passes(figure, DRAWS, simulation.Rule("superior"))
+    assert passed <= simulation.MAX_FALSE_PASSES + error(simulation.MAX_FALSE_PASSES), passed
 
 
-@pytest.mark.parametrize(("margin", "figure"), simulated.at_the_bound(64).values(), ids=simulated.at_the_bound(64))
+@pytest.mark.parametrize(
+    ("margin", "figure"), simulation.build_margin_figures(64).values(), ids=simulation.build_margin_figures(64)
+)
 def test_not_worse_seldom_passes_what_is_worse_by_the_margin(margin: float, figure) -> None:
-    passed = simulated.passed_wrongly(figure, DRAWS, simulated.Rule("not_worse", margin))
-    assert passed <= simulated.WRONGLY + error(simulated.WRONGLY), passed
+    passed = simulation.measure_false_passes(figure, DRAWS, simulation.Rule("not_worse", margin))
+    assert passed <= simulation.MAX_FALSE_PASSES + error(simulation.MAX_FALSE_PASSES), passed
 
 
-@pytest.mark.parametrize("world", simulated.worlds(), ids=lambda world: world.name)
-def test_a_detectable_difference_is_found(world: simulated.World) -> None:
-    found = simulated.found_at_detectable(world, 64, DRAWS)
-    assert found >= simulated.FOUND - error(simulated.FOUND), found
+@pytest.mark.parametrize("world", simulation.build_scenarios(), ids=lambda world: world.name)
+def test_a_detectable_difference_is_found(world: simulation.Scenario) -> None:
+    found = simulation.measure_power_at_detectable(world, 64, DRAWS)
+    assert found >= simulation.MIN_POWER - error(simulation.MIN_POWER), found
 
 
-@pytest.mark.parametrize("judge", simulated.JUDGES)
+@pytest.mark.parametrize("judge", simulation.JUDGES)
 def test_a_length_loving_judge_between_equals(judge: str) -> None:
     """200 sets of 512 verdicts: raw above 0.6, controlled 0.50 ± 0.01, covered in 92 to 98.5 %."""
-    found = simulated.length_control(judge, 200)
+    found = simulation.measure_length_control(judge, 200)
     assert found["raw"] > 0.6
     assert found["controlled"] == pytest.approx(0.5, abs=0.01)
-    assert simulated.LOWEST <= found["coverage"] <= simulated.HIGHEST
+    assert simulation.LOWEST_COVERAGE <= found["coverage"] <= simulation.HIGHEST_COVERAGE
 
 
-@pytest.mark.parametrize("icc", simulated.ICCS)
+@pytest.mark.parametrize("icc", simulation.ICCS)
 def test_flips_of_signs_reject_equals_in_one_of_twenty(icc: float) -> None:
-    assert simulated.null_p(16, icc, DRAWS) <= 0.05 + error(0.05)
+    assert simulation.measure_sign_flip_rejections(16, icc, DRAWS) <= 0.05 + error(0.05)
 
 
-@pytest.mark.parametrize(("name", "case"), simulated.wrong_cases().items(), ids=simulated.wrong_cases())
-def test_the_wrong_intervals_miss_the_bar(name: str, case: simulated.Case) -> None:
+@pytest.mark.parametrize(("name", "case"), simulation.build_wrong_cases().items(), ids=simulation.build_wrong_cases())
+def test_the_wrong_intervals_miss_the_bar(name: str, case: simulation.IntervalCase) -> None:
     """What these tests would say of a percentile bootstrap, of answers counted as prompts, and of an unpaired z."""
-    found = simulated.covered(case, DRAWS)
-    assert not simulated.within_bar(found["coverage"], DRAWS), found
+    found = simulation.measure_coverage(case, DRAWS)
+    assert not simulation.is_within_bar(found["coverage"], DRAWS), found
 
 
 def test_an_unpaired_test_does_not_find_what_a_paired_one_finds() -> None:
-    powers = [simulated.power_of(of, 400, DRAWS) for of in (simulated.paired, simulated.unpaired)]
+    powers = [
+        simulation.measure_power(of, 400, DRAWS)
+        for of in (simulation.compute_paired_difference, simulation.compute_unpaired_difference)
+    ]
     assert powers[0] > 0.85
     assert powers[1] < 0.25
 
@@ -78,6 +83,6 @@ def test_the_saved_figures_missed_no_bar() -> None:
     assert saved["missed"] == []
     assert saved["draws"] >= 2000
     assert {row["name"] for row in saved["coverage"]} >= {
-        case.name for n in (32, 64, 256) for case in simulated.cases(n)
+        case.name for n in (32, 64, 256) for case in simulation.build_interval_cases(n)
     }
     assert not any(row["holds"] for row in saved["alternatives"] if "coverage" in row)
