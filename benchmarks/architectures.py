@@ -1,10 +1,10 @@
-"""Every causal type that transformers builds small, beside transformers itself: align/models/architectures.json.
+"""Measure every causal type of transformers as a small model, and write align/models/architectures.json.
 
     python benchmarks/architectures.py              all types: the table and docs/architectures.md
     python benchmarks/architectures.py llama gpt2   these types: their rows are printed, nothing is written
 
-Each type is measured in a forked process with a limit of time. What is right is what `AutoModelForCausalLM` says of one
-row at a time, without padding, and what its own `generate` writes; `measured.py` has the questions.
+Each type is measured in a forked process with a time limit. Expected are the logits of `AutoModelForCausalLM` for one
+row at a time, without padding, and the tokens of its own `generate`; `measure_architecture.py` has the checks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 import transformers
-from measured import measure
+from measure_architecture import measure_type
 from small_models import TYPES
 
 from align.models.architectures import TABLE
@@ -33,24 +33,33 @@ DOC = Path(__file__).resolve().parents[1] / "docs" / "architectures.md"
 LIMIT_S = 600.0
 
 
-def apart(model_type: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
-    """Measure a type in a process of its own and return its row. A crash or a hang is a row too."""
-    return run_apart(lambda: measure(model_type), limit_s)
+def measure_type_in_fork(model_type: str, limit_s: float = LIMIT_S) -> dict[str, Any]:
+    """Return the row of a type, measured in a process of its own."""
+    return measure_in_fork(lambda: measure_type(model_type), limit_s)
 
 
-def run_apart(measurement: Callable[[], dict[str, Any]], limit_s: float = LIMIT_S) -> dict[str, Any]:
-    """Return the row that a measurement returns in a process of its own, or a row that says how the process ended."""
+def measure_in_fork(measure: Callable[[], dict[str, Any]], limit_s: float = LIMIT_S) -> dict[str, Any]:
+    """Call a function in a forked process and return its row. If the process crashes or takes too long, return a row
+    that says so."""
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=lambda: theirs.send(measurement()))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: sender.send(measure()))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        row = ours.recv() if ours.poll(limit_s) else {"path": "unbuilt", "cause": f"not done after {limit_s:.0f} s"}
+        row = (
+            receiver.recv()
+            if receiver.poll(limit_s)
+            else {"path": "unbuilt", "cause": f"not done after {limit_s:.0f} s"}
+        )
     except EOFError:
         process.join()
-        killed = process.exitcode == -signal.SIGKILL  # by the kernel, where memory ended
-        cause = "too large in its smallest shape for this machine" if killed else f"it ends with {process.exitcode}"
+        is_out_of_memory = process.exitcode == -signal.SIGKILL
+        cause = (
+            "too large in its smallest shape for this machine"
+            if is_out_of_memory
+            else f"it ends with {process.exitcode}"
+        )
         row = {"path": "unbuilt", "cause": cause}
     if process.is_alive():
         process.kill()
@@ -58,13 +67,14 @@ def run_apart(measurement: Callable[[], dict[str, Any]], limit_s: float = LIMIT_
     return row
 
 
-def sweep(types: tuple[str, ...]) -> dict[str, Any]:
+def measure_types(types: tuple[str, ...]) -> dict[str, Any]:
+    """Measure types one after another and print their rows. Returns type → row."""
     rows = {}
     for name in types:
-        began = time.perf_counter()
-        rows[name] = apart(name)
-        shown = {k: v for k, v in rows[name].items() if k not in ("settings", "variants")}
-        print(f"{name:28}{time.perf_counter() - began:6.1f} s  {shown}", flush=True)
+        started = time.perf_counter()
+        rows[name] = measure_type_in_fork(name)
+        columns = {key: value for key, value in rows[name].items() if key not in ("settings", "variants")}
+        print(f"{name:28}{time.perf_counter() - started:6.1f} s  {columns}", flush=True)
     return rows
 
 
@@ -76,7 +86,7 @@ PATHS = {
 }
 
 
-PROVEN = (
+TYPE_NOTES = (
     (
         "Each type on the fast or the plain path was measured as a small model, in fp32, on a CPU. It had to give "
         "the model's own logits (for padded rows: those of each row alone), the tokens of transformers' own "
@@ -97,19 +107,19 @@ PROVEN = (
 )
 
 
-def proven_with(row: dict[str, Any]) -> str:
-    """The kinds of layers of a measured type, and the settings that were varied."""
+def describe_proof(row: dict[str, Any]) -> str:
+    """Return the kinds of layers of a measured type, and the settings that were varied."""
     settings = row.get("settings", {})
     layers = [f"{key}={value}" for key, value in settings.items() if re.search(r"layers?_.*types?$", key)]
-    varied: dict[str, list[str]] = {}
+    values_by_setting: dict[str, list[str]] = {}
     for variant in row.get("variants", ()):
         for key, value in variant.items():
-            varied.setdefault(key, []).append(str(value).lower() if isinstance(value, bool) else str(value))
-    changed = [f"{key}={' or '.join(dict.fromkeys(values))}" for key, values in varied.items()]
-    return "; ".join(filter(None, (", ".join(layers), ", ".join(changed))))
+            values_by_setting.setdefault(key, []).append(str(value).lower() if isinstance(value, bool) else str(value))
+    variations = [f"{key}={' or '.join(dict.fromkeys(values))}" for key, values in values_by_setting.items()]
+    return "; ".join(filter(None, (", ".join(layers), ", ".join(variations))))
 
 
-CHECKPOINTS = (
+CHECKPOINT_NOTES = (
     (
         "A type's row above is of its default settings. Checkpoints are published with others: positions that are "
         "scaled, layers of several kinds, biases, caps. This table has configurations of published checkpoints. Each "
@@ -148,8 +158,8 @@ def count_checkpoints(rows: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def checkpoint_lines(table: dict[str, Any]) -> list[str]:
-    """Return the section of docs/architectures.md about published checkpoints."""
+def format_checkpoint_section(table: dict[str, Any]) -> list[str]:
+    """Return the lines of docs/architectures.md on published checkpoints."""
     rows = table.get("checkpoints", {})
     counts = count_checkpoints(rows)
     lines = [
@@ -161,7 +171,7 @@ def checkpoint_lines(table: dict[str, Any]) -> list[str]:
         "|" + " --- |" * len(counts),
         "| " + " | ".join(map(str, counts.values())) + " |",
         "",
-        *(line for paragraph in CHECKPOINTS for line in (*textwrap.wrap(paragraph, 120), "")),
+        *(line for paragraph in CHECKPOINT_NOTES for line in (*textwrap.wrap(paragraph, 120), "")),
         "| checkpoint | type | path | padded | packed | NF4 | sharded full | batched | cause |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -175,10 +185,10 @@ def checkpoint_lines(table: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def document(table: dict[str, Any]) -> str:
+def format_page(table: dict[str, Any]) -> str:
     """Return docs/architectures.md."""
     rows = table["types"]
-    counts = {path: sum(r["path"] == path for r in rows.values()) for path in PATHS}
+    counts = {path: sum(row["path"] == path for row in rows.values()) for path in PATHS}
     lines = [
         "# Architectures",
         "",
@@ -186,38 +196,40 @@ def document(table: dict[str, Any]) -> str:
         "train. `python benchmarks/architectures.py` and `python benchmarks/checkpoints.py` make it; do not edit it.",
         "[decisions.md](decisions.md#an-architecture-is-supported-where-it-was-measured) says how types are measured.",
         "",
-        *checkpoint_lines(table),
+        *format_checkpoint_section(table),
         "## Types",
         "",
         f"transformers {table['transformers']}, {len(rows)} causal types; {table['minutes']} minutes of one processor.",
         "",
         "| path | types | meaning |",
         "| --- | --- | --- |",
-        *(f"| {path} | {counts[path]} | {said} |" for path, said in PATHS.items()),
+        *(f"| {path} | {counts[path]} | {meaning} |" for path, meaning in PATHS.items()),
         "",
-        *(line for paragraph in PROVEN for line in (*textwrap.wrap(paragraph, 120), "")),
+        *(line for paragraph in TYPE_NOTES for line in (*textwrap.wrap(paragraph, 120), "")),
         "| type | path | padded | packed | off | proven with | cause |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in rows.items():
-        marks = ("yes" if row.get(k) else "no" for k in ("padding", "packing")) if "off" in row else ("", "")
+        marks = ("yes" if row.get(key) else "no" for key in ("padding", "packing")) if "off" in row else ("", "")
         off = f"{row['off']:.0e}" if "off" in row else ""
-        lines.append(f"| {name} | {row['path']} | {' | '.join(marks)} | {off} | {proven_with(row)} | {row['cause']} |")
+        lines.append(
+            f"| {name} | {row['path']} | {' | '.join(marks)} | {off} | {describe_proof(row)} | {row['cause']} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows = sweep(tuple(names) or TYPES)
+    rows = measure_types(tuple(names) or TYPES)
     if names:
         return
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    minutes = round((spent.ru_utime + spent.ru_stime) / 60)
-    known = json.loads(TABLE.read_text(encoding="utf-8"))
-    table = {**known, "transformers": transformers.__version__, "minutes": minutes, "types": rows}
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    minutes = round((usage.ru_utime + usage.ru_stime) / 60)
+    previous_table = json.loads(TABLE.read_text(encoding="utf-8"))
+    table = {**previous_table, "transformers": transformers.__version__, "minutes": minutes, "types": rows}
     TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    DOC.write_text(document(table), encoding="utf-8")
+    DOC.write_text(format_page(table), encoding="utf-8")
 
 
 if __name__ == "__main__":

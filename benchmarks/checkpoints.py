@@ -1,12 +1,12 @@
-"""Measures configurations of published checkpoints, each as a small model: `checkpoints` in architectures.json.
+"""Measure configurations of published checkpoints as small models, and write `checkpoints` of architectures.json.
 
     python benchmarks/checkpoints.py            all of them: the table and docs/architectures.md
     python benchmarks/checkpoints.py ID ...     these: their rows are printed, nothing is written
 
 `published_configs.json` has each checkpoint's `config.json` with the address that it was read from. A small model keeps
 what decides how a model computes (names, flags, what is empty, kinds of layers, scaling of positions) and has fewer
-layers, narrower ones and a small vocabulary. It is asked what `architectures.py` asks of a variant, and besides
-whether NF4, shards and batched serving work.
+layers, narrower ones and a small vocabulary. It has to pass the checks of a variant in `architectures.py`. Further
+checks tell whether NF4, shards and batched serving work.
 """
 
 from __future__ import annotations
@@ -23,10 +23,17 @@ from typing import Any
 
 import torch
 import transformers
-from architectures import DOC, document, run_apart
+from architectures import DOC, format_page, measure_in_fork
 from bitsandbytes.nn.modules import Linear4bit
-from measured import CLOSE, asked_of, gap_of, measured, oracle, told
-from small_models import LAYERS, SMALL, SPECIAL, values_for
+from measure_architecture import (
+    TOLERANCE,
+    collect_oracle_outputs,
+    describe_error,
+    load_oracle,
+    measure_config,
+    measure_gap,
+)
+from small_models import LAYERS, SMALL, SPECIAL, choose_small_values
 from transformers import CONFIG_MAPPING
 
 from align.models.architectures import TABLE, Route, deciding_settings, proven_types, refusal_of
@@ -38,8 +45,8 @@ from align.run import Base, model_digest
 
 PUBLISHED = Path(__file__).resolve().parent / "published_configs.json"
 CPU = torch.device("cpu")
-HEAD = SMALL["head_dim"]
-RENAMED = {
+HEAD_DIM = SMALL["head_dim"]
+TEXT_TYPES = {
     "gemma4": "gemma4_text",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
@@ -50,21 +57,21 @@ DERIVED = ("num_key_value_heads", "head_dim")
 """Sizes whose published relation to other sizes is kept."""
 
 
-def full_config(published: Mapping[str, Any]) -> Any:
+def build_full_config(published: Mapping[str, Any]) -> Any:
     """Return transformers' configuration of a published `config.json`: of its text part, if it has several."""
     values = dict(published)
-    kind = str(values.pop("model_type"))
+    model_type = str(values.pop("model_type"))
     if isinstance(text := values.get("text_config"), dict):
-        kind = text.get("model_type") or RENAMED[kind]
+        model_type = text.get("model_type") or TEXT_TYPES[model_type]
         values = {**text}
         values.pop("model_type", None)
-    return CONFIG_MAPPING[kind](**values)
+    return CONFIG_MAPPING[model_type](**values)
 
 
 def shrink_config(full: Any) -> Any:
     """Return a small configuration with everything that decides how the full one computes."""
     values = full.to_dict()
-    small = {key: value for key, value in values_for(values).items() if values.get(key) is not None}
+    small = {key: value for key, value in choose_small_values(values).items() if values.get(key) is not None}
     heads = values.get("num_attention_heads")
     groups = values.get("num_key_value_heads")
     if isinstance(groups, int) and "qk_rope_head_dim" not in values:
@@ -88,14 +95,14 @@ def shrink_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
     if any(isinstance(value, Mapping) for value in rope.values()):  # one for each kind of layer
         return {kind: shrink_rope(value) if isinstance(value, Mapping) else value for kind, value in rope.items()}
     small = dict(rope)
-    turned = int(HEAD * (rope.get("partial_rotary_factor") or 1.0)) // 2
+    frequencies = int(HEAD_DIM * (rope.get("partial_rotary_factor") or 1.0)) // 2
     for key in ("short_factor", "long_factor"):
         if isinstance(rope.get(key), list):
-            small[key] = rope[key][:turned]
+            small[key] = rope[key][:frequencies]
     if rope.get("original_max_position_embeddings"):
         small["original_max_position_embeddings"] = 64
     if isinstance(rope.get("mrope_section"), list):
-        small["mrope_section"] = [turned - 2 * (turned // 3), turned // 3, turned // 3]
+        small["mrope_section"] = [frequencies - 2 * (frequencies // 3), frequencies // 3, frequencies // 3]
     return small
 
 
@@ -104,22 +111,32 @@ def measure_checkpoint(published: Mapping[str, Any]) -> dict[str, Any]:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     try:
-        full = full_config(published)
+        full = build_full_config(published)
         settings = deciding_settings(full)
         small = shrink_config(full)
     except Exception as error:
-        return {"type": published["model_type"], "path": "unbuilt", "cause": f"cannot be configured: {told(error)}"}
-    kind = full.model_type
-    if cause := refusal_of(kind):
-        return {"type": kind, "path": "refused", "cause": cause}
+        return {
+            "type": published["model_type"],
+            "path": "unbuilt",
+            "cause": f"cannot be configured: {describe_error(error)}",
+        }
+    model_type = full.model_type
+    if cause := refusal_of(model_type):
+        return {"type": model_type, "path": "refused", "cause": cause}
     with tempfile.TemporaryDirectory() as scratch:
-        row = {"type": kind, **measured(lambda: small, Path(scratch), whole=kind not in proven_types())}
+        row = {
+            "type": model_type,
+            **measure_config(lambda: small, Path(scratch), with_training=model_type not in proven_types()),
+        }
         if row["path"] not in ("fast", "plain"):
             return row
-        kept = deciding_settings(oracle(Path(scratch) / "model").config)
-        lost = sorted(key for key in settings.keys() | kept.keys() if settings.get(key) != kept.get(key))
-        if lost:
-            return {"type": kind, "path": "unbuilt", "cause": f"the small model differs in {', '.join(lost[:3])}"}
+        small_settings = deciding_settings(load_oracle(Path(scratch) / "model").config)
+        differences = sorted(
+            key for key in settings.keys() | small_settings.keys() if settings.get(key) != small_settings.get(key)
+        )
+        if differences:
+            cause = f"the small model differs in {', '.join(differences[:3])}"
+            return {"type": model_type, "path": "unbuilt", "cause": cause}
         route = Route(row["path"] == "fast", row["padding"], row["packing"], row["cause"])
         sharded = "" if route.padding else "takes no padding, by which ranks would keep in step"
         uses = {
@@ -136,36 +153,38 @@ def explain_nf4(folder: Path, route: Route) -> str:
 
     base = Base("small", str(folder), None, model_digest(folder))
     table_lookup = forward.route
-    forward.route = lambda config: route  # the table of this very run is not written yet
+    forward.route = lambda config: route  # the table of this run is not written yet
     try:
         model = load_base(base, "qlora", CPU, torch.float32)
-        oracle_answers = asked_of(model)
-        if (off := gap_of(model, oracle_answers)) > CLOSE:
-            return f"logprobs under NF4 are {off:.2g} off"
+        if (gap := measure_gap(model, collect_oracle_outputs(model))) > TOLERANCE:
+            return f"logprobs under NF4 are {gap:.2g} off"
     except Exception as error:
-        return told(error)
+        return describe_error(error)
     finally:
         forward.route = table_lookup
-    counts = {True: 0, False: 0}
+    quantised = 0
+    unquantised = 0
     embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     for module in model.modules():
         if id(module) in embeddings or any(True for _ in module.children()):
             continue
         for parameter in module.parameters(recurse=False):
             if isinstance(module, Linear4bit):
-                counts[True] += 2 * parameter.numel() if parameter.dim() > 1 else 0
+                quantised += 2 * parameter.numel() if parameter.dim() > 1 else 0
             elif parameter.dim() > 1:
-                counts[False] += parameter.numel()
+                unquantised += parameter.numel()
     for module in model.modules():
         if any(True for _ in module.children()):
-            counts[False] += sum(p.numel() for p in module.parameters(recurse=False) if p.dim() > 1)
-    full_share = counts[False] / max(1, sum(counts.values()))
+            unquantised += sum(
+                parameter.numel() for parameter in module.parameters(recurse=False) if parameter.dim() > 1
+            )
+    full_share = unquantised / max(1, quantised + unquantised)
     return "" if full_share < 0.2 else f"{full_share:.0%} of the small model's matrices stay in full precision"
 
 
 def explain_batching(folder: Path, route: Route) -> str:
     """Return why `stage=serve` answers one request at a time. Returns an empty text if it answers in batches."""
-    model = oracle(folder).requires_grad_(False)
+    model = load_oracle(folder).requires_grad_(False)
     model.align_route = route
     use_fast_path(model)
     try:
@@ -181,14 +200,16 @@ def measure_all(published: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
     rows_by_config: dict[str, dict[str, Any]] = {}
     for name, entry in published.items():
         try:
-            same = json.dumps(shrink_config(full_config(entry["config"])).to_dict(), sort_keys=True, default=str)
+            config_key = json.dumps(
+                shrink_config(build_full_config(entry["config"])).to_dict(), sort_keys=True, default=str
+            )
         except Exception:
-            same = name
-        if same not in rows_by_config:
-            rows_by_config[same] = run_apart(lambda entry=entry: measure_checkpoint(entry["config"]))
-            columns = {k: v for k, v in rows_by_config[same].items() if k != "settings"}
+            config_key = name
+        if config_key not in rows_by_config:
+            rows_by_config[config_key] = measure_in_fork(lambda entry=entry: measure_checkpoint(entry["config"]))
+            columns = {k: v for k, v in rows_by_config[config_key].items() if k != "settings"}
             print(f"{name:44} {columns}", flush=True)
-        rows[name] = {**rows_by_config[same], "source": entry["source"]}
+        rows[name] = {**rows_by_config[config_key], "source": entry["source"]}
     return rows
 
 
@@ -202,11 +223,11 @@ def main(names: list[str]) -> None:
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     if table["transformers"] != transformers.__version__:
         sys.exit(f"The table is of transformers {table['transformers']}: run benchmarks/architectures.py first.")
-    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     table["checkpoints"] = rows
-    table["checkpoint_minutes"] = max(1, round((spent.ru_utime + spent.ru_stime) / 60))
+    table["checkpoint_minutes"] = max(1, round((usage.ru_utime + usage.ru_stime) / 60))
     TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    DOC.write_text(document(table), encoding="utf-8")
+    DOC.write_text(format_page(table), encoding="utf-8")
 
 
 if __name__ == "__main__":

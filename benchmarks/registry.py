@@ -1,11 +1,11 @@
-"""How fast the registry answers, over run folders that no run made.
+"""Measure how fast the registry answers, over run folders that are written for it.
 
     python benchmarks/registry.py [--runs 10000] [--rounds 3] [--save benchmarks/registry.json]
 
-Writes the folders with the writer of runs: one supervised run in ten, each with a reward model, six PPO runs, an
-evaluation and an export of the first of these; configurations and figures are of real length. Each command is a process
-of its own, its start and its imports counted. The page is opened in Chromium (playwright, as the extra `dev` has it)
-with nothing kept from before, until its first table stands.
+The folders are written by the code that writes runs: one supervised run in ten, each with a reward model, six PPO runs,
+and an evaluation and an export of the first of these. Configurations and metrics have realistic lengths. Each command
+is a process of its own, and its start and imports are included. The page is opened in Chromium (playwright, in the
+extra `dev`) without a cache, until its first table is visible.
 """
 
 from __future__ import annotations
@@ -37,10 +37,14 @@ from align.run.manifest import Base, Input, Manifest, write_manifest
 
 BASE = Base("smollm2", "/models/smollm2", "0" * 40, sha256(b"base").hexdigest())
 ADAPTER = {
-    "base_model_name_or_path": "smollm2", "lora_alpha": 32, "peft_type": "LORA", "r": 16, "use_dora": False,
+    "base_model_name_or_path": "smollm2",
+    "lora_alpha": 32,
+    "peft_type": "LORA",
+    "r": 16,
+    "use_dora": False,
     "use_rslora": False,
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "gate_proj", "down_proj"],
-}  # fmt: skip
+}
 BARS = {
     "rebuild": 30.0,
     "list": 1.0,
@@ -52,84 +56,133 @@ BARS = {
     "ten runs": 0.6,
     "page": 2.0,
 }
+"""Goals, in seconds."""
 FILES = ("config.yaml", "metrics.jsonl", "report.html", "trained_ids.parquet", "artifact/adapter_config.json")
-PROJECT = ("sft", "reward", *["ppo"] * 6, "eval", "export")
-"""Ten runs that belong together."""
+PROJECT_STAGES = ("sft", "reward", *["ppo"] * 6, "eval", "export")
+"""Stages of the ten runs of a project."""
 
 
-def digest(text: str) -> str:
+def compute_digest(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
 
-class Portfolio:
-    """Writes run folders under a root."""
+class RunWriter:
+    """Writes run folders under a root.
+
+    Attributes:
+        root: the runs' root.
+        random: draws metrics and failures, the same in each writer.
+        configs: stage → its default configuration.
+        last_start: when the last written run started.
+    """
 
     def __init__(self, root: Path) -> None:
-        self.root, self.draw = root, Random(0)
-        self.configs = {stage: to_plain_dict(build_config(compose_tree([f"stage={stage}"]))) for stage in {*PROJECT}}
-        self.at = datetime(2026, 1, 1, tzinfo=UTC)
+        self.root = root
+        self.random = Random(0)
+        self.configs = {
+            stage: to_plain_dict(build_config(compose_tree([f"stage={stage}"]))) for stage in {*PROJECT_STAGES}
+        }
+        self.last_start = datetime(2026, 1, 1, tzinfo=UTC)
 
-    def given(self, ref: str) -> Input:
+    def build_input(self, ref: str) -> Input:
+        """Return a run `STAGE:NAME` as the input of another."""
         stage, _, name = ref.partition(":")
-        return Input(digest(ref), ref, str(self.root / stage / name / "artifact"), stage, name, whole=False)
+        return Input(compute_digest(ref), ref, str(self.root / stage / name / "artifact"), stage, name, whole=False)
 
-    def metrics(self, stage: str) -> dict[str, Any]:
-        share = self.draw.uniform(0.3, 0.9)
-        between = {"value": share, "low": share - 0.05, "high": share + 0.05, "n": 200}
-        known = {
-            "sft": {"loss_after": 2 + share, "loss_before": 4.0, "loss_change": between, "train_rows": 9000},
-            "reward": {"accuracy": between, "loss": 0.6, "pairs": 4000},
+    def draw_metrics(self, stage: str) -> dict[str, Any]:
+        share = self.random.uniform(0.3, 0.9)
+        interval = {"value": share, "low": share - 0.05, "high": share + 0.05, "n": 200}
+        metrics_by_stage = {
+            "sft": {"loss_after": 2 + share, "loss_before": 4.0, "loss_change": interval, "train_rows": 9000},
+            "reward": {"accuracy": interval, "loss": 0.6, "pairs": 4000},
             "ppo": {"last_score": share, "last_kl": 5 * share, "last_length": 80.0, "updates": 44},
-            "eval": {"win_rate": between, "kl": 5 * share, "kl_interval": between, "judge_is": "gold",
-                     "length": {"ref": 80.0, "policy": 85.0},
-                     "gold": {"ref": 0.1, "policy": 0.4, "difference": between}},
+            "eval": {
+                "win_rate": interval,
+                "kl": 5 * share,
+                "kl_interval": interval,
+                "judge_is": "gold",
+                "length": {"ref": 80.0, "policy": 85.0},
+                "gold": {"ref": 0.1, "policy": 0.4, "difference": interval},
+            },
             "export": {"kl": 1e-6, "top1": 1.0},
-        }  # fmt: skip
-        return {"peak_rss_mb": 700 + 100 * share, "data_root": digest(f"{share}"), **known[stage]}
+        }
+        return {
+            "peak_rss_mb": 700 + 100 * share,
+            "data_root": compute_digest(f"{share}"),
+            **metrics_by_stage[stage],
+        }
 
-    def write(self, stage: str, name: str, inputs: dict[str, Input], status: str = "done") -> None:
-        self.at += timedelta(minutes=25)
-        times = {"started": self.at.isoformat(), "finished": (self.at + timedelta(minutes=20)).isoformat()}
+    def write_run(self, stage: str, name: str, inputs: dict[str, Input], status: str = "done") -> None:
+        """Write the folder of a run that started 25 minutes after the last one."""
+        self.last_start += timedelta(minutes=25)
+        times = {
+            "started": self.last_start.isoformat(),
+            "finished": (self.last_start + timedelta(minutes=20)).isoformat(),
+        }
         folder = self.root / stage / name
         (folder / "artifact").mkdir(parents=True)
-        made = stage in ("sft", "reward", "ppo")
-        if made:
+        has_adapter = stage in ("sft", "reward", "ppo")
+        if has_adapter:
             (folder / "artifact" / "adapter_config.json").write_text(json.dumps(ADAPTER))
-        metrics = self.metrics(stage)
+        metrics = self.draw_metrics(stage)
         write_figures(folder, metrics)
-        outputs = {path: digest(f"{stage}{name}{path}") for path in FILES}
+        outputs = {path: compute_digest(f"{stage}{name}{path}") for path in FILES}
         outputs[METRICS] = file_digest(folder / METRICS)
-        write_manifest(folder, Manifest(
-            stage, name, self.draw.randrange(3), self.configs[stage], inputs, BASE, status,
-            outputs, digest(f"{stage}:{name}") if made else "",
-            metrics, times, hardware={"device": "cpu", "dtype": "float32", "cpus": 2},
+        manifest = Manifest(
+            stage,
+            name,
+            self.random.randrange(3),
+            self.configs[stage],
+            inputs,
+            BASE,
+            status,
+            outputs,
+            compute_digest(f"{stage}:{name}") if has_adapter else "",
+            metrics,
+            times,
+            hardware={"device": "cpu", "dtype": "float32", "cpus": 2},
             error="" if status == "done" else "data.path=rows.jsonl: there is no such file.",
-            packages={"torch": "2.13.0", "transformers": "5.24.0"}, code=digest("code"), commit="0" * 40,
-        ))  # fmt: skip
+            packages={"torch": "2.13.0", "transformers": "5.24.0"},
+            code=compute_digest("code"),
+            commit="0" * 40,
+        )
+        write_manifest(folder, manifest)
 
-    def project(self, number: int) -> None:
-        """Ten runs of one line of work, some of which failed."""
+    def write_project(self, number: int) -> None:
+        """Write ten runs that start from each other. One in ten of the further PPO runs has failed."""
+        init = self.build_input(f"sft:line-{number}")
+        reward = self.build_input(f"reward:line-{number}")
+        first_policy = self.build_input(f"ppo:line-{number}-0")
+        inputs_by_stage: dict[str, dict[str, Input]] = {
+            "sft": {},
+            "reward": {"init": init},
+            "ppo": {"init": init, "reward": reward},
+            "eval": {"artifact": first_policy, "init": init},
+            "export": {"artifact": first_policy, "init": init},
+        }
         policies = 0
-        for stage in PROJECT:
+        for stage in PROJECT_STAGES:
             name = f"line-{number}" + (f"-{policies}" if stage == "ppo" else "")
-            start, reward = self.given(f"sft:line-{number}"), self.given(f"reward:line-{number}")
-            inputs = {"sft": {}, "reward": {"init": start}, "ppo": {"init": start, "reward": reward}}
-            first = {"artifact": self.given(f"ppo:line-{number}-0"), "init": start}
             policies += stage == "ppo"
-            status = "failed" if stage == "ppo" and policies > 1 and self.draw.random() < 0.1 else "done"
-            self.write(stage, name, inputs.get(stage, first), status)
+            has_failed = stage == "ppo" and policies > 1 and self.random.random() < 0.1
+            self.write_run(stage, name, inputs_by_stage[stage], "failed" if has_failed else "done")
 
 
-def asked(root: Path, *words: str) -> tuple[float, str]:
-    """Seconds that a command took, and what it printed."""
-    began = time.perf_counter()
-    command = [sys.executable, "-m", "align", "stage=registry", f"run.root={root}", *words]
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return time.perf_counter() - began, out
+def time_command(root: Path, *overrides: str) -> tuple[float, str]:
+    """Run a command of the registry. Returns its seconds and its output."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "align", "stage=registry", f"run.root={root}", *overrides]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return time.perf_counter() - started, output
 
 
-def measured(root: Path, rounds: int, runs: int) -> dict[str, list[float]]:
-    questions = {
+def time_commands(root: Path, rounds: int, runs: int) -> dict[str, list[float]]:
+    """Run every command in each round and check its output. Returns name → seconds of each round.
+
+    Args:
+        runs: number of runs under the root.
+    """
+    overrides_by_name = {
         "list": ["stage.limit=100"],
         "filter": ["stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}"],
         "sort": ["stage.sort=-score.value", "stage.format=json", "stage.limit=100"],
@@ -137,46 +190,50 @@ def measured(root: Path, rounds: int, runs: int) -> dict[str, list[float]]:
         "trace": ["stage.action=trace", "artifact=export:line-7"],
         "compare": ["stage.action=compare", "stage.where={stage: ppo, name: 'line-7-*'}"],
     }
-    found: dict[str, list[float]] = {"rebuild": [], **{name: [] for name in questions}}
+    times: dict[str, list[float]] = {"rebuild": [], **{name: [] for name in overrides_by_name}}
     for _ in range(rounds):
-        found["rebuild"].append(asked(root, "stage.action=rebuild")[0])
-        for name, words in questions.items():
-            took, out = asked(root, *words)
-            found[name].append(took)
-            assert "line-" in out, (name, out)
-    out = asked(root, "stage.format=csv", "stage.columns=[run]")[1]
-    assert len(out.splitlines()) == runs + 1
-    return found
+        times["rebuild"].append(time_command(root, "stage.action=rebuild")[0])
+        for name, overrides in overrides_by_name.items():
+            seconds, output = time_command(root, *overrides)
+            times[name].append(seconds)
+            assert "line-" in output, (name, output)
+    _, output = time_command(root, "stage.format=csv", "stage.columns=[run]")
+    assert len(output.splitlines()) == runs + 1
+    return times
 
 
-def opened(root: Path, rounds: int) -> list[float]:
-    """Seconds from an address in a browser to the page's first table, of a server that runs already."""
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def time_page(root: Path, rounds: int) -> list[float]:
+    """Return the seconds in each round from opening the page of a running server to its first table."""
     from playwright.sync_api import sync_playwright
 
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = find_free_port()
     command = [sys.executable, "-m", "align", "stage=registry", "stage.action=serve", f"run.root={root}"]
     server = subprocess.Popen([*command, f"stage.port={port}"], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     server.stdout.readline()
-    took = []
+    times = []
     try:
-        with sync_playwright() as running:
-            browser = running.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             for _ in range(rounds + 1):
                 page = browser.new_context().new_page()
-                began = time.perf_counter()
+                started = time.perf_counter()
                 page.goto(f"http://127.0.0.1:{port}/")
                 page.wait_for_selector("#align-registry tbody tr")
-                took.append(time.perf_counter() - began)
+                times.append(time.perf_counter() - started)
                 assert page.locator("#align-registry tbody tr").count() == 100
                 page.context.close()
             browser.close()
     finally:
         server.terminate()
         server.wait()
-    return took[1:]  # the first one waits for the port, too
+    return times[1:]  # the first one includes the server's start
 
 
 def main() -> None:
@@ -184,30 +241,33 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--save", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     load = [round(os.getloadavg()[0], 1)]
-    with tempfile.TemporaryDirectory() as work:
-        many, few = Path(work) / "many", Path(work) / "few"
-        writer = Portfolio(many)
-        for number in range(given.runs // len(PROJECT)):
-            writer.project(number)
-        Portfolio(few).project(0)
-        found = measured(many, given.rounds, given.runs)
-        found["ten runs"] = [asked(few)[0] for _ in range(given.rounds)]
-        found["page"] = opened(many, given.rounds)
-        size = (many / INDEX).stat().st_size
+    with tempfile.TemporaryDirectory() as folder:
+        large_root = Path(folder) / "many"
+        small_root = Path(folder) / "few"
+        writer = RunWriter(large_root)
+        for number in range(options.runs // len(PROJECT_STAGES)):
+            writer.write_project(number)
+        RunWriter(small_root).write_project(0)
+        times = time_commands(large_root, options.rounds, options.runs)
+        times["ten runs"] = [time_command(small_root)[0] for _ in range(options.rounds)]
+        times["page"] = time_page(large_root, options.rounds)
+        index_bytes = (large_root / INDEX).stat().st_size
     load.append(round(os.getloadavg()[0], 1))
-    for name, times in found.items():
-        print(f"{name}: {median(times):.2f} s ({', '.join(f'{one:.2f}' for one in times)}); asked {BARS[name]:g} s")
-    print(f"{given.runs:,} runs; index {size / 1e6:.0f} MB; load {load}")
-    if given.save:
+    for name, seconds in times.items():
+        rounds = ", ".join(f"{value:.2f}" for value in seconds)
+        print(f"{name}: {median(seconds):.2f} s ({rounds}); asked {BARS[name]:g} s")
+    print(f"{options.runs:,} runs; index {index_bytes / 1e6:.0f} MB; load {load}")
+    if options.save:
         machine = {
             "processor": platform.machine(),
             "cpus": os.cpu_count(),
             "python": platform.python_version(),
             "load": load,
         }
-        given.save.write_text(json.dumps({"machine": machine, "runs": given.runs, "seconds": found}, indent=2) + "\n")
+        report = {"machine": machine, "runs": options.runs, "seconds": times}
+        options.save.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

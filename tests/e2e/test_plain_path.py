@@ -15,14 +15,14 @@ from align.run import read_manifest
 from align.track import read_rows
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from small_models import small_config, small_model
+from small_models import build_small_config, save_small_model
 
 pytestmark = pytest.mark.usefixtures("no_network")
 RULES = ("reward=rules", "reward.rules=[{rule: length, low: 3, high: 9}]", "stage.normalise=off")
 
 
 def with_tokenizer(folder: Path, model_type: str, tokenizer: Any) -> str:
-    small_model(small_config(model_type), folder)
+    save_small_model(build_small_config(model_type), folder)
     tokenizer.save_pretrained(folder)
     return f"model.path={folder}"
 

@@ -26,9 +26,16 @@ from align.run import Base, model_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from architectures import DOC, apart, document  # noqa: E402
-from measured import asked_of, gap_of, greedy, oracle, own_logprobs, sampled  # noqa: E402
-from small_models import TYPES, small_config, small_model  # noqa: E402
+from architectures import DOC, format_page, measure_type_in_fork  # noqa: E402
+from measure_architecture import (  # noqa: E402
+    collect_oracle_outputs,
+    compute_oracle_logprobs,
+    is_greedy,
+    load_oracle,
+    measure_gap,
+    sample_greedily,
+)
+from small_models import TYPES, build_small_config, save_small_model  # noqa: E402
 
 CPU, FP32 = torch.device("cpu"), torch.float32
 ALONE, PADDED = Route(False, False, False), Route(False, True, False)
@@ -45,7 +52,7 @@ def whole_table() -> dict[str, Any]:
 
 
 def saved(folder: Path, model_type: str, **changes: Any) -> Base:
-    small_model(small_config(model_type, **changes), folder)
+    save_small_model(build_small_config(model_type, **changes), folder)
     return Base("small", str(folder), None, model_digest(folder))
 
 
@@ -54,7 +61,7 @@ def cut(rows: list[list[int]], prompts: list[list[int]]) -> Rollout:
 
 
 def test_the_document_is_the_table():
-    assert DOC.read_text(encoding="utf-8") == document(whole_table())
+    assert DOC.read_text(encoding="utf-8") == format_page(whole_table())
 
 
 def test_every_causal_type_has_a_row():
@@ -73,7 +80,7 @@ def test_what_cannot_be_right_is_refused_by_name_before_weights_are_looked_for(m
 
 @pytest.mark.parametrize("model_type", SOME)
 def test_a_row_is_what_a_measurement_gives(model_type: str):
-    row = apart(model_type)
+    row = measure_type_in_fork(model_type)
     assert row | {"off": None} == proven_types()[model_type] | {"off": None}
 
 
@@ -89,7 +96,7 @@ def test_the_plain_path_is_the_fast_one_on_a_model_that_both_fit(tmp_path: Path)
     rollout = cut([list(range(5, 26)), list(range(9, 18)), list(range(30, 44))], [[5, 6, 7, 8, 9], [9], [30, 31, 32]])
     found: list[tuple[Tensor, ...]] = []
     for way in (FAST, PADDED, ALONE):
-        model = oracle(tmp_path)
+        model = load_oracle(tmp_path)
         model.align_route = way
         logprobs, entropies = response_logprobs(model, rollout, 0.7)
         states = hidden_states(model, rollout.tokens_BS, rollout.mask_BS) * rollout.mask_BS[..., None]
@@ -135,9 +142,9 @@ def test_a_configuration_that_nobody_measured_takes_the_plain_path_and_is_probed
     model = load_base(base, "lora", CPU, FP32)
     assert not forward.route_of(model).fast
     assert "the plain path" in capsys.readouterr().out
-    asked = asked_of(oracle(tmp_path))
-    assert gap_of(model, asked) < 1e-3
-    assert greedy(oracle(tmp_path), sampled(model, asked), asked)
+    asked = collect_oracle_outputs(load_oracle(tmp_path))
+    assert measure_gap(model, asked) < 1e-3
+    assert is_greedy(load_oracle(tmp_path), sample_greedily(model, asked), asked)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mamba2", "bart", "xlstm"])
@@ -147,9 +154,9 @@ def test_a_type_that_nobody_measured_is_right(model_type: str, tmp_path: Path, m
     base = saved(tmp_path, model_type)
     model = load_base(base, "lora", CPU, FP32)
     assert forward.route_of(model)[:3] == (False, False, False)
-    asked = asked_of(oracle(tmp_path))
-    assert gap_of(model, asked) < 1e-3
-    assert greedy(oracle(tmp_path), sampled(model, asked), asked)
+    asked = collect_oracle_outputs(load_oracle(tmp_path))
+    assert measure_gap(model, asked) < 1e-3
+    assert is_greedy(load_oracle(tmp_path), sample_greedily(model, asked), asked)
 
 
 def test_a_type_that_nobody_measured_and_that_reads_ahead_is_refused_by_its_probe(
@@ -180,8 +187,8 @@ def test_what_is_proven_is_probed_too_for_its_numbers(tmp_path: Path, monkeypatc
 
 
 def test_sizes_decide_nothing_and_flags_do():
-    first = small_config("llama")
-    larger = small_config(
+    first = build_small_config("llama")
+    larger = build_small_config(
         "llama", hidden_size=128, head_dim=32, num_hidden_layers=2, vocab_size=640, rms_norm_eps=1e-5, pad_token_id=7,
         initializer_range=0.1, attention_dropout=0.1, max_position_embeddings=512,
         rope_parameters={"rope_type": "default", "rope_theta": 5e5},
@@ -189,7 +196,7 @@ def test_sizes_decide_nothing_and_flags_do():
     assert deciding_settings(first) == deciding_settings(larger)
     assert route(larger) == FAST
     for change in (UNPROVEN, {"hidden_act": "relu"}, {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}):
-        assert deciding_settings(small_config("llama", **change)) != deciding_settings(first)
+        assert deciding_settings(build_small_config("llama", **change)) != deciding_settings(first)
 
 
 @pytest.mark.parametrize(
@@ -197,24 +204,26 @@ def test_sizes_decide_nothing_and_flags_do():
 )
 def test_what_people_train_takes_the_fast_path(model_type: str):
     for tied in (True, False):
-        config = small_config(model_type, tie_word_embeddings=tied)
+        config = build_small_config(model_type, tie_word_embeddings=tied)
         assert route(config)[:2] == (True, True)
 
 
 def test_of_layers_of_each_kind_the_number_does_not_matter():
-    assert deciding_settings(small_config("gemma3_text")) == deciding_settings(
-        small_config("gemma3_text", num_hidden_layers=6, layer_types=["sliding_attention"] * 5 + ["full_attention"])
+    assert deciding_settings(build_small_config("gemma3_text")) == deciding_settings(
+        build_small_config(
+            "gemma3_text", num_hidden_layers=6, layer_types=["sliding_attention"] * 5 + ["full_attention"]
+        )
     )
 
 
 def test_picked_tokens_keep_their_places_where_rows_go_alone(tmp_path: Path):
     """Rows come back group by group, and each number has to find its own token."""
     saved(tmp_path, "llama")
-    model = oracle(tmp_path)
+    model = load_oracle(tmp_path)
     model.align_route = ALONE
     rows = [list(range(5, 17)), [40, 41, 42, 43], list(range(60, 68)), [80, 81, 82, 83]]
     rollout = cut(rows, [r[:2] for r in rows])
     picked_BS = rollout.mask_BS & (rollout.mask_BS.cumsum(1) > 1)
     found, _, _ = picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS)
-    right = [own_logprobs(model, r)[:-1].gather(1, torch.tensor(r)[1:, None])[:, 0] for r in rows]
+    right = [compute_oracle_logprobs(model, r)[:-1].gather(1, torch.tensor(r)[1:, None])[:, 0] for r in rows]
     assert_close(found, torch.cat(right), rtol=0, atol=1e-4)

@@ -14,8 +14,8 @@ from align.models.architectures import deciding_settings, route
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from architectures import DOC, count_checkpoints, run_apart  # noqa: E402
-from checkpoints import PUBLISHED, full_config, measure_checkpoint, shrink_config  # noqa: E402
+from architectures import DOC, count_checkpoints, measure_in_fork  # noqa: E402
+from checkpoints import PUBLISHED, build_full_config, measure_checkpoint, shrink_config  # noqa: E402
 
 ROWS: dict[str, Any] = json.loads(architectures.TABLE.read_text(encoding="utf-8"))["checkpoints"]
 CONFIGS: dict[str, Any] = json.loads(PUBLISHED.read_text(encoding="utf-8"))
@@ -35,13 +35,13 @@ def test_every_published_configuration_has_a_row_and_a_source():
 
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_row_is_what_a_measurement_gives(name: str):
-    row = run_apart(lambda: measure_checkpoint(CONFIGS[name]["config"]))
+    row = measure_in_fork(lambda: measure_checkpoint(CONFIGS[name]["config"]))
     assert row | {"off": None} == {k: v for k, v in ROWS[name].items() if k != "source"} | {"off": None}
 
 
 @pytest.mark.parametrize("name", sorted(MEASURED))
 def test_a_published_configuration_takes_the_path_that_was_measured(name: str):
-    full = full_config(CONFIGS[name]["config"])
+    full = build_full_config(CONFIGS[name]["config"])
     assert deciding_settings(full) == ROWS[name]["settings"] == deciding_settings(shrink_config(full))
     way = route(full)
     assert way.proven
@@ -53,7 +53,7 @@ def test_a_published_configuration_takes_the_path_that_was_measured(name: str):
 
 
 def test_one_more_flag_is_not_proven():
-    full = full_config(CONFIGS["microsoft/Phi-3.5-mini-instruct"]["config"])
+    full = build_full_config(CONFIGS["microsoft/Phi-3.5-mini-instruct"]["config"])
     full.hidden_act = "gelu"
     assert not route(full).proven
 

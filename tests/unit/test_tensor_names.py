@@ -17,7 +17,7 @@ from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from small_models import small_config, small_model
+from small_models import build_small_config, save_small_model
 
 CPU = torch.device("cpu")
 FAMILIES = (
@@ -44,7 +44,7 @@ LOADS = [load_base, load_classifier]
 
 
 def save_family(folder: Path, model_type: str) -> Path:
-    small_model(small_config(model_type), folder)
+    save_small_model(build_small_config(model_type), folder)
     return folder
 
 
