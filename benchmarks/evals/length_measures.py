@@ -24,7 +24,7 @@ LENGTH_BIASES = JUDGES | {
     ),
 }
 USED_MEASURE = "arctan of log ratio"
-"""The one of `align.evals.stats`."""
+"""The measure that `align.evals.stats` uses."""
 MAX_BIAS = 0.015
 """Bar of the used measure."""
 

@@ -32,7 +32,7 @@ from align.run import read_manifest  # noqa: E402
 ADAPTERS = 8
 PROMPTS = 40
 WARM_UP_PROMPTS = 4
-"""Of the small run whose processor time is subtracted."""
+"""Prompts of the small run, whose processor time is subtracted."""
 MAX_NEW_TOKENS = 64
 CHECK = {"kind": "regex", "pattern": "e"}
 

@@ -1,5 +1,5 @@
-"""Measure reward overoptimisation: when the gold score of a policy falls that maximises a reward model of few rankings
-without a KL penalty.
+"""Measure reward overoptimisation: how far a policy's gold score falls from its peak in training without a KL penalty,
+on a reward model of few rankings.
 
     python benchmarks/frontier/overoptimisation.py [--root runs/frontier] [--save benchmarks/frontier/turn.json]
         [--plot docs/turn.svg] [--dtype bfloat16] [--jobs 1]
