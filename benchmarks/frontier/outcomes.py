@@ -140,7 +140,7 @@ def compute_tuning_score(root: Path, name: str, excluded_prompts: set[str]) -> f
 def find_evaluation_prompts(overrides: Sequence[str]) -> set[str]:
     """Return the keys of the prompts on which an evaluation with these overrides measures."""
     config = compose_config(["stage=eval", *overrides])
-    held_out = prompts(DataSource.from_settings(config.data), "test", config.seed)[: config.stage.prompts]
+    held_out = read_source_prompts(DataSource.from_settings(config.data), "test", config.seed)[: config.stage.prompts]
     return {prompt_key(prompt.messages) for prompt in held_out}
 
 
