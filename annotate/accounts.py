@@ -3,7 +3,7 @@
     accounts = Accounts(store)
     token = accounts.invite("greetings", "annotator")       # usable once, as a link
     session = accounts.accept(token, "ann", "correct horse battery")
-    accounts.who(session)                                   # Person("ann", {"greetings": "annotator"})
+    accounts.find_person(session)                           # Person("ann", {"greetings": "annotator"})
 
 Accounts are created, and forgotten passwords replaced, by invitation, so that people always choose their own password.
 Passwords are stored as argon2id hashes (RFC 9106), sessions and invitations as the SHA-256 of their random tokens, so
@@ -24,7 +24,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from align.annotate.store import Store
 from align.annotate.store.database import unknown_annotator_error
-from align.annotate.store.erasure import remove_member, user_named
+from align.annotate.store.erasure import find_user, remove_member
 from align.annotate.store.ledger import check_project, close_leases, ensure_annotator, find_annotator
 from align.annotate.store.projects import check_not_erased
 from align.annotate.store.tables import annotators, invitations, leases, members, sessions, users
@@ -52,9 +52,9 @@ INVITATION_S = 7 * 86400
 """Seconds until an invitation expires."""
 ID_LENGTH = 12
 """Number of hex digits of an invitation's digest that are its id."""
-TRIES = 5
+FREE_ATTEMPTS = 5
 """Wrong passwords for a name from one network before each further attempt must wait."""
-TRIES_MANY = 50
+FREE_ATTEMPTS_IN_ALL = 50
 """Wrong passwords for a name from all networks, or from a network for all names, before attempts must wait."""
 
 
@@ -70,7 +70,7 @@ class Person:
     name: str
     roles: Mapping[str, str]
 
-    def may(self, project: str, role: str) -> bool:
+    def has_role(self, project: str, role: str) -> bool:
         """Return whether the person has a role in a project, or a higher one."""
         own_role = self.roles.get(project)
         return own_role is not None and ROLES.index(own_role) >= ROLES.index(role)
@@ -125,7 +125,7 @@ class Accounts:
         self.store = store
         self.clock = clock
         self.passwords = Passwords(hasher or PasswordHasher())
-        self._tries = Throttle(time.monotonic)
+        self._throttle = Throttle(time.monotonic)
 
     # Sessions and passwords
 
@@ -146,7 +146,7 @@ class Accounts:
             set_password(db, user, password_hash)
             return self._open_session(db, user.id)
 
-    def who(self, session: str) -> Person | None:
+    def find_person(self, session: str) -> Person | None:
         """Return the person of a session and prolong it. Returns None if there is no such session or it has ended."""
         now = self.clock()
         query = select(users.c.id, users.c.name, sessions.c.expires_at).join(users, users.c.id == sessions.c.user)
@@ -172,7 +172,7 @@ class Accounts:
             Refused: the session has ended, the old password is wrong, or too many attempts.
             InputError: the new password is too short or too long.
         """
-        person = self.who(session)
+        person = self.find_person(session)
         if person is None:
             raise Refused("session", "(not shown)", "it has ended", "Log in again.")
         user = self._verify_password(person.name, old_password, f"session of {person.name}")
@@ -190,28 +190,32 @@ class Accounts:
         name = normalised_name(name)
         client_network = network(address)
         name_and_network = f"name {name[:100]} from {client_network}"
-        limits = ((name_and_network, TRIES), (f"name {name[:100]}", TRIES_MANY), (f"from {client_network}", TRIES_MANY))
-        failures = self._tries.failures(f"from {client_network}")
+        limits = (
+            (name_and_network, FREE_ATTEMPTS),
+            (f"name {name[:100]}", FREE_ATTEMPTS_IN_ALL),
+            (f"from {client_network}", FREE_ATTEMPTS_IN_ALL),
+        )
+        failures = self._throttle.failures(f"from {client_network}")
         with ExitStack() as unverified:
             for throttle_key, free_attempts in limits:
-                wait = self._tries.attempt(throttle_key, free_attempts)
+                wait = self._throttle.attempt(throttle_key, free_attempts)
                 if wait > 0:
                     problem = f"too many attempts; the next counts in {math.ceil(wait)} s"
                     raise Refused("name", name, problem, "Wait, then try again.")
-                unverified.callback(self._tries.forgive, throttle_key)
+                unverified.callback(self._throttle.forgive, throttle_key)
             user = None
             if is_name(name):  # spares the database impossible names
                 with self.store.reading() as db:
-                    user = user_named(db, name)
+                    user = find_user(db, name)
             matches = self.passwords.matches(
                 None if user is None else user.password, password, client_network, failures
             )
             unverified.pop_all()
         if user is None or not matches:
             raise Refused("name", name, "no such name and password", "Check both; an admin can send a new link.")
-        self._tries.succeeded(name_and_network)
+        self._throttle.succeeded(name_and_network)
         for throttle_key, _ in limits[1:]:
-            self._tries.forgive(throttle_key)
+            self._throttle.forgive(throttle_key)
         return user
 
     def _open_session(self, db: Connection, user: str) -> str:
@@ -245,7 +249,7 @@ class Accounts:
             check_project(db, project)
             check_not_erased(db, project)
             self._delete_expired(db)
-            author = user_named(db, by.name) if by else None
+            author = find_user(db, by.name) if by else None
             row = {
                 "digest": digest(token),
                 "project": project,
@@ -257,7 +261,7 @@ class Accounts:
             db.execute(insert(invitations), row)
         return token
 
-    def first_admin(self, project: str) -> str | None:
+    def invite_first_admin(self, project: str) -> str | None:
         """Return an invitation for the project's first admin, which replaces earlier ones. Returns None if there is an
         admin."""
         with self.store.transaction() as db:
@@ -268,20 +272,20 @@ class Accounts:
             db.execute(delete(invitations).where(invitations.c.project == project, *unnamed_admin))
             return self.invite(project, "admin", lasts_s=86400)
 
-    def invited(self, token: str) -> Invitation | None:
+    def find_invitation(self, token: str) -> Invitation | None:
         """Return the invitation of a token. Returns None if it has expired or was used."""
         conditions = (invitations.c.digest == digest(token), invitations.c.expires_at > self.clock())
         with self.store.reading() as db:
             row = db.execute(select(invitations).where(*conditions)).first()
             if row is None:
                 return None
-            user = user_named(db, row.name)
+            user = find_user(db, row.name)
             roles = {} if user is None else read_roles(db, user.id)
             author_roles = read_roles(db, row.made_by) if row.made_by else dict.fromkeys(roles, "admin")
         resets = all(author_roles.get(project) == "admin" for project in roles)
         return Invitation(row.project, row.role, row.name, resets, user is not None)
 
-    def pending(self, project: str) -> list[PendingInvitation]:
+    def list_invitations(self, project: str) -> list[PendingInvitation]:
         """Return the invitations to a project that can still be accepted, the newest last."""
         author_name = users.c.name.label("author_name")
         query = select(invitations, author_name).outerjoin(users, users.c.id == invitations.c.made_by)
@@ -313,13 +317,13 @@ class Accounts:
             Refused: the invitation has expired, was used or is for another person, or the name is taken.
             InputError: an invalid name or password.
         """
-        if self.invited(token) is None:  # checked first, because hashing a password is slow
+        if self.find_invitation(token) is None:  # checked first, because hashing a password is slow
             raise invalid_invitation_error()
         name = checked_name(name)
         password_hash = self.passwords.hashed(checked_password(name, password))
         with self.store.transaction() as db:
             invitation = self._redeem(db, token)
-            user = user_named(db, name)
+            user = find_user(db, name)
             check_may_accept(db, invitation, name, user)
             if user is None:
                 id = secrets.token_hex(16)
@@ -341,7 +345,7 @@ class Accounts:
         """
         with self.store.transaction() as db:
             invitation = self._redeem(db, token)
-            user = user_named(db, person.name)
+            user = find_user(db, person.name)
             if user is None or invitation.name not in ("", person.name):
                 raise Refused(
                     "token", "(not shown)", "the invitation is for another person", "Ask for one of your own."
@@ -350,7 +354,7 @@ class Accounts:
 
     def _redeem(self, db: Connection, token: str) -> Invitation:
         """Return an invitation and delete it. Raises Refused if it has expired or was used."""
-        invitation = self.invited(token)
+        invitation = self.find_invitation(token)
         if invitation is None:
             raise invalid_invitation_error()
         db.execute(delete(invitations).where(invitations.c.digest == digest(token)))
@@ -379,7 +383,7 @@ class Accounts:
         with self.store.transaction() as db:
             annotator = find_annotator(db, project, name) or find_annotator(db, project, normalised)
             if annotator is None:
-                user = user_named(db, normalised)
+                user = find_user(db, normalised)
                 own_invitations = select(invitations.c.digest)
                 own_invitations = own_invitations.where(
                     invitations.c.project == project, invitations.c.name == normalised
@@ -392,7 +396,7 @@ class Accounts:
                 raise unknown_annotator_error(project, name)
         return annotator.pseudonym
 
-    def handle(self, project: str, name: str) -> str:
+    def get_handle(self, project: str, name: str) -> str:
         """Return an identifier for a person that does not contain their name: their pseudonym in a project, or else
         their account's id.
 
@@ -402,7 +406,7 @@ class Accounts:
         normalised = normalised_name(name)
         with self.store.reading() as db:
             annotator = find_annotator(db, project, name) or find_annotator(db, project, normalised)
-            user = user_named(db, normalised)
+            user = find_user(db, normalised)
         if annotator is not None:
             return annotator.pseudonym
         if user is None:
@@ -410,8 +414,8 @@ class Accounts:
             raise InputError("annotator", name, "there is no account of that name", remedy)
         return user.id
 
-    def behind(self, project: str, handle: str) -> str:
-        """Return the name of the person that a handle identifies, see `handle`.
+    def resolve_handle(self, project: str, handle: str) -> str:
+        """Return the name of the person that a handle identifies, see `get_handle`.
 
         Raises:
             InputError: no such handle.
@@ -434,7 +438,7 @@ class Accounts:
         if role is not None:
             check_role(role)
         with self.store.transaction() as db:
-            user = user_named(db, normalised_name(name))
+            user = find_user(db, normalised_name(name))
             current_role = None if user is None else read_roles(db, user.id).get(project)
             if user is None or current_role is None:
                 raise InputError(

@@ -14,7 +14,7 @@ from align.data.chat.encode import encode_judged
 from align.reward.learned import score_rows
 
 
-def answers_of(
+def tokenize_answers(
     store: Store, project: str, tokenizer: Any, stops: tuple[int, ...], max_length: int
 ) -> dict[str, list[list[int]]]:
     """Tokenize the answers of each item of a project. Items with an answer of more than `max_length` tokens are left
@@ -30,20 +30,20 @@ def answers_of(
     return rows
 
 
-def uncertainties(
+def compute_uncertainties(
     model: Any, score_head: nn.Module, rows: Mapping[str, list[list[int]]], pad_id: int
 ) -> dict[str, float]:
-    """Compute the `uncertainty` of each item, which is its priority in a project of `order: priority`.
+    """Compute the `compute_uncertainty` of each item, which is its priority in a project of `order: priority`.
 
     Args:
-        rows: token ids by item, see `answers_of`.
+        rows: token ids by item, see `tokenize_answers`.
     """
     scores = score_rows(model, score_head, [row for answers in rows.values() for row in answers], pad_id)
     scores_by_item = torch.split(scores, [len(answers) for answers in rows.values()])
-    return {item: uncertainty(item_scores) for item, item_scores in zip(rows, scores_by_item, strict=True)}
+    return {item: compute_uncertainty(item_scores) for item, item_scores in zip(rows, scores_by_item, strict=True)}
 
 
-def uncertainty(scores_K: Tensor) -> float:
+def compute_uncertainty(scores_K: Tensor) -> float:
     """Compute a reward model's uncertainty about an item's K answers, from 0 to 1.
 
     It is 4·p·(1 − p), where p is the probability (Bradley and Terry) that one answer of a pair is preferred, averaged

@@ -53,7 +53,9 @@ class SimulationSummary:
     slope: float
 
 
-def simulate(store: Store, project: str, scorer: Scorer, seed: int, agreement: float = 0.75) -> SimulationSummary:
+def simulate_annotator(
+    store: Store, project: str, scorer: Scorer, seed: int, agreement: float = 0.75
+) -> SimulationSummary:
     """Rank every item of a project that this simulated annotator has not ranked yet.
 
     The noise of an item depends on `(seed, item id)` alone, so that an interrupted and resumed call gives the same
@@ -86,7 +88,7 @@ def simulate(store: Store, project: str, scorer: Scorer, seed: int, agreement: f
                 gold = {c.id: scores[c.id] for c in item.candidates if c.id in scores}
                 if len(gold) < len(item.candidates):
                     continue  # added after scoring: left to the next call
-                tiers = noisy_tiers(gold, slope, random.Random(f"{seed}/{item.id}"))
+                tiers = draw_tiers(gold, slope, random.Random(f"{seed}/{item.id}"))
                 judgement = Judgement(tuple(tuple(tier) for tier in tiers), source="simulated", scorer=scorer.name)
                 # The key stays in the ledger when the annotator is erased: it holds the pseudonym, not the identity.
                 store.record(project, item.id, judgement, annotator=annotator, key=f"{pseudonym}/{item.id}")
@@ -94,7 +96,7 @@ def simulate(store: Store, project: str, scorer: Scorer, seed: int, agreement: f
 
     item_ids = {item.id for item in items}  # others may have added items since
     own_rankings = [r for r in store.rankings(project) if r.annotator == pseudonym and r.item in item_ids]
-    pairs, tied_pairs, agreed_pairs = tally(own_rankings, scores)
+    pairs, tied_pairs, agreed_pairs = count_agreements(own_rankings, scores)
     untied_pairs = pairs - tied_pairs
     return SimulationSummary(
         annotator=annotator,
@@ -107,7 +109,7 @@ def simulate(store: Store, project: str, scorer: Scorer, seed: int, agreement: f
     )
 
 
-def noisy_tiers(scores: Mapping[str, float], slope: float, rng: random.Random) -> list[list[str]]:
+def draw_tiers(scores: Mapping[str, float], slope: float, rng: random.Random) -> list[list[str]]:
     """Draw a Plackett–Luce ranking: candidate ids in tiers, best first. Equal scores share a tier.
 
     Noise is drawn for the distinct scores in descending order, so that the order of the candidates does not matter.
@@ -156,7 +158,7 @@ def calibrate_slope(scores: Sequence[Sequence[float]], agreement: float = 0.75) 
     return (low + high) / 2
 
 
-def tally(rankings: Sequence[Vote], scores: Mapping[str, float]) -> tuple[int, int, int]:
+def count_agreements(rankings: Sequence[Vote], scores: Mapping[str, float]) -> tuple[int, int, int]:
     """Count the pairs in the rankings, the pairs with equal gold scores, and the untied pairs in the gold scores'
     order."""
     pairs = 0

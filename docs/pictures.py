@@ -25,7 +25,7 @@ from align.__main__ import main as align
 from align.annotate.accounts import Person
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.store import Judgement, Store, configure
-from align.annotate.web.server import application
+from align.annotate.web.server import build_app
 from align.web.key_link import KeyAuthenticator
 from align.web.server import listening
 
@@ -120,9 +120,7 @@ def main() -> None:
         judged(store, random.Random(0))
         here = f"http://127.0.0.1:{port}"
         authenticator = KeyAuthenticator(KEY, Person("dora", {PROJECT: "admin"}), f"align_key_{port}")
-        server = uvicorn.Server(
-            uvicorn.Config(application(store, authenticator, [here]), log_level="warning", ws="none")
-        )
+        server = uvicorn.Server(uvicorn.Config(build_app(store, authenticator, [here]), log_level="warning", ws="none"))
         threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True).start()
         while not server.started:
             time.sleep(0.05)

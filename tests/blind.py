@@ -72,11 +72,11 @@ def serving(store: Store, port: int) -> Iterator[Accounts]:
     import uvicorn
 
     from align.annotate.web.access import AccountAuthenticator
-    from align.annotate.web.server import application
+    from align.annotate.web.server import build_app
 
     accounts = quick(store)
     authenticator = AccountAuthenticator(accounts, f"align_session_{port}")
-    app = application(store, authenticator, [f"http://127.0.0.1:{port}"])
+    app = build_app(store, authenticator, [f"http://127.0.0.1:{port}"])
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from align.annotate.store import Store
-from align.annotate.store.preference_pairs import preferences, verdicts_of_people
+from align.annotate.store.preference_pairs import load_human_verdicts, load_preferences
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.chat.encode import encode_judged, prompt_length, surely_too_long
@@ -18,7 +18,7 @@ from align.data.read.columns import ColumnRules, find_shape
 from align.data.read.content import FEEDBACK, PREFERENCES, join_answer
 from align.data.read.drops import BadRows
 from align.data.read.records import iter_valid_groups, read_feedback, read_preferences
-from align.data.sets.published import data_set
+from align.data.sets.published import load_data_set
 from align.data.sources import FILES, MANIFEST, DataSource, build_data_inputs, prepare_record
 from align.data.split import Judged, compute_question_key, exclude_test_questions, select_held_out_keys, split_by_group
 from align.run import Input
@@ -107,7 +107,7 @@ def read_side(data: DataSource, side: str, kind: RecordKind, alternative: str = 
     Raises:
         InputError: the data set holds another kind, or no records to measure on.
     """
-    rows = data_set(Path(data.path or ""))
+    rows = load_data_set(Path(data.path or ""))
     problem = f"holds {rows.kind}, and this stage reads {kind.kind}"
     remedy = f"Name a data set that was made of {kind.noun}."
     require(rows.kind == kind.kind, "data.path", data.path, problem, remedy)
@@ -123,7 +123,7 @@ def read_pairs(data: DataSource, store: str, project: str, allow_simulated: bool
     on."""
     if data.name == "annotations":
         with Store.open(store, create=False) as votes:
-            return sample_records(preferences(votes, project, allow_simulated), data.limit, seed)
+            return sample_records(load_preferences(votes, project, allow_simulated), data.limit, seed)
     return sample_records(read_records(data, "train", PAIR_KIND), data.limit, seed)
 
 
@@ -145,7 +145,7 @@ def read_verdicts(
     """
     if data.name == "annotations":
         with Store.open(store, create=False) as votes:
-            return verdicts_of_people(votes, project, allow_simulated)
+            return load_human_verdicts(votes, project, allow_simulated)
     return read_records(data, "test", PAIR_KIND), []
 
 
@@ -224,7 +224,7 @@ def has_labels(data: DataSource) -> bool:
     pair's counts as feedback, so that a wrong label is reported as such. If no row has a shape, a column `label`
     decides."""
     if data.name == MANIFEST:
-        return data_set(Path(data.path or "")).kind == FEEDBACK
+        return load_data_set(Path(data.path or "")).kind == FEEDBACK
     if data.name != FILES:
         return False
     has_label_column = False

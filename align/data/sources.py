@@ -21,7 +21,7 @@ from align.data.read.content import DOCUMENTS, MESSAGE_ATTRIBUTES, PREFERENCES, 
 from align.data.read.files import list_data_files
 from align.data.read.messages import with_default_system
 from align.data.read.records import read_documents
-from align.data.sets.published import ROOTS, data_set, described
+from align.data.sets.published import ROOT_FIELDS, load_data_set, read_description
 from align.data.sets.sides import SIDES
 from align.data.split import exclude_test_questions, split_documents, truncate_to_question
 from align.run import Input, files_digest, json_digest, lookup_digest
@@ -108,9 +108,9 @@ def build_data_input(data: DataSource) -> Input:
     """
     if data.name == MANIFEST:
         folder = Path(data.path or "")
-        description = described(folder)
+        description = read_description(folder)
         digest = json_digest([description["root"], description["shards"]])
-        return Input(digest, path=str(data.path), details={key: description[key] for key in ROOTS})
+        return Input(digest, path=str(data.path), details={key: description[key] for key in ROOT_FIELDS})
     if data.name == "chitchat":
         return Input(lookup_digest(chitchat.get_corpus_path()), path=data.path or data.name)
     return build_files_input(data.path, "data.path")
@@ -172,7 +172,7 @@ def list_held_out_sources(data: DataSource, seed: int = 0) -> list[str]:
     order. Returns an empty list for other sources of rows."""
     if data.name != MANIFEST or data.eval_path:
         return []
-    return shuffle_and_limit(data_set(Path(data.path or "")).sources("test"), seed, data.limit)
+    return shuffle_and_limit(load_data_set(Path(data.path or "")).sources("test"), seed, data.limit)
 
 
 def read_source_prompts(data: DataSource, split: str, seed: int = 0) -> list[Conversation]:
@@ -269,7 +269,7 @@ def read_data_set_side(data: DataSource, side: str, requires_answer: bool = Fals
     Raises:
         InputError: the documents are imitated, and the data set holds pairs or feedback, which only give prompts.
     """
-    rows = data_set(Path(data.path or ""))
+    rows = load_data_set(Path(data.path or ""))
     remedy = "Name a data set of conversations or texts."
     if rows.kind == PREFERENCES:
         remedy = f"Use it with stage=reward, stage=dpo or stage=kto, or n{remedy[1:]}"

@@ -12,7 +12,7 @@ import numpy as np
 
 from align.core.errors import require
 from align.core.types import Conversation, Document, Feedback, Preference, Record
-from align.data.dedup.arrays import components
+from align.data.dedup.arrays import label_components
 from align.data.read.content import extract_prompt
 from align.data.read.drops import count_dropped
 
@@ -120,7 +120,7 @@ def split_by_group(prefs: Sequence[Judged], held_out: float, seed: int) -> tuple
     number_of_name = {name: i for i, name in enumerate(dict.fromkeys([*prompts, *groups]))}
     prompt_numbers = np.array([number_of_name[name] for name in prompts], np.int64)
     group_numbers = np.array([number_of_name[name] for name in groups], np.int64)
-    component_of_record = components(len(number_of_name), prompt_numbers, group_numbers)[prompt_numbers].tolist()
+    component_of_record = label_components(len(number_of_name), prompt_numbers, group_numbers)[prompt_numbers].tolist()
     hash_of_component: dict[int, str] = {}
     for component, prompt in zip(component_of_record, prompts, strict=True):
         hash_of_component[component] = min(prompt, hash_of_component.get(component, prompt))

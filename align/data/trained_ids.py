@@ -32,8 +32,8 @@ from align.core.merkle import compute_root
 from align.core.types import Conversation, Feedback, Message, Record
 from align.data.chat.reasoning import alone
 from align.data.read.content import encode_content_row, encode_role_and_content
-from align.data.sets.ids import SHA256, IdKind, KeyOf, id_of, kind_under, kinds_in, under
-from align.data.sets.published import data_set, leaf
+from align.data.sets.ids import SHA256, FindKey, IdKind, apply_key, build_hmac_kind, compute_content_id, read_id_kinds
+from align.data.sets.published import encode_leaf, load_data_set
 from align.data.sources import MANIFEST, DataSource
 from align.run import Artifact, lookup_digest
 from align.run.lineage import GoneRun, iter_artifact_ancestors
@@ -62,7 +62,7 @@ class IdScheme(NamedTuple):
     """
 
     kind_of: Callable[[Record], IdKind] | None = None
-    key_of: KeyOf = lambda kind: None
+    key_of: FindKey = lambda kind: None
 
 
 KEYLESS_SCHEME = IdScheme()
@@ -81,12 +81,12 @@ def choose_id_scheme(source: DataSource, store: str, project: str) -> IdScheme:
     if source.name == "annotations":
         with Store.open(store, create=False) as votes:
             key = votes.key(project)
-        kind = kind_under(project, key) if key else IdKind(project)  # the key may just have been erased
+        kind = build_hmac_kind(project, key) if key else IdKind(project)  # the key may just have been erased
         return IdScheme(lambda record: kind, find_key)
     if source.name != MANIFEST:
         return IdScheme()
-    rows = data_set(Path(source.path or ""))
-    kinds = kinds_in(rows.data)
+    rows = load_data_set(Path(source.path or ""))
+    kinds = read_id_kinds(rows.data)
     if {*kinds.values()} <= {SHA256}:
         return IdScheme()
     # The first question of a row depends neither on `data.system` nor on hidden reasoning.
@@ -107,7 +107,7 @@ def find_store_key(store: str, kind: IdKind) -> bytes | None:
     name."""
     with suppress(InputError), Store.open(store, create=False) as votes:
         key = votes.key(kind.project)
-        if key is not None and kind_under(kind.project, key) == kind:
+        if key is not None and build_hmac_kind(kind.project, key) == kind:
             return key
     return None
 
@@ -195,9 +195,9 @@ def write_trained_ids(
         key = keys.get(kind) if keys else None
         if kind != SHA256 and key is None:
             continue
-        ids[i] = id_of(encode_content_row(record), key)
+        ids[i] = compute_content_id(encode_content_row(record), key)
         question_ids = hash_questions(record, system)
-        ids_of_questions[i] = [under(question_id, key) for question_id in question_ids] if key else question_ids
+        ids_of_questions[i] = [apply_key(question_id, key) for question_id in question_ids] if key else question_ids
     columns = {
         "content_id": ids,
         "question_ids": ids_of_questions,
@@ -212,7 +212,7 @@ def write_trained_ids(
         np.frombuffer(b"".join(known_ids), "V32"), return_index=True, return_counts=True
     )
     order = np.argsort(first_index)
-    sequence = map(leaf, values[order].tolist(), counts[order].tolist())
+    sequence = map(encode_leaf, values[order].tolist(), counts[order].tolist())
     return {"data_root": compute_root(sequence), "data_ids_root": compute_root(values.tolist())}
 
 
@@ -233,11 +233,15 @@ class TrainedQuestions:
     def asks(self, turns: Sequence[Message]) -> bool:
         """Return whether the last question of a conversation was trained on."""
         *_, question_id = hash_turns_before_answers(turns, self.system)
-        return any(under(question_id, key) in ids for key, ids in self.questions.items())
+        return any(apply_key(question_id, key) in ids for key, ids in self.questions.items())
 
 
 def collect_trained_questions(
-    artifact: Artifact, root: Path, key_of: KeyOf, system: str | None = None, stages: Collection[str] = TRAINING_STAGES
+    artifact: Artifact,
+    root: Path,
+    key_of: FindKey,
+    system: str | None = None,
+    stages: Collection[str] = TRAINING_STAGES,
 ) -> TrainedQuestions:
     """Collect the questions that an artifact was trained on: by its own run and all runs that it derives from,
     including those of reward models and of its base.

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from align.core.errors import AlignError
 from align.core.types import Conversation, Record
-from align.data.dedup.evaluation_overlap import RULES, SLICE, Index, Prefilter, hits
+from align.data.dedup.evaluation_overlap import RULES, SLICE_BYTES, OverlapIndex, Prefilter, find_hits
 from align.data.pairs import read_divided_judgements, read_pairs, split_pairs
 from align.data.read.content import list_turns
 from align.data.sources import DataSource, build_data_input, read_documents_of_split, read_source_prompts
@@ -116,7 +116,7 @@ def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity:
     ):
         candidates = texts.filter(pa.array(prefilter.maybe(texts)))
         if len(candidates):
-            matches = hits(Index([candidates], threshold=similarity).without(prefilter.phrases), questions)
+            matches = find_hits(OverlapIndex([candidates], threshold=similarity).without(prefilter.phrases), questions)
             for i, rule in zip(matches.text.tolist(), matches.rule.tolist(), strict=True):
                 rule_of_question[i] = min(rule, rule_of_question.get(i, rule))
     return {i: RULES[rule] for i, rule in sorted(rule_of_question.items())}
@@ -136,7 +136,7 @@ def iter_slices(texts: Iterable[str]) -> Iterator[pa.Array]:
     for text in texts:
         part.append(text)
         size += len(text)
-        if size >= SLICE:
+        if size >= SLICE_BYTES:
             yield pa.array(part, pa.string())
             part = []
             size = 0

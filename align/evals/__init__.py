@@ -1,1 +1,1 @@
-"""Evaluation: judges, suites of tasks, statistics, figures on held-out data."""
+"""Evaluation: judges, suites of tasks, statistics, and figures on held-out data."""

@@ -25,7 +25,7 @@ NO_ROW = {
 `one_score` still give a winner."""
 
 
-class Chosen(NamedTuple):
+class BestOfSelection(NamedTuple):
     """The answers selected for one prompt.
 
     Attributes:
@@ -40,7 +40,7 @@ class Chosen(NamedTuple):
 
 
 @dataclass
-class Tally:
+class BestOfResults:
     """The results over all prompts, in their order.
 
     Attributes:
@@ -60,7 +60,7 @@ class Tally:
     outranked: int = 0
 
 
-def chosen(answers: Sequence[Mapping[str, Any]], tools: bool) -> Chosen:
+def select_answers(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> BestOfSelection:
     """Select the winner of a prompt, and the answer that it is preferred to.
 
     The winner is the best answer that ended by itself and holds text. A cut answer is never imitated: it would teach
@@ -71,36 +71,36 @@ def chosen(answers: Sequence[Mapping[str, Any]], tools: bool) -> Chosen:
         answers: in the order in which they were drawn, see `align.stages.sample`.
         tools: whether the prompt or its messages use tools.
     """
-    if tools:
-        return Chosen(None, None, "with_tools")
-    order = rank_answers([[each["score"] for each in answers]])[0].tolist()
+    if has_tools:
+        return BestOfSelection(None, None, "with_tools")
+    order = rank_answers([[answer["score"] for answer in answers]])[0].tolist()
     winner = next((i for i in order if answers[i]["ended"] and not empty(answers[i]["answer"])), None)
     if winner is None:
-        return Chosen(None, None, "no_winner")
-    texts = [each["answer"].strip() for each in answers]
+        return BestOfSelection(None, None, "no_winner")
+    texts = [answer["answer"].strip() for answer in answers]
     candidates = [i for i in order if texts[i] not in ("", texts[winner])]
     if not candidates:
-        return Chosen(winner, None, "all_equal")
+        return BestOfSelection(winner, None, "all_equal")
     loser = candidates[-1]
     is_lower = answers[loser]["score"] < answers[winner]["score"]
-    return Chosen(winner, loser, "") if is_lower else Chosen(winner, None, "one_score")
+    return BestOfSelection(winner, loser, "") if is_lower else BestOfSelection(winner, None, "one_score")
 
 
-def tallied(rows: Iterable[Mapping[str, Any]], run: str, scorer: str) -> Tally:
+def collect_results(rows: Iterable[Mapping[str, Any]], run: str, scorer: str) -> BestOfResults:
     """Collect winners, pairs and figures from the lines of a run's `samples.jsonl`, reading one line at a time.
 
     Args:
         run: `sample:NAME`.
         scorer: the reward's name for people.
     """
-    results = Tally()
+    results = BestOfResults()
     for row in rows:
         answers = row["answers"]
-        results.scores.append([each["score"] for each in answers])
-        results.tokens.append([each["tokens"] for each in answers])
+        results.scores.append([answer["score"] for answer in answers])
+        results.tokens.append([answer["tokens"] for answer in answers])
         if "gold" in answers[0]:
-            results.gold.append([each["gold"] for each in answers])
-        winner, loser, why = chosen(answers, uses_tools(row))
+            results.gold.append([answer["gold"] for answer in answers])
+        winner, loser, why = select_answers(answers, uses_tools(row))
         if winner is not None:
             results.winners.append(build_winner_row(row, winner, run, scorer))
             results.outranked += answers[winner]["score"] < max(results.scores[-1])
@@ -152,7 +152,7 @@ def build_preference(row: Mapping[str, Any], winner: int, loser: int, run: str, 
     )
 
 
-def compute_curve(results: Tally) -> list[dict[str, Any]]:
+def compute_curve(results: BestOfResults) -> list[dict[str, Any]]:
     """Estimate the figures of best-of-n for n = 1, 2, 4, … N.
 
     Returns:
@@ -174,7 +174,7 @@ def compute_curve(results: Tally) -> list[dict[str, Any]]:
     ]
 
 
-def figures(results: Tally) -> dict[str, Any]:
+def compute_best_of_figures(results: BestOfResults) -> dict[str, Any]:
     """Compute a run's headline figures.
 
     Returns:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from align.core.types import Message
 from align.data.ngrams import iter_ngrams, tokenize_words
-from align.evals.text import distinct_n, quote
+from align.evals.text import compute_distinct_n, quote_beginning
 from align.ops.intervals import Interval, mean_interval, proportion_interval
 from align.report.figure_text import in_words, percent
 
@@ -28,7 +28,7 @@ MIN_PROMPTS = 64
 """Minimum number of distinct prompts for a verdict."""
 MAX_SHARE = 0.10
 """Maximum share of the commonest greedy answer of a policy, if its reference has a lower share."""
-ALWAYS = 0.50
+MAX_IDENTICAL_SHARE = 0.50
 """Maximum share of one answer, compared word for word, for any share of the reference: both systems may have collapsed
 alike."""
 MIN_DISTINCT = 0.5
@@ -44,16 +44,16 @@ UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u34
 """Letters of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which have no spaces between words."""
 UNSPACED_WORDS = re.compile(f"{UNSPACED.pattern}|[^{UNSPACED.pattern[1:-1]}]+")
 BETWEEN_UNSPACED = re.compile(f"(?<={UNSPACED.pattern}) (?={UNSPACED.pattern})")
-ECHO = 0.8
+MIN_ECHO_LENGTH = 0.8
 """Minimum length of an answer that counts as a repetition of its prompt if all its words are masked, as a share of the
 words of the prompt."""
 PHRASE = 4
 """Number of words of a phrase."""
 PHRASE_LETTERS = 8
 """Number of letters of a phrase in a script without spaces."""
-CONSTANTS = 8
+MAX_CONSTANTS = 8
 """Number of commonest answers that are tried as the answer to every prompt of a closed task."""
-SAME_SCORES = 0.9
+MIN_EQUAL_SCORES = 0.9
 """Minimum share of prompts with the score of a constant answer, for scores that count as those of this answer."""
 
 
@@ -125,7 +125,7 @@ class SystemAnswers(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class VarietyComparison:
     """The variety of a policy's answers and of its reference's to the same prompts."""
 
     policy: Variety
@@ -141,7 +141,7 @@ class Measurement(NamedTuple):
     """A verdict on a policy, and its figures: `greedy` and `sampled` → the comparison with the reference."""
 
     collapse: Collapse
-    variety: Mapping[str, Comparison]
+    variety: Mapping[str, VarietyComparison]
 
     def as_dict(self) -> dict[str, Any]:
         variety = {how: comparison.as_dict() for how, comparison in self.variety.items()}
@@ -165,7 +165,7 @@ def measure_collapse(
     Raises:
         ValueError: there are no prompts.
     """
-    rows = first_of_each_prompt(prompts)
+    rows = find_distinct_prompts(prompts)
     prompts = [prompts[row] for row in rows]
     policy = policy.select(rows)
     ref = ref.select(rows) if ref else None
@@ -184,19 +184,19 @@ def restrict_to_sampled(collapse: Collapse, why: str) -> Collapse:
     return Collapse(NOT_MEASURED, (f"no answers at temperature 0: {why}",))
 
 
-def compare_answers(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str] | None) -> Comparison:
+def compare_answers(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str] | None) -> VarietyComparison:
     """Compare answers to distinct prompts with those of a reference."""
     if ref is None:
-        return Comparison(measure_variety(prompts, policy), None, None, None)
-    return Comparison(
+        return VarietyComparison(measure_variety(prompts, policy), None, None, None)
+    return VarietyComparison(
         measure_variety(prompts, policy),
         measure_variety(prompts, ref),
-        commonest_new_sentence(prompts, policy, ref),
-        commonest_new_phrase(prompts, policy, ref),
+        find_commonest_new_sentence(prompts, policy, ref),
+        find_commonest_new_phrase(prompts, policy, ref),
     )
 
 
-def judge_comparison(comparison: Comparison, reference: str, answers: str) -> Collapse:
+def judge_comparison(comparison: VarietyComparison, reference: str, answers: str) -> Collapse:
     ref = comparison.ref
     share = ref.commonest_share.value if ref else 0.0
     name = reference if ref else ""
@@ -221,7 +221,7 @@ def combine_verdicts(verdicts: Mapping[str, Collapse]) -> Collapse:
     return Collapse(NOT_MEASURED, ("no task asks for answers",))
 
 
-def collapse_lines(verdicts: Mapping[str, Collapse]) -> list[str]:
+def describe_collapse(verdicts: Mapping[str, Collapse]) -> list[str]:
     """Return the lines above all figures: about systems that collapsed, and about those that were not measured.
 
     Args:
@@ -241,7 +241,7 @@ def collapse_lines(verdicts: Mapping[str, Collapse]) -> list[str]:
     return lines
 
 
-def phrase_lines(collapse: Collapse, phrase: Mapping[str, Any] | None, reference: str) -> list[str]:
+def describe_new_phrase(collapse: Collapse, phrase: Mapping[str, Any] | None, reference: str) -> list[str]:
     """Return a line about words that many greedy answers of a policy have in common, and those of its reference have
     not.
 
@@ -257,12 +257,12 @@ def phrase_lines(collapse: Collapse, phrase: Mapping[str, Any] | None, reference
     return [f"the words “{phrase['text']}” stand in {shares}"]
 
 
-def prompt_text(messages: Iterable[Message]) -> str:
+def get_prompt_text(messages: Iterable[Message]) -> str:
     """Return the text of a prompt without system prompts."""
     return " ".join(message.content for message in messages if message.role != "system")
 
 
-def first_of_each_prompt(prompts: Sequence[str]) -> list[int]:
+def find_distinct_prompts(prompts: Sequence[str]) -> list[int]:
     """Return the index of the first occurrence of each distinct prompt, compared without case and spacing."""
     indices: dict[str, int] = {}
     for index, prompt in enumerate(prompts):
@@ -324,22 +324,22 @@ def measure_variety(prompts: Sequence[str], answers: Sequence[str]) -> Variety:
     Raises:
         ValueError: there are no answers.
     """
-    masked = [
+    keys = [
         build_comparison_key(prompt, answer, parts)
         for prompt, answer, parts in zip(prompts, answers, mask_answers(prompts, answers), strict=True)
     ]
-    counts = Counter(masked)
-    common, count = counts.most_common(1)[0] if counts else ("", 0)
+    counts = Counter(keys)
+    commonest_key, count = counts.most_common(1)[0] if counts else ("", 0)
     if not count:
         raise ValueError("no answers to measure")
     texts = [" ".join(split_words(answer)) or answer.strip() for answer in answers]
     return Variety(
         answers=len(answers),
         distinct=len(counts),
-        commonest=answers[masked.index(common)],
-        commonest_share=proportion_interval([float(each == common) for each in masked]),
+        commonest=answers[keys.index(commonest_key)],
+        commonest_share=proportion_interval([float(key == commonest_key) for key in keys]),
         identical_share=_compute_share(Counter(texts).most_common(1)[0][1], len(texts)),
-        distinct2=distinct_n(answers, 2),
+        distinct2=compute_distinct_n(answers, 2),
     )
 
 
@@ -353,10 +353,10 @@ def build_comparison_key(prompt: str, answer: str, sentences: Sequence[Sequence[
     if any(word not in (MASK, "0") for sentence in sentences for word in sentence):
         return " / ".join(sorted({" ".join(word for word, _ in groupby(sentence)) for sentence in sentences}))
     answer_words = split_words(answer)
-    return MASK if len(answer_words) >= ECHO * len(split_words(prompt)) else " ".join(answer_words)
+    return MASK if len(answer_words) >= MIN_ECHO_LENGTH * len(split_words(prompt)) else " ".join(answer_words)
 
 
-def commonest_new_sentence(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
+def find_commonest_new_sentence(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
     """Return the commonest sentence of the policy's answers that is significantly more frequent than in the reference's
     answers: the intervals of its shares do not overlap.
 
@@ -373,7 +373,7 @@ def commonest_new_sentence(prompts: Sequence[str], policy: Sequence[str], ref: S
     return _find_commonest_new(*sides)
 
 
-def commonest_new_phrase(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
+def find_commonest_new_phrase(prompts: Sequence[str], policy: Sequence[str], ref: Sequence[str]) -> Phrase | None:
     """Return the commonest run of four words, or of eight letters in a script without spaces, by the rule of
     `find_commonest_new_sentence`."""
     sides = [
@@ -405,7 +405,7 @@ def judge_against_constant(policy: Interval, constant: str) -> Collapse:
     if policy.value > 0 and (policy.low is None or policy.low > 0):  # no interval if all differences are equal
         return Collapse(VARIED, ())
     difference = in_words(policy.as_dict())
-    every = f"{quote(constant)}, given as the answer to every prompt"
+    every = f"{quote_beginning(constant)}, given as the answer to every prompt"
     reason = f"it is not shown to beat {every} (difference {difference})"
     return Collapse(COLLAPSED, (reason,))
 
@@ -461,9 +461,11 @@ def judge_collapse(
     share = policy.commonest_share
     assert share.low is not None
     assert policy.identical_share.low is not None
-    if share.low > MAX_SHARE and (share.low > ref_share or policy.identical_share.low > ALWAYS):
+    if share.low > MAX_SHARE and (share.low > ref_share or policy.identical_share.low > MAX_IDENTICAL_SHARE):
         compared = f" ({reference}: {ref_share:.0%} for its commonest)" if reference else ""
-        reasons.append(f"{percent(share.as_dict())} of its {answers} are alike: {quote(policy.commonest)}{compared}")
+        reasons.append(
+            f"{percent(share.as_dict())} of its {answers} are alike: {quote_beginning(policy.commonest)}{compared}"
+        )
     if policy.distinct < MIN_DISTINCT * ref_distinct:
         reasons.append(f"{policy.distinct} different {answers}, where the {reference} has {ref_distinct}")
     if sentence and sentence.policy.value >= MAX_SENTENCE_SHARE:
@@ -494,36 +496,38 @@ def judge_closed_task(
     if len(answers) < MIN_PROMPTS:
         return Collapse(NOT_MEASURED, (f"{len(answers)} distinct prompts, {MIN_PROMPTS} are needed",))
     counts = Counter([*answers, *(ref.best if ref else ())])
-    constants = [text for text, _ in counts.most_common(CONSTANTS)]
+    constants = [text for text, _ in counts.most_common(MAX_CONSTANTS)]
     scores = {text: list(score([text] * len(answers))) for text in constants}
     constant = max(constants, key=lambda text: sum(scores[text]))
     if best_score is not None and min(scores[constant]) >= best_score:
-        return Collapse(NOT_MEASURED, (f"{quote(constant)} is right for every prompt",))
+        return Collapse(NOT_MEASURED, (f"{quote_beginning(constant)} is right for every prompt",))
     policy_scores = list(score(answers))
     collapse = judge_against_constant(
         mean_interval([a - b for a, b in zip(policy_scores, scores[constant], strict=True)]), constant
     )
     if best_score is not None and min(policy_scores) >= best_score:
         collapse = Collapse(VARIED, ())
-    if collapse.is_collapsed and not (is_one_answer(answers) or scores_alike(policy_scores, scores[constant])):
+    if collapse.is_collapsed and not (
+        has_majority_answer(answers) or has_scores_of_constant(policy_scores, scores[constant])
+    ):
         collapse = Collapse(VARIED, ())
     return restrict_to_sampled(collapse, policy.no_greedy) if policy.greedy is None else collapse
 
 
-def is_one_answer(answers: Sequence[str]) -> bool:
+def has_majority_answer(answers: Sequence[str]) -> bool:
     """Return whether one answer, compared without case and punctuation, is given to significantly more than half of the
     prompts."""
     keys = [" ".join(tokenize_words(answer)) or answer.strip() for answer in answers]
     count = Counter(keys).most_common(1)[0][1]
     low = _compute_share(count, len(answers)).low
     assert low is not None
-    return low > ALWAYS
+    return low > MAX_IDENTICAL_SHARE
 
 
-def scores_alike(own: Sequence[float], constant: Sequence[float]) -> bool:
+def has_scores_of_constant(policy_scores: Sequence[float], constant_scores: Sequence[float]) -> bool:
     """Return whether a policy has the scores of a constant answer, also on the prompts where these are rare. Its
     answers are then the constant one in other words."""
-    commonest_score = Counter(constant).most_common(1)[0][0]
-    equal = [a == b for a, b in zip(own, constant, strict=True)]
-    rare = [same for same, score in zip(equal, constant, strict=True) if score != commonest_score]
-    return bool(rare) and all(sum(part) >= SAME_SCORES * len(part) for part in (equal, rare))
+    commonest_score = Counter(constant_scores).most_common(1)[0][0]
+    equal = [a == b for a, b in zip(policy_scores, constant_scores, strict=True)]
+    rare = [same for same, score in zip(equal, constant_scores, strict=True) if score != commonest_score]
+    return bool(rare) and all(sum(part) >= MIN_EQUAL_SCORES * len(part) for part in (equal, rare))

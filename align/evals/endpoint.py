@@ -37,22 +37,22 @@ KEYS = ("key_env", "extra_body", "at_once", "timeout_s")
 """Optional keys of an endpoint in the configuration, beside its url and model."""
 PATH = "/chat/completions"
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
-OURS = ("model", "messages", "stream", "n", "tools")
+FIXED_PARAMETERS = ("model", "messages", "stream", "n", "tools")
 """Parameters of a request that `extra_body` cannot change."""
-TRIES = 4
+MAX_ATTEMPTS = 4
 """Attempts at each request."""
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 """The pause after the first attempt is doubled after each further one, unless the server asks for another pause."""
-AGAIN = (408, 429, 500, 502, 503, 504, 529)
+RETRY_STATUSES = (408, 429, 500, 502, 503, 504, 529)
 """Statuses after which the same request is tried again."""
 TOO_LONG = re.compile(
     r"context[ _-]?(length|window|size)|maximum context|too long|too many tokens|max_new_tokens", re.IGNORECASE
 )
 """Matches error messages about a prompt that does not fit, sent with the status 400 or 422."""
-MOST_TOKENS = 1 << 16
+DEFAULT_MAX_TOKENS = 1 << 16
 """Limit assumed for the tokens of an answer if a request sets none."""
-LAST = 16
+LAST_TOKENS = 16
 """Tokens at the end of an answer whose logprobs are kept."""
 
 
@@ -107,29 +107,29 @@ class Endpoint:
         return Question(self.url, {name: value for name, value in body.items() if value is not None}, draw)
 
 
-class Failure(NamedTuple):
+class EndpointFailure(NamedTuple):
     """The reason why there is no answer.
 
     Attributes:
         kind: `lost` if the server could not be reached or was busy; `too long` for a prompt that does not fit;
             `refused` for any other error status; `unreadable` for a response in an unknown form.
-        said: a clause that continues a sentence about the server.
+        problem: a clause that continues a sentence about the server.
     """
 
     kind: Literal["lost", "too long", "refused", "unreadable"]
-    said: str
+    problem: str
 
 
-def parsed_endpoint(value: Any, field: str, more: Sequence[str] = ()) -> Endpoint:
+def parse_endpoint(value: Any, field: str, extra_keys: Sequence[str] = ()) -> Endpoint:
     """Parse an endpoint from a mapping of the configuration.
 
     Args:
-        more: further keys that the mapping may have.
+        extra_keys: further keys that the mapping may have.
 
     Raises:
         InputError: the mapping is invalid, or contains a key instead of the name of an environment variable.
     """
-    spec = check_keys(value, field, ("url", "model"), (*KEYS, *more))
+    spec = check_keys(value, field, ("url", "model"), (*KEYS, *extra_keys))
     url = str(spec["url"]).rstrip("/")
     problem = "is no address of an API"
     remedy = "Write http://HOST:PORT/v1, without a key, a password or a question."
@@ -142,7 +142,7 @@ def parsed_endpoint(value: Any, field: str, more: Sequence[str] = ()) -> Endpoin
     extra = spec.get("extra_body", {})
     require(isinstance(extra, Mapping), f"{field}.extra_body", extra, "is no mapping", "Write {seed: null}.")
     for name, parameter in extra.items():
-        is_allowed = isinstance(name, str) and name not in OURS
+        is_allowed = isinstance(name, str) and name not in FIXED_PARAMETERS
         require(is_allowed, f"{field}.extra_body.{name}", parameter, "is decided by the evaluation", "Leave it out.")
     return Endpoint(
         field,
@@ -167,7 +167,7 @@ def is_api(url: str) -> bool:
     return parts.scheme in ("http", "https") and has_host and not has_more and port != 0
 
 
-def api_key(endpoint: Endpoint) -> str:
+def read_api_key(endpoint: Endpoint) -> str:
     """Read the key from the environment, and mask it from now on in all output.
 
     Returns an empty string if the endpoint names no variable.
@@ -187,7 +187,7 @@ def api_key(endpoint: Endpoint) -> str:
     return key
 
 
-def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
+def to_openai_messages(conversation: Conversation) -> list[dict[str, Any]]:
     """Return a conversation in OpenAI's form."""
     messages: list[dict[str, Any]] = []
     for message in conversation.messages:
@@ -202,21 +202,21 @@ def messages_of(conversation: Conversation) -> list[dict[str, Any]]:
     return messages
 
 
-def answers_from(
+def fetch_answers(
     endpoint: Endpoint,
     questions: Sequence[Question],
     store: AnswerStore,
     label: str,
-    watch: Callable[[Answer | Failure], None],
-    keeps: Callable[[Answer], bool] = lambda _: True,
-) -> tuple[dict[str, Answer | Failure], int]:
+    watch: Callable[[Answer | EndpointFailure], None],
+    should_store: Callable[[Answer], bool] = lambda _: True,
+) -> tuple[dict[str, Answer | EndpointFailure], int]:
     """Return the replies to questions: stored ones, and the others by asking the server. New answers are stored as soon
     as they arrive.
 
     Args:
         label: of the progress bar.
         watch: is called with each new reply. An exception that it raises ends the requests.
-        keeps: returns whether an answer is stored. Another run asks again for one that is not.
+        should_store: returns whether an answer is stored. Another run asks again for one that is not.
 
     Returns:
         the replies by the question's id, and the number of stored ones.
@@ -226,26 +226,28 @@ def answers_from(
         CorruptFile, StorageError: the store cannot be used.
     """
     question_by_id = {question.id: question for question in questions}
-    replies: dict[str, Answer | Failure] = {**store.found(question_by_id)}
+    replies: dict[str, Answer | EndpointFailure] = {**store.found(question_by_id)}
     stored_count = len(replies)
     missing = [question for id, question in question_by_id.items() if id not in replies]
 
     with show_progress(label, len(question_by_id), stored_count) as bar:
 
-        def receive_reply(question: Question, reply: Answer | Failure) -> None:
-            if isinstance(reply, Answer) and keeps(reply):
+        def receive_reply(question: Question, reply: Answer | EndpointFailure) -> None:
+            if isinstance(reply, Answer) and should_store(reply):
                 store.add([(question, reply)])
             watch(reply)
             replies[question.id] = reply
             bar.advance(len(replies))
 
         if missing:
-            asyncio.run(ask(endpoint, missing, receive_reply))
+            asyncio.run(ask_all(endpoint, missing, receive_reply))
     return replies, stored_count
 
 
-async def ask(
-    endpoint: Endpoint, questions: Sequence[Question], receive_reply: Callable[[Question, Answer | Failure], None]
+async def ask_all(
+    endpoint: Endpoint,
+    questions: Sequence[Question],
+    receive_reply: Callable[[Question, Answer | EndpointFailure], None],
 ) -> None:
     """Ask questions concurrently. The first exception of a request or of `receive_reply` cancels the others."""
     queue = iter(questions)
@@ -265,7 +267,7 @@ async def ask(
 def open_client(endpoint: Endpoint) -> httpx.AsyncClient:
     """Open a client that follows no redirect, so that the key reaches no other server, and that uses no proxy for this
     machine."""
-    key = api_key(endpoint)
+    key = read_api_key(endpoint)
     headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {key}"} if key else {})}
     transport = direct_transport(endpoint.url) if is_on_this_machine(endpoint.url) else None
     limits = httpx.Limits(max_connections=endpoint.at_once)  # time in httpx's own queue would count as the answer's
@@ -279,33 +281,35 @@ def is_on_this_machine(url: str) -> bool:
     return host == "localhost"
 
 
-async def fetch_answer(client: httpx.AsyncClient, endpoint: Endpoint, question: Question) -> Answer | Failure:
+async def fetch_answer(client: httpx.AsyncClient, endpoint: Endpoint, question: Question) -> Answer | EndpointFailure:
     """Send a question, and again with pauses if the server is busy or cannot be reached.
 
     Raises:
         InputError: see `fetch_answers`.
     """
     limits = [question.body.get(name) for name in ("max_tokens", "max_completion_tokens")]
-    max_tokens = max([limit for limit in limits if isinstance(limit, int)], default=MOST_TOKENS)
+    max_tokens = max([limit for limit in limits if isinstance(limit, int)], default=DEFAULT_MAX_TOKENS)
     max_bytes = response_limit(max_tokens)
-    failure = Failure("lost", "")
-    for attempt in range(TRIES):
+    failure = EndpointFailure("lost", "")
+    for attempt in range(MAX_ATTEMPTS):
         pause = FIRST_WAIT_S * 2**attempt
         try:
             async with asyncio.timeout(endpoint.timeout_s):
                 response = await read_response(client, "POST", PATH, question.body, max_bytes)
         except TimeoutError:
-            failure = Failure("lost", f"does not answer within {endpoint.timeout_s:g} seconds")
+            failure = EndpointFailure("lost", f"does not answer within {endpoint.timeout_s:g} seconds")
         except httpx.TransportError as error:
-            failure = Failure("lost", f"cannot be reached ({type(error).__name__})")
+            failure = EndpointFailure("lost", f"cannot be reached ({type(error).__name__})")
         except (VllmFailed, httpx.DecodingError) as error:
-            return Failure("unreadable", f"cannot be read: {error}")
+            return EndpointFailure("unreadable", f"cannot be read: {error}")
         else:
-            if response.status_code not in AGAIN:
+            if response.status_code not in RETRY_STATUSES:
                 return parse_response(endpoint, response)
-            failure = Failure("lost", f"answers by status {response.status_code}{describe_error_body(response)}")
+            failure = EndpointFailure(
+                "lost", f"answers by status {response.status_code}{describe_error_body(response)}"
+            )
             pause = parse_retry_after(response) or pause
-        if attempt + 1 < TRIES:
+        if attempt + 1 < MAX_ATTEMPTS:
             await asyncio.sleep(min(pause, LONGEST_WAIT_S))
     return failure
 
@@ -319,7 +323,7 @@ def parse_retry_after(response: httpx.Response) -> float:
         return 0.0
 
 
-def parse_response(endpoint: Endpoint, response: httpx.Response) -> Answer | Failure:
+def parse_response(endpoint: Endpoint, response: httpx.Response) -> Answer | EndpointFailure:
     """Return the answer of a response.
 
     Raises:
@@ -330,16 +334,18 @@ def parse_response(endpoint: Endpoint, response: httpx.Response) -> Answer | Fai
     field = endpoint.field
     if status in LOCKED:
         variable = endpoint.key_env or "(none)"
-        problem = f"is not let in by {endpoint.url}{details}"
+        problem = f"is rejected by {endpoint.url}{details}"
         raise InputError(f"{field}.key_env", variable, problem, "Name another key.")
     if status == 404:
         problem = f"is not known at {endpoint.url}{PATH}{details}"
         raise InputError(f"{field}.model", endpoint.model, problem, f"Compare it with {endpoint.url}/models.")
     if 300 <= status < 400:
-        raise InputError(f"{field}.url", endpoint.url, "sends requests on to elsewhere", "Name the address itself.")
+        raise InputError(
+            f"{field}.url", endpoint.url, "redirects requests to another address", "Name the address itself."
+        )
     if status != 200:
         kind = "too long" if status == 413 or (status in (400, 422) and TOO_LONG.search(details)) else "refused"
-        return Failure(kind, f"answers by status {status}{details}")
+        return EndpointFailure(kind, f"answers by status {status}{details}")
     try:
         body = json.loads(response.content)
         choice = body["choices"][0]
@@ -347,8 +353,8 @@ def parse_response(endpoint: Endpoint, response: httpx.Response) -> Answer | Fai
         text = parse_message(choice["message"])
         answer = Answer((), text, has_ended, parse_last_tokens(choice), parse_usage(body))
     except MISREAD as error:
-        return Failure("unreadable", f"answers in another form than OpenAI's ({type(error).__name__})")
-    return mask_key(answer, api_key(endpoint))
+        return EndpointFailure("unreadable", f"answers in another form than OpenAI's ({type(error).__name__})")
+    return mask_key(answer, read_api_key(endpoint))
 
 
 def parse_usage(body: Mapping[str, Any]) -> tuple[int, int]:
@@ -393,7 +399,7 @@ def parse_last_tokens(choice: Mapping[str, Any]) -> tuple[Token, ...]:
                 make_encodable(entry["token"]),
                 {make_encodable(token["token"]): float(token["logprob"]) for token in (*entry["top_logprobs"], entry)},
             )
-            for entry in entries[-LAST:]
+            for entry in entries[-LAST_TOKENS:]
         )
     except MISREAD:
         return ()
@@ -435,7 +441,7 @@ def describe_error_body(response: httpx.Response) -> str:
     return f" ({text})" if text else ""
 
 
-def lost(endpoint: Endpoint, failure: Failure) -> InputError:
+def build_endpoint_error(endpoint: Endpoint, failure: EndpointFailure) -> InputError:
     """Build the error of a run that cannot continue without an answer."""
     remedy = "Look at the server. The same command goes on: answers that are there are kept."
-    return InputError(f"{endpoint.field}.url", endpoint.url, failure.said, remedy)
+    return InputError(f"{endpoint.field}.url", endpoint.url, failure.problem, remedy)

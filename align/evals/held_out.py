@@ -26,8 +26,8 @@ from align.run import write_text
 from align.track import format_row
 
 SIDES = ("chosen", "rejected")
-MEASURED_AT_ONCE = 32
-Row = tuple[list[int], int]
+CHUNK_SIZE = 32
+TokenRow = tuple[list[int], int]
 """Token ids of a prompt with its answer, and the index at which the answer begins."""
 
 
@@ -52,13 +52,13 @@ class HeldOutLoss(NamedTuple):
         sizes = list(compress(self.sizes, is_selected))
         return HeldOutLoss(sum(by_row) / sum(sizes), sum(sizes), by_row, sizes)
 
-    def change_to(self, after: HeldOutLoss) -> Interval:
+    def compute_change(self, after: HeldOutLoss) -> Interval:
         """Return the change of the loss on the same rows, in nats per token."""
         return ratio_interval([b - a for a, b in zip(self.by_row, after.by_row, strict=True)], self.sizes)
 
 
 @torch.no_grad()
-def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> HeldOutLoss:
+def compute_held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> HeldOutLoss:
     """Compute the loss of a model on rows.
 
     Rows are batched by length to save padding, and each rank computes its share of the batches. The mean is over tokens
@@ -102,24 +102,24 @@ def held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: 
 
 
 @torch.no_grad()
-def answer_logprobs(model: Any, rows: Sequence[Row], pad_id: int, by_token: bool = False) -> Tensor:
+def compute_answer_logprobs(model: Any, rows: Sequence[TokenRow], pad_id: int, by_token: bool = False) -> Tensor:
     """Return log π of each answer [N] on the CPU, under the active adapter. If `by_token`, it is divided by the number
     of tokens."""
     if not rows:
         return torch.zeros(0, device="cpu")
     device = next(model.parameters()).device
     rollout = rollout_from_answers([ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows], pad_id, device)
-    logprobs = compute_in_chunks(
-        lambda part: response_logprobs(model, part, 1.0)[0].sum(-1), rollout, MEASURED_AT_ONCE
-    ).cpu()
+    logprobs = compute_in_chunks(lambda part: response_logprobs(model, part, 1.0)[0].sum(-1), rollout, CHUNK_SIZE).cpu()
     return logprobs / torch.tensor([len(ids) - n for ids, n in rows], device="cpu") if by_token else logprobs
 
 
-def pair_logprobs(model: Any, pairs: Sequence[TokenizedPair], pad_id: int, by_token: bool = False) -> Tensor:
+def compute_pair_logprobs(model: Any, pairs: Sequence[TokenizedPair], pad_id: int, by_token: bool = False) -> Tensor:
     """Return log π of the chosen and the rejected answer of each pair [M, 2], see `compute_answer_logprobs`."""
     chosen_rows = [(pair.chosen_ids, pair.chosen_start) for pair in pairs]
     rejected_rows = [(pair.rejected_ids, pair.rejected_start) for pair in pairs]
-    return torch.stack([answer_logprobs(model, rows, pad_id, by_token) for rows in (chosen_rows, rejected_rows)], -1)
+    return torch.stack(
+        [compute_answer_logprobs(model, rows, pad_id, by_token) for rows in (chosen_rows, rejected_rows)], -1
+    )
 
 
 def require_finite(values: Tensor, what: str, steps: int, lr: float, dtype: str) -> None:
@@ -138,7 +138,7 @@ def require_finite(values: Tensor, what: str, steps: int, lr: float, dtype: str)
 # Pairs and labels
 
 
-def held_out_figures(prefs: Sequence[Preference], gap_M: Tensor) -> dict[str, dict[str, Any]]:
+def compute_preference_figures(prefs: Sequence[Preference], gap_M: Tensor) -> dict[str, dict[str, Any]]:
     """Compute the accuracy on the labels with its interval over prompts.
 
     If one scorer made all labels with noise, return also `accuracy_noiseless`, the accuracy against the scorer's order
@@ -163,7 +163,7 @@ def held_out_figures(prefs: Sequence[Preference], gap_M: Tensor) -> dict[str, di
     return figures
 
 
-def simulated_by(prefs: Sequence[Preference]) -> dict[str, list[str]]:
+def find_simulated_scorers(prefs: Sequence[Preference]) -> dict[str, list[str]]:
     """Return the scorers that replaced people as annotators of these pairs, under the key `simulated_by`. Returns
     nothing if people annotated all."""
     scorers = sorted({pref.scorer for pref in prefs if pref.scorer})
@@ -198,7 +198,7 @@ def write_held_out_pairs(
     write_text(path, "".join(lines))
 
 
-def label_figures(answers: Sequence[Feedback], rewards_N: Tensor) -> dict[str, Any]:
+def compute_label_figures(answers: Sequence[Feedback], rewards_N: Tensor) -> dict[str, Any]:
     """Return `auc`, the probability that a desirable answer has a higher reward than an undesirable one, with its
     interval over prompts. Returns nothing if all answers have one label."""
     labels = [answer.label for answer in answers]

@@ -15,8 +15,8 @@ from align.data.chat.encode import Encoded, encode_conversation, encode_text
 from align.data.chat.reasoning import without_reasoning
 from align.data.chat.template import use_template
 from align.data.read.content import join_answer, join_trained_answer
-from align.data.sets.score_cuts import Score
-from align.evals.held_out import held_out_loss
+from align.data.sets.score_cuts import ScoreRecords
+from align.evals.held_out import compute_held_out_loss
 from align.models.load import context_length, describe, load_base, load_tokenizer
 from align.reward.build import build_scorer, load_reward_model
 from align.reward.combined import standardise_members
@@ -24,7 +24,7 @@ from align.reward.scorer import Scorer
 from align.run import Artifact, Base
 
 
-def load_loss(
+def load_loss_scorer(
     base: Base,
     template: Any,
     template_kwargs: Any,
@@ -32,23 +32,23 @@ def load_loss(
     dtype: torch.dtype,
     max_length: int,
     batch_size: int,
-) -> Score:
+) -> ScoreRecords:
     """Load a base, and return a function that scores records by its loss."""
     tokenizer = load_tokenizer(base)
     use_template(tokenizer, template, template_kwargs)
     model = load_base(base, "lora", device, dtype)  # its weights as they are
     length = min(max_length, context_length(describe(base)))
-    return partial(losses, model, tokenizer, max_length=length, batch_size=batch_size)
+    return partial(compute_losses, model, tokenizer, max_length=length, batch_size=batch_size)
 
 
-def load_reward(
+def load_reward_scorer(
     reward: Mapping[str, Any],
     models: Sequence[Artifact],
     first: Sequence[Record],
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int,
-) -> Score:
+) -> ScoreRecords:
     """Load a reward, and return a function that scores records by it.
 
     Args:
@@ -64,11 +64,13 @@ def load_reward(
     def fits(conversation: Conversation) -> bool:
         return all(model.fits(conversation) for model in loaded)
 
-    scorer = on_one_scale(build_scorer(reward, iter(loaded)), first, fits, hides_reasoning)
-    return partial(rewards, scorer, fits=fits, hides_reasoning=hides_reasoning)
+    scorer = standardise_on_answers(build_scorer(reward, iter(loaded)), first, fits, hides_reasoning)
+    return partial(compute_rewards, scorer, fits=fits, hides_reasoning=hides_reasoning)
 
 
-def losses(model: Any, tokenizer: Any, records: Sequence[Record], max_length: int, batch_size: int) -> np.ndarray:
+def compute_losses(
+    model: Any, tokenizer: Any, records: Sequence[Record], max_length: int, batch_size: int
+) -> np.ndarray:
     """Compute the loss of a model on each record, in nats per trained token; float64 of shape [N].
 
     Trained tokens are those of the trained answers of a conversation, all of a plain text, and the chosen answer of a
@@ -88,7 +90,7 @@ def losses(model: Any, tokenizer: Any, records: Sequence[Record], max_length: in
         places += [place] * len(trained_rows)
     if not rows:
         return np.full(len(records), np.nan)
-    loss = held_out_loss(model, rows, tokenizer.pad_token_id, batch_size)
+    loss = compute_held_out_loss(model, rows, tokenizer.pad_token_id, batch_size)
     nats = np.bincount(places, loss.by_row, minlength=len(records))
     sizes = np.bincount(places, loss.sizes, minlength=len(records))
     return np.where(sizes > 0, replace_not_finite(nats / np.maximum(sizes, 1)), np.nan)
@@ -112,7 +114,7 @@ def encode_record(tokenizer: Any, record: Record, max_length: int) -> list[Encod
     return [Encoded(row.input_ids[:max_length], row.labels[:max_length])]
 
 
-def rewards(
+def compute_rewards(
     scorer: Scorer, records: Sequence[Record], fits: Callable[[Conversation], bool], hides_reasoning: bool = False
 ) -> np.ndarray:
     """Compute a scorer's score of each record's last answer; float64 of shape [N].
@@ -158,7 +160,7 @@ def trim_to_last_answer(conversation: Conversation, hides_reasoning: bool) -> Co
     return replace(cut, messages=without_reasoning(cut.messages)) if hides_reasoning else cut
 
 
-def on_one_scale(
+def standardise_on_answers(
     scorer: Scorer, records: Sequence[Record], fits: Callable[[Conversation], bool], hides_reasoning: bool = False
 ) -> Scorer:
     """Return the scorer with the learned members of ensembles and sums standardised on the answers of these records.

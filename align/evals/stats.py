@@ -1,8 +1,8 @@
 """Statistics of evaluation: pure functions over columns of numbers, with NumPy alone.
 
-    result = paired_shares(right_new, right_old, clusters=prompt_ids)
+    result = compare_shares(right_new, right_old, clusters=prompt_ids)
     result.difference                      # Interval(value, low, high, n)
-    decided(Rule("not_worse", margin=0.05, least_n=200), result.difference).outcome
+    decide(Rule("not_worse", margin=0.05, least_n=200), result.difference).outcome
 
 Every figure is an `align.ops.intervals.Interval`, whose n counts clusters, the units that were sampled independently.
 `benchmarks/evals/coverage.py` measures how often the intervals cover and how often the gates err.
@@ -81,12 +81,12 @@ def number_clusters(clusters: Clusters | None, rows: int) -> NDArray[np.int64]:
     return np.array([number_of_id[id] for id in clusters], dtype=np.int64)
 
 
-def average_clusters(at: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+def average_clusters(cluster_numbers: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the mean of each cluster's values, shape [C]."""
-    return np.bincount(at, weights=values) / np.bincount(at)
+    return np.bincount(cluster_numbers, weights=values) / np.bincount(cluster_numbers)
 
 
-def win_rate(score_policy: ArrayLike, score_ref: ArrayLike) -> NDArray[np.float64]:
+def compute_wins(score_policy: ArrayLike, score_ref: ArrayLike) -> NDArray[np.float64]:
     """Return, per prompt, 1 if the policy's answer scored higher, 0 if lower, ½ if exactly equal; shape [n].
 
     The mean is the win rate with ties counted as half: a policy compared with itself has exactly ½.
@@ -100,7 +100,7 @@ def win_rate(score_policy: ArrayLike, score_ref: ArrayLike) -> NDArray[np.float6
     return np.where(policy > ref, 1.0, np.where(policy < ref, 0.0, 0.5))
 
 
-def share_won(verdicts: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
+def compute_win_rate(verdicts: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Interval:
     """Return the win rate of the first system, a tie counted as half, with Wilson's interval at the effective number of
     clusters. See `align.ops.intervals.proportion_interval`.
 
@@ -116,7 +116,7 @@ def share_won(verdicts: ArrayLike, clusters: Clusters | None = None, level: floa
     return proportion_interval(average_clusters(number_clusters(clusters, wins.size), wins), level=level)
 
 
-def surviving(verdicts: ArrayLike, swapped: ArrayLike) -> NDArray[np.float64]:
+def merge_swapped_verdicts(verdicts: ArrayLike, swapped: ArrayLike) -> NDArray[np.float64]:
     """Merge the verdicts of both orders: return a verdict that is the same in both, and ½ for one that changes with the
     order; shape [n].
 
@@ -132,12 +132,12 @@ def surviving(verdicts: ArrayLike, swapped: ArrayLike) -> NDArray[np.float64]:
     return np.where(in_order == in_swapped_order, in_order, 0.5)
 
 
-STEPS = 100
-SMALL = 1e-9
+MAX_STEPS = 100
+STEP_TOLERANCE = 1e-9
 """A Newton step whose largest component is below this ends the fit. Convergence is quadratic."""
 
 
-class Fit(NamedTuple):
+class LogisticFit(NamedTuple):
     """Coefficients of a logistic regression and their covariance.
 
     Attributes:
@@ -151,13 +151,13 @@ class Fit(NamedTuple):
     sandwich: NDArray[np.float64]
 
 
-def fitted(
+def fit_logistic(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
     weights: NDArray[np.float64],
-    at: NDArray[np.int64],
+    cluster_numbers: NDArray[np.int64],
     ridge: NDArray[np.float64],
-) -> Fit:
+) -> LogisticFit:
     """Maximise Σ w·(y ln p + (1−y) ln(1−p)) − Σ ridge·β²/2 with p = 1/(1 + e^(−xβ)), by Newton's method.
 
     The covariance over clusters is Liang and Zeger's (1986, "Longitudinal data analysis using generalized linear
@@ -168,31 +168,31 @@ def fitted(
         x: shape [n, k].
         y: verdicts within [0, 1], shape [n].
         weights: of rows, shape [n].
-        at: number of each row's cluster, shape [n].
+        cluster_numbers: of each row, from 0, shape [n].
         ridge: of coefficients, shape [k]. It has to be above 0 if the data alone may leave a coefficient unbounded.
     """
     beta = np.zeros(x.shape[1])
     objective = compute_objective(x, y, weights, ridge, beta)
-    for _ in range(STEPS):
-        probabilities = probability(x @ beta)
+    for _ in range(MAX_STEPS):
+        probabilities = compute_sigmoid(x @ beta)
         gradient = x.T @ (weights * (y - probabilities)) - ridge * beta
         step = np.linalg.solve(compute_hessian(x, weights, ridge, probabilities), gradient)
-        if np.abs(step).max() < SMALL:
+        if np.abs(step).max() < STEP_TOLERANCE:
             break
-        while compute_objective(x, y, weights, ridge, beta + step) < objective and np.abs(step).max() > SMALL:
+        while compute_objective(x, y, weights, ridge, beta + step) < objective and np.abs(step).max() > STEP_TOLERANCE:
             step = step / 2  # far from the maximum a whole step may pass it
         beta = beta + step
         objective = compute_objective(x, y, weights, ridge, beta)
-    probabilities = probability(x @ beta)
+    probabilities = compute_sigmoid(x @ beta)
     model = np.linalg.inv(compute_hessian(x, weights, ridge, probabilities)).astype(np.float64)
-    scores = np.zeros((int(at.max()) + 1, x.shape[1]))
-    np.add.at(scores, at, x * (weights * (y - probabilities))[:, None])
+    scores = np.zeros((int(cluster_numbers.max()) + 1, x.shape[1]))
+    np.add.at(scores, cluster_numbers, x * (weights * (y - probabilities))[:, None])
     clusters = len(scores)
-    meat = scores.T @ scores * (clusters / (clusters - 1) if clusters > 1 else np.nan)
-    return Fit(beta, model, model @ meat @ model)
+    score_covariance = scores.T @ scores * (clusters / (clusters - 1) if clusters > 1 else np.nan)
+    return LogisticFit(beta, model, model @ score_covariance @ model)
 
 
-def probability(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
+def compute_sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return 1/(1 + e^(−x)) without overflow."""
     return np.exp(-np.logaddexp(0, -log_odds))
 
@@ -214,7 +214,7 @@ def compute_hessian(
     return x.T @ (x * (weights * p * (1 - p))[:, None]) + np.diag(ridge)
 
 
-def compute_variance(sandwich: float, model: float) -> float:
+def shrink_variance(sandwich: float, model: float) -> float:
     """Return the variance of a log-odds over clusters. Its ratio to the model's variance is shrunk towards 1 by
     `PRIOR`, as in `align.ops.intervals.proportion_interval`, so that unanimous verdicts still have an interval."""
     dispersion = (sandwich / model / model + PRIOR) / (1 / model + PRIOR)
@@ -228,7 +228,7 @@ system that wins or loses every comparison."""
 
 
 @dataclass(frozen=True, slots=True)
-class LengthControlled:
+class LengthControlledWinRate:
     """A win rate before and after controlling for length.
 
     Attributes:
@@ -244,13 +244,13 @@ class LengthControlled:
     slope: Interval
 
 
-def length_controlled(
+def control_for_length(
     verdicts: ArrayLike,
     first_lengths: ArrayLike,
     second_lengths: ArrayLike,
     clusters: Clusters | None = None,
     level: float = 0.95,
-) -> LengthControlled:
+) -> LengthControlledWinRate:
     """Fit P(first wins) = 1/(1 + e^−(θ + φ·x)) with x = arctan(r/s), r = ln((1 + first)/(1 + second)) and s the
     standard deviation of r. The controlled win rate is 1/(1 + e^−θ).
 
@@ -276,31 +276,31 @@ def length_controlled(
     y, first, second = to_columns(verdicts=verdicts, first_lengths=first_lengths, second_lengths=second_lengths)
     require_within(0, 1, verdicts=y)
     require_within(0, np.inf, first_lengths=first, second_lengths=second)
-    at = number_clusters(clusters, y.size)
-    raw = proportion_interval(average_clusters(at, y), level=level)
+    cluster_numbers = number_clusters(clusters, y.size)
+    raw = proportion_interval(average_clusters(cluster_numbers, y), level=level)
     ratio = np.log1p(first) - np.log1p(second)
     spread = float(ratio.std())
     if np.ptp(y) == 0 or not ratio.any():
-        return LengthControlled(raw, raw, Interval(0.0, None, None, raw.n))
+        return LengthControlledWinRate(raw, raw, Interval(0.0, None, None, raw.n))
     if spread < 1e-9 * float(np.abs(ratio).max()):
-        return LengthControlled(raw, Interval(raw.value, 0.0, 1.0, raw.n), Interval(0.0, None, None, raw.n))
-    return LengthControlled(raw, *fit_length_model(y, np.arctan(ratio / spread), at, level))
+        return LengthControlledWinRate(raw, Interval(raw.value, 0.0, 1.0, raw.n), Interval(0.0, None, None, raw.n))
+    return LengthControlledWinRate(raw, *fit_length_model(y, np.arctan(ratio / spread), cluster_numbers, level))
 
 
 def fit_length_model(
-    y: NDArray[np.float64], x: NDArray[np.float64], at: NDArray[np.int64], level: float
+    y: NDArray[np.float64], x: NDArray[np.float64], cluster_numbers: NDArray[np.int64], level: float
 ) -> tuple[Interval, Interval]:
     """Return the win rate at x = 0, and the slope."""
-    weights = 1 / np.bincount(at)[at]
-    fit = fitted(np.column_stack([np.ones(y.size), x]), y, weights, at, np.array([0.0, RIDGE]))
-    clusters = int(at.max()) + 1
+    weights = 1 / np.bincount(cluster_numbers)[cluster_numbers]
+    fit = fit_logistic(np.column_stack([np.ones(y.size), x]), y, weights, cluster_numbers, np.array([0.0, RIDGE]))
+    clusters = int(cluster_numbers.max()) + 1
     slope = float(fit.coefficients[1])
-    win_share = float(probability(fit.coefficients[:1])[0])
+    win_share = float(compute_sigmoid(fit.coefficients[:1])[0])
     if clusters < 3:  # two coefficients leave no degree of freedom
         return Interval(win_share, 0.0, 1.0, clusters), Interval(slope, None, None, clusters)
     quantile = t_quantile(clusters - 2, level)
-    theta_variance = compute_variance(fit.sandwich[0, 0], fit.model[0, 0])
-    slope_variance = compute_variance(fit.sandwich[1, 1], fit.model[1, 1])
+    theta_variance = shrink_variance(fit.sandwich[0, 0], fit.model[0, 0])
+    slope_variance = shrink_variance(fit.sandwich[1, 1], fit.model[1, 1])
     low, high = wilson_interval(win_share, 1 / (win_share * (1 - win_share) * theta_variance), quantile)
     half_width = quantile * slope_variance**0.5
     return Interval(win_share, low, high, clusters), Interval(slope, slope - half_width, slope + half_width, clusters)
@@ -308,11 +308,11 @@ def fit_length_model(
 
 POWER = 0.8
 """Probability of detecting a true difference of the stated size."""
-MOST = 10**9
+MAX_CLUSTERS = 10**9
 """Largest number of clusters that is reported."""
 
 
-def deviation(figure: Interval, level: float = 0.95) -> float | None:
+def estimate_deviation(figure: Interval, level: float = 0.95) -> float | None:
     """Return the standard deviation of one cluster's value implied by an interval: √n times half its width, divided by
     Student's quantile. Returns None if there is no interval.
 
@@ -324,7 +324,7 @@ def deviation(figure: Interval, level: float = 0.95) -> float | None:
     return math.sqrt(figure.n) * (figure.high - figure.low) / 2 / t_quantile(max(1, figure.n - 1), level)
 
 
-def cluster_effect(values: ArrayLike, clusters: Clusters | None = None) -> float:
+def compute_cluster_effect(values: ArrayLike, clusters: Clusters | None = None) -> float:
     """Return the variance of a cluster's mean divided by that of a row.
 
     It is 1/k if the k rows of each cluster are independent, and 1 if they are all alike. A value near 1 means that more
@@ -345,7 +345,9 @@ def cluster_effect(values: ArrayLike, clusters: Clusters | None = None) -> float
     return min(1.0, mean_variance / row_variance)
 
 
-def detectable(sd: float, n: int, level: float = 0.95, power: float = POWER, reach: float = 0.0) -> float:
+def compute_detectable_difference(
+    sd: float, n: int, level: float = 0.95, power: float = POWER, reach: float = 0.0
+) -> float:
     """Return the true difference that n clusters detect with this power, which means that its interval lies above 0.
 
     It is δ = c·σ/√n with c = t + z·√(1 + (t² + (t + z)²) / 2(n−1)), where t is Student's quantile at the level and z
@@ -381,7 +383,9 @@ def detectable(sd: float, n: int, level: float = 0.95, power: float = POWER, rea
     return (half + math.sqrt(half**2 + (n + square) * square * sd**2)) / (n + square)
 
 
-def needed(sd: float, distance: float, level: float = 0.95, power: float = POWER, reach: float = 0.0) -> int | None:
+def compute_sample_size(
+    sd: float, distance: float, level: float = 0.95, power: float = POWER, reach: float = 0.0
+) -> int | None:
     """Return the smallest number of clusters that detects a true difference of this size. Returns None if the
     difference is 0, or if more than 10⁹ clusters are needed.
 
@@ -395,9 +399,9 @@ def needed(sd: float, distance: float, level: float = 0.95, power: float = POWER
     """
 
     def is_detected(n: int) -> bool:
-        return detectable(sd, n, level, power, reach) <= abs(distance)
+        return compute_detectable_difference(sd, n, level, power, reach) <= abs(distance)
 
-    if distance == 0 or not is_detected(MOST):
+    if distance == 0 or not is_detected(MAX_CLUSTERS):
         return None
     high = 2
     while not is_detected(high):
@@ -412,7 +416,7 @@ def needed(sd: float, distance: float, level: float = 0.95, power: float = POWER
     return high
 
 
-def needed_share(p: float, bound: float, dispersion: float = 1.0, level: float = 0.95) -> int | None:
+def compute_sample_size_for_share(p: float, bound: float, dispersion: float = 1.0, level: float = 0.95) -> int | None:
     """Return the smallest number of clusters with which Wilson's interval of a share p excludes a bound in four of five
     cases: (z₁·√(b(1 − b)) + z₂·√(p(1 − p)))² · φ / (p − b)².
 
@@ -426,26 +430,26 @@ def needed_share(p: float, bound: float, dispersion: float = 1.0, level: float =
         return None
     width = normal_quantile(level) * math.sqrt(bound * (1 - bound)) + _NORMAL_POWER * math.sqrt(p * (1 - p))
     n = math.ceil(dispersion * (width / (p - bound)) ** 2)
-    return max(1, n) if n <= MOST else None
+    return max(1, n) if n <= MAX_CLUSTERS else None
 
 
 _NORMAL_POWER = NormalDist().inv_cdf(POWER)
 
 
-ENUMERATED = 13
+MAX_ENUMERATED = 13
 """Up to so many differences, all 2¹³ flips are enumerated. For more, a sample of flips is drawn."""
-FLIPS = 9_999
+SAMPLED_FLIPS = 9_999
 """Number of random flips. With the observed signs included, the smallest p is 1/10,000."""
 DIFFERENCE_PRIOR = PRIOR / 2
 """Prior of `proportion_interval` for differences. They lie on both sides of the middle, where few of them are more
 informative than few failures are. In simulations, 32 prompts of four answers cover 0.93 to 0.983; with `PRIOR` up to
 0.994, with a quarter of it 0.907 upwards."""
-BLOCK = 1_000
+FLIPS_PER_BLOCK = 1_000
 """Flips of all signs held in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Paired:
+class PairedComparison:
     """A comparison of two systems on the same clusters.
 
     Attributes:
@@ -465,7 +469,9 @@ class Paired:
     equal: int
 
 
-def paired_shares(first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Paired:
+def compare_shares(
+    first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
+) -> PairedComparison:
     """Compare outcomes within [0, 1], such as right and wrong.
 
     If every cluster's difference d is −1, 0 or 1, the interval is Tango's score interval. Otherwise (d + 1)/2 is
@@ -479,16 +485,18 @@ def paired_shares(first: ArrayLike, second: ArrayLike, clusters: Clusters | None
     Raises:
         ValueError: there are no rows, the numbers of rows differ, or a value is outside [0, 1] or not finite.
     """
-    first_means, second_means = _cluster_means(first, second, clusters, shares=True)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=True)
     return _build_comparison(
         proportion_interval(first_means, level=level),
         proportion_interval(second_means, level=level),
-        _share_interval(first_means - second_means, level),
+        _compute_share_interval(first_means - second_means, level),
         first_means - second_means,
     )
 
 
-def paired_scores(first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95) -> Paired:
+def compare_scores(
+    first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
+) -> PairedComparison:
     """Compare scores of any range, such as rewards, losses or grades.
 
     Args:
@@ -497,7 +505,7 @@ def paired_scores(first: ArrayLike, second: ArrayLike, clusters: Clusters | None
     Raises:
         ValueError: there are no rows, the numbers of rows differ, or a value is not finite.
     """
-    first_means, second_means = _cluster_means(first, second, clusters, shares=False)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=False)
     return _build_comparison(
         mean_interval(first_means, level),
         mean_interval(second_means, level),
@@ -506,15 +514,15 @@ def paired_scores(first: ArrayLike, second: ArrayLike, clusters: Clusters | None
     )
 
 
-def share_difference(
+def compute_share_difference(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
 ) -> Interval:
     """Return the difference of `compare_shares` without p, whose computation takes most of the time."""
-    first_means, second_means = _cluster_means(first, second, clusters, shares=True)
-    return _share_interval(first_means - second_means, level)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=True)
+    return _compute_share_interval(first_means - second_means, level)
 
 
-def bounded_difference(
+def compute_bounded_difference(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
 ) -> Interval:
     """Return the difference of two shares with Tango's interval, whether or not the differences are −1, 0 and 1.
@@ -522,11 +530,11 @@ def bounded_difference(
     Gates use it, since their bound may lie where the variance of few differences is uninformative. For fractional
     differences it is wider than necessary.
     """
-    first_means, second_means = _cluster_means(first, second, clusters, shares=True)
-    return _tango_interval(first_means - second_means, level)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=True)
+    return _compute_tango_interval(first_means - second_means, level)
 
 
-def needed_pairs(
+def compute_sample_size_for_pairs(
     first: ArrayLike, second: ArrayLike, bound: float, clusters: Clusters | None = None, level: float = 0.95
 ) -> int | None:
     """Return the smallest number of clusters whose `compute_bounded_difference` would exclude a bound in four of five
@@ -539,7 +547,7 @@ def needed_pairs(
     Args:
         first, second, clusters: as in `compare_shares`.
     """
-    first_means, second_means = _cluster_means(first, second, clusters, shares=True)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=True)
     differences = first_means - second_means
     win_share = float(np.maximum(differences, 0).mean())
     loss_share = float(np.maximum(-differences, 0).mean())
@@ -547,7 +555,7 @@ def needed_pairs(
     power_factor = ((z + normal_quantile(2 * POWER - 1)) / z) ** 2 if win_share or loss_share else 1.0
 
     def excludes_bound(n: int) -> bool:
-        interval = _tango_interval_of_sums(win_share * n, loss_share * n, n, level)
+        interval = _compute_tango_interval_of_sums(win_share * n, loss_share * n, n, level)
         assert interval.low is not None
         assert interval.high is not None
         return not interval.low <= bound <= interval.high
@@ -555,7 +563,7 @@ def needed_pairs(
     high = 1
     while not excludes_bound(high):
         high *= 2
-        if high > MOST:
+        if high > MAX_CLUSTERS:
             return None
     low = high // 2
     while high - low > 1:
@@ -581,40 +589,42 @@ def _bisect_boundary(is_beyond: Callable[[float], bool], inside: float, outside:
     return inside
 
 
-def score_difference(
+def compute_score_difference(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None = None, level: float = 0.95
 ) -> Interval:
     """Return the difference of `compare_scores` without p, with Student's interval over clusters. The interval has no
     ends if all differences are equal, since then nothing bounds the next one."""
-    first_means, second_means = _cluster_means(first, second, clusters, shares=False)
+    first_means, second_means = _compute_cluster_means(first, second, clusters, shares=False)
     return mean_interval(first_means - second_means, level)
 
 
-def _cluster_means(
+def _compute_cluster_means(
     first: ArrayLike, second: ArrayLike, clusters: Clusters | None, shares: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return each cluster's mean outcome of either system, shape [C] each."""
     first_column, second_column = to_columns(first=first, second=second)
     if shares:
         require_within(0, 1, first=first_column, second=second_column)
-    at = number_clusters(clusters, first_column.size)
-    return average_clusters(at, first_column), average_clusters(at, second_column)
+    cluster_numbers = number_clusters(clusters, first_column.size)
+    return average_clusters(cluster_numbers, first_column), average_clusters(cluster_numbers, second_column)
 
 
-def _share_interval(d: NDArray[np.float64], level: float) -> Interval:
-    if np.isin(d, (-1.0, 0.0, 1.0)).all():
-        return _tango_interval(d, level)
-    share = proportion_interval(np.clip((d + 1) / 2, 0, 1), level=level, prior=DIFFERENCE_PRIOR)
+def _compute_share_interval(differences: NDArray[np.float64], level: float) -> Interval:
+    if np.isin(differences, (-1.0, 0.0, 1.0)).all():
+        return _compute_tango_interval(differences, level)
+    share = proportion_interval(np.clip((differences + 1) / 2, 0, 1), level=level, prior=DIFFERENCE_PRIOR)
     assert share.low is not None  # a share always has an interval
     assert share.high is not None
-    return Interval(float(d.mean()), 2 * share.low - 1, 2 * share.high - 1, d.size)
+    return Interval(float(differences.mean()), 2 * share.low - 1, 2 * share.high - 1, differences.size)
 
 
-def _tango_interval(d: NDArray[np.float64], level: float) -> Interval:
-    return _tango_interval_of_sums(float(d[d > 0].sum()), float(-d[d < 0].sum()), d.size, level)
+def _compute_tango_interval(differences: NDArray[np.float64], level: float) -> Interval:
+    return _compute_tango_interval_of_sums(
+        float(differences[differences > 0].sum()), float(-differences[differences < 0].sum()), differences.size, level
+    )
 
 
-def _tango_interval_of_sums(won: float, lost: float, n: int, level: float) -> Interval:
+def _compute_tango_interval_of_sums(win_sum: float, loss_sum: float, n: int, level: float) -> Interval:
     """Return Tango's interval of the mean of n differences within [−1, 1].
 
     With b the sum of the differences above 0 and c that of those below, it holds all δ with |b − c − nδ| ≤ z·√(n·(2q +
@@ -624,28 +634,32 @@ def _tango_interval_of_sums(won: float, lost: float, n: int, level: float) -> In
     paired-sample design".
 
     Args:
-        won, lost: b and c.
+        win_sum, loss_sum: b and c.
     """
-    value = (won - lost) / n
+    value = (win_sum - loss_sum) / n
     z = normal_quantile(level)
 
     def is_beyond(delta: float) -> bool:
         """Return whether the differences are too far from δ."""
-        middle = -won - lost + (2 * n - won + lost) * delta
-        root = math.sqrt(max(0.0, middle * middle + 8 * n * lost * delta * (1 - delta)))
+        middle = -win_sum - loss_sum + (2 * n - win_sum + loss_sum) * delta
+        root = math.sqrt(max(0.0, middle * middle + 8 * n * loss_sum * delta * (1 - delta)))
         spread = n * ((root - middle) / (2 * n) + delta * (1 - delta))
-        return abs(won - lost - n * delta) > z * math.sqrt(max(0.0, spread))
+        return abs(win_sum - loss_sum - n * delta) > z * math.sqrt(max(0.0, spread))
 
     return Interval(value, _bisect_boundary(is_beyond, value, -1.0), _bisect_boundary(is_beyond, value, 1.0), n)
 
 
-def _build_comparison(first: Interval, second: Interval, difference: Interval, d: NDArray[np.float64]) -> Paired:
-    better = int((d > 0).sum())
-    worse = int((d < 0).sum())
-    return Paired(first, second, difference, sign_flip(d), better, worse, d.size - better - worse)
+def _build_comparison(
+    first: Interval, second: Interval, difference: Interval, differences: NDArray[np.float64]
+) -> PairedComparison:
+    better = int((differences > 0).sum())
+    worse = int((differences < 0).sum())
+    return PairedComparison(
+        first, second, difference, compute_sign_flip_p(differences), better, worse, differences.size - better - worse
+    )
 
 
-def sign_flip(differences: ArrayLike) -> float:
+def compute_sign_flip_p(differences: ArrayLike) -> float:
     """Return the two-sided p of Fisher's test by flips of signs: the share of sign flips with |Σ ±d| at least |Σ d|.
 
     If the systems are equal, each cluster's difference is as likely to have the other sign, for any dependence
@@ -669,18 +683,18 @@ def sign_flip(differences: ArrayLike) -> float:
     if np.ptp(np.abs(d)) == 0:
         return compute_binomial_p(int((d > 0).sum()), d.size)
     observed = abs(float(d.sum())) - 1e-9 * float(np.abs(d).sum())  # sums that are equal but for rounding count
-    if d.size <= ENUMERATED:
+    if d.size <= MAX_ENUMERATED:
         signs = 1 - 2 * ((np.arange(1 << d.size)[:, None] >> np.arange(d.size)) & 1)
         return float((np.abs(signs @ d) >= observed).mean())
     rng = np.random.default_rng(0)
     extreme = 0
     width = -(-d.size // 8)
-    for start in range(0, FLIPS, BLOCK):
-        rows = min(BLOCK, FLIPS - start)
+    for start in range(0, SAMPLED_FLIPS, FLIPS_PER_BLOCK):
+        rows = min(FLIPS_PER_BLOCK, SAMPLED_FLIPS - start)
         bits = np.frombuffer(rng.bytes(rows * width), np.uint8).reshape(rows, width)
         flipped = np.unpackbits(bits, axis=1, count=d.size).astype(np.float64)
         extreme += int((np.abs(d.sum() - 2 * (flipped @ d)) >= observed).sum())
-    return (extreme + 1) / (FLIPS + 1)
+    return (extreme + 1) / (SAMPLED_FLIPS + 1)
 
 
 def compute_binomial_p(heads: int, throws: int) -> float:
@@ -694,7 +708,7 @@ def compute_binomial_p(heads: int, throws: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+def adjust_by_holm(p_values: Mapping[str, float]) -> dict[str, float]:
     """Return each task's p adjusted by Holm's step-down rule.
 
     Rejecting the tasks with an adjusted p of at most `a` bounds the probability of any false rejection by `a`, for any
@@ -717,12 +731,12 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {task: adjusted[task] for task in p_values}
 
 
-Kind = Literal["superior", "not_worse", "at_most"]
+RuleKind = Literal["superior", "not_worse", "at_most"]
 Outcome = Literal["pass", "fail", "undecided"]
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class DecisionRule:
     """A rule that a figure has to meet.
 
     Attributes:
@@ -735,7 +749,7 @@ class Rule:
         even: the figure of two equal systems: 0 for a difference, ½ for a win rate.
     """
 
-    kind: Kind
+    kind: RuleKind
     margin: float = 0.0
     level: float = 0.95
     least_n: int = 1
@@ -767,7 +781,7 @@ class Decision:
     why: str = ""
 
 
-def decided(rule: Rule, figure: Interval) -> Decision:
+def decide(rule: DecisionRule, figure: Interval) -> Decision:
     """Pass if the whole interval lies on the right side of the bound, fail if it lies on the other side.
 
     The outcome is `undecided` for a figure without an interval or with fewer clusters than `least_n`, and if the
@@ -785,12 +799,12 @@ def decided(rule: Rule, figure: Interval) -> Decision:
     return Decision("pass" if has_passed else "fail", figure, bound, None)
 
 
-def estimate_n_to_decide(rule: Rule, figure: Interval) -> int | None:
+def estimate_n_to_decide(rule: DecisionRule, figure: Interval) -> int | None:
     """Estimate the number of clusters that would decide, see `Decision.n_to_decide`."""
-    sd = deviation(figure, rule.level)
+    sd = estimate_deviation(figure, rule.level)
     if sd is None:  # the variance between clusters is unknown, but the minimum has to be reached
         return rule.least_n if figure.n < rule.least_n else None
-    n = needed(sd, figure.value - rule.bound, rule.level)
+    n = compute_sample_size(sd, figure.value - rule.bound, rule.level)
     return None if n is None else max(n, rule.least_n)
 
 
@@ -816,7 +830,7 @@ class Strengths:
         return {"strengths": {name: strength.as_dict() for name, strength in pairs}, "verdicts": self.verdicts}
 
 
-def bradley_terry(
+def fit_bradley_terry(
     first: Sequence[str],
     second: Sequence[str],
     verdicts: ArrayLike,
@@ -826,7 +840,7 @@ def bradley_terry(
     """Fit P(a beats b) = 1/(1 + e^−(θ_a − θ_b)), a tie being half a win for each, with intervals over clusters.
 
     For each pair of systems a cluster counts once. A prior (`RIDGE`) shrinks strengths towards 0, so that they sum to
-    0. Intervals are θ ± t·se with the variance over clusters, which `compute_variance` widens if there are few
+    0. Intervals are θ ± t·se with the variance over clusters, which `shrink_variance` widens if there are few
     verdicts. With a single cluster there is no interval.
 
     Source: Bradley and Terry 1952, "Rank analysis of incomplete block designs".
@@ -851,25 +865,27 @@ def bradley_terry(
     if (first_numbers == second_numbers).any():
         raise ValueError(f"{first[int(np.flatnonzero(first_numbers == second_numbers)[0])]!r} is compared with itself")
     _require_connected(names, first_numbers, second_numbers)
-    at = number_clusters(clusters, y.size)
+    cluster_numbers = number_clusters(clusters, y.size)
     rows = np.arange(y.size)
     low_numbers = np.minimum(first_numbers, second_numbers)
     high_numbers = np.maximum(first_numbers, second_numbers)
     pair = low_numbers * len(names) + high_numbers  # a cluster counts once for each unordered pair
-    _, pair_numbers, sizes = np.unique(at * len(names) ** 2 + pair, return_inverse=True, return_counts=True)
+    _, pair_numbers, sizes = np.unique(
+        cluster_numbers * len(names) ** 2 + pair, return_inverse=True, return_counts=True
+    )
     x = np.zeros((y.size, len(names)))
     x[rows, first_numbers] = 1.0
     x[rows, second_numbers] = -1.0
-    fit = fitted(x, y, 1 / sizes[pair_numbers], at, np.full(len(names), RIDGE))
+    fit = fit_logistic(x, y, 1 / sizes[pair_numbers], cluster_numbers, np.full(len(names), RIDGE))
     centre = np.eye(len(names)) - 1 / len(names)  # strengths sum to 0, and vary only so far as that allows
     model, sandwich = (np.diag(centre @ covariance @ centre) for covariance in (fit.model, fit.sandwich))
-    cluster_total = int(at.max()) + 1
+    cluster_total = int(cluster_numbers.max()) + 1
     strengths = []
     for k, name in enumerate(names):
         theta = float(fit.coefficients[k])
-        cluster_count = len(np.unique(at[(first_numbers == k) | (second_numbers == k)]))
+        cluster_count = len(np.unique(cluster_numbers[(first_numbers == k) | (second_numbers == k)]))
         half_width = (
-            t_quantile(cluster_total - 1, level) * compute_variance(sandwich[k], model[k]) ** 0.5
+            t_quantile(cluster_total - 1, level) * shrink_variance(sandwich[k], model[k]) ** 0.5
             if cluster_total > 1
             else None
         )
@@ -900,7 +916,7 @@ def _require_connected(names: Sequence[str], first: NDArray[np.int64], second: N
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class RaterAgreement:
     """The agreement of two raters on the same pairs.
 
     Attributes:
@@ -915,7 +931,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Swap:
+class SwapEffect:
     """The effect of swapping the two answers on a judge's verdicts.
 
     Attributes:
@@ -944,14 +960,14 @@ class JudgeStatistics:
         n: number of clusters behind the agreement.
     """
 
-    agreement: Agreement
-    swap: Swap | None
+    agreement: RaterAgreement
+    swap: SwapEffect | None
     length_slope: Interval | None
     reference_slope: Interval | None
     n: int
 
 
-def measure_judge(
+def compute_judge_statistics(
     judge: ArrayLike,
     reference: ArrayLike,
     swapped: ArrayLike | None = None,
@@ -974,23 +990,23 @@ def measure_judge(
     Raises:
         ValueError: there are no verdicts, the numbers of rows differ, or a value is not a verdict.
     """
-    verdicts = judge if swapped is None else surviving(judge, swapped)
-    judge_agreement = agreement(verdicts, reference, clusters, level, failed)
+    verdicts = judge if swapped is None else merge_swapped_verdicts(judge, swapped)
+    judge_agreement = compute_agreement(verdicts, reference, clusters, level, failed)
     length_slope, reference_slope = (
-        length_controlled(column, *lengths, clusters=clusters, level=level).slope if lengths else None
+        control_for_length(column, *lengths, clusters=clusters, level=level).slope if lengths else None
         for column in (verdicts, reference)
     )
-    swap_effect = None if swapped is None else swap(judge, swapped, clusters, level, failed)
+    swap_effect = None if swapped is None else measure_swap_effect(judge, swapped, clusters, level, failed)
     return JudgeStatistics(judge_agreement, swap_effect, length_slope, reference_slope, judge_agreement.raw.n)
 
 
-def agreement(
+def compute_agreement(
     first: ArrayLike,
     second: ArrayLike,
     clusters: Clusters | None = None,
     level: float = 0.95,
     failed: ArrayLike | None = None,
-) -> Agreement:
+) -> RaterAgreement:
     """Return the raw agreement with Wilson's interval at the effective number of clusters, and Cohen's kappa with an
     interval of ln(1 − κ) by the jackknife over clusters (`align.ops.agreement.compute_coefficient_interval`).
 
@@ -1005,38 +1021,41 @@ def agreement(
         ValueError: there are no verdicts, the numbers of rows differ, or a value is not 0, ½ or 1.
     """
     first_verdicts, second_verdicts = check_verdicts(first, second)
-    at = number_clusters(clusters, first_verdicts.size)
+    cluster_numbers = number_clusters(clusters, first_verdicts.size)
     is_missing = flag_failures(failed, first_verdicts.size)
     raw = proportion_interval(
-        average_clusters(at, ((first_verdicts == second_verdicts) & ~is_missing).astype(np.float64)), level=level
+        average_clusters(cluster_numbers, ((first_verdicts == second_verdicts) & ~is_missing).astype(np.float64)),
+        level=level,
     )
-    tables = np.zeros((int(at.max()) + 1, 4, 4))
+    tables = np.zeros((int(cluster_numbers.max()) + 1, 4, 4))
     # The fourth value is "no verdict". The second rater never has it, so the expected agreement on it is 0.
     np.add.at(
-        tables, (at, np.where(is_missing, 3, 2 * first_verdicts).astype(int), (2 * second_verdicts).astype(int)), 1.0
+        tables,
+        (cluster_numbers, np.where(is_missing, 3, 2 * first_verdicts).astype(int), (2 * second_verdicts).astype(int)),
+        1.0,
     )
     table = tables.sum(axis=0, keepdims=True)
     value = float(cohen_kappas(table)[0])
     if np.isnan(value):
-        return Agreement(raw, None, first_verdicts.size)
+        return RaterAgreement(raw, None, first_verdicts.size)
     if value >= 1:
         unlike = 1 - float(((table[0].sum(axis=1) / first_verdicts.size) ** 2).sum())
         low = 1 - wilson_interval(0.0, len(tables), normal_quantile(level))[1] / unlike
-        return Agreement(raw, Interval(1.0, low, 1.0, len(tables)), first_verdicts.size)
-    return Agreement(
+        return RaterAgreement(raw, Interval(1.0, low, 1.0, len(tables)), first_verdicts.size)
+    return RaterAgreement(
         raw,
         Interval(value, *compute_coefficient_interval(value, cohen_kappas(table - tables), level), len(tables)),
         first_verdicts.size,
     )
 
 
-def swap(
+def measure_swap_effect(
     verdicts: ArrayLike,
     swapped: ArrayLike,
     clusters: Clusters | None = None,
     level: float = 0.95,
     failed: ArrayLike | None = None,
-) -> Swap:
+) -> SwapEffect:
     """Measure the effect of the order of the answers on a judge.
 
     Args:
@@ -1048,15 +1067,16 @@ def swap(
         ValueError: as in `compute_agreement`.
     """
     in_order, in_swapped_order = check_verdicts(verdicts, swapped)
-    at = number_clusters(clusters, in_order.size)
+    cluster_numbers = number_clusters(clusters, in_order.size)
     is_missing = flag_failures(failed, in_order.size)
     consistent = proportion_interval(
-        average_clusters(at, ((in_order == in_swapped_order) & ~is_missing).astype(np.float64)), level=level
+        average_clusters(cluster_numbers, ((in_order == in_swapped_order) & ~is_missing).astype(np.float64)),
+        level=level,
     )
-    return Swap(
+    return SwapEffect(
         consistent,
-        share_won((in_order + 1 - in_swapped_order) / 2, clusters, level),
-        share_won(surviving(in_order, in_swapped_order), clusters, level),
+        compute_win_rate((in_order + 1 - in_swapped_order) / 2, clusters, level),
+        compute_win_rate(merge_swapped_verdicts(in_order, in_swapped_order), clusters, level),
     )
 
 

@@ -17,7 +17,7 @@ from align.track import format_turn, truncate_text
 QUOTED_LETTERS = 80
 
 
-def distinct_n(texts: Sequence[str], n: int) -> float:
+def compute_distinct_n(texts: Sequence[str], n: int) -> float:
     """Return the share of distinct n-grams among all n-grams of all texts, in [0, 1]. Returns 0 if there are no
     n-grams.
 
@@ -30,7 +30,7 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Risen:
+class RisenWord:
     """A word that is more frequent in one set of texts than in another.
 
     Attributes:
@@ -43,7 +43,7 @@ class Risen:
     policy: float
 
 
-def most_risen(ref: Sequence[str], policy: Sequence[str]) -> Risen:
+def find_most_risen_word(ref: Sequence[str], policy: Sequence[str]) -> RisenWord:
     """Return the word whose share of texts rose most from `ref` to `policy`, and its two shares.
 
     Of several words that rose equally, the alphabetically first is returned. The word is empty if no share rose.
@@ -56,7 +56,7 @@ def most_risen(ref: Sequence[str], policy: Sequence[str]) -> Risen:
         if share > ref_shares.get(word, 0.0)
     ]
     word = min(changes)[1] if changes else ""
-    return Risen(word, ref_shares.get(word, 0.0), policy_shares.get(word, 0.0))
+    return RisenWord(word, ref_shares.get(word, 0.0), policy_shares.get(word, 0.0))
 
 
 def _compute_word_shares(texts: Sequence[str]) -> dict[str, float]:
@@ -64,7 +64,7 @@ def _compute_word_shares(texts: Sequence[str]) -> dict[str, float]:
     return {word: count / len(texts) for word, count in counts.items()}
 
 
-def quote(text: str) -> str:
+def quote_beginning(text: str) -> str:
     """Return the beginning of a text on one line, in quotation marks."""
     return f"“{truncate_text(text, QUOTED_LETTERS)}”"
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, tensor
 
-from align.annotate.store import Candidate, storable
+from align.annotate.store import Candidate, replace_unwritable
 from align.core.types import Conversation, Rollout
 from align.data.ngrams import compute_repetition, tokenize_words
 from align.models.forward import compute_in_chunks
@@ -265,7 +265,7 @@ def select_suspects(
 
     def candidate(given: Answers, scores_B: Tensor, i: int, **more: Any) -> Candidate:
         recorded = {**sampling, "score": float(scores_B[i]), **more}
-        text = storable(given.judged_texts[i])
+        text = replace_unwritable(given.judged_texts[i])
         return Candidate(text, digest, sampling=recorded, ended=bool(given.rollout.ended_B[i]))
 
     pairs = []

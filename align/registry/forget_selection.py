@@ -13,16 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from align.annotate.store import Store
-from align.annotate.store.erasure import ANNOTATOR, ITEM, PROJECT, About, about, texts_of
-from align.annotate.store.preference_pairs import pairs_of
+from align.annotate.store.erasure import ANNOTATOR, ITEM, PROJECT, ErasureTarget, find_erasure_target, iter_texts
+from align.annotate.store.preference_pairs import build_pairs
 from align.core.errors import AlignError, InputError, require
 from align.core.files import check_readable
 from align.data.read.content import encode_content_row
 from align.data.read.content import list_texts as said_by
-from align.data.sets.forget import Facts
-from align.data.sets.ids import id_of, kinds_in
-from align.data.sets.published import DataSet, data_set
-from align.data.sets.record_columns import CONTENT, records_of
+from align.data.sets.forget import RowPredicate
+from align.data.sets.ids import compute_content_id, read_id_kinds
+from align.data.sets.published import DataSet, load_data_set
+from align.data.sets.record_columns import CONTENT, columns_to_records
 from align.data.sets.sides import SIDES
 from align.data.trained_ids import FILE as IDS
 from align.data.trained_ids import TRAINING_STAGES
@@ -83,7 +83,7 @@ class Selection:
         notes: what cannot be known, one sentence each.
     """
 
-    stored: About | None = None
+    stored: ErasureTarget | None = None
     sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
     texts: ForgottenTexts = field(default_factory=ForgottenTexts)
     voted: frozenset[str] = frozenset()
@@ -126,7 +126,7 @@ def select_data(index: Index, selector: Selector, url: str) -> Selection:
         if record["stage"] == "data" and record["status"] == "done" and not (folder / "artifact" / REPLACED).is_file():
             # The rows of a data set decide, not its inputs.
             try:
-                ids, set_texts = select_rows(data_set(folder / "artifact"), selector, stored)
+                ids, set_texts = select_rows(load_data_set(folder / "artifact"), selector, stored)
             except (AlignError, OSError, pa.ArrowException, KeyError) as error:
                 notes.append(f"{run} cannot be read, so its rows are not known: {error}")
                 continue
@@ -166,7 +166,7 @@ def nothing_known_error(selector: Selector, records: Sequence[Record], root: Pat
     return InputError(selector.field, selector.value, problem, remedy)
 
 
-def find_in_store(selector: Selector, url: str) -> About | None:
+def find_in_store(selector: Selector, url: str) -> ErasureTarget | None:
     """Return the matching data in the annotation store. Returns None if it holds none.
 
     Raises:
@@ -175,7 +175,7 @@ def find_in_store(selector: Selector, url: str) -> About | None:
     if selector.kind in (ITEM, ANNOTATOR):
         with Store.open(url, create=False) as store:
             try:
-                return about(store, selector.project, selector.kind, selector.value)
+                return find_erasure_target(store, selector.project, selector.kind, selector.value)
             except InputError as error:
                 if error.field != selector.kind:
                     raise
@@ -186,10 +186,12 @@ def find_in_store(selector: Selector, url: str) -> About | None:
         return None
     with optional_store as store:
         if selector.kind == SOURCE:
-            return about(store, selector.value, PROJECT, "") if selector.value in store.projects() else None
+            return (
+                find_erasure_target(store, selector.value, PROJECT, "") if selector.value in store.projects() else None
+            )
         for project in store.projects():
             if item := find_item(store, project, bytes.fromhex(selector.value)):
-                return about(store, project, ITEM, item)
+                return find_erasure_target(store, project, ITEM, item)
     return None
 
 
@@ -197,7 +199,7 @@ def iter_same_texts(url: str, texts: ForgottenTexts) -> Iterator[str]:
     """Yield notes on items of the store that have the same texts. They stay unless the user names them."""
     with suppress(InputError), Store.open(url, create=False) as store:  # there may be no store
         for project in store.projects():
-            items = [item.id for item in store.items(project) if any(map(texts.are_in, texts_of(item)))]
+            items = [item.id for item in store.items(project) if any(map(texts.are_in, iter_texts(item)))]
             if items:
                 name = f"stage.item={items[0]}" + (f" and {len(items) - 1:,} more" if len(items) > 1 else "")
                 yield f"project {project} has the same texts, and they stay there: {name}, project={project}"
@@ -214,13 +216,16 @@ def find_item(store: Store, project: str, content_id: bytes) -> str:
         items = {item.id: item for item in store.items(project)}
         for vote in store.rankings(project):
             if vote.item in items and any(
-                id_of(encode_content_row(pair), key) == content_id for pair in pairs_of(vote, items[vote.item])
+                compute_content_id(encode_content_row(pair), key) == content_id
+                for pair in build_pairs(vote, items[vote.item])
             ):
                 return vote.item
     return ""
 
 
-def select_rows(data_set: DataSet, selector: Selector, stored: About | None) -> tuple[frozenset[str], ForgottenTexts]:
+def select_rows(
+    data_set: DataSet, selector: Selector, stored: ErasureTarget | None
+) -> tuple[frozenset[str], ForgottenTexts]:
     """Return the content ids of a data set's rows to remove, and their texts."""
     match_rows = make_row_filter(data_set, selector, stored)
     ids: set[str] = set()
@@ -246,13 +251,13 @@ def select_rows(data_set: DataSet, selector: Selector, stored: About | None) -> 
 
 def iter_row_texts(kind: str, table: pa.Table) -> Iterator[str]:
     columns = [name for name in CONTENT[kind] if name in table.column_names]
-    for record in records_of(kind, table.select(columns), [""] * table.num_rows):
+    for record in columns_to_records(kind, table.select(columns), [""] * table.num_rows):
         yield from (text for text in said_by(record) if text)
 
 
-def make_row_filter(data_set: DataSet, selector: Selector, stored: About | None) -> Facts:
+def make_row_filter(data_set: DataSet, selector: Selector, stored: ErasureTarget | None) -> RowPredicate:
     """Return a function that says of each row of a table whether it is to be removed."""
-    kinds = {name: kind.project for name, kind in kinds_in(data_set.data).items() if kind.project}
+    kinds = {name: kind.project for name, kind in read_id_kinds(data_set.data).items() if kind.project}
     source = selector.value if selector.kind == SOURCE else None
     content_id = selector.value.lower() if selector.kind == CONTENT_ID else None
 
@@ -271,7 +276,7 @@ def make_row_filter(data_set: DataSet, selector: Selector, stored: About | None)
     return match_rows
 
 
-def find_reason(root: Path, record: Record, selector: Selector, stored: About | None) -> str:
+def find_reason(root: Path, record: Record, selector: Selector, stored: ErasureTarget | None) -> str:
     """Return why a run is stale: it read some of the data itself, or may have. Empty if it did not."""
     certain = TRAINED if record["stage"] in TRAINING_STAGES else HELD if record["stage"] == "data" else READ
     for input in record["inputs"].values():

@@ -295,7 +295,7 @@ def shapes_line(name: str, shapes: Mapping[str, Any]) -> str:
 
     Args:
         name: the source.
-        shapes: see `align.data.sets.source.recognised`.
+        shapes: see `align.data.sets.source.detect_row_shapes`.
     """
     return f"  {name}: {describe_shapes(shapes)}, columns {', '.join(shapes['columns'])}"
 

@@ -13,11 +13,11 @@ from urllib.parse import quote
 from align.annotate.accounts import Accounts, Person
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.exchange.archive import backup, restore
-from align.annotate.exchange.exporting import export
+from align.annotate.exchange.exporting import export_votes
 from align.annotate.exchange.importing import import_items
-from align.annotate.simulate import simulate
-from align.annotate.store import ChainHead, Settings, configure, publish_guidelines
-from align.annotate.store.projects import state_of
+from align.annotate.simulate import simulate_annotator
+from align.annotate.store import ChainHead, ProjectSettings, configure, publish_guidelines
+from align.annotate.store.projects import read_state
 from align.config.addresses import list_origins, warn_without_tls
 from align.config.annotate import AnnotateConfig
 from align.config.command import format_value
@@ -70,7 +70,7 @@ def run(run: Run, config: Config) -> StageResult:
 
 def run_serve(run: Run, config: Config) -> StageResult:
     from align.annotate.web.access import AccountAuthenticator
-    from align.annotate.web.server import application  # Gradio takes seconds to import
+    from align.annotate.web.server import build_app  # Gradio takes seconds to import
     from align.web.key_link import KeyAuthenticator, key_in
     from align.web.server import serve
 
@@ -92,7 +92,7 @@ def run_serve(run: Run, config: Config) -> StageResult:
                 links.append(f"nobody manages it yet; the first admin, once, within a day: {url}/invite?token={token}")
         links += warn_without_tls(url)
         links.append("Ctrl+C ends it, and what was said stays")
-        app = application(store, authenticator, [url, *other_origins])
+        app = build_app(store, authenticator, [url, *other_origins])
         serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
         progress = AssignmentQueue(store, config.project).progress("")  # of the project, and not of one person
         added = sum(vote.seq > seq_before for vote in store.rankings(config.project))
@@ -118,7 +118,7 @@ def run_simulate(run: Run, config: Config) -> StageResult:
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
         results = [
-            simulate(store, config.project, Sentiment(), config.seed + SEEDS * number, stage.agreement)
+            simulate_annotator(store, config.project, Sentiment(), config.seed + SEEDS * number, stage.agreement)
             for number in range(stage.annotators)
         ]
         note_head(run, config.project, store.head(config.project))
@@ -158,8 +158,8 @@ def run_configure(run: Run, config: Config) -> StageResult:
             field = "stage.guidelines"
             text = read_text(parse_user_path(stage.guidelines, field), field, "Name a Markdown file in UTF-8.")
             version = publish_guidelines(store, config.project, text)
-        state = state_of(db, config.project)
-    defaults = asdict(Settings())
+        state = read_state(db, config.project)
+    defaults = asdict(ProjectSettings())
     changed = {name: value for name, value in asdict(settings).items() if value != defaults[name]}
     if "attributes" in changed:
         changed["attributes"] = list(changed["attributes"])
@@ -174,7 +174,7 @@ def run_export(run: Run, config: Config) -> StageResult:
     with open_store(config, create=False) as store:
         shutil.rmtree(run.artifact, ignore_errors=True)  # of an export that was interrupted
         with publish_folder(run.artifact) as folder:
-            rows = export(store, config.project, folder, config.data.allow_simulated)
+            rows = export_votes(store, config.project, folder, config.data.allow_simulated)
         note_head(run, config.project, store.head(config.project))
     return StageResult(rows, tuple(f"{run.artifact / name}: {number} rows" for name, number in rows.items()))
 

@@ -47,52 +47,66 @@ from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Step
 from align.data.clean.quality import CountTokens
 from align.data.clean.steps import steps_of
-from align.data.dedup.evaluation_overlap import Matches
+from align.data.dedup.evaluation_overlap import OverlapMatches
 from align.data.dedup.near_duplicates import Duplicates
 from align.data.read.content import DOCUMENTS, FEEDBACK
 from align.data.read.files import compute_read_share
-from align.data.sets.contamination import Evaluations, drop_templated, leaks_of
+from align.data.sets.contamination import LeakFinder, drop_templated_leaks, find_split_leaks
 from align.data.sets.duplicates import (
     NO_DUPLICATES,
-    clusters,
-    copies,
-    duplicate_labels,
-    joined,
-    near_duplicates,
-    preference,
+    concatenate_duplicates,
+    find_cluster_heads,
+    find_exact_duplicates,
+    find_near_duplicates,
+    label_clusters,
+    rank_rows,
 )
 from align.data.sets.evaluations import FIELD as AGAINST
-from align.data.sets.evaluations import parsed_sets, read_sets
-from align.data.sets.forget import Forgetting, alone_on, asked_for, forget, retire, roots_before
-from align.data.sets.gather import Gathering, Wanted
-from align.data.sets.mix import Funnel, Mixed, draws, mixture, over_caps, shares
-from align.data.sets.parallel import DaftRunner, TaskRunner, embedded, make_ahead
-from align.data.sets.published import Chosen, data_set, publish
+from align.data.sets.evaluations import parse_evaluation_sets, read_evaluation_sets
+from align.data.sets.forget import (
+    RowRemoval,
+    delete_replaced_data_set,
+    iter_replaced_roots,
+    lock_data_set,
+    plan_row_removal,
+    rewrite_without_rows,
+)
+from align.data.sets.gather import FactOptions, SourceImport
+from align.data.sets.mix import (
+    Funnel,
+    Mixture,
+    compute_draw_keys,
+    compute_mixture,
+    compute_target_shares,
+    select_over_caps,
+)
+from align.data.sets.parallel import DaftRunner, TaskRunner, in_process_runner, write_parts_in_workers
+from align.data.sets.published import RowSelection, load_data_set, write_data_set
 from align.data.sets.report import (
     DROPPED,
-    Examples,
-    Loss,
-    account_of,
-    cleaned_away,
+    ExampleWriter,
+    StepLoss,
+    build_data_set_metrics,
+    build_length_histograms,
+    count_duplicates_and_leaks,
+    count_hits_by_set,
+    describe_sources,
     find_read_losses,
-    found_in,
-    found_of,
-    lengths,
-    metrics_of,
+    list_cleaning_examples,
 )
-from align.data.sets.score_cuts import PIECE, account_of_scores, outside, scored, scored_before
-from align.data.sets.score_cuts import read as read_rows
+from align.data.sets.score_cuts import PIECE, count_scored, score_spool, select_outside_cuts, summarize_scores
+from align.data.sets.score_cuts import load_records as read_rows
 from align.data.sets.sides import (
-    group_labels,
-    held_back,
-    named_sides,
-    seconds,
-    units,
-    whole_units,
-    written_since,
+    assign_units,
+    extend_to_units,
+    is_written_since,
+    label_groups,
+    parse_sides,
+    parse_timestamp,
+    select_held_out,
 )
-from align.data.sets.source import Source, by_name, parsed_sources, recognised, standing
-from align.data.sets.spool import Rows, Spool
+from align.data.sets.source import Source, detect_row_shapes, load_active_votes, parse_sources, rank_by_name
+from align.data.sets.spool import Spool, SpoolRows
 from align.data.sources import build_files_input
 from align.models.base import find_base
 from align.report.data_set_page import loss_lines, shapes_line, summary_lines
@@ -116,15 +130,15 @@ def inputs(config: Config) -> Inputs:
         return find_forget_inputs(config)
     path_source = {"path": config.data.path, "columns": config.data.columns, "metadata": config.data.metadata}
     entries = stage.sources or [{key: value for key, value in path_source.items() if value is not None}]
-    sources = [source.opened(find_store_url(config), config.data.allow_simulated) for source in parsed_sources(entries)]
+    sources = [source.opened(find_store_url(config), config.data.allow_simulated) for source in parse_sources(entries)]
     # Each call checks a setting against the sources before any data is read.
-    by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
-    shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)
+    rank_by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
+    compute_target_shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)
     steps_of(stage.clean, "stage.clean", count_tokens=(lambda _: 0) if stage.counts_tokens else None)
     if stage.split.since is not None:
-        seconds(stage.split.since, "stage.split.since")
+        parse_timestamp(stage.split.since, "stage.split.since")
     records = {f"sources.{source.name}": source.record() for source in sources}
-    for i, evaluation_set in enumerate(parsed_sets(stage.contamination.against)):
+    for i, evaluation_set in enumerate(parse_evaluation_sets(stage.contamination.against)):
         records[f"against.{i}"] = build_files_input(evaluation_set.path, f"{AGAINST}[{i}]")
     for i, spec in enumerate(stage.find_arguments("fn")):
         field = "stage.clean, fn"
@@ -151,7 +165,7 @@ def find_forget_inputs(config: Config) -> Inputs:
     """Return the inputs of `stage.action=forget`: a data set and the rows to remove. The configuration loses the rows'
     ids, because the id of a short text can be guessed."""
     data_path = Path(config.data.path or "")
-    task, record = asked_for(data_path, config.stage.forget, partial(standing, find_store_url(config)))
+    task, record = plan_row_removal(data_path, config.stage.forget, partial(load_active_votes, find_store_url(config)))
     config = replace_values(config, stage=replace_values(config.stage, forget=NOT_KEPT))
     return Inputs(config, f"{task.name}-forget", None, {"data": record}, lambda: (task,))
 
@@ -166,27 +180,29 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
     """Build and publish a data set: read, clean, score, drop, divide and mix the rows, in this order."""
     stage: DataStageConfig = config.stage
     names = [source.name for source in sources]
-    source_ranks = by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
-    engine = embedded if stage.engine == EMBEDDED else DaftRunner(stage.engine == RAY, stage.workers, stage.ray)
-    shapes = [recognised(source) for source in sources]
+    source_ranks = rank_by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
+    engine = (
+        in_process_runner if stage.engine == EMBEDDED else DaftRunner(stage.engine == RAY, stage.workers, stage.ray)
+    )
+    shapes = [detect_row_shapes(source) for source in sources]
     for source, shape in zip(sources, shapes, strict=True):
         if shape["shapes"]:
             print(shapes_line(source.name, shape), flush=True)
-    evaluation_sets = parsed_sets(stage.contamination.against)
-    evaluations = Evaluations(read_sets(evaluation_sets), stage.contamination.near)
+    evaluation_sets = parse_evaluation_sets(stage.contamination.against)
+    evaluations = LeakFinder(read_evaluation_sets(evaluation_sets), stage.contamination.near)
     evaluation_paths = [evaluation_set.path for evaluation_set in evaluation_sets]
     tokenizer = load_base_tokenizer(run, config)
     count_tokens = None if tokenizer is None else partial(token_count, tokenizer)
     steps = steps_of(stage.clean, "stage.clean", count_tokens=count_tokens)
     kind, read_counts = gather_sources(run, config, sources, steps, count_tokens, engine)
-    rows = Rows(Spool(run.checkpoints), kind, names)
+    rows = SpoolRows(Spool(run.checkpoints), kind, names)
     hide_personal = Cleaner(steps).hidden
     funnel = Funnel(rows.numbers("source").astype(np.int64), names)
     funnel.note("after_cleaning")
-    examples = Examples(run.folder, rows, funnel.source, hide_personal)
-    losses = list[Loss]()
+    examples = ExampleWriter(run.folder, rows, funnel.source, hide_personal)
+    losses = list[StepLoss]()
 
-    def add_losses(new_losses: Iterable[Loss]) -> None:
+    def add_losses(new_losses: Iterable[StepLoss]) -> None:
         for loss in new_losses:
             losses.append(loss)
             print("\n".join(loss_lines(loss)), flush=True)
@@ -195,18 +211,18 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
     add_losses(find_read_losses(names, read_counts, hide_personal))
     row_scores = drop_by_score(run, config, rows, funnel)
     with nothing_to_go_on_from(run):
-        random_order = draws(rows.first_bits("content_id"), config.seed)
+        random_order = compute_draw_keys(rows.first_bits("content_id"), config.seed)
         evaluation_leaks = evaluations.leaks(rows, funnel.kept)
         drop_if_removing(funnel, "after_decontamination", evaluation_leaks.text, stage.contamination)
-        duplicates = drop_duplicate_rows(rows, funnel, preference(funnel.source, source_ranks), stage, engine)
+        duplicates = drop_duplicate_rows(rows, funnel, rank_rows(funnel.source, source_ranks), stage, engine)
         caps = [source.cap for source in sources]
-        funnel.drop("after_caps", over_caps(funnel.kept, funnel.source, random_order, caps))
+        funnel.drop("after_caps", select_over_caps(funnel.kept, funnel.source, random_order, caps))
         is_test = choose_test_rows(rows, funnel, duplicates, config)
         test_leaks = find_test_leaks(rows, funnel, is_test, stage)
         drop_if_removing(funnel, "after_test_decontamination", test_leaks.text, stage.contamination)
         mix = stage.mix
         size = np.ones(len(is_test), np.int64) if mix.by == "rows" else rows.numbers(mix.by).astype(np.int64)
-        train = mixture(
+        train = compute_mixture(
             funnel.kept & ~is_test,
             funnel.source,
             size,
@@ -221,26 +237,28 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
 
     times = np.where(funnel.kept & is_test, 1, train.times).astype(np.int32)  # only the training side is mixed
     is_published = times > 0
-    selection = Chosen(
-        times, is_test, duplicates.dropped, clusters(duplicates), row_scores.scores if row_scores else None
+    selection = RowSelection(
+        times, is_test, duplicates.dropped, find_cluster_heads(duplicates), row_scores.scores if row_scores else None
     )
-    evidence = found_in(evaluation_paths, evaluation_leaks) + found_in(["the test split"], test_leaks)
+    evidence = count_hits_by_set(evaluation_paths, evaluation_leaks) + count_hits_by_set(["the test split"], test_leaks)
     account = {
-        **account_of(sources, run.inputs, shapes, read_counts, funnel, is_test, train),
+        **describe_sources(sources, run.inputs, shapes, read_counts, funnel, is_test, train),
         "evaluations": evidence,
-        "found": found_of(duplicates, evaluation_leaks, test_leaks),
+        "found": count_duplicates_and_leaks(duplicates, evaluation_leaks, test_leaks),
         **(row_scores.account if row_scores else {}),
-        "lengths": lengths(rows.numbers("characters")[is_published], funnel.source[is_published], names),
+        "lengths": build_length_histograms(
+            rows.numbers("characters")[is_published], funnel.source[is_published], names
+        ),
         "losses": [{key: loss[key] for key in ("source", "step", "removed", "of")} for loss in losses],
     }
     target = run.folder / "artifact"
     shutil.rmtree(target, ignore_errors=True)
     begins("publishes", int(times.sum()))
     with atomic.publish_folder(target) as folder:
-        data = publish(folder, rows, selection, account)
+        data = write_data_set(folder, rows, selection, account)
     leak_examples = examples.leaked(evaluation_leaks, evaluation_paths)
     leak_examples += examples.leaked(test_leaks, ["the test split"])
-    examples.write(DROPPED, cleaned_away(names, read_counts) + leak_examples)
+    examples.write(DROPPED, list_cleaning_examples(names, read_counts) + leak_examples)
     examples.write_duplicates(duplicates, selection.heads)
     examples.write_rows(is_published & ~is_test, partial(render_tokens, tokenizer))
     if row_scores:
@@ -248,7 +266,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
     with open_tracker(run) as track:
         for step, (name, counts) in enumerate(funnel.steps.items(), start=1):
             track.log(step, {"name": name, "rows": sum(counts)})
-    return StageResult(metrics_of(data), tuple(summary_lines(data, to_plain_dict(config)["stage"])))
+    return StageResult(build_data_set_metrics(data), tuple(summary_lines(data, to_plain_dict(config)["stage"])))
 
 
 @contextmanager
@@ -264,7 +282,12 @@ def nothing_to_go_on_from(run: Run) -> Iterator[None]:
 
 
 def require_rows(
-    config: Config, funnel: Funnel, is_test: np.ndarray, train: Mixed, evaluation_leaks: Matches, test_leaks: Matches
+    config: Config,
+    funnel: Funnel,
+    is_test: np.ndarray,
+    train: Mixture,
+    evaluation_leaks: OverlapMatches,
+    test_leaks: OverlapMatches,
 ) -> None:
     """Raise InputError if no row is left, or no row to train on."""
     field = "stage.sources"
@@ -297,7 +320,7 @@ def gather_sources(
         InputError: a row is invalid, sources are of different kinds, or one is empty after cleaning.
     """
     stage: DataStageConfig = config.stage
-    row_fields = Wanted(
+    row_fields = FactOptions(
         stage.duplicates.over,
         stage.duplicates.near is not None,
         stage.split.read.get("split", ""),
@@ -309,12 +332,12 @@ def gather_sources(
     with nothing_to_go_on_from(run):
         kind = sources[0].kind()
     gatherings = [
-        Gathering(spool, source, number, steps, row_fields, kind, skip_bad_rows)
+        SourceImport(spool, source, number, steps, row_fields, kind, skip_bad_rows)
         for number, source in enumerate(sources)
     ]
-    if engine is not embedded:
+    if engine is not in_process_runner:
         report = seldom(lambda parts, total, seconds: f"{parts:,} of {total:,} parts made in {seconds:.0f} s")
-        make_ahead(engine, gatherings, report)
+        write_parts_in_workers(engine, gatherings, report)
     with nothing_to_go_on_from(run):
         read_counts = [
             gathering.run(reading(gathering.source.name, partial(compute_read_share, gathering.source.files)))
@@ -337,27 +360,27 @@ class RowScores(NamedTuple):
     account: dict[str, Any]
 
 
-def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
+def score_rows(run: Run, config: Config, rows: SpoolRows) -> tuple[np.ndarray, str]:
     """Return the score of each row by `stage.score.by`, float64 (N) with nan for a row without a score, and the
     scorer's title. Models are loaded here and freed on return.
 
     Raises:
         InputError: the rows are labelled answers, no row can be scored, or a score is not finite.
     """
-    from align.evals.judges.identity import scorer_title
-    from align.evals.row_scores import load_loss, load_reward
+    from align.evals.judges.identity import get_scorer_title
+    from align.evals.row_scores import load_loss_scorer, load_reward_scorer
     from align.models.finite_checks import diverged
     from align.models.load import choose_device, choose_dtype
 
     settings: ScoreConfig = config.stage.score
     is_loss = settings.by == LOSS
-    title = run.base.id if is_loss else scorer_title(to_plain_dict(config)["reward"], run.inputs)
+    title = run.base.id if is_loss else get_scorer_title(to_plain_dict(config)["reward"], run.inputs)
     problem = "scores what is to be imitated, and the rows are answers with a label, of which some are not wanted"
     require(rows.kind != FEEDBACK, "stage.score.by", settings.by, problem, "Drop it.")
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     if is_loss:
-        score = load_loss(
+        score = load_loss_scorer(
             run.base,
             config.data.template,
             config.data.template_kwargs,
@@ -369,7 +392,9 @@ def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
     else:
         first_rows = read_rows(rows, np.arange(min(PIECE, rows.count)))
         models = load_reward_artifacts(run.inputs)
-        score = load_reward(build_reward_spec(config.reward), models, first_rows, device, dtype, settings.batch_size)
+        score = load_reward_scorer(
+            build_reward_spec(config.reward), models, first_rows, device, dtype, settings.batch_size
+        )
 
     def score_finite(records: Sequence[Any]) -> np.ndarray:
         scores = score(records)
@@ -378,21 +403,21 @@ def score_rows(run: Run, config: Config, rows: Rows) -> tuple[np.ndarray, str]:
         return scores
 
     print(f"scores {counted(rows.count, 'row')} by the {settings.by} of {title}", flush=True)
-    with show_progress("score", rows.count, scored_before(rows)) as bar:
-        scores = scored(rows, score_finite, bar.advance)
+    with show_progress("score", rows.count, count_scored(rows)) as bar:
+        scores = score_spool(rows, score_finite, bar.advance)
     missing = "no text and no answer that is trained on" if is_loss else "no answer behind a question"
     problem = f"finds nothing to score: there is {missing}, or none that the model's context holds"
     require(not np.isnan(scores).all(), "stage.score.by", settings.by, problem, "Drop it, or score by the other.")
     return scores, title
 
 
-def drop_by_score(run: Run, config: Config, rows: Rows, funnel: Funnel) -> RowScores | None:
+def drop_by_score(run: Run, config: Config, rows: SpoolRows, funnel: Funnel) -> RowScores | None:
     """Score the rows and drop those outside the cuts of `stage.score`. Returns None if the stage has no scores."""
     settings: ScoreConfig = config.stage.score
     if settings.by is None:
         return None
     scores, scorer = score_rows(run, config, rows)
-    is_dropped = outside(
+    is_dropped = select_outside_cuts(
         scores,
         rows.first_bits("content_id"),
         funnel.source,
@@ -406,7 +431,7 @@ def drop_by_score(run: Run, config: Config, rows: Rows, funnel: Funnel) -> RowSc
         "scorer": scorer,
         **{key: getattr(settings, key) for key in ("by", "within", "least", "most")},
         "keep": list(settings.keep),
-        **account_of_scores(scores, is_dropped, funnel.source, funnel.names),
+        **summarize_scores(scores, is_dropped, funnel.source, funnel.names),
     }
     return RowScores(scores, is_dropped, {"scores": account})
 
@@ -424,7 +449,7 @@ def load_base_tokenizer(run: Run, config: Config) -> Any | None:
 
 
 def drop_duplicate_rows(
-    rows: Rows, funnel: Funnel, order: np.ndarray, stage: DataStageConfig, engine: TaskRunner
+    rows: SpoolRows, funnel: Funnel, order: np.ndarray, stage: DataStageConfig, engine: TaskRunner
 ) -> Duplicates:
     """Find duplicates among the remaining rows and drop them, unless `stage.duplicates.action=report`.
 
@@ -435,18 +460,18 @@ def drop_duplicate_rows(
     found_by_step = [NO_DUPLICATES]
     begins("looks for duplicates among", int(funnel.kept.sum()))
     if settings.exact:
-        exact = copies(rows, funnel.kept, order, funnel.source, settings.among)
+        exact = find_exact_duplicates(rows, funnel.kept, order, funnel.source, settings.among)
         found_by_step.append(exact)
         drop_if_removing(funnel, "after_exact_dedup", exact.dropped, settings)
     if settings.near is not None and rows.kind == DOCUMENTS:
         is_compared = funnel.kept.copy()
         is_compared[found_by_step[-1].dropped] = False  # exact duplicates stay in the funnel if only reported
-        near = near_duplicates(
+        near = find_near_duplicates(
             rows, is_compared, order, funnel.source, threshold=settings.near, among=settings.among, engine=engine
         )
         found_by_step.append(near)
         drop_if_removing(funnel, "after_near_dedup", near.dropped, settings)
-    return joined(found_by_step)
+    return concatenate_duplicates(found_by_step)
 
 
 def drop_if_removing(
@@ -456,7 +481,7 @@ def drop_if_removing(
     funnel.drop(step, rows if settings.action == "remove" else rows[:0])
 
 
-def choose_test_rows(rows: Rows, funnel: Funnel, duplicates: Duplicates, config: Config) -> np.ndarray:
+def choose_test_rows(rows: SpoolRows, funnel: Funnel, duplicates: Duplicates, config: Config) -> np.ndarray:
     """Return which rows are on the test side, bool (N). Rows with the same question, the same group or in a cluster of
     duplicates are on one side."""
     split = config.stage.split
@@ -464,44 +489,44 @@ def choose_test_rows(rows: Rows, funnel: Funnel, duplicates: Duplicates, config:
     is_test = np.zeros(len(funnel.kept), bool)
 
     def iter_links() -> Iterator[np.ndarray]:  # a generator, so that only one array of N labels is in memory
-        yield group_labels(rows.column("group"), funnel.source)[numbers]
-        yield duplicate_labels(duplicates, len(is_test))[numbers]
+        yield label_groups(rows.column("group"), funnel.source)[numbers]
+        yield label_clusters(duplicates, len(is_test))[numbers]
 
     links = (labels for labels in iter_links() if (labels >= 0).any())
-    row_units = units(rows.first_bits("question")[numbers], *links)
+    row_units = assign_units(rows.first_bits("question")[numbers], *links)
     if split.by == "question":
-        is_test[numbers] = held_back(row_units, config.data.held_out)
+        is_test[numbers] = select_held_out(row_units, config.data.held_out)
         return is_test
     values = rows.column("time" if split.by == "time" else "split").take(numbers).to_pylist()
     column = next(iter(split.read.values()))
-    is_test_value = written_since(values, split.since, column) if split.by == "time" else named_sides(values, column)
-    is_test[numbers] = whole_units(row_units, is_test_value)
+    is_test_value = is_written_since(values, split.since, column) if split.by == "time" else parse_sides(values, column)
+    is_test[numbers] = extend_to_units(row_units, is_test_value)
     return is_test
 
 
-def find_test_leaks(rows: Rows, funnel: Funnel, is_test: np.ndarray, stage: DataStageConfig) -> Matches:
+def find_test_leaks(rows: SpoolRows, funnel: Funnel, is_test: np.ndarray, stage: DataStageConfig) -> OverlapMatches:
     """Find training rows that contain, or are nearly the same as, rows of the test side."""
     is_measured = funnel.kept & is_test & stage.contamination.test
     near = stage.contamination.near
     if near and rows.kind == DOCUMENTS and stage.duplicates.finds_all(near):
         near = None  # near-duplicates were dropped already
-    leaks = leaks_of(rows, is_measured, funnel.kept & ~is_test, near)
+    leaks = find_split_leaks(rows, is_measured, funnel.kept & ~is_test, near)
     if near is None or rows.kind != DOCUMENTS:
         return leaks
-    return drop_templated(leaks, rows, is_measured, near, finds_all=near >= SURE)
+    return drop_templated_leaks(leaks, rows, is_measured, near, finds_all=near >= SURE)
 
 
-def forgotten(run: Run, config: Config, task: Forgetting) -> StageResult:
+def forgotten(run: Run, config: Config, task: RowRemoval) -> StageResult:
     """Publish a data set again without some rows, then remove the old one."""
     artifact = run.folder / "artifact"
-    with alone_on(task.old):
+    with lock_data_set(task.old):
         replacement = read_replacement(task.old, "data.path")
         if replacement is None:
-            old_data_set = data_set(task.old)
+            old_data_set = load_data_set(task.old)
             at = utc_now()
             shutil.rmtree(artifact, ignore_errors=True)  # of an attempt that was interrupted
             with atomic.publish_folder(artifact) as folder:
-                forget(folder, old_data_set, task.masks, task.reason, at)
+                rewrite_without_rows(folder, old_data_set, task.masks, task.reason, at)
             replacement = {
                 "by": run.manifest.ref,
                 "folder": str(run.folder.absolute()),
@@ -512,9 +537,9 @@ def forgotten(run: Run, config: Config, task: Forgetting) -> StageResult:
             }
         elif replacement["by"] != run.manifest.ref:
             check_not_replaced(task.old, "data.path")
-        data = data_set(artifact).data
-        retire(task.old, replacement)
-    roots = {*roots_before(data)}
+        data = load_data_set(artifact).data
+        delete_replaced_data_set(task.old, replacement)
+    roots = {*iter_replaced_roots(data)}
     users, unreadable = find_users(config.run.folder, lambda record: record.details.get("root") in roots)
     users = [name for name in users if not name.startswith("data/")]
     count = data["replaces"]["count"]
@@ -526,4 +551,4 @@ def forgotten(run: Run, config: Config, task: Forgetting) -> StageResult:
     lines += users
     if unreadable:
         lines += ["runs that cannot be read, so look yourself:", *unreadable]
-    return StageResult({**metrics_of(data), "forgotten": count, "runs": users}, tuple(lines))
+    return StageResult({**build_data_set_metrics(data), "forgotten": count, "runs": users}, tuple(lines))

@@ -39,10 +39,10 @@ def inputs(config: Config) -> Inputs:
 
 def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: list[Preference]) -> StageResult:
     from align.evals.held_out import (
-        held_out_figures,
-        pair_logprobs,
+        compute_pair_logprobs,
+        compute_preference_figures,
+        find_simulated_scorers,
         require_finite,
-        simulated_by,
         write_held_out_pairs,
     )
     from align.models.adapters import save_adapter
@@ -83,7 +83,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
     def measure_logprobs(steps: int) -> Tensor:
         """Return log π of the better and the worse held-out answers [M, 2], after a number of training steps."""
-        logprobs_M2 = pair_logprobs(model.eval(), pairs, tokenizer.pad_token_id, by_token)
+        logprobs_M2 = compute_pair_logprobs(model.eval(), pairs, tokenizer.pad_token_id, by_token)
         assert stage.lr is not None  # filled in by `fill_rates`
         require_finite(logprobs_M2, "pairs have logprobs", steps, stage.lr, config.dtype)
         return logprobs_M2
@@ -119,12 +119,12 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     gap_M = log_ratios_M2[:, 0] - log_ratios_M2[:, 1]
     longest = max(len(ids) for _, pair in train for ids in (pair.chosen_ids, pair.rejected_ids))
     metrics = {
-        **held_out_figures(held_out, gap_M),
+        **compute_preference_figures(held_out, gap_M),
         "loss_before": loss(at_start, at_start),
         "loss": loss(at_end, at_start),
         **run.known_metrics,
         **fitted.figures,
-        **simulated_by(train_prefs),
+        **find_simulated_scorers(train_prefs),
         **measure_memory(run, config, longest),
     }
     save_adapter(model, run.artifact, base)

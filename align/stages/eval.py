@@ -23,16 +23,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from sqlalchemy import Connection
 
 from align import ranks
-from align.annotate.exchange.importing import Row, add, items_in
+from align.annotate.exchange.importing import ImportRow, add_row, read_item_rows
 from align.annotate.figures.estimates import as_json
-from align.annotate.figures.people import consistency, gold_accuracy
-from align.annotate.figures.project import View, figures_of, read
-from align.annotate.store import Item as ProjectItem
+from align.annotate.figures.people import compute_gold_accuracy, compute_repeat_consistency
+from align.annotate.figures.project import ProjectView, compute_view_figures, read_view
+from align.annotate.store import AnnotationItem as ProjectItem
 from align.annotate.store import Store, configure
-from align.annotate.store.database import id_of
-from align.annotate.store.ledger import head_of, project_erasure
-from align.annotate.store.preference_pairs import counted_rankings
-from align.annotate.store.projects import MOST_PEOPLE, history, overlap_for, settings_of
+from align.annotate.store.database import make_item_id
+from align.annotate.store.ledger import find_project_tombstone, read_head
+from align.annotate.store.preference_pairs import load_counted_rankings
+from align.annotate.store.projects import MAX_OVERLAP, compute_overlap, read_settings, read_settings_history
 from align.config.groups import JUDGE, DataConfig
 from align.config.identity import select_identity
 from align.config.root import Config, find_store_url, to_plain_dict
@@ -49,15 +49,21 @@ from align.data.read.drops import count_dropped
 from align.data.read.records import LABELLED_HELP
 from align.data.sources import DataSource, build_data_inputs, build_files_input, prepare_record, read_source_prompts
 from align.data.trained_ids import TrainedQuestions, collect_trained_questions, find_store_key
-from align.evals.collapse import Measurement, collapse_lines, phrase_lines
-from align.evals.endpoint import api_key
-from align.evals.judges.identity import JudgeIdentity, find_standing, identify_scorer, list_scorer_parts, scorer_title
+from align.evals.collapse import Measurement, describe_collapse, describe_new_phrase
+from align.evals.endpoint import read_api_key
+from align.evals.judges.identity import (
+    JudgeIdentity,
+    find_scorer_relation,
+    get_scorer_title,
+    identify_scorer,
+    list_scorer_parts,
+)
 from align.evals.judges.judge_verdict import JudgeVerdict
 from align.evals.judges.llm_judge import (
     LLMJudge,
     YesNoQuestion,
     collect_judge_usage,
-    describe_yes,
+    get_yes_phrase,
     parse_judge,
     parse_question,
 )
@@ -73,51 +79,58 @@ from align.evals.judges.report import (
     collect_answer_opinions,
     collect_pair_opinions,
     digest_examples,
-    drop_learned,
+    drop_trained_pairs,
     explain_shortfall,
-    find_reports,
-    list_judged_examples,
-    measure_answers,
-    measure_pairs,
+    iter_judged_rows,
+    load_reports,
+    measure_judge_on_answers,
+    measure_judge_on_pairs,
     read_report,
 )
 from align.evals.stats import Decision
 from align.evals.suite.gates import (
-    Gate,
+    EvalGate,
+    build_junit_xml,
+    build_verdict_file,
     check_gates,
+    decide_gate,
     decide_on_collapse,
-    decision,
-    in_a_line,
-    junit,
-    parsed_gates,
-    verdict_file,
+    describe_decision,
+    parse_gates,
 )
 from align.evals.suite.people import (
     PEOPLE,
-    Question,
-    chosen,
+    PairQuestion,
+    choose_items,
+    count_votes_to_ask,
+    derive_order_key,
+    derive_sides_key,
     describe_pairs_not_asked,
     describe_votes,
-    drawn_sides,
-    order_key,
-    sides_key,
-    verdicts_of,
-    votes_asked,
+    draw_sides,
+    votes_to_verdicts,
 )
-from align.evals.suite.results import Scored, describe_system, describe_task, list_evidence, list_verdicts, results_of
-from align.evals.suite.systems import System, describe_self_judging, matched, opened_systems
+from align.evals.suite.results import (
+    ScoredTask,
+    compute_results,
+    describe_system,
+    describe_task_results,
+    iter_answer_rows,
+    iter_verdict_rows,
+)
+from align.evals.suite.systems import System, describe_self_judging, match_answers, open_systems
 from align.evals.suite.tasks import (
-    JUDGED,
-    Item,
-    Task,
+    DEFAULT_TASK,
+    EvalItem,
+    EvalTask,
     Tasks,
-    answered_often,
+    build_items,
+    build_task_input,
     drop_seen,
-    items_of_file,
-    items_of_prompts,
-    mark_near,
-    parsed_tasks,
-    task_record,
+    load_items,
+    mark_nearly_trained,
+    parse_tasks,
+    repeat_items,
 )
 from align.evals.text import QUOTED_LETTERS
 from align.models.base import adapter_folder, as_artifact, base_of, find_artifact, find_reference, label
@@ -206,8 +219,8 @@ def inputs(config: Config) -> Inputs:
     judge = reward_inputs(build_reward_spec(config.reward), root, base)
     check_reasoning_matches(load_reward_artifacts(judge), config.rollout.reasoning)
     reward = to_plain_dict(config)["reward"]
-    standing = find_standing(artifact, list_scorer_parts(reward, judge), root)
-    standing.require_independent(scorer_title(reward, judge), artifact.ref, config.stage.allow_proxy)
+    standing = find_scorer_relation(artifact, list_scorer_parts(reward, judge), root)
+    standing.require_independent(get_scorer_title(reward, judge), artifact.ref, config.stage.allow_proxy)
     records = {"artifact": artifact.as_input(), **data, **judge}
     if reference is not None:
         if not artifact.whole and base_of(reference, "init").digest != base.digest:
@@ -287,10 +300,10 @@ class Suite(NamedTuple):
     """
 
     systems: Sequence[System]
-    tasks: Sequence[Task]
+    tasks: Sequence[EvalTask]
     name: str
     records: dict[str, Input]
-    gates: Sequence[Gate]
+    gates: Sequence[EvalGate]
     judge: Literal["reward", "people"] | LLMJudge
     reports: Sequence[JudgeReport]
     first_model: System | None
@@ -304,7 +317,7 @@ def find_suite(config: Config) -> Suite:
         MissingArtifact: a system or a reward model is not there.
     """
     root, given = config.run.folder, config.model
-    systems = opened_systems(
+    systems = open_systems(
         config.stage.systems,
         root,
         first=config.stage.first,
@@ -312,8 +325,8 @@ def find_suite(config: Config) -> Suite:
         revision=given.revision,
         method=config.method.name,
     )
-    tasks = parsed_tasks(config.eval.tasks, combine_code_settings(config.stage.allow_code, config.stage.unsafe_code))
-    gates = parsed_gates(config.eval.gates, tasks, [system.name for system in systems])
+    tasks = parse_tasks(config.eval.tasks, combine_code_settings(config.stage.allow_code, config.stage.unsafe_code))
+    gates = parse_gates(config.eval.gates, tasks, [system.name for system in systems])
     probed = next((task.name for task in tasks if task.probe is not None), None)
     for system in systems:
         problem = f"gives answers to chats alone, and task {probed} is a probe, which needs the model itself"
@@ -322,8 +335,8 @@ def find_suite(config: Config) -> Suite:
     first, problem = systems[0], "is no artifact, and gates are about one"
     require(not gates or first.artifact is not None, first.field, first.ref, problem, "Name the artifact first.")
     records = {f"systems.{system.name}": system.record for system in systems}
-    records |= {f"tasks.{task.name}": task_record(task) for task in tasks if task.own}
-    if not all(task.own for task in tasks):
+    records |= {f"tasks.{task.name}": build_task_input(task) for task in tasks if task.has_own_prompts}
+    if not all(task.has_own_prompts for task in tasks):
         records |= build_data_inputs(DataSource.from_settings(config.data))
     model = next((system for system in systems if system.base is not None), None)
     judge = parse_judge(config.stage.judge)
@@ -342,9 +355,11 @@ def find_suite(config: Config) -> Suite:
         scorers = reward_inputs(build_reward_spec(config.reward), root, model and model.base)
         check_reasoning_matches(load_reward_artifacts(scorers), config.rollout.reasoning)
         records |= scorers
-    reports, read = find_reports(config.stage.card, root)
+    reports, read = load_reports(config.stage.card, root)
     records |= read
-    own = config.eval.tasks is not None and config.eval.name == JUDGED  # tasks of a command line have no suite's name
+    own = (
+        config.eval.tasks is not None and config.eval.name == DEFAULT_TASK
+    )  # tasks of a command line have no suite's name
     return Suite(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge, reports, model)
 
 
@@ -387,37 +402,37 @@ def read_work(config: Config, suite: Suite) -> tuple[Work]:
             print(f"{name}: {counted(count, 'item')} left out: training saw them")
     unknown = [sentence for each in seen for sentence in each.unknown]
     if stage.near is not None:
-        tasks, near_unknown = mark_near(tasks, artifacts, root, find_store_url(config), stage.near)
+        tasks, near_unknown = mark_nearly_trained(tasks, artifacts, root, find_store_url(config), stage.near)
         unknown += near_unknown
     most = min(stage.prompts, config.data.limit or stage.prompts)
-    tasks = [(task, items[: task.prompts or (None if task.own else most)]) for task, items in tasks]
-    tasks = [(task, items if task.probe is not None else answered_often(items, stage.answers)) for task, items in tasks]
+    tasks = [(task, items[: task.prompts or (None if task.has_own_prompts else most)]) for task, items in tasks]
+    tasks = [(task, items if task.probe is not None else repeat_items(items, stage.answers)) for task, items in tasks]
     reports = choose_reports(config, suite, tasks)
     for system in suite.systems:
         if system.endpoint is not None:
-            api_key(system.endpoint)
+            read_api_key(system.endpoint)
             offered = next((item.id for _, items in tasks for item in items if item.prompt.tools), None)
             problem = f"would call the tools of item {offered}, and its calls are no text that could be scored"
             require(offered is None, system.field, system.ref, problem, "Leave out items with tools, or the system.")
     named = [(task.name, item) for task, items in tasks for item in items]
-    files = {system.name: matched(system, named) for system in suite.systems if system.is_file}
+    files = {system.name: match_answers(system, named) for system in suite.systems if system.is_file}
     return (Work(suite, tasks, files, counts, [*dict.fromkeys(unknown)], reports),)
 
 
-def read_items(config: Config, task: Task) -> Sequence[Item]:
+def read_items(config: Config, task: EvalTask) -> Sequence[EvalItem]:
     """Read all items of a task.
 
     Raises:
         InputError: there is none, or a row is wrong.
     """
     if task.probe is not None and task.probe.harness is not None:
-        from align.evals.suite.lm_eval import items_of_harness  # lm-eval is an extra
+        from align.evals.suite.lm_eval import load_harness_items  # lm-eval is an extra
 
-        return items_of_harness(task, task.probe.harness)
+        return load_harness_items(task, task.probe.harness)
     allow_code = combine_code_settings(config.stage.allow_code, config.stage.unsafe_code)
     if task.path:
-        return items_of_file(task, config.data.system or None, allow_code)
-    return items_of_prompts(
+        return load_items(task, config.data.system or None, allow_code)
+    return build_items(
         task,
         read_source_prompts(replace(DataSource.from_settings(config.data), limit=None), "test", config.seed),
         allow_code,
@@ -436,14 +451,14 @@ def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, J
     require(bool(judged) or suite.judge != PEOPLE, "stage.judge", PEOPLE, problem, remedy)
     proxy = False
     if judged and isinstance(suite.judge, LLMJudge):
-        api_key(suite.judge.endpoint)
+        read_api_key(suite.judge.endpoint)
     elif judged and suite.judge != PEOPLE:
         reward, root = to_plain_dict(config)["reward"], config.run.folder
-        title = scorer_title(reward, suite.records)
+        title = get_scorer_title(reward, suite.records)
         parts = list_scorer_parts(reward, suite.records)
         for system in suite.systems:
             if system.artifact is not None:
-                standing = find_standing(system.artifact, parts, root)
+                standing = find_scorer_relation(system.artifact, parts, root)
                 standing.require_independent(title, system.ref, config.stage.allow_proxy)
                 proxy = proxy or bool(standing.proxy)
     identity: JudgeIdentity | None = None  # of people
@@ -481,12 +496,12 @@ def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[s
         read_known_answers(parse_user_path(stage.gold, "stage.gold"))
         known = {"gold": build_files_input(stage.gold, "stage.gold")}
     with open_store(config) as store, store.reading() as db:
-        row = project_erasure(db, project)
+        row = find_project_tombstone(db, project)
         problem = f"it was erased (row {row} of the ledger), and its name is not used again"
         if config.project == Config().project:
             problem += "; without project=, this evaluation always has this name"
         require(row is None, "project", project, problem, "Name another project: project=NAME.")
-        head = head_of(db, project, votes_only=True)
+        head = read_head(db, project, votes_only=True)
     # Without a vote yet, it is the place that tells one project from another.
     place = json_digest([drop_masks(mask_secrets(find_store_url(config))), project])
     return {"votes": Input(head.hash if head.seq else place, project=project, seq=head.seq), **known}
@@ -504,13 +519,13 @@ def name_project(config: Config, records: Mapping[str, Input]) -> str:
     return f"people-{json_digest(decides)[:8]}"
 
 
-def read_known_answers(path: Path) -> list[Row]:
+def read_known_answers(path: Path) -> list[ImportRow]:
     """Read pairs of which it is known which answer is better.
 
     Raises:
         InputError: a row has no known order, or not two answers.
     """
-    rows = items_in(path, "gold", "stage.gold")
+    rows = read_item_rows(path, "gold", "stage.gold")
     for row in rows:
         right = row.expected is not None and len(row.answers) == 2
         require(right, row.where, row.id, "is no pair whose order is known", GOLD_HELP)
@@ -612,7 +627,7 @@ def read_examples(config: Config, inputs: dict[str, Input]) -> tuple[JudgedExamp
     """
     judge = find_judge(config)
     if isinstance(judge, LLMJudge):
-        api_key(judge.endpoint)
+        read_api_key(judge.endpoint)
         if config.eval.asks:
             return (read_answers(config, judge),)
     return (read_pairs(config, judge, inputs),)
@@ -645,7 +660,7 @@ def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict
         collect_trained_questions(model, root, partial(find_store_key, find_store_url(config)), system, LEARNS_VERDICTS)
         for model in load_reward_artifacts(inputs)
     ]
-    unlearned = drop_learned(pairs, seen)
+    unlearned = drop_trained_pairs(pairs, seen)
     left_out = len(pairs) - len(unlearned)
     problem = f"has nothing to measure on: the judge learned from the prompts of all {counted(len(pairs), 'pair')}"
     require(bool(unlearned), "data", config.data.path or config.project, problem, "Give pairs that were held out.")
@@ -697,7 +712,7 @@ def run(run: Run, config: Config, *rows: Any) -> StageResult:
     return replace(result, metrics={**result.metrics, "judge_usage": asdict(usage)})
 
 
-def make_sampling(run: Run, config: Config, seed_of: Callable[[System, Item], int] | None = None) -> Sampling:
+def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem], int] | None = None) -> Sampling:
     """Return how the configuration has systems asked.
 
     Args:
@@ -741,7 +756,7 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, Item], in
 
 def score(
     config: Config, tasks: Sequence[TaskAnswers], load_judge: Callable[[Sequence[TaskAnswers]], Judge]
-) -> tuple[list[Scored], list[str], Mapping[str, Mapping[str, Measurement]]]:
+) -> tuple[list[ScoredTask], list[str], Mapping[str, Mapping[str, Measurement]]]:
     """Score answers, and measure whether systems collapsed.
 
     Args:
@@ -751,12 +766,12 @@ def score(
         the scored tasks; notes on who scores; task → system → whether its answers are nearly the same whatever is
         asked.
     """
-    from align.evals.suite.scores import measure_tasks, score_answers
+    from align.evals.suite.scores import measure_tasks, score_tasks
 
     allow_code = combine_code_settings(config.stage.allow_code, config.stage.unsafe_code)
     judged = [task for task in tasks if task.is_judged]
     judge = load_judge(judged) if judged else None
-    scored = score_answers(tasks, judge, allow_code)
+    scored = score_tasks(tasks, judge, allow_code)
     notes = [*(judge.notes if judge else ()), *(note for task in scored for note in task.notes)]
     measured = measure_tasks(tasks, judge, config.eval.closed, allow_code, config.rollout.reasoning == "hide")
     return scored, notes, measured
@@ -792,19 +807,19 @@ def compare_with_start(
 
     policy, ref = find_policy_and_start(run, config)
 
-    def seed_of(system: System, item: Item) -> int:
+    def seed_of(system: System, item: EvalItem) -> int:
         return place_seed(config.seed, "eval", "policy" if system.name == POLICY else "ref", int(item.id))
 
     sampling = make_sampling(run, config, seed_of)
-    items = [Item(str(i), prompt.id or str(i), "", prompt, None) for i, prompt in enumerate(prompts)]
-    [task] = ask_systems(sampling, [policy, ref], [(Task(JUDGED), items)], {})
+    items = [EvalItem(str(i), prompt.id or str(i), "", prompt, None) for i, prompt in enumerate(prompts)]
+    [task] = ask_systems(sampling, [policy, ref], [(EvalTask(DEFAULT_TASK), items)], {})
     kl = measure_kl(sampling, policy, ref, task.rollouts[POLICY])
     sampling.loaded.clear()
     [scored], notes, collapse = score(config, [task], lambda judged: load_reward(run, config, sampling, [policy]))
     role = scored.role
     samples = build_samples(task, scored, kl, seen)
     notes = [*notes, *describe_other_settings(policy, config), *seen.unknown]
-    measured = collapse[JUDGED][POLICY]
+    measured = collapse[DEFAULT_TASK][POLICY]
     metrics = {
         **summarise(samples, role),
         **measured.as_dict(),
@@ -827,11 +842,11 @@ def compare_with_start(
         f"{distinct['policy']:.3f}"
     )
     lines = [
-        *collapse_lines({"the policy": measured.collapse}),
+        *describe_collapse({"the policy": measured.collapse}),
         *describe_made_before(sampling),
         figures,
         f"the word that rose most: {risen['word']!r}, in {risen['ref']:.0%} → {risen['policy']:.0%} of the answers",
-        *phrase_lines(measured.collapse, greedy.get("new_phrase"), START),
+        *describe_new_phrase(measured.collapse, greedy.get("new_phrase"), START),
     ]
     owners = {"ref": "start's ", "policy": "policy's "}
     for who, owner in owners.items():
@@ -942,12 +957,12 @@ def compare_systems(run: Run, config: Config, work: Work) -> StageResult:
     """Ask the systems, score their answers, and compare the first with each other one."""
     from align.evals.suite.answers import ask_systems
     from align.evals.suite.likelihoods import measure_probes
-    from align.evals.suite.scores import verdicts_by_system
+    from align.evals.suite.scores import combine_verdicts_by_system
 
     suite = work.suite
     sampling = make_sampling(run, config)
     asked = [(task, items) for task, items in work.tasks if task.probe is None]
-    scored: list[Scored] = []
+    scored: list[ScoredTask] = []
     notes: list[str] = []
     collapse: Mapping[str, Mapping[str, Measurement]] = {}
     if asked:
@@ -958,16 +973,16 @@ def compare_systems(run: Run, config: Config, work: Work) -> StageResult:
     probes = measure_probes(sampling, models, work.tasks, run.artifact)
     by_name = {task.name: task for task in scored} | probes
     scored = [by_name[task.name] for task, _ in work.tasks]
-    write_lines(run.artifact / "answers.jsonl", list_evidence(scored))
-    write_lines(run.artifact / "verdicts.jsonl", list_verdicts(scored))
+    write_lines(run.artifact / "answers.jsonl", iter_answer_rows(scored))
+    write_lines(run.artifact / "verdicts.jsonl", iter_verdict_rows(scored))
 
     first = suite.systems[0].name
-    verdicts_on = verdicts_by_system(collapse, [system.name for system in suite.systems])
+    verdicts_on = combine_verdicts_by_system(collapse, [system.name for system in suite.systems])
     gates = {
-        gate.name: (gate, decide_on_collapse(gate, decision(gate, scored), first, verdicts_on[first]))
+        gate.name: (gate, decide_on_collapse(gate, decide_gate(gate, scored), first, verdicts_on[first]))
         for gate in suite.gates
     }
-    results = results_of(scored, config.stage.level, config.stage.shown)
+    results = compute_results(scored, config.stage.level, config.stage.shown)
     notes = [*dict.fromkeys([*notes, *work.unknown])]
     systems = [describe_system(system) for system in suite.systems]
     measured = {task: {name: each.as_dict() for name, each in of_task.items()} for task, of_task in collapse.items()}
@@ -991,15 +1006,15 @@ def compare_systems(run: Run, config: Config, work: Work) -> StageResult:
         "collapse": {**by_system[first], "systems": by_system},
     }
     lines = [
-        *(collapse_lines(verdicts_on) if collapse else []),
+        *(describe_collapse(verdicts_on) if collapse else []),
         *describe_made_before(sampling),
-        *(line for name, task in results.items() for line in describe_task(first, name, task)),
-        *(in_a_line(*each) for each in gates.values()),
+        *(line for name, task in results.items() for line in describe_task_results(first, name, task)),
+        *(describe_decision(*each) for each in gates.values()),
     ]
     for task, of_task in collapse.items():
         greedy = measured[task][first]["variety"].get("greedy", {})
         reference = suite.systems[1].name
-        for line in phrase_lines(of_task[first].collapse, greedy.get("new_phrase"), reference):
+        for line in describe_new_phrase(of_task[first].collapse, greedy.get("new_phrase"), reference):
             lines.append(f"{task}, {first}: {line}")
     return StageResult(metrics, (*lines, *notes))
 
@@ -1038,7 +1053,7 @@ def describe_made_before(sampling: Sampling) -> list[str]:
     ]
 
 
-def publish_verdicts(run: Run, work: Work, gates: Mapping[str, tuple[Gate, Decision]]) -> dict[str, Any]:
+def publish_verdicts(run: Run, work: Work, gates: Mapping[str, tuple[EvalGate, Decision]]) -> dict[str, Any]:
     """Write a verdict file for each gate, and what continuous integration reads. Returns what the manifest says of
     them."""
     digests = {"artifact": work.suite.systems[0].record.digest}
@@ -1049,8 +1064,8 @@ def publish_verdicts(run: Run, work: Work, gates: Mapping[str, tuple[Gate, Decis
     folder.mkdir(exist_ok=True)
     for name, (gate, found) in gates.items():
         by = work.reports[name].as_dict() if name in work.reports else None
-        write_json(folder / f"{name}.json", verdict_file(gate, found, digests, by))
-    write_text(run.artifact / "junit.xml", junit(run.name, gates))
+        write_json(folder / f"{name}.json", build_verdict_file(gate, found, digests, by))
+    write_text(run.artifact / "junit.xml", build_junit_xml(run.name, gates))
     outcomes = {name: found.outcome for name, (_, found) in gates.items()}
     return {"gates": outcomes, "exit_status": 0 if {*outcomes.values()} == {"pass"} else NOT_PASSED}
 
@@ -1067,17 +1082,17 @@ def collect_votes(
     Raises:
         InputError: the project was erased, or holds items, prompts or answers of something else.
     """
-    from align.evals.suite.scores import list_people_questions
+    from align.evals.suite.scores import iter_pair_questions
 
     project, last = run.inputs["votes"].project, run.inputs["votes"].seq
     hides = config.rollout.reasoning == "hide"
-    every = [question for task in tasks for question in list_people_questions(task, hides)]
+    every = [question for task in tasks for question in iter_pair_questions(task, hides)]
     shown = [question for question in every if not question.pair.prompt.uses_tools]
-    questions = [question for question in shown if not question.alike]
+    questions = [question for question in shown if not question.is_tie]
     gold = read_known_answers(parse_user_path(config.stage.gold, "stage.gold")) if config.stage.gold else []
     counts = {"pairs": len(every), "same_text": len(shown) - len(questions), "with_tools": len(every) - len(shown)}
     if not questions:
-        verdicts = verdicts_of(shown, {}, (), b"")  # all of them count, whatever their order
+        verdicts = votes_to_verdicts(shown, {}, (), b"")  # all of them count, whatever their order
         notes = describe_pairs_not_asked(counts, counts["same_text"])
         return verdicts, [*notes, "no pair is left to ask people about"]
     with open_store(config) as store:
@@ -1086,9 +1101,9 @@ def collect_votes(
         assert secret is not None, "configure() lets no erased project pass"
         asked = open_project(store, project, secret, questions, config.stage.votes, gold, config.seed)
         with store.reading():  # one view for all of it
-            view = read(store, project).through(last)
-            rankings = counted_rankings(store, project, config.data.allow_simulated, last)
-    verdicts = verdicts_of(shown, asked, rankings, order_key(secret, config.seed))
+            view = read_view(store, project).through(last)
+            rankings = load_counted_rankings(store, project, config.data.allow_simulated, last)
+    verdicts = votes_to_verdicts(shown, asked, rankings, derive_order_key(secret, config.seed))
     ties = sum(not verdict.by for each in verdicts.values() for verdict in each)
     counts |= {"same_text_counted": ties, "asked": len(asked)}
     figures = {"project": project, **counts, **summarize_votes(view, project)}
@@ -1106,11 +1121,11 @@ def open_project(
     store: Store,
     project: str,
     secret: bytes,
-    questions: Sequence[Question],
+    questions: Sequence[PairQuestion],
     votes: int | None,
-    gold: Sequence[Row],
+    gold: Sequence[ImportRow],
     seed: int,
-) -> dict[str, tuple[Question, str]]:
+) -> dict[str, tuple[PairQuestion, str]]:
     """Open the project where it is not there, and add the pairs that so many votes are to be on.
 
     All is added in one transaction: a run that is cut off leaves nothing half done. Items that are there keep the order
@@ -1126,36 +1141,36 @@ def open_project(
     Raises:
         InputError: the project holds items, prompts or answers of something else; or too many votes are asked for.
     """
-    by_item = {id_of(project, question.key(secret)): question for question in questions}
+    by_item = {make_item_id(project, question.key(secret)): question for question in questions}
     there = {item.id: item for item in store.items(project)}
-    strangers = there.keys() - by_item.keys() - read(store, project).expected.keys()
+    strangers = there.keys() - by_item.keys() - read_view(store, project).expected.keys()
     problem = f"it holds {counted(len(strangers), 'item')} that this evaluation does not ask"
     require(not strangers, "project", project, problem, "Name another project: project=NAME.")
     before = {id: find_first(project, by_item[id], item) for id, item in there.items() if id in by_item}
 
-    wanted = votes_asked(votes, len(by_item))
-    most = MOST_PEOPLE * len(by_item)
+    wanted = count_votes_to_ask(votes, len(by_item))
+    most = MAX_OVERLAP * len(by_item)
     remedy = f"Ask for up to {most:,}, or about more prompts."
     require(wanted <= most, "stage.votes", votes, f"are too many on {counted(len(by_item), 'pair')}", remedy)
-    order = order_key(secret, seed)
-    absent = [id for id in chosen(by_item, before, wanted, order) if id not in before]
+    order = derive_order_key(secret, seed)
+    absent = [id for id in choose_items(by_item, before, wanted, order) if id not in before]
     erased = [id for id in absent if store.first_row(project, item=id) is not None]
     new = [id for id in absent if id not in erased]
-    fresh_gold = [row for row in gold if id_of(project, row.key) not in there]
+    fresh_gold = [row for row in gold if make_item_id(project, row.key) not in there]
     with store.transaction() as db:
         if not before and not erased:
             configure(store, project, OPENED_WITH)
         if new or wants_more(db, project, before, erased, wanted):
-            configure(store, project, overlap_for([*before, *new], wanted))
-        settings = settings_of(db, project)
+            configure(store, project, compute_overlap([*before, *new], wanted))
+        settings = read_settings(db, project)
         ahead = sum(1 if first.endswith("-0") else -1 for first in before.values())
         groups = [(by_item[id].other, settings.wanted(id)) for id in new]
-        for id, side in zip(new, drawn_sides(groups, sides_key(secret, seed, len(before)), ahead), strict=True):
+        for id, side in zip(new, draw_sides(groups, derive_sides_key(secret, seed, len(before)), ahead), strict=True):
             question = by_item[id]
             priority = 1 - question.draw(order)
             store.add_item(project, question.key(secret), question.prompt, question.candidates(side), priority=priority)
         for row in fresh_gold:
-            add(store, project, row)
+            add_row(store, project, row)
     ours = ((item, by_item[item.id]) for item in store.items(project) if item.id in by_item)
     return {item.id: (question, find_first(project, question, item)) for item, question in ours}
 
@@ -1168,30 +1183,30 @@ def wants_more(db: Connection, project: str, there: Collection[str], erased: Col
         there: ids of its items.
         erased: those that it had.
     """
-    if not there or sum(map(settings_of(db, project).wanted, there)) >= votes:
+    if not there or sum(map(read_settings(db, project).wanted, there)) >= votes:
         return False
-    ours = overlap_for([*there, *erased], votes).items()
-    return not any(ours <= asdict(settings).items() for _, settings in history(db, project))
+    ours = compute_overlap([*there, *erased], votes).items()
+    return not any(ours <= asdict(settings).items() for _, settings in read_settings_history(db, project))
 
 
-def find_first(project: str, question: Question, item: ProjectItem) -> str:
+def find_first(project: str, question: PairQuestion, item: ProjectItem) -> str:
     """Return the id of the first system's answer.
 
     Raises:
         InputError: the item holds another prompt or other answers.
     """
-    first = question.first_in(item)
+    first = question.find_first_answer(item)
     if first is None:
         problem = f"item {question.pair.id} of task {question.task} has another prompt or other answers there"
         raise InputError("project", project, problem, "Name another project: project=NAME.")
     return first
 
 
-def summarize_votes(view: View, project: str) -> dict[str, Any]:
+def summarize_votes(view: ProjectView, project: str) -> dict[str, Any]:
     """Return how many votes there are, and how far they can be believed, as JSON. People have no names here."""
-    found = figures_of(view, project)
-    gold, gold_votes, gold_right = gold_accuracy(view.rankings, view.expected)
-    repeats = consistency(view.rankings)
+    found = compute_view_figures(view, project)
+    gold, gold_votes, gold_right = compute_gold_accuracy(view.rankings, view.expected)
+    repeats = compute_repeat_consistency(view.rankings)
     people = [
         {
             "pseudonym": one["pseudonym"],
@@ -1232,7 +1247,7 @@ def measure_judge(run: Run, config: Config, known: JudgedExamples) -> StageResul
         answers = [example for example in known.examples if isinstance(example, AnswerExample)]
         examples: Sequence[PairExample] | Sequence[AnswerExample] = answers
         opinions, remarks = collect_answer_opinions(judge, answers, store)
-        figures = measure_answers(answers, opinions, level)
+        figures = measure_judge_on_answers(answers, opinions, level)
     else:
         pairs = [example for example in known.examples if isinstance(example, PairExample)]
         if isinstance(judge, LLMJudge):
@@ -1249,14 +1264,14 @@ def measure_judge(run: Run, config: Config, known: JudgedExamples) -> StageResul
             remarks = []
         too_long = len(known.examples) - len(pairs)
         examples = pairs
-        figures = measure_pairs(pairs, opinions, level)
+        figures = measure_judge_on_pairs(pairs, opinions, level)
     notes += remarks
     path = run.artifact / FILE
     data: dict[str, Any] = {"digest": digest_examples(examples)}
     data |= {"answers": len(examples)} if identity.asks else {"pairs": len(examples), "left_out": known.left_out}
     report = {"schema_version": SCHEMA, "judge": identity.as_dict(), "reference": known.reference, "data": data}
     write_json(path, {**report, "level": level, **figures})
-    write_lines(run.artifact / "verdicts.jsonl", list_judged_examples(examples, opinions))
+    write_lines(run.artifact / "verdicts.jsonl", iter_judged_rows(examples, opinions))
     why_not = explain_shortfall(read_report(path))
     metrics = {
         "judge": identity.title,
@@ -1269,7 +1284,7 @@ def measure_judge(run: Run, config: Config, known: JudgedExamples) -> StageResul
         "peak_rss_mb": get_peak_rss_mb(),
     }
     if identity.asks:
-        metrics |= {"asks": identity.asks, "yes": describe_yes(identity.asks)}
+        metrics |= {"asks": identity.asks, "yes": get_yes_phrase(identity.asks)}
         return StageResult(metrics, (*list_lines(metrics), *notes))
     metrics["dropped_too_long"] = too_long
     left = [f"{counted(too_long, 'pair')} longer than a reward model's context, and left out"] if too_long else []

@@ -48,7 +48,7 @@ def inputs(config: Config) -> Inputs:
 def run(run: Run, config: Config, train_records: Judgements, test_records: Judgements) -> StageResult:
     import torch
 
-    from align.evals.held_out import answer_logprobs, require_finite, simulated_by
+    from align.evals.held_out import compute_answer_logprobs, find_simulated_scorers, require_finite
     from align.models.adapters import save_adapter
     from align.models.load import describe, save_tokenizer
     from align.ops.losses import compute_kto_reference, kto_loss
@@ -94,7 +94,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
     def measure_logprobs(steps: int) -> Tensor:
         """Return log π of the held-out answers, and of the mismatched ones [2, N], after a number of training steps."""
         logprobs_2N = torch.stack(
-            [answer_logprobs(model.eval(), rows, tokenizer.pad_token_id) for rows in (matched, mismatched)]
+            [compute_answer_logprobs(model.eval(), rows, tokenizer.pad_token_id) for rows in (matched, mismatched)]
         )
         assert stage.lr is not None  # filled in by `fill_rates`
         require_finite(logprobs_2N.T, "answers have logprobs", steps, stage.lr, config.dtype)
@@ -129,7 +129,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         "loss": loss(at_end),
         **run.known_metrics,
         **fitted.figures,
-        **simulated_by([record for record in train.records if isinstance(record, Preference)]),
+        **find_simulated_scorers([record for record in train.records if isinstance(record, Preference)]),
         **measure_memory(run, config, longest),
     }
     save_adapter(model, run.artifact, base)
@@ -187,14 +187,19 @@ def write_figures(run: Run, test: Side, rewards_N: Tensor) -> dict[str, Any]:
     Args:
         rewards_N: log(π / π_ref) of each answer.
     """
-    from align.evals.held_out import held_out_figures, label_figures, write_held_out_answers, write_held_out_pairs
+    from align.evals.held_out import (
+        compute_label_figures,
+        compute_preference_figures,
+        write_held_out_answers,
+        write_held_out_pairs,
+    )
 
     path = run.folder / "held_out.jsonl"
     prefs = [record for record in test.records if isinstance(record, Preference)]
     if prefs:
         gap_M = rewards_N[0::2] - rewards_N[1::2]
         write_held_out_pairs(path, prefs, gap_M, log_odds=None)
-        return held_out_figures(prefs, gap_M)
+        return compute_preference_figures(prefs, gap_M)
     answers = [record for record in test.records if isinstance(record, Feedback)]
     write_held_out_answers(path, answers, rewards_N)
-    return label_figures(answers, rewards_N)
+    return compute_label_figures(answers, rewards_N)

@@ -226,11 +226,17 @@ def watch_variety(workers: Workers, start: Mapping[str, float], config: Config) 
         `collapse`, 1 if the policy collapsed (`align.evals.collapse`), else 0. Empty with fewer than 64 distinct
         prompts, and with reward=check.
     """
-    from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt, judge_collapse, measure_variety, prompt_text
+    from align.evals.collapse import (
+        MIN_PROMPTS,
+        find_distinct_prompts,
+        get_prompt_text,
+        judge_collapse,
+        measure_variety,
+    )
     from align.rollout.engine import greedily
 
-    prompts = [prompt_text(prompt.conversation.messages) for prompt in workers.held_out]
-    first = first_of_each_prompt(prompts)
+    prompts = [get_prompt_text(prompt.conversation.messages) for prompt in workers.held_out]
+    first = find_distinct_prompts(prompts)
     shares_answers = config.reward.name == "check"  # many prompts may have the same right answer
     if shares_answers or not config.stage.tripwires.collapse or len(first) < MIN_PROMPTS:
         return {}

@@ -54,7 +54,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     import torch
     from torch.nn.functional import logsigmoid
 
-    from align.evals.held_out import held_out_figures, simulated_by, write_held_out_pairs
+    from align.evals.held_out import compute_preference_figures, find_simulated_scorers, write_held_out_pairs
     from align.models.adapters import SCORE_KEY, adapter_config, read_tensors, save_adapter, with_new_adapter
     from align.models.load import load_classifier, save_tokenizer
     from align.trainers.common import fit
@@ -114,12 +114,12 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     scores_M2 = measure_scores(fitted.published_step)
     gap_M = scores_M2[:, 0] - scores_M2[:, 1]
     metrics = {
-        **held_out_figures(held_out, gap_M),
+        **compute_preference_figures(held_out, gap_M),
         "loss": loss(scores_M2),
         **run.known_metrics,
         "copied_tensors": copied,
         **fitted.figures,
-        **simulated_by(train_prefs),
+        **find_simulated_scorers(train_prefs),
         **measure_memory(run, config, longest, texts=texts),
     }
     save_adapter(model, run.artifact, base)
@@ -137,12 +137,12 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...], max_length: int) -> int:
     """Order a project's items by the model's uncertainty, see `annotate.priority`. Returns the number of items ordered.
     Only the first rank opens the store; all ranks score."""
-    from align.annotate.priority import answers_of, uncertainties
+    from align.annotate.priority import compute_uncertainties, tokenize_answers
     from align.trainers.reward import score_head
 
     with open_store(config, create=False) if ranks.is_main() else nullcontext() as store:
-        answers = answers_of(store, config.project, tokenizer, stops, max_length) if store else {}
-        priorities = uncertainties(model, score_head(model), ranks.broadcast(answers), tokenizer.pad_token_id)
+        answers = tokenize_answers(store, config.project, tokenizer, stops, max_length) if store else {}
+        priorities = compute_uncertainties(model, score_head(model), ranks.broadcast(answers), tokenizer.pad_token_id)
         return store.prioritise(config.project, priorities) if store else 0
 
 

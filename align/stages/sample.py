@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from align import ranks
-from align.annotate.store import Candidate, Store, storable
+from align.annotate.store import Candidate, Store, replace_unwritable
 from align.config.root import Config, to_plain_dict
 from align.config.sample import SampleConfig
 from align.config.scorers import build_reward_spec
@@ -29,7 +29,7 @@ from align.data.chat.encode import Prompt, encode_prompts, prompt_room
 from align.data.read.records import write_preferences
 from align.data.sources import DataSource, build_data_inputs
 from align.data.sources import read_source_prompts as read_prompts
-from align.evals.judges.identity import list_scorer_parts, scorer_title
+from align.evals.judges.identity import get_scorer_title, list_scorer_parts
 from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
 from align.report.figure_text import counted, in_words
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from align.evals.best_of import Tally
+    from align.evals.best_of import BestOfResults
     from align.models.actors import Actor
     from align.reward.scorer import Scorer
     from align.rollout.engine import Engine
@@ -121,7 +121,7 @@ def find_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[str
     if list_scorer_parts(gold, gold_records) & list_scorer_parts(to_plain_dict(config)["reward"], reward_records):
         problem = "also ranks the answers: its score of the best one says nothing of quality"
         remedy = "Measure by another reward, or drop it."
-        raise InputError("stage.gold", scorer_title(gold, gold_records), problem, remedy)
+        raise InputError("stage.gold", get_scorer_title(gold, gold_records), problem, remedy)
     return {**reward_records, **{f"{GOLD}{name}": record for name, record in gold_records.items()}}
 
 
@@ -220,7 +220,13 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> StageResu
             has_ended = rollout.ended_B.tolist()
             reasoning, texts = parted_texts(row_prompts, texts, tokenizer, hides_reasoning)
             candidates = [
-                Candidate(storable(text), base.digest, adapter_digest, {**sampling, "row": list(row)}, ended=bool(end))
+                Candidate(
+                    replace_unwritable(text),
+                    base.digest,
+                    adapter_digest,
+                    {**sampling, "row": list(row)},
+                    ended=bool(end),
+                )
                 for row, text, end in zip(rows, texts, has_ended, strict=True)
             ]
             withheld = add_items(store, config, f"{run.name}/", first, chunk, candidates)
@@ -480,7 +486,7 @@ def list_samples(
         scores: name of the scorer → scores [B].
     """
     columns = {
-        "answer": [*map(storable, texts)],
+        "answer": [*map(replace_unwritable, texts)],
         "ended": rollout.ended_B.tolist(),
         "tokens": rollout.lengths_B.tolist(),
         **{name: values.tolist() for name, values in scores.items()},
@@ -507,15 +513,15 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
     Raises:
         InputError: no answer to any prompt can be a winner.
     """
-    from align.evals.best_of import figures, tallied
+    from align.evals.best_of import collect_results, compute_best_of_figures
 
-    scorer = scorer_title(to_plain_dict(config)["reward"], run.inputs)
+    scorer = get_scorer_title(to_plain_dict(config)["reward"], run.inputs)
     with open_text(run.folder / "samples.jsonl") as file:
-        tally = tallied(map(json.loads, file), run.manifest.ref, scorer)
+        tally = collect_results(map(json.loads, file), run.manifest.ref, scorer)
     require_winner(run, config, tally)
-    best = figures(tally) | {"scorer": scorer}
+    best = compute_best_of_figures(tally) | {"scorer": scorer}
     if config.stage.gold is not None:
-        best["measured_by"] = scorer_title(get_gold_settings(config), get_gold_inputs(run))
+        best["measured_by"] = get_scorer_title(get_gold_settings(config), get_gold_inputs(run))
     answer_count, means = summarize_chunks(chunks)
     write_text(run.artifact / "winners.jsonl", "".join(map(format_row, tally.winners)))
     write_preferences(run.artifact / "pairs.jsonl", tally.pairs)
@@ -524,7 +530,7 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
     return StageResult(metrics, (*format_best_of_table(best), *describe_flawed(config, means), *describe_best(best)))
 
 
-def require_winner(run: Run, config: Config, tally: Tally) -> None:
+def require_winner(run: Run, config: Config, tally: BestOfResults) -> None:
     """Raise InputError if no answer to any prompt can be a winner: all were cut off or are empty."""
     prompt_count = len(tally.scores) - tally.reasons["with_tools"]
     problem = "leaves no answer that ended by itself and holds text"

@@ -66,7 +66,7 @@ def run(
     test_documents: list[Document],
     test_sources: Sequence[str],
 ) -> StageResult:
-    from align.evals.held_out import held_out_loss
+    from align.evals.held_out import compute_held_out_loss
     from align.models.adapters import save_adapter
     from align.models.finite_checks import diverged
     from align.models.load import (
@@ -131,7 +131,7 @@ def run(
 
     def measure(steps: int) -> HeldOutLoss:
         """Return the held-out loss. Raises InputError, with the number of training steps, if it is not finite."""
-        loss = held_out_loss(model, test.rows, tokenizer.pad_token_id)
+        loss = compute_held_out_loss(model, test.rows, tokenizer.pad_token_id)
         if not loss.mean < LARGEST_LOSS:
             what = f"after step {steps}" if steps else f"of {base.id} before training"
             problem = f"the held-out loss {what} is {loss.mean:.3g} nats a token: nothing is published"
@@ -203,7 +203,7 @@ def compare_losses(before: HeldOutLoss, after: HeldOutLoss, sources: Sequence[st
     figures: dict[str, Any] = {
         "loss_before": before.mean,
         "loss_after": after.mean,
-        "loss_change": before.change_to(after).as_dict(),
+        "loss_change": before.compute_change(after).as_dict(),
         "perplexity_before": math.exp(before.mean),
         "perplexity_after": math.exp(after.mean),
         "held_out_tokens": after.tokens,
@@ -218,7 +218,7 @@ def compare_losses(before: HeldOutLoss, after: HeldOutLoss, sources: Sequence[st
             figures["loss_by_source"][name] = {
                 "before": source_before.mean,
                 "after": source_after.mean,
-                "change": source_before.change_to(source_after).as_dict(),
+                "change": source_before.compute_change(source_after).as_dict(),
             }
     return figures
 

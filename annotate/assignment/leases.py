@@ -15,11 +15,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, exists, func, insert, select, update
 
-from align.annotate.figures.agreement import panels, rank_by_contradictions
-from align.annotate.store import Item, Settings, Vote
+from align.annotate.figures.agreement import build_panels, rank_by_contradictions
+from align.annotate.store import AnnotationItem, ProjectSettings, Vote
 from align.annotate.store.database import read_item
 from align.annotate.store.ledger import add_to_counters, read_remark, standing_condition
-from align.annotate.store.projects import guidelines_of, settings_of, version_of
+from align.annotate.store.projects import read_guidelines, read_settings, read_settings_version
 from align.annotate.store.records import hash_to_fraction, parse_vote
 from align.annotate.store.tables import drafts, leases, ledger, work
 from align.core.chain import to_canonical_json
@@ -35,19 +35,19 @@ MAX_REVIEW_CHOICES = 50
 
 
 def choose_item(
-    db: Connection, project: str, pseudonym: str, number: int, settings: Settings
+    db: Connection, project: str, pseudonym: str, number: int, settings: ProjectSettings
 ) -> tuple[str, str | None, tuple[str, ...]]:
     """Choose the annotator's next item. Returns its purpose, its id, and the display order of a repeat (else empty).
 
     Returns None as the id if no items are left.
     """
-    if chance(settings.gold_share, pseudonym, number, "gold"):
+    if is_drawn(settings.gold_share, pseudonym, number, "gold"):
         gold = db.execute(
             select_new_items(project, pseudonym).where(work.c.gold).order_by(work.c.shuffle).limit(1)
         ).scalar()
         if gold is not None:
             return "gold", gold, ()
-    if chance(settings.repeat_share, pseudonym, number, "repeat"):
+    if is_drawn(settings.repeat_share, pseudonym, number, "repeat"):
         earlier = find_lease_to_repeat(db, project, pseudonym)
         if earlier is not None:
             return "repeat", earlier.item, tuple(reversed(json.loads(earlier.shown)))
@@ -56,7 +56,7 @@ def choose_item(
     return "work", db.execute(open_items.order_by(*order).limit(1)).scalar(), ()
 
 
-def chance(share: float, annotator: str, number: int, event: str) -> bool:
+def is_drawn(share: float, annotator: str, number: int, event: str) -> bool:
     """Draw whether an annotator's lease of this number is among a share of all leases. The same call draws the same
     result."""
     return hash_to_fraction(f"{event}/{annotator}/{number}") < share
@@ -95,7 +95,7 @@ def find_lease_to_repeat(db: Connection, project: str, pseudonym: str) -> Row[An
 # Contested items. A reviewer's vote, of purpose `review`, replaces the annotators' votes in training.
 
 
-def contested(db: Connection, project: str) -> list[str]:
+def find_contested_items(db: Connection, project: str) -> list[str]:
     """Return the items on which annotators contradict each other and which no reviewer has decided, the most
     contradicted first."""
     items_with_votes = select(work.c.item).where(work.c.project == project, work.c.judged >= 2, ~work.c.gold)
@@ -104,7 +104,7 @@ def contested(db: Connection, project: str) -> list[str]:
     reviewed_items = {vote.item for vote in votes if vote.purpose == "review"}
     unreviewed_votes = [vote for vote in votes if vote.purpose == "work" and vote.item not in reviewed_items]
     ids = {vote.item: tuple(sorted(id for tier in vote.tiers for id in tier)) for vote in unreviewed_votes}
-    return [panel.item for _, panel in rank_by_contradictions(panels(unreviewed_votes, ids))]
+    return [panel.item for _, panel in rank_by_contradictions(build_panels(unreviewed_votes, ids))]
 
 
 def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str | None:
@@ -119,7 +119,7 @@ def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str
     return next((item for item in open_items if item in existing_items), None)
 
 
-def opinions_of(db: Connection, project: str, item: str) -> list[Vote]:
+def read_opinions(db: Connection, project: str, item: str) -> list[Vote]:
     """Return the annotators' votes on an item with purpose `work`, including skips, with their texts."""
     conditions = (standing_condition(project), ledger.c.item == item)
     rows = db.execute(select(ledger).where(*conditions).order_by(ledger.c.seq)).all()
@@ -171,7 +171,7 @@ def grant_lease(
     Raises:
         InputError: the item was erased.
     """
-    settings = settings_of(db, project)
+    settings = read_settings(db, project)
     ids = [candidate.id for candidate in read_item(db, project, item).candidates]
     same_size_leases = (leases.c.project == project, leases.c.annotator == pseudonym, leases.c.k == len(ids))
     last_turn = db.execute(select(func.max(leases.c.turn)).where(*same_size_leases)).scalar()
@@ -181,7 +181,7 @@ def grant_lease(
     # Gold items have no counters: rotated by them, their order would be the same for everyone.
     if purpose == "work" and settings.turned_by_item:
         counters = select(work.c.judged + work.c.leased).where(work.c.project == project, work.c.item == item)
-        display_order = turned(ids, db.execute(counters).scalar_one())  # who judged it or holds it
+        display_order = rotate(ids, db.execute(counters).scalar_one())  # who judged it or holds it
     row = {
         "token": secrets.token_urlsafe(24),
         "project": project,
@@ -189,7 +189,7 @@ def grant_lease(
         "number": number,
         "item": item,
         "purpose": purpose,
-        "shown": to_canonical_json(list(display_order or counterbalanced_order(ids, pseudonym, turn))),
+        "shown": to_canonical_json(list(display_order or counterbalance_order(ids, pseudonym, turn))),
         "k": len(ids),
         "turn": turn,
         "state": "open",
@@ -203,7 +203,7 @@ def grant_lease(
     return read_lease(db, project, pseudonym, row["token"])
 
 
-def counterbalanced_order(ids: Sequence[str], annotator: str, turn: int) -> tuple[str, ...]:
+def counterbalance_order(ids: Sequence[str], annotator: str, turn: int) -> tuple[str, ...]:
     """Return the candidates in their order on the screen, counterbalanced over an annotator's items.
 
     In every K turns in a row (starting at a multiple of K), a candidate's position in the item is shown once in each
@@ -222,16 +222,16 @@ def counterbalanced_order(ids: Sequence[str], annotator: str, turn: int) -> tupl
     shifts = list(range(k))
     rng.shuffle(order)
     rng.shuffle(shifts)
-    return turned([ids[place] for place in order], shifts[row])
+    return rotate([ids[place] for place in order], shifts[row])
 
 
-def turned(ids: Sequence[str], turn: int) -> tuple[str, ...]:
+def rotate(ids: Sequence[str], turn: int) -> tuple[str, ...]:
     """Rotate the candidates by `turn` places. Over K turns, each of them takes each place once."""
     return tuple(ids[(place + turn) % len(ids)] for place in range(len(ids)))
 
 
 def extend_lease(db: Connection, lease: Row[Any], now: float) -> None:
-    until = now + 60 * settings_of(db, lease.project).lease_minutes
+    until = now + 60 * read_settings(db, lease.project).lease_minutes
     db.execute(update(leases).where(leases.c.token == lease.token).values(expires_at=until))
 
 
@@ -255,7 +255,7 @@ def is_wanted_again(db: Connection, lease: Row[Any]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class AnnotationTask:
     """An item leased to an annotator.
 
     Attributes:
@@ -268,21 +268,21 @@ class Task:
     """
 
     token: str
-    item: Item
+    item: AnnotationItem
     purpose: str
     display_order: tuple[str, ...]
     draft: Mapping[str, Any]
     expires_at: float
 
 
-def read_task(db: Connection, lease: Row[Any]) -> Task:
+def read_task(db: Connection, lease: Row[Any]) -> AnnotationTask:
     """Return the task of a lease. Its expiry is read again, since it may have been extended.
 
     Raises:
         InputError: the item was erased.
     """
     draft = db.execute(select(drafts.c.content).where(draft_condition(lease))).scalar()
-    return Task(
+    return AnnotationTask(
         token=lease.token,
         item=read_item(db, lease.project, lease.item),
         purpose=lease.purpose,
@@ -323,7 +323,7 @@ class Terms:
     the ledger.
 
     Attributes:
-        version: of the project's settings, see `version_of`.
+        version: of the project's settings, see `read_settings_version`.
         mode: `work` for judging items, or `review` for deciding contested items.
         guidelines: the version that the annotator sees; None if there are no guidelines.
     """
@@ -333,15 +333,15 @@ class Terms:
     guidelines: int | None
 
 
-def mode_of(purpose: str) -> str:
+def get_mode(purpose: str) -> str:
     """Return the mode of the page that shows items of a purpose. Gold items and repeats look like work."""
     return "review" if purpose == "review" else "work"
 
 
-def terms_now(db: Connection, project: str, mode: str) -> Terms:
+def read_terms(db: Connection, project: str, mode: str) -> Terms:
     """Return the current terms of a project."""
-    guidelines = guidelines_of(db, project)
-    return Terms(version_of(db, project), mode, None if guidelines is None else guidelines[0])
+    guidelines = read_guidelines(db, project)
+    return Terms(read_settings_version(db, project), mode, None if guidelines is None else guidelines[0])
 
 
 def check_terms(db: Connection, project: str, purpose: str, terms: Terms) -> None:
@@ -349,9 +349,9 @@ def check_terms(db: Connection, project: str, purpose: str, terms: Terms) -> Non
 
     The settings' version is checked by the store.
     """
-    mode = mode_of(purpose)
+    mode = get_mode(purpose)
     require(terms.mode == mode, "mode", terms.mode, f"the item was given for {mode}", "Ask for another.")
-    is_known_version = terms.guidelines is None or guidelines_of(db, project, terms.guidelines) is not None
+    is_known_version = terms.guidelines is None or read_guidelines(db, project, terms.guidelines) is not None
     require(
         is_known_version, "guidelines", terms.guidelines, "there is no such version", "Give the one that was shown."
     )

@@ -11,14 +11,14 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, case, func, select, update
 
 from align.annotate.assignment.leases import (
-    Task,
+    AnnotationTask,
     Terms,
     check_terms,
     choose_item,
     choose_review,
-    contested,
     discard_draft,
     extend_lease,
+    find_contested_items,
     grant_lease,
     is_wanted_again,
     item_lease_condition,
@@ -39,7 +39,7 @@ from align.annotate.store.ledger import (
     read_remark,
     standing_condition,
 )
-from align.annotate.store.projects import settings_of, state_of
+from align.annotate.store.projects import read_settings, read_state
 from align.annotate.store.records import parse_vote
 from align.annotate.store.tables import leases, ledger, work
 from align.core.errors import InputError
@@ -54,7 +54,7 @@ DRAFT_FIELDS = ("tiers", "strength", "quality", "ratings", "flagged", "skipped",
 """Fields of a retracted vote that become the draft."""
 
 
-class Clock:
+class SteadyClock:
     """Seconds since 1970 that run evenly: the wall clock at creation, advanced by the monotonic clock.
 
     A jump of the wall clock therefore ends no lease. Each process has its own clock, so serve a project from one
@@ -69,7 +69,7 @@ class Clock:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class QueueProgress:
     """The progress of an annotator and their project.
 
     Attributes:
@@ -97,16 +97,16 @@ class AssignmentQueue:
     def __init__(self, store: Store, project: str, clock: Callable[[], float] | None = None) -> None:
         self.store = store
         self.project = project
-        self.clock = clock or Clock()
+        self.clock = clock or SteadyClock()
         with store.transaction() as db:
             # If the wall clock was set back while the server was down, leases must not last longer than they should.
-            latest = self.clock() + 60 * settings_of(db, project).lease_minutes
+            latest = self.clock() + 60 * read_settings(db, project).lease_minutes
             too_late = (leases.c.project == project, leases.c.state == "open", leases.c.expires_at > latest)
             db.execute(update(leases).where(*too_late).values(expires_at=latest))
         self._sums = (float("-inf"), 0, 0)
         self._contested: tuple[float, list[str]] = (float("-inf"), [])
 
-    def take(self, annotator: str) -> Task | None:
+    def take(self, annotator: str) -> AnnotationTask | None:
         """Return the annotator's next item: one that they hold, or a new one, leased to them.
 
         Returns None if nothing is left for them, their quota is reached, or the project is not open.
@@ -114,15 +114,15 @@ class AssignmentQueue:
         with self.store.transaction() as db:
             return self._take_next(db, ensure_annotator(db, self.project, annotator).pseudonym)
 
-    def take_review(self, reviewer: str) -> Task | None:
+    def take_review(self, reviewer: str) -> AnnotationTask | None:
         """Return the most contradicted item for a reviewer to decide. Returns None if nothing is left to decide."""
         if self.clock() - self._contested[0] > CONTESTED_CACHE_S:
             with self.store.reading() as db:  # scans all votes, so not inside the write transaction
-                self._contested = (self.clock(), contested(db, self.project))
+                self._contested = (self.clock(), find_contested_items(db, self.project))
         with self.store.transaction() as db:
             return self._take_next_review(db, ensure_annotator(db, self.project, reviewer).pseudonym)
 
-    def get_task(self, annotator: str, token: str) -> Task:
+    def get_task(self, annotator: str, token: str) -> AnnotationTask:
         """Return the task of an annotator's lease, even if the lease has ended.
 
         Raises:
@@ -131,7 +131,9 @@ class AssignmentQueue:
         with self.store.reading() as db:
             return read_task(db, self._find_lease(db, annotator, token))
 
-    def vote(self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms) -> tuple[int, Task | None]:
+    def vote(
+        self, annotator: str, token: str, key: str, judgement: Judgement, terms: Terms
+    ) -> tuple[int, AnnotationTask | None]:
         """Record a judgement of a leased item, end the lease, and take the next item, in one transaction.
 
         Args:
@@ -168,7 +170,7 @@ class AssignmentQueue:
             take_next = self._take_next_review if lease.purpose == "review" else self._take_next
             return seq, take_next(db, pseudonym)
 
-    def undo(self, annotator: str, seq: int) -> Task:
+    def undo(self, annotator: str, seq: int) -> AnnotationTask:
         """Retract one of the annotator's votes and lease them its item again, with the judgement as its draft.
 
         A repeated call changes nothing more.
@@ -230,7 +232,7 @@ class AssignmentQueue:
             votes = select(leases.c.vote).where(*conditions).order_by(leases.c.vote.desc()).limit(MAX_RECENT_VOTES)
             return db.execute(votes).scalars().all()[::-1]  # type: ignore[return-value]
 
-    def known_guidelines(self, annotator: str) -> int | None:
+    def read_known_guidelines(self, annotator: str) -> int | None:
         """Return the version of the guidelines of the annotator's newest vote, retracted or not. Returns None if it had
         none."""
         with self.store.reading() as db:
@@ -253,7 +255,7 @@ class AssignmentQueue:
             if lease.state != "judged":
                 save_draft(db, lease, content)
 
-    def progress(self, annotator: str, refresh: bool = False) -> Progress:
+    def read_progress(self, annotator: str, refresh: bool = False) -> QueueProgress:
         """Return the progress of an annotator and the project.
 
         Args:
@@ -267,9 +269,9 @@ class AssignmentQueue:
                 sums = select(func.coalesce(func.sum(capped_rankings), 0), func.coalesce(func.sum(work.c.wanted), 0))
                 rankings_done, rankings_wanted = map(int, db.execute(sums.where(work.c.project == self.project)).one())
                 self._sums = (self.clock(), rankings_done, rankings_wanted)
-            return Progress(own_rankings, settings_of(db, self.project).quota, rankings_done, rankings_wanted)
+            return QueueProgress(own_rankings, read_settings(db, self.project).quota, rankings_done, rankings_wanted)
 
-    def idle(self, annotator: str) -> str:
+    def explain_idle(self, annotator: str) -> str:
         """Return why `take` returns nothing to an annotator.
 
         `paused` or `closed`: the project's state. `quota`: theirs is reached. `held`: others hold all remaining items.
@@ -277,7 +279,7 @@ class AssignmentQueue:
         """
         with self.store.reading() as db:
             pseudonym = self._find_pseudonym(db, annotator)
-            state = state_of(db, self.project)
+            state = read_state(db, self.project)
             if state != "open":
                 return state
             if self._has_reached_quota(db, pseudonym):
@@ -289,14 +291,14 @@ class AssignmentQueue:
             )
             return "done" if db.execute(held_items).first() is None else "held"
 
-    def _take_next(self, db: Connection, pseudonym: str) -> Task | None:
+    def _take_next(self, db: Connection, pseudonym: str) -> AnnotationTask | None:
         held_task = self._take_held(db, pseudonym, leases.c.purpose != "review")
         if held_task is not None:
             return held_task
-        if self._has_reached_quota(db, pseudonym) or state_of(db, self.project) != "open":
+        if self._has_reached_quota(db, pseudonym) or read_state(db, self.project) != "open":
             return None
         number = next_lease_number(db, self.project, pseudonym)
-        settings = settings_of(db, self.project)
+        settings = read_settings(db, self.project)
         purpose, item, display_order = choose_item(db, self.project, pseudonym, number, settings)
         if item is None:
             return None
@@ -304,7 +306,7 @@ class AssignmentQueue:
             db, grant_lease(db, self.project, pseudonym, number, purpose, item, display_order, self.clock())
         )
 
-    def _take_next_review(self, db: Connection, pseudonym: str) -> Task | None:
+    def _take_next_review(self, db: Connection, pseudonym: str) -> AnnotationTask | None:
         held_task = self._take_held(db, pseudonym, leases.c.purpose == "review")
         if held_task is not None:
             return held_task
@@ -314,7 +316,7 @@ class AssignmentQueue:
         number = next_lease_number(db, self.project, pseudonym)
         return read_task(db, grant_lease(db, self.project, pseudonym, number, "review", item, (), self.clock()))
 
-    def _take_held(self, db: Connection, pseudonym: str, condition: ColumnElement[bool]) -> Task | None:
+    def _take_held(self, db: Connection, pseudonym: str, condition: ColumnElement[bool]) -> AnnotationTask | None:
         """Return the task that the annotator holds, and extend its lease, even an expired one that was not closed yet.
 
         If they hold none, close all expired leases, of everyone, and return None.
@@ -333,7 +335,7 @@ class AssignmentQueue:
         return db.execute(select(func.count()).select_from(ledger).where(*conditions)).scalar_one()
 
     def _has_reached_quota(self, db: Connection, pseudonym: str) -> bool:
-        quota = settings_of(db, self.project).quota
+        quota = read_settings(db, self.project).quota
         return quota > 0 and self._count_rankings(db, pseudonym) >= quota
 
     def _find_lease(self, db: Connection, annotator: str, token: str) -> Row[Any]:

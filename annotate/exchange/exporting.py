@@ -16,22 +16,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from align.annotate.store import Item, Store, Vote
-from align.annotate.store.preference_pairs import pairs_of, training_rankings
+from align.annotate.store import AnnotationItem, Store, Vote
+from align.annotate.store.preference_pairs import build_pairs, load_training_rankings
 from align.core.types import Message, Preference
 
 
-def export(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:
+def export_votes(store: Store, project: str, folder: Path, allow_simulated: bool = False) -> dict[str, int]:
     """Write all of these files into a new folder. Returns the number of rows by file.
 
-    Training rows come from `training_rankings`: an item's newest review replaces its other rankings, and gold items and
-    repeats are left out. Demonstrations are taken from every vote that stands, and `votes.jsonl` holds all of them.
+    Training rows come from `load_training_rankings`: an item's newest review replaces its other rankings, and gold
+    items and repeats are left out. Demonstrations are taken from every vote that stands, and `votes.jsonl` holds all of
+    them.
 
     Raises:
         InputError: unknown project, no rankings, or simulated rankings without `allow_simulated`.
     """
     with store.reading():  # all reads see the same state
-        votes = training_rankings(store, project, allow_simulated)
+        votes = load_training_rankings(store, project, allow_simulated)
         items = {item.id: item for item in store.items(project)}
         ledger = store.entries(project)
         standing_votes = [
@@ -40,7 +41,7 @@ def export(store: Store, project: str, folder: Path, allow_simulated: bool = Fal
             if allow_simulated or vote.source == "human"
         ]
     standing_votes.sort(key=lambda vote: vote.seq)
-    pairs = [(pair, vote) for vote in votes for pair in pairs_of(vote, items[vote.item])]
+    pairs = [(pair, vote) for vote in votes for pair in build_pairs(vote, items[vote.item])]
     # Trainers accept a column of margins only if every row has one.
     has_margins = all(pair.margin is not None for pair, _ in pairs)
     pairs_with_provenance = [
@@ -79,7 +80,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def provenance_fields(pair: Preference, vote: Vote, item: Item, has_margins: bool) -> dict[str, Any]:
+def provenance_fields(pair: Preference, vote: Vote, item: AnnotationItem, has_margins: bool) -> dict[str, Any]:
     """Return a pair's provenance and weight: the K(K-1)/2 pairs of one ranking weigh 1 together."""
     better, worse = pair.id.partition(":")[2].split(">")
     k = len(item.candidates)
@@ -96,7 +97,7 @@ def provenance_fields(pair: Preference, vote: Vote, item: Item, has_margins: boo
     }
 
 
-def build_ranking_row(vote: Vote, item: Item) -> dict[str, Any]:
+def build_ranking_row(vote: Vote, item: AnnotationItem) -> dict[str, Any]:
     rank = {id: place for place, tier in enumerate(vote.tiers, start=1) for id in tier}
     answers = [
         {"answer": c.text, "rank": rank[c.id], "id": c.id, "flagged": c.id in vote.flagged, **origin_fields(item, c.id)}
@@ -114,7 +115,7 @@ def build_ranking_row(vote: Vote, item: Item) -> dict[str, Any]:
     }
 
 
-def iter_unpaired_rows(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
+def iter_unpaired_rows(vote: Vote, item: AnnotationItem) -> Iterator[dict[str, Any]]:
     """Yield the answers that are labelled as good or bad.
 
     The best tier is good and the worst is bad, unless the annotator called all answers good or bad. A text that was
@@ -142,7 +143,7 @@ def iter_unpaired_rows(vote: Vote, item: Item) -> Iterator[dict[str, Any]]:
             }
 
 
-def build_vote_row(vote: Vote, item: Item, trained_on: bool) -> dict[str, Any]:
+def build_vote_row(vote: Vote, item: AnnotationItem, trained_on: bool) -> dict[str, Any]:
     """Return a vote with all its fields.
 
     Its answers are called `candidates` rather than `answers`, so that a reader of rankings does not train on rankings
@@ -187,7 +188,7 @@ def vote_fields(vote: Vote) -> dict[str, Any]:
     }
 
 
-def origin_fields(item: Item, id: str) -> dict[str, str]:
+def origin_fields(item: AnnotationItem, id: str) -> dict[str, str]:
     """Return the digests of the model and adapter that an answer was sampled from."""
     candidate = next(c for c in item.candidates if c.id == id)
     return {"model": candidate.model_digest, "adapter": candidate.adapter_digest}

@@ -26,14 +26,14 @@ from align.data.read.rows import CellTypes, iter_valid_rows, strip_endings
 REMEDY = 'Write {"prompt": "…", "answers": ["…", "…"]} a row; of a known answer, "expected": [[0], [1]] besides.'
 COLUMNS = ("id", "prompt", "answers", "priority", "expected")
 CELLS = CellTypes(("answers", "expected"), ("prompt",), ("priority",))
-AT_ONCE = 200
+ITEMS_PER_TRANSACTION = 200
 """Number of items in one transaction."""
 TOOLS_PROBLEM = "calls tools, which the annotation page does not show: people would judge what they cannot see"
 ANSWER_KEYS = ("text", "model", "adapter", "sampling", "ended")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ImportRow:
     """A checked row.
 
     Attributes:
@@ -62,18 +62,20 @@ def import_items(store: Store, project: str, path: Path, source: str = "") -> tu
         InputError: no such file, or a bad row; the message has file, row (from 1) and column. Nothing was added, except
             if a row's id exists with other answers: then the rows before it were.
     """
-    items = items_in(path, source)
+    items = read_item_rows(path, source)
     added = 0
-    for start in range(0, len(items), AT_ONCE):  # in several transactions, so that votes are not blocked for long
+    for start in range(
+        0, len(items), ITEMS_PER_TRANSACTION
+    ):  # in several transactions, so that votes are not blocked for long
         with store.transaction():
             head = store.head().seq
-            for item in items[start : start + AT_ONCE]:
-                add(store, project, item)
+            for item in items[start : start + ITEMS_PER_TRANSACTION]:
+                add_row(store, project, item)
             added += store.head().seq - head
     return len(items), added
 
 
-def items_in(path: Path, source: str = "", field: str = "stage.path") -> list[Row]:
+def read_item_rows(path: Path, source: str = "", field: str = "stage.path") -> list[ImportRow]:
     """Read and check the rows of a file.
 
     Args:
@@ -84,7 +86,7 @@ def items_in(path: Path, source: str = "", field: str = "stage.path") -> list[Ro
         InputError: see `import_items`.
     """
     source = source or strip_endings(path)
-    items = list[Row]()
+    items = list[ImportRow]()
     row_of_key = dict[str, int]()
     for row in iter_valid_rows(path, field):
         data = CELLS.convert_row(row.data) if row.texts else row.data
@@ -100,7 +102,7 @@ def items_in(path: Path, source: str = "", field: str = "stage.path") -> list[Ro
     return items
 
 
-def parse_row(where: str, source: str, number: int, row: Mapping[str, Any]) -> Row:
+def parse_row(where: str, source: str, number: int, row: Mapping[str, Any]) -> ImportRow:
     def refuse(column: str, problem: str, value: Any = None) -> InputError:
         return build_field_error(f"{where}, {column}", row.get(column) if value is None else value, problem, REMEDY)
 
@@ -131,7 +133,7 @@ def parse_row(where: str, source: str, number: int, row: Mapping[str, Any]) -> R
         raise refuse("expected", "not every answer's position once, in a list of tiers")
     name = ["id", row["id"]] if "id" in row else ["row", number]
     key = f"import/{hashlib.sha256(to_canonical_json([source, *name]).encode()).hexdigest()[:32]}"
-    return Row(where, row.get("id"), key, prompt, tuple(candidates), float(priority), expected)
+    return ImportRow(where, row.get("id"), key, prompt, tuple(candidates), float(priority), expected)
 
 
 def is_tier_order(tiers: Any, k: int) -> bool:
@@ -142,7 +144,7 @@ def is_tier_order(tiers: Any, k: int) -> bool:
     return all(type(position) is int for position in positions) and sorted(positions) == list(range(k))
 
 
-def add(store: Store, project: str, row: Row) -> None:
+def add_row(store: Store, project: str, row: ImportRow) -> None:
     try:
         store.add_item(project, row.key, row.prompt, row.answers, priority=row.priority, expected=row.expected)
     except InputError as error:

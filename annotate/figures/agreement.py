@@ -17,14 +17,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from align.annotate.figures.estimates import Figure, Undefined, share
+from align.annotate.figures.estimates import Figure, Undefined, compute_share
 from align.annotate.store import Vote
 from align.ops.agreement import cohen_kappas, compute_coefficient_interval
 from align.ops.intervals import Interval, normal_quantile, wilson_interval
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 
-ALONE = Undefined("nobody judged the same item")
+NO_SHARED_ITEM = Undefined("nobody judged the same item")
 NO_STRENGTHS = Undefined("no item has two strengths")
 UNANIMOUS = Undefined("unanimous")
 
@@ -33,7 +33,7 @@ SHARED_ITEMS = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
+class ItemRatings:
     """Ratings of one item by several annotators.
 
     Attributes:
@@ -67,14 +67,16 @@ class Kappa:
     strength: float | Undefined
 
 
-def directions(vote: Vote, ids: Sequence[str]) -> list[int]:
+def compute_directions(vote: Vote, ids: Sequence[str]) -> list[int]:
     """Return a ranking's rating of each pair of K candidates (−1, 0 or +1), in the order of `combinations(ids, 2)`."""
     tier_of = {id: k for k, tier in enumerate(vote.tiers) for id in tier}
     ranks = [tier_of[id] for id in ids]
     return [(a > b) - (a < b) for a, b in combinations(ranks, 2)]
 
 
-def panels(votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], strength: bool = False) -> list[Panel]:
+def build_panels(
+    votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], strength: bool = False
+) -> list[ItemRatings]:
     """Group the votes of items that at least two annotators ranked, in the order of their first votes.
 
     Args:
@@ -90,11 +92,11 @@ def panels(votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], stren
     panels = []
     for item, item_votes in by_item.items():
         if len(item_votes) > 1:
-            rows = [directions(vote, candidates[item]) for vote in item_votes]
+            rows = [compute_directions(vote, candidates[item]) for vote in item_votes]
             scale = np.array([[vote.strength if strength else 1] for vote in item_votes], dtype=np.int64)
             names = tuple(vote.annotator for vote in item_votes)
             seqs = tuple(vote.seq for vote in item_votes)
-            panels.append(Panel(item, names, seqs, np.array(rows, dtype=np.int64) * scale))
+            panels.append(ItemRatings(item, names, seqs, np.array(rows, dtype=np.int64) * scale))
     return panels
 
 
@@ -102,7 +104,7 @@ def panels(votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], stren
 # "Computing Krippendorff's Alpha-Reliability", section D.
 
 
-def alpha(panels: Sequence[Panel], level: Level) -> Figure:
+def compute_alpha(panels: Sequence[ItemRatings], level: Level) -> Figure:
     """Compute Krippendorff's alpha, with an interval over items.
 
     The interval is that of ln(1 − α) by its jackknife standard error, item by item, with Student's quantile, taken back
@@ -119,7 +121,7 @@ def alpha(panels: Sequence[Panel], level: Level) -> Figure:
         level: level of measurement, which determines the weights of differences.
     """
     if not panels:
-        return ALONE
+        return NO_SHARED_ITEM
     values_V = np.unique(np.concatenate([panel.values_RU.ravel() for panel in panels]))
     if len(values_V) < 2:
         return UNANIMOUS
@@ -206,10 +208,10 @@ def compute_expected_disagreements(
 # Other measures
 
 
-def raw_agreement(panels: Sequence[Panel]) -> Figure:
+def compute_raw_agreement(panels: Sequence[ItemRatings]) -> Figure:
     """Compute the share of pairs of annotators whose ratings of a unit are equal, with an interval over items."""
     if not panels:
-        return ALONE
+        return NO_SHARED_ITEM
     equal_counts = []
     pair_counts = []
     for panel in panels:
@@ -218,28 +220,28 @@ def raw_agreement(panels: Sequence[Panel]) -> Figure:
         equal_ratings = (values[:, None, :] == values[None, :, :]).sum()
         equal_counts.append((int(equal_ratings) - values.size) // 2)
         pair_counts.append(values.size * (len(values) - 1) // 2)
-    return share(equal_counts, pair_counts)
+    return compute_share(equal_counts, pair_counts)
 
 
-def contradictions(panel: Panel) -> int:
+def count_contradictions(panel: ItemRatings) -> int:
     """Count the pairs of annotators, over all units, with opposite ratings. A tie contradicts neither."""
     first_is_better = (panel.values_RU < 0).sum(axis=0)
     second_is_better = (panel.values_RU > 0).sum(axis=0)
     return int((first_is_better * second_is_better).sum())
 
 
-def rank_by_contradictions(panels: Sequence[Panel]) -> list[tuple[int, Panel]]:
+def rank_by_contradictions(panels: Sequence[ItemRatings]) -> list[tuple[int, ItemRatings]]:
     """Return the panels with contradictions, each with their number, the most contradicted first."""
-    counted_panels = [(contradictions(panel), panel) for panel in panels]
+    counted_panels = [(count_contradictions(panel), panel) for panel in panels]
     contested_panels = [(count, panel) for count, panel in counted_panels if count]
     return sorted(contested_panels, key=lambda row: (-row[0], row[1].seqs[0]))
 
 
-def kappas(directions: Sequence[Panel], strengths: Sequence[Panel]) -> list[Kappa]:
+def compute_kappas(directions: Sequence[ItemRatings], strengths: Sequence[ItemRatings]) -> list[Kappa]:
     """Compute Cohen's kappa of each two annotators who share `SHARED_ITEMS` items, those who share the most first.
 
     Args:
-        directions, strengths: results of `panels` without and with strength.
+        directions, strengths: results of `build_panels` without and with strength.
     """
     direction_tables = tabulate_ratings(directions)
     strength_tables = tabulate_ratings(strengths)
@@ -249,8 +251,8 @@ def kappas(directions: Sequence[Panel], strengths: Sequence[Panel]) -> list[Kapp
             pair,
             items,
             int(table.sum()),
-            kappa(table),
-            kappa(strength_tables.get(pair, no_shared_items)[1], quadratic=True),
+            compute_kappa(table),
+            compute_kappa(strength_tables.get(pair, no_shared_items)[1], quadratic=True),
         )
         for pair, (items, table) in direction_tables.items()
         if items >= SHARED_ITEMS
@@ -258,7 +260,7 @@ def kappas(directions: Sequence[Panel], strengths: Sequence[Panel]) -> list[Kapp
     return sorted(results, key=lambda result: (-result.items, result.annotators))
 
 
-def kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undefined:
+def compute_kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undefined:
     """Compute Cohen's kappa of two annotators; see `align.ops.agreement.cohen_kappas`.
 
     Args:
@@ -271,7 +273,7 @@ def kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float | Undef
     return UNANIMOUS if math.isnan(value) else value
 
 
-def tabulate_ratings(panels: Sequence[Panel]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:
+def tabulate_ratings(panels: Sequence[ItemRatings]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:
     """Count, for each two annotators, their shared items and a table of their ratings, −3 … +3."""
     tables: dict[tuple[str, str], NDArray[np.int64]] = defaultdict(lambda: np.zeros((7, 7), dtype=np.int64))
     items: dict[tuple[str, str], int] = defaultdict(int)

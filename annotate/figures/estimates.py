@@ -26,11 +26,11 @@ class Undefined:
 
 Figure = Interval | Undefined
 
-NOTHING = Undefined("nothing to count")
+NOTHING_COUNTED = Undefined("nothing to count")
 ONE_SIDED = Undefined("always the same side")
 
 
-def share(successes: Sequence[int], trials: Sequence[int]) -> Figure:
+def compute_share(successes: Sequence[int], trials: Sequence[int]) -> Figure:
     """Compute the share of all trials that succeeded, with Wilson's interval at the effective number of observations.
 
     The trials come in clusters, such as the pairs of one ranking, within which they may depend on each other. A cluster
@@ -42,11 +42,11 @@ def share(successes: Sequence[int], trials: Sequence[int]) -> Figure:
     """
     clusters = [(x / m, m) for x, m in zip(successes, trials, strict=True) if m]
     if not clusters:
-        return NOTHING
+        return NOTHING_COUNTED
     return proportion_interval([proportion for proportion, _ in clusters], [m for _, m in clusters])
 
 
-def log_odds(proportion: Figure) -> Figure:
+def to_log_odds(proportion: Figure) -> Figure:
     """Convert a share and its interval to log-odds, ln(p / (1−p)). Log-odds of 0 mean even odds."""
     if isinstance(proportion, Undefined):
         return proportion

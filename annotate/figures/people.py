@@ -12,17 +12,17 @@ from operator import attrgetter
 from statistics import median
 from typing import TYPE_CHECKING
 
-from align.annotate.figures.agreement import directions
-from align.annotate.figures.estimates import Figure, Undefined, log_odds, share
+from align.annotate.figures.agreement import compute_directions
+from align.annotate.figures.estimates import Figure, Undefined, compute_share, to_log_odds
 from align.annotate.store import Judgement, Vote
-from align.annotate.store.records import SKIPS
+from align.annotate.store.records import SKIP_REASONS
 
 if TYPE_CHECKING:
-    from align.annotate.figures.project import View
+    from align.annotate.figures.project import ProjectView
 
 
 @dataclass(frozen=True, slots=True)
-class Bias:
+class BiasEstimate:
     """A bias towards one side of a pair, such as the longer answer.
 
     Attributes:
@@ -35,11 +35,11 @@ class Bias:
     log_odds: Figure
 
 
-def position_bias(votes: Iterable[Vote]) -> Bias:
+def compute_position_bias(votes: Iterable[Vote]) -> BiasEstimate:
     """Compute the bias towards the answer that came earlier on the screen (of two, on the left).
 
-    The interval is clustered by vote, see `share`. Over several annotators, it holds for these annotators, not for
-    others. Votes without a display order, such as simulated ones, do not count.
+    The interval is clustered by vote, see `compute_share`. Over several annotators, it holds for these annotators, not
+    for others. Votes without a display order, such as simulated ones, do not count.
     """
     earlier_wins = []
     untied_pairs = []
@@ -52,11 +52,11 @@ def position_bias(votes: Iterable[Vote]) -> Bias:
         ]
         earlier_wins.append(sum(is_earlier_better))
         untied_pairs.append(len(is_earlier_better))
-    earlier = share(earlier_wins, untied_pairs)
-    return Bias(earlier, log_odds(earlier))
+    earlier = compute_share(earlier_wins, untied_pairs)
+    return BiasEstimate(earlier, to_log_odds(earlier))
 
 
-def length_bias(votes: Iterable[Vote], lengths: Mapping[str, int]) -> Bias:
+def compute_length_bias(votes: Iterable[Vote], lengths: Mapping[str, int]) -> BiasEstimate:
     """Compute the bias towards the longer answer. Pairs of equal length do not count.
 
     The interval is clustered by item, because all annotators of an item see the same lengths. A share above ½ may also
@@ -71,8 +71,8 @@ def length_bias(votes: Iterable[Vote], lengths: Mapping[str, int]) -> Bias:
         for better, worse in vote.pairs:
             longer_wins[vote.item] += lengths[better] > lengths[worse]
             untied_pairs[vote.item] += lengths[better] != lengths[worse]
-    longer = share([longer_wins[item] for item in untied_pairs], list(untied_pairs.values()))
-    return Bias(longer, log_odds(longer))
+    longer = compute_share([longer_wins[item] for item in untied_pairs], list(untied_pairs.values()))
+    return BiasEstimate(longer, to_log_odds(longer))
 
 
 CEILING_S = 600.0
@@ -129,7 +129,7 @@ class AnnotatorSummary:
         gold: share of the known answers' untied pairs that they order the same way; a tie counts as wrong.
         gold_votes, gold_right: number of rankings of gold items with untied pairs, and of those with all pairs right.
         repeats: share of the pairs of repeated items that they judge as they did the first time.
-        position, length: see `position_bias` and `length_bias`; over their work.
+        position, length: see `compute_position_bias` and `compute_length_bias`; over their work.
     """
 
     pseudonym: str
@@ -148,11 +148,11 @@ class AnnotatorSummary:
     gold_votes: int
     gold_right: int
     repeats: Figure
-    position: Bias
-    length: Bias
+    position: BiasEstimate
+    length: BiasEstimate
 
 
-def people(view: View) -> list[AnnotatorSummary]:
+def summarize_annotators(view: ProjectView) -> list[AnnotatorSummary]:
     """Return a summary of every annotator who ever voted, those with the most rankings first, then by first vote."""
     votes = group_by_annotator(view.votes)
     rankings = group_by_annotator(view.rankings)
@@ -172,10 +172,10 @@ def group_by_annotator(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
 
 
 def summarize_annotator(
-    pseudonym: str, view: View, votes: list[Vote], rankings: list[Vote], skips: list[Vote]
+    pseudonym: str, view: ProjectView, votes: list[Vote], rankings: list[Vote], skips: list[Vote]
 ) -> AnnotatorSummary:
     work = [vote for vote in rankings if vote.purpose == "work"]
-    gold, gold_votes, gold_right = gold_accuracy(rankings, view.expected)
+    gold, gold_votes, gold_right = compute_gold_accuracy(rankings, view.expected)
     seconds = [vote.seconds for vote in rankings if vote.seconds is not None]
     return AnnotatorSummary(
         pseudonym=pseudonym,
@@ -185,7 +185,7 @@ def summarize_annotator(
         skips=count_skips(skips),
         retracted=sum(vote.seq in view.retracted for vote in votes),
         flagged=sum(bool(vote.flagged) for vote in (*rankings, *skips)),
-        ties=ties(rankings),
+        ties=compute_tie_share(rankings),
         seconds=median(seconds) if seconds else UNMEASURED,
         hours=sum(min(vote.seconds or 0.0, CEILING_S) for vote in votes) / 3600,
         first=votes[0].created_at,
@@ -193,32 +193,33 @@ def summarize_annotator(
         gold=gold,
         gold_votes=gold_votes,
         gold_right=gold_right,
-        repeats=consistency(rankings),
-        position=position_bias(work),
-        length=length_bias(work, view.lengths),
+        repeats=compute_repeat_consistency(rankings),
+        position=compute_position_bias(work),
+        length=compute_length_bias(work, view.lengths),
     )
 
 
 def count_skips(skips: Iterable[Vote]) -> dict[str, int]:
     """Count skips by reason; all reasons are included."""
     reasons = Counter(vote.skipped for vote in skips)
-    return {reason: reasons[reason] for reason in SKIPS}
+    return {reason: reasons[reason] for reason in SKIP_REASONS}
 
 
-def ties(rankings: Sequence[Vote]) -> Figure:
-    """Compute the share of tied pairs, with an interval clustered by vote, see `share`."""
+def compute_tie_share(rankings: Sequence[Vote]) -> Figure:
+    """Compute the share of tied pairs, with an interval clustered by vote, see `compute_share`."""
     sizes = [sum(map(len, vote.tiers)) for vote in rankings]
     pairs = [k * (k - 1) // 2 for k in sizes]
-    return share([m - len(vote.pairs) for vote, m in zip(rankings, pairs, strict=True)], pairs)
+    return compute_share([m - len(vote.pairs) for vote, m in zip(rankings, pairs, strict=True)], pairs)
 
 
-def gold_accuracy(
+def compute_gold_accuracy(
     rankings: Iterable[Vote], expected: Mapping[str, tuple[tuple[str, ...], ...]]
 ) -> tuple[Figure, int, int]:
     """Compute the accuracy of rankings of gold items.
 
-    Returns the share of the known answers' untied pairs that are ordered the same way, clustered by vote (see `share`);
-    the number of votes on gold items with such pairs; and the number of these votes that have all pairs right.
+    Returns the share of the known answers' untied pairs that are ordered the same way, clustered by vote (see
+    `compute_share`); the number of votes on gold items with such pairs; and the number of these votes that have all
+    pairs right.
 
     Args:
         expected: the known answer by item: tiers of candidate ids, best first.
@@ -231,10 +232,10 @@ def gold_accuracy(
             correct_pairs.append(len(set(expected_pairs) & set(vote.pairs)))
             known_pairs.append(len(expected_pairs))
     counted = [(x, m) for x, m in zip(correct_pairs, known_pairs, strict=True) if m]
-    return share(correct_pairs, known_pairs), len(counted), sum(x == m for x, m in counted)
+    return compute_share(correct_pairs, known_pairs), len(counted), sum(x == m for x, m in counted)
 
 
-def consistency(rankings: Sequence[Vote]) -> Figure:
+def compute_repeat_consistency(rankings: Sequence[Vote]) -> Figure:
     """Compute the share of pairs of all repeats that both rankings of an annotator judge equally, clustered by vote."""
     first_rankings = {
         (vote.annotator, vote.item): vote for vote in rankings if vote.purpose not in ("repeat", "review")
@@ -245,16 +246,16 @@ def consistency(rankings: Sequence[Vote]) -> Figure:
         first_ranking = first_rankings.get((repeat.annotator, repeat.item))
         if repeat.purpose == "repeat" and first_ranking is not None:
             ids = [id for tier in repeat.tiers for id in tier]
-            ratings = list(zip(directions(first_ranking, ids), directions(repeat, ids), strict=True))
+            ratings = list(zip(compute_directions(first_ranking, ids), compute_directions(repeat, ids), strict=True))
             equal_pairs.append(sum(first_rating == repeat_rating for first_rating, repeat_rating in ratings))
             pair_counts.append(len(ratings))
-    return share(equal_pairs, pair_counts)
+    return compute_share(equal_pairs, pair_counts)
 
 
 # CSV
 
 
-def as_csv(people: Sequence[AnnotatorSummary]) -> str:
+def to_csv(people: Sequence[AnnotatorSummary]) -> str:
     """Format the summaries as CSV (RFC 4180).
 
     A figure with an interval has columns `_low`, `_high` and `_n` beside it. A text that a spreadsheet would run as a
@@ -266,12 +267,12 @@ def as_csv(people: Sequence[AnnotatorSummary]) -> str:
     writer.writerow(
         [
             *PLAIN_COLUMNS,
-            *(f"skips_{reason}" for reason in SKIPS),
+            *(f"skips_{reason}" for reason in SKIP_REASONS),
             *(f"{name}{suffix}" for name in SHARE_COLUMNS for suffix in suffixes),
         ]
     )
     for person in people:
-        row = [*(getattr(person, name) for name in PLAIN_COLUMNS), *(person.skips[reason] for reason in SKIPS)]
+        row = [*(getattr(person, name) for name in PLAIN_COLUMNS), *(person.skips[reason] for reason in SKIP_REASONS)]
         for path in SHARE_COLUMNS.values():
             figure = attrgetter(path)(person)
             if isinstance(figure, Undefined):

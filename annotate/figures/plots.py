@@ -1,4 +1,4 @@
-"""Plots of the result of `figures`, as SVG bytes with a transparent background, for light and dark pages.
+"""Plots of the result of `compute_figures`, as SVG bytes with a transparent background, for light and dark pages.
 
 Annotators appear by pseudonym, never by name.
 """
@@ -19,7 +19,7 @@ DAYS = 7
 """Minimum number of days on the axis, so that a single bar does not fill the plot."""
 
 
-def per_day(figures: Mapping[str, Any]) -> bytes:
+def plot_per_day(figures: Mapping[str, Any]) -> bytes:
     """Plot the votes of each UTC day as stacked bars: rankings by people, simulated rankings, and skips."""
     figure, ax = axes("", "votes", "Votes per day (UTC)")
     rows = figures["per_day"]
@@ -45,7 +45,7 @@ def per_day(figures: Mapping[str, Any]) -> bytes:
     return render(figure, transparent=True)
 
 
-def seconds(figures: Mapping[str, Any]) -> bytes:
+def plot_seconds(figures: Mapping[str, Any]) -> bytes:
     """Plot a histogram of the seconds per ranking. Bins get wider with the time."""
     durations = figures["seconds"]
     figure, ax = axes("seconds", "rankings", "Seconds per item")
@@ -58,12 +58,12 @@ def seconds(figures: Mapping[str, Any]) -> bytes:
     return render(figure, transparent=True)
 
 
-def position(figures: Mapping[str, Any]) -> bytes:
+def plot_position(figures: Mapping[str, Any]) -> bytes:
     """Plot the share of pairs won by the earlier answer on the screen, by annotator and in total."""
     return _plot_shares(figures, "position", "share won by the earlier answer", "Position bias")
 
 
-def length(figures: Mapping[str, Any]) -> bytes:
+def plot_length(figures: Mapping[str, Any]) -> bytes:
     """Plot the share of pairs won by the longer answer, by annotator and in total."""
     return _plot_shares(figures, "length", "share won by the longer answer", "Length bias")
 

@@ -13,23 +13,23 @@ from sqlalchemy import func, select
 
 from align.annotate.figures.agreement import (
     NO_STRENGTHS,
-    Panel,
-    alpha,
-    kappas,
-    panels,
+    ItemRatings,
+    build_panels,
+    compute_alpha,
+    compute_kappas,
+    compute_raw_agreement,
     rank_by_contradictions,
-    raw_agreement,
 )
 from align.annotate.figures.estimates import as_json
 from align.annotate.figures.people import (
     CEILING_S,
     UNMEASURED,
-    as_csv,
+    compute_length_bias,
+    compute_position_bias,
+    compute_tie_share,
     count_skips,
-    length_bias,
-    people,
-    position_bias,
-    ties,
+    summarize_annotators,
+    to_csv,
 )
 from align.annotate.store import Store, Vote
 from align.annotate.store.ledger import VOTE_KINDS, check_project
@@ -38,7 +38,7 @@ from align.annotate.store.tables import annotators, candidates, ledger, work
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ProjectView:
     """A project's votes and the items that they judge, read at one moment.
 
     Attributes:
@@ -49,7 +49,7 @@ class View:
         lengths: number of characters by candidate id.
         expected: the known answer by gold item: tiers of candidate ids, best first.
         identities: name by pseudonym; without erased annotators.
-        wanted, judged: by item, without gold items: number of people who are to judge it, and who have.
+        votes_wanted, votes_done: by item, without gold items: number of people who are to judge it, and who have.
     """
 
     rankings: list[Vote]
@@ -60,15 +60,15 @@ class View:
     lengths: Mapping[str, int]
     expected: Mapping[str, tuple[tuple[str, ...], ...]]
     identities: Mapping[str, str]
-    wanted: Mapping[str, int]
-    judged: Mapping[str, int]
+    votes_wanted: Mapping[str, int]
+    votes_done: Mapping[str, int]
 
     @property
     def work(self) -> list[Vote]:
         """The rankings with purpose `work`, without gold items, repeats and reviews."""
         return [vote for vote in self.rankings if vote.purpose == "work"]
 
-    def through(self, seq: int) -> View:
+    def through(self, seq: int) -> ProjectView:
         """Return the view without votes after a row of the ledger.
 
         Votes that were retracted after that row are left out as well.
@@ -81,12 +81,12 @@ class View:
         )
 
     @property
-    def settled(self) -> set[str]:
+    def reviewed_items(self) -> set[str]:
         """The ids of items that a reviewer has decided."""
         return {vote.item for vote in self.rankings if vote.purpose == "review"}
 
 
-def read(store: Store, project: str) -> View:
+def read_view(store: Store, project: str) -> ProjectView:
     """Read a project's view.
 
     Raises:
@@ -119,7 +119,7 @@ def read(store: Store, project: str) -> View:
         gold_rows = db.execute(select(ledger.c.item, ledger.c.payload).where(*gold_conditions)).all()
         expected = {row.item: tuple(tuple(tier) for tier in json.loads(row.payload)["expected"]) for row in gold_rows}
     standing_votes = [vote for vote in votes if vote.seq not in retracted and vote.item in ids]
-    return View(
+    return ProjectView(
         rankings=[vote for vote in standing_votes if vote.kind == "ranking"],
         skips=[vote for vote in standing_votes if vote.kind == "skip"],
         votes=votes,
@@ -128,25 +128,25 @@ def read(store: Store, project: str) -> View:
         lengths=lengths,
         expected=expected,
         identities=identities,
-        wanted={row.item: row.wanted for row in work_rows},
-        judged={row.item: row.judged for row in work_rows},
+        votes_wanted={row.item: row.wanted for row in work_rows},
+        votes_done={row.item: row.judged for row in work_rows},
     )
 
 
-SECONDS = (0, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
+SECONDS_EDGES = (0, 2, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600)
 """Lower edges of the histogram's bins of seconds per item; the last bin is open."""
 
 
-def figures(store: Store, project: str) -> dict[str, Any]:
-    """Compute all current figures of a project, see `figures_of`.
+def compute_figures(store: Store, project: str) -> dict[str, Any]:
+    """Compute all current figures of a project, see `compute_view_figures`.
 
     Raises:
         InputError: unknown project.
     """
-    return figures_of(read(store, project), project)
+    return compute_view_figures(read_view(store, project), project)
 
 
-def figures_of(view: View, project: str) -> dict[str, Any]:
+def compute_view_figures(view: ProjectView, project: str) -> dict[str, Any]:
     """Compute all figures of a view as JSON values: numbers, texts, None, lists and objects.
 
     The keys are `totals`, `hours`, `per_day`, `seconds`, `agreement`, `position`, `length`, `people` and
@@ -158,65 +158,67 @@ def figures_of(view: View, project: str) -> dict[str, Any]:
     reviewer has decided.
     """
     work = view.work
-    annotators = people(view)
-    directions = panels(work, view.candidates)
-    strengths = panels(work, view.candidates, strength=True)
+    annotators = summarize_annotators(view)
+    directions = build_panels(work, view.candidates)
+    strengths = build_panels(work, view.candidates, strength=True)
     return as_json(
         {
             "project": project,
             "totals": count_totals(view),
             "hours": {"total": sum(person.hours for person in annotators), "ceiling_seconds": CEILING_S},
-            "per_day": per_day(view),
+            "per_day": count_per_day(view),
             "seconds": summarize_seconds(view),
             "agreement": {
                 "items": len(directions),
                 "pairs": sum(panel.values_RU.shape[1] for panel in directions),
-                "alpha": alpha(directions, "nominal"),
-                "alpha_strength": alpha(strengths, "ordinal") if strengths else NO_STRENGTHS,
-                "raw": raw_agreement(directions),
-                "kappas": kappas(directions, strengths),
+                "alpha": compute_alpha(directions, "nominal"),
+                "alpha_strength": compute_alpha(strengths, "ordinal") if strengths else NO_STRENGTHS,
+                "raw": compute_raw_agreement(directions),
+                "kappas": compute_kappas(directions, strengths),
             },
-            "position": position_bias(work),
-            "length": length_bias(work, view.lengths),
+            "position": compute_position_bias(work),
+            "length": compute_length_bias(work, view.lengths),
             "people": annotators,
-            "disagreements": disagreements([panel for panel in directions if panel.item not in view.settled]),
+            "disagreements": list_disagreements(
+                [panel for panel in directions if panel.item not in view.reviewed_items]
+            ),
         }
     )
 
 
-def people_csv(store: Store, project: str) -> str:
-    """Return hours, counts and shares of every annotator as CSV, one row each; see `people`.
+def build_people_csv(store: Store, project: str) -> str:
+    """Return hours, counts and shares of every annotator as CSV, one row each; see `summarize_annotators`.
 
     Raises:
         InputError: unknown project.
     """
-    return as_csv(people(read(store, project)))
+    return to_csv(summarize_annotators(read_view(store, project)))
 
 
-def count_totals(view: View) -> dict[str, Any]:
+def count_totals(view: ProjectView) -> dict[str, Any]:
     """Count items and votes of the whole project.
 
     An item is done when the wanted number of people have ranked it. Gold items are counted separately.
     """
     sources = Counter(vote.source for vote in view.rankings)
     purposes = Counter(vote.purpose for vote in view.rankings)
-    wanted_by_item = view.wanted
+    wanted_by_item = view.votes_wanted
     return {
         "rankings": len(view.rankings),
         "by_people": sources["human"],
         "simulated": sources["simulated"],
         "by_purpose": {purpose: purposes[purpose] for purpose in ("work", "gold", "repeat", "review")},
         "items": len(wanted_by_item),
-        "items_done": sum(view.judged[item] >= wanted_by_item[item] for item in wanted_by_item),
+        "items_done": sum(view.votes_done[item] >= wanted_by_item[item] for item in wanted_by_item),
         "gold_items": len(view.expected.keys() & view.candidates.keys()),
         "skips": count_skips(view.skips),
-        "ties": ties(view.rankings),
+        "ties": compute_tie_share(view.rankings),
         "retracted": len(view.retracted),
         "flagged": sum(bool(vote.flagged) for vote in (*view.rankings, *view.skips)),
     }
 
 
-def per_day(view: View) -> list[dict[str, Any]]:
+def count_per_day(view: ProjectView) -> list[dict[str, Any]]:
     """Count rankings by people, simulated rankings and skips of each UTC day with votes, in order."""
     days: dict[str, Counter[str]] = defaultdict(Counter)
     for vote in (*view.rankings, *view.skips):
@@ -227,12 +229,12 @@ def per_day(view: View) -> list[dict[str, Any]]:
     ]
 
 
-def summarize_seconds(view: View) -> dict[str, Any]:
+def summarize_seconds(view: ProjectView) -> dict[str, Any]:
     """Summarise the seconds per ranking, if measured: quartiles, and a histogram whose last bin is open."""
     durations = [vote.seconds for vote in view.rankings if vote.seconds is not None]
     quartiles = np.quantile(durations, (0.25, 0.5, 0.75)).tolist() if durations else [UNMEASURED] * 3
-    counts, _ = np.histogram(durations, (*SECONDS, np.inf))
-    bins = zip(SECONDS, (*SECONDS[1:], None), counts.tolist(), strict=True)
+    counts, _ = np.histogram(durations, (*SECONDS_EDGES, np.inf))
+    bins = zip(SECONDS_EDGES, (*SECONDS_EDGES[1:], None), counts.tolist(), strict=True)
     return {
         "n": len(durations),
         **dict(zip(("lower_quartile", "median", "upper_quartile"), quartiles, strict=True)),
@@ -240,7 +242,7 @@ def summarize_seconds(view: View) -> dict[str, Any]:
     }
 
 
-def disagreements(panels: Sequence[Panel]) -> list[dict[str, Any]]:
+def list_disagreements(panels: Sequence[ItemRatings]) -> list[dict[str, Any]]:
     """Return the panels on which annotators contradict each other, the most contradicted first."""
     return [
         {

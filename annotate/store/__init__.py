@@ -4,7 +4,7 @@
     item = store.add_item("quickstart", "sample-1/17", prompt, [Candidate("Hello!"), Candidate("What?")])
     best_first = Judgement(((f"{item}-0",), (f"{item}-1",)))
     store.record("quickstart", item, best_first, annotator="ann", key="tab-1/0")
-    prefs = preference_pairs.preferences(store, "quickstart")
+    prefs = preference_pairs.load_preferences(store, "quickstart")
 
 database          the store itself                   tables       the tables of the database
 records           its records and their rows         connections  engine, transactions and reads
@@ -14,20 +14,20 @@ integrity         checks of chain and contents
 """
 
 from align.annotate.store.database import AlreadyJudged, Store
-from align.annotate.store.projects import Settings, configure, publish_guidelines
-from align.annotate.store.records import Candidate, Item, Judgement, Vote, storable
+from align.annotate.store.projects import ProjectSettings, configure, publish_guidelines
+from align.annotate.store.records import AnnotationItem, Candidate, Judgement, Vote, replace_unwritable
 from align.core.chain import ChainHead
 
 __all__ = [
     "AlreadyJudged",
+    "AnnotationItem",
     "Candidate",
     "ChainHead",
-    "Item",
     "Judgement",
-    "Settings",
+    "ProjectSettings",
     "Store",
     "Vote",
     "configure",
     "publish_guidelines",
-    "storable",
+    "replace_unwritable",
 ]

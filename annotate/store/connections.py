@@ -204,7 +204,7 @@ def _read_version(connection: Connection, masked_url: str) -> int | None:
     return None
 
 
-class Connections:
+class StoreConnections:
     """Transactions and consistent reads of one process's threads. A block opened inside another of the same thread
     joins it.
 
@@ -273,7 +273,7 @@ class Connections:
                     self._local.reading = None
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def serve_exclusively(self) -> Iterator[None]:
         """Hold the store's server lock until the end of the block or of the process.
 
         Raises:
@@ -317,9 +317,9 @@ class Connections:
         self._local.has_erased = True
 
     @property
-    def emptied(self) -> bool:
-        """Is True once all erased data are out of the database's log. A reader, such as a backup, may hold the log; the
-        next write tries again."""
+    def is_erasure_complete(self) -> bool:
+        """True once all erased data are out of the database's own log. A reader, such as a backup, may hold the log;
+        the next write tries again."""
         return not self._has_erased_remains
 
     def _overwrite_erased(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
 
-from align.annotate.store.connections import Connections, connect
+from align.annotate.store.connections import StoreConnections, connect
 from align.annotate.store.erasure import remove_member
 from align.annotate.store.integrity import verify
 from align.annotate.store.ledger import (
@@ -25,19 +25,19 @@ from align.annotate.store.ledger import (
     ensure_annotator,
     find_annotator,
     find_item_tombstone,
+    find_project_tombstone,
     find_row_by_key,
-    head_of,
     is_counted,
     list_project_names,
-    project_erasure,
+    read_head,
     standing_condition,
 )
-from align.annotate.store.projects import ensure_project, history, settings_of
+from align.annotate.store.projects import ensure_project, read_settings, read_settings_history
 from align.annotate.store.records import (
     MAX_ANSWERS,
-    SKIPS,
+    SKIP_REASONS,
+    AnnotationItem,
     Candidate,
-    Item,
     Judgement,
     Vote,
     build_candidate_row,
@@ -52,11 +52,11 @@ from align.annotate.store.tables import (
     annotators,
     candidates,
     drafts,
-    keys,
     leases,
     ledger,
     members,
     metadata,
+    project_keys,
     projects,
     prompts,
     remarks,
@@ -67,7 +67,7 @@ from align.core.chain import ChainHead, hash_with_salt, to_canonical_json
 from align.core.errors import InputError, require
 from align.core.types import Conversation
 
-PAGE = 500
+ITEMS_PER_READ = 500
 """Number of items that `Store.items` reads in one transaction."""
 
 
@@ -75,7 +75,7 @@ class AlreadyJudged(InputError):
     """The annotator has judged the item already, and that judgement was not retracted."""
 
 
-class Store(Connections):
+class Store(StoreConnections):
     """An open store. Safe to share between threads; a process opens its own.
 
     Its `transaction` and `reading` blocks give connections to those packages of `annotate` that have their own tables.
@@ -119,7 +119,7 @@ class Store(Connections):
         for text in (*(turn.content for turn in prompt.messages), *(answer.text for answer in answers)):
             check_text("text", text)
         check_text("key", key, 300)
-        item = id_of(project, key)
+        item = make_item_id(project, key)
         gold = {}
         if expected is not None:
             gold = {"expected": [sorted(f"{item}-{position}" for position in tier) for tier in expected]}
@@ -142,11 +142,11 @@ class Store(Connections):
                 item=item,
                 key=key,
             )
-            counters = {"wanted": 0 if gold else settings.wanted(item), "gold": bool(gold)}
+            counters = {"wanted": 0 if gold else settings.count_wanted_votes(item), "gold": bool(gold)}
             connection.execute(insert(work), build_work_row(project, item, priority) | counters)
             return item
 
-    def prioritise(self, project: str, priorities: Mapping[str, float]) -> int:
+    def set_priorities(self, project: str, priorities: Mapping[str, float]) -> int:
         """Set the priority of items, by id: higher is judged earlier if the project's order is `priority`.
 
         It writes no row of the ledger. Returns the number of these items that still exist; erased ones are skipped.
@@ -186,7 +186,7 @@ class Store(Connections):
             payload = judgement.to_payload() | {"annotator_digest": hash_with_salt(person.salt, annotator)}
             if remark := judgement.to_remark():
                 salt = secrets.token_hex(16)
-                row = {"project": project, "seq": head_of(connection).seq + 1, "item": item}
+                row = {"project": project, "seq": read_head(connection).seq + 1, "item": item}
                 row |= {"annotator": person.pseudonym, "content": remark, "salt": salt}
                 connection.execute(insert(remarks), row)
                 payload["remark"] = hash_with_salt(salt, remark)
@@ -272,7 +272,7 @@ class Store(Connections):
         """
         with self.transaction() as connection:
             check_project(connection, project)
-            tombstone = project_erasure(connection, project)
+            tombstone = find_project_tombstone(connection, project)
             if tombstone is not None:
                 return tombstone
             member_names = select(users.c.name).join(members, members.c.user == users.c.id)
@@ -296,13 +296,13 @@ class Store(Connections):
         The key must not appear in a log, file or page. Raises as `items`.
         """
         with self.reading() as connection:
-            key = connection.execute(select(keys.c.key).where(keys.c.project == project)).scalar()
+            key = connection.execute(select(project_keys.c.key).where(project_keys.c.project == project)).scalar()
             if key is None:
                 check_project(connection, project)
                 return None
             return bytes.fromhex(key)
 
-    def items(self, project: str) -> Iterator[Item]:
+    def items(self, project: str) -> Iterator[AnnotationItem]:
         """Iterate over the project's items in the order they were added, without erased ones. The store may be written
         to during the iteration.
 
@@ -313,9 +313,9 @@ class Store(Connections):
             check_project(connection, project)
         return self._iter_items(project)
 
-    def _iter_items(self, project: str) -> Iterator[Item]:
+    def _iter_items(self, project: str) -> Iterator[AnnotationItem]:
         same_item = (prompts.c.project == ledger.c.project) & (prompts.c.id == ledger.c.item)
-        query = select(ledger.c.seq, prompts).join(prompts, same_item).order_by(ledger.c.seq).limit(PAGE)
+        query = select(ledger.c.seq, prompts).join(prompts, same_item).order_by(ledger.c.seq).limit(ITEMS_PER_READ)
         query = query.where(ledger.c.project == project, ledger.c.kind == "candidates")
         last_seq = 0
         while True:  # pages by seq, not by offset, so that writes shift nothing; each page is a read of its own
@@ -334,12 +334,11 @@ class Store(Connections):
             last_seq = rows[-1]["seq"]
 
     def rankings(self, project: str) -> list[Vote]:
-        """Return the rankings that were not retracted and whose item was not erased, in ledger order. Raises as
-        `items`."""
+        """Return the rankings that stand, in ledger order: not retracted, their item not erased. Raises as `items`."""
         return self._read_standing(project, "ranking")
 
     def skips(self, project: str) -> list[Vote]:
-        """Return the skips that were not retracted and whose item was not erased, in ledger order."""
+        """Return the skips that stand, in ledger order: not retracted, their item not erased. Raises as `items`."""
         return self._read_standing(project, "skip")
 
     def _read_standing(self, project: str, kind: str) -> list[Vote]:
@@ -369,7 +368,7 @@ class Store(Connections):
             annotator = find_annotator(connection, project, identity)
         return None if annotator is None else annotator.pseudonym
 
-    def first_row(self, project: str, *, item: str | None = None, annotator: str | None = None) -> int | None:
+    def find_first_row(self, project: str, *, item: str | None = None, annotator: str | None = None) -> int | None:
         """Return the seq of the first row of the ledger that concerns an item or a pseudonym. Returns None if there is
         no such row."""
         condition = ledger.c.item == item if item is not None else ledger.c.annotator == annotator
@@ -387,7 +386,7 @@ class Store(Connections):
         with self.reading() as connection:
             if project is not None:
                 check_project(connection, project)
-            return head_of(connection, project)
+            return read_head(connection, project)
 
     def verify(self, expected: ChainHead | None = None) -> ChainHead:
         """Check every hash of the ledger and all contents that were not erased. Returns the head.
@@ -403,7 +402,7 @@ class Store(Connections):
             return verify(connection, expected)
 
 
-def id_of(project: str, key: str) -> str:
+def make_item_id(project: str, key: str) -> str:
     """Return the id of an item, a function of project and key alone."""
     return hashlib.sha256(to_canonical_json([project, key]).encode()).hexdigest()[:16]
 
@@ -413,7 +412,7 @@ def set_priority(connection: Connection, project: str, item: str, priority: floa
     connection.execute(update(work).where(*conditions).values(priority=priority))
 
 
-def read_item(connection: Connection, project: str, id: str) -> Item:
+def read_item(connection: Connection, project: str, id: str) -> AnnotationItem:
     """Read an item.
 
     Raises:
@@ -477,13 +476,13 @@ def check_judgement(connection: Connection, project: str, item: str, judgement: 
     conditions = (candidates.c.project == project, candidates.c.prompt_id == item)
     candidate_ids = sorted(connection.execute(select(candidates.c.id).where(*conditions)).scalars())
     require(bool(candidate_ids), "item", item, "it was erased", "Rank another.")
-    versions = dict(history(connection, project))
+    versions = dict(read_settings_history(connection, project))
     version = judgement.project_version
     is_known_version = version is None or version in versions
     require(
         is_known_version, "project_version", version, "the project had no such version", "Give the one that was shown."
     )
-    settings = settings_of(connection, project) if version is None else versions[version]
+    settings = read_settings(connection, project) if version is None else versions[version]
     for attribute, rating in (pair for ratings in judgement.ratings.values() for pair in ratings.items()):
         names = ", ".join(settings.attributes) or "nothing"
         require(
@@ -495,7 +494,13 @@ def check_judgement(connection: Connection, project: str, item: str, judgement: 
     skipped = judgement.skipped
     tiers = judgement.tiers
     if skipped:
-        require(skipped in SKIPS, "skipped", skipped, "is not a reason to skip", f"Choose one of: {', '.join(SKIPS)}.")
+        require(
+            skipped in SKIP_REASONS,
+            "skipped",
+            skipped,
+            "is not a reason to skip",
+            f"Choose one of: {', '.join(SKIP_REASONS)}.",
+        )
         require(not tiers, "tiers", tiers, "a skipped item has no ranking", "Skip it or rank it.")
     else:
         is_complete = sorted(id for tier in tiers for id in tier) == candidate_ids and all(tiers)

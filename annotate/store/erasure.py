@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, exists, select, true
 
-from align.annotate.store.ledger import VOTE_KINDS, check_item, check_project, find_item_tombstone, project_erasure
-from align.annotate.store.records import Item
+from align.annotate.store.ledger import (
+    VOTE_KINDS,
+    check_item,
+    check_project,
+    find_item_tombstone,
+    find_project_tombstone,
+)
+from align.annotate.store.records import AnnotationItem
 from align.annotate.store.tables import annotators, invitations, ledger, members, remarks, users
 from align.core.errors import InputError
 
@@ -23,11 +29,11 @@ PROJECT = "project"
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class ErasureTarget:
     """The contents of the store that concern one item, annotator or project.
 
     Attributes:
-        what: `item`, `annotator` or `project`.
+        kind: `item`, `annotator` or `project`.
         id: the item's id, the annotator's pseudonym or the project's name.
         votes: the judgements of the item or by the annotator: seq of the row → seq of its retraction, or None if it
             stands.
@@ -38,7 +44,7 @@ class About:
     """
 
     project: str
-    what: str
+    kind: str
     id: str
     votes: Mapping[int, int | None] = field(default_factory=dict)
     texts: frozenset[str] = frozenset()
@@ -46,12 +52,12 @@ class About:
     names: frozenset[str] = frozenset()
     rows: Mapping[str, int] = field(default_factory=dict)
 
-    def read_by(self, seq: int) -> bool:
+    def was_read_at(self, seq: int) -> bool:
         """Return whether a run that read the project at ledger row `seq` read one of these judgements."""
         return any(row <= seq and (retraction is None or retraction > seq) for row, retraction in self.votes.items())
 
 
-def about(store: Store, project: str, kind: str, identifier: str) -> About:
+def find_erasure_target(store: Store, project: str, kind: str, identifier: str) -> ErasureTarget:
     """Find the contents that concern an item, an annotator or a project.
 
     Args:
@@ -70,34 +76,34 @@ def about(store: Store, project: str, kind: str, identifier: str) -> About:
         return find_project_target(store, connection, project)
 
 
-def find_item_target(store: Store, connection: Connection, project: str, id: str) -> About:
+def find_item_target(store: Store, connection: Connection, project: str, id: str) -> ErasureTarget:
     check_item(connection, project, id)
     item_texts = set[str]()
     other_texts = set[str]()
     answers = 0
     for item in store.items(project):
         if item.id == id:
-            item_texts.update(texts_of(item))
+            item_texts.update(iter_texts(item))
             answers = len(item.candidates)
         else:
-            other_texts.update(texts_of(item))
+            other_texts.update(iter_texts(item))
     votes = read_judgements(connection, project, ledger.c.item == id, find_item_tombstone(connection, project, id))
     remark_count, remark_texts = read_remarks(connection, project, remarks.c.item == id)
     item_texts.update(remark_texts)
     standing_votes = sum(retraction is None for retraction in votes.values()) if answers else 0
     rows = {"item": int(bool(answers)), "answer": answers, "judgement": standing_votes, "remark": remark_count}
-    return About(
+    return ErasureTarget(
         project, ITEM, id, votes, frozenset(item_texts - other_texts), frozenset(item_texts & other_texts), rows=rows
     )
 
 
-def find_annotator_target(store: Store, connection: Connection, project: str, identifier: str) -> About:
+def find_annotator_target(store: Store, connection: Connection, project: str, identifier: str) -> ErasureTarget:
     pseudonym = store.pseudonym(project, identifier) or identifier
     identities = select(annotators.c.identity).where(
         annotators.c.project == project, annotators.c.pseudonym == pseudonym
     )
     name = connection.execute(identities).scalar()
-    if name is None and store.first_row(project, annotator=pseudonym) is None:
+    if name is None and store.find_first_row(project, annotator=pseudonym) is None:
         problem = f"project {project} has no such annotator"
         remedy = "Check the spelling, or name another project=…; after an erasure, only the pseudonym is known."
         raise InputError("annotator", identifier, problem, remedy)
@@ -105,19 +111,21 @@ def find_annotator_target(store: Store, connection: Connection, project: str, id
     remark_count, remark_texts = read_remarks(connection, project, remarks.c.annotator == pseudonym)
     standing_votes = sum(retraction is None for retraction in votes.values())
     rows = {"name": int(name is not None), "judgement": standing_votes, "remark": remark_count}
-    return About(project, ANNOTATOR, pseudonym, votes, remark_texts, names=frozenset([name] if name else []), rows=rows)
+    return ErasureTarget(
+        project, ANNOTATOR, pseudonym, votes, remark_texts, names=frozenset([name] if name else []), rows=rows
+    )
 
 
-def find_project_target(store: Store, connection: Connection, project: str) -> About:
+def find_project_target(store: Store, connection: Connection, project: str) -> ErasureTarget:
     items = list(store.items(project))
-    erased = project_erasure(connection, project)
+    erased = find_project_tombstone(connection, project)
     votes = read_judgements(connection, project, true(), erased)
     identities = select(annotators.c.identity).where(annotators.c.project == project)
     names = frozenset(connection.execute(identities).scalars())
     remark_count, remark_texts = read_remarks(connection, project, true())
-    texts = remark_texts.union(*map(texts_of, items))
+    texts = remark_texts.union(*map(iter_texts, items))
     rows = {"project": int(erased is None), "item": len(items), "name": len(names), "remark": remark_count}
-    return About(project, PROJECT, project, votes, texts, names=names, rows=rows)
+    return ErasureTarget(project, PROJECT, project, votes, texts, names=names, rows=rows)
 
 
 def read_judgements(
@@ -137,7 +145,7 @@ def read_judgements(
     return {seq: erased if retraction is None else min(retraction, erased) for seq, retraction in votes.items()}
 
 
-def texts_of(item: Item) -> Iterator[str]:
+def iter_texts(item: AnnotationItem) -> Iterator[str]:
     yield from (turn.content for turn in item.prompt.messages if turn.content)
     yield from (candidate.text for candidate in item.candidates if candidate.text)
 
@@ -150,15 +158,15 @@ def read_remarks(connection: Connection, project: str, condition: ColumnElement[
     return len(contents), frozenset(texts)
 
 
-def erase(store: Store, target: About) -> None:
+def erase(store: Store, target: ErasureTarget) -> None:
     """Erase the contents in one transaction. Contents that were erased before are skipped.
 
     An annotator's standing judgements are retracted as well, so that later runs do not learn from them.
     """
     with store.transaction():
-        if target.what == ITEM:
+        if target.kind == ITEM:
             store.erase_content(target.project, target.id)
-        elif target.what == PROJECT:
+        elif target.kind == PROJECT:
             store.erase_project(target.project)
         else:
             for seq, retraction in target.votes.items():
@@ -168,7 +176,7 @@ def erase(store: Store, target: About) -> None:
                 store.erase_annotator(target.project, target.id)
 
 
-def user_named(connection: Connection, name: str) -> Row | None:
+def find_user(connection: Connection, name: str) -> Row | None:
     return connection.execute(select(users).where(users.c.name == name)).first()
 
 
@@ -178,7 +186,7 @@ def remove_member(connection: Connection, project: str, name: str) -> None:
     If they are in no project any more, their account and its sessions are deleted.
     """
     in_project = invitations.c.project == project
-    user = user_named(connection, name)
+    user = find_user(connection, name)
     if user is not None:
         connection.execute(delete(members).where(members.c.project == project, members.c.user == user.id))
         connection.execute(delete(invitations).where(in_project, invitations.c.made_by == user.id))

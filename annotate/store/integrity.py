@@ -11,16 +11,16 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from align.annotate.store.ledger import VOTE_KINDS, Entry, is_counted, standing_condition
-from align.annotate.store.projects import Settings, ensure_project, settings_of
-from align.annotate.store.records import RESTORE, build_item_payload, build_work_row, parse_vote
+from align.annotate.store.ledger import VOTE_KINDS, LedgerEntry, is_counted, standing_condition
+from align.annotate.store.projects import ProjectSettings, ensure_project, read_settings
+from align.annotate.store.records import RESTORE_REMEDY, build_item_payload, build_work_row, parse_vote
 from align.annotate.store.tables import (
     annotators,
     candidates,
     guidelines,
-    keys,
     leases,
     ledger,
+    project_keys,
     projects,
     prompts,
     remarks,
@@ -46,7 +46,7 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
         CorruptFile: `value` is the seq of the first bad row, or ids of contents that the ledger does not mention.
     """
     rows = connection.execute(select(ledger).order_by(ledger.c.seq)).all()
-    entries = [Entry(**row._asdict()) for row in rows]
+    entries = [LedgerEntry(**row._asdict()) for row in rows]
     # Contents that an erasure names must be gone. The erasure row itself is checked when the loop reaches it.
     erased = {get_erased_subject(entry): entry.seq for entry in entries if entry.kind == "erasure"}
     for entry in entries:
@@ -69,7 +69,7 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
     mentioned = set[Subject]()
     changes: dict[str, dict[str, Any]] = defaultdict(dict)
     for entry in entries:
-        head = advance(head, entry, FIELD, RESTORE)
+        head = advance(head, entry, FIELD, RESTORE_REMEDY)
         payload = json.loads(entry.payload)
         if expected is not None and entry.seq == expected.seq and entry.hash != expected.hash:
             raise corrupt_row_error(entry.seq, "its hash differs from that of the expected head")
@@ -101,34 +101,34 @@ def verify(connection: Connection, expected: ChainHead | None = None) -> ChainHe
         )
     # Annotators are not checked: one who has not voted yet is in no row.
     if unmentioned_items := sorted(id for project, id in payloads if (project, id) not in mentioned):
-        raise CorruptFile("store", unmentioned_items[:3], "the ledger does not mention these contents", RESTORE)
+        raise CorruptFile("store", unmentioned_items[:3], "the ledger does not mention these contents", RESTORE_REMEDY)
     if remarks_by_vote or guideline_texts:
         raise CorruptFile(
             "store",
             sorted({**remarks_by_vote, **guideline_texts})[:3],
             "the ledger does not mention these texts",
-            RESTORE,
+            RESTORE_REMEDY,
         )
     check_projects(connection, changes, erased)
     gold = {(e.project, e.item) for e in entries if e.kind == "candidates" and "expected" in json.loads(e.payload)}
     for row in connection.execute(select(work.c.project, work.c.item, work.c.gold)):
         if bool(row.gold) != ((row.project, row.item) in gold):
-            raise CorruptFile("work", row.item, "whether it is a gold item differs from the ledger", RESTORE)
+            raise CorruptFile("work", row.item, "whether it is a gold item differs from the ledger", RESTORE_REMEDY)
     return head
 
 
-def get_erased_subject(entry: Entry) -> Subject:
+def get_erased_subject(entry: LedgerEntry) -> Subject:
     """Return the subject of an erasure."""
     return entry.project, entry.item or entry.annotator or ""
 
 
 def corrupt_row_error(seq: int, problem: str) -> CorruptFile:
     """Return the error about the first bad row."""
-    return CorruptFile(FIELD, seq, problem, RESTORE)
+    return CorruptFile(FIELD, seq, problem, RESTORE_REMEDY)
 
 
 def check_item_contents(
-    entry: Entry, payload: dict[str, Any], items: Mapping[Subject, dict[str, Any]], erased: Mapping[Subject, int]
+    entry: LedgerEntry, payload: dict[str, Any], items: Mapping[Subject, dict[str, Any]], erased: Mapping[Subject, int]
 ) -> None:
     if (entry.project, entry.item) in erased:
         return
@@ -140,7 +140,7 @@ def check_item_contents(
 
 
 def check_voter(
-    entry: Entry, payload: dict[str, Any], people: Mapping[Subject, Any], erased: Mapping[Subject, int]
+    entry: LedgerEntry, payload: dict[str, Any], people: Mapping[Subject, Any], erased: Mapping[Subject, int]
 ) -> None:
     subject = (entry.project, entry.annotator or "")
     annotator = people.get(subject)
@@ -151,7 +151,7 @@ def check_voter(
         raise corrupt_row_error(entry.seq, f"annotator {entry.annotator} has another identity than when they judged")
 
 
-def check_remark(entry: Entry, payload: dict[str, Any], row: Any, erased: Mapping[Subject, int]) -> None:
+def check_remark(entry: LedgerEntry, payload: dict[str, Any], row: Any, erased: Mapping[Subject, int]) -> None:
     digest = payload.get("remark")
     erasures = {(entry.project, entry.item or ""), (entry.project, entry.annotator or "")} & erased.keys()
     if row is None:
@@ -176,9 +176,9 @@ def check_projects(
         existing_projects.add(row.name)
         settings = dict(changes.get(row.name, {}))
         state = settings.pop("state", "open")
-        if (settings_of(connection, row.name), row.state) != (Settings.from_json(settings), state):
-            raise CorruptFile("projects", row.name, "its settings are not those of the ledger", RESTORE)
-    keys_by_project = {row.project: row.key for row in connection.execute(select(keys))}
+        if (read_settings(connection, row.name), row.state) != (ProjectSettings.from_json(settings), state):
+            raise CorruptFile("projects", row.name, "its settings are not those of the ledger", RESTORE_REMEDY)
+    keys_by_project = {row.project: row.key for row in connection.execute(select(project_keys))}
     for project in sorted(existing_projects | keys_by_project.keys()):
         problem = ""
         if project not in keys_by_project:
@@ -188,7 +188,7 @@ def check_projects(
         elif not KEY_PATTERN.fullmatch(keys_by_project[project]):
             problem = "its key is not one of 32 bytes in hex"
         if problem:
-            raise CorruptFile("project_keys", project, problem, RESTORE)
+            raise CorruptFile("project_keys", project, problem, RESTORE_REMEDY)
 
 
 def recount(connection: Connection, project: str) -> int:
@@ -209,7 +209,7 @@ def recount(connection: Connection, project: str) -> int:
     query = query.where(ledger.c.project == project, ledger.c.kind == "candidates")
     for item, payload in connection.execute(query).all():
         gold = "expected" in json.loads(payload)
-        overlap = 0 if gold else settings.wanted(item)
+        overlap = 0 if gold else settings.count_wanted_votes(item)
         correct = {"wanted": overlap, "judged": judged_by_item[item], "leased": leased_by_item[item], "gold": gold}
         if item not in rows:
             connection.execute(insert(work), build_work_row(project, item, priority=0.0) | correct)

@@ -27,7 +27,7 @@ VOTE_KINDS = ("ranking", "skip")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LedgerEntry:
     """A row of the ledger.
 
     Attributes:
@@ -68,16 +68,16 @@ def append_row(connection: Connection, project: str, kind: str, payload: dict[st
     Args:
         columns: any of item, annotator, key, retracts.
     """
-    head = head_of(connection)
+    head = read_head(connection)
     columns = {"item": None, "annotator": None, "key": None, "retracts": None, **columns}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     text = to_canonical_json(payload)
-    entry = Entry(head.seq + 1, project, kind, created_at=now, payload=text, prev_hash=head.hash, **columns)
+    entry = LedgerEntry(head.seq + 1, project, kind, created_at=now, payload=text, prev_hash=head.hash, **columns)
     connection.execute(insert(ledger), asdict(replace(entry, hash=hash_link(entry.hashed, head.hash))))
     return entry.seq
 
 
-def head_of(connection: Connection, project: str | None = None, votes_only: bool = False) -> ChainHead:
+def read_head(connection: Connection, project: str | None = None, votes_only: bool = False) -> ChainHead:
     """Return the ledger's last row. Returns `ChainHead(0, GENESIS)` if it is empty.
 
     Args:
@@ -108,10 +108,12 @@ def find_row_by_key(connection: Connection, project: str, kind: str, key: str) -
 def find_item_tombstone(connection: Connection, project: str, item: str) -> int | None:
     """Return the seq of the tombstone of an item or of its whole project. Returns None if it was not erased."""
     conditions = (ledger.c.project == project, ledger.c.kind == "erasure", ledger.c.item == item)
-    return connection.execute(select(ledger.c.seq).where(*conditions)).scalar() or project_erasure(connection, project)
+    return connection.execute(select(ledger.c.seq).where(*conditions)).scalar() or find_project_tombstone(
+        connection, project
+    )
 
 
-def project_erasure(connection: Connection, project: str) -> int | None:
+def find_project_tombstone(connection: Connection, project: str) -> int | None:
     """Return the seq of a project's tombstone. Returns None if the project was not erased."""
     conditions = (ledger.c.kind == "erasure", ledger.c.item.is_(None), ledger.c.annotator.is_(None))
     return connection.execute(select(ledger.c.seq).where(ledger.c.project == project, *conditions)).scalar()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import combinations
 
 from align.annotate.store.database import Store
-from align.annotate.store.records import Item, Vote
+from align.annotate.store.records import AnnotationItem, Vote
 from align.core.errors import InputError, require
 from align.core.types import Message, Preference
 
 
-def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
+def build_pairs(ranking: Vote, item: AnnotationItem) -> list[Preference]:
     """Return every pair across the ranking's tiers: at most K(K-1)/2, with one `group_id`. If the item has two answers,
     the strength is the margin.
 
@@ -20,7 +20,7 @@ def pairs_of(ranking: Vote, item: Item) -> list[Preference]:
     return [pair for ids in ranking.pairs if (pair := build_pair(ranking, item, *ids)) is not None]
 
 
-def build_pair(ranking: Vote, item: Item, better: str, worse: str) -> Preference | None:
+def build_pair(ranking: Vote, item: AnnotationItem, better: str, worse: str) -> Preference | None:
     """Return two candidates of an item, by their ids, as a pair. Returns None if both have the same text."""
     by_id = {candidate.id: candidate for candidate in item.candidates}
     chosen = by_id[better]
@@ -45,16 +45,16 @@ def build_pair(ranking: Vote, item: Item, better: str, worse: str) -> Preference
     )
 
 
-def training_rankings(
+def load_training_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
-    """Return `counted_rankings`. Raises InputError if there are no such rankings, else as `preferences`."""
-    rankings = counted_rankings(store, project, allow_simulated, through)
+    """Return `load_counted_rankings`. Raises InputError if there are no such rankings, else as `load_preferences`."""
+    rankings = load_counted_rankings(store, project, allow_simulated, through)
     require(bool(rankings), "project", project, "nothing in it has been ranked", "Rank some items with stage=annotate.")
     return rankings
 
 
-def counted_rankings(
+def load_counted_rankings(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Vote]:
     """Return the rankings to learn from, in ledger order: those that stand, without gold items and repeats. If an item
@@ -77,7 +77,7 @@ def counted_rankings(
     return rankings
 
 
-def preferences(
+def load_preferences(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> list[Preference]:
     """Return the preference pairs of a project, in ledger order.
@@ -86,36 +86,36 @@ def preferences(
     the annotators, are left out; an item's newest review replaces its other rankings.
 
     Args:
-        through: see `counted_rankings`.
+        through: see `load_counted_rankings`.
 
     Raises:
         InputError: unknown project, no rankings, rankings without a pair, or simulated rankings without
             `allow_simulated`.
     """
-    decided, _ = verdicts_of_people(store, project, allow_simulated, through)
+    decided, _ = load_human_verdicts(store, project, allow_simulated, through)
     require(bool(decided), "project", project, "its rankings hold only ties", "Rank more items with stage=annotate.")
     return decided
 
 
-def verdicts_of_people(
+def load_human_verdicts(
     store: Store, project: str, allow_simulated: bool = False, through: int | None = None
 ) -> tuple[list[Preference], list[Preference]]:
-    """Return two lists: the pairs of `preferences`, and pairs that annotators judged equal, in arbitrary order of
+    """Return two lists: the pairs of `load_preferences`, and pairs that annotators judged equal, in arbitrary order of
     chosen and rejected.
 
     Ties serve to measure a judge; nothing is trained on them.
 
     Raises:
-        InputError: as `preferences`, except that ties alone suffice.
+        InputError: as `load_preferences`, except that ties alone suffice.
     """
-    rankings = training_rankings(store, project, allow_simulated, through)
+    rankings = load_training_rankings(store, project, allow_simulated, through)
     items = {item.id: item for item in store.items(project)}
     decided = list[Preference]()
     tied = list[Preference]()
     for ranking in rankings:
         if ranking.item in items:  # else it was erased between the two reads
             item = items[ranking.item]
-            decided += pairs_of(ranking, item)
+            decided += build_pairs(ranking, item)
             ties = (ids for tier in ranking.tiers for ids in combinations(sorted(tier), 2))
             tied += [pair for ids in ties if (pair := build_pair(ranking, item, *ids)) is not None]
     problem = "its rankings compare no two answers that differ"

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from align.annotate.store.ledger import append_row, check_project, project_erasure
-from align.annotate.store.records import RESTORE, check_text, hash_to_fraction
-from align.annotate.store.tables import guidelines, keys, ledger, projects, work
+from align.annotate.store.ledger import append_row, check_project, find_project_tombstone
+from align.annotate.store.records import RESTORE_REMEDY, check_text, hash_to_fraction
+from align.annotate.store.tables import guidelines, ledger, project_keys, projects, work
 from align.core.chain import to_canonical_json
 from align.core.errors import CorruptFile, InputError, require
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 STATES = ("open", "paused", "closed")
 ORDERS = ("random", "priority")
-MOST_PEOPLE = 100
+MAX_OVERLAP = 100
 MAX_QUOTA = 1_000_000
 MAX_ATTRIBUTES = 12
 MAX_LEASE_MINUTES = 7 * 24 * 60
@@ -42,7 +42,7 @@ TYPE_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ProjectSettings:
     """A project's settings: how its items are assigned and what is asked.
 
     Attributes:
@@ -81,13 +81,13 @@ class Settings:
             value = getattr(self, name)
             require(0 <= value <= 1, name, value, "it is not between 0 and 1", "Give a number from 0 to 1.")
         check_text("title", self.title, 200)
-        is_valid_overlap = 1 <= self.overlap <= MOST_PEOPLE
+        is_valid_overlap = 1 <= self.overlap <= MAX_OVERLAP
         require(
             is_valid_overlap,
             "overlap",
             self.overlap,
             "it is not a possible number of people",
-            f"Give 1 to {MOST_PEOPLE}.",
+            f"Give 1 to {MAX_OVERLAP}.",
         )
         is_valid_quota = 0 <= self.quota <= MAX_QUOTA
         require(
@@ -112,12 +112,12 @@ class Settings:
         for name in names:
             check_text("attributes", name, 60)
 
-    def wanted(self, item: str) -> int:
+    def count_wanted_votes(self, item: str) -> int:
         """Return the number of people who are to judge an item."""
-        return self.overlap if overlap_draw(item) < self.overlap_share else 1
+        return self.overlap if hash_for_overlap(item) < self.overlap_share else 1
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Settings:
+    def from_json(cls, values: Mapping[str, Any]) -> ProjectSettings:
         """Parse settings from JSON values.
 
         Raises:
@@ -140,12 +140,12 @@ class Settings:
         return cls(**settings)
 
 
-def overlap_draw(item: str) -> float:
+def hash_for_overlap(item: str) -> float:
     """Return an item's hash in [0, 1). If it is below `overlap_share`, `overlap` people judge the item."""
     return hash_to_fraction(f"overlap/{item}")
 
 
-def overlap_for(items: Collection[str], votes: int) -> dict[str, Any]:
+def compute_overlap(items: Collection[str], votes: int) -> dict[str, Any]:
     """Return the settings `overlap` and `overlap_share` under which these items want `votes` votes together.
 
     The total is as few more as a whole number of people allows; each item wants at least one vote.
@@ -156,7 +156,7 @@ def overlap_for(items: Collection[str], votes: int) -> dict[str, Any]:
     """
     overlap = max(2, math.ceil(votes / len(items)))
     items_with_overlap = min(len(items), math.ceil(max(0, votes - len(items)) / (overlap - 1)))
-    thresholds = [0.0, *sorted(map(overlap_draw, items)), 1.0]
+    thresholds = [0.0, *sorted(map(hash_for_overlap, items)), 1.0]
     share = (
         items_with_overlap / len(items)
         if items_with_overlap in (0, len(items))
@@ -165,7 +165,7 @@ def overlap_for(items: Collection[str], votes: int) -> dict[str, Any]:
     return {"overlap": overlap, "overlap_share": share}
 
 
-def settings_of(connection: Connection, project: str) -> Settings:
+def read_settings(connection: Connection, project: str) -> ProjectSettings:
     """Return the project's settings, with defaults for those never set.
 
     Raises:
@@ -175,14 +175,16 @@ def settings_of(connection: Connection, project: str) -> Settings:
     text = connection.execute(select(projects.c.settings).where(projects.c.name == project)).scalar()
     if text is None:
         check_project(connection, project)
-        return Settings()
+        return ProjectSettings()
     try:
-        return Settings.from_json(json.loads(text))
+        return ProjectSettings.from_json(json.loads(text))
     except (ValueError, InputError) as error:
-        raise CorruptFile("projects.settings", project, f"the settings cannot be read ({error})", RESTORE) from error
+        raise CorruptFile(
+            "projects.settings", project, f"the settings cannot be read ({error})", RESTORE_REMEDY
+        ) from error
 
 
-def ensure_project(connection: Connection, project: str) -> Settings:
+def ensure_project(connection: Connection, project: str) -> ProjectSettings:
     """Return a project's settings. Creates a missing project, with a random key.
 
     Raises:
@@ -193,36 +195,36 @@ def ensure_project(connection: Connection, project: str) -> Settings:
         check_text("project", project, 200)
         check_not_erased(connection, project)
         connection.execute(insert(projects), {"name": project, "settings": "{}", "state": "open"})
-        connection.execute(insert(keys), {"project": project, "key": secrets.token_hex(32)})
-    return settings_of(connection, project)
+        connection.execute(insert(project_keys), {"project": project, "key": secrets.token_hex(32)})
+    return read_settings(connection, project)
 
 
 def check_not_erased(connection: Connection, project: str) -> None:
     """Raise InputError if the project was erased. Its name is not used again, because names identify projects."""
-    tombstone = project_erasure(connection, project)
+    tombstone = find_project_tombstone(connection, project)
     problem = f"it was erased (row {tombstone} of the ledger), and its name is not used again"
     require(tombstone is None, "project", project, problem, "Choose another name.")
 
 
-def version_of(connection: Connection, project: str) -> int:
+def read_settings_version(connection: Connection, project: str) -> int:
     """Return the version of a project's settings: the seq of the ledger row of their last change, or 0."""
-    return history(connection, project)[-1][0]
+    return read_settings_history(connection, project)[-1][0]
 
 
-def history(connection: Connection, project: str) -> list[tuple[int, Settings]]:
+def read_settings_history(connection: Connection, project: str) -> list[tuple[int, ProjectSettings]]:
     """Return every version of a project's settings with its number, the newest last."""
     conditions = (ledger.c.project == project, ledger.c.kind == "settings")
-    versions = [(0, Settings())]
+    versions = [(0, ProjectSettings())]
     values = {}
     for row in connection.execute(select(ledger.c.seq, ledger.c.payload).where(*conditions).order_by(ledger.c.seq)):
         values |= json.loads(row.payload)
         versions.append(
-            (row.seq, Settings.from_json({name: value for name, value in values.items() if name != "state"}))
+            (row.seq, ProjectSettings.from_json({name: value for name, value in values.items() if name != "state"}))
         )
     return versions
 
 
-def state_of(connection: Connection, project: str) -> str:
+def read_state(connection: Connection, project: str) -> str:
     """Return `open`, `paused` or `closed`.
 
     Raises:
@@ -234,7 +236,7 @@ def state_of(connection: Connection, project: str) -> str:
     return state or "open"
 
 
-def guidelines_of(connection: Connection, project: str, version: int | None = None) -> tuple[int, str] | None:
+def read_guidelines(connection: Connection, project: str, version: int | None = None) -> tuple[int, str] | None:
     """Return the number and text of a version of the guidelines, by default the newest. Returns None if there is no
     such version."""
     query = select(guidelines.c.version, guidelines.c.text).where(guidelines.c.project == project)
@@ -246,7 +248,7 @@ def guidelines_of(connection: Connection, project: str, version: int | None = No
 
 def configure(
     store: Store, project: str, values: Mapping[str, Any] | None = None, state: str | None = None
-) -> Settings:
+) -> ProjectSettings:
     """Change a project's settings and state. Creates a missing project.
 
     In every state, votes on items that people hold are accepted; new items are assigned only while the project is open.
@@ -263,9 +265,9 @@ def configure(
         same_project = projects.c.name == project
         is_new = connection.execute(select(projects.c.name).where(same_project)).first() is None
         old_settings = ensure_project(connection, project)
-        new_settings = Settings.from_json(asdict(old_settings) | dict(values or {}))
+        new_settings = ProjectSettings.from_json(asdict(old_settings) | dict(values or {}))
         changed = {name: value for name, value in asdict(new_settings).items() if value != getattr(old_settings, name)}
-        old_state = state_of(connection, project)
+        old_state = read_state(connection, project)
         if state is not None and state != old_state:
             changed["state"] = state
         if not changed and not is_new:
@@ -277,7 +279,7 @@ def configure(
             items = select(work.c.item).where(work.c.project == project, ~work.c.gold)
             for item in connection.execute(items).scalars().all():
                 same_item = (work.c.project == project, work.c.item == item)
-                connection.execute(update(work).where(*same_item).values(wanted=new_settings.wanted(item)))
+                connection.execute(update(work).where(*same_item).values(wanted=new_settings.count_wanted_votes(item)))
     return new_settings
 
 
@@ -291,7 +293,7 @@ def publish_guidelines(store: Store, project: str, text: str) -> int:
     require(bool(text.strip()), "guidelines", text, "they are empty", "Say what makes an answer good.")
     with store.transaction() as connection:
         ensure_project(connection, project)
-        last_version, last_text = guidelines_of(connection, project) or (0, "")
+        last_version, last_text = read_guidelines(connection, project) or (0, "")
         if text == last_text:
             return last_version
         version = last_version + 1

@@ -37,7 +37,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class AnnotationItem:
     """A prompt and its K candidates, in the order added. The prompt's id is the item's."""
 
     id: str
@@ -47,7 +47,7 @@ class Item:
 
 MAX_ANSWERS = 9
 """Maximum candidates of an item: each rank has a digit key."""
-RESTORE = "Restore the store from a backup; do not export from it."
+RESTORE_REMEDY = "Restore the store from a backup; do not export from it."
 UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -61,7 +61,7 @@ def check_text(field: str, text: str, max_length: int | None = None) -> None:
     require(not unwritable, field, displayed.encode(errors="replace").decode(), problem, "Take it out.")
 
 
-SKIPS = ("unsure", "language", "broken", "harmful", "other")
+SKIP_REASONS = ("unsure", "language", "broken", "harmful", "other")
 """Reasons for a skip: a closed list, because the ledger keeps them for ever. Free text belongs in the rationale."""
 
 DISPLAY_ORDER_KEY = "shown"
@@ -80,14 +80,14 @@ class Judgement:
         quality: `good` or `bad` if the annotator judged all answers so; else empty.
         ratings: candidate id → attribute → rating.
         flagged: ids of the candidates flagged as harmful; the item's own id if the prompt was flagged.
-        skipped: reason of a skip, one of `SKIPS`; empty for a ranking.
+        skipped: reason of a skip, one of `SKIP_REASONS`; empty for a ranking.
         display_order: the candidate ids in their order on the screen; empty if there was no screen.
         seconds: time that the annotator looked at the item; None if not measured.
         purpose: `work`; `gold` for an item with a known answer; `repeat` for an item that the annotator had judged
             before; or `review` for a reviewer's decision on an item that others disagree on. Training uses work, and
             the newest review of an item in its place.
         guideline_version: version of the guidelines that the annotator saw; empty if there were none.
-        project_version: version of the project's settings that applied, see `version_of`; None if not given.
+        project_version: version of the project's settings that applied, see `read_settings_version`; None if not given.
         rationale: the annotator's explanation. Erasable.
         demonstration: the answer that the annotator would have given. Erasable.
     """
@@ -181,7 +181,7 @@ def build_work_row(project: str, item: str, priority: float) -> dict[str, Any]:
     return {"project": project, "item": item, "shuffle": hash_to_fraction(item), "priority": priority, **counters}
 
 
-def storable(text: str) -> str:
+def replace_unwritable(text: str) -> str:
     """Replace characters of a model's text that no database stores, NUL and lone surrogates, with U+FFFD."""
     return UNWRITABLE.sub("\ufffd", text)
 
@@ -218,10 +218,10 @@ def build_item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any,
     }
 
 
-def parse_item(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> Item:
+def parse_item(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> AnnotationItem:
     """Return the item of its rows, candidates by position."""
     ordered = sorted(answers, key=lambda row: row["position"])
-    return Item(
+    return AnnotationItem(
         prompt["id"],
         Conversation.from_messages(json.loads(prompt["messages"]), prompt["id"]),
         tuple(

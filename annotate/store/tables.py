@@ -128,13 +128,13 @@ projects = Table(
     "projects",
     metadata,
     Column("name", String(200), primary_key=True),
-    required_column("settings", Text),  # canonical JSON of `Settings`
+    required_column("settings", Text),  # canonical JSON of `ProjectSettings`
     required_column("state", String(10)),  # open, paused or closed
 )
 
 # The content ids of the project's rows in data sets are keyed hashes. Once the key is erased, an id can no longer be
 # matched with a guessed text.
-keys = Table(
+project_keys = Table(
     "project_keys",
     metadata,
     project_column(),

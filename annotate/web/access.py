@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp
 
 from align.annotate.accounts import Accounts, Person
-from align.annotate.web.templating import WORDS
+from align.annotate.web.templating import UI_TEXTS
 from align.web.auth import Authenticator, AuthMiddleware, refusal
 from align.web.gradio_pages import POLICY, UNUSED
 
@@ -37,7 +37,7 @@ class AccountAuthenticator:
 
     def who(self, cookies: Mapping[str, str]) -> Person | None:
         session = cookies.get(self.cookie, "")
-        return self.accounts.who(session) if session else None
+        return self.accounts.find_person(session) if session else None
 
     def cookie_of_link(self, key: str) -> str | None:
         return None
@@ -48,7 +48,7 @@ class AccountAuthenticator:
         if path in ("/", MANAGE, f"{MANAGE}/", "/password", "/logout"):
             project = query.get("project", "") if path == "/" else ""
             return RedirectResponse(f"/login?project={quote(project, safe='')}" if project else "/login", 303)
-        return refusal(401, WORDS["session_over"] if path.startswith(MANAGE) else "Log in.")
+        return refusal(401, UI_TEXTS["session_over"] if path.startswith(MANAGE) else "Log in.")
 
 
 def require_login(
@@ -74,7 +74,7 @@ def check_request(person: Person | None, method: str, path: str, headers: Header
 
 def is_manager(person: Person) -> bool:
     """Return whether a person is a reviewer or admin of any project."""
-    return any(person.may(project, "reviewer") for project in person.roles)
+    return any(person.has_role(project, "reviewer") for project in person.roles)
 
 
 def find_request_problem(method: str, path: str, headers: Headers) -> str:

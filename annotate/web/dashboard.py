@@ -12,10 +12,10 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 
 from align.annotate.accounts import Person
-from align.annotate.figures import figures, people_csv, plots
+from align.annotate.figures import build_people_csv, compute_figures, plots
 from align.annotate.store import Store
 from align.annotate.web.access import MANAGE
-from align.annotate.web.templating import WORDS, render
+from align.annotate.web.templating import UI_TEXTS, render
 from align.report import few
 
 PLOTS = ("per_day", "seconds", "position", "length")
@@ -44,35 +44,39 @@ def build_figure_routes(store: Store) -> APIRouter:
 
     def check_reviewer(request: Request, project: str) -> None:
         person: Person = request.scope["person"]
-        if not person.may(project, "reviewer"):
+        if not person.has_role(project, "reviewer"):
             raise HTTPException(403, "this is for reviewers and admins of the project")
 
     @router.get("/figures.json", dependencies=[Depends(check_reviewer)])
     def numbers(project: str) -> Response:
-        return JSONResponse(figures(store, project))
+        return JSONResponse(compute_figures(store, project))
 
     @router.get("/people.csv", dependencies=[Depends(check_reviewer)])
     def hours(project: str) -> Response:
         named = {"content-disposition": 'attachment; filename="people.csv"'}
-        return Response(people_csv(store, project), media_type="text/csv; charset=utf-8", headers=named)
+        return Response(build_people_csv(store, project), media_type="text/csv; charset=utf-8", headers=named)
 
     return router
 
 
 def render_figures(store: Store, project: str) -> str:
     """Render all figures of a project as HTML."""
-    project_figures = figures(store, project)
+    project_figures = compute_figures(store, project)
     with PLOT_LOCK:
-        images = {WORDS[f"plot_{name}"]: getattr(plots, name)(project_figures) for name in PLOTS}
+        images = {UI_TEXTS[f"plot_{name}"]: getattr(plots, f"plot_{name}")(project_figures) for name in PLOTS}
     return render(
         "figures.html",
         figures=build_figure_rows(project_figures),
         downloads=[
-            (WORDS[f"file_{name}"], f"{MANAGE}/{file}?project={quote(project)}")
+            (UI_TEXTS[f"file_{name}"], f"{MANAGE}/{file}?project={quote(project)}")
             for name, file in (("json", "figures.json"), ("csv", "people.csv"))
         ],
         plots=[(alt, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}") for alt, svg in images.items()],
-        people_headers=[WORDS["name"], WORDS["pseudonym"], *(WORDS[f"person_{name}"] for name in PERSON_COLUMNS)],
+        people_headers=[
+            UI_TEXTS["name"],
+            UI_TEXTS["pseudonym"],
+            *(UI_TEXTS[f"person_{name}"] for name in PERSON_COLUMNS),
+        ],
         people=[build_person_row(row) for row in project_figures["people"]],
         disagreements=[
             [row["item"], str(row["contradictions"]), ", ".join(vote["annotator"] for vote in row["votes"])]
@@ -103,14 +107,14 @@ def build_figure_rows(project_figures: Mapping[str, Any]) -> list[list[str]]:
         "position": format_figure(project_figures["position"]["share"]),
         "length": format_figure(project_figures["length"]["share"]),
     }
-    return [[WORDS[f"figure_{name}"], value or "–"] for name, value in rows.items()]
+    return [[UI_TEXTS[f"figure_{name}"], value or "–"] for name, value in rows.items()]
 
 
 def build_person_row(row: Mapping[str, Any]) -> list[str]:
     values = dict(row) | {"position": row["position"]["share"], "last": (row["last"] or "–")[:16].replace("T", " ")}
     values["skips"] = format_skips(row["skips"])
     return [
-        row["identity"] or WORDS["erased"],
+        row["identity"] or UI_TEXTS["erased"],
         row["pseudonym"],
         *(format_figure(values[name]) for name in PERSON_COLUMNS),
     ]
@@ -133,5 +137,5 @@ def format_kappa(agreement: Mapping[str, Any]) -> str:
 
 def format_skips(skips: Mapping[str, int]) -> str:
     """Format the number of skips with their reasons."""
-    reasons = ", ".join(f"{WORDS[f'skip_{reason}']}: {number}" for reason, number in skips.items() if number)
+    reasons = ", ".join(f"{UI_TEXTS[f'skip_{reason}']}: {number}" for reason, number in skips.items() if number)
     return f"{sum(skips.values())}{f' ({reasons})' if reasons else ''}"

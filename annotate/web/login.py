@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from align.annotate.accounts import SESSION_S, Accounts, Invitation, Person
-from align.annotate.web.templating import WORDS, render
+from align.annotate.web.templating import UI_TEXTS, render
 from align.core.errors import InputError, StorageError
 from align.web.credentials import Refused, session_cookie
 from align.web.throttle import Busy
@@ -60,9 +60,9 @@ def build_login_routes(accounts: Accounts, cookie: str) -> APIRouter:
 
     @router.get("/invite")
     def invitation_page(request: Request, token: str = "") -> Response:
-        invitation = accounts.invited(token)
+        invitation = accounts.find_invitation(token)
         if invitation is None:
-            refusal = Refused("token", "(not shown)", WORDS["no_invitation"], WORDS["ask_again"])
+            refusal = Refused("token", "(not shown)", UI_TEXTS["no_invitation"], UI_TEXTS["ask_again"])
             return render_invitation_page(None, token, None, error=refusal)
         return render_invitation_page(invitation, token, request.scope["person"])
 
@@ -71,7 +71,7 @@ def build_login_routes(accounts: Accounts, cookie: str) -> APIRouter:
         token = form.get("token", "")
         name = form.get("name", "")
         person: Person | None = request.scope["person"]
-        invitation = accounts.invited(token)
+        invitation = accounts.find_invitation(token)
         try:
             if "join" in form and person is not None:
                 accounts.join(token, person)
@@ -117,13 +117,13 @@ def render_page(template: str, title: str, error: InputError | None = None, **va
     """Return a page with the error, if there is one, over its form.
 
     Args:
-        title: a key of `WORDS`.
+        title: a key of `UI_TEXTS`.
     """
     if isinstance(error, StorageError) and not isinstance(error, Busy):
         raise error  # which the app explains, to strangers without what the database says
     status = 200 if error is None else 403 if isinstance(error, Refused) else 503 if isinstance(error, Busy) else 422
     problem = format_error(error) if error else ""
-    return HTMLResponse(render(f"{template}.html", title=WORDS[title], problem=problem, **values), status)
+    return HTMLResponse(render(f"{template}.html", title=UI_TEXTS[title], problem=problem, **values), status)
 
 
 def render_invitation_page(
@@ -136,8 +136,8 @@ def render_invitation_page(
     greeting = ""
     if invitation is not None:
         text_name = "resets" if invitation.has_account and invitation.resets else "invited"
-        role = WORDS[f"role_{invitation.role}"]
-        greeting = WORDS[text_name].format(project=invitation.project, role=role, name=invitation.name)
+        role = UI_TEXTS[f"role_{invitation.role}"]
+        greeting = UI_TEXTS[text_name].format(project=invitation.project, role=role, name=invitation.name)
     values = {"invitation": invitation, "token": token, "person": person, "name": name, "greeting": greeting}
     return render_page("invitation", "invitation", error, **values)
 
@@ -145,7 +145,7 @@ def render_invitation_page(
 def format_error(error: InputError) -> str:
     """Return an error's message with its field, and with its value unless that is secret."""
     value = error.value if isinstance(error.value, str) and error.value != "(not shown)" else ""
-    label = f"{WORDS.get(error.field, error.field)}: " if not isinstance(error, Refused) else ""
+    label = f"{UI_TEXTS.get(error.field, error.field)}: " if not isinstance(error, Refused) else ""
     return f"{label}{f'{value[:80]}: ' if label and value else ''}{error.problem}. {error.remedy}"
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import gradio
 
 from align.annotate.accounts import ROLES, Accounts, Person
-from align.annotate.store import Settings, Store, configure, publish_guidelines
-from align.annotate.store.projects import ORDERS, STATES, guidelines_of, settings_of, state_of
+from align.annotate.store import ProjectSettings, Store, configure, publish_guidelines
+from align.annotate.store.projects import ORDERS, STATES, read_guidelines, read_settings, read_state
 from align.annotate.web.dashboard import render_figures
-from align.annotate.web.templating import WORDS, render_table
+from align.annotate.web.templating import UI_TEXTS, render_table
 from align.core.errors import InputError, require
 from align.web.auth import Authenticator
 
@@ -27,7 +27,7 @@ MANAGE_HEAD = """<meta name="viewport" content="width=device-width, initial-scal
 <link rel="stylesheet" href="/align/manage.css">"""
 REMOVE = "out"
 """The choice among roles that removes a person from the project."""
-SETTINGS = tuple(field.name for field in fields(Settings))
+SETTINGS = tuple(field.name for field in fields(ProjectSettings))
 
 
 class Manager:
@@ -47,19 +47,21 @@ class Manager:
     def require_role(self, request: gradio.Request, project: str, role: str) -> Person:
         """Return the visitor. Raises an error that the page shows if they lack the role."""
         person = self.authenticator.who(dict(request.cookies))
-        if person is None or not person.may(project, role):
-            raise gradio.Error(WORDS["not_yours"], print_exception=False)
+        if person is None or not person.has_role(project, role):
+            raise gradio.Error(UI_TEXTS["not_yours"], print_exception=False)
         return person
 
     def is_admin(self, request: gradio.Request, project: str) -> bool:
         """Return whether the visitor is an admin of the project."""
         person = self.authenticator.who(dict(request.cookies))
-        return person is not None and person.may(project, "admin")
+        return person is not None and person.has_role(project, "admin")
 
     def projects(self, request: gradio.Request) -> Any:
         """Return the dropdown of the projects in which the visitor is a reviewer or admin."""
         person = self.authenticator.who(dict(request.cookies))
-        managed_projects = [] if person is None else [name for name in person.roles if person.may(name, "reviewer")]
+        managed_projects = (
+            [] if person is None else [name for name in person.roles if person.has_role(name, "reviewer")]
+        )
         preselected = request.query_params.get("project", "")
         return gradio.Dropdown(
             choices=managed_projects,
@@ -82,9 +84,9 @@ class Manager:
         if not self.is_admin(request, project):
             return [gradio.skip()] * (2 + len(SETTINGS))
         with self.store.reading() as db:
-            settings = settings_of(db, project)
-            state = state_of(db, project)
-            text = guidelines_of(db, project)
+            settings = read_settings(db, project)
+            state = read_state(db, project)
+            text = read_guidelines(db, project)
         values = asdict(settings) | {"attributes": ", ".join(settings.attributes)}
         return [state, "" if text is None else text[1], *(values[name] for name in SETTINGS)]
 
@@ -94,13 +96,13 @@ class Manager:
         new_settings = dict(zip(SETTINGS, values, strict=True))
         new_settings["attributes"] = [name for part in new_settings["attributes"].split(",") if (name := part.strip())]
         configure(self.store, project, new_settings, state)
-        gradio.Info(WORDS["saved"])
+        gradio.Info(UI_TEXTS["saved"])
         [state, _, *settings] = self.project(project, request)
         return [state, *settings]
 
     def publish(self, project: str, text: str, request: gradio.Request) -> None:
         self.require_role(request, project, "admin")
-        gradio.Info(WORDS["published"].format(version=publish_guidelines(self.store, project, text)))
+        gradio.Info(UI_TEXTS["published"].format(version=publish_guidelines(self.store, project, text)))
 
 
 class Members:
@@ -117,21 +119,21 @@ class Members:
         """
         if not self.manager.is_admin(request, project):
             return [gradio.skip()] * 3
-        rows = [[name, WORDS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
-        members = render_table(WORDS["people"], [WORDS["name"], WORDS["role"]], rows)
-        pending_invitations = self.accounts.pending(project)
+        rows = [[name, UI_TEXTS[f"role_{role}"]] for name, role in self.accounts.members(project).items()]
+        members = render_table(UI_TEXTS["people"], [UI_TEXTS["name"], UI_TEXTS["role"]], rows)
+        pending_invitations = self.accounts.list_invitations(project)
         invitation_rows = [
             [
-                invitation.name or WORDS["link_anybody"],
-                WORDS[f"role_{invitation.role}"],
-                invitation.made_by or WORDS["link_operator"],
+                invitation.name or UI_TEXTS["link_anybody"],
+                UI_TEXTS[f"role_{invitation.role}"],
+                invitation.made_by or UI_TEXTS["link_operator"],
                 datetime.fromtimestamp(invitation.expires_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
                 invitation.id,
             ]
             for invitation in pending_invitations
         ]
-        headers = [WORDS[f"link_{column}"] for column in ("name", "role", "by", "until", "id")]
-        invitations = render_table(WORDS["links"], headers, invitation_rows)
+        headers = [UI_TEXTS[f"link_{column}"] for column in ("name", "role", "by", "until", "id")]
+        invitations = render_table(UI_TEXTS["links"], headers, invitation_rows)
         return [
             members,
             invitations,
@@ -163,7 +165,7 @@ def show_errors(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return endpoint(*args, **kwargs)
         except InputError as error:
-            label = WORDS.get(f"setting_{error.field}") or WORDS.get(error.field) or error.field
+            label = UI_TEXTS.get(f"setting_{error.field}") or UI_TEXTS.get(error.field) or error.field
             value = str(error.value) if len(str(error.value)) <= 80 else f"{str(error.value)[:79]}…"
             message = f"{label}: {value}: {error.problem}. {error.remedy}"
             raise gradio.Error(escape(message), duration=None, print_exception=False) from error
@@ -171,19 +173,19 @@ def show_errors(endpoint: Callable[..., Any]) -> Callable[..., Any]:
     return call_endpoint
 
 
-def manage_page(manager: Manager) -> gradio.Blocks:
-    with gradio.Blocks(title=f"align: {WORDS['manage']}", analytics_enabled=False, fill_width=True) as blocks:
-        gradio.HTML(f'<h1>{WORDS["manage"]}</h1><p><a href="/">{WORDS["to_items"]}</a></p>')
-        project = gradio.Dropdown(label=WORDS["project"], allow_custom_value=True)
-        with gradio.Tab(WORDS["figures"]):
-            refresh = gradio.Button(WORDS["refresh"])
+def build_manage_page(manager: Manager) -> gradio.Blocks:
+    with gradio.Blocks(title=f"align: {UI_TEXTS['manage']}", analytics_enabled=False, fill_width=True) as blocks:
+        gradio.HTML(f'<h1>{UI_TEXTS["manage"]}</h1><p><a href="/">{UI_TEXTS["to_items"]}</a></p>')
+        project = gradio.Dropdown(label=UI_TEXTS["project"], allow_custom_value=True)
+        with gradio.Tab(UI_TEXTS["figures"]):
+            refresh = gradio.Button(UI_TEXTS["refresh"])
             figures = gradio.HTML()
             for event in (project.change, refresh.click):
                 event(show_errors(manager.figures), project, figures)
-        with gradio.Tab(WORDS["people"], visible=False) as people:
+        with gradio.Tab(UI_TEXTS["people"], visible=False) as people:
             if manager.accounts is not None:
                 build_people_tab(Members(manager, manager.accounts), project)
-        with gradio.Tab(WORDS["project"], visible=False) as settings:
+        with gradio.Tab(UI_TEXTS["project"], visible=False) as settings:
             build_project_tab(manager, project)
         project.change(manager.tabs, project, [people, settings])
         blocks.load(manager.projects, outputs=project)
@@ -191,23 +193,23 @@ def manage_page(manager: Manager) -> gradio.Blocks:
 
 
 def build_people_tab(members: Members, project: gradio.Dropdown) -> None:
-    roles = [(WORDS[f"role_{role}"], role) for role in ROLES]
+    roles = [(UI_TEXTS[f"role_{role}"], role) for role in ROLES]
     member_table = gradio.HTML()
-    gradio.Markdown(f"## {WORDS['invite']}\n{WORDS['invite_told']}")
+    gradio.Markdown(f"## {UI_TEXTS['invite']}\n{UI_TEXTS['invite_told']}")
     with gradio.Row():
-        name = gradio.Textbox(label=WORDS["name_for"], max_length=100)
-        role = gradio.Dropdown(roles, value="annotator", label=WORDS["role"])
-    invite = gradio.Button(WORDS["invite"])
-    link = gradio.Textbox(label=WORDS["link"], interactive=False, buttons=["copy"])
+        name = gradio.Textbox(label=UI_TEXTS["name_for"], max_length=100)
+        role = gradio.Dropdown(roles, value="annotator", label=UI_TEXTS["role"])
+    invite = gradio.Button(UI_TEXTS["invite"])
+    link = gradio.Textbox(label=UI_TEXTS["link"], interactive=False, buttons=["copy"])
     invitation_table = gradio.HTML()
     # Custom values are allowed so that we validate the value, not Gradio.
-    invitation_choice = gradio.Dropdown(label=WORDS["link_id"], allow_custom_value=True)
-    revoke = gradio.Button(WORDS["revoke"])
-    gradio.Markdown(f"## {WORDS['change_role']}")
+    invitation_choice = gradio.Dropdown(label=UI_TEXTS["link_id"], allow_custom_value=True)
+    revoke = gradio.Button(UI_TEXTS["revoke"])
+    gradio.Markdown(f"## {UI_TEXTS['change_role']}")
     with gradio.Row():
-        member_name = gradio.Textbox(label=WORDS["name"], max_length=100)
-        new_role = gradio.Dropdown([*roles, (WORDS["take_out"], REMOVE)], value="annotator", label=WORDS["role"])
-    change = gradio.Button(WORDS["change_role"])
+        member_name = gradio.Textbox(label=UI_TEXTS["name"], max_length=100)
+        new_role = gradio.Dropdown([*roles, (UI_TEXTS["take_out"], REMOVE)], value="annotator", label=UI_TEXTS["role"])
+    change = gradio.Button(UI_TEXTS["change_role"])
     overview = [member_table, invitation_table, invitation_choice]
     project.change(show_errors(members.overview), project, overview)
     invite.click(show_errors(members.invite), [project, role, name], [link, *overview])
@@ -216,22 +218,22 @@ def build_people_tab(members: Members, project: gradio.Dropdown) -> None:
 
 
 def build_project_tab(manager: Manager, project: gradio.Dropdown) -> None:
-    state = gradio.Radio([(WORDS[f"state_{name}"], name) for name in STATES], label=WORDS["state"])
+    state = gradio.Radio([(UI_TEXTS[f"state_{name}"], name) for name in STATES], label=UI_TEXTS["state"])
     with gradio.Row():
-        settings = [build_setting_field(name, getattr(Settings(), name)) for name in SETTINGS]
-    gradio.Button(WORDS["save"]).click(show_errors(manager.save), [project, state, *settings], [state, *settings])
-    text = gradio.Textbox(label=WORDS["guidelines_text"], lines=12)
-    gradio.Button(WORDS["publish"]).click(show_errors(manager.publish), [project, text])
+        settings = [build_setting_field(name, getattr(ProjectSettings(), name)) for name in SETTINGS]
+    gradio.Button(UI_TEXTS["save"]).click(show_errors(manager.save), [project, state, *settings], [state, *settings])
+    text = gradio.Textbox(label=UI_TEXTS["guidelines_text"], lines=12)
+    gradio.Button(UI_TEXTS["publish"]).click(show_errors(manager.publish), [project, text])
     project.change(show_errors(manager.project), project, [state, text, *settings])
 
 
 def build_setting_field(name: str, default: Any) -> Any:
     """Return the input component of a setting, chosen by the type of its default."""
-    label = WORDS[f"setting_{name}"]
+    label = UI_TEXTS[f"setting_{name}"]
     if isinstance(default, bool):
         return gradio.Checkbox(label=label, min_width=320)
     if isinstance(default, int | float):
         return gradio.Number(label=label, precision=0 if isinstance(default, int) else None, min_width=320)
     if name == "order":
-        return gradio.Dropdown([(WORDS[f"order_{order}"], order) for order in ORDERS], label=label, min_width=320)
+        return gradio.Dropdown([(UI_TEXTS[f"order_{order}"], order) for order in ORDERS], label=label, min_width=320)
     return gradio.Textbox(label=label, min_width=320)

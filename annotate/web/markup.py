@@ -16,9 +16,9 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline, emphasis
 
-PLAIN_ABOVE = 50_000
+MAX_MARKDOWN_LENGTH = 50_000
 """Maximum characters of a text that is rendered as Markdown, because a megabyte takes seconds."""
-DEEPEST = 10
+MAX_NESTING = 10
 """Maximum nesting of blocks, where a list counts twice. Deeper texts, too wide for a phone, are shown as written."""
 MAX_COMPARED_WORDS = 4_000
 """Maximum words of each text in a comparison."""
@@ -76,7 +76,7 @@ def render_fence(renderer: Any, tokens: Any, index: int, options: Any, env: Any)
     return f"{label}<pre><code>{html.escape(tokens[index].content)}</code></pre>\n"
 
 
-MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": DEEPEST})
+MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": MAX_NESTING})
 MARKDOWN.enable(["table", "strikethrough"])
 MARKDOWN.disable(["image", "link", "autolink", "reference", "entity", "lheading"])
 MARKDOWN.inline.ruler.at("escape", keep_backslash)
@@ -89,34 +89,34 @@ for name, rule in (
     MARKDOWN.add_render_rule(name, rule)
 
 
-def rendered(text: str) -> str:
+def render_markdown(text: str) -> str:
     """Render Markdown as HTML. Shows the text as written if it is very long or the HTML would lose part of it."""
-    displayed = visible(text)
-    if len(displayed) <= PLAIN_ABOVE and (content := MARKS.sub("", displayed)):
+    displayed = name_invisible_characters(text)
+    if len(displayed) <= MAX_MARKDOWN_LENGTH and (content := MARKS.sub("", displayed)):
         rendered_html = MARKDOWN.render(displayed)
         if MARKS.sub("", html.unescape(re.sub("<[^>]*>", "", rendered_html))) == content:
             return rendered_html
-    return written(text)
+    return render_as_written(text)
 
 
-def written(text: str) -> str:
+def render_as_written(text: str) -> str:
     """Return a text as HTML that shows all its characters."""
-    return f"<pre>\n{html.escape(visible(text))}</pre>"  # a browser drops the first line feed
+    return f"<pre>\n{html.escape(name_invisible_characters(text))}</pre>"  # a browser drops the first line feed
 
 
-def visible(text: str) -> str:
+def name_invisible_characters(text: str) -> str:
     """Replace every invisible character of a text by its name, such as ⟨U+202E⟩. Lines end with a line feed."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return INVISIBLE.sub(lambda match: f"⟨U+{ord(match[0]):04X}⟩", lines)
 
 
-def compared(first_text: str, second_text: str) -> str:
+def render_difference(first_text: str, second_text: str) -> str:
     """Return the word-by-word difference of two texts as HTML, with `<del>` and `<ins>`.
 
     Words that make up more than 1 % of a long text start no match (difflib's own rule). Without it, two texts that
     repeat a few words would take minutes.
     """
-    word_lists = [re.findall(r"\s+|\w+|[^\w\s]", visible(text)) for text in (first_text, second_text)]
+    word_lists = [re.findall(r"\s+|\w+|[^\w\s]", name_invisible_characters(text)) for text in (first_text, second_text)]
     a, b = (segment[:MAX_COMPARED_WORDS] for segment in word_lists)
     fragments = []
     for kind, i, j, k, m in SequenceMatcher(None, a, b).get_opcodes():

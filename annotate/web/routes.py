@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from align.annotate.accounts import Person
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.assignment.leases import Task, Terms, mode_of, opinions_of, terms_now
-from align.annotate.store import Judgement, Store, Vote, storable
-from align.annotate.store.projects import guidelines_of, settings_of
+from align.annotate.assignment.leases import AnnotationTask, Terms, get_mode, read_opinions, read_terms
+from align.annotate.store import Judgement, Store, Vote, replace_unwritable
+from align.annotate.store.projects import read_guidelines, read_settings
 from align.annotate.web.access import is_manager
-from align.annotate.web.markup import compared, rendered, written
-from align.annotate.web.templating import WORDS
+from align.annotate.web.markup import render_as_written, render_difference, render_markdown
+from align.annotate.web.templating import UI_TEXTS
 from align.core.chain import to_canonical_json
 from align.core.errors import require
 
@@ -55,7 +55,7 @@ class JudgementBody(StrictBody):
     demonstration: str = Field(default="", max_length=100_000)
 
 
-def task_to_json(task: Task) -> dict[str, Any]:
+def task_to_json(task: AnnotationTask) -> dict[str, Any]:
     """Return a task as JSON for the page: harmless HTML, in display order, without the origin of answers."""
     by_id = {candidate.id: candidate for candidate in task.item.candidates}
     answers = [by_id[id] for id in task.display_order]
@@ -73,10 +73,10 @@ def task_to_json(task: Task) -> dict[str, Any]:
 
 def render_text(text: str) -> dict[str, str]:
     """Return a text as HTML in two forms, rendered Markdown and as written. The page shows one of them."""
-    return {"html": rendered(text), "written": written(text)}
+    return {"html": render_markdown(text), "written": render_as_written(text)}
 
 
-def opinion(task: Task, vote: Vote) -> dict[str, Any]:
+def opinion_to_json(task: AnnotationTask, vote: Vote) -> dict[str, Any]:
     """Return an annotator's vote on the item as JSON for a reviewer: answers by place, texts as HTML."""
     return {
         "who": vote.annotator,
@@ -89,7 +89,7 @@ def opinion(task: Task, vote: Vote) -> dict[str, Any]:
     }
 
 
-def parse_judgement(task: Task, body: JudgementBody) -> Judgement:
+def parse_judgement(task: AnnotationTask, body: JudgementBody) -> Judgement:
     """Return the judgement in a request, with answers by id.
 
     Raises:
@@ -110,12 +110,12 @@ def parse_judgement(task: Task, body: JudgementBody) -> Judgement:
         flagged=tuple(task.item.id if place == PROMPT else id_at(place, "flagged") for place in body.flagged),
         skipped=body.skipped,
         seconds=body.seconds,
-        rationale=storable(body.rationale),
-        demonstration=storable(body.demonstration),
+        rationale=replace_unwritable(body.rationale),
+        demonstration=replace_unwritable(body.demonstration),
     )
 
 
-def draft_to_json(task: Task, draft: Mapping[str, Any]) -> dict[str, Any]:
+def draft_to_json(task: AnnotationTask, draft: Mapping[str, Any]) -> dict[str, Any]:
     """Return a draft in the page's format.
 
     The page's own drafts are returned unchanged; a judgement saved by `AssignmentQueue.undo` is converted to places.
@@ -125,7 +125,7 @@ def draft_to_json(task: Task, draft: Mapping[str, Any]) -> dict[str, Any]:
     return dict(draft) | {"places": True, **convert_ids_to_places(task, draft)}
 
 
-def convert_ids_to_places(task: Task, judgement: Mapping[str, Any]) -> dict[str, Any]:
+def convert_ids_to_places(task: AnnotationTask, judgement: Mapping[str, Any]) -> dict[str, Any]:
     """Return the tiers, ratings and flags of a judgement, with answers by place on the screen."""
     place = {id: index for index, id in enumerate(task.display_order)} | {task.item.id: PROMPT}
     return {
@@ -210,13 +210,13 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
     @router.get("/projects")
     def projects(person: Person = PERSON) -> dict[str, Any]:
         with store.reading() as db:
-            titles = {name: settings_of(db, name).title or name for name in person.roles}
+            titles = {name: read_settings(db, name).title or name for name in person.roles}
         own_projects = [
             {
                 "id": make_place_id(store, person, name),
                 "name": name,
                 "title": title,
-                "reviews": person.may(name, "reviewer"),
+                "reviews": person.has_role(name, "reviewer"),
             }
             for name, title in titles.items()
         ]
@@ -225,7 +225,7 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
             "person": person.name,
             "accounts": accounts,
             "manages": is_manager(person),
-            "words": WORDS,
+            "words": UI_TEXTS,
         }
 
     @router.get("/project")
@@ -233,16 +233,16 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
         return {
             "id": make_place_id(store, person, queue.project),
             "votes": queue.list_recent_votes(person.name),
-            "known_guidelines": queue.known_guidelines(person.name),
+            "known_guidelines": queue.read_known_guidelines(person.name),
         }
 
     @router.get("/guidelines")
     def guidelines(version: int, queue: AssignmentQueue = queue_dependency) -> dict[str, Any]:
         with store.reading() as db:
-            version_and_text = guidelines_of(db, queue.project, version)
+            version_and_text = read_guidelines(db, queue.project, version)
         is_known_version = version_and_text is not None
         require(is_known_version, "version", version, "there is no such version", "Ask for the one that an item names.")
-        return {"version": version, "html": rendered(version_and_text[1] if version_and_text else "")}
+        return {"version": version, "html": render_markdown(version_and_text[1] if version_and_text else "")}
 
     # Steps: each response includes the next item
 
@@ -263,12 +263,12 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
         judgement = parse_judgement(task, body.judgement)
         terms = Terms(**body.terms.model_dump())
         seq, next_task = queue.vote(person.name, body.token, body.key, judgement, terms)
-        return {"seq": seq, **build_step(queue, person, mode_of(task.purpose), next_task)}
+        return {"seq": seq, **build_step(queue, person, get_mode(task.purpose), next_task)}
 
     @router.post("/undo")
     def undo(body: UndoBody, queue: AssignmentQueue = queue_dependency, person: Person = PERSON) -> dict[str, Any]:
         task = queue.undo(person.name, body.seq)
-        return build_step(queue, person, mode_of(task.purpose), task)
+        return build_step(queue, person, get_mode(task.purpose), task)
 
     # Requests about the item on the screen
 
@@ -288,13 +288,13 @@ def build_routes(store: Store, accounts: bool) -> APIRouter:
         task = queue.get_task(person.name, token)
         texts = {candidate.id: candidate.text for candidate in task.item.candidates}
         first_id, second_id = (task.display_order[place % len(task.display_order)] for place in (a, b))
-        return {"html": compared(texts[first_id], texts[second_id])}
+        return {"html": render_difference(texts[first_id], texts[second_id])}
 
     return router
 
 
 def check_reviewer(person: Person, queue: AssignmentQueue) -> None:
-    if not person.may(queue.project, "reviewer"):
+    if not person.has_role(queue.project, "reviewer"):
         raise HTTPException(403, "this is for reviewers and admins of the project")
 
 
@@ -304,12 +304,12 @@ def renew_lease(queue: AssignmentQueue, person: Person, token: str) -> dict[str,
     return {"kept": is_kept, "judged": not is_kept and queue.is_judged(person.name, token)}
 
 
-def build_step(queue: AssignmentQueue, person: Person, mode: str, task: Task | None) -> dict[str, Any]:
+def build_step(queue: AssignmentQueue, person: Person, mode: str, task: AnnotationTask | None) -> dict[str, Any]:
     """Return the next task for the page with the questions about it, and the terms under which a vote on it is made."""
-    progress = queue.progress(person.name, refresh=task is None)
+    progress = queue.read_progress(person.name, refresh=task is None)
     with queue.store.reading() as db:
-        terms = terms_now(db, queue.project, mode)
-        settings = settings_of(db, queue.project)
+        terms = read_terms(db, queue.project, mode)
+        settings = read_settings(db, queue.project)
     common = {
         "terms": asdict(terms),
         "asked": {
@@ -321,9 +321,11 @@ def build_step(queue: AssignmentQueue, person: Person, mode: str, task: Task | N
         "progress": asdict(progress),
     }
     if task is None:
-        return {"task": None, "idle": queue.idle(person.name), **common}
+        return {"task": None, "idle": queue.explain_idle(person.name), **common}
     opinions = {}
     if task.purpose == "review":
         with queue.store.reading() as db:
-            opinions = {"others": [opinion(task, vote) for vote in opinions_of(db, queue.project, task.item.id)]}
+            opinions = {
+                "others": [opinion_to_json(task, vote) for vote in read_opinions(db, queue.project, task.item.id)]
+            }
     return {"task": task_to_json(task) | opinions, **common}

@@ -17,7 +17,7 @@ from align.annotate.store import AlreadyJudged, Store
 from align.annotate.web.access import MANAGE, AccountAuthenticator, require_login
 from align.annotate.web.dashboard import build_figure_routes
 from align.annotate.web.login import build_login_routes
-from align.annotate.web.manage import MANAGE_HEAD, Manager, manage_page
+from align.annotate.web.manage import MANAGE_HEAD, Manager, build_manage_page
 from align.annotate.web.routes import build_routes
 from align.annotate.web.templating import STATIC
 from align.core.errors import InputError, StorageError
@@ -31,13 +31,13 @@ HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="stylesheet" href="/align/app.css"><script type="module" src="/align/rank.js"></script>"""
 
 
-def page() -> gradio.Blocks:
+def build_page() -> gradio.Blocks:
     with gradio.Blocks(title="align", analytics_enabled=False, fill_width=True) as blocks:
         gradio.HTML('<div id="align-app"></div>', elem_id="align", padding=False)
     return blocks
 
 
-def application(store: Store, authenticator: Authenticator[Person], origins: Sequence[str]) -> ASGIApp:
+def build_app(store: Store, authenticator: Authenticator[Person], origins: Sequence[str]) -> ASGIApp:
     """Return the app behind an authenticator.
 
     Args:
@@ -52,6 +52,8 @@ def application(store: Store, authenticator: Authenticator[Person], origins: Seq
     app.mount("/align", StaticFiles(directory=STATIC))
     explain_errors(app, {AlreadyJudged: 409, StorageError: 503, Refused: 403, InputError: 422})
     manager = Manager(store, accounts, authenticator, origins[0])
-    app = gradio.mount_gradio_app(app, manage_page(manager), path=MANAGE, head=MANAGE_HEAD, **QUIET)
-    app = gradio.mount_gradio_app(app, page(), path="/", head=HEAD, **QUIET)  # last, because it matches every path
+    app = gradio.mount_gradio_app(app, build_manage_page(manager), path=MANAGE, head=MANAGE_HEAD, **QUIET)
+    app = gradio.mount_gradio_app(
+        app, build_page(), path="/", head=HEAD, **QUIET
+    )  # last, because it matches every path
     return require_login(app, authenticator, origins, streams=connection_limit() // 4)

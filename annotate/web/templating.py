@@ -15,13 +15,13 @@ from align.report.page import template_environment
 from align.web.credentials import SHORTEST_PASSWORD
 
 STATIC = Path(__file__).parent / "static"
-WORDS: dict[str, str] = json.loads((STATIC / "strings.json").read_text(encoding="utf-8"))
+UI_TEXTS: dict[str, str] = json.loads((STATIC / "strings.json").read_text(encoding="utf-8"))
 
 
 @cache
 def load_templates() -> Environment:
     environment = template_environment(Path(__file__).parent / "templates")
-    environment.globals |= {"words": WORDS, "shortest_password": SHORTEST_PASSWORD}
+    environment.globals |= {"words": UI_TEXTS, "shortest_password": SHORTEST_PASSWORD}
     return environment
 
 

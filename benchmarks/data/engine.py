@@ -23,8 +23,8 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from align.data.dedup.near_duplicates import find_exact, find_near
-from align.data.dedup.numbers import number_hashes
-from align.data.dedup.shingles import BANDS, Shingles, band_keys, normalised_digests, shingled
+from align.data.dedup.numbers import hash_numbers
+from align.data.dedup.shingles import BANDS, Shingles, build_shingles, compute_band_keys, digest_normalised_texts
 
 SHORTEST = 20
 """Characters that the filter asks for."""
@@ -107,13 +107,13 @@ def run(source: Path, output: Path, work: Path) -> dict[str, Any]:
         batch = batch.filter(pc.greater_equal(pc.utf8_length(batch["text"]), SHORTEST))
         texts = batch["text"]
         clock.lap("filter")
-        digests.append(normalised_digests(texts))
+        digests.append(digest_normalised_texts(texts))
         clock.lap("digests")
-        numbers.append(number_hashes(texts))
+        numbers.append(hash_numbers(texts))
         clock.lap("numbers")
-        sets = shingled(texts)
+        sets = build_shingles(texts)
         clock.lap("shingles")
-        keys = band_keys(sets)
+        keys = compute_band_keys(sets)
         clock.lap("keys")
         spool.keep(texts)
         kept.keep(sets)

@@ -28,9 +28,9 @@ from align.core.types import Conversation, Message
 from align.data.chitchat import assign_part, join_turns, load_records
 from align.data.dedup.evaluation_overlap import RULES
 from align.data.read.content import DOCUMENTS
-from align.data.sets.contamination import Evaluations
-from align.data.sets.evaluations import EvaluationSet, read_set
-from align.data.sets.record_columns import columns_of, texts_of
+from align.data.sets.contamination import LeakFinder
+from align.data.sets.evaluations import EvaluationSet, read_evaluation_set
+from align.data.sets.record_columns import join_record_texts, records_to_columns
 
 QUESTIONS = json.loads((Path(__file__).parent / "leaks.json").read_text(encoding="utf-8"))
 CHOICES = QUESTIONS.pop("choices")
@@ -140,25 +140,25 @@ def as_row(text: str, draw: random.Random) -> Conversation | str:
     return Conversation(asked)
 
 
-def evaluations_of(rows: Sequence[Mapping[str, Any]]) -> Evaluations:
+def evaluations_of(rows: Sequence[Mapping[str, Any]]) -> LeakFinder:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "evaluation.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return Evaluations([read_set(EvaluationSet(str(path)), "against")], 0.7)
+        return LeakFinder([read_evaluation_set(EvaluationSet(str(path)), "against")], 0.7)
 
 
-def found_rows(evaluations: Evaluations, rows: Sequence[Conversation | str]) -> dict[int, str]:
+def found_rows(evaluations: LeakFinder, rows: Sequence[Conversation | str]) -> dict[int, str]:
     """The numbers of rows that are found, and the rule."""
     found: dict[int, str] = {}
     for at in range(0, len(rows), 4096):
-        batch = pa.RecordBatch.from_pydict(columns_of(DOCUMENTS, rows[at : at + 4096]))
-        leaks = evaluations.find(texts_of(DOCUMENTS, batch), texts_of(DOCUMENTS, batch, "prompts"))
+        batch = pa.RecordBatch.from_pydict(records_to_columns(DOCUMENTS, rows[at : at + 4096]))
+        leaks = evaluations.find(join_record_texts(DOCUMENTS, batch), join_record_texts(DOCUMENTS, batch, "prompts"))
         found |= {at + text: RULES[rule] for text, rule in zip(leaks.text.tolist(), leaks.rule.tolist(), strict=True)}
     return found
 
 
 def planted_leaks(
-    evaluations: Evaluations, questions: Sequence[str], disguise: Disguise, draw: random.Random
+    evaluations: LeakFinder, questions: Sequence[str], disguise: Disguise, draw: random.Random
 ) -> Outcome:
     texts = [disguise(question, draw) for question in questions]
     found = found_rows(evaluations, [as_row(text, draw) for text in texts])

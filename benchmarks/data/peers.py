@@ -23,7 +23,7 @@ def with_daft(source: Path, output: Path) -> None:
     from daft.functions import length, lower, minhash, regexp_replace, strip
 
     from align.data.dedup.near_duplicates import find_near
-    from align.data.dedup.shingles import banded, shingled
+    from align.data.dedup.shingles import build_shingles, hash_bands
 
     daft.set_runner_native(num_threads=1)
     words = strip(regexp_replace(lower(daft.col("text")), r"[^\p{L}\p{N}]+", " "))
@@ -34,10 +34,10 @@ def with_daft(source: Path, output: Path) -> None:
         .to_arrow()
     )
     signature = rows["signature"].combine_chunks().flatten().to_numpy().reshape(len(rows), BANDS * ROWS)
-    keys = banded(np.ascontiguousarray(signature.T), BANDS)
+    keys = hash_bands(np.ascontiguousarray(signature.T), BANDS)
     texts = rows["text"].combine_chunks()
     found = find_near(np.arange(len(rows)), np.full(len(rows), 100), lambda band: np.ascontiguousarray(keys[:, band]),
-                  lambda indexes: shingled(texts.take(pa.array(indexes))))  # fmt: skip
+                  lambda indexes: build_shingles(texts.take(pa.array(indexes))))  # fmt: skip
     keep = np.ones(len(rows), bool)
     keep[found.dropped] = False
     pq.write_table(rows.select(["id", "text"]).filter(pa.array(keep)), output)

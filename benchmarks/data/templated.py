@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 
 from align.__main__ import main as main_of_align
 from align.data.dedup.near_duplicates import Duplicates, find_near
-from align.data.dedup.numbers import number_hashes
-from align.data.dedup.shingles import band_keys, normalised_digests, shingled
+from align.data.dedup.numbers import hash_numbers
+from align.data.dedup.shingles import build_shingles, compute_band_keys, digest_normalised_texts
 
 Made = tuple[list[str], dict[int, int]]
 """Texts, and place of each planted copy → place of the text that it is of."""
@@ -131,14 +131,18 @@ SETS: dict[str, Callable[[random.Random], Made]] = {
 
 def find(texts: Sequence[str], shared_counts: bool) -> Duplicates:
     array = pa.array(texts)
-    sets = shingled(array)
-    columns = np.ascontiguousarray(band_keys(sets).T)
+    sets = build_shingles(array)
+    columns = np.ascontiguousarray(compute_band_keys(sets).T)
     more = {}
     if not shared_counts:
-        content = normalised_digests(array).view(np.uint64)[::2].copy()
-        more = {"numbers": number_hashes(array), "content": content}
+        content = digest_normalised_texts(array).view(np.uint64)[::2].copy()
+        more = {"numbers": hash_numbers(array), "content": content}
     return find_near(
-        np.arange(len(texts)), sets.sizes, columns.__getitem__, lambda few: shingled(array.take(pa.array(few))), **more
+        np.arange(len(texts)),
+        sets.sizes,
+        columns.__getitem__,
+        lambda few: build_shingles(array.take(pa.array(few))),
+        **more,
     )
 
 

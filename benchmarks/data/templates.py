@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from align.data.dedup.near_duplicates import find_near
-from align.data.dedup.shingles import band_keys, normalised_digests, shingled
+from align.data.dedup.shingles import build_shingles, compute_band_keys, digest_normalised_texts
 
 FIXED = [f"fixed{i}" for i in range(200)]
 
@@ -93,16 +93,16 @@ FAMILIES: dict[str, Callable[[int, np.random.Generator], Iterator[list[str]]]] =
 
 def measure(name: str, rows: int) -> None:
     texts = pa.array([" ".join(words) for words in FAMILIES[name](rows, np.random.default_rng(0))])
-    sets = shingled(texts)
-    keys, sizes = np.ascontiguousarray(band_keys(sets).T), sets.sizes
+    sets = build_shingles(texts)
+    keys, sizes = np.ascontiguousarray(compute_band_keys(sets).T), sets.sizes
     del sets
     began = time.process_time()
-    content = normalised_digests(texts).view(np.uint64)[::2].copy()
+    content = digest_normalised_texts(texts).view(np.uint64)[::2].copy()
     found = find_near(
         np.arange(len(texts)),
         sizes,
         keys.__getitem__,
-        lambda some: shingled(texts.take(pa.array(some))),
+        lambda some: build_shingles(texts.take(pa.array(some))),
         content=content,
     )
     took = time.process_time() - began

@@ -46,7 +46,7 @@ from simulation import (
     measure_sign_flip_rejections,
 )
 
-from align.evals.stats import Rule
+from align.evals.stats import DecisionRule
 
 Row = dict[str, Any]
 LENGTH_SAMPLES = 200
@@ -68,13 +68,15 @@ def iter_coverage_rows(draws: int) -> Iterator[Row]:
 def iter_superior_rows(draws: int) -> Iterator[Row]:
     for prompts in (64, 256):
         for name, figure in build_null_figures(prompts).items():
-            yield build_false_pass_row(name, measure_false_passes(figure, draws, Rule("superior")), draws)
+            yield build_false_pass_row(name, measure_false_passes(figure, draws, DecisionRule("superior")), draws)
 
 
 def iter_not_worse_rows(draws: int) -> Iterator[Row]:
     for prompts in (32, 64, 256):
         for name, (margin, figure) in build_margin_figures(prompts).items():
-            yield build_false_pass_row(name, measure_false_passes(figure, draws, Rule("not_worse", margin)), draws)
+            yield build_false_pass_row(
+                name, measure_false_passes(figure, draws, DecisionRule("not_worse", margin)), draws
+            )
 
 
 def build_false_pass_row(name: str, passed: float, draws: int) -> Row:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from simulation import JUDGES, Floats, draw_lengths
 
-from align.evals.stats import RIDGE, fitted, probability
+from align.evals.stats import RIDGE, compute_sigmoid, fit_logistic
 
 PAIRS = 60_000
 LENGTH_BIASES = JUDGES | {
@@ -66,8 +66,8 @@ def compute_measure_biases() -> Iterator[dict[str, Any]]:
             for name, columns in measures.items():
                 design = np.column_stack([np.ones(PAIRS), *columns])
                 ridge = np.array([0.0] + [RIDGE] * len(columns))
-                fit = fitted(design, win_probability, np.ones(PAIRS), np.arange(PAIRS), ridge)
-                biases.setdefault(name, []).append(float(probability(fit.coefficients)[0]) - 0.5)
+                fit = fit_logistic(design, win_probability, np.ones(PAIRS), np.arange(PAIRS), ridge)
+                biases.setdefault(name, []).append(float(compute_sigmoid(fit.coefficients)[0]) - 0.5)
     for name, measure_biases in biases.items():
         rms = math.sqrt(float(np.mean(np.square(measure_biases))))
         worst = float(np.abs(measure_biases).max())

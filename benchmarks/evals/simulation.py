@@ -15,19 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from align.evals.stats import (
-    Rule,
-    agreement,
-    bounded_difference,
-    bradley_terry,
-    cluster_effect,
-    decided,
-    detectable,
-    deviation,
-    length_controlled,
-    score_difference,
-    share_difference,
-    share_won,
-    sign_flip,
+    DecisionRule,
+    compute_agreement,
+    compute_bounded_difference,
+    compute_cluster_effect,
+    compute_detectable_difference,
+    compute_score_difference,
+    compute_share_difference,
+    compute_sign_flip_p,
+    compute_win_rate,
+    control_for_length,
+    decide,
+    estimate_deviation,
+    fit_bradley_terry,
 )
 from align.ops.intervals import Interval, normal_quantile
 
@@ -182,7 +182,7 @@ def estimate_strength(rng: Generator, prompts: int, icc: float, system: int) -> 
     Args:
         system: index in `STRENGTHS`.
     """
-    model = bradley_terry(*draw_tournament(rng, prompts, icc), clusters=build_cluster_ids(prompts))
+    model = fit_bradley_terry(*draw_tournament(rng, prompts, icc), clusters=build_cluster_ids(prompts))
     return model.strengths[model.systems.index(f"system {system}")]
 
 
@@ -197,7 +197,7 @@ def estimate_kappa(rng: Generator, prompts: int, icc: float) -> Interval:
     values = np.array([1.0, 0.5, 0.0])
     first, independent = (values[np.searchsorted(edges, draw_uniforms(rng, prompts, icc))] for _ in range(2))
     second = np.where(draw_uniforms(rng, prompts, icc) < KAPPA, first, independent)
-    kappa = agreement(first, second, build_cluster_ids(prompts)).kappa
+    kappa = compute_agreement(first, second, build_cluster_ids(prompts)).kappa
     assert kappa
     return kappa
 
@@ -216,28 +216,28 @@ def build_interval_cases(prompts: int) -> list[IntervalCase]:
             def compute_share(
                 rng: Generator, icc: float = icc, shares: tuple[float, float] = (first_share, second_share)
             ) -> Interval:
-                return share_difference(*draw_outcomes(rng, prompts, icc, *shares), clusters)
+                return compute_share_difference(*draw_outcomes(rng, prompts, icc, *shares), clusters)
 
             name = f"paired shares {first_share} and {second_share}, {suffix}"
             cases.append(IntervalCase(name, first_share - second_share, compute_share))
         for skewed in (False, True):
 
             def compute_score(rng: Generator, icc: float = icc, skewed: bool = skewed) -> Interval:
-                return score_difference(*draw_scores(rng, prompts, icc, 0.3, skewed), clusters)
+                return compute_score_difference(*draw_scores(rng, prompts, icc, 0.3, skewed), clusters)
 
             name = f"paired scores, {'skewed' if skewed else 'normal'}, {suffix}"
             cases.append(IntervalCase(name, 0.3, compute_score))
         for win_rate in (0.5, 0.8):
 
             def compute_win_rate(rng: Generator, icc: float = icc, win_rate: float = win_rate) -> Interval:
-                return share_won(convert_to_verdicts(draw_uniforms(rng, prompts, icc), win_rate), clusters)
+                return compute_win_rate(convert_to_verdicts(draw_uniforms(rng, prompts, icc), win_rate), clusters)
 
             cases.append(IntervalCase(f"win rate {win_rate}, {suffix}", win_rate, compute_win_rate))
         for advantage in (0.0, 1.0):
 
             def compute_controlled(rng: Generator, icc: float = icc, advantage: float = advantage) -> Interval:
                 sample = draw_length_biased_verdicts(rng, prompts, icc, "log ratio", advantage)
-                return length_controlled(*sample, clusters).controlled
+                return control_for_length(*sample, clusters).controlled
 
             truth = 1 / (1 + math.exp(-advantage))
             cases.append(IntervalCase(f"length-controlled win rate {truth:.2f}, {suffix}", truth, compute_controlled))
@@ -293,19 +293,19 @@ def build_null_figures(prompts: int) -> dict[str, Figure]:
         for share in (0.5, 0.9):
 
             def compute_share(rng: Generator, icc: float = icc, share: float = share) -> Interval:
-                return share_difference(*draw_outcomes(rng, prompts, icc, share, share), clusters)
+                return compute_share_difference(*draw_outcomes(rng, prompts, icc, share, share), clusters)
 
             figures[f"paired shares {share}, {suffix}"] = compute_share
 
         def compute_score(rng: Generator, icc: float = icc) -> Interval:
-            return score_difference(*draw_scores(rng, prompts, icc, 0.0), clusters)
+            return compute_score_difference(*draw_scores(rng, prompts, icc, 0.0), clusters)
 
         def compute_win_rate(rng: Generator, icc: float = icc) -> Interval:
-            return subtract_half(share_won(convert_to_verdicts(draw_uniforms(rng, prompts, icc), 0.5), clusters))
+            return subtract_half(compute_win_rate(convert_to_verdicts(draw_uniforms(rng, prompts, icc), 0.5), clusters))
 
         def compute_controlled(rng: Generator, icc: float = icc) -> Interval:
             sample = draw_length_biased_verdicts(rng, prompts, icc, "log ratio")
-            return subtract_half(length_controlled(*sample, clusters).controlled)
+            return subtract_half(control_for_length(*sample, clusters).controlled)
 
         figures[f"paired scores, {suffix}"] = compute_score
         figures[f"win rate, {suffix}"] = compute_win_rate
@@ -313,7 +313,7 @@ def build_null_figures(prompts: int) -> dict[str, Figure]:
     for share in (0.5, 0.9, 0.98):
 
         def compute_single_answer(rng: Generator, share: float = share) -> Interval:
-            return share_difference(*draw_outcomes(rng, prompts, 0.0, share, share, answers=1))
+            return compute_share_difference(*draw_outcomes(rng, prompts, 0.0, share, share, answers=1))
 
         figures[f"paired shares {share}, {prompts} × 1"] = compute_single_answer
     return figures
@@ -333,18 +333,18 @@ def build_margin_figures(prompts: int) -> dict[str, tuple[float, Figure]]:
             def compute_single_answer(
                 rng: Generator, margin: float = margin, one_sided_share: float = one_sided_share
             ) -> Interval:
-                return bounded_difference(*draw_rare_differences(rng, prompts, margin, one_sided_share))
+                return compute_bounded_difference(*draw_rare_differences(rng, prompts, margin, one_sided_share))
 
             name = f"checks, {margin} worse, {one_sided_share} others each way, {prompts} × 1"
             figures[name] = (margin, compute_single_answer)
         for icc in ICCS:
 
             def compute_check(rng: Generator, margin: float = margin, icc: float = icc) -> Interval:
-                return bounded_difference(*draw_outcomes(rng, prompts, icc, 0.9 - margin, 0.9), clusters)
+                return compute_bounded_difference(*draw_outcomes(rng, prompts, icc, 0.9 - margin, 0.9), clusters)
 
             def compute_win(rng: Generator, margin: float = margin, icc: float = icc) -> Interval:
                 verdicts = convert_to_verdicts(draw_uniforms(rng, prompts, icc), 0.5 - margin / 2)
-                return bounded_difference(verdicts, 1 - verdicts, clusters)
+                return compute_bounded_difference(verdicts, 1 - verdicts, clusters)
 
             figures[f"checks, {margin} worse, ICC {icc}, {prompts} × {ANSWERS}"] = (margin, compute_check)
             figures[f"wins, {margin} worse, ICC {icc}, {prompts} × {ANSWERS}"] = (margin, compute_win)
@@ -369,10 +369,10 @@ def subtract_half(win_rate: Interval) -> Interval:
     return Interval(win_rate.value - 0.5, win_rate.low - 0.5, win_rate.high - 0.5, win_rate.n)
 
 
-def measure_false_passes(figure: Figure, draws: int, rule: Rule, seed: int = 1) -> float:
+def measure_false_passes(figure: Figure, draws: int, rule: DecisionRule, seed: int = 1) -> float:
     """Return the share of samples in which a rule passes systems that it has to refuse."""
     rng = np.random.default_rng(seed)
-    return sum(decided(rule, figure(rng)).outcome == "pass" for _ in range(draws)) / draws
+    return sum(decide(rule, figure(rng)).outcome == "pass" for _ in range(draws)) / draws
 
 
 class Scenario(NamedTuple):
@@ -393,17 +393,17 @@ def estimate_share_difference(
 ) -> tuple[Interval, float]:
     first, second = draw_outcomes(rng, prompts, icc, 0.5 + gap, 0.5, answers=answers)
     clusters = build_cluster_ids(prompts, answers)
-    return share_difference(first, second, clusters), cluster_effect(first - second, clusters)
+    return compute_share_difference(first, second, clusters), compute_cluster_effect(first - second, clusters)
 
 
 def estimate_score_difference(rng: Generator, prompts: int, gap: float, icc: float = 0.0) -> tuple[Interval, float]:
-    return score_difference(*draw_scores(rng, prompts, icc, gap), build_cluster_ids(prompts)), 0.0
+    return compute_score_difference(*draw_scores(rng, prompts, icc, gap), build_cluster_ids(prompts)), 0.0
 
 
 def estimate_win_rate_difference(rng: Generator, prompts: int, gap: float, icc: float = 0.0) -> tuple[Interval, float]:
     verdicts = convert_to_verdicts(draw_uniforms(rng, prompts, icc), 0.5 + gap)
     clusters = build_cluster_ids(prompts)
-    return subtract_half(share_won(verdicts, clusters)), cluster_effect(verdicts, clusters) / 2
+    return subtract_half(compute_win_rate(verdicts, clusters)), compute_cluster_effect(verdicts, clusters) / 2
 
 
 def build_scenarios() -> list[Scenario]:
@@ -423,14 +423,14 @@ def measure_power_at_detectable(scenario: Scenario, prompts: int, draws: int, se
     """Return the share of samples in which `superior` passes a true difference of the size that `detectable` computes
     from an earlier sample of equal systems."""
     rng = np.random.default_rng(seed)
-    rule = Rule("superior")
+    rule = DecisionRule("superior")
     passes = 0
     for _ in range(draws):
         pilot, reach = scenario.figure(rng, prompts, 0.0)
-        sd = deviation(pilot)
+        sd = estimate_deviation(pilot)
         assert sd is not None
-        difference, _ = scenario.figure(rng, prompts, detectable(sd, prompts, reach=reach))
-        passes += decided(rule, difference).outcome == "pass"
+        difference, _ = scenario.figure(rng, prompts, compute_detectable_difference(sd, prompts, reach=reach))
+        passes += decide(rule, difference).outcome == "pass"
     return passes / draws
 
 
@@ -441,7 +441,7 @@ def measure_sign_flip_rejections(prompts: int, icc: float, draws: int, seed: int
     rejections = 0
     for _ in range(draws):
         first, second = draw_outcomes(rng, prompts, icc, 0.7, 0.7)
-        rejections += sign_flip((first - second).reshape(prompts, ANSWERS).mean(axis=1)) <= 0.05
+        rejections += compute_sign_flip_p((first - second).reshape(prompts, ANSWERS).mean(axis=1)) <= 0.05
     return rejections / draws
 
 
@@ -456,7 +456,7 @@ def measure_length_control(judge: str, samples: int, prompts: int = 512, seed: i
     """
     rng = np.random.default_rng(seed)
     win_rates = [
-        length_controlled(*draw_length_biased_verdicts(rng, prompts, 0.0, judge, answers=1)) for _ in range(samples)
+        control_for_length(*draw_length_biased_verdicts(rng, prompts, 0.0, judge, answers=1)) for _ in range(samples)
     ]
     hits = [win_rate.controlled.low <= 0.5 <= win_rate.controlled.high for win_rate in win_rates]  # type: ignore[operator]
     return {
@@ -478,7 +478,7 @@ def compute_percentile_bootstrap(values: Floats, rng: Generator, resamples: int 
 
 def compute_unclustered_difference(first: Floats, second: Floats) -> Interval:
     """Return the paired difference with each answer as a prompt of its own."""
-    return share_difference(first, second)
+    return compute_share_difference(first, second)
 
 
 def compute_unpaired_difference(first: Floats, second: Floats) -> Interval:
@@ -515,10 +515,10 @@ def measure_power(
     """Return the share of samples in which `superior` passes a difference of five points, where nine in ten prompts are
     equally difficult for both systems."""
     rng = np.random.default_rng(seed)
-    rule = Rule("superior")
+    rule = DecisionRule("superior")
     samples = (draw_outcomes(rng, prompts, 0.0, 0.7, 0.65, common_difficulty=0.9, answers=1) for _ in range(draws))
-    return sum(decided(rule, compute_difference(*sample)).outcome == "pass" for sample in samples) / draws
+    return sum(decide(rule, compute_difference(*sample)).outcome == "pass" for sample in samples) / draws
 
 
 def compute_paired_difference(first: Floats, second: Floats) -> Interval:
-    return share_difference(first, second)
+    return compute_share_difference(first, second)

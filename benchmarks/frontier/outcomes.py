@@ -14,7 +14,7 @@ from align.__main__ import compose_config
 from align.core.types import Conversation, Message
 from align.data.sources import DataSource, read_source_prompts
 from align.evals.suite.samples import Sample, read_samples
-from align.evals.text import distinct_n, most_risen
+from align.evals.text import compute_distinct_n, find_most_risen_word
 from align.models.load import choose_dtype
 from align.ops.best_of_n import compute_kl_bound
 from align.ops.intervals import mean_interval
@@ -89,11 +89,11 @@ def load_best_of_point(root: Path, name: str, samples: Sequence[Sample], n: int)
             best = max(row["answers"][:n], key=lambda answer: answer["score"])
             scores.append(best["gold"])
             winners.append(best["answer"])
-    risen_word = most_risen([sample.ref for sample in samples], winners)
+    risen_word = find_most_risen_word([sample.ref for sample in samples], winners)
     figures = {
         "gold": sum(scores) / len(scores),
         "kl": compute_kl_bound(n),
-        "distinct2": distinct_n(winners, 2),
+        "distinct2": compute_distinct_n(winners, 2),
         "risen": risen_word.policy,
         "word": risen_word.word,
         "minutes": read_minutes(root, name) * n / max(BEST_OF),

@@ -25,7 +25,7 @@ from outcomes import append_answer
 from runs import Runs, build_parser, round_figures, run_in_parallel
 
 from align.annotate.store import Store
-from align.annotate.store.preference_pairs import preferences
+from align.annotate.store.preference_pairs import load_preferences
 from align.core.types import Message
 from align.data.read.records import write_preferences
 from align.ops.intervals import mean_interval
@@ -71,7 +71,7 @@ def train_on_rankings(runs: Runs, seed: int, rankings: int) -> None:
 def read_first_rankings(root: Path, count: int) -> Iterator[Any]:
     """Yield the pairs of the oldest rankings of a seed's store, in their order."""
     with Store.open(f"sqlite:///{root / 'annotations.db'}", create=False) as store:
-        pairs = preferences(store, "quickstart", allow_simulated=True)
+        pairs = load_preferences(store, "quickstart", allow_simulated=True)
     for i, (_, ranking_pairs) in enumerate(groupby(pairs, lambda pair: (pair.group_id, pair.annotator))):
         if i == count:
             return

@@ -68,7 +68,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
     import uvicorn
 
     from align.annotate.web.access import AccountAuthenticator
-    from align.annotate.web.server import application
+    from align.annotate.web.server import build_app
     from align.web.key_link import KeyAuthenticator
 
     running: list[tuple[Any, threading.Thread, Store]] = []
@@ -79,7 +79,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., App]]:
         known = Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         authenticator = KeyAuthenticator(KEY, Person(WHO, {"p": "annotator"}), f"align_key_{port}")
         authenticator = AccountAuthenticator(known, f"align_session_{port}") if accounts else authenticator
-        app = application(store, authenticator, [f"http://127.0.0.1:{port}"])
+        app = build_app(store, authenticator, [f"http://127.0.0.1:{port}"])
         instead: dict[str, tuple[int, str]] = {}
         shown = behind_another(app, instead)
         server = uvicorn.Server(uvicorn.Config(shown, host="127.0.0.1", port=port, log_level="error", ws="none"))

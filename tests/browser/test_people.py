@@ -9,7 +9,7 @@ from annotation_app import LOST, until
 from test_report_pages import ground_and_drawn
 
 from align.annotate.store import Judgement
-from align.annotate.store.projects import guidelines_of, settings_of, state_of
+from align.annotate.store.projects import read_guidelines, read_settings, read_state
 
 pytestmark = pytest.mark.slow
 GOOD = "correct horse battery"
@@ -119,9 +119,9 @@ def test_settings_state_and_guidelines_are_an_admins_to_change(serve, visitor):
     page.click("button:has-text('Publish')")
     page.wait_for_selector("text=Published as version 1")
     with app.store.reading() as db:
-        settings = settings_of(db, "p")
-        assert (settings.overlap, settings.attributes, state_of(db, "p")) == (2, ("helpful", "harmless"), "paused")
-        assert guidelines_of(db, "p") == (1, "# Be fair")
+        settings = read_settings(db, "p")
+        assert (settings.overlap, settings.attributes, read_state(db, "p")) == (2, ("helpful", "harmless"), "paused")
+        assert read_guidelines(db, "p") == (1, "# Be fair")
     page.get_by_label("Highest rating").fill("99")
     page.click("button:has-text('Save')")
     page.wait_for_selector("text=Highest rating: 99: it cannot be shown")
@@ -188,7 +188,7 @@ def test_what_was_typed_outlives_the_session(serve, visitor):
     page.click("button:has-text('Publish')")
     page.wait_for_selector("text=Published as version 1")
     with app.store.reading() as db:
-        assert guidelines_of(db, "p") == (1, "# Written for an hour")
+        assert read_guidelines(db, "p") == (1, "# Written for an hour")
 
 
 NAMES = (

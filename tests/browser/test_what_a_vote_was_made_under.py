@@ -6,7 +6,7 @@ import pytest
 from annotation_app import LOST, question, send
 
 from align.annotate.store import Judgement, configure, publish_guidelines
-from align.annotate.store.projects import version_of
+from align.annotate.store.projects import read_settings_version
 
 pytestmark = pytest.mark.slow
 PAIRS = [("yes", "no")] * 4
@@ -14,7 +14,7 @@ PAIRS = [("yes", "no")] * 4
 
 def version(app) -> int:
     with app.store.reading() as db:
-        return version_of(db, "p")
+        return read_settings_version(db, "p")
 
 
 def rate(page, mark: str) -> None:

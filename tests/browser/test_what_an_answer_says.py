@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from annotation_app import question, send
 
-from align.annotate.web.markup import DEEPEST
+from align.annotate.web.markup import MAX_NESTING
 
 pytestmark = pytest.mark.slow
 
@@ -20,8 +20,8 @@ ANSWERS = (
     "7. a\n7. b\n\n12) c\n13) d",
     "1. a\n   - b\n     123. c\n\n       more of c",
     "- 5\n+ 6\n* 7",
-    "> " * (DEEPEST - 2) + "quoted",
-    "- " * (DEEPEST // 2 - 1) + "nested",
+    "> " * (MAX_NESTING - 2) + "quoted",
+    "- " * (MAX_NESTING // 2 - 1) + "nested",
     "- " * 30 + "too deep",
     "2*3*4 = 24, x**2, \\(a_1\\) \\* \\# b\\\nc",
     "<!-- a --> <b>c</b> &amp; &#49; <x@y.example>",

@@ -25,7 +25,7 @@ SCRIPTS = sorted(f"/align/{path.name}" for path in STATIC.glob("*.js"))
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory):
-    from align.annotate.web.server import application
+    from align.annotate.web.server import build_app
     from align.web.key_link import KeyAuthenticator
 
     folder: Path = tmp_path_factory.mktemp("gate")
@@ -34,7 +34,7 @@ def client(tmp_path_factory: pytest.TempPathFactory):
             prompt = Conversation((Message("user", f"q{i}"),))
             store.add_item("p", f"{i}", prompt, [Candidate("yes", "model-x", "adapter-y"), Candidate("no")])
         authenticator = KeyAuthenticator("k" * 32, Person("ann", {"p": "annotator"}), "align_key_7861")
-        app = application(store, authenticator, ["http://127.0.0.1:7861", "http://localhost:7861"])
+        app = build_app(store, authenticator, ["http://127.0.0.1:7861", "http://localhost:7861"])
         client = TestClient(app, base_url="http://127.0.0.1:7861", follow_redirects=False)
         yield client
 
@@ -185,14 +185,14 @@ def test_a_taken_port_is_named_and_answers_do_not_wait_for_acknowledgements():
 
 
 def test_gradios_heartbeat_is_not_to_be_had_and_no_page_asks_for_it(client):
-    from align.annotate.web.manage import Manager, manage_page
-    from align.annotate.web.server import page
+    from align.annotate.web.manage import Manager, build_manage_page
+    from align.annotate.web.server import build_page
 
     for start in ("", "/manage"):
         assert client.get(f"{start}/gradio_api/heartbeat/x", headers=KEY).status_code == 404
     with Store.open("sqlite://") as store:
         manager = Manager(store, None, None, "http://127.0.0.1")  # type: ignore[arg-type]
-        for shown in (page(), manage_page(manager)):
+        for shown in (build_page(), build_manage_page(manager)):
             assert shown.get_config_file()["connect_heartbeat"] is False
 
 

@@ -79,7 +79,7 @@ def test_ctrl_c_in_a_function_is_an_interruption(
 @pytest.mark.parametrize(
     "place",
     [
-        "align.evals.held_out.held_out_loss",
+        "align.evals.held_out.compute_held_out_loss",
         "align.stages.sft.find_base",
         "align.models.load.AutoModelForCausalLM.from_pretrained",  # loaders blame the files for whatever goes wrong
     ],

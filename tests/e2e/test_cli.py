@@ -174,7 +174,7 @@ def test_a_fault_of_ours_has_its_traceback_in_the_log(align: Align, sft: list[st
         raise FileNotFoundError(errno.ENOENT, "a file that we forgot to write")
 
     with monkeypatch.context() as patched:
-        patched.setattr("align.evals.held_out.held_out_loss", fault)
+        patched.setattr("align.evals.held_out.compute_held_out_loss", fault)
         ended = align(*sft)
     assert ended.status == 1
     assert "Traceback" not in ended.err

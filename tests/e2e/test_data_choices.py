@@ -10,7 +10,7 @@ import pytest
 from data_sets import chat, made, sentence, three_sources, write
 
 from align.core.types import Conversation
-from align.data.sets.published import data_set
+from align.data.sets.published import load_data_set
 
 
 def two_sources(here: Path) -> list[str]:
@@ -73,7 +73,7 @@ def test_no_row_to_train_on_nearly_is_one_to_measure_on(tmp_path: Path, words: l
     write(tmp_path / "other.jsonl", [{**chat("Who is it?", "Nobody that you know"), "split": "train"}])
     folder, _, _ = made(tmp_path, "stage=data", f"stage.sources={sources}", f"run.root={tmp_path / 'runs'}",
                         "stage.split.by=column", "stage.duplicates.exact=false", *words)  # fmt: skip
-    rows = data_set(folder / "artifact")
+    rows = load_data_set(folder / "artifact")
     train, test = ([grams(record) for record in rows.records(side)] for side in ("train", "test"))
     assert len(train) > 0
     assert len(test) >= 1
@@ -109,7 +109,7 @@ def test_what_min_hash_does_not_find_below_its_best_is_found_between_the_sides(t
         folder, _, _ = made(tmp_path, "stage=data", f"stage.sources=[{', '.join(listed)}]", "stage.split.by=column",
                             f"run.root={tmp_path / 'runs'}", "stage.duplicates.near=0.4",
                             "stage.contamination.near=0.4", more)  # fmt: skip
-        both = data_set(folder / "artifact")
+        both = load_data_set(folder / "artifact")
         train, test = ([grams(record) for record in both.records(side)] for side in ("train", "test"))
         alike = max((len(a & b) / len(a | b) for a in train for b in test), default=0)
         assert len(test) > 5

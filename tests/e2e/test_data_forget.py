@@ -27,7 +27,7 @@ from workshop import Workshop, in_a_fork
 from align.annotate.store import Candidate, Store
 from align.core.errors import CorruptFile
 from align.core.types import Conversation, Message
-from align.data.sets.published import data_set, holds, proof_of
+from align.data.sets.published import build_row_proof, load_data_set, verify_row_proof
 
 
 def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
@@ -88,7 +88,7 @@ def test_forgotten_rows_are_gone_and_the_others_are_where_they_were(
     assert last["replaces"]["replaces"]["root"] == before["root"]
     buried = sum(len(last["splits"][side].get("forgotten", [])) for side in ("train", "test"))
     assert buried == len(ids) + copies[kept[0]]
-    assert data_set(newest / "artifact").records("train")
+    assert load_data_set(newest / "artifact").records("train")
 
 
 def test_what_the_store_erased_is_forgotten(
@@ -123,7 +123,7 @@ def test_killed_at_any_moment_one_of_the_two_is_whole(tmp_path: Path) -> None:
     rows = [chat(f"{SECRET}?" if i == 7 else f"question {i}?", sentence(random.Random(i), i)) for i in range(400)]
     words = ["stage=data", f"stage.sources=[{write(tmp_path / 'rows.jsonl', rows)}]", f"run.root={tmp_path / 'runs'}"]
     old, _, _ = made(tmp_path, *words, "run.name=old", "stage.duplicates.near=null")
-    whole = data_set(old / "artifact").records("train")
+    whole = load_data_set(old / "artifact").records("train")
     [id] = secret_rows(old)
     command = forget(words, "old", f"stage.forget=[{id}]", "run.name=new")
     draw, kills, new = random.Random(0), 0, tmp_path / "runs" / "data" / "new"
@@ -137,15 +137,15 @@ def test_killed_at_any_moment_one_of_the_two_is_whole(tmp_path: Path) -> None:
         kills += 1
         assert kills < 60
         if replaced:
-            assert data_set(new / "artifact").records("train")
+            assert load_data_set(new / "artifact").records("train")
         else:
-            assert data_set(old / "artifact").records("train") == whole
+            assert load_data_set(old / "artifact").records("train") == whole
     assert replaced
     assert kills
     assert files_with(tmp_path / "runs", SECRET, id) == []
     assert not [*new.glob(".*part*")]
     left = [record for record in whole if SECRET not in str(record)]
-    assert data_set(new / "artifact").records("train") == left
+    assert load_data_set(new / "artifact").records("train") == left
 
 
 STEPS = {
@@ -161,16 +161,16 @@ def test_a_proof_shows_a_row_to_somebody_who_has_the_root_alone(
     vote_store: Store, words: list[str], tmp_path: Path
 ) -> None:
     folder, data, _ = made(tmp_path, *words)
-    found = data_set(folder / "artifact")
+    found = load_data_set(folder / "artifact")
     for side in ("train", "test"):
         for row in [row for table in found.tables(side) for row in table.to_pylist()]:
             id = bytes.fromhex(row["content_id"])
-            proof = proof_of(found, side, id)
-            assert holds(proof, id, data["root"])
-            assert not holds(proof, bytes(32), data["root"])
-            assert not holds(proof, id, data["ids_root"])
+            proof = build_row_proof(found, side, id)
+            assert verify_row_proof(proof, id, data["root"])
+            assert not verify_row_proof(proof, bytes(32), data["root"])
+            assert not verify_row_proof(proof, id, data["ids_root"])
     with pytest.raises(ValueError, match="not in list"):
-        proof_of(found, "train", bytes(32))
+        build_row_proof(found, "train", bytes(32))
 
 
 def test_what_cannot_be_forgotten(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_what_cannot_be_forgotten(tmp_path: Path) -> None:
     ):
         Workshop(tmp_path / "runs", tmp_path).refuses(*forget(words, "old", *more), says=says)
     assert [path.name for path in (tmp_path / "runs" / "data").iterdir()] == ["old"]
-    assert data_set(old / "artifact").records("train")
+    assert load_data_set(old / "artifact").records("train")
 
 
 def test_no_row_is_left_out_by_calling_its_leaf_a_tombstone(tmp_path: Path) -> None:
@@ -203,4 +203,4 @@ def test_no_row_is_left_out_by_calling_its_leaf_a_tombstone(tmp_path: Path) -> N
     (artifact / "data.json").write_text(json.dumps(data))
     assert root_by_hand(leaves_by_hand(artifact, "train")).hex() == data["splits"]["train"]["root"]
     with pytest.raises(CorruptFile, match="an invalid tombstone"):
-        data_set(artifact).records("train")
+        load_data_set(artifact).records("train")

@@ -69,8 +69,8 @@ def test_killed_while_it_scores_it_goes_on(here: Path, tiny_model: Path, monkeyp
     monkeypatch.setattr(scoring, "PIECE", 64)
     words = by_loss(here, tiny_model, "stage.score.keep=[0.1,0.75]")
     whole = made(here, *words, "run.name=whole")[1]
-    read = scoring.read
-    assert in_a_fork([*words, "run.name=killed"], deadly=["align.data.sets.score_cuts.read"], times=3) == -9
+    read = scoring.load_records
+    assert in_a_fork([*words, "run.name=killed"], deadly=["align.data.sets.score_cuts.load_records"], times=3) == -9
     [path] = (here / "runs" / "data" / "killed" / "checkpoints").glob(scoring.FILE)
     assert path.stat().st_size == 3 * 64 * 8
     asked = list[int]()

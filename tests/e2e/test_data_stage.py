@@ -18,7 +18,7 @@ from data_sets import made, sources, three_sources, write
 from workshop import Workshop, in_a_fork
 
 from align.data.sets import gather, published
-from align.data.sets.published import data_set
+from align.data.sets.published import load_data_set
 from align.data.sets.spool import Spool
 from align.report.data_set_page import list_losses
 
@@ -104,7 +104,7 @@ def test_killed_while_it_reads_it_goes_on(here: Path, monkeypatch: pytest.Monkey
 
 
 def test_killed_while_it_publishes_it_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words, publish = sources(here), published.publish
+    words, publish = sources(here), published.write_data_set
     whole = made(here, *words, "run.name=whole")[1]
 
     def publishes(*given: Any) -> None:
@@ -119,7 +119,7 @@ def test_killed_while_it_publishes_it_goes_on(here: Path, monkeypatch: pytest.Mo
 
 
 def same(here: Path, whole: dict[str, Any]) -> None:
-    again = data_set(here / "runs" / "data" / "killed" / "artifact").data
+    again = load_data_set(here / "runs" / "data" / "killed" / "artifact").data
     assert (again["root"], again["ids_root"], again["sources"]) == (whole["root"], whole["ids_root"], whole["sources"])
 
 

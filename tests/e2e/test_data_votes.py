@@ -24,9 +24,9 @@ from align.annotate.store import Candidate, Judgement, Store
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
 from align.data.pairs import read_pairs
-from align.data.sets.ids import SHA256, kinds_in
-from align.data.sets.published import data_set
-from align.data.sets.source import votes_of
+from align.data.sets.ids import SHA256, read_id_kinds
+from align.data.sets.published import load_data_set
+from align.data.sets.source import load_votes
 from align.data.sources import DataSource
 from align.data.trained_ids import find_store_key
 
@@ -46,7 +46,7 @@ def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
         plain = hashlib.sha256(f"({turns[0]},)".encode())
         asked = hmac.new(key, plain.digest(), "sha256") if mine else plain
         assert row["question_id"] == asked.hexdigest()
-    found = data_set(folder / "artifact")
+    found = load_data_set(folder / "artifact")
     pairs = [record for side in ("train", "test") for record in found.records(side)]
     read = read_pairs(DataSource("annotations"), store_url, "greetings", allow_simulated=False)
     assert {p for p in pairs if isinstance(p, Preference) and p.group_id} == {*read}
@@ -77,7 +77,7 @@ def test_a_vote_that_a_file_has_too_is_a_copy_and_one_question_is_on_one_side(
     assert data["found"]["shared_with_test"] == 0  # nothing had to be taken away from beside its own question
     sides: dict[str, set[str]] = {}
     for side in ("train", "test"):
-        for record in data_set(folder / "artifact").records(side):
+        for record in load_data_set(folder / "artifact").records(side):
             assert isinstance(record, Preference)
             sides.setdefault(record.prompt[0].content, set()).add(side)
     assert {len(found) for found in sides.values()} == {1}
@@ -106,14 +106,14 @@ def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
 
 
 def test_votes_are_read_as_they_were_when_the_run_began(vote_store: Store, store_url: str) -> None:
-    votes = votes_of(store_url, "greetings", allow_simulated=False)
+    votes = load_votes(store_url, "greetings", allow_simulated=False)
     before = [*votes.reads()]
     item = vote_store.add_item(
         "greetings", "late", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")]
     )
     vote_store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",))), annotator="late", key="late")
     assert [*votes.reads()] == before
-    assert len([*votes_of(store_url, "greetings", allow_simulated=False).reads()]) == len(before) + 1
+    assert len([*load_votes(store_url, "greetings", allow_simulated=False).reads()]) == len(before) + 1
     assert [read.number for read in before] == [*range(1, len(before) + 1)]
     assert [*votes.reads(7)] == before[7:]  # a run that goes on
     assert repr(votes.key) not in repr(votes)
@@ -127,7 +127,7 @@ def test_an_erased_project_takes_its_key_along(
     key = vote_store.key("greetings")
     assert key is not None
     old, data, _ = made(tmp_path, *words, "run.name=votes")
-    [kind] = {*kinds_in(data).values()} - {SHA256}
+    [kind] = {*read_id_kinds(data).values()} - {SHA256}
     assert find_store_key(store_url, kind) == key
     rows = rows_of(old)
     guesses = [hashlib.sha256(by_json(row)).hexdigest() for row in rows if row["source"] == "greetings"]

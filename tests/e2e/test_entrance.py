@@ -47,7 +47,7 @@ class Site(NamedTuple):
 @contextmanager
 def opened(folder: Path) -> Iterator[Site]:
     from align.annotate.web.access import AccountAuthenticator
-    from align.annotate.web.server import application
+    from align.annotate.web.server import build_app
 
     with Store.open(f"sqlite:///{folder / 'annotations.db'}") as store:
         for project in ("p", "q"):
@@ -56,7 +56,7 @@ def opened(folder: Path) -> Iterator[Site]:
                 store.add_item(project, f"{i}", prompt, [Candidate("yes"), Candidate("no")])
         accounts = Accounts(store, hasher=PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
         authenticator = AccountAuthenticator(accounts, "align_session_7861")
-        yield Site(store, accounts, application(store, authenticator, [URL]))
+        yield Site(store, accounts, build_app(store, authenticator, [URL]))
 
 
 @pytest.fixture

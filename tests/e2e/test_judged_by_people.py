@@ -15,8 +15,8 @@ from processes import Forks
 from starlette.testclient import TestClient
 from workshop import Ready
 
-from align.annotate.store import Judgement, Settings, Store
-from align.annotate.store.projects import settings_of
+from align.annotate.store import Judgement, ProjectSettings, Store
+from align.annotate.store.projects import read_settings
 from align.run import read_manifest
 
 TABLES = ("People: each of them", "p after Holm")
@@ -274,9 +274,9 @@ def test_the_votes_are_read_without_a_new_answer(
 # Asked again: what changed meanwhile is kept or refused.
 
 
-def settings(bench: Bench, project: str) -> Settings:
+def settings(bench: Bench, project: str) -> ProjectSettings:
     with store_of(bench.folder) as store, store.reading() as db:
-        return settings_of(db, project)
+        return read_settings(db, project)
 
 
 def wanted(bench: Bench, project: str) -> int:

@@ -100,7 +100,7 @@ def test_a_sweep_runs_every_job_and_ends_with_a_table(align: Align, sft: list[st
 def test_a_fault_of_ours_does_not_stop_the_others(align: Align, sft: list[str], monkeypatch: pytest.MonkeyPatch):
     from align.evals import held_out
 
-    measure = held_out.held_out_loss
+    measure = held_out.compute_held_out_loss
 
     def fault(model: object, *rest: object) -> object:
         if (Path("runs/sft/x-seed=1")).exists() and not Path("runs/sft/x-seed=2").exists():

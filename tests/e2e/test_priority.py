@@ -11,7 +11,7 @@ import torch
 from workshop import SFT, Workshop
 
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.priority import uncertainty
+from align.annotate.priority import compute_uncertainty
 from align.annotate.store import Store, configure
 from align.annotate.store.tables import work
 from align.run import read_manifest
@@ -23,8 +23,8 @@ from align.run import read_manifest
 )
 def test_uncertainty_by_hand(scores, expected):
     """4·p·(1 − p) with p = 1 / (1 + e⁻²) = 0.880797."""
-    assert isclose(uncertainty(torch.tensor(scores)), expected, rel_tol=1e-6, abs_tol=1e-12)
-    assert isclose(uncertainty(torch.tensor(scores[::-1])), expected, rel_tol=1e-6, abs_tol=1e-12)
+    assert isclose(compute_uncertainty(torch.tensor(scores)), expected, rel_tol=1e-6, abs_tol=1e-12)
+    assert isclose(compute_uncertainty(torch.tensor(scores[::-1])), expected, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def test_the_least_sure_item_is_given_first(chats: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_failed_run_says_so(ready: Ready, tiny_model: Path, monkeypatch: pytes
     assert "<img" in page  # and what it had learned until then
 
     with monkeypatch.context() as patch:
-        patch.setattr("align.evals.held_out.held_out_loss", interrupt)
+        patch.setattr("align.evals.held_out.compute_held_out_loss", interrupt)
         assert main([*command, "run.name=cut"]) == 130
     page = page_of(ready.root / "sft" / "cut")
     assert "Interrupted. The same command continues it." in page

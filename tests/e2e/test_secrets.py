@@ -263,7 +263,7 @@ def test_a_fault_of_ours_tells_no_secret(place: Place, tiny_model: Path, chats: 
     def fault(*_: Any, **__: Any) -> None:
         raise LookupError(f"cannot connect with password {PLANTED['conf']} and {PLANTED['HF_TOKEN']}")
 
-    monkeypatch.setattr("align.evals.held_out.held_out_loss", fault)
+    monkeypatch.setattr("align.evals.held_out.compute_held_out_loss", fault)
     monkeypatch.setenv("HF_TOKEN", PLANTED["HF_TOKEN"])
     words = f"stage=sft model=hub model.path={tiny_model} data=jsonl data.path={chats} data.max_length=128"
     done = run_here(place, [*words.split(), f"store.url={url}"])

@@ -16,7 +16,7 @@ from workshop import Workshop
 from align.core.types import Conversation
 from align.data.chat.encode import encode_conversation, prompt_ids
 from align.data.read.records import read_documents
-from align.data.sets.published import data_set
+from align.data.sets.published import load_data_set
 from align.data.split import truncate_to_question
 from align.models.base import POCKET_FOLDER
 from align.run import read_manifest
@@ -63,7 +63,7 @@ def made(shop: Workshop) -> Path:
 
 
 def test_a_data_set_keeps_what_its_source_says(shop: Workshop, made: Path) -> None:
-    found = data_set(made / "artifact")
+    found = load_data_set(made / "artifact")
     kept = {
         (c.messages, c.tools) for side in ("train", "test") for c in found.records(side) if isinstance(c, Conversation)
     }
@@ -84,7 +84,7 @@ def test_trl_trains_on_the_same_tokens(made: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(POCKET_FOLDER)
     trainer = SFTTrainer(model, arguments, train_dataset=loaded, processing_class=tokenizer)
     theirs: Any = trainer.train_dataset
-    for ours, row in zip(data_set(made / "artifact").records("train"), theirs, strict=True):
+    for ours, row in zip(load_data_set(made / "artifact").records("train"), theirs, strict=True):
         assert isinstance(ours, Conversation)
         encoded = encode_conversation(tokenizer, ours)
         assert encoded.input_ids == list(row["input_ids"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from align.evals.stats import agreement, fitted, holm, needed, sign_flip
+from align.evals.stats import adjust_by_holm, compute_agreement, compute_sample_size, compute_sign_flip_p, fit_logistic
 from align.ops.agreement import cohen_kappas
 
 ROW = np.arange(36)
@@ -23,7 +23,7 @@ X = np.column_stack([np.ones(36), np.arctan(RATIO / RATIO.std())])
 def test_a_logistic_fit_is_that_of_statsmodels() -> None:
     """`GLM(y, X, Binomial()).fit(cov_type="cluster")` over twelve prompts of three rows, without its correction, times
     C/(C − 1); ties are ½ there as here."""
-    fit = fitted(X, VERDICTS, np.ones(36), ROW // 3, np.zeros(2))
+    fit = fit_logistic(X, VERDICTS, np.ones(36), ROW // 3, np.zeros(2))
     assert fit.coefficients == pytest.approx([0.296601884025142, 0.30030024456220367])
     model = [[0.11933173197066432, -0.03199636026800118], [-0.03199636026800118, 0.2605489118347245]]
     sandwich = [[0.07823373435711888, -0.10395721334109136], [-0.10395721334109133, 0.258419884019202]]
@@ -48,28 +48,28 @@ def test_a_ridge_is_that_of_an_optimiser(ridge: list[float]) -> None:
         return total
 
     optimiser.step(loss)  # type: ignore[arg-type]
-    fit = fitted(X, VERDICTS, weights, ROW, np.array(ridge))
+    fit = fit_logistic(X, VERDICTS, weights, ROW, np.array(ridge))
     assert fit.coefficients == pytest.approx(beta.detach().numpy(), abs=1e-7)
 
 
 def test_mcnemar_is_that_of_statsmodels() -> None:
     for better, worse, p in ((9, 1, 0.021484375), (5, 0, 0.0625), (30, 14, 0.022628841205914796), (7, 7, 1.0)):
-        assert sign_flip([1.0] * better + [-1.0] * worse + [0.0] * 20) == pytest.approx(p)
+        assert compute_sign_flip_p([1.0] * better + [-1.0] * worse + [0.0] * 20) == pytest.approx(p)
 
 
 def test_flips_of_signs_are_scipys_permutations() -> None:
     """`permutation_test((d,), mean, permutation_type="samples", n_resamples=inf)`."""
-    assert sign_flip([0.3, -0.1, 0.7, 0.2, 0.45, -0.25, 0.6, 0.15]) == pytest.approx(0.078125)
+    assert compute_sign_flip_p([0.3, -0.1, 0.7, 0.2, 0.45, -0.25, 0.6, 0.15]) == pytest.approx(0.078125)
 
 
 def test_holm_is_that_of_statsmodels() -> None:
     given = dict(zip("abcde", (0.01, 0.04, 0.03, 0.005, 0.2), strict=True))
-    assert list(holm(given).values()) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.2])
+    assert list(adjust_by_holm(given).values()) == pytest.approx([0.04, 0.09, 0.09, 0.025, 0.2])
 
 
 def test_the_number_needed_is_near_that_of_the_noncentral_t() -> None:
     """`TTestPower` has 127.5 at an effect of 0.25, of a known deviation; one that is estimated takes a few more."""
-    found = needed(1.0, 0.25)
+    found = compute_sample_size(1.0, 0.25)
     assert found is not None
     assert 128 <= found <= 132
 
@@ -80,6 +80,6 @@ def test_kappa_is_that_of_scikit_learn() -> None:
     np.add.at(table, (one, other), 1)
     assert cohen_kappas(table[None])[0] == pytest.approx(0.6129032258064516)
     assert cohen_kappas(table[None], quadratic=True)[0] == pytest.approx(0.7857142857142857)
-    halves = agreement(np.array(one) / 2, np.array(other) / 2).kappa
+    halves = compute_agreement(np.array(one) / 2, np.array(other) / 2).kappa
     assert halves is not None
     assert halves.value == pytest.approx(0.6129032258064516)

@@ -3,7 +3,7 @@
 from annotation_store import add, said
 
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.assignment.leases import mode_of, terms_now
+from align.annotate.assignment.leases import get_mode, read_terms
 from align.annotate.store import configure
 from align.annotate.store.tables import work
 
@@ -32,7 +32,7 @@ def best_first(task, **more):
 def cast_vote(queue, who, task, key, judgement):
     """Vote under the terms of now."""
     with queue.store.reading() as db:
-        terms = terms_now(db, queue.project, mode_of(task.purpose))
+        terms = read_terms(db, queue.project, get_mode(task.purpose))
     return queue.vote(who, task.token, key, judgement, terms)
 
 

@@ -28,7 +28,7 @@ from align.data.read.messages import (
     UNSUPPORTED_FIELDS,
 )
 from align.data.read.records import read_documents, read_preferences
-from align.data.sets.ids import id_of
+from align.data.sets.ids import compute_content_id
 from align.data.sources import DataSource, read_divided_documents, read_source_prompts
 from align.models.adapters import adapter_config
 from align.models.lora import saved_settings
@@ -169,7 +169,7 @@ def test_rows_of_any_kind_are_records_or_refused(found: list[Any]) -> None:
     reads(lambda: bad_rows.finish_file("d", len(read)))
     numbers = [one.number for one in read]
     assert numbers == sorted(numbers)
-    assert all(len(id_of(encode_content_row(record))) == 32 for record in (one.record for one in read))
+    assert all(len(compute_content_id(encode_content_row(record))) == 32 for record in (one.record for one in read))
     assert all(isinstance(value, str | int | float) for one in read for value in one.extra.values())
 
 

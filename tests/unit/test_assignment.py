@@ -9,7 +9,7 @@ from annotation_store import ask, said
 from assignment_queues import Hands, best_first, cast_vote, counters, judge, queue_of
 
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.assignment.queue import Clock
+from align.annotate.assignment.queue import SteadyClock
 from align.annotate.store import AlreadyJudged, Candidate, Judgement, Store, configure, publish_guidelines
 from align.annotate.store.integrity import recount
 from align.annotate.store.tables import leases, work
@@ -117,7 +117,7 @@ def test_a_sign_of_life_keeps_an_item(store, clock):
 
 
 def test_a_wall_clock_that_jumps_ends_no_lease(store, monkeypatch):
-    queue = queue_of(store, Clock(), items=1)
+    queue = queue_of(store, SteadyClock(), items=1)
     task = queue.take("ann")
     monkeypatch.setattr("time.time", lambda: 4e9)
     assert queue.take("bob") is None

@@ -10,7 +10,7 @@ import torch
 from align.core.errors import InputError
 from align.core.types import Conversation, Rollout
 from align.data.read.records import parse_document
-from align.evals.best_of import Chosen, chosen, figures, tallied
+from align.evals.best_of import BestOfSelection, collect_results, compute_best_of_figures, select_answers
 from align.rollout.strip_reasoning import Judged
 from align.stages.sample import describe_best, score_answers
 
@@ -30,25 +30,31 @@ def row(*given: tuple[str, float, bool], number: int = 0, **more: Any) -> dict[s
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ([("x", 1, True), ("y", 3, True), ("z", 2, True)], Chosen(1, 0, "")),
-        ([("x", 3, True), ("y", 3, True), ("z", 1, True), ("w", 1, True)], Chosen(0, 3, "")),  # ties: the first drawn
-        ([("x", 9, False), ("y", 3, True), ("z", 5, True)], Chosen(2, 1, "")),  # cut: no winner
-        ([("x", 9, True), ("y", -3, False), ("z", 5, True)], Chosen(0, 1, "")),  # cut: a loser all the same
-        ([(" ", 9, True), ("y", 3, True), ("", -5, True), ("z", 1, True)], Chosen(1, 3, "")),  # empty: neither
-        ([("x", 9, False), ("", 3, True)], Chosen(None, None, "no_winner")),
-        ([("x", 1, True), (" x\n", 1, True), ("", 0, True)], Chosen(0, None, "all_equal")),
-        ([("x", 1, True), ("y", 1, True)], Chosen(0, None, "one_score")),
-        ([("x", 1, True), ("y", 5, False)], Chosen(0, None, "one_score")),  # nothing below the winner
-        ([("x", 2, True), ("x", 1, True), ("y", 1.5, True)], Chosen(0, 2, "")),  # the same text does not lose to itself
+        ([("x", 1, True), ("y", 3, True), ("z", 2, True)], BestOfSelection(1, 0, "")),
+        (
+            [("x", 3, True), ("y", 3, True), ("z", 1, True), ("w", 1, True)],
+            BestOfSelection(0, 3, ""),
+        ),  # ties: the first drawn
+        ([("x", 9, False), ("y", 3, True), ("z", 5, True)], BestOfSelection(2, 1, "")),  # cut: no winner
+        ([("x", 9, True), ("y", -3, False), ("z", 5, True)], BestOfSelection(0, 1, "")),  # cut: a loser all the same
+        ([(" ", 9, True), ("y", 3, True), ("", -5, True), ("z", 1, True)], BestOfSelection(1, 3, "")),  # empty: neither
+        ([("x", 9, False), ("", 3, True)], BestOfSelection(None, None, "no_winner")),
+        ([("x", 1, True), (" x\n", 1, True), ("", 0, True)], BestOfSelection(0, None, "all_equal")),
+        ([("x", 1, True), ("y", 1, True)], BestOfSelection(0, None, "one_score")),
+        ([("x", 1, True), ("y", 5, False)], BestOfSelection(0, None, "one_score")),  # nothing below the winner
+        (
+            [("x", 2, True), ("x", 1, True), ("y", 1.5, True)],
+            BestOfSelection(0, 2, ""),
+        ),  # the same text does not lose to itself
     ],
 )
-def test_who_wins_and_who_loses(given: list[tuple[str, float, bool]], expected: Chosen) -> None:
-    assert chosen(answers(*given), tools=False) == expected
-    assert chosen(answers(*given), tools=True) == Chosen(None, None, "with_tools")
+def test_who_wins_and_who_loses(given: list[tuple[str, float, bool]], expected: BestOfSelection) -> None:
+    assert select_answers(answers(*given), has_tools=False) == expected
+    assert select_answers(answers(*given), has_tools=True) == BestOfSelection(None, None, "with_tools")
 
 
 def test_only_the_winner_is_trained_on() -> None:
-    found = tallied([row(("x", 1, True), ("y", 3, False), ("z", 2, True))], "sample:r", "vader")
+    found = collect_results([row(("x", 1, True), ("y", 3, False), ("z", 2, True))], "sample:r", "vader")
     (winner,) = found.winners
     assert {key: winner[key] for key in ("id", "score", "rank", "n", "scorer")} == {
         "id": "sample:r/0", "score": 2, "rank": 2, "n": 3, "scorer": "vader",
@@ -59,7 +65,7 @@ def test_only_the_winner_is_trained_on() -> None:
 
 
 def test_a_pair_says_who_made_it_and_which_side_was_cut() -> None:
-    found = tallied([row(("x", 1.5, False), ("z", 2, True), number=7)], "sample:r", "vader")
+    found = collect_results([row(("x", 1.5, False), ("z", 2, True), number=7)], "sample:r", "vader")
     (pair,) = found.pairs
     assert [turn.content for turn in pair.prompt] == ["a?", "A.", "b?"]
     assert (pair.chosen[0].content, pair.rejected[0].content, pair.margin) == ("z", "x", 0.5)
@@ -77,7 +83,7 @@ def test_every_prompt_is_counted_once() -> None:
         row(("x", 1, False), ("", 9, True), number=3),
         row(("x", 1, True), ("y", 2, True), number=4, tools=[tool]),
     ]
-    made = figures(tallied(rows, "sample:r", "vader"))
+    made = compute_best_of_figures(collect_results(rows, "sample:r", "vader"))
     assert (made["winners"], made["pairs"]) == (3, 1)
     assert {why: made[why] for why in ("no_winner", "all_equal", "one_score", "with_tools")} == dict.fromkeys(
         ("no_winner", "all_equal", "one_score", "with_tools"), 1
@@ -93,9 +99,9 @@ def test_every_prompt_is_counted_once() -> None:
 def test_winners_that_a_cut_answer_outranks_are_counted() -> None:
     """What is imitated may be worse than the mean of all answers, which the figures of all answers do not show."""
     rows = [row(("x", 1, True), ("y", 9, False)), row(("x", 3, True), ("y", 2, True), number=1)]
-    made = figures(tallied(rows, "sample:r", "vader"))
+    made = compute_best_of_figures(collect_results(rows, "sample:r", "vader"))
     assert (made["winner_reward"], made["outranked"]) == (2.0, 1)
-    tied = figures(tallied([row(("x", 1, False), ("y", 1, True))], "sample:r", "vader"))
+    tied = compute_best_of_figures(collect_results([row(("x", 1, False), ("y", 1, True))], "sample:r", "vader"))
     assert tied["outranked"] == 0, "one that was drawn before with the same score is no better"
     assert made["reward"]["one"]["value"] == pytest.approx(3.75)
     assert describe_best(made)[0] == (
@@ -106,7 +112,9 @@ def test_winners_that_a_cut_answer_outranks_are_counted() -> None:
 def test_gold_is_that_of_the_answer_that_the_reward_ranks_first() -> None:
     given = answers(("x", 1, True), ("y", 2, True), ("z", 0, True))
     gold = [each | {"gold": value} for each, value in zip(given, (5.0, -1.0, 8.0), strict=True)]
-    made = figures(tallied([{"number": 0, "prompt": ASKED, "answers": gold}] * 2, "sample:r", "vader"))
+    made = compute_best_of_figures(
+        collect_results([{"number": 0, "prompt": ASKED, "answers": gold}] * 2, "sample:r", "vader")
+    )
     assert [line["gold"]["value"] for line in made["best_of"]] == pytest.approx([4.0, (5 - 1 - 1) / 3, -1.0])
     assert made["gold"]["best"]["value"] == -1.0
 

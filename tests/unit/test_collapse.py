@@ -17,15 +17,15 @@ from align.evals.collapse import (
     VARIED,
     Collapse,
     SystemAnswers,
-    commonest_new_phrase,
-    commonest_new_sentence,
-    first_of_each_prompt,
+    describe_new_phrase,
+    find_commonest_new_phrase,
+    find_commonest_new_sentence,
+    find_distinct_prompts,
     judge_against_constant,
     judge_collapse,
     mask_answers,
     measure_collapse,
     measure_variety,
-    phrase_lines,
 )
 from align.evals.suite.samples import Sample, read_samples, summarise, write_samples
 from align.ops.intervals import mean_interval
@@ -61,7 +61,7 @@ def varied_answers(seed: int = 0) -> list[str]:
 
 def verdict(policy: list[str], ref: list[str] | None = None, prompts: list[str] = PROMPTS) -> Collapse:
     ref = varied_answers() if ref is None else ref
-    sentence = commonest_new_sentence(prompts, policy, ref)
+    sentence = find_commonest_new_sentence(prompts, policy, ref)
     start = measure_variety(prompts, ref)
     return judge_collapse(measure_variety(prompts, policy), start.distinct, start.commonest_share.value, sentence)
 
@@ -147,7 +147,7 @@ def test_a_template_in_a_script_without_spaces():
     assert verdict(policy, ref, prompts).reasons[0].startswith("100")
     assert verdict(ref[::-1], ref, prompts) == Collapse(VARIED, ())
     clause = [f"{text[:6]}你知道的我真的非常爱它{text[6:]}" for text in ref[::-1]]
-    phrase = commonest_new_phrase(prompts, clause, ref)
+    phrase = find_commonest_new_phrase(prompts, clause, ref)
     assert phrase is not None
     assert phrase.text in "你知道的我真的非常爱它"
     assert len(phrase.text) == 8
@@ -219,10 +219,10 @@ def test_a_new_sentence_in_answers_that_differ_otherwise(share: float, expected:
 
 def test_the_commonest_new_phrase_needs_no_sentence():
     policy = [f"well {a.replace('.', '')} and so it goes on {a}" for a in varied_answers(1)]
-    phrase = commonest_new_phrase(PROMPTS, policy, varied_answers())
+    phrase = find_commonest_new_phrase(PROMPTS, policy, varied_answers())
     assert phrase is not None
     assert (phrase.text, phrase.policy.value, phrase.ref.value) == ("and so it goes", 1.0, 0.0)
-    assert commonest_new_phrase(PROMPTS, varied_answers(1), varied_answers(1)) is None
+    assert find_commonest_new_phrase(PROMPTS, varied_answers(1), varied_answers(1)) is None
 
 
 def test_a_constant_clause_is_shown_and_not_judged():
@@ -231,12 +231,12 @@ def test_a_constant_clause_is_shown_and_not_judged():
     found = measure_collapse(PROMPTS, SystemAnswers(policy, policy), SystemAnswers(varied_answers(), varied_answers()))
     assert found.collapse == Collapse(VARIED, ())
     phrase = found.as_dict()["variety"]["greedy"]["new_phrase"]
-    assert phrase_lines(found.collapse, phrase, "start") == [
+    assert describe_new_phrase(found.collapse, phrase, "start") == [
         "the words “as you know haha” stand in 100% of the greedy answers (start: 0%)"
     ]
-    assert phrase_lines(Collapse(COLLAPSED, ("alike",)), phrase, "start") == []
+    assert describe_new_phrase(Collapse(COLLAPSED, ("alike",)), phrase, "start") == []
     phrase["policy"]["value"] = 0.29
-    assert phrase_lines(found.collapse, phrase, "start") == []
+    assert describe_new_phrase(found.collapse, phrase, "start") == []
 
 
 def test_lines_of_code_are_no_sentences():
@@ -252,8 +252,8 @@ def test_few_prompts_decide_nothing():
 
 
 def test_a_prompt_counts_once():
-    assert first_of_each_prompt(["Who are you?", "who  are YOU?", "What?", "WHO are\nyou?"]) == [0, 2]
-    assert first_of_each_prompt(["What is 2 + 2?", "What is 2 - 2?"]) == [0, 1]
+    assert find_distinct_prompts(["Who are you?", "who  are YOU?", "What?", "WHO are\nyou?"]) == [0, 2]
+    assert find_distinct_prompts(["What is 2 + 2?", "What is 2 - 2?"]) == [0, 1]
 
 
 def test_a_closed_task_must_beat_the_best_constant():

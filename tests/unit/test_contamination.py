@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.data.dedup import shingles
-from align.data.dedup.evaluation_overlap import EXACT, NEAR, NGRAM, Index, hits
+from align.data.dedup.evaluation_overlap import EXACT, NEAR, NGRAM, OverlapIndex, find_hits
 
 WORDS = [f"w{chr(97 + i // 20)}{chr(97 + i % 20)}" for i in range(400)]
 """Without digits: texts in which these differ are no near-duplicates."""
@@ -23,14 +23,14 @@ def runs_of(text: str, width: int) -> set[tuple[str, ...]]:
     return {tuple(found[i : i + width]) for i in range(len(found) - width + 1)}
 
 
-def found(index: Index, texts: list[str | None]) -> list[tuple[int, ...]]:
+def found(index: OverlapIndex, texts: list[str | None]) -> list[tuple[int, ...]]:
     """The text, the number of the set, the row there and the rule of each match."""
-    matches = hits(index, pa.array(texts, pa.string()))
+    matches = find_hits(index, pa.array(texts, pa.string()))
     return list(zip(*(column.tolist() for column in matches), strict=True))
 
 
-def index_of(width: int = 13, threshold: float = 0.7, **sets: list[str | None]) -> Index:
-    return Index([pa.array(texts, pa.string()) for texts in sets.values()], width, threshold)
+def index_of(width: int = 13, threshold: float = 0.7, **sets: list[str | None]) -> OverlapIndex:
+    return OverlapIndex([pa.array(texts, pa.string()) for texts in sets.values()], width, threshold)
 
 
 def one_by_one(sets: dict[str, list[str]], texts: list[str], width: int, threshold: float):
@@ -118,9 +118,9 @@ def test_batches_change_nothing():
     exam = [" ".join(text_of(rng, 20)) for _ in range(3000)]  # more than a block
     texts = [" ".join(text_of(rng, 30)) for _ in range(2500)] + exam[::7] + ["é " + row for row in exam[::11]]
     index = index_of(exam=exam)
-    whole = hits(index, pa.array(texts))
+    whole = find_hits(index, pa.array(texts))
     assert len(whole.text) == len(texts) - 2500
     assert np.array_equal(whole.row, [*range(0, 3000, 7), *range(0, 3000, 11)])
-    parts = hits(index, pa.chunked_array([pa.array(texts[:77]), pa.array([], pa.string()), pa.array(texts[77:])]))
+    parts = find_hits(index, pa.chunked_array([pa.array(texts[:77]), pa.array([], pa.string()), pa.array(texts[77:])]))
     for name in ("text", "evaluation", "row", "rule"):
         assert np.array_equal(getattr(whole, name), getattr(parts, name))

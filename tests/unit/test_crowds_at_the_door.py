@@ -13,7 +13,7 @@ from argon2 import PasswordHasher
 from people import GOOD, member
 from waiting import settles
 
-from align.annotate.accounts import TRIES, TRIES_MANY, Accounts
+from align.annotate.accounts import FREE_ATTEMPTS, FREE_ATTEMPTS_IN_ALL, Accounts
 from align.core.errors import StorageError
 from align.web.credentials import AT_ONCE, PATIENCE_S, WAITING, Refused
 from align.web.throttle import Busy, FairQueue
@@ -124,7 +124,7 @@ def full(accounts: Accounts) -> Iterator[None]:
 def test_busy_is_no_wrong_password(accounts):
     member(accounts, "ann")
     with full(accounts):
-        for _ in range(2 * TRIES_MANY):
+        for _ in range(2 * FREE_ATTEMPTS_IN_ALL):
             with pytest.raises(Busy, match="many people"):
                 accounts.log_in("ann", GOOD, "here")
     assert [accounts._tries.failures(name) for name in ("name ann from here", "name ann", "from here")] == [0, 0, 0]
@@ -139,7 +139,7 @@ def test_nor_is_a_store_that_cannot_be_read(accounts, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("align.annotate.accounts.user_named", unreadable)
-        for _ in range(2 * TRIES_MANY):
+        for _ in range(2 * FREE_ATTEMPTS_IN_ALL):
             with pytest.raises(StorageError):
                 accounts.log_in("ann", GOOD, "here")
     assert accounts.log_in("ann", GOOD, "here")
@@ -147,7 +147,7 @@ def test_nor_is_a_store_that_cannot_be_read(accounts, monkeypatch):
 
 def test_wrong_ones_count_as_before_though_the_door_was_busy_between(accounts):
     member(accounts, "ann")
-    for _ in range(TRIES):
+    for _ in range(FREE_ATTEMPTS):
         with pytest.raises(Refused, match="no such name"):
             accounts.log_in("ann", "a wrong password", "here")
         with full(accounts), pytest.raises(Busy):

@@ -26,11 +26,11 @@ from align.core.types import Conversation, Message
 from align.data import chitchat
 from align.data.clean.steps import steps_of
 from align.data.sets import gather, parallel
-from align.data.sets.duplicates import near_duplicates, preference
-from align.data.sets.gather import Gathering, Wanted
-from align.data.sets.parallel import Count, TaskRunner, embedded, make_ahead, pieces
-from align.data.sets.source import Source, Votes
-from align.data.sets.spool import Rows, Spool
+from align.data.sets.duplicates import find_near_duplicates, rank_rows
+from align.data.sets.gather import FactOptions, SourceImport
+from align.data.sets.parallel import RowCount, TaskRunner, in_process_runner, split_parts, write_parts_in_workers
+from align.data.sets.source import Source, VoteSnapshot
+from align.data.sets.spool import Spool, SpoolRows
 
 BAD = {"prompt": "no answer", "completion": ""}
 
@@ -65,11 +65,12 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Source]:
     return [*(Source(name, path) for name, path in paths.items()), Source("e", data="chitchat", part="test")]
 
 
-def gatherings(folder: Path, sources: Sequence[Source], skips: bool = True) -> list[Gathering]:
+def gatherings(folder: Path, sources: Sequence[Source], skips: bool = True) -> list[SourceImport]:
     folder.mkdir(exist_ok=True)
     steps, kind = steps_of(["control", {"length": {"least": 4, "by": "words"}}]), sources[0].kind()
     return [
-        Gathering(Spool(folder), source, number, steps, Wanted(), kind, skips) for number, source in enumerate(sources)
+        SourceImport(Spool(folder), source, number, steps, FactOptions(), kind, skips)
+        for number, source in enumerate(sources)
     ]
 
 
@@ -93,28 +94,30 @@ def processes(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[
             yield given[future], future.result()
 
 
-def all_of(made: Sequence[Gathering]) -> tuple[list[dict[str, Any]], list[list[int]]]:
+def all_of(made: Sequence[SourceImport]) -> tuple[list[dict[str, Any]], list[list[int]]]:
     """The account of each source, and all that the spool holds of the rows."""
-    accounts, rows = [one.run() for one in made], Rows(made[0].spool)
+    accounts, rows = [one.run() for one in made], SpoolRows(made[0].spool)
     return accounts, [np.ascontiguousarray(rows.numbers(name)).tolist() for name in ("content_id", "source", "row")]
 
 
-@pytest.mark.parametrize("engine", [embedded, *map(any_order, range(3)), processes], ids=["e", "0", "1", "2", "p"])
+@pytest.mark.parametrize(
+    "engine", [in_process_runner, *map(any_order, range(3)), processes], ids=["e", "0", "1", "2", "p"]
+)
 def test_the_same_as_in_one_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: list[Source], engine: TaskRunner
 ) -> None:
     whole = all_of(gatherings(tmp_path / "one", sources))
     assert whole[0][0]["counts"]["skipped_rows"] == 4
     made = gatherings(tmp_path / "many", sources)
-    make_ahead(engine, made)
+    write_parts_in_workers(engine, made)
     assert [len(one.parts()) for one in made] == [9, 7, 3, 1, 0]
-    write = Gathering.write
+    write = SourceImport.write
 
-    def alone(self: Gathering, part: int) -> dict[str, Any]:
+    def alone(self: SourceImport, part: int) -> dict[str, Any]:
         assert not self.source.path, f"{self.name(part)} was left"
         return write(self, part)
 
-    monkeypatch.setattr(Gathering, "write", alone)
+    monkeypatch.setattr(SourceImport, "write", alone)
     assert all_of(made) == whole
 
 
@@ -133,7 +136,7 @@ def test_cut_off_at_any_task_it_goes_on(tmp_path: Path, sources: list[Source], s
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            make_ahead(cut, gatherings(tmp_path / "many", sources))
+            write_parts_in_workers(cut, gatherings(tmp_path / "many", sources))
     there = len(Spool(tmp_path / "many").parts())
     assert 6 <= there < 20
     assert all_of(gatherings(tmp_path / "many", sources)) == whole
@@ -197,7 +200,7 @@ def test_errors_are_the_same_whoever_works(
     for folder in ("one", "many"):
         made = gatherings(tmp_path / folder, found, skips)
         if folder == "many":
-            make_ahead(engine, made)
+            write_parts_in_workers(engine, made)
         with pytest.raises(InputError) as caught:
             all_of(made)
         said.append((type(caught.value), str(caught.value)))
@@ -208,11 +211,11 @@ def test_nobody_works_on_what_is_behind_an_error(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(gather, "PART", 5)
     found, skips = wrong(tmp_path, "bad rows")  # in the fifth part of eight
     made = gatherings(tmp_path / "many", [found[0], Source("later", found[0].path)], skips)
-    make_ahead(embedded, made)
+    write_parts_in_workers(in_process_runner, made)
     assert [one.parts() for one in made] == [{0, 1, 2, 3, 4}, set()]
     lines(Path(found[0].path), rows_of("a", 40))  # another run, in the same folder
     again = gatherings(tmp_path / "many", [found[0], Source("later", found[0].path)], skips)
-    make_ahead(embedded, again)
+    write_parts_in_workers(in_process_runner, again)
     assert [len(one.parts()) for one in again] == [8, 8]
 
 
@@ -228,7 +231,9 @@ def test_workers_without_the_runs_folder_leave_their_parts_to_this_process(
     there = {one.number: one for one in gatherings(tmp_path / "gone", sources[:2])}
     (tmp_path / "gone").rmdir()
     made, whole = gatherings(tmp_path / "many", sources[:2]), all_of(gatherings(tmp_path / "one", sources[:2]))
-    make_ahead(lambda do, tasks: elsewhere(do, tasks, lambda task: parallel.work(there, task)), made)
+    write_parts_in_workers(
+        lambda do, tasks: elsewhere(do, tasks, lambda task: parallel.write_task_parts(there, task)), made
+    )
     assert [one.parts() for one in made] == [set(), set()]
     assert all_of(made) == whole
     said = [line for line in capsys.readouterr().out.splitlines() if "process makes" in line]
@@ -245,7 +250,9 @@ def test_workers_whose_disk_is_full_leave_their_parts_to_this_process(
     full, made = gatherings(tmp_path / "full", sources[:1]), gatherings(tmp_path / "many", sources[:1])
     for part in range(9):
         (tmp_path / "full" / f"000-{part:06d}.0.arrow.{gethostname()}-{os.getpid()}").symlink_to("/dev/full")
-    make_ahead(lambda do, tasks: elsewhere(do, tasks, lambda task: parallel.work({0: full[0]}, task)), made)
+    write_parts_in_workers(
+        lambda do, tasks: elsewhere(do, tasks, lambda task: parallel.write_task_parts({0: full[0]}, task)), made
+    )
     assert (full[0].parts(), made[0].parts()) == (set(), set())
     assert made[0].run()["counts"]["kept"] == 31
     said = capsys.readouterr().out
@@ -263,10 +270,10 @@ def test_workers_that_cannot_see_the_sources_are_told_of_in_one_line(
             tasks = [
                 (*task[:2], tmp_path / "gone" if task[2].suffix in (".parquet", ".csv") else task[2]) for task in tasks
             ]
-        return embedded(do, tasks)
+        return in_process_runner(do, tasks)
 
     made = gatherings(tmp_path / "many", sources)
-    make_ahead(blind, made)
+    write_parts_in_workers(blind, made)
     assert [len(one.parts()) for one in made] == [9, 3, 0, 1, 0]
     (said,) = capsys.readouterr().out.splitlines()
     assert said.startswith(
@@ -282,8 +289,8 @@ def test_workers_that_write_elsewhere_are_told(
     there = {one.number: one for one in gatherings(tmp_path / "other", sources)}
     says = r"stage\.engine=.*workers write to a folder that this process cannot see \(000-000000\.json.*one file system"
     with pytest.raises(InputError, match=says):
-        make_ahead(
-            lambda do, tasks: elsewhere(do, tasks, lambda task: parallel.work(there, task)),
+        write_parts_in_workers(
+            lambda do, tasks: elsewhere(do, tasks, lambda task: parallel.write_task_parts(there, task)),
             gatherings(tmp_path / "many", sources),
         )
 
@@ -295,36 +302,36 @@ def test_a_part_that_is_seen_late_is_waited_for(
     made, seen = gatherings(tmp_path / "many", sources[:1]), []
 
     def late(task: Any) -> Any:
-        found = parallel.work({0: made[0]}, task)
+        found = parallel.write_task_parts({0: made[0]}, task)
         path = made[0].spool.folder / f"{made[0].name(task.parts[0])}.json"
         path.rename(hidden := path.with_suffix(".hidden"))
         Timer(0.1, lambda: (hidden.rename(path), seen.append(path))).start()
         return found
 
-    make_ahead(lambda do, tasks: elsewhere(do, tasks, late), made)
+    write_parts_in_workers(lambda do, tasks: elsewhere(do, tasks, late), made)
     assert len(seen) == len(made[0].parts()) == 9
 
 
 def test_pieces_are_all_parts_and_few_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "PART", 10)
-    counts = [Count(7, True), Count(1, False), Count(995, False), Count(2000, True), Count(4, False)]
-    found = [*pieces(counts)]
+    counts = [RowCount(7, True), RowCount(1, False), RowCount(995, False), RowCount(2000, True), RowCount(4, False)]
+    found = [*split_parts(counts)]
     assert [part for piece in found for part in piece] == [*range(301)]
     begins = [next(i for i, end in enumerate(np.cumsum([c.rows for c in counts])) if p[0] * 10 < end) for p in found]
     assert [begins.count(file) for file in range(5)] == [1, 0, 4, 29, 0]
-    assert [*pieces([])] == []
+    assert [*split_parts([])] == []
 
 
 def test_no_worker_is_given_a_projects_key(tmp_path: Path, sources: list[Source]) -> None:
-    votes = Votes("sqlite:///votes.db", "p", ChainHead(0, ""), False, b"the key of a project")
+    votes = VoteSnapshot("sqlite:///votes.db", "p", ChainHead(0, ""), False, b"the key of a project")
     made = gatherings(tmp_path / "many", [*sources[:2], Source("votes", annotations="p", votes=votes)])
     seen = []
 
     def looks(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         seen.append(pickle.dumps((do, tasks)))
-        return embedded(do, tasks)
+        return in_process_runner(do, tasks)
 
-    make_ahead(looks, made)
+    write_parts_in_workers(looks, made)
     assert len(seen) == 2
     assert b"the key of a project" in pickle.dumps(made[2])
     assert not any(b"the key of a project" in one or b"votes.db" in one for one in seen)
@@ -345,10 +352,10 @@ def test_near_duplicates_in_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     lines(tmp_path / "b.jsonl", made[90:])
     both = gatherings(tmp_path / "spool", [Source(name, str(tmp_path / f"{name}.jsonl")) for name in "ab"])
     all_of(both)
-    rows, compared = Rows(both[0].spool), list[int]()
+    rows, compared = SpoolRows(both[0].spool), list[int]()
     kept, source = np.arange(150) % 7 > 0, rows.numbers("source").astype(np.int64)
-    order = preference(source, [1, 0])
-    whole = near_duplicates(rows, kept, order, source, threshold=0.7, among=among)
+    order = rank_rows(source, [1, 0])
+    whole = find_near_duplicates(rows, kept, order, source, threshold=0.7, among=among)
     engine = any_order(workers)
 
     def counted(do: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
@@ -356,7 +363,7 @@ def test_near_duplicates_in_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return engine(do, tasks)
 
     monkeypatch.setattr(counted, "workers", workers, raising=False)
-    found = near_duplicates(rows, kept, order, source, threshold=0.7, among=among, engine=counted)  # type: ignore[arg-type]
+    found = find_near_duplicates(rows, kept, order, source, threshold=0.7, among=among, engine=counted)  # type: ignore[arg-type]
     assert len(whole.dropped) > 20
     assert len(compared) == min(12, 2 * workers)
     for name in ("dropped", "kept", "jaccard", "exact"):

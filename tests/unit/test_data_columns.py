@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES
-from align.data.sets.record_columns import columns_of, records_of, texts_of, turn_counts
+from align.data.sets.record_columns import columns_to_records, count_turns, join_record_texts, records_to_columns
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 TURN = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), TEXT, st.booleans())
@@ -28,7 +28,7 @@ def pair_or_none(make: object) -> object:
 
 
 def table(kind: str, records: list[Record]) -> pa.Table:
-    return pa.table(columns_of(kind, records))
+    return pa.table(records_to_columns(kind, records))
 
 
 @given(st.lists(TURNS | TEXT, max_size=6), st.integers(0, 6))
@@ -36,19 +36,19 @@ def test_documents_come_back(said: list[tuple[Message, ...] | str], start: int):
     records: list[Record] = [one if isinstance(one, str) else Conversation(one, f"x:{i}") for i, one in enumerate(said)]
     whole = table(DOCUMENTS, records)
     names = [f"x:{i}" for i in range(len(records))]
-    assert records_of(DOCUMENTS, whole, names) == records
-    assert records_of(DOCUMENTS, whole.slice(start), names[start:]) == records[start:]
+    assert columns_to_records(DOCUMENTS, whole, names) == records
+    assert columns_to_records(DOCUMENTS, whole.slice(start), names[start:]) == records[start:]
 
 
 @given(st.lists(st.tuples(TURNS, TURNS, st.booleans(), TEXT.filter(bool)), max_size=4))
 def test_feedback_comes_back(said: list[tuple[tuple[Message, ...], tuple[Message, ...], bool, str]]):
     records: list[Record] = [Feedback(*one) for one in said]
-    assert records_of(FEEDBACK, table(FEEDBACK, records), ["?"] * len(records)) == records
+    assert columns_to_records(FEEDBACK, table(FEEDBACK, records), ["?"] * len(records)) == records
 
 
 @given(st.lists(TURNS.flatmap(lambda _: st.deferred(lambda: VALID)), max_size=4))
 def test_pairs_come_back(records: list[Record]):
-    assert records_of(PREFERENCES, table(PREFERENCES, records), ["?"] * len(records)) == records
+    assert columns_to_records(PREFERENCES, table(PREFERENCES, records), ["?"] * len(records)) == records
 
 
 VALID = (
@@ -79,19 +79,19 @@ VALID = (
 @pytest.mark.parametrize(("over", "said"), [("both", "u\na\nv"), ("prompts", "u\nv"), ("answers", "a")])
 def test_what_is_compared(over: str, said: str):
     records: list[Record] = [SAID, "plain\ntext"]
-    assert texts_of(DOCUMENTS, table(DOCUMENTS, records), over).to_pylist() == [said, "plain\ntext"]
-    assert texts_of(DOCUMENTS, table(DOCUMENTS, records).slice(1), over).to_pylist() == ["plain\ntext"]
+    assert join_record_texts(DOCUMENTS, table(DOCUMENTS, records), over).to_pylist() == [said, "plain\ntext"]
+    assert join_record_texts(DOCUMENTS, table(DOCUMENTS, records).slice(1), over).to_pylist() == ["plain\ntext"]
 
 
 def test_a_pair_is_compared_as_a_whole():
     pair = Preference(
         (Message("system", "S"), Message("user", "q")), (Message("assistant", "y"),), (Message("assistant", "n"),)
     )
-    assert texts_of(PREFERENCES, table(PREFERENCES, [pair])).to_pylist() == ["q\ny\nn"]
-    assert turn_counts(PREFERENCES, table(PREFERENCES, [pair])).tolist() == [4]
+    assert join_record_texts(PREFERENCES, table(PREFERENCES, [pair])).to_pylist() == ["q\ny\nn"]
+    assert count_turns(PREFERENCES, table(PREFERENCES, [pair])).tolist() == [4]
 
 
 def test_turns_are_counted():
-    found = turn_counts(DOCUMENTS, table(DOCUMENTS, [SAID, "plain"]).slice(0))
+    found = count_turns(DOCUMENTS, table(DOCUMENTS, [SAID, "plain"]).slice(0))
     assert found.dtype.kind == "i"
     assert np.array_equal(found, [4, 1])

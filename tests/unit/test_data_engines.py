@@ -19,36 +19,36 @@ import pyarrow as pa
 import pytest
 
 from align.core.errors import InputError
-from align.data.sets.parallel import SILENT, DaftRunner, Worker, joined, packed, result
+from align.data.sets.parallel import NO_TELEMETRY, DaftRunner, TaskWorker, connect_ray, pickle_function, unpickle_result
 
 
 def test_work_that_no_other_process_can_find_is_refused() -> None:
     with pytest.raises(InputError, match=r"stage\.engine=\(work\): cannot send its work .*Define what stage\.clean"):
-        packed(lambda task: task)
+        pickle_function(lambda task: task)
 
 
 def test_a_worker_without_the_working_folder_is_no_traceback(tmp_path: Path) -> None:
-    worker = Worker(packed(len), str(tmp_path / "gone"), [])
+    worker = TaskWorker(pickle_function(len), str(tmp_path / "gone"), [])
     (made,) = worker.run(pa.array([pickle.dumps((0, "task"))]))
     says = (
         rf"a worker on {re.escape(gethostname())} cannot begin \(.*No such file.*gone.*working folder at the same path"
     )
     with pytest.raises(InputError, match=says):
-        result(made)
+        unpickle_result(made)
 
 
 def test_a_worker_without_a_module_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "only_here.py").write_text("def clean(task):\n    return task * 2\n")
-    do = packed(importlib.import_module("only_here").clean)
-    (made,) = Worker(do, str(tmp_path), []).run(pa.array([pickle.dumps((3, "ab"))]))
-    assert result(made) == (3, "abab")
+    do = pickle_function(importlib.import_module("only_here").clean)
+    (made,) = TaskWorker(do, str(tmp_path), []).run(pa.array([pickle.dumps((3, "ab"))]))
+    assert unpickle_result(made) == (3, "abab")
     monkeypatch.delitem(sys.modules, "only_here")
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
-    (made,) = Worker(do, str(tmp_path), []).run(pa.array([pickle.dumps((3, "ab"))]))
+    (made,) = TaskWorker(do, str(tmp_path), []).run(pa.array([pickle.dumps((3, "ab"))]))
     with pytest.raises(InputError, match=r"cannot begin \(No module named 'only_here'\).*the same environment"):
-        result(made)
+        unpickle_result(made)
 
 
 class Stub:
@@ -85,7 +85,7 @@ class Stub:
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Stub], Stub]]:
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    joined.cache_clear()
+    connect_ray.cache_clear()
 
     def install(stub: Stub) -> Stub:
         for name in ("daft", "ray"):
@@ -93,7 +93,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Stub], Stub
         return stub
 
     yield install
-    joined.cache_clear()
+    connect_ray.cache_clear()
 
 
 @pytest.mark.parametrize("error", [ConnectionError("timeout"), ValueError("no address"), RuntimeError("twice")])
@@ -131,5 +131,5 @@ def test_without_daft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "daft", None)
     with pytest.raises(InputError, match=r"stage\.engine=daft: is not installed here .*docs/data\.md"):
         DaftRunner(False, None, None)
-    assert SILENT.items() <= os.environ.items()
-    assert {"DO_NOT_TRACK", "RAY_USAGE_STATS_ENABLED"} <= SILENT.keys()
+    assert NO_TELEMETRY.items() <= os.environ.items()
+    assert {"DO_NOT_TRACK", "RAY_USAGE_STATS_ENABLED"} <= NO_TELEMETRY.keys()

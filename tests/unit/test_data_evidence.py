@@ -8,20 +8,20 @@ import numpy as np
 import pyarrow as pa
 
 from align.data.read.content import DOCUMENTS
-from align.data.sets.record_columns import columns_of
-from align.data.sets.report import MOST, Examples
-from align.data.sets.spool import Rows, Spool
+from align.data.sets.record_columns import records_to_columns
+from align.data.sets.report import MAX_CHARACTERS, ExampleWriter
+from align.data.sets.spool import Spool, SpoolRows
 
 
 def test_a_long_row_is_cut_behind_what_is_hidden(tmp_path: Path) -> None:
-    long = "x" * (MOST - 5) + "secret" + "y" * 5000
-    columns = columns_of(DOCUMENTS, ["short", long])
+    long = "x" * (MAX_CHARACTERS - 5) + "secret" + "y" * 5000
+    columns = records_to_columns(DOCUMENTS, ["short", long])
     batch = pa.RecordBatch.from_pydict({**columns, "source": pa.array([0, 0]), "row": pa.array([1, 2])})
     Spool(tmp_path).write("000", iter([batch]), [batch.schema], {})
-    rows = Rows(Spool(tmp_path), DOCUMENTS, ["s"])
-    examples = Examples(tmp_path, rows, np.zeros(2, np.int64), lambda text: text.replace("secret", "[ID]"))
+    rows = SpoolRows(Spool(tmp_path), DOCUMENTS, ["s"])
+    examples = ExampleWriter(tmp_path, rows, np.zeros(2, np.int64), lambda text: text.replace("secret", "[ID]"))
     found = examples.show(np.array([1, 0]))
     assert found[0]["row"] == "s:2"
-    assert len(found[0]["text"]) == MOST
+    assert len(found[0]["text"]) == MAX_CHARACTERS
     assert "secr" not in found[0]["text"]
     assert found[1] == {"row": "s:1", "text": "short"}

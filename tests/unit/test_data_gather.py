@@ -13,9 +13,9 @@ import pytest
 from align.core.errors import CorruptFile, InputError
 from align.data.clean.steps import steps_of
 from align.data.sets import gather, published
-from align.data.sets.gather import Gathering, Wanted
-from align.data.sets.source import Source, by_name, licence_within, parsed_sources, recognised
-from align.data.sets.spool import Rows, Spool
+from align.data.sets.gather import FactOptions, SourceImport
+from align.data.sets.source import Source, detect_row_shapes, parse_sources, rank_by_name, resolve_licence
+from align.data.sets.spool import Spool, SpoolRows
 
 GOOD = [{"prompt": f"question {i}?", "completion": f"the answer {i} to it"} for i in range(25)]
 RANKS = [("a", 1), ("b", 2), ("c", 2)]
@@ -30,10 +30,10 @@ def write(path: Path, rows: Sequence[Any]) -> Path:
 
 def gathering(
     folder: Path, path: Path, skips: bool = True, kind: str = "", counts: Sequence[int] = (), **about: Any
-) -> Gathering:
+) -> SourceImport:
     folder.mkdir(exist_ok=True)
     source, steps = Source("s", str(path), **about), steps_of([{"length": {"most": 8, "by": "words"}}])
-    return Gathering(Spool(folder), source, 0, steps, Wanted(), kind or source.kind(), skips, counts)
+    return SourceImport(Spool(folder), source, 0, steps, FactOptions(), kind or source.kind(), skips, counts)
 
 
 def mixed_rows() -> list[Any]:
@@ -100,7 +100,7 @@ def test_parts_are_the_same_whoever_makes_them(
         made = gathering(tmp_path / "parts", shards, counts=counts) if order == "each by another" else made
         made.write(number)
     assert made.run() == whole
-    found = [Rows(Spool(tmp_path / name)) for name in ("one part", "parts")]
+    found = [SpoolRows(Spool(tmp_path / name)) for name in ("one part", "parts")]
     for name in ("content_id", "row", "digest"):
         assert np.array_equal(*(rows.numbers(name) for rows in found))
     assert found[0].count > 5 or rows == pairs_with_ties()
@@ -127,11 +127,11 @@ def test_ids_are_sorted_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(published, "SORTED", at_once)
     path = write(tmp_path / "rows.jsonl", [{"prompt": f"p {i % 50}", "completion": "c"} for i in range(90)])
     gathering(tmp_path / "spool", path).run()
-    rows = Rows(Spool(tmp_path / "spool"))
+    rows = SpoolRows(Spool(tmp_path / "spool"))
     wanted = np.arange(rows.count) % 3 > 0
     found = [bytes(id) for id in rows.numbers("content_id")[wanted]]
     assert len({*found}) > 30
-    assert [*published.unique_ids(rows, wanted)] == sorted({*found})
+    assert [*published.iter_unique_ids(rows, wanted)] == sorted({*found})
     assert rows.first_bits("content_id")[wanted].tolist() == [int.from_bytes(id[:8], "big") for id in found]
 
 
@@ -218,7 +218,7 @@ def test_a_part_of_another_format_is_refused(tmp_path: Path):
 )  # fmt: skip
 def test_sources_that_are_none(given: Any, says: str) -> None:
     with pytest.raises(InputError) as caught:
-        parsed_sources(given)
+        parse_sources(given)
     assert says in str(caught.value)
 
 
@@ -230,10 +230,10 @@ def test_names_of_sources() -> None:
         {"data": "chitchat"},
         "hub:org/my set",
     ]
-    found = parsed_sources(given)
+    found = parse_sources(given)
     assert [source.name for source in found] == ["rows", "rows-2", "logs", "chitchat", "my-set"]
     assert found[3].licence == "MIT"
-    assert by_name(found, ["logs"], "prefer") == [1, 2, 0, 4, 5]
+    assert rank_by_name(found, ["logs"], "prefer") == [1, 2, 0, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -254,10 +254,10 @@ def test_names_of_sources() -> None:
 def test_the_licence_of_a_data_set(stated: list[Any], given: str, licence: str | InputError) -> None:
     made_of = [{"licence": one} for one in stated]
     if isinstance(licence, str):
-        assert licence_within(made_of, given, "x.licence") == licence
+        assert resolve_licence(made_of, given, "x.licence") == licence
         return
     with pytest.raises(InputError, match=f"{licence.field}={licence.value}: {licence.problem}.*{licence.remedy}"):
-        licence_within(made_of, given, "x.licence")
+        resolve_licence(made_of, given, "x.licence")
 
 
 def test_what_the_first_rows_are_taken_for(tmp_path: Path) -> None:
@@ -265,21 +265,21 @@ def test_what_the_first_rows_are_taken_for(tmp_path: Path) -> None:
     rows += [{"text": "plain"}, {"nothing": 1}]
     path = write(tmp_path / "rows.jsonl", rows)
     path.write_text(path.read_text() + "no JSON\n")
-    found = recognised(Source("s", str(path)))
+    found = detect_row_shapes(Source("s", str(path)))
     assert found["shapes"] == {"a question and its answer": 4, "plain text": 1}
     assert (found["rows"], found["columns"]) == (5, ["question", "answer", "topic", "text"])
-    mapped = recognised(Source("s", str(path), columns={"prompt": "question", "completion": "answer"}))
+    mapped = detect_row_shapes(Source("s", str(path), columns={"prompt": "question", "completion": "answer"}))
     assert mapped["shapes"] == {"a prompt and its completion": 4}
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
-    assert recognised(Source("s", str(tmp_path / "cut.parquet")))["rows"] == 0
-    assert recognised(Source("s", data="chitchat")) == {"rows": 0, "shapes": {}, "columns": []}
+    assert detect_row_shapes(Source("s", str(tmp_path / "cut.parquet")))["rows"] == 0
+    assert detect_row_shapes(Source("s", data="chitchat")) == {"rows": 0, "shapes": {}, "columns": []}
 
 
 def test_rows_are_taken_in_the_order_that_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "BATCH", 4)
     made = gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", GOOD))
     made.run()
-    rows = Rows(made.spool)
+    rows = SpoolRows(made.spool)
     assert rows.count == 25
     for order in ([7, 3, 24, 3, 0], [5], [*range(24, -1, -1)]):
         assert rows.take(np.array(order), ["row"])["row"].to_pylist() == [number + 1 for number in order]
@@ -288,6 +288,6 @@ def test_rows_are_taken_in_the_order_that_they_are_asked_for(tmp_path: Path, mon
 def test_rows_that_ask_nothing_are_not_the_same(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": f"only a question {i}"}]} for i in range(5)]
     made = gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", rows))
-    made.wanted = Wanted(over="answers")
+    made.wanted = FactOptions(over="answers")
     made.run()
-    assert len({bytes(row) for row in Rows(made.spool).numbers("digest")}) == 5
+    assert len({bytes(row) for row in SpoolRows(made.spool).numbers("digest")}) == 5

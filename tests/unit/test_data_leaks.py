@@ -11,13 +11,13 @@ import pyarrow as pa
 import pytest
 
 from align.core.types import Conversation, Message, Record
-from align.data.dedup.evaluation_overlap import COMMON, RULES, Tally
+from align.data.dedup.evaluation_overlap import MAX_RUN_ROWS, RULES, HashCounter
 from align.data.dedup.questions import EvaluationTexts
 from align.data.read.content import DOCUMENTS
 from align.data.sets import contamination
-from align.data.sets.contamination import Evaluations, leaks_of, worth_asking
-from align.data.sets.record_columns import columns_of, texts_of
-from align.data.sets.spool import Rows, Spool
+from align.data.sets.contamination import LeakFinder, find_split_leaks, prefilter_rows
+from align.data.sets.record_columns import join_record_texts, records_to_columns
+from align.data.sets.spool import Spool, SpoolRows
 
 LONG = "the quick brown fox jumps over the lazy dog and then sleeps until the next morning comes"
 PHRASE = "thank you for your message we will come back to you within one working day"
@@ -28,19 +28,19 @@ def chat(asked: str, answer: str, system: str = "") -> Conversation:
     return Conversation((*turns, Message("user", asked), Message("assistant", answer)))
 
 
-def spooled(folder: Path, records: Sequence[Record], most: int = 1000) -> Rows:
+def spooled(folder: Path, records: Sequence[Record], most: int = 1000) -> SpoolRows:
     folder.mkdir(exist_ok=True)
-    batch = pa.RecordBatch.from_pydict(columns_of(DOCUMENTS, records))
+    batch = pa.RecordBatch.from_pydict(records_to_columns(DOCUMENTS, records))
     half, spool = len(records) // 2, Spool(folder)
     for i, some in enumerate((batch.slice(0, half), batch.slice(half))):
         spool.write(f"{i:03d}", iter(pa.Table.from_batches([some]).to_batches(most)), [batch.schema], {})
-    return Rows(spool)
+    return SpoolRows(spool)
 
 
-def against(records: Sequence[Record], near: float | None = 0.7) -> Evaluations:
-    table = pa.table(columns_of(DOCUMENTS, records))
-    said, asked = ([texts_of(DOCUMENTS, table, over)] for over in ("both", "prompts"))
-    return Evaluations([EvaluationTexts.of_rows(said, asked)], near)
+def against(records: Sequence[Record], near: float | None = 0.7) -> LeakFinder:
+    table = pa.table(records_to_columns(DOCUMENTS, records))
+    said, asked = ([join_record_texts(DOCUMENTS, table, over)] for over in ("both", "prompts"))
+    return LeakFinder([EvaluationTexts.of_rows(said, asked)], near)
 
 
 @pytest.mark.parametrize(
@@ -72,17 +72,17 @@ def test_near_is_looked_for_only_where_it_is_asked_for(tmp_path: Path) -> None:
     assert against(near, None).leaks(rows, np.ones(1, bool)).rule.tolist() == []
 
 
-@pytest.mark.parametrize("sharing", [COMMON, COMMON + 1])
+@pytest.mark.parametrize("sharing", [MAX_RUN_ROWS, MAX_RUN_ROWS + 1])
 def test_a_phrase_that_many_rows_to_train_on_share_is_no_leak(tmp_path: Path, sharing: int) -> None:
     said = [chat(f"question {i}", f"answer number {i} {i * 7} {i * 13}. {PHRASE}") for i in range(sharing)]
     measured = [chat("something else", PHRASE), chat("A story!", f"{LONG} again"), chat("And you?", f"Oh. {PHRASE}")]
     rows = spooled(tmp_path, [*said, chat("What did it do?", LONG), *measured])
     held_out = np.arange(sharing + 4) > sharing
-    found = leaks_of(rows, held_out, ~held_out, None)
-    assert found.text.tolist() == [*(range(sharing) if sharing <= COMMON else []), sharing]
+    found = find_split_leaks(rows, held_out, ~held_out, None)
+    assert found.text.tolist() == [*(range(sharing) if sharing <= MAX_RUN_ROWS else []), sharing]
 
 
-@pytest.mark.parametrize("sharing", [COMMON, COMMON + 1])
+@pytest.mark.parametrize("sharing", [MAX_RUN_ROWS, MAX_RUN_ROWS + 1])
 @pytest.mark.parametrize("own", [6, 7])
 def test_a_run_that_is_mostly_text_of_many_rows_is_no_leak(tmp_path: Path, sharing: int, own: int) -> None:
     """A row shares the last words of an instruction and some words behind it with a row to measure on."""
@@ -92,8 +92,8 @@ def test_a_run_that_is_mostly_text_of_many_rows_is_no_leak(tmp_path: Path, shari
     shared = " ".join(words)
     rows = spooled(tmp_path, [*others, chat(f"one {shared}", "fine day"), chat(f"two {shared}", "good night")])
     held_out = np.arange(sharing + 1) >= sharing
-    found = leaks_of(rows, held_out, ~held_out, None)
-    leaked = sharing == COMMON or own == 7
+    found = find_split_leaks(rows, held_out, ~held_out, None)
+    leaked = sharing == MAX_RUN_ROWS or own == 7
     assert found.text.tolist() == ([sharing - 1] if leaked else [])
 
 
@@ -106,9 +106,9 @@ def test_rows_that_are_not_wanted_are_not_looked_at(tmp_path: Path) -> None:
 def test_rows_of_the_spool_itself(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("q", LONG), chat("something else", "entirely"), chat("s", f"Once {LONG}")])
     measured = np.array([True, False, False])
-    found = leaks_of(rows, measured, ~measured, 0.7)
+    found = find_split_leaks(rows, measured, ~measured, 0.7)
     assert (found.text.tolist(), found.row.tolist()) == ([2], [0])
-    assert leaks_of(rows, np.zeros(3, bool), ~measured, 0.7).rule.tolist() == []
+    assert find_split_leaks(rows, np.zeros(3, bool), ~measured, 0.7).rule.tolist() == []
 
 
 def letters_of(number: int) -> str:
@@ -125,8 +125,8 @@ def by_hand(said: list[list[str]], asked: list[str], test: np.ndarray, near: flo
     many = Counter(run for row in train for run in runs(said[row], 13))
     questions, exact = {asked[row] for row in measured}, {(*said[row],) for row in measured if len(said[row]) < 13}
     parts = Counter(run for row in train for run in runs(said[row], 7))
-    shared = {run for run in parts if parts[run] > COMMON}
-    grams = {run for row in measured for run in runs(said[row], 13) if many[run] <= COMMON}
+    shared = {run for run in parts if parts[run] > MAX_RUN_ROWS}
+    grams = {run for row in measured for run in runs(said[row], 13) if many[run] <= MAX_RUN_ROWS}
     grams = {run for run in grams if shared.isdisjoint(runs([*run], 7))}
     sets, found = [runs(said[row], 3) for row in measured], dict[int, str]()
     for row in train:
@@ -162,13 +162,15 @@ def test_however_it_is_sliced_what_is_found_is_what_a_search_by_hand_finds(
     measured, words = draw.random(900) < 0.2, [f"{q} {a}".split() for q, a in zip(asked, answers, strict=True)]
     expected = by_hand(words, asked, measured, near)
     assert {*expected.values()} == {"question", "ngram", "exact", *(["near"] if near else [])}
-    assert any(many > COMMON for many in Counter(run[:13] for run in map(tuple, words) if len(run) >= 13).values())
-    whole = leaks_of(rows, measured, ~measured, near)
+    assert any(
+        many > MAX_RUN_ROWS for many in Counter(run[:13] for run in map(tuple, words) if len(run) >= 13).values()
+    )
+    whole = find_split_leaks(rows, measured, ~measured, near)
     assert {row: RULES[rule] for row, rule in zip(whole.text.tolist(), whole.rule.tolist(), strict=True)} == expected
     monkeypatch.setattr(contamination, "SLICE", 1000)
-    monkeypatch.setattr(Tally, "LEAST", 100)
-    assert len([*contamination.slices(rows, measured)]) > 9
-    parts = leaks_of(rows, measured, ~measured, near)
+    monkeypatch.setattr(HashCounter, "LEAST", 100)
+    assert len([*contamination.iter_text_slices(rows, measured)]) > 9
+    parts = find_split_leaks(rows, measured, ~measured, near)
     assert [column.tolist() for column in whole] == [column.tolist() for column in parts]
 
 
@@ -179,7 +181,7 @@ def test_of_rows_that_have_nothing_in_common_with_those_to_measure_on_few_are_as
         chat(f"q{i}", text) if i % 2 else Conversation((Message("assistant", text),)) for i, text in enumerate(texts)
     ]
     rows, measured = spooled(tmp_path, [*said, said[0]]), np.arange(601) < 300
-    phrases, asked = worth_asking(rows, measured, ~measured, 0.7)
+    phrases, asked = prefilter_rows(rows, measured, ~measured, 0.7)
     assert asked[600]
     assert asked.sum() < 12
     assert not len(phrases)

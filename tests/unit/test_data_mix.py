@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.errors import InputError
-from align.data.sets.mix import draws, mixture, over_caps, seen, shares
+from align.data.sets.mix import compute_draw_keys, compute_mixture, compute_target_shares, repeat_rows, select_over_caps
 
 
 def mix(counts: list[int], weights: list[float | None], size: int = 1, **how: object):
@@ -16,7 +16,9 @@ def mix(counts: list[int], weights: list[float | None], size: int = 1, **how: ob
     ids = np.arange(len(source), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     names = [f"s{i}" for i in range(len(counts))]
     every = np.ones(len(source), bool)
-    found = mixture(every, source, np.full(len(source), size), draws(ids, 0), names, weights=weights, **how)  # type: ignore[arg-type]
+    found = compute_mixture(
+        every, source, np.full(len(source), size), compute_draw_keys(ids, 0), names, weights=weights, **how
+    )  # type: ignore[arg-type]
     return found, [int(found.times[source == i].sum()) for i in range(len(counts))]
 
 
@@ -28,17 +30,17 @@ def test_without_weights_every_row_is_seen_once():
 
 
 def test_the_rest_of_one_goes_to_sources_without_a_weight():
-    assert shares([900, 100, 7], [None, None, 0.3], None) == pytest.approx((0.63, 0.07, 0.3))
-    assert shares([1, 1], [3, 1], None) == (0.75, 0.25)
+    assert compute_target_shares([900, 100, 7], [None, None, 0.3], None) == pytest.approx((0.63, 0.07, 0.3))
+    assert compute_target_shares([1, 1], [3, 1], None) == (0.75, 0.25)
 
 
 def test_a_temperature_raises_small_sources():
-    assert shares([900, 100], [None, None], 2) == pytest.approx((0.75, 0.25))  # square roots: 30 to 10
-    assert shares([900, 100], [None, None], 1) == pytest.approx((0.9, 0.1))
+    assert compute_target_shares([900, 100], [None, None], 2) == pytest.approx((0.75, 0.25))  # square roots: 30 to 10
+    assert compute_target_shares([900, 100], [None, None], 1) == pytest.approx((0.9, 0.1))
 
 
 def test_a_temperature_near_0_overflows_nothing():
-    assert shares([900, 100], [None, None], 1e-3) == (1, 0)
+    assert compute_target_shares([900, 100], [None, None], 1e-3) == (1, 0)
 
 
 def test_the_largest_mixture_without_repetition():
@@ -69,9 +71,9 @@ def test_weights_that_leave_nothing_for_the_others():
 
 
 def test_a_cap_leaves_the_first_rows_of_the_order():
-    source, draw = np.repeat([0, 1], 50), draws(np.arange(100, dtype=np.uint64), 0)
+    source, draw = np.repeat([0, 1], 50), compute_draw_keys(np.arange(100, dtype=np.uint64), 0)
     kept = np.arange(100) % 10 != 0
-    over = [set(over_caps(kept, source, draw, [cap, None]).tolist()) for cap in (10, 20)]
+    over = [set(select_over_caps(kept, source, draw, [cap, None]).tolist()) for cap in (10, 20)]
     assert [len(rows) for rows in over] == [35, 25]
     assert over[1] < over[0]
     assert over[0].isdisjoint(range(50, 100))
@@ -81,7 +83,9 @@ def test_a_cap_leaves_the_first_rows_of_the_order():
 
 def test_shares_of_turns():
     source, size = np.array([0, 0, 0, 0, 1, 1]), np.array([10, 10, 10, 10, 4, 4])
-    found = mixture(np.ones(6, bool), source, size, np.arange(6, dtype=np.uint64), ["a", "b"], weights=[0.5, 0.5])
+    found = compute_mixture(
+        np.ones(6, bool), source, size, np.arange(6, dtype=np.uint64), ["a", "b"], weights=[0.5, 0.5]
+    )
     assert found.times.tolist() == [1, 0, 0, 0, 1, 1]
     assert found.got == pytest.approx((10 / 18, 8 / 18))
 
@@ -89,7 +93,7 @@ def test_shares_of_turns():
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.floats(0, 400))
 def test_units_come_within_half_a_row(sizes: list[int], units: float):
     rows = np.array(sizes)
-    times = seen(rows, units)
+    times = repeat_rows(rows, units)
     assert times.max() - times.min() <= 1
     assert np.all(np.diff(times) <= 0)
     assert abs(int((rows * times).sum()) - units) <= max(sizes) / 2 + 1e-6
@@ -99,14 +103,14 @@ def test_units_come_within_half_a_row(sizes: list[int], units: float):
 def test_another_source_changes_counts_and_no_order(counts: list[int], seed: int, data: st.DataObject):
     """More of a source is what there was and the next rows, whatever the others are."""
     source = np.repeat(np.arange(len(counts)), counts)
-    draw = draws(np.arange(1, len(source) + 1, dtype=np.uint64) * np.uint64(0xD6E8FEB86659FD93), seed)
+    draw = compute_draw_keys(np.arange(1, len(source) + 1, dtype=np.uint64) * np.uint64(0xD6E8FEB86659FD93), seed)
     weights = [data.draw(st.floats(0.1, 1)) for _ in counts]
 
     def seen_of(first: int, number: int) -> list[int]:
         inside = source < number
         sizes = np.ones(len(source), np.int64)
         names = [f"s{i}" for i in range(number)]
-        found = mixture(inside, source, sizes, draw, names, weights=weights[:number])
+        found = compute_mixture(inside, source, sizes, draw, names, weights=weights[:number])
         return np.flatnonzero((source == first) & (found.times > 0)).tolist()
 
     fewer, more = sorted((set(seen_of(0, n)) for n in (len(counts) - 1, len(counts))), key=len)
@@ -117,7 +121,7 @@ def test_another_source_changes_counts_and_no_order(counts: list[int], seed: int
 
 def test_the_order_of_draw_goes_by_the_seed():
     ids = np.arange(1000, dtype=np.uint64)
-    one, same, other = draws(ids, 1), draws(ids, 1), draws(ids, 2)
+    one, same, other = compute_draw_keys(ids, 1), compute_draw_keys(ids, 1), compute_draw_keys(ids, 2)
     assert np.array_equal(one, same)
     assert len(set(one.tolist())) == 1000
     assert abs(np.corrcoef(np.argsort(one), np.argsort(other))[0, 1]) < 0.2
@@ -126,7 +130,7 @@ def test_the_order_of_draw_goes_by_the_seed():
 def test_rows_that_are_not_inside_are_not_seen():
     inside, source = np.array([True, True, False, True]), np.array([0, 0, 1, 2])
     given = inside, source, np.ones(4, np.int64), np.arange(4, dtype=np.uint64), ["a", "b", "c"]
-    found = mixture(*given, weights=[None] * 3)
+    found = compute_mixture(*given, weights=[None] * 3)
     assert found.times.tolist() == [1, 1, 0, 1]
     with pytest.raises(InputError, match=r"stage\.sources\.b=0\.2: has a weight, and none of its rows"):
-        mixture(*given, weights=[0.5, 0.2, 0.3])
+        compute_mixture(*given, weights=[0.5, 0.2, 0.3])

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.errors import InputError
-from align.data.sets.sides import group_labels, held_back, named_sides, units, whole_units, written_since
+from align.data.sets.sides import (
+    assign_units,
+    extend_to_units,
+    is_written_since,
+    label_groups,
+    parse_sides,
+    select_held_out,
+)
 from align.data.split import select_held_out_keys as held_back_of_files
 
 
@@ -40,7 +47,7 @@ def by_search(questions: list[int], *links: list[int]) -> list[int]:
 @given(st.integers(0, 12).flatmap(lambda n: st.tuples(*(st.lists(st.integers(-1, 5), min_size=n, max_size=n),) * 3)))
 def test_units_against_a_search(drawn: tuple[list[int], list[int], list[int]]):
     questions = [(value * 7919 % 11) << 32 | (value + 1) for value in drawn[0]]
-    found = units(np.array(questions, np.uint64), *(np.array(labels, np.int64) for labels in drawn[1:]))
+    found = assign_units(np.array(questions, np.uint64), *(np.array(labels, np.int64) for labels in drawn[1:]))
     assert found.tolist() == by_search(questions, *drawn[1:])
 
 
@@ -51,7 +58,7 @@ def test_a_long_chain_of_links_is_one_unit_soon():
     one, other = np.empty(many, np.int64), np.empty(many, np.int64)
     one[place], other[place] = np.arange(many) // 2, (np.arange(many) + 1) // 2
     began = time.process_time()
-    found = units(np.arange(many, dtype=np.uint64) * np.uint64(2**33 + 1), one, other)
+    found = assign_units(np.arange(many, dtype=np.uint64) * np.uint64(2**33 + 1), one, other)
     assert time.process_time() - began < 5
     assert (found == 0).all()
 
@@ -62,29 +69,29 @@ def test_units_without_links_are_held_back_as_a_file_is():
     of = np.array([int(key[:16], 16) for key in hexed], np.uint64)
     for share in (0, 1e-6, 0.05, 0.5, 1):
         asked = held_back_of_files(hexed, share)
-        assert held_back(units(of), share).tolist() == [key in asked for key in hexed]
+        assert select_held_out(assign_units(of), share).tolist() == [key in asked for key in hexed]
 
 
 def test_rows_stay_on_their_side_when_others_come_in():
     of = keys("".join(map(chr, range(200, 500))))
-    fewer, more = held_back(of[:100], 0.2), held_back(of, 0.2)
+    fewer, more = select_held_out(of[:100], 0.2), select_held_out(of, 0.2)
     assert np.array_equal(fewer, more[:100])
     assert 0 < fewer.sum() < 100
 
 
 def test_one_unit_is_not_held_out_and_none_where_nothing_is_asked():
-    assert not held_back(keys("aa"), 0.001).any() or keys("a")[0] >> np.uint64(32) < 2**32 * 0.001
-    assert not held_back(keys("abc"), 0).any()
-    assert held_back(keys("abc"), 1e-9).sum() == 1
+    assert not select_held_out(keys("aa"), 0.001).any() or keys("a")[0] >> np.uint64(32) < 2**32 * 0.001
+    assert not select_held_out(keys("abc"), 0).any()
+    assert select_held_out(keys("abc"), 1e-9).sum() == 1
 
 
 def test_a_unit_of_which_a_row_is_measured_on_is_measured_on():
-    assert whole_units(keys("aabc"), np.array([True, False, False, False])).tolist() == [True, True, False, False]
+    assert extend_to_units(keys("aabc"), np.array([True, False, False, False])).tolist() == [True, True, False, False]
 
 
 def test_groups_by_column():
     groups = pa.chunked_array([["x", None], ["y", "x", "x"]])
-    found = group_labels(groups, np.array([0, 0, 0, 0, 1])).tolist()
+    found = label_groups(groups, np.array([0, 0, 0, 0, 1])).tolist()
     assert found[1] == -1
     assert found[0] == found[3]
     assert len({found[0], found[2], found[4]}) == 3  # another source's x is another group
@@ -93,16 +100,16 @@ def test_groups_by_column():
 def test_the_share_is_that_of_units_however_large_they_are():
     draw = np.random.default_rng(0)
     for size in (1, 20):
-        of = units(draw.integers(0, 2**64, 20_000, np.uint64), np.repeat(np.arange(20_000 // size), size))
-        assert held_back(of, 0.1).mean() == pytest.approx(0.1, abs=0.03)
+        of = assign_units(draw.integers(0, 2**64, 20_000, np.uint64), np.repeat(np.arange(20_000 // size), size))
+        assert select_held_out(of, 0.1).mean() == pytest.approx(0.1, abs=0.03)
 
 
 def test_sides_by_column():
-    assert named_sides(["train", "Test", "validation", "dev"], "split").tolist() == [False, True, True, True]
+    assert parse_sides(["train", "Test", "validation", "dev"], "split").tolist() == [False, True, True, True]
     with pytest.raises(InputError, match=r"stage\.split\.column=part=None: names no side, in 2 rows"):
-        named_sides(["train", None, None], "part")
+        parse_sides(["train", None, None], "part")
     with pytest.raises(InputError, match="names no side"):
-        named_sides(["holdout"], "part")
+        parse_sides(["holdout"], "part")
 
 
 @pytest.mark.parametrize(
@@ -119,12 +126,12 @@ def test_sides_by_column():
     ],
 )
 def test_sides_by_time(time: str, later: bool):
-    assert written_since([time], "2026-11-01", "created_at").tolist() == [later]
+    assert is_written_since([time], "2026-11-01", "created_at").tolist() == [later]
 
 
 @pytest.mark.parametrize("time", ["", "yesterday", "nan", "2026-13-01", "2024", "7", "1e300"])
 def test_a_row_without_a_time(time: str | None):
     with pytest.raises(InputError, match="is no time"):
-        written_since([time], "2026-11-01", "created_at")
+        is_written_since([time], "2026-11-01", "created_at")
     with pytest.raises(InputError, match="is a column that no row has"):
-        written_since([None], "2026-11-01", "created_at")
+        is_written_since([None], "2026-11-01", "created_at")

@@ -23,7 +23,7 @@ from align.config.root import to_plain_dict
 from align.core.errors import InputError
 from align.core.types import Message, Preference
 from align.data.pairs import TokenizedPair
-from align.evals.held_out import pair_logprobs
+from align.evals.held_out import compute_pair_logprobs
 from align.models.actors import ModelActor
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import base_in
@@ -90,7 +90,7 @@ def gaps(model: Any, by_token: bool = False) -> torch.Tensor:
 
     def margins(name: str) -> torch.Tensor:
         with ModelActor(model, name).use():
-            chosen, rejected = pair_logprobs(model.eval(), PAIRS, 0, by_token).unbind(-1)
+            chosen, rejected = compute_pair_logprobs(model.eval(), PAIRS, 0, by_token).unbind(-1)
         return chosen - rejected
 
     return margins("default") - margins(REFERENCE)

@@ -19,7 +19,7 @@ from align.core.errors import InputError, StorageError
 from align.core.redaction import redact
 from align.core.types import Conversation, Message, ToolCall
 from align.evals import endpoint as module
-from align.evals.endpoint import Endpoint, Failure, answers_from, messages_of, parsed_endpoint
+from align.evals.endpoint import Endpoint, EndpointFailure, fetch_answers, parse_endpoint, to_openai_messages
 from align.rollout.answer_cache import Answer, AnswerStore, Question, Token
 
 FIELD = "stage.systems.theirs"
@@ -39,15 +39,15 @@ def store(tmp_path: Path) -> AnswerStore:
 
 
 def at(server: ChatServer, **more: Any) -> Endpoint:
-    return parsed_endpoint({"url": server.url, "model": "m", **more}, FIELD)
+    return parse_endpoint({"url": server.url, "model": "m", **more}, FIELD)
 
 
 def asked(endpoint: Endpoint, count: int = 1) -> list[Question]:
     return [endpoint.question(HELLO, max_tokens=8, temperature=1.0, seed=seed) for seed in range(count)]
 
 
-def answer(endpoint: Endpoint, store: AnswerStore) -> Answer | Failure:
-    [found] = answers_from(endpoint, asked(endpoint), store, "x", lambda _: None)[0].values()
+def answer(endpoint: Endpoint, store: AnswerStore) -> Answer | EndpointFailure:
+    [found] = fetch_answers(endpoint, asked(endpoint), store, "x", lambda _: None)[0].values()
     return found
 
 
@@ -55,7 +55,7 @@ def test_a_question_is_asked_once_and_several_at_once(server: ChatServer, store:
     server.says = lambda body: said(f"answer {body['seed']}")._replace(wait_s=0.05)
     endpoint = at(server, at_once=3)
     questions = asked(endpoint, 7)
-    found, before = answers_from(endpoint, [*questions, questions[0]], store, "x", lambda _: None)
+    found, before = fetch_answers(endpoint, [*questions, questions[0]], store, "x", lambda _: None)
     assert before == 0
     assert [found[q.id] for q in questions] == [Answer((), f"answer {seed}", True) for seed in range(7)]
     assert (len(server.asked), server.most_at_once) == (7, 3)
@@ -63,7 +63,7 @@ def test_a_question_is_asked_once_and_several_at_once(server: ChatServer, store:
     assert sorted(server.asked, key=lambda asked: asked["seed"]) == [{**body, "seed": seed} for seed in range(7)]
     assert server.heard[0]["path"] == "/v1/chat/completions"
     assert "authorization" not in server.heard[0]
-    again, before = answers_from(endpoint, [*questions, *asked(endpoint, 8)], store, "x", lambda _: None)
+    again, before = fetch_answers(endpoint, [*questions, *asked(endpoint, 8)], store, "x", lambda _: None)
     assert before == 7
     assert len(again) == 8
     assert len(server.asked) == 8, "one that was not asked before"
@@ -71,23 +71,23 @@ def test_a_question_is_asked_once_and_several_at_once(server: ChatServer, store:
 
 def test_whatever_decides_an_answer_is_in_its_name():
     spec: dict[str, Any] = {"url": "http://h/v1", "model": "m"}
-    first = parsed_endpoint(spec, FIELD)
+    first = parse_endpoint(spec, FIELD)
     others = [
         first.question(HELLO, max_tokens=8), first.question(HELLO, max_tokens=9),
         first.question([{"role": "user", "content": "Hello!"}], max_tokens=8),
-        parsed_endpoint({**spec, "model": "n"}, FIELD).question(HELLO, max_tokens=8),
-        parsed_endpoint({**spec, "url": "http://h/v2"}, FIELD).question(HELLO, max_tokens=8),
-        parsed_endpoint({**spec, "extra_body": {"top_p": 0.5}}, FIELD).question(HELLO, max_tokens=8),
+        parse_endpoint({**spec, "model": "n"}, FIELD).question(HELLO, max_tokens=8),
+        parse_endpoint({**spec, "url": "http://h/v2"}, FIELD).question(HELLO, max_tokens=8),
+        parse_endpoint({**spec, "extra_body": {"top_p": 0.5}}, FIELD).question(HELLO, max_tokens=8),
     ]  # fmt: skip
     assert len({question.id for question in others}) == len(others)
-    same = parsed_endpoint({**spec, "url": "http://h/v1/", "at_once": 2, "timeout_s": 3}, FIELD)
+    same = parse_endpoint({**spec, "url": "http://h/v1/", "at_once": 2, "timeout_s": 3}, FIELD)
     assert same.question(HELLO, max_tokens=8).id == others[0].id
     assert same.digest == first.digest
 
 
 def test_parameters_that_a_server_does_not_know_are_left_out():
     extra = {"seed": None, "max_tokens": None, "max_completion_tokens": 20}
-    endpoint = parsed_endpoint({"url": "http://h/v1", "model": "m", "extra_body": extra}, FIELD)
+    endpoint = parse_endpoint({"url": "http://h/v1", "model": "m", "extra_body": extra}, FIELD)
     body = endpoint.question(HELLO, max_tokens=8, seed=1).body
     assert body == {"model": "m", "messages": HELLO, "max_completion_tokens": 20}
 
@@ -95,7 +95,7 @@ def test_parameters_that_a_server_does_not_know_are_left_out():
 def test_messages_in_their_form():
     call = ToolCall.from_arguments("rain", {"in": "Oslo"}, "c1")
     turns = Message("user", "Rain?"), Message("assistant", "", tool_calls=(call,)), Message("tool", "no", name="rain")
-    assert messages_of(Conversation(turns)) == [
+    assert to_openai_messages(Conversation(turns)) == [
         {"role": "user", "content": "Rain?"},
         {"role": "assistant", "content": "", "tool_calls": [
             {"type": "function", "id": "c1", "function": {"name": "rain", "arguments": '{"in": "Oslo"}'}}]},
@@ -129,7 +129,7 @@ UNREADABLE = (b"", b"prose", b"null", b"[]", b"{}", b'{"choices": []}', b'{"choi
 def test_what_is_no_answer(body: bytes, server: ChatServer, store: AnswerStore):
     server.says = lambda _: Reply(body)
     found = answer(at(server), store)
-    assert isinstance(found, Failure)
+    assert isinstance(found, EndpointFailure)
     assert found.kind == "unreadable"
     assert len(server.asked) == 1
     assert not store.path.exists(), "what is no answer is not kept"
@@ -160,8 +160,8 @@ def test_a_busy_server_is_asked_again(status: int, server: ChatServer, store: An
     server.says = in_turn(error(status, "busy"), error(status, "busy"), said("Yes."))
     assert answer(at(server), store) == Answer((), "Yes.", True)
     server.says = lambda _: error(status, "busy")
-    assert answer(at(server, model="n"), store) == Failure("lost", f"answers by status {status} (busy)")
-    assert len(server.asked) == 3 + module.TRIES
+    assert answer(at(server, model="n"), store) == EndpointFailure("lost", f"answers by status {status} (busy)")
+    assert len(server.asked) == 3 + module.MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize("asked_for", ["0.3", "date"])
@@ -187,8 +187,8 @@ def test_a_server_cannot_make_anybody_wait_for_long(
 def test_a_server_that_takes_too_long(server: ChatServer, store: AnswerStore):
     server.says = lambda _: said("late")._replace(wait_s=1)
     found = answer(at(server, timeout_s=0.05), store)
-    assert found == Failure("lost", "does not answer within 0.05 seconds")
-    assert len(server.asked) == module.TRIES
+    assert found == EndpointFailure("lost", "does not answer within 0.05 seconds")
+    assert len(server.asked) == module.MAX_ATTEMPTS
 
 
 def drops() -> Iterator[bytes]:
@@ -201,14 +201,14 @@ def test_a_server_that_answers_by_drops_has_its_time(server: ChatServer, store: 
     server.says = lambda _: Reply(drops())
     began = time.monotonic()
     found = answer(at(server, timeout_s=0.2), store)
-    assert found == Failure("lost", "does not answer within 0.2 seconds")
+    assert found == EndpointFailure("lost", "does not answer within 0.2 seconds")
     assert time.monotonic() - began < 3
 
 
 def test_an_answer_without_an_end_is_not_read_to_its_end(server: ChatServer, store: AnswerStore):
     server.says = lambda _: Reply(b"x" * (1 << 16) for _ in range(1 << 20))
     found = answer(at(server), store)
-    assert isinstance(found, Failure)
+    assert isinstance(found, EndpointFailure)
     assert found.kind == "unreadable"
     assert "more than 1," in found.said
 
@@ -218,8 +218,8 @@ def test_nobody_listens(store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
     with closing(socket()) as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-        found = answer(parsed_endpoint({"url": url, "model": "m"}, FIELD), store)
-    assert found == Failure("lost", "cannot be reached (ConnectError)")
+        found = answer(parse_endpoint({"url": url, "model": "m"}, FIELD), store)
+    assert found == EndpointFailure("lost", "cannot be reached (ConnectError)")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_nobody_listens(store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
 def test_a_refusal_is_not_asked_again_and_not_kept(reply: Reply, kind: str, server: ChatServer, store: AnswerStore):
     server.says = lambda _: reply
     found = answer(at(server), store)
-    assert isinstance(found, Failure)
+    assert isinstance(found, EndpointFailure)
     assert found.kind == kind
     assert f"status {reply.status}" in found.said
     assert len(server.asked) == 1
@@ -248,7 +248,7 @@ def test_a_refusal_is_not_asked_again_and_not_kept(reply: Reply, kind: str, serv
 def test_what_a_server_says_of_an_error_is_one_bounded_line(server: ChatServer, store: AnswerStore):
     server.says = lambda _: error(400, "\x1b[31mred\nline " + "x" * 5000)
     found = answer(at(server), store)
-    assert isinstance(found, Failure)
+    assert isinstance(found, EndpointFailure)
     assert found.said.startswith("answers by status 400 ( [31mred line xxx") or "[31mred line xxx" in found.said
     assert found.said.isprintable()
     assert len(found.said) < 400
@@ -262,7 +262,7 @@ def test_what_no_other_question_would_change_ends_the_asking(
 ):
     server.says = lambda _: error(status, "no", location=server.url)
     with pytest.raises(InputError) as refused:
-        answers_from(at(server), asked(at(server), 50), store, "x", lambda _: None)
+        fetch_answers(at(server), asked(at(server), 50), store, "x", lambda _: None)
     assert refused.value.field == f"{FIELD}.{named}"
     assert len(server.asked) <= 8
 
@@ -276,11 +276,11 @@ def test_the_key_goes_to_the_server_alone(server: ChatServer, store: AnswerStore
         assert server.heard[0]["authorization"] == f"Bearer {key}"
         server.says = lambda _: Reply(b"", 307, {"location": f"{other.url}/chat/completions"})
         with pytest.raises(InputError):
-            answers_from(endpoint, asked(endpoint, 2), store, "x", lambda _: None)
+            fetch_answers(endpoint, asked(endpoint, 2), store, "x", lambda _: None)
         assert other.asked == []
     server.says = lambda _: error(401, f"wrong key {key}")
     with pytest.raises(InputError) as refused:
-        answers_from(endpoint, asked(endpoint, 2), store, "x", lambda _: None)
+        fetch_answers(endpoint, asked(endpoint, 2), store, "x", lambda _: None)
     assert key not in str(refused.value)
     assert "***" in str(refused.value)
     assert redact(f"a {key}") == "a ***"
@@ -300,7 +300,7 @@ def test_a_key_that_the_server_repeats_is_not_kept(
         said("Hm.", ("x", likely)),
     ]  # fmt: skip
     server.says = lambda body: replies[body["seed"]]
-    found, _ = answers_from(endpoint, asked(endpoint, 5), store, "x", lambda _: None)
+    found, _ = fetch_answers(endpoint, asked(endpoint, 5), store, "x", lambda _: None)
     texts = ["You sent ***.", "Hm.", "<think>\nI got ***\n</think>\n\nHm.", "Hm.", "Hm."]
     made = [found[question.id] for question in asked(endpoint, 5)]
     assert made == [*(Answer((), text, True) for text in texts[:4]), Answer((), "Hm.", True, (Token("x", likely),))]
@@ -316,7 +316,7 @@ def test_a_key_of_few_letters_is_a_word(server: ChatServer, store: AnswerStore, 
 @pytest.mark.parametrize("value", ["", "two words", "line\nbreak", "é"])
 def test_a_key_that_is_none(value: str, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WHERE_IT_IS", value)
-    endpoint = parsed_endpoint({"url": "http://127.0.0.1:1/v1", "model": "m", "key_env": "WHERE_IT_IS"}, FIELD)
+    endpoint = parse_endpoint({"url": "http://127.0.0.1:1/v1", "model": "m", "key_env": "WHERE_IT_IS"}, FIELD)
     with pytest.raises(InputError, match=rf"^{FIELD}.key_env=WHERE_IT_IS: "):
         answer(endpoint, store)
 
@@ -328,7 +328,7 @@ def test_a_proxy_is_not_asked_for_this_machine(server: ChatServer, store: Answer
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
         assert answer(at(server), store) == Answer((), "Hello.", True)
-        far = parsed_endpoint({"url": "http://judge.invalid/v1", "model": "m"}, FIELD)
+        far = parse_endpoint({"url": "http://judge.invalid/v1", "model": "m"}, FIELD)
         assert answer(far, store) == Answer((), "by the proxy", True)
         assert len(proxy.asked) == 1
 
@@ -337,14 +337,14 @@ def test_what_watches_may_end_the_asking(server: ChatServer, store: AnswerStore)
     """And what was answered by then is kept, that of the other connection too where it came in time."""
     seen: list[Any] = []
 
-    def watch(found: Answer | Failure) -> None:
+    def watch(found: Answer | EndpointFailure) -> None:
         seen.append(found)
         if len(seen) == 5:
             raise StorageError("x", "y", "z", "w")
 
     endpoint = at(server, at_once=2)
     with pytest.raises(StorageError):
-        answers_from(endpoint, asked(endpoint, 40), store, "x", watch)
+        fetch_answers(endpoint, asked(endpoint, 40), store, "x", watch)
     assert len(server.asked) <= 7
     assert 5 <= len(store.found(q.id for q in asked(endpoint, 40))) <= len(server.asked)
 
@@ -368,7 +368,7 @@ def test_endpoints_that_are_refused(spec: Any, named: str):
     if named in (".model", ".url") and isinstance(spec, Mapping) and named[1:] not in spec:
         whole = spec
     with pytest.raises(InputError) as refused:
-        parsed_endpoint(whole, FIELD)
+        parse_endpoint(whole, FIELD)
     assert refused.value.field == FIELD + named
     for key in ("sk-abcdef", "hf_abcdef"):
         assert key not in str(refused.value), "somebody's key"
@@ -385,8 +385,8 @@ def test_each_further_answer_to_one_request_is_asked_for(server: ChatServer, sto
     endpoint = at(server, extra_body={"seed": None})
     questions = [endpoint.question(HELLO, draw, seed=7 + draw) for draw in range(3)]
     assert len({question.id for question in questions}) == 3
-    found, _ = answers_from(endpoint, questions, store, "x", lambda _: None)
+    found, _ = fetch_answers(endpoint, questions, store, "x", lambda _: None)
     assert len(found) == len(server.asked) == 3
     assert {json.dumps(body) for body in server.asked} == {json.dumps({"model": "m", "messages": HELLO})}
-    answers_from(endpoint, questions, store, "x", lambda _: None)
+    fetch_answers(endpoint, questions, store, "x", lambda _: None)
     assert len(server.asked) == 3

@@ -11,31 +11,40 @@ import pytest
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, ToolCall
-from align.evals.suite.gates import parsed_gates
-from align.evals.suite.probes import CHOICE, LOSS, Choices, Probe, bits_per_byte, chosen, figures_of, size_of
-from align.evals.suite.tasks import Item, Task, items_of_file, parsed_tasks
+from align.evals.suite.gates import parse_gates
+from align.evals.suite.probes import (
+    CHOICE,
+    LOSS,
+    ChoiceQuestion,
+    Probe,
+    compute_bits_per_byte,
+    compute_probe_figures,
+    count_scored_bytes,
+    score_choices,
+)
+from align.evals.suite.tasks import EvalItem, EvalTask, load_items, parse_tasks
 
 ROW = {"prompt": "The capital of France is", "choices": ["Paris", "Rome"], "answer": 0}
 
 
-def items(tmp_path: Path, *rows: dict[str, Any], probe: Probe | None = None, name: str = "t.jsonl") -> list[Item]:
+def items(tmp_path: Path, *rows: dict[str, Any], probe: Probe | None = None, name: str = "t.jsonl") -> list[EvalItem]:
     path = tmp_path / name
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    return [*items_of_file(Task("t", str(path), probe=probe or Probe(CHOICE)), None, False)]
+    return [*load_items(EvalTask("t", str(path), probe=probe or Probe(CHOICE)), None, False)]
 
 
 @pytest.mark.parametrize(("answer", "place"), [(1, 1), ("B", 1), ("b", 1), ("A", 0)])
 def test_the_right_choice_is_named_by_its_place_or_letter(tmp_path: Path, answer: Any, place: int) -> None:
     (item,) = items(tmp_path, {**ROW, "answer": answer, "category": "geo"})
-    assert item.probe == Choices(("Paris", "Rome"), place)
+    assert item.probe == ChoiceQuestion(("Paris", "Rome"), place)
     assert (item.category, item.check, item.prompt.messages[0].content) == ("geo", None, "The capital of France is")
 
 
 def test_a_table_has_choices_as_json(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('prompt,choices,answer\nIt is,"[""a"", ""b""]",1\n,"[""a"", ""b""]",A\n', encoding="utf-8")
-    found = items_of_file(Task("t", str(path), probe=Probe(CHOICE)), None, False)
-    assert [item.probe for item in found] == [Choices(("a", "b"), 1), Choices(("a", "b"), 0)]
+    found = load_items(EvalTask("t", str(path), probe=Probe(CHOICE)), None, False)
+    assert [item.probe for item in found] == [ChoiceQuestion(("a", "b"), 1), ChoiceQuestion(("a", "b"), 0)]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +105,7 @@ def test_conversations_have_the_system_turn_of_the_data(tmp_path: Path) -> None:
     ):
         path = tmp_path / "t.jsonl"
         path.write_text(json.dumps(row), encoding="utf-8")
-        (item,) = items_of_file(Task("t", str(path), probe=probe), "Be kind.", False)
+        (item,) = load_items(EvalTask("t", str(path), probe=probe), "Be kind.", False)
         chat = probe.template or "messages" in row
         assert (item.prompt.messages[0].role == "system") == chat
         if isinstance(item.probe, Conversation):
@@ -109,7 +118,7 @@ def test_items_without_a_context_share_nothing_and_those_of_one_do(tmp_path: Pat
 
 
 def test_bytes_are_those_of_what_is_scored() -> None:
-    assert size_of("Grüße 🙂") == 12
+    assert count_scored_bytes("Grüße 🙂") == 12
     call = ToolCall.from_arguments("find", {"a": 1})
     turns = (
         Message("user", "long question"),
@@ -117,25 +126,25 @@ def test_bytes_are_those_of_what_is_scored() -> None:
         Message("assistant", "read only", trained=False),
         Message("assistant", "", tool_calls=(call,)),
     )
-    assert size_of(Conversation(turns)) == 2 + len("find") + len(call.arguments)
+    assert count_scored_bytes(Conversation(turns)) == 2 + len("find") + len(call.arguments)
 
 
 def test_what_is_chosen_by_each_norm() -> None:
     """By hand: -6/1, -8/4, -9/4 by character; by byte é has two."""
-    asked = Choices(("é", "four", "ëëëë"), 1)
-    found = chosen(asked, [-6.0, -8.0, -9.0])
+    asked = ChoiceQuestion(("é", "four", "ëëëë"), 1)
+    found = score_choices(asked, [-6.0, -8.0, -9.0])
     assert [found[f"{name}_choice"] for name in ("acc", "acc_norm", "acc_bytes")] == [0, 1, 2]
     assert [found[name] for name in ("acc", "acc_norm", "acc_bytes")] == [0.0, 1.0, 0.0]
-    assert chosen(Choices(("a", "b"), 1), [-1.0, -1.0])["acc_choice"] == 0, "of equal ones the first"
+    assert score_choices(ChoiceQuestion(("a", "b"), 1), [-1.0, -1.0])["acc_choice"] == 0, "of equal ones the first"
 
 
 def test_figures_by_hand() -> None:
-    found = figures_of([{"nats": 2.0, "tokens": 2, "bytes": 1}, {"nats": 4.0, "tokens": 1, "bytes": 3}])
+    found = compute_probe_figures([{"nats": 2.0, "tokens": 2, "bytes": 1}, {"nats": 4.0, "tokens": 1, "bytes": 3}])
     assert found["nats_per_token"] == 2.0
     assert found["perplexity"] == pytest.approx(math.e**2)
-    assert found["bits_per_byte"] == pytest.approx(6 / math.log(2) / 4) == bits_per_byte(6.0, 4)
+    assert found["bits_per_byte"] == pytest.approx(6 / math.log(2) / 4) == compute_bits_per_byte(6.0, 4)
     rights = [{"logprobs": [], "acc": a, "acc_norm": 1.0, "acc_bytes": 0.0} for a in (1.0, 0.0, 0.0, 0.0)]
-    assert figures_of(rights) == {"acc": 0.25, "acc_norm": 1.0, "acc_bytes": 0.0}
+    assert compute_probe_figures(rights) == {"acc": 0.25, "acc_norm": 1.0, "acc_bytes": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -152,28 +161,28 @@ def test_figures_by_hand() -> None:
 )
 def test_tasks_that_are_no_probe(task: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
-        parsed_tasks([{"name": "t", "path": "t.jsonl", **task}], False)
+        parse_tasks([{"name": "t", "path": "t.jsonl", **task}], False)
 
 
 def test_a_loss_has_gates_against_another_system_alone() -> None:
-    tasks = parsed_tasks([{"name": "t", "path": "t.jsonl", "probe": "loss"}], False)
+    tasks = parse_tasks([{"name": "t", "path": "t.jsonl", "probe": "loss"}], False)
     gate = {"name": "g", "task": "t", "is": "not_worse", "margin": 0.02, "against": "b"}
-    assert parsed_gates([gate], tasks, ("a", "b"))[0].rule.margin == 0.02
+    assert parse_gates([gate], tasks, ("a", "b"))[0].rule.margin == 0.02
     with pytest.raises(InputError, match="of which no number is good by itself"):
-        parsed_gates([{"name": "g", "task": "t", "is": "superior", "margin": 0.5}], tasks, ("a", "b"))
+        parse_gates([{"name": "g", "task": "t", "is": "superior", "margin": 0.5}], tasks, ("a", "b"))
 
 
 def test_a_margin_in_bits_per_byte_may_be_above_1_and_one_of_shares_may_not() -> None:
     gate = {"name": "g", "task": "t", "is": "not_worse", "margin": 1.5, "against": "b"}
-    loss, choice = ([Task("t", "t.jsonl", probe=Probe(kind))] for kind in (LOSS, CHOICE))
-    assert parsed_gates([gate], loss, ("a", "b"))[0].rule.margin == 1.5
+    loss, choice = ([EvalTask("t", "t.jsonl", probe=Probe(kind))] for kind in (LOSS, CHOICE))
+    assert parse_gates([gate], loss, ("a", "b"))[0].rule.margin == 1.5
     with pytest.raises(InputError, match="is beyond every share"):
-        parsed_gates([gate], choice, ("a", "b"))
+        parse_gates([gate], choice, ("a", "b"))
 
 
 @pytest.mark.parametrize("kind", [LOSS, CHOICE])
 def test_a_probe_has_no_agreement(kind: str) -> None:
     gate = {"name": "g", "task": "t", "is": "superior", "against": "b", "min_agreement": 0.7}
     with pytest.raises(InputError, match="is of judges, and task t is a probe") as error:
-        parsed_gates([gate], [Task("t", "t.jsonl", probe=Probe(kind))], ("a", "b"))
+        parse_gates([gate], [EvalTask("t", "t.jsonl", probe=Probe(kind))], ("a", "b"))
     assert error.value.field == "eval.gates[0].min_agreement"

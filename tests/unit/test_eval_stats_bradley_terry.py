@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from align.core.errors import InputError
-from align.evals.stats import bradley_terry
+from align.evals.stats import fit_bradley_terry
 
 
 def games(*rows: tuple[str, str, float, int]) -> tuple[list[str], list[str], list[float]]:
@@ -36,15 +36,15 @@ def minorised(first: list[str], second: list[str], verdicts: list[float]) -> dic
 
 def test_two_systems_by_hand():
     """Three wins in four: ln 3 apart, but for the prior, half to either side of 0."""
-    found = bradley_terry(*games(("a", "b", 1, 3000), ("b", "a", 1, 1000)))
+    found = fit_bradley_terry(*games(("a", "b", 1, 3000), ("b", "a", 1, 1000)))
     assert found.systems == ("a", "b")
     assert [one.value for one in found.strengths] == pytest.approx([math.log(3) / 2, -math.log(3) / 2], abs=1e-3)
     assert found.verdicts == 4000
 
 
 def test_a_tie_is_half_a_win_each():
-    ties = bradley_terry(*games(("a", "b", 0.5, 40), ("a", "b", 1, 10)))
-    halves = bradley_terry(*games(("a", "b", 1, 30), ("a", "b", 0, 20)))
+    ties = fit_bradley_terry(*games(("a", "b", 0.5, 40), ("a", "b", 1, 10)))
+    halves = fit_bradley_terry(*games(("a", "b", 1, 30), ("a", "b", 0, 20)))
     assert [one.value for one in ties.strengths] == pytest.approx([one.value for one in halves.strengths])
     assert ties.strengths[0].high < halves.strengths[0].high  # ties vary less
 
@@ -56,7 +56,7 @@ def test_it_agrees_with_another_algorithm():
     first, second = ([names[pair[side]] for pair in pairs] for side in (0, 1))
     chance = [1 / (1 + math.exp(worth[b] - worth[a])) for a, b in zip(first, second, strict=True)]
     verdicts = np.where(draw.random(4000) < 0.1, 0.5, draw.random(4000) < chance).tolist()
-    found, expected = bradley_terry(first, second, verdicts), minorised(first, second, verdicts)
+    found, expected = fit_bradley_terry(first, second, verdicts), minorised(first, second, verdicts)
     for name, one in zip(found.systems, found.strengths, strict=True):
         assert one.value == pytest.approx(expected[name], abs=2e-3)
     assert sum(one.value for one in found.strengths) == pytest.approx(0, abs=1e-9)
@@ -64,15 +64,15 @@ def test_it_agrees_with_another_algorithm():
 
 def test_order_and_sides_do_not_matter():
     first, second, verdicts = games(("a", "b", 1, 6), ("b", "c", 1, 5), ("c", "a", 1, 3), ("a", "c", 0.5, 2))
-    one = bradley_terry(first, second, verdicts)
-    other = bradley_terry(second[::-1], first[::-1], [1 - v for v in verdicts[::-1]])
+    one = fit_bradley_terry(first, second, verdicts)
+    other = fit_bradley_terry(second[::-1], first[::-1], [1 - v for v in verdicts[::-1]])
     assert one.systems == other.systems
     for a, b in zip(one.strengths, other.strengths, strict=True):
         assert (a.value, a.low, a.high, a.n) == pytest.approx((b.value, b.low, b.high, b.n))
 
 
 def test_a_system_that_wins_all_and_one_that_loses_all_have_wide_intervals():
-    found = bradley_terry(*games(("a", "b", 1, 20), ("b", "c", 1, 12), ("c", "b", 1, 12), ("b", "d", 1, 20)))
+    found = fit_bradley_terry(*games(("a", "b", 1, 20), ("b", "c", 1, 12), ("c", "b", 1, 12), ("b", "d", 1, 20)))
     assert (found.systems[0], found.systems[-1]) == ("a", "d")
     best, second, _, worst = found.strengths
     assert 2 < best.value < 10
@@ -81,7 +81,7 @@ def test_a_system_that_wins_all_and_one_that_loses_all_have_wide_intervals():
 
 
 def test_all_ties_are_equal_systems_with_an_interval():
-    found = bradley_terry(*games(("a", "b", 0.5, 10), ("b", "c", 0.5, 10)))
+    found = fit_bradley_terry(*games(("a", "b", 0.5, 10), ("b", "c", 0.5, 10)))
     for one in found.strengths:
         assert one.value == pytest.approx(0, abs=1e-12)
         assert one.low < 0 < one.high
@@ -90,32 +90,32 @@ def test_all_ties_are_equal_systems_with_an_interval():
 def test_copies_of_a_prompt_are_no_further_evidence():
     first, second, verdicts = games(("a", "b", 1, 30), ("a", "b", 0, 20))
     ids = list(range(50))
-    alone = bradley_terry(first, second, verdicts, ids).strengths[0]
-    copied = bradley_terry(first * 4, second * 4, verdicts * 4, ids * 4).strengths[0]
+    alone = fit_bradley_terry(first, second, verdicts, ids).strengths[0]
+    copied = fit_bradley_terry(first * 4, second * 4, verdicts * 4, ids * 4).strengths[0]
     assert copied.n == alone.n == 50
     assert copied.high - copied.low == pytest.approx(alone.high - alone.low, rel=0.03)
-    rows = bradley_terry(first * 4, second * 4, verdicts * 4).strengths[0]
+    rows = fit_bradley_terry(first * 4, second * 4, verdicts * 4).strengths[0]
     assert rows.high - rows.low < 0.6 * (alone.high - alone.low)
 
 
 def test_one_cluster_and_one_verdict_have_no_interval():
     first, second, verdicts = games(("a", "b", 1, 5), ("a", "b", 0, 2))
-    assert bradley_terry(first, second, verdicts, ["p"] * 7).strengths[0].low is None
-    found = bradley_terry(["a"], ["b"], [1])
+    assert fit_bradley_terry(first, second, verdicts, ["p"] * 7).strengths[0].low is None
+    found = fit_bradley_terry(["a"], ["b"], [1])
     assert (found.systems, found.strengths[0].low) == (("a", "b"), None)
 
 
 def test_parts_without_a_bridge_are_named():
     rows = games(("a", "b", 1, 3), ("c", "d", 0, 2), ("e", "d", 1, 1))
     with pytest.raises(InputError, match=r"systems=a, b \| c, d, e: no verdict compares") as caught:
-        bradley_terry(*rows)
+        fit_bradley_terry(*rows)
     assert caught.value.exit_status == 2
     bridged = games(("a", "b", 1, 3), ("c", "d", 0, 2), ("e", "d", 1, 1), ("e", "a", 0.5, 1))
-    assert len(bradley_terry(*bridged).systems) == 5
+    assert len(fit_bradley_terry(*bridged).systems) == 5
 
 
 def test_it_is_json():
-    found = bradley_terry(*games(("a", "b", 1, 3), ("a", "b", 0, 2))).as_dict()
+    found = fit_bradley_terry(*games(("a", "b", 1, 3), ("a", "b", 0, 2))).as_dict()
     assert list(found["strengths"]) == ["a", "b"]
     assert found["strengths"]["a"].keys() == {"value", "low", "high", "n"}
     assert found["verdicts"] == 5
@@ -133,4 +133,4 @@ def test_it_is_json():
 )
 def test_what_is_no_tournament_is_refused(first, second, verdicts, message):
     with pytest.raises(ValueError, match=message):
-        bradley_terry(first, second, verdicts)
+        fit_bradley_terry(first, second, verdicts)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from align.evals.stats import (
-    Rule,
-    cluster_effect,
-    decided,
-    detectable,
-    deviation,
-    needed,
-    paired_scores,
-    paired_shares,
-    share_won,
+    DecisionRule,
+    compare_scores,
+    compare_shares,
+    compute_cluster_effect,
+    compute_detectable_difference,
+    compute_sample_size,
+    compute_win_rate,
+    decide,
+    estimate_deviation,
 )
 from align.ops.intervals import Interval, mean_interval, t_quantile
 
@@ -30,46 +30,46 @@ def figure(low: float | None, high: float | None, n: int = 100) -> Interval:
 @pytest.mark.parametrize(
     ("rule", "low", "high", "outcome"),
     [
-        (Rule("superior"), 0.01, 0.09, "pass"),
-        (Rule("superior"), -0.01, 0.09, "undecided"),
-        (Rule("superior"), 0.0, 0.09, "undecided"),  # an end on the bound is no proof
-        (Rule("superior"), -0.09, -0.01, "fail"),
-        (Rule("superior", margin=0.05), 0.01, 0.09, "undecided"),
-        (Rule("superior", margin=0.05), 0.06, 0.09, "pass"),
-        (Rule("superior", margin=0.05), 0.01, 0.04, "fail"),
-        (Rule("superior", even=0.5), 0.51, 0.6, "pass"),
-        (Rule("superior", even=0.5), 0.4, 0.49, "fail"),
-        (Rule("not_worse", margin=0.05), -0.04, 0.03, "pass"),
-        (Rule("not_worse", margin=0.05), -0.06, 0.03, "undecided"),
-        (Rule("not_worse", margin=0.05), -0.2, -0.06, "fail"),
-        (Rule("not_worse", margin=0.05, even=0.5), 0.46, 0.6, "pass"),
-        (Rule("at_most", margin=0.05), 0.01, 0.04, "pass"),
-        (Rule("at_most", margin=0.05), 0.01, 0.06, "undecided"),
-        (Rule("at_most", margin=0.05), 0.06, 0.08, "fail"),
-        (Rule("superior"), None, None, "undecided"),
-        (Rule("superior", least_n=101), 0.01, 0.09, "undecided"),
-        (Rule("superior", least_n=101), -0.09, -0.01, "undecided"),
-        (Rule("superior", least_n=100), 0.01, 0.09, "pass"),
+        (DecisionRule("superior"), 0.01, 0.09, "pass"),
+        (DecisionRule("superior"), -0.01, 0.09, "undecided"),
+        (DecisionRule("superior"), 0.0, 0.09, "undecided"),  # an end on the bound is no proof
+        (DecisionRule("superior"), -0.09, -0.01, "fail"),
+        (DecisionRule("superior", margin=0.05), 0.01, 0.09, "undecided"),
+        (DecisionRule("superior", margin=0.05), 0.06, 0.09, "pass"),
+        (DecisionRule("superior", margin=0.05), 0.01, 0.04, "fail"),
+        (DecisionRule("superior", even=0.5), 0.51, 0.6, "pass"),
+        (DecisionRule("superior", even=0.5), 0.4, 0.49, "fail"),
+        (DecisionRule("not_worse", margin=0.05), -0.04, 0.03, "pass"),
+        (DecisionRule("not_worse", margin=0.05), -0.06, 0.03, "undecided"),
+        (DecisionRule("not_worse", margin=0.05), -0.2, -0.06, "fail"),
+        (DecisionRule("not_worse", margin=0.05, even=0.5), 0.46, 0.6, "pass"),
+        (DecisionRule("at_most", margin=0.05), 0.01, 0.04, "pass"),
+        (DecisionRule("at_most", margin=0.05), 0.01, 0.06, "undecided"),
+        (DecisionRule("at_most", margin=0.05), 0.06, 0.08, "fail"),
+        (DecisionRule("superior"), None, None, "undecided"),
+        (DecisionRule("superior", least_n=101), 0.01, 0.09, "undecided"),
+        (DecisionRule("superior", least_n=101), -0.09, -0.01, "undecided"),
+        (DecisionRule("superior", least_n=100), 0.01, 0.09, "pass"),
     ],
 )
-def test_an_interval_decides(rule: Rule, low: float | None, high: float | None, outcome: str):
-    found = decided(rule, figure(low, high))
+def test_an_interval_decides(rule: DecisionRule, low: float | None, high: float | None, outcome: str):
+    found = decide(rule, figure(low, high))
     assert found.outcome == outcome
     assert found.figure == figure(low, high)
     assert outcome == "undecided" or found.n_to_decide is None
 
 
 def test_equal_systems_are_undecided_and_no_number_decides():
-    found = decided(Rule("superior"), paired_shares([1, 0] * 50, [1, 0] * 50).difference)
+    found = decide(DecisionRule("superior"), compare_shares([1, 0] * 50, [1, 0] * 50).difference)
     assert (found.outcome, found.n_to_decide) == ("undecided", None)
-    assert decided(Rule("superior"), mean_interval([2.0] * 9)).outcome == "undecided"  # without an interval
+    assert decide(DecisionRule("superior"), mean_interval([2.0] * 9)).outcome == "undecided"  # without an interval
 
 
 def test_the_number_that_would_decide_decides():
     """A set that is undecided, drawn out to the number that it says: the interval then leaves the bound, with room for
     the fifth of cases in which it would not by chance."""
     d = np.tile([0.4, 0.9, -0.7, 0.1, -0.2, 0.2, -0.1, 0.1], 4)
-    found = decided(Rule("superior"), mean_interval(d))
+    found = decide(DecisionRule("superior"), mean_interval(d))
     assert found.outcome == "undecided"
     assert found.n_to_decide is not None
     assert found.n_to_decide > d.size
@@ -81,21 +81,21 @@ def test_the_number_that_would_decide_decides():
 
 
 def test_a_bound_further_off_needs_fewer():
-    shares = share_won([1] * 34 + [0] * 30)
-    near, far = (decided(Rule("not_worse", margin=m, even=0.5), shares).n_to_decide for m in (0.02, 0.05))
+    shares = compute_win_rate([1] * 34 + [0] * 30)
+    near, far = (decide(DecisionRule("not_worse", margin=m, even=0.5), shares).n_to_decide for m in (0.02, 0.05))
     assert near is not None
     assert far is not None
     assert near > far > 64
 
 
 def test_the_least_number_is_never_undercut():
-    assert decided(Rule("superior", least_n=300), figure(0.2, 0.3)).n_to_decide == 300
-    assert decided(Rule("superior", least_n=300), mean_interval([2.0] * 9)).n_to_decide == 300
-    assert decided(Rule("superior", least_n=20), figure(-0.01, 0.05)).n_to_decide > 100
+    assert decide(DecisionRule("superior", least_n=300), figure(0.2, 0.3)).n_to_decide == 300
+    assert decide(DecisionRule("superior", least_n=300), mean_interval([2.0] * 9)).n_to_decide == 300
+    assert decide(DecisionRule("superior", least_n=20), figure(-0.01, 0.05)).n_to_decide > 100
 
 
 def test_a_decision_is_json():
-    found = asdict(decided(Rule("superior"), Interval(0.1, 0.05, 0.15, 40)))
+    found = asdict(decide(DecisionRule("superior"), Interval(0.1, 0.05, 0.15, 40)))
     expected = {"value": 0.1, "low": 0.05, "high": 0.15, "n": 40}
     assert found == {"outcome": "pass", "figure": expected, "bound": 0.0, "n_to_decide": None, "why": ""}
 
@@ -106,59 +106,65 @@ def test_a_decision_is_json():
 def test_a_deviation_comes_back_from_its_interval():
     d = np.random.default_rng(0).normal(0.3, 2.0, 50)
     for level in (0.8, 0.95):
-        assert deviation(mean_interval(d, level), level) == pytest.approx(d.std(ddof=1))
-    paired = paired_scores(np.repeat(d, 3), np.zeros(150), np.repeat(np.arange(50), 3).tolist())
-    assert deviation(paired.difference) == pytest.approx(d.std(ddof=1))
-    assert deviation(mean_interval([1.0, 1.0])) is None
+        assert estimate_deviation(mean_interval(d, level), level) == pytest.approx(d.std(ddof=1))
+    paired = compare_scores(np.repeat(d, 3), np.zeros(150), np.repeat(np.arange(50), 3).tolist())
+    assert estimate_deviation(paired.difference) == pytest.approx(d.std(ddof=1))
+    assert estimate_deviation(mean_interval([1.0, 1.0])) is None
 
 
 def test_detectable_by_hand():
     """n = 10,000: (1.960 + 0.842)·sd/100, a hair more for the deviation's own error."""
-    assert detectable(0.5, 10_000) == pytest.approx(2.8016 * 0.5 / 100, rel=1e-3)
-    assert detectable(0.5, 10_000, power=0.5) == pytest.approx(t_quantile(9999) * 0.5 / 100)
-    assert detectable(0.5, 10_000, level=0.9, power=0.9) == pytest.approx(2.9264 * 0.5 / 100, rel=1e-3)
-    assert detectable(0.0, 50) == 0.0
+    assert compute_detectable_difference(0.5, 10_000) == pytest.approx(2.8016 * 0.5 / 100, rel=1e-3)
+    assert compute_detectable_difference(0.5, 10_000, power=0.5) == pytest.approx(t_quantile(9999) * 0.5 / 100)
+    assert compute_detectable_difference(0.5, 10_000, level=0.9, power=0.9) == pytest.approx(
+        2.9264 * 0.5 / 100, rel=1e-3
+    )
+    assert compute_detectable_difference(0.0, 50) == 0.0
 
 
 def test_a_bounded_difference_varies_more_the_larger_it_is():
     """δ·√n = c·√(sd² + δ − δ²), put in again."""
-    delta = detectable(0.4, 400, reach=1.0)
-    c = detectable(1.0, 400) * 20
+    delta = compute_detectable_difference(0.4, 400, reach=1.0)
+    c = compute_detectable_difference(1.0, 400) * 20
     assert delta * 20 == pytest.approx(c * math.sqrt(0.16 + delta - delta**2))
-    assert delta > detectable(0.4, 400)
-    assert detectable(0.0, 400, reach=1.0) > 0
-    assert detectable(0.0, 2, reach=1.0) <= 1
+    assert delta > compute_detectable_difference(0.4, 400)
+    assert compute_detectable_difference(0.0, 400, reach=1.0) > 0
+    assert compute_detectable_difference(0.0, 2, reach=1.0) <= 1
 
 
 @pytest.mark.parametrize("distance", [0.3, -0.1, 0.02])
 @pytest.mark.parametrize("reach", [0.0, 0.5])
 def test_needed_is_the_fewest(distance: float, reach: float):
-    n = needed(0.45, distance, reach=reach)
+    n = compute_sample_size(0.45, distance, reach=reach)
     assert n is not None
-    assert detectable(0.45, n, reach=reach) <= abs(distance) < detectable(0.45, n - 1, reach=reach)
+    assert (
+        compute_detectable_difference(0.45, n, reach=reach)
+        <= abs(distance)
+        < compute_detectable_difference(0.45, n - 1, reach=reach)
+    )
 
 
 def test_some_differences_no_number_finds():
-    assert needed(1.0, 0.0) is None
-    assert needed(1.0, 1e-9) is None
-    assert needed(0.0, 0.1) == 2
+    assert compute_sample_size(1.0, 0.0) is None
+    assert compute_sample_size(1.0, 1e-9) is None
+    assert compute_sample_size(0.0, 0.1) == 2
 
 
 def test_the_effect_of_clusters():
     ids = [k // 4 for k in range(4000)]
     draw = np.random.default_rng(0)
-    assert cluster_effect(np.repeat(draw.normal(size=1000), 4), ids) == pytest.approx(1.0)
-    assert cluster_effect(draw.normal(size=4000), ids) == pytest.approx(0.25, abs=0.02)
-    assert cluster_effect([1.0, 2.0]) == 1.0
-    assert cluster_effect([1.0, 1.0, 1.0], ["a", "a", "b"]) == 1.0
+    assert compute_cluster_effect(np.repeat(draw.normal(size=1000), 4), ids) == pytest.approx(1.0)
+    assert compute_cluster_effect(draw.normal(size=4000), ids) == pytest.approx(0.25, abs=0.02)
+    assert compute_cluster_effect([1.0, 2.0]) == 1.0
+    assert compute_cluster_effect([1.0, 1.0, 1.0], ["a", "a", "b"]) == 1.0
 
 
 def test_what_is_no_power_is_refused():
     for sd in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="sd="):
-            detectable(sd, 10)
+            compute_detectable_difference(sd, 10)
     with pytest.raises(ValueError, match="n=1"):
-        detectable(1.0, 1)
+        compute_detectable_difference(1.0, 1)
     for power in (0.3, 1.0):
         with pytest.raises(ValueError, match="power="):
-            needed(1.0, 0.1, power=power)
+            compute_sample_size(1.0, 0.1, power=power)

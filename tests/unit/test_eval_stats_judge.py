@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from align.evals.stats import agreement, measure_judge, swap
+from align.evals.stats import compute_agreement, compute_judge_statistics, measure_swap_effect
 from align.ops.agreement import cohen_kappas, compute_coefficient_interval
 from align.ops.intervals import Interval, proportion_interval, t_quantile
 
@@ -18,7 +18,7 @@ TABLE = [[1.0, 1.0]] * 20 + [[1.0, 0.0]] * 5 + [[0.0, 1.0]] * 10 + [[0.0, 0.0]] 
 
 def test_kappa_of_the_textbook():
     one, other = np.array(TABLE).T
-    found = agreement(one, other)
+    found = compute_agreement(one, other)
     assert found.kappa is not None
     assert found.kappa.value == pytest.approx(0.4)
     assert found.raw == proportion_interval([1] * 35 + [0] * 15)
@@ -37,17 +37,17 @@ def test_kappas_of_many_tables_by_hand():
 
 
 def test_perfect_agreement_ends_where_unseen_disagreement_may_lie():
-    found = agreement([1, 0] * 20, [1, 0] * 20)
+    found = compute_agreement([1, 0] * 20, [1, 0] * 20)
     assert found.kappa is not None
     assert (found.kappa.value, found.kappa.high) == (1.0, 1.0)
     assert found.kappa.low == pytest.approx(
         1 - 2 * 3.841459 / 43.841459, abs=1e-6
     )  # Wilson's 0 of 40, over ½ by chance
-    assert agreement([1, 0] * 3, [1, 0] * 3).kappa.low < found.kappa.low
+    assert compute_agreement([1, 0] * 3, [1, 0] * 3).kappa.low < found.kappa.low
 
 
 def test_raters_who_always_say_one_thing_have_no_kappa():
-    found = agreement([1.0] * 12, [1.0] * 12)
+    found = compute_agreement([1.0] * 12, [1.0] * 12)
     assert found.kappa is None
     assert found.raw.value == 1.0
     assert found.raw.low < 0.8
@@ -56,7 +56,7 @@ def test_raters_who_always_say_one_thing_have_no_kappa():
 def test_agreement_counts_a_prompt_once():
     """Four copies of ten prompts are ten prompts."""
     one, other = [1, 0, 0.5, 1, 0, 1, 1, 0, 0, 0.5], [1, 0, 0.5, 0, 0, 1, 0.5, 0, 1, 1]
-    alone, copied = agreement(one, other), agreement(one * 4, other * 4, list(range(10)) * 4)
+    alone, copied = compute_agreement(one, other), compute_agreement(one * 4, other * 4, list(range(10)) * 4)
     assert copied.raw == alone.raw
     assert copied.kappa is not None
     assert alone.kappa is not None
@@ -67,7 +67,7 @@ def test_agreement_counts_a_prompt_once():
 
 
 def test_one_cluster_has_no_interval_of_kappa():
-    found = agreement([1, 0, 1, 0], [1, 0, 0, 0], ["p"] * 4)
+    found = compute_agreement([1, 0, 1, 0], [1, 0, 0, 0], ["p"] * 4)
     assert found.kappa is not None
     assert found.kappa.low is None
     assert found.raw.n == 1
@@ -80,20 +80,20 @@ def test_one_cluster_has_no_interval_of_kappa():
 
 
 def test_a_judge_that_always_says_a():
-    found = swap([1.0] * 60, [0.0] * 60)
+    found = measure_swap_effect([1.0] * 60, [0.0] * 60)
     assert (found.consistency.value, found.shown_first.value, found.win_rate.value) == (0.0, 1.0, 0.5)
     assert 0 < found.consistency.high < 0.1
     assert found.shown_first.low > 0.9
 
 
 def test_a_judge_that_the_order_does_not_move():
-    found = swap([1, 0, 0.5, 1], [1, 0, 0.5, 1])
+    found = measure_swap_effect([1, 0, 0.5, 1], [1, 0, 0.5, 1])
     assert (found.consistency.value, found.shown_first.value, found.win_rate.value) == (1.0, 0.5, 0.625)
 
 
 def test_half_a_change_is_one():
     """A win that becomes a tie is no consistent verdict, and leans to the first shown by a quarter."""
-    found = swap([1.0], [0.5])
+    found = measure_swap_effect([1.0], [0.5])
     assert (found.consistency.value, found.shown_first.value, found.win_rate.value) == (0.0, 0.75, 0.5)
 
 
@@ -103,23 +103,23 @@ def test_half_a_change_is_one():
 def test_no_verdict_equals_none_and_is_never_alike_by_chance():
     """Of ten pairs six alike, two of these ties; then the judge fails on one of the ties and on one that differs."""
     judge, people = [1, 1, 0, 0, 0.5, 0.5, 1, 0, 0.5, 1.0], [1, 1, 0, 0, 0.5, 0.5, 0, 1, 1, 0.5]
-    assert agreement(judge, people).raw.value == 0.6
+    assert compute_agreement(judge, people).raw.value == 0.6
     failed = [i in (5, 8) for i in range(10)]
-    found = agreement(judge, people, failed=failed)
+    found = compute_agreement(judge, people, failed=failed)
     assert (found.raw.value, found.verdicts) == (0.5, 10)
     assert found.kappa is not None
     # By chance: 1 said by 4 and 4 of ten, 0 by 3 and 3, a tie by 1 and 3, no verdict by 2 and none.
     assert found.kappa.value == pytest.approx(1 - 0.5 / (1 - 0.16 - 0.09 - 0.03))
-    every = agreement([0.5] * 9, [0.5] * 6 + [1.0] * 3, failed=[True] * 9)
+    every = compute_agreement([0.5] * 9, [0.5] * 6 + [1.0] * 3, failed=[True] * 9)
     assert every.raw.value == 0
     assert every.kappa is not None
     assert every.kappa.value == 0
 
 
 def test_what_has_no_two_verdicts_survives_no_swap():
-    found = swap([1, 0.5, 0.5, 0.5], [1, 0.5, 0.5, 1], failed=[False, False, True, True])
+    found = measure_swap_effect([1, 0.5, 0.5, 0.5], [1, 0.5, 0.5, 1], failed=[False, False, True, True])
     assert found.consistency.value == 0.5
-    for of in (agreement, swap):
+    for of in (compute_agreement, measure_swap_effect):
         with pytest.raises(ValueError, match="1 failures for 2 verdicts"):
             of([1, 0], [1, 0], failed=[True])
 
@@ -134,8 +134,8 @@ def test_a_card_has_what_it_was_given():
     swapped = np.where(draw.random(200) < 0.9, judge, 1 - judge)
     lengths = (draw.integers(20, 200, 200), draw.integers(20, 200, 200))
     bare, whole = (
-        measure_judge(judge, people),
-        measure_judge(judge, people, swapped, lengths, [k % 50 for k in range(200)]),
+        compute_judge_statistics(judge, people),
+        compute_judge_statistics(judge, people, swapped, lengths, [k % 50 for k in range(200)]),
     )
     assert (bare.swap, bare.length_slope, bare.reference_slope, bare.n) == (None, None, None, 200)
     assert whole.n == 50
@@ -146,9 +146,9 @@ def test_a_card_has_what_it_was_given():
 
 
 def test_the_verdicts_compared_are_those_that_survive_the_swap():
-    always_a = measure_judge([1.0] * 40, [1.0, 0.5] * 20, [0.0] * 40)
+    always_a = compute_judge_statistics([1.0] * 40, [1.0, 0.5] * 20, [0.0] * 40)
     assert always_a.agreement.raw.value == 0.5  # all are ties, and half of people's are
-    assert measure_judge([1.0] * 40, [1.0, 0.5] * 20).agreement.raw.value == 0.5
+    assert compute_judge_statistics([1.0] * 40, [1.0, 0.5] * 20).agreement.raw.value == 0.5
 
 
 def test_a_taste_for_length_shows_beside_that_of_people():
@@ -157,7 +157,7 @@ def test_a_taste_for_length_shows_beside_that_of_people():
     ratio = np.log(lengths[0] / lengths[1])
     people = np.where(draw.random(800) < 0.5, 1.0, 0.0)
     judge = np.where(draw.random(800) < 1 / (1 + np.exp(-2 * ratio)), 1.0, 0.0)
-    found = measure_judge(judge, people, lengths=lengths)
+    found = compute_judge_statistics(judge, people, lengths=lengths)
     assert isinstance(found.length_slope, Interval)
     assert found.length_slope.low > 1
     assert found.reference_slope.low < 0 < found.reference_slope.high
@@ -173,6 +173,6 @@ def test_a_taste_for_length_shows_beside_that_of_people():
     ],
 )
 def test_what_is_no_verdict_is_refused(one, other, message):
-    for of in (agreement, swap, measure_judge):
+    for of in (compute_agreement, measure_swap_effect, compute_judge_statistics):
         with pytest.raises(ValueError, match=message):
             of(one, other)

@@ -8,14 +8,21 @@ from itertools import product
 import numpy as np
 import pytest
 
-from align.evals.stats import holm, paired_scores, paired_shares, score_difference, share_difference, sign_flip
+from align.evals.stats import (
+    adjust_by_holm,
+    compare_scores,
+    compare_shares,
+    compute_score_difference,
+    compute_share_difference,
+    compute_sign_flip_p,
+)
 from align.ops.intervals import mean_interval
 
 
 def test_shares_by_hand():
     """Ten prompts: six right by the first alone, one by the second alone, three alike. p = 2·(1 + 7)/2⁷."""
     first, second = [1] * 6 + [0] + [1, 1, 0], [0] * 6 + [1] + [1, 1, 0]
-    found = paired_shares(first, second)
+    found = compare_shares(first, second)
     assert (found.first.value, found.second.value, found.difference.value) == (0.8, 0.3, 0.5)
     assert (found.better, found.worse, found.equal) == (6, 1, 3)
     assert found.p == pytest.approx(2 * 8 / 128)
@@ -24,7 +31,7 @@ def test_shares_by_hand():
 
 def test_scores_have_students_interval_of_the_differences():
     first, second = np.array([3.0, 5, 2, 9]), np.array([1.0, 4, 3, 5])
-    found = paired_scores(first, second)
+    found = compare_scores(first, second)
     assert found.difference == mean_interval(first - second)
     assert (found.better, found.worse) == (3, 1)
     # Of the 16 sums ±2 ±1 ±1 ±4 one is 8 and two are 6; with their mirror images six are as far from 0 as the sum, 6.
@@ -33,14 +40,14 @@ def test_scores_have_students_interval_of_the_differences():
 
 def test_a_cluster_counts_once():
     """Prompt a has a difference of 1 in all of three answers, b of 0 in one: the mean of 1 and 0."""
-    found = paired_shares([1, 1, 1, 1], [0, 0, 0, 1], ["a", "a", "a", "b"])
+    found = compare_shares([1, 1, 1, 1], [0, 0, 0, 1], ["a", "a", "a", "b"])
     assert (found.difference.value, found.difference.n) == (0.5, 2)
     assert found.p == 1.0  # one cluster differs: a coin's first throw
 
 
 def test_swapping_the_systems_turns_the_difference():
     draw = np.random.default_rng(0)
-    for compare in (paired_shares, paired_scores):
+    for compare in (compare_shares, compare_scores):
         a, b = draw.random(30), draw.random(30)
         one, other = compare(a, b), compare(b, a)
         assert (one.first, one.second, one.p) == (other.second, other.first, other.p)
@@ -51,14 +58,14 @@ def test_swapping_the_systems_turns_the_difference():
 def test_the_difference_alone_is_that_of_the_comparison():
     draw = np.random.default_rng(2)
     a, b, ids = draw.random(30), draw.random(30), [k // 3 for k in range(30)]
-    assert share_difference(a, b, ids, 0.9) == paired_shares(a, b, ids, 0.9).difference
-    assert score_difference(a, b, ids, 0.9) == paired_scores(a, b, ids, 0.9).difference
+    assert compute_share_difference(a, b, ids, 0.9) == compare_shares(a, b, ids, 0.9).difference
+    assert compute_score_difference(a, b, ids, 0.9) == compare_scores(a, b, ids, 0.9).difference
 
 
 def test_pairing_takes_out_the_difficulty_of_prompts():
     draw = np.random.default_rng(1)
     hard, noise = draw.normal(0, 10, 200), draw.normal(0, 0.1, 200)
-    found = paired_scores(hard + 0.1 + noise, hard)
+    found = compare_scores(hard + 0.1 + noise, hard)
     assert found.difference.low > 0
     assert found.first.low < found.second.high  # each alone says nothing
     assert found.p < 0.001
@@ -69,29 +76,29 @@ def test_pairing_takes_out_the_difficulty_of_prompts():
 
 @pytest.mark.parametrize("n", [1, 2, 40])
 def test_equal_answers_are_no_difference(n: int):
-    shares, scores = paired_shares([1.0] * n, [1.0] * n), paired_scores([3.5] * n, [3.5] * n)
+    shares, scores = compare_shares([1.0] * n, [1.0] * n), compare_scores([3.5] * n, [3.5] * n)
     assert (shares.p, scores.p) == (1.0, 1.0)
     assert shares.difference.low < 0 < shares.difference.high
     assert (scores.difference.low, scores.difference.high) == (None, None)
 
 
 def test_winning_all_has_an_interval_among_shares_and_none_among_scores():
-    found = paired_shares([1] * 20, [0] * 20)
+    found = compare_shares([1] * 20, [0] * 20)
     assert found.difference.value == 1
     assert 0.5 < found.difference.low < 1
     assert found.difference.high == 1
     assert found.p == pytest.approx(2 / 2**20)
-    assert paired_scores([2.0] * 20, [1.0] * 20).difference.low is None
+    assert compare_scores([2.0] * 20, [1.0] * 20).difference.low is None
 
 
 def test_one_cluster_shows_nothing():
-    found = paired_shares([1, 1, 1, 0], [0, 0, 1, 0], ["a"] * 4)
+    found = compare_shares([1, 1, 1, 0], [0, 0, 1, 0], ["a"] * 4)
     assert found.p == 1.0
     assert found.difference.low < 0 < found.difference.high
-    assert paired_scores([1, 2, 3], [0, 0, 0], ["a"] * 3).difference.low is None
+    assert compare_scores([1, 2, 3], [0, 0, 0], ["a"] * 3).difference.low is None
 
 
-@pytest.mark.parametrize("compare", [paired_shares, paired_scores])
+@pytest.mark.parametrize("compare", [compare_shares, compare_scores])
 @pytest.mark.parametrize(
     ("first", "second", "clusters", "message"),
     [
@@ -109,7 +116,7 @@ def test_what_cannot_be_compared_is_refused(compare, first, second, clusters, me
 
 def test_scores_are_no_shares():
     with pytest.raises(ValueError, match=r"second is -0\.5 in row 1"):
-        paired_shares([1, 0], [1, -0.5])
+        compare_shares([1, 0], [1, -0.5])
 
 
 # Flips of signs
@@ -119,7 +126,7 @@ def test_scores_are_no_shares():
 def test_every_flip_is_counted(size: int):
     d = np.random.default_rng(size).normal(0.5, 1, size)
     sums = [abs(sum(s * x for s, x in zip(signs, d, strict=True))) for signs in product((1, -1), repeat=size)]
-    assert sign_flip(d) == pytest.approx(np.mean([s >= abs(d.sum()) - 1e-9 for s in sums]))
+    assert compute_sign_flip_p(d) == pytest.approx(np.mean([s >= abs(d.sum()) - 1e-9 for s in sums]))
 
 
 def test_a_sample_of_flips_is_near_all_of_them():
@@ -128,29 +135,29 @@ def test_a_sample_of_flips_is_near_all_of_them():
     signs = 1 - 2 * ((np.arange(1 << 14)[:, None] >> np.arange(14)) & 1)
     exact = float((np.abs(signs @ d) >= d.sum() - 1e-9).mean())
     assert 0.01 < exact < 0.2
-    assert sign_flip(d) == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 9_999))
-    assert sign_flip(d) == sign_flip(d)
+    assert compute_sign_flip_p(d) == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 9_999))
+    assert compute_sign_flip_p(d) == compute_sign_flip_p(d)
 
 
 def test_differences_of_one_size_are_mcnemars():
     for b, c in ((9, 1), (30, 14), (400, 350)):
         tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1)) / 2 ** (b + c)
-        assert sign_flip([0.25] * b + [-0.25] * c + [0.0] * 7) == pytest.approx(2 * tail)
-    assert sign_flip([1] * 7 + [-1] * 7) == 1.0
+        assert compute_sign_flip_p([0.25] * b + [-0.25] * c + [0.0] * 7) == pytest.approx(2 * tail)
+    assert compute_sign_flip_p([1] * 7 + [-1] * 7) == 1.0
 
 
 def test_the_smallest_p_is_never_zero():
-    assert sign_flip(np.random.default_rng(0).uniform(1, 2, 100)) == pytest.approx(1e-4)
+    assert compute_sign_flip_p(np.random.default_rng(0).uniform(1, 2, 100)) == pytest.approx(1e-4)
 
 
 def test_copies_of_an_answer_are_no_further_evidence():
     """McNemar's test on rows would find what ten copies of six prompts do not hold."""
     first, second = [1] * 5 + [0], [0] * 5 + [1]
     ids = list(range(6))
-    alone = paired_shares(first, second, ids)
-    copied = paired_shares(first * 10, second * 10, ids * 10)
+    alone = compare_shares(first, second, ids)
+    copied = compare_shares(first * 10, second * 10, ids * 10)
     assert copied == alone
-    assert paired_shares(first * 10, second * 10).p < 1e-6 < alone.p
+    assert compare_shares(first * 10, second * 10).p < 1e-6 < alone.p
 
 
 # Several tasks
@@ -159,15 +166,15 @@ def test_copies_of_an_answer_are_no_further_evidence():
 def test_holm_by_hand():
     """Sorted 0.005·5, 0.01·4, 0.03·3, 0.04·2 (raised to 0.09), 0.2·1; the order of tasks is kept."""
     given = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "e": 0.2}
-    found = holm(given)
+    found = adjust_by_holm(given)
     assert list(found) == list(given)
     assert found == pytest.approx({"a": 0.04, "b": 0.09, "c": 0.09, "d": 0.025, "e": 0.2})
-    assert holm({"a": 0.7, "b": 0.9}) == {"a": 1.0, "b": 1.0}
-    assert holm({}) == {}
-    assert holm({"only": 0.03}) == {"only": 0.03}
+    assert adjust_by_holm({"a": 0.7, "b": 0.9}) == {"a": 1.0, "b": 1.0}
+    assert adjust_by_holm({}) == {}
+    assert adjust_by_holm({"only": 0.03}) == {"only": 0.03}
 
 
 def test_holm_refuses_what_is_no_p():
     for p in (math.nan, -0.1, 1.1):
         with pytest.raises(ValueError, match="'b' is not within"):
-            holm({"a": 0.5, "b": p})
+            adjust_by_holm({"a": 0.5, "b": p})

@@ -7,28 +7,28 @@ import math
 import numpy as np
 import pytest
 
-from align.evals.stats import share_won, surviving, win_rate
+from align.evals.stats import compute_win_rate, compute_wins, merge_swapped_verdicts
 from align.ops.intervals import proportion_interval
 
 
 def test_win_rate_counts_ties_as_half():
-    assert win_rate([2, 1, 0], [1, 1, 1]).tolist() == [1, 0.5, 0]
+    assert compute_wins([2, 1, 0], [1, 1, 1]).tolist() == [1, 0.5, 0]
     with pytest.raises(ValueError, match="NaN"):
-        win_rate([np.nan], [1])
+        compute_wins([np.nan], [1])
     with pytest.raises(ValueError, match="differ"):
-        win_rate([1, 2], [1])
+        compute_wins([1, 2], [1])
 
 
 def test_the_share_won_counts_each_cluster_once():
     """Prompt b wins all of three, prompt a half of one: the mean of 1 and ½, of two prompts."""
-    found = share_won([1, 0.5, 1, 1], ["b", "a", "b", "b"])
+    found = compute_win_rate([1, 0.5, 1, 1], ["b", "a", "b", "b"])
     assert (found.value, found.n) == (0.75, 2)
     assert found == proportion_interval([1, 0.5])
-    assert share_won([1, 0.5, 1, 1]).n == 4
+    assert compute_win_rate([1, 0.5, 1, 1]).n == 4
 
 
 def test_one_cluster_says_as_little_as_one_verdict():
-    found = share_won([1, 1, 0, 1] * 25, ["the same"] * 100)
+    found = compute_win_rate([1, 1, 0, 1] * 25, ["the same"] * 100)
     assert found.n == 1
     assert found.low is not None
     assert found.high is not None
@@ -36,12 +36,12 @@ def test_one_cluster_says_as_little_as_one_verdict():
 
 
 def test_what_survives_the_swap():
-    assert surviving([1, 0, 0.5, 1, 0.5], [1, 0, 0.5, 0, 1]).tolist() == [1, 0, 0.5, 0.5, 0.5]
+    assert merge_swapped_verdicts([1, 0, 0.5, 1, 0.5], [1, 0, 0.5, 0, 1]).tolist() == [1, 0, 0.5, 0.5, 0.5]
 
 
 def test_a_judge_that_always_says_a_is_at_one_half():
     """It says that the first shown wins: 1 in one order, 0 in the other."""
-    found = share_won(surviving([1.0] * 60, [0.0] * 60))
+    found = compute_win_rate(merge_swapped_verdicts([1.0] * 60, [0.0] * 60))
     assert found.value == 0.5
 
 
@@ -57,4 +57,4 @@ def test_a_judge_that_always_says_a_is_at_one_half():
 )
 def test_what_is_no_verdict_is_refused(verdicts: list, clusters: list | None, message: str):
     with pytest.raises(ValueError, match=message):
-        share_won(verdicts, clusters)
+        compute_win_rate(verdicts, clusters)

@@ -19,8 +19,8 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Message, Record
 from align.data.dedup.evaluation_overlap import NGRAM, RULES
 from align.data.sets import evaluations
-from align.data.sets.contamination import Evaluations
-from align.data.sets.evaluations import EvaluationSet, parsed_sets, read_set, read_sets
+from align.data.sets.contamination import LeakFinder
+from align.data.sets.evaluations import EvaluationSet, parse_evaluation_sets, read_evaluation_set, read_evaluation_sets
 
 TALE = "the ferry left the northern harbour before dawn with eleven barrels of salted herring under its deck"
 BIRDS = "several pairs of grey herons built their nests in poplars beside our flooded meadow last spring"
@@ -69,7 +69,7 @@ def rules(
     """By which rule each record gives the rows away; nothing where it does not."""
     path = folder / "evals.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    found = Evaluations([read_set(EvaluationSet(str(path), columns), "against[0]")], 0.7)
+    found = LeakFinder([read_evaluation_set(EvaluationSet(str(path), columns), "against[0]")], 0.7)
     leaks = found.leaks(spooled(folder / "spool", records), np.ones(len(records), bool))
     by = dict(zip(leaks.text.tolist(), leaks.rule.tolist(), strict=True))
     return [RULES[by[i]] if i in by else "" for i in range(len(records))]
@@ -158,7 +158,7 @@ def test_the_same_rows_as_parquet_and_csv(tmp_path: Path) -> None:
     lines = [f'"{row["question"]}","{json.dumps(row["choices"]).replace(chr(34), chr(34) * 2)}"' for row in rows]
     (tmp_path / "a.csv").write_text("\n".join(["question,choices", *lines]) + "\n")
     for name in ("a.parquet", "a.csv"):
-        found = Evaluations([read_set(EvaluationSet(str(tmp_path / name)), "against[0]")], None)
+        found = LeakFinder([read_evaluation_set(EvaluationSet(str(tmp_path / name)), "against[0]")], None)
         spool = spooled(tmp_path / name.replace(".", "-"), [says("x"), says(TALE)])
         leaks = found.leaks(spool, np.ones(2, bool))
         assert [column.tolist() for column in leaks] == [[1], [0], [2], [NGRAM]]
@@ -170,11 +170,11 @@ def test_a_set_is_the_same_however_many_rows_are_read_together(tmp_path: Path, m
     ]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    whole = read_set(EvaluationSet(str(path)), "against[0]")
+    whole = read_evaluation_set(EvaluationSet(str(path)), "against[0]")
     for parts, characters in ((2, 1 << 25), (4096, 1)):
         monkeypatch.setattr(evaluations, "PARTS_AT_ONCE", parts)
         monkeypatch.setattr(evaluations, "CHARACTERS_AT_ONCE", characters)
-        batched = read_set(EvaluationSet(str(path)), "against[0]")
+        batched = read_evaluation_set(EvaluationSet(str(path)), "against[0]")
         assert batched.said.num_chunks > 1
         assert (batched.said.to_pylist(), batched.asked.to_pylist()) == (
             whole.said.to_pylist(),
@@ -189,8 +189,10 @@ def test_a_set_is_the_same_however_many_rows_are_read_together(tmp_path: Path, m
 def test_one_file_may_be_two_sets(tmp_path: Path) -> None:
     path = tmp_path / "evals.jsonl"
     path.write_text(json.dumps({"question": "Where is it?", "passage": TALE, "choices": [BIRDS]}) + "\n")
-    sets = parsed_sets([{"path": str(path), "columns": ["question"]}, {"path": str(path), "columns": "choices"}])
-    leaks = Evaluations(read_sets(sets), 0.7).leaks(
+    sets = parse_evaluation_sets(
+        [{"path": str(path), "columns": ["question"]}, {"path": str(path), "columns": "choices"}]
+    )
+    leaks = LeakFinder(read_evaluation_sets(sets), 0.7).leaks(
         spooled(tmp_path / "spool", [asks("where is it?"), says(BIRDS), says(TALE)]), np.ones(3, bool)
     )
     assert (leaks.text.tolist(), leaks.evaluation.tolist()) == ([0, 1], [0, 1])
@@ -201,8 +203,8 @@ def test_one_file_may_be_two_sets(tmp_path: Path) -> None:
 )
 def test_what_names_no_set(given: Any) -> None:
     with pytest.raises(InputError, match="against"):
-        parsed_sets(given)
-    assert parsed_sets("a.jsonl") == [EvaluationSet("a.jsonl")]
+        parse_evaluation_sets(given)
+    assert parse_evaluation_sets("a.jsonl") == [EvaluationSet("a.jsonl")]
 
 
 def words_of(text: str) -> list[str]:
@@ -247,7 +249,7 @@ def test_planted_runs_and_near_misses_as_sets_of_strings_say(tmp_path: Path, see
         (planted if width == 13 else missed).add(number)
     path = tmp_path / "evals.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = Evaluations([read_set(EvaluationSet(str(path)), "against[0]")], None)
+    found = LeakFinder([read_evaluation_set(EvaluationSet(str(path)), "against[0]")], None)
     records = [says(said) if i % 2 else said for i, said in enumerate(corpus)]
     leaks = found.leaks(spooled(tmp_path / "spool", records), np.ones(400, bool))
     all_grams = set[tuple[str, ...]]().union(*(grams(said) for row in rows for said in texts_in(row)))

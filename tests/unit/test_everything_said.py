@@ -12,12 +12,12 @@ from annotation_store import add, rank
 from pydantic import ValidationError
 
 from align.annotate.assignment import AssignmentQueue
-from align.annotate.assignment.leases import opinions_of
-from align.annotate.exchange.exporting import export
+from align.annotate.assignment.leases import read_opinions
+from align.annotate.exchange.exporting import export_votes
 from align.annotate.store import Candidate, Judgement, Store, configure
-from align.annotate.store.preference_pairs import preferences
-from align.annotate.store.records import SKIPS
-from align.annotate.web.routes import JudgementBody, opinion
+from align.annotate.store.preference_pairs import load_preferences
+from align.annotate.store.records import SKIP_REASONS
+from align.annotate.web.routes import JudgementBody, opinion_to_json
 
 PEOPLE = ("ann", "bob", "cleo")
 
@@ -55,7 +55,7 @@ def said(store) -> dict[int, tuple[str, Judgement]]:
                 "flagged": (ids[place], item) if harm else (),
             }
             if place == 2 and number % 3 == 0:
-                say(item, who, Judgement(skipped=SKIPS[number % len(SKIPS)], **more))
+                say(item, who, Judgement(skipped=SKIP_REASONS[number % len(SKIP_REASONS)], **more))
                 continue
             order = ids[place:] + ids[:place]
             ratings = {ids[0]: {"helpful": 1 + place}} if rated else {}
@@ -75,7 +75,7 @@ def said(store) -> dict[int, tuple[str, Judgement]]:
 
 
 def test_everything_that_was_said_leaves_with_the_export(store, said, tmp_path):
-    export(store, "p", tmp_path)
+    export_votes(store, "p", tmp_path)
     rows = {row["vote"]: row for row in rows_in(tmp_path / "votes.jsonl")}
     assert rows.keys() == said.keys()
     for seq, (item, judgement) in said.items():
@@ -92,14 +92,14 @@ def test_everything_that_was_said_leaves_with_the_export(store, said, tmp_path):
 
 
 def test_what_is_trained_on_is_the_reviews_as_it_was(store, said, tmp_path):
-    export(store, "p", tmp_path)
+    export_votes(store, "p", tmp_path)
     settled = {item: seq for seq, (item, judgement) in said.items() if judgement.purpose == "review"}  # the newest
     of_work = {seq for seq, (_, judgement) in said.items() if judgement.purpose == "work" and judgement.tiers}
     learned = {seq for seq in of_work if said[seq][0] not in settled} | set(settled.values())
     for name in ("rankings", "preferences", "implicit"):
         assert {row["vote"] for row in rows_in(tmp_path / f"{name}.jsonl")} == learned
     assert {row["vote"] for row in rows_in(tmp_path / "votes.jsonl") if row["trained_on"]} == learned
-    assert {int(pair.id.split(":")[0]) for pair in preferences(store, "p")} == learned
+    assert {int(pair.id.split(":")[0]) for pair in load_preferences(store, "p")} == learned
 
 
 def test_what_was_taken_back_and_what_was_simulated_stay(store, tmp_path):
@@ -108,11 +108,11 @@ def test_what_was_taken_back_and_what_was_simulated_stay(store, tmp_path):
     store.retract("p", rank(store, gone, "0>1>2", demonstration="taken back"))
     rank(store, stand_in, "0>1>2", annotator="machine", source="simulated", demonstration="simulated")
     rank(store, stand_in, "2>1>0", annotator="rev", purpose="review")
-    export(store, "p", tmp_path)
+    export_votes(store, "p", tmp_path)
     assert {row["item"] for row in rows_in(tmp_path / "votes.jsonl")} == {kept, stand_in}
     assert rows_in(tmp_path / "demonstrations.jsonl") == []
     (tmp_path / "all").mkdir()
-    export(store, "p", tmp_path / "all", allow_simulated=True)
+    export_votes(store, "p", tmp_path / "all", allow_simulated=True)
     assert len(rows_in(tmp_path / "all" / "demonstrations.jsonl")) == 1
 
 
@@ -125,7 +125,7 @@ def test_whoever_settles_an_item_reads_all_that_was_said(store):
     store.record("p", item, skip, annotator="cleo", key="cleo")
     task = AssignmentQueue(store, "p").take_review("rev")
     with store.reading() as db:
-        first, second, third = (opinion(task, vote) for vote in opinions_of(db, "p", item))
+        first, second, third = (opinion_to_json(task, vote) for vote in read_opinions(db, "p", item))
     place = {id: str(index) for index, id in enumerate(task.display_order)}
     assert (first["quality"], first["ratings"]) == ("good", {place[f"{item}-1"]: {"helpful": 4}})
     assert set(second["flagged"]) == {int(place[f"{item}-0"]), -1}

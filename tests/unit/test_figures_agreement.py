@@ -12,18 +12,18 @@ from votes import ids_of, voted
 from align.annotate.figures.agreement import (
     NO_STRENGTHS,
     UNANIMOUS,
+    ItemRatings,
     Kappa,
-    Panel,
-    alpha,
     build_coincidences,
+    build_panels,
+    compute_alpha,
     compute_alphas,
-    contradictions,
+    compute_directions,
+    compute_kappa,
+    compute_kappas,
+    compute_raw_agreement,
+    count_contradictions,
     count_ratings,
-    directions,
-    kappa,
-    kappas,
-    panels,
-    raw_agreement,
 )
 from align.annotate.figures.estimates import as_json
 from align.ops.intervals import Interval
@@ -34,16 +34,16 @@ UNITS = [[1, 1, 1], [2, 2, 3, 2], [3, 3, 3, 3], [3, 3, 3, 3], [2, 2, 2, 2], [1, 
          [2, 2, 2, 2], [5, 5, 5], [1, 1]]  # fmt: skip
 
 
-def panel(*rows: list[int], item: str = "i") -> Panel:
+def panel(*rows: list[int], item: str = "i") -> ItemRatings:
     """A row an annotator: a, b, c, …"""
-    return Panel(item, tuple("abcdefgh"[: len(rows)]), tuple(range(len(rows))), np.array(rows))
+    return ItemRatings(item, tuple("abcdefgh"[: len(rows)]), tuple(range(len(rows))), np.array(rows))
 
 
-def found(votes, **more) -> list[Panel]:
-    return panels(votes, ids_of(votes), **more)
+def found(votes, **more) -> list[ItemRatings]:
+    return build_panels(votes, ids_of(votes), **more)
 
 
-def summed(panels: list[Panel], domain: list[int]) -> np.ndarray:
+def summed(panels: list[ItemRatings], domain: list[int]) -> np.ndarray:
     matrices = [build_coincidences(count_ratings(panel.values_RU, np.array(domain))) for panel in panels]
     return np.sum(matrices, axis=0)
 
@@ -62,7 +62,7 @@ def summed(panels: list[Panel], domain: list[int]) -> np.ndarray:
     ],
 )
 def test_what_a_ranking_says_of_each_pair(order, expected):
-    assert directions(voted("i", order), ("i-0", "i-1", "i-2")) == expected
+    assert compute_directions(voted("i", order), ("i-0", "i-1", "i-2")) == expected
 
 
 def test_a_panel_is_an_item_that_two_people_judged():
@@ -85,7 +85,7 @@ def test_strengths_are_signed_and_of_two_answers_alone():
 @pytest.mark.parametrize(("level", "expected"), [("nominal", 0.743), ("ordinal", 0.815)])
 def test_the_textbook_alpha(level, expected):
     units = [panel(*([value] for value in unit), item=str(k)) for k, unit in enumerate(UNITS)]
-    estimate = alpha(units, level)
+    estimate = compute_alpha(units, level)
     assert isinstance(estimate, Interval)
     assert estimate.value == pytest.approx(expected, abs=5e-4)
     assert estimate.n == len(UNITS)
@@ -98,26 +98,26 @@ def test_the_textbook_alpha(level, expected):
 def test_three_answers_with_a_tie():
     """By hand: −1 is said five times and 0 once; 2 of 6 coincidences differ, and 2·5·1/5 would by chance."""
     said = found([voted("i", "0>1>2", "ann"), voted("i", "0>12", "bob")])
-    estimate = alpha(said, "nominal")
+    estimate = compute_alpha(said, "nominal")
     assert estimate == Interval(pytest.approx(0.0), None, None, 1)  # one item bears no interval
-    assert raw_agreement(said).value == pytest.approx(2 / 3)
+    assert compute_raw_agreement(said).value == pytest.approx(2 / 3)
 
 
 def test_unanimous_is_undefined_and_not_one():
     votes = [voted(item, "0>1", who) for item in "ijk" for who in ("ann", "bob")]
     said = found(votes)
-    assert alpha(said, "nominal") == UNANIMOUS
-    assert json.dumps(as_json({"alpha": alpha(said, "nominal")})) == '{"alpha": "undefined (unanimous)"}'
-    assert raw_agreement(said).value == 1.0
+    assert compute_alpha(said, "nominal") == UNANIMOUS
+    assert json.dumps(as_json({"alpha": compute_alpha(said, "nominal")})) == '{"alpha": "undefined (unanimous)"}'
+    assert compute_raw_agreement(said).value == 1.0
     assert np.isnan(compute_alphas(summed(said, [-1, 0, 1])[None], np.array([-1, 0, 1]), "nominal"))
 
 
 def test_there_is_no_interval_where_one_item_makes_the_alpha():
     agreed = [panel([-1], [-1], item=str(k)) for k in range(50)]
-    once = alpha([*agreed, panel([-1], [1])], "nominal")
+    once = compute_alpha([*agreed, panel([-1], [1])], "nominal")
     # By hand: 2 of 102 coincidences differ, and 2·101·1/101 would by chance.
     assert once == Interval(pytest.approx(0.0), None, None, 51)
-    often = alpha([*agreed, *(panel([-1], [1], item=f"x{k}") for k in range(9))], "nominal")
+    often = compute_alpha([*agreed, *(panel([-1], [1], item=f"x{k}") for k in range(9))], "nominal")
     assert often.low < often.value < often.high
 
 
@@ -125,7 +125,7 @@ def test_there_is_no_interval_where_one_item_makes_the_alpha():
 def test_full_agreement_has_an_interval_too(level):
     """Ten items, half of them −1 and half +1: alpha is 1. Wilson's interval of none of ten ends at 0.2775; D_e is 10/19
     of the greatest distance, by 20 values of which ten are equal."""
-    found = alpha([panel([v], [v], item=f"{v}{k}") for k in range(5) for v in (-1, 1)], level)
+    found = compute_alpha([panel([v], [v], item=f"{v}{k}") for k in range(5) for v in (-1, 1)], level)
     assert found == Interval(1.0, pytest.approx(1 - 0.27753 * 19 / 10, abs=1e-4), 1.0, 10)
 
 
@@ -134,8 +134,8 @@ def test_the_interval_comes_from_items_and_not_from_pairs():
     rng = random.Random(0)
     said = [(rng.choice((-1, 1)), rng.choice((-1, 1, 1))) for _ in range(30)]
     said = [(a, a if rng.random() < 0.6 else b) for a, b in said]
-    triples = alpha([panel([a] * 3, [b] * 3, item=str(k)) for k, (a, b) in enumerate(said)], "nominal")
-    thrice = alpha([panel([a], [b], item=f"{k}") for k, (a, b) in enumerate(said * 3)], "nominal")
+    triples = compute_alpha([panel([a] * 3, [b] * 3, item=str(k)) for k, (a, b) in enumerate(said)], "nominal")
+    thrice = compute_alpha([panel([a], [b], item=f"{k}") for k, (a, b) in enumerate(said * 3)], "nominal")
     assert triples.value == pytest.approx(thrice.value)
     assert triples.high - triples.low > 1.5 * (thrice.high - thrice.low)
 
@@ -151,7 +151,9 @@ def test_the_interval_of_alpha_covers_it(items, right):
     for _ in range(draws):
         truth, said = rng.choice((-1, 1), size=items), rng.random((2, items)) < right
         values = np.where(said, truth, -truth)
-        estimate = alpha([panel([a], [b], item=str(k)) for k, (a, b) in enumerate(values.T.tolist())], "nominal")
+        estimate = compute_alpha(
+            [panel([a], [b], item=str(k)) for k, (a, b) in enumerate(values.T.tolist())], "nominal"
+        )
         covered += estimate.low <= truth_of <= estimate.high
     share = covered / draws
     error = 3 * (share * (1 - share) / draws) ** 0.5
@@ -163,15 +165,15 @@ def test_the_interval_of_alpha_covers_it(items, right):
 
 def test_kappa_by_hand():
     """20 and 15 times both, 5 and 10 times one: 0.7 observed, 0.5·0.6 + 0.5·0.4 by chance."""
-    assert kappa(np.array([[20, 5], [10, 15]])) == pytest.approx((0.7 - 0.5) / (1 - 0.5))
+    assert compute_kappa(np.array([[20, 5], [10, 15]])) == pytest.approx((0.7 - 0.5) / (1 - 0.5))
     # Weights 0, 1, 4: 2 observed; rows 3, 2, 1 and columns 2, 2, 2 give 8 by chance.
-    assert kappa(np.array([[2, 1, 0], [0, 1, 1], [0, 0, 1]]), quadratic=True) == pytest.approx(1 - 2 / 8)
+    assert compute_kappa(np.array([[2, 1, 0], [0, 1, 1], [0, 0, 1]]), quadratic=True) == pytest.approx(1 - 2 / 8)
 
 
 def test_kappa_of_the_unanimous_is_undefined():
-    assert kappa(np.array([[5, 0], [0, 0]])) == UNANIMOUS
-    assert kappa(np.array([[0, 5], [0, 0]])) == pytest.approx(0.0)  # each always says the same, and never both
-    assert kappa(np.array([[0]])) == NO_STRENGTHS
+    assert compute_kappa(np.array([[5, 0], [0, 0]])) == UNANIMOUS
+    assert compute_kappa(np.array([[0, 5], [0, 0]])) == pytest.approx(0.0)  # each always says the same, and never both
+    assert compute_kappa(np.array([[0]])) == NO_STRENGTHS
 
 
 def test_two_annotators_have_a_kappa_where_they_share_enough_items(monkeypatch):
@@ -184,9 +186,9 @@ def test_two_annotators_have_a_kappa_where_they_share_enough_items(monkeypatch):
     expected = Kappa(("ann", "bob"), 4, 4, pytest.approx((3 / 4 - 1 / 2) / (1 - 1 / 2)), NO_STRENGTHS)
     for at_least, kept in ((4, [expected]), (5, [])):
         monkeypatch.setattr("align.annotate.figures.agreement.SHARED_ITEMS", at_least)
-        assert kappas(said, []) == kept
+        assert compute_kappas(said, []) == kept
     monkeypatch.setattr("align.annotate.figures.agreement.SHARED_ITEMS", 1)
-    assert len(kappas(said, [])) == 3
+    assert len(compute_kappas(said, [])) == 3
 
 
 def test_kappa_of_strengths_weighs_by_distance(monkeypatch):
@@ -196,7 +198,7 @@ def test_kappa_of_strengths_weighs_by_distance(monkeypatch):
         for who, value in zip(("ann", "bob"), values, strict=True):
             votes.append(voted(f"i{k}", "0>1" if value < 0 else "1>0", who, strength=abs(value)))
     monkeypatch.setattr("align.annotate.figures.agreement.SHARED_ITEMS", 1)
-    (two,) = kappas(found(votes), found(votes, strength=True))
+    (two,) = compute_kappas(found(votes), found(votes, strength=True))
     # Σ (a − b)² = 1 + 0 + 1 + 4; by chance Σ over all sixteen pairings, over four.
     chance = sum((a - b) ** 2 for a, _ in said for _, b in said) / 4
     assert two.strength == pytest.approx(1 - 6 / chance)
@@ -207,6 +209,6 @@ def test_kappa_of_strengths_weighs_by_distance(monkeypatch):
 
 
 def test_a_tie_contradicts_nobody():
-    assert contradictions(panel([-1, 0, 1], [-1, 1, 0])) == 0
-    assert contradictions(panel([-1, 0, 1], [1, 1, -1])) == 2
-    assert contradictions(panel([-1], [-1], [1])) == 2
+    assert count_contradictions(panel([-1, 0, 1], [-1, 1, 0])) == 0
+    assert count_contradictions(panel([-1, 0, 1], [1, 1, -1])) == 2
+    assert count_contradictions(panel([-1], [-1], [1])) == 2

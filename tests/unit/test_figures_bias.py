@@ -8,9 +8,9 @@ import random
 import pytest
 from votes import voted
 
-from align.annotate.assignment.leases import counterbalanced_order
-from align.annotate.figures.estimates import NOTHING, ONE_SIDED, log_odds, share
-from align.annotate.figures.people import length_bias, position_bias
+from align.annotate.assignment.leases import counterbalance_order
+from align.annotate.figures.estimates import NOTHING_COUNTED, ONE_SIDED, compute_share, to_log_odds
+from align.annotate.figures.people import compute_length_bias, compute_position_bias
 from align.ops.intervals import Interval, normal_quantile, proportion_interval, wilson_interval
 
 
@@ -22,7 +22,7 @@ def ranked(rng: random.Random, ids: tuple[str, ...], follow: float) -> list[str]
 def votes_of(rng: random.Random, number: int, k: int, follow: float, annotator: str = "ann") -> list:
     found = []
     for turn in range(number):
-        screen = counterbalanced_order("012345678"[:k], annotator, turn)
+        screen = counterbalance_order("012345678"[:k], annotator, turn)
         order = ranked(rng, screen, follow)
         found.append(voted(f"i{turn}", ">".join(order), annotator, screen="".join(screen)))
     return found
@@ -32,33 +32,33 @@ def votes_of(rng: random.Random, number: int, k: int, follow: float, annotator: 
 
 
 def test_clusters_count_for_as_much_as_they_have_trials():
-    found = share([1, 3], [1, 6])
+    found = compute_share([1, 3], [1, 6])
     assert found == proportion_interval([1, 0.5], [1, 6])
     assert found.value == pytest.approx(4 / 7)
 
 
 def test_trials_that_balance_within_clusters_still_have_an_interval():
     """Four clusters of one and one: by hand φ = 0.15 / (4·¼ + 0.15), and t(3) = 3.1824."""
-    found = share([1, 1, 1, 1], [2, 2, 2, 2])
+    found = compute_share([1, 1, 1, 1], [2, 2, 2, 2])
     assert (found.low, found.high) == pytest.approx(wilson_interval(0.5, 4 * 1.15 / 0.15, 3.1824463))
 
 
 def test_unanimous_clusters_count_once_each():
-    assert (share([3, 3], [3, 3]).low, share([2], [2]).low) == pytest.approx(
+    assert (compute_share([3, 3], [3, 3]).low, compute_share([2], [2]).low) == pytest.approx(
         (wilson_interval(1, 2, normal_quantile(0.95))[0], wilson_interval(1, 1, normal_quantile(0.95))[0])
     )
 
 
 def test_clusters_without_trials_do_not_count():
-    assert share([1, 0, 0], [1, 0, 1]) == share([1, 0], [1, 1])
-    assert share([0], [0]) == share([], []) == NOTHING
+    assert compute_share([1, 0, 0], [1, 0, 1]) == compute_share([1, 0], [1, 1])
+    assert compute_share([0], [0]) == compute_share([], []) == NOTHING_COUNTED
 
 
 def test_log_odds():
-    found = log_odds(Interval(0.75, 0.5, 0.9, 8))
+    found = to_log_odds(Interval(0.75, 0.5, 0.9, 8))
     assert found == Interval(pytest.approx(math.log(3)), pytest.approx(0.0), pytest.approx(math.log(9)), 8)
-    assert log_odds(share([2], [2])) == log_odds(share([0], [2])) == ONE_SIDED
-    assert log_odds(NOTHING) == NOTHING
+    assert to_log_odds(compute_share([2], [2])) == to_log_odds(compute_share([0], [2])) == ONE_SIDED
+    assert to_log_odds(NOTHING_COUNTED) == NOTHING_COUNTED
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])
@@ -67,7 +67,7 @@ def test_the_interval_covers_the_share(k, follow):
     rng = random.Random(0)
     covered = naive = 0
     for _ in range(300):
-        found = position_bias(votes_of(rng, 60, k, follow)).share
+        found = compute_position_bias(votes_of(rng, 60, k, follow)).share
         truth = 0.5 + follow / 2
         covered += found.low <= truth <= found.high
         pairs = found.n * k * (k - 1) // 2
@@ -89,31 +89,31 @@ def test_the_earlier_answer_of_two():
         voted("l", "01", screen="01"),  # a tie favours no side
         voted("m", "0>1", source="simulated"),  # no screen
     ]
-    found = position_bias(votes)
-    assert found.share == share([1, 0, 1], [1, 1, 1])
+    found = compute_position_bias(votes)
+    assert found.share == compute_share([1, 0, 1], [1, 1, 1])
     assert found.log_odds.value == pytest.approx(math.log(2))
 
 
 def test_the_earlier_answers_of_three_with_a_tie():
     """On the screen 2, 0, 1; said 0 above 1 and 2: of two untied pairs, 0 before 1 is one."""
-    assert position_bias([voted("i", "0>12", screen="201")]).share.value == 0.5
-    assert position_bias([voted("i", "2>0>1", screen="201")]).share == share([3], [3])
+    assert compute_position_bias([voted("i", "0>12", screen="201")]).share.value == 0.5
+    assert compute_position_bias([voted("i", "2>0>1", screen="201")]).share == compute_share([3], [3])
 
 
 @pytest.mark.parametrize("k", [2, 4])
 def test_an_injected_bias_is_found_and_none_is_not(k):
-    biased = position_bias(votes_of(random.Random(1), 400, k, 0.3)).share
+    biased = compute_position_bias(votes_of(random.Random(1), 400, k, 0.3)).share
     assert biased.low > 0.5
     assert biased.low < 0.65 < biased.high
-    fair = position_bias(votes_of(random.Random(2), 400, k, 0.0))
+    fair = compute_position_bias(votes_of(random.Random(2), 400, k, 0.0))
     assert fair.share.low < 0.5 < fair.share.high
     assert fair.log_odds.low < 0 < fair.log_odds.high
 
 
 def test_whoever_always_prefers_one_candidate_has_no_bias_to_a_side():
     """The order on the screen is counterbalanced, so a true preference cancels out."""
-    votes = [voted(f"i{t}", "0>1", screen="".join(counterbalanced_order("01", "ann", t))) for t in range(40)]
-    assert position_bias(votes).share.value == 0.5
+    votes = [voted(f"i{t}", "0>1", screen="".join(counterbalance_order("01", "ann", t))) for t in range(40)]
+    assert compute_position_bias(votes).share.value == 0.5
 
 
 # Length
@@ -122,16 +122,16 @@ def test_whoever_always_prefers_one_candidate_has_no_bias_to_a_side():
 def test_the_longer_answer():
     lengths = {"i-0": 10, "i-1": 5, "i-2": 5, "j-0": 3, "j-1": 9}
     votes = [voted("i", "0>1>2"), voted("j", "0>1"), voted("j", "01", "bob")]
-    found = length_bias(votes, lengths).share
-    assert found == share([2, 0], [2, 1])  # the pair of equal lengths is left out, and the tie
+    found = compute_length_bias(votes, lengths).share
+    assert found == compute_share([2, 0], [2, 1])  # the pair of equal lengths is left out, and the tie
 
 
 def test_who_judges_the_same_item_sees_the_same_lengths():
     votes = [voted(f"i{n}", "0>1" if n % 2 else "1>0", who) for n in range(20) for who in ("ann", "bob", "cat")]
     lengths = {f"i{n}-{k}": 5 - k for n in range(20) for k in (0, 1)}
-    found = length_bias(votes, lengths).share
+    found = compute_length_bias(votes, lengths).share
     assert found == proportion_interval([1, 0] * 10)
 
 
 def test_no_votes_have_no_bias():
-    assert position_bias([]).share == length_bias([], {}).log_odds == NOTHING
+    assert compute_position_bias([]).share == compute_length_bias([], {}).log_odds == NOTHING_COUNTED

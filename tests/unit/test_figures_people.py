@@ -9,10 +9,17 @@ import pytest
 from annotation_store import add, ask, rank
 from votes import voted
 
-from align.annotate.figures import Undefined, people_csv
-from align.annotate.figures.estimates import NOTHING, share
-from align.annotate.figures.people import CEILING_S, UNMEASURED, as_csv, consistency, gold_accuracy, people
-from align.annotate.figures.project import read
+from align.annotate.figures import Undefined, build_people_csv
+from align.annotate.figures.estimates import NOTHING_COUNTED, compute_share
+from align.annotate.figures.people import (
+    CEILING_S,
+    UNMEASURED,
+    compute_gold_accuracy,
+    compute_repeat_consistency,
+    summarize_annotators,
+    to_csv,
+)
+from align.annotate.figures.project import read_view
 from align.annotate.store import Candidate, Judgement, Store
 
 EXPECTED = {"g": (("g-0", "g-2"), ("g-1",)), "h": (("h-0",), ("h-1",)), "t": (("t-0", "t-1"),)}
@@ -25,7 +32,7 @@ def store(store_url):
 
 
 def everyone(store) -> dict:
-    return {person.identity: person for person in people(read(store, "p"))}
+    return {person.identity: person for person in summarize_annotators(read_view(store, "p"))}
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -45,8 +52,8 @@ def test_gold_accuracy():
         voted("t", "0>1", purpose="gold"),  # its answers are tied: nothing is asked
         voted("w", "1>0"),
     ]
-    assert gold_accuracy(votes, EXPECTED) == (share([2, 1, 0, 1], [2, 2, 2, 1]), 4, 2)
-    assert gold_accuracy([], EXPECTED) == (NOTHING, 0, 0)
+    assert compute_gold_accuracy(votes, EXPECTED) == (compute_share([2, 1, 0, 1], [2, 2, 2, 1]), 4, 2)
+    assert compute_gold_accuracy([], EXPECTED) == (NOTHING_COUNTED, 0, 0)
 
 
 def test_a_repeat_says_the_same_or_not():
@@ -57,8 +64,8 @@ def test_a_repeat_says_the_same_or_not():
         voted("j", "0>12", purpose="repeat"),
         voted("k", "0>1", purpose="repeat"),  # the first one was taken back
     ]
-    assert consistency(votes) == share([2, 3], [3, 3])
-    assert consistency(votes[:1]) == NOTHING
+    assert compute_repeat_consistency(votes) == compute_share([2, 3], [3, 3])
+    assert compute_repeat_consistency(votes[:1]) == NOTHING_COUNTED
 
 
 # Out of the store
@@ -76,11 +83,11 @@ def test_what_a_person_did(store):
     assert ann.skips == {"unsure": 1, "language": 0, "broken": 0, "harmful": 0, "other": 0}
     assert ann.seconds == 15
     assert ann.hours == pytest.approx((10 + 20 + CEILING_S + 6) / 3600)
-    assert ann.ties == share([1, 0], [3, 3])
-    assert ann.position.share == share([1], [2])
+    assert ann.ties == compute_share([1, 0], [3, 3])
+    assert ann.position.share == compute_share([1], [2])
     # "fine" is longer than "bad" and "eh", and "bad" than "eh".
-    assert ann.length.share == share([2, 3], [2, 3])
-    assert ann.gold == ann.repeats == NOTHING
+    assert ann.length.share == compute_share([2, 3], [2, 3])
+    assert ann.gold == ann.repeats == NOTHING_COUNTED
     assert ann.first <= ann.last
 
 
@@ -89,9 +96,9 @@ def test_gold_comes_from_the_ledger(store):
     rank(store, gold, "1>0", "ann")
     rank(store, gold, "0>1", "bob")
     found = everyone(store)
-    assert (found["ann"].gold, found["ann"].gold_right) == (share([1], [1]), 1)
-    assert (found["bob"].gold, found["bob"].gold_right) == (share([0], [1]), 0)
-    assert found["bob"].position.share == NOTHING
+    assert (found["ann"].gold, found["ann"].gold_right) == (compute_share([1], [1]), 1)
+    assert (found["bob"].gold, found["bob"].gold_right) == (compute_share([0], [1]), 0)
+    assert found["bob"].position.share == NOTHING_COUNTED
     assert found["bob"].seconds == UNMEASURED
 
 
@@ -103,16 +110,16 @@ def test_who_was_erased_keeps_a_row_without_a_name(store):
     known = store.pseudonym("p", "ann")
     store.erase_annotator("p", known)
     store.erase_content("p", item)
-    ann, bob = people(read(store, "p"))
+    ann, bob = summarize_annotators(read_view(store, "p"))
     assert (ann.pseudonym, ann.identity, ann.rankings) == (known, None, 1)
-    assert (bob.identity, bob.rankings, bob.ties) == ("bob", 0, NOTHING)
+    assert (bob.identity, bob.rankings, bob.ties) == ("bob", 0, NOTHING_COUNTED)
     assert ann.hours == pytest.approx((CEILING_S + 30) / 3600)  # the time was spent, whatever became of the item
 
 
 def test_a_project_without_votes_has_no_people(store):
     add(store)
-    assert people(read(store, "p")) == []
-    text = people_csv(store, "p")
+    assert summarize_annotators(read_view(store, "p")) == []
+    text = build_people_csv(store, "p")
     assert text.count("\r\n") == 1
     assert text.startswith("pseudonym,identity,")
 
@@ -124,12 +131,12 @@ def test_the_table_says_what_the_rows_say(store):
     item = add(store)
     rank(store, item, "0>1>2", "ann", seconds=9, display_order=tuple(f"{item}-{k}" for k in range(3)))
     rank(store, item, "0>12", "bot", source="simulated")
-    ann, bot = table(people_csv(store, "p"))
+    ann, bot = table(build_people_csv(store, "p"))
     assert (ann["identity"], ann["rankings"], ann["simulated"], ann["skips_unsure"]) == ("ann", "1", "False", "0")
     assert (ann["position"], ann["position_n"], ann["position_log_odds"]) == (
         "1.0", "1", "undefined (always the same side)",
     )  # fmt: skip
-    low = share([3], [3]).low
+    low = compute_share([3], [3]).low
     assert float(ann["position_low"]) == pytest.approx(low)
     assert float(ann["hours"]) == pytest.approx(9 / 3600)
     assert (bot["simulated"], bot["position"], bot["position_low"]) == ("True", "undefined (nothing to count)", "")
@@ -139,7 +146,7 @@ def test_the_table_says_what_the_rows_say(store):
 def test_a_spreadsheet_runs_no_name(store, first):
     name = f'{first}HYPERLINK("http://example.org"),"x'
     rank(store, add(store), "0>1>2", name)
-    (row,) = table(people_csv(store, "p"))
+    (row,) = table(build_people_csv(store, "p"))
     assert row["identity"] == f"'{name}"
 
 
@@ -147,6 +154,6 @@ def test_a_negative_number_stays_a_number(store):
     for n in range(3):
         item = add(store, f"run/{n}", texts=("a", "bb"))
         rank(store, item, "0>1" if n else "1>0", "ann")
-    (row,) = table(as_csv(people(read(store, "p"))))
+    (row,) = table(to_csv(summarize_annotators(read_view(store, "p"))))
     assert float(row["length_log_odds"]) < 0
-    assert not isinstance(people(read(store, "p"))[0].length.share, Undefined)
+    assert not isinstance(summarize_annotators(read_view(store, "p"))[0].length.share, Undefined)

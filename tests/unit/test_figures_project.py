@@ -14,13 +14,13 @@ from annotation_store import add, ask, rank
 from sqlalchemy.event import listen
 from votes import voted
 
-from align.annotate.figures import figures, plots
-from align.annotate.figures.project import SECONDS, View, disagreements, per_day, read
+from align.annotate.figures import compute_figures, plots
+from align.annotate.figures.project import SECONDS_EDGES, ProjectView, count_per_day, list_disagreements, read_view
 from align.annotate.store import Candidate, Judgement, Store, configure
 from align.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
-PLOTS = (plots.per_day, plots.seconds, plots.position, plots.length)
+PLOTS = (plots.plot_per_day, plots.plot_seconds, plots.plot_position, plots.plot_length)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def filled(store) -> dict[str, str]:
 def test_the_totals(store):
     configure(store, "p", {"overlap": 2})
     filled(store)
-    totals = figures(store, "p")["totals"]
+    totals = compute_figures(store, "p")["totals"]
     assert totals["rankings"] == 12
     assert (totals["by_people"], totals["simulated"]) == (11, 1)
     assert totals["by_purpose"] == {"work": 10, "gold": 2, "repeat": 0, "review": 0}
@@ -71,7 +71,7 @@ def test_the_totals(store):
 def test_agreement_is_of_what_stands_and_is_work(store):
     """By hand: agreed 3 of 3, opposed 0, half 2, tied 2, alone (with the simulated one) 3 of 3."""
     filled(store)
-    found = figures(store, "p")
+    found = compute_figures(store, "p")
     agreement = found["agreement"]
     assert (agreement["items"], agreement["pairs"]) == (5, 15)
     assert agreement["raw"]["value"] == pytest.approx(10 / 15)
@@ -84,12 +84,12 @@ def test_agreement_is_of_what_stands_and_is_work(store):
 
 def test_disagreements_come_with_the_most_contradicted_first(store):
     items = filled(store)
-    found = figures(store, "p")["disagreements"]
+    found = compute_figures(store, "p")["disagreements"]
     assert [(row["item"], row["contradictions"]) for row in found] == [(items["opposed"], 3), (items["half"], 1)]
     votes = {vote.seq: vote for vote in store.rankings("p")}
     assert [votes[said["seq"]].item for said in found[0]["votes"]] == [items["opposed"]] * 2
     assert [said["annotator"] for said in found[0]["votes"]] == [store.pseudonym("p", who) for who in ("ann", "bob")]
-    assert disagreements([]) == []
+    assert list_disagreements([]) == []
 
 
 def test_strengths_of_two_answers(store):
@@ -97,7 +97,7 @@ def test_strengths_of_two_answers(store):
         item = add(store, f"run/{n}", texts=("a", "b"))
         rank(store, item, mine, "ann", strength=3)
         rank(store, item, theirs, "bob", strength=1)
-    agreement = figures(store, "p")["agreement"]
+    agreement = compute_figures(store, "p")["agreement"]
     assert agreement["alpha_strength"]["n"] == 3
     assert agreement["alpha_strength"]["value"] != agreement["alpha"]["value"]
 
@@ -107,7 +107,7 @@ def test_unanimous_annotators(store):
         item = add(store, f"run/{n}")
         for who in ("ann", "bob"):
             rank(store, item, "0>1>2", who)
-    agreement = figures(store, "p")["agreement"]
+    agreement = compute_figures(store, "p")["agreement"]
     assert agreement["alpha"] == "undefined (unanimous)"
     assert agreement["raw"]["value"] == 1.0
     assert agreement["kappas"][0]["direction"] == "undefined (unanimous)"
@@ -115,7 +115,7 @@ def test_unanimous_annotators(store):
 
 def test_a_single_annotator(store):
     rank(store, add(store), "0>1>2", "ann", seconds=3)
-    found = figures(store, "p")
+    found = compute_figures(store, "p")
     alone = "undefined (nobody judged the same item)"
     assert found["agreement"]["alpha"] == found["agreement"]["raw"] == alone
     assert found["seconds"]["median"] == 3
@@ -124,7 +124,7 @@ def test_a_single_annotator(store):
 
 def test_a_project_without_anything(store):
     configure(store, "p", {})
-    found = figures(store, "p")
+    found = compute_figures(store, "p")
     assert found["totals"]["rankings"] == found["totals"]["items"] == found["hours"]["total"] == 0
     assert found["position"] == dict.fromkeys(("share", "log_odds"), "undefined (nothing to count)")
     assert found["seconds"]["median"] == "undefined (not measured)"
@@ -133,22 +133,22 @@ def test_a_project_without_anything(store):
 
 def test_an_unknown_project_is_refused(store):
     with pytest.raises(InputError, match="no such project"):
-        figures(store, "nope")
+        compute_figures(store, "nope")
 
 
 def test_another_project_is_another(store):
     rank(store, add(store), "0>1>2", "ann")
-    before = figures(store, "p")
+    before = compute_figures(store, "p")
     other = add(store, "run/0", project="q")
     store.record("q", other, Judgement(tuple((f"{other}-{k}",) for k in range(3))), annotator="bob", key="q")
-    assert figures(store, "p") == before
+    assert compute_figures(store, "p") == before
 
 
 def test_json_has_no_nan_and_nothing_else_that_is_not_json(store):
     filled(store)
-    found = figures(store, "p")
+    found = compute_figures(store, "p")
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert figures(store, "p") == found
+    assert compute_figures(store, "p") == found
 
 
 def test_one_view_for_everything(store):
@@ -157,7 +157,7 @@ def test_one_view_for_everything(store):
     queries: list[str] = []
     with store.reading() as db:
         listen(db, "before_cursor_execute", lambda c, cursor, text, *_: queries.append(text))
-        figures(store, "p")
+        compute_figures(store, "p")
         few = len(queries)
         assert few > 0  # it joined this view
     for n in range(30):
@@ -165,25 +165,25 @@ def test_one_view_for_everything(store):
     with store.reading() as db:
         queries.clear()
         listen(db, "before_cursor_execute", lambda c, cursor, text, *_: queries.append(text))
-        figures(store, "p")
+        compute_figures(store, "p")
     assert len(queries) == few
 
 
 def test_texts_stay_in_the_database_and_count_characters(store):
     item = add(store, texts=("ä☃𝄞", "four"))
-    assert read(store, "p").lengths == {f"{item}-0": 3, f"{item}-1": 4}
+    assert read_view(store, "p").lengths == {f"{item}-0": 3, f"{item}-1": 4}
 
 
 def test_candidates_are_in_the_order_of_their_positions(store):
     item = add(store, texts=tuple("abcdefghi"))
-    assert read(store, "p").candidates == {item: tuple(f"{item}-{k}" for k in range(9))}
+    assert read_view(store, "p").candidates == {item: tuple(f"{item}-{k}" for k in range(9))}
 
 
 # Days and seconds
 
 
-def view(rankings=(), skips=()) -> View:
-    return View(list(rankings), list(skips), [*rankings, *skips], frozenset(), {}, {}, {}, {}, {}, {})
+def view(rankings=(), skips=()) -> ProjectView:
+    return ProjectView(list(rankings), list(skips), [*rankings, *skips], frozenset(), {}, {}, {}, {}, {}, {})
 
 
 def test_votes_per_day():
@@ -191,7 +191,7 @@ def test_votes_per_day():
     votes = [replace(voted("i", "0>1", source=source), created_at=when) for source, when in
              (("human", second), ("human", first), ("simulated", first), ("human", first))]  # fmt: skip
     skip = replace(voted("i", "0>1"), tiers=(), skipped="unsure", created_at=second)
-    assert per_day(view(votes, [skip])) == [
+    assert count_per_day(view(votes, [skip])) == [
         {"day": "2026-01-01", "people": 2, "simulated": 1, "skips": 0},
         {"day": "2026-01-03", "people": 1, "simulated": 0, "skips": 1},
     ]
@@ -200,12 +200,12 @@ def test_votes_per_day():
 def test_seconds(store):
     for n, taken in enumerate((1, 2, 4.9, 5, 700)):
         rank(store, add(store, f"run/{n}"), "0>1>2", "ann", seconds=taken)
-    found = figures(store, "p")["seconds"]
+    found = compute_figures(store, "p")["seconds"]
     assert (found["n"], found["lower_quartile"], found["median"], found["upper_quartile"]) == (5, 2, 4.9, 5)
     counts = {row["from"]: row["count"] for row in found["histogram"] if row["count"]}
     assert counts == {0: 1, 2: 2, 5: 1, 600: 1}
     assert found["histogram"][-1]["below"] is None
-    assert len(found["histogram"]) == len(SECONDS)
+    assert len(found["histogram"]) == len(SECONDS_EDGES)
 
 
 # Plots
@@ -217,7 +217,7 @@ def test_plots_are_drawn_from_the_json(store, plot, full):
     configure(store, "p", {})
     if full:
         filled(store)
-    found = json.loads(json.dumps(figures(store, "p")))
+    found = json.loads(json.dumps(compute_figures(store, "p")))
     drawn = plot(found)
     assert ElementTree.fromstring(drawn).tag.endswith("svg")
     assert plot(found) == drawn  # no date, no random ids
@@ -225,10 +225,10 @@ def test_plots_are_drawn_from_the_json(store, plot, full):
 
 def test_a_plot_names_no_identity(store):
     filled(store)
-    found = figures(store, "p")
+    found = compute_figures(store, "p")
     for person in found["people"]:
         person["identity"] = "SOMEBODY"
-    assert plots.position(found) == plots.position(figures(store, "p"))
+    assert plots.plot_position(found) == plots.plot_position(compute_figures(store, "p"))
 
 
 def test_what_the_figures_load():

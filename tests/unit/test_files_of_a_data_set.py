@@ -13,7 +13,7 @@ from written import PACKERS, WRITERS, rows, write
 from align.core.errors import CorruptFile, InputError, MissingArtifact
 from align.data.read.files import list_data_files
 from align.data.read.rows import iter_rows
-from align.data.sets.forget import retire
+from align.data.sets.forget import delete_replaced_data_set
 from align.data.sources import build_files_input
 
 GOOD = b'{"text": "a"}\n'
@@ -148,7 +148,7 @@ def test_a_data_set_that_another_one_replaced_is_told(tmp_path: Path, name: str,
     """Also where its files still lie there, because the command that takes them away was killed."""
     artifact = data_run(tmp_path / "data" / "old")
     shard = (artifact / SHARD).read_bytes()
-    retire(artifact, {"by": "data:new", "reason": "1 row was forgotten", "folder": "runs/data/new"})
+    delete_replaced_data_set(artifact, {"by": "data:new", "reason": "1 row was forgotten", "folder": "runs/data/new"})
     assert not (artifact / SHARD).exists()
     if not whole:
         (artifact / SHARD).write_bytes(shard)

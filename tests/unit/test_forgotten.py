@@ -13,7 +13,7 @@ from annotation_store import add, rank
 from portfolio import given, made, one, refs
 
 from align.annotate.store import Store
-from align.annotate.store.erasure import about, erase
+from align.annotate.store.erasure import erase, find_erasure_target
 from align.core.errors import InputError
 from align.registry.forget_selection import MAY_HAVE, TRAINED
 from align.registry.forgetting import StaleRun, list_unfinished, new_receipt, plan_repeats, sort_by_lineage
@@ -156,27 +156,27 @@ def test_what_the_store_has_of_one_thing(store_url: str) -> None:
         first = rank(store, items[0], "0>1", rationale="for it is mine")
         second = rank(store, items[1], "1>0")
         store.retract("p", second)
-        found = about(store, "p", "item", items[0])
+        found = find_erasure_target(store, "p", "item", items[0])
         assert found.texts == {"question of run/0", "answer 0", "for it is mine"}
         assert found.shared == {"the same"}
         assert [found.read_by(seq) for seq in (first - 1, first, first + 99)] == [False, True, True]
         assert found.rows == {"item": 1, "answer": 2, "judgement": 1, "remark": 1}
-        ann = about(store, "p", "annotator", "ann@example.org")
-        assert ann == about(store, "p", "annotator", ann.id)
+        ann = find_erasure_target(store, "p", "annotator", "ann@example.org")
+        assert ann == find_erasure_target(store, "p", "annotator", ann.id)
         assert [ann.read_by(seq) for seq in (first - 1, first)] == [False, True]
-        assert not about(store, "p", "item", items[1]).read_by(second + 1)  # it was taken back by then
+        assert not find_erasure_target(store, "p", "item", items[1]).read_by(second + 1)  # it was taken back by then
         assert ann.rows == {"name": 1, "judgement": 1, "remark": 1}
         erase(store, ann)
         assert store.rankings("p") == []
         with pytest.raises(InputError, match="has no such annotator"):
-            about(store, "p", "annotator", "ann@example.org")
-        gone = about(store, "p", "annotator", ann.id)
+            find_erasure_target(store, "p", "annotator", "ann@example.org")
+        gone = find_erasure_target(store, "p", "annotator", ann.id)
         assert not any(gone.rows.values())
         erase(store, gone)
-        erase(store, about(store, "p", "item", items[0]))
-        assert not any(about(store, "p", "item", items[0]).rows.values())
-        erase(store, about(store, "p", "project", ""))
-        assert not any(about(store, "p", "project", "").rows.values())
+        erase(store, find_erasure_target(store, "p", "item", items[0]))
+        assert not any(find_erasure_target(store, "p", "item", items[0]).rows.values())
+        erase(store, find_erasure_target(store, "p", "project", ""))
+        assert not any(find_erasure_target(store, "p", "project", "").rows.values())
         assert store.verify()
 
 

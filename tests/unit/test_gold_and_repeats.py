@@ -8,9 +8,9 @@ from assignment_queues import cast_vote, judge, queue_of
 from sqlalchemy.event import listen
 
 from align.annotate.assignment import REPEAT_AFTER
-from align.annotate.assignment.leases import chance, counterbalanced_order
+from align.annotate.assignment.leases import counterbalance_order, is_drawn
 from align.annotate.store import Candidate, Store, configure
-from align.annotate.store.preference_pairs import preferences
+from align.annotate.store.preference_pairs import load_preferences
 from align.core.errors import InputError
 
 
@@ -33,9 +33,9 @@ def test_gold_is_asked_of_everyone_once_and_trained_on_by_nobody(store):
         assert following.item.id != gold
     assert {vote.purpose for vote in store.rankings("p")} == {"gold"}
     with pytest.raises(InputError, match="nothing in it has been ranked"):
-        preferences(store, "p")
+        load_preferences(store, "p")
     judge(queue, "ann", queue.take("ann"))
-    assert {pref.group_id for pref in preferences(store, "p")}.isdisjoint({gold})
+    assert {pref.group_id for pref in load_preferences(store, "p")}.isdisjoint({gold})
 
 
 def test_a_repeat_comes_later_and_turned_round_and_once(store):
@@ -55,7 +55,7 @@ def test_a_repeat_comes_later_and_turned_round_and_once(store):
     purposes = Counter(vote.purpose for vote in store.rankings("p"))
     assert purposes["work"] == REPEAT_AFTER + 3
     assert purposes["repeat"] >= 2
-    assert len(preferences(store, "p")) == 3 * (REPEAT_AFTER + 3)  # repeats measure, they do not teach
+    assert len(load_preferences(store, "p")) == 3 * (REPEAT_AFTER + 3)  # repeats measure, they do not teach
     store.verify()
 
 
@@ -106,7 +106,7 @@ def test_what_a_gold_item_is_said_to_be_is_never_trained_on(store):
     gold = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
     store.record("p", gold, said(gold, "0>1", source="simulated"), annotator="bot", key="k")
     store.record("p", add(store), said(add(store), "0>1>2", source="simulated"), annotator="bot", key="l")
-    assert {pref.group_id for pref in preferences(store, "p", allow_simulated=True)} == {add(store)}
+    assert {pref.group_id for pref in load_preferences(store, "p", allow_simulated=True)} == {add(store)}
     assert {vote.purpose for vote in store.rankings("p") if vote.item == gold} == {"gold"}
     assert store.record("p", gold, said(gold, "0>1", source="simulated"), annotator="bot", key="k")
 
@@ -138,24 +138,24 @@ def test_the_ledger_takes_nothing_that_cannot_be_read_back(store, more, field):
 def test_every_position_stands_equally_often_in_every_place(k):
     ids = [str(i) for i in range(k)]
     for block in range(5):
-        orders = [counterbalanced_order(ids, "ann", block * k + i) for i in range(k)]
+        orders = [counterbalance_order(ids, "ann", block * k + i) for i in range(k)]
         assert all(sorted(order) == ids for order in orders)
         for place in range(k):
             assert {order[place] for order in orders} == set(ids)
-    assert counterbalanced_order(ids, "ann", 3) == counterbalanced_order(ids, "ann", 3)
+    assert counterbalance_order(ids, "ann", 3) == counterbalance_order(ids, "ann", 3)
 
 
 def test_two_annotators_see_different_orders():
-    orders = [[counterbalanced_order("ab", who, turn) for turn in range(40)] for who in ("ann", "bob")]
+    orders = [[counterbalance_order("ab", who, turn) for turn in range(40)] for who in ("ann", "bob")]
     assert orders[0] != orders[1]
     assert 8 <= sum(a == b for a, b in zip(*orders, strict=True)) <= 32
 
 
 def test_a_chance_befalls_its_share():
-    hits = sum(chance(0.2, f"who{n % 7}", n, "gold") for n in range(4000))
+    hits = sum(is_drawn(0.2, f"who{n % 7}", n, "gold") for n in range(4000))
     assert hits == pytest.approx(800, abs=80)
-    assert not any(chance(0.0, "ann", n, "gold") for n in range(100))
-    assert all(chance(1.0, "ann", n, "gold") for n in range(100))
+    assert not any(is_drawn(0.0, "ann", n, "gold") for n in range(100))
+    assert all(is_drawn(1.0, "ann", n, "gold") for n in range(100))
 
 
 def listened(db) -> list:

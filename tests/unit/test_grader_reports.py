@@ -15,11 +15,11 @@ from align.data.sources import DataSource
 from align.evals.judges.identity import JudgeIdentity
 from align.evals.judges.report import (
     AnswerExample,
-    Opinions,
+    JudgeOpinions,
     build_answer_examples,
     digest_examples,
     explain_shortfall,
-    measure_answers,
+    measure_judge_on_answers,
     read_report,
 )
 from align.ops.calibration import SURE, compute_log_odds
@@ -64,7 +64,7 @@ def test_the_figures_of_ten_answers_by_hand():
     scores = [1.0, 1.0, 1.0, 1.0, 0.0, 0.5, 0.0, 0.0, 0.0, 1.0]
     odds = [None if score == 0.5 else compute_log_odds(abs(score - 0.2)) for score in scores]
     errors = ["?" if score == 0.5 else "" for score in scores]
-    found = measure_answers(answers, Opinions(scores, None, odds, errors))
+    found = measure_judge_on_answers(answers, JudgeOpinions(scores, None, odds, errors))
     assert found["by_label"]["yes"] == proportion_interval([1, 1, 1, 1, 0, 0]).as_dict()
     assert found["by_label"]["no"] == proportion_interval([1, 1, 1, 0]).as_dict()
     assert found["agreement"]["raw"]["value"] == 0.7
@@ -72,14 +72,16 @@ def test_the_figures_of_ten_answers_by_hand():
     right, wrong = 0.2**2, 0.8**2
     assert found["calibration"]["brier"]["value"] == pytest.approx((7 * right + 2 * wrong) / 9)
     assert found["calibration"]["brier"]["n"] == 9
-    assert "calibration" not in measure_answers(answers, Opinions([1.0] * 10, None, [None] * 10, [""] * 10))
+    assert "calibration" not in measure_judge_on_answers(
+        answers, JudgeOpinions([1.0] * 10, None, [None] * 10, [""] * 10)
+    )
 
 
 def test_answers_of_one_prompt_are_one_piece_of_evidence():
     answers = known(
         *(labelled("q", str(i), True) for i in range(9)), labelled("r", "a", True), labelled("s", "a", False)
     )
-    found = measure_answers(answers, Opinions([*[1.0] * 9, 0.0, 0.0], None, [None] * 11, [""] * 11))
+    found = measure_judge_on_answers(answers, JudgeOpinions([*[1.0] * 9, 0.0, 0.0], None, [None] * 11, [""] * 11))
     assert found["by_label"]["yes"]["n"] == 2
     assert found["by_label"]["yes"]["value"] == 0.5
 

@@ -11,20 +11,20 @@ import pytest
 from lm_eval_folder import written
 
 from align.core.errors import CorruptFile, InputError
-from align.evals.suite.probes import LM_EVAL, Harness, Probe, harness_record
-from align.evals.suite.tasks import parsed_tasks
+from align.evals.suite.probes import LM_EVAL, HarnessTask, Probe, build_harness_input
+from align.evals.suite.tasks import parse_tasks
 
 GIVEN = {"name": "arc", "lm_eval": "arc_easy", "include": "tasks"}
 pytest.importorskip("lm_eval")
 
 
 def digest(folder: Path, task: str = "choose") -> str:
-    return harness_record(Harness(task, str(folder)), "eval.tasks, arc").digest
+    return build_harness_input(HarnessTask(task, str(folder)), "eval.tasks, arc").digest
 
 
 def test_a_task_names_one_of_lm_evals() -> None:
-    (task,) = parsed_tasks([{**GIVEN, "metric": "acc_norm", "prompts": 7}], allow_code=False)
-    assert task.probe == Probe(LM_EVAL, harness=Harness("arc_easy", "tasks", "acc_norm"))
+    (task,) = parse_tasks([{**GIVEN, "metric": "acc_norm", "prompts": 7}], allow_code=False)
+    assert task.probe == Probe(LM_EVAL, harness=HarnessTask("arc_easy", "tasks", "acc_norm"))
     assert (task.own, task.path, task.prompts) == (True, "", 7)
 
 
@@ -45,7 +45,7 @@ def test_a_task_names_one_of_lm_evals() -> None:
 )
 def test_a_wrong_one_is_refused_by_its_key(more: Mapping[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        parsed_tasks([{**GIVEN, **more}], allow_code=False)
+        parse_tasks([{**GIVEN, **more}], allow_code=False)
 
 
 def test_the_digest_covers_the_folder_and_the_data_that_it_names(tmp_path: Path) -> None:

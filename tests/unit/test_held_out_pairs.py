@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from align.core.types import Message, Preference
-from align.evals.held_out import held_out_figures, simulated_by
+from align.evals.held_out import compute_preference_figures, find_simulated_scorers
 from align.reward.rules import BY_NAME, Sentiment, last_answer
 
 
@@ -35,19 +35,19 @@ GAP = torch.tensor([1.0, -1.0])  # agrees with the sentiment on both, with the l
 
 
 def test_the_scorer_of_the_votes_is_the_noiseless_order() -> None:
-    found = held_out_figures(PAIRS, GAP)
+    found = compute_preference_figures(PAIRS, GAP)
     assert {name: figure["value"] for name, figure in found.items()} == {
         "accuracy": 0.5, "accuracy_noiseless": 1.0, "ceiling": 0.5,
     }  # fmt: skip
-    assert simulated_by(PAIRS) == {"simulated_by": ["vader"]}
+    assert find_simulated_scorers(PAIRS) == {"simulated_by": ["vader"]}
 
 
 def test_it_is_that_scorer_and_not_always_the_sentiment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BY_NAME, "shortest", Shortest)
-    found = held_out_figures([replace(p, scorer="shortest") for p in PAIRS], GAP)
+    found = compute_preference_figures([replace(p, scorer="shortest") for p in PAIRS], GAP)
     assert found["accuracy_noiseless"]["value"] == 0.0  # it prefers "I hate this", and "awful"
     assert found["ceiling"]["value"] == 0.5
-    assert simulated_by([replace(p, scorer="shortest") for p in PAIRS]) == {"simulated_by": ["shortest"]}
+    assert find_simulated_scorers([replace(p, scorer="shortest") for p in PAIRS]) == {"simulated_by": ["shortest"]}
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_it_is_that_scorer_and_not_always_the_sentiment(monkeypatch: pytest.Monk
 def test_where_nobody_said_who_ranked_nothing_is_made_up(scorers: tuple[str, str]) -> None:
     """A file may say `simulated` of anything: another model's votes have no order of VADER's."""
     prefs = [replace(p, scorer=s) for p, s in zip(PAIRS, scorers, strict=True)]
-    assert list(held_out_figures(prefs, GAP)) == ["accuracy"]
-    assert simulated_by(prefs).get("simulated_by", []) == sorted({s for s in scorers if s})
+    assert list(compute_preference_figures(prefs, GAP)) == ["accuracy"]
+    assert find_simulated_scorers(prefs).get("simulated_by", []) == sorted({s for s in scorers if s})
 
 
 def test_every_scorer_that_may_stand_in_for_people_is_known_by_its_own_name() -> None:

@@ -8,7 +8,7 @@ import json
 
 from align.core.types import Message, Preference
 from align.data.read.content import encode_content_row
-from align.data.sets.ids import SHA256, id_of, kind_under, kinds_in, question_id
+from align.data.sets.ids import SHA256, build_hmac_kind, compute_content_id, compute_question_id, read_id_kinds
 
 
 def test_ids_by_hand():
@@ -20,17 +20,17 @@ def test_ids_by_hand():
     }  # fmt: skip
     text = json.dumps(row, sort_keys=True, separators=(",", ":")).encode()
     assert encode_content_row(pair) == text
-    assert id_of(text) == hashlib.sha256(text).digest()
-    assert id_of(text, b"k" * 32) == hmac.new(b"k" * 32, text, "sha256").digest()
+    assert compute_content_id(text) == hashlib.sha256(text).digest()
+    assert compute_content_id(text, b"k" * 32) == hmac.new(b"k" * 32, text, "sha256").digest()
     plain = hashlib.sha256("(Message(role='user', content='ü?'),)".encode()).digest()
-    assert question_id(pair) == plain
-    assert question_id(pair, b"k" * 32) == hmac.new(b"k" * 32, plain, "sha256").digest()
+    assert compute_question_id(pair) == plain
+    assert compute_question_id(pair, b"k" * 32) == hmac.new(b"k" * 32, plain, "sha256").digest()
 
 
 def test_what_a_data_set_says_of_its_ids():
-    under = kind_under("p", b"p" * 32)
+    under = build_hmac_kind("p", b"p" * 32)
     said = {"sources": [{"name": "a", **under.as_json()}, {"name": "b", **SHA256.as_json()}]}
-    assert kinds_in(said) == {"a": under, "b": SHA256}
+    assert read_id_kinds(said) == {"a": under, "b": SHA256}
     assert under.project == "p"
     assert under.key not in (b"p" * 32).hex()
-    assert kind_under("p", b"x" * 32) != under
+    assert build_hmac_kind("p", b"x" * 32) != under

@@ -14,10 +14,10 @@ from written import PACKERS, WRITERS, write
 
 from align.annotate.assignment import AssignmentQueue
 from align.annotate.exchange.archive import backup, restore
-from align.annotate.exchange.exporting import export
+from align.annotate.exchange.exporting import export_votes
 from align.annotate.exchange.importing import import_items
 from align.annotate.store import Judgement, Store, configure, publish_guidelines
-from align.annotate.store.preference_pairs import preferences
+from align.annotate.store.preference_pairs import load_preferences
 from align.core.errors import CorruptFile, InputError
 from align.data.read.records import read_documents, read_preferences
 
@@ -164,7 +164,7 @@ def test_a_row_is_known_by_its_id_or_its_number_and_takes_a_new_priority(store, 
 
 
 def test_a_long_file_is_taken_in_parts_between_which_others_write(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("align.annotate.exchange.importing.AT_ONCE", 2)
+    monkeypatch.setattr("align.annotate.exchange.importing.ITEMS_PER_TRANSACTION", 2)
     rows = [{"prompt": f"q{i}", "answers": ["x", "y"]} for i in range(5)]
     assert import_items(store, "p", written(tmp_path / "items.jsonl", rows)) == (5, 5)
 
@@ -204,11 +204,11 @@ def rows_in(path: Path) -> list[dict]:
 
 def test_what_is_exported_can_be_trained_on_and_traced(judged, tmp_path):
     store, ids = judged
-    found = export(store, "p", tmp_path)
+    found = export_votes(store, "p", tmp_path)
     assert found == {name: len(rows_in(tmp_path / name)) for name in found}
     pairs = read_preferences(tmp_path / "preferences.jsonl")
     kept = [(p.prompt, p.chosen, p.rejected, p.group_id, p.margin, p.id) for p in pairs]
-    assert kept == [(p.prompt, p.chosen, p.rejected, p.group_id, p.margin, p.id) for p in preferences(store, "p")]
+    assert kept == [(p.prompt, p.chosen, p.rejected, p.group_id, p.margin, p.id) for p in load_preferences(store, "p")]
     whole = read_preferences(tmp_path / "implicit.jsonl")
     assert [(p.prompt, p.chosen, p.rejected) for p in whole] == [(p.prompt, p.chosen, p.rejected) for p in pairs]
     assert not any("margin" in row for row in rows_in(tmp_path / "preferences.jsonl"))  # of three answers there is none
@@ -223,7 +223,7 @@ def test_what_is_exported_can_be_trained_on_and_traced(judged, tmp_path):
 
 def test_rankings_keep_ties_and_read_back_as_pairs(judged, tmp_path):
     store, ids = judged
-    export(store, "p", tmp_path)
+    export_votes(store, "p", tmp_path)
     rows = {row["item"]: row for row in rows_in(tmp_path / "rankings.jsonl")}
     assert [answer["rank"] for answer in rows[ids[1]]["answers"]] == [1, 1, 2]
     first = rows[ids[0]]
@@ -239,7 +239,7 @@ def test_rankings_keep_ties_and_read_back_as_pairs(judged, tmp_path):
 
 def test_unpaired_rows_and_demonstrations(judged, tmp_path):
     store, ids = judged
-    export(store, "p", tmp_path)
+    export_votes(store, "p", tmp_path)
     labels: dict[str, list] = {}
     for row in rows_in(tmp_path / "unpaired.jsonl"):
         labels.setdefault(row["item"], []).append((row["completion"][0]["content"], row["label"]))
@@ -261,18 +261,18 @@ def test_a_strength_is_a_margin_where_every_pair_has_one(store, tmp_path):
     ids = [add(store, f"run/{i}", texts=("yes", "no")) for i in range(3)]
     for strength, item in enumerate(ids[:2], start=1):
         rank(store, item, "0>1", strength=strength)
-    export(store, "p", tmp_path)
+    export_votes(store, "p", tmp_path)
     assert [row["margin"] for row in rows_in(tmp_path / "preferences.jsonl")] == [1.0, 2.0]
     rank(store, ids[2], "1>0")
     (tmp_path / "again").mkdir()
-    export(store, "p", tmp_path / "again")
+    export_votes(store, "p", tmp_path / "again")
     assert not any("margin" in row for row in rows_in(tmp_path / "again" / "preferences.jsonl"))
 
 
 def test_an_answer_that_was_sampled_twice_is_neither_good_nor_bad(store, tmp_path):
     rank(store, add(store, texts=("same", "mid", "same")), "0>1>2")
     rank(store, add(store, "run/1", texts=("same", "mid", "other")), "0>1>2")
-    export(store, "p", tmp_path)
+    export_votes(store, "p", tmp_path)
     rows = rows_in(tmp_path / "unpaired.jsonl")
     assert [(row["completion"][0]["content"], row["label"]) for row in rows] == [("same", True), ("other", False)]
 
@@ -280,8 +280,8 @@ def test_an_answer_that_was_sampled_twice_is_neither_good_nor_bad(store, tmp_pat
 def test_simulated_rankings_leave_only_when_asked_for(store, tmp_path):
     rank(store, add(store), "0>1>2", source="simulated")
     with pytest.raises(InputError, match="simulated"):
-        export(store, "p", tmp_path)
-    assert export(store, "p", tmp_path, allow_simulated=True)["preferences.jsonl"] == 3
+        export_votes(store, "p", tmp_path)
+    assert export_votes(store, "p", tmp_path, allow_simulated=True)["preferences.jsonl"] == 3
 
 
 # Backups
@@ -304,7 +304,7 @@ def fill(store):
 def test_simulated_rankings_say_by_what_they_were_made_and_files_keep_it(store, tmp_path):
     for n, scorer in enumerate(("vader", "")):
         rank(store, add(store, f"run/{n}"), "0>1>2", source="simulated" if scorer else "human", scorer=scorer)
-    export(store, "p", tmp_path, allow_simulated=True)
+    export_votes(store, "p", tmp_path, allow_simulated=True)
     for name in ("preferences.jsonl", "implicit.jsonl", "rankings.jsonl"):
         read = read_preferences(tmp_path / name)
         assert [(p.source, p.scorer) for p in read] == [("simulated", "vader")] * 3 + [("human", "")] * 3, name

@@ -15,16 +15,16 @@ from align.core.errors import CorruptFile, InputError
 from align.core.types import Message, Preference
 from align.evals.judges.identity import JudgeIdentity, describe_difference, identify_scorer
 from align.evals.judges.report import (
+    JudgeOpinions,
     JudgeReport,
-    Opinions,
     PairExample,
     build_pair_examples,
     choose_report,
     digest_examples,
-    drop_learned,
+    drop_trained_pairs,
     explain_shortfall,
     find_best_answers,
-    measure_pairs,
+    measure_judge_on_pairs,
     read_report,
 )
 from align.run.manifest import parse_input
@@ -118,7 +118,7 @@ class Learned:
 
 def test_pairs_that_any_part_of_the_judge_learned_from_are_left_out():
     found = build_pair_examples([pref(q, "a", "b", id=q) for q in "pqrs"])
-    kept = drop_learned(found, [Learned("p"), Learned("r", "x")])  # pyright: ignore[reportArgumentType]
+    kept = drop_trained_pairs(found, [Learned("p"), Learned("r", "x")])  # pyright: ignore[reportArgumentType]
     assert [pair.item.id for pair in kept] == ["q", "s"]
 
 
@@ -140,7 +140,7 @@ def measure(
     failed: Sequence[bool] = (),
 ) -> dict[str, Any]:
     errors = ["no verdict" if bad else "" for bad in failed] or [""] * len(pairs)
-    return measure_pairs(pairs, Opinions(verdicts, swapped, log_odds or [None] * len(pairs), errors))
+    return measure_judge_on_pairs(pairs, JudgeOpinions(verdicts, swapped, log_odds or [None] * len(pairs), errors))
 
 
 def judged(pairs: Sequence[PairExample], says: Mapping[str, float]) -> list[float]:

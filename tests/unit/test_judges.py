@@ -14,7 +14,7 @@ import pytest
 
 from align.config.scorers import CHOICES, build_reward_spec, parse_part
 from align.core.errors import InputError
-from align.evals.judges.identity import Standing, find_standing, list_scorer_parts, scorer_title
+from align.evals.judges.identity import ScorerRelation, find_scorer_relation, get_scorer_title, list_scorer_parts
 from align.reward.inputs import check_reasoning_matches, reward_inputs
 from align.run import Artifact, Base, Input, load_artifact, read_manifest
 from align.run.manifest import parse_input
@@ -131,17 +131,17 @@ def test_every_kind_of_reward_is_here() -> None:
 def test_a_judge_with_a_part_of_the_reward_is_a_proxy(tmp_path: Path, reward: str, judge: str) -> None:
     config, inputs, counts = KINDS[reward]
     trained = made(tmp_path, "ppo", "p", inputs, config)
-    of = find_standing(artifact(trained), known(judge), tmp_path)
+    of = find_scorer_relation(artifact(trained), known(judge), tmp_path)
     assert of.proxy == (("ppo:p",) if counts & KINDS[judge][2] else ())
     assert of.role == ("proxy" if of.proxy else "gold")
 
 
 def test_a_proxy_is_refused_unless_asked_for() -> None:
     with pytest.raises(InputError, match=r"ppo:p, which was optimised against it") as error:
-        Standing(proxy=("ppo:p",)).require_independent("vader", "ppo:p", False)
+        ScorerRelation(proxy=("ppo:p",)).require_independent("vader", "ppo:p", False)
     assert "stage.allow_proxy=true" in error.value.remedy
-    Standing(proxy=("ppo:p",)).require_independent("vader", "ppo:p", True)
-    Standing(votes=("reward:a",), unknown=("sft:s",)).require_independent("vader", "ppo:p", False)
+    ScorerRelation(proxy=("ppo:p",)).require_independent("vader", "ppo:p", True)
+    ScorerRelation(votes=("reward:a",), unknown=("sft:s",)).require_independent("vader", "ppo:p", False)
 
 
 def test_what_a_policy_came_through_counts(tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_what_a_policy_came_through_counts(tmp_path: Path) -> None:
     second = made(tmp_path, "dpo", "second", {"init": first})
     exported = made(tmp_path, "export", "out", {"artifact": second})
     last = made(tmp_path, "ppo", "last", {"init": exported, "reward": MODEL_A}, KINDS["learned"][0])
-    assert find_standing(artifact(last), known("sentiment"), tmp_path).proxy == ("ppo:first",)
-    assert find_standing(artifact(last), known("learned"), tmp_path).proxy == ("ppo:last",)
-    assert find_standing(artifact(last), known("another"), tmp_path) == Standing()
+    assert find_scorer_relation(artifact(last), known("sentiment"), tmp_path).proxy == ("ppo:first",)
+    assert find_scorer_relation(artifact(last), known("learned"), tmp_path).proxy == ("ppo:last",)
+    assert find_scorer_relation(artifact(last), known("another"), tmp_path) == ScorerRelation()
 
 
 def test_who_ranked_what_a_policy_was_trained_on_is_a_proxy(tmp_path: Path) -> None:
@@ -164,9 +164,9 @@ def test_who_ranked_what_a_policy_was_trained_on_is_a_proxy(tmp_path: Path) -> N
     imitates = made(tmp_path, "sft", "s", {"data": rows})
     policy = artifact(made(tmp_path, "dpo", "d", {"init": imitates}))
     for judge, proxy in (("learned", ("sft:s",)), ("sentiment", ("ppo:p",)), ("another", ()), ("json", ())):
-        assert find_standing(policy, known(judge), tmp_path).proxy == proxy, judge
+        assert find_scorer_relation(policy, known(judge), tmp_path).proxy == proxy, judge
     shutil.rmtree(tmp_path / "sample")
-    of = find_standing(policy, known("learned"), tmp_path)
+    of = find_scorer_relation(policy, known("learned"), tmp_path)
     assert (of.proxy, of.unknown) == ((), ("sample:best",))
 
 
@@ -174,17 +174,17 @@ def test_who_ranked_pairs_without_noise_is_not_called_noisy(tmp_path: Path) -> N
     made(tmp_path, "sample", "best", {}, KINDS["sentiment"][0])
     rows = {"digest": "w" * 64, "path": "pairs.jsonl", "ranked_by": ["sample:best"]}
     policy = artifact(made(tmp_path, "dpo", "d", {"data": rows}, metrics={"simulated_by": ["vader"]}))
-    assert find_standing(policy, known("sentiment"), tmp_path) == Standing(proxy=("dpo:d",))
+    assert find_scorer_relation(policy, known("sentiment"), tmp_path) == ScorerRelation(proxy=("dpo:d",))
 
 
 def test_a_base_that_a_run_made_counts(tmp_path: Path) -> None:
     whole = made(tmp_path, "ppo", "whole", {}, KINDS["sentiment"][0])
     base = {"id": "x", "path": whole["path"], "revision": None, "digest": whole["digest"]}
     adapter = made(tmp_path, "sft", "s", {"base": {"id": "x", "digest": whole["digest"]}}, base=base)
-    assert find_standing(artifact(adapter), known("rules"), tmp_path).proxy == ("ppo:whole",)
+    assert find_scorer_relation(artifact(adapter), known("rules"), tmp_path).proxy == ("ppo:whole",)
     here = {**base, "path": str(tmp_path / "ppo" / "own" / "artifact")}
     own = made(tmp_path, "ppo", "own", {}, KINDS["json"][0], base=here)  # a whole model is its own base
-    assert find_standing(artifact(own), known("json"), tmp_path).proxy == ("ppo:own",)
+    assert find_scorer_relation(artifact(own), known("json"), tmp_path).proxy == ("ppo:own",)
 
 
 def test_a_reward_model_that_came_from_an_optimised_policy_is_no_policy(tmp_path: Path) -> None:
@@ -192,20 +192,20 @@ def test_a_reward_model_that_came_from_an_optimised_policy_is_no_policy(tmp_path
     before = made(tmp_path, "ppo", "before", {}, KINDS["sentiment"][0])
     reward = made(tmp_path, "reward", "r", {"init": before})
     policy = made(tmp_path, "ppo", "p", {"reward": reward}, {"name": "learned", "ref": "reward:r"})
-    assert find_standing(artifact(policy), known("sentiment"), tmp_path).proxy == ()
+    assert find_scorer_relation(artifact(policy), known("sentiment"), tmp_path).proxy == ()
 
 
 def test_noisy_votes_leave_a_judge_a_judge(tmp_path: Path) -> None:
     reward = made(tmp_path, "reward", "r", {}, metrics={"simulated_by": ["vader"]})
     policy = made(tmp_path, "ppo", "p", {"reward": reward}, {"name": "learned", "ref": "reward:r"})
-    of = find_standing(artifact(policy), known("sentiment"), tmp_path)
-    assert (of, of.role) == (Standing(votes=("reward:r",)), "gold")
-    assert of.sentences("vader") == [
+    of = find_scorer_relation(artifact(policy), known("sentiment"), tmp_path)
+    assert (of, of.role) == (ScorerRelation(votes=("reward:r",)), "gold")
+    assert of.describe("vader") == [
         "vader also ranked, as a simulated annotator with noise, the pairs that reward:r learned from"
     ]
-    assert find_standing(artifact(policy), known("json"), tmp_path) == Standing()
+    assert find_scorer_relation(artifact(policy), known("json"), tmp_path) == ScorerRelation()
     direct = made(tmp_path, "dpo", "d", {}, metrics={"simulated_by": ["vader"]})
-    assert find_standing(artifact(direct), known("sentiment"), tmp_path) == Standing(votes=("dpo:d",))
+    assert find_scorer_relation(artifact(direct), known("sentiment"), tmp_path) == ScorerRelation(votes=("dpo:d",))
 
 
 @pytest.mark.parametrize("stage", ["dpo", "kto"])
@@ -214,10 +214,10 @@ def test_a_judge_of_the_very_pairs_that_a_policy_learned_from_is_no_stranger(tmp
     judge, stranger = (made(tmp_path, "reward", name, {"data": data}) for name, data in (("r", same), ("s", others)))
     direct = made(tmp_path, stage, "d", {"data": same})
     policy = artifact(made(tmp_path, "ppo", "p", {"init": direct}, {"name": "sentiment"}))
-    of = find_standing(policy, known("another"), tmp_path, [artifact(judge)])
-    assert (of, of.role) == (Standing(pairs=(f"{stage}:d",)), "gold")
-    assert of.sentences("reward:r") == [f"reward:r learned from the same pairs as {stage}:d, and likes what they like"]
-    assert find_standing(policy, known("another"), tmp_path, [artifact(stranger)]) == Standing()
+    of = find_scorer_relation(policy, known("another"), tmp_path, [artifact(judge)])
+    assert (of, of.role) == (ScorerRelation(pairs=(f"{stage}:d",)), "gold")
+    assert of.describe("reward:r") == [f"reward:r learned from the same pairs as {stage}:d, and likes what they like"]
+    assert find_scorer_relation(policy, known("another"), tmp_path, [artifact(stranger)]) == ScorerRelation()
 
 
 def test_a_reward_model_of_answers_alone_reads_no_reasoning(tmp_path: Path) -> None:
@@ -239,12 +239,12 @@ def test_what_is_gone_is_said(tmp_path: Path) -> None:
     last = made(tmp_path / "old", "ppo", "last", {"init": first, "reward": MODEL_A}, KINDS["learned"][0])
     (tmp_path / "old").rename(tmp_path / "new")  # with all that is in it: found by the root
     moved = last | {"path": last["path"].replace("/old/", "/new/")}
-    assert find_standing(artifact(moved), known("sentiment"), tmp_path / "new").proxy == ("ppo:first",)
-    alone = find_standing(artifact(moved), known("sentiment"), tmp_path / "elsewhere")
-    assert alone == Standing(unknown=("ppo:first",))
-    assert "ppo:first" in alone.sentences("vader")[0]
+    assert find_scorer_relation(artifact(moved), known("sentiment"), tmp_path / "new").proxy == ("ppo:first",)
+    alone = find_scorer_relation(artifact(moved), known("sentiment"), tmp_path / "elsewhere")
+    assert alone == ScorerRelation(unknown=("ppo:first",))
+    assert "ppo:first" in alone.describe("vader")[0]
     bare = Artifact("hub:org/x", tmp_path, "d", BASE, False)
-    assert find_standing(bare, known("sentiment"), tmp_path) == Standing(unknown=("hub:org/x",))
+    assert find_scorer_relation(bare, known("sentiment"), tmp_path) == ScorerRelation(unknown=("hub:org/x",))
 
 
 def test_runs_of_one_name_in_several_roots_are_several(tmp_path: Path) -> None:
@@ -253,11 +253,11 @@ def test_runs_of_one_name_in_several_roots_are_several(tmp_path: Path) -> None:
     for root, kind in (("a", "json"), ("b", "regex"), ("c", "another regex")):
         last = made(tmp_path / root, "ppo", "x", init, KINDS[kind][0])
         init = {"init": last}
-    of = find_standing(artifact(last), known("json"), tmp_path / "c")
+    of = find_scorer_relation(artifact(last), known("json"), tmp_path / "c")
     assert of.proxy == ("ppo:x",)
-    assert find_standing(artifact(last), known("sentiment"), tmp_path / "c") == Standing()
+    assert find_scorer_relation(artifact(last), known("sentiment"), tmp_path / "c") == ScorerRelation()
     shutil.rmtree(tmp_path / "b")
-    gone = find_standing(artifact(last), known("json"), tmp_path / "c")
+    gone = find_scorer_relation(artifact(last), known("json"), tmp_path / "c")
     assert gone.unknown == ("ppo:x",)
 
 
@@ -295,6 +295,6 @@ def test_a_function_is_known_by_where_it_is_defined(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_judge_has_a_name(kind: str) -> None:
     config, inputs, _ = KINDS[kind]
-    name = scorer_title(config, read(inputs))
+    name = get_scorer_title(config, read(inputs))
     assert {"sentiment": "vader", "learned": "reward:a", "by path": "/r/a", "fn": "mine:score"}.get(kind, name) == name
     assert name

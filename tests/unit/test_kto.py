@@ -29,7 +29,7 @@ from align.data.pairs import (
 )
 from align.data.sources import DataSource
 from align.data.training_overlap import read_trained_rows
-from align.evals.held_out import answer_logprobs, label_figures
+from align.evals.held_out import compute_answer_logprobs, compute_label_figures
 from align.ops.auc import auc
 from align.ops.losses import compute_kto_reference, kto_loss
 from align.run import read_manifest
@@ -90,7 +90,9 @@ def test_the_loss_and_every_gradient_are_those_of_the_paper(
     # What is measured on held-out answers is the same number.
     mixed = [(row.prompt + each, row.start) for row, each in zip(rows, others, strict=True)]
     own = [(row.ids, row.start) for row in rows]
-    ratios = [answer_logprobs(other.eval(), x, 0) - answer_logprobs(start.eval(), x, 0) for x in (own, mixed)]
+    ratios = [
+        compute_answer_logprobs(other.eval(), x, 0) - compute_answer_logprobs(start.eval(), x, 0) for x in (own, mixed)
+    ]
     labels = torch.tensor([row.wanted for row in rows])
     measured = kto_loss(ratios[0], labels, compute_kto_reference(ratios[1]), BETA, *WEIGHTS.values())
     assert float(measured) == pytest.approx(wanted.item(), rel=1e-5)
@@ -265,7 +267,7 @@ def test_its_interval_covers_the_truth_whether_answers_to_a_prompt_are_alike_or_
 
 def test_answers_of_one_label_have_no_figure():
     rows = [feedback("a?", "Yes.", True), feedback("b?", "No.", True)]
-    assert label_figures(rows, torch.tensor([0.1, 0.2])) == {}
+    assert compute_label_figures(rows, torch.tensor([0.1, 0.2])) == {}
 
 
 # The stage.

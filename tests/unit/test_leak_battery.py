@@ -11,13 +11,13 @@ import pytest
 
 from align.core.types import Conversation, Message
 from align.data.dedup.questions import (
-    LEAST_WIDTH,
-    WIDEST,
-    evaluation_keys,
-    hash_asked,
-    run_width,
-    word_blocks,
-    word_weights,
+    MAX_WIDTH,
+    MIN_WIDTH,
+    choose_run_width,
+    hash_evaluation_questions,
+    hash_training_prompts,
+    iter_word_blocks,
+    weigh_words,
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "data"))
@@ -102,10 +102,11 @@ def test_a_turn_among_others_and_a_question_that_is_quoted_by_the_assistant():
 
 
 @pytest.mark.parametrize(
-    ("lengths", "width"), [([3] * 100, LEAST_WIDTH), ([50] * 100, WIDEST), ([10] * 10 + [40] * 90, 10), ([], WIDEST)]
+    ("lengths", "width"),
+    [([3] * 100, MIN_WIDTH), ([50] * 100, MAX_WIDTH), ([10] * 10 + [40] * 90, 10), ([], MAX_WIDTH)],
 )
 def test_the_width_is_the_fifth_percentile_of_the_lengths(lengths: list[int], width: int):
-    assert run_width(pa.array(lengths, pa.int64()).to_numpy()) == width
+    assert choose_run_width(pa.array(lengths, pa.int64()).to_numpy()) == width
 
 
 def test_a_shorter_run_counts_in_a_set_of_short_rows():
@@ -121,21 +122,23 @@ def test_a_shorter_run_counts_in_a_set_of_short_rows():
 def test_hashes_of_runs_are_the_same_wherever_they_stand(size: int):
     text = "Don't add 3, 4 and x + 5 to 1,000.5!"
     before = "lorem ipsum " * (size // 12 + 1)
-    (alone,), (inside,) = ([*word_blocks(pa.array([given]))] for given in (text, f"{before}{text.upper()} 7"))
+    (alone,), (inside,) = ([*iter_word_blocks(pa.array([given]))] for given in (text, f"{before}{text.upper()} 7"))
     count = len(alone)
     start = len(inside) - 1 - count
     assert alone.runs(alone.first[:1], alone.first[1:]) == inside.runs(inside.first[:1] + start, inside.first[1:] - 1)
     changed = [text.replace("x + 5", "x * 5"), text.replace("3, 4", "34"), text.replace("Don't", "Do")]
-    for (other,) in ([*word_blocks(pa.array([given]))] for given in changed):
+    for (other,) in ([*iter_word_blocks(pa.array([given]))] for given in changed):
         assert alone.runs(alone.first[:1], alone.first[1:]) != other.runs(other.first[:1], other.first[1:])
 
 
 def test_everyday_words_say_less():
-    (block,) = word_blocks(pa.array(["Who are you", "Who wrote Hamlet", "12", "中国"]))
-    weights = [int(word_weights(block)[a:b].sum()) for a, b in zip(block.first[:-1], block.first[1:], strict=True)]
+    (block,) = iter_word_blocks(pa.array(["Who are you", "Who wrote Hamlet", "12", "中国"]))
+    weights = [int(weigh_words(block)[a:b].sum()) for a, b in zip(block.first[:-1], block.first[1:], strict=True)]
     assert weights == [9, 25, 12, 12]
 
 
 def test_keys_of_texts_without_words():
-    assert len(hash_asked(pa.array(["", None, "!?", "Question:"])).key) == 1  # the word alone is what is asked
-    assert len(evaluation_keys(pa.array(["", None, "?!"])).key) == 0
+    assert (
+        len(hash_training_prompts(pa.array(["", None, "!?", "Question:"])).key) == 1
+    )  # the word alone is what is asked
+    assert len(hash_evaluation_questions(pa.array(["", None, "?!"])).key) == 0

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.data.chat.continuations import behind
 from align.data.chat.encode import IGNORED, Encoded
-from align.evals.suite.likelihoods import likelihoods, width_of
+from align.evals.suite.likelihoods import choose_pass_width, compute_likelihoods
 from align.models.base import find_base
 from align.models.load import load_base
 
@@ -47,13 +47,13 @@ def test_they_are_what_the_models_own_logits_say(name: str, request: pytest.Fixt
     likely = [int(model(torch.tensor([row.input_ids], device=CPU)).logits[0, -1].argmax()) for row in rows[:3]]
     rows += [behind(row.input_ids, [id]) for row, id in zip(rows, likely, strict=False)]
     rows.append(Encoded([1, 2, 3, 4, 5], [1, 2, IGNORED, IGNORED, 5]))
-    for row, found in zip(rows, likelihoods(model, rows, 0, 64), strict=True):
+    for row, found in zip(rows, compute_likelihoods(model, rows, 0, 64), strict=True):
         with torch.no_grad():
             logprobs = model(torch.tensor([row.input_ids], device=CPU)).logits[0].double().log_softmax(-1)
         places = [i for i in range(1, len(row.labels)) if row.labels[i] != IGNORED]
         assert found.logprob == pytest.approx(sum(float(logprobs[i - 1, row.labels[i]]) for i in places), abs=1e-4)
         assert found.greedy == all(int(logprobs[i - 1].argmax()) == row.labels[i] for i in places)
-    assert [one.greedy for one in likelihoods(model, rows, 0, 64)[12:15]] == [True] * 3
+    assert [one.greedy for one in compute_likelihoods(model, rows, 0, 64)[12:15]] == [True] * 3
 
 
 def test_a_row_is_the_same_beside_any_others(pocket: Any) -> None:
@@ -62,14 +62,16 @@ def test_a_row_is_the_same_beside_any_others(pocket: Any) -> None:
         *drawn(4000, 56, 90),
         *(behind([7] * length, [9, 11]) for length in (300, 500, 511, 520, 700, 1000, 1100, 1197)),
     ]
-    alone = [likelihoods(pocket, [row], 0, CONTEXT)[0] for row in rows]
+    alone = [compute_likelihoods(pocket, [row], 0, CONTEXT)[0] for row in rows]
     for size in (2, 8, 32, 64):
         found = [
-            one for first in range(0, 64, size) for one in likelihoods(pocket, rows[first : first + size], 0, CONTEXT)
+            one
+            for first in range(0, 64, size)
+            for one in compute_likelihoods(pocket, rows[first : first + size], 0, CONTEXT)
         ]
         assert found == alone, size
 
 
 def test_the_width_of_a_pass_follows_from_the_rows_own_length() -> None:
-    assert [width_of(tokens, 1000) for tokens in (1, 32, 33, 600, 1000)] == [32, 32, 64, 1000, 1000]
-    assert width_of(5, 20) == 20  # a context may be short
+    assert [choose_pass_width(tokens, 1000) for tokens in (1, 32, 33, 600, 1000)] == [32, 32, 64, 1000, 1000]
+    assert choose_pass_width(5, 20) == 20  # a context may be short

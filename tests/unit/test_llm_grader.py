@@ -21,7 +21,7 @@ from align.evals.judges.llm_judge import (
     REFUSES,
     GradedAnswer,
     LLMJudge,
-    describe_yes,
+    get_yes_phrase,
     parse_judge,
     parse_question,
 )
@@ -163,7 +163,7 @@ def test_a_grader_that_never_answers_ends_the_run_early(server: ChatServer, stor
     with pytest.raises(InputError) as refused:
         judge_at(server.url).with_question(ASKS).grade([GradedAnswer(PROMPT, str(i)) for i in range(60)], store)
     assert refused.value.field == "stage.judge.url"
-    assert len(server.asked) <= 2 * MAX_FAILURES * module.TRIES
+    assert len(server.asked) <= 2 * MAX_FAILURES * module.MAX_ATTEMPTS
 
 
 def test_errors_are_counted_and_said_loudly_where_they_are_most():
@@ -182,8 +182,8 @@ def test_questions():
     assert parse_question("refuses", "f") == REFUSES
     assert parse_question(" Is it rude? ", "f") == "Is it rude?"
     assert parse_question("Est-ce impoli ?", "f") == "Est-ce impoli ?"
-    assert (describe_yes(REFUSES), describe_yes("Is it\nrude?")) == ("refuses", "gets a yes to “Is it rude?”")
-    assert len(describe_yes("x " * 200)) < 110
+    assert (get_yes_phrase(REFUSES), get_yes_phrase("Is it\nrude?")) == ("refuses", "gets a yes to “Is it rude?”")
+    assert len(get_yes_phrase("x " * 200)) < 110
     for given in ("refuse", "", "  ", 3.5, True, None, ["a?"]):
         with pytest.raises(InputError) as caught:
             parse_question(given, "eval.asks")

@@ -14,8 +14,8 @@ from lm_eval_folder import written
 
 from align.core.errors import InputError
 from align.data.chat.encode import IGNORED
-from align.evals.suite.probes import LM_EVAL, Found, Harness, Probe, Requests
-from align.evals.suite.tasks import Item, Task
+from align.evals.suite.probes import LM_EVAL, HarnessTask, LikelihoodRequests, LMEvalReplies, Probe
+from align.evals.suite.tasks import EvalItem, EvalTask
 
 lm = pytest.importorskip("align.evals.suite.lm_eval", reason='needs lm-eval (pip install "align-rlhf[evals]")')
 
@@ -25,17 +25,17 @@ def folder(tmp_path: Path) -> Path:
     return written(tmp_path / "tasks")
 
 
-def asked(folder: Path, name: str, metric: str = "") -> tuple[Task, Harness, Sequence[Item], Any]:
-    harness = Harness(name, str(folder), metric)
-    task = Task(name, probe=Probe(LM_EVAL, harness=harness))
+def asked(folder: Path, name: str, metric: str = "") -> tuple[EvalTask, HarnessTask, Sequence[EvalItem], Any]:
+    harness = HarnessTask(name, str(folder), metric)
+    task = EvalTask(name, probe=Probe(LM_EVAL, harness=harness))
     return task, harness, lm.items_of_harness(task, harness), lm.built(harness, task.field)
 
 
-def likes(items: Sequence[Item], place: int) -> Found:
+def likes(items: Sequence[EvalItem], place: int) -> LMEvalReplies:
     """A model that finds the continuation at a place the likeliest, and none greedy."""
     found = dict[tuple[str, ...], tuple[float, bool]]()
     for item in items:
-        assert isinstance(item.probe, Requests)
+        assert isinstance(item.probe, LikelihoodRequests)
         found |= {text: (-1.0 if i == place else -9.0, False) for i, text in enumerate(item.probe.texts)}
     return found
 
@@ -44,7 +44,7 @@ def test_items_ask_with_examples_and_are_known_by_their_question(folder: Path) -
     _, _, items, _ = asked(folder, "choose")
     assert [item.id for item in items] == [*"012345"]
     assert items[1].prompt.messages[0].content == "Question: What about the rain?\nAnswer:"
-    assert isinstance(items[1].probe, Requests)
+    assert isinstance(items[1].probe, LikelihoodRequests)
     contexts, continuations = zip(*items[1].probe.texts, strict=True)
     assert continuations == (" I like the rain.", " No.", "  It is late.")
     assert len({*contexts}) == 1
@@ -123,10 +123,10 @@ def test_a_metric_that_fails_is_the_users_to_mend(folder: Path) -> None:
 
 def test_a_text_is_read_in_windows_and_each_token_scored_once(tiny_tokenizer: Any) -> None:
     text = "The rain is here, and my dog is late. " * 3
-    (whole,) = lm.encode_requests(tiny_tokenizer, Requests("reading", 0, ((text,),)), 1000)
-    rows = lm.encode_requests(tiny_tokenizer, Requests("reading", 0, ((text,),)), 8)
+    (whole,) = lm.encode_requests(tiny_tokenizer, LikelihoodRequests("reading", 0, ((text,),)), 1000)
+    rows = lm.encode_requests(tiny_tokenizer, LikelihoodRequests("reading", 0, ((text,),)), 8)
     assert len(rows) > 5
     assert max(len(row.input_ids) for row in rows) == 8
     assert [id for row in rows for id in row.labels if id != IGNORED] == [id for id in whole.labels if id != IGNORED]
     with pytest.raises(InputError, match="is no text, as item 3 of reading"):
-        lm.encode_requests(tiny_tokenizer, Requests("reading", 3, ((" ",),)), 8)
+        lm.encode_requests(tiny_tokenizer, LikelihoodRequests("reading", 3, ((" ",),)), 8)

@@ -12,8 +12,8 @@ from lm_eval_folder import written
 from align.core.errors import InputError
 from align.data.chat.continuations import following
 from align.evals.suite.likelihoods import batch_by_length, decode_answer
-from align.evals.suite.probes import LM_EVAL, Completion, Found, Harness, Probe, Requests
-from align.evals.suite.tasks import Item, Task
+from align.evals.suite.probes import LM_EVAL, CompletionRequest, HarnessTask, LikelihoodRequests, LMEvalReplies, Probe
+from align.evals.suite.tasks import EvalItem, EvalTask
 from align.rollout.answer_cache import Asked
 
 lm = pytest.importorskip("align.evals.suite.lm_eval", reason='needs lm-eval (pip install "align-rlhf[evals]")')
@@ -29,20 +29,20 @@ def folder(tmp_path: Path) -> Path:
     return written(tmp_path / "tasks")
 
 
-def asked(folder: Path, name: str, metric: str = "") -> tuple[Task, Harness, Sequence[Item], Any]:
-    harness = Harness(name, str(folder), metric)
-    task = Task(name, probe=Probe(LM_EVAL, harness=harness))
+def asked(folder: Path, name: str, metric: str = "") -> tuple[EvalTask, HarnessTask, Sequence[EvalItem], Any]:
+    harness = HarnessTask(name, str(folder), metric)
+    task = EvalTask(name, probe=Probe(LM_EVAL, harness=harness))
     return task, harness, lm.items_of_harness(task, harness), lm.built(harness, task.field)
 
 
-def says(items: Sequence[Item], *texts: str) -> Found:
+def says(items: Sequence[EvalItem], *texts: str) -> LMEvalReplies:
     """A model that gives these answers, one an item, and likes the first of some choices."""
     found, left = dict[tuple[Any, ...], Any](), iter(texts)
     for item in items:
-        if isinstance(item.probe, Completion):
+        if isinstance(item.probe, CompletionRequest):
             found[item.probe.request] = next(left)
         else:
-            assert isinstance(item.probe, Requests)
+            assert isinstance(item.probe, LikelihoodRequests)
             found |= {text: (-1.0 - i, False) for i, text in enumerate(item.probe.texts)}
     return found
 
@@ -55,7 +55,7 @@ def changed(folder: Path, name: str, old: str, new: str) -> None:
 
 def test_an_item_asks_for_an_answer_as_its_task_says(folder: Path) -> None:
     _, _, items, _ = asked(folder, "write")
-    assert items[1].probe == Completion("write", 1, "What about the rain?", ("\n",), 8)
+    assert items[1].probe == CompletionRequest("write", 1, "What about the rain?", ("\n",), 8)
     assert items[1].prompt.messages[0].content == "What about the rain?"
 
 
@@ -73,7 +73,7 @@ def test_what_ends_an_answer_is_what_lm_eval_ends_it_by(
 ) -> None:
     changed(folder, "write", '{until: ["\\n"], max_gen_toks: 8}', kwargs)
     _, _, items, _ = asked(folder, "write")
-    assert isinstance(items[0].probe, Completion)
+    assert isinstance(items[0].probe, CompletionRequest)
     assert items[0].probe.request[1:] == ending
 
 
@@ -133,7 +133,7 @@ def test_tasks_of_a_group_without_a_metric_in_common_have_each_its_own(folder: P
     outcome = lm.outcome_of(task, harness, tasks, items, says(items, "I like my dog.", *["No."] * 5))
     own = {"choose": "acc", "write": "exact_match"}
     assert lm.scoring_metrics(task, harness, tasks, items, [outcome]) == own
-    named = Harness("mixed", str(folder), "acc")
+    named = HarnessTask("mixed", str(folder), "acc")
     with pytest.raises(InputError, match="metric=acc: scores no item by itself"):
         lm.scoring_metrics(task, named, tasks, items, [outcome])
     units = [{"exact_match": 0.5} if "exact_match" in one else one for one in outcome.metrics]

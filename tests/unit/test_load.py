@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from align.core.errors import CorruptFile, InputError
 from align.data.chat.encode import IGNORED, Encoded
-from align.evals.held_out import held_out_loss
+from align.evals.held_out import compute_held_out_loss
 from align.models.base import find_base
 from align.models.load import (
     choose_device,
@@ -113,11 +113,11 @@ def test_architectures_load_and_their_loss_is_the_models_own(
     assert not model.training
 
     rows = some_rows()
-    found = held_out_loss(model, rows, pad_id=0, batch_size=3)
+    found = compute_held_out_loss(model, rows, pad_id=0, batch_size=3)
     assert found.tokens == sum(r.trained for r in rows)
     assert found.mean == pytest.approx(loss_of_transformers(model, rows), abs=2e-5)
     assert found.sizes == [r.trained for r in rows]  # in their order, whatever the batches
-    alone = [held_out_loss(model, [row], pad_id=0).mean * row.trained for row in rows]
+    alone = [compute_held_out_loss(model, [row], pad_id=0).mean * row.trained for row in rows]
     assert found.by_row == pytest.approx(alone, abs=1e-4)
 
 

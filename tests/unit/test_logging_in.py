@@ -10,7 +10,7 @@ from argon2 import PasswordHasher
 from people import GOOD, Time, member
 from sqlalchemy import select
 
-from align.annotate.accounts import TRIES, TRIES_MANY, Accounts
+from align.annotate.accounts import FREE_ATTEMPTS, FREE_ATTEMPTS_IN_ALL, Accounts
 from align.annotate.store.tables import users
 from align.web.credentials import Refused
 from align.web.throttle import Throttle
@@ -36,25 +36,25 @@ def test_guessing_is_slowed_and_the_right_password_is_not_looked_at_meanwhile(ac
     accounts._tries = Throttle(clock)
     for name in ("ann", "bob"):
         member(accounts, name)
-    guess(accounts, "ann", "there", TRIES + 1)
+    guess(accounts, "ann", "there", FREE_ATTEMPTS + 1)
     with pytest.raises(Refused, match="too many attempts; the next counts in 1 s"):
         accounts.log_in("ann", GOOD, "there")
     assert accounts.log_in("ann", GOOD, "elsewhere")  # nobody is kept out by a stranger's few guesses
     assert accounts.log_in("bob", GOOD, "there")
     clock.now += 1
     assert accounts.log_in("ann", GOOD, "there")
-    guess(accounts, "ann", "there", TRIES)  # which forgave those before
+    guess(accounts, "ann", "there", FREE_ATTEMPTS)  # which forgave those before
 
 
 def test_many_guesses_from_everywhere_or_at_everybody_are_slowed_too(accounts):
     clock = Time()
     accounts._tries = Throttle(clock)
     member(accounts, "ann")
-    for i in range(TRIES_MANY + 1):
+    for i in range(FREE_ATTEMPTS_IN_ALL + 1):
         guess(accounts, "ann", f"10.0.0.{i}", 1)
     with pytest.raises(Refused, match="too many attempts"):
         accounts.log_in("ann", GOOD, "elsewhere")
-    for i in range(TRIES_MANY + 1):
+    for i in range(FREE_ATTEMPTS_IN_ALL + 1):
         guess(accounts, f"name {i}", f"2001:db8::{i:x}", 1)  # one customer's network
     with pytest.raises(Refused, match="too many attempts"):
         accounts.log_in("bob", "wrong password", "2001:db8::ffff")
@@ -75,7 +75,7 @@ def test_guesses_at_once_are_no_more_than_guesses_in_a_row(accounts, monkeypatch
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(looked) == TRIES + 1
+    assert len(looked) == FREE_ATTEMPTS + 1
 
 
 def test_waits_double_and_end():

@@ -8,33 +8,42 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.annotate.web.markup import PLAIN_ABOVE, compared, rendered, visible, written
-from align.annotate.web.templating import STATIC, WORDS
+from align.annotate.web.markup import (
+    MAX_MARKDOWN_LENGTH,
+    name_invisible_characters,
+    render_as_written,
+    render_difference,
+    render_markdown,
+)
+from align.annotate.web.templating import STATIC, UI_TEXTS
 
 
 def test_markdown_is_rendered_but_for_what_leads_somewhere():
-    assert rendered("**a** `b`") == "<p><strong>a</strong> <code>b</code></p>\n"
-    assert rendered("11. a") == '<ol start="11">\n<li><span class="marker">11.</span> <div>a</div></li>\n</ol>\n'
-    assert rendered("| a |\n|---|\n| 1 |").startswith("<table>")
-    assert rendered("~~a~~ *b*") == "<p><s>a</s> <em>b</em></p>\n"
-    assert rendered("[a](http://x.example)") == "<p>[a](http://x.example)</p>\n"
-    assert rendered("![a](http://x.example/y.png)") == "<p>![a](http://x.example/y.png)</p>\n"
-    assert rendered("<http://x.example>") == "<p>&lt;http://x.example&gt;</p>\n"
-    assert rendered("<b onclick=x>") == "<p>&lt;b onclick=x&gt;</p>\n"
+    assert render_markdown("**a** `b`") == "<p><strong>a</strong> <code>b</code></p>\n"
+    assert render_markdown("11. a") == '<ol start="11">\n<li><span class="marker">11.</span> <div>a</div></li>\n</ol>\n'
+    assert render_markdown("| a |\n|---|\n| 1 |").startswith("<table>")
+    assert render_markdown("~~a~~ *b*") == "<p><s>a</s> <em>b</em></p>\n"
+    assert render_markdown("[a](http://x.example)") == "<p>[a](http://x.example)</p>\n"
+    assert render_markdown("![a](http://x.example/y.png)") == "<p>![a](http://x.example/y.png)</p>\n"
+    assert render_markdown("<http://x.example>") == "<p>&lt;http://x.example&gt;</p>\n"
+    assert render_markdown("<b onclick=x>") == "<p>&lt;b onclick=x&gt;</p>\n"
 
 
 def test_what_an_entity_would_hide_stands_as_it_was_written():
-    assert rendered("a &#x202E;b &ZeroWidthSpace; &amp;") == "<p>a &amp;#x202E;b &amp;ZeroWidthSpace; &amp;amp;</p>\n"
+    assert (
+        render_markdown("a &#x202E;b &ZeroWidthSpace; &amp;")
+        == "<p>a &amp;#x202E;b &amp;ZeroWidthSpace; &amp;amp;</p>\n"
+    )
 
 
 def test_a_very_long_text_is_all_there():
-    text = "<b>" + "x" * PLAIN_ABOVE
-    assert rendered(text) == written(text) == f"<pre>\n&lt;b&gt;{'x' * PLAIN_ABOVE}</pre>"
+    text = "<b>" + "x" * MAX_MARKDOWN_LENGTH
+    assert render_markdown(text) == render_as_written(text) == f"<pre>\n&lt;b&gt;{'x' * MAX_MARKDOWN_LENGTH}</pre>"
 
 
 def shown(text: str) -> str:
     """What is read on the page, in one line."""
-    return " ".join(html.unescape(re.sub("<[^>]*>", "", rendered(text))).split())
+    return " ".join(html.unescape(re.sub("<[^>]*>", "", render_markdown(text))).split())
 
 
 @pytest.mark.parametrize(
@@ -80,19 +89,23 @@ def test_of_any_text_nothing_but_marks_is_missing(text: str):
     def said(text: str) -> str:
         return re.sub(r"[\s*_~`#>|:-]", "", text)
 
-    assert said(html.unescape(re.sub("<[^>]*>", "", rendered(text)))) == said(visible(text))
-    assert said(visible(text)) or rendered(text) == written(text)  # a text of marks alone is shown
+    assert said(html.unescape(re.sub("<[^>]*>", "", render_markdown(text)))) == said(name_invisible_characters(text))
+    assert said(name_invisible_characters(text)) or render_markdown(text) == render_as_written(
+        text
+    )  # a text of marks alone is shown
 
 
 def test_as_it_was_written_every_character_stands():
     text = "\n 11. **a**  <b>\\\n\n| x |\n"
-    assert written(text) == "<pre>\n\n 11. **a**  &lt;b&gt;\\\n\n| x |\n</pre>"  # browsers drop the first line feed
+    assert (
+        render_as_written(text) == "<pre>\n\n 11. **a**  &lt;b&gt;\\\n\n| x |\n</pre>"
+    )  # browsers drop the first line feed
 
 
 @pytest.mark.parametrize("text", ["*a " * 16_000, "1. " * 16_000, "a*b(" * 12_000, "\\*" * 24_000, "| a " * 12_000])
 def test_looking_for_what_is_missing_takes_no_time(text: str):
     started = time.monotonic()
-    rendered(text)
+    render_markdown(text)
     assert time.monotonic() - started < 5
 
 
@@ -100,20 +113,20 @@ def test_looking_for_what_is_missing_takes_no_time(text: str):
     "unseen", ["\u202e", "\u2066", "\u200b", "\ufeff", "\x00", "\x1b", "\x7f", "\xad", "\u3164", "\U000e0041"]
 )
 def test_what_cannot_be_seen_is_named(unseen):
-    assert visible(f"a{unseen}b") == f"a⟨U+{ord(unseen):04X}⟩b"
-    assert f"U+{ord(unseen):04X}" in rendered(f"a{unseen}b")
-    assert visible("tab\tand\r\nlines\r") == "tab\tand\nlines\n"
+    assert name_invisible_characters(f"a{unseen}b") == f"a⟨U+{ord(unseen):04X}⟩b"
+    assert f"U+{ord(unseen):04X}" in render_markdown(f"a{unseen}b")
+    assert name_invisible_characters("tab\tand\r\nlines\r") == "tab\tand\nlines\n"
 
 
 def test_words_that_differ_are_marked_and_escaped():
-    assert compared("the cat <b>", "the dog <b>") == "the <del>cat</del><ins>dog</ins> &lt;b&gt;"
-    assert compared("same", "same") == "same"
-    assert "4000 words were compared" in compared("a " * 5000, "b")
+    assert render_difference("the cat <b>", "the dog <b>") == "the <del>cat</del><ins>dog</ins> &lt;b&gt;"
+    assert render_difference("same", "same") == "same"
+    assert "4000 words were compared" in render_difference("a " * 5000, "b")
 
 
 def test_texts_of_few_words_do_not_take_minutes():
     started = time.monotonic()
-    compared("a " * 4000, "a b " * 2000)
+    render_difference("a " * 4000, "a b " * 2000)
     assert time.monotonic() - started < 10
 
 
@@ -127,11 +140,11 @@ def test_every_word_that_the_page_says_is_in_the_one_file():
     assert said
     named = {word for page in pages for word in re.findall(r'(?:WORDS|words)\[["\'](\w+)["\']\]', page)}
     named |= {word for page in pages for word in re.findall(r"\bwords\.(\w+)", page)}
-    assert said | named <= WORDS.keys()
+    assert said | named <= UI_TEXTS.keys()
     families = re.findall(r"getText\(`(\w+_)\$\{", script)
     families += [name for page in pages for name in re.findall(r'WORDS\[f["\'](\w+_)\{', page)]
-    grown = {word for word in WORDS if any(word.startswith(family) for family in families)}
+    grown = {word for word in UI_TEXTS if any(word.startswith(family) for family in families)}
     # Named where they are used: of fields in the script, of forms at the door.
-    fields = {word for word in WORDS if f'"{word}"' in script}
-    forms = {word for word in WORDS for page in pages if f'"{word}"' in page}
-    assert WORDS.keys() == said | named | grown | fields | forms
+    fields = {word for word in UI_TEXTS if f'"{word}"' in script}
+    forms = {word for word in UI_TEXTS for page in pages if f'"{word}"' in page}
+    assert UI_TEXTS.keys() == said | named | grown | fields | forms

@@ -13,8 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.data.dedup import near_duplicates as near
-from align.data.dedup.near_duplicates import Duplicates, find_exact, packs, sharing
-from align.data.dedup.shingles import Rarity, Shingles, band_keys, normalised_digests, shingled
+from align.data.dedup.near_duplicates import Duplicates, find_exact, group_by_bands, split_into_packs
+from align.data.dedup.shingles import (
+    ShingleRarity,
+    Shingles,
+    build_shingles,
+    compute_band_keys,
+    digest_normalised_texts,
+)
 
 START = "the quick brown fox jumps over the lazy dog while a small grey cat looks on from the old stone wall"
 SENTENCE = START.split()
@@ -27,12 +33,12 @@ def runs_of(text: str) -> set[tuple[str, ...]]:
 
 def found(texts, order=None, threshold=0.7, bands=32, rows=4, **how) -> Duplicates:
     array = pa.array(texts, pa.string())
-    sets = shingled(array)
-    columns = np.ascontiguousarray(band_keys(sets, bands, rows).T)
+    sets = build_shingles(array)
+    columns = np.ascontiguousarray(compute_band_keys(sets, bands, rows).T)
 
     def read(indexes: np.ndarray) -> Shingles:
         assert (np.diff(indexes) > 0).all()
-        return shingled(array.take(pa.array(indexes)))
+        return build_shingles(array.take(pa.array(indexes)))
 
     order = np.arange(len(texts)) if order is None else np.asarray(order)
     return near.find_near(order, sets.sizes, columns.__getitem__, read, threshold, bands, **how)
@@ -41,7 +47,8 @@ def found(texts, order=None, threshold=0.7, bands=32, rows=4, **how) -> Duplicat
 def one_by_one(texts, order, threshold, bands, rows, may=lambda a, b: True) -> list[tuple[int, int, float]]:
     """What must be found: every document is compared with every earlier one that is kept and has a key of its."""
     keys = [
-        [*zip(range(bands), row, strict=True)] for row in band_keys(shingled(pa.array(texts)), bands, rows).tolist()
+        [*zip(range(bands), row, strict=True)]
+        for row in compute_band_keys(build_shingles(pa.array(texts)), bands, rows).tolist()
     ]
     sets = [runs_of(text) for text in texts]
     kept: list[int] = []
@@ -116,10 +123,10 @@ def test_as_one_by_one(sizes, texts, data):
 def test_packs_give_what_all_give_together(count, texts, data):
     order = np.array(data.draw(st.permutations(range(len(texts)))))
     threshold = data.draw(st.sampled_from([0.3, 0.5, 0.7]))
-    sets = shingled(pa.array(texts))
-    columns = np.ascontiguousarray(band_keys(sets).T)
-    groups = sharing(np.arange(len(texts), dtype=np.int32), sets.sizes > 0, columns.__getitem__, 32)
-    made, gone = packs(groups, sets.sizes, count), []
+    sets = build_shingles(pa.array(texts))
+    columns = np.ascontiguousarray(compute_band_keys(sets).T)
+    groups = group_by_bands(np.arange(len(texts), dtype=np.int32), sets.sizes > 0, columns.__getitem__, 32)
+    made, gone = split_into_packs(groups, sets.sizes, count), []
     assert len(made) <= count
     assert sorted(i for pack in made for i in pack) == sorted({*groups.members.tolist()})  # each in one
     for pack in made:
@@ -167,7 +174,7 @@ def test_the_first_kept_twin_is_named_though_another_one_is_more_alike():
 def test_the_most_preferred_document_counts_in_its_groups():
     """Two groups that differ in it alone are two; equal groups of two bands are one."""
     columns = np.array([[7, 8, 8], [9, 9, 9], [5, 5, 5]], np.uint64)
-    groups = sharing(np.arange(3, dtype=np.int32), np.ones(3, bool), columns.__getitem__, 3)
+    groups = group_by_bands(np.arange(3, dtype=np.int32), np.ones(3, bool), columns.__getitem__, 3)
     assert groups.members.tolist() == [1, 2, 0, 1, 2]
     assert groups.sizes.tolist() == [2, 3]
 
@@ -206,7 +213,7 @@ def test_exact_duplicates_as_one_by_one(texts, by_source, across, data):
         same = [k for k in same if not by_source or (sources[k] != sources[i]) == across]
         gone += [(i, same[0], 1.0)] if same else []
         kept += [] if same else [i]
-    digests = normalised_digests(pa.array(texts, pa.string()))
+    digests = digest_normalised_texts(pa.array(texts, pa.string()))
     assert rows_of(find_exact(digests, order, sources if by_source else None, across)) == gone
 
 
@@ -231,11 +238,11 @@ def test_huge_groups(name: str, kept: int | None):
     """Rows of one template cost little more time and memory than others, whether they are twins or not."""
     rows = 50_000
     array = pa.array(templates(rows)[name])
-    sets = shingled(array)
-    columns = np.ascontiguousarray(band_keys(sets).T)
+    sets = build_shingles(array)
+    columns = np.ascontiguousarray(compute_band_keys(sets).T)
 
     def read(indexes: np.ndarray) -> Shingles:
-        return shingled(array.take(pa.array(indexes)))
+        return build_shingles(array.take(pa.array(indexes)))
 
     content = np.random.default_rng(1).integers(0, 1 << 63, rows).astype(np.uint64)
     began = time.process_time()
@@ -262,7 +269,7 @@ def test_alike_sets_have_a_rare_shingle_in_common(sets, threshold):
     given = Shingles(
         np.array([x for one in hashed for x in one], np.uint64), np.append(0, np.cumsum([len(one) for one in sets]))
     )
-    rarity = Rarity()
+    rarity = ShingleRarity()
     rarity.add(Shingles(given.values[: len(given.values) // 2], given.offsets[:1]))
     marks, owners = rarity.marks(given, threshold)
     of = [set(marks[owners == i].tolist()) for i in range(len(sets))]

@@ -11,32 +11,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from votes import voted
 
-from align.annotate.assignment.leases import turned
+from align.annotate.assignment.leases import rotate
 from align.annotate.figures.estimates import as_json
-from align.annotate.figures.people import consistency
-from align.annotate.figures.project import read
-from align.annotate.store import Candidate, Item, Judgement, Settings, Store, configure
-from align.annotate.store.ledger import head_of
-from align.annotate.store.preference_pairs import counted_rankings
-from align.annotate.store.projects import overlap_draw, overlap_for
+from align.annotate.figures.people import compute_repeat_consistency
+from align.annotate.figures.project import read_view
+from align.annotate.store import AnnotationItem, Candidate, Judgement, ProjectSettings, Store, configure
+from align.annotate.store.ledger import read_head
+from align.annotate.store.preference_pairs import load_counted_rankings
+from align.annotate.store.projects import compute_overlap, hash_for_overlap
 from align.core.chain import GENESIS, ChainHead
 from align.core.types import Conversation, Message
-from align.evals.judges.judge_verdict import JudgeVerdict, Pair
-from align.evals.stats import Rule
-from align.evals.suite.gates import Gate, decision
+from align.evals.judges.judge_verdict import AnswerPair, JudgeVerdict
+from align.evals.stats import DecisionRule
+from align.evals.suite.gates import EvalGate, decide_gate
 from align.evals.suite.people import (
-    Question,
-    alike_counted,
-    chosen,
-    drawn_sides,
-    order_key,
-    sides_key,
-    verdict_of,
-    verdicts_of,
-    votes_asked,
+    PairQuestion,
+    choose_items,
+    count_votes_to_ask,
+    derive_order_key,
+    derive_sides_key,
+    draw_sides,
+    select_counted_ties,
+    vote_to_verdict,
+    votes_to_verdicts,
 )
-from align.evals.suite.results import Said, Scored
-from align.evals.suite.tasks import Item as EvalItem
+from align.evals.suite.results import EvaluatedAnswer, ScoredTask
+from align.evals.suite.tasks import EvalItem as EvalItem
 
 
 @pytest.fixture
@@ -45,12 +45,12 @@ def store(store_url):
         yield store
 
 
-def question(id: str = "1", first: str = "yes", second: str = "no", **more) -> Question:
-    return Question(more.pop("task", "t"), more.pop("other", "old"), Pair(id, ask(), first, second), **more)
+def question(id: str = "1", first: str = "yes", second: str = "no", **more) -> PairQuestion:
+    return PairQuestion(more.pop("task", "t"), more.pop("other", "old"), AnswerPair(id, ask(), first, second), **more)
 
 
-def item(*texts: str, prompt: Conversation | None = None) -> Item:
-    return Item("i", prompt or ask(), tuple(Candidate(text, id=f"i-{k}") for k, text in enumerate(texts)))
+def item(*texts: str, prompt: Conversation | None = None) -> AnnotationItem:
+    return AnnotationItem("i", prompt or ask(), tuple(Candidate(text, id=f"i-{k}") for k, text in enumerate(texts)))
 
 
 # Where answers stand
@@ -58,7 +58,7 @@ def item(*texts: str, prompt: Conversation | None = None) -> Item:
 
 @given(st.lists(st.sampled_from("abc"), max_size=60), st.binary(max_size=9), st.integers(-1, 1))
 def test_sides_are_balanced_within_one_over_all_and_in_each_group(groups, key, ahead):
-    sides = drawn_sides(groups, key, ahead)
+    sides = draw_sides(groups, key, ahead)
     assert abs(ahead + sum(1 if side else -1 for side in sides)) <= 1
     for group in set(groups):
         told = [1 if side else -1 for side, of in zip(sides, groups, strict=True) if of == group]
@@ -67,15 +67,15 @@ def test_sides_are_balanced_within_one_over_all_and_in_each_group(groups, key, a
 
 
 def test_sides_are_drawn_with_the_projects_key_and_the_seed():
-    keys = [sides_key(secret, seed, there) for secret in (b"a", b"b") for seed in (1, 2) for there in (0, 40)]
-    assert len({tuple(drawn_sides("a" * 40, key)) for key in keys}) == len(keys)
-    assert drawn_sides("a" * 40, keys[0]) == drawn_sides("a" * 40, sides_key(b"a", 1, 0))
-    assert {drawn_sides("a", bytes([n]))[0] for n in range(20)} == {True, False}
+    keys = [derive_sides_key(secret, seed, there) for secret in (b"a", b"b") for seed in (1, 2) for there in (0, 40)]
+    assert len({tuple(draw_sides("a" * 40, key)) for key in keys}) == len(keys)
+    assert draw_sides("a" * 40, keys[0]) == draw_sides("a" * 40, derive_sides_key(b"a", 1, 0))
+    assert {draw_sides("a", bytes([n]))[0] for n in range(20)} == {True, False}
 
 
 def test_the_order_is_drawn_with_the_projects_key_and_the_seed():
     asked = [question(str(n)) for n in range(40)]
-    keys = [order_key(secret, seed) for secret in (b"a", b"b") for seed in (1, 2)]
+    keys = [derive_order_key(secret, seed) for secret in (b"a", b"b") for seed in (1, 2)]
     orders = {tuple(one.pair.id for one in sorted(asked, key=lambda q: q.draw(key))) for key in keys}
     assert len(orders) == len(keys)
     draws = [question(str(n)).draw(keys[0]) for n in range(2000)]
@@ -84,14 +84,14 @@ def test_the_order_is_drawn_with_the_projects_key_and_the_seed():
 
 
 def test_what_was_ahead_before_is_made_up_for():
-    assert sum(drawn_sides("abcdef", b"k", ahead=-4)) == 5
-    assert sum(drawn_sides("abcdef", b"k", ahead=6)) == 0
+    assert sum(draw_sides("abcdef", b"k", ahead=-4)) == 5
+    assert sum(draw_sides("abcdef", b"k", ahead=6)) == 0
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_each_candidate_stands_once_in_each_place(k):
     ids = [str(i) for i in range(k)]
-    orders = [turned(ids, turn) for turn in range(k)]
+    orders = [rotate(ids, turn) for turn in range(k)]
     assert orders[0] == tuple(ids)
     assert all({order[place] for order in orders} == set(ids) for place in range(k))
 
@@ -129,27 +129,27 @@ def rank_of(task, skipped=""):
 @given(st.sets(st.integers(0, 10_000), min_size=1, max_size=40), st.integers(1, 100))
 def test_so_many_votes_are_wanted_of_so_many_items(numbers, votes):
     items = [f"item {n}" for n in numbers]
-    settings = Settings(**overlap_for(items, votes))
+    settings = ProjectSettings(**compute_overlap(items, votes))
     wanted = [settings.wanted(id) for id in items]
     least = max(votes, len(items))
     assert least <= sum(wanted) < least + max(1, settings.overlap - 1)
-    assert all(settings.wanted(id) == settings.overlap for id in items if overlap_draw(id) < settings.overlap_share)
+    assert all(settings.wanted(id) == settings.overlap for id in items if hash_for_overlap(id) < settings.overlap_share)
 
 
 @pytest.mark.parametrize(("votes", "pairs", "expected"), [(None, 10, 12), (None, 1, 2), (None, 34, 41), (7, 10, 7)])
 def test_each_pair_has_a_vote_and_a_fifth_a_second_one(votes, pairs, expected):
-    assert votes_asked(votes, pairs) == expected
+    assert count_votes_to_ask(votes, pairs) == expected
 
 
 def test_forty_votes_are_of_thirty_four_pairs_and_six_again():
     questions = {str(i): question(str(i)) for i in range(100)}
-    found = chosen(questions, (), 40, b"three")
-    settings = Settings(**overlap_for(found, 40))
+    found = choose_items(questions, (), 40, b"three")
+    settings = ProjectSettings(**compute_overlap(found, 40))
     assert (len(found), Counter(map(settings.wanted, found))) == (34, {1: 28, 2: 6})
-    more = chosen(questions, found, 80, b"three")
+    more = choose_items(questions, found, 80, b"three")
     assert more[:34] == found  # who is asked for more is asked about the same ones first
-    assert chosen(questions, found, 3, b"three") == found
-    assert chosen(questions, (), 40, b"four") != found
+    assert choose_items(questions, found, 3, b"three") == found
+    assert choose_items(questions, (), 40, b"four") != found
 
 
 # What an item says, and what it does not
@@ -167,25 +167,25 @@ def test_an_item_says_nothing_of_who_wrote_what():
 
 def test_the_first_systems_answer_is_known_by_its_text():
     asked = question(first="good", second="bad\x00")
-    assert asked.first_in(item("bad\ufffd", "good")) == "i-1"
-    assert asked.first_in(item("good", "bad\ufffd")) == "i-0"
-    assert asked.first_in(item("good", "other")) is None
+    assert asked.find_first_answer(item("bad\ufffd", "good")) == "i-1"
+    assert asked.find_first_answer(item("good", "bad\ufffd")) == "i-0"
+    assert asked.find_first_answer(item("good", "other")) is None
 
 
 def test_an_item_of_another_prompt_is_another():
     said = Conversation((Message("user", "Why\x00?"), Message("assistant", "So.", trained=False)))
-    asked = Question("t", "old", Pair("1", said, "good", "bad"))
+    asked = PairQuestion("t", "old", AnswerPair("1", said, "good", "bad"))
     kept = Conversation.from_messages(
         [{"role": "user", "content": "Why\ufffd?"}, {"role": "assistant", "content": "So."}], "i"
     )
-    assert asked.first_in(item("bad", "good", prompt=kept)) == "i-1"
-    assert asked.first_in(item("bad", "good", prompt=kept.turns(1))) is None
-    assert asked.first_in(item("bad", "good", prompt=Conversation((Message("user", "Why?"),)))) is None
+    assert asked.find_first_answer(item("bad", "good", prompt=kept)) == "i-1"
+    assert asked.find_first_answer(item("bad", "good", prompt=kept.turns(1))) is None
+    assert asked.find_first_answer(item("bad", "good", prompt=Conversation((Message("user", "Why?"),)))) is None
 
 
 @pytest.mark.parametrize(("first", "second", "alike"), [("a", "a\n", True), ("", " ", True), ("a", "b", False)])
 def test_the_same_text_twice_is_no_question(first, second, alike):
-    assert question(first=first, second=second).alike is alike
+    assert question(first=first, second=second).is_tie is alike
 
 
 # Votes
@@ -202,18 +202,18 @@ def test_the_same_text_twice_is_no_question(first, second, alike):
     ],
 )
 def test_a_vote_is_a_verdict_on_systems_and_not_on_places(order, screen, expected):
-    assert verdict_of(voted("i", order, screen=screen), "7", "i-0") == expected
+    assert vote_to_verdict(voted("i", order, screen=screen), "7", "i-0") == expected
     turned_round = expected._replace(
         verdict=1 - expected.verdict, order={"first": "second", "second": "first"}[expected.order]
     )
-    assert verdict_of(voted("i", order, screen=screen), "7", "i-1") == turned_round
+    assert vote_to_verdict(voted("i", order, screen=screen), "7", "i-1") == turned_round
 
 
 def test_votes_go_to_their_pair_and_the_same_text_is_a_tie():
     one, same, unasked = question("1"), question("2", "a", "a"), question("3", other="older")
     alone = question("2", "a", "a", other="twin")
     votes = [voted("i", "0>1", "ann"), voted("i", "1>0", "bob"), voted("gold", "0>1")]
-    found = verdicts_of([one, same, unasked, alone], {"i": (one, "i-0")}, votes, b"key")
+    found = votes_to_verdicts([one, same, unasked, alone], {"i": (one, "i-0")}, votes, b"key")
     assert found == {
         ("t", "old"): [
             JudgeVerdict("1", "", 1.0, by="ann"),
@@ -228,19 +228,21 @@ def test_votes_go_to_their_pair_and_the_same_text_is_a_tie():
 @given(st.integers(0, 30), st.integers(1, 30), st.data())
 def test_pairs_of_the_same_text_count_as_the_judged_pairs_stand_for_them(alike, others, data):
     questions = [question(f"s{n}", "a", "a") for n in range(alike)] + [question(f"d{n}") for n in range(others)]
-    judged = data.draw(st.lists(st.sampled_from([q.name for q in questions if not q.alike]), unique=True))
-    found = alike_counted(questions, judged, b"key")
-    assert all(one.alike for one in found)
+    judged = data.draw(st.lists(st.sampled_from([q.name for q in questions if not q.is_tie]), unique=True))
+    found = select_counted_ties(questions, judged, b"key")
+    assert all(one.is_tie for one in found)
     assert abs(len(found) - alike * len(judged) / others) <= 0.5  # their share is that of all pairs
     assert len(found) in {0: {0}, others: {alike}}.get(len(judged), range(alike + 1))
-    fewer = alike_counted(questions, judged[:-1], b"key")
+    fewer = select_counted_ties(questions, judged[:-1], b"key")
     assert fewer == found[: len(fewer)]  # more votes take none away
 
 
 def test_which_pairs_of_the_same_text_count_is_drawn():
     questions = [question(f"s{n}", "a", "a") for n in range(20)] + [question(f"d{n}") for n in range(20)]
     judged = [("t", "old", f"d{n}") for n in range(5)]
-    met = Counter(q.pair.id for k in range(400) for q in alike_counted(questions, judged, bytes([k % 256, k // 256])))
+    met = Counter(
+        q.pair.id for k in range(400) for q in select_counted_ties(questions, judged, bytes([k % 256, k // 256]))
+    )
     assert len(met) == 20
     assert all(60 < n < 140 for n in met.values())  # 100 each, of 400 draws
 
@@ -250,18 +252,21 @@ def test_pairs_of_the_same_text_decide_no_gate_that_nobody_judged(judged, n, out
     questions = [question(f"s{k}", "a", "a") for k in range(100)] + [question(f"d{k}") for k in range(100)]
     asked = {f"d{k}": (question(f"d{k}"), f"d{k}-0") for k in range(100)}
     votes = [voted(f"d{k}", "0>1" if k % 2 else "1>0") for k in range(judged)]
-    found = verdicts_of(questions, asked, votes, b"key")
+    found = votes_to_verdicts(questions, asked, votes, b"key")
     items = [EvalItem(q.pair.id, q.pair.id, "", q.pair.prompt, None) for q in questions]
-    said = {"new": [Said("", q.pair.first, None) for q in questions], "old": [Said("", "", None) for _ in questions]}
-    gate = Gate("safe", "t", "old", Rule("not_worse", margin=0.2, least_n=100))
-    decided = decision(gate, [Scored("t", "people", "people", items, said, {"old": found["t", "old"]})])
+    said = {
+        "new": [EvaluatedAnswer("", q.pair.first, None) for q in questions],
+        "old": [EvaluatedAnswer("", "", None) for _ in questions],
+    }
+    gate = EvalGate("safe", "t", "old", DecisionRule("not_worse", margin=0.2, least_n=100))
+    decided = decide_gate(gate, [ScoredTask("t", "people", "people", items, said, {"old": found["t", "old"]})])
     assert (decided.outcome, decided.figure.n) == (outcome, n)
 
 
 def test_repeats_are_held_against_ones_own_votes():
     mine = [voted("i", "0>1", "ann"), voted("i", "1>0", "bob"), voted("i", "1>0", "bob", purpose="repeat")]
-    assert as_json(consistency(mine))["value"] == 1.0
-    assert as_json(consistency([*mine, voted("i", "1>0", "ann", purpose="repeat")]))["value"] == 0.5
+    assert as_json(compute_repeat_consistency(mine))["value"] == 1.0
+    assert as_json(compute_repeat_consistency([*mine, voted("i", "1>0", "ann", purpose="repeat")]))["value"] == 0.5
 
 
 # What the store has of them
@@ -270,25 +275,25 @@ def test_repeats_are_held_against_ones_own_votes():
 def test_settings_and_items_change_no_vote(store):
     add(store)
     with store.reading() as db:
-        assert head_of(db, "p", votes_only=True) == ChainHead(0, GENESIS)
+        assert read_head(db, "p", votes_only=True) == ChainHead(0, GENESIS)
     id = add(store, "run/1")
     seq = rank(store, id, "0>12")
     configure(store, "p", {"overlap": 2})
     add(store, "run/2")
     with store.reading() as db:
-        head = head_of(db, "p", votes_only=True)
+        head = read_head(db, "p", votes_only=True)
     assert head.seq == seq
     store.verify(head)
     store.retract("p", seq)
     with store.reading() as db:
-        assert head_of(db, "p", votes_only=True).seq > seq
-        assert head_of(db, "q", votes_only=True) == ChainHead(0, GENESIS)
+        assert read_head(db, "p", votes_only=True).seq > seq
+        assert read_head(db, "q", votes_only=True) == ChainHead(0, GENESIS)
 
 
 def test_a_view_up_to_a_row_has_none_behind_it(store):
     id = add(store)
     first = rank(store, id, "0>12", "ann")
     rank(store, id, "1>02", "bob")
-    assert [vote.seq for vote in read(store, "p").through(first).rankings] == [first]
-    assert [vote.seq for vote in counted_rankings(store, "p", through=first)] == [first]
-    assert counted_rankings(store, "p", through=0) == []
+    assert [vote.seq for vote in read_view(store, "p").through(first).rankings] == [first]
+    assert [vote.seq for vote in load_counted_rankings(store, "p", through=first)] == [first]
+    assert load_counted_rankings(store, "p", through=0) == []

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from align.data.pairs import TokenizedPair
-from align.evals.held_out import pair_logprobs
+from align.evals.held_out import compute_pair_logprobs
 from align.models.adapters import with_new_adapter
 from align.models.base import base_in
 from align.models.load import load_base
@@ -114,7 +114,7 @@ def test_what_is_measured_is_the_loss_that_trains(name: str, tiny_model: Path):
     moved(model, 5)
     with torch.no_grad():
         wanted = float(expected(name, model, start, PAIRS))
-    now, then = (pair_logprobs(m.eval(), PAIRS, 0, name not in ("sigmoid", "cdpo")) for m in (model, start))
+    now, then = (compute_pair_logprobs(m.eval(), PAIRS, 0, name not in ("sigmoid", "cdpo")) for m in (model, start))
     chosen, rejected = now.unbind(-1)
     gap = (now - then)[:, 0] - (now - then)[:, 1]
     measured = {

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from align.data.dedup.arrays import BITS, PROBES, BloomFilter
-from align.data.dedup.evaluation_overlap import Tally
+from align.data.dedup.arrays import BITS_PER_HASH, PROBES, BloomFilter
+from align.data.dedup.evaluation_overlap import HashCounter
 
 
 @pytest.mark.parametrize("count", [0, 1, 3_000, 100_000])
@@ -20,12 +20,12 @@ def test_a_filter_never_misses_and_is_seldom_wrong(count: int) -> None:
         filter.add(part)
     assert filter.maybe(there).all()
     wrong = filter.maybe(others).mean()
-    assert wrong < 5 * (1 - np.exp(-PROBES / BITS)) ** PROBES
+    assert wrong < 5 * (1 - np.exp(-PROBES / BITS_PER_HASH)) ** PROBES
 
 
 def test_a_filter_at_its_fullest_is_wrong_as_often_as_is_said() -> None:
     draw = np.random.default_rng(0)
-    count = (1 << 21) // BITS - 1  # one more would double the table
+    count = (1 << 21) // BITS_PER_HASH - 1  # one more would double the table
     filter = BloomFilter(count)
     filter.add(draw.integers(1 << 64, size=count, dtype=np.uint64))
     assert len(filter.table) == 1 << 18
@@ -33,8 +33,8 @@ def test_a_filter_at_its_fullest_is_wrong_as_often_as_is_said() -> None:
 
 
 def test_a_tally_of_many_stays_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Tally, "LEAST", 1)
-    tally = Tally()
+    monkeypatch.setattr(HashCounter, "LEAST", 1)
+    tally = HashCounter()
     for _ in range(260):
         tally.add(np.array([7], np.uint64))
     tally.add(np.full(1030, 9, np.uint64))
@@ -44,8 +44,8 @@ def test_a_tally_of_many_stays_many(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("least", [1, 50, 1 << 20])
 def test_a_tally_counts_as_a_counter_does(monkeypatch: pytest.MonkeyPatch, least: int) -> None:
-    monkeypatch.setattr(Tally, "LEAST", least)
-    draw, tally, expected = np.random.default_rng(least), Tally(), Counter[int]()
+    monkeypatch.setattr(HashCounter, "LEAST", least)
+    draw, tally, expected = np.random.default_rng(least), HashCounter(), Counter[int]()
     assert tally.above(0).tolist() == []
     for _ in range(40):
         hashes = draw.integers(60, size=draw.integers(0, 30), dtype=np.uint64)

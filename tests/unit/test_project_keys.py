@@ -13,9 +13,9 @@ from sqlalchemy import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from align.annotate.accounts import Accounts
-from align.annotate.exchange.exporting import export
+from align.annotate.exchange.exporting import export_votes
 from align.annotate.store import Candidate, Judgement, Store, configure, publish_guidelines
-from align.annotate.store.tables import keys
+from align.annotate.store.tables import project_keys
 from align.core.errors import CorruptFile, InputError
 from align.core.types import Conversation, Message
 
@@ -46,12 +46,12 @@ def test_what_comes_out_of_a_store_does_not_show_it(store: Store, tmp_path: Path
     assert key is not None
     folder = tmp_path / "out"
     folder.mkdir()
-    export(store, "p", folder)
+    export_votes(store, "p", folder)
     assert not any(key.hex() in path.read_text() for path in folder.iterdir())
     assert key.hex() not in json.dumps(store.entries("p"))
     again = {"project": "p", "key": key.hex()}
     with pytest.raises(SQLAlchemyError, match="project_keys") as caught, store.transaction() as connection:
-        connection.execute(insert(keys), again)
+        connection.execute(insert(project_keys), again)
     assert key.hex() not in str(caught.value)
     assert key.hex() not in caplog.text
 

@@ -7,9 +7,9 @@ from annotation_store import add, ask, asked, rank, said, tamper
 from postgres import new_schema
 from sqlalchemy import create_engine
 
-from align.annotate.store import Candidate, Settings, Store, configure, publish_guidelines
+from align.annotate.store import Candidate, ProjectSettings, Store, configure, publish_guidelines
 from align.annotate.store.integrity import recount
-from align.annotate.store.projects import guidelines_of, settings_of, state_of
+from align.annotate.store.projects import read_guidelines, read_settings, read_state
 from align.core.errors import CorruptFile, InputError
 
 
@@ -25,18 +25,18 @@ def store(store_url):
 def test_a_project_that_was_never_configured_has_the_defaults(store):
     add(store)
     with store.reading() as db:
-        assert (settings_of(db, "p"), state_of(db, "p")) == (Settings(), "open")
+        assert (read_settings(db, "p"), read_state(db, "p")) == (ProjectSettings(), "open")
         with pytest.raises(InputError, match="no such project"):
-            settings_of(db, "nope")
+            read_settings(db, "nope")
 
 
 def test_each_change_is_a_row_of_the_ledger_and_no_change_is_none(store):
     configure(store, "p", {"overlap": 3, "attributes": ["helpful"]}, state="paused")
     configure(store, "p", {"overlap": 3}, state="paused")
     after = configure(store, "p", {"quota": 9})
-    assert after == Settings(overlap=3, attributes=("helpful",), quota=9)
+    assert after == ProjectSettings(overlap=3, attributes=("helpful",), quota=9)
     with store.reading() as db:
-        assert (settings_of(db, "p"), state_of(db, "p")) == (after, "paused")
+        assert (read_settings(db, "p"), read_state(db, "p")) == (after, "paused")
     changes = [json.loads(row[0]) for row in asked(store, "SELECT payload FROM ledger WHERE kind = 'settings'")]
     assert changes == [{"overlap": 3, "attributes": ["helpful"], "state": "paused"}, {"quota": 9}]
     store.verify()
@@ -84,9 +84,9 @@ def test_guidelines_have_versions_and_the_ledger_knows_their_text(store):
     assert publish_guidelines(store, "p", "# One") == 1
     assert publish_guidelines(store, "p", "# Two — schöner") == 2
     with store.reading() as db:
-        assert guidelines_of(db, "p") == (2, "# Two — schöner")
-        assert guidelines_of(db, "p", 1) == (1, "# One")
-        assert guidelines_of(db, "q") is None
+        assert read_guidelines(db, "p") == (2, "# Two — schöner")
+        assert read_guidelines(db, "p", 1) == (1, "# One")
+        assert read_guidelines(db, "q") is None
     store.verify()
     with pytest.raises(InputError, match="empty"):
         publish_guidelines(store, "p", " \n")

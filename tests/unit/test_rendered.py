@@ -13,8 +13,8 @@ from align.core.types import Conversation, Feedback, Message, Preference, Record
 from align.data.chat.encode import IGNORED, encode_conversation
 from align.data.chat.template import use_template
 from align.data.chat.training_view import render_tokens
-from align.data.sets.report import LONG, Examples
-from align.data.sets.spool import Rows, Spool
+from align.data.sets.report import MAX_RENDERED, ExampleWriter
+from align.data.sets.spool import Spool, SpoolRows
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 
@@ -86,12 +86,12 @@ def test_what_is_hidden_is_hidden_before_anything_is_cut(tokenizer: Any, tmp_pat
         return text.replace("secret", "[ID]")
 
     mine = Conversation((Message("user", "the secret"), Message("assistant", "a secret too")))
-    examples = Examples(tmp_path, Rows(Spool(tmp_path)), np.zeros(0, np.int64), hide)
+    examples = ExampleWriter(tmp_path, SpoolRows(Spool(tmp_path)), np.zeros(0, np.int64), hide)
     for render in (partial(render_tokens, tokenizer), partial(render_tokens, None)):
         [line] = examples.as_trained(mine, render)
         assert "secret" not in whole(line)
         assert "a [ID] too" in trained(line)
-    [line] = examples.as_trained("x" * 390 + "secret" + "y" * LONG, partial(render_tokens, tokenizer))
+    [line] = examples.as_trained("x" * 390 + "secret" + "y" * MAX_RENDERED, partial(render_tokens, tokenizer))
     assert "sec" not in whole(line)
     assert len(whole(line)) < 500
     assert "too long" in line["refused"]

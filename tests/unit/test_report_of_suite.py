@@ -9,8 +9,8 @@ import pytest
 from seen_runs import seen
 
 from align.core.types import Message
-from align.evals.suite.probes import Choices, chosen
-from align.evals.suite.results import Said as Answer
+from align.evals.suite.probes import ChoiceQuestion, score_choices
+from align.evals.suite.results import EvaluatedAnswer as Answer
 from align.report.page import Report
 from align.report.suite_page import summarize
 
@@ -50,7 +50,7 @@ def test_a_probe_shows_what_it_found() -> None:
         ([-1.0, -2.0], ", wrong choice", "Rome"),
         ([-2.0, -1.0], ", right choice", "Paris"),
     ):
-        weighed = chosen(Choices(("Rome", "Paris"), 1), logprobs)
+        weighed = score_choices(ChoiceQuestion(("Rome", "Paris"), 1), logprobs)
         assert show(Answer("", picked, weighed["acc"], weighed=weighed)) == (label, picked)
     assert show(Answer("", "an answer", 0.5)) == (", score 0.50", "an answer")
     answer = Answer("", " 4\n#### 4", 1.0, weighed={"metrics": {"exact_match": 1.0}})

@@ -6,10 +6,10 @@ import pytest
 from annotation_store import rank
 from assignment_queues import best_first, counters, judge, queue_of
 
-from align.annotate.assignment.leases import contested
-from align.annotate.figures import figures
+from align.annotate.assignment.leases import find_contested_items
+from align.annotate.figures import compute_figures
 from align.annotate.store import AlreadyJudged, Store
-from align.annotate.store.preference_pairs import preferences, training_rankings, verdicts_of_people
+from align.annotate.store.preference_pairs import load_human_verdicts, load_preferences, load_training_rankings
 from align.core.errors import InputError
 
 
@@ -21,7 +21,7 @@ def store(store_url):
 
 def unsettled(store):
     with store.reading() as db:
-        return contested(db, "p")
+        return find_contested_items(db, "p")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def queue(store):
 def test_the_most_contradicted_comes_first_and_a_tie_contradicts_nobody(store, queue):
     first, second, _ = (item.id for item in store.items("p"))
     assert unsettled(store) == [second, first]
-    assert [row["item"] for row in figures(store, "p")["disagreements"]] == [second, first]
+    assert [row["item"] for row in compute_figures(store, "p")["disagreements"]] == [second, first]
 
 
 def test_what_a_reviewer_settles_is_trained_on_in_place_of_what_was_said(store, queue):
@@ -47,14 +47,14 @@ def test_what_a_reviewer_settles_is_trained_on_in_place_of_what_was_said(store, 
     assert (task.purpose, task.item.id) == ("review", unsettled(store)[0])
     seq, following = judge(queue, "eve", task)
     assert following.item.id == unsettled(store)[0] != task.item.id
-    assert [row["item"] for row in figures(store, "p")["disagreements"]] == [following.item.id]
-    learned = [vote for vote in training_rankings(store, "p") if vote.item == task.item.id]
+    assert [row["item"] for row in compute_figures(store, "p")["disagreements"]] == [following.item.id]
+    learned = [vote for vote in load_training_rankings(store, "p") if vote.item == task.item.id]
     assert [vote.seq for vote in learned] == [seq]
-    assert {pair.annotator for pair in preferences(store, "p") if pair.group_id == task.item.id} == {
+    assert {pair.annotator for pair in load_preferences(store, "p") if pair.group_id == task.item.id} == {
         learned[0].annotator
     }
     assert counters(store) == before  # nobody is spared their own judgement
-    assert figures(store, "p")["agreement"]["items"] == 3  # nor counts it as an annotator's
+    assert compute_figures(store, "p")["agreement"]["items"] == 3  # nor counts it as an annotator's
     store.verify()
 
 
@@ -62,9 +62,9 @@ def test_a_review_that_is_taken_back_leaves_what_was_said(store, queue):
     task = queue.take_review("eve")
     seq, _ = judge(queue, "eve", task)
     assert queue.undo("eve", seq).token == task.token
-    assert len([vote for vote in training_rankings(store, "p") if vote.item == task.item.id]) == 2
+    assert len([vote for vote in load_training_rankings(store, "p") if vote.item == task.item.id]) == 2
     again, _ = judge(queue, "eve", task, key="anew")
-    assert [vote.seq for vote in training_rankings(store, "p") if vote.item == task.item.id] == [again]
+    assert [vote.seq for vote in load_training_rankings(store, "p") if vote.item == task.item.id] == [again]
 
 
 def test_two_reviewers_settle_different_items_and_one_who_annotated_may_review(store, queue):
@@ -87,7 +87,7 @@ def test_the_newest_of_two_reviews_counts(store, queue):
     item = unsettled(store)[0]
     rank(store, item, "0>1>2", annotator="eve", purpose="review")
     last = rank(store, item, "2>1>0", annotator="mallory", purpose="review")
-    assert [vote.seq for vote in training_rankings(store, "p") if vote.item == item] == [last]
+    assert [vote.seq for vote in load_training_rankings(store, "p") if vote.item == item] == [last]
 
 
 def test_an_item_erased_meanwhile_is_passed_over(store, queue):
@@ -101,21 +101,21 @@ def test_an_item_erased_meanwhile_is_passed_over(store, queue):
 
 def test_what_a_judge_is_measured_on_has_ties_and_what_a_reviewer_settled(store, queue):
     """A verdict of people on every two answers: twelve decided by ann and bob, of whom one called two equal once."""
-    decided, tied = verdicts_of_people(store, "p")
-    assert decided == preferences(store, "p")
+    decided, tied = load_human_verdicts(store, "p")
+    assert decided == load_preferences(store, "p")
     assert (len(decided), len(tied)) == (17, 1)
     (pair,) = tied
     third = [item.id for item in store.items("p")][2]
     assert (pair.group_id, {pair.chosen[0].content, pair.rejected[0].content}) == (third, {"fine", "bad"})
     rank(store, third, "0>1>2", annotator="eve", purpose="review")
-    assert verdicts_of_people(store, "p")[1] == []
+    assert load_human_verdicts(store, "p")[1] == []
 
 
 def test_ties_alone_are_something_to_measure_a_judge_on(store):
     queue_of(store, overlap=2)
     (item, *_) = (item.id for item in store.items("p"))
     rank(store, item, "012", annotator="ann")
-    decided, tied = verdicts_of_people(store, "p")
+    decided, tied = load_human_verdicts(store, "p")
     assert (decided, len(tied)) == ([], 3)
     with pytest.raises(InputError, match="only ties"):
-        preferences(store, "p")
+        load_preferences(store, "p")

@@ -15,7 +15,7 @@ from align.config.compose import build_config, compose_tree
 from align.config.scorers import build_reward_spec, parse_parts
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.evals.suite.tasks import items_of_file, parsed_task
+from align.evals.suite.tasks import load_items, parse_task
 from align.reward.build import build_scorer
 from align.reward.check import CheckReward
 from align.reward.checkers import build_checkers, check_turns
@@ -157,8 +157,8 @@ def test_a_reward_says_what_a_task_of_an_evaluation_says(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "2 + 2?", **row}) + "\n")
-    task = parsed_task({"name": "t", "path": str(path)}, "eval.tasks[0]", True)
-    (item,) = items_of_file(task, None, True)
+    task = parse_task({"name": "t", "path": str(path)}, "eval.tasks[0]", True)
+    (item,) = load_items(task, None, True)
     checkers = build_checkers(item.check, 1, "check", allow_code=True)
     by_task = [check_turns(checkers, [answer]).score for answer in (right, wrong)]
     by_reward = CheckReward(allow_code=True).score([told(answer, **row) for answer in (right, wrong)]).tolist()

@@ -17,10 +17,19 @@ from align.core.types import Conversation, Message, Preference, Record
 from align.data.chat.encode import IGNORED, encode_conversation
 from align.data.chat.template import use_template
 from align.data.read.content import DOCUMENTS
-from align.data.sets.record_columns import columns_of
-from align.data.sets.score_cuts import BINS, PIECE, account_of_scores, examples, file_of, outside, scored, scored_before
-from align.data.sets.spool import Rows, Spool
-from align.evals.row_scores import losses, on_one_scale, rewards
+from align.data.sets.record_columns import records_to_columns
+from align.data.sets.score_cuts import (
+    BINS,
+    PIECE,
+    count_scored,
+    get_score_path,
+    iter_score_examples,
+    score_spool,
+    select_outside_cuts,
+    summarize_scores,
+)
+from align.data.sets.spool import Spool, SpoolRows
+from align.evals.row_scores import compute_losses, compute_rewards, standardise_on_answers
 from align.models.load import load_tokenizer
 from align.reward.combined import Ensemble
 from align.reward.rules import Rules
@@ -31,7 +40,7 @@ NAN = float("nan")
 def left(scores: Sequence[float], *more: Any, ids: Sequence[int] = (), source: Sequence[int] = ()) -> list[int]:
     count = len(scores)
     numbers = np.array(ids or range(count), np.uint64), np.array(source or [0] * count)
-    return np.flatnonzero(outside(np.array(scores), *numbers, *more)).tolist()
+    return np.flatnonzero(select_outside_cuts(np.array(scores), *numbers, *more)).tolist()
 
 
 def test_quantiles_by_hand() -> None:
@@ -62,21 +71,21 @@ def test_rows_of_one_score_go_by_their_ids() -> None:
 )
 def test_the_rows_that_stay_do_not_go_by_the_order_of_the_rows(values: list[int], keep: list[float], draw: Any) -> None:
     scores, ids, source = np.array(values, float), np.arange(len(values), dtype=np.uint64), np.zeros(len(values), int)
-    out = outside(scores, ids, source, keep, "all")
+    out = select_outside_cuts(scores, ids, source, keep, "all")
     assert (~out).sum() == round(keep[1] * len(values)) - round(keep[0] * len(values))
     order = np.array(draw.sample(range(len(values)), len(values)))
-    assert (outside(scores[order], ids[order], source, keep, "all") == out[order]).all()
+    assert (select_outside_cuts(scores[order], ids[order], source, keep, "all") == out[order]).all()
 
 
-def spooled(folder: Path, records: Sequence[Record]) -> Rows:
+def spooled(folder: Path, records: Sequence[Record]) -> SpoolRows:
     about = {
         "source": pa.array([0] * len(records), pa.int16()),
         "row": pa.array(range(1, len(records) + 1), pa.int64()),
     }
-    batch = pa.RecordBatch.from_pydict({**columns_of(DOCUMENTS, records), **about})
+    batch = pa.RecordBatch.from_pydict({**records_to_columns(DOCUMENTS, records), **about})
     pieces = [batch.slice(start, 300) for start in range(0, len(records), 300)]
     Spool(folder).write("000-000000", iter(pieces), [batch.schema], {})
-    return Rows(Spool(folder), DOCUMENTS, ["s"])
+    return SpoolRows(Spool(folder), DOCUMENTS, ["s"])
 
 
 @pytest.mark.parametrize("kept", [0, 5, 8 * PIECE, 8 * PIECE + 13, 8 * (2 * PIECE + 7)])
@@ -88,14 +97,14 @@ def test_it_goes_on_behind_the_last_whole_piece(tmp_path: Path, kept: int) -> No
         asked.append(len(records))
         return np.array([float(record.split()[1]) for record in records])
 
-    whole = scored(rows, score)
+    whole = score_spool(rows, score)
     assert whole.tolist() == list(range(2 * PIECE + 7))
     assert asked == [PIECE, PIECE, 7]
-    path = file_of(rows)
+    path = get_score_path(rows)
     path.write_bytes(path.read_bytes()[:kept])
     asked.clear()
-    begun, counts = scored_before(rows), list[int]()
-    assert scored(rows, score, counts.append).tolist() == whole.tolist()
+    begun, counts = count_scored(rows), list[int]()
+    assert score_spool(rows, score, counts.append).tolist() == whole.tolist()
     assert begun == {0: 0, 5: 0, 8 * PIECE: PIECE, 8 * PIECE + 13: PIECE}.get(kept, 2 * PIECE + 7)
     assert sum(asked) == 2 * PIECE + 7 - begun
     assert counts[-1:] == ([2 * PIECE + 7] if asked else [])
@@ -105,7 +114,7 @@ def test_the_account_of_scores() -> None:
     scores, source = np.array([*range(1000), NAN, 1e9, 5.0]), np.array([0] * 1001 + [0, 1])
     out = np.zeros(1003, bool)
     out[:100] = out[1001] = True
-    said = account_of_scores(scores, out, source, ["a", "b", "empty"])
+    said = summarize_scores(scores, out, source, ["a", "b", "empty"])
     mine = said["sources"]["a"]
     assert (mine["rows"], mine["unscored"], mine["dropped"], mine["kept_from"], mine["kept_to"]) == (
         1001, 1, 101, 100.0, 999.0,
@@ -123,7 +132,7 @@ def test_rows_that_show_what_scores_mean() -> None:
 
     def shown(low: float, high: float, each: int) -> dict[str, list[float]]:
         out = (scores < low) | (scores > high)
-        return {what: scores[places].tolist() for what, places in examples(scores, out, each)}
+        return {what: scores[places].tolist() for what, places in iter_score_examples(scores, out, each)}
 
     assert shown(3, 7, 2) == {
         "lowest": [0, 1], "dropped below the cut": [2], "kept above the cut": [3, 4],
@@ -164,7 +173,7 @@ def test_the_loss_of_a_row_is_that_of_what_is_trained_on(model: tuple[Any, Any])
     two = chat("Is it open?", "Yes, until six.", "And on Sunday?", "No.")
     muted = Conversation((*two.messages[:3], Message("assistant", "No.", trained=False)))
     records = [two, muted, chat("Alone?"), "a plain text of some words that is cut", chat("Is it open?", "Yes")]
-    found = losses(network, tokenizer, records, 200, 3)
+    found = compute_losses(network, tokenizer, records, 200, 3)
     for place in (0, 1, 4):
         row = encode_conversation(tokenizer, records[place])  # type: ignore[arg-type]
         nats, count = by_hand(network, row.input_ids, row.labels)
@@ -172,11 +181,11 @@ def test_the_loss_of_a_row_is_that_of_what_is_trained_on(model: tuple[Any, Any])
     assert np.isnan(found[2])
     assert found[0] != pytest.approx(found[1], rel=1e-3)
     pair = Preference(two.messages[:1], (Message("assistant", "Yes"),), (Message("assistant", "Maybe"),))
-    assert losses(network, tokenizer, [pair], 200, 3)[0] == pytest.approx(found[4], rel=1e-5)
+    assert compute_losses(network, tokenizer, [pair], 200, 3)[0] == pytest.approx(found[4], rel=1e-5)
     earlier = Message("assistant", "Yes, until six.", trained=False)  # an answer of the prompt is read, and no more
     alone = Conversation((two.messages[0], earlier, *two.messages[2:]))
     pair = Preference(two.messages[:3], two.messages[3:], (Message("assistant", "Maybe"),))
-    of_pair, of_answer = losses(network, tokenizer, [pair, alone], 200, 3)
+    of_pair, of_answer = compute_losses(network, tokenizer, [pair, alone], 200, 3)
     assert of_pair == pytest.approx(of_answer, rel=1e-5)
     assert of_pair != pytest.approx(found[0], rel=1e-3)
 
@@ -188,12 +197,12 @@ def test_a_long_text_is_read_in_pieces_and_a_conversation_is_cut(model: tuple[An
            *tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]  # fmt: skip
     pieces = [ids[i : i + 50] for i in range(0, len(ids), 50)]
     sums = [by_hand(network, piece, piece) for piece in pieces if len(piece) > 1]
-    [whole] = losses(network, tokenizer, [text], 50, 2)
+    [whole] = compute_losses(network, tokenizer, [text], 50, 2)
     assert len(pieces) > 2
     assert whole == pytest.approx(sum(nats for nats, _ in sums) / sum(count for _, count in sums), rel=1e-4)
     far = chat("Why? " * 100, "Because.")  # the answer begins behind the cut
     near = chat("Why?", "Because. " * 100)
-    found = losses(network, tokenizer, [far, near], 50, 2)
+    found = compute_losses(network, tokenizer, [far, near], 50, 2)
     row = encode_conversation(tokenizer, near)
     nats, count = by_hand(network, row.input_ids[:50], row.labels[:50])
     assert np.isnan(found[0])
@@ -205,10 +214,10 @@ def test_a_reward_reads_the_last_answer_and_of_a_pair_the_difference() -> None:
     pair = Preference((Message("user", "a"),), (Message("assistant", "four"),), (Message("assistant", "ten letters"),))
     thought = chat("a", "<think>long thoughts</think>so")
     records = ["plain text", chat("a", "bb"), chat("a", "bb", last="and?"), chat("a"), pair, chat("a", "b", "c", "ddd")]
-    found = rewards(scorer, records, lambda conversation: True)
+    found = compute_rewards(scorer, records, lambda conversation: True)
     assert [None if np.isnan(one) else float(one) for one in found] == [None, 2.0, 2.0, None, -7.0, 3.0]
-    assert rewards(scorer, [thought], lambda conversation: True, hides_reasoning=True).tolist() == [2.0]
-    short = rewards(scorer, records, lambda conversation: len(conversation.messages[-1].content) < 11)
+    assert compute_rewards(scorer, [thought], lambda conversation: True, hides_reasoning=True).tolist() == [2.0]
+    short = compute_rewards(scorer, records, lambda conversation: len(conversation.messages[-1].content) < 11)
     assert [bool(np.isnan(one)) for one in short] == [True, False, False, True, True, False]
 
 
@@ -218,6 +227,6 @@ def test_members_of_an_ensemble_are_on_one_scale_by_the_first_rows() -> None:
 
     ensemble = Ensemble((Learned([(1.0, lambda t: float(len(t)))]), Learned([(1000.0, lambda t: float(-len(t)))])))
     rows: list[Record] = [chat("a", "b" * i) for i in range(1, 9)]
-    scaled = on_one_scale(ensemble, rows, lambda conversation: True)
-    assert np.abs(rewards(scaled, rows, lambda conversation: True)).max() < 1e-5
-    assert np.abs(rewards(ensemble, rows, lambda conversation: True)).max() > 100
+    scaled = standardise_on_answers(ensemble, rows, lambda conversation: True)
+    assert np.abs(compute_rewards(scaled, rows, lambda conversation: True)).max() < 1e-5
+    assert np.abs(compute_rewards(ensemble, rows, lambda conversation: True)).max() > 100

@@ -16,11 +16,11 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.read.content import DOCUMENTS, encode_content_row
 from align.data.read.drops import BadRows
-from align.data.sets.ids import id_of
-from align.data.sets.record_columns import columns_of, records_of
+from align.data.sets.ids import compute_content_id
+from align.data.sets.record_columns import columns_to_records, records_to_columns
 from align.data.sources import DataSource, read_divided_documents, read_divided_prompts, read_source_prompts
 from align.data.split import compute_question_key
-from align.evals.suite.tasks import items_of_file, parsed_task
+from align.evals.suite.tasks import load_items, parse_task
 from align.reward.check import CheckReward
 from align.reward.inputs import check_rows
 
@@ -120,10 +120,10 @@ def test_no_record_digest_data_set_or_store_has_them(tmp_path: Path) -> None:
     bare = Conversation((Message("user", "2 + 2?"),), "p:1")
     rich = replace(bare, row=json.dumps(BESIDE))
     assert encode_content_row(bare) == encode_content_row(rich) == b'{"messages":[{"content":"2 + 2?","role":"user"}]}'
-    assert id_of(encode_content_row(bare)) == id_of(encode_content_row(rich))
+    assert compute_content_id(encode_content_row(bare)) == compute_content_id(encode_content_row(rich))
     assert bare.as_dicts() == rich.as_dicts()  # what the store keeps, and samples.jsonl
-    columns = columns_of(DOCUMENTS, [rich])
-    assert records_of(DOCUMENTS, pa.table(columns), ["p:1"]) == [bare]
+    columns = records_to_columns(DOCUMENTS, [rich])
+    assert columns_to_records(DOCUMENTS, pa.table(columns), ["p:1"]) == [bare]
     path, bad_rows = write(tmp_path / "p.jsonl", {"prompt": "2 + 2?", "check": CHECK, "level": 1}), BadRows()
     (read_back,) = read_records(str(path), bad_rows=bad_rows)
     assert read_back.record == replace(bare, id="p.jsonl:1")
@@ -132,7 +132,7 @@ def test_no_record_digest_data_set_or_store_has_them(tmp_path: Path) -> None:
 def test_an_item_of_a_suite_has_its_whole_row(tmp_path: Path) -> None:
     """A judge by a function reads it too, `category` and `source` included."""
     path = write(tmp_path / "p.jsonl", {"id": "a", "prompt": "2 + 2?", "answer": "4", "category": "sums"})
-    (item,) = items_of_file(parsed_task({"name": "sums", "path": str(path)}, "eval.tasks[0]", False), None, False)
+    (item,) = load_items(parse_task({"name": "sums", "path": str(path)}, "eval.tasks[0]", False), None, False)
     assert item.prompt.columns == {"id": "a", "answer": "4", "category": "sums"}
 
 

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.data.dedup import near_duplicates as near
-from align.data.dedup.near_duplicates import Duplicates, hash_sets, packs, sharing
-from align.data.dedup.numbers import number_hashes, numbers_and_operators
-from align.data.dedup.shingles import Shingles, band_keys, normalised_digests, shingled
+from align.data.dedup.near_duplicates import Duplicates, group_by_bands, hash_sets, split_into_packs
+from align.data.dedup.numbers import extract_numbers_and_operators, hash_numbers
+from align.data.dedup.shingles import Shingles, build_shingles, compute_band_keys, digest_normalised_texts
 
 BANDS = 32
 VOCABULARY = [
@@ -36,20 +36,20 @@ def grams(text: str) -> frozenset[tuple[str, ...]]:
 
 
 def content_of(texts: Sequence[str]) -> np.ndarray:
-    return normalised_digests(pa.array(texts, pa.string())).view(np.uint64)[::2].copy()
+    return digest_normalised_texts(pa.array(texts, pa.string())).view(np.uint64)[::2].copy()
 
 
 def find(texts: Sequence[str], order: Sequence[int] | None = None, threshold: float = 0.7, **given) -> Duplicates:
     array = pa.array(texts, pa.string())
-    sets = shingled(array)
-    columns = np.ascontiguousarray(band_keys(sets).T)
+    sets = build_shingles(array)
+    columns = np.ascontiguousarray(compute_band_keys(sets).T)
     return near.find_near(
         np.arange(len(texts)) if order is None else np.asarray(order),
         sets.sizes,
         columns.__getitem__,
-        lambda rows: shingled(array.take(pa.array(rows))),
+        lambda rows: build_shingles(array.take(pa.array(rows))),
         threshold,
-        numbers=number_hashes(array),
+        numbers=hash_numbers(array),
         content=content_of(texts),
         **given,
     )
@@ -84,7 +84,9 @@ def shared_by_force(texts: Sequence[str], keys: list[list[int]], many: int, samp
 def are_twins(a: str, b: str, shared: set[tuple[str, ...]], threshold: float, own: int) -> bool:
     one, other = grams(a), grams(b)
     common = one & other
-    if numbers_and_operators(a) != numbers_and_operators(b) or len(common) < threshold * len(one | other):
+    if extract_numbers_and_operators(a) != extract_numbers_and_operators(b) or len(common) < threshold * len(
+        one | other
+    ):
         return False
     if len(common & shared) * 2 <= len(common):
         return True
@@ -96,7 +98,7 @@ def are_twins(a: str, b: str, shared: set[tuple[str, ...]], threshold: float, ow
 def find_by_force(
     texts: Sequence[str], order: Sequence[int], threshold: float, many: int, sample: int, own: int
 ) -> list[tuple[int, int]]:
-    keys = band_keys(shingled(pa.array(texts, pa.string()))).tolist()
+    keys = compute_band_keys(build_shingles(pa.array(texts, pa.string()))).tolist()
     shared = shared_by_force(texts, keys, many, sample)
     kept, dropped = list[int](), list[tuple[int, int]]()
     for i in sorted(range(len(texts)), key=lambda i: (order[i], i)):
@@ -196,18 +198,18 @@ def test_packs_with_the_shared_text_of_all_lose_the_same(count: int):
     texts = instructed(60, 30, draw) + [f"{' '.join(draw.choices(VOCABULARY, k=40))}" for _ in range(40)]
     texts += [changed(text, 0, 0.04, draw) for text in texts[::4]]
     array = pa.array(texts)
-    sets = shingled(array)
-    columns = np.ascontiguousarray(band_keys(sets).T)
+    sets = build_shingles(array)
+    columns = np.ascontiguousarray(compute_band_keys(sets).T)
 
     def read(rows: np.ndarray) -> Shingles:
-        return shingled(array.take(pa.array(rows)))
+        return build_shingles(array.take(pa.array(rows)))
 
     places = np.arange(len(texts), dtype=np.int32)
-    groups = sharing(places, sets.sizes > 0, columns.__getitem__, BANDS)
+    groups = group_by_bands(places, sets.sizes > 0, columns.__getitem__, BANDS)
     shared = near.find_shared(groups, places, sets.sizes, content_of(texts), read)
     assert len(shared) > 50
-    numbers, dropped = number_hashes(array), set[int]()
-    for pack in packs(groups, sets.sizes, count):
+    numbers, dropped = hash_numbers(array), set[int]()
+    for pack in split_into_packs(groups, sets.sizes, count):
         found = near.find_near(
             pack, sets.sizes[pack], lambda band, pack=pack: columns[band][pack],
             lambda few, pack=pack: read(pack[few]), numbers=numbers[pack], shared=shared,
@@ -262,8 +264,8 @@ def test_whole_sets_have_one_mark_if_and_only_if_they_are_equal(sets):
     ],
 )  # fmt: skip
 def test_numbers_and_operators_by_hand(text: str, expected: str):
-    assert " ".join(numbers_and_operators(text)) == expected
-    assert (number_hashes(pa.array([text]))[0] != 0) == bool(expected)
+    assert " ".join(extract_numbers_and_operators(text)) == expected
+    assert (hash_numbers(pa.array([text]))[0] != 0) == bool(expected)
 
 
 def test_hashes_are_equal_where_numbers_and_operators_are():
@@ -272,8 +274,8 @@ def test_hashes_are_equal_where_numbers_and_operators_are():
     signs = "0123456789 ab.,'+-*/%&|()=<>^~!\n²≤’٣٫– "
     texts = ["".join(draw.choices(signs, k=draw.randint(0, 9))) for _ in range(60_000)]
     by_tokens, by_hash = dict[tuple[str, ...], int](), dict[int, tuple[str, ...]]()
-    for text, digest in zip(texts, number_hashes(pa.array(texts)).tolist(), strict=True):
-        tokens = tuple(numbers_and_operators(text))
+    for text, digest in zip(texts, hash_numbers(pa.array(texts)).tolist(), strict=True):
+        tokens = tuple(extract_numbers_and_operators(text))
         assert by_tokens.setdefault(tokens, digest) == digest, text
         assert by_hash.setdefault(digest, tokens) == tokens, text
     assert by_hash[0] == ()

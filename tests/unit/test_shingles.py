@@ -13,7 +13,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from align.data.dedup import shingles
-from align.data.dedup.shingles import Shingles, band_keys, blocks, jaccard, normalised_digests, shingled, word_hashes
+from align.data.dedup.shingles import (
+    Shingles,
+    build_shingles,
+    compute_band_keys,
+    compute_jaccard,
+    digest_normalised_texts,
+    hash_block_words,
+    iter_byte_blocks,
+)
 
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 ANY_TEXT = st.text(st.characters(codec="utf-8"), max_size=40) | st.text(
@@ -45,7 +53,7 @@ def runs_of(text: str, width: int = 3) -> set[tuple[str, ...]]:
 
 
 def one(text: str, width: int = 3) -> Shingles:
-    return shingled(pa.array([text]), width)
+    return build_shingles(pa.array([text]), width)
 
 
 def same(a: str, b: str) -> bool:
@@ -74,12 +82,12 @@ def test_texts_of_the_same_words(text: str, like: str):
 
 
 def test_fewer_words_than_a_run_have_no_shingles():
-    sets = shingled(
+    sets = build_shingles(
         pa.array(["", "one", "one two", "one two three", None, "... !! 🙂🙂🙂", "a b c d", "b c d a b c d"])
     )
     assert sets.sizes.tolist() == [0, 0, 0, 1, 0, 0, 2, 4]
-    assert shingled(pa.array(["a b c d"]), 2).sizes.tolist() == [3]
-    assert len(shingled(pa.array([], pa.string()))) == 0
+    assert build_shingles(pa.array(["a b c d"]), 2).sizes.tolist() == [3]
+    assert len(build_shingles(pa.array([], pa.string()))) == 0
 
 
 def test_a_characters_script_without_blanks():
@@ -99,7 +107,7 @@ def test_a_characters_script_without_blanks():
 def test_sets_are_those_of_the_runs_of_words(texts):
     """Hashes are equal exactly where strings are, in one document and over all."""
     strings = [runs_of(text or "") for text in texts]
-    sets = shingled(pa.array(texts, pa.string()))
+    sets = build_shingles(pa.array(texts, pa.string()))
     values = [sets.values[a:b].tolist() for a, b in zip(sets.offsets, sets.offsets[1:], strict=False)]
     assert [len(v) for v in values] == [len(s) for s in strings]
     assert all(v == sorted(set(v)) for v in values)
@@ -112,7 +120,7 @@ def test_sets_are_those_of_the_runs_of_words(texts):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(ANY_TEXT, min_size=1, max_size=30), st.data())
 def test_batches_types_and_slices_change_nothing(texts, data):
-    whole = shingled(pa.array(texts))
+    whole = build_shingles(pa.array(texts))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(texts)), max_size=4)))
     parts = [texts[a:b] for a, b in zip([0, *cuts], [*cuts, len(texts)], strict=True)]
     for other in (
@@ -120,19 +128,19 @@ def test_batches_types_and_slices_change_nothing(texts, data):
         pa.array(texts, pa.large_string()),
         pa.array(["é before", *texts, "after"]).slice(1, len(texts)),
     ):
-        made = shingled(other)
+        made = build_shingles(other)
         assert np.array_equal(made.values, whole.values)
         assert np.array_equal(made.offsets, whole.offsets)
 
 
 def test_blocks_end_where_a_cache_is_full(monkeypatch):
     texts = ["a b c"] * 40 + ["d e f g" * 30] + ["", "h i j"]
-    whole = shingled(pa.array(texts))
+    whole = build_shingles(pa.array(texts))
     monkeypatch.setattr(shingles, "BLOCK_BYTES", 50)
-    assert max(len(starts) - 1 for _, starts in blocks(pa.array(texts))) == 10
-    assert np.array_equal(shingled(pa.array(texts)).values, whole.values)
+    assert max(len(starts) - 1 for _, starts in iter_byte_blocks(pa.array(texts))) == 10
+    assert np.array_equal(build_shingles(pa.array(texts)).values, whole.values)
     monkeypatch.setattr(shingles, "BLOCK_BYTES", 1 << 19)
-    assert [len(starts) - 1 for _, starts in blocks(pa.array(["a"] * 3000))] == [1024, 1024, 952]
+    assert [len(starts) - 1 for _, starts in iter_byte_blocks(pa.array(["a"] * 3000))] == [1024, 1024, 952]
 
 
 def test_a_large_text_and_a_large_word():
@@ -144,7 +152,7 @@ def test_a_large_text_and_a_large_word():
 
 def test_no_two_words_of_many_have_one_hash():
     many = {f"{a}{b}" for a in ("", "x", "longer", "wordwithmany") for b in range(50_000)}
-    hashes, counts = word_hashes(*next(blocks(pa.array([" ".join(sorted(many))]))))
+    hashes, counts = hash_block_words(*next(iter_byte_blocks(pa.array([" ".join(sorted(many))]))))
     assert counts.tolist() == [len(many)]
     assert len(set(hashes.tolist())) == len(many)
 
@@ -157,23 +165,23 @@ def test_digests_are_those_of_each_text(texts):
         return " ".join(unicodedata.normalize("NFC", text).lower().split()).encode()
 
     expected = [blake2b(spaced(text or ""), digest_size=16).digest() for text in texts]
-    assert [digest.tobytes() for digest in normalised_digests(pa.array(texts, pa.string()))] == expected
+    assert [digest.tobytes() for digest in digest_normalised_texts(pa.array(texts, pa.string()))] == expected
 
 
 def test_jaccard_by_hand():
     sets = Shingles(np.array([1, 2, 3, 2, 3, 4, 5, 9], np.uint64), np.array([0, 3, 7, 7, 8]))
     pairs = np.array([[0, 1], [0, 0], [0, 2], [2, 2], [1, 3], [3, 3]])
-    found = jaccard(sets, pairs[:, 0], sets, pairs[:, 1])
+    found = compute_jaccard(sets, pairs[:, 0], sets, pairs[:, 1])
     assert found.tolist() == [2 / 5, 1, 0, 0, 0, 1]
-    assert jaccard(sets, pairs[:0, 0], sets, pairs[:0, 1]).tolist() == []
+    assert compute_jaccard(sets, pairs[:0, 0], sets, pairs[:0, 1]).tolist() == []
 
 
 def test_jaccard_of_more_pairs_than_a_block():
     texts = [" ".join(f"w{i % 7}{j}" for j in range(i % 11)) for i in range(90)]
-    sets, strings = shingled(pa.array(texts)), [runs_of(text) for text in texts]
+    sets, strings = build_shingles(pa.array(texts)), [runs_of(text) for text in texts]
     a, b = (side.ravel() for side in np.meshgrid(np.arange(90), np.arange(90)))
     expected = [len(strings[i] & strings[j]) / max(len(strings[i] | strings[j]), 1) for i, j in zip(a, b, strict=True)]
-    assert jaccard(sets, a, sets, b).tolist() == expected
+    assert compute_jaccard(sets, a, sets, b).tolist() == expected
 
 
 def test_keys_are_shared_as_often_as_theory_says():
@@ -184,8 +192,8 @@ def test_keys_are_shared_as_often_as_theory_says():
     rows = [rng.permutation(row) for row in values]
     one, two = (np.sort([row[side] for row in rows]) for side in (slice(size), slice(-size, None)))
     offsets = np.arange(pairs + 1) * size
-    a, b = (band_keys(Shingles(side.ravel(), offsets)) for side in (one, two))
-    alike = jaccard(Shingles(one.ravel(), offsets), np.arange(3), Shingles(two.ravel(), offsets), np.arange(3))
+    a, b = (compute_band_keys(Shingles(side.ravel(), offsets)) for side in (one, two))
+    alike = compute_jaccard(Shingles(one.ravel(), offsets), np.arange(3), Shingles(two.ravel(), offsets), np.arange(3))
     assert alike.tolist() == [0.6] * 3
     assert (a == b).mean() == pytest.approx(0.6**4, abs=0.006)  # 48,000 draws: three deviations
     assert (a == b).any(1).mean() == pytest.approx(1 - (1 - 0.6**4) ** 32, abs=0.01)
@@ -195,21 +203,21 @@ def test_keys_are_shared_as_often_as_theory_says():
 
 def test_keys_are_those_of_the_document_alone():
     texts = ["", "a b c", "one two", "a b c d e f g", *(f"some text of number {i} with words" for i in range(5000))]
-    keys = band_keys(shingled(pa.array(texts)))
+    keys = compute_band_keys(build_shingles(pa.array(texts)))
     assert keys.shape == (len(texts), 32)
     assert not keys[[0, 2]].any()
     for i in (1, 3, 4, 2000, 5003):
-        assert np.array_equal(keys[i], band_keys(shingled(pa.array([texts[i]])))[0])
+        assert np.array_equal(keys[i], compute_band_keys(build_shingles(pa.array([texts[i]])))[0])
     assert keys[1, 0] != keys[1, 1]
     assert len(set(keys[1].tolist())) == 32  # a band's number is in its key
-    other = band_keys(shingled(pa.array(["a b c"])), bands=3, rows=2, seed=5)
+    other = compute_band_keys(build_shingles(pa.array(["a b c"])), bands=3, rows=2, seed=5)
     assert other.shape == (1, 3)
-    assert not np.array_equal(band_keys(shingled(pa.array(["a b c"])), bands=3, rows=2)[0], other[0])
+    assert not np.array_equal(compute_band_keys(build_shingles(pa.array(["a b c"])), bands=3, rows=2)[0], other[0])
 
 
 def test_hashes_stay_what_they_are():
     """Keys are kept on disk: another version must not read them as its own."""
-    sets = shingled(pa.array(["Hello there, wide world of words", "naïve 漢字 text"]))
+    sets = build_shingles(pa.array(["Hello there, wide world of words", "naïve 漢字 text"]))
     assert sets.values.tolist() == [
         815161791096939,
         3609044299101525,
@@ -218,13 +226,13 @@ def test_hashes_stay_what_they_are():
         15038654059481430,
         16433562434971025,
     ]
-    assert band_keys(sets)[:, 0].tolist() == [16579160647541642079, 14285935519075193149]
+    assert compute_band_keys(sets)[:, 0].tolist() == [16579160647541642079, 14285935519075193149]
 
 
 @given(st.lists(ANY_TEXT, max_size=6), st.data())
 def test_sets_outlive_a_column(texts, draw):
     """Any slice and any choice of rows of the column gives the sets of these documents."""
-    sets = shingled(pa.array(texts, pa.string()))
+    sets = build_shingles(pa.array(texts, pa.string()))
     chosen = draw.draw(st.lists(st.integers(0, len(texts) - 1), max_size=6)) if texts else []
     start = draw.draw(st.integers(0, len(texts)))
     column = sets.column()

@@ -8,10 +8,10 @@ from itertools import combinations
 import pytest
 import torch
 
-from align.annotate.simulate import calibrate_slope, noisy_tiers, simulate
+from align.annotate.simulate import calibrate_slope, draw_tiers, simulate_annotator
 from align.annotate.store import Candidate, Store
-from align.annotate.store.erasure import ANNOTATOR, about, erase
-from align.annotate.store.preference_pairs import preferences
+from align.annotate.store.erasure import ANNOTATOR, erase, find_erasure_target
+from align.annotate.store.preference_pairs import load_preferences
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 
@@ -45,9 +45,9 @@ def fill(store: Store, items: int, first: int = 0) -> None:
 
 def test_votes_name_the_scorer_that_they_were_made_by(store):
     fill(store, 3)
-    simulate(store, "p", Number(), seed=0)
+    simulate_annotator(store, "p", Number(), seed=0)
     assert {(r.source, r.scorer) for r in store.rankings("p")} == {("simulated", "number")}
-    assert {p.scorer for p in preferences(store, "p", allow_simulated=True)} == {"number"}
+    assert {p.scorer for p in load_preferences(store, "p", allow_simulated=True)} == {"number"}
 
 
 def judgements(store: Store) -> dict[str, tuple]:
@@ -80,7 +80,7 @@ def test_pairwise_marginals_are_bradley_terry():
     scores, slope, rng, n = {"a": 0.0, "b": 0.3, "c": 0.9, "d": 0.3}, 2.0, random.Random(0), 20_000
     above: Counter = Counter()
     for _ in range(n):
-        tier_of = {id: t for t, tier in enumerate(noisy_tiers(scores, slope, rng)) for id in tier}
+        tier_of = {id: t for t, tier in enumerate(draw_tiers(scores, slope, rng)) for id in tier}
         assert tier_of["b"] == tier_of["d"]  # equal scores share one draw
         above.update((x, y) for x in scores for y in scores if tier_of[x] < tier_of[y])
     for x, y in combinations("abcd", 2):
@@ -92,12 +92,12 @@ def test_pairwise_marginals_are_bradley_terry():
 def test_the_order_of_the_candidates_does_not_matter():
     scores = {"a": 0.0, "b": 0.3, "c": 0.9, "d": 0.3}
     backwards = dict(reversed(scores.items()))
-    assert noisy_tiers(scores, 2.0, random.Random(5)) == noisy_tiers(backwards, 2.0, random.Random(5))
+    assert draw_tiers(scores, 2.0, random.Random(5)) == draw_tiers(backwards, 2.0, random.Random(5))
 
 
 def test_agreement_is_what_was_asked_for_and_grows_with_the_gap(store):
     fill(store, 800)
-    report = simulate(store, "p", Number(), seed=0)
+    report = simulate_annotator(store, "p", Number(), seed=0)
     # About 4,250 untied pairs, correlated within an item: a standard error near 0.008.
     assert report.agreement == pytest.approx(0.75, abs=0.02)
     assert (report.added, report.items, report.pairs) == (800, 800, 4800)
@@ -122,7 +122,7 @@ def test_agreement_is_what_was_asked_for_and_grows_with_the_gap(store):
 
 def test_everything_it_says_is_marked_simulated(store):
     fill(store, 5)
-    report = simulate(store, "p", Number(), seed=0)
+    report = simulate_annotator(store, "p", Number(), seed=0)
     assert {r.source for r in store.rankings("p")} == {"simulated"}
     assert report.annotator == "simulated/number/0.75/0"
     store.verify()
@@ -141,26 +141,26 @@ def test_interrupted_and_continued_it_ranks_as_if_uninterrupted(store, tmp_path,
 
     monkeypatch.setattr(store, "record", dies_at_the_tenth)
     with pytest.raises(KeyboardInterrupt):
-        simulate(store, "p", Number(), seed=3)
+        simulate_annotator(store, "p", Number(), seed=3)
     assert len(store.rankings("p")) == 8  # two whole batches
-    continued = simulate(store, "p", Number(), seed=3)
+    continued = simulate_annotator(store, "p", Number(), seed=3)
 
     with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other:
         fill(other, 20)
-        straight = simulate(other, "p", Number(), seed=3)
+        straight = simulate_annotator(other, "p", Number(), seed=3)
         assert judgements(store) == judgements(other)
     assert (continued.added, straight.added) == (12, 20)
     assert (continued.agreement, continued.slope) == (straight.agreement, straight.slope)
 
-    again = simulate(store, "p", Number(), seed=3)
+    again = simulate_annotator(store, "p", Number(), seed=3)
     assert (again.added, again.items, again.agreement) == (0, 20, straight.agreement)
 
 
 def test_another_seed_is_another_annotator(store):
     fill(store, 20)
-    simulate(store, "p", Number(), seed=0)
+    simulate_annotator(store, "p", Number(), seed=0)
     first = judgements(store)
-    report = simulate(store, "p", Number(), seed=1)
+    report = simulate_annotator(store, "p", Number(), seed=1)
     assert (report.added, report.items) == (20, 20)
     assert len(store.rankings("p")) == 40
     assert judgements(store) != first
@@ -169,10 +169,10 @@ def test_another_seed_is_another_annotator(store):
 def test_an_items_noise_does_not_depend_on_the_others(store, tmp_path, monkeypatch):
     monkeypatch.setattr("align.annotate.simulate.calibrate_slope", lambda scores, agreement: 1.0)
     fill(store, 6)
-    simulate(store, "p", Number(), seed=0)
+    simulate_annotator(store, "p", Number(), seed=0)
     with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other:
         fill(other, 6, first=3)
-        simulate(other, "p", Number(), seed=0)
+        simulate_annotator(other, "p", Number(), seed=0)
         few = judgements(other)
     assert len(few) == 3
     assert few == {item: tiers for item, tiers in judgements(store).items() if item in few}
@@ -180,18 +180,18 @@ def test_an_items_noise_does_not_depend_on_the_others(store, tmp_path, monkeypat
 
 def test_an_unknown_project_is_refused(store):
     with pytest.raises(InputError, match="no such project"):
-        simulate(store, "nope", Number(), seed=0)
+        simulate_annotator(store, "nope", Number(), seed=0)
 
 
 def test_an_erased_simulated_annotator_leaves_no_identity_in_the_store(tmp_path):
     """Not in the ledger's keys either: every file of the store is searched, its log too."""
     with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
         fill(store, 30)
-        gone = simulate(store, "p", Number(), seed=0).annotator
-        kept = simulate(store, "p", Number(), seed=1).annotator
-        assert simulate(store, "p", Number(), seed=0).added == 0  # the same act again adds nothing
+        gone = simulate_annotator(store, "p", Number(), seed=0).annotator
+        kept = simulate_annotator(store, "p", Number(), seed=1).annotator
+        assert simulate_annotator(store, "p", Number(), seed=0).added == 0  # the same act again adds nothing
         assert gone.encode() in b"".join(path.read_bytes() for path in tmp_path.iterdir())
-        erase(store, about(store, "p", ANNOTATOR, gone))
+        erase(store, find_erasure_target(store, "p", ANNOTATOR, gone))
         store.verify()
     found = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert gone.encode() not in found

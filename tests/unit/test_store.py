@@ -7,7 +7,7 @@ from annotation_store import add, ask, counts, rank, tamper, url_of
 
 from align.annotate.store import Candidate, Judgement, Store
 from align.annotate.store.connections import SCHEMA_VERSION
-from align.annotate.store.preference_pairs import preferences
+from align.annotate.store.preference_pairs import load_preferences
 from align.core.errors import CorruptFile, InputError, StorageError
 from align.core.types import Conversation, Message
 
@@ -38,7 +38,7 @@ def test_items_come_back_as_they_were_added(store):
 
 
 def test_items_keep_their_order_over_pages(store, monkeypatch):
-    monkeypatch.setattr("align.annotate.store.database.PAGE", 3)
+    monkeypatch.setattr("align.annotate.store.database.ITEMS_PER_READ", 3)
     ids = [add(store, f"run/{i}") for i in range(8)]
     assert [item.id for item in store.items("p")] == ids
     seen = []
@@ -122,7 +122,7 @@ def test_a_transaction_commits_all_or_nothing(store):
 def test_pairs_are_those_across_tiers(store):
     item = add(store, texts=("a", "b", "c", "d"))
     rank(store, item, "2>03>1", strength=1, guideline_version="v1")
-    pairs = preferences(store, "p")
+    pairs = load_preferences(store, "p")
     assert [(p.chosen[0].content, p.rejected[0].content) for p in pairs] == [
         ("c", "a"), ("c", "d"), ("c", "b"), ("a", "b"), ("d", "b"),
     ]  # fmt: skip
@@ -135,15 +135,15 @@ def test_pairs_are_those_across_tiers(store):
 
 def test_the_same_text_twice_yields_no_pair(store):
     rank(store, add(store, texts=("same", "same", "other")), "0>1>2")
-    assert len(preferences(store, "p")) == 2
+    assert len(load_preferences(store, "p")) == 2
 
 
 def test_simulated_rankings_are_refused_unless_asked_for(store):
     rank(store, add(store), "0>1>2")
     rank(store, add(store, "run/1"), "0>1>2", source="simulated")
     with pytest.raises(InputError, match=r"1 of its 2 rankings are simulated.*data\.allow_simulated=true"):
-        preferences(store, "p")
-    assert len(preferences(store, "p", allow_simulated=True)) == 6
+        load_preferences(store, "p")
+    assert len(load_preferences(store, "p", allow_simulated=True)) == 6
 
 
 def test_retracted_and_erased_rankings_yield_no_pairs(store):
@@ -151,7 +151,7 @@ def test_retracted_and_erased_rankings_yield_no_pairs(store):
     seqs = [rank(store, item, "0>1>2") for item in ids]
     store.retract("p", seqs[0])
     store.erase_content("p", ids[1])
-    assert {p.group_id for p in preferences(store, "p")} == {ids[2]}
+    assert {p.group_id for p in load_preferences(store, "p")} == {ids[2]}
 
 
 # What it refuses
@@ -178,7 +178,7 @@ def test_a_ranking_covers_exactly_the_candidates(store, order):
         (lambda s: s.items("nope"), "project", "nope"),
         (lambda s: s.rankings("nope"), "project", "nope"),
         (lambda s: s.head("nope"), "project", "nope"),
-        (lambda s: preferences(s, "p"), "project", "p"),
+        (lambda s: load_preferences(s, "p"), "project", "p"),
         (lambda s: rank(s, "nope", "0>1>2"), "item", "nope"),
         (lambda s: s.record("nope", "i", Judgement((("x",),)), annotator="a", key="k"), "project", "nope"),
         (lambda s: s.erase_content("p", "nope"), "item", "nope"),

@@ -12,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DatabaseError
 
 from align.annotate.store import Candidate, ChainHead, Store
-from align.annotate.store.ledger import Entry
+from align.annotate.store.ledger import LedgerEntry
 from align.core.chain import GENESIS, hash_link, hash_with_salt
 from align.core.errors import CorruptFile, InputError
 
@@ -29,7 +29,7 @@ def store(store_url):
 def test_hashes_are_sha256_of_canonical_json_written_out_by_hand():
     assert hash_with_salt("salt", {"b": 1, "a": "ü"}) == hashlib.sha256(b'["salt",{"a":"\\u00fc","b":1}]').hexdigest()
     assert hash_with_salt("salt", "text") != hash_with_salt("other", "text")
-    entry = Entry(1, "p", "ranking", "i", "a1", "k", None, "2026-01-01T00:00:00+00:00", "{}", GENESIS)
+    entry = LedgerEntry(1, "p", "ranking", "i", "a1", "k", None, "2026-01-01T00:00:00+00:00", "{}", GENESIS)
     text = f'[1,"p","ranking","i","a1","k",null,"2026-01-01T00:00:00+00:00","{{}}","{"0" * 64}"]'
     assert hash_link(entry.hashed, entry.prev_hash) == hashlib.sha256(text.encode()).hexdigest()
 
@@ -138,8 +138,8 @@ def test_verify_names_the_first_bad_row(filled, statement, bad):
 
 
 def test_a_row_that_is_rehashed_still_breaks_the_next_one(filled):
-    (row,) = asked(filled, f"SELECT {', '.join(Entry.__slots__)} FROM ledger WHERE seq = 4")
-    forged = Entry(**dict(zip(Entry.__slots__, row, strict=True)) | {"created_at": "2020", "hash": ""})
+    (row,) = asked(filled, f"SELECT {', '.join(LedgerEntry.__slots__)} FROM ledger WHERE seq = 4")
+    forged = LedgerEntry(**dict(zip(LedgerEntry.__slots__, row, strict=True)) | {"created_at": "2020", "hash": ""})
     tamper(
         filled,
         f"UPDATE ledger SET created_at = '2020', hash = '{hash_link(forged.hashed, forged.prev_hash)}' WHERE seq = 4",

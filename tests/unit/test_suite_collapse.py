@@ -12,34 +12,36 @@ from test_suite_gates import scored
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.evals.collapse import COLLAPSED, NOT_MEASURED, VARIED, Collapse, SystemAnswers, collapse_lines
+from align.evals.collapse import COLLAPSED, NOT_MEASURED, VARIED, Collapse, SystemAnswers, describe_collapse
 from align.evals.judges.llm_judge import REFUSES
-from align.evals.suite.gates import decide_on_collapse, decision, in_a_line, parsed_gates
+from align.evals.suite.gates import decide_gate, decide_on_collapse, describe_decision, parse_gates
 from align.evals.suite.scores import (
-    SEVERAL,
+    SMALL_TASKS,
     FirstAnswers,
     Judge,
-    closed_score,
+    build_closed_score,
+    combine_verdicts_by_system,
     is_closed,
-    measure_closed,
-    measure_open,
+    measure_closed_task,
+    measure_open_tasks,
     score_by_scorer,
-    verdicts_by_system,
 )
-from align.evals.suite.tasks import HARMLESS, Item, Task, parsed_tasks
+from align.evals.suite.tasks import HARMLESS, EvalItem, EvalTask, parse_tasks
 from align.reward.rules import Rules, build_rule
 
 ONE = ["Haha yeah I love it!"] * 80
 
 
-def items(prompts: Sequence[str] = PROMPTS, **more: Any) -> list[Item]:
+def items(prompts: Sequence[str] = PROMPTS, **more: Any) -> list[EvalItem]:
     return [
-        Item(str(i), str(i), "", Conversation((Message("user", prompt),)), more.get("check"), then=more.get("then", ()))
+        EvalItem(
+            str(i), str(i), "", Conversation((Message("user", prompt),)), more.get("check"), then=more.get("then", ())
+        )
         for i, prompt in enumerate(prompts)
     ]
 
 
-def answers(prompts: Sequence[str] = PROMPTS, asked: Sequence[Item] | None = None, **systems: Any) -> FirstAnswers:
+def answers(prompts: Sequence[str] = PROMPTS, asked: Sequence[EvalItem] | None = None, **systems: Any) -> FirstAnswers:
     """A list of texts stands for greedy answers and the same sampled ones."""
     given = {
         name: texts if isinstance(texts, SystemAnswers) else SystemAnswers(texts, texts)
@@ -49,7 +51,7 @@ def answers(prompts: Sequence[str] = PROMPTS, asked: Sequence[Item] | None = Non
 
 
 def verdicts(task: FirstAnswers) -> dict[str, str]:
-    return {name: measured.collapse.verdict for name, measured in measure_open({"chat": task})["chat"].items()}
+    return {name: measured.collapse.verdict for name, measured in measure_open_tasks({"chat": task})["chat"].items()}
 
 
 def test_each_system_is_compared_with_the_second_one():
@@ -61,14 +63,16 @@ def test_each_system_is_compared_with_the_second_one():
     }
     assert verdicts(answers(new=texts, old=ONE)) == {"new": VARIED, "old": COLLAPSED}
     assert verdicts(answers(new=ONE, old=ONE, third=texts)) == {"new": COLLAPSED, "old": COLLAPSED, "third": VARIED}
-    reasons = measure_open({"chat": answers(new=texts, old=ONE)})["chat"]["old"].collapse.reasons
+    reasons = measure_open_tasks({"chat": answers(new=texts, old=ONE)})["chat"]["old"].collapse.reasons
     assert reasons == ("100\xa0% [95, 100] of its greedy answers are alike: “Haha yeah I love it!”",)
 
 
 def test_a_file_shows_that_it_collapsed_and_not_that_it_did_not():
     file = SystemAnswers(ONE, None, "a file has none")
     assert verdicts(answers(new=file, old=varied_answers())) == {"new": COLLAPSED, "old": VARIED}
-    found = measure_open({"chat": answers(new=file._replace(sampled=varied_answers(1)), old=varied_answers())})["chat"]
+    found = measure_open_tasks({"chat": answers(new=file._replace(sampled=varied_answers(1)), old=varied_answers())})[
+        "chat"
+    ]
     assert found["new"].collapse == Collapse(NOT_MEASURED, ("no answers at temperature 0: a file has none",))
     assert [*found["new"].variety] == ["sampled"]
     # A greedy system beside a file is judged by its own greedy answers.
@@ -82,60 +86,62 @@ def test_tasks_with_few_prompts_are_measured_together():
         name: answers(PROMPTS[rows], items(PROMPTS[rows]), new=ONE[rows], old=varied_answers()[rows])
         for name, rows in (("a", slice(0, 40)), ("b", slice(40, 80)))
     }
-    found = measure_open(parts)
-    assert [*found] == [SEVERAL]
-    assert found[SEVERAL]["new"].variety["greedy"].policy.answers == 80
-    overall = verdicts_by_system(found, ["new", "old"])
+    found = measure_open_tasks(parts)
+    assert [*found] == [SMALL_TASKS]
+    assert found[SMALL_TASKS]["new"].variety["greedy"].policy.answers == 80
+    overall = combine_verdicts_by_system(found, ["new", "old"])
     assert (overall["new"].verdict, overall["old"].verdict) == (COLLAPSED, VARIED)
-    assert overall["new"].reasons[0].startswith(f"on {SEVERAL} 100\xa0% ")
-    alone = measure_open({"a": parts["a"]})["a"]["new"].collapse
+    assert overall["new"].reasons[0].startswith(f"on {SMALL_TASKS} 100\xa0% ")
+    alone = measure_open_tasks({"a": parts["a"]})["a"]["new"].collapse
     assert alone == Collapse(NOT_MEASURED, ("40 distinct prompts, 64 are needed",))
 
 
 @pytest.mark.parametrize(
     ("task", "check", "default", "expected"),
     [
-        (Task("t"), None, None, False),
-        (Task("t"), None, True, True),
-        (Task("t", closed=False), None, True, False),
-        (Task("t", closed=True), None, None, True),
-        (Task("t"), {"kind": "exact", "answers": ["4"]}, None, True),
-        (Task("t"), {"kind": "exact", "choices": ["a", "b"], "answers": ["a"]}, None, True),
-        (Task("t"), {"kind": "regex", "pattern": "e"}, None, True),
-        (Task("t"), {"kind": "json_schema", "schema": {}}, None, True),
-        (Task("t"), {"kind": "code", "tests": "x"}, None, False),
-        (Task("t"), {"kind": "instructions"}, None, False),
-        (Task("t"), [None, {"kind": "exact", "answers": ["4"]}], None, True),
-        (Task("t", "own.jsonl", asks=REFUSES), None, None, True),
-        (Task("t", HARMLESS, asks=REFUSES), None, None, False),
-        (Task("t", asks="Is the answer polite?"), None, None, False),
+        (EvalTask("t"), None, None, False),
+        (EvalTask("t"), None, True, True),
+        (EvalTask("t", closed=False), None, True, False),
+        (EvalTask("t", closed=True), None, None, True),
+        (EvalTask("t"), {"kind": "exact", "answers": ["4"]}, None, True),
+        (EvalTask("t"), {"kind": "exact", "choices": ["a", "b"], "answers": ["a"]}, None, True),
+        (EvalTask("t"), {"kind": "regex", "pattern": "e"}, None, True),
+        (EvalTask("t"), {"kind": "json_schema", "schema": {}}, None, True),
+        (EvalTask("t"), {"kind": "code", "tests": "x"}, None, False),
+        (EvalTask("t"), {"kind": "instructions"}, None, False),
+        (EvalTask("t"), [None, {"kind": "exact", "answers": ["4"]}], None, True),
+        (EvalTask("t", "own.jsonl", asks=REFUSES), None, None, True),
+        (EvalTask("t", HARMLESS, asks=REFUSES), None, None, False),
+        (EvalTask("t", asks="Is the answer polite?"), None, None, False),
     ],
 )
-def test_where_many_prompts_may_share_one_right_answer(task: Task, check: Any, default: bool | None, expected: bool):
+def test_where_many_prompts_may_share_one_right_answer(
+    task: EvalTask, check: Any, default: bool | None, expected: bool
+):
     assert is_closed(task, items(check=check)[:2], default) is expected
 
 
 def test_where_the_checks_of_the_rows_judge_one_answer_may_be_right():
-    assert is_closed(Task("t"), items()[:2], None, judged_by_checks=True)
-    assert not is_closed(Task("t"), items()[:2], False, judged_by_checks=True)
-    assert not is_closed(Task("t"), items(check={"kind": "instructions"})[:2], None, judged_by_checks=True)
+    assert is_closed(EvalTask("t"), items()[:2], None, judged_by_checks=True)
+    assert not is_closed(EvalTask("t"), items()[:2], False, judged_by_checks=True)
+    assert not is_closed(EvalTask("t"), items(check={"kind": "instructions"})[:2], None, judged_by_checks=True)
     right = Rules([(1.0, build_rule({"rule": "regex", "pattern": "yes"}))])
     judge = Judge(partial(score_by_scorer, right, "rules", "gold", False), scorer=right, best=1.0)
-    found = measure_closed(answers(new=["yes"] * 80, old=ONE), closed_score(items(), False, judge, False))
+    found = measure_closed_task(answers(new=["yes"] * 80, old=ONE), build_closed_score(items(), False, judge, False))
     assert found["new"].collapse == Collapse(NOT_MEASURED, ("“yes” is right for every prompt",))
 
 
 def test_a_task_says_that_it_is_closed():
-    (task,) = parsed_tasks([{"name": "t", "path": "t.jsonl", "closed": True}], False)
+    (task,) = parse_tasks([{"name": "t", "path": "t.jsonl", "closed": True}], False)
     assert task.closed is True
     for bad in ({"closed": "yes"}, {"closed": True, "probe": "loss"}):
         with pytest.raises(InputError, match="closed"):
-            parsed_tasks([{"name": "t", "path": "t.jsonl", **bad}], False)
+            parse_tasks([{"name": "t", "path": "t.jsonl", **bad}], False)
 
 
-def closed_verdicts(asked: Sequence[Item], **systems: Any) -> dict[str, Collapse]:
+def closed_verdicts(asked: Sequence[EvalItem], **systems: Any) -> dict[str, Collapse]:
     task = answers(PROMPTS, asked, **systems)
-    found = measure_closed(task, closed_score(asked, False, None, False))
+    found = measure_closed_task(task, build_closed_score(asked, False, None, False))
     return {name: measured.collapse for name, measured in found.items()}
 
 
@@ -210,7 +216,7 @@ def test_a_judge_that_scores_no_single_answer_and_several_turns_are_not_measured
 
 def test_the_lines_before_all_figures():
     collapsed, unmeasured = Collapse(COLLAPSED, ("on chat x",)), Collapse(NOT_MEASURED, ("few",))
-    assert collapse_lines({"new": collapsed, "a": unmeasured, "b": unmeasured, "c": Collapse(VARIED, ())}) == [
+    assert describe_collapse({"new": collapsed, "a": unmeasured, "b": unmeasured, "c": Collapse(VARIED, ())}) == [
         "COLLAPSED: new: on chat x. The win rate below is no success.",
         "whether a or b collapsed is not measured: few",
     ]
@@ -218,9 +224,9 @@ def test_the_lines_before_all_figures():
 
 def gate_line(collapse: Collapse, **more: Any) -> str:
     given = {"name": "g", "task": "asked", "is": "superior", "margin": 0.5, **more}
-    (gate,) = parsed_gates([given], [Task("asked", "a.jsonl")], ("new", "old"))
-    found = decision(gate, [scored([1.0] * 80, [0.0] * 80)])
-    return in_a_line(gate, decide_on_collapse(gate, found, "new", collapse))
+    (gate,) = parse_gates([given], [EvalTask("asked", "a.jsonl")], ("new", "old"))
+    found = decide_gate(gate, [scored([1.0] * 80, [0.0] * 80)])
+    return describe_decision(gate, decide_on_collapse(gate, found, "new", collapse))
 
 
 def test_gates_on_a_system_that_collapsed_fail_unless_told_otherwise():

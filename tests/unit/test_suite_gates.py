@@ -12,33 +12,40 @@ import pytest
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.evals.stats import Rule, bounded_difference, decided, needed_pairs
-from align.evals.suite.gates import Gate, decision, in_a_line, junit, parsed_gates, verdict_file
-from align.evals.suite.results import Said, Scored
-from align.evals.suite.tasks import Item, Task
+from align.evals.stats import DecisionRule, compute_bounded_difference, compute_sample_size_for_pairs, decide
+from align.evals.suite.gates import (
+    EvalGate,
+    build_junit_xml,
+    build_verdict_file,
+    decide_gate,
+    describe_decision,
+    parse_gates,
+)
+from align.evals.suite.results import EvaluatedAnswer, ScoredTask
+from align.evals.suite.tasks import EvalItem, EvalTask
 from align.registry.gates import read_verdict
 from align.reward.checkers import build_checker
 from align.run import write_json
 
-TASKS, SYSTEMS = [Task("asked", "a.jsonl")], ("new", "old", "base")
+TASKS, SYSTEMS = [EvalTask("asked", "a.jsonl")], ("new", "old", "base")
 SPEC = {"kind": "regex", "pattern": "e"}
 CHECK = build_checker(SPEC, "check")
 GOOD = {"name": "safe", "task": "asked", "against": "old", "is": "superior"}
 
 
-def scored(new: Sequence[float], old: Sequence[float]) -> Scored:
+def scored(new: Sequence[float], old: Sequence[float]) -> ScoredTask:
     prompt = Conversation((Message("user", "a"),))
-    items = [Item(str(i), str(i), "", prompt, SPEC) for i in range(len(new))]
+    items = [EvalItem(str(i), str(i), "", prompt, SPEC) for i in range(len(new))]
     said = {
-        who: [Said("", "", score, checked=CHECK("e" if score else "x")) for score in scores]
+        who: [EvaluatedAnswer("", "", score, checked=CHECK("e" if score else "x")) for score in scores]
         for who, scores in (("new", new), ("old", old))
     }
-    return Scored("asked", "checks", "exact", items, said)
+    return ScoredTask("asked", "checks", "exact", items, said)
 
 
 def outcome(new: Sequence[float], old: Sequence[float], **given: Any) -> str:
-    (gate,) = parsed_gates([{"name": "g", "task": "asked", **given}], TASKS, SYSTEMS)
-    return decision(gate, [scored(new, old)]).outcome
+    (gate,) = parse_gates([{"name": "g", "task": "asked", **given}], TASKS, SYSTEMS)
+    return decide_gate(gate, [scored(new, old)]).outcome
 
 
 def drawn(p: float, n: int, seed: int) -> list[float]:
@@ -76,32 +83,34 @@ def test_two_equal_systems_are_hardly_ever_called_better():
 @pytest.mark.parametrize(("right", "n", "above"), [(20, 20, 0.9), (9, 10, 0.8), (38, 40, 0.9)])
 def test_as_many_items_as_are_said_to_decide_do(right: int, n: int, above: float):
     rule = {"name": "g", "task": "asked", "is": "superior", "margin": above}
-    (gate,) = parsed_gates([rule], TASKS, SYSTEMS)
+    (gate,) = parse_gates([rule], TASKS, SYSTEMS)
     scores = [1.0] * right + [0.0] * (n - right)
-    found = decision(gate, [scored(scores, scores)])
+    found = decide_gate(gate, [scored(scores, scores)])
     assert found.outcome == "undecided"
     assert found.n_to_decide is not None
     again = [
-        decision(gate, [scored(drawn(right / n, found.n_to_decide, seed), [0.0] * found.n_to_decide)]).outcome
+        decide_gate(gate, [scored(drawn(right / n, found.n_to_decide, seed), [0.0] * found.n_to_decide)]).outcome
         for seed in range(60)
     ]
     assert again.count("undecided") <= 0.2 * len(again) + 7
 
 
 def test_what_is_written_down(tmp_path: Any):
-    (gate,) = parsed_gates([GOOD], TASKS, SYSTEMS)
-    found = decision(gate, [scored([1.0, 0.0] * 5, [0.0, 1.0] * 5)])
-    assert in_a_line(gate, found).startswith("gate safe: undecided (asked: better than old by more than 0: 0.000 [")
-    (other,) = parsed_gates([{**GOOD, "name": "small", "margin": 0.3}], TASKS, SYSTEMS)
-    closer = decision(other, [scored([1.0] * 30 + [0.0] * 10, [1.0, 0.0] * 20)])
+    (gate,) = parse_gates([GOOD], TASKS, SYSTEMS)
+    found = decide_gate(gate, [scored([1.0, 0.0] * 5, [0.0, 1.0] * 5)])
+    assert describe_decision(gate, found).startswith(
+        "gate safe: undecided (asked: better than old by more than 0: 0.000 ["
+    )
+    (other,) = parse_gates([{**GOOD, "name": "small", "margin": 0.3}], TASKS, SYSTEMS)
+    closer = decide_gate(other, [scored([1.0] * 30 + [0.0] * 10, [1.0, 0.0] * 20)])
     assert closer.outcome == "undecided"
     assert closer.n_to_decide is not None
     assert closer.n_to_decide > 40
-    assert f"{closer.n_to_decide:,} items would decide" in in_a_line(other, closer)
-    write_json(tmp_path / "safe.json", verdict_file(gate, found, {"artifact": "a" * 64}))
+    assert f"{closer.n_to_decide:,} items would decide" in describe_decision(other, closer)
+    write_json(tmp_path / "safe.json", build_verdict_file(gate, found, {"artifact": "a" * 64}))
     read = read_verdict(tmp_path / "safe.json", "here", None)
     assert (read.gate, read.verdict, read.inputs) == ("safe", "undecided", {"artifact": "a" * 64})
-    tree = ElementTree.fromstring(junit("quality <&>", {"safe": (gate, found)}))
+    tree = ElementTree.fromstring(build_junit_xml("quality <&>", {"safe": (gate, found)}))
     assert (tree.get("name"), tree.get("tests"), tree.get("failures")) == ("quality <&>", "1", "1")
     failure = tree.find("testcase/failure")
     assert failure is not None
@@ -126,18 +135,18 @@ def test_what_is_written_down(tmp_path: Any):
 )  # fmt: skip
 def test_gates_that_are_refused(gates: Any, named: str):
     with pytest.raises(InputError) as error:
-        parsed_gates(gates, TASKS, SYSTEMS)
+        parse_gates(gates, TASKS, SYSTEMS)
     assert error.value.field == named
 
 
 @pytest.mark.parametrize("n", [2, 20, 100])
 def test_where_none_differ_the_number_that_decides_is_the_same_however_many_there_are(n: int) -> None:
     """1.96² / (n + 1.96²) is below the margin from 189 on, and of fewer none decides."""
-    gate = Gate("keeps", "asked", "old", Rule("not_worse", 0.02))
+    gate = EvalGate("keeps", "asked", "old", DecisionRule("not_worse", 0.02))
     told = [1.0] * n
-    assert decision(gate, [scored(told, told)]).n_to_decide == 189, "not less for few, and not more"
-    assert decision(gate, [scored([1.0] * 188, [1.0] * 188)]).outcome == "undecided"
-    assert decision(gate, [scored([1.0] * 189, [1.0] * 189)]).outcome == "pass"
+    assert decide_gate(gate, [scored(told, told)]).n_to_decide == 189, "not less for few, and not more"
+    assert decide_gate(gate, [scored([1.0] * 188, [1.0] * 188)]).outcome == "undecided"
+    assert decide_gate(gate, [scored([1.0] * 189, [1.0] * 189)]).outcome == "pass"
 
 
 def test_the_number_that_would_decide_does_in_four_of_five() -> None:
@@ -147,8 +156,8 @@ def test_the_number_that_would_decide_does_in_four_of_five() -> None:
         u = draw.random(n)
         return (u >= 0.1).astype(float).tolist(), ((u < 0.1) | (u >= 0.22)).astype(float).tolist()
 
-    few, rule = told(100_000), Rule("superior", 0.0)
-    n = needed_pairs(*few, 0.0)
+    few, rule = told(100_000), DecisionRule("superior", 0.0)
+    n = compute_sample_size_for_pairs(*few, 0.0)
     assert n is not None
-    found = [decided(rule, bounded_difference(*told(n))).outcome == "pass" for _ in range(300)]
+    found = [decide(rule, compute_bounded_difference(*told(n))).outcome == "pass" for _ in range(300)]
     assert 0.72 < sum(found) / 300 < 0.92

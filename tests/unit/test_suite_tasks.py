@@ -12,17 +12,17 @@ import pytest
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.evals.judges.llm_judge import REFUSES
-from align.evals.stats import bradley_terry
-from align.evals.suite.tasks import Item, Task, clustered, items_of_file, parsed_tasks
+from align.evals.stats import fit_bradley_terry
+from align.evals.suite.tasks import EvalItem, EvalTask, cluster_items, load_items, parse_tasks
 
 
-def item(id: str, cluster: str, prompt: str) -> Item:
-    return Item(id, cluster, "", Conversation((Message("user", prompt),)), None)
+def item(id: str, cluster: str, prompt: str) -> EvalItem:
+    return EvalItem(id, cluster, "", Conversation((Message("user", prompt),)), None)
 
 
-def groups(items: list[Item]) -> list[set[str]]:
+def groups(items: list[EvalItem]) -> list[set[str]]:
     found: dict[str, set[str]] = {}
-    for one in clustered(items):
+    for one in cluster_items(items):
         found.setdefault(one.cluster, set()).add(one.id)
     return sorted(found.values(), key=min)
 
@@ -32,10 +32,10 @@ def test_what_shares_a_source_or_a_prompt_is_one_cluster_also_by_way_of_others()
     assert groups([item("a", "a", "P"), item("b", "b", "Q"), item("c", "c", "P")]) == [{"a", "c"}, {"b"}]
 
 
-def rows(tmp_path: Path, *given: dict[str, Any], name: str = "t.jsonl") -> list[Item]:
+def rows(tmp_path: Path, *given: dict[str, Any], name: str = "t.jsonl") -> list[EvalItem]:
     path = tmp_path / name
     path.write_text("".join(f"{json.dumps(row)}\n" for row in given), encoding="utf-8")
-    return [*items_of_file(Task("t", str(path)), None, False)]
+    return [*load_items(EvalTask("t", str(path)), None, False)]
 
 
 def test_a_source_is_no_other_rows_id(tmp_path: Path):
@@ -51,23 +51,23 @@ def test_ids_that_nobody_gave(tmp_path: Path):
 def test_a_table_has_checks_as_json(tmp_path: Path):
     path = tmp_path / "t.csv"
     path.write_text('id,prompt,check\n1,a,"{""kind"": ""regex"", ""pattern"": ""e""}"\n2,b,\n', encoding="utf-8")
-    task = Task("t", str(path), {"kind": "exact", "answers": ["x"]})
-    assert [one.check["kind"] for one in items_of_file(task, None, False)] == ["regex", "exact"]
+    task = EvalTask("t", str(path), {"kind": "exact", "answers": ["x"]})
+    assert [one.check["kind"] for one in load_items(task, None, False)] == ["regex", "exact"]
 
 
 def test_a_source_counts_once_for_strengths_too():
     """x loses to y on four sources, and wins on sixteen rows of another one."""
     clusters = [*"abcd", *["e"] * 16]
     verdicts = [0.0] * 4 + [1.0] * 16
-    found = bradley_terry(["x"] * 20, ["y"] * 20, verdicts, clusters)
+    found = fit_bradley_terry(["x"] * 20, ["y"] * 20, verdicts, clusters)
     assert found.systems[0] == "y"
 
 
 def test_the_prompts_that_align_has():
     """Fifty each, five of each category, and none on both sides."""
-    tasks = parsed_tasks([{"name": name, "set": name} for name in ("harmful", "harmless")], False)
+    tasks = parse_tasks([{"name": name, "set": name} for name in ("harmful", "harmless")], False)
     assert {task.asks for task in tasks} == {REFUSES}
-    harmful, harmless = (items_of_file(task, None, False) for task in tasks)
+    harmful, harmless = (load_items(task, None, False) for task in tasks)
     for items in (harmful, harmless):
         assert len({one.id for one in items}) == len({one.cluster for one in items}) == 50
         assert {*Counter(one.category for one in items).values()} == {5}
@@ -78,7 +78,7 @@ def test_the_prompts_that_align_has():
 
 def test_a_set_of_ours_may_be_asked_something_else(tmp_path: Path):
     check = {"kind": "regex", "pattern": "no"}
-    own, checked = parsed_tasks(
+    own, checked = parse_tasks(
         [{"name": "a", "set": "harmful", "asks": "Is it rude?"}, {"name": "b", "set": "harmless", "check": check}],
         False,
     )
@@ -86,4 +86,4 @@ def test_a_set_of_ours_may_be_asked_something_else(tmp_path: Path):
     assert (checked.asks, checked.check) == ("", check)
     for more in ({"probe": "loss"}, {"probe": "choice"}):
         with pytest.raises(InputError, match="a probe generates none"):
-            parsed_tasks([{"name": "a", "path": str(tmp_path), "asks": "refuses", **more}], False)
+            parse_tasks([{"name": "a", "path": str(tmp_path), "asks": "refuses", **more}], False)

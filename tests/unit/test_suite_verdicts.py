@@ -9,23 +9,23 @@ from align.evals.judges.judge_verdict import (
     FIRST,
     SECOND,
     JudgeVerdict,
+    collect_both_orders,
+    judge_by_scores,
     merge_verdicts,
-    pair_orders,
-    verdicts_by_scores,
 )
-from align.evals.stats import Rule
-from align.evals.suite.gates import Gate, decision, in_a_line
-from align.evals.suite.results import Said, Scored, results_of
-from align.evals.suite.tasks import Item
+from align.evals.stats import DecisionRule
+from align.evals.suite.gates import EvalGate, decide_gate, describe_decision
+from align.evals.suite.results import EvaluatedAnswer, ScoredTask, compute_results
+from align.evals.suite.tasks import EvalItem
 
 PROMPT = Conversation((Message("user", "?"),))
 
 
-def task(verdicts: list[JudgeVerdict], lengths: tuple[int, int] = (4, 4)) -> Scored:
+def task(verdicts: list[JudgeVerdict], lengths: tuple[int, int] = (4, 4)) -> ScoredTask:
     ids = [*dict.fromkeys(one.prompt for one in verdicts)]
-    items = [Item(id, id, "", PROMPT, None) for id in ids]
-    said = {name: [Said("", "x" * n) for _ in ids] for name, n in zip(("new", "old"), lengths, strict=True)}
-    return Scored("chat", "a judge", "gold", items, said, {"old": verdicts})
+    items = [EvalItem(id, id, "", PROMPT, None) for id in ids]
+    said = {name: [EvaluatedAnswer("", "x" * n) for _ in ids] for name, n in zip(("new", "old"), lengths, strict=True)}
+    return ScoredTask("chat", "a judge", "gold", items, said, {"old": verdicts})
 
 
 def both(id: str, first: float, second: float) -> list[JudgeVerdict]:
@@ -49,15 +49,15 @@ def test_people_count_alike_and_each_one_once():
 
 
 def test_a_scorers_verdicts_follow_from_its_scores():
-    found = verdicts_by_scores(["1", "2", "3"], [1.0, 2.0, 3.0], [2.0, 2.0, 2.0])
+    found = judge_by_scores(["1", "2", "3"], [1.0, 2.0, 3.0], [2.0, 2.0, 2.0])
     assert [one.verdict for one in found] == [0, 0.5, 1]
     assert {one.order for one in found} == {""}
-    assert not pair_orders(found)
+    assert not collect_both_orders(found)
 
 
 def test_always_the_first_shown_is_even_and_never_consistent():
     verdicts = [one for i in range(40) for one in both(str(i), 1, 0)]
-    found = results_of([task(verdicts)], 0.95, 3)["chat"]
+    found = compute_results([task(verdicts)], 0.95, 3)["chat"]
     against = found["against"]["old"]
     assert against["win_rate"]["value"] == 0.5
     assert against["difference"]["value"] == 0
@@ -68,7 +68,7 @@ def test_always_the_first_shown_is_even_and_never_consistent():
 
 def test_wins_less_losses_are_the_difference_of_what_is_compared():
     verdicts = [one for i in range(40) for one in both(str(i), *((1, 1) if i < 30 else (0, 0)))]
-    found = results_of([task(verdicts)], 0.95, 3)["chat"]
+    found = compute_results([task(verdicts)], 0.95, 3)["chat"]
     against = found["against"]["old"]
     assert against["win_rate"]["value"] == 0.75
     assert against["difference"]["value"] == 0.5
@@ -80,7 +80,7 @@ def test_wins_less_losses_are_the_difference_of_what_is_compared():
 
 def test_judgements_without_a_verdict_are_ties_and_counted():
     failed = JudgeVerdict("9", FIRST, 0.5, error="answered in prose")
-    found = results_of([task([*both("1", 1, 1), failed, JudgeVerdict("9", SECOND, 1.0)])], 0.95, 3)["chat"]
+    found = compute_results([task([*both("1", 1, 1), failed, JudgeVerdict("9", SECOND, 1.0)])], 0.95, 3)["chat"]
     assert found["against"]["old"]["no_verdict"] == 1
     assert found["against"]["old"]["win_rate"]["value"] == 0.75
     assert failed.as_dict() == {
@@ -93,14 +93,14 @@ def test_scores_of_a_judge_that_compares_are_asked_of_nobody():
         task(both("1", 1, 1)).scores("new")
 
 
-CHAT = Gate("keeps", "chat", "old", Rule("not_worse", 0.15))
+CHAT = EvalGate("keeps", "chat", "old", DecisionRule("not_worse", 0.15))
 
 
 def test_a_gate_is_not_passed_by_a_judge_that_says_nothing():
     nothing = [JudgeVerdict(str(i), order, 0.5, error="prose") for i in range(200) for order in (FIRST, SECOND)]
-    found = decision(CHAT, [task(nothing)])
+    found = decide_gate(CHAT, [task(nothing)])
     assert (found.outcome, found.n_to_decide) == ("undecided", None)
-    assert "400 judgements without a verdict could change it" in in_a_line(CHAT, found)
+    assert "400 judgements without a verdict could change it" in describe_decision(CHAT, found)
 
 
 @pytest.mark.parametrize(("won", "failed", "outcome"), [(190, 5, "pass"), (60, 140, "undecided"), (0, 5, "fail")])
@@ -111,19 +111,21 @@ def test_it_is_decided_where_no_missing_verdict_could_change_it(won: int, failed
         for i in range(failed)
         for one in (JudgeVerdict(f"x{i}", FIRST, 0.5, error="cut"), JudgeVerdict(f"x{i}", SECOND, 1))
     ]
-    assert decision(CHAT, [task([*said, *lost])]).outcome == outcome
+    assert decide_gate(CHAT, [task([*said, *lost])]).outcome == outcome
 
 
 def test_a_gate_is_not_passed_by_a_judge_of_places():
-    found = decision(CHAT, [task([one for i in range(200) for one in both(str(i), 1, 0)])])
+    found = decide_gate(CHAT, [task([one for i in range(200) for one in both(str(i), 1, 0)])])
     assert found.outcome == "undecided"
     assert "their place" in found.why
 
 
 def test_a_gate_of_shares_is_not_passed_by_answers_that_nobody_graded():
-    graded = [Said("", "x", 1.0) for _ in range(60)] + [Said("", "x", 0.5, error="cut") for _ in range(40)]
-    items = [Item(str(i), str(i), "", PROMPT, None) for i in range(100)]
-    of = Scored("chat", "a judge", "graded", items, {"new": graded, "old": graded})
-    gate = Gate("refuses", "chat", "", Rule("superior", 0.7))
-    assert decision(gate, [of]).outcome == "undecided"
-    assert decision(Gate("refuses", "chat", "", Rule("superior", 0.4)), [of]).outcome == "pass"
+    graded = [EvaluatedAnswer("", "x", 1.0) for _ in range(60)] + [
+        EvaluatedAnswer("", "x", 0.5, error="cut") for _ in range(40)
+    ]
+    items = [EvalItem(str(i), str(i), "", PROMPT, None) for i in range(100)]
+    of = ScoredTask("chat", "a judge", "graded", items, {"new": graded, "old": graded})
+    gate = EvalGate("refuses", "chat", "", DecisionRule("superior", 0.7))
+    assert decide_gate(gate, [of]).outcome == "undecided"
+    assert decide_gate(EvalGate("refuses", "chat", "", DecisionRule("superior", 0.4)), [of]).outcome == "pass"

@@ -6,9 +6,9 @@ import pytest
 from annotation_store import add, rank, said
 from assignment_queues import judge, queue_of
 
-from align.annotate.assignment.leases import Terms, mode_of, terms_now
-from align.annotate.store import Settings, Store, configure, publish_guidelines
-from align.annotate.store.projects import history, version_of
+from align.annotate.assignment.leases import Terms, get_mode, read_terms
+from align.annotate.store import ProjectSettings, Store, configure, publish_guidelines
+from align.annotate.store.projects import read_settings_history, read_settings_version
 from align.core.errors import InputError
 
 
@@ -20,7 +20,7 @@ def store(store_url):
 
 def now(store: Store, mode: str = "work") -> Terms:
     with store.reading() as db:
-        return terms_now(db, "p", mode)
+        return read_terms(db, "p", mode)
 
 
 def rated(task, **marks):
@@ -67,23 +67,23 @@ def test_the_guidelines_named_are_those_that_were_shown_not_those_of_the_moment_
 
 
 def test_a_version_is_the_row_that_made_it_and_says_what_was_asked(store):
-    assert now_of_new(store) == (0, [(0, Settings())])
+    assert now_of_new(store) == (0, [(0, ProjectSettings())])
     configure(store, "p", {"attributes": ["a"]})
     first = store.head("p").seq
     rank(store, add(store, "x"), "0>1>2")
     configure(store, "p", {"scale": 3}, state="paused")
     second = store.head("p").seq
     with store.reading() as db:
-        assert version_of(db, "p") == second
-        assert history(db, "p") == [
-            (0, Settings()), (first, Settings(attributes=("a",))), (second, Settings(attributes=("a",), scale=3)),
+        assert read_settings_version(db, "p") == second
+        assert read_settings_history(db, "p") == [
+            (0, ProjectSettings()), (first, ProjectSettings(attributes=("a",))), (second, ProjectSettings(attributes=("a",), scale=3)),
         ]  # fmt: skip
 
 
 def now_of_new(store):
     add(store)
     with store.reading() as db:
-        return version_of(db, "p"), history(db, "p")
+        return read_settings_version(db, "p"), read_settings_history(db, "p")
 
 
 def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
@@ -106,7 +106,7 @@ def test_what_no_version_asked_for_is_refused_and_leaves_the_item(store):
 
 
 def test_the_mode_of_a_page_tells_no_gold_item_or_repeat_from_another():
-    modes = {purpose: mode_of(purpose) for purpose in ("work", "gold", "repeat", "review")}
+    modes = {purpose: get_mode(purpose) for purpose in ("work", "gold", "repeat", "review")}
     assert modes == {"work": "work", "gold": "work", "repeat": "work", "review": "review"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from align.data.ngrams import compute_repetition, tokenize_words
-from align.evals.text import Risen, distinct_n, most_risen
+from align.evals.text import RisenWord, compute_distinct_n, find_most_risen_word
 
 
 def test_words_are_lower_cased_and_bare():
@@ -13,15 +13,15 @@ def test_words_are_lower_cased_and_bare():
 
 def test_distinct_by_hand():
     texts = ["the cat the cat", "The dog"]
-    assert distinct_n(texts, 1) == 3 / 6  # the cat dog, of six
-    assert distinct_n(texts, 2) == 3 / 4  # (the cat) (cat the) (the dog), of four
-    assert distinct_n(texts, 4) == 1
+    assert compute_distinct_n(texts, 1) == 3 / 6  # the cat dog, of six
+    assert compute_distinct_n(texts, 2) == 3 / 4  # (the cat) (cat the) (the dog), of four
+    assert compute_distinct_n(texts, 4) == 1
     # Pooled: the same answer to every prompt is not diverse, however varied it is in itself.
-    assert distinct_n(["a b c"] * 4, 1) == 0.25
+    assert compute_distinct_n(["a b c"] * 4, 1) == 0.25
 
 
 def test_distinct_of_nothing():
-    assert distinct_n([], 1) == distinct_n(["one"], 2) == distinct_n(["!"], 1) == 0
+    assert compute_distinct_n([], 1) == compute_distinct_n(["one"], 2) == compute_distinct_n(["!"], 1) == 0
 
 
 def test_repetition_by_hand():
@@ -35,7 +35,7 @@ def test_repetition_by_hand():
 def test_the_word_that_rose_most_by_hand():
     ref = ["Haha yes", "no", "the end", "the dog"]
     policy = ["haha haha yes", "HAHA", "haha the", "yes yes"]
-    assert most_risen(ref, policy) == Risen("haha", 0.25, 0.75)  # twice in one text is one text
-    assert most_risen(ref, ["yes", "dog"]) == Risen("dog", 0.25, 0.5)  # as much as `yes`: by the alphabet
-    assert most_risen(ref, ["no"]) == Risen("no", 0.25, 1.0)
-    assert most_risen(["a b"], ["a"]) == Risen("", 0.0, 0.0)
+    assert find_most_risen_word(ref, policy) == RisenWord("haha", 0.25, 0.75)  # twice in one text is one text
+    assert find_most_risen_word(ref, ["yes", "dog"]) == RisenWord("dog", 0.25, 0.5)  # as much as `yes`: by the alphabet
+    assert find_most_risen_word(ref, ["no"]) == RisenWord("no", 0.25, 1.0)
+    assert find_most_risen_word(["a b"], ["a"]) == RisenWord("", 0.0, 0.0)

@@ -19,8 +19,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 import align
-from align.annotate.store import Candidate, Store, storable
-from align.annotate.store.preference_pairs import preferences
+from align.annotate.store import Candidate, Store, replace_unwritable
+from align.annotate.store.preference_pairs import load_preferences
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference, Rollout
 from align.data.chat.encode import (
@@ -239,9 +239,9 @@ def test_what_was_sampled_is_what_is_judged(name: str, tmp_path: Path) -> None:
     assert texts == [f"No.{mark}{marks[0]} Yes!" for mark in marks]
     with Store.open(url_of(tmp_path)) as store:
         for i in range(len(texts)):
-            answers = [Candidate(storable(text)) for text in (texts[i], texts[i - 1])]
+            answers = [Candidate(replace_unwritable(text)) for text in (texts[i], texts[i - 1])]
             rank(store, store.add_item("p", f"run/{i}", asked, answers), "0>1")
-        pairs = encode_pairs(tokenizer, preferences(store, "p"), stops, 10_000)[0]
+        pairs = encode_pairs(tokenizer, load_preferences(store, "p"), stops, 10_000)[0]
     read = {ids for _, pair in pairs for ids in (tuple(pair.chosen_ids), tuple(pair.rejected_ids))}
     assert read == {tuple(prompt.input_ids + ids) for ids in said}
 

@@ -21,10 +21,16 @@ from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop
 from align.data.clean.steps import steps_of
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, encode_content_row, list_texts, to_content_row
-from align.data.sets.ids import id_of
-from align.data.sets.published import narrowed
-from align.data.sets.record_columns import SAID, columns_of, records_of, texts_of, whole_texts
-from align.data.sets.report import row_text
+from align.data.sets.ids import compute_content_id
+from align.data.sets.published import convert_column
+from align.data.sets.record_columns import (
+    JSON_TURNS,
+    columns_to_records,
+    join_complete_texts,
+    join_record_texts,
+    records_to_columns,
+)
+from align.data.sets.report import format_row_text
 
 # What one record says is said behind every room.
 
@@ -36,7 +42,8 @@ def test_content_ids_of_rows_without_tools_are_what_they_were() -> None:
         {"role": "assistant", "content": "a", "train": False},
     ]}  # fmt: skip
     assert (
-        id_of(encode_content_row(plain)).hex() == "db472d67649a28bb788ef2016ded99e424d422531439429cef5d100b6513c4fa"
+        compute_content_id(encode_content_row(plain)).hex()
+        == "db472d67649a28bb788ef2016ded99e424d422531439429cef5d100b6513c4fa"
     )  # as before there were tools
 
 
@@ -47,9 +54,9 @@ def test_content_ids_go_by_calls_results_and_tools_and_not_by_the_order_of_keys(
         return Conversation(turns, tools=tools)
 
     same = record('{"a": 1, "b": 2}'), record('{"b": 2, "a": 1}')
-    assert id_of(encode_content_row(same[0])) == id_of(encode_content_row(same[1]))
+    assert compute_content_id(encode_content_row(same[0])) == compute_content_id(encode_content_row(same[1]))
     others = (record('{"a": 1}'), record('{"a": 1, "b": 2}', ()), record('{"a": 1, "b": 2}', result="wet"))
-    assert len({id_of(encode_content_row(one)) for one in (same[0], *others)}) == 4
+    assert len({compute_content_id(encode_content_row(one)) for one in (same[0], *others)}) == 4
 
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)
@@ -87,15 +94,15 @@ def test_records_come_back_from_columns_and_from_parquet(kind: str, tmp_path: Pa
     @settings(deadline=None, max_examples=60)
     @given(st.lists(RECORDS[kind], min_size=1, max_size=4))
     def come_back(records: list[Record]) -> None:
-        batch = pa.RecordBatch.from_pydict(columns_of(kind, records))
+        batch = pa.RecordBatch.from_pydict(records_to_columns(kind, records))
         names = ["?"] * len(records)
-        assert records_of(kind, batch, names) == records
+        assert columns_to_records(kind, batch, names) == records
         for start in (0, 1):  # a slice has offsets
             lists = {"messages", "prompt", "chosen", "rejected", "completion", "tools"}
-            made = {name: narrowed(column, SAID) if name in lists else column
+            made = {name: convert_column(column, JSON_TURNS) if name in lists else column
                     for name, column in zip(batch.schema.names, batch.slice(start).columns, strict=True)}  # fmt: skip
             pq.write_table(pa.table(made), tmp_path / "x.parquet")
-            assert records_of(kind, pq.read_table(tmp_path / "x.parquet"), names[start:]) == records[start:]
+            assert columns_to_records(kind, pq.read_table(tmp_path / "x.parquet"), names[start:]) == records[start:]
 
     come_back()
 
@@ -106,19 +113,21 @@ def test_calls_and_results_are_compared_and_ids_are_not() -> None:
                       tool_call_id="z" if m.role == "tool" else "") for m in READ), tools=(WEATHER,),
     )  # fmt: skip
     records: list[Record] = [Conversation(READ, tools=(WEATHER,)), other, Conversation(READ), "plain"]
-    batch = pa.RecordBatch.from_pydict(columns_of(DOCUMENTS, records))
-    both, asked, answered = (texts_of(DOCUMENTS, batch, over).to_pylist() for over in ("both", "prompts", "answers"))
+    batch = pa.RecordBatch.from_pydict(records_to_columns(DOCUMENTS, records))
+    both, asked, answered = (
+        join_record_texts(DOCUMENTS, batch, over).to_pylist() for over in ("both", "prompts", "answers")
+    )
     line = '{"name": "weather", "arguments": {"city": "Oslo"}}'
     assert both == [f"Rain in Oslo?\n\n{line}\ndry\nNo."] * 3 + ["plain"]
     assert asked == ["Rain in Oslo?"] * 3 + ["plain"]
     assert answered == [f"\n{line}\nNo."] * 3 + ["plain"]
-    whole = whole_texts(batch).to_pylist()
+    whole = join_complete_texts(batch).to_pylist()
     assert whole[0] == whole[1] != whole[2]  # the same exchange with other tools is another lesson
     assert line in whole[0]
 
 
 def test_a_report_shows_calls() -> None:
-    assert row_text(to_content_row(Conversation(READ, tools=(WEATHER,)))) == (
+    assert format_row_text(to_content_row(Conversation(READ, tools=(WEATHER,)))) == (
         'tools: weather\nuser: Rain in Oslo?\nassistant: calls weather {"city": "Oslo"}\ntool: dry\nassistant: No.'
     )
 

@@ -14,7 +14,7 @@ import pytest
 
 from align.core.errors import CorruptFile
 from align.core.types import Conversation, Feedback, Message, Preference, Record, ToolCall
-from align.data.sets.ids import SHA256, kind_under
+from align.data.sets.ids import SHA256, build_hmac_kind
 from align.data.trained_ids import FILE, IdScheme, TrainedQuestions, add_question_ids, hash_questions, write_trained_ids
 from align.run import file_digest
 
@@ -105,7 +105,7 @@ def test_what_was_written_is_seen(tmp_path: Path):
 
 def test_rows_of_a_project_have_ids_under_its_key_and_none_without_it(tmp_path: Path):
     pair, key = Preference((HELLO,), (REPLY,), (OTHER,)), bytes(range(32))
-    kind = kind_under("support", key)
+    kind = build_hmac_kind("support", key)
 
     def kind_of(record: Record) -> Any:
         return kind if isinstance(record, Preference) else SHA256

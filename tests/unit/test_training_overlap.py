@@ -9,7 +9,7 @@ import pytest
 
 from align.core.types import Conversation, Message, Preference
 from align.data import training_overlap
-from align.data.dedup.evaluation_overlap import COMMON
+from align.data.dedup.evaluation_overlap import MAX_RUN_ROWS
 from align.data.training_overlap import SPEAKER_ROLES, find_near_questions, join_turns_of_roles
 
 WORDS = [f"w{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(60)]
@@ -60,9 +60,9 @@ def test_it_finds_what_a_slow_search_finds(seed: int, monkeypatch: pytest.Monkey
 
 def test_what_many_rows_share_is_a_phrase():
     phrase = " ".join(f"p{i}" for i in range(20))
-    rows = [chat(f"{phrase} {' '.join(f'q{n}x{i}' for i in range(60))}", "yes") for n in range(COMMON + 1)]
+    rows = [chat(f"{phrase} {' '.join(f'q{n}x{i}' for i in range(60))}", "yes") for n in range(MAX_RUN_ROWS + 1)]
     question = pa.array([f"{phrase} {' '.join(f'other{i}' for i in range(60))}"])
-    assert find_near_questions(rows[:COMMON], question, 0.7) == {0: "ngram"}
+    assert find_near_questions(rows[:MAX_RUN_ROWS], question, 0.7) == {0: "ngram"}
     assert find_near_questions(rows, question, 0.7) == {}
     shared = " ".join(f"other{i}" for i in range(30, 42))  # which makes a row worth asking about, and is no leak
     assert find_near_questions([*rows, chat(f"{phrase} z {shared}", "yes")], question, 0.7) == {}

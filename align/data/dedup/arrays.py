@@ -17,12 +17,12 @@ NO_NUMBERS = np.zeros(0, np.int64)
 NO_HASHES = np.zeros(0, np.uint64)
 
 
-def join(parts: Iterable[ndarray], empty: ndarray = NO_NUMBERS) -> ndarray:
+def concatenate(parts: Iterable[ndarray], empty: ndarray = NO_NUMBERS) -> ndarray:
     """Concatenate arrays. Returns `empty` if there are no parts."""
     return np.concatenate([empty, *parts])
 
 
-def join_columns(rows: Iterable[Sequence[ndarray]]) -> list[ndarray]:
+def concatenate_columns(rows: Iterable[Sequence[ndarray]]) -> list[ndarray]:
     """Concatenate each column of rows of columns.
 
     Args:
@@ -31,7 +31,7 @@ def join_columns(rows: Iterable[Sequence[ndarray]]) -> list[ndarray]:
     return [np.concatenate(column) for column in zip(*rows, strict=True)]
 
 
-def is_new(*columns: ndarray) -> ndarray:
+def differs_from_previous(*columns: ndarray) -> ndarray:
     """Return whether each row differs from the one before it, in any column; bool (N)."""
     is_changed = np.ones(len(columns[0]), bool)
     np.not_equal(columns[0][1:], columns[0][:-1], out=is_changed[1:])
@@ -40,8 +40,8 @@ def is_new(*columns: ndarray) -> ndarray:
     return is_changed
 
 
-def spans(costs: ndarray, budget: int, most: int) -> Iterator[tuple[int, int]]:
-    """Yield consecutive spans `(start, end)` of at most `most` items whose costs add up to at most `budget`.
+def split_by_budget(costs: ndarray, budget: int, max_items: int) -> Iterator[tuple[int, int]]:
+    """Yield consecutive spans `(start, end)` of at most `max_items` whose costs add up to at most `budget`.
 
     An item that costs more is a span of its own.
     """
@@ -49,24 +49,24 @@ def spans(costs: ndarray, budget: int, most: int) -> Iterator[tuple[int, int]]:
     start = 0
     while start < len(costs):
         limit = (ends[start - 1] if start else 0) + budget
-        end = min(max(int(np.searchsorted(ends, limit, "right")), start + 1), start + most, len(costs))
+        end = min(max(int(np.searchsorted(ends, limit, "right")), start + 1), start + max_items, len(costs))
         yield start, end
         start = end
 
 
-def ranges(starts: ndarray, counts: ndarray) -> ndarray:
+def concatenate_ranges(starts: ndarray, counts: ndarray) -> ndarray:
     """Concatenate the ranges `starts[i], starts[i] + 1, …` of `counts[i]` numbers each (int64)."""
     ends = np.cumsum(counts, dtype=np.int64)
     return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + counts, counts)
 
 
-def distinct(values: ndarray) -> ndarray:
+def sort_unique(values: ndarray) -> ndarray:
     """Return the different values in ascending order. Sorting is faster than `np.unique`, which hashes."""
     sorted_values = np.sort(values)
-    return sorted_values[is_new(sorted_values)]
+    return sorted_values[differs_from_previous(sorted_values)]
 
 
-def held(sorted_values: ndarray, values: ndarray) -> ndarray:
+def is_in_sorted(sorted_values: ndarray, values: ndarray) -> ndarray:
     """Return whether each value is in a sorted array, bool (N).
 
     Args:
@@ -78,7 +78,7 @@ def held(sorted_values: ndarray, values: ndarray) -> ndarray:
     return sorted_values[np.minimum(np.searchsorted(sorted_values, values), len(sorted_values) - 1)] == values
 
 
-def components(count: int, a: ndarray, b: ndarray) -> ndarray:
+def label_components(count: int, a: ndarray, b: ndarray) -> ndarray:
     """Label the connected components of a graph: return the smallest node of each node's component, int64 (`count`).
 
     Args:
@@ -100,7 +100,7 @@ def components(count: int, a: ndarray, b: ndarray) -> ndarray:
     return root
 
 
-def count_shared(
+def count_shared_values(
     a: ndarray, starts_a: ndarray, counts_a: ndarray, b: ndarray, starts_b: ndarray, counts_b: ndarray, bits: int
 ) -> ndarray:
     """Count the values that a slice of `a` and a slice of `b` have in common, for each pair of slices (int64).
@@ -110,8 +110,8 @@ def count_shared(
     pair_bits = np.arange(len(starts_a), dtype=np.uint64) << np.uint64(bits)
     merged = np.concatenate(
         [
-            a[ranges(starts_a, counts_a)].astype(np.uint64, copy=False) | np.repeat(pair_bits, counts_a),
-            b[ranges(starts_b, counts_b)].astype(np.uint64, copy=False) | np.repeat(pair_bits, counts_b),
+            a[concatenate_ranges(starts_a, counts_a)].astype(np.uint64, copy=False) | np.repeat(pair_bits, counts_a),
+            b[concatenate_ranges(starts_b, counts_b)].astype(np.uint64, copy=False) | np.repeat(pair_bits, counts_b),
         ]
     )
     merged.sort()
@@ -139,34 +139,34 @@ class HashTable:
         self.bitmap = np.packbits(bitmap, bitorder="little")
 
     @classmethod
-    def sort(cls, hashes: ndarray, owners: ndarray) -> HashTable:
+    def from_unsorted(cls, hashes: ndarray, owners: ndarray) -> HashTable:
         """Build a table from hashes in any order. The owners of one hash keep their order."""
         order = np.argsort(hashes, kind="stable")
         return cls(hashes[order], owners[order])
 
     @classmethod
-    def of_values(cls, values: ndarray) -> HashTable:
-        """Build a table that is only used for `holds`."""
-        values = distinct(values)
+    def from_values(cls, values: ndarray) -> HashTable:
+        """Build a table that is only used for `contains`."""
+        values = sort_unique(values)
         return cls(values, np.arange(len(values)))
 
-    def may_hold(self, hashes: ndarray) -> ndarray:
+    def might_contain(self, hashes: ndarray) -> ndarray:
         """Return whether each hash may be in the table, bool (N). There are false positives and no false negatives."""
         places = (hashes & self.mask).astype(np.int64)
         return (self.bitmap[places >> 3] >> (places & 7).astype(np.uint8) & 1).view(bool)
 
-    def holds(self, hashes: ndarray) -> ndarray:
+    def contains(self, hashes: ndarray) -> ndarray:
         """Return whether each hash is in the table, bool (N)."""
-        is_held = self.may_hold(hashes)
-        is_held[is_held] = held(self.hashes, hashes[is_held])
+        is_held = self.might_contain(hashes)
+        is_held[is_held] = is_in_sorted(self.hashes, hashes[is_held])
         return is_held
 
     def find(self, hashes: ndarray) -> tuple[ndarray, ndarray]:
         """Return the places in `hashes` that are in the table, ascending, once for each owner, and these owners."""
-        places = np.flatnonzero(self.may_hold(hashes))
+        places = np.flatnonzero(self.might_contain(hashes))
         begins = np.searchsorted(self.hashes, hashes[places])
         counts = np.searchsorted(self.hashes, hashes[places], "right") - begins
-        return np.repeat(places, counts), self.owners[ranges(begins, counts)]
+        return np.repeat(places, counts), self.owners[concatenate_ranges(begins, counts)]
 
     def find_pairs(self, hashes: ndarray, owners: ndarray) -> tuple[ndarray, ndarray]:
         """Return the different pairs of an owner in `owners` and an owner in the table that have a hash in common.
@@ -178,11 +178,11 @@ class HashTable:
             The first and the second owner of each pair, int64.
         """
         places, table_owners = self.find(hashes)
-        pairs = distinct(owners[places] << 32 | table_owners)
+        pairs = sort_unique(owners[places] << 32 | table_owners)
         return pairs >> 32, pairs & 0xFFFFFFFF
 
 
-BITS = 24
+BITS_PER_HASH = 24
 """Bits of the filter for each hash, at least."""
 PROBES = 14
 """Bits that are checked for a hash. The false positive rate is about 1 in 90,000: (1 - exp(-14/24))^14."""
@@ -196,7 +196,7 @@ class BloomFilter:
     """
 
     def __init__(self, count: int) -> None:
-        self.bits = max(BITS * count, 1 << 16).bit_length()
+        self.bits = max(BITS_PER_HASH * count, 1 << 16).bit_length()
         self.table = np.zeros(1 << self.bits - 3, np.uint8)
 
     def add(self, hashes: ndarray) -> None:
@@ -204,7 +204,7 @@ class BloomFilter:
         for probe in range(PROBES):
             np.bitwise_or.at(self.table, *self._place(hashes, probe))
 
-    def maybe(self, hashes: ndarray) -> ndarray:
+    def might_contain(self, hashes: ndarray) -> ndarray:
         """Return whether each hash (uint64 (N)) may have been added, bool (N). There are false positives and no false
         negatives."""
         candidates = np.arange(len(hashes))

@@ -7,8 +7,8 @@ A training text is a hit of an evaluation text by one of three rules. The first 
 - `NEAR`: the Jaccard similarity of their word 3-shingles reaches the threshold, and they have the same numbers and
   operators.
 
-Each rule finds every such pair. `NEAR` needs no MinHash, because prefix filtering (`Rarity`) leaves few pairs. A text
-without words is never a hit. `align.data.dedup.shingles` defines words.
+Each rule finds every such pair. `NEAR` needs no MinHash, because prefix filtering (`ShingleRarity`) leaves few pairs. A
+text without words is never a hit. `align.data.dedup.shingles` defines words.
 
 If one index cannot hold all evaluation texts, they are indexed a slice at a time, and a `Prefilter` finds the training
 texts that have anything in common with any of them. It reads training texts twice, regardless of the number of slices:
@@ -33,31 +33,40 @@ from align.data.dedup.arrays import (
     BloomFilter,
     HashTable,
     Texts,
-    held,
-    is_new,
-    join,
-    join_columns,
-    ranges,
+    concatenate,
+    concatenate_columns,
+    concatenate_ranges,
+    differs_from_previous,
+    is_in_sorted,
 )
-from align.data.dedup.numbers import number_hashes
-from align.data.dedup.shingles import ODD, Rarity, Shingles, blocks, jaccard, mixed, shingles_of, word_hashes
+from align.data.dedup.numbers import hash_numbers
+from align.data.dedup.shingles import (
+    ODD_MULTIPLIER,
+    ShingleRarity,
+    Shingles,
+    build_block_shingles,
+    compute_jaccard,
+    hash_block_words,
+    iter_byte_blocks,
+    mix_bits,
+)
 
 RULES = ("question", "exact", "ngram", "contained", "near", "changed")
 """All rules. Of several that hold, the first one is reported: those above, those of `align.data.dedup.questions`, and
 `question`: both texts ask the same."""
 ASKED, EXACT, NGRAM, CONTAINED, NEAR, CHANGED = range(len(RULES))
-COMMON = 10
+MAX_RUN_ROWS = 10
 """Largest number of training rows with a run of `WIDTH` words that counts. A run in more of them is a common phrase or
 boilerplate (Brown et al. 2020, arXiv 2005.14165, appendix C)."""
 WIDTH = 13
 """Words of a run that makes a training row a hit."""
-SLICE = 48 << 20
+SLICE_BYTES = 48 << 20
 """Bytes of text that are indexed at once."""
-Owned = tuple[ndarray, ndarray]
+OwnedHashes = tuple[ndarray, ndarray]
 """Hashes (uint64), and the number of the text that has each (int32)."""
 
 
-class Matches(NamedTuple):
+class OverlapMatches(NamedTuple):
     """Pairs of a training text and an evaluation row that it overlaps with.
 
     Attributes:
@@ -74,7 +83,7 @@ class Matches(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Features:
+class TextFeatures:
     """Hashes by which a block of texts is compared. Owners are places of texts in the block."""
 
     short: ndarray
@@ -83,48 +92,50 @@ class Features:
     grams: Shingles
     """Runs of `width` words."""
     shingles: Shingles
-    """Word 3-shingles. All sets are empty if near-duplicates are not looked for."""
+    """Word 3-shingles. All sets are empty if near-duplicates are not searched."""
     numbers: ndarray
-    """uint64: hash of the numbers and operators of each text (`number_hashes`)."""
+    """uint64: hash of the numbers and operators of each text (`hash_numbers`)."""
 
     @classmethod
-    def of(cls, data: ndarray, starts: ndarray, numbers: ndarray, width: int, near: bool) -> Features:
-        hashes, counts = word_hashes(data, starts)
+    def from_block(cls, data: ndarray, starts: ndarray, numbers: ndarray, width: int, near: bool) -> TextFeatures:
+        hashes, counts = hash_block_words(data, starts)
         short_texts = np.flatnonzero((counts > 0) & (counts < width))
         first = (np.cumsum(counts) - counts)[short_texts]
         hashes_of_short = counts[short_texts].astype(np.uint64)
         for word in range(width - 1):
             has_word = counts[short_texts] > word
-            hashes_of_short[has_word] = mixed(hashes_of_short[has_word] * ODD + hashes[first[has_word] + word])
+            hashes_of_short[has_word] = mix_bits(
+                hashes_of_short[has_word] * ODD_MULTIPLIER + hashes[first[has_word] + word]
+            )
         hashes_of_short ^= numbers[short_texts]
-        shingles = shingles_of(hashes, counts, 3) if near else Shingles.of_sizes(NO_HASHES, 0 * counts)
-        return cls(hashes_of_short, short_texts, shingles_of(hashes, counts, width), shingles, numbers)
+        shingles = build_block_shingles(hashes, counts, 3) if near else Shingles.from_sizes(NO_HASHES, 0 * counts)
+        return cls(hashes_of_short, short_texts, build_block_shingles(hashes, counts, width), shingles, numbers)
 
 
-def iter_features(texts: Texts, width: int, near: bool) -> Iterator[Features]:
+def iter_features(texts: Texts, width: int, near: bool) -> Iterator[TextFeatures]:
     """Yield the features of texts, block by block.
 
     Args:
         width: words of a run.
-        near: whether near-duplicates are looked for.
+        near: whether near-duplicates are searched.
     """
-    numbers = number_hashes(texts)
+    numbers = hash_numbers(texts)
     start = 0
-    for data, starts in blocks(texts):
+    for data, starts in iter_byte_blocks(texts):
         end = start + len(starts) - 1
-        yield Features.of(data, starts, numbers[start:end], width, near)
+        yield TextFeatures.from_block(data, starts, numbers[start:end], width, near)
         start = end
 
 
-class Index:
-    """An index of the texts of evaluation sets, by which `hits` finds overlapping training texts.
+class OverlapIndex:
+    """An index of the texts of evaluation sets, by which `find_hits` finds overlapping training texts.
 
     It takes some 5 bytes for a byte of text, and 7 while it is built.
 
     Args:
         evaluations: the texts of each set. A row may have several texts.
         width: words of a run, at least 3.
-        threshold: least Jaccard similarity, in (0, 1]. None if near-duplicates are not looked for.
+        threshold: least Jaccard similarity, in (0, 1]. None if near-duplicates are not searched.
         rows: row of each text of all sets, int64, ascending in each set. None if each text is a row of its own.
     """
 
@@ -139,45 +150,47 @@ class Index:
         self.threshold = threshold
         counts = np.array([len(texts) for texts in evaluations], np.int64)
         self.evaluation = np.repeat(np.arange(len(counts)), counts)
-        self.row = ranges(0 * counts, counts) if rows is None else rows
-        self.rarity = Rarity()
-        at = 0
-        short = list[Owned]()
-        grams = list[Owned]()
-        sets = [Shingles.of_sizes(NO_HASHES, NO_NUMBERS)]
+        self.row = concatenate_ranges(0 * counts, counts) if rows is None else rows
+        self.rarity = ShingleRarity()
+        first_text = 0
+        short = list[OwnedHashes]()
+        grams = list[OwnedHashes]()
+        sets = [Shingles.from_sizes(NO_HASHES, NO_NUMBERS)]
         numbers = [NO_HASHES]
         for texts in evaluations:
             for part in iter_features(texts, width, threshold is not None):
-                short.append((part.short, (part.short_owners + at).astype(np.int32)))
-                grams.append((part.grams.values, (part.grams.owners + at).astype(np.int32)))
+                short.append((part.short, (part.short_owners + first_text).astype(np.int32)))
+                grams.append((part.grams.values, (part.grams.owners + first_text).astype(np.int32)))
                 sets.append(part.shingles)
                 numbers.append(part.numbers)
                 self.rarity.add(part.shingles)
-                at += len(part.grams)
+                first_text += len(part.grams)
         self.short = index_hashes(short, self.evaluation)
         self.grams = index_hashes(grams, self.evaluation)
         self.numbers = np.concatenate(numbers)
-        marks = list[Owned]()
-        at = 0
+        marks = list[OwnedHashes]()
+        first_text = 0
         for shingles in sets if threshold is not None else ():  # block by block
-            mark, owner = self.rarity.marks(shingles, threshold or 0)
-            marks.append((mark, (owner + at).astype(np.int32)))
-            at += len(shingles)
-        self.marks = index_hashes(marks)
-        self.shingles = Shingles.of_sizes(*join_columns((shingles.values, shingles.sizes) for shingles in sets))
+            mark, owner = self.rarity.select_marks(shingles, threshold or 0)
+            marks.append((mark, (owner + first_text).astype(np.int32)))
+            first_text += len(shingles)
+        self.mark_table = index_hashes(marks)
+        self.shingles = Shingles.from_sizes(
+            *concatenate_columns((shingles.values, shingles.sizes) for shingles in sets)
+        )
 
-    def without(self, dropped_runs: ndarray) -> Index:
+    def drop_runs(self, dropped_runs: ndarray) -> OverlapIndex:
         """Return a copy of the index without some runs of words, such as phrases that many training texts have.
 
         Args:
             dropped_runs: hashes of these runs, uint64, ascending.
         """
         index = copy(self)
-        is_kept = ~held(dropped_runs, self.grams.hashes)
+        is_kept = ~is_in_sorted(dropped_runs, self.grams.hashes)
         index.grams = HashTable(self.grams.hashes[is_kept], self.grams.owners[is_kept])
         return index
 
-    def near(self, block: Features) -> tuple[ndarray, ndarray]:
+    def find_near(self, block: TextFeatures) -> tuple[ndarray, ndarray]:
         """Find near-duplicates: pairs whose similarity reaches the threshold and whose numbers and operators are the
         same.
 
@@ -187,22 +200,22 @@ class Index:
         sets = block.shingles
         if self.threshold is None:
             return NO_NUMBERS, NO_NUMBERS
-        texts, evaluation_texts = self.marks.find_pairs(*self.rarity.marks(sets, self.threshold))
+        texts, evaluation_texts = self.mark_table.find_pairs(*self.rarity.select_marks(sets, self.threshold))
         has_same_numbers = block.numbers[texts] == self.numbers[evaluation_texts]
         texts = texts[has_same_numbers]
         evaluation_texts = evaluation_texts[has_same_numbers]
-        is_similar = jaccard(sets, texts, self.shingles, evaluation_texts) >= self.threshold
+        is_similar = compute_jaccard(sets, texts, self.shingles, evaluation_texts) >= self.threshold
         return texts[is_similar], evaluation_texts[is_similar]
 
 
-def index_hashes(parts: list[Owned], set_of_owner: ndarray | None = None) -> HashTable:
+def index_hashes(parts: list[OwnedHashes], set_of_owner: ndarray | None = None) -> HashTable:
     """Build a table of hashes and owners.
 
     Args:
         parts: pieces of the table, with ascending owners. The list is emptied to save memory.
         set_of_owner: set of each owner. Only the first owner of a hash in each set is kept. None keeps all owners.
     """
-    values, owners = join_columns([(NO_HASHES, np.zeros(0, np.int32)), *parts])
+    values, owners = concatenate_columns([(NO_HASHES, np.zeros(0, np.int32)), *parts])
     parts.clear()
     order = np.argsort(values, kind="stable")  # owners of equal hashes stay in order
     values = values[order]
@@ -210,37 +223,37 @@ def index_hashes(parts: list[Owned], set_of_owner: ndarray | None = None) -> Has
     del order
     if set_of_owner is None:
         return HashTable(values, owners)
-    is_first = is_new(values, set_of_owner[owners])
+    is_first = differs_from_previous(values, set_of_owner[owners])
     return HashTable(values[is_first], owners[is_first])
 
 
-def hits(index: Index, texts: Texts) -> Matches:
+def find_hits(index: OverlapIndex, texts: Texts) -> OverlapMatches:
     """Find training texts that overlap with evaluation sets, sorted by text and then by set.
 
     There is at most one match for each text and set: the first row that the first rule with any match finds.
     """
     columns = [(NO_NUMBERS, NO_NUMBERS, NO_NUMBERS)]  # text, evaluation text, rule
-    at = 0
+    first_text = 0
     for block in iter_features(texts, index.width, index.threshold is not None):
         by_rule = {
             EXACT: index.short.find_pairs(block.short, block.short_owners),
             NGRAM: index.grams.find_pairs(block.grams.values, block.grams.owners),
-            NEAR: index.near(block),
+            NEAR: index.find_near(block),
         }
-        columns += [(text + at, owner, np.full(len(text), rule)) for rule, (text, owner) in by_rule.items()]
-        at += len(block.grams)
-    text, owner, rule = join_columns(columns)
+        columns += [(text + first_text, owner, np.full(len(text), rule)) for rule, (text, owner) in by_rule.items()]
+        first_text += len(block.grams)
+    text, owner, rule = concatenate_columns(columns)
     evaluation = index.evaluation[owner]
     order = np.lexsort((owner, rule, evaluation, text))
     text = text[order]
     evaluation = evaluation[order]
     owner = owner[order]
     rule = rule[order]
-    is_first = is_new(text, evaluation)
-    return Matches(text[is_first], evaluation[is_first], index.row[owner[is_first]], rule[is_first])
+    is_first = differs_from_previous(text, evaluation)
+    return OverlapMatches(text[is_first], evaluation[is_first], index.row[owner[is_first]], rule[is_first])
 
 
-class Tally:
+class HashCounter:
     """Counts of hashes, exact up to 255. A hash takes 9 bytes, and 17 while counts are merged."""
 
     LEAST = 1 << 20
@@ -257,25 +270,25 @@ class Tally:
         self._new.append(hashes)
         self._new_count += len(hashes)
         if self._new_count >= max(self.LEAST, len(self.hashes) // 4):
-            self._settle()
+            self._merge_new()
 
-    def _settle(self) -> None:
-        hashes, counts = np.unique(join(self._new, NO_HASHES), return_counts=True)
+    def _merge_new(self) -> None:
+        hashes, counts = np.unique(concatenate(self._new, NO_HASHES), return_counts=True)
         self._new = []
         self._new_count = 0
         places = np.searchsorted(self.hashes, hashes)
-        is_counted = held(self.hashes, hashes)
+        is_counted = is_in_sorted(self.hashes, hashes)
         self.counts[places[is_counted]] = np.minimum(self.counts[places[is_counted]] + counts[is_counted], 255)
         self.hashes = np.insert(self.hashes, places[~is_counted], hashes[~is_counted])
         self.counts = np.insert(self.counts, places[~is_counted], np.minimum(counts[~is_counted], 255))
 
-    def above(self, most: int) -> ndarray:
+    def select_above(self, most: int) -> ndarray:
         """Return the hashes that were added more than `most` times, ascending.
 
         Args:
             most: below 255.
         """
-        self._settle()
+        self._merge_new()
         return self.hashes[self.counts > most]
 
 
@@ -283,24 +296,24 @@ class Prefilter:
     """A filter that finds the training texts that may be hits of evaluation texts, with a few bytes for a word of
     these.
 
-    Call `measure` and then `add` with all evaluation texts, `tell` with all training texts, and `maybe` with the ones
-    that `tell` finds.
+    Call `measure` and then `add` with all evaluation texts, `match_and_count` with all training texts, and
+    `match_without_phrases` with the ones that `match_and_count` finds.
 
     Args:
-        threshold: as for `Index`.
+        threshold: as for `OverlapIndex`.
     """
 
     def __init__(self, threshold: float | None) -> None:
         self.threshold = threshold
-        self._rarity = Rarity()
+        self._rarity = ShingleRarity()
         self._size = 0
-        self._runs = Tally()
+        self._runs = HashCounter()
 
     def measure(self, texts: Texts) -> None:
         """Count the hashes that will be added, and estimate how rare shingles are."""
-        for block in self._blocks(texts):
+        for block in self._iter_features(texts):
             self._rarity.add(block.shingles)
-            self._size += len(block.grams.values) + len(self._others(block)[0])
+            self._size += len(block.grams.values) + len(self._collect_other_hashes(block)[0])
 
     @cached_property
     def _filter(self) -> BloomFilter:
@@ -308,11 +321,11 @@ class Prefilter:
 
     def add(self, texts: Texts) -> None:
         """Add evaluation texts, which `measure` has seen, to the filter."""
-        for block in self._blocks(texts):
-            self._filter.add(spread(block.grams.values))
-            self._filter.add(spread(self._others(block)[0]))
+        for block in self._iter_features(texts):
+            self._filter.add(spread_bits(block.grams.values))
+            self._filter.add(spread_bits(self._collect_other_hashes(block)[0]))
 
-    def tell(self, texts: Texts) -> ndarray:
+    def match_and_count(self, texts: Texts) -> ndarray:
         """Return whether each training text may have anything in common with evaluation texts, bool (N). Counts the
         runs of words in common, from which `phrases` are found.
 
@@ -323,47 +336,47 @@ class Prefilter:
             self._runs.add(runs)
             return np.ones(len(runs), bool)
 
-        return self._alike(texts, count)
+        return self._match_texts(texts, count)
 
     @cached_property
     def phrases(self) -> ndarray:
-        """Hashes of runs of words in more than `COMMON` training texts, uint64, ascending. Read it after `tell` has
-        seen all of them."""
-        return self._runs.above(COMMON)
+        """Hashes of runs of words in more than `MAX_RUN_ROWS` training texts, uint64, ascending. Read it after
+        `match_and_count` has seen all of them."""
+        return self._runs.select_above(MAX_RUN_ROWS)
 
-    def maybe(self, texts: Texts) -> ndarray:
+    def match_without_phrases(self, texts: Texts) -> ndarray:
         """Return whether each training text may be a hit if phrases do not count, bool (N). There are false positives
         and no false negatives."""
-        return self._alike(texts, lambda runs: ~held(self.phrases, runs))
+        return self._match_texts(texts, lambda runs: ~is_in_sorted(self.phrases, runs))
 
-    def _alike(self, texts: Texts, counts: Callable[[ndarray], ndarray]) -> ndarray:
+    def _match_texts(self, texts: Texts, counts: Callable[[ndarray], ndarray]) -> ndarray:
         """Return whether each text may have anything in common with evaluation texts, bool (N).
 
         Args:
             counts: runs of words in common → whether each counts.
         """
         parts = [np.zeros(0, bool)]
-        for block in self._blocks(texts):
+        for block in self._iter_features(texts):
             is_alike = np.zeros(len(block.grams), bool)
-            is_shared = self._filter.maybe(spread(block.grams.values))
+            is_shared = self._filter.might_contain(spread_bits(block.grams.values))
             is_alike[block.grams.owners[is_shared][counts(block.grams.values[is_shared])]] = True
-            other_hashes, owners = self._others(block)
-            is_alike[owners[self._filter.maybe(spread(other_hashes))]] = True
+            other_hashes, owners = self._collect_other_hashes(block)
+            is_alike[owners[self._filter.might_contain(spread_bits(other_hashes))]] = True
             parts.append(is_alike)
         return np.concatenate(parts)
 
-    def _blocks(self, texts: Texts) -> Iterator[Features]:
+    def _iter_features(self, texts: Texts) -> Iterator[TextFeatures]:
         return iter_features(texts, WIDTH, self.threshold is not None)
 
-    def _others(self, block: Features) -> tuple[ndarray, ndarray]:
+    def _collect_other_hashes(self, block: TextFeatures) -> tuple[ndarray, ndarray]:
         """Return the other hashes by which hits are found, and the place in the block of each: those of short texts,
         and marks of near-duplicates."""
         if self.threshold is None:
             return block.short, block.short_owners
-        marks, owners = self._rarity.marks(block.shingles, self.threshold)
+        marks, owners = self._rarity.select_marks(block.shingles, self.threshold)
         return np.append(block.short, marks), np.append(block.short_owners, owners)
 
 
-def spread(hashes: ndarray) -> ndarray:
+def spread_bits(hashes: ndarray) -> ndarray:
     """Spread hashes over 64 bits for a Bloom filter: those of runs of words have 54 bits."""
-    return mixed(hashes.copy())
+    return mix_bits(hashes.copy())

@@ -3,7 +3,7 @@
 A **number** is a run of digits of any script, also inside a word (`gpt4`). `1,234.5` and `1234.5` are one number, and
 so are `3,5` and `3.5`; `1,000` is a thousand. Superscripts, subscripts and fractions are numbers of their own, so that
 `5²` is not `52`. An **operator** is a mathematical symbol (`+ = < > × ÷ ≤ √`) or `^`, `&&`, `||`. Others have
-other uses, and count only between operands (numbers, brackets, single letters): `- * / & | ~`, and `%` behind a number.
+other uses, and count only between operands (numbers, brackets, single letters): `- * / & | ~`, and `%` after a number.
 A minus directly before a number is its sign. Bullets, quotes, rules (`-----`), hyphens and `and/or` are not
 operators. Words such as `not`, `three` or `plus` are compared as words are.
 """
@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy import ndarray
 
-from align.data.dedup.arrays import NO_HASHES, Texts, join
-from align.data.dedup.shingles import ODD, blocks, mixed, word_hashes
+from align.data.dedup.arrays import NO_HASHES, Texts, concatenate
+from align.data.dedup.shingles import ODD_MULTIPLIER, hash_block_words, iter_byte_blocks, mix_bits
 
 pc = pyarrow.compute
 
@@ -28,7 +28,7 @@ SYMBOLS = "".join(
 )
 """The mathematical symbols of Unicode's first plane. Others are letters of mathematical alphabets."""
 SMALL_DIGITS = "²³¹⁰⁴-⁹₀-₉¼-¾⅐-⅞"
-RAISED = re.compile(f"[{SMALL_DIGITS}]+")
+SMALL_NUMBER = re.compile(f"[{SMALL_DIGITS}]+")
 OPERATORS = rf"%&*+\-/<=>^|~–{re.escape(SYMBOLS)}·"
 RUN = re.compile(rf"[\d{SMALL_DIGITS}{OPERATORS}]+(?:[.,'’٫٬]\d+)*")
 """Numbers and operators without a gap. It begins with a set of characters, which `re` searches for fast."""
@@ -38,7 +38,7 @@ TOKEN = re.compile(rf"\d+(?:[.,'’٫٬]\d+)*|[{SMALL_DIGITS}]+|(?<![\w.])\.\d+|
 BETWEEN_LETTERS = (
     r"(?:[)\]]|(?:^|[^A-Za-z])[A-Za-z]) ?[*/%&|~-]+ ?(?:[(\[]|[A-Za-z](?:[^A-Za-z]|$))"  # between brackets too
 )
-MAY_HAVE = rf"[0-9+<=>^]|&&|\|\||{BETWEEN_LETTERS}"
+MAY_HAVE_NUMBERS = rf"[0-9+<=>^]|&&|\|\||{BETWEEN_LETTERS}"
 """In RE2's syntax: an ASCII text that does not match has neither a number nor an operator."""
 MAY_NEED_SPELLING = (
     rf"[+<=>^]|&&|\|\||\.[0-9]|[0-9][,'][0-9]|[0-9] *%|[0-9] ?[*/&|~-]|[*/%&|~-] ?[0-9]|{BETWEEN_LETTERS}"
@@ -48,18 +48,20 @@ DIGITS = bytes(c if chr(c).isdigit() and c < 128 else 0 for c in range(256))
 """Translation of a text whose numbers need no spelling: digits stay, and all other bytes become 0."""
 TOKENS = bytes(0 if c == ord(" ") else c for c in range(256))
 """Translation of spelled tokens, which are separated by blanks: blanks become 0."""
-SAME = str.maketrans(
+OPERATOR_SPELLINGS = str.maketrans(
     {"−": "-", "–": "-", "×": "*", "·": "*", "∙": "*", "⋅": "*", "÷": "/", "∕": "/", "٫": ".", "’": "'"}
 )
-ALWAYS = frozenset("+=<>^" + SYMBOLS)
-GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:['٬]\d{3})+(?:[.,]\d+)?|\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?")
-BEFORE = re.compile(r"(?:[\d)\]]|(?<![^\W_])[^\W\d_]) ?\Z")
+UNAMBIGUOUS = frozenset("+=<>^" + SYMBOLS)
+GROUPED_NUMBER = re.compile(
+    r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d{1,3}(?:['٬]\d{3})+(?:[.,]\d+)?|\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?"
+)
+OPERAND_END = re.compile(r"(?:[\d)\]]|(?<![^\W_])[^\W\d_]) ?\Z")
 """The end of an operand, directly before an operator."""
-AFTER = re.compile(r" ?(?:[-+−]?\.?\d|[(\[]|[^\W\d_](?![^\W_]))")
-"""The beginning of an operand, directly behind an operator."""
+OPERAND_START = re.compile(r" ?(?:[-+−]?\.?\d|[(\[]|[^\W\d_](?![^\W_]))")
+"""The beginning of an operand, directly after an operator."""
 
 
-def number_hashes(texts: Texts) -> ndarray:
+def hash_numbers(texts: Texts) -> ndarray:
     """Hash the numbers and operators of each text, uint64 (N). The hash of a text that has none is 0.
 
     Args:
@@ -68,17 +70,17 @@ def number_hashes(texts: Texts) -> ndarray:
     hashes = np.zeros(len(texts), np.uint64)
     is_ascii = pc.call_function("string_is_ascii", [texts]).fill_null(True).to_numpy(zero_copy_only=False)
     places = np.flatnonzero(is_ascii)
-    places = places[matches(texts if is_ascii.all() else texts.take(pa.array(places)), MAY_HAVE)]
+    places = places[find_matching_texts(texts if is_ascii.all() else texts.take(pa.array(places)), MAY_HAVE_NUMBERS)]
     needs_spelling = np.zeros(len(places), bool)
-    needs_spelling[matches(texts.take(pa.array(places)), MAY_NEED_SPELLING)] = True
+    needs_spelling[find_matching_texts(texts.take(pa.array(places)), MAY_NEED_SPELLING)] = True
     hashes[places[~needs_spelling]] = hash_tokens(texts.take(pa.array(places[~needs_spelling])), DIGITS)
     places = np.concatenate([places[needs_spelling], np.flatnonzero(~is_ascii)])
-    spelled_texts = [" ".join(numbers_and_operators(text)) for text in texts.take(pa.array(places)).to_pylist()]
+    spelled_texts = [" ".join(extract_numbers_and_operators(text)) for text in texts.take(pa.array(places)).to_pylist()]
     hashes[places] = hash_tokens(pa.array(spelled_texts, pa.string()), TOKENS)
     return hashes
 
 
-def matches(texts: Texts, pattern: str) -> ndarray:
+def find_matching_texts(texts: Texts, pattern: str) -> ndarray:
     """Return the places of the texts that match a pattern in RE2's syntax, int64."""
     is_match = pc.call_function("match_substring_regex", [texts], pc.MatchSubstringOptions(pattern))
     return np.flatnonzero(is_match.fill_null(False).to_numpy(zero_copy_only=False))
@@ -91,18 +93,18 @@ def hash_tokens(texts: Texts, table: bytes) -> ndarray:
         table: translation of each byte. Tokens are separated by 0.
     """
     hashes = list[ndarray]()
-    for data, starts in blocks(texts, str, table):
-        tokens, counts = word_hashes(data, starts)
+    for data, starts in iter_byte_blocks(texts, str, table):
+        tokens, counts = hash_block_words(data, starts)
         ends = np.cumsum(counts)
         order = np.arange(len(tokens)) - np.repeat(ends - counts, counts)
         sums = np.zeros(len(tokens) + 1, np.uint64)
-        np.cumsum(mixed(tokens ^ (order.astype(np.uint64) * ODD)), out=sums[1:])
-        sums = mixed(sums[ends] - sums[ends - counts])
+        np.cumsum(mix_bits(tokens ^ (order.astype(np.uint64) * ODD_MULTIPLIER)), out=sums[1:])
+        sums = mix_bits(sums[ends] - sums[ends - counts])
         hashes.append(np.maximum(sums, 1) * (counts > 0))
-    return join(hashes, NO_HASHES)
+    return concatenate(hashes, NO_HASHES)
 
 
-def numbers_and_operators(text: str) -> list[str]:
+def extract_numbers_and_operators(text: str) -> list[str]:
     """Extract the numbers and operators of a text in order, each in a canonical spelling."""
     tokens = list[str]()
     for run in (ASCII_RUN if text.isascii() else RUN).finditer(text):
@@ -119,10 +121,10 @@ def numbers_and_operators(text: str) -> list[str]:
             token = match[0]
             if token[-1].isdecimal():
                 tokens += spell_number(token)
-            elif RAISED.fullmatch(token):
+            elif SMALL_NUMBER.fullmatch(token):
                 tokens.append(token)
             elif is_operator(text, match.start(), match.end()):
-                tokens += token.translate(SAME)
+                tokens += token.translate(OPERATOR_SPELLINGS)
     return tokens
 
 
@@ -134,9 +136,9 @@ def spell_number(number: str) -> list[str]:
     if number.isascii() and number.isdigit():
         return [number]
     if not number.isascii():
-        number = number.translate(SAME)
+        number = number.translate(OPERATOR_SPELLINGS)
         number = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in number)
-    if GROUPED.fullmatch(number):
+    if GROUPED_NUMBER.fullmatch(number):
         *leading_digits, last_digits = re.split(r"\D", number)
         separators = re.findall(r"\D", number)
         if len(separators) > 1 and separators[-1] != separators[0]:
@@ -151,7 +153,7 @@ def is_operator(text: str, start: int, end: int) -> bool:
     run = text[start:end]
     if len(run) > 2 and len(set(run)) == 1:
         return False  # a rule between paragraphs
-    if (not ALWAYS.isdisjoint(run) and not set(run) <= {"|", "~", "−"}) or run in ("&&", "||"):
+    if (not UNAMBIGUOUS.isdisjoint(run) and not set(run) <= {"|", "~", "−"}) or run in ("&&", "||"):
         line_before = text[text.rfind("\n", 0, start) + 1 : start]
         is_bullet = run in (">", ">>", "+") and not line_before.strip() and text[end : end + 1] == " "
         return not is_bullet
@@ -164,4 +166,4 @@ def is_operator(text: str, start: int, end: int) -> bool:
         return True
     if run == "%":
         return bool(before.rstrip(" ")[-1:].isdecimal())
-    return bool(BEFORE.search(before)) and bool(AFTER.match(text, end))
+    return bool(OPERAND_END.search(before)) and bool(OPERAND_START.match(text, end))

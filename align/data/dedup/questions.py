@@ -38,15 +38,15 @@ from align.data.dedup.arrays import (
     NO_NUMBERS,
     HashTable,
     Texts,
-    distinct,
-    held,
-    is_new,
-    join,
-    join_columns,
-    ranges,
+    concatenate,
+    concatenate_columns,
+    concatenate_ranges,
+    differs_from_previous,
+    is_in_sorted,
+    sort_unique,
 )
-from align.data.dedup.evaluation_overlap import CHANGED, CONTAINED, NGRAM, Matches
-from align.data.dedup.shingles import blocks, bounds_of_words, mixed, plain, shingled
+from align.data.dedup.evaluation_overlap import CHANGED, CONTAINED, NGRAM, OverlapMatches
+from align.data.dedup.shingles import build_shingles, find_word_bounds, fold_unicode, iter_byte_blocks, mix_bits
 
 PUNCTUATION = {
     **{chr(code + 0xFEE0): chr(code) for code in range(0x21, 0x7F) if not chr(code).isalnum()},  # full width
@@ -72,33 +72,33 @@ PUNCTUATION = {
 }
 """Punctuation and operators of other scripts → their counterpart in ASCII."""
 FOREIGN = re.compile(f"[{''.join(map(re.escape, PUNCTUATION))}]|(?![0-9])\\d")
-KEPT = bytes(ord(chr(i).lower()) if i < 128 else i for i in range(256))
+LOWER_WITH_PUNCTUATION = bytes(ord(chr(i).lower()) if i < 128 else i for i in range(256))
 """Translation of ASCII to lower case. Unlike with `LOWER`, punctuation stays: it marks the ends of sentences."""
 
 
-def byte_table(characters: str) -> ndarray:
+def build_byte_table(characters: str) -> ndarray:
     """Build a table of 256 booleans that is true for these ASCII characters."""
     table = np.zeros(256, bool)
     table[[ord(character) for character in characters]] = True
     return table
 
 
-IS_DIGIT = byte_table("0123456789")
-IS_WORD = IS_DIGIT | byte_table("abcdefghijklmnopqrstuvwxyz") | (np.arange(256) > 127)
-ENDS_SEGMENT = byte_table('.?!:;"()[]{}<>|*#`\n\r')
-ENDS_LINE = byte_table("\n\r")
-OF_NUMBERS = byte_table("+-*/^<>=%.")
+IS_DIGIT = build_byte_table("0123456789")
+IS_WORD = IS_DIGIT | build_byte_table("abcdefghijklmnopqrstuvwxyz") | (np.arange(256) > 127)
+ENDS_SEGMENT = build_byte_table('.?!:;"()[]{}<>|*#`\n\r')
+ENDS_LINE = build_byte_table("\n\r")
+NUMBER_OPERATORS = build_byte_table("+-*/^<>=%.")
 """Bytes of operators that count between two numbers."""
-OF_LETTERS = byte_table("+*^<>=")
+LETTER_OPERATORS = build_byte_table("+*^<>=")
 """Bytes of operators that count between single letters, or a letter and a number."""
 SEPARATED = 1
-"""Tag of a number behind another number. If there is an operator between them, the tag is its byte."""
+"""Tag of a number after another number. If there is an operator between them, the tag is its byte."""
 
 MULTIPLIER = 0x9E3779B97F4A7C15
 CHUNK = 1 << 16
 
 
-def powers(base: int) -> tuple[ndarray, ndarray]:
+def compute_powers(base: int) -> tuple[ndarray, ndarray]:
     """Compute powers of a number modulo 2^64: the first `CHUNK`, and every `CHUNK`-th of the first 2^31."""
 
     def accumulate(factor: int, count: int) -> ndarray:
@@ -109,10 +109,10 @@ def powers(base: int) -> tuple[ndarray, ndarray]:
     return accumulate(base, CHUNK), accumulate(pow(base, CHUNK, 1 << 64), 1 << 15)
 
 
-POWERS = powers(MULTIPLIER)
-INVERSES = powers(pow(MULTIPLIER, -1, 1 << 64))
-LETTERS = mixed(np.arange(1, 257, dtype=np.uint64))
-TAGS = mixed(np.arange(1001, 1257, dtype=np.uint64))
+POWERS = compute_powers(MULTIPLIER)
+INVERSES = compute_powers(pow(MULTIPLIER, -1, 1 << 64))
+LETTERS = mix_bits(np.arange(1, 257, dtype=np.uint64))
+TAGS = mix_bits(np.arange(1001, 1257, dtype=np.uint64))
 TAGS[0] = 0
 
 
@@ -130,7 +130,7 @@ class WordBlock:
     """Words of a block of texts. Word `i` has the letters from `begins[i]` to `begins[i + 1]`.
 
     Attributes:
-        letters: uint8, the letters and digits of all words, and 64 zeros behind them.
+        letters: uint8, the letters and digits of all words, and 64 zeros after them.
         begins: int64 (words + 1).
         first: int64 (texts + 1), the first word of each text.
         tags: uint8 (words), the operator before a number, or `SEPARATED`; 0 for none.
@@ -160,7 +160,7 @@ class WordBlock:
 
     @cached_property
     def last(self) -> ndarray:
-        """End of each word's text, as the number of the word behind its last one, int64 (words)."""
+        """End of each word's text, as the number of the word after its last one, int64 (words)."""
         return np.repeat(self.first[1:], np.diff(self.first))
 
     @property
@@ -179,7 +179,7 @@ class WordBlock:
         sums = self._sums[end] - self._sums[start]
         tagged = np.flatnonzero(self.tags[start])  # the operator before the run is not part of it
         sums[tagged] -= TAGS[self.tags[start[tagged]]] * compute_power(POWERS, offsets[tagged])
-        return mixed(sums * compute_power(INVERSES, offsets))
+        return mix_bits(sums * compute_power(INVERSES, offsets))
 
     def keys(self, words: ndarray, size: int) -> ndarray:
         """Return hashes (uint64) of the `size` letters from the beginning of each of these words on.
@@ -190,36 +190,36 @@ class WordBlock:
         eights = ndarray((len(self.letters) - 7,), "<u8", self.letters, strides=(1,))
         offsets = self.begins[words]
         if size < 8:
-            return mixed(eights[offsets] & np.uint64((1 << 8 * size) - 1))
-        keys = mixed(eights[offsets])
+            return mix_bits(eights[offsets] & np.uint64((1 << 8 * size) - 1))
+        keys = mix_bits(eights[offsets])
         for offset in range(8, size, 8):
-            keys = mixed(keys * np.uint64(MULTIPLIER) ^ eights[offsets + offset])
+            keys = mix_bits(keys * np.uint64(MULTIPLIER) ^ eights[offsets + offset])
         return keys
 
 
-def fold(text: str) -> str:
+def fold_question_text(text: str) -> str:
     """Normalise a text that is not all ASCII, and replace its punctuation and digits by those of ASCII."""
 
     def to_ascii(match: re.Match[str]) -> str:
         return PUNCTUATION.get(match[0]) or str(unicodedata.decimal(match[0]))
 
-    return plain(FOREIGN.sub(to_ascii, text))
+    return fold_unicode(FOREIGN.sub(to_ascii, text))
 
 
-def word_blocks(texts: Texts) -> Iterator[WordBlock]:
+def iter_word_blocks(texts: Texts) -> Iterator[WordBlock]:
     """Yield the words of texts, block by block."""
-    for data, starts in blocks(texts, fold, KEPT):
+    for data, starts in iter_byte_blocks(texts, fold_question_text, LOWER_WITH_PUNCTUATION):
         yield parse_words(data, starts)
 
 
 def parse_words(data: ndarray, starts: ndarray) -> WordBlock:
-    """Find and hash the words of one block of `align.data.dedup.shingles.blocks`."""
+    """Find and hash the words of one block of `align.data.dedup.shingles.iter_byte_blocks`."""
     is_letter = IS_WORD[data]
     is_word_byte = is_letter.copy()
     apostrophes = np.flatnonzero(data == ord("'"))
     apostrophes = apostrophes[(apostrophes > 0) & (apostrophes < len(data) - 1)]
     is_word_byte[apostrophes] = is_letter[apostrophes - 1] & is_letter[apostrophes + 1]
-    begin_bytes, end_bytes = bounds_of_words(is_word_byte, starts)
+    begin_bytes, end_bytes = find_word_bounds(is_word_byte, starts)
     letters = np.append(data[is_letter], np.zeros(64, np.uint8))
     skipped = np.flatnonzero(is_word_byte & ~is_letter)  # apostrophes, which are not letters of the word
     sizes = end_bytes - begin_bytes
@@ -228,7 +228,7 @@ def parse_words(data: ndarray, starts: ndarray) -> WordBlock:
     begins = np.append(0, np.cumsum(sizes))
     first = np.searchsorted(begin_bytes, starts)
     tags = find_tags(data, begin_bytes, end_bytes, sizes, first)
-    sums = letter_sums(letters[: begins[-1]], begins)
+    sums = sum_letters(letters[: begins[-1]], begins)
     tagged = np.flatnonzero(tags)
     if len(tagged):
         tag_terms = np.zeros(len(sums), np.uint64)
@@ -260,7 +260,7 @@ def find_tags(data: ndarray, begin_bytes: ndarray, end_bytes: ndarray, sizes: nd
     """Compute `WordBlock.tags`.
 
     Args:
-        begin_bytes, end_bytes: offsets of the first byte of each word, and of the byte behind it.
+        begin_bytes, end_bytes: offsets of the first byte of each word, and of the byte after it.
         sizes: number of letters of each word.
         first: number of the first word of each text.
     """
@@ -271,7 +271,8 @@ def find_tags(data: ndarray, begin_bytes: ndarray, end_bytes: ndarray, sizes: nd
     begins_numeric = IS_DIGIT[data[begin_bytes]]
     is_single_letter = (sizes == 1) & ~begins_numeric
     operators = np.zeros(len(begin_bytes) + 1, np.uint8)
-    places = np.flatnonzero(OF_NUMBERS[data])[::-1]  # reversed, so that the first of several operators is stored last
+    # In reverse, so that the first of several operators between two words is the one that is stored last.
+    places = np.flatnonzero(NUMBER_OPERATORS[data])[::-1]
     operators[np.searchsorted(begin_bytes, places)] = data[places]
     operators = operators[1:-1]
     gaps = begin_bytes[1:] - end_bytes[:-1]
@@ -280,7 +281,7 @@ def find_tags(data: ndarray, begin_bytes: ndarray, end_bytes: ndarray, sizes: nd
     between_terms = (is_single_letter[:-1] | begins_numeric[:-1] | ends_numeric[:-1]) & (
         is_single_letter[1:] | begins_numeric[1:]
     )
-    counted = operators * (between_numbers | (between_terms & OF_LETTERS[operators]))
+    counted = operators * (between_numbers | (between_terms & LETTER_OPERATORS[operators]))
     is_behind_number = ends_numeric[:-1] & begins_numeric[1:]
     is_thousands = is_behind_number & (gaps == 1) & (data[end_bytes[:-1]] == ord(",")) & (sizes[1:] == 3)
     tags[1:] = np.where(counted > 0, counted, (is_behind_number & ~is_thousands) * SEPARATED)
@@ -288,7 +289,7 @@ def find_tags(data: ndarray, begin_bytes: ndarray, end_bytes: ndarray, sizes: nd
     return tags
 
 
-def letter_sums(letters: ndarray, begins: ndarray) -> ndarray:
+def sum_letters(letters: ndarray, begins: ndarray) -> ndarray:
     """Return the polynomial's sum of the letters before each of `begins`, uint64."""
     sums = np.zeros(len(begins), np.uint64)
     total = np.uint64(0)
@@ -322,18 +323,18 @@ COMMON_WORDS = (
 )
 
 
-def word_weights(block: WordBlock) -> ndarray:
+def weigh_words(block: WordBlock) -> ndarray:
     """Weigh each word, int64 (words), in halves of an English letter. Common words have half of their weight."""
     letters = np.append(0, np.cumsum(WEIGHTS[block.letters[: block.begins[-1]]]))
     weights = np.diff(letters[block.begins])
-    return np.where(hash_words(COMMON_WORDS).holds(block.values), weights // 2, weights)
+    return np.where(build_word_table(COMMON_WORDS).contains(block.values), weights // 2, weights)
 
 
 @lru_cache
-def hash_words(words: str) -> HashTable:
+def build_word_table(words: str) -> HashTable:
     """Build a table of the hashes of words that are separated by blanks."""
-    (block,) = word_blocks(pa.array([words]))
-    return HashTable.of_values(block.values)
+    (block,) = iter_word_blocks(pa.array([words]))
+    return HashTable.from_values(block.values)
 
 
 def is_unspaced(block: WordBlock) -> ndarray:
@@ -357,7 +358,7 @@ def is_prefix(block: WordBlock, words: ndarray) -> ndarray:
     begins = block.letters[block.begins[words]]
     ends = block.letters[block.begins[words + 1] - 1]
     numbered = (sizes <= 3) & IS_DIGIT[begins] & IS_DIGIT[ends]
-    return numbered | hash_words(QUESTION_PREFIXES).holds(block.values[words])
+    return numbered | build_word_table(QUESTION_PREFIXES).contains(block.values[words])
 
 
 PREFIX_WORDS = 4
@@ -386,7 +387,9 @@ def find_stripped_bounds(block: WordBlock) -> tuple[list[ndarray], list[ndarray]
     has_prefix = np.ones(len(start), bool)
     for count in range(2):
         word = np.clip(end - 1 - count, 0, last_word)
-        has_prefix = has_prefix & (end - 1 - count > start) & hash_words(ANSWER_PREFIXES).holds(block.values[word])
+        has_prefix = (
+            has_prefix & (end - 1 - count > start) & build_word_table(ANSWER_PREFIXES).contains(block.values[word])
+        )
         ends.append(np.where(has_prefix & (block.breaks[word] > 0), end - 1 - count, -1))
     return starts, ends
 
@@ -403,36 +406,39 @@ def strip_prefixes(block: WordBlock) -> tuple[ndarray, ndarray]:
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
-LEAST_WIDTH = 8
-WIDEST = 13
+MIN_WIDTH = 8
+MAX_WIDTH = 13
 PERCENTILE = 5
-SAYS_ENOUGH = 32
-SAYS_SOME = 24
-SAYS_LITTLE = 19
-SAYS_LEAST = 14
-"""Least weight (`word_weights`) of a question that is found anywhere; at the beginning or end of a sentence; as a whole
-sentence; and as a whole line or turn."""
-RUN_SAYS = 56
+WEIGHT_ANYWHERE = 32
+"""Least weight (`weigh_words`) of a question that is found anywhere in a text."""
+WEIGHT_AT_BOUNDARY = 24
+"""Least weight of a question that is found at the beginning or end of a sentence."""
+WEIGHT_OF_SENTENCE = 19
+"""Least weight of a question that is found as a whole sentence."""
+WEIGHT_OF_LINE = 14
+"""Least weight of a question that is found as a whole line or turn."""
+MIN_RUN_WEIGHT = 56
 """Least weight of a run of words: eight letters of Thai are one or two words."""
 UNSPACED_WIDTH = 40
 """Letters of a run in a script without blanks, whose letters have little weight."""
-GENERIC = 3
-SHARED = 1
-"""`GENERIC`: largest number of rows that ask a question which counts (`Which of these is true?` does not). `SHARED`:
-largest number of rows of a set that share a run of fewer than `WIDEST` words which is not a phrase."""
+MAX_ASKING_ROWS = 3
+"""Largest number of rows of a set with the same question. More rows ask a generic one (`Which of these is true?`)."""
+MAX_SHARING_ROWS = 1
+"""Largest number of rows of a set with the same run of fewer than `MAX_WIDTH` words. More rows share a phrase."""
 KEY_SIZES = (64, 32, 16, 8, 4)
 """Numbers of letters by which questions are looked up. A question uses the largest that it has."""
-BEGINNING = 8
-ANCHOR = 2
-"""Number of letters (`BEGINNING`) by which questions, and of words (`ANCHOR`) by which their halves are found first."""
+PREFIX_LETTERS = 8
+"""Letters by which a question is looked up first."""
+ANCHOR_WORDS = 2
+"""Words by which half of a question is looked up first."""
 CHANGED_WORDS = (4, 26)
 CHANGED_LETTERS = (8, 60)
 """Least and largest number of words, and in a script without blanks of letters, of questions that may be changed."""
 CHANGED_SPAN = (1, 4)
 """Number of words that may be changed together; and of letters, in a script without blanks."""
-CHANGED_SAYS = 24
+MIN_CHANGED_WEIGHT = 24
 """Least weight of the unchanged words of a changed question."""
-CROWDED = 32
+MAX_SHARED_HALF = 32
 """Largest number of questions of a set that share a half which is not a template."""
 AT_ONCE = 1 << 15
 
@@ -441,43 +447,42 @@ class EvaluationTexts(NamedTuple):
     """Texts of an evaluation set.
 
     Attributes:
-        said: texts that are compared with the whole text of a training row.
-        asked: questions that are compared with the prompt of a training row, and that its text may contain.
-        said_by, asked_by: number of the row of each, from 0, int64, ascending.
+        texts: texts that are compared with the whole text of a training row.
+        questions: questions that are compared with the prompt of a training row, and that its text may contain.
+        text_rows, question_rows: number of the row of each, from 0, int64, ascending.
     """
 
-    said: pa.ChunkedArray
-    asked: pa.ChunkedArray
-    said_by: ndarray
-    asked_by: ndarray
+    texts: pa.ChunkedArray
+    questions: pa.ChunkedArray
+    text_rows: ndarray
+    question_rows: ndarray
 
     @classmethod
-    def of_rows(cls, said: Sequence[pa.Array], asked: Sequence[pa.Array]) -> EvaluationTexts:
+    def from_rows(cls, texts: Sequence[pa.Array], questions: Sequence[pa.Array]) -> EvaluationTexts:
         """Build the texts of rows that have one text and one question each.
 
         Args:
-            said, asked: the texts and questions, in pieces.
+            texts, questions: the texts and questions, in pieces.
         """
-        texts = pa.chunked_array(said, pa.string())
-        rows = np.arange(len(texts))
-        return cls(texts, pa.chunked_array(asked, pa.string()), rows, rows)
+        rows = np.arange(sum(map(len, texts)))
+        return cls(pa.chunked_array(texts, pa.string()), pa.chunked_array(questions, pa.string()), rows, rows)
 
 
-def run_width(counts: ndarray) -> int:
+def choose_run_width(counts: ndarray) -> int:
     """Choose the number of words of a run for examples with these numbers of words."""
     if not len(counts):
-        return WIDEST
-    return int(np.clip(np.percentile(counts, PERCENTILE, method="lower"), LEAST_WIDTH, WIDEST))
+        return MAX_WIDTH
+    return int(np.clip(np.percentile(counts, PERCENTILE, method="lower"), MIN_WIDTH, MAX_WIDTH))
 
 
-class Questions:
+class QuestionTable:
     """Questions of one evaluation set as arrays, one entry for each text that has words.
 
     Attributes:
         owner: number of the text, int64.
         letters, counts: number of its letters and of its words, int64.
         value: hash of all its words, uint64.
-        says: its weight, int64.
+        weight: its weight, int64.
         unspaced: whether most of its words are in a script without blanks, bool.
         keys: for each of `KEY_SIZES`, hash of its first letters, uint64.
         row: number of its row, int64.
@@ -490,37 +495,37 @@ class Questions:
         parts = [[NO_NUMBERS, NO_NUMBERS, NO_NUMBERS, NO_HASHES, NO_NUMBERS, flags, *(NO_HASHES for _ in KEY_SIZES)]]
         words = [[NO_HASHES, flags, NO_NUMBERS]]
         first_text = 0
-        for block in word_blocks(texts):
+        for block in iter_word_blocks(texts):
             start, end = strip_prefixes(block)
             kept = np.flatnonzero(end > start)
             start = start[kept]
             end = end[kept]
             counts = end - start
-            weights = word_weights(block)
-            says = count_between(weights, start, end)
-            spread = 2 * count_between(is_unspaced(block), start, end) > counts
+            weight_of_word = weigh_words(block)
+            question_weights = sum_between(weight_of_word, start, end)
+            spread = 2 * sum_between(is_unspaced(block), start, end) > counts
             keys = (block.keys(start, size) for size in KEY_SIZES)
             letters = block.begins[end] - block.begins[start]
-            parts.append([kept + first_text, letters, counts, block.runs(start, end), says, spread, *keys])
-            word_numbers = ranges(start, counts)
-            words.append([block.tagged[word_numbers], block.has_digit[word_numbers], weights[word_numbers]])
+            parts.append([kept + first_text, letters, counts, block.runs(start, end), question_weights, spread, *keys])
+            word_numbers = concatenate_ranges(start, counts)
+            words.append([block.tagged[word_numbers], block.has_digit[word_numbers], weight_of_word[word_numbers]])
             first_text += len(block.first) - 1
-        columns = join_columns(parts)
-        self.owner, self.letters, self.counts, self.value, self.says, self.unspaced, *self.keys = columns
+        columns = concatenate_columns(parts)
+        self.owner, self.letters, self.counts, self.value, self.weight, self.unspaced, *self.keys = columns
         self.row = rows[self.owner]
-        self.words, self.digits, self.weights = join_columns(words)
+        self.words, self.digits, self.weights = concatenate_columns(words)
         self.offset = np.append(0, np.cumsum(self.counts)).astype(np.int64)
 
-    def firsts(self) -> tuple[ndarray, ndarray]:
+    def find_distinct(self) -> tuple[ndarray, ndarray]:
         """Return the first question of each wording, and the number of rows that ask it."""
         order = np.lexsort((self.row, self.value))
-        is_new_wording = is_new(self.value[order])
-        is_new_row = is_new(self.value[order], self.row[order])
+        is_new_wording = differs_from_previous(self.value[order])
+        is_new_row = differs_from_previous(self.value[order], self.row[order])
         first_questions = np.minimum.reduceat(order, np.flatnonzero(is_new_wording)) if len(order) else order
         return first_questions, np.bincount(np.cumsum(is_new_wording) - 1, is_new_row).astype(np.int64)
 
 
-def count_between(counts: ndarray, start: ndarray, end: ndarray) -> ndarray:
+def sum_between(counts: ndarray, start: ndarray, end: ndarray) -> ndarray:
     """Sum the values of an array from each `start` up to, but not including, `end`."""
     sums = np.append(0, np.cumsum(counts))
     return sums[end] - sums[start]
@@ -530,17 +535,17 @@ class QuestionIndex:
     """An index of the questions of one evaluation set, which finds the training texts that contain them.
 
     Args:
-        texts: texts of the set.
+        evaluation: texts of the set.
         number: number of the set.
     """
 
-    def __init__(self, texts: EvaluationTexts, number: int) -> None:
+    def __init__(self, evaluation: EvaluationTexts, number: int) -> None:
         self.number = number
-        self.questions = questions = Questions(texts.asked, texts.asked_by)
-        first_questions, asked_by = questions.firsts()
+        self.questions = questions = QuestionTable(evaluation.questions, evaluation.question_rows)
+        first_questions, asked_by = questions.find_distinct()
         is_generic = np.zeros(len(questions.owner), bool)
-        is_generic[first_questions] = asked_by > GENERIC
-        self._says = np.where(is_generic, 0, questions.says)
+        is_generic[first_questions] = asked_by > MAX_ASKING_ROWS
+        self._weight = np.where(is_generic, 0, questions.weight)
         self._by_key = list[tuple[int, HashTable]]()
         is_unkeyed = np.zeros(len(questions.owner), bool)
         is_unkeyed[first_questions] = True
@@ -548,43 +553,43 @@ class QuestionIndex:
             numbers = np.flatnonzero(is_unkeyed & (questions.letters >= size))
             is_unkeyed[numbers] = False
             if len(numbers):
-                self._by_key.append((size, HashTable.sort(questions.keys[number][numbers], numbers)))
-        # A word is first looked up by `BEGINNING` letters, so that few are looked up by more.
-        long_questions = first_questions[questions.letters[first_questions] >= BEGINNING]
-        self._beginnings = HashTable.of_values(questions.keys[KEY_SIZES.index(BEGINNING)][long_questions])
-        self._runs = self._run_tables(texts)
+                self._by_key.append((size, HashTable.from_unsorted(questions.keys[number][numbers], numbers)))
+        # A word is first looked up by `PREFIX_LETTERS` letters, so that few are looked up by more.
+        long_questions = first_questions[questions.letters[first_questions] >= PREFIX_LETTERS]
+        self._beginnings = HashTable.from_values(questions.keys[KEY_SIZES.index(PREFIX_LETTERS)][long_questions])
+        self._runs = self._run_tables(evaluation)
         self._halves: dict[int, HashTable] = {}
-        self._anchors = HashTable.of_values(NO_HASHES)
+        self._anchors = HashTable.from_values(NO_HASHES)
         self._slots = NO_NUMBERS
-        self._index_halves(first_questions[asked_by <= GENERIC], texts.asked)
+        self._index_halves(first_questions[asked_by <= MAX_ASKING_ROWS], evaluation.questions)
 
-    def _run_tables(self, texts: EvaluationTexts) -> list[tuple[int, HashTable]]:
+    def _run_tables(self, evaluation: EvaluationTexts) -> list[tuple[int, HashTable]]:
         """Build tables of runs of words, and of runs of letters in scripts without blanks.
 
         Returns:
             The width of the runs, and a table whose owners are the first row with each run.
         """
-        blocks = [*word_blocks(texts.said)]
-        counts = join(np.diff(block.first) for block in blocks)
-        lengths = np.zeros(int(texts.said_by.max(initial=-1)) + 1, np.int64)
-        np.maximum.at(lengths, texts.said_by, counts)
-        self.width = run_width(lengths[lengths > 0])
+        blocks = [*iter_word_blocks(evaluation.texts)]
+        counts = concatenate(np.diff(block.first) for block in blocks)
+        lengths = np.zeros(int(evaluation.text_rows.max(initial=-1)) + 1, np.int64)
+        np.maximum.at(lengths, evaluation.text_rows, counts)
+        self.width = choose_run_width(lengths[lengths > 0])
         tables = []
         for width, of_letters in ((self.width, False), (UNSPACED_WIDTH, True)):
             parts = [(NO_HASHES, NO_NUMBERS)]
             first_text = 0
             for block in blocks:
-                starts = run_starts(block, width)
+                starts = find_run_starts(block, width)
                 if of_letters:
-                    is_kept = count_between(is_unspaced(block), starts, starts + width) == width
+                    is_kept = sum_between(is_unspaced(block), starts, starts + width) == width
                 else:
-                    is_kept = count_between(word_weights(block), starts, starts + width) >= RUN_SAYS
+                    is_kept = sum_between(weigh_words(block), starts, starts + width) >= MIN_RUN_WEIGHT
                 starts = starts[is_kept]
                 parts.append((block.runs(starts, starts + width), block.text[starts] + first_text))
                 first_text += len(block.first) - 1
-            values, owners = join_columns(parts)
-            if (of_letters or width < WIDEST) and len(values):
-                tables.append((width, HashTable(*select_rows(values, texts.said_by[owners]))))
+            values, owners = concatenate_columns(parts)
+            if (of_letters or width < MAX_WIDTH) and len(values):
+                tables.append((width, HashTable(*select_rare_hashes(values, evaluation.text_rows[owners]))))
         return tables
 
     def _index_halves(self, candidates: ndarray, texts: pa.ChunkedArray) -> None:
@@ -598,7 +603,7 @@ class QuestionIndex:
         questions = self.questions
         min_count = np.where(questions.unspaced, CHANGED_LETTERS[0], CHANGED_WORDS[0])
         max_count = np.where(questions.unspaced, CHANGED_LETTERS[1], CHANGED_WORDS[1])
-        fits = (questions.counts >= min_count) & (questions.counts <= max_count) & (self._says >= CHANGED_SAYS)
+        fits = (questions.counts >= min_count) & (questions.counts <= max_count) & (self._weight >= MIN_CHANGED_WEIGHT)
         candidates = candidates[fits[candidates]]
         if not len(candidates):
             return
@@ -606,7 +611,7 @@ class QuestionIndex:
         halves: dict[int, list[tuple[ndarray, ndarray]]] = {}
         anchors = []
         first_text = 0
-        for block in word_blocks(texts):
+        for block in iter_word_blocks(texts):
             start, end = strip_prefixes(block)
             local_texts = np.array([i for i in range(len(start)) if i + first_text in number_of], np.int64)
             numbers = np.array([number_of[i + first_text] for i in local_texts.tolist()], np.int64)
@@ -615,51 +620,51 @@ class QuestionIndex:
             stop = end[local_texts]
             middle = begin + (stop - begin) // 2
             for side, (low, high) in enumerate(((begin, middle), (middle, stop))):
-                anchors.append(block.runs(low, low + ANCHOR))
+                anchors.append(block.runs(low, low + ANCHOR_WORDS))
                 values = block.runs(low, high)
                 for length in np.unique(high - low).tolist():
                     has_length = high - low == length
                     halves.setdefault(length, []).append((values[has_length], 2 * numbers[has_length] + side))
         for length, parts in halves.items():
-            values, numbers = join_columns(parts)
+            values, numbers = concatenate_columns(parts)
             _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-            is_rare = counts[inverse] <= CROWDED
-            self._halves[length] = HashTable.sort(values[is_rare], numbers[is_rare])
-        self._anchors = HashTable.of_values(np.concatenate(anchors))
+            is_rare = counts[inverse] <= MAX_SHARED_HALF
+            self._halves[length] = HashTable.from_unsorted(values[is_rare], numbers[is_rare])
+        self._anchors = HashTable.from_values(np.concatenate(anchors))
         slots = []
-        for block in word_blocks(texts):
+        for block in iter_word_blocks(texts):
             _, question, position = self._find_changed(block)
             slots.append(questions.offset[question] + position)
-        self._slots = distinct(np.concatenate(slots))
+        self._slots = sort_unique(np.concatenate(slots))
 
-    def find(self, texts: Texts) -> Matches:
+    def find(self, texts: Texts) -> OverlapMatches:
         """Find the texts that contain questions of the set."""
         parts = [(NO_NUMBERS, NO_NUMBERS, NO_NUMBERS)]
         first_text = 0
-        for block in word_blocks(texts):
+        for block in iter_word_blocks(texts):
             words, question = self._find_contained(block)
             rule_matches = [(words, self.questions.row[question], CONTAINED)]
             for width, table in self._runs:
-                starts = run_starts(block, width)
+                starts = find_run_starts(block, width)
                 places, row = table.find(block.runs(starts, starts + width))
                 rule_matches.append((starts[places], row, NGRAM))
             words, question, position = self._find_changed(block)
-            is_leak = ~held(self._slots, self.questions.offset[question] + position)
+            is_leak = ~is_in_sorted(self._slots, self.questions.offset[question] + position)
             rule_matches.append((words[is_leak], self.questions.row[question[is_leak]], CHANGED))
             parts += [
                 (block.text[words] + first_text, row, np.full(len(words), rule)) for words, row, rule in rule_matches
             ]
             first_text += len(block.first) - 1
-        text, row, rule = join_columns(parts)
-        return Matches(text, np.full(len(text), self.number), row, rule)
+        text, row, rule = concatenate_columns(parts)
+        return OverlapMatches(text, np.full(len(text), self.number), row, rule)
 
     def _find_contained(self, block: WordBlock) -> tuple[ndarray, ndarray]:
         """Find whole questions. Returns the first word of each, and the number of the question."""
         parts = [(NO_NUMBERS, NO_NUMBERS)]
         all_words = np.arange(len(block))
-        likely_words = all_words[self._beginnings.may_hold(block.keys(all_words, BEGINNING))]
+        likely_words = all_words[self._beginnings.might_contain(block.keys(all_words, PREFIX_LETTERS))]
         for size, table in self._by_key:
-            places = likely_words if size >= BEGINNING else all_words
+            places = likely_words if size >= PREFIX_LETTERS else all_words
             words, question = table.find(block.keys(places, size))
             words = places[words]
             stop = block.begins[words] + self.questions.letters[question]
@@ -669,9 +674,9 @@ class QuestionIndex:
                 block.runs(words[ends_at_word], end[ends_at_word]) == self.questions.value[question[ends_at_word]]
             )
             words, question, end = (column[ends_at_word[is_equal]] for column in (words, question, end))
-            is_accepted = is_in_place(block, words, end, self._says[question])
+            is_accepted = is_match_in_context(block, words, end, self._weight[question])
             parts.append((words[is_accepted], question[is_accepted]))
-        words, question = join_columns(parts)
+        words, question = concatenate_columns(parts)
         return words, question
 
     def _find_changed(self, block: WordBlock) -> tuple[ndarray, ndarray, ndarray]:
@@ -680,8 +685,8 @@ class QuestionIndex:
         parts = [(NO_NUMBERS, NO_NUMBERS, NO_NUMBERS)]
         if not self._halves:
             return parts[0]
-        starts = run_starts(block, ANCHOR)
-        starts = starts[self._anchors.holds(block.runs(starts, starts + ANCHOR))]
+        starts = find_run_starts(block, ANCHOR_WORDS)
+        starts = starts[self._anchors.contains(block.runs(starts, starts + ANCHOR_WORDS))]
         for length, table in sorted(self._halves.items()):
             half_starts = starts[starts + length <= block.last[starts]]
             places, numbers = table.find(block.runs(half_starts, half_starts + length))
@@ -689,7 +694,7 @@ class QuestionIndex:
             for low in range(0, len(words), AT_ONCE):
                 batch = slice(low, low + AT_ONCE)
                 parts.append(self._verify_changes(block, words[batch], numbers[batch] >> 1, numbers[batch] & 1))
-        words, question, position = join_columns(parts)
+        words, question, position = concatenate_columns(parts)
         return words, question, position
 
     def _verify_changes(
@@ -719,8 +724,8 @@ class QuestionIndex:
         max_span = int(span.max(initial=0))
         widest = int(other_half.max(initial=0)) + max_span
         column = np.arange(widest)
-        question_words = take_near(questions.words, question_at[:, None] + step[:, None] * column)
-        text_words = take_near(block.tagged, text_at[:, None] + step[:, None] * column)
+        question_words = take_clipped(questions.words, question_at[:, None] + step[:, None] * column)
+        text_words = take_clipped(block.tagged, text_at[:, None] + step[:, None] * column)
         is_available = (column < other_half[:, None]) & (column < available[:, None])
         equal_before = np.cumprod((question_words == text_words) & is_available, axis=1).sum(axis=1)
         accepted = np.zeros(len(words), bool)
@@ -738,11 +743,13 @@ class QuestionIndex:
             is_accepted &= (text_length <= available) & (text_length >= 0) & (changed >= 0)
             first_in_question = np.where(is_first, question_at + equal_before, question_at - equal_before - changed + 1)
             first_in_text = np.where(is_first, text_at + equal_before, text_at - equal_before - inserted + 1)
-            question_span = bound_span(first_in_question, changed, len(questions.words))
-            text_span = bound_span(first_in_text, inserted, len(block))
-            is_accepted &= count_between(questions.digits, *question_span) == 0
-            is_accepted &= count_between(block.has_digit, *text_span) == 0
-            is_accepted &= questions.says[question] - count_between(questions.weights, *question_span) >= CHANGED_SAYS
+            question_span = clip_spans(first_in_question, changed, len(questions.words))
+            text_span = clip_spans(first_in_text, inserted, len(block))
+            is_accepted &= sum_between(questions.digits, *question_span) == 0
+            is_accepted &= sum_between(block.has_digit, *text_span) == 0
+            is_accepted &= (
+                questions.weight[question] - sum_between(questions.weights, *question_span) >= MIN_CHANGED_WEIGHT
+            )
             # A change at the edge counts only if the sentence begins or ends there.
             edge = np.where(is_first, text_span[1], text_span[0])
             is_accepted &= (equal_behind > 0) | (block.breaks[edge] >= BREAK)
@@ -752,7 +759,7 @@ class QuestionIndex:
         return words[accepted], question[accepted], position[accepted]
 
 
-def take_near(values: ndarray, places: ndarray) -> ndarray:
+def take_clipped(values: ndarray, places: ndarray) -> ndarray:
     """Return the values at some places, which are clipped to the array."""
     return values[np.clip(places, 0, len(values) - 1)]
 
@@ -762,27 +769,35 @@ def take_backwards(rows: ndarray, ends: ndarray, column: ndarray) -> ndarray:
     return np.take_along_axis(rows, np.clip(ends[:, None] - 1 - column, 0, len(column) - 1), 1)
 
 
-def bound_span(first: ndarray, count: ndarray, most: int) -> tuple[ndarray, ndarray]:
+def clip_spans(first: ndarray, count: ndarray, most: int) -> tuple[ndarray, ndarray]:
     """Return the start and end of spans of words, clipped to the number of words `most`."""
     first = np.clip(first, 0, most)
     return first, np.clip(first + count, 0, most)
 
 
-def is_in_place(block: WordBlock, words: ndarray, end: ndarray, says: ndarray) -> ndarray:
+def is_match_in_context(block: WordBlock, words: ndarray, end: ndarray, weights: ndarray) -> ndarray:
     """Return whether questions of these weights count at their positions, bool.
 
     Args:
-        words, end: first word of each question in the block, and the word behind it.
-        says: its weight.
+        words, end: first word of each question in the block, and the word after it.
+        weights: its weight.
     """
     begins_sentence = block.breaks[words] >= BREAK
     ends_sentence = block.breaks[end] >= BREAK
     previous = np.maximum(words - 1, 0)
     follows_prefix = (
-        begins_sentence & ends_sentence & (words > 0) & hash_words(QUESTION_PREFIXES).holds(block.values[previous])
+        begins_sentence
+        & ends_sentence
+        & (words > 0)
+        & build_word_table(QUESTION_PREFIXES).contains(block.values[previous])
     )
     is_line = (block.breaks[words] == LINE) & (block.breaks[end] == LINE)
-    conditions = [says >= SAYS_ENOUGH, says >= SAYS_SOME, says >= SAYS_LITTLE, says >= SAYS_LEAST]
+    conditions = [
+        weights >= WEIGHT_ANYWHERE,
+        weights >= WEIGHT_AT_BOUNDARY,
+        weights >= WEIGHT_OF_SENTENCE,
+        weights >= WEIGHT_OF_LINE,
+    ]
     return np.select(
         conditions,
         [
@@ -795,35 +810,35 @@ def is_in_place(block: WordBlock, words: ndarray, end: ndarray, says: ndarray) -
     )
 
 
-def run_starts(block: WordBlock, width: int) -> ndarray:
+def find_run_starts(block: WordBlock, width: int) -> ndarray:
     """Return the words at which a run of `width` words of one text begins, ascending."""
     counts = np.maximum(np.diff(block.first) - width + 1, 0)
-    return ranges(block.first[:-1], counts)
+    return concatenate_ranges(block.first[:-1], counts)
 
 
-def select_rows(values: ndarray, rows: ndarray) -> tuple[ndarray, ndarray]:
-    """Return the different hashes of at most `SHARED` rows in ascending order, and the first row of each."""
+def select_rare_hashes(values: ndarray, rows: ndarray) -> tuple[ndarray, ndarray]:
+    """Return the different hashes of at most `MAX_SHARING_ROWS` rows in ascending order, and the first row of each."""
     order = np.lexsort((rows, values))
     values = values[order]
     rows = rows[order]
-    is_new_value = is_new(values)
-    is_new_row = is_new(values, rows)
-    is_rare = np.add.reduceat(is_new_row.astype(np.int64), np.flatnonzero(is_new_value)) <= SHARED
+    is_new_value = differs_from_previous(values)
+    is_new_row = differs_from_previous(values, rows)
+    is_rare = np.add.reduceat(is_new_row.astype(np.int64), np.flatnonzero(is_new_value)) <= MAX_SHARING_ROWS
     return values[is_new_value][is_rare], rows[is_new_value][is_rare]
 
 
-LEAST_BAG = 6
+MIN_BAG_WORDS = 6
 """Least number of words of a question with choices that is recognised in any order of these."""
 SOUTHERN = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\\s]+")
 """Text in Thai, Lao, Khmer or Burmese. Each letter is a word for `align.data.dedup.shingles`, with little weight."""
 
 
-def letter_runs(texts: pa.ChunkedArray, width: int) -> ndarray:
+def hash_southern_runs(texts: pa.ChunkedArray, width: int) -> ndarray:
     """Return the shingles, ascending, of `width` letters in `SOUTHERN` scripts. They are a few words, and not a
     leak."""
     foreign = texts.filter(pc.invert(pc.string_is_ascii(texts)))
     fragments = [fragment for text in foreign.to_pylist() if text for fragment in SOUTHERN.findall(text)]
-    return distinct(shingled(pa.array(fragments, pa.string()), width).values)
+    return sort_unique(build_shingles(pa.array(fragments, pa.string()), width).values)
 
 
 class QuestionKeys(NamedTuple):
@@ -838,19 +853,19 @@ class QuestionKeys(NamedTuple):
     key: ndarray
 
 
-def evaluation_keys(texts: Texts) -> QuestionKeys:
+def hash_evaluation_questions(texts: Texts) -> QuestionKeys:
     """Return keys of evaluation questions without prefixes, and of their words in any order. A text without words has
     none."""
-    return question_keys(texts, lambda block: [strip_prefixes(block)])
+    return hash_questions(texts, lambda block: [strip_prefixes(block)])
 
 
-def hash_asked(texts: Texts) -> QuestionKeys:
+def hash_training_prompts(texts: Texts) -> QuestionKeys:
     """Return keys of the prompts of training rows, with and without each of their prefixes, and of their words in any
     order."""
-    return question_keys(texts, lambda block: product(*find_stripped_bounds(block)))
+    return hash_questions(texts, lambda block: product(*find_stripped_bounds(block)))
 
 
-def question_keys(texts: Texts, bounds: Callable[[WordBlock], Iterable[tuple[ndarray, ndarray]]]) -> QuestionKeys:
+def hash_questions(texts: Texts, bounds: Callable[[WordBlock], Iterable[tuple[ndarray, ndarray]]]) -> QuestionKeys:
     """Return keys of texts.
 
     Args:
@@ -858,43 +873,43 @@ def question_keys(texts: Texts, bounds: Callable[[WordBlock], Iterable[tuple[nda
     """
     parts = [(NO_NUMBERS, NO_HASHES)]
     first_text = 0
-    for block in word_blocks(texts):
+    for block in iter_word_blocks(texts):
         for start, end in bounds(block):
             places = np.flatnonzero((start >= 0) & (end > start))
             if len(places):
                 parts.append((places + first_text, block.runs(start[places], end[places])))
-        places, bags = bag_keys(block)
+        places, bags = hash_word_bags(block)
         parts.append((places + first_text, bags))
         first_text += len(block.first) - 1
-    text, key = join_columns(parts)
+    text, key = concatenate_columns(parts)
     order = np.argsort(text, kind="stable")
     return QuestionKeys(text[order], key[order])
 
 
-def bag_keys(block: WordBlock) -> tuple[ndarray, ndarray]:
+def hash_word_bags(block: WordBlock) -> tuple[ndarray, ndarray]:
     """Hash the words of texts that list choices in any order, without single letters and prefixes of questions and
     answers.
 
     Returns:
-        The places of texts with choices and at least `LEAST_BAG` such words, and a hash of each (uint64).
+        The places of texts with choices and at least `MIN_BAG_WORDS` such words, and a hash of each (uint64).
     """
     texts = block.first[:-1], block.first[1:]
     sizes = np.diff(block.begins)
     letters = block.letters[block.begins[:-1]]
-    lines = count_between(block.breaks[:-1] == LINE, *texts)
-    has_choices = (lines > 2) | (count_between((sizes == 1) & (letters > ord("a")), *texts) > 1)
+    lines = sum_between(block.breaks[:-1] == LINE, *texts)
+    has_choices = (lines > 2) | (sum_between((sizes == 1) & (letters > ord("a")), *texts) > 1)
     if not has_choices.any():
         return NO_NUMBERS, NO_HASHES
     words = np.flatnonzero(np.repeat(has_choices, np.diff(block.first)))
     is_single_letter = (sizes[words] == 1) & (letters[words] >= ord("a"))
     values = block.runs(words, words + 1)
-    is_counted = ~is_single_letter & ~hash_words(f"{QUESTION_PREFIXES} {ANSWER_PREFIXES}").holds(values)
+    is_counted = ~is_single_letter & ~build_word_table(f"{QUESTION_PREFIXES} {ANSWER_PREFIXES}").contains(values)
     words = words[is_counted]
     values = values[is_counted]
     is_counted_word = np.zeros(len(block), bool)
     is_counted_word[words] = True
     hashes = np.zeros(len(block) + 1, np.uint64)
-    hashes[words + 1] = mixed(values)
+    hashes[words + 1] = mix_bits(values)
     sums = np.cumsum(hashes)
-    places = np.flatnonzero(has_choices & (count_between(is_counted_word, *texts) >= LEAST_BAG))
-    return places, mixed(sums[block.first[places + 1]] - sums[block.first[places]])
+    places = np.flatnonzero(has_choices & (sum_between(is_counted_word, *texts) >= MIN_BAG_WORDS))
+    return places, mix_bits(sums[block.first[places + 1]] - sums[block.first[places]])

@@ -30,12 +30,12 @@ from align.data.dedup.arrays import (
     NO_NUMBERS,
     HashTable,
     Texts,
-    count_shared,
-    distinct,
-    held,
-    join,
-    join_columns,
-    spans,
+    concatenate,
+    concatenate_columns,
+    count_shared_values,
+    is_in_sorted,
+    sort_unique,
+    split_by_budget,
 )
 
 BLOCK_BYTES = 1 << 19
@@ -51,10 +51,10 @@ WITHOUT_BLANKS = (
 LOWER = bytes(ord(chr(i).lower()) if i > 127 or chr(i).isalnum() else 0 for i in range(256))
 """Translation of each byte of UTF-8: lower case, or 0 for a separator of words. Bytes over 127 stay."""
 MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
-ODD = np.uint64(0x9E3779B97F4A7C15)
+ODD_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
-def mixed(x: ndarray) -> ndarray:
+def mix_bits(x: ndarray) -> ndarray:
     """Mix the bits of each 64-bit number in place, by a bijection. Returns the same array.
 
     Source: the finaliser of SplitMix64 (Steele, Lea and Flood 2014), as Stafford's variant 13.
@@ -68,22 +68,22 @@ def mixed(x: ndarray) -> ndarray:
 
 
 NOT_ASCII = re.compile("[^\x00-\x7f]+")
-OFTEN = 8
+CACHED_RUN_LENGTH = 8
 """Characters of the longest run that is cached: typographic quotes, accented letters, emoji."""
 
 
-def plain(text: str) -> str:
+def fold_unicode(text: str) -> str:
     """Normalise a text of any script so that its words are separated by ASCII characters only."""
 
     def replace(run: re.Match[str]) -> str:
         follows_letter = text[run.start() - 1 : run.start()].isalnum()
-        return (folded if len(run[0]) <= OFTEN else folded.__wrapped__)(run[0], follows_letter)
+        return (fold_run if len(run[0]) <= CACHED_RUN_LENGTH else fold_run.__wrapped__)(run[0], follows_letter)
 
     return NOT_ASCII.sub(replace, text)
 
 
 @lru_cache(1 << 14)
-def folded(run: str, follows_letter: bool) -> str:
+def fold_run(run: str, follows_letter: bool) -> str:
     """Fold the case of a run of characters that are not ASCII, and separate its words by blanks.
 
     Args:
@@ -96,11 +96,13 @@ def folded(run: str, follows_letter: bool) -> str:
 
     # Decomposed (NFKD), so that an accent that follows an ASCII letter needs no letter to be composed with.
     placeholder = "x" * follows_letter
-    return word_pattern().sub(separate, placeholder + unicodedata.normalize("NFKD", run).casefold())[len(placeholder) :]
+    return compile_word_pattern().sub(separate, placeholder + unicodedata.normalize("NFKD", run).casefold())[
+        len(placeholder) :
+    ]
 
 
 @cache
-def word_pattern() -> re.Pattern[str]:
+def compile_word_pattern() -> re.Pattern[str]:
     """Compile a pattern that matches a word of one letter with marks, else a longer word, else any character."""
     marks = "".join(c for c in map(chr, range(0x300, 0x1F000)) if unicodedata.category(c)[0] == "M")
     marks = re.sub("[\ufe00-\ufe0f]", "", marks)  # variation selectors of emoji
@@ -108,7 +110,9 @@ def word_pattern() -> re.Pattern[str]:
     return re.compile(f"((?=\\w)[{WITHOUT_BLANKS}][{marks}]*)|({letter}(?:{letter}|[{marks}])*)|.", re.DOTALL)
 
 
-def blocks(texts: Texts, fold: Callable[[str], str] = plain, table: bytes = LOWER) -> Iterator[tuple[ndarray, ndarray]]:
+def iter_byte_blocks(
+    texts: Texts, fold: Callable[[str], str] = fold_unicode, table: bytes = LOWER
+) -> Iterator[tuple[ndarray, ndarray]]:
     """Yield the bytes of texts in blocks that fit a cache, with at least one text in each.
 
     Args:
@@ -121,7 +125,7 @@ def blocks(texts: Texts, fold: Callable[[str], str] = plain, table: bytes = LOWE
     """
     for chunk in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
         sizes = pc.call_function("binary_length", [chunk]).fill_null(0).to_numpy(zero_copy_only=False)
-        for start, end in spans(sizes, BLOCK_BYTES, BLOCK_DOCUMENTS):
+        for start, end in split_by_budget(sizes, BLOCK_BYTES, BLOCK_DOCUMENTS):
             block = chunk.slice(start, end - start).fill_null("")
             is_ascii = pc.call_function("string_is_ascii", [block])
             if is_ascii.true_count < len(block):
@@ -136,12 +140,12 @@ def blocks(texts: Texts, fold: Callable[[str], str] = plain, table: bytes = LOWE
             yield np.frombuffer(bytes(content).translate(table), np.uint8), starts - starts[0]
 
 
-def bounds_of_words(is_word_byte: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
-    """Find the words of a block. Returns the offset of the first byte of each, and of the byte behind it (int64).
+def find_word_bounds(is_word_byte: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
+    """Find the words of a block. Returns the offset of the first byte of each, and of the byte after it (int64).
 
     Args:
         is_word_byte: whether each byte belongs to a word, bool. There is at least one byte.
-        starts: offset of each document, see `blocks`.
+        starts: offset of each document, see `iter_byte_blocks`.
     """
     is_start = is_word_byte.copy()
     is_last = is_word_byte.copy()
@@ -153,27 +157,27 @@ def bounds_of_words(is_word_byte: ndarray, starts: ndarray) -> tuple[ndarray, nd
     return np.flatnonzero(is_start), np.flatnonzero(is_last) + 1
 
 
-def word_hashes(data: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
+def hash_block_words(data: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
     """Hash the words of a block, eight bytes at a time.
 
     Args:
-        data, starts: see `blocks`.
+        data, starts: see `iter_byte_blocks`.
 
     Returns:
         The hash of each word in order (uint64), and the number of words of each document (int64).
     """
     if not len(data):
         return NO_HASHES, np.zeros(len(starts) - 1, np.int64)
-    first, end = bounds_of_words(data != 0, starts)
+    first, end = find_word_bounds(data != 0, starts)
     length = end - first
     padded = np.append(data, np.zeros(8, np.uint8))
     eights = np.ndarray((len(data),), "<u8", padded, strides=(1,))  # the eight bytes from each offset on
-    hashes = mixed((eights[first] & MASKS[np.minimum(length, 8)]) ^ (length.astype(np.uint64) * ODD))
+    hashes = mix_bits((eights[first] & MASKS[np.minimum(length, 8)]) ^ (length.astype(np.uint64) * ODD_MULTIPLIER))
     long_words = np.flatnonzero(length > 8)
     position = 8
     while len(long_words) and position < LONG_WORD:
         piece = eights[first[long_words] + position] & MASKS[np.minimum(length[long_words] - position, 8)]
-        hashes[long_words] = mixed(hashes[long_words] * ODD ^ piece)
+        hashes[long_words] = mix_bits(hashes[long_words] * ODD_MULTIPLIER ^ piece)
         position += 8
         long_words = long_words[length[long_words] > position]
     for word in long_words:
@@ -182,9 +186,9 @@ def word_hashes(data: ndarray, starts: ndarray) -> tuple[ndarray, ndarray]:
     return hashes, np.diff(np.searchsorted(first, starts))
 
 
-def word_counts(texts: Texts) -> ndarray:
+def count_words(texts: Texts) -> ndarray:
     """Count the words of each text, int64 (N)."""
-    return join(word_hashes(*block)[1] for block in blocks(texts))
+    return concatenate(hash_block_words(*block)[1] for block in iter_byte_blocks(texts))
 
 
 HASH_BITS = 54
@@ -224,34 +228,34 @@ class Shingles:
         return np.repeat(np.arange(len(self)), self.sizes)
 
     @staticmethod
-    def of_sizes(values: ndarray, sizes: ndarray) -> Shingles:
+    def from_sizes(values: ndarray, sizes: ndarray) -> Shingles:
         return Shingles(values, np.append(0, np.cumsum(sizes, dtype=np.int64)))
 
     @staticmethod
-    def of(lists: pa.ListArray) -> Shingles:
-        """Read sets from a column that `column` returned."""
+    def from_column(lists: pa.ListArray) -> Shingles:
+        """Read sets from a column that `to_column` returned."""
         offsets = lists.offsets.to_numpy().astype(np.int64)
         return Shingles(lists.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
 
-    def column(self) -> pa.ListArray:
+    def to_column(self) -> pa.ListArray:
         """Return the sets as a column of lists."""
         return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.values))
 
-    def where(self, mask: ndarray) -> Shingles:
+    def select(self, mask: ndarray) -> Shingles:
         """Return the sets of the documents in a mask, bool (N)."""
-        return Shingles.of_sizes(self.values[np.repeat(mask, self.sizes)], self.sizes[mask])
+        return Shingles.from_sizes(self.values[np.repeat(mask, self.sizes)], self.sizes[mask])
 
-    def only(self, values: ndarray) -> Shingles:
+    def intersect(self, values: ndarray) -> Shingles:
         """Return the intersection of each set with some values, which are ascending."""
-        is_kept = HashTable(values, values).holds(self.values)
+        is_kept = HashTable(values, values).contains(self.values)
         return Shingles(self.values[is_kept], np.append(0, np.cumsum(is_kept))[self.offsets])
 
 
-def shingled(texts: Texts, width: int = 3) -> Shingles:
+def build_shingles(texts: Texts, width: int = 3) -> Shingles:
     """Build the set of shingles of each text: hashes of its runs of `width` words. A text of fewer words has none."""
-    parts = (shingles_of(*word_hashes(*block), width) for block in blocks(texts))
-    values, sizes = join_columns([(NO_HASHES, NO_NUMBERS), *((part.values, part.sizes) for part in parts)])
-    return Shingles.of_sizes(values, sizes)
+    parts = (build_block_shingles(*hash_block_words(*block), width) for block in iter_byte_blocks(texts))
+    values, sizes = concatenate_columns([(NO_HASHES, NO_NUMBERS), *((part.values, part.sizes) for part in parts)])
+    return Shingles.from_sizes(values, sizes)
 
 
 def hash_runs(hashes: ndarray, width: int) -> ndarray:
@@ -259,26 +263,27 @@ def hash_runs(hashes: ndarray, width: int) -> ndarray:
     count = max(len(hashes) - width + 1, 0)
     hashes_of_runs = hashes[:count].copy()
     for shift in range(1, width):
-        hashes_of_runs *= ODD
+        hashes_of_runs *= ODD_MULTIPLIER
         hashes_of_runs += hashes[shift : shift + count]
-    hashes_of_runs = mixed(hashes_of_runs)
+    hashes_of_runs = mix_bits(hashes_of_runs)
     hashes_of_runs >>= np.uint64(64 - HASH_BITS)
     return hashes_of_runs
 
 
-def shingles_of(hashes: ndarray, counts: ndarray, width: int) -> Shingles:
-    """Build the set of shingles of each document of a block, from what `word_hashes` returns."""
+def build_block_shingles(hashes: ndarray, counts: ndarray, width: int) -> Shingles:
+    """Build the set of shingles of each document of a block, from what `hash_block_words` returns."""
     shingles = hash_runs(hashes, width)
     count = len(shingles)
     document = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
     shingles |= document[:count] << np.uint64(HASH_BITS)
-    shingles = distinct(shingles[document[:count] == document[len(document) - count :]])  # a run ends with its document
+    is_in_one_document = document[:count] == document[len(document) - count :]
+    shingles = sort_unique(shingles[is_in_one_document])
     sizes = np.bincount((shingles >> np.uint64(HASH_BITS)).astype(np.int64), minlength=len(counts))
     shingles &= np.uint64((1 << HASH_BITS) - 1)
-    return Shingles.of_sizes(shingles, sizes)
+    return Shingles.from_sizes(shingles, sizes)
 
 
-def normalised_digests(texts: Texts) -> ndarray:
+def digest_normalised_texts(texts: Texts) -> ndarray:
     """Digest texts by BLAKE2b, regardless of letter case, white space and composition of accents (NFC).
 
     Punctuation counts: `5 + 3` and `5 * 3`, or two emoji, are different texts.
@@ -287,7 +292,7 @@ def normalised_digests(texts: Texts) -> ndarray:
         N digests of 16 bytes (`V16`).
     """
     digests = bytearray()
-    for data, starts in blocks(
+    for data, starts in iter_byte_blocks(
         texts, lambda text: " ".join(unicodedata.normalize("NFC", text).lower().split()), SPACED
     ):
         is_blank = data == BLANK
@@ -301,7 +306,7 @@ def normalised_digests(texts: Texts) -> ndarray:
     return np.frombuffer(bytes(digests), f"V{DIGEST_BYTES}")
 
 
-def jaccard(a: Shingles, ia: ndarray, b: Shingles, ib: ndarray) -> ndarray:
+def compute_jaccard(a: Shingles, ia: ndarray, b: Shingles, ib: ndarray) -> ndarray:
     """Compute |A ∩ B| / |A ∪ B| of the sets `ia[p]` of `a` and `ib[p]` of `b` for each pair p, float64. It is 0 if both
     sets are empty."""
     common = count_common(a, ia, b, ib)
@@ -315,9 +320,9 @@ def count_common(a: Shingles, ia: ndarray, b: Shingles, ib: ndarray) -> ndarray:
     sizes_a = a.sizes[ia]
     sizes_b = b.sizes[ib]
     common = np.zeros(len(ia), np.int64)
-    for start, end in spans(sizes_a + sizes_b, BLOCK_VALUES, BLOCK_PAIRS):
+    for start, end in split_by_budget(sizes_a + sizes_b, BLOCK_VALUES, BLOCK_PAIRS):
         span = slice(start, end)
-        common[span] = count_shared(
+        common[span] = count_shared_values(
             a.values, starts_a[span], sizes_a[span], b.values, starts_b[span], sizes_b[span], HASH_BITS
         )
     return common
@@ -326,13 +331,13 @@ def count_common(a: Shingles, ia: ndarray, b: Shingles, ib: ndarray) -> ndarray:
 # --- MinHash signatures in bands: similar documents have the key of a band in common.
 
 BANDS = 32
-ROWS = 4
+ROWS_PER_BAND = 4
 """Rows of a signature in each band."""
 BLOCK = 1 << 16
 """Shingles that are hashed at once, so few that they stay in a core's cache."""
 
 
-def band_keys(shingles: Shingles, bands: int = BANDS, rows: int = ROWS, seed: int = 1) -> ndarray:
+def compute_band_keys(shingles: Shingles, bands: int = BANDS, rows: int = ROWS_PER_BAND, seed: int = 1) -> ndarray:
     """Compute MinHash keys. Two documents have a key in common with probability 1 - (1 - J^rows)^bands.
 
     J is the Jaccard similarity of their sets. The signature has `bands * rows` values: for an odd factor a each, the
@@ -345,7 +350,7 @@ def band_keys(shingles: Shingles, bands: int = BANDS, rows: int = ROWS, seed: in
 
     Source: Broder 1997; banding by Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, 3.4.
     """
-    numbers = mixed(np.arange(1, bands * rows + 1, dtype=np.uint64) * ODD + np.uint64(seed))
+    numbers = mix_bits(np.arange(1, bands * rows + 1, dtype=np.uint64) * ODD_MULTIPLIER + np.uint64(seed))
     factors = (numbers >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
     keys = np.zeros((len(shingles), bands), np.uint64)
     filled = np.flatnonzero(shingles.sizes)
@@ -361,12 +366,12 @@ def band_keys(shingles: Shingles, bands: int = BANDS, rows: int = ROWS, seed: in
         for row, factor in enumerate(factors):
             np.multiply(shingle_bits, factor, out=products)
             np.minimum.reduceat(products, starts[start:end] - starts[start], out=signatures[row])
-        keys[filled[start:end]] = banded(signatures, bands)
+        keys[filled[start:end]] = hash_bands(signatures, bands)
         start = end
     return keys
 
 
-def banded(signatures: ndarray, bands: int) -> ndarray:
+def hash_bands(signatures: ndarray, bands: int) -> ndarray:
     """Hash the rows of each band of signatures, uint64 (documents, bands).
 
     Args:
@@ -375,18 +380,18 @@ def banded(signatures: ndarray, bands: int) -> ndarray:
     rows_by_band = signatures.reshape(bands, -1, signatures.shape[1])
     keys = np.zeros((bands, signatures.shape[1]), np.uint64)
     for row in range(rows_by_band.shape[1]):
-        keys = mixed(keys * ODD + rows_by_band[:, row] + np.uint64(1))
+        keys = mix_bits(keys * ODD_MULTIPLIER + rows_by_band[:, row] + np.uint64(1))
     return keys.T
 
 
 # --- The rarest shingles of documents, for prefix filtering: similar documents have one of them in common.
 
 BUCKETS = 1 << 20
-MARK = np.uint64(1 << 63)
+SHINGLE_BIT = np.uint64(1 << 63)
 """A bit that is set in every mark that is a shingle, and in no mark that is a group."""
 
 
-class Rarity:
+class ShingleRarity:
     """Frequencies of shingles, estimated from a sample, and the rarest shingles of sets.
 
     Prefix filtering is correct for any fixed order of shingles. If rare ones come first, few documents share a mark.
@@ -400,9 +405,9 @@ class Rarity:
         self.common = common
 
     def add(self, sample: Shingles) -> None:
-        self.counts += np.bincount(bucket_of(sample.values), minlength=BUCKETS)
+        self.counts += np.bincount(assign_buckets(sample.values), minlength=BUCKETS)
 
-    def marks(self, sets: Shingles, threshold: float) -> tuple[ndarray, ndarray]:
+    def select_marks(self, sets: Shingles, threshold: float) -> tuple[ndarray, ndarray]:
         """Select the marks of each set: the n - ⌈threshold · n⌉ + 1 rarest of its n shingles, without common ones.
 
         Two sets whose similarity reaches the threshold have a mark in common.
@@ -415,9 +420,9 @@ class Rarity:
         """
         sizes = sets.sizes
         # 10 bits for the set, 9 for how common the shingle is, and 45 of its hash.
-        frequency = np.minimum(self.counts[bucket_of(sets.values)], 510).astype(np.uint64)
+        frequency = np.minimum(self.counts[assign_buckets(sets.values)], 510).astype(np.uint64)
         if len(self.common):
-            frequency[held(self.common, sets.values)] = 511
+            frequency[is_in_sorted(self.common, sets.values)] = 511
         ranked = (
             sets.owners.astype(np.uint64) << np.uint64(HASH_BITS)
             | frequency << np.uint64(45)
@@ -429,8 +434,8 @@ class Rarity:
         is_mark = np.arange(len(ranked)) - np.repeat(sets.offsets[:-1], sizes) < np.repeat(mark_counts, sizes)
         if len(self.common):
             is_mark &= ranked >> np.uint64(45) & np.uint64(511) != 511
-        return ranked[is_mark] & np.uint64((1 << HASH_BITS) - 1) | MARK, sets.owners[is_mark]
+        return ranked[is_mark] & np.uint64((1 << HASH_BITS) - 1) | SHINGLE_BIT, sets.owners[is_mark]
 
 
-def bucket_of(values: ndarray) -> ndarray:
+def assign_buckets(values: ndarray) -> ndarray:
     return (values & np.uint64(BUCKETS - 1)).astype(np.int64)

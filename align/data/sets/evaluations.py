@@ -5,7 +5,7 @@ stem and its choices, as in the files of ARC, OpenBookQA and CommonsenseQA. The 
 
 - the question, with its passage in front if it has one, because the main idea of many passages is asked for;
 - the same followed by each choice or answer;
-- each choice or answer of more than `FEW` words;
+- each choice or answer of more than `SHORT_CHOICE` words;
 - the question with all choices, also with letters in front (`A. …`);
 - a question that lists its choices, also without them.
 
@@ -28,13 +28,13 @@ import pyarrow as pa
 from align.core.errors import InputError, require
 from align.core.types import Record
 from align.data.dedup.questions import EvaluationTexts
-from align.data.dedup.shingles import word_counts
+from align.data.dedup.shingles import count_words
 from align.data.read.columns import RANKING, TREE, TREE_MESSAGE, find_shape
 from align.data.read.content import PREFERENCES, get_record_kind, iter_strings, list_texts, split_names
 from align.data.read.drops import BadRows, Drop
 from align.data.read.records import iter_valid_groups, parse_records
 from align.data.read.rows import Row
-from align.data.sets.record_columns import columns_of, texts_of
+from align.data.sets.record_columns import join_record_texts, records_to_columns
 
 FIELD = "stage.contamination.against"
 HELP = 'Write "stage.contamination.against=[a.jsonl, {path: b.parquet, columns: [question, choices]}]".'
@@ -55,11 +55,11 @@ NAMES: Mapping[str, Collection[str]] = {
     ),
 }
 """Content of a column → its possible names. A passage is the text that a question refers to."""
-FEW = 4
+SHORT_CHOICE = 4
 """Number of words above which a choice is searched on its own."""
-LONGEST = 4000
+MAX_QUESTION_LENGTH = 4000
 """Largest number of characters of a question that is searched with each of its choices."""
-INNER = ("text", "choices")
+TEXT_FIELDS = ("text", "choices")
 """Names of the field of texts in an object of labels and choices, or of one label and its choice."""
 FIRST_CHOICE = re.compile(r"\s\(?[Aa][.):]\s(?=.*\s\(?[Bb][.):]\s)", re.DOTALL)
 FORMULA = re.compile(r"\d\s*[^\w\s,.]+\s*\w|\w\s*[^\w\s,.]+\s*\d")
@@ -84,7 +84,7 @@ class Query(NamedTuple):
 
     Attributes:
         texts: texts that are compared with the whole text of a training row.
-        choices: choices that are compared in the same way if they have more than `FEW` words.
+        choices: choices that are compared in the same way if they have more than `SHORT_CHOICE` words.
         questions: texts that are compared with the prompt of a training row.
     """
 
@@ -93,7 +93,7 @@ class Query(NamedTuple):
     questions: Sequence[str]
 
 
-def parsed_sets(setting: Any) -> list[EvaluationSet]:
+def parse_evaluation_sets(setting: Any) -> list[EvaluationSet]:
     """Parse the setting: paths, or mappings with `path` and `columns`.
 
     Raises:
@@ -116,16 +116,21 @@ def parsed_sets(setting: Any) -> list[EvaluationSet]:
     return sets
 
 
-def read_sets(sets: Sequence[EvaluationSet]) -> list[EvaluationTexts]:
+def read_evaluation_sets(sets: Sequence[EvaluationSet]) -> list[EvaluationTexts]:
     """Read the texts of each set.
 
     Raises:
         InputError: A file cannot be read, has no row, or has rows without a column of questions.
     """
-    return [read_set(evaluation_set, f"{FIELD}[{i}]") for i, evaluation_set in enumerate(sets)]
+    return [read_evaluation_set(evaluation_set, f"{FIELD}[{i}]") for i, evaluation_set in enumerate(sets)]
 
 
-def read_set(evaluation_set: EvaluationSet, field: str) -> EvaluationTexts:
+def read_evaluation_set(evaluation_set: EvaluationSet, field: str) -> EvaluationTexts:
+    """Read the texts of one set.
+
+    Args:
+        field: name of the setting in errors.
+    """
     bad_rows = BadRows()
     batches = list[EvaluationTexts]()
     numbers = list[int]()
@@ -134,11 +139,11 @@ def read_set(evaluation_set: EvaluationSet, field: str) -> EvaluationTexts:
     for group in iter_valid_groups(evaluation_set.path, field, bad_rows):
         group_parts: Sequence[Query | Record] = ()
         with bad_rows:
-            group_parts = parts_of(group, evaluation_set.columns)
+            group_parts = parse_rows(group, evaluation_set.columns)
         rows += len(group_parts)
         parts += group_parts
         numbers += [group[-1].number - 1] * len(group_parts)
-        characters += sum(map(len, (text for part in group_parts for text in texts_to_find(part))))
+        characters += sum(map(len, (text for part in group_parts for text in list_texts(part))))
         if len(parts) >= PARTS_AT_ONCE or characters > CHARACTERS_AT_ONCE:
             batches.append(collect_texts(parts, numbers))
             numbers = []
@@ -149,14 +154,14 @@ def read_set(evaluation_set: EvaluationSet, field: str) -> EvaluationTexts:
     if parts:
         batches.append(collect_texts(parts, numbers))
     return EvaluationTexts(
-        pa.chunked_array([chunk for batch in batches for chunk in batch.said.chunks], pa.string()),
-        pa.chunked_array([chunk for batch in batches for chunk in batch.asked.chunks], pa.string()),
-        np.concatenate([batch.said_by for batch in batches]),
-        np.concatenate([batch.asked_by for batch in batches]),
+        pa.chunked_array([chunk for batch in batches for chunk in batch.texts.chunks], pa.string()),
+        pa.chunked_array([chunk for batch in batches for chunk in batch.questions.chunks], pa.string()),
+        np.concatenate([batch.text_rows for batch in batches]),
+        np.concatenate([batch.question_rows for batch in batches]),
     )
 
 
-def texts_to_find(part: Query | Record) -> Sequence[str]:
+def list_texts(part: Query | Record) -> Sequence[str]:
     return part.texts if isinstance(part, Query) else list_texts(part)
 
 
@@ -166,31 +171,30 @@ def collect_texts(parts: Sequence[Query | Record], numbers: Sequence[int]) -> Ev
     Args:
         numbers: number of the row of each part, from 0.
     """
-    queries = as_queries(parts)
+    queries = build_queries(parts)
     row_texts = [[*query.texts, *query.choices] for query in queries]
     row_questions = [
-        [*query.questions, *(form for text in query.questions for form in without_operators(text))] for query in queries
+        [*query.questions, *(form for text in query.questions for form in remove_operators(text))] for query in queries
     ]
-    column = as_column(row_texts)
+    column = concatenate_texts(row_texts)
     is_choice = np.array(
         [flag for query in queries for flag in [False] * len(query.texts) + [True] * len(query.choices)], bool
     )
-    is_kept = ~is_choice | (word_counts(column) > FEW)
+    is_kept = ~is_choice | (count_words(column) > SHORT_CHOICE)
     text_rows = np.repeat(np.array(numbers, np.int64), [*map(len, row_texts)])
     question_rows = np.repeat(np.array(numbers, np.int64), [*map(len, row_questions)])
     return EvaluationTexts(
-        column.filter(pa.array(is_kept)), as_column(row_questions), text_rows[is_kept], question_rows
+        column.filter(pa.array(is_kept)), concatenate_texts(row_questions), text_rows[is_kept], question_rows
     )
 
 
-def as_column(texts: Sequence[Sequence[str]]) -> pa.ChunkedArray:
+def concatenate_texts(texts: Sequence[Sequence[str]]) -> pa.ChunkedArray:
     """Concatenate lists of texts to a column."""
     return pa.table({"text": pa.array([text for row_texts in texts for text in row_texts], pa.string())})["text"]
 
 
-def without_operators(question: str) -> list[str]:
-    """Return a question with punctuation removed, and with punctuation replaced by blanks: `7/8` becomes `78`, or `7
-    8`.
+def remove_operators(question: str) -> list[str]:
+    """Return a question without punctuation, and with blanks instead of it: `7/8` becomes `78` and `7 8`.
 
     Returns an empty list for a question without a formula, whose operators do not count.
     """
@@ -199,49 +203,49 @@ def without_operators(question: str) -> list[str]:
     return [NOT_WORDS.sub(replacement, question) for replacement in ("", " ")]
 
 
-def parts_of(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Record]:
+def parse_rows(group: Sequence[Row], columns: Sequence[str]) -> list[Query | Record]:
     """Parse rows that are read together: to records, or to queries if they are read by their columns."""
-    if not columns and (len(group) > 1 or not is_columns(group[0].data)):
+    if not columns and (len(group) > 1 or not is_read_by_columns(group[0].data)):
         return [result[0] for result in parse_records(group) if not isinstance(result, Drop)]
     queries = list[Query | Record]()
     for row in group:
         with row.naming_errors():
-            queries.append(query_of(row.data, columns))
+            queries.append(build_query(row.data, columns))
     return queries
 
 
-def as_queries(parts: Sequence[Query | Record]) -> list[Query]:
+def build_queries(parts: Sequence[Query | Record]) -> list[Query]:
     """Convert records to queries: their whole text, and their prompts as the question."""
     queries: dict[int, Query] = {i: part for i, part in enumerate(parts) if isinstance(part, Query)}
     records = {i: part for i, part in enumerate(parts) if not isinstance(part, Query)}
     for kind in {*map(get_record_kind, records.values())}:
         indexes = [i for i, record in records.items() if get_record_kind(record) == kind]
-        batch = pa.RecordBatch.from_pydict(columns_of(kind, [records[i] for i in indexes]))
-        full_texts = texts_of(kind, batch).to_pylist()
-        prompts = texts_of(kind, batch, "prompts").to_pylist()
+        batch = pa.RecordBatch.from_pydict(records_to_columns(kind, [records[i] for i in indexes]))
+        full_texts = join_record_texts(kind, batch).to_pylist()
+        prompts = join_record_texts(kind, batch, "prompts").to_pylist()
         queries |= {
             i: Query([text], [], [prompt]) for i, text, prompt in zip(indexes, full_texts, prompts, strict=True)
         }
     return [queries[i] for i in range(len(parts))]
 
 
-def is_columns(data: Mapping[str, Any]) -> bool:
+def is_read_by_columns(data: Mapping[str, Any]) -> bool:
     """Return whether a row is read by its columns, and not as a training record."""
     shape = find_shape(data)
     if shape is None:
         return data.keys().isdisjoint({"messages", "conversations", "chosen", "rejected"})
     if shape is RANKING:
-        return not holds_objects(data["answers"])
+        return not has_objects(data["answers"])
     if shape in (TREE, TREE_MESSAGE) or shape.kind == PREFERENCES or shape.needs[0] in ("messages", "conversations"):
         return False
-    return not any(holds_objects(data.get(name)) for name in ("prompt", "completion", "response"))
+    return not any(has_objects(data.get(name)) for name in ("prompt", "completion", "response"))
 
 
-def holds_objects(value: Any) -> bool:
+def has_objects(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(entry, Mapping) for entry in value)
 
 
-def kind_of_column(name: str, column_names: Collection[str]) -> str:
+def classify_column(name: str, column_names: Collection[str]) -> str:
     """Classify a column by its name. Returns `question`, `passage`, `choice`, or an empty text for other columns.
 
     Args:
@@ -256,7 +260,7 @@ def kind_of_column(name: str, column_names: Collection[str]) -> str:
     return next((kind for kind, names in NAMES.items() if normalized in names), "")
 
 
-def query_of(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
+def build_query(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
     """Build the query of a row.
 
     Args:
@@ -275,10 +279,10 @@ def query_of(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
             raise fail(f"there is no {name} among them")
     parts: dict[str, list[str]] = {kind: [] for kind in NAMES}
     lists = dict[str, list[str]]()
-    for name, value in unfold({name: data[name] for name in columns or data}):
-        kind = kind_of_column(name, data.keys())
+    for name, value in unfold_columns({name: data[name] for name in columns or data}):
+        kind = classify_column(name, data.keys())
         # Choices may have labels, each one or all together.
-        column_texts = [text for text in iter_strings(without_labels(from_json(value))) if text.strip()]
+        column_texts = [text for text in iter_strings(remove_labels(parse_json_container(value))) if text.strip()]
         if not kind and name in columns:
             kind = "question" if isinstance(value, str) else "choice"
         if kind:
@@ -289,10 +293,10 @@ def query_of(data: Mapping[str, Any], columns: Sequence[str]) -> Query:
         raise fail("no text among them is called a question")
     question = "\n".join(parts["question"])
     passage = "\n".join(parts["passage"])
-    return with_choices(question, passage, list(dict.fromkeys(parts["choice"])), list(lists.values()))
+    return combine_choices(question, passage, list(dict.fromkeys(parts["choice"])), list(lists.values()))
 
 
-def with_choices(question: str, passage: str, choices: list[str], choice_lists: list[list[str]]) -> Query:
+def combine_choices(question: str, passage: str, choices: list[str], choice_lists: list[list[str]]) -> Query:
     """Build the query of a question with choices.
 
     Args:
@@ -303,7 +307,7 @@ def with_choices(question: str, passage: str, choices: list[str], choice_lists: 
     if not prompt:  # all choices together are not searched either: yes, no
         return Query([], choices, [])
     texts = [prompt]
-    if len(prompt) <= LONGEST:
+    if len(prompt) <= MAX_QUESTION_LENGTH:
         texts += [f"{prompt}\n{choice}" for choice in choices]
     choice_lists = [options for options in choice_lists if len(options) > 1]
     for options in choice_lists:
@@ -320,20 +324,20 @@ def with_choices(question: str, passage: str, choices: list[str], choice_lists: 
     return Query(texts, choices, questions)
 
 
-def unfold(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def unfold_columns(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the name and value of each column. A question that is an object with a question in it is replaced by its
     fields."""
     for name, value in data.items():
-        inner_columns = from_json(value) if kind_of_column(name, data.keys()) == "question" else None
+        inner_columns = parse_json_container(value) if classify_column(name, data.keys()) == "question" else None
         if isinstance(inner_columns, Mapping) and any(
-            kind_of_column(inner, inner_columns.keys()) == "question" for inner in inner_columns
+            classify_column(inner, inner_columns.keys()) == "question" for inner in inner_columns
         ):
             yield from inner_columns.items()
         else:
             yield name, value
 
 
-def from_json(value: Any) -> Any:
+def parse_json_container(value: Any) -> Any:
     """Parse a text that is a list or an object in JSON. Returns any other value unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         with suppress(ValueError, RecursionError):
@@ -341,10 +345,10 @@ def from_json(value: Any) -> Any:
     return value
 
 
-def without_labels(value: Any) -> Any:
+def remove_labels(value: Any) -> Any:
     """Remove the labels of choices."""
     if isinstance(value, list):
-        return [without_labels(entry) for entry in value]
-    if isinstance(value, Mapping) and (inner := next((name for name in INNER if value.get(name)), None)):
-        return without_labels(value[inner])
+        return [remove_labels(entry) for entry in value]
+    if isinstance(value, Mapping) and (inner := next((name for name in TEXT_FIELDS if value.get(name)), None)):
+        return remove_labels(value[inner])
     return value

@@ -25,8 +25,8 @@ from align.core.errors import RunBusy, require
 from align.core.files import has_file, parse_user_path, read_text
 from align.core.merkle import compute_root
 from align.data.read.files import DATA_SET_FILE, SHARD_NAME
-from align.data.sets.ids import SHA256, IdKind, kinds_in
-from align.data.sets.published import TOMBSTONE, DataSet, Shards, data_set, root_of_sides
+from align.data.sets.ids import SHA256, IdKind, read_id_kinds
+from align.data.sets.published import TOMBSTONE, DataSet, ShardWriter, compute_data_set_root, load_data_set
 from align.data.sets.sides import SIDES
 from align.data.sources import DataSource, build_data_input
 from align.run.artifacts import REPLACED, check_not_replaced, read_replacement
@@ -41,20 +41,20 @@ FIELD = "stage.forget"
 ERASED = "erased"
 REASONS = {True: "rows whose votes the annotation store no longer has", False: "rows that were to be forgotten"}
 """Whether the setting is `erased` → reason."""
-KEPT = (RUN, "config.yaml", "metrics.json", "metrics.jsonl", "timing.jsonl", STALE)
+KEPT_FILES = (RUN, "config.yaml", "metrics.json", "metrics.jsonl", "timing.jsonl", STALE)
 """Files of a run without content of rows. They are kept, like its `data.json`."""
 Masks = Mapping[str, ndarray]
 """Side → whether each of its rows is to be removed, bool (N)."""
 Counts = Mapping[str, Counter[tuple[str, int, str]]]
 """Side → source, row and content id → number of times that the row is in the side."""
-Standing = Callable[[IdKind], Collection[int] | None]
-"""Returns the active votes of a project, or None if it was erased, see `align.data.sets.source.standing`."""
-Facts = Callable[[pa.Table], Iterable[bool]]
+LoadActiveVotes = Callable[[IdKind], Collection[int] | None]
+"""Returns the active votes of a project, or None if it was erased, see `align.data.sets.source.load_active_votes`."""
+RowPredicate = Callable[[pa.Table], Iterable[bool]]
 """Returns whether each row is selected, by its columns beside the content."""
 
 
 @dataclass(frozen=True, slots=True)
-class Forgetting:
+class RowRemoval:
     """A plan for removing rows from a data set.
 
     Attributes:
@@ -73,7 +73,7 @@ class Forgetting:
         return self.old.parent.name if self.old.name == "artifact" else self.old.name
 
 
-def ids_in(setting: Any) -> frozenset[bytes]:
+def parse_content_ids(setting: Any) -> frozenset[bytes]:
     """Parse the content ids of a setting: a list of ids, a single id, or a file with an id on each line.
 
     Raises:
@@ -95,19 +95,19 @@ def is_id(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64 and not {*value.lower()} - {*"0123456789abcdef"}
 
 
-def going(dataset: DataSet, setting: Any, load_active_votes: Standing) -> Masks:
+def select_masks(dataset: DataSet, setting: Any, load_active_votes: LoadActiveVotes) -> Masks:
     """Return the rows of a data set that are to be removed.
 
     Args:
-        setting: `erased`, or content ids, see `ids_in`.
+        setting: `erased`, or content ids, see `parse_content_ids`.
 
     Raises:
         InputError: The setting is invalid, or is `erased` and no source is an annotation project.
     """
     if setting != ERASED:
-        ids = {id.hex() for id in ids_in(setting)}
-        return masks_of(dataset, lambda id: id in ids, "content_id")
-    kinds = {name: kind for name, kind in kinds_in(dataset.data).items() if kind != SHA256}
+        ids = {id.hex() for id in parse_content_ids(setting)}
+        return build_masks(dataset, lambda id: id in ids, "content_id")
+    kinds = {name: kind for name, kind in read_id_kinds(dataset.data).items() if kind != SHA256}
     problem = "none of its sources is an annotation project"
     require(bool(kinds), FIELD, ERASED, problem, "Name content ids: stage.forget=[…].")
     active_votes = {name: load_active_votes(kind) or () for name, kind in kinds.items()}
@@ -115,10 +115,10 @@ def going(dataset: DataSet, setting: Any, load_active_votes: Standing) -> Masks:
     def is_gone(source: str, id: str) -> bool:
         return source in active_votes and int(id.partition(":")[0]) not in active_votes[source]
 
-    return masks_of(dataset, is_gone, "source", "id")
+    return build_masks(dataset, is_gone, "source", "id")
 
 
-def masks_of(dataset: DataSet, should_remove: Callable[..., bool], *columns: str) -> Masks:
+def build_masks(dataset: DataSet, should_remove: Callable[..., bool], *columns: str) -> Masks:
     """Return whether each row is to be removed.
 
     Args:
@@ -135,51 +135,53 @@ def masks_of(dataset: DataSet, should_remove: Callable[..., bool], *columns: str
     return {side: np.array(flags, bool) for side, flags in rows.items()}
 
 
-def check_going(dataset: DataSet, setting: Any, masks: Masks) -> None:
+def check_masks(dataset: DataSet, setting: Any, masks: Masks) -> None:
     """Raise InputError if there is no row to remove, or no row has one of the ids."""
     if setting == ERASED:
         problem = "the votes and items of all its rows are still there"
-        require(some(masks), FIELD, setting, problem, "There is nothing to forget.")
+        require(has_rows_to_remove(masks), FIELD, setting, problem, "There is nothing to forget.")
         return
-    missing = {id.hex() for id in ids_in(setting)}
+    missing = {id.hex() for id in parse_content_ids(setting)}
     total = len(missing)
     for side in SIDES:
-        for mask, table in masked(dataset, side, masks[side], ["content_id"]):
+        for mask, table in iter_masked_tables(dataset, side, masks[side], ["content_id"]):
             missing.difference_update(table["content_id"].filter(pa.array(mask)).to_pylist())
     problem = f"{len(missing)} of {total} ids are of no row (any more)"
     require(not missing, FIELD, min(missing, default=""), problem, "Look for it in the column content_id.")
 
 
-def some(masks: Masks) -> bool:
+def has_rows_to_remove(masks: Masks) -> bool:
     """Return whether any row is to be removed."""
     return any(mask.any() for mask in masks.values())
 
 
-def asked_for(old: Path, setting: Any, load_active_votes: Standing) -> tuple[Forgetting, Input]:
+def plan_row_removal(folder: Path, setting: Any, load_active_votes: LoadActiveVotes) -> tuple[RowRemoval, Input]:
     """Return the plan for removing rows, and the data set as an input of a run.
 
     Args:
-        old: folder of the data set.
-        setting, load_active_votes: see `going`.
+        folder: folder of the data set.
+        setting, load_active_votes: see `select_masks`.
 
     Raises:
         InputError: The setting matches no rows, or the data set was replaced by another one that still has such rows.
     """
     reason = REASONS[setting == ERASED]
-    replacement = read_replacement(old, "data.path")
+    replacement = read_replacement(folder, "data.path")
     if replacement is None:
-        dataset = data_set(old)
-        masks = going(dataset, setting, load_active_votes)
-        check_going(dataset, setting, masks)
-        return Forgetting(old, masks, reason), build_data_input(DataSource("manifest", str(old)))
+        dataset = load_data_set(folder)
+        masks = select_masks(dataset, setting, load_active_votes)
+        check_masks(dataset, setting, masks)
+        return RowRemoval(folder, masks, reason), build_data_input(DataSource("manifest", str(folder)))
     new_run = Path(replacement["folder"])  # of this command, which was interrupted or has ended before
-    if read_manifest(new_run).done and some(going(data_set(new_run / "artifact"), setting, load_active_votes)):
-        check_not_replaced(old, "data.path")
-    record = Input(replacement["digest"], path=str(old), details={"root": replacement["root"]})
-    return Forgetting(old, {}, reason), record
+    if read_manifest(new_run).done and has_rows_to_remove(
+        select_masks(load_data_set(new_run / "artifact"), setting, load_active_votes)
+    ):
+        check_not_replaced(folder, "data.path")
+    record = Input(replacement["digest"], path=str(folder), details={"root": replacement["root"]})
+    return RowRemoval(folder, {}, reason), record
 
 
-def forget(folder: Path, dataset: DataSet, masks: Masks, reason: str, at: str) -> dict[str, Any]:
+def rewrite_without_rows(folder: Path, dataset: DataSet, masks: Masks, reason: str, at: str) -> dict[str, Any]:
     """Write a data set again without some rows.
 
     Args:
@@ -192,30 +194,30 @@ def forget(folder: Path, dataset: DataSet, masks: Masks, reason: str, at: str) -
     kept: Counts = {side: Counter() for side in SIDES}
     removed: Counts = {side: Counter() for side in SIDES}
     for side in SIDES:
-        for mask, table in masked(dataset, side, masks[side], ["source", "row", "content_id"]):
+        for mask, table in iter_masked_tables(dataset, side, masks[side], ["source", "row", "content_id"]):
             rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-            for goes, row in zip(mask.tolist(), rows, strict=True):
-                (removed if goes else kept)[side][row] += 1
+            for is_removed, row in zip(mask.tolist(), rows, strict=True):
+                (removed if is_removed else kept)[side][row] += 1
     removed_ids = {id for rows in removed.values() for *_, id in rows}
     kept_ids = {id for rows in kept.values() for *_, id in rows}
     heads = {id: secrets.token_hex(32) for id in removed_ids - kept_ids}  # new names of clusters
     splits: dict[str, dict[str, Any]] = {}
     shards: dict[str, str] = {}
     for side in SIDES:
-        writer = Shards(folder, side, int((~masks[side]).sum()))
+        writer = ShardWriter(folder, side, int((~masks[side]).sum()))
         write_side(writer, dataset, side, masks[side], heads)
         writer.distinct = len(kept[side])
         splits[side] = writer.close()
         shards |= {path.name: file_digest(path) for path in writer.paths}
     earlier = {"replaces": dataset.data["replaces"]} if "replaces" in dataset.data else {}
     count = sum(map(len, removed.values()))
+    # Without figures that include the removed rows.
+    kept_fields = {key: value for key, value in dataset.data.items() if key not in ("lengths", "scores")}
     data = {
-        **{
-            key: value for key, value in dataset.data.items() if key not in ("lengths", "scores")
-        },  # figures of all rows
-        "sources": [without_gone(source, removed) for source in dataset.data["sources"]],
+        **kept_fields,
+        "sources": [subtract_removed(source, removed) for source in dataset.data["sources"]],
         "splits": splits,
-        "root": root_of_sides(splits),
+        "root": compute_data_set_root(splits),
         "ids_root": compute_root(bytes.fromhex(id) for id in sorted(kept_ids)),
         "shards": shards,
         "replaces": {"root": dataset.data["root"], "reason": reason, "count": count, "at": at, **earlier},
@@ -224,7 +226,9 @@ def forget(folder: Path, dataset: DataSet, masks: Masks, reason: str, at: str) -
     return data
 
 
-def masked(dataset: DataSet, side: str, mask: ndarray, columns: list[str]) -> Iterator[tuple[ndarray, pa.Table]]:
+def iter_masked_tables(
+    dataset: DataSet, side: str, mask: ndarray, columns: list[str]
+) -> Iterator[tuple[ndarray, pa.Table]]:
     """Yield each row group of a side, with the part of the mask for its rows."""
     first = 0
     for table in dataset.tables(side, columns):
@@ -232,7 +236,7 @@ def masked(dataset: DataSet, side: str, mask: ndarray, columns: list[str]) -> It
         first += table.num_rows
 
 
-def write_side(writer: Shards, dataset: DataSet, side: str, mask: ndarray, heads: Mapping[str, str]) -> None:
+def write_side(writer: ShardWriter, dataset: DataSet, side: str, mask: ndarray, heads: Mapping[str, str]) -> None:
     """Write one side with tombstones in place of the rows to remove. Tombstones of rows removed before are kept.
 
     Args:
@@ -240,26 +244,26 @@ def write_side(writer: Shards, dataset: DataSet, side: str, mask: ndarray, heads
         heads: content id of a removed row → new name of its cluster.
     """
     first = 0
-    for piece in dataset.pieces(side):
+    for piece in dataset.iter_sequence(side):
         if isinstance(piece, bytes):
-            writer.bury(piece)
+            writer.add_tombstone(piece)
             continue
         clusters = pa.array([heads.get(id, id) for id in piece["cluster"].to_pylist()], pa.string())
         piece = piece.set_column(piece.column_names.index("cluster"), "cluster", clusters)
         piece_mask = mask[first : first + piece.num_rows]
         first += piece.num_rows
         place = 0
-        for goes, run in groupby(piece_mask.tolist()):
+        for is_removed, run in groupby(piece_mask.tolist()):
             rows = sum(1 for _ in run)
-            if goes:
+            if is_removed:
                 for _ in range(rows):
-                    writer.bury(secrets.token_bytes(TOMBSTONE))
+                    writer.add_tombstone(secrets.token_bytes(TOMBSTONE))
             else:
                 writer.add(piece.slice(place, rows))
             place += rows
 
 
-def without_gone(source: Mapping[str, Any], removed: Counts) -> dict[str, Any]:
+def subtract_removed(source: Mapping[str, Any], removed: Counts) -> dict[str, Any]:
     """Subtract removed rows from the counts of a source in `data.json`."""
     splits = dict[str, dict[str, int]]()
     forgotten = source.get("forgotten", 0)
@@ -270,14 +274,14 @@ def without_gone(source: Mapping[str, Any], removed: Counts) -> dict[str, Any]:
     return {**source, "splits": splits, "forgotten": forgotten}
 
 
-def roots_before(data: Mapping[str, Any]) -> Iterator[str]:
+def iter_replaced_roots(data: Mapping[str, Any]) -> Iterator[str]:
     """Yield the roots of the data sets that a data set replaces, the newest first."""
     while "replaces" in data:
         data = data["replaces"]
         yield data["root"]
 
 
-def retire(artifact: Path, replacement: Mapping[str, Any]) -> None:
+def delete_replaced_data_set(artifact: Path, replacement: Mapping[str, Any]) -> None:
     """Delete a data set that was replaced by another one: mark it as replaced, then delete its shards, and all files of
     its run with content of rows. A call after an interruption continues.
 
@@ -293,12 +297,12 @@ def retire(artifact: Path, replacement: Mapping[str, Any]) -> None:
         for path in folder.iterdir():
             if path.is_dir() and path != artifact:
                 shutil.rmtree(path)
-            elif path.is_file() and path.name not in KEPT:
+            elif path.is_file() and path.name not in KEPT_FILES:
                 path.unlink()
 
 
 @contextmanager
-def alone_on(old: Path) -> Iterator[None]:
+def lock_data_set(old: Path) -> Iterator[None]:
     """Lock a data set against concurrent removals: each would publish a data set without only its own rows.
 
     Raises:

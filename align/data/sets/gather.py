@@ -21,15 +21,21 @@ from align.core.types import Conversation, Preference, Record
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop, Step, sequences
 from align.data.clean.quality import CountTokens
-from align.data.dedup.numbers import number_hashes
-from align.data.dedup.shingles import BANDS, band_keys, normalised_digests, shingled
+from align.data.dedup.numbers import hash_numbers
+from align.data.dedup.shingles import BANDS, build_shingles, compute_band_keys, digest_normalised_texts
 from align.data.read.columns import UnreadColumns, encode_metadata
 from align.data.read.content import DOCUMENTS, encode_content_row, get_record_kind, list_texts, map_strings
 from align.data.read.drops import BadRows
 from align.data.read.drops import Drop as Undecided
 from align.data.read.records import ParsedRecord, RowOutcome
-from align.data.sets.ids import id_of, question_id
-from align.data.sets.record_columns import CONTENT, columns_of, texts_of, turn_counts, whole_texts
+from align.data.sets.ids import compute_content_id, compute_question_id
+from align.data.sets.record_columns import (
+    CONTENT,
+    count_turns,
+    join_complete_texts,
+    join_record_texts,
+    records_to_columns,
+)
 from align.data.sets.source import Source
 from align.data.sets.spool import REMEDY, Spool
 
@@ -39,7 +45,7 @@ PART = 50_000
 """Rows of a source in one part. A record that is made of several rows belongs to the part of the first one."""
 BATCH = 2048
 """Largest number of rows of a batch."""
-HEAVY = 32 * 2**20
+BATCH_CHARACTERS = 32 * 2**20
 """Characters above which a batch ends."""
 BANDS_TOGETHER = 8
 """Columns of band keys in one file. Each column is read alone, but more files would have to be opened."""
@@ -75,12 +81,12 @@ SKIPPED = "skipped_rows"
 """Count of rows that were refused, named as for plain files."""
 
 
-class Wanted(NamedTuple):
+class FactOptions(NamedTuple):
     """Options for the facts that are computed of each row.
 
     Attributes:
         over: texts that are compared to find duplicates: `both`, `prompts` or `answers`.
-        near: whether near-duplicates are looked for.
+        near: whether near-duplicates are searched.
         split, time: columns with the side and the time of a row; empty for none.
         count_tokens: counts tokens, of both answers of a pair; None if tokens are not counted.
     """
@@ -92,19 +98,19 @@ class Wanted(NamedTuple):
     count_tokens: CountTokens | None = None
 
 
-def band_name(band: int) -> str:
+def name_band_column(band: int) -> str:
     return f"band_{band:02d}"
 
 
 @dataclass
-class Gathering:
+class SourceImport:
     """The import of one source into a spool.
 
     Attributes:
         number: number of the source, from 0.
         kind: required kind of its records.
         skips: whether refused rows are left out. If not, the source is refused.
-        known: number of rows of each of its files, as far as they were counted.
+        file_row_counts: number of rows of each of its files, as far as they were counted.
         schemas: columns of each file of a part.
         failed: part that a worker could not write → reason.
     """
@@ -113,28 +119,28 @@ class Gathering:
     source: Source
     number: int
     steps: Sequence[tuple[str, Step]]
-    wanted: Wanted
+    options: FactOptions
     kind: str
     skips: bool
-    known: Sequence[int] = ()
+    file_row_counts: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         self.size = PART  # an attribute, so that workers use the same value
         self.schemas = [pa.schema([*columns]) for columns in (CONTENT[self.kind].items(), FACTS.items())]
-        if self.wanted.near and self.kind == DOCUMENTS:
-            bands = [(band_name(band), pa.uint64()) for band in range(BANDS)]
+        if self.options.near and self.kind == DOCUMENTS:
+            bands = [(name_band_column(band), pa.uint64()) for band in range(BANDS)]
             self.schemas += [pa.schema(bands[i : i + BANDS_TOGETHER]) for i in range(0, BANDS, BANDS_TOGETHER)]
             self.schemas.append(pa.schema([(HASHES, pa.list_(pa.uint64()))]))
         self.failed: Mapping[int, str] = {}
         self.account = SourceAccount(self.source, self.steps)
-        self._reading: Reading | None = None
+        self._reading: PartReader | None = None
         self._next = 0
 
-    def run(self, done: Callable[[int, int], None] = lambda read, kept: None) -> dict[str, Any]:
+    def run(self, report_progress: Callable[[int, int], None] = lambda read, kept: None) -> dict[str, Any]:
         """Read, clean and write the parts that do not exist yet.
 
         Args:
-            done: called after each part with the numbers of records that were read and kept so far.
+            report_progress: called after each part with the numbers of records that were read and kept so far.
 
         Returns:
             The account of all rows of the source, see `SourceAccount`.
@@ -145,14 +151,14 @@ class Gathering:
         total = SourceAccount(self.source, self.steps, self.skips)
         existing = self.parts()
         part = 0
-        last = False
+        is_last = False
         has_warned = False
-        while not last:
+        while not is_last:
             if part not in existing:
                 self.write(part)
                 if part in self.failed and not has_warned:
                     has_warned = True
-                    counted_parts = range(-(-sum(self.known) // self.size))
+                    counted_parts = range(-(-sum(self.file_row_counts) // self.size))
                     print(
                         f"{self.source.name}: parts that this process makes: "
                         f"{sum(part not in existing for part in counted_parts)} of {len(counted_parts)}. "
@@ -161,10 +167,10 @@ class Gathering:
                     )
             account = self.spool.account(self.spool.folder / self.name(part))
             total.add(account)
-            done(total.counts["read"], total.counts["kept"])
+            report_progress(total.counts["read"], total.counts["kept"])
             part += 1
-            last = account["last"]
-        return total.settled()
+            is_last = account["last"]
+        return total.finish()
 
     def parts(self) -> set[int]:
         """Return the numbers of the parts that exist."""
@@ -181,14 +187,14 @@ class Gathering:
         """
         reading = self._reading
         if reading is None or reading.last or self._next != part:
-            reading = Reading(self.source, part, self.size, self.known)
+            reading = PartReader(self.source, part, self.size, self.file_row_counts)
         self._reading = None
         self.account = SourceAccount(self.source, self.steps)
         account = dict[str, Any]()
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for chunk in chunked(self._reads(reading.part(part))):
-                batch = self.cleaned(chunk)
+            for chunk in iter_chunks(self._iter_reads(reading.iter_part(part))):
+                batch = self.clean_batch(chunk)
                 if batch is not None:
                     yield batch
             self.account.counts[SKIPPED] = self.account.bad_rows.count
@@ -199,7 +205,7 @@ class Gathering:
         self._next = part + 1
         return account
 
-    def _reads(self, outcomes: Iterable[RowOutcome]) -> Iterator[ParsedRecord]:
+    def _iter_reads(self, outcomes: Iterable[RowOutcome]) -> Iterator[ParsedRecord]:
         """Yield the records, and count rows without a record."""
         for _, result in outcomes:
             if isinstance(result, InputError):
@@ -209,12 +215,12 @@ class Gathering:
             else:
                 yield result
 
-    def cleaned(self, chunk: Sequence[ParsedRecord]) -> pa.RecordBatch | None:
+    def clean_batch(self, chunk: Sequence[ParsedRecord]) -> pa.RecordBatch | None:
         """Clean a batch of records, and convert it to columns. Returns None if no record is kept."""
         kept = list[ParsedRecord]()
         records = list[Record]()
         for read in chunk:
-            self._check(read)
+            self._check_record(read)
             record = self.account.cleaner.clean(read.record, read.number)
             self.account.unread.add(read.sizes)
             if not isinstance(record, Drop):
@@ -228,27 +234,27 @@ class Gathering:
         self.account.counts.update(read=len(chunk), kept=len(kept), unanswered=unanswered)
         if not kept:
             return None
-        columns = columns_of(self.kind, records)
-        columns |= self._facts(kept, records, pa.RecordBatch.from_pydict(columns))
+        columns = records_to_columns(self.kind, records)
+        columns |= self._compute_facts(kept, records, pa.RecordBatch.from_pydict(columns))
         schema = pa.unify_schemas(self.schemas)
         return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
-    def _check(self, read: ParsedRecord) -> None:
+    def _check_record(self, read: ParsedRecord) -> None:
         """Raise InputError if a record has another kind than those before it, or contradicts its source's licence."""
-        where = f"{self.source.given}, row {read.number}"
+        place = f"{self.source.location}, row {read.number}"
         kind = get_record_kind(read.record)
         if kind != self.kind:
             remedy = "Make a data set of each kind; columns can be mapped: columns: {ours: theirs}."
-            raise InputError(where, kind, f"the rows before it are {self.kind}", remedy)
+            raise InputError(place, kind, f"the rows before it are {self.kind}", remedy)
         if licence := str(read.extra.get("licence") or read.extra.get("license") or ""):
             stated = self.source.licence
             problem = f"contradicts the source's licence, {stated}"
             remedy = "Correct the source's licence, or divide the source by licence."
             is_consistent = not stated or licence.casefold() == stated.casefold()
-            require(is_consistent, f"{where}, licence", licence, problem, remedy)
+            require(is_consistent, f"{place}, licence", licence, problem, remedy)
             self.account.licences[licence] += 1
 
-    def _facts(
+    def _compute_facts(
         self, reads: Sequence[ParsedRecord], records: Sequence[Record], table: pa.RecordBatch
     ) -> dict[str, pa.Array]:
         """Compute the facts of each row that later steps need, see `FACTS`.
@@ -256,49 +262,51 @@ class Gathering:
         Args:
             table: the records as columns.
         """
-        count = self.wanted.count_tokens
+        count = self.options.count_tokens
         key = self.source.key
         rows = [encode_content_row(record) for record in records]
-        questions = [question_id(record) for record in records]
-        sha256_ids = [id_of(row) for row in rows]
+        questions = [compute_question_id(record) for record in records]
+        sha256_ids = [compute_content_id(row) for row in rows]
         values = {
-            "content_id": [id_of(row, key) for row in rows] if key else sha256_ids,
-            "question_id": [question_id(record, key) for record in records] if key else questions,
+            "content_id": [compute_content_id(row, key) for row in rows] if key else sha256_ids,
+            "question_id": [compute_question_id(record, key) for record in records] if key else questions,
             "question": [question[:8] for question in questions],
             "source": np.full(len(records), self.number, np.int16),
             "row": [read.number for read in reads],
-            "turns": turn_counts(self.kind, table).astype(np.int32),
+            "turns": count_turns(self.kind, table).astype(np.int32),
             "tokens": [count and sum(map(count, sequences(record))) for record in records],
-            "group": [group_of(read) for read in reads],
-            "metadata": [self._metadata_of(read) for read in reads],
+            "group": [read_group_id(read) for read in reads],
+            "metadata": [self._format_metadata(read) for read in reads],
         }
-        for name, column in (("split", self.wanted.split), ("time", self.wanted.time)):
+        for name, column in (("split", self.options.split), ("time", self.options.time)):
             cells = [read.extra.get(column) if column else None for read in reads]
             values[name] = [None if value is None else str(value) for value in cells]
         facts = {name: pa.array(column, FACTS[name]) for name, column in values.items()}
-        all_texts = texts_of(self.kind, table)
+        all_texts = join_record_texts(self.kind, table)
         facts["characters"] = pc.utf8_length(all_texts)
         # Two pairs on one prompt have half of their words in common, so pairs are only compared by their content.
         digests = np.array([id[:16] for id in sha256_ids], "V16")
         sizes = np.zeros(len(records), np.int32)
         numbers = np.zeros(len(records), np.uint64)
         if self.kind == DOCUMENTS:
-            over = self.wanted.over
-            compared = all_texts if over == "both" else texts_of(self.kind, table, over)
+            over = self.options.over
+            compared = all_texts if over == "both" else join_record_texts(self.kind, table, over)
             is_empty = pc.equal(pc.utf8_length(compared), 0).to_numpy(zero_copy_only=False)
-            normalised = normalised_digests(whole_texts(table) if over == "both" else compared)
+            normalised = digest_normalised_texts(join_complete_texts(table) if over == "both" else compared)
             digests = np.where(is_empty, digests, normalised)  # rows without text are not duplicates
-            if self.wanted.near:
-                sets = shingled(compared)
+            if self.options.near:
+                sets = build_shingles(compared)
                 sizes = sets.sizes.astype(np.int32)
-                numbers = number_hashes(compared)
-                keys = band_keys(sets)
-                facts |= {band_name(band): pa.array(keys[:, band]) for band in range(BANDS)} | {HASHES: sets.column()}
+                numbers = hash_numbers(compared)
+                keys = compute_band_keys(sets)
+                facts |= {name_band_column(band): pa.array(keys[:, band]) for band in range(BANDS)} | {
+                    HASHES: sets.to_column()
+                }
         data = pa.py_buffer(np.ascontiguousarray(digests).tobytes())
         digest = pa.Array.from_buffers(FACTS["digest"], len(digests), [None, data])
         return facts | {"digest": digest, "shingles": pa.array(sizes), "numbers": pa.array(numbers)}
 
-    def _metadata_of(self, read: ParsedRecord) -> str | None:
+    def _format_metadata(self, read: ParsedRecord) -> str | None:
         """Return a record's metadata as JSON, with personal data masked if a cleaning step does so."""
         cleaner = self.account.cleaner
         hides = read.metadata and cleaner.hides
@@ -339,17 +347,17 @@ class SourceAccount:
         self.cleaner.merge(account["clean"])
         self.bad_rows.restore(account["bad_rows"])
         if not self.bad_rows.skips:
-            self.bad_rows.finish_file(self.source.given, self.counts["read"])
+            self.bad_rows.finish_file(self.source.location, self.counts["read"])
 
-    def settled(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Check and return the account of the whole source.
 
         Raises:
             InputError: No setting uses a column of texts, rows have different licences, or no row is kept.
         """
         account = self.as_json()
-        self.bad_rows.finish_file(self.source.given, self.counts["read"])
-        self.unread.check(self.source.field, self.source.given)
+        self.bad_rows.finish_file(self.source.location, self.counts["read"])
+        self.unread.check(self.source.field, self.source.location)
         if len(self.licences) > 1 and not self.source.licence:
             listed = ", ".join(sorted(self.licences))
             remedy = "Divide the source by licence: a data set says one licence of each source."
@@ -360,11 +368,11 @@ class SourceAccount:
             if not self.counts["read"]:
                 problem = "is empty: it has no row"
                 remedy = "Give at least one row, or leave the source out."
-            raise InputError(self.source.field, self.source.given, problem, remedy)
+            raise InputError(self.source.field, self.source.location, problem, remedy)
         return {**account, "metadata": [*self.unread.sizes]}
 
 
-class Reading:
+class PartReader:
     """A reader of the rows of a source, from the beginning of a part.
 
     Args:
@@ -375,7 +383,7 @@ class Reading:
 
     def __init__(self, source: Source, part: int, size: int, counts: Sequence[int]) -> None:
         self._size = size
-        self._outcomes = source.outcomes(part * size, counts)
+        self._outcomes = source.iter_outcomes(part * size, counts)
         self._next = next(self._outcomes, None)
 
     @property
@@ -383,21 +391,21 @@ class Reading:
         """True if the part that was read last is the last one."""
         return self._next is None
 
-    def part(self, number: int) -> Iterator[RowOutcome]:
+    def iter_part(self, number: int) -> Iterator[RowOutcome]:
         """Yield the outcomes of the rows of a part. Parts have to be read in order, each to its end."""
         while self._next is not None and self._next.begin <= (number + 1) * self._size:
             yield self._next
             self._next = next(self._outcomes, None)
 
 
-def chunked(reads: Iterator[ParsedRecord]) -> Iterator[list[ParsedRecord]]:
+def iter_chunks(reads: Iterator[ParsedRecord]) -> Iterator[list[ParsedRecord]]:
     """Yield lists of `BATCH` records, or fewer if their texts are long."""
     chunk = list[ParsedRecord]()
     size = 0
     for read in reads:
         chunk.append(read)
         size += sum(map(len, list_texts(read.record)))
-        if len(chunk) == BATCH or size > HEAVY:
+        if len(chunk) == BATCH or size > BATCH_CHARACTERS:
             yield chunk
             chunk = []
             size = 0
@@ -405,6 +413,6 @@ def chunked(reads: Iterator[ParsedRecord]) -> Iterator[list[ParsedRecord]]:
         yield chunk
 
 
-def group_of(read: ParsedRecord) -> str | None:
+def read_group_id(read: ParsedRecord) -> str | None:
     group = read.record.group_id if isinstance(read.record, Preference) else read.extra.get("group_id")
     return None if group in (None, "") else str(group)

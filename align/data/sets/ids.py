@@ -38,16 +38,16 @@ class IdKind(NamedTuple):
 
 
 SHA256 = IdKind()
-KeyOf = Callable[[IdKind], bytes | None]
+FindKey = Callable[[IdKind], bytes | None]
 """Returns the key of a kind of ids, or None if it cannot be read. It is only called for HMAC."""
 
 
-def kind_under(project: str, key: bytes) -> IdKind:
+def build_hmac_kind(project: str, key: bytes) -> IdKind:
     """Return the kind of ids under a project's key. It contains the key's fingerprint, not the key."""
     return IdKind(project, hmac.digest(key, FINGERPRINT, "sha256").hex()[:16])
 
 
-def kinds_in(data: Mapping[str, Any]) -> dict[str, IdKind]:
+def read_id_kinds(data: Mapping[str, Any]) -> dict[str, IdKind]:
     """Return source → kind of its rows' ids, from the content of a data set's `data.json`."""
     return {
         source["name"]: IdKind(source["project"], source["key_fingerprint"])
@@ -57,7 +57,7 @@ def kinds_in(data: Mapping[str, Any]) -> dict[str, IdKind]:
     }
 
 
-def id_of(row: bytes, key: bytes | None = None) -> bytes:
+def compute_content_id(row: bytes, key: bytes | None = None) -> bytes:
     """Compute the content id of a row, 32 bytes.
 
     Args:
@@ -67,11 +67,11 @@ def id_of(row: bytes, key: bytes | None = None) -> bytes:
     return hashlib.sha256(row).digest() if key is None else hmac.digest(key, row, "sha256")
 
 
-def question_id(record: Record, key: bytes | None = None) -> bytes:
-    """Compute the id of a record's question, 32 bytes: its `compute_question_key`, or with a key the HMAC of that."""
-    return under(bytes.fromhex(compute_question_key(record)), key)
+def compute_question_id(record: Record, key: bytes | None = None) -> bytes:
+    """Compute the id of a record's question, 32 bytes: its `question_key`, or with a key the HMAC of that."""
+    return apply_key(bytes.fromhex(compute_question_key(record)), key)
 
 
-def under(plain: bytes, key: bytes | None) -> bytes:
+def apply_key(plain: bytes, key: bytes | None) -> bytes:
     """Return the HMAC of an id that was computed without a key. Returns the id itself if `key` is None."""
     return plain if key is None else hmac.digest(key, plain, "sha256")

@@ -13,41 +13,43 @@ import numpy as np
 from numpy import ndarray
 
 from align.core.errors import InputError, require
-from align.data.dedup.arrays import join
-from align.data.dedup.shingles import ODD, mixed
+from align.data.dedup.arrays import concatenate
+from align.data.dedup.shingles import ODD_MULTIPLIER, mix_bits
 
 SLACK = 1e-9
 """Tolerance for rounding, as a share."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mixed:
+class Mixture:
     """A mixture of sources.
 
     Attributes:
         times: number of times that each row is written, int32 (N); 0 for a row that is left out.
-        asked: target share of each source, in the unit of the mixture.
-        got: actual share of each source.
+        target_shares: target share of each source, in the unit of the mixture.
+        actual_shares: actual share of each source.
         limit: number of the source that bounds the size of the mixture; None if none does.
     """
 
     times: ndarray
-    asked: tuple[float, ...]
-    got: tuple[float, ...]
+    target_shares: tuple[float, ...]
+    actual_shares: tuple[float, ...]
     limit: int | None = None
 
 
-def draws(ids: ndarray, seed: int) -> ndarray:
+def compute_draw_keys(ids: ndarray, seed: int) -> ndarray:
     """Return a sort key of each row, uint64 (N): rows of a source are drawn in ascending order of it.
 
     Args:
         ids: first 64 bits of each row's content id, uint64 (N).
     """
-    start = np.array([seed], np.uint64) * ODD + np.uint64(0x632BE59BD9B4E019)
-    return mixed(ids ^ mixed(start))
+    start = np.array([seed], np.uint64) * ODD_MULTIPLIER + np.uint64(0x632BE59BD9B4E019)
+    return mix_bits(ids ^ mix_bits(start))
 
 
-def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature: float | None) -> tuple[float, ...]:
+def compute_target_shares(
+    sizes: Sequence[float], weights: Sequence[float | None], temperature: float | None
+) -> tuple[float, ...]:
     """Return the target share of each source. Shares add up to 1.
 
     The share of a source with a weight is its weight. The other sources have the remainder in proportion to their
@@ -83,50 +85,51 @@ def shares(sizes: Sequence[float], weights: Sequence[float | None], temperature:
     )
 
 
-def mixture(
-    inside: ndarray,
+def compute_mixture(
+    eligible: ndarray,
     source: ndarray,
-    size: ndarray,
-    draw: ndarray,
+    units: ndarray,
+    draw_keys: ndarray,
     names: Sequence[str],
     *,
     weights: Sequence[float | None],
     total: float | None = None,
     repeat: int = 1,
     temperature: float | None = None,
-) -> Mixed:
+) -> Mixture:
     """Compute the number of times that each row is written.
 
     Without weights, temperature and total, every row is written once. Otherwise the mixture has `total` units, or as
     many as possible without writing a row more than `repeat` times.
 
     Args:
-        inside: rows that may be in the mixture, bool (N).
+        eligible: rows that may be in the mixture, bool (N).
         source: number of each row's source, int (N).
-        size: units of each row, int64 (N): 1, its turns or its tokens.
-        draw: see `draws`.
+        units: units of each row, int64 (N): 1, its turns or its tokens.
+        draw_keys: see `compute_draw_keys`.
         names: names of the sources.
-        weights, temperature: see `shares`.
+        weights, temperature: see `compute_target_shares`.
         total: units of the mixture; None for as many as possible.
 
     Raises:
-        InputError: A source with a weight has no row inside, or the weights cannot be met without more repetition.
+        InputError: A source with a weight has no eligible row, or the weights cannot be met without more repetition.
     """
-    orders = [drawn(inside & (source == number), draw) for number in range(len(names))]
+    orders = [sort_by_draw(eligible & (source == number), draw_keys) for number in range(len(names))]
     for name, weight, rows in zip(names, weights, orders, strict=True):
         problem = "has a weight, and none of its rows is left to train on"
         remedy = "Look at its duplicates in the report of a run without weights, or leave it out."
         require(not weight or len(rows) > 0, f"stage.sources.{name}", weight, problem, remedy)
-    sizes = [int(size[rows].sum()) for rows in orders]
+    sizes = [int(units[rows].sum()) for rows in orders]
     times = np.zeros(len(source), np.int32)
     if total is None and temperature is None and all(weight is None for weight in weights):
         for rows in orders:
             times[rows] = 1
-        share = proportions(sizes)
-        return Mixed(times, share, share)
-    target_shares = shares(sizes, weights, temperature)
+        share = normalize_counts(sizes)
+        return Mixture(times, share, share)
+    target_shares = compute_target_shares(sizes, weights, temperature)
     capacities = [
-        repeat * units / share if share > SLACK else np.inf for units, share in zip(sizes, target_shares, strict=True)
+        repeat * source_units / share if share > SLACK else np.inf
+        for source_units, share in zip(sizes, target_shares, strict=True)
     ]
     limit = int(np.argmin(capacities))
     if total is not None and capacities[limit] < total * (1 - SLACK):
@@ -142,31 +145,33 @@ def mixture(
         )
     total_units = total if total is not None else capacities[limit]
     for rows, share in zip(orders, target_shares, strict=True):
-        times[rows] = seen(size[rows], share * total_units)
-    written_units = [int((size[rows] * times[rows].astype(np.int64)).sum()) for rows in orders]
-    return Mixed(times, target_shares, proportions(written_units), None if total is not None else limit)
+        times[rows] = repeat_rows(units[rows], share * total_units)
+    written_units = [int((units[rows] * times[rows].astype(np.int64)).sum()) for rows in orders]
+    return Mixture(times, target_shares, normalize_counts(written_units), None if total is not None else limit)
 
 
-def drawn(rows: ndarray, draw: ndarray) -> ndarray:
-    """Return the numbers of the rows in a mask (bool (N)) in their order of draw."""
-    numbers = np.flatnonzero(rows)
-    return numbers[np.lexsort((numbers, draw[numbers]))]
+def sort_by_draw(mask: ndarray, draw_keys: ndarray) -> ndarray:
+    """Return the numbers of the rows in a mask (bool (N)), sorted by their draw keys."""
+    numbers = np.flatnonzero(mask)
+    return numbers[np.lexsort((numbers, draw_keys[numbers]))]
 
 
-def over_caps(kept: ndarray, source: ndarray, draw: ndarray, caps: Sequence[int | None]) -> ndarray:
+def select_over_caps(mask: ndarray, source: ndarray, draw_keys: ndarray, caps: Sequence[int | None]) -> ndarray:
     """Return the numbers of the rows beyond their source's cap, which are the last ones in its order of draw.
 
     Args:
-        kept: rows that count, bool (N).
+        mask: rows that count, bool (N).
         source: number of each row's source, int (N).
-        draw: see `draws`.
+        draw_keys: see `compute_draw_keys`.
         caps: largest number of rows of each source; None for no cap.
     """
-    rows_over_cap = [drawn(kept & (source == number), draw)[cap:] for number, cap in enumerate(caps) if cap is not None]
-    return join(rows_over_cap)
+    rows_over_cap = [
+        sort_by_draw(mask & (source == number), draw_keys)[cap:] for number, cap in enumerate(caps) if cap is not None
+    ]
+    return concatenate(rows_over_cap)
 
 
-def seen(sizes: ndarray, units: float) -> ndarray:
+def repeat_rows(sizes: ndarray, units: float) -> ndarray:
     """Return the number of times that each row is written, int32 (N), so that the total is as near as possible to
     `units`.
 
@@ -187,7 +192,7 @@ def seen(sizes: ndarray, units: float) -> ndarray:
     return repeats
 
 
-def proportions(units: Sequence[float]) -> tuple[float, ...]:
+def normalize_counts(units: Sequence[float]) -> tuple[float, ...]:
     """Divide each number by their sum. Returns zeros if the sum is 0."""
     total = sum(units)
     return tuple(count / total if total else 0.0 for count in units)
@@ -217,7 +222,7 @@ class Funnel:
         self.removed = np.zeros(0, np.int64)
         self.watch: Callable[[str], None] = lambda step: None
 
-    def note(self, step: str) -> None:
+    def record_step(self, step: str) -> None:
         """Record the number of remaining rows of each source at the end of a step."""
         self.steps[step] = np.bincount(self.source[self.kept], minlength=len(self.names)).tolist()
 
@@ -227,9 +232,9 @@ class Funnel:
         self.before = [*self.steps.values()][-1]
         self.kept[rows] = False
         self.removed = np.flatnonzero(was_kept & ~self.kept)
-        self.note(step)
+        self.record_step(step)
         self.watch(step)
 
-    def of(self, number: int) -> dict[str, int]:
+    def count_by_step(self, number: int) -> dict[str, int]:
         """Return step → number of rows of one source that remained after it."""
         return {step: counts[number] for step, counts in self.steps.items()}

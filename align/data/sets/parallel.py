@@ -3,9 +3,9 @@
 Tasks run in this process, or by Daft in processes of this machine or of a Ray cluster. A task, its function and its
 result are pickled. Workers see the same files at the same paths.
 
-Workers write parts of a source in any order. Afterwards `Gathering.run` takes the parts in order and writes the missing
-ones. If a worker fails on a part, it leaves the part out, and `Gathering.run` meets the same error. So errors and their
-order do not depend on the workers.
+Workers write parts of a source in any order. Afterwards `SourceImport.run` takes the parts in order and writes the
+missing ones. If a worker fails on a part, it leaves the part out, and `SourceImport.run` meets the same error. So
+errors and their order do not depend on the workers.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ import align
 from align.core.errors import InputError, require
 from align.data.read.rows import count_rows, is_seekable
 from align.data.sets import gather
-from align.data.sets.gather import Gathering
+from align.data.sets.gather import SourceImport
 
 T = TypeVar("T")
 R = TypeVar("R")
-SILENT = {"DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}
+NO_TELEMETRY = {"DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}
 """Environment that disables telemetry: Daft calls two hosts when it is imported, and Ray reports its use."""
-CHOSEN = "Cannot set runner more than once"
+RUNNER_ALREADY_SET = "Cannot set runner more than once"
 """Daft's message if the process has set a runner before."""
 FIELD = "stage.engine"
 OWN_PROCESS = "Start the run in a process of its own."
@@ -45,8 +45,8 @@ costs nearly nothing in these formats."""
 PACKED_PIECES = 4
 """Largest number of pieces of a compressed file, a table or an array, in which skipping takes a few percent of the
 work."""
-FAILED = ".failed"
-"""Suffix of a marker file of a failed part. Other workers do not write the parts behind it."""
+FAILED_SUFFIX = ".failed"
+"""Suffix of a marker file of a failed part. Other workers do not write the parts after it."""
 SEEN_WITHIN = 60.0
 """Seconds to wait for a file of a worker: a network file system may show it up to a minute later."""
 PAUSE = 0.5
@@ -62,12 +62,12 @@ class TaskRunner:
 
     workers: int = 1
 
-    def __call__(self, do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
-        """Yield the number of each task and the result of `do` for it, in any order."""
-        return enumerate(map(do, tasks))
+    def __call__(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+        """Yield the number of each task and the result of `function` for it, in any order."""
+        return enumerate(map(function, tasks))
 
 
-embedded = TaskRunner()
+in_process_runner = TaskRunner()
 
 
 class DaftRunner(TaskRunner):
@@ -83,13 +83,13 @@ class DaftRunner(TaskRunner):
     """
 
     def __init__(self, on_ray: bool, workers: int | None, address: str | None) -> None:
-        os.environ.update(SILENT)
+        os.environ.update(NO_TELEMETRY)
         os.environ["PYTHONPATH"] = os.pathsep.join(module_paths())  # for processes that are started later
-        self.daft = imported("daft")
+        self.daft = import_or_refuse("daft")
         self.on_ray = on_ray
         self.workers = workers or os.cpu_count() or 1
         if on_ray:
-            ray = joined(address, None if address else workers)
+            ray = connect_ray(address, None if address else workers)
             self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         runner = "ray" if on_ray else "native"
         value = "ray" if on_ray else "daft"
@@ -99,19 +99,19 @@ class DaftRunner(TaskRunner):
             else:
                 self.daft.set_runner_native()
         except (RuntimeError, OSError, ValueError) as error:
-            if CHOSEN not in str(error):
+            if RUNNER_ALREADY_SET not in str(error):
                 raise InputError(FIELD, value, f"Daft refuses it ({error})", OWN_PROCESS) from error
         problem = "this process uses Daft's other engine already"
         require(self.daft.get_or_infer_runner_type() == runner, FIELD, value, problem, OWN_PROCESS)
 
-    def __call__(self, do: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
+    def __call__(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R]]:
         if not tasks:
             return
         daft = self.daft
-        pickled_function = packed(do)
+        pickled_function = pickle_function(function)
         rows = [pickle.dumps(numbered) for numbered in enumerate(tasks)]
         batch = daft.method.batch(return_dtype=daft.DataType.binary(), batch_size=1)
-        worker = type("Worker", (Worker,), {"run": batch(Worker.run)})
+        worker = type("Worker", (TaskWorker,), {"run": batch(TaskWorker.run)})
         use_process = None if self.on_ray else True
         workers = daft.cls(worker, max_concurrency=min(self.workers, len(rows)), use_process=use_process, cpus=1)
         frame = daft.from_pydict({"task": rows})
@@ -119,17 +119,17 @@ class DaftRunner(TaskRunner):
             frame = frame.into_partitions(len(rows))
         frame = frame.select(workers(pickled_function, os.getcwd(), module_paths()).run(frame["task"]).alias("result"))
         for row in frame.iter_rows():
-            yield result(row["result"])
+            yield unpickle_result(row["result"])
 
 
 @cache
-def joined(address: str | None, processors: int | None) -> Any:
+def connect_ray(address: str | None, processors: int | None) -> Any:
     """Connect to a Ray cluster, or start one on this machine. Returns the module `ray`. A process has one cluster.
 
     Raises:
         InputError: Ray is not installed, this process uses another cluster, or the connection fails.
     """
-    ray = imported("ray")
+    ray = import_or_refuse("ray")
     value = address or "(this machine)"
     problem = "this process has joined another Ray cluster already"
     require(not ray.is_initialized(), "stage.ray", value, problem, OWN_PROCESS)
@@ -142,50 +142,50 @@ def joined(address: str | None, processors: int | None) -> Any:
     return ray
 
 
-class Unable(NamedTuple):
+class StartFailure(NamedTuple):
     """The result of each task of a worker that cannot start."""
 
     host: str
-    why: str
+    reason: str
 
 
-class Worker:
+class TaskWorker:
     """A process that runs tasks, in the working folder and with the module paths of the main process."""
 
-    def __init__(self, do: bytes, folder: str, modules: Sequence[str]) -> None:
-        self.unable: Unable | None = None
+    def __init__(self, function: bytes, folder: str, modules: Sequence[str]) -> None:
+        self.failure: StartFailure | None = None
         try:
             os.chdir(folder)
             sys.path += [place for place in modules if place not in sys.path]
-            self.do: Callable[[Any], Any] = pickle.loads(do)
+            self.function: Callable[[Any], Any] = pickle.loads(function)
         except (OSError, ImportError, AttributeError) as error:  # an error here would be hidden in Daft's traceback
-            self.unable = Unable(gethostname(), str(error))
+            self.failure = StartFailure(gethostname(), str(error))
 
     def run(self, task: Any) -> list[bytes]:
-        if self.unable:
-            return [pickle.dumps(self.unable)] * len(task)
+        if self.failure:
+            return [pickle.dumps(self.failure)] * len(task)
         numbered_tasks = map(pickle.loads, task.to_pylist())
-        return [pickle.dumps((number, self.do(value))) for number, value in numbered_tasks]
+        return [pickle.dumps((number, self.function(value))) for number, value in numbered_tasks]
 
 
-def result(pickled: bytes) -> tuple[int, Any]:
+def unpickle_result(pickled: bytes) -> tuple[int, Any]:
     """Unpickle the number of a task and its result.
 
     Raises:
         InputError: The worker could not start.
     """
-    numbered_result = pickle.loads(pickled)
-    if isinstance(numbered_result, Unable):
-        problem = f"a worker on {numbered_result.host} cannot begin ({numbered_result.why})"
+    result = pickle.loads(pickled)
+    if isinstance(result, StartFailure):
+        problem = f"a worker on {result.host} cannot begin ({result.reason})"
         remedy = "Give every machine the same environment, and the working folder at the same path."
         raise InputError(FIELD, "(workers)", problem, remedy)
-    return numbered_result
+    return result
 
 
-def packed(do: Callable[[Any], Any]) -> bytes:
+def pickle_function(function: Callable[[Any], Any]) -> bytes:
     """Pickle a function for workers. Raises InputError if it cannot be pickled."""
     try:
-        return pickle.dumps(do)
+        return pickle.dumps(function)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         remedy = "Define what stage.clean names by `def` in a module, or use stage.engine=embedded."
         raise InputError(FIELD, "(work)", f"cannot send its work to other processes ({error})", remedy) from error
@@ -197,88 +197,91 @@ def module_paths() -> list[str]:
     return [*dict.fromkeys(map(str, paths))]
 
 
-def imported(name: str) -> Any:
+def import_or_refuse(name: str) -> Any:
     """Import a module. Raises InputError if it is not installed."""
     try:
         return import_module(name)
     except ImportError as error:
-        remedy = "Make the environment that docs/data.md tells of, and run it there."
+        remedy = "Install it as docs/data.md describes, and run the command in that environment."
         raise InputError(FIELD, name, f"is not installed here ({error})", remedy) from error
 
 
-class Task(NamedTuple):
+class PartsTask(NamedTuple):
     """Consecutive parts of one source for a worker to write."""
 
     source: int
     parts: tuple[int, ...]
 
 
-class Made(NamedTuple):
+class TaskResult(NamedTuple):
     """The result of a task: the parts that were written, the part that failed, and the reason."""
 
-    task: Task
+    task: PartsTask
     parts: list[int]
     failed: int | None = None
-    why: str = ""
+    reason: str = ""
 
 
-class Count(NamedTuple):
+class RowCount(NamedTuple):
     """The number of rows of a file and whether skipping rows is cheap; or the reason why they could not be counted."""
 
     rows: int
-    cheap: bool
-    why: str = ""
+    skips_cheaply: bool
+    reason: str = ""
 
 
-def make_ahead(
-    engine: TaskRunner, gatherings: Sequence[Gathering], done: Callable[[int, int], None] = lambda made, of: None
+def write_parts_in_workers(
+    engine: TaskRunner,
+    imports: Sequence[SourceImport],
+    report_progress: Callable[[int, int], None] = lambda written, total: None,
 ) -> None:
     """Write the missing parts of all sources that are files, as far as their rows can be counted.
 
     Args:
-        done: called with the number of parts that are written, and the number of all.
+        report_progress: called with the number of parts that are written, and the number of all.
 
     Raises:
         InputError: Workers write to a folder that this process cannot see.
     """
-    of_files = {
-        gathering.number: gathering for gathering in gatherings if gathering.source.path
-    }  # a project's key stays in this process
+    # Only files: the key of an annotation project stays in this process.
+    imports_by_number = {source_import.number: source_import for source_import in imports if source_import.source.path}
     files = [
-        (number, gathering.source.field, file)
-        for number, gathering in of_files.items()
-        for file in gathering.source.files
+        (number, source_import.source.field, file)
+        for number, source_import in imports_by_number.items()
+        for file in source_import.source.files
     ]
     counts = dict(engine(count_file, files))
-    tasks = list[Task]()
+    tasks = list[PartsTask]()
     counted_files = 0
     for number, of_source in groupby(range(len(files)), key=lambda i: files[i][0]):
-        file_counts = [*takewhile(lambda count: not count.why, map(counts.__getitem__, of_source))]
+        file_counts = [*takewhile(lambda count: not count.reason, map(counts.__getitem__, of_source))]
         counted_files += len(file_counts)
-        gathering = of_files[number]
-        gathering.known = [count.rows for count in file_counts]
-        tasks += [Task(number, parts) for parts in missing(pieces(file_counts), gathering.parts())]
-    if uncounted := [(path, counts[i].why) for i, (*_, path) in enumerate(files) if counts[i].why]:
-        path, why = uncounted[0]  # workers do not read the files behind it either
+        source_import = imports_by_number[number]
+        source_import.file_row_counts = [count.rows for count in file_counts]
+        tasks += [
+            PartsTask(number, parts) for parts in iter_missing_parts(split_parts(file_counts), source_import.parts())
+        ]
+    if uncounted := [(path, counts[i].reason) for i, (*_, path) in enumerate(files) if counts[i].reason]:
+        path, reason = uncounted[0]  # workers do not read the files after it either
         print(
             f"files that this process reads without workers: {len(files) - counted_files} of {len(files)}. "
-            f"A worker could not count the rows of {path}: {why}",
+            f"A worker could not count the rows of {path}: {reason}",
             flush=True,
         )
-    folder = gatherings[0].spool.folder
-    for marker in folder.glob(f"*{FAILED}"):  # of an interrupted run
+    folder = imports[0].spool.folder
+    for marker in folder.glob(f"*{FAILED_SUFFIX}"):  # of an interrupted run
         marker.unlink()
-    written = 0
+    written_parts = 0
     total = sum(len(task.parts) for task in tasks)
-    failed = dict[int, dict[int, str]]()
-    for _, result in engine(partial(work, of_files), tasks):
-        wait_for([folder / f"{of_files[result.task.source].name(part)}.json" for part in result.parts])
+    failures = dict[int, dict[int, str]]()
+    for _, result in engine(partial(write_task_parts, imports_by_number), tasks):
+        wait_for([folder / f"{imports_by_number[result.task.source].name(part)}.json" for part in result.parts])
         if result.failed is not None:
-            failed.setdefault(result.task.source, {})[result.failed] = result.why
-        written += len(result.parts)
-        done(written, total)
-    for number, reasons in failed.items():
-        of_files[number].failed = reasons
+            failures.setdefault(result.task.source, {})[result.failed] = result.reason
+        written_parts += len(result.parts)
+        report_progress(written_parts, total)
+    for number, reasons in failures.items():
+        imports_by_number[number].failed = reasons
 
 
 def wait_for(paths: Sequence[Path]) -> None:
@@ -297,16 +300,16 @@ def wait_for(paths: Sequence[Path]) -> None:
             time.sleep(PAUSE)
 
 
-def count_file(file: tuple[int, str, Path]) -> Count:
+def count_file(file: tuple[int, str, Path]) -> RowCount:
     """Count the rows of a file. An error is returned as the reason."""
     _, field, path = file
     try:
-        return Count(count_rows(path, field), is_seekable(path, field))
+        return RowCount(count_rows(path, field), is_seekable(path, field))
     except (InputError, OSError) as error:
-        return Count(0, False, str(error))
+        return RowCount(0, False, str(error))
 
 
-def pieces(counts: Sequence[Count]) -> Iterator[range]:
+def split_parts(counts: Sequence[RowCount]) -> Iterator[range]:
     """Split the parts of a source into pieces for workers. Each piece begins in one file, and large files have several.
 
     Args:
@@ -317,12 +320,12 @@ def pieces(counts: Sequence[Count]) -> Iterator[range]:
     begins_in = np.searchsorted(ends, np.arange(total) * gather.PART, "right").tolist()
     for file, parts in groupby(range(total), key=begins_in.__getitem__):
         file_parts = [*parts]
-        size = -(-len(file_parts) // (PIECES if counts[file].cheap else PACKED_PIECES))
+        size = -(-len(file_parts) // (PIECES if counts[file].skips_cheaply else PACKED_PIECES))
         for start in range(0, len(file_parts), size):
             yield range(file_parts[start], file_parts[min(start + size, len(file_parts)) - 1] + 1)
 
 
-def missing(pieces: Iterator[range], existing: set[int]) -> Iterator[tuple[int, ...]]:
+def iter_missing_parts(pieces: Iterator[range], existing: set[int]) -> Iterator[tuple[int, ...]]:
     """Yield runs of consecutive parts that do not exist."""
     for piece in pieces:
         for exists, parts in groupby(piece, key=existing.__contains__):
@@ -330,32 +333,32 @@ def missing(pieces: Iterator[range], existing: set[int]) -> Iterator[tuple[int, 
                 yield tuple(parts)
 
 
-def work(gatherings: Mapping[int, Gathering], task: Task) -> Made:
+def write_task_parts(imports: Mapping[int, SourceImport], task: PartsTask) -> TaskResult:
     """Write the parts of a task until one fails.
 
     Args:
-        gatherings: number of a source → its import.
+        imports: number of a source → its import.
     """
-    gathering = gatherings[task.source]
+    source_import = imports[task.source]
     written_parts = list[int]()
     for part in task.parts:
-        marker_path = gathering.spool.folder / f"{gathering.name(part)}{FAILED}"
+        marker_path = source_import.spool.folder / f"{source_import.name(part)}{FAILED_SUFFIX}"
         try:
-            if any(marker.name < marker_path.name for marker in marker_path.parent.glob(f"*{FAILED}")):
-                return Made(task, written_parts)
-            account = gathering.write(part)
+            if any(marker.name < marker_path.name for marker in marker_path.parent.glob(f"*{FAILED_SUFFIX}")):
+                return TaskResult(task, written_parts)
+            account = source_import.write(part)
         except (InputError, OSError) as error:
-            leave_mark(marker_path)
-            return Made(task, written_parts, part, str(error))
+            create_marker(marker_path)
+            return TaskResult(task, written_parts, part, str(error))
         written_parts.append(part)
-        if account["bad_rows"] and not gathering.skips:
-            leave_mark(marker_path)
-            return Made(task, written_parts)
-    return Made(task, written_parts)
+        if account["bad_rows"] and not source_import.skips:
+            create_marker(marker_path)
+            return TaskResult(task, written_parts)
+    return TaskResult(task, written_parts)
 
 
-def leave_mark(marker_path: Path) -> None:
-    """Create a marker file, so that other workers skip the parts behind it. This only saves work, so errors are
+def create_marker(marker_path: Path) -> None:
+    """Create a marker file, so that other workers skip the parts after it. This only saves work, so errors are
     ignored."""
     with suppress(OSError):
         marker_path.touch()

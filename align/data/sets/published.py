@@ -5,7 +5,7 @@
 `datasets.load_dataset` reads the folder as it is. Each row has its content and also `content_id` and `question_id`
 (hex), its `source` and the number of the `row` in it, its `cluster` (content id of the row that was kept of its
 duplicates, or null), and its `metadata`: JSON of the columns that are not its content, or null. Rows that the mixture
-repeats are written again behind all rows.
+repeats are written again after all rows.
 
 The fingerprint of a side is the Merkle root over the sequence of its rows. The leaf of a row is its content id and the
 number 1 (32 bytes and 4, big-endian). The fingerprint of the data set is the root over its sides' roots, train first.
@@ -37,18 +37,18 @@ from align.core.types import Record, dump_json
 from align.data.read.content import to_turn_row
 from align.data.read.files import DATA_SET_FILE, RESTORE_HELP, SHARD_NAME
 from align.data.sets.record_columns import (
-    ABOUT_PAIRS,
     CONTENT,
+    JSON_TURNS,
+    PAIR_COLUMNS,
     PARTS,
-    SAID,
     TOOLS,
     TURNS,
+    columns_to_records,
     list_offsets,
-    records_of,
-    turn_of,
+    parse_turn,
 )
 from align.data.sets.sides import SIDES
-from align.data.sets.spool import Rows, as_numpy, first_bits
+from align.data.sets.spool import SpoolRows, column_to_numpy, first_bits
 from align.run.artifacts import check_not_replaced, find_run, list_done_runs
 from align.run.digests import file_digest, lookup_digest
 from align.run.files import read_json_object, write_json
@@ -60,27 +60,27 @@ pc: Any = pyarrow.compute  # whose functions are made when it is imported
 SCHEMA_VERSION = 2
 TOMBSTONE = 32
 """Bytes of the leaf that replaces a forgotten row."""
-ROOTS = ("root", "ids_root")
+ROOT_FIELDS = ("root", "ids_root")
 """Fields of `data.json` that a run's manifest has of a data set, besides its digest."""
-MAKE = 'Make it with: python -m align stage=data "stage.sources=[…]".'
-FROM_FACTS = ("content_id", "question_id", "source", "row", "metadata")
+MAKE_REMEDY = 'Make it with: python -m align stage=data "stage.sources=[…]".'
+FACT_COLUMNS = ("content_id", "question_id", "source", "row", "metadata")
 """Columns of a spool that are published beside the content."""
-SHARD = 250_000
+SHARD_ROWS = 250_000
 """Largest number of rows of a shard."""
-SORTED = 1 << 20
+SORTED_AT_ONCE = 1 << 20
 """Content ids that are sorted at once."""
-GROUP = 16_384
+ROW_GROUP = 16_384
 """Largest number of rows of a row group."""
-HEAVY = 64 * 2**20
+ROW_GROUP_BYTES = 64 * 2**20
 """Bytes above which a row group ends."""
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 MESSAGES = pa.list_(MESSAGE)
 """Type of a column of turns that are all trained on."""
-MARKED = pa.list_(pa.struct([*MESSAGE, ("train", pa.bool_())]))
+MARKED_MESSAGES = pa.list_(pa.struct([*MESSAGE, ("train", pa.bool_())]))
 """Type of a column of turns with a flag whether each is trained on."""
 
 
-def root_of_sides(splits: Mapping[str, Mapping[str, Any]]) -> str:
+def compute_data_set_root(splits: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the root over the roots of the sides, train first. Returns an empty text if one of them is no digest."""
     try:
         return compute_root(bytes.fromhex(splits[name]["root"]) for name in SIDES)
@@ -88,7 +88,7 @@ def root_of_sides(splits: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
 
 
-def leaf(content_id: bytes, times: int = 1) -> bytes:
+def encode_leaf(content_id: bytes, times: int = 1) -> bytes:
     """Return the leaf of a row in a Merkle tree.
 
     Args:
@@ -97,10 +97,10 @@ def leaf(content_id: bytes, times: int = 1) -> bytes:
     return content_id + times.to_bytes(4, "big")
 
 
-def leaves_of(table: pa.Table) -> Iterator[bytes]:
+def iter_row_leaves(table: pa.Table) -> Iterator[bytes]:
     """Yield the leaf of each row."""
     for id in table["content_id"].to_pylist():
-        yield leaf(bytes.fromhex(id))
+        yield encode_leaf(bytes.fromhex(id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +128,13 @@ class DataSet:
         records = list[Record]()
         tree = MerkleTree()
         try:
-            for piece in self.pieces(side, [*CONTENT[self.kind], "source", "row", "content_id"]):
+            for piece in self.iter_sequence(side, [*CONTENT[self.kind], "source", "row", "content_id"]):
                 if isinstance(piece, bytes):
                     tree.add(piece)
                     continue
                 places = zip(piece["source"].to_pylist(), piece["row"].to_pylist(), strict=True)
-                records += records_of(self.kind, piece, [f"{source}:{row}" for source, row in places])
-                tree.extend(leaves_of(piece))
+                records += columns_to_records(self.kind, piece, [f"{source}:{row}" for source, row in places])
+                tree.extend(iter_row_leaves(piece))
         except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             problem = f"holds no rows of a data set in its {side} files ({type(error).__name__}: {str(error)[:120]})"
             raise CorruptFile("data.path", str(self.folder), problem, RESTORE_HELP) from error
@@ -160,11 +160,11 @@ class DataSet:
                     for group in range(file.num_row_groups):
                         yield file.read_row_group(group, columns=columns)
 
-    def pieces(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table | bytes]:
+    def iter_sequence(self, side: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table | bytes]:
         """Yield the sequence of leaves of a side: tables of rows, and tombstones in the places of forgotten rows.
 
         Raises:
-            ValueError: A tombstone is invalid, or its place is behind the end.
+            ValueError: A tombstone is invalid, or its place is after the end.
         """
         forgotten = {int(place): bytes.fromhex(leaf) for place, leaf in self.data["splits"][side].get("forgotten", ())}
         if any(place < 0 or len(leaf) != TOMBSTONE for place, leaf in forgotten.items()):  # a row's leaf is longer
@@ -182,7 +182,7 @@ class DataSet:
             if table.num_rows:
                 yield table
             place += table.num_rows
-        for tombstone_place in tombstone_places:  # behind the last row
+        for tombstone_place in tombstone_places:  # after the last row
             if tombstone_place != place:
                 raise ValueError(f"a tombstone at {tombstone_place} of {place}")
             yield forgotten[tombstone_place]
@@ -190,8 +190,8 @@ class DataSet:
 
     def leaves(self, side: str) -> list[bytes]:
         """Return the leaves of one side, in order."""
-        pieces = self.pieces(side, ["content_id"])
-        return [leaf for piece in pieces for leaf in ([piece] if isinstance(piece, bytes) else leaves_of(piece))]
+        pieces = self.iter_sequence(side, ["content_id"])
+        return [leaf for piece in pieces for leaf in ([piece] if isinstance(piece, bytes) else iter_row_leaves(piece))]
 
 
 def find_data_set(ref: str, root: Path) -> Path:
@@ -209,27 +209,27 @@ def find_data_set(ref: str, root: Path) -> Path:
     if not folder.is_dir():
         if stage != "data" or not name:
             problem = "there is no such folder, and a reference is data:latest or data:NAME"
-            raise MissingArtifact(field, ref, problem, MAKE)
+            raise MissingArtifact(field, ref, problem, MAKE_REMEDY)
         if name != "latest":
             folder = find_run(("data",), name, root, ref, field, "python -m align stage=data")
         elif done := list_done_runs(("data",), root):
             folder = done[0]
         else:
-            raise MissingArtifact(field, ref, f"no finished data run under {root}", MAKE)
+            raise MissingArtifact(field, ref, f"no finished data run under {root}", MAKE_REMEDY)
     if (folder / RUN).is_file() and not (manifest := read_manifest(folder)).done:
         problem = f"the run in {folder} is {manifest.status}, not done"
         raise MissingArtifact(field, ref, problem, "Run the same command again to finish it.")
     return folder / "artifact" if (folder / "artifact" / DATA_SET_FILE).is_file() else folder
 
 
-def data_set(folder: Path) -> DataSet:
+def load_data_set(folder: Path) -> DataSet:
     """Load the data set in a folder, and check that every shard is unchanged.
 
     Raises:
         MissingArtifact: There is no data set in the folder.
         CorruptFile: A file is missing or was changed.
     """
-    data = described(folder)
+    data = read_description(folder)
     for name, digest in data["shards"].items():
         path = folder / name
         if not path.is_file() or lookup_digest(path) != digest:
@@ -238,7 +238,7 @@ def data_set(folder: Path) -> DataSet:
     return DataSet(folder, data)
 
 
-def described(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
     """Read and check the `data.json` of a folder.
 
     Raises:
@@ -250,9 +250,9 @@ def described(folder: Path) -> dict[str, Any]:
     path = folder / DATA_SET_FILE
     check_not_replaced(folder, field)
     if not path.is_file():
-        raise MissingArtifact(field, str(folder), f"holds no data set: {DATA_SET_FILE} is not there", MAKE)
+        raise MissingArtifact(field, str(folder), f"holds no data set: {DATA_SET_FILE} is not there", MAKE_REMEDY)
     data = read_json_object(path, field, RESTORE_HELP)
-    require_schema_version(data.get("schema_version"), SCHEMA_VERSION, field, str(path), MAKE)
+    require_schema_version(data.get("schema_version"), SCHEMA_VERSION, field, str(path), MAKE_REMEDY)
     shards = data.get("shards")
     splits = data.get("splits")
     sides = [splits.get(side) for side in SIDES] if isinstance(splits, dict) else [None]
@@ -260,18 +260,18 @@ def described(folder: Path) -> dict[str, Any]:
         isinstance(shards, dict)
         and all(SHARD_NAME.fullmatch(name) for name in shards)
         and all(isinstance(side, dict) and isinstance(side.get("root"), str) for side in sides)
-        and all(isinstance(data.get(key), str) for key in ROOTS)
+        and all(isinstance(data.get(key), str) for key in ROOT_FIELDS)
         and data.get("kind") in [*CONTENT]
     )
     if not describes:
         raise CorruptFile(field, str(path), "does not describe a data set", RESTORE_HELP)
-    if data["root"] != root_of_sides(data["splits"]):
+    if data["root"] != compute_data_set_root(data["splits"]):
         raise CorruptFile(field, str(path), "has another root than that of its sides", RESTORE_HELP)
     return data
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class RowProof:
     """A proof that a data set with a known root contains a row.
 
     Attributes:
@@ -279,38 +279,38 @@ class Proof:
         place: place of the row in the side's sequence, from 0.
         size: number of rows of the sequence, including forgotten ones.
         path: see `align.core.merkle.build_inclusion_proof`.
-        other: root of the other side.
+        other_root: root of the other side.
     """
 
     side: str
     place: int
     size: int
     path: tuple[bytes, ...]
-    other: str
+    other_root: str
 
 
-def proof_of(dataset: DataSet, side: str, content_id: bytes) -> Proof:
+def build_row_proof(dataset: DataSet, side: str, content_id: bytes) -> RowProof:
     """Build a proof that one side of a data set contains a row, from the first place of the row.
 
     Raises:
         ValueError: The side does not contain the row.
     """
     leaves = dataset.leaves(side)
-    place = leaves.index(leaf(content_id))
+    place = leaves.index(encode_leaf(content_id))
     [other_root] = (dataset.data["splits"][name]["root"] for name in SIDES if name != side)
-    return Proof(side, place, len(leaves), tuple(build_inclusion_proof(leaves, place)), other_root)
+    return RowProof(side, place, len(leaves), tuple(build_inclusion_proof(leaves, place)), other_root)
 
 
-def holds(proof: Proof, content_id: bytes, root: str) -> bool:
+def verify_row_proof(proof: RowProof, content_id: bytes, root: str) -> bool:
     """Return whether a proof shows that the data set with this root contains the row."""
-    side_root = compute_proof_root(leaf(content_id), proof.place, proof.size, proof.path)
+    side_root = compute_proof_root(encode_leaf(content_id), proof.place, proof.size, proof.path)
     if side_root is None or proof.side not in SIDES:
         return False
-    return compute_root(bytes.fromhex(side_root if side == proof.side else proof.other) for side in SIDES) == root
+    return compute_root(bytes.fromhex(side_root if side == proof.side else proof.other_root) for side in SIDES) == root
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class RowSelection:
     """The rows of a spool that a data set keeps.
 
     Attributes:
@@ -326,7 +326,7 @@ class Chosen:
     heads: ndarray
     scores: ndarray | None = None
 
-    def clusters(self, rows: Rows) -> ndarray:
+    def clusters(self, rows: SpoolRows) -> ndarray:
         """Return for each row the content id (hex) of the kept row of its cluster. None for a row without
         duplicates."""
         clusters = np.full(len(self.times), None, object)
@@ -339,7 +339,9 @@ class Chosen:
         return clusters
 
 
-def publish(folder: Path, rows: Rows, selection: Chosen, description: Mapping[str, Any]) -> dict[str, Any]:
+def write_data_set(
+    folder: Path, rows: SpoolRows, selection: RowSelection, description: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write the selected rows of a spool as a data set: Parquet shards and `data.json`.
 
     Args:
@@ -348,19 +350,20 @@ def publish(folder: Path, rows: Rows, selection: Chosen, description: Mapping[st
     Returns:
         The content of `data.json`.
     """
-    types = published_types(rows)
+    types = choose_column_types(rows)
     clusters = selection.clusters(rows)
-    columns = [*types, *FROM_FACTS]
+    columns = [*types, *FACT_COLUMNS]
     is_written = selection.times > 0
     side_masks = [is_written & ~selection.test, is_written & selection.test]
     writers = [
-        Shards(folder, name, int(selection.times[mask].sum())) for name, mask in zip(SIDES, side_masks, strict=True)
+        ShardWriter(folder, name, int(selection.times[mask].sum()))
+        for name, mask in zip(SIDES, side_masks, strict=True)
     ]
 
     def to_published(numbers: ndarray, batch: pa.RecordBatch) -> pa.Table:
         source = pa.DictionaryArray.from_arrays(batch.column("source").cast(pa.int32()), pa.array(list(rows.names)))
-        published = {name: narrowed(batch.column(name), type) for name, type in types.items()}
-        published |= {name: hex_texts(batch.column(name)) for name in ("content_id", "question_id")}
+        published = {name: convert_column(batch.column(name), type) for name, type in types.items()}
+        published |= {name: ids_to_hex(batch.column(name)) for name in ("content_id", "question_id")}
         published |= {
             "source": source.cast(pa.string()),
             "row": batch.column("row"),
@@ -371,18 +374,18 @@ def publish(folder: Path, rows: Rows, selection: Chosen, description: Mapping[st
             published["score"] = pa.array(selection.scores[numbers], pa.float64(), from_pandas=True)
         return pa.table(published)
 
-    for first, batch in rows.batches(columns):
+    for first, batch in rows.iter_batches(columns):
         for side_mask, writer in zip(side_masks, writers, strict=True):
             mask = side_mask[first : first + batch.num_rows]
             if mask.any():
                 writer.add(to_published(first + np.flatnonzero(mask), batch.filter(pa.array(mask))))
     for side_mask, writer in zip(side_masks, writers, strict=True):
-        # Repeated rows are written behind all rows: those that occur at least twice, then those three times, …
+        # Repeated rows are written after all rows: those that occur at least twice, then those three times, …
         times = np.where(side_mask, selection.times, 0)
         for count in range(1, int(times.max(initial=0))):
             repeated = np.flatnonzero(times > count)
-            for start in range(0, len(repeated), GROUP):
-                numbers = repeated[start : start + GROUP]
+            for start in range(0, len(repeated), ROW_GROUP):
+                numbers = repeated[start : start + ROW_GROUP]
                 [batch] = rows.take(numbers, columns).to_batches()
                 writer.add(to_published(numbers, batch))
         writer.distinct = int(side_mask.sum())
@@ -392,64 +395,64 @@ def publish(folder: Path, rows: Rows, selection: Chosen, description: Mapping[st
         "kind": rows.kind,
         **description,
         "splits": sides,
-        "root": root_of_sides(sides),
-        "ids_root": compute_root(unique_ids(rows, is_written)),
+        "root": compute_data_set_root(sides),
+        "ids_root": compute_root(iter_unique_ids(rows, is_written)),
         "shards": {path.name: file_digest(path) for writer in writers for path in writer.paths},
     }
     write_json(folder / DATA_SET_FILE, data)
     return data
 
 
-def published_types(rows: Rows) -> dict[str, pa.DataType]:
+def choose_column_types(rows: SpoolRows) -> dict[str, pa.DataType]:
     """Return the content columns that are not empty in all rows, with the type that each is published as."""
-    turns = turn_type(rows)
+    turns = choose_turn_type(rows)
     types = dict[str, pa.DataType]()
     for name, type in CONTENT[rows.kind].items():
-        for _, batch in rows.batches([name]):
+        for _, batch in rows.iter_batches([name]):
             column = batch.column(name)
-            if name in ABOUT_PAIRS:
+            if name in PAIR_COLUMNS:
                 is_used = any(value not in (None, "") and value is not True for value in column.unique().to_pylist())
             else:
                 is_used = column.null_count < len(column)
             if is_used:
-                types[name] = turns if type == TURNS else SAID if name == TOOLS else type
+                types[name] = turns if type == TURNS else JSON_TURNS if name == TOOLS else type
                 break
     return types
 
 
-def turn_type(rows: Rows) -> pa.DataType:
+def choose_turn_type(rows: SpoolRows) -> pa.DataType:
     """Return the type that turns are published as: JSON if any turn has tool calls, else structs. These have the field
     `train` if any turn is not trained on."""
     type = MESSAGES
-    for _, batch in rows.batches(PARTS[rows.kind]):
+    for _, batch in rows.iter_batches(PARTS[rows.kind]):
         for column in batch.columns:
             turns = column.flatten()
             if turns.field("calls").null_count < len(turns) or pc.any(pc.equal(turns.field("role"), "tool")).as_py():
-                return SAID
+                return JSON_TURNS
             if not pc.all(turns.field("train"), min_count=0).as_py():
-                type = MARKED
+                type = MARKED_MESSAGES
     return type
 
 
-def hex_texts(ids: pa.FixedSizeBinaryArray) -> pa.StringArray:
+def ids_to_hex(ids: pa.FixedSizeBinaryArray) -> pa.StringArray:
     """Convert a column of ids to hex."""
-    values = as_numpy(ids)
+    values = column_to_numpy(ids)
     offsets = np.arange(len(values) + 1, dtype=np.int32) * (2 * values.shape[1])
     data = pa.py_buffer(values.tobytes().hex().encode())
     return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), data)
 
 
-def narrowed(column: pa.Array, type: pa.DataType) -> pa.Array:
+def convert_column(column: pa.Array, type: pa.DataType) -> pa.Array:
     """Convert a column of a spool to its published type: turns to structs with fewer fields or to JSON, tools to
     lists."""
-    if type == SAID:
+    if type == JSON_TURNS:
         is_turns = column.type == TURNS
         rows = [
-            value and [to_turn_row(turn_of(turn)) for turn in value] if is_turns else value and json.loads(value)
+            value and [to_turn_row(parse_turn(turn)) for turn in value] if is_turns else value and json.loads(value)
             for value in column.to_pylist()
         ]
-        return pa.array([row and [*map(dump_json, row)] for row in rows], pa.list_(pa.string())).cast(SAID)
-    if type not in (MESSAGES, MARKED):
+        return pa.array([row and [*map(dump_json, row)] for row in rows], pa.list_(pa.string())).cast(JSON_TURNS)
+    if type not in (MESSAGES, MARKED_MESSAGES):
         return column
     turns = column.flatten()
     fields = list(type.value_type)
@@ -458,7 +461,7 @@ def narrowed(column: pa.Array, type: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(list_offsets(column), pa.int32()), structs, type=type, mask=mask)
 
 
-class Shards:
+class ShardWriter:
     """A writer of the Parquet files of one side.
 
     Args:
@@ -472,7 +475,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path, side: str, count: int) -> None:
-        number = -(-count // SHARD)
+        number = -(-count // SHARD_ROWS)
         self.paths = [folder / f"{side}-{i:05d}-of-{number:05d}.parquet" for i in range(number)]
         self.tree = MerkleTree()
         self.rows = 0
@@ -482,18 +485,18 @@ class Shards:
         self._writer: pq.ParquetWriter | None = None
 
     def add(self, table: pa.Table) -> None:
-        self.tree.extend(leaves_of(table))
+        self.tree.extend(iter_row_leaves(table))
         while table.num_rows:
-            room = SHARD - self.rows % SHARD
+            room = SHARD_ROWS - self.rows % SHARD_ROWS
             self._pending.append(table.slice(0, room))
             table = table.slice(room)
             self.rows += self._pending[-1].num_rows
-            is_full = self.rows % SHARD == 0
-            has_group = sum(pending.num_rows for pending in self._pending) >= GROUP
-            if is_full or has_group or sum(pending.nbytes for pending in self._pending) >= HEAVY:
+            is_full = self.rows % SHARD_ROWS == 0
+            has_group = sum(pending.num_rows for pending in self._pending) >= ROW_GROUP
+            if is_full or has_group or sum(pending.nbytes for pending in self._pending) >= ROW_GROUP_BYTES:
                 self._flush(is_full)
 
-    def bury(self, tombstone: bytes) -> None:
+    def add_tombstone(self, tombstone: bytes) -> None:
         """Add a tombstone in the place of a forgotten row."""
         self.forgotten.append((self.tree.size, tombstone.hex()))
         self.tree.add(tombstone)
@@ -503,7 +506,9 @@ class Shards:
         if self._pending:
             table = pa.concat_tables(self._pending)
             if self._writer is None:
-                self._writer = pq.ParquetWriter(self.paths[(self.rows - 1) // SHARD], table.schema, compression="zstd")
+                self._writer = pq.ParquetWriter(
+                    self.paths[(self.rows - 1) // SHARD_ROWS], table.schema, compression="zstd"
+                )
             self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
             self._pending = []
         if ends_file and self._writer is not None:
@@ -517,14 +522,14 @@ class Shards:
         return {"rows": self.rows, "distinct": self.distinct, "root": self.tree.root(), **forgotten}
 
 
-def unique_ids(rows: Rows, mask: ndarray) -> Iterator[bytes]:
-    """Yield the different content ids of some rows, sorted. About `SORTED` of them are in memory at a time, in ranges
-    of their first bits."""
-    parts = len(mask) // SORTED + 1
+def iter_unique_ids(rows: SpoolRows, mask: ndarray) -> Iterator[bytes]:
+    """Yield the different content ids of some rows, sorted. About `SORTED_AT_ONCE` of them are in memory at a time, in
+    ranges of their first bits."""
+    parts = len(mask) // SORTED_AT_ONCE + 1
     for part in range(parts):
         part_ids = [np.zeros(0, "V32")]
-        for first, batch in rows.batches(["content_id"]):
-            ids = as_numpy(batch.column("content_id"))
+        for first, batch in rows.iter_batches(["content_id"]):
+            ids = column_to_numpy(batch.column("content_id"))
             part_of_id = (first_bits(ids) >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)
             in_part = mask[first : first + len(ids)] & (part_of_id == part)
             part_ids.append(ids[in_part].view("V32").ravel())

@@ -29,12 +29,12 @@ TURN = pa.struct(
 """A turn. `calls` has its tool calls as lines of JSON, so that they are compared as text. `row` is the JSON of the
 whole turn if it has tool calls or is the result of one. Both are mostly null."""
 TURNS = pa.list_(TURN)
-SAID = pa.list_(pa.json_())
+JSON_TURNS = pa.list_(pa.json_())
 """Turns with tool calls in a published data set: JSON objects without empty fields. In structs, every turn would have
 null calls, which chat templates take for calls."""
 TOOLS = "tools"
 """The column of tools that are available to the assistant: a list of schemas as JSON; null for none."""
-ABOUT_PAIRS: Mapping[str, pa.DataType] = {
+PAIR_COLUMNS: Mapping[str, pa.DataType] = {
     "id": pa.string(),
     "group_id": pa.string(),
     "margin": pa.float64(),
@@ -50,7 +50,7 @@ ABOUT_PAIRS: Mapping[str, pa.DataType] = {
 """Columns of a preference pair beside its turns. `judged_by` is its `source`, a name that data sets use for files."""
 CONTENT: Mapping[str, Mapping[str, pa.DataType]] = {
     DOCUMENTS: {"messages": TURNS, "text": pa.string(), TOOLS: pa.string()},
-    PREFERENCES: {"prompt": TURNS, "chosen": TURNS, "rejected": TURNS, TOOLS: pa.string(), **ABOUT_PAIRS},
+    PREFERENCES: {"prompt": TURNS, "chosen": TURNS, "rejected": TURNS, TOOLS: pa.string(), **PAIR_COLUMNS},
     FEEDBACK: {"prompt": TURNS, "completion": TURNS, TOOLS: pa.string(), "label": pa.bool_(), "id": pa.string()},
 }
 """Kind of records → its columns. A document has either `messages` or `text`."""
@@ -58,7 +58,7 @@ PARTS: Mapping[str, Sequence[str]] = {
     kind: [name for name, type in columns.items() if type == TURNS] for kind, columns in CONTENT.items()
 }
 """Kind of records → its columns of turns."""
-OVER: Mapping[str, Sequence[str]] = {
+COMPARED_ROLES: Mapping[str, Sequence[str]] = {
     "both": ("user", "assistant", "tool"),
     "prompts": ("user",),
     "answers": ("assistant",),
@@ -67,7 +67,7 @@ OVER: Mapping[str, Sequence[str]] = {
 System prompts and tools are never compared: thousands of different conversations have the same."""
 
 
-def columns_of(kind: str, records: Sequence[Record]) -> dict[str, pa.Array]:
+def records_to_columns(kind: str, records: Sequence[Record]) -> dict[str, pa.Array]:
     """Convert records of one kind to columns. Returns column → its values."""
     columns = {}
     for name, type in CONTENT[kind].items():
@@ -78,18 +78,18 @@ def columns_of(kind: str, records: Sequence[Record]) -> dict[str, pa.Array]:
             values = [None if isinstance(record, str) else getattr(record, attribute) for record in records]
         if name == TOOLS:
             values = [dump_json([tool.as_dict() for tool in tools]) if tools else None for tools in values]
-        columns[name] = turns_array(values) if type == TURNS else pa.array(values, type)
+        columns[name] = build_turns_array(values) if type == TURNS else pa.array(values, type)
     return columns
 
 
-def turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
+def build_turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
     """Build an array of lists of turns, with null for None."""
     flat = [turn for turns in values if turns is not None for turn in turns]
     fields = (
         [turn.role for turn in flat],
         [turn.content for turn in flat],
         [turn.trained for turn in flat],
-        [calls_text(turn) if turn.tool_calls else None for turn in flat],
+        [format_calls(turn) if turn.tool_calls else None for turn in flat],
         [dump_json(to_turn_row(turn)) if turn.tool_calls or turn.role == "tool" else None for turn in flat],
     )
     arrays = [pa.array(field, type.type) for field, type in zip(fields, TURN, strict=True)]
@@ -101,33 +101,33 @@ def turns_array(values: Sequence[Sequence[Message] | None]) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), struct, type=TURNS, mask=mask)
 
 
-def calls_text(turn: Message) -> str:
+def format_calls(turn: Message) -> str:
     """Format the tool calls of a turn as lines of JSON."""
     return "\n".join(
         dump_json({"name": call.name, "arguments": json.loads(call.arguments)}) for call in turn.tool_calls
     )
 
 
-def tools_in(value: str | Sequence[str] | None) -> tuple[Tool, ...]:
+def parse_tools(value: str | Sequence[str] | None) -> tuple[Tool, ...]:
     """Parse the tools of a row from a JSON list, or from a list of JSON texts."""
     if not value:
         return ()
     return tuple(map(Tool.from_dict, json.loads(value) if isinstance(value, str) else map(json.loads, value)))
 
 
-def records_of(kind: str, table: pa.RecordBatch | pa.Table, names: Sequence[str]) -> list[Record]:
+def columns_to_records(kind: str, table: pa.RecordBatch | pa.Table, names: Sequence[str]) -> list[Record]:
     """Convert columns to records. Missing columns count as empty.
 
     Args:
         names: id of each record, for documents and feedback.
     """
     columns: dict[str, Any] = {
-        name: turns_in(table.column(name)) if type == TURNS else table.column(name).to_pylist()
+        name: parse_turn_lists(table.column(name)) if type == TURNS else table.column(name).to_pylist()
         for name, type in CONTENT[kind].items()
         if name in table.schema.names
     }
     nulls = [None] * table.num_rows
-    row_tools = [tools_in(tools) for tools in columns.pop(TOOLS, nulls)]
+    row_tools = [parse_tools(tools) for tools in columns.pop(TOOLS, nulls)]
     if kind == DOCUMENTS:
         rows = zip(columns.get("messages", nulls), columns.get("text", nulls), names, row_tools, strict=True)
         return [text if turns is None else Conversation(turns, name, tools) for turns, text, name, tools in rows]
@@ -154,11 +154,11 @@ def records_of(kind: str, table: pa.RecordBatch | pa.Table, names: Sequence[str]
     ]
 
 
-def turns_in(column: pa.Array | pa.ChunkedArray) -> list[tuple[Message, ...] | None]:
+def parse_turn_lists(column: pa.Array | pa.ChunkedArray) -> list[tuple[Message, ...] | None]:
     """Parse a column of turns. Returns the turns of each row; None for null."""
     rows = list[tuple[Message, ...] | None]()
     for lists in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-        turns = messages_in(lists.flatten())
+        turns = parse_turns(lists.flatten())
         offsets = list_offsets(lists).tolist()
         is_valid = lists.is_valid().to_pylist()
         rows += [
@@ -168,61 +168,65 @@ def turns_in(column: pa.Array | pa.ChunkedArray) -> list[tuple[Message, ...] | N
     return rows
 
 
-def messages_in(flat: pa.Array) -> list[Message]:
+def parse_turns(flat: pa.Array) -> list[Message]:
     """Parse a flat array of turns. If no turn has tool calls or results, fields are read column by column, which is
     faster."""
     if not pa.types.is_struct(flat.type):
-        return list(map(turn_of, flat.to_pylist()))
+        return list(map(parse_turn, flat.to_pylist()))
     fields = {field.name: values for field, values in zip(flat.type, flat.flatten(), strict=True)}
     if "row" in fields and fields["row"].null_count < len(flat):
-        return list(map(turn_of, flat.to_pylist()))
+        return list(map(parse_turn, flat.to_pylist()))
     columns = [fields["role"], fields["content"]]
     if "train" in fields:
         columns.append(pc.fill_null(fields["train"], True))
     return list(map(Message, *(column.to_pylist() for column in columns)))
 
 
-def turn_of(turn: Mapping[str, Any] | str) -> Message:
-    """Parse a turn from the fields of `TURN`, or from the JSON of `SAID`."""
+def parse_turn(turn: Mapping[str, Any] | str) -> Message:
+    """Parse a turn from the fields of `TURN`, or from the JSON of `JSON_TURNS`."""
     fields = {"row": turn} if isinstance(turn, str) else turn
     if fields.get("row") is not None:
         fields = json.loads(fields["row"])
     return replace(Message.from_dict(fields), trained=fields.get("train") is not False)
 
 
-def texts_of(kind: str, table: pa.RecordBatch | pa.Table, over: str = "both") -> pa.Array:
+def join_record_texts(kind: str, table: pa.RecordBatch | pa.Table, over: str = "both") -> pa.Array:
     """Return the text of each record, with a line for each turn. Plain text counts as prompt and as answer.
 
     Args:
-        over: roles to include: `both`, `prompts` or `answers`, see `OVER`.
+        over: roles to include: `both`, `prompts` or `answers`, see `COMPARED_ROLES`.
     """
     names = table.schema.names
-    texts = [joined_turns(whole(table.column(name)), OVER[over]) for name in PARTS[kind] if name in names]
+    texts = [
+        join_role_turns(combine_column(table.column(name)), COMPARED_ROLES[over])
+        for name in PARTS[kind]
+        if name in names
+    ]
     if kind != DOCUMENTS:
         return pc.binary_join_element_wise(*texts, "\n") if len(texts) > 1 else texts[0]
     if "text" not in names:
         return texts[0]
-    plain_text = whole(table.column("text"))
+    plain_text = combine_column(table.column("text"))
     return pc.if_else(pc.is_valid(table.column("messages")), texts[0], plain_text) if texts else plain_text
 
 
-def whole_texts(table: pa.RecordBatch | pa.Table) -> pa.Array:
+def join_complete_texts(table: pa.RecordBatch | pa.Table) -> pa.Array:
     """Return the complete text of each document: all turns with their role and whether they are trained on, and
     tools."""
-    turns = whole(table.column("messages"))
+    turns = combine_column(table.column("messages"))
     flat = turns.flatten()
     role = flat.field("role")
     labels = pc.if_else(flat.field("train"), role, pc.binary_join_element_wise(role, "not trained on", ", "))
-    lines = pc.binary_join_element_wise(labels, with_calls(flat), ": ")
+    lines = pc.binary_join_element_wise(labels, append_calls(flat), ": ")
     lists = pa.ListArray.from_arrays(pa.array(list_offsets(turns), pa.int32()), lines)
     texts = pc.binary_join(lists, "\n")
-    tools = whole(table.column(TOOLS))
+    tools = combine_column(table.column(TOOLS))
     if tools.null_count < len(tools):
         texts = pc.if_else(pc.is_valid(tools), pc.binary_join_element_wise(texts, tools, "\n"), texts)
-    return pc.if_else(pc.is_valid(turns), texts, whole(table.column("text")))
+    return pc.if_else(pc.is_valid(turns), texts, combine_column(table.column("text")))
 
 
-def with_calls(flat: pa.StructArray) -> pa.Array:
+def append_calls(flat: pa.StructArray) -> pa.Array:
     """Return the contents of turns, each followed by the lines of its tool calls."""
     content = flat.field("content")
     calls = flat.field("calls")
@@ -231,18 +235,18 @@ def with_calls(flat: pa.StructArray) -> pa.Array:
     return pc.if_else(pc.is_valid(calls), pc.binary_join_element_wise(content, calls, "\n"), content)
 
 
-def whole(column: pa.Array | pa.ChunkedArray) -> Any:
+def combine_column(column: pa.Array | pa.ChunkedArray) -> Any:
     """Return a column as a single array."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def joined_turns(turns: pa.ListArray, roles: Sequence[str]) -> pa.Array:
+def join_role_turns(turns: pa.ListArray, roles: Sequence[str]) -> pa.Array:
     """Join the contents of the turns of some roles by line breaks. Returns an empty text for a record without any."""
     flat = turns.flatten()
     has_role = pc.is_in(flat.field("role"), value_set=pa.array(roles))
     turns_before = np.append(0, np.cumsum(has_role.to_numpy(zero_copy_only=False)))
     offsets = pa.array(turns_before[list_offsets(turns)], pa.int32())
-    return pc.binary_join(pa.ListArray.from_arrays(offsets, with_calls(flat).filter(has_role)), "\n")
+    return pc.binary_join(pa.ListArray.from_arrays(offsets, append_calls(flat).filter(has_role)), "\n")
 
 
 def list_offsets(lists: pa.ListArray) -> ndarray:
@@ -252,7 +256,7 @@ def list_offsets(lists: pa.ListArray) -> ndarray:
     return np.append(0, np.cumsum(lengths, dtype=np.int64))
 
 
-def turn_counts(kind: str, table: pa.RecordBatch | pa.Table) -> ndarray:
+def count_turns(kind: str, table: pa.RecordBatch | pa.Table) -> ndarray:
     """Count the turns of each record, int64 (N). Plain text counts as one."""
-    counts = [np.diff(list_offsets(whole(table.column(name)))) for name in PARTS[kind]]
+    counts = [np.diff(list_offsets(combine_column(table.column(name)))) for name in PARTS[kind]]
     return np.maximum(np.sum(counts, axis=0), 1)

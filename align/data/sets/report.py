@@ -13,14 +13,14 @@ from numpy import ndarray
 
 from align.core.types import Record
 from align.data.chat.training_view import Render, part
-from align.data.dedup.evaluation_overlap import RULES, Matches
+from align.data.dedup.evaluation_overlap import RULES, OverlapMatches
 from align.data.dedup.near_duplicates import Duplicates
 from align.data.read.content import MESSAGE_ATTRIBUTES, list_texts, to_content_row
 from align.data.sets.gather import SKIPPED, UNDECIDED
-from align.data.sets.mix import Funnel, Mixed
-from align.data.sets.score_cuts import examples
+from align.data.sets.mix import Funnel, Mixture
+from align.data.sets.score_cuts import iter_score_examples
 from align.data.sets.source import Source
-from align.data.sets.spool import Rows
+from align.data.sets.spool import SpoolRows
 from align.run import Input
 from align.run.files import write_text
 from align.track import format_conversation, format_row
@@ -32,44 +32,44 @@ DROPPED = "dropped.jsonl"
 DUPLICATES = "duplicates.jsonl"
 ROWS = "rows.jsonl"
 SCORES = "scores.jsonl"
-SHOWN = 3
+ROWS_SHOWN = 3
 """Training rows of each source that are shown."""
-CLUSTERS = 8
+CLUSTERS_SHOWN = 8
 """Clusters of duplicates that are shown."""
-MEMBERS = 3
+DUPLICATES_SHOWN = 3
 """Duplicates of each cluster that are shown."""
-LEAKED = 3
+LEAKS_SHOWN = 3
 """Rows that overlap with each evaluation set that are shown."""
-SCORED = 3
+SCORES_SHOWN = 3
 """Rows that are shown at each end and each cut of a source's scores."""
-EXAMPLES = 4
+EXAMPLES_SHOWN = 4
 """Examples of each source and cleaning step."""
-MOST = 400
+MAX_CHARACTERS = 400
 """Characters of a record that are shown."""
-LONG = 20_000
+MAX_RENDERED = 20_000
 """Characters of a record above which it is cut instead of rendered, because a chat template renders all of it."""
-MUCH = 0.2
+LOSS_SHARE = 0.2
 """Share of a source above which the removals of a step are reported as a loss."""
-LOST = 3
+LOSS_EXAMPLES = 3
 """Examples of each loss that are shown."""
-Loss = dict[str, Any]
+StepLoss = dict[str, Any]
 """A step that removed many rows: `source`, `step`, `removed`, `of` (rows of the source before the step), and `examples`
 (texts)."""
 
 
-def account_of(
+def describe_sources(
     sources: Sequence[Source],
     inputs: Mapping[str, Input],
     shapes: Sequence[Mapping[str, Any]],
     accounts: Sequence[Mapping[str, Any]],
     funnel: Funnel,
     test: ndarray,
-    train: Mixed,
+    train: Mixture,
 ) -> dict[str, Any]:
     """Return the fields of `data.json` on the sources and the mixture.
 
     Args:
-        shapes: shapes of the rows of each source, see `align.data.sets.source.recognised`.
+        shapes: shapes of the rows of each source, see `align.data.sets.source.detect_row_shapes`.
         accounts: account of each source, see `align.data.sets.gather`.
         test: whether each row is in the test side, bool (N).
         train: the mixture of training rows.
@@ -82,12 +82,12 @@ def account_of(
         listed.append(
             {
                 "name": source.name,
-                "given": source.given,
+                "given": source.location,
                 "digest": inputs[f"sources.{source.name}"].digest,
                 "read_as": dict(shapes[i]),
                 **source.ids.as_json(),
                 "licence": source.licence or ", ".join(account["licences"]) or None,
-                "counts": {**account["counts"], **funnel.of(i)},
+                "counts": {**account["counts"], **funnel.count_by_step(i)},
                 "clean": [{key: step[key] for key in step if key != "examples"} for step in account["clean"]],
                 # Without the refused values, because a data set may be passed on.
                 "bad_rows": [
@@ -96,8 +96,8 @@ def account_of(
                 "metadata": account["metadata"],
                 "weight": source.weight,
                 "cap": source.cap,
-                "asked": train.asked[i],
-                "got": train.got[i],
+                "asked": train.target_shares[i],
+                "got": train.actual_shares[i],
                 "splits": {
                     "train": {"rows": int(times.sum()), "distinct": int((times > 0).sum())},
                     "test": {"rows": test_rows, "distinct": test_rows},
@@ -107,7 +107,7 @@ def account_of(
     return {"sources": listed, "limited_by": None if train.limit is None else sources[train.limit].name}
 
 
-def found_in(names: Sequence[str], leaks: Matches) -> list[dict[str, Any]]:
+def count_hits_by_set(names: Sequence[str], leaks: OverlapMatches) -> list[dict[str, Any]]:
     """Count the rows that overlap with each evaluation set, by rule.
 
     Args:
@@ -117,23 +117,25 @@ def found_in(names: Sequence[str], leaks: Matches) -> list[dict[str, Any]]:
     return [{"set": name, "hits": dict(Counter(rules[leaks.evaluation == i]))} for i, name in enumerate(names)]
 
 
-def found_of(duplicates: Duplicates, given_away: Matches, leaks: Matches) -> dict[str, int]:
+def count_duplicates_and_leaks(
+    duplicates: Duplicates, evaluation_leaks: OverlapMatches, split_leaks: OverlapMatches
+) -> dict[str, int]:
     """Count duplicates and leaks, whether or not they were removed.
 
     Args:
-        given_away: rows that overlap with evaluation sets.
-        leaks: training rows that overlap with test rows.
+        evaluation_leaks: rows that overlap with evaluation sets.
+        split_leaks: training rows that overlap with test rows.
     """
     exact = int(duplicates.exact.sum())
     return {
         "exact_duplicates": exact,
         "near_duplicates": len(duplicates.dropped) - exact,
-        "contaminated": len(given_away.text),
-        "shared_with_test": len(leaks.text),
+        "contaminated": len(evaluation_leaks.text),
+        "shared_with_test": len(split_leaks.text),
     }
 
 
-def metrics_of(data: Mapping[str, Any]) -> dict[str, Any]:
+def build_data_set_metrics(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metrics of the run, from the content of `data.json`."""
     splits = data["splits"]
     counts = sum((Counter(source["counts"]) for source in data["sources"]), Counter[str]())
@@ -156,14 +158,14 @@ def metrics_of(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def find_read_losses(names: Sequence[str], accounts: Sequence[Mapping[str, Any]], hide: Hide) -> list[Loss]:
+def find_read_losses(names: Sequence[str], accounts: Sequence[Mapping[str, Any]], hide: Hide) -> list[StepLoss]:
     """Return the losses of reading and cleaning.
 
     Args:
         names: names of the sources.
         accounts: account of each source, see `align.data.sets.gather`.
     """
-    losses = list[Loss]()
+    losses = list[StepLoss]()
     for name, account in zip(names, accounts, strict=True):
         counts = account["counts"]
         read = counts["read"] + counts[SKIPPED] + counts[UNDECIDED]
@@ -173,17 +175,17 @@ def find_read_losses(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]
             ("undecided", counts[UNDECIDED], read, []),
         ]
         for step in account["clean"]:
-            shown = [row_text(example["before"]) for example in step["examples"] if example["after"] is None]
-            steps.append((f"clean: {step['step']}", step["dropped"], step["seen"], shown))
+            examples = [format_row_text(example["before"]) for example in step["examples"] if example["after"] is None]
+            steps.append((f"clean: {step['step']}", step["dropped"], step["seen"], examples))
         losses += [
-            {"source": name, "step": step, "removed": removed, "of": of, "examples": shown[:LOST]}
-            for step, removed, of, shown in steps
-            if removed > MUCH * of
+            {"source": name, "step": step, "removed": removed, "of": total, "examples": examples[:LOSS_EXAMPLES]}
+            for step, removed, total, examples in steps
+            if removed > LOSS_SHARE * total
         ]
     return losses
 
 
-def row_text(row: Mapping[str, Any]) -> str:
+def format_row_text(row: Mapping[str, Any]) -> str:
     """Format a row of `align.data.read.content.to_content_row` for readers: its turns with their roles."""
     if "text" in row:
         return row["text"]
@@ -192,7 +194,7 @@ def row_text(row: Mapping[str, Any]) -> str:
     return "\n".join([*([f"tools: {', '.join(tools)}"] if tools else []), format_conversation(turns)])
 
 
-def cleaned_away(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def list_cleaning_examples(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the first records that each cleaning step dropped, changed or noted of each source, for `dropped.jsonl`.
 
     Args:
@@ -205,16 +207,16 @@ def cleaned_away(names: Sequence[str], accounts: Sequence[Mapping[str, Any]]) ->
             "step": step["step"],
             "reason": example["reason"] or "changed",
             "detail": example["detail"],
-            "text": row_text(example["before"]),
-            "after": row_text(example["after"]) if example["after"] not in (None, example["before"]) else None,
+            "text": format_row_text(example["before"]),
+            "after": format_row_text(example["after"]) if example["after"] not in (None, example["before"]) else None,
         }
         for name, account in zip(names, accounts, strict=True)
         for step in account["clean"]
-        for example in step["examples"][:EXAMPLES]
+        for example in step["examples"][:EXAMPLES_SHOWN]
     ]
 
 
-class Examples:
+class ExampleWriter:
     """A writer of the rows that a data set's report shows, as JSON Lines beside the artifact.
 
     Args:
@@ -224,38 +226,38 @@ class Examples:
         hide: masks personal data.
     """
 
-    def __init__(self, folder: Path, rows: Rows, source: ndarray, hide: Hide) -> None:
+    def __init__(self, folder: Path, rows: SpoolRows, source: ndarray, hide: Hide) -> None:
         self.folder = folder
         self.rows = rows
         self.source = source
         self.hide = hide
 
-    def text(self, record: Record) -> str:
-        text = self.hide(row_text(to_content_row(record)))
-        return text if len(text) <= MOST else f"{text[: MOST - 1]}…"
+    def shorten_text(self, record: Record) -> str:
+        text = self.hide(format_row_text(to_content_row(record)))
+        return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
 
-    def show(self, numbers: ndarray) -> list[dict[str, Any]]:
+    def describe_rows(self, numbers: ndarray) -> list[dict[str, Any]]:
         """Return the name (`source:row`) and the shortened text of some rows."""
-        return [{"row": id, "text": self.text(record)} for id, record in self.rows.records(numbers)]
+        return [{"row": id, "text": self.shorten_text(record)} for id, record in self.rows.records(numbers)]
 
-    def find_losses(self, funnel: Funnel, step: str) -> Iterator[Loss]:
+    def find_losses(self, funnel: Funnel, step: str) -> Iterator[StepLoss]:
         """Yield the losses of the last step of a funnel.
 
         Args:
             step: name of the step.
         """
         for number, (before, after) in enumerate(zip(funnel.before, funnel.steps[step], strict=True)):
-            if before - after > MUCH * before:
+            if before - after > LOSS_SHARE * before:
                 removed = funnel.removed[self.source[funnel.removed] == number]
                 yield {
                     "source": funnel.names[number],
                     "step": step,
                     "removed": before - after,
                     "of": before,
-                    "examples": [row["text"] for row in self.show(removed[:LOST])],
+                    "examples": [row["text"] for row in self.describe_rows(removed[:LOSS_EXAMPLES])],
                 }
 
-    def leaked(self, leaks: Matches, sets: Sequence[str]) -> list[dict[str, Any]]:
+    def describe_leaks(self, leaks: OverlapMatches, sets: Sequence[str]) -> list[dict[str, Any]]:
         """Return the first rows that overlap with each evaluation set, as lines of `dropped.jsonl`.
 
         Args:
@@ -263,8 +265,8 @@ class Examples:
         """
         lines = []
         for number, name in enumerate(sets):
-            places = np.flatnonzero(leaks.evaluation == number)[:LEAKED]
-            for place, row in zip(places, self.show(leaks.text[places]), strict=True):
+            places = np.flatnonzero(leaks.evaluation == number)[:LEAKS_SHOWN]
+            for place, row in zip(places, self.describe_rows(leaks.text[places]), strict=True):
                 reason = f"{RULES[leaks.rule[place]]}, row {leaks.row[place] + 1} of {name}"
                 source = row["row"].rpartition(":")[0]
                 lines.append({"source": source, "step": "contamination", "reason": reason, **row})
@@ -277,12 +279,14 @@ class Examples:
         """Write `duplicates.jsonl`: the largest clusters, one on each line.
 
         Args:
-            heads: see `align.data.sets.duplicates.clusters`.
+            heads: see `align.data.sets.duplicates.find_cluster_heads`.
         """
         lines = []
-        for head, size in sorted(Counter(heads.tolist()).items(), key=lambda entry: (-entry[1], entry[0]))[:CLUSTERS]:
-            members = np.flatnonzero(heads == head)[:MEMBERS]
-            kept, *dropped = self.show(np.append(head, duplicates.dropped[members]))
+        for head, size in sorted(Counter(heads.tolist()).items(), key=lambda entry: (-entry[1], entry[0]))[
+            :CLUSTERS_SHOWN
+        ]:
+            members = np.flatnonzero(heads == head)[:DUPLICATES_SHOWN]
+            kept, *dropped = self.describe_rows(np.append(head, duplicates.dropped[members]))
             similar = [
                 {**row, "jaccard": float(duplicates.jaccard[i])} for row, i in zip(dropped, members, strict=True)
             ]
@@ -296,15 +300,15 @@ class Examples:
             mask: mask of the training rows, bool (N).
         """
         sources = range(len(self.rows.names))
-        numbers = [np.flatnonzero(mask & (self.source == number))[:SHOWN] for number in sources]
+        numbers = [np.flatnonzero(mask & (self.source == number))[:ROWS_SHOWN] for number in sources]
         records = self.rows.records(np.concatenate(numbers))
-        self.write(ROWS, [{"row": id, **line} for id, record in records for line in self.as_trained(record, render)])
+        self.write(ROWS, [{"row": id, **line} for id, record in records for line in self.render_record(record, render)])
 
-    def as_trained(self, record: Record, render: Render) -> list[dict[str, Any]]:
+    def render_record(self, record: Record, render: Render) -> list[dict[str, Any]]:
         """Render one record as lines of `rows.jsonl`, with personal data masked in each part."""
-        if sum(map(len, list_texts(record))) > LONG:
+        if sum(map(len, list_texts(record))) > MAX_RENDERED:
             refused = "it is too long to be shown whole"
-            return [{"what": "", "parts": [part(self.text(record))], "refused": refused}]
+            return [{"what": "", "parts": [part(self.shorten_text(record))], "refused": refused}]
         return [
             {**line, "parts": [{**entry, "text": self.hide(entry["text"])} for entry in line["parts"]]}
             for line in render(record)
@@ -314,12 +318,12 @@ class Examples:
         """Write `scores.jsonl`: rows of each source with the lowest and highest scores, and around the cuts.
 
         Args:
-            scores, out: see `align.data.sets.score_cuts.outside`.
+            scores, out: see `align.data.sets.score_cuts.select_outside_cuts`.
         """
         lines = []
         for number, name in enumerate(self.rows.names):
             numbers = np.flatnonzero(self.source == number)
-            for description, places in examples(scores[numbers], out[numbers], SCORED):
+            for description, places in iter_score_examples(scores[numbers], out[numbers], SCORES_SHOWN):
                 lines += [
                     {
                         "source": name,
@@ -328,12 +332,12 @@ class Examples:
                         "dropped": bool(out[place]),
                         **row,
                     }
-                    for place, row in zip(numbers[places], self.show(numbers[places]), strict=True)
+                    for place, row in zip(numbers[places], self.describe_rows(numbers[places]), strict=True)
                 ]
         self.write(SCORES, lines)
 
 
-def lengths(characters: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
+def build_length_histograms(characters: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Return a histogram of the lengths of each source's rows, with bins that double, and the total number of
     characters.
 

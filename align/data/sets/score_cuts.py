@@ -1,7 +1,7 @@
 """Scores of the rows of a spool, and selection of rows by score.
 
 Scores are in one file beside the parts, eight bytes for each row in order. Each piece is appended when it is scored, so
-a run that was killed resumes behind the last whole piece. The score of a row that cannot be scored is nan.
+a run that was killed resumes after the last whole piece. The score of a row that cannot be scored is nan.
 """
 
 from __future__ import annotations
@@ -15,54 +15,56 @@ import numpy as np
 from numpy import ndarray
 
 from align.core.types import Record
-from align.data.sets.spool import Rows
+from align.data.sets.spool import SpoolRows
 
 FILE = "scores.f64"
 PIECE = 512
 """Rows that are passed to the scorer at once. They do not depend on the batches of the spool, because scores may depend
 on the rows that a model processes together."""
 BINS = 40
-OUTER = 0.002
+OUTLIER_SHARE = 0.002
 """Share of all scores below the first and above the last bin of a histogram, because of outliers."""
-Score = Callable[[Sequence[Record]], ndarray]
+ScoreRecords = Callable[[Sequence[Record]], ndarray]
 """Returns the score of each record, float64 (N); nan for none."""
 
 
-def scored(rows: Rows, score: Score, report_progress: Callable[[int], object] = lambda count: None) -> ndarray:
+def score_spool(
+    rows: SpoolRows, score: ScoreRecords, report_progress: Callable[[int], object] = lambda count: None
+) -> ndarray:
     """Return the score of each row, float64 (N). Scores that the spool's file already has are not computed again.
 
     Args:
         score: scores at most `PIECE` records.
         report_progress: called with the number of rows scored so far.
     """
-    first_unscored = scored_before(rows)
-    with file_of(rows).open("r+b" if first_unscored else "wb") as file:
+    first_unscored = count_scored(rows)
+    with get_score_path(rows).open("r+b" if first_unscored else "wb") as file:
         file.truncate(8 * first_unscored)  # cuts off the piece that a killed run was writing
         file.seek(8 * first_unscored)
         for first in range(first_unscored, rows.count, PIECE):
             numbers = np.arange(first, min(first + PIECE, rows.count))
-            file.write(np.asarray(score(read(rows, numbers)), "<f8").tobytes())
+            file.write(np.asarray(score(load_records(rows, numbers)), "<f8").tobytes())
             file.flush()
             os.fsync(file.fileno())
             report_progress(int(numbers[-1]) + 1)
-    return np.fromfile(file_of(rows), "<f8", rows.count)
+    return np.fromfile(get_score_path(rows), "<f8", rows.count)
 
 
-def read(rows: Rows, numbers: ndarray) -> list[Record]:
+def load_records(rows: SpoolRows, numbers: ndarray) -> list[Record]:
     return [record for _, record in rows.records(numbers)]
 
 
-def scored_before(rows: Rows) -> int:
+def count_scored(rows: SpoolRows) -> int:
     """Count the rows that an earlier attempt scored: whole pieces, or all rows if it finished."""
-    size = file_of(rows).stat().st_size // 8 if file_of(rows).is_file() else 0
+    size = get_score_path(rows).stat().st_size // 8 if get_score_path(rows).is_file() else 0
     return size if size == rows.count else size // PIECE * PIECE
 
 
-def file_of(rows: Rows) -> Path:
+def get_score_path(rows: SpoolRows) -> Path:
     return rows.parts[0][0].with_name(FILE)
 
 
-def outside(
+def select_outside_cuts(
     scores: ndarray,
     ids: ndarray,
     source: ndarray,
@@ -95,19 +97,19 @@ def outside(
     return out
 
 
-def account_of_scores(scores: ndarray, out: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
+def summarize_scores(scores: ndarray, out: ndarray, source: ndarray, names: Sequence[str]) -> dict[str, Any]:
     """Summarize the scores of each source for `data.json`: numbers of rows, quantiles, cuts, and histograms of kept and
     of dropped rows. The outer bins include outliers.
 
     Args:
-        scores, source: see `outside`.
+        scores, source: see `select_outside_cuts`.
         out: whether each row is dropped because of its score, bool (N).
         names: names of the sources.
     """
     has_score = ~np.isnan(scores)
     summary: dict[str, Any] = {"edges": [], "sources": {}}
     if has_score.any():
-        low, high = (float(edge) for edge in np.quantile(scores[has_score], [OUTER, 1 - OUTER]))
+        low, high = (float(edge) for edge in np.quantile(scores[has_score], [OUTLIER_SHARE, 1 - OUTLIER_SHARE]))
         summary["edges"] = np.linspace(low, high if high > low else low + 1, BINS + 1).tolist()
 
     def count_binned(values: ndarray) -> list[int]:
@@ -131,7 +133,7 @@ def account_of_scores(scores: ndarray, out: ndarray, source: ndarray, names: Seq
     return summary
 
 
-def examples(scores: ndarray, out: ndarray, each: int) -> Iterator[tuple[str, ndarray]]:
+def iter_score_examples(scores: ndarray, out: ndarray, each: int) -> Iterator[tuple[str, ndarray]]:
     """Yield examples of rows of one source: those with the lowest scores, those around the cuts, and the highest.
 
     Args:

@@ -18,15 +18,15 @@ import pyarrow.compute
 from numpy import ndarray
 
 from align.core.errors import InputError, require
-from align.data.dedup.arrays import components
-from align.data.sets.record_columns import whole
+from align.data.dedup.arrays import label_components
+from align.data.sets.record_columns import combine_column
 
 pc: Any = pyarrow.compute  # whose functions are made when it is imported
 
 TRAIN = 0
 TEST = 1
 SIDES = ("train", "test")
-NAMES = {
+SIDE_NAMES = {
     **dict.fromkeys(("train", "training"), TRAIN),
     **dict.fromkeys(("test", "validation", "valid", "val", "dev", "eval"), TEST),
 }
@@ -36,7 +36,7 @@ LATEST = 1e10
 """Bounds of numbers that are read as seconds since 1970."""
 
 
-def units(questions: ndarray, *links: ndarray) -> ndarray:
+def assign_units(questions: ndarray, *links: ndarray) -> ndarray:
     """Return the unit of each row, uint64 (N): of the hashes of all linked rows, the one with the smallest lower half.
 
     Its upper half decides the split of the unit, and is distributed as evenly among units as among questions.
@@ -51,7 +51,7 @@ def units(questions: ndarray, *links: ndarray) -> ndarray:
         order = labeled[np.argsort(labels[labeled], kind="stable")]
         same = labels[order[1:]] == labels[order[:-1]]
         pairs.append((order[:-1][same], order[1:][same]))
-    root = components(len(questions), *(np.concatenate(ends) for ends in zip(*pairs, strict=True)))
+    root = label_components(len(questions), *(np.concatenate(ends) for ends in zip(*pairs, strict=True)))
     smallest = exchange_halves(questions)
     np.minimum.at(smallest, root, smallest.copy())
     return exchange_halves(smallest[root])
@@ -62,26 +62,26 @@ def exchange_halves(hashes: ndarray) -> ndarray:
     return hashes << half | hashes >> half
 
 
-def group_labels(groups: pa.ChunkedArray, source: ndarray) -> ndarray:
+def label_groups(groups: pa.ChunkedArray, source: ndarray) -> ndarray:
     """Label the rows of each group, int64 (N). Rows without a group get -1. Groups of different sources are different.
 
     Args:
         groups: name of each row's group, null for none.
         source: number of each row's source, int (N).
     """
-    codes = whole(groups).dictionary_encode().indices
+    codes = combine_column(groups).dictionary_encode().indices
     labels = pc.fill_null(codes, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     return np.where(labels < 0, -1, labels * (int(source.max(initial=0)) + 1) + source)
 
 
-def held_back(units: ndarray, held_out: float) -> ndarray:
+def select_held_out(units: ndarray, held_out: float) -> ndarray:
     """Return whether each row is in the test split, bool (N).
 
     The first 32 bits of a unit are a number in [0, 1), and units below `held_out` are held out, as for a plain file
     (`align.data.split.select_held_out_keys`). At least one unit is held out if there are two.
 
     Args:
-        units: see `units`.
+        units: see `assign_units`.
         held_out: share of units in the test split; 0 for none.
     """
     shares = (units >> np.uint64(32)).astype(np.float64) / 2**32
@@ -89,7 +89,7 @@ def held_back(units: ndarray, held_out: float) -> ndarray:
     return (shares < held_out) | (shares == lowest_share)
 
 
-def whole_units(units: ndarray, test: ndarray) -> ndarray:
+def extend_to_units(units: ndarray, test: ndarray) -> ndarray:
     """Return whether each row is in a unit with any row of `test`, bool (N).
 
     Args:
@@ -98,18 +98,18 @@ def whole_units(units: ndarray, test: ndarray) -> ndarray:
     return np.isin(units, np.unique(units[test]))
 
 
-def named_sides(names: Sequence[str | None], column: str) -> ndarray:
+def parse_sides(names: Sequence[str | None], column: str) -> ndarray:
     """Return whether each row is in the test split according to its column, bool (N).
 
     Raises:
         InputError: A row does not name a split.
     """
     check_column(names, column)
-    sides = {name: NAMES.get((name or "").strip().lower()) for name in dict.fromkeys(names)}
+    sides = {name: SIDE_NAMES.get((name or "").strip().lower()) for name in dict.fromkeys(names)}
     for name, side in sides.items():
         if side is None:
-            problem = f"names no side, in {sum(other == name for other in names)} rows"
-            raise InputError(f"stage.split.column={column}", name, problem, f"Write one of {', '.join(NAMES)}.")
+            problem = f"names no side, in {sum(value == name for value in names)} rows"
+            raise InputError(f"stage.split.column={column}", name, problem, f"Write one of {', '.join(SIDE_NAMES)}.")
     return np.array([sides[name] == TEST for name in names], bool)
 
 
@@ -120,21 +120,21 @@ def check_column(values: Sequence[str | None], column: str) -> None:
     require(is_present, "stage.split.column", column, "is a column that no row has", remedy)
 
 
-def written_since(times: Sequence[str | None], since: str, column: str) -> ndarray:
+def is_written_since(times: Sequence[str | None], since: str, column: str) -> ndarray:
     """Return whether each row was written at `since` or later, bool (N).
 
     Args:
-        times: time of each row, see `seconds`.
+        times: time of each row, see `parse_timestamp`.
 
     Raises:
         InputError: A row has no time, or an invalid one.
     """
     check_column(times, column)
-    start = seconds(since, "stage.split.since")
-    return np.array([seconds(time, f"stage.split.column={column}") >= start for time in times], bool)
+    start = parse_timestamp(since, "stage.split.since")
+    return np.array([parse_timestamp(time, f"stage.split.column={column}") >= start for time in times], bool)
 
 
-def seconds(text: str | None, field: str) -> float:
+def parse_timestamp(text: str | None, field: str) -> float:
     """Parse an ISO 8601 time (UTC if it has no zone), or a number of seconds or milliseconds since 1970, to seconds.
 
     Raises:

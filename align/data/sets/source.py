@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from align.annotate.store import Store
-from align.annotate.store.preference_pairs import preferences
+from align.annotate.store.preference_pairs import load_preferences
 from align.core.chain import ChainHead
 from align.core.errors import CorruptFile, InputError, require
 from align.data import chitchat
@@ -22,7 +22,7 @@ from align.data.read.content import DOCUMENTS, PREFERENCES, get_record_kind
 from align.data.read.files import DATA_SET_FILE, RESTORE_HELP, SHARD_NAME, list_data_files
 from align.data.read.records import ParsedRecord, RowOutcome, apply_rules, iter_outcomes
 from align.data.read.rows import iter_rows
-from align.data.sets.ids import SHA256, IdKind, kind_under
+from align.data.sets.ids import SHA256, IdKind, build_hmac_kind
 from align.data.sources import build_files_input, get_licence
 from align.run import HUB, Input, lookup_digest
 from align.run.files import read_json_object
@@ -31,12 +31,12 @@ FIELD = "stage.sources"
 NAME = re.compile(r"\w[\w.-]{0,79}")
 CORPUS = "chitchat"
 HELP = 'Write "stage.sources=[{path: a.jsonl}, {path: b.parquet, weight: 0.3}]".'
-FIRST = 100
+SHAPE_ROWS = 100
 """Rows from which the shapes of a source's rows are determined."""
 
 
 @dataclass(frozen=True, slots=True)
-class Votes:
+class VoteSnapshot:
     """Snapshot of a project of the annotation store at the beginning of a run.
 
     Attributes:
@@ -55,9 +55,9 @@ class Votes:
     @property
     def ids(self) -> IdKind:
         """Kind of the ids of its rows."""
-        return kind_under(self.project, self.key)
+        return build_hmac_kind(self.project, self.key)
 
-    def reads(self, skip: int = 0) -> Iterator[ParsedRecord]:
+    def iter_pairs(self, skip: int = 0) -> Iterator[ParsedRecord]:
         """Yield the same pairs as `data=annotations`, in the order of the ledger, numbered from 1.
 
         Args:
@@ -67,12 +67,12 @@ class Votes:
             InputError: As `preferences`.
         """
         with Store.open(self.url, create=False) as store, store.reading():  # one consistent view
-            pairs = preferences(store, self.project, self.allow_simulated, self.head.seq)
+            pairs = load_preferences(store, self.project, self.allow_simulated, self.head.seq)
         for number, pair in enumerate(pairs[skip:], start=skip + 1):
             yield ParsedRecord(number, pair, {"created_at": pair.created_at})
 
 
-def votes_of(url: str, project: str, allow_simulated: bool) -> Votes:
+def load_votes(url: str, project: str, allow_simulated: bool) -> VoteSnapshot:
     """Take a snapshot of the votes of a project.
 
     Raises:
@@ -84,10 +84,10 @@ def votes_of(url: str, project: str, allow_simulated: bool) -> Votes:
     if key is None:
         problem = "it was erased, and its rows have no ids any more"
         raise InputError("project", project, problem, "Name another project.")
-    return Votes(url, project, head, allow_simulated, key)
+    return VoteSnapshot(url, project, head, allow_simulated, key)
 
 
-def standing(url: str, kind: IdKind) -> set[int] | None:
+def load_active_votes(url: str, kind: IdKind) -> set[int] | None:
     """Return the active votes of the project of a kind of ids: those neither retracted nor on an erased item.
 
     Returns None if the project was erased.
@@ -101,7 +101,7 @@ def standing(url: str, kind: IdKind) -> set[int] | None:
             return None
         problem = "is another project of that name than the one that the rows are from: its key is another"
         remedy = "Name the store that they are from: store.url=…"
-        require(kind_under(kind.project, key) == kind, "project", kind.project, problem, remedy)
+        require(build_hmac_kind(kind.project, key) == kind, "project", kind.project, problem, remedy)
         return {vote.seq for vote in store.rankings(kind.project)}
 
 
@@ -119,8 +119,8 @@ class Source:
         cap: largest number of its rows; None for all.
         columns: our column → its column.
         metadata: its columns that are always kept as metadata.
-        licence: licence of its rows; empty if unknown. That of a data set is in its `data.json`, see `opened`.
-        votes: snapshot of `annotations`, see `opened`. It is not a setting.
+        licence: licence of its rows; empty if unknown. That of a data set is in its `data.json`, see `resolve`.
+        votes: snapshot of `annotations`, see `resolve`. It is not a setting.
     """
 
     name: str
@@ -133,16 +133,16 @@ class Source:
     columns: Mapping[str, str] = field(default_factory=dict)
     metadata: tuple[str, ...] = ()
     licence: str = ""
-    votes: Votes | None = None
+    votes: VoteSnapshot | None = None
 
     @property
-    def given(self) -> str:
-        """Its location as in the settings."""
+    def location(self) -> str:
+        """Location in the settings."""
         return f"annotations:{self.annotations}" if self.annotations else self.path or f"{self.data}:{self.part}"
 
     @property
     def field(self) -> str:
-        """Name of its files in errors."""
+        """Name in errors about its files."""
         return f"{FIELD}.{self.name}"
 
     @property
@@ -162,10 +162,10 @@ class Source:
 
     @property
     def files(self) -> list[Path]:
-        """Its files; empty if it has no path. Raises InputError if there is no such file."""
+        """Files at its path; empty if it has none. Raises InputError if there is no such file."""
         return list_data_files(self.path, self.field) if self.path else []
 
-    def opened(self, store: str, allow_simulated: bool) -> Source:
+    def resolve(self, store: str, allow_simulated: bool) -> Source:
         """Return the source with a snapshot of its votes if it is a project, and with its licence if it is a data set.
 
         Args:
@@ -176,12 +176,12 @@ class Source:
                 guessed; or its licences differ.
         """
         if self.annotations:
-            return replace(self, votes=votes_of(store, self.annotations, allow_simulated))
-        sources = sources_within(self.files, self.field)
+            return replace(self, votes=load_votes(store, self.annotations, allow_simulated))
+        sources = read_data_set_sources(self.files, self.field)
         projects = dict.fromkeys(str(source.get("project")) for source in sources if source.get("content_id") == "hmac")
         problem = f"holds rows of votes ({', '.join(projects)}), whose ids are under their project's key"
         require(not projects, self.field, self.path, problem, "Name the project: {annotations: PROJECT}.")
-        return replace(self, licence=licence_within(sources, self.licence, f"{self.field}.licence"))
+        return replace(self, licence=resolve_licence(sources, self.licence, f"{self.field}.licence"))
 
     def record(self) -> Input:
         """Return the source as an input of a run. Raises InputError if there is no such file."""
@@ -189,20 +189,20 @@ class Source:
             return Input(self.votes.head.hash, project=self.votes.project, seq=self.votes.head.seq)
         if self.path:
             return build_files_input(self.path, self.field)
-        return Input(lookup_digest(chitchat.get_corpus_path()), path=self.given)
+        return Input(lookup_digest(chitchat.get_corpus_path()), path=self.location)
 
-    def outcomes(self, skip: int = 0, counts: Sequence[int] = ()) -> Iterator[RowOutcome]:
+    def iter_outcomes(self, skip: int = 0, counts: Sequence[int] = ()) -> Iterator[RowOutcome]:
         """Yield the outcome of reading each row, in order. Rows are numbered from 1.
 
         Args:
             skip: number of rows to skip.
-            counts: see `iter_outcomes`.
+            counts: see `read_outcomes`.
         """
         if self.path:
             yield from iter_outcomes(self.path, self.field, self.rules, skip, counts)
             return
         if self.votes:
-            reads = self.votes.reads(skip)
+            reads = self.votes.iter_pairs(skip)
         else:
             records = (chitchat.load_texts if self.part == "base" else chitchat.load_conversations)(self.part)
             reads = (
@@ -212,17 +212,17 @@ class Source:
             yield RowOutcome(read.number, read)
 
     def kind(self) -> str:
-        """Return the kind of its first record, see `get_record_kind`. Returns `DOCUMENTS` if it has no record."""
+        """Return the kind of its first record, see `kind_of`. Returns `DOCUMENTS` if it has no record."""
         if self.votes:
             return PREFERENCES
         with suppress(InputError):  # the complete reading reports it
-            for _, result in self.outcomes():
+            for _, result in self.iter_outcomes():
                 if isinstance(result, ParsedRecord):
                     return get_record_kind(result.record)
         return DOCUMENTS
 
 
-def recognised(source: Source) -> dict[str, Any]:
+def detect_row_shapes(source: Source) -> dict[str, Any]:
     """Determine the shapes of the first rows of a source that is read from files.
 
     Rows that cannot be read are skipped, because the complete reading reports them.
@@ -235,14 +235,14 @@ def recognised(source: Source) -> dict[str, Any]:
     columns = dict[str, None]()
     if source.path:
         with suppress(InputError):  # the complete reading reports it
-            for row in islice(apply_rules(iter_rows(source.path), source.rules), FIRST):
+            for row in islice(apply_rules(iter_rows(source.path), source.rules), SHAPE_ROWS):
                 if row.error is None and (name := find_shape_name(row.data)):
                     shapes[name] += 1
                     columns |= dict.fromkeys(str(name) for name, value in row.data.items() if value is not None)
     return {"rows": shapes.total(), "shapes": dict(shapes.most_common()), "columns": [*columns]}
 
 
-def parsed_sources(setting: Any, at: str = FIELD) -> list[Source]:
+def parse_sources(setting: Any, field: str = FIELD) -> list[Source]:
     """Parse the sources of a setting: a list of mappings, or of paths.
 
     A source without a name gets that of its path, and a number if another source has the same.
@@ -251,13 +251,13 @@ def parsed_sources(setting: Any, at: str = FIELD) -> list[Source]:
         InputError: A source is invalid.
     """
     setting = list(setting) if isinstance(setting, list | tuple) else setting
-    require(isinstance(setting, list) and bool(setting), at, setting, "is no list of sources", HELP)
+    require(isinstance(setting, list) and bool(setting), field, setting, "is no list of sources", HELP)
     sources: list[Source] = []
     set_names = {
         entry["name"] for entry in setting if isinstance(entry, Mapping) and isinstance(entry.get("name"), str)
     }
     for i, entry in enumerate(setting):
-        source = source_of({"path": entry} if isinstance(entry, str) else entry, f"{at}[{i}]")
+        source = parse_source({"path": entry} if isinstance(entry, str) else entry, f"{field}[{i}]")
         taken = {earlier.name for earlier in sources}
         if "name" not in (entry if isinstance(entry, Mapping) else {}):
             number = 2
@@ -266,25 +266,27 @@ def parsed_sources(setting: Any, at: str = FIELD) -> list[Source]:
                 name = f"{source.name}-{number}"
                 number += 1
             source = replace(source, name=name)
-        require(source.name not in taken, f"{at}[{i}].name", source.name, "is another source's too", "Choose another.")
+        require(
+            source.name not in taken, f"{field}[{i}].name", source.name, "is another source's too", "Choose another."
+        )
         sources.append(source)
     return sources
 
 
-def source_of(setting: Any, at: str) -> Source:
+def parse_source(setting: Any, field: str) -> Source:
     """Parse one source.
 
     Args:
-        at: name of the setting in errors.
+        field: name of the setting in errors.
     """
-    require(isinstance(setting, Mapping), at, setting, "is no source", HELP)
+    require(isinstance(setting, Mapping), field, setting, "is no source", HELP)
     field_names = [f.name for f in fields(Source) if f.name != "votes"]
     for key in setting:
         similar = get_close_matches(str(key), field_names, n=1)
         remedy = f"{f'Did you mean {similar[0]}? ' if similar else ''}There are {', '.join(field_names)}."
-        require(key in field_names, f"{at}.{key}", setting[key], "is no key of a source", remedy)
+        require(key in field_names, f"{field}.{key}", setting[key], "is no key of a source", remedy)
     values: dict[str, Any] = {key: value for key, value in setting.items() if value is not None}
-    check_source(values, at)
+    check_source(values, field)
     values["columns"] = dict(values.get("columns", {}))
     values["metadata"] = tuple(values.get("metadata", ()))
     if not values.get("name"):
@@ -294,17 +296,17 @@ def source_of(setting: Any, at: str) -> Source:
     return Source(**values)
 
 
-def check_source(values: Mapping[str, Any], at: str) -> None:
+def check_source(values: Mapping[str, Any], field: str) -> None:
     """Raise InputError if a value of a source has a wrong type, is out of range, or contradicts another value."""
 
     def check(condition: bool, key: str, problem: str, remedy: str) -> None:
-        require(condition, f"{at}.{key}", values.get(key), problem, remedy)
+        require(condition, f"{field}.{key}", values.get(key), problem, remedy)
 
     for key in ("name", "path", "data", "part", "annotations", "licence"):
         check(isinstance(values.get(key, ""), str), key, "is no text", "Quote it.")
     problem = "names no rows, or two kinds of them"
     remedy = "Give it `path`, `data: chitchat` or `annotations: PROJECT`."
-    require(len(values.keys() & {"path", "data", "annotations"}) == 1, at, dict(values), problem, remedy)
+    require(len(values.keys() & {"path", "data", "annotations"}) == 1, field, dict(values), problem, remedy)
     check(values.get("path") != "", "path", "names no file", "Give a file, a folder, a glob or a hub id.")
     remedy = "Name a project of the annotation store."
     check(values.get("annotations") != "", "annotations", "is no project", remedy)
@@ -318,7 +320,7 @@ def check_source(values: Mapping[str, Any], at: str) -> None:
         parts = ", ".join(chitchat.PARTS)
         is_part = values.get("part", "sft") in chitchat.PARTS
         check(is_part, "part", "is no part of the corpus", f"Choose one of: {parts}.")
-    check("part" not in values or "data" in values, "part", "is of chitchat", "Drop it.")
+    check("part" not in values or "data" in values, "part", "goes only with data: chitchat", "Drop it.")
     is_name = NAME.fullmatch(values.get("name", "a")) is not None
     check(is_name, "name", "cannot be a name", "Use letters, digits, `.`, `_`, `-`.")
     weight = values.get("weight", 1)
@@ -344,7 +346,7 @@ def short_name(path: str) -> str:
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.")[:80] or "rows"
 
 
-def by_name(sources: list[Source], names: Any, at: str) -> list[int]:
+def rank_by_name(sources: list[Source], names: Any, field: str) -> list[int]:
     """Return the rank of each source in `names`. Sources that are not named follow in their order.
 
     Raises:
@@ -353,12 +355,12 @@ def by_name(sources: list[Source], names: Any, at: str) -> list[int]:
     source_names = [source.name for source in sources]
     for name in names:
         if name not in source_names:
-            raise InputError(at, name, "is no source", f"There are {', '.join(source_names)}.")
+            raise InputError(field, name, "is no source", f"There are {', '.join(source_names)}.")
     rank_of_source = {source_names.index(name): rank for rank, name in enumerate(names)}
     return [rank_of_source.get(i, len(names) + i) for i in range(len(sources))]
 
 
-def sources_within(files: Sequence[Path], field: str) -> list[dict[str, Any]]:
+def read_data_set_sources(files: Sequence[Path], field: str) -> list[dict[str, Any]]:
     """Return the entries of `data.json` for the sources of the sides that are read, if the files are shards of a data
     set."""
     sides_of_description: dict[Path, set[str]] = {}
@@ -375,7 +377,7 @@ def sources_within(files: Sequence[Path], field: str) -> list[dict[str, Any]]:
     return entries
 
 
-def licence_within(sources: Sequence[Mapping[str, Any]], setting: str, field: str) -> str:
+def resolve_licence(sources: Sequence[Mapping[str, Any]], setting: str, field: str) -> str:
     """Return the licence of a data set's rows from its sources.
 
     Args:

@@ -25,7 +25,7 @@ from align.core.errors import CorruptFile
 from align.core.files import read_text
 from align.core.types import Record
 from align.data.read.content import DOCUMENTS
-from align.data.sets.record_columns import CONTENT, records_of, texts_of
+from align.data.sets.record_columns import CONTENT, columns_to_records, join_record_texts
 from align.run.files import write_json
 
 SPARSE = 0.1
@@ -70,7 +70,7 @@ class Spool:
         part = self.folder / name
         sizes = list[int]()
         temporary_suffix = f".{gethostname()}-{os.getpid()}"
-        paths = [file_of(part, i) for i in range(len(groups))]
+        paths = [get_group_path(part, i) for i in range(len(groups))]
         with ExitStack() as stack:
             writers = []
             for path, schema in zip(paths, groups, strict=True):
@@ -87,11 +87,11 @@ class Spool:
         os.replace(account_path, part.with_suffix(".json"))
 
 
-def file_of(part: Path, group: int) -> Path:
+def get_group_path(part: Path, group: int) -> Path:
     return part.with_suffix(f".{group}.arrow")
 
 
-class Rows:
+class SpoolRows:
     """All rows of the parts of a spool, numbered from 0.
 
     Args:
@@ -122,16 +122,16 @@ class Rows:
         groups: dict[str, int] = {}
         for part, _, _ in self.parts[:1]:
             for i in range(len([*part.parent.glob(f"{part.name}.*.arrow")])):
-                with pa.OSFile(str(file_of(part, i))) as file:
+                with pa.OSFile(str(get_group_path(part, i))) as file:
                     groups |= dict.fromkeys(pa.ipc.open_file(file).schema.names, i)
         return groups
 
-    def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    def iter_batches(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
         """Yield all batches in order, each with the number of its first row."""
-        for numbers, batch in self.where(np.ones(self.count, bool), columns):
+        for numbers, batch in self.iter_selected(np.ones(self.count, bool), columns):
             yield int(numbers[0]), batch
 
-    def where(self, mask: ndarray, columns: Sequence[str]) -> Iterator[tuple[ndarray, pa.RecordBatch]]:
+    def iter_selected(self, mask: ndarray, columns: Sequence[str]) -> Iterator[tuple[ndarray, pa.RecordBatch]]:
         """Yield the numbers of the selected rows of each batch, and these rows. Batches without any are not read.
 
         Args:
@@ -142,7 +142,7 @@ class Rows:
             part_mask = mask[first : first + sum(sizes)]
             if not part_mask.any():
                 continue
-            with self.opened(part, columns, mapped=bool(part_mask.mean() < SPARSE)) as read_batch:
+            with self.open_part(part, columns, mapped=bool(part_mask.mean() < SPARSE)) as read_batch:
                 for i, size in enumerate(sizes):
                     numbers = np.flatnonzero(mask[first : first + size])
                     if len(numbers):
@@ -150,17 +150,18 @@ class Rows:
                         yield first + numbers, batch if len(numbers) == size else batch.take(pa.array(numbers))
                     first += size
 
-    def texts(self, mask: ndarray, *over: str) -> Iterator[Sequence[Any]]:
-        """Yield the numbers of the selected rows of each batch, and their texts for each of `over`, see `texts_of`.
+    def iter_texts(self, mask: ndarray, *over: str) -> Iterator[Sequence[Any]]:
+        """Yield the numbers of the selected rows of each batch, and their texts for each of `over`, see
+        `join_record_texts`.
 
         Args:
             mask: mask of the rows, bool (N).
         """
-        for numbers, batch in self.where(mask, [*CONTENT[self.kind]]):
-            yield numbers, *(texts_of(self.kind, batch, setting) for setting in over)
+        for numbers, batch in self.iter_selected(mask, [*CONTENT[self.kind]]):
+            yield numbers, *(join_record_texts(self.kind, batch, setting) for setting in over)
 
     @contextmanager
-    def opened(
+    def open_part(
         self, part: Path, columns: Sequence[str], mapped: bool = False
     ) -> Iterator[Callable[[int], pa.RecordBatch]]:
         """Open the files of a part. Yields a function that reads some columns of a batch by its number.
@@ -172,7 +173,7 @@ class Rows:
         groups = [self.groups[name] for name in columns]
         with ExitStack() as stack:
             open_file = pa.memory_map if mapped else pa.OSFile
-            files = {i: stack.enter_context(open_file(str(file_of(part, i)))) for i in sorted({*groups})}
+            files = {i: stack.enter_context(open_file(str(get_group_path(part, i)))) for i in sorted({*groups})}
             readers = {i: pa.ipc.open_file(file) for i, file in files.items()}
 
             def read_batch(number: int) -> pa.RecordBatch:
@@ -184,22 +185,22 @@ class Rows:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a column of texts of all rows, dictionary-encoded."""
-        chunks = [batch.column(name).dictionary_encode() for _, batch in self.batches([name])]
+        chunks = [batch.column(name).dictionary_encode() for _, batch in self.iter_batches([name])]
         return pa.chunked_array(chunks).unify_dictionaries() if chunks else pa.chunked_array([[]], pa.string())
 
     def numbers(self, name: str) -> ndarray:
         """Return a column of all rows as NumPy: numbers without nulls, (N), or binary of fixed length, uint8 (N,
         length)."""
-        return self.gathered([name], lambda batch: as_numpy(batch.column(name)))
+        return self.collect([name], lambda batch: column_to_numpy(batch.column(name)))
 
     def first_bits(self, name: str) -> ndarray:
         """Return the first 64 bits of each id in a column of all rows, uint64 (N)."""
-        return self.gathered([name], lambda batch: first_bits(as_numpy(batch.column(name))))
+        return self.collect([name], lambda batch: first_bits(column_to_numpy(batch.column(name))))
 
-    def gathered(self, columns: Sequence[str], convert: Callable[[pa.RecordBatch], ndarray]) -> ndarray:
+    def collect(self, columns: Sequence[str], convert: Callable[[pa.RecordBatch], ndarray]) -> ndarray:
         """Concatenate an array for each batch, without holding a second copy in memory."""
         values = np.zeros(0, np.int64)
-        for first, batch in self.batches(columns):
+        for first, batch in self.iter_batches(columns):
             batch_values = convert(batch)
             if not len(values):
                 values = np.empty((self.count, *batch_values.shape[1:]), batch_values.dtype)
@@ -217,7 +218,7 @@ class Rows:
             ends = np.searchsorted(sorted_indexes, first + np.cumsum(sizes, dtype=np.int64))
             if not len(ends) or start == ends[-1]:
                 continue
-            with self.opened(part, columns, mapped=True) as read_batch:
+            with self.open_part(part, columns, mapped=True) as read_batch:
                 for i, end in enumerate(ends.tolist()):
                     if end > start:
                         batches.append(read_batch(i).take(pa.array(sorted_indexes[start:end] - first)))
@@ -236,7 +237,7 @@ class Rows:
         table = self.take(numbers, [*CONTENT[self.kind], "source", "row"])
         places = zip(table["source"].to_pylist(), table["row"].to_pylist(), strict=True)
         names = [f"{self.names[source]}:{row}" for source, row in places]
-        return list(zip(names, records_of(self.kind, table, names), strict=True))
+        return list(zip(names, columns_to_records(self.kind, table, names), strict=True))
 
 
 def first_bits(ids: ndarray) -> ndarray:
@@ -244,7 +245,7 @@ def first_bits(ids: ndarray) -> ndarray:
     return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)
 
 
-def as_numpy(array: pa.Array) -> ndarray:
+def column_to_numpy(array: pa.Array) -> ndarray:
     if pa.types.is_fixed_size_binary(array.type):
         width = array.type.byte_width
         return np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, width)[array.offset :][: len(array)]

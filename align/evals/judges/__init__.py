@@ -1,1 +1,1 @@
-"""Judges: who compares or grades answers, what they say, and how far they can be believed."""
+"""Judges, which compare or grade answers: their identities, verdicts and reports."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from align.core.errors import require
 from align.data.sources import RANKED_BY
-from align.evals.text import quote
+from align.evals.text import quote_beginning
 from align.report.figure_text import flattened
 from align.reward.rules import Sentiment
 from align.run import Artifact, Input, Manifest, json_digest
@@ -42,7 +42,7 @@ def list_numbered_inputs(inputs: Mapping[str, Input], name: str) -> list[Input]:
     return [inputs[keys[number]] for number in sorted(filter(str.isdigit, keys), key=int)]
 
 
-def scorer_title(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
+def get_scorer_title(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> str:
     """Return a scorer's name for people. The arguments are as in `list_scorer_parts`."""
     refs = [scorer.ref for name, scorer in inputs.items() if name.startswith("reward")]
     match reward["name"]:
@@ -162,7 +162,7 @@ def identify_scorer(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> J
                 return {**settings, "parts": [identify_part(inner) for inner in part["parts"]]}
         return settings
 
-    return JudgeIdentity(scorer_title(reward, inputs), identify_part(reward))
+    return JudgeIdentity(get_scorer_title(reward, inputs), identify_part(reward))
 
 
 def list_differences(one: JudgeIdentity, other: JudgeIdentity) -> list[str]:
@@ -175,18 +175,18 @@ def describe_difference(one: JudgeIdentity, other: JudgeIdentity) -> str:
     """Describe up to three settings in which two judges differ. Returns an empty string if they do not differ."""
     settings = [dict(flattened(judge.made_of)) for judge in (one, other)]
     keys = list_differences(one, other)
-    parts = [f"{key} {' and '.join(format_value(values.get(key), key) for values in settings)}" for key in keys[:3]]
+    parts = [f"{key} {' and '.join(format_setting(values.get(key), key) for values in settings)}" for key in keys[:3]]
     return ", ".join(parts) + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
-def format_value(value: Any, key: str = "") -> str:
+def format_setting(value: Any, key: str = "") -> str:
     """Return a value of an identity for people: the first digits of digests, the first words of a question."""
     if key == ASKS and value is not None:
-        return quote(str(value))
+        return quote_beginning(str(value))
     if isinstance(value, list):
-        return f"[{', '.join(map(format_value, value))}]"
+        return f"[{', '.join(map(format_setting, value))}]"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {format_value(each)}' for key, each in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {format_setting(inner_value)}' for key, inner_value in value.items())}}}"
     return "none" if value is None else re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", str(value))
 
 
@@ -194,7 +194,7 @@ def format_value(value: Any, key: str = "") -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ScorerRelation:
     """The relation of a judging scorer to the policy that it judges.
 
     Attributes:
@@ -215,7 +215,7 @@ class Standing:
         """The name of the scorer's scores."""
         return "proxy" if self.proxy else "gold"
 
-    def sentences(self, judge: str) -> list[str]:
+    def describe(self, judge: str) -> list[str]:
         """Return sentences about the relation, for a report.
 
         Args:
@@ -230,7 +230,7 @@ class Standing:
                 self.votes,
                 "{judge} also ranked, as a simulated annotator with noise, the pairs that {runs} learned from",
             ),
-            (self.pairs, "{judge} learned from the same pairs as {runs}, and likes what they like"),
+            (self.pairs, "{judge} learned from the same pairs as {runs}, so that they share its preferences"),
             (self.unknown, "how {runs} was trained is not known here, and whether {judge} had a part in it"),
         )
         return [sentence.format(judge=judge, runs=", ".join(runs)) for runs, sentence in sentences if runs]
@@ -249,7 +249,9 @@ class Standing:
         require(allow_proxy or not self.proxy, "reward", judge, problem, remedy)
 
 
-def find_standing(policy: Artifact, parts: set[str], root: Path, models: Sequence[Artifact] = ()) -> Standing:
+def find_scorer_relation(
+    policy: Artifact, parts: set[str], root: Path, models: Sequence[Artifact] = ()
+) -> ScorerRelation:
     """Determine the relation of a scorer to a policy from the manifests of the policy's lineage.
 
     Args:
@@ -258,7 +260,7 @@ def find_standing(policy: Artifact, parts: set[str], root: Path, models: Sequenc
         models: the scorer's reward models.
     """
     if policy.manifest is None:
-        return Standing(unknown=(policy.ref,))
+        return ScorerRelation(unknown=(policy.ref,))
     learned = {m.manifest.inputs["data"].digest for m in models if m.manifest and "data" in m.manifest.inputs}
     proxy: list[str] = []
     votes: list[str] = []
@@ -279,7 +281,7 @@ def find_standing(policy: Artifact, parts: set[str], root: Path, models: Sequenc
             unknown.append(run.ref)
         elif parts & set(run.metrics.get("simulated_by", ())) and run.ref not in proxy:
             votes.append(run.ref)
-    return Standing(*(tuple(dict.fromkeys(refs)) for refs in (proxy, votes, unknown, pairs)))
+    return ScorerRelation(*(tuple(dict.fromkeys(refs)) for refs in (proxy, votes, unknown, pairs)))
 
 
 def iter_optimisations(manifest: Manifest, root: Path) -> Iterator[tuple[str, Manifest | GoneRun]]:

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from align.core.types import Conversation
-from align.evals.stats import surviving, win_rate
+from align.evals.stats import compute_wins, merge_swapped_verdicts
 
 FIRST = "first"
 SECOND = "second"
 """Positions at which the first system's answer may be shown."""
 
 
-class Pair(NamedTuple):
+class AnswerPair(NamedTuple):
     """Two answers to one prompt.
 
     Attributes:
@@ -53,9 +53,9 @@ class JudgeVerdict(NamedTuple):
         return {key: value for key, value in self._asdict().items() if value != "" or key == "order"}
 
 
-def verdicts_by_scores(ids: Sequence[str], first: Sequence[float], second: Sequence[float]) -> list[JudgeVerdict]:
+def judge_by_scores(ids: Sequence[str], first: Sequence[float], second: Sequence[float]) -> list[JudgeVerdict]:
     """Return the verdicts of a scorer: the higher score wins. Raises ValueError if a score is NaN."""
-    return [JudgeVerdict(id, "", win) for id, win in zip(ids, win_rate(first, second).tolist(), strict=True)]
+    return [JudgeVerdict(id, "", win) for id, win in zip(ids, compute_wins(first, second).tolist(), strict=True)]
 
 
 def merge_verdicts(verdicts: Iterable[JudgeVerdict]) -> dict[str, float]:
@@ -69,12 +69,12 @@ def merge_verdicts(verdicts: Iterable[JudgeVerdict]) -> dict[str, float]:
     for (prompt, _), orders in by_judge.items():
         means = [sum(values) / len(values) for values in orders.values()]
         has_both = FIRST in orders and SECOND in orders
-        merged = surviving(means[:1], means[1:]).item() if has_both else sum(means) / len(means)
+        merged = merge_swapped_verdicts(means[:1], means[1:]).item() if has_both else sum(means) / len(means)
         by_prompt.setdefault(prompt, []).append(merged)
     return {prompt: sum(values) / len(values) for prompt, values in by_prompt.items()}
 
 
-def pair_orders(verdicts: Iterable[JudgeVerdict]) -> Mapping[str, tuple[float, float]]:
+def collect_both_orders(verdicts: Iterable[JudgeVerdict]) -> Mapping[str, tuple[float, float]]:
     """Return, for the prompts with a verdict in both orders, the two verdicts. Verdicts with an error are left out."""
     by_prompt: dict[str, dict[str, float]] = {}
     for verdict in verdicts:

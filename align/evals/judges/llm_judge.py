@@ -27,10 +27,10 @@ from align.core.files import parse_user_path, read_text
 from align.core.spec import get_integer, get_number, parse_text
 from align.core.types import Conversation
 from align.data.chat.reasoning import answer_alone
-from align.evals.endpoint import Endpoint, Failure, answers_from, lost, parsed_endpoint
+from align.evals.endpoint import Endpoint, EndpointFailure, build_endpoint_error, fetch_answers, parse_endpoint
 from align.evals.judges.identity import ASKS, JudgeIdentity
-from align.evals.judges.judge_verdict import FIRST, SECOND, JudgeVerdict, Pair
-from align.evals.text import quote
+from align.evals.judges.judge_verdict import FIRST, SECOND, AnswerPair, JudgeVerdict
+from align.evals.text import quote_beginning
 from align.report.figure_text import counted
 from align.rollout.answer_cache import Answer, AnswerStore, Question
 from align.run import json_digest
@@ -49,9 +49,9 @@ NAME = re.compile(r"[\w.-]+")
 FIELD = "stage.judge"
 KEYS = ("prompt", "temperature", "max_tokens")
 HELP = "Write reward, people, or {url: http://127.0.0.1:8000/v1, model: NAME}."
-PLACE = re.compile(r"\{([a-zA-Z_]\w*)\}")
-"""A place in a template, such as `{conversation}`."""
-LIKELIEST = 5
+PLACEHOLDER = re.compile(r"\{([a-zA-Z_]\w*)\}")
+"""Matches a placeholder of a template, such as `{conversation}`."""
+TOP_LOGPROBS = 5
 """Number of alternative tokens to request at each position."""
 MAX_FAILURES = 8
 """Number of successive failures for one reason that ends a run."""
@@ -115,9 +115,9 @@ def parse_question(value: Any, field: str) -> str:
     return NAMED_QUESTIONS.get(text, text)
 
 
-def describe_yes(question: str) -> str:
+def get_yes_phrase(question: str) -> str:
     """Return the verb phrase for an answer with a yes, such as `refuses`."""
-    return VERBS.get(question) or f"gets a yes to {quote(question)}"
+    return VERBS.get(question) or f"gets a yes to {quote_beginning(question)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class ComparisonQuestion:
     """Choice → 1 if the answer shown first is better, 0 if the second is, ½ if neither is."""
     places: ClassVar[Sequence[str]] = ("conversation", "answer_a", "answer_b")
     label: ClassVar[str] = "verdicts"
-    missing: ClassVar[tuple[str, str]] = ("ties", "its win rates say nothing")
+    missing: ClassVar[tuple[str, str]] = ("ties", "its win rates are meaningless")
     """The value of missing verdicts in words, and the remark if there are many."""
 
 
@@ -141,7 +141,7 @@ class YesNoQuestion:
     template: ClassVar[str] = YES_NO_TEMPLATE
     choices: ClassVar[Mapping[str, float]] = {"YES": 1.0, "NO": 0.0}
     label: ClassVar[str] = "grades"
-    missing: ClassVar[tuple[str, str]] = ("one half", "its shares say nothing")
+    missing: ClassVar[tuple[str, str]] = ("one half", "its shares are meaningless")
 
 
 # The judge
@@ -184,7 +184,7 @@ class LLMJudge:
         out."""
         return LLMJudge(self.endpoint, YesNoQuestion(text), self.temperature, self.max_tokens)
 
-    def compare(self, pairs: Sequence[Pair], store: AnswerStore) -> list[JudgeVerdict]:
+    def compare(self, pairs: Sequence[AnswerPair], store: AnswerStore) -> list[JudgeVerdict]:
         """Return two verdicts on each pair: with the first system's answer shown first, then second. Stored verdicts
         are not asked for again.
 
@@ -203,7 +203,7 @@ class LLMJudge:
         replies = ask_questions(self, [self.build_grading(answer) for answer in answers], store)
         return [self.read_reply(reply, answer.id) for reply, answer in zip(replies, answers, strict=True)]
 
-    def build_comparison(self, pair: Pair, order: str) -> Question:
+    def build_comparison(self, pair: AnswerPair, order: str) -> Question:
         """Build the request about a pair with the first system's answer shown `first` or `second`."""
         answer_a, answer_b = (pair.first, pair.second) if order == FIRST else (pair.second, pair.first)
         conversation, (shown_a, shown_b) = mark_texts(pair.prompt, {"answer A": answer_a, "answer B": answer_b})
@@ -216,21 +216,21 @@ class LLMJudge:
 
     def _build(self, places: Mapping[str, str]) -> Question:
         # All places are filled in one pass: an answer may hold the name of a place.
-        text = PLACE.sub(lambda match: places[match[1]], self.question.template)
+        text = PLACEHOLDER.sub(lambda match: places[match[1]], self.question.template)
         sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         messages = [{"role": "user", "content": text}]
-        return self.endpoint.question(messages, **sampling, logprobs=True, top_logprobs=LIKELIEST)
+        return self.endpoint.question(messages, **sampling, logprobs=True, top_logprobs=TOP_LOGPROBS)
 
-    def read_reply(self, reply: Answer | Failure, id: str, order: str = "") -> JudgeVerdict:
+    def read_reply(self, reply: Answer | EndpointFailure, id: str, order: str = "") -> JudgeVerdict:
         """Return the verdict of a reply, in the order in which the answers were shown. Without a choice, the verdict
         has an error."""
         try:
-            choice, p = read_choice(reply, [*self.question.choices])
+            choice, p = parse_choice(reply, [*self.question.choices])
         except ValueError as error:
             return JudgeVerdict(id, order, MISSING, error=str(error))
         return JudgeVerdict(id, order, self.question.choices[choice], p)
 
-    def read_comparison(self, reply: Answer | Failure, id: str, order: str) -> JudgeVerdict:
+    def read_comparison(self, reply: Answer | EndpointFailure, id: str, order: str) -> JudgeVerdict:
         """Return the verdict of a reply about a pair: 1 is for the first system, in both orders."""
         verdict = self.read_reply(reply, id, order)
         if order == FIRST:
@@ -284,7 +284,7 @@ def parse_judge(value: Any) -> Literal["reward", "people"] | LLMJudge:
     if value == "people":
         return "people"
     require(isinstance(value, Mapping), FIELD, value, "is no judge", HELP)
-    endpoint = parsed_endpoint(value, FIELD, KEYS)
+    endpoint = parse_endpoint(value, FIELD, KEYS)
     question = ComparisonQuestion()
     if "prompt" in value:
         field = f"{FIELD}.prompt"
@@ -297,7 +297,7 @@ def read_template(path: str, field: str) -> str:
     """Read a user's prompt for comparisons. Raises InputError if it is invalid, see `parse_judge`."""
     template = read_text(parse_user_path(path, field), field, "Name a text file in UTF-8.")
     places = ComparisonQuestion.places
-    in_template = PLACE.findall(template)
+    in_template = PLACEHOLDER.findall(template)
     listed = ", ".join(f"{{{place}}}" for place in places)
     for place in in_template:
         require(place in places, field, path, f"has an unknown place {{{place}}}", f"The places are {listed}.")
@@ -334,7 +334,7 @@ def mark_texts(prompt: Conversation, answers: Mapping[str, str]) -> tuple[str, l
     return "\n".join(lines), marked
 
 
-def ask_questions(judge: LLMJudge, questions: Sequence[Question], store: AnswerStore) -> list[Answer | Failure]:
+def ask_questions(judge: LLMJudge, questions: Sequence[Question], store: AnswerStore) -> list[Answer | EndpointFailure]:
     """Return the reply to each question. A reply with a choice is stored; one without is requested again by the next
     run.
 
@@ -344,28 +344,28 @@ def ask_questions(judge: LLMJudge, questions: Sequence[Question], store: AnswerS
     """
     is_kept = partial(has_choice, choices=[*judge.question.choices])
     watch = watch_failures(judge.endpoint)
-    replies, _ = answers_from(judge.endpoint, questions, store, judge.question.label, watch, is_kept)
-    failures = [reply for reply in replies.values() if isinstance(reply, Failure)]
+    replies, _ = fetch_answers(judge.endpoint, questions, store, judge.question.label, watch, is_kept)
+    failures = [reply for reply in replies.values() if isinstance(reply, EndpointFailure)]
     if failures and len(failures) == len(replies) and failures[0].kind != "unreadable":
-        raise lost(judge.endpoint, failures[0])
+        raise build_endpoint_error(judge.endpoint, failures[0])
     return [replies[question.id] for question in questions]
 
 
-def watch_failures(endpoint: Endpoint) -> Callable[[Answer | Failure], None]:
+def watch_failures(endpoint: Endpoint) -> Callable[[Answer | EndpointFailure], None]:
     """Return a function that is called with each reply and raises InputError after `MAX_FAILURES` failures of one kind
     in a row."""
     last_kinds: list[str] = []
 
-    def watch(reply: Answer | Failure) -> None:
+    def watch(reply: Answer | EndpointFailure) -> None:
         count_usage(reply)
-        if not isinstance(reply, Failure):
+        if not isinstance(reply, EndpointFailure):
             last_kinds.clear()
             return
         if {*last_kinds} != {reply.kind}:
             last_kinds.clear()
         last_kinds.append(reply.kind)
         if reply.kind != "unreadable" and len(last_kinds) >= MAX_FAILURES:
-            raise lost(endpoint, reply)
+            raise build_endpoint_error(endpoint, reply)
 
     return watch
 
@@ -385,23 +385,23 @@ class JudgeUsage:
     uncounted: int = 0
 
 
-COLLECTED: ContextVar[JudgeUsage | None] = ContextVar("COLLECTED", default=None)
+ACTIVE_USAGE: ContextVar[JudgeUsage | None] = ContextVar("COLLECTED", default=None)
 
 
 @contextmanager
 def collect_judge_usage() -> Iterator[JudgeUsage]:
     """Sum up the requests to judges behind endpoints within the block."""
     usage = JudgeUsage()
-    token = COLLECTED.set(usage)
+    token = ACTIVE_USAGE.set(usage)
     try:
         yield usage
     finally:
-        COLLECTED.reset(token)
+        ACTIVE_USAGE.reset(token)
 
 
-def count_usage(reply: Answer | Failure) -> None:
+def count_usage(reply: Answer | EndpointFailure) -> None:
     """Add a reply to the sums of the active `collect_judge_usage` block."""
-    if (usage := COLLECTED.get()) is None:
+    if (usage := ACTIVE_USAGE.get()) is None:
         return
     usage.asked += 1
     if isinstance(reply, Answer):
@@ -413,21 +413,21 @@ def count_usage(reply: Answer | Failure) -> None:
 # Reading
 
 
-def read_choice(reply: Answer | Failure, choices: Sequence[str]) -> tuple[str, float | None]:
+def parse_choice(reply: Answer | EndpointFailure, choices: Sequence[str]) -> tuple[str, float | None]:
     """Return the choice of a reply, and the probability of the first choice relative to the second.
 
     Raises:
         ValueError: the reply has no choice, or a logprob that is not the logarithm of a probability.
     """
-    if isinstance(reply, Failure):
-        raise ValueError(f"the judge {reply.said}")
+    if isinstance(reply, EndpointFailure):
+        raise ValueError(f"the judge {reply.problem}")
     choice = find_last_choice(reply, choices)
-    return choice, compute_first_share(reply, choice, choices[0], choices[1])
+    return choice, compute_first_choice_probability(reply, choice, choices[0], choices[1])
 
 
 def has_choice(reply: Answer, choices: Sequence[str]) -> bool:
     try:
-        read_choice(reply, choices)
+        parse_choice(reply, choices)
     except ValueError:
         return False
     return True
@@ -445,7 +445,7 @@ def find_last_choice(reply: Answer, choices: Sequence[str]) -> str:
     return in_last_line.pop()
 
 
-def compute_first_share(reply: Answer, choice: str, first: str, second: str) -> float | None:
+def compute_first_choice_probability(reply: Answer, choice: str, first: str, second: str) -> float | None:
     """Return P(first) / (P(first) + P(second)) at the token in which the choice begins. Returns None if the server
     shows neither word there.
 
@@ -464,7 +464,7 @@ def compute_first_share(reply: Answer, choice: str, first: str, second: str) -> 
     else:
         return None
     if any(math.isnan(value) or value > ROUNDING for value in token.likely.values()):
-        raise ValueError("the judge gives a logprob that is none")
+        raise ValueError("the judge gives an invalid logprob")
     listed = {text: math.exp(min(0.0, value)) for text, value in token.likely.items()}
     bound = min([*listed.values(), max(0.0, 1 - sum(listed.values()))]) if len(listed) > 1 else 1 - sum(listed.values())
     before = token.text[:place]

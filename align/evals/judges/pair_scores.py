@@ -12,8 +12,8 @@ from torch import Tensor
 from align.core.errors import InputError
 from align.core.types import Rollout
 from align.evals.held_out import write_held_out_pairs
-from align.evals.judges.report import Opinions, PairExample
-from align.evals.stats import win_rate
+from align.evals.judges.report import JudgeOpinions, PairExample
+from align.evals.stats import compute_wins
 from align.models.finite_checks import diverged
 from align.report.figure_text import counted
 from align.reward.build import build_scorer, load_reward_model
@@ -31,7 +31,7 @@ def score_pairs(
     data: str,
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[list[PairExample], Opinions]:
+) -> tuple[list[PairExample], JudgeOpinions]:
     """Return the pairs that fit the reward models' contexts, and the verdicts on them. The learned parts of a
     combination are standardised on the second answers.
 
@@ -49,7 +49,7 @@ def score_pairs(
         problem = f"are {counted(len(pairs), 'pair')}, each longer than a reward model's context"
         raise InputError("data", data, problem, "Give shorter pairs, or name another judge.")
     sides = [[pair.conversations[side] for pair in fitting] for side in (0, 1)]
-    end_flags = [flag_ended(pair.ended[side] for pair in fitting) for side in (0, 1)]
+    end_flags = [build_end_flags(pair.ended[side] for pair in fitting) for side in (0, 1)]
     scorer = standardise_members(build_scorer(reward, iter(loaded)), sides[1], end_flags[1])
     first_N, second_N = (scorer.score(side, ended).double() for side, ended in zip(sides, end_flags, strict=True))
     if not (first_N.isfinite() & second_N.isfinite()).all():
@@ -60,17 +60,17 @@ def score_pairs(
     is_learned = reward["name"] == "learned"
     log_odds = (first_N - second_N).tolist() if is_learned else [None] * len(fitting)
     scores = [*zip(first, second, strict=True)]
-    return fitting, Opinions(win_rate(first, second).tolist(), None, log_odds, [""] * len(fitting), scores)
+    return fitting, JudgeOpinions(compute_wins(first, second).tolist(), None, log_odds, [""] * len(fitting), scores)
 
 
-def flag_ended(end_flags: Iterable[bool]) -> Rollout:
+def build_end_flags(end_flags: Iterable[bool]) -> Rollout:
     """Return a rollout without tokens that has the end flags of answers, for scorers that use them."""
     ended_B = torch.tensor([*end_flags], dtype=torch.bool, device="cpu")
     tokens = torch.zeros(len(ended_B), 2, dtype=torch.int64, device="cpu")
     return Rollout(tokens, tokens == 0, 1, ended_B)
 
 
-def write_scored_pairs(path: Path, pairs: Sequence[PairExample], opinions: Opinions) -> None:
+def write_scored_pairs(path: Path, pairs: Sequence[PairExample], opinions: JudgeOpinions) -> None:
     """Write the decided pairs in the format of `stage=reward`'s held-out pairs, for the page with the largest margins.
     Writes nothing if all pairs are tied."""
     rows = [i for i, pair in enumerate(pairs) if not pair.is_tied]

@@ -26,10 +26,10 @@ from align.core.types import Conversation, Feedback, Message, Preference
 from align.data.read.content import encode_turn
 from align.data.trained_ids import TrainedQuestions
 from align.evals.judges.identity import JudgeIdentity, describe_difference, list_differences
-from align.evals.judges.judge_verdict import FIRST, SECOND, Pair
+from align.evals.judges.judge_verdict import FIRST, SECOND, AnswerPair
 from align.evals.judges.llm_judge import GradedAnswer, LLMJudge
-from align.evals.stats import agreement, measure_judge, share_won, surviving
-from align.evals.suite.tasks import Item, clustered
+from align.evals.stats import compute_agreement, compute_judge_statistics, compute_win_rate, merge_swapped_verdicts
+from align.evals.suite.tasks import EvalItem, cluster_items
 from align.evals.text import join_turns
 from align.ops.calibration import (
     bin_predictions,
@@ -53,7 +53,7 @@ SHORTER = "shorter"
 EQUAL = "equal"
 YES_AND_NO = {"yes": 1.0, "no": 0.0}
 """Label → the verdict that corresponds to it."""
-LEAST_VERDICTS = 100
+MIN_VERDICTS = 100
 """Minimum number of verdicts on which a judge that decides gates was measured."""
 MIN_AGREEMENT = 0.6
 MIN_LEVEL = 0.95
@@ -76,7 +76,7 @@ class PairExample:
         ended: False if sampling cut the first, or the second, at its length limit.
     """
 
-    item: Item
+    item: EvalItem
     first: Turns
     second: Turns
     verdict: float
@@ -131,7 +131,7 @@ class AnswerExample:
         label: True if the question about the answer has a yes.
     """
 
-    item: Item
+    item: EvalItem
     answer: Turns
     label: bool
 
@@ -155,13 +155,13 @@ def build_pair_examples(
         for pref in prefs:
             key = (pref.prompt, frozenset((pref.chosen, pref.rejected)))
             votes_by_pair.setdefault(key, []).append((pref, is_tie))
-    ids = make_unique([votes[0][0].id for votes in votes_by_pair.values()], "pair")
-    pairs = [count_votes(id, votes, seed) for id, votes in zip(ids, votes_by_pair.values(), strict=True)]
-    items = clustered([pair.item for pair in pairs])
+    ids = make_unique_ids([votes[0][0].id for votes in votes_by_pair.values()], "pair")
+    pairs = [build_pair_example(id, votes, seed) for id, votes in zip(ids, votes_by_pair.values(), strict=True)]
+    items = cluster_items([pair.item for pair in pairs])
     return [replace(pair, item=item) for item, pair in zip(items, pairs, strict=True)]
 
 
-def count_votes(id: str, votes: Sequence[tuple[Preference, bool]], seed: int) -> PairExample:
+def build_pair_example(id: str, votes: Sequence[tuple[Preference, bool]], seed: int) -> PairExample:
     """Build the example of one pair. Each vote is a preference, with a flag for a tie."""
     pref = votes[0][0]
     sides = [(pref.chosen, pref.chosen_ended), (pref.rejected, pref.rejected_ended)]
@@ -171,7 +171,7 @@ def count_votes(id: str, votes: Sequence[tuple[Preference, bool]], seed: int) ->
     values = tuple(TIE if is_tie else float(vote.chosen == first) for vote, is_tie in votes)
     balance = sum(value - TIE for value in values)
     verdict = TIE if balance == 0 else float(balance > 0)
-    item = Item(id, pref.group_id or id, pref.source, Conversation(pref.prompt, id, pref.tools), None)
+    item = EvalItem(id, pref.group_id or id, pref.source, Conversation(pref.prompt, id, pref.tools), None)
     return PairExample(item, first, second, verdict, values, (first_ended, second_ended))
 
 
@@ -182,19 +182,19 @@ def build_answer_examples(labelled: Sequence[Feedback]) -> tuple[list[AnswerExam
     for row in labelled:
         labels_by_answer.setdefault((row.prompt, row.completion), []).append(row)
     kept = [rows for rows in labels_by_answer.values() if 2 * sum(row.label for row in rows) != len(rows)]
-    ids = make_unique([rows[0].id for rows in kept], "answer")
+    ids = make_unique_ids([rows[0].id for rows in kept], "answer")
     items = [
-        Item(id, id, "", Conversation(rows[0].prompt, id, rows[0].tools), None)
+        EvalItem(id, id, "", Conversation(rows[0].prompt, id, rows[0].tools), None)
         for id, rows in zip(ids, kept, strict=True)
     ]
     examples = [
         AnswerExample(item, rows[0].completion, 2 * sum(row.label for row in rows) > len(rows))
-        for item, rows in zip(clustered(items), kept, strict=True)
+        for item, rows in zip(cluster_items(items), kept, strict=True)
     ]
     return examples, len(labels_by_answer) - len(kept)
 
 
-def make_unique(ids: Sequence[str], noun: str) -> list[str]:
+def make_unique_ids(ids: Sequence[str], noun: str) -> list[str]:
     """Return unique ids: a repeated one gets its number (`x#2`), an empty one becomes the noun with its position (`pair
     3`)."""
     counts = Counter[str]()
@@ -206,7 +206,7 @@ def make_unique(ids: Sequence[str], noun: str) -> list[str]:
     return unique
 
 
-def drop_learned(pairs: Iterable[PairExample], seen: Sequence[TrainedQuestions]) -> list[PairExample]:
+def drop_trained_pairs(pairs: Iterable[PairExample], seen: Sequence[TrainedQuestions]) -> list[PairExample]:
     """Drop the pairs whose prompt a reward model of the judge was trained on."""
     return [pair for pair in pairs if not any(model.asks(pair.item.prompt.messages) for model in seen)]
 
@@ -263,7 +263,7 @@ def find_best_answers(pairs: Sequence[PairExample]) -> dict[str, list[tuple[Pair
     return best_answers
 
 
-class Opinions(NamedTuple):
+class JudgeOpinions(NamedTuple):
     """The verdicts of a judge on examples, one entry per example.
 
     Attributes:
@@ -287,7 +287,9 @@ class Opinions(NamedTuple):
 # Figures
 
 
-def measure_pairs(pairs: Sequence[PairExample], opinions: Opinions, level: float = 0.95) -> dict[str, Any]:
+def measure_judge_on_pairs(
+    pairs: Sequence[PairExample], opinions: JudgeOpinions, level: float = 0.95
+) -> dict[str, Any]:
     """Compute the figures of a judge on pairs, each with its interval over prompts.
 
     A missing verdict counts as wrong: it agrees with no verdict, not even a tie, is not consistent, and is not a tie of
@@ -303,12 +305,14 @@ def measure_pairs(pairs: Sequence[PairExample], opinions: Opinions, level: float
         ValueError: there are no pairs, or the numbers of rows differ.
     """
     is_missing = np.array([bool(error) for error in opinions.errors])
-    verdicts = opinions.verdicts if opinions.swapped is None else surviving(opinions.verdicts, opinions.swapped)
+    verdicts = (
+        opinions.verdicts if opinions.swapped is None else merge_swapped_verdicts(opinions.verdicts, opinions.swapped)
+    )
     verdicts = np.where(is_missing, np.nan, verdicts)  # nan equals no verdict of the reference, and is not a tie
     reference = [pair.verdict for pair in pairs]
     clusters = [pair.item.cluster for pair in pairs]
     first_lengths, second_lengths = zip(*(pair.lengths for pair in pairs), strict=True)
-    statistics = measure_judge(
+    statistics = compute_judge_statistics(
         opinions.verdicts, reference, opinions.swapped, (first_lengths, second_lengths), clusters, level, is_missing
     )
     figures = asdict(statistics)
@@ -321,18 +325,20 @@ def measure_pairs(pairs: Sequence[PairExample], opinions: Opinions, level: float
         "both": sum(pair.is_tied and verdict == TIE for pair, verdict in zip(pairs, verdicts.tolist(), strict=True)),
     }
     figures["errors"] = int(is_missing.sum())
-    if credits := credit_best_answers(pairs, verdicts):
+    if credits := compute_best_answer_credits(pairs, verdicts):
         figures["best_of"] = {
             n: proportion_interval(values, level=level).as_dict() for n, values in sorted(credits.items())
         }
     figures |= measure_calibration([pairs[i] for i in decided], [opinions.log_odds[i] for i in decided], level)
     voted_clusters, equal_shares = measure_human_agreement(pairs)
     if equal_shares:
-        figures["between_people"] = share_won(equal_shares, voted_clusters, level).as_dict()
+        figures["between_people"] = compute_win_rate(equal_shares, voted_clusters, level).as_dict()
     return figures
 
 
-def measure_answers(answers: Sequence[AnswerExample], opinions: Opinions, level: float = 0.95) -> dict[str, Any]:
+def measure_judge_on_answers(
+    answers: Sequence[AnswerExample], opinions: JudgeOpinions, level: float = 0.95
+) -> dict[str, Any]:
     """Compute the figures of a judge that says yes or no to single answers, each with its interval over prompts.
 
     Args:
@@ -354,10 +360,10 @@ def measure_answers(answers: Sequence[AnswerExample], opinions: Opinions, level:
     def measure_label(label: float) -> dict[str, Any]:
         rows = [i for i, row_label in enumerate(labels) if row_label == label]
         is_right = np.array([float(verdicts[i] == label) for i in rows])
-        return share_won(is_right, [clusters[i] for i in rows], level).as_dict()
+        return compute_win_rate(is_right, [clusters[i] for i in rows], level).as_dict()
 
     return {
-        "agreement": asdict(agreement(verdicts, labels, clusters, level)),
+        "agreement": asdict(compute_agreement(verdicts, labels, clusters, level)),
         "swap": None,
         "by_label": {name: measure_label(label) for name, label in YES_AND_NO.items()},
         "labels": {name: labels.count(label) for name, label in YES_AND_NO.items()},
@@ -374,7 +380,7 @@ def measure_accuracy(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]
 
     def measure_rows(rows: Sequence[int]) -> dict[str, Any]:
         clusters = [pairs[i].item.cluster for i in rows]
-        return share_won(is_right[[*rows]], clusters, level).as_dict()
+        return compute_win_rate(is_right[[*rows]], clusters, level).as_dict()
 
     def measure_groups(key: Callable[[PairExample], str]) -> dict[str, Any]:
         keys = [key(pair) for pair in pairs]
@@ -398,7 +404,7 @@ def compare_length_of_better(pair: PairExample) -> str:
     return LONGER if better > worse else SHORTER
 
 
-def credit_best_answers(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]) -> dict[str, list[float]]:
+def compute_best_answer_credits(pairs: Sequence[PairExample], verdicts: NDArray[np.float64]) -> dict[str, list[float]]:
     """Return the judge's credit on prompts whose best answer is known, by the number n of answers to the prompt.
 
     The credit is 1 if the judge prefers the best answer to each other one, 1/k if it ranks k answers equally at the
@@ -444,10 +450,10 @@ def measure_calibration(
 
 def collect_pair_opinions(
     judge: LLMJudge, pairs: Sequence[PairExample], store: AnswerStore
-) -> tuple[Opinions, list[str]]:
+) -> tuple[JudgeOpinions, list[str]]:
     """Ask a language model to compare pairs in both orders. Returns its verdicts, and remarks on missing ones. The
     first rank asks it."""
-    answer_pairs = [Pair(pair.item.id, pair.item.prompt, *map(join_turns, pair.sides)) for pair in pairs]
+    answer_pairs = [AnswerPair(pair.item.id, pair.item.prompt, *map(join_turns, pair.sides)) for pair in pairs]
     verdicts = ranks.broadcast(judge.compare(answer_pairs, store) if ranks.is_main() else [])
     by_case = {(verdict.prompt, verdict.order): verdict for verdict in verdicts}
     first = [by_case[pair.item.id, FIRST] for pair in pairs]
@@ -456,23 +462,23 @@ def collect_pair_opinions(
         compute_log_odds((verdict.p + swapped.p) / 2) if verdict.p is not None and swapped.p is not None else None
         for verdict, swapped in zip(first, second, strict=True)
     ]
-    opinions = Opinions(
+    opinions = JudgeOpinions(
         [verdict.verdict for verdict in first],
         [verdict.verdict for verdict in second],
         odds,
         [verdict.error or swapped.error for verdict, swapped in zip(first, second, strict=True)],
     )
-    return opinions, judge.describe_errors(verdicts, "wrong", "its card says nothing")
+    return opinions, judge.describe_errors(verdicts, "wrong", "its card is meaningless")
 
 
 def collect_answer_opinions(
     judge: LLMJudge, answers: Sequence[AnswerExample], store: AnswerStore
-) -> tuple[Opinions, list[str]]:
+) -> tuple[JudgeOpinions, list[str]]:
     """Ask a language model for a yes or no to each answer. Returns its verdicts, and remarks on missing ones. The first
     rank asks it."""
     graded_answers = [GradedAnswer(answer.item.prompt, join_turns(answer.answer), answer.item.id) for answer in answers]
     verdicts = ranks.broadcast(judge.grade(graded_answers, store) if ranks.is_main() else [])
-    opinions = Opinions(
+    opinions = JudgeOpinions(
         [verdict.verdict for verdict in verdicts],
         None,
         [None if verdict.p is None else compute_log_odds(verdict.p) for verdict in verdicts],
@@ -482,8 +488,8 @@ def collect_answer_opinions(
     return opinions, judge.describe_errors(verdicts)
 
 
-def list_judged_examples(
-    examples: Sequence[PairExample] | Sequence[AnswerExample], opinions: Opinions
+def iter_judged_rows(
+    examples: Sequence[PairExample] | Sequence[AnswerExample], opinions: JudgeOpinions
 ) -> Iterator[dict[str, Any]]:
     """Yield a line of `verdicts.jsonl` for each example, without its texts, which are in the data."""
     for i, example in enumerate(examples):
@@ -552,7 +558,7 @@ class JudgeReport:
         return values
 
 
-def find_reports(value: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[str, Input]]:
+def load_reports(value: Any, root: Path) -> tuple[Sequence[JudgeReport], dict[str, Input]]:
     """Read the reports that `stage.card` names. Returns them, and the inputs that a run records for them.
 
     Raises:
@@ -635,9 +641,9 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
     if report.errors >= report.verdicts:
         return "it gives no verdict"
     if report.consistency == 0:
-        return "no verdict of it survives a swap of the two answers: it goes by their place"
-    if report.verdicts < LEAST_VERDICTS:
-        return f"its card has {counted(report.verdicts, 'verdict')}, and {LEAST_VERDICTS} are needed"
+        return "no verdict of it survives a swap of the two answers: it decides by their position"
+    if report.verdicts < MIN_VERDICTS:
+        return f"its card has {counted(report.verdicts, 'verdict')}, and {MIN_VERDICTS} are needed"
     if report.level < MIN_LEVEL:
         return f"its agreement has an interval at level {report.level:g}, and {MIN_LEVEL:g} is needed"
     for label, interval in report.by_label.items():

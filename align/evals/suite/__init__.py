@@ -1,1 +1,1 @@
-"""What systems are asked, and how their answers are scored and compared."""
+"""Suites of evaluation tasks: systems, their answers, scores, results and gates."""

@@ -25,11 +25,11 @@ from align.data.chat.encode import Prompt, prompt_ids, prompt_room, stop_token_i
 from align.data.chat.reasoning import parted
 from align.data.chat.template import use_template
 from align.data.ngrams import tokenize_words
-from align.evals.collapse import MIN_PROMPTS, first_of_each_prompt, prompt_text
-from align.evals.endpoint import Endpoint, Failure, answers_from, lost, messages_of
-from align.evals.suite.results import Said
+from align.evals.collapse import MIN_PROMPTS, find_distinct_prompts, get_prompt_text
+from align.evals.endpoint import Endpoint, EndpointFailure, build_endpoint_error, fetch_answers, to_openai_messages
+from align.evals.suite.results import EvaluatedAnswer
 from align.evals.suite.systems import System
-from align.evals.suite.tasks import JUDGED, Item, Task, Tasks
+from align.evals.suite.tasks import DEFAULT_TASK, EvalItem, EvalTask, Tasks
 from align.models.actors import Actor, AdapterPool, ModelActor
 from align.models.forward import rollout_from_answers
 from align.models.load import context_length, describe, load_base, name_of, own_tokenizer
@@ -41,10 +41,10 @@ from align.run.environment import package_versions
 from align.run.weights import tokenizer_digest
 from align.track import show_progress
 
-COMPUTES = ("torch", "transformers", "peft", "bitsandbytes")
-PROBES = 8
+NUMERICAL_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
+REPEATED_PROMPTS = 8
 """Number of prompts that a server is asked twice, to check that it honours temperature 0."""
-OPENING = 10
+COMPARED_WORDS = 10
 """Number of first words of two answers that have to be equal. Later words may differ by rounding."""
 
 Files = Mapping[str, Mapping[tuple[str, str], Sequence[str]]]
@@ -52,7 +52,7 @@ Files = Mapping[str, Mapping[tuple[str, str], Sequence[str]]]
 
 
 @dataclass(slots=True)
-class Made:
+class RecordCounts:
     """Number of distinct records that were stored before this run, and that this run made."""
 
     before: int = 0
@@ -96,12 +96,12 @@ class Sampling:
     hides_reasoning: bool
     engine: str
     open_engine: Callable[[System, Any], AbstractContextManager[Engine]]
-    seed_of: Callable[[System, Item], int] | None = None
+    seed_of: Callable[[System, EvalItem], int] | None = None
     loaded: dict[tuple[str, ...], dict[str, Actor]] = field(default_factory=dict)
-    answers: Made = field(default_factory=Made)
-    likelihoods: Made = field(default_factory=Made)
+    answers: RecordCounts = field(default_factory=RecordCounts)
+    likelihoods: RecordCounts = field(default_factory=RecordCounts)
 
-    def choose_seed(self, system: System, item: Item) -> int:
+    def choose_seed(self, system: System, item: EvalItem) -> int:
         """Return the seed of an answer. It is the same for every system, unless `seed_of` is set."""
         if self.seed_of is not None:
             return self.seed_of(system, item)
@@ -113,7 +113,7 @@ class TaskAnswers(NamedTuple):
 
     Attributes:
         items: those that every system was asked, at every turn.
-        said: system → its last answers. The first system comes first.
+        answers: system → its last answers. The first system comes first.
         rollouts: system → the same answers as tokens, for systems sampled in this run's process.
         dropped: number of items that are too long for some system.
         greedy: system → its first answers at temperature 0, for systems that have such answers. None for an item that
@@ -121,9 +121,9 @@ class TaskAnswers(NamedTuple):
         no_greedy: system → the reason why it has no such answers.
     """
 
-    task: Task
-    items: Sequence[Item]
-    said: Mapping[str, Sequence[Said]]
+    task: EvalTask
+    items: Sequence[EvalItem]
+    answers: Mapping[str, Sequence[EvaluatedAnswer]]
     rollouts: Mapping[str, Rollout]
     dropped: int
     greedy: Mapping[str, Sequence[str | None]]
@@ -132,7 +132,7 @@ class TaskAnswers(NamedTuple):
     @property
     def first(self) -> str:
         """The name of the system that is compared with the others."""
-        return next(iter(self.said))
+        return next(iter(self.answers))
 
     @property
     def is_judged(self) -> bool:
@@ -145,15 +145,15 @@ class Turn(NamedTuple):
 
     Attributes:
         reply: the answer as text.
-        asked, answer: the request and the answer as tokens. None for a system behind a server.
+        request, answer: the same as tokens, with all settings of sampling. None for a system behind a server.
     """
 
-    reply: Said
-    asked: Asked | None = None
+    reply: EvaluatedAnswer
+    request: Asked | None = None
     answer: Answer | None = None
 
 
-class Greedy(NamedTuple):
+class GreedyAnswers(NamedTuple):
     """The answers of systems at temperature 0.
 
     Attributes:
@@ -178,7 +178,7 @@ def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, fil
     pad_ids: dict[str, int] = {}
     fits = [True] * len(items)
     refusals = [""] * len(items)
-    greedy = Greedy({}, {system.name: "a file has none" for system in systems if system.is_file})
+    greedy = GreedyAnswers({}, {system.name: "a file has none" for system in systems if system.is_file})
     for turn_number in range(1 + max(len(item.then) for item in items) if active_systems else 0):
         due_rows = [i for i, item in enumerate(items) if fits[i] and len(item.then) >= turn_number]
         requests = []
@@ -188,7 +188,7 @@ def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, fil
         pad_ids |= {
             request.system.name: request.tokenizer.pad_token_id for request in requests if request.tokenizer is not None
         }
-        greedy_rows = rows_to_ask_greedily(tasks) if turn_number == 0 else []
+        greedy_rows = select_greedy_rows(tasks) if turn_number == 0 else []
         row_fits, row_refusals, answers = ask_turn(sampling, requests, greedy_rows, greedy)
         for i, fit, refusal in zip(due_rows, row_fits, row_refusals, strict=True):
             fits[i] = fit
@@ -202,9 +202,9 @@ def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, fil
                     conversations[name][i] = continue_conversation(
                         conversations[name][i], turn.reply.text, next_question
                     )
-    kept, dropped = drop_unfit(tasks, fits, refusals)
+    kept, dropped = drop_too_long(tasks, fits, refusals)
     fitting_rows = [i for i in range(len(items)) if fits[i]]
-    answers_by_system: dict[str, Sequence[Said]] = {
+    answers_by_system: dict[str, Sequence[EvaluatedAnswer]] = {
         name: [with_earlier_turns(items[i], conversations[name][i], turns[i].reply) for i in fitting_rows]
         for name, turns in turns_by_system.items()
     }
@@ -225,7 +225,7 @@ def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, fil
                 task,
                 items,
                 {system.name: answers_by_system[system.name][rows] for system in systems},
-                {name: select_rows(rollout, rows) for name, rollout in rollouts.items()},
+                {name: slice_rollout(rollout, rows) for name, rollout in rollouts.items()},
                 dropped[task.name],
                 {name: texts[rows] for name, texts in greedy_texts.items()},
                 greedy.why_none,
@@ -234,29 +234,29 @@ def ask_systems(sampling: Sampling, systems: Sequence[System], tasks: Tasks, fil
     return by_task
 
 
-def select_rows(rollout: Rollout, rows: slice) -> Rollout:
+def slice_rollout(rollout: Rollout, rows: slice) -> Rollout:
     tokens, mask, ended = (x[rows] for x in (rollout.tokens_BS, rollout.mask_BS, rollout.ended_B))
     return Rollout(tokens, mask, rollout.prompt_width, ended)
 
 
-def rows_to_ask_greedily(tasks: Tasks) -> list[int]:
+def select_greedy_rows(tasks: Tasks) -> list[int]:
     """Return the indices of the items that are also asked at temperature 0: one for each distinct prompt of a task.
     Returns nothing if all tasks together have too few distinct prompts."""
     rows: list[int] = []
     prompts: list[str] = []
     for _, items in tasks:
-        texts = [prompt_text(item.prompt.messages) for item in items]
-        rows += [len(prompts) + row for row in first_of_each_prompt(texts)]
+        texts = [get_prompt_text(item.prompt.messages) for item in items]
+        rows += [len(prompts) + row for row in find_distinct_prompts(texts)]
         prompts += texts
-    return rows if len(first_of_each_prompt(prompts)) >= MIN_PROMPTS else []
+    return rows if len(find_distinct_prompts(prompts)) >= MIN_PROMPTS else []
 
 
-def build_requests(sampling: Sampling, system: System, items: Sequence[Item]) -> Wanted:
+def build_requests(sampling: Sampling, system: System, items: Sequence[EvalItem]) -> SystemRequests:
     """Build the requests to a system, with all settings that decide each answer."""
     if system.endpoint is not None:
-        return Wanted(system, None, [build_question(sampling, system, item) for item in items], items)
+        return SystemRequests(system, None, [build_question(sampling, system, item) for item in items], items)
     assert system.base is not None
-    tokenizer = load_tokenizer(sampling, system)
+    tokenizer = load_system_tokenizer(sampling, system)
     model = describe(system.base)
     room = prompt_room(context_length(model), sampling.max_length, sampling.max_new_tokens)
     stop_ids = stop_token_ids(tokenizer, model.generation_config)
@@ -277,14 +277,14 @@ def build_requests(sampling: Sampling, system: System, items: Sequence[Item]) ->
             engine=sampling.engine,
         )
         keys.append(key)
-    return Wanted(system, tokenizer, keys, items)
+    return SystemRequests(system, tokenizer, keys, items)
 
 
-def build_question(sampling: Sampling, system: System, item: Item) -> Question:
+def build_question(sampling: Sampling, system: System, item: EvalItem) -> Question:
     """Build the request to a server. Seeds are cut to 31 bits, the limit of servers."""
     assert system.endpoint is not None
     return system.endpoint.question(
-        messages_of(item.prompt),
+        to_openai_messages(item.prompt),
         item.draw,
         max_tokens=sampling.max_new_tokens,
         temperature=sampling.temperature,
@@ -292,7 +292,7 @@ def build_question(sampling: Sampling, system: System, item: Item) -> Question:
     )
 
 
-def load_tokenizer(sampling: Sampling, system: System) -> Any:
+def load_system_tokenizer(sampling: Sampling, system: System) -> Any:
     """Load the tokenizer of a system with its chat template."""
     owner = system.tokenized_as or system
     assert owner.artifact is not None
@@ -322,11 +322,11 @@ def list_computing_versions(device: torch.device) -> list[str]:
     """Return the parts of a result's identity beside weights and tokens: the device, and the versions of numerical
     libraries."""
     versions = package_versions()
-    return [device.type, *(f"{name} {versions[name]}" for name in COMPUTES if name in versions)]
+    return [device.type, *(f"{name} {versions[name]}" for name in NUMERICAL_PACKAGES if name in versions)]
 
 
 def ask_turn(
-    sampling: Sampling, requests: Sequence[Wanted], greedy_rows: Sequence[int], greedy: Greedy
+    sampling: Sampling, requests: Sequence[SystemRequests], greedy_rows: Sequence[int], greedy: GreedyAnswers
 ) -> tuple[Sequence[bool], Sequence[str], dict[str, list[Turn]]]:
     """Ask all systems for their next answers.
 
@@ -342,7 +342,7 @@ def ask_turn(
     server_requests = [request for request in requests if request.system.endpoint is not None]
     fits = [all(key is not None for key in row) for row in zip(*(request.keys for request in requests), strict=True)]
     refusals = [""] * len(fits)
-    replies: dict[str, list[Answer | Failure | None]] = {}
+    replies: dict[str, list[Answer | EndpointFailure | None]] = {}
     for request in server_requests:  # only the server knows its template and its limit of a prompt
         assert request.system.endpoint is not None
         questions = [question for question, fit in zip(request.keys, fits, strict=True) if fit]
@@ -351,7 +351,7 @@ def ask_turn(
     for name, server_replies in replies.items():
         fits = [fit and isinstance(reply, Answer) for fit, reply in zip(fits, server_replies, strict=True)]
         refusals = [
-            f"{name} {reply.said}" if isinstance(reply, Failure) else before
+            f"{name} {reply.problem}" if isinstance(reply, EndpointFailure) else before
             for reply, before in zip(server_replies, refusals, strict=True)
         ]
     if not any(fits):
@@ -362,9 +362,11 @@ def ask_turn(
     for request in local_requests:
         keys = [request.keys[row] for row in rows]
         keys += [replace(request.keys[row], temperature=0.0, seed=0) for row in greedy_rows]
-        record_requests.append(Wanted(request.system, request.tokenizer, keys))
+        record_requests.append(SystemRequests(request.system, request.tokenizer, keys))
     store = AnswerStore(sampling.root / FILE)
-    answers = complete(store, record_requests, "answers", sampling.answers, partial(generate, sampling))
+    answers = complete_records(
+        store, record_requests, "answers", sampling.answers, partial(sample_missing_answers, sampling)
+    )
     turns: dict[str, list[Turn]] = {}
     for request, system_request, values in zip(local_requests, record_requests, answers, strict=True):
         items = [request.items[row] for row in (*rows, *greedy_rows)]
@@ -372,7 +374,7 @@ def ask_turn(
         texts = [answer.text for answer in values]
         reasonings, shown_texts = parted_texts(prompts, texts, request.tokenizer, sampling.hides_reasoning)
         turns[request.system.name] = [
-            Turn(Said(key.id, text, None, answer.ended, reasoning), key, answer)
+            Turn(EvaluatedAnswer(key.id, text, None, answer.ended, reasoning), key, answer)
             for key, answer, reasoning, text in zip(system_request.keys, values, reasonings, shown_texts, strict=True)
         ][: len(rows)]
         if greedy_rows:
@@ -383,7 +385,7 @@ def ask_turn(
         for question, reply, fit in zip(request.keys, replies[name], fits, strict=True):
             if fit and isinstance(reply, Answer):
                 reasoning, text = parted(reply.text) if sampling.hides_reasoning else (None, reply.text)
-                turns[name].append(Turn(Said(question.id, text, None, reply.ended, reasoning)))
+                turns[name].append(Turn(EvaluatedAnswer(question.id, text, None, reply.ended, reasoning)))
         if greedy_rows:
             texts, why = ask_server_greedily(sampling, request.system, [request.keys[row] for row in greedy_rows])
             if texts is None:
@@ -397,7 +399,7 @@ def ask_turn(
 # Systems that are sampled in this process
 
 
-class Wanted(NamedTuple):
+class SystemRequests(NamedTuple):
     """Records that are requested of a system, such as answers.
 
     Attributes:
@@ -410,7 +412,7 @@ class Wanted(NamedTuple):
     system: System
     tokenizer: Any
     keys: Sequence[Any]
-    items: Sequence[Item] = ()
+    items: Sequence[EvalItem] = ()
 
     @property
     def group(self) -> tuple[Any, ...]:
@@ -419,16 +421,16 @@ class Wanted(NamedTuple):
         return self.system.base.digest, self.system.method, getattr(self.keys[0], "stop_ids", ())
 
 
-Keep = Callable[[Sequence[tuple[Any, Any]]], None]
+StoreRecords = Callable[[Sequence[tuple[Any, Any]]], None]
 """Function that stores records with their keys."""
 
 
-def complete(
+def complete_records(
     store: AnswerStore,
-    requests: Sequence[Wanted],
+    requests: Sequence[SystemRequests],
     what: str,
-    counts: Made,
-    make: Callable[[Sequence[Wanted], Keep], None],
+    counts: RecordCounts,
+    make: Callable[[Sequence[SystemRequests], StoreRecords], None],
 ) -> list[list[Any]]:
     """Look up records, make and store the missing ones, and return those of each system in the order of its keys.
 
@@ -443,7 +445,7 @@ def complete(
     record_by_id: dict[str, Any] = ranks.broadcast(store.found(ids) if ranks.is_main() else {})
     stored_count = len(record_by_id)
     counts.add(len(ids), stored_count)
-    groups: dict[tuple[Any, ...], list[Wanted]] = {}
+    groups: dict[tuple[Any, ...], list[SystemRequests]] = {}
     for request in requests:
         if request.keys:
             groups.setdefault(request.group, []).append(request)
@@ -465,7 +467,7 @@ def complete(
     return [[record_by_id[key.id] for key in request.keys] for request in requests]
 
 
-def generate(sampling: Sampling, group: Sequence[Wanted], keep: Keep) -> None:
+def sample_missing_answers(sampling: Sampling, group: Sequence[SystemRequests], keep: StoreRecords) -> None:
     """Sample the missing answers of systems on one base. Rows of one prompt stand together.
 
     Raises:
@@ -526,7 +528,7 @@ def load_actors(sampling: Sampling, systems: Sequence[System]) -> dict[str, Acto
 
 def ask_endpoint(
     sampling: Sampling, endpoint: Endpoint, questions: Sequence[Question], label: str, accepted: Sequence[str]
-) -> Mapping[str, Answer | Failure]:
+) -> Mapping[str, Answer | EndpointFailure]:
     """Return a server's replies by the id of the question.
 
     Args:
@@ -537,14 +539,14 @@ def ask_endpoint(
         InputError: the server does not answer, or a question fails in another way.
     """
 
-    def watch(reply: Answer | Failure) -> None:
-        if isinstance(reply, Failure) and reply.kind not in accepted:
-            raise lost(endpoint, reply)
+    def watch(reply: Answer | EndpointFailure) -> None:
+        if isinstance(reply, EndpointFailure) and reply.kind not in accepted:
+            raise build_endpoint_error(endpoint, reply)
 
-    replies: Mapping[str, Answer | Failure] = {}
+    replies: Mapping[str, Answer | EndpointFailure] = {}
     stored_count = 0
     if ranks.is_main():
-        replies, stored_count = answers_from(endpoint, questions, AnswerStore(sampling.root / FILE), label, watch)
+        replies, stored_count = fetch_answers(endpoint, questions, AnswerStore(sampling.root / FILE), label, watch)
     replies, stored_count = ranks.broadcast((replies, stored_count))
     sampling.answers.add(sum(isinstance(reply, Answer) for reply in replies.values()), stored_count)
     return replies
@@ -572,13 +574,15 @@ def ask_server_greedily(
     if any(question.body.get("temperature") != sampling.temperature for question in questions):
         return None, f"{endpoint.field}.extra_body sets the temperature"
     greedy = [with_settings(question, temperature=0.0, seed=0) for question in questions]
-    probes = greedy[:PROBES]
+    probes = greedy[:REPEATED_PROMPTS]
     repeated = [replace(with_settings(question, seed=1), draw=1) for question in probes]
     replies = ask(questions=[*probes, *repeated])
-    refusal = next((reply.said for reply in replies.values() if isinstance(reply, Failure)), None)
+    refusal = next((reply.problem for reply in replies.values() if isinstance(reply, EndpointFailure)), None)
     if refusal is not None:
         return None, f"its server {refusal}"
-    openings = {id: tokenize_words(reply.text)[:OPENING] for id, reply in replies.items() if isinstance(reply, Answer)}
+    openings = {
+        id: tokenize_words(reply.text)[:COMPARED_WORDS] for id, reply in replies.items() if isinstance(reply, Answer)
+    }
     differing = sum(openings[first.id] != openings[second.id] for first, second in zip(probes, repeated, strict=True))
     if 2 * differing >= len(probes):
         return None, "its server answers differently each time"
@@ -604,12 +608,12 @@ def continue_conversation(conversation: Conversation, answer: str, question: str
     )
 
 
-def with_earlier_turns(item: Item, conversation: Conversation, answer: Said) -> Said:
+def with_earlier_turns(item: EvalItem, conversation: Conversation, answer: EvaluatedAnswer) -> EvaluatedAnswer:
     """Return a system's last answer to an item with the turns between the prompt and this answer."""
     return replace(answer, before=conversation.messages[len(item.prompt.messages) :])
 
 
-def drop_unfit(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> tuple[Tasks, dict[str, int]]:
+def drop_too_long(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> tuple[Tasks, dict[str, int]]:
     """Drop the items whose prompts are too long for some system. Returns the other items, and the number of dropped
     ones by task.
 
@@ -621,7 +625,7 @@ def drop_unfit(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> t
         InputError: no item of a task fits. The message includes the last one of a server, since the reason may be
             another.
     """
-    kept_tasks: list[tuple[Task, Sequence[Item]]] = []
+    kept_tasks: list[tuple[EvalTask, Sequence[EvalItem]]] = []
     dropped: dict[str, int] = {}
     first = 0
     for task, items in tasks:
@@ -630,32 +634,34 @@ def drop_unfit(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -> t
         fitting = [item for item, row in zip(items, rows, strict=True) if fits[row]]
         server_messages = [f": {refusals[row]}" for row in rows if refusals[row]]
         problem = f"is longer than what a prompt may have, for all {counted(len(items), 'item')}"
-        problem += f" of {task.name}" if task.name != JUDGED else ""
+        problem += f" of {task.name}" if task.name != DEFAULT_TASK else ""
         problem += server_messages[-1] if server_messages else ""
-        value = task.name if task.name != JUDGED else "the longest prompt"
+        value = task.name if task.name != DEFAULT_TASK else "the longest prompt"
         require(bool(fitting), "data.max_length", value, problem, "Raise it, or lower rollout.max_new_tokens.")
         kept_tasks.append((task, fitting))
         dropped[task.name] = len(items) - len(fitting)
     return kept_tasks, dropped
 
 
-def convert_file_answers(answers: Mapping[tuple[str, str], Sequence[str]], tasks: Tasks, hides: bool) -> list[Said]:
+def convert_file_answers(
+    answers: Mapping[tuple[str, str], Sequence[str]], tasks: Tasks, hides_reasoning: bool
+) -> list[EvaluatedAnswer]:
     """Return the answers of a file to all items.
 
     Args:
         answers: task and id of an item → its answers, one per turn.
-        hides: True to split reasoning off the answers.
+        hides_reasoning: True to split reasoning off the answers.
     """
     last_answers = []
     for task, items in tasks:
         for item in items:
             texts = answers[task.name, item.id]
-            parts = [parted(text, False) if hides else (None, text) for text in texts]
+            parts = [parted(text, False) if hides_reasoning else (None, text) for text in texts]
             conversation = item.prompt
             for (_, text), question in zip(parts, item.then, strict=False):
                 conversation = continue_conversation(conversation, text, question)
             reasoning, text = parts[-1]
-            answer = Said("", text, None, None, reasoning)
+            answer = EvaluatedAnswer("", text, None, None, reasoning)
             last_answers.append(with_earlier_turns(item, conversation, answer))
     return last_answers
 
@@ -666,7 +672,7 @@ def build_rollout(pad: int, turns: Sequence[Turn]) -> Rollout:
     Args:
         pad: id of the padding token.
     """
-    prompts = [turn.asked.prompt for turn in turns if turn.asked is not None]
+    prompts = [turn.request.prompt for turn in turns if turn.request is not None]
     answers = [turn.answer for turn in turns if turn.answer is not None]
     rollout = rollout_from_answers(prompts, [answer.ids for answer in answers], pad, "cpu")
     return replace(rollout, ended_B=rollout.ended_B.new_tensor([answer.ended for answer in answers]))

@@ -19,22 +19,22 @@ from align.core.errors import require
 from align.core.spec import check_keys, enumerate_list, get_choice, get_integer, get_number
 from align.evals.collapse import COLLAPSED, NOT_MEASURED, Collapse
 from align.evals.judges.identity import JudgeIdentity
-from align.evals.judges.judge_verdict import pair_orders
-from align.evals.judges.llm_judge import describe_yes
+from align.evals.judges.judge_verdict import collect_both_orders
+from align.evals.judges.llm_judge import get_yes_phrase
 from align.evals.judges.report import MIN_AGREEMENT, JudgeReport, choose_report
 from align.evals.stats import (
     Decision,
-    Kind,
-    Rule,
-    bounded_difference,
-    decided,
-    needed_pairs,
-    needed_share,
-    score_difference,
+    DecisionRule,
+    RuleKind,
+    compute_bounded_difference,
+    compute_sample_size_for_pairs,
+    compute_sample_size_for_share,
+    compute_score_difference,
+    decide,
 )
 from align.evals.suite.probes import LM_EVAL, LOSS
-from align.evals.suite.results import SHARES, Scored, own_mean
-from align.evals.suite.tasks import Task
+from align.evals.suite.results import SHARE_ROLES, ScoredTask, compute_mean_score
+from align.evals.suite.tasks import EvalTask
 from align.ops.intervals import Interval, average_by_group
 from align.report.figure_text import counted, in_words
 
@@ -42,16 +42,16 @@ FIELD = "eval.gates"
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'
 UNITS = {LOSS: "bits per byte", LM_EVAL: "the scale of some metric"}
 """Kind of probe → the unit of its score, for scores that are not shares or need not be shares."""
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[RuleKind, ...] = get_args(RuleKind)
 LOWEST_LEVEL = 0.5
 """Lower bound of the level of a gate's interval, exclusive."""
 KEYS = ("against", "margin", "level", "least_n", "min_agreement", "collapsed")
-COIN = 0.5
+LOWEST_MIN_AGREEMENT = 0.5
 """Minimum of `min_agreement`: the agreement of a coin if no verdict is a tie."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class EvalGate:
     """A condition on the first system of an evaluation.
 
     Attributes:
@@ -59,7 +59,7 @@ class Gate:
         task: the task whose figure is decided on.
         against: the system that the first one is compared with. Empty if the gate is about the first system's own mean
             score.
-        rule: see `align.evals.stats.Rule`.
+        rule: see `align.evals.stats.DecisionRule`.
         min_agreement: lower bound of the judge's agreement, see `align.evals.judges.report`. None for its default.
         asks: the question of a graded task, whose figures are shares of yes.
         collapsed: True if the first system may have collapsed; `measured` if it must have been measured that it did
@@ -69,18 +69,18 @@ class Gate:
     name: str
     task: str
     against: str
-    rule: Rule
+    rule: DecisionRule
     min_agreement: float | None = None
     asks: str = ""
     collapsed: bool | Literal["measured"] = False
 
     @property
-    def words(self) -> str:
+    def condition(self) -> str:
         """The condition in words. Shares of yes are called above or below others instead of better or worse."""
         margin = f"{self.rule.margin:g}"
         against = self.against
         if self.asks:
-            share = f"share that {describe_yes(self.asks)}"
+            share = f"share that {get_yes_phrase(self.asks)}"
             bound = f"that of {against} by {margin} or more"
             conditions = {
                 "superior": f"above that of {against} by more than {margin}" if against else f"above {margin}",
@@ -96,7 +96,7 @@ class Gate:
         return f"{self.task}: {conditions[self.rule.kind]}"
 
 
-def parsed_gates(value: Any, tasks: Sequence[Task], systems: Sequence[str]) -> Sequence[Gate]:
+def parse_gates(value: Any, tasks: Sequence[EvalTask], systems: Sequence[str]) -> Sequence[EvalGate]:
     """Parse `eval.gates`.
 
     Args:
@@ -107,7 +107,7 @@ def parsed_gates(value: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
     """
     if value is None:
         return []
-    gates: dict[str, Gate] = {}
+    gates: dict[str, EvalGate] = {}
     for at, spec in enumerate_list(value, FIELD, HELP):
         gate = parse_gate(spec, at, {task.name: task for task in tasks}, systems)
         require(gate.name not in gates, f"{at}.name", gate.name, "stands there twice", "Give each a name of its own.")
@@ -115,7 +115,7 @@ def parsed_gates(value: Any, tasks: Sequence[Task], systems: Sequence[str]) -> S
     return [*gates.values()]
 
 
-def parse_gate(value: Any, at: str, tasks: Mapping[str, Task], systems: Sequence[str]) -> Gate:
+def parse_gate(value: Any, at: str, tasks: Mapping[str, EvalTask], systems: Sequence[str]) -> EvalGate:
     spec = check_keys(value, at, ("name", "task", "is"), KEYS)
     name = spec["name"]
     require(isinstance(name, str) and NAME.fullmatch(name) is not None, f"{at}.name", name, "is no name", NAME_REMEDY)
@@ -125,18 +125,18 @@ def parse_gate(value: Any, at: str, tasks: Mapping[str, Task], systems: Sequence
     problem = "is about two systems, and `against` names no other one"
     require(kind != "not_worse" or bool(against), f"{at}.is", kind, problem, HELP)
     unit = UNITS.get(task.probe.kind, "") if task.probe is not None else ""
-    problem = f"has {unit}, of which no number is good by itself"
+    problem = f"is in {unit}, for which no number is good by itself"
     require(bool(against) or not unit, f"{at}.task", task.name, problem, "Name another system: against.")
     margin = get_number(spec, at, "margin", 0.0, 0)
     level = get_number(spec, at, "level", 0.95, 0)
     require(margin < 1 or bool(unit), f"{at}.margin", margin, "is beyond every share", "Give one below 1.")
     problem = f"is not above {LOWEST_LEVEL} and below 1"
     require(LOWEST_LEVEL < level < 1, f"{at}.level", level, problem, "Write 0.95, or leave it out.")
-    problem = "is 0, and two equal systems can never be shown to be so"
+    problem = "is 0, and no evaluation shows that two systems are exactly equal"
     require(kind != "not_worse" or margin > 0, f"{at}.margin", margin, problem, "Give a margin above 0.")
-    rule = Rule(KINDS[KINDS.index(kind)], margin, level, get_integer(spec, at, "least_n", 1, 1))
+    rule = DecisionRule(KINDS[KINDS.index(kind)], margin, level, get_integer(spec, at, "least_n", 1, 1))
     has_agreement = spec.get("min_agreement") is not None
-    agreement = get_number(spec, at, "min_agreement", None, COIN, 1) if has_agreement else None
+    agreement = get_number(spec, at, "min_agreement", None, LOWEST_MIN_AGREEMENT, 1) if has_agreement else None
     problem = f"is of judges, and task {task.name} is a probe"
     require(agreement is None or task.probe is None, f"{at}.min_agreement", agreement, problem, "Drop it.")
     problem = "is 1, which no agreement is above"
@@ -144,15 +144,15 @@ def parse_gate(value: Any, at: str, tasks: Mapping[str, Task], systems: Sequence
     collapsed = spec.get("collapsed", False)
     problem = "is not true, false or measured"
     require(isinstance(collapsed, bool) or collapsed == "measured", f"{at}.collapsed", collapsed, problem, "Drop it.")
-    return Gate(name, task.name, against, rule, agreement, task.asks, collapsed)
+    return EvalGate(name, task.name, against, rule, agreement, task.asks, collapsed)
 
 
 def check_gates(
-    gates: Sequence[Gate],
+    gates: Sequence[EvalGate],
     judges: Mapping[str, JudgeIdentity | None],
     reports: Sequence[JudgeReport],
     card: Any,
-    proxy: bool,
+    is_proxy: bool,
 ) -> dict[str, JudgeReport]:
     """Check that the gates can be decided. Returns the reports of the judges that decide gates, by gate.
 
@@ -161,7 +161,7 @@ def check_gates(
         judges: task → the judge of its answers, for tasks without checks. None for people, who need no report.
         reports: those that `stage.card` names.
         card: `stage.card`.
-        proxy: True if some system was optimised against the judge.
+        is_proxy: True if some system was optimised against the judge.
 
     Raises:
         InputError: the task of a gate does not give the figure that it needs, or its judge may not decide gates.
@@ -183,63 +183,69 @@ def check_gates(
             continue
         judge = judge_of[gate.name]
         problem = f"would decide gate {gate.name}, and some system was optimised against it: a proxy decides nothing"
-        require(not proxy or bool(gate.asks), "reward", judge.title, problem, "Judge by another scorer.")
+        require(not is_proxy or bool(gate.asks), "reward", judge.title, problem, "Judge by another scorer.")
         least = MIN_AGREEMENT if gate.min_agreement is None else gate.min_agreement
         report_by_gate[gate.name] = choose_report(gate.name, judge, reports, card, least)
     return report_by_gate
 
 
-NOTHING = Interval(0.0, None, None, 0)
+EMPTY_FIGURE = Interval(0.0, None, None, 0)
 """The figure of a task without judged items."""
 
 
-def decision(gate: Gate, tasks: Sequence[Scored]) -> Decision:
+def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
     """Decide a gate by the scored answers.
 
     If verdicts of the judge are missing, the gate is decided only if no value of theirs would change the outcome. A
     judge without any verdict that is the same in both orders of the answers decides nothing.
     """
     task = next(task for task in tasks if task.name == gate.task)
-    part = task.compared_with(gate.against) if gate.against else task
-    decision = apply_rule(gate, part)
+    part = task.select_compared_items(gate.against) if gate.against else task
+    decision = decide_from_verdicts(gate, part)
     why = ""
-    if part.unsaid:
-        outcomes = {apply_rule(gate, part.if_unsaid(value)).outcome for value in (0.0, 1.0)}
-        why = f"{counted(part.unsaid, 'judgement')} without a verdict could change it" if len(outcomes) > 1 else ""
-    verdict_pairs = pair_orders(part.verdicts.get(gate.against, ())).values()
+    if part.missing_verdicts:
+        outcomes = {decide_from_verdicts(gate, part.fill_missing_verdicts(value)).outcome for value in (0.0, 1.0)}
+        why = (
+            f"{counted(part.missing_verdicts, 'judgement')} without a verdict could change it"
+            if len(outcomes) > 1
+            else ""
+        )
+    verdict_pairs = collect_both_orders(part.verdicts.get(gate.against, ())).values()
     if verdict_pairs and not any(first == second for first, second in verdict_pairs):
-        why = "no verdict survives a swap of the two answers: the judge goes by their place"
+        why = "no verdict survives a swap of the two answers: the judge decides by their position"
     return replace(decision, outcome="undecided", n_to_decide=None, why=why) if why else decision
 
 
-def apply_rule(gate: Gate, task: Scored) -> Decision:
+def decide_from_verdicts(gate: EvalGate, task: ScoredTask) -> Decision:
     """Decide a gate by the verdicts as they are. A comparison by a judge is decided by wins less losses, since the
     units of its scores are arbitrary."""
     level = gate.rule.level
     if not task.items:  # people have not judged any item yet
-        return replace(decided(gate.rule, NOTHING), n_to_decide=None)
+        return replace(decide(gate.rule, EMPTY_FIGURE), n_to_decide=None)
     if gate.against and task.role == "measured":
-        return decided(gate.rule, score_difference(*task.pair(gate.against), task.clusters, level))
+        return decide(
+            gate.rule, compute_score_difference(*task.get_compared_values(gate.against), task.clusters, level)
+        )
     if gate.against:
-        wins = task.wins(gate.against) if task.verdicts else []
-        pair = (wins, [1 - win for win in wins]) if wins else task.pair(gate.against)
-        decision = decided(gate.rule, bounded_difference(*pair, task.clusters, level))
-        n = needed_pairs(*pair, decision.bound, task.clusters, level)
+        wins = task.get_wins(gate.against) if task.verdicts else []
+        pair = (wins, [1 - win for win in wins]) if wins else task.get_compared_values(gate.against)
+        decision = decide(gate.rule, compute_bounded_difference(*pair, task.clusters, level))
+        n = compute_sample_size_for_pairs(*pair, decision.bound, task.clusters, level)
     else:
-        first = next(iter(task.said))
-        decision = decided(gate.rule, own_mean(task, first, level))
-        if task.role not in SHARES:
+        first = next(iter(task.answers))
+        decision = decide(gate.rule, compute_mean_score(task, first, level))
+        if task.role not in SHARE_ROLES:
             return decision
-        means = average_by_group(task.clusters, task.scores(first))[0]
+        means = average_by_group(task.clusters, task.get_scores(first))[0]
         p = decision.figure.value
         dispersion = float(means.var()) / (p * (1 - p)) if 0 < p < 1 else 1.0
-        n = needed_share(p, decision.bound, dispersion, level)
+        n = compute_sample_size_for_share(p, decision.bound, dispersion, level)
     if decision.outcome != "undecided":
         return decision
     return replace(decision, n_to_decide=None if n is None else max(n, gate.rule.least_n))
 
 
-def decide_on_collapse(gate: Gate, decision: Decision, first: str, collapse: Collapse) -> Decision:
+def decide_on_collapse(gate: EvalGate, decision: Decision, first: str, collapse: Collapse) -> Decision:
     """Return the decision on a gate after regarding a collapse: the gate fails if its system collapsed, unless it has
     `collapsed: true`.
 
@@ -266,20 +272,20 @@ def explain_undecided(decision: Decision) -> str:
         return "nothing is judged yet"
     if not decision.n_to_decide:
         return "no number would decide"
-    return f"{counted(decision.n_to_decide, 'item')} would decide, if the figure is what it seems"
+    return f"{counted(decision.n_to_decide, 'item')} would decide, if the figure stays the same"
 
 
-def in_a_line(gate: Gate, decision: Decision) -> str:
+def describe_decision(gate: EvalGate, decision: Decision) -> str:
     """Return a line with a gate's outcome, condition and figure."""
     figure = f"{in_words(decision.figure.as_dict())} on {decision.figure.n}"
     why = explain_undecided(decision) if decision.outcome == "undecided" else decision.why
     if why:
         figure = f"{figure}; {why}"
-    return f"gate {gate.name}: {decision.outcome} ({gate.words}: {figure})"
+    return f"gate {gate.name}: {decision.outcome} ({gate.condition}: {figure})"
 
 
-def verdict_file(
-    gate: Gate, decision: Decision, inputs: Mapping[str, str], judged_by: Mapping[str, Any] | None = None
+def build_verdict_file(
+    gate: EvalGate, decision: Decision, inputs: Mapping[str, str], judged_by: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return the content of a gate's verdict file, which gates of aliases read.
 
@@ -292,7 +298,7 @@ def verdict_file(
         "gate": gate.name,
         "verdict": decision.outcome,
         "figure": decision.figure.as_dict(),
-        "asked": gate.words,
+        "asked": gate.condition,
         "n_to_decide": decision.n_to_decide,
         "why": decision.why,
         "inputs": dict(inputs),
@@ -300,7 +306,7 @@ def verdict_file(
     }
 
 
-def junit(suite: str, decisions: Mapping[str, tuple[Gate, Decision]]) -> str:
+def build_junit_xml(suite: str, decisions: Mapping[str, tuple[EvalGate, Decision]]) -> str:
     """Return the gates' outcomes as JUnit's XML. An outcome other than `pass` is a failure, with the outcome as its
     type."""
     failures = sum(decision.outcome != "pass" for _, decision in decisions.values())
@@ -308,6 +314,6 @@ def junit(suite: str, decisions: Mapping[str, tuple[Gate, Decision]]) -> str:
     for name, (gate, decision) in decisions.items():
         case = ElementTree.SubElement(root, "testcase", classname=suite, name=name)
         if decision.outcome != "pass":
-            ElementTree.SubElement(case, "failure", type=decision.outcome, message=in_a_line(gate, decision))
+            ElementTree.SubElement(case, "failure", type=decision.outcome, message=describe_decision(gate, decision))
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"

@@ -25,31 +25,31 @@ from align.core.types import Conversation
 from align.data.chat.continuations import answered, behind, continued, following, windows
 from align.data.chat.encode import IGNORED, Encoded, encode_conversation, eos_token_ids, surely_too_long
 from align.evals.suite.answers import (
-    Keep,
     Sampling,
-    Wanted,
-    complete,
+    StoreRecords,
+    SystemRequests,
+    complete_records,
     identify_system,
     list_computing_versions,
     load_actors,
-    load_tokenizer,
+    load_system_tokenizer,
 )
 from align.evals.suite.probes import (
-    BY,
     CHOICE,
     NORMS,
-    Choices,
-    Completion,
+    SCORED_BY,
+    ChoiceQuestion,
+    CompletionRequest,
+    LikelihoodRequests,
     Probe,
-    Requests,
-    Written,
-    bits_per_byte,
-    chosen,
-    size_of,
+    WrittenCompletion,
+    compute_bits_per_byte,
+    count_scored_bytes,
+    score_choices,
 )
-from align.evals.suite.results import Said, Scored
+from align.evals.suite.results import EvaluatedAnswer, ScoredTask
 from align.evals.suite.systems import System
-from align.evals.suite.tasks import Item, Task, Tasks
+from align.evals.suite.tasks import EvalItem, EvalTask, Tasks
 from align.models.actors import Actor
 from align.models.fastpath.llama import attention_by_width
 from align.models.finite_checks import diverged
@@ -65,7 +65,7 @@ from align.run import json_digest
 
 TABLE = "likelihoods"
 """Table of the answer store."""
-LEAST = 32
+MIN_WIDTH = 32
 """Minimum width of a forward pass, and minimum rows of a product with the head. Libraries use another order of addition
 for smaller sizes, so that a row's last bits would depend on the other rows of its batch."""
 
@@ -88,7 +88,7 @@ class Likelihood:
         return cls(float(record["logprob"]), bool(record["greedy"]))
 
 
-def likelihoods(model: Any, rows: Sequence[Encoded], pad_id: int, context: int) -> list[Likelihood]:
+def compute_likelihoods(model: Any, rows: Sequence[Encoded], pad_id: int, context: int) -> list[Likelihood]:
     """Compute the likelihood of each row under the active adapter.
 
     The width of a row's forward pass depends on its own length only, so that in fp32 the result does not depend on the
@@ -99,7 +99,7 @@ def likelihoods(model: Any, rows: Sequence[Encoded], pad_id: int, context: int) 
         pad_id: the padding token.
         context: maximum tokens of a row.
     """
-    widths = [width_of(len(row.input_ids), context) for row in rows]
+    widths = [choose_pass_width(len(row.input_ids), context) for row in rows]
     likelihood_by_row: dict[int, Likelihood] = {}
     for width in {*widths}:
         places = [i for i, row_width in enumerate(widths) if row_width == width]
@@ -108,10 +108,10 @@ def likelihoods(model: Any, rows: Sequence[Encoded], pad_id: int, context: int) 
     return [likelihood_by_row[i] for i in range(len(rows))]
 
 
-def width_of(tokens: int, context: int) -> int:
-    """Return the width of the forward pass for a row: the number of its tokens rounded up to `LEAST` times a power of
-    two, at most the context."""
-    width = LEAST
+def choose_pass_width(tokens: int, context: int) -> int:
+    """Return the width of the forward pass for a row: the number of its tokens, rounded up to `MIN_WIDTH` times a power
+    of two, at most the context."""
+    width = MIN_WIDTH
     while width < tokens:
         width *= 2
     return max(tokens, min(width, context))
@@ -159,7 +159,7 @@ def compute_picked_logprobs(model: Any, tokens_BS: Tensor, mask_BS: Tensor, pick
     logprob_chunks: list[Tensor] = []
     greedy_chunks: list[Tensor] = []
     for part, targets in zip(states.split(chunk), targets_N.split(chunk), strict=True):
-        logits = head(pad_tensor(part, (0, 0, 0, max(0, LEAST - len(part)))))[: len(part)].float()
+        logits = head(pad_tensor(part, (0, 0, 0, max(0, MIN_WIDTH - len(part)))))[: len(part)].float()
         logprob_chunks.append(logits.log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1))
         greedy_chunks.append(logits.argmax(-1) == targets)
     return torch.cat(logprob_chunks), torch.cat(greedy_chunks)
@@ -168,12 +168,12 @@ def compute_picked_logprobs(model: Any, tokens_BS: Tensor, mask_BS: Tensor, pick
 # The probes of a suite
 
 
-class Reader(NamedTuple):
-    """A system with its encoded items.
+class EncodedItems(NamedTuple):
+    """The encoded items of a system.
 
     Attributes:
-        rows: for each item of all tasks, in order, the rows to score; for a completion one row with its context, of
-            which no token is scored. None for an item that is too long for the system.
+        rows: for each item of all tasks, in order, the rows to score; for a completion one row with its context, where
+            no token is scored. None for an item that is too long for the system.
     """
 
     system: System
@@ -181,11 +181,11 @@ class Reader(NamedTuple):
     rows: Sequence[Sequence[Encoded] | None]
 
 
-def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, folder: Path) -> dict[str, Scored]:
+def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, folder: Path) -> dict[str, ScoredTask]:
     """Measure the probes among the tasks. Returns the scored tasks by name.
 
-    Each system's model runs in this process and ignores `rollout=`. Adapters on one base share its load,
-    one after another.
+    Each system's model runs in this process and ignores `rollout=`. Adapters on one base share its load, one after
+    another.
 
     Args:
         systems: those that have a model.
@@ -197,8 +197,8 @@ def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, 
     all_items = [(task, item) for task, items in tasks if task.probe is not None for item in items]
     if not all_items:
         return {}
-    readers = [build_reader(sampling, system, all_items) for system in systems]
-    fits = [all(reader.rows[i] is not None for reader in readers) for i in range(len(all_items))]
+    encoded_items = [encode_items(sampling, system, all_items) for system in systems]
+    fits = [all(encoded.rows[i] is not None for encoded in encoded_items) for i in range(len(all_items))]
     kept_by_task: dict[str, list[int]] = {task.name: [] for task, _ in all_items}
     for i, (task, _) in enumerate(all_items):
         if fits[i]:
@@ -208,14 +208,14 @@ def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, 
         problem = f"is longer than the context of some system, for all {counted(len(items), 'item')}"
         remedy = "Give shorter rows; an answer's max_gen_toks count with its context."
         require(bool(kept), task.field, task.path or task.name, problem, remedy)
-    likelihoods_by_system = compute_all_likelihoods(sampling, readers, all_items, fits)
-    completions_by_system = write_completions(sampling, readers, all_items, fits)
-    scored: dict[str, Scored] = {}
+    likelihoods_by_system = compute_all_likelihoods(sampling, encoded_items, all_items, fits)
+    completions_by_system = generate_completions(sampling, encoded_items, all_items, fits)
+    scored: dict[str, ScoredTask] = {}
     for task, items, kept in probes:
         assert task.probe is not None
         task_items = [all_items[i][1] for i in kept]
         if task.probe.harness is not None:
-            from align.evals.suite.lm_eval import identify_results, score_by_lm_eval  # lm-eval is an extra
+            from align.evals.suite.lm_eval import build_result_metadata, score_by_lm_eval  # lm-eval is an extra
 
             measurements = {
                 name: [completions_by_system[name].get(i) or rows[i] for i in kept]
@@ -223,35 +223,40 @@ def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, 
             }
             computed_by = list_computing_versions(sampling.device)
             identities = {
-                system.name: identify_results(system, identify_system(sampling, system), computed_by, task_items)
+                system.name: build_result_metadata(system, identify_system(sampling, system), computed_by, task_items)
                 for system in systems
             }
             part = score_by_lm_eval(task, task_items, measurements, identities, folder)
         else:
             answers = {
-                reader.system.name: [
-                    read_weighed(
-                        task.probe, all_items[i][1], reader.rows[i] or (), likelihoods_by_system[reader.system.name][i]
+                encoded.system.name: [
+                    build_probe_answer(
+                        task.probe,
+                        all_items[i][1],
+                        encoded.rows[i] or (),
+                        likelihoods_by_system[encoded.system.name][i],
                     )
                     for i in kept
                 ]
-                for reader in readers
+                for encoded in encoded_items
             }
             role = "exact" if task.probe.kind == CHOICE else "measured"
-            part = Scored(task.name, BY[task.probe.kind], role, task_items, answers)
+            part = ScoredTask(task.name, SCORED_BY[task.probe.kind], role, task_items, answers)
         scored[task.name] = replace(part, dropped=len(items) - len(kept))
     return scored
 
 
-def build_reader(sampling: Sampling, system: System, all_items: Sequence[tuple[Task, Item]]) -> Reader:
+def encode_items(sampling: Sampling, system: System, all_items: Sequence[tuple[EvalTask, EvalItem]]) -> EncodedItems:
     assert system.base is not None, "inputs() rejects systems without a base"
-    tokenizer = load_tokenizer(sampling, system)
+    tokenizer = load_system_tokenizer(sampling, system)
     context = context_length(describe(system.base))
     window = max(min(context, sampling.max_length), 2)  # a token, and one before it
-    return Reader(system, tokenizer, [encode_item(tokenizer, *each, context, window) for each in all_items])
+    return EncodedItems(
+        system, tokenizer, [encode_item(tokenizer, task, item, context, window) for task, item in all_items]
+    )
 
 
-def encode_item(tokenizer: Any, task: Task, item: Item, context: int, window: int) -> list[Encoded] | None:
+def encode_item(tokenizer: Any, task: EvalTask, item: EvalItem, context: int, window: int) -> list[Encoded] | None:
     """Encode an item: each of its choices, its text in windows, or the context of a completion. Returns None if a row
     is too long.
 
@@ -262,14 +267,14 @@ def encode_item(tokenizer: Any, task: Task, item: Item, context: int, window: in
         rows = windows(tokenizer, item.probe, window)
         require(bool(rows), f"{task.field}, id", item.id, "has no token", "Leave the row out.")
         return rows
-    if isinstance(item.probe, Completion):
+    if isinstance(item.probe, CompletionRequest):
         context_ids = following(tokenizer, item.probe.context)
         return None if len(context_ids) + item.probe.max_tokens > context else [behind(context_ids, [])]
-    if isinstance(item.probe, Requests):
+    if isinstance(item.probe, LikelihoodRequests):
         from align.evals.suite.lm_eval import encode_requests  # lm-eval is an extra
 
         rows = encode_requests(tokenizer, item.probe, window)
-    elif isinstance(item.probe, Choices):
+    elif isinstance(item.probe, ChoiceQuestion):
         assert task.probe is not None
         if task.probe.template:
             rows = [answered(tokenizer, item.prompt, text) for text in item.probe.texts]
@@ -287,56 +292,61 @@ def encode_item(tokenizer: Any, task: Task, item: Item, context: int, window: in
     return None if any(len(row.input_ids) > context for row in rows) else rows
 
 
-def read_weighed(probe: Probe, item: Item, rows: Sequence[Encoded], likelihoods: Sequence[Likelihood]) -> Said:
+def build_probe_answer(
+    probe: Probe, item: EvalItem, rows: Sequence[Encoded], likelihoods: Sequence[Likelihood]
+) -> EvaluatedAnswer:
     """Return a system's result on an item, computed from the likelihood of each row."""
     logprobs = [likelihood.logprob for likelihood in likelihoods]
-    if isinstance(item.probe, Choices):
-        measurements = chosen(item.probe, logprobs)
+    if isinstance(item.probe, ChoiceQuestion):
+        measurements = score_choices(item.probe, logprobs)
         name = NORMS[probe.norm]
         text = item.probe.texts[measurements[f"{name}_choice"]]
-        return Said("", text, measurements[name], weighed=measurements)
+        return EvaluatedAnswer("", text, measurements[name], weighed=measurements)
     assert isinstance(item.probe, str | Conversation)
     nats = -sum(logprobs)
-    size = size_of(item.probe)
+    size = count_scored_bytes(item.probe)
     measurements = {"nats": nats, "tokens": sum(row.trained for row in rows), "bytes": size}
-    return Said("", "", -bits_per_byte(nats, size), weighed=measurements)
+    return EvaluatedAnswer("", "", -compute_bits_per_byte(nats, size), weighed=measurements)
 
 
 def compute_all_likelihoods(
-    sampling: Sampling, readers: Sequence[Reader], items: Sequence[tuple[Task, Item]], fits: Sequence[bool]
+    sampling: Sampling,
+    encoded_items: Sequence[EncodedItems],
+    items: Sequence[tuple[EvalTask, EvalItem]],
+    fits: Sequence[bool],
 ) -> dict[str, list[list[Likelihood]]]:
     """Return system → for each item the likelihoods of its rows. The list is empty for items that do not fit, and for
     completions."""
     engine = " ".join(list_computing_versions(sampling.device))
     rows: dict[str, Encoded] = {}
-    counts_by_reader: list[list[int]] = []
-    requests: list[Wanted] = []
-    for reader in readers:
-        identity = identify_system(sampling, reader.system)
+    counts_by_system: list[list[int]] = []
+    requests: list[SystemRequests] = []
+    for encoded in encoded_items:
+        identity = identify_system(sampling, encoded.system)
         identity.pop("tokenizer")
         keys: list[Weighed] = []
         counts: list[int] = []
-        for (_, item), encoded_rows, fit in zip(items, reader.rows, fits, strict=True):
-            scored_rows = encoded_rows if fit and encoded_rows and not isinstance(item.probe, Completion) else []
+        for (_, item), encoded_rows, fit in zip(items, encoded.rows, fits, strict=True):
+            scored_rows = encoded_rows if fit and encoded_rows and not isinstance(item.probe, CompletionRequest) else []
             counts.append(len(scored_rows))
             for row in scored_rows:
                 key = Weighed(**identity, row=json_digest([row.input_ids, row.labels]), engine=engine)
                 keys.append(key)
                 rows[key.id] = row
-        counts_by_reader.append(counts)
-        requests.append(Wanted(reader.system, reader.tokenizer, keys))
+        counts_by_system.append(counts)
+        requests.append(SystemRequests(encoded.system, encoded.tokenizer, keys))
     store = AnswerStore(sampling.root / FILE, Likelihood, TABLE)
     compute = partial(compute_missing_likelihoods, sampling, rows)
-    records_by_reader = complete(store, requests, "log-likelihoods", sampling.likelihoods, compute)
+    records_by_system = complete_records(store, requests, "log-likelihoods", sampling.likelihoods, compute)
     by_system = {}
-    for reader, counts, records in zip(readers, counts_by_reader, records_by_reader, strict=True):
+    for encoded, counts, records in zip(encoded_items, counts_by_system, records_by_system, strict=True):
         remaining = iter(records)
-        by_system[reader.system.name] = [[*islice(remaining, count)] for count in counts]
+        by_system[encoded.system.name] = [[*islice(remaining, count)] for count in counts]
     return by_system
 
 
 def compute_missing_likelihoods(
-    sampling: Sampling, rows: Mapping[str, Encoded], group: Sequence[Wanted], keep: Keep
+    sampling: Sampling, rows: Mapping[str, Encoded], group: Sequence[SystemRequests], keep: StoreRecords
 ) -> None:
     """Compute missing log-likelihoods of systems on one base, in batches of rows of similar length.
 
@@ -358,9 +368,9 @@ def compute_missing_likelihoods(
         with actors[system.name].use() as model:
             model.eval()
             compute = partial(compute_batch, model=model, rows=rows, pad_id=pad_id, context=context)
-            for records in share_batches(batches, compute):
+            for records in compute_batches(batches, compute):
                 if any(not math.isfinite(likelihood.logprob) for _, likelihood in records):
-                    problem = f"{system.field} finds a row's log-likelihood to be no number"
+                    problem = f"{system.field} gives a row a log-likelihood that is not finite"
                     raise diverged(problem, None, sampling.dtype_setting)
                 keep(records)
 
@@ -368,10 +378,10 @@ def compute_missing_likelihoods(
 def compute_batch(
     batch: Sequence[Weighed], model: Any, rows: Mapping[str, Encoded], pad_id: int, context: int
 ) -> list[Likelihood]:
-    return likelihoods(model, [rows[key.id] for key in batch], pad_id, context)
+    return compute_likelihoods(model, [rows[key.id] for key in batch], pad_id, context)
 
 
-def share_batches(
+def compute_batches(
     batches: Sequence[Sequence[Any]], compute: Callable[[Sequence[Any]], Sequence[Any]]
 ) -> Iterator[list[tuple[Any, Any]]]:
     """Compute batches on all ranks. Yields the entries of each batch with their results, for as many batches at a time
@@ -388,28 +398,33 @@ def share_batches(
 # Completions for tasks of lm-eval
 
 
-def write_completions(
-    sampling: Sampling, readers: Sequence[Reader], items: Sequence[tuple[Task, Item]], fits: Sequence[bool]
-) -> dict[str, dict[int, Written]]:
+def generate_completions(
+    sampling: Sampling,
+    encoded_items: Sequence[EncodedItems],
+    items: Sequence[tuple[EvalTask, EvalItem]],
+    fits: Sequence[bool],
+) -> dict[str, dict[int, WrittenCompletion]]:
     """Generate the answers to items of lm-eval that ask for one. Returns system → index of the item → its answer,
     without items that do not fit.
 
     As in lm-eval, an answer also ends with the text of the EOS token.
     """
-    probes = {i: item.probe for i, (_, item) in enumerate(items) if fits[i] and isinstance(item.probe, Completion)}
+    probes = {
+        i: item.probe for i, (_, item) in enumerate(items) if fits[i] and isinstance(item.probe, CompletionRequest)
+    }
     engine = " ".join(["hf", *list_computing_versions(sampling.device)])
     requests = []
-    for reader in readers:
-        assert reader.system.base is not None
-        tokenizer = reader.tokenizer
-        stop_ids = eos_token_ids(tokenizer, describe(reader.system.base).generation_config)
+    for encoded in encoded_items:
+        assert encoded.system.base is not None
+        tokenizer = encoded.tokenizer
+        stop_ids = eos_token_ids(tokenizer, describe(encoded.system.base).generation_config)
         eos = tokenizer.eos_token_id
         eos_texts = (tokenizer.decode(eos),) if eos is not None and tokenizer.decode(eos) else ()
-        identity = identify_system(sampling, reader.system)
+        identity = identify_system(sampling, encoded.system)
         keys = [
             Asked(
                 **identity,
-                prompt=tuple((reader.rows[i] or [])[0].input_ids),
+                prompt=tuple((encoded.rows[i] or [])[0].input_ids),
                 max_new_tokens=probe.max_tokens,
                 temperature=0.0,
                 stop_ids=stop_ids,
@@ -419,16 +434,18 @@ def write_completions(
             )
             for i, probe in probes.items()
         ]
-        requests.append(Wanted(reader.system, tokenizer, keys))
+        requests.append(SystemRequests(encoded.system, tokenizer, keys))
     store = AnswerStore(sampling.root / FILE)
-    answers = complete(store, requests, "answers", sampling.answers, partial(generate_missing_completions, sampling))
+    answers = complete_records(
+        store, requests, "answers", sampling.answers, partial(generate_missing_completions, sampling)
+    )
     return {
-        request.system.name: dict(zip(probes, map(Written, request.keys, system_answers), strict=True))
+        request.system.name: dict(zip(probes, map(WrittenCompletion, request.keys, system_answers), strict=True))
         for request, system_answers in zip(requests, answers, strict=True)
     }
 
 
-def generate_missing_completions(sampling: Sampling, group: Sequence[Wanted], keep: Keep) -> None:
+def generate_missing_completions(sampling: Sampling, group: Sequence[SystemRequests], keep: StoreRecords) -> None:
     """Generate missing completions of systems on one base.
 
     Raises:
@@ -438,7 +455,7 @@ def generate_missing_completions(sampling: Sampling, group: Sequence[Wanted], ke
     for request in group:
         complete_batch = partial(complete_texts, actor=actors[request.system.name], tokenizer=request.tokenizer)
         with divergence_as_input_error(request.system.field, None, sampling.dtype_setting):
-            for records in share_batches(batch_by_length(request.keys, sampling.batch_size), complete_batch):
+            for records in compute_batches(batch_by_length(request.keys, sampling.batch_size), complete_batch):
                 keep(records)
 
 

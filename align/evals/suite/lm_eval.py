@@ -30,10 +30,16 @@ from align.core.errors import AlignError, InputError, require
 from align.core.files import parse_user_path
 from align.core.types import Conversation, Message
 from align.data.chat.continuations import behind, continued, encoded, prefix_id
-from align.evals.suite.probes import Completion, Found, Harness, Requests, Written
-from align.evals.suite.results import Said, Scored
+from align.evals.suite.probes import (
+    CompletionRequest,
+    HarnessTask,
+    LikelihoodRequests,
+    LMEvalReplies,
+    WrittenCompletion,
+)
+from align.evals.suite.results import EvaluatedAnswer, ScoredTask
 from align.evals.suite.systems import System
-from align.evals.suite.tasks import Item, Task, clustered
+from align.evals.suite.tasks import EvalItem, EvalTask, cluster_items
 from align.report.figure_text import counted
 from align.run import json_digest, write_json
 
@@ -45,22 +51,22 @@ FOLDER = "lm_eval"
 """Folder of a run's artifact with the files `TASK/SYSTEM.json`."""
 
 ROLLING = "loglikelihood_rolling"
-WRITTEN = "generate_until"
-KINDS = ("multiple_choice", "loglikelihood", ROLLING, WRITTEN)
+GENERATE_UNTIL = "generate_until"
+KINDS = ("multiple_choice", "loglikelihood", ROLLING, GENERATE_UNTIL)
 MAX_TOKENS = 256
 """Default limit for the tokens of an answer, as in lm-eval's `hf`."""
-MOST = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-DECIDES = ("until", *MOST, "do_sample", "temperature")
-OF_DRAWS = ("top_p", "top_k", "min_p")
+MAX_TOKENS_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+GREEDY_KEYS = ("until", *MAX_TOKENS_KEYS, "do_sample", "temperature")
+SAMPLING_KEYS = ("top_p", "top_k", "min_p")
 """Keys of `generation_kwargs` that have no effect on greedy decoding."""
 SEEDS = {"random_seed": DEFAULT_RANDOM_SEED, "numpy_seed": DEFAULT_OTHER_SEED, "fewshot_seed": DEFAULT_OTHER_SEED}
 """Seeds for few-shot examples and for code in a folder of tasks, as on lm-eval's command line."""
 
 
-class Known(LM):
+class RecordedModel(LM):
     """An lm-eval model that returns stored log-likelihoods and answers."""
 
-    def __init__(self, replies: Found) -> None:
+    def __init__(self, replies: LMEvalReplies) -> None:
         super().__init__()
         self.replies = replies
 
@@ -76,7 +82,7 @@ class Known(LM):
         ]
 
 
-class Outcome(NamedTuple):
+class LMEvalOutcome(NamedTuple):
     """The results of lm-eval for one system.
 
     Attributes:
@@ -89,7 +95,7 @@ class Outcome(NamedTuple):
 
 
 @contextmanager
-def run_lm_eval(harness: Harness, field: str) -> Iterator[None]:
+def run_lm_eval(harness: HarnessTask, field: str) -> Iterator[None]:
     """Run code of lm-eval with its seeds and without its progress bars. The process's random state is restored.
 
     Raises:
@@ -115,7 +121,7 @@ def run_lm_eval(harness: Harness, field: str) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def built(harness: Harness, field: str) -> dict[str, Any]:
+def build_tasks(harness: HarnessTask, field: str) -> dict[str, Any]:
     """Load lm-eval's tasks with its `TaskManager`, and build their requests. The result is the same each time.
 
     Raises:
@@ -133,7 +139,7 @@ def built(harness: Harness, field: str) -> dict[str, Any]:
             problem = f"asks for {kind} in {name}"
             remedy = f"Its output_type can be one of {', '.join(KINDS)}."
             require(kind in KINDS, f"{field}.lm_eval", harness.task, problem, remedy)
-            if kind == WRITTEN:
+            if kind == GENERATE_UNTIL:
                 require_greedy(task.get_config("generation_kwargs"), f"{field}, {name}, generation_kwargs")
             metrics = [*task.higher_is_better()]
             problem = f"is no metric of {name}"
@@ -158,14 +164,14 @@ def require_greedy(kwargs: Mapping[str, Any], at: str) -> None:
     require(do_sample is False, f"{at}.do_sample", do_sample, problem, f"{remedy} do_sample: false.")
     temperature = kwargs.get("temperature") or 0.0
     require(temperature == 0, f"{at}.temperature", temperature, problem, f"{remedy} temperature: 0.")
-    unknown_key = next((key for key in kwargs if key not in (*DECIDES, *OF_DRAWS)), None)
+    unknown_key = next((key for key in kwargs if key not in (*GREEDY_KEYS, *SAMPLING_KEYS)), None)
     problem = "is not known to greedy decoding here"
-    remedy = f"Drop it: answers are made by {', '.join(DECIDES)}."
+    remedy = f"Drop it: answers are made by {', '.join(GREEDY_KEYS)}."
     require(unknown_key is None, f"{at}.{unknown_key}", kwargs.get(unknown_key or ""), problem, remedy)
     until = kwargs.get("until")
     for text in until if isinstance(until, list) else [until or ""]:
         require(isinstance(text, str), f"{at}.until", text, "is no text", 'Write until: ["\\n"].')
-    max_tokens = next((kwargs[key] for key in MOST if kwargs.get(key) is not None), MAX_TOKENS)
+    max_tokens = next((kwargs[key] for key in MAX_TOKENS_KEYS if kwargs.get(key) is not None), MAX_TOKENS)
     is_valid = isinstance(max_tokens, int) and not isinstance(max_tokens, bool) and max_tokens > 0
     remedy = f"Write max_gen_toks: {MAX_TOKENS}."
     require(is_valid, f"{at}.max_gen_toks", max_tokens, "is no number of tokens", remedy)
@@ -178,40 +184,44 @@ def parse_stops(kwargs: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
     return tuple(text for text in stops if text), settings["max_gen_toks"]
 
 
-def items_of_harness(task: Task, harness: Harness) -> Sequence[Item]:
+def load_harness_items(task: EvalTask, harness: HarnessTask) -> Sequence[EvalItem]:
     """Return the items of a task of lm-eval. A group has the items of all its tasks, with the task as the category.
 
     Raises:
-        InputError: see `built`.
+        InputError: see `build_tasks`.
     """
-    lm_tasks = built(harness, task.field)["tasks"]
-    items: list[Item] = []
+    lm_tasks = build_tasks(harness, task.field)["tasks"]
+    items: list[EvalItem] = []
     for name, lm_task in lm_tasks.items():
         instances_by_doc: dict[int, list[Any]] = {}
         for instance in lm_task.instances:
             instances_by_doc.setdefault(instance.doc_id, []).append(instance)
         with run_lm_eval(harness, task.field):
             texts = {doc: get_item_text(lm_task, instances) for doc, instances in instances_by_doc.items()}
-        build_probe = build_completion if lm_task.get_config("output_type") == WRITTEN else build_requests
+        build_probe = (
+            build_completion_request
+            if lm_task.get_config("output_type") == GENERATE_UNTIL
+            else build_likelihood_requests
+        )
         for doc, instances in instances_by_doc.items():
             id = f"{name}/{doc}" if len(lm_tasks) > 1 else str(doc)
             prompt = Conversation((Message("user", texts[doc]),), id)
             probe = build_probe(name, doc, instances, task.field)
-            items.append(Item(id, id, name if len(lm_tasks) > 1 else "", prompt, None, probe=probe))
-    return clustered(items)
+            items.append(EvalItem(id, id, name if len(lm_tasks) > 1 else "", prompt, None, probe=probe))
+    return cluster_items(items)
 
 
-def build_requests(name: str, doc: int, instances: Sequence[Any], field: str) -> Requests:
-    return Requests(name, doc, tuple(tuple(map(str, instance.args)) for instance in instances))
+def build_likelihood_requests(name: str, doc: int, instances: Sequence[Any], field: str) -> LikelihoodRequests:
+    return LikelihoodRequests(name, doc, tuple(tuple(map(str, instance.args)) for instance in instances))
 
 
-def build_completion(name: str, doc: int, instances: Sequence[Any], field: str) -> Completion:
+def build_completion_request(name: str, doc: int, instances: Sequence[Any], field: str) -> CompletionRequest:
     """Return the completion that an item asks for. Raises InputError if it is about more than a text."""
     args = instances[0].args
     problem = f"asks about more than a text in item {doc}"
     is_text = len(instances) == 1 and len(args) == 2
     require(is_text, f"{field}, {name}", name, problem, "Drop its images and sounds.")
-    return Completion(name, doc, str(args[0]), *parse_stops(args[1]))
+    return CompletionRequest(name, doc, str(args[0]), *parse_stops(args[1]))
 
 
 def get_item_text(lm_task: Any, instances: Sequence[Any]) -> str:
@@ -221,20 +231,20 @@ def get_item_text(lm_task: Any, instances: Sequence[Any]) -> str:
     return text if isinstance(text, str) and text.strip() else str(instances[0].args[0])
 
 
-def outcome_of(
-    task: Task, harness: Harness, groups: Mapping[str, Any], items: Sequence[Item], replies: Found
-) -> Outcome:
+def evaluate_items(
+    task: EvalTask, harness: HarnessTask, groups: Mapping[str, Any], items: Sequence[EvalItem], replies: LMEvalReplies
+) -> LMEvalOutcome:
     """Run lm-eval's own evaluation on some of the items.
 
     Args:
-        groups: see `built`. Filters and metrics modify its tasks, and each call resets them first.
+        groups: see `build_tasks`. Filters and metrics modify its tasks, and each call resets them first.
 
     Raises:
         InputError: a metric fails.
     """
     docs_by_task: dict[str, list[int]] = {}
     for item in items:
-        name, doc = get_place(item)
+        name, doc = get_doc_key(item)
         docs_by_task.setdefault(name, []).append(doc)
     with run_lm_eval(harness, task.field):
         selected = {name: select_docs(groups["tasks"][name], docs) for name, docs in docs_by_task.items()}
@@ -242,19 +252,19 @@ def outcome_of(
         task_dict: Any = {"tasks": selected, "groups": {}, "group_map": {}}
         if is_complete:
             task_dict = {**groups, "tasks": selected}
-        results: Any = evaluate(lm=Known(replies), task_dict=task_dict, bootstrap_iters=0, log_samples=True)
+        results: Any = evaluate(lm=RecordedModel(replies), task_dict=task_dict, bootstrap_iters=0, log_samples=True)
     samples: dict[tuple[str, int], Mapping[str, float]] = {}
     for name, rows in results.pop("samples").items():
         is_rolling = selected[name].get_config("output_type") == ROLLING
         for row in rows:  # the first of several filters counts
             samples.setdefault((name, row["doc_id"]), extract_metrics(row, is_rolling))
-    metrics = [samples[get_place(item)] for item in items]
-    return Outcome(json.loads(json.dumps(results, default=handle_non_serializable)), metrics)
+    metrics = [samples[get_doc_key(item)] for item in items]
+    return LMEvalOutcome(json.loads(json.dumps(results, default=handle_non_serializable)), metrics)
 
 
-def get_place(item: Item) -> tuple[str, int]:
+def get_doc_key(item: EvalItem) -> tuple[str, int]:
     """Return lm-eval's name of an item's task, and the item's index in its data."""
-    assert isinstance(item.probe, Requests | Completion)
+    assert isinstance(item.probe, LikelihoodRequests | CompletionRequest)
     return item.probe.task, item.probe.doc
 
 
@@ -292,8 +302,12 @@ def extract_metrics(sample: Mapping[str, Any], is_rolling: bool) -> dict[str, fl
     return metrics
 
 
-def scoring_metrics(
-    task: Task, harness: Harness, groups: Mapping[str, Any], items: Sequence[Item], outcomes: Sequence[Outcome]
+def choose_scoring_metrics(
+    task: EvalTask,
+    harness: HarnessTask,
+    groups: Mapping[str, Any],
+    items: Sequence[EvalItem],
+    outcomes: Sequence[LMEvalOutcome],
 ) -> dict[str, str]:
     """Return lm-eval's task → the metric that scores its items.
 
@@ -305,7 +319,7 @@ def scoring_metrics(
         InputError: there is no such metric, or the configured one does not score single items.
     """
     metrics_by_item = [
-        (get_place(item)[0], metrics)
+        (get_doc_key(item)[0], metrics)
         for outcome in outcomes
         for item, metrics in zip(items, outcome.metrics, strict=True)
     ]
@@ -344,7 +358,7 @@ def list_common_metrics(
     return [metric for metric in dict.fromkeys(candidates) if all(metric in metrics for metrics in own_metrics)]
 
 
-def encode_requests(tokenizer: Any, requests: Requests, window: int) -> list[Encoded]:
+def encode_requests(tokenizer: Any, requests: LikelihoodRequests, window: int) -> list[Encoded]:
     """Encode the requests of an item: one row for each request, or the windows of a whole text by lm-eval's rules.
 
     Args:
@@ -364,17 +378,17 @@ def encode_requests(tokenizer: Any, requests: Requests, window: int) -> list[Enc
 
 
 def score_by_lm_eval(
-    task: Task,
-    items: Sequence[Item],
-    measurements: Mapping[str, Sequence[Sequence[Likelihood] | Written]],
+    task: EvalTask,
+    items: Sequence[EvalItem],
+    measurements: Mapping[str, Sequence[Sequence[Likelihood] | WrittenCompletion]],
     identities: Mapping[str, Mapping[str, Any]],
     folder: Path,
-) -> Scored:
+) -> ScoredTask:
     """Score a task of lm-eval, and write its results for each system. lm-eval runs on the first rank.
 
     Args:
         measurements: system → for each item the likelihoods of its rows, or an answer.
-        identities: system → the fields that lm-eval's results lack, see `identify_results`.
+        identities: system → the fields that lm-eval's results lack, see `build_result_metadata`.
         folder: of the run's artifact.
 
     Raises:
@@ -384,42 +398,44 @@ def score_by_lm_eval(
     harness = task.probe.harness
     assert harness is not None
 
-    def score() -> Scored:
-        groups = built(harness, task.field)
-        replies_by_item: dict[str, list[Found]] = {}
-        outcomes: dict[str, Outcome] = {}
+    def score() -> ScoredTask:
+        groups = build_tasks(harness, task.field)
+        replies_by_item: dict[str, list[LMEvalReplies]] = {}
+        outcomes: dict[str, LMEvalOutcome] = {}
         for name, rows in measurements.items():
-            replies_by_item[name] = [list_replies(*row) for row in zip(items, rows, strict=True)]
+            replies_by_item[name] = [collect_replies(*row) for row in zip(items, rows, strict=True)]
             all_replies = {key: reply for replies in replies_by_item[name] for key, reply in replies.items()}
-            outcomes[name] = outcome_of(task, harness, groups, items, all_replies)
-        metrics = scoring_metrics(task, harness, groups, items, [*outcomes.values()])
+            outcomes[name] = evaluate_items(task, harness, groups, items, all_replies)
+        metrics = choose_scoring_metrics(task, harness, groups, items, [*outcomes.values()])
         answers = {
             name: [
-                read_item(*row, metrics)
+                build_answer(*row, metrics)
                 for row in zip(items, measurements[name], replies_by_item[name], outcome.metrics, strict=True)
             ]
             for name, outcome in outcomes.items()
         }
         are_shares = all(answer.score in (0.0, 1.0) for row in answers.values() for answer in row)
-        figures = {name: select_figures(outcome.results["results"], harness.task) for name, outcome in outcomes.items()}
+        figures = {
+            name: select_task_figures(outcome.results["results"], harness.task) for name, outcome in outcomes.items()
+        }
         results_folder = folder / FOLDER / task.name
         results_folder.mkdir(parents=True, exist_ok=True)
         for name, outcome in outcomes.items():
             write_json(results_folder / f"{name}.json", {**identities[name], **outcome.results})
         by = f"lm-eval's {', '.join(dict.fromkeys(metrics.values()))}"
-        return Scored(task.name, by, "exact" if are_shares else "measured", items, answers, figures=figures)
+        return ScoredTask(task.name, by, "exact" if are_shares else "measured", items, answers, figures=figures)
 
-    (scored,) = ranks.broadcast([score()] if ranks.is_main() else list[Scored]())
+    (scored,) = ranks.broadcast([score()] if ranks.is_main() else list[ScoredTask]())
     return scored
 
 
-def list_replies(item: Item, measurement: Sequence[Likelihood] | Written) -> Found:
+def collect_replies(item: EvalItem, measurement: Sequence[Likelihood] | WrittenCompletion) -> LMEvalReplies:
     """Return lm-eval's requests about an item with the replies to them."""
-    if isinstance(item.probe, Completion):
-        assert isinstance(measurement, Written)
+    if isinstance(item.probe, CompletionRequest):
+        assert isinstance(measurement, WrittenCompletion)
         return {item.probe.request: measurement.answer.text}
-    assert isinstance(item.probe, Requests)
-    assert not isinstance(measurement, Written)
+    assert isinstance(item.probe, LikelihoodRequests)
+    assert not isinstance(measurement, WrittenCompletion)
     texts = item.probe.texts
     parts = [measurement] if len(texts[0]) == 1 else [[row] for row in measurement]
     return {
@@ -428,38 +444,38 @@ def list_replies(item: Item, measurement: Sequence[Likelihood] | Written) -> Fou
     }
 
 
-def read_item(
-    item: Item,
-    measurement: Sequence[Likelihood] | Written,
-    replies: Found,
+def build_answer(
+    item: EvalItem,
+    measurement: Sequence[Likelihood] | WrittenCompletion,
+    replies: LMEvalReplies,
     metrics: Mapping[str, float],
     scored_by: Mapping[str, str],
-) -> Said:
+) -> EvaluatedAnswer:
     """Return a system's result on an item. Its text is the answer, or for people the likeliest continuation of the
     first context.
 
     Args:
         scored_by: lm-eval's task → the metric that scores its items.
     """
-    assert isinstance(item.probe, Requests | Completion)
+    assert isinstance(item.probe, LikelihoodRequests | CompletionRequest)
     score = metrics[scored_by[item.probe.task]]
-    if isinstance(measurement, Written):
-        return Said(
-            measurement.asked.id,
+    if isinstance(measurement, WrittenCompletion):
+        return EvaluatedAnswer(
+            measurement.request.id,
             measurement.answer.text,
             score,
             measurement.answer.ended,
             weighed={"metrics": {**metrics}},
         )
-    assert isinstance(item.probe, Requests)
+    assert isinstance(item.probe, LikelihoodRequests)
     texts = [text for text in item.probe.texts if len(text) > 1]
     behind_first = [text for text in texts if text[0] == texts[0][0]]
     likeliest = max(behind_first, key=replies.__getitem__)[-1].strip() if texts else ""
     weighed = {"requests": [[text[-1], replies[text][0]] for text in texts], "metrics": {**metrics}}
-    return Said("", likeliest, score, weighed=weighed)
+    return EvaluatedAnswer("", likeliest, score, weighed=weighed)
 
 
-def select_figures(results: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, float]:
+def select_task_figures(results: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, float]:
     """Return lm-eval's figures of a task, or of a group that has figures.
 
     Args:
@@ -472,15 +488,15 @@ def select_figures(results: Mapping[str, Mapping[str, Any]], name: str) -> dict[
     }
 
 
-def identify_results(
-    system: System, identity: Mapping[str, Any], computed_by: Sequence[str], items: Sequence[Item]
+def build_result_metadata(
+    system: System, identity: Mapping[str, Any], computed_by: Sequence[str], items: Sequence[EvalItem]
 ) -> dict[str, Any]:
     """Return what lm-eval's results lack: the identity of the system, what it was computed with, and the digest of the
     requests."""
     requests = [
-        item.probe.request if isinstance(item.probe, Completion) else item.probe.texts
+        item.probe.request if isinstance(item.probe, CompletionRequest) else item.probe.texts
         for item in items
-        if isinstance(item.probe, Requests | Completion)
+        if isinstance(item.probe, LikelihoodRequests | CompletionRequest)
     ]
     align = {
         "system": system.name,

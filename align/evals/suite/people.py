@@ -13,10 +13,10 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from align.annotate.store import Candidate, Item, Vote, storable
+from align.annotate.store import AnnotationItem, Candidate, Vote, replace_unwritable
 from align.core.chain import to_canonical_json
 from align.core.types import Conversation
-from align.evals.judges.judge_verdict import FIRST, SECOND, JudgeVerdict, Pair
+from align.evals.judges.judge_verdict import FIRST, SECOND, AnswerPair, JudgeVerdict
 from align.report import in_words
 from align.report.figure_text import counted
 
@@ -28,7 +28,7 @@ VOTES = 6
 people is estimated."""
 
 
-class Question(NamedTuple):
+class PairQuestion(NamedTuple):
     """A pair of answers that people are asked about.
 
     Attributes:
@@ -39,7 +39,7 @@ class Question(NamedTuple):
 
     task: str
     other: str
-    pair: Pair
+    pair: AnswerPair
     ended: tuple[bool, bool] = (True, True)
 
     @property
@@ -50,17 +50,19 @@ class Question(NamedTuple):
     def prompt(self) -> Conversation:
         """The prompt as it is shown, without the characters that a database cannot store."""
         prompt = self.pair.prompt
-        return replace(prompt, messages=tuple(replace(m, content=storable(m.content)) for m in prompt.messages))
+        return replace(
+            prompt, messages=tuple(replace(m, content=replace_unwritable(m.content)) for m in prompt.messages)
+        )
 
     @property
-    def alike(self) -> bool:
+    def is_tie(self) -> bool:
         """True if people would see the same answer twice."""
-        return storable(self.pair.first).strip() == storable(self.pair.second).strip()
+        return replace_unwritable(self.pair.first).strip() == replace_unwritable(self.pair.second).strip()
 
     def key(self, secret: bytes) -> str:
         """Return the item's id in the project, which reveals nothing and cannot be guessed without the project's
         secret."""
-        return f"pair/{compute_hmac(secret, *self.name).hex()[:32]}"
+        return f"pair/{derive_bytes(secret, *self.name).hex()[:32]}"
 
     def draw(self, key: bytes) -> float:
         """Return the pair's place in the order of questions as a number in [0, 1). The lowest is asked first.
@@ -68,7 +70,7 @@ class Question(NamedTuple):
         Args:
             key: see `derive_order_key`.
         """
-        return int.from_bytes(compute_hmac(key, *self.name)[:6]) / 2**48
+        return int.from_bytes(derive_bytes(key, *self.name)[:6]) / 2**48
 
     def candidates(self, first_first: bool) -> tuple[Candidate, Candidate]:
         """Return both answers in the order in which they are shown.
@@ -77,60 +79,64 @@ class Question(NamedTuple):
             first_first: True if the first system's answer is shown first.
         """
         texts = (self.pair.first, self.pair.second)
-        first, second = (Candidate(storable(text), ended=end) for text, end in zip(texts, self.ended, strict=True))
+        first, second = (
+            Candidate(replace_unwritable(text), ended=end) for text, end in zip(texts, self.ended, strict=True)
+        )
         return (first, second) if first_first else (second, first)
 
-    def first_in(self, item: Item) -> str | None:
+    def find_first_answer(self, item: AnnotationItem) -> str | None:
         """Return the id of the first system's answer in an item. Returns None if the item has another prompt or other
         answers."""
         if item.prompt.as_dicts() != self.prompt.as_dicts():
             return None
         by_text = {candidate.text: candidate.id for candidate in item.candidates}
-        first = storable(self.pair.first)
-        second = storable(self.pair.second)
+        first = replace_unwritable(self.pair.first)
+        second = replace_unwritable(self.pair.second)
         return by_text[first] if by_text.keys() == {first, second} else None
 
 
-def compute_hmac(secret: bytes, *parts: str | int) -> bytes:
-    """Return the HMAC-SHA256 of the parts."""
+def derive_bytes(secret: bytes, *parts: str | int) -> bytes:
+    """Derive 32 bytes from the parts and a secret, by HMAC-SHA256."""
     return hmac.digest(secret, to_canonical_json(parts).encode(), "sha256")
 
 
-def order_key(secret: bytes, seed: int) -> bytes:
+def derive_order_key(secret: bytes, seed: int) -> bytes:
     """Derive the key that decides the order of a project's questions."""
-    return compute_hmac(secret, "order", seed)
+    return derive_bytes(secret, "order", seed)
 
 
-def sides_key(secret: bytes, seed: int, there: int) -> bytes:
+def derive_sides_key(secret: bytes, seed: int, existing_pairs: int) -> bytes:
     """Derive the key that decides which answer is shown first, for pairs that are added to a project.
 
     Args:
-        there: number of pairs that the project has already.
+        existing_pairs: number of pairs that the project has already.
     """
-    return compute_hmac(secret, "sides", seed, there)
+    return derive_bytes(secret, "sides", seed, existing_pairs)
 
 
-def votes_asked(votes: int | None, pairs: int) -> int:
+def count_votes_to_ask(votes: int | None, pairs: int) -> int:
     """Return the number of votes to ask for. By default it is one on each pair, and a second one on every fifth."""
     return votes or pairs + -(-pairs * (VOTES - ONCE) // ONCE)
 
 
-def chosen(questions: Mapping[str, Question], there: Collection[str], votes: int, key: bytes) -> list[str]:
+def choose_items(
+    questions: Mapping[str, PairQuestion], existing_ids: Collection[str], votes: int, key: bytes
+) -> list[str]:
     """Choose the items to collect votes on, in the order in which they are asked. Items that the project has already
     are always among them.
 
     Args:
         questions: by the id of their item, at least one.
-        there: the ids of the project's items.
+        existing_ids: the ids of the project's items.
         votes: number of votes to collect.
         key: see `derive_order_key`.
     """
     count = max(1, -(-votes * ONCE // VOTES))
-    ordered = sorted(questions, key=lambda id: (id not in there, questions[id].draw(key)))
-    return ordered[: max(count, len(there))]
+    ordered = sorted(questions, key=lambda id: (id not in existing_ids, questions[id].draw(key)))
+    return ordered[: max(count, len(existing_ids))]
 
 
-def drawn_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[bool]:
+def draw_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[bool]:
     """Draw for each item whether the first system's answer is shown first. Both cases are balanced within one over all
     items, and within one in each group.
 
@@ -156,7 +162,7 @@ def drawn_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[
     return sides
 
 
-def verdict_of(vote: Vote, prompt: str, first: str) -> JudgeVerdict:
+def vote_to_verdict(vote: Vote, prompt: str, first: str) -> JudgeVerdict:
     """Convert a vote to a verdict on its pair.
 
     Args:
@@ -170,32 +176,35 @@ def verdict_of(vote: Vote, prompt: str, first: str) -> JudgeVerdict:
     return JudgeVerdict(prompt, order, verdict, by=vote.annotator)
 
 
-def verdicts_of(
-    questions: Sequence[Question], asked: Mapping[str, tuple[Question, str]], votes: Iterable[Vote], key: bytes
+def votes_to_verdicts(
+    questions: Sequence[PairQuestion],
+    question_by_item: Mapping[str, tuple[PairQuestion, str]],
+    votes: Iterable[Vote],
+    key: bytes,
 ) -> dict[tuple[str, str], list[JudgeVerdict]]:
     """Convert votes to verdicts, by task and other system. Pairs without a vote have no verdict, except for equal
     answers that count as ties.
 
     Args:
-        asked: id of an item → its question, and the id of the first system's answer.
+        question_by_item: id of an item → its question, and the id of the first system's answer.
         votes: on these items.
         key: see `derive_order_key`.
     """
     verdicts: dict[tuple[str, str], list[JudgeVerdict]] = {(task, system): [] for task, system, *_ in questions}
     judged_names: set[tuple[str, str, str]] = set()
     for vote in votes:
-        if vote.item in asked:
-            question, first = asked[vote.item]
+        if vote.item in question_by_item:
+            question, first = question_by_item[vote.item]
             judged_names.add(question.name)
-            verdicts[question.task, question.other].append(verdict_of(vote, question.pair.id, first))
-    for question in alike_counted(questions, judged_names, key):
+            verdicts[question.task, question.other].append(vote_to_verdict(vote, question.pair.id, first))
+    for question in select_counted_ties(questions, judged_names, key):
         verdicts[question.task, question.other].append(JudgeVerdict(question.pair.id, "", 0.5))
     return verdicts
 
 
-def alike_counted(
-    questions: Iterable[Question], judged: Collection[tuple[str, str, str]], key: bytes
-) -> list[Question]:
+def select_counted_ties(
+    questions: Iterable[PairQuestion], judged_names: Collection[tuple[str, str, str]], key: bytes
+) -> list[PairQuestion]:
     """Select the pairs of equal answers that count as ties.
 
     People vote on a sample of the other pairs only, so counting all ties would bias every figure towards a tie. For
@@ -203,15 +212,15 @@ def alike_counted(
     whole number of pairs; the first in the drawn order are selected. All count if there are no other pairs.
 
     Args:
-        judged: names of pairs that have a vote.
+        judged_names: names of pairs that have a vote.
         key: see `derive_order_key`.
     """
-    groups: dict[tuple[str, str], tuple[list[Question], list[Question]]] = {}
+    groups: dict[tuple[str, str], tuple[list[PairQuestion], list[PairQuestion]]] = {}
     for question in questions:
-        groups.setdefault((question.task, question.other), ([], []))[question.alike].append(question)
+        groups.setdefault((question.task, question.other), ([], []))[question.is_tie].append(question)
     selected = []
     for different, ties in groups.values():
-        share = sum(question.name in judged for question in different) / len(different) if different else 1
+        share = sum(question.name in judged_names for question in different) / len(different) if different else 1
         selected += sorted(ties, key=lambda question: question.draw(key))[: round(share * len(ties))]
     return selected
 
@@ -232,12 +241,12 @@ def describe_pairs_not_asked(counts: Mapping[str, int], ties: int) -> list[str]:
     return lines
 
 
-def describe_votes(figures: Mapping[str, Any], command: str, named: bool) -> Iterator[str]:
+def describe_votes(figures: Mapping[str, Any], command: str, is_named: bool) -> Iterator[str]:
     """Yield lines about the votes so far, and how to collect more.
 
     Args:
         command: starts the server on which people vote.
-        named: True if the user named the run.
+        is_named: True if the user named the run.
     """
     votes = figures["votes"]
     wanted_votes = figures["wanted"]
@@ -257,4 +266,4 @@ def describe_votes(figures: Mapping[str, Any], command: str, named: bool) -> Ite
         yield f"people: {', '.join(parts)}"
     if votes < wanted_votes:
         yield f"to ask for the votes: {command}"
-        yield f"this command, given again{' with another run.name' if named else ''}, reads them"
+        yield f"this command, given again{' with another run.name' if is_named else ''}, reads them"

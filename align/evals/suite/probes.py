@@ -36,15 +36,17 @@ from align.run.digests import lookup_digest
 HELP = "Write {name: arc, lm_eval: TASK, include: FOLDER}; FOLDER holds TASK's YAML file."
 READERS = ("json", "csv", "parquet", "text")
 """Values of `dataset_path` that read local files instead of a hub."""
-LOCAL = f"Write dataset_path: one of {', '.join(READERS)}, and dataset_kwargs: {{data_files: {{test: FILE}}}}."
+LOCAL_DATA_REMEDY = (
+    f"Write dataset_path: one of {', '.join(READERS)}, and dataset_kwargs: {{data_files: {{test: FILE}}}}."
+)
 
 
-Found = Mapping[tuple[Any, ...], Any]
-"""Arguments of a request → its log-likelihood in nats and whether greedy decoding gives it; for a `Completion`, the
-text."""
+LMEvalReplies = Mapping[tuple[Any, ...], Any]
+"""Arguments of a request → its log-likelihood in nats and whether greedy decoding gives it; for a `CompletionRequest`,
+the text."""
 
 
-class Harness(NamedTuple):
+class HarnessTask(NamedTuple):
     """A task of lm-eval.
 
     Attributes:
@@ -58,7 +60,7 @@ class Harness(NamedTuple):
     metric: str = ""
 
 
-class Requests(NamedTuple):
+class LikelihoodRequests(NamedTuple):
     """The log-likelihood requests of lm-eval about an item.
 
     Attributes:
@@ -72,11 +74,11 @@ class Requests(NamedTuple):
     texts: tuple[tuple[str, ...], ...]
 
 
-class Completion(NamedTuple):
+class CompletionRequest(NamedTuple):
     """A text that lm-eval has a system complete for an item.
 
     Attributes:
-        task, doc: see `Requests`.
+        task, doc: see `LikelihoodRequests`.
         context: the text that is continued with greedy decoding.
         until: texts that end the answer. It is cut before the first of them.
         max_tokens: maximum tokens of the answer.
@@ -94,14 +96,14 @@ class Completion(NamedTuple):
         return self.context, self.until, self.max_tokens
 
 
-class Written(NamedTuple):
+class WrittenCompletion(NamedTuple):
     """A generated answer, with all settings that decide it."""
 
-    asked: Asked
+    request: Asked
     answer: Answer
 
 
-def parse_harness(task: Mapping[str, Any], at: str) -> Harness | None:
+def parse_harness(task: Mapping[str, Any], at: str) -> HarnessTask | None:
     """Parse the lm-eval task of a task in `eval.tasks`. Returns None if it names none.
 
     Raises:
@@ -119,10 +121,10 @@ def parse_harness(task: Mapping[str, Any], at: str) -> Harness | None:
     problem = "downloads nltk's data; align has checks of its own for it"
     remedy = "Write {name: ifeval, path: ifeval.jsonl} with IFEval's rows; see docs/checkers.md."
     require("ifeval" not in name.lower(), f"{at}.lm_eval", name, problem, remedy)
-    return Harness(name, task["include"], task.get("metric", ""))
+    return HarnessTask(name, task["include"], task.get("metric", ""))
 
 
-def harness_record(harness: Harness, field: str) -> Input:
+def build_harness_input(harness: HarnessTask, field: str) -> Input:
     """Return a task of lm-eval as an input of a run. Its digest covers lm-eval's version, all files of the folder, and
     the data files that they name.
 
@@ -135,7 +137,7 @@ def harness_record(harness: Harness, field: str) -> Input:
     require(folder.is_dir(), f"{field}.include", harness.include, "is no folder", HELP)
     paths = (path for path in folder.rglob("*") if not path.is_dir() and "__pycache__" not in path.parts)
     task_files = sorted(path for path in paths if has_file(path, f"{field}.include", HELP))
-    data_files = {Path(name) for path in task_files if is_yaml(path) for name in data_of(path, folder)}
+    data_files = {Path(name) for path in task_files if is_yaml(path) for name in iter_data_files(path, folder)}
     files = [[path.relative_to(folder).as_posix(), lookup_digest(path)] for path in task_files]
     files += [[path.as_posix(), lookup_digest(path)] for path in sorted(data_files)]
     digest = json_digest({"task": harness.task, "lm_eval": version("lm_eval"), "files": files})
@@ -147,14 +149,14 @@ def is_yaml(path: Path) -> bool:
     return path.name.endswith(("yaml", "yml"))
 
 
-class Plain(yaml.SafeLoader):
+class PlainLoader(yaml.SafeLoader):
     """A YAML loader that ignores tags, so that no Python code is loaded."""
 
 
-Plain.add_multi_constructor("!", lambda loader, tag, node: None)
+PlainLoader.add_multi_constructor("!", lambda loader, tag, node: None)
 
 
-def data_of(path: Path, folder: Path) -> Iterator[str]:
+def iter_data_files(path: Path, folder: Path) -> Iterator[str]:
     """Yield the data files that a YAML file of lm-eval names.
 
     Raises:
@@ -163,7 +165,7 @@ def data_of(path: Path, folder: Path) -> Iterator[str]:
     """
     text = read_text(path, "include", "Mend it, or move it away.")
     try:
-        config = yaml.load(text, Plain)
+        config = yaml.load(text, PlainLoader)
     except yaml.YAMLError as error:
         raise CorruptFile("include", str(path), f"is no YAML ({error})", "Mend it, or move it away.") from error
     yield from find_data_files(config, path, folder)
@@ -178,30 +180,30 @@ def find_data_files(value: Any, path: Path, folder: Path) -> Iterator[str]:
         return
     for key, entry in value.items():
         at = f"{path}, {key}"
-        require(key != "dataset_path" or entry in READERS, at, entry, "is of a hub, or code", LOCAL)
+        require(key != "dataset_path" or entry in READERS, at, entry, "is of a hub, or code", LOCAL_DATA_REMEDY)
         problem = "finds data that no digest covers"
-        require(key not in ("data_dir", "custom_dataset", "class"), at, entry, problem, LOCAL)
+        require(key not in ("data_dir", "custom_dataset", "class"), at, entry, problem, LOCAL_DATA_REMEDY)
         if key == "include":
             for name in entry if isinstance(entry, list) else [entry]:
                 template = (path.parent / str(name)).resolve()
                 is_valid = template.is_relative_to(folder.resolve()) and is_yaml(template)
                 require(is_valid, at, name, "is no YAML file of the folder", f"Copy it into {folder}, as NAME.yaml.")
         elif key == "data_files":
-            yield from list_files(entry, at)
+            yield from list_data_files(entry, at)
         else:
             yield from find_data_files(entry, path, folder)
 
 
-def list_files(value: Any, at: str) -> Iterator[str]:
+def list_data_files(value: Any, at: str) -> Iterator[str]:
     """Yield the files of `data_files`: one name, a list of names, or a mapping from splits to them."""
     if isinstance(value, str):
         if not Path(value).is_file():
             raise InputError(at, value, "is no file", "Name a file from the working folder, without a pattern.")
         yield value
         return
-    require(isinstance(value, list | Mapping) and bool(value), at, value, "names no file", LOCAL)
+    require(isinstance(value, list | Mapping) and bool(value), at, value, "names no file", LOCAL_DATA_REMEDY)
     for entry in value.values() if isinstance(value, Mapping) else value:
-        yield from list_files(entry, at)
+        yield from list_data_files(entry, at)
 
 
 CHOICE = "choice"
@@ -212,7 +214,7 @@ CHARACTERS = "characters"
 BYTES = "bytes"
 NORMS = {SUM: "acc", CHARACTERS: "acc_norm", BYTES: "acc_bytes"}
 """Divisor of the log-likelihood of a choice → lm-eval's name of the accuracy."""
-BY = {CHOICE: "log-likelihood", LOSS: "minus bits per byte"}
+SCORED_BY = {CHOICE: "log-likelihood", LOSS: "minus bits per byte"}
 """Kind of probe → the score of its items, for people."""
 CHOICE_HELP = 'Write rows like {"prompt": "The capital of France is", "choices": ["Paris", "Rome"], "answer": 0}.'
 LOSS_HELP = 'Write rows like {"text": "…"}, or conversations with an answer.'
@@ -232,10 +234,10 @@ class Probe:
     kind: str
     norm: str = SUM
     template: bool = False
-    harness: Harness | None = None
+    harness: HarnessTask | None = None
 
 
-class Choices(NamedTuple):
+class ChoiceQuestion(NamedTuple):
     """The choices of an item of a `choice` probe.
 
     Attributes:
@@ -247,11 +249,11 @@ class Choices(NamedTuple):
     answer: int
 
 
-ProbeQuestion = Choices | Document | Requests | Completion
+ProbeQuestion = ChoiceQuestion | Document | LikelihoodRequests | CompletionRequest
 """Content of a probe's item: choices, a text or a conversation, or the requests of lm-eval."""
 
 
-def parsed_probe(task: Mapping[str, Any], at: str) -> Probe | None:
+def parse_probe(task: Mapping[str, Any], at: str) -> Probe | None:
     """Parse the probe of a task in `eval.tasks`. Returns None if the task is not a probe.
 
     Raises:
@@ -272,7 +274,7 @@ def parsed_probe(task: Mapping[str, Any], at: str) -> Probe | None:
     return Probe(kind, get_choice(task, at, "norm", [*NORMS], SUM), get_flag(task, at, "template", False))
 
 
-def asked_by(row: Row, probe: Probe, id: str, system: str | None) -> tuple[Conversation, ProbeQuestion]:
+def parse_probe_row(row: Row, probe: Probe, id: str, system: str | None) -> tuple[Conversation, ProbeQuestion]:
     """Parse a row of a probe. Returns its prompt and the content whose likelihood is measured.
 
     The prompt of a plain text is the text itself.
@@ -293,7 +295,7 @@ def asked_by(row: Row, probe: Probe, id: str, system: str | None) -> tuple[Conve
     return prompt, prompt if isinstance(content, Conversation) else content
 
 
-def parse_choices(row: Row, probe: Probe, id: str) -> tuple[Conversation, Choices]:
+def parse_choices(row: Row, probe: Probe, id: str) -> tuple[Conversation, ChoiceQuestion]:
     """Parse a row with choices. Returns the context as a user turn, and the choices."""
     context_keys = [key for key in ("prompt", "context") if key in row.data]
     require(len(context_keys) == 1, row.where, sorted(row.data), "has not one of prompt and context", CHOICE_HELP)
@@ -312,11 +314,11 @@ def parse_choices(row: Row, probe: Probe, id: str) -> tuple[Conversation, Choice
     choices = parse_json_or_text(row.data.get("choices")) if row.texts else row.data.get("choices")
     if not isinstance(choices, list | tuple) or len(choices) < 2:
         raise InputError(f"{row.where}, choices", choices, "is no list of at least two texts", CHOICE_HELP)
-    texts = tuple(parse_text(each, f"{row.where}, choices[{i}]") for i, each in enumerate(choices))
+    texts = tuple(parse_text(choice, f"{row.where}, choices[{i}]") for i, choice in enumerate(choices))
     repeated = next((text for i, text in enumerate(texts) if text in texts[:i]), None)
     problem = f"has {repeated} twice, and equal choices are equally likely"
     require(repeated is None, f"{row.where}, choices", choices, problem, "Write each choice once.")
-    return prompt, Choices(texts, parse_answer_index(row, len(texts)))
+    return prompt, ChoiceQuestion(texts, parse_answer_index(row, len(texts)))
 
 
 def parse_answer_index(row: Row, choices: int) -> int:
@@ -349,12 +351,12 @@ def parse_passage(row: Row, id: str) -> tuple[Conversation, Document]:
         return Conversation((Message("user", document),), id), document
     first = next((i for i, turn in enumerate(document.messages) if turn.role != "system"), 0)
     has_answer = any(turn.role == "assistant" and turn.trained for turn in document.messages[first + 1 :])
-    is_valid = has_answer and size_of(document) > 0
+    is_valid = has_answer and count_scored_bytes(document) > 0
     require(is_valid, row.where, sorted(row.data), "has no answer behind a question", LOSS_HELP)
     return document, document
 
 
-def size_of(document: Document) -> int:
+def count_scored_bytes(document: Document) -> int:
     """Return the number of UTF-8 bytes of the scored text: all of a text, or the trained assistant turns of a
     conversation with their tool calls. The tokens that end a turn are scored but have no bytes."""
     if isinstance(document, str):
@@ -365,7 +367,7 @@ def size_of(document: Document) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def chosen(choices: Choices, logprobs: Sequence[float]) -> dict[str, Any]:
+def score_choices(choices: ChoiceQuestion, logprobs: Sequence[float]) -> dict[str, Any]:
     """Return the likeliest choice by each norm, and whether it is right. Of equally likely choices the first counts.
 
     Args:
@@ -385,12 +387,12 @@ def chosen(choices: Choices, logprobs: Sequence[float]) -> dict[str, Any]:
     return scores
 
 
-def bits_per_byte(nats: float, size: int) -> float:
+def compute_bits_per_byte(nats: float, size: int) -> float:
     """Convert a negative log-likelihood to bits per byte of the text, a unit that does not depend on the tokenizer."""
     return nats / math.log(2) / size
 
 
-def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def compute_probe_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return a system's figures over the items of a probe.
 
     For choices these are the accuracies, with each item counted once. For texts they are the bits per byte, the nats
@@ -403,7 +405,7 @@ def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         return {name: sum(row[name] for row in rows) / len(rows) for name in NORMS.values()}
     nats, tokens, size = (sum(row[key] for row in rows) for key in ("nats", "tokens", "bytes"))
     return {
-        "bits_per_byte": bits_per_byte(nats, size),
+        "bits_per_byte": compute_bits_per_byte(nats, size),
         "nats_per_token": nats / tokens,
         "perplexity": math.exp(min(nats / tokens, 700.0)),
     }

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 
 from align.core.types import Message
-from align.evals.judges.judge_verdict import JudgeVerdict, merge_verdicts, pair_orders
-from align.evals.judges.llm_judge import describe_yes
+from align.evals.judges.judge_verdict import JudgeVerdict, collect_both_orders, merge_verdicts
+from align.evals.judges.llm_judge import get_yes_phrase
 from align.evals.stats import (
-    bradley_terry,
-    cluster_effect,
-    detectable,
-    deviation,
-    holm,
-    length_controlled,
-    paired_scores,
-    paired_shares,
-    swap,
-    win_rate,
+    adjust_by_holm,
+    compare_scores,
+    compare_shares,
+    compute_cluster_effect,
+    compute_detectable_difference,
+    compute_wins,
+    control_for_length,
+    estimate_deviation,
+    fit_bradley_terry,
+    measure_swap_effect,
 )
-from align.evals.suite.probes import Choices, figures_of
+from align.evals.suite.probes import ChoiceQuestion, compute_probe_figures
 from align.evals.suite.systems import System
-from align.evals.suite.tasks import Item
+from align.evals.suite.tasks import EvalItem
 from align.ops.intervals import Interval, average_by_group, mean_interval, proportion_interval
 from align.report import in_words
 from align.report.figure_text import counted, few
@@ -37,12 +37,12 @@ from align.reward.checkers import CheckResult, compute_accuracy
 
 GOES_ON = "— The user goes on: —\n{}\n— The answer: —"
 
-SHARES = ("exact", "graded")
+SHARE_ROLES = ("exact", "graded")
 """Roles of scores that are shares within [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class EvaluatedAnswer:
     """A scored answer.
 
     Attributes:
@@ -106,7 +106,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredTask:
     """A task with the scored answers of all systems.
 
     Attributes:
@@ -116,7 +116,7 @@ class Scored:
             each answer, whose scores are shares of yes; `measured` for probes, whose scores are not judged; `gold` for
             a judge; `proxy` for a judge that a system was optimised against; `people` for people.
         items: those that every system answered [n].
-        said: system → its answers [n].
+        answers: system → its answers [n].
         verdicts: other system → a judge's verdicts on the first system's answers compared with its own.
         dropped: number of items whose prompt is too long for some system.
         asks: the question of a graded task, else empty.
@@ -127,8 +127,8 @@ class Scored:
     name: str
     by: str
     role: str
-    items: Sequence[Item]
-    said: Mapping[str, Sequence[Said]]
+    items: Sequence[EvalItem]
+    answers: Mapping[str, Sequence[EvaluatedAnswer]]
     verdicts: Mapping[str, Sequence[JudgeVerdict]] = field(default_factory=dict)
     dropped: int = 0
     asks: str = ""
@@ -140,61 +140,61 @@ class Scored:
         return [item.cluster for item in self.items]
 
     @property
-    def scored(self) -> bool:
+    def has_scores(self) -> bool:
         """True if each answer has a score of its own."""
-        return all(answer.score is not None for answers in self.said.values() for answer in answers)
+        return all(answer.score is not None for answers in self.answers.values() for answer in answers)
 
     @property
-    def in_shares(self) -> bool:
+    def compares_shares(self) -> bool:
         """True if the compared values lie within [0, 1]."""
-        return self.role in SHARES or not self.scored
+        return self.role in SHARE_ROLES or not self.has_scores
 
-    def scores(self, system: str) -> list[float]:
+    def get_scores(self, system: str) -> list[float]:
         """Return the scores of a system's answers.
 
         Raises:
             ValueError: the answers are only compared and have no scores.
         """
-        scores = [answer.score for answer in self.said[system] if answer.score is not None]
+        scores = [answer.score for answer in self.answers[system] if answer.score is not None]
         if len(scores) < len(self.items):
             raise ValueError(f"{self.by} compares the answers to {self.name}, and scores none of {system}")
         return scores
 
-    def compared_with(self, other: str) -> Scored:
+    def select_compared_items(self, other: str) -> ScoredTask:
         """Return the items on which the first system is compared with another: all if answers have scores, else those
         with a verdict, since people may have judged only some."""
-        if self.scored:
+        if self.has_scores:
             return self
         verdicts = merge_verdicts(self.verdicts.get(other, ()))
         return select_items(self, [item.id in verdicts for item in self.items])
 
-    def wins(self, other: str) -> list[float]:
+    def get_wins(self, other: str) -> list[float]:
         """Return the first system's result against another on each item: 1 for a win, ½ for a tie, 0 for a loss, or a
         mean of these."""
         verdicts = merge_verdicts(self.verdicts[other])
         return [verdicts[item.id] for item in self.items]
 
-    def pair(self, other: str) -> tuple[list[float], list[float]]:
+    def get_compared_values(self, other: str) -> tuple[list[float], list[float]]:
         """Return the compared values of the first system and of another: their scores, or without scores their wins."""
-        if self.scored:
-            return self.scores(next(iter(self.said))), self.scores(other)
-        return self.wins(other), [1 - won for won in self.wins(other)]
+        if self.has_scores:
+            return self.get_scores(next(iter(self.answers))), self.get_scores(other)
+        return self.get_wins(other), [1 - won for won in self.get_wins(other)]
 
     @property
-    def unsaid(self) -> int:
+    def missing_verdicts(self) -> int:
         """The number of answers, or judgements of a pair, without a verdict of the judge."""
-        missing_grades = sum(bool(answer.error) for answers in self.said.values() for answer in answers)
+        missing_grades = sum(bool(answer.error) for answers in self.answers.values() for answer in answers)
         return missing_grades + sum(bool(verdict.error) for verdicts in self.verdicts.values() for verdict in verdicts)
 
-    def if_unsaid(self, for_first: float) -> Scored:
+    def fill_missing_verdicts(self, for_first: float) -> ScoredTask:
         """Return the task with a value in place of every missing verdict.
 
         Args:
             for_first: 1 to take the missing verdicts in favour of the first system, 0 against it.
         """
-        first = next(iter(self.said))
+        first = next(iter(self.answers))
         answers_by_system = {}
-        for name, answers in self.said.items():
+        for name, answers in self.answers.items():
             score = for_first if name == first else 1 - for_first
             answers_by_system[name] = [replace(answer, score=score) if answer.error else answer for answer in answers]
         verdicts_by_system: dict[str, Sequence[JudgeVerdict]] = {}
@@ -203,49 +203,49 @@ class Scored:
             verdicts_by_system[name] = [
                 verdict._replace(verdict=for_first) if verdict.prompt in failed else verdict for verdict in verdicts
             ]
-        return replace(self, said=answers_by_system, verdicts=verdicts_by_system)
+        return replace(self, answers=answers_by_system, verdicts=verdicts_by_system)
 
-    def lengths(self, system: str) -> list[int]:
+    def count_characters(self, system: str) -> list[int]:
         """Return the characters of each answer, over all turns. Tokens would differ between systems."""
-        return [sum(map(len, answer.answers)) for answer in self.said[system]]
+        return [sum(map(len, answer.answers)) for answer in self.answers[system]]
 
 
-def results_of(tasks: Sequence[Scored], level: float, shown: int) -> dict[str, Any]:
+def compute_results(tasks: Sequence[ScoredTask], level: float, max_regressions: int) -> dict[str, Any]:
     """Compute the results of all tasks, by task: figures of `systems`, and `against`, the comparisons of the first
     system with each other one that has verdicts. The p of each comparison is also adjusted by Holm's step-down rule
     over all of them (`p_holm`).
 
     Args:
-        shown: maximum number of `regressions`, the items on which the first system lost most.
+        max_regressions: maximum number of `regressions`, the items on which the first system lost most.
 
     Raises:
         ValueError: a task has no items.
     """
-    results = {task.name: compute_task_results(task, level, shown) for task in tasks}
+    results = {task.name: compute_task_results(task, level, max_regressions) for task in tasks}
     p_values = {
         f"{name} {opponent}": comparison["p"]
         for name, task in results.items()
         for opponent, comparison in task["against"].items()
     }
-    adjusted = holm(p_values)
+    adjusted = adjust_by_holm(p_values)
     for name, task in results.items():
         for opponent, comparison in task["against"].items():
             comparison["p_holm"] = adjusted[f"{name} {opponent}"]
     return results
 
 
-def compute_task_results(task: Scored, level: float, shown: int) -> dict[str, Any]:
-    names = [*task.said]
+def compute_task_results(task: ScoredTask, level: float, max_regressions: int) -> dict[str, Any]:
+    names = [*task.answers]
     first = names[0]
-    parts = {opponent: part for opponent in names[1:] if (part := task.compared_with(opponent)).items}
+    parts = {opponent: part for opponent in names[1:] if (part := task.select_compared_items(opponent)).items}
     results: dict[str, Any] = {"by": task.by, "role": task.role}
     if task.asks:
-        results |= {"asks": task.asks, "yes": describe_yes(task.asks)}
+        results |= {"asks": task.asks, "yes": get_yes_phrase(task.asks)}
     results |= {
         "items": len(task.items),
         "dropped": task.dropped,
         "systems": {name: compute_system_figures(task, name, level) for name in names},
-        "against": {opponent: compare_systems(part, first, opponent, level) for opponent, part in parts.items()},
+        "against": {opponent: compare_with_opponent(part, first, opponent, level) for opponent, part in parts.items()},
     }
     if len(parts) > 1 and task.verdicts:
         results["strengths"] = compute_strengths(task, level)
@@ -258,52 +258,56 @@ def compute_task_results(task: Scored, level: float, shown: int) -> dict[str, An
                 by_system[opponent] = compare_means(selected, opponent, level)
         results["categories"][category] = by_system
     results |= compare_on_unseen(task, parts, level)
-    results["regressions"] = {opponent: list_regressions(part, opponent)[:shown] for opponent, part in parts.items()}
+    results["regressions"] = {
+        opponent: list_regressions(part, opponent)[:max_regressions] for opponent, part in parts.items()
+    }
     return results
 
 
-def compute_system_figures(task: Scored, name: str, level: float) -> dict[str, Any]:
+def compute_system_figures(task: ScoredTask, name: str, level: float) -> dict[str, Any]:
     """Return the figures of one system: its mean score, and for a check the accuracies of IFEval, for a probe its
     figures, or lm-eval's."""
-    answers = task.said[name]
+    answers = task.answers[name]
     if task.figures:
-        return {**task.figures[name], "score": own_mean(task, name, level).as_dict()}
+        return {**task.figures[name], "score": compute_mean_score(task, name, level).as_dict()}
     measurements = [answer.weighed for answer in answers if answer.weighed is not None]
     if measurements:
-        return {"score": own_mean(task, name, level).as_dict(), **figures_of(measurements)}
+        return {"score": compute_mean_score(task, name, level).as_dict(), **compute_probe_figures(measurements)}
     end_flags = [answer.ended for answer in answers if answer.ended is not None]
     check_results = [answer.checked for answer in answers if answer.checked is not None]
     return {
-        **({"score": own_mean(task, name, level).as_dict()} if task.scored else {}),
+        **({"score": compute_mean_score(task, name, level).as_dict()} if task.has_scores else {}),
         **(compute_accuracy(check_results)._asdict() if check_results else {}),
         **({"errors": sum(bool(answer.error) for answer in answers)} if task.asks else {}),
-        "characters": float(np.mean(task.lengths(name))),
+        "characters": float(np.mean(task.count_characters(name))),
         "cut": 1 - sum(end_flags) / len(end_flags) if end_flags else None,
         "empty": sum(not answer.text.strip() for answer in answers) / len(answers),
     }
 
 
-def own_mean(task: Scored, name: str, level: float) -> Interval:
+def compute_mean_score(task: ScoredTask, name: str, level: float) -> Interval:
     """Return a system's mean score with its interval, each cluster counted once."""
-    scores = average_by_group(task.clusters, task.scores(name))[0]
-    return proportion_interval(scores, level=level) if task.role in SHARES else mean_interval(scores, level)
+    scores = average_by_group(task.clusters, task.get_scores(name))[0]
+    return proportion_interval(scores, level=level) if task.role in SHARE_ROLES else mean_interval(scores, level)
 
 
-def compare_means(task: Scored, other: str, level: float) -> dict[str, Any]:
+def compare_means(task: ScoredTask, other: str, level: float) -> dict[str, Any]:
     """Return the comparison of the mean scores, first less other, paired by item; without scores, of wins and
     losses."""
-    compare = paired_shares if task.in_shares else paired_scores
-    return asdict(compare(*task.pair(other), task.clusters, level))
+    compare = compare_shares if task.compares_shares else compare_scores
+    return asdict(compare(*task.get_compared_values(other), task.clusters, level))
 
 
-def compare_systems(task: Scored, first: str, other: str, level: float) -> dict[str, Any]:
+def compare_with_opponent(task: ScoredTask, first: str, other: str, level: float) -> dict[str, Any]:
     """Return the comparison of the means with the smallest detectable difference. For a judge, also return its win
     rates, since the units of its scores are arbitrary."""
     comparison = compare_means(task, other, level)
     comparison["items"] = len(task.items)
     comparison["detectable"] = compute_detectable(task, other, Interval(**comparison["difference"]), level)
     if task.verdicts:
-        controlled = length_controlled(task.wins(other), task.lengths(first), task.lengths(other), task.clusters, level)
+        controlled = control_for_length(
+            task.get_wins(other), task.count_characters(first), task.count_characters(other), task.clusters, level
+        )
         comparison["win_rate"] = controlled.raw.as_dict()
         comparison["win_rate_at_equal_lengths"] = controlled.controlled.as_dict()
         comparison |= measure_order_effect(task, other, level)
@@ -311,54 +315,58 @@ def compare_systems(task: Scored, first: str, other: str, level: float) -> dict[
     return comparison
 
 
-def measure_order_effect(task: Scored, other: str, level: float) -> dict[str, Any]:
+def measure_order_effect(task: ScoredTask, other: str, level: float) -> dict[str, Any]:
     """Return the effect of the order of the answers on a judge. Returns nothing if no pair was judged in both
     orders."""
-    verdict_pairs = pair_orders(task.verdicts[other])
+    verdict_pairs = collect_both_orders(task.verdicts[other])
     if not verdict_pairs:
         return {}
     items = [item for item in task.items if item.id in verdict_pairs]
     shown_first, shown_second = zip(*(verdict_pairs[item.id] for item in items), strict=True)
-    effect = swap(shown_first, shown_second, [item.cluster for item in items], level)
+    effect = measure_swap_effect(shown_first, shown_second, [item.cluster for item in items], level)
     return {"swap": {"consistency": effect.consistency.as_dict(), "shown_first": effect.shown_first.as_dict()}}
 
 
-def compute_detectable(task: Scored, other: str, difference: Interval, level: float) -> float | None:
+def compute_detectable(task: ScoredTask, other: str, difference: Interval, level: float) -> float | None:
     """Return the difference that as many items detect in four of five evaluations. Returns None if there are too few
     clusters to estimate their variance."""
-    sd = deviation(difference, level)
+    sd = estimate_deviation(difference, level)
     if sd is None or difference.n < 2:
         return None
     reach = 0.0
-    if task.in_shares:  # shares end at 0 and 1
-        differences = [a - b for a, b in zip(*task.pair(other), strict=True)]
-        reach = cluster_effect(differences, task.clusters)
-    size = detectable(sd, difference.n, level, reach=reach)
-    return None if task.in_shares and size >= 1 else size
+    if task.compares_shares:  # shares end at 0 and 1
+        differences = [a - b for a, b in zip(*task.get_compared_values(other), strict=True)]
+        reach = compute_cluster_effect(differences, task.clusters)
+    size = compute_detectable_difference(sd, difference.n, level, reach=reach)
+    return None if task.compares_shares and size >= 1 else size
 
 
-def compute_strengths(task: Scored, level: float) -> dict[str, Any]:
+def compute_strengths(task: ScoredTask, level: float) -> dict[str, Any]:
     """Return the Bradley-Terry strengths of all systems. With scores, all pairs of systems are compared, else the first
     system with each other one."""
-    names = [*task.said]
+    names = [*task.answers]
     rows: list[tuple[str, str, float, str]] = []
-    for i, first in enumerate(names if task.scored else names[:1]):
+    for i, first in enumerate(names if task.has_scores else names[:1]):
         for second in names[i + 1 :]:
-            part = task.compared_with(second)
-            wins = win_rate(task.scores(first), task.scores(second)).tolist() if task.scored else part.wins(second)
+            part = task.select_compared_items(second)
+            wins = (
+                compute_wins(task.get_scores(first), task.get_scores(second)).tolist()
+                if task.has_scores
+                else part.get_wins(second)
+            )
             rows += [(first, second, win, cluster) for win, cluster in zip(wins, part.clusters, strict=True)]
     firsts, seconds, wins, clusters = zip(*rows, strict=True)
-    return bradley_terry(firsts, seconds, wins, clusters, level).as_dict()
+    return fit_bradley_terry(firsts, seconds, wins, clusters, level).as_dict()
 
 
-def compare_on_unseen(task: Scored, parts: Mapping[str, Scored], level: float) -> dict[str, Any]:
+def compare_on_unseen(task: ScoredTask, parts: Mapping[str, ScoredTask], level: float) -> dict[str, Any]:
     """Return the number of items that each system was nearly trained on, and the comparisons on the other items.
     Returns nothing if there are no such items.
 
     Args:
         parts: other system → the items on which it is compared.
     """
-    counts = {name: sum(name in item.near for item in task.items) for name in task.said}
+    counts = {name: sum(name in item.near for item in task.items) for name in task.answers}
     near_count = sum(bool(item.near) for item in task.items)
     if not near_count:
         return {}
@@ -367,25 +375,25 @@ def compare_on_unseen(task: Scored, parts: Mapping[str, Scored], level: float) -
     return {"near": {"items": near_count, "systems": counts, "others": comparisons}}
 
 
-def select_items(task: Scored, is_selected: Sequence[bool]) -> Scored:
+def select_items(task: ScoredTask, is_selected: Sequence[bool]) -> ScoredTask:
     rows = [i for i, selected in enumerate(is_selected) if selected]
-    answers_by_system = {name: [answers[i] for i in rows] for name, answers in task.said.items()}
-    return replace(task, items=[task.items[i] for i in rows], said=answers_by_system)
+    answers_by_system = {name: [answers[i] for i in rows] for name, answers in task.answers.items()}
+    return replace(task, items=[task.items[i] for i in rows], answers=answers_by_system)
 
 
-def list_regressions(task: Scored, other: str) -> list[dict[str, Any]]:
+def list_regressions(task: ScoredTask, other: str) -> list[dict[str, Any]]:
     """Return the items on which the first system lost, the largest loss first.
 
     A yes of a grader may be good or bad, so for a graded task the items are those on which the two systems differ, with
     `by` below 0 if the first system has the yes.
     """
-    differences = [a - b for a, b in zip(*task.pair(other), strict=True)]
+    differences = [a - b for a, b in zip(*task.get_compared_values(other), strict=True)]
     sizes = [abs(difference) if task.role == "graded" else -difference for difference in differences]
     worst = sorted((i for i, size in enumerate(sizes) if size > 0), key=lambda i: -sizes[i])
     return [{"id": task.items[i].id, "by": -differences[i]} for i in worst]
 
 
-def list_evidence(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
+def iter_answer_rows(tasks: Sequence[ScoredTask]) -> Iterator[dict[str, Any]]:
     """Yield a row for each item, with its prompt and the answers of every system."""
     for task in tasks:
         for i, item in enumerate(task.items):
@@ -397,17 +405,17 @@ def list_evidence(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
             }
             if item.near:
                 row["near"] = dict(item.near)
-            if isinstance(item.probe, Choices):
+            if isinstance(item.probe, ChoiceQuestion):
                 row |= {"choices": [*item.probe.texts], "right": item.probe.answer}
             if prompt := item.prompt.as_dicts():
                 row["prompt"] = prompt
             if tools := item.prompt.tool_dicts():
                 row["tools"] = tools
-            row["answers"] = {name: answers[i].as_dict() for name, answers in task.said.items()}
+            row["answers"] = {name: answers[i].as_dict() for name, answers in task.answers.items()}
             yield row
 
 
-def list_verdicts(tasks: Sequence[Scored]) -> Iterator[dict[str, Any]]:
+def iter_verdict_rows(tasks: Sequence[ScoredTask]) -> Iterator[dict[str, Any]]:
     """Yield a row for each verdict of a judge."""
     for task in tasks:
         for opponent, verdicts in task.verdicts.items():
@@ -421,7 +429,7 @@ def describe_system(system: System) -> dict[str, Any]:
     return {"name": system.name, "ref": system.ref, "digest": system.record.digest, **base}
 
 
-def describe_task(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
+def describe_task_results(first: str, name: str, task: Mapping[str, Any]) -> Iterator[str]:
     """Yield lines about a task's results.
 
     Args:
@@ -453,9 +461,9 @@ def describe_task(first: str, name: str, task: Mapping[str, Any]) -> Iterator[st
             for opponent, comparison in near["others"].items()
         ]
         remark = f"; on the others {first} {', '.join(parts)}" if parts else ", which leaves no others"
-        yield f"{name}: {counted(near['items'], 'item')} nearly what training saw{remark}"
+        yield f"{name}: {counted(near['items'], 'item')} nearly the same as training data{remark}"
     if task["dropped"]:
-        yield f"{name}: {counted(task['dropped'], 'item')} too long for some system, and asked of none"
+        yield f"{name}: {counted(task['dropped'], 'item')} too long for some system, and left out"
     for system, figures in task["systems"].items():
         if errors := figures.get("errors"):
             count_as = "count as one half" if "asks" in task else "score 0"

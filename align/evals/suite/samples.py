@@ -20,17 +20,17 @@ from align.core.outputs import atomic_file
 from align.core.types import Message, Rollout
 from align.data.ngrams import compute_repetition
 from align.data.trained_ids import TrainedQuestions
-from align.evals.stats import win_rate
+from align.evals.stats import compute_wins
 from align.evals.suite.answers import Sampling, TaskAnswers, load_actors
-from align.evals.suite.results import Scored
+from align.evals.suite.results import ScoredTask
 from align.evals.suite.systems import System
-from align.evals.text import distinct_n, most_risen
+from align.evals.text import compute_distinct_n, find_most_risen_word
 from align.models.finite_checks import diverged
 from align.models.forward import compute_in_chunks, response_logprobs
 from align.ops.finite import count_not_finite
 from align.ops.intervals import average_by_group, mean_interval, proportion_interval
 
-MEASURED_AT_ONCE = 32
+CHUNK_SIZE = 32
 SIDES = ("ref", "policy")
 
 
@@ -77,7 +77,7 @@ class Sample:
         return {name: value for name, value in row.items() if value is not None}
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Sample:
+    def from_json(cls, record: Mapping[str, Any]) -> Sample:
         """Build a sample from an object of `samples.jsonl`."""
         return cls(**{**record, "prompt": tuple(map(Message.from_dict, record["prompt"]))})
 
@@ -121,14 +121,14 @@ def summarise(samples: Sequence[Sample], role: str = "gold") -> dict[str, Any]:
     kl = mean_interval(average_prompts([sample.kl for sample in samples]))
     empty = {side: float(average_prompts([not text.strip() for text in texts[side]]).mean()) for side in SIDES}
     return {
-        "win_rate": proportion_interval(average_prompts(win_rate(policy_scores, ref_scores).tolist())).as_dict(),
+        "win_rate": proportion_interval(average_prompts(compute_wins(policy_scores, ref_scores).tolist())).as_dict(),
         role: average_sides("score") | {"difference": difference.as_dict()},
         "kl": kl.value,
         "kl_interval": kl.as_dict(),
         "length": average_sides("length"),
-        **{f"distinct{n}": {side: distinct_n(texts[side], n) for side in SIDES} for n in (1, 2)},
+        **{f"distinct{n}": {side: compute_distinct_n(texts[side], n) for side in SIDES} for n in (1, 2)},
         "repetition": {side: compute_repetition(texts[side]) for side in SIDES},
-        "most_risen_word": asdict(most_risen(*texts.values())),
+        "most_risen_word": asdict(find_most_risen_word(*texts.values())),
         "eos_rate": average_sides("ended"),
         "empty_rate": empty,
     }
@@ -151,7 +151,7 @@ def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout
             logprobs[system.name] = compute_in_chunks(
                 lambda part, model=model: response_logprobs(model, part, sampling.temperature)[0].sum(-1),
                 moved_rollout,
-                MEASURED_AT_ONCE,
+                CHUNK_SIZE,
             )
         if count := count_not_finite(logprobs[system.name]):
             problem = f"{count} answers have logprobs that are no numbers under {system.field}"
@@ -159,20 +159,20 @@ def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout
     return (logprobs[policy.name] - logprobs[ref.name]).tolist()
 
 
-def build_samples(task: TaskAnswers, scored: Scored, kl: Sequence[float], seen: TrainedQuestions) -> list[Sample]:
+def build_samples(task: TaskAnswers, scored: ScoredTask, kl: Sequence[float], seen: TrainedQuestions) -> list[Sample]:
     """Build the samples of a task, with both answers to every prompt and their scores.
 
     Args:
         kl: of each of the policy's answers, see `measure_kl`.
         seen: the prompts that the policy was trained on.
     """
-    names = dict(zip(SIDES, reversed([*scored.said]), strict=True))
+    names = dict(zip(SIDES, reversed([*scored.answers]), strict=True))
     lengths = {name: rollout.lengths_B.tolist() for name, rollout in task.rollouts.items()}
     samples: list[Sample] = []
     for i, item in enumerate(task.items):
         answers: dict[str, Any] = {}
         for side, name in names.items():
-            answer = scored.said[name][i]
+            answer = scored.answers[name][i]
             greedy = task.greedy[name][i] if name in task.greedy else None
             answers |= {side: answer.text, f"score_{side}": answer.score, f"length_{side}": lengths[name][i]}
             answers |= {
@@ -213,4 +213,4 @@ def read_samples(path: Path) -> list[Sample]:
     """Read the samples that `write_samples` wrote."""
     # Lines end with "\n" alone: str.splitlines would also break at U+2028, which a model may well write.
     with open_text(path, errors="surrogatepass", newline="\n") as lines:
-        return [Sample.of(json.loads(line)) for line in lines]
+        return [Sample.from_json(json.loads(line)) for line in lines]

@@ -25,18 +25,18 @@ from align.evals.collapse import (
     Measurement,
     SystemAnswers,
     combine_verdicts,
-    first_of_each_prompt,
+    find_distinct_prompts,
+    get_prompt_text,
     judge_closed_task,
     measure_collapse,
-    prompt_text,
 )
-from align.evals.judges.identity import find_standing, list_scorer_parts, scorer_title
-from align.evals.judges.judge_verdict import JudgeVerdict, Pair, verdicts_by_scores
+from align.evals.judges.identity import find_scorer_relation, get_scorer_title, list_scorer_parts
+from align.evals.judges.judge_verdict import AnswerPair, JudgeVerdict, judge_by_scores
 from align.evals.judges.llm_judge import REFUSES, GradedAnswer, LLMJudge
 from align.evals.suite.answers import Sampling, TaskAnswers
-from align.evals.suite.people import PEOPLE, Question
-from align.evals.suite.results import Said, Scored
-from align.evals.suite.tasks import HARMLESS, Item, Task
+from align.evals.suite.people import PEOPLE, PairQuestion
+from align.evals.suite.results import EvaluatedAnswer, ScoredTask
+from align.evals.suite.tasks import HARMLESS, EvalItem, EvalTask
 from align.reward.build import build_scorer, load_reward_model
 from align.reward.checkers import build_checkers, check_turns, exact, json_schema, pattern
 from align.reward.checkers.checked import AllowCode
@@ -48,9 +48,9 @@ from align.run import Artifact, Input
 
 CLOSED_KINDS = (exact.KIND, pattern.KIND, json_schema.KIND)
 """Checks that one answer may pass for many prompts."""
-SEVERAL = "tasks with few prompts"
+SMALL_TASKS = "tasks with few prompts"
 """The name of the group of open tasks that have too few prompts to be measured one by one."""
-SCORED_AT_ONCE = 32
+SCORING_BATCH_SIZE = 32
 
 
 # Judges
@@ -67,42 +67,42 @@ class Judge(NamedTuple):
         best: the highest score that a single answer can have. None if there is no such limit.
     """
 
-    score: Callable[[TaskAnswers], Scored]
+    score: Callable[[TaskAnswers], ScoredTask]
     notes: Sequence[str] = ()
     role: str = "gold"
     scorer: Scorer | None = None
     best: float | None = None
 
 
-def score_answers(tasks: Sequence[TaskAnswers], judge: Judge | None, allow_code: AllowCode) -> list[Scored]:
+def score_tasks(tasks: Sequence[TaskAnswers], judge: Judge | None, allow_code: AllowCode) -> list[ScoredTask]:
     """Score the answers to all tasks.
 
     Args:
         judge: of tasks without checks. None if all tasks have checks.
         allow_code: whether checks may run programs that a model wrote.
     """
-    scored: list[Scored] = []
+    scored: list[ScoredTask] = []
     for task in tasks:
         result = judge.score(task) if judge is not None and task.is_judged else score_by_checks(task, allow_code)
         scored.append(replace(result, dropped=task.dropped))
     return scored
 
 
-def score_by_checks(task: TaskAnswers, allow_code: AllowCode) -> Scored:
+def score_by_checks(task: TaskAnswers, allow_code: AllowCode) -> ScoredTask:
     """Run the check of each item on its answers, on the first rank."""
     checks = [build_checkers(item.check, 1 + len(item.then), item.id, allow_code=allow_code) for item in task.items]
     warnings = [*dict.fromkeys(line for turns in checks for check in turns if check for line in check.warnings)]
 
-    def run_checks() -> dict[str, list[Said]]:
-        scored: dict[str, list[Said]] = {}
-        for name, answers in task.said.items():
+    def run_checks() -> dict[str, list[EvaluatedAnswer]]:
+        scored: dict[str, list[EvaluatedAnswer]] = {}
+        for name, answers in task.answers.items():
             results = [check_turns(turns, answer.answers) for turns, answer in zip(checks, answers, strict=True)]
             rows = zip(answers, results, strict=True)
             scored[name] = [replace(answer, score=result.score, checked=result) for answer, result in rows]
         return scored
 
     answers_by_system = ranks.broadcast(run_checks() if ranks.is_main() else {})
-    return Scored(task.task.name, "checks", "exact", task.items, answers_by_system, notes=warnings)
+    return ScoredTask(task.task.name, "checks", "exact", task.items, answers_by_system, notes=warnings)
 
 
 def load_reward_judge(
@@ -123,49 +123,55 @@ def load_reward_judge(
         root: the folder of runs.
     """
     models = load_reward_artifacts(inputs)
-    title = scorer_title(reward, inputs)
+    title = get_scorer_title(reward, inputs)
     parts = list_scorer_parts(reward, inputs)
-    relations = [find_standing(artifact, parts, root, models) for artifact in judged]
+    relations = [find_scorer_relation(artifact, parts, root, models) for artifact in judged]
     role = "proxy" if any(relation.role == "proxy" for relation in relations) else "gold"
-    loaded = (load_reward_model(model, sampling.device, sampling.dtype, SCORED_AT_ONCE) for model in models)
+    loaded = (load_reward_model(model, sampling.device, sampling.dtype, SCORING_BATCH_SIZE) for model in models)
     scorer = build_scorer(spec, loaded)
-    notes = [note for relation in relations for note in relation.sentences(title)]
+    notes = [note for relation in relations for note in relation.describe(title)]
     best = 1.0 if reward["name"] == "check" else None
     return Judge(partial(score_by_scorer, scorer, title, role, sampling.hides_reasoning), notes, role, scorer, best)
 
 
-def score_by_scorer(scorer: Scorer, title: str, role: str, hides: bool, task: TaskAnswers) -> Scored:
+def score_by_scorer(scorer: Scorer, title: str, role: str, hides_reasoning: bool, task: TaskAnswers) -> ScoredTask:
     """Score all answers, and derive verdicts from the scores. The scorer's learned parts are standardised on the
     answers of the second system, which the first is compared with."""
-    prompts = [hide_reasoning(item, hides) for item in task.items]
+    prompts = [hide_reasoning(item, hides_reasoning) for item in task.items]
     conversations = {
         name: [
-            with_turns(prompt, answer).with_answer(answer.text) for prompt, answer in zip(prompts, each, strict=True)
+            append_turns(prompt, answer).with_answer(answer.text)
+            for prompt, answer in zip(prompts, system_answers, strict=True)
         ]
-        for name, each in task.said.items()
+        for name, system_answers in task.answers.items()
     }
-    reference = [*task.said][1]
+    reference = [*task.answers][1]
     scorer = standardise_members(scorer, conversations[reference], task.rollouts.get(reference))
-    scores = {name: scorer.score(each, task.rollouts.get(name)).tolist() for name, each in conversations.items()}
+    scores = {
+        name: scorer.score(system_conversations, task.rollouts.get(name)).tolist()
+        for name, system_conversations in conversations.items()
+    }
     ids = [item.id for item in task.items]
     verdicts = {
-        name: verdicts_by_scores(ids, scores[task.first], other_scores)
+        name: judge_by_scores(ids, scores[task.first], other_scores)
         for name, other_scores in scores.items()
         if name != task.first
     }
     answers_by_system = {
-        name: [replace(answer, score=score) for answer, score in zip(each, scores[name], strict=True)]
-        for name, each in task.said.items()
+        name: [replace(answer, score=score) for answer, score in zip(system_answers, scores[name], strict=True)]
+        for name, system_answers in task.answers.items()
     }
-    return Scored(task.task.name, title, role, task.items, answers_by_system, verdicts)
+    return ScoredTask(task.task.name, title, role, task.items, answers_by_system, verdicts)
 
 
-def score_by_llm(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAnswers) -> Scored:
+def score_by_llm(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, task: TaskAnswers) -> ScoredTask:
     """Ask a language model to compare the first system's answers with those of each other system, or to grade each
     answer if the task asks a question. The first rank asks it."""
     if task.task.asks:
-        return grade_answers(judge.with_question(task.task.asks), store, hides, task)
-    pairs = {opponent: pair_answers(task, opponent, hides) for opponent in task.said if opponent != task.first}
+        return grade_answers(judge.with_question(task.task.asks), store, hides_reasoning, task)
+    pairs = {
+        opponent: pair_answers(task, opponent, hides_reasoning) for opponent in task.answers if opponent != task.first
+    }
     verdicts = ranks.broadcast(
         {opponent: judge.compare(pairs_of_system, store) for opponent, pairs_of_system in pairs.items()}
         if ranks.is_main()
@@ -173,15 +179,15 @@ def score_by_llm(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAns
     )
     errors = judge.describe_errors([verdict for system_verdicts in verdicts.values() for verdict in system_verdicts])
     notes = [f"{task.task.name}: {note}" for note in errors]
-    return Scored(task.task.name, judge.title, "gold", task.items, task.said, verdicts, notes=notes)
+    return ScoredTask(task.task.name, judge.title, "gold", task.items, task.answers, verdicts, notes=notes)
 
 
-def grade_answers(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAnswers) -> Scored:
+def grade_answers(judge: LLMJudge, store: AnswerStore, hides_reasoning: bool, task: TaskAnswers) -> ScoredTask:
     """Ask the judge about each answer of each system; of several turns, about the last one."""
-    prompts = [hide_reasoning(item, hides) for item in task.items]
-    answers = [answer for each in task.said.values() for answer in each]
+    prompts = [hide_reasoning(item, hides_reasoning) for item in task.items]
+    answers = [answer for system_answers in task.answers.values() for answer in system_answers]
     graded_answers = [
-        GradedAnswer(with_turns(prompt, answer), answer.text)
+        GradedAnswer(append_turns(prompt, answer), answer.text)
         for prompt, answer in zip(cycle(prompts), answers, strict=False)
     ]
     verdicts = ranks.broadcast(judge.grade(graded_answers, store) if ranks.is_main() else [])
@@ -189,53 +195,54 @@ def grade_answers(judge: LLMJudge, store: AnswerStore, hides: bool, task: TaskAn
         replace(answer, score=verdict.verdict, p=verdict.p, error=verdict.error)
         for answer, verdict in zip(answers, verdicts, strict=True)
     )
-    answers_by_system = {name: [*islice(graded, len(task.items))] for name in task.said}
+    answers_by_system = {name: [*islice(graded, len(task.items))] for name in task.answers}
     notes = [f"{task.task.name}: {note}" for note in judge.describe_errors(verdicts)]
-    return Scored(
+    return ScoredTask(
         task.task.name, judge.title, "graded", task.items, answers_by_system, asks=task.task.asks, notes=notes
     )
 
 
-def score_by_people(verdicts: Mapping[tuple[str, str], Sequence[JudgeVerdict]], task: TaskAnswers) -> Scored:
+def score_by_people(verdicts: Mapping[tuple[str, str], Sequence[JudgeVerdict]], task: TaskAnswers) -> ScoredTask:
     """Return a task scored by the verdicts of people.
 
     Args:
         verdicts: by task and other system.
     """
-    opponents = [name for name in task.said if name != task.first]
+    opponents = [name for name in task.answers if name != task.first]
     task_verdicts = {opponent: verdicts.get((task.task.name, opponent), ()) for opponent in opponents}
-    return Scored(task.task.name, PEOPLE, PEOPLE, task.items, task.said, task_verdicts)
+    return ScoredTask(task.task.name, PEOPLE, PEOPLE, task.items, task.answers, task_verdicts)
 
 
-def list_people_questions(task: TaskAnswers, hides: bool) -> Iterator[Question]:
+def iter_pair_questions(task: TaskAnswers, hides_reasoning: bool) -> Iterator[PairQuestion]:
     """Yield the pairs of a task that people could be asked about: the first system's answers with those of each other
     system."""
-    for opponent in task.said:
+    for opponent in task.answers:
         if opponent != task.first:
-            pairs = pair_answers(task, opponent, hides)
-            for pair, first, second in zip(pairs, task.said[task.first], task.said[opponent], strict=True):
+            pairs = pair_answers(task, opponent, hides_reasoning)
+            for pair, first, second in zip(pairs, task.answers[task.first], task.answers[opponent], strict=True):
                 has_ended = first.ended is not False, second.ended is not False
-                yield Question(task.task.name, opponent, pair, has_ended)
+                yield PairQuestion(task.task.name, opponent, pair, has_ended)
 
 
-def pair_answers(task: TaskAnswers, other: str, hides: bool) -> list[Pair]:
+def pair_answers(task: TaskAnswers, other: str, hides_reasoning: bool) -> list[AnswerPair]:
     """Pair the first system's answers with another's.
 
     Args:
-        hides: True to leave out the reasoning of earlier turns.
+        hides_reasoning: True to leave out the reasoning of earlier turns.
     """
-    rows = zip(task.items, task.said[task.first], task.said[other], strict=True)
+    rows = zip(task.items, task.answers[task.first], task.answers[other], strict=True)
     return [
-        Pair(item.id, hide_reasoning(item, hides), first.transcript, second.transcript) for item, first, second in rows
+        AnswerPair(item.id, hide_reasoning(item, hides_reasoning), first.transcript, second.transcript)
+        for item, first, second in rows
     ]
 
 
-def hide_reasoning(item: Item, hides: bool) -> Conversation:
+def hide_reasoning(item: EvalItem, hides_reasoning: bool) -> Conversation:
     """Return an item's prompt as judges read it."""
-    return replace(item.prompt, messages=without_reasoning(item.prompt.messages)) if hides else item.prompt
+    return replace(item.prompt, messages=without_reasoning(item.prompt.messages)) if hides_reasoning else item.prompt
 
 
-def with_turns(prompt: Conversation, answer: Said) -> Conversation:
+def append_turns(prompt: Conversation, answer: EvaluatedAnswer) -> Conversation:
     """Return the conversation up to a system's last answer."""
     return replace(prompt, messages=(*prompt.messages, *answer.before)) if answer.before else prompt
 
@@ -248,7 +255,7 @@ Score = Callable[[Sequence[str]], Sequence[float]]
 class FirstAnswers(NamedTuple):
     """The first answers of all systems to the distinct prompts of a task."""
 
-    items: Sequence[Item]
+    items: Sequence[EvalItem]
     prompts: Sequence[str]
     systems: Mapping[str, SystemAnswers]
 
@@ -263,24 +270,24 @@ class FirstAnswers(NamedTuple):
 
 
 def measure_tasks(
-    tasks: Sequence[TaskAnswers], judge: Judge | None, closed: bool | None, allow_code: AllowCode, hides: bool
+    tasks: Sequence[TaskAnswers], judge: Judge | None, closed: bool | None, allow_code: AllowCode, hides_reasoning: bool
 ) -> dict[str, dict[str, Measurement]]:
     """Measure how similar the answers of each system are. Returns task → system → the measurement.
 
     Args:
         closed: `eval.closed`, the default for tasks.
-        hides: True to leave out the reasoning of earlier turns.
+        hides_reasoning: True to leave out the reasoning of earlier turns.
     """
     open_answers: dict[str, FirstAnswers] = {}
     measurements: dict[str, dict[str, Measurement]] = {}
     for task in tasks:
         answers = select_first_answers(task)
         if is_closed(task.task, task.items, closed, judge is not None and judge.best is not None):
-            scoring = closed_score(answers.items, allow_code, judge, hides)
-            measurements[task.task.name] = measure_closed(answers, scoring)
+            scoring = build_closed_score(answers.items, allow_code, judge, hides_reasoning)
+            measurements[task.task.name] = measure_closed_task(answers, scoring)
         else:
             open_answers[task.task.name] = answers
-    return {**(measure_open(open_answers) if open_answers else {}), **measurements}
+    return {**(measure_open_tasks(open_answers) if open_answers else {}), **measurements}
 
 
 def select_first_answers(task: TaskAnswers) -> FirstAnswers:
@@ -288,23 +295,23 @@ def select_first_answers(task: TaskAnswers) -> FirstAnswers:
     if task.greedy:
         asked_greedily = next(iter(task.greedy.values()))
         rows = [row for row in rows if asked_greedily[row] is not None]
-    texts = [prompt_text(task.items[row].prompt.messages) for row in rows]
-    rows = [rows[i] for i in first_of_each_prompt(texts)]
+    texts = [get_prompt_text(task.items[row].prompt.messages) for row in rows]
+    rows = [rows[i] for i in find_distinct_prompts(texts)]
     return FirstAnswers(
         [task.items[row] for row in rows],
-        [prompt_text(task.items[row].prompt.messages) for row in rows],
+        [get_prompt_text(task.items[row].prompt.messages) for row in rows],
         {
             name: SystemAnswers(
                 [answers[row].answers[0] for row in rows],
                 [task.greedy[name][row] or "" for row in rows] if name in task.greedy else None,
                 task.no_greedy.get(name, ""),
             )
-            for name, answers in task.said.items()
+            for name, answers in task.answers.items()
         },
     )
 
 
-def is_closed(task: Task, items: Sequence[Item], default: bool | None, judged_by_checks: bool = False) -> bool:
+def is_closed(task: EvalTask, items: Sequence[EvalItem], default: bool | None, judged_by_checks: bool = False) -> bool:
     """Return whether many prompts of a task may share one right answer.
 
     Args:
@@ -337,12 +344,14 @@ class ClosedScore(NamedTuple):
     why_none: str = ""
 
 
-def closed_score(items: Sequence[Item], allow_code: AllowCode, judge: Judge | None, hides: bool) -> ClosedScore:
+def build_closed_score(
+    items: Sequence[EvalItem], allow_code: AllowCode, judge: Judge | None, hides_reasoning: bool
+) -> ClosedScore:
     """Build the scoring of single answers to the items of a closed task.
 
     Args:
         judge: of items without checks.
-        hides: True to leave out the reasoning of earlier turns.
+        hides_reasoning: True to leave out the reasoning of earlier turns.
     """
     if any(item.then for item in items):
         return ClosedScore(None, why_none="several turns are scored together")
@@ -358,7 +367,7 @@ def closed_score(items: Sequence[Item], allow_code: AllowCode, judge: Judge | No
     scorer = judge.scorer if judge else None
     if judge is None or scorer is None:
         return ClosedScore(None, why_none="its judge scores no single answer")
-    prompts = [hide_reasoning(item, hides) for item in items]
+    prompts = [hide_reasoning(item, hides_reasoning) for item in items]
 
     def ask_scorer(texts: Sequence[str]) -> list[float]:
         return scorer.score([prompt.with_answer(text) for prompt, text in zip(prompts, texts, strict=True)]).tolist()
@@ -366,7 +375,7 @@ def closed_score(items: Sequence[Item], allow_code: AllowCode, judge: Judge | No
     return ClosedScore(ask_scorer, judge.best)
 
 
-def measure_closed(answers: FirstAnswers, scoring: ClosedScore) -> dict[str, Measurement]:
+def measure_closed_task(answers: FirstAnswers, scoring: ClosedScore) -> dict[str, Measurement]:
     """Measure the systems on a closed task, where each must beat the best constant answer."""
     measurements = answers.measure()
     reference = [*answers.systems][1]
@@ -380,13 +389,13 @@ def measure_closed(answers: FirstAnswers, scoring: ClosedScore) -> dict[str, Mea
     return measurements
 
 
-def measure_open(answers: Mapping[str, FirstAnswers]) -> dict[str, dict[str, Measurement]]:
+def measure_open_tasks(answers: Mapping[str, FirstAnswers]) -> dict[str, dict[str, Measurement]]:
     """Measure the systems on open tasks. Returns name of the task → system → the measurement. Tasks with too few
     prompts are measured together."""
     small = {name: task for name, task in answers.items() if len(task.prompts) < MIN_PROMPTS}
     groups = {name: task for name, task in answers.items() if name not in small}
     if len(small) > 1:
-        groups[SEVERAL] = join_tasks([*small.values()])
+        groups[SMALL_TASKS] = join_tasks([*small.values()])
     else:
         groups |= small
     return {name: task.measure() for name, task in groups.items()}
@@ -410,7 +419,9 @@ def join_tasks(tasks: Sequence[FirstAnswers]) -> FirstAnswers:
     )
 
 
-def verdicts_by_system(groups: Mapping[str, Mapping[str, Measurement]], systems: Sequence[str]) -> dict[str, Collapse]:
+def combine_verdicts_by_system(
+    groups: Mapping[str, Mapping[str, Measurement]], systems: Sequence[str]
+) -> dict[str, Collapse]:
     """Combine the verdicts on each system over all tasks.
 
     Args:

@@ -14,8 +14,8 @@ from align.core.aliases import NAME, NAME_REMEDY
 from align.core.errors import InputError, require
 from align.data.read.rows import iter_valid_rows
 from align.data.sources import build_files_input
-from align.evals.endpoint import Endpoint, parsed_endpoint
-from align.evals.suite.tasks import Item
+from align.evals.endpoint import Endpoint, parse_endpoint
+from align.evals.suite.tasks import EvalItem
 from align.models.base import BASE, as_artifact, base_of, choose_method, find_artifact
 from align.report.figure_text import counted
 from align.run import Artifact, Base, Input
@@ -64,7 +64,7 @@ class System:
         return self.base is None and self.endpoint is None
 
 
-def parsed_systems(value: Any) -> Mapping[str, str | Mapping[str, Any]]:
+def parse_systems(value: Any) -> Mapping[str, str | Mapping[str, Any]]:
     """Parse `stage.systems`.
 
     Returns:
@@ -80,7 +80,7 @@ def parsed_systems(value: Any) -> Mapping[str, str | Mapping[str, Any]]:
             isinstance(name, str) and NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAME_REMEDY
         )
         if isinstance(system, Mapping) and "url" in system:
-            is_valid = parsed_endpoint(system, f"{FIELD}.{name}").url != ""  # raises a more precise error itself
+            is_valid = parse_endpoint(system, f"{FIELD}.{name}").url != ""  # raises a more precise error itself
         elif isinstance(system, Mapping):
             is_valid = {*system} == {FILE} and isinstance(system[FILE], str) and bool(system[FILE])
         else:
@@ -92,7 +92,7 @@ def parsed_systems(value: Any) -> Mapping[str, str | Mapping[str, Any]]:
     return systems
 
 
-def opened_systems(
+def open_systems(
     value: Any,
     root: Path,
     *,
@@ -115,9 +115,9 @@ def opened_systems(
         InputError: two systems are the same, or `base` is named without an adapter or `model=`.
         MissingArtifact: an artifact does not exist.
     """
-    systems = parsed_systems(value)
+    systems = parse_systems(value)
     resolved = {
-        name: open_mapping(name, system)
+        name: open_file_or_endpoint(name, system)
         if isinstance(system, Mapping)
         else open_reference(name, system, root, method, path, revision)
         for name, system in systems.items()
@@ -161,15 +161,15 @@ def open_base(name: str, others: Sequence[System], path: str | None, revision: s
     return System(name, BASE, artifact, base, method, Input(base.digest, ref=BASE, path=base.path, whole=True))
 
 
-def open_mapping(name: str, spec: Mapping[str, Any]) -> System:
+def open_file_or_endpoint(name: str, spec: Mapping[str, Any]) -> System:
     """Return a file of answers, or a model behind a server, as a system."""
     if FILE in spec:
         return System(name, spec[FILE], None, None, "", build_files_input(spec[FILE], f"{FIELD}.{name}.{FILE}"))
-    endpoint = parsed_endpoint(spec, f"{FIELD}.{name}")
+    endpoint = parse_endpoint(spec, f"{FIELD}.{name}")
     return System(name, endpoint.title, None, None, "", endpoint.record(endpoint.digest), endpoint)
 
 
-def read_answers(system: System) -> Mapping[tuple[str, str], Sequence[str]]:
+def read_answer_file(system: System) -> Mapping[tuple[str, str], Sequence[str]]:
     """Read a file of answers.
 
     Returns:
@@ -197,7 +197,7 @@ def read_answers(system: System) -> Mapping[tuple[str, str], Sequence[str]]:
     return answers_by_item
 
 
-def matched(system: System, items: Sequence[tuple[str, Item]]) -> Mapping[tuple[str, str], Sequence[str]]:
+def match_answers(system: System, items: Sequence[tuple[str, EvalItem]]) -> Mapping[tuple[str, str], Sequence[str]]:
     """Read a file of answers, and match them to items.
 
     Args:
@@ -209,7 +209,7 @@ def matched(system: System, items: Sequence[tuple[str, Item]]) -> Mapping[tuple[
     Raises:
         InputError: an item has no answer, or not one per turn; or one row answers different prompts of several tasks.
     """
-    answers_by_item = read_answers(system)
+    answers_by_item = read_answer_file(system)
     missing = [(task, item.id) for task, item in items if not {(task, item.id), ("", item.id)} & answers_by_item.keys()]
     if missing:
         task, id = missing[0]

@@ -21,7 +21,7 @@ from align.data.split import truncate_to_question
 from align.data.trained_ids import TrainedQuestions
 from align.data.training_overlap import find_near_matches
 from align.evals.judges.llm_judge import parse_question
-from align.evals.suite.probes import Probe, ProbeQuestion, asked_by, harness_record, parsed_probe
+from align.evals.suite.probes import Probe, ProbeQuestion, build_harness_input, parse_probe, parse_probe_row
 from align.evals.text import QUOTED_LETTERS
 from align.reward.checkers import IFEVAL, build_checkers, get_check_spec
 from align.reward.checkers.checked import AllowCode
@@ -44,17 +44,17 @@ KEYS = (
     "metric",
 )
 HELP = 'Write "eval.tasks=[{name: support, path: support.jsonl}, {name: chat, prompts: 200}]"; see docs/evaluation.md.'
-JUDGED = "judged"
+DEFAULT_TASK = "judged"
 """Name of the default task, which asks the held-out prompts of `data=`."""
 SETS = Path(__file__).parents[1] / "sets"
-OF_SET = {"harmful": "refuses", "harmless": "refuses"}
+QUESTION_OF_SET = {"harmful": "refuses", "harmless": "refuses"}
 """Built-in set of prompts → the default question about the answers to them."""
 HARMLESS = str(SETS / "harmless.jsonl")
 """The built-in file of harmless prompts, which are open: good answers to them differ."""
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class EvalTask:
     """A set of prompts, with the way of scoring the answers.
 
     Attributes:
@@ -81,12 +81,12 @@ class Task:
         return f"{FIELD}, {self.name}"
 
     @property
-    def own(self) -> bool:
+    def has_own_prompts(self) -> bool:
         """True if the task has its own prompts instead of those of `data=`."""
         return bool(self.path) or (self.probe is not None and self.probe.harness is not None)
 
 
-class Item(NamedTuple):
+class EvalItem(NamedTuple):
     """A prompt of a task.
 
     Attributes:
@@ -113,11 +113,11 @@ class Item(NamedTuple):
     then: tuple[str, ...] = ()
 
 
-Tasks = Sequence[tuple[Task, Sequence[Item]]]
+Tasks = Sequence[tuple[EvalTask, Sequence[EvalItem]]]
 """Tasks with their items."""
 
 
-def parsed_tasks(value: Any, allow_code: AllowCode) -> Sequence[Task]:
+def parse_tasks(value: Any, allow_code: AllowCode) -> Sequence[EvalTask]:
     """Parse `eval.tasks`. Without a value, returns the task of `data=`.
 
     Args:
@@ -127,17 +127,17 @@ def parsed_tasks(value: Any, allow_code: AllowCode) -> Sequence[Task]:
         InputError: a task is invalid, or two have the same name.
     """
     if value is None:
-        return [Task(JUDGED)]
-    tasks: dict[str, Task] = {}
+        return [EvalTask(DEFAULT_TASK)]
+    tasks: dict[str, EvalTask] = {}
     for at, spec in enumerate_list(value, FIELD, HELP):
-        task = parsed_task(spec, at, allow_code)
+        task = parse_task(spec, at, allow_code)
         require(task.name not in tasks, f"{at}.name", task.name, "stands there twice", "Give each a name of its own.")
         tasks[task.name] = task
     require(bool(tasks), FIELD, value, "is no list of tasks", HELP)
     return [*tasks.values()]
 
 
-def parsed_task(value: Any, at: str, allow_code: AllowCode) -> Task:
+def parse_task(value: Any, at: str, allow_code: AllowCode) -> EvalTask:
     spec = check_keys(value, at, ("name",), KEYS)
     name = spec["name"]
     path = spec.get("path") or ""
@@ -150,26 +150,26 @@ def parsed_task(value: Any, at: str, allow_code: AllowCode) -> Task:
     if spec.get("set") is not None:
         problem = "are the prompts that align has, and path names a file of others"
         require(not path, f"{at}.set", spec["set"], problem, remedy)
-        path = str(SETS / f"{get_choice(spec, at, 'set', [*OF_SET])}.jsonl")
-        asks = asks or ("" if check is not None else parse_question(OF_SET[spec["set"]], f"{at}.asks"))
+        path = str(SETS / f"{get_choice(spec, at, 'set', [*QUESTION_OF_SET])}.jsonl")
+        asks = asks or ("" if check is not None else parse_question(QUESTION_OF_SET[spec["set"]], f"{at}.asks"))
     if check is not None:
         problem = "is asked of a judge, and check is a rule that decides alone"
         require(not asks, f"{at}.asks", spec.get("asks"), problem, remedy)
         build_checkers(check, None, f"{at}.check", allow_code=allow_code)
-    probe = parsed_probe(spec, at)
+    probe = parse_probe(spec, at)
     problem = "is asked about answers, and a probe generates none"
     require(not asks or probe is None, f"{at}.asks", truncate_text(asks, QUOTED_LETTERS), problem, remedy)
     closed = spec.get("closed")
     require(closed is None or isinstance(closed, bool), f"{at}.closed", closed, "is not true or false", "Write true.")
     problem = "is said of answers, and a probe generates none"
     require(closed is None or probe is None, f"{at}.closed", closed, problem, remedy)
-    return Task(name, path, check, max_prompts, probe, asks, closed)
+    return EvalTask(name, path, check, max_prompts, probe, asks, closed)
 
 
-def task_record(task: Task) -> Input:
+def build_task_input(task: EvalTask) -> Input:
     """Return the file or the lm-eval task of a task as an input of the run."""
     harness = task.probe.harness if task.probe is not None else None
-    return build_files_input(task.path, task.field) if harness is None else harness_record(harness, task.field)
+    return build_files_input(task.path, task.field) if harness is None else build_harness_input(harness, task.field)
 
 
 def drop_seen(tasks: Tasks, seen: Sequence[TrainedQuestions]) -> tuple[Tasks, dict[str, int]]:
@@ -178,7 +178,7 @@ def drop_seen(tasks: Tasks, seen: Sequence[TrainedQuestions]) -> tuple[Tasks, di
     Raises:
         InputError: a task has no item left.
     """
-    unseen_tasks: list[tuple[Task, Sequence[Item]]] = []
+    unseen_tasks: list[tuple[EvalTask, Sequence[EvalItem]]] = []
     counts: dict[str, int] = {}
     for task, items in tasks:
         unseen_items = [item for item in items if not any(dataset.asks(item.prompt.messages) for dataset in seen)]
@@ -189,7 +189,7 @@ def drop_seen(tasks: Tasks, seen: Sequence[TrainedQuestions]) -> tuple[Tasks, di
     return unseen_tasks, counts
 
 
-def mark_near(
+def mark_nearly_trained(
     tasks: Tasks, artifacts: Mapping[str, Artifact], root: Path, store: str, similarity: float
 ) -> tuple[Tasks, Sequence[str]]:
     """Mark the items whose first question, or all of whose turns, some system was nearly trained on.
@@ -217,7 +217,7 @@ def mark_near(
     return [(task, [item._replace(near=next(marks)) for item in items]) for task, items in tasks], unknown
 
 
-def items_of_file(task: Task, system: str | None, allow_code: AllowCode) -> Sequence[Item]:
+def load_items(task: EvalTask, system: str | None, allow_code: AllowCode) -> Sequence[EvalItem]:
     """Load the items of a file. Rows have the prompts of rows of `data.path`, and optionally `check`, `category` and
     `source`. A row of IFEval names its constraints in `instruction_id_list` and `kwargs`.
 
@@ -227,7 +227,7 @@ def items_of_file(task: Task, system: str | None, allow_code: AllowCode) -> Sequ
     Raises:
         InputError: the file has no rows; or a row has no prompt, an invalid check, or the id of another row.
     """
-    items: dict[str, Item] = {}
+    items: dict[str, EvalItem] = {}
     for row in iter_valid_rows(task.path, task.field):
         item = build_item(row, task, system, allow_code)
         require(item.id not in items, f"{row.where}, id", item.id, "stands there twice", "Give each row its own id.")
@@ -241,10 +241,10 @@ def items_of_file(task: Task, system: str | None, allow_code: AllowCode) -> Sequ
     problem = "has a check, and the task asks a question about each answer"
     remedy = "Drop asks, or the checks."
     require(not task.asks or checked_id is None, f"{task.field}, check", checked_id, problem, remedy)
-    return clustered([*items.values()])
+    return cluster_items([*items.values()])
 
 
-def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: AllowCode) -> Sequence[Item]:
+def build_items(task: EvalTask, prompts: Sequence[Conversation], allow_code: AllowCode) -> Sequence[EvalItem]:
     """Build the items of the prompts of `data=`. Prompts with the same id, such as the turns of a conversation, form
     one cluster.
 
@@ -259,11 +259,11 @@ def items_of_prompts(task: Task, prompts: Sequence[Conversation], allow_code: Al
     for i, prompt in enumerate(prompts):
         id = prompt.id or str(i)
         count[id] += 1
-        items.append(Item(id if count[id] == 1 else f"{id}#{count[id]}", id, "", prompt, task.check))
-    return clustered(items)
+        items.append(EvalItem(id if count[id] == 1 else f"{id}#{count[id]}", id, "", prompt, task.check))
+    return cluster_items(items)
 
 
-def clustered(items: Sequence[Item]) -> Sequence[Item]:
+def cluster_items(items: Sequence[EvalItem]) -> Sequence[EvalItem]:
     """Return the items with those in one cluster that share a source or a prompt, directly or through other items."""
     parent_of: dict[Any, Any] = {}
 
@@ -281,7 +281,7 @@ def clustered(items: Sequence[Item]) -> Sequence[Item]:
     ]
 
 
-def answered_often(items: Sequence[Item], answers: int) -> Sequence[Item]:
+def repeat_items(items: Sequence[EvalItem], answers: int) -> Sequence[EvalItem]:
     """Repeat each item for several answers: with the ids `7`, `7~2`, `7~3`, in the cluster of the first.
 
     Args:
@@ -301,17 +301,17 @@ def answered_often(items: Sequence[Item], answers: int) -> Sequence[Item]:
     return repeated
 
 
-def build_item(row: Row, task: Task, system: str | None, allow_code: AllowCode) -> Item:
+def build_item(row: Row, task: EvalTask, system: str | None, allow_code: AllowCode) -> EvalItem:
     """Build the item of a row. Raises InputError if the row has no prompt or an invalid check."""
-    check_columns(row)
-    columns = {key: value for key, value in row.data.items() if key not in (*OURS, *IFEVAL)}
+    reject_misspelt_columns(row)
+    columns = {key: value for key, value in row.data.items() if key not in (*ITEM_COLUMNS, *IFEVAL)}
     id = next((str(row.data[key]) for key in ("id", "key") if row.data.get(key) is not None), row.name)
-    source = get_text(row, "source")
+    source = get_column_text(row, "source")
     cluster = f"source {source}" if source else id
-    category = get_text(row, "category")
+    category = get_column_text(row, "category")
     if task.probe is not None:
-        prompt, probe_question = asked_by(row, task.probe, id, system)
-        return Item(id, cluster, category, prompt, None, probe=probe_question)
+        prompt, probe_question = parse_probe_row(row, task.probe, id, system)
+        return EvalItem(id, cluster, category, prompt, None, probe=probe_question)
     first_turn, *later_turns = get_turns(row)
     if first_turn:
         columns["prompt"] = first_turn
@@ -326,7 +326,7 @@ def build_item(row: Row, task: Task, system: str | None, allow_code: AllowCode) 
     check = task.check if check is None else check
     if check is not None:
         build_checkers(check, 1 + len(later_turns), f"{row.where}, check", allow_code=allow_code)
-    return Item(id, cluster, category, prompt, check, then=tuple(later_turns))
+    return EvalItem(id, cluster, category, prompt, check, then=tuple(later_turns))
 
 
 def get_turns(row: Row) -> Sequence[str]:
@@ -343,24 +343,24 @@ def get_turns(row: Row) -> Sequence[str]:
     is_valid = isinstance(turns, list) and bool(turns) and all(isinstance(turn, str) and turn.strip() for turn in turns)
     require(is_valid, at, turns, "is no list of questions", remedy)
     prompt_key = next((key for key in ("prompt", "messages", "conversations") if row.data.get(key)), None)
-    problem = f"stands beside {prompt_key}, and one of them is what is asked"
+    problem = f"is given together with {prompt_key}, and only one of them can be the prompt"
     require(prompt_key is None, at, turns, problem, remedy)
     return turns
 
 
-OURS = ("check", "category", "source", "turns")
+ITEM_COLUMNS = ("check", "category", "source", "turns")
 
 
-def check_columns(row: Row) -> None:
+def reject_misspelt_columns(row: Row) -> None:
     """Raise InputError if a column has nearly the name of one of ours, which would change how the row is scored."""
     for key in row.data:
-        similar_names = [] if key in OURS else difflib.get_close_matches(key, OURS, 1, 0.8)
+        similar_names = [] if key in ITEM_COLUMNS else difflib.get_close_matches(key, ITEM_COLUMNS, 1, 0.8)
         problem = f"is not read, and nearly called {similar_names[0]}" if similar_names else ""
         remedy = "A row has one check, of one answer." if key == "checks" else "Call it that, or something else."
         require(not similar_names, f"{row.where}, {key}", row.data[key], problem, remedy)
 
 
-def get_text(row: Row, key: str) -> str:
+def get_column_text(row: Row, key: str) -> str:
     value = row.data.get(key)
     is_valid = value is None or (isinstance(value, str | int) and not isinstance(value, bool))
     require(is_valid, f"{row.where}, {key}", value, "is no text", "Write a text.")
