@@ -109,14 +109,16 @@ def find_near_questions(rows: Sequence[Record], questions: pa.Array, similarity:
     prefilter.measure(questions)
     prefilter.add(questions)
     for texts in iter_slices(join_turns_of_roles(row, SPEAKER_ROLES) for row in rows):
-        prefilter.tell(texts)
+        prefilter.match_and_count(texts)
     rule_of_question = dict[int, int]()
     for texts in iter_slices(
         text for row in rows for text in {join_turns_of_roles(row, SPEAKER_ROLES), join_turns_of_roles(row, USER_ROLES)}
     ):
-        candidates = texts.filter(pa.array(prefilter.maybe(texts)))
+        candidates = texts.filter(pa.array(prefilter.match_without_phrases(texts)))
         if len(candidates):
-            matches = find_hits(OverlapIndex([candidates], threshold=similarity).without(prefilter.phrases), questions)
+            matches = find_hits(
+                OverlapIndex([candidates], threshold=similarity).drop_runs(prefilter.phrases), questions
+            )
             for i, rule in zip(matches.text.tolist(), matches.rule.tolist(), strict=True):
                 rule_of_question[i] = min(rule, rule_of_question.get(i, rule))
     return {i: RULES[rule] for i, rule in sorted(rule_of_question.items())}
@@ -130,7 +132,7 @@ def join_turns_of_roles(record: Record, roles: Sequence[str]) -> str:
 
 
 def iter_slices(texts: Iterable[str]) -> Iterator[pa.Array]:
-    """Yield texts in arrays of about `SLICE` characters."""
+    """Yield texts in arrays of about `SLICE_BYTES` characters."""
     part = list[str]()
     size = 0
     for text in texts:

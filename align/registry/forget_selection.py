@@ -111,8 +111,8 @@ def select_data(index: Index, selector: Selector, url: str) -> Selection:
     stored = find_in_store(selector, url)
     texts = ForgottenTexts()
     if stored:
-        annotator = stored.id if stored.what == ANNOTATOR else ""
-        item = stored.id if stored.what == ITEM else ""
+        annotator = stored.id if stored.kind == ANNOTATOR else ""
+        item = stored.id if stored.kind == ITEM else ""
         texts = ForgottenTexts(
             stored.texts, stored.shared, stored.names, RowMarks(annotator, item, frozenset(stored.votes))
         )
@@ -266,7 +266,7 @@ def make_row_filter(data_set: DataSet, selector: Selector, stored: ErasureTarget
             return False
         vote = str(row.get("id") or "").partition(":")[0]
         is_stored = row.get("group_id") == stored.id or (vote.isdigit() and int(vote) in stored.votes)
-        return stored.what == PROJECT or is_stored
+        return stored.kind == PROJECT or is_stored
 
     def match_rows(table: pa.Table) -> Iterator[bool]:
         rows = table.select([name for name in ("content_id", "source", "id", "group_id") if name in table.column_names])
@@ -281,7 +281,7 @@ def find_reason(root: Path, record: Record, selector: Selector, stored: ErasureT
     certain = TRAINED if record["stage"] in TRAINING_STAGES else HELD if record["stage"] == "data" else READ
     for input in record["inputs"].values():
         # A simulated annotator reads a project without a row of its ledger. Its run's outputs hold none of the texts.
-        if stored is not None and input.get("project") == stored.project and stored.read_by(input.get("seq", -1)):
+        if stored is not None and input.get("project") == stored.project and stored.was_read_at(input.get("seq", -1)):
             return certain
     if selector.kind == SOURCE and selector.value in list_sources(root, record):
         return certain

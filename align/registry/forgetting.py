@@ -466,7 +466,7 @@ def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
     if plan.selection.stored is not None:
         with Store.open(plan.url, create=False) as store:
             erase(store, plan.selection.stored)
-            if not store.emptied:
+            if not store.is_erasure_complete:
                 yield "the store's own log is held by a reader: what was erased leaves it with the next write"
         yield f"store: {describe_counts(plan.selection.stored.rows)}; erased"
     receipt.end(root)

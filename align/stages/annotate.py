@@ -105,7 +105,7 @@ def run_invite(run: Run, config: Config) -> StageResult:
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
         accounts = Accounts(store)
-        name = "" if stage.annotator is None else accounts.behind(config.project, stage.annotator)
+        name = "" if stage.annotator is None else accounts.resolve_handle(config.project, stage.annotator)
         token = accounts.invite(config.project, stage.role, name)
     # The link is printed only: other people may read the run's folder.
     print(f"once, within a week: {list_origins(stage.host, stage.port, stage.url)[0]}/invite?token={token}")

@@ -357,9 +357,8 @@ def find_suite(config: Config) -> Suite:
         records |= scorers
     reports, read = load_reports(config.stage.card, root)
     records |= read
-    own = (
-        config.eval.tasks is not None and config.eval.name == DEFAULT_TASK
-    )  # tasks of a command line have no suite's name
+    # tasks of a command line have no suite's name
+    own = config.eval.tasks is not None and config.eval.name == DEFAULT_TASK
     return Suite(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge, reports, model)
 
 
@@ -1183,7 +1182,7 @@ def wants_more(db: Connection, project: str, there: Collection[str], erased: Col
         there: ids of its items.
         erased: those that it had.
     """
-    if not there or sum(map(read_settings(db, project).wanted, there)) >= votes:
+    if not there or sum(map(read_settings(db, project).count_wanted_votes, there)) >= votes:
         return False
     ours = compute_overlap([*there, *erased], votes).items()
     return not any(ours <= asdict(settings).items() for _, settings in read_settings_history(db, project))
@@ -1220,9 +1219,9 @@ def summarize_votes(view: ProjectView, project: str) -> dict[str, Any]:
     ]
     return {
         "votes": len(view.work),
-        "wanted": sum(view.wanted.values()),
+        "wanted": sum(view.votes_wanted.values()),
         "skips": len(view.skips),
-        "settled": len(view.settled),
+        "settled": len(view.reviewed_items),
         "agreement": found["agreement"],
         "shown_first": found["position"]["share"],
         "longer": found["length"]["share"],

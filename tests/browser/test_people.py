@@ -76,7 +76,7 @@ def visitor(browser: Any):
 def test_from_the_first_admins_link_to_two_annotators_at_once(serve, visitor):
     app = serve([("yes", "no")] * 6, accounts=True)
     admin, ann, bob = (app.watch(visitor()) for _ in range(3))
-    accept(admin, f"{app.url}/invite?token={app.accounts.first_admin('p')}", "root")
+    accept(admin, f"{app.url}/invite?token={app.accounts.invite_first_admin('p')}", "root")
     manage(admin, "People")
     admin.wait_for_selector("td >> text=root")
     for page, name in ((ann, "ann"), (bob, "bob")):
@@ -162,7 +162,7 @@ def test_a_link_is_taken_back(serve, visitor):
     page.click("button:has-text('Invite')")
     link = shown_link(page)
     page.wait_for_selector("td >> text=ann")
-    [out] = app.accounts.pending("p")
+    [out] = app.accounts.list_invitations("p")
     assert (out.name, out.made_by) == ("ann", "root")
     page.get_by_label("Link", exact=True).click()
     page.click(f"li[role=option]:has-text('{out.id}')")

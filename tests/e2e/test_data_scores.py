@@ -74,7 +74,7 @@ def test_killed_while_it_scores_it_goes_on(here: Path, tiny_model: Path, monkeyp
     [path] = (here / "runs" / "data" / "killed" / "checkpoints").glob(scoring.FILE)
     assert path.stat().st_size == 3 * 64 * 8
     asked = list[int]()
-    monkeypatch.setattr(scoring, "read", lambda *given: (asked.append(len(given[-1])), read(*given))[1])
+    monkeypatch.setattr(scoring, "load_records", lambda *given: (asked.append(len(given[-1])), read(*given))[1])
     _, again, printed = made(here, *words, "run.name=killed")
     assert "continues" in printed
     assert sum(asked) == sum(source["counts"]["kept"] for source in whole["sources"]) - 3 * 64

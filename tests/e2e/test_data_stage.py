@@ -71,7 +71,7 @@ def test_it_is_read_by_datasets(here: Path) -> None:
 def test_the_same_roots_however_the_work_is_divided(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = made(here, *sources(here), "run.name=whole")[1]
     for batch, part, shard in ((1, 7, 10), (13, 50, 33)):
-        for module, name, value in ((gather, "BATCH", batch), (gather, "PART", part), (published, "SHARD", shard)):
+        for module, name, value in ((gather, "BATCH", batch), (gather, "PART", part), (published, "SHARD_ROWS", shard)):
             monkeypatch.setattr(module, name, value)
         divided = made(here, *sources(here), f"run.name=divided-{part}")[1]
         for key in ("root", "ids_root", "splits", "sources", "lengths"):
@@ -112,7 +112,7 @@ def test_killed_while_it_publishes_it_goes_on(here: Path, monkeypatch: pytest.Mo
         os.kill(os.getpid(), 9)
 
     with monkeypatch.context() as patch:
-        patch.setattr("align.stages.data.publish", publishes)
+        patch.setattr("align.stages.data.write_data_set", publishes)
         assert in_a_fork([*words, "run.name=killed"]) == -9
     assert "continues" in made(here, *words, "run.name=killed")[2]
     same(here, whole)
@@ -183,7 +183,7 @@ def test_an_engine_that_is_not_there_costs_no_part(here: Path, monkeypatch: pyte
     whole = made(here, *words, "run.name=whole")[1]
     monkeypatch.setitem(sys.modules, "daft", None)
     in_root = [*words, f"run.root={here / 'runs'}", "run.name=killed"]
-    assert in_a_fork(in_root, deadly=["align.stages.data.publish"], times=0) == -9
+    assert in_a_fork(in_root, deadly=["align.stages.data.write_data_set"], times=0) == -9
     parts = sorted(path.name for path in (here / "runs" / "data" / "killed" / "checkpoints").iterdir())
     shop = Workshop(here / "runs", here)
     assert shop.ended(*words, "run.name=killed", "stage.engine=daft") == 2

@@ -107,15 +107,15 @@ def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
 
 def test_votes_are_read_as_they_were_when_the_run_began(vote_store: Store, store_url: str) -> None:
     votes = load_votes(store_url, "greetings", allow_simulated=False)
-    before = [*votes.reads()]
+    before = [*votes.iter_pairs()]
     item = vote_store.add_item(
         "greetings", "late", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")]
     )
     vote_store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",))), annotator="late", key="late")
-    assert [*votes.reads()] == before
-    assert len([*load_votes(store_url, "greetings", allow_simulated=False).reads()]) == len(before) + 1
+    assert [*votes.iter_pairs()] == before
+    assert len([*load_votes(store_url, "greetings", allow_simulated=False).iter_pairs()]) == len(before) + 1
     assert [read.number for read in before] == [*range(1, len(before) + 1)]
-    assert [*votes.reads(7)] == before[7:]  # a run that goes on
+    assert [*votes.iter_pairs(7)] == before[7:]  # a run that goes on
     assert repr(votes.key) not in repr(votes)
     assert votes.key.hex() not in repr(votes)
 

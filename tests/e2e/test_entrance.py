@@ -234,17 +234,17 @@ def test_a_reviewer_may_look_and_not_manage(someone, accounts):
 def may_look_and_not_manage(client: TestClient, accounts: Accounts) -> None:
     accounts.invite("p", "annotator")
     for fn, data in (
-        ("revoke", ["p", accounts.pending("p")[0].id]), ("invite", ["p", "admin", ""]),
+        ("revoke", ["p", accounts.list_invitations("p")[0].id]), ("invite", ["p", "admin", ""]),
         ("change", ["p", "ann", "admin"]), ("publish", ["p", "x"]),
     ):  # fmt: skip
         assert "for admins of the project" in call(client, fn, data)
     assert accounts.members("p") == {"ann": "reviewer"}
-    assert len(accounts.pending("p")) == 1
+    assert len(accounts.list_invitations("p")) == 1
     accounts.accept(accounts.invite("p", "annotator"), "somebody", GOOD)
     for fn in ("overview", "project"):  # what the page loads by itself shows them nothing
         loaded = call(client, fn, ["p"])
         assert "process_completed" in loaded
-        assert not any(word in loaded for word in ("somebody", "for admins", accounts.pending("p")[0].id))
+        assert not any(word in loaded for word in ("somebody", "for admins", accounts.list_invitations("p")[0].id))
 
 
 def test_an_admin_of_one_project_is_none_of_another(someone, accounts, store):
@@ -252,7 +252,7 @@ def test_an_admin_of_one_project_is_none_of_another(someone, accounts, store):
         assert "for admins of the project" in call(client, "invite", ["q", "admin", ""])
         link = re.search(rf"{URL}/invite\?token=([\w-]+)", call(client, "invite", ["p", "reviewer", ""]))
     assert link is not None
-    assert accounts.invited(link[1]).role == "reviewer"
+    assert accounts.find_invitation(link[1]).role == "reviewer"
 
 
 @pytest.mark.parametrize("path", ["upload", "run/invite", "call/invite", "api/invite", "component_server", "stream/1"])

@@ -282,7 +282,7 @@ def settings(bench: Bench, project: str) -> ProjectSettings:
 def wanted(bench: Bench, project: str) -> int:
     with store_of(bench.folder) as store:
         ids = [item.id for item in store.items(project)]
-    return sum(map(settings(bench, project).wanted, ids))
+    return sum(map(settings(bench, project).count_wanted_votes, ids))
 
 
 def configured(bench: Bench, project: str, values: str) -> None:

@@ -107,7 +107,7 @@ def test_a_fault_of_ours_does_not_stop_the_others(align: Align, sft: list[str], 
             raise RuntimeError("something that nobody thought of")
         return measure(model, *rest)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(held_out, "held_out_loss", fault)
+    monkeypatch.setattr(held_out, "compute_held_out_loss", fault)
     status, out, err = align("-m", *sft, "run.name=x", "seed=1,2")
     assert status == 1
     assert "something that nobody thought of" in err

@@ -202,7 +202,7 @@ def test_prompts_that_training_saw_are_left_out_before_the_first_are_taken(bench
         ({"prompt": "a", "category": ["x"]}, "is no text"),
         ({"prompt": "a", "check": {"kind": "code", "tests": ["assert True"]}}, "stage.allow_code=true"),
         ({"turns": ["What?", " "]}, "is no list of questions"),
-        ({"turns": ["What?"], "prompt": "Why?"}, "stands beside prompt"),
+        ({"turns": ["What?"], "prompt": "Why?"}, "is given together with prompt"),
         ({"turns": ["What?", "Why?"], "check": [{"kind": "regex", "pattern": "e"}]}, "has 1 checks for 2 turns"),
         ({"turns": ["What?", "Why?"], "check": [None, {"kind": "exact"}]}, "check[1]"),
     ],

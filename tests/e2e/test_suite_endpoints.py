@@ -158,7 +158,7 @@ def test_a_server_that_does_not_answer_ends_the_run(place: Place):
     """Whatever else a server may answer is tested in `test_endpoint`."""
     with chatting(lambda _: error(401, "who are you?")) as server:
         told = place.refused(*place.asked(server.url, 6))
-        assert "stage.systems.far.key_env=(none): is not let in" in told
+        assert "stage.systems.far.key_env=(none): is rejected" in told
         assert len(server.asked) <= 6
 
 

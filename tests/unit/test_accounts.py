@@ -33,32 +33,32 @@ def test_the_default_hasher_costs_what_the_rfc_asks(store):
 def test_a_session_is_its_persons_until_it_is_over(accounts, time):
     member(accounts, "ann", "reviewer")
     session = accounts.log_in("ann", GOOD, "here")
-    assert accounts.who(session) == Person("ann", {"p": "reviewer"})
+    assert accounts.find_person(session) == Person("ann", {"p": "reviewer"})
     time.now += SESSION_S - 1
-    assert accounts.who(session) is not None  # which keeps it open
+    assert accounts.find_person(session) is not None  # which keeps it open
     time.now += SESSION_S - 1
-    assert accounts.who(session) is not None
+    assert accounts.find_person(session) is not None
     time.now += SESSION_S + 1
-    assert accounts.who(session) is None
+    assert accounts.find_person(session) is None
     again = accounts.log_in("ann", GOOD, "here")
     accounts.log_out(again)
-    assert accounts.who(again) is None
-    assert accounts.who("") is accounts.who("x" * 43) is None
+    assert accounts.find_person(again) is None
+    assert accounts.find_person("") is accounts.find_person("x" * 43) is None
 
 
 @pytest.mark.parametrize("name", ["ANN X", " ann  x ", "ａｎｎ x"])
 def test_a_name_is_known_however_it_is_written(accounts, name):
     member(accounts, "Ann X")
-    assert accounts.who(accounts.log_in(name, GOOD, "here")).name == "ann x"
+    assert accounts.find_person(accounts.log_in(name, GOOD, "here")).name == "ann x"
     with pytest.raises(Refused, match="the name is taken"):
         member(accounts, name)
 
 
 def test_an_invitation_works_once_and_for_a_while(accounts, time):
     token = accounts.invite("p", "annotator")
-    assert accounts.invited(token).role == "annotator"
+    assert accounts.find_invitation(token).role == "annotator"
     accounts.accept(token, "ann", GOOD)
-    assert accounts.invited(token) is None
+    assert accounts.find_invitation(token) is None
     with pytest.raises(Refused, match="expired or was used"):
         accounts.accept(token, "bob", GOOD)
     late = accounts.invite("p", "annotator")
@@ -91,8 +91,8 @@ def test_an_invitation_by_name_sets_a_new_password_and_ends_the_sessions(account
     with pytest.raises(Refused, match="the invitation is for ann"):
         accounts.accept(token, "bob", GOOD)
     fresh = accounts.accept(token, "ann", "another good one")
-    assert accounts.who(session) is None
-    assert accounts.who(fresh).roles == {"p": "admin"}  # nobody is made less by a link
+    assert accounts.find_person(session) is None
+    assert accounts.find_person(fresh).roles == {"p": "admin"}  # nobody is made less by a link
     with pytest.raises(Refused):
         accounts.log_in("ann", GOOD, "here")
     assert accounts.log_in("ann", "another good one", "here")
@@ -108,16 +108,16 @@ def test_nobody_takes_the_name_of_somebody_who_has_judged_without_an_account(acc
 def test_who_has_an_account_joins_another_project(accounts, store):
     add(store, "run/0", project="q")
     session = member(accounts, "ann")
-    accounts.join(accounts.invite("q", "reviewer"), accounts.who(session))
-    assert accounts.who(session).roles == {"p": "annotator", "q": "reviewer"}
+    accounts.join(accounts.invite("q", "reviewer"), accounts.find_person(session))
+    assert accounts.find_person(session).roles == {"p": "annotator", "q": "reviewer"}
     with pytest.raises(Refused, match="for another person"):
-        accounts.join(accounts.invite("q", "admin", "bob"), accounts.who(session))
+        accounts.join(accounts.invite("q", "admin", "bob"), accounts.find_person(session))
 
 
 def test_roles_contain_those_below(accounts):
     person = Person("ann", {"p": "reviewer"})
-    assert [person.may("p", role) for role in ("annotator", "reviewer", "admin")] == [True, True, False]
-    assert not person.may("q", "annotator")
+    assert [person.has_role("p", role) for role in ("annotator", "reviewer", "admin")] == [True, True, False]
+    assert not person.has_role("q", "annotator")
 
 
 def test_a_project_keeps_an_admin(accounts):
@@ -132,11 +132,11 @@ def test_a_project_keeps_an_admin(accounts):
 
 
 def test_the_first_admins_link_is_made_until_there_is_one_and_replaces_the_last(accounts):
-    first, second = accounts.first_admin("p"), accounts.first_admin("p")
+    first, second = accounts.invite_first_admin("p"), accounts.invite_first_admin("p")
     with pytest.raises(Refused):
         accounts.accept(first, "eve", GOOD)
     accounts.accept(second, "ann", GOOD)
-    assert accounts.first_admin("p") is None
+    assert accounts.invite_first_admin("p") is None
     assert accounts.members("p") == {"ann": "admin"}
 
 
@@ -145,7 +145,7 @@ def test_who_is_taken_out_is_out_at_once_and_gives_back_what_they_hold(accounts,
     session = member(accounts, "ann")
     AssignmentQueue(store, "p").take("ann")
     accounts.set_role("p", "ann", None)
-    assert accounts.who(session) is None
+    assert accounts.find_person(session) is None
     with store.reading() as db:
         assert db.execute(select(leases.c.state)).scalars().all() == ["returned"]
 
@@ -158,8 +158,8 @@ def test_another_password_ends_the_other_sessions(accounts):
     with pytest.raises(InputError, match="too short"):
         accounts.change_password(here, GOOD, "short")
     accounts.change_password(here, GOOD, "another good one")
-    assert accounts.who(here) is not None
-    assert accounts.who(there) is None
+    assert accounts.find_person(here) is not None
+    assert accounts.find_person(there) is None
     assert accounts.log_in("ann", "another good one", "a")
 
 
@@ -170,8 +170,8 @@ def test_another_password_ends_the_other_sessions(accounts):
         (lambda a: a.invite("p", "owner"), "role"),
         (lambda a: a.set_role("p", "nobody", "admin"), "name"),
         (lambda a: a.set_role("p", "nobody", "owner"), "role"),
-        (lambda a: a.handle("p", "nobody"), "annotator"),
-        (lambda a: a.behind("p", "nobody"), "annotator"),
+        (lambda a: a.get_handle("p", "nobody"), "annotator"),
+        (lambda a: a.resolve_handle("p", "nobody"), "annotator"),
     ],
 )
 def test_what_is_not_there_is_refused(accounts, call, field):
@@ -186,9 +186,9 @@ def test_an_erased_annotator_has_no_account_left(accounts, store):
     task = queue.take("ann@example.org")
     cast_vote(queue, "ann@example.org", task, "k" * 16, Judgement(tuple((id,) for id in task.display_order)))
     accounts.invite("p", "annotator", "ann@example.org")
-    assert accounts.handle("p", "ann@example.org") == store.pseudonym("p", "ann@example.org")
+    assert accounts.get_handle("p", "ann@example.org") == store.pseudonym("p", "ann@example.org")
     store.erase_annotator("p", store.pseudonym("p", "ann@example.org"))
-    assert accounts.who(session) is None
+    assert accounts.find_person(session) is None
     with store.reading() as db:
         left = [
             db.execute(text(f'SELECT * FROM "{table}"')).all()
@@ -201,71 +201,77 @@ def test_an_erased_annotator_has_no_account_left(accounts, store):
 def test_an_account_outlives_its_erasure_in_one_of_two_projects(accounts, store):
     add(store, "run/0", project="q")
     session = member(accounts, "ann")
-    accounts.join(accounts.invite("q", "annotator"), accounts.who(session))
+    accounts.join(accounts.invite("q", "annotator"), accounts.find_person(session))
     AssignmentQueue(store, "p").take("ann")
     store.erase_annotator("p", store.pseudonym("p", "ann"))
-    assert accounts.who(session).roles == {"q": "annotator"}
+    assert accounts.find_person(session).roles == {"q": "annotator"}
 
 
 def test_an_admin_of_one_project_takes_over_nobodys_account_in_another(accounts, store):
     add(store, "run/0", project="q")
     root = member(accounts, "root", "admin", "q")
-    eve = accounts.who(member(accounts, "eve", "admin"))
+    eve = accounts.find_person(member(accounts, "eve", "admin"))
     token = accounts.invite("p", "annotator", "root", by=eve)
-    assert not accounts.invited(token).resets
+    assert not accounts.find_invitation(token).resets
     with pytest.raises(Refused, match="projects of other admins"):
         accounts.accept(token, "root", GOOD)
-    accounts.join(token, accounts.who(root))  # root themselves may
-    assert accounts.who(root).roles == {"p": "annotator", "q": "admin"}
+    accounts.join(token, accounts.find_person(root))  # root themselves may
+    assert accounts.find_person(root).roles == {"p": "annotator", "q": "admin"}
     ann = member(accounts, "ann")
-    assert accounts.who(ann) is not None
+    assert accounts.find_person(ann) is not None
     accounts.accept(accounts.invite("p", "annotator", "ann", by=eve), "ann", "another good one")
     accounts.accept(accounts.invite("p", "annotator", "root"), "root", "another good one")  # the operator may
 
 
 def test_links_end_with_a_new_password_and_with_the_role_of_who_made_them(accounts):
     member(accounts, "root", "admin")
-    eve = accounts.who(member(accounts, "eve", "admin"))
+    eve = accounts.find_person(member(accounts, "eve", "admin"))
     session = member(accounts, "ann")
     links = [accounts.invite("p", "annotator", "ann") for _ in range(3)]
     accounts.accept(links[0], "ann", "another good one")
-    assert accounts.invited(links[1]) is None
+    assert accounts.find_invitation(links[1]) is None
     links = [accounts.invite("p", "annotator", "ann")]
-    assert accounts.who(session) is None
+    assert accounts.find_person(session) is None
     fresh = accounts.log_in("ann", "another good one", "here")
     accounts.change_password(fresh, "another good one", GOOD)
-    assert accounts.invited(links[0]) is None
+    assert accounts.find_invitation(links[0]) is None
     for role in ("annotator", None):
         back = accounts.invite("p", "admin", by=eve)
         accounts.set_role("p", "eve", role)
-        assert accounts.invited(back) is None
+        assert accounts.find_invitation(back) is None
         if role:
             accounts.set_role("p", "eve", "admin")
 
 
 def test_links_that_are_out_are_listed_and_taken_back(accounts, store, time):
     add(store, "run/0", project="q")
-    root = accounts.who(member(accounts, "root", "admin"))
+    root = accounts.find_person(member(accounts, "root", "admin"))
     first = accounts.invite("p", "annotator", "Ann", by=root)
     time.now += 60
     second, elsewhere = accounts.invite("p", "reviewer"), accounts.invite("q", "annotator")
-    assert [(link.role, link.name, link.made_by) for link in accounts.pending("p")] == [
+    assert [(link.role, link.name, link.made_by) for link in accounts.list_invitations("p")] == [
         ("annotator", "ann", "root"),
         ("reviewer", "", ""),
     ]
-    assert accounts.pending("p")[0].expires_at == time.now - 60 + INVITATION_S
-    accounts.revoke("p", accounts.pending("p")[0].id)
-    assert accounts.invited(first) is None
+    assert accounts.list_invitations("p")[0].expires_at == time.now - 60 + INVITATION_S
+    accounts.revoke("p", accounts.list_invitations("p")[0].id)
+    assert accounts.find_invitation(first) is None
     with pytest.raises(Refused, match="expired or was used"):
         accounts.accept(first, "ann", GOOD)
-    other = accounts.pending("q")[0].id
-    for nobody in (other, "", "%" * 12, "_" * 12, accounts.pending("p")[0].id[:5]):  # an admin of p has no say in q
+    other = accounts.list_invitations("q")[0].id
+    for nobody in (
+        other,
+        "",
+        "%" * 12,
+        "_" * 12,
+        accounts.list_invitations("p")[0].id[:5],
+    ):  # an admin of p has no say in q
         with pytest.raises(InputError, match="has ended"):
             accounts.revoke("p", nobody)
-    assert accounts.invited(second) is not None
-    assert accounts.invited(elsewhere) is not None
+    assert accounts.find_invitation(second) is not None
+    assert accounts.find_invitation(elsewhere) is not None
     time.now += INVITATION_S
-    assert accounts.pending("p") == []
+    assert accounts.list_invitations("p") == []
 
 
 def test_a_member_who_never_judged_can_be_erased(accounts, store):
@@ -294,7 +300,7 @@ def test_what_is_over_is_not_kept(accounts, store, time):
     member(accounts, "ann")
     accounts.invite("p", "annotator", "bob")
     time.now += SESSION_S + 1
-    accounts.first_admin("p")
+    accounts.invite_first_admin("p")
     accounts.log_in("ann", GOOD, "here")
     with store.reading() as db:
         assert len(db.execute(select(sessions)).all()) == 1

@@ -58,7 +58,7 @@ def test_every_item_is_judged_as_often_as_was_asked_and_by_different_people(stor
     assert len({(vote.item, vote.annotator) for vote in votes}) == len(votes) == sum(per_item.values())
     with store.reading() as db:
         assert per_item == {row.item: row.wanted for row in db.execute(work.select())}
-    done = queue.progress("ann")
+    done = queue.read_progress("ann")
     assert (done.done, done.wanted) == (len(votes), len(votes))
 
 
@@ -166,13 +166,13 @@ def test_a_project_that_pauses_takes_votes_and_gives_nothing_new(store):
 def test_why_there_is_nothing(store):
     queue = queue_of(store, items=1)
     task = queue.take("ann")
-    assert (queue.take("bob"), queue.idle("bob")) == (None, "held")
+    assert (queue.take("bob"), queue.explain_idle("bob")) == (None, "held")
     judge(queue, "ann", task)
-    assert queue.idle("bob") == "done"
+    assert queue.explain_idle("bob") == "done"
     configure(store, "p", {"overlap": 2, "quota": 1})
-    assert queue.idle("ann") == "quota"
+    assert queue.explain_idle("ann") == "quota"
     configure(store, "p", state="paused")
-    assert queue.idle("bob") == "paused"
+    assert queue.explain_idle("bob") == "paused"
 
 
 def test_a_quota_is_an_annotators_own(store):
@@ -180,7 +180,11 @@ def test_a_quota_is_an_annotators_own(store):
     _, following = judge(queue, "ann", queue.take("ann"))
     assert following is None
     assert queue.take("bob") is not None
-    assert (queue.progress("ann").mine, queue.progress("bob").mine, queue.progress("ann").quota) == (1, 0, 1)
+    assert (queue.read_progress("ann").mine, queue.read_progress("bob").mine, queue.read_progress("ann").quota) == (
+        1,
+        0,
+        1,
+    )
 
 
 def test_the_highest_priority_comes_first_where_the_project_says_so(store):

@@ -127,7 +127,7 @@ def test_busy_is_no_wrong_password(accounts):
         for _ in range(2 * FREE_ATTEMPTS_IN_ALL):
             with pytest.raises(Busy, match="many people"):
                 accounts.log_in("ann", GOOD, "here")
-    assert [accounts._tries.failures(name) for name in ("name ann from here", "name ann", "from here")] == [0, 0, 0]
+    assert [accounts._throttle.failures(name) for name in ("name ann from here", "name ann", "from here")] == [0, 0, 0]
     assert accounts.log_in("ann", GOOD, "here")
 
 
@@ -138,7 +138,7 @@ def test_nor_is_a_store_that_cannot_be_read(accounts, monkeypatch):
         raise StorageError("store.url", "x", "it is locked", "Wait.")
 
     with monkeypatch.context() as patched:
-        patched.setattr("align.annotate.accounts.user_named", unreadable)
+        patched.setattr("align.annotate.accounts.find_user", unreadable)
         for _ in range(2 * FREE_ATTEMPTS_IN_ALL):
             with pytest.raises(StorageError):
                 accounts.log_in("ann", GOOD, "here")

@@ -220,7 +220,7 @@ def test_nobody_works_on_what_is_behind_an_error(tmp_path: Path, monkeypatch: py
 
 
 def elsewhere(do: Callable[[Any], Any], tasks: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
-    """Files are counted here; parts are made by `work`."""
+    """Files are counted here; parts are made by `write_task_parts`."""
     return enumerate(map(do if do is parallel.count_file else work, tasks))
 
 

@@ -20,7 +20,7 @@ def test_a_long_row_is_cut_behind_what_is_hidden(tmp_path: Path) -> None:
     Spool(tmp_path).write("000", iter([batch]), [batch.schema], {})
     rows = SpoolRows(Spool(tmp_path), DOCUMENTS, ["s"])
     examples = ExampleWriter(tmp_path, rows, np.zeros(2, np.int64), lambda text: text.replace("secret", "[ID]"))
-    found = examples.show(np.array([1, 0]))
+    found = examples.describe_rows(np.array([1, 0]))
     assert found[0]["row"] == "s:2"
     assert len(found[0]["text"]) == MAX_CHARACTERS
     assert "secr" not in found[0]["text"]

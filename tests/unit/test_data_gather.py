@@ -124,7 +124,7 @@ def test_a_part_ends_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 def test_ids_are_sorted_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    monkeypatch.setattr(published, "SORTED", at_once)
+    monkeypatch.setattr(published, "SORTED_AT_ONCE", at_once)
     path = write(tmp_path / "rows.jsonl", [{"prompt": f"p {i % 50}", "completion": "c"} for i in range(90)])
     gathering(tmp_path / "spool", path).run()
     rows = SpoolRows(Spool(tmp_path / "spool"))
@@ -288,6 +288,6 @@ def test_rows_are_taken_in_the_order_that_they_are_asked_for(tmp_path: Path, mon
 def test_rows_that_ask_nothing_are_not_the_same(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": f"only a question {i}"}]} for i in range(5)]
     made = gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", rows))
-    made.wanted = FactOptions(over="answers")
+    made.options = FactOptions(over="answers")
     made.run()
     assert len({bytes(row) for row in SpoolRows(made.spool).numbers("digest")}) == 5

@@ -40,7 +40,7 @@ def spooled(folder: Path, records: Sequence[Record], most: int = 1000) -> SpoolR
 def against(records: Sequence[Record], near: float | None = 0.7) -> LeakFinder:
     table = pa.table(records_to_columns(DOCUMENTS, records))
     said, asked = ([join_record_texts(DOCUMENTS, table, over)] for over in ("both", "prompts"))
-    return LeakFinder([EvaluationTexts.of_rows(said, asked)], near)
+    return LeakFinder([EvaluationTexts.from_rows(said, asked)], near)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def against(records: Sequence[Record], near: float | None = 0.7) -> LeakFinder:
 )  # fmt: skip
 def test_a_rule(tmp_path: Path, row: Record, evaluation: Record, rule: str | None) -> None:
     rows = spooled(tmp_path, [chat("other", "thing"), row, chat("and", "another")])
-    found = against([chat("unlike", "anything"), evaluation]).leaks(rows, np.ones(3, bool))
+    found = against([chat("unlike", "anything"), evaluation]).find_leaks(rows, np.ones(3, bool))
     expected = [[1], [0], [1], [RULES.index(rule)]] if rule else [[], [], [], []]
     assert [column.tolist() for column in found] == expected
 
@@ -69,7 +69,7 @@ def test_a_rule(tmp_path: Path, row: Record, evaluation: Record, rule: str | Non
 def test_near_is_looked_for_only_where_it_is_asked_for(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("a b c d e f", "g h i j k l")])
     near = [chat("z b c d e f", "g h i j k l")]
-    assert against(near, None).leaks(rows, np.ones(1, bool)).rule.tolist() == []
+    assert against(near, None).find_leaks(rows, np.ones(1, bool)).rule.tolist() == []
 
 
 @pytest.mark.parametrize("sharing", [MAX_RUN_ROWS, MAX_RUN_ROWS + 1])
@@ -100,7 +100,7 @@ def test_a_run_that_is_mostly_text_of_many_rows_is_no_leak(tmp_path: Path, shari
 def test_rows_that_are_not_wanted_are_not_looked_at(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("q", LONG), chat("r", LONG), chat("s", LONG)])
     wanted = np.array([False, True, False])
-    assert against([chat("x", LONG)]).leaks(rows, wanted).text.tolist() == [1]
+    assert against([chat("x", LONG)]).find_leaks(rows, wanted).text.tolist() == [1]
 
 
 def test_rows_of_the_spool_itself(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_however_it_is_sliced_what_is_found_is_what_a_search_by_hand_finds(
     )
     whole = find_split_leaks(rows, measured, ~measured, near)
     assert {row: RULES[rule] for row, rule in zip(whole.text.tolist(), whole.rule.tolist(), strict=True)} == expected
-    monkeypatch.setattr(contamination, "SLICE", 1000)
+    monkeypatch.setattr(contamination, "SLICE_BYTES", 1000)
     monkeypatch.setattr(HashCounter, "LEAST", 100)
     assert len([*contamination.iter_text_slices(rows, measured)]) > 9
     parts = find_split_leaks(rows, measured, ~measured, near)

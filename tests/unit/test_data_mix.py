@@ -26,7 +26,7 @@ def test_without_weights_every_row_is_seen_once():
     found, counts = mix([5, 3], [None, None])
     assert counts == [5, 3]
     assert set(found.times) == {1}
-    assert found.asked == found.got == (0.625, 0.375)
+    assert found.target_shares == found.actual_shares == (0.625, 0.375)
 
 
 def test_the_rest_of_one_goes_to_sources_without_a_weight():
@@ -87,7 +87,7 @@ def test_shares_of_turns():
         np.ones(6, bool), source, size, np.arange(6, dtype=np.uint64), ["a", "b"], weights=[0.5, 0.5]
     )
     assert found.times.tolist() == [1, 0, 0, 0, 1, 1]
-    assert found.got == pytest.approx((10 / 18, 8 / 18))
+    assert found.actual_shares == pytest.approx((10 / 18, 8 / 18))
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=20), st.floats(0, 400))

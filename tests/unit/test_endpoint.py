@@ -210,7 +210,7 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(server: ChatServer, sto
     found = answer(at(server), store)
     assert isinstance(found, EndpointFailure)
     assert found.kind == "unreadable"
-    assert "more than 1," in found.said
+    assert "more than 1," in found.problem
 
 
 def test_nobody_listens(store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
@@ -240,7 +240,7 @@ def test_a_refusal_is_not_asked_again_and_not_kept(reply: Reply, kind: str, serv
     found = answer(at(server), store)
     assert isinstance(found, EndpointFailure)
     assert found.kind == kind
-    assert f"status {reply.status}" in found.said
+    assert f"status {reply.status}" in found.problem
     assert len(server.asked) == 1
     assert not store.path.exists()
 
@@ -249,9 +249,9 @@ def test_what_a_server_says_of_an_error_is_one_bounded_line(server: ChatServer, 
     server.says = lambda _: error(400, "\x1b[31mred\nline " + "x" * 5000)
     found = answer(at(server), store)
     assert isinstance(found, EndpointFailure)
-    assert found.said.startswith("answers by status 400 ( [31mred line xxx") or "[31mred line xxx" in found.said
-    assert found.said.isprintable()
-    assert len(found.said) < 400
+    assert found.problem.startswith("answers by status 400 ( [31mred line xxx") or "[31mred line xxx" in found.problem
+    assert found.problem.isprintable()
+    assert len(found.problem) < 400
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_a_loss_has_gates_against_another_system_alone() -> None:
     tasks = parse_tasks([{"name": "t", "path": "t.jsonl", "probe": "loss"}], False)
     gate = {"name": "g", "task": "t", "is": "not_worse", "margin": 0.02, "against": "b"}
     assert parse_gates([gate], tasks, ("a", "b"))[0].rule.margin == 0.02
-    with pytest.raises(InputError, match="of which no number is good by itself"):
+    with pytest.raises(InputError, match="for which no number is good by itself"):
         parse_gates([{"name": "g", "task": "t", "is": "superior", "margin": 0.5}], tasks, ("a", "b"))
 
 

@@ -70,7 +70,7 @@ def rules(
     path = folder / "evals.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     found = LeakFinder([read_evaluation_set(EvaluationSet(str(path), columns), "against[0]")], 0.7)
-    leaks = found.leaks(spooled(folder / "spool", records), np.ones(len(records), bool))
+    leaks = found.find_leaks(spooled(folder / "spool", records), np.ones(len(records), bool))
     by = dict(zip(leaks.text.tolist(), leaks.rule.tolist(), strict=True))
     return [RULES[by[i]] if i in by else "" for i in range(len(records))]
 
@@ -160,7 +160,7 @@ def test_the_same_rows_as_parquet_and_csv(tmp_path: Path) -> None:
     for name in ("a.parquet", "a.csv"):
         found = LeakFinder([read_evaluation_set(EvaluationSet(str(tmp_path / name)), "against[0]")], None)
         spool = spooled(tmp_path / name.replace(".", "-"), [says("x"), says(TALE)])
-        leaks = found.leaks(spool, np.ones(2, bool))
+        leaks = found.find_leaks(spool, np.ones(2, bool))
         assert [column.tolist() for column in leaks] == [[1], [0], [2], [NGRAM]]
 
 
@@ -175,14 +175,14 @@ def test_a_set_is_the_same_however_many_rows_are_read_together(tmp_path: Path, m
         monkeypatch.setattr(evaluations, "PARTS_AT_ONCE", parts)
         monkeypatch.setattr(evaluations, "CHARACTERS_AT_ONCE", characters)
         batched = read_evaluation_set(EvaluationSet(str(path)), "against[0]")
-        assert batched.said.num_chunks > 1
-        assert (batched.said.to_pylist(), batched.asked.to_pylist()) == (
-            whole.said.to_pylist(),
-            whole.asked.to_pylist(),
+        assert batched.texts.num_chunks > 1
+        assert (batched.texts.to_pylist(), batched.questions.to_pylist()) == (
+            whole.texts.to_pylist(),
+            whole.questions.to_pylist(),
         )
-        assert (batched.said_by.tolist(), batched.asked_by.tolist()) == (
-            whole.said_by.tolist(),
-            whole.asked_by.tolist(),
+        assert (batched.text_rows.tolist(), batched.question_rows.tolist()) == (
+            whole.text_rows.tolist(),
+            whole.question_rows.tolist(),
         )
 
 
@@ -192,7 +192,7 @@ def test_one_file_may_be_two_sets(tmp_path: Path) -> None:
     sets = parse_evaluation_sets(
         [{"path": str(path), "columns": ["question"]}, {"path": str(path), "columns": "choices"}]
     )
-    leaks = LeakFinder(read_evaluation_sets(sets), 0.7).leaks(
+    leaks = LeakFinder(read_evaluation_sets(sets), 0.7).find_leaks(
         spooled(tmp_path / "spool", [asks("where is it?"), says(BIRDS), says(TALE)]), np.ones(3, bool)
     )
     assert (leaks.text.tolist(), leaks.evaluation.tolist()) == ([0, 1], [0, 1])
@@ -251,7 +251,7 @@ def test_planted_runs_and_near_misses_as_sets_of_strings_say(tmp_path: Path, see
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = LeakFinder([read_evaluation_set(EvaluationSet(str(path)), "against[0]")], None)
     records = [says(said) if i % 2 else said for i, said in enumerate(corpus)]
-    leaks = found.leaks(spooled(tmp_path / "spool", records), np.ones(400, bool))
+    leaks = found.find_leaks(spooled(tmp_path / "spool", records), np.ones(400, bool))
     all_grams = set[tuple[str, ...]]().union(*(grams(said) for row in rows for said in texts_in(row)))
     expected = [i for i, said in enumerate(corpus) if grams(said) & all_grams]
     assert leaks.text.tolist() == expected == sorted(planted)

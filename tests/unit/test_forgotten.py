@@ -159,12 +159,14 @@ def test_what_the_store_has_of_one_thing(store_url: str) -> None:
         found = find_erasure_target(store, "p", "item", items[0])
         assert found.texts == {"question of run/0", "answer 0", "for it is mine"}
         assert found.shared == {"the same"}
-        assert [found.read_by(seq) for seq in (first - 1, first, first + 99)] == [False, True, True]
+        assert [found.was_read_at(seq) for seq in (first - 1, first, first + 99)] == [False, True, True]
         assert found.rows == {"item": 1, "answer": 2, "judgement": 1, "remark": 1}
         ann = find_erasure_target(store, "p", "annotator", "ann@example.org")
         assert ann == find_erasure_target(store, "p", "annotator", ann.id)
-        assert [ann.read_by(seq) for seq in (first - 1, first)] == [False, True]
-        assert not find_erasure_target(store, "p", "item", items[1]).read_by(second + 1)  # it was taken back by then
+        assert [ann.was_read_at(seq) for seq in (first - 1, first)] == [False, True]
+        assert not find_erasure_target(store, "p", "item", items[1]).was_read_at(
+            second + 1
+        )  # it was taken back by then
         assert ann.rows == {"name": 1, "judgement": 1, "remark": 1}
         erase(store, ann)
         assert store.rankings("p") == []

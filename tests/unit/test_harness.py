@@ -25,7 +25,7 @@ def digest(folder: Path, task: str = "choose") -> str:
 def test_a_task_names_one_of_lm_evals() -> None:
     (task,) = parse_tasks([{**GIVEN, "metric": "acc_norm", "prompts": 7}], allow_code=False)
     assert task.probe == Probe(LM_EVAL, harness=HarnessTask("arc_easy", "tasks", "acc_norm"))
-    assert (task.own, task.path, task.prompts) == (True, "", 7)
+    assert (task.has_own_prompts, task.path, task.prompts) == (True, "", 7)
 
 
 @pytest.mark.parametrize(

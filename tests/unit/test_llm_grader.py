@@ -133,7 +133,7 @@ def test_a_probability_that_nobody_gives():
     assert read(answered("YES")) == JudgeVerdict("i", "", 1.0)
     assert read(answered("YES", OPEN, ("YES", {"YES": math.log(0.9)}), CLOSE)).p == pytest.approx(0.9)
     found = read(answered("YES", OPEN, ("YES", {"YES": math.nan, "NO": -1.0}), CLOSE))
-    assert (found.verdict, found.p, found.error) == (0.5, None, "the judge gives a logprob that is none")
+    assert (found.verdict, found.p, found.error) == (0.5, None, "the judge gives an invalid logprob")
 
 
 def test_each_answer_is_asked_about_once(server: ChatServer, store: AnswerStore):
@@ -173,7 +173,7 @@ def test_errors_are_counted_and_said_loudly_where_they_are_most():
         "1 of 3 grades by m at http://h/v1 are errors and count as one half (most often: the judge gives no verdict)"
     )
     assert GRADER.describe_errors([wrong, wrong, JudgeVerdict("k", "", 0.0)])[0].endswith(
-        "; with so many, its shares say nothing"
+        "; with so many, its shares are meaningless"
     )
     assert GRADER.describe_errors([JudgeVerdict("j", "", 1.0)]) == []
 

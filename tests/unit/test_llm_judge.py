@@ -313,7 +313,7 @@ def test_some_failures_are_ties_and_are_said(server: ChatServer, store: AnswerSt
     ] * 2
     [note] = judge.describe_errors(found)
     assert note.startswith(f"4 of 16 verdicts by m at {server.url} are errors and count as ties")
-    assert "say nothing" not in note
+    assert "meaningless" not in note
     server.says = lambda _: said("[[A]]")
     again = judge.compare(pairs(8), store)
     assert not any(v.error for v in again)
@@ -326,7 +326,7 @@ def test_prose_alone_is_no_reason_to_stop_but_said_loudly(server: ChatServer, st
     found = judge.compare(pairs(20), store)
     assert len(server.asked) == 40
     [note] = judge.describe_errors(found)
-    assert note.endswith("; with so many, its win rates say nothing")
+    assert note.endswith("; with so many, its win rates are meaningless")
 
 
 def test_a_judge_of_itself_is_said_to_be_one():

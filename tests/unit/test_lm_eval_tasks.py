@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 def asked(folder: Path, name: str, metric: str = "") -> tuple[EvalTask, HarnessTask, Sequence[EvalItem], Any]:
     harness = HarnessTask(name, str(folder), metric)
     task = EvalTask(name, probe=Probe(LM_EVAL, harness=harness))
-    return task, harness, lm.items_of_harness(task, harness), lm.built(harness, task.field)
+    return task, harness, lm.load_harness_items(task, harness), lm.build_tasks(harness, task.field)
 
 
 def likes(items: Sequence[EvalItem], place: int) -> LMEvalReplies:
@@ -69,7 +69,7 @@ def test_an_accuracy_by_hand_of_all_and_of_some(folder: Path) -> None:
     task, harness, items, tasks = asked(folder, "choose")
     some = [items[i] for i in (0, 3, 4)]
     for place, those, right in ((0, items, 2), (1, items, 2), (0, some, 2), (1, some, 1)):
-        outcome = lm.outcome_of(task, harness, tasks, those, likes(those, place))
+        outcome = lm.evaluate_items(task, harness, tasks, those, likes(those, place))
         assert outcome.results["results"]["choose"]["acc,none"] == pytest.approx(right / len(those))
         assert outcome.results["n-samples"]["choose"] == {"original": 6, "effective": len(those)}
         assert sum(metrics["acc"] for metrics in outcome.metrics) == right
@@ -80,24 +80,24 @@ def test_a_group_has_its_own_figure_where_all_its_tasks_are_asked(folder: Path) 
     task, harness, items, tasks = asked(folder, "both")
     assert {item.category for item in items} == {"choose", "more"}
     assert items[6].id == "more/0"
-    whole = lm.outcome_of(task, harness, tasks, items, likes(items, 0))
+    whole = lm.evaluate_items(task, harness, tasks, items, likes(items, 0))
     assert whole.results["groups"]["both"]["acc,none"] == pytest.approx(4 / 10)
     task, harness, items, tasks = asked(folder, "both")
-    part = lm.outcome_of(task, harness, tasks, items[:6], likes(items, 0))
+    part = lm.evaluate_items(task, harness, tasks, items[:6], likes(items, 0))
     assert [*part.results["results"]] == ["choose"]
 
 
 def test_what_scores_an_item(folder: Path) -> None:
     """Of `guess` a smaller perplexity is better; of a text nothing is 0 or 1, and its nats by word or byte are read."""
     task, harness, items, tasks = asked(folder, "guess")
-    outcome = lm.outcome_of(task, harness, tasks, items, likes(items, 0))
-    assert lm.scoring_metrics(task, harness, tasks, items, [outcome]) == {"guess": "acc"}
+    outcome = lm.evaluate_items(task, harness, tasks, items, likes(items, 0))
+    assert lm.choose_scoring_metrics(task, harness, tasks, items, [outcome]) == {"guess": "acc"}
     task, harness, items, tasks = asked(folder, "guess", "perplexity")
     with pytest.raises(InputError, match="Name one of acc"):
-        lm.scoring_metrics(task, harness, tasks, items, [outcome])
+        lm.choose_scoring_metrics(task, harness, tasks, items, [outcome])
     task, harness, items, tasks = asked(folder, "reading", "bits_per_byte")
-    outcome = lm.outcome_of(task, harness, tasks, items, likes(items, 0))
-    assert lm.scoring_metrics(task, harness, tasks, items, [outcome]) == {"reading": "bits_per_byte"}
+    outcome = lm.evaluate_items(task, harness, tasks, items, likes(items, 0))
+    assert lm.choose_scoring_metrics(task, harness, tasks, items, [outcome]) == {"reading": "bits_per_byte"}
     assert outcome.metrics[0]["bits_per_byte"] == pytest.approx(-1 / len("I am tired, and the rain is here."))
     size = sum(len(item.prompt.messages[0].content) for item in items)
     assert outcome.results["results"]["reading"]["bits_per_byte,none"] == pytest.approx(2 / size / math.log(2))
@@ -107,10 +107,10 @@ def test_a_metric_of_all_items_together_scores_none(folder: Path) -> None:
     yaml = folder / "choose.yaml"
     yaml.write_text(yaml.read_text().replace("metric: acc_norm", "metric: mcc"))
     task, harness, items, tasks = asked(folder, "choose", "mcc")
-    outcome = lm.outcome_of(task, harness, tasks, items, likes(items, 0))
+    outcome = lm.evaluate_items(task, harness, tasks, items, likes(items, 0))
     assert isinstance(outcome.results["results"]["choose"]["mcc,none"], float)
     with pytest.raises(InputError, match="metric=mcc: scores no item by itself"):
-        lm.scoring_metrics(task, harness, tasks, items, [outcome])
+        lm.choose_scoring_metrics(task, harness, tasks, items, [outcome])
 
 
 def test_a_metric_that_fails_is_the_users_to_mend(folder: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_metric_that_fails_is_the_users_to_mend(folder: Path) -> None:
     yaml.write_text(yaml.read_text().replace("metric: acc_norm", "metric: f1"))
     task, harness, items, tasks = asked(folder, "choose")
     with pytest.raises(InputError, match="multiclass"):  # its f1 is of two choices
-        lm.outcome_of(task, harness, tasks, items, likes(items, 0))
+        lm.evaluate_items(task, harness, tasks, items, likes(items, 0))
 
 
 def test_a_text_is_read_in_windows_and_each_token_scored_once(tiny_tokenizer: Any) -> None:

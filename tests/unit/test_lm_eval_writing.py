@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def asked(folder: Path, name: str, metric: str = "") -> tuple[EvalTask, HarnessTask, Sequence[EvalItem], Any]:
     harness = HarnessTask(name, str(folder), metric)
     task = EvalTask(name, probe=Probe(LM_EVAL, harness=harness))
-    return task, harness, lm.items_of_harness(task, harness), lm.built(harness, task.field)
+    return task, harness, lm.load_harness_items(task, harness), lm.build_tasks(harness, task.field)
 
 
 def says(items: Sequence[EvalItem], *texts: str) -> LMEvalReplies:
@@ -102,10 +102,10 @@ def test_an_exact_match_by_hand_of_all_and_of_some(folder: Path) -> None:
     texts = ["I like my dog.", "I like the rain", " I like a good book.", "", "I like the old town.", "No."]
     for some, right in ((range(6), [1, 0, 0, 0, 1, 0]), ((0, 4, 5), [1, 1, 0])):
         those = [items[i] for i in some]
-        outcome = lm.outcome_of(task, harness, tasks, those, says(those, *(texts[i] for i in some)))
+        outcome = lm.evaluate_items(task, harness, tasks, those, says(those, *(texts[i] for i in some)))
         assert [one["exact_match"] for one in outcome.metrics] == right
         assert outcome.results["results"]["write"]["exact_match,none"] == pytest.approx(sum(right) / len(right))
-        assert lm.scoring_metrics(task, harness, tasks, those, [outcome]) == {"write": "exact_match"}
+        assert lm.choose_scoring_metrics(task, harness, tasks, those, [outcome]) == {"write": "exact_match"}
 
 
 def test_the_first_filter_scores_items_and_all_are_in_the_figures(folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_first_filter_scores_items_and_all_are_in_the_figures(folder: Path) 
     (folder / "write.yaml").write_text((folder / "write.yaml").read_text() + FILTERS)
     task, harness, items, tasks = asked(folder, "write")
     texts = ["3 + 4 = 7\n#### 7", "It is 7", "#### 7 or 8", "#### 8, no, 7", "none", "#### 7"]
-    outcome = lm.outcome_of(task, harness, tasks, items, says(items, *texts))
+    outcome = lm.evaluate_items(task, harness, tasks, items, says(items, *texts))
     assert [one["exact_match"] for one in outcome.metrics] == [1, 0, 1, 0, 0, 1]
     found: Mapping[str, float] = outcome.results["results"]["write"]
     assert found["exact_match,strict-match"] == pytest.approx(3 / 6)
@@ -124,21 +124,21 @@ def test_repeats_of_a_greedy_answer_are_the_answer(folder: Path) -> None:
     (folder / "write.yaml").write_text((folder / "write.yaml").read_text() + "repeats: 3\n")
     task, harness, items, tasks = asked(folder, "write")
     assert len(items) == 6
-    outcome = lm.outcome_of(task, harness, tasks, items, says(items, "I like my dog.", *["No."] * 5))
+    outcome = lm.evaluate_items(task, harness, tasks, items, says(items, "I like my dog.", *["No."] * 5))
     assert [one["exact_match"] for one in outcome.metrics] == [1, 0, 0, 0, 0, 0]
 
 
 def test_tasks_of_a_group_without_a_metric_in_common_have_each_its_own(folder: Path) -> None:
     task, harness, items, tasks = asked(folder, "mixed")
-    outcome = lm.outcome_of(task, harness, tasks, items, says(items, "I like my dog.", *["No."] * 5))
+    outcome = lm.evaluate_items(task, harness, tasks, items, says(items, "I like my dog.", *["No."] * 5))
     own = {"choose": "acc", "write": "exact_match"}
-    assert lm.scoring_metrics(task, harness, tasks, items, [outcome]) == own
+    assert lm.choose_scoring_metrics(task, harness, tasks, items, [outcome]) == own
     named = HarnessTask("mixed", str(folder), "acc")
     with pytest.raises(InputError, match="metric=acc: scores no item by itself"):
-        lm.scoring_metrics(task, named, tasks, items, [outcome])
+        lm.choose_scoring_metrics(task, named, tasks, items, [outcome])
     units = [{"exact_match": 0.5} if "exact_match" in one else one for one in outcome.metrics]
     with pytest.raises(InputError, match="scores no item by itself"):  # numbers of two units have no mean
-        lm.scoring_metrics(task, harness, tasks, items, [outcome._replace(metrics=units)])
+        lm.choose_scoring_metrics(task, harness, tasks, items, [outcome._replace(metrics=units)])
 
 
 def test_a_text_is_cut_before_the_first_stop_and_keeps_its_blanks(tiny_tokenizer: Any) -> None:

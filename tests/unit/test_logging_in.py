@@ -33,7 +33,7 @@ def guess(accounts: Accounts, name: str, address: str, times: int) -> None:
 
 def test_guessing_is_slowed_and_the_right_password_is_not_looked_at_meanwhile(accounts):
     clock = Time()
-    accounts._tries = Throttle(clock)
+    accounts._throttle = Throttle(clock)
     for name in ("ann", "bob"):
         member(accounts, name)
     guess(accounts, "ann", "there", FREE_ATTEMPTS + 1)
@@ -48,7 +48,7 @@ def test_guessing_is_slowed_and_the_right_password_is_not_looked_at_meanwhile(ac
 
 def test_many_guesses_from_everywhere_or_at_everybody_are_slowed_too(accounts):
     clock = Time()
-    accounts._tries = Throttle(clock)
+    accounts._throttle = Throttle(clock)
     member(accounts, "ann")
     for i in range(FREE_ATTEMPTS_IN_ALL + 1):
         guess(accounts, "ann", f"10.0.0.{i}", 1)

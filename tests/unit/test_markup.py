@@ -138,11 +138,11 @@ def test_every_word_that_the_page_says_is_in_the_one_file():
     pages = [path.read_text(encoding="utf-8") for path in sources]
     said = set(re.findall(r'getText\("(\w+)"', script))
     assert said
-    named = {word for page in pages for word in re.findall(r'(?:WORDS|words)\[["\'](\w+)["\']\]', page)}
+    named = {word for page in pages for word in re.findall(r'(?:UI_TEXTS|words)\[["\'](\w+)["\']\]', page)}
     named |= {word for page in pages for word in re.findall(r"\bwords\.(\w+)", page)}
     assert said | named <= UI_TEXTS.keys()
     families = re.findall(r"getText\(`(\w+_)\$\{", script)
-    families += [name for page in pages for name in re.findall(r'WORDS\[f["\'](\w+_)\{', page)]
+    families += [name for page in pages for name in re.findall(r'UI_TEXTS\[f["\'](\w+_)\{', page)]
     grown = {word for word in UI_TEXTS if any(word.startswith(family) for family in families)}
     # Named where they are used: of fields in the script, of forms at the door.
     fields = {word for word in UI_TEXTS if f'"{word}"' in script}

@@ -84,14 +84,14 @@ def corpora(draw: st.DrawFn) -> list[str]:
 
 SMALL = {
     "as they are": {},
-    "rare shingles": {(near, "LARGE"): 1, (near, "SAMPLED"): 2},
+    "rare shingles": {(near, "LARGE_GROUP"): 1, (near, "RARITY_SAMPLE"): 2},
     "a block each": {(near, "BLOCK"): 1},
-    "blocks of three": {(near, "BLOCK"): 3, (near, "LARGE"): 3, (near, "BLOCK_SHINGLES"): 20},
+    "blocks of three": {(near, "BLOCK"): 3, (near, "LARGE_GROUP"): 3, (near, "BLOCK_SHINGLES"): 20},
     "few pairs": {(near, "FEW_PAIRS"): 1, (near, "BLOCK_PAIRS"): 2},
-    "few pairs, rare shingles": {(near, "FEW_PAIRS"): 2, (near, "BLOCK_PAIRS"): 5, (near, "LARGE"): 1},
-    "sketches": {(near, "SKETCHED"): 1},
-    "runs that stay apart": {(near, "RUN"): 1, (near, "BLOCK"): 2},
-    "runs that stay apart, rare shingles": {(near, "RUN"): 2, (near, "BLOCK"): 2, (near, "LARGE"): 1},
+    "few pairs, rare shingles": {(near, "FEW_PAIRS"): 2, (near, "BLOCK_PAIRS"): 5, (near, "LARGE_GROUP"): 1},
+    "sketches": {(near, "SKETCHED_GROUP"): 1},
+    "runs that stay apart": {(near, "MAX_MERGED_RUN"): 1, (near, "BLOCK"): 2},
+    "runs that stay apart, rare shingles": {(near, "MAX_MERGED_RUN"): 2, (near, "BLOCK"): 2, (near, "LARGE_GROUP"): 1},
 }  # fmt: skip
 """Sizes that make small corpora take the ways of huge ones."""
 
@@ -140,7 +140,7 @@ def test_packs_give_what_all_give_together(count, texts, data):
     [(64, 1024, 32), (4, 64, 32), (4, 64, 2), (8, 64, 32), (8, 64, 2)],
 )
 def test_as_one_by_one_on_a_larger_corpus(monkeypatch, large: int, block: int, bands: int):
-    monkeypatch.setattr(near, "LARGE", large)
+    monkeypatch.setattr(near, "LARGE_GROUP", large)
     monkeypatch.setattr(near, "BLOCK", block)
     monkeypatch.setattr(near, "FEW_PAIRS", 100)
     rng = np.random.default_rng(3)
@@ -271,7 +271,7 @@ def test_alike_sets_have_a_rare_shingle_in_common(sets, threshold):
     )
     rarity = ShingleRarity()
     rarity.add(Shingles(given.values[: len(given.values) // 2], given.offsets[:1]))
-    marks, owners = rarity.marks(given, threshold)
+    marks, owners = rarity.select_marks(given, threshold)
     of = [set(marks[owners == i].tolist()) for i in range(len(sets))]
     for (a, marks_a), (b, marks_b) in product(zip(sets, of, strict=True), repeat=2):
         if a and b and len(a & b) / len(a | b) >= threshold:

@@ -74,7 +74,7 @@ def open_store_by_uri(path: Path) -> None:
 
 
 def serve_store(path: Path) -> None:
-    with Store.open(f"sqlite:///{path.with_suffix('')}") as store, store.alone():
+    with Store.open(f"sqlite:///{path.with_suffix('')}") as store, store.serve_exclusively():
         pass
 
 

@@ -36,7 +36,7 @@ from align.evals.suite.people import (
     votes_to_verdicts,
 )
 from align.evals.suite.results import EvaluatedAnswer, ScoredTask
-from align.evals.suite.tasks import EvalItem as EvalItem
+from align.evals.suite.tasks import EvalItem
 
 
 @pytest.fixture
@@ -130,10 +130,14 @@ def rank_of(task, skipped=""):
 def test_so_many_votes_are_wanted_of_so_many_items(numbers, votes):
     items = [f"item {n}" for n in numbers]
     settings = ProjectSettings(**compute_overlap(items, votes))
-    wanted = [settings.wanted(id) for id in items]
+    wanted = [settings.count_wanted_votes(id) for id in items]
     least = max(votes, len(items))
     assert least <= sum(wanted) < least + max(1, settings.overlap - 1)
-    assert all(settings.wanted(id) == settings.overlap for id in items if hash_for_overlap(id) < settings.overlap_share)
+    assert all(
+        settings.count_wanted_votes(id) == settings.overlap
+        for id in items
+        if hash_for_overlap(id) < settings.overlap_share
+    )
 
 
 @pytest.mark.parametrize(("votes", "pairs", "expected"), [(None, 10, 12), (None, 1, 2), (None, 34, 41), (7, 10, 7)])
@@ -145,7 +149,7 @@ def test_forty_votes_are_of_thirty_four_pairs_and_six_again():
     questions = {str(i): question(str(i)) for i in range(100)}
     found = choose_items(questions, (), 40, b"three")
     settings = ProjectSettings(**compute_overlap(found, 40))
-    assert (len(found), Counter(map(settings.wanted, found))) == (34, {1: 28, 2: 6})
+    assert (len(found), Counter(map(settings.count_wanted_votes, found))) == (34, {1: 28, 2: 6})
     more = choose_items(questions, found, 80, b"three")
     assert more[:34] == found  # who is asked for more is asked about the same ones first
     assert choose_items(questions, found, 3, b"three") == found

@@ -18,8 +18,8 @@ def test_a_filter_never_misses_and_is_seldom_wrong(count: int) -> None:
     filter = BloomFilter(count)
     for part in np.array_split(there, 3):
         filter.add(part)
-    assert filter.maybe(there).all()
-    wrong = filter.maybe(others).mean()
+    assert filter.might_contain(there).all()
+    wrong = filter.might_contain(others).mean()
     assert wrong < 5 * (1 - np.exp(-PROBES / BITS_PER_HASH)) ** PROBES
 
 
@@ -29,7 +29,7 @@ def test_a_filter_at_its_fullest_is_wrong_as_often_as_is_said() -> None:
     filter = BloomFilter(count)
     filter.add(draw.integers(1 << 64, size=count, dtype=np.uint64))
     assert len(filter.table) == 1 << 18
-    assert filter.maybe(draw.integers(1 << 64, size=2_000_000, dtype=np.uint64)).mean() < 1 / 70_000
+    assert filter.might_contain(draw.integers(1 << 64, size=2_000_000, dtype=np.uint64)).mean() < 1 / 70_000
 
 
 def test_a_tally_of_many_stays_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,17 +39,17 @@ def test_a_tally_of_many_stays_many(monkeypatch: pytest.MonkeyPatch) -> None:
         tally.add(np.array([7], np.uint64))
     tally.add(np.full(1030, 9, np.uint64))
     tally.add(np.full(1030, 9, np.uint64))
-    assert tally.above(200).tolist() == [7, 9]
+    assert tally.select_above(200).tolist() == [7, 9]
 
 
 @pytest.mark.parametrize("least", [1, 50, 1 << 20])
 def test_a_tally_counts_as_a_counter_does(monkeypatch: pytest.MonkeyPatch, least: int) -> None:
     monkeypatch.setattr(HashCounter, "LEAST", least)
     draw, tally, expected = np.random.default_rng(least), HashCounter(), Counter[int]()
-    assert tally.above(0).tolist() == []
+    assert tally.select_above(0).tolist() == []
     for _ in range(40):
         hashes = draw.integers(60, size=draw.integers(0, 30), dtype=np.uint64)
         tally.add(hashes)
         expected.update(hashes.tolist())
     for most in (0, 1, 10, 100):
-        assert tally.above(most).tolist() == sorted(one for one, many in expected.items() if many > most)
+        assert tally.select_above(most).tolist() == sorted(one for one, many in expected.items() if many > most)

@@ -88,10 +88,10 @@ def test_what_is_hidden_is_hidden_before_anything_is_cut(tokenizer: Any, tmp_pat
     mine = Conversation((Message("user", "the secret"), Message("assistant", "a secret too")))
     examples = ExampleWriter(tmp_path, SpoolRows(Spool(tmp_path)), np.zeros(0, np.int64), hide)
     for render in (partial(render_tokens, tokenizer), partial(render_tokens, None)):
-        [line] = examples.as_trained(mine, render)
+        [line] = examples.render_record(mine, render)
         assert "secret" not in whole(line)
         assert "a [ID] too" in trained(line)
-    [line] = examples.as_trained("x" * 390 + "secret" + "y" * MAX_RENDERED, partial(render_tokens, tokenizer))
+    [line] = examples.render_record("x" * 390 + "secret" + "y" * MAX_RENDERED, partial(render_tokens, tokenizer))
     assert "sec" not in whole(line)
     assert len(whole(line)) < 500
     assert "too long" in line["refused"]

@@ -133,9 +133,11 @@ def templated(draw: st.DrawFn) -> list[str]:
 
 SMALL = {
     "as they are": {},
-    "rare shingles": {(near, "LARGE"): 1, (near, "SAMPLED"): 2},
-    "small blocks": {(near, "LARGE"): 2, (near, "BLOCK"): 3, (near, "FEW_PAIRS"): 2, (near, "BLOCK_SHINGLES"): 20},
-    "few groups together": {(near, "BLOCK_GROUPS"): 1, (near, "BLOCK_SHINGLES"): 5, (near, "LARGE"): 1},
+    "rare shingles": {(near, "LARGE_GROUP"): 1, (near, "RARITY_SAMPLE"): 2},
+    "small blocks": {
+        (near, "LARGE_GROUP"): 2, (near, "BLOCK"): 3, (near, "FEW_PAIRS"): 2, (near, "BLOCK_SHINGLES"): 20
+    },
+    "few groups together": {(near, "BLOCK_GROUPS"): 1, (near, "BLOCK_SHINGLES"): 5, (near, "LARGE_GROUP"): 1},
 }  # fmt: skip
 """Sizes that make small sets take the ways of large ones."""
 
@@ -150,9 +152,9 @@ def test_as_all_pairs_say(sizes, texts, data):
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), size in sizes.items():
             patch.setattr(module, name, size)
-        patch.setattr(near, "MANY", many)
-        patch.setattr(near, "COUNTED", sample)
-        patch.setattr(near, "OWN", own)
+        patch.setattr(near, "MIN_SHARED_GROUP", many)
+        patch.setattr(near, "SAMPLE_SIZE", sample)
+        patch.setattr(near, "MIN_OWN_SHINGLES", own)
         found = find(texts, order, threshold)
     expected = find_by_force(texts, order, threshold, many, sample, own)
     assert list(zip(found.dropped.tolist(), found.kept.tolist(), strict=True)) == expected

@@ -235,12 +235,12 @@ def test_sets_outlive_a_column(texts, draw):
     sets = build_shingles(pa.array(texts, pa.string()))
     chosen = draw.draw(st.lists(st.integers(0, len(texts) - 1), max_size=6)) if texts else []
     start = draw.draw(st.integers(0, len(texts)))
-    column = sets.column()
+    column = sets.to_column()
     for found, wanted in (
         (column.slice(start), range(start, len(texts))),
         (column.take(pa.array(chosen, pa.int64())), chosen),
     ):
-        again = Shingles.of(found)
+        again = Shingles.from_column(found)
         assert [again.values[a:b].tolist() for a, b in pairwise(again.offsets)] == [
             sets.values[sets.offsets[i] : sets.offsets[i + 1]].tolist() for i in wanted
         ]

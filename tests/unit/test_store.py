@@ -221,11 +221,11 @@ def test_urls_that_lead_nowhere(tmp_path):
 def test_one_process_at_a_time_serves_a_store(store, store_url):
     add(store)
     with Store.open(store_url) as other:
-        with store.alone():
-            with pytest.raises(InputError, match="another process serves it"), other.alone():
+        with store.serve_exclusively():
+            with pytest.raises(InputError, match="another process serves it"), other.serve_exclusively():
                 pass
             add(other, "run/1")  # which may be written and read all the same
-        with other.alone():
+        with other.serve_exclusively():
             pass
 
 

@@ -245,7 +245,7 @@ def test_gates_on_a_system_that_collapsed_fail_unless_told_otherwise():
     few = {"is": "not_worse", "against": "old", "margin": 0.05, "least_n": 200}
     line = gate_line(unmeasured, **few)
     assert line.endswith(
-        "; 200 items would decide, if the figure is what it seems; whether new collapsed is not measured: few prompts)"
+        "; 200 items would decide, if the figure stays the same; whether new collapsed is not measured: few prompts)"
     )
     with pytest.raises(InputError, match="is not true, false or measured"):
         gate_line(collapsed, collapsed="maybe")

@@ -76,8 +76,10 @@ def test_a_version_is_the_row_that_made_it_and_says_what_was_asked(store):
     with store.reading() as db:
         assert read_settings_version(db, "p") == second
         assert read_settings_history(db, "p") == [
-            (0, ProjectSettings()), (first, ProjectSettings(attributes=("a",))), (second, ProjectSettings(attributes=("a",), scale=3)),
-        ]  # fmt: skip
+            (0, ProjectSettings()),
+            (first, ProjectSettings(attributes=("a",))),
+            (second, ProjectSettings(attributes=("a",), scale=3)),
+        ]
 
 
 def now_of_new(store):
@@ -113,14 +115,14 @@ def test_the_mode_of_a_page_tells_no_gold_item_or_repeat_from_another():
 def test_which_guidelines_somebody_knows_is_what_their_newest_vote_says(store):
     queue = queue_of(store)
     _, following = judge(queue, "ann", queue.take("ann"))
-    assert queue.known_guidelines("ann") is None  # there were none
+    assert queue.read_known_guidelines("ann") is None  # there were none
     earlier = now(store)
     publish_guidelines(store, "p", "# One")
     _, following = queue.vote("ann", following.token, "k", said(following.item.id, "0>1>2"), earlier)
-    assert queue.known_guidelines("ann") is None
+    assert queue.read_known_guidelines("ann") is None
     seq, _ = judge(queue, "ann", following)
     publish_guidelines(store, "p", "# Two")
-    assert queue.known_guidelines("ann") == 1
+    assert queue.read_known_guidelines("ann") == 1
     queue.undo("ann", seq)
-    assert queue.known_guidelines("ann") == 1
-    assert queue.known_guidelines("bob") is None
+    assert queue.read_known_guidelines("ann") == 1
+    assert queue.read_known_guidelines("bob") is None

@@ -54,7 +54,7 @@ def test_it_finds_what_a_slow_search_finds(seed: int, monkeypatch: pytest.Monkey
     slow = {i: rule for i, question in enumerate(questions) if (rule := one_by_one(texts, question))}
     assert {*slow.values()} == {"exact", "ngram", "near"} or seed > 3
     assert find_near_questions(rows, pa.array(questions), 0.7) == slow
-    monkeypatch.setattr(training_overlap, "SLICE", 200)
+    monkeypatch.setattr(training_overlap, "SLICE_BYTES", 200)
     assert find_near_questions(rows, pa.array(questions), 0.7) == slow
 
 

@@ -143,7 +143,7 @@ def read_evaluation_set(evaluation_set: EvaluationSet, field: str) -> Evaluation
         rows += len(group_parts)
         parts += group_parts
         numbers += [group[-1].number - 1] * len(group_parts)
-        characters += sum(map(len, (text for part in group_parts for text in list_texts(part))))
+        characters += sum(map(len, (text for part in group_parts for text in list_part_texts(part))))
         if len(parts) >= PARTS_AT_ONCE or characters > CHARACTERS_AT_ONCE:
             batches.append(collect_texts(parts, numbers))
             numbers = []
@@ -161,7 +161,7 @@ def read_evaluation_set(evaluation_set: EvaluationSet, field: str) -> Evaluation
     )
 
 
-def list_texts(part: Query | Record) -> Sequence[str]:
+def list_part_texts(part: Query | Record) -> Sequence[str]:
     return part.texts if isinstance(part, Query) else list_texts(part)
 
 

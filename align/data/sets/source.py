@@ -42,7 +42,7 @@ class VoteSnapshot:
     Attributes:
         url: URL of the store.
         head: head of the project's ledger. Later votes are left to the next run.
-        allow_simulated: see `preferences`.
+        allow_simulated: see `load_preferences`.
         key: key of the project's ids. It is secret.
     """
 
@@ -64,7 +64,7 @@ class VoteSnapshot:
             skip: number of pairs to skip.
 
         Raises:
-            InputError: As `preferences`.
+            InputError: As `load_preferences`.
         """
         with Store.open(self.url, create=False) as store, store.reading():  # one consistent view
             pairs = load_preferences(store, self.project, self.allow_simulated, self.head.seq)
