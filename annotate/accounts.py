@@ -30,15 +30,15 @@ from align.annotate.store.projects import check_not_erased
 from align.annotate.store.tables import annotators, invitations, leases, members, sessions, users
 from align.core.errors import InputError, require
 from align.web.credentials import (
+    AccessRefused,
     Passwords,
-    Refused,
-    checked_name,
-    checked_password,
-    digest,
-    is_name,
-    network,
-    new_token,
-    normalised_name,
+    create_token,
+    find_network,
+    hash_token,
+    is_valid_name,
+    normalise_name,
+    validate_name,
+    validate_password,
 )
 from align.web.throttle import Throttle
 
@@ -140,8 +140,8 @@ class Accounts:
             Busy: too many passwords are being checked.
         """
         user = self._verify_password(name, password, address)
-        is_stale = self.passwords.stale(user.password)
-        password_hash = self.passwords.hashed(password) if is_stale else user.password
+        is_stale = self.passwords.needs_rehash(user.password)
+        password_hash = self.passwords.hash_password(password) if is_stale else user.password
         with self.store.transaction() as db:
             set_password(db, user, password_hash)
             return self._open_session(db, user.id)
@@ -150,7 +150,7 @@ class Accounts:
         """Return the person of a session and prolong it. Returns None if there is no such session or it has ended."""
         now = self.clock()
         query = select(users.c.id, users.c.name, sessions.c.expires_at).join(users, users.c.id == sessions.c.user)
-        same_session = sessions.c.digest == digest(session)
+        same_session = sessions.c.digest == hash_token(session)
         with self.store.reading() as db:
             user = db.execute(query.where(same_session, sessions.c.expires_at > now)).first()
             if user is None:
@@ -163,7 +163,7 @@ class Accounts:
 
     def log_out(self, session: str) -> None:
         with self.store.transaction() as db:
-            db.execute(delete(sessions).where(sessions.c.digest == digest(session)))
+            db.execute(delete(sessions).where(sessions.c.digest == hash_token(session)))
 
     def change_password(self, session: str, old_password: str, new_password: str) -> None:
         """Set a new password, and end the person's other sessions.
@@ -174,37 +174,37 @@ class Accounts:
         """
         person = self.find_person(session)
         if person is None:
-            raise Refused("session", "(not shown)", "it has ended", "Log in again.")
+            raise AccessRefused("session", "(not shown)", "it has ended", "Log in again.")
         user = self._verify_password(person.name, old_password, f"session of {person.name}")
-        password_hash = self.passwords.hashed(checked_password(person.name, new_password))
+        password_hash = self.passwords.hash_password(validate_password(person.name, new_password))
         with self.store.transaction() as db:
             set_password(db, user, password_hash)
             db.execute(delete(invitations).where(invitations.c.name == person.name))
-            db.execute(delete(sessions).where(sessions.c.user == user.id, sessions.c.digest != digest(session)))
+            db.execute(delete(sessions).where(sessions.c.user == user.id, sessions.c.digest != hash_token(session)))
 
     def _verify_password(self, name: str, password: str, address: str) -> Row:
         """Return the user of a name and password. Raises as `log_in`.
 
         An attempt that could not be verified does not count as a failure.
         """
-        name = normalised_name(name)
-        client_network = network(address)
+        name = normalise_name(name)
+        client_network = find_network(address)
         name_and_network = f"name {name[:100]} from {client_network}"
         limits = (
             (name_and_network, FREE_ATTEMPTS),
             (f"name {name[:100]}", FREE_ATTEMPTS_IN_ALL),
             (f"from {client_network}", FREE_ATTEMPTS_IN_ALL),
         )
-        failures = self._throttle.failures(f"from {client_network}")
+        failures = self._throttle.count_failures(f"from {client_network}")
         with ExitStack() as unverified:
             for throttle_key, free_attempts in limits:
-                wait = self._throttle.attempt(throttle_key, free_attempts)
+                wait = self._throttle.begin_attempt(throttle_key, free_attempts)
                 if wait > 0:
                     problem = f"too many attempts; the next counts in {math.ceil(wait)} s"
-                    raise Refused("name", name, problem, "Wait, then try again.")
-                unverified.callback(self._throttle.forgive, throttle_key)
+                    raise AccessRefused("name", name, problem, "Wait, then try again.")
+                unverified.callback(self._throttle.cancel_attempt, throttle_key)
             user = None
-            if is_name(name):  # spares the database impossible names
+            if is_valid_name(name):  # spares the database impossible names
                 with self.store.reading() as db:
                     user = find_user(db, name)
             matches = self.passwords.matches(
@@ -212,18 +212,18 @@ class Accounts:
             )
             unverified.pop_all()
         if user is None or not matches:
-            raise Refused("name", name, "no such name and password", "Check both; an admin can send a new link.")
-        self._throttle.succeeded(name_and_network)
+            raise AccessRefused("name", name, "no such name and password", "Check both; an admin can send a new link.")
+        self._throttle.record_success(name_and_network)
         for throttle_key, _ in limits[1:]:
-            self._throttle.forgive(throttle_key)
+            self._throttle.cancel_attempt(throttle_key)
         return user
 
     def _open_session(self, db: Connection, user: str) -> str:
         """Return a new session's token, and delete expired sessions."""
-        token = new_token()
+        token = create_token()
         now = self.clock()
         db.execute(delete(sessions).where(sessions.c.expires_at < now))
-        db.execute(insert(sessions), {"digest": digest(token), "user": user, "expires_at": now + SESSION_S})
+        db.execute(insert(sessions), {"digest": hash_token(token), "user": user, "expires_at": now + SESSION_S})
         return token
 
     # Invitations
@@ -243,15 +243,15 @@ class Accounts:
             InputError: unknown project or role, or an invalid name.
         """
         check_role(role)
-        name = checked_name(name) if name else ""
-        token = new_token()
+        name = validate_name(name) if name else ""
+        token = create_token()
         with self.store.transaction() as db:
             check_project(db, project)
             check_not_erased(db, project)
             self._delete_expired(db)
             author = find_user(db, by.name) if by else None
             row = {
-                "digest": digest(token),
+                "digest": hash_token(token),
                 "project": project,
                 "role": role,
                 "name": name,
@@ -274,7 +274,7 @@ class Accounts:
 
     def find_invitation(self, token: str) -> Invitation | None:
         """Return the invitation of a token. Returns None if it has expired or was used."""
-        conditions = (invitations.c.digest == digest(token), invitations.c.expires_at > self.clock())
+        conditions = (invitations.c.digest == hash_token(token), invitations.c.expires_at > self.clock())
         with self.store.reading() as db:
             row = db.execute(select(invitations).where(*conditions)).first()
             if row is None:
@@ -319,8 +319,8 @@ class Accounts:
         """
         if self.find_invitation(token) is None:  # checked first, because hashing a password is slow
             raise invalid_invitation_error()
-        name = checked_name(name)
-        password_hash = self.passwords.hashed(checked_password(name, password))
+        name = validate_name(name)
+        password_hash = self.passwords.hash_password(validate_password(name, password))
         with self.store.transaction() as db:
             invitation = self._redeem(db, token)
             user = find_user(db, name)
@@ -347,7 +347,7 @@ class Accounts:
             invitation = self._redeem(db, token)
             user = find_user(db, person.name)
             if user is None or invitation.name not in ("", person.name):
-                raise Refused(
+                raise AccessRefused(
                     "token", "(not shown)", "the invitation is for another person", "Ask for one of your own."
                 )
             promote(db, invitation.project, user.id, invitation.role)
@@ -357,7 +357,7 @@ class Accounts:
         invitation = self.find_invitation(token)
         if invitation is None:
             raise invalid_invitation_error()
-        db.execute(delete(invitations).where(invitations.c.digest == digest(token)))
+        db.execute(delete(invitations).where(invitations.c.digest == hash_token(token)))
         return invitation
 
     def _delete_expired(self, db: Connection) -> None:
@@ -379,7 +379,7 @@ class Accounts:
         Raises:
             InputError: the name is neither an annotator of the project, nor a member, nor invited.
         """
-        normalised = normalised_name(name)
+        normalised = normalise_name(name)
         with self.store.transaction() as db:
             annotator = find_annotator(db, project, name) or find_annotator(db, project, normalised)
             if annotator is None:
@@ -403,7 +403,7 @@ class Accounts:
         Raises:
             InputError: the name is neither an annotator of the project nor an account.
         """
-        normalised = normalised_name(name)
+        normalised = normalise_name(name)
         with self.store.reading() as db:
             annotator = find_annotator(db, project, name) or find_annotator(db, project, normalised)
             user = find_user(db, normalised)
@@ -438,7 +438,7 @@ class Accounts:
         if role is not None:
             check_role(role)
         with self.store.transaction() as db:
-            user = find_user(db, normalised_name(name))
+            user = find_user(db, normalise_name(name))
             current_role = None if user is None else read_roles(db, user.id).get(project)
             if user is None or current_role is None:
                 raise InputError(
@@ -482,28 +482,28 @@ def set_password(db: Connection, user: Row, password_hash: str) -> None:
     """
     unchanged = (users.c.id == user.id, users.c.password == user.password)
     if db.execute(update(users).where(*unchanged).values(password=password_hash)).rowcount == 0:
-        raise Refused("name", user.name, "the password was changed in the meantime", "Log in with the new one.")
+        raise AccessRefused("name", user.name, "the password was changed in the meantime", "Log in with the new one.")
 
 
 def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Row | None) -> None:
     """Raise Refused if a person of this name may not accept the invitation with a password."""
     if invitation.name:
         if invitation.name != name:
-            raise Refused("name", name, f"the invitation is for {invitation.name}", "Ask for one of your own.")
+            raise AccessRefused("name", name, f"the invitation is for {invitation.name}", "Ask for one of your own.")
         if not invitation.resets:
             remedy = "Log in and open the link again; the operator of the server can set a new password."
-            raise Refused("name", name, "the account is also in projects of other admins", remedy)
+            raise AccessRefused("name", name, "the account is also in projects of other admins", remedy)
         return
     annotator_of_name = select(annotators.c.pseudonym).where(func.lower(annotators.c.identity) == name).limit(1)
     # The name is taken by an account, or by an annotator without an account, in any project.
     if user is not None or db.execute(annotator_of_name).first() is not None:
         remedy = "Choose another; if it is yours, log in and open the link again, or ask for one by this name."
-        raise Refused("name", name, "the name is taken", remedy)
+        raise AccessRefused("name", name, "the name is taken", remedy)
 
 
-def invalid_invitation_error() -> Refused:
+def invalid_invitation_error() -> AccessRefused:
     """Return the error of an invitation that has expired or was used."""
-    return Refused("token", "(not shown)", "the invitation has expired or was used", "Ask for a new one.")
+    return AccessRefused("token", "(not shown)", "the invitation has expired or was used", "Ask for a new one.")
 
 
 def assign_role(db: Connection, project: str, user: str, role: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from align.annotate.store import Store
-from align.data.chat.encode import encode_judged
+from align.data.chat.encode import encode_for_reward_model
 from align.reward.learned import score_rows
 
 
@@ -22,7 +22,7 @@ def tokenize_answers(
     rows: dict[str, list[list[int]]] = {}
     for item in store.items(project):
         answers = [
-            encode_judged(tokenizer, item.prompt, candidate.text, candidate.ended, stops)
+            encode_for_reward_model(tokenizer, item.prompt, candidate.text, candidate.ended, stops)
             for candidate in item.candidates
         ]
         if max(map(len, answers)) <= max_length:

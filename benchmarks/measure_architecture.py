@@ -19,7 +19,7 @@ from small_models import VOCABULARY, build_small_config, build_variants, save_sm
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, TrainerCallback
 
-from align.data.chat.encode import Encoded
+from align.data.chat.encode import EncodedRow
 from align.export.merged import merge_adapter
 from align.models.actors import ModelActor
 from align.models.adapters import save_adapter, with_new_adapter
@@ -332,7 +332,7 @@ def check_sft_step(folder: Path, route: Route, oracle: OracleOutputs, scratch: P
     )
     arguments = training.arguments(scratch / "sft", CPU, torch.float32, 1)
     recorder = LossRecorder()
-    rows = [Encoded(row, [-100, *row[1:]]) for row in oracle.rows]
+    rows = [EncodedRow(row, [-100, *row[1:]]) for row in oracle.rows]
     weights_before = {
         name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad
     }

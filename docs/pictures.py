@@ -27,7 +27,7 @@ from align.annotate.assignment import AssignmentQueue
 from align.annotate.store import Judgement, Store, configure
 from align.annotate.web.server import build_app
 from align.web.key_link import KeyAuthenticator
-from align.web.server import listening
+from align.web.server import open_listener
 
 HERE = Path(__file__).resolve().parent
 PROJECT, KEY = "household", "k" * 32
@@ -114,7 +114,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, listening("127.0.0.1", 0) as listener, sync_playwright() as running:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_listener("127.0.0.1", 0) as listener,
+        sync_playwright() as running,
+    ):
         store, port = Store.open(sampled(Path(folder))), listener.getsockname()[1]
         configure(store, PROJECT, {"overlap": 2, "title": "Household questions"})
         judged(store, random.Random(0))

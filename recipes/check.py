@@ -19,7 +19,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple
 
-from align.report import few
+from align.report import note_small_sample
 from align.report.figure_text import FEW
 from align.run import Manifest, read_manifest
 from align.run.environment import describe_processor
@@ -192,7 +192,7 @@ def format_cell(row: Row, cell: str) -> str:
 def describe_few(row: Row, name: str) -> str:
     """Return the mark of a figure with an interval over few observations; empty for other figures."""
     count = row.get(COUNTS.get(name, ""), FEW)
-    return f" (n={count}{few(count)})" if few(count) else ""
+    return f" (n={count}{note_small_sample(count)})" if note_small_sample(count) else ""
 
 
 def describe_band(value: Any, name: str, rows: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from align.core.errors import require
 from align.core.functions import load_function
-from align.data.chat.encode import end_of_turn, stop_token_ids
+from align.data.chat.encode import find_stop_token_ids, find_turn_end_token
 from align.data.chat.template import use_template
 from align.models.adapters import attach
 from align.models.base import base_of, choose_method
@@ -71,7 +71,7 @@ def build_beside_policy(
     """
     own = select_on_base(models, base)
     device = next(roles.model.parameters()).device
-    end = end_of_turn(tokenizer) if own else None
+    end = find_turn_end_token(tokenizer) if own else None
     learned = (
         RoleReward(roles, own.index(model), size, end)
         if model in own
@@ -89,7 +89,7 @@ def load_reward_model(artifact: Artifact, device: torch.device, dtype: torch.dty
     head = linear_head(score_weight(artifact.path, hidden_size(model))).to(device)
     tokenizer = own_tokenizer(artifact, base)
     use_template(tokenizer, None)
-    stops = stop_token_ids(tokenizer, model.generation_config)
+    stops = find_stop_token_ids(tokenizer, model.generation_config)
     return LearnedReward(model, head, tokenizer, stops, size, artifact.ref)
 
 

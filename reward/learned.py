@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from align import ranks
 from align.core.errors import require
 from align.core.types import Conversation, Rollout
-from align.data.chat.encode import encode_judged
+from align.data.chat.encode import encode_for_reward_model
 from align.models.forward import compute_in_chunks, hidden_states, pad
 from align.models.load import context_length
 from align.models.roles import Roles, last_real_states
@@ -123,7 +123,7 @@ class LearnedReward:
         if answer.role != "assistant" or not prompt_messages:
             raise ValueError(f"conversation {conversation.id or '(no id)'} does not end with an answer")
         prompt = replace(conversation, messages=tuple(prompt_messages))
-        return encode_judged(self.tokenizer, prompt, answer, ended, self.stops)
+        return encode_for_reward_model(self.tokenizer, prompt, answer, ended, self.stops)
 
     def fits(self, conversation: Conversation) -> bool:
         """Return whether a conversation that ends with an assistant turn fits into the model's context."""

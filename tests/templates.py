@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.core.types import Conversation
-from align.data.chat.encode import IGNORED, encode_conversation
+from align.data.chat.encode import IGNORE_INDEX, encode_conversation
 
 RAISE = "{{ raise_exception('system role is not known here') }}"
 
@@ -200,11 +200,11 @@ def trained_texts(tokenizer: Any, conversation: Conversation) -> list[str]:
     """What the loss is on, span by span."""
     encoded = encode_conversation(tokenizer, conversation)
     spans: list[list[int]] = []
-    previous = IGNORED
+    previous = IGNORE_INDEX
     for label in encoded.labels:
-        if label != IGNORED:
-            spans += [[]] if previous == IGNORED else []
+        if label != IGNORE_INDEX:
+            spans += [[]] if previous == IGNORE_INDEX else []
             spans[-1].append(label)
         previous = label
-    assert all(label in (IGNORED, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
+    assert all(label in (IGNORE_INDEX, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
     return [tokenizer.decode(span) for span in spans]

@@ -284,10 +284,10 @@ def find_figures(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]
 
     A figure with an interval counts by its value.
     """
-    from align.report.figure_labels import by_weight
+    from align.report.figure_labels import sort_metric_names
 
     figures = {}
-    for name in by_weight(metrics[0] if metrics else ()):
+    for name in sort_metric_names(metrics[0] if metrics else ()):
         values = [m.get(name) for m in metrics]
         values = [v.get("value") if isinstance(v, Mapping) else v for v in values]
         numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]

@@ -13,7 +13,7 @@ from align.annotate.store import Store
 from align.annotate.store.preference_pairs import load_human_verdicts, load_preferences
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Feedback, Message, Preference
-from align.data.chat.encode import encode_judged, prompt_length, surely_too_long
+from align.data.chat.encode import count_prompt_tokens, encode_for_reward_model, is_surely_too_long
 from align.data.read.columns import ColumnRules, find_shape
 from align.data.read.content import FEEDBACK, PREFERENCES, join_answer
 from align.data.read.drops import BadRows
@@ -292,7 +292,7 @@ def encode_pairs(
 
     for pref in prefs:
         if any(
-            surely_too_long(tokenizer, join_answer(pref, side), max_length) for side in (pref.chosen, pref.rejected)
+            is_surely_too_long(tokenizer, join_answer(pref, side), max_length) for side in (pref.chosen, pref.rejected)
         ):
             continue
         chosen_ids, chosen_start = encode(pref, "chosen")
@@ -312,7 +312,7 @@ def encode_answers(
     """
     encoded = []
     for answer in answers:
-        if surely_too_long(tokenizer, join_answer(answer, answer.completion), max_length):
+        if is_surely_too_long(tokenizer, join_answer(answer, answer.completion), max_length):
             continue
         prompt = Conversation(answer.prompt, answer.id, answer.tools)
         ids, start = encode_judged_answer(tokenizer, prompt, answer.completion, True, stops)
@@ -341,8 +341,8 @@ def encode_judged_answer(
     """
     *earlier_turns, last_turn = turns
     prompt = replace(context, messages=(*context.messages, *earlier_turns))
-    ids = encode_judged(tokenizer, prompt, replace(last_turn, trained=True), ended, stops)
-    return ids, prompt_length(tokenizer, prompt, ids)
+    ids = encode_for_reward_model(tokenizer, prompt, replace(last_turn, trained=True), ended, stops)
+    return ids, count_prompt_tokens(tokenizer, prompt, ids)
 
 
 def iter_labelled_answers(pairs: Sequence[TokenizedPair]) -> Iterator[TokenizedAnswer]:

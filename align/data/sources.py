@@ -15,7 +15,7 @@ from align.core.errors import InputError, require
 from align.core.files import explain_read_errors, parse_user_path
 from align.core.types import Conversation, Document, Feedback, Preference
 from align.data import chitchat
-from align.data.chat.reasoning import without_reasoning
+from align.data.chat.reasoning import strip_all_reasoning
 from align.data.read.columns import ColumnRules
 from align.data.read.content import DOCUMENTS, MESSAGE_ATTRIBUTES, PREFERENCES, extract_prompt
 from align.data.read.files import list_data_files
@@ -297,7 +297,7 @@ def prepare_record(record: T, data: DataSource) -> T:
     if not isinstance(record, Conversation | Preference | Feedback):
         return record
     parts = {name: getattr(record, name) for name in MESSAGE_ATTRIBUTES[type(record)]}
-    changed = {name: without_reasoning(turns) if data.hide_reasoning else turns for name, turns in parts.items()}
+    changed = {name: strip_all_reasoning(turns) if data.hide_reasoning else turns for name, turns in parts.items()}
     if isinstance(record, Preference):
         problem = f"the answers of pair {record.id} differ in their reasoning only"
         remedy = "Leave the pair out, or keep the reasoning."

@@ -30,7 +30,7 @@ from align.core.chain import to_canonical_json
 from align.core.errors import CorruptFile, InputError
 from align.core.merkle import compute_root
 from align.core.types import Conversation, Feedback, Message, Record
-from align.data.chat.reasoning import alone
+from align.data.chat.reasoning import strip_message_reasoning
 from align.data.read.content import encode_content_row, encode_role_and_content
 from align.data.sets.ids import SHA256, FindKey, IdKind, apply_key, build_hmac_kind, compute_content_id, read_id_kinds
 from align.data.sets.published import encode_leaf, load_data_set
@@ -158,7 +158,7 @@ def hash_turns_before_answers(turns: Sequence[Message], system: str | None) -> l
 
 def encode_turn_line(turn: Message) -> bytes:
     """Return a turn without reasoning as a line of canonical JSON."""
-    stripped = alone(turn) if turn.role == "assistant" else turn
+    stripped = strip_message_reasoning(turn) if turn.role == "assistant" else turn
     if not stripped.tool_calls:
         return encode_role_and_content(stripped).encode() + b"\n"
     row: dict[str, Any] = {"role": stripped.role, "content": stripped.content}

@@ -18,7 +18,7 @@ from align.core.types import Message
 from align.data.ngrams import iter_ngrams, tokenize_words
 from align.evals.text import compute_distinct_n, quote_beginning
 from align.ops.intervals import Interval, mean_interval, proportion_interval
-from align.report.figure_text import in_words, percent
+from align.report.figure_text import format_interval, format_percent
 
 COLLAPSED = "collapsed"
 VARIED = "varied"
@@ -404,7 +404,7 @@ def judge_against_constant(policy: Interval, constant: str) -> Collapse:
         return Collapse(NOT_MEASURED, (f"{policy.n} distinct prompts, {MIN_PROMPTS} are needed",))
     if policy.value > 0 and (policy.low is None or policy.low > 0):  # no interval if all differences are equal
         return Collapse(VARIED, ())
-    difference = in_words(policy.as_dict())
+    difference = format_interval(policy.as_dict())
     every = f"{quote_beginning(constant)}, given as the answer to every prompt"
     reason = f"it is not shown to beat {every} (difference {difference})"
     return Collapse(COLLAPSED, (reason,))
@@ -464,7 +464,7 @@ def judge_collapse(
     if share.low > MAX_SHARE and (share.low > ref_share or policy.identical_share.low > MAX_IDENTICAL_SHARE):
         compared = f" ({reference}: {ref_share:.0%} for its commonest)" if reference else ""
         reasons.append(
-            f"{percent(share.as_dict())} of its {answers} are alike: {quote_beginning(policy.commonest)}{compared}"
+            f"{format_percent(share.as_dict())} of its {answers} are alike: {quote_beginning(policy.commonest)}{compared}"
         )
     if policy.distinct < MIN_DISTINCT * ref_distinct:
         reasons.append(f"{policy.distinct} different {answers}, where the {reference} has {ref_distinct}")

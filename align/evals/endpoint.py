@@ -27,7 +27,7 @@ from align.core.errors import InputError, make_printable, require
 from align.core.redaction import MASK, SHORTEST, register_secret
 from align.core.spec import check_keys, get_integer, get_number, parse_text
 from align.core.types import Conversation
-from align.data.chat.reasoning import with_reasoning
+from align.data.chat.reasoning import prepend_reasoning
 from align.rollout.answer_cache import Answer, AnswerStore, Question, Token
 from align.rollout.vllm_server import LOCKED, MISREAD, VllmFailed, direct_transport, read_response, response_limit
 from align.run import Input, json_digest
@@ -384,7 +384,7 @@ def parse_message(message: Mapping[str, Any]) -> str:
     if not isinstance(content, str):
         raise TypeError("a content that is no text")
     thought = message.get("reasoning_content") or message.get("reasoning")
-    return make_encodable(with_reasoning(content, thought) if isinstance(thought, str) else content)
+    return make_encodable(prepend_reasoning(content, thought) if isinstance(thought, str) else content)
 
 
 def parse_last_tokens(choice: Mapping[str, Any]) -> tuple[Token, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from align import ranks
 from align.core.types import Conversation, Feedback, Preference
-from align.data.chat.encode import IGNORED, Encoded
+from align.data.chat.encode import IGNORE_INDEX, EncodedRow
 from align.data.pairs import TokenizedPair
 from align.data.split import compute_question_key
 from align.evals.text import join_turns
@@ -58,7 +58,7 @@ class HeldOutLoss(NamedTuple):
 
 
 @torch.no_grad()
-def compute_held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batch_size: int = 16) -> HeldOutLoss:
+def compute_held_out_loss(model: Any, rows: Sequence[EncodedRow], pad_id: int, batch_size: int = 16) -> HeldOutLoss:
     """Compute the loss of a model on rows.
 
     Rows are batched by length to save padding, and each rank computes its share of the batches. The mean is over tokens
@@ -75,7 +75,7 @@ def compute_held_out_loss(model: Any, rows: Sequence[Encoded], pad_id: int, batc
         batch = [rows[i] for i in places]
         tokens = pad([row.input_ids for row in batch], pad_id).to(device)
         mask = pad([[1] * len(row.input_ids) for row in batch], 0).bool().to(device)
-        picked = (pad([row.labels for row in batch], IGNORED) != IGNORED).to(device)
+        picked = (pad([row.labels for row in batch], IGNORE_INDEX) != IGNORE_INDEX).to(device)
         picked[:, 0] = False  # the first token has no context
         logprobs, _, _ = picked_logprobs(model, tokens, mask, picked)
         counts = picked.sum(1).tolist()

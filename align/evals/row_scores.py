@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from align.core.types import Conversation, Preference, Record
-from align.data.chat.encode import Encoded, encode_conversation, encode_text
-from align.data.chat.reasoning import without_reasoning
+from align.data.chat.encode import EncodedRow, encode_conversation, encode_text
+from align.data.chat.reasoning import strip_all_reasoning
 from align.data.chat.template import use_template
 from align.data.read.content import join_answer, join_trained_answer
 from align.data.sets.score_cuts import ScoreRecords
@@ -82,7 +82,7 @@ def compute_losses(
     Raises:
         InputError: the chat template refuses a conversation.
     """
-    rows: list[Encoded] = []
+    rows: list[EncodedRow] = []
     places: list[int] = []
     for place, record in enumerate(records):
         trained_rows = [row for row in encode_record(tokenizer, record, max_length) if row.trained]
@@ -101,7 +101,7 @@ def replace_not_finite(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), values, np.inf)
 
 
-def encode_record(tokenizer: Any, record: Record, max_length: int) -> list[Encoded]:
+def encode_record(tokenizer: Any, record: Record, max_length: int) -> list[EncodedRow]:
     """Return the rows of tokens that supervised training would make from a record."""
     if isinstance(record, str):
         return encode_text(tokenizer, record, max_length)
@@ -111,7 +111,7 @@ def encode_record(tokenizer: Any, record: Record, max_length: int) -> list[Encod
     if all(turn.role != "assistant" or not turn.trained for turn in record.messages):
         return []
     row = encode_conversation(tokenizer, record)
-    return [Encoded(row.input_ids[:max_length], row.labels[:max_length])]
+    return [EncodedRow(row.input_ids[:max_length], row.labels[:max_length])]
 
 
 def compute_rewards(
@@ -157,7 +157,7 @@ def trim_to_last_answer(conversation: Conversation, hides_reasoning: bool) -> Co
     if end < 2:
         return None
     cut = conversation.turns(end)
-    return replace(cut, messages=without_reasoning(cut.messages)) if hides_reasoning else cut
+    return replace(cut, messages=strip_all_reasoning(cut.messages)) if hides_reasoning else cut
 
 
 def standardise_on_answers(

@@ -29,9 +29,9 @@ from align.models.adapters import adapter_config
 from align.models.base import named_base
 from align.models.dequantised import DEQUANTISED
 from align.models.load import name_of
-from align.report import in_words
+from align.report import format_interval
 from align.report.figure_text import FEW
-from align.report.page import template_environment
+from align.report.page import create_template_environment
 from align.run import Base
 from align.run.weights import local_base_name
 
@@ -142,7 +142,7 @@ def render_card(facts: Mapping[str, Any]) -> str:
 
 @cache
 def card_templates() -> Environment:
-    environment = template_environment(TEMPLATES)
+    environment = create_template_environment(TEMPLATES)
     environment.keep_trailing_newline = True
     environment.finalize = lambda value: value if isinstance(value, Markup) else Markup(on_one_line(value))
     environment.filters |= {
@@ -167,7 +167,7 @@ def quote_json(value: Any) -> str:
 
 def format_metric(figure: Any) -> str:
     if isinstance(figure, Mapping):
-        return in_words(figure, ".4g")
+        return format_interval(figure, ".4g")
     return str(figure) if isinstance(figure, int) or not math.isfinite(figure) else f"{figure:.4g}"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from align.data.chat.fixed_prompts import fixed_texts
+from align.data.chat.fixed_prompts import render_fixed_prompts
 from align.export.adapter import read_rank
 from align.export.engines import VERSION, run_adapter, run_model
 from align.export.gguf import ADAPTER, F16, F32, check_tokenization, find_variants, list_texts
@@ -140,7 +140,7 @@ def run_llama_cpp(
     python = interpreter(LLAMA_CPP, engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
     if python is None:
         return None
-    prompts = fixed_texts(trained.tokenizer, max(map(len, trained.rows)))
+    prompts = render_fixed_prompts(trained.tokenizer, max(map(len, trained.rows)))
     answer = ask(
         LLAMA_CPP,
         python,

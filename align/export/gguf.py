@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.errors import CorruptFile, InputError
-from align.data.chat.fixed_prompts import fixed_texts
-from align.data.chat.tokens import special_ids
+from align.data.chat.fixed_prompts import render_fixed_prompts
+from align.data.chat.tokens import get_special_token_ids
 from align.export.bases import load_plain_base
 from align.export.converters import compute_converter_digest, convert_adapter, convert_model
 from align.export.engines import free_memory
@@ -129,7 +129,7 @@ def configure_converter(folder: Path, tokenizer: PreTrainedTokenizerBase) -> Non
     chat template writes. Tokens that were added to a SentencePiece model are not in its file.
     """
     bos = str(tokenizer.bos_token or "")
-    begins_with_bos = bool(bos) and all(text.startswith(bos) for text, _ in fixed_texts(tokenizer))
+    begins_with_bos = bool(bos) and all(text.startswith(bos) for text, _ in render_fixed_prompts(tokenizer))
     path = folder / "tokenizer_config.json"
     settings: dict[str, Any] = {"add_bos_token": begins_with_bos}
     if (folder / PIECES).is_file() and (new_tokens := list_added_tokens(tokenizer)):
@@ -281,5 +281,5 @@ def list_texts(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]]) -> 
 
 def list_special_tokens(tokenizer: Any) -> list[tuple[str, int]]:
     """Return each special token with its id."""
-    ids = sorted(special_ids(tokenizer) | tokenizer.added_tokens_decoder.keys())
+    ids = sorted(get_special_token_ids(tokenizer) | tokenizer.added_tokens_decoder.keys())
     return [(tokenizer.convert_ids_to_tokens(id), id) for id in ids]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from align.data.chat.template import contents_as_text
+from align.data.chat.template import build_escaping_template
 from align.export.adapter import read_rank, write_lowered
 from align.export.bases import find_base_folder, link_base, prepare_base
 from align.export.checks import F32Measurement, check_adapter, check_gguf, check_merged, run_llama_cpp
@@ -208,7 +208,7 @@ def write_launch_files(
         home: final path of `folder`.
         name: the model's name in requests.
     """
-    template = contents_as_text(trained.tokenizer)
+    template = build_escaping_template(trained.tokenizer)
     gap = find_gap(checks)
     original = options.into == "original" and trained.adapter is not None
     if kind == "adapter":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment
 
 from align.models.base import BUILT_IN
-from align.report.page import template_environment
+from align.report.page import create_template_environment
 from align.rollout.engine_process import RANKS, vllm_rank
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def write_adapter_scripts(
     Args:
         name: the model's name in requests.
         gap: difference between the adapter on the original weights and what was trained.
-        template: chat template, from `align.data.chat.template.contents_as_text`.
+        template: chat template, from `align.data.chat.template.build_escaping_template`.
     """
     if rank > RANKS[-1]:
         return
@@ -93,7 +93,7 @@ def write_model_script(
 
     Args:
         original: the adapter was merged into the original weights.
-        template: chat template, from `align.data.chat.template.contents_as_text`.
+        template: chat template, from `align.data.chat.template.build_escaping_template`.
         scores: it is a reward model.
     """
     chat_template = write_chat_template(folder, template)
@@ -130,7 +130,7 @@ def write_script(folder: Path, script: str, **values: Any) -> None:
 
 @cache
 def script_templates() -> Environment:
-    environment = template_environment(TEMPLATES)
+    environment = create_template_environment(TEMPLATES)
     environment.autoescape = False
     environment.keep_trailing_newline = True
     environment.filters |= {"quote": shlex.quote, "comment": comment_text}

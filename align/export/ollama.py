@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.data.chat.encode import render, stop_token_ids
+from align.data.chat.encode import find_stop_token_ids, render
 
 Turns = Sequence[tuple[str, str]]
 """A conversation as pairs (role, text)."""
@@ -158,7 +158,7 @@ def build_modelfile(folder: Path, tokenizer: Any, begins_with_bos: bool, base: s
     def render_turns(turns: Turns, due: bool) -> str | None:
         conversation = Conversation(tuple(Message(role, text) for role, text in turns))
         with suppress(InputError):
-            return render(tokenizer, conversation, answer_due=due)
+            return render(tokenizer, conversation, add_generation_prompt=due)
 
     lines = ["# ollama create NAME -f Modelfile && ollama run NAME", *READ, f"FROM ./{base}"]
     if adapter is not None:
@@ -171,7 +171,7 @@ def build_modelfile(folder: Path, tokenizer: Any, begins_with_bos: bool, base: s
     generation = None
     if (folder / "generation_config.json").is_file():
         generation = GenerationConfig.from_pretrained(folder)
-    stops = [tokenizer.convert_ids_to_tokens(id) for id in stop_token_ids(tokenizer, generation)]
+    stops = [tokenizer.convert_ids_to_tokens(id) for id in find_stop_token_ids(tokenizer, generation)]
     lines += [f'PARAMETER stop "{stop}"' for stop in stops if is_quotable(stop)]
     lines += [f"# No stop for {stop!a}, which this file cannot say." for stop in stops if not is_quotable(stop)]
     return "\n".join(lines) + "\n"

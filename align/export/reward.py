@@ -15,10 +15,10 @@ from typing import Any
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.data.chat.encode import assistant_spans, encode_judged, render, stop_token_ids
+from align.data.chat.encode import encode_for_reward_model, find_assistant_spans, find_stop_token_ids, render
 from align.data.chat.fixed_prompts import LONGEST, PROMPTS
-from align.data.chat.template import quoted
-from align.data.chat.tokens import for_others, special_ids
+from align.data.chat.template import quote_jinja
+from align.data.chat.tokens import copy_for_export, get_special_token_ids
 
 ASKED = "12 + 30 * 2 = ?"
 REASONED = ("<think>\nThe product first.\n</think>\n\n72.", "72.\n</think>\n\nThe product comes first: 12 + 60 = 72.")
@@ -47,11 +47,11 @@ def make_test_conversations(tokenizer: Any, longest: int = LONGEST) -> list[Conv
 
 def encode_as_trained(tokenizer: Any, conversations: Sequence[Conversation]) -> list[list[int]]:
     """Return token ids as training read them: each row ends where the score is read."""
-    stops = stop_token_ids(tokenizer)
+    stops = find_stop_token_ids(tokenizer)
     rows = []
     for conversation in conversations:
         *context, last = conversation.messages
-        rows.append(encode_judged(tokenizer, Conversation(tuple(context)), last.content, True, stops))
+        rows.append(encode_for_reward_model(tokenizer, Conversation(tuple(context)), last.content, True, stops))
     return rows
 
 
@@ -67,8 +67,8 @@ def make_scoring_tokenizer(tokenizer: Any, conversations: Sequence[Conversation]
     Args:
         conversations: result of `make_test_conversations`.
     """
-    copied = for_others(tokenizer)
-    ends = {*stop_token_ids(tokenizer), *(row[-1] for row in encode_as_trained(tokenizer, conversations))}
+    copied = copy_for_export(tokenizer)
+    ends = {*find_stop_token_ids(tokenizer), *(row[-1] for row in encode_as_trained(tokenizer, conversations))}
     copied.pad_token = choose_pad_token(tokenizer, ends)
     copied.chat_template = cut_chat_template(tokenizer, conversations)
     return copied
@@ -80,7 +80,7 @@ def choose_pad_token(tokenizer: Any, ends: set[int]) -> str | None:
     Without one, other programs can score only one text at a time.
     """
     preferred = [id for id in (tokenizer.pad_token_id, tokenizer.unk_token_id) if id is not None]
-    usable = (id for id in (*preferred, *sorted(special_ids(tokenizer))) if id not in ends)
+    usable = (id for id in (*preferred, *sorted(get_special_token_ids(tokenizer))) if id not in ends)
     pad = next(usable, None)
     return None if pad is None else tokenizer.convert_ids_to_tokens(pad)
 
@@ -89,14 +89,14 @@ def cut_chat_template(tokenizer: Any, conversations: Sequence[Conversation]) -> 
     """Return the chat template without the text that it writes behind the last answer, where the score would move
     to."""
     template = tokenizer.chat_template
-    texts = [(text, spans[-1][1]) for text, spans in (assistant_spans(tokenizer, c) for c in conversations)]
+    texts = [(text, spans[-1][1]) for text, spans in (find_assistant_spans(tokenizer, c) for c in conversations)]
     tails = {text[end:] for text, end in texts}
     if tails <= {""}:
         return template
     tail = max(tails, key=len)
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = WITHOUT_TAIL.format(
-        template=template.removesuffix("\n"), tail=quoted(tail), length=len(tail)
+        template=template.removesuffix("\n"), tail=quote_jinja(tail), length=len(tail)
     )
     if any(render(changed, c) != text[:end] for c, (text, end) in zip(conversations, texts, strict=True)):
         problem = f"what it writes behind an answer ({tail!r}) cannot be left out"

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from align.core.errors import CorruptFile, require
 from align.core.files import check_folder
-from align.data.chat.fixed_prompts import fixed_prompts
-from align.data.chat.tokens import for_others
+from align.data.chat.fixed_prompts import encode_fixed_prompts
+from align.data.chat.tokens import copy_for_export
 from align.export.engines import VERSION, ExportPrompts, compute_choices, compute_logits, free_memory, pick_logprobs
 from align.export.receipt_rows import ALONE, Bound, ReceiptCheck
 from align.export.reward import encode_as_chats, encode_as_trained, make_scoring_tokenizer, make_test_conversations
@@ -151,7 +151,7 @@ def make_prompts(tokenizer: Any, longest: int, scores: bool) -> tuple[ExportProm
         InputError: A reward model's chat template accepts no fixed conversation.
     """
     if not scores:
-        return ExportPrompts(fixed_prompts(tokenizer, longest)), for_others(tokenizer)
+        return ExportPrompts(encode_fixed_prompts(tokenizer, longest)), copy_for_export(tokenizer)
     conversations = make_test_conversations(tokenizer, longest)
     problem = "takes none of the conversations that a reward model is asked about"
     require(bool(conversations), "chat_template", "(the model's)", problem, "Train it with data.template=chatml.")
@@ -169,7 +169,7 @@ def check_tokenizer(trained: TrainedModel, folder: Path) -> None:
     check_folder(folder, "export.path")
     exported = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     longest = max(map(len, trained.rows))
-    are_equal = fixed_prompts(exported, longest) == fixed_prompts(trained.tokenizer, longest)
+    are_equal = encode_fixed_prompts(exported, longest) == encode_fixed_prompts(trained.tokenizer, longest)
     if trained.prompts.scores:
         conversations = make_test_conversations(trained.tokenizer, longest)
         are_equal &= encode_as_chats(exported, conversations) == encode_as_chats(trained.tokenizer, conversations)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from align.core.errors import CorruptFile
-from align.data.chat.fixed_prompts import fixed_prompts
+from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.export.adapter import write_adapter
 from align.export.engines import compute_logits, free_memory, pick_logprobs
 from align.models.actors import AdapterPool
@@ -76,7 +76,7 @@ class VllmAdapters:
 
     def _ask(self, adapters: Mapping[str, Path]) -> Probes:
         model = in_fp32(load_base(self.base, self.method, self.device, self.trained))
-        rows = fixed_prompts(self.tokenizer, context_length(model))
+        rows = encode_fixed_prompts(self.tokenizer, context_length(model))
         pool = AdapterPool(model)
         base = pick_logprobs(compute_logits(model, rows), rows)
         for digest, folder in adapters.items():

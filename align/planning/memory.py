@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from align import ranks
 from align.core.errors import InputError
-from align.data.chat.encode import prompt_room
+from align.data.chat.encode import compute_max_prompt_tokens
 from align.models.lora import Lora
 from align.planning.shapes import Linear, Shape, shape_of
 from align.run import Run
@@ -138,7 +138,7 @@ def build_workload(config: Any, context: int, *, ranks: int, from_adapter: bool,
         ranks=ranks,
     )
     if stage.name == "ppo":
-        prompt = prompt_room(context, config.data.max_length, rollout.max_new_tokens)
+        prompt = compute_max_prompt_tokens(context, config.data.max_length, rollout.max_new_tokens)
         step = stage.batch_size // stage.minibatches
         together = max(stage.batch_size, stage.normalise_on, stage.eval_prompts if stage.eval_every else 0)
         return replace(

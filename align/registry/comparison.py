@@ -18,8 +18,8 @@ from align.core.outputs import refuse_foreign_file
 from align.registry.differences import RUNS, describe_inputs, get_settings
 from align.registry.formatting import clean_text, format_cell, get_value, iter_leaves, to_csv
 from align.registry.record import MOVED, UNREADABLE, Record, describe_alteration, get_number, to_strict_json
-from align.report.figure_labels import by_weight
-from align.report.figure_text import align_columns, counted, flattened, is_interval, one_line
+from align.report.figure_labels import sort_metric_names
+from align.report.figure_text import align_columns, escape_unprintable, flatten_metrics, is_interval, pluralize
 from align.run.files import read_json_object, write_json
 from align.run.manifest import read_manifest
 
@@ -157,7 +157,7 @@ def collect_figures(record: Record, asked: Sequence[str], moved: str) -> dict[st
     if asked:
         figures = {key: get_value(record, key) for key in asked} | {moved: record["metrics"].get(moved), **cost}
     else:
-        figures = {**dict(flattened(record["metrics"])), **cost}
+        figures = {**dict(flatten_metrics(record["metrics"])), **cost}
         for name in ("peak_rss_mb", "peak_gpu_mb", "predicted_peak_mb"):  # covered by the cost
             figures.pop(name, None)
     return {name: value for name, value in figures.items() if get_number(value) is not None}
@@ -207,7 +207,7 @@ def select_figures(rows: Sequence[ComparisonRow], scores: Sequence[str]) -> tupl
     common = [name for name in all_figures[0] if name not in scores and all(name in values for values in all_figures)]
     differing = [name for name in common if len({get_figure_value(values[name]) for values in all_figures}) > 1]
     return (
-        *(name for name in by_weight(differing) if name not in COST),
+        *(name for name in sort_metric_names(differing) if name not in COST),
         *(name for name in COST if name in differing),
     )
 
@@ -276,7 +276,7 @@ def iter_notes(compared: Comparison, more: int) -> Iterator[str]:
     Args:
         more: number of metrics that it does not show.
     """
-    yield from (f"ALTERED: {one_line(problem)}" for problem in list_alterations(compared))
+    yield from (f"ALTERED: {escape_unprintable(problem)}" for problem in list_alterations(compared))
     if len(compared.rows) == 1 and len(compared.rows[0].records) == 1:
         yield "one run alone"
     elif not compared.keys:
@@ -284,9 +284,9 @@ def iter_notes(compared: Comparison, more: int) -> Iterator[str]:
     if any(len(row.by_seed) > 1 for row in compared.rows):
         yield "Of several seeds: the mean over them, with its 95 % interval by Student's t."
     if compared.left_out:
-        yield f"{counted(compared.left_out, 'setting')} left out, which only some of these stages have"
+        yield f"{pluralize(compared.left_out, 'setting')} left out, which only some of these stages have"
     if more:
-        yield f"{counted(more, 'figure')} more that differ: stage.format=json, or stage.html=FILE"
+        yield f"{pluralize(more, 'figure')} more that differ: stage.format=json, or stage.html=FILE"
 
 
 def as_objects(compared: Comparison) -> dict[str, Any]:

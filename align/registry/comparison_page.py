@@ -25,9 +25,9 @@ from align.registry.comparison import (
 )
 from align.registry.formatting import NOTHING
 from align.registry.index import query_index
-from align.report.figure_text import counted, format_figure, is_bounded, is_interval
+from align.report.figure_text import format_figure, is_bounded, is_interval, pluralize
 from align.report.page import Report
-from align.report.plots import Point, curves, points_of, tradeoff, undominated
+from align.report.plots import Point, collect_points, draw_curves, draw_tradeoff, find_pareto_front
 from align.report.stages import CURVES, UNITS, Curve, describe_line
 from align.run.digests import json_digest
 from align.track import read_rows
@@ -49,8 +49,8 @@ def build_page(compared: Comparison, root: Path) -> Report:
     runs = sum(len(row.records) for row in compared.rows)
     subtitle = list(compared.stages)
     if len(compared.rows) < runs:
-        subtitle.append(f"{counted(len(compared.rows), 'row')}: runs that differ in the seed alone are one")
-    report = Report(f"{counted(runs, 'run')} side by side", ", ".join(subtitle))
+        subtitle.append(f"{pluralize(len(compared.rows), 'row')}: runs that differ in the seed alone are one")
+    report = Report(f"{pluralize(runs, 'run')} side by side", ", ".join(subtitle))
     labels = make_labels(compared)
     report.verdict(describe_best(compared, labels))
     add_table(report, compared)
@@ -114,7 +114,7 @@ def add_table(report: Report, compared: Comparison) -> None:
     if any(len(row.records) > 1 for row in compared.rows):
         report.text("Of several seeds: the mean over them, with its 95 % interval by Student's t.")
     if compared.left_out:
-        report.text(f"{counted(compared.left_out, 'setting')} left out, which only some of these stages have.")
+        report.text(f"{pluralize(compared.left_out, 'setting')} left out, which only some of these stages have.")
 
 
 def add_tradeoff(
@@ -130,13 +130,13 @@ def add_tradeoff(
     ]
     if len(points) < 2:
         return
-    best = undominated(points, low=bool(is_better_low(score)))
+    best = find_pareto_front(points, low=bool(is_better_low(score)))
     names = ", ".join(labels[int(point.label) - 1] for point in best)
     better = "Low" if is_better_low(score) else "High"
     numbers = "Numbers are those of the table."
     reading = f"{better} and left is better; by their means no row beats the orange ones in both. {numbers}"
-    alt = f"{score} against {price_label} of {counted(len(points), 'row')}. No other one beats in both: {names}."
-    report.draw(lambda: tradeoff(points, best, price_label, score), reading, alt)
+    alt = f"{score} against {price_label} of {pluralize(len(points), 'row')}. No other one beats in both: {names}."
+    report.draw(lambda: draw_tradeoff(points, best, price_label, score), reading, alt)
 
 
 def get_interval(row: ComparisonRow, name: str) -> tuple[float, float, float]:
@@ -160,7 +160,7 @@ def add_curves(report: Report, compared: Comparison, labels: Sequence[str], root
         report.text(f"The curves are those of the first {DRAWN} rows.")
     for curve in CURVES[compared.stages[0]]:
         for key, line in curve.lines.items():
-            lines = [average_lines([points_of(stream, key) for stream in of_row]) for of_row in streams]
+            lines = [average_lines([collect_points(stream, key) for stream in of_row]) for of_row in streams]
             nonempty = {i: points for i, points in enumerate(lines) if points}
             add_curve(report, curve, line, nonempty, labels, UNITS.get(compared.stages[0], "step"))
 
@@ -190,7 +190,7 @@ def add_curve(
     legend = {str(i): labels[i] for i in lines}
     courses = "; ".join(describe_line(labels[i], points, unit) for i, points in lines.items())
     report.draw(
-        lambda: curves(rows, legend, curve.unit, title, unit, curve.span, curve.within, smooth=curve.smooth),
+        lambda: draw_curves(rows, legend, curve.unit, title, unit, curve.span, curve.within, smooth=curve.smooth),
         curve.reading,
         f"{title} over {unit}s. {courses}.",
     )
@@ -226,7 +226,7 @@ def describe_best(compared: Comparison, labels: Sequence[str]) -> str:
     if not doubtful:
         second = "every other row" if len(other_rows) > 1 else f"row {labels[other_rows[0]]}"
         return f"{text} It is better than {second} beyond chance."
-    more = f" and {counted(len(doubtful) - NAMED, 'more row')}" if len(doubtful) > NAMED else ""
+    more = f" and {pluralize(len(doubtful) - NAMED, 'more row')}" if len(doubtful) > NAMED else ""
     return f"{text} As good may be, but for chance: row {'; row '.join(doubtful[:NAMED])}{more}."
 
 

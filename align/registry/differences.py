@@ -12,8 +12,8 @@ from align.core.errors import CorruptFile, InputError, require
 from align.core.files import check_readable
 from align.registry.formatting import clean_text, format_cell, iter_leaves
 from align.registry.record import UNREADABLE, Record
-from align.report.figure_labels import by_weight
-from align.report.figure_text import counted, flattened
+from align.report.figure_labels import sort_metric_names
+from align.report.figure_text import flatten_metrics, pluralize
 from align.run.manifest import Manifest, read_manifest
 
 TRAINED = "trained_ids.parquet"
@@ -85,7 +85,7 @@ def is_ref(key: str) -> bool:
 
 def get_metrics(record: Record) -> dict[str, Any]:
     """Return dotted key → metric, with intervals as one value, and without fingerprints of data."""
-    return {key: value for key, value in flattened(record["metrics"]) if not key.endswith("root")}
+    return {key: value for key, value in flatten_metrics(record["metrics"]) if not key.endswith("root")}
 
 
 def describe_inputs(record: Record) -> dict[str, str]:
@@ -154,7 +154,7 @@ def as_lines(differences: Mapping[str, Any]) -> Iterator[str]:
     yield from iter_pair_lines(differences["score"])
     yield from iter_pair_lines(differences["outcome"])
     shared = {name: pair for name, pair in differences["metrics"].items() if None not in pair}
-    yield from iter_section("figures", {name: shared[name] for name in by_weight(shared)[:METRICS]})
+    yield from iter_section("figures", {name: shared[name] for name in sort_metric_names(shared)[:METRICS]})
     if more := len(differences["metrics"]) - min(len(shared), METRICS):
         yield f"  and {more:,} more, which only one has or matter less: stage.format=json"
     yield from iter_section("settings", differences["settings"])
@@ -162,7 +162,7 @@ def as_lines(differences: Mapping[str, Any]) -> Iterator[str]:
     if data := differences["data"]:
         is_same = not data["added"] and not data["removed"] and not data["unknown"]
         change = "the same rows" if is_same else f"{data['added']:,} added, {data['removed']:,} removed"
-        unknown = f"; of {counted(data['unknown'], 'row')} nobody knows which" if data["unknown"] else ""
+        unknown = f"; of {pluralize(data['unknown'], 'row')} nobody knows which" if data["unknown"] else ""
         yield f"rows to train on  {data['before']:,} → {data['after']:,}: {change}{unknown}"
     code = {key: [summarize_change(value) for value in pair] for key, pair in differences["code"].items()}
     yield from iter_section("code", code)
@@ -173,7 +173,7 @@ def as_lines(differences: Mapping[str, Any]) -> Iterator[str]:
 
 def summarize_change(value: Any) -> Any:
     """Return the number of lines of a diff of uncommitted changes. Any other value is returned as it is."""
-    return counted(len(value.splitlines()), "line") if isinstance(value, str) and "\n" in value else value
+    return pluralize(len(value.splitlines()), "line") if isinstance(value, str) and "\n" in value else value
 
 
 def iter_section(head: str, pairs: Mapping[str, Any]) -> Iterator[str]:

@@ -43,8 +43,8 @@ from align.registry.forgotten_texts import FileMatch, ForgottenTexts, iter_match
 from align.registry.formatting import clean_text
 from align.registry.index import Index, query_index
 from align.registry.record import UNREADABLE, Record, is_forgetting_run
-from align.report.figure_text import counted, one_line
-from align.report.live import finished_page
+from align.report.figure_text import escape_unprintable, pluralize
+from align.report.live import build_finished_page
 from align.report.run_view import RunView
 from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import REMEDY as MOVE_ANSWERS
@@ -458,7 +458,7 @@ def execute_plan(plan: ForgetPlan, who: str) -> Iterator[str]:
         (root / ANSWERS).unlink()
         yield f"{ANSWERS}: removed; evaluations make their answers again"
     mark_runs(root, receipt)
-    yield f"{counted(len(receipt.runs), 'run')} marked stale"
+    yield f"{pluralize(len(receipt.runs), 'run')} marked stale"
     for run, entry in receipt.data.items():
         ids = plan.selection.sets.get(run, frozenset())
         yield from replace_data_set(root, run, entry, ids)
@@ -586,7 +586,7 @@ def redraw_page(folder: Path, texts: ForgottenTexts, words: Words) -> str:
     with suppress(AlignError, KeyError, TypeError, ValueError, OSError, IndexError):
         if (manifest := read_manifest(folder)).done:
             line = shlex.join(["python", "-m", "align", *words(manifest.config, manifest.refs)])
-            finished_page(RunView(folder, manifest, line)).write(page)
+            build_finished_page(RunView(folder, manifest, line)).write(page)
             if not remove_texts(page, texts)[1]:
                 return DRAWN
     page.unlink()
@@ -692,11 +692,11 @@ def replace_data_set(root: Path, run: str, entry: dict[str, object], ids: frozen
     new_set = read_json_object(new / "artifact" / "data.json", "data.json", "Restore it.")
     count = new_set["replaces"]["count"]
     entry.update(rows=count, root=new_set["root"])
-    yield f"{run}: {counted(count, 'row')} forgotten; {entry['by']} takes its place"
+    yield f"{run}: {pluralize(count, 'row')} forgotten; {entry['by']} takes its place"
 
 
 def describe_counts(rows: Mapping[str, int]) -> str:
-    return ", ".join(counted(count, what) for what, count in rows.items() if count) or "nothing is left"
+    return ", ".join(pluralize(count, what) for what, count in rows.items() if count) or "nothing is left"
 
 
 def as_lines(plan: ForgetPlan) -> Iterator[str]:
@@ -706,15 +706,15 @@ def as_lines(plan: ForgetPlan) -> Iterator[str]:
         yield f"store, project {clean_text(selection.stored.project)}: {describe_counts(selection.stored.rows)}"
     for run, ids in selection.sets.items():
         new_run = next((repeat.again for repeat in plan.repeats if repeat.run == run), "")
-        yield f"{clean_text(run)}: {counted(len(ids), 'row')}; {clean_text(new_run)} takes its place"
+        yield f"{clean_text(run)}: {pluralize(len(ids), 'row')}; {clean_text(new_run)} takes its place"
     for run, files in plan.matches.items():
-        texts = (f"{file.file} ({'it stays' if file.stays else counted(file.lines, 'place')})" for file in files)
-        yield f"{clean_text(run)}: {one_line(', '.join(texts))}"
-    yield from (f"note: {one_line(note)}" for note in selection.notes)
+        texts = (f"{file.file} ({'it stays' if file.stays else pluralize(file.lines, 'place')})" for file in files)
+        yield f"{clean_text(run)}: {escape_unprintable(', '.join(texts))}"
+    yield from (f"note: {escape_unprintable(note)}" for note in selection.notes)
     yield NOT_LOOKED_AT
     yield "to be made again, in this order:" if plan.repeats else "nothing was made from it"
     for repeat in plan.repeats:
-        yield f"{clean_text(repeat.run)}: {one_line(repeat.because)}"
+        yield f"{clean_text(repeat.run)}: {escape_unprintable(repeat.because)}"
         yield f"   {repeat.command or repeat.problem or f'{repeat.again} takes its place'}"
     if plan.repeats:
         yield "Weights stay until stage.action=gc, or you, remove them."

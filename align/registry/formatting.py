@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from align.registry.record import Record, describe_alteration
-from align.report.figure_text import align_columns, format_figure, is_interval, one_line
+from align.report.figure_text import align_columns, escape_unprintable, format_figure, is_interval
 
 NOTHING = "–"
 LONGEST = 60
@@ -139,7 +139,7 @@ USUAL: Mapping[str, Callable[[Record, datetime], str]] = {
     "score": lambda record, now: clean_text(format_score(record)),
     "KL": lambda record, now: format_kl(record),
     "from": lambda record, now: clean_text(format_parents(record)),
-    "error": lambda record, now: one_line(record.get("error") or NOTHING),
+    "error": lambda record, now: escape_unprintable(record.get("error") or NOTHING),
 }
 """Column of the usual table → function that returns its cell."""
 
@@ -188,7 +188,7 @@ def iter_details(record: Record) -> Iterator[str]:
     order = [*(key for key in FIRST if key in values), *(key for key in values if key not in FIRST)]
     width = min(max(map(len, order)), 40)
     for key in order:
-        yield f"{one_line(key).ljust(width)}  {format_cell(values[key], longest=A_LINE)}"
+        yield f"{escape_unprintable(key).ljust(width)}  {format_cell(values[key], longest=A_LINE)}"
 
 
 def iter_leaves(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -228,7 +228,7 @@ def format_value(value: Any) -> str:
 
 def clean_text(text: str, longest: int | None = LONGEST) -> str:
     """Return text from a file on one line, shortened, with terminal control characters escaped."""
-    line = one_line(text)
+    line = escape_unprintable(text)
     return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
 
 

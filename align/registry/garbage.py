@@ -23,7 +23,7 @@ from align.core.outputs import refuse_foreign_log
 from align.registry.comparison import SWEEPS
 from align.registry.index import Index, read_locked_inodes
 from align.registry.record import Record, get_publication
-from align.report.figure_text import align_columns, counted, one_line
+from align.report.figure_text import align_columns, escape_unprintable, pluralize
 from align.run.alias_log import AliasLog
 from align.run.artifacts import REPLACED
 from align.run.files import write_json
@@ -263,16 +263,24 @@ def as_lines(pieces: Sequence[Piece], removed: Mapping[str, bool] | None) -> Ite
     lines = [["kind", "size", "what", *([""] if removed is not None else []), "why"]]
     for piece in pieces:
         state = [states[removed.get(piece.path)]] if removed is not None else []
-        lines.append([piece.kind, format_bytes(piece.bytes), one_line(piece.path), *state, one_line(piece.why)])
+        lines.append(
+            [
+                piece.kind,
+                format_bytes(piece.bytes),
+                escape_unprintable(piece.path),
+                *state,
+                escape_unprintable(piece.why),
+            ]
+        )
     yield from align_columns(lines)
     total = format_bytes(sum(piece.bytes for piece in pieces))
     if removed is None:
-        yield f"{counted(len(pieces), 'thing')}, {total}. Nothing was removed: stage.apply=true removes them."
+        yield f"{pluralize(len(pieces), 'thing')}, {total}. Nothing was removed: stage.apply=true removes them."
         if any(piece.kind == "artifacts" for piece in pieces):
             yield 'Artifacts go only by name: "stage.kinds=[artifacts]".'
     else:
         freed = sum(piece.bytes for piece in pieces if removed.get(piece.path))
-        yield f"{counted(sum(removed.values()), 'thing')} removed, {format_bytes(freed)}; {LOG} says which."
+        yield f"{pluralize(sum(removed.values()), 'thing')} removed, {format_bytes(freed)}; {LOG} says which."
 
 
 def format_bytes(count: int) -> str:

@@ -14,7 +14,7 @@ from align.core.redaction import redact
 from align.registry.gates import Gate, Subject
 from align.registry.index import Index, query_index
 from align.registry.record import Record, is_forgetting_run
-from align.report.figure_text import one_line
+from align.report.figure_text import escape_unprintable
 from align.run import Artifact, resolve
 from align.run.alias_log import AliasLog, AliasTarget, Change, append_change, describe_arms, read_log
 from align.run.manifest import ManifestDigests, compute_manifest_digests, read_manifest
@@ -89,10 +89,12 @@ def promote(
     lines = [] if results else [f"no gate binds @{alias}"]
     for gate, findings in results:
         for finding in findings:
-            lines.append(f"gate {gate.name}, {'met' if finding.passed else 'NOT MET'}: {one_line(finding.text)}")
+            lines.append(
+                f"gate {gate.name}, {'met' if finding.passed else 'NOT MET'}: {escape_unprintable(finding.text)}"
+            )
     stale = dict.fromkeys(record["run"] for subject in subjects for record in subject.upstream if record.get("stale"))
     if stale:
-        lines.append(f"warning: stale, made from what was forgotten since: {one_line(', '.join(stale))}")
+        lines.append(f"warning: stale, made from what was forgotten since: {escape_unprintable(', '.join(stale))}")
     return change, describe_change(change, previous, lines)
 
 
@@ -116,8 +118,8 @@ def describe_change(change: Change, previous: Change | None, findings: Sequence[
     return [
         f"@{change.alias}: {old_arms}{describe_arms(change.arms) or 'nothing'}",
         *findings,
-        *([f"overridden: {one_line(change.override)}"] if change.override else []),
-        f"change {change.seq} by {one_line(change.who)}: {one_line(change.why)}",
+        *([f"overridden: {escape_unprintable(change.override)}"] if change.override else []),
+        f"change {change.seq} by {escape_unprintable(change.who)}: {escape_unprintable(change.why)}",
     ]
 
 
@@ -209,16 +211,16 @@ def as_history(log: AliasLog, alias: str | None) -> Iterator[str]:
         if alias is None or change.alias == alias:
             previous = by_seq.get(change.replaces)
             old_arms = f"{describe_arms(previous.arms) or 'nothing'} → " if previous else ""
-            override = f" (overridden: {one_line(change.override)})" if change.override else ""
+            override = f" (overridden: {escape_unprintable(change.override)})" if change.override else ""
             new_arms = describe_arms(change.arms) or "nothing"
             yield f"{change.seq}  {change.at[:19]}  @{change.alias}  {old_arms}{new_arms}"
-            yield f"   {one_line(change.who)}: {one_line(change.why)}{override}"
+            yield f"   {escape_unprintable(change.who)}: {escape_unprintable(change.why)}{override}"
 
 
 def as_meanings(changes: Mapping[str, Change]) -> Iterator[str]:
     """Yield a line about what each alias refers to at one time."""
     for alias, change in changes.items():
-        about = f"since {change.at[:19]}, {one_line(change.who)}: {one_line(change.why)}"
+        about = f"since {change.at[:19]}, {escape_unprintable(change.who)}: {escape_unprintable(change.why)}"
         yield f"@{alias}  {describe_arms(change.arms)}  {about}"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from align.core.errors import InputError, MissingArtifact, require
 from align.registry.differences import describe_code, describe_inputs, iter_pair_lines, pair_differences
 from align.registry.record import Record, make_record
-from align.report.figure_text import counted
+from align.report.figure_text import pluralize
 from align.run.environment import THREADS
 from align.run.lineage import find_base_maker, find_maker
 from align.run.manifest import Input, Manifest, read_manifest
@@ -238,7 +238,7 @@ def have_other_digests(pair: Sequence[Any]) -> bool:
 
 def as_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield the result as text."""
-    same = f"{counted(result['rows'], 'row')} with {counted(result['figures'], 'figure')} the same to the bit"
+    same = f"{pluralize(result['rows'], 'row')} with {pluralize(result['figures'], 'figure')} the same to the bit"
     first = result["first_difference"]
     if first is None:
         yield f"{result['run']}: {same}, up to step {result['steps']:,}"

@@ -22,7 +22,7 @@ from align.core.files import open_binary
 from align.registry.formatting import clean_text, format_kl, format_method, format_score
 from align.registry.index import FileHash, Index, read_stamp
 from align.registry.record import UNREADABLE, Record, describe_alteration
-from align.report.figure_text import counted, one_line
+from align.report.figure_text import escape_unprintable, pluralize
 from align.run.artifacts import check_not_replaced
 from align.run.digests import file_digest
 from align.run.manifest import read_manifest
@@ -95,7 +95,7 @@ def check_files(
         if changed:
             problems.append(f"{name_files(changed)} changed")
         return FileCheck(False, "; ".join(problems), hashed)
-    files = counted(len(outputs), "file")
+    files = pluralize(len(outputs), "file")
     if not outputs:
         state = "no files"
     elif full:
@@ -331,7 +331,7 @@ class Tracer:
         seq = int(input.get("seq", -1))
         votes = self.voters(project, ChainHead(seq, input["digest"]))
         annotators = [
-            ("annotator", TraceNode("annotator", name, facts=(counted(count, "judgement"),)))
+            ("annotator", TraceNode("annotator", name, facts=(pluralize(count, "judgement"),)))
             for name, count in sorted(votes.by.items(), key=lambda item: (-item[1], item[0]))
         ]
         answers = [("answers", self.run(ref)) for ref in self.index.list_sampling_runs(project)]
@@ -381,7 +381,7 @@ def trace_response(index: Index, tracer: Tracer, id: str) -> TraceNode:
         f"{str(entry.get('time', ''))[:19].replace('T', ' ')} by {server}",
         f"asked for {entry.get('asked')}",
         *(f"{key} {entry[key]}" for key in ("tenant", "arm") if entry.get(key)),
-        f"{counted(int(entry.get('completion_tokens') or 0), 'token')}, status {entry.get('status')}",
+        f"{pluralize(int(entry.get('completion_tokens') or 0), 'token')}, status {entry.get('status')}",
     ]
     kind = "adapter" if entry.get("adapter") else "base"
     digest = str(entry.get(kind) or "")
@@ -417,7 +417,7 @@ def as_lines(nodes: Sequence[TraceNode]) -> Iterator[str]:
     all_nodes = [inner for node in nodes for inner in node.nodes()]
     broken = [node for node in all_nodes if not node.whole]
     for node in broken:
-        yield f"NOT WHOLE: {clean_text(node.name)}: {one_line(node.state)}"
+        yield f"NOT WHOLE: {clean_text(node.name)}: {escape_unprintable(node.state)}"
     if not broken and any("not hashed here yet" in node.state for node in all_nodes):
         yield "stage.verify=full hashes every file."
 
@@ -432,12 +432,12 @@ def iter_branch(node: TraceNode, input_name: str, first_prefix: str, prefix: str
     label = f"{clean_text(input_name)}: " if input_name and input_name != node.kind else ""
     kind = "" if node.kind in ("run", "annotator") else f"{node.kind} "
     digest = f" ({node.digest[:12]})" if node.digest else ""
-    line = f"{first_prefix}{label}{kind}{one_line(node.name)}{digest}"
+    line = f"{first_prefix}{label}{kind}{escape_unprintable(node.name)}{digest}"
     if node.above:
         yield f"{line} (above)"
         return
     facts = "".join(f", {clean_text(fact)}" for fact in node.facts)
-    state = f" [{one_line(node.state)}]" if node.state else ""
+    state = f" [{escape_unprintable(node.state)}]" if node.state else ""
     yield f"{line}{facts}{state}"
     for i, (name, source) in enumerate(node.sources):
         is_last = i == len(node.sources) - 1

@@ -13,7 +13,7 @@ does not import torch.
 - `live`: when the page is written
 """
 
-from align.report.figure_text import few, format_figure, in_words
+from align.report.figure_text import format_figure, format_interval, note_small_sample
 from align.report.page import Report
 
-__all__ = ["Report", "few", "format_figure", "in_words"]
+__all__ = ["Report", "format_figure", "format_interval", "note_small_sample"]

@@ -11,8 +11,8 @@ from typing import Any
 
 from jinja2 import Environment
 
-from align.report.page import TEMPLATES, template_environment
-from align.report.plots import COLOURS, FAINT, INK, MOST_LETTERS, ticks
+from align.report.page import TEMPLATES, create_template_environment
+from align.report.plots import COLOURS, FAINT, INK, MAX_NAME_LENGTH, format_tick_labels
 
 WIDTH = 410
 """Width of a picture in pixels."""
@@ -24,12 +24,12 @@ Parts = Mapping[str, Sequence[float]]
 """Label of a part in the legend → its size in each bar."""
 
 
-def lying_bars(names: Sequence[str], parts: Parts, xlabel: str, title: str) -> bytes:
+def draw_horizontal_bars(names: Sequence[str], parts: Parts, xlabel: str, title: str) -> bytes:
     """Return an SVG of horizontal stacked bars, one per name from top to bottom."""
     return render_bars(parts, upright=False, names=[*map(shorten_name, names)], xlabel=xlabel, title=title, cuts=())
 
 
-def upright_bars(
+def draw_vertical_bars(
     names: Sequence[str], parts: Parts, xlabel: str, ylabel: str, title: str, cuts: Sequence[float] = ()
 ) -> bytes:
     """Return an SVG of vertical stacked bars without gaps between them, such as a histogram.
@@ -42,10 +42,10 @@ def upright_bars(
 
 
 def shorten_name(name: str) -> str:
-    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
 
 
-def axis_steps(parts: Parts) -> list[float]:
+def compute_axis_steps(parts: Parts) -> list[float]:
     """Return at most six evenly spaced round numbers from 0 to at least the length of the longest bar."""
     largest = max(*map(sum, zip(*parts.values(), strict=True)), 1.0)
     power = 10.0 ** math.floor(math.log10(largest / 5))
@@ -59,16 +59,22 @@ def render_bars(parts: Parts, **values: Any) -> bytes:
     Args:
         values: further variables of `templates/bars.svg`.
     """
-    steps = axis_steps(parts)
+    steps = compute_axis_steps(parts)
     fills = islice(zip(cycle(COLOURS), cycle(STROKES), strict=False), len(parts))
     legend = [*map(shorten_name, parts)] if len(parts) > 1 else []
     template = load_svg_templates().get_template("bars.svg")
-    values |= {"sizes": [*parts.values()], "steps": steps, "marks": ticks(steps), "fills": fills, "legend": legend}
+    values |= {
+        "sizes": [*parts.values()],
+        "steps": steps,
+        "marks": format_tick_labels(steps),
+        "fills": fills,
+        "legend": legend,
+    }
     return template.render(values, width=WIDTH, ink=INK, faint=FAINT).encode()
 
 
 @cache
 def load_svg_templates() -> Environment:
-    environment = template_environment(TEMPLATES)
+    environment = create_template_environment(TEMPLATES)
     environment.filters |= {"xml": lambda text: NOT_XML.sub("\ufffd", text), "zip": zip}
     return environment

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from align.report.bars import lying_bars, upright_bars
-from align.report.figure_text import counted, format_figure, percent
+from align.report.bars import draw_horizontal_bars, draw_vertical_bars
+from align.report.figure_text import format_figure, format_percent, pluralize
 from align.report.page import Report
-from align.report.run_view import RunView
+from align.report.run_view import PageSections, RunView
 
 TEMPLATE = "data_set.html"
 SIDES = ("train", "test")
@@ -24,7 +24,7 @@ def count_read(source: Mapping[str, Any]) -> int:
     return counts["read"] + counts.get("skipped_rows", 0) + counts.get("dropped_undecided", 0)
 
 
-def list_losses(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+def iter_losses(source: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     """Yield (reason, number) of the rows of a source that are not in the data set, in the order of the steps."""
     counts = source["counts"]
     yield "refused", counts.get("skipped_rows", 0)
@@ -79,14 +79,14 @@ def describe_loss(loss: Mapping[str, Any]) -> str:
         setting = "loosen the step, or take it out of stage.clean"
     else:
         what, setting = REMOVAL_STEPS[step]
-    share = percent(loss["removed"] / loss["of"])
+    share = format_percent(loss["removed"] / loss["of"])
     return (
         f"warning: {loss['source']}: {what} removed {loss['removed']:,} of {loss['of']:,} rows ({share}). "
         f"Setting: {setting}"
     )
 
 
-def loss_lines(loss: Mapping[str, Any]) -> list[str]:
+def list_warning_lines(loss: Mapping[str, Any]) -> list[str]:
     """Return the lines of a warning: the warning itself, and a line per example of a removed row."""
     return [describe_loss(loss), *(f"  for example: {shorten_example(text)}" for text in loss["examples"])]
 
@@ -119,7 +119,7 @@ def add_bars(
     """
     totals = zip(names, map(sum, zip(*parts.values(), strict=True)), strict=True)
     summary = "; ".join(f"{name} {total:,}" for name, total in totals)
-    report.plot(lying_bars(names, parts, unit, title), caption, f"{alt}: {summary}.")
+    report.plot(draw_horizontal_bars(names, parts, unit, title), caption, f"{alt}: {summary}.")
 
 
 def add_removed_rows(report: Report, sources: Sequence[Mapping[str, Any]]) -> None:
@@ -140,7 +140,7 @@ def add_removed_rows(report: Report, sources: Sequence[Mapping[str, Any]]) -> No
 def count_removed(source: Mapping[str, Any]) -> Counter[str]:
     """Return step → number of rows of a source that it removed, with each cleaning step on its own."""
     counts = Counter[str]()
-    for reason, count in list_losses(source):
+    for reason, count in iter_losses(source):
         if reason == CLEANING and source["clean"]:
             for step in source["clean"]:
                 counts[f"clean: {step['step']}"] += step["dropped"]
@@ -180,7 +180,7 @@ def add_length_histogram(report: Report, lengths: Mapping[str, Any]) -> None:
     shown_bins = range(filled[0], filled[-1] + 1)
     edges = lengths["edges"][filled[0] : filled[-1] + 2]
     parts = merge_others({name: [counts[i] for i in shown_bins] for name, counts in lengths["counts"].items()})
-    picture = upright_bars([f"{edge:,}" for edge in edges], parts, "characters", "rows", "How long rows are")
+    picture = draw_vertical_bars([f"{edge:,}" for edge in edges], parts, "characters", "rows", "How long rows are")
     summary = "; ".join(
         f"{totals[i]:,} from {lengths['edges'][i]:,} to {lengths['edges'][i + 1] - 1:,}" for i in filled
     )
@@ -207,7 +207,7 @@ def describe_unscored(data: Mapping[str, Any]) -> str:
     """Describe the rows without a score. Returns an empty string if every row has one."""
     count = sum(source["unscored"] for source in data.get("scores", {}).get("sources", {}).values())
     reason = "without a score, for nothing in it is to be scored, or it is longer than the model's context: kept"
-    return f"{counted(count, 'row')} {reason}" if count else ""
+    return f"{pluralize(count, 'row')} {reason}" if count else ""
 
 
 def add_scores(report: Report, data: Mapping[str, Any], view: RunView) -> None:
@@ -246,7 +246,7 @@ def add_score_histograms(report: Report, scores: Mapping[str, Any]) -> None:
             parts["dropped"] = source["left_out"]
         positions = [(cut - edges[0]) / (edges[1] - edges[0]) for cut in cuts]
         labels = [*map(format_figure, edges)]
-        picture = upright_bars(labels, parts, SCORE_LABELS[scores["by"]], "rows", name, positions)
+        picture = draw_vertical_bars(labels, parts, SCORE_LABELS[scores["by"]], "rows", name, positions)
         report.plot(picture, f"Scores of {name}.{dashed} {outer}", alt)
     if len(sources) > DRAWN_SOURCES:
         report.text(f"Drawn are the first {DRAWN_SOURCES} of {len(sources)} sources.")
@@ -262,7 +262,7 @@ MANY = 0.05
 """Share of rows similar to test rows from which on a note says how to keep them."""
 
 
-def summary_lines(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+def iter_summary_lines(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield the printed summary of a data set: warnings, a line per source, notes, and a line of totals.
 
     Args:
@@ -272,11 +272,15 @@ def summary_lines(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Itera
     yield from (f"  {describe_loss(loss)}" for loss in data.get("losses", ()))
     is_weighted = has_shares(data, settings)
     for source in data["sources"]:
-        losses = [f"{reason} {n:,}" for reason, n in list_losses(source) if n]
+        losses = [f"{reason} {n:,}" for reason, n in iter_losses(source) if n]
         train = source["splits"]["train"]
         test = source["splits"]["test"]
         distinct = f" ({train['distinct']:,} different ones)" if train["distinct"] != train["rows"] else ""
-        share = f"; {percent(source['got'])} of the mixture, {percent(source['asked'])} asked" if is_weighted else ""
+        share = (
+            f"; {format_percent(source['got'])} of the mixture, {format_percent(source['asked'])} asked"
+            if is_weighted
+            else ""
+        )
         rows = f"{train['rows']:,} to train on{distinct}, {test['rows']:,} to measure on{share}"
         yield f"  {source['name']}: {', '.join([f'{count_read(source):,} read', *losses])} → {rows}"
     for source in data["sources"]:
@@ -285,12 +289,12 @@ def summary_lines(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Itera
     yield from iter_notes(data, settings)
     splits = data["splits"]
     totals = " and ".join(
-        f"{counted(splits[side]['rows'], 'row')} {purpose}" for side, purpose in zip(SIDES, PURPOSES, strict=True)
+        f"{pluralize(splits[side]['rows'], 'row')} {purpose}" for side, purpose in zip(SIDES, PURPOSES, strict=True)
     )
     yield f"{totals}; root {data['root'][:12]}"
 
 
-def shapes_line(name: str, shapes: Mapping[str, Any]) -> str:
+def format_shapes(name: str, shapes: Mapping[str, Any]) -> str:
     """Return a line on the shapes and columns that were detected in the first rows of a source.
 
     Args:
@@ -328,35 +332,35 @@ def iter_notes(data: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator
         )
     if unanswered := sum(source["counts"]["unanswered"] for source in sources):
         yield (
-            f"  {counted(unanswered, 'conversation')} without an answer: questions are taken of them, and supervised "
+            f"  {pluralize(unanswered, 'conversation')} without an answer: questions are taken of them, and supervised "
             "training leaves them out (stage.clean=[…, roles] drops them here)"
         )
     if note := describe_unscored(data):
         yield f"  {note}"
     if not data["splits"]["test"]["rows"]:
         yield "  there is no row to measure on"
-    if data["limited_by"] and any(dict(list_losses(source)).get("not in the mixture") for source in sources):
+    if data["limited_by"] and any(dict(iter_losses(source)).get("not in the mixture") for source in sources):
         yield f"  {data['limited_by']} bounds the mixture: a higher stage.mix.repeat lets its rows be seen more often"
 
 
-def summarize(view: RunView) -> str:
+def summarize_data_set(view: RunView) -> str:
     """Summarize the size of the data set, and what was left out for which reasons."""
     sources = view.read_json("artifact/data.json").get("sources", ())
     metrics = view.metrics
     n_distinct = metrics["train_distinct"]
     distinct = f" ({n_distinct:,} different ones)" if n_distinct != metrics["train_rows"] else ""
-    train_rows = counted(metrics["train_rows"], "row")
-    test_rows = counted(metrics["test_rows"], "row")
+    train_rows = pluralize(metrics["train_rows"], "row")
+    test_rows = pluralize(metrics["test_rows"], "row")
     losses = Counter[str]()
     for source in sources:
-        for reason, count in list_losses(source):
+        for reason, count in iter_losses(source):
             losses[reason] += count
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in losses.items() if count)
     left_out = f" Of {sum(map(count_read, sources)):,} read, left out: {reasons}." if reasons else ""
     return f"{train_rows} to train on{distinct}, and {test_rows} to measure on.{left_out}"
 
 
-def add_body(report: Report, view: RunView) -> None:
+def add_data_set_body(report: Report, view: RunView) -> None:
     """Add the sections of the page."""
     data = view.read_json("artifact/data.json")
     if not data:
@@ -384,7 +388,7 @@ def add_body(report: Report, view: RunView) -> None:
 def add_sources(report: Report, sources: Sequence[Mapping[str, Any]]) -> None:
     """Add a table of where every row went, with a column per source."""
     names = [source["name"] for source in sources]
-    losses = [dict(list_losses(source)) for source in sources]
+    losses = [dict(iter_losses(source)) for source in sources]
     rows: list[tuple[Any, ...]] = [("read", *map(count_read, sources))]
     for reason in losses[0]:
         if any(counts[reason] for counts in losses):
@@ -421,3 +425,6 @@ def add_lengths(report: Report, data: Mapping[str, Any]) -> None:
     report.heading("How long rows are")
     add_length_histogram(report, data["lengths"])
     report.table(("characters", *counts), rows, "How long rows are")
+
+
+PAGE_SECTIONS = PageSections(summarize_data_set, add_data_set_body)

@@ -9,7 +9,16 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from align.report.figure_text import FEW, few, flattened, format_figure, in_words, is_interval, is_number, percent
+from align.report.figure_text import (
+    FEW,
+    flatten_metrics,
+    format_figure,
+    format_interval,
+    format_percent,
+    is_interval,
+    is_number,
+    note_small_sample,
+)
 
 PERCENT = "%"
 
@@ -39,13 +48,13 @@ class Figure:
         unit = f" {self.unit}" if self.unit not in ("", PERCENT) else ""
         values = list(values)
         last = values[-1]
-        n = f" (n={last['n']:,}{few(last['n'])})" if is_interval(last) and "n" in last else ""
+        n = f" (n={last['n']:,}{note_small_sample(last['n'])})" if is_interval(last) and "n" in last else ""
         return " → ".join(map(self.format_value, values)) + unit + n
 
     def format_value(self, value: Any) -> str:
         if self.unit == PERCENT:
-            return percent(value)
-        text = in_words(value, ".4g") if is_interval(value) else format_figure(value)
+            return format_percent(value)
+        text = format_interval(value, ".4g") if is_interval(value) else format_figure(value)
         return text.replace("-", "−") if is_number(value) or is_interval(value) else text
 
 
@@ -86,7 +95,7 @@ def _define_scores(role: str) -> tuple[Figure, ...]:
 
 
 def _format_risen_word(word: str, before: float, after: float) -> str:
-    return f"“{word}”, {percent(before)} → {percent(after)}" if word else "none"
+    return f"“{word}”, {format_percent(before)} → {format_percent(after)}" if word else "none"
 
 
 def _shorten_digest(digest: str) -> str:
@@ -179,7 +188,7 @@ FIGURES = (
         "judge_agreement",
         "Agreement of the judge",
         PERCENT,
-        "Share of its verdicts that are those of people, or of whoever it was compared with, by prompt.",
+        "Share of its verdicts that are those of people, or of another reference, by prompt.",
     ),
     _define(
         "accuracy",
@@ -222,7 +231,7 @@ FIGURES = (
         "perplexity_before perplexity_after",
         "Held-out perplexity",
         "",
-        "exp of the loss: among how many equally likely tokens the model is torn.",
+        "exp of the loss: the number of equally likely tokens that would give this loss.",
     ),
     _define(
         "loss_before loss",
@@ -325,7 +334,9 @@ FIGURES = (
     _define("eos_rate", "Answers that end by themselves", PERCENT, "The others were cut at rollout.max_new_tokens."),
     _define("empty_rate", "Empty answers", PERCENT, EMPTY),
     _define("all_empty", "Prompts with empty answers alone", "", "They are not handed out to people."),
-    _define("all_equal", "Prompts with equal answers alone", "", "Nobody is handed them, and they give no pair."),
+    _define(
+        "all_equal", "Prompts with equal answers alone", "", "They are not handed out to people, and give no pair."
+    ),
     _define(
         "with_tools",
         "Prompts with tools",
@@ -403,8 +414,8 @@ FIGURES = (
         "Their text is that of a row that stays, but for case and spaces.",
     ),
     _define("near_duplicates", "Near-duplicates", "rows", "Their 3-grams are nearly those of a row that stays."),
-    _define("contaminated", "Like evaluation rows", "rows", "They would give stage.contamination.against away."),
-    _define("shared_with_test", "Like test rows", "rows", "They would give the rows to measure on away."),
+    _define("contaminated", "Like evaluation rows", "rows", "They are similar to rows of stage.contamination.against."),
+    _define("shared_with_test", "Like test rows", "rows", "They are similar to rows to measure on."),
     _define("unanswered", "Without an answer", "rows", "Supervised training leaves them out."),
     _define("forgotten", "Rows forgotten", "rows", "A tombstone stands in the place of each."),
     _define("runs", "Runs that trained on them", "", "Those under this run.root, and what was made from these."),
@@ -507,12 +518,12 @@ SYNONYMS = {"kl": "kl_interval", "pairs": "held_out_pairs"}
 """Key → key of the same value, which is shown instead if a run has it."""
 
 
-def table_of(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def build_figure_table(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return (label, value, explanation) of every figure of a run."""
     declared = {key for figure in FIGURES for key in figure.keys}
     remaining = {
         key: value
-        for key, value in flattened(metrics)
+        for key, value in flatten_metrics(metrics)
         if key.partition(".")[0] not in (*SHOWN_ELSEWHERE, "receipt")
         and SYNONYMS.get(key) not in metrics
         and (key.partition(".")[0] not in PARTLY_SHOWN or key in declared)
@@ -527,7 +538,7 @@ def table_of(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
-def by_weight(names: Iterable[str]) -> list[str]:
+def sort_metric_names(names: Iterable[str]) -> list[str]:
     """Sort names of metrics in the order of the table of figures.
 
     The value after training comes before the value before it. Undeclared metrics follow, then counts of rows and the
@@ -538,12 +549,12 @@ def by_weight(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: places.get(name, (end + (name in SHOWN_ELSEWHERE), 0)))
 
 
-def describe_scarce(metrics: Mapping[str, Any]) -> str:
+def describe_small_samples(metrics: Mapping[str, Any]) -> str:
     """Return a sentence that names the figures with fewer than FEW observations, or an empty string."""
     labels = {figure.keys: figure.label for figure in FIGURES}
     names = [
         f"{labels.get((key,), _spell_out(key))} ({value['n']})"
-        for key, value in flattened(metrics)
+        for key, value in flatten_metrics(metrics)
         if is_interval(value)
         and value.get("n", FEW) < FEW
         and SYNONYMS.get(key) not in metrics

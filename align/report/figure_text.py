@@ -24,15 +24,15 @@ def format_figure(value: Any) -> str:
             return str(value)
         return f"{value:,.0f}" if 1e3 <= abs(value) < 1e9 else f"{value:.4g}"
     if is_interval(value):
-        count = f" (n={value['n']:,}{few(value['n'])})" if "n" in value else ""
+        count = f" (n={value['n']:,}{note_small_sample(value['n'])})" if "n" in value else ""
         large = 1e3 <= abs(value["value"]) < 1e9
-        return f"{in_words(value, ',.0f' if large else '.4g')}{count}"
+        return f"{format_interval(value, ',.0f' if large else '.4g')}{count}"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(format_figure, value)) or "none"
     return str(value)
 
 
-def in_words(figure: Mapping[str, Any], digits: str = ".3f") -> str:
+def format_interval(figure: Mapping[str, Any], digits: str = ".3f") -> str:
     """Format `{value, low, high}` as `0.812 [0.760, 0.856]`, or as `0.812 (no interval)` without bounds.
 
     Args:
@@ -49,7 +49,7 @@ def in_words(figure: Mapping[str, Any], digits: str = ".3f") -> str:
     return f"{value:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
-def from_to(before: float, after: float) -> str:
+def describe_change(before: float, after: float) -> str:
     """Describe a change: `rose from 0.10 to 0.25`, `fell from …` or `stayed at 0.10`.
 
     The numbers have as many decimals as it takes to tell them apart, from two to five.
@@ -67,7 +67,7 @@ NO_BREAK = "\u00a0"
 """A no-break space."""
 
 
-def percent(value: Any) -> str:
+def format_percent(value: Any) -> str:
     """Format a share as a percentage, with its interval if it has one: `82 % [77, 87]`.
 
     The numbers have a decimal if the interval is narrower than two percentage points.
@@ -80,17 +80,17 @@ def percent(value: Any) -> str:
     return f"{share} [{100 * value['low']:{digits}}, {100 * value['high']:{digits}}]" if is_bounded(value) else share
 
 
-def signed(value: float) -> str:
+def format_signed(value: float) -> str:
     """Format a number with two decimals and a typographic minus sign."""
     return f"{value:.2f}".replace("-", "−")
 
 
-def few(n: int) -> str:
+def note_small_sample(n: int) -> str:
     """Return a note to append to a number of observations below FEW. Returns an empty string for larger numbers."""
     return f", fewer than {FEW}" if n < FEW else ""
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration as `42 seconds`, `12 minutes` or `3 h 20 min`."""
     if seconds < 90:
         return f"{seconds:.0f} seconds" if round(seconds) != 1 else "1 second"
@@ -99,7 +99,7 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
 
 
-def moment(iso: str, clock: str = "%H:%M") -> str:
+def format_timestamp(iso: str, clock: str = "%H:%M") -> str:
     """Format an ISO time of a manifest as `27 November 2026, 14:03 UTC`.
 
     Args:
@@ -109,7 +109,7 @@ def moment(iso: str, clock: str = "%H:%M") -> str:
     return f"{time.day} {time:%B %Y}, {time.strftime(clock)} UTC"
 
 
-def one_line(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Escape line breaks, control characters and everything else in a text that could move a terminal's cursor."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
@@ -125,7 +125,7 @@ def align_columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
 
 
-def counted(n: int, noun: str) -> str:
+def pluralize(n: int, noun: str) -> str:
     """Format a number with its noun in the singular or plural: `1 prompt`, `2,000 prompts`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
@@ -142,10 +142,10 @@ def is_bounded(interval: Mapping[str, Any]) -> bool:
     return interval["low"] is not None and interval["high"] is not None
 
 
-def flattened(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_metrics(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) of nested mappings of metrics. An interval is one value."""
     for name, value in figures.items():
         if isinstance(value, Mapping) and not is_interval(value):
-            yield from flattened(value, f"{prefix}{name}.")
+            yield from flatten_metrics(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -11,18 +11,27 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from align.ops.intervals import t_quantile
-from align.report.figure_text import FEW, NO_BREAK, counted, format_figure, from_to, in_words, is_bounded, percent
-from align.report.run_view import RunView, load_page_module
+from align.report.figure_text import (
+    FEW,
+    NO_BREAK,
+    describe_change,
+    format_figure,
+    format_interval,
+    format_percent,
+    is_bounded,
+    pluralize,
+)
+from align.report.run_view import RunView, load_page_sections
 from align.track import last_updates, select_updates
 
 MOSTLY_CUT = 0.5
 """Share of truncated answers, and of empty ones, from which on a summary mentions them."""
 
 
-def verdict_of(view: RunView) -> str:
+def summarize_run(view: RunView) -> str:
     """Summarize a finished run of any stage in a few sentences."""
-    page_module = load_page_module(view)
-    return page_module.summarize(view) if page_module else VERDICTS[view.manifest.stage](view)
+    sections = load_page_sections(view)
+    return sections.summarize(view) if sections else SUMMARIZERS[view.manifest.stage](view)
 
 
 def summarize_sft_run(view: RunView) -> str:
@@ -33,10 +42,10 @@ def summarize_sft_run(view: RunView) -> str:
     loss_change = metrics.get("loss_change")
     size = ""
     if loss_change and is_bounded(loss_change):
-        size = f", by {in_words(drop_sign(loss_change), '.2f')},"
-    change = from_to(metrics["loss_before"], metrics["loss_after"])
+        size = f", by {format_interval(drop_sign(loss_change), '.2f')},"
+    change = describe_change(metrics["loss_before"], metrics["loss_after"])
     sentences = [
-        f"Held-out loss {change} nats a token{size} over {counted(rows, 'row')}.",
+        f"Held-out loss {change} nats a token{size} over {pluralize(rows, 'row')}.",
         describe_inconclusive(loss_change, 0.0, "0: no change was shown"),
         describe_small_sample(rows, "row"),
     ]
@@ -59,13 +68,13 @@ def summarize_preference_run(view: RunView) -> str:
         subject = "Beside its start, the policy raised the better answer in"
     annotators = metrics.get("simulated_by")
     ranked_by = f" (ranked by a simulated annotator, {', '.join(annotators)})" if annotators else ""
-    pairs = f"the held-out pairs of {counted(accuracy['n'], 'prompt')}{ranked_by}"
+    pairs = f"the held-out pairs of {pluralize(accuracy['n'], 'prompt')}{ranked_by}"
     ceiling = metrics.get("ceiling")
     sentences = [
-        f"{subject} {percent(accuracy)} of {pairs}; a coin has 50 %.",
+        f"{subject} {format_percent(accuracy)} of {pairs}; a coin has 50 %.",
         describe_inconclusive(accuracy, 0.5, "50 %: no more than a coin would do was shown"),
         describe_small_sample(accuracy["n"], "prompt"),
-        f"The noise in the labels leaves {percent(ceiling['value'])} to reach." if ceiling else "",
+        f"The noise in the labels leaves {format_percent(ceiling['value'])} to reach." if ceiling else "",
     ]
     return join_sentences(sentences)
 
@@ -77,9 +86,10 @@ def summarize_kto_run(view: RunView) -> str:
     auc = view.metrics.get("auc")
     if auc is None:
         return "The held-out answers have one label, so that nothing says whether it tells wanted from unwanted ones."
+    cases = f"{format_percent(auc)} of the cases"
     sentences = [
-        f"Beside its start, the policy raised a wanted answer above an unwanted one in {percent(auc)} of the cases.",
-        f"The held-out answers are to {counted(auc['n'], 'prompt')}; a coin has 50 %.",
+        f"Beside its start, the policy raised a wanted answer above an unwanted one in {cases}.",
+        f"The held-out answers are to {pluralize(auc['n'], 'prompt')}; a coin has 50 %.",
         describe_inconclusive(auc, 0.5, "50 %: no more than a coin would do was shown"),
         describe_small_sample(auc["n"], "prompt"),
     ]
@@ -91,10 +101,10 @@ def summarize_ppo_run(view: RunView) -> str:
     metrics = view.metrics
     first = updates[:1]
     last = last_updates(updates)
-    change = from_to(compute_mean(first, "score"), compute_mean(last, "score"))
+    change = describe_change(compute_mean(first, "score"), compute_mean(last, "score"))
     prompts_per_update = view.settings["batch_size"] // (view.settings.get("group_size") or 1)
-    score_gain = gain(first, last, prompts_per_update)
-    size = f", by {in_words(drop_sign(score_gain), '.2f')}" if is_bounded(score_gain) else ""
+    score_gain = estimate_score_gain(first, last, prompts_per_update)
+    size = f", by {format_interval(drop_sign(score_gain), '.2f')}" if is_bounded(score_gain) else ""
     held_out = describe_published_policy(view)
     subject = "In training the" if held_out else "The"
     moved = "" if held_out else f", and the policy moved {metrics['last_kl']:.1f} nats an answer from its start"
@@ -102,10 +112,10 @@ def summarize_ppo_run(view: RunView) -> str:
     cut_share = 1 - metrics["last_eos_rate"]
     if cut_share >= MOSTLY_CUT:
         max_tokens = view.config["rollout"]["max_new_tokens"]
-        truncated = f"{percent(cut_share)} of the answers were cut at {max_tokens:,} tokens."
+        truncated = f"{format_percent(cut_share)} of the answers were cut at {max_tokens:,} tokens."
     empty = ""
     if metrics.get("last_empty_rate", 0.0) >= MOSTLY_CUT:
-        empty = f"{percent(metrics['last_empty_rate'])} of them are empty to whoever judges."
+        empty = f"{format_percent(metrics['last_empty_rate'])} of them leave nothing to judge."
     tripwires = metrics.get("tripped")
     sentences = [
         held_out,
@@ -128,7 +138,7 @@ def describe_published_policy(view: RunView) -> str:
         return ""
     before = metrics["objective_before"]
     after = metrics["objective_after"]
-    prompts = f"on {counted(metrics['held_out_prompts'], 'held-out prompt')}"
+    prompts = f"on {pluralize(metrics['held_out_prompts'], 'held-out prompt')}"
     update = f"pdate {metrics['published_update']:,} of {metrics['updates']:,}, which is published,"
     distance = f"It lies {metrics['published_kl']:.1f} nats an answer from the start."
     if metrics["beats_start"]:
@@ -141,7 +151,7 @@ def describe_published_policy(view: RunView) -> str:
     return f"{failure} {prompts}: u{update} has {scores}. {distance}"
 
 
-def gain(
+def estimate_score_gain(
     first: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any]], prompts_per_update: int
 ) -> dict[str, Any]:
     """Estimate the difference of two mean scores, with a 95 % interval after Welch and Satterthwaite.
@@ -178,11 +188,11 @@ def summarize_eval_run(view: RunView) -> str:
     win_rate = metrics["win_rate"]
     judge = "VADER's sentiment" if metrics["judge"] == "vader" else metrics["judge"]
     proxy = ", a proxy that it was optimised against," if metrics["judge_is"] == "proxy" else ","
-    prompts = counted(win_rate["n"], "held-out prompt")
+    prompts = pluralize(win_rate["n"], "held-out prompt")
     seen_in_training = metrics.get("seen")  # with stage.seen=report
     if seen_in_training:
-        prompts = f"{counted(win_rate['n'], 'prompt')}, {seen_in_training:,} of which training saw,"
-    wins = f"{percent(win_rate)} of {prompts} against what it started from"
+        prompts = f"{pluralize(win_rate['n'], 'prompt')}, {seen_in_training:,} of which training saw,"
+    wins = f"{format_percent(win_rate)} of {prompts} against what it started from"
     collapse = metrics["collapse"]
     collapsed = ""
     if collapse["verdict"] == "collapsed":
@@ -205,14 +215,14 @@ def summarize_sampling_run(view: RunView) -> str:
     cut_share = 1 - metrics["eos_rate"]
     if cut_share != 0:
         max_tokens = view.config["rollout"]["max_new_tokens"]
-        ending = f"{percent(cut_share)} of them were cut at {max_tokens:,} tokens"
-    answers = f"{counted(metrics['answers'], 'answer')} to {counted(metrics['prompts'], 'prompt')}"
+        ending = f"{format_percent(cut_share)} of them were cut at {max_tokens:,} tokens"
+    answers = f"{pluralize(metrics['answers'], 'answer')} to {pluralize(metrics['prompts'], 'prompt')}"
     length = f"{metrics['mean_length']:.1f} tokens long on average"
     withheld = metrics["all_empty"] + metrics["all_equal"]
     sentences = [
         f"{answers} in project {view.config['project']}: {length}, {ending}.",
-        f"{percent(metrics['empty_rate'])} of them are empty." if metrics["empty_rate"] else "",
-        f"The answers to {counted(withheld, 'prompt')} are not handed out: all empty, or all equal."
+        f"{format_percent(metrics['empty_rate'])} of them are empty." if metrics["empty_rate"] else "",
+        f"The answers to {pluralize(withheld, 'prompt')} are not handed out: all empty, or all equal."
         if withheld
         else "",
     ]
@@ -222,8 +232,8 @@ def summarize_sampling_run(view: RunView) -> str:
 def summarize_best_of_run(view: RunView) -> str:
     """Summarize what best-of-n gains by the reward that ranks, and by a second reward that only measures."""
     metrics = view.metrics
-    answers = f"{counted(metrics['answers'], 'answer')} to {counted(metrics['prompts'], 'prompt')}"
-    rows = f"{counted(metrics['winners'], 'winner')} and {counted(metrics['pairs'], 'pair')}"
+    answers = f"{pluralize(metrics['answers'], 'answer')} to {pluralize(metrics['prompts'], 'prompt')}"
+    rows = f"{pluralize(metrics['winners'], 'winner')} and {pluralize(metrics['pairs'], 'pair')}"
     gold = ""
     if metrics.get("gold"):
         gold = f" By {metrics['measured_by']}, which ranked nothing: {describe_best_of_gain(metrics['gold'])}."
@@ -247,7 +257,7 @@ def summarize_export_run(view: RunView) -> str:
     unchecked_engines = sorted({check["engine"] for check in checks if check["verdict"] == "not checked"})
     artifact = view.manifest.inputs.get("artifact")
     if not done_checks:
-        result = "No engine was there to load the export back, so that nothing says whether it is what was trained."
+        result = "No engine was available to load the export, so it is not known whether it equals the trained model."
     else:
         unit = "choice between two texts" if artifact and artifact.stage == "reward" else "token"
         check = next((check for check in done_checks if check.get("shipped", True)), done_checks[0])
@@ -271,7 +281,7 @@ def summarize_export_run(view: RunView) -> str:
 
 
 def summarize_verification_run(view: RunView) -> str:
-    anchors = view.json("artifact/anchors.json")
+    anchors = view.read_json("artifact/anchors.json")
     base = view.manifest.base
     model = f"{base.id if base else 'this base'} with method {view.config['method']['name']}"
     failed = [anchor["name"] for anchor in anchors if not anchor["holds"]]
@@ -286,16 +296,15 @@ def summarize_annotation_run(view: RunView) -> str:
     project = view.config["project"]
     match action:
         case "simulate":
-            annotators = counted(metrics["annotators"], "simulated annotator")
-            rankings = f"{counted(metrics['rankings'], 'ranking')} of {counted(metrics['items'], 'item')}"
-            pairs = counted(metrics["pairs"], "pair")
+            annotators = pluralize(metrics["annotators"], "simulated annotator")
+            rankings = f"{pluralize(metrics['rankings'], 'ranking')} of {pluralize(metrics['items'], 'item')}"
+            pairs = pluralize(metrics["pairs"], "pair")
             return (
-                f"{annotators} gave {rankings} in project {project}, {pairs} in all. They stand in for people, and "
-                "are none."
+                f"{annotators} gave {rankings} in project {project}, {pairs} in all. These are simulations, not people."
             )
         case "serve":
             return (
-                f"People gave {counted(metrics['rankings'], 'ranking')} in project {project}; "
+                f"People gave {pluralize(metrics['rankings'], 'ranking')} in project {project}; "
                 f"{metrics['done']:,} of {metrics['wanted']:,} are done."
             )
     return ANNOTATION_SUMMARIES[action].format(project=f"project {project}")
@@ -304,7 +313,7 @@ def summarize_annotation_run(view: RunView) -> str:
 def summarize_server_run(view: RunView) -> str:
     requests = view.metrics.get("requests", 0)
     tokens = view.metrics.get("completion_tokens", 0)
-    return f"The server answered {counted(requests, 'request')} with {counted(tokens, 'token')}."
+    return f"The server answered {pluralize(requests, 'request')} with {pluralize(tokens, 'token')}."
 
 
 ANNOTATION_SUMMARIES = {
@@ -319,7 +328,7 @@ ANNOTATION_SUMMARIES = {
 }
 """`stage.action` of stage=annotate → summary."""
 
-VERDICTS: Mapping[str, Callable[[RunView], str]] = {
+SUMMARIZERS: Mapping[str, Callable[[RunView], str]] = {
     "sft": summarize_sft_run,
     "full": summarize_sft_run,
     "reward": summarize_preference_run,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from align.report.figure_text import align_columns, counted, format_figure, in_words, percent
+from align.report.figure_text import align_columns, format_figure, format_interval, format_percent, pluralize
 from align.report.page import Report
-from align.report.run_view import RunView
+from align.report.run_view import PageSections, RunView
 from align.report.stages import add_pairs
 
 LABELS = ("yes", "no")
@@ -16,7 +16,7 @@ SLOPE_FIGURES = {"length_slope": "taste for length, the judge's", "reference_slo
 SWAP_FIGURES = {"consistency": "verdicts that survive a swap", "shown_first": "won by what is shown first"}
 
 
-def summarize(view: RunView) -> str:
+def summarize_judge(view: RunView) -> str:
     """Summarize the judge's agreement and whether it may decide gates."""
     return summarize_metrics(view.metrics)
 
@@ -25,17 +25,17 @@ def summarize_metrics(metrics: Mapping[str, Any]) -> str:
     card = metrics["card"]
     may_decide = "It may decide gates." if metrics["decides"] else f"It decides no gate: {metrics['why_not']}."
     if "asks" in metrics:
-        yes_accuracy, no_accuracy = (percent(card["by_label"][label]) for label in LABELS)
+        yes_accuracy, no_accuracy = (format_percent(card["by_label"][label]) for label in LABELS)
         accuracy = f"right on {yes_accuracy} of those labelled yes and {no_accuracy} of those labelled no"
         return (
             f"{metrics['judge']} says which answer {metrics['yes']}: {accuracy} in {metrics['reference']}. {may_decide}"
         )
-    agreement = percent(metrics["judge_agreement"])
-    verdicts = counted(card["agreement"]["verdicts"], "verdict")
+    agreement = format_percent(metrics["judge_agreement"])
+    verdicts = pluralize(card["agreement"]["verdicts"], "verdict")
     return f"{metrics['judge']} agrees with {metrics['reference']} on {agreement} of {verdicts}. {may_decide}"
 
 
-def list_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+def iter_summary_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines that are printed at the end of a judge's run: the summary, and a table of figures."""
     yield summarize_metrics(metrics)
     card = metrics["card"]
@@ -45,21 +45,21 @@ def list_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
         )
         yield f"Answers: {', '.join(counts)}."
     if card["errors"] and "asks" in metrics:
-        yield f"The grader says neither yes nor no to {counted(card['errors'], 'answer')}, which count as wrong."
+        yield f"The grader says neither yes nor no to {pluralize(card['errors'], 'answer')}, which count as wrong."
     elif card["errors"]:
-        pairs = counted(card["errors"], "pair")
+        pairs = pluralize(card["errors"], "pair")
         yield f"The judge gives no verdict, or one in one order alone, on {pairs}: counted as wrong."
-    rows = [("figure", "found", "prompts"), *list_figures(card)]
+    rows = [("figure", "found", "prompts"), *iter_figures(card)]
     yield from align_columns([[str(cell) for cell in row] for row in rows])
 
 
-def add_body(report: Report, view: RunView) -> None:
+def add_judge_body(report: Report, view: RunView) -> None:
     """Add the figures of the judge, and the pairs on which it was measured."""
-    report.add("card", view.metrics, [*list_figures(view.metrics["card"])], template="judge.html")
+    report.add("card", view.metrics, [*iter_figures(view.metrics["card"])], template="judge.html")
     add_pairs(report, view)
 
 
-def list_figures(card: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+def iter_figures(card: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
     """Yield (name, value with interval, number of prompts) of each figure in a judge's card."""
     for label, interval in card.get("by_label", {}).items():
         yield build_row(f"right on answers labelled {label}", interval)
@@ -90,4 +90,7 @@ def list_figures(card: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def build_row(name: str, interval: Mapping[str, Any]) -> tuple[Any, ...]:
-    return name, in_words(interval), interval["n"]
+    return name, format_interval(interval), interval["n"]
+
+
+PAGE_SECTIONS = PageSections(summarize_judge, add_judge_body)

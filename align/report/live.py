@@ -16,22 +16,22 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from align.core.errors import AlignError, make_printable
-from align.report.figure_labels import describe_scarce, table_of
-from align.report.figure_text import duration
-from align.report.headlines import verdict_of
-from align.report.origins import format_current_time, origins
+from align.report.figure_labels import build_figure_table, describe_small_samples
+from align.report.figure_text import format_duration
+from align.report.headlines import summarize_run
+from align.report.origins import format_current_time, list_origins
 from align.report.page import Block, Report
-from align.report.run_view import RunView, load_page_module
+from align.report.run_view import RunView, load_page_sections
 from align.report.stages import SECTIONS, UNITS, add_curves, add_latest_figures, add_trained_on, iter_notes
 from align.run.folder import Run, utc_now
 from align.run.manifest import Manifest
 from align.track import Progress
 
-EVERY_S = 20.0
+WRITE_INTERVAL_S = 20.0
 """Minimum seconds between two writes of the page."""
 REFRESH_S = 20
 """Seconds after which an open page of a running run reloads itself."""
-SHARE = 0.02
+MAX_TIME_SHARE = 0.02
 """Maximum share of a run's time that writing its page takes. One drawing of the curves may exceed it, since the time
 that it takes is known only afterwards."""
 FIRST_DRAWING_S = 1.2
@@ -90,16 +90,16 @@ class LivePage:
         self._drawing_seconds = FIRST_DRAWING_S
         self._curves: list[Block] = []
 
-    def begun(self) -> None:
+    def write_first(self) -> None:
         """Write the first page. It has no curves and takes a few milliseconds."""
         self._try(self._write_running_page)
 
-    def advanced(self, progress: Progress) -> None:
-        """Write the page again if it is due, with new curves if drawing them stays within SHARE of the run's time."""
+    def update(self, progress: Progress) -> None:
+        """Write the page again if it is due, with new curves if drawing them stays within MAX_TIME_SHARE."""
         self._progress = progress
         now = time.perf_counter()
-        budget = SHARE * (now - self._start)
-        if now - self._last_write < EVERY_S or self._seconds_spent > budget:
+        budget = MAX_TIME_SHARE * (now - self._start)
+        if now - self._last_write < WRITE_INTERVAL_S or self._seconds_spent > budget:
             return
         if self._seconds_spent + self._drawing_seconds <= budget:
             self._try(self._draw_curves)
@@ -108,7 +108,7 @@ class LivePage:
         self._last_write = time.perf_counter()
         self._seconds_spent += self._last_write - now
 
-    def finished(self, metrics: Any, hardware: Any) -> None:
+    def write_finished(self, metrics: Any, hardware: Any) -> None:
         """Write the page of a run that is about to be published. If building it fails, a page that says so is written.
 
         Raises:
@@ -123,14 +123,14 @@ class LivePage:
             hardware={**manifest.hardware, **hardware},
         )
         try:
-            report = finished_page(RunView(self.run.folder, done_manifest, self.command))
+            report = build_finished_page(RunView(self.run.folder, done_manifest, self.command))
         except Exception:
             log.exception("the report could not be made")
             report = self._create_report()
             report.verdict("The run is done, and its report could not be made: see log.txt.")
         self._write(report)
 
-    def failed(self, error: BaseException) -> None:
+    def write_failed(self, error: BaseException) -> None:
         """Write the page of a run that failed or was interrupted.
 
         It is written before and after the curves are drawn: if the user interrupts the drawing too, the page without
@@ -143,7 +143,7 @@ class LivePage:
 
     def _write_running_page(self) -> None:
         report = self._create_report(refresh=REFRESH_S)
-        progress = how_far(self._progress, self.run.manifest.stage)
+        progress = describe_progress(self._progress, self.run.manifest.stage)
         report.verdict(f"{progress} Written on {format_current_time()}.", "running")
         add_unfinished_sections(report, self._create_view(), self._curves)
         self._write(report)
@@ -155,7 +155,7 @@ class LivePage:
         self._curves = report.blocks
 
     def _write_failed_page(self, error: BaseException) -> None:
-        progress = how_far(self._progress, self.run.manifest.stage, running=False)
+        progress = describe_progress(self._progress, self.run.manifest.stage, running=False)
         verdict = f"Failed{progress}: {describe_error(error)}"
         if isinstance(error, KeyboardInterrupt):
             verdict = f"Interrupted{progress}. The same command continues it."
@@ -175,7 +175,7 @@ class LivePage:
         return RunView(self.run.folder, manifest, self.command)
 
     def _create_report(self, refresh: int = 0) -> Report:
-        return Report(title_of(self.run.manifest), self.run.name, refresh)
+        return Report(get_title(self.run.manifest), self.run.name, refresh)
 
     def _write(self, report: Report) -> None:
         report.write(self.run.folder / "report.html")
@@ -187,42 +187,42 @@ class LivePage:
             log.warning("report.html could not be written", exc_info=True)
 
 
-def title_of(manifest: Manifest) -> str:
+def get_title(manifest: Manifest) -> str:
     """Return the title of a run's page, from its stage and its variant of PPO or DPO."""
     settings = manifest.config.get("stage", {})
     variant_key = {"ppo": "advantage", "dpo": "loss"}.get(manifest.stage, "")
     return VARIANT_TITLES.get(settings.get(variant_key, ""), TITLES[manifest.stage])
 
 
-def finished_page(view: RunView) -> Report:
+def build_finished_page(view: RunView) -> Report:
     """Build the page of a finished run: summary, origins, figures, curves and the sections of its stage."""
     stage = view.manifest.stage
-    report = Report(title_of(view.manifest), view.manifest.name).verdict(verdict_of(view))
+    report = Report(get_title(view.manifest), view.manifest.name).verdict(summarize_run(view))
     if notes := list(iter_notes(view)):
         report.text("\n".join(f"- {note}" for note in notes))
-    page_module = load_page_module(view)
-    if page_module and "systems" in view.metrics:
-        page_module.add_overview(report, view)
-    report.heading("What it was made of").facts(origins(view))
+    sections = load_page_sections(view)
+    if sections and sections.add_overview:
+        sections.add_overview(report, view)
+    report.heading("What it was made of").facts(list_origins(view))
     anchors = {anchor["name"].replace(" ", "_") for anchor in view.read_json("artifact/anchors.json")}
     metrics = {key: value for key, value in view.metrics.items() if key not in anchors}  # anchors have their own table
-    if rows := table_of(metrics):
+    if rows := build_figure_table(metrics):
         report.heading("Figures").table(("figure", "value", "how to read it"), rows, "Figures")
-        if sentence := describe_scarce(metrics):
+        if sentence := describe_small_samples(metrics):
             report.text(sentence)
     curves = Report("")
     add_curves(curves, view)
     if curves.blocks:
         report.heading("Curves").blocks += curves.blocks
-    if page_module:
-        page_module.add_body(report, view)
+    if sections:
+        sections.add_body(report, view)
     elif stage in SECTIONS:
         SECTIONS[stage](report, view)
     add_trained_on(report, view)
     return report
 
 
-def as_it_lies(view: RunView, status: str, error: str) -> list[Block]:
+def build_page_blocks(view: RunView, status: str, error: str) -> list[Block]:
     """Build the blocks of a page of a running, finished or failed run from its folder.
 
     Args:
@@ -230,7 +230,7 @@ def as_it_lies(view: RunView, status: str, error: str) -> list[Block]:
         error: why the run ended; empty if it did not fail, or if the reason is unknown.
     """
     if status == "done":
-        return finished_page(view).blocks
+        return build_finished_page(view).blocks
     verdict = f"{status.capitalize()}{f': {error}' if error else ''}."
     report = Report("").verdict(verdict, VERDICT_STATES.get(status, "failed"))
     drawings = Report("")
@@ -249,14 +249,14 @@ def add_unfinished_sections(
     figures_heading: str = "So far",
 ) -> None:
     """Add what can be shown of a run that is not done: its origins, newest figures, drawings and training rows."""
-    report.heading(origins_heading).facts(origins(view))
+    report.heading(origins_heading).facts(list_origins(view))
     if view.rows:
         add_latest_figures(report.heading(figures_heading), view)
     report.blocks += drawings
     add_trained_on(report, view)
 
 
-def how_far(progress: Progress | None, stage: str, running: bool = True) -> str:
+def describe_progress(progress: Progress | None, stage: str, running: bool = True) -> str:
     """Describe the progress: `Running, step 120 of 400, about 12 minutes left.`
 
     For a run that ended it is the part of a sentence ` after step 120 of 400`, or empty if the progress is unknown.
@@ -272,7 +272,7 @@ def how_far(progress: Progress | None, stage: str, running: bool = True) -> str:
     seconds_left = progress.seconds_left
     if seconds_left is None:
         return f"Running, {step}."
-    return f"Running, {step}, about {duration(seconds_left)} left."
+    return f"Running, {step}, about {format_duration(seconds_left)} left."
 
 
 def describe_error(error: BaseException) -> str:

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from align.report.figure_text import counted, duration, format_figure, is_interval, moment, percent
+from align.report.figure_text import (
+    format_duration,
+    format_figure,
+    format_percent,
+    format_timestamp,
+    is_interval,
+    pluralize,
+)
 from align.report.page import Code, Fact, Link
 from align.report.run_view import RunView
 from align.run.manifest import Base, Input, Manifest
@@ -83,7 +90,7 @@ DIGITS = 12
 """Digits of a digest or a commit that a page shows."""
 
 
-def origins(view: RunView) -> list[tuple[str, list[Fact]]]:
+def list_origins(view: RunView) -> list[tuple[str, list[Fact]]]:
     """Return (term, explanations) of everything that a run depends on. Unknown terms are left out."""
     manifest = view.manifest
     first_start = get_first_start(manifest)
@@ -93,14 +100,14 @@ def origins(view: RunView) -> list[tuple[str, list[Fact]]]:
         ("Method", list(describe_method(view))),
         *collect_inputs(manifest, view.folder).items(),
         ("Data", list(describe_data(view))),
-        ("Learning rate", list(about_rate(view.settings))),
-        ("Batch", list(about_batch(view.settings))),
+        ("Learning rate", list(describe_learning_rate(view.settings))),
+        ("Batch", list(describe_batch(view.settings))),
         ("Seed", [str(manifest.seed)]),
-        ("Started", [moment(first_start)] if first_start else []),
+        ("Started", [format_timestamp(first_start)] if first_start else []),
         ("Took", [describe_running_time(manifest)] if manifest.times.get("finished") else []),
         ("Computed on", [describe_machine(manifest, view.config)]),
         ("Versions", [", ".join(f"{name} {version}" for name, version in manifest.packages.items())]),
-        ("Code", list(about_code(manifest))),
+        ("Code", list(describe_code(manifest))),
     ]
     return [(term, [part for part in parts if part]) for term, parts in terms if any(parts)]
 
@@ -174,14 +181,14 @@ def describe_data(view: RunView) -> Iterator[str]:
             yield f"measured on {data['eval_path']}"
     else:
         yield f"the corpus {data['name']}{', part ' + data['part'] if data.get('part') else ''}"
-    yield from about_rendering(data)
+    yield from describe_rendering(data)
     metrics = view.metrics
     if view.manifest.stage == "sample":  # its pairs are made from the answers, not read
         metrics = {key: value for key, value in metrics.items() if key != "pairs"}
-    yield from about_rows(metrics, data.get("max_length"))
+    yield from describe_row_counts(metrics, data.get("max_length"))
 
 
-def about_rendering(data: Mapping[str, Any]) -> Iterator[str]:
+def describe_rendering(data: Mapping[str, Any]) -> Iterator[str]:
     """Yield how conversations were rendered, where that differs from the default.
 
     Args:
@@ -197,7 +204,7 @@ def about_rendering(data: Mapping[str, Any]) -> Iterator[str]:
         yield reasoning
 
 
-def about_rows(metrics: Mapping[str, Any], max_length: int | None) -> Iterator[str]:
+def describe_row_counts(metrics: Mapping[str, Any], max_length: int | None) -> Iterator[str]:
     """Yield how many training and held-out rows were kept, dropped and truncated.
 
     Args:
@@ -214,7 +221,7 @@ def about_rows(metrics: Mapping[str, Any], max_length: int | None) -> Iterator[s
             kept = metrics[counts.kept]
             # Rows of the evaluation data are dropped before the number of rows is limited, so they are not in the sum.
             total = kept + sum(metrics.get(key, 0) for key in counts.dropped if key != "dropped_in_eval")
-            rows = f"{kept:,} of {counted(total, counts.noun)}" if total > kept else counted(total, counts.noun)
+            rows = f"{kept:,} of {pluralize(total, counts.noun)}" if total > kept else pluralize(total, counts.noun)
             reasons = [
                 f"{metrics[key]:,}{reason or too_long}" for key, reason in counts.dropped.items() if metrics.get(key)
             ]
@@ -224,11 +231,11 @@ def about_rows(metrics: Mapping[str, Any], max_length: int | None) -> Iterator[s
                 truncated = f"; cut {metrics[counts.truncated]:,} at {max_length:,} tokens"
             yield f"{rows}{counts.purpose}{dropped}{truncated}"
     if undecided := metrics.get("dropped_undecided"):
-        yield f"left out {counted(undecided, 'pair')} whose answers are equal, tied or alone"
+        yield f"left out {pluralize(undecided, 'pair')} whose answers are equal, tied or alone"
     if skipped := metrics.get("skipped_rows"):
-        yield f"left out {counted(skipped, 'row')} that could not be kept"
+        yield f"left out {pluralize(skipped, 'row')} that could not be kept"
     lost_reasoning = [
-        f"of {answers} in {counted(metrics[key], 'row')}"
+        f"of {answers} in {pluralize(metrics[key], 'row')}"
         for answers, key in (
             ("the last answer", "reasoning_lost_last"),
             ("earlier answers", "reasoning_lost_earlier"),
@@ -239,7 +246,7 @@ def about_rows(metrics: Mapping[str, Any], max_length: int | None) -> Iterator[s
         yield f"the chat template left out the reasoning {' and '.join(lost_reasoning)}"
 
 
-def about_rate(settings: Mapping[str, Any]) -> Iterator[str]:
+def describe_learning_rate(settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield the learning rate with its schedule, and that of the critic if there is one.
 
     Args:
@@ -248,14 +255,14 @@ def about_rate(settings: Mapping[str, Any]) -> Iterator[str]:
     if settings.get("lr") is None:
         return
     schedule = f", {settings['schedule']} schedule" if settings.get("schedule") else ""
-    warmup = f", warmed up over {percent(settings['warmup'])} of the steps" if settings.get("warmup") else ""
+    warmup = f", warmed up over {format_percent(settings['warmup'])} of the steps" if settings.get("warmup") else ""
     yield f"{settings['lr']:g}{schedule}{warmup}"
     has_critic = settings.get("advantage", "gae") == "gae"
     if settings.get("value_lr") is not None and has_critic:
         yield f"{settings['value_lr']:g} for the value"
 
 
-def about_batch(settings: Mapping[str, Any]) -> Iterator[str]:
+def describe_batch(settings: Mapping[str, Any]) -> Iterator[str]:
     """Yield the batch size, with the group size and the micro batch.
 
     Args:
@@ -279,7 +286,7 @@ def describe_running_time(manifest: Manifest) -> str:
     """Describe how long the run took. The time of a resumed run counts from its last start."""
     start, end = (datetime.fromisoformat(manifest.times[key]) for key in ("started", "finished"))
     resumed = ", since it was continued" if "first_started" in manifest.times else ""
-    return duration((end - start).total_seconds()) + resumed
+    return format_duration((end - start).total_seconds()) + resumed
 
 
 def describe_machine(manifest: Manifest, config: Mapping[str, Any]) -> str:
@@ -294,7 +301,7 @@ def describe_machine(manifest: Manifest, config: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, parts))
 
 
-def about_code(manifest: Manifest) -> Iterator[str]:
+def describe_code(manifest: Manifest) -> Iterator[str]:
     """Yield the git commit and the digest of align's code, and the commit of the working directory if it differs."""
     commit = manifest.commit.rstrip("+")
     digest = f"sha256 {manifest.code[:DIGITS]}…" if manifest.code else ""
@@ -311,4 +318,4 @@ def about_code(manifest: Manifest) -> Iterator[str]:
 
 def format_current_time() -> str:
     """Return the current UTC time with seconds, for a page that is written repeatedly."""
-    return moment(datetime.now(UTC).isoformat(), "%H:%M:%S")
+    return format_timestamp(datetime.now(UTC).isoformat(), "%H:%M:%S")

@@ -27,7 +27,14 @@ from markupsafe import Markup, escape
 from align.core.distribution import install_command, missing_modules
 from align.core.errors import InputError, StorageError
 from align.core.outputs import refuse_foreign_file, replace_file
-from align.report.figure_text import counted, few, format_figure, in_words, percent, signed
+from align.report.figure_text import (
+    format_figure,
+    format_interval,
+    format_percent,
+    format_signed,
+    note_small_sample,
+    pluralize,
+)
 from align.track import format_turn, truncate_text
 
 if TYPE_CHECKING:
@@ -82,7 +89,7 @@ def is_sealed(data: bytes) -> bool:
     return data == add_seal(data[: data.rfind(b"<!-- written by align")])
 
 
-def template_environment(*folders: Path) -> Environment:
+def create_template_environment(*folders: Path) -> Environment:
     """Create a Jinja environment that escapes every value.
 
     Args:
@@ -100,15 +107,15 @@ def template_environment(*folders: Path) -> Environment:
 
 @cache
 def load_report_templates() -> Environment:
-    environment = template_environment(TEMPLATES)
+    environment = create_template_environment(TEMPLATES)
     environment.tests |= {"link": lambda value: isinstance(value, Link), "code": lambda value: isinstance(value, Code)}
     environment.filters |= {
         "figure": format_figure,
-        "interval": in_words,
-        "percent": percent,
-        "signed": signed,
-        "counted": counted,
-        "few": few,
+        "interval": format_interval,
+        "percent": format_percent,
+        "signed": format_signed,
+        "counted": pluralize,
+        "few": note_small_sample,
         "shortened": truncate_text,
         "paragraphs": parse_paragraphs,
         "spans": split_spans,
@@ -247,7 +254,7 @@ def shorten_prompt(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     n_system = sum(message["role"] == "system" for message in earlier)
     n_others = len(earlier) - n_system
     system_turn = "system turn" if n_system else ""
-    other_turns = counted(n_others, "earlier turn") if n_others else ""
+    other_turns = pluralize(n_others, "earlier turn") if n_others else ""
     return {
         "summary": " and ".join(filter(None, (system_turn, other_turns))),
         "earlier": [(message["role"], shorten_text(format_turn(message))) for message in earlier],
@@ -270,11 +277,11 @@ def split_spans(row: str | Sequence[Part | Mapping[str, Any]]) -> list[tuple[boo
     """
     raw_parts = [Part(row, trained=False, special=False)] if isinstance(row, str) else row
     parts = [part if isinstance(part, Part) else Part(**part) for part in raw_parts]
-    spans = groupby(cut_middle(parts, LONGEST_TEXT), lambda piece: isinstance(piece, Part) and piece.trained)
+    spans = groupby(truncate_middle(parts, LONGEST_TEXT), lambda piece: isinstance(piece, Part) and piece.trained)
     return [(is_trained, list(span)) for is_trained, span in spans]
 
 
-def cut_middle(parts: Sequence[Part], max_characters: int) -> Iterator[Part | str]:
+def truncate_middle(parts: Sequence[Part], max_characters: int) -> Iterator[Part | str]:
     """Yield the parts of a row. Of a longer row, only the beginning and the end are yielded, with a note in between."""
     total = sum(len(part.text) for part in parts)
     if total <= max_characters:

@@ -26,12 +26,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 LINES = ("-", "--", "-.", ":")
 INK = "#333333"
 FAINT = "#d9d9d9"
-MOST_LETTERS = 28
+MAX_NAME_LENGTH = 28
 """Maximum characters of a name beside a bar."""
 
 SMOOTHED_FROM = 24
 """Number of points from which on a line is smoothed."""
-MOST_POINTS = 600
+MAX_POINTS = 600
 """Maximum points of a line. Of a longer series, the means of neighbouring points are drawn."""
 MARKED_BELOW = 12
 """Number of points below which each point has a marker."""
@@ -52,7 +52,9 @@ SMALL = (4.1, 2.7)
 """Width and height in inches, at which the text is legible on a phone."""
 
 
-def axes(xlabel: str, ylabel: str, title: str = "", size: tuple[float, float] = (4.8, 3.0)) -> tuple[Figure, Axes]:
+def create_axes(
+    xlabel: str, ylabel: str, title: str = "", size: tuple[float, float] = (4.8, 3.0)
+) -> tuple[Figure, Axes]:
     """Create an empty plot in the style of the reports."""
     from matplotlib.figure import Figure
 
@@ -70,7 +72,7 @@ def axes(xlabel: str, ylabel: str, title: str = "", size: tuple[float, float] = 
     return figure, ax
 
 
-def curves(
+def draw_curves(
     rows: Sequence[Mapping[str, Any]],
     lines: Mapping[str, str],
     ylabel: str = "",
@@ -96,17 +98,17 @@ def curves(
         marked: label of `marks` in the legend.
         smooth: False for a value that is set and not measured, such as the learning rate.
     """
-    figure, ax = axes(xlabel, ylabel, title, SMALL)
+    figure, ax = create_axes(xlabel, ylabel, title, SMALL)
     finite_points: list[tuple[float, float]] = list(marks)
     for i, (key, label) in enumerate(lines.items()):
-        points = thinned(points_of(rows, key))
+        points = average_blocks(collect_points(rows, key))
         xs = [x for x, _ in points]
         ys = [y for _, y in points]
         finite_points += [point for point in points if math.isfinite(point[1])]
         style: dict[str, Any] = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINES[i % len(LINES)]}
         if smooth and len(points) >= SMOOTHED_FROM:
             ax.plot(xs, ys, color=style["color"], linewidth=0.8, alpha=0.3)
-            ax.plot(xs, smoothed(ys), linewidth=1.8, label=label, **style)
+            ax.plot(xs, smooth_values(ys), linewidth=1.8, label=label, **style)
         else:
             marker = "o" if len(points) < MARKED_BELOW else ""
             ax.plot(xs, ys, marker=marker, markersize=4, linewidth=1.5, label=label, **style)
@@ -119,19 +121,19 @@ def curves(
     return figure
 
 
-def points_of(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+def collect_points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
     """Return (step, value) of the rows that have a key. Values that are not finite become NaN."""
     points = ((row["step"], row[key]) for row in rows if is_number(row.get("step")) and is_number(row.get(key)))
     return [(x, y if math.isfinite(y) else math.nan) for x, y in points]
 
 
 def get_block_size(n_points: int) -> int:
-    """Return the number of neighbouring points that are averaged into one, so that at most MOST_POINTS remain."""
-    return math.ceil(n_points / MOST_POINTS)
+    """Return the number of neighbouring points that are averaged into one, so that at most MAX_POINTS remain."""
+    return math.ceil(n_points / MAX_POINTS)
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Average blocks of neighbouring points, so that at most MOST_POINTS remain, each at the last step of its block."""
+def average_blocks(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Average blocks of neighbouring points, so that at most MAX_POINTS remain, each at the last step of its block."""
     size = get_block_size(len(points)) or 1
     blocks = (points[i : i + size] for i in range(0, len(points), size))
     return [(block[-1][0], sum(y for _, y in block) / len(block)) for block in blocks]
@@ -142,7 +144,7 @@ def get_smoothing_window(n_points: int) -> int:
     return 2 * (n_points // 24) + 1 if n_points >= SMOOTHED_FROM else 1
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
+def smooth_values(values: Sequence[float]) -> list[float]:
     """Return the running mean, over fewer values at the ends. It is NaN if a value in the window is NaN."""
     reach = get_smoothing_window(len(values)) // 2
     windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
@@ -189,15 +191,15 @@ def load_tick_formatter() -> type[Formatter]:
 
     class TickFormatter(Formatter):
         def __call__(self, x: float, pos: int | None = None) -> str:
-            return ticks([x])[0]
+            return format_tick_labels([x])[0]
 
         def format_ticks(self, values: Sequence[float]) -> list[str]:
-            return ticks(values)
+            return format_tick_labels(values)
 
     return TickFormatter
 
 
-def ticks(values: Sequence[float]) -> list[str]:
+def format_tick_labels(values: Sequence[float]) -> list[str]:
     """Format the ticks of an axis, in scientific notation if all of them are tiny or one is huge."""
     largest = max(map(abs, values), default=0.0)
     if 0 < largest < 1e-3 or largest >= 1e7:
@@ -223,7 +225,7 @@ class Point(NamedTuple):
     y: tuple[float, float, float]
 
 
-def undominated(points: Sequence[Point], low: bool = False) -> list[Point]:
+def find_pareto_front(points: Sequence[Point], low: bool = False) -> list[Point]:
     """Return the Pareto front, sorted by x: the points that no other point dominates.
 
     A point dominates another if it is at least as good in both directions and better in one.
@@ -242,13 +244,13 @@ def undominated(points: Sequence[Point], low: bool = False) -> list[Point]:
     return front
 
 
-def tradeoff(points: Sequence[Point], best: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
+def draw_tradeoff(points: Sequence[Point], best: Sequence[Point], xlabel: str, ylabel: str) -> Figure:
     """Draw a metric against its cost, with the Pareto front as a dashed line.
 
     Args:
-        best: the Pareto front, see `undominated`.
+        best: the Pareto front, see `find_pareto_front`.
     """
-    figure, ax = axes(xlabel, ylabel, f"{ylabel} against {xlabel}", SMALL)
+    figure, ax = create_axes(xlabel, ylabel, f"{ylabel} against {xlabel}", SMALL)
     ax.plot([p.x[0] for p in best], [p.y[0] for p in best], color=COLOURS[1], linewidth=1.2, linestyle="--")
     for p in points:
         ax.errorbar(
@@ -281,9 +283,9 @@ def get_error_bar(interval: tuple[float, float, float]) -> list[list[float]]:
     return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
-def reliability(bins: Sequence[CalibrationBin], title: str = "") -> Figure:
+def draw_reliability(bins: Sequence[CalibrationBin], title: str = "") -> Figure:
     """Draw a reliability diagram: observed against predicted shares with 95 % intervals, and the number in each bin."""
-    figure, ax = axes("predicted chance that the first answer wins", "share that won", title, SMALL)
+    figure, ax = create_axes("predicted chance that the first answer wins", "share that won", title, SMALL)
     ax.plot([0, 1], [0, 1], color="#8c8c8c", linestyle="--", linewidth=1.2, label="perfectly calibrated")
     predicted = [b.predicted for b in bins]
     observed = [b.observed for b in bins]
@@ -306,11 +308,11 @@ def reliability(bins: Sequence[CalibrationBin], title: str = "") -> Figure:
     return figure
 
 
-def histogram_pair(
+def draw_histogram_pair(
     first: Sequence[float], second: Sequence[float], labels: tuple[str, str], xlabel: str, title: str = ""
 ) -> Figure:
     """Draw histograms of two samples with the same bins, as shares, so that samples of different sizes compare."""
-    figure, ax = axes(xlabel, "share of the answers", title, SMALL)
+    figure, ax = create_axes(xlabel, "share of the answers", title, SMALL)
     samples = [[float(value) for value in sample if math.isfinite(value)] for sample in (first, second)]
     pooled = samples[0] + samples[1]
     if pooled:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from align.report.figure_text import duration, percent
+from align.report.figure_text import format_duration, format_percent
 
 OFTEN_S = 10.0
 """Minimum seconds between two progress lines of one source or step."""
@@ -13,7 +13,7 @@ MANY = 200_000
 """Number of rows from which on the start of a step is printed."""
 
 
-def seldom(format_line: Callable[[int, int, float], str]) -> Callable[[int, int], None]:
+def create_progress_printer(format_line: Callable[[int, int, float], str]) -> Callable[[int, int], None]:
     """Return a function of two counts that prints a progress line at most every OFTEN_S seconds.
 
     Args:
@@ -31,7 +31,7 @@ def seldom(format_line: Callable[[int, int, float], str]) -> Callable[[int, int]
     return print_line
 
 
-def reading(name: str, get_share_read: Callable[[], float | None]) -> Callable[[int, int], None]:
+def create_reading_progress(name: str, get_share_read: Callable[[], float | None]) -> Callable[[int, int], None]:
     """Return a function of the rows read and kept that prints the progress of reading a source.
 
     Args:
@@ -42,10 +42,10 @@ def reading(name: str, get_share_read: Callable[[], float | None]) -> Callable[[
 
     def format_line(rows_read: int, rows_kept: int, seconds: float) -> str:
         rate = f"{rows_read / max(seconds, 1e-9):,.0f} rows a second"
-        progress = how_far(seconds, get_share_read(), first_reading)
+        progress = describe_share_read(seconds, get_share_read(), first_reading)
         return f"{name}: {rows_read:,} rows read, {rows_kept:,} kept, {rate}{progress}"
 
-    print_line = seldom(format_line)
+    print_line = create_progress_printer(format_line)
 
     def update(rows_read: int, rows_kept: int) -> None:
         share = None if first_reading else get_share_read()
@@ -56,13 +56,13 @@ def reading(name: str, get_share_read: Callable[[], float | None]) -> Callable[[
     return update
 
 
-def begins(step: str, count: int) -> None:
+def print_start(step: str, count: int) -> None:
     """Print that a step begins, if it has MANY rows or more to process."""
     if count >= MANY:
         print(f"{step} {count:,} rows", flush=True)
 
 
-def how_far(seconds: float, share: float | None, first_reading: Sequence[tuple[float, float]]) -> str:
+def describe_share_read(seconds: float, share: float | None, first_reading: Sequence[tuple[float, float]]) -> str:
     """Describe the share of a source that is read, and the time left. Returns an empty string for an unknown share.
 
     Args:
@@ -77,5 +77,5 @@ def how_far(seconds: float, share: float | None, first_reading: Sequence[tuple[f
     for first_seconds, first_share in first_reading:
         if share > first_share:
             seconds_left = (seconds - first_seconds) * (1 - share) / (share - first_share)
-            time_left = f", about {duration(seconds_left)} left"
-    return f", {percent(share)} of its bytes{time_left}"
+            time_left = f", about {format_duration(seconds_left)} left"
+    return f", {format_percent(share)} of its bytes{time_left}"

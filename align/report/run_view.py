@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.core.files import open_text, read_text
 from align.run.manifest import Manifest
 from align.track import Progress, read_rows
+
+if TYPE_CHECKING:
+    from align.report.page import Report
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,27 @@ class RunView:
         return json.loads(read_text(path, name)) if path.is_file() else {}
 
 
-def load_page_module(view: RunView) -> ModuleType | None:
-    """Import the module that writes the page of a data set, a suite or a judge. Returns None for any other run.
+@dataclass(frozen=True, slots=True)
+class PageSections:
+    """Functions that write the page of a data set, a judge or a suite.
 
-    Its function `summarize(view)` returns the summary, and `add_body(report, view)` adds the sections.
+    Attributes:
+        summarize: returns the summary of a run.
+        add_body: adds the sections after the curves.
+        add_overview: adds the sections after the summary; None if there are no such sections.
     """
+
+    summarize: Callable[[RunView], str]
+    add_body: Callable[[Report, RunView], None]
+    add_overview: Callable[[Report, RunView], None] | None = None
+
+
+def load_page_sections(view: RunView) -> PageSections | None:
+    """Import the module that writes the page of a data set, a judge or a suite. Returns None for any other run."""
     if view.manifest.stage == "data":
-        return import_module("align.report.data_set_page")
+        return import_module("align.report.data_set_page").PAGE_SECTIONS
     if "card" in view.metrics:
-        return import_module("align.report.judge_page")
-    return import_module("align.report.suite_page") if "systems" in view.metrics else None
+        return import_module("align.report.judge_page").PAGE_SECTIONS
+    if "systems" in view.metrics:
+        return import_module("align.report.suite_page").PAGE_SECTIONS
+    return None

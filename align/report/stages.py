@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from align.ops.calibration import CalibrationBin, bin_predictions
-from align.report.figure_text import counted, format_figure, is_number
+from align.report.figure_text import format_figure, is_number, pluralize
 from align.report.page import Report
 from align.report.run_view import RunView
 
@@ -268,7 +268,7 @@ def add_latest_figures(report: Report, view: RunView) -> None:
 
 
 def add_curve(report: Report, view: RunView, curve: Curve, lines: Mapping[str, str]) -> None:
-    from align.report.plots import curves, get_block_size, get_smoothing_window, points_of
+    from align.report.plots import collect_points, draw_curves, get_block_size, get_smoothing_window
 
     unit = UNITS.get(view.manifest.stage, "step")
     rows = view.rows
@@ -280,7 +280,7 @@ def add_curve(report: Report, view: RunView, curve: Curve, lines: Mapping[str, s
             rows = [{"step": 0, "held_out_loss": before}, *rows]
         else:
             marks = [(0, before), (view.metrics.get("published_step", view.metrics["steps"]), after)]
-    points = {label: points_of(rows, key) for key, label in lines.items()}
+    points = {label: collect_points(rows, key) for key, label in lines.items()}
     n_points = max(map(len, points.values()))
     block_size = get_block_size(n_points)
     window = get_smoothing_window(math.ceil(n_points / block_size))
@@ -292,7 +292,7 @@ def add_curve(report: Report, view: RunView, curve: Curve, lines: Mapping[str, s
         points["held out"] = marks
     descriptions = "; ".join(describe_line(label, line, unit) for label, line in points.items())
     draw = partial(
-        curves,
+        draw_curves,
         rows,
         lines,
         curve.unit,
@@ -324,7 +324,7 @@ def add_trained_on(report: Report, view: RunView) -> None:
     report.heading("What is trained on").text(TRAINED_ON_LEGENDS[view.manifest.stage])
     for row in rows:
         name = SIDE_LABELS.get(row["what"], row["what"].capitalize())
-        caption = f"{name}: {counted(row['tokens'], 'token')}, {row['trained']:,} of them underlined"
+        caption = f"{name}: {pluralize(row['tokens'], 'token')}, {row['trained']:,} of them underlined"
         report.add("tokens", caption, row["parts"])
 
 
@@ -333,21 +333,21 @@ def add_pairs(report: Report, view: RunView) -> None:
     pairs = view.read_stream("held_out.jsonl")
     if not pairs:
         return
-    from align.report.plots import histogram_pair, reliability
+    from align.report.plots import draw_histogram_pair, draw_reliability
 
     if "score_chosen" in pairs[0]:
         better, worse = ([pair[f"score_{side}"] for pair in pairs] for side in ("chosen", "rejected"))
         title = "Scores of held-out answers"
         report.draw(
-            lambda: histogram_pair(better, worse, ("better answer", "worse answer"), "score", title),
+            lambda: draw_histogram_pair(better, worse, ("better answer", "worse answer"), "score", title),
             "The less the two overlap, the better they are told apart.",
             f"Histograms of the scores of {len(pairs)} better and worse answers.",
         )
     if all("log_odds" in pair for pair in pairs):
-        bins = reliability_bins(pairs)
+        bins = compute_reliability_bins(pairs)
         description = "; ".join(f"predicted {b.predicted:.2f}, observed {b.observed:.2f} of {b.count}" for b in bins)
         report.draw(
-            lambda: reliability(bins, "Calibration on held-out pairs"),
+            lambda: draw_reliability(bins, "Calibration on held-out pairs"),
             RELIABILITY_CAPTION,
             f"Predicted against observed shares. {description}.",
         )
@@ -374,13 +374,13 @@ def add_labelled_answers(report: Report, view: RunView) -> None:
     if not answers or "reward" not in answers[0]:
         add_pairs(report, view)
         return
-    from align.report.plots import histogram_pair
+    from align.report.plots import draw_histogram_pair
 
     wanted_rewards = [answer["reward"] for answer in answers if answer["label"] is True]
     unwanted_rewards = [answer["reward"] for answer in answers if answer["label"] is False]
     if wanted_rewards and unwanted_rewards:
         report.draw(
-            lambda: histogram_pair(
+            lambda: draw_histogram_pair(
                 wanted_rewards, unwanted_rewards, ("wanted", "unwanted"), "nats", "Rewards of held-out answers"
             ),
             "The less the two overlap, the better they are told apart.",
@@ -391,7 +391,7 @@ def add_labelled_answers(report: Report, view: RunView) -> None:
     report.add("labelled", "Lowered the most", ordered[::-1][:SHOWN_PAIRS], template=SAMPLES)
 
 
-def reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[CalibrationBin]:
+def compute_reliability_bins(pairs: Sequence[Mapping[str, Any]]) -> list[CalibrationBin]:
     """Bin the predicted probabilities that the first answer of a pair wins, for a reliability diagram.
 
     Which answer counts as the first is decided by a hash of the pair's id. With the chosen one always first, every
@@ -447,7 +447,7 @@ def add_comparison(report: Report, view: RunView) -> None:
     samples = view.read_stream("artifact/samples.jsonl")
     if not samples:
         return
-    from align.report.plots import histogram_pair
+    from align.report.plots import draw_histogram_pair
 
     role = view.metrics["judge_is"]
     labels = ("start", "policy")
@@ -456,7 +456,7 @@ def add_comparison(report: Report, view: RunView) -> None:
         policy = [sample[f"{key}_policy"] for sample in samples]
         title = f"{name.capitalize()} of the answers"
         report.draw(
-            partial(histogram_pair, start, policy, labels, xlabel, title),
+            partial(draw_histogram_pair, start, policy, labels, xlabel, title),
             f"How the {name} of the answers lies, before and after.",
             f"Histograms of the {name}: start with mean {fmean(start):.3g}, policy with mean {fmean(policy):.3g}.",
         )

@@ -9,34 +9,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.report.figure_text import counted, percent
+from align.report.figure_text import format_percent, pluralize
 from align.report.page import Report
-from align.report.run_view import RunView
+from align.report.run_view import PageSections, RunView
 
 TEMPLATE = "suite.html"
 
 
-def summarize(view: RunView) -> str:
+def summarize_suite(view: RunView) -> str:
     """Summarize the outcomes of the gates and the significant differences between the systems."""
-    first, *others = list_system_names(view)
+    first, *baselines = list_system_names(view)
     gates = view.metrics.get("gates", {})
     sentences = describe_collapses(view)
     if gates:
         sentences.append(describe_gates([*gates.values()]))
     comparisons = [
-        (name, task, other)
+        (name, task, baseline)
         for name, task in order_tasks(view, view.metrics)
-        for other in others
-        if other in task["against"]
+        for baseline in baselines
+        if baseline in task["against"]
     ]
     if not comparisons:
-        return " ".join([*sentences, f"Nobody has judged {first} against {' or '.join(others)} yet."])
+        return " ".join([*sentences, f"{first} has not been judged against {' or '.join(baselines)} yet."])
     level = 1 - view.settings["level"]
-    significant = [(name, task, other) for name, task, other in comparisons if task["against"][other]["p_holm"] < level]
+    significant = [
+        (name, task, baseline) for name, task, baseline in comparisons if task["against"][baseline]["p_holm"] < level
+    ]
     sentences += describe_yes_shares(view)
-    sentences += [describe_difference(first, name, task, other) for name, task, other in significant]
+    sentences += [describe_difference(first, name, task, baseline) for name, task, baseline in significant]
     if not significant:
-        sentences.append(f"No difference between {first} and {' or '.join(others)} was shown.")
+        sentences.append(f"No difference between {first} and {' or '.join(baselines)} was shown.")
     elif len(significant) < len(comparisons):
         sentences.append("No other difference was shown.")
     return " ".join(sentences)
@@ -60,7 +62,7 @@ def describe_gates(verdicts: Sequence[str]) -> str:
     """
     failed = verdicts.count("fail")
     undecided = verdicts.count("undecided")
-    parts = [f"{verdicts.count('pass')} of {counted(len(verdicts), 'gate')} passed"]
+    parts = [f"{verdicts.count('pass')} of {pluralize(len(verdicts), 'gate')} passed"]
     if failed:
         parts.append(f"{failed} failed")
     if undecided:
@@ -87,19 +89,21 @@ def describe_yes_shares(view: RunView) -> list[str]:
     sentences = []
     for name, task in order_tasks(view, view.metrics):
         if "asks" in task:
-            shares = [f"{percent(task['systems'][system]['score'])} for {system}" for system in list_system_names(view)]
+            shares = [
+                f"{format_percent(task['systems'][system]['score'])} for {system}" for system in list_system_names(view)
+            ]
             sentences.append(f"On {name}, the share that {task['yes']} is {' and '.join(shares)}, by {task['by']}.")
     return sentences
 
 
-def describe_difference(first: str, task_name: str, task: Mapping[str, Any], other: str) -> str:
+def describe_difference(first: str, task_name: str, task: Mapping[str, Any], baseline: str) -> str:
     """Return a sentence on a significant difference between two systems, naming the judge.
 
     A task that asks a question about every answer does not say which system is better, only which has more of it.
     """
-    is_higher = task["against"][other]["difference"]["value"] > 0
+    is_higher = task["against"][baseline]["difference"]["value"] > 0
     if "asks" in task:
-        return f"{first} {task['yes']} {'more' if is_higher else 'less'} often than {other} on {task_name}."
+        return f"{first} {task['yes']} {'more' if is_higher else 'less'} often than {baseline} on {task_name}."
     match task["role"]:
         case "exact" | "measured":
             judge = ""
@@ -107,7 +111,7 @@ def describe_difference(first: str, task_name: str, task: Mapping[str, Any], oth
             judge = f", by {task['by']}, a proxy,"
         case _:
             judge = f", by {task['by']},"
-    return f"{first} is {'better' if is_higher else 'worse'}{judge} than {other} on {task_name}."
+    return f"{first} is {'better' if is_higher else 'worse'}{judge} than {baseline} on {task_name}."
 
 
 def add_overview(report: Report, view: RunView) -> None:
@@ -118,7 +122,7 @@ def add_overview(report: Report, view: RunView) -> None:
     report.add("overview", list_system_names(view), tasks, gates, people, view.settings["level"], template=TEMPLATE)
 
 
-def add_body(report: Report, view: RunView) -> None:
+def add_suite_body(report: Report, view: RunView) -> None:
     """Add tables of each task, and the answers to the items that the first system lost most on."""
     results = view.read_json("artifact/results.json")
     names = list_system_names(view)
@@ -127,8 +131,11 @@ def add_body(report: Report, view: RunView) -> None:
         report.add("variety", names, variety, template=TEMPLATE)
     for task_name, task in order_tasks(view, results):
         report.add("task", task_name, names, task, template=TEMPLATE)
-        for other in names[1:]:
-            ids = [item["id"] for item in task["regressions"].get(other, ())]
+        for baseline in names[1:]:
+            ids = [item["id"] for item in task["regressions"].get(baseline, ())]
             # Answers may be missing because rows were forgotten since.
             rows = [answers[task_name, item_id] for item_id in ids if (task_name, item_id) in answers]
-            report.add("regressions", names[0], other, rows, "asks" in task, template=TEMPLATE)
+            report.add("regressions", names[0], baseline, rows, "asks" in task, template=TEMPLATE)
+
+
+PAGE_SECTIONS = PageSections(summarize_suite, add_suite_body, add_overview)

@@ -11,7 +11,7 @@ import torch
 
 from align import ranks
 from align.core.errors import require
-from align.data.chat.encode import prompt_room, stop_token_ids
+from align.data.chat.encode import compute_max_prompt_tokens, find_stop_token_ids
 from align.models.load import context_length, describe
 from align.rollout.distributed import DistributedEngine
 from align.rollout.engine import Engine
@@ -51,7 +51,7 @@ def open_engine(
     asks_servers = settings.engine == "vllm"
     server_options: tuple[Any, ...] = ()
     if asks_servers:
-        room = prompt_room(context_length(describe(base)), longest_prompt, settings.max_new_tokens)
+        room = compute_max_prompt_tokens(context_length(describe(base)), longest_prompt, settings.max_new_tokens)
         context = room + settings.max_new_tokens
         server_options = (tokenizer, settings, device, adapter_rank, context, run.folder.absolute())
     engine: Engine = build_engine(settings, tokenizer, generation_config, *server_options)
@@ -75,7 +75,7 @@ def build_engine(settings: Any, tokenizer: Any, generation_config: Any, *server_
     Raises:
         InputError: the model has no stop token.
     """
-    stops = stop_token_ids(tokenizer, generation_config)
+    stops = find_stop_token_ids(tokenizer, generation_config)
     problem = "no token ends an answer, by the tokenizer, generation config or template"
     require(bool(stops), "eos_token", None, problem, "Name eos_token in the model's tokenizer_config.json.")
     module, _, class_name = ENGINES[settings.engine].partition(":")

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from align.core.types import Conversation, Rollout
-from align.data.chat.encode import Prompt, encode_judged, prompt_length, stop_token_ids
-from align.data.chat.reasoning import OPEN, parted, without_reasoning
+from align.data.chat.encode import Prompt, count_prompt_tokens, encode_for_reward_model, find_stop_token_ids
+from align.data.chat.reasoning import OPEN, split_reasoning, strip_all_reasoning
 from align.models.forward import rollout_from_answers
 from align.rollout.engine import response_ids
 
@@ -44,7 +44,7 @@ def answer_reader(hides: bool, tokenizer: Any, generation_config: Any) -> Callab
     """
     if not hides:
         return whole
-    return partial(answers_alone, tokenizer=tokenizer, stops=stop_token_ids(tokenizer, generation_config))
+    return partial(answers_alone, tokenizer=tokenizer, stops=find_stop_token_ids(tokenizer, generation_config))
 
 
 def parted_texts(
@@ -56,13 +56,13 @@ def parted_texts(
         return [None] * len(texts), texts
     # Some templates open the reasoning in the header of the answer.
     opens_reasoning = [tokenizer.decode(p.input_ids[-8:]).rstrip().endswith(OPEN) for p in prompts]
-    pairs = [parted(text, is_open) for text, is_open in zip(texts, opens_reasoning, strict=True)]
+    pairs = [split_reasoning(text, is_open) for text, is_open in zip(texts, opens_reasoning, strict=True)]
     return [reasoning for reasoning, _ in pairs], [answer for _, answer in pairs]
 
 
 def asked_alone(prompt: Prompt) -> Conversation:
     """Return a prompt without the reasoning of its earlier answers."""
-    return replace(prompt.conversation, messages=without_reasoning(prompt.conversation.messages))
+    return replace(prompt.conversation, messages=strip_all_reasoning(prompt.conversation.messages))
 
 
 def answers_alone(
@@ -85,9 +85,9 @@ def answers_alone(
         prompt_ids = list(prompt.input_ids)
         answer_ids = response
         if text != original or conversation != prompt.conversation:
-            encoded = encode_judged(tokenizer, conversation, text, has_stop_token, stops)
+            encoded = encode_for_reward_model(tokenizer, conversation, text, has_stop_token, stops)
             # Both sides need at least one token, and an answer of nothing but reasoning has none left.
-            start = min(prompt_length(tokenizer, conversation, encoded), len(encoded) - 1)
+            start = min(count_prompt_tokens(tokenizer, conversation, encoded), len(encoded) - 1)
             prompt_ids = encoded[:start]
             answer_ids = encoded[start:]
         conversations.append(conversation.with_answer(text))

@@ -21,7 +21,7 @@ import torch
 
 from align.core.errors import InputError, NonFiniteLogits, require
 from align.core.types import Rollout
-from align.data.chat.fixed_prompts import fixed_prompts
+from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.models.actors import Actor
 from align.models.adapters import without_adapters
 from align.models.base import named_base
@@ -107,7 +107,7 @@ class VllmSampler(SnapshotEngine):
         self.layers = adaptable_layers(base)
         self.rank = max(LOWEST, vllm_rank(self.adapter_rank))
         self.device = self.learner_device
-        self.rows = fixed_prompts(self.tokenizer, self.context - 1)[-ROWS:]
+        self.rows = encode_fixed_prompts(self.tokenizer, self.context - 1)[-ROWS:]
         self.base_logprobs: Logprobs = ()
         self.folder = self.run_folder / "vllm" / base.digest[:16]
         shutil.rmtree(self.folder, ignore_errors=True)  # of a run that was killed

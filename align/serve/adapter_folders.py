@@ -9,7 +9,7 @@ from pathlib import Path
 
 from align.core.errors import AlignError, InputError, require
 from align.models.base import trained_method
-from align.report.figure_text import one_line
+from align.report.figure_text import escape_unprintable
 from align.run import Artifact, load_artifact, read_json_object
 from align.run.receipt import RECEIPT
 from align.run.signing import NotSigned, PublicKey, verify_signature
@@ -215,4 +215,4 @@ def warn_if_stale(ref: str, folder: Path) -> None:
     """
     stale = read_stale_mark(folder.parent)
     if stale is not None:
-        operator_log.warning("%s", one_line(f"{ref} is stale since {stale.since[:10]}, {stale.because}"))
+        operator_log.warning("%s", escape_unprintable(f"{ref} is stale since {stale.since[:10]}, {stale.because}"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from align.core.aliases import Arm as Written
 from align.core.errors import AlignError, InputError, require
-from align.report.figure_text import one_line
+from align.report.figure_text import escape_unprintable
 from align.run import Artifact
 from align.run.alias_log import FILE
 from align.serve import operator_log
@@ -68,7 +68,7 @@ class Following:
                 if self._reported_errors.get(name) != problem:
                     self._reported_errors[name] = problem
                     line = f"{name} stays with {self.portfolio.describe(name)}: {problem}"
-                    operator_log.warning("%s", one_line(line))
+                    operator_log.warning("%s", escape_unprintable(line))
         self._stamp = stamp
         self._retry_at = time.monotonic() + RETRY_S
 

@@ -22,10 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from align.core.errors import InputError, find_lone_surrogate
 from align.core.types import Conversation, Message
-from align.data.chat.encode import encode_judged, stop_token_ids
-from align.data.chat.reasoning import OPEN, answer_alone, with_reasoning, without_reasoning
-from align.data.chat.tokens import beginning_ids, text_ids
-from align.data.chat.tools import rendered, takes_tools, tool_prompt_ids
+from align.data.chat.encode import encode_for_reward_model, find_stop_token_ids
+from align.data.chat.reasoning import OPEN, prepend_reasoning, strip_all_reasoning, strip_reasoning
+from align.data.chat.tokens import find_leading_token_ids, tokenize_text
+from align.data.chat.tools import encode_tool_prompt, render_messages, supports_tools
 from align.rollout.detokenize import TokenTexts
 from align.rollout.serving_engine import SamplingParams
 from align.run.weights import tokenizer_digest
@@ -353,7 +353,7 @@ class ChatFormat:
 
     @classmethod
     def of(cls, tokenizer: Any, generation_config: Any) -> ChatFormat:
-        return cls(tokenizer, stop_token_ids(tokenizer, generation_config))
+        return cls(tokenizer, find_stop_token_ids(tokenizer, generation_config))
 
     @cached_property
     def texts(self) -> TokenTexts:
@@ -361,12 +361,12 @@ class ChatFormat:
 
     @cached_property
     def takes_tools(self) -> bool:
-        return takes_tools(self.tokenizer)
+        return supports_tools(self.tokenizer)
 
     @cached_property
     def begins_with(self) -> list[int]:
-        """See `align.data.chat.tokens.beginning_ids`."""
-        return beginning_ids(self.tokenizer)
+        """See `align.data.chat.tokens.find_leading_token_ids`."""
+        return find_leading_token_ids(self.tokenizer)
 
     @cached_property
     def calls(self) -> tuple[str, str, str]:
@@ -374,7 +374,7 @@ class ChatFormat:
         call = {"type": "function", "id": "call_1", "function": {"name": "f", "arguments": {}}}
         chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
         try:
-            match = WRITTEN_CALL.search(rendered(self.tokenizer, chat, ()))
+            match = WRITTEN_CALL.search(render_messages(self.tokenizer, chat, ()))
         except InputError:
             match = None
         return (match[1] or "", match[2], match[3] or "") if match else ("", "arguments", "")
@@ -449,7 +449,7 @@ def chat_prompt(form: ChatFormat, body: ChatBody) -> Prompt:
     tools = tools_of(form, body)
     messages = [as_template_reads(message, i) for i, message in enumerate(body.messages)]
     try:
-        ids = tool_prompt_ids(form.tokenizer, messages, tools)
+        ids = encode_tool_prompt(form.tokenizer, messages, tools)
     except InputError as error:
         raise invalid(error.field, f"{error.problem}. {error.remedy}") from error
     return Prompt(tuple(ids), opens_reasoning=form.opens_reasoning(ids))
@@ -485,7 +485,7 @@ def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
     if text is None and not message.tool_calls:
         raise invalid(f"{where}.content", "A message needs content.")
     if message.role == "assistant" and message.reasoning_content:
-        text = with_reasoning(text or "", message.reasoning_content)
+        text = prepend_reasoning(text or "", message.reasoning_content)
     role = "system" if message.role == "developer" else message.role
     template_message: dict[str, Any] = {"role": role, "content": text or ""}
     if message.role == "assistant" and message.tool_calls:
@@ -548,7 +548,7 @@ def prompts_of(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary: in
         if isinstance(prompt, str):
             if half := find_lone_surrogate(prompt):
                 raise invalid("prompt", f"It has {half}, half a character.")
-            encoded_prompts.append(Prompt((*form.begins_with, *text_ids(form.tokenizer, prompt)), prompt))
+            encoded_prompts.append(Prompt((*form.begins_with, *tokenize_text(form.tokenizer, prompt)), prompt))
         else:
             if any(not 0 <= id < vocabulary for id in prompt):
                 raise invalid("prompt", f"A token id is not between 0 and {vocabulary - 1}.")
@@ -613,10 +613,12 @@ def reward_prompts(form: ChatFormat, body: RewardBody, alone: bool, context: int
         if len(chat) < 2 or chat[-1].role != "assistant":
             raise invalid(where, "A conversation ends with the answer that is scored, behind what it answers.")
         context_messages, answer = (
-            (without_reasoning(chat[:-1]), answer_alone(chat[-1].content)) if alone else (chat[:-1], chat[-1].content)
+            (strip_all_reasoning(chat[:-1]), strip_reasoning(chat[-1].content))
+            if alone
+            else (chat[:-1], chat[-1].content)
         )
         try:
-            ids = encode_judged(form.tokenizer, Conversation(context_messages), answer, True, form.stop_ids)
+            ids = encode_for_reward_model(form.tokenizer, Conversation(context_messages), answer, True, form.stop_ids)
         except InputError as error:
             raise invalid(where, f"{error.problem}. {error.remedy}") from error
         if len(ids) > context:
@@ -633,5 +635,5 @@ def as_judged(message: ChatMessage, where: str) -> Message:
     if not text:
         raise invalid(f"{where}.content", "A message needs content.")
     if role == "assistant" and message.reasoning_content:
-        text = with_reasoning(text, message.reasoning_content)
+        text = prepend_reasoning(text, message.reasoning_content)
     return Message(role, text)

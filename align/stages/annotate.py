@@ -29,20 +29,20 @@ from align.core.types import StageResult
 from align.run import Input, Run, json_digest, resolve, write_json
 from align.run.atomic import publish_folder
 from align.run.lineage import find_readers
-from align.stages.runner import Inputs, open_store
+from align.stages.runner import StageInputs, open_store
 
 SEEDS = 2**32
 """Number of seeds that a run can have. Each simulated annotator has a range of its own."""
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     stage: AnnotateConfig = config.stage
     label = f"{config.project}-{stage.action}"
     if stage.action == "simulate":
         # The items are the input, and not the votes, so that a resumed run is the same run.
         with open_store(config, create=False) as store:
             items = json_digest([item.id for item in store.items(config.project)])
-        return Inputs(config, label, None, {"items": Input(items, project=config.project)})
+        return StageInputs(config, label, None, {"items": Input(items, project=config.project)})
     paths = {"guidelines": stage.guidelines}
     if stage.action != "backup":  # which writes its path
         paths["path"] = stage.path
@@ -52,7 +52,7 @@ def inputs(config: Config) -> Inputs:
     if stage.action == "export":  # it reads the project, so that a later erasure lists this run
         with open_store(config, create=False) as store:
             head = store.head(config.project)
-        return Inputs(config, label, None, {"annotations": Input(head.hash, project=config.project, seq=head.seq)})
+        return StageInputs(config, label, None, {"annotations": Input(head.hash, project=config.project, seq=head.seq)})
     # The person's name is replaced here, because nothing that the run writes may contain it.
     if stage.annotator is not None and stage.action in ("erase", "invite"):
         with open_store(config, create=False) as store:
@@ -61,7 +61,7 @@ def inputs(config: Config) -> Inputs:
             pseudonym = find_pseudonym(config.project, stage.annotator)
             config = replace_values(config, stage=replace_values(stage, annotator=pseudonym))
     # The other actions read or change a store that changes. A random input makes each call a new run.
-    return Inputs(config, label, None, {"asked": Input(secrets.token_hex(8))})
+    return StageInputs(config, label, None, {"asked": Input(secrets.token_hex(8))})
 
 
 def run(run: Run, config: Config) -> StageResult:
@@ -71,7 +71,7 @@ def run(run: Run, config: Config) -> StageResult:
 def run_serve(run: Run, config: Config) -> StageResult:
     from align.annotate.web.access import AccountAuthenticator
     from align.annotate.web.server import build_app  # Gradio takes seconds to import
-    from align.web.key_link import KeyAuthenticator, key_in
+    from align.web.key_link import KeyAuthenticator, load_or_create_key
     from align.web.server import serve
 
     stage: AnnotateConfig = config.stage
@@ -79,7 +79,7 @@ def run_serve(run: Run, config: Config) -> StageResult:
     with open_store(config, create=False) as store, store.alone():
         seq_before = store.head(config.project).seq  # raises InputError if there is no such project
         if stage.demo:
-            key = key_in(config.run.folder / "annotate.key")
+            key = load_or_create_key(config.run.folder / "annotate.key")
             person = Person(getuser(), {config.project: "admin"})
             authenticator = KeyAuthenticator(key, person, f"align_key_{stage.port}")
             links = [f"open {url}/?key={key}"]
@@ -89,14 +89,15 @@ def run_serve(run: Run, config: Config) -> StageResult:
             authenticator = AccountAuthenticator(accounts, f"align_session_{stage.port}")
             links = [f"open {url}/?project={quote(config.project)}"]
             if token is not None:
-                links.append(f"nobody manages it yet; the first admin, once, within a day: {url}/invite?token={token}")
+                link = f"{url}/invite?token={token}"
+                links.append(f"the project has no admin yet; this link, valid once and for a day, makes one: {link}")
         links += warn_without_tls(url)
-        links.append("Ctrl+C ends it, and what was said stays")
+        links.append("Ctrl+C ends it; all votes are saved")
         app = build_app(store, authenticator, [url, *other_origins])
         serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
         progress = AssignmentQueue(store, config.project).progress("")  # of the project, and not of one person
         added = sum(vote.seq > seq_before for vote in store.rankings(config.project))
-        note_head(run, config.project, store.head(config.project))
+        record_head(run, config.project, store.head(config.project))
     metrics = {"rankings": added, "done": progress.done, "wanted": progress.wanted}
     return StageResult(metrics, (f"{added} rankings; all: {progress.done} of {progress.wanted}",))
 
@@ -105,10 +106,11 @@ def run_invite(run: Run, config: Config) -> StageResult:
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
         accounts = Accounts(store)
-        name = "" if stage.annotator is None else accounts.resolve_handle(config.project, stage.annotator)
+        name = "" if stage.annotator is None else accounts.behind(config.project, stage.annotator)
         token = accounts.invite(config.project, stage.role, name)
     # The link is printed only: other people may read the run's folder.
-    print(f"once, within a week: {list_origins(stage.host, stage.port, stage.url)[0]}/invite?token={token}")
+    url, _ = list_origins(stage.host, stage.port, stage.url)
+    print(f"the invitation, valid once and for a week: {url}/invite?token={token}")
     return StageResult({}, (f"an invitation to project {config.project}, as {stage.role}",))
 
 
@@ -121,7 +123,7 @@ def run_simulate(run: Run, config: Config) -> StageResult:
             simulate_annotator(store, config.project, Sentiment(), config.seed + SEEDS * number, stage.agreement)
             for number in range(stage.annotators)
         ]
-        note_head(run, config.project, store.head(config.project))
+        record_head(run, config.project, store.head(config.project))
     metrics = {
         "annotators": len(results),
         "items": results[0].items,
@@ -143,7 +145,7 @@ def run_import(run: Run, config: Config) -> StageResult:
     path = parse_user_path(config.stage.path, "stage.path")
     with open_store(config) as store:
         rows, added = import_items(store, config.project, path, config.stage.source)
-        note_head(run, config.project, store.head(config.project))
+        record_head(run, config.project, store.head(config.project))
     line = f"{rows} rows, {added} of them new in project {config.project}"
     return StageResult({"rows": rows, "added": added}, (line,))
 
@@ -175,7 +177,7 @@ def run_export(run: Run, config: Config) -> StageResult:
         shutil.rmtree(run.artifact, ignore_errors=True)  # of an export that was interrupted
         with publish_folder(run.artifact) as folder:
             rows = export_votes(store, config.project, folder, config.data.allow_simulated)
-        note_head(run, config.project, store.head(config.project))
+        record_head(run, config.project, store.head(config.project))
     return StageResult(rows, tuple(f"{run.artifact / name}: {number} rows" for name, number in rows.items()))
 
 
@@ -183,7 +185,7 @@ def run_verify(run: Run, config: Config) -> StageResult:
     with open_store(config, create=False) as store:
         store.head(config.project)  # raises InputError if there is no such project
         head = store.verify(find_recorded_head(config.stage.head, config.run.folder, config.project))
-    return StageResult({"rows": head.seq}, (f"{head.seq} rows, each what was written; the head is {head.hash}",))
+    return StageResult({"rows": head.seq}, (f"{head.seq} rows of the ledger are unchanged; the head is {head.hash}",))
 
 
 def run_backup(run: Run, config: Config) -> StageResult:
@@ -197,7 +199,7 @@ def run_backup(run: Run, config: Config) -> StageResult:
 def run_restore(run: Run, config: Config) -> StageResult:
     with open_store(config) as store:
         head = restore(store, parse_user_path(config.stage.path, "stage.path"))
-    return StageResult({"seq": head.seq}, (f"the ledger up to row {head.seq}, each what was written",))
+    return StageResult({"seq": head.seq}, (f"the ledger is restored and verified up to row {head.seq}",))
 
 
 def run_erase(run: Run, config: Config) -> StageResult:
@@ -222,7 +224,7 @@ def run_erase(run: Run, config: Config) -> StageResult:
     lines.append("runs that read it or filled it, or what was made from it:" if readers else "no run read it")
     lines += readers
     if unreadable:
-        lines += ["runs that cannot be read, so look yourself:", *unreadable]
+        lines += ["runs that cannot be read; check them yourself:", *unreadable]
     return StageResult({"tombstone": tombstone, "runs": readers, "unreadable": unreadable}, tuple(lines))
 
 
@@ -240,7 +242,7 @@ ACTIONS: dict[str, Callable[[Run, Config], StageResult]] = {
 }
 
 
-def note_head(run: Run, project: str, head: ChainHead) -> None:
+def record_head(run: Run, project: str, head: ChainHead) -> None:
     """Write the head of the project's ledger to the run's artifact."""
     write_json(run.artifact / "ledger.json", {"project": project, "seq": head.seq, "hash": head.hash})
 

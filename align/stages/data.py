@@ -40,13 +40,13 @@ from align.core.files import check_readable, parse_user_path
 from align.core.functions import find_definitions, load_function
 from align.core.functions import find_module_file as source_of_function
 from align.core.types import StageResult
-from align.data.chat.encode import token_count
+from align.data.chat.encode import count_document_tokens
 from align.data.chat.template import use_template
 from align.data.chat.training_view import render_tokens
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Step
 from align.data.clean.quality import CountTokens
-from align.data.clean.steps import steps_of
+from align.data.clean.steps import create_steps
 from align.data.dedup.evaluation_overlap import OverlapMatches
 from align.data.dedup.near_duplicates import Duplicates
 from align.data.read.content import DOCUMENTS, FEEDBACK
@@ -109,22 +109,22 @@ from align.data.sets.source import Source, detect_row_shapes, load_active_votes,
 from align.data.sets.spool import Spool, SpoolRows
 from align.data.sources import build_files_input
 from align.models.base import find_base
-from align.report.data_set_page import loss_lines, shapes_line, summary_lines
-from align.report.figure_text import counted
-from align.report.reading_progress import begins, reading, seldom
+from align.report.data_set_page import format_shapes, iter_summary_lines, list_warning_lines
+from align.report.figure_text import pluralize
+from align.report.reading_progress import create_progress_printer, create_reading_progress, print_start
 from align.reward.inputs import load_reward_artifacts, reward_inputs
 from align.run import Input, Run, atomic, file_digest
 from align.run.artifacts import check_not_replaced, read_replacement
 from align.run.folder import utc_now
 from align.run.lineage import find_users
-from align.stages.runner import Inputs, open_tracker
+from align.stages.runner import StageInputs, open_tracker
 from align.track import show_progress
 
 MAX_LABEL_LENGTH = 60
 """Maximum number of characters of the sources' names in a run's name."""
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     stage: DataStageConfig = config.stage
     if stage.action == FORGET:
         return find_forget_inputs(config)
@@ -134,7 +134,7 @@ def inputs(config: Config) -> Inputs:
     # Each call checks a setting against the sources before any data is read.
     rank_by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
     compute_target_shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)
-    steps_of(stage.clean, "stage.clean", count_tokens=(lambda _: 0) if stage.counts_tokens else None)
+    create_steps(stage.clean, "stage.clean", count_tokens=(lambda _: 0) if stage.counts_tokens else None)
     if stage.split.since is not None:
         parse_timestamp(stage.split.since, "stage.split.since")
     records = {f"sources.{source.name}": source.record() for source in sources}
@@ -158,25 +158,25 @@ def inputs(config: Config) -> Inputs:
         base = find_base(config.model.path, config.model.revision)
         records["base"] = Input(base.digest, ref=base.id)
     name = "-".join(source.name for source in sources)[:MAX_LABEL_LENGTH]
-    return Inputs(config, name, base, records, lambda: (sources,))
+    return StageInputs(config, name, base, records, lambda: (sources,))
 
 
-def find_forget_inputs(config: Config) -> Inputs:
+def find_forget_inputs(config: Config) -> StageInputs:
     """Return the inputs of `stage.action=forget`: a data set and the rows to remove. The configuration loses the rows'
     ids, because the id of a short text can be guessed."""
     data_path = Path(config.data.path or "")
     task, record = plan_row_removal(data_path, config.stage.forget, partial(load_active_votes, find_store_url(config)))
     config = replace_values(config, stage=replace_values(config.stage, forget=NOT_KEPT))
-    return Inputs(config, f"{task.name}-forget", None, {"data": record}, lambda: (task,))
+    return StageInputs(config, f"{task.name}-forget", None, {"data": record}, lambda: (task,))
 
 
 def run(run: Run, config: Config, sources_or_task: Any) -> StageResult:
     if config.stage.action == FORGET:
-        return forgotten(run, config, sources_or_task)
-    return data_set_of(run, config, sources_or_task)
+        return republish_without_rows(run, config, sources_or_task)
+    return build_data_set(run, config, sources_or_task)
 
 
-def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
+def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResult:
     """Build and publish a data set: read, clean, score, drop, divide and mix the rows, in this order."""
     stage: DataStageConfig = config.stage
     names = [source.name for source in sources]
@@ -187,16 +187,16 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
     shapes = [detect_row_shapes(source) for source in sources]
     for source, shape in zip(sources, shapes, strict=True):
         if shape["shapes"]:
-            print(shapes_line(source.name, shape), flush=True)
+            print(format_shapes(source.name, shape), flush=True)
     evaluation_sets = parse_evaluation_sets(stage.contamination.against)
     evaluations = LeakFinder(read_evaluation_sets(evaluation_sets), stage.contamination.near)
     evaluation_paths = [evaluation_set.path for evaluation_set in evaluation_sets]
     tokenizer = load_base_tokenizer(run, config)
-    count_tokens = None if tokenizer is None else partial(token_count, tokenizer)
-    steps = steps_of(stage.clean, "stage.clean", count_tokens=count_tokens)
-    kind, read_counts = gather_sources(run, config, sources, steps, count_tokens, engine)
+    token_counter = None if tokenizer is None else partial(count_document_tokens, tokenizer)
+    steps = create_steps(stage.clean, "stage.clean", count_tokens=token_counter)
+    kind, read_counts = gather_sources(run, config, sources, steps, token_counter, engine)
     rows = SpoolRows(Spool(run.checkpoints), kind, names)
-    hide_personal = Cleaner(steps).hidden
+    hide_personal = Cleaner(steps).mask_personal_data
     funnel = Funnel(rows.numbers("source").astype(np.int64), names)
     funnel.note("after_cleaning")
     examples = ExampleWriter(run.folder, rows, funnel.source, hide_personal)
@@ -205,12 +205,12 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
     def add_losses(new_losses: Iterable[StepLoss]) -> None:
         for loss in new_losses:
             losses.append(loss)
-            print("\n".join(loss_lines(loss)), flush=True)
+            print("\n".join(list_warning_lines(loss)), flush=True)
 
     funnel.watch = lambda step: add_losses(examples.find_losses(funnel, step))
     add_losses(find_read_losses(names, read_counts, hide_personal))
     row_scores = drop_by_score(run, config, rows, funnel)
-    with nothing_to_go_on_from(run):
+    with discard_spool_if_refused(run):
         random_order = compute_draw_keys(rows.first_bits("content_id"), config.seed)
         evaluation_leaks = evaluations.leaks(rows, funnel.kept)
         drop_if_removing(funnel, "after_decontamination", evaluation_leaks.text, stage.contamination)
@@ -218,7 +218,7 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
         caps = [source.cap for source in sources]
         funnel.drop("after_caps", select_over_caps(funnel.kept, funnel.source, random_order, caps))
         is_test = choose_test_rows(rows, funnel, duplicates, config)
-        test_leaks = find_test_leaks(rows, funnel, is_test, stage)
+        test_leaks = find_leaks_between_sides(rows, funnel, is_test, stage)
         drop_if_removing(funnel, "after_test_decontamination", test_leaks.text, stage.contamination)
         mix = stage.mix
         size = np.ones(len(is_test), np.int64) if mix.by == "rows" else rows.numbers(mix.by).astype(np.int64)
@@ -253,12 +253,12 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
     }
     target = run.folder / "artifact"
     shutil.rmtree(target, ignore_errors=True)
-    begins("publishes", int(times.sum()))
+    print_start("publishes", int(times.sum()))
     with atomic.publish_folder(target) as folder:
         data = write_data_set(folder, rows, selection, account)
-    leak_examples = examples.leaked(evaluation_leaks, evaluation_paths)
-    leak_examples += examples.leaked(test_leaks, ["the test split"])
-    examples.write(DROPPED, list_cleaning_examples(names, read_counts) + leak_examples)
+    evaluation_examples = examples.leaked(evaluation_leaks, evaluation_paths)
+    test_examples = examples.leaked(test_leaks, ["the test split"])
+    examples.write(DROPPED, list_cleaning_examples(names, read_counts) + evaluation_examples + test_examples)
     examples.write_duplicates(duplicates, selection.heads)
     examples.write_rows(is_published & ~is_test, partial(render_tokens, tokenizer))
     if row_scores:
@@ -266,11 +266,11 @@ def data_set_of(run: Run, config: Config, sources: list[Source]) -> StageResult:
     with open_tracker(run) as track:
         for step, (name, counts) in enumerate(funnel.steps.items(), start=1):
             track.log(step, {"name": name, "rows": sum(counts)})
-    return StageResult(build_data_set_metrics(data), tuple(summary_lines(data, to_plain_dict(config)["stage"])))
+    return StageResult(build_data_set_metrics(data), tuple(iter_summary_lines(data, to_plain_dict(config)["stage"])))
 
 
 @contextmanager
-def nothing_to_go_on_from(run: Run) -> Iterator[None]:
+def discard_spool_if_refused(run: Run) -> Iterator[None]:
     """Remove the spool if the block raises InputError about the data, because a resumed run would raise it again. The
     spool stays if the disk is full or workers are missing."""
     try:
@@ -300,7 +300,7 @@ def require_rows(
     if config.data.held_out == 1 or train.times.any():
         return
     if removes and len(test_leaks.text) and not (funnel.kept & ~is_test).any():
-        problem = "leave no row to train on: all that could be are like rows to measure on"
+        problem = "leave no row to train on: all rows of the training side are like rows of the test side"
         raise InputError(field, names, problem, "Write stage.contamination.test=false, or another data.held_out.")
     raise InputError(field, names, "leave no row to train on", "Look at the report of a run with data.held_out=1.")
 
@@ -310,7 +310,7 @@ def gather_sources(
     config: Config,
     sources: Sequence[Source],
     steps: Sequence[tuple[str, Step]],
-    count_tokens: CountTokens | None,
+    token_counter: CountTokens | None,
     engine: TaskRunner,
 ) -> tuple[str, Sequence[Mapping[str, Any]]]:
     """Read and clean every source and write its rows to the run's spool. Returns the kind of the records, and the
@@ -325,22 +325,26 @@ def gather_sources(
         stage.duplicates.near is not None,
         stage.split.read.get("split", ""),
         stage.split.read.get("time", ""),
-        count_tokens if stage.mix.by == "tokens" else None,
+        token_counter if stage.mix.by == "tokens" else None,
     )
     spool = Spool(run.checkpoints)
     skip_bad_rows = config.data.on_bad_row == "skip"
-    with nothing_to_go_on_from(run):
+    with discard_spool_if_refused(run):
         kind = sources[0].kind()
     gatherings = [
         SourceImport(spool, source, number, steps, row_fields, kind, skip_bad_rows)
         for number, source in enumerate(sources)
     ]
     if engine is not in_process_runner:
-        report = seldom(lambda parts, total, seconds: f"{parts:,} of {total:,} parts made in {seconds:.0f} s")
+        report = create_progress_printer(
+            lambda parts, total, seconds: f"{parts:,} of {total:,} parts made in {seconds:.0f} s"
+        )
         write_parts_in_workers(engine, gatherings, report)
-    with nothing_to_go_on_from(run):
+    with discard_spool_if_refused(run):
         read_counts = [
-            gathering.run(reading(gathering.source.name, partial(compute_read_share, gathering.source.files)))
+            gathering.run(
+                create_reading_progress(gathering.source.name, partial(compute_read_share, gathering.source.files))
+            )
             for gathering in gatherings
         ]
     return kind, read_counts
@@ -360,7 +364,7 @@ class RowScores(NamedTuple):
     account: dict[str, Any]
 
 
-def score_rows(run: Run, config: Config, rows: SpoolRows) -> tuple[np.ndarray, str]:
+def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> tuple[np.ndarray, str]:
     """Return the score of each row by `stage.score.by`, float64 (N) with nan for a row without a score, and the
     scorer's title. Models are loaded here and freed on return.
 
@@ -402,7 +406,7 @@ def score_rows(run: Run, config: Config, rows: SpoolRows) -> tuple[np.ndarray, s
             raise diverged(f"the {settings.by} of a row by {title} is no number", None, config.dtype)
         return scores
 
-    print(f"scores {counted(rows.count, 'row')} by the {settings.by} of {title}", flush=True)
+    print(f"scores {pluralize(rows.count, 'row')} by the {settings.by} of {title}", flush=True)
     with show_progress("score", rows.count, count_scored(rows)) as bar:
         scores = score_spool(rows, score_finite, bar.advance)
     missing = "no text and no answer that is trained on" if is_loss else "no answer behind a question"
@@ -416,7 +420,7 @@ def drop_by_score(run: Run, config: Config, rows: SpoolRows, funnel: Funnel) -> 
     settings: ScoreConfig = config.stage.score
     if settings.by is None:
         return None
-    scores, scorer = score_rows(run, config, rows)
+    scores, scorer = score_all_rows(run, config, rows)
     is_dropped = select_outside_cuts(
         scores,
         rows.first_bits("content_id"),
@@ -458,7 +462,7 @@ def drop_duplicate_rows(
     """
     settings = stage.duplicates
     found_by_step = [NO_DUPLICATES]
-    begins("looks for duplicates among", int(funnel.kept.sum()))
+    print_start("looks for duplicates among", int(funnel.kept.sum()))
     if settings.exact:
         exact = find_exact_duplicates(rows, funnel.kept, order, funnel.source, settings.among)
         found_by_step.append(exact)
@@ -504,7 +508,9 @@ def choose_test_rows(rows: SpoolRows, funnel: Funnel, duplicates: Duplicates, co
     return is_test
 
 
-def find_test_leaks(rows: SpoolRows, funnel: Funnel, is_test: np.ndarray, stage: DataStageConfig) -> OverlapMatches:
+def find_leaks_between_sides(
+    rows: SpoolRows, funnel: Funnel, is_test: np.ndarray, stage: DataStageConfig
+) -> OverlapMatches:
     """Find training rows that contain, or are nearly the same as, rows of the test side."""
     is_measured = funnel.kept & is_test & stage.contamination.test
     near = stage.contamination.near
@@ -516,7 +522,7 @@ def find_test_leaks(rows: SpoolRows, funnel: Funnel, is_test: np.ndarray, stage:
     return drop_templated_leaks(leaks, rows, is_measured, near, finds_all=near >= SURE)
 
 
-def forgotten(run: Run, config: Config, task: RowRemoval) -> StageResult:
+def republish_without_rows(run: Run, config: Config, task: RowRemoval) -> StageResult:
     """Publish a data set again without some rows, then remove the old one."""
     artifact = run.folder / "artifact"
     with lock_data_set(task.old):
@@ -543,12 +549,12 @@ def forgotten(run: Run, config: Config, task: RowRemoval) -> StageResult:
     users, unreadable = find_users(config.run.folder, lambda record: record.details.get("root") in roots)
     users = [name for name in users if not name.startswith("data/")]
     count = data["replaces"]["count"]
-    lines = [f"{counted(count, 'row')} forgotten; root {data['root'][:12]} replaces {replacement['root'][:12]}"]
+    lines = [f"{pluralize(count, 'row')} forgotten; root {data['root'][:12]} replaces {replacement['root'][:12]}"]
     lines.append(f"data:{task.name} is removed, with its report and examples")
     lines.append(
         "runs that trained on it, or on what was made from it:" if users else "no run here names it as its data"
     )
     lines += users
     if unreadable:
-        lines += ["runs that cannot be read, so look yourself:", *unreadable]
+        lines += ["runs that cannot be read; check them yourself:", *unreadable]
     return StageResult({**build_data_set_metrics(data), "forgotten": count, "runs": users}, tuple(lines))

@@ -16,13 +16,13 @@ from align.config.root import Config
 from align.config.training import require_held_out_rows
 from align.core.errors import require
 from align.core.types import Preference, StageResult
-from align.data.chat.encode import stop_token_ids
+from align.data.chat.encode import find_stop_token_ids
 from align.data.chat.training_view import write_pair
 from align.data.pairs import TokenizedPair, encode_sides, read_divided_preferences
 from align.models.lora import Lora
-from align.report import in_words
+from align.report import format_interval
 from align.run import Run
-from align.stages.runner import Inputs, find_judgement_inputs, load_training_start, measure_memory, open_tracker
+from align.stages.runner import StageInputs, find_judgement_inputs, load_training_start, measure_memory, open_tracker
 from align.trainers import check_trainer
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ PRELOAD = ("align.trainers.dpo",)
 """See `align.stages.load_stage`."""
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     check_trainer(config.stage.loss)
     return find_judgement_inputs(config, read_divided_preferences)
 
@@ -53,7 +53,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     stage: DpoConfig = config.stage
     base = run.base
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
-    stops = stop_token_ids(tokenizer, describe(base).generation_config)
+    stops = find_stop_token_ids(tokenizer, describe(base).generation_config)
     train, test, counts = encode_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
     print(
         f"{len(train)} pairs to train on, {len(test)} held out; "
@@ -64,7 +64,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     require_held_out_rows(stage.eval_every, len(test), "stage.held_out")
     by_token = stage.loss != "sigmoid"
     if by_token:
-        check_answers(stage.loss, (*train, *test))
+        require_answer_tokens(stage.loss, (*train, *test))
     model = load_referenced_policy(
         base,
         config.method.name,
@@ -84,12 +84,12 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     def measure_logprobs(steps: int) -> Tensor:
         """Return log π of the better and the worse held-out answers [M, 2], after a number of training steps."""
         logprobs_M2 = compute_pair_logprobs(model.eval(), pairs, tokenizer.pad_token_id, by_token)
-        assert stage.lr is not None  # filled in by `fill_rates`
+        assert stage.lr is not None  # filled in by `fill_learning_rates`
         require_finite(logprobs_M2, "pairs have logprobs", steps, stage.lr, config.dtype)
         return logprobs_M2
 
     at_start = measure_logprobs(0)
-    loss = partial(pair_loss, stage)
+    loss = partial(compute_pair_loss, stage)
     assert stage.beta is not None, "`check_together` has set it"
     fitted = fit(
         partial(
@@ -131,10 +131,10 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     save_tokenizer(tokenizer, run.artifact)
     log_odds = stage.beta if stage.loss == "sigmoid" else None  # only DPO's sigmoid loss models a probability
     write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, log_odds=log_odds)
-    return StageResult(metrics, (f"held out: accuracy {in_words(metrics['accuracy'])}", fitted.summary))
+    return StageResult(metrics, (f"held out: accuracy {format_interval(metrics['accuracy'])}", fitted.summary))
 
 
-def pair_loss(stage: DpoConfig, logprobs_M2: Tensor, reference_M2: Tensor) -> float:
+def compute_pair_loss(stage: DpoConfig, logprobs_M2: Tensor, reference_M2: Tensor) -> float:
     """Return the mean loss of pairs, as training computes it.
 
     Args:
@@ -154,7 +154,7 @@ def pair_loss(stage: DpoConfig, logprobs_M2: Tensor, reference_M2: Tensor) -> fl
     return float(dpo_loss(log_ratios_M2[:, 0] - log_ratios_M2[:, 1], stage.beta, stage.loss, stage.label_smoothing))
 
 
-def check_answers(loss: str, pairs: Iterable[tuple[Preference, TokenizedPair]]) -> None:
+def require_answer_tokens(loss: str, pairs: Iterable[tuple[Preference, TokenizedPair]]) -> None:
     """Raise InputError if an answer has no tokens, over which the loss takes a mean."""
     for pref, pair in pairs:
         tokens = min(len(pair.chosen_ids) - pair.chosen_start, len(pair.rejected_ids) - pair.rejected_start)

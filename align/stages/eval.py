@@ -1,12 +1,12 @@
-"""`stage=eval`: systems on the tasks of a suite, an artifact against what it started from, or a judge.
+"""`stage=eval`: compare systems on the tasks of a suite, compare an artifact with its start, or measure a judge.
 
-    the systems answer the items of the tasks, the probes are weighed     align/evals/suite/answers.py, likelihoods.py
-    checks or the judge score the answers; is a system collapsed?         align/evals/suite/scores.py
-    the first system is compared with each other one; gates decide        align/evals/suite/results.py, gates.py
+    systems answer the items of the tasks; probes use likelihoods       align/evals/suite/answers.py, likelihoods.py
+    checks or the judge score the answers; collapse is detected         align/evals/suite/scores.py
+    the first system is compared with each other one; gates decide      align/evals/suite/results.py, gates.py
 
-Without `stage.systems` the systems are the artifact and its start. `eval=judge` measures a judge on examples whose
-verdict is known (align/evals/judges/report.py). What is read before the run has a name is the first half of this file;
-only the second half needs torch.
+Without `stage.systems` the systems are the artifact and what it started from. `eval=judge` measures a judge on labelled
+examples (align/evals/judges/report.py). The first half of this file resolves inputs and reads data before the run has a
+name; only the second half needs torch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from align.core.errors import NOT_PASSED, InputError, require
 from align.core.files import parse_user_path
 from align.core.redaction import drop_masks, mask_secrets
 from align.core.types import Preference, StageResult
-from align.data.chat.encode import prompt_room
+from align.data.chat.encode import compute_max_prompt_tokens
 from align.data.pairs import build_pair_inputs, read_held_out_feedback, read_verdicts, sample_records
 from align.data.read.drops import count_dropped
 from align.data.read.records import LABELLED_HELP
@@ -134,16 +134,16 @@ from align.evals.suite.tasks import (
 )
 from align.evals.text import QUOTED_LETTERS
 from align.models.base import adapter_folder, as_artifact, base_of, find_artifact, find_reference, label
-from align.report import in_words
-from align.report.figure_text import counted
-from align.report.judge_page import list_lines
+from align.report import format_interval
+from align.report.figure_text import pluralize
+from align.report.judge_page import iter_summary_lines
 from align.reward.checkers.checked import combine_code_settings
 from align.reward.inputs import check_reasoning_matches, check_rows, load_reward_artifacts, reward_inputs
 from align.rollout.answer_cache import FILE as ANSWERS
 from align.rollout.answer_cache import AnswerStore
 from align.run import Artifact, Input, Manifest, Run, json_digest, write_json
 from align.run.files import write_text
-from align.stages.runner import Inputs, find_input, find_start, open_rollout_engine, open_store
+from align.stages.runner import StageInputs, find_input, find_start, open_rollout_engine, open_store
 from align.track import get_peak_rss_mb, truncate_text
 
 if TYPE_CHECKING:
@@ -152,12 +152,13 @@ if TYPE_CHECKING:
 
 PRELOAD = ("align.evals.suite.samples", "align.evals.suite.likelihoods", "align.rollout.registry")
 """See `align.stages.load_stage`."""
-ENOUGH = 64
-"""Prompts: at 64, a win rate's 95 % interval is about 0.12 to each side of it."""
+MIN_PROMPTS = 64
+"""Prompts below which a result decides nothing: with 64, the 95 % interval of a win rate is about ±0.12."""
 SEEN = "dropped_seen"
-"""Counts the prompts that are not asked because training saw them."""
+"""Metric that counts the prompts left out because training saw them."""
 LEARNS_VERDICTS = ("reward", "dpo", "kto")
-"""Stages that learn from pairs. A judge is not measured on what it learned; imitating an answer teaches no verdict."""
+"""Stages that learn verdicts. A judge is not measured on examples of such a run. Other stages imitate answers, from
+which no verdict is learned."""
 READ_SETTINGS = {
     "eval": ("name", "measures", "asks"),
     "stage": ("judge", "level"),
@@ -165,111 +166,113 @@ READ_SETTINGS = {
     "method": (),
     "rollout": (),
 }
-"""Group → its settings that `eval=judge` reads, of the groups that evaluations of systems read."""
+"""Group of the configuration → its settings that `eval=judge` reads. An evaluation of systems reads all of them."""
 ASKS = "eval.asks"
 HOW_TO_NAME_LLM = "Add stage.judge={url: http://127.0.0.1:8000/v1, model: NAME}."
 POLICY = "policy"
+"""Name of the artifact as a system."""
 START = "start"
-"""The artifact and what it started from, as systems."""
-DECIDE = ("seed", "device", "dtype", "model", "method", "data", "rollout")
-"""Parts of the configuration that decide the answers and the prompts."""
+"""Name of what the artifact started from as a system."""
+ANSWER_SETTINGS = ("seed", "device", "dtype", "model", "method", "data", "rollout")
+"""Parts of the configuration on which the prompts and the answers depend."""
 WORD = re.compile(r"[^\W_]+")
 GOLD_HELP = 'Write {"prompt": "…", "answers": ["…", "…"], "expected": [[0], [1]]}.'
 VERDICTS = "verdicts"
-"""Of a run's artifact, for verdict files."""
+"""Folder of verdict files in a run's artifact."""
 VOTES = "people.json"
-"""Of a run's artifact: how many votes there are, and how far they can be believed."""
-OPENED_WITH = {
+"""File in a run's artifact with the number of votes and their reliability."""
+PROJECT_SETTINGS = {
     "title": "Two answers",
     "order": "priority",
     "turned_by_item": True,
     "gold_share": 0.1,
     "repeat_share": 0.1,
 }
-"""Settings of a project that is opened. If a person changes them afterwards, that stays; see also `wants_more`."""
-IN_MANIFEST = ("by", "role", "asks", "yes", "items", "dropped", "systems", "against")
-"""Figures of a task that the manifest has too; the others are in `results.json`."""
+"""Settings of a new project. Changes that people make to them later stay; see also `needs_more_votes`."""
+MANIFEST_FIGURES = ("by", "role", "asks", "yes", "items", "dropped", "systems", "against")
+"""Figures of a task that the manifest has too; the others are only in `results.json`."""
 
 
 # Inputs
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     if config.eval.measures == JUDGE:
         title = "grader" if config.eval.asks else f"judge-{config.reward.name}"
         records = find_judge_inputs(config)
-        return Inputs(config, title, None, records, partial(read_examples, config, records))
-    check_one_kind(config)
+        return StageInputs(config, title, None, records, partial(read_examples, config, records))
+    check_settings_apply(config)
     if config.stage.systems is not None:
         suite = find_suite(config)
         first = suite.first_model
         config = replace_values(config, method=replace_values(config.method, name=first.method if first else "auto"))
         title = f"{label(first.base, first.method)}-{suite.name}" if first and first.base else suite.name
         base = first.base if first else None
-        return Inputs(config, title, base, suite.records, partial(read_work, config, suite))
+        return StageInputs(config, title, base, suite.records, partial(load_suite, config, suite))
     is_auto = config.method.name == "auto"
     artifact, base, config = find_start(config, config.artifact, "artifact")
-    if is_auto and artifact.whole:  # it is measured as it is
+    if is_auto and artifact.whole:  # a whole model is loaded without a method
         config = replace_values(config, method=replace_values(config.method, name="full"))
     root = config.run.folder
-    named = config.init != Config().init or artifact.manifest is None
-    asked = find_artifact(config.init, root, config.model.path, config.model.revision, "init") if named else None
-    reference = find_reference(artifact, asked, root)
+    start = None
+    if config.init != Config().init or artifact.manifest is None:
+        start = find_artifact(config.init, root, config.model.path, config.model.revision, "init")
+    reference = find_reference(artifact, start, root)
     data = build_data_inputs(DataSource.from_settings(config.data))
     judge = reward_inputs(build_reward_spec(config.reward), root, base)
     check_reasoning_matches(load_reward_artifacts(judge), config.rollout.reasoning)
     reward = to_plain_dict(config)["reward"]
-    standing = find_scorer_relation(artifact, list_scorer_parts(reward, judge), root)
-    standing.require_independent(get_scorer_title(reward, judge), artifact.ref, config.stage.allow_proxy)
+    judge_standing = find_scorer_relation(artifact, list_scorer_parts(reward, judge), root)
+    judge_standing.require_independent(get_scorer_title(reward, judge), artifact.ref, config.stage.allow_proxy)
     records = {"artifact": artifact.as_input(), **data, **judge}
     if reference is not None:
         if not artifact.whole and base_of(reference, "init").digest != base.digest:
             raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
         records["init"] = reference.as_input()
     rows = partial(read_unseen_prompts, config, artifact)
-    return Inputs(config, label(base, config.method.name), base, records, rows)
+    return StageInputs(config, label(base, config.method.name), base, records, rows)
 
 
 def read_unseen_prompts(config: Config, artifact: Artifact) -> tuple[Any, ...]:
-    """Return the prompts to measure an artifact on, what it was trained on, and how many prompts were left out because
-    training saw them.
+    """Return the prompts to measure an artifact on, the record of its training data, and the number of prompts left out
+    because training saw them.
 
     Raises:
-        InputError: it was trained on all of them, and what it saw is to be left out.
+        InputError: `stage.seen=drop`, and the artifact was trained on all prompts.
     """
     stage = config.stage
-    source = replace(DataSource.from_settings(config.data), limit=None)  # some may be left out
-    asked = read_source_prompts(source, "test", config.seed)
-    seen = collect_trained_questions(
+    source = replace(DataSource.from_settings(config.data), limit=None)  # the limit applies after prompts were left out
+    test_prompts = read_source_prompts(source, "test", config.seed)
+    trained_questions = collect_trained_questions(
         artifact, config.run.folder, partial(find_store_key, find_store_url(config)), config.data.system or None
     )
-    left_out = 0
+    dropped = 0
     if stage.seen == "drop":
-        unseen = [prompt for prompt in asked if not seen.asks(prompt.messages)]
-        problem = f"leaves nothing to measure on: {artifact.ref} was trained on all {counted(len(asked), 'prompt')}"
+        count = len(test_prompts)
+        unseen = [prompt for prompt in test_prompts if not trained_questions.asks(prompt.messages)]
+        problem = f"leaves nothing to measure on: {artifact.ref} was trained on all {pluralize(count, 'prompt')}"
         remedy = "Give a file of its own to measure on (data.eval_path=FILE), or write stage.seen=report."
         require(bool(unseen), "stage.seen", "drop", problem, remedy)
-        left_out = len(asked) - len(unseen)
-        count_dropped(SEEN, left_out)
-        if left_out:
-            print(f"{left_out} of {counted(len(asked), 'prompt')} left out: training saw them")
-        asked = unseen
-    asked = asked[: config.data.limit][: stage.prompts]
-    check_rows(build_reward_spec(config.reward), asked)
-    return asked, seen, left_out
+        dropped = count - len(unseen)
+        count_dropped(SEEN, dropped)
+        if dropped:
+            print(f"{dropped} of {pluralize(count, 'prompt')} left out: training saw them")
+        test_prompts = unseen
+    test_prompts = test_prompts[: config.data.limit][: stage.prompts]
+    check_rows(build_reward_spec(config.reward), test_prompts)
+    return test_prompts, trained_questions, dropped
 
 
-def check_one_kind(config: Config) -> None:
-    """Refuse settings of several systems if none are named, and settings of one artifact if systems are named.
-
-    Raises:
-        InputError: there is such a setting.
-    """
-    suite, stage = config.eval, config.stage
+def check_settings_apply(config: Config) -> None:
+    """Raise InputError for settings of several systems without `stage.systems`, and for settings of one artifact with
+    it."""
+    suite = config.eval
+    stage = config.stage
     for key, value in (("votes", stage.votes), ("gold", stage.gold)):
         problem = "is asked of people, and others judge"
         require(value is None or stage.judge == PEOPLE, f"stage.{key}", value, problem, "Add stage.judge=people.")
-    problem, remedy = "is of eval=judge, and systems are measured", "Write eval.tasks=[{name: NAME, asks: QUESTION}]."
+    problem = "is of eval=judge, and systems are measured"
+    remedy = "Write eval.tasks=[{name: NAME, asks: QUESTION}]."
     require(not suite.asks, "eval.asks", suite.asks, problem, remedy)
     remedy = "Add stage.systems={new: …, old: …}."
     if stage.systems is None:
@@ -289,14 +292,14 @@ def check_one_kind(config: Config) -> None:
 
 
 class Suite(NamedTuple):
-    """Systems and tasks, resolved before the run has a name.
+    """Systems, tasks and judge of an evaluation, resolved before the run has a name.
 
     Attributes:
-        name: of the suite.
-        records: systems, files of tasks, data, the judge and its card, as inputs of the run.
-        judge: of tasks without checks, as `stage.judge` names it.
-        reports: of the judge, those that `stage.card` names.
-        first_model: the first system that has a base; None if all are files of answers or servers.
+        name: name of the suite.
+        records: inputs of the run: systems, files of tasks, data, the judge and its reports.
+        judge: judge of the tasks without checks, see `stage.judge`.
+        reports: the judge's reports that `stage.card` names.
+        first_model: the first system with a base; None if all systems are files of answers or servers.
     """
 
     systems: Sequence[System]
@@ -313,26 +316,27 @@ def find_suite(config: Config) -> Suite:
     """Find the systems, the tasks, the gates and the judge that the configuration names.
 
     Raises:
-        InputError: one of them is wrong.
-        MissingArtifact: a system or a reward model is not there.
+        InputError: one of them is invalid.
+        MissingArtifact: a system or a reward model does not exist.
     """
-    root, given = config.run.folder, config.model
+    root = config.run.folder
     systems = open_systems(
         config.stage.systems,
         root,
         first=config.stage.first,
-        path=given.path,
-        revision=given.revision,
+        path=config.model.path,
+        revision=config.model.revision,
         method=config.method.name,
     )
     tasks = parse_tasks(config.eval.tasks, combine_code_settings(config.stage.allow_code, config.stage.unsafe_code))
     gates = parse_gates(config.eval.gates, tasks, [system.name for system in systems])
-    probed = next((task.name for task in tasks if task.probe is not None), None)
+    probe_name = next((task.name for task in tasks if task.probe is not None), None)
     for system in systems:
-        problem = f"gives answers to chats alone, and task {probed} is a probe, which needs the model itself"
+        problem = f"gives answers to chats alone, and task {probe_name} is a probe, which needs the model itself"
         remedy = "Leave out the system, or the task."
-        require(probed is None or system.base is not None, system.field, system.ref, problem, remedy)
-    first, problem = systems[0], "is no artifact, and gates are about one"
+        require(probe_name is None or system.base is not None, system.field, system.ref, problem, remedy)
+    first = systems[0]
+    problem = "is no artifact, and gates are about one"
     require(not gates or first.artifact is not None, first.field, first.ref, problem, "Name the artifact first.")
     records = {f"systems.{system.name}": system.record for system in systems}
     records |= {f"tasks.{task.name}": build_task_input(task) for task in tasks if task.has_own_prompts}
@@ -355,74 +359,78 @@ def find_suite(config: Config) -> Suite:
         scorers = reward_inputs(build_reward_spec(config.reward), root, model and model.base)
         check_reasoning_matches(load_reward_artifacts(scorers), config.rollout.reasoning)
         records |= scorers
-    reports, read = load_reports(config.stage.card, root)
-    records |= read
-    # tasks of a command line have no suite's name
-    own = config.eval.tasks is not None and config.eval.name == DEFAULT_TASK
-    return Suite(systems, tasks, "tasks" if own else config.eval.name, records, gates, judge, reports, model)
+    reports, report_records = load_reports(config.stage.card, root)
+    records |= report_records
+    has_own_tasks = (
+        config.eval.tasks is not None and config.eval.name == DEFAULT_TASK
+    )  # tasks without the name of a suite
+    name = "tasks" if has_own_tasks else config.eval.name
+    return Suite(systems, tasks, name, records, gates, judge, reports, model)
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A suite that is ready to be asked.
+class LoadedSuite:
+    """A suite with the items of its tasks.
 
     Attributes:
-        tasks: with their items.
+        tasks: the tasks with their items.
         files: see `align.evals.suite.answers.Files`.
-        seen: task → items that were left out, because some system was trained on them.
-        unknown: what is not known of the systems' training, a sentence each.
-        reports: gate → the report of the judge that decides it; of those that a judge decides.
+        left_out: task → number of items left out because a system was trained on them.
+        unknown: sentences on training data of the systems that is not known.
+        reports: gate → report of the judge that decides it, for the gates on judged tasks.
     """
 
     suite: Suite
     tasks: Tasks
     files: Mapping[str, Mapping[tuple[str, str], Sequence[str]]]
-    seen: Mapping[str, int]
+    left_out: Mapping[str, int]
     unknown: Sequence[str]
     reports: Mapping[str, JudgeReport]
 
 
-def read_work(config: Config, suite: Suite) -> tuple[Work]:
-    """Read the items that systems are asked, once it is known that whoever scores them may.
+def load_suite(config: Config, suite: Suite) -> tuple[LoadedSuite]:
+    """Read the items of the tasks, leave out those that training saw, and check the judge and the endpoints.
 
     Raises:
-        InputError: a task has no item, or none that is left; a judge would score what was optimised against it, or
-            decide a gate; an endpoint cannot be asked.
+        InputError: a task has no item left, a judge was the reward of a system or may not decide a gate, or an endpoint
+            cannot be used.
     """
-    stage, root, system_turn = config.stage, config.run.folder, config.data.system or None
+    stage = config.stage
+    root = config.run.folder
+    system_prompt = config.data.system or None
     artifacts = {system.name: system.artifact for system in suite.systems if system.artifact is not None}
-    seen = [
-        collect_trained_questions(artifact, root, partial(find_store_key, find_store_url(config)), system_turn)
+    trained_questions = [
+        collect_trained_questions(artifact, root, partial(find_store_key, find_store_url(config)), system_prompt)
         for artifact in artifacts.values()
     ]
-    tasks, counts = drop_seen([(task, read_items(config, task)) for task in suite.tasks], seen)
+    tasks, counts = drop_seen([(task, read_items(config, task)) for task in suite.tasks], trained_questions)
     for name, count in counts.items():
         if count:
-            print(f"{name}: {counted(count, 'item')} left out: training saw them")
-    unknown = [sentence for each in seen for sentence in each.unknown]
+            print(f"{name}: {pluralize(count, 'item')} left out: training saw them")
+    unknown = [sentence for questions in trained_questions for sentence in questions.unknown]
     if stage.near is not None:
         tasks, near_unknown = mark_nearly_trained(tasks, artifacts, root, find_store_url(config), stage.near)
         unknown += near_unknown
-    most = min(stage.prompts, config.data.limit or stage.prompts)
-    tasks = [(task, items[: task.prompts or (None if task.has_own_prompts else most)]) for task, items in tasks]
+    limit = min(stage.prompts, config.data.limit or stage.prompts)
+    tasks = [(task, items[: task.prompts or (None if task.has_own_prompts else limit)]) for task, items in tasks]
     tasks = [(task, items if task.probe is not None else repeat_items(items, stage.answers)) for task, items in tasks]
     reports = choose_reports(config, suite, tasks)
     for system in suite.systems:
         if system.endpoint is not None:
             read_api_key(system.endpoint)
-            offered = next((item.id for _, items in tasks for item in items if item.prompt.tools), None)
-            problem = f"would call the tools of item {offered}, and its calls are no text that could be scored"
-            require(offered is None, system.field, system.ref, problem, "Leave out items with tools, or the system.")
-    named = [(task.name, item) for task, items in tasks for item in items]
-    files = {system.name: match_answers(system, named) for system in suite.systems if system.is_file}
-    return (Work(suite, tasks, files, counts, [*dict.fromkeys(unknown)], reports),)
+            tool_item = next((item.id for _, items in tasks for item in items if item.prompt.tools), None)
+            problem = f"would call the tools of item {tool_item}, and its calls are no text that could be scored"
+            require(tool_item is None, system.field, system.ref, problem, "Leave out items with tools, or the system.")
+    named_items = [(task.name, item) for task, items in tasks for item in items]
+    files = {system.name: match_answers(system, named_items) for system in suite.systems if system.is_file}
+    return (LoadedSuite(suite, tasks, files, counts, [*dict.fromkeys(unknown)], reports),)
 
 
 def read_items(config: Config, task: EvalTask) -> Sequence[EvalItem]:
     """Read all items of a task.
 
     Raises:
-        InputError: there is none, or a row is wrong.
+        InputError: the task has no item, or a row is invalid.
     """
     if task.probe is not None and task.probe.harness is not None:
         from align.evals.suite.lm_eval import load_harness_items  # lm-eval is an extra
@@ -431,69 +439,69 @@ def read_items(config: Config, task: EvalTask) -> Sequence[EvalItem]:
     allow_code = combine_code_settings(config.stage.allow_code, config.stage.unsafe_code)
     if task.path:
         return load_items(task, config.data.system or None, allow_code)
-    return build_items(
-        task,
-        read_source_prompts(replace(DataSource.from_settings(config.data), limit=None), "test", config.seed),
-        allow_code,
-    )
+    source = replace(DataSource.from_settings(config.data), limit=None)
+    return build_items(task, read_source_prompts(source, "test", config.seed), allow_code)
 
 
 def choose_reports(config: Config, suite: Suite, tasks: Tasks) -> Mapping[str, JudgeReport]:
-    """Return the report behind each gate that a judge decides.
+    """Return the report of the judge for each gate that a judge decides: gate → report.
 
     Raises:
-        InputError: the judge cannot be asked, was a system's reward, or may not decide a gate; or people have nothing
-            to judge.
+        InputError: the judge cannot be used, was a system's reward, or may not decide a gate; or `stage.judge=people`
+            and no task needs a judge.
     """
-    judged = [task.name for task, items in tasks if items[0].check is None and task.probe is None]
-    problem, remedy = "has no task to judge: all have checks or are probes", "Drop it, or add a task without checks."
-    require(bool(judged) or suite.judge != PEOPLE, "stage.judge", PEOPLE, problem, remedy)
-    proxy = False
-    if judged and isinstance(suite.judge, LLMJudge):
+    judged_tasks = [task.name for task, items in tasks if items[0].check is None and task.probe is None]
+    problem = "has no task to judge: all have checks or are probes"
+    remedy = "Drop it, or add a task without checks."
+    require(bool(judged_tasks) or suite.judge != PEOPLE, "stage.judge", PEOPLE, problem, remedy)
+    is_proxy = False
+    if judged_tasks and isinstance(suite.judge, LLMJudge):
         read_api_key(suite.judge.endpoint)
-    elif judged and suite.judge != PEOPLE:
-        reward, root = to_plain_dict(config)["reward"], config.run.folder
+    elif judged_tasks and suite.judge != PEOPLE:
+        reward = to_plain_dict(config)["reward"]
+        root = config.run.folder
         title = get_scorer_title(reward, suite.records)
         parts = list_scorer_parts(reward, suite.records)
         for system in suite.systems:
             if system.artifact is not None:
-                standing = find_scorer_relation(system.artifact, parts, root)
-                standing.require_independent(title, system.ref, config.stage.allow_proxy)
-                proxy = proxy or bool(standing.proxy)
-    identity: JudgeIdentity | None = None  # of people
+                judge_standing = find_scorer_relation(system.artifact, parts, root)
+                judge_standing.require_independent(title, system.ref, config.stage.allow_proxy)
+                is_proxy = is_proxy or bool(judge_standing.proxy)
+    identity: JudgeIdentity | None = None  # people have no identity
     if isinstance(suite.judge, LLMJudge):
         identity = suite.judge.identity
     elif suite.judge != PEOPLE:
         identity = identify_scorer(build_reward_spec(config.reward), suite.records)
-    judges_of = dict.fromkeys(judged, identity)
+    judge_of_task = dict.fromkeys(judged_tasks, identity)
     if isinstance(suite.judge, LLMJudge):
-        judges_of |= {task.name: suite.judge.with_question(task.asks).identity for task, _ in tasks if task.asks}
-    return check_gates(suite.gates, judges_of, suite.reports, config.stage.card, proxy)
+        judge_of_task |= {task.name: suite.judge.with_question(task.asks).identity for task, _ in tasks if task.asks}
+    return check_gates(suite.gates, judge_of_task, suite.reports, config.stage.card, is_proxy)
 
 
 def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[str]) -> dict[str, Input]:
-    """Return the votes of people that there are by now, and the file of known answers, as inputs of the run.
+    """Return the present votes of people, and the file of gold pairs, as inputs of the run.
 
     Args:
-        records: its other inputs.
-        systems: their names, which people must not read.
+        records: the other inputs of the run.
+        systems: names of the systems, which people must not read.
 
     Raises:
-        InputError: the project's name tells a system's, it was erased, or `stage.gold` is no file of pairs with known
-            answers.
+        InputError: the project's name contains a system's, the project was erased, or `stage.gold` is no file of gold
+            pairs.
     """
-    stage, project = config.stage, name_project(config, records)
+    stage = config.stage
+    project = name_project(config, records)
 
-    def spell(name: str) -> str:
+    def to_words(name: str) -> str:
         return f" {' '.join(WORD.findall(name.lower()))} "
 
-    told = next((name for name in systems if spell(name) in spell(project)), None)
-    problem = f"the people who judge can read it, and it names the system {told}"
-    require(told is None, "project", project, problem, "Choose a name that says nothing of the systems.")
-    known = {}
+    revealed = next((name for name in systems if to_words(name) in to_words(project)), None)
+    problem = f"the people who judge can read it, and it names the system {revealed}"
+    require(revealed is None, "project", project, problem, "Choose a name that says nothing of the systems.")
+    gold_record = {}
     if stage.gold is not None:
-        read_known_answers(parse_user_path(stage.gold, "stage.gold"))
-        known = {"gold": build_files_input(stage.gold, "stage.gold")}
+        read_gold_pairs(parse_user_path(stage.gold, "stage.gold"))
+        gold_record = {"gold": build_files_input(stage.gold, "stage.gold")}
     with open_store(config) as store, store.reading() as db:
         row = find_project_tombstone(db, project)
         problem = f"it was erased (row {row} of the ledger), and its name is not used again"
@@ -501,48 +509,51 @@ def find_votes(config: Config, records: Mapping[str, Input], systems: Sequence[s
             problem += "; without project=, this evaluation always has this name"
         require(row is None, "project", project, problem, "Name another project: project=NAME.")
         head = read_head(db, project, votes_only=True)
-    # Without a vote yet, it is the place that tells one project from another.
+    # A project without votes is identified by its store and name.
     place = json_digest([drop_masks(mask_secrets(find_store_url(config))), project])
-    return {"votes": Input(head.hash if head.seq else place, project=project, seq=head.seq), **known}
+    return {"votes": Input(head.hash if head.seq else place, project=project, seq=head.seq), **gold_record}
 
 
 def name_project(config: Config, records: Mapping[str, Input]) -> str:
-    """Return the project that `project=` names; without it, the name of one for just these systems and prompts."""
+    """Return the project that `project=` names. Without it, return a name derived from the systems, the items and the
+    settings of sampling."""
     if config.project != Config().project:
         return config.project
-    ours = select_identity("eval", to_plain_dict(config), records)
-    asked = {key: read for key, read in records.items() if key.partition(".")[0] in ("data", "systems", "tasks")}
-    digests = {key: read.digest for key, read in asked.items()}
+    settings = select_identity("eval", to_plain_dict(config), records)
+    digests = {
+        key: record.digest for key, record in records.items() if key.partition(".")[0] in ("data", "systems", "tasks")
+    }
     tasks = [{key: value for key, value in task.items() if key != "path"} for task in config.eval.tasks or ()]
-    decides = [{key: ours.get(key) for key in DECIDE}, tasks, config.stage.prompts, config.stage.answers, digests]
-    return f"people-{json_digest(decides)[:8]}"
+    answer_settings = {key: settings.get(key) for key in ANSWER_SETTINGS}
+    identity = [answer_settings, tasks, config.stage.prompts, config.stage.answers, digests]
+    return f"people-{json_digest(identity)[:8]}"
 
 
-def read_known_answers(path: Path) -> list[ImportRow]:
-    """Read pairs of which it is known which answer is better.
+def read_gold_pairs(path: Path) -> list[ImportRow]:
+    """Read pairs with the expected order of their answers.
 
     Raises:
-        InputError: a row has no known order, or not two answers.
+        InputError: a row has no expected order, or not two answers.
     """
     rows = read_item_rows(path, "gold", "stage.gold")
     for row in rows:
-        right = row.expected is not None and len(row.answers) == 2
-        require(right, row.where, row.id, "is no pair whose order is known", GOLD_HELP)
+        is_valid = row.expected is not None and len(row.answers) == 2
+        require(is_valid, row.where, row.id, "is no pair whose order is known", GOLD_HELP)
     return rows
 
 
-# A judge as the subject (`eval=judge`): its inputs
+# Inputs of `eval=judge`
 
 
 class JudgedExamples(NamedTuple):
-    """A judge, and the examples that it is measured on.
+    """A judge and the labelled examples that it is measured on.
 
     Attributes:
         judge: `reward` for the scorer of `reward=`, or a language model.
-        examples: that no reward model of the judge learned from.
-        reference: name of whose verdicts they are.
-        left_out: pairs that the judge learned from.
-        notes: remarks on the judge's training and on the labels, a sentence each.
+        examples: the examples, without those that a reward model of the judge learned from.
+        reference: name of the source of the verdicts, such as people.
+        left_out: number of pairs left out because the judge learned from them.
+        notes: sentences on the judge's training and on the labels.
     """
 
     judge: Literal["reward"] | LLMJudge
@@ -556,8 +567,9 @@ def find_judge_inputs(config: Config) -> dict[str, Input]:
     """Return the examples and the judge as inputs of the run.
 
     Raises:
-        InputError: a setting does not apply, the judge is none, or it reads reasoning that it was never shown.
-        MissingArtifact: a reward model is not there.
+        InputError: a setting does not apply, `stage.judge` is no judge, or a reward model was trained without the
+            reasoning that the answers contain.
+        MissingArtifact: a reward model does not exist.
     """
     refuse_unread_settings(config)
     judge = find_judge(config)
@@ -578,20 +590,20 @@ def find_judge_inputs(config: Config) -> dict[str, Input]:
 
 
 def refuse_unread_settings(config: Config) -> None:
-    """Raise InputError if a setting is of systems, which are not asked here, or of data to train on."""
+    """Raise InputError for settings that `eval=judge` does not read: those of systems, and `data.eval_path`."""
     defaults = Config()
-    given: dict[str, Any] = {}
+    unread: dict[str, Any] = {}
     for key in ("artifact", "init"):
         if getattr(config, key) != getattr(defaults, key):
-            given[key] = getattr(config, key)
+            unread[key] = getattr(config, key)
     if config.method.name != defaults.method.name:
-        given["method"] = config.method.name
+        unread["method"] = config.method.name
     for group, names in READ_SETTINGS.items():
         settings: Settings = getattr(config, group)
         for name, default in get_defaults(type(settings)).items():
             if name not in names and getattr(settings, name) != default:
-                given[f"{group}.{name}"] = getattr(settings, name)
-    for key, value in given.items():
+                unread[f"{group}.{name}"] = getattr(settings, name)
+    for key, value in unread.items():
         problem = "is of systems that answer, and eval=judge measures the judge on answers that are there"
         raise InputError(key, value, problem, "Drop it.")
     problem = "is measured on beside what is trained on, and nothing is trained here"
@@ -602,7 +614,7 @@ def find_judge(config: Config) -> Literal["reward"] | LLMJudge:
     """Return the judge that is measured.
 
     Raises:
-        InputError: `stage.judge` is no judge, is people, or is no language model where `eval.asks` needs one.
+        InputError: `stage.judge` is no judge or is people, or it is no language model, which `eval.asks` needs.
     """
     judge = parse_judge(config.stage.judge)
     if config.eval.asks:
@@ -621,8 +633,8 @@ def read_examples(config: Config, inputs: dict[str, Input]) -> tuple[JudgedExamp
     """Read the examples that the judge is measured on.
 
     Raises:
-        InputError: there are none, the judge learned from all of them, their verdicts are its own, a label has no
-            answer, or the endpoint cannot be asked.
+        InputError: there is no example, the judge learned from all of them, the verdicts are its own, a label has no
+            answer, or the endpoint cannot be used.
     """
     judge = find_judge(config)
     if isinstance(judge, LLMJudge):
@@ -634,15 +646,15 @@ def read_examples(config: Config, inputs: dict[str, Input]) -> tuple[JudgedExamp
 
 def read_answers(config: Config, judge: LLMJudge) -> JudgedExamples:
     source = DataSource.from_settings(config.data)
-    every, ambiguous = build_answer_examples(read_held_out_feedback(source))
-    answers = sample_records(every, config.data.limit, config.seed)
+    all_answers, ambiguous = build_answer_examples(read_held_out_feedback(source))
+    answers = sample_records(all_answers, config.data.limit, config.seed)
     for name, verdict in YES_AND_NO.items():
         problem = f"has no answer labelled {name} ({str(bool(verdict)).lower()}), and a grader is measured on both"
         has_label = any(answer.verdict == verdict for answer in answers)
         require(has_label, "data", source.path or source.name, problem, "Give answers with both labels.")
-    notes = [f"nobody here knows what {judge.title} was trained on"]
+    notes = [f"the training data of {judge.title} is not known"]
     if ambiguous:
-        notes.append(f"{counted(ambiguous, 'answer')} left out: as many labels say yes as no")
+        notes.append(f"{pluralize(ambiguous, 'answer')} left out: as many labels say yes as no")
     return JudgedExamples(judge, answers, name_source(config), 0, notes)
 
 
@@ -654,30 +666,34 @@ def read_pairs(config: Config, judge: Literal["reward"] | LLMJudge, inputs: dict
         refuse_own_verdicts(config, inputs, [*decided, *tied])
     decided, tied = ([prepare_record(pref, source) for pref in side] for side in (decided, tied))
     pairs = build_pair_examples(decided, tied, config.seed)
-    system = config.data.system or None
-    seen = [
-        collect_trained_questions(model, root, partial(find_store_key, find_store_url(config)), system, LEARNS_VERDICTS)
+    system_prompt = config.data.system or None
+    trained_questions = [
+        collect_trained_questions(
+            model, root, partial(find_store_key, find_store_url(config)), system_prompt, LEARNS_VERDICTS
+        )
         for model in load_reward_artifacts(inputs)
     ]
-    unlearned = drop_trained_pairs(pairs, seen)
+    unlearned = drop_trained_pairs(pairs, trained_questions)
     left_out = len(pairs) - len(unlearned)
-    problem = f"has nothing to measure on: the judge learned from the prompts of all {counted(len(pairs), 'pair')}"
+    problem = f"has nothing to measure on: the judge learned from the prompts of all {pluralize(len(pairs), 'pair')}"
     require(bool(unlearned), "data", config.data.path or config.project, problem, "Give pairs that were held out.")
     count_dropped(SEEN, left_out)
     if left_out:
-        print(f"{counted(left_out, 'pair')} of {len(pairs):,} left out: the judge learned from their prompts")
-    notes = [*dict.fromkeys(sentence for model in seen for sentence in model.unknown)]
+        print(f"{pluralize(left_out, 'pair')} of {len(pairs):,} left out: the judge learned from their prompts")
+    notes = [*dict.fromkeys(sentence for questions in trained_questions for sentence in questions.unknown)]
     if isinstance(judge, LLMJudge):
-        notes.append(f"nobody here knows what {judge.title} was trained on")
+        notes.append(f"the training data of {judge.title} is not known")
     examples = sample_records(unlearned, config.data.limit, config.seed)
     return JudgedExamples(judge, examples, name_reference(config, [*decided, *tied]), left_out, notes)
 
 
 def refuse_own_verdicts(config: Config, inputs: dict[str, Input], prefs: Sequence[Preference]) -> None:
-    """Raise InputError if the judge, or a part of it, stood in for people in these verdicts."""
-    own = list_scorer_parts(build_reward_spec(config.reward), inputs) & {pref.scorer for pref in prefs if pref.scorer}
+    """Raise InputError if the judge, or a part of it, made some of these verdicts as a simulated annotator."""
+    scorers = {pref.scorer for pref in prefs if pref.scorer}
+    own_parts = list_scorer_parts(build_reward_spec(config.reward), inputs) & scorers
     problem = f"made verdicts of {config.data.path or config.project} itself, and would agree with itself"
-    require(not own, "reward", ", ".join(sorted(own)), problem, "Measure it on people's verdicts, or on others'.")
+    remedy = "Measure it on people's verdicts, or on others'."
+    require(not own_parts, "reward", ", ".join(sorted(own_parts)), problem, remedy)
 
 
 def name_source(config: Config) -> str:
@@ -687,7 +703,7 @@ def name_source(config: Config) -> str:
 
 
 def name_reference(config: Config, prefs: Sequence[Preference]) -> str:
-    """Return whose verdicts they are: people's, or of the scorers that stood in for them; of a file, its name."""
+    """Return the name of the verdicts' source: people, simulated annotators with their scorers, or the file."""
     if config.data.name != "annotations":
         return name_source(config)
     simulated = sorted({pref.scorer or "a scorer" for pref in prefs if pref.source == "simulated"})
@@ -712,7 +728,7 @@ def run(run: Run, config: Config, *rows: Any) -> StageResult:
 
 
 def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem], int] | None = None) -> Sampling:
-    """Return how the configuration has systems asked.
+    """Return the settings by which systems are sampled.
 
     Args:
         seed_of: see `Sampling`.
@@ -725,11 +741,13 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem]
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     engine = [rollout.engine, *list_computing_versions(device)]
-    if rollout.engine == "vllm":  # of servers that run already the version is not known; they are known by their URLs
+    if (
+        rollout.engine == "vllm"
+    ):  # servers that run already are identified by their URLs, since their version is unknown
         servers = rollout.urls or [engine_version(VLLM, rollout.python, "rollout.python")]
         engine += [*servers, rollout.dtype, *rollout.words]
 
-    def open_for(system: System, tokenizer: Any) -> Any:
+    def open_system_engine(system: System, tokenizer: Any) -> Any:
         assert system.base is not None
         generation_config = describe(system.base).generation_config
         return open_rollout_engine(run, config, system.base, system.method, tokenizer, generation_config)
@@ -748,55 +766,55 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem]
         batch_size=rollout.batch_size,
         hides_reasoning=rollout.reasoning == "hide",
         engine=" ".join(engine),
-        open_engine=open_for,
+        open_engine=open_system_engine,
         seed_of=seed_of,
     )
 
 
-def score(
+def score_tasks(
     config: Config, tasks: Sequence[TaskAnswers], load_judge: Callable[[Sequence[TaskAnswers]], Judge]
 ) -> tuple[list[ScoredTask], list[str], Mapping[str, Mapping[str, Measurement]]]:
-    """Score answers, and measure whether systems collapsed.
+    """Score answers, and measure how varied the answers of each system are.
 
     Args:
-        load_judge: loads the judge of tasks without checks.
+        load_judge: loads the judge, given the tasks without checks.
 
     Returns:
-        the scored tasks; notes on who scores; task → system → whether its answers are nearly the same whatever is
-        asked.
+        The scored tasks, notes on the judge, and the measurements of collapse: task → system → measurement.
     """
     from align.evals.suite.scores import measure_tasks, score_tasks
 
     allow_code = combine_code_settings(config.stage.allow_code, config.stage.unsafe_code)
-    judged = [task for task in tasks if task.is_judged]
-    judge = load_judge(judged) if judged else None
+    judged_tasks = [task for task in tasks if task.is_judged]
+    judge = load_judge(judged_tasks) if judged_tasks else None
     scored = score_tasks(tasks, judge, allow_code)
     notes = [*(judge.notes if judge else ()), *(note for task in scored for note in task.notes)]
-    measured = measure_tasks(tasks, judge, config.eval.closed, allow_code, config.rollout.reasoning == "hide")
-    return scored, notes, measured
+    collapse = measure_tasks(tasks, judge, config.eval.closed, allow_code, config.rollout.reasoning == "hide")
+    return scored, notes, collapse
 
 
 def load_reward(run: Run, config: Config, sampling: Sampling, systems: Sequence[System]) -> Judge:
-    """Load the scorer of `reward=` as the judge of some systems."""
+    """Load the scorer of `reward=` as the judge of these systems."""
     from align.evals.suite.scores import load_reward_judge
 
     reward = run.manifest.config["reward"]
-    judged = [system.artifact for system in systems if system.artifact is not None]
-    return load_reward_judge(reward, build_reward_spec(config.reward), run.inputs, judged, config.run.folder, sampling)
+    artifacts = [system.artifact for system in systems if system.artifact is not None]
+    spec = build_reward_spec(config.reward)
+    return load_reward_judge(reward, spec, run.inputs, artifacts, config.run.folder, sampling)
 
 
 # An artifact and its start
 
 
 def compare_with_start(
-    run: Run, config: Config, prompts: Sequence[Any], seen: TrainedQuestions, left_out: int
+    run: Run, config: Config, prompts: Sequence[Any], trained_questions: TrainedQuestions, left_out: int
 ) -> StageResult:
     """Compare the artifact with what it started from.
 
     Args:
-        prompts: both are asked.
-        seen: what the artifact was trained on.
-        left_out: number of prompts that are not asked because training saw them.
+        prompts: the prompts that both answer.
+        trained_questions: the record of the artifact's training data.
+        left_out: number of prompts left out because training saw them.
     """
     from align.evals.suite.answers import ask_systems
     from align.evals.suite.samples import build_samples, measure_kl, summarise, summarise_unseen, write_samples
@@ -814,114 +832,119 @@ def compare_with_start(
     [task] = ask_systems(sampling, [policy, ref], [(EvalTask(DEFAULT_TASK), items)], {})
     kl = measure_kl(sampling, policy, ref, task.rollouts[POLICY])
     sampling.loaded.clear()
-    [scored], notes, collapse = score(config, [task], lambda judged: load_reward(run, config, sampling, [policy]))
+    [scored], notes, collapse = score_tasks(config, [task], lambda judged: load_reward(run, config, sampling, [policy]))
     role = scored.role
-    samples = build_samples(task, scored, kl, seen)
-    notes = [*notes, *describe_other_settings(policy, config), *seen.unknown]
-    measured = collapse[DEFAULT_TASK][POLICY]
+    samples = build_samples(task, scored, kl, trained_questions)
+    notes = [*notes, *describe_changed_settings(policy, config), *trained_questions.unknown]
+    policy_collapse = collapse[DEFAULT_TASK][POLICY]
     metrics = {
         **summarise(samples, role),
-        **measured.as_dict(),
+        **policy_collapse.as_dict(),
         "dropped": task.dropped,
         "judge": scored.by,
         "judge_is": role,
         "judge_notes": notes,
         **summarise_unseen(samples, role),
-        "seen_unknown": len(seen.unknown),
+        "seen_unknown": len(trained_questions.unknown),
         "peak_rss_mb": get_peak_rss_mb(),
     }
     write_samples(run.artifact / "samples.jsonl", samples)
     write_json(run.artifact / "metrics.json", metrics)
 
-    won, risen, scores, distinct = (metrics[key] for key in ("win_rate", "most_risen_word", role, "distinct2"))
+    win_rate = metrics["win_rate"]
+    risen_word = metrics["most_risen_word"]
+    scores = metrics[role]
+    distinct = metrics["distinct2"]
     greedy = metrics["variety"].get("greedy", {})
-    figures = (
-        f"win rate {in_words(won)} on {won['n']} prompts by {scored.by}, {role} {scores['ref']:.3f} → "
+    headline = (
+        f"win rate {format_interval(win_rate)} on {win_rate['n']} prompts by {scored.by}, {role} {scores['ref']:.3f} → "
         f"{scores['policy']:.3f}, KL {metrics['kl']:.2f} nats, distinct-2 {distinct['ref']:.3f} → "
         f"{distinct['policy']:.3f}"
     )
+    word_rates = f"{risen_word['ref']:.0%} → {risen_word['policy']:.0%}"
     lines = [
-        *describe_collapse({"the policy": measured.collapse}),
-        *describe_made_before(sampling),
-        figures,
-        f"the word that rose most: {risen['word']!r}, in {risen['ref']:.0%} → {risen['policy']:.0%} of the answers",
-        *describe_new_phrase(measured.collapse, greedy.get("new_phrase"), START),
+        *describe_collapse({"the policy": policy_collapse.collapse}),
+        *describe_cached_answers(sampling),
+        headline,
+        f"the word that rose most: {risen_word['word']!r}, in {word_rates} of the answers",
+        *describe_new_phrase(policy_collapse.collapse, greedy.get("new_phrase"), START),
     ]
     owners = {"ref": "start's ", "policy": "policy's "}
-    for who, owner in owners.items():
-        lines += cut_answers(1 - metrics["eos_rate"][who], config.rollout.max_new_tokens, owner)
-    for who, owner in owners.items():
-        lines += empty_answers(metrics["empty_rate"][who], sampling.hides_reasoning, owner)
+    for side, owner in owners.items():
+        lines += cut_answers(1 - metrics["eos_rate"][side], config.rollout.max_new_tokens, owner)
+    for side, owner in owners.items():
+        lines += empty_answers(metrics["empty_rate"][side], sampling.hides_reasoning, owner)
     lines += notes
     if "seen" in metrics:
-        apart = metrics.get("unseen")
-        others = f"; win rate {in_words(apart['win_rate'])} on the {apart['win_rate']['n']} others" if apart else ""
-        lines.append(f"training saw {metrics['seen']:,} of these prompts{others}")
+        line = f"training saw {metrics['seen']:,} of these prompts"
+        if unseen := metrics.get("unseen"):
+            line += f"; win rate {format_interval(unseen['win_rate'])} on the {unseen['win_rate']['n']} others"
+        lines.append(line)
     if task.dropped:
         context = context_length(describe(run.base))
-        room = prompt_room(context, config.data.max_length, config.rollout.max_new_tokens)
-        lines.append(f"not asked: {counted(task.dropped, 'prompt')} longer than {room} tokens")
-    few = explain_few_prompts(len(samples), config.data, config.stage.prompts, seen=left_out, too_long=task.dropped)
-    return StageResult(metrics, (few, *lines) if few else tuple(lines))
+        room = compute_max_prompt_tokens(context, config.data.max_length, config.rollout.max_new_tokens)
+        lines.append(f"not asked: {pluralize(task.dropped, 'prompt')} longer than {room} tokens")
+    warning = explain_few_prompts(len(samples), config.data, config.stage.prompts, seen=left_out, too_long=task.dropped)
+    return StageResult(metrics, (warning, *lines) if warning else tuple(lines))
 
 
 def find_policy_and_start(run: Run, config: Config) -> tuple[System, System]:
     """Return the artifact and what it started from as systems: two adapters on one base, an adapter and its base, or
-    two whole models. Both are asked with the tokenizer of the artifact."""
+    two whole models. Both use the tokenizer of the artifact."""
     record = run.inputs["artifact"]
-    name = f"artifact={record.ref}"
+    title = f"artifact={record.ref}"
     artifact = find_input(run, "artifact")
     method = "lora" if artifact.whole else config.method.name
-    policy = System(POLICY, record.ref, artifact, run.base, method, record, label=name)
-    started = None
+    policy = System(POLICY, record.ref, artifact, run.base, method, record, label=title)
+    start = None
     if "init" in run.inputs:
-        started = find_input(run)
+        start = find_input(run)
     base = run.base
     if artifact.whole:
-        assert started is not None, "inputs() lets no such artifact pass"
-        base = base_of(started, "init")
-    elif started is None or adapter_folder(started) is None:
-        started = as_artifact(base)
-    label = f"what {name} started from"
-    ref = System(START, started.ref, started, base, method, started.as_input(), tokenized_as=policy, label=label)
+        assert start is not None, "inputs() raises InputError for such an artifact"
+        base = base_of(start, "init")
+    elif start is None or adapter_folder(start) is None:
+        start = as_artifact(base)
+    start_title = f"what {title} started from"
+    ref = System(START, start.ref, start, base, method, start.as_input(), tokenized_as=policy, label=start_title)
     return policy, ref
 
 
 def explain_few_prompts(measured: int, data: DataConfig, most: int, *, seen: int = 0, too_long: int = 0) -> str:
-    """Return a sentence on an evaluation with fewer than `ENOUGH` prompts: that it decides nothing, and the setting
-    that is the cause. Returns an empty text for a larger one.
+    """Return a warning for an evaluation with too few prompts (`MIN_PROMPTS`), with the setting that is the cause.
+    Returns an empty text for a larger evaluation.
 
     Args:
-        measured: prompts that were asked.
+        measured: number of prompts that were answered.
         data: the settings of the data.
         most: `stage.prompts`.
-        seen: prompts that were left out because training saw them.
-        too_long: prompts that were left out because they are too long.
+        seen: number of prompts left out because training saw them.
+        too_long: number of prompts left out because they are too long.
     """
-    if measured >= ENOUGH:
+    if measured >= MIN_PROMPTS:
         return ""
     before = measured + too_long
     if before == most:
         cause = f"stage.prompts={most} asks no more. Raise it"
     elif before == data.limit:
         cause = f"data.limit={data.limit} reads no more. Raise it, or leave it out"
-    elif before >= ENOUGH:
+    elif before >= MIN_PROMPTS:
         cause = (
-            f"{counted(too_long, 'prompt')} did not fit. Raise data.max_length={data.max_length}, or lower "
+            f"{pluralize(too_long, 'prompt')} did not fit. Raise data.max_length={data.max_length}, or lower "
             "rollout.max_new_tokens"
         )
-    elif before + seen >= ENOUGH:
+    elif before + seen >= MIN_PROMPTS:
         cause = (
-            f"stage.seen=drop left out {counted(seen, 'prompt')} that training saw. Measure on other prompts: "
+            f"stage.seen=drop left out {pluralize(seen, 'prompt')} that training saw. Measure on other prompts: "
             "data.eval_path=FILE"
         )
     else:
         cause = explain_small_data(data)
-    return f"this result decides nothing: it is of {counted(measured, 'prompt')}, and {ENOUGH} are the least; {cause}"
+    return f"this result decides nothing: it is of {pluralize(measured, 'prompt')}, and {MIN_PROMPTS} are the least; {cause}"
 
 
 def explain_small_data(data: DataConfig) -> str:
-    """Return which setting of the data gives more prompts to measure on."""
+    """Return the setting of the data that limits the number of held-out prompts, and the remedy."""
     if data.eval_path is not None:
         return f"data.eval_path={data.eval_path} has no more. Give a larger file"
     if data.name == "manifest":
@@ -937,92 +960,102 @@ def explain_small_data(data: DataConfig) -> str:
     )
 
 
-def describe_other_settings(policy: System, config: Config) -> list[str]:
-    """Return a sentence on the settings under which the policy answers here, if PPO optimised it under others."""
+def describe_changed_settings(policy: System, config: Config) -> list[str]:
+    """Return a sentence on sampling settings that differ from those of the policy's PPO run; an empty list if all are
+    equal or the policy is not from PPO."""
     manifest: Manifest | None = policy.artifact.manifest if policy.artifact else None
     if manifest is None or manifest.stage != "ppo":
         return []
-    trained = manifest.config["rollout"]
-    here = to_plain_dict(config)["rollout"]
-    changed = [key for key in ("temperature", "max_new_tokens", "reasoning") if trained.get(key) != here[key]]
-    before, now = (", ".join(f"rollout.{key}={of.get(key)}" for key in changed) for of in (trained, here))
-    return [f"{policy.ref} was optimised with {before}, and answers here with {now}"] if changed else []
+    training_settings = manifest.config["rollout"]
+    eval_settings = to_plain_dict(config)["rollout"]
+    keys = ("temperature", "max_new_tokens", "reasoning")
+    changed = [key for key in keys if training_settings.get(key) != eval_settings[key]]
+    if not changed:
+        return []
+    before = ", ".join(f"rollout.{key}={training_settings.get(key)}" for key in changed)
+    now = ", ".join(f"rollout.{key}={eval_settings[key]}" for key in changed)
+    return [f"{policy.ref} was optimised with {before}, and answers here with {now}"]
 
 
 # Systems on the tasks of a suite
 
 
-def compare_systems(run: Run, config: Config, work: Work) -> StageResult:
-    """Ask the systems, score their answers, and compare the first with each other one."""
+def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> StageResult:
+    """Sample the answers of all systems, score them, and compare the first system with each other one."""
     from align.evals.suite.answers import ask_systems
     from align.evals.suite.likelihoods import measure_probes
     from align.evals.suite.scores import combine_verdicts_by_system
 
-    suite = work.suite
+    suite = loaded_suite.suite
     sampling = make_sampling(run, config)
-    asked = [(task, items) for task, items in work.tasks if task.probe is None]
+    answered_tasks = [(task, items) for task, items in loaded_suite.tasks if task.probe is None]
     scored: list[ScoredTask] = []
     notes: list[str] = []
     collapse: Mapping[str, Mapping[str, Measurement]] = {}
-    if asked:
-        answers = ask_systems(sampling, suite.systems, asked, work.files)
+    if answered_tasks:
+        answers = ask_systems(sampling, suite.systems, answered_tasks, loaded_suite.files)
         sampling.loaded.clear()
-        scored, notes, collapse = score(config, answers, partial(load_judge, run, config, sampling, suite))
+        scored, notes, collapse = score_tasks(config, answers, partial(load_judge, run, config, sampling, suite))
     models = [system for system in suite.systems if system.base is not None]
-    probes = measure_probes(sampling, models, work.tasks, run.artifact)
+    probes = measure_probes(sampling, models, loaded_suite.tasks, run.artifact)
     by_name = {task.name: task for task in scored} | probes
-    scored = [by_name[task.name] for task, _ in work.tasks]
+    scored = [by_name[task.name] for task, _ in loaded_suite.tasks]
     write_lines(run.artifact / "answers.jsonl", iter_answer_rows(scored))
     write_lines(run.artifact / "verdicts.jsonl", iter_verdict_rows(scored))
 
     first = suite.systems[0].name
-    verdicts_on = combine_verdicts_by_system(collapse, [system.name for system in suite.systems])
+    system_collapse = combine_verdicts_by_system(collapse, [system.name for system in suite.systems])
     gates = {
-        gate.name: (gate, decide_on_collapse(gate, decide_gate(gate, scored), first, verdicts_on[first]))
+        gate.name: (gate, decide_on_collapse(gate, decide_gate(gate, scored), first, system_collapse[first]))
         for gate in suite.gates
     }
     results = compute_results(scored, config.stage.level, config.stage.shown)
-    notes = [*dict.fromkeys([*notes, *work.unknown])]
+    notes = [*dict.fromkeys([*notes, *loaded_suite.unknown])]
     systems = [describe_system(system) for system in suite.systems]
-    measured = {task: {name: each.as_dict() for name, each in of_task.items()} for task, of_task in collapse.items()}
-    content = {"systems": systems, "tasks": results, "collapse": measured, "notes": notes}
+    measurements = {
+        task: {system: measurement.as_dict() for system, measurement in by_system.items()}
+        for task, by_system in collapse.items()
+    }
+    content = {"systems": systems, "tasks": results, "collapse": measurements, "notes": notes}
     write_json(run.artifact / "results.json", content)
 
-    weighed = sampling.likelihoods
-    by_system = {name: collapse.as_dict() for name, collapse in verdicts_on.items()}
+    likelihoods = sampling.likelihoods
+    collapse_figures = {name: verdict.as_dict() for name, verdict in system_collapse.items()}
     # Lists of runs show the first task's comparison of the first two systems.
-    shown = next(iter(next(iter(results.values()))["against"].values()), {})
+    comparison = next(iter(next(iter(results.values()))["against"].values()), {})
     metrics = {
         "systems": systems,
-        "tasks": {name: {k: v for k, v in task.items() if k in IN_MANIFEST} for name, task in results.items()},
+        "tasks": {name: {k: v for k, v in task.items() if k in MANIFEST_FIGURES} for name, task in results.items()},
         "answers_made": sampling.answers.now,
-        "dropped_seen": sum(work.seen.values()),
+        "dropped_seen": sum(loaded_suite.left_out.values()),
         "judge_notes": notes,
         "peak_rss_mb": get_peak_rss_mb(),
-        **({"likelihoods_made": weighed.now} if weighed.now or weighed.before else {}),
-        **{key: shown[key] for key in ("win_rate", "difference") if key in shown},
-        **(publish_verdicts(run, work, gates) if gates else {}),
-        "collapse": {**by_system[first], "systems": by_system},
+        **({"likelihoods_made": likelihoods.now} if likelihoods.now or likelihoods.before else {}),
+        **{key: comparison[key] for key in ("win_rate", "difference") if key in comparison},
+        **(publish_verdicts(run, loaded_suite, gates) if gates else {}),
+        "collapse": {**collapse_figures[first], "systems": collapse_figures},
     }
     lines = [
-        *(describe_collapse(verdicts_on) if collapse else []),
-        *describe_made_before(sampling),
+        *(describe_collapse(system_collapse) if collapse else []),
+        *describe_cached_answers(sampling),
         *(line for name, task in results.items() for line in describe_task_results(first, name, task)),
-        *(describe_decision(*each) for each in gates.values()),
+        *(describe_decision(gate, outcome) for gate, outcome in gates.values()),
     ]
-    for task, of_task in collapse.items():
-        greedy = measured[task][first]["variety"].get("greedy", {})
+    for task, by_system in collapse.items():
+        greedy = measurements[task][first]["variety"].get("greedy", {})
         reference = suite.systems[1].name
-        for line in describe_new_phrase(of_task[first].collapse, greedy.get("new_phrase"), reference):
+        for line in describe_new_phrase(by_system[first].collapse, greedy.get("new_phrase"), reference):
             lines.append(f"{task}, {first}: {line}")
     return StageResult(metrics, (*lines, *notes))
 
 
-def load_judge(run: Run, config: Config, sampling: Sampling, suite: Suite, judged: Sequence[TaskAnswers]) -> Judge:
+def load_judge(
+    run: Run, config: Config, sampling: Sampling, suite: Suite, judged_tasks: Sequence[TaskAnswers]
+) -> Judge:
     """Load the judge of a suite.
 
     Args:
-        judged: all answers that it is going to judge, which people are asked about at once.
+        judged_tasks: the answers to judge. Pairs of them are put before people here, if people are the judge.
     """
     from align.evals.suite.scores import Judge, score_by_llm, score_by_people
 
@@ -1031,89 +1064,99 @@ def load_judge(run: Run, config: Config, sampling: Sampling, suite: Suite, judge
         notes = describe_self_judging(suite.judge.endpoint, suite.systems)
         return Judge(partial(score_by_llm, suite.judge, store, sampling.hides_reasoning), notes)
     if suite.judge == PEOPLE:
-        verdicts, notes = ranks.broadcast(collect_votes(run, config, judged) if ranks.is_main() else ({}, []))
+        verdicts, notes = ranks.broadcast(collect_votes(run, config, judged_tasks) if ranks.is_main() else ({}, []))
         return Judge(partial(score_by_people, verdicts), notes)
-    trained = [system for system in suite.systems if system.artifact is not None and system.artifact.manifest]
-    return load_reward(run, config, sampling, trained)
+    trained_systems = [system for system in suite.systems if system.artifact is not None and system.artifact.manifest]
+    return load_reward(run, config, sampling, trained_systems)
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines; no file if there are none."""
+    """Write rows as JSON lines. Writes no file if there is no row."""
     if text := "".join(f"{json.dumps(row)}\n" for row in rows):
         write_text(path, text)
 
 
-def describe_made_before(sampling: Sampling) -> list[str]:
-    records = (("answer", sampling.answers), ("log-likelihood", sampling.likelihoods))
+def describe_cached_answers(sampling: Sampling) -> list[str]:
+    """Return sentences on answers and log-likelihoods that earlier runs had computed already."""
+    counts = (("answer", sampling.answers), ("log-likelihood", sampling.likelihoods))
     return [
-        f"{made.before:,} of {counted(made.before + made.now, what)} were made before"
-        for what, made in records
-        if made.before
+        f"{count.before:,} of {pluralize(count.before + count.now, noun)} were taken from the cache"
+        for noun, count in counts
+        if count.before
     ]
 
 
-def publish_verdicts(run: Run, work: Work, gates: Mapping[str, tuple[EvalGate, Decision]]) -> dict[str, Any]:
-    """Write a verdict file for each gate, and what continuous integration reads. Returns what the manifest says of
-    them."""
-    digests = {"artifact": work.suite.systems[0].record.digest}
-    digests |= {
-        name: read.digest for name, read in run.inputs.items() if name.startswith(("tasks.", "systems.", "card"))
-    }
+def publish_verdicts(
+    run: Run, loaded_suite: LoadedSuite, gates: Mapping[str, tuple[EvalGate, Decision]]
+) -> dict[str, Any]:
+    """Write a verdict file for each gate, and `junit.xml` for continuous integration. Returns the metrics of the gates,
+    the exit status included."""
+    digests = {"artifact": loaded_suite.suite.systems[0].record.digest}
+    for name, record in run.inputs.items():
+        if name.startswith(("tasks.", "systems.", "card")):
+            digests[name] = record.digest
     folder = run.artifact / VERDICTS
     folder.mkdir(exist_ok=True)
-    for name, (gate, found) in gates.items():
-        by = work.reports[name].as_dict() if name in work.reports else None
-        write_json(folder / f"{name}.json", build_verdict_file(gate, found, digests, by))
+    for name, (gate, outcome) in gates.items():
+        judge_report = loaded_suite.reports[name].as_dict() if name in loaded_suite.reports else None
+        write_json(folder / f"{name}.json", build_verdict_file(gate, outcome, digests, judge_report))
     write_text(run.artifact / "junit.xml", build_junit_xml(run.name, gates))
-    outcomes = {name: found.outcome for name, (_, found) in gates.items()}
+    outcomes = {name: outcome.outcome for name, (_, outcome) in gates.items()}
     return {"gates": outcomes, "exit_status": 0 if {*outcomes.values()} == {"pass"} else NOT_PASSED}
 
 
-# People as the judge of a suite: their project in the annotation app, opened and read
+# People as the judge of a suite, through a project of the annotation app
 
 
 def collect_votes(
     run: Run, config: Config, tasks: Sequence[TaskAnswers]
 ) -> tuple[Mapping[tuple[str, str], Sequence[JudgeVerdict]], Sequence[str]]:
-    """Open the project of people if it is not there, add pairs that they have not been asked, and read their votes.
-    Returns the verdicts by task and other system, and notes on them.
+    """Create the project if it does not exist, add the pairs that it lacks, and read its votes. Returns the verdicts,
+    by task and name of the second system, and notes on them.
 
     Raises:
-        InputError: the project was erased, or holds items, prompts or answers of something else.
+        InputError: the project was erased, or has items of something else.
     """
     from align.evals.suite.scores import iter_pair_questions
 
-    project, last = run.inputs["votes"].project, run.inputs["votes"].seq
-    hides = config.rollout.reasoning == "hide"
-    every = [question for task in tasks for question in iter_pair_questions(task, hides)]
-    shown = [question for question in every if not question.pair.prompt.uses_tools]
-    questions = [question for question in shown if not question.is_tie]
-    gold = read_known_answers(parse_user_path(config.stage.gold, "stage.gold")) if config.stage.gold else []
-    counts = {"pairs": len(every), "same_text": len(shown) - len(questions), "with_tools": len(every) - len(shown)}
+    project = run.inputs["votes"].project
+    last_seq = run.inputs["votes"].seq
+    hides_reasoning = config.rollout.reasoning == "hide"
+    pairs = [question for task in tasks for question in iter_pair_questions(task, hides_reasoning)]
+    displayable = [question for question in pairs if not question.pair.prompt.uses_tools]
+    questions = [question for question in displayable if not question.is_tie]
+    gold = read_gold_pairs(parse_user_path(config.stage.gold, "stage.gold")) if config.stage.gold else []
+    counts = {
+        "pairs": len(pairs),
+        "same_text": len(displayable) - len(questions),
+        "with_tools": len(pairs) - len(displayable),
+    }
     if not questions:
-        verdicts = votes_to_verdicts(shown, {}, (), b"")  # all of them count, whatever their order
+        verdicts = votes_to_verdicts(displayable, {}, (), b"")  # without a key: all of them count, in any order
         notes = describe_pairs_not_asked(counts, counts["same_text"])
         return verdicts, [*notes, "no pair is left to ask people about"]
     with open_store(config) as store:
         configure(store, project)
         secret = store.key(project)
-        assert secret is not None, "configure() lets no erased project pass"
-        asked = open_project(store, project, secret, questions, config.stage.votes, gold, config.seed)
-        with store.reading():  # one view for all of it
-            view = read_view(store, project).through(last)
-            rankings = load_counted_rankings(store, project, config.data.allow_simulated, last)
-    verdicts = votes_to_verdicts(shown, asked, rankings, derive_order_key(secret, config.seed))
-    ties = sum(not verdict.by for each in verdicts.values() for verdict in each)
-    counts |= {"same_text_counted": ties, "asked": len(asked)}
+        assert secret is not None, "configure() raises InputError for an erased project"
+        project_items = open_project(store, project, secret, questions, config.stage.votes, gold, config.seed)
+        with store.reading():  # one transaction, so that both see the same votes
+            view = read_view(store, project).through(last_seq)
+            rankings = load_counted_rankings(store, project, config.data.allow_simulated, last_seq)
+    verdicts = votes_to_verdicts(displayable, project_items, rankings, derive_order_key(secret, config.seed))
+    # Pairs with the same text are ties without a vote, and so without a voter.
+    ties = sum(not verdict.by for pair_verdicts in verdicts.values() for verdict in pair_verdicts)
+    counts |= {"same_text_counted": ties, "asked": len(project_items)}
     figures = {"project": project, **counts, **summarize_votes(view, project)}
     write_json(run.artifact / VOTES, figures)
-    words = ["python", "-m", "align", "stage=annotate", f"project={project}"]
+    command = ["python", "-m", "align", "stage=annotate", f"project={project}"]
     if config.run.root != Config().run.root:
-        words.append(f"run.root={config.run.root}")
-    if (url := config.store.url) and mask_secrets(url) == url:  # one with a password is in the environment
-        words.append(f"store.url={url}")
-    described = describe_votes(figures, shlex.join(words), bool(config.run.name))
-    return verdicts, [*describe_pairs_not_asked(counts, ties), *described]
+        command.append(f"run.root={config.run.root}")
+    url = config.store.url
+    if url and mask_secrets(url) == url:  # a URL with a password is set in the environment instead
+        command.append(f"store.url={url}")
+    vote_notes = describe_votes(figures, shlex.join(command), bool(config.run.name))
+    return verdicts, [*describe_pairs_not_asked(counts, ties), *vote_notes]
 
 
 def open_project(
@@ -1125,130 +1168,138 @@ def open_project(
     gold: Sequence[ImportRow],
     seed: int,
 ) -> dict[str, tuple[PairQuestion, str]]:
-    """Open the project where it is not there, and add the pairs that so many votes are to be on.
+    """Create the project if it does not exist, and add pairs until it can collect the requested number of votes.
 
-    All is added in one transaction: a run that is cut off leaves nothing half done. Items that are there keep the order
-    of their two answers.
+    All pairs are added in one transaction, so that an interrupted run adds none. Items that exist keep the order of
+    their two answers.
 
     Args:
         secret: the project's key.
-        votes: that are asked for; None for one of each pair and some more.
+        votes: number of votes to collect; None for one vote on each pair and some more.
+        gold: gold pairs to add.
 
     Returns:
-        Item of the project → its question, and the id of the first system's answer.
+        Id of the item → its question, and the id of the first system's answer.
 
     Raises:
-        InputError: the project holds items, prompts or answers of something else; or too many votes are asked for.
+        InputError: the project has items of something else, or too many votes are requested.
     """
-    by_item = {make_item_id(project, question.key(secret)): question for question in questions}
-    there = {item.id: item for item in store.items(project)}
-    strangers = there.keys() - by_item.keys() - read_view(store, project).expected.keys()
-    problem = f"it holds {counted(len(strangers), 'item')} that this evaluation does not ask"
-    require(not strangers, "project", project, problem, "Name another project: project=NAME.")
-    before = {id: find_first(project, by_item[id], item) for id, item in there.items() if id in by_item}
+    question_of = {make_item_id(project, question.key(secret)): question for question in questions}
+    items = {item.id: item for item in store.items(project)}
+    foreign = items.keys() - question_of.keys() - read_view(store, project).expected.keys()
+    problem = f"it holds {pluralize(len(foreign), 'item')} that this evaluation does not ask"
+    require(not foreign, "project", project, problem, "Name another project: project=NAME.")
+    existing = {
+        id: find_first_answer(project, question_of[id], item) for id, item in items.items() if id in question_of
+    }
 
-    wanted = count_votes_to_ask(votes, len(by_item))
-    most = MAX_OVERLAP * len(by_item)
-    remedy = f"Ask for up to {most:,}, or about more prompts."
-    require(wanted <= most, "stage.votes", votes, f"are too many on {counted(len(by_item), 'pair')}", remedy)
+    vote_count = count_votes_to_ask(votes, len(question_of))
+    limit = MAX_OVERLAP * len(question_of)
+    remedy = f"Ask for up to {limit:,}, or about more prompts."
+    require(vote_count <= limit, "stage.votes", votes, f"are too many on {pluralize(len(question_of), 'pair')}", remedy)
     order = derive_order_key(secret, seed)
-    absent = [id for id in choose_items(by_item, before, wanted, order) if id not in before]
+    absent = [id for id in choose_items(question_of, existing, vote_count, order) if id not in existing]
     erased = [id for id in absent if store.first_row(project, item=id) is not None]
     new = [id for id in absent if id not in erased]
-    fresh_gold = [row for row in gold if make_item_id(project, row.key) not in there]
+    new_gold = [row for row in gold if make_item_id(project, row.key) not in items]
     with store.transaction() as db:
-        if not before and not erased:
-            configure(store, project, OPENED_WITH)
-        if new or wants_more(db, project, before, erased, wanted):
-            configure(store, project, compute_overlap([*before, *new], wanted))
+        if not existing and not erased:
+            configure(store, project, PROJECT_SETTINGS)
+        if new or needs_more_votes(db, project, existing, erased, vote_count):
+            configure(store, project, compute_overlap([*existing, *new], vote_count))
         settings = read_settings(db, project)
-        ahead = sum(1 if first.endswith("-0") else -1 for first in before.values())
-        groups = [(by_item[id].other, settings.wanted(id)) for id in new]
-        for id, side in zip(new, draw_sides(groups, derive_sides_key(secret, seed, len(before)), ahead), strict=True):
-            question = by_item[id]
+        # Items with the first system's answer first, minus items with it second.
+        ahead = sum(1 if answer_id.endswith("-0") else -1 for answer_id in existing.values())
+        groups = [(question_of[id].other, settings.wanted(id)) for id in new]
+        sides = draw_sides(groups, derive_sides_key(secret, seed, len(existing)), ahead)
+        for id, side in zip(new, sides, strict=True):
+            question = question_of[id]
             priority = 1 - question.draw(order)
             store.add_item(project, question.key(secret), question.prompt, question.candidates(side), priority=priority)
-        for row in fresh_gold:
+        for row in new_gold:
             add_row(store, project, row)
-    ours = ((item, by_item[item.id]) for item in store.items(project) if item.id in by_item)
-    return {item.id: (question, find_first(project, question, item)) for item, question in ours}
+    questions_and_items = [(question_of[item.id], item) for item in store.items(project) if item.id in question_of]
+    return {item.id: (question, find_first_answer(project, question, item)) for question, item in questions_and_items}
 
 
-def wants_more(db: Connection, project: str, there: Collection[str], erased: Collection[str], votes: int) -> bool:
-    """Return whether more votes are asked for than the items want that a project has, and than an evaluation asked for
-    before: settings that somebody changed since are not overruled.
+def needs_more_votes(
+    db: Connection, project: str, existing: Collection[str], erased: Collection[str], votes: int
+) -> bool:
+    """Return whether the overlap of a project has to be raised to collect more votes. It is not raised if an earlier
+    run of this evaluation has set the same overlap: then a person has changed it since.
 
     Args:
-        there: ids of its items.
-        erased: those that it had.
+        existing: ids of the project's items.
+        erased: ids of its erased items.
+        votes: number of votes to collect.
     """
-    if not there or sum(map(read_settings(db, project).count_wanted_votes, there)) >= votes:
+    if not existing or sum(map(read_settings(db, project).wanted, existing)) >= votes:
         return False
-    ours = compute_overlap([*there, *erased], votes).items()
-    return not any(ours <= asdict(settings).items() for _, settings in read_settings_history(db, project))
+    overlap = compute_overlap([*existing, *erased], votes).items()
+    return not any(overlap <= asdict(settings).items() for _, settings in read_settings_history(db, project))
 
 
-def find_first(project: str, question: PairQuestion, item: ProjectItem) -> str:
+def find_first_answer(project: str, question: PairQuestion, item: ProjectItem) -> str:
     """Return the id of the first system's answer.
 
     Raises:
-        InputError: the item holds another prompt or other answers.
+        InputError: the item has another prompt or other answers than the question.
     """
-    first = question.find_first_answer(item)
-    if first is None:
+    answer_id = question.find_first_answer(item)
+    if answer_id is None:
         problem = f"item {question.pair.id} of task {question.task} has another prompt or other answers there"
         raise InputError("project", project, problem, "Name another project: project=NAME.")
-    return first
+    return answer_id
 
 
 def summarize_votes(view: ProjectView, project: str) -> dict[str, Any]:
-    """Return how many votes there are, and how far they can be believed, as JSON. People have no names here."""
-    found = compute_view_figures(view, project)
+    """Return the number of votes and their reliability as JSON, with pseudonyms of the people."""
+    project_figures = compute_view_figures(view, project)
     gold, gold_votes, gold_right = compute_gold_accuracy(view.rankings, view.expected)
     repeats = compute_repeat_consistency(view.rankings)
     people = [
         {
-            "pseudonym": one["pseudonym"],
-            "votes": one["rankings"],
-            "skips": sum(one["skips"].values()),
-            **{key: one[key] for key in ("ties", "gold", "gold_votes", "gold_right", "repeats")},
-            "shown_first": one["position"]["share"],
+            "pseudonym": person["pseudonym"],
+            "votes": person["rankings"],
+            "skips": sum(person["skips"].values()),
+            **{key: person[key] for key in ("ties", "gold", "gold_votes", "gold_right", "repeats")},
+            "shown_first": person["position"]["share"],
         }
-        for one in found["people"]
-        if one["rankings"] or sum(one["skips"].values())  # not of those whose votes were all taken back
+        for person in project_figures["people"]
+        if person["rankings"] or sum(person["skips"].values())  # without people whose votes were all taken back
     ]
     return {
         "votes": len(view.work),
-        "wanted": sum(view.votes_wanted.values()),
+        "wanted": sum(view.wanted.values()),
         "skips": len(view.skips),
-        "settled": len(view.reviewed_items),
-        "agreement": found["agreement"],
-        "shown_first": found["position"]["share"],
-        "longer": found["length"]["share"],
+        "settled": len(view.settled),
+        "agreement": project_figures["agreement"],
+        "shown_first": project_figures["position"]["share"],
+        "longer": project_figures["length"]["share"],
         **as_json({"gold": gold, "gold_votes": gold_votes, "gold_right": gold_right, "repeats": repeats}),
         "people": people,
     }
 
 
-# A judge as the subject (`eval=judge`): the run
+# The run of `eval=judge`
 
 
-def measure_judge(run: Run, config: Config, known: JudgedExamples) -> StageResult:
-    """Measure a judge on examples whose verdict is known, and publish its report."""
-    judge = known.judge
+def measure_judge(run: Run, config: Config, labelled: JudgedExamples) -> StageResult:
+    """Measure a judge on labelled examples, and publish its report."""
+    judge = labelled.judge
     reward = build_reward_spec(config.reward)
     identity = judge.identity if isinstance(judge, LLMJudge) else identify_scorer(reward, run.inputs)
     store = AnswerStore(config.run.folder / ANSWERS)
     level = config.stage.level
-    notes = [*known.notes]
+    notes = [*labelled.notes]
     too_long = 0
     if isinstance(judge, LLMJudge) and isinstance(judge.question, YesNoQuestion):
-        answers = [example for example in known.examples if isinstance(example, AnswerExample)]
+        answers = [example for example in labelled.examples if isinstance(example, AnswerExample)]
         examples: Sequence[PairExample] | Sequence[AnswerExample] = answers
         opinions, remarks = collect_answer_opinions(judge, answers, store)
         figures = measure_judge_on_answers(answers, opinions, level)
     else:
-        pairs = [example for example in known.examples if isinstance(example, PairExample)]
+        pairs = [example for example in labelled.examples if isinstance(example, PairExample)]
         if isinstance(judge, LLMJudge):
             opinions, remarks = collect_pair_opinions(judge, pairs, store)
         else:
@@ -1261,30 +1312,31 @@ def measure_judge(run: Run, config: Config, known: JudgedExamples) -> StageResul
             pairs, opinions = score_pairs(reward, load_reward_artifacts(run.inputs), pairs, data_name, device, dtype)
             write_scored_pairs(run.folder / "held_out.jsonl", pairs, opinions)
             remarks = []
-        too_long = len(known.examples) - len(pairs)
+        too_long = len(labelled.examples) - len(pairs)
         examples = pairs
         figures = measure_judge_on_pairs(pairs, opinions, level)
     notes += remarks
     path = run.artifact / FILE
     data: dict[str, Any] = {"digest": digest_examples(examples)}
-    data |= {"answers": len(examples)} if identity.asks else {"pairs": len(examples), "left_out": known.left_out}
-    report = {"schema_version": SCHEMA, "judge": identity.as_dict(), "reference": known.reference, "data": data}
-    write_json(path, {**report, "level": level, **figures})
+    data |= {"answers": len(examples)} if identity.asks else {"pairs": len(examples), "left_out": labelled.left_out}
+    header = {"schema_version": SCHEMA, "judge": identity.as_dict(), "reference": labelled.reference, "data": data}
+    write_json(path, {**header, "level": level, **figures})
     write_lines(run.artifact / "verdicts.jsonl", iter_judged_rows(examples, opinions))
-    why_not = explain_shortfall(read_report(path))
+    shortfall = explain_shortfall(read_report(path))
     metrics = {
         "judge": identity.title,
-        "reference": known.reference,
+        "reference": labelled.reference,
         "judge_agreement": figures["agreement"]["raw"],
         "card": figures,
-        "decides": not why_not,
-        "why_not": why_not,
+        "decides": not shortfall,
+        "why_not": shortfall,
         "judge_notes": notes,
         "peak_rss_mb": get_peak_rss_mb(),
     }
     if identity.asks:
         metrics |= {"asks": identity.asks, "yes": get_yes_phrase(identity.asks)}
-        return StageResult(metrics, (*list_lines(metrics), *notes))
+        return StageResult(metrics, (*iter_summary_lines(metrics), *notes))
     metrics["dropped_too_long"] = too_long
-    left = [f"{counted(too_long, 'pair')} longer than a reward model's context, and left out"] if too_long else []
-    return StageResult(metrics, (*list_lines(metrics), *left, *notes))
+    if too_long:
+        notes = [f"{pluralize(too_long, 'pair')} longer than a reward model's context, and left out", *notes]
+    return StageResult(metrics, (*iter_summary_lines(metrics), *notes))

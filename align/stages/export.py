@@ -53,7 +53,7 @@ from align.run.signing import (
     verify_signature,
 )
 from align.run.weights import is_reward_adapter
-from align.stages.runner import Inputs, find_input, find_start
+from align.stages.runner import StageInputs, find_input, find_start
 from align.track import get_peak_rss_mb
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ PRELOAD = ("align.export.kinds",)
 """See `align.stages.load_stage`."""
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     method = config.method.name  # from the command line; `find_start` replaces `auto`
     artifact, base, config = find_start(config, config.artifact, "artifact")
     kinds = list_kinds(config.export.name, artifact)
@@ -94,7 +94,7 @@ def inputs(config: Config) -> Inputs:
     trusted = None if config.export.verify is None else load_public_key(config.export.verify, "export.verify")
     if key := signer or trusted:
         records["signer"] = Input(key.fingerprint)
-    return Inputs(config, f"{label(base, config.method.name)}-{kind}", base, records, lambda: (signer, trusted))
+    return StageInputs(config, f"{label(base, config.method.name)}-{kind}", base, records, lambda: (signer, trusted))
 
 
 def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey | None) -> StageResult:
@@ -129,7 +129,9 @@ def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey 
                 folder = temporary / kind if len(kinds) > 1 else temporary
                 folder.mkdir(exist_ok=True)
                 target_folder = target / kind if len(kinds) > 1 else target
-                checks_by_kind[kind] = written(run, config, options, artifact, trained, kind, folder, target_folder)
+                checks_by_kind[kind] = write_export(
+                    run, config, options, artifact, trained, kind, folder, target_folder
+                )
                 if signer is not None:  # after the receipt, which the signature covers
                     sign_folder(folder, signer)
             checks = [check for checks in checks_by_kind.values() for check in checks]
@@ -194,7 +196,7 @@ def check_adapter(config: Config, artifact: Artifact, base: Base) -> bool:
 
 
 def get_engine_settings(config: Config) -> dict[str, str]:
-    """Return the engines that check exports: name → path, or `none` for an engine that is left out."""
+    """Return the settings of the engines that check exports: name → the Python that has it, `auto` or `none`."""
     return {LLAMA_CPP: config.export.llama_cpp, VLLM: config.export.vllm}
 
 
@@ -214,7 +216,7 @@ def build_options(config: Config) -> ExportOptions:
     )
 
 
-def written(
+def write_export(
     run: Run,
     config: Config,
     options: ExportOptions,
@@ -367,7 +369,7 @@ def check_export(
         problem = "nothing could be asked here that would say whether it is what was trained"
         raise InputError("export.path", str(folder), problem, "Install the engine that runs it.")
     require_engines(checks, config.export.accept, config.export.require)
-    skipped = [engine for engine, path in options.engines.items() if path == "none"]
+    skipped = [engine for engine, python in options.engines.items() if python == "none"]
     check_agreement(receipt, checks, skipped=skipped)
     return checks
 

@@ -16,7 +16,7 @@ from align.config.kto import KtoConfig
 from align.config.root import Config
 from align.config.training import require_held_out_rows
 from align.core.types import Feedback, Preference, StageResult
-from align.data.chat.encode import stop_token_ids
+from align.data.chat.encode import find_stop_token_ids
 from align.data.chat.training_view import write_labelled
 from align.data.pairs import (
     Judgements,
@@ -29,19 +29,19 @@ from align.data.pairs import (
     read_divided_judgements,
 )
 from align.models.lora import Lora
-from align.report import in_words
+from align.report import format_interval
 from align.run import Run
-from align.stages.runner import Inputs, find_judgement_inputs, load_training_start, measure_memory, open_tracker
+from align.stages.runner import StageInputs, find_judgement_inputs, load_training_start, measure_memory, open_tracker
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PRELOAD = ("align.trainers.kto",)
 """See `align.stages.load_stage`."""
-ONE_LABEL = "the held-out answers have one label, so that nothing says whether it tells wanted from unwanted ones"
+ONE_LABEL = "all held-out answers have the same label, so neither accuracy nor AUC can be computed"
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     return find_judgement_inputs(config, read_divided_judgements)
 
 
@@ -58,7 +58,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
     stage: KtoConfig = config.stage
     base = run.base
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
-    stops = stop_token_ids(tokenizer, describe(base).generation_config)
+    stops = find_stop_token_ids(tokenizer, describe(base).generation_config)
     train, test = (encode_side(tokenizer, side, stops, max_length) for side in (train_records, test_records))
     print(
         f"{train.wanted} wanted and {len(train.rows) - train.wanted} unwanted answers to train on, {len(test.rows)} "
@@ -96,7 +96,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
         logprobs_2N = torch.stack(
             [compute_answer_logprobs(model.eval(), rows, tokenizer.pad_token_id) for rows in (matched, mismatched)]
         )
-        assert stage.lr is not None  # filled in by `fill_rates`
+        assert stage.lr is not None  # filled in by `fill_learning_rates`
         require_finite(logprobs_2N.T, "answers have logprobs", steps, stage.lr, config.dtype)
         return logprobs_2N
 
@@ -121,7 +121,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
     )
 
     at_end = measure_logprobs(fitted.published_step)
-    figures = write_figures(run, test, (at_end - at_start)[0])
+    figures = write_held_out_figures(run, test, (at_end - at_start)[0])
     longest = max(len(row.ids) for row in train.rows)
     metrics = {
         **figures,
@@ -134,12 +134,12 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
     }
     save_adapter(model, run.artifact, base)
     save_tokenizer(tokenizer, run.artifact)
-    headlines = [f"held out: {key} {in_words(figures[key])}" for key in ("accuracy", "auc") if key in figures]
+    headlines = [f"held out: {key} {format_interval(figures[key])}" for key in ("accuracy", "auc") if key in figures]
     return StageResult(metrics, (headlines[0] if headlines else ONE_LABEL, fitted.summary))
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class EncodedSide:
     """The tokenized training or held-out side of the data.
 
     Attributes:
@@ -157,14 +157,14 @@ class Side:
         return sum(row.wanted for row in self.rows)
 
 
-def encode_side(tokenizer: Any, records: Judgements, stops: tuple[int, ...], max_length: int) -> Side:
+def encode_side(tokenizer: Any, records: Judgements, stops: tuple[int, ...], max_length: int) -> EncodedSide:
     prefs = [record for record in records if isinstance(record, Preference)]
     if prefs:
         pairs, dropped = encode_pairs(tokenizer, prefs, stops, max_length)
-        return Side([pref for pref, _ in pairs], [*iter_labelled_answers([pair for _, pair in pairs])], dropped)
+        return EncodedSide([pref for pref, _ in pairs], [*iter_labelled_answers([pair for _, pair in pairs])], dropped)
     feedback = [record for record in records if isinstance(record, Feedback)]
     answers, dropped = encode_answers(tokenizer, feedback, stops, max_length)
-    return Side([record for record, _ in answers], [row for _, row in answers], dropped)
+    return EncodedSide([record for record, _ in answers], [row for _, row in answers], dropped)
 
 
 def build_held_out_rows(
@@ -180,7 +180,7 @@ def build_held_out_rows(
     return [(row.ids, row.start) for row in test], mismatched
 
 
-def write_figures(run: Run, test: Side, rewards_N: Tensor) -> dict[str, Any]:
+def write_held_out_figures(run: Run, test: EncodedSide, rewards_N: Tensor) -> dict[str, Any]:
     """Write `held_out.jsonl` and return the metrics of the held-out answers. For pairs the metrics are of the gap
     between the chosen and the rejected answer.
 

@@ -14,12 +14,12 @@ from align.config.ppo import PpoConfig
 from align.config.root import Config
 from align.config.scorers import build_reward_spec
 from align.core.types import Conversation, StageResult
-from align.data.chat.encode import encode_prompts, prompt_room
+from align.data.chat.encode import compute_max_prompt_tokens, encode_prompts
 from align.data.sources import DataSource, build_data_inputs, read_divided_prompts
 from align.data.sources import read_source_prompts as read_prompts
 from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
-from align.report.figure_text import counted
+from align.report.figure_text import pluralize
 from align.reward.inputs import (
     check_reasoning_matches,
     check_rows,
@@ -29,7 +29,7 @@ from align.reward.inputs import (
 )
 from align.run import Artifact, Base, Run, json_digest
 from align.stages.runner import (
-    Inputs,
+    StageInputs,
     find_start,
     load_start,
     measure_memory,
@@ -49,7 +49,7 @@ PRELOAD = ("align.ppo.loop", "align.reward.build", "align.rollout.registry")
 """See `align.stages.load_stage`."""
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     artifact, base, config = find_start(config)
     reward = build_reward_spec(config.reward)
     source = DataSource.from_settings(config.data)
@@ -66,7 +66,7 @@ def inputs(config: Config) -> Inputs:
             check_rows(reward, side)
         return sides
 
-    return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
+    return StageInputs(config, label(base, config.method.name), base, records, rows, trains=True)
 
 
 def run(run: Run, config: Config, prompts: list[Conversation], eval_prompts: list[Conversation]) -> StageResult:
@@ -157,7 +157,9 @@ def load_workers(
     reward = build_reward_spec(config.reward)
     models = load_reward_artifacts(run.inputs)
     check_same_template(reward, models, base, tokenizer, config.init)
-    room = prompt_room(context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens)
+    room = compute_max_prompt_tokens(
+        context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens
+    )
     encoded, dropped = encode_prompts(tokenizer, prompts, room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
     encoded_eval = encode_prompts(tokenizer, eval_prompts, room)[0] if eval_prompts else []
@@ -172,13 +174,15 @@ def load_workers(
     bases = "a policy of its own and a frozen base" if roles.policy is not None else "one base"
     held_out_source = "of data.eval_path" if encoded_eval else "more"
     held_out_count = f", {len(held_out)} {held_out_source} to measure on" if held_out else ""
-    advantage = "" if stage.has_critic else f"; {stage.advantage}, {counted(stage.per_prompt, 'answer')} to each prompt"
+    advantage = (
+        "" if stage.has_critic else f"; {stage.advantage}, {pluralize(stage.per_prompt, 'answer')} to each prompt"
+    )
     print(
         f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens{held_out_count}; "
         f"{bases} with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}{advantage}"
     )
 
-    def catch_divergence(role: Role) -> AbstractContextManager[None]:
+    def open_divergence_guard(role: Role) -> AbstractContextManager[None]:
         lr = stage.lr if role == "policy" else None
         name = f"the {role}, which started from init={run.inputs['init'].ref}"
         return divergence_as_input_error(name, lr, config.dtype)
@@ -187,7 +191,9 @@ def load_workers(
     read_answers = answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
     method = frozen_method(config.method.name)
     with open_rollout_engine(run, config, base, method, tokenizer, generation_config) as engine:
-        yield Workers(tokenizer, roles, engine, scorer, training, held_out, config.seed, catch_divergence, read_answers)
+        yield Workers(
+            tokenizer, roles, engine, scorer, training, held_out, config.seed, open_divergence_guard, read_answers
+        )
 
 
 def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[Artifact]) -> Roles:
@@ -269,7 +275,7 @@ def send_to_annotators(run: Run, config: Config, trained: Trained) -> None:
     suspects = [(prompt, candidates) for prompt, candidates in trained.suspects if not prompt.uses_tools]
     with_tools = len(trained.suspects) - len(suspects)
     if with_tools:
-        print(f"{with_tools} suspicious answers are to prompts with tools, which nobody can be shown")
+        print(f"{with_tools} suspicious answers are to prompts with tools, which the annotation page does not show")
     if not ranks.is_main():
         return
     step = trained.rows[-1]["step"]

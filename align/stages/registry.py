@@ -32,7 +32,7 @@ from align.registry.formatting import USUAL, as_csv, as_json, as_object, as_tabl
 from align.registry.index import Index, query_index
 from align.registry.query import find_path, find_runs
 from align.registry.record import Record, get_number
-from align.report.figure_text import counted, one_line
+from align.report.figure_text import escape_unprintable, pluralize
 from align.report.page import is_sealed
 from align.run.alias_log import SIGN, Change, read_log
 from align.run.artifacts import SERVES_AS_SFT, find_alias_change
@@ -72,9 +72,9 @@ def list_runs(config: Config) -> Iterator[str]:
     else:
         yield "no run meets this" if stage.where else "no runs yet"
     if len(records) < count:
-        yield f"{len(records):,} of {counted(count, 'run')}: stage.limit=N shows more."
+        yield f"{len(records):,} of {pluralize(count, 'run')}: stage.limit=N shows more."
     if unnamed:
-        yield f"{counted(unnamed, 'folder')} left out: no name in UTF-8"
+        yield f"{pluralize(unnamed, 'folder')} left out: no name in UTF-8"
     if aliases_error:
         yield f"aliases left out: {aliases_error}"
 
@@ -120,7 +120,7 @@ def compare_runs(config: Config) -> Iterable[str]:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
         yield from comparison.as_lines(side_by_side, width)
         if len(records) < count:
-            yield f"{len(records):,} of {counted(count, 'run')}: stage.limit=N compares more."
+            yield f"{len(records):,} of {pluralize(count, 'run')}: stage.limit=N compares more."
     elif stage.format == "json":
         yield to_json(comparison.as_objects(side_by_side))
     else:
@@ -186,7 +186,7 @@ def find_run(index: Index, ref: str, field: str = "stage.run") -> Record:
     names = index.names()
     similar = difflib.get_close_matches(f"{stage}:{name}", names, n=1)
     similar = similar or [candidate for candidate in names if candidate.endswith(f":{ref}")]
-    remedy = f"Did you mean {one_line(similar[0])}? " if similar else ""
+    remedy = f"Did you mean {escape_unprintable(similar[0])}? " if similar else ""
     remedy += "`python -m align stage=registry` lists the runs."
     raise MissingArtifact(field, ref, f"is no run under {index.root}", remedy)
 
@@ -308,7 +308,7 @@ def collect_garbage(config: Config) -> Iterable[str]:
     return garbage.as_lines(pieces, removed)
 
 
-def forget(config: Config) -> Iterator[str]:
+def forget_data(config: Config) -> Iterator[str]:
     from align.registry import forget_selection, forgetting, promotion  # they import pyarrow
 
     stage = config.stage
@@ -352,14 +352,14 @@ def parse_time(text: str) -> datetime:
 def rebuild_index(config: Config) -> Iterable[str]:
     start_time = time.monotonic()
     with Index(require_root(config), rebuild=True) as index:
-        place = "in memory: it cannot be written there" if index.path is None else str(index.path)
+        place = "in memory, since its file cannot be written" if index.path is None else str(index.path)
         yield f"{index.changed:,} runs in {time.monotonic() - start_time:.1f} s; {place}"
 
 
 def serve_page(config: Config) -> Iterator[str]:
     from align.registry.page.server import application  # FastAPI takes a second to import
     from align.registry.trace import read_votes
-    from align.web.key_link import Anybody, KeyAuthenticator, key_in
+    from align.web.key_link import KeyAuthenticator, OpenAuthenticator, load_or_create_key
     from align.web.server import serve
 
     stage = config.stage
@@ -370,22 +370,22 @@ def serve_page(config: Config) -> Iterator[str]:
         return read_votes(find_store_url(config), project, head, full=False)
 
     if stage.host in LOOPBACK and stage.url is None:
-        authenticator = Anybody()
+        authenticator = OpenAuthenticator()
         links = [f"open {url}"]
     else:
-        key = key_in(root / "registry.key")
+        key = load_or_create_key(root / "registry.key")
         # SameSite=Lax, so that links in mails and bookmarks work. This is safe, since the page changes nothing.
         attributes = f"SameSite=Lax; Max-Age=31536000{'; Secure' if url.startswith('https:') else ''}"
-        authenticator = KeyAuthenticator(key, Anybody.visitor, f"align_registry_{stage.port}", attributes)
+        authenticator = KeyAuthenticator(key, OpenAuthenticator.visitor, f"align_registry_{stage.port}", attributes)
         links = [f"open {url}/?key={key}", *warn_without_tls(url)]
-    links.append("it shows what is there, and changes nothing; Ctrl+C ends it")
+    links.append("the page is read-only; Ctrl+C ends it")
     query_index(root, lambda index: None)  # rebuilds an outdated index before the first visitor waits for it
-    app = application(root, read_project_votes, line_of, authenticator, [url, *other_origins])
+    app = application(root, read_project_votes, format_run_command, authenticator, [url, *other_origins])
     serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
     yield from ()
 
 
-def line_of(manifest: Manifest) -> str:
+def format_run_command(manifest: Manifest) -> str:
     """Return the command line that repeats a run."""
     return format_command_line(manifest.config, manifest.refs)
 
@@ -407,7 +407,7 @@ PRINTS: dict[str, Callable[[Config], Iterable[str]]] = {
     "promote": promote_artifact,
     "retire": retire_alias,
     "history": show_history,
-    "forget": forget,
+    "forget": forget_data,
     "gc": collect_garbage,
     "rebuild": rebuild_index,
     "serve": serve_page,
@@ -433,5 +433,5 @@ def mirror_alias(config: Config, root: Path, change: Change) -> Iterable[str]:
         folder = root.joinpath(*arm.ref.split(":", 1)) / "artifact"
         artifact = mirrors.Artifact(arm.ref, "model", arm.digest, folder, {})
     elif change.arms:
-        yield f"track={service}: no service has an alias of several artifacts; it is taken away"
+        yield f"track={service}: no service has an alias of several artifacts; the alias is removed there"
     yield mirrors.set_alias(service, config.track.project, root, change.alias, artifact)

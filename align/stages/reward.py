@@ -19,15 +19,15 @@ from align.config.root import Config, find_store_url
 from align.config.training import require_held_out_rows
 from align.core.redaction import drop_masks, mask_secrets
 from align.core.types import Preference, StageResult
-from align.data.chat.encode import stop_token_ids
+from align.data.chat.encode import find_stop_token_ids
 from align.data.chat.training_view import write_pair
 from align.data.pairs import TokenizedPair, encode_sides, read_divided_preferences
 from align.models.base import adapter_folder
 from align.models.lora import Lora, LoraLike
-from align.report import in_words
+from align.report import format_interval
 from align.run import Input, Run, json_digest
 from align.stages.runner import (
-    Inputs,
+    StageInputs,
     find_judgement_inputs,
     load_training_start,
     measure_memory,
@@ -42,7 +42,7 @@ PRELOAD = ("align.trainers.reward",)
 """See `align.stages.load_stage`."""
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     resolved = find_judgement_inputs(config, read_divided_preferences)
     if config.stage.prioritise:  # it writes to the store, so the same votes in another store make another run
         queue = [drop_masks(mask_secrets(find_store_url(config))), config.project]
@@ -63,7 +63,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     stage: RewardStageConfig = config.stage
     base = run.base
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
-    stops = stop_token_ids(tokenizer)
+    stops = find_stop_token_ids(tokenizer)
     train, test, counts = encode_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
     rankings = group_rankings((pref.group_id or pref.id or f"row {i}", pair) for i, (pref, pair) in enumerate(train))
     ranking_count = "" if len(rankings) == len(train) else f" of {len(rankings)} rankings"
@@ -88,9 +88,9 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
 
     # Held-out pairs are scored at the same token position as in training.
     held_out = [pref for pref, _ in test]
-    assert stage.lr is not None  # filled in by `fill_rates`
+    assert stage.lr is not None  # filled in by `fill_learning_rates`
     measure_scores = partial(
-        pair_scores, model, [pair for _, pair in test], tokenizer.pad_token_id, stage.lr, config.dtype
+        compute_pair_scores, model, [pair for _, pair in test], tokenizer.pad_token_id, stage.lr, config.dtype
     )
 
     def loss(scores_M2: Tensor) -> float:
@@ -130,7 +130,9 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         metrics["prioritised"] = prioritise(config, model, tokenizer, stops, max_length)
         notes.append(f"{metrics['prioritised']} items ordered by how unsure it is of them")
     write_held_out_pairs(run.folder / "held_out.jsonl", held_out, gap_M, scores_M2)
-    figures = ", ".join(f"{name} {in_words(value)}" for name, value in metrics.items() if isinstance(value, dict))
+    figures = ", ".join(
+        f"{name} {format_interval(value)}" for name, value in metrics.items() if isinstance(value, dict)
+    )
     return StageResult(metrics, (*notes, f"held out: {figures}", fitted.summary))
 
 
@@ -146,7 +148,9 @@ def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...
         return store.prioritise(config.project, priorities) if store else 0
 
 
-def pair_scores(model: Any, pairs: Sequence[TokenizedPair], pad_id: int, lr: float, dtype: str, steps: int) -> Tensor:
+def compute_pair_scores(
+    model: Any, pairs: Sequence[TokenizedPair], pad_id: int, lr: float, dtype: str, steps: int
+) -> Tensor:
     """Return the scores of the better and the worse answer of each pair [M, 2].
 
     Args:

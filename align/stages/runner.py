@@ -1,7 +1,7 @@
 """The runner of stages: resolve the inputs, open the run's folder, run the stage, publish its outputs.
 
-The modules of the stages import from here what they share: their inputs (`Inputs`, `find_start`), the rollout engine,
-the annotation store and the metrics streams.
+The modules of the stages import from here what they share: their inputs (`StageInputs`, `find_start`), the rollout
+engine, the annotation store and the metrics streams.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from align.mirrors import Artifact as MirroredArtifact
 from align.mirrors import GuardedMirror, MirroredRun, open_mirror, require_installed
 from align.models.base import label, start_from
 from align.models.lora import saved_settings
-from align.report.figure_labels import describe_scarce
+from align.report.figure_labels import describe_small_samples
 from align.rollout.engine_process import VLLM, required_interpreter
 from align.run import Artifact, Base, Input, Run, load_artifact, verify_outputs
 from align.run.files import find_user_error
@@ -55,7 +55,7 @@ MIRROR: ContextVar[GuardedMirror | None] = ContextVar("MIRROR", default=None)
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class StageInputs:
     """The inputs of a stage, resolved before the run has a name and without torch, so that a finished run returns at
     once and a wrong row is reported at once.
 
@@ -109,7 +109,7 @@ def find_start(config: Config, ref: str | None = None, field: str = "init") -> t
     return artifact, start.base, replace_values(config, method=method)
 
 
-def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> Inputs:
+def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]) -> StageInputs:
     """Return the inputs of a stage that trains on preference pairs or labelled answers.
 
     Args:
@@ -125,7 +125,7 @@ def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]
         return sides
 
     records = {"init": artifact.as_input(), **build_pair_inputs(source, store, config.project)}
-    return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
+    return StageInputs(config, label(base, config.method.name), base, records, rows, trains=True)
 
 
 def continue_settings(method: Any, adapter: Artifact) -> Any:
@@ -212,7 +212,7 @@ def measure_memory(run: Run, config: Config, longest: int, **sizes: int) -> dict
     return {**get_peak_memory(), **predict_peak(run, longest, config, **sizes)}
 
 
-def fill_rates(config: Config, base: Base | None) -> tuple[Config, str]:
+def fill_learning_rates(config: Config, base: Base | None) -> tuple[Config, str]:
     """Return the configuration with default learning rates where none is set, and the origin of `stage.lr` in words.
     The origin is empty if the command line sets the rate or the stage has none.
 
@@ -263,18 +263,18 @@ def resolve_data_set(config: Config) -> Config:
 # The run
 
 
-def execute(config: Config, opened: Callable[[Path], object] = lambda folder: None) -> int:
+def execute(config: Config, on_open: Callable[[Path], object] = lambda folder: None) -> int:
     """Resolve the inputs, open the run's folder, run the stage and publish its outputs. Returns the exit status: that
     of the stage, or 1 for an internal error.
 
     Args:
-        opened: called with the run's folder after it was opened.
+        on_open: called with the run's folder after it was opened.
 
     Raises:
         AlignError: an error that the user can correct, a full disk and an unwritable folder included.
     """
     try:
-        return open_and_run(config, opened)
+        return open_and_run(config, on_open)
     except AlignError:
         raise
     except Exception as error:
@@ -283,7 +283,7 @@ def execute(config: Config, opened: Callable[[Path], object] = lambda folder: No
         raise
 
 
-def open_and_run(config: Config, opened: Callable[[Path], object]) -> int:
+def open_and_run(config: Config, on_open: Callable[[Path], object]) -> int:
     if not ranks.is_alone():
         from align.models.load import choose_device
 
@@ -292,15 +292,15 @@ def open_and_run(config: Config, opened: Callable[[Path], object]) -> int:
     stage_module = load_stage(config.stage.name)
     if "rollout" in STAGES[config.stage.name].reads and config.rollout.engine == "vllm" and not config.rollout.urls:
         required_interpreter(VLLM, config.rollout.python, "rollout.python")
-    inputs: Inputs = stage_module.inputs(resolve_data_set(config))
-    config, rate_origin = fill_rates(inputs.config, inputs.base)
+    inputs: StageInputs = stage_module.inputs(resolve_data_set(config))
+    config, rate_origin = fill_learning_rates(inputs.config, inputs.base)
     records = inputs.records
     data = records.get("data")
     if data is not None and data_ref.startswith("data:") and Path(data.path).name == "artifact":
         records = {**records, "data": replace(data, ref=f"data:{Path(data.path).parent.name}")}
     records = add_rankers(records, config.run.folder)
     with Run.open(to_plain_dict(config), records, inputs.base, inputs.label, config.resume, inputs.again) as run:
-        opened(run.folder)
+        on_open(run.folder)
         ranks.tell_launcher(ranks.RUN, str(run.folder.absolute()))
         if run.done:
             verify_outputs(run.folder, run.manifest.outputs)
@@ -312,7 +312,7 @@ def open_and_run(config: Config, opened: Callable[[Path], object]) -> int:
         if config.track.name != "none":
             require_installed(config.track.name)
         run.begin(format_config(config))
-        log_handler = log_to(run)
+        log_handler = open_run_log(run)
         try:
             with ranks.raise_first_failure(), mirror_run(run, config):
                 result = run_stage(run, config, inputs)
@@ -334,7 +334,7 @@ def open_and_run(config: Config, opened: Callable[[Path], object]) -> int:
         finally:
             logging.getLogger().removeHandler(log_handler)
             log_handler.close()
-        for line in (*result.summary, describe_scarce(result.metrics)):
+        for line in (*result.summary, describe_small_samples(result.metrics)):
             if line:
                 print(line)
         print(run.folder)
@@ -374,13 +374,13 @@ def describe_run(run: Run, config: Config, rate_origin: str) -> str:
     return f"{name} {described}" if described else name
 
 
-def run_stage(run: Run, config: Config, inputs: Inputs) -> StageResult:
+def run_stage(run: Run, config: Config, inputs: StageInputs) -> StageResult:
     """Run a stage, with a live page about its progress, and publish its outputs."""
     from align.report.live import LivePage  # imported late: a run that is finished already has no live page
 
     manifest = run.manifest
     page = LivePage(run, format_command_line(manifest.config, manifest.refs), lambda: describe_hardware(config))
-    page.begun()
+    page.write_first()
     try:
         with collect_drop_counts() as counts, pause_garbage_collector():
             rows = inputs.rows()  # before torch is imported, so that a wrong row is reported at once
@@ -392,7 +392,7 @@ def run_stage(run: Run, config: Config, inputs: Inputs) -> StageResult:
             print("the key of some votes cannot be read from store.url: evaluations will not know these questions")
         preload([config.stage.name])  # imports torch, which detects the hardware
         run.note_hardware(describe_hardware(config))
-        with watch_progress(page.advanced):
+        with watch_progress(page.update):
             ranks.set_position("loads")
             started = StartedRun(config, run.folder.absolute(), run.manifest, run.resumed, rows)
             ranks.broadcast(None if ranks.is_alone() else started)
@@ -402,11 +402,11 @@ def run_stage(run: Run, config: Config, inputs: Inputs) -> StageResult:
             from align.models.finite_checks import check_published
 
             check_published(run.folder / "artifact", result.metrics, getattr(config.stage, "lr", None), config.dtype)
-        page.finished(result.metrics, describe_hardware(config))
+        page.write_finished(result.metrics, describe_hardware(config))
         run.publish(result.metrics, describe_hardware(config))
         return result
     except BaseException as error:
-        page.failed((isinstance(error, Exception) and find_user_error(error, config.run.root)) or error)
+        page.write_failed((isinstance(error, Exception) and find_user_error(error, config.run.root)) or error)
         raise
 
 
@@ -430,7 +430,7 @@ def describe_hardware(config: Config) -> dict[str, Any]:
     }
 
 
-def log_to(run: Run) -> logging.Handler:
+def open_run_log(run: Run) -> logging.Handler:
     """Send all log records of this process to the run's `log.txt`. Returns the handler, which the caller removes."""
     handler = logging.FileHandler(run.folder / "log.txt", encoding="utf-8")
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

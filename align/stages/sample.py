@@ -25,14 +25,14 @@ from align.config.settings import replace_values
 from align.core.errors import InputError, require
 from align.core.files import open_text
 from align.core.types import Conversation, Rollout, StageResult
-from align.data.chat.encode import Prompt, encode_prompts, prompt_room
+from align.data.chat.encode import Prompt, compute_max_prompt_tokens, encode_prompts
 from align.data.read.records import write_preferences
 from align.data.sources import DataSource, build_data_inputs
 from align.data.sources import read_source_prompts as read_prompts
 from align.evals.judges.identity import get_scorer_title, list_scorer_parts
 from align.models.base import adapter_folder, frozen_method, label
 from align.models.lora import Lora
-from align.report.figure_text import counted, in_words
+from align.report.figure_text import format_interval, pluralize
 from align.reward.inputs import (
     check_reasoning_matches,
     check_rows,
@@ -41,7 +41,7 @@ from align.reward.inputs import (
     select_on_base,
 )
 from align.run import Artifact, Base, Input, Run, write_json, write_text
-from align.stages.runner import Inputs, find_start, load_start, open_rollout_engine, open_store, open_tracker
+from align.stages.runner import StageInputs, find_start, load_start, open_rollout_engine, open_store, open_tracker
 from align.track import (
     format_last_turn,
     format_row,
@@ -85,7 +85,7 @@ PRELOAD = ("align.models.actors", "align.rollout.registry")
 """See `align.stages.load_stage`."""
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     artifact, base, config = find_start(config)
     stage: SampleConfig = config.stage
     source = DataSource.from_settings(config.data)
@@ -100,7 +100,7 @@ def inputs(config: Config) -> Inputs:
             check_rows(build_reward_spec(stage.parse_gold()), prompts)
         return (prompts,)
 
-    return Inputs(config, label(base, config.method.name), base, records, rows)
+    return StageInputs(config, label(base, config.method.name), base, records, rows)
 
 
 def find_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[str, Input]:
@@ -138,7 +138,7 @@ def get_gold_inputs(run: Run) -> dict[str, Input]:
 def run(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
     if config.stage.best_of is not None:
         return sample_best_of(run, config, prompts)
-    return hand_out(run, config, prompts)
+    return sample_for_people(run, config, prompts)
 
 
 def encode_and_count(
@@ -147,7 +147,9 @@ def encode_and_count(
     """Tokenize the prompts and drop those that are too long. Returns a sentence with both counts too."""
     from align.models.load import context_length, describe
 
-    room = prompt_room(context_length(describe(run.base)), config.data.max_length, config.rollout.max_new_tokens)
+    room = compute_max_prompt_tokens(
+        context_length(describe(run.base)), config.data.max_length, config.rollout.max_new_tokens
+    )
     encoded, dropped = encode_prompts(tokenizer, prompts, room)
     run.known_metrics = {"prompts": len(encoded), "dropped": dropped}
     return encoded, f"{len(encoded)} prompts, {dropped} dropped as longer than {room} tokens"
@@ -159,7 +161,7 @@ def summarize_chunks(chunks: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str
     return answers, {key: sum(row["answers"] * row[key] for row in chunks) / answers for key in MEANS}
 
 
-def describe_flawed(config: Config, means: Mapping[str, float]) -> list[str]:
+def describe_flawed_answers(config: Config, means: Mapping[str, float]) -> list[str]:
     """Return warnings if many answers were cut off or are empty."""
     from align.rollout.engine import cut_answers
     from align.rollout.strip_reasoning import empty_answers
@@ -173,7 +175,7 @@ def describe_flawed(config: Config, means: Mapping[str, float]) -> list[str]:
 # Answers for people
 
 
-def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
+def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
     """Put several answers to each prompt into the annotation store."""
     from align.models.actors import AdapterPool
     from align.models.load import choose_device, choose_dtype, load_base
@@ -260,7 +262,7 @@ def hand_out(run: Run, config: Config, prompts: list[Conversation]) -> StageResu
         f"{answer_count} answers to {len(encoded)} prompts{added_count} in project {config.project}; "
         "all of them in samples.jsonl"
     )
-    return StageResult(metrics, (*lines, *describe_flawed(config, means), *describe_kept_back(withheld), line))
+    return StageResult(metrics, (*lines, *describe_flawed_answers(config, means), *describe_withheld(withheld), line))
 
 
 def count_finished_prompts(run: Run) -> int:
@@ -275,7 +277,7 @@ def require_items(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]])
     prompts = run.known_metrics["prompts"] - with_tools
     if not prompts:
         return
-    remedy = f"What was said is in {run.folder / 'samples.jsonl'}."
+    remedy = f"The answers are in {run.folder / 'samples.jsonl'}."
     problem = "leaves nothing of any answer: no reasoning was ever closed"
     raise_limit = f"Raise rollout.max_new_tokens, or start from a policy that closes its reasoning. {remedy}"
     require(empty < prompts or config.rollout.reasoning != "hide", "rollout.reasoning", "hide", problem, raise_limit)
@@ -312,10 +314,10 @@ def add_items(
     return withheld
 
 
-def describe_kept_back(withheld: Mapping[str, int]) -> list[str]:
+def describe_withheld(withheld: Mapping[str, int]) -> list[str]:
     """Return a sentence on the prompts that were withheld; an empty list if all were added."""
     parts = [
-        f"{counted(withheld[key], 'prompt')} {description}" for key, description in WITHHELD.items() if withheld[key]
+        f"{pluralize(withheld[key], 'prompt')} {description}" for key, description in WITHHELD.items() if withheld[key]
     ]
     return [f"not handed out to people: {', '.join(parts)}"] if parts else []
 
@@ -527,14 +529,16 @@ def publish_best(run: Run, config: Config, chunks: Sequence[Mapping[str, Any]]) 
     write_preferences(run.artifact / "pairs.jsonl", tally.pairs)
     write_json(run.artifact / "best_of.json", best)
     metrics = {**run.known_metrics, "answers": answer_count, **means, **best, **get_peak_memory()}
-    return StageResult(metrics, (*format_best_of_table(best), *describe_flawed(config, means), *describe_best(best)))
+    return StageResult(
+        metrics, (*format_best_of_table(best), *describe_flawed_answers(config, means), *describe_best(best))
+    )
 
 
 def require_winner(run: Run, config: Config, tally: BestOfResults) -> None:
     """Raise InputError if no answer to any prompt can be a winner: all were cut off or are empty."""
     prompt_count = len(tally.scores) - tally.reasons["with_tools"]
     problem = "leaves no answer that ended by itself and holds text"
-    remedy = f"Raise it, or start from another policy. What was said is in {run.folder / 'samples.jsonl'}."
+    remedy = f"Raise it, or start from another policy. The answers are in {run.folder / 'samples.jsonl'}."
     has_winner = tally.reasons["no_winner"] < prompt_count or not prompt_count
     require(has_winner, "rollout.max_new_tokens", config.rollout.max_new_tokens, problem, remedy)
 
@@ -543,7 +547,7 @@ def format_best_of_table(best: Mapping[str, Any]) -> list[str]:
     """Return the lines of a table with reward, gold reward, length and KL bound for each n."""
     table = [["n", "reward", *(["gold"] if "gold" in best else []), "tokens", "KL at most"]]
     for row in best["best_of"]:
-        means = [in_words(row[name], ".3f") for name in ("reward", "gold") if name in row]
+        means = [format_interval(row[name], ".3f") for name in ("reward", "gold") if name in row]
         table.append([str(row["n"]), *means, f"{row['tokens']:.1f}", f"{row['kl_bound']:.2f}"])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
@@ -560,11 +564,11 @@ def describe_best(best: Mapping[str, Any]) -> list[str]:
             line += f"; a better answer beside {best['outranked']:,} of them was cut or is empty"
         lines.append(line)
     without_pair = [
-        f"{counted(best[reason], 'prompt')} {description}" for reason, description in NO_ROW.items() if best[reason]
+        f"{pluralize(best[reason], 'prompt')} {description}" for reason, description in NO_ROW.items() if best[reason]
     ]
     if without_pair:
         lines.append(f"no pair of {', '.join(without_pair)}")
-    winners = counted(best["winners"], "winner")
-    pairs = counted(best["pairs"], "pair")
+    winners = pluralize(best["winners"], "winner")
+    pairs = pluralize(best["pairs"], "pair")
     lines.append(f"{winners} in artifact/winners.jsonl, {pairs} in artifact/pairs.jsonl; all answers in samples.jsonl")
     return lines

@@ -37,8 +37,8 @@ from align.serve.rate_limits import Limiter
 from align.serve.startup import Opened, open_portfolio
 from align.serve.tenants import Keys, Limits, TenantKeys, change_tenant, read_key_file
 from align.serve.usage import Usage, Used, read_usage_beside, usage_beside
-from align.stages.runner import Inputs
-from align.web.server import listening, serve
+from align.stages.runner import StageInputs
+from align.web.server import open_listener, serve
 
 if TYPE_CHECKING:
     from align.rollout.serving_engine import ServingEngine
@@ -61,7 +61,7 @@ SLOTS_PER_RESERVED = 8
 """One slot of so many is reserved for tenants without a running request."""
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     stage: ServeConfig = config.stage
     if stage.keys is not None:
         read_key_file(parse_user_path(stage.keys, "stage.keys"))  # so that a mistake in it is reported at once
@@ -82,7 +82,7 @@ def inputs(config: Config) -> Inputs:
     if signer is not None:
         records["signer"] = Input(signer.fingerprint)
     records |= {f"adapters.{ref}": artifact.as_input() for ref, artifact in startup.artifacts.items()}
-    return Inputs(config, label(base, method), base, records, lambda: (startup,), again=True)
+    return StageInputs(config, label(base, method), base, records, lambda: (startup,), again=True)
 
 
 def run(run: Run, config: Config, startup: Opened) -> StageResult:
@@ -96,7 +96,7 @@ def run(run: Run, config: Config, startup: Opened) -> StageResult:
     url, other_origins = list_origins(stage.host, stage.port, stage.url)
     if other_origins:
         other_origins.append(f"http://127.0.0.1:{stage.port}")
-    listening(stage.host, stage.port).close()  # raises InputError for a used port before any weights are loaded
+    open_listener(stage.host, stage.port).close()  # raises InputError for a used port before any weights are loaded
     start_time = time.monotonic()
     print(f"loading base {portfolio.base_id} ({portfolio.base.digest[:12]}) …", flush=True)
     from align.serve.app import application  # its imports take seconds
@@ -257,7 +257,7 @@ def open_own_engine(run: Run, config: Config, startup: Opened) -> Iterator[Loade
 
 
 @contextmanager
-def vllm_engine(run: Run, config: Config, startup: Opened) -> Iterator[LoadedEngine]:
+def open_vllm_engine(run: Run, config: Config, startup: Opened) -> Iterator[LoadedEngine]:
     """Start vLLM in a process that ends with the block.
 
     The probes that vLLM has to reproduce with the base and with each adapter are computed before it starts, so that
@@ -342,7 +342,7 @@ def vllm_engine(run: Run, config: Config, startup: Opened) -> Iterator[LoadedEng
 
 ENGINES: dict[str, Callable[[Run, Config, Opened], AbstractContextManager[LoadedEngine]]] = {
     "align": open_own_engine,
-    "vllm": vllm_engine,
+    "vllm": open_vllm_engine,
 }
 
 

@@ -19,15 +19,15 @@ from align.config.settings import replace_values
 from align.config.sft import SftConfig
 from align.config.training import require_held_out_rows
 from align.core.types import Document, StageResult
-from align.data.chat.encode import Encoding, encode
+from align.data.chat.encode import EncodingResult, encode_documents
 from align.data.chat.template import use_template
 from align.data.chat.training_view import write_rows
 from align.data.sources import DataSource, build_data_inputs, list_held_out_sources, read_divided_documents
 from align.models.base import BASE, adapter_folder, find_base, label
 from align.models.lora import Lora
-from align.report import in_words
+from align.report import format_interval
 from align.run import Input, Run
-from align.stages.runner import Inputs, find_input, find_start, measure_memory, open_tracker
+from align.stages.runner import StageInputs, find_input, find_start, measure_memory, open_tracker
 
 if TYPE_CHECKING:
     from align.evals.held_out import HeldOutLoss
@@ -38,7 +38,7 @@ PRELOAD = ("align.trainers.sft", "align.models.sharded")
 """See `align.stages.load_stage`."""
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     if config.init == BASE:
         base = find_base(config.model.path, config.model.revision)
         method = "qlora" if config.method.name == "auto" else config.method.name
@@ -56,7 +56,7 @@ def inputs(config: Config) -> Inputs:
         return train, test[: config.stage.eval_size], sources[: config.stage.eval_size]
 
     records |= build_data_inputs(source)
-    return Inputs(config, label(base, config.method.name), base, records, rows, trains=True)
+    return StageInputs(config, label(base, config.method.name), base, records, rows, trains=True)
 
 
 def run(
@@ -100,7 +100,7 @@ def run(
     max_length = min(config.data.max_length, context_length(describe(base)))
     cuts = config.data.too_long == "truncate"
     masks = config.data.reasoning == "mask"
-    encode_rows = partial(encode, tokenizer, max_length=max_length, truncate=cuts, mask_reasoning=masks)
+    encode_rows = partial(encode_documents, tokenizer, max_length=max_length, truncate=cuts, mask_reasoning=masks)
     train = encode_rows(train_documents)
     test = encode_rows(test_documents, left="leaves nothing to measure on")
     for line in describe_rows(train, test, max_length, cuts):
@@ -172,10 +172,10 @@ def run(
     return StageResult(metrics, (*describe_losses(metrics), fitted.summary))
 
 
-def describe_rows(train: Encoding, test: Encoding, max_length: int, cuts: bool) -> Iterator[str]:
+def describe_rows(train: EncodingResult, test: EncodingResult, max_length: int, cuts: bool) -> Iterator[str]:
     """Yield sentences on the numbers of rows to train on and held out, and on rows that were dropped or cut."""
     too_long = f"cut {train.cut} at" if cuts else f"dropped {train.too_long} longer than"
-    total = f"of {test.given} " if test.given > len(test.rows) else ""
+    total = f"of {test.total_rows} " if test.total_rows > len(test.rows) else ""
     held_out = [f"{len(test.rows) or 'nothing'} {total}held out"]
     held_out += [f"{test.too_long} longer than {max_length} tokens"] if test.too_long else []
     held_out += [f"{test.cut} cut at {max_length} tokens"] if test.cut else []
@@ -225,10 +225,10 @@ def compare_losses(before: HeldOutLoss, after: HeldOutLoss, sources: Sequence[st
 
 def describe_losses(metrics: Mapping[str, Any]) -> Iterator[str]:
     if not metrics["held_out_rows"]:
-        yield "nothing was held out, so that nothing says how well it learned"
+        yield "no rows were held out, so there is no held-out loss"
         return
     loss = f"{metrics['loss_before']:.3f} → {metrics['loss_after']:.3f}"
     perplexity = f"{metrics['perplexity_before']:.3f} → {metrics['perplexity_after']:.3f}"
-    yield f"held-out loss {loss} (change {in_words(metrics['loss_change'])}), perplexity {perplexity}"
+    yield f"held-out loss {loss} (change {format_interval(metrics['loss_change'])}), perplexity {perplexity}"
     for name, losses in metrics.get("loss_by_source", {}).items():
-        yield f"  {name}: {losses['before']:.3f} → {losses['after']:.3f} (change {in_words(losses['change'])})"
+        yield f"  {name}: {losses['before']:.3f} → {losses['after']:.3f} (change {format_interval(losses['change'])})"

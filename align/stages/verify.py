@@ -20,13 +20,13 @@ from align.config.verify import VerifyConfig
 from align.core.errors import AlignError
 from align.core.types import Rollout, StageResult
 from align.data.chat.template import use_template
-from align.data.chat.tokens import text_ids
+from align.data.chat.tokens import tokenize_text
 from align.models.base import BASE, frozen_method, label
 from align.reward.inputs import check_reasoning_matches, load_reward_artifacts, reward_inputs
 from align.run import Input, Run, json_digest, write_json
 from align.run.environment import code_digest, package_versions
 from align.stages.ppo import build_settings, load_roles
-from align.stages.runner import Inputs, find_input, find_start, open_rollout_engine
+from align.stages.runner import StageInputs, find_input, find_start, open_rollout_engine
 from align.track import get_peak_rss_mb
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ PRELOAD = ("align.ppo.verify.on_model", "align.rollout.registry")
 """See `align.stages.load_stage`."""
 
 
-def inputs(config: Config) -> Inputs:
+def inputs(config: Config) -> StageInputs:
     artifact, base, config = find_start(config)
     has_no_reward = config.init == BASE and config.reward == LearnedReward()
     root = config.run.folder
@@ -61,7 +61,7 @@ def inputs(config: Config) -> Inputs:
     check_reasoning_matches(load_reward_artifacts(rewards), config.rollout.reasoning)
     code = Input(json_digest([package_versions(), code_digest()]))
     records = {"code": code, "init": artifact.as_input(), **rewards}
-    return Inputs(config, label(base, config.method.name), base, records)
+    return StageInputs(config, label(base, config.method.name), base, records)
 
 
 def run(run: Run, config: Config) -> StageResult:
@@ -79,7 +79,7 @@ def run(run: Run, config: Config) -> StageResult:
         use_template(tokenizer, None)
     method = frozen_method(config.method.name)
     with open_rollout_engine(run, config, base, method, tokenizer, roles.model.generation_config) as engine:
-        prompts = [text_ids(tokenizer, PROMPTS[i % len(PROMPTS)]) for i in range(stage.rows)]
+        prompts = [tokenize_text(tokenizer, PROMPTS[i % len(PROMPTS)]) for i in range(stage.rows)]
         anchors = run_anchors(run, config, roles, dtype, make_sampler(run, config, roles, engine, prompts))
 
     biases = measure_biases()

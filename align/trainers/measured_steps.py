@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from align.data.chat.encode import Encoded
+from align.data.chat.encode import EncodedRow
 from align.data.pairs import TokenizedAnswer, TokenizedPair
 from align.models.adapters import with_new_adapter
 from align.models.load import DTYPES, load_base, load_classifier, load_tokenizer
@@ -87,5 +87,5 @@ def build_trainer(work: Workload, model: Any, tokenizer: Any, training: Training
         return reward_trainer(
             model, tokenizer, [Ranking(rows[i::count], pairs_of_each) for i in range(count)], arguments
         )
-    encoded = [Encoded(row, row) for row in rows]
+    encoded = [EncodedRow(row, row) for row in rows]
     return sft_trainer(model, tokenizer, encoded, arguments, max_length=work.length, packing=False)

@@ -23,7 +23,7 @@ from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from align import ranks
-from align.data.chat.encode import IGNORED
+from align.data.chat.encode import IGNORE_INDEX
 from align.models.sharded import gather_optimiser, gather_weights, is_sharded, read_weights, shard_optimiser
 from align.ranks import LAUNCHED
 from align.rollout.engine import generator_for, place_seed
@@ -127,7 +127,7 @@ class MultiRankTrainer(Trainer):
             ranks.sum_gradients(p for p in model.parameters() if p.requires_grad)
         elif ranks.rank() >= self.micro_batches % ranks.world_size() > 0:
             # No micro-batch is left for this rank, and all ranks run a pass at once.
-            ignored = torch.full_like(inputs["labels"], IGNORED)
+            ignored = torch.full_like(inputs["labels"], IGNORE_INDEX)
             self.compute_share(model, {**inputs, "labels": ignored}, num_items_in_batch)
         for share, figures in ranks.gather_shares(self.results, self.micro_batches):
             loss += share.to(loss.device)

@@ -13,7 +13,7 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from align.data.chat.encode import IGNORED, Encoded
+from align.data.chat.encode import IGNORE_INDEX, EncodedRow
 from align.models.forward import decoder_of, lm_head, route_of
 from align.models.sharded import is_sharded
 from align.ops.logprobs import linear_predictions
@@ -24,7 +24,7 @@ FIGURES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mea
 
 
 def sft_trainer(
-    model: Any, tokenizer: Any, rows: Sequence[Encoded], arguments: dict[str, Any], *, max_length: int, packing: bool
+    model: Any, tokenizer: Any, rows: Sequence[EncodedRow], arguments: dict[str, Any], *, max_length: int, packing: bool
 ) -> SFTTrainer:
     """Build the trainer of cross-entropy on the labels of `rows`.
 
@@ -56,7 +56,7 @@ class RowTrainer(MultiRankTrainer, SFTTrainer):
         if return_outputs or head_weight is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels_BS = inputs["labels"][:, 1:]
-        trained_BS = labels_BS != IGNORED
+        trained_BS = labels_BS != IGNORE_INDEX
         targets_N = labels_BS[trained_BS]
         with self.accelerator.autocast():
             options = {key: value for key, value in inputs.items() if key != "labels"}
@@ -90,7 +90,7 @@ class OwnLogitsTrainer(RowTrainer):
     ) -> Any:
         outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
         targets = inputs["labels"][:, 1:]
-        picked = targets != IGNORED
+        picked = targets != IGNORE_INDEX
         logits_BSV = outputs.logits[:, :-1]
         loss = cross_entropy(logits_BSV.flatten(0, 1).float(), targets.flatten(), reduction="sum")
         count = torch.as_tensor(picked.sum() if num_items_in_batch is None else num_items_in_batch, device=loss.device)
@@ -100,10 +100,10 @@ class OwnLogitsTrainer(RowTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def to_dataset(rows: Sequence[Encoded]) -> Dataset:
+def to_dataset(rows: Sequence[EncodedRow]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-def packed_rows(rows: Sequence[Encoded], max_length: int) -> Dataset:
+def packed_rows(rows: Sequence[EncodedRow], max_length: int) -> Dataset:
     """Return rows as the trainer will pack them, to know the number of steps beforehand."""
     return pack_dataset(to_dataset(rows), max_length, "bfd")

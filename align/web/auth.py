@@ -44,16 +44,16 @@ V = TypeVar("V", bound=Visitor, covariant=True)
 class Authenticator(Protocol[V]):
     """Finds the visitor of a request."""
 
-    def who(self, cookies: Mapping[str, str]) -> V | None:
+    def find_visitor(self, cookies: Mapping[str, str]) -> V | None:
         """Return the visitor to whom the cookies belong. Returns None if they belong to no visitor."""
         ...
 
-    def cookie_of_link(self, key: str) -> str | None:
+    def create_link_cookie(self, key: str) -> str | None:
         """Return the `Set-Cookie` value for a visitor who opens the link with this key. Returns None if the key is of
         no link."""
         ...
 
-    def unauthenticated(self, path: str, query: Mapping[str, str]) -> Response | None:
+    def refuse_unknown_visitor(self, path: str, query: Mapping[str, str]) -> Response | None:
         """Return the response that turns an unknown visitor away. Returns None if the path is public."""
         ...
 
@@ -71,9 +71,9 @@ class AuthMiddleware:
         check: takes the visitor, the method, the path and the headers of a request. Returns the response that refuses
             the request, or None to let it pass.
         policy: the Content-Security-Policy header of every response.
-        unused: substrings of paths that are closed to everyone.
-        streams, streams_each: maximum number of event streams open at once, of all visitors together and of one
-            visitor. Each stream holds a connection.
+        closed_paths: substrings of paths that are closed to everyone.
+        max_streams, max_streams_each: maximum number of open event streams, of all visitors and of one visitor. Each
+            stream holds a connection.
     """
 
     def __init__(
@@ -84,16 +84,16 @@ class AuthMiddleware:
         check: Callable[[Any, str, str, Headers], Response | None],
         *,
         policy: str,
-        unused: Sequence[str] = (),
-        streams: int,
-        streams_each: int,
+        closed_paths: Sequence[str] = (),
+        max_streams: int,
+        max_streams_each: int,
     ) -> None:
         self.app = app
         self.authenticator = authenticator
         self.check = check
-        self.unused = unused
-        self.max_streams = streams
-        self.max_streams_each = streams_each
+        self.closed_paths = closed_paths
+        self.max_streams = max_streams
+        self.max_streams_each = max_streams_each
         self.origins = {urlsplit(origin).netloc: origin for origin in origins}
         self.headers = ((b"content-security-policy", policy.encode()), *HEADERS)
         self.streams: Counter[str] = Counter()
@@ -136,7 +136,7 @@ class AuthMiddleware:
         try:
             await self.app(scope, receive, send_with_headers)
         except TooManyStreams:
-            return refusal(429, "Close a page first: too many wait for something.")
+            return build_error_response(429, "Close a page first: too many wait for something.")
         except ClientDisconnect:  # while the app read a form: there is no client to answer
             pass
         finally:
@@ -151,22 +151,22 @@ class AuthMiddleware:
         path = request.scope["path"]
         origin = self.origins.get(request.headers.get("host", ""))
         if origin is None:
-            return refusal(421, "This server is known by another name.")
+            return build_error_response(421, "This server is known by another name.")
         if request.headers.get("origin", origin) != origin:
-            return refusal(403, "Another page asks.")
-        if any(part in path for part in self.unused):
-            return refusal(404, "There is nothing here.")
+            return build_error_response(403, "Another page asks.")
+        if any(part in path for part in self.closed_paths):
+            return build_error_response(404, "There is nothing here.")
         query = request.query_params
-        cookie = self.authenticator.cookie_of_link(next(filter(None, query.getlist(KEY)), ""))
+        cookie = self.authenticator.create_link_cookie(next(filter(None, query.getlist(KEY)), ""))
         if cookie is not None:
             parameters = urlencode([pair for pair in query.multi_items() if pair[0] != KEY])
             return RedirectResponse(f"/?{parameters}" if parameters else "/", 303, {"set-cookie": cookie})
         try:
-            person = await run_in_threadpool(self.authenticator.who, request.cookies)
+            person = await run_in_threadpool(self.authenticator.find_visitor, request.cookies)
         except StorageError:
-            return refusal(503, CANNOT_READ)  # without the cause, which an unknown visitor must not read
+            return build_error_response(503, CANNOT_READ)  # without the cause, which an unknown visitor must not read
         if person is None:
-            response = self.authenticator.unauthenticated(path, query)
+            response = self.authenticator.refuse_unknown_visitor(path, query)
             if response is not None:
                 return response
         request.scope["person"] = person
@@ -174,7 +174,7 @@ class AuthMiddleware:
         return self.check(person, request.scope["method"], path, request.headers)
 
 
-def refusal(status: int, problem: str) -> Response:
+def build_error_response(status: int, problem: str) -> Response:
     """Return a JSON response with an error message."""
     content = {"problem": problem, "detail": escape(problem)}  # Gradio's pages show the latter, as HTML
     return JSONResponse(content, status)

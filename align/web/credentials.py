@@ -15,14 +15,14 @@ from argon2.exceptions import VerificationError
 from align.core.errors import InputError, require
 from align.web.throttle import FairQueue
 
-SHORTEST_PASSWORD = 12
+MIN_PASSWORD_LENGTH = 12
 """Characters."""
-AT_ONCE = 2
+MAX_HASHING = 2
 """Passwords that are hashed at the same time. Each takes 64 MiB of memory."""
-WAITING = 20
+MAX_WAITING = 20
 """Password checks that may wait for their turn. Further ones are refused, so that strangers who try to log in do not
 occupy the threads of people who are logged in."""
-PATIENCE_S = 10
+MAX_WAIT_S = 10
 """Seconds that a password check waits before it is refused."""
 # Characters that Unicode lets renderers ignore, beyond the categories of controls and spaces, and the blank of Braille.
 INVISIBLE = re.compile(
@@ -31,7 +31,7 @@ INVISIBLE = re.compile(
 LOOKALIKE_SCRIPTS = {"LATIN", "CYRILLIC", "GREEK"}
 
 
-class Refused(InputError):
+class AccessRefused(InputError):
     """Error of a login or an invitation that is not accepted."""
 
 
@@ -43,16 +43,16 @@ class Passwords:
 
     def __init__(self, hasher: PasswordHasher) -> None:
         self.hasher = hasher
-        self.queue = FairQueue(AT_ONCE, WAITING, PATIENCE_S, "password")
+        self.queue = FairQueue(MAX_HASHING, MAX_WAITING, MAX_WAIT_S, "password")
         self._dummy_hash = hasher.hash(secrets.token_hex(16))
 
-    def hashed(self, password: str, share: str = "", failures: int = 0) -> str:
+    def hash_password(self, password: str, share: str = "", failures: int = 0) -> str:
         """Return the hash of a password.
 
         Raises:
-            Busy: too many password checks wait.
+            ServerBusy: too many password checks wait.
         """
-        with self.queue.turn(share, failures):
+        with self.queue.take_turn(share, failures):
             return self.hasher.hash(password)
 
     def matches(self, password_hash: str | None, password: str, share: str = "", failures: int = 0) -> bool:
@@ -60,36 +60,36 @@ class Passwords:
         that the time of a response does not tell which accounts exist.
 
         Raises:
-            Busy: too many password checks wait.
+            ServerBusy: too many password checks wait.
         """
         try:
-            with self.queue.turn(share, failures):
+            with self.queue.take_turn(share, failures):
                 return self.hasher.verify(self._dummy_hash if password_hash is None else password_hash, password[:1000])
         except VerificationError:
             return False
 
-    def stale(self, password_hash: str) -> bool:
+    def needs_rehash(self, password_hash: str) -> bool:
         """Return whether a hash was computed with other costs than the hasher has now."""
         return self.hasher.check_needs_rehash(password_hash)
 
 
-def new_token() -> str:
+def create_token() -> str:
     """Return a random token of 256 bits for a session, a link or a key."""
     return secrets.token_urlsafe(32)
 
 
-def digest(token: str) -> str:
+def hash_token(token: str) -> str:
     """Return the SHA-256 of a token, which is stored in its place. 256 random bits need no slower hash."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def session_cookie(name: str, session: str, origin: str, seconds: int) -> str:
+def format_session_cookie(name: str, session: str, origin: str, seconds: int) -> str:
     """Return the `Set-Cookie` value that stores a session in a browser. An empty session with 0 seconds deletes it."""
     secure = "; Secure" if origin.startswith("https:") else ""
     return f"{name}={quote(session)}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Lax{secure}"
 
 
-def network(address: str) -> str:
+def find_network(address: str) -> str:
     """Return the network of an IP address: for IPv6 its /64, since one customer has all of it; for IPv4 the
     address itself."""
     try:
@@ -99,18 +99,18 @@ def network(address: str) -> str:
     return str(ip_network(f"{parsed}/64", strict=False)) if parsed.version == 6 else address
 
 
-def normalised_name(name: str) -> str:
+def normalise_name(name: str) -> str:
     """Return a name in the form in which names are compared: NFKC, without case, with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
-def checked_name(name: str) -> str:
+def validate_name(name: str) -> str:
     """Normalise the name of an account and check that it is allowed.
 
     Raises:
         InputError: it is empty or too long, has invisible characters, or mixes alphabets that look alike.
     """
-    name = normalised_name(name)
+    name = normalise_name(name)
     require(0 < len(name) <= 100, "name", name, "it is empty or too long", "Give 1 to 100 characters.")
     is_visible = all(letter == " " or not unicodedata.category(letter).startswith(("C", "Z")) for letter in name)
     is_visible = is_visible and not INVISIBLE.search(name)
@@ -120,22 +120,22 @@ def checked_name(name: str) -> str:
     return name
 
 
-def is_name(name: str) -> bool:
+def is_valid_name(name: str) -> bool:
     """Return whether a name is normalised and allowed for an account."""
     try:
-        return checked_name(name) == name
+        return validate_name(name) == name
     except InputError:
         return False
 
 
-def checked_password(name: str, password: str) -> str:
+def validate_password(name: str, password: str) -> str:
     """Check a new password and return it. Only its length counts, not its composition (NIST SP 800-63B).
 
     Raises:
         InputError: it is too short, too long, or the account's name.
     """
-    has_valid_length = SHORTEST_PASSWORD <= len(password) <= 1000
-    remedy = f"Give {SHORTEST_PASSWORD} or more letters."
+    has_valid_length = MIN_PASSWORD_LENGTH <= len(password) <= 1000
+    remedy = f"Give {MIN_PASSWORD_LENGTH} or more letters."
     require(has_valid_length, "password", "(not shown)", "it is too short or too long", remedy)
-    require(normalised_name(password) != name, "password", "(not shown)", "it is the name", "Choose another.")
+    require(normalise_name(password) != name, "password", "(not shown)", "it is the name", "Choose another.")
     return password

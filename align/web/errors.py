@@ -13,7 +13,7 @@ from align.core.errors import InputError, StorageError
 CANNOT_READ = "The server cannot read its store."
 
 
-def explain_errors(app: FastAPI, statuses: Mapping[type[InputError], int]) -> None:
+def add_error_handlers(app: FastAPI, statuses: Mapping[type[InputError], int]) -> None:
     """Register the error handlers of an app: ours are answered with these statuses, an invalid body with 422."""
     app.add_exception_handler(RequestValidationError, respond_to_invalid_body)
     for error, status in statuses.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-UNUSED = ("/proxy=", "/heartbeat/")
+CLOSED_PATHS = ("/proxy=", "/heartbeat/")
 """Substrings of Gradio's routes that are closed because our pages do not use them: the proxy fetches from other hosts,
 and the heartbeat holds a connection to know when a session's state can be dropped, which our pages do not have."""
 # Gradio evaluates its templates from strings, hence 'unsafe-eval'. Texts of models never reach a template.
@@ -18,5 +18,5 @@ POLICY = "; ".join(
         "form-action 'self'",
     )
 )
-QUIET = {"footer_links": [], "run_history": False, "ssr_mode": False, "enable_monitoring": False}
+MOUNT_SETTINGS = {"footer_links": [], "run_history": False, "ssr_mode": False, "enable_monitoring": False}
 """Arguments with which a Gradio app is mounted."""

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from align.core.errors import InputError, StorageError, require
 from align.core.files import read_text
 from align.core.outputs import refuse_foreign_file, replace_file
-from align.web.auth import Visitor, refusal
+from align.web.auth import Visitor, build_error_response
 
 V = TypeVar("V", bound=Visitor)
 KEY_TEXT = re.compile(rb"[\w-]{32}")
@@ -32,49 +32,49 @@ class KeyAuthenticator(Generic[V]):
     """
 
     def __init__(self, key: str, person: V, cookie: str, attributes: str = "SameSite=Strict") -> None:
-        require(len(key) >= 32, "key", "(not shown)", "it is too short to keep anybody out", "Give 32 characters.")
+        require(len(key) >= 32, "key", "(not shown)", "it is too short", "Give 32 characters.")
         self.key = key
         self.person = person
         self.cookie = cookie
         self.attributes = attributes
 
-    def who(self, cookies: Mapping[str, str]) -> V | None:
+    def find_visitor(self, cookies: Mapping[str, str]) -> V | None:
         return self.person if self._is_key(cookies.get(self.cookie, "")) else None
 
-    def cookie_of_link(self, key: str) -> str | None:
+    def create_link_cookie(self, key: str) -> str | None:
         return f"{self.cookie}={key}; Path=/; HttpOnly; {self.attributes}" if self._is_key(key) else None
 
-    def unauthenticated(self, path: str, query: Mapping[str, str]) -> Response | None:
-        return refusal(403, "Open the link that the server printed when it started.")
+    def refuse_unknown_visitor(self, path: str, query: Mapping[str, str]) -> Response | None:
+        return build_error_response(403, "Open the link that the server printed when it started.")
 
     def _is_key(self, text: str) -> bool:
         return secrets.compare_digest(text.encode(), self.key.encode())
 
 
 @dataclass(frozen=True, slots=True)
-class Somebody:
+class AnonymousVisitor:
     """A visitor without an account."""
 
     name: str = ""
 
 
-class Anybody:
+class OpenAuthenticator:
     """Lets every visitor in, for a page that only this machine can reach. The other checks of `align.web.auth` still
     apply."""
 
-    visitor = Somebody()
+    visitor = AnonymousVisitor()
 
-    def who(self, cookies: Mapping[str, str]) -> Somebody | None:
+    def find_visitor(self, cookies: Mapping[str, str]) -> AnonymousVisitor | None:
         return self.visitor
 
-    def cookie_of_link(self, key: str) -> str | None:
+    def create_link_cookie(self, key: str) -> str | None:
         return None
 
-    def unauthenticated(self, path: str, query: Mapping[str, str]) -> Response | None:
+    def refuse_unknown_visitor(self, path: str, query: Mapping[str, str]) -> Response | None:
         return None
 
 
-def key_in(path: Path) -> str:
+def load_or_create_key(path: Path) -> str:
     """Return the key of the link from its file, so that a link stays valid when the server restarts. Creates the file
     with a new key if it does not exist.
 

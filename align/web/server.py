@@ -78,8 +78,8 @@ class Connections:
         """End the first twentieth of the stalled connections, or the new one if none is stalled. It is several at a
         time because sorting all of them takes a millisecond.
 
-        The order is by address, the one with most connections first; then connections that never sent a whole request;
-        then by how long they have been stalled.
+        The order is by address, the one with most connections first; then connections that have answered no request
+        yet; then by how long they have been stalled.
 
         Args:
             peer: address whose connections are ended; None for all addresses.
@@ -205,7 +205,7 @@ class Connection(H11Protocol):
             self.end()
 
 
-MOST = 2048
+MAX_CONNECTIONS = 2048
 """Maximum number of open connections."""
 BATCH = 64
 """Connections that the event loop accepts before it handles any of them."""
@@ -219,14 +219,14 @@ def serve(
     app: ASGIApp,
     host: str,
     port: int,
-    ready: Callable[[], None],
+    on_ready: Callable[[], None],
     drain: Callable[[bool], Awaitable[None]] | None = None,
     loggers: Sequence[str] = (),
 ) -> None:
     """Serve an app until the process is interrupted.
 
     Args:
-        ready: called when the port is open.
+        on_ready: called when the port is open.
         drain: awaited after a signal, while the server still answers. Its argument is True if it has to end at once:
             after Ctrl+C, and after a second signal.
         loggers: names of further loggers whose lines go to the console.
@@ -234,13 +234,13 @@ def serve(
     Raises:
         InputError: the port is in use, or this machine has no such host address.
     """
-    with listening(host, port) as listener, log_to_console(loggers):
-        ready()
+    with open_listener(host, port) as listener, log_to_console(loggers):
+        on_ready()
         with suppress(KeyboardInterrupt):  # uvicorn raises it again after it has shut down
             Server(app, host, port, drain).run(sockets=[listener])
 
 
-def listening(host: str, port: int) -> socket.socket:
+def open_listener(host: str, port: int) -> socket.socket:
     """Open a socket on the port. Raises as `serve` does.
 
     The socket names TCP as its protocol, since only then asyncio turns Nagle's algorithm off: with it, a response of
@@ -278,7 +278,7 @@ class Server(uvicorn.Server):
             access_log=False,
         )
         proxies = ProxyHeadersMiddleware(cast(Any, app), config.forwarded_allow_ips).trusted_hosts
-        self.connections = Connections(connection_limit(), lambda address: address in proxies)
+        self.connections = Connections(raise_connection_limit(), lambda address: address in proxies)
         config.http = cast(Any, partial(Connection, self.connections))
         super().__init__(config)
         self._drain = drain
@@ -308,13 +308,17 @@ class Server(uvicorn.Server):
             listener.listen(QUEUE)  # asyncio has set the kernel's queue to `BATCH`
 
 
-def connection_limit() -> int:
+def raise_connection_limit() -> int:
     """Raise the soft limit of file descriptors to the hard one. Returns how many connections this process can hold."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # macOS reports an infinite hard limit and refuses to set it
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
-    return MOST if soft == resource.RLIM_INFINITY else min(MOST, max(soft - RESERVE - BATCH, soft // 4))
+    return (
+        MAX_CONNECTIONS
+        if soft == resource.RLIM_INFINITY
+        else min(MAX_CONNECTIONS, max(soft - RESERVE - BATCH, soft // 4))
+    )
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from align.core.errors import StorageError
 
 @dataclass(slots=True)
 class Failures:
+    """The failed attempts of a name."""
+
     number: int
     until: float
     """Time by the throttle's clock from which the next attempt is allowed."""
@@ -38,9 +40,11 @@ class Throttle:
         self._failures: OrderedDict[str, Failures] = OrderedDict()
         self._lock = threading.Lock()
 
-    def attempt(self, name: str, free: int) -> float:
-        """Begin an attempt. It counts as failed until `succeeded` or `forgive` is called, so that parallel attempts are
-        limited as consecutive ones are. Returns 0 if it is allowed, else the seconds to wait.
+    def begin_attempt(self, name: str, free: int) -> float:
+        """Begin an attempt. Returns 0 if it is allowed, else the seconds to wait.
+
+        An attempt counts as failed until `record_success` or `cancel_attempt` is called: parallel attempts are
+        limited as consecutive ones are.
 
         Args:
             free: number of failures that cost no wait.
@@ -58,18 +62,18 @@ class Throttle:
                 self._failures.popitem(last=False)
             return 0.0
 
-    def failures(self, name: str) -> int:
+    def count_failures(self, name: str) -> int:
         """Return how many attempts of a name failed recently or are under way."""
         with self._lock:
             failures = self._failures.get(name, Failures(0, 0))
             return 0 if self.clock() > failures.until + self.longest else failures.number
 
-    def succeeded(self, name: str) -> None:
+    def record_success(self, name: str) -> None:
         """Reset the count of a name after an attempt that succeeded."""
         with self._lock:
             self._failures.pop(name, None)
 
-    def forgive(self, name: str) -> None:
+    def cancel_attempt(self, name: str) -> None:
         """Take the last attempt of a name back from its count. Earlier failures still count."""
         with self._lock:
             failures = self._failures.get(name)
@@ -77,7 +81,7 @@ class Throttle:
                 self._failures[name] = Failures(max(0, failures.number - 1), self.clock())
 
 
-class Busy(StorageError):
+class ServerBusy(StorageError):
     """Error of a request that was refused because too many wait. Its content was not looked at."""
 
     def __init__(self, field: str) -> None:
@@ -104,25 +108,26 @@ class FairQueue:
 
     The order is by recent failures, fewest first; then one thread of each share, then the second of each (fair
     queueing: Nagle, RFC 970, 1985). If the queue is full, the last thread in this order is refused, which may be the
-    newest. A thread that waited `patience_s` seconds is refused too.
+    newest.
 
     Args:
-        at_once: number of threads that may run the block at the same time.
-        room: number of threads that may wait.
+        max_running: number of threads that may run the block at the same time.
+        max_waiting: number of threads that may wait.
+        max_wait_s: seconds after which a waiting thread is refused.
         field: field of the error of a refused thread, such as `password`.
     """
 
-    def __init__(self, at_once: int, room: int, patience_s: float, field: str) -> None:
-        self.free = at_once
-        self.room = room
-        self.patience_s = patience_s
+    def __init__(self, max_running: int, max_waiting: int, max_wait_s: float, field: str) -> None:
+        self.free = max_running
+        self.max_waiting = max_waiting
+        self.max_wait_s = max_wait_s
         self.field = field
         self.waiting: list[Waiter] = []
         self._changed = threading.Condition()
         self._arrivals = 0
 
     @contextmanager
-    def turn(self, share: str, failures: int) -> Iterator[None]:
+    def take_turn(self, share: str, failures: int) -> Iterator[None]:
         """Wait for this thread's turn, then run the block.
 
         Args:
@@ -130,7 +135,7 @@ class FairQueue:
             failures: recent failures of this share.
 
         Raises:
-            Busy: the thread was refused.
+            ServerBusy: the thread was refused.
         """
         with self._changed:
             self._wait(share, failures)
@@ -147,12 +152,12 @@ class FairQueue:
         share_count = sum(waiter.share == share for waiter in self.waiting)
         this = Waiter(share, (failures, share_count, self._arrivals))
         self.waiting.append(this)
-        if len(self.waiting) > self.room + self.free:
+        if len(self.waiting) > self.max_waiting + self.free:
             last = max(self.waiting, key=lambda waiter: waiter.rank)
             last.is_refused = True
             self.waiting.remove(last)
             self._changed.notify_all()
-        deadline = time.monotonic() + self.patience_s
+        deadline = time.monotonic() + self.max_wait_s
         while not this.is_refused:
             if self.free > 0 and min(self.waiting, key=lambda waiter: waiter.rank) is this:
                 self.waiting.remove(this)
@@ -161,4 +166,4 @@ class FairQueue:
             if not self._changed.wait(deadline - time.monotonic()) and not this.is_refused:
                 self.waiting.remove(this)
                 this.is_refused = True
-        raise Busy(self.field)
+        raise ServerBusy(self.field)

@@ -12,8 +12,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from align.report import few
-from align.report.plots import COLOURS, INK, axes, render
+from align.report import note_small_sample
+from align.report.plots import COLOURS, INK, create_axes, render
 
 DAYS = 7
 """Minimum number of days on the axis, so that a single bar does not fill the plot."""
@@ -21,7 +21,7 @@ DAYS = 7
 
 def plot_per_day(figures: Mapping[str, Any]) -> bytes:
     """Plot the votes of each UTC day as stacked bars: rankings by people, simulated rankings, and skips."""
-    figure, ax = axes("", "votes", "Votes per day (UTC)")
+    figure, ax = create_axes("", "votes", "Votes per day (UTC)")
     rows = figures["per_day"]
     days = [date.fromisoformat(row["day"]).toordinal() for row in rows]
     bottoms = [0] * len(rows)
@@ -48,7 +48,7 @@ def plot_per_day(figures: Mapping[str, Any]) -> bytes:
 def plot_seconds(figures: Mapping[str, Any]) -> bytes:
     """Plot a histogram of the seconds per ranking. Bins get wider with the time."""
     durations = figures["seconds"]
-    figure, ax = axes("seconds", "rankings", "Seconds per item")
+    figure, ax = create_axes("seconds", "rankings", "Seconds per item")
     bins = durations["histogram"]
     ax.bar(range(len(bins)), [bin["count"] for bin in bins], width=0.9, align="edge", color=COLOURS[0])
     ax.set_xticks(range(len(bins)), [str(bin["from"]) for bin in bins], fontsize=8)
@@ -76,7 +76,7 @@ def _plot_shares(figures: Mapping[str, Any], name: str, xlabel: str, title: str)
         for label, estimate in (*shares, ("all", figures[name]["share"]))
         if isinstance(estimate, Mapping)
     ]
-    figure, ax = axes(xlabel, "", title)
+    figure, ax = create_axes(xlabel, "", title)
     figure.set_figheight(max(3.0, 1.2 + 0.22 * len(rows)))
     ax.grid(visible=False)
     for y, (label, estimate) in enumerate(rows):
@@ -85,7 +85,7 @@ def _plot_shares(figures: Mapping[str, Any], name: str, xlabel: str, title: str)
         ax.plot(estimate["value"], y, marker, color=colour, markersize=5)
     ax.set_yticks(
         range(len(rows)),
-        [f"{label} ({estimate['n']:,}{few(estimate['n'])})" for label, estimate in rows],
+        [f"{label} ({estimate['n']:,}{note_small_sample(estimate['n'])})" for label, estimate in rows],
         parse_math=False,
     )
     ax.set_xlim(0, 1)

@@ -15,8 +15,8 @@ from starlette.types import ASGIApp
 
 from align.annotate.accounts import Accounts, Person
 from align.annotate.web.templating import UI_TEXTS
-from align.web.auth import Authenticator, AuthMiddleware, refusal
-from align.web.gradio_pages import POLICY, UNUSED
+from align.web.auth import Authenticator, AuthMiddleware, build_error_response
+from align.web.gradio_pages import CLOSED_PATHS, POLICY
 
 BODY_LIMIT = 1_000_000
 """Maximum bytes of a JSON request."""
@@ -35,20 +35,20 @@ class AccountAuthenticator:
         self.accounts = accounts
         self.cookie = cookie
 
-    def who(self, cookies: Mapping[str, str]) -> Person | None:
+    def find_visitor(self, cookies: Mapping[str, str]) -> Person | None:
         session = cookies.get(self.cookie, "")
         return self.accounts.find_person(session) if session else None
 
-    def cookie_of_link(self, key: str) -> str | None:
+    def create_link_cookie(self, key: str) -> str | None:
         return None
 
-    def unauthenticated(self, path: str, query: Mapping[str, str]) -> Response | None:
+    def refuse_unknown_visitor(self, path: str, query: Mapping[str, str]) -> Response | None:
         if path in ("/login", "/invite", "/align/app.css"):
             return None
         if path in ("/", MANAGE, f"{MANAGE}/", "/password", "/logout"):
             project = query.get("project", "") if path == "/" else ""
             return RedirectResponse(f"/login?project={quote(project, safe='')}" if project else "/login", 303)
-        return refusal(401, UI_TEXTS["session_over"] if path.startswith(MANAGE) else "Log in.")
+        return build_error_response(401, UI_TEXTS["session_over"] if path.startswith(MANAGE) else "Log in.")
 
 
 def require_login(
@@ -60,16 +60,23 @@ def require_login(
         streams: maximum open event streams of all people together.
     """
     return AuthMiddleware(
-        app, authenticator, origins, check_request, policy=POLICY, unused=UNUSED, streams=streams, streams_each=STREAMS
+        app,
+        authenticator,
+        origins,
+        check_request,
+        policy=POLICY,
+        closed_paths=CLOSED_PATHS,
+        max_streams=streams,
+        max_streams_each=STREAMS,
     )
 
 
 def check_request(person: Person | None, method: str, path: str, headers: Headers) -> Response | None:
     """Return the response that refuses a request. Returns None if it may pass."""
     if path.startswith(MANAGE) and not (person and is_manager(person)):
-        return refusal(403, "This page is for reviewers and admins.")
+        return build_error_response(403, "This page is for reviewers and admins.")
     problem = find_request_problem(method, path, headers)
-    return refusal(415, problem) if problem else None
+    return build_error_response(415, problem) if problem else None
 
 
 def is_manager(person: Person) -> bool:

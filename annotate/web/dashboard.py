@@ -16,7 +16,7 @@ from align.annotate.figures import build_people_csv, compute_figures, plots
 from align.annotate.store import Store
 from align.annotate.web.access import MANAGE
 from align.annotate.web.templating import UI_TEXTS, render
-from align.report import few
+from align.report import note_small_sample
 
 PLOTS = ("per_day", "seconds", "position", "length")
 PERSON_COLUMNS = (
@@ -124,7 +124,7 @@ def format_figure(value: Any) -> str:
     """Format a figure: an estimate with its interval and count, or the reason why it is undefined."""
     if isinstance(value, Mapping):
         interval = "" if value["low"] is None else f" [{value['low']:.2f}, {value['high']:.2f}]"
-        return f"{value['value']:.2f}{interval} ({value['n']:,}{few(value['n'])})"
+        return f"{value['value']:.2f}{interval} ({value['n']:,}{note_small_sample(value['n'])})"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
@@ -132,7 +132,7 @@ def format_kappa(agreement: Mapping[str, Any]) -> str:
     """Format the agreement of two annotators."""
     value = agreement["direction"]
     kappa_text = f"{value:.2f}" if isinstance(value, float) else value
-    return f"{' – '.join(agreement['annotators'])}: {kappa_text} ({agreement['items']:,}{few(agreement['items'])})"
+    return f"{' – '.join(agreement['annotators'])}: {kappa_text} ({agreement['items']:,}{note_small_sample(agreement['items'])})"
 
 
 def format_skips(skips: Mapping[str, int]) -> str:

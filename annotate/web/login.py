@@ -11,8 +11,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from align.annotate.accounts import SESSION_S, Accounts, Invitation, Person
 from align.annotate.web.templating import UI_TEXTS, render
 from align.core.errors import InputError, StorageError
-from align.web.credentials import Refused, session_cookie
-from align.web.throttle import Busy
+from align.web.credentials import AccessRefused, format_session_cookie
+from align.web.throttle import ServerBusy
 
 
 async def read_form_fields(request: Request) -> dict[str, str]:
@@ -49,20 +49,21 @@ def build_login_routes(accounts: Accounts, cookie: str) -> APIRouter:
         except InputError as error:
             return render_page("login", "log_in", error, invite=invite, project=project, name=name)
         return redirect(
-            get_redirect_target(invite, project), session_cookie(cookie, session, request.scope["origin"], SESSION_S)
+            get_redirect_target(invite, project),
+            format_session_cookie(cookie, session, request.scope["origin"], SESSION_S),
         )
 
     @router.post("/logout")
     def log_out(request: Request, form: FormFields) -> Response:
         accounts.log_out(request.cookies.get(cookie, ""))
         target = f"/invite?token={quote(invite)}" if (invite := form.get("invite", "")) else "/login"
-        return redirect(target, session_cookie(cookie, "", request.scope["origin"], 0))
+        return redirect(target, format_session_cookie(cookie, "", request.scope["origin"], 0))
 
     @router.get("/invite")
     def invitation_page(request: Request, token: str = "") -> Response:
         invitation = accounts.find_invitation(token)
         if invitation is None:
-            refusal = Refused("token", "(not shown)", UI_TEXTS["no_invitation"], UI_TEXTS["ask_again"])
+            refusal = AccessRefused("token", "(not shown)", UI_TEXTS["no_invitation"], UI_TEXTS["ask_again"])
             return render_invitation_page(None, token, None, error=refusal)
         return render_invitation_page(invitation, token, request.scope["person"])
 
@@ -79,7 +80,7 @@ def build_login_routes(accounts: Accounts, cookie: str) -> APIRouter:
             session = accounts.accept(token, name, read_new_password(form))
         except InputError as error:
             return render_invitation_page(invitation, token, person, name, error)
-        return redirect("/", session_cookie(cookie, session, request.scope["origin"], SESSION_S))
+        return redirect("/", format_session_cookie(cookie, session, request.scope["origin"], SESSION_S))
 
     @router.get("/password")
     def password_page() -> Response:
@@ -119,9 +120,17 @@ def render_page(template: str, title: str, error: InputError | None = None, **va
     Args:
         title: a key of `UI_TEXTS`.
     """
-    if isinstance(error, StorageError) and not isinstance(error, Busy):
+    if isinstance(error, StorageError) and not isinstance(error, ServerBusy):
         raise error  # which the app explains, to strangers without what the database says
-    status = 200 if error is None else 403 if isinstance(error, Refused) else 503 if isinstance(error, Busy) else 422
+    status = (
+        200
+        if error is None
+        else 403
+        if isinstance(error, AccessRefused)
+        else 503
+        if isinstance(error, ServerBusy)
+        else 422
+    )
     problem = format_error(error) if error else ""
     return HTMLResponse(render(f"{template}.html", title=UI_TEXTS[title], problem=problem, **values), status)
 
@@ -145,7 +154,7 @@ def render_invitation_page(
 def format_error(error: InputError) -> str:
     """Return an error's message with its field, and with its value unless that is secret."""
     value = error.value if isinstance(error.value, str) and error.value != "(not shown)" else ""
-    label = f"{UI_TEXTS.get(error.field, error.field)}: " if not isinstance(error, Refused) else ""
+    label = f"{UI_TEXTS.get(error.field, error.field)}: " if not isinstance(error, AccessRefused) else ""
     return f"{label}{f'{value[:80]}: ' if label and value else ''}{error.problem}. {error.remedy}"
 
 

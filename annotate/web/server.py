@@ -22,10 +22,10 @@ from align.annotate.web.routes import build_routes
 from align.annotate.web.templating import STATIC
 from align.core.errors import InputError, StorageError
 from align.web.auth import Authenticator
-from align.web.credentials import Refused
-from align.web.errors import explain_errors
-from align.web.gradio_pages import QUIET
-from align.web.server import connection_limit
+from align.web.credentials import AccessRefused
+from align.web.errors import add_error_handlers
+from align.web.gradio_pages import MOUNT_SETTINGS
+from align.web.server import raise_connection_limit
 
 HEAD = """<meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="stylesheet" href="/align/app.css"><script type="module" src="/align/rank.js"></script>"""
@@ -50,10 +50,10 @@ def build_app(store: Store, authenticator: Authenticator[Person], origins: Seque
         app.include_router(build_login_routes(authenticator.accounts, authenticator.cookie))
     app.include_router(build_figure_routes(store))
     app.mount("/align", StaticFiles(directory=STATIC))
-    explain_errors(app, {AlreadyJudged: 409, StorageError: 503, Refused: 403, InputError: 422})
+    add_error_handlers(app, {AlreadyJudged: 409, StorageError: 503, AccessRefused: 403, InputError: 422})
     manager = Manager(store, accounts, authenticator, origins[0])
-    app = gradio.mount_gradio_app(app, build_manage_page(manager), path=MANAGE, head=MANAGE_HEAD, **QUIET)
+    app = gradio.mount_gradio_app(app, build_manage_page(manager), path=MANAGE, head=MANAGE_HEAD, **MOUNT_SETTINGS)
     app = gradio.mount_gradio_app(
-        app, build_page(), path="/", head=HEAD, **QUIET
+        app, build_page(), path="/", head=HEAD, **MOUNT_SETTINGS
     )  # last, because it matches every path
-    return require_login(app, authenticator, origins, streams=connection_limit() // 4)
+    return require_login(app, authenticator, origins, streams=raise_connection_limit() // 4)

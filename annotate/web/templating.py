@@ -11,8 +11,8 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from align.report.page import template_environment
-from align.web.credentials import SHORTEST_PASSWORD
+from align.report.page import create_template_environment
+from align.web.credentials import MIN_PASSWORD_LENGTH
 
 STATIC = Path(__file__).parent / "static"
 UI_TEXTS: dict[str, str] = json.loads((STATIC / "strings.json").read_text(encoding="utf-8"))
@@ -20,8 +20,8 @@ UI_TEXTS: dict[str, str] = json.loads((STATIC / "strings.json").read_text(encodi
 
 @cache
 def load_templates() -> Environment:
-    environment = template_environment(Path(__file__).parent / "templates")
-    environment.globals |= {"words": UI_TEXTS, "shortest_password": SHORTEST_PASSWORD}
+    environment = create_template_environment(Path(__file__).parent / "templates")
+    environment.globals |= {"words": UI_TEXTS, "shortest_password": MIN_PASSWORD_LENGTH}
     return environment
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import planted
 
 from align.data.chitchat import join_turns, load_records
-from align.data.clean.pii import KINDS, Pii
+from align.data.clean.pii import KINDS, PersonalDataFilter
 
 LETTERS = string.ascii_letters + string.digits
 Maker = Callable[[random.Random], str]
@@ -429,14 +429,14 @@ def battery(seed: int, each: int) -> Outcome:
     draw = random.Random(seed)
     corpus = [turn for record in load_records().values() for turn in join_turns(record)[:2]][:3000]
     corpus = [turn for turn in corpus if not any(map(str.isdigit, turn)) and "@" not in turn]
-    step = Pii()
+    step = PersonalDataFilter()
     outcome = Outcome()
     for maker, make in MAKERS.items():
         kind = maker.split(",")[0]
         for _ in range(each):
             made = make(draw)
             text = surrounded(made, corpus, draw, BARE if maker == "phone, ten digits" else (*AROUND, *planted.AROUND))
-            hidden = step.hidden(text)
+            hidden = step.mask_personal_data(text)
             good = f"[{kind.upper()}]" in hidden and made not in hidden
             outcome.planted[maker] += 1
             outcome.found[maker] += good
@@ -450,7 +450,7 @@ def battery(seed: int, each: int) -> Outcome:
     for maker, make in NEGATIVES.items():
         for _ in range(each):
             text = surrounded(make(draw), corpus, draw, AROUND)
-            hidden = step.hidden(text)
+            hidden = step.mask_personal_data(text)
             outcome.negatives[maker] += hidden != text
             for kind in KINDS:
                 count = hidden.count(f"[{kind.upper()}]")

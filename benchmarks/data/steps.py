@@ -23,9 +23,9 @@ from planted import MAKERS, planted
 from align.core.types import Conversation, Record
 from align.data.chitchat import join_turns, load_records, to_conversation
 from align.data.clean.cleaner import Cleaner
-from align.data.clean.outcome import Step, said
-from align.data.clean.pii import KINDS, Pii
-from align.data.clean.steps import steps_of
+from align.data.clean.outcome import Step, join_texts
+from align.data.clean.pii import KINDS, PersonalDataFilter
+from align.data.clean.steps import create_steps
 
 BYTES, DOCUMENTS, ROUNDS, PLANTED = 600, 2_000, 5, 1_000
 STEPS = ["unicode", "control", "empty", "roles", {"language": {"keep": ["en"]}}, {"length": {"most": 2000}},
@@ -65,7 +65,7 @@ def costs() -> dict[str, dict[str, float]]:
     marked = [to_conversation([planted(m.content, draw.choice(KINDS), draw)[0] for m in row.messages[:2]]
                       + [m.content for m in row.messages[2:]], row.id) for row in plain[:400]]  # fmt: skip
     found = {}
-    for name, step in steps_of(STEPS):
+    for name, step in create_steps(STEPS):
         for row in (*plain[:20], *german[:20], *marked[:20]):
             step(row)  # loads what the step needs
         found[name] = {
@@ -83,7 +83,7 @@ def recall() -> dict[str, float]:
         hits = 0
         for _ in range(PLANTED):
             text, made = planted(draw.choice(lines), kind, draw)
-            hidden = Pii().hidden(text)
+            hidden = PersonalDataFilter().mask_personal_data(text)
             hits += f"[{kind.upper()}]" in hidden and made not in hidden
         found[kind] = hits / PLANTED
     return found
@@ -93,7 +93,7 @@ def on_dialogue() -> tuple[int, dict[str, Counter[str]]]:
     """Conversations of the whole corpus; and what each step, alone, changes, drops or notes of them."""
     whole = [to_conversation(lines, id) for id, record in load_records().items() if (lines := join_turns(record))]
     found = {}
-    for name, step in steps_of([*STEPS[:-1], {"pii": {"action": "report"}}]):
+    for name, step in create_steps([*STEPS[:-1], {"pii": {"action": "report"}}]):
         cleaner = Cleaner([(name, step)])
         for i, row in enumerate(whole):
             cleaner.clean(row, i)
@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
-    size = sum(len(said(row).encode()) for row in documents()) / len(documents())
+    size = sum(len(join_texts(row).encode()) for row in documents()) / len(documents())
     turns_each = sum(len(row.messages) for row in documents()) / len(documents())
     print(f"{len(documents())} documents of {size:.0f} bytes in {turns_each:.1f} turns; µs a document")
     print(f"{'step':12} {'English':>8} {'German':>8} {'with personal data':>20}")

@@ -29,7 +29,7 @@ from align.annotate.store.preference_pairs import load_preferences
 from align.core.types import Message
 from align.data.read.records import write_preferences
 from align.ops.intervals import mean_interval
-from align.report.plots import axes, render
+from align.report.plots import create_axes, render
 from align.reward.rules import Sentiment
 from align.track import read_rows
 
@@ -155,7 +155,7 @@ def format_table(report: Mapping[str, Any]) -> str:
 
 def plot_gold(curves: Mapping[int, Sequence[Mapping[str, list[Any]]]]) -> bytes:
     """Plot gold by update as SVG, averaged over seeds, a line for each number of rankings."""
-    figure, ax = axes("updates", "gold score")
+    figure, ax = create_axes("updates", "gold score")
     for (rankings, seed_curves), marker in zip(curves.items(), "osd^v", strict=False):
         gold = np.mean([np.mean(curve["gold"], 1) for curve in seed_curves], 0)
         ax.plot(seed_curves[0]["step"], gold, marker=marker, markersize=3, label=f"{rankings:,} rankings")

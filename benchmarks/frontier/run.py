@@ -35,7 +35,7 @@ from outcomes import (
 from runs import BEST_OF_RUN, RECIPE_RUN, Runs, build_parser, round_figures, run_in_parallel
 from training_methods import METHODS, REPORTED_SEEDS, TUNING_SEED, build_shared_overrides
 
-from align.report.plots import axes, render
+from align.report.plots import create_axes, render
 
 LONG_PPO_ROW = "PPO, twice as long"
 """The row of the recipe's own PPO."""
@@ -106,7 +106,7 @@ def format_table(report: dict[str, Any]) -> str:
 
 def plot_frontier(rows: dict[str, Figures]) -> bytes:
     """Plot gold over KL as SVG, a line for each method that starts at the supervised model."""
-    figure, ax = axes("KL to the supervised model, nats a response", "gold score")
+    figure, ax = create_axes("KL to the supervised model, nats a response", "gold score")
     sft_row = rows["SFT"]
     row_names_by_line = {
         "best-of-n (its bound)": [f"best-of-{n}" for n in BEST_OF],

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from work import PROMPTS, Work, report
 
 from align.core.types import Conversation, Message
-from align.data.chat.encode import encode_prompts, stop_token_ids
+from align.data.chat.encode import encode_prompts, find_stop_token_ids
 from align.models.adapters import save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.forward import compute_in_chunks
@@ -89,7 +89,7 @@ def count_flops(run: Callable[[], object]) -> int:
 def build_update(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
     """Return a function that runs update n as `stage=ppo` does, and returns the seconds of its phases."""
     tokenizer = load_tokenizer(find_base(work.model))
-    stop_ids = () if work.fixed else stop_token_ids(tokenizer, roles.model.generation_config)
+    stop_ids = () if work.fixed else find_stop_token_ids(tokenizer, roles.model.generation_config)
     engine = HfEngine(stop_ids, tokenizer.pad_token_id, work.tokens)
     conversations = [Conversation((Message("user", text),)) for text in PROMPTS * work.batch for _ in range(work.group)]
     prompts = [prompt.input_ids for prompt in encode_prompts(tokenizer, conversations, 1024)[0]]

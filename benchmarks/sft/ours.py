@@ -11,7 +11,7 @@ from torch.utils.data import SequentialSampler
 from work import Row, StepClock, Work, read_works, run_contestant
 
 from align.config.sft import SftConfig
-from align.data.chat.encode import Encoded
+from align.data.chat.encode import EncodedRow
 from align.models.adapters import with_new_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
@@ -32,7 +32,7 @@ def load(work: Work) -> tuple[Any, Any]:
 def fit(model: Any, tokenizer: Any, rows: list[Row], work: Work, lr: float) -> StepClock:
     settings = SftConfig(lr=lr, batch_size=work.batch, micro_batch=work.micro_batch, warmup=work.warmup)
     training = Training.from_settings(settings, work.seed)
-    encoded = [Encoded(row["input_ids"], row["labels"]) for row in rows]
+    encoded = [EncodedRow(row["input_ids"], row["labels"]) for row in rows]
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
         arguments = training.arguments(Path(folder), CPU, getattr(torch, work.dtype), training.steps(len(rows)))

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from align.report import in_words
+from align.report import format_interval
 from align.run import Manifest, read_manifest
 from align.run.environment import describe_processor
 
@@ -65,7 +65,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
             row["processor"],
             row["seed"],
             row["sums"],
-            *(in_words(row[name], ".2f") for name in ("taught", "practised", "difference")),
+            *(format_interval(row[name], ".2f") for name in ("taught", "practised", "difference")),
         )
         lines.append(f"| {' | '.join(map(str, cells))} | {row['kl']:.2f} | {sum(row['minutes'].values()):.1f} |")
     return "\n".join(lines) + "\n"

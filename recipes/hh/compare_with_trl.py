@@ -31,7 +31,7 @@ from align.data.read.records import read_preferences
 from align.data.split import split_by_group
 from align.models.load import choose_device, choose_dtype
 from align.ops.intervals import average_by_group, proportion_interval
-from align.report import few, in_words
+from align.report import format_interval, note_small_sample
 from align.run import read_manifest
 
 
@@ -70,7 +70,7 @@ def format_table(results: dict[str, Any]) -> str:
     ]
     for label, key in (("`stage=reward`", "align"), ("TRL's RewardTrainer", "trl")):
         row = results[key]
-        lines.append(f"| {label} | {in_words(row)}{few(row['n'])} | {row['minutes']:.0f} |")
+        lines.append(f"| {label} | {format_interval(row)}{note_small_sample(row['n'])} | {row['minutes']:.0f} |")
     return "\n".join(lines) + "\n"
 
 

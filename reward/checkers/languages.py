@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from align.data.clean.language import NONE, identifier
+from align.data.clean.language import NONE, load_identifier
 
 LANGUAGES = {
     "ar": "Arabic", "bg": "Bulgarian", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek",
@@ -32,7 +32,7 @@ def is_in_language(text: str, code: str) -> bool:
     if not letters:
         return False
     encodable = text.encode("utf-8", "ignore").decode()  # without lone surrogates
-    detected, probability = identifier(tuple(LANGUAGES)).classify(encodable)  # ignores case
+    detected, probability = load_identifier(tuple(LANGUAGES)).classify(encodable)  # ignores case
     if detected != NONE and probability >= MIN_PROBABILITY:
         return detected == code
     is_latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters) > len(letters) / 2

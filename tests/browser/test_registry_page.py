@@ -50,11 +50,13 @@ def url(root: Path) -> Iterator[str]:
     import uvicorn
 
     from align.registry.page.server import application
-    from align.stages.registry import line_of
-    from align.web.key_link import Anybody
+    from align.stages.registry import format_run_command
+    from align.web.key_link import OpenAuthenticator
 
     port = free_port()
-    app = application(root, lambda project, head: votes(head), line_of, Anybody(), [f"http://127.0.0.1:{port}"])
+    app = application(
+        root, lambda project, head: votes(head), format_run_command, OpenAuthenticator(), [f"http://127.0.0.1:{port}"]
+    )
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -21,7 +21,7 @@ from peft import LoraConfig, get_peft_model
 from processes import Child, Forks
 from templates import TOOL_TEMPLATE
 
-from align.data.chat.tools import tool_prompt_ids
+from align.data.chat.tools import encode_tool_prompt
 from align.models.adapters import save_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
@@ -63,7 +63,7 @@ def adapter(seed: int, name: str) -> Path:
 
 def memorise(model: Any, tokenizer: Any) -> None:
     """Trains an adapter until it answers `ASKED` by `CALL`."""
-    prompt = tool_prompt_ids(tokenizer, ASKED, TOOLS)
+    prompt = encode_tool_prompt(tokenizer, ASKED, TOOLS)
     answer = [*tokenizer(CALL, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     ids = torch.tensor([[*prompt, *answer]])
     labels = torch.tensor([[-100] * len(prompt) + answer])

@@ -163,13 +163,13 @@ def test_a_vote_sent_twice_counts_once_and_brings_the_next(ask):
 
 
 def test_a_taken_port_is_named_and_answers_do_not_wait_for_acknowledgements():
-    from align.web.server import listening
+    from align.web.server import open_listener
 
-    with listening("127.0.0.1", 0) as taken:
+    with open_listener("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         taken.listen()
         with pytest.raises(InputError, match="it cannot be had"):
-            listening("127.0.0.1", port)
+            open_listener("127.0.0.1", port)
 
         async def undelayed() -> int:
             found = asyncio.get_running_loop().create_future()

@@ -19,7 +19,7 @@ from align.config.addresses import list_origins
 from align.config.annotate import AnnotateConfig
 from align.run import Input, read_manifest
 from align.run.manifest import write_manifest
-from align.web.key_link import key_in
+from align.web.key_link import load_or_create_key
 
 ITEMS = [{"id": str(i), "prompt": f"q {i}", "answers": ["wonderful", "awful", "a table"]} for i in range(6)]
 
@@ -79,11 +79,11 @@ def test_settings_are_printed_as_they_are_typed(shop: Workshop, tmp_path: Path) 
 
 
 def test_a_key_that_a_crash_cut_short_is_made_anew(tmp_path: Path) -> None:
-    first = key_in(tmp_path / "annotate.key")
-    assert key_in(tmp_path / "annotate.key") == first
+    first = load_or_create_key(tmp_path / "annotate.key")
+    assert load_or_create_key(tmp_path / "annotate.key") == first
     assert len(first) >= 32
     (tmp_path / "annotate.key").write_text("")
-    assert len(key_in(tmp_path / "annotate.key")) >= 32
+    assert len(load_or_create_key(tmp_path / "annotate.key")) >= 32
     assert (tmp_path / "annotate.key").stat().st_mode & 0o777 == 0o600
 
 

@@ -15,7 +15,7 @@ from workshop import Ready, Workshop
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.chat import template
-from align.data.chat.encode import render, stop_token_ids
+from align.data.chat.encode import find_stop_token_ids, render
 from align.data.chat.template import use_template
 from align.models.base import find_base
 from align.models.load import context_length, load_base, load_tokenizer
@@ -46,10 +46,10 @@ def loaded(model: Path) -> None:
     base = find_base(str(model))
     tokenizer = load_tokenizer(base)
     use_template(tokenizer, None)
-    render(tokenizer, Conversation((Message("user", "a"),)), answer_due=True)
+    render(tokenizer, Conversation((Message("user", "a"),)), add_generation_prompt=True)
     found = load_base(base, "lora", torch.device("cpu"), torch.float32)
     context_length(found)
-    stop_token_ids(tokenizer, found.generation_config)
+    find_stop_token_ids(tokenizer, found.generation_config)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 from waiting import settles
 
 from align.web import server as connections
-from align.web.server import MOST, Connections, Server, connection_limit, listening
+from align.web.server import MAX_CONNECTIONS, Connections, Server, open_listener, raise_connection_limit
 
 WAIT_S = 0.4
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -52,7 +52,7 @@ def serve() -> Iterator[Callable[..., tuple[int, Server]]]:
     running = []
 
     def start(most: int = 100, trusted: tuple[str, ...] = ("127.0.0.1",)) -> tuple[int, Server]:
-        listener = listening("127.0.0.1", 0)
+        listener = open_listener("127.0.0.1", 0)
         server = Server(app, "127.0.0.1", listener.getsockname()[1])
         server.connections.limit, server.connections.is_proxy = most, trusted.__contains__
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
@@ -290,7 +290,7 @@ def test_there_are_fewer_places_than_descriptors_and_the_soft_limit_is_raised():
         "resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])));"
         "print(connection_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
-    for soft, hard, expected in ((256, 1024, 704), (1024, 1024, 704), (128, 128, 32), (1024, 20_000, MOST)):
+    for soft, hard, expected in ((256, 1024, 704), (1024, 1024, 704), (128, 128, 32), (1024, 20_000, MAX_CONNECTIONS)):
         found = subprocess.run([sys.executable, "-c", program, str(soft), str(hard)], capture_output=True, text=True)
         assert found.stdout.split() == [str(expected), str(hard), str(hard)], found.stderr
-    assert connection_limit() > 0
+    assert raise_connection_limit() > 0

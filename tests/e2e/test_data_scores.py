@@ -13,7 +13,7 @@ from data_sets import chat, made, sources, three_sources, write
 from workshop import Workshop, in_a_fork
 
 from align.data.sets import score_cuts as scoring
-from align.report.data_set_page import list_losses
+from align.report.data_set_page import iter_losses
 
 ALONE = ("stage.duplicates.exact=false", "stage.duplicates.near=null", "stage.contamination.test=false")
 """Nothing but scores leaves rows out."""
@@ -47,7 +47,7 @@ def test_quantiles_of_the_loss_leave_out_the_rows_at_the_ends(here: Path, tiny_m
             expected |= {f"{r['source']}:{r['row']}"
                          for r in order[round(0.1 * len(order)) : round(0.75 * len(order))]}  # fmt: skip
         assert {f"{row['source']}:{row['row']}" for row in rows_of(cut)} == expected
-        gone = sum(dict(list_losses(source))["dropped by score"] for source in said["sources"])
+        gone = sum(dict(iter_losses(source))["dropped by score"] for source in said["sources"])
         manifest = json.loads((cut / "manifest.json").read_text())
         assert len(every) - len(expected) == gone == manifest["metrics"]["dropped_by_score"]
         assert "dropped by score" in printed

@@ -59,8 +59,11 @@ def test_personal_data_is_not_shown_in_rendered_rows(tmp_path: Path, tiny_model:
 
 
 def test_how_far_a_source_is_read_and_how_long_it_takes() -> None:
-    assert reading_progress.how_far(20.0, 0.5, [(10.0, 0.25)]) == f", 50{NO_BREAK}% of its bytes, about 20 seconds left"
     assert (
-        reading_progress.how_far(10.0, 0.25, [(10.0, 0.25)]) == f", 25{NO_BREAK}% of its bytes"
+        reading_progress.describe_share_read(20.0, 0.5, [(10.0, 0.25)])
+        == f", 50{NO_BREAK}% of its bytes, about 20 seconds left"
+    )
+    assert (
+        reading_progress.describe_share_read(10.0, 0.25, [(10.0, 0.25)]) == f", 25{NO_BREAK}% of its bytes"
     )  # nobody knows the pace yet
-    assert reading_progress.how_far(10.0, None, []) == ""
+    assert reading_progress.describe_share_read(10.0, None, []) == ""

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_sets import chat, made, write
 
-from align.report.figure_text import percent
+from align.report.figure_text import format_percent
 
 SHARED = " ".join(f"instruct{a}{b}" for a in "abcdefgh" for b in "klmnopq")
 WORDS = [a + b for a in ("ka", "lo", "mi", "ru", "te", "so", "pa") for b in ("bor", "len", "mar", "tis", "von", "zel")]
@@ -54,9 +54,9 @@ def test_a_step_that_removes_much_is_warned_of_first_with_examples_and_the_setti
     folder, _, said = made(tmp_path, *words)
     lines = said.splitlines()
     warnings = [line for line in lines if "warning: rows: " in line]
-    length = f"warning: rows: step length of stage.clean removed 30 of 110 rows ({percent(30 / 110)}). Setting: loosen"
-    exact = f"warning: rows: exact duplicates removed 20 of 80 rows ({percent(0.25)}). Setting: stage.duplicates.exact="
-    cap = f"warning: rows: over the cap removed 20 of 60 rows ({percent(1 / 3)}). Setting: the source's cap"
+    length = f"warning: rows: step length of stage.clean removed 30 of 110 rows ({format_percent(30 / 110)}). Setting: loosen"
+    exact = f"warning: rows: exact duplicates removed 20 of 80 rows ({format_percent(0.25)}). Setting: stage.duplicates.exact="
+    cap = f"warning: rows: over the cap removed 20 of 60 rows ({format_percent(1 / 3)}). Setting: the source's cap"
     for warning, start in zip(warnings, 2 * (length, exact, cap), strict=True):
         assert warning.strip().startswith(start)
     examples = [i for i, line in enumerate(lines) if line.startswith("  for example: ")]

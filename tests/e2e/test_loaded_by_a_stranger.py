@@ -20,7 +20,7 @@ from test_own_model import pairs
 from torch import Tensor
 from workshop import SFT, Workshop
 
-from align.data.chat.fixed_prompts import fixed_prompts
+from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.export.reward import encode_as_trained, make_test_conversations
 from align.models.adapters import attach
 from align.models.load import in_fp32, load_base, own_tokenizer
@@ -98,7 +98,7 @@ def rows_of(artifact: Artifact) -> list[list[int]]:
     tokenizer = own_tokenizer(artifact, artifact.base)
     if artifact.path.parents[1].name == "reward":
         return encode_as_trained(tokenizer, make_test_conversations(tokenizer))[:4]
-    return fixed_prompts(tokenizer)[:4]
+    return encode_fixed_prompts(tokenizer)[:4]
 
 
 @torch.no_grad()

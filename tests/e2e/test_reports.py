@@ -12,9 +12,9 @@ import pytest
 from workshop import Ready
 
 from align.__main__ import main
-from align.data.chat.encode import IGNORED
+from align.data.chat.encode import IGNORE_INDEX
 from align.report import live
-from align.report.figure_labels import FIGURES, table_of
+from align.report.figure_labels import FIGURES, build_figure_table
 from align.run import read_manifest
 from align.run.lineage import iter_manifests
 from align.track import read_rows
@@ -84,7 +84,9 @@ def test_every_figure_is_declared_and_no_cell_is_blank(ready: Ready):
     seen: dict[str, Any] = {}
     for folder, manifest in iter_manifests(ready.root):
         if manifest.done:
-            assert {row[0] for row in table_of(manifest.metrics)} <= {figure.label for figure in FIGURES}, folder
+            assert {row[0] for row in build_figure_table(manifest.metrics)} <= {figure.label for figure in FIGURES}, (
+                folder
+            )
             page = page_of(folder)
             assert not re.search(r"<(td|th|dd|dt)[^>]*>\s*</", page), folder
             seen[manifest.stage] = page
@@ -107,7 +109,7 @@ def test_what_is_trained_on_is_shown_as_it_was_handed_to_the_trainer(
     for row, given in zip(rows, handed[0], strict=False):
         assert "".join(part["text"] for part in row["parts"]) == tiny_tokenizer.decode(given["input_ids"])
         answer = "".join(part["text"] for part in row["parts"] if part["trained"])
-        assert answer == tiny_tokenizer.decode([label for label in given["labels"] if label != IGNORED])
+        assert answer == tiny_tokenizer.decode([label for label in given["labels"] if label != IGNORE_INDEX])
         assert f"<mark>{answer.removesuffix('<eos>')}<code><eos></code></mark>" in page
 
 

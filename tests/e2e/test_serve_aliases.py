@@ -13,7 +13,7 @@ from serving import Server, adapters, serving
 from waiting import settles
 
 from align.__main__ import main
-from align.data.chat.tools import tool_prompt_ids
+from align.data.chat.tools import encode_tool_prompt
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.run import read_manifest
@@ -32,7 +32,7 @@ class Home:
 
     def __init__(self, root: Path, server: Server) -> None:
         self.root, self.server = root, server
-        self.asked = tool_prompt_ids(
+        self.asked = encode_tool_prompt(
             load_tokenizer(find_base("pocket")), [{"role": "user", "content": "Good morning!"}]
         )
 

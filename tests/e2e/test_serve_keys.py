@@ -16,7 +16,7 @@ from align.run import Run
 from align.serve.tenants import LOCAL, Keys, Limits, Tenant
 from align.serve.usage import Usage, usage_beside
 from align.stages import serve
-from align.stages.runner import Inputs
+from align.stages.runner import StageInputs
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ def test_a_look_at_the_tenants_changes_nothing(shop: Workshop) -> None:
     assert keys.path.read_bytes() == written
 
 
-def inputs(ready: Ready, *words: str) -> Inputs:
+def inputs(ready: Ready, *words: str) -> StageInputs:
     words = ("stage=serve", f"run.root={ready.root}", *words)
     return serve.inputs(build_config(compose_tree(words)))
 
 
-def opened(found: Inputs) -> Run:
+def opened(found: StageInputs) -> Run:
     return Run.open(to_plain_dict(found.config), found.records, found.base, found.label, again=found.again)
 
 

@@ -12,7 +12,7 @@ from serving import adapters, serving
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.core.types import Conversation, Message
-from align.data.chat.encode import encode_judged, stop_token_ids
+from align.data.chat.encode import encode_for_reward_model, find_stop_token_ids
 from align.models.adapters import attach, save_adapter, with_new_adapter
 from align.models.base import find_base
 from align.models.dequantised import DEQUANTISED, dequantise
@@ -65,11 +65,13 @@ def test_a_reward_model_scores_beside_those_that_answer(forks: Forks, tmp_path: 
     model, head = reward_model(tmp_path / "adapters" / "taste")
     made = adapters(tmp_path / "adapters", "one")
     tokenizer = load_tokenizer(find_base("pocket"))
-    stops = stop_token_ids(tokenizer, describe(find_base("pocket")).generation_config)
+    stops = find_stop_token_ids(tokenizer, describe(find_base("pocket")).generation_config)
     talks = [[("user", "How are you?"), ("assistant", said)] for said in ("Fine, thanks. And you?", "No.")]
     talks.append([("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "<s> Bye")])
     rows = [
-        encode_judged(tokenizer, Conversation(tuple(Message(*m) for m in talk[:-1])), talk[-1][1], True, stops)
+        encode_for_reward_model(
+            tokenizer, Conversation(tuple(Message(*m) for m in talk[:-1])), talk[-1][1], True, stops
+        )
         for talk in talks
     ]
     expected = score_rows(model, head, rows, tokenizer.pad_token_id).tolist()

@@ -18,7 +18,7 @@ import align.web.server
 from align.__main__ import main
 
 def serve(app, host, port, ready):
-    with align.web.server.listening(host, 0), TestClient(app, base_url=f"http://{host}:{port}") as client:
+    with align.web.server.open_listener(host, 0), TestClient(app, base_url=f"http://{host}:{port}") as client:
         ready()
         key = (Path(sys.argv[1]) / "annotate.key").read_text()
         for path in (f"/?key={key}", "/manage/", "/api/projects", "/manage/figures.json?project=p"):

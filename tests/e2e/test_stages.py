@@ -20,7 +20,7 @@ from align.core.types import Conversation
 from align.data.split import compute_question_key
 from align.evals.suite.samples import read_samples, summarise
 from align.models.adapters import read_tensors
-from align.report.figure_labels import describe_scarce
+from align.report.figure_labels import describe_small_samples
 from align.run import Manifest, read_manifest
 from align.track import read_rows
 
@@ -296,7 +296,7 @@ def test_below_twenty_observations_every_report_says_so(shop: Workshop, runs: di
     for folder in found:
         page, said = html.unescape((folder / "report.html").read_text()), shop.told[folder]
         metrics = read_manifest(folder).metrics
-        sentence = describe_scarce(metrics)
+        sentence = describe_small_samples(metrics)
         few = [figure["n"] for _, figure in intervals(metrics) if figure["n"] < 20]
         assert sentence.count(" (") >= len(few), (folder, sentence)
         assert all(f" ({n})" in sentence for n in few), (folder, sentence)

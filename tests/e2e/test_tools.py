@@ -14,7 +14,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from workshop import Workshop
 
 from align.core.types import Conversation
-from align.data.chat.encode import encode_conversation, prompt_ids
+from align.data.chat.encode import encode_conversation, encode_prompt
 from align.data.read.records import read_documents
 from align.data.sets.published import load_data_set
 from align.data.split import truncate_to_question
@@ -140,7 +140,7 @@ def test_a_model_that_was_trained_on_calls_calls(shop: Workshop) -> None:
     asked = [truncate_to_question(one) for one in documents]
     for place, prompt in zip(PLACES, asked, strict=False):
         assert prompt is not None
-        ids = prompt_ids(tokenizer, prompt)
+        ids = encode_prompt(tokenizer, prompt)
         with torch.no_grad():
             out: Any = model.generate(torch.tensor([ids]), max_new_tokens=48, do_sample=False)
         said = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from align.report.headlines import verdict_of
+from align.report.headlines import summarize_run
 from align.report.run_view import RunView
 from align.run import Base, Manifest
 
@@ -29,7 +29,7 @@ def seen(stage: str, metrics: dict[str, Any], folder: Path = Path("/nowhere"), *
 
 
 def said(*arguments: Any, **given: Any) -> str:
-    return verdict_of(seen(*arguments, **given)).replace("\u00a0", " ")
+    return summarize_run(seen(*arguments, **given)).replace("\u00a0", " ")
 
 
 def ppo(folder: Path, scores: list[float], spread: float = 1.0) -> Path:

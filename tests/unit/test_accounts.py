@@ -13,7 +13,7 @@ from align.annotate.assignment import AssignmentQueue
 from align.annotate.store import Judgement
 from align.annotate.store.tables import invitations, leases, members, sessions, users
 from align.core.errors import InputError
-from align.web.credentials import Refused
+from align.web.credentials import AccessRefused
 
 
 def test_nothing_in_the_database_lets_anybody_in(accounts, store):
@@ -50,7 +50,7 @@ def test_a_session_is_its_persons_until_it_is_over(accounts, time):
 def test_a_name_is_known_however_it_is_written(accounts, name):
     member(accounts, "Ann X")
     assert accounts.find_person(accounts.log_in(name, GOOD, "here")).name == "ann x"
-    with pytest.raises(Refused, match="the name is taken"):
+    with pytest.raises(AccessRefused, match="the name is taken"):
         member(accounts, name)
 
 
@@ -59,11 +59,11 @@ def test_an_invitation_works_once_and_for_a_while(accounts, time):
     assert accounts.find_invitation(token).role == "annotator"
     accounts.accept(token, "ann", GOOD)
     assert accounts.find_invitation(token) is None
-    with pytest.raises(Refused, match="expired or was used"):
+    with pytest.raises(AccessRefused, match="expired or was used"):
         accounts.accept(token, "bob", GOOD)
     late = accounts.invite("p", "annotator")
     time.now += INVITATION_S + 1
-    with pytest.raises(Refused, match="expired or was used"):
+    with pytest.raises(AccessRefused, match="expired or was used"):
         accounts.accept(late, "bob", GOOD)
     assert list(accounts.members("p")) == ["ann"]
 
@@ -88,19 +88,19 @@ def test_a_bad_name_or_password_uses_no_invitation_up(accounts, name, password, 
 def test_an_invitation_by_name_sets_a_new_password_and_ends_the_sessions(accounts):
     session = member(accounts, "ann", "admin")
     token = accounts.invite("p", "annotator", "Ann")
-    with pytest.raises(Refused, match="the invitation is for ann"):
+    with pytest.raises(AccessRefused, match="the invitation is for ann"):
         accounts.accept(token, "bob", GOOD)
     fresh = accounts.accept(token, "ann", "another good one")
     assert accounts.find_person(session) is None
     assert accounts.find_person(fresh).roles == {"p": "admin"}  # nobody is made less by a link
-    with pytest.raises(Refused):
+    with pytest.raises(AccessRefused):
         accounts.log_in("ann", GOOD, "here")
     assert accounts.log_in("ann", "another good one", "here")
 
 
 def test_nobody_takes_the_name_of_somebody_who_has_judged_without_an_account(accounts, store):
     AssignmentQueue(store, "p").take("ann")
-    with pytest.raises(Refused, match="the name is taken"):
+    with pytest.raises(AccessRefused, match="the name is taken"):
         member(accounts, "ann")
     assert accounts.accept(accounts.invite("p", "annotator", "ann"), "ann", GOOD)  # unless it is meant for them
 
@@ -110,7 +110,7 @@ def test_who_has_an_account_joins_another_project(accounts, store):
     session = member(accounts, "ann")
     accounts.join(accounts.invite("q", "reviewer"), accounts.find_person(session))
     assert accounts.find_person(session).roles == {"p": "annotator", "q": "reviewer"}
-    with pytest.raises(Refused, match="for another person"):
+    with pytest.raises(AccessRefused, match="for another person"):
         accounts.join(accounts.invite("q", "admin", "bob"), accounts.find_person(session))
 
 
@@ -133,7 +133,7 @@ def test_a_project_keeps_an_admin(accounts):
 
 def test_the_first_admins_link_is_made_until_there_is_one_and_replaces_the_last(accounts):
     first, second = accounts.invite_first_admin("p"), accounts.invite_first_admin("p")
-    with pytest.raises(Refused):
+    with pytest.raises(AccessRefused):
         accounts.accept(first, "eve", GOOD)
     accounts.accept(second, "ann", GOOD)
     assert accounts.invite_first_admin("p") is None
@@ -153,7 +153,7 @@ def test_who_is_taken_out_is_out_at_once_and_gives_back_what_they_hold(accounts,
 def test_another_password_ends_the_other_sessions(accounts):
     member(accounts, "ann")
     here, there = accounts.log_in("ann", GOOD, "a"), accounts.log_in("ann", GOOD, "b")
-    with pytest.raises(Refused, match="no such name and password"):
+    with pytest.raises(AccessRefused, match="no such name and password"):
         accounts.change_password(here, "not it at all", "another good one")
     with pytest.raises(InputError, match="too short"):
         accounts.change_password(here, GOOD, "short")
@@ -213,7 +213,7 @@ def test_an_admin_of_one_project_takes_over_nobodys_account_in_another(accounts,
     eve = accounts.find_person(member(accounts, "eve", "admin"))
     token = accounts.invite("p", "annotator", "root", by=eve)
     assert not accounts.find_invitation(token).resets
-    with pytest.raises(Refused, match="projects of other admins"):
+    with pytest.raises(AccessRefused, match="projects of other admins"):
         accounts.accept(token, "root", GOOD)
     accounts.join(token, accounts.find_person(root))  # root themselves may
     assert accounts.find_person(root).roles == {"p": "annotator", "q": "admin"}
@@ -256,7 +256,7 @@ def test_links_that_are_out_are_listed_and_taken_back(accounts, store, time):
     assert accounts.list_invitations("p")[0].expires_at == time.now - 60 + INVITATION_S
     accounts.revoke("p", accounts.list_invitations("p")[0].id)
     assert accounts.find_invitation(first) is None
-    with pytest.raises(Refused, match="expired or was used"):
+    with pytest.raises(AccessRefused, match="expired or was used"):
         accounts.accept(first, "ann", GOOD)
     other = accounts.list_invitations("q")[0].id
     for nobody in (

@@ -13,14 +13,14 @@ from align.config.groups import RolloutConfig
 from align.core.errors import InputError
 from align.core.types import Conversation
 from align.data.chat.encode import (
-    encode,
+    compute_max_prompt_tokens,
     encode_conversation,
-    encode_judged,
+    encode_documents,
+    encode_for_reward_model,
     encode_prompts,
     encode_text,
-    end_of_turn,
-    prompt_room,
-    stop_token_ids,
+    find_stop_token_ids,
+    find_turn_end_token,
 )
 from align.data.chat.template import CHATML, use_template
 from align.rollout.registry import build_engine
@@ -102,7 +102,7 @@ def test_an_answer_that_is_not_to_be_imitated_is_read_and_not_trained(name: str)
         assert trained_texts(tokenizer, weighed) == kept
         assert encode_conversation(tokenizer, weighed).input_ids == encode_conversation(tokenizer, whole).input_ids
     silent = Conversation(tuple(replace(m, trained=False) for m in whole.messages))
-    assert encode(tokenizer, [silent, whole], max_length=500).unanswered == 1
+    assert encode_documents(tokenizer, [silent, whole], max_length=500).unanswered == 1
 
 
 def test_an_answer_that_is_not_trained_may_stand_beside_markers() -> None:
@@ -153,7 +153,7 @@ def test_chatml_ends_with_a_token_that_the_base_knows() -> None:
         "Good day.<|endoftext|>",
         "Fine.<|endoftext|>",
     ]
-    assert stop_token_ids(tokenizer) == (tokenizer.eos_token_id,)
+    assert find_stop_token_ids(tokenizer) == (tokenizer.eos_token_id,)
 
 
 def test_a_template_of_the_model_is_kept() -> None:
@@ -169,7 +169,7 @@ def test_what_cannot_be_trained_on_is_counted() -> None:
     _, tokenizer = family("qwen2.5")
     short, long = talk("a", "b"), talk("a", "b" * 300)
     silent = Conversation.from_messages([{"role": "user", "content": "a"}])
-    made = encode(tokenizer, [short, long, silent, short, "plain text"], max_length=100)
+    made = encode_documents(tokenizer, [short, long, silent, short, "plain text"], max_length=100)
     assert (len(made.rows), made.too_long, made.unanswered) == (3, 1, 1)
     assert made.tokens == sum(len(r.input_ids) for r in made.rows)
     assert made.rows[0].trained == 2  # the answer's one token, and what ends it
@@ -179,11 +179,11 @@ def test_what_is_too_long_is_cut_where_that_is_asked_for() -> None:
     """The same tokens up to the limit, and the same labels; one that is cut before its answer teaches nothing."""
     _, tokenizer = family("qwen2.5")
     short, long, late = talk("a", "b"), talk("a", "b" * 300), talk("a" * 300, "b")
-    made = encode(tokenizer, [short, long, late], max_length=100, truncate=True)
+    made = encode_documents(tokenizer, [short, long, late], max_length=100, truncate=True)
     assert (len(made.rows), made.cut, made.too_long, made.unanswered) == (2, 1, 0, 1)
     whole = encode_conversation(tokenizer, long)
     assert (made.rows[1].input_ids, made.rows[1].labels) == (whole.input_ids[:100], whole.labels[:100])
-    assert encode(tokenizer, [short, long, late], max_length=100).too_long == 2
+    assert encode_documents(tokenizer, [short, long, late], max_length=100).too_long == 2
 
 
 @pytest.mark.parametrize(
@@ -196,14 +196,14 @@ def test_what_is_too_long_is_cut_where_that_is_asked_for() -> None:
 def test_nothing_left_to_train_on_is_an_error(rows: list[Conversation], said: str) -> None:
     _, tokenizer = family("llama3")
     with pytest.raises(InputError, match=said) as caught:
-        encode(tokenizer, rows, max_length=100)
+        encode_documents(tokenizer, rows, max_length=100)
     assert caught.value.field == "data.max_length"
 
 
 def test_markers_without_an_answer_are_no_silent_zero() -> None:
     template = MARKED.replace("m.role == 'assistant'", "m.role == 'nobody'", 1)
     with pytest.raises(InputError, match="1 have no assistant turn"):
-        encode(make_tokenizer(template), [talk("a", "b")], max_length=100)
+        encode_documents(make_tokenizer(template), [talk("a", "b")], max_length=100)
 
 
 def test_plain_text_is_cut_into_pieces_and_closed_once() -> None:
@@ -241,10 +241,10 @@ def test_a_prompt_ends_where_the_answer_is_due(name: str) -> None:
 
 
 def test_an_answer_that_takes_the_whole_context_is_named() -> None:
-    assert prompt_room(256, 1024, 56) == 200
-    assert prompt_room(256, 100, 56) == 100
+    assert compute_max_prompt_tokens(256, 1024, 56) == 200
+    assert compute_max_prompt_tokens(256, 100, 56) == 100
     with pytest.raises(InputError, match=r"rollout\.max_new_tokens=256.*context is 256 tokens"):
-        prompt_room(256, 1024, 256)
+        compute_max_prompt_tokens(256, 1024, 256)
 
 
 def test_prompts_too_long_are_dropped_and_counted() -> None:
@@ -260,15 +260,15 @@ def test_prompts_too_long_are_dropped_and_counted() -> None:
 def test_the_token_that_ends_a_turn_stops_an_answer(name: str) -> None:
     found, tokenizer = family(name)
     expected = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(found.end)}
-    assert stop_token_ids(tokenizer) == tuple(sorted(expected))
+    assert find_stop_token_ids(tokenizer) == tuple(sorted(expected))
 
 
 def test_the_checkpoint_may_list_more_stops() -> None:
     tokenizer = make_tokenizer(None)
     eos = tokenizer.eos_token_id
-    assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=[40, eos, 41])) == (eos, 40, 41)
-    assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=40)) == (eos, 40)
-    assert stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=None)) == (eos,)
+    assert find_stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=[40, eos, 41])) == (eos, 40, 41)
+    assert find_stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=40)) == (eos, 40)
+    assert find_stop_token_ids(tokenizer, SimpleNamespace(eos_token_id=None)) == (eos,)
 
 
 def test_a_model_that_nothing_stops_is_not_sampled_from() -> None:
@@ -290,11 +290,11 @@ def test_a_model_that_nothing_stops_is_not_sampled_from() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_reward_models_rows_end_with_one_token(name: str) -> None:
     found, tokenizer = family(name)
-    assert end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids(found.end)
+    assert find_turn_end_token(tokenizer) == tokenizer.convert_tokens_to_ids(found.end)
 
 
 def test_a_template_that_ends_turns_with_plain_text_has_no_such_token() -> None:
-    assert end_of_turn(make_tokenizer(PLAIN)) is None
+    assert find_turn_end_token(make_tokenizer(PLAIN)) is None
 
 
 @pytest.mark.parametrize("answer", ["Good day.", "\n\nb", "b.\n"])
@@ -303,15 +303,15 @@ def test_a_judged_answer_is_the_prompt_the_answer_and_its_end(name: str, answer:
     """Read as PPO's rollouts are: the prompt's own tokens first, though a merge could cross into the answer."""
     found, tokenizer = family(name)
     asked = talk("Hi.", "Good day.", "And?")
-    stops = stop_token_ids(tokenizer)
+    stops = find_stop_token_ids(tokenizer)
     prompt = encode_prompts(tokenizer, [asked], 200)[0][0].input_ids
     end = tokenizer.convert_tokens_to_ids(found.end)
 
-    ended = encode_judged(tokenizer, asked, answer, True, stops)
+    ended = encode_for_reward_model(tokenizer, asked, answer, True, stops)
     assert ended[: len(prompt)] == prompt
     assert ended[-1] == end
     assert tokenizer.decode(ended[len(prompt) : -1]).strip() == (found.header + answer.lstrip()).strip()
 
-    cut = encode_judged(tokenizer, asked, answer, False, stops)
+    cut = encode_for_reward_model(tokenizer, asked, answer, False, stops)
     assert cut == ended[:-1]
     assert not set(cut[len(prompt) :]) & set(stops)

@@ -13,9 +13,9 @@ from clean_samples import chat, pair
 from align.core.redaction import mask_secrets
 from align.data.chitchat import join_turns, load_records, to_conversation
 from align.data.clean.cleaner import Cleaner
-from align.data.clean.outcome import Drop, Noted
-from align.data.clean.pii import IBAN_LENGTHS, KINDS, Pii, is_card, luhn, mod_97
-from align.data.clean.steps import steps_of
+from align.data.clean.outcome import Drop, NotedRecord
+from align.data.clean.pii import IBAN_LENGTHS, KINDS, PersonalDataFilter, is_card, passes_luhn, passes_mod_97
+from align.data.clean.steps import create_steps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "data"))
 from personal import KEYS, NEGATIVES, battery, jwt, private_key
@@ -25,8 +25,8 @@ from planted import MAKERS, planted
 
 def test_checks_by_hand():
     """Numbers that the schemes publish as examples."""
-    assert luhn("79927398713")
-    assert not any(luhn(f"7992739871{last}") for last in "012456789")
+    assert passes_luhn("79927398713")
+    assert not any(passes_luhn(f"7992739871{last}") for last in "012456789")
     assert all(map(is_card, ("4111111111111111", "378282246310005", "6011111111111117", "5555555555554444")))
     assert not any(map(is_card, ("4111111111111112", "0000000000000000", "378282246310005123", "411111111111")))
     for iban in (
@@ -35,9 +35,9 @@ def test_checks_by_hand():
         "NO9386011117947",
         "MT84MALT011000012345MTLCAST001S",
     ):
-        assert mod_97(iban)
+        assert passes_mod_97(iban)
         assert len(iban) == IBAN_LENGTHS[iban[:2]]
-        assert not mod_97(f"{iban[:-1]}{'7' if iban[-1] != '7' else '8'}")
+        assert not passes_mod_97(f"{iban[:-1]}{'7' if iban[-1] != '7' else '8'}")
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,10 @@ def test_checks_by_hand():
     ],
 )
 def test_what_is_masked(text: str, hidden: str):
-    assert Pii().hidden(text) == hidden
-    assert Pii()(chat("Hi", text)) == Noted(chat("Hi", hidden), Pii(action="report")(chat("Hi", text)).notes)  # pyright: ignore
+    assert PersonalDataFilter().mask_personal_data(text) == hidden
+    assert PersonalDataFilter()(chat("Hi", text)) == NotedRecord(
+        chat("Hi", hidden), PersonalDataFilter(action="report")(chat("Hi", text)).notes
+    )  # pyright: ignore
 
 
 @pytest.mark.parametrize(
@@ -103,31 +105,34 @@ def test_what_is_masked(text: str, hidden: str):
 )
 def test_what_is_left_alone(text: str):
     record = chat("Hi", text)
-    assert Pii()(record) is record
+    assert PersonalDataFilter()(record) is record
 
 
 def test_telephone_numbers_of_other_countries():
-    assert Pii().hidden("030 901820") == "030 901820"
-    assert Pii(regions=("DE",)).hidden("ruf 030 901820 an") == "ruf [PHONE] an"
-    assert Pii(regions=()).hidden("(212) 664-7665, +1 212 664 7665") == "(212) 664-7665, [PHONE]"
-    assert Pii(regions=("US", "DE")).hidden("212-664-7665 030 901820") == "[PHONE] [PHONE]"
+    assert PersonalDataFilter().mask_personal_data("030 901820") == "030 901820"
+    assert PersonalDataFilter(regions=("DE",)).mask_personal_data("ruf 030 901820 an") == "ruf [PHONE] an"
+    assert (
+        PersonalDataFilter(regions=()).mask_personal_data("(212) 664-7665, +1 212 664 7665")
+        == "(212) 664-7665, [PHONE]"
+    )
+    assert PersonalDataFilter(regions=("US", "DE")).mask_personal_data("212-664-7665 030 901820") == "[PHONE] [PHONE]"
 
 
 def test_actions():
     record = chat("I am bob@example.com", "And your card, 4111111111111111, is fine.")
-    assert Pii(action="drop")(record) == Drop("pii: email", "[EMAIL], [CARD]")
-    reported = Pii(action="report")(record)
-    assert isinstance(reported, Noted)
+    assert PersonalDataFilter(action="drop")(record) == Drop("pii: email", "[EMAIL], [CARD]")
+    reported = PersonalDataFilter(action="report")(record)
+    assert isinstance(reported, NotedRecord)
     assert reported.record is record
     assert reported.notes == ("email", "card")
     masked = chat("I am [EMAIL]", "And your card, [CARD], is fine.")
-    assert Pii()(record) == Noted(masked, ("email", "card"))
-    assert Pii(kinds=("card",))(record) == Noted(
+    assert PersonalDataFilter()(record) == NotedRecord(masked, ("email", "card"))
+    assert PersonalDataFilter(kinds=("card",))(record) == NotedRecord(
         chat("I am bob@example.com", "And your card, [CARD], is fine."), ("card",)
     )
     alike = pair("Mail?", "a@example.com", "b@example.com")
-    assert Pii()(alike) == Drop("answers alike", "chosen and rejected are the same after this step")
-    assert Pii(action="report")(alike) == Noted(alike, ("email",))
+    assert PersonalDataFilter()(alike) == Drop("answers alike", "chosen and rejected are the same after this step")
+    assert PersonalDataFilter(action="report")(alike) == NotedRecord(alike, ("email",))
 
 
 CORPUS = [to_conversation(lines, id) for id, record in load_records().items() if (lines := join_turns(record))]
@@ -139,7 +144,7 @@ def test_what_is_planted_among_real_dialogue_is_found(kind: str):
     draw, found = random.Random(kind), 0
     for _ in range(1_000):
         text, made = planted(draw.choice(draw.choice(CORPUS).messages).content, kind, draw)
-        hidden = Pii().hidden(text)
+        hidden = PersonalDataFilter().mask_personal_data(text)
         found += f"[{kind.upper()}]" in hidden and made not in hidden
     assert found >= (970 if kind == "phone" else 990)
 
@@ -148,8 +153,8 @@ def test_what_is_found_in_real_dialogue():
     """Of 7,168 conversations, two have a telephone number and two an e-mail address."""
     found = dict.fromkeys(KINDS, 0)
     for record in CORPUS:
-        made = Pii(action="report")(record)
-        for kind in made.notes if isinstance(made, Noted) else ():
+        made = PersonalDataFilter(action="report")(record)
+        for kind in made.notes if isinstance(made, NotedRecord) else ():
             found[kind] += 1
     assert found == dict.fromkeys(KINDS, 0) | {"email": 2, "phone": 2}
 
@@ -169,15 +174,15 @@ def test_precision_and_recall_of_the_battery(seed: int):
 def test_keys_of_every_issuer_are_masked_in_rows_and_in_messages(issuer: str):
     key = KEYS[issuer](random.Random(issuer))
     for around in ("{}", "export TOKEN={}", '"key": "{}",', "({})", "use {}.", "'{}'"):
-        assert key[-12:] not in Pii().hidden(around.format(key))
+        assert key[-12:] not in PersonalDataFilter().mask_personal_data(around.format(key))
         assert key[-12:] not in mask_secrets(around.format(key))
 
 
 def test_blocks_of_private_keys_and_tokens_of_json():
     draw = random.Random(0)
-    assert Pii().hidden(f"a\n{private_key(draw)}\nb") == "a\n[PRIVATE_KEY]\nb"
-    assert Pii().hidden(f"Bearer {jwt(draw)}") == "Bearer [JWT]"
-    assert Pii(kinds=("email",)).hidden(jwt(random.Random(0))) == jwt(random.Random(0))
+    assert PersonalDataFilter().mask_personal_data(f"a\n{private_key(draw)}\nb") == "a\n[PRIVATE_KEY]\nb"
+    assert PersonalDataFilter().mask_personal_data(f"Bearer {jwt(draw)}") == "Bearer [JWT]"
+    assert PersonalDataFilter(kinds=("email",)).mask_personal_data(jwt(random.Random(0))) == jwt(random.Random(0))
 
 
 def test_a_long_text_of_prefixes_takes_linear_time():
@@ -191,14 +196,14 @@ def test_a_long_text_of_prefixes_takes_linear_time():
         "(212) 6",
         "a@a.io@",
     ):
-        step, text = Pii(), part * (60_000 // len(part))
+        step, text = PersonalDataFilter(), part * (60_000 // len(part))
         began = time.process_time()
-        step.hidden(text)
+        step.mask_personal_data(text)
         assert time.process_time() - began < 10, part
 
 
 def cleaned(*given: object) -> Cleaner:
-    cleaner = Cleaner(steps_of(given))
+    cleaner = Cleaner(create_steps(given))
     rows = [
         "x\x00 mail bob@example.com now",
         "plain",
@@ -227,7 +232,7 @@ def test_examples_show_no_personal_data_whichever_step_keeps_them(action: str):
 
 
 def test_an_example_shows_the_place_of_what_was_found():
-    cleaner = Cleaner(steps_of([{"pii": {"action": "report"}}]))
+    cleaner = Cleaner(create_steps([{"pii": {"action": "report"}}]))
     cleaner.clean("word " * 4000 + "bob@example.com" + " word" * 4000, 0)
     (example,) = cleaner.counts[0].examples
     assert "[EMAIL]" in example["before"]["text"]

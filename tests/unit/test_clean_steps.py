@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from align.core.errors import InputError, find_lone_surrogate
 from align.core.types import Conversation, Feedback, Message, Preference, Record
-from align.data.clean.cleaner import WIDTH, Cleaner, difference, excerpt
-from align.data.clean.outcome import Drop, Noted, Step
-from align.data.clean.steps import STEPS, steps_of
+from align.data.clean.cleaner import EXAMPLE_WIDTH, Cleaner, find_first_change, shorten_around
+from align.data.clean.outcome import Drop, NotedRecord, Step
+from align.data.clean.steps import STEPS, create_steps
 from align.data.read.content import list_texts, list_turns, to_content_row
 
 LIMITS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -34,7 +34,7 @@ def test_a_list_of_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / "cleaning_of_mine.py").write_text("def shorten(row):\n    return row\n")
     monkeypatch.syspath_prepend(tmp_path)
     written = ["unicode", {"length": {"least": 3, "by": "tokens"}}, {"roles": None}, {"fn": "cleaning_of_mine:shorten"}]
-    found = steps_of(written, count_tokens=len)
+    found = create_steps(written, count_tokens=len)
     assert [name for name, _ in found] == ["unicode", "length", "roles", "fn"]
     assert pickle.loads(pickle.dumps(found)) == found  # workers get them
     sys.modules.pop("cleaning_of_mine")
@@ -76,7 +76,7 @@ def test_a_list_of_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 )  # fmt: skip
 def test_what_cannot_be_meant_is_named_with_its_place(written: Any, said: str):
     with pytest.raises(InputError, match=said):
-        steps_of(written)
+        create_steps(written)
 
 
 # A function of the user's.
@@ -86,7 +86,7 @@ def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> Step:
     (tmp_path / "step_of_mine.py").write_text(f"def change(row):\n    {body}\n")
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("step_of_mine", None)
-    ((_, step),) = steps_of([{"fn": "step_of_mine:change"}])
+    ((_, step),) = create_steps([{"fn": "step_of_mine:change"}])
     return step
 
 
@@ -110,7 +110,7 @@ def test_a_function_of_ones_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 
 def test_a_function_that_adds_turns_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     step = own(monkeypatch, tmp_path, "row['messages'] += [{'role': 'user', 'content': 'mail a@b.de'}]; return row")
-    cleaner = Cleaner([("fn", step), *steps_of(["pii"])])
+    cleaner = Cleaner([("fn", step), *create_steps(["pii"])])
     cleaner.clean(chat("a", "b"), 0)
     example = cleaner.counts[0].examples[0]
     assert [len((row or {})["messages"]) for row in (example["before"], example["after"])] == [2, 3]
@@ -160,7 +160,7 @@ def test_control_c_is_the_users_wish(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_counts_and_examples():
     cleaner = Cleaner(
-        steps_of(["control", "empty", {"length": {"least": 2}}, {"pii": {"kinds": ["email"]}}]), examples=2
+        create_steps(["control", "empty", {"length": {"least": 2}}, {"pii": {"kinds": ["email"]}}]), examples=2
     )
     rows = ["fine words here", "a\x00b c", " ", "one", "mail a@b.de now", "\x01x y", "two", "three"]
     kept = [cleaner.clean(row, i) for i, row in enumerate(rows)]
@@ -187,24 +187,28 @@ def test_counts_and_examples():
 
 
 def test_an_example_of_a_long_record_is_cut_around_its_change():
-    cleaner = Cleaner(steps_of(["control", "empty"]))
+    cleaner = Cleaner(create_steps(["control", "empty"]))
     record = chat("hello " * 500, "x" * 3000 + "\x00" + "y" * 3000, "third", "")
     cleaner.clean(record, 0)
     control, empty = (counts.examples[0] for counts in cleaner.counts)
     before, after = (row["messages"] if row else [] for row in (control["before"], control["after"]))
-    assert before[0]["content"] == after[0]["content"] == ("hello " * 500)[:WIDTH] + "…"
+    assert before[0]["content"] == after[0]["content"] == ("hello " * 500)[:EXAMPLE_WIDTH] + "…"
     assert "x\x00y" in before[1]["content"]
     assert "xy" in after[1]["content"]
-    assert len(before[1]["content"]) == WIDTH + 2
+    assert len(before[1]["content"]) == EXAMPLE_WIDTH + 2
     assert [len(empty["before"]["messages"]), len((empty["after"] or {})["messages"])] == [4, 2]
-    cleaner = Cleaner(steps_of(["control"]))
+    cleaner = Cleaner(create_steps(["control"]))
     cleaner.clean(chat(*(f"turn {i}" for i in range(30)), "a\x00b", *(f"turn {i}" for i in range(31, 60))), 0)
     (example,) = cleaner.counts[0].examples
     before, after = (row["messages"] if row else [] for row in (example["before"], example["after"]))
     assert [turn["content"] for turn in before[:4]] == ["turn 28", "turn 29", "a\x00b", "turn 31"]
     assert (len(before), len(after), after[2]["content"]) == (12, 12, "ab")
-    assert (difference("abc", "abd"), difference("abc", "abc"), difference("ab", "abc")) == (2, 0, 2)
-    assert excerpt("abc", 1) == "abc"
+    assert (find_first_change("abc", "abd"), find_first_change("abc", "abc"), find_first_change("ab", "abc")) == (
+        2,
+        0,
+        2,
+    )
+    assert shorten_around("abc", 1) == "abc"
 
 
 # For any record.
@@ -232,14 +236,14 @@ any_record = st.one_of(
 )
 
 
-def settled(outcome: Record | Drop | Noted) -> Record | Drop:
-    return outcome.record if isinstance(outcome, Noted) else outcome
+def settled(outcome: Record | Drop | NotedRecord) -> Record | Drop:
+    return outcome.record if isinstance(outcome, NotedRecord) else outcome
 
 
 @LIMITS
 @given(any_record, st.sampled_from(range(len(ALL))))
 def test_every_step_is_idempotent_and_keeps_roles_and_turns(record: Record, which: int):
-    ((name, step),) = steps_of([ALL[which]])
+    ((name, step),) = create_steps([ALL[which]])
     before, once = to_content_row(record), settled(step(record))
     assert to_content_row(record) == before
     if isinstance(once, Drop):
@@ -264,11 +268,11 @@ def test_whoever_cleans_which_record_the_rows_counts_and_examples_are_the_same(
     rows: list[Record], owners: list[int], order: list[int]
 ):
     written = ["unicode", "control", "empty", {"roles": {"ends": "any"}}, "boilerplate", "pii"]
-    alone = Cleaner(steps_of(written), examples=2)
+    alone = Cleaner(create_steps(written), examples=2)
     kept = [alone.clean(row, i) for i, row in enumerate(rows)]
-    workers = [Cleaner(steps_of(written), examples=2) for _ in range(3)]
+    workers = [Cleaner(create_steps(written), examples=2) for _ in range(3)]
     shared = {i: workers[owners[i]].clean(row, i) for i, row in reversed(list(enumerate(rows)))}
-    merged = Cleaner(steps_of(written), examples=2)
+    merged = Cleaner(create_steps(written), examples=2)
     for i in order:
         merged.merge(json.loads(json.dumps([*map(vars, workers[i].counts)])))
     assert [shared[i] for i in range(len(rows))] == kept
@@ -294,7 +298,7 @@ def test_no_text_takes_more_than_linear_time(hostile: str):
     times."""
     unit = HOSTILE[hostile]
     for given_step in ALL:
-        ((name, step),) = steps_of([given_step])
+        ((name, step),) = create_steps([given_step])
         seconds = []
         for size in (LARGE // 20, LARGE):
             record = chat("Hi", unit * (size // len(unit)))
@@ -306,8 +310,8 @@ def test_no_text_takes_more_than_linear_time(hostile: str):
 
 
 def test_every_step_is_tried_here_on_every_script():
-    assert {name for name, _ in steps_of(ALL)} == set(STEPS)
+    assert {name for name, _ in create_steps(ALL)} == set(STEPS)
     for text in WRITTEN.values():
-        for _, step in steps_of(ALL):
+        for _, step in create_steps(ALL):
             made = settled(step(chat("Hi", text)))
             assert isinstance(made, Drop) or settled(step(made)) is made

@@ -14,15 +14,23 @@ from clean_samples import WRITTEN, chat, feedback, pair, said_by
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
 from align.data.chitchat import join_turns, load_records, to_conversation
-from align.data.clean.language import COMMON, NONE, RARE, identifier
-from align.data.clean.outcome import Drop, Noted, Outcome, Step
-from align.data.clean.quality import OURS, N, read_phrases, repeated_grams, repeated_lines, word_count, words
-from align.data.clean.steps import steps_of
+from align.data.clean.language import COMMON, NONE, RARE, load_identifier
+from align.data.clean.outcome import Drop, NotedRecord, Outcome, Step
+from align.data.clean.quality import (
+    DEFAULT_PHRASES,
+    N,
+    compute_repeated_line_share,
+    compute_repeated_ngram_share,
+    count_words,
+    read_phrases,
+    split_lowercase_words,
+)
+from align.data.clean.steps import create_steps
 from align.data.ngrams import iter_ngrams
 
 
 def step(given: Any, **passed: Any) -> Step:
-    ((_, made),) = steps_of([given], **passed)
+    ((_, made),) = create_steps([given], **passed)
     return made
 
 
@@ -97,7 +105,7 @@ def test_control(given: str, kept: str):
 def test_what_people_write_passes_every_step_as_the_very_same_record(script: str):
     text = WRITTEN[script]
     for made in (text, chat("Hi", text), chat(text, "Yes."), pair(text, text + " Yes.", "No.")):
-        for name, one in steps_of(["unicode", "control", "empty", "roles", "repetition", "boilerplate", "pii"]):
+        for name, one in create_steps(["unicode", "control", "empty", "roles", "repetition", "boilerplate", "pii"]):
             assert one(made) is made, (name, one(made))
 
 
@@ -180,11 +188,11 @@ def test_a_pair_is_measured_with_either_answer():
 
 
 def test_words_of_scripts_that_do_not_part_them():
-    assert word_count("one two  three\n") == 3
-    assert word_count("größer als drei") == 3
-    assert word_count("你好，我想问一下") == 7
-    assert word_count("电球是 lamp") == 3
-    assert 3 <= word_count("สวัสดีครับหลอดไฟอยู่ในกล่อง") <= 8
+    assert count_words("one two  three\n") == 3
+    assert count_words("größer als drei") == 3
+    assert count_words("你好，我想问一下") == 7
+    assert count_words("电球是 lamp") == 3
+    assert 3 <= count_words("สวัสดีครับหลอดไฟอยู่ในกล่อง") <= 8
 
 
 # Language.
@@ -193,17 +201,17 @@ def test_words_of_scripts_that_do_not_part_them():
 def test_language_of_whole_conversations():
     english = step({"language": {"keep": ["en"]}})
     spoken = chat("Hello there, how are you doing today?", "I am fine, thank you, and how about you?")
-    assert english(spoken) == Noted(spoken, ("en",))
+    assert english(spoken) == NotedRecord(spoken, ("en",))
     german = chat("Guten Tag, wie geht es Ihnen heute?", "Danke, mir geht es gut, und Ihnen selbst?")
     assert english(german) == Drop("language: de", english(german).detail)  # pyright: ignore
-    assert step({"language": {"keep": ["en", "de"]}})(german) == Noted(german, ("de",))
+    assert step({"language": {"keep": ["en", "de"]}})(german) == NotedRecord(german, ("de",))
     short = chat("Wie bitte?", "Ja.")
-    assert english(short) == Noted(short, ("undecided",))
+    assert english(short) == NotedRecord(short, ("undecided",))
     unsure = chat("Yo Yo Yo Yo Yo", "Yo Yo Yo To Yo")  # Spanish, by 0.22
-    assert english(unsure) == Noted(unsure, ("undecided",))
+    assert english(unsure) == NotedRecord(unsure, ("undecided",))
     assert isinstance(step({"language": {"keep": ["en"], "confidence": 0.1}})(unsure), Drop)
     digits = chat("1 2 3 4 5 6 7 8 9 10", "11 12 13 14 15 16")
-    assert english(digits) == Noted(digits, ("undecided",))
+    assert english(digits) == NotedRecord(digits, ("undecided",))
 
 
 @pytest.mark.parametrize(
@@ -215,14 +223,14 @@ def test_language_of_whole_conversations():
 def test_languages_of_the_world(script: str, code: str):
     text = WRITTEN[script] * 3
     kept = step({"language": {"keep": [code]}})(text)
-    assert isinstance(kept, Noted)
+    assert isinstance(kept, NotedRecord)
     assert kept.record is text
     assert kept.notes == (code,)
     assert isinstance(step({"language": {"keep": ["en"]}})(text), Drop) or code not in COMMON.split()
 
 
 def test_the_codes_that_can_be_kept_are_those_of_the_library():
-    known = set(identifier(("en",))._full_model[2])
+    known = set(load_identifier(("en",))._full_model[2])
     assert set(f"{COMMON} {RARE} {NONE}".split()) <= known
 
 
@@ -264,21 +272,21 @@ def test_the_quick_look_never_hides_a_share_above_the_bound():
         grams = list(iter_ngrams(found, N))
         share = 1 - len(set(grams)) / len(grams)
         for bound in (0.0, 0.05, 0.15, 0.5, share - 1e-9):
-            quick = repeated_grams(" ".join(found), bound, 50)
+            quick = compute_repeated_ngram_share(" ".join(found), bound, 50)
             assert quick == pytest.approx(share) or (quick == 0 and share <= bound)
 
 
 def test_repetition_of_lines_and_characters():
     lines = [f"line {i} says something of its own, as lines do" for i in range(8)]
-    assert repeated_lines("\n".join(lines)) == 0
-    assert repeated_lines("ab\n\nab\ncdef\n") == pytest.approx(2 / 8)
+    assert compute_repeated_line_share("\n".join(lines)) == 0
+    assert compute_repeated_line_share("ab\n\nab\ncdef\n") == pytest.approx(2 / 8)
     assert reason(step({"repetition": {"grams": None}})("\n".join([*lines, *lines[:4]]))) == "repetition: lines"
     for run in (64, 65, 200):
         for before in range(17):
             assert reason(step("repetition")("y" * before + "é" * run + "z")) == "repetition: characters"
     assert step("repetition")("a" * 63) == "a" * 63
     assert step("repetition")("-" * 200 + "\n" + "=" * 80) == "-" * 200 + "\n" + "=" * 80
-    assert words("Ein Wort") == ["ein", "wort"]
+    assert split_lowercase_words("Ein Wort") == ["ein", "wort"]
 
 
 def test_a_rejected_answer_may_repeat_itself_and_refuse():
@@ -351,7 +359,7 @@ def test_phrases_of_ones_own(tmp_path: Path):
 
 
 def test_our_phrases_are_written_as_they_are_looked_for():
-    groups = read_phrases(OURS)
+    groups = read_phrases(DEFAULT_PHRASES)
     assert [group.name for group in groups] == ["refusal", "self-reference", "web page", "markup"]
     assert [group.beginning for group in groups] == [True, False, False, False]
     assert all(phrase == phrase.lower().strip() and phrase.isascii() for group in groups for phrase in group.phrases)

@@ -15,7 +15,7 @@ from portfolio import interval, made, records
 from align.core.errors import InputError, MissingArtifact
 from align.registry.comparison import Comparison, as_csv, as_lines, as_objects, compare, is_better_low, list_sweep_runs
 from align.registry.comparison_page import average_lines, build_page, describe_best, make_labels, write_sweep_page
-from align.report.plots import Point, undominated
+from align.report.plots import Point, find_pareto_front
 from align.run.manifest import Input
 
 T_975_DF2 = 4.302653
@@ -347,4 +347,4 @@ def test_the_best_points_are_what_the_definition_says() -> None:
             if points[i] != points[j] and points[i][0] <= points[j][0] and points[i][1] >= points[j][1]
         }  # fmt: skip
         drawn = [Point(str(i), (x, x, x), (y, y, y)) for i, (x, y) in enumerate(points)]
-        assert {int(point.label) for point in undominated(drawn)} == {*range(len(points))} - better
+        assert {int(point.label) for point in find_pareto_front(drawn)} == {*range(len(points))} - better

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
-from align.data.chat.continuations import answered, continued, windows
-from align.data.chat.encode import IGNORED, Encoded
+from align.data.chat.continuations import encode_answer, encode_continuation, split_windows
+from align.data.chat.encode import IGNORE_INDEX, EncodedRow
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 
@@ -20,36 +20,36 @@ def tokenizer() -> Any:
     return load_tokenizer(find_base("pocket"))
 
 
-def parts(row: Encoded) -> tuple[list[int], list[int]]:
+def parts(row: EncodedRow) -> tuple[list[int], list[int]]:
     """What is given, and what is scored."""
-    given = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORED]
-    scored = [label for label in row.labels if label != IGNORED]
+    given = [i for i, label in zip(row.input_ids, row.labels, strict=True) if label == IGNORE_INDEX]
+    scored = [label for label in row.labels if label != IGNORE_INDEX]
     assert row.input_ids == [*given, *scored], "what is scored stands last"
     return given, scored
 
 
 def test_a_continuation_is_what_both_have_more_than_the_context(tokenizer: Any) -> None:
-    given, scored = parts(continued(tokenizer, "I like", " the rain"))
+    given, scored = parts(encode_continuation(tokenizer, "I like", " the rain"))
     assert given == tokenizer.encode("I like")
     assert [*given, *scored] == tokenizer.encode("I like the rain")
 
 
 @pytest.mark.parametrize("end", [" ", "  ", "\n", " \n\t "])
 def test_white_space_at_the_end_of_a_context_is_the_continuations(tokenizer: Any, end: str) -> None:
-    given, scored = parts(continued(tokenizer, f"I like{end}", " it"))
+    given, scored = parts(encode_continuation(tokenizer, f"I like{end}", " it"))
     assert given == tokenizer.encode("I like")
     assert [*given, *scored] == tokenizer.encode(f"I like{end} it")
 
 
 @pytest.mark.parametrize("context", ["", " ", "\n"])
 def test_without_a_context_the_prefix_token_stands_in_front(tokenizer: Any, context: str) -> None:
-    given, scored = parts(continued(tokenizer, context, " it"))
+    given, scored = parts(encode_continuation(tokenizer, context, " it"))
     assert given == [tokenizer.bos_token_id]
     assert scored == tokenizer.encode(f"{context} it", add_special_tokens=False)
 
 
 def test_a_continuation_that_begins_with_the_prefix_token_has_it_as_its_context(tokenizer: Any) -> None:
-    given, scored = parts(continued(tokenizer, "", f"{tokenizer.bos_token}it"))
+    given, scored = parts(encode_continuation(tokenizer, "", f"{tokenizer.bos_token}it"))
     assert (given, scored) == (
         [tokenizer.bos_token_id],
         tokenizer.encode(f"{tokenizer.bos_token}it", add_special_tokens=False)[1:],
@@ -67,23 +67,23 @@ def test_special_tokens_of_the_tokenizer_stand_in_front_once() -> None:
     made.pre_tokenizer = WhitespaceSplit()  # pyright: ignore[reportAttributeAccessIssue]
     made.post_processor = TemplateProcessing(single="<s> $0", special_tokens=[("<s>", 0)])  # pyright: ignore
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", unk_token="?")
-    assert parts(continued(tokenizer, "a b", " c")) == ([0, 1, 2], [3])
-    assert parts(continued(tokenizer, "<s> a b", " c")) == ([0, 1, 2], [3])
-    assert parts(continued(tokenizer, "", " c")) == ([0], [3])
-    assert parts(windows(tokenizer, "a b c", 9)[0]) == ([0], [1, 2, 3])
+    assert parts(encode_continuation(tokenizer, "a b", " c")) == ([0, 1, 2], [3])
+    assert parts(encode_continuation(tokenizer, "<s> a b", " c")) == ([0, 1, 2], [3])
+    assert parts(encode_continuation(tokenizer, "", " c")) == ([0], [3])
+    assert parts(split_windows(tokenizer, "a b c", 9)[0]) == ([0], [1, 2, 3])
     tokenizer.bos_token = None
     with pytest.raises(InputError, match="this model has no EOS either"):
-        continued(tokenizer, "", " c")
+        encode_continuation(tokenizer, "", " c")
 
 
 def test_what_has_no_token_of_its_own_is_refused(tokenizer: Any) -> None:
     with pytest.raises(InputError, match="no token of its own"):
-        continued(tokenizer, "I", "")
+        encode_continuation(tokenizer, "I", "")
 
 
 def test_an_answer_stands_behind_the_header_of_its_turn(tokenizer: Any) -> None:
     prompt = Conversation((Message("user", "How are you?"),))
-    given, scored = parts(answered(tokenizer, prompt, "Fine."))
+    given, scored = parts(encode_answer(tokenizer, prompt, "Fine."))
     asked = tokenizer.apply_chat_template(prompt.as_dicts(), add_generation_prompt=True, return_dict=False)
     assert given == asked
     assert tokenizer.decode(scored).strip() == "Fine."
@@ -91,7 +91,7 @@ def test_an_answer_stands_behind_the_header_of_its_turn(tokenizer: Any) -> None:
 
 def test_an_answer_that_spells_out_a_special_token_is_text(tokenizer: Any) -> None:
     prompt = Conversation((Message("user", f"Say {tokenizer.eos_token}"),))
-    given, scored = parts(answered(tokenizer, prompt, f"{tokenizer.eos_token} now"))
+    given, scored = parts(encode_answer(tokenizer, prompt, f"{tokenizer.eos_token} now"))
     assert tokenizer.eos_token_id not in scored
     assert given.count(tokenizer.eos_token_id) == 1, "the one that ends the question's turn"
 
@@ -99,7 +99,7 @@ def test_an_answer_that_spells_out_a_special_token_is_text(tokenizer: Any) -> No
 @pytest.mark.parametrize("most", [2, 3, 7, 100])
 def test_windows_score_each_token_once(tokenizer: Any, most: int) -> None:
     text = "The river runs through the old town, and the people like to sit there in the evening."
-    ids, found = tokenizer.encode(text, add_special_tokens=False), windows(tokenizer, text, most)
+    ids, found = tokenizer.encode(text, add_special_tokens=False), split_windows(tokenizer, text, most)
     assert [id for row in found for id in parts(row)[1]] == ids
     assert all(len(row.input_ids) <= most for row in found)
     before = [tokenizer.bos_token_id, *ids]

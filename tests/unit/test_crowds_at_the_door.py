@@ -15,8 +15,8 @@ from waiting import settles
 
 from align.annotate.accounts import FREE_ATTEMPTS, FREE_ATTEMPTS_IN_ALL, Accounts
 from align.core.errors import StorageError
-from align.web.credentials import AT_ONCE, PATIENCE_S, WAITING, Refused
-from align.web.throttle import Busy, FairQueue
+from align.web.credentials import MAX_HASHING, MAX_WAIT_S, MAX_WAITING, AccessRefused
+from align.web.throttle import FairQueue, ServerBusy
 
 STRANGERS = 40
 
@@ -54,10 +54,10 @@ def crowd(accounts: Accounts, address: Callable[[int], str], failed: int) -> Ite
             tries += 1
             try:
                 accounts.log_in(f"stranger {number} {tries}", "a wrong password", address(number))
-            except Busy:
+            except ServerBusy:
                 seen["busy"] += 1
                 time.sleep(0.01)  # forty such threads ask a hundred times as often as anybody can be looked at
-            except Refused as error:
+            except AccessRefused as error:
                 seen["looked at" if "no such name" in error.problem else "throttled"] += 1
                 seen[address(number)] += "no such name" in error.problem
                 time.sleep(0.01 if "too many" in error.problem else 0)
@@ -87,14 +87,14 @@ def test_forty_strangers_keep_nobody_out(accounts, slow, addresses):
             waits.append(time.monotonic() - began)
     assert seen["looked at"] > 0
     assert seen["busy"] + seen["throttled"] > 0
-    assert slow["most"] == AT_ONCE  # each takes 64 MiB
-    assert max(waits) < PATIENCE_S / 2
+    assert slow["most"] == MAX_HASHING  # each takes 64 MiB
+    assert max(waits) < MAX_WAIT_S / 2
 
 
 def test_somebody_who_mistyped_comes_before_those_who_guess_on(accounts, slow):
     member(accounts, "ann")
     with crowd(accounts, lambda number: f"10.0.0.{number}", failed=3):
-        with pytest.raises(Refused, match="no such name"):
+        with pytest.raises(AccessRefused, match="no such name"):
             accounts.log_in("ann", "a typing error", "192.0.2.7")
         assert accounts.log_in("ann", GOOD, "192.0.2.7")
 
@@ -106,15 +106,15 @@ def full(accounts: Accounts) -> Iterator[None]:
 
     def holding() -> None:
         try:
-            with turns.turn("", -1):
+            with turns.take_turn("", -1):
                 over.wait(20)
-        except Busy:
+        except ServerBusy:
             pass
 
-    threads = [threading.Thread(target=holding, daemon=True) for _ in range(AT_ONCE + WAITING)]
+    threads = [threading.Thread(target=holding, daemon=True) for _ in range(MAX_HASHING + MAX_WAITING)]
     for thread in threads:
         thread.start()
-    assert settles(lambda: len(turns.waiting) >= WAITING and not turns.free)
+    assert settles(lambda: len(turns.waiting) >= MAX_WAITING and not turns.free)
     yield
     over.set()
     for thread in threads:
@@ -125,7 +125,7 @@ def test_busy_is_no_wrong_password(accounts):
     member(accounts, "ann")
     with full(accounts):
         for _ in range(2 * FREE_ATTEMPTS_IN_ALL):
-            with pytest.raises(Busy, match="many people"):
+            with pytest.raises(ServerBusy, match="many people"):
                 accounts.log_in("ann", GOOD, "here")
     assert [accounts._throttle.failures(name) for name in ("name ann from here", "name ann", "from here")] == [0, 0, 0]
     assert accounts.log_in("ann", GOOD, "here")
@@ -148,13 +148,13 @@ def test_nor_is_a_store_that_cannot_be_read(accounts, monkeypatch):
 def test_wrong_ones_count_as_before_though_the_door_was_busy_between(accounts):
     member(accounts, "ann")
     for _ in range(FREE_ATTEMPTS):
-        with pytest.raises(Refused, match="no such name"):
+        with pytest.raises(AccessRefused, match="no such name"):
             accounts.log_in("ann", "a wrong password", "here")
-        with full(accounts), pytest.raises(Busy):
+        with full(accounts), pytest.raises(ServerBusy):
             accounts.log_in("ann", "a wrong password", "here")
-    with pytest.raises(Refused, match="no such name"):
+    with pytest.raises(AccessRefused, match="no such name"):
         accounts.log_in("ann", "a wrong password", "here")
-    with pytest.raises(Refused, match="too many attempts"):
+    with pytest.raises(AccessRefused, match="too many attempts"):
         accounts.log_in("ann", GOOD, "here")
 
 
@@ -164,14 +164,14 @@ def order_of(asked: list[tuple[str, int]], room: int = 20) -> list[str]:
     sent_away = []
 
     def holding() -> None:
-        with turns.turn("holder", 0):
+        with turns.take_turn("holder", 0):
             over.wait(60)
 
     def waiting(number: int, share: str, failures: int) -> None:
         try:
-            with turns.turn(share, failures), lock:
+            with turns.take_turn(share, failures), lock:
                 served.append(f"{share}{number}")
-        except Busy:
+        except ServerBusy:
             sent_away.append(number)
 
     threads = [threading.Thread(target=holding)]
@@ -198,15 +198,15 @@ def test_who_comes_last_in_that_order_makes_room():
 
 def test_nobody_waits_for_ever():
     turns = FairQueue(1, 5, 0.2, "password")
-    with turns.turn("a", 0):
+    with turns.take_turn("a", 0):
         began = time.monotonic()
         found: list[BaseException] = []
 
         def waiting() -> None:
             try:
-                with turns.turn("b", 0):
+                with turns.take_turn("b", 0):
                     pass
-            except Busy as error:
+            except ServerBusy as error:
                 found.append(error)
 
         thread = threading.Thread(target=waiting)
@@ -214,4 +214,4 @@ def test_nobody_waits_for_ever():
         thread.join(5)
         assert (len(found), turns.waiting) == (1, [])
         assert 0.15 < time.monotonic() - began < 2
-    assert PATIENCE_S < 60
+    assert MAX_WAIT_S < 60

@@ -24,7 +24,7 @@ from align.core.chain import ChainHead
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data import chitchat
-from align.data.clean.steps import steps_of
+from align.data.clean.steps import create_steps
 from align.data.sets import gather, parallel
 from align.data.sets.duplicates import find_near_duplicates, rank_rows
 from align.data.sets.gather import FactOptions, SourceImport
@@ -67,7 +67,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Source]:
 
 def gatherings(folder: Path, sources: Sequence[Source], skips: bool = True) -> list[SourceImport]:
     folder.mkdir(exist_ok=True)
-    steps, kind = steps_of(["control", {"length": {"least": 4, "by": "words"}}]), sources[0].kind()
+    steps, kind = create_steps(["control", {"length": {"least": 4, "by": "words"}}]), sources[0].kind()
     return [
         SourceImport(Spool(folder), source, number, steps, FactOptions(), kind, skips)
         for number, source in enumerate(sources)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from align.core.errors import CorruptFile, InputError
-from align.data.clean.steps import steps_of
+from align.data.clean.steps import create_steps
 from align.data.sets import gather, published
 from align.data.sets.gather import FactOptions, SourceImport
 from align.data.sets.source import Source, detect_row_shapes, parse_sources, rank_by_name, resolve_licence
@@ -32,7 +32,7 @@ def gathering(
     folder: Path, path: Path, skips: bool = True, kind: str = "", counts: Sequence[int] = (), **about: Any
 ) -> SourceImport:
     folder.mkdir(exist_ok=True)
-    source, steps = Source("s", str(path), **about), steps_of([{"length": {"most": 8, "by": "words"}}])
+    source, steps = Source("s", str(path), **about), create_steps([{"length": {"most": 8, "by": "words"}}])
     return SourceImport(Spool(folder), source, 0, steps, FactOptions(), kind or source.kind(), skips, counts)
 
 

@@ -30,7 +30,7 @@ from align.models.base import base_in
 from align.models.load import load_base
 from align.models.lora import Lora
 from align.run import Base, read_manifest
-from align.stages.dpo import check_answers
+from align.stages.dpo import require_answer_tokens
 from align.track import read_rows
 from align.trainers.common import train
 from align.trainers.dpo import REFERENCE, dpo_trainer
@@ -183,9 +183,9 @@ def test_a_loss_that_trl_lacks_is_refused_before_anything_is_loaded(
 def test_a_mean_over_the_tokens_of_an_answer_without_any_is_refused():
     turn = (Message("assistant", "Yes."),)
     pref = Preference((Message("user", "Hi"),), turn, (Message("assistant", ""),), id="p7")
-    check_answers("simpo", [(pref, TokenizedPair([1, 2, 3], [1, 2, 4], 2, 2))])
+    require_answer_tokens("simpo", [(pref, TokenizedPair([1, 2, 3], [1, 2, 4], 2, 2))])
     with pytest.raises(InputError, match=r"stage\.loss=simpo: .* an answer of pair p7 has none"):
-        check_answers("simpo", [(pref, TokenizedPair([1, 2, 3], [1, 2], 2, 2))])
+        require_answer_tokens("simpo", [(pref, TokenizedPair([1, 2, 3], [1, 2], 2, 2))])
 
 
 @pytest.mark.parametrize(

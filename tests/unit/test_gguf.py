@@ -15,7 +15,7 @@ from gguf_tools import BASE, export_gguf, make_model, source_of
 from transformers import AutoTokenizer
 
 from align.core.errors import CorruptFile, InputError
-from align.data.chat.fixed_prompts import fixed_texts
+from align.data.chat.fixed_prompts import render_fixed_prompts
 from align.data.chat.template import CHATML
 from align.export import checks as receipt_checks
 from align.export.adapter import write_adapter
@@ -265,7 +265,7 @@ def test_a_weight_that_f16_cannot_hold_is_refused(tmp_path: Path):
 
 def test_text_that_is_read_otherwise_is_refused(trained: TrainedModel, answered: Answer):
     tokenizer = trained.tokenizer
-    prompts = fixed_texts(tokenizer)
+    prompts = render_fixed_prompts(tokenizer)
     assert len(answered.output["tokens"]) == len(list_texts(tokenizer, prompts))
     check_tokenization(tokenizer, prompts, answered)
     end, count = dict(list_special_tokens(tokenizer))["<|end|>"], len(list_special_tokens(tokenizer))
@@ -296,4 +296,4 @@ def test_a_prompt_begins_as_it_did_in_training(trained: TrainedModel, exported: 
     assert not answer.output["begins_with_bos"]
     forced = replace(answer, output=answer.output | {"begins_with_bos": True})
     with pytest.raises(InputError, match=r"bos_token=<s>: llama\.cpp puts it in front of every prompt"):
-        check_tokenization(tokenizer, fixed_texts(tokenizer), forced)
+        check_tokenization(tokenizer, render_fixed_prompts(tokenizer), forced)

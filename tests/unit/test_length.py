@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from align.core.types import Conversation, Message
-from align.data.chat.encode import encode, encode_prompts
-from align.data.chat.tokens import CHARACTERS, MARGIN, longer_than
+from align.data.chat.encode import encode_documents, encode_prompts
+from align.data.chat.tokens import CHARACTERS, MARGIN, is_longer_than
 
 TEXTS = {
     "words": lambda n: "some plain words " * (n // 17), "blanks": lambda n: " " * n, "one letter": lambda n: "a" * n,
@@ -46,7 +46,7 @@ def test_it_is_right_whenever_it_says_so(tiny_tokenizer: Any, kind: str):
         text = TEXTS[kind](n)
         whole = len(tiny_tokenizer(text, add_special_tokens=False)["input_ids"])
         for most in (1, 16, 100, whole - 1, whole, whole + 1):
-            said = longer_than(tiny_tokenizer, text, most)
+            said = is_longer_than(tiny_tokenizer, text, most)
             assert not said or whole > most, (n, most)
             assert said or whole <= most + 2 * MARGIN or len(text) <= CHARACTERS * (most + MARGIN), (n, most)
 
@@ -56,8 +56,8 @@ def test_a_text_of_long_tokens_that_fits_is_kept():
         return {"input_ids": [0] * -(-len(text) // 20)}
 
     for most in (100, 200, 1000):
-        assert not longer_than(wide, "a" * 20 * most, most)
-        assert longer_than(wide, "a" * 1000 * most, most)
+        assert not is_longer_than(wide, "a" * 20 * most, most)
+        assert is_longer_than(wide, "a" * 1000 * most, most)
 
 
 @pytest.mark.parametrize("kind", TEXTS)
@@ -65,7 +65,7 @@ def test_a_row_of_megabytes_is_dropped_by_its_beginning(tiny_tokenizer: Any, kin
     counting = Counting(tiny_tokenizer)
     asked = Conversation((Message("user", TEXTS[kind](5_000_000)),))
     long, short = asked.with_answer("ok"), Conversation((Message("user", "a"),)).with_answer("b")
-    encoded = encode(counting, [long, short], 128)
+    encoded = encode_documents(counting, [long, short], 128)
     assert (encoded.too_long, len(encoded.rows)) == (1, 1)
     prompts, dropped = encode_prompts(counting, [asked, Conversation((Message("user", "a"),))], 128)
     assert (len(prompts), dropped) == (1, 1)

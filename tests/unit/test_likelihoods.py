@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from align.data.chat.continuations import behind
-from align.data.chat.encode import IGNORED, Encoded
+from align.data.chat.continuations import build_scored_row
+from align.data.chat.encode import IGNORE_INDEX, EncodedRow
 from align.evals.suite.likelihoods import choose_pass_width, compute_likelihoods
 from align.models.base import find_base
 from align.models.load import load_base
@@ -18,13 +18,13 @@ from align.models.load import load_base
 CPU, CONTEXT = torch.device("cpu"), 1200
 
 
-def drawn(vocabulary: int, count: int, longest: int) -> list[Encoded]:
+def drawn(vocabulary: int, count: int, longest: int) -> list[EncodedRow]:
     draw = random.Random(0)
 
     def ids(most: int) -> list[int]:
         return [draw.randrange(vocabulary) for _ in range(draw.randint(1, most))]
 
-    return [behind(ids(longest), ids(6)) for _ in range(count)]
+    return [build_scored_row(ids(longest), ids(6)) for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def test_they_are_what_the_models_own_logits_say(name: str, request: pytest.Fixt
     model: Any = request.getfixturevalue(name)
     rows = drawn(90, 12, 30)
     likely = [int(model(torch.tensor([row.input_ids], device=CPU)).logits[0, -1].argmax()) for row in rows[:3]]
-    rows += [behind(row.input_ids, [id]) for row, id in zip(rows, likely, strict=False)]
-    rows.append(Encoded([1, 2, 3, 4, 5], [1, 2, IGNORED, IGNORED, 5]))
+    rows += [build_scored_row(row.input_ids, [id]) for row, id in zip(rows, likely, strict=False)]
+    rows.append(EncodedRow([1, 2, 3, 4, 5], [1, 2, IGNORE_INDEX, IGNORE_INDEX, 5]))
     for row, found in zip(rows, compute_likelihoods(model, rows, 0, 64), strict=True):
         with torch.no_grad():
             logprobs = model(torch.tensor([row.input_ids], device=CPU)).logits[0].double().log_softmax(-1)
-        places = [i for i in range(1, len(row.labels)) if row.labels[i] != IGNORED]
+        places = [i for i in range(1, len(row.labels)) if row.labels[i] != IGNORE_INDEX]
         assert found.logprob == pytest.approx(sum(float(logprobs[i - 1, row.labels[i]]) for i in places), abs=1e-4)
         assert found.greedy == all(int(logprobs[i - 1].argmax()) == row.labels[i] for i in places)
     assert [one.greedy for one in compute_likelihoods(model, rows, 0, 64)[12:15]] == [True] * 3
@@ -60,7 +60,7 @@ def test_a_row_is_the_same_beside_any_others(pocket: Any) -> None:
     """To the last bit, in fp32."""
     rows = [
         *drawn(4000, 56, 90),
-        *(behind([7] * length, [9, 11]) for length in (300, 500, 511, 520, 700, 1000, 1100, 1197)),
+        *(build_scored_row([7] * length, [9, 11]) for length in (300, 500, 511, 520, 700, 1000, 1100, 1197)),
     ]
     alone = [compute_likelihoods(pocket, [row], 0, CONTEXT)[0] for row in rows]
     for size in (2, 8, 32, 64):

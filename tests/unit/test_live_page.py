@@ -15,7 +15,7 @@ from run_folders import opened
 from align import track
 from align.core.errors import InputError
 from align.report import live
-from align.report.live import EVERY_S, SHARE, LivePage
+from align.report.live import MAX_TIME_SHARE, WRITE_INTERVAL_S, LivePage
 from align.run import Run
 from align.track import Tracker, show_progress, watch_progress
 
@@ -49,10 +49,10 @@ def shown(run: Run) -> str:
 
 def test_a_page_is_there_from_the_beginning_and_says_how_far_it_is(run: Run, clock: Clock):
     page = LivePage(run, "python -m align stage=sft")
-    page.begun()
+    page.write_first()
     assert "Running." in shown(run)
     assert REFRESH in shown(run)
-    with watch_progress(page.advanced), show_progress("sft", 400) as bar:
+    with watch_progress(page.update), show_progress("sft", 400) as bar:
         clock.now += 90
         bar.advance(1)
         assert "Running, step 1 of 400, about 9 h 58 min left." in shown(run)
@@ -65,12 +65,12 @@ def test_a_page_is_there_from_the_beginning_and_says_how_far_it_is(run: Run, clo
 def test_it_is_written_every_twenty_seconds_at_most(run: Run, clock: Clock, monkeypatch: pytest.MonkeyPatch):
     page, written = LivePage(run, ""), []
     monkeypatch.setattr(page, "_write", lambda report: written.append(clock.now - 1000))
-    with watch_progress(page.advanced), show_progress("sft", 1000) as bar:
+    with watch_progress(page.update), show_progress("sft", 1000) as bar:
         for step in range(1, 1001):
             clock.now += 0.125
             bar.advance(step)
-    assert len(written) == 125 // EVERY_S
-    assert all(b - a >= EVERY_S for a, b in pairwise(written))
+    assert len(written) == 125 // WRITE_INTERVAL_S
+    assert all(b - a >= WRITE_INTERVAL_S for a, b in pairwise(written))
 
 
 @pytest.mark.parametrize("drawing", [0.3, 1.0, 5.0, 60.0])
@@ -82,15 +82,15 @@ def test_it_takes_no_more_than_its_share(run: Run, clock: Clock, monkeypatch: py
         spent.append(drawing)
 
     monkeypatch.setattr(live, "add_curves", slowly)
-    with watch_progress(page.advanced), show_progress("sft", 4000) as bar:
+    with watch_progress(page.update), show_progress("sft", 4000) as bar:
         for step in range(1, 4001):
             clock.now += 5
             bar.advance(step)
             # What the first drawing takes nobody knows beforehand.
-            assert sum(spent[1:]) <= SHARE * (clock.now - 1000)
+            assert sum(spent[1:]) <= MAX_TIME_SHARE * (clock.now - 1000)
     assert len(spent) >= 2
     if drawing > 1:
-        assert sum(spent) >= 0.8 * SHARE * (clock.now - 1000)  # and it is used
+        assert sum(spent) >= 0.8 * MAX_TIME_SHARE * (clock.now - 1000)  # and it is used
 
 
 def test_an_error_of_the_page_is_logged_and_the_run_goes_on(
@@ -101,19 +101,19 @@ def test_an_error_of_the_page_is_logged_and_the_run_goes_on(
 
     page = LivePage(run, "")
     monkeypatch.setattr(live.Report, "write", broken)
-    page.begun()
-    with caplog.at_level(logging.WARNING), watch_progress(page.advanced), show_progress("sft", 10) as bar:
+    page.write_first()
+    with caplog.at_level(logging.WARNING), watch_progress(page.update), show_progress("sft", 10) as bar:
         clock.now += 30
         bar.advance(5)
     assert bar.done == 5
     assert "report.html could not be written" in caplog.text
     assert "No space left" in caplog.text
-    page.failed(ValueError("x"))
+    page.write_failed(ValueError("x"))
 
 
 def test_the_curves_come_once_there_is_time_for_them(run: Run, clock: Clock):
     page, tracker = LivePage(run, ""), Tracker(run.folder)
-    with watch_progress(page.advanced), show_progress("sft", 10) as bar:
+    with watch_progress(page.update), show_progress("sft", 10) as bar:
         tracker.log(1, {"loss": 5.0, "lr": 0.1})
         clock.now += 30
         bar.advance(1)
@@ -132,9 +132,9 @@ def test_the_curves_come_once_there_is_time_for_them(run: Run, clock: Clock):
 
 def test_its_newest_figures_stand_there_before_any_curve(run: Run, clock: Clock):
     page, tracker = LivePage(run, ""), Tracker(run.folder)
-    page.begun()
+    page.write_first()
     assert "Figures so far" not in shown(run)
-    with watch_progress(page.advanced), show_progress("sft", 10) as bar:
+    with watch_progress(page.update), show_progress("sft", 10) as bar:
         tracker.log(1, {"loss": 5.0, "held_out_loss": 6.25, "lr": 0.1})
         tracker.log(2, {"loss": 4.5, "lr": 0.1})
         clock.now += 30
@@ -154,12 +154,12 @@ def test_what_it_computes_on_and_its_rows_are_said_as_soon_as_they_are_known(tmp
         run.begin("")
         known: dict[str, str] = {}
         page = LivePage(run, "", lambda: known)
-        page.begun()
+        page.write_first()
         assert "cpu, bfloat16" not in shown(run)
         assert "rows" not in shown(run)
         known.update(device="cpu", dtype="bfloat16")
         run.known_metrics = {"train_rows": 285, "held_out_rows": 40, "dropped_too_long": 8}
-        with watch_progress(page.advanced), show_progress("sft", 10) as bar:
+        with watch_progress(page.update), show_progress("sft", 10) as bar:
             clock.now += 30
             bar.advance(2)
         assert "cpu, bfloat16" in shown(run)
@@ -170,7 +170,7 @@ def test_a_run_whose_device_is_missing_says_so(run: Run):
     def missing() -> dict[str, str]:
         raise InputError("device", "cuda", "there is none", "Leave it out.")
 
-    LivePage(run, "", missing).failed(InputError("device", "cuda", "there is none", "Leave it out."))
+    LivePage(run, "", missing).write_failed(InputError("device", "cuda", "there is none", "Leave it out."))
     assert "device=cuda: there is none. Leave it out." in shown(run)
 
 
@@ -179,7 +179,7 @@ def test_a_run_that_ends_early_shows_the_curves_up_to_then(run: Run, clock: Cloc
     page, tracker = LivePage(run, ""), Tracker(run.folder)
     tracker.log(1, {"loss": 5.0, "lr": 0.1})
     tracker.log(2, {"loss": 4.5, "lr": 0.1})
-    page.failed(error)
+    page.write_failed(error)
     assert shown(run).count("<img") == 2
     assert "from 5 at step 1 to 4.5 at step 2" in shown(run)
     assert "Figures so far" in shown(run)
@@ -196,9 +196,9 @@ def test_an_interrupted_run_draws_for_a_moment_only(run: Run, clock: Clock, monk
     page, tracker = LivePage(run, ""), Tracker(run.folder)
     for step in (1, 2):
         tracker.log(step, {"loss": 5.0, "lr": 0.1, "grad_norm": 1.0})
-    page.failed(KeyboardInterrupt())
+    page.write_failed(KeyboardInterrupt())
     assert shown(run).count("<img") == 2
-    page.failed(ValueError("x"))
+    page.write_failed(ValueError("x"))
     assert shown(run).count("<img") == 3
 
 
@@ -207,25 +207,25 @@ def test_interrupted_again_while_it_draws_it_ends_at_once(run: Run, monkeypatch:
         raise KeyboardInterrupt
 
     page = LivePage(run, "")
-    page.begun()
+    page.write_first()
     monkeypatch.setattr(live, "add_curves", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        page.failed(KeyboardInterrupt())
+        page.write_failed(KeyboardInterrupt())
     assert "Interrupted. The same command continues it." in shown(run)  # and not that it runs
 
 
 def test_how_a_run_ended_without_being_done_is_said(run: Run, clock: Clock):
     page = LivePage(run, "python -m align stage=sft")
-    with watch_progress(page.advanced), show_progress("sft", 400) as bar:
+    with watch_progress(page.update), show_progress("sft", 400) as bar:
         bar.advance(120)
-    page.failed(InputError("stage.lr", 9.0, "the run has <b>diverged</b>", "Lower it."))
+    page.write_failed(InputError("stage.lr", 9.0, "the run has <b>diverged</b>", "Lower it."))
     assert "Failed after step 120 of 400: stage.lr=9.0: the run has &lt;b&gt;diverged&lt;/b&gt;. Lower it." in shown(
         run
     )
     assert REFRESH not in shown(run)
-    page.failed(ZeroDivisionError("division by zero"))
+    page.write_failed(ZeroDivisionError("division by zero"))
     assert "Failed after step 120 of 400: ZeroDivisionError: division by zero" in shown(run)
-    page.failed(KeyboardInterrupt())
+    page.write_failed(KeyboardInterrupt())
     assert "Interrupted after step 120 of 400. The same command continues it." in shown(run)
     assert REFRESH not in shown(run)
 
@@ -233,14 +233,14 @@ def test_how_a_run_ended_without_being_done_is_said(run: Run, clock: Clock):
 def test_a_run_that_failed_at_once_is_told_without_matplotlib(run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "align.report.plots", None)  # any import of it fails
     page = LivePage(run, "")
-    page.begun()
-    page.failed(InputError("data.path", "x", "is empty", "Fill it."))
+    page.write_first()
+    page.write_failed(InputError("data.path", "x", "is empty", "Fill it."))
     assert "data.path=x: is empty. Fill it." in shown(run)
 
 
 def test_a_report_that_cannot_be_made_costs_nobody_the_run(run: Run, caplog: pytest.LogCaptureFixture):
     page = LivePage(run, "")
-    page.finished({"loss_before": "no number", "loss_after": "none either", "held_out_rows": 1}, {})
+    page.write_finished({"loss_before": "no number", "loss_after": "none either", "held_out_rows": 1}, {})
     assert "its report could not be made" in shown(run)
     assert "Traceback" in caplog.text
 
@@ -259,8 +259,8 @@ def test_a_failed_run_leaves_its_name_to_another(tmp_path: Path):
     with opened(tmp_path, name="mine") as run:
         run.begin("")
         page = LivePage(run, "")
-        page.begun()
-        page.failed(ValueError("bad"))
+        page.write_first()
+        page.write_failed(ValueError("bad"))
         run.fail(ValueError("bad"))
     with opened(tmp_path, name="mine", seed=7) as run:
         assert run.folder.name == "mine"

@@ -13,7 +13,7 @@ import pytest
 from lm_eval_folder import written
 
 from align.core.errors import InputError
-from align.data.chat.encode import IGNORED
+from align.data.chat.encode import IGNORE_INDEX
 from align.evals.suite.probes import LM_EVAL, HarnessTask, LikelihoodRequests, LMEvalReplies, Probe
 from align.evals.suite.tasks import EvalItem, EvalTask
 
@@ -127,6 +127,8 @@ def test_a_text_is_read_in_windows_and_each_token_scored_once(tiny_tokenizer: An
     rows = lm.encode_requests(tiny_tokenizer, LikelihoodRequests("reading", 0, ((text,),)), 8)
     assert len(rows) > 5
     assert max(len(row.input_ids) for row in rows) == 8
-    assert [id for row in rows for id in row.labels if id != IGNORED] == [id for id in whole.labels if id != IGNORED]
+    assert [id for row in rows for id in row.labels if id != IGNORE_INDEX] == [
+        id for id in whole.labels if id != IGNORE_INDEX
+    ]
     with pytest.raises(InputError, match="is no text, as item 3 of reading"):
         lm.encode_requests(tiny_tokenizer, LikelihoodRequests("reading", 3, ((" ",),)), 8)

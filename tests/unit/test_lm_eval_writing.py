@@ -10,7 +10,7 @@ import pytest
 from lm_eval_folder import written
 
 from align.core.errors import InputError
-from align.data.chat.continuations import following
+from align.data.chat.continuations import encode_context
 from align.evals.suite.likelihoods import batch_by_length, decode_answer
 from align.evals.suite.probes import LM_EVAL, CompletionRequest, HarnessTask, LikelihoodRequests, LMEvalReplies, Probe
 from align.evals.suite.tasks import EvalItem, EvalTask
@@ -150,8 +150,8 @@ def test_a_text_is_cut_before_the_first_stop_and_keeps_its_blanks(tiny_tokenizer
 
 
 def test_a_context_is_kept_as_it_is_and_nothing_is_the_prefix_token(tiny_tokenizer: Any) -> None:
-    assert following(tiny_tokenizer, "I am ") == tiny_tokenizer.encode("I am ")
-    assert following(tiny_tokenizer, "") == [tiny_tokenizer.bos_token_id]
+    assert encode_context(tiny_tokenizer, "I am ") == tiny_tokenizer.encode("I am ")
+    assert encode_context(tiny_tokenizer, "") == [tiny_tokenizer.bos_token_id]
 
 
 def test_batches_hold_answers_of_one_length_limit_in_order_of_their_prompts() -> None:

@@ -15,7 +15,7 @@ from bitsandbytes.nn.modules import Linear4bit
 from safetensors.torch import load_file
 
 from align.core.errors import CorruptFile, InputError
-from align.data.chat.encode import IGNORED, Encoded
+from align.data.chat.encode import IGNORE_INDEX, EncodedRow
 from align.evals.held_out import compute_held_out_loss
 from align.models.base import find_base
 from align.models.load import (
@@ -75,16 +75,16 @@ def base_at(folder: Path) -> Any:
     return find_base(path=str(folder))
 
 
-def some_rows() -> list[Encoded]:
+def some_rows() -> list[EncodedRow]:
     generator = torch.Generator().manual_seed(0)
     rows = []
     for length in (5, 24, 17, 11):
         ids = torch.randint(3, 320, (length,), generator=generator).tolist()
-        rows.append(Encoded(ids, [IGNORED if i < 3 else t for i, t in enumerate(ids)]))
+        rows.append(EncodedRow(ids, [IGNORE_INDEX if i < 3 else t for i, t in enumerate(ids)]))
     return rows
 
 
-def loss_of_transformers(model: Any, rows: list[Encoded]) -> float:
+def loss_of_transformers(model: Any, rows: list[EncodedRow]) -> float:
     """The mean over trained tokens of the model's own loss, a row at a time."""
     total = count = 0
     for row in rows:

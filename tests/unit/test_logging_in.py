@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from align.annotate.accounts import FREE_ATTEMPTS, FREE_ATTEMPTS_IN_ALL, Accounts
 from align.annotate.store.tables import users
-from align.web.credentials import Refused
+from align.web.credentials import AccessRefused
 from align.web.throttle import Throttle
 
 
@@ -21,13 +21,13 @@ from align.web.throttle import Throttle
 )
 def test_a_wrong_password_and_an_unknown_name_are_told_the_same(accounts, name, password):
     member(accounts, "ann")
-    with pytest.raises(Refused, match="no such name and password"):
+    with pytest.raises(AccessRefused, match="no such name and password"):
         accounts.log_in(name, password, "here")
 
 
 def guess(accounts: Accounts, name: str, address: str, times: int) -> None:
     for _ in range(times):
-        with pytest.raises(Refused, match="no such name"):
+        with pytest.raises(AccessRefused, match="no such name"):
             accounts.log_in(name, "wrong password", address)
 
 
@@ -37,7 +37,7 @@ def test_guessing_is_slowed_and_the_right_password_is_not_looked_at_meanwhile(ac
     for name in ("ann", "bob"):
         member(accounts, name)
     guess(accounts, "ann", "there", FREE_ATTEMPTS + 1)
-    with pytest.raises(Refused, match="too many attempts; the next counts in 1 s"):
+    with pytest.raises(AccessRefused, match="too many attempts; the next counts in 1 s"):
         accounts.log_in("ann", GOOD, "there")
     assert accounts.log_in("ann", GOOD, "elsewhere")  # nobody is kept out by a stranger's few guesses
     assert accounts.log_in("bob", GOOD, "there")
@@ -52,11 +52,11 @@ def test_many_guesses_from_everywhere_or_at_everybody_are_slowed_too(accounts):
     member(accounts, "ann")
     for i in range(FREE_ATTEMPTS_IN_ALL + 1):
         guess(accounts, "ann", f"10.0.0.{i}", 1)
-    with pytest.raises(Refused, match="too many attempts"):
+    with pytest.raises(AccessRefused, match="too many attempts"):
         accounts.log_in("ann", GOOD, "elsewhere")
     for i in range(FREE_ATTEMPTS_IN_ALL + 1):
         guess(accounts, f"name {i}", f"2001:db8::{i:x}", 1)  # one customer's network
-    with pytest.raises(Refused, match="too many attempts"):
+    with pytest.raises(AccessRefused, match="too many attempts"):
         accounts.log_in("bob", "wrong password", "2001:db8::ffff")
 
 
@@ -67,7 +67,7 @@ def test_guesses_at_once_are_no_more_than_guesses_in_a_row(accounts, monkeypatch
 
     def guessing() -> None:
         together.wait()
-        with suppress(Refused):
+        with suppress(AccessRefused):
             accounts.log_in("ann", "wrong password", "there")
 
     threads = [threading.Thread(target=guessing) for _ in range(30)]
@@ -83,22 +83,22 @@ def test_waits_double_and_end():
     throttle = Throttle(clock, longest=10, names=3)
     waits = []
     for _ in range(8):
-        assert throttle.attempt("a", 2) == 0
-        waits.append(throttle.attempt("a", 2) if throttle._failures["a"].until > clock.now else 0)
+        assert throttle.begin_attempt("a", 2) == 0
+        waits.append(throttle.begin_attempt("a", 2) if throttle._failures["a"].until > clock.now else 0)
         clock.now += waits[-1]
     assert waits == [0, 0, 1, 2, 4, 8, 10, 10]
     clock.now += 11
-    throttle.attempt("a", 2)
-    assert throttle.attempt("a", 2) == 0  # long ago
+    throttle.begin_attempt("a", 2)
+    assert throttle.begin_attempt("a", 2) == 0  # long ago
     for name in "bcd":
         for _ in range(3):
-            throttle.attempt(name, 2)
-    assert (throttle.attempt("a", 2), throttle.attempt("d", 2)) == (0, 1)  # the oldest was forgotten
+            throttle.begin_attempt(name, 2)
+    assert (throttle.begin_attempt("a", 2), throttle.begin_attempt("d", 2)) == (0, 1)  # the oldest was forgotten
 
 
 def test_strangers_with_no_invitation_hash_nothing(accounts, monkeypatch):
     monkeypatch.setattr(accounts.passwords, "hashed", lambda _: pytest.fail("a password was hashed"))
-    with pytest.raises(Refused, match="expired or was used"):
+    with pytest.raises(AccessRefused, match="expired or was used"):
         accounts.accept("x", "ann", GOOD)
 
 
@@ -113,7 +113,7 @@ def test_an_unknown_name_costs_what_a_known_one_does(accounts, monkeypatch):
 
     monkeypatch.setattr(accounts.passwords, "hasher", Counting())
     for name in ("nobody", "a\x00b", "\u202e", "x" * 200):
-        with pytest.raises(Refused, match="no such name"):
+        with pytest.raises(AccessRefused, match="no such name"):
             accounts.log_in(name, GOOD, "here")
     assert len(verified) == 4
 
@@ -138,5 +138,5 @@ def test_a_session_that_the_old_password_would_open_is_none(accounts, monkeypatc
         return found
 
     monkeypatch.setattr(accounts.passwords, "matches", meanwhile)
-    with pytest.raises(Refused, match="was changed in the meantime"):
+    with pytest.raises(AccessRefused, match="was changed in the meantime"):
         accounts.log_in("ann", GOOD, "here")

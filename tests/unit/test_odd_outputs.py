@@ -37,7 +37,7 @@ from align.run.alias_log import AliasTarget, append_change
 from align.run.atomic import publish_folder
 from align.serve.tenants import change_tenant
 from align.serve.usage import Usage
-from align.web.key_link import key_in
+from align.web.key_link import load_or_create_key
 
 
 class Output(NamedTuple):
@@ -134,7 +134,7 @@ FILES = {
     "store.url": Output("annotations.db", open_store),
     "store.url as a URI": Output("annotations.db", open_store_by_uri),
     "the answers in run.root": Output("answers.db", add_answers),
-    "the key of a page in run.root": Output("annotate.key", key_in),
+    "the key of a page in run.root": Output("annotate.key", load_or_create_key),
     "the log of removals in run.root": Output(LOG, log_removal),
     "the aliases in run.root": Output(ALIASES, change_alias, replaces=False),
     "the note of a sweep in run.root": Output("compare/x.json", lambda path: note_sweep(path.parents[1], "x", ["a:b"])),

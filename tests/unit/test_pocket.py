@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from align.core.errors import CorruptFile
 from align.core.types import Conversation, Message
-from align.data.chat.encode import encode_conversation, stop_token_ids
+from align.data.chat.encode import encode_conversation, find_stop_token_ids
 from align.models import base
 from align.models.base import find_base
 from align.run import file_digest
@@ -77,5 +77,5 @@ def test_its_turns_end_with_its_eos_and_only_answers_are_trained() -> None:
     encoded = encode_conversation(tokenizer, chat)
     trained = [i for i in encoded.labels if i >= 0]
     assert tokenizer.decode(trained) == "hello<|end|>"
-    assert stop_token_ids(tokenizer) == (tokenizer.eos_token_id,)
+    assert find_stop_token_ids(tokenizer) == (tokenizer.eos_token_id,)
     assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id)

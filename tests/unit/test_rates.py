@@ -17,7 +17,7 @@ from align.core.errors import InputError
 from align.models.base import find_base
 from align.run import Base
 from align.run.weights import count_weights
-from align.stages.runner import fill_rates
+from align.stages.runner import fill_learning_rates
 
 METHODS = Path(__file__).resolve().parents[2] / "docs" / "methods.md"
 LINES = {
@@ -61,7 +61,7 @@ def test_full_training_has_a_tenth_of_an_adapters_rate():
 @pytest.mark.parametrize("column", LINES)
 def test_pocket_keeps_the_rates_that_its_figures_were_made_with(column: str):
     rates = {"sft": 2e-4, "full": 2e-5, "reward": 1e-3, "dpo": 1e-4, "kto": 1e-4, "ppo": 5e-4, "ppo full": 5e-5}
-    config, origin = fill_rates(compose_config(shlex.split(LINES[column])), find_base("pocket"))
+    config, origin = fill_learning_rates(compose_config(shlex.split(LINES[column])), find_base("pocket"))
     assert config.stage.lr == rates[column]
     assert config.method.lr == rates["full" if config.method.name == "full" else "sft"]
     assert getattr(config.stage, "value_lr", 1e-3) == 1e-3
@@ -75,25 +75,27 @@ def test_the_size_of_the_base_decides(tmp_path: Path, size: object):
     base = base_of_size(tmp_path / "base", weights)
     assert count_weights(tmp_path / "base") == weights
     for column, line in LINES.items():
-        config, origin = fill_rates(compose_config(shlex.split(line)), base)
+        config, origin = fill_learning_rates(compose_config(shlex.split(line)), base)
         assert config.stage.lr == SIZE_CLASSES[index].rates[column]
         assert SIZE_CLASSES[index].title in origin
-    assert SIZE_CLASSES[index].rates["value"] == fill_rates(compose_config(["stage=ppo"]), base)[0].stage.value_lr
+    assert (
+        SIZE_CLASSES[index].rates["value"] == fill_learning_rates(compose_config(["stage=ppo"]), base)[0].stage.value_lr
+    )
 
 
 def test_a_rate_that_is_given_stays(tmp_path: Path):
     base = base_of_size(tmp_path / "base", 8_000_000_000)
     for words in (["stage=dpo", "stage.lr=3e-5"], ["stage=sft", "method.lr=3e-5"], ["stage=full", "stage.lr=3e-5"]):
-        config, origin = fill_rates(compose_config(words), base)
+        config, origin = fill_learning_rates(compose_config(words), base)
         assert (config.stage.lr, origin) == (3e-5, "")
-    config, origin = fill_rates(compose_config(["stage=ppo", "stage.value_lr=3e-5"]), base)
+    config, origin = fill_learning_rates(compose_config(["stage=ppo", "stage.value_lr=3e-5"]), base)
     assert (config.stage.lr, config.stage.value_lr) == (1e-5, 3e-5)
     assert origin
 
 
 def test_estimators_without_a_critic_take_the_filled_rate_and_no_other(tmp_path: Path):
     base = base_of_size(tmp_path / "base", 8_000_000_000)
-    config, _ = fill_rates(compose_config(["stage=ppo", "stage.advantage=rloo"]), base)
+    config, _ = fill_learning_rates(compose_config(["stage=ppo", "stage.advantage=rloo"]), base)
     assert config.stage.value_lr == 1e-4
     with pytest.raises(InputError, match=r"stage\.value_lr"):
         compose_config(["stage=ppo", "stage.advantage=rloo", "stage.value_lr=3e-5"])
@@ -104,9 +106,9 @@ def test_the_command_line_of_a_run_makes_the_same_configuration(tmp_path: Path, 
     base = base_of_size(tmp_path / "base", 100_000_000)
     line = shlex.split(LINES[column])
     for more in ([], ["stage.lr=3e-3"], ["method.lr=3e-3"] if column in ("sft", "full") else []):
-        config, _ = fill_rates(compose_config([*line, *more]), base)
+        config, _ = fill_learning_rates(compose_config([*line, *more]), base)
         words = shlex.split(format_command_line(to_plain_dict(config), {}))[3:]
-        again = fill_rates(compose_config(words), base)[0]
+        again = fill_learning_rates(compose_config(words), base)[0]
         again = replace_values(again, model=config.model)
         assert to_plain_dict(again) == to_plain_dict(replace_values(config, model=config.model))
 

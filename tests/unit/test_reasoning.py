@@ -16,15 +16,15 @@ from test_sources import jsonl, write
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference
 from align.data.chat.encode import (
-    IGNORED,
+    IGNORE_INDEX,
     Prompt,
-    encode,
     encode_conversation,
-    encode_judged,
-    prompt_ids,
-    stop_token_ids,
+    encode_documents,
+    encode_for_reward_model,
+    encode_prompt,
+    find_stop_token_ids,
 )
-from align.data.chat.reasoning import answer_alone, parted, with_reasoning
+from align.data.chat.reasoning import prepend_reasoning, split_reasoning, strip_reasoning
 from align.data.read.records import read_documents
 from align.data.sources import DataSource, prepare_record, read_documents_of_split, read_source_prompts
 from align.models.forward import rollout_from_answers
@@ -44,20 +44,20 @@ THOUGHT = "<think>\nHm, <b>.\n</think>\n\n"
     ],
 )  # fmt: skip
 def test_the_answer_alone(text: str, alone: str) -> None:
-    assert answer_alone(text) == alone
+    assert strip_reasoning(text) == alone
 
 
 def test_reasoning_and_answer_are_parted() -> None:
-    assert parted(THOUGHT + "Yes.") == (THOUGHT.replace("<think>", "").replace("</think>", "").strip(), "Yes.")
-    assert parted("<think>\nHm, and") == ("Hm, and", "")
-    assert parted("Hm.</think>Yes.", opened=True) == ("Hm.", "Yes.")
-    assert parted("Yes.") == ("", "Yes.")
+    assert split_reasoning(THOUGHT + "Yes.") == (THOUGHT.replace("<think>", "").replace("</think>", "").strip(), "Yes.")
+    assert split_reasoning("<think>\nHm, and") == ("Hm, and", "")
+    assert split_reasoning("Hm.</think>Yes.", opened=True) == ("Hm.", "Yes.")
+    assert split_reasoning("Yes.") == ("", "Yes.")
 
 
 def test_a_cut_answer_behind_an_opened_block_is_reasoning() -> None:
-    assert answer_alone("Hm, and", opened=True) == ""
-    assert answer_alone("Hm.</think>Yes.", opened=True) == "Yes."
-    assert answer_alone("<think>Hm.</think>Yes.", opened=True) == "Yes."
+    assert strip_reasoning("Hm, and", opened=True) == ""
+    assert strip_reasoning("Hm.</think>Yes.", opened=True) == "Yes."
+    assert strip_reasoning("<think>Hm.</think>Yes.", opened=True) == "Yes."
 
 
 def test_what_a_user_says_of_it_is_no_reasoning(tmp_path: Path) -> None:
@@ -76,8 +76,8 @@ def test_masked_behind_a_header_that_opens_the_block() -> None:
     tokenizer = make_tokenizer(opens, "<|im_end|>")
     labels = encode_conversation(tokenizer, talk("q", "Hm.</think>Yes."), True).labels
     shown = encode_conversation(tokenizer, talk("q", "<think>x</think>Yes."), True).labels
-    assert tokenizer.decode([label for label in shown if label != IGNORED]) == "Yes.<|im_end|>"
-    assert "Hm" in tokenizer.decode([label for label in labels if label != IGNORED])  # a row says where it begins
+    assert tokenizer.decode([label for label in shown if label != IGNORE_INDEX]) == "Yes.<|im_end|>"
+    assert "Hm" in tokenizer.decode([label for label in labels if label != IGNORE_INDEX])  # a row says where it begins
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
@@ -85,7 +85,7 @@ def test_a_field_of_reasoning_stands_in_front_of_its_answer(tmp_path: Path, fiel
     user, answer = exchange("q", "a")
     (found,) = read_documents(write(tmp_path / "d.jsonl", {"messages": [user, {**answer, field: " Hm.\n"}]}))
     assert isinstance(found, Conversation)
-    assert found.messages[-1].content == with_reasoning("a", "Hm.") == "<think>\nHm.\n</think>\n\na"
+    assert found.messages[-1].content == prepend_reasoning("a", "Hm.") == "<think>\nHm.\n</think>\n\na"
 
 
 @pytest.mark.parametrize(
@@ -135,9 +135,9 @@ def test_masked_it_is_read_and_not_trained(name: str) -> None:
     whole, plain = talk("q", THOUGHT + "Good day."), talk("q", "Good day.")
     shown, masked = (encode_conversation(tokenizer, whole, mask) for mask in (False, True))
     assert shown.input_ids == masked.input_ids
-    trained = tokenizer.decode([label for label in masked.labels if label != IGNORED])
+    trained = tokenizer.decode([label for label in masked.labels if label != IGNORE_INDEX])
     assert trained.strip() == "Good day." + found.end
-    assert "Hm" in tokenizer.decode([label for label in shown.labels if label != IGNORED])
+    assert "Hm" in tokenizer.decode([label for label in shown.labels if label != IGNORE_INDEX])
     assert encode_conversation(tokenizer, plain).labels == encode_conversation(tokenizer, plain, True).labels or (
         name == "qwen3"  # whose template writes an empty block in front of every last answer
     )
@@ -146,14 +146,17 @@ def test_masked_it_is_read_and_not_trained(name: str) -> None:
 def test_masked_it_may_stand_beside_markers() -> None:
     tokenizer = make_tokenizer(MARKED)
     whole = encode_conversation(tokenizer, talk("q", THOUGHT + "a b"), True)
-    plain = [label for label in encode_conversation(tokenizer, talk("q", "a b")).labels if label != IGNORED]
-    assert [label for label in whole.labels if label != IGNORED] == plain
+    plain = [label for label in encode_conversation(tokenizer, talk("q", "a b")).labels if label != IGNORE_INDEX]
+    assert [label for label in whole.labels if label != IGNORE_INDEX] == plain
 
 
 def test_rows_that_lose_it_to_the_template_are_counted() -> None:
     drops = "{% for m in messages %}{{ m.role + ': ' + m.content.split('</think>')[-1] + '<|im_end|>' }}{% endfor %}"
     tokenizer, rows = make_tokenizer(drops, "<|im_end|>"), [talk("q", THOUGHT + "a"), talk("q", "a")]
-    lost, kept = encode(tokenizer, rows, 500), encode(make_tokenizer(QWEN3, "<|im_end|>"), rows, 500)
+    lost, kept = (
+        encode_documents(tokenizer, rows, 500),
+        encode_documents(make_tokenizer(QWEN3, "<|im_end|>"), rows, 500),
+    )
     assert (lost.unreasoned, lost.unreasoned_earlier) == (1, 0)
     assert (kept.unreasoned, kept.unreasoned_earlier) == (0, 0)
 
@@ -166,20 +169,20 @@ def test_earlier_answers_that_lose_it_are_counted_apart() -> None:
     bare = talk("q", "a", "r", THOUGHT + "b")
     empty = talk("q", "<think>\n\n</think>\n\na", "r", THOUGHT + "b")
     untrained = Conversation((same.messages[0], replace(same.messages[1], trained=False), *same.messages[2:]))
-    found = [encode(tokenizer, [row], 500) for row in (same, other, bare, empty, untrained)]
+    found = [encode_documents(tokenizer, [row], 500) for row in (same, other, bare, empty, untrained)]
     assert [row.unreasoned_earlier for row in found] == [1, 1, 0, 0, 0]
     assert [row.unreasoned for row in found] == [0] * 5
     alike = "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}"
-    assert encode(make_tokenizer(alike, "<|im_end|>"), [same, other], 500).unreasoned_earlier == 0
+    assert encode_documents(make_tokenizer(alike, "<|im_end|>"), [same, other], 500).unreasoned_earlier == 0
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_judge_on_the_samplers_base_reads_the_answer_as_pairs_have_it(name: str) -> None:
     """Token by token what a reward model is trained on, cut answers and answers without reasoning among them."""
     _, tokenizer = family(name)
-    stops = stop_token_ids(tokenizer)
+    stops = find_stop_token_ids(tokenizer)
     asked = [Conversation((Message("user", f"question {i}?"),), str(i)) for i in range(4)]
-    prompts = [Prompt(c, prompt_ids(tokenizer, c)) for c in asked]
+    prompts = [Prompt(c, encode_prompt(tokenizer, c)) for c in asked]
     said = [THOUGHT + "Good day.", "Good day.", THOUGHT + "Good d", "<think>\nHm, and"]
     ended = [True, True, False, False]
     ids = [
@@ -197,21 +200,21 @@ def test_a_judge_on_the_samplers_base_reads_the_answer_as_pairs_have_it(name: st
     rows = [t[m].tolist() for t, m in zip(judged.tokens_BS, judged.mask_BS, strict=True)]
     assert rows[1] == prompts[1].input_ids + ids[1]  # the very tokens that were sampled
     for i in (0, 2, 3):
-        assert rows[i] == encode_judged(tokenizer, asked[i], texts[i], ended[i], stops)
+        assert rows[i] == encode_for_reward_model(tokenizer, asked[i], texts[i], ended[i], stops)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_judge_reads_no_reasoning_of_earlier_turns(name: str) -> None:
     """The pairs of a reward model that was trained on answers alone had none either."""
     _, tokenizer = family(name)
-    stops = stop_token_ids(tokenizer)
+    stops = find_stop_token_ids(tokenizer)
     turns = Message("user", "one?"), Message("assistant", THOUGHT + "One."), Message("user", "two?")
     asked, alone = Conversation(turns, "c"), Conversation((turns[0], Message("assistant", "One."), turns[2]), "c")
-    prompt = Prompt(asked, prompt_ids(tokenizer, asked))
+    prompt = Prompt(asked, encode_prompt(tokenizer, asked))
     ids = [*tokenizer("Two.", add_special_tokens=False)["input_ids"], stops[-1]]
     rollout = rollout_from_answers([prompt.input_ids], [ids], tokenizer.pad_token_id, torch.device("cpu"))
     found = answers_alone([prompt], ["Two."], rollout, tokenizer, stops)
     assert found.conversations == [alone.with_answer("Two.")]
     (row,) = [t[m].tolist() for t, m in zip(found.rollout.tokens_BS, found.rollout.mask_BS, strict=True)]
-    assert row == encode_judged(tokenizer, alone, "Two.", bool(rollout.ended_B[0]), stops)
+    assert row == encode_for_reward_model(tokenizer, alone, "Two.", bool(rollout.ended_B[0]), stops)
     assert "Hm" not in tokenizer.decode(row)

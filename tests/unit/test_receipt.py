@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from align.core.errors import CorruptFile, InputError, MissingArtifact
-from align.data.chat.fixed_prompts import fixed_prompts
+from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.export.checks import check_adapter, check_merged
 from align.export.engines import compute_logits
 from align.export.merged import merge_adapter
@@ -108,11 +108,11 @@ def test_a_missed_bound_and_an_engine_that_was_not_asked_are_errors():
 
 def test_the_prompts_are_the_same_whatever_the_data(base: Base):
     tokenizer = AutoTokenizer.from_pretrained(base.path)
-    rows = fixed_prompts(tokenizer)
+    rows = encode_fixed_prompts(tokenizer)
     assert len(rows) == 13
     assert len(set(rows[-1])) == 64
     assert not set(rows[-1]) & set(tokenizer.all_special_ids)
-    assert rows == fixed_prompts(tokenizer)
+    assert rows == encode_fixed_prompts(tokenizer)
 
 
 def test_every_position_of_every_prompt_counts():
@@ -135,7 +135,7 @@ def test_what_is_no_number_is_near_to_nothing():
 def test_a_template_that_refuses_words_leaves_the_tokens(base: Base):
     tokenizer = AutoTokenizer.from_pretrained(base.path)
     tokenizer.chat_template = "{{ raise_exception('no') }}"
-    rows = fixed_prompts(tokenizer)
+    rows = encode_fixed_prompts(tokenizer)
     assert [len(row) for row in rows] == [64]
 
 

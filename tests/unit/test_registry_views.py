@@ -23,7 +23,7 @@ from align.registry.page.views import A_PAGE, parse_conditions
 from align.registry.trace import Votes
 from align.run.alias_log import AliasTarget, append_change
 from align.run.stale import mark_stale
-from align.web.key_link import Anybody, KeyAuthenticator
+from align.web.key_link import KeyAuthenticator, OpenAuthenticator
 
 URL = "http://127.0.0.1:7862"
 POLICY = {"init": "sft:start", "reward": "reward:votes"}
@@ -34,7 +34,7 @@ def nobody(project: str, head: ChainHead) -> Votes:
 
 
 def visitor(root: Path, authenticator=None) -> TestClient:
-    app = application(root, nobody, lambda manifest: "python -m align", authenticator or Anybody(), [URL])
+    app = application(root, nobody, lambda manifest: "python -m align", authenticator or OpenAuthenticator(), [URL])
     return TestClient(app, base_url=URL, follow_redirects=False)
 
 
@@ -272,7 +272,7 @@ def test_another_host_is_refused_and_so_is_everything_but_reading(client: TestCl
 
 
 def test_behind_a_key_nothing_is_to_be_had_without_it(root: Path) -> None:
-    client = visitor(root, KeyAuthenticator("k" * 32, Anybody.visitor, "align_registry"))
+    client = visitor(root, KeyAuthenticator("k" * 32, OpenAuthenticator.visitor, "align_registry"))
     paths = [
         "/",
         "/view/runs",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from align.core.types import Conversation, Feedback, Message, Preference, Record
-from align.data.chat.encode import IGNORED, encode_conversation
+from align.data.chat.encode import IGNORE_INDEX, encode_conversation
 from align.data.chat.template import use_template
 from align.data.chat.training_view import render_tokens
 from align.data.sets.report import MAX_RENDERED, ExampleWriter
@@ -45,7 +45,7 @@ def test_what_is_coloured_is_what_the_loss_is_taken_on(tokenizer: Any) -> None:
     row = encode_conversation(tokenizer, MUTED)
     assert whole(line) == tokenizer.decode(row.input_ids)
     assert trained(line) == tokenizer.decode(
-        [i for i, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORED]
+        [i for i, label in zip(row.input_ids, row.labels, strict=True) if label != IGNORE_INDEX]
     )
     assert "This." in trained(line)
     assert "Not this." not in trained(line)

@@ -13,19 +13,19 @@ import pytest
 from align.core.errors import StorageError
 from align.ops.calibration import bin_predictions
 from align.report import Report, format_figure
-from align.report.figure_labels import describe_scarce
-from align.report.figure_text import duration, moment, percent
+from align.report.figure_labels import describe_small_samples
+from align.report.figure_text import format_duration, format_percent, format_timestamp
 from align.report.page import LONGEST_TEXT, Code, Link, Part
 from align.report.plots import (
-    MOST_POINTS,
-    curves,
-    histogram_pair,
-    points_of,
-    reliability,
+    MAX_POINTS,
+    average_blocks,
+    collect_points,
+    draw_curves,
+    draw_histogram_pair,
+    draw_reliability,
+    format_tick_labels,
     render,
-    smoothed,
-    thinned,
-    ticks,
+    smooth_values,
 )
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(1)">"\' onload=\'x'
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
 def full_report(text: str = "plain") -> Report:
     rows = [{"step": i, text: i * i, "kl": 1 / (i + 1)} for i in range(5)]
-    drawn = render(curves(rows, {text: text, "kl": "KL"}, text, text))
+    drawn = render(draw_curves(rows, {text: text, "kl": "KL"}, text, text))
     return (
         Report(text, text)
         .verdict(text)
@@ -105,11 +105,11 @@ def test_structure_one_h1_language_viewport_alt_and_dark():
 
 def test_embedded_images_are_images_and_the_same_each_time():
     rows = [{"step": i, "kl": i / 3} for i in range(9)]
-    svg, png = render(curves(rows, {"kl": "KL"})), render(curves(rows, {"kl": "KL"}), "png")
+    svg, png = render(draw_curves(rows, {"kl": "KL"})), render(draw_curves(rows, {"kl": "KL"}), "png")
     assert svg.lstrip().startswith(b"<?xml")
     assert png.startswith(b"\x89PNG")
-    assert svg == render(curves(rows, {"kl": "KL"}))
-    assert svg != render(curves(rows[:5], {"kl": "KL"}))
+    assert svg == render(draw_curves(rows, {"kl": "KL"}))
+    assert svg != render(draw_curves(rows[:5], {"kl": "KL"}))
     source = Report("r").plot(svg, "KL", "KL rising").html()
     embedded = re.search(r"data:image/svg\+xml;base64,([^\"]+)", source)
     assert embedded is not None
@@ -142,8 +142,8 @@ def test_few_observations_are_said_to_be_few():
     assert format_figure(figures["gold"]["difference"]) == "0.5 (no interval) (n=3, fewer than 20)"
     assert format_figure(figures["enough"]) == "0.5 [0.3, 0.7] (n=20)"
     sentence = "Fewer than 20 observations, so that the interval says little: Win rate (19), Gain in gold score (3)."
-    assert describe_scarce(figures) == sentence
-    assert describe_scarce({"enough": figures["enough"]}) == ""
+    assert describe_small_samples(figures) == sentence
+    assert describe_small_samples({"enough": figures["enough"]}) == ""
 
 
 @pytest.mark.parametrize(
@@ -158,14 +158,14 @@ def test_few_observations_are_said_to_be_few():
     ],
 )
 def test_percent(value, text):
-    assert percent(value).replace("\u00a0", " ") == text
+    assert format_percent(value).replace("\u00a0", " ") == text
 
 
 def test_times():
-    assert [duration(s) for s in (1, 89, 90, 720, 5400, 12_000)] == [
+    assert [format_duration(s) for s in (1, 89, 90, 720, 5400, 12_000)] == [
         "1 second", "89 seconds", "2 minutes", "12 minutes", "1 h 30 min", "3 h 20 min",
     ]  # fmt: skip
-    assert moment("2026-11-07T04:05:06+00:00") == "7 November 2026, 04:05 UTC"
+    assert format_timestamp("2026-11-07T04:05:06+00:00") == "7 November 2026, 04:05 UTC"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_table_sets_figures_right_and_checks_its_rows():
 
 def test_curves_pass_over_missing_and_leave_gaps():
     rows = [{"step": 0, "kl": 1.0}, {"step": 1}, {"step": 2, "kl": math.inf}, {"step": 3, "kl": 4}]
-    (line,) = curves(rows, {"kl": "KL"}).axes[0].lines
+    (line,) = draw_curves(rows, {"kl": "KL"}).axes[0].lines
     assert list(line.get_xdata()) == [0, 2, 3]
     assert [math.isnan(y) for y in line.get_ydata()] == [False, True, False]
     assert list(line.get_ydata())[-1] == 4
@@ -234,7 +234,7 @@ def tick_places(axis) -> list[float]:
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 30, 1000])
 def test_steps_are_whole_and_noise_looks_like_noise(steps: int):
     rows = [{"step": i + 1, "kl": 5 + 0.001 * (-1) ** i} for i in range(steps)]
-    ax = curves(rows, {"kl": "KL"}, span=2.0).axes[0]
+    ax = draw_curves(rows, {"kl": "KL"}, span=2.0).axes[0]
     at = tick_places(ax.xaxis)
     assert at
     assert all(t == int(t) for t in at)
@@ -246,30 +246,30 @@ def test_steps_are_whole_and_noise_looks_like_noise(steps: int):
 
 def test_an_axis_does_not_go_where_the_figure_cannot():
     rows = [{"step": 1, "share": 0.99}, {"step": 2, "share": 1.0}]
-    low, high = curves(rows, {"share": "ended"}, span=0.5, within=(0.0, 1.0)).axes[0].get_ylim()
+    low, high = draw_curves(rows, {"share": "ended"}, span=0.5, within=(0.0, 1.0)).axes[0].get_ylim()
     assert low < 0.8
     assert high < 1.1
 
 
 def test_short_lines_have_marks_and_long_ones_a_running_mean():
-    short = curves([{"step": i, "kl": i} for i in range(5)], {"kl": "KL"}).axes[0].lines
+    short = draw_curves([{"step": i, "kl": i} for i in range(5)], {"kl": "KL"}).axes[0].lines
     assert [line.get_marker() for line in short] == ["o"]
     rows = [{"step": i, "kl": float(i % 2)} for i in range(100)]
-    raw, mean = curves(rows, {"kl": "KL"}).axes[0].lines
+    raw, mean = draw_curves(rows, {"kl": "KL"}).axes[0].lines
     assert raw.get_alpha() < 0.5
     assert list(raw.get_ydata()) == [float(i % 2) for i in range(100)]
     assert max(mean.get_ydata()[10:-10]) < 0.6
-    assert smoothed([1.0] * 30 + [2.0] * 30)[::59] == [1.0, 2.0]
+    assert smooth_values([1.0] * 30 + [2.0] * 30)[::59] == [1.0, 2.0]
 
 
 def test_a_long_run_is_drawn_with_few_points():
     rows = [{"step": i + 1, "kl": float(i % 10)} for i in range(20_000)]
-    raw, mean = curves(rows, {"kl": "KL"}).axes[0].lines
-    assert len(raw.get_xdata()) == len(mean.get_xdata()) <= MOST_POINTS
+    raw, mean = draw_curves(rows, {"kl": "KL"}).axes[0].lines
+    assert len(raw.get_xdata()) == len(mean.get_xdata()) <= MAX_POINTS
     assert raw.get_xdata()[-1] == 20_000
     assert set(map(round, mean.get_ydata())) <= {4, 5}
-    assert thinned([(1, 2.0), (2, 4.0)]) == [(1, 2.0), (2, 4.0)]
-    assert thinned([]) == []
+    assert average_blocks([(1, 2.0), (2, 4.0)]) == [(1, 2.0), (2, 4.0)]
+    assert average_blocks([]) == []
 
 
 @pytest.mark.parametrize(
@@ -281,11 +281,11 @@ def test_a_long_run_is_drawn_with_few_points():
     ],
 )  # fmt: skip
 def test_numbers_at_an_axis_are_in_one_notation(values: list[float], texts: list[str]):
-    assert ticks(values) == texts
+    assert format_tick_labels(values) == texts
 
 
 def test_an_axis_of_rates_is_in_one_notation():
-    ax = curves([{"step": i, "lr": 0.0002 * (1 - i / 9)} for i in range(10)], {"lr": "rate"}, smooth=False).axes[0]
+    ax = draw_curves([{"step": i, "lr": 0.0002 * (1 - i / 9)} for i in range(10)], {"lr": "rate"}, smooth=False).axes[0]
     ax.figure.canvas.draw()
     said = [label.get_text() for label in ax.get_yticklabels()]
     assert len(said) > 3
@@ -294,11 +294,11 @@ def test_an_axis_of_rates_is_in_one_notation():
 
 def test_marks_beside_a_line():
     rows = [{"step": i, "loss": 4.0} for i in range(1, 9)]
-    ax = curves(rows, {"loss": "training"}, marks=[(0, 5.0), (8, 4.5)], marked="held out").axes[0]
+    ax = draw_curves(rows, {"loss": "training"}, marks=[(0, 5.0), (8, 4.5)], marked="held out").axes[0]
     assert [list(line.get_xdata()) for line in ax.lines][1] == [0, 8]
     assert ax.get_ylim()[1] > 5
     assert [t.get_text() for t in ax.figure.legends[0].get_texts()] == ["training", "held out"]
-    assert points_of(rows, "loss")[0] == (1, 4.0)
+    assert collect_points(rows, "loss")[0] == (1, 4.0)
 
 
 def test_a_dollar_in_a_label_is_a_dollar():
@@ -306,8 +306,8 @@ def test_a_dollar_in_a_label_is_a_dollar():
     odd = r"$\frac{$ cost"
     rows = [{"step": 1, odd: 1, "a$b$": 2}]
     figures = (
-        curves(rows, {odd: odd, "a$b$": "a$b$"}, odd, odd, odd),
-        histogram_pair([1.0], [2.0], (odd, "x"), odd, odd),
+        draw_curves(rows, {odd: odd, "a$b$": "a$b$"}, odd, odd, odd),
+        draw_histogram_pair([1.0], [2.0], (odd, "x"), odd, odd),
     )
     assert all(render(figure).rstrip().endswith(b"</svg>") for figure in figures)
 
@@ -315,27 +315,27 @@ def test_a_dollar_in_a_label_is_a_dollar():
 def test_bins_of_integers_hold_the_same_number_of_them():
     """24 equal bins over 2 to 24 would leave empty stripes."""
     first, second = list(range(2, 25)), [2, 2, 24]
-    figure = histogram_pair(first, second, ("a", "b"), "tokens")
+    figure = draw_histogram_pair(first, second, ("a", "b"), "tokens")
     heights = [p.get_height() for p in figure.axes[0].patches][:23]
     assert heights == pytest.approx([1 / 23] * 23)
-    wide = histogram_pair(list(range(100)), [0], ("a", "b"), "tokens").axes[0].patches[:20]
+    wide = draw_histogram_pair(list(range(100)), [0], ("a", "b"), "tokens").axes[0].patches[:20]
     assert [p.get_height() for p in wide] == pytest.approx([0.05] * 20)
 
 
 def test_plots_draw_their_numbers():
     bins = bin_predictions([0.1, 0.1, 0.9, 0.9], [0, 1, 1, 1], bins=2)
-    ax = reliability(bins).axes[0]
+    ax = draw_reliability(bins).axes[0]
     assert [t.get_text() for t in ax.texts] == ["2", "2"]
     assert [list(line.get_ydata()) for line in ax.lines][1] == [0.5, 1.0]
     render(ax.figure)
 
-    ax = histogram_pair([0.0, 1.0], [1.0, 1.0, 1.0, math.nan], ("ref", "policy"), "gold").axes[0]
+    ax = draw_histogram_pair([0.0, 1.0], [1.0, 1.0, 1.0, math.nan], ("ref", "policy"), "gold").axes[0]
     heights = [patch.get_height() for patch in ax.patches]
     assert sum(heights[:24]) == pytest.approx(1)
     assert heights[0] == heights[23] == 0.5
     assert heights[47] == pytest.approx(1)
-    render(histogram_pair([], [], ("a", "b"), "x"))
-    render(histogram_pair([2.0], [2.0], ("a", "b"), "x"))
+    render(draw_histogram_pair([], [], ("a", "b"), "x"))
+    render(draw_histogram_pair([2.0], [2.0], ("a", "b"), "x"))
 
 
 def test_intervals_are_put_into_words_in_one_place():

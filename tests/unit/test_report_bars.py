@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from align.report.bars import axis_steps, lying_bars, upright_bars
-from align.report.plots import MOST_LETTERS
+from align.report.bars import compute_axis_steps, draw_horizontal_bars, draw_vertical_bars
+from align.report.plots import MAX_NAME_LENGTH
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -25,7 +25,9 @@ def read_words(picture: bytes) -> list[str]:
 
 
 def test_lying_bars_are_as_long_as_their_sizes_and_stand_behind_each_other():
-    picture = lying_bars(["length", "copies"], {"a": [100, 40], "b": [50, 0]}, "rows", "What each step removed")
+    picture = draw_horizontal_bars(
+        ["length", "copies"], {"a": [100, 40], "b": [50, 0]}, "rows", "What each step removed"
+    )
     first, second = read_bars(picture, 0), read_bars(picture, 1)
     assert [round(bar[2] / first[0][2], 2) for bar in (*first, *second)] == [1, 0.4, 0.5]
     assert second[0][0] == pytest.approx(first[0][0] + first[0][2], abs=0.2)
@@ -34,7 +36,9 @@ def test_lying_bars_are_as_long_as_their_sizes_and_stand_behind_each_other():
 
 
 def test_upright_bars_stand_on_one_line_and_on_each_other():
-    picture = upright_bars(["0", "32", "64"], {"a": [10, 30], "b": [10, 15]}, "characters", "rows", "t", cuts=[0.5])
+    picture = draw_vertical_bars(
+        ["0", "32", "64"], {"a": [10, 30], "b": [10, 15]}, "characters", "rows", "t", cuts=[0.5]
+    )
     first, second = read_bars(picture, 0), read_bars(picture, 1)
     assert [round(bar[3] / first[1][3], 2) for bar in (*first, *second)] == [0.33, 1, 0.33, 0.5]
     assert first[0][1] + first[0][3] == pytest.approx(first[1][1] + first[1][3], abs=0.2)
@@ -46,14 +50,14 @@ def test_upright_bars_stand_on_one_line_and_on_each_other():
 
 
 def test_names_are_text_whatever_stands_in_them():
-    name = "</text><script>\0 " + "x" * MOST_LETTERS
-    words = read_words(lying_bars([name], {name: [1], "b": [0]}, "rows", "t"))
+    name = "</text><script>\0 " + "x" * MAX_NAME_LENGTH
+    words = read_words(draw_horizontal_bars([name], {name: [1], "b": [0]}, "rows", "t"))
     assert sum(word.startswith("</text><script>� x") and word.endswith("…") for word in words) == 2
 
 
 @pytest.mark.parametrize("largest", [0, 1, 3, 5, 7, 99, 100, 101, 4_999, 123_456_789])
 def test_an_axis_begins_with_0_reaches_the_largest_bar_and_has_few_whole_steps(largest: int):
-    steps = axis_steps({"a": [0, largest]})
+    steps = compute_axis_steps({"a": [0, largest]})
     assert steps[0] == 0
     assert steps[-1] >= largest
     assert len(steps) <= 6

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from seen_runs import ppo, said, seen
 
-from align.report.headlines import gain
-from align.report.live import TITLES, finished_page, title_of
-from align.report.origins import about_batch, about_rate
+from align.report.headlines import estimate_score_gain
+from align.report.live import TITLES, build_finished_page, get_title
+from align.report.origins import describe_batch, describe_learning_rate
 from align.track import last_updates, select_updates
 
 
@@ -72,7 +72,7 @@ def test_the_interval_of_a_gain_covers(tmp_path: Path):
     for _ in range(2000):
         batches = [draw.normal(mean, 2.0, 16) for mean in (0.0, *[1.0] * 10)]
         rows = [{"score": b.mean(), "score_std": b.std()} for b in batches]
-        found = gain(rows[:1], rows[1:], 16)
+        found = estimate_score_gain(rows[:1], rows[1:], 16)
         hits += found["low"] <= 1.0 <= found["high"]
     assert 0.935 <= hits / 2000 <= 0.965  # 0.95, give or take three standard errors
 
@@ -88,10 +88,10 @@ def test_the_interval_of_a_gain_covers_where_prompts_have_several_answers():
             scores = mean + draw.normal(0, 1.0, (16, 1)) + draw.normal(0, 2.0, (16, 8))
             by_prompt = {"prompt_score_std": scores.mean(1).std()}
             rows.append({"score": scores.mean(), "score_std": scores.std(), **by_prompt})
-        found = gain(rows[:1], rows[1:], 16)
+        found = estimate_score_gain(rows[:1], rows[1:], 16)
         hits += found["low"] <= 1.0 <= found["high"]
         alone = [{"score": row["score"], "score_std": row["score_std"]} for row in rows]
-        found = gain(alone[:1], alone[1:], 128)
+        found = estimate_score_gain(alone[:1], alone[1:], 128)
         sure += found["low"] <= 1.0 <= found["high"]
     assert 0.93 <= hits / 1000 <= 0.97
     assert sure / 1000 < 0.85
@@ -100,13 +100,13 @@ def test_the_interval_of_a_gain_covers_where_prompts_have_several_answers():
 def test_an_estimator_without_a_critic_is_named_and_has_no_rate_of_one():
     grpo = {"advantage": "grpo", "group_size": 8, "lr": 1e-3, "value_lr": 1e-3, "batch_size": 64, "updates": 3}
     given = seen("ppo", {}, settings=grpo)
-    assert title_of(given.manifest) == "Group relative policy optimisation (GRPO)"
-    assert [*about_rate(grpo)] == ["0.001"]
-    assert [*about_batch(grpo)] == ["64 answers an update, 8 to each prompt"]
-    assert [*about_rate(grpo | {"advantage": "gae"})] == ["0.001", "0.001 for the value"]
-    assert title_of(seen("ppo", {}, settings={"advantage": "gae"}).manifest) == TITLES["ppo"]
-    assert title_of(seen("verify", {}, settings=grpo).manifest) == TITLES["verify"]
-    assert title_of(seen("dpo", {}, settings={"loss": "simpo"}).manifest) == "Simple preference optimisation (SimPO)"
+    assert get_title(given.manifest) == "Group relative policy optimisation (GRPO)"
+    assert [*describe_learning_rate(grpo)] == ["0.001"]
+    assert [*describe_batch(grpo)] == ["64 answers an update, 8 to each prompt"]
+    assert [*describe_learning_rate(grpo | {"advantage": "gae"})] == ["0.001", "0.001 for the value"]
+    assert get_title(seen("ppo", {}, settings={"advantage": "gae"}).manifest) == TITLES["ppo"]
+    assert get_title(seen("verify", {}, settings=grpo).manifest) == TITLES["verify"]
+    assert get_title(seen("dpo", {}, settings={"loss": "simpo"}).manifest) == "Simple preference optimisation (SimPO)"
 
 
 def test_verification_shows_how_far_estimators_are_from_unbiased(tmp_path: Path):
@@ -114,7 +114,7 @@ def test_verification_shows_how_far_estimators_are_from_unbiased(tmp_path: Path)
     anchor = {"name": "gae", "holds": True, "claim": "sums", "measured": 0.0, "tolerance": 1e-9}
     (tmp_path / "artifact" / "anchors.json").write_text(json.dumps([anchor]))
     (tmp_path / "artifact" / "estimators.json").write_text(json.dumps({"grpo, token": {"angle": 66.741, "scale": 1.0}}))
-    finished_page(seen("verify", {}, tmp_path)).write(tmp_path / "report.html")
+    build_finished_page(seen("verify", {}, tmp_path)).write(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "How far each estimator is from unbiased" in page
     assert "66.74°" in page
@@ -137,7 +137,7 @@ def test_conversations_that_end_alike_are_told_apart(tmp_path: Path):
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = ppo(tmp_path, [0.0, 1.0])
     metrics = {"last_kl": 1.0, "last_eos_rate": 1.0}
-    html = finished_page(seen("ppo", metrics, folder, settings={"batch_size": 8})).html()
+    html = build_finished_page(seen("ppo", metrics, folder, settings={"batch_size": 8})).html()
     first, second = html.split('<figure class="transcript">')[1:]
     assert [first.count(f"<div dir=auto>{said}</div>") for said in ("0 0", "3 0", "0 1", "3 1")] == [1, 1, 0, 0]
     assert [second.count(f"<div dir=auto>{said}</div>") for said in ("0 1", "3 1")] == [1, 1]

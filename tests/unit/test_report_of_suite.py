@@ -12,7 +12,7 @@ from align.core.types import Message
 from align.evals.suite.probes import ChoiceQuestion, score_choices
 from align.evals.suite.results import EvaluatedAnswer as Answer
 from align.report.page import Report
-from align.report.suite_page import summarize
+from align.report.suite_page import summarize_suite
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_gates_that_did_not_pass_failed_or_are_undecided(gates: list[str], headl
     }  # fmt: skip
     run = seen("eval", metrics, settings={"level": 0.95})
     run = replace(run, manifest=replace(run.manifest, config={**run.config, "eval": {"tasks": None}}))
-    assert summarize(run) == f"{headline} No difference between new and old was shown."
+    assert summarize_suite(run) == f"{headline} No difference between new and old was shown."
 
 
 def show(answer: Answer) -> tuple[str, str]:

@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from align.core.types import Conversation, Message
-from align.data.chat.encode import end_of_turn, prompt_ids, render
+from align.data.chat.encode import encode_prompt, find_turn_end_token, render
 from align.data.chat.fixed_prompts import LONGEST
-from align.data.chat.template import CHATML, contents_as_text
-from align.data.chat.tokens import for_others
+from align.data.chat.template import CHATML, build_escaping_template
+from align.data.chat.tokens import copy_for_export
 from align.export.engines import compute_choices, scores_as_choices, set_pad
 from align.export.reward import (
     REASONED,
@@ -63,10 +63,10 @@ def test_whoever_renders_a_chat_reads_what_training_read(name: str) -> None:
     assert (encode_as_chats(tokenizer, conversations) != rows) == (name in BEHIND)
     for whole in conversations:  # what ends with a question, or is to be answered, is rendered as it was
         asked = Conversation(whole.messages[:-1])
-        assert render(own, asked, answer_due=True) == render(tokenizer, asked, answer_due=True)
+        assert render(own, asked, add_generation_prompt=True) == render(tokenizer, asked, add_generation_prompt=True)
         assert render(own, asked) == render(tokenizer, asked)
     served = copy.deepcopy(own)  # as vLLM's launch file has it
-    served.chat_template = contents_as_text(own)
+    served.chat_template = build_escaping_template(own)
     assert encode_as_chats(served, conversations) == rows
 
 
@@ -83,16 +83,16 @@ def test_a_policys_export_reads_earlier_reasoning_as_training_did(tmp_path: Path
     tokenizer = tokenizer_of("qwen3-words")
     turns = [("user", "q"), ("assistant", "<think>\na\n</think>\n\nb"), ("user", "and?")]
     asked = Conversation(tuple(Message(*turn) for turn in turns))
-    save_tokenizer(for_others(tokenizer), tmp_path)
+    save_tokenizer(copy_for_export(tokenizer), tmp_path)
     for one, same in ((AutoTokenizer.from_pretrained(tmp_path), True), (tokenizer, False)):
         as_text: dict[str, Any] = {"sanitize_control_tokens": True, "add_generation_prompt": True}
         made = one.apply_chat_template(asked.as_dicts(), return_dict=True, **as_text)["input_ids"]
-        assert (made == prompt_ids(tokenizer, asked)) == same
+        assert (made == encode_prompt(tokenizer, asked)) == same
 
 
 def test_the_pad_token_ends_no_answer() -> None:
     tokenizer = tokenizer_of("llama3")
-    conversations, end = make_test_conversations(tokenizer), end_of_turn(tokenizer)
+    conversations, end = make_test_conversations(tokenizer), find_turn_end_token(tokenizer)
     assert make_scoring_tokenizer(tokenizer, conversations).pad_token == tokenizer.pad_token != end
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)  # as a model without one is given
     assert make_scoring_tokenizer(tokenizer, conversations).pad_token_id not in (end, tokenizer.eos_token_id, None)

@@ -19,7 +19,7 @@ from align.config.compose import build_config, compose_tree
 from align.config.scorers import LearnedReward, build_reward_spec
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Rollout
-from align.data.chat.encode import Prompt, encode_prompts, stop_token_ids
+from align.data.chat.encode import Prompt, encode_prompts, find_stop_token_ids
 from align.data.chat.template import CHATML
 from align.models.forward import rollout_from_answers
 from align.models.load import load_classifier, load_tokenizer
@@ -72,7 +72,7 @@ def classified(world: World, rows: list[list[int]]) -> Tensor:
 
 def test_whichever_token_ended_an_answer_the_score_is_that_of_the_training_row(world: World, tokenizer: Any):
     generation = type("Generation", (), {"eos_token_id": [tokenizer.eos_token_id, OTHER]})
-    assert stop_token_ids(tokenizer, generation) == (tokenizer.eos_token_id, OTHER)
+    assert find_stop_token_ids(tokenizer, generation) == (tokenizer.eos_token_id, OTHER)
     told = [c.with_answer(text) for c, text in zip(ASKED, SAID, strict=True)]
     texts = [tokenizer.apply_chat_template(c.as_dicts(), tokenize=False) for c in told]
     expected = classified(world, [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.core.types import Conversation, Message, Preference, Record
-from align.data.chat.encode import IGNORED, encode_conversation
+from align.data.chat.encode import IGNORE_INDEX, encode_conversation
 from align.data.chat.template import use_template
 from align.data.read.content import DOCUMENTS
 from align.data.sets.record_columns import records_to_columns
@@ -164,7 +164,7 @@ def model(tiny_model: Path) -> tuple[Any, Any]:
 @torch.no_grad()
 def by_hand(model: Any, ids: list[int], labels: list[int]) -> tuple[float, int]:
     logprobs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-    of = [i for i in range(1, len(ids)) if labels[i] != IGNORED]
+    of = [i for i in range(1, len(ids)) if labels[i] != IGNORE_INDEX]
     return -sum(float(logprobs[i - 1, ids[i]]) for i in of), len(of)
 
 

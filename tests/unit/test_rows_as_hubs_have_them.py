@@ -15,7 +15,7 @@ from record_reads import read_records
 
 from align.core.types import Conversation, Message, Preference, Record, ToolCall
 from align.data.clean.cleaner import Cleaner
-from align.data.clean.steps import steps_of
+from align.data.clean.steps import create_steps
 from align.data.read.drops import BadRows
 
 TURNS = [{"role": "user", "content": "Is it open?"}, {"role": "assistant", "content": "Yes."}]
@@ -104,14 +104,14 @@ ARGUMENTS = {"ann@example.org": 1, "bob@example.org": {"0": [{"carla@example.org
 def test_personal_data_in_names_of_arguments() -> None:
     call = ToolCall.from_arguments("send", ARGUMENTS)
     record = Conversation((Message("user", "Go"), Message("assistant", "", tool_calls=(call,))))
-    cleaner = Cleaner(steps_of([{"pii": {"action": "mask"}}]))
+    cleaner = Cleaner(create_steps([{"pii": {"action": "mask"}}]))
     made = cleaner.clean(record, 0)
     assert isinstance(made, Conversation)
     written = made.messages[1].tool_calls[0].arguments
     assert json.loads(written) == {"[EMAIL]": 1, "[EMAIL] 2": {"0": [{"[EMAIL]": "[EMAIL]"}]}}
     assert cleaner.clean(made, 1) is made
     assert "@" not in json.dumps([[example["before"], example["after"]] for example in cleaner.counts[0].examples])
-    reports = Cleaner(steps_of([{"pii": {"action": "report"}}]))
+    reports = Cleaner(create_steps([{"pii": {"action": "report"}}]))
     assert reports.clean(record, 0) is record
     assert reports.counts[0].notes == {"email": 1}
     assert "@" not in json.dumps([[example["before"], example["after"]] for example in reports.counts[0].examples])

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from align.config.groups import DataConfig
-from align.stages.eval import ENOUGH, explain_few_prompts
+from align.stages.eval import MIN_PROMPTS, explain_few_prompts
 
 FILE = DataConfig(name="jsonl", path="chats.jsonl")
 
 
 def test_enough_prompts_need_no_word():
-    assert explain_few_prompts(ENOUGH, FILE, 256) == ""
+    assert explain_few_prompts(MIN_PROMPTS, FILE, 256) == ""
     assert explain_few_prompts(256, FILE, 256, seen=40, too_long=3) == ""
 
 

@@ -13,7 +13,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.chat.encode import Prompt
 from align.rollout.strip_reasoning import empty_answers
-from align.stages.sample import add_items, describe_kept_back, require_items
+from align.stages.sample import add_items, describe_withheld, require_items
 
 THOUGHT = "<think>\nHm.\n</think>\n\n"
 
@@ -38,10 +38,10 @@ def test_nobody_is_asked_to_compare_what_is_the_same(tmp_path: Path):
     kept_back, items = handed_out(tmp_path, pairs)
     assert kept_back == {"all_empty": 1, "all_equal": 1, "with_tools": 0}
     assert [[c.text for c in item.candidates] for item in items] == [["Yes.", "No."], ["", "No."]]
-    assert describe_kept_back(kept_back) == [
+    assert describe_withheld(kept_back) == [
         "not handed out to people: 1 prompt whose answers are all empty, 1 prompt whose answers are all equal"
     ]
-    assert describe_kept_back({"all_empty": 0, "all_equal": 0, "with_tools": 0}) == []
+    assert describe_withheld({"all_empty": 0, "all_equal": 0, "with_tools": 0}) == []
 
 
 @pytest.mark.parametrize(("reasoning", "shown"), [("keep", f"{THOUGHT}A."), ("hide", "A.")])

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from align.data.chat.reasoning import OPEN, parted
+from align.data.chat.reasoning import OPEN, split_reasoning
 from align.serve.answers import Part, PartedAnswer, join_parts
 
 CALL = '{"name": "f", "arguments": {"a": 1}}'
@@ -44,7 +44,7 @@ def test_where_the_text_is_cut_does_not_matter(text: str, cuts: list[int], opene
 @settings(max_examples=600, deadline=None)
 @given(text=TEXTS, opened=st.booleans())
 def test_reasoning_is_parted_as_in_training(text: str, opened: bool):
-    reasoning, answer = parted(text, opened)
+    reasoning, answer = split_reasoning(text, opened)
     found = parts(text, opened=opened)
     said = {kind: "".join(t for k, t in found if k == kind) for kind in ("reasoning", "content")}
     assert said["reasoning"].replace(OPEN, "").strip() == reasoning

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from align.data.chat.encode import IGNORED, Encoded
+from align.data.chat.encode import IGNORE_INDEX, EncodedRow
 from align.models.adapters import with_new_adapter
 from align.models.base import find_base
 from align.models.fastpath import without_fast_path
@@ -27,10 +27,12 @@ LENGTHS = ((5, 21), (1, 9), (3, 14), (12, 16))
 """Tokens of each row's prompt, and of the whole row."""
 
 
-def build_rows() -> list[Encoded]:
+def build_rows() -> list[EncodedRow]:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(6, 320, (length,), generator=generator).tolist() for _, length in LENGTHS]
-    return [Encoded(ids, [IGNORED] * prompt + ids[prompt:]) for ids, (prompt, _) in zip(rows, LENGTHS, strict=True)]
+    return [
+        EncodedRow(ids, [IGNORE_INDEX] * prompt + ids[prompt:]) for ids, (prompt, _) in zip(rows, LENGTHS, strict=True)
+    ]
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def model(tiny_model: Path) -> Any:
     return adapted
 
 
-def build_trainer(model: Any, tokenizer: Any, rows: list[Encoded], output: Path) -> Any:
+def build_trainer(model: Any, tokenizer: Any, rows: list[EncodedRow], output: Path) -> Any:
     training = Training(
         lr=1e-3,
         epochs=1,
@@ -61,7 +63,7 @@ def build_trainer(model: Any, tokenizer: Any, rows: list[Encoded], output: Path)
     return sft_trainer(model, tokenizer, rows, arguments, max_length=64, packing=False)
 
 
-def collate(trainer: Any, rows: list[Encoded]) -> dict[str, Tensor]:
+def collate(trainer: Any, rows: list[EncodedRow]) -> dict[str, Tensor]:
     return trainer.data_collator([{"input_ids": row.input_ids, "labels": row.labels} for row in rows])
 
 
@@ -71,7 +73,7 @@ def take_gradients(model: Any) -> dict[str, Tensor]:
     return gradients
 
 
-def compute_plain_loss(model: Any, rows: list[Encoded]) -> tuple[Tensor, Tensor, int]:
+def compute_plain_loss(model: Any, rows: list[EncodedRow]) -> tuple[Tensor, Tensor, int]:
     """Return the summed loss of the model's own forward on each row alone, and how many tokens it predicts rightly."""
     losses = []
     correct = 0
@@ -79,8 +81,8 @@ def compute_plain_loss(model: Any, rows: list[Encoded]) -> tuple[Tensor, Tensor,
     for row in rows:
         logits = model(input_ids=torch.tensor([row.input_ids]), use_cache=False).logits[0, :-1]
         targets = torch.tensor(row.labels[1:])
-        losses.append(cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum"))
-        trained = targets != IGNORED
+        losses.append(cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum"))
+        trained = targets != IGNORE_INDEX
         correct += int((logits.argmax(-1) == targets)[trained].sum())
         count += int(trained.sum())
     return torch.stack(losses).sum(), torch.tensor(correct / count), count
@@ -110,7 +112,7 @@ def test_a_step_of_several_micro_batches_divides_by_its_tokens(model: Any, tiny_
     rows = build_rows()
     trainer = build_trainer(model, tiny_tokenizer, rows, tmp_path)
     loss_of_all = trainer.compute_loss(model, collate(trainer, rows))
-    count = sum(label != IGNORED for row in rows for label in row.labels[1:])
+    count = sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:])
     parts = [
         trainer.compute_loss(model, collate(trainer, part), num_items_in_batch=torch.tensor(count))
         for part in (rows[:1], rows[1:])
@@ -138,7 +140,7 @@ def test_the_head_reads_the_trained_tokens_alone(
 def test_rows_without_a_trained_token_have_no_loss_and_no_gradient(
     model: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    rows = [Encoded(row.input_ids, [IGNORED] * len(row.labels)) for row in build_rows()]
+    rows = [EncodedRow(row.input_ids, [IGNORE_INDEX] * len(row.labels)) for row in build_rows()]
     trainer = build_trainer(model, tiny_tokenizer, rows, tmp_path)
     loss = trainer.compute_loss(model, collate(trainer, rows), num_items_in_batch=torch.tensor(7))
     loss.backward()

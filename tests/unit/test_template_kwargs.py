@@ -25,7 +25,7 @@ THINKS = (
 
 
 def asked(tokenizer: Any) -> str:
-    return render(tokenizer, Conversation((Message("user", "Hi"),)), answer_due=True)
+    return render(tokenizer, Conversation((Message("user", "Hi"),)), add_generation_prompt=True)
 
 
 @pytest.mark.parametrize(

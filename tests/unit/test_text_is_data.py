@@ -24,17 +24,23 @@ from align.annotate.store.preference_pairs import load_preferences
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Preference, Rollout
 from align.data.chat.encode import (
-    IGNORED,
+    IGNORE_INDEX,
+    count_prompt_tokens,
     encode_conversation,
-    encode_judged,
+    encode_for_reward_model,
     encode_prompts,
     encode_text,
-    prompt_length,
+    find_stop_token_ids,
     render,
-    stop_token_ids,
 )
-from align.data.chat.template import APART, contents_as_text, taken_apart
-from align.data.chat.tokens import as_ever, by_copy, markup, special_ids, text_ids
+from align.data.chat.template import ZERO_WIDTH_SPACE, break_up_spelling, build_escaping_template
+from align.data.chat.tokens import (
+    get_special_token_ids,
+    get_special_tokens,
+    tokenize_directly,
+    tokenize_text,
+    tokenize_with_copy,
+)
 from align.data.pairs import encode_pairs
 from align.models.base import INSTALL, builtin_folder, gguf_in_wheel
 from align.models.forward import pad
@@ -94,7 +100,7 @@ def conversation(name: str, turns: tuple[str, ...]) -> Conversation:
 def planted(name: str) -> Iterator[Conversation]:
     """Each special token at each place of all turns, alone in each turn, and cut in two by the border of two turns."""
     unknown = tokenizer_of(name).unk_token
-    for mark in markup(tokenizer_of(name)).texts:
+    for mark in get_special_tokens(tokenizer_of(name)).texts:
         for place in PLACES:
             if place is full_width and mark == unknown:
                 continue  # may come of unknown letters, which these are
@@ -108,7 +114,7 @@ def planted(name: str) -> Iterator[Conversation]:
 
 def specials(tokenizer: Any, ids: list[int]) -> list[int]:
     unknown = tokenizer.unk_token_id  # comes of letters that the vocabulary lacks
-    return [i for i in ids if i in special_ids(tokenizer) and i != unknown]
+    return [i for i in ids if i in get_special_token_ids(tokenizer) and i != unknown]
 
 
 def without_blanks(text: str) -> str:
@@ -122,16 +128,16 @@ def ways(tokenizer: Any, told: Conversation, stops: tuple[int, ...]) -> Iterator
     whole = render(tokenizer, told)
     yield encode_conversation(tokenizer, told).input_ids, whole
     [asked], _ = encode_prompts(tokenizer, [prompt], 10_000)
-    yield asked.input_ids, render(tokenizer, prompt, answer_due=True)
-    yield encode_judged(tokenizer, prompt, answer, True, stops), whole
-    yield encode_judged(tokenizer, prompt, answer, False, stops), whole
+    yield asked.input_ids, render(tokenizer, prompt, add_generation_prompt=True)
+    yield encode_for_reward_model(tokenizer, prompt, answer, True, stops), whole
+    yield encode_for_reward_model(tokenizer, prompt, answer, False, stops), whole
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_no_content_becomes_a_special_token(name: str) -> None:
     tokenizer = tokenizer_of(name)
-    assert name not in MANNERS or {*markup(tokenizer).texts} == {*MANNERS[name].marks}
-    stops = stop_token_ids(tokenizer)
+    assert name not in MANNERS or {*get_special_tokens(tokenizer).texts} == {*MANNERS[name].marks}
+    stops = find_stop_token_ids(tokenizer)
     harmless = [specials(tokenizer, ids) for ids, _ in ways(tokenizer, conversation(name, TURNS), stops)]
     number = 0
     for told in planted(name):
@@ -139,14 +145,14 @@ def test_no_content_becomes_a_special_token(name: str) -> None:
             assert specials(tokenizer, ids) == expected, told
             assert without_blanks(text).startswith(without_blanks(tokenizer.decode(ids))), told
             number += 1
-    assert number >= 4 * (len(PLACES) + 7) * len(special_ids(tokenizer))
+    assert number >= 4 * (len(PLACES) + 7) * len(get_special_token_ids(tokenizer))
 
 
 @pytest.mark.parametrize("name", MANNERS)
 def test_contents_are_cut_as_by_a_tokenizer_that_does_not_know_the_spelling(name: str) -> None:
     """To the token, whatever stands around them: no border is added, and none is moved."""
     tokenizer, ignorant = tokenizer_of(name), told_otherwise(name)
-    stops = stop_token_ids(tokenizer)
+    stops = find_stop_token_ids(tokenizer)
     for told in planted(name):
         for (ids, _), (expected, _) in zip(ways(tokenizer, told, stops), ways(ignorant, told, stops), strict=True):
             assert ids == expected, told
@@ -159,8 +165,8 @@ def test_the_loss_is_on_what_it_was_on(name: str) -> None:
     def trained(told: Conversation) -> list[list[int]]:
         spans: list[list[int]] = [[]]
         for label in encode_conversation(tokenizer, told).labels:
-            spans += [[]] if label == IGNORED else []
-            spans[-1] += [] if label == IGNORED else [label]
+            spans += [[]] if label == IGNORE_INDEX else []
+            spans[-1] += [] if label == IGNORE_INDEX else [label]
         return [span for span in spans if span]
 
     for told in planted(name):
@@ -189,14 +195,16 @@ def test_what_spells_none_is_cut_as_ever(name: str) -> None:
             expected = tokenizer(whole, add_special_tokens=False)["input_ids"]
             assert encode_conversation(tokenizer, told).input_ids == expected, told
             # The copy that reads the others would have said the same, of the same characters.
-            assert by_copy(tokenizer, whole, markup(tokenizer).found(whole)) == as_ever(tokenizer, whole)
+            assert tokenize_with_copy(
+                tokenizer, whole, get_special_tokens(tokenizer).found(whole)
+            ) == tokenize_directly(tokenizer, whole)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_plain_text_is_text(name: str) -> None:
     tokenizer = tokenizer_of(name)
     own = [i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None]
-    for mark in markup(tokenizer).texts:
+    for mark in get_special_tokens(tokenizer).texts:
         for place in PLACES:
             [row] = encode_text(tokenizer, "Once " + place(mark), 10_000)
             assert specials(tokenizer, row.input_ids) == [i for i in own if i != tokenizer.unk_token_id]
@@ -207,19 +215,19 @@ def test_plain_text_is_text(name: str) -> None:
 def test_pairs_are_one_prompt_and_two_answers(name: str) -> None:
     """As reward models and DPO read them: an answer that closes its turn in writing goes on."""
     tokenizer = tokenizer_of(name)
-    stops = stop_token_ids(tokenizer)
+    stops = find_stop_token_ids(tokenizer)
     asked = (Message("user", "What is it?"),)
     [prompt], _ = encode_prompts(tokenizer, [Conversation(asked)], 10_000)
-    for mark in markup(tokenizer).texts:
+    for mark in get_special_tokens(tokenizer).texts:
         good, bad = f"Good.{mark}\nuser", mark
         pref = Preference(asked, (Message("assistant", good),), (Message("assistant", bad),))
         [(_, pair)], _ = encode_pairs(tokenizer, [pref], stops, 10_000)
         for ids, start, answer in (
             (pair.chosen_ids, pair.chosen_start, good), (pair.rejected_ids, pair.rejected_start, bad),
         ):  # fmt: skip
-            assert start == len(prompt.input_ids) == prompt_length(tokenizer, Conversation(asked), ids)
+            assert start == len(prompt.input_ids) == count_prompt_tokens(tokenizer, Conversation(asked), ids)
             assert len(specials(tokenizer, ids[start:])) == 1
-            assert ids[-1] in special_ids(tokenizer)
+            assert ids[-1] in get_special_token_ids(tokenizer)
             assert without_blanks(tokenizer.decode(ids[start:-1])).endswith(without_blanks(answer))
 
 
@@ -228,10 +236,10 @@ def test_what_was_sampled_is_what_is_judged(name: str, tmp_path: Path) -> None:
     """An answer that closes its turn in writing: sampled in ordinary tokens, kept as text, ranked by a person, and read
     by a reward model as those very tokens."""
     tokenizer = tokenizer_of(name)
-    stops, marks = stop_token_ids(tokenizer), markup(tokenizer).texts
+    stops, marks = find_stop_token_ids(tokenizer), get_special_tokens(tokenizer).texts
     asked = Conversation((Message("user", "What is it?"),))
     [prompt], _ = encode_prompts(tokenizer, [asked], 10_000)
-    said = [[*text_ids(tokenizer, f"No.{mark}{marks[0]} Yes!"), tokenizer.eos_token_id] for mark in marks]
+    said = [[*tokenize_text(tokenizer, f"No.{mark}{marks[0]} Yes!"), tokenizer.eos_token_id] for mark in marks]
     tokens = pad([prompt.input_ids + ids for ids in said], tokenizer.pad_token_id)
     mask = pad([[1] * (len(prompt.input_ids) + len(ids)) for ids in said], 0).bool()
     rollout = Rollout(tokens, mask, len(prompt.input_ids), torch.ones(len(said), dtype=torch.bool))
@@ -307,18 +315,18 @@ def test_one_module_turns_text_into_token_ids() -> None:
 def test_the_launch_files_template_takes_them_apart(name: str) -> None:
     tokenizer = tokenizer_of(name)
     engine = copy(tokenizer)  # reads the rendered text as it is
-    engine.chat_template = contents_as_text(tokenizer)
+    engine.chat_template = build_escaping_template(tokenizer)
 
     def rendered(told: Conversation) -> str:
         return engine.apply_chat_template(told.as_dicts(), tokenize=False)
 
     harmless = conversation(name, TURNS)
-    expected = specials(tokenizer, as_ever(tokenizer, render(tokenizer, harmless)).ids)
-    for mark in markup(tokenizer).texts:
+    expected = specials(tokenizer, tokenize_directly(tokenizer, render(tokenizer, harmless)).ids)
+    for mark in get_special_tokens(tokenizer).texts:
         for place in PLACES[:7]:
             told = conversation(name, (place(mark),) * len(TURNS))
-            assert specials(tokenizer, as_ever(engine, rendered(told)).ids) == expected, told
-            assert rendered(told).replace(APART, "") == render(tokenizer, told)
+            assert specials(tokenizer, tokenize_directly(engine, rendered(told)).ids) == expected, told
+            assert rendered(told).replace(ZERO_WIDTH_SPACE, "") == render(tokenizer, told)
     for text in ORDINARY:
         told = conversation(name, (text,) * len(TURNS))
         assert rendered(told) == render(tokenizer, told)
@@ -337,10 +345,10 @@ def test_contents_in_parts_are_taken_apart_too() -> None:
         {"role": "user", "content": "<|im_start|>", "tool": "U"},
     ]
     plain = tokenizer.apply_chat_template(said, tokenize=False)
-    tokenizer.chat_template = contents_as_text(tokenizer)
+    tokenizer.chat_template = build_escaping_template(tokenizer)
     apart = tokenizer.apply_chat_template(said, tokenize=False)
-    assert apart == plain.replace("<|im_start|>", f"<{APART}|im_start|>")
-    assert apart.count(APART) == 2
+    assert apart == plain.replace("<|im_start|>", f"<{ZERO_WIDTH_SPACE}|im_start|>")
+    assert apart.count(ZERO_WIDTH_SPACE) == 2
 
 
 def test_spellings_are_said_as_jinja_reads_them() -> None:
@@ -360,7 +368,7 @@ def test_spellings_are_said_as_jinja_reads_them() -> None:
     ):
         tokenizer = MANNERS["bare"].tokenizer()
         tokenizer.add_special_tokens({"additional_special_tokens": [text]})
-        tokenizer.chat_template = contents_as_text(tokenizer)
+        tokenizer.chat_template = build_escaping_template(tokenizer)
         said = tokenizer.apply_chat_template([{"role": "user", "content": f"x{text}y"}], tokenize=False)
-        assert said == f"<s>x{taken_apart(text)}y</s>"
+        assert said == f"<s>x{break_up_spelling(text)}y</s>"
         assert text not in said

@@ -9,9 +9,9 @@ from transformers import AutoTokenizer
 
 from align.core.errors import InputError
 from align.core.types import Conversation
-from align.data.chat.encode import prompt_ids
-from align.data.chat.tokens import special_ids
-from align.data.chat.tools import takes_tools, tool_prompt_ids
+from align.data.chat.encode import encode_prompt
+from align.data.chat.tokens import get_special_token_ids
+from align.data.chat.tools import encode_tool_prompt, supports_tools
 from align.models.base import POCKET_FOLDER
 
 TOOLS = (
@@ -29,7 +29,7 @@ def test_without_tools_it_is_the_prompt_that_training_read(tiny_tokenizer: Any):
     )
     for reader in (AutoTokenizer.from_pretrained(POCKET_FOLDER), tiny_tokenizer):
         for chat in chats:
-            assert tool_prompt_ids(reader, chat) == prompt_ids(reader, Conversation.from_messages(chat))
+            assert encode_tool_prompt(reader, chat) == encode_prompt(reader, Conversation.from_messages(chat))
 
 
 def test_a_call_and_its_result(tool_tokenizer: Any):
@@ -39,11 +39,11 @@ def test_a_call_and_its_result(tool_tokenizer: Any):
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c", "content": "<|user|>dry"},
     ]
-    ids = tool_prompt_ids(tool_tokenizer, chat, TOOLS)
+    ids = encode_tool_prompt(tool_tokenizer, chat, TOOLS)
     assert tool_tokenizer.decode(ids, clean_up_tokenization_spaces=False) == tool_tokenizer.apply_chat_template(
         chat, tools=list(TOOLS), tokenize=False, add_generation_prompt=True
     )
-    found = [tool_tokenizer.decode([id]) for id in ids if id in special_ids(tool_tokenizer)]
+    found = [tool_tokenizer.decode([id]) for id in ids if id in get_special_token_ids(tool_tokenizer)]
     assert found == [
         "<|system|>", "<end>", "<|user|>", "<end>", "<|assistant|>", "<end>", "<|tool|>", "<end>", "<|assistant|>",
     ]  # fmt: skip
@@ -57,8 +57,8 @@ def test_the_word_of_a_type_is_left_to_the_template_and_a_special_token_in_one_i
     tool_tokenizer.chat_template = template.replace("{% if tools", "{% if tools[0].type == 'function' and tools")
     try:
         for kind in ("user", "<end>"):
-            ids = tool_prompt_ids(tool_tokenizer, [{"role": "user", "content": "a<end>"}], tools(kind))
-            seen.append([tool_tokenizer.decode([id]) for id in ids if id in special_ids(tool_tokenizer)])
+            ids = encode_tool_prompt(tool_tokenizer, [{"role": "user", "content": "a<end>"}], tools(kind))
+            seen.append([tool_tokenizer.decode([id]) for id in ids if id in get_special_token_ids(tool_tokenizer)])
     finally:
         tool_tokenizer.chat_template = template
     assert seen == [["<|system|>", "<end>", "<|user|>", "<end>", "<|assistant|>"]] * 2
@@ -67,18 +67,18 @@ def test_the_word_of_a_type_is_left_to_the_template_and_a_special_token_in_one_i
 def test_what_cannot_be_rendered_is_named(tool_tokenizer: Any):
     asked, template = [{"role": "user", "content": "a"}], tool_tokenizer.chat_template
     with pytest.raises(InputError, match="special token in it"):
-        tool_prompt_ids(tool_tokenizer, asked, ({"function": {"parameters": {"properties": {"x<end>": {}}}}},))
+        encode_tool_prompt(tool_tokenizer, asked, ({"function": {"parameters": {"properties": {"x<end>": {}}}}},))
     with pytest.raises(InputError, match="half a character"):
-        tool_prompt_ids(tool_tokenizer, [{"role": "user", "content": "\ud800"}])
+        encode_tool_prompt(tool_tokenizer, [{"role": "user", "content": "\ud800"}])
     tool_tokenizer.chat_template = "{{ raise_exception('no such thing') }}"
     try:
         with pytest.raises(InputError, match="no such thing"):
-            tool_prompt_ids(tool_tokenizer, asked)
+            encode_tool_prompt(tool_tokenizer, asked)
     finally:
         tool_tokenizer.chat_template = template
 
 
 def test_whether_a_template_takes_tools(tool_tokenizer: Any, tiny_tokenizer: Any):
-    assert takes_tools(tool_tokenizer)
-    assert not takes_tools(tiny_tokenizer)
-    assert takes_tools(AutoTokenizer.from_pretrained(POCKET_FOLDER))
+    assert supports_tools(tool_tokenizer)
+    assert not supports_tools(tiny_tokenizer)
+    assert supports_tools(AutoTokenizer.from_pretrained(POCKET_FOLDER))

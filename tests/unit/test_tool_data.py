@@ -19,7 +19,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Message, Preference, Record, Tool, ToolCall
 from align.data.clean.cleaner import Cleaner
 from align.data.clean.outcome import Drop
-from align.data.clean.steps import steps_of
+from align.data.clean.steps import create_steps
 from align.data.read.content import DOCUMENTS, FEEDBACK, PREFERENCES, encode_content_row, list_texts, to_content_row
 from align.data.sets.ids import compute_content_id
 from align.data.sets.published import convert_column
@@ -136,7 +136,7 @@ def test_a_report_shows_calls() -> None:
 
 
 def cleaned(record: Record, *steps: Any) -> Record | Drop:
-    return Cleaner(steps_of(list(steps))).clean(record, 0)
+    return Cleaner(create_steps(list(steps))).clean(record, 0)
 
 
 def conversation(arguments: Any, result: str = "dry", text: str = "") -> Conversation:

@@ -15,13 +15,13 @@ from transformers import AutoTokenizer
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, Tool, ToolCall
 from align.data.chat.encode import (
-    IGNORED,
-    encode,
+    IGNORE_INDEX,
     encode_conversation,
-    encode_judged,
-    prompt_ids,
+    encode_documents,
+    encode_for_reward_model,
+    encode_prompt,
+    find_stop_token_ids,
     render,
-    stop_token_ids,
 )
 from align.data.chat.template import CHATML
 from align.models.base import POCKET_FOLDER
@@ -227,7 +227,7 @@ def test_a_template_that_leaves_something_out_is_named_with_what_it_leaves_out()
     for template, conversation, problem in cases:
         tokenizer = make_tokenizer(template, "<|im_end|>", WORDS)
         tokenizer.name_or_path = "org/model-7b"
-        for encodes in (encode_conversation, prompt_ids):
+        for encodes in (encode_conversation, encode_prompt):
             with pytest.raises(InputError, match=f"row 7, .*{problem}") as caught:
                 encodes(tokenizer, conversation)
             assert "data.template=chatml" in caught.value.remedy
@@ -256,7 +256,7 @@ def test_the_mask_is_that_of_trl(name: str, conversation: Conversation) -> None:
     )  # fmt: skip
     ours = encode_conversation(tokenizer, conversation)
     assert ours.input_ids == theirs["input_ids"]
-    mask = [label != IGNORED for label in ours.labels]
+    mask = [label != IGNORE_INDEX for label in ours.labels]
     differ = {i for i, (a, b) in enumerate(zip(mask, theirs["assistant_masks"], strict=True)) if a != bool(b)}
     # Theirs counts the line break behind a turn, at which nothing samples.
     assert {tokenizer.decode([ours.input_ids[i]]) for i in differ} <= {"\n"}
@@ -272,7 +272,7 @@ def test_the_house_s_markers_say_what_the_mask_says() -> None:
                 return_assistant_tokens_mask=True,
             )  # fmt: skip
             labels = encode_conversation(tokenizer, conversation).labels
-            assert [label != IGNORED for label in labels] == [bool(i) for i in theirs["assistant_masks"]]
+            assert [label != IGNORE_INDEX for label in labels] == [bool(i) for i in theirs["assistant_masks"]]
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -288,7 +288,7 @@ def test_the_server_asks_by_the_tokens_that_training_read(name: str) -> None:
             for one in message.get("tool_calls", ()):
                 one["function"]["arguments"] = json.dumps(one["function"]["arguments"])
         body = ChatBody.model_validate({"model": "m", "messages": messages, "tools": [shuffled]})
-        assert list(chat_prompt(form, body).ids) == prompt_ids(tokenizer, prompt)
+        assert list(chat_prompt(form, body).ids) == encode_prompt(tokenizer, prompt)
 
 
 def test_the_server_refuses_tools_that_a_template_does_not_write() -> None:
@@ -317,11 +317,11 @@ def test_a_judged_answer_may_call_tools() -> None:
     for name in FORMS:
         tokenizer, end = tokenizer_of(name), FORMS[name][2]
         prompt, answer = talk(ASK), calling(call(1, city="Oslo"))
-        ids = encode_judged(tokenizer, prompt, answer, True, stop_token_ids(tokenizer))
-        asked = prompt_ids(tokenizer, prompt)
+        ids = encode_for_reward_model(tokenizer, prompt, answer, True, find_stop_token_ids(tokenizer))
+        asked = encode_prompt(tokenizer, prompt)
         assert ids[: len(asked)] == asked
         assert tokenizer.decode(ids[len(asked) :]) == expected(name, answer)
-        cut = encode_judged(tokenizer, prompt, answer, False, stop_token_ids(tokenizer))
+        cut = encode_for_reward_model(tokenizer, prompt, answer, False, find_stop_token_ids(tokenizer))
         assert tokenizer.decode(cut[len(asked) :]) == expected(name, answer).removesuffix(end)
 
 
@@ -329,20 +329,20 @@ def test_reasoning_before_a_call_is_masked_alone() -> None:
     tokenizer = tokenizer_of("qwen")
     thinking = talk(ASK, calling(call(1, city="Oslo"), text="<think>\nHm.\n</think>\n\n"), result(1, "dry"), NO)
     encoded = encode_conversation(tokenizer, thinking, mask_reasoning=True)
-    kept = tokenizer.decode([label for label in encoded.labels if label != IGNORED])
+    kept = tokenizer.decode([label for label in encoded.labels if label != IGNORE_INDEX])
     assert kept == expected("qwen", ONE.messages[1]) + "No.<|im_end|>"
 
 
 def test_too_long_calls_are_counted() -> None:
     tokenizer = tokenizer_of("qwen")
     long = talk(ASK, calling(call(1, city="a b " * 4000)))
-    assert encode(tokenizer, [long, ONE], 1000).too_long == 1
+    assert encode_documents(tokenizer, [long, ONE], 1000).too_long == 1
 
 
 def test_rows_without_tools_are_written_as_ever() -> None:
     plain = Conversation((Message("system", "S."), ASK, NO))
     assert render(tokenizer_of("pocket"), plain) == "<s><|system|>S.<|end|><|user|>Rain?<|end|><|assistant|>No.<|end|>"
-    assert render(tokenizer_of("chatml"), plain, answer_due=True) == (
+    assert render(tokenizer_of("chatml"), plain, add_generation_prompt=True) == (
         "<|im_start|>system\nS.<|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n"
         "<|im_start|>assistant\nNo.<|endoftext|>\n<|im_start|>assistant\n"
     )

@@ -11,8 +11,8 @@ from test_chat import family, talk
 from tokenizers import decoders
 from transformers import AutoTokenizer
 
-from align.data.chat.encode import IGNORED, Encoded, encode_conversation, encode_text
-from align.data.chat.training_view import FILE, ROWS, row_line, tokens_line, write_pair, write_rows
+from align.data.chat.encode import IGNORE_INDEX, EncodedRow, encode_conversation, encode_text
+from align.data.chat.training_view import FILE, ROWS, build_row_line, build_tokens_line, write_pair, write_rows
 from align.data.pairs import TokenizedPair
 from align.models.base import builtin_folder
 from align.track import read_rows
@@ -30,9 +30,9 @@ def whole(row: dict[str, Any]) -> str:
 def test_the_parts_are_the_row_and_the_marks_are_its_labels(name: str) -> None:
     _, tokenizer = family(name)
     row = encode_conversation(tokenizer, talk("Hi </s> a.", "Größe 🙂 b.", "And?", "Fine."))
-    made = row_line(tokenizer, "row 1", row)
+    made = build_row_line(tokenizer, "row 1", row)
     assert whole(made) == tokenizer.decode(row.input_ids)
-    assert texts(made, "trained") == tokenizer.decode([label for label in row.labels if label != IGNORED])
+    assert texts(made, "trained") == tokenizer.decode([label for label in row.labels if label != IGNORE_INDEX])
     assert (made["tokens"], made["trained"]) == (len(row.input_ids), row.trained)
     assert "</s> a." in "".join(part["text"] for part in made["parts"] if not part["special"])  # the user's own
 
@@ -43,7 +43,7 @@ def test_a_text_keeps_the_blank_that_it_begins_with() -> None:
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.backend_tokenizer.decoder = decoders.Sequence(steps)
     ids = tokenizer("one two three four", add_special_tokens=False).input_ids
-    made = tokens_line(tokenizer, "row 1", ids, [i > 1 for i in range(len(ids))])
+    made = build_tokens_line(tokenizer, "row 1", ids, [i > 1 for i in range(len(ids))])
     assert whole(made) == "one two three four"
     assert texts(made, "trained").startswith(" ")
 
@@ -51,7 +51,7 @@ def test_a_text_keeps_the_blank_that_it_begins_with() -> None:
 def test_the_first_token_of_a_text_has_no_loss() -> None:
     _, tokenizer = family("llama3")
     (row,) = encode_text(tokenizer, "a b", 100)
-    made = row_line(tokenizer, "row 1", row)
+    made = build_row_line(tokenizer, "row 1", row)
     assert texts(made, "trained") == tokenizer.decode(row.input_ids[1:])
     assert made["trained"] == row.trained
 
@@ -63,7 +63,7 @@ def test_the_first_rows_are_written(tmp_path: Path) -> None:
     found = read_rows(tmp_path / FILE)
     assert [row["what"] for row in found] == ["row 1", "row 2", "row 3"]
     assert [texts(row, "trained") for row in found] == [f"answer {i}<|eot_id|>" for i in range(ROWS)]
-    cut = Encoded(rows[0].input_ids[:3], rows[0].labels[:3])
+    cut = EncodedRow(rows[0].input_ids[:3], rows[0].labels[:3])
     write_rows(tmp_path, tokenizer, [cut])  # what is cut is shown as it is cut
     assert whole(read_rows(tmp_path / FILE)[0]) == tokenizer.decode(cut.input_ids)
 

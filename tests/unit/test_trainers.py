@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from transformers import TrainerCallback
 
 from align.core.errors import InputError
-from align.data.chat.encode import encode
+from align.data.chat.encode import encode_documents
 from align.data.pairs import TokenizedPair
 from align.data.read.records import read_documents
 from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
@@ -73,7 +73,7 @@ def lora_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def fit_sft(model: Any, tokenizer: Any, chats: Path, output: Path, steps: int, **more: Any) -> None:
-    rows = encode(tokenizer, read_documents(chats), 128).rows
+    rows = encode_documents(tokenizer, read_documents(chats), 128).rows
     given = arguments(output, steps, **more)
     make = partial(sft_trainer, model, tokenizer, rows, given, max_length=128, packing=False)
     train(make, model, TrainerCallback())
@@ -152,7 +152,7 @@ def test_the_steps_announced_are_the_steps_taken(base: Any, tiny_tokenizer: Any,
             self.steps = state.global_step
 
     counter = Counter()
-    rows = encode(tiny_tokenizer, read_documents(chats), 128).rows
+    rows = encode_documents(tiny_tokenizer, read_documents(chats), 128).rows
     settings = arguments(tmp_path / "c", 0, max_steps=None, epochs=0.5, batch_size=16, micro_batch=8)
     model = adapted(base)
     train(partial(sft_trainer, model, tiny_tokenizer, rows, settings, max_length=128, packing=False), model, counter)
@@ -171,7 +171,7 @@ class Logged(TrainerCallback):
 
 def test_packed_rows_do_not_see_each_other(base: Any, tiny_tokenizer: Any, chats: Path, tmp_path: Path) -> None:
     """One step over all rows has the same loss, packed or not; a row that saw another would have another loss."""
-    rows = encode(tiny_tokenizer, read_documents(chats), 128).rows
+    rows = encode_documents(tiny_tokenizer, read_documents(chats), 128).rows
     losses = []
     for packing in (False, True):
         count = len(packed_rows(rows, 128)) if packing else len(rows)

@@ -11,13 +11,13 @@ import pytest
 from seen_runs import interval, said, seen
 
 from align.config.stages import WITH_RUNS
-from align.report.figure_labels import FIGURES, describe_scarce, table_of
-from align.report.headlines import VERDICTS
-from align.report.live import TITLES, finished_page
-from align.report.origins import about_code, about_rendering, about_rows, origins
+from align.report.figure_labels import FIGURES, build_figure_table, describe_small_samples
+from align.report.headlines import SUMMARIZERS
+from align.report.live import TITLES, build_finished_page
+from align.report.origins import describe_code, describe_rendering, describe_row_counts, list_origins
 from align.report.page import Code, Link, Report
 from align.report.run_view import RunView
-from align.report.stages import add_curves, add_latest_figures, reliability_bins
+from align.report.stages import add_curves, add_latest_figures, compute_reliability_bins
 from align.run import Base, Input, Manifest
 
 
@@ -27,7 +27,7 @@ def sft(change: dict[str, Any] | None, after: float = 4.36, rows: int = 256) -> 
 
 
 def test_every_stage_has_a_verdict_and_a_title():
-    assert {*VERDICTS, "data"} == TITLES.keys() == {*WITH_RUNS}
+    assert {*SUMMARIZERS, "data"} == TITLES.keys() == {*WITH_RUNS}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_table_says_nothing_twice_and_leaves_nothing_blank():
         "most_risen_word": {"word": "haha", "ref": 0.06, "policy": 0.61},
         "tripped": [], "dropped": 3, "judge": "vader", "judge_notes": [], "odd_thing": 7, "peak_rss_mb": 1336.0,
     }  # fmt: skip
-    rows = [(label, value.replace("\u00a0", " "), how) for label, value, how in table_of(metrics)]
+    rows = [(label, value.replace("\u00a0", " "), how) for label, value, how in build_figure_table(metrics)]
     assert [(label, value) for label, value, _ in rows] == [
         ("Win rate", "80 % [70, 90] (n=12, fewer than 20)"), ("Gold score", "0.1 → 0.7"),
         ("Gain in gold score", "0.6 [0.5, 0.7] (n=12, fewer than 20)"),
@@ -163,7 +163,7 @@ def test_a_table_says_nothing_twice_and_leaves_nothing_blank():
     ]  # fmt: skip
     assert all(cell.strip() for row in rows for cell in row)
     assert [row[0] for row in rows if row[0] not in {figure.label for figure in FIGURES}] == ["Odd thing"]
-    assert describe_scarce(metrics).endswith(": Win rate (12), Gain in gold score (12), KL from the start (12).")
+    assert describe_small_samples(metrics).endswith(": Win rate (12), Gain in gold score (12), KL from the start (12).")
 
 
 def test_labels_and_readings_are_whole():
@@ -188,7 +188,7 @@ def test_what_a_run_was_made_of(tmp_path: Path):
         packages={"python": "3.11.7", "torch": "2.13"}, hardware={"device": "cpu", "dtype": "float32", "cpus": 2},
         git={"commit": "c" * 40, "diff": "+"},
     )  # fmt: skip
-    found = {term: list(parts) for term, parts in origins(given)}
+    found = {term: list(parts) for term, parts in list_origins(given)}
     assert found["Command"] == [Code("python -m align stage=…")]
     assert found["Base"] == [f"org/tiny, revision 0123456789ab, sha256 {'b' * 12}…"]
     assert found["Started from"] == [Link("sft:a (b)#1", "../../sft/a%20%28b%29%231/report.html")]
@@ -214,11 +214,11 @@ def test_what_a_run_was_made_of(tmp_path: Path):
 def test_answers_with_a_label_are_counted_and_pairs_that_best_of_n_makes_are_not_its_data():
     data = {"data": Input("d" * 64, path="/data/labels.jsonl")}
     kto = {"wanted": 3, "unwanted": 2, "dropped": 1, "held_out_answers": 4, "held_out_dropped": 0}
-    assert dict(origins(seen("kto", kto, inputs=data)))["Data"][1:] == [
+    assert dict(list_origins(seen("kto", kto, inputs=data)))["Data"][1:] == [
         "3 wanted and 2 unwanted answers to train on; dropped 1 for being longer than 512 tokens", "4 answers held out",
     ]  # fmt: skip
     best = seen("sample", {"prompts": 24, "dropped": 0, "pairs": 20}, inputs=data, settings={"best_of": 16})
-    assert dict(origins(best))["Data"][1:] == ["24 prompts"]
+    assert dict(list_origins(best))["Data"][1:] == ["24 prompts"]
 
 
 def test_what_was_left_out_of_either_side_is_said():
@@ -227,7 +227,7 @@ def test_what_was_left_out_of_either_side_is_said():
         "held_out_rows": 40, "held_out_too_long": 1, "held_out_unanswered": 0, "held_out_cut": 2,
         "reasoning_lost_last": 1, "reasoning_lost_earlier": 45,
     }  # fmt: skip
-    train, *rest = about_rows(metrics, 1024)
+    train, *rest = describe_row_counts(metrics, 1024)
     dropped = "dropped 8 for being longer than 1,024 tokens and 6 that data.eval_path asks too"
     assert train == f"1,285 of 1,293 rows to train on; {dropped}"
     assert rest == [
@@ -236,18 +236,20 @@ def test_what_was_left_out_of_either_side_is_said():
     ]
     pairs = {"pairs": 9, "dropped": 0, "held_out_pairs": 1, "held_out_dropped": 1, "dropped_in_eval": 2}
     pairs["dropped_undecided"] = 22
-    assert list(about_rows(pairs, None)) == [
+    assert list(describe_row_counts(pairs, None)) == [
         "9 pairs to train on; dropped 2 that data.eval_path asks too",
         "1 of 2 pairs held out; dropped 1 for their length",
         "left out 22 pairs whose answers are equal, tied or alone",
     ]
-    assert list(about_rows({"win_rate": interval(0.8, 0.7, 0.9, 12), "dropped": 0}, 99)) == ["12 prompts"]
+    assert list(describe_row_counts({"win_rate": interval(0.8, 0.7, 0.9, 12), "dropped": 0}, 99)) == ["12 prompts"]
 
 
 def test_how_rows_became_text_is_said_where_it_is_not_the_default():
-    assert list(about_rendering({"template": None, "template_kwargs": {}, "system": None, "reasoning": "keep"})) == []
+    assert (
+        list(describe_rendering({"template": None, "template_kwargs": {}, "system": None, "reasoning": "keep"})) == []
+    )
     asked = {"template": "chatml", "template_kwargs": {"think": False}, "system": "Be <brief>. " * 99}
-    template, arguments, system, reasoning = about_rendering({**asked, "reasoning": "mask"})
+    template, arguments, system, reasoning = describe_rendering({**asked, "reasoning": "mask"})
     assert template == "chat template chatml, in place of the model's own"
     assert arguments == "arguments of the chat template: think=False"
     assert system.startswith("system turn where a row has none: Be <brief>. Be")
@@ -278,7 +280,7 @@ def test_the_held_out_loss_is_one_curve_from_the_start_on(tmp_path: Path, measur
 
 def test_the_code_is_known_by_its_commit_where_it_has_one():
     def code(**values: Any) -> list[str]:
-        return list(about_code(Manifest("sft", "a", 0, {}, {}, None, code="d" * 64, **values)))
+        return list(describe_code(Manifest("sft", "a", 0, {}, {}, None, code="d" * 64, **values)))
 
     digest, commit = f"sha256 {'d' * 12}…", "a" * 40
     assert code() == [digest]
@@ -295,7 +297,7 @@ def test_a_base_that_a_run_made_is_a_parent(tmp_path: Path):
     made = Base("whole", str(tmp_path / "full" / "whole" / "artifact"), None, "w" * 64)
     given = seen("ppo", {}, tmp_path / "ppo" / "mine")
     given = RunView(given.folder, Manifest("ppo", "mine", 0, given.config, {}, made), "")
-    assert Link("full:whole", "../../full/whole/report.html") in dict(origins(given))["Base"]
+    assert Link("full:whole", "../../full/whole/report.html") in dict(list_origins(given))["Base"]
 
 
 def pairs(count: int, odds: float) -> list[dict[str, Any]]:
@@ -311,7 +313,7 @@ def pairs(count: int, odds: float) -> list[dict[str, Any]]:
 
 
 def test_the_order_within_a_pair_is_drawn_without_looking_at_the_label():
-    bins = reliability_bins(pairs(400, 1.1))
+    bins = compute_reliability_bins(pairs(400, 1.1))
     assert len(bins) == 2  # P = 0.25 and 0.75, and not all on one side
     assert all(abs(b.predicted - b.observed) < 0.08 for b in bins)  # three in four are right, as they say
     assert sum(b.count for b in bins) == 400
@@ -319,7 +321,7 @@ def test_the_order_within_a_pair_is_drawn_without_looking_at_the_label():
 
 def test_pairs_are_shown_from_both_ends(tmp_path: Path):
     (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs(40, 1.0)))
-    html = finished_page(seen("reward", {"accuracy": interval(0.75, 0.6, 0.9, 40)}, tmp_path)).html()
+    html = build_finished_page(seen("reward", {"accuracy": interval(0.75, 0.6, 0.9, 40)}, tmp_path)).html()
     assert "Judged right, by the widest margin" in html
     assert html.index("good 36") > html.index("Judged wrong, by the widest margin")  # the worst of them
     assert "good 32" in html

@@ -1,5 +1,7 @@
-"""A context and what continues it as token ids, for log-likelihoods. Texts are split into tokens by lm-eval's rules, so
-that a model gets the same figures here and there: https://github.com/EleutherAI/lm-evaluation-harness.
+"""Encoding of contexts with continuations, whose log-likelihoods are computed.
+
+Texts are tokenized by the rules of lm-eval (https://github.com/EleutherAI/lm-evaluation-harness), so that a model gets
+the same scores from both.
 """
 
 from __future__ import annotations
@@ -9,85 +11,98 @@ from typing import Any
 
 from align.core.errors import require
 from align.core.types import Conversation
-from align.data.chat.encode import IGNORED, Encoded, render
-from align.data.chat.tokens import text_ids, tokenised
-from align.data.chat.tools import veiled
+from align.data.chat.encode import IGNORE_INDEX, EncodedRow, render
+from align.data.chat.tokens import tokenize_rendered, tokenize_text
+from align.data.chat.tools import escape_conversation
 
 
-def behind(context: Sequence[int], ids: Sequence[int]) -> Encoded:
-    """Tokens that are scored, behind tokens that are given."""
-    return Encoded([*context, *ids], [*[IGNORED] * len(context), *ids])
+def build_scored_row(context: Sequence[int], ids: Sequence[int]) -> EncodedRow:
+    """Build a row of context tokens, which have no label, and of tokens to score."""
+    return EncodedRow([*context, *ids], [*[IGNORE_INDEX] * len(context), *ids])
 
 
-def prefix_id(tokenizer: Any) -> int:
-    """The token in front of a text that nothing precedes: BOS, or EOS of a tokenizer that has none.
+def get_prefix_token_id(tokenizer: Any) -> int:
+    """Return the token before a text without context: BOS, or EOS if the tokenizer has no BOS.
 
     Raises:
-        InputError: it has neither.
+        InputError: the tokenizer has neither.
     """
-    found = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    remedy = "Name one in the model's tokenizer_config.json."
-    require(found is not None, "bos_token", None, "stands in front of a text, and this model has no EOS either", remedy)
-    return int(found)
+    token_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    problem = "stands in front of a text, and this model has no EOS either"
+    require(token_id is not None, "bos_token", None, problem, "Name one in the model's tokenizer_config.json.")
+    return int(token_id)
 
 
-def encoded(tokenizer: Any, text: str) -> list[int]:
-    """A text with the special tokens that the tokenizer puts around texts; without them where it begins with the prefix
-    token already. A special token that the text spells out is one."""
-    begun = text.startswith(tokenizer.decode([prefix_id(tokenizer)]))
-    return list(tokenizer.encode(text, add_special_tokens=False) if begun else tokenizer.encode(text))
+def encode_with_special_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Tokenize a text with the special tokens that the tokenizer adds, unless the text begins with the prefix token.
+
+    Special tokens that the text spells out become special tokens.
+    """
+    has_prefix = text.startswith(tokenizer.decode([get_prefix_token_id(tokenizer)]))
+    return list(tokenizer.encode(text, add_special_tokens=False) if has_prefix else tokenizer.encode(text))
 
 
-def following(tokenizer: Any, context: str) -> list[int]:
-    """What an answer to a plain text stands behind: the text as it is, or the prefix token of one without tokens."""
-    return encoded(tokenizer, context) or [prefix_id(tokenizer)]
+def encode_context(tokenizer: Any, context: str) -> list[int]:
+    """Tokenize the context of a generated answer. A context without tokens becomes the prefix token."""
+    return encode_with_special_tokens(tokenizer, context) or [get_prefix_token_id(tokenizer)]
 
 
-def continued(tokenizer: Any, context: str, continuation: str) -> Encoded:
-    """A text and its continuation. White space at the end of the context is the continuation's, and the continuation is
-    what the tokens of both have more than those of the context. Nothing is cut.
+def encode_continuation(tokenizer: Any, context: str, continuation: str) -> EncodedRow:
+    """Encode a context and its continuation without truncation.
+
+    White space at the end of the context is moved to the continuation. The tokens of the continuation are those that
+    both together have more than the context.
 
     Raises:
         InputError: the continuation has no token of its own.
     """
-    kept = context.rstrip()
-    continuation, context = context[len(kept) :] + continuation, kept
-    if not context:  # behind the prefix token, or behind the first token if it is that
+    stripped = context.rstrip()
+    continuation = context[len(stripped) :] + continuation
+    if not stripped:  # the prefix token is the context, even if the continuation begins with it
         ids = list(tokenizer.encode(continuation, add_special_tokens=False))
-        first = prefix_id(tokenizer)
-        return scored([first], ids[1:] if ids[:1] == [first] else ids, tokenizer.decode(ids))
-    given = encoded(tokenizer, context)
-    return scored(given, encoded(tokenizer, context + continuation)[len(given) :], continuation)
+        prefix = get_prefix_token_id(tokenizer)
+        return build_continuation_row([prefix], ids[1:] if ids[:1] == [prefix] else ids, tokenizer.decode(ids))
+    context_ids = encode_with_special_tokens(tokenizer, stripped)
+    ids = encode_with_special_tokens(tokenizer, stripped + continuation)
+    return build_continuation_row(context_ids, ids[len(context_ids) :], continuation)
 
 
-def answered(tokenizer: Any, prompt: Conversation, answer: str) -> Encoded:
-    """An answer behind the rendered chat and the header of the assistant's turn, without the token that ends the turn.
+def encode_answer(tokenizer: Any, prompt: Conversation, answer: str) -> EncodedRow:
+    """Encode an answer after the rendered chat and the generation prompt, without the token that ends the turn.
 
     Raises:
-        InputError: the chat template refuses the prompt; the answer has no token of its own.
+        InputError: the chat template refuses the prompt, or the answer has no token of its own.
     """
-    whole, veil = veiled(tokenizer, prompt.with_answer(answer))
-    asked = render(tokenizer, whole.turns(len(prompt.messages)), answer_due=True)
-    given = tokenised(tokenizer, asked, veil).ids
-    both = tokenised(tokenizer, asked + whole.messages[-1].content, veil).ids
-    return scored(given, both[len(given) :], answer)
+    conversation, escapes = escape_conversation(tokenizer, prompt.with_answer(answer))
+    context = render(tokenizer, conversation.turns(len(prompt.messages)), add_generation_prompt=True)
+    context_ids = tokenize_rendered(tokenizer, context, escapes).ids
+    ids = tokenize_rendered(tokenizer, context + conversation.messages[-1].content, escapes).ids
+    return build_continuation_row(context_ids, ids[len(context_ids) :], answer)
 
 
-def scored(context: Sequence[int], ids: Sequence[int], text: str) -> Encoded:
-    """Raises: InputError: there is nothing to score."""
-    problem, remedy = "has no token of its own behind what precedes it", "Divide the two elsewhere."
-    require(bool(ids), "continuation", text, problem, remedy)
-    return behind(context, ids)
-
-
-def windows(tokenizer: Any, text: str, most: int) -> list[Encoded]:
-    """A text in windows of at most `most` tokens. Every token of the text is scored once; a window's context is the
-    last token of the window before, and the prefix token for the first one. Special tokens that the text spells out
-    are text.
+def build_continuation_row(context: Sequence[int], ids: Sequence[int], text: str) -> EncodedRow:
+    """Build a row of a context and a continuation.
 
     Args:
-        most: at least 2.
+        text: the continuation, for the error.
+
+    Raises:
+        InputError: the continuation has no tokens.
     """
-    ids = [prefix_id(tokenizer), *text_ids(tokenizer, text)]
-    starts = range(1, len(ids), most - 1)
-    return [behind([ids[start - 1]], ids[start : start + most - 1]) for start in starts]
+    problem = "has no token of its own behind what precedes it"
+    require(bool(ids), "continuation", text, problem, "Divide the two elsewhere.")
+    return build_scored_row(context, ids)
+
+
+def split_windows(tokenizer: Any, text: str, max_tokens: int) -> list[EncodedRow]:
+    """Split a text into windows of at most `max_tokens` tokens, so that every token of the text is scored once.
+
+    The context of a window is the last token of the window before; that of the first one is the prefix token. Special
+    tokens that the text spells out are tokenized as plain text.
+
+    Args:
+        max_tokens: at least 2.
+    """
+    ids = [get_prefix_token_id(tokenizer), *tokenize_text(tokenizer, text)]
+    starts = range(1, len(ids), max_tokens - 1)
+    return [build_scored_row([ids[start - 1]], ids[start : start + max_tokens - 1]) for start in starts]

@@ -1,9 +1,10 @@
-"""Chats as token ids and labels: rendering, the loss mask, where an answer stops, and what is left out.
+"""Encoding of conversations: rendering, token ids, loss masks and the tokens that end an answer.
 
-The mask is ours. A template's `{% generation %}` markers say what the assistant wrote where they exist; elsewhere an
-assistant turn is what rendering it adds to the rendering of everything before it. Both are found in characters of the
-rendered text and carried to tokens by the tokenizer's offsets, so that no token boundary is assumed. Whatever becomes
-token ids is `veiled` first: see `align.data.chat.tokens`."""
+A template's `{% generation %}` markers give the text of the assistant where they exist. Otherwise an assistant turn is
+the text by which the rendering grows when the turn is added. Both are spans of characters in the rendered text, which
+the tokenizer's offsets map to tokens, so that no token boundary is assumed. Special tokens in the messages are escaped
+first, see `align.data.chat.tokens`.
+"""
 
 from __future__ import annotations
 
@@ -16,54 +17,63 @@ from typing import Any
 
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Document, Message
-from align.data.chat.reasoning import OPEN, answer_alone, lost_reasoning, reasoning_length
+from align.data.chat.reasoning import OPEN, find_lost_reasoning, measure_reasoning, strip_reasoning
 from align.data.chat.render_deadline import RenderDeadline, render_deadline
 from align.data.chat.tokens import (
     CHARACTERS,
     Span,
-    behind_an_answer,
-    longer_than,
-    special_ids,
-    special_texts,
-    text_ids,
-    tokenised,
+    get_special_texts,
+    get_special_token_ids,
+    is_longer_than,
+    render_answer_end,
+    tokenize_rendered,
+    tokenize_text,
 )
-from align.data.chat.tools import check_keeps, common_beginning, span_of_calls, veiled, written
+from align.data.chat.tools import (
+    apply_template,
+    check_tools_rendered,
+    escape_conversation,
+    find_calls_span,
+    find_common_prefix,
+)
 from align.track import format_turn, truncate_text
 
-IGNORED = -100  # the label that losses pass over
+IGNORE_INDEX = -100
+"""Label of tokens without a loss."""
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """Token ids and labels of one document, of equal length; `IGNORED` where no loss is taken."""
+class EncodedRow:
+    """Token ids and labels of one document, of equal length. Tokens without a loss have the label `IGNORE_INDEX`."""
 
     input_ids: list[int]
     labels: list[int]
 
     @property
     def trained(self) -> int:
-        """Tokens that a loss is taken on (the first token has no prediction)."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        """Number of tokens with a loss. The first token has none, since nothing predicts it."""
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
 
 
-def render(tokenizer: Any, conversation: Conversation, answer_due: bool = False) -> str:
-    """The conversation as text, by the tokenizer's template.
+def render(tokenizer: Any, conversation: Conversation, add_generation_prompt: bool = False) -> str:
+    """Render a conversation with the tokenizer's chat template.
 
     Args:
-        answer_due: end with the header of an assistant turn.
+        add_generation_prompt: add the generation prompt, the header of the next assistant turn.
 
     Raises:
-        InputError: the template refuses it (roles out of order, no system turn).
+        InputError: the template refuses the conversation, for instance for the order of its roles.
     """
-    with refusals(tokenizer, conversation):
-        return written(tokenizer, conversation.as_dicts(), conversation.tool_dicts(), answer_due)
+    with explain_refusal(tokenizer, conversation):
+        return apply_template(tokenizer, conversation.as_dicts(), conversation.tool_dicts(), add_generation_prompt)
 
 
 @contextmanager
-def refusals(tokenizer: Any, conversation: Conversation) -> Iterator[None]:
-    """What a chat template raises, as the user's error: it is a program of the model's, which may divide by zero as
-    well as refuse."""
+def explain_refusal(tokenizer: Any, conversation: Conversation) -> Iterator[None]:
+    """Convert any exception of a chat template to an InputError that suggests a remedy.
+
+    A template is a program that comes with the model. It may refuse a conversation, or fail with any other exception.
+    """
     try:
         yield
     except MemoryError:
@@ -79,111 +89,119 @@ def refusals(tokenizer: Any, conversation: Conversation) -> Iterator[None]:
             remedy = (
                 "It may take no tools, or no such calls: use data.template=chatml, or a model that was made for them."
             )
-        if not renders(tokenizer, (Message("user", "a"),)):
+        if not can_render(tokenizer, (Message("user", "a"),)):
             remedy = "It takes no conversation at all: mend the model's chat template, or take data.template=chatml."
-        elif conversation.messages[0].role == "system" and renders(tokenizer, conversation.messages[1:]):
+        elif conversation.messages[0].role == "system" and can_render(tokenizer, conversation.messages[1:]):
             remedy = (
                 "It takes no system turn: put its text in front of the first question (if it comes from data.system, "
                 "leave that out), or take data.template=chatml."
             )
         raise InputError(
             f"{conversation.id or 'conversation'}, roles",
-            ", ".join(m.role for m in conversation.messages[:6]),
+            ", ".join(message.role for message in conversation.messages[:6]),
             f"the chat template refuses it ({type(error).__name__}: {error})",
             remedy,
         ) from error
 
 
-def renders(tokenizer: Any, messages: Sequence[Message]) -> bool:
-    """Whether the template takes these turns."""
+def can_render(tokenizer: Any, messages: Sequence[Message]) -> bool:
+    """Return whether the template renders these messages without an exception."""
     try:
         with render_deadline():
             return bool(tokenizer.apply_chat_template([message.as_dict() for message in messages], tokenize=False))
-    except Exception:  # it is a program of the model's
+    except Exception:  # a template may raise anything
         return False
 
 
-def marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[Span]]:
-    """The rendered text and the spans that the template's own markers give to the assistant."""
+def find_marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, list[Span]]:
+    """Return the rendered text, and the spans inside the template's `{% generation %}` markers."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     tools: Any = conversation.tool_dicts()
-    with refusals(tokenizer, conversation), render_deadline():
-        made: Any = render_jinja_template(
+    with explain_refusal(tokenizer, conversation), render_deadline():
+        rendering: Any = render_jinja_template(
             [conversation.as_dicts()],
             tools=tools,
             chat_template=tokenizer.chat_template,
             return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
         )
-    (text,), (spans,) = made
+    (text,), (spans,) = rendering
     return text, spans
 
 
-def assistant_spans(tokenizer: Any, conversation: Conversation, answers_alone: bool = False) -> tuple[str, list[Span]]:
-    """The rendered text and the character spans [start, end) that the assistant wrote.
+def find_assistant_spans(
+    tokenizer: Any, conversation: Conversation, exclude_reasoning: bool = False
+) -> tuple[str, list[Span]]:
+    """Return the rendered text, and the character spans of the assistant turns that are trained on.
 
-    A span begins where the answer's header ends (as sampling will see it), and covers the answer and the token that
-    ends the turn, not the line break or the end of text that a template puts after it.
+    A span begins after the generation prompt. It covers the answer and the token that ends the turn, but not a line
+    break or an end-of-text token that the template writes after it.
 
     Args:
-        answers_alone: without the reasoning that an answer begins with.
+        exclude_reasoning: leave out the reasoning at the beginning of each answer.
+
+    Raises:
+        InputError: an assistant turn is not found in the rendered text.
     """
     text = render(tokenizer, conversation)
-    specials = special_texts(tokenizer)
+    specials = get_special_texts(tokenizer)
     spans = []
     for i, message in enumerate(conversation.messages):
         if message.role != "assistant" or not message.trained:
             continue
         if message.tool_calls:
-            found = span_of_calls(
-                partial(render, tokenizer), conversation, i, text, behind_an_answer(tokenizer), specials
+            span = find_calls_span(
+                partial(render, tokenizer), conversation, i, text, render_answer_end(tokenizer), specials
             )
         else:
-            found = span_of_answer(tokenizer, conversation, i, text, specials)
-        said = answer_alone(message.content).strip() if message.tool_calls else ""
-        if found is None or said not in text[slice(*found)]:  # some write it behind the results
-            raise unlocated(conversation, i)
-        start, end = found
-        if answers_alone:
-            start += reasoning_length(text[start:end], opened=text[:start].rstrip().endswith(OPEN))
+            span = find_answer_span(tokenizer, conversation, i, text, specials)
+        if span is None:
+            raise build_unlocated_error(conversation, i)
+        start, end = span
+        # Some templates move the text beside a call behind the results.
+        if message.tool_calls and strip_reasoning(message.content).strip() not in text[start:end]:
+            raise build_unlocated_error(conversation, i)
+        if exclude_reasoning:
+            start += measure_reasoning(text[start:end], opened=text[:start].rstrip().endswith(OPEN))
         spans.append((start, end))
     return text, spans
 
 
-def span_of_answer(
+def find_answer_span(
     tokenizer: Any, conversation: Conversation, i: int, text: str, specials: Sequence[str]
 ) -> Span | None:
-    """Return where the assistant wrote turn `i`, which calls no tool; None if what is written before the content
-    depends on the content.
+    """Return the span of assistant turn `i`, which calls no tool, in the rendered text.
 
-    The content is found by rendering a stand-in in its place: whatever a template trims, moves or leaves out when other
-    turns follow, both renderings have the same text around the content.
+    The content is located by rendering a placeholder in its place. Even if a template trims, moves or leaves out text
+    when other turns follow, both renderings have the same text around the content. Returns None if the text before the
+    content depends on the content.
 
     Args:
-        text: the conversation as the template writes it.
+        text: the rendered conversation.
         specials: the texts of the special tokens, longest first.
 
     Raises:
-        InputError: the content does not stand in the text exactly once.
+        InputError: the content is not in the text exactly once.
     """
     # Private-use characters, which no template trims.
-    stand_in = next(mark for n in count() if (mark := f"\ue000answer {n}\ue001") not in text)
+    placeholder = next(mark for n in count() if (mark := f"\ue000answer {n}\ue001") not in text)
     turns = conversation.messages
-    standing = replace(conversation, messages=(*turns[:i], Message("assistant", stand_in), *turns[i + 1 :]))
-    head, found, rest = render(tokenizer, standing).partition(stand_in)
-    if not found or stand_in in rest or not text.endswith(rest):
-        raise unlocated(conversation, i)
-    alone = render(tokenizer, standing.turns(i + 1)).rpartition(stand_in)[2]
-    end = len(text) - len(rest)
+    placeholder_turn = Message("assistant", placeholder)
+    marked = replace(conversation, messages=(*turns[:i], placeholder_turn, *turns[i + 1 :]))
+    head, separator, tail = render(tokenizer, marked).partition(placeholder)
+    if not separator or placeholder in tail or not text.endswith(tail):
+        raise build_unlocated_error(conversation, i)
+    last_tail = render(tokenizer, marked.turns(i + 1)).rpartition(placeholder)[2]
+    end = len(text) - len(tail)
     start = len(head) if text.startswith(head) and len(head) <= end else None
-    before = render(tokenizer, conversation.turns(i), answer_due=True) if i else text
-    if len(before) <= end and text.startswith(before):
-        start = len(before)
-    return None if start is None else (start, end + turn_end(rest, alone, specials))
+    prompt = render(tokenizer, conversation.turns(i), add_generation_prompt=True) if i else text
+    if len(prompt) <= end and text.startswith(prompt):
+        start = len(prompt)
+    return None if start is None else (start, end + measure_turn_end(tail, last_tail, specials))
 
 
-def unlocated(conversation: Conversation, i: int) -> InputError:
+def build_unlocated_error(conversation: Conversation, i: int) -> InputError:
     return InputError(
         f"{conversation.id or 'conversation'}, messages[{i}]",
         truncate_text(format_turn(conversation.messages[i].as_dict())),
@@ -192,103 +210,122 @@ def unlocated(conversation: Conversation, i: int) -> InputError:
     )
 
 
-def turn_end(rest: str, alone: str, specials: Sequence[str]) -> int:
-    """Return how many characters behind an answer end its turn: up to the special token there; if the template writes
-    none, what it writes whether or not turns follow.
+def measure_turn_end(tail: str, last_tail: str, specials: Sequence[str]) -> int:
+    """Return the number of characters after an answer that end its turn.
+
+    They reach to the end of the special token there. If the template writes no special token, they are the text that it
+    writes whether or not turns follow.
 
     Args:
-        rest: the rendered text from the end of the answer.
-        alone: the same if nothing follows the turn.
+        tail: the rendered text from the end of the answer.
+        last_tail: the same if the turn is the last one.
         specials: the texts of the special tokens, longest first.
     """
-    closed = rest.lstrip()
+    stripped = tail.lstrip()
     for special in specials:
-        if closed.startswith(special) and alone.lstrip().startswith(special):
-            return len(rest) - len(closed) + len(special)
-    return len(common_beginning(rest, alone).rstrip())
+        if stripped.startswith(special) and last_tail.lstrip().startswith(special):
+            return len(tail) - len(stripped) + len(special)
+    return len(find_common_prefix(tail, last_tail).rstrip())
 
 
-def encode_conversation(tokenizer: Any, conversation: Conversation, mask_reasoning: bool = False) -> Encoded:
-    """Tokens of a whole conversation, with a loss on what the assistant wrote and on the tokens that end its turns.
+def encode_conversation(tokenizer: Any, conversation: Conversation, mask_reasoning: bool = False) -> EncodedRow:
+    """Encode a conversation, with a loss on the assistant's text and on the tokens that end its turns.
 
     Args:
-        mask_reasoning: no loss on the reasoning that an answer begins with.
+        mask_reasoning: take no loss on the reasoning at the beginning of each answer.
     """
-    marked = "{% generation %}" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
-    # Markers do not say whose turn they mark, and many leave calls out.
-    marked &= all(message.trained and not message.tool_calls for message in conversation.messages)
-    masked = mask_reasoning and any(reasoning_length(message.content) for message in conversation.messages)
-    check_keeps(tokenizer, conversation)
-    conversation, veil = veiled(tokenizer, conversation)
-    if marked and not masked:
-        text, spans = marked_spans(tokenizer, conversation)
+    has_markers = "{% generation %}" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template
+    # Markers do not tell which turns are not trained on, and many templates have none around tool calls.
+    has_markers &= all(message.trained and not message.tool_calls for message in conversation.messages)
+    exclude_reasoning = mask_reasoning and any(measure_reasoning(message.content) for message in conversation.messages)
+    check_tools_rendered(tokenizer, conversation)
+    conversation, escapes = escape_conversation(tokenizer, conversation)
+    use_markers = has_markers and not exclude_reasoning
+    if use_markers:
+        text, spans = find_marked_spans(tokenizer, conversation)
     else:
-        text, spans = assistant_spans(tokenizer, conversation, masked)
-    made = tokenised(tokenizer, text, veil)
-    ids = made.ids
-    special = special_ids(tokenizer)
-    mask = [  # a header's token may take the blanks that an answer begins with, and is a header's all the same
-        any(a < end and start < b and (start <= a or i not in special) for start, end in spans)
-        for i, (a, b) in zip(ids, made.spans, strict=True)
+        text, spans = find_assistant_spans(tokenizer, conversation, exclude_reasoning)
+    tokens = tokenize_rendered(tokenizer, text, escapes)
+    special = get_special_token_ids(tokenizer)
+    # A special token of the header may cover the blanks that an answer begins with. It stays without a loss.
+    mask = [
+        any(
+            token_start < end and start < token_end and (start <= token_start or token_id not in special)
+            for start, end in spans
+        )
+        for token_id, (token_start, token_end) in zip(tokens.ids, tokens.spans, strict=True)
     ]
-    if marked and not masked:
-        mask = with_turn_ends(ids, without_line_breaks(tokenizer, ids, mask), special)
-    return Encoded(ids, [i if m else IGNORED for i, m in zip(ids, mask, strict=True)])
+    if use_markers:
+        mask = include_turn_ends(tokens.ids, exclude_line_breaks(tokenizer, tokens.ids, mask), special)
+    labels = [token_id if is_trained else IGNORE_INDEX for token_id, is_trained in zip(tokens.ids, mask, strict=True)]
+    return EncodedRow(tokens.ids, labels)
 
 
-def with_turn_ends(ids: Sequence[int], mask: list[bool], special: frozenset[int]) -> list[bool]:
-    """`mask`, widened by the special token right behind each span: some templates close the turn outside their
-    generation markers, and a model that never trains on it never stops."""
+def include_turn_ends(ids: Sequence[int], mask: list[bool], special: frozenset[int]) -> list[bool]:
+    """Add the special token right after each span to the mask.
+
+    Some templates end the turn outside their generation markers, and a model that never trains on the token never
+    stops.
+    """
     return [
-        m or (i > 0 and mask[i - 1] and ids[i] in special and ids[i - 1] not in special) for i, m in enumerate(mask)
+        is_trained or (i > 0 and mask[i - 1] and ids[i] in special and ids[i - 1] not in special)
+        for i, is_trained in enumerate(mask)
     ]
 
 
-def without_line_breaks(tokenizer: Any, ids: Sequence[int], mask: list[bool]) -> list[bool]:
-    """`mask` less the line breaks behind a turn's last special token, which some templates put inside their markers:
-    sampling stops at that token, so nothing behind it is ever sampled."""
-    kept, special = list(mask), special_ids(tokenizer)
-    for end, inside in enumerate(mask):
-        if inside and not any(mask[end + 1 : end + 2]):
+def exclude_line_breaks(tokenizer: Any, ids: Sequence[int], mask: list[bool]) -> list[bool]:
+    """Remove the line breaks after a turn's last special token from the mask.
+
+    Some templates have them inside their generation markers, but sampling stops at the special token.
+    """
+    trimmed = list(mask)
+    special = get_special_token_ids(tokenizer)
+    for end, is_trained in enumerate(mask):
+        is_last_of_span = is_trained and not any(mask[end + 1 : end + 2])
+        if is_last_of_span:
             last = end
             while last > 0 and mask[last] and ids[last] not in special and not tokenizer.decode([ids[last]]).strip():
                 last -= 1
             if mask[last] and ids[last] in special:
-                kept[last + 1 : end + 1] = [False] * (end - last)
-    return kept
+                trimmed[last + 1 : end + 1] = [False] * (end - last)
+    return trimmed
 
 
-def surely_too_long(tokenizer: Any, conversation: Conversation, most: int) -> bool:
-    """Whether a conversation surely has more than `most` tokens, at a price that does not grow with its length. Only
-    long ones are rendered for it: a template may leave out some of what was said."""
+def is_surely_too_long(tokenizer: Any, conversation: Conversation, max_tokens: int) -> bool:
+    """Return whether a conversation has more than `max_tokens` tokens for certain, without tokenizing all of it.
+
+    Only long conversations are rendered for it, since a template may leave out some of the text.
+    """
     characters = sum(len(message.content) for message in conversation.messages)
     characters += sum(len(call.arguments) for message in conversation.messages for call in message.tool_calls)
-    return characters > CHARACTERS * most and longer_than(tokenizer, render(tokenizer, conversation), most)
+    return characters > CHARACTERS * max_tokens and is_longer_than(
+        tokenizer, render(tokenizer, conversation), max_tokens
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation and its tokens, the header of the answer included."""
+    """A conversation whose answer is to be sampled, and its token ids with the generation prompt."""
 
     conversation: Conversation
     input_ids: list[int]
 
 
-def prompt_ids(tokenizer: Any, conversation: Conversation) -> list[int]:
-    """A conversation whose answer is due, its header included."""
-    check_keeps(tokenizer, conversation)
-    conversation, veil = veiled(tokenizer, conversation)
-    return tokenised(tokenizer, render(tokenizer, conversation, answer_due=True), veil).ids
+def encode_prompt(tokenizer: Any, conversation: Conversation) -> list[int]:
+    """Encode a conversation with the generation prompt at its end."""
+    check_tools_rendered(tokenizer, conversation)
+    conversation, escapes = escape_conversation(tokenizer, conversation)
+    return tokenize_rendered(tokenizer, render(tokenizer, conversation, add_generation_prompt=True), escapes).ids
 
 
-def prompt_room(context: int, max_length: int, max_new_tokens: int) -> int:
-    """Tokens that a prompt may have.
+def compute_max_prompt_tokens(context: int, max_length: int, max_new_tokens: int) -> int:
+    """Return the maximum number of tokens of a prompt.
 
     Args:
-        context: tokens that the model was made for.
+        context: context length of the model, in tokens.
 
     Raises:
-        InputError: the answer leaves none.
+        InputError: the answer alone fills the context.
     """
     require(
         max_new_tokens < context,
@@ -301,131 +338,139 @@ def prompt_room(context: int, max_length: int, max_new_tokens: int) -> int:
 
 
 def encode_prompts(tokenizer: Any, conversations: Sequence[Conversation], max_tokens: int) -> tuple[list[Prompt], int]:
-    """Prompts that fit, and how many did not.
+    """Encode prompts. Returns those of at most `max_tokens` tokens, and the number of longer ones.
 
     Raises:
-        InputError: none fits.
+        InputError: all prompts are longer.
     """
-    found = []
+    prompts = []
     for conversation in conversations:
-        if surely_too_long(tokenizer, conversation, max_tokens):
+        if is_surely_too_long(tokenizer, conversation, max_tokens):
             continue
-        ids = prompt_ids(tokenizer, conversation)
+        ids = encode_prompt(tokenizer, conversation)
         if len(ids) <= max_tokens:
-            found.append(Prompt(conversation, ids))
-    dropped = len(conversations) - len(found)
-    if not found:
+            prompts.append(Prompt(conversation, ids))
+    dropped = len(conversations) - len(prompts)
+    if not prompts:
         raise InputError(
             "data.max_length",
             max_tokens,
             f"every one of the {dropped} prompts is longer",
             "Raise data.max_length, lower rollout.max_new_tokens, or give shorter prompts.",
         )
-    return found, dropped
+    return prompts, dropped
 
 
-def eos_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Every token that ends a plain text: the tokenizer's EOS and the checkpoint's list.
+def find_eos_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
+    """Return all tokens that end a plain text: the tokenizer's EOS and those in the generation config.
 
     Raises:
-        InputError: the checkpoint lists what is no token.
+        InputError: the generation config lists an id that is not in the vocabulary.
     """
-    listed = getattr(generation_config, "eos_token_id", None)
-    found = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    if strange := [stop for stop in found if type(stop) is not int or not 0 <= stop < len(tokenizer)]:
+    configured = getattr(generation_config, "eos_token_id", None)
+    if configured is None:
+        configured = []
+    elif not isinstance(configured, list):
+        configured = [configured]
+    if unknown := [stop for stop in configured if type(stop) is not int or not 0 <= stop < len(tokenizer)]:
         raise InputError(
-            "generation_config.json, eos_token_id", strange[0], "is no token of this tokenizer", "Correct it."
+            "generation_config.json, eos_token_id", unknown[0], "is no token of this tokenizer", "Correct it."
         )
-    stops = set(found)
+    stops = set(configured)
     if tokenizer.eos_token_id is not None:
         stops.add(tokenizer.eos_token_id)
     return tuple(sorted(stops))
 
 
-def stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Every token that ends an answer: those that end a plain text, and what the template closes an assistant turn
-    with."""
-    stops = {*eos_token_ids(tokenizer, generation_config)}
+def find_stop_token_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
+    """Return all tokens that end an answer: those that end a plain text, and the token that ends an assistant turn."""
+    stops = {*find_eos_token_ids(tokenizer, generation_config)}
     if tokenizer.chat_template:
         probe = encode_conversation(tokenizer, Conversation((Message("user", "a"), Message("assistant", "b"))))
-        last = next((label for label in reversed(probe.labels) if label != IGNORED), None)
-        if last in special_ids(tokenizer):
+        last = next((label for label in reversed(probe.labels) if label != IGNORE_INDEX), None)
+        if last in get_special_token_ids(tokenizer):
             stops.add(last)
     return tuple(sorted(stops))
 
 
-def encode_judged(
+def encode_for_reward_model(
     tokenizer: Any, prompt: Conversation, answer: str | Message, ended: bool, stops: Sequence[int]
 ) -> list[int]:
-    """A conversation as a reward model reads it: up to the token that ends the answer's turn and no further (a
-    template's trailing line break would move the score to it); without that token where the answer was cut.
+    """Encode a prompt and its answer as the input of a reward model.
+
+    The input ends with the token that ends the answer's turn, without a line break after it, since the score is read at
+    the last token. If the answer was truncated, the input ends without that token.
 
     Args:
-        prompt: ends where the answer is due.
-        answer: its text, or the turn, which may call tools.
-        ended: False where sampling hit its length limit.
+        prompt: conversation that ends before the answer.
+        answer: its text, or the assistant message, which may call tools.
+        ended: False if sampling stopped at the length limit.
         stops: the tokens that end a turn.
     """
-    judged = prompt.with_answer(answer)
-    check_keeps(tokenizer, judged)
-    conversation, veil = veiled(tokenizer, judged)
-    text, spans = assistant_spans(tokenizer, conversation)
+    conversation = prompt.with_answer(answer)
+    check_tools_rendered(tokenizer, conversation)
+    conversation, escapes = escape_conversation(tokenizer, conversation)
+    text, spans = find_assistant_spans(tokenizer, conversation)
     text = text[: spans[-1][1]]
-    ids = tokenised(tokenizer, text, veil).ids
-    prompt_text = render(tokenizer, conversation.turns(len(prompt.messages)), answer_due=True)
-    given = tokenised(tokenizer, prompt_text, veil).ids
-    # A merge across the border, which sampling cannot make:
-    if ids[: len(given)] != given and text.startswith(prompt_text):
-        ids = [*given, *tokenised(tokenizer, text[len(prompt_text) :], veil).ids]
+    ids = tokenize_rendered(tokenizer, text, escapes).ids
+    prompt_text = render(tokenizer, conversation.turns(len(prompt.messages)), add_generation_prompt=True)
+    prompt_token_ids = tokenize_rendered(tokenizer, prompt_text, escapes).ids
+    # The tokenizer may merge across the end of the prompt, which sampling cannot.
+    if ids[: len(prompt_token_ids)] != prompt_token_ids and text.startswith(prompt_text):
+        ids = [*prompt_token_ids, *tokenize_rendered(tokenizer, text[len(prompt_text) :], escapes).ids]
     while not ended and ids and ids[-1] in stops:
         ids.pop()
     return ids
 
 
-def end_of_turn(tokenizer: Any) -> int | None:
-    """The special token that a reward model's rows end with, whichever token ended the answer; None where the template
-    writes none behind an answer."""
-    ids = encode_judged(tokenizer, Conversation((Message("user", "a"),)), "b", True, ())
-    return ids[-1] if ids[-1] in special_ids(tokenizer) else None
+def find_turn_end_token(tokenizer: Any) -> int | None:
+    """Return the special token at which a reward model reads the score. Returns None if the template writes no special
+    token after an answer."""
+    ids = encode_for_reward_model(tokenizer, Conversation((Message("user", "a"),)), "b", True, ())
+    return ids[-1] if ids[-1] in get_special_token_ids(tokenizer) else None
 
 
-def prompt_length(tokenizer: Any, prompt: Conversation, ids: Sequence[int]) -> int:
-    """How many tokens of a judged conversation stand before its last answer."""
-    given = prompt_ids(tokenizer, prompt)
-    same = (a == b for a, b in zip(given, ids, strict=False))
-    return next((i for i, equal in enumerate(same) if not equal), min(len(given), len(ids)))
+def count_prompt_tokens(tokenizer: Any, prompt: Conversation, ids: Sequence[int]) -> int:
+    """Return how many tokens of an encoded conversation belong to the prompt before its last answer.
+
+    Args:
+        ids: the whole conversation, see `encode_for_reward_model`.
+    """
+    prompt_token_ids = encode_prompt(tokenizer, prompt)
+    differing = (i for i, (a, b) in enumerate(zip(prompt_token_ids, ids, strict=False)) if a != b)
+    return next(differing, min(len(prompt_token_ids), len(ids)))
 
 
-def encode_text(tokenizer: Any, text: str, max_length: int) -> list[Encoded]:
-    """Plain text in pieces of at most `max_length` tokens, each token trained, closed by EOS.
+def encode_text(tokenizer: Any, text: str, max_length: int) -> list[EncodedRow]:
+    """Encode plain text in pieces of at most `max_length` tokens, with EOS at the end and a loss on every token.
 
     Raises:
-        InputError: the tokenizer has none.
+        InputError: the tokenizer has no EOS.
     """
     remedy = "Name eos_token in the model's tokenizer_config.json, or give conversations."
     require(tokenizer.eos_token_id is not None, "eos_token", None, "closes plain text, and this model has none", remedy)
-    ids = [*text_ids(tokenizer, text), tokenizer.eos_token_id]
+    ids = [*tokenize_text(tokenizer, text), tokenizer.eos_token_id]
     if tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id, *ids]
     pieces = [ids[i : i + max_length] for i in range(0, len(ids), max_length)]
-    return [Encoded(piece, list(piece)) for piece in pieces if len(piece) > 1]
+    return [EncodedRow(piece, list(piece)) for piece in pieces if len(piece) > 1]
 
 
 @dataclass(frozen=True, slots=True)
-class Encoding:
-    """Encoded documents, and what was left out.
+class EncodingResult:
+    """Encoded documents, and the numbers of conversations that were left out or changed.
 
     Attributes:
-        rows: what is trained on.
-        too_long: conversations longer than the context, dropped whole: a cut answer would teach to stop nowhere.
-        unanswered: conversations without a token to train on.
-        cut: conversations longer than the context that are among the rows, cut there.
-        unreasoned: conversations whose last answer lost its reasoning to the chat template.
-        unreasoned_earlier: conversations of which an earlier trained answer did.
-        places: of each row, which of the documents it comes from.
+        rows: the rows to train on.
+        too_long: conversations dropped for their length. Truncated, they would teach the model not to stop.
+        unanswered: conversations dropped because no token has a loss.
+        cut: conversations that were truncated instead.
+        unreasoned: conversations whose last answer has reasoning that the chat template left out.
+        unreasoned_earlier: conversations with such an answer before the last one.
+        places: index of the document that each row comes from.
     """
 
-    rows: list[Encoded]
+    rows: list[EncodedRow]
     too_long: int
     unanswered: int
     cut: int = 0
@@ -438,67 +483,73 @@ class Encoding:
         return sum(len(r.input_ids) for r in self.rows)
 
     @property
-    def given(self) -> int:
-        """Rows there would be, had none been left out."""
+    def total_rows(self) -> int:
+        """Number of rows, including those that were left out."""
         return len(self.rows) + self.too_long + self.unanswered
 
 
-def encode(
+def encode_documents(
     tokenizer: Any,
     documents: Sequence[Document],
     max_length: int,
     truncate: bool = False,
     mask_reasoning: bool = False,
-    left: str = "leaves nothing to train on",
-) -> Encoding:
-    """Every document as token ids and labels.
+    problem: str = "leaves nothing to train on",
+) -> EncodingResult:
+    """Encode documents as token ids and labels.
 
     Args:
+        truncate: truncate conversations longer than `max_length` instead of leaving them out.
         mask_reasoning: see `encode_conversation`.
-        truncate: a conversation longer than `max_length` is cut there; without, it is left out.
-        left: what is wrong where every document was dropped.
+        problem: the problem to report if every document was dropped.
 
     Raises:
-        InputError: nothing is left; the message counts what was dropped and why.
+        InputError: every document was dropped. The message counts the reasons.
     """
-    rows, places = list[Encoded](), list[int]()
-    too_long = unanswered = cut = unreasoned = unreasoned_earlier = 0
+    rows: list[EncodedRow] = []
+    places: list[int] = []
+    too_long = 0
+    unanswered = 0
+    cut = 0
+    unreasoned = 0
+    unreasoned_earlier = 0
     for place, document in enumerate(documents):
         if isinstance(document, str):
             pieces = encode_text(tokenizer, document, max_length)
             rows += pieces
             places += [place] * len(pieces)
             continue
-        if not truncate and surely_too_long(tokenizer, document, max_length):
+        if not truncate and is_surely_too_long(tokenizer, document, max_length):
             too_long += 1
             continue
         encoded = encode_conversation(tokenizer, document, mask_reasoning)
-        longer = len(encoded.input_ids) > max_length
-        if longer and truncate:
-            encoded = Encoded(encoded.input_ids[:max_length], encoded.labels[:max_length])
-        if longer and not truncate:
+        is_longer = len(encoded.input_ids) > max_length
+        if is_longer and truncate:
+            encoded = EncodedRow(encoded.input_ids[:max_length], encoded.labels[:max_length])
+        if is_longer and not truncate:
             too_long += 1
         elif encoded.trained == 0:
             unanswered += 1
         else:
             rows.append(encoded)
             places.append(place)
-            cut += longer
-            if any(reasoning_length(turn.content) for turn in document.messages if turn.role == "assistant"):
-                last, earlier = lost_reasoning(document, render(tokenizer, document))
-                unreasoned, unreasoned_earlier = unreasoned + last, unreasoned_earlier + earlier
+            cut += is_longer
+            if any(measure_reasoning(turn.content) for turn in document.messages if turn.role == "assistant"):
+                lost_last, lost_earlier = find_lost_reasoning(document, render(tokenizer, document))
+                unreasoned += lost_last
+                unreasoned_earlier += lost_earlier
     if documents and not rows:
         raise InputError(
             "data.max_length",
             max_length,
-            f"{left}: {too_long} conversations are longer and {unanswered} have no assistant turn",
+            f"{problem}: {too_long} conversations are longer and {unanswered} have no assistant turn",
             "Raise data.max_length, or give conversations with an assistant's answer.",
         )
-    return Encoding(rows, too_long, unanswered, cut, unreasoned, unreasoned_earlier, places)
+    return EncodingResult(rows, too_long, unanswered, cut, unreasoned, unreasoned_earlier, places)
 
 
-def token_count(tokenizer: Any, said: Document) -> int:
-    """Tokens that training reads of a conversation, or of plain text."""
-    if isinstance(said, str):
-        return len(text_ids(tokenizer, said)) + 1
-    return len(encode_conversation(tokenizer, said).input_ids)
+def count_document_tokens(tokenizer: Any, document: Document) -> int:
+    """Return the number of tokens of a document in training, with the EOS of a plain text."""
+    if isinstance(document, str):
+        return len(tokenize_text(tokenizer, document)) + 1
+    return len(encode_conversation(tokenizer, document).input_ids)

@@ -1,4 +1,4 @@
-"""Prompts that never change: what an export, an engine or a tokenizer is asked, beside the model that was trained."""
+"""Fixed prompts, on which exports, engines and tokenizers are compared with the trained model."""
 
 from __future__ import annotations
 
@@ -13,31 +13,35 @@ from align.data.chat.encode import encode_prompts, render
 
 PROMPTS = Path(__file__).with_name("fixed_prompts.json")
 SPREAD = 64
+"""Number of tokens in the prompt of tokens from all over the vocabulary."""
 LONGEST = 256
-"""Tokens of a prompt at most: a tokenizer that needs more for one leaves it out."""
+"""Maximum tokens of a prompt. Longer ones are left out."""
 
 
-def fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[list[int]]:
-    """Token ids of the prompts that two models, or one in two engines, are compared on. The last one is no text, but
-    tokens from all over the vocabulary, for a tokenizer that knows none of our words.
+def encode_fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[list[int]]:
+    """Return the token ids of the fixed prompts.
+
+    The last prompt is not text, but tokens from all over the vocabulary, for tokenizers of other languages.
 
     Args:
-        longest: tokens that the model has positions for.
+        longest: maximum tokens that the model has positions for.
     """
     special = set(tokenizer.all_special_ids)
-    ordinary = [id for id in range(len(tokenizer)) if id not in special]
+    ordinary = [token_id for token_id in range(len(tokenizer)) if token_id not in special]
     spread = [ordinary[i * len(ordinary) // SPREAD] for i in range(SPREAD)]
-    return [*(ids for _, ids in fixed_texts(tokenizer, longest)), spread[:longest]]
+    return [*(ids for _, ids in render_fixed_prompts(tokenizer, longest)), spread[:longest]]
 
 
-def fixed_texts(tokenizer: Any, longest: int = LONGEST) -> list[tuple[str, list[int]]]:
-    """The fixed prompts through the chat template, each as text and as token ids. One that the template refuses, or
-    that is too long, is left out."""
+def render_fixed_prompts(tokenizer: Any, longest: int = LONGEST) -> list[tuple[str, list[int]]]:
+    """Return (text, token ids) of each fixed prompt, rendered by the chat template.
+
+    Prompts that the template refuses and prompts that are too long are left out.
+    """
     roles = ("user", "assistant")
-    found = []
+    prompts = []
     for turns in json.loads(PROMPTS.read_text(encoding="utf-8")):
         conversation = Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(turns)))
         with suppress(InputError):
             [prompt], _ = encode_prompts(tokenizer, [conversation], min(LONGEST, longest))
-            found.append((render(tokenizer, conversation, answer_due=True), prompt.input_ids))
-    return found
+            prompts.append((render(tokenizer, conversation, add_generation_prompt=True), prompt.input_ids))
+    return prompts

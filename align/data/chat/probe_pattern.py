@@ -1,7 +1,8 @@
-"""The steps of a tokenizer that divide text by patterns, in a process of its own.
+"""Script that runs the regular expressions of a tokenizer on texts.
 
-A pattern may take longer than a life for some texts, where nothing can end it. `align.data.chat.template` runs
-this with `{normalizer, pre_tokenizer, texts}` as JSON on its input, the steps as tokenizers writes them.
+A pattern may take practically for ever on some texts, and a thread cannot interrupt it. So `align.data.chat.template`
+runs this script in a process with a time limit. Its input is JSON `{normalizer, pre_tokenizer, texts}`, with the steps
+as the library `tokenizers` serialises them.
 """
 
 import json
@@ -10,20 +11,20 @@ import sys
 from tokenizers import Tokenizer
 
 GAVE_UP = 3
-"""The exit status if the library gave up on a text: it counts how often it tries again."""
+"""Exit status if the library gave up on a text, which it does after too many retries."""
 
 
 def main() -> int:
-    """Divide every text as the tokenizer would."""
-    given = json.load(sys.stdin)
+    """Run the normalizer and the pre-tokenizer on every text. Returns the exit status."""
+    request = json.load(sys.stdin)
     model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
-    steps = {"normalizer": given["normalizer"], "pre_tokenizer": given["pre_tokenizer"]}
+    steps = {"normalizer": request["normalizer"], "pre_tokenizer": request["pre_tokenizer"]}
     empty = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "post_processor": None}
     tokenizer = Tokenizer.from_str(json.dumps({**empty, **steps, "decoder": None, "model": model}))
-    for text in given["texts"]:
+    for text in request["texts"]:
         try:
             tokenizer.encode(text)
-        except BaseException as error:  # a panic of the library, which is no Exception
+        except BaseException as error:  # a panic of the library is not an Exception
             print(f"{error}", file=sys.stderr)
             return GAVE_UP
     return 0

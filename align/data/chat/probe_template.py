@@ -1,7 +1,7 @@
-"""Conversations of every length by a chat template, in a process of its own.
+"""Script that renders conversations of many lengths with a chat template.
 
-A template is a program, which may loop for ever or ask for all the memory there is. `align.data.chat.template` runs
-this with `{template, special, megabytes}` as JSON on its input.
+A template is a program, which may loop for ever or allocate all memory. So `align.data.chat.template` runs this script
+in a process with limits. Its input is JSON `{template, special, megabytes}`.
 """
 
 import json
@@ -25,33 +25,33 @@ WORDS = 'The 1st of 12 lines,\n\tof <b>\u00e9\u4e2d</b> "text" and </think> {x: 
 TOOLS = 12
 
 
-def call_of(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the turn of an assistant that calls the tool."""
+def build_call(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return an assistant message that calls the tool."""
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": arguments}}
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-def talks() -> Iterator[tuple[list[Any], list[Any] | None]]:
-    """Conversations that are short, long and of many turns: messages, and the tools that are offered."""
+def iter_conversations() -> Iterator[tuple[list[Any], list[Any] | None]]:
+    """Yield (messages, tools) of short and long conversations, and of conversations with many turns."""
     system = {"role": "system", "content": "s"}
     yield [USER], None
     yield [USER, ANSWER], None
     yield [system, USER, ANSWER, USER], None
-    yield [USER, call_of({"x": 1}), RESULT, ANSWER, USER], [TOOL]
+    yield [USER, build_call({"x": 1}), RESULT, ANSWER, USER], [TOOL]
     for length in LENGTHS:
         for text in ("a" * length, (WORDS * (length // len(WORDS) + 1))[:length]):
-            said = {"role": "user", "content": text}
-            answered = {"role": "assistant", "content": text}
-            yield [said], None
-            yield [{"role": "system", "content": text}, said, answered, said], None
-            call = call_of({"x": text, "y": [1] * min(length, 1_000)})
-            described = {**FUNCTION, "description": text}
-            tools = [{"type": "function", "function": {**described, "name": f"f{i}"}} for i in range(TOOLS)]
-            yield [said, call, {**RESULT, "content": text}, answered, said], tools
-    many = [USER, ANSWER] * (TURNS // 2)
-    yield [*many, USER], None
-    yield [system, *many, USER], [TOOL] * TOOLS
-    yield [*[USER, call_of({"x": 1}), RESULT, ANSWER] * (TURNS // 4), USER], [TOOL] * TOOLS
+            question = {"role": "user", "content": text}
+            answer = {"role": "assistant", "content": text}
+            yield [question], None
+            yield [{"role": "system", "content": text}, question, answer, question], None
+            call = build_call({"x": text, "y": [1] * min(length, 1_000)})
+            function = {**FUNCTION, "description": text}
+            tools = [{"type": "function", "function": {**function, "name": f"f{i}"}} for i in range(TOOLS)]
+            yield [question, call, {**RESULT, "content": text}, answer, question], tools
+    many_turns = [USER, ANSWER] * (TURNS // 2)
+    yield [*many_turns, USER], None
+    yield [system, *many_turns, USER], [TOOL] * TOOLS
+    yield [*[USER, build_call({"x": 1}), RESULT, ANSWER] * (TURNS // 4), USER], [TOOL] * TOOLS
 
 
 def refuse(message: str) -> None:
@@ -59,25 +59,32 @@ def refuse(message: str) -> None:
 
 
 def main() -> int:
-    """0 where the template wrote each conversation or refused it; 3 where it asked for more memory than it may have."""
-    given = json.load(sys.stdin)
-    limit = given["megabytes"] * 2**20
+    """Render the conversations. Returns exit status 0, or 3 if the template exceeded the memory limit.
+
+    A template may refuse a conversation.
+    """
+    request = json.load(sys.stdin)
+    limit = request["megabytes"] * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: form}
     template = None
-    for talk, tools in talks():
-        variables = {**given["special"], "messages": talk, "add_generation_prompt": talk[-1]["role"] == "user"}
+    for messages, tools in iter_conversations():
+        variables = {
+            **request["special"],
+            "messages": messages,
+            "add_generation_prompt": messages[-1]["role"] == "user",
+        }
         variables |= {"tools": tools} if tools else {}
         try:
-            template = template or environment.from_string(given["template"])
+            template = template or environment.from_string(request["template"])
             for _ in template.generate(**variables):
                 pass
         except MemoryError:
             return 3
-        except Exception:  # what it raises is said of the row that it refuses
+        except Exception:  # it is reported for the row that the template refuses
             continue
     return 0
 

@@ -1,8 +1,8 @@
-"""The reasoning that an answer begins with: kept, masked or hidden in training, and hidden from whoever judges.
+"""Reasoning at the beginning of an answer, and its removal.
 
-Reasoning models write it as `<think>…</think>` in front of the answer (DeepSeek-R1, Qwen3); APIs hand it over in a
-field of its own (`reasoning_content`). Here it is text at the beginning of an answer. Some templates open the block in
-the header of the turn, so that the answer has its end alone.
+Reasoning models write it as `<think>…</think>` in front of the answer (DeepSeek-R1, Qwen3). APIs return it in another
+field (`reasoning_content`). Here it is part of the text of an answer. Some templates write `<think>` in the generation
+prompt, so that the answer contains only `</think>`.
 """
 
 from __future__ import annotations
@@ -12,78 +12,83 @@ from dataclasses import replace
 
 from align.core.types import Conversation, Message
 
-OPEN, CLOSE = "<think>", "</think>"
+OPEN = "<think>"
+CLOSE = "</think>"
 REST = rf"(?:(?!{CLOSE}).)*{CLOSE}\s*"
-SPAN, BEHIND_HEADER = re.compile(rf"\s*{OPEN}{REST}", re.DOTALL), re.compile(REST, re.DOTALL)
-"""From the beginning of an answer to the end of its reasoning, the blanks behind it included."""
+SPAN = re.compile(rf"\s*{OPEN}{REST}", re.DOTALL)
+"""The reasoning at the beginning of an answer, with the white space after it."""
+BEHIND_HEADER = re.compile(REST, re.DOTALL)
+"""The same if `<think>` is in the generation prompt."""
 
 
-def reasoning_length(answer: str, opened: bool = False) -> int:
-    """Characters that an answer spends on reasoning; 0 where it has none.
+def measure_reasoning(answer: str, opened: bool = False) -> int:
+    """Return the number of characters of the reasoning at the beginning of an answer, with its tags.
 
     Args:
-        opened: the header of the turn opens the block. Without, an answer may speak of `</think>` and mean it.
+        opened: whether `<think>` is in the generation prompt. If not, `</think>` alone is ordinary text.
     """
-    found = (BEHIND_HEADER if opened else SPAN).match(answer)
-    return found.end() if found else 0
+    match = (BEHIND_HEADER if opened else SPAN).match(answer)
+    return match.end() if match else 0
 
 
-def with_reasoning(answer: str, reasoning: str) -> str:
-    """An answer with its reasoning in front of it."""
+def prepend_reasoning(answer: str, reasoning: str) -> str:
+    """Put reasoning in front of an answer, between tags."""
     return f"{OPEN}\n{reasoning.strip()}\n{CLOSE}\n\n{answer}"
 
 
-def parted(text: str, opened: bool = False) -> tuple[str, str]:
-    """The reasoning that an answer begins with, without its tags, and the answer alone. Reasoning that is never closed
-    leaves no answer.
+def split_reasoning(text: str, opened: bool = False) -> tuple[str, str]:
+    """Split an answer into its reasoning, without tags, and the rest.
+
+    If the reasoning is not closed, the rest is empty.
 
     Args:
-        opened: the header of the turn opens the block.
+        opened: whether `<think>` is in the generation prompt.
     """
-    begun = opened or text.lstrip().startswith(OPEN)
-    end = len(text) if begun and CLOSE not in text else reasoning_length(text, opened)
+    has_reasoning = opened or text.lstrip().startswith(OPEN)
+    end = len(text) if has_reasoning and CLOSE not in text else measure_reasoning(text, opened)
     return text[:end].replace(OPEN, "").replace(CLOSE, "").strip(), text[end:]
 
 
-def answer_alone(text: str, opened: bool = False) -> str:
-    """An answer without its reasoning, see `parted`."""
-    return parted(text, opened)[1]
+def strip_reasoning(text: str, opened: bool = False) -> str:
+    """Return an answer without its reasoning, see `split_reasoning`."""
+    return split_reasoning(text, opened)[1]
 
 
-def without_reasoning(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Messages whose answers have no reasoning. One that was nothing else is not trained on."""
-    return tuple(alone(message) if message.role == "assistant" else message for message in messages)
+def strip_all_reasoning(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Remove the reasoning from all answers. Answers that were nothing but reasoning are not trained on."""
+    return tuple(strip_message_reasoning(message) if message.role == "assistant" else message for message in messages)
 
 
-def alone(message: Message) -> Message:
+def strip_message_reasoning(message: Message) -> Message:
     content = message.content
-    answer = answer_alone(content) if OPEN in content or CLOSE in content else content
-    trained = message.trained and bool(answer.strip() or message.tool_calls)
-    if answer == content and trained == message.trained:
+    answer = strip_reasoning(content) if OPEN in content or CLOSE in content else content
+    is_trained = message.trained and bool(answer.strip() or message.tool_calls)
+    if answer == content and is_trained == message.trained:
         return message
-    return replace(message, content=answer, trained=trained)
+    return replace(message, content=answer, trained=is_trained)
 
 
-def lost_reasoning(conversation: Conversation, rendered: str) -> tuple[bool, bool]:
-    """Whether a chat template left out reasoning of answers that are trained on.
+def find_lost_reasoning(conversation: Conversation, rendered: str) -> tuple[bool, bool]:
+    """Return whether the chat template left out the reasoning of the last answer, and of any earlier answer.
+
+    Answers that are not trained on are not considered.
 
     Args:
-        rendered: the conversation as the template writes it.
-
-    Returns:
-        whether the last answer lost its own, and whether an earlier one did.
+        rendered: the rendered conversation.
     """
     answers = [message for message in conversation.messages if message.role == "assistant"]
-    lost, end = [], len(rendered)
-    for answer in reversed(answers):  # so that a thought that two answers had is the later one's
-        size = reasoning_length(answer.content)
-        thought = answer.content[:size].replace(OPEN, "").replace(CLOSE, "").strip()
-        if thought and answer.trained:
-            at = rendered.rfind(answer.content[size:].strip(), 0, end)
-            end = at if at >= 0 else end
-            found = rendered.rfind(thought, 0, end)
-            end = found if found >= 0 else end
-            lost.append(found < 0)
+    lost: list[bool] = []
+    end = len(rendered)
+    # From the last answer to the first, so that equal reasoning of two answers is not found twice in one place.
+    for answer in reversed(answers):
+        size = measure_reasoning(answer.content)
+        reasoning = answer.content[:size].replace(OPEN, "").replace(CLOSE, "").strip()
+        if reasoning and answer.trained:
+            answer_start = rendered.rfind(answer.content[size:].strip(), 0, end)
+            end = answer_start if answer_start >= 0 else end
+            reasoning_start = rendered.rfind(reasoning, 0, end)
+            end = reasoning_start if reasoning_start >= 0 else end
+            lost.append(reasoning_start < 0)
         else:
             lost.append(False)
     return any(lost[:1]), any(lost[1:])

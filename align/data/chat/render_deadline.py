@@ -1,8 +1,9 @@
-"""A deadline for chat templates: a template is a program of the model's, which may loop for some conversations only.
+"""A deadline for chat templates, which are programs that may loop for ever on some conversations.
 
-A thread cannot be killed, but Jinja's loops are Python: a watching thread raises an exception in the thread whose
-template has used up its processor time. Time of the processor counts, so that a busy machine changes nothing. What one
-operation of C computes, such as a power of huge numbers, ends first; `align.data.chat.template` refuses such templates.
+A thread cannot be killed, but Jinja templates run as Python code: a second thread raises an exception in the thread
+whose template exceeds its CPU time. CPU time is measured, so that a busy machine makes no difference. The exception
+arrives only after a single C operation, such as a power of huge numbers; `align.data.chat.template` refuses such
+templates.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 RENDER_S = 10.0
-"""Seconds of the processor that one conversation may take. A template needs milliseconds for 100,000 tokens."""
+"""Maximum CPU seconds to render one conversation. A template needs milliseconds for 100,000 tokens."""
 LOOK_S = 0.5
+"""Seconds between two checks of the deadlines."""
 
 
 class RenderDeadline(Exception):
-    """A chat template that did not end in time."""
+    """Raised in a thread whose chat template exceeds its CPU time."""
 
     def __str__(self) -> str:
         return f"it has not ended after {RENDER_S:g} s"
@@ -29,12 +31,12 @@ class RenderDeadline(Exception):
 
 @dataclass(slots=True)
 class Rendering:
-    """One template at work.
+    """One rendering in progress.
 
     Attributes:
-        thread: that renders.
-        ends: the thread's processor time at which it has to be done.
-        expired: the exception was raised in the thread.
+        thread: id of the thread that renders.
+        ends: deadline, in CPU seconds of the thread.
+        expired: whether the exception was raised in the thread.
     """
 
     thread: int
@@ -43,7 +45,7 @@ class Rendering:
 
 
 class RenderWatch:
-    """The templates at work in this process, and the thread that ends those which are late."""
+    """All renderings in progress in this process, and a thread that checks their deadlines."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -69,19 +71,19 @@ class RenderWatch:
             time.sleep(LOOK_S)
             with self.lock:
                 for rendering in self.renderings.values():
-                    if not rendering.expired and thread_time_of(rendering.thread) > rendering.ends:
+                    if not rendering.expired and get_thread_time(rendering.thread) > rendering.ends:
                         rendering.expired = True
-                        raised = ctypes.py_object(RenderDeadline)
-                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(rendering.thread), raised)
+                        exception = ctypes.py_object(RenderDeadline)
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(rendering.thread), exception)
 
 
-def thread_time_of(thread: int) -> float:
-    """Return the processor time of a thread of this process that has not ended, in seconds."""
+def get_thread_time(thread: int) -> float:
+    """Return the CPU seconds of a running thread of this process."""
     return time.clock_gettime(time.pthread_getcpuclockid(thread))
 
 
 def wait_for_exception() -> None:
-    """Let an exception arrive that another thread has raised in this one: it does so between two steps of a loop."""
+    """Run Python code until an exception arrives that another thread has raised in this one."""
     for _ in range(1_000):
         time.sleep(0)
 
@@ -90,7 +92,7 @@ WATCH = RenderWatch()
 
 
 def forget_threads() -> None:
-    """Begin anew in a forked process, which has none of its parent's threads but the one that forked."""
+    """Reset the watch in a forked process, which has only the thread that forked."""
     global WATCH
     WATCH = RenderWatch()
 
@@ -100,7 +102,7 @@ os.register_at_fork(after_in_child=forget_threads)
 
 @contextmanager
 def render_deadline() -> Iterator[None]:
-    """Raise RenderDeadline in this thread if the block takes too long. Blocks may not lie within one another."""
+    """Raise RenderDeadline in this thread if the block takes too long. Blocks must not be nested."""
     watch = WATCH
     rendering = watch.begin()
     delivered = False

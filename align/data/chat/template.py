@@ -1,5 +1,4 @@
-"""The chat template that a tokenizer speaks by: the model's own, or one that the configuration asks for, with its
-arguments set in it; the checks that a template and a tokenizer's patterns end; and the template that engines get."""
+"""Chat templates: selection by the configuration, arguments, checks that they terminate, and the exported template."""
 
 from __future__ import annotations
 
@@ -16,14 +15,15 @@ from jinja2 import Environment, TemplateError, meta, nodes
 
 from align.core.errors import InputError, require
 from align.data.chat.probe_pattern import GAVE_UP
-from align.data.chat.tokens import special_texts
+from align.data.chat.tokens import get_special_texts
 
-PATIENCE_S, MEMORY_MB = 20, 512
-"""That a template may take for the conversations of `align.data.chat.probe_template`, and a pattern for its texts. A
-sound one needs milliseconds."""
+PATIENCE_S = 20
+"""Maximum seconds of a script that probes a template or a tokenizer's patterns. It usually takes milliseconds."""
+MEMORY_MB = 512
+"""Maximum memory of the script that probes a template."""
 
-# For base models without a template. The turn ends with the tokenizer's own EOS, a token the model already knows,
-# since adding new tokens would need embeddings that an adapter does not train.
+# For base models without a template. A turn ends with the tokenizer's own EOS, which the model knows already: new
+# tokens would need embeddings that an adapter does not train.
 HOUSE = """
 {{- BEGIN }}
 {%- if tools %}
@@ -79,32 +79,34 @@ HOUSE = """
   {%- set role = 'assistant' %}
   {{- HEAD }}
 {%- endif %}"""
-"""A chat template in which a turn is a header, its text and an end. Tools are written as Hermes and Qwen write them,
-and as servers read calls: schemas in the system turn, a line each; calls behind the text of an answer; results that
-follow one another in one turn of the user."""
+"""A chat template in which a turn is a header, a text and an end.
+
+Tools have the format of Hermes and Qwen, which servers parse: schemas in the system turn, one per line; calls after the
+text of an answer; and consecutive results in one user turn.
+"""
 
 
-def house_template(**words: str) -> str:
-    """`HOUSE` with expressions of Jinja for its words.
+def build_house_template(**expressions: str) -> str:
+    """Fill the placeholders of `HOUSE` with Jinja expressions.
 
     Args:
-        words: `BEGIN` the text; `HEAD` begins a turn of `role`; `CLOSE` ends what others than the assistant say, and
-            `ANSWERED` an answer: sampling stops there; `BEHIND` stands behind either.
+        expressions: `BEGIN` is the beginning of the text, `HEAD` the header of a turn of `role`. `CLOSE` ends the turns
+            of all roles but the assistant, and `ANSWERED` an answer, where sampling stops. `BEHIND` follows either.
     """
-    return re.sub(r"\b[A-Z]{4,}\b", lambda found: words.get(found[0], found[0]), HOUSE).strip()
+    return re.sub(r"\b[A-Z]{4,}\b", lambda match: expressions.get(match[0], match[0]), HOUSE).strip()
 
 
-CHATML = house_template(
+CHATML = build_house_template(
     BEGIN="''", HEAD=r"'<|im_start|>' + role + '\n'", CLOSE="'<|im_end|>'", ANSWERED="eos_token", BEHIND=r"'\n'"
 )
-POCKET = house_template(
+POCKET = build_house_template(
     BEGIN="bos_token", HEAD="'<|' + role + '|>'", CLOSE="'<|end|>'", ANSWERED="'<|end|>'", BEHIND="''"
 )
-"""The built-in model's own."""
+"""Template of the built-in model."""
 
 KWARGS = re.compile(r"\A\{#- arguments -#\}.*?\{#- end #\}\n?", re.DOTALL)
-"""What `with_kwargs` puts in front of a template."""
-GIVEN = {
+"""The text that `set_kwargs` puts in front of a template."""
+RENDER_VARIABLES = {
     "messages",
     "add_generation_prompt",
     "continue_final_message",
@@ -117,22 +119,22 @@ GIVEN = {
     "raise_exception",
     "strftime_now",
 }
-"""Variables that are not the user's to set: whoever renders gives them."""
+"""Variables of a template that the renderer sets, and not the user."""
 MARKERS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
-"""Of what the assistant wrote: transformers' own extension of Jinja."""
+"""Markers of the assistant's text, an extension of Jinja by transformers."""
 
 
 def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any] | None = None) -> None:
-    """Give the tokenizer a chat template where the configuration asks for one.
+    """Set the tokenizer's chat template as configured, and check that it terminates.
 
     Args:
         template: `chatml`; None for the tokenizer's own.
-        kwargs: arguments of the template, such as `enable_thinking`. They are set in the template itself, and so they
-            travel with the tokenizer: whoever renders by it later, an engine too, renders what was trained on.
+        kwargs: arguments of the template, such as `enable_thinking`. They are set inside the template, so that they are
+            saved with the tokenizer, and engines render the text that was trained on.
 
     Raises:
-        InputError: the model brings none and none was asked for, the template reads no such argument, it does not end
-            (`probe`), or a pattern of the tokenizer does not (`check_patterns`).
+        InputError: the tokenizer has no template and none is configured, the template reads no such argument, or the
+            template (`check_template`) or a pattern of the tokenizer (`check_patterns`) does not terminate.
     """
     check_patterns(tokenizer)
     if template == "chatml":
@@ -147,68 +149,79 @@ def use_template(tokenizer: Any, template: str | None, kwargs: Mapping[str, Any]
         kind = type(tokenizer.chat_template).__name__
         raise InputError("tokenizer_config.json, chat_template", kind, "is no template", "Add data.template=chatml.")
     if kwargs:
-        tokenizer.chat_template = with_kwargs(tokenizer.chat_template, kwargs)
-    for template in named(tokenizer.chat_template).values():
-        probe(template, {k: str(v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)})
+        tokenizer.chat_template = set_kwargs(tokenizer.chat_template, kwargs)
+    special = {name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    for template in get_named_templates(tokenizer.chat_template).values():
+        check_template(template, special)
 
 
-def probe(template: str, special: Mapping[str, str]) -> None:
-    """Let a template write conversations of every length, in a process that is given a limit of time and of memory.
+def check_template(template: str, special: Mapping[str, str]) -> None:
+    """Render conversations of many lengths with a template, in a process with a time limit and a memory limit.
 
     Args:
         special: the tokenizer's special tokens by name, such as `eos_token`.
 
     Raises:
-        InputError: it does not end, or wants more memory than a turn can need; or it computes a power, which may take
-            for ever where nothing can end it.
+        InputError: the template exceeds a limit, or it computes a power, which may take for ever and cannot be
+            interrupted.
     """
     remedy = "Add data.template=chatml, or take another model."
-    powers = list[nodes.Pow]()
-    with suppress(InputError):  # what is no Jinja is refused where it renders
+    powers: list[nodes.Pow] = []
+    with suppress(InputError):  # invalid Jinja is reported where the template renders
         powers += parse_template(template).find_all(nodes.Pow)
-    computed = [power for power in powers if not isinstance(power.right, nodes.Const)]
-    require(not computed, "chat_template", "(the model's)", "it raises a number to a power that it computes", remedy)
-    asked = {"template": MARKERS.sub("", template), "special": dict(special), "megabytes": MEMORY_MB}
-    done = run_probe("probe_template.py", asked)
+    computed_powers = [power for power in powers if not isinstance(power.right, nodes.Const)]
+    require(
+        not computed_powers, "chat_template", "(the model's)", "it raises a number to a power that it computes", remedy
+    )
+    request = {"template": MARKERS.sub("", template), "special": dict(special), "megabytes": MEMORY_MB}
+    process = run_probe("probe_template.py", request)
     problem = f"it has not written a few conversations, short and long, after {PATIENCE_S} s"
-    if done is not None:
+    if process is not None:
         problems = {0: "", 3: f"it wants more than {MEMORY_MB} MB for a few conversations"}
-        why = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        problem = problems.get(done.returncode, f"the process that tried it ended with {done.returncode}: {why}")
+        reason = (process.stderr.strip().splitlines() or ["no word"])[-1]
+        failure = f"the process that tried it ended with {process.returncode}: {reason}"
+        problem = problems.get(process.returncode, failure)
     require(not problem, "chat_template", "(the model's)", problem, remedy)
 
 
-def run_probe(script: str, asked: Mapping[str, Any]) -> subprocess.CompletedProcess[str] | None:
-    """Run a script of this folder in a process of its own. Returns None if it does not end in time."""
-    words = [sys.executable, "-P", str(Path(__file__).with_name(script))]
+def run_probe(script: str, request: Mapping[str, Any]) -> subprocess.CompletedProcess[str] | None:
+    """Run a script of this folder in a subprocess. Returns None if it does not end in time.
+
+    Args:
+        request: JSON that the script reads from its standard input.
+    """
+    command = [sys.executable, "-P", str(Path(__file__).with_name(script))]
     with suppress(subprocess.TimeoutExpired):
-        return subprocess.run(words, input=json.dumps(asked), text=True, capture_output=True, timeout=PATIENCE_S)
+        return subprocess.run(command, input=json.dumps(request), text=True, capture_output=True, timeout=PATIENCE_S)
     return None
 
 
-def with_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
-    """A chat template that has these arguments set, in place of those that it had.
+def set_kwargs(template: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Return a chat template with arguments set in it, in place of arguments that were set before.
 
     Args:
-        template: Jinja, or a mapping of names to Jinja, where each has those that it reads.
+        template: Jinja, or a mapping of names to Jinja. In a mapping, each template gets the arguments that it reads.
 
     Raises:
-        InputError: a name is no variable that the template reads.
+        InputError: no template reads a variable of that name.
     """
-    own = {name: KWARGS.sub("", text) for name, text in named(template).items()}
-    reads = {name: variables_read(text) for name, text in own.items()}
-    every = set[str]().union(*reads.values())
+    templates = {name: KWARGS.sub("", text) for name, text in get_named_templates(template).items()}
+    variables = {name: find_variables(text) for name, text in templates.items()}
+    all_variables = set[str]().union(*variables.values())
+    remedy = "It reads none: leave data.template_kwargs out."
+    if all_variables:
+        remedy = f"It reads: {', '.join(sorted(all_variables))}."
     for name, value in kwargs.items():
-        known = f"It reads: {', '.join(sorted(every))}." if every else "It reads none: leave data.template_kwargs out."
         problem = "is nothing that this model's chat template reads"
-        require(name in every, f"data.template_kwargs.{name}", value, problem, known)
-    made = {
-        name: with_variables(text, {k: v for k, v in kwargs.items() if k in reads[name]}) for name, text in own.items()
-    }
-    return made if isinstance(template, Mapping) else made[""]
+        require(name in all_variables, f"data.template_kwargs.{name}", value, problem, remedy)
+    for name, text in templates.items():
+        values = {key: value for key, value in kwargs.items() if key in variables[name]}
+        templates[name] = set_variables(text, values)
+    return templates if isinstance(template, Mapping) else templates[""]
 
 
-def named(template: Any) -> Mapping[str, str]:
+def get_named_templates(template: Any) -> Mapping[str, str]:
+    """Return name → template. A single template has an empty name."""
     return template if isinstance(template, Mapping) else {"": template}
 
 
@@ -216,7 +229,7 @@ def parse_template(template: str) -> nodes.Template:
     """Parse a chat template.
 
     Raises:
-        InputError: it is no Jinja.
+        InputError: it is not valid Jinja.
     """
     try:
         return Environment(extensions=["jinja2.ext.loopcontrols"]).parse(MARKERS.sub("", template))
@@ -225,31 +238,32 @@ def parse_template(template: str) -> nodes.Template:
         raise InputError("chat_template", "(the model's)", problem, "Add data.template=chatml.") from error
 
 
-def variables_read(template: str) -> set[str]:
-    """The variables that a template reads, and neither sets itself nor is given by whoever renders."""
+def find_variables(template: str) -> set[str]:
+    """Return the variables that a template reads, without those that it sets itself or that the renderer sets."""
     tree = parse_template(template)
-    set_there = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
-    return meta.find_undeclared_variables(tree) - GIVEN - set_there
+    assigned = {node.name for node in tree.find_all(nodes.Name) if node.ctx == "store"}
+    return meta.find_undeclared_variables(tree) - RENDER_VARIABLES - assigned
 
 
-def with_variables(template: str, kwargs: Mapping[str, Any]) -> str:
-    # JSON writes text, numbers and truth values as Jinja reads them.
-    lines = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in sorted(kwargs.items()))
-    # The line break goes with the comment (`trim_blocks`): the template begins a line, as it did.
-    return f"{{#- arguments -#}}{''.join(lines)}{{#- end #}}\n{template}" if kwargs else template
+def set_variables(template: str, values: Mapping[str, Any]) -> str:
+    """Put `set` statements in front of a template."""
+    # JSON strings, numbers and booleans are valid Jinja.
+    lines = (f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} %}}" for name, value in sorted(values.items()))
+    # The line break belongs to the comment (`trim_blocks`), so that the template still begins a line.
+    return f"{{#- arguments -#}}{''.join(lines)}{{#- end #}}\n{template}" if values else template
 
 
 LENGTH = 300
-"""Characters of a run: a pattern that tries every way to divide it has 2^300."""
+"""Repetitions in a text. A pattern that tries every way to divide them has 2^300 ways."""
 RUNS = ("a", "A", "1", " ", "\n", "_", ".", "-", "\u00e9", "\u4e2d", "\u0e01", "a ", "a1", "aA", " \n", "a.", "ab")
-"""What runs are made of: a character of each class that patterns name, and pairs of them."""
+"""Texts to repeat: a character of each class that is common in patterns, and pairs of them."""
 ENDINGS = ("", "!", "\u2603", "\x00", "a", "1", " ", "!1", "!a", "! ")
-"""What ends a run, so that a pattern has to try again. There are more, of `!` and each character of the pattern: the
-library does not look at a text that lacks one which every match needs."""
+"""Texts after the repetitions, which make a pattern backtrack. `!` with each character of the pattern is added to them,
+because the library skips a text that lacks a character which every match needs."""
 
 
 def check_patterns(tokenizer: Any) -> None:
-    """Let the patterns of a tokenizer divide texts that send a careless one back and forth.
+    """Run the regular expressions of a tokenizer on texts that cause excessive backtracking in careless patterns.
 
     Raises:
         InputError: they do not end in time.
@@ -259,35 +273,36 @@ def check_patterns(tokenizer: Any) -> None:
         return
     parts = {name: getattr(backend, name) for name in ("normalizer", "pre_tokenizer")}
     steps = {name: None if part is None else json.loads(part.__getstate__()) for name, part in parts.items()}
-    patterns = [pattern for step in steps.values() for pattern in patterns_in(step)]
+    patterns = [pattern for step in steps.values() for pattern in iter_patterns(step)]
     if not patterns:
         return
     characters = sorted({character for pattern in patterns for character in pattern})[:64]
     letters = [character for character in characters if character.isalnum()]
     endings = [*ENDINGS, *(f"!{character}" for character in characters if not character.isalnum())]
     texts = [run * LENGTH + ending for run in (*RUNS, *letters) for ending in endings]
-    done = run_probe("probe_pattern.py", {**steps, "texts": texts})
-    ended = done is not None and done.returncode != GAVE_UP
-    steps_with_patterns = " or ".join(name for name, step in steps.items() if any(patterns_in(step)))
+    process = run_probe("probe_pattern.py", {**steps, "texts": texts})
+    has_ended = process is not None and process.returncode != GAVE_UP
+    steps_with_patterns = " or ".join(name for name, step in steps.items() if any(iter_patterns(step)))
     problem = f"a pattern in its {steps_with_patterns} does not end on short texts"
     remedy = "Take another model, or correct the pattern: it may not repeat what repeats, such as (a+)+."
-    shown = " and ".join(pattern if len(pattern) <= 80 else f"{pattern[:79]}…" for pattern in patterns[:3])
-    require(ended, "tokenizer.json", shown, problem, remedy)
+    excerpt = " and ".join(pattern if len(pattern) <= 80 else f"{pattern[:79]}…" for pattern in patterns[:3])
+    require(has_ended, "tokenizer.json", excerpt, problem, remedy)
 
 
-def patterns_in(step: Any) -> Iterator[str]:
-    """Yield the regular expressions of a step, and of the steps in it."""
+def iter_patterns(step: Any) -> Iterator[str]:
+    """Yield the regular expressions of a tokenizer step and of the steps inside it."""
     if isinstance(step, dict):
         if isinstance(step.get("Regex"), str):
             yield step["Regex"]
         for inner in step.values():
-            yield from patterns_in(inner)
+            yield from iter_patterns(inner)
     elif isinstance(step, list):
         for inner in step:
-            yield from patterns_in(inner)
+            yield from iter_patterns(inner)
 
 
-APART = "\u200b"
+ZERO_WIDTH_SPACE = "\u200b"
+"""Zero-width space."""
 
 PRELUDE = """
 {#- Special tokens that a content spells out are text: a zero-width space takes them apart. Then the chat template. -#}
@@ -317,25 +332,28 @@ PRELUDE = """
 {%- endfor -%}
 {%- set messages = as_text.messages %}
 """
-# The lists are passed to a macro: vLLM hands contents over in parts to a template that says `for` of `message.content`.
+# Lists are passed to a macro, since vLLM passes contents in parts to templates with a `for` over `message.content`.
 
 
-def contents_as_text(tokenizer: Any) -> str:
-    """The chat template behind a prelude that takes special tokens in contents apart; empty where there is none.
+def build_escaping_template(tokenizer: Any) -> str:
+    """Return the chat template with a prelude that breaks up the special tokens in contents.
 
-    The line break at the end of the prelude belongs to it: templates are rendered with `trim_blocks`.
+    Returns an empty string if the tokenizer has no template. The line break at the end of the prelude is not rendered,
+    since templates are rendered with `trim_blocks`.
     """
     if not tokenizer.chat_template:
         return ""
-    spellings = ", ".join(f"({quoted(text)}, {quoted(taken_apart(text))})" for text in special_texts(tokenizer))
+    spellings = ", ".join(
+        f"({quote_jinja(text)}, {quote_jinja(break_up_spelling(text))})" for text in get_special_texts(tokenizer)
+    )
     return PRELUDE.lstrip().replace("SPELLINGS", f"[{spellings}]") + tokenizer.chat_template
 
 
-def taken_apart(text: str) -> str:
-    """A spelling that is no more than text; a special token of one letter is left out."""
-    return text[0] + APART + text[1:] if len(text) > 1 else ""
+def break_up_spelling(text: str) -> str:
+    """Break up the spelling of a special token with a zero-width space. A token of one letter becomes empty."""
+    return text[0] + ZERO_WIDTH_SPACE + text[1:] if len(text) > 1 else ""
 
 
-def quoted(text: str) -> str:
-    """A string as Jinja reads it, whatever it holds."""
+def quote_jinja(text: str) -> str:
+    """Return a string as a Jinja literal."""
     return json.dumps(text, ensure_ascii=False)

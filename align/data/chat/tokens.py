@@ -1,14 +1,16 @@
-"""Text to token ids, for everybody. What a message says is data: a special token that it spells out is text.
+"""Tokenization of rendered chats in which the content of messages never becomes a special token.
 
-A template writes special tokens to tell turns apart. A tokenizer finds them in the rendered text, whoever wrote them,
-so that a row, a prompt or an answer could close its own turn and speak as somebody else. So each of them is found in
-the contents before rendering, and its first letter is hidden behind a private-use letter: what is found in the
-rendering all the same is the template's own. Where that is all there is, the tokenizer reads the text as it always did.
-Where contents spell out more, a copy of the tokenizer reads it that spells its special tokens as no content can: the
-whole text at once, so that everything else is cut as ever.
+Templates separate turns with special tokens. A tokenizer finds these in the whole rendered text, also in the content of
+a message, which could end its own turn and speak in another role. To prevent this:
 
-Added tokens that are not special, such as Qwen's `<think>` and `<tool_call>`, are words: templates look for them in
-contents, and models write them. A content may become one, unless the template ends answers with it.
+1. Before rendering, the first letter of each special token in a content is replaced by a private-use character
+   (`escape_texts`). The special tokens that are left in the rendered text are those of the template.
+2. If contents had none, the tokenizer encodes the rendered text as usual.
+3. Otherwise a copy of the tokenizer encodes the unescaped text. Its special tokens have random spellings, and those of
+   the template are respelled. The whole text is encoded at once, so that all other tokens are the usual ones.
+
+Added tokens that are not special, such as Qwen's `<think>` and `<tool_call>`, are treated as words, since templates
+look for them in contents and models write them. A content may become one, unless the template ends answers with it.
 """
 
 from __future__ import annotations
@@ -26,124 +28,145 @@ from weakref import WeakKeyDictionary
 from align.core.errors import InputError
 from align.data.chat.render_deadline import render_deadline
 
-Veil = dict[int, str]
-"""For `str.translate`: the private-use letters that stand in contents, and what they hide."""
+EscapeTable = dict[int, str]
+"""Code point of a private-use character in escaped contents → the letter that it replaces, for `str.translate`."""
 Span = tuple[int, int]
-"""Characters [start, end)."""
+"""A range of characters, [start, end)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Attributes:
-    ids: of a text.
-    spans: the characters that each was cut from; none where the tokenizer does not tell.
+    """The tokens of a text.
+
+    Attributes:
+        ids: token ids.
+        spans: range of characters of each token; empty if the tokenizer has no offsets.
     """
 
     ids: list[int]
     spans: list[Span]
 
 
-def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """A text that is content and nothing else, without a template around it."""
-    return tokens_with(tokenizer, text, []).ids
+def tokenize_text(tokenizer: Any, text: str) -> list[int]:
+    """Tokenize a plain text without adding special tokens. Special tokens that it spells out are tokenized as text."""
+    return tokenize_with_specials(tokenizer, text, []).ids
 
 
-def beginning_ids(tokenizer: Any) -> list[int]:
-    """Tokens that a tokenizer puts in front of a text: BOS, for most."""
-    whole, bare = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (True, False))
-    return whole[: whole.index(bare[0])] if bare and bare[0] in whole else []
+def find_leading_token_ids(tokenizer: Any) -> list[int]:
+    """Return the tokens that a tokenizer adds in front of a text; for most of them, BOS."""
+    full_ids = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    bare_ids = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    return full_ids[: full_ids.index(bare_ids[0])] if bare_ids and bare_ids[0] in full_ids else []
 
 
-def tokenised(tokenizer: Any, rendered: str, veil: Veil) -> Tokens:
-    """The tokens of a rendering, or of a part of one, of a conversation that is veiled, see `veiled_texts`.
+def tokenize_rendered(tokenizer: Any, rendered: str, escapes: EscapeTable) -> Tokens:
+    """Tokenize the rendering of an escaped conversation, or a part of it, see `escape_texts`.
 
     Raises:
-        InputError: see `respelled`.
+        InputError: see `build_respelled_copy`.
     """
-    return tokens_with(tokenizer, rendered.translate(veil), markup(tokenizer).found(rendered))
+    return tokenize_with_specials(
+        tokenizer, rendered.translate(escapes), get_special_tokens(tokenizer).find_spans(rendered)
+    )
 
 
-def veiled_texts(tokenizer: Any, contents: Sequence[str]) -> tuple[list[str], Veil]:
-    """The contents with private-use letters for the first letter of each special token that they spell out, or might
-    together with what the template writes beside them; and what these letters hide. Lengths stay."""
-    marks = markup(tokenizer)
-    starts = [marks.starts(text) for text in contents]
-    letters = sorted({text[i] for text, found in zip(contents, starts, strict=True) for i in found})
+def escape_texts(tokenizer: Any, contents: Sequence[str]) -> tuple[list[str], EscapeTable]:
+    """Replace the first letter of each special token in contents by a private-use character.
+
+    This includes special tokens that a content might form together with the template's text beside it. Lengths do not
+    change.
+
+    Returns:
+        the contents, and the table that reverts the replacement.
+    """
+    special_tokens = get_special_tokens(tokenizer)
+    starts = [special_tokens.find_starts(text) for text in contents]
+    letters = sorted({text[i] for text, text_starts in zip(contents, starts, strict=True) for i in text_starts})
     if not letters:
         return list(contents), {}
-    unused = unused_letters("".join((*contents, *marks.texts, str(tokenizer.chat_template))))
-    hiding = dict(zip(letters, unused, strict=False))
-    hidden = [
-        "".join(hiding[letter] if i in found else letter for i, letter in enumerate(text)) if found else text
-        for text, found in zip(contents, starts, strict=True)
-    ]
-    return hidden, {ord(hides): letter for letter, hides in hiding.items()}
+    unused = iter_unused_letters("".join((*contents, *special_tokens.texts, str(tokenizer.chat_template))))
+    replacements = dict(zip(letters, unused, strict=False))
+    escaped = []
+    for text, text_starts in zip(contents, starts, strict=True):
+        if not text_starts:
+            escaped.append(text)
+            continue
+        characters = list(text)
+        for i in text_starts:
+            characters[i] = replacements[text[i]]
+        escaped.append("".join(characters))
+    return escaped, {ord(replacement): letter for letter, replacement in replacements.items()}
 
 
-def unused_letters(text: str) -> Iterator[str]:
-    """Private-use letters that a text does not hold."""
-    held = set(text)
-    return (chr(i) for i in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(i) not in held)
+def iter_unused_letters(text: str) -> Iterator[str]:
+    """Return an iterator over the private-use characters that are not in a text."""
+    used = set(text)
+    return (chr(i) for i in chain(range(0xE000, 0xF900), range(0xF0000, 0xFFFFE)) if chr(i) not in used)
 
 
-def tokens_with(tokenizer: Any, text: str, own: Sequence[Span]) -> Tokens:
-    """The tokens of a text in which `own` are special tokens, and nothing else is."""
-    marks = markup(tokenizer)
-    if marks.found(text) == own:
-        made = as_ever(tokenizer, text)
-        if not marks.came_of(text, made):
-            return made
-    return by_copy(tokenizer, text, own)
+def tokenize_with_specials(tokenizer: Any, text: str, spans: Sequence[Span]) -> Tokens:
+    """Tokenize a text in which exactly the given spans are special tokens."""
+    special_tokens = get_special_tokens(tokenizer)
+    if special_tokens.find_spans(text) == spans:
+        tokens = tokenize_directly(tokenizer, text)
+        if not special_tokens.has_unspelled(text, tokens):
+            return tokens
+    return tokenize_with_copy(tokenizer, text, spans)
 
 
-def as_ever(tokenizer: Any, text: str) -> Tokens:
-    """By the tokenizer itself, to which a special token is one whoever wrote it."""
-    made = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
-    return Tokens(list(made["input_ids"]), list(made.get("offset_mapping", ())))
+def tokenize_directly(tokenizer: Any, text: str) -> Tokens:
+    """Tokenize a text with the tokenizer itself, to which every spelled-out special token is one."""
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    return Tokens(list(encoding["input_ids"]), list(encoding.get("offset_mapping", ())))
 
 
-def by_copy(tokenizer: Any, text: str, own: Sequence[Span]) -> Tokens:
-    """By the copy with other spellings, in which only what stands in `own` is a special token."""
-    marks = markup(tokenizer)
-    copy, spellings = marks.copy or respelled(tokenizer, marks)
-    marks.copy = copy, spellings
-    parts, where, at = [], [], 0  # where: of each character of the respelled text the one in `text`
-    for start, end in own:
+def tokenize_with_copy(tokenizer: Any, text: str, spans: Sequence[Span]) -> Tokens:
+    """Tokenize a text with the respelled copy, so that only the given spans are special tokens."""
+    special_tokens = get_special_tokens(tokenizer)
+    if special_tokens.copy is None:
+        special_tokens.copy = build_respelled_copy(tokenizer, special_tokens)
+    copy, spellings = special_tokens.copy
+    parts: list[str] = []
+    offsets: list[int] = []  # position in the respelled text → position in `text`
+    position = 0
+    for start, end in spans:
         spelling = spellings[text[start:end]]
-        parts += [text[at:start], spelling]
-        where += [*range(at, start + 1), *[end] * (len(spelling) - 1)]
-        at = end
-    made = copy.encode("".join((*parts, text[at:])), add_special_tokens=False)
-    where += range(at, len(text) + 1)
-    return Tokens(list(made.ids), [(where[start], where[end]) for start, end in made.offsets])
+        parts += [text[position:start], spelling]
+        offsets += [*range(position, start + 1), *[end] * (len(spelling) - 1)]
+        position = end
+    encoding = copy.encode("".join((*parts, text[position:])), add_special_tokens=False)
+    offsets += range(position, len(text) + 1)
+    return Tokens(list(encoding.ids), [(offsets[start], offsets[end]) for start, end in encoding.offsets])
 
 
-def respelled(tokenizer: Any, marks: Markup) -> tuple[Any, dict[str, str]]:
-    """A copy of the tokenizer with the same ids, whose special tokens are spelled with a number that nobody can guess;
-    and these spellings.
+def build_respelled_copy(tokenizer: Any, special_tokens: SpecialTokens) -> tuple[Any, dict[str, str]]:
+    """Build a copy of the tokenizer with the same ids, whose special tokens are spelled with a random number.
+
+    Returns:
+        the copy, and text of a special token → its new spelling.
 
     Raises:
-        InputError: it is not made by the library `tokenizers`, or of parts that this cannot copy.
+        InputError: the tokenizer is not one of the library `tokenizers`, or has parts that cannot be copied.
     """
     from tokenizers import Tokenizer
 
     number = secrets.token_hex(16)
-    spellings = {text: f"\ue000{number}.{i}\ue001" for i, text in enumerate(marks.texts)}
+    spellings = {text: f"\ue000{number}.{i}\ue001" for i, text in enumerate(special_tokens.texts)}
     try:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         state |= {"truncation": None, "padding": None}
         for token in state["added_tokens"]:
             token["content"] = spellings.get(token["content"], token["content"])
         model = state["model"]
-        vocabulary = model["vocab"]  # {piece: id}, or of a unigram model [[piece, score], …]
+        vocabulary = model["vocab"]  # {piece: id}, or [[piece, score], …] of a unigram model
         if isinstance(vocabulary, dict):
             model["vocab"] = {spellings.get(piece, piece): id for piece, id in vocabulary.items()}
         else:
             model["vocab"] = [[spellings.get(piece, piece), score] for piece, score in vocabulary]
         if (unknown := model.get("unk_token")) is not None:
             model["unk_token"] = spellings.get(unknown, unknown)
-        if "merges" in model:  # none may lead to a special token
-            model["merges"] = [m for m in model["merges"] if not {*m, "".join(m)} & spellings.keys()]
+        if "merges" in model:  # no merge may create a special token
+            model["merges"] = [merge for merge in model["merges"] if not {*merge, "".join(merge)} & spellings.keys()]
         return Tokenizer.from_str(json.dumps(state)), spellings
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise InputError(
@@ -154,139 +177,147 @@ def respelled(tokenizer: Any, marks: Markup) -> tuple[Any, dict[str, str]]:
         ) from error
 
 
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    """No content may become one of these."""
-    return markup(tokenizer).ids
+def get_special_token_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of the special tokens, which the content of a message never becomes."""
+    return get_special_tokens(tokenizer).ids
 
 
-def special_texts(tokenizer: Any) -> tuple[str, ...]:
-    """Of the same, longest first."""
-    return markup(tokenizer).texts
+def get_special_texts(tokenizer: Any) -> tuple[str, ...]:
+    """Return the texts of the special tokens, longest first."""
+    return get_special_tokens(tokenizer).texts
 
 
-def for_others(tokenizer: Any) -> Any:
-    """A copy for those who render chats by transformers' `sanitize_control_tokens`, which makes text of what is in its
-    list (saved as `chat_control_tokens`) and of special tokens. Unless told, it takes every added token that the
-    template writes, such as Qwen's `</think>`, for one: a template that looks for these in a content would then find
-    them between marks, and render another text than training read."""
-    made = deepcopy(tokenizer)
+def copy_for_export(tokenizer: Any) -> Any:
+    """Copy a tokenizer for export, with its list of control tokens set.
+
+    transformers' `sanitize_control_tokens` escapes special tokens in contents, and the tokens of the list
+    `chat_control_tokens`. Without the list it also escapes every added token that the template writes, such as Qwen's
+    `</think>`. A template that looks for these in contents would then render another text than in training.
+    """
+    copy = deepcopy(tokenizer)
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    made.chat_control_tokens = [text for text in special_texts(tokenizer) if text not in special]
-    return made
+    copy.chat_control_tokens = [text for text in get_special_texts(tokenizer) if text not in special]
+    return copy
 
 
-class Markup:
-    """The special tokens of a tokenizer, and the added token that its template ends answers with where that is none.
+class SpecialTokens:
+    """The special tokens of a tokenizer, and the added token that its template ends answers with, if it is not special.
 
     Attributes:
-        ids: no content may become one of these.
-        texts: theirs, longest first.
-        copy: of `respelled`, once it was needed.
+        ids: token ids.
+        texts: their texts, longest first.
+        copy: see `build_respelled_copy`; None until it is needed.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         added = tokenizer.added_tokens_decoder
         ids = {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
-        tail = behind_an_answer(tokenizer).lstrip()
+        tail = render_answer_end(tokenizer).lstrip()
         ends = [i for i, token in added.items() if token.content.strip() and tail.startswith(token.content)]
         ids |= {max(ends, key=lambda i: len(added[i].content))} if ends else set()
         texts = {tokenizer.convert_ids_to_tokens(i) for i in ids} - {None, ""}
         words = {token.content for token in added.values()} - texts
         self.ids = frozenset(ids)
-        self.texts = longest_first(texts)
+        self.texts = sort_longest_first(texts)
         self.copy: tuple[Any, dict[str, str]] | None = None
-        self._known = frozenset(text.strip() for text in texts)
-        self._unknown = tokenizer.unk_token_id
-        self._any = any_of(longest_first(texts | words))
-        self._here = re.compile(f"(?={any_of(self.texts).pattern})")
-        self._letters = {text[0] for text in texts}
+        self._stripped_texts = frozenset(text.strip() for text in texts)
+        self._unknown_id = tokenizer.unk_token_id
+        self._added_pattern = compile_alternatives(sort_longest_first(texts | words))
+        self._start_pattern = re.compile(f"(?={compile_alternatives(self.texts).pattern})")
+        self._first_letters = {text[0] for text in texts}
         self._heads = {text[:i] for text in texts for i in range(1, len(text))}
         self._tails = {text[i:] for text in texts for i in range(1, len(text))}
-        self._longest = max(map(len, texts), default=0)
+        self._max_length = max(map(len, texts), default=0)
 
-    def found(self, text: str) -> list[Span]:
-        """The special tokens that a tokenizer finds: of all added tokens the leftmost, and there the longest."""
-        return [found.span() for found in self._any.finditer(text) if found[0].strip() in self._known]
+    def find_spans(self, text: str) -> list[Span]:
+        """Return the special tokens that a tokenizer finds in a text. Of overlapping added tokens it takes the leftmost
+        one, and the longest one there."""
+        matches = self._added_pattern.finditer(text)
+        return [match.span() for match in matches if match[0].strip() in self._stripped_texts]
 
-    def came_of(self, text: str, made: Tokens) -> bool:
-        """Whether there is a special token that the text does not spell out: a normaliser makes "</s>" of other
-        letters, such as those of full width. What stands for unknown letters is none."""
-        suspects = self.ids - {self._unknown}
+    def has_unspelled(self, text: str, tokens: Tokens) -> bool:
+        """Return whether a special token comes from characters that do not spell it, such as a full-width `</s>`.
+
+        Normalizers may convert these. The token for unknown characters does not count.
+        """
+        candidates = self.ids - {self._unknown_id}
         return any(
-            i in suspects and text[start:end].strip() not in self._known
-            for i, (start, end) in zip(made.ids, made.spans, strict=False)
+            token_id in candidates and text[start:end].strip() not in self._stripped_texts
+            for token_id, (start, end) in zip(tokens.ids, tokens.spans, strict=False)
         )
 
-    def starts(self, text: str) -> set[int]:
-        """Where a special token begins in a content; or could begin, or go on, at either end of it, which a template
-        may trim."""
-        anywhere = any(letter in text for letter in self._letters)
-        starts = {found.start() for found in self._here.finditer(text)} if anywhere else set()
-        inner = text.strip()
-        first, last = text.find(inner), text.find(inner) + len(inner)
-        sizes = range(1, min(len(inner) + 1, self._longest))
-        starts |= {last - size for size in sizes if inner[-size:] in self._heads}
-        if any(inner[:size] in self._tails for size in sizes):
-            starts.add(first)
-        if 0 < len(inner) < self._longest and any(inner in special for special in self.texts):
-            starts.add(first)
+    def find_starts(self, text: str) -> set[int]:
+        """Return the positions in a content at which special tokens begin.
+
+        A special token could also begin before the content or end after it, in the text of the template beside it. Then
+        the position of its first letter in the content is included. A template may trim the content.
+        """
+        starts: set[int] = set()
+        if any(letter in text for letter in self._first_letters):
+            starts = {match.start() for match in self._start_pattern.finditer(text)}
+        stripped = text.strip()
+        start = text.find(stripped)
+        end = start + len(stripped)
+        sizes = range(1, min(len(stripped) + 1, self._max_length))
+        starts |= {end - size for size in sizes if stripped[-size:] in self._heads}
+        if any(stripped[:size] in self._tails for size in sizes):
+            starts.add(start)
+        if 0 < len(stripped) < self._max_length and any(stripped in special for special in self.texts):
+            starts.add(start)
         return starts
 
 
-def longest_first(texts: set[str]) -> tuple[str, ...]:
+def sort_longest_first(texts: set[str]) -> tuple[str, ...]:
     return tuple(sorted(texts, key=lambda text: (-len(text), text)))
 
 
-def any_of(texts: Sequence[str]) -> re.Pattern[str]:
+def compile_alternatives(texts: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 
 ANSWER = "\ue000answer\ue001"
 
 
-def behind_an_answer(tokenizer: Any) -> str:
-    """What the template writes behind an answer; nothing where it refuses one question with one answer."""
+def render_answer_end(tokenizer: Any) -> str:
+    """Return the text that the template writes after an answer. Returns an empty string if the template fails."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
     try:
         with render_deadline():
             return tokenizer.apply_chat_template(turns, tokenize=False).partition(ANSWER)[2]
-    except Exception:  # a template may raise anything; whoever renders with it says what
+    except Exception:  # a template may raise anything; it is reported where a conversation is rendered
         return ""
 
 
-_markups: WeakKeyDictionary[Any, tuple[Any, Markup]] = WeakKeyDictionary()
+_special_tokens: WeakKeyDictionary[Any, tuple[Any, SpecialTokens]] = WeakKeyDictionary()
 
 
-def markup(tokenizer: Any) -> Markup:
-    """Made once for a tokenizer, and anew where its template or its special tokens change."""
+def get_special_tokens(tokenizer: Any) -> SpecialTokens:
+    """Return the special tokens of a tokenizer, cached until its template or its special tokens change."""
     key = (tokenizer.chat_template, len(tokenizer), tuple(tokenizer.all_special_ids))
-    known = _markups.get(tokenizer)
-    if known is None or known[0] != key:
-        _markups[tokenizer] = known = key, Markup(tokenizer)
-    return known[1]
+    cached = _special_tokens.get(tokenizer)
+    if cached is None or cached[0] != key:
+        cached = (key, SpecialTokens(tokenizer))
+        _special_tokens[tokenizer] = cached
+    return cached[1]
 
 
 CHARACTERS = 8
-"""A token of ordinary text is shorter, so that twice the limit's worth of it settles most texts at one look."""
+"""Characters per token that are read first. Tokens of ordinary text are shorter, so that one pass mostly suffices."""
 MARGIN = 64
-"""Tokens that a cut may cost or add: they are merged or chosen anew only near it."""
+"""Maximum number of tokens by which a cut in the text changes their count, since it changes only the tokens near it."""
 
 
-def longer_than(tokenizer: Any, text: str, most: int) -> bool:
-    """Whether `text` surely has more than `most` tokens. False where it may have fewer: it is short, or all of it was
-    looked at.
+def is_longer_than(tokenizer: Any, text: str, max_tokens: int) -> bool:
+    """Return whether a text has more than `max_tokens` tokens for certain, tokenizing only its beginning.
 
-    A tokenizer takes some 400 bytes a character for as long as it works, so that a row of eleven million took five
-    gigabytes to be found too long. A beginning with enough tokens proves the same of the whole, for what stands behind
-    changes none but the last. How many characters that takes depends on the tokenizer and the text (a run of blanks may
-    be one token), so the beginning doubles until it does: at most twice the characters that `most` tokens have here.
-
-    Args:
-        most: tokens that a row may have.
+    A tokenizer needs some 400 bytes of memory per character, five gigabytes for a row of eleven million. A beginning
+    with too many tokens proves that the whole is too long, because later text changes only its last tokens. How many
+    characters are needed depends on the tokenizer and the text (a run of blanks may be one token), so the beginning is
+    doubled until it has enough tokens. Returns False if it would reach the end of the text.
     """
-    looked = CHARACTERS * (most + MARGIN)
-    while looked < len(text):
-        if len(tokenizer(text[:looked], add_special_tokens=False)["input_ids"]) > most + MARGIN:
+    size = CHARACTERS * (max_tokens + MARGIN)
+    while size < len(text):
+        if len(tokenizer(text[:size], add_special_tokens=False)["input_ids"]) > max_tokens + MARGIN:
             return True
-        looked *= 2
+        size *= 2
     return False

@@ -1,34 +1,36 @@
-"""Records and rows as training reads them, for somebody who looks: decoded from the very tokens, and never rendered
-again; or turn by turn, if no model says how."""
+"""Views of training rows for people: decoded from the token ids that are trained on, with the trained tokens marked.
+
+Without a tokenizer, a record is shown turn by turn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Feedback, Preference, Record
-from align.data.chat.encode import IGNORED, Encoded, encode_conversation, encode_text
-from align.data.chat.tokens import special_ids
+from align.data.chat.encode import IGNORE_INDEX, EncodedRow, encode_conversation, encode_text
+from align.data.chat.tokens import get_special_token_ids
 from align.data.pairs import TokenizedAnswer, TokenizedPair
 from align.data.read.content import join_trained_answer
 from align.run.files import write_text
 from align.track import format_row, format_turn
 
 WHOLE = 10**9
-"""Tokens of a text that is not parted."""
+"""A `max_length` that no text reaches."""
 FILE = "trained_on.jsonl"
 ROWS = 3
-"""Of supervised training, that are shown."""
+"""Number of rows that supervised training writes."""
 Render = Callable[[Record], list[dict[str, Any]]]
-"""A record as lines: `what` it is (`chosen` or `rejected` of a pair), its `parts` (`{text, trained, special}`), and
-where a template rendered it, its `tokens` and how many are `trained`; `refused` says why it did not."""
+"""Converts a record to lines: `what` it is (such as `chosen` of a pair), and its `parts` (`{text, trained, special}`).
+If a template rendered it, also its number of `tokens` and how many are `trained`; otherwise `refused` says why not."""
 
 
-def sides(record: Record) -> Iterator[tuple[str, str | Conversation]]:
-    """Yield what training reads of a record: of a pair its prompt with either answer, on which the loss is."""
+def iter_sides(record: Record) -> Iterator[tuple[str, str | Conversation]]:
+    """Yield (label, document) of what is trained on: of a pair, its prompt with each of the answers."""
     if isinstance(record, Preference):
         for side in ("chosen", "rejected"):
             yield side, join_trained_answer(record, getattr(record, side))
@@ -38,105 +40,112 @@ def sides(record: Record) -> Iterator[tuple[str, str | Conversation]]:
         yield "", record
 
 
-def spoken(document: str | Conversation) -> list[Mapping[str, Any]]:
-    """Return the parts of a document, turn by turn."""
+def split_turns(document: str | Conversation) -> list[Mapping[str, Any]]:
+    """Return the parts of a document, turn by turn with its roles."""
     if isinstance(document, str):
-        return [part(document, trained=True)]
-    tools = [part(f"tools: {', '.join(tool.name for tool in document.tools)}\n")] if document.tools else []
-    turns = list[Mapping[str, Any]]()
+        return [build_part(document, trained=True)]
+    tools = [build_part(f"tools: {', '.join(tool.name for tool in document.tools)}\n")] if document.tools else []
+    turns: list[Mapping[str, Any]] = []
     for turn in document.messages:
-        trained = turn.role == "assistant" and turn.trained
-        turns += [part(f"{turn.role}: "), part(format_turn(turn.as_dict()), trained), part("\n")]
+        is_trained = turn.role == "assistant" and turn.trained
+        turns += [build_part(f"{turn.role}: "), build_part(format_turn(turn.as_dict()), is_trained), build_part("\n")]
     return [*tools, *turns[:-1]]
 
 
-def part(text: str, trained: bool = False) -> Mapping[str, Any]:
+def build_part(text: str, trained: bool = False) -> Mapping[str, Any]:
     return {"text": text, "trained": trained, "special": False}
 
 
 def render_tokens(tokenizer: Any | None, record: Record) -> list[dict[str, Any]]:
-    """Return a record as a chat template writes it, decoded from the very tokens; each turn with who speaks if there is
-    no tokenizer or the template refuses it."""
+    """Return the lines of a record, decoded from its token ids.
+
+    Without a tokenizer, or if its chat template refuses the record, the record is shown turn by turn with its roles.
+    """
     lines = []
-    for what, document in sides(record):
-        line = {"what": what, "parts": spoken(document)}
+    for label, document in iter_sides(record):
+        line = {"what": label, "parts": split_turns(document)}
         try:
             if tokenizer is None:
                 lines.append(line)
             elif isinstance(document, str):
-                lines += [row_line(tokenizer, what, row) for row in encode_text(tokenizer, document, WHOLE)]
+                lines += [build_row_line(tokenizer, label, row) for row in encode_text(tokenizer, document, WHOLE)]
             else:
-                lines.append(row_line(tokenizer, what, encode_conversation(tokenizer, document)))
+                lines.append(build_row_line(tokenizer, label, encode_conversation(tokenizer, document)))
         except InputError as error:
             lines.append({**line, "refused": error.problem})
     return lines
 
 
-def write_rows(folder: Path, tokenizer: Any, rows: Sequence[Encoded]) -> None:
-    """Write `trained_on.jsonl` of supervised training: its first rows."""
-    write(folder, (row_line(tokenizer, f"row {i}", row) for i, row in enumerate(rows[:ROWS], 1)))
+def write_rows(folder: Path, tokenizer: Any, rows: Sequence[EncodedRow]) -> None:
+    """Write `trained_on.jsonl` of supervised training, with its first rows."""
+    write(folder, (build_row_line(tokenizer, f"row {i}", row) for i, row in enumerate(rows[:ROWS], 1)))
 
 
 def write_pair(folder: Path, tokenizer: Any, pair: TokenizedPair, answers: bool) -> None:
-    """Write `trained_on.jsonl` of a stage that learns from pairs: its first one.
+    """Write `trained_on.jsonl` of a stage that learns from pairs, with its first pair.
 
     Args:
-        answers: the loss reads all tokens of the answers; without, the last one, where the score is.
+        answers: whether the loss is computed on all tokens of the answers, or only on the last one, for the score.
     """
-    sides = ("chosen", pair.chosen_ids, pair.chosen_start), ("rejected", pair.rejected_ids, pair.rejected_start)
-    write(
-        folder,
-        (answer_line(tokenizer, what, ids, start if answers else len(ids) - 1) for what, ids, start in sides),
-    )
+    chosen_start = pair.chosen_start if answers else len(pair.chosen_ids) - 1
+    rejected_start = pair.rejected_start if answers else len(pair.rejected_ids) - 1
+    chosen = build_answer_line(tokenizer, "chosen", pair.chosen_ids, chosen_start)
+    rejected = build_answer_line(tokenizer, "rejected", pair.rejected_ids, rejected_start)
+    write(folder, [chosen, rejected])
 
 
 def write_labelled(folder: Path, tokenizer: Any, rows: Sequence[TokenizedAnswer]) -> None:
-    """Write `trained_on.jsonl` of a stage that learns from answers with a label, of both kinds: the first one of
-    each."""
-    firsts = {row.wanted: row for row in reversed(rows)}
-    named = (("wanted", firsts[True]), ("unwanted", firsts[False]))
-    write(folder, (answer_line(tokenizer, what, row.ids, row.start) for what, row in named))
+    """Write `trained_on.jsonl` of a stage that learns from labelled answers, with the first answer of each label.
+
+    Args:
+        rows: answers with both labels.
+    """
+    first_rows = {row.wanted: row for row in reversed(rows)}
+    labelled = (("wanted", first_rows[True]), ("unwanted", first_rows[False]))
+    write(folder, [build_answer_line(tokenizer, label, row.ids, row.start) for label, row in labelled])
 
 
-def write(folder: Path, rows: Iterator[dict[str, Any]]) -> None:
+def write(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(folder / FILE, "".join(map(format_row, rows)))
 
 
-def row_line(tokenizer: Any, what: str, row: Encoded) -> dict[str, Any]:
-    """Return the line of a row. Nothing predicts the first token, so there is no loss on it."""
-    return tokens_line(
-        tokenizer, what, row.input_ids, [i > 0 and label != IGNORED for i, label in enumerate(row.labels)]
-    )
+def build_row_line(tokenizer: Any, label: str, row: EncodedRow) -> dict[str, Any]:
+    """Return the line of an encoded row. The first token has no loss, since nothing predicts it."""
+    has_loss = [i > 0 and token_label != IGNORE_INDEX for i, token_label in enumerate(row.labels)]
+    return build_tokens_line(tokenizer, label, row.input_ids, has_loss)
 
 
-def answer_line(tokenizer: Any, what: str, ids: Sequence[int], start: int) -> dict[str, Any]:
-    """Return the line of an answer of which the loss reads the tokens from a place on."""
-    return tokens_line(tokenizer, what, ids, [i >= start for i in range(len(ids))])
+def build_answer_line(tokenizer: Any, label: str, ids: Sequence[int], start: int) -> dict[str, Any]:
+    """Return the line of a row with a loss on the tokens from `start` on."""
+    return build_tokens_line(tokenizer, label, ids, [i >= start for i in range(len(ids))])
 
 
-def tokens_line(tokenizer: Any, what: str, ids: Sequence[int], counts: Sequence[bool]) -> dict[str, Any]:
+def build_tokens_line(tokenizer: Any, label: str, ids: Sequence[int], has_loss: Sequence[bool]) -> dict[str, Any]:
     """Return one line of the file.
 
     Args:
-        counts: whether the loss reads each token.
+        label: what the row is.
+        has_loss: whether each token has a loss.
 
     Returns:
-        `what` the row is, how many `tokens` it has, on how many of them (`trained`) there is a loss, and its text in
-        `parts`: `{text, trained, special}`. A special token is one whoever spelled it out, a text is none.
+        `what` the row is, the number of its `tokens`, the number of `trained` ones, which have a loss, and its text in
+        `parts`: `{text, trained, special}`. Only tokens with a special id are special, not text that spells them.
     """
-    special = special_ids(tokenizer)
-    kinds = [(counted, i in special) for i, counted in zip(ids, counts, strict=True)]
+    special = get_special_token_ids(tokenizer)
+    kinds = [(is_trained, token_id in special) for token_id, is_trained in zip(ids, has_loss, strict=True)]
     parts = []
-    before = ""
-    for (trained, marks), places in groupby(range(len(ids)), kinds.__getitem__):
-        first, *others = places
-        end = (others or [first])[-1] + 1
-        # A tokenizer drops the blank that a text begins with, so each part is what it adds to the text before it.
+    previous_text = ""
+    for (is_trained, is_special), group in groupby(range(len(ids)), kinds.__getitem__):
+        positions = list(group)
+        start = positions[0]
+        end = positions[-1] + 1
+        # A tokenizer drops a blank at the beginning of a text, so a part is what its tokens add to the text so far.
         text = decode(tokenizer, ids[:end])
-        added = text[len(before) :] if text.startswith(before) else decode(tokenizer, ids[first:end])
-        parts.append({"text": added, "trained": trained, "special": marks})
-        before = text
-    return {"what": what, "tokens": len(ids), "trained": sum(counts), "parts": parts}
+        is_longer = text.startswith(previous_text)
+        part_text = text[len(previous_text) :] if is_longer else decode(tokenizer, ids[start:end])
+        parts.append({"text": part_text, "trained": is_trained, "special": is_special})
+        previous_text = text
+    return {"what": label, "tokens": len(ids), "trained": sum(has_loss), "parts": parts}
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:

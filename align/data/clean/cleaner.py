@@ -1,4 +1,4 @@
-"""Steps run over records, and counted."""
+"""Running of cleaning steps over records, with counts and examples of what each step did."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from itertools import zip_longest
 from typing import Any
 
 from align.core.types import Record
-from align.data.clean.outcome import Drop, Noted, Step
-from align.data.clean.pii import Pii
+from align.data.clean.outcome import Drop, NotedRecord, Step
+from align.data.clean.pii import PersonalDataFilter
 from align.data.read.content import to_content_row
 
-WIDTH = 600
-"""Characters of a text that an example shows, around the first that changes."""
-TURNS = 12
-"""Turns of a conversation that an example shows, from two before the first that changes."""
+EXAMPLE_WIDTH = 600
+"""Characters of a text in an example, around its first change."""
+EXAMPLE_TURNS = 12
+"""Turns of a conversation in an example, beginning two turns before the first change."""
 
 
 @dataclass
 class StepCounts:
-    """What one step did. `vars` of it is JSON.
+    """Counts of what one step did. `vars` of it can be written as JSON.
 
     Attributes:
-        seen: records that came to it; those that no earlier step dropped.
-        changed, dropped: of these.
-        reasons: why they were dropped.
-        notes: what was counted of those that were kept: languages, kinds of personal data.
-        examples: the first records in order of `at`, their place, that the step dropped, changed or noted: the `reason`
-            why it was dropped, or what was noted, empty if it was changed; in `detail` what was found in this very
-            record; and its row `before` and `after`, long texts cut, `after` being None if it was dropped.
+        seen: number of records that reached the step.
+        changed, dropped: number of these records that the step changed or dropped.
+        reasons: reason → number of dropped records.
+        notes: note → number of kept records, such as languages and kinds of personal data.
+        examples: the first records that the step dropped, changed or noted, by their position `at`. `reason` says why a
+            record was dropped, or what was noted; it is empty for a changed record. `detail` is the finding in this
+            record. `before` and `after` are its row with long texts shortened, `after` of a dropped record is None.
     """
 
     step: str
@@ -43,29 +43,32 @@ class StepCounts:
 
 
 class Cleaner:
-    """Runs steps in their order.
+    """A list of cleaning steps that are run in order, with counts of what they do.
 
-    If a step looks for personal data, the examples of every step are shown without any, of whichever kind.
+    If a step looks for personal data, all kinds of personal data are masked in the examples of every step.
 
     Args:
-        steps: see `align.data.clean.steps.steps_of`.
-        examples: kept of each step.
+        steps: see `align.data.clean.steps.create_steps`.
+        examples: maximum number of examples of each step.
     """
 
     def __init__(self, steps: Sequence[tuple[str, Step]], examples: int = 10) -> None:
         self.steps = list(steps)
         self.examples = examples
         self.counts = [StepCounts(name) for name, _ in self.steps]
-        self._hiders = [Pii(regions=step.regions) for _, step in self.steps if isinstance(step, Pii)]
+        self._maskers = [
+            PersonalDataFilter(regions=step.regions) for _, step in self.steps if isinstance(step, PersonalDataFilter)
+        ]
 
     def clean(self, record: Record, at: int) -> Record | Drop:
-        """Return the record behind all steps, or why it is left out.
+        """Return the record after all steps, or the Drop of the step that leaves it out.
 
         Args:
-            at: its place in the whole. Examples are the first by place, so that they do not depend on who cleaned what.
+            at: its position in the source. The first records by position become examples, so that they are the same
+                however the records are divided among workers.
 
         Raises:
-            InputError: a function of the user's fails.
+            InputError: a function of the user fails.
         """
         for (_, step), counts in zip(self.steps, self.counts, strict=True):
             counts.seen += 1
@@ -75,20 +78,27 @@ class Cleaner:
             if isinstance(outcome, Drop):
                 counts.dropped += 1
                 counts.reasons[outcome.reason] += 1
-                self._keep(counts, at, outcome.reason, outcome.detail, record, None)
+                self._add_example(counts, at, outcome.reason, outcome.detail, record, None)
                 return outcome
-            kept, notes = (outcome.record, outcome.notes) if isinstance(outcome, Noted) else (outcome, ())
+            notes: tuple[str, ...] = ()
+            if isinstance(outcome, NotedRecord):
+                notes = outcome.notes
+                outcome = outcome.record
             counts.notes.update(notes)
-            if kept is not record:
+            if outcome is not record:
                 counts.changed += 1
-                self._keep(counts, at, "", "", record, kept)
-            elif isinstance(step, Pii):  # a language of each record is no finding
-                self._keep(counts, at, ", ".join(notes), "", record, record)
-            record = kept
+                self._add_example(counts, at, "", "", record, outcome)
+            elif isinstance(step, PersonalDataFilter):  # languages are noted for every record, and need no examples
+                self._add_example(counts, at, ", ".join(notes), "", record, record)
+            record = outcome
         return record
 
     def merge(self, others: Sequence[Mapping[str, Any]]) -> None:
-        """Add what a cleaner with the same steps counted, in any order: the `vars` of its counts."""
+        """Add the counts of another cleaner with the same steps. The order of merging makes no difference.
+
+        Args:
+            others: the `vars` of its counts.
+        """
         for counts, other in zip(self.counts, others, strict=True):
             counts.seen += other["seen"]
             counts.changed += other["changed"]
@@ -100,73 +110,93 @@ class Cleaner:
     def _set_examples(self, counts: StepCounts, examples: Sequence[dict[str, Any]]) -> None:
         counts.examples = sorted(examples, key=lambda example: example["at"])[: self.examples]
 
-    def _keep(
+    def _add_example(
         self, counts: StepCounts, at: int, reason: str, detail: str, before: Record, after: Record | None
     ) -> None:
-        kept = counts.examples
-        if len(kept) >= self.examples and (not kept or at >= kept[-1]["at"]):
+        examples = counts.examples
+        if len(examples) >= self.examples and (not examples or at >= examples[-1]["at"]):
             return
-        shown = self._shown(to_content_row(before), None if after is None else to_content_row(after))
-        example = {"at": at, "reason": reason, "detail": detail, "before": shown[0], "after": shown[1]}
-        self._set_examples(counts, [*kept, example])
+        row_before, row_after = self._shorten_rows(
+            to_content_row(before), None if after is None else to_content_row(after)
+        )
+        example = {"at": at, "reason": reason, "detail": detail, "before": row_before, "after": row_after}
+        self._set_examples(counts, [*examples, example])
 
-    def _shown(self, before: Any, after: Any) -> tuple[Any, Any]:
-        """Return two rows, or parts of them, as an example shows them: personal data hidden, each text cut around its
-        first change, and conversations to the turns around theirs."""
+    def _shorten_rows(self, before: Any, after: Any) -> tuple[Any, Any]:
+        """Return two rows, or parts of them, as they are shown in an example.
+
+        Personal data is masked, texts are shortened around their first change, and conversations to the turns around
+        it.
+
+        Args:
+            after: None if the row was dropped.
+        """
         if isinstance(before, str):
-            hidden = self.hidden(before)
-            at = difference(before, after if isinstance(after, str) and after != before else hidden)
-            return excerpt(hidden, at), excerpt(self.hidden(after), at) if isinstance(after, str) else None
+            masked = self.mask_personal_data(before)
+            position = find_first_change(before, after if isinstance(after, str) and after != before else masked)
+            shortened_after = None
+            if isinstance(after, str):
+                shortened_after = shorten_around(self.mask_personal_data(after), position)
+            return shorten_around(masked, position), shortened_after
         if isinstance(before, dict):
-            others = after if isinstance(after, dict) else {}
-            named = {name: self.hidden(name) for name in before}  # of arguments
-            pairs = {name: self._shown(of, others.get(name, others.get(named[name]))) for name, of in before.items()}
-            shown = [{named[name]: pair[i] for name, pair in pairs.items()} for i in (0, 1)]
-            return shown[0], shown[1] if after else None
+            after_values = after if isinstance(after, dict) else {}
+            before_fields = {}
+            after_fields = {}
+            for name, value in before.items():
+                masked_name = self.mask_personal_data(name)  # a name of an argument may have been masked
+                after_value = after_values.get(name, after_values.get(masked_name))
+                before_fields[masked_name], after_fields[masked_name] = self._shorten_rows(value, after_value)
+            return before_fields, after_fields if after else None
         if isinstance(before, list):
-            return self._turns_shown(before, after if isinstance(after, list) else None)
+            return self._shorten_turns(before, after if isinstance(after, list) else None)
         return before, after
 
-    def _turns_shown(self, before: list[Any], after: list[Any] | None) -> tuple[list[Any], list[Any] | None]:
-        others = after if after and after != before else [self._shown(turn, None)[0] for turn in before]
-        first = next((i for i, (one, other) in enumerate(zip(before, others, strict=False)) if one != other), 0)
-        place = slice(max(0, first - 2), max(0, first - 2) + TURNS)
-        kept = []
-        changed = []
-        for one, other in zip_longest(before[place], (after or [])[place]):
-            if one is not None:
-                kept.append(self._shown(one, other)[0])
-            if other is not None:  # a function of the user's may add turns
-                changed.append(self._shown(other, None)[0] if one is None else self._shown(one, other)[1])
-        return kept, changed if after else None
+    def _shorten_turns(self, before: list[Any], after: list[Any] | None) -> tuple[list[Any], list[Any] | None]:
+        compared = after if after and after != before else [self._shorten_rows(turn, None)[0] for turn in before]
+        pairs = zip(before, compared, strict=False)
+        first_change = next((i for i, (old, new) in enumerate(pairs) if old != new), 0)
+        start = max(0, first_change - 2)
+        window = slice(start, start + EXAMPLE_TURNS)
+        before_turns = []
+        after_turns = []
+        for old, new in zip_longest(before[window], (after or [])[window]):
+            if old is not None:
+                before_turns.append(self._shorten_rows(old, new)[0])
+            if new is not None:  # a function of the user may add turns
+                after_turns.append(self._shorten_rows(new, None)[0] if old is None else self._shorten_rows(old, new)[1])
+        return before_turns, after_turns if after else None
 
     @property
-    def hides(self) -> bool:
-        """Return whether a step looks for personal data."""
-        return bool(self._hiders)
+    def masks_personal_data(self) -> bool:
+        """True if a step looks for personal data."""
+        return bool(self._maskers)
 
-    def hidden(self, text: str) -> str:
-        """Return a text as people may see it: without personal data, if a step looks for any."""
-        for pii in self._hiders:
-            text = pii.hidden(text)
+    def mask_personal_data(self, text: str) -> str:
+        """Mask the personal data in a text that is shown to people, if a step looks for personal data."""
+        for pii in self._maskers:
+            text = pii.mask_personal_data(text)
         return text
 
 
-def difference(text: str, other: str) -> int:
-    """Return where two texts first differ; 0 if they do not."""
+def find_first_change(text: str, other: str) -> int:
+    """Return the position at which two texts first differ, or 0 if they are equal."""
     if text == other:
         return 0
     low = 0
     high = min(len(text), len(other))
-    while low < high:  # halves, for a text may have a hundred million characters
+    while low < high:  # binary search, since a text may have a hundred million characters
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if text[:middle] == other[:middle] else (low, middle - 1)
+        if text[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
     return low
 
 
-def excerpt(text: str, at: int) -> str:
-    """Return so much of a text as an example shows, around the character `at`."""
-    if len(text) <= WIDTH:
+def shorten_around(text: str, position: int) -> str:
+    """Shorten a text to EXAMPLE_WIDTH characters around a position, with ellipses where it is cut."""
+    if len(text) <= EXAMPLE_WIDTH:
         return text
-    begin = max(0, min(at - WIDTH // 2, len(text) - WIDTH))
-    return ("…" if begin else "") + text[begin : begin + WIDTH] + ("…" if begin + WIDTH < len(text) else "")
+    start = max(0, min(position - EXAMPLE_WIDTH // 2, len(text) - EXAMPLE_WIDTH))
+    end = start + EXAMPLE_WIDTH
+    return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")

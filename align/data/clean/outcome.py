@@ -1,4 +1,4 @@
-"""What a step of cleaning makes of a record, what steps look at, and the checks of their arguments."""
+"""Outcomes of cleaning steps, the texts of a record that steps read, and checks of the arguments of steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from align.data.read.content import join_answer, list_texts, list_turns, map_tex
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A record is left out.
+    """The outcome of a step that leaves a record out.
 
     Attributes:
-        reason: stable words that are counted by: `language: de`, `repetition: lines`.
-        detail: what was found in this record, for the kept example.
+        reason: fixed text by which dropped records are counted: `language: de`, `repetition: lines`.
+        detail: the finding in this record, shown with the example.
     """
 
     reason: str
@@ -26,36 +26,40 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Noted:
-    """A record is kept, and something is counted of it.
+class NotedRecord:
+    """The outcome of a step that keeps a record and counts a finding in it.
 
     Attributes:
-        record: as the step leaves it, the very same object where it changes nothing.
-        notes: stable words, each counted once: a language, a kind of personal data.
+        record: the record after the step; the same object if the step changes nothing.
+        notes: fixed texts, each counted once per record: a language, a kind of personal data.
     """
 
     record: Record
     notes: tuple[str, ...]
 
 
-Outcome = Record | Drop | Noted
+Outcome = Record | Drop | NotedRecord
 Step = Callable[[Record], Outcome]
-"""One step: pure, and idempotent. It returns the very same record where it changes nothing."""
+"""A cleaning step, which is pure and idempotent. It returns the same object if it changes nothing."""
 
 
-def said(record: Record) -> str:
-    """All texts of a record as one, by which a step sees at one look that the record does not concern it."""
+def join_texts(record: Record) -> str:
+    """Join all texts of a record, so that a step can tell quickly whether the record concerns it."""
     return record if isinstance(record, str) else "\n".join(list_texts(record))
 
 
-def spoken(record: Record) -> str:
-    """What people and the assistant say in a record, without calls of tools and their results: these are code."""
-    return record if isinstance(record, str) else "\n".join(t.content for t in list_turns(record) if t.role != "tool")
+def join_spoken_texts(record: Record) -> str:
+    """Join the texts of people and the assistant in a record, without tool calls and their results, which are code."""
+    if isinstance(record, str):
+        return record
+    return "\n".join(turn.content for turn in list_turns(record) if turn.role != "tool")
 
 
-def imitated(record: Record) -> list[str]:
-    """The texts that a model learns to write: answers that are trained on, chosen answers, wanted answers, and plain
-    text. A rejected answer may well be a refusal or repeat itself: that is what it is rejected for."""
+def list_trained_texts(record: Record) -> list[str]:
+    """Return the texts that a model learns to write: trained answers, chosen answers, wanted answers and plain text.
+
+    Rejected answers are left out, since they may be rejected for a refusal or for repetition.
+    """
     if isinstance(record, str):
         return [record]
     if isinstance(record, Conversation):
@@ -67,64 +71,71 @@ def imitated(record: Record) -> list[str]:
     return [turn.content for turn in answers if turn.role == "assistant" and turn.trained]
 
 
-def sequences(record: Record) -> Sequence[Document]:
-    """Return the documents that a record is read as: a pair is two, its prompt with either answer."""
+def list_documents(record: Record) -> Sequence[Document]:
+    """Return the documents of a record. A pair has two: its prompt with each of its answers."""
     if isinstance(record, Preference):
         return [join_answer(record, answer) for answer in (record.chosen, record.rejected)]
     return [join_answer(record, record.completion) if isinstance(record, Feedback) else record]
 
 
-def rewritten(record: Record, change: Callable[[str], str], named: Callable[[str], str] = str) -> Record | Drop:
-    """The record with each of its texts changed. A pair whose answers become equal is no pair.
+def rewrite_texts(
+    record: Record, change: Callable[[str], str], change_name: Callable[[str], str] = str
+) -> Record | Drop:
+    """Apply a function to all texts of a record. Returns a Drop if the answers of a pair become equal.
 
     Args:
-        named: changes names of arguments of calls.
+        change_name: applied to the names of arguments of tool calls.
     """
     try:
-        made = map_texts(record, change, named)
-        return record if made == record else made
+        changed = map_texts(record, change, change_name)
+        return record if changed == record else changed
     except ValueError:
         return Drop("answers alike", "chosen and rejected are the same after this step")
 
 
-# --- Arguments of steps, checked where a step is made. The field of an error is the argument's name; who reads the
-# setting puts the step's place in front of it.
+# Checks of the arguments of steps. The field of an error is the argument's name. `align.data.clean.steps`
+# puts the position of the step in front of it.
 
 
 def check_whole(name: str, value: Any, least: int = 0) -> None:
-    """Raise InputError if `value` is neither a whole number of at least `least` nor None."""
-    whole = value is None or (isinstance(value, int) and is_number(value) and value >= least)
+    """Raise InputError if `value` is neither an integer of at least `least` nor None."""
+    is_valid = value is None or (isinstance(value, int) and is_number(value) and value >= least)
     problem = "is out of range" if is_number(value) else "is no whole number"
-    require(whole, name, value, problem, f"Give a whole number of at least {least}.")
+    require(is_valid, name, value, problem, f"Give a whole number of at least {least}.")
 
 
 def check_share(name: str, value: Any) -> None:
-    """Raise InputError if `value` is neither a share of a whole nor None."""
-    inside = value is None or (is_number(value) and 0 <= value <= 1)
-    require(inside, name, value, "is no share", "Give a number from 0 to 1.")
+    """Raise InputError if `value` is neither a number from 0 to 1 nor None."""
+    is_valid = value is None or (is_number(value) and 0 <= value <= 1)
+    require(is_valid, name, value, "is no share", "Give a number from 0 to 1.")
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Raise InputError if `value` is none of `choices`."""
-    known = isinstance(value, str) and value in choices
-    require(known, name, value, f"is none of {', '.join(choices)}", suggest(value, choices))
+    """Raise InputError if `value` is not one of `choices`."""
+    is_valid = isinstance(value, str) and value in choices
+    require(is_valid, name, value, f"is none of {', '.join(choices)}", suggest(value, choices))
 
 
-def check_list(name: str, value: Any, choices: Collection[str], example: str, empty: bool = False) -> None:
-    """Raise InputError if `value` is no list, an empty one although that means nothing, or holds what is no choice."""
-    listed = isinstance(value, tuple) and (empty or bool(value))
-    require(listed, name, value, "is no list of names", f"Write a list, such as {name}: {example}.")
+def check_list(name: str, value: Any, choices: Collection[str], example: str, allow_empty: bool = False) -> None:
+    """Raise InputError if `value` is not a tuple of `choices`.
+
+    Args:
+        example: a valid list, for the error.
+        allow_empty: accept an empty tuple.
+    """
+    is_list = isinstance(value, tuple) and (allow_empty or bool(value))
+    require(is_list, name, value, "is no list of names", f"Write a list, such as {name}: {example}.")
     for entry in value:
         problem = f"has {entry!r}, which is none of {', '.join(sorted(choices))}"
-        known = isinstance(entry, str) and entry in choices
-        require(known, name, list(value), problem, suggest(entry, choices))
+        is_valid = isinstance(entry, str) and entry in choices
+        require(is_valid, name, list(value), problem, suggest(entry, choices))
 
 
-def suggest(given: Any, choices: Iterable[str]) -> str:
-    """Return the remedy for a name that is none of `choices`."""
+def suggest(value: Any, choices: Iterable[str]) -> str:
+    """Return the remedy for a value that is not one of `choices`: the most similar choice, or all of them."""
     choices = list(choices)
-    close = get_close_matches(str(given), choices, n=1)
-    return f"Did you mean {close[0]}?" if close else f"Choose from: {', '.join(choices)}."
+    matches = get_close_matches(str(value), choices, n=1)
+    return f"Did you mean {matches[0]}?" if matches else f"Choose from: {', '.join(choices)}."
 
 
 def is_number(value: Any) -> bool:

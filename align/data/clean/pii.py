@@ -1,7 +1,9 @@
-"""Personal data and secrets that can be recognised by their form: found, then checked by the rules that such data
-follows. Where the form says too little (a version and an address have four numbers), the words in front decide.
+"""Cleaning step that finds personal data and secrets by their form.
 
-Names, addresses and dates of birth have no form, and are not found.
+Patterns find candidates, which are then checked by the rules for such data, for instance checksums. Where the form is
+ambiguous (a version and an IP address both have four numbers), the words in front of it decide.
+
+Names, postal addresses and dates of birth have no fixed form, and are not found.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from align.core.redaction import JWT, KEY_SHAPES, PRIVATE_KEY, find_keys
 from align.core.types import Record
-from align.data.clean.outcome import Drop, Noted, check_choice, check_list, rewritten, said
+from align.data.clean.outcome import Drop, NotedRecord, check_choice, check_list, join_texts, rewrite_texts
 from align.data.read.content import list_argument_names
 
 if TYPE_CHECKING:
@@ -27,29 +29,29 @@ EMAIL = re.compile(
     rf"(?<![{LETTERS}.%+-])(?!git@)[{LETTERS}](?:[{LETTERS}.%+'-]{{0,63}})"
     rf"@(?:[{LETTERS}-]{{1,63}}\.){{1,8}}(?:[A-Za-z]{{2,63}}|xn--[A-Za-z0-9-]{{2,59}})(?![{LETTERS}])"
 )
-"""Every part is bounded, and none begins inside another: a megabyte of `a@a@a@` takes linear time."""
+"""All parts have bounded lengths and none begins inside another, so that a megabyte of `a@a@a@` takes linear time."""
 GAP = "[ .\\-–\xa0]"
 CARD = re.compile(
     rf"(?<!\w)(?<!\d\.)(?:\d{{13,19}}|\d{{4}}({GAP})\d{{4}}\1\d{{4}}\1\d{{4}}(?:\1\d{{1,3}})?|3\d{{3}}({GAP})\d{{6}}\2\d{{4,5}})(?!\w)",
     re.ASCII,
 )
-"""Digits in one run, or in the groups that are printed on cards."""
+"""Digits without spaces, or in the groups that are printed on cards."""
 GROUPS_AHEAD = re.compile(r"(?<!\d)(?:\d{4} ){2}\Z", re.ASCII)
 GROUPS_BEHIND = re.compile(r" \d{4}(?!\d)", re.ASCII)
 IBAN = re.compile(r"(?<![A-Za-z0-9])(?:[A-Za-z]{2}|[A-Z]{2}[ \-\xa0])[0-9]{2}(?=[ \-\xa0]?[A-Za-z0-9])")
-"""In small letters, `is 70` and `at 20` are words and numbers."""
+"""The beginning of an IBAN. A space after the country is allowed only in capitals: `is 70` is a word and a number."""
 IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)", re.ASCII)
 IPV6 = re.compile(r"(?<![\w:.])[23][0-9a-f]{3}:[0-9a-f:]{1,35}(?![\w:])", re.ASCII | re.IGNORECASE)
-"""Of the range that is given out to hosts, 2000::/3 (RFC 4291)."""
+"""Addresses in the range for hosts, 2000::/3 (RFC 4291)."""
 US_SSN = re.compile(
     r"(?<![\w-])(?<!\d[ .])(?!000|666|9)\d{3}(?P<gap>[-– ])(?!00)\d{2}(?P=gap)(?!0000)\d{4}(?![\w-])(?![ .]\d)",
     re.ASCII,
 )
-"""Area, group and serial numbers that are given out (Social Security Administration, POMS RM 10201.030)."""
+"""Valid area, group and serial numbers (Social Security Administration, POMS RM 10201.030)."""
 BARE_SSN = re.compile(r"(?<![\w.,-])(?!000|666|9)\d{3}(?!00)\d{2}(?!0000)\d{4}(?![\w-])(?![.,]\d)", re.ASCII)
-"""The same without anything between its parts: one only where the text calls it so."""
+"""The same without separators. It counts only after words such as "SSN"."""
 PHONE = re.compile(r"(?<![\w.])(?:\+ ?)?\(?\d(?:[ ().\-–/\xa0]{0,3}\d){6,40}(?!\w)", re.ASCII)
-"""Where a telephone number may be; whether one is there, phonenumbers says."""
+"""Candidates for telephone numbers, which the library phonenumbers checks."""
 TIMES = re.compile(
     r"(?<!\d)(?:(?:19|20)\d\d([-/.])(?:0?[1-9]|1[0-2])\1(?:0?[1-9]|[12]\d|3[01])"
     r"|(?:0?[1-9]|[12]\d|3[01])([-/.])(?:0?[1-9]|[12]\d|3[01])\2(?:19|20)\d\d)"
@@ -57,10 +59,10 @@ TIMES = re.compile(
     r"|(?<!\d)[0-2]?\d:[0-5]\d(?::[0-5]\d(?:[.,]\d{1,9})?)?(?!\d)",
     re.ASCII,
 )
-"""Dates and times, which have as many digits as a telephone number."""
+"""Dates and times, which are not telephone numbers although they have as many digits."""
 
 BEFORE = 32
-"""Characters in front of a number that are read for what it is."""
+"""Characters in front of a number that are searched for words that name it."""
 CALLED_PHONE = re.compile(
     r"(?:\b(?:phones?|tel|telephones?|cell(?:phone)?|mobile|mob|fax|call(?:ing|ed)?|dial|text(?:ed)?|sms|whatsapp|hotline|"
     r"ring|reach(?:ed)?|contact|signal|telegram|landline|voicemail|pager|telefon|telefono|tel[ée]fono|t[ée]l[ée]phone|"
@@ -84,7 +86,7 @@ OTHER_NUMBER = re.compile(
     r"\W{0,3}(?:\b(?:no|nr|number|num|id|code|is|was|ref|key|numéro|número|nummer)\b\W{0,3}){0,3}[A-Za-z]{0,4}[-_:]?$",
     re.IGNORECASE,
 )
-"""Names of numbers that are no telephone, card or social security number, directly in front of one."""
+"""Names of other kinds of numbers, directly in front of one: it is no telephone, card or social security number."""
 VERSION = re.compile(
     r"(?:\b(?:v|ver|versions?|release[ds]?|rev|revision|build|driver|firmware|sdk|upgrad\w{0,3}|updat\w{0,3}|downgrad\w{0,3}|"
     r"bump\w{0,3}|patch\w{0,3}|sections?|sec|chapters?|clauses?|paragraphs?|articles?|figures?|fig|tables?|appendix|annex|"
@@ -93,24 +95,24 @@ VERSION = re.compile(
     r"(?:\b(?:is|was|to|from|number|no|the|of|in)\b\W{0,3}){0,2}|[§^~]\s?|[=<>~!]=\s?|[A-Za-z_][-/_]|\b[vV])$",
     re.IGNORECASE,
 )
-"""Words and signs in front of a version or a section, which have four numbers as an address has."""
+"""Words and signs in front of a version or a section number, which may have four parts as an IP address has."""
 VERSION_ENDS = re.compile(
     r"(?:[-+](?:alpha|beta|rc|dev|pre|snapshot|ubuntu|deb|fc|el|git|post|final|\d)|\.(?:jar|whl|tar|zip|exe|dll|so|deb|rpm)\b)",
     re.IGNORECASE,
 )
 SMALL = 32
-"""Four numbers below this one are a version or a section where nothing says that they are an address."""
+"""Four numbers below this one are taken for a version or a section, unless the text says that they are an address."""
 RESOLVERS = frozenset({"1.1.1.1", "1.0.0.1", "8.8.8.8", "8.8.4.4", "9.9.9.9", "4.2.2.2"})
-"""Addresses of such numbers that everybody knows."""
+"""Well-known addresses of such small numbers."""
 MODULES = frozenset(
     {"np", "numpy", "jnp", "torch", "tf", "jax", "nn", "pd", "self", "cls", "functools", "math", "mx", "F"}
 )
-"""Names in front of a dot in code: `x@np.dot` multiplies matrices."""
+"""Names in front of a dot in Python code, where `x@np.dot` is a matrix product."""
 
-# --- Numbers that carry a check of their own: payment cards and bank accounts.
+# Numbers with checksums: payment cards and bank accounts.
 
-DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
-"""Digit → the sum of the digits of twice it."""
+LUHN_DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
+"""Digit → digit sum of its double."""
 ISSUED = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})"  # Visa
     r"|(?:5[1-5]|2[2-7])\d{14}"  # Mastercard
@@ -144,159 +146,172 @@ IBAN_LENGTHS: Mapping[str, int] = {
     }.items()
     for country in countries.split()
 }
-"""Country → characters of its account numbers: the IBAN registry of ISO 13616 (SWIFT)."""
+"""Country → length of its account numbers, from the IBAN registry of ISO 13616 (SWIFT)."""
 
 
-def luhn(digits: str) -> bool:
-    """Whether the last digit checks the others: ISO/IEC 7812-1, annex B."""
+def passes_luhn(digits: str) -> bool:
+    """Return whether a number passes the Luhn check of ISO/IEC 7812-1, annex B."""
     numbers = [ord(digit) - 48 for digit in reversed(digits)]
-    return (sum(numbers[::2]) + sum(DOUBLED[n] for n in numbers[1::2])) % 10 == 0
+    return (sum(numbers[::2]) + sum(LUHN_DOUBLED[n] for n in numbers[1::2])) % 10 == 0
 
 
 def is_card(digits: str) -> bool:
-    """Whether digits are the number of a payment card: of a range and a length that a scheme issues, with Luhn's
-    check."""
-    return ISSUED.fullmatch(digits) is not None and luhn(digits)
+    """Return whether digits are a card number: issued by a card scheme, and correct by the Luhn check."""
+    return ISSUED.fullmatch(digits) is not None and passes_luhn(digits)
 
 
-def mod_97(iban: str) -> bool:
-    """Whether the two check digits of an IBAN, in capital letters, are right: ISO 7064, MOD 97-10."""
-    turned = iban[4:] + iban[:4]
-    return int("".join(str(int(character, 36)) for character in turned)) % 97 == 1
+def passes_mod_97(iban: str) -> bool:
+    """Return whether the check digits of an IBAN in capital letters are correct: ISO 7064, MOD 97-10."""
+    rotated = iban[4:] + iban[:4]
+    return int("".join(str(int(character, 36)) for character in rotated)) % 97 == 1
 
 
-def iban_end(text: str, start: int) -> int:
-    """Where the account number ends that begins at `start`: as long as its country's, with a space or a hyphen between
-    its characters at the most, and checked. 0 where there is none."""
+def find_iban_end(text: str, start: int) -> int:
+    """Return the end of the IBAN that begins at `start`, or 0 if no valid one begins there.
+
+    A single space or hyphen is allowed between its characters.
+    """
     length = IBAN_LENGTHS.get(text[start : start + 2].upper(), 0)
-    found, at = "", start
-    while len(found) < length and at < len(text):
-        character = text[at]
+    iban = ""
+    end = start
+    while len(iban) < length and end < len(text):
+        character = text[end]
         if character.isascii() and character.isalnum():
-            found += character
-        elif character not in " -\xa0" or not text[at - 1].isalnum():
+            iban += character
+        elif character not in " -\xa0" or not text[end - 1].isalnum():
             return 0
-        at += 1
-    whole = length > 0 and len(found) == length and not (at < len(text) and text[at].isascii() and text[at].isalnum())
-    digits = sum(map(str.isdigit, found))  # no account number has fewer than two fifths; "at 20 people come …" has
-    return at if whole and 5 * digits >= 2 * length and mod_97(found.upper()) else 0
+        end += 1
+    goes_on = end < len(text) and text[end].isascii() and text[end].isalnum()
+    if length == 0 or len(iban) != length or goes_on:
+        return 0
+    n_digits = sum(map(str.isdigit, iban))
+    # At least two fifths of every IBAN are digits, unlike in "at 20 people come …".
+    return end if 5 * n_digits >= 2 * length and passes_mod_97(iban.upper()) else 0
 
 
 Span = tuple[int, int]
 Finder = Callable[[str], Iterator[Span]]
 
 
-def front(text: str, start: int) -> str:
-    """Return the text in front of a number, on its line."""
+def get_text_before(text: str, start: int) -> str:
+    """Return up to BEFORE characters in front of a number, on the same line."""
     return text[max(0, start - BEFORE) : start].rpartition("\n")[2]
 
 
 @lru_cache(1)
-def top_level_domains() -> frozenset[str]:
-    """The names of IANA's root zone in ASCII. `function` and `png` are none of them."""
+def load_top_level_domains() -> frozenset[str]:
+    """Load the top-level domains of IANA's root zone, in ASCII and lower case."""
     return frozenset((Path(__file__).parent / "top_level_domains.txt").read_text(encoding="ascii").split())
 
 
-def emails(text: str) -> Iterator[Span]:
-    """Addresses at a domain that there may be, which is not called as a function is."""
+def iter_emails(text: str) -> Iterator[Span]:
+    """Yield e-mail addresses with an existing top-level domain, but not calls in code such as `x@package.call(`."""
     for match in EMAIL.finditer(text):
         domain = match[0].rpartition("@")[2]
         first, _, last = domain.rpartition(".")
-        known = last.lower() in top_level_domains() or last.lower().startswith("xn--")
-        if known and first not in MODULES and not text.startswith(("(", "["), match.end()):
+        is_domain = last.lower() in load_top_level_domains() or last.lower().startswith("xn--")
+        if is_domain and first not in MODULES and not text.startswith(("(", "["), match.end()):
             yield match.span()
 
 
-def cards(text: str) -> Iterator[Span]:
-    """Numbers of cards. Digits in one run are none where the text calls them an order or the like."""
-    for start, end in checked(CARD, text, lambda found: is_card(re.sub("[^0-9]", "", found))):
-        before = front(text, start)
-        # Groups of four digits around a number, one behind it or two in front, are those of a table.
+def iter_cards(text: str) -> Iterator[Span]:
+    """Yield card numbers. Numbers that the text names an order or the like are skipped, and those in a table."""
+    for start, end in iter_valid_matches(CARD, text, lambda number: is_card(re.sub("[^0-9]", "", number))):
+        before = get_text_before(text, start)
+        # Further groups of four digits, one after the number or two before it, mean that it is in a table.
         is_in_table = GROUPS_BEHIND.match(text, end) or GROUPS_AHEAD.search(text, max(0, start - 25), start)
         if CALLED_CARD.search(before) or not (OTHER_NUMBER.search(before) or is_in_table):
             yield start, end
 
 
-def ipv4s(text: str) -> Iterator[Span]:
-    """Public addresses: not versions and sections, which are called so or have small numbers."""
-    for start, end in checked(IPV4, text, is_public):
-        before = front(text, start)
+def iter_ipv4s(text: str) -> Iterator[Span]:
+    """Yield public IPv4 addresses, but not versions and sections, told by the words before them or small numbers."""
+    for start, end in iter_valid_matches(IPV4, text, is_public):
+        before = get_text_before(text, start)
         if not CALLED_ADDRESS.search(before) or VERSION.search(before):
-            small = all(int(part) < SMALL for part in text[start:end].split(".")) and text[start:end] not in RESOLVERS
-            if small or VERSION.search(before) or VERSION_ENDS.match(text, end):
+            address = text[start:end]
+            is_small = all(int(part) < SMALL for part in address.split(".")) and address not in RESOLVERS
+            if is_small or VERSION.search(before) or VERSION_ENDS.match(text, end):
                 continue
         yield start, end
 
 
-def us_ssns(text: str) -> Iterator[Span]:
+def iter_us_ssns(text: str) -> Iterator[Span]:
     for pattern in (US_SSN, BARE_SSN):
         for match in pattern.finditer(text):
-            before = front(text, match.start())
-            called = CALLED_SSN.search(before)
-            if called or (pattern is US_SSN and not OTHER_NUMBER.search(before)):
+            before = get_text_before(text, match.start())
+            is_named = CALLED_SSN.search(before)
+            if is_named or (pattern is US_SSN and not OTHER_NUMBER.search(before)):
                 yield match.span()
 
 
-def phones(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    """Numbers that are given out, as Google's libphonenumber has them.
+def iter_phones(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    """Yield telephone numbers that are valid by Google's libphonenumber.
 
-    One that begins with + or 00 may be grouped in any way. Others must be grouped as their country does it and be all
-    of the digits that stand there, and no order number or the like. Without a zero in front or anything between its
-    digits, a number is one only where the text says so: ten digits in a row are mostly something else.
+    International numbers, which begin with + or 00, may be grouped in any way. National numbers must be grouped as
+    usual in their country, and no other digits may stand beside them. Numbers that the text names an order or the like
+    are skipped. A national number without a leading zero and without separators counts only if the text says that it is
+    one, since ten digits in a row are mostly something else.
+
+    Args:
+        regions: countries of national numbers.
     """
     from phonenumbers import Leniency, PhoneNumberMatcher
 
     if not PHONE.search(text):
         return
-    plain = TIMES.sub(lambda match: "x" * len(match[0]), text)
-    for place in PHONE.finditer(plain):
-        digits = place[0].removeprefix("(") if place[0].startswith("(00") else place[0]
-        begin = place.end() - len(digits)
-        before = front(text, begin)
-        called = CALLED_PHONE.search(before)
-        if OTHER_NUMBER.search(before) and not called:
+    without_times = TIMES.sub(lambda match: "x" * len(match[0]), text)
+    for candidate in PHONE.finditer(without_times):
+        digits = candidate[0].removeprefix("(") if candidate[0].startswith("(00") else candidate[0]
+        offset = candidate.end() - len(digits)
+        before = get_text_before(text, offset)
+        is_named = CALLED_PHONE.search(before)
+        if OTHER_NUMBER.search(before) and not is_named:
             continue
-        international = digits.startswith("+") or (digits.startswith("00") and digits[2:3] in "123456789")
-        if international:
+        is_international = digits.startswith("+") or (digits.startswith("00") and digits[2:3] in "123456789")
+        if is_international:
             number = digits.replace("(0)", "   ")
             number = f" +{number[2:]}" if number.startswith("00") else number
             for match in PhoneNumberMatcher(number, None, leniency=Leniency.VALID):
-                yield begin + (0 if match.start < 2 else match.start), begin + match.end
+                yield offset + (0 if match.start < 2 else match.start), offset + match.end
             if digits.startswith("+"):
                 continue
-        matches = national_numbers(digits, regions)
-        left = list(digits)
-        for start, end in matches:
-            left[start:end] = " " * (end - start)
-        whole = not any(character.isdigit() for character in left)
-        for start, end in matches:
+        spans = find_national_numbers(digits, regions)
+        remaining = list(digits)
+        for start, end in spans:
+            remaining[start:end] = " " * (end - start)
+        has_other_digits = any(character.isdigit() for character in remaining)
+        for start, end in spans:
             number = digits[start:end]
-            if number[0] == "+" or (whole and (called or number[0] == "0" or not number.strip("()").isdigit())):
-                yield begin + start, begin + end
+            is_plausible = is_named or number[0] == "0" or not number.strip("()").isdigit()
+            if number[0] == "+" or (not has_other_digits and is_plausible):
+                yield offset + start, offset + end
 
 
-def national_numbers(digits: str, regions: tuple[str, ...]) -> list[Span]:
-    """Return numbers of some countries, one behind the other. Of several at one place, the first country's counts."""
+def find_national_numbers(digits: str, regions: tuple[str, ...]) -> list[Span]:
+    """Return consecutive telephone numbers of some countries. If several begin together, the first country wins."""
     from phonenumbers import Leniency, PhoneNumberMatcher
 
-    spans = list[Span]()
-    at = 0
+    spans: list[Span] = []
+    position = 0
     while True:
-        first = [
-            (at + match.start, order, at + match.end)
+        candidates = [
+            (position + match.start, order, position + match.end)
             for order, region in enumerate(regions)
-            for match in PhoneNumberMatcher(digits[at:], region, leniency=Leniency.VALID)
-            if match.raw_string.startswith("+") or is_grouped(match)
+            for match in PhoneNumberMatcher(digits[position:], region, leniency=Leniency.VALID)
+            if match.raw_string.startswith("+") or is_usual_grouping(match)
         ]
-        if not first:
+        if not candidates:
             return spans
-        start, _, at = min(first)
-        spans.append((start, at))
+        start, _, position = min(candidates)
+        spans.append((start, position))
 
 
-def is_grouped(match: PhoneNumberMatch) -> bool:
-    """Return whether a number is grouped as people of its country do it: 3, 3 and 4 digits in North America; elsewhere
-    as they like, in up to five groups."""
+def is_usual_grouping(match: PhoneNumberMatch) -> bool:
+    """Return whether the digits of a number are grouped as usual in its country.
+
+    In North America that is 3, 3 and 4 digits, or parts of that; elsewhere any grouping in up to five groups.
+    """
     groups = [len(group) for group in re.findall("[0-9]+", match.raw_string)]
     if match.number.country_code != 1:
         return len(groups) < 6
@@ -305,31 +320,37 @@ def is_grouped(match: PhoneNumberMatch) -> bool:
     return groups in ([3, 3, 4], [3, 7], [6, 4], [10], [11])
 
 
-def checked(pattern: re.Pattern[str], text: str, valid: Callable[[str], bool]) -> Iterator[Span]:
-    """Where `pattern` is met and `valid`. One that is not valid may hide another that begins inside it."""
-    found = pattern.search(text)
-    while found:
-        good = valid(found[0])
-        if good:
-            yield found.span()
-        found = pattern.search(text, found.end() if good else found.start() + 1)
+def iter_valid_matches(pattern: re.Pattern[str], text: str, validate: Callable[[str], bool]) -> Iterator[Span]:
+    """Yield the matches of a pattern that pass a check. After an invalid match, the next one may begin inside it."""
+    match = pattern.search(text)
+    while match:
+        is_valid = validate(match[0])
+        if is_valid:
+            yield match.span()
+        match = pattern.search(text, match.end() if is_valid else match.start() + 1)
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is a host's on the internet: not a private one, nor one that documentation uses."""
+    """Return whether an IP address is public, and neither private nor reserved for documentation."""
     try:
         return ipaddress.ip_address(address).is_global
     except ValueError:
         return False
 
 
-class PersonalData(NamedTuple):
-    """How one kind of personal data is found.
+def iter_ibans(text: str) -> Iterator[Span]:
+    for match in IBAN.finditer(text):
+        if end := find_iban_end(text, match.start()):
+            yield match.start(), end
+
+
+class PersonalDataKind(NamedTuple):
+    """A kind of personal data, and its detection.
 
     Attributes:
-        find: yields where it stands in a text; None for telephone numbers, whose form is a region's.
-        digits: that it has at least.
-        sign: a text that it has.
+        find: yields the spans of the data in a text; None for telephone numbers, whose form depends on the regions.
+        digits: minimum number of digits in the data.
+        sign: a substring that all data of the kind has.
     """
 
     find: Finder | None
@@ -337,22 +358,19 @@ class PersonalData(NamedTuple):
     sign: str = ""
 
 
-FINDERS: Mapping[str, PersonalData] = {
-    "private_key": PersonalData(lambda text: find_keys(text, (PRIVATE_KEY,)), sign="PRIVATE KEY"),
-    "jwt": PersonalData(lambda text: find_keys(text, (JWT,)), sign="eyJ"),
-    "api_key": PersonalData(find_keys),
-    "email": PersonalData(emails, sign="@"),
-    "iban": PersonalData(
-        lambda text: ((found.start(), end) for found in IBAN.finditer(text) if (end := iban_end(text, found.start()))),
-        digits=6,
-    ),
-    "card": PersonalData(cards, digits=13),
-    "ipv6": PersonalData(lambda text: checked(IPV6, text, is_public), digits=1, sign=":"),
-    "ipv4": PersonalData(ipv4s, digits=4, sign="."),
-    "us_ssn": PersonalData(us_ssns, digits=9),
-    "phone": PersonalData(None, digits=7),
+FINDERS: Mapping[str, PersonalDataKind] = {
+    "private_key": PersonalDataKind(lambda text: find_keys(text, (PRIVATE_KEY,)), sign="PRIVATE KEY"),
+    "jwt": PersonalDataKind(lambda text: find_keys(text, (JWT,)), sign="eyJ"),
+    "api_key": PersonalDataKind(find_keys),
+    "email": PersonalDataKind(iter_emails, sign="@"),
+    "iban": PersonalDataKind(iter_ibans, digits=6),
+    "card": PersonalDataKind(iter_cards, digits=13),
+    "ipv6": PersonalDataKind(lambda text: iter_valid_matches(IPV6, text, is_public), digits=1, sign=":"),
+    "ipv4": PersonalDataKind(iter_ipv4s, digits=4, sign="."),
+    "us_ssn": PersonalDataKind(iter_us_ssns, digits=9),
+    "phone": PersonalDataKind(None, digits=7),
 }
-"""Kind → how it is found. They are looked for in this order, each in what the ones before have left."""
+"""Kind → its detection. Kinds are masked in this order, each in the text that the ones before have left."""
 KINDS = (*FINDERS,)
 KEY_SIGNS = ("_", "-", "")
 HINTS = tuple(dict.fromkeys(hint for shape in (*KEY_SHAPES, JWT, PRIVATE_KEY) for hint in shape.hints))
@@ -360,14 +378,12 @@ KEY_HINTS = {
     sign: tuple(hint for hint in HINTS if next(sign for sign in KEY_SIGNS if sign in hint) == sign)
     for sign in KEY_SIGNS
 }
-"""Prefixes of keys, by a character that each of them has and most texts have not."""
-
-
-OF_KEYS = frozenset({"private_key", "jwt", "api_key"})
+"""Character → prefixes of keys that contain it. Most texts lack the first two characters, which saves searches."""
+SECRET_KINDS = frozenset({"private_key", "jwt", "api_key"})
 
 
 def has_key_hint(text: str) -> bool:
-    """Return whether a text has a prefix of a key."""
+    """Return whether a text contains a prefix of a key."""
     for sign, hints in KEY_HINTS.items():
         if sign in text:
             for hint in hints:
@@ -376,10 +392,10 @@ def has_key_hint(text: str) -> bool:
     return False
 
 
-def possible(text: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """The kinds of which a text has the digits and the signs, at one look; in the order of `FINDERS`."""
+def select_possible_kinds(text: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the kinds that a text may contain by its digits and substrings, in the order of `FINDERS`."""
     digits = sum(map(text.count, "0123456789"))
-    has_key = not OF_KEYS.isdisjoint(kinds) and has_key_hint(text)
+    has_key = not SECRET_KINDS.isdisjoint(kinds) and has_key_hint(text)
     if not digits and not has_key and "@" not in text:
         return ()
     return tuple(
@@ -389,8 +405,8 @@ def possible(text: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-def apart(spans: Iterator[Span]) -> Iterator[Span]:
-    """Spans in order, without those that begin inside an earlier one, as another country's form of a number does."""
+def drop_overlapping(spans: Iterator[Span]) -> Iterator[Span]:
+    """Yield spans in order, without those that begin inside an earlier one."""
     end = 0
     for span in sorted(spans):
         if span[0] >= end:
@@ -398,31 +414,38 @@ def apart(spans: Iterator[Span]) -> Iterator[Span]:
             end = span[1]
 
 
-def masked(text: str, kinds: tuple[str, ...], regions: tuple[str, ...], met: set[str]) -> str:
-    """The text with `[EMAIL]`, `[CARD]`, … where it has personal data, the kinds of which are added to `met`."""
-    before = None
-    while text != before:  # what was parted by one may be another without it
-        before = text
-        for kind in possible(text, kinds):
-            parts, at = [], 0
+def mask_spans(text: str, kinds: tuple[str, ...], regions: tuple[str, ...], found_kinds: set[str]) -> str:
+    """Replace personal data in a text by `[EMAIL]`, `[CARD]`, …
+
+    Args:
+        kinds: kinds to look for.
+        regions: countries of national telephone numbers.
+        found_kinds: the kinds that are found are added to it.
+    """
+    previous = None
+    while text != previous:  # masking may bring the parts of further data together
+        previous = text
+        for kind in select_possible_kinds(text, kinds):
+            parts: list[str] = []
+            position = 0
             find = FINDERS[kind].find
-            spans = find(text) if find else phones(text, regions)
-            for start, end in apart(spans):
-                parts += [text[at:start], f"[{kind.upper()}]"]
-                at = end
+            spans = find(text) if find else iter_phones(text, regions)
+            for start, end in drop_overlapping(spans):
+                parts += [text[position:start], f"[{kind.upper()}]"]
+                position = end
             if parts:
-                met.add(kind)
-                text = "".join([*parts, text[at:]])
+                found_kinds.add(kind)
+                text = "".join([*parts, text[position:]])
     return text
 
 
 @dataclass(frozen=True, slots=True)
-class Pii:
-    """Finds personal data, in every turn of a record.
+class PersonalDataFilter:
+    """Cleaning step that finds personal data in every turn of a record.
 
     Args:
-        action: `mask` writes `[EMAIL]` and the like in its place, `drop` leaves the record out, `report` counts alone.
-        kinds: what is looked for.
+        action: `mask` replaces the data by `[EMAIL]` and the like, `drop` leaves the record out, `report` only counts.
+        kinds: kinds to look for, see `KINDS`.
         regions: countries (ISO 3166, such as US, DE) whose telephone numbers are found in their national form. Numbers
             that begin with + are found for every country.
     """
@@ -436,27 +459,27 @@ class Pii:
 
         check_choice("action", self.action, ("drop", "mask", "report"))
         check_list("kinds", self.kinds, KINDS, "[email, card]")
-        check_list("regions", self.regions, SUPPORTED_REGIONS, "[US, DE]", empty=True)
+        check_list("regions", self.regions, SUPPORTED_REGIONS, "[US, DE]", allow_empty=True)
 
-    def __call__(self, record: Record) -> Record | Drop | Noted:
-        kinds = possible("\n".join([said(record), *list_argument_names(record)]), self.kinds)
+    def __call__(self, record: Record) -> Record | Drop | NotedRecord:
+        kinds = select_possible_kinds("\n".join([join_texts(record), *list_argument_names(record)]), self.kinds)
         if not kinds:
             return record
-        met: set[str] = set()
+        found_kinds: set[str] = set()
 
         def mask(text: str) -> str:
-            return masked(text, kinds, self.regions, met)
+            return mask_spans(text, kinds, self.regions, found_kinds)
 
-        made = rewritten(record, mask, mask)
-        if not met:
+        masked_record = rewrite_texts(record, mask, mask)
+        if not found_kinds:
             return record
-        named = tuple(kind for kind in KINDS if kind in met)
+        ordered_kinds = tuple(kind for kind in KINDS if kind in found_kinds)
         if self.action == "drop":
-            return Drop(f"pii: {named[0]}", ", ".join(f"[{kind.upper()}]" for kind in named))
+            return Drop(f"pii: {ordered_kinds[0]}", ", ".join(f"[{kind.upper()}]" for kind in ordered_kinds))
         if self.action == "report":
-            return Noted(record, named)
-        return made if isinstance(made, Drop) else Noted(made, named)
+            return NotedRecord(record, ordered_kinds)
+        return masked_record if isinstance(masked_record, Drop) else NotedRecord(masked_record, ordered_kinds)
 
-    def hidden(self, text: str) -> str:
-        """The text without the personal data that this step finds."""
-        return masked(text, self.kinds, self.regions, set())
+    def mask_personal_data(self, text: str) -> str:
+        """Mask the personal data in a text."""
+        return mask_spans(text, self.kinds, self.regions, set())

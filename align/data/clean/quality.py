@@ -1,5 +1,4 @@
-"""Steps that look at how good a text is: its length, whether it repeats itself, and phrases that no model should learn
-to say."""
+"""Cleaning steps for the quality of texts: their length, repetition, and phrases that a model should not learn."""
 
 from __future__ import annotations
 
@@ -12,38 +11,39 @@ from pathlib import Path
 from align.core.errors import InputError, require
 from align.core.files import read_text
 from align.core.types import Document, Record
-from align.data.clean.outcome import Drop, check_choice, check_share, check_whole, imitated, sequences
+from align.data.clean.outcome import Drop, check_choice, check_share, check_whole, list_documents, list_trained_texts
 from align.data.ngrams import iter_ngrams
 from align.data.read.content import list_texts
 
-BY = ("characters", "words", "turns", "tokens")
+UNITS = ("characters", "words", "turns", "tokens")
 CountTokens = Callable[[Document], int]
-"""Tokens of a conversation, or of plain text, as a model reads it."""
+"""Returns the number of tokens of a document in training."""
 CHARACTER_WORDS = re.compile("[\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-"""Chinese and Japanese, where a character is counted as a word."""
+"""Chinese and Japanese characters, each of which counts as a word."""
 RUNS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]{1,6}")
-"""Thai, Lao, Burmese and Khmer, where words are not parted: about six characters are counted as a word."""
-UNPARTED = re.compile(f"{CHARACTER_WORDS.pattern}|{RUNS.pattern}")
+"""Runs of up to six characters in Thai, Lao, Burmese and Khmer, which do not separate words. Each counts as a word."""
+UNSPACED = re.compile(f"{CHARACTER_WORDS.pattern}|{RUNS.pattern}")
 
 
-def word_count(text: str) -> int:
-    """Words of a text; of scripts that do not part them, about as many."""
-    parted = len(text.split())
-    if text.isascii() or not UNPARTED.search(text):
-        return parted
-    return max(parted, len(CHARACTER_WORDS.findall(text)) + len(RUNS.findall(text)))
+def count_words(text: str) -> int:
+    """Return the number of words of a text. For scripts without spaces between words it is an estimate."""
+    n_spaced = len(text.split())
+    if text.isascii() or not UNSPACED.search(text):
+        return n_spaced
+    return max(n_spaced, len(CHARACTER_WORDS.findall(text)) + len(RUNS.findall(text)))
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
-    """Keeps records from `least` to `most` long, both included. A pair is as long as its prompt with either answer: the
-    shorter is measured by `least`, the longer by `most`. Calls of tools count by the texts of their arguments, and
-    schemas of tools by tokens alone.
+class LengthFilter:
+    """Cleaning step that keeps records whose length is from `least` to `most`.
+
+    A pair has two lengths, that of its prompt with each answer: the shorter one must reach `least`, and the longer one
+    must not exceed `most`. Tool calls count with the texts of their arguments, and schemas of tools only in tokens.
 
     Args:
-        least, most: at least one of them.
-        by: what is counted.
-        count_tokens: for `tokens`; the stage hands it in.
+        least, most: bounds; at least one of them is required.
+        by: unit of the length.
+        count_tokens: counts tokens, for `by=tokens`. The stage sets it.
     """
 
     least: int | None = None
@@ -68,7 +68,7 @@ class Length:
             f"is more than most ({self.most}), and nothing is kept",
             "Exchange the two.",
         )
-        check_choice("by", self.by, BY)
+        check_choice("by", self.by, UNITS)
         require(
             self.by != "tokens" or self.count_tokens is not None,
             "by",
@@ -78,44 +78,46 @@ class Length:
         )
 
     def __call__(self, record: Record) -> Record | Drop:
-        lengths = [*map(self._measured, sequences(record))]
+        lengths = [*map(self._measure_length, list_documents(record))]
         if self.least is not None and min(lengths) < self.least:
             return Drop("too short", f"{min(lengths)} {self.by}, least: {self.least}")
         if self.most is not None and max(lengths) > self.most:
             return Drop("too long", f"{max(lengths)} {self.by}, most: {self.most}")
         return record
 
-    def _measured(self, one: Document) -> int:
+    def _measure_length(self, document: Document) -> int:
         if self.by == "turns":
-            return 0 if isinstance(one, str) else sum(turn.role != "system" for turn in one.messages)
+            return 0 if isinstance(document, str) else sum(turn.role != "system" for turn in document.messages)
         if self.count_tokens is not None and self.by == "tokens":
-            return self.count_tokens(one)
-        found = list_texts(one)
-        return word_count("\n".join(found)) if self.by == "words" else sum(map(len, found))
+            return self.count_tokens(document)
+        parts = list_texts(document)
+        return count_words("\n".join(parts)) if self.by == "words" else sum(map(len, parts))
 
 
 N = 5
+"""Words of an n-gram."""
 RULES = "\\s\\-=_*#~.+─━═"
-"""Characters that rules and tables are drawn with."""
+"""Characters of horizontal rules and tables."""
 STRIDE = 16
 FOUR = re.compile(rf"([^{RULES}])\1{{3}}")
-"""A run of 4 · STRIDE characters is four in a row among every STRIDE-th one, wherever it begins."""
+"""Four equal characters in a row. If a text has a run of 4 · STRIDE equal characters, every STRIDE-th character of it
+matches."""
 TOKEN = re.compile(f"{CHARACTER_WORDS.pattern}|[^\\s{CHARACTER_WORDS.pattern[1:-1]}]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Repetition:
-    """Leaves out records whose answers repeat themselves. Each bound may be null, and is then not looked at.
+class RepetitionFilter:
+    """Cleaning step that leaves out records whose answers repeat themselves. A bound of null is not checked.
 
-    Source of the two shares: Rae et al. 2021, arXiv 2112.11446, table A1, which bounds the characters in repeated
-    5-grams by 0.15 and those in repeated lines by 0.20, in documents of at least 50 words. N-grams are counted here
-    instead of their characters.
+    The defaults of the two shares are those of Rae et al. 2021, arXiv 2112.11446, table A1, which bounds the characters
+    in repeated 5-grams by 0.15 and those in repeated lines by 0.20, in documents of at least 50 words. Here the n-grams
+    are counted instead of their characters.
 
     Args:
-        grams: share of an answer's 5-grams of words that it had already used.
-        lines: share of an answer's characters in lines that it had already used.
-        run: times that one character follows itself; rules and tables are passed over.
-        least_words: shorter answers are not measured by the two shares.
+        grams: maximum share of an answer's 5-grams of words that repeat earlier ones.
+        lines: maximum share of an answer's characters in lines that repeat earlier ones.
+        run: number of equal characters in a row from which a record is left out. Rules and tables do not count.
+        least_words: the two shares are not checked for shorter answers.
     """
 
     grams: float | None = 0.15
@@ -130,121 +132,129 @@ class Repetition:
         check_whole("least_words", self.least_words, least=N)
 
     def __call__(self, record: Record) -> Record | Drop:
-        answers = imitated(record)
-        if self.run is not None and (found := long_run("\n".join(answers), self.run)):
-            return Drop("repetition: characters", f"{found!r} {self.run} times")
+        answers = list_trained_texts(record)
+        if self.run is not None and (character := find_long_run("\n".join(answers), self.run)):
+            return Drop("repetition: characters", f"{character!r} {self.run} times")
         for text in answers:
             if len(text) < 2 * self.least_words:  # a word takes a character and a space
                 continue
             if (
                 self.lines is not None
-                and (share := repeated_lines(text)) > self.lines
-                and len(words(text)) >= self.least_words
+                and (share := compute_repeated_line_share(text)) > self.lines
+                and len(split_lowercase_words(text)) >= self.least_words
             ):
                 return Drop("repetition: lines", f"{share:.2f} of the characters, most: {self.lines:g}")
-            if self.grams is not None and (share := repeated_grams(text, self.grams, self.least_words)) > self.grams:
+            if (
+                self.grams is not None
+                and (share := compute_repeated_ngram_share(text, self.grams, self.least_words)) > self.grams
+            ):
                 return Drop("repetition: words", f"{share:.2f} of the {N}-grams, most: {self.grams:g}")
         return record
 
 
-def long_run(text: str, run: int) -> str:
-    """A character that follows itself at least `run` times, `run` ≥ 4 · STRIDE; empty where there is none."""
+def find_long_run(text: str, run: int) -> str:
+    """Return a character that stands at least `run` times in a row. Returns an empty string if no character does.
+
+    Args:
+        run: at least 4 · STRIDE.
+    """
     if not FOUR.search(text[::STRIDE]):
         return ""
-    found = re.search(rf"([^{RULES}])\1{{{run - 1}}}", text)
-    return found[1] if found else ""
+    match = re.search(rf"([^{RULES}])\1{{{run - 1}}}", text)
+    return match[1] if match else ""
 
 
-def repeated_lines(text: str) -> float:
-    """Share of a text's characters in lines that it had already used, in [0, 1]; blank lines are passed over."""
+def compute_repeated_line_share(text: str) -> float:
+    """Return the share of a text's characters in lines that repeat earlier ones, in [0, 1], without blank lines."""
     if "\n" not in text:
         return 0.0
     lines = [line for line in map(str.strip, text.split("\n")) if line]
-    once = set(lines)
-    if len(once) == len(lines):
+    distinct = set(lines)
+    if len(distinct) == len(lines):
         return 0.0
-    return 1 - sum(map(len, once)) / sum(map(len, lines))
+    return 1 - sum(map(len, distinct)) / sum(map(len, lines))
 
 
-def repeated_grams(text: str, bound: float, least_words: int) -> float:
-    """Share of a text's n-grams of words that it had already used, in [0, 1]; 0 for texts of fewer words, and where a
-    look at pairs of words shows that it is at most `bound`.
+def compute_repeated_ngram_share(text: str, bound: float, least_words: int) -> float:
+    """Return the share of a text's n-grams of words that repeat earlier ones, in [0, 1].
 
-    Of W words with P different pairs, at least P - (n - 2) of the W - n + 1 n-grams are different: each pair that is
-    new ends an n-gram that is new, but for those among the first n - 2 pairs.
+    Returns 0 for texts of fewer than `least_words` words, and if the number of distinct pairs of words proves that the
+    share is at most `bound`. This is faster than counting n-grams: of W words with P distinct pairs, at least
+    P - (n - 2) of the W - n + 1 n-grams are distinct, since each new pair ends a new n-gram, except for the first n - 2
+    pairs.
     """
-    found = words(text)
-    count = len(found) - N + 1
-    if len(found) < least_words:
+    text_words = split_lowercase_words(text)
+    count = len(text_words) - N + 1
+    if len(text_words) < least_words:
         return 0.0
-    pairs = len(set(pairwise(found)))
-    if count - (pairs - N + 2) <= bound * count:
+    n_distinct_pairs = len(set(pairwise(text_words)))
+    if count - (n_distinct_pairs - N + 2) <= bound * count:
         return 0.0
-    return 1 - len(set(iter_ngrams(found, N))) / count
+    return 1 - len(set(iter_ngrams(text_words, N))) / count
 
 
-def words(text: str) -> list[str]:
-    """Words in small letters as spaces part them; in Chinese and Japanese, characters."""
-    unparted = not text.isascii() and CHARACTER_WORDS.search(text)
-    return TOKEN.findall(text.lower()) if unparted else text.lower().split()
+def split_lowercase_words(text: str) -> list[str]:
+    """Split a text at white space into lower-case words. Each Chinese or Japanese character is a word."""
+    has_character_words = not text.isascii() and CHARACTER_WORDS.search(text)
+    return TOKEN.findall(text.lower()) if has_character_words else text.lower().split()
 
 
-OURS = Path(__file__).with_name("boilerplate.txt")
+DEFAULT_PHRASES = Path(__file__).with_name("boilerplate.txt")
 BEGINNING = 200
-"""Characters of an answer that a refusal begins in. Further on, the same words are about something else."""
+"""Characters at the beginning of an answer that are searched for refusals. Later, the same words are about something
+else."""
 HEADER = re.compile(r"\[([^\[\],]+)(?:,\s*(beginning))?\]")
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
-"""What is shown and not said: an answer may explain markup."""
+"""Code blocks and inline code, which are not searched: an answer may explain markup."""
 APOSTROPHES = str.maketrans("’‘ʼ", "'''")
 
 
 @dataclass(frozen=True, slots=True)
 class Phrases:
-    """Phrases that are counted by one name, in small letters.
+    """A named group of phrases, in lower case.
 
     Attributes:
-        beginning: they are looked for at the beginning of an answer alone.
+        beginning: whether only the beginning of an answer is searched for them.
     """
 
     name: str
     phrases: tuple[str, ...]
     beginning: bool = False
 
-    def said_in(self, answers: Sequence[str], phrase: str) -> bool:
-        """Whether an answer says the phrase where this group is looked for."""
-        return any(stands_alone(phrase, text[:BEGINNING] if self.beginning else text) for text in answers)
+    def is_in(self, answers: Sequence[str], phrase: str) -> bool:
+        """Return whether an answer contains a phrase of this group in the part that is searched."""
+        return any(contains_phrase(phrase, text[:BEGINNING] if self.beginning else text) for text in answers)
 
 
 @dataclass(frozen=True, slots=True)
-class Boilerplate:
-    """Leaves out records with an answer that says one of these phrases, outside of code.
-
-    Args:
-        groups: what is looked for.
-    """
+class BoilerplateFilter:
+    """Cleaning step that leaves out records with an answer that contains one of the phrases outside of code."""
 
     groups: tuple[Phrases, ...]
 
     @classmethod
-    def of(cls, patterns: str | None = None) -> Boilerplate:
-        """Args:
-        patterns: a file of phrases in place of ours, which are English; see `boilerplate.txt` for the format.
+    def from_file(cls, patterns: str | None = None) -> BoilerplateFilter:
+        """Create the step from a file of phrases.
+
+        Args:
+            patterns: path of the file, whose format is explained in `boilerplate.txt`; None for the phrases in that
+                file, which are English.
         """
         require(isinstance(patterns, str | None), "patterns", patterns, "is no file", "Name a file of phrases.")
-        return cls(read_phrases(OURS if patterns is None else Path(patterns)))
+        return cls(read_phrases(DEFAULT_PHRASES if patterns is None else Path(patterns)))
 
     def __call__(self, record: Record) -> Record | Drop:
-        answers = [plainly(text) for text in imitated(record)]
-        together = "\n".join(answers)  # one look a phrase: nearly all records have none
+        answers = [normalize_answer(text) for text in list_trained_texts(record)]
+        joined = "\n".join(answers)  # searched first, since nearly all records have no phrase
         for group in self.groups:
             for phrase in group.phrases:
-                if phrase in together and group.said_in(answers, phrase):
+                if phrase in joined and group.is_in(answers, phrase):
                     return Drop(f"boilerplate: {group.name}", phrase)
         return record
 
 
-def plainly(text: str) -> str:
-    """What an answer says in small letters, its code left out, its spaces and ends of lines single spaces."""
+def normalize_answer(text: str) -> str:
+    """Return an answer in lower case without code, with all white space as single spaces."""
     if "`" in text:
         text = CODE.sub(" ", text)
     if not text.isascii():
@@ -253,33 +263,36 @@ def plainly(text: str) -> str:
     return " ".join(text.split()) if "\n" in text or "  " in text or "\t" in text else text
 
 
-def stands_alone(phrase: str, text: str) -> bool:
-    """Whether a phrase is in a text as whole words: `as an ai` is not in `as an aide`."""
-    at = text.find(phrase)
-    while at >= 0:
-        before, behind = text[at - 1 : at] if at else "", text[at + len(phrase) : at + len(phrase) + 1]
-        joined_before = phrase[0].isalnum() and before.isalnum()
-        if not joined_before and not (phrase[-1].isalnum() and behind.isalnum()):
+def contains_phrase(phrase: str, text: str) -> bool:
+    """Return whether a text contains a phrase as whole words: `as an ai` is not in `as an aide`."""
+    start = text.find(phrase)
+    while start >= 0:
+        end = start + len(phrase)
+        before = text[start - 1 : start] if start else ""
+        after = text[end : end + 1]
+        begins_inside_word = phrase[0].isalnum() and before.isalnum()
+        ends_inside_word = phrase[-1].isalnum() and after.isalnum()
+        if not begins_inside_word and not ends_inside_word:
             return True
-        at = text.find(phrase, at + 1)
+        start = text.find(phrase, start + 1)
     return False
 
 
 def read_phrases(path: Path) -> tuple[Phrases, ...]:
-    """The groups of a file.
+    """Read the groups of phrases in a file.
 
     Raises:
-        InputError: it cannot be read, a phrase stands before the first group, or there is no phrase.
+        InputError: the file cannot be read, has a phrase before the first group, or has no phrases.
     """
     lines = read_text(path, "patterns", "Name a text file in UTF-8.", "utf-8-sig").splitlines()
-    names: dict[tuple[str, bool], list[str]] = {}
+    phrases_by_group: dict[tuple[str, bool], list[str]] = {}
     group: list[str] | None = None
     for number, line in enumerate(lines, 1):
-        phrase = plainly(line).strip()
+        phrase = normalize_answer(line).strip()
         if not phrase or phrase.startswith("#"):
             continue
         if header := HEADER.fullmatch(phrase):
-            group = names.setdefault((header[1].strip(), header[2] is not None), [])
+            group = phrases_by_group.setdefault((header[1].strip(), header[2] is not None), [])
         elif group is None:
             raise InputError(
                 f"patterns, {path.name}, row {number}",
@@ -289,6 +302,8 @@ def read_phrases(path: Path) -> tuple[Phrases, ...]:
             )
         else:
             group.append(phrase)
-    found = tuple(Phrases(name, tuple(phrases), place) for (name, place), phrases in names.items() if phrases)
-    require(bool(found), "patterns", str(path), "has no phrases", "Write one a line, below a line such as [refusal].")
-    return found
+    groups = tuple(
+        Phrases(name, tuple(phrases), beginning) for (name, beginning), phrases in phrases_by_group.items() if phrases
+    )
+    require(bool(groups), "patterns", str(path), "has no phrases", "Write one a line, below a line such as [refusal].")
+    return groups

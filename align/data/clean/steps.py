@@ -1,5 +1,7 @@
-"""The list of cleaning steps of a data set, as the setting names them; and the steps that look at turns: those that say
-nothing, their order, and a function of the user's.
+"""Construction of the cleaning steps that `stage.clean` lists; and steps for empty turns, the order of roles, and
+functions of the user.
+
+Example of the setting:
 
 [unicode, control, {language: {keep: [en, de]}}, {length: {least: 3, by: words}}, {fn: package.module:fn}]
 """
@@ -15,81 +17,84 @@ from typing import Any
 from align.core.errors import InputError, find_lone_surrogate, require
 from align.core.functions import explain_user_errors, load_function
 from align.core.types import Conversation, Feedback, Message, Preference, Record
-from align.data.chat.reasoning import OPEN, answer_alone
-from align.data.clean.characters import SEEN, Control, Unicode
-from align.data.clean.language import Language
-from align.data.clean.outcome import Drop, Step, check_choice, said, sequences, suggest
-from align.data.clean.pii import Pii
-from align.data.clean.quality import Boilerplate, CountTokens, Length, Repetition
+from align.data.chat.reasoning import OPEN, strip_reasoning
+from align.data.clean.characters import VISIBLE, InvisibleCharacterFilter, UnicodeRepair
+from align.data.clean.language import LanguageFilter
+from align.data.clean.outcome import Drop, Step, check_choice, join_texts, list_documents, suggest
+from align.data.clean.pii import PersonalDataFilter
+from align.data.clean.quality import BoilerplateFilter, CountTokens, LengthFilter, RepetitionFilter
 from align.data.read.content import MESSAGE_ATTRIBUTES, to_content_row
 from align.data.read.messages import check_calls, format_value, parse_messages
 
-BEHIND: Mapping[str, tuple[str, ...]] = {
+PREVIOUS_ROLES: Mapping[str, tuple[str, ...]] = {
     "system": ("",),
     "user": ("", "system", "assistant"),
     "assistant": ("user", "tool"),
     "tool": ("assistant", "tool"),
 }
-"""Role → the roles that it may follow; the empty name is the beginning."""
-SHAPE = "Return the row, None to leave it out, or a text that says why it is left out."
-REASON = 60
-"""Characters of a function's reason that are counted by."""
+"""Role → the roles that it may follow. The empty name is the beginning."""
+RETURN_REMEDY = "Return the row, None to leave it out, or a text that says why it is left out."
+MAX_REASON = 60
+"""Characters of a reason returned by a function of the user, by which dropped records are counted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Empty:
-    """Leaves out records with turns that say nothing. If these are the last, they are cut off, with the question that
-    they leave unanswered, and the rest is kept.
+class EmptyTurnFilter:
+    """Cleaning step that leaves out records with empty turns.
 
-    Answers that are not trained on may say nothing, as may a system turn, and the answers of pairs and of feedback:
-    models give such answers, and people judge them.
+    Empty turns at the end are removed instead, with the question that they leave unanswered, and the rest is kept.
+
+    System turns may be empty, and so may answers that are not trained on, and the answers of pairs and of feedback:
+    models give empty answers, and people judge them.
     """
 
     def __call__(self, record: Record) -> Record | Drop:
         if isinstance(record, str):
-            return record if SEEN.search(record) else Drop("empty", "the text says nothing")
+            return record if VISIBLE.search(record) else Drop("empty", "the text says nothing")
         turns = record.prompt if isinstance(record, Preference | Feedback) else record.messages
-        silent = next((i for i, turn in enumerate(turns) if not speaks(turn)), None)
-        if silent is None:
+        first_empty = next((i for i, turn in enumerate(turns) if is_empty(turn)), None)
+        if first_empty is None:
             return record
-        kept = without_silent_end(turns)
-        if not isinstance(record, Conversation) or len(kept) > silent:
-            return Drop("empty turn", f"the {turns[silent].role}'s turn {silent} says nothing")
-        if all(turn.role == "system" for turn in kept):
+        remaining = remove_empty_end(turns)
+        if not isinstance(record, Conversation) or len(remaining) > first_empty:
+            return Drop("empty turn", f"the {turns[first_empty].role}'s turn {first_empty} says nothing")
+        if all(turn.role == "system" for turn in remaining):
             return Drop("empty", "no question is answered")
-        return replace(record, messages=kept)
+        return replace(record, messages=remaining)
 
 
-def without_silent_end(turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Return the turns up to the last that speaks; if an answer is cut off, up to the answer before it."""
-    kept = turns
-    while kept and not speaks(kept[-1]):
-        kept = kept[:-1]
-    if any(turn.role == "assistant" for turn in turns[len(kept) :]):
-        while kept and kept[-1].role != "assistant":
-            kept = kept[:-1]
-    return kept
+def remove_empty_end(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Remove empty turns at the end. If an answer is among them, remove also the turns after the answer before it."""
+    remaining = turns
+    while remaining and is_empty(remaining[-1]):
+        remaining = remaining[:-1]
+    if any(turn.role == "assistant" for turn in turns[len(remaining) :]):
+        while remaining and remaining[-1].role != "assistant":
+            remaining = remaining[:-1]
+    return remaining
 
 
-def speaks(turn: Message) -> bool:
-    """Return whether a turn says something, or need not: a tool may return nothing, and a call says what to do."""
+def is_empty(turn: Message) -> bool:
+    """Return whether a turn lacks visible text. System turns, tool results and turns with calls need none."""
     if turn.role in ("system", "tool") or turn.tool_calls or not turn.trained:
-        return True
+        return False
     text = turn.content
-    if text[:1].isascii() and text[:1].isalnum():  # nearly all of them
-        return True
+    if text[:1].isascii() and text[:1].isalnum():  # nearly all turns
+        return False
     if turn.role == "assistant" and OPEN in text:
-        text = answer_alone(text)
-    return SEEN.search(text) is not None
+        text = strip_reasoning(text)
+    return VISIBLE.search(text) is None
 
 
 @dataclass(frozen=True, slots=True)
-class Roles:
-    """Leaves out conversations whose turns come in another order than chat templates know: a system turn first or
-    nowhere, then the user and the assistant in turn, with results of tools behind what the assistant calls.
+class RoleOrderFilter:
+    """Cleaning step that leaves out conversations whose roles are not in the order that chat templates expect.
+
+    That is an optional system turn, then user and assistant turns alternately, with results of tools after the calls of
+    the assistant.
 
     Args:
-        ends: `assistant` if the last turn has to be an answer, `any` if questions without an answer are wanted too.
+        ends: `assistant` if the last turn must be an answer, `any` to keep questions without an answer too.
     """
 
     ends: str = "assistant"
@@ -98,30 +103,32 @@ class Roles:
         check_choice("ends", self.ends, ("assistant", "any"))
 
     def __call__(self, record: Record) -> Record | Drop:
-        for document in sequences(record):
+        for document in list_documents(record):
             if isinstance(document, str):
                 return record
-            before = ""
+            previous = ""
             for i, turn in enumerate(document.messages):
-                if before not in BEHIND[turn.role]:
-                    behind = f"follows the {before}'s" if before else "is the first"
-                    return Drop("role order", f"turn {i}, the {turn.role}'s, {behind}")
-                before = turn.role
-            if before != "assistant" and self.ends == "assistant":
-                return Drop("no answer", f"the last turn is the {before}'s; {{roles: {{ends: any}}}} keeps such")
+                if previous not in PREVIOUS_ROLES[turn.role]:
+                    position = f"follows the {previous}'s" if previous else "is the first"
+                    return Drop("role order", f"turn {i}, the {turn.role}'s, {position}")
+                previous = turn.role
+            if previous != "assistant" and self.ends == "assistant":
+                return Drop("no answer", f"the last turn is the {previous}'s; {{roles: {{ends: any}}}} keeps such")
         return record
 
 
 @dataclass(frozen=True, slots=True)
-class Function:
-    """Calls a function with a row: `{"messages": [{"role": …, "content": …}, …]}`, `{"text": …}`, or a pair's `prompt`,
-    `chosen` and `rejected`. It returns the row, changed or as it is; None to leave the row out; or a text, which leaves
-    it out and is the reason that is counted.
+class UserFunction:
+    """Cleaning step that calls a function of the user with each row.
+
+    A row is `{"messages": [{"role": …, "content": …}, …]}`, `{"text": …}`, or a pair's `prompt`, `chosen` and
+    `rejected`. The function returns the row, changed or unchanged; None to leave it out; or a text, to leave it out for
+    that reason.
 
     Args:
-        function: importable by its name, so that workers in other processes find it.
+        function: importable by its name, so that workers in other processes can import it.
         name: `package.module:name`.
-        field: where the user named it.
+        field: the setting that names it, for errors.
     """
 
     function: Callable[[dict[str, Any]], Any]
@@ -129,104 +136,113 @@ class Function:
     field: str = "fn"
 
     def __call__(self, record: Record) -> Record | Drop:
-        """Raises:
-        InputError: the function raises, or returns something else; names the row.
+        """Call the function with a record.
+
+        Raises:
+            InputError: the function raises an exception or returns something else. The error names the row.
         """
         row = to_content_row(record)
-        id = "" if isinstance(record, str) else record.id
-        where = id or format_value(record if isinstance(record, str) else str(row))
-        with explain_user_errors(self.field, self.name, f"raised {{error}} for {where}", "Correct the function."):
-            given = self.function(to_content_row(record))
-        if given is None:
+        record_id = "" if isinstance(record, str) else record.id
+        label = record_id or format_value(record if isinstance(record, str) else str(row))
+        with explain_user_errors(self.field, self.name, f"raised {{error}} for {label}", "Correct the function."):
+            returned = self.function(to_content_row(record))
+        if returned is None:
             return Drop("fn", self.name)
-        if isinstance(given, str):
-            return Drop(f"fn: {given.strip()[:REASON] or self.name}", self.name)
+        if isinstance(returned, str):
+            return Drop(f"fn: {returned.strip()[:MAX_REASON] or self.name}", self.name)
         parts = ("text",) if isinstance(record, str) else MESSAGE_ATTRIBUTES[type(record)]
-        if not isinstance(given, Mapping):
-            raise self._returned(f"{type(given).__name__} for {where}")
-        if missing := [part for part in parts if part not in given]:
-            raise self._returned(f"a row without {missing[0]} for {where}")
-        changed = {name for name in given.keys() | row.keys() if given.get(name) != row.get(name)}
-        if other := sorted(changed - {*parts}):
-            raise self._returned(f"a row with another {other[0]} for {where}", f"Change {' or '.join(parts)} alone.")
+        if not isinstance(returned, Mapping):
+            raise self._build_error(f"{type(returned).__name__} for {label}")
+        if missing := [part for part in parts if part not in returned]:
+            raise self._build_error(f"a row without {missing[0]} for {label}")
+        changed = {name for name in returned.keys() | row.keys() if returned.get(name) != row.get(name)}
+        if forbidden := sorted(changed - {*parts}):
+            raise self._build_error(
+                f"a row with another {forbidden[0]} for {label}", f"Change {' or '.join(parts)} alone."
+            )
         try:
             if isinstance(record, str):
-                made = given["text"]
+                new_record = returned["text"]
             else:
-                made = replace(
-                    record, **{part: parse_messages(given[part], f"{self.field}, {part}") for part in sorted(changed)}
-                )
-                for document in sequences(made):
+                messages = {part: parse_messages(returned[part], f"{self.field}, {part}") for part in sorted(changed)}
+                new_record = replace(record, **messages)
+                for document in list_documents(new_record):
                     turns = enumerate(document.messages) if isinstance(document, Conversation) else ()
-                    check_calls([(f"{self.field}, turn {i}", turn) for i, turn in turns], made.tools)
-            if not isinstance(made, Record) or find_lone_surrogate(said(made)):
+                    check_calls([(f"{self.field}, turn {i}", turn) for i, turn in turns], new_record.tools)
+            if not isinstance(new_record, Record) or find_lone_surrogate(join_texts(new_record)):
                 raise ValueError("what is no text, or half a character")
         except ValueError as error:
-            raise self._returned(f"a row that cannot be read for {where} ({error})") from error
-        return record if made == record else made
+            raise self._build_error(f"a row that cannot be read for {label} ({error})") from error
+        return record if new_record == record else new_record
 
-    def _returned(self, what: str, remedy: str = SHAPE) -> InputError:
+    def _build_error(self, what: str, remedy: str = RETURN_REMEDY) -> InputError:
         return InputError(self.field, self.name, f"returned {what}", remedy)
 
 
 STEPS: Mapping[str, Callable[..., Step]] = {
-    "unicode": Unicode,
-    "control": Control,
-    "empty": Empty,
-    "roles": Roles,
-    "language": Language,
-    "length": Length,
-    "repetition": Repetition,
-    "boilerplate": Boilerplate.of,
-    "pii": Pii,
+    "unicode": UnicodeRepair,
+    "control": InvisibleCharacterFilter,
+    "empty": EmptyTurnFilter,
+    "roles": RoleOrderFilter,
+    "language": LanguageFilter,
+    "length": LengthFilter,
+    "repetition": RepetitionFilter,
+    "boilerplate": BoilerplateFilter.from_file,
+    "pii": PersonalDataFilter,
 }
-"""Name → what makes the step of its arguments. `fn` beside them is a function of the user's."""
+"""Name → class or function that creates the step from its arguments. The name `fn` for `UserFunction` is not in it."""
 FN = "fn"
 COUNT_TOKENS = "count_tokens"
-"""What a step is handed by the stage, and no user writes."""
+"""The argument that the stage passes to a step, and not the user."""
 
 
-def steps_of(
-    given: Sequence[Any], field: str = "stage.clean", count_tokens: CountTokens | None = None
+def create_steps(
+    entries: Sequence[Any], field: str = "stage.clean", count_tokens: CountTokens | None = None
 ) -> list[tuple[str, Step]]:
-    """Return the steps that a setting names, in its order, each with its name.
+    """Create the steps that a setting lists, in its order. Returns (name, step) of each.
 
     Args:
-        given: names, and mappings of one name to its arguments.
-        field: where the user wrote them, for errors.
-        count_tokens: what `length` by tokens counts with; None if there is no model.
+        entries: names of steps, and mappings of one name to its arguments.
+        field: the setting, for errors.
+        count_tokens: counts tokens for `length`; None if there is no model.
 
     Raises:
-        InputError: a step or an argument that there is not, or a value that cannot be.
+        InputError: a step or an argument is unknown, or a value is invalid.
     """
-    require(isinstance(given, list | tuple), field, given, "is no list of steps", "Write [unicode, control].")
-    return [step_of(entry, f"{field}[{i}]", count_tokens) for i, entry in enumerate(given)]
+    require(isinstance(entries, list | tuple), field, entries, "is no list of steps", "Write [unicode, control].")
+    return [create_step(entry, f"{field}[{i}]", count_tokens) for i, entry in enumerate(entries)]
 
 
-def step_of(given: Any, field: str, count_tokens: CountTokens | None) -> tuple[str, Step]:
-    """Return one of the steps of a setting, see `steps_of`."""
-    entry = given if isinstance(given, Mapping) else {given: {}} if isinstance(given, str) else {}
+def create_step(entry: Any, field: str, count_tokens: CountTokens | None) -> tuple[str, Step]:
+    """Create one of the steps of a setting, see `create_steps`."""
+    named_arguments: Mapping[Any, Any] = {}
+    if isinstance(entry, Mapping):
+        named_arguments = entry
+    elif isinstance(entry, str):
+        named_arguments = {entry: {}}
     remedy = "Write its name, or its name and its arguments: {length: {least: 3, by: words}}."
-    require(len(entry) == 1, field, given, "is no step", remedy)
-    ((name, arguments),) = entry.items()
+    require(len(named_arguments) == 1, field, entry, "is no step", remedy)
+    ((name, arguments),) = named_arguments.items()
     if name == FN:
         field = f"{field}.{FN}"
         is_name = isinstance(arguments, str) and re.fullmatch("[^:]+:[^:]+", arguments)
         require(bool(is_name), field, arguments, "names no function", "Write {fn: package.module:name}.")
-        return FN, Function(load_function(str(arguments), field), str(arguments), field)
+        return FN, UserFunction(load_function(str(arguments), field), str(arguments), field)
     problem = "is no step of a list: rows are scored when all sources are cleaned"
     require(name != "score", field, name, problem, "Write stage.score.by=loss or stage.score.by=reward.")
-    known = [*STEPS, FN]
-    remedy = f"{suggest(name, known)} The steps: {', '.join(known)}."
+    names = [*STEPS, FN]
+    remedy = f"{suggest(name, names)} The steps: {', '.join(names)}."
     require(name in STEPS, field, name, "is no cleaning step", remedy)
-    return name, make_step(STEPS[name], {} if arguments is None else arguments, f"{field}.{name}", count_tokens)
+    return name, call_step_factory(STEPS[name], {} if arguments is None else arguments, f"{field}.{name}", count_tokens)
 
 
-def make_step(maker: Callable[..., Step], arguments: Any, field: str, count_tokens: CountTokens | None) -> Step:
-    """Return a step with its arguments, whose errors name the place of the step."""
-    known = list(inspect.signature(maker).parameters)
-    passed = {COUNT_TOKENS: count_tokens} if COUNT_TOKENS in known else {}
-    names = [name for name in known if name not in passed]
+def call_step_factory(
+    factory: Callable[..., Step], arguments: Any, field: str, count_tokens: CountTokens | None
+) -> Step:
+    """Create a step from its arguments. Errors name the position of the step in the setting."""
+    parameters = list(inspect.signature(factory).parameters)
+    stage_arguments = {COUNT_TOKENS: count_tokens} if COUNT_TOKENS in parameters else {}
+    names = [name for name in parameters if name not in stage_arguments]
     example = f"Write its arguments by name: {', '.join(names)}." if names else "It has no arguments: write its name."
     require(isinstance(arguments, Mapping), field, arguments, "are no arguments by name", example)
     for name, value in arguments.items():
@@ -234,7 +250,7 @@ def make_step(maker: Callable[..., Step], arguments: Any, field: str, count_toke
         require(name in names, f"{field}.{name}", value, "there is no such argument", remedy)
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
     try:
-        return maker(**values, **passed)
+        return factory(**values, **stage_arguments)
     except InputError as error:
         value = list(error.value) if isinstance(error.value, tuple) else error.value
         raise InputError(f"{field}.{error.field}", value, error.problem, error.remedy) from error

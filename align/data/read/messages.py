@@ -11,7 +11,7 @@ from typing import Any
 
 from align.core.errors import InputError
 from align.core.types import ROLES, Message, Tool, ToolCall
-from align.data.chat.reasoning import reasoning_length, with_reasoning
+from align.data.chat.reasoning import measure_reasoning, prepend_reasoning
 from align.data.read.content import split_names
 from align.data.read.rows import DECODER, DuplicateKeyError, check_values
 
@@ -194,10 +194,10 @@ def add_reasoning(message: Fields, role: str, content: str, column: str) -> str:
         problem = "is no text" if not isinstance(text, str) else "is reasoning, which only an assistant's turn has"
         if not isinstance(text, str) or role != "assistant":
             raise build_field_error(f"{column}.{name}", text, problem, "Leave it out.")
-        duplicate = "the content" if reasoning_length(content) else next((n for n in fields if fields[n] != text), "")
+        duplicate = "the content" if measure_reasoning(content) else next((n for n in fields if fields[n] != text), "")
         if duplicate:
             raise build_field_error(f"{column}.{name}", text, f"there is reasoning in {duplicate} too", KEEP_ONE)
-    return with_reasoning(content, next(iter(fields.values()))) if fields else content
+    return prepend_reasoning(content, next(iter(fields.values()))) if fields else content
 
 
 def is_trained(message: Fields, role: str, column: str) -> bool:

@@ -52,7 +52,7 @@ from typing import Any, NamedTuple
 from align.core.errors import InputError, StorageError, require
 from align.core.outputs import replace_file
 from align.core.types import Conversation, Document, Feedback, Message, Preference, Record
-from align.data.chat.reasoning import CLOSE, OPEN, answer_alone, reasoning_length
+from align.data.chat.reasoning import CLOSE, OPEN, measure_reasoning, strip_reasoning
 from align.data.read.columns import (
     CONTENT_COLUMNS,
     CONVERSATION_ANSWERS,
@@ -277,7 +277,7 @@ def check_not_empty(place: str, message: Message) -> None:
         return
     if CLOSE not in content and OPEN not in content and content.strip():
         return
-    answer = answer_alone(content) if message.role == "assistant" else content
+    answer = strip_reasoning(content) if message.role == "assistant" else content
     if answer.strip() or message.role == "system" or not message.trained:
         return
     if message.role != "assistant":
@@ -285,7 +285,7 @@ def check_not_empty(place: str, message: Message) -> None:
     problem = "the assistant's turn is empty"
     if content.strip():
         problem = "the assistant's turn is reasoning alone"
-        if not reasoning_length(content):
+        if not measure_reasoning(content):
             problem = f"the assistant's turn is reasoning without its end, {CLOSE}"
     raise build_field_error(place, content, problem, EMPTY_HELP)
 

@@ -19,7 +19,7 @@ import pyarrow.compute
 from align.core.errors import InputError, require
 from align.core.types import Conversation, Preference, Record
 from align.data.clean.cleaner import Cleaner
-from align.data.clean.outcome import Drop, Step, sequences
+from align.data.clean.outcome import Drop, Step, list_documents
 from align.data.clean.quality import CountTokens
 from align.data.dedup.numbers import hash_numbers
 from align.data.dedup.shingles import BANDS, build_shingles, compute_band_keys, digest_normalised_texts
@@ -274,7 +274,7 @@ class SourceImport:
             "source": np.full(len(records), self.number, np.int16),
             "row": [read.number for read in reads],
             "turns": count_turns(self.kind, table).astype(np.int32),
-            "tokens": [count and sum(map(count, sequences(record))) for record in records],
+            "tokens": [count and sum(map(count, list_documents(record))) for record in records],
             "group": [read_group_id(read) for read in reads],
             "metadata": [self._format_metadata(read) for read in reads],
         }
@@ -309,8 +309,8 @@ class SourceImport:
     def _format_metadata(self, read: ParsedRecord) -> str | None:
         """Return a record's metadata as JSON, with personal data masked if a cleaning step does so."""
         cleaner = self.account.cleaner
-        hides = read.metadata and cleaner.hides
-        return encode_metadata(map_strings(read.metadata, cleaner.hidden) if hides else read.metadata)
+        hides = read.metadata and cleaner.masks_personal_data
+        return encode_metadata(map_strings(read.metadata, cleaner.mask_personal_data) if hides else read.metadata)
 
 
 class SourceAccount:

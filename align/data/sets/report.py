@@ -12,7 +12,7 @@ import numpy as np
 from numpy import ndarray
 
 from align.core.types import Record
-from align.data.chat.training_view import Render, part
+from align.data.chat.training_view import Render, build_part
 from align.data.dedup.evaluation_overlap import RULES, OverlapMatches
 from align.data.dedup.near_duplicates import Duplicates
 from align.data.read.content import MESSAGE_ATTRIBUTES, list_texts, to_content_row
@@ -308,7 +308,7 @@ class ExampleWriter:
         """Render one record as lines of `rows.jsonl`, with personal data masked in each part."""
         if sum(map(len, list_texts(record))) > MAX_RENDERED:
             refused = "it is too long to be shown whole"
-            return [{"what": "", "parts": [part(self.shorten_text(record))], "refused": refused}]
+            return [{"what": "", "parts": [build_part(self.shorten_text(record))], "refused": refused}]
         return [
             {**line, "parts": [{**entry, "text": self.hide(entry["text"])} for entry in line["parts"]]}
             for line in render(record)

@@ -18,7 +18,7 @@ from typing import Any
 from align.core.errors import require
 from align.data.sources import RANKED_BY
 from align.evals.text import quote_beginning
-from align.report.figure_text import flattened
+from align.report.figure_text import flatten_metrics
 from align.reward.rules import Sentiment
 from align.run import Artifact, Input, Manifest, json_digest
 from align.run.artifacts import try_read_manifest
@@ -167,13 +167,13 @@ def identify_scorer(reward: Mapping[str, Any], inputs: Mapping[str, Input]) -> J
 
 def list_differences(one: JudgeIdentity, other: JudgeIdentity) -> list[str]:
     """Return the settings in which two judges differ."""
-    settings, other_settings = (dict(flattened(judge.made_of)) for judge in (one, other))
+    settings, other_settings = (dict(flatten_metrics(judge.made_of)) for judge in (one, other))
     return [key for key in {**settings, **other_settings} if settings.get(key) != other_settings.get(key)]
 
 
 def describe_difference(one: JudgeIdentity, other: JudgeIdentity) -> str:
     """Describe up to three settings in which two judges differ. Returns an empty string if they do not differ."""
-    settings = [dict(flattened(judge.made_of)) for judge in (one, other)]
+    settings = [dict(flatten_metrics(judge.made_of)) for judge in (one, other)]
     keys = list_differences(one, other)
     parts = [f"{key} {' and '.join(format_setting(values.get(key), key) for values in settings)}" for key in keys[:3]]
     return ", ".join(parts) + (f", and {len(keys) - 3} more" if len(keys) > 3 else "")

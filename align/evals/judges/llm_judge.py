@@ -26,12 +26,12 @@ from align.core.errors import require
 from align.core.files import parse_user_path, read_text
 from align.core.spec import get_integer, get_number, parse_text
 from align.core.types import Conversation
-from align.data.chat.reasoning import answer_alone
+from align.data.chat.reasoning import strip_reasoning
 from align.evals.endpoint import Endpoint, EndpointFailure, build_endpoint_error, fetch_answers, parse_endpoint
 from align.evals.judges.identity import ASKS, JudgeIdentity
 from align.evals.judges.judge_verdict import FIRST, SECOND, AnswerPair, JudgeVerdict
 from align.evals.text import quote_beginning
-from align.report.figure_text import counted
+from align.report.figure_text import pluralize
 from align.rollout.answer_cache import Answer, AnswerStore, Question
 from align.run import json_digest
 
@@ -303,7 +303,7 @@ def read_template(path: str, field: str) -> str:
         require(place in places, field, path, f"has an unknown place {{{place}}}", f"The places are {listed}.")
     for place in places:
         count = in_template.count(place)
-        problem = f"has the place {{{place}}} {counted(count, 'time')} instead of once"
+        problem = f"has the place {{{place}}} {pluralize(count, 'time')} instead of once"
         require(count == 1, field, path, problem, f"Write each of {listed} once.")
     for choice in ComparisonQuestion.choices:
         problem = f"does not name the verdict [[{choice}]]"
@@ -436,7 +436,7 @@ def has_choice(reply: Answer, choices: Sequence[str]) -> bool:
 def find_last_choice(reply: Answer, choices: Sequence[str]) -> str:
     """Return the choice at the end of the last line. Raises ValueError without a choice, or if several differ."""
     pattern = rf"\[\[({'|'.join(choices)})\]\]"
-    lines = answer_alone(reply.text).strip().splitlines()
+    lines = strip_reasoning(reply.text).strip().splitlines()
     in_last_line = {*re.findall(pattern, lines[-1])} if lines else set()
     if len(in_last_line) > 1:
         raise ValueError(f"the judge gives {len(in_last_line)} verdicts")

@@ -15,7 +15,7 @@ from align.evals.held_out import write_held_out_pairs
 from align.evals.judges.report import JudgeOpinions, PairExample
 from align.evals.stats import compute_wins
 from align.models.finite_checks import diverged
-from align.report.figure_text import counted
+from align.report.figure_text import pluralize
 from align.reward.build import build_scorer, load_reward_model
 from align.reward.combined import standardise_members
 from align.run import Artifact
@@ -46,7 +46,7 @@ def score_pairs(
     loaded = [load_reward_model(model, device, dtype, BATCH) for model in models]
     fitting = [pair for pair in pairs if all(model.fits(side) for model in loaded for side in pair.conversations)]
     if not fitting:
-        problem = f"are {counted(len(pairs), 'pair')}, each longer than a reward model's context"
+        problem = f"are {pluralize(len(pairs), 'pair')}, each longer than a reward model's context"
         raise InputError("data", data, problem, "Give shorter pairs, or name another judge.")
     sides = [[pair.conversations[side] for pair in fitting] for side in (0, 1)]
     end_flags = [build_end_flags(pair.ended[side] for pair in fitting) for side in (0, 1)]

@@ -39,7 +39,7 @@ from align.ops.calibration import (
     compute_log_odds,
 )
 from align.ops.intervals import average_by_group, mean_interval, proportion_interval
-from align.report.figure_text import counted, in_words
+from align.report.figure_text import format_interval, pluralize
 from align.rollout.answer_cache import AnswerStore
 from align.run import Input, file_digest, json_digest, read_json_object, resolve
 
@@ -543,8 +543,8 @@ class JudgeReport:
 
     @property
     def summary(self) -> str:
-        agreed = in_words(self.agreement, ".2f")
-        return f"agrees with {self.reference} on {agreed} of {counted(self.verdicts, 'verdict')}"
+        agreed = format_interval(self.agreement, ".2f")
+        return f"agrees with {self.reference} on {agreed} of {pluralize(self.verdicts, 'verdict')}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as in a gate's verdict file."""
@@ -637,18 +637,18 @@ def explain_shortfall(report: JudgeReport, min_agreement: float = MIN_AGREEMENT)
     Args:
         min_agreement: bound that the lower end of the agreement has to exceed.
     """
-    agreed = in_words(report.agreement, ".2f")
+    agreed = format_interval(report.agreement, ".2f")
     if report.errors >= report.verdicts:
         return "it gives no verdict"
     if report.consistency == 0:
         return "no verdict of it survives a swap of the two answers: it decides by their position"
     if report.verdicts < MIN_VERDICTS:
-        return f"its card has {counted(report.verdicts, 'verdict')}, and {MIN_VERDICTS} are needed"
+        return f"its card has {pluralize(report.verdicts, 'verdict')}, and {MIN_VERDICTS} are needed"
     if report.level < MIN_LEVEL:
         return f"its agreement has an interval at level {report.level:g}, and {MIN_LEVEL:g} is needed"
     for label, interval in report.by_label.items():
         label_agreement = (
-            f"its agreement with {report.reference} on answers labelled {label} is {in_words(interval, '.2f')}"
+            f"its agreement with {report.reference} on answers labelled {label} is {format_interval(interval, '.2f')}"
         )
         if interval["value"] == 0:
             return f"{label_agreement}: it never says {label} where it should"

@@ -21,8 +21,14 @@ import torch
 from align import ranks
 from align.core.errors import require
 from align.core.types import Conversation, Message, Rollout
-from align.data.chat.encode import Prompt, prompt_ids, prompt_room, stop_token_ids, surely_too_long
-from align.data.chat.reasoning import parted
+from align.data.chat.encode import (
+    Prompt,
+    compute_max_prompt_tokens,
+    encode_prompt,
+    find_stop_token_ids,
+    is_surely_too_long,
+)
+from align.data.chat.reasoning import split_reasoning
 from align.data.chat.template import use_template
 from align.data.ngrams import tokenize_words
 from align.evals.collapse import MIN_PROMPTS, find_distinct_prompts, get_prompt_text
@@ -33,7 +39,7 @@ from align.evals.suite.tasks import DEFAULT_TASK, EvalItem, EvalTask, Tasks
 from align.models.actors import Actor, AdapterPool, ModelActor
 from align.models.forward import rollout_from_answers
 from align.models.load import context_length, describe, load_base, name_of, own_tokenizer
-from align.report.figure_text import counted
+from align.report.figure_text import pluralize
 from align.rollout.answer_cache import FILE, Answer, AnswerStore, Asked, Question
 from align.rollout.engine import Engine, divergence_as_input_error, greedily, place_seed, response_ids, response_text
 from align.rollout.strip_reasoning import parted_texts
@@ -258,12 +264,12 @@ def build_requests(sampling: Sampling, system: System, items: Sequence[EvalItem]
     assert system.base is not None
     tokenizer = load_system_tokenizer(sampling, system)
     model = describe(system.base)
-    room = prompt_room(context_length(model), sampling.max_length, sampling.max_new_tokens)
-    stop_ids = stop_token_ids(tokenizer, model.generation_config)
+    room = compute_max_prompt_tokens(context_length(model), sampling.max_length, sampling.max_new_tokens)
+    stop_ids = find_stop_token_ids(tokenizer, model.generation_config)
     identity = identify_system(sampling, system)
     keys: list[Asked | None] = []
     for item in items:
-        ids = None if surely_too_long(tokenizer, item.prompt, room) else prompt_ids(tokenizer, item.prompt)
+        ids = None if is_surely_too_long(tokenizer, item.prompt, room) else encode_prompt(tokenizer, item.prompt)
         if ids is None or len(ids) > room:
             keys.append(None)
             continue
@@ -384,14 +390,14 @@ def ask_turn(
         turns[name] = []
         for question, reply, fit in zip(request.keys, replies[name], fits, strict=True):
             if fit and isinstance(reply, Answer):
-                reasoning, text = parted(reply.text) if sampling.hides_reasoning else (None, reply.text)
+                reasoning, text = split_reasoning(reply.text) if sampling.hides_reasoning else (None, reply.text)
                 turns[name].append(Turn(EvaluatedAnswer(question.id, text, None, reply.ended, reasoning)))
         if greedy_rows:
             texts, why = ask_server_greedily(sampling, request.system, [request.keys[row] for row in greedy_rows])
             if texts is None:
                 greedy.why_none[name] = why
             else:
-                shown_texts = [parted(text)[1] if sampling.hides_reasoning else text for text in texts]
+                shown_texts = [split_reasoning(text)[1] if sampling.hides_reasoning else text for text in texts]
                 greedy.texts[name] = dict(zip(greedy_rows, shown_texts, strict=True))
     return fits, refusals, turns
 
@@ -633,7 +639,7 @@ def drop_too_long(tasks: Tasks, fits: Sequence[bool], refusals: Sequence[str]) -
         first += len(items)
         fitting = [item for item, row in zip(items, rows, strict=True) if fits[row]]
         server_messages = [f": {refusals[row]}" for row in rows if refusals[row]]
-        problem = f"is longer than what a prompt may have, for all {counted(len(items), 'item')}"
+        problem = f"is longer than what a prompt may have, for all {pluralize(len(items), 'item')}"
         problem += f" of {task.name}" if task.name != DEFAULT_TASK else ""
         problem += server_messages[-1] if server_messages else ""
         value = task.name if task.name != DEFAULT_TASK else "the longest prompt"
@@ -656,7 +662,7 @@ def convert_file_answers(
     for task, items in tasks:
         for item in items:
             texts = answers[task.name, item.id]
-            parts = [parted(text, False) if hides_reasoning else (None, text) for text in texts]
+            parts = [split_reasoning(text, False) if hides_reasoning else (None, text) for text in texts]
             conversation = item.prompt
             for (_, text), question in zip(parts, item.then, strict=False):
                 conversation = continue_conversation(conversation, text, question)

@@ -36,7 +36,7 @@ from align.evals.suite.probes import LM_EVAL, LOSS
 from align.evals.suite.results import SHARE_ROLES, ScoredTask, compute_mean_score
 from align.evals.suite.tasks import EvalTask
 from align.ops.intervals import Interval, average_by_group
-from align.report.figure_text import counted, in_words
+from align.report.figure_text import format_interval, pluralize
 
 FIELD = "eval.gates"
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'
@@ -206,7 +206,7 @@ def decide_gate(gate: EvalGate, tasks: Sequence[ScoredTask]) -> Decision:
     if part.missing_verdicts:
         outcomes = {decide_from_verdicts(gate, part.fill_missing_verdicts(value)).outcome for value in (0.0, 1.0)}
         why = (
-            f"{counted(part.missing_verdicts, 'judgement')} without a verdict could change it"
+            f"{pluralize(part.missing_verdicts, 'judgement')} without a verdict could change it"
             if len(outcomes) > 1
             else ""
         )
@@ -272,12 +272,12 @@ def explain_undecided(decision: Decision) -> str:
         return "nothing is judged yet"
     if not decision.n_to_decide:
         return "no number would decide"
-    return f"{counted(decision.n_to_decide, 'item')} would decide, if the figure stays the same"
+    return f"{pluralize(decision.n_to_decide, 'item')} would decide, if the figure stays the same"
 
 
 def describe_decision(gate: EvalGate, decision: Decision) -> str:
     """Return a line with a gate's outcome, condition and figure."""
-    figure = f"{in_words(decision.figure.as_dict())} on {decision.figure.n}"
+    figure = f"{format_interval(decision.figure.as_dict())} on {decision.figure.n}"
     why = explain_undecided(decision) if decision.outcome == "undecided" else decision.why
     if why:
         figure = f"{figure}; {why}"

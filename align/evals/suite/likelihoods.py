@@ -22,8 +22,14 @@ from torch.nn.functional import pad as pad_tensor
 from align import ranks
 from align.core.errors import LONE_SURROGATE, require
 from align.core.types import Conversation
-from align.data.chat.continuations import answered, behind, continued, following, windows
-from align.data.chat.encode import IGNORED, Encoded, encode_conversation, eos_token_ids, surely_too_long
+from align.data.chat.continuations import (
+    build_scored_row,
+    encode_answer,
+    encode_context,
+    encode_continuation,
+    split_windows,
+)
+from align.data.chat.encode import IGNORE_INDEX, EncodedRow, encode_conversation, find_eos_token_ids, is_surely_too_long
 from align.evals.suite.answers import (
     Sampling,
     StoreRecords,
@@ -56,7 +62,7 @@ from align.models.finite_checks import diverged
 from align.models.forward import hidden_states, lm_head, pad, route_of, states_and_logits
 from align.models.load import context_length, describe
 from align.ops.logprobs import choose_chunk_rows
-from align.report.figure_text import counted
+from align.report.figure_text import pluralize
 from align.rollout.answer_cache import FILE, Answer, AnswerStore, Asked, Weighed
 from align.rollout.detokenize import StopFinder, TextDecoder
 from align.rollout.engine import divergence_as_input_error, response_ids
@@ -88,7 +94,7 @@ class Likelihood:
         return cls(float(record["logprob"]), bool(record["greedy"]))
 
 
-def compute_likelihoods(model: Any, rows: Sequence[Encoded], pad_id: int, context: int) -> list[Likelihood]:
+def compute_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: int, context: int) -> list[Likelihood]:
     """Compute the likelihood of each row under the active adapter.
 
     The width of a row's forward pass depends on its own length only, so that in fp32 the result does not depend on the
@@ -118,7 +124,7 @@ def choose_pass_width(tokens: int, context: int) -> int:
 
 
 @torch.no_grad()
-def compute_padded_likelihoods(model: Any, rows: Sequence[Encoded], pad_id: int, width: int) -> list[Likelihood]:
+def compute_padded_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: int, width: int) -> list[Likelihood]:
     """Compute the likelihoods of rows in one forward pass of this width. If all rows are shorter, a row of padding is
     added."""
     device = next(model.parameters()).device
@@ -126,10 +132,10 @@ def compute_padded_likelihoods(model: Any, rows: Sequence[Encoded], pad_id: int,
     labels = [row.labels for row in rows]
     if max(map(len, ids)) < width:
         ids.append([pad_id] * width)
-        labels.append([IGNORED] * width)
+        labels.append([IGNORE_INDEX] * width)
     tokens = pad(ids, pad_id).to(device)
     mask = pad([[1] * len(row) for row in ids], 0).bool().to(device)
-    picked = (pad(labels, IGNORED) != IGNORED).to(device)
+    picked = (pad(labels, IGNORE_INDEX) != IGNORE_INDEX).to(device)
     picked[:, 0] = False  # the first token has no context
     logprobs, is_greedy = compute_picked_logprobs(model, tokens, mask, picked)
     counts = [row.trained for row in rows]
@@ -178,7 +184,7 @@ class EncodedItems(NamedTuple):
 
     system: System
     tokenizer: Any
-    rows: Sequence[Sequence[Encoded] | None]
+    rows: Sequence[Sequence[EncodedRow] | None]
 
 
 def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, folder: Path) -> dict[str, ScoredTask]:
@@ -205,7 +211,7 @@ def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, 
             kept_by_task[task.name].append(i)
     probes = [(task, items, kept_by_task[task.name]) for task, items in tasks if task.probe is not None]
     for task, items, kept in probes:
-        problem = f"is longer than the context of some system, for all {counted(len(items), 'item')}"
+        problem = f"is longer than the context of some system, for all {pluralize(len(items), 'item')}"
         remedy = "Give shorter rows; an answer's max_gen_toks count with its context."
         require(bool(kept), task.field, task.path or task.name, problem, remedy)
     likelihoods_by_system = compute_all_likelihoods(sampling, encoded_items, all_items, fits)
@@ -256,7 +262,7 @@ def encode_items(sampling: Sampling, system: System, all_items: Sequence[tuple[E
     )
 
 
-def encode_item(tokenizer: Any, task: EvalTask, item: EvalItem, context: int, window: int) -> list[Encoded] | None:
+def encode_item(tokenizer: Any, task: EvalTask, item: EvalItem, context: int, window: int) -> list[EncodedRow] | None:
     """Encode an item: each of its choices, its text in windows, or the context of a completion. Returns None if a row
     is too long.
 
@@ -264,12 +270,12 @@ def encode_item(tokenizer: Any, task: EvalTask, item: EvalItem, context: int, wi
         context, window: maximum tokens of a row, and of a window of text.
     """
     if isinstance(item.probe, str):
-        rows = windows(tokenizer, item.probe, window)
+        rows = split_windows(tokenizer, item.probe, window)
         require(bool(rows), f"{task.field}, id", item.id, "has no token", "Leave the row out.")
         return rows
     if isinstance(item.probe, CompletionRequest):
-        context_ids = following(tokenizer, item.probe.context)
-        return None if len(context_ids) + item.probe.max_tokens > context else [behind(context_ids, [])]
+        context_ids = encode_context(tokenizer, item.probe.context)
+        return None if len(context_ids) + item.probe.max_tokens > context else [build_scored_row(context_ids, [])]
     if isinstance(item.probe, LikelihoodRequests):
         from align.evals.suite.lm_eval import encode_requests  # lm-eval is an extra
 
@@ -277,13 +283,13 @@ def encode_item(tokenizer: Any, task: EvalTask, item: EvalItem, context: int, wi
     elif isinstance(item.probe, ChoiceQuestion):
         assert task.probe is not None
         if task.probe.template:
-            rows = [answered(tokenizer, item.prompt, text) for text in item.probe.texts]
+            rows = [encode_answer(tokenizer, item.prompt, text) for text in item.probe.texts]
         else:
             before = item.prompt.messages[-1].content
-            rows = [continued(tokenizer, before, f" {text}") for text in item.probe.texts]
+            rows = [encode_continuation(tokenizer, before, f" {text}") for text in item.probe.texts]
     else:
         assert item.probe is not None
-        if surely_too_long(tokenizer, item.probe, context):
+        if is_surely_too_long(tokenizer, item.probe, context):
             return None
         rows = [encode_conversation(tokenizer, item.probe)]
         problem = "has no token that is trained on"
@@ -293,7 +299,7 @@ def encode_item(tokenizer: Any, task: EvalTask, item: EvalItem, context: int, wi
 
 
 def build_probe_answer(
-    probe: Probe, item: EvalItem, rows: Sequence[Encoded], likelihoods: Sequence[Likelihood]
+    probe: Probe, item: EvalItem, rows: Sequence[EncodedRow], likelihoods: Sequence[Likelihood]
 ) -> EvaluatedAnswer:
     """Return a system's result on an item, computed from the likelihood of each row."""
     logprobs = [likelihood.logprob for likelihood in likelihoods]
@@ -318,7 +324,7 @@ def compute_all_likelihoods(
     """Return system → for each item the likelihoods of its rows. The list is empty for items that do not fit, and for
     completions."""
     engine = " ".join(list_computing_versions(sampling.device))
-    rows: dict[str, Encoded] = {}
+    rows: dict[str, EncodedRow] = {}
     counts_by_system: list[list[int]] = []
     requests: list[SystemRequests] = []
     for encoded in encoded_items:
@@ -346,7 +352,7 @@ def compute_all_likelihoods(
 
 
 def compute_missing_likelihoods(
-    sampling: Sampling, rows: Mapping[str, Encoded], group: Sequence[SystemRequests], keep: StoreRecords
+    sampling: Sampling, rows: Mapping[str, EncodedRow], group: Sequence[SystemRequests], keep: StoreRecords
 ) -> None:
     """Compute missing log-likelihoods of systems on one base, in batches of rows of similar length.
 
@@ -376,7 +382,7 @@ def compute_missing_likelihoods(
 
 
 def compute_batch(
-    batch: Sequence[Weighed], model: Any, rows: Mapping[str, Encoded], pad_id: int, context: int
+    batch: Sequence[Weighed], model: Any, rows: Mapping[str, EncodedRow], pad_id: int, context: int
 ) -> list[Likelihood]:
     return compute_likelihoods(model, [rows[key.id] for key in batch], pad_id, context)
 
@@ -417,7 +423,7 @@ def generate_completions(
     for encoded in encoded_items:
         assert encoded.system.base is not None
         tokenizer = encoded.tokenizer
-        stop_ids = eos_token_ids(tokenizer, describe(encoded.system.base).generation_config)
+        stop_ids = find_eos_token_ids(tokenizer, describe(encoded.system.base).generation_config)
         eos = tokenizer.eos_token_id
         eos_texts = (tokenizer.decode(eos),) if eos is not None and tokenizer.decode(eos) else ()
         identity = identify_system(sampling, encoded.system)

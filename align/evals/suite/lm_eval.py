@@ -29,7 +29,12 @@ from align import ranks
 from align.core.errors import AlignError, InputError, require
 from align.core.files import parse_user_path
 from align.core.types import Conversation, Message
-from align.data.chat.continuations import behind, continued, encoded, prefix_id
+from align.data.chat.continuations import (
+    build_scored_row,
+    encode_continuation,
+    encode_with_special_tokens,
+    get_prefix_token_id,
+)
 from align.evals.suite.probes import (
     CompletionRequest,
     HarnessTask,
@@ -40,11 +45,11 @@ from align.evals.suite.probes import (
 from align.evals.suite.results import EvaluatedAnswer, ScoredTask
 from align.evals.suite.systems import System
 from align.evals.suite.tasks import EvalItem, EvalTask, cluster_items
-from align.report.figure_text import counted
+from align.report.figure_text import pluralize
 from align.run import json_digest, write_json
 
 if TYPE_CHECKING:
-    from align.data.chat.encode import Encoded
+    from align.data.chat.encode import EncodedRow
     from align.evals.suite.likelihoods import Likelihood
 
 FOLDER = "lm_eval"
@@ -337,7 +342,7 @@ def choose_scoring_metrics(
     )
     if not harness.metric and are_shares:
         return metric_by_task
-    problem = f"scores no item by itself, of {counted(len(metrics_by_item), 'item')}"
+    problem = f"scores no item by itself, of {pluralize(len(metrics_by_item), 'item')}"
     remedy = f"Name one of {', '.join(candidates)}." if candidates else "Add acc to its metric_list, or exact_match."
     all_metrics = [metric for lm_task in groups["tasks"].values() for metric in lm_task.higher_is_better()]
     raise InputError(f"{task.field}.metric", metric or [*dict.fromkeys(all_metrics)], problem, remedy)
@@ -358,7 +363,7 @@ def list_common_metrics(
     return [metric for metric in dict.fromkeys(candidates) if all(metric in metrics for metrics in own_metrics)]
 
 
-def encode_requests(tokenizer: Any, requests: LikelihoodRequests, window: int) -> list[Encoded]:
+def encode_requests(tokenizer: Any, requests: LikelihoodRequests, window: int) -> list[EncodedRow]:
     """Encode the requests of an item: one row for each request, or the windows of a whole text by lm-eval's rules.
 
     Args:
@@ -368,13 +373,13 @@ def encode_requests(tokenizer: Any, requests: LikelihoodRequests, window: int) -
         InputError: a text is empty.
     """
     if len(requests.texts[0]) > 1:
-        return [continued(tokenizer, context, continuation) for context, continuation in requests.texts]
+        return [encode_continuation(tokenizer, context, continuation) for context, continuation in requests.texts]
     ((text,),) = requests.texts
     problem = f"is no text, as item {requests.doc} of {requests.task}"
     require(bool(text.strip()), "lm_eval", text, problem, "Leave the row out.")
-    ids = encoded(tokenizer, text)
-    pairs = get_rolling_token_windows(ids, prefix_id(tokenizer), window - 1, 1)
-    return [behind(*make_disjoint_window(pair)) for pair in pairs]
+    ids = encode_with_special_tokens(tokenizer, text)
+    pairs = get_rolling_token_windows(ids, get_prefix_token_id(tokenizer), window - 1, 1)
+    return [build_scored_row(*make_disjoint_window(pair)) for pair in pairs]
 
 
 def score_by_lm_eval(

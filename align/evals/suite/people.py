@@ -17,8 +17,8 @@ from align.annotate.store import AnnotationItem, Candidate, Vote, replace_unwrit
 from align.core.chain import to_canonical_json
 from align.core.types import Conversation
 from align.evals.judges.judge_verdict import FIRST, SECOND, AnswerPair, JudgeVerdict
-from align.report import in_words
-from align.report.figure_text import counted
+from align.report import format_interval
+from align.report.figure_text import pluralize
 
 PEOPLE = "people"
 """Value of `stage.judge` for people."""
@@ -235,9 +235,9 @@ def describe_pairs_not_asked(counts: Mapping[str, int], ties: int) -> list[str]:
     lines = []
     if same := counts["same_text"]:
         remark = "" if ties == same else f"; {ties:,} of them count, in proportion to the pairs that were judged"
-        lines.append(f"{counted(same, 'pair')} of the same answer twice: a tie, without a question{remark}")
+        lines.append(f"{pluralize(same, 'pair')} of the same answer twice: a tie, without a question{remark}")
     if counts["with_tools"]:
-        lines.append(f"{counted(counts['with_tools'], 'pair')} with tools, which the page does not show: not asked")
+        lines.append(f"{pluralize(counts['with_tools'], 'pair')} with tools, which the page does not show: not asked")
     return lines
 
 
@@ -252,7 +252,7 @@ def describe_votes(figures: Mapping[str, Any], command: str, is_named: bool) -> 
     wanted_votes = figures["wanted"]
     people = len(figures["people"])
     by = {0: "", 1: ", by 1 person"}.get(people, f", by {people:,} people")
-    yield f"people: {votes:,} of {counted(wanted_votes, 'vote')} on {counted(figures['asked'], 'pair')}{by}"
+    yield f"people: {votes:,} of {pluralize(wanted_votes, 'vote')} on {pluralize(figures['asked'], 'pair')}{by}"
     if votes:
         agreement = figures["agreement"]
         values = {
@@ -262,7 +262,9 @@ def describe_votes(figures: Mapping[str, Any], command: str, is_named: bool) -> 
             "the same on a repeat": figures["repeats"],
             "the answer shown first preferred": figures["shown_first"],
         }
-        parts = [f"{name} {value if isinstance(value, str) else in_words(value)}" for name, value in values.items()]
+        parts = [
+            f"{name} {value if isinstance(value, str) else format_interval(value)}" for name, value in values.items()
+        ]
         yield f"people: {', '.join(parts)}"
     if votes < wanted_votes:
         yield f"to ask for the votes: {command}"

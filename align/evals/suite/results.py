@@ -31,8 +31,8 @@ from align.evals.suite.probes import ChoiceQuestion, compute_probe_figures
 from align.evals.suite.systems import System
 from align.evals.suite.tasks import EvalItem
 from align.ops.intervals import Interval, average_by_group, mean_interval, proportion_interval
-from align.report import in_words
-from align.report.figure_text import counted, few
+from align.report import format_interval
+from align.report.figure_text import note_small_sample, pluralize
 from align.reward.checkers import CheckResult, compute_accuracy
 
 GOES_ON = "— The user goes on: —\n{}\n— The answer: —"
@@ -438,18 +438,18 @@ def describe_task_results(first: str, name: str, task: Mapping[str, Any]) -> Ite
     """
     if "asks" in task:
         shares = ", ".join(
-            f"{system} {in_words(figures['score'], '.2f')}" for system, figures in task["systems"].items()
+            f"{system} {format_interval(figures['score'], '.2f')}" for system, figures in task["systems"].items()
         )
         yield f"{name}: share that {task['yes']}, by {task['by']}: {shares}"
     by = {"exact": "", "proxy": f" by {task['by']}, a proxy"}.get(task["role"], f" by {task['by']}")
     for opponent, comparison in task["against"].items():
         scores = f"{comparison['first']['value']:.3f} against {comparison['second']['value']:.3f}"
-        win_rate_text = f", win rate {in_words(comparison['win_rate'])}" if "win_rate" in comparison else ""
+        win_rate_text = f", win rate {format_interval(comparison['win_rate'])}" if "win_rate" in comparison else ""
         n = comparison["difference"]["n"]
-        items = counted(comparison["items"], "item")
-        items += f"{'' if n == comparison['items'] else f' from {n:,} sources'}{few(n)}"
+        items = pluralize(comparison["items"], "item")
+        items += f"{'' if n == comparison['items'] else f' from {n:,} sources'}{note_small_sample(n)}"
         yield (
-            f"{name}: {first} against {opponent}{by}: {scores}, difference {in_words(comparison['difference'])}"
+            f"{name}: {first} against {opponent}{by}: {scores}, difference {format_interval(comparison['difference'])}"
             f"{win_rate_text}, p after Holm {comparison['p_holm']:.2g} on {items}"
         )
     for opponent in task["systems"]:
@@ -457,14 +457,14 @@ def describe_task_results(first: str, name: str, task: Mapping[str, Any]) -> Ite
             yield f"{name}: nobody has judged {first} against {opponent} yet"
     if near := task.get("near"):
         parts = [
-            f"against {opponent} {in_words(comparison['difference'])}"
+            f"against {opponent} {format_interval(comparison['difference'])}"
             for opponent, comparison in near["others"].items()
         ]
         remark = f"; on the others {first} {', '.join(parts)}" if parts else ", which leaves no others"
-        yield f"{name}: {counted(near['items'], 'item')} nearly the same as training data{remark}"
+        yield f"{name}: {pluralize(near['items'], 'item')} nearly the same as training data{remark}"
     if task["dropped"]:
-        yield f"{name}: {counted(task['dropped'], 'item')} too long for some system, and left out"
+        yield f"{name}: {pluralize(task['dropped'], 'item')} too long for some system, and left out"
     for system, figures in task["systems"].items():
         if errors := figures.get("errors"):
             count_as = "count as one half" if "asks" in task else "score 0"
-            yield f"{name}: no verdict on {counted(errors, 'answer')} of {system}, which {count_as}"
+            yield f"{name}: no verdict on {pluralize(errors, 'answer')} of {system}, which {count_as}"

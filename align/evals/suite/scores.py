@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from align import ranks
 from align.core.types import Conversation
-from align.data.chat.reasoning import without_reasoning
+from align.data.chat.reasoning import strip_all_reasoning
 from align.evals.collapse import (
     MIN_PROMPTS,
     NOT_MEASURED,
@@ -239,7 +239,7 @@ def pair_answers(task: TaskAnswers, other: str, hides_reasoning: bool) -> list[A
 
 def hide_reasoning(item: EvalItem, hides_reasoning: bool) -> Conversation:
     """Return an item's prompt as judges read it."""
-    return replace(item.prompt, messages=without_reasoning(item.prompt.messages)) if hides_reasoning else item.prompt
+    return replace(item.prompt, messages=strip_all_reasoning(item.prompt.messages)) if hides_reasoning else item.prompt
 
 
 def append_turns(prompt: Conversation, answer: EvaluatedAnswer) -> Conversation:

@@ -17,7 +17,7 @@ from align.data.sources import build_files_input
 from align.evals.endpoint import Endpoint, parse_endpoint
 from align.evals.suite.tasks import EvalItem
 from align.models.base import BASE, as_artifact, base_of, choose_method, find_artifact
-from align.report.figure_text import counted
+from align.report.figure_text import pluralize
 from align.run import Artifact, Base, Input
 
 FIELD = "stage.systems"
@@ -225,7 +225,9 @@ def match_answers(system: System, items: Sequence[tuple[str, EvalItem]]) -> Mapp
             require(is_same, system.field, item.id, problem, "Name the task in each row: task.")
         answers = answers_by_item.get((task, item.id)) or answers_by_item["", item.id]
         turns = 1 + len(item.then)
-        problem = f"has {counted(len(answers), 'answer')} to item {item.id} of task {task}, in {counted(turns, 'turn')}"
+        problem = (
+            f"has {pluralize(len(answers), 'answer')} to item {item.id} of task {task}, in {pluralize(turns, 'turn')}"
+        )
         require(len(answers) == turns, system.field, system.ref, problem, "Give a list with one answer a turn.")
         matches[task, item.id] = answers
     return matches

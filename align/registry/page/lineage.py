@@ -10,7 +10,7 @@ from markupsafe import Markup
 from align.registry.index import Index
 from align.registry.page.templating import render
 from align.registry.trace import STALE, TraceNode, describe_run
-from align.report.figure_text import counted
+from align.report.figure_text import pluralize
 
 WIDE = 172
 """Pixels: the width of a box."""
@@ -174,7 +174,9 @@ def draw_lineage(lineage: Lineage) -> Markup:
         boxes=[(box, places[key], key == lineage.focus) for key, box in lineage.boxes.items()],
         box_width=WIDE,
         box_height=TALL,
-        more=f" {counted(lineage.left_out, 'more')} left out: stage.action=trace has all." if lineage.left_out else "",
+        more=f" {pluralize(lineage.left_out, 'more')} left out: stage.action=trace has all."
+        if lineage.left_out
+        else "",
     )
 
 

@@ -32,7 +32,7 @@ from align.registry.page.views import (
 from align.registry.trace import Voters
 from align.report.page import POLICY as REPORT_POLICY
 from align.run.manifest import Manifest
-from align.web.auth import Authenticator, AuthMiddleware, Visitor, refusal
+from align.web.auth import Authenticator, AuthMiddleware, Visitor, build_error_response
 
 STATIC = Path(__file__).parent / "static"
 POLICY = (
@@ -69,7 +69,7 @@ def application(
     app.mount("/align", StaticFiles(directory=STATIC))
     for error, status in {MissingArtifact: 404, StorageError: 503, InputError: 422}.items():
         app.add_exception_handler(error, make_error_handler(status))
-    return AuthMiddleware(app, authenticator, origins, refuse_writes, policy=POLICY, streams=0, streams_each=0)
+    return AuthMiddleware(app, authenticator, origins, refuse_writes, policy=POLICY, max_streams=0, max_streams_each=0)
 
 
 def make_error_handler(status: int) -> Callable[[Request, Exception], JSONResponse]:
@@ -84,7 +84,9 @@ def make_error_handler(status: int) -> Callable[[Request, Exception], JSONRespon
 
 def refuse_writes(visitor: Visitor | None, method: str, path: str, headers: Headers) -> Response | None:
     """Refuse every request but GET and HEAD."""
-    return None if method in ("GET", "HEAD") else refusal(405, "There is nothing here that could be changed.")
+    return (
+        None if method in ("GET", "HEAD") else build_error_response(405, "There is nothing here that could be changed.")
+    )
 
 
 def make_view_routes(root: Path, voters: Voters, command: Callable[[Manifest], str]) -> APIRouter:

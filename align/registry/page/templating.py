@@ -13,12 +13,12 @@ from markupsafe import Markup
 from align.registry import formatting
 from align.registry.record import describe_alteration
 from align.report.page import TEMPLATES as REPORT_TEMPLATES
-from align.report.page import template_environment
+from align.report.page import create_template_environment
 
 
 @cache
 def templates() -> Environment:
-    environment = template_environment(Path(__file__).parent / "templates", REPORT_TEMPLATES)
+    environment = create_template_environment(Path(__file__).parent / "templates", REPORT_TEMPLATES)
     environment.filters["clean"] = formatting.clean_text
     environment.globals |= {
         "view_url": view_url,

@@ -23,8 +23,8 @@ from align.registry.page.templating import render, render_alert, view_url
 from align.registry.query import find_runs
 from align.registry.record import UNREADABLE, Record, describe_alteration
 from align.registry.trace import Tracer, Voters
-from align.report.figure_text import counted, is_interval, one_line
-from align.report.live import as_it_lies
+from align.report.figure_text import escape_unprintable, is_interval, pluralize
+from align.report.live import build_page_blocks
 from align.report.run_view import RunView
 from align.run.alias_log import Change, read_log
 from align.run.manifest import FILE, Manifest, read_manifest
@@ -107,7 +107,7 @@ def runs_view(index: Index, filters: Filters, now: datetime) -> Markup:
     if index.aliases_error:
         alerts.append(f"Aliases left out: {index.aliases_error}")
     if index.unnamed:
-        alerts.append(f"{counted(len(index.unnamed), 'folder')} left out: no name in UTF-8.")
+        alerts.append(f"{pluralize(len(index.unnamed), 'folder')} left out: no name in UTF-8.")
     listing = None
     try:
         listing = list_runs(index, filters)
@@ -149,7 +149,7 @@ def list_runs(index: Index, filters: Filters) -> dict[str, Any]:
     return {
         "records": records,
         "count": count,
-        "position": f"{position} {counted(count, 'run')}",
+        "position": f"{position} {pluralize(count, 'run')}",
         "pages": pages,
         "near_pages": [page for page in range(1, pages + 1) if page in (1, pages) or abs(page - filters.page) <= 2],
     }
@@ -262,7 +262,7 @@ def draw_report(
     try:
         manifest = read_manifest(folder)
         view = RunView(folder, manifest, command(manifest))
-        blocks = as_it_lies(view, status, error)
+        blocks = build_page_blocks(view, status, error)
     except Exception as problem:  # the folder was edited, or written by an early version of align
         log.debug("the report of %s could not be drawn", folder, exc_info=True)
         text = f"Its folder lacks what a report of this version shows ({type(problem).__name__}: {problem})."
@@ -339,5 +339,5 @@ def describe_gates(change: Change) -> list[str]:
     lines = []
     for gate in change.gates:
         passed = [bool(finding.get("passed")) for finding in gate.get("findings", ()) if isinstance(finding, Mapping)]
-        lines.append(one_line(f"{gate.get('gate')}: {sum(passed)} of {len(passed)} met"))
+        lines.append(escape_unprintable(f"{gate.get('gate')}: {sum(passed)} of {len(passed)} met"))
     return lines
