@@ -136,8 +136,8 @@ class Accounts:
             address: IP address of the attempt. Failures of a name and of an address both make the next attempt wait.
 
         Raises:
-            Refused: no such name and password, or too many attempts.
-            Busy: too many passwords are being checked.
+            AccessRefused: no such name and password, or too many attempts.
+            ServerBusy: too many passwords are being checked.
         """
         user = self._verify_password(name, password, address)
         is_stale = self.passwords.needs_rehash(user.password)
@@ -169,7 +169,7 @@ class Accounts:
         """Set a new password, and end the person's other sessions.
 
         Raises:
-            Refused: the session has ended, the old password is wrong, or too many attempts.
+            AccessRefused: the session has ended, the old password is wrong, or too many attempts.
             InputError: the new password is too short or too long.
         """
         person = self.find_person(session)
@@ -314,7 +314,7 @@ class Accounts:
         It creates the account, or sets its new password and ends its sessions, and assigns the role.
 
         Raises:
-            Refused: the invitation has expired, was used or is for another person, or the name is taken.
+            AccessRefused: the invitation has expired, was used or is for another person, or the name is taken.
             InputError: an invalid name or password.
         """
         if self.find_invitation(token) is None:  # checked first, because hashing a password is slow
@@ -341,7 +341,7 @@ class Accounts:
         """Assign the role of an invitation to a person who has an account.
 
         Raises:
-            Refused: the invitation has expired, was used or is for another person.
+            AccessRefused: the invitation has expired, was used or is for another person.
         """
         with self.store.transaction() as db:
             invitation = self._redeem(db, token)
@@ -353,7 +353,7 @@ class Accounts:
             promote(db, invitation.project, user.id, invitation.role)
 
     def _redeem(self, db: Connection, token: str) -> Invitation:
-        """Return an invitation and delete it. Raises Refused if it has expired or was used."""
+        """Return an invitation and delete it. Raises AccessRefused if it has expired or was used."""
         invitation = self.find_invitation(token)
         if invitation is None:
             raise invalid_invitation_error()
@@ -478,7 +478,7 @@ def set_password(db: Connection, user: Row, password_hash: str) -> None:
     """Replace the hash of a user's password, which was verified just before.
 
     Raises:
-        Refused: the password was changed in between, or the account is gone.
+        AccessRefused: the password was changed in between, or the account is gone.
     """
     unchanged = (users.c.id == user.id, users.c.password == user.password)
     if db.execute(update(users).where(*unchanged).values(password=password_hash)).rowcount == 0:
@@ -486,7 +486,7 @@ def set_password(db: Connection, user: Row, password_hash: str) -> None:
 
 
 def check_may_accept(db: Connection, invitation: Invitation, name: str, user: Row | None) -> None:
-    """Raise Refused if a person of this name may not accept the invitation with a password."""
+    """Raise AccessRefused if a person of this name may not accept the invitation with a password."""
     if invitation.name:
         if invitation.name != name:
             raise AccessRefused("name", name, f"the invitation is for {invitation.name}", "Ask for one of your own.")

@@ -337,7 +337,7 @@ def encode_judged_answer(
         tokenizer: of the model.
         context: the conversation up to where the answer is due.
         turns: the answer, with tool turns before its last turn.
-        ended, stops: see `encode_judged`.
+        ended, stops: see `encode_for_reward_model`.
     """
     *earlier_turns, last_turn = turns
     prompt = replace(context, messages=(*context.messages, *earlier_turns))

@@ -464,7 +464,8 @@ def judge_collapse(
     if share.low > MAX_SHARE and (share.low > ref_share or policy.identical_share.low > MAX_IDENTICAL_SHARE):
         compared = f" ({reference}: {ref_share:.0%} for its commonest)" if reference else ""
         reasons.append(
-            f"{format_percent(share.as_dict())} of its {answers} are alike: {quote_beginning(policy.commonest)}{compared}"
+            f"{format_percent(share.as_dict())} of its {answers} are alike: "
+            f"{quote_beginning(policy.commonest)}{compared}"
         )
     if policy.distinct < MIN_DISTINCT * ref_distinct:
         reasons.append(f"{policy.distinct} different {answers}, where the {reference} has {ref_distinct}")

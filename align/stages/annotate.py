@@ -76,7 +76,7 @@ def run_serve(run: Run, config: Config) -> StageResult:
 
     stage: AnnotateConfig = config.stage
     url, other_origins = list_origins(stage.host, stage.port, stage.url)
-    with open_store(config, create=False) as store, store.alone():
+    with open_store(config, create=False) as store, store.serve_exclusively():
         seq_before = store.head(config.project).seq  # raises InputError if there is no such project
         if stage.demo:
             key = load_or_create_key(config.run.folder / "annotate.key")
@@ -85,7 +85,7 @@ def run_serve(run: Run, config: Config) -> StageResult:
             links = [f"open {url}/?key={key}"]
         else:
             accounts = Accounts(store)
-            token = accounts.first_admin(config.project)
+            token = accounts.invite_first_admin(config.project)
             authenticator = AccountAuthenticator(accounts, f"align_session_{stage.port}")
             links = [f"open {url}/?project={quote(config.project)}"]
             if token is not None:
@@ -95,7 +95,7 @@ def run_serve(run: Run, config: Config) -> StageResult:
         links.append("Ctrl+C ends it; all votes are saved")
         app = build_app(store, authenticator, [url, *other_origins])
         serve(app, stage.host, stage.port, lambda: print(*links, sep="\n", flush=True))
-        progress = AssignmentQueue(store, config.project).progress("")  # of the project, and not of one person
+        progress = AssignmentQueue(store, config.project).read_progress("")  # of the project, and not of one person
         added = sum(vote.seq > seq_before for vote in store.rankings(config.project))
         record_head(run, config.project, store.head(config.project))
     metrics = {"rankings": added, "done": progress.done, "wanted": progress.wanted}
@@ -106,7 +106,7 @@ def run_invite(run: Run, config: Config) -> StageResult:
     stage: AnnotateConfig = config.stage
     with open_store(config, create=False) as store:
         accounts = Accounts(store)
-        name = "" if stage.annotator is None else accounts.behind(config.project, stage.annotator)
+        name = "" if stage.annotator is None else accounts.resolve_handle(config.project, stage.annotator)
         token = accounts.invite(config.project, stage.role, name)
     # The link is printed only: other people may read the run's folder.
     url, _ = list_origins(stage.host, stage.port, stage.url)
@@ -211,7 +211,7 @@ def run_erase(run: Run, config: Config) -> StageResult:
             selector["item"] = stage.item
         if stage.annotator is not None:
             selector["annotator"] = stage.annotator
-        first_row = store.first_row(project, **selector) if selector else 0
+        first_row = store.find_first_row(project, **selector) if selector else 0
         readers, unreadable = find_readers(config.run.folder, project, first_row or 0, store.head().seq + 1)
         if stage.whole:
             tombstone = store.erase_project(project)

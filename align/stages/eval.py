@@ -940,7 +940,8 @@ def explain_few_prompts(measured: int, data: DataConfig, most: int, *, seen: int
         )
     else:
         cause = explain_small_data(data)
-    return f"this result decides nothing: it is of {pluralize(measured, 'prompt')}, and {MIN_PROMPTS} are the least; {cause}"
+    prompts = pluralize(measured, "prompt")
+    return f"this result decides nothing: it is of {prompts}, and {MIN_PROMPTS} are the least; {cause}"
 
 
 def explain_small_data(data: DataConfig) -> str:
@@ -1199,7 +1200,7 @@ def open_project(
     require(vote_count <= limit, "stage.votes", votes, f"are too many on {pluralize(len(question_of), 'pair')}", remedy)
     order = derive_order_key(secret, seed)
     absent = [id for id in choose_items(question_of, existing, vote_count, order) if id not in existing]
-    erased = [id for id in absent if store.first_row(project, item=id) is not None]
+    erased = [id for id in absent if store.find_first_row(project, item=id) is not None]
     new = [id for id in absent if id not in erased]
     new_gold = [row for row in gold if make_item_id(project, row.key) not in items]
     with store.transaction() as db:
@@ -1210,7 +1211,7 @@ def open_project(
         settings = read_settings(db, project)
         # Items with the first system's answer first, minus items with it second.
         ahead = sum(1 if answer_id.endswith("-0") else -1 for answer_id in existing.values())
-        groups = [(question_of[id].other, settings.wanted(id)) for id in new]
+        groups = [(question_of[id].other, settings.count_wanted_votes(id)) for id in new]
         sides = draw_sides(groups, derive_sides_key(secret, seed, len(existing)), ahead)
         for id, side in zip(new, sides, strict=True):
             question = question_of[id]
@@ -1233,7 +1234,7 @@ def needs_more_votes(
         erased: ids of its erased items.
         votes: number of votes to collect.
     """
-    if not existing or sum(map(read_settings(db, project).wanted, existing)) >= votes:
+    if not existing or sum(map(read_settings(db, project).count_wanted_votes, existing)) >= votes:
         return False
     overlap = compute_overlap([*existing, *erased], votes).items()
     return not any(overlap <= asdict(settings).items() for _, settings in read_settings_history(db, project))
@@ -1270,9 +1271,9 @@ def summarize_votes(view: ProjectView, project: str) -> dict[str, Any]:
     ]
     return {
         "votes": len(view.work),
-        "wanted": sum(view.wanted.values()),
+        "wanted": sum(view.votes_wanted.values()),
         "skips": len(view.skips),
-        "settled": len(view.settled),
+        "settled": len(view.reviewed_items),
         "agreement": project_figures["agreement"],
         "shown_first": project_figures["position"]["share"],
         "longer": project_figures["length"]["share"],

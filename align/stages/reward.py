@@ -145,7 +145,7 @@ def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...
     with open_store(config, create=False) if ranks.is_main() else nullcontext() as store:
         answers = tokenize_answers(store, config.project, tokenizer, stops, max_length) if store else {}
         priorities = compute_uncertainties(model, score_head(model), ranks.broadcast(answers), tokenizer.pad_token_id)
-        return store.prioritise(config.project, priorities) if store else 0
+        return store.set_priorities(config.project, priorities) if store else 0
 
 
 def compute_pair_scores(

@@ -102,7 +102,7 @@ def run(
     masks = config.data.reasoning == "mask"
     encode_rows = partial(encode_documents, tokenizer, max_length=max_length, truncate=cuts, mask_reasoning=masks)
     train = encode_rows(train_documents)
-    test = encode_rows(test_documents, left="leaves nothing to measure on")
+    test = encode_rows(test_documents, problem="leaves nothing to measure on")
     for line in describe_rows(train, test, max_length, cuts):
         print(line)
     run.known_metrics = {

@@ -132,7 +132,8 @@ def format_kappa(agreement: Mapping[str, Any]) -> str:
     """Format the agreement of two annotators."""
     value = agreement["direction"]
     kappa_text = f"{value:.2f}" if isinstance(value, float) else value
-    return f"{' – '.join(agreement['annotators'])}: {kappa_text} ({agreement['items']:,}{note_small_sample(agreement['items'])})"
+    items = agreement["items"]
+    return f"{' – '.join(agreement['annotators'])}: {kappa_text} ({items:,}{note_small_sample(items)})"
 
 
 def format_skips(skips: Mapping[str, int]) -> str:

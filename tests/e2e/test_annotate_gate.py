@@ -210,7 +210,7 @@ def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many()
     people = {who * 32: Person(who, {"p": "annotator"}) for who in "abc"}
 
     class ThreeKeys(KeyAuthenticator):
-        def who(self, cookies):
+        def find_visitor(self, cookies):
             return people.get(cookies.get("c", ""))
 
     gate = require_login(endless, ThreeKeys("k" * 32, people["a" * 32], "c"), ["http://x"], streams=STREAMS + 2)

@@ -227,10 +227,10 @@ FULL = """
 import logging, os, resource, sys, threading, time
 sys.path[:0] = sys.argv[2:]
 from test_connections import app
-from align.web.server import Server, listening, connection_limit
+from align.web.server import Server, open_listener, raise_connection_limit
 
 logging.basicConfig(filename=sys.argv[1], force=True)
-listener = listening("127.0.0.1", 0)
+listener = open_listener("127.0.0.1", 0)
 server = Server(app, "127.0.0.1", listener.getsockname()[1])
 server.connections.limit = 10_000  # more than there are descriptors for: somebody else took them
 threading.Thread(target=server.run, args=([listener],), daemon=True).start()
@@ -286,9 +286,9 @@ def test_a_full_table_of_descriptors_is_survived_and_said_once(tmp_path: Path, b
 
 def test_there_are_fewer_places_than_descriptors_and_the_soft_limit_is_raised():
     program = (
-        "import resource, sys; from align.web.server import connection_limit;"
+        "import resource, sys; from align.web.server import raise_connection_limit;"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])));"
-        "print(connection_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
+        "print(raise_connection_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     for soft, hard, expected in ((256, 1024, 704), (1024, 1024, 704), (128, 128, 32), (1024, 20_000, MAX_CONNECTIONS)):
         found = subprocess.run([sys.executable, "-c", program, str(soft), str(hard)], capture_output=True, text=True)

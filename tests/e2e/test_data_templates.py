@@ -54,8 +54,10 @@ def test_a_step_that_removes_much_is_warned_of_first_with_examples_and_the_setti
     folder, _, said = made(tmp_path, *words)
     lines = said.splitlines()
     warnings = [line for line in lines if "warning: rows: " in line]
-    length = f"warning: rows: step length of stage.clean removed 30 of 110 rows ({format_percent(30 / 110)}). Setting: loosen"
-    exact = f"warning: rows: exact duplicates removed 20 of 80 rows ({format_percent(0.25)}). Setting: stage.duplicates.exact="
+    dropped = "step length of stage.clean removed 30 of 110 rows"
+    length = f"warning: rows: {dropped} ({format_percent(30 / 110)}). Setting: loosen"
+    dropped = "exact duplicates removed 20 of 80 rows"
+    exact = f"warning: rows: {dropped} ({format_percent(0.25)}). Setting: stage.duplicates.exact="
     cap = f"warning: rows: over the cap removed 20 of 60 rows ({format_percent(1 / 3)}). Setting: the source's cap"
     for warning, start in zip(warnings, 2 * (length, exact, cap), strict=True):
         assert warning.strip().startswith(start)

@@ -58,8 +58,8 @@ def test_the_live_page_changes_nothing(
         written.append(html.unescape(report.html()))
         return write(report, path)
 
-    monkeypatch.setattr(live, "EVERY_S", 0.0)
-    monkeypatch.setattr(live, "SHARE", float("inf"))
+    monkeypatch.setattr(live, "WRITE_INTERVAL_S", 0.0)
+    monkeypatch.setattr(live, "MAX_TIME_SHARE", float("inf"))
     monkeypatch.setattr(live.Report, "write", noted)
     assert main([*command, "run.name=watched"]) == 0
 

@@ -51,7 +51,7 @@ ON_THE_CPU = {
     "align/rollout/engine.py: rollout_of": "of engines with own models; who learns moves it (`Rollout.to`)",
     "align/rollout/distributed.py: generate": "lengths and orders; rollouts travel between ranks by the CPU",
     "align/trainers/kto.py: collate_answers": "a collator's batch: the trainer moves it",
-    "align/stages/reward.py: pair_scores": "an index into scores on the CPU (`score_rows`)",
+    "align/stages/reward.py: compute_pair_scores": "an index into scores on the CPU (`score_rows`)",
     "reward/learned.py: score_rows": "scores on the CPU, as it says; what is put there is moved",
     "align/export/engines.py: pick_logprobs": "beside logits on the CPU (`logits_of`)",
     "align/ppo/monitor.py: measure": "becomes a list",

@@ -16,7 +16,7 @@ from align.config.extras import EXTRA_NEEDS, ExtraNeed
 from align.config.stages import STAGES
 from align.core.distribution import EXTRA_MODULES
 from align.core.errors import InputError
-from align.registry.comparison_page import Point, tradeoff
+from align.registry.comparison_page import Point, draw_tradeoff
 from align.report import Report
 from align.reward.checkers.build import build_checker
 
@@ -124,7 +124,7 @@ def test_a_report_without_matplotlib_describes_its_plots(monkeypatch: pytest.Mon
     def report() -> str:
         page = Report("r")
         for name in ("first", "second"):
-            page.draw(lambda: tradeoff(points, points, "KL", "score"), "How to read it.", f"The {name} <curve>")
+            page.draw(lambda: draw_tradeoff(points, points, "KL", "score"), "How to read it.", f"The {name} <curve>")
         return page.html()
 
     drawn = report()

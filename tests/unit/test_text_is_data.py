@@ -196,7 +196,7 @@ def test_what_spells_none_is_cut_as_ever(name: str) -> None:
             assert encode_conversation(tokenizer, told).input_ids == expected, told
             # The copy that reads the others would have said the same, of the same characters.
             assert tokenize_with_copy(
-                tokenizer, whole, get_special_tokens(tokenizer).found(whole)
+                tokenizer, whole, get_special_tokens(tokenizer).find_spans(whole)
             ) == tokenize_directly(tokenizer, whole)
 
 

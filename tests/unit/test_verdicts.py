@@ -138,7 +138,7 @@ def test_what_was_sampled_exported_and_proven(tmp_path: Path):
     assert found.startswith(f"The export is not all what was trained: {lies}")
     assert found.endswith("Bounds missed, and let pass by export.accept: transformers/merged.")
     assert "All 2 checks kept their bounds." in said("export", {"checks": [row, row], "kl": 8e-7})
-    assert said("export", {"checks": [unasked]}).startswith("No engine was there to load the export back")
+    assert said("export", {"checks": [unasked]}).startswith("No engine was available to load the export")
     (tmp_path / "artifact").mkdir()
     anchors = [{"name": "closed form", "holds": True}, {"name": "gae", "holds": True}]
     (tmp_path / "artifact/anchors.json").write_text(json.dumps(anchors))
