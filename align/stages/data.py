@@ -130,7 +130,7 @@ def inputs(config: Config) -> StageInputs:
         return find_forget_inputs(config)
     path_source = {"path": config.data.path, "columns": config.data.columns, "metadata": config.data.metadata}
     entries = stage.sources or [{key: value for key, value in path_source.items() if value is not None}]
-    sources = [source.opened(find_store_url(config), config.data.allow_simulated) for source in parse_sources(entries)]
+    sources = [source.resolve(find_store_url(config), config.data.allow_simulated) for source in parse_sources(entries)]
     # Each call checks a setting against the sources before any data is read.
     rank_by_name(sources, stage.duplicates.prefer, "stage.duplicates.prefer")
     compute_target_shares([1.0] * len(sources), [source.weight for source in sources], stage.mix.temperature)
@@ -198,7 +198,7 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
     rows = SpoolRows(Spool(run.checkpoints), kind, names)
     hide_personal = Cleaner(steps).mask_personal_data
     funnel = Funnel(rows.numbers("source").astype(np.int64), names)
-    funnel.note("after_cleaning")
+    funnel.record_step("after_cleaning")
     examples = ExampleWriter(run.folder, rows, funnel.source, hide_personal)
     losses = list[StepLoss]()
 
@@ -212,7 +212,7 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
     row_scores = drop_by_score(run, config, rows, funnel)
     with discard_spool_if_refused(run):
         random_order = compute_draw_keys(rows.first_bits("content_id"), config.seed)
-        evaluation_leaks = evaluations.leaks(rows, funnel.kept)
+        evaluation_leaks = evaluations.find_leaks(rows, funnel.kept)
         drop_if_removing(funnel, "after_decontamination", evaluation_leaks.text, stage.contamination)
         duplicates = drop_duplicate_rows(rows, funnel, rank_rows(funnel.source, source_ranks), stage, engine)
         caps = [source.cap for source in sources]
@@ -256,8 +256,8 @@ def build_data_set(run: Run, config: Config, sources: list[Source]) -> StageResu
     print_start("publishes", int(times.sum()))
     with atomic.publish_folder(target) as folder:
         data = write_data_set(folder, rows, selection, account)
-    evaluation_examples = examples.leaked(evaluation_leaks, evaluation_paths)
-    test_examples = examples.leaked(test_leaks, ["the test split"])
+    evaluation_examples = examples.describe_leaks(evaluation_leaks, evaluation_paths)
+    test_examples = examples.describe_leaks(test_leaks, ["the test split"])
     examples.write(DROPPED, list_cleaning_examples(names, read_counts) + evaluation_examples + test_examples)
     examples.write_duplicates(duplicates, selection.heads)
     examples.write_rows(is_published & ~is_test, partial(render_tokens, tokenizer))

@@ -12,7 +12,8 @@ import pytest
 from align.core.errors import CorruptFile, InputError
 from align.core.types import Conversation
 from align.data.read.records import read_documents
-from align.data.sources import DataSource, build_data_input, question, read_documents_of_split, read_source_prompts
+from align.data.sources import DataSource, build_data_input, read_documents_of_split, read_source_prompts
+from align.data.split import truncate_to_question
 
 
 def said(role: str, content: str) -> dict[str, str]:
@@ -179,9 +180,9 @@ def test_order_follows_the_seed_and_limit_cuts_it(tmp_path: Path) -> None:
 def test_a_question_ends_with_the_users_last_turn() -> None:
     asking = [said("system", "s"), said("user", "a"), said("assistant", "b"), said("user", "c")]
     for more in ([], [said("assistant", "d")]):
-        found = question(Conversation.from_messages([*asking, *more], "id"))
+        found = truncate_to_question(Conversation.from_messages([*asking, *more], "id"))
         assert found is not None
         assert found.as_dicts() == asking
         assert found.id == "id"
-    assert question(Conversation.from_messages([said("assistant", "b")])) is None
-    assert question("text") is None
+    assert truncate_to_question(Conversation.from_messages([said("assistant", "b")])) is None
+    assert truncate_to_question("text") is None
