@@ -245,7 +245,7 @@ def require_single_process(field: str, value: str) -> None:
     Args:
         field, value: the part of the command line that needs a single process: it prints, or starts ranks of its own.
     """
-    world = ranks.launched_world_size()
+    world = ranks.read_launched_world_size()
     problem = f"works in one process, and a launcher has started {world} ranks"
     require(world == 1, field, value, problem, "Start it without the launcher.")
 

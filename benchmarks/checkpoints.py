@@ -36,7 +36,7 @@ from measure_architecture import (
 from small_models import LAYERS, SMALL, SPECIAL, choose_small_values
 from transformers import CONFIG_MAPPING
 
-from align.models.architectures import TABLE, Route, deciding_settings, proven_types, refusal_of
+from align.models.architectures import TABLE, Route, find_refusal, read_proven_types, select_deciding_settings
 from align.models.fastpath import use_fast_path
 from align.models.fastpath.decoder import NotPlainError
 from align.models.fastpath.mixed import MixedDecoder
@@ -112,7 +112,7 @@ def measure_checkpoint(published: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         full = build_full_config(published)
-        settings = deciding_settings(full)
+        settings = select_deciding_settings(full)
         small = shrink_config(full)
     except Exception as error:
         return {
@@ -121,16 +121,16 @@ def measure_checkpoint(published: Mapping[str, Any]) -> dict[str, Any]:
             "cause": f"cannot be configured: {describe_error(error)}",
         }
     model_type = full.model_type
-    if cause := refusal_of(model_type):
+    if cause := find_refusal(model_type):
         return {"type": model_type, "path": "refused", "cause": cause}
     with tempfile.TemporaryDirectory() as scratch:
         row = {
             "type": model_type,
-            **measure_config(lambda: small, Path(scratch), with_training=model_type not in proven_types()),
+            **measure_config(lambda: small, Path(scratch), with_training=model_type not in read_proven_types()),
         }
         if row["path"] not in ("fast", "plain"):
             return row
-        small_settings = deciding_settings(load_oracle(Path(scratch) / "model").config)
+        small_settings = select_deciding_settings(load_oracle(Path(scratch) / "model").config)
         differences = sorted(
             key for key in settings.keys() | small_settings.keys() if settings.get(key) != small_settings.get(key)
         )

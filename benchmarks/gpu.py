@@ -26,7 +26,7 @@ from align_ppo import build_update, load_roles, save_new_adapters
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 from work import RESULT, Work, result_of
 
-from align.models.base import pocket_folder
+from align.models.base import find_pocket_folder
 from align.track import get_peak_rss_mb
 
 CONFIGS: dict[str, PreTrainedConfig] = {
@@ -76,7 +76,7 @@ def save_random_model(size: str, folder: Path, device: str) -> None:
         model = AutoModelForCausalLM.from_config(CONFIGS[size], dtype=torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="2GB")
     for pattern in ("*token*", "chat_template*"):
-        for path in pocket_folder().glob(pattern):
+        for path in find_pocket_folder().glob(pattern):
             shutil.copy(path, folder / path.name)
 
 

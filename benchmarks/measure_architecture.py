@@ -22,11 +22,17 @@ from transformers import AutoModelForCausalLM, GenerationConfig, TrainerCallback
 from align.data.chat.encode import EncodedRow
 from align.export.merged import merge_adapter
 from align.models.actors import ModelActor
-from align.models.adapters import save_adapter, with_new_adapter
-from align.models.architectures import Route, deciding_settings
-from align.models.base import pocket_folder
+from align.models.adapters import add_new_adapter, save_adapter
+from align.models.architectures import Route, select_deciding_settings
+from align.models.base import find_pocket_folder
 from align.models.fastpath import use_fast_path
-from align.models.forward import decoder_of, hidden_states, pad, picked_logprobs, rollout_from_answers
+from align.models.forward import (
+    compute_hidden_states,
+    compute_picked_logprobs,
+    get_decoder,
+    pad_rows,
+    rollout_from_answers,
+)
 from align.models.load import load_tokenizer
 from align.models.lora import Lora
 from align.models.roles import Roles
@@ -34,11 +40,11 @@ from align.ops.moments import Moments
 from align.ppo.experience import Estimator, assemble_experience, compute_estimates, shape_scores
 from align.ppo.update import Losses as PolicyLosses
 from align.ppo.update import take_gradient_steps
-from align.rollout.engine import response_ids, row_seeds
+from align.rollout.engine import derive_row_seeds, extract_response_ids
 from align.rollout.hf import HfEngine
 from align.run import Base
 from align.trainers.common import Training, train
-from align.trainers.sft import sft_trainer
+from align.trainers.sft import build_sft_trainer
 
 CPU = torch.device("cpu")
 NEW_TOKENS = 8
@@ -88,7 +94,7 @@ def compute_oracle_logprobs(model: Any, row: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def compute_oracle_states(model: Any, row: Sequence[int]) -> Tensor:
-    return decoder_of(model)(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
+    return get_decoder(model)(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
 
 
 def generate_greedily(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], Tensor]:
@@ -235,9 +241,9 @@ def measure_gap(model: Any, oracle: OracleOutputs) -> float:
     answers = [row[len(prompt) :] for row, prompt in zip(oracle.rows, oracle.prompts, strict=True)]
     rollout = rollout_from_answers(oracle.prompts, answers, PAD_ID, CPU)
     picked_BS = rollout.mask_BS & (rollout.mask_BS.cumsum(1) > 1)
-    logprobs, entropies, _ = picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS)
+    logprobs, entropies, _ = compute_picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS)
     expected_entropies = torch.cat([-(row.exp() * row).sum(-1)[:-1] for row in oracle.logprobs])
-    states = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)[rollout.mask_BS]
+    states = compute_hidden_states(model, rollout.tokens_BS, rollout.mask_BS)[rollout.mask_BS]
     expected_states = torch.cat(oracle.states)
     return max(
         0.0,
@@ -251,7 +257,7 @@ def sample_greedily(model: Any, oracle: OracleOutputs) -> list[list[int]]:
     """Return align's answers to the prompts at a temperature near 0."""
     engine = HfEngine(stop_ids=(), pad_id=PAD_ID, max_new_tokens=NEW_TOKENS, temperature=1e-6)
     actor = ModelActor(model, model.active_adapter if isinstance(model, PeftModel) else None)
-    return response_ids(engine.generate(oracle.prompts, actor, range(len(oracle.prompts))))
+    return extract_response_ids(engine.generate(oracle.prompts, actor, range(len(oracle.prompts))))
 
 
 def is_greedy(model: Any, answers: list[list[int]], oracle: OracleOutputs) -> bool:
@@ -297,9 +303,9 @@ def choose_route(folder: Path, oracle: OracleOutputs, has_padding: bool) -> tupl
 @torch.no_grad()
 def compute_padded_loss(model: Any, oracle: OracleOutputs) -> Tensor:
     """Return the loss of the rows, padded on the right, by the model's own forward."""
-    input_ids = pad(oracle.rows, PAD_ID)
-    labels = pad(oracle.rows, -100)
-    mask = pad([[1] * len(row) for row in oracle.rows], 0)
+    input_ids = pad_rows(oracle.rows, PAD_ID)
+    labels = pad_rows(oracle.rows, -100)
+    mask = pad_rows([[1] * len(row) for row in oracle.rows], 0)
     return model(input_ids=input_ids, attention_mask=mask, labels=labels, use_cache=False).loss
 
 
@@ -316,7 +322,7 @@ class LossRecorder(TrainerCallback):
 
 def check_sft_step(folder: Path, route: Route, oracle: OracleOutputs, scratch: Path) -> str:
     """Run a step of SFT and save its adapter as `tuned`. Returns what is wrong with it, or an empty text."""
-    model = with_new_adapter(load_on_route(folder, route), Lora(4, 8))
+    model = add_new_adapter(load_on_route(folder, route), Lora(4, 8))
     training = Training(
         lr=1e-3,
         epochs=1,
@@ -336,8 +342,8 @@ def check_sft_step(folder: Path, route: Route, oracle: OracleOutputs, scratch: P
     weights_before = {
         name: parameter.detach().clone() for name, parameter in model.named_parameters() if parameter.requires_grad
     }
-    tokenizer = load_tokenizer(Base("pocket", str(pocket_folder()), None, ""))
-    train(lambda: sft_trainer(model, tokenizer, rows, arguments, max_length=64, packing=False), model, recorder)
+    tokenizer = load_tokenizer(Base("pocket", str(find_pocket_folder()), None, ""))
+    train(lambda: build_sft_trainer(model, tokenizer, rows, arguments, max_length=64, packing=False), model, recorder)
     loss = recorder.losses[0]
     expected_loss = -gather_row_logprobs(oracle).mean()
     if abs(loss - float(expected_loss)) > 1e-2:
@@ -364,7 +370,7 @@ def check_ppo_update(folder: Path, route: Route, oracle: OracleOutputs, scratch:
         for parameter in (*roles.parameters_of("policy"), *roles.parameters_of("value")):
             parameter.add_(0.02 * torch.randn_like(parameter))
     engine = HfEngine(stop_ids=(7, 8, 9, 10), pad_id=PAD_ID, max_new_tokens=NEW_TOKENS)
-    rollout = engine.generate(oracle.prompts, roles.actor("policy"), row_seeds(range(len(oracle.prompts)), 1))
+    rollout = engine.generate(oracle.prompts, roles.actor("policy"), derive_row_seeds(range(len(oracle.prompts)), 1))
     scores = torch.tensor([0.5, -1.0, 1.0, 0.2])
     estimates, cached = compute_estimates(roles, rollout, temperature=1.0, micro_batch=2, minibatches=1)
     shaped = shape_scores(
@@ -475,7 +481,7 @@ def measure_config(build_config: Callable[[], Any], scratch: Path, with_training
         "packing": has_padding and supports_packing(model, oracle),
         "cause": cause,
         "off": float(f"{gap:.1e}"),
-        "settings": deciding_settings(load_oracle(folder).config),
+        "settings": select_deciding_settings(load_oracle(folder).config),
     }
 
 

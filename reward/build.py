@@ -12,10 +12,10 @@ from align.core.functions import load_function
 from align.data.chat.encode import find_stop_token_ids, find_turn_end_token
 from align.data.chat.template import use_template
 from align.models.adapters import attach
-from align.models.base import base_of, choose_method
-from align.models.forward import hidden_size
-from align.models.load import load_base, load_tokenizer, own_tokenizer
-from align.models.roles import Roles, linear_head, score_weight
+from align.models.base import choose_method, find_base_of_artifact
+from align.models.forward import get_hidden_size
+from align.models.load import load_base, load_own_tokenizer, load_tokenizer
+from align.models.roles import Roles, build_linear_head, read_score_weight
 from align.reward.check import CheckReward
 from align.reward.combined import Ensemble, Sum
 from align.reward.function import FIELD, FunctionReward
@@ -69,12 +69,12 @@ def build_beside_policy(
         size: rows of a forward pass.
         tokenizer: of the policy. Reward models on its base were trained with its chat template.
     """
-    own = select_on_base(models, base)
+    on_base = select_on_base(models, base)
     device = next(roles.model.parameters()).device
-    end = find_turn_end_token(tokenizer) if own else None
+    end = find_turn_end_token(tokenizer) if on_base else None
     learned = (
-        RoleReward(roles, own.index(model), size, end)
-        if model in own
+        RoleReward(roles, on_base.index(model), size, end)
+        if model in on_base
         else load_reward_model(model, device, dtype, size)
         for model in models
     )
@@ -83,11 +83,11 @@ def build_beside_policy(
 
 def load_reward_model(artifact: Artifact, device: torch.device, dtype: torch.dtype, size: int) -> LearnedReward:
     """Load a reward model with its own base, chat template and tokenizer."""
-    base = base_of(artifact, "reward.ref")
+    base = find_base_of_artifact(artifact, "reward.ref")
     method = choose_method(artifact, "auto", "reward.ref")
     model = attach(load_base(base, method, device, dtype), artifact.path, "reward", scored=True, alone=True)
-    head = linear_head(score_weight(artifact.path, hidden_size(model))).to(device)
-    tokenizer = own_tokenizer(artifact, base)
+    head = build_linear_head(read_score_weight(artifact.path, get_hidden_size(model))).to(device)
+    tokenizer = load_own_tokenizer(artifact, base)
     use_template(tokenizer, None)
     stops = find_stop_token_ids(tokenizer, model.generation_config)
     return LearnedReward(model, head, tokenizer, stops, size, artifact.ref)
@@ -108,9 +108,9 @@ def check_same_template(
         InputError: a reward model was trained with another template.
     """
     fields = [(field, leaf["ref"]) for field, leaf in iter_leaf_rewards(reward) if leaf["name"] == "learned"]
-    own = select_on_base(models, base)
+    on_base = select_on_base(models, base)
     for (field, ref), model in zip(fields, models, strict=True):
-        if model in own and (model.path / "tokenizer_config.json").is_file():
+        if model in on_base and (model.path / "tokenizer_config.json").is_file():
             template = load_tokenizer(base, model.path).chat_template
             require(
                 template in (None, tokenizer.chat_template),

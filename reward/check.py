@@ -61,7 +61,7 @@ class CheckReward:
         """Check the last answer of each conversation. Each rank checks its share, because checks of code take time."""
         share = [
             check_turns(self.find_checkers(conversation), [last_answer(conversation)])
-            for conversation in ranks.own_share(conversations)
+            for conversation in ranks.select_own_share(conversations)
         ]
         return ranks.gather_shares(share, len(conversations))
 

@@ -122,7 +122,7 @@ class FunctionReward:
         """
         import torch
 
-        share = ranks.own_share(conversations)  # empty on some ranks if there are more ranks than conversations
+        share = ranks.select_own_share(conversations)  # empty on some ranks if there are more ranks than conversations
         scores = ranks.gather_shares(self.call_checked(share) if share else [], len(conversations))
         return torch.tensor(scores, dtype=torch.float32)
 

@@ -13,9 +13,9 @@ from align import ranks
 from align.core.errors import require
 from align.core.types import Conversation, Rollout
 from align.data.chat.encode import encode_for_reward_model
-from align.models.forward import compute_in_chunks, hidden_states, pad
-from align.models.load import context_length
-from align.models.roles import Roles, last_real_states
+from align.models.forward import compute_hidden_states, compute_in_chunks, pad_rows
+from align.models.load import get_context_length
+from align.models.roles import Roles, select_last_states
 
 
 class RoleReward:
@@ -91,18 +91,19 @@ class LearnedReward:
         """Return the scores [B] of conversations that end with an assistant turn.
 
         Args:
-            rollout: tells which of these turns were cut. Without it none was.
+            rollout: has the turns that were cut; without it, all turns count as complete.
 
         Raises:
             ValueError: a conversation does not end with an assistant turn.
             InputError: a conversation is longer than the model's context. The policy may have another tokenizer, so
                 that the length is known only once the answer is.
         """
-        ended = [True] * len(conversations) if rollout is None else rollout.ended_B.tolist()
+        complete = [True] * len(conversations) if rollout is None else rollout.ended_B.tolist()
         rows = [
-            self.encode(conversation, is_whole) for conversation, is_whole in zip(conversations, ended, strict=True)
+            self.encode(conversation, is_complete)
+            for conversation, is_complete in zip(conversations, complete, strict=True)
         ]
-        context = context_length(self.model)
+        context = get_context_length(self.model)
         longest = max(map(len, rows), default=0)
         require(
             longest <= context,
@@ -127,7 +128,7 @@ class LearnedReward:
 
     def fits(self, conversation: Conversation) -> bool:
         """Return whether a conversation that ends with an assistant turn fits into the model's context."""
-        return len(self.encode(conversation)) <= context_length(self.model)
+        return len(self.encode(conversation)) <= get_context_length(self.model)
 
 
 @torch.no_grad()
@@ -141,13 +142,15 @@ def score_rows(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def score_batch(indices: list[int]) -> list[float]:
-        tokens = pad([rows[i] for i in indices], pad_id).to(device)
-        mask = pad([[1] * len(rows[i]) for i in indices], 0).bool().to(device)
-        last = last_real_states(hidden_states(model, tokens, mask), mask)
+        tokens = pad_rows([rows[i] for i in indices], pad_id).to(device)
+        mask = pad_rows([[1] * len(rows[i]) for i in indices], 0).bool().to(device)
+        last = select_last_states(compute_hidden_states(model, tokens, mask), mask)
         return score_head(last.float()).squeeze(-1).float().tolist()
 
     scores = torch.empty(len(rows))
-    scores_of_batches = ranks.gather_shares([score_batch(batch) for batch in ranks.own_share(batches)], len(batches))
+    scores_of_batches = ranks.gather_shares(
+        [score_batch(batch) for batch in ranks.select_own_share(batches)], len(batches)
+    )
     for indices, batch_scores in zip(batches, scores_of_batches, strict=True):
         scores[torch.tensor(indices)] = torch.tensor(batch_scores)
     return scores

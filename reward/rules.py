@@ -99,7 +99,7 @@ def load_sentiment_scorer() -> Callable[[str], float]:
 
 
 class Sentiment:
-    """How friendly the last assistant message is: VADER's compound score, from -1 (hostile) to 1 (warm), 0 neutral.
+    """The sentiment of the last assistant message: VADER's compound score, from -1 (hostile) to 1 (warm), 0 neutral.
 
     VADER is a lexicon with a few rules on negation and emphasis (Hutto and Gilbert, 2014); the lexicon is part of the
     package. In the demonstration it stands in for a person's taste. It is easily hacked: a string of kind words

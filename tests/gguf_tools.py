@@ -14,9 +14,9 @@ from align.export.adapter import write_adapter
 from align.export.converters import find_converters
 from align.export.gguf import GgufSource, write_bases, write_gguf
 from align.export.trained_model import TrainedModel
-from align.models.base import builtin_folder
+from align.models.base import find_builtin_folder
 from align.models.dequantised import DEQUANTISED, dequantise
-from align.models.load import in_fp32, load_base
+from align.models.load import cast_to_fp32, load_base
 from align.run import Base, model_digest
 
 BASE = {"id": "org/tiny", "revision": "abc123", "digest": "00ff" * 16}
@@ -24,7 +24,7 @@ BASE = {"id": "org/tiny", "revision": "abc123", "digest": "00ff" * 16}
 
 def make_model(folder: Path, architecture: str = "Llama") -> Base:
     """Random weights, wide enough that quantisation and rounding have something to get wrong."""
-    pocket = builtin_folder("pocket")
+    pocket = find_builtin_folder("pocket")
     tokenizer = AutoTokenizer.from_pretrained(pocket)
     torch.manual_seed(0)
     shape = {
@@ -45,7 +45,7 @@ def source_of(trained: TrainedModel, into: str = DEQUANTISED) -> GgufSource:
         if into == DEQUANTISED:
             model = load_base(trained.base, "qlora", trained.device, trained.dtype)
             return dequantise(model, torch.float32)
-        return in_fp32(load_base(trained.base, "lora", trained.device, trained.dtype))
+        return cast_to_fp32(load_base(trained.base, "lora", trained.device, trained.dtype))
 
     return GgufSource(BASE, into, load, Path(trained.base.path), trained.tokenizer, find_converters(None))
 

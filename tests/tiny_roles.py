@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from align.core.types import Rollout
-from align.models.adapters import save_adapter, with_new_adapter
+from align.models.adapters import add_new_adapter, save_adapter
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora
 from align.models.roles import Roles
@@ -77,7 +77,7 @@ def make_world(folder: Path, tiny_model: Path, tokenizer: Any) -> World:
     torch.manual_seed(1)
     for path, classifier in ((world.init, False), (world.reward, True)):
         model = load_classifier(world.base, "qlora", CPU, FP32) if classifier else world.load()
-        model = with_new_adapter(model, Lora(4, 8), classifier=classifier)
+        model = add_new_adapter(model, Lora(4, 8), classifier=classifier)
         shake(model)
         save_adapter(model, path, world.base)
     return world

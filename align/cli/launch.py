@@ -77,7 +77,7 @@ def needs_ranks(config: Config) -> bool:
     Raises:
         InputError: the stage works in one process only, or its settings do not fit the number of ranks.
     """
-    launched = ranks.launched_world_size()
+    launched = ranks.read_launched_world_size()
     if launched == 1:
         check_machines()
         world = config.devices or 1

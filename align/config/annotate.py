@@ -84,7 +84,7 @@ class AnnotateConfig(Settings):
         if self.action == "configure":
             has_changes = bool(self.settings or self.state or self.guidelines)
             remedy = 'Add "stage.settings={overlap: 2}", stage.state=paused or stage.guidelines=FILE.md.'
-            require(has_changes, "stage.settings", self.settings, "stage.action=configure is told nothing", remedy)
+            require(has_changes, "stage.settings", self.settings, "stage.action=configure names no change", remedy)
         if self.action == "erase":
             has_one_target = [self.item is None, self.annotator is None, not self.whole].count(False) == 1
             problem = "stage.action=erase erases an item, an annotator or a whole project"
@@ -94,7 +94,7 @@ class AnnotateConfig(Settings):
     def check_server(self) -> None:
         """Raise InputError if other machines could reach a server without accounts, or one without an address."""
         if self.demo:
-            problem = "stage.demo=true lets in whoever has a link, without an account"
+            problem = "stage.demo=true lets in anyone with a link, without an account"
             remedy = "Leave stage.host at 127.0.0.1, or stage.demo=true out."
             require(self.host in LOOPBACK, "stage.host", self.host, problem, remedy)
             require(self.url is None, "stage.url", self.url, problem, "Leave stage.url out, or stage.demo=true.")

@@ -77,8 +77,8 @@ class Composer:
         """
         return next(self.variants(words, [own]))
 
-    def variants(self, words: Sequence[str], several: Iterable[Sequence[str]]) -> Iterator[Composed]:
-        """Compose `words` with each of several lists of more words.
+    def variants(self, words: Sequence[str], word_lists: Iterable[Sequence[str]]) -> Iterator[Composed]:
+        """Compose `words` with each of several lists of further words.
 
         A tree is valid until the next one is yielded, which reuses it: copying a tree takes as long as everything else.
 
@@ -87,8 +87,8 @@ class Composer:
         """
         choices, values = self.split_words(words)
         copies: dict[tuple[Any, ...], DictConfig] = {}
-        for own in several:
-            own_choices, own_values = self.split_words(own)
+        for more_words in word_lists:
+            own_choices, own_values = self.split_words(more_words)
             all_choices = {**choices, **own_choices}
             plans = all_choices.get("stage") == PLAN
             if plans:

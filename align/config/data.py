@@ -74,7 +74,7 @@ class DuplicatesConfig(Settings):
 
 @dataclass
 class ContaminationConfig(Settings):
-    """Rows that give away what is measured."""
+    """The removal of rows that contain evaluation data."""
 
     AT: ClassVar[str] = "stage.contamination"
 

@@ -163,7 +163,7 @@ class RegistryConfig(Settings):
         """Raise InputError unless exactly one thing to forget is named."""
         targets = {key: value for key in FORGETS if (value := getattr(self, key)) is not None}
         remedy = "Write one of stage.annotator=NAME, stage.source=NAME, stage.item=ID and stage.content_id=HEX."
-        require(bool(targets), "stage.action", "forget", "is told nothing that it should forget", remedy)
+        require(bool(targets), "stage.action", "forget", "names nothing to forget", remedy)
         first = next(iter(targets))
         last = next(reversed(targets))
         problem = f"says what to forget, and so does stage.{first}"

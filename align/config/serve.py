@@ -43,7 +43,7 @@ class ServeConfig(Settings):
     keys: str | None = setting(
         None,
         "The key file, outside of the run folders. Not given: no keys; the server listens on the loopback interface "
-        "only, and whoever reaches it may do everything.",
+        "only, and anyone who reaches it may do everything.",
     )
     roots: list[str] = setting([], "Folders from which adapters may be loaded at run time. Empty: none may.")
     slots: int = setting(32, "Rows that are decoded at once.", above=0)
@@ -103,7 +103,7 @@ class ServeConfig(Settings):
     def check_server(self) -> None:
         """Raise InputError if other machines could reach a server without keys."""
         if self.keys is None:
-            problem = "without stage.keys the server lets in whoever reaches it"
+            problem = "without stage.keys the server lets in anyone who reaches it"
             remedy = "Make a key file with stage.action=key, and add stage.keys=FILE"
             local = self.host in LOOPBACK
             require(local, "stage.host", self.host, problem, f"{remedy}, or leave stage.host at 127.0.0.1.")

@@ -13,7 +13,7 @@ import numpy as np
 from align.core.types import Conversation, Message, Preference, Tool
 from align.ops.best_of_n import compute_kl_bound, estimate_best_of_n, list_sizes, rank_answers
 from align.ops.intervals import mean_interval
-from align.rollout.strip_reasoning import empty
+from align.rollout.strip_reasoning import is_empty_answer
 
 NO_ROW = {
     "no_winner": "without an answer that ended and holds text",
@@ -74,7 +74,7 @@ def select_answers(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> Bes
     if has_tools:
         return BestOfSelection(None, None, "with_tools")
     order = rank_answers([[answer["score"] for answer in answers]])[0].tolist()
-    winner = next((i for i in order if answers[i]["ended"] and not empty(answers[i]["answer"])), None)
+    winner = next((i for i in order if answers[i]["ended"] and not is_empty_answer(answers[i]["answer"])), None)
     if winner is None:
         return BestOfSelection(None, None, "no_winner")
     texts = [answer["answer"].strip() for answer in answers]

@@ -28,8 +28,15 @@ from align.core.redaction import MASK, SHORTEST, register_secret
 from align.core.spec import check_keys, get_integer, get_number, parse_text
 from align.core.types import Conversation
 from align.data.chat.reasoning import prepend_reasoning
-from align.rollout.answer_cache import Answer, AnswerStore, Question, Token
-from align.rollout.vllm_server import LOCKED, MISREAD, VllmFailed, direct_transport, read_response, response_limit
+from align.rollout.answer_cache import AnswerStore, CachedAnswer, ServerAnswerKey, ServerToken
+from align.rollout.vllm_server import (
+    LOCKED,
+    MISREAD,
+    VllmFailed,
+    build_direct_transport,
+    compute_response_limit,
+    read_response,
+)
 from align.run import Input, json_digest
 from align.track import show_progress
 
@@ -95,7 +102,7 @@ class Endpoint:
         """
         return Input(digest, ref=self.title, details={"server": self.url})
 
-    def question(self, messages: Sequence[Mapping[str, Any]], draw: int = 0, **drawn: Any) -> Question:
+    def question(self, messages: Sequence[Mapping[str, Any]], draw: int = 0, **drawn: Any) -> ServerAnswerKey:
         """Build a request.
 
         Args:
@@ -104,7 +111,7 @@ class Endpoint:
             drawn: sampling parameters, such as `max_tokens`.
         """
         body = {"model": self.model, "messages": [*messages], **drawn, **self.extra_body}
-        return Question(self.url, {name: value for name, value in body.items() if value is not None}, draw)
+        return ServerAnswerKey(self.url, {name: value for name, value in body.items() if value is not None}, draw)
 
 
 class EndpointFailure(NamedTuple):
@@ -204,12 +211,12 @@ def to_openai_messages(conversation: Conversation) -> list[dict[str, Any]]:
 
 def fetch_answers(
     endpoint: Endpoint,
-    questions: Sequence[Question],
+    questions: Sequence[ServerAnswerKey],
     store: AnswerStore,
     label: str,
-    watch: Callable[[Answer | EndpointFailure], None],
-    should_store: Callable[[Answer], bool] = lambda _: True,
-) -> tuple[dict[str, Answer | EndpointFailure], int]:
+    watch: Callable[[CachedAnswer | EndpointFailure], None],
+    should_store: Callable[[CachedAnswer], bool] = lambda _: True,
+) -> tuple[dict[str, CachedAnswer | EndpointFailure], int]:
     """Return the replies to questions: stored ones, and the others by asking the server. New answers are stored as soon
     as they arrive.
 
@@ -226,14 +233,14 @@ def fetch_answers(
         CorruptFile, StorageError: the store cannot be used.
     """
     question_by_id = {question.id: question for question in questions}
-    replies: dict[str, Answer | EndpointFailure] = {**store.found(question_by_id)}
+    replies: dict[str, CachedAnswer | EndpointFailure] = {**store.find_records(question_by_id)}
     stored_count = len(replies)
     missing = [question for id, question in question_by_id.items() if id not in replies]
 
     with show_progress(label, len(question_by_id), stored_count) as bar:
 
-        def receive_reply(question: Question, reply: Answer | EndpointFailure) -> None:
-            if isinstance(reply, Answer) and should_store(reply):
+        def receive_reply(question: ServerAnswerKey, reply: CachedAnswer | EndpointFailure) -> None:
+            if isinstance(reply, CachedAnswer) and should_store(reply):
                 store.add([(question, reply)])
             watch(reply)
             replies[question.id] = reply
@@ -246,8 +253,8 @@ def fetch_answers(
 
 async def ask_all(
     endpoint: Endpoint,
-    questions: Sequence[Question],
-    receive_reply: Callable[[Question, Answer | EndpointFailure], None],
+    questions: Sequence[ServerAnswerKey],
+    receive_reply: Callable[[ServerAnswerKey, CachedAnswer | EndpointFailure], None],
 ) -> None:
     """Ask questions concurrently. The first exception of a request or of `receive_reply` cancels the others."""
     queue = iter(questions)
@@ -269,7 +276,7 @@ def open_client(endpoint: Endpoint) -> httpx.AsyncClient:
     machine."""
     key = read_api_key(endpoint)
     headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {key}"} if key else {})}
-    transport = direct_transport(endpoint.url) if is_on_this_machine(endpoint.url) else None
+    transport = build_direct_transport(endpoint.url) if is_on_this_machine(endpoint.url) else None
     limits = httpx.Limits(max_connections=endpoint.at_once)  # time in httpx's own queue would count as the answer's
     return httpx.AsyncClient(transport=transport, base_url=endpoint.url, timeout=None, headers=headers, limits=limits)
 
@@ -281,7 +288,9 @@ def is_on_this_machine(url: str) -> bool:
     return host == "localhost"
 
 
-async def fetch_answer(client: httpx.AsyncClient, endpoint: Endpoint, question: Question) -> Answer | EndpointFailure:
+async def fetch_answer(
+    client: httpx.AsyncClient, endpoint: Endpoint, question: ServerAnswerKey
+) -> CachedAnswer | EndpointFailure:
     """Send a question, and again with pauses if the server is busy or cannot be reached.
 
     Raises:
@@ -289,7 +298,7 @@ async def fetch_answer(client: httpx.AsyncClient, endpoint: Endpoint, question: 
     """
     limits = [question.body.get(name) for name in ("max_tokens", "max_completion_tokens")]
     max_tokens = max([limit for limit in limits if isinstance(limit, int)], default=DEFAULT_MAX_TOKENS)
-    max_bytes = response_limit(max_tokens)
+    max_bytes = compute_response_limit(max_tokens)
     failure = EndpointFailure("lost", "")
     for attempt in range(MAX_ATTEMPTS):
         pause = FIRST_WAIT_S * 2**attempt
@@ -323,7 +332,7 @@ def parse_retry_after(response: httpx.Response) -> float:
         return 0.0
 
 
-def parse_response(endpoint: Endpoint, response: httpx.Response) -> Answer | EndpointFailure:
+def parse_response(endpoint: Endpoint, response: httpx.Response) -> CachedAnswer | EndpointFailure:
     """Return the answer of a response.
 
     Raises:
@@ -351,7 +360,7 @@ def parse_response(endpoint: Endpoint, response: httpx.Response) -> Answer | End
         choice = body["choices"][0]
         has_ended = choice.get("finish_reason") != "length"
         text = parse_message(choice["message"])
-        answer = Answer((), text, has_ended, parse_last_tokens(choice), parse_usage(body))
+        answer = CachedAnswer((), text, has_ended, parse_last_tokens(choice), parse_usage(body))
     except MISREAD as error:
         return EndpointFailure("unreadable", f"answers in another form than OpenAI's ({type(error).__name__})")
     return mask_key(answer, read_api_key(endpoint))
@@ -387,7 +396,7 @@ def parse_message(message: Mapping[str, Any]) -> str:
     return make_encodable(prepend_reasoning(content, thought) if isinstance(thought, str) else content)
 
 
-def parse_last_tokens(choice: Mapping[str, Any]) -> tuple[Token, ...]:
+def parse_last_tokens(choice: Mapping[str, Any]) -> tuple[ServerToken, ...]:
     """Return the last tokens with the log-probabilities of their likeliest alternatives.
 
     Returns nothing if the server gives no logprobs, or gives them in another form.
@@ -395,7 +404,7 @@ def parse_last_tokens(choice: Mapping[str, Any]) -> tuple[Token, ...]:
     try:
         entries = (choice.get("logprobs") or {}).get("content") or []
         return tuple(
-            Token(
+            ServerToken(
                 make_encodable(entry["token"]),
                 {make_encodable(token["token"]): float(token["logprob"]) for token in (*entry["top_logprobs"], entry)},
             )
@@ -416,7 +425,7 @@ def make_encodable(text: Any) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def mask_key(answer: Answer, key: str) -> Answer:
+def mask_key(answer: CachedAnswer, key: str) -> CachedAnswer:
     """Return an answer with the key masked if the server repeated it.
 
     The tokens are dropped then, since each may be a part of the key. A key shorter than `SHORTEST` is not masked: it

@@ -16,8 +16,14 @@ from align.data.chat.encode import IGNORE_INDEX, EncodedRow
 from align.data.pairs import TokenizedPair
 from align.data.split import compute_question_key
 from align.evals.text import join_turns
-from align.models.finite_checks import diverged
-from align.models.forward import compute_in_chunks, pad, picked_logprobs, response_logprobs, rollout_from_answers
+from align.models.finite_checks import build_divergence_error
+from align.models.forward import (
+    compute_in_chunks,
+    compute_picked_logprobs,
+    compute_response_logprobs,
+    pad_rows,
+    rollout_from_answers,
+)
 from align.models.sharded import is_sharded
 from align.ops.auc import auc
 from align.ops.intervals import Interval, average_by_group, proportion_interval, ratio_interval
@@ -73,16 +79,16 @@ def compute_held_out_loss(model: Any, rows: Sequence[EncodedRow], pad_id: int, b
     def measure_batch(places: list[int]) -> tuple[float, list[float], list[int]]:
         """Return the nats of a batch, those of each row, and the tokens of each row."""
         batch = [rows[i] for i in places]
-        tokens = pad([row.input_ids for row in batch], pad_id).to(device)
-        mask = pad([[1] * len(row.input_ids) for row in batch], 0).bool().to(device)
-        picked = (pad([row.labels for row in batch], IGNORE_INDEX) != IGNORE_INDEX).to(device)
+        tokens = pad_rows([row.input_ids for row in batch], pad_id).to(device)
+        mask = pad_rows([[1] * len(row.input_ids) for row in batch], 0).bool().to(device)
+        picked = (pad_rows([row.labels for row in batch], IGNORE_INDEX) != IGNORE_INDEX).to(device)
         picked[:, 0] = False  # the first token has no context
-        logprobs, _, _ = picked_logprobs(model, tokens, mask, picked)
+        logprobs, _, _ = compute_picked_logprobs(model, tokens, mask, picked)
         counts = picked.sum(1).tolist()
         row_nats = [-row_logprobs.sum().item() for row_logprobs in logprobs.split(counts)]
         return -logprobs.sum().item(), row_nats, counts
 
-    share = [measure_batch(places) for places in ranks.own_share(batches)]
+    share = [measure_batch(places) for places in ranks.select_own_share(batches)]
     if is_sharded(model) and len(share) * ranks.world_size() < len(batches):
         measure_batch(batches[-1])  # result unused: with sharding, all ranks have to run the same number of passes
     results = ranks.gather_shares(share, len(batches))
@@ -109,7 +115,9 @@ def compute_answer_logprobs(model: Any, rows: Sequence[TokenRow], pad_id: int, b
         return torch.zeros(0, device="cpu")
     device = next(model.parameters()).device
     rollout = rollout_from_answers([ids[:n] for ids, n in rows], [ids[n:] for ids, n in rows], pad_id, device)
-    logprobs = compute_in_chunks(lambda part: response_logprobs(model, part, 1.0)[0].sum(-1), rollout, CHUNK_SIZE).cpu()
+    logprobs = compute_in_chunks(
+        lambda part: compute_response_logprobs(model, part, 1.0)[0].sum(-1), rollout, CHUNK_SIZE
+    ).cpu()
     return logprobs / torch.tensor([len(ids) - n for ids, n in rows], device="cpu") if by_token else logprobs
 
 
@@ -132,7 +140,7 @@ def require_finite(values: Tensor, what: str, steps: int, lr: float, dtype: str)
     """
     if count := int((~values.isfinite()).flatten(1).any(1).sum()):
         problem = f"{count} of {len(values)} held-out {what} that are no numbers after step {steps}"
-        raise diverged(f"{problem}: nothing is published", lr, dtype)
+        raise build_divergence_error(f"{problem}: nothing is published", lr, dtype)
 
 
 # Pairs and labels

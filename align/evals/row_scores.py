@@ -17,7 +17,7 @@ from align.data.chat.template import use_template
 from align.data.read.content import join_answer, join_trained_answer
 from align.data.sets.score_cuts import ScoreRecords
 from align.evals.held_out import compute_held_out_loss
-from align.models.load import context_length, describe, load_base, load_tokenizer
+from align.models.load import get_context_length, load_base, load_tokenizer, read_configurations
 from align.reward.build import build_scorer, load_reward_model
 from align.reward.combined import standardise_members
 from align.reward.scorer import Scorer
@@ -37,7 +37,7 @@ def load_loss_scorer(
     tokenizer = load_tokenizer(base)
     use_template(tokenizer, template, template_kwargs)
     model = load_base(base, "lora", device, dtype)  # its weights as they are
-    length = min(max_length, context_length(describe(base)))
+    length = min(max_length, get_context_length(read_configurations(base)))
     return partial(compute_losses, model, tokenizer, max_length=length, batch_size=batch_size)
 
 

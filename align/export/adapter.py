@@ -13,11 +13,11 @@ from align.models.adapters import (
     CONFIG_FILE,
     RETRAIN,
     Factors,
-    adapter_config,
+    read_adapter_config,
 )
-from align.models.base import named_base
+from align.models.base import to_public_base
 from align.models.load import check_added_tokens, load_tokenizer, save_tokenizer
-from align.models.plain_lora import initial_factors, write_plain
+from align.models.plain_lora import compute_initial_factors, write_plain
 from align.run import read_json, write_json
 
 
@@ -59,14 +59,14 @@ def write_lowered(trained: TrainedModel, folder: Path) -> Path:
     assert trained.adapter is not None, "a whole model has no adapter"
     folder.mkdir(exist_ok=True)
     check_added_tokens(trained.tokenizer, load_tokenizer(trained.base))
-    config = adapter_config(trained.adapter, "artifact", alone=True)
+    config = read_adapter_config(trained.adapter, "artifact", alone=True)
     initial = None
     if isinstance(config.get("init_lora_weights"), str):
-        initial = initial_factors(trained.load(trained.method), config)
+        initial = compute_initial_factors(trained.load(trained.method), config)
     write_adapter(
         folder,
         trained.adapter,
-        named_base(trained.base),
+        to_public_base(trained.base),
         tokenizer=trained.tokenizer,
         beside=Path(trained.base.path),
         initial=initial,

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from align.core.errors import InputError
 from align.export.trained_model import TrainedModel
-from align.models.base import named_base
-from align.models.dequantised import DEQUANTISED, dequantise, dequantised_beside, dequantised_name
+from align.models.base import to_public_base
+from align.models.dequantised import DEQUANTISED, build_dequantised_name, dequantise, prepare_dequantised_base
 from align.run.weights import local_base_name
 
 
@@ -48,7 +48,7 @@ def find_base_folder(trained: TrainedModel, root: Path, dtype: torch.dtype) -> P
     """Return the path of the dequantised base in `root`. Returns None if the adapter was trained on plain weights."""
     if trained.kind != "nf4":
         return None
-    return root / dequantised_name(trained.base, named_base(trained.base), trained.dtype, dtype)
+    return root / build_dequantised_name(trained.base, to_public_base(trained.base), trained.dtype, dtype)
 
 
 def prepare_base(trained: TrainedModel, root: Path, dtype: torch.dtype, write: bool) -> Path | None:
@@ -59,8 +59,8 @@ def prepare_base(trained: TrainedModel, root: Path, dtype: torch.dtype, write: b
     folder = find_base_folder(trained, root, dtype)
     if folder is None or not (write or folder.is_dir()):
         return None
-    name = named_base(trained.base)
-    return dequantised_beside(root, trained.base, name, trained.dtype, dtype, trained.device, trained.tokenizer)
+    name = to_public_base(trained.base)
+    return prepare_dequantised_base(root, trained.base, name, trained.dtype, dtype, trained.device, trained.tokenizer)
 
 
 def link_base(trained: TrainedModel, dequantised_folder: Path | None, folder: Path, home: Path) -> bool:
@@ -75,7 +75,7 @@ def link_base(trained: TrainedModel, dequantised_folder: Path | None, folder: Pa
     Returns:
         Whether a link was made: a file of the export may have that name.
     """
-    base = named_base(trained.base)
+    base = to_public_base(trained.base)
     link = folder / local_base_name(base)
     if base["revision"] or os.path.lexists(link):
         return False

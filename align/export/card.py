@@ -25,10 +25,10 @@ from align.export.history import SETTINGS
 from align.export.launch import LAUNCH, TEMPLATES
 from align.export.receipt_rows import CHOICES, HEADS, MADE_ANEW, ReceiptCheck, build_cells, find_gap
 from align.export.trained_model import TrainedModel
-from align.models.adapters import adapter_config
-from align.models.base import named_base
+from align.models.adapters import read_adapter_config
+from align.models.base import to_public_base
 from align.models.dequantised import DEQUANTISED
-from align.models.load import name_of
+from align.models.load import get_dtype_name
 from align.report import format_interval
 from align.report.figure_text import FEW
 from align.report.page import create_template_environment
@@ -261,11 +261,11 @@ def collect_export_facts(
         folder: its folder, with launch files and Modelfile.
         name: its name in the launch files.
     """
-    base = named_base(trained.origin)
+    base = to_public_base(trained.origin)
     link = folder / local_base_name(base)
     facts: dict[str, Any] = {}
     if kind != "merged" and trained.adapter is not None:
-        facts["folded"] = describe_scale(adapter_config(trained.adapter, "artifact", alone=True))
+        facts["folded"] = describe_scale(read_adapter_config(trained.adapter, "artifact", alone=True))
     if link.is_symlink():
         facts["linked"] = "original" if link.resolve() == Path(trained.base.path).resolve() else DEQUANTISED
     if trained.prompts.scores:
@@ -274,8 +274,8 @@ def collect_export_facts(
         "kind": kind,
         "base": base,
         "method": trained.method,
-        "precision": "nf4" if trained.kind == "nf4" else name_of(trained.dtype),
-        "computed": name_of(trained.dtype),
+        "precision": "nf4" if trained.kind == "nf4" else get_dtype_name(trained.dtype),
+        "computed": get_dtype_name(trained.dtype),
         "dtype": dtype,
         "into": into,
         "served": name if (folder / LAUNCH).is_dir() else "",
@@ -302,7 +302,10 @@ def describe_scale(config: Mapping[str, Any]) -> str:
 def list_licences(data: Sequence[str], base: Base) -> list[tuple[str, str]]:
     """Return the sources of an export with their licences, the base first. A licence is empty if unknown."""
     base_licence = read_licence(Path(base.path))
-    return [(f"base {named_base(base)['id']}", base_licence), *((f"data {name}", get_licence(name)) for name in data)]
+    return [
+        (f"base {to_public_base(base)['id']}", base_licence),
+        *((f"data {name}", get_licence(name)) for name in data),
+    ]
 
 
 def read_licence(folder: Path) -> str:

@@ -15,7 +15,7 @@ from align.export.gguf import ADAPTER, F16, F32, check_tokenization, find_varian
 from align.export.receipt_rows import FAIL, Bound, ReceiptCheck
 from align.export.trained_model import TrainedModel
 from align.models.dequantised import DEQUANTISED
-from align.models.load import name_of
+from align.models.load import get_dtype_name
 from align.ops.divergence import compute_divergence
 from align.rollout.engine_process import (
     LLAMA_CPP,
@@ -23,11 +23,11 @@ from align.rollout.engine_process import (
     SETTINGS,
     TRANSFORMERS,
     VLLM,
-    Answer,
-    ask,
-    interpreter,
-    vllm_rank,
-    why_unasked,
+    EngineResponse,
+    choose_vllm_rank,
+    explain_skipped_engine,
+    find_interpreter,
+    run_engine_script,
 )
 
 EXACT: Bound = ("max_logprob", 1e-4)
@@ -70,9 +70,9 @@ def check_adapter(
     base = Path(trained.base.path)
     is_nf4 = trained.kind == "nf4"
     logits = run_adapter(base, folder, trained.prompts, trained.device, trained.dtype, quantised=is_nf4)
-    checks = [trained.compare(logits, "adapter", trained.kind, name_of(trained.dtype), EXACT)]
+    checks = [trained.compare(logits, "adapter", trained.kind, get_dtype_name(trained.dtype), EXACT)]
     if not is_nf4:
-        checks.append(check_vllm(trained, base, folder, "original", name_of(trained.dtype), engines))
+        checks.append(check_vllm(trained, base, folder, "original", get_dtype_name(trained.dtype), engines))
     else:
         if dequantised is None:
             checks.append(ReceiptCheck(TRANSFORMERS, "adapter", DEQUANTISED, kept, note=NO_BASE))
@@ -128,7 +128,7 @@ def explain_no_gguf(trained: TrainedModel) -> ReceiptCheck:
 
 def run_llama_cpp(
     trained: TrainedModel, base: Path, adapter: Path | None, engines: Engines, precise: bool = False
-) -> Answer | None:
+) -> EngineResponse | None:
     """Run llama.cpp on GGUF files, a base and an adapter or a whole model. Returns None if it is not installed.
 
     Args:
@@ -137,11 +137,11 @@ def run_llama_cpp(
     Raises:
         InputError: It tokenizes text otherwise than in training, or cannot load the files.
     """
-    python = interpreter(LLAMA_CPP, engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
+    python = find_interpreter(LLAMA_CPP, engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
     if python is None:
         return None
     prompts = render_fixed_prompts(trained.tokenizer, max(map(len, trained.rows)))
-    answer = ask(
+    answer = run_engine_script(
         LLAMA_CPP,
         python,
         SETTINGS[LLAMA_CPP],
@@ -164,7 +164,7 @@ class F32Measurement:
         mismatch: name of the first tensor of the exported files that is not the rounded f32 tensor; empty if all are.
     """
 
-    answer: Answer
+    answer: EngineResponse
     mismatch: str
 
 
@@ -173,7 +173,7 @@ def check_gguf(
     folder: Path,
     into: str,
     engines: Engines,
-    first: Answer | None,
+    first: EngineResponse | None,
     in_f32: Callable[[], F32Measurement | None],
 ) -> list[ReceiptCheck]:
     """Check base and adapter, or a whole model, in llama.cpp. Variants in fewer bits are reported without a bound.
@@ -188,12 +188,12 @@ def check_gguf(
     not_run = [ReceiptCheck(OLLAMA, note="its Modelfile is not run"), ReceiptCheck(VLLM, note=vllm_note)]
     if first is None:
         checks = report_differences(trained, True, (), into, F16)
-        return [*checks, ReceiptCheck(LLAMA_CPP, note=why_unasked(LLAMA_CPP, engines[LLAMA_CPP])), *not_run]
+        return [*checks, ReceiptCheck(LLAMA_CPP, note=explain_skipped_engine(LLAMA_CPP, engines[LLAMA_CPP])), *not_run]
     as_trained, truth = compute_expected_logits(trained, into)
     adapter = None if trained.adapter is None else folder / ADAPTER
     what = name_model(trained) if adapter is None else "adapter"
 
-    def check(answer: Answer, weights: str, bound: Bound | None, note: str = "") -> ReceiptCheck:
+    def check(answer: EngineResponse, weights: str, bound: Bound | None, note: str = "") -> ReceiptCheck:
         divergence = compute_divergence(truth, strip_padding(answer, truth))
         return ReceiptCheck(LLAMA_CPP, what, into, weights, answer.version, divergence, bound, note)
 
@@ -259,7 +259,7 @@ def check_on_original(trained: TrainedModel, adapter: Path) -> ReceiptCheck:
     """
     base = Path(trained.base.path)
     logits = run_adapter(base, adapter, trained.prompts, trained.device, trained.dtype)
-    return trained.compare(logits, "adapter", "original", name_of(trained.dtype), None)
+    return trained.compare(logits, "adapter", "original", get_dtype_name(trained.dtype), None)
 
 
 def check_vllm(
@@ -274,20 +274,20 @@ def check_vllm(
     """Check vLLM on a folder with a model, and an adapter on it, with fp32 sums. Reward models are not checked."""
     if trained.prompts.scores:
         return ReceiptCheck(VLLM, note=NO_POOLING)
-    python = interpreter(VLLM, engines[VLLM], SETTINGS[VLLM])
+    python = find_interpreter(VLLM, engines[VLLM], SETTINGS[VLLM])
     if python is None:
-        return ReceiptCheck(VLLM, note=why_unasked(VLLM, engines[VLLM]))
+        return ReceiptCheck(VLLM, note=explain_skipped_engine(VLLM, engines[VLLM]))
     truth = trained.logits if truth is None else truth
     rank = None if adapter is None else read_rank(adapter)
     if rank is not None and rank > RANKS[-1]:
         return ReceiptCheck(VLLM, note=f"it serves adapters of rank {RANKS[-1]} at most")
-    answer = ask(
+    answer = run_engine_script(
         VLLM,
         python,
         SETTINGS[VLLM],
         model=str(model),
         adapter=None if adapter is None else str(adapter),
-        rank=None if rank is None else vllm_rank(rank),
+        rank=None if rank is None else choose_vllm_rank(rank),
         rows=[list(row) for row in trained.rows],
     )
     what = name_model(trained) if adapter is None else "adapter"
@@ -296,6 +296,6 @@ def check_vllm(
     return ReceiptCheck(VLLM, what, base, kept, answer.version, divergence, bound)
 
 
-def strip_padding(answer: Answer, truth: Sequence[Tensor]) -> list[Tensor]:
+def strip_padding(answer: EngineResponse, truth: Sequence[Tensor]) -> list[Tensor]:
     """Return an engine's logits over the trained model's vocabulary: engines pad theirs."""
     return [logits[:, : expected.shape[1]] for logits, expected in zip(answer.logits, truth, strict=True)]

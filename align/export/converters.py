@@ -22,7 +22,7 @@ from pathlib import Path
 from align.core.errors import CorruptFile, InputError
 from align.core.files import open_binary, parse_user_path
 from align.core.outputs import FOLDER_SEAL, hash_files, refuse_foreign_folder, seal_folder
-from align.rollout.engine_process import last_words, run_quietly
+from align.rollout.engine_process import find_error_line, run_quietly
 from align.run import file_digest, json_digest
 from align.run.atomic import publish_folder
 
@@ -106,7 +106,7 @@ def find_mismatch(converters: Path, exact: Path, rounded: Path) -> str:
     command = [sys.executable, "-I", str(COMPARE), str(converters / "gguf-py"), str(exact), str(rounded)]
     result = run_quietly(command, "comparing GGUF files")
     if result.returncode:
-        raise RuntimeError(f"comparing {rounded.name}: {last_words(result.stderr)}")
+        raise RuntimeError(f"comparing {rounded.name}: {find_error_line(result.stderr)}")
     return result.stdout.strip()
 
 

@@ -18,8 +18,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from align.models.fastpath import without_fast_path
-from align.models.load import in_fp32, keep_unpacked, nf4
+from align.models.fastpath import disable_fast_path
+from align.models.load import build_nf4_config, cast_to_fp32, keep_unpacked
 
 Rows = Sequence[Sequence[int]]
 """Token ids, one row per prompt."""
@@ -54,7 +54,7 @@ def compute_logits(model: Any, rows: Rows) -> list[Tensor]:
     Rows are run one at a time, without padding, and by the engine's own forward functions.
     """
     device = next(model.parameters()).device
-    with without_fast_path(model):
+    with disable_fast_path(model):
         return [model(input_ids=torch.tensor([list(row)], device=device)).logits[0].float().cpu() for row in rows]
 
 
@@ -90,7 +90,7 @@ def compute_choices(model: Any, rows: Rows, pad: int | None) -> list[Tensor]:
         mask = [[1] * len(row) + [0] * (longest - len(row)) for row in batch]
         ids_BS = torch.tensor(ids, device=device)
         mask_BS = torch.tensor(mask, device=device)
-        with without_fast_path(model):
+        with disable_fast_path(model):
             scores.append(model(input_ids=ids_BS, attention_mask=mask_BS).logits[:, 0].float().cpu())
     set_pad(model, old_pad)
     return [scores_as_choices(torch.cat(scores))]
@@ -164,10 +164,10 @@ def load_published(
     **options: Any,
 ) -> Any:
     if quantised:
-        options["quantization_config"] = nf4(torch.float32)
+        options["quantization_config"] = build_nf4_config(torch.float32)
     model_class = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
     model = model_class.from_pretrained(
         folder, dtype=dtype or "auto", device_map={"": device}, trust_remote_code=False, **options
     )
     keep_unpacked(model)
-    return in_fp32(model).eval()
+    return cast_to_fp32(model).eval()

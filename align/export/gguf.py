@@ -28,10 +28,10 @@ from align.export.converters import compute_converter_digest, convert_adapter, c
 from align.export.engines import free_memory
 from align.export.trained_model import TrainedModel
 from align.models.adapters import WEIGHTS_FILE
-from align.models.base import named_base
-from align.models.load import name_of, save_tokenizer
+from align.models.base import to_public_base
+from align.models.load import get_dtype_name, save_tokenizer
 from align.ops.finite import count_not_finite
-from align.rollout.engine_process import LLAMA_CPP, SETTINGS, Answer, ask, version_in
+from align.rollout.engine_process import LLAMA_CPP, SETTINGS, EngineResponse, read_engine_version, run_engine_script
 from align.run import file_digest, json_digest, read_json, write_json
 from align.run.atomic import publish_folder, scratch_folder
 from align.run.weights import ABOUT
@@ -117,7 +117,7 @@ def make_source(trained: TrainedModel, into: str, converters: Path) -> GgufSourc
 
     A whole model is its own base.
     """
-    base = named_base(trained.base) | {"quantised_from": name_of(trained.dtype)}
+    base = to_public_base(trained.base) | {"quantised_from": get_dtype_name(trained.dtype)}
     folder = Path(trained.origin.path)
     return GgufSource(base, into, lambda: load_plain_base(trained, into), folder, trained.tokenizer, converters)
 
@@ -164,9 +164,9 @@ def write_bases(root: Path, source: GgufSource, quantised: Sequence[str], python
         return [full_file]
 
     def quantise(target: Path, weights: str) -> None:
-        ask(LLAMA_CPP, python, SETTINGS[LLAMA_CPP], quantise=[str(full_file), str(target), weights])
+        run_engine_script(LLAMA_CPP, python, SETTINGS[LLAMA_CPP], quantise=[str(full_file), str(target), weights])
 
-    version = version_in(LLAMA_CPP, python, SETTINGS[LLAMA_CPP])
+    version = read_engine_version(LLAMA_CPP, python, SETTINGS[LLAMA_CPP])
     files = [full_file]
     for weights in quantised:
         files.append(cache_file(root, source, weights, partial(quantise, weights=weights), version))
@@ -225,7 +225,7 @@ def write_whole_gguf(folder: Path, files: Sequence[Path], trained: TrainedModel)
     """
     for path in files:
         link_file(path, folder / path.name.replace("base-", "model-", 1))
-    write_json(folder / ABOUT, named_base(trained.origin))
+    write_json(folder / ABOUT, to_public_base(trained.origin))
     save_tokenizer(trained.tokenizer, folder, Path(trained.origin.path))
 
 
@@ -239,7 +239,7 @@ def link_file(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def check_tokenization(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], answer: Answer) -> None:
+def check_tokenization(tokenizer: Any, prompts: Sequence[tuple[str, Sequence[int]]], answer: EngineResponse) -> None:
     """Check that llama.cpp tokenizes text as in training: special tokens, the prompts, and the chat template.
 
     Args:

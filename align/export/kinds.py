@@ -40,10 +40,10 @@ from align.export.merged import load_merged_model, write_merged
 from align.export.ollama import build_modelfile
 from align.export.receipt_rows import ReceiptCheck, find_gap
 from align.export.trained_model import TrainedModel
-from align.models.base import named_base
-from align.models.dequantised import cast_weights, weights_dtype
+from align.models.base import to_public_base
+from align.models.dequantised import cast_weights, read_weights_dtype
 from align.models.load import DTYPES
-from align.rollout.engine_process import LLAMA_CPP, SETTINGS, Answer, interpreter
+from align.rollout.engine_process import LLAMA_CPP, SETTINGS, EngineResponse, find_interpreter
 from align.rollout.probes import Probes, write_probes
 from align.run import Base
 from align.run.atomic import scratch_folder
@@ -92,7 +92,7 @@ def export_merged(options: ExportOptions, trained: TrainedModel, folder: Path) -
     cast_weights(model, DTYPES[options.dtype])
     model.config.dtype = DTYPES[options.dtype]
     write_merged(
-        folder, model, named_base(trained.origin), tokenizer=trained.tokenizer, beside=Path(trained.origin.path)
+        folder, model, to_public_base(trained.origin), tokenizer=trained.tokenizer, beside=Path(trained.origin.path)
     )
     del model
     free_memory()  # before the next model is loaded
@@ -109,7 +109,7 @@ def compute_merge_logits(trained: TrainedModel, model: Any) -> list[Tensor] | No
 def export_gguf(options: ExportOptions, trained: TrainedModel, folder: Path) -> list[ReceiptCheck]:
     """Write base and adapter, or a whole model, as GGUF with a Modelfile, and measure it in llama.cpp."""
     source = load_source(options, trained)
-    python = interpreter(LLAMA_CPP, options.engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
+    python = find_interpreter(LLAMA_CPP, options.engines[LLAMA_CPP], SETTINGS[LLAMA_CPP])
     files = write_bases(options.bases, source, options.quantised, python)
     if trained.adapter is None:
         write_whole_gguf(folder, files, trained)
@@ -144,7 +144,7 @@ def measure_export(options: ExportOptions, trained: TrainedModel, folder: Path) 
         if trained.adapter is not None:
             merge_logits = compute_merge_logits(trained, load_merged_model(trained, options.into))
         free_memory()
-        return check_merged(trained, folder, options.into, weights_dtype(folder), merge_logits, options.engines)
+        return check_merged(trained, folder, options.into, read_weights_dtype(folder), merge_logits, options.engines)
     return measure_adapter(options, trained, folder, write_base=False)
 
 
@@ -155,14 +155,14 @@ def measure_adapter(
     return check_adapter(trained, folder, base, options.dtype, options.engines)
 
 
-def ask_llama_cpp(options: ExportOptions, trained: TrainedModel, folder: Path) -> Answer | None:
+def ask_llama_cpp(options: ExportOptions, trained: TrainedModel, folder: Path) -> EngineResponse | None:
     """Ask llama.cpp about a GGUF export in f16. Returns None if llama.cpp is not installed."""
     adapter = None if trained.adapter is None else folder / ADAPTER
     return run_llama_cpp(trained, folder / base_file_name(F16, adapter is None), adapter, options.engines)
 
 
 def measure_gguf(
-    options: ExportOptions, trained: TrainedModel, folder: Path, answer: Answer | None
+    options: ExportOptions, trained: TrainedModel, folder: Path, answer: EngineResponse | None
 ) -> list[ReceiptCheck]:
     """Measure a GGUF export.
 
@@ -212,7 +212,7 @@ def write_launch_files(
     gap = find_gap(checks)
     original = options.into == "original" and trained.adapter is not None
     if kind == "adapter":
-        base = named_base(trained.base)
+        base = to_public_base(trained.base)
         dequantised = find_base_folder(trained, options.bases, DTYPES[options.dtype]) if options.with_base else None
         relative_path = os.path.relpath(dequantised, home / LAUNCH) if dequantised is not None else ""
         if link_base(trained, dequantised, folder, home):
@@ -240,6 +240,6 @@ def describe_export(options: ExportOptions, base: Base, kind: str, artifact: str
         "kind": kind,
         "dtype": "float16" if kind == "gguf" else options.dtype,
         "into": options.into,
-        "base": named_base(base),
+        "base": to_public_base(base),
         "artifact": artifact,
     }

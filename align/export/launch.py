@@ -17,7 +17,7 @@ from jinja2 import Environment
 
 from align.models.base import BUILT_IN
 from align.report.page import create_template_environment
-from align.rollout.engine_process import RANKS, vllm_rank
+from align.rollout.engine_process import RANKS, choose_vllm_rank
 
 if TYPE_CHECKING:
     from align.ops.divergence import Divergence
@@ -80,7 +80,7 @@ def write_adapter_scripts(
     """
     if rank > RANKS[-1]:
         return
-    values = {"name": name, "base": base, "rank": vllm_rank(rank), "gap": gap, "original": False}
+    values = {"name": name, "base": base, "rank": choose_vllm_rank(rank), "gap": gap, "original": False}
     chat_template = write_chat_template(folder, template)
     for script in ("vllm.sh", "vllm-resolver.sh"):
         write_script(folder, script, **values, chat_template=chat_template)

@@ -21,7 +21,7 @@ from align.core.errors import InputError
 from align.export.bases import check_base
 from align.export.engines import set_pad
 from align.export.trained_model import TrainedModel
-from align.models.adapters import WEIGHTS_FILE, Adapter, adapter_state_dict, files_of_adapter, read_adapter
+from align.models.adapters import WEIGHTS_FILE, Adapter, adapter_state_dict, list_adapter_files, read_adapter
 from align.models.dequantised import (
     DEQUANTISED,
     cast_weights,
@@ -29,7 +29,7 @@ from align.models.dequantised import (
     forget_quantisation,
     refuse_repacked,
 )
-from align.models.load import save_tokenizer, skeleton
+from align.models.load import build_skeleton, save_tokenizer
 from align.models.plain_lora import check_initial, check_plain
 from align.run import Base, model_files, write_json
 from align.run.digests import expect_same_bytes
@@ -62,7 +62,7 @@ def merge_adapter(model: PreTrainedModel, adapter: Path, dtype: torch.dtype | No
     dtype = dtype or model.dtype
     if getattr(model, "is_loaded_in_4bit", False):
         model = model.dequantize(dtype=model.dtype)  # its default is the dtype of the checkpoint
-    with expect_same_bytes(files_of_adapter(adapter), "adapter", adapter.name):
+    with expect_same_bytes(list_adapter_files(adapter), "adapter", adapter.name):
         wrapped = _attach(model, adapter, settings)
     for layer in (m for m in wrapped.modules() if isinstance(m, LoraLayer)):
         module: Any = layer
@@ -137,7 +137,7 @@ def check_untied(base: Base, adapter: Adapter) -> None:
     The base's weights are not loaded. A checkpoint that stores embedding and head separately is left to
     `merge_adapter`, which compares them.
     """
-    model = skeleton(base)
+    model = build_skeleton(base)
     tied = set() if model is None else find_tied_weights(model)
     stored = [name for path in model_files(Path(base.path), displayed=base.id) for name in read_header(path)]
     if not all(any(key.endswith(f"{name.rpartition('.')[2]}.weight") for key in stored) for name in tied):

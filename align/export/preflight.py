@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from align.core.errors import InputError
-from align.rollout.engine_process import LLAMA_CPP, SETTINGS, TRANSFORMERS, VLLM, engine_version, why_unasked
+from align.rollout.engine_process import (
+    LLAMA_CPP,
+    SETTINGS,
+    TRANSFORMERS,
+    VLLM,
+    explain_skipped_engine,
+    find_engine_version,
+)
 from align.run import Artifact, Base, model_config, read_json
 from align.run.weights import ABOUT, VALUE_HEAD_FILE, is_reward_adapter
 
@@ -66,7 +73,7 @@ def find_engines(kind: str, where: Mapping[str, str], scores: bool = False) -> d
     if scores:
         return {}
     engines = {"gguf": [LLAMA_CPP], "all": [LLAMA_CPP, VLLM], "check": [LLAMA_CPP, VLLM]}.get(kind, [VLLM])
-    return {engine: engine_version(engine, where[engine], SETTINGS[engine]) for engine in engines}
+    return {engine: find_engine_version(engine, where[engine], SETTINGS[engine]) for engine in engines}
 
 
 def check_required_engines(
@@ -82,7 +89,7 @@ def check_required_engines(
             problem = f"export={kind} does not ask it"
             raise InputError("export.require", engine, problem, f"It asks {', '.join(sorted((TRANSFORMERS, *asked)))}.")
         if engine != TRANSFORMERS and not asked[engine]:
-            problem = f"it cannot be asked: {why_unasked(engine, where[engine])}"
+            problem = f"it cannot be asked: {explain_skipped_engine(engine, where[engine])}"
             raise InputError("export.require", engine, problem, "Install it, or leave it out of export.require.")
 
 

@@ -19,8 +19,15 @@ from align.export.engines import VERSION, ExportPrompts, compute_choices, comput
 from align.export.receipt_rows import ALONE, Bound, ReceiptCheck
 from align.export.reward import encode_as_chats, encode_as_trained, make_scoring_tokenizer, make_test_conversations
 from align.models.adapters import attach
-from align.models.base import frozen_method
-from align.models.load import OWN_TOKENIZER, context_length, in_fp32, load_base, load_classifier, name_of
+from align.models.base import choose_frozen_method
+from align.models.load import (
+    OWN_TOKENIZER,
+    cast_to_fp32,
+    get_context_length,
+    get_dtype_name,
+    load_base,
+    load_classifier,
+)
 from align.ops.divergence import Divergence, compute_divergence
 from align.rollout.engine_process import TRANSFORMERS
 from align.run import Base
@@ -66,7 +73,7 @@ class TrainedModel:
     def base_checks(self) -> list[ReceiptCheck]:
         if self.base_divergence is None:
             return []
-        return [ReceiptCheck(TRANSFORMERS, ALONE, self.kind, name_of(self.dtype), VERSION, self.base_divergence)]
+        return [ReceiptCheck(TRANSFORMERS, ALONE, self.kind, get_dtype_name(self.dtype), VERSION, self.base_divergence)]
 
     @property
     def kind(self) -> str:
@@ -82,7 +89,7 @@ class TrainedModel:
     def load(self, method: str) -> Any:
         """Load the base in fp32 with `method`. A reward model's has a score head, to be filled by the adapter."""
         loader = load_classifier if self.prompts.scores else load_base
-        return in_fp32(loader(self.base, method, self.device, self.dtype))
+        return cast_to_fp32(loader(self.base, method, self.device, self.dtype))
 
 
 def load_trained_model(
@@ -106,10 +113,10 @@ def load_trained_model(
         CorruptFile, InputError: Base or adapter do not load, or do not fit each other.
     """
     loader = load_classifier if scores else load_base
-    model = in_fp32(loader(base, frozen_method(method), device, dtype))
+    model = cast_to_fp32(loader(base, choose_frozen_method(method), device, dtype))
     if adapter is not None:
         model = attach(model, adapter, "policy", alone=True)
-    asked, export_tokenizer = make_prompts(tokenizer, context_length(model), scores)
+    asked, export_tokenizer = make_prompts(tokenizer, get_context_length(model), scores)
     size = model.get_input_embeddings().weight.shape[0]
     problem = f"has ids beyond the {size} rows of the base's embedding"
     require(max(map(max, asked.rows)) < size >= len(tokenizer), "tokenizer", len(tokenizer), problem, OWN_TOKENIZER)

@@ -15,11 +15,11 @@ from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.export.adapter import write_adapter
 from align.export.engines import compute_logits, free_memory, pick_logprobs
 from align.models.actors import AdapterPool
-from align.models.base import named_base
-from align.models.dequantised import dequantised_beside
-from align.models.load import context_length, in_fp32, load_base
+from align.models.base import to_public_base
+from align.models.dequantised import prepare_dequantised_base
+from align.models.load import cast_to_fp32, get_context_length, load_base
 from align.rollout.probes import Probes, read_probes
-from align.rollout.vllm_server import ServedAdapter, adapter_name
+from align.rollout.vllm_server import ServedAdapter, build_adapter_name
 from align.run import Base
 from align.run.atomic import publish_folder
 from align.run.weights import adapter_digest
@@ -53,8 +53,8 @@ class VllmAdapters:
         """Return the folder of the base for vLLM. A dequantised base is written into `bases` unless it is there."""
         if self.method != "qlora":
             return Path(self.base.path)
-        name = named_base(self.base)
-        return dequantised_beside(bases, self.base, name, self.trained, dtype, self.device, self.tokenizer)
+        name = to_public_base(self.base)
+        return prepare_dequantised_base(bases, self.base, name, self.trained, dtype, self.device, self.tokenizer)
 
     def learn(self, adapters: Mapping[str, Path]) -> Probes:
         """Find the probes of adapters, in their exports or by loading the base once, and return those of the base.
@@ -75,8 +75,8 @@ class VllmAdapters:
         return Probes.of_base(first.rows, first.base)
 
     def _ask(self, adapters: Mapping[str, Path]) -> Probes:
-        model = in_fp32(load_base(self.base, self.method, self.device, self.trained))
-        rows = encode_fixed_prompts(self.tokenizer, context_length(model))
+        model = cast_to_fp32(load_base(self.base, self.method, self.device, self.trained))
+        rows = encode_fixed_prompts(self.tokenizer, get_context_length(model))
         pool = AdapterPool(model)
         base = pick_logprobs(compute_logits(model, rows), rows)
         for digest, folder in adapters.items():
@@ -99,9 +99,11 @@ class VllmAdapters:
         target = self.folder / digest
         shutil.rmtree(target, ignore_errors=True)  # left by a server that was killed
         with publish_folder(target) as scratch:
-            write_adapter(scratch, folder, named_base(self.base), tokenizer=self.tokenizer, beside=Path(self.base.path))
+            write_adapter(
+                scratch, folder, to_public_base(self.base), tokenizer=self.tokenizer, beside=Path(self.base.path)
+            )
         if adapter_digest(folder) != digest:
             shutil.rmtree(target)
             problem = "its files were changed while it was loaded"
             raise CorruptFile("adapter", digest[:12], problem, "Load it again, once it is written whole.")
-        return ServedAdapter(adapter_name(digest), target, self.must_say.pop(digest))
+        return ServedAdapter(build_adapter_name(digest), target, self.must_say.pop(digest))

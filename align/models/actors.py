@@ -80,7 +80,7 @@ class ModelActor:
         save_adapter(self.model, folder, base, self.adapter)
 
 
-def snapshot(actor: Actor, base: Base, into: Path) -> Path:
+def save_snapshot(actor: Actor, base: Base, into: Path) -> Path:
     """Save an actor's present weights to a folder under `into` whose name is their digest. Weights that were saved
     before are not written again. The folder appears complete or not at all, even if several processes write it at once.
 
@@ -109,7 +109,7 @@ class AdapterPool:
     Args:
         base: a frozen causal language model.
         alone: whether only one adapter will be used, and never the base without it. The adapter may then be of a kind
-            that changes the base (see `align.models.adapters.adapter_config`).
+            that changes the base (see `align.models.adapters.read_adapter_config`).
 
     Attributes:
         model: the base with the adapters on it.

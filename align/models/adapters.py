@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from align.core.errors import CorruptFile, InputError
 from align.core.files import check_folder, check_readable, has_file
-from align.models.base import loadable_name
+from align.models.base import choose_loadable_name
 from align.models.fastpath import use_fast_path
 from align.models.finite_checks import RESTORE, check_tensors
 from align.models.lora import Lora, LoraLike
@@ -91,12 +91,12 @@ class Adapter:
         return SCORE_KEY in self.tensors
 
 
-def files_of_adapter(folder: Path) -> list[Path]:
+def list_adapter_files(folder: Path) -> list[Path]:
     """Return the paths of an adapter's two files, without those that are missing."""
     return [path for name in (CONFIG_FILE, WEIGHTS_FILE) if (path := folder / name).is_file()]
 
 
-def adapter_config(folder: Path, field: str = "adapter", alone: bool = False) -> dict[str, Any]:
+def read_adapter_config(folder: Path, field: str = "adapter", alone: bool = False) -> dict[str, Any]:
     """Return the PEFT configuration of a LoRA adapter.
 
     Args:
@@ -145,7 +145,7 @@ def read_tensors(folder: Path, field: str = "adapter") -> dict[str, Tensor]:
         raise CorruptFile(field, str(path), f"cannot be read (there is no such file{pickled})", remedy)
     check_readable(path, field, remedy)
     try:
-        with expect_same_bytes(files_of_adapter(folder), field, str(folder)):
+        with expect_same_bytes(list_adapter_files(folder), field, str(folder)):
             tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CorruptFile(field, str(path), f"cannot be read ({str(error).splitlines()[0][:120]})", remedy) from error
@@ -157,10 +157,10 @@ def read_adapter(folder: Path, field: str = "adapter", alone: bool = True) -> Ad
     """Read both files of an adapter and check that they fit each other.
 
     Raises:
-        CorruptFile, InputError: see `adapter_config` and `read_tensors`; or a `lora_A` lacks its `lora_B` or has
+        CorruptFile, InputError: see `read_adapter_config` and `read_tensors`; or a `lora_A` lacks its `lora_B` or has
             another rank, or the ranks are not those of the configuration.
     """
-    config = adapter_config(folder, field, alone)
+    config = read_adapter_config(folder, field, alone)
     adapter = Adapter(config, read_tensors(folder, field))
 
     def refuse(problem: str) -> CorruptFile:
@@ -210,7 +210,7 @@ def check_targets(config: Mapping[str, Any], adapted: Collection[str], modules: 
         raise InputError("target_modules", displayed, problem, f"Leave them out in {CONFIG_FILE}, or train it again.")
 
 
-def adaptable_modules(model: nn.Module) -> list[str]:
+def list_adaptable_modules(model: nn.Module) -> list[str]:
     """Return the names of the modules of a base that PEFT can adapt."""
     return [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Embedding, Conv1D))]
 
@@ -221,7 +221,7 @@ def abbreviate(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-def with_new_adapter(model: Any, lora: Lora | LoraLike, classifier: bool = False) -> PeftModel:
+def add_new_adapter(model: Any, lora: Lora | LoraLike, classifier: bool = False) -> PeftModel:
     """Wrap a model with a fresh adapter that changes nothing yet (`lora_B` is zero).
 
     Args:
@@ -242,7 +242,7 @@ def adapter_state_dict(model: PeftModel, adapter: str) -> dict[str, Tensor]:
 
 
 @contextmanager
-def without_adapters(model: Any) -> Iterator[None]:
+def disable_adapters(model: Any) -> Iterator[None]:
     """Disable all adapters in the block. Unlike PEFT's `disable_adapter`, it does not change what requires
     gradients."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
@@ -258,7 +258,7 @@ def without_adapters(model: Any) -> Iterator[None]:
 
 def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "default") -> None:
     """Write one adapter to the root of `folder` in PEFT's format, which serving engines read. The configuration names
-    the base so that PEFT's auto classes find it (see `loadable_name`).
+    the base so that PEFT's auto classes find it (see `choose_loadable_name`).
 
     PEFT's `save_pretrained(selected_adapters=["policy"])` would write to a folder `policy/` instead.
     """
@@ -267,7 +267,7 @@ def save_adapter(model: PeftModel, folder: Path, base: Base, adapter: str = "def
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
     (folder / WEIGHTS_FILE).chmod(0o644)  # safetensors creates files with mode 0600
     config = {k: sorted(v) if isinstance(v, set) else v for k, v in model.peft_config[adapter].to_dict().items()}
-    config |= {"base_model_name_or_path": loadable_name(base), "revision": base.revision, "inference_mode": True}
+    config |= {"base_model_name_or_path": choose_loadable_name(base), "revision": base.revision, "inference_mode": True}
     for key in ("task_type", "peft_type"):
         config[key] = getattr(config.get(key), "value", config.get(key))
     write_json(folder / CONFIG_FILE, config)
@@ -281,18 +281,18 @@ def attach(
     Args:
         scored: whether it is a reward model's, whose `score` head is loaded separately. PEFT ignores tensors that the
             model has no place for; any other such tensor is an error here.
-        alone: see `adapter_config`.
+        alone: see `read_adapter_config`.
 
     Raises:
         CorruptFile: the adapter cannot be read, lacks tensors or has some that do not belong to this model, or one is
             not finite.
-        InputError: see `adapter_config`.
+        InputError: see `read_adapter_config`.
     """
     field = "reward.ref" if scored else "adapter"
-    adapter_config(folder, field, alone)
+    read_adapter_config(folder, field, alone)
     keys = read_tensors(folder, field).keys()
     try:
-        with expect_same_bytes(files_of_adapter(folder), field, str(folder)):
+        with expect_same_bytes(list_adapter_files(folder), field, str(folder)):
             wrapped = load_with_peft(model, folder, name, trainable, field)
             # A trainer's checkpoints are written by PEFT, which asks the hub for a base that is not found by this name.
             base: Any = wrapped.get_base_model()

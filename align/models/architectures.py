@@ -66,7 +66,7 @@ def parse_table() -> dict[str, Any]:
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
-def proven_types() -> dict[str, Any]:
+def read_proven_types() -> dict[str, Any]:
     """Return model type → its path, the cause, and the measured settings."""
     return parse_table()["types"]
 
@@ -89,7 +89,7 @@ def refuse_half(config: Mapping[str, Any], dtype: str, id: str) -> None:
     require(fits, "model.path", id, problem, "Add dtype=float32.")
 
 
-def refuse(config: Mapping[str, Any], id: str) -> None:
+def refuse_unsupported_type(config: Mapping[str, Any], id: str) -> None:
     """Raise `InputError` for a model type that is not supported.
 
     Args:
@@ -97,28 +97,28 @@ def refuse(config: Mapping[str, Any], id: str) -> None:
         id: the model as the user named it.
     """
     model_type = str(config.get("model_type", ""))
-    cause = refusal_of(model_type)
+    cause = find_refusal(model_type)
     problem = f"its type {model_type} cannot be trained here: {cause}"
     remedy = "Use a causal language model of another type; docs/architectures.md lists them."
     require(not cause, "model.path", id, problem, remedy)
 
 
-def refusal_of(model_type: str) -> str:
+def find_refusal(model_type: str) -> str:
     """Return why models of a type are refused. Returns an empty string for a supported type."""
-    row = proven_types().get(model_type)
+    row = read_proven_types().get(model_type)
     return row["cause"] if row is not None and row["path"] == "refused" else ""
 
 
-def route(config: Any) -> Route:
+def find_route(config: Any) -> Route:
     """Return the route of a configuration: the one measured for its type, or for a published checkpoint.
 
     Args:
         config: transformers' configuration of the whole model, not of its text part.
     """
-    row = proven_types().get(config.model_type)
+    row = read_proven_types().get(config.model_type)
     if row is None or row["path"] == "refused":
         return Route(False, False, False, f"type {config.model_type} is not among those that were proven", False)
-    settings = deciding_settings(config)
+    settings = select_deciding_settings(config)
     for measured in parse_table().get("checkpoints", {}).values():
         is_supported = measured["path"] in ("fast", "plain")
         if is_supported and measured["type"] == config.model_type and measured["settings"] == settings:
@@ -137,7 +137,7 @@ def route(config: Any) -> Route:
     return Route(False, False, False, f"type {config.model_type} was not proven with {listed}", False)
 
 
-def deciding_settings(config: Any) -> dict[str, Any]:
+def select_deciding_settings(config: Any) -> dict[str, Any]:
     """Return the settings of a configuration that decide how a model computes: flags, names and omitted settings, but
     no numbers.
 

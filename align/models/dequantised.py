@@ -15,7 +15,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from align.core.errors import CorruptFile, InputError
-from align.models.load import in_fp32, load_base, name_of, save_tokenizer
+from align.models.load import cast_to_fp32, get_dtype_name, load_base, save_tokenizer
 from align.run import WEIGHTS, Base, folder_digest, json_digest, read_json_object, write_json
 from align.run.atomic import publish_folder
 from align.run.weights import ABOUT
@@ -23,7 +23,7 @@ from align.run.weights import ABOUT
 DEQUANTISED = "nf4-dequantised"
 
 
-def dequantised_beside(
+def prepare_dequantised_base(
     root: Path,
     base: Base,
     named: dict[str, str],
@@ -42,7 +42,7 @@ def dequantised_beside(
     Raises:
         CorruptFile: the files were changed since they were written.
     """
-    folder = root / dequantised_name(base, named, trained, dtype)
+    folder = root / build_dequantised_name(base, named, trained, dtype)
     if not (folder / ABOUT).is_file():
         model = dequantise(load_base(base, "qlora", device, trained), dtype)
         with publish_folder(folder, replace=ABOUT) as part:
@@ -52,8 +52,8 @@ def dequantised_beside(
             about = {
                 **named,
                 "kind": DEQUANTISED,
-                "dtype": name_of(dtype),
-                "quantised_from": name_of(trained),
+                "dtype": get_dtype_name(dtype),
+                "quantised_from": get_dtype_name(trained),
                 "weights": folder_digest(part, WEIGHTS),
             }
             write_json(part / ABOUT, about)
@@ -63,14 +63,14 @@ def dequantised_beside(
     return folder
 
 
-def dequantised_name(base: Base, named: dict[str, str], trained: torch.dtype, dtype: torch.dtype) -> str:
+def build_dequantised_name(base: Base, named: dict[str, str], trained: torch.dtype, dtype: torch.dtype) -> str:
     """Return the folder's name for a dequantised base. It depends on the dtype from which the base was quantised,
     because the NF4 codes do, if the base is stored in a wider dtype."""
     digest = json_digest([base.digest, str(trained)])[:12]
-    return f"{Path(named['id']).name}-{DEQUANTISED}-{name_of(dtype)}-{digest}"
+    return f"{Path(named['id']).name}-{DEQUANTISED}-{get_dtype_name(dtype)}-{digest}"
 
 
-def weights_dtype(folder: Path) -> str:
+def read_weights_dtype(folder: Path) -> str:
     """Return the dtype of a model's weights in a folder.
 
     Raises:
@@ -79,7 +79,7 @@ def weights_dtype(folder: Path) -> str:
     dtypes = set()
     for shard in folder.glob("*.safetensors"):
         with safe_open(shard, framework="pt") as file:
-            dtypes |= {name_of(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
+            dtypes |= {get_dtype_name(file.get_tensor(key).dtype) for key in file.keys()}  # noqa: SIM118
     if len(dtypes) != 1:
         raise CorruptFile("weights", folder.name, f"their dtypes are {sorted(dtypes)}", "Export it again.")
     return dtypes.pop()
@@ -92,7 +92,7 @@ def dequantise(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         RuntimeError: bitsandbytes has repacked the weights, which would dequantise to garbage.
     """
     refuse_repacked(model)
-    plain = in_fp32(model).dequantize(dtype=dtype)
+    plain = cast_to_fp32(model).dequantize(dtype=dtype)
     cast_weights(plain, dtype)
     forget_quantisation(plain)
     plain.config.dtype = dtype
@@ -116,7 +116,7 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
             if not bool(parameter.data.isfinite().all()):
                 problem = "cannot hold a weight of this model"
-                raise InputError("export.dtype", name_of(dtype), problem, "Use bfloat16.")
+                raise InputError("export.dtype", get_dtype_name(dtype), problem, "Use bfloat16.")
 
 
 def forget_quantisation(model: Any) -> None:

@@ -57,7 +57,7 @@ def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None
     """Check the files and figures that a run is about to publish.
 
     Args:
-        lr, dtype: see `diverged`.
+        lr, dtype: see `build_divergence_error`.
 
     Raises:
         InputError: a tensor in `artifact` or a figure is not finite.
@@ -66,10 +66,10 @@ def check_published(artifact: Path, metrics: Mapping[str, Any], lr: float | None
         try:
             check_file(path, "artifact", str(path.relative_to(artifact)))
         except CorruptFile as error:
-            raise diverged(f"in the end {error.problem}: nothing is published", lr, dtype) from error
+            raise build_divergence_error(f"in the end {error.problem}: nothing is published", lr, dtype) from error
     for name, value in iter_figures(metrics):
         if isinstance(value, float) and not math.isfinite(value):
-            raise diverged(f"in the end {name} is {value}: nothing is published", lr, dtype)
+            raise build_divergence_error(f"in the end {name} is {value}: nothing is published", lr, dtype)
 
 
 def describe_non_finite(parameters: Mapping[str, nn.Parameter]) -> str:
@@ -95,7 +95,7 @@ def iter_figures(figures: Mapping[str, Any], path: str = "") -> Iterator[tuple[s
             yield f"{path}{name}", value
 
 
-def diverged(problem: str, lr: float | None, dtype: str) -> InputError:
+def build_divergence_error(problem: str, lr: float | None, dtype: str) -> InputError:
     """Return the error for a run whose results are not finite although the loaded weights are, with the setting to
     change.
 

@@ -19,39 +19,39 @@ from transformers import GenerationConfig
 
 from align import ranks
 from align.core.types import Rollout
-from align.models.architectures import FAST, Route, route
+from align.models.architectures import FAST, Route, find_route
 from align.ops.logprobs import linear_logprobs, token_logprobs
 
 
-def base_model(model: Any) -> Any:
+def unwrap_model(model: Any) -> Any:
     """Return the transformers model inside a PEFT wrapper, or the model itself. Its adapters stay active."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def decoder_of(model: Any) -> Any:
+def get_decoder(model: Any) -> Any:
     """Return the module that computes a model's hidden states.
 
     `get_decoder` alone is not enough: for some models it returns the whole model, or a head that is named `decoder`.
     """
-    base = base_model(model)
+    base = unwrap_model(model)
     decoder = base.get_decoder()
     if isinstance(decoder, nn.Linear):
         return base.base_model
     return decoder.model if getattr(decoder, "lm_head", None) is not None else decoder
 
 
-def route_of(model: Any) -> Route:
+def get_route(model: Any) -> Route:
     """Return a model's route. It is stored on the model."""
-    base = base_model(model)
+    base = unwrap_model(model)
     if "align_route" not in vars(base):
         config = getattr(base, "config", None)
-        base.align_route = route(config) if hasattr(config, "model_type") else FAST
+        base.align_route = find_route(config) if hasattr(config, "model_type") else FAST
     return base.align_route
 
 
-def hidden_size(model: Any) -> int:
+def get_hidden_size(model: Any) -> int:
     """Return the width D of hidden states."""
-    return int(base_model(model).config.get_text_config().hidden_size)
+    return int(unwrap_model(model).config.get_text_config().hidden_size)
 
 
 def group_rows(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
@@ -61,7 +61,7 @@ def group_rows(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Iterator[tuple
         The flat indices of the group's tokens [R, L] in `tokens_BS`, and the arguments of the model.
     """
     places_BS = torch.arange(tokens_BS.numel(), device=tokens_BS.device).view(tokens_BS.shape)
-    if route_of(model).padding:
+    if get_route(model).padding:
         positions = (mask_BS.long().cumsum(-1) - 1).clamp_min(0)
         yield places_BS, {"input_ids": tokens_BS, "attention_mask": mask_BS.long(), "position_ids": positions}
         return
@@ -83,15 +83,15 @@ def join_rows(groups: Sequence[tuple[Tensor, Tensor]], mask_BS: Tensor) -> Tenso
     return hidden.view(*mask_BS.shape, -1)
 
 
-def hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
+def compute_hidden_states(model: Any, tokens_BS: Tensor, mask_BS: Tensor) -> Tensor:
     """Return the decoder's last hidden states [B, S, D]. Positions count tokens without padding."""
-    decoder = decoder_of(model)
+    decoder = get_decoder(model)
     groups = group_rows(model, tokens_BS, mask_BS)
     states = [(places, decoder(**inputs, use_cache=False).last_hidden_state) for places, inputs in groups]
     return join_rows(states, mask_BS)
 
 
-def states_and_logits(
+def compute_states_and_logits(
     model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run one pass of the model's own forward.
@@ -104,7 +104,7 @@ def states_and_logits(
         after another; and the flat indices [N] of these tokens in `tokens_BS`.
     """
     captured: list[Tensor] = []
-    hook = decoder_of(model).register_forward_hook(
+    hook = get_decoder(model).register_forward_hook(
         lambda _module, _inputs, out: captured.append(out[0] if isinstance(out, tuple) else out.last_hidden_state)
     )
     states = []
@@ -112,7 +112,7 @@ def states_and_logits(
     places = []
     try:
         for places_RL, inputs in group_rows(model, tokens_BS, mask_BS):
-            out = base_model(model)(**inputs, use_cache=False).logits
+            out = unwrap_model(model)(**inputs, use_cache=False).logits
             picked = picked_BS.flatten()[places_RL][:, 1:]
             logits.append(out[:, :-1][picked])
             places.append(places_RL[:, 1:][picked])
@@ -123,7 +123,7 @@ def states_and_logits(
 
 
 @contextmanager
-def without_generation_config(model: Any) -> Iterator[None]:
+def ignore_generation_config(model: Any) -> Iterator[None]:
     """Ignore the checkpoint's generation settings in the block: `generate` would use them as defaults."""
     config = model.generation_config
     model.generation_config = GenerationConfig()
@@ -133,10 +133,10 @@ def without_generation_config(model: Any) -> Iterator[None]:
         model.generation_config = config
 
 
-def lm_head(model: Any) -> Callable[[Tensor], Tensor]:
+def get_lm_head(model: Any) -> Callable[[Tensor], Tensor]:
     """Return the function from hidden states to logits, including what some architectures do after the projection:
     Gemma 2 caps logits, Cohere and Granite scale them."""
-    base = base_model(model)
+    base = unwrap_model(model)
     head = base.get_output_embeddings()
     config = base.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
@@ -151,7 +151,7 @@ def lm_head(model: Any) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
+def pad_rows(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tensor:
     """Return rows of ids as one int64 tensor [B, S], padded on the right unless `left`."""
     tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
     side = "left" if left else "right"
@@ -166,9 +166,9 @@ def rollout_from_answers(
     Args:
         filler: token id for padding.
     """
-    tokens = torch.cat([pad(prompts, filler, left=True), pad(answers, filler)], 1)
-    prompt_mask = pad([[1] * len(row) for row in prompts], 0, left=True)
-    answer_mask = pad([[1] * len(row) for row in answers], 0)
+    tokens = torch.cat([pad_rows(prompts, filler, left=True), pad_rows(answers, filler)], 1)
+    prompt_mask = pad_rows([[1] * len(row) for row in prompts], 0, left=True)
+    answer_mask = pad_rows([[1] * len(row) for row in answers], 0)
     mask = torch.cat([prompt_mask, answer_mask], 1).bool()
     ended_B = torch.ones(len(prompts), dtype=torch.bool)
     return Rollout(tokens.to(device), mask.to(device), max(map(len, prompts)), ended_B.to(device))
@@ -180,13 +180,13 @@ def scatter_tokens(values_N: Tensor, mask_BT: Tensor) -> Tensor:
     return values_N.new_zeros(mask_BT.shape).masked_scatter(mask_BT, values_N)
 
 
-def states_before(hidden_BSD: Tensor, rollout: Rollout) -> Tensor:
+def select_predicting_states(hidden_BSD: Tensor, rollout: Rollout) -> Tensor:
     """Return the hidden state that each response token is predicted from [B, T, D]."""
     # The state at column S−1 predicts column S: the response's predictors start one column before it.
     return hidden_BSD[:, rollout.prompt_width - 1 : -1]
 
 
-def picked_logprobs(
+def compute_picked_logprobs(
     model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the logprobs of picked tokens given the previous tokens of their row, under the active adapter.
@@ -200,34 +200,34 @@ def picked_logprobs(
     Returns:
         The logprobs and entropies [N] in the order of rows, and the hidden states of all tokens [B, S, D].
     """
-    if not route_of(model).fast:
-        hidden, logits_NV, places_N = states_and_logits(model, tokens_BS, mask_BS, picked_BS)
+    if not get_route(model).fast:
+        hidden, logits_NV, places_N = compute_states_and_logits(model, tokens_BS, mask_BS, picked_BS)
         picked, entropy = token_logprobs(logits_NV, tokens_BS.flatten()[places_N], lambda logits: logits, temperature)
         order = places_N.argsort()
         return picked[order], entropy[order], hidden
-    hidden = hidden_states(model, tokens_BS, mask_BS)
+    hidden = compute_hidden_states(model, tokens_BS, mask_BS)
     states_ND = hidden[:, :-1][picked_BS[:, 1:]]
     targets_N = tokens_BS[picked_BS]
-    head = lm_head(model)
+    head = get_lm_head(model)
     is_plain_frozen_head = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
     if is_plain_frozen_head and not torch.is_autocast_enabled(states_ND.device.type):
         return *linear_logprobs(states_ND, targets_N, head.weight, temperature), hidden
     return *token_logprobs(states_ND, targets_N, head, temperature), hidden
 
 
-def read_response(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def score_response(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the logprobs and entropies of the response tokens under the active adapter [B, T], 0 outside the response
     mask, and the hidden states that they are predicted from [B, T, D]."""
     picked_BS = rollout.mask_BS.clone()
     picked_BS[:, : rollout.prompt_width] = False
-    picked, entropy, hidden = picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS, temperature)
+    picked, entropy, hidden = compute_picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS, temperature)
     mask_BT = rollout.response_mask_BT
-    return scatter_tokens(picked, mask_BT), scatter_tokens(entropy, mask_BT), states_before(hidden, rollout)
+    return scatter_tokens(picked, mask_BT), scatter_tokens(entropy, mask_BT), select_predicting_states(hidden, rollout)
 
 
-def response_logprobs(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the logprobs and entropies of `read_response`."""
-    return read_response(model, rollout, temperature)[:2]
+def compute_response_logprobs(model: Any, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return the logprobs and entropies of `score_response`."""
+    return score_response(model, rollout, temperature)[:2]
 
 
 def split_by_length(rollout: Rollout, size: int) -> list[Tensor]:
@@ -253,7 +253,7 @@ def compute_several_in_chunks(
     """Do the same as `compute_in_chunks` for a function that returns several such tensors."""
     width = rollout.response_mask_BT.shape[1]
     indices = split_by_length(rollout, size)
-    chunks = [function(rollout.rows(index)) for index in ranks.own_share(indices)]
+    chunks = [function(rollout.rows(index)) for index in ranks.select_own_share(indices)]
     if not ranks.is_alone():
         on_cpu = [tuple(x.detach().cpu().clone() for x in chunk) for chunk in chunks]
         gathered = ranks.gather_shares(on_cpu, len(indices))

@@ -36,7 +36,7 @@ from align.models.base import BUILT_IN
 from align.models.cpu_memory import keep_few_kernels, keep_freed_memory
 from align.models.fastpath import use_fast_path
 from align.models.finite_checks import check_file
-from align.models.forward import route_of
+from align.models.forward import get_route
 from align.models.probe import probe
 from align.ops.linear import has_bf16_products
 from align.run import (
@@ -108,7 +108,7 @@ def choose_device(device: str) -> torch.device:
     return selected
 
 
-def name_of_gpu(device: torch.device) -> dict[str, str]:
+def describe_gpu(device: torch.device) -> dict[str, str]:
     """Return a manifest's entry with the GPU's name. Returns an empty dict for a CPU, which is recorded elsewhere."""
     return {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
 
@@ -126,7 +126,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
-def name_of(dtype: torch.dtype) -> str:
+def get_dtype_name(dtype: torch.dtype) -> str:
     """Return the name of a dtype in `DTYPES`."""
     return str(dtype).removeprefix("torch.")
 
@@ -136,7 +136,7 @@ def choose_checkpointing(requested: str, device: torch.device) -> bool:
     return device.type == "cuda" if requested == "auto" else requested == "true"
 
 
-def nf4(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
+def build_nf4_config(compute_dtype: torch.dtype) -> BitsAndBytesConfig:
     """Return the configuration of NF4 with double quantisation (Dettmers et al., QLoRA, 2023)."""
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -153,7 +153,7 @@ def keep_unpacked(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def in_fp32(model: Any) -> Any:
+def cast_to_fp32(model: Any) -> Any:
     """Make a model compute in fp32, in place: NF4 codes are kept, and all other weights are cast to fp32."""
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -190,14 +190,14 @@ def load_base(
         keep_freed_memory()
         keep_few_kernels()
     if method == "qlora":
-        options["quantization_config"] = nf4(dtype)
+        options["quantization_config"] = build_nf4_config(dtype)
     weights_dtype = torch.float32 if method == "full" else dtype
-    refuse_half(model_config(Path(base.path), displayed=base.id), name_of(dtype), base.id)
+    refuse_half(model_config(Path(base.path), displayed=base.id), get_dtype_name(dtype), base.id)
     files = model_files(Path(base.path), displayed=base.id)
     for path in files:
         if path.suffix == ".safetensors":  # the file is checked, because NF4 turns nan into a number
             check_file(path, "model.path", base.id, "Download or save the model again.", weights_dtype)
-    with explain_errors(partial(unloadable, base)):
+    with explain_errors(partial(explain_load_error, base)):
         with expect_same_bytes(files, "model.path", base.id, base.digest), link_files(files) as folder:
             model, loaded = head.from_pretrained(
                 str(folder),
@@ -214,7 +214,7 @@ def load_base(
     model.requires_grad_(method == "full")
     use_fast_path(model)
     model.eval()
-    route = route_of(model)
+    route = get_route(model)
     if not route.fast:
         print_once(f"{base.id}: takes the plain path, which is slower and computes the same ({route.why})")
     if base.id not in BUILT_IN:  # the table of architectures does not compare the numbers of a configuration
@@ -253,7 +253,7 @@ def check_tensor_names(base: Base, head: type, missing: Collection[str], unexpec
     head_tensors: set[str] = set()
     if head is not AutoModelForCausalLM:
         missing = [name for name in missing if not name.startswith("score.")]
-        head_tensors = head_names(base, unexpected)
+        head_tensors = find_head_names(base, unexpected)
     if missing:
         problem = f"its weights are incomplete ({min(missing)} is missing)"
         raise CorruptFile("model.path", base.id, problem, "Download or save them again.")
@@ -264,14 +264,14 @@ def check_tensor_names(base: Base, head: type, missing: Collection[str], unexpec
         raise CorruptFile("model.path", base.id, problem, remedy)
 
 
-def head_names(base: Base, names: Collection[str]) -> set[str]:
+def find_head_names(base: Base, names: Collection[str]) -> set[str]:
     """Return those of `names` that are the language head in a base's files: tensors outside of the backbone with the
     shape of one there.
 
     Some checkpoints name the head differently than the class: GPT-NeoX's is `embed_out` in files and `lm_head` in
     memory.
     """
-    model = skeleton(base) if names else None
+    model = build_skeleton(base) if names else None
     if model is None:
         return set()
     backbone = f"{model.base_model_prefix}."
@@ -296,7 +296,7 @@ def load_classifier(base: Base, method: str, device: torch.device, dtype: torch.
     return load_base(base, method, device, dtype, AutoModelForSequenceClassification, num_labels=1)
 
 
-def unloadable(base: Base, error: Exception) -> InputError:
+def explain_load_error(base: Base, error: Exception) -> InputError:
     """Return the InputError for a model that failed to load."""
     summary = summarize_error(error)[:200]
     if type(error).__name__ == "SafetensorError" or "safetensors" in summary.lower() or "header" in summary.lower():
@@ -313,7 +313,7 @@ def summarize_error(error: Exception) -> str:
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
-def own_tokenizer(artifact: Artifact, base: Base) -> Any:
+def load_own_tokenizer(artifact: Artifact, base: Base) -> Any:
     """Load the tokenizer that an artifact was trained with; the base's if the artifact has none. See
     `load_tokenizer`."""
     has_tokenizer = (artifact.path / "tokenizer_config.json").is_file()
@@ -415,13 +415,13 @@ class Description(NamedTuple):
     generation_config: GenerationConfig
 
 
-def describe(base: Base) -> Description:
+def read_configurations(base: Base) -> Description:
     """Read the configurations of a base, without its weights.
 
     Raises:
         InputError: transformers cannot read them.
     """
-    with explain_errors(partial(unloadable, base)):
+    with explain_errors(partial(explain_load_error, base)):
         with link_files(model_files(Path(base.path), displayed=base.id)) as folder:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
             has_generation_config = (folder / GENERATION_CONFIG_NAME).is_file()
@@ -434,13 +434,13 @@ def describe(base: Base) -> Description:
     return Description(config, generation)
 
 
-def skeleton(base: Base) -> Any:
+def build_skeleton(base: Base) -> Any:
     """Build the modules of a base on the meta device. Returns None if that fails; loading will then report the error.
 
     Raises:
-        InputError: see `describe`.
+        InputError: see `read_configurations`.
     """
-    config = describe(base).config
+    config = read_configurations(base).config
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -456,10 +456,10 @@ def check_packing(base: Base) -> None:
     Raises:
         InputError: packing was not proven for this architecture.
     """
-    model = skeleton(base)
+    model = build_skeleton(base)
     if model is None:
         return
-    route = route_of(model)
+    route = get_route(model)
     reason = f"type {model.config.model_type} does not tell packed rows apart by their positions"
     problem = (
         f"rows are packed on models that were proven to tell them apart, and {reason if route.proven else route.why}"
@@ -468,7 +468,7 @@ def check_packing(base: Base) -> None:
     require(route.packing, "stage.packing", True, problem, remedy)
 
 
-def context_length(model: Any) -> int:
+def get_context_length(model: Any) -> int:
     """Return the number of positions of a model's context.
 
     With LongRoPE (Ding et al., 2024) it is the original one: beyond it the model uses other factors for the whole row,

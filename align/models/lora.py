@@ -111,7 +111,7 @@ class LoraLike:
         return LoraConfig(**shape, task_type=TaskType.SEQ_CLS if classifier else TaskType.CAUSAL_LM)
 
 
-def saved_settings(folder: Path) -> dict[str, Any]:
+def read_saved_settings(folder: Path) -> dict[str, Any]:
     """Return the settings of a saved adapter, under their names in the config group `method`.
 
     Raises:

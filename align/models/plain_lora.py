@@ -95,7 +95,9 @@ def check_plain(adapter: Adapter, will_merge: bool = False) -> None:
     config = adapter.config
     init = config.get("init_lora_weights", True)
     if isinstance(init, str) and init.startswith(CHANGES_BASE) and init not in REPEATABLE:
-        problem = "it changed the base's own weights by what nobody can find again: on the base it is another model"
+        problem = (
+            "it subtracted factors from the base's weights that cannot be reproduced: on the base it is another model"
+        )
         remedy = (
             "Convert it with PEFT's path_initial_model_for_weight_conversion, or train with init_lora_weights=true."
         )
@@ -117,16 +119,16 @@ def convert_to_plain(adapter: Adapter, initial: Mapping[str, Factors] | None = N
     """Convert an adapter to an equivalent plain LoRA in fp32, with one rank for all modules and a scale of 1.
 
     Args:
-        initial: factors that the initialisation subtracted from the base's weights, by module, from `initial_factors`.
-            They are added back, which doubles the rank.
+        initial: factors that the initialisation subtracted from the base's weights, by module, from
+            `compute_initial_factors`. They are added back, which doubles the rank.
     """
     config = adapter.config
     scaled = {}
     for module, (a, b) in adapter.factors.items():
-        factors = (a.float(), b.float() * lora_scale(config, module, len(a)))
+        factors = (a.float(), b.float() * compute_lora_scale(config, module, len(a)))
         if initial is not None:  # W - s·B₀A₀ + s·BA, as W + [s·B, -s·B₀][A; A₀]
             a0, b0 = (side.float().to(a.device) for side in initial[module])
-            b0 = -lora_scale(config, module, len(a0)) * b0
+            b0 = -compute_lora_scale(config, module, len(a0)) * b0
             factors = (torch.cat((factors[0], a0)), torch.cat((factors[1], b0), dim=1))
         scaled[module] = factors
     rank = max(len(a) for a, _ in scaled.values())
@@ -149,14 +151,14 @@ def convert_to_plain(adapter: Adapter, initial: Mapping[str, Factors] | None = N
     return Adapter({**config, **plain}, tensors)
 
 
-def lora_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+def compute_lora_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     """Return the factor of B·A of a module in PEFT: alpha / r, or alpha / √r (rsLoRA: Kalajdzievski, 2023)."""
     patterns = config.get("alpha_pattern") or {}
     alpha = patterns.get(get_pattern_key(list(patterns), module), config["lora_alpha"])
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, Factors] | None:
+def compute_initial_factors(model: Any, config: Mapping[str, Any]) -> dict[str, Factors] | None:
     """Return the factors that the adapter's initialisation subtracted from the base's weights. Returns None for the
     usual initialisations, which subtract nothing.
 
@@ -188,7 +190,9 @@ def check_initial(quantised: bool, config: Mapping[str, Any]) -> None:
     """Raise InputError if the initialisation subtracted factors from a quantised base, whose residual is unknown."""
     init = config.get("init_lora_weights")
     if init in REPEATABLE and quantised:
-        problem = "it took a share out of a quantised base, whose rest was quantised anew: nothing undoes that"
+        problem = (
+            "it subtracted factors from a quantised base, whose residual was quantised anew: this cannot be undone"
+        )
         raise InputError("init_lora_weights", init, problem, "Train with init_lora_weights=true, or with method=lora.")
 
 

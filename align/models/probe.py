@@ -10,16 +10,16 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from align.core.errors import InputError, require
-from align.models.fastpath import without_fast_path
+from align.models.fastpath import disable_fast_path
 from align.models.forward import (
-    base_model,
-    decoder_of,
-    hidden_states,
-    pad,
-    picked_logprobs,
+    compute_hidden_states,
+    compute_picked_logprobs,
+    get_decoder,
+    get_route,
+    ignore_generation_config,
+    pad_rows,
     rollout_from_answers,
-    route_of,
-    without_generation_config,
+    unwrap_model,
 )
 from align.run import Base, is_out_of_memory
 
@@ -41,7 +41,9 @@ def probe(model: Any, base: Base) -> None:
     Raises:
         InputError: a check fails.
     """
-    check = find_problem_in_logits if base_model(model).get_output_embeddings() is not None else find_problem_in_states
+    check = (
+        find_problem_in_logits if unwrap_model(model).get_output_embeddings() is not None else find_problem_in_states
+    )
     try:
         problem = check(model)
     except InputError:
@@ -51,25 +53,25 @@ def probe(model: Any, base: Base) -> None:
             raise
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         problem = f"it cannot be asked for logits of two rows ({type(error).__name__}: {first})"
-    model_type = base_model(model).config.model_type
+    model_type = unwrap_model(model).config.model_type
     remedy = "Use a model of a type that docs/architectures.md has on the fast or the plain path."
     require(not problem, "model.path", base.id, f"its type {model_type} cannot be used here: {problem}", remedy)
 
 
 def find_problem_in_logits(model: Any) -> str:
     """Return the problem of a causal language model. Returns an empty string if all checks pass."""
-    rows = random_rows(model)
-    with without_fast_path(model):
-        alone = [own_logprobs(model, row) for row in rows]
-        if not route_of(model).proven and (problem := find_contradiction(model, rows, alone)):
+    rows = draw_random_rows(model)
+    with disable_fast_path(model):
+        alone = [compute_own_logprobs(model, row) for row in rows]
+        if not get_route(model).proven and (problem := find_contradiction(model, rows, alone)):
             return problem
     prompts = [row[:start].tolist() for row, (start, _) in zip(rows, ROWS, strict=True)]
     answers = [row[start:].tolist() for row, (start, _) in zip(rows, ROWS, strict=True)]
     rollout = rollout_from_answers(prompts, answers, 0, rows[0].device)
     picked_BS = rollout.mask_BS & (rollout.mask_BS.cumsum(1) > 1)
-    together, _, _ = picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS)
+    together, _, _ = compute_picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS)
     expected = torch.cat([a[:-1].gather(1, row[1:, None])[:, 0] for a, row in zip(alone, rows, strict=True)])
-    agrees = mean_distance(together, expected) <= tolerance(model)
+    agrees = compute_mean_distance(together, expected) <= choose_tolerance(model)
     return "" if agrees else "rows beside each other are not what the model says of each alone"
 
 
@@ -80,60 +82,60 @@ def find_contradiction(model: Any, rows: list[Tensor], alone: list[Tensor]) -> s
     Args:
         alone: its logprobs of each row [S, V].
     """
-    unwrapped = base_model(model)
-    bound = tolerance(model)
-    shorter = [own_logprobs(model, row[:-2]) for row in rows]
-    if max(mean_distance(a[:-2], b) for a, b in zip(alone, shorter, strict=True)) > bound:
+    unwrapped = unwrap_model(model)
+    bound = choose_tolerance(model)
+    shorter = [compute_own_logprobs(model, row[:-2]) for row in rows]
+    if max(compute_mean_distance(a[:-2], b) for a, b in zip(alone, shorter, strict=True)) > bound:
         return "it reads ahead, as encoders do: what follows a token changes what is predicted there"
     row = rows[0][None]
-    with without_generation_config(unwrapped):
+    with ignore_generation_config(unwrapped):
         greedy = GenerationConfig(
             do_sample=False, max_new_tokens=3, pad_token_id=0, output_logits=True, return_dict_in_generate=True
         )
         output = unwrapped.generate(row, attention_mask=torch.ones_like(row), generation_config=greedy)
-    uncached = own_logprobs(model, output.sequences[0, :-1])[row.shape[1] - 1 :]
+    uncached = compute_own_logprobs(model, output.sequences[0, :-1])[row.shape[1] - 1 :]
     cached = torch.cat(output.logits).float().log_softmax(-1)
-    agrees = mean_distance(uncached, cached) <= bound
+    agrees = compute_mean_distance(uncached, cached) <= bound
     return "" if agrees else "transformers' own cache gives other logits than its forward"
 
 
-def own_logprobs(model: Any, row: Tensor) -> Tensor:
+def compute_own_logprobs(model: Any, row: Tensor) -> Tensor:
     """Return the logprobs of every token of the vocabulary after each token of a row [S, V], by the model's own
     forward."""
-    return base_model(model)(input_ids=row[None], use_cache=False).logits[0].float().log_softmax(-1)
+    return unwrap_model(model)(input_ids=row[None], use_cache=False).logits[0].float().log_softmax(-1)
 
 
 def find_problem_in_states(model: Any) -> str:
     """Return the problem of a model without a language head, checked by its last hidden states. Returns an empty string
     if all checks pass."""
-    rows = random_rows(model)
-    with without_fast_path(model):
-        shorter = [decoder_of(model)(input_ids=row[None, :-2], use_cache=False).last_hidden_state[0] for row in rows]
+    rows = draw_random_rows(model)
+    with disable_fast_path(model):
+        shorter = [get_decoder(model)(input_ids=row[None, :-2], use_cache=False).last_hidden_state[0] for row in rows]
     device = rows[0].device
-    tokens = pad([row.tolist() for row in rows], 0, left=True).to(device)
-    mask = pad([[1] * len(row) for row in rows], 0, left=True).bool().to(device)
-    together = hidden_states(model, tokens, mask)
+    tokens = pad_rows([row.tolist() for row in rows], 0, left=True).to(device)
+    mask = pad_rows([[1] * len(row) for row in rows], 0, left=True).bool().to(device)
+    together = compute_hidden_states(model, tokens, mask)
     scale = max(float(states.float().abs().mean()) for states in shorter)
     distance = max(
-        mean_distance(states[-len(row) : -2].float(), alone.float())
+        compute_mean_distance(states[-len(row) : -2].float(), alone.float())
         for states, row, alone in zip(together, rows, shorter, strict=True)
     )
-    return "" if distance / scale <= tolerance(model) else "it reads ahead, or rows change each other"
+    return "" if distance / scale <= choose_tolerance(model) else "it reads ahead, or rows change each other"
 
 
-def random_rows(model: Any) -> list[Tensor]:
+def draw_random_rows(model: Any) -> list[Tensor]:
     """Return token rows of the lengths of `ROWS`, the same for every model of a vocabulary."""
-    embedding = base_model(model).get_input_embeddings()
+    embedding = unwrap_model(model).get_input_embeddings()
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(3, embedding.weight.shape[0], (length,), generator=generator) for _, length in ROWS]
     return [row.to(embedding.weight.device) for row in ids]
 
 
-def tolerance(model: Any) -> float:
+def choose_tolerance(model: Any) -> float:
     """Return the difference of logprobs that counts as rounding for a model's dtype."""
     return EXACT if next(p for p in model.parameters() if p.is_floating_point()).dtype == torch.float32 else ROUNDED
 
 
-def mean_distance(a: Tensor, b: Tensor) -> float:
+def compute_mean_distance(a: Tensor, b: Tensor) -> float:
     """Return the mean absolute difference, or infinity if it is nan."""
     return float((a - b).abs().mean().nan_to_num(torch.inf))

@@ -27,7 +27,13 @@ from align.core.types import Rollout
 from align.models.adapters import SCORE_KEY, attach, read_tensors, save_adapter
 from align.models.fastpath import use_fast_path
 from align.models.fastpath.linear import require_known_adapters
-from align.models.forward import base_model, hidden_size, hidden_states, read_response, states_before
+from align.models.forward import (
+    compute_hidden_states,
+    get_hidden_size,
+    score_response,
+    select_predicting_states,
+    unwrap_model,
+)
 from align.models.lora import Lora
 from align.run import Base
 from align.run.weights import VALUE_HEAD_FILE
@@ -53,8 +59,8 @@ class ForwardOutput(NamedTuple):
 
 
 class CachedForward(NamedTuple):
-    """The results of the policy and of the value role with their autograd graphs. `values_BT` is None without a
-    critic."""
+    """The results of the policy and of the value role with their autograd graphs. Without a critic, `values_BT` is
+    None."""
 
     output: ForwardOutput
     values_BT: Tensor | None
@@ -105,8 +111,8 @@ class Roles:
         self.device = next(base.parameters()).device
         self.score_heads = []
         for member, folder in enumerate(rewards):
-            self.model = attach(self.model, folder, reward_name(member), scored=True)
-            head = linear_head(score_weight(folder, hidden_size(base)))
+            self.model = attach(self.model, folder, build_reward_name(member), scored=True)
+            head = build_linear_head(read_score_weight(folder, get_hidden_size(base)))
             self.score_heads.append(head.to(self.device).requires_grad_(False))
         if value_backbone == "own":
             if start := rewards[0] if rewards else init:
@@ -119,7 +125,7 @@ class Roles:
         self.reference_is_base = init is None
         self.value_head = None
         if self.value_backbone:
-            self.value_head = linear_head(torch.zeros(1, hidden_size(self.model))).to(self.device)
+            self.value_head = build_linear_head(torch.zeros(1, get_hidden_size(self.model))).to(self.device)
         for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -127,7 +133,7 @@ class Roles:
         self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
         self._parameters = dict(self.model.named_parameters())
         self._weights: dict[Role, dict[str, nn.Parameter]] = {
-            role: {n: p for n, p in self._parameters.items() if adapter_of(n) == role} for role in TRAINABLE
+            role: {n: p for n, p in self._parameters.items() if find_adapter_name(n) == role} for role in TRAINABLE
         }
         if policy is not None:
             policy.eval()
@@ -137,16 +143,16 @@ class Roles:
     def _add(self, name: str, fresh: Lora) -> None:
         """Add a new adapter, whose initial output is 0."""
         if isinstance(self.model, PeftModel):
-            self.model.add_adapter(name, fresh.config(base_model(self.model)))
+            self.model.add_adapter(name, fresh.config(unwrap_model(self.model)))
         else:
             self.model = PeftModel(self.model, fresh.config(self.model), name)
         use_fast_path(self.model)
 
     def parameters_of(self, role: Role) -> list[nn.Parameter]:
         """Return the trained parameters of a role, including the value role's head."""
-        return list(self.named_parameters_of(role).values())
+        return list(self.get_named_parameters(role).values())
 
-    def named_parameters_of(self, role: Role) -> dict[str, nn.Parameter]:
+    def get_named_parameters(self, role: Role) -> dict[str, nn.Parameter]:
         """Return name → trained parameter of a role, in the order of `parameters_of`."""
         parameters = dict(self._weights[role])
         if role == "value" and self.value_head is not None:
@@ -201,7 +207,7 @@ class Roles:
     def logprobs(self, role: Role, rollout: Rollout, temperature: float, train: bool = False) -> ForwardOutput:
         """Return the logprobs, entropies and hidden states of the response tokens under a role."""
         with self.use(role, train) as model, torch.set_grad_enabled(train):
-            logprobs, entropy, states = read_response(model, rollout, temperature)
+            logprobs, entropy, states = score_response(model, rollout, temperature)
             return ForwardOutput(logprobs, entropy, states.detach())
 
     def values(self, rollout: Rollout, train: bool = False, policy_states_BTD: Tensor | None = None) -> Tensor:
@@ -216,12 +222,14 @@ class Roles:
         states = policy_states_BTD if self.value_backbone == "policy" else None
         if states is None:
             with self.use(self.value_backbone, trained) as model, torch.set_grad_enabled(trained):
-                states = states_before(hidden_states(model, rollout.tokens_BS, rollout.mask_BS), rollout)
+                states = select_predicting_states(
+                    compute_hidden_states(model, rollout.tokens_BS, rollout.mask_BS), rollout
+                )
         self.value_head.requires_grad_(train)
         with torch.set_grad_enabled(train):
             return self.value_head(states.float()).squeeze(-1)
 
-    def cached_forward(self, rollout: Rollout, temperature: float) -> CachedForward:
+    def run_cached_forward(self, rollout: Rollout, temperature: float) -> CachedForward:
         """Run policy and value forward with gradients, for a later backward pass."""
         output = self.logprobs("policy", rollout, temperature, train=True)
         values_BT = None
@@ -245,14 +253,14 @@ class Roles:
 
     def scores(self, rollout: Rollout, member: int = 0) -> Tensor:
         """Return a reward model's score of each row [B], at its last token."""
-        return self._read_last_state(reward_name(member), self.score_heads[member], rollout)
+        return self._read_last_state(build_reward_name(member), self.score_heads[member], rollout)
 
     @torch.no_grad()
     def _read_last_state(self, role: Role, head: nn.Linear, rollout: Rollout) -> Tensor:
         """Apply a head to a role's hidden state at each row's last token [B]."""
         with self.use(role) as model:
-            hidden = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
-        return head(last_real_states(hidden, rollout.mask_BS).float()).squeeze(-1)
+            hidden = compute_hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
+        return head(select_last_states(hidden, rollout.mask_BS).float()).squeeze(-1)
 
     def recompute_layers(self) -> None:
         """Enable gradient checkpointing: only the input of each layer is kept for the backward pass.
@@ -260,7 +268,7 @@ class Roles:
         A step takes a third longer, and the memory for activations no longer grows with the depth.
         """
         for model in filter(None, (self.model, self.policy)):
-            base_model(model).activation_checkpointing_enable({"use_reentrant": False})
+            unwrap_model(model).activation_checkpointing_enable({"use_reentrant": False})
             for module in model.modules():  # transformers checkpoints a layer only if its `training` is True
                 if isinstance(module, GradientCheckpointingLayer):
                     module.training = True
@@ -282,7 +290,7 @@ class Roles:
         save_file({"weight": self.value_head.weight.detach().cpu()}, folder / VALUE_HEAD_FILE, {"format": "pt"})
         (folder / VALUE_HEAD_FILE).chmod(0o644)
 
-    def quantised_layers(self) -> int:
+    def count_quantised_layers(self) -> int:
         """Return the number of NF4 layers."""
         return sum(isinstance(m, Linear4bit) for m in self.model.modules())
 
@@ -305,7 +313,7 @@ class RoleActor:
         self.roles.save(self.role, folder, base)
 
 
-def adapter_of(name: str) -> str | None:
+def find_adapter_name(name: str) -> str | None:
     """Return the adapter's name in a parameter's name. Returns None for a parameter of the base.
 
     The name alone would not do: BERT's attention has a module `value`.
@@ -314,11 +322,11 @@ def adapter_of(name: str) -> str | None:
     return match[1] if match else None
 
 
-def reward_name(member: int) -> Role:
+def build_reward_name(member: int) -> Role:
     return f"reward{member}" if member else "reward"
 
 
-def score_weight(folder: Path, width: int) -> Tensor:
+def read_score_weight(folder: Path, width: int) -> Tensor:
     """Return the weights [1, D] of a reward model's head.
 
     Args:
@@ -336,14 +344,14 @@ def score_weight(folder: Path, width: int) -> Tensor:
     raise CorruptFile("reward.ref", str(folder), problem, "Train it with stage=reward.")
 
 
-def linear_head(weight_OD: Tensor) -> nn.Linear:
+def build_linear_head(weight_OD: Tensor) -> nn.Linear:
     """Build an fp32 linear head without bias from its weight."""
     head = nn.Linear(weight_OD.shape[1], weight_OD.shape[0], bias=False)
     head.weight.data = weight_OD.detach().float().clone()
     return head
 
 
-def last_real_states(hidden_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+def select_last_states(hidden_BSD: Tensor, mask_BS: Tensor) -> Tensor:
     """Return the hidden state of each row's last unmasked token [B, D]."""
     columns = torch.arange(mask_BS.shape[1], device=mask_BS.device)
     last_B = torch.where(mask_BS, columns, 0).max(-1).values

@@ -19,8 +19,8 @@ from align.core.errors import InputError, require
 from align.models.architectures import Route
 from align.models.cpu_memory import keep_few_kernels
 from align.models.fastpath import leave_fast_path
-from align.models.forward import route_of
-from align.models.load import load_base, skeleton
+from align.models.forward import get_route
+from align.models.load import build_skeleton, load_base
 from align.run import Base
 
 
@@ -29,17 +29,17 @@ def load_in_shards(base: Base, device: torch.device, dtype: torch.dtype) -> Any:
     hold only their shards and one tensor at a time.
 
     Raises:
-        CorruptFile, InputError: see `align.models.load.load_base` and `shard`.
+        CorruptFile, InputError: see `align.models.load.load_base` and `shard_model`.
     """
     model = load_base(base, "full", torch.device("cpu"), dtype) if ranks.is_main() else None
-    tensors = dict(named_tensors(model)) if model else {}
+    tensors = dict(iter_tensors(model)) if model else {}
     dtypes = ranks.broadcast({name: value.dtype for name, value in tensors.items()})
-    model = shard(model or build_empty(base, dtypes), device)
-    scatter(model, tensors)
+    model = shard_model(model or build_uninitialised(base, dtypes), device)
+    scatter_tensors(model, tensors)
     return model
 
 
-def build_empty(base: Base, dtypes: Mapping[str, torch.dtype]) -> Any:
+def build_uninitialised(base: Base, dtypes: Mapping[str, torch.dtype]) -> Any:
     """Build a base for `method=full` like `load_base`, but with uninitialised weights, whose memory is only reserved.
 
     Args:
@@ -49,8 +49,8 @@ def build_empty(base: Base, dtypes: Mapping[str, torch.dtype]) -> Any:
         InputError: the base cannot be built, or has other weights.
     """
     keep_few_kernels()
-    model = skeleton(base)
-    tensors = {} if model is None else dict(named_tensors(model))
+    model = build_skeleton(base)
+    tensors = {} if model is None else dict(iter_tensors(model))
     if model is None or tensors.keys() != dtypes.keys():
         problem = f"its modules cannot be built without its weights ({sorted(tensors.keys() ^ dtypes.keys())[:3]})"
         raise InputError("model.path", base.id, problem, "Train it on one GPU, or use method=lora.")
@@ -61,14 +61,14 @@ def build_empty(base: Base, dtypes: Mapping[str, torch.dtype]) -> Any:
     return model.requires_grad_(True).eval()
 
 
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def iter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the names and tensors of all weights and buffers, including buffers that are not saved."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
 @torch.no_grad()
-def scatter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def scatter_tensors(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Send every rank its shards of the first rank's tensors.
 
     Args:
@@ -78,7 +78,7 @@ def scatter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    for name, target in named_tensors(model):
+    for name, target in iter_tensors(model):
         if tensors:
             full = tensors.pop(name).to(target.device)
         else:
@@ -90,7 +90,7 @@ def scatter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             target.copy_(full)
 
 
-def shard(model: Any, device: torch.device) -> Any:
+def shard_model(model: Any, device: torch.device) -> Any:
     """Shard a model's weights in place on `device`, and return it.
 
     A forward gathers the weights of one layer at a time. It must be a forward of the whole model.
@@ -101,12 +101,12 @@ def shard(model: Any, device: torch.device) -> Any:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    route = route_of(model)
+    route = get_route(model)
     problem = f"type {model.config.model_type} takes no padding, by which ranks would keep in step"
     require(route.padding, "devices", ranks.world_size(), problem, "Train it on one GPU, or use method=lora.")
     leave_fast_path(model)  # it reads weights of layers without calling their forward, which would gather them
     mesh = init_device_mesh(device.type, (ranks.world_size(),))
-    for part in (*layers_of(model), model):
+    for part in (*iter_largest_stack(model), model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
     for part in model.modules():
         if isinstance(part, FSDPModule):  # gradients are summed, because each rank's loss is its share of the total
@@ -117,14 +117,14 @@ def shard(model: Any, device: torch.device) -> Any:
     return model
 
 
-def layers_of(model: nn.Module) -> Iterator[nn.Module]:
+def iter_largest_stack(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the layers of the largest `ModuleList` in a model."""
     stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList)]
     yield from max(stacks, key=lambda stack: sum(p.numel() for p in stack.parameters()), default=())
 
 
 def is_sharded(model: Any) -> bool:
-    """Return whether a model was sharded by `shard`."""
+    """Return whether a model was sharded by `shard_model`."""
     return "align_sharded" in vars(model)
 
 
@@ -133,10 +133,10 @@ def gather_weights(model: nn.Module) -> dict[str, Any]:
     name."""
     names = {name for name, _ in model.named_parameters()}
     tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - names
-    return gather({name: value for name, value in model.state_dict().items() if name not in tied})
+    return gather_tensors({name: value for name, value in model.state_dict().items() if name not in tied})
 
 
-def gather(values: Mapping[str, Any]) -> dict[str, Any]:
+def gather_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
     """Replace sharded tensors in a mapping by the full tensors on the CPU of the first rank, and by None on others."""
     gathered = dict(values)
     for name, value in values.items():
@@ -178,7 +178,7 @@ def save_whole(model: Any, dtype: torch.dtype, folder: Path) -> None:
 
 def gather_optimiser(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a sharded optimiser's state as that of one process."""
-    return {**state, "state": {number: gather(moments) for number, moments in state["state"].items()}}
+    return {**state, "state": {number: gather_tensors(moments) for number, moments in state["state"].items()}}
 
 
 def shard_optimiser(state: Mapping[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:

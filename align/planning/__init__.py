@@ -1,1 +1,1 @@
-"""Predict what a run takes before anything is loaded: memory by role and phase, graphics cards, disk, time."""
+"""Prediction of a run's memory by role and phase, of the GPUs that it fits on, its disk space and its time."""

@@ -1,4 +1,4 @@
-"""Find the cards that a workload fits on, and what to change if it does not fit."""
+"""The GPUs that a workload fits on, and the changes of settings that make it fit."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from align.planning.memory import Workload, footprint
+from align.planning.memory import Workload, predict_footprint
 from align.planning.shapes import Shape
 
 GB = 1e9
 CONTEXT = 1.0
-"""GB that CUDA and its libraries take."""
+"""GB that CUDA and its libraries use."""
 USABLE = 0.9
-"""The share of the rest that fragments of free memory leave."""
+"""Usable share of the remaining memory, because of fragmentation."""
 SHORTEST = 256
 FEWEST = 8
-"""Tokens of a row, and answers generated together, below which no smaller number is proposed."""
+"""Minimum tokens of a row, and answers generated together, that are proposed."""
 TRIED = 10_000
-"""Numbers that are tried for one that divides another."""
+"""Maximum candidates in the search for a divisor."""
 
 
 class Gpu(NamedTuple):
-    """A size of graphics cards, in GB, and the cards of that size."""
+    """A memory size of GPUs in GB, and the names of GPUs of that size."""
 
     gb: float
     names: str
@@ -41,11 +41,11 @@ GPUS = (
 
 
 class Change(NamedTuple):
-    """Something that may be changed.
+    """A change of a setting that saves memory.
 
     Attributes:
-        key, value: as they are written on a command line.
-        work: the workload as it was, with this changed.
+        key, value: the setting and its new value on the command line.
+        work: the workload with this change.
     """
 
     key: str
@@ -53,29 +53,30 @@ class Change(NamedTuple):
     work: Workload
 
 
-def room_on(gb: float) -> float:
-    """Return the bytes that tensors may take on a card."""
+def compute_room(gb: float) -> float:
+    """Return the bytes for tensors on a GPU with so many GB."""
     return max(0.0, gb - CONTEXT) * USABLE * GB
 
 
-def changes_to_fit(shape: Shape, work: Workload, room: float) -> list[str] | None:
-    """Return what to add to a command line so that it fits. Returns an empty list if it does, None if nothing helps.
+def find_changes_to_fit(shape: Shape, work: Workload, room: float) -> list[str] | None:
+    """Return the words to add to a command line so that a workload fits. Returns an empty list if it fits already, and
+    None if no changes are enough.
 
-    Changes are made in the order of what they cost, until it fits; then those that are not needed are taken back, the
-    most expensive first. The rest was predicted to fit.
+    Changes are applied in the order of their cost until the workload fits. Changes that turn out unnecessary are then
+    removed, the most expensive first. The remaining changes were predicted to fit.
 
     Args:
-        room: bytes.
+        room: available bytes.
     """
 
-    def fits(one: Workload) -> bool:
-        return footprint(shape, one).peak <= room
+    def fits(candidate: Workload) -> bool:
+        return predict_footprint(shape, candidate).peak <= room
 
     order: list[str] = []
     words: dict[str, str] = {}
     changed = work
     while not fits(changed):
-        change = next(changes(changed), None)
+        change = next(iter_changes(changed), None)
         if change is None:
             return None
         changed = change.work
@@ -97,15 +98,15 @@ FIELDS = {
     "method": ("method",),
     "data.max_length": ("length", "prompt"),
 }
-"""Key → the fields of a workload that it decides."""
+"""Setting → the fields of a workload that it determines."""
 
 
-def changes(work: Workload) -> Iterator[Change]:
-    """Yield the changes that are possible, the cheapest first: time for activations, then time for the rest, then what
-    is learned, then what is learned from."""
+def iter_changes(work: Workload) -> Iterator[Change]:
+    """Yield the possible changes, the cheapest first: those that cost time, then those that change what is trained,
+    then those that cut the data."""
     if not work.recompute:
         yield Change("stage.gradient_checkpointing", "true", replace(work, recompute=True))
-    if smaller := largest_part(work.step or work.micro_batch, work.micro_batch):
+    if smaller := find_largest_divisor(work.step or work.micro_batch, work.micro_batch):
         yield Change("stage.micro_batch", str(smaller), replace(work, micro_batch=smaller))
     if work.rollout_rows > FEWEST:
         half = work.rollout_rows // 2
@@ -121,12 +122,12 @@ def changes(work: Workload) -> Iterator[Change]:
         yield Change("data.max_length", str(half), replace(work, **shorter))
 
 
-def largest_part(whole: int, below: int) -> int | None:
-    """Return the largest number below another that divides the whole. Returns None if there is none. Of a whole beyond
-    `TRIED` squared it may be a smaller one: not every number is tried."""
+def find_largest_divisor(whole: int, below: int) -> int | None:
+    """Return the largest divisor of `whole` that is less than `below`. Returns None if `below` is 1 or less. If `whole`
+    exceeds `TRIED` squared, it may be a smaller divisor, because not all numbers are tried."""
     most = min(below - 1, whole)
     if most < 1:
         return None
-    first = -(-whole // most)  # the smallest share that may leave a number below
-    by_share = (whole // share for share in range(first, first + TRIED) if whole % share == 0)
-    return next(by_share, None) or next(n for n in range(min(most, TRIED), 0, -1) if whole % n == 0)
+    first = -(-whole // most)  # the smallest quotient whose divisor is not above `most`
+    by_quotient = (whole // quotient for quotient in range(first, first + TRIED) if whole % quotient == 0)
+    return next(by_quotient, None) or next(n for n in range(min(most, TRIED), 0, -1) if whole % n == 0)

@@ -1,4 +1,4 @@
-"""Count the bytes of tensors that are alive, as they are made and freed, to compare them with a prediction."""
+"""Counting of the bytes of live tensors as they are allocated and freed, to compare them with a prediction."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the storages of all tensors that an operation makes while it is entered, each once, until it is freed.
+    """A dispatch mode that counts the storages of all tensors created while it is active, each once, until it is freed.
 
-    The memory that a kernel needs inside an operation is not counted.
+    Memory that a kernel uses inside an operation is not counted.
 
     Args:
-        models: modules whose tensors are alive already.
+        models: modules whose tensors exist already, and are counted too.
 
     Attributes:
-        now: bytes that are alive.
+        now: present bytes of live tensors.
     """
 
     def __init__(self, models: Iterable[nn.Module | None] = ()) -> None:
@@ -44,7 +44,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def lap(self) -> int:
-        """Return the most that was alive at once since the last lap."""
+        """Return the peak bytes since the last call."""
         peak = self._peak
         self._peak = self.now
         return peak
@@ -52,13 +52,13 @@ class LiveBytes(TorchDispatchMode):
     def _count(self, tensor: Tensor) -> None:
         if tensor.device.type == "meta":
             return
-        whole: Any = tensor if tensor.is_mkldnn else tensor.untyped_storage()  # an opaque tensor has no storage
-        key = id(whole)
-        size = tensor.numel() * tensor.itemsize if tensor.is_mkldnn else whole.nbytes()
+        owner: Any = tensor if tensor.is_mkldnn else tensor.untyped_storage()  # an opaque tensor has no storage
+        key = id(owner)
+        size = tensor.numel() * tensor.itemsize if tensor.is_mkldnn else owner.nbytes()
         if key in self._sizes:
             self.now += size - self._sizes[key]  # resized in place
         else:
-            weakref.finalize(whole, self._free, key).atexit = False
+            weakref.finalize(owner, self._free, key).atexit = False
             self.now += size
         self._sizes[key] = size
         self._peak = max(self._peak, self.now)
@@ -68,7 +68,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def iter_tensors(state: Any) -> Iterable[Tensor]:
-    """Yield the tensors of a quantised weight's state, nested ones too."""
+    """Yield the tensors of a quantised weight's state, including nested states."""
     for value in vars(state).values() if state is not None else ():
         if isinstance(value, Tensor):
             yield value
@@ -78,11 +78,11 @@ def iter_tensors(state: Any) -> Iterable[Tensor]:
 
 @contextmanager
 def watch_live_bytes(device: torch.device, *models: nn.Module | None) -> Iterator[Callable[[], int]]:
-    """Yield a function that returns the most bytes that were alive since its last call, on a GPU as its allocator
-    counts.
+    """Yield a function that returns the peak bytes of live tensors since its last call; on a GPU those of the
+    allocator.
 
     Args:
-        models: whose tensors are alive already.
+        models: modules whose tensors exist already.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

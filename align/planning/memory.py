@@ -1,5 +1,5 @@
-"""Predict the memory that a workload takes, by role and phase, and what it leaves on disk, from the shapes alone.
-Imports no torch."""
+"""Prediction of a workload's memory by role and phase, and of its disk space, from the model's shapes. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from align import ranks
 from align.core.errors import InputError
 from align.data.chat.encode import compute_max_prompt_tokens
 from align.models.lora import Lora
-from align.planning.shapes import Linear, Shape, shape_of
+from align.planning.shapes import Linear, Shape, read_shape
 from align.run import Run
 from align.track import detect_device
 
@@ -22,31 +22,31 @@ MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 0}
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """The largest work of a stage at once: every row as long as allowed.
+    """The worst-case workload of a stage: all rows have the maximum length.
 
     Attributes:
         stage: `sft`, `full`, `reward`, `ppo`, `dpo` or `kto`.
         method: `qlora`, `lora` or `full`.
-        dtype: of the computation.
-        cuda: on a GPU, where nothing takes the fast path of a CPU.
-        micro_batch: rows that go through the model at once; pairs, or rankings.
+        dtype: dtype of the computation.
+        cuda: whether it runs on a GPU, where the fast path does not apply.
+        micro_batch: rows (or pairs, or rankings) of one forward pass.
         step: rows of an optimiser step.
-        texts: that a row has: a pair two, a ranking as many as it has answers.
+        texts: texts of a row: 2 for a pair, the number of answers for a ranking.
         prompt, length: tokens of a prompt, and of a whole row.
-        rank, targets, dora, dropout: of an adapter.
-        recompute: activations are computed again in the backward pass.
+        rank, targets, dora, dropout: settings of an adapter.
+        recompute: whether gradients are checkpointed.
         moments: bytes of the optimiser for each trained weight.
-        reference: a copy of the adapter that trains is kept as it starts.
-        from_adapter: it starts from an adapter, which is kept beside it as reference.
-        packing: several texts share a row.
-        value_backbone: of PPO, `own`, `policy` or `frozen`; `none` where its estimator has no critic.
-        rewards: reward models on the policy's base.
-        rollout_rows: answers that are generated together.
-        whole_batch: PPO's batch is one minibatch.
-        keeps_best: the best policy's weights are kept aside.
-        bank: rollouts come from a copy of the base.
-        ranks: processes that a run is dealt to.
-        remote: servers sample, whose memory is their own.
+        reference: whether a copy of the trained adapter is kept as reference.
+        from_adapter: whether the policy starts from an adapter, which is kept as reference.
+        packing: whether several texts share a row.
+        value_backbone: `own`, `policy` or `frozen` for PPO; `none` without a critic.
+        rewards: number of reward models on the policy's base.
+        rollout_rows: answers that are generated at once.
+        whole_batch: whether PPO's batch is one minibatch.
+        keeps_best: whether the best policy's weights are kept in memory.
+        bank: whether rollouts use a copy of the base.
+        ranks: number of processes.
+        remote: whether servers sample, whose memory is not counted.
     """
 
     stage: str
@@ -78,7 +78,7 @@ class Workload:
 
     @property
     def lora(self) -> Lora:
-        """A fresh adapter of this size."""
+        """The settings of a new adapter of this size."""
         return Lora(self.rank, 2 * self.rank, self.dropout, self.targets, dora=self.dora)
 
     @property
@@ -93,12 +93,12 @@ class Workload:
 
     @property
     def accumulates(self) -> bool:
-        """Return whether a rank has several micro-batches of an optimiser step."""
+        """True if a rank accumulates several micro-batches in an optimiser step."""
         return self.step > self.micro_batch * self.ranks
 
     @property
     def one_pass(self) -> bool:
-        """Return whether PPO learns from the same pass that estimated."""
+        """True if PPO's first gradient step reuses the forward pass of the estimates."""
         return self.whole_batch and self.step <= self.micro_batch
 
     @property
@@ -108,12 +108,14 @@ class Workload:
 
 
 def build_workload(config: Any, context: int, *, ranks: int, from_adapter: bool, rewards: int, cuda: bool) -> Workload:
-    """Return the largest work of a stage at once.
+    """Build the worst-case workload of a run.
 
     Args:
-        config: of the run. The method is decided, and not `auto`.
-        context: of the model, in tokens.
-        rewards: reward models on the base.
+        config: the run's config, whose method is not `auto` any more.
+        context: the model's context length in tokens.
+        ranks: number of processes.
+        from_adapter: whether the policy starts from an adapter.
+        rewards: number of reward models on the base.
         cuda: whether it runs on a GPU.
     """
     stage = config.stage
@@ -167,9 +169,9 @@ def build_workload(config: Any, context: int, *, ranks: int, from_adapter: bool,
     )
 
 
-def full_rows(count: int, length: int) -> list[list[int]]:
-    """Return rows of token ids that differ from the first one on, or, beyond a hundred rows, from the second: a common
-    beginning is computed once, and a plan is of rows that share nothing."""
+def build_full_rows(count: int, length: int) -> list[list[int]]:
+    """Return rows of token ids that differ from the first token on, or from the second beyond a hundred rows: common
+    prefixes would be computed only once, and the plan assumes rows that share nothing."""
     return [[1 + i % 100, *[1 + i // 100] * (length - 1)] for i in range(count)]
 
 
@@ -177,7 +179,8 @@ class Part(NamedTuple):
     """A use of memory.
 
     Attributes:
-        role: `base`, `policy`, `reference`, `value`, `reward`; or `work`, which is freed after the phase.
+        role: `base`, `policy`, `reference`, `value`, `reward`; or `work` for memory that is freed after the phase.
+        what: description of the use.
     """
 
     role: str
@@ -187,7 +190,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of a step, with what lives in it besides the permanent parts."""
+    """A phase of a step, with the memory that it uses besides the permanent parts."""
 
     name: str
     parts: tuple[Part, ...]
@@ -203,7 +206,7 @@ class Footprint:
 
     Attributes:
         always: the permanent parts.
-        phases: in their order.
+        phases: the phases of a step in order.
     """
 
     always: tuple[Part, ...]
@@ -211,44 +214,44 @@ class Footprint:
 
     @property
     def standing(self) -> float:
-        """Bytes that always live."""
+        """Bytes of the permanent parts."""
         return sum(part.bytes for part in self.always)
 
     @property
     def peak(self) -> float:
-        """Bytes that live in the phase that takes the most."""
+        """Bytes in the phase that uses the most memory."""
         return self.standing + self.largest.bytes
 
     @property
     def largest(self) -> Phase:
-        """The phase that takes the most."""
+        """The phase that uses the most memory."""
         return max(self.phases, key=lambda phase: phase.bytes)
 
     def at(self, name: str) -> float:
-        """Bytes that live in a phase of that name."""
+        """Return the bytes in the phase of this name."""
         return self.standing + next(phase.bytes for phase in self.phases if phase.name == name)
 
 
 LONGEST = 512
 KEPT = 1 << 30
-"""As in `align.models.fastpath.llama`."""
+"""The limits of `align.models.fastpath.llama`."""
 ROWS = 128
 LOGITS = 1 << 20
-"""As in `align.ops.logprobs`."""
+"""The chunk sizes of `align.ops.logprobs`."""
 TILE = 32_768
 TILE_TOKENS = 4096
-"""Columns and rows of logits that TRL's losses hold at once."""
+"""Columns and rows of a tile of logits in TRL's losses."""
 COPY = 1 << 30
-"""As in `align.models.fastpath.decoder`."""
+"""The limit of `align.models.fastpath.decoder`."""
 FP32 = 4
 
 
 class Pass(NamedTuple):
-    """The memory of one pass with a gradient.
+    """The memory of one forward and backward pass.
 
     Attributes:
-        kept: bytes from the forward pass to the backward pass.
-        backward: bytes that the backward pass makes beside them, in the layer that it is in.
+        kept: bytes that are kept from the forward for the backward pass.
+        backward: additional bytes of the backward pass in its present layer.
     """
 
     kept: float
@@ -256,40 +259,42 @@ class Pass(NamedTuple):
 
 
 def samples_fast(shape: Shape, work: Workload) -> bool:
-    """Return whether a rollout takes the fast path: prompts must be short enough, and there is no gradient."""
+    """Return whether a rollout uses the fast path, which depends on the device, the architecture and the prompts."""
     autocast = work.method == "full" and work.dtype != "float32"
     return not work.cuda and shape.llama and work.prompt <= LONGEST and not autocast
 
 
-def pass_with_gradient(shape: Shape, work: Workload, trained: bool = False) -> Pass:
-    """Return the memory of a micro-batch's pass with a gradient.
+def predict_pass(shape: Shape, work: Workload, trained: bool = False) -> Pass:
+    """Return the memory of a micro-batch's forward and backward pass.
 
     Args:
-        trained: every weight trains, and there is no adapter.
+        trained: whether all weights train, without an adapter.
     """
     autocast = trained and work.dtype != "float32"
     covered = shape.llama and work.dtype != "float16" and not (autocast or work.dropout or work.packing)
-    layer, backward = (fast_layer if covered and not work.cuda else plain_layer)(shape, work, trained)
+    layer, backward = (predict_fast_layer if covered and not work.cuda else predict_plain_layer)(shape, work, trained)
     stream = work.tokens * shape.width * (FP32 if autocast else work.size)
-    beside = 2 * stream + (work.size * (shape.linear_weights + shape.vocabulary * shape.width) if autocast else 0)
+    cast_weights = work.size * (shape.linear_weights + shape.vocabulary * shape.width) if autocast else 0
+    shared = 2 * stream + cast_weights
     if work.recompute:
-        return Pass(shape.layers * stream + beside, layer + backward)
-    return Pass(shape.layers * layer + beside, backward)
+        return Pass(shape.layers * stream + shared, layer + backward)
+    return Pass(shape.layers * layer + shared, backward)
 
 
-def adapted_layers(shape: Shape, work: Workload, trained: bool) -> list[Linear]:
+def list_adapted_layers(shape: Shape, work: Workload, trained: bool) -> list[Linear]:
     """Return the linear layers that have an adapter."""
     return [linear for linear in shape.linears if not trained and (not work.targets or linear.name in work.targets)]
 
 
-def fast_layer(shape: Shape, work: Workload, trained: bool) -> tuple[float, float]:
-    """Return what the fast path keeps of a layer, and what its backward pass makes there.
+def predict_fast_layer(shape: Shape, work: Workload, trained: bool) -> tuple[float, float]:
+    """Return the bytes that the fast path keeps for the backward pass of a layer, and those that the backward pass
+    adds.
 
-    It keeps its input and that of its MLP, queries, keys, values and what they read, the two halves of the gated unit,
-    each input through A, and the weights of attention unless attention goes row by row. The backward pass has its peak
-    in the MLP or in attention.
+    It keeps the inputs of the layer and of its MLP; queries, keys, values and the output of attention; the two halves
+    of the gated unit; each input times A; and the attention weights unless attention is computed row by row. The peak
+    of the backward pass is in the MLP or in attention.
     """
-    low = work.rank * len(adapted_layers(shape, work, trained))
+    low = work.rank * len(list_adapted_layers(shape, work, trained))
     numbers = 2 * (shape.width + shape.queries + shape.keys + shape.mlp) + low
     weights = work.tokens * work.length * shape.heads * (1 if work.recompute else shape.layers) * work.size
     if work.length <= LONGEST and weights <= KEPT:
@@ -303,26 +308,26 @@ def fast_layer(shape: Shape, work: Workload, trained: bool) -> tuple[float, floa
     return kept, backward
 
 
-def plain_layer(shape: Shape, work: Workload, trained: bool) -> tuple[float, float]:
-    """Return what transformers' modules keep of a layer, and what their backward pass makes there."""
+def predict_plain_layer(shape: Shape, work: Workload, trained: bool) -> tuple[float, float]:
+    """Return the bytes that transformers' modules keep for the backward pass of a layer, and those that it adds."""
     size = work.size
-    norms = 2 * shape.width * (FP32 + size)  # what goes in, in fp32, and what comes out
-    if trained:  # its weight has a gradient too; autocast gives each product an input of its own
+    norms = 2 * shape.width * (FP32 + size)  # inputs in fp32, and outputs
+    if trained:  # the norms' weights have gradients too, and under autocast each product has its own input
         norms = 2 * shape.width * 2 * FP32 + size * shape.width * (5 if size < FP32 else 2)
     attention = size * 2 * (shape.queries + shape.keys) + FP32 * shape.heads
-    # For the factors of adapters, on a GPU PEFT widens the input of each layer; with dropout each has its own input.
-    adapted = adapted_layers(shape, work, trained)
-    own = FP32 + 1 if work.dropout else FP32 if work.cuda and size < FP32 else 0
-    factors = own * sum(linear.inputs for linear in adapted)
+    # PEFT casts the input of each adapted layer to fp32 on a GPU, and copies it for dropout.
+    adapted = list_adapted_layers(shape, work, trained)
+    input_size = FP32 + 1 if work.dropout else FP32 if work.cuda and size < FP32 else 0
+    factors = input_size * sum(linear.inputs for linear in adapted)
     factors += work.rank * len(adapted) * (FP32 if work.cuda else size)
     kept = work.tokens * (norms + attention + size * 4 * shape.mlp + factors)
     backward = work.tokens * max(5 * shape.width * FP32, 3 * shape.mlp * size) + shape.largest * size
     return kept, backward
 
 
-def rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
-    """Yield keys and values of all answers that are generated together, and the larger of reading all prompts at once
-    and of a token each, with the weights side by side on the fast path."""
+def iter_rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
+    """Yield the memory of a rollout: the key-value cache of all rows, and the larger one of the prefill and of a decode
+    step, which on the fast path has a copy of the weights."""
     size = work.size
     fast = samples_fast(shape, work)
     cached = work.rollout_rows * work.length * shape.layers * shape.keys
@@ -333,26 +338,26 @@ def rollout_parts(shape: Shape, work: Workload) -> Iterator[Part]:
         attention = 2 * FP32 * shape.heads * work.prompt + size * (4 * shape.queries + 3 * shape.keys + shape.width)
         copy = size * shape.linear_weights
         weights = copy if copy <= COPY else 0
-        a_token = max(mlp, attention)
+        per_token = max(mlp, attention)
     else:
-        a_token = size * (3 * shape.mlp + 4 * shape.width)
+        per_token = size * (3 * shape.mlp + 4 * shape.width)
         weights = shape.largest * size
-    prompts = work.rollout_rows * work.prompt * a_token
+    prompts = work.rollout_rows * work.prompt * per_token
     tokens = 3 * FP32 * work.rollout_rows * shape.vocabulary + weights
     yield Part("work", "reading prompts" if prompts > tokens else "a token each", max(prompts, tokens))
 
 
-def own_logits(shape: Shape, tokens: int, trained: bool = False) -> float:
-    """Return the bytes of a chunk of our logits: themselves, their softmax, and a product of the two; twice as much if
-    the head trains."""
+def count_own_logits(shape: Shape, tokens: int, trained: bool = False) -> float:
+    """Return the bytes of a chunk of our logits: the logits, their softmax, and a product of the two; twice that if the
+    head trains."""
     rows = min(tokens, max(ROWS, LOGITS // shape.vocabulary))
     return (6 if trained else 3) * FP32 * rows * shape.vocabulary
 
 
-def trl_logits(shape: Shape, work: Workload) -> float:
-    """Return the bytes of a tile of TRL's logits: a buffer, and on a CPU, which has no fused kernel, seven more in
-    fp32. The head of a model in shards is not read by itself: there it is all logits, their copy in fp32, its softmax
-    and its gradient."""
+def count_trl_logits(shape: Shape, work: Workload) -> float:
+    """Return the bytes of a tile of TRL's logits: a buffer, and on a CPU, without the fused kernel, seven more in fp32.
+    The head of a sharded model cannot be used separately: there it is all logits, their copy in fp32, its softmax and
+    its gradient."""
     if work.method == "full" and work.ranks > 1:
         return work.tokens * shape.vocabulary * (work.size + 3 * FP32)
     rows = min(work.tokens, TILE_TOKENS)
@@ -362,23 +367,24 @@ def trl_logits(shape: Shape, work: Workload) -> float:
 
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in NF4 with double quantisation: 4 bits, 8 bits for 64 of them, and an fp32 for 256 of those."""
+"""Bytes per weight in NF4 with double quantisation: 4 bits, 8 bits for each 64 weights, and an fp32 for each 256 of
+those."""
 ADAM = 8
 """Bytes of torch's AdamW for each trained weight."""
 
 
-def footprint(shape: Shape, work: Workload) -> Footprint:
-    """Predict the memory of a workload on a base of this shape, on each of its ranks."""
-    return (ppo_footprint if work.stage == "ppo" else trainer_footprint)(shape, work)
+def predict_footprint(shape: Shape, work: Workload) -> Footprint:
+    """Predict the memory of a workload on a base of this shape, for each rank."""
+    return (predict_ppo_footprint if work.stage == "ppo" else predict_trainer_footprint)(shape, work)
 
 
-def base_bytes(shape: Shape, method: str, size: int, head: bool = True) -> float:
-    """Return the bytes of a base.
+def count_base_bytes(shape: Shape, method: str, size: int, head: bool = True) -> float:
+    """Return the bytes of a base's weights.
 
     Args:
-        method: `full` keeps it in fp32.
-        size: bytes of a number elsewhere, and of what is not quantised.
-        head: whether it has its head for tokens; a classifier has none of its own.
+        method: `full` for fp32, `qlora` for NF4, `lora` for `size` bytes per weight.
+        size: bytes of a weight that is not quantised.
+        head: whether it has a language head; a classifier has none.
     """
     if method == "full":
         return FP32 * float(shape.weights)
@@ -386,130 +392,135 @@ def base_bytes(shape: Shape, method: str, size: int, head: bool = True) -> float
     return (NF4 if method == "qlora" else size) * shape.linear_weights + size * plain
 
 
-def adapter_bytes(shape: Shape, work: Workload) -> int:
+def count_adapter_bytes(shape: Shape, work: Workload) -> int:
     """Return the bytes of one adapter in fp32."""
     return FP32 * shape.adapter_weights(work.rank, work.targets, work.dora)
 
 
-def trainer_footprint(shape: Shape, work: Workload) -> Footprint:
-    """Predict SFT, reward, DPO and KTO: the base itself trains, or one adapter of it."""
-    whole = work.method == "full"
-    adapter = adapter_bytes(shape, work)
-    base = base_bytes(shape, work.method, work.size, work.stage != "reward")
-    trained = base if whole else adapter + shape.width * FP32 * (work.stage == "reward")
-    share = work.ranks if whole else 1  # FSDP2 divides what trains; a frozen base lies on every rank
+def predict_trainer_footprint(shape: Shape, work: Workload) -> Footprint:
+    """Predict the memory of SFT, reward, DPO and KTO, which train the base itself or one adapter."""
+    is_full = work.method == "full"
+    adapter = count_adapter_bytes(shape, work)
+    base = count_base_bytes(shape, work.method, work.size, work.stage != "reward")
+    trained = base if is_full else adapter + shape.width * FP32 * (work.stage == "reward")
+    share = work.ranks if is_full else 1  # FSDP2 shards a trained model; every rank has a frozen base
     always = [Part("base", "weights", base / share)]
-    if not whole:
+    if not is_full:
         always.append(Part("policy", "adapter", trained))
     if work.reference:
         always.append(Part("reference", "adapter", adapter))
     always.append(Part("policy", "moments", trained / FP32 * work.moments / share))
-    kept, backward = pass_with_gradient(shape, work, whole)
+    kept, backward = predict_pass(shape, work, is_full)
     if work.stage == "reward":
         logits = 0.0
-    elif work.stage == "sft" and not work.cuda and not whole and shape.llama:
-        logits = own_logits(shape, work.tokens)
+    elif work.stage == "sft" and not work.cuda and not is_full and shape.llama:
+        logits = count_own_logits(shape, work.tokens)
     else:
-        logits = trl_logits(shape, work)
+        logits = count_trl_logits(shape, work)
     gradients = Part("policy", "gradients", trained / share)
     update = (
         gradients._replace(bytes=gradients.bytes if work.accumulates else 0.0),
         Part("work", "activations", kept),
         Part("work", "logits" if logits > backward else "backward pass", max(logits, backward)),
     )
-    step = Part("work", "optimiser's own", optimiser_bytes(shape, whole))
+    step = Part("work", "optimiser's own", count_optimiser_bytes(shape, is_full))
     return Footprint(tuple(always), (Phase("update", update), Phase("optimiser", (gradients, step))))
 
 
-def optimiser_bytes(shape: Shape, whole: bool) -> float:
-    """Return the bytes that AdamW makes for the largest of its weights; those of adapters are negligible."""
-    return 2.0 * FP32 * max(shape.embeddings, shape.largest) * whole
+def count_optimiser_bytes(shape: Shape, is_full: bool) -> float:
+    """Return AdamW's temporary bytes for the largest weight, if all weights train; for adapters they are negligible."""
+    return 2.0 * FP32 * max(shape.embeddings, shape.largest) * is_full
 
 
-def ppo_footprint(shape: Shape, work: Workload) -> Footprint:
-    whole = work.method == "full"
-    adapter = adapter_bytes(shape, work)
-    policy = base_bytes(shape, "full", FP32) if whole else float(adapter)
-    value = value_bytes(shape, work)
+def predict_ppo_footprint(shape: Shape, work: Workload) -> Footprint:
+    is_full = work.method == "full"
+    adapter = count_adapter_bytes(shape, work)
+    policy = count_base_bytes(shape, "full", FP32) if is_full else float(adapter)
+    value = count_value_bytes(shape, work)
     always = [
-        Part("base", "weights", base_bytes(shape, "lora" if whole else work.method, work.size)),
-        Part("policy", "weights" if whole else "adapter", policy),
+        Part("base", "weights", count_base_bytes(shape, "lora" if is_full else work.method, work.size)),
+        Part("policy", "weights" if is_full else "adapter", policy),
         Part("policy", "moments", ADAM / FP32 * policy),
     ]
     if value:
         always += [Part("value", "adapter and head", value), Part("value", "moments", ADAM / FP32 * value)]
-    if work.from_adapter and not whole:
+    if work.from_adapter and not is_full:
         always.append(Part("reference", "adapter", adapter))
     if work.rewards:
         always.append(Part("reward", "adapters and heads", work.rewards * (adapter + shape.width * FP32)))
-    if work.keeps_best and not work.cuda:  # it lies on the CPU
+    if work.keeps_best and not work.cuda:  # it is kept in main memory
         always.append(Part("policy", "best so far", policy))
     if work.bank:
         always.append(Part("base", "copy that samples", work.size * float(shape.weights)))
-    return Footprint(tuple(always), tuple(ppo_phases(shape, work, policy, value)))
+    return Footprint(tuple(always), tuple(iter_ppo_phases(shape, work, policy, value)))
 
 
-def value_bytes(shape: Shape, work: Workload) -> float:
+def count_value_bytes(shape: Shape, work: Workload) -> float:
     """Return the bytes of the trained weights of the value role, in fp32."""
     if work.value_backbone == "none":
         return 0.0
-    return (adapter_bytes(shape, work) if work.value_backbone == "own" else 0.0) + shape.width * FP32
+    return (count_adapter_bytes(shape, work) if work.value_backbone == "own" else 0.0) + shape.width * FP32
 
 
-def ppo_phases(shape: Shape, work: Workload, policy: float, value: float) -> Iterator[Phase]:
-    """Yield the phases of an update.
+def iter_ppo_phases(shape: Shape, work: Workload, policy: float, value: float) -> Iterator[Phase]:
+    """Yield the phases of an update of PPO.
 
     Args:
         policy, value: bytes of the trained weights of each role.
     """
-    whole = work.method == "full"
+    is_full = work.method == "full"
     has_adapter = work.value_backbone == "own"
     if not work.remote:
-        yield Phase("rollout", tuple(rollout_parts(shape, work)))
-    own = pass_with_gradient(shape, work, whole)
-    other = pass_with_gradient(shape, work)
-    logits = own_logits(shape, work.micro_batch * work.answer, whole)
-    reading = Part("work", "a pass without gradients", max(logits, other.backward))
+        yield Phase("rollout", tuple(iter_rollout_parts(shape, work)))
+    policy_pass = predict_pass(shape, work, is_full)
+    adapter_pass = predict_pass(shape, work)
+    logits = count_own_logits(shape, work.micro_batch * work.answer, is_full)
+    reading = Part("work", "a pass without gradients", max(logits, adapter_pass.backward))
     policy_gradients = Part("policy", "gradients", policy)
     value_gradients = Part("value", "gradients", value)
     kept_value_gradients = value_gradients._replace(bytes=value * work.accumulates)
-    other_backward = Part("work", "backward pass", other.backward)
+    adapter_backward = Part("work", "backward pass", adapter_pass.backward)
     if work.one_pass:
-        graph = Part("work", "activations", own.kept + (other.kept if has_adapter else 0.0))
+        graph = Part("work", "activations", policy_pass.kept + (adapter_pass.kept if has_adapter else 0.0))
         yield Phase("estimate", (graph, reading) if graph.bytes else (reading,))
-        yield Phase("update", (policy_gradients, kept_value_gradients, graph, other_backward))
+        yield Phase("update", (policy_gradients, kept_value_gradients, graph, adapter_backward))
     else:
         yield Phase("estimate", (reading,))
         of_policy = (
             policy_gradients._replace(bytes=policy * work.accumulates),
             kept_value_gradients,
-            Part("work", "activations", own.kept),
-            Part("work", "logits" if logits > own.backward else "backward pass", max(logits, own.backward)),
+            Part("work", "activations", policy_pass.kept),
+            Part(
+                "work",
+                "logits" if logits > policy_pass.backward else "backward pass",
+                max(logits, policy_pass.backward),
+            ),
         )
         of_value = (
             policy_gradients,
             kept_value_gradients,
-            Part("work", "activations", other.kept),
-            other_backward,
+            Part("work", "activations", adapter_pass.kept),
+            adapter_backward,
         )
         phases = [Phase("update", parts) for parts in ((of_policy, of_value) if has_adapter else (of_policy,))]
         yield max(phases, key=lambda phase: phase.bytes)
-    step = Part("work", "optimiser's own", optimiser_bytes(shape, whole))
+    step = Part("work", "optimiser's own", count_optimiser_bytes(shape, is_full))
     yield Phase("optimiser", (policy_gradients, value_gradients, step))
 
 
 def predict_peak(run: Run, longest: int, config: Any, texts: int = 0, rewards: int = 0) -> dict[str, float]:
-    """Return the memory that a run's tensors were predicted to take, in MiB, as a figure beside the measured one.
-    Returns nothing for a model whose sizes cannot be read.
+    """Return the predicted peak memory of a run's tensors in MiB, as a figure beside the measured one. Returns an empty
+    dict for a model whose sizes cannot be read.
 
     Args:
-        longest: tokens of the longest row that it trains on; of PPO, of the longest prompt.
-        config: of the run.
-        texts: of a row; 0 for as many as the settings say.
+        longest: tokens of the longest row; of the longest prompt for PPO.
+        config: the run's config.
+        texts: texts of a row; 0 for the number in the settings.
+        rewards: number of reward models on the base.
     """
     init = run.inputs.get("init")
     try:
-        shape = shape_of(run.base)
+        shape = read_shape(run.base)
     except InputError:
         return {}
     work = build_workload(
@@ -522,19 +533,19 @@ def predict_peak(run: Run, longest: int, config: Any, texts: int = 0, rewards: i
     )
     lengths = {"prompt": longest, "length": longest + work.answer} if work.prompt else {"length": longest}
     work = replace(work, texts=texts or work.texts, **lengths)
-    return {"predicted_peak_mb": round(footprint(shape, work).peak / 2**20, 1)}
+    return {"predicted_peak_mb": round(predict_footprint(shape, work).peak / 2**20, 1)}
 
 
-def disk_bytes(shape: Shape, work: Workload) -> tuple[float, float]:
-    """Return the bytes of one checkpoint, and of what is published: adapters in fp32 with their moments; whole
-    models."""
+def predict_disk_bytes(shape: Shape, work: Workload) -> tuple[float, float]:
+    """Return the bytes of one checkpoint, which holds fp32 weights with their moments, and of the published
+    artifact."""
     head = 4 * shape.width
-    adapter = float(adapter_bytes(shape, work))
+    adapter = float(count_adapter_bytes(shape, work))
     if work.stage == "ppo":
         policy = 4.0 * shape.weights if work.method == "full" else adapter
-        value = value_bytes(shape, work)
-        kept = (policy + value) * (1 + ADAM / 4) + policy * work.keeps_best
-        return kept, (work.size * float(shape.weights) if work.method == "full" else adapter) + value
+        value = count_value_bytes(shape, work)
+        checkpoint = (policy + value) * (1 + ADAM / 4) + policy * work.keeps_best
+        return checkpoint, (work.size * float(shape.weights) if work.method == "full" else adapter) + value
     if work.method == "full":
         return (4.0 + work.moments) * shape.weights, work.size * float(shape.weights)
     trained = adapter + head * (work.stage == "reward")

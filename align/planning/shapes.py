@@ -1,4 +1,4 @@
-"""The shape of a model: its matrices and widths, read from its `config.json`. Imports no torch if the architecture is
+"""The shape of a model: its matrices and widths, from its `config.json`. Imports torch only if the architecture is not
 Llama-like."""
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from align.core.errors import InputError
 from align.run import Base, model_config
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")
-"""Types whose modules are known here. Their decoders have the fast path on a CPU."""
+"""Model types whose shape is computed from the configuration alone. They have the fast path on a CPU."""
 GROUPS = {"mistral": 8, "qwen2": 32, "qwen3": 32}
 CONTEXTS = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "qwen3": 32_768}
-"""By type, the defaults of `num_key_value_heads` and `max_position_embeddings`."""
+"""Model type → default of `num_key_value_heads`, and of `max_position_embeddings`."""
 
 
 class Linear(NamedTuple):
     """Linear layers of one name and shape.
 
     Attributes:
-        name: the last part of it, such as `q_proj`.
-        count: how many there are.
+        name: last part of the name, such as `q_proj`.
+        count: number of these layers.
     """
 
     name: str
@@ -39,16 +39,16 @@ class Shape:
     """The shape of a model.
 
     Attributes:
-        width: D, of the hidden states.
-        mlp: width of what the MLP works in.
-        heads, groups: of queries, and of keys and values.
-        head: width of one.
+        width: width D of the hidden states.
+        mlp: inner width of the MLP.
+        heads, groups: number of heads of queries, and of keys and values.
+        head: width of a head.
         vocabulary: V.
-        context: positions that it was made for.
-        linears: those that bear adapters and are quantised.
-        embeddings: weights of the input embedding.
-        output: weights of a head of its own; 0 where it is tied.
-        others: weights of norms, biases, and all else.
+        context: maximum positions.
+        linears: the linear layers that can have adapters and are quantised.
+        embeddings: number of weights of the input embedding.
+        output: number of weights of the head; 0 if it is tied to the embedding.
+        others: number of all other weights, such as norms and biases.
         llama: whether it is Llama-like.
     """
 
@@ -100,54 +100,54 @@ class Shape:
         return sum((rank * (m.inputs + m.outputs) + dora * m.outputs) * m.count for m in adapted)
 
 
-def shape_of(base: Base) -> Shape:
+def read_shape(base: Base) -> Shape:
     """Return the shape of a base, without its weights.
 
     Raises:
-        InputError: its configuration cannot be read.
+        InputError: its configuration is invalid.
     """
     config = model_config(Path(base.path), displayed=base.id)
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind:
-        raise invalid_key(config, "model_type", "is no name of an architecture, such as llama")
+        raise build_key_error(config, "model_type", "is no name of an architecture, such as llama")
     if kind in LLAMA_LIKE:
-        return llama_shape(config)
+        return compute_llama_shape(config)
     if not is_named_in_transformers(kind):
-        raise invalid_key(config, "model_type", "is no architecture that the installed transformers has")
-    return built_shape(base)
+        raise build_key_error(config, "model_type", "is no architecture that the installed transformers has")
+    return build_shape(base)
 
 
-def invalid_key(config: Mapping[str, Any], key: str, problem: str) -> InputError:
+def build_key_error(config: Mapping[str, Any], key: str, problem: str) -> InputError:
     """Return the error for a key of a `config.json`."""
     problem = problem if key in config else "is missing"
     return InputError(f"config.json, {key}", config.get(key), problem, "Download or save the model again.")
 
 
 def is_named_in_transformers(kind: str) -> bool:
-    """Return whether transformers names a type in its lists of models. They are read as text: importing takes
+    """Return whether transformers has a model type. Its lists are read as text, because importing them takes
     seconds."""
     package = find_spec("transformers")
     lists = Path(package.origin).parent / "models" / "auto" if package and package.origin else None
     return lists is not None and any(f'"{kind}"' in file.read_text(encoding="utf-8") for file in lists.glob("*.py"))
 
 
-def llama_shape(config: Mapping[str, Any]) -> Shape:
-    """Return the shape of a Llama-like model, by the numbers of its `config.json` and transformers' defaults.
+def compute_llama_shape(config: Mapping[str, Any]) -> Shape:
+    """Compute the shape of a Llama-like model from its `config.json` and transformers' defaults.
 
     Raises:
-        InputError: a number is missing, is of another type, or does not fit another.
+        InputError: a number is missing, has another type, or contradicts another.
     """
 
     def read_size(key: str, default: int | None = None) -> int:
         size = default if config.get(key) is None else config[key]
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise invalid_key(config, key, "is no size: a whole number above 0")
+            raise build_key_error(config, key, "is no size: a whole number above 0")
         return size
 
     def read_flag(key: str) -> bool:
         flag = config.get(key, False)
         if not isinstance(flag, bool):
-            raise invalid_key(config, key, "is neither true nor false")
+            raise build_key_error(config, key, "is neither true nor false")
         return flag
 
     kind = config["model_type"]
@@ -157,10 +157,10 @@ def llama_shape(config: Mapping[str, Any]) -> Shape:
     heads = read_size("num_attention_heads")
     if config.get("head_dim") is None and width % heads:
         problem = f"does not divide hidden_size={width}, and there is no head_dim"
-        raise invalid_key(config, "num_attention_heads", problem)
+        raise build_key_error(config, "num_attention_heads", problem)
     groups = read_size("num_key_value_heads", GROUPS.get(kind, heads))
     if heads % groups:
-        raise invalid_key(config, "num_key_value_heads", f"does not divide num_attention_heads={heads}")
+        raise build_key_error(config, "num_key_value_heads", f"does not divide num_attention_heads={heads}")
     head = read_size("head_dim", 128 if kind == "qwen3" else width // heads)
     vocabulary = read_size("vocab_size")
     queries = heads * head
@@ -194,20 +194,20 @@ def llama_shape(config: Mapping[str, Any]) -> Shape:
     )
 
 
-def built_shape(base: Base) -> Shape:
-    """Return the shape of any other model, by its modules, built without weights.
+def build_shape(base: Base) -> Shape:
+    """Compute the shape of any other model from its modules, which are built on the meta device.
 
     Raises:
-        InputError: they cannot be built.
+        InputError: the modules cannot be built.
     """
     import torch
     from torch import nn
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
-    from align.models.load import context_length
+    from align.models.load import get_context_length
 
-    try:  # of a model on the hub only the configuration is there
+    try:  # for a model on the hub, only the configuration was downloaded
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.path, trust_remote_code=False))
         config = model.config.get_text_config()
@@ -235,7 +235,7 @@ def built_shape(base: Base) -> Shape:
         int(getattr(config, "num_key_value_heads", None) or heads),
         int(getattr(config, "head_dim", None) or width // heads),
         int(config.vocab_size),
-        context_length(model),
+        get_context_length(model),
         linears,
         embeddings,
         output,

@@ -1,8 +1,8 @@
 """Checkpoints of PPO: the trained weights, the optimiser's moments and a few numbers.
 
-The rest of a run's state follows from the update's number: every random draw has a generator seeded by its place, the
-schedule and the prompts are functions of the number, and the scale of an ensemble's members comes from samples of the
-reference, which are drawn again alike.
+The rest of a run's state is a function of the update's number: each random draw has a generator with a seed for its
+place, the schedule and the prompts depend on the number, and an ensemble's scales are computed from samples of the
+reference, which are the same again.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class PpoState:
     """The state of a run between two updates.
 
     Attributes:
-        kl_coef: of the next update.
-        moments: of the raw scores so far.
-        strikes: how many updates in a row have crossed each tripwire.
-        best: None before the first held-out evaluation.
+        kl_coef: the KL coefficient of the next update.
+        moments: the moments of the raw scores so far.
+        strikes: tripwire → number of consecutive updates that have crossed it.
+        best: the best policy so far; None before the first held-out evaluation.
         sampler: the policy's weights that sample the next update's answers, in the order of its parameters; empty for
             the present ones.
         start_variety: how much the start's greedy answers to held-out prompts differ; empty if that is not measured.
@@ -78,7 +78,9 @@ class PpoState:
         }
 
     @classmethod
-    def of(cls, numbers: Mapping[str, Any], best: tuple[Tensor, ...], sampler: tuple[Tensor, ...] = ()) -> PpoState:
+    def from_numbers(
+        cls, numbers: Mapping[str, Any], best: tuple[Tensor, ...], sampler: tuple[Tensor, ...] = ()
+    ) -> PpoState:
         """Return the state of `numbers`, with the weights of the best policy and of the sampler."""
         best_policy = Best(**numbers["best"], weights=best) if numbers["best"] else None
         moments = Moments(**numbers["moments"])
@@ -89,7 +91,7 @@ def save_state(folder: Path, roles: Roles, optimiser: Optimizer, state: PpoState
     """Write the state of a run between two updates into `folder`."""
     best = {f"best.{i}": t for i, t in enumerate(state.best.weights)} if state.best else {}
     sampler = {f"sampler.{i}": t for i, t in enumerate(state.sampler)}
-    tensors = {**trained_weights(roles), **optimiser_tensors(optimiser), **best, **sampler}
+    tensors = {**collect_trained_weights(roles), **collect_optimiser_tensors(optimiser), **best, **sampler}
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / TENSORS)
     write_json(folder / NUMBERS, state.numbers())
 
@@ -108,34 +110,34 @@ def restore_state(folder: Path, roles: Roles, optimiser: Optimizer) -> PpoState:
             "checkpoint", str(folder), f"cannot be read ({str(error)[:120]})", "Remove it and run again."
         ) from error
     check_tensors(tensors.items(), "checkpoint", str(folder), "Remove it and run the same command again.")
-    own = trained_weights(roles)
-    if missing := sorted(own.keys() ^ {n for n in tensors if n.partition(".")[0] in TRAINABLE}):
+    parameters = collect_trained_weights(roles)
+    if missing := sorted(parameters.keys() ^ {n for n in tensors if n.partition(".")[0] in TRAINABLE}):
         raise CorruptFile(
             "checkpoint", str(folder), f"is of another run ({missing[0]})", "Remove it and run the command again."
         )
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-    kept: dict[int, dict[str, Tensor]] = {}
+    optimiser_state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimiser."):
             _, index, key = name.split(".", 2)
-            kept.setdefault(int(index), {})[key] = tensor
-    optimiser.load_state_dict({"state": kept, "param_groups": optimiser.state_dict()["param_groups"]})
+            optimiser_state.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": optimiser_state, "param_groups": optimiser.state_dict()["param_groups"]})
 
-    def numbered(name: str) -> tuple[Tensor, ...]:
+    def collect_numbered(name: str) -> tuple[Tensor, ...]:
         count = sum(n.startswith(f"{name}.") for n in tensors)
         return tuple(tensors[f"{name}.{i}"] for i in range(count))
 
-    return PpoState.of(numbers, numbered("best"), numbered("sampler"))
+    return PpoState.from_numbers(numbers, collect_numbered("best"), collect_numbered("sampler"))
 
 
-def trained_weights(roles: Roles) -> dict[str, Tensor]:
+def collect_trained_weights(roles: Roles) -> dict[str, Tensor]:
     """Return all trained parameters by role and position."""
     return {f"{role}.{i}": p for role in roles.trainable for i, p in enumerate(roles.parameters_of(role))}
 
 
-def optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
+def collect_optimiser_tensors(optimiser: Optimizer) -> dict[str, Tensor]:
     """Return the optimiser's state tensors by parameter and name."""
     state = optimiser.state_dict()["state"]
-    return {f"optimiser.{index}.{key}": tensor for index, own in state.items() for key, tensor in own.items()}
+    return {f"optimiser.{index}.{key}": tensor for index, values in state.items() for key, tensor in values.items()}

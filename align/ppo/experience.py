@@ -108,7 +108,7 @@ def compute_estimates(
 
     Before that step the policy is still the one that sampled. If the whole batch is one minibatch and one micro-batch,
     the pass that gives the old logprobs is also the pass of the first step, and so is that of the values: their graphs
-    are kept, which saves two passes. Otherwise the second result is None.
+    are kept, which saves two passes. In all other cases no passes are returned.
 
     Args:
         bootstrap: also value the state after each response, in a pass of its own.
@@ -118,7 +118,7 @@ def compute_estimates(
         estimates = partial(roles.estimates, temperature=temperature)
         old, reference, *values = compute_several_in_chunks(estimates, rollout, micro_batch)
         return Estimates(old, reference, values[0] if values else None, last_values_B), None
-    cached = roles.cached_forward(rollout, temperature)
+    cached = roles.run_cached_forward(rollout, temperature)
     reference = compute_in_chunks(lambda part: roles.logprobs("reference", part, temperature)[0], rollout, micro_batch)
     values_BT = None if cached.values_BT is None else cached.values_BT.detach()
     return Estimates(cached.output.logprobs_BT.detach(), reference, values_BT, last_values_B), cached
@@ -126,12 +126,12 @@ def compute_estimates(
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """One batch as the learner reads it. Every [B, T] is aligned with the response and 0 outside its mask.
+    """A batch of experience for the learner. Every [B, T] is aligned with the response and 0 outside its mask.
 
     Attributes:
-        old_logprobs_BT: of the policy before this update, from the training model's own forward pass.
-        ref_logprobs_BT: of the reference.
-        values_BT: of the value role before this update; None without a critic.
+        old_logprobs_BT: the policy's logprobs before this update, from the training model's own forward pass.
+        ref_logprobs_BT: the reference's logprobs.
+        values_BT: the value role's values before this update; None without a critic.
         returns_BT: the targets of the values; None without a critic.
         weights_BT: importance weights of the policy loss; None if the learner itself sampled the tokens.
     """
@@ -165,7 +165,7 @@ class Experience:
     def split_by_learning(self) -> list[tuple[Experience, bool]]:
         """Return the rows with an advantage, with True, and the rows without, with False. An empty part is left out.
 
-        Answers of a group that all earned the same have no advantage.
+        Answers of a group with equal rewards have no advantage.
         """
         teaches_B = (self.advantages_BT != 0).any(1)
         parts = (teaches_B, True), (~teaches_B, False)
@@ -181,7 +181,7 @@ def shape_scores(
     score_clip: float | None,
     missing_eos_penalty: float,
 ) -> Tensor:
-    """Return what each response earns at its last token [B].
+    """Return the shaped score of each response, which is its reward at the last token [B].
 
     This is its score, standardised by `moments`, clipped to ± `score_clip` and scaled, less `missing_eos_penalty` if
     the response did not end by itself.
@@ -210,16 +210,16 @@ def assemble_experience(
     """Compute rewards, advantages and returns of a batch, and the figures that describe it.
 
     Args:
-        scores_B: what each response earns at its last token. Responses to one prompt stand together.
-        values_BT: of the value role, if the estimator has a critic.
-        last_values_B: V after each response, which stands for the reward that a response that was cut would still have
-            earned. None treats a cut as an end.
+        scores_B: the reward of each response at its last token. Responses to one prompt are consecutive.
+        values_BT: values of the value role, if the estimator has a critic.
+        last_values_B: V after each response, used as the remaining reward of responses that were cut. None treats a cut
+            response as ended.
         importance_cap: see `importance_weights`; None if the learner itself sampled.
 
     Returns:
-        the experience; and `kl` (mean over responses of Σ_t log π − log π_ref, nats), `score`, `reward`, `length` and
-        `eos_rate`; with several answers a prompt `prompt_score_std`, the deviation of the prompts' mean scores; with a
-        critic `value` and `explained_variance`; and, if the sampler reports its own logprobs, `sampler_kl`:
+        The experience; and `kl` (mean over responses of Σ_t log π − log π_ref, nats), `score`, `reward`, `length` and
+        `eos_rate`; with several answers to each prompt `prompt_score_std`, the deviation of the prompts' mean scores;
+        with a critic `value` and `explained_variance`; and, if the sampler reports its own logprobs, `sampler_kl`:
         KL(sampler ‖ learner) by k3, mean over tokens, nats.
     """
     mask = rollout.response_mask_BT

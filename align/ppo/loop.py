@@ -24,7 +24,7 @@ from align.annotate.store import Candidate
 from align.core.errors import require
 from align.core.types import Conversation, StageResult
 from align.data.ngrams import compute_repetition
-from align.models.forward import base_model
+from align.models.forward import unwrap_model
 from align.models.roles import CachedForward
 from align.ops.kl import update_kl_coef
 from align.ops.moments import Moments
@@ -43,34 +43,34 @@ from align.ppo.monitor import (
     strikes_needed,
 )
 from align.ppo.rollouts import (
-    at_update,
     check_sampler,
+    choose_prompt_indices,
     compute_scores,
-    prompt_indices,
+    name_update,
     roll_out,
     start_next_rollout,
 )
 from align.ppo.settings import PpoSettings
-from align.ppo.update import check_first_ratio, lr_factor, take_gradient_steps
+from align.ppo.update import check_first_ratio, compute_lr_factor, take_gradient_steps
 from align.ppo.workers import Answers, Workers
-from align.rollout.engine import cut_answers, generator_for
-from align.rollout.strip_reasoning import empty_answers
+from align.rollout.engine import build_generator, warn_about_cut_answers
+from align.rollout.strip_reasoning import warn_about_empty_answers
 from align.run import Run
 from align.run.checkpoints import find_newest_checkpoint, parse_step, write_checkpoint
 from align.track import Clock, Tracker, last_updates, select_updates, show_progress
 
 MEANS = ("score", "kl", "length", "eos_rate", "empty_rate", "entropy", "equal_groups")
-"""Figures of an update whose means over the last updates are the run's."""
+"""Figures of an update that are averaged over the last updates for the run's metrics."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """What the loop leaves behind.
+class LoopResult:
+    """The result of the loop.
 
     Attributes:
-        rows: of the metrics stream, one an update.
-        state: behind the last update.
-        tripped: the tripwires that ended the run; none if it ended by itself.
+        rows: the rows of the metrics stream, one for each update.
+        state: the state after the last update.
+        tripped: the tripwires that ended the run early; empty if it ran to its end.
         suspects: prompts with suspicious answers, for a person to judge.
     """
 
@@ -86,13 +86,13 @@ def train_policy(
     settings: PpoSettings,
     track: Callable[[int], AbstractContextManager[Tracker]],
     watch_variety: Callable[[Workers, Mapping[str, float]], dict[str, float]],
-) -> Trained:
-    """Run the algorithm of this file's first lines, from the newest checkpoint on.
+) -> LoopResult:
+    """Run the algorithm of the module's docstring, from the newest checkpoint on.
 
     Args:
-        track: opens the metrics stream behind a step.
-        watch_variety: measures how much the policy's greedy answers differ between held-out prompts, given the same
-            figures of the start; empty ones measure the start itself.
+        track: opens the metrics stream after a given step.
+        watch_variety: measures how much the policy's greedy answers differ between held-out prompts, given the start's
+            figures; with empty figures it measures the start.
     """
     roles = workers.roles
     groups = [{"params": roles.parameters_of(role)} for role in roles.trainable]
@@ -100,44 +100,49 @@ def train_policy(
     workers, moments = calibrate(workers, settings)
     checkpoint = find_newest_checkpoint(run)
     state = restore_state(checkpoint, roles, optimiser) if checkpoint else PpoState(settings.kl_coef, moments)
-    done = parse_step(checkpoint)
+    resumed_step = parse_step(checkpoint)
     tripped: dict[str, str] = {}
     suspicious: list[tuple[Conversation, list[Candidate]]] = []
-    started = None
-    with track(done) as tracker, show_progress("ppo", settings.updates, done) as bar:
-        if settings.eval_every and not done:
+    next_rollout = None
+    with track(resumed_step) as tracker, show_progress("ppo", settings.updates, resumed_step) as bar:
+        if settings.eval_every and not resumed_step:
             state = replace(state, start_variety=watch_variety(workers, {}))
             tracker.log(0, {**measure(workers, moments, settings, 0, tracker), **state.start_variety})
-        for number in range(done, settings.updates):
+        for number in range(resumed_step, settings.updates):
             step = number + 1
             is_last = step == settings.updates
             clock = Clock()
-            answers, raw, figures = roll_out(workers, settings, number, started, state, clock)
-            started, sampler = start_next_rollout(workers, settings, number)
+            answers, raw, figures = roll_out(workers, settings, number, next_rollout, state, clock)
+            next_rollout, sampler = start_next_rollout(workers, settings, number)
             if settings.normalise == "running":
                 state = replace(state, moments=state.moments.with_batch(raw))
             scores = compute_scores(workers, settings, answers, raw, state)
             clock.lap("score_s")
 
-            batch, cached, described = build_experience(workers, settings, answers, scores, state, number)
+            batch, cached, experience_figures = build_experience(workers, settings, answers, scores, state, number)
             clock.lap("estimate_s")
 
-            learned = learn(run, workers, settings, optimiser, batch, cached, state.kl_coef, number)
+            learning_figures = learn(run, workers, settings, optimiser, batch, cached, state.kl_coef, number)
             clock.lap("update_s")
-            if started is not None:  # an engine answers one caller at a time
-                started()
+            if next_rollout is not None:  # wait: an engine serves one caller at a time
+                next_rollout()
                 clock.lap("ahead_s")
             clock.rates(int(answers.rollout.lengths_B.sum()))
-            figures |= {**described, **learned, "raw_score": float(raw.mean()), "kl_coef": state.kl_coef}
+            figures |= {
+                **experience_figures,
+                **learning_figures,
+                "raw_score": float(raw.mean()),
+                "kl_coef": state.kl_coef,
+            }
             figures["repetition"] = compute_repetition(answers.texts)
 
             is_measured = settings.eval_every is not None and (step % settings.eval_every == 0 or is_last)
             if is_measured:
                 figures |= watch_variety(workers, state.start_variety)
-            signs = find_crossed(figures, settings.wires)
-            state = replace(state, strikes=count_strikes(state.strikes, signs), sampler=sampler)
+            crossed = find_crossed(figures, settings.wires)
+            state = replace(state, strikes=count_strikes(state.strikes, crossed), sampler=sampler)
             patience = settings.patience
-            tripped = {name: s for name, s in signs.items() if state.strikes[name] >= strikes_needed(name, patience)}
+            tripped = {name: s for name, s in crossed.items() if state.strikes[name] >= strikes_needed(name, patience)}
             stops = bool(tripped) and settings.stops
             if is_measured or (stops and settings.eval_every is not None):
                 measured = measure(workers, moments, settings, step, tracker)
@@ -159,16 +164,17 @@ def train_policy(
         rows = tracker.rows()
     if not settings.stops:
         tripped = {}
-    return Trained(rows, state, tuple(tripped), tuple(suspicious))
+    return LoopResult(rows, state, tuple(tripped), tuple(suspicious))
 
 
 def calibrate(workers: Workers, settings: PpoSettings) -> tuple[Workers, Moments]:
-    """Standardise scores on reference samples, so that kl_coef keeps its meaning.
+    """Compute the scale of the scores on samples of the reference, so that kl_coef does not depend on the reward's
+    unit.
 
     Raises:
-        InputError: the reward tells none of them apart.
+        InputError: all samples have the same score.
     """
-    indices = prompt_indices(0, settings.normalise_on, len(workers.prompts), settings.seed + 1)
+    indices = choose_prompt_indices(0, settings.normalise_on, len(workers.prompts), settings.seed + 1)
     prompts = [workers.prompts[i] for i in indices]
     ranks.set_position("update 0, reference answers")
     workers, moments = workers.calibrate(workers.sample("reference", prompts, "normalise"))
@@ -187,10 +193,10 @@ def calibrate(workers: Workers, settings: PpoSettings) -> tuple[Workers, Moments
 def build_experience(
     workers: Workers, settings: PpoSettings, answers: Answers, scores_B: Tensor, state: PpoState, number: int
 ) -> tuple[Experience, CachedForward | None, dict[str, float]]:
-    """Return what an update learns from, the forward passes that its first step can use again, and their figures.
+    """Build the experience of an update. Returns it with the forward passes that its first step can reuse, and figures.
 
     Raises:
-        InputError: servers sampled the answers, and not by the policy.
+        InputError: servers sampled the answers, but not from the policy.
     """
     rollout = answers.rollout
     ranks.set_position(f"update {number + 1}, logprobs and values")
@@ -219,13 +225,14 @@ def learn(
     kl_coef: float,
     number: int,
 ) -> dict[str, float]:
-    """Take the gradient steps of an update at its learning rates. The first update checks that it began at ratio 1."""
-    factor = lr_factor(number, settings.updates, settings.warmup, settings.schedule)
+    """Take the gradient steps of an update at its learning rates. The first update checks that its initial ratio is
+    1."""
+    factor = compute_lr_factor(number, settings.updates, settings.warmup, settings.schedule)
     rates = (settings.lr, settings.value_lr) if settings.estimator.has_critic else (settings.lr,)
     for group, lr in zip(optimiser.param_groups, rates, strict=True):
-        assert lr is not None  # the configuration has chosen
+        assert lr is not None  # the configuration sets it
         group["lr"] = lr * factor
-    with at_update(number + 1, "gradient steps"):
+    with name_update(number + 1, "gradient steps"):
         figures = take_gradient_steps(
             workers.roles,
             optimiser,
@@ -235,25 +242,25 @@ def learn(
             minibatch_count=settings.minibatches,
             max_grad_norm=settings.max_grad_norm,
             max_approx_kl=settings.max_approx_kl,
-            generator=generator_for(torch.device("cpu"), settings.seed, "minibatches", number),
+            generator=build_generator(torch.device("cpu"), settings.seed, "minibatches", number),
             micro_batch=settings.micro_batch,
             temperature=settings.temperature,
             losses=settings.losses_at(kl_coef),
         )
     if number == 0:
-        model_type = base_model(workers.roles.model).config.model_type
+        model_type = unwrap_model(workers.roles.model).config.model_type
         check_first_ratio(figures, settings.first_ratio, run.base.id, model_type, settings.dtype)
     return figures
 
 
 def measure(workers: Workers, moments: Moments, settings: PpoSettings, step: int, tracker: Tracker) -> dict[str, float]:
-    """Measure the policy on the held-out prompts, see `evaluate_held_out`, and show its first answers.
+    """Measure the policy on the held-out prompts, see `evaluate_held_out`, and log its first answers.
 
     Args:
-        moments: the run's first, so that all updates are measured on one scale.
+        moments: the run's initial moments, so that all updates are measured on the same scale.
         step: number of updates so far; 0 measures the start.
     """
-    with at_update(step, "held-out prompts"):
+    with name_update(step, "held-out prompts"):
         answers = workers.sample("policy", workers.held_out, "held_out")
         figures, samples = evaluate_held_out(
             workers,
@@ -281,9 +288,9 @@ def find_suspects(
     scores_B: Tensor,
     batch: Experience,
 ) -> list[tuple[Conversation, list[Candidate]]]:
-    """Return the answers of an update that its tripwires suspect, see `select_suspects`.
+    """Return the suspicious answers of an update by its tripwires, see `select_suspects`.
 
-    Each stands beside a new sample of the reference, so that this must follow the last update.
+    Each is paired with a new sample of the reference. Must be called after the last update.
     """
     sizes = {"temperature": settings.temperature, "micro_batch": settings.micro_batch}
     figures = measure_answers(tripped, workers, answers, scores_B, batch, **sizes)
@@ -300,13 +307,13 @@ def find_suspects(
 
 
 def build_result(
-    trained: Trained, workers: Workers, settings: PpoSettings, known: Mapping[str, Any], peaks: Mapping[str, float]
+    trained: LoopResult, workers: Workers, settings: PpoSettings, known: Mapping[str, Any], peaks: Mapping[str, float]
 ) -> StageResult:
     """Return a run's headline figures, and the lines that are printed. `last_…` are means over the last updates.
 
     Args:
-        known: figures that were known before the first update.
-        peaks: the memory that was used, and that was predicted.
+        known: figures that were computed before the first update.
+        peaks: measured and predicted peak memory.
     """
     updates = select_updates(trained.rows)
     last = last_updates(updates)
@@ -319,7 +326,7 @@ def build_result(
         **compare_with_start(trained.rows, published),
         "tripped": find_tripped(updates, settings.wires, settings.patience),
         **known,
-        "quantised_layers": workers.roles.quantised_layers(),
+        "quantised_layers": workers.roles.count_quantised_layers(),
         "score_mean": trained.state.moments.mean,
         "score_std": trained.state.moments.std,
         **peaks,
@@ -328,13 +335,15 @@ def build_result(
     line = f"score {first}{metrics['last_score']:.2f} at KL {metrics['last_kl']:.1f} nats"
     if trained.tripped:
         line += f"; stopped at update {len(updates)} by {', '.join(trained.tripped)}"
-    cut = cut_answers(1 - metrics["last_eos_rate"], settings.max_new_tokens)
-    blank = empty_answers(metrics.get("last_empty_rate", 0.0), hides=True)  # which is known where reasoning is hidden
+    cut = warn_about_cut_answers(1 - metrics["last_eos_rate"], settings.max_new_tokens)
+    blank = warn_about_empty_answers(
+        metrics.get("last_empty_rate", 0.0), hides=True
+    )  # only measured if reasoning is hidden
     return StageResult(metrics, (line, *cut, *blank, *describe_published(metrics, settings.publish)))
 
 
 def describe_published(metrics: Mapping[str, Any], publish: str) -> list[str]:
-    """Return lines about the published update beside the start; none if the start was not measured."""
+    """Return lines that compare the published update with the start. Returns no lines if the start was not measured."""
     if "objective_after" not in metrics:
         return []
     after = metrics["objective_after"]

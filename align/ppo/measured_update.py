@@ -1,4 +1,4 @@
-"""One worst-case update of PPO, done for real, and the bytes of tensors that were alive in each of its phases."""
+"""Measurement of the peak bytes of tensors in each phase of a worst-case update of PPO."""
 
 from __future__ import annotations
 
@@ -9,42 +9,41 @@ from pathlib import Path
 
 import torch
 
-from align.models.adapters import save_adapter, with_new_adapter
-from align.models.base import frozen_method
+from align.models.adapters import add_new_adapter, save_adapter
+from align.models.base import choose_frozen_method
 from align.models.forward import compute_in_chunks
 from align.models.load import DTYPES, load_base, load_classifier
 from align.models.roles import Roles
 from align.planning.live_bytes import watch_live_bytes
-from align.planning.memory import Workload, full_rows
+from align.planning.memory import Workload, build_full_rows
 from align.ppo.experience import Estimator, assemble_experience, compute_estimates
-from align.ppo.update import Losses, accumulate_gradients, gradient_step
+from align.ppo.update import Losses, accumulate_gradients, take_gradient_step
 from align.ppo.workers import build_roles
 from align.rollout.hf import HfEngine
 from align.run import Base
 
 
 def measure_update(base: Base, work: Workload, device: torch.device) -> dict[str, int]:
-    """Return the most bytes of tensors that were alive in each phase of the second update, by the phase's name. By then
-    the optimiser's moments are there.
+    """Return phase → peak bytes of live tensors in the second update, when the optimiser's moments exist.
 
     Args:
-        work: what is done, on the weights of `base` and a fresh adapter.
+        work: the workload, run on the weights of `base` with new adapters.
     """
     torch.manual_seed(0)
     dtype = DTYPES[work.dtype]
     with tempfile.TemporaryDirectory() as folder:
-        # Adapters in the places of a supervised one and of a reward model, where these are wanted.
-        wanted = [("init", load_base)] if work.from_adapter else []
-        wanted += [("reward", load_classifier)] if work.rewards else []
-        for name, load in wanted:
-            model = load(base, frozen_method(work.method), device, dtype)
-            save_adapter(with_new_adapter(model, work.lora, name == "reward"), Path(folder, name), base)
+        # Random adapters stand in for the supervised adapter and the reward model.
+        adapters = [("init", load_base)] if work.from_adapter else []
+        adapters += [("reward", load_classifier)] if work.rewards else []
+        for name, load in adapters:
+            model = load(base, choose_frozen_method(work.method), device, dtype)
+            save_adapter(add_new_adapter(model, work.lora, name == "reward"), Path(folder, name), base)
         roles = build_roles(
             base,
             Path(folder, "init") if work.from_adapter else None,
             [Path(folder, "reward")] * work.rewards,
             method=work.method,
-            frozen=frozen_method(work.method),
+            frozen=choose_frozen_method(work.method),
             fresh=work.lora,
             value_backbone=work.value_backbone,
             device=device,
@@ -65,11 +64,11 @@ def measure_update(base: Base, work: Workload, device: torch.device) -> dict[str
 def measure_phases(
     roles: Roles, optimiser: torch.optim.Optimizer, engine: HfEngine, work: Workload, lap: Callable[[], int]
 ) -> dict[str, int]:
-    """Do one update of PPO on full rows. Returns the most bytes that were alive in each of its phases."""
+    """Run one update of PPO on rows of maximum length. Returns phase → peak bytes of live tensors."""
     lap()
     counts: dict[str, int] = {}
     rows = work.micro_batch * (2 if work.accumulates else 1)
-    prompts = full_rows(max(work.rollout_rows, rows), work.prompt)
+    prompts = build_full_rows(max(work.rollout_rows, rows), work.prompt)
     rollout = engine.generate(prompts, roles.actor("policy"), range(len(prompts)))
     counts["rollout"] = lap()
     rollout = rollout.rows(torch.arange(rows, device=rollout.tokens_BS.device))
@@ -88,6 +87,6 @@ def measure_phases(
     counts["estimate"] = lap()
     accumulate_gradients(roles, batch, cached, micro_batch=work.micro_batch, temperature=1.0, losses=Losses())
     counts["update"] = lap()
-    gradient_step(roles, optimiser, 1.0)
+    take_gradient_step(roles, optimiser, 1.0)
     counts["optimiser"] = lap()
     return counts

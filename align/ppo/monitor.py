@@ -19,7 +19,7 @@ from align.ppo.checkpoint import Best
 from align.ppo.experience import Experience, shape_scores
 from align.ppo.workers import Answers, Workers
 from align.reward.combined import Ensemble
-from align.rollout.strip_reasoning import sample_row
+from align.rollout.strip_reasoning import build_sample_row
 
 
 class Wire(NamedTuple):
@@ -122,7 +122,7 @@ def evaluate_held_out(
     kl = float(compute_in_chunks(kl_of, answers.rollout, micro_batch).mean())
     columns = answers.prompts, answers.judged_texts, answers.judged.reasoning, raw_B.tolist()
     samples = [
-        sample_row(prompt.conversation, text, reasoning, score=raw)
+        build_sample_row(prompt.conversation, text, reasoning, score=raw)
         for prompt, text, reasoning, raw in list(zip(*columns, strict=True))[:shown]
     ]
     return {"held_out_score": score, "held_out_kl": kl, "held_out_objective": score - kl_coef * kl}, samples
@@ -259,19 +259,19 @@ def select_suspects(
     """
     order = rank_answers(figures, raw_B.tolist())
     worst_of = {answers.prompts[i].conversation: i for i in reversed(order)}  # one answer a prompt
-    chosen = sorted(worst_of.values(), key=order.index)[:count]
-    references = workers.sample("reference", [answers.prompts[i] for i in chosen], "suspects")
+    suspects = sorted(worst_of.values(), key=order.index)[:count]
+    references = workers.sample("reference", [answers.prompts[i] for i in suspects], "suspects")
     reference_B, _ = workers.score(references)
 
-    def candidate(given: Answers, scores_B: Tensor, i: int, **more: Any) -> Candidate:
+    def build_candidate(source: Answers, scores_B: Tensor, i: int, **more: Any) -> Candidate:
         recorded = {**sampling, "score": float(scores_B[i]), **more}
-        text = replace_unwritable(given.judged_texts[i])
-        return Candidate(text, digest, sampling=recorded, ended=bool(given.rollout.ended_B[i]))
+        text = replace_unwritable(source.judged_texts[i])
+        return Candidate(text, digest, sampling=recorded, ended=bool(source.rollout.ended_B[i]))
 
     pairs = []
-    for k, i in enumerate(chosen):
+    for k, i in enumerate(suspects):
         wires = {wire: values[i] for wire, values in figures.items()}
-        policy = candidate(answers, raw_B, i, role="policy", wires=wires)
+        policy = build_candidate(answers, raw_B, i, role="policy", wires=wires)
         prompt = replace(answers.prompts[i].conversation, messages=answers.conversations[i].messages[:-1])
-        pairs.append((prompt, [policy, candidate(references, reference_B, k, role="reference")]))
+        pairs.append((prompt, [policy, build_candidate(references, reference_B, k, role="reference")]))
     return pairs

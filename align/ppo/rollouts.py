@@ -1,4 +1,4 @@
-"""The answers of each update of PPO: which prompts are asked, who samples, and what each answer earns."""
+"""The rollouts of each update of PPO: the choice of prompts, the sampling of answers, and their scores."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from align.ppo.checkpoint import PpoState
 from align.ppo.experience import shape_scores
 from align.ppo.settings import PpoSettings
 from align.ppo.workers import Answers, Workers, join_answers
-from align.rollout.engine import generator_for
-from align.rollout.strip_reasoning import empty
+from align.rollout.engine import build_generator
+from align.rollout.strip_reasoning import is_empty_answer
 from align.track import Clock
 
 Sample = Callable[[], Rollout | None]
-"""Waits for the responses of an update; None on a rank that asks no server."""
+"""Waits for the rollout of an update. Returns None on a rank that sends no requests to servers."""
 Scored = tuple[Answers, Tensor, dict[str, float]]
 """Answers, a raw score for each [B], and the scorer's figures."""
 LARGEST = 1e15
@@ -34,8 +34,8 @@ LARGEST = 1e15
 
 
 @contextmanager
-def at_update(step: int, what: str) -> Iterator[None]:
-    """Name the update in errors that the block raises, and tell the waiting ranks what this one does.
+def name_update(step: int, what: str) -> Iterator[None]:
+    """Name the update in errors of the block, and publish this rank's position to the other ranks.
 
     Args:
         step: the update, from 1; 0 before the first.
@@ -48,46 +48,47 @@ def at_update(step: int, what: str) -> Iterator[None]:
         raise type(error)(error.field, error.value, problem, error.remedy) from error
 
 
-def prompt_indices(update: int, batch_size: int, total: int, seed: int) -> list[int]:
-    """Return which prompts update number `update` (from 0) sees: each pass over all of them has a new random order.
+def choose_prompt_indices(update: int, batch_size: int, total: int, seed: int) -> list[int]:
+    """Return the indices of the prompts of an update, counted from 0: each epoch over all prompts has a new random
+    order.
 
-    A batch that reaches the end of one pass goes on into the next. The result depends on the arguments alone, so that
+    A batch that reaches the end of one epoch goes on into the next. The result depends on the arguments alone, so that
     a resumed run asks the same prompts.
     """
-    chosen: list[int] = []
+    indices: list[int] = []
     position = update * batch_size
-    while len(chosen) < batch_size:
-        epoch, offset = divmod(position + len(chosen), total)
-        order = torch.randperm(total, generator=generator_for(torch.device("cpu"), seed, "prompts", epoch))
-        chosen += order[offset : offset + batch_size - len(chosen)].tolist()
-    return chosen
+    while len(indices) < batch_size:
+        epoch, offset = divmod(position + len(indices), total)
+        order = torch.randperm(total, generator=build_generator(torch.device("cpu"), seed, "prompts", epoch))
+        indices += order[offset : offset + batch_size - len(indices)].tolist()
+    return indices
 
 
 def select_prompts(
     workers: Workers, settings: PpoSettings, number: int, draw: int = 0, groups: int | None = None
 ) -> list[Prompt]:
-    """Return the prompts of an update, each as often as it is answered.
+    """Return the prompts of an update, each repeated for each of its answers.
 
     Args:
-        draw: how often the update has asked before.
+        draw: number of earlier draws of this update.
         groups: number of different prompts; a whole batch by default.
     """
     batch = settings.batch_size // settings.per_prompt
-    indices = prompt_indices(number * settings.max_draws + draw, batch, len(workers.prompts), settings.seed)
+    indices = choose_prompt_indices(number * settings.max_draws + draw, batch, len(workers.prompts), settings.seed)
     return [workers.prompts[i] for i in indices[:groups] for _ in range(settings.per_prompt)]
 
 
 def start_rollout(workers: Workers, settings: PpoSettings, number: int, sampler: tuple[Tensor, ...]) -> Sample:
-    """Give the engine the weights that answer an update, and return the call that samples the answers.
+    """Sync the engine with the weights that sample an update's answers, and return the call that samples them.
 
     Args:
-        sampler: the weights that the policy answers with; empty for its present ones.
+        sampler: the policy's weights for sampling; empty for its present ones.
     """
-    with at_update(number + 1, "rollout"), workers.using_weights(sampler):
+    with name_update(number + 1, "rollout"), workers.using_weights(sampler):
         generate = workers.start_sampling("policy", select_prompts(workers, settings, number), "rollout", number)
 
     def sample() -> Rollout | None:
-        with at_update(number + 1, "rollout"):
+        with name_update(number + 1, "rollout"):
             return generate()
 
     return sample
@@ -99,15 +100,15 @@ def start_next_rollout(
     """Start sampling the next update's answers in a background thread.
 
     Returns:
-        the call that waits for them, and the weights that sample them, which a resumed run needs to sample them again;
+        The call that waits for them, and the weights that sample them, which a resumed run needs to sample them again;
         None and no weights if `max_staleness` is 0.
     """
     if not settings.max_staleness or number + 1 == settings.updates:
         return None, ()
-    return in_background(start_rollout(workers, settings, number + 1, ())), workers.policy()
+    return run_in_background(start_rollout(workers, settings, number + 1, ())), workers.policy()
 
 
-def in_background(sample: Sample) -> Sample:
+def run_in_background(sample: Sample) -> Sample:
     """Start a call in a thread. The returned call waits for its result, and may be called again."""
     sampled: Future[Rollout | None] = Future()
 
@@ -117,7 +118,7 @@ def in_background(sample: Sample) -> Sample:
         except BaseException as error:
             sampled.set_exception(error)
 
-    Thread(target=work, name="rollout", daemon=True).start()  # a run that ends does not wait for it
+    Thread(target=work, name="rollout", daemon=True).start()  # a daemon: the end of the run does not wait for it
     return sampled.result
 
 
@@ -126,16 +127,16 @@ def roll_out(
 ) -> Scored:
     """Return the policy's answers to the prompts of an update, their raw scores and the scorer's figures.
 
-    Answers to one prompt stand together. If groups may be drawn again, those whose answers earn different scores come
-    first, in the order of drawing; groups of equal scores fill up the batch if no more are drawn.
+    Answers to one prompt are consecutive. If groups may be drawn again, groups with different scores come first, in the
+    order of drawing; groups with equal scores fill up the batch if no more are drawn.
 
     Args:
-        started: the rollout that runs already; None if this update's does not.
-        state: which weights sample, and the scale of the scores.
+        started: the call that waits for a rollout which was started before; None if it was not.
+        state: has the weights for sampling, and the scale of the scores.
 
     Returns:
-        with several answers a prompt the figures include `equal_groups`, the share of prompts whose answers all earned
-        the same, and `draws`, how often the update asked.
+        With several answers for each prompt, the figures include `equal_groups`, the share of prompts whose answers all
+        have the same score, and `draws`, the number of draws of the update.
     """
     sample = started or start_rollout(workers, settings, number, state.sampler)
     draws = [score_answers(workers, settings, number, select_prompts(workers, settings, number), sample(), clock)]
@@ -146,16 +147,16 @@ def roll_out(
     while (missing := groups - sum(flags.count(False) for flags in equal)) and len(draws) < settings.max_draws:
         draw = len(draws)
         prompts = select_prompts(workers, settings, number, draw, missing)
-        with at_update(number + 1, "rollout"):
+        with name_update(number + 1, "rollout"):
             rollout = workers.start_sampling("policy", prompts, "rollout", number, draw)()
         draws.append(score_answers(workers, settings, number, prompts, rollout, clock))
         equal.append(find_equal_groups(workers, settings, draws[-1], state))
     is_equal = [flag for flags in equal for flag in flags]
-    chosen = sorted(range(len(is_equal)), key=is_equal.__getitem__)[:groups]  # a stable order
-    rows = [group * settings.per_prompt + k for group in chosen for k in range(settings.per_prompt)]
+    selected = sorted(range(len(is_equal)), key=is_equal.__getitem__)[:groups]  # a stable order
+    rows = [group * settings.per_prompt + k for group in selected for k in range(settings.per_prompt)]
     answers = join_answers([part for part, _, _ in draws], workers.tokenizer.pad_token_id)
     raw = torch.cat([scores for _, scores, _ in draws])
-    figures = average_figures([(len(scores), own) for _, scores, own in draws])
+    figures = average_figures([(len(scores), part_figures) for _, scores, part_figures in draws])
     figures |= {"equal_groups": sum(is_equal) / len(is_equal), "draws": float(len(draws))}
     if rows == list(range(len(raw))):
         return answers, raw, figures
@@ -172,27 +173,27 @@ def score_answers(
 ) -> Scored:
     answers = workers.collect_answers(prompts, rollout)
     clock.lap("rollout_s")
-    with at_update(number + 1, "scores"):
+    with name_update(number + 1, "scores"):
         raw, figures = workers.score(answers)
     clock.lap("score_s")
     if settings.hides_reasoning:
-        figures = {**figures, "empty_rate": sum(map(empty, answers.judged_texts)) / len(answers.prompts)}
+        figures = {**figures, "empty_rate": sum(map(is_empty_answer, answers.judged_texts)) / len(answers.prompts)}
     return answers, raw, figures
 
 
 def find_equal_groups(workers: Workers, settings: PpoSettings, scored: Scored, state: PpoState) -> list[bool]:
-    """Return for each prompt whether its answers all earn the same. All ranks take the first rank's result, because it
-    decides how often they ask."""
+    """Return for each prompt whether all its answers have the same score. All ranks use the first rank's result,
+    because it decides the number of draws."""
     answers, raw, _ = scored
     scores_B = compute_scores(workers, settings, answers, raw, state)
     return ranks.broadcast(mark_equal_groups(scores_B, settings.per_prompt).tolist())
 
 
 def compute_scores(workers: Workers, settings: PpoSettings, answers: Answers, raw_B: Tensor, state: PpoState) -> Tensor:
-    """Return what each answer earns [B], on the scale of `state`.
+    """Return the shaped score of each answer [B], on the scale of `state`.
 
     Raises:
-        InputError: a score is too large to be computed with.
+        InputError: a score is too large for fp32.
     """
     scores_B = shape_scores(raw_B, answers.rollout, state.moments, **settings.shaping)
     largest = float(scores_B.abs().max())
@@ -221,15 +222,15 @@ def check_sampler(
     old_logprobs_BT: Tensor,
     sampler: tuple[Tensor, ...],
 ) -> dict[str, float]:
-    """Return the figures of `sampler_figures` if servers sample; else none.
+    """Return the figures of `compute_sampler_figures`. Returns none if the learner samples itself.
 
     Raises:
-        InputError: the servers do not sample by the policy.
+        InputError: the servers do not sample from the policy.
     """
     if not settings.servers:
         return {}
-    with at_update(number + 1, "logprobs of the sampler"):
-        figures = sampler_figures(
+    with name_update(number + 1, "logprobs of the sampler"):
+        figures = compute_sampler_figures(
             workers,
             rollout,
             old_logprobs_BT,
@@ -242,7 +243,7 @@ def check_sampler(
     return figures
 
 
-def sampler_figures(
+def compute_sampler_figures(
     workers: Workers,
     rollout: Rollout,
     old_logprobs_BT: Tensor,
@@ -252,16 +253,16 @@ def sampler_figures(
     micro_batch: int,
     servers: int = 1,
 ) -> dict[str, float]:
-    """Compare the logprobs that servers report with those of the policy that they were to sample with.
+    """Compare the logprobs that servers report with those of the policy that they should have sampled from.
 
     Args:
-        old_logprobs_BT: by the policy as it is.
-        sampler: the weights of an older policy, if that was to answer: the first `micro_batch` rows, and at least one
-            of each server, are then read by it, so that its age is not taken for a fault.
-        servers: row i is of server i modulo this number.
+        old_logprobs_BT: logprobs of the present policy.
+        sampler: the weights of an older policy, if that was to be sampled: the first `micro_batch` rows, and at least
+            one row of each server, are then compared with the older policy, so that its age does not count as a fault.
+        servers: number of servers; row i came from server i modulo this number.
 
     Returns:
-        `rollout_gap`, the mean of |log π − log p| in nats, of the server whose is largest; `rollout_ratio`, the mean of
+        `rollout_gap`, the mean of |log π − log p| in nats, the largest of all servers; `rollout_ratio`, the mean of
         π / p; `staleness`, in updates.
     """
     logprobs_BT = old_logprobs_BT
@@ -281,19 +282,19 @@ def sampler_figures(
 
 
 def check_gap(figures: dict[str, float], bound: float) -> None:
-    """Raise InputError if the servers do not sample by the policy.
+    """Raise InputError if the servers do not sample from the policy.
 
     Args:
-        figures: of `sampler_figures`.
-        bound: of `rollout_gap`, in nats.
+        figures: result of `compute_sampler_figures`.
+        bound: limit of `rollout_gap` in nats.
     """
     gap = figures["rollout_gap"]
     require(
         gap <= bound,
         "rollout.engine",
         "vllm",
-        f"what the server says it drew with lies {gap:.2g} nats a token from the policy (mean ratio "
-        f"{figures['rollout_ratio']:.3g}; {bound:g} may be). Its adapter is not in force, it samples at another "
+        f"the server's logprobs of its own tokens are {gap:.2g} nats per token from the policy's (mean ratio "
+        f"{figures['rollout_ratio']:.3g}; the limit is {bound:g}). Its adapter is not applied, it samples at another "
         "temperature, its logprobs are not those of the temperature, or it has another base",
         "See vllm.log, or start the server with --logprobs-mode processed_logprobs. The same command goes on from the "
         "last checkpoint; rollout.max_gap= is the bound.",

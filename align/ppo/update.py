@@ -74,7 +74,7 @@ def accumulate_gradients(
     can_split = not cached and learns_by_advantages_alone(minibatch, losses)
     shares = minibatch.split_by_learning() if can_split else [(minibatch, True)]
     chunks = [(share, rows, learns) for share, learns in shares for rows in split_by_length(share.rollout, micro_batch)]
-    parts = ((share.rows(rows), learns) for share, rows, learns in ranks.own_share(chunks))
+    parts = ((share.rows(rows), learns) for share, rows, learns in ranks.select_own_share(chunks))
     sums_of_parts = []
     for part, learns in [(minibatch, True)] if cached else parts:
         mask = part.rollout.response_mask_BT
@@ -145,7 +145,7 @@ def sum_figures(sums_of_parts: Sequence[Mapping[str, Tensor]], chunks: int) -> d
     return {name: sum(row[name] for row in rows) for name in rows[0]}
 
 
-def gradient_step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> dict[str, float]:
+def take_gradient_step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> dict[str, float]:
     """Clip each role's gradient by its own norm, take one optimiser step, clear the gradients.
 
     Raises:
@@ -157,7 +157,7 @@ def gradient_step(roles: Roles, optimiser: Optimizer, max_grad_norm: float) -> d
     }
     for role in roles.trainable:
         if not math.isfinite(norm := norms[f"{role}_grad_norm"]):
-            parameters = describe_non_finite(roles.named_parameters_of(role))
+            parameters = describe_non_finite(roles.get_named_parameters(role))
             raise InputError(
                 "stage.lr",
                 optimiser.param_groups[0]["lr"],
@@ -214,7 +214,7 @@ def take_gradient_steps(
             history.append({**figures, "policy_grad_norm": 0.0})
             continue
         steps += 1
-        history.append({**figures, **gradient_step(roles, optimiser, max_grad_norm)})
+        history.append({**figures, **take_gradient_step(roles, optimiser, max_grad_norm)})
     means = {name: sum(figures[name] for figures in history) / len(history) for name in history[0]}
     first = {"first_ratio": history[0]["ratio"], "first_log_ratio": history[0]["log_ratio"]}
     return {**means, **first, "steps": float(steps)}
@@ -243,7 +243,7 @@ def check_first_ratio(figures: Mapping[str, float], bound: float, id: str, model
     )
 
 
-def lr_factor(update: int, updates: int, warmup: float, schedule: str) -> float:
+def compute_lr_factor(update: int, updates: int, warmup: float, schedule: str) -> float:
     """Return the factor of the learning rate at an update, counted from 0.
 
     It rises over the first `warmup` share of the updates, then stays (`constant`), or falls to nearly 0 along a line

@@ -21,8 +21,8 @@ from align.ops.moments import Moments
 from align.reward.combined import score_with_diagnostics, standardise_members
 from align.reward.scorer import Scorer, check_finite
 from align.rollout.distributed import DistributedEngine
-from align.rollout.engine import Engine, joined, response_texts, row_seeds
-from align.rollout.strip_reasoning import Judged, whole
+from align.rollout.engine import Engine, concatenate_rollouts, decode_responses, derive_row_seeds
+from align.rollout.strip_reasoning import JudgedAnswers, read_whole_answers
 from align.run import Base
 
 
@@ -38,7 +38,7 @@ class Answers(NamedTuple):
     prompts: Sequence[Prompt]
     rollout: Rollout
     texts: list[str]
-    judged: Judged
+    judged: JudgedAnswers
 
     @property
     def conversations(self) -> list[Conversation]:
@@ -53,7 +53,7 @@ class Answers(NamedTuple):
         """Return the selected answers in this order."""
         rows_B = torch.tensor(index, device=self.rollout.tokens_BS.device)
         conversations, judged_rollout, reasoning = self.judged
-        judged = Judged(
+        judged = JudgedAnswers(
             [conversations[i] for i in index],
             judged_rollout.rows(rows_B.to(judged_rollout.tokens_BS.device)),
             [reasoning[i] for i in index],
@@ -63,15 +63,15 @@ class Answers(NamedTuple):
 
 
 def join_answers(parts: Sequence[Answers], pad_id: int) -> Answers:
-    """Return the answers of all parts, one part behind another."""
+    """Concatenate answers."""
     if len(parts) == 1:
         return parts[0]
 
     def join_rollouts(rollouts: list[Rollout]) -> Rollout:
-        return joined(rollouts, torch.arange(rows, device=rollouts[0].tokens_BS.device), pad_id)
+        return concatenate_rollouts(rollouts, torch.arange(rows, device=rollouts[0].tokens_BS.device), pad_id)
 
     rows = sum(len(part.prompts) for part in parts)
-    judged = Judged(
+    judged = JudgedAnswers(
         [conversation for part in parts for conversation in part.conversations],
         join_rollouts([part.judged.rollout for part in parts]),
         [reasoning for part in parts for reasoning in part.judged.reasoning],
@@ -84,7 +84,7 @@ def join_answers(parts: Sequence[Answers], pad_id: int) -> Answers:
     )
 
 
-ReadAnswers = Callable[[Sequence[Prompt], list[str], Rollout], Judged]
+ReadAnswers = Callable[[Sequence[Prompt], list[str], Rollout], JudgedAnswers]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Workers:
     held_out: list[Prompt]
     seed: int
     naming_role: Callable[[Role], AbstractContextManager[None]]
-    read: ReadAnswers = whole
+    read: ReadAnswers = read_whole_answers
 
     def sample(self, role: Role, prompts: Sequence[Prompt], *where: str | int) -> Answers:
         """Sample one answer of a role to each prompt.
@@ -130,7 +130,7 @@ class Workers:
         that asks no server.
         """
         actor = self.roles.actor(role)
-        seeds = row_seeds(range(len(prompts)), self.seed, *where)
+        seeds = derive_row_seeds(range(len(prompts)), self.seed, *where)
         with self.naming_role(role):
             self.engine.sync(actor)
         generate = self.engine.generate if self.server_ranks is None else self.server_ranks.generate_here
@@ -151,7 +151,7 @@ class Workers:
             rollout = self.server_ranks.share(rollout)
         assert rollout is not None, "this engine samples on every rank"
         rollout = rollout.to(self.roles.device)
-        texts = response_texts(rollout, self.tokenizer)
+        texts = decode_responses(rollout, self.tokenizer)
         return Answers(prompts, rollout, texts, self.read(prompts, texts, rollout))
 
     def score(self, answers: Answers) -> tuple[Tensor, dict[str, float]]:
@@ -243,5 +243,5 @@ def build_roles(
     torch.manual_seed(seed)  # a fresh adapter's lora_A is random
     roles = Roles(frozen_base, init, rewards, fresh, value_backbone, policy, None if dtype == torch.float32 else dtype)
     if method == "qlora":
-        assert roles.quantised_layers() > 0, "the base is not NF4"
+        assert roles.count_quantised_layers() > 0, "the base is not NF4"
     return roles

@@ -1,8 +1,9 @@
 """One program on several ranks (SPMD): this process's rank, and messages between the ranks.
 
-Every rank runs the same stage on the same rows. Each computes its share of the chunks (`own_share`), the results are
-gathered (`gather_shares`), gradients are summed, and everything else is computed on every rank alike. Only the first
-rank, `main`, writes. In a process that is alone every function returns at once, and torch.distributed is not imported.
+Every rank runs the same stage on the same rows. Each computes its share of the chunks (`select_own_share`), the results
+are gathered (`gather_shares`), gradients are summed, and everything else is computed on every rank alike. Only the
+first rank, `main`, writes. In a process that is alone every function returns at once, and torch.distributed is not
+imported.
 
 The first rank that fails writes its error to the store that all ranks share (`find_cause`). The others end silently
 with its exit status.
@@ -79,7 +80,7 @@ def is_launched() -> bool:
     return all(name in os.environ for name in LAUNCHED)
 
 
-def launched_world_size() -> int:
+def read_launched_world_size() -> int:
     """Return the number of ranks that torch's launcher started; 1 without a launcher.
 
     Raises:
@@ -101,13 +102,13 @@ def read_launcher_number(name: str, least: int, most: int | None = None) -> int:
         InputError: the variable is not a number in this range.
     """
     text = os.environ[name]
-    right = text.isdecimal() and int(text) >= least and (most is None or int(text) <= most)
+    is_valid = text.isdecimal() and int(text) >= least and (most is None or int(text) <= most)
     problem = f"is no number from {least}" + ("" if most is None else f" to {most}")
-    require(right, name, text, problem, "Start the command by devices=N or torchrun, which set it, or unset it.")
+    require(is_valid, name, text, problem, "Start the command by devices=N or torchrun, which set it, or unset it.")
     return int(text)
 
 
-__all__ = ["RankFailed", "RankLost", "is_launched", "launched_world_size"]
+__all__ = ["RankFailed", "RankLost", "is_launched", "read_launched_world_size"]
 
 T = TypeVar("T")
 
@@ -196,7 +197,7 @@ def connect() -> None:
     global _here
     if _here or not is_launched():
         return
-    launched_world_size()  # checks the variables
+    read_launched_world_size()  # checks the variables
     os.environ |= {name: value for name, value in QUIET.items() if name not in os.environ}  # before torch looks
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
@@ -235,13 +236,13 @@ def init_group(device: str = "", timeout_s: float = 0.0) -> None:
         time.sleep(POLL_S)
     device, timeout_s = json.loads(_here.store.get(GROUP_SETTINGS))
     if device == "cuda":
-        there = torch.cuda.device_count()
-        if _here.local_rank >= there:
+        gpu_count = torch.cuda.device_count()
+        if _here.local_rank >= gpu_count:
             raise InputError(
                 "devices",
                 os.environ.get("LOCAL_WORLD_SIZE", ""),
-                f"this machine has {there} GPUs, and a rank needs one of its own",
-                f"Use devices={there}.",
+                f"this machine has {gpu_count} GPUs, and a rank needs one of its own",
+                f"Use devices={gpu_count}.",
             )
         torch.cuda.set_device(_here.local_rank)
     dist.init_process_group(
@@ -272,10 +273,10 @@ def broadcast(value: T) -> T:
         return value
     import torch.distributed as dist
 
-    held = [value]
+    values = [value]
     with note_waiting("for the first rank"):
-        dist.broadcast_object_list(held, src=0, group=_control)
-    return held[0]
+        dist.broadcast_object_list(values, src=0, group=_control)
+    return values[0]
 
 
 def barrier() -> None:
@@ -283,7 +284,7 @@ def barrier() -> None:
     broadcast(None)
 
 
-def own_share(items: Sequence[T]) -> Sequence[T]:
+def select_own_share(items: Sequence[T]) -> Sequence[T]:
     """Return this rank's share of `items`: every W-th one, from its own number on."""
     return items if _here is None else items[_here.rank :: _here.world]
 
@@ -342,7 +343,8 @@ def split_into_buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         elements += parameter.numel()
         if bucket and (elements > BUCKET or bucket[0].dtype != parameter.dtype):
             yield bucket
-            bucket, elements = [], parameter.numel()
+            bucket = []
+            elements = parameter.numel()
         bucket.append(parameter)
     if bucket:
         yield bucket
@@ -391,8 +393,8 @@ def describe_positions() -> str:
     now = time.time()
     for number in range(_here.world):
         key = f"at/{number}"
-        seen, where = json.loads(_here.store.get(key)) if _here.store.check([key]) else (now, "has not started")
-        positions.append(f"rank {number}: {where} (since {max(0.0, now - seen):.0f} s)")
+        published_at, where = json.loads(_here.store.get(key)) if _here.store.check([key]) else (now, "has not started")
+        positions.append(f"rank {number}: {where} (since {max(0.0, now - published_at):.0f} s)")
     return "; ".join(positions)
 
 
@@ -417,13 +419,13 @@ def first_failure(error: BaseException) -> Failure:
     is_fault = not interrupted and not isinstance(error, AlignError)
     message = "interrupted" if interrupted else make_printable(repr(error) if is_fault else str(error))
     trace = make_printable("".join(traceback.format_exception(error))) if is_fault else ""
-    own = Failure(_here.rank, status, message, trace)
+    own_failure = Failure(_here.rank, status, message, trace)
     try:
-        first = Failure(*json.loads(_here.store.compare_set(FAILED, "", json.dumps(own))))
+        first = Failure(*json.loads(_here.store.compare_set(FAILED, "", json.dumps(own_failure))))
         _here.store.set(f"heard/{_here.rank}", "")
         return first
     except Exception:  # the store ended with the launcher
-        return own
+        return own_failure
 
 
 def wait_until_read() -> None:
@@ -443,14 +445,14 @@ def as_rank_lost(error: BaseException) -> RankLost | None:
     if not isinstance(error, RuntimeError):
         return None
     text = str(error)
-    late = any(words in text for words in LATE)
-    if not late and not any(words in text for words in CLOSED):
+    is_late = any(fragment in text for fragment in LATE)
+    if not is_late and not any(fragment in text for fragment in CLOSED):
         return None
     with suppress(Exception):
         where = describe_positions()
-        what = "a rank did not answer in time (ddp_timeout)" if late else "a rank ended without a word"
-        return RankLost(f"{what}. {where}. Run the same command again to continue", late)
-    return RankLost("the other ranks are gone. Run the same command again to continue", late)
+        what = "a rank did not answer in time (ddp_timeout)" if is_late else "a rank ended without reporting an error"
+        return RankLost(f"{what}. {where}. Run the same command again to continue", is_late)
+    return RankLost("the other ranks are gone. Run the same command again to continue", is_late)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ REMEDY = "Move the file away: answers are then made again."
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AnswerKey:
     """The key of an answer: everything that determines it.
 
     Attributes:
@@ -65,7 +65,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ServerAnswerKey:
     """The key of an answer by a server: everything on the client's side that determines it.
 
     Attributes:
@@ -84,7 +84,7 @@ class Question:
         return json_digest(asdict(self))
 
 
-class Token(NamedTuple):
+class ServerToken(NamedTuple):
     """A token of a server's response.
 
     Attributes:
@@ -96,7 +96,7 @@ class Token(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CachedAnswer:
     """A cached answer.
 
     Attributes:
@@ -110,28 +110,28 @@ class Answer:
     ids: tuple[int, ...]
     text: str
     ended: bool
-    last: tuple[Token, ...] = ()
+    last: tuple[ServerToken, ...] = ()
     usage: tuple[int, int] = (0, 0)
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Answer:
+    def of(cls, record: Mapping[str, Any]) -> CachedAnswer:
         """Rebuild an answer from its `asdict` form. Raises KeyError, TypeError or ValueError if it is malformed."""
         prompt_tokens, completion_tokens = record["usage"]
         return cls(
             ids=tuple(int(id) for id in record["ids"]),
             text=str(record["text"]),
             ended=bool(record["ended"]),
-            last=tuple(Token(str(text), {**likely}) for text, likely in record["last"]),
+            last=tuple(ServerToken(str(text), {**likely}) for text, likely in record["last"]),
             usage=(int(prompt_tokens), int(completion_tokens)),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Weighed:
+class LikelihoodKey:
     """The key of a row's log-likelihood: everything that determines it.
 
     Attributes:
-        base, adapter, method, dtype: see `Asked`.
+        base, adapter, method, dtype: see `AnswerKey`.
         row: SHA-256 of the row's token ids and of the mask of scored tokens.
         engine: the device and the versions of the libraries.
     """
@@ -158,7 +158,7 @@ class AnswerStore:
         table: name of the table.
     """
 
-    def __init__(self, path: Path, kind: Any = Answer, table: str = "answers") -> None:
+    def __init__(self, path: Path, kind: Any = CachedAnswer, table: str = "answers") -> None:
         self.path = path
         self.kind = kind
         self.table = table
@@ -176,7 +176,7 @@ class AnswerStore:
         except sqlite3.DatabaseError as error:
             raise CorruptFile("answers", str(self.path), f"is no store of answers ({error})", REMEDY) from error
 
-    def found(self, ids: Iterable[str]) -> dict[str, Any]:
+    def find_records(self, ids: Iterable[str]) -> dict[str, Any]:
         """Return id → record for those ids that the store has.
 
         Raises:
@@ -201,7 +201,7 @@ class AnswerStore:
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptFile("answers", f"{self.path}, {id[:12]}", f"is no answer ({error})", REMEDY) from error
 
-    def add(self, answers: Sequence[tuple[Asked | Question | Weighed, Any]]) -> None:
+    def add(self, answers: Sequence[tuple[AnswerKey | ServerAnswerKey | LikelihoodKey, Any]]) -> None:
         """Add records in one transaction. A record that exists already is kept.
 
         Raises:

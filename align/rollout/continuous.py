@@ -16,7 +16,15 @@ from torch import Tensor, cat
 
 from align.core.errors import require
 from align.models.fastpath.mixed import CHUNK, MixedDecoder, Piece
-from align.rollout.serving_engine import Completion, Request, ServingEngine, Stats, Token, next_tokens, prompt_tokens
+from align.rollout.serving_engine import (
+    Completion,
+    Request,
+    ServingEngine,
+    Stats,
+    Token,
+    sample_tokens,
+    score_prompt_tokens,
+)
 
 
 class PrefixCache:
@@ -50,7 +58,7 @@ class PrefixCache:
             self._blocks.move_to_end(key)
         return block
 
-    def put(self, key: bytes, block: Tensor) -> None:
+    def add(self, key: bytes, block: Tensor) -> None:
         size = block.nbytes
         if key in self._blocks or size > self.most_bytes:
             return
@@ -195,7 +203,7 @@ class ContinuousBatch(ServingEngine):
             return False
         try:
             if not answer.finished and request.adapter is not None and request.adapter not in self.decoder.bank:
-                self.decoder.bank.put(request.adapter, self.known.folder(request.adapter), in_use)
+                self.decoder.bank.load(request.adapter, self.known.folder(request.adapter), in_use)
             gives_rewards = request.adapter in self.decoder.bank.heads
             problem = "is a reward model, which answers nothing" if gives_rewards else "is no reward model"
             name = (request.adapter or "base")[:12]
@@ -222,7 +230,7 @@ class ContinuousBatch(ServingEngine):
                 block = self.prefixes.get(key)
                 if block is None:
                     break
-                self.decoder.put_block(running.slot, number * CHUNK, block)
+                self.decoder.write_block(running.slot, number * CHUNK, block)
                 running.read = running.cached = (number + 1) * CHUNK
         self._counts["prompt_tokens"] += len(request.prompt_ids)
         self._counts["cached_tokens"] += running.cached
@@ -269,13 +277,13 @@ class ContinuousBatch(ServingEngine):
         start = running.read
         running.read += len(states_ND)
         if start // CHUNK < len(running.blocks):
-            self.prefixes.put(running.blocks[start // CHUNK], self.decoder.copy_block(running.slot, start))
+            self.prefixes.add(running.blocks[start // CHUNK], self.decoder.copy_block(running.slot, start))
         number = request.sampling.prompt_logprobs
         if number is not None:
             states = states_ND if running.before is None else cat((running.before, states_ND))
             ids = request.prompt_ids[max(1, start) : running.read]
             if ids:
-                running.prompt_logprobs += prompt_tokens(self.decoder.logits(states[: len(ids)]), ids, number)
+                running.prompt_logprobs += score_prompt_tokens(self.decoder.logits(states[: len(ids)]), ids, number)
             running.before = states_ND[-1:]
         if running.read_whole:
             prompt_logprobs = None if number is None else (None, *running.prompt_logprobs)
@@ -288,8 +296,8 @@ class ContinuousBatch(ServingEngine):
         """Sample the next token of each answer."""
         settings = [running.request.sampling for running in ready]
         numbers = [running.answer.number for running in ready]
-        allowed = [running.answer.allowed() for running in ready]
-        tokens = next_tokens(logits_BV, settings, numbers, allowed)
+        allowed = [running.answer.compute_mask() for running in ready]
+        tokens = sample_tokens(logits_BV, settings, numbers, allowed)
         for running, token in zip(ready, tokens, strict=True):
             if running.answer.finished is None:
                 self._counts["generated_tokens"] += 1

@@ -83,7 +83,7 @@ class TextDecoder:
     ) -> None:
         self.stops = tuple(stops)
         self.stopped = False
-        self._decode = decoding(tokenizer, special)
+        self._decode = build_decode(tokenizer, special)
         self._ids = list(before[-LONGEST:])
         self._decoded_count = len(self._ids)  # tokens whose text was returned
         self._decoded = self._decode(self._ids)
@@ -127,12 +127,12 @@ class TextDecoder:
             self.stopped = True
             self._held = ""
             return text[: min(positions)]
-        pending = max(beginning_at_end(text, stop) for stop in self.stops)
+        pending = max(count_prefix_at_end(text, stop) for stop in self.stops)
         self._held = text[len(text) - pending :]
         return text[: len(text) - pending]
 
 
-def decoding(tokenizer: Any, special: bool) -> Callable[[list[int]], str]:
+def build_decode(tokenizer: Any, special: bool) -> Callable[[list[int]], str]:
     """Return a function from token ids to text, equivalent to the tokenizer's `decode`. If `decode` only calls the
     library `tokenizers`, the function calls that directly: `decode` checks whether each token is a tensor, which takes
     three times as long.
@@ -152,7 +152,7 @@ def decoding(tokenizer: Any, special: bool) -> Callable[[list[int]], str]:
     return lambda ids: decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
 
 
-def beginning_at_end(text: str, sought: str) -> int:
+def count_prefix_at_end(text: str, sought: str) -> int:
     """Return how many characters at the end of a text are a proper prefix of `sought`; 0 if none are."""
     sizes = range(min(len(text), len(sought) - 1), 0, -1)
     return next((size for size in sizes if sought.startswith(text[-size:])), 0)

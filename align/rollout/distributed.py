@@ -10,7 +10,7 @@ import torch
 from align import ranks
 from align.core.types import Rollout
 from align.models.actors import Actor
-from align.rollout.engine import Engine, joined, rows_by_actor
+from align.rollout.engine import Engine, concatenate_rollouts, group_rows_by_actor
 from align.run import Base
 
 
@@ -66,11 +66,11 @@ class DistributedEngine:
         size = min(self.batch_size, -(-len(prompts) // ranks.world_size()))
         lengths = torch.tensor([len(p) for p in prompts])
         chunks: list[list[int]] = []
-        for rows in rows_by_actor(actor, len(prompts)).values():
+        for rows in group_rows_by_actor(actor, len(prompts)).values():
             actor_rows = torch.tensor(rows)
             ordered = actor_rows[torch.argsort(lengths[actor_rows], stable=True)]
             chunks += [chunk.tolist() for chunk in ordered.split(size)]
-        own_rows = [row for chunk in ranks.own_share(chunks) for row in chunk]
+        own_rows = [row for chunk in ranks.select_own_share(chunks) for row in chunk]
         part = None
         if own_rows:
             actors = [actor[row] for row in own_rows] if isinstance(actor, Sequence) else actor
@@ -78,7 +78,7 @@ class DistributedEngine:
             part = part.to(torch.device("cpu"))
         parts = [(rows, each) for rows, each in ranks.gather_all((own_rows, part)) if each is not None]
         order = torch.tensor([row for rows, _ in parts for row in rows])
-        return joined([each for _, each in parts], order, self.pad_id).to(self.device)
+        return concatenate_rollouts([each for _, each in parts], order, self.pad_id).to(self.device)
 
     def generate_here(
         self, prompts: Sequence[Sequence[int]], actor: Actor | Sequence[Actor], seeds: Sequence[int]

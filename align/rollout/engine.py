@@ -13,9 +13,9 @@ from torch import Tensor
 
 from align.core.errors import LONE_SURROGATE, NonFiniteLogits, require
 from align.core.types import Rollout
-from align.models.actors import Actor, snapshot
-from align.models.finite_checks import diverged
-from align.models.forward import pad
+from align.models.actors import Actor, save_snapshot
+from align.models.finite_checks import build_divergence_error
+from align.models.forward import pad_rows
 from align.run import Base
 
 
@@ -25,12 +25,12 @@ def divergence_as_input_error(model_name: str, lr: float | None, dtype: str) -> 
 
     Args:
         model_name: the model's name for the message.
-        lr, dtype: see `align.models.finite_checks.diverged`.
+        lr, dtype: see `align.models.finite_checks.build_divergence_error`.
     """
     try:
         yield
     except NonFiniteLogits as error:
-        raise diverged(f"{model_name}, answers nothing: {error}", lr, dtype) from error
+        raise build_divergence_error(f"{model_name}, answers nothing: {error}", lr, dtype) from error
 
 
 class Engine(Protocol):
@@ -42,7 +42,7 @@ class Engine(Protocol):
 
     @property
     def temperature(self) -> float:
-        """The divisor of the logits; 0 is greedy decoding, see `greedily`."""
+        """The divisor of the logits; 0 is greedy decoding, see `use_greedy_decoding`."""
         ...
 
     @temperature.setter
@@ -58,8 +58,8 @@ class Engine(Protocol):
 
     def sync(self, actor: Actor) -> None:
         """Use this actor's present weights from now on. The caller calls it before the actor is first sampled, and
-        after each training step. An engine with its own weights takes a snapshot (`align.models.actors.snapshot`) if
-        they changed, and drops the previous one; an engine that samples from the actor's own model does nothing."""
+        after each training step. An engine with its own weights takes a snapshot (`align.models.actors.save_snapshot`)
+        if they changed, and drops the previous one; an engine that samples from the actor's own model does nothing."""
         ...
 
     def close(self) -> None:
@@ -73,8 +73,8 @@ class Engine(Protocol):
 
         Args:
             actor: the actor that responds to all prompts, or a list with one actor for each prompt.
-            seeds: one for each prompt (`row_seeds`). The sampled token at a position depends on the row's seed and the
-                position, and not on the rest of the batch.
+            seeds: one for each prompt (`derive_row_seeds`). The sampled token at a position depends on the row's seed
+                and the position, and not on the rest of the batch.
 
         Raises:
             InputError: an actor's adapter is missing; no other weights are used in its place.
@@ -84,7 +84,7 @@ class Engine(Protocol):
 
 
 @contextmanager
-def greedily(engine: Engine) -> Iterator[None]:
+def use_greedy_decoding(engine: Engine) -> Iterator[None]:
     """Use greedy decoding inside the block, regardless of the seeds."""
     temperature = engine.temperature
     engine.temperature = 0.0
@@ -94,7 +94,7 @@ def greedily(engine: Engine) -> Iterator[None]:
         engine.temperature = temperature
 
 
-def rows_by_actor(actor: Actor | Sequence[Actor], rows: int) -> dict[Actor, list[int]]:
+def group_rows_by_actor(actor: Actor | Sequence[Actor], rows: int) -> dict[Actor, list[int]]:
     """Return actor → its rows.
 
     Args:
@@ -113,7 +113,7 @@ def rows_by_actor(actor: Actor | Sequence[Actor], rows: int) -> dict[Actor, list
     return rows_of
 
 
-def rollout_of(
+def build_rollout(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     logprobs: Sequence[Sequence[float]],
@@ -122,9 +122,9 @@ def rollout_of(
 ) -> Rollout:
     """Build a rollout of prompts, their sampled responses and the logprobs of the sampled tokens, padded to equal
     lengths."""
-    tokens = torch.cat([pad(prompts, pad_id, left=True), pad(responses, pad_id)], 1)
-    prompt_mask = pad([[1] * len(row) for row in prompts], 0, left=True)
-    response_mask = pad([[1] * len(row) for row in responses], 0)
+    tokens = torch.cat([pad_rows(prompts, pad_id, left=True), pad_rows(responses, pad_id)], 1)
+    prompt_mask = pad_rows([[1] * len(row) for row in prompts], 0, left=True)
+    response_mask = pad_rows([[1] * len(row) for row in responses], 0)
     mask = torch.cat([prompt_mask, response_mask], 1).bool()
     logprobs_BT = torch.zeros(len(responses), max(map(len, responses)))
     for row, values in enumerate(logprobs):
@@ -132,21 +132,21 @@ def rollout_of(
     return Rollout(tokens, mask, max(map(len, prompts)), torch.tensor(ended), logprobs_BT)
 
 
-def response_ids(rollout: Rollout) -> list[list[int]]:
+def extract_response_ids(rollout: Rollout) -> list[list[int]]:
     """Return the token ids of each response, including its stop token."""
     rows = zip(rollout.response_BT.tolist(), rollout.response_mask_BT.tolist(), strict=True)
     return [[i for i, real in zip(ids, mask, strict=True) if real] for ids, mask in rows]
 
 
-def response_texts(rollout: Rollout, tokenizer: Any) -> list[str]:
+def decode_responses(rollout: Rollout, tokenizer: Any) -> list[str]:
     """Return each response as text, without its stop token. A lone surrogate, which a broken tokenizer may produce, is
     replaced by U+FFFD, because no file, database or other tokenizer accepts it."""
-    rows = zip(response_ids(rollout), rollout.ended_B.tolist(), strict=True)
-    return [response_text(tokenizer, ids, ended) for ids, ended in rows]
+    rows = zip(extract_response_ids(rollout), rollout.ended_B.tolist(), strict=True)
+    return [decode_response(tokenizer, ids, ended) for ids, ended in rows]
 
 
-def response_text(tokenizer: Any, ids: Sequence[int], has_stop_token: bool) -> str:
-    """Return one response as text, see `response_texts`.
+def decode_response(tokenizer: Any, ids: Sequence[int], has_stop_token: bool) -> str:
+    """Return one response as text, see `decode_responses`.
 
     Args:
         has_stop_token: whether the last token is a stop token.
@@ -159,7 +159,7 @@ CUT = 0.1
 """Share of answers cut at the length limit from which a warning is given."""
 
 
-def cut_answers(share: float, limit: int, whose: str = "") -> list[str]:
+def warn_about_cut_answers(share: float, limit: int, whose: str = "") -> list[str]:
     """Return a warning, in a list, if many answers were cut at the length limit. Returns an empty list otherwise.
 
     Args:
@@ -172,7 +172,7 @@ def cut_answers(share: float, limit: int, whose: str = "") -> list[str]:
     return [f"{share:.0%} of the {whose}answers were cut at rollout.max_new_tokens={limit}: raise it for whole ones"]
 
 
-def joined(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
+def concatenate_rollouts(parts: Sequence[Rollout], order: Tensor, pad_id: int) -> Rollout:
     """Concatenate rollouts, padded to common widths.
 
     Args:
@@ -219,7 +219,7 @@ class SnapshotEngine:
         """
         folder = None
         if not actor.base_alone:
-            folder = snapshot(actor, self.base, self.snapshots)
+            folder = save_snapshot(actor, self.base, self.snapshots)
             is_adapter = (folder / "adapter_config.json").is_file()
             require(is_adapter, "rollout.engine", self.name, "answers by adapters alone", "Use rollout=hf.")
         self.load_snapshot(actor, folder)
@@ -238,27 +238,27 @@ class SnapshotEngine:
     def digests_of_rows(self, actor: Actor | Sequence[Actor], rows: int) -> list[str | None]:
         """Return the digest of each row's snapshot; None for the base. Actors without a snapshot are synced first."""
         actors = actor if isinstance(actor, Sequence) else [actor] * rows
-        for each in rows_by_actor(actor, rows):
+        for each in group_rows_by_actor(actor, rows):
             if each not in self.digests:
                 self.sync(each)
         return [self.digests[each] for each in actors]
 
 
-def place_seed(*where: Any) -> int:
+def derive_place_seed(*where: Any) -> int:
     """Return a 63-bit seed for one place in a run, such as `(seed, "rollout", update, row)`."""
     return int.from_bytes(hashlib.sha256(repr(where).encode()).digest()[:8], "big") >> 1
 
 
-def generator_for(device: torch.device, seed: int, *where: str | int) -> torch.Generator:
+def build_generator(device: torch.device, seed: int, *where: str | int) -> torch.Generator:
     """Return a random generator for one place in a run, such as `(seed, "minibatches", update)`."""
-    return torch.Generator(device).manual_seed(place_seed(seed, *where))
+    return torch.Generator(device).manual_seed(derive_place_seed(seed, *where))
 
 
-def row_seeds(rows: Iterable[Any], seed: int, *where: str | int) -> list[int]:
+def derive_row_seeds(rows: Iterable[Any], seed: int, *where: str | int) -> list[int]:
     """Return a seed for each row that is sampled at one place in a run. Because a row's samples depend on its own seed
     only, they do not depend on the number of rows, their order, or the process.
 
     Args:
         rows: unique keys of the rows at that place, such as their numbers.
     """
-    return [place_seed(seed, *where, row) for row in rows]
+    return [derive_place_seed(seed, *where, row) for row in rows]

@@ -35,7 +35,7 @@ def run_quietly(words: list[str], what: str, **options: Any) -> subprocess.Compl
         raise RuntimeError(f"{what} took more than {LONGEST // HOUR} hours and was ended") from error
 
 
-def last_words(output: str) -> str:
+def find_error_line(output: str) -> str:
     """Return the last line of an output that contains "error", or else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "error" in line.lower()), (lines or ["no reason given"])[-1])
@@ -70,7 +70,7 @@ if spec and spec.origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class EngineResponse:
     """The response of an engine's script.
 
     Attributes:
@@ -84,7 +84,7 @@ class Answer:
     output: Mapping[str, Any]
 
 
-def interpreter(engine: str, setting: str, field: str) -> str | None:
+def find_interpreter(engine: str, setting: str, field: str) -> str | None:
     """Return the path of the Python that has an engine. Returns None if the engine is switched off, or if the setting
     is `auto` and it is not installed.
 
@@ -98,7 +98,7 @@ def interpreter(engine: str, setting: str, field: str) -> str | None:
     if setting == "none":
         return None
     python = sys.executable if setting == "auto" else str(parse_user_path(setting, field))
-    if not version_in(engine, python, field):
+    if not read_engine_version(engine, python, field):
         if setting == "auto":
             return None
         problem = f"it has no {PACKAGES[engine][0]}"
@@ -106,9 +106,9 @@ def interpreter(engine: str, setting: str, field: str) -> str | None:
     return python
 
 
-def required_interpreter(engine: str, setting: str, field: str) -> str:
-    """Return the path of the Python that has an engine, see `interpreter`. Raises InputError instead of None."""
-    python = interpreter(engine, setting, field)
+def require_interpreter(engine: str, setting: str, field: str) -> str:
+    """Return the path of the Python that has an engine, see `find_interpreter`. Raises InputError instead of None."""
+    python = find_interpreter(engine, setting, field)
     if python is None:
         problem = f"this Python has no {PACKAGES[engine][0]}"
         remedy = "Install it into a venv of its own, and write"
@@ -116,14 +116,15 @@ def required_interpreter(engine: str, setting: str, field: str) -> str:
     return python
 
 
-def engine_version(engine: str, setting: str, field: str) -> str:
-    """Return the version of an engine, see `interpreter`. Returns an empty string if it is missing or switched off."""
-    python = interpreter(engine, setting, field)
-    return version_in(engine, python, field) if python else ""
+def find_engine_version(engine: str, setting: str, field: str) -> str:
+    """Return the version of an engine, see `find_interpreter`. Returns an empty string if it is missing or switched
+    off."""
+    python = find_interpreter(engine, setting, field)
+    return read_engine_version(engine, python, field) if python else ""
 
 
 @functools.cache
-def version_in(engine: str, python: str, field: str) -> str:
+def read_engine_version(engine: str, python: str, field: str) -> str:
     """Return the version of an engine in a Python's own packages. Returns an empty string if it is not installed.
 
     Raises:
@@ -142,7 +143,7 @@ def version_in(engine: str, python: str, field: str) -> str:
     return process.stdout.strip()
 
 
-def vllm_rank(rank: int) -> int:
+def choose_vllm_rank(rank: int) -> int:
     """Return the lowest `max_lora_rank` of vLLM that fits an adapter's rank. Raises InputError if none does."""
     for most in RANKS:
         if rank <= most:
@@ -150,11 +151,11 @@ def vllm_rank(rank: int) -> int:
     raise InputError("r", rank, f"vLLM serves adapters of rank {RANKS[-1]} at most", "Train one of a lower rank.")
 
 
-def why_unasked(engine: str, setting: str) -> str:
+def explain_skipped_engine(engine: str, setting: str) -> str:
     return "told not to ask it" if setting == "none" else f"{PACKAGES[engine][0]} is not installed"
 
 
-def ask(engine: str, python: str, field: str, **request: Any) -> Answer:
+def run_engine_script(engine: str, python: str, field: str, **request: Any) -> EngineResponse:
     """Run an engine's script on a request, in a new process.
 
     Args:
@@ -176,17 +177,16 @@ def ask(engine: str, python: str, field: str, **request: Any) -> Answer:
         answer = Path(out, "answer.json")
         # The file is written last: a crash during shutdown, as vLLM on a CPU has at times, does not matter.
         if not answer.is_file():
-            problem = (
-                f"{engine} does not take what it was given (status {process.returncode}: {last_words(process.stderr)})"
-            )
-            remedy = f"Mend the engine. With {field}=none nobody asks it, and nothing says that it works."
+            last_error = find_error_line(process.stderr)
+            problem = f"{engine} fails on the request (status {process.returncode}: {last_error})"
+            remedy = f"Repair the engine, or skip it with {field}=none; the export is then not checked by it."
             raise InputError(field, python, problem, remedy)
         output = json.loads(read_text(answer, "answer"))
         logits = []
         if (logits_file := Path(out, "logits.npz")).is_file():
             with np.load(logits_file, allow_pickle=False) as arrays:
                 logits = [torch.from_numpy(arrays[str(i)].astype(np.float32)) for i in range(len(arrays.files))]
-        return Answer(output.pop("version"), logits, output)
+        return EngineResponse(output.pop("version"), logits, output)
 
 
 WITHIN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.05}

@@ -25,9 +25,9 @@ from align.core.errors import NonFiniteLogits
 from align.core.types import Rollout
 from align.models.actors import Actor
 from align.models.fastpath.decoder import ReservedCache
-from align.models.forward import base_model, decoder_of, lm_head, pad, route_of, without_generation_config
+from align.models.forward import get_decoder, get_lm_head, get_route, ignore_generation_config, pad_rows, unwrap_model
 from align.ops.philox import draw_tokens, draw_uniforms, gather_probabilities
-from align.rollout.engine import joined, rows_by_actor
+from align.rollout.engine import concatenate_rollouts, group_rows_by_actor
 from align.run import Base
 
 
@@ -86,12 +86,12 @@ def generate_by(
         The sampled tokens [B, T], a bool mask [B, T] of the tokens up to the one that ends the row, and whether each
         row ended before the length limit [B].
     """
-    base = base_model(model)
+    base = unwrap_model(model)
     plain = GenerationConfig(
         do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids) or None, pad_token_id=pad_id
     )
     row_ends = RowEnds(ends, stop_ids, tokens_BP.shape[1])
-    with without_generation_config(base):
+    with ignore_generation_config(base):
         sequences = base.generate(
             tokens_BP,
             attention_mask=mask_BP.long(),
@@ -169,27 +169,27 @@ class HfEngine:
         uniform_BT = draw_uniforms(torch.tensor(seeds), self.max_new_tokens)
         parts = []
         orders = []
-        for each, rows in rows_by_actor(actor, len(prompts)).items():
+        for each, rows in group_rows_by_actor(actor, len(prompts)).items():
             actor_rows = torch.tensor(rows)
             order = actor_rows[torch.argsort(lengths[actor_rows], stable=True)]
             orders.append(order)
             with each.use() as model, evaluating(model):
-                may_pad = route_of(model).padding
+                may_pad = get_route(model).padding
                 chunks = order.split(self.batch_size) if may_pad else split_by_length(order, lengths, self.batch_size)
                 for chunk in chunks:
                     chunk_prompts = [prompts[int(i)] for i in chunk]
                     chunk_ends = [ends[int(i)] for i in chunk] if ends else []
                     parts.append(self._batch(model, chunk_prompts, uniform_BT[chunk], chunk_ends))
-        return joined(parts, torch.cat(orders), self.pad_id)
+        return concatenate_rollouts(parts, torch.cat(orders), self.pad_id)
 
     @torch.no_grad()
     def _batch(self, model: Any, prompts: Sequence[Sequence[int]], uniform_BT: Tensor, ends: Sequence[Ends]) -> Rollout:
         device = next(model.parameters()).device
         uniform_BT = uniform_BT.to(device)
-        tokens = pad(prompts, self.pad_id, left=True).to(device)
-        mask = pad([[1] * len(p) for p in prompts], 0, left=True).bool().to(device)
+        tokens = pad_rows(prompts, self.pad_id, left=True).to(device)
+        mask = pad_rows([[1] * len(p) for p in prompts], 0, left=True).bool().to(device)
         rows, width = tokens.shape
-        if not route_of(model).fast:
+        if not get_route(model).fast:
             return self._generate_plain(model, tokens, mask, uniform_BT, ends)
         stops = torch.tensor(self.stop_ids, device=device)
         response = torch.full((rows, self.max_new_tokens), self.pad_id, device=device)
@@ -206,7 +206,7 @@ class HfEngine:
         last = positions[:, -1]
         mask_left = mask
         for t in range(self.max_new_tokens):
-            token_ids, chances = self._draw(lm_head(model)(hidden), uniform_BT[rows_left, t])
+            token_ids, chances = self._draw(get_lm_head(model)(hidden), uniform_BT[rows_left, t])
             broken |= (chances[:, 0].isnan() & live).any()  # a single nan or infinity makes all of softmax nan
             response[rows_left, t] = token_ids.where(live, self.pad_id)
             real[rows_left, t] = live
@@ -304,7 +304,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 def next_states(model: Any, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
     """Run the decoder on the next tokens, and return the hidden states of the last column [B, D]. Extends the cache."""
-    out = decoder_of(model)(
+    out = get_decoder(model)(
         input_ids=tokens, attention_mask=mask.long(), position_ids=positions, cache=cache, use_cache=True
     )
     return out.last_hidden_state[:, -1]

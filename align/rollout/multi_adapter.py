@@ -20,9 +20,9 @@ from align.models.actors import Actor
 from align.models.dequantised import dequantise
 from align.models.fastpath.decoder import NotPlainError
 from align.models.fastpath.mixed import MixedDecoder
-from align.models.load import context_length, load_base
+from align.models.load import get_context_length, load_base
 from align.rollout.continuous import ContinuousBatch
-from align.rollout.engine import SnapshotEngine, rollout_of
+from align.rollout.engine import SnapshotEngine, build_rollout
 from align.rollout.serving_engine import Output, Request, SamplingParams, Token
 from align.run import Base
 
@@ -55,7 +55,7 @@ class BankEngine(SnapshotEngine):
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
         """See `Engine.load`. Raises InputError if the fast path does not support the architecture."""
         model = load_base(base, method, torch.device("cpu"), dtype)
-        context = context_length(model)
+        context = get_context_length(model)
         if method == "qlora":
             model = dequantise(model, dtype)
         try:
@@ -101,7 +101,7 @@ class BankEngine(SnapshotEngine):
                 raise answer.error
         responses = [[token.id for token in answer.tokens] for answer in answers]
         logprobs = [[token.logprob for token in answer.tokens] for answer in answers]
-        return rollout_of(prompts, responses, logprobs, [answer.ended for answer in answers], self.pad_id)
+        return build_rollout(prompts, responses, logprobs, [answer.ended for answer in answers], self.pad_id)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from align.core.errors import require
 from align.models.actors import AdapterPool
-from align.models.forward import base_model
+from align.models.forward import unwrap_model
 from align.rollout.hf import evaluating, generate_by
 from align.rollout.serving_engine import (
     Completion,
@@ -22,12 +22,12 @@ from align.rollout.serving_engine import (
     ServingEngine,
     Stats,
     Token,
-    next_tokens,
-    prompt_tokens,
+    sample_tokens,
+    score_prompt_tokens,
 )
 
 
-class Over(Exception):
+class AnswerEnded(Exception):
     """Raised to leave `generate` when the answer has ended."""
 
 
@@ -62,7 +62,7 @@ class OneAtATime(ServingEngine):
             return False
         try:
             self._answer_request(answer)
-        except Over:
+        except AnswerEnded:
             pass
         except Exception as error:
             answer.fail(error)
@@ -90,15 +90,15 @@ class OneAtATime(ServingEngine):
             def draw(logits_BV: Tensor, position: int) -> Tensor:
                 if answer.is_aborted:
                     answer.abort()
-                allowed = [answer.allowed()]
+                allowed = [answer.compute_mask()]
                 if answer.finished:
-                    raise Over
-                [token] = next_tokens(logits_BV.float().cpu(), [request.sampling], [answer.number], allowed)
+                    raise AnswerEnded
+                [token] = sample_tokens(logits_BV.float().cpu(), [request.sampling], [answer.number], allowed)
                 self._counts["steps"] += 1
                 self._counts["generated_tokens"] += 1
                 answer.take(token)
                 if answer.finished:
-                    raise Over
+                    raise AnswerEnded
                 assert token is not None
                 return torch.tensor([token.id], device=logits_BV.device)
 
@@ -110,8 +110,8 @@ class OneAtATime(ServingEngine):
         if number is None:
             return None
         ids = torch.tensor([request.prompt_ids], device=model.device)
-        logits = base_model(model)(input_ids=ids, use_cache=False).logits[0].float().cpu()
-        return (None, *prompt_tokens(logits[:-1], request.prompt_ids[1:], number))
+        logits = unwrap_model(model)(input_ids=ids, use_cache=False).logits[0].float().cpu()
+        return (None, *score_prompt_tokens(logits[:-1], request.prompt_ids[1:], number))
 
     def _load_adapter(self, digest: str | None) -> str | None:
         """Load an adapter if it is not loaded, in place of the least recently used one if all places are taken."""

@@ -47,7 +47,7 @@ class Probes:
     base: Logprobs
 
     @classmethod
-    def of_base(cls, rows: Sequence[Sequence[int]], base: Logprobs) -> Probes:
+    def from_base(cls, rows: Sequence[Sequence[int]], base: Logprobs) -> Probes:
         return cls(rows, base, base)
 
 
@@ -66,7 +66,7 @@ class Agreement(NamedTuple):
     error: float
 
 
-def agreement(engine_adapter: Logprobs, engine_base: Logprobs, probes: Probes) -> Agreement:
+def compute_agreement(engine_adapter: Logprobs, engine_base: Logprobs, probes: Probes) -> Agreement:
     """Compute the agreement of an engine's logprobs with the expected ones.
 
     Args:
@@ -132,7 +132,7 @@ def read_probes(folder: Path, adapter: str, base: str) -> Probes | None:
     content = read_json_object(folder / PROBES, PROBES, REMEDY)
     if (content.get("adapter_digest"), content.get("base_digest")) != (adapter, base):
         raise CorruptFile("file", PROBES, "is of another adapter or base", REMEDY)
-    rows, by_adapter, by_base = (lists_in(content.get(name)) for name in ("rows", "adapter", "base"))
+    rows, by_adapter, by_base = (as_lists(content.get(name)) for name in ("rows", "adapter", "base"))
     tokens_valid = all(len(row) > 1 and all(type(id) is int and id >= 0 for id in row) for row in rows)
     logprobs_valid = all(type(value) is float and math.isfinite(value) for row in by_adapter + by_base for value in row)
     sizes = [[len(row) for row in part] for part in (by_adapter, by_base)]
@@ -142,6 +142,6 @@ def read_probes(folder: Path, adapter: str, base: str) -> Probes | None:
     return Probes(rows, by_adapter, by_base)
 
 
-def lists_in(value: object) -> list[list[Any]]:
+def as_lists(value: object) -> list[list[Any]]:
     """Return a value that is a list of lists. Returns an empty list for anything else."""
     return value if isinstance(value, list) and all(isinstance(row, list) for row in value) else []

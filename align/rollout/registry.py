@@ -12,7 +12,7 @@ import torch
 from align import ranks
 from align.core.errors import require
 from align.data.chat.encode import compute_max_prompt_tokens, find_stop_token_ids
-from align.models.load import context_length, describe
+from align.models.load import get_context_length, read_configurations
 from align.rollout.distributed import DistributedEngine
 from align.rollout.engine import Engine
 from align.run import Base, Run
@@ -51,7 +51,9 @@ def open_engine(
     asks_servers = settings.engine == "vllm"
     server_options: tuple[Any, ...] = ()
     if asks_servers:
-        room = compute_max_prompt_tokens(context_length(describe(base)), longest_prompt, settings.max_new_tokens)
+        room = compute_max_prompt_tokens(
+            get_context_length(read_configurations(base)), longest_prompt, settings.max_new_tokens
+        )
         context = room + settings.max_new_tokens
         server_options = (tokenizer, settings, device, adapter_rank, context, run.folder.absolute())
     engine: Engine = build_engine(settings, tokenizer, generation_config, *server_options)

@@ -37,7 +37,7 @@ class Grammar(Protocol):
 
     source: str | None
 
-    def allowed(self) -> np.ndarray:
+    def compute_mask(self) -> np.ndarray:
         """Return a bool mask [V] of the tokens that may come next, at least one."""
         ...
 
@@ -157,14 +157,14 @@ class Completion:
     def number(self) -> float:
         """The uniform random number of the next token; 0 at temperature 0."""
         if self._numbers is None:  # computed lazily: external engines need none
-            self._numbers = draw_numbers(self.request.sampling)
+            self._numbers = draw_uniform_numbers(self.request.sampling)
         return self._numbers[self.length] if self._numbers else 0.0
 
-    def allowed(self) -> np.ndarray | None:
+    def compute_mask(self) -> np.ndarray | None:
         """Return a bool mask of the tokens that may come next. Returns None if all may, or if the grammar failed, which
         ends the request."""
         try:
-            return None if self.request.grammar is None else self.request.grammar.allowed()
+            return None if self.request.grammar is None else self.request.grammar.compute_mask()
         except Exception as error:
             self.fail(error)
             return None
@@ -246,7 +246,7 @@ SHARE = 3
 
 
 @dataclass(slots=True)
-class Waiting:
+class RequestQueue:
     """The queue of requests that wait for a slot, fair between tenants: next is the tenant with the fewest running
     requests, and among equal ones the one that was served longest ago.
 
@@ -274,7 +274,7 @@ class Waiting:
             problem = f"{len(self)} requests wait already"
             raise QueueFull("queue", len(self), problem, "Try again in a moment, or raise stage.queue.")
 
-    def put(self, completion: Completion) -> None:
+    def add(self, completion: Completion) -> None:
         """Add a request. Raises QueueFull as `check` does."""
         self.check(completion.request.tenant)
         self.queues.setdefault(completion.request.tenant, deque()).append(completion)
@@ -318,7 +318,7 @@ class Waiting:
 
 
 @dataclass(slots=True)
-class KnownAdapter:
+class RegisteredAdapter:
     """A registered adapter.
 
     Attributes:
@@ -333,11 +333,11 @@ class KnownAdapter:
 
 
 @dataclass(slots=True)
-class KnownAdapters:
+class AdapterRegistry:
     """The registered adapters, by the digest of their two files. An adapter that is unregistered while requests use it
     is forgotten when they have finished. Threads may share the object."""
 
-    by_digest: dict[str, KnownAdapter] = field(default_factory=dict)
+    by_digest: dict[str, RegisteredAdapter] = field(default_factory=dict)
     lock: RLock = field(default_factory=RLock)
 
     def hold(self, digest: str) -> None:
@@ -348,7 +348,7 @@ class KnownAdapters:
         """
         with self.lock:
             if digest not in self.by_digest:
-                raise unregistered(digest)
+                raise not_registered_error(digest)
             self.by_digest[digest].held += 1
 
     def release(self, digest: str) -> None:
@@ -377,7 +377,7 @@ class KnownAdapters:
             del self.by_digest[digest]
 
 
-def unregistered(digest: str) -> InputError:
+def not_registered_error(digest: str) -> InputError:
     return InputError("adapter", digest, "is not registered", "Load it first.")
 
 
@@ -398,8 +398,8 @@ class ServingEngine:
     def __init__(self, context: int, queue: int, reserve: int = 0) -> None:
         self.context = context
         self.reserve = reserve
-        self.known = KnownAdapters()
-        self._waiting = Waiting(queue)
+        self.known = AdapterRegistry()
+        self._waiting = RequestQueue(queue)
         self._lock = Lock()
 
     def register(self, folder: Path, expected: str = "") -> str:
@@ -416,7 +416,7 @@ class ServingEngine:
             problem = "its files were changed while it was loaded"
             raise CorruptFile("adapter", expected[:12], problem, "Load it again, once it is written whole.")
         with self.known.lock:
-            adapter = self.known.by_digest.setdefault(digest, KnownAdapter([]))
+            adapter = self.known.by_digest.setdefault(digest, RegisteredAdapter([]))
             adapter.folders = [*(each for each in adapter.folders if each != folder), folder]
             adapter.registered = True
         return digest
@@ -430,7 +430,7 @@ class ServingEngine:
         with self.known.lock:
             adapter = self.known.by_digest.get(digest)
             if adapter is None or not adapter.registered:
-                raise unregistered(digest)
+                raise not_registered_error(digest)
             adapter.registered = False
             self.known._forget(digest)
 
@@ -455,7 +455,7 @@ class ServingEngine:
             self.known.hold(request.adapter)
         try:
             with self._lock:
-                self._waiting.put(completion)
+                self._waiting.add(completion)
         except AlignError:
             self._release(request)
             raise
@@ -584,14 +584,14 @@ class EngineThread:
                 return
 
 
-def draw_numbers(sampling: SamplingParams) -> list[float]:
+def draw_uniform_numbers(sampling: SamplingParams) -> list[float]:
     """Return the uniform random number of each position of an answer. Returns an empty list at temperature 0."""
     if sampling.temperature == 0:
         return []
     return draw_uniform_row(sampling.seed, sampling.max_tokens)
 
 
-def next_tokens(
+def sample_tokens(
     logits_BV: Tensor,
     settings: Sequence[SamplingParams],
     numbers: Sequence[float],
@@ -622,7 +622,7 @@ def next_tokens(
         chances_BV = ((masked if len(rows) == len(masked) else masked[at]) / scale).softmax(-1)
         for place, row in enumerate(rows):
             if settings[row].top_p < 1:
-                chances_BV[place] = nucleus(chances_BV[place], settings[row].top_p)
+                chances_BV[place] = keep_nucleus(chances_BV[place], settings[row].top_p)
         ids[at] = draw_tokens(chances_BV, torch.tensor([numbers[row] for row in rows], dtype=torch.double))
     tokens: list[Token | None] = []
     for row, (id, each) in enumerate(zip(ids.tolist(), settings, strict=True)):
@@ -632,11 +632,11 @@ def next_tokens(
             tokens.append(Token(id, NAN))
         else:
             logits_V = masked[row] / (each.temperature or 1.0) if each.processed_logprobs else logits_BV[row]
-            tokens.append(with_logprobs(id, logits_V.log_softmax(-1), each.logprobs))
+            tokens.append(build_token(id, logits_V.log_softmax(-1), each.logprobs))
     return tokens
 
 
-def nucleus(chances_V: Tensor, top_p: float) -> Tensor:
+def keep_nucleus(chances_V: Tensor, top_p: float) -> Tensor:
     """Set all probabilities to 0 except the smallest set of the likeliest tokens that add up to `top_p`; of equally
     likely tokens the lower id comes first (Holtzman et al., 2020)."""
     best, order = chances_V.sort(descending=True, stable=True)
@@ -644,14 +644,14 @@ def nucleus(chances_V: Tensor, top_p: float) -> Tensor:
     return chances_V.index_fill(0, order[before >= top_p], 0.0)
 
 
-def with_logprobs(id: int, logprobs_V: Tensor, number: int) -> Token:
+def build_token(id: int, logprobs_V: Tensor, number: int) -> Token:
     """Return a token with its logprob and the `number` likeliest tokens at its position."""
     best, where = logprobs_V.topk(number) if number else (logprobs_V[:0], logprobs_V[:0])
     top = tuple(zip((int(i) for i in where.tolist()), best.tolist(), strict=True))
     return Token(id, float(logprobs_V[id]), top)
 
 
-def prompt_tokens(logits_NV: Tensor, ids_N: Sequence[int], number: int) -> list[Token]:
+def score_prompt_tokens(logits_NV: Tensor, ids_N: Sequence[int], number: int) -> list[Token]:
     """Return tokens of a prompt with their logprobs given the previous tokens.
 
     Args:
@@ -660,4 +660,4 @@ def prompt_tokens(logits_NV: Tensor, ids_N: Sequence[int], number: int) -> list[
         number: number of alternatives.
     """
     logprobs = logits_NV.log_softmax(-1)
-    return [with_logprobs(id, row, number) for id, row in zip(ids_N, logprobs, strict=True)]
+    return [build_token(id, row, number) for id, row in zip(ids_N, logprobs, strict=True)]

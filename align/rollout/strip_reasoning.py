@@ -13,10 +13,10 @@ from align.core.types import Conversation, Rollout
 from align.data.chat.encode import Prompt, count_prompt_tokens, encode_for_reward_model, find_stop_token_ids
 from align.data.chat.reasoning import OPEN, split_reasoning, strip_all_reasoning
 from align.models.forward import rollout_from_answers
-from align.rollout.engine import response_ids
+from align.rollout.engine import extract_response_ids
 
 
-class Judged(NamedTuple):
+class JudgedAnswers(NamedTuple):
     """Answers in the form that is judged.
 
     Attributes:
@@ -30,24 +30,26 @@ class Judged(NamedTuple):
     reasoning: Sequence[str | None]
 
 
-def whole(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Judged:
+def read_whole_answers(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> JudgedAnswers:
     """Return the complete answers with their reasoning."""
     conversations = [p.conversation.with_answer(text) for p, text in zip(prompts, texts, strict=True)]
-    return Judged(conversations, rollout, [None] * len(texts))
+    return JudgedAnswers(conversations, rollout, [None] * len(texts))
 
 
-def answer_reader(hides: bool, tokenizer: Any, generation_config: Any) -> Callable[..., Judged]:
+def choose_answer_reader(hides: bool, tokenizer: Any, generation_config: Any) -> Callable[..., JudgedAnswers]:
     """Return the function that turns prompts, answers and their rollout into what scorers read.
 
     Args:
         hides: whether answers are judged without their reasoning (`rollout.reasoning=hide`).
     """
     if not hides:
-        return whole
-    return partial(answers_alone, tokenizer=tokenizer, stops=find_stop_token_ids(tokenizer, generation_config))
+        return read_whole_answers
+    return partial(
+        read_answers_without_reasoning, tokenizer=tokenizer, stops=find_stop_token_ids(tokenizer, generation_config)
+    )
 
 
-def parted_texts(
+def split_reasoning_batch(
     prompts: Sequence[Prompt], texts: Sequence[str], tokenizer: Any, hides: bool
 ) -> tuple[Sequence[str | None], Sequence[str]]:
     """Split each answer into its reasoning and the rest, which is empty if the reasoning never ended. Returns None for
@@ -60,14 +62,14 @@ def parted_texts(
     return [reasoning for reasoning, _ in pairs], [answer for _, answer in pairs]
 
 
-def asked_alone(prompt: Prompt) -> Conversation:
+def strip_prompt_reasoning(prompt: Prompt) -> Conversation:
     """Return a prompt without the reasoning of its earlier answers."""
     return replace(prompt.conversation, messages=strip_all_reasoning(prompt.conversation.messages))
 
 
-def answers_alone(
+def read_answers_without_reasoning(
     prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout, tokenizer: Any, stops: Sequence[int]
-) -> Judged:
+) -> JudgedAnswers:
     """Return the answers without their reasoning, as text and as tokens. Conversations with reasoning are encoded again
     without it, as in the training of reward models; the others keep the sampled tokens.
 
@@ -75,13 +77,13 @@ def answers_alone(
         texts: the answers of `rollout` as text.
         stops: tokens that end a turn.
     """
-    reasoning, stripped_texts = parted_texts(prompts, texts, tokenizer, hides=True)
+    reasoning, stripped_texts = split_reasoning_batch(prompts, texts, tokenizer, hides=True)
     all_prompt_ids = []
     all_answer_ids = []
     conversations = []
-    rows = zip(prompts, texts, stripped_texts, response_ids(rollout), rollout.ended_B.tolist(), strict=True)
+    rows = zip(prompts, texts, stripped_texts, extract_response_ids(rollout), rollout.ended_B.tolist(), strict=True)
     for prompt, original, text, response, has_stop_token in rows:
-        conversation = asked_alone(prompt)
+        conversation = strip_prompt_reasoning(prompt)
         prompt_ids = list(prompt.input_ids)
         answer_ids = response
         if text != original or conversation != prompt.conversation:
@@ -94,10 +96,10 @@ def answers_alone(
         all_prompt_ids.append(prompt_ids)
         all_answer_ids.append(answer_ids)
     stripped = rollout_from_answers(all_prompt_ids, all_answer_ids, tokenizer.pad_token_id, rollout.tokens_BS.device)
-    return Judged(conversations, replace(stripped, ended_B=rollout.ended_B), reasoning)
+    return JudgedAnswers(conversations, replace(stripped, ended_B=rollout.ended_B), reasoning)
 
 
-def sample_row(prompt: Conversation, answer: str, reasoning: str | None, **more: Any) -> dict[str, Any]:
+def build_sample_row(prompt: Conversation, answer: str, reasoning: str | None, **more: Any) -> dict[str, Any]:
     """Return a row of a run's `samples.jsonl`.
 
     Args:
@@ -111,12 +113,12 @@ def sample_row(prompt: Conversation, answer: str, reasoning: str | None, **more:
     return {"prompt": prompt.as_dicts(), **tools, **hidden, "answer": answer, **more}
 
 
-def empty(text: str) -> bool:
+def is_empty_answer(text: str) -> bool:
     """Return whether an answer has no text to be judged."""
     return not text.strip()
 
 
-def empty_answers(share: float, hides: bool, whose: str = "") -> list[str]:
+def warn_about_empty_answers(share: float, hides: bool, whose: str = "") -> list[str]:
     """Return a warning, in a list, if some answers are empty. Returns an empty list otherwise.
 
     Args:

@@ -23,8 +23,8 @@ from align.rollout.vllm_server import (
     ServedAdapter,
     VllmFailed,
     VllmServer,
-    adapter_name,
-    completion_body,
+    build_adapter_name,
+    build_completion_body,
     parse_logprobs,
     stream_choices,
 )
@@ -71,7 +71,7 @@ class VllmEngine(ServingEngine):
             super().__init__(min(context, server.client.context_length()), queue, reserve)
             server.check(None, base, dtype, "model", "base")
         except VllmFailed as error:
-            raise server.explain(error, f"vLLM fails at its first question ({error})") from error
+            raise server.explain(error, f"vLLM fails at the first request ({error})") from error
         self._adapters = dict[str, ServedAdapter]()
         self._loading = Lock()
         self._loop = asyncio.new_event_loop()
@@ -246,8 +246,8 @@ class VllmEngine(ServingEngine):
 
     def _request_body(self, request: Request) -> dict[str, Any]:
         self._counts["prompt_tokens"] += len(request.prompt_ids)
-        model = self.server.base if request.adapter is None else adapter_name(request.adapter)
-        body = completion_body(model, request.prompt_ids, request.sampling)
+        model = self.server.base if request.adapter is None else build_adapter_name(request.adapter)
+        body = build_completion_body(model, request.prompt_ids, request.sampling)
         body["cache_salt"] = hashlib.sha256(self._salt + request.tenant.encode()).hexdigest()
         if request.grammar is not None:
             body["structured_outputs"] = {"grammar": request.grammar.source}

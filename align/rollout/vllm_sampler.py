@@ -23,14 +23,14 @@ from align.core.errors import InputError, NonFiniteLogits, require
 from align.core.types import Rollout
 from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.models.actors import Actor
-from align.models.adapters import without_adapters
-from align.models.base import named_base
-from align.models.dequantised import dequantised_beside
-from align.models.forward import picked_logprobs
-from align.models.load import DTYPES, name_of
+from align.models.adapters import disable_adapters
+from align.models.base import to_public_base
+from align.models.dequantised import prepare_dequantised_base
+from align.models.forward import compute_picked_logprobs
+from align.models.load import DTYPES, get_dtype_name
 from align.models.plain_lora import write_plain
-from align.rollout.engine import SnapshotEngine, rollout_of
-from align.rollout.engine_process import VLLM, WITHIN, engine_version, required_interpreter, vllm_rank
+from align.rollout.engine import SnapshotEngine, build_rollout
+from align.rollout.engine_process import VLLM, WITHIN, choose_vllm_rank, find_engine_version, require_interpreter
 from align.rollout.probes import Logprobs, Probes
 from align.rollout.serving_engine import SamplingParams
 from align.rollout.vllm_server import (
@@ -43,12 +43,12 @@ from align.rollout.vllm_server import (
     VllmGone,
     VllmProcess,
     VllmServer,
-    adaptable_layers,
+    build_completion_body,
+    build_serve_arguments,
     check_servable,
-    completion_body,
+    list_adaptable_layers,
     parse_logprobs,
     refuse_other_forms,
-    serve_arguments,
 )
 from align.run import Base
 from align.run.atomic import publish_folder
@@ -100,12 +100,12 @@ class VllmSampler(SnapshotEngine):
     def load(self, base: Base, method: str, dtype: torch.dtype) -> None:
         """See `Engine.load`. Raises InputError if vLLM is not installed, or a server does not start."""
         settings = self.settings
-        learner_dtype = name_of(dtype)
+        learner_dtype = get_dtype_name(dtype)
         self.base = base
         self.dtype = learner_dtype if settings.dtype == "auto" else settings.dtype
         self.coarser = max(self.dtype, learner_dtype, key=lambda name: WITHIN[name])
-        self.layers = adaptable_layers(base)
-        self.rank = max(LOWEST, vllm_rank(self.adapter_rank))
+        self.layers = list_adaptable_layers(base)
+        self.rank = max(LOWEST, choose_vllm_rank(self.adapter_rank))
         self.device = self.learner_device
         self.rows = encode_fixed_prompts(self.tokenizer, self.context - 1)[-ROWS:]
         self.base_logprobs: Logprobs = ()
@@ -118,15 +118,15 @@ class VllmSampler(SnapshotEngine):
             urls = (url.rstrip("/") for url in settings.urls)
             self.servers = [VllmServer("rollout.urls", url, settings.start_s, remedy) for url in urls]
         else:
-            self.python = required_interpreter(VLLM, settings.python, "rollout.python")
+            self.python = require_interpreter(VLLM, settings.python, "rollout.python")
             self.base_folder = Path(base.path)
             if method == "qlora":
                 bases = self.run_folder.parent.parent / "bases"
                 vllm_dtype = DTYPES[self.dtype]
-                self.base_folder = dequantised_beside(
-                    bases, base, named_base(base), dtype, vllm_dtype, self.learner_device, self.tokenizer
+                self.base_folder = prepare_dequantised_base(
+                    bases, base, to_public_base(base), dtype, vllm_dtype, self.learner_device, self.tokenizer
                 )
-            version = engine_version(VLLM, self.python, "rollout.python")
+            version = find_engine_version(VLLM, self.python, "rollout.python")
             logs = [f"vllm-{number}.log" if number else "vllm.log" for number in range(settings.replicas)]
             print(f"starting vLLM {version}; what it says is in {self.run_folder}: {', '.join(logs)}", flush=True)
             self.servers = [self._own_server(log) for log in logs]
@@ -135,7 +135,7 @@ class VllmSampler(SnapshotEngine):
 
     def _own_server(self, log: str) -> VllmServer:
         def start() -> VllmProcess:
-            arguments = serve_arguments(
+            arguments = build_serve_arguments(
                 self.base.digest,
                 self.dtype,
                 layers=self.layers,
@@ -164,7 +164,7 @@ class VllmSampler(SnapshotEngine):
             self.device = next(model.parameters()).device
             self.vocabulary = model.get_input_embeddings().weight.shape[0]
             if not self.base_logprobs:
-                with without_adapters(model):
+                with disable_adapters(model):
                     self.base_logprobs = self._learner_logprobs(model)
         super().sync(actor)
 
@@ -173,12 +173,12 @@ class VllmSampler(SnapshotEngine):
             rank = check_servable(folder, None, self.layers)
             name = f"policy-{folder.name[:16]}-{secrets.token_hex(4)}"  # other runs may use the same server
             with publish_folder(self.folder / name) as part:
-                write_plain(part, folder, named_base(self.base))
+                write_plain(part, folder, to_public_base(self.base))
             with actor.use() as model:
                 probes = Probes(self.rows, self._learner_logprobs(model), self.base_logprobs)
             self.adapters[folder.name] = ServedAdapter(name, self.folder / name, probes)
             if rank > self.rank:
-                self.rank = vllm_rank(rank)
+                self.rank = choose_vllm_rank(rank)
                 for server in () if self.settings.urls else self.servers:
                     server.bring_up()
         for server in self.servers:
@@ -193,7 +193,7 @@ class VllmSampler(SnapshotEngine):
             mask = torch.ones_like(tokens, dtype=torch.bool)
             picked = mask.clone()
             picked[:, 0] = False
-            logprobs.append([float(value) for value in picked_logprobs(model, tokens, mask, picked)[0]])
+            logprobs.append([float(value) for value in compute_picked_logprobs(model, tokens, mask, picked)[0]])
         return logprobs
 
     def _refresh_server(self, server: VllmServer, digests: Iterable[str]) -> None:
@@ -204,7 +204,7 @@ class VllmSampler(SnapshotEngine):
                     server.load(adapter)
                 # The base is checked first: the probes of an adapter measure its change from the right base.
                 remedy = f"Serve the base of this run: {self.base.id}, or for method=qlora its dequantised weights."
-                base_probes = Probes.of_base(self.rows, self.base_logprobs)
+                base_probes = Probes.from_base(self.rows, self.base_logprobs)
                 server.check(None, base_probes, self.coarser, server.setting, server.label, remedy)
                 remedy = f"The server does not serve this adapter. {CONTINUES}"
                 for digest in digests:
@@ -224,15 +224,17 @@ class VllmSampler(SnapshotEngine):
     def _explain(self, server: VllmServer, error: VllmFailed) -> InputError:
         """Return the InputError for a failed request to a server."""
         if error.status == 404 and error.path == COMPLETIONS:
-            problem = "no longer has an adapter that it was given, and nobody here unloaded it"
-            return InputError(server.setting, server.label, problem, f"See who else asks this server. {CONTINUES}")
+            problem = "no longer has an adapter that was loaded into it"
+            return InputError(
+                server.setting, server.label, problem, f"Check whether another client unloads adapters. {CONTINUES}"
+            )
         remedy = ""
         if self.settings.urls and error.path in (LOAD, UNLOAD):
             remedy = (
                 f"Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora --max-lora-rank {self.rank} "
                 f"--logprobs-mode processed_logprobs, where it sees {self.folder}."
             )
-        return server.explain(error, f"does not do what it is asked ({error})", remedy)
+        return server.explain(error, f"refuses a request ({error})", remedy)
 
     def drop_snapshot(self, digest: str) -> None:
         adapter = self.adapters.pop(digest)
@@ -272,7 +274,7 @@ class VllmSampler(SnapshotEngine):
         responses = [ids for ids, _ in answers]
         logprobs = [values for _, values in answers]
         ended_B = [ids[-1] in self.stop_ids for ids in responses]
-        return rollout_of(prompts, responses, logprobs, ended_B, self.pad_id).to(self.device)
+        return build_rollout(prompts, responses, logprobs, ended_B, self.pad_id).to(self.device)
 
     def _server_of(self, row: int) -> VllmServer:
         return self.servers[row % len(self.servers)]
@@ -304,7 +306,7 @@ class VllmSampler(SnapshotEngine):
     def _request_body(self, row: int, prompt: Sequence[int], seed: int, digest: str | None) -> dict[str, Any]:
         model = self._server_of(row).base if digest is None else self.adapters[digest].name
         sampling = SamplingParams(self.max_new_tokens, self.temperature, seed=seed, stop_ids=self.stop_ids, logprobs=0)
-        return completion_body(model, prompt, sampling)
+        return build_completion_body(model, prompt, sampling)
 
     async def _ask(self, bodies: Mapping[int, dict[str, Any]]) -> dict[int, Any]:
         """Return row → its choice, or the exception of its request."""

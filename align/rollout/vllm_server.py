@@ -25,8 +25,8 @@ import httpx
 
 from align.core.errors import AlignError, InputError, require
 from align.core.redaction import MASK
-from align.rollout.engine_process import last_words, vllm_rank
-from align.rollout.probes import NOT_BY_THIS, Logprobs, Probes, agreement, check_agreement, describe_agreement
+from align.rollout.engine_process import choose_vllm_rank, find_error_line
+from align.rollout.probes import NOT_BY_THIS, Logprobs, Probes, check_agreement, compute_agreement, describe_agreement
 
 if TYPE_CHECKING:
     from align.rollout.serving_engine import SamplingParams
@@ -100,12 +100,12 @@ class VllmClient:
 
     def __init__(self, target: Path | str) -> None:
         self.target = target
-        self.headers = request_headers(target)
+        self.headers = build_request_headers(target)
         self.closed = False
 
     def connect(self) -> httpx.AsyncClient:
         base_url = self.target if isinstance(self.target, str) else "http://vllm"
-        transport = direct_transport(self.target)
+        transport = build_direct_transport(self.target)
         return httpx.AsyncClient(transport=transport, base_url=base_url, timeout=None, headers=self.headers)
 
     async def request(
@@ -131,7 +131,7 @@ class VllmClient:
         try:
             with refuse_other_forms(path):
                 async with asyncio.timeout(within_s):
-                    response = await read_response(connection, method, path, body, response_limit(tokens))
+                    response = await read_response(connection, method, path, body, compute_response_limit(tokens))
                 check_status(response)
                 is_json = "json" in response.headers.get("content-type", "")
                 return read(response.json() if is_json else response.text)
@@ -209,7 +209,7 @@ class VllmClient:
         return logprobs
 
 
-def completion_body(model: str, prompt_ids: Sequence[int], sampling: SamplingParams) -> dict[str, Any]:
+def build_completion_body(model: str, prompt_ids: Sequence[int], sampling: SamplingParams) -> dict[str, Any]:
     """Return the body of a request for one answer, with token ids in and out."""
     numbers = [number for number in (sampling.prompt_logprobs, sampling.logprobs) if number is not None]
     return {
@@ -280,7 +280,7 @@ async def iter_events(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 yield line.removeprefix(b"data: ")
 
 
-def response_limit(tokens: int) -> int:
+def compute_response_limit(tokens: int) -> int:
     """Return the maximum size in bytes of a response about so many tokens."""
     return FEW_BYTES + TOKEN_BYTES * tokens
 
@@ -316,7 +316,7 @@ def check_status(response: httpx.Response) -> None:
         raise failure(f"vLLM answers {path} by status {status}: its log says why", status, path)
 
 
-def request_headers(target: Path | str) -> dict[str, str]:
+def build_request_headers(target: Path | str) -> dict[str, str]:
     """Return headers that switch compression off, and for a URL the authorisation with the key from the environment.
 
     Raises:
@@ -331,7 +331,7 @@ def request_headers(target: Path | str) -> dict[str, str]:
     return headers
 
 
-def direct_transport(target: Path | str) -> httpx.AsyncHTTPTransport:
+def build_direct_transport(target: Path | str) -> httpx.AsyncHTTPTransport:
     """Return a transport that connects to a server without a proxy, for any number of concurrent requests."""
     unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     if isinstance(target, Path):
@@ -421,7 +421,7 @@ class VllmProcess:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=process_environment(os.environ, self._folder.name),
+                env=build_environment(os.environ, self._folder.name),
                 start_new_session=True,
             )
 
@@ -434,7 +434,7 @@ class VllmProcess:
         with self.log.open("rb") as output:
             output.seek(self._log_start)
             lines = output.read().decode(errors="replace").splitlines()
-        return last_words("\n".join(line for line in lines if NO_CAUSE not in line))
+        return find_error_line("\n".join(line for line in lines if NO_CAUSE not in line))
 
     def stop(self, within_s: float) -> None:
         """Stop the process and its children. Further calls do nothing."""
@@ -504,7 +504,7 @@ class VllmServer:
             self.base = self.client.base_name()
             self._refuse_unknown_names()
         except VllmFailed as error:
-            raise self.explain(error, f"fails at its first question ({error})") from error
+            raise self.explain(error, f"fails at the first request ({error})") from error
 
     def _wait_until_up(self) -> None:
         deadline = time.monotonic() + self.start_s
@@ -531,7 +531,7 @@ class VllmServer:
 
     def _refuse_unknown_names(self) -> None:
         is_known = self.client.knows(f"never-given-{secrets.token_hex(32)}")
-        problem = "it answers by a name that it was never given, where a status 404 is due"
+        problem = "it answers to a model name that was never loaded, where status 404 is due"
         require(not is_known, self.setting, self.label, problem, "Use another vLLM.")
 
     def load(self, adapter: ServedAdapter) -> None:
@@ -575,7 +575,7 @@ class VllmServer:
             self._base_logprobs = probes.rows, self.client.logprobs(self.base, probes.rows)
         base_logprobs = self._base_logprobs[1]
         logprobs = self.client.logprobs(adapter, probes.rows) if adapter else base_logprobs
-        agreed = agreement(logprobs, base_logprobs, probes)
+        agreed = compute_agreement(logprobs, base_logprobs, probes)
         log.info("vLLM serves %s: %s", adapter or self.base, describe_agreement(agreed))
         check_agreement(agreed, dtype, field, value, remedy)
 
@@ -629,7 +629,7 @@ def remove_abandoned(parent: Path) -> None:
                 os.close(descriptor)
 
 
-def process_environment(variables: Mapping[str, str], sockets: str) -> dict[str, str]:
+def build_environment(variables: Mapping[str, str], sockets: str) -> dict[str, str]:
     """Return the environment of vLLM, without variables that redirect its Python or make it require a key.
 
     Args:
@@ -640,7 +640,7 @@ def process_environment(variables: Mapping[str, str], sockets: str) -> dict[str,
     return {**inherited, **ENVIRONMENT, "VLLM_RPC_BASE_PATH": sockets}
 
 
-def serve_arguments(
+def build_serve_arguments(
     base: str,
     dtype: str,
     *,
@@ -682,23 +682,23 @@ def serve_arguments(
     return [*(word for option in options.items() for word in option), *switches, "--lora-target-modules", *modules]
 
 
-def adapter_name(digest: str) -> str:
+def build_adapter_name(digest: str) -> str:
     return f"adapter-{digest}"
 
 
-def adaptable_layers(base: Base) -> list[str]:
+def list_adaptable_layers(base: Base) -> list[str]:
     """Return the names of a base's linear layers except its head: those that adapters in vLLM may have.
 
     Raises:
         InputError: the base's modules cannot be built without its weights.
     """
-    from align.models.adapters import adaptable_modules
-    from align.models.load import skeleton
+    from align.models.adapters import list_adaptable_modules
+    from align.models.load import build_skeleton
 
-    model = skeleton(base)
+    model = build_skeleton(base)
     require(model is not None, "model", base.id, "its modules cannot be built without its weights", "Serve it merged.")
     excluded = {model.get_input_embeddings(), model.get_output_embeddings()}
-    return [name for name in adaptable_modules(model) if model.get_submodule(name) not in excluded]
+    return [name for name in list_adaptable_modules(model) if model.get_submodule(name) not in excluded]
 
 
 def check_servable(folder: Path, most: int | None, layers: Collection[str]) -> int:
@@ -706,7 +706,7 @@ def check_servable(folder: Path, most: int | None, layers: Collection[str]) -> i
 
     Args:
         most: the server's maximum rank; None for the highest that vLLM supports.
-        layers: see `adaptable_layers`.
+        layers: see `list_adaptable_layers`.
 
     Raises:
         CorruptFile, InputError: vLLM cannot serve the adapter.
@@ -722,18 +722,18 @@ def check_servable(folder: Path, most: int | None, layers: Collection[str]) -> i
     require(unsupported_layer is None, "target_modules", unsupported_layer, problem, "Serve it merged: export=merged.")
     check_targets(adapter.config, adapter.ranks, layers)
     rank = max(adapter.ranks.values())
-    max_rank = vllm_rank(rank) if most is None else most
+    max_rank = choose_vllm_rank(rank) if most is None else most
     problem = f"is over {most}, the rank that vLLM made room for"
     require(rank <= max_rank, "r", rank, problem, "Start the server with a higher stage.max_rank.")
     return rank
 
 
-def max_lora_rank(folders: Sequence[Path], most: int | None, layers: Collection[str]) -> int:
+def choose_max_lora_rank(folders: Sequence[Path], most: int | None, layers: Collection[str]) -> int:
     """Return vLLM's `max_lora_rank`: one that fits `most`, or else the highest rank of the adapters.
 
     Raises:
         CorruptFile, InputError: see `check_servable`.
     """
-    max_rank = None if most is None else vllm_rank(most)
+    max_rank = None if most is None else choose_vllm_rank(most)
     ranks = [check_servable(folder, max_rank, layers) for folder in folders]
-    return max_rank or vllm_rank(max([LOWEST, *ranks]))
+    return max_rank or choose_vllm_rank(max([LOWEST, *ranks]))

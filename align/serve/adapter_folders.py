@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.core.errors import AlignError, InputError, require
-from align.models.base import trained_method
+from align.models.base import read_trained_method
 from align.report.figure_text import escape_unprintable
 from align.run import Artifact, load_artifact, read_json_object
 from align.run.receipt import RECEIPT
@@ -26,7 +26,7 @@ from align.run.weights import (
 )
 from align.serve import operator_log
 
-READ = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT, RECEIPT, *TOKENIZER)
+FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ABOUT, RECEIPT, *TOKENIZER)
 """Files of an adapter's folder that are read if they exist."""
 FIELD = "lora_path"
 """Field of a load request that names the folder, as in vLLM."""
@@ -69,7 +69,7 @@ class Version:
     alone: bool = False
 
 
-def version_of(artifact: Artifact) -> Version:
+def read_version(artifact: Artifact) -> Version:
     """Return the version of an adapter's weights."""
     data = artifact.manifest.config.get("data", {}) if artifact.manifest else {}
     scores = is_reward_adapter(artifact.path)
@@ -77,7 +77,7 @@ def version_of(artifact: Artifact) -> Version:
     return Version(adapter_digest(artifact.path), artifact.path.absolute(), scores, hides)
 
 
-def origin_of(artifact: Artifact) -> Origin:
+def read_origin(artifact: Artifact) -> Origin:
     """Return the base and method that an adapter was trained with, from its run's manifest or from the files that
     stage=export wrote beside it.
 
@@ -85,7 +85,7 @@ def origin_of(artifact: Artifact) -> Origin:
         CorruptFile: one of these files is not a JSON object.
     """
     if artifact.base is not None:
-        return Origin(artifact.base.digest, trained_method(artifact))
+        return Origin(artifact.base.digest, read_trained_method(artifact))
     content = {}
     remedy = "Export it again."
     for name in (ABOUT, RECEIPT):
@@ -137,7 +137,7 @@ def check_adapter(folder: Path, field: str, shown: str) -> None:
     require(kind == "LORA", field, shown, f"its peft_type is {str(kind)[:40]!r}, and only LORA is read", train)
 
 
-def folder_under(lora_path: str, roots: Sequence[Path]) -> Path:
+def resolve_folder(lora_path: str, roots: Sequence[Path]) -> Path:
     """Return the folder that a request to load an adapter names, with every link resolved.
 
     Args:
@@ -152,7 +152,7 @@ def folder_under(lora_path: str, roots: Sequence[Path]) -> Path:
         try:
             top = root.resolve(strict=True)
             folder = (top / lora_path).resolve(strict=True)  # an absolute path replaces `top`
-            files = [path for place in (folder, folder / "artifact") for name in READ for path in place.glob(name)]
+            files = [path for place in (folder, folder / "artifact") for name in FILES for path in place.glob(name)]
             if folder.is_dir() and all(path.resolve(strict=True).is_relative_to(top) for path in (folder, *files)):
                 return folder
         except (OSError, RuntimeError, ValueError):  # missing, unreadable, circular links, or a lone surrogate
@@ -165,13 +165,13 @@ def folder_under(lora_path: str, roots: Sequence[Path]) -> Path:
     )
 
 
-def loadable_version(
+def find_loadable_version(
     lora_path: str, roots: Sequence[Path], base: str, method: str, signer: PublicKey | None = None
 ) -> Version:
     """Return the adapter that a request to load names, after checking that it was trained on the served base.
 
     Args:
-        lora_path, roots: see `folder_under`.
+        lora_path, roots: see `resolve_folder`.
         base: digest of the served base.
         method: `qlora` if the served base is the dequantised NF4 one, `lora` if it is the plain one.
         signer: the key that must have signed the adapter; None if adapters need no signature.
@@ -180,12 +180,12 @@ def loadable_version(
         NotLoadable: it lies outside `roots`, is not signed, is not a LoRA adapter in safetensors, or records no base
             or another one. The command line may name an adapter without a record: the operator is trusted.
     """
-    folder = folder_under(lora_path, roots)
+    folder = resolve_folder(lora_path, roots)
     try:
         artifact = load_artifact(folder, lora_path)
         check_signed(artifact.path, signer, FIELD, lora_path)
-        origin = origin_of(artifact)
-        version = version_of(artifact)
+        origin = read_origin(artifact)
+        version = read_version(artifact)
     except NotSigned as error:
         raise NotLoadable(FIELD, lora_path, error.problem, error.remedy) from error
     except (AlignError, OSError) as error:  # its message holds paths of the server

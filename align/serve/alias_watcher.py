@@ -15,7 +15,7 @@ from align.report.figure_text import escape_unprintable
 from align.run import Artifact
 from align.run.alias_log import FILE
 from align.serve import operator_log
-from align.serve.adapter_folders import check_adapter, check_signed, origin_of, version_of, warn_if_stale
+from align.serve.adapter_folders import check_adapter, check_signed, read_origin, read_version, warn_if_stale
 from align.serve.model_names import Arm, Portfolio
 from align.serve.startup import FIELD, build_arm, check_base, expand_aliases
 
@@ -23,7 +23,7 @@ RETRY_S = 5.0
 """Seconds after which a name that could not be updated is tried again."""
 
 
-class Following:
+class AliasWatcher:
     """Updates the served names that follow aliases.
 
     Args:
@@ -45,7 +45,7 @@ class Following:
         self._reported_errors = dict[str, str]()
         self._retry_at = 0.0
 
-    def stamp(self) -> tuple[int, int] | None:
+    def read_log_stamp(self) -> tuple[int, int] | None:
         """Return the log's modification time and size, which change with each change of an alias. Returns None if
         there is no log."""
         with suppress(OSError):
@@ -53,15 +53,15 @@ class Following:
             return stat.st_mtime_ns, stat.st_size
         return None
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Update all names if the log has changed. A name that cannot be updated keeps its arms; the error is logged
         once, and the update is tried again every `RETRY_S` seconds."""
-        stamp = self.stamp()
+        stamp = self.read_log_stamp()
         if stamp == self._stamp and not (self._reported_errors and time.monotonic() >= self._retry_at):
             return
         for name, arms in self.written.items():
             try:
-                self.follow(name, arms)
+                self.update_name(name, arms)
                 self._reported_errors.pop(name, None)
             except Exception as error:  # damaged files may raise anything; the server goes on
                 problem = str(error) if isinstance(error, AlignError) else repr(error)
@@ -72,7 +72,7 @@ class Following:
         self._stamp = stamp
         self._retry_at = time.monotonic() + RETRY_S
 
-    def follow(self, name: str, written: Sequence[Written]) -> None:
+    def update_name(self, name: str, written: Sequence[Written]) -> None:
         """Update one name to the targets of its alias.
 
         Raises:
@@ -85,27 +85,27 @@ class Following:
         artifacts = dict[str, Artifact]()
         arms = expand_aliases(written, self.root, field, artifacts)
         for ref, artifact in artifacts.items():
-            self.check(field, ref, artifact)
-        versions = {ref: version_of(artifact) for ref, artifact in artifacts.items()}
+            self.check_artifact(field, ref, artifact)
+        versions = {ref: read_version(artifact) for ref, artifact in artifacts.items()}
         new_arms = [
             build_arm(arm, name, self.written, versions, artifacts)
             if arm.ref in artifacts
-            else self.other(field, arm, old_arms)
+            else self.get_fixed_arm(field, arm, old_arms)
             for arm in arms
         ]
         if new_arms != [*old_arms.values()]:
-            followers = ", ".join(self.portfolio.followers_of(name))
-            problem = f"shall stand for {len(new_arms)} artifacts, and {followers} stands for it"
+            followers = ", ".join(self.portfolio.find_followers(name))
+            problem = f"would refer to {len(new_arms)} artifacts, but {followers} refers to it"
             remedy = "Write the alias in place of the name."
             require(len(new_arms) == 1 or not followers, field, name, problem, remedy)
             self.check_kind(field, new_arms, [*old_arms.values()])
             description_before = self.portfolio.describe(name)
-            self.portfolio.stand_for(name, new_arms)
+            self.portfolio.replace_arms(name, new_arms)
             for ref, artifact in artifacts.items():
                 warn_if_stale(ref, artifact.path)
             operator_log.info("%s follows: %s, was %s", name, self.portfolio.describe(name), description_before)
 
-    def other(self, field: str, arm: Written, old_arms: Mapping[str, Arm]) -> Arm:
+    def get_fixed_arm(self, field: str, arm: Written, old_arms: Mapping[str, Arm]) -> Arm:
         """Return the current state of an arm that does not come from an alias, with its weight from the command
         line."""
         old_arm = old_arms.get(arm.ref)
@@ -121,16 +121,16 @@ class Following:
     def check_kind(self, field: str, new_arms: Sequence[Arm], old_arms: Sequence[Arm]) -> None:
         """Raise InputError if a policy would become a reward model, which gives no answers, or the other way round."""
         kinds = [{arm.version is not None and arm.version.scores for arm in arms} for arms in (new_arms, old_arms)]
-        problem = "would stand for a reward model in place of a policy, or for a policy in place of a reward model"
+        problem = "would refer to a reward model in place of a policy, or to a policy in place of a reward model"
         require(kinds[0] == kinds[1], field, new_arms[0].label, problem, "Give each a name of its own.")
 
-    def check(self, field: str, ref: str, artifact: Artifact) -> None:
+    def check_artifact(self, field: str, ref: str, artifact: Artifact) -> None:
         """Raise InputError if an artifact is not signed, or does not fit the served base."""
         base = self.portfolio.base
         method = self.portfolio.method
         check_signed(artifact.path, self.portfolio.signer, field, ref)
         check_adapter(artifact.path, field, ref)
-        origin = origin_of(artifact)
+        origin = read_origin(artifact)
         check_base(origin, base, field, ref, "Serve it by a server of its own.")
         problem = f"was trained with method={origin.method}, and this server has method={method}"
         require(origin.method in (None, method), field, ref, problem, "Serve it by a server of its own.")

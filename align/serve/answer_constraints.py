@@ -15,9 +15,9 @@ from llguidance import regex_to_lark
 
 from align.core.errors import InputError
 from align.rollout.serving_engine import Grammar
-from align.serve.errors import Refusal, as_refusal, invalid, unsupported
-from align.serve.grammars import BehindReasoning, Compiled, Constrained
-from align.serve.prompts import CALL, ChatBody, ChatFormat, Prompt, Sampled, StructuredOutputs, Tool
+from align.serve.errors import Refusal, as_refusal, invalid_request, not_supported
+from align.serve.grammars import CompiledGrammar, GrammarState, GrammarStateAfterReasoning
+from align.serve.prompts import CALL_START, ChatBody, ChatFormat, Prompt, SampledBody, StructuredOutputs, Tool
 
 LARGEST = 2**16
 DEEPEST = 100
@@ -80,7 +80,7 @@ GrammarFor = Callable[[Prompt, int], Grammar]
 """Prompt and maximum tokens of one answer → the grammar state of the answer."""
 
 
-def grammars_for(form: ChatFormat, body: Sampled, rows: int) -> GrammarFor | None:
+def prepare_grammars(form: ChatFormat, body: SampledBody, rows: int) -> GrammarFor | None:
     """Return a function that starts the grammar of each answer to a request. Returns None if the answers are free.
 
     Args:
@@ -89,38 +89,40 @@ def grammars_for(form: ChatFormat, body: Sampled, rows: int) -> GrammarFor | Non
     Raises:
         Refusal: the constraint is not supported, contradicts itself, or costs too much.
     """
-    constraint = constraint_of(form, body)
+    constraint = build_constraint(form, body)
     if constraint is None:
         return None
     for rule in constraint.rules:
         for token in form.tokenizer.all_special_tokens:
             if token in rule.body:  # meant as text, but llguidance would read it as the special token
-                raise invalid(rule.param, f"It spells out the special token {token}.", "invalid_grammar")
+                raise invalid_request(rule.param, f"It spells out the special token {token}.", "invalid_grammar")
     grammar = compile_constraint(form, constraint)
     source = constraint.compact
 
     def start_grammar(prompt: Prompt, max_tokens: int) -> Grammar:
         if prompt.opens_reasoning:
-            return BehindReasoning(grammar, rows, max_tokens, constraint.closes)
-        return Constrained(grammar, rows, max_tokens, constraint.closes, source)
+            return GrammarStateAfterReasoning(grammar, rows, max_tokens, constraint.closes)
+        return GrammarState(grammar, rows, max_tokens, constraint.closes, source)
 
     return start_grammar
 
 
-def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:
+def build_constraint(form: ChatFormat, body: SampledBody) -> Constraint | None:
     """Return the constraint of the answers to a request. Returns None if they are free.
 
     Raises:
         Refusal: the constraint is not supported, or contradicts itself.
     """
-    answer = answer_rule(body)
+    answer = build_answer_rule(body)
     if not isinstance(body, ChatBody) or not body.tools or body.tool_choice == "none":
         return None if answer is None else Constraint(answer.name, (answer,))
     forced = body.tool_choice != "auto"
     if answer is not None and forced:
-        raise invalid("response_format", "An answer that has to be a call of a tool has no other format.")
+        raise invalid_request("response_format", "An answer that has to be a call of a tool has no other format.")
     begin, key, end = form.calls
-    rules = call_rules(find_called_tools(body) if forced else list(enumerate(body.tools)), key, only_strict=not forced)
+    rules = build_call_rules(
+        find_called_tools(body) if forced else list(enumerate(body.tools)), key, only_strict=not forced
+    )
     call_body = " ".join([*quote_literal(begin), "call", *quote_literal(end)])
     if forced:
         return Constraint(call_body, rules)
@@ -129,25 +131,25 @@ def constraint_of(form: ChatFormat, body: Sampled) -> Constraint | None:
     if not begin or not any(tool.function.strict for tool in body.tools):
         return None
     # Text that may hold calls: a call begins at the first `<tool_call>`.
-    rest_of_call = " ".join([*quote_literal(begin.removeprefix(CALL)), "call", *quote_literal(end)])
-    text = Rule("TEXT", f"/(?s:.*)/ & ~/(?s:.*){CALL}(?s:.*)/", "tools")
-    opening = Rule("opening[lazy]", f"/(?s:.*){CALL}/", "tools")
+    rest_of_call = " ".join([*quote_literal(begin.removeprefix(CALL_START)), "call", *quote_literal(end)])
+    text = Rule("TEXT", f"/(?s:.*)/ & ~/(?s:.*){CALL_START}(?s:.*)/", "tools")
+    opening = Rule("opening[lazy]", f"/(?s:.*){CALL_START}/", "tools")
     return Constraint(f"(opening {rest_of_call})* TEXT", (text, opening, *rules), closes=False)
 
 
-def answer_rule(body: Sampled) -> Rule | None:
+def build_answer_rule(body: SampledBody) -> Rule | None:
     """Return the rule of `response_format` or `structured_outputs`. Returns None if neither constrains the answer."""
     response_format = body.response_format
     structured = body.structured_outputs
     rules: list[Rule] = []
     if response_format.type == "json_schema" and response_format.json_schema is not None:
-        rules.append(json_rule(response_format.json_schema.of, "response_format.json_schema.schema"))
+        rules.append(build_json_rule(response_format.json_schema.of, "response_format.json_schema.schema"))
     if response_format.type == "json_object":
-        rules.append(json_rule({"type": "object"}, "response_format"))
+        rules.append(build_json_rule({"type": "object"}, "response_format"))
     if structured is not None:
         rules += list_structured_rules(structured)
     if len(rules) > 1:
-        raise invalid(rules[1].param, "An answer has one format: ask for one of them.")
+        raise invalid_request(rules[1].param, "An answer has one format: ask for one of them.")
     return rules[0] if rules else None
 
 
@@ -155,7 +157,7 @@ def list_structured_rules(structured: StructuredOutputs) -> Iterator[Rule]:
     """Yield the rules of vLLM's `structured_outputs`."""
     for name in ("grammar", "structural_tag"):
         if (structured.model_extra or {}).get(name) is not None:
-            raise unsupported(
+            raise not_supported(
                 f"structured_outputs.{name}", f"The parameter '{name}' is not supported: use json or regex."
             )
     if structured.of is not None:
@@ -163,10 +165,10 @@ def list_structured_rules(structured: StructuredOutputs) -> Iterator[Rule]:
         try:
             schema = json.loads(structured.of) if isinstance(structured.of, str) else structured.of
         except (ValueError, RecursionError) as error:
-            raise invalid(param, "It is no JSON.") from error
-        yield json_rule(schema, param)
+            raise invalid_request(param, "It is no JSON.") from error
+        yield build_json_rule(schema, param)
     if structured.json_object:
-        yield json_rule({"type": "object"}, "structured_outputs.json_object")
+        yield build_json_rule({"type": "object"}, "structured_outputs.json_object")
     if structured.regex is not None:
         pattern = regex_to_lark(structured.regex, use_ascii="")
         yield Rule("answer", f"/{escape_line_breaks(pattern)}/", "structured_outputs.regex")
@@ -188,14 +190,14 @@ def find_called_tools(body: ChatBody) -> list[tuple[int, Tool]]:
     function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
     if not isinstance(function, dict):
         ways = """'none', 'auto', 'required' or {"type": "function", "function": {"name": …}}"""
-        raise unsupported("tool_choice", f"tool_choice is {ways}.")
+        raise not_supported("tool_choice", f"tool_choice is {ways}.")
     chosen_tools = [(i, tool) for i, tool in tools if tool.function.name == function.get("name")]
     if not chosen_tools:
-        raise invalid("tool_choice", "tool_choice names no tool that is offered in tools.")
+        raise invalid_request("tool_choice", "tool_choice names no tool that is offered in tools.")
     return chosen_tools[:1]
 
 
-def call_rules(tools: Sequence[tuple[int, Tool]], key: str, only_strict: bool) -> tuple[Rule, ...]:
+def build_call_rules(tools: Sequence[tuple[int, Tool]], key: str, only_strict: bool) -> tuple[Rule, ...]:
     """Return the rule `call`, which matches one call of any of these tools, and the rules that it refers to.
 
     Args:
@@ -209,24 +211,24 @@ def call_rules(tools: Sequence[tuple[int, Tool]], key: str, only_strict: bool) -
         schema = tool.function.parameters if tool.function.strict or not only_strict else None
         before = f'{{"name": {json.dumps(tool.function.name)}, "{key}": '
         calls.append(f"{json.dumps(before)} arguments_{i} {json.dumps('}')}")
-        rules.append(json_rule(schema or {"type": "object"}, f"tools.{i}.function.parameters", f"arguments_{i}"))
+        rules.append(build_json_rule(schema or {"type": "object"}, f"tools.{i}.function.parameters", f"arguments_{i}"))
     return Rule("call", " | ".join(calls), "tools"), *rules
 
 
-def json_rule(schema: Any, param: str, name: str = "answer") -> Rule:
+def build_json_rule(schema: Any, param: str, name: str = "answer") -> Rule:
     """Return a rule that matches JSON of a schema.
 
     Raises:
-        Refusal: the schema is not an object, or see `out_of_bounds`.
+        Refusal: the schema is not an object, or see `find_excess`.
     """
     if not isinstance(schema, dict):
-        raise invalid(param, "A schema is an object.")
-    if problem := out_of_bounds(schema):
-        raise invalid(param, f"The schema has {problem}.", "invalid_grammar")
+        raise invalid_request(param, "A schema is an object.")
+    if problem := find_excess(schema):
+        raise invalid_request(param, f"The schema has {problem}.", "invalid_grammar")
     return Rule(name, f"%json {json.dumps({**schema, 'x-guidance': JSON_TEXT})}", param)
 
 
-def out_of_bounds(schema: Any) -> str | None:
+def find_excess(schema: Any) -> str | None:
     """Return what makes a schema too slow to compile, or would be compiled wrongly. Returns None if it is fine."""
     nodes = [schema]
     depth = 0
@@ -240,7 +242,7 @@ def out_of_bounds(schema: Any) -> str | None:
         named = [each["properties"] for each in objects if isinstance(each.get("properties"), dict)]
         properties += sum(map(len, named))
         for each in objects:
-            multiple = math.lcm(multiple, coefficient(each.get("multipleOf")))
+            multiple = math.lcm(multiple, scale_to_integer(each.get("multipleOf")))
             if isinstance(least := each.get("minProperties"), int | float) and least > 1:
                 return "minProperties over 1, and a key that is written twice would count twice: use required"
         lists = [each for each in nodes if isinstance(each, list)]
@@ -253,7 +255,7 @@ def out_of_bounds(schema: Any) -> str | None:
     return f"more than {LARGEST} characters" if size > LARGEST else None
 
 
-def coefficient(multiple: Any) -> int:
+def scale_to_integer(multiple: Any) -> int:
     """Return a `multipleOf` value in units of its last digit. Returns 1 for anything but a finite number."""
     if isinstance(multiple, bool) or not isinstance(multiple, int | float) or not math.isfinite(multiple):
         return 1
@@ -270,14 +272,14 @@ def escape_line_breaks(pattern: str) -> str:
     return pattern.replace("\n", "\\n").replace("\r", "\\r")
 
 
-def compile_constraint(form: ChatFormat, constraint: Constraint) -> Compiled:
+def compile_constraint(form: ChatFormat, constraint: Constraint) -> CompiledGrammar:
     """Compile a constraint for a tokenizer.
 
     Raises:
         Refusal: the grammar is invalid or costs too much, or the tokenizer supports none.
     """
     try:
-        return form.grammars.compiled(constraint.lark)
+        return form.grammars.compile(constraint.lark)
     except InputError as error:
         raise as_refusal(error) from error
     except ValueError as error:
@@ -292,4 +294,4 @@ def explain_failure(message: str, constraint: Constraint) -> Refusal:
     rule = constraint.rules[min(max(line - 2, 0), len(constraint.rules) - 1)]
     problem = problem.partition("\n   1 | ")[0].removeprefix("failed to compile JSON schema: ")
     problem = " ".join(problem.split())[:300]
-    return invalid(rule.param, f"No answer can be made to follow {rule.param}: {problem}.", "invalid_grammar")
+    return invalid_request(rule.param, f"No answer can be made to follow {rule.param}: {problem}.", "invalid_grammar")

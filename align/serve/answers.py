@@ -30,25 +30,25 @@ from starlette.types import Receive, Scope, Send
 
 from align.core.errors import InputError, NonFiniteLogits
 from align.data.chat.reasoning import CLOSE, OPEN
-from align.rollout.detokenize import StopFinder, TextDecoder, TokenTexts, beginning_at_end
+from align.rollout.detokenize import StopFinder, TextDecoder, TokenTexts, count_prefix_at_end
 from align.rollout.serving_engine import Completion, Output, QueueFull, Request, Token
-from align.serve.answer_constraints import GrammarFor, grammars_for
-from align.serve.errors import SERVER, Refusal, as_refusal, draining, fault, invalid
+from align.serve.answer_constraints import GrammarFor, prepare_grammars
+from align.serve.errors import SERVER, Refusal, as_refusal, internal_error, invalid_request, shutting_down
 from align.serve.grammars import GrammarFailed
-from align.serve.model_names import Chosen
+from align.serve.model_names import ChosenModel
 from align.serve.prompts import (
-    CALL,
-    CALLED,
+    CALL_END,
+    CALL_START,
     ChatBody,
     ChatFormat,
     CompletionBody,
     Prompt,
+    build_prompts,
     choose_sampling,
     derive_seed,
-    prompts_of,
 )
 from align.serve.rate_limits import Charge
-from align.serve.request_log import Record
+from align.serve.request_log import RequestRecord
 from align.serve.tenants import Tenant
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class ToolCall:
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
-class Part(NamedTuple):
+class AnswerPart(NamedTuple):
     """A piece of an answer: text of one kind, or a tool call."""
 
     kind: Literal["reasoning", "content", "call"]
@@ -87,7 +87,7 @@ class Part(NamedTuple):
     call: ToolCall | None = None
 
 
-class PartedAnswer:
+class AnswerParser:
     """Splits the text of an answer into reasoning, content and tool calls while it is generated.
 
     Args:
@@ -106,21 +106,21 @@ class PartedAnswer:
         self._state = "opened" if opened else "start"
         self._text = ""
 
-    def take(self, text: str, last: bool = False) -> list[Part]:
+    def feed(self, text: str, last: bool = False) -> list[AnswerPart]:
         """Add text, and return the parts that are complete.
 
         Args:
             last: whether this is the end of the answer.
         """
         if self._state == "content" and not self.tools:  # the rest of the answer is content
-            return [Part("content", text)] if text else []
+            return [AnswerPart("content", text)] if text else []
         self._text += text
-        parts = list[Part]()
+        parts = list[AnswerPart]()
         while (more := self._step(last)) is not None:
             parts += more
         return join_parts(parts)
 
-    def _step(self, last: bool) -> list[Part] | None:
+    def _step(self, last: bool) -> list[AnswerPart] | None:
         """Move to the next state. Returns the parts that end the present one; None if that needs more text."""
         text = self._text
         stripped = text.lstrip()
@@ -137,11 +137,11 @@ class PartedAnswer:
             case "reasoning":
                 reasoning, closing_tag, remainder = text.partition(CLOSE)
                 if closing_tag:
-                    return self._set_state("closed", remainder, [Part("reasoning", reasoning.rstrip())])
-                length = len(reasoning.rstrip()) if last else sure_length(reasoning, CLOSE)
+                    return self._set_state("closed", remainder, [AnswerPart("reasoning", reasoning.rstrip())])
+                length = len(reasoning.rstrip()) if last else count_sendable_characters(reasoning, CLOSE)
                 if not length:
                     return None
-                return self._set_state("reasoning", reasoning[length:], [Part("reasoning", reasoning[:length])])
+                return self._set_state("reasoning", reasoning[length:], [AnswerPart("reasoning", reasoning[:length])])
             case "answer":  # the whole answer may be a call in JSON
                 if not stripped and not last:
                     return None
@@ -149,69 +149,71 @@ class PartedAnswer:
             case "json":
                 if not last:
                     return None
-                return self._set_state("content", "", self._call_parts(text) or [Part("content", text)])
+                return self._set_state("content", "", self._call_parts(text) or [AnswerPart("content", text)])
             case "call":
-                call_text, closing_tag, remainder = text.partition(CALLED)
+                call_text, closing_tag, remainder = text.partition(CALL_END)
                 if not closing_tag and not last:
                     return None
                 if parts := self._call_parts(call_text):
                     return self._set_state("content", remainder.lstrip(), parts)
-                return self._set_state("content", remainder, [Part("content", f"{CALL}{call_text}{closing_tag}")])
+                return self._set_state(
+                    "content", remainder, [AnswerPart("content", f"{CALL_START}{call_text}{closing_tag}")]
+                )
             case _:
-                content, opening_tag, remainder = text.partition(CALL) if self.tools else (text, "", "")
+                content, opening_tag, remainder = text.partition(CALL_START) if self.tools else (text, "", "")
                 if opening_tag:
-                    return self._set_state("call", remainder, [Part("content", content.rstrip())])
-                length = len(content) if last or not self.tools else sure_length(content, CALL)
+                    return self._set_state("call", remainder, [AnswerPart("content", content.rstrip())])
+                length = len(content) if last or not self.tools else count_sendable_characters(content, CALL_START)
                 if not length:
                     return None
-                return self._set_state("content", content[length:], [Part("content", content[:length])])
+                return self._set_state("content", content[length:], [AnswerPart("content", content[:length])])
 
-    def _set_state(self, state: str, text: str, parts: Sequence[Part] = ()) -> list[Part]:
+    def _set_state(self, state: str, text: str, parts: Sequence[AnswerPart] = ()) -> list[AnswerPart]:
         self._state = state
         self._text = text
         return [*parts]
 
-    def _call_parts(self, text: str) -> list[Part]:
+    def _call_parts(self, text: str) -> list[AnswerPart]:
         """Return a part for each call in a text, up to the maximum. Returns an empty part if all its calls are beyond
         the maximum, and no parts if the text is not a call."""
-        calls = calls_in(text, self.tools)
+        calls = parse_tool_calls(text, self.tools)
         if not calls:
             return []
         if self.most_calls is not None:
             calls = calls[: max(0, self.most_calls - self.calls)]
         self.calls += len(calls)
-        return [Part("call", call=call) for call in calls] or [Part("content")]
+        return [AnswerPart("call", call=call) for call in calls] or [AnswerPart("content")]
 
 
-def sure_length(text: str, mark: str) -> int:
+def count_sendable_characters(text: str, mark: str) -> int:
     """Return how many characters of a text can be sent: all but a possible beginning of `mark` at its end, and the
     whitespace before that."""
-    pending = max(beginning_at_end(text, mark), len(text) - len(text.rstrip()))
+    pending = max(count_prefix_at_end(text, mark), len(text) - len(text.rstrip()))
     return len(text[: len(text) - pending].rstrip()) if pending else len(text)
 
 
-def join_parts(parts: list[Part]) -> list[Part]:
+def join_parts(parts: list[AnswerPart]) -> list[AnswerPart]:
     """Join consecutive texts of one kind, and drop empty ones."""
-    merged: list[Part] = []
+    merged: list[AnswerPart] = []
     for part in parts:
         if part.call is None and merged and merged[-1].kind == part.kind:
-            merged[-1] = Part(part.kind, merged[-1].text + part.text)
+            merged[-1] = AnswerPart(part.kind, merged[-1].text + part.text)
         elif part.text or part.call:
             merged.append(part)
     return merged
 
 
-def calls_in(text: str, tools: Collection[str]) -> list[ToolCall]:
+def parse_tool_calls(text: str, tools: Collection[str]) -> list[ToolCall]:
     """Parse a text as one or more tool calls. Returns no calls for any other text, or if a tool was not offered."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return []
-    calls = [call_of(item, tools) for item in (value if isinstance(value, list) else [value])]
+    calls = [parse_tool_call(item, tools) for item in (value if isinstance(value, list) else [value])]
     return [] if None in calls else [call for call in calls if call]
 
 
-def call_of(value: Any, tools: Collection[str]) -> ToolCall | None:
+def parse_tool_call(value: Any, tools: Collection[str]) -> ToolCall | None:
     if isinstance(value, Mapping) and isinstance(value.get("function"), Mapping):
         value = value["function"]
     if not isinstance(value, Mapping) or value.get("name") not in tools:
@@ -240,7 +242,7 @@ class Answers:
     kind: ClassVar[str]
     chunk_kind: ClassVar[str]
 
-    def __init__(self, record: Record, streams_usage: bool = False) -> None:
+    def __init__(self, record: RequestRecord, streams_usage: bool = False) -> None:
         self.record = record
         self.streams_usage = streams_usage
         self.head = {
@@ -248,14 +250,14 @@ class Answers:
             "object": self.chunk_kind,
             "created": int(time.time()),
             "model": record.answered,
-            "system_fingerprint": fingerprint(record),
+            "system_fingerprint": build_fingerprint(record),
         }
 
-    def first(self) -> Iterator[Json]:
+    def opening_chunks(self) -> Iterator[Json]:
         """Yield the chunks that come before any token."""
         yield from ()
 
-    def take(self, i: int, output: Output) -> Iterator[Json]:
+    def add_output(self, i: int, output: Output) -> Iterator[Json]:
         """Add an output of the engine to answer `i`, and yield its chunks, which the caller must consume."""
         raise NotImplementedError
 
@@ -263,24 +265,24 @@ class Answers:
         """Return `choices` of the response, after all answers have ended."""
         raise NotImplementedError
 
-    def whole(self) -> Json:
+    def to_response(self) -> Json:
         """Return the body of the response, after all answers have ended."""
-        return {**self.head, "object": self.kind, "choices": self.list_choices(), "usage": usage(self.record)}
+        return {**self.head, "object": self.kind, "choices": self.list_choices(), "usage": usage_to_json(self.record)}
 
-    def chunk(self, choice: Json) -> Json:
+    def build_chunk(self, choice: Json) -> Json:
         chunk = {**self.head, "choices": [choice]}
         return chunk | {"usage": None} if self.streams_usage else chunk
 
-    def usage_chunk(self) -> Json:
-        return {**self.head, "choices": [], "usage": usage(self.record)}
+    def build_usage_chunk(self) -> Json:
+        return {**self.head, "choices": [], "usage": usage_to_json(self.record)}
 
 
-def fingerprint(record: Record) -> str:
+def build_fingerprint(record: RequestRecord) -> str:
     """Return `system_fingerprint`: the beginnings of the digests of the base and the adapter."""
     return "fp_" + record.base[:12] + (f"_{record.adapter[:12]}" if record.adapter else "")
 
 
-def usage(record: Record) -> Json:
+def usage_to_json(record: RequestRecord) -> Json:
     return {
         "prompt_tokens": record.prompt_tokens,
         "completion_tokens": record.completion_tokens,
@@ -297,13 +299,13 @@ class ChatChoice:
     """
 
     decoder: TextDecoder
-    parted: PartedAnswer
+    parser: AnswerParser
     texts: dict[str, str] = field(default_factory=lambda: {"content": "", "reasoning": ""})
     calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[Json] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def message(self) -> Json:
+    def to_message(self) -> Json:
         message: Json = {"role": "assistant", "content": self.texts["content"], "refusal": None}
         if self.texts["reasoning"]:
             message["reasoning_content"] = self.texts["reasoning"]
@@ -312,7 +314,7 @@ class ChatChoice:
             message["content"] = message["content"] or None
         return message
 
-    def delta(self, part: Part) -> Json:
+    def add_part(self, part: AnswerPart) -> Json:
         """Add a part to the message, and return it as `delta` of a stream's chunk."""
         if part.call is not None:
             self.calls.append(part.call)
@@ -328,28 +330,28 @@ class ChatAnswers(Answers):
     kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
 
-    def __init__(self, form: ChatFormat, prompts: Sequence[Prompt], record: Record, body: ChatBody) -> None:
+    def __init__(self, form: ChatFormat, prompts: Sequence[Prompt], record: RequestRecord, body: ChatBody) -> None:
         super().__init__(record, body.stream_options.include_usage)
         self.form = form
         self.logprobs = body.logprobs
         tools = [tool.function.name for tool in body.tools] if body.tool_choice != "none" else []
         most_calls = None if body.parallel_tool_calls else 1
         self.choices = [
-            ChatChoice(TextDecoder(form.tokenizer, body.stops), PartedAnswer(prompt.opens_reasoning, tools, most_calls))
+            ChatChoice(TextDecoder(form.tokenizer, body.stops), AnswerParser(prompt.opens_reasoning, tools, most_calls))
             for prompt in prompts
             for _ in range(body.n)
         ]
 
-    def first(self) -> Iterator[Json]:
+    def opening_chunks(self) -> Iterator[Json]:
         for i in range(len(self.choices)):
             yield self._chunk(i, {"role": "assistant", "content": ""})
 
-    def take(self, i: int, output: Output) -> Iterator[Json]:
+    def add_output(self, i: int, output: Output) -> Iterator[Json]:
         choice = self.choices[i]
-        text = text_of(choice.decoder, self.form.stop_ids, output)
-        entries = [chat_logprob(self.form.texts, token) for token in output.tokens] if self.logprobs else []
+        text = decode_output(choice.decoder, self.form.stop_ids, output)
+        entries = [chat_logprob_to_json(self.form.texts, token) for token in output.tokens] if self.logprobs else []
         choice.logprobs += entries
-        deltas = [choice.delta(part) for part in choice.parted.take(text, last=output.finish_reason is not None)]
+        deltas = [choice.add_part(part) for part in choice.parser.feed(text, last=output.finish_reason is not None)]
         for n, delta in enumerate(deltas or ([{"content": ""}] if entries else [])):
             yield self._chunk(i, delta, entries if n == 0 else [])
         if output.finish_reason is not None:
@@ -362,7 +364,7 @@ class ChatAnswers(Answers):
         return [
             {
                 "index": i,
-                "message": choice.message(),
+                "message": choice.to_message(),
                 "finish_reason": choice.finish_reason,
                 "logprobs": {"content": choice.logprobs, "refusal": None} if self.logprobs else None,
             }
@@ -371,15 +373,15 @@ class ChatAnswers(Answers):
 
     def _chunk(self, i: int, delta: Json, logprobs: Sequence[Json] = (), finish_reason: str | None = None) -> Json:
         content = {"content": list(logprobs), "refusal": None} if logprobs else None
-        return self.chunk({"index": i, "delta": delta, "logprobs": content, "finish_reason": finish_reason})
+        return self.build_chunk({"index": i, "delta": delta, "logprobs": content, "finish_reason": finish_reason})
 
 
-def finite(logprob: float) -> float:
+def logprob_to_json(logprob: float) -> float:
     """Return a logprob as JSON can hold it: -9999 in place of -inf or nan, as OpenAI's API has it."""
     return logprob if math.isfinite(logprob) else -9999.0
 
 
-def text_of(decoder: TextDecoder, stop_ids: Sequence[int], output: Output) -> str:
+def decode_output(decoder: TextDecoder, stop_ids: Sequence[int], output: Output) -> str:
     """Decode an output's tokens to the text that is complete. A stop token that ended the answer adds no text."""
     ids = [token.id for token in output.tokens]
     if output.finish_reason == "stop" and ids and ids[-1] in stop_ids:
@@ -388,11 +390,11 @@ def text_of(decoder: TextDecoder, stop_ids: Sequence[int], output: Output) -> st
     return text + decoder.rest() if output.finish_reason is not None else text
 
 
-def chat_logprob(texts: TokenTexts, token: Token) -> Json:
+def chat_logprob_to_json(texts: TokenTexts, token: Token) -> Json:
     """Return a token's entry in `logprobs.content` of a chat completion."""
 
     def describe_token(id: int, logprob: float) -> Json:
-        return {"token": texts.text(id), "logprob": finite(logprob), "bytes": list(texts.bytes_of(id))}
+        return {"token": texts.text(id), "logprob": logprob_to_json(logprob), "bytes": list(texts.bytes_of(id))}
 
     alternatives = [describe_token(id, logprob) for id, logprob in token.top]
     return describe_token(token.id, token.logprob) | {"top_logprobs": alternatives}
@@ -420,7 +422,9 @@ class TextAnswers(Answers):
     prefix = "cmpl"
     kind = chunk_kind = "text_completion"
 
-    def __init__(self, form: ChatFormat, prompts: Sequence[Prompt], record: Record, body: CompletionBody) -> None:
+    def __init__(
+        self, form: ChatFormat, prompts: Sequence[Prompt], record: RequestRecord, body: CompletionBody
+    ) -> None:
         super().__init__(record, body.stream_options.include_usage)
         self.form = form
         self.echo = body.echo
@@ -431,14 +435,14 @@ class TextAnswers(Answers):
             for _ in range(body.n)
         ]
 
-    def take(self, i: int, output: Output) -> Iterator[Json]:
+    def add_output(self, i: int, output: Output) -> Iterator[Json]:
         choice = self.choices[i]
         before = None if self.logprobs is None else {name: len(entries) for name, entries in choice.logprobs.items()}
         text = self._echo_prompt(choice, output.prompt_logprobs) if self.echo and not choice.has_begun else ""
         if self.logprobs is not None:
             for token in output.tokens:
                 self._add_logprobs(choice, token, len(choice.text) + len(text))
-        text += text_of(choice.decoder, self.form.stop_ids, output)
+        text += decode_output(choice.decoder, self.form.stop_ids, output)
         choice.text += text
         choice.has_begun = True
         choice.finish_reason = output.finish_reason
@@ -446,7 +450,7 @@ class TextAnswers(Answers):
             self.record.finish_reasons.append(output.finish_reason)
         entries = {} if before is None else {name: values[before[name] :] for name, values in choice.logprobs.items()}
         if text or entries.get("tokens") or choice.finish_reason:
-            yield self.chunk(self._choice(i, text, entries))
+            yield self.build_chunk(self._choice(i, text, entries))
 
     def list_choices(self) -> list[Json]:
         return [self._choice(i, choice.text, choice.logprobs) for i, choice in enumerate(self.choices)]
@@ -473,29 +477,29 @@ class TextAnswers(Answers):
         columns = choice.logprobs
         columns["tokens"].append(texts.text(token.id))
         columns["text_offset"].append(offset)
-        columns["token_logprobs"].append(finite(token.logprob) if has_logprob else None)
+        columns["token_logprobs"].append(logprob_to_json(token.logprob) if has_logprob else None)
         ascending = sorted([*token.top, (token.id, token.logprob)], key=lambda each: each[1])
-        logprob_by_text = {texts.text(id): finite(logprob) for id, logprob in ascending}
+        logprob_by_text = {texts.text(id): logprob_to_json(logprob) for id, logprob in ascending}
         columns["top_logprobs"].append(logprob_by_text if has_logprob else None)
 
 
-class Rewards(Answers):
+class RewardAnswers(Answers):
     """The scores of `/v1/rewards`, which are not streamed."""
 
     prefix = "reward"
     kind = chunk_kind = "list"
 
-    def __init__(self, record: Record, number: int) -> None:
+    def __init__(self, record: RequestRecord, number: int) -> None:
         super().__init__(record)
         self.scores: list[float | None] = [None] * number
 
-    def take(self, i: int, output: Output) -> Iterator[Json]:
+    def add_output(self, i: int, output: Output) -> Iterator[Json]:
         if output.finish_reason is not None:
             self.scores[i] = output.score
             self.record.finish_reasons.append(output.finish_reason)
         yield from ()
 
-    def whole(self) -> Json:
+    def to_response(self) -> Json:
         tokens = self.record.prompt_tokens
         return {
             "id": self.head["id"],
@@ -514,16 +518,16 @@ class Call:
 
     Attributes:
         inbox: outputs of the engine with the number of their answer; a Refusal ends the call.
-        heard_tokens: completion tokens that the engine has posted so far.
+        received_tokens: completion tokens that the engine has posted so far.
     """
 
     def __init__(self, service: Service, http: Http) -> None:
         self.service = service
-        self.record: Record = http.scope["record"]
+        self.record: RequestRecord = http.scope["record"]
         self.tenant: Tenant = http.scope["tenant"]
         self.receive = http.receive
         self.inbox = asyncio.Queue[tuple[int, Output] | Refusal]()
-        self.heard_tokens = 0
+        self.received_tokens = 0
         self._completions: list[Completion] = []
         self._unfinished = 0
         self._charge: Charge | None = None
@@ -535,7 +539,7 @@ class Call:
     @contextmanager
     def admit(
         self, model: str, user: str | None, answers: int, least: int, scores: bool = False
-    ) -> Iterator[tuple[Chosen, Charge]]:
+    ) -> Iterator[tuple[ChosenModel, Charge]]:
         """Choose the weights that answer, and admit the request by the limits of its tenant, before its prompt is
         tokenised. An exception in the block closes the call.
 
@@ -552,17 +556,17 @@ class Call:
         with service.choose(self.record, self.tenant, model, user) as chosen_model:
             is_reward_model = chosen_model.version is not None and chosen_model.version.scores
             if is_reward_model and not scores:
-                raise invalid("model", f"'{chosen_model.name}' is a reward model: ask it by /v1/rewards.")
+                raise invalid_request("model", f"'{chosen_model.name}' is a reward model: ask it by /v1/rewards.")
             if scores and not is_reward_model:
-                raise invalid("model", f"'{chosen_model.name}' is no reward model.")
+                raise invalid_request("model", f"'{chosen_model.name}' is no reward model.")
             if service.draining:
-                raise draining()
-            with refuse_by_engine():
+                raise shutting_down()
+            with translate_engine_errors():
                 service.engine.engine.check_queue(self.tenant.name)
             service.answering.add(self)
             self._stack.callback(service.answering.discard, self)
             try:
-                charge = service.limiter.enter(self.tenant, answers, least, self.record.id)
+                charge = service.limiter.admit(self.tenant, answers, least, self.record.id)
                 self._charge = self._stack.enter_context(charge)
                 yield chosen_model, self._charge
             except BaseException:
@@ -588,12 +592,12 @@ class Call:
         assert self._charge is not None
         self.record.stream = is_stream
         if self.service.draining:
-            raise draining()
+            raise shutting_down()
         self.record.prompt_tokens = prompt_tokens
         if len(requests) == 1:
             self._between = self.service.metrics.between_tokens(self.record.answered)
         self._charge.reserve(prompt_tokens + sum(request.sampling.max_tokens for request in requests))
-        with refuse_by_engine():
+        with translate_engine_errors():
             for i, request in enumerate(requests):
                 self._completions.append(self.service.engine.add(request, partial(self.service.post, self, i)))
         self._unfinished = len(requests)
@@ -604,9 +608,9 @@ class Call:
         record = self.record
         if self._failed and not (record.completion_tokens or record.finish_reasons):
             return 0, 0
-        return self.begun_tokens(), record.completion_tokens
+        return self.count_started_prompt_tokens(), record.completion_tokens
 
-    def begun_tokens(self) -> int:
+    def count_started_prompt_tokens(self) -> int:
         """Return the total tokens of the prompts that the engine has started to process, each prompt counted once."""
         started = [completion.request.prompt_ids for completion in self._completions if completion.has_begun]
         return sum({id(prompt_ids): len(prompt_ids) for prompt_ids in started}.values())
@@ -633,16 +637,16 @@ class Call:
     def _record_output(self, output: Output) -> None:
         record = self.record
         if output.finish_reason == "abort":
-            raise draining()
+            raise shutting_down()
         if output.error is not None:
             self._failed = True
             digest = (record.adapter or record.base)[:12]
             log.error("%s failed on %s (%s): %s", record.id, record.answered, digest, output.error)
-            raise refusal_of(output.error, record.answered)
+            raise error_to_refusal(output.error, record.answered)
         record.completion_tokens += len(output.tokens)
         record.cached_tokens = max(record.cached_tokens, output.cached_tokens)
         if output.tokens:
-            now = record.elapsed()
+            now = record.measure_elapsed()
             if record.first_token_s is None:
                 record.first_token_s = now
             elif self._between is not None:
@@ -674,12 +678,12 @@ class Call:
         self._stack.close()
 
 
-def refusal_of(error: BaseException, model: str) -> Refusal:
+def error_to_refusal(error: BaseException, model: str) -> Refusal:
     """Return the refusal of a request whose answer failed in the engine."""
     if isinstance(error, NonFiniteLogits):  # a retry fails too, so that the status is one that clients do not retry
         message = (
             f"The model '{model}' came to values that are nan or infinite on this prompt: its weights are too large "
-            "for the precision that it is served in. Ask another model, and tell whoever runs the server."
+            "for the precision that it is served in. Use another model, and tell the server's operator."
         )
         return Refusal(422, message, param="model", code="model_not_finite")
     if isinstance(error, GrammarFailed):
@@ -687,12 +691,12 @@ def refusal_of(error: BaseException, model: str) -> Refusal:
             "A step of this answer by its schema, pattern or tools costs more than a step may. Simplify it: fewer "
             "alternatives, and no repeats of repeats."
         )
-        return invalid(None, message, "invalid_grammar")
-    return fault()
+        return invalid_request(None, message, "invalid_grammar")
+    return internal_error()
 
 
 @contextmanager
-def refuse_by_engine() -> Iterator[None]:
+def translate_engine_errors() -> Iterator[None]:
     """Turn errors of the engine's queue and its checks into refusals."""
     try:
         yield
@@ -704,7 +708,7 @@ def refuse_by_engine() -> Iterator[None]:
         raise as_refusal(error) from error
 
 
-async def complete(call: Call, body: ChatBody | CompletionBody, logprobs_field: str) -> Response:
+async def answer_request(call: Call, body: ChatBody | CompletionBody, logprobs_field: str) -> Response:
     """Answer a request for chat completions or completions.
 
     Args:
@@ -721,8 +725,8 @@ async def complete(call: Call, body: ChatBody | CompletionBody, logprobs_field: 
 
         def read_body() -> tuple[ChatFormat, list[Prompt], GrammarFor | None]:
             form = service.format_of(model.version)
-            prompts = prompts_of(form, body, service.vocabulary)
-            return form, prompts, grammars_for(form, body, service.vocabulary) if body.constrains else None
+            prompts = build_prompts(form, body, service.vocabulary)
+            return form, prompts, prepare_grammars(form, body, service.vocabulary) if body.constrains else None
 
         form, prompts, grammar_for = await call.read(read_body)
         prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
@@ -742,7 +746,7 @@ async def complete(call: Call, body: ChatBody | CompletionBody, logprobs_field: 
                 model.version.digest if model.version else None,
                 call.tenant.name,
                 grammar=None if grammar_for is None else grammar_for(prompt, sampling.max_tokens),
-                ends=find_stops(form, body, prompt) if body.stops else None,
+                ends=build_stop_finder(form, body, prompt) if body.stops else None,
             )
             for prompt, sampling in zip(prompts, samplings, strict=True)
             for i in range(body.n)
@@ -754,11 +758,11 @@ async def complete(call: Call, body: ChatBody | CompletionBody, logprobs_field: 
             answers = TextAnswers(form, prompts, call.record, body)
         call.begin(requests, prompt_tokens, body.stream)
         if body.stream:
-            return EventStream(call, answers, headers_of(call))
-        return await respond_whole(call, answers, headers_of(call))
+            return EventStream(call, answers, build_headers(call))
+        return await respond_whole(call, answers, build_headers(call))
 
 
-def find_stops(form: ChatFormat, body: ChatBody | CompletionBody, prompt: Prompt) -> StopFinder:
+def build_stop_finder(form: ChatFormat, body: ChatBody | CompletionBody, prompt: Prompt) -> StopFinder:
     """Return the finder of stop strings in one answer. A completion is decoded as a continuation of its prompt."""
     before = () if isinstance(body, ChatBody) else prompt.ids
     return StopFinder(TextDecoder(form.tokenizer, body.stops, before))
@@ -778,10 +782,10 @@ def refuse_many_logprobs(service: Service, param: str, alternatives: int | None,
             f"{tokens} tokens with {alternatives} logprobs and their own make {tokens * (alternatives + 1):,} logprobs,"
             f" and an answer may have {most:,} (stage.max_logprobs). Ask for fewer tokens, prompts or logprobs."
         )
-        raise invalid(param, message, "too_many_logprobs")
+        raise invalid_request(param, message, "too_many_logprobs")
 
 
-def headers_of(call: Call) -> dict[str, str]:
+def build_headers(call: Call) -> dict[str, str]:
     record = call.record
     arm = percent_encode(record.arm)
     headers = {"x-align-base": record.base, "x-align-adapter": record.adapter, "x-align-arm": arm}
@@ -820,9 +824,9 @@ async def respond_whole(call: Call, answers: Answers, headers: Mapping[str, str]
     async with end_on_disconnect(call):
         async for outputs in call.outputs():
             for i, output in outputs:
-                for _ in answers.take(i, output):
+                for _ in answers.add_output(i, output):
                     pass
-    return JSONResponse(answers.whole(), headers=dict(headers))
+    return JSONResponse(answers.to_response(), headers=dict(headers))
 
 
 class EventStream(Response):
@@ -854,7 +858,7 @@ class EventStream(Response):
                 except Exception as error:
                     if not isinstance(error, Refusal):
                         log.exception("%s failed", record.id)
-                        error = fault()
+                        error = internal_error()
                     record.status = error.status
                     await send({"type": "http.response.body", "body": encode_event(error.body), "more_body": True})
         except Refusal as refusal:  # the usage could not be recorded, and the head of the response was sent already
@@ -863,14 +867,14 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
     async def _events(self) -> AsyncIterator[bytes]:
-        if first := b"".join(map(encode_event, self.answers.first())):
+        if first := b"".join(map(encode_event, self.answers.opening_chunks())):
             yield first
         async for outputs in self.call.outputs():
-            chunks = [chunk for i, output in outputs for chunk in self.answers.take(i, output)]
+            chunks = [chunk for i, output in outputs for chunk in self.answers.add_output(i, output)]
             if chunks:
                 yield b"".join(map(encode_event, chunks))
         self.call.close()  # the usage is settled before the client receives the end of the stream
-        yield (encode_event(self.answers.usage_chunk()) if self.answers.streams_usage else b"") + DONE
+        yield (encode_event(self.answers.build_usage_chunk()) if self.answers.streams_usage else b"") + DONE
 
 
 def encode_event(data: Any) -> bytes:

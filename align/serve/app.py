@@ -36,10 +36,18 @@ from align.core.errors import InputError, make_printable
 from align.rollout.serving_engine import EngineThread, Output, Request, SamplingParams
 from align.serve import operator_log
 from align.serve.adapter_folders import warn_if_stale
-from align.serve.alias_watcher import Following
-from align.serve.answers import CLOSED, Call, Rewards, complete, headers_of, respond_whole
-from align.serve.errors import KeysUnreadable, Refusal, UnknownModel, UsageUnwritable, draining, fault, invalid
-from align.serve.model_names import Arm, Chosen, Portfolio, Version
+from align.serve.alias_watcher import AliasWatcher
+from align.serve.answers import CLOSED, Call, RewardAnswers, answer_request, build_headers, respond_whole
+from align.serve.errors import (
+    KeysUnreadable,
+    Refusal,
+    UnknownModel,
+    UsageUnwritable,
+    internal_error,
+    invalid_request,
+    shutting_down,
+)
+from align.serve.model_names import Arm, ChosenModel, Portfolio, Version
 from align.serve.prompts import (
     ChatBody,
     CompletionBody,
@@ -48,11 +56,11 @@ from align.serve.prompts import (
     LoadAdapter,
     RewardBody,
     UnloadAdapter,
-    reward_prompts,
+    build_reward_prompts,
 )
-from align.serve.rate_limits import Limiter, ReadTurns, RefusalPacer
-from align.serve.request_log import Metrics, Record, RequestLog
-from align.serve.tenants import LOCAL, Keys, Tenant
+from align.serve.rate_limits import RateLimiter, ReadTurns, RefusalPacer
+from align.serve.request_log import Metrics, RequestLog, RequestRecord
+from align.serve.tenants import LOCAL, KeyFile, Tenant
 from align.web.auth import HEADERS
 
 log = logging.getLogger(__name__)
@@ -132,11 +140,11 @@ class Service:
     created: int
     log: RequestLog
     metrics: Metrics
-    limiter: Limiter
+    limiter: RateLimiter
     max_prompts: int
     max_logprobs: int
-    keys: Keys | None = None
-    following: Following | None = None
+    keys: KeyFile | None = None
+    following: AliasWatcher | None = None
     ending: asyncio.Event = field(default_factory=asyncio.Event)
     readers: ReadTurns = field(default_factory=ReadTurns)
     stopped: Callable[[], object] = lambda: None
@@ -163,7 +171,7 @@ class Service:
         return self.engine.alive and not self.draining
 
     @contextmanager
-    def choose(self, record: Record, tenant: Tenant, model: str, user: str | None) -> Iterator[Chosen]:
+    def choose(self, record: RequestRecord, tenant: Tenant, model: str, user: str | None) -> Iterator[ChosenModel]:
         """Choose the weights that answer, and note them in the record. They stay loaded until the block ends, even if
         the adapter is unloaded.
 
@@ -172,26 +180,26 @@ class Service:
         """
         adapters = self.engine.engine.known
         for _ in range(TRIES):
-            chosen = self.portfolio.choose(model, tenant, user)
+            choice = self.portfolio.choose(model, tenant, user)
             try:
-                if chosen.version is not None:
-                    adapters.hold(chosen.version.digest)
+                if choice.version is not None:
+                    adapters.hold(choice.version.digest)
                 break
             except InputError:  # it was unloaded since: the name refers to something else by now, or to nothing
                 continue
         else:
-            log.error("the weights that '%s' stands for are not in the engine", model)
-            raise fault()
+            log.error("the weights of '%s' are not in the engine", model)
+            raise internal_error()
         try:
             record.asked = model
-            record.answered = chosen.name
-            record.arm = chosen.arm
+            record.answered = choice.name
+            record.arm = choice.arm
             record.base = self.portfolio.base.digest
-            record.adapter = chosen.version.digest if chosen.version else ""
-            yield chosen
+            record.adapter = choice.version.digest if choice.version else ""
+            yield choice
         finally:
-            if chosen.version is not None:
-                adapters.release(chosen.version.digest)
+            if choice.version is not None:
+                adapters.release(choice.version.digest)
 
     def load(self, name: str, folder: str, replace: bool, who: str) -> Version:
         """Load the adapter in a folder under a name.
@@ -218,7 +226,7 @@ class Service:
         Raises:
             Refusal, InputError: see `align.serve.model_names.Portfolio.unload`.
         """
-        digests = ", ".join(self.portfolio.digest_of(arm.version)[:12] for arm in self.portfolio.arms(name))
+        digests = ", ".join(self.portfolio.get_digest(arm.version)[:12] for arm in self.portfolio.arms(name))
         self.portfolio.unload(name)
         operator_log.info("%s unloaded %s (%s)", who, name, digests)
 
@@ -231,7 +239,7 @@ class Service:
     def unregister(self, version: Version) -> None:
         self.engine.engine.unregister(version.digest)
 
-    def done(self, record: Record) -> None:
+    def done(self, record: RequestRecord) -> None:
         """Count and log a request that has ended."""
         self.totals["requests"] += 1
         self.totals["prompt_tokens"] += record.prompt_tokens
@@ -255,12 +263,12 @@ class Service:
         self.posted = []
         token_counts: dict[str, tuple[int, int]] = {}
         for call, _, output in deliveries:
-            call.heard_tokens += len(output.tokens)
-            if call.record.stream and is_use(output):
-                token_counts[call.record.id] = call.begun_tokens(), call.heard_tokens
+            call.received_tokens += len(output.tokens)
+            if call.record.stream and has_client_output(output):
+                token_counts[call.record.id] = call.count_started_prompt_tokens(), call.received_tokens
         try:
             if (usage := self.limiter.usage) is not None and token_counts:
-                usage.sent(token_counts)
+                usage.record_sent(token_counts)
         except UsageUnwritable:
             for call in {call for call, _, _ in deliveries}:
                 call.end(UsageUnwritable())  # one exception object for each call
@@ -275,12 +283,12 @@ class Service:
         while self.answering and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
         for call in list(self.answering):
-            call.end(draining())
+            call.end(shutting_down())
         while self.answering and asyncio.get_running_loop().time() < deadline + LOOK_S:
             await asyncio.sleep(0.02)
 
 
-def is_use(output: Output) -> bool:
+def has_client_output(output: Output) -> bool:
     """Return whether an output holds anything for the client. A prompt that failed before that is not charged."""
     return bool(output.tokens) or output.prompt_logprobs is not None or output.finish_reason in ("stop", "length")
 
@@ -296,7 +304,7 @@ async def watch_engine(service: Service) -> None:
         await asyncio.sleep(LOOK_S)
     operator_log.error("the engine has stopped: no request is answered any more")
     for call in list(service.answering):
-        call.end(fault())
+        call.end(internal_error())
     await asyncio.sleep(LOOK_S)
     service.stopped()
 
@@ -304,7 +312,7 @@ async def watch_engine(service: Service) -> None:
 async def watch_aliases(service: Service) -> None:
     """Update the names that follow aliases."""
     while service.following is not None and not service.draining:
-        await asyncio.to_thread(service.following.look)
+        await asyncio.to_thread(service.following.update)
         await asyncio.sleep(ALIASES_S)
 
 
@@ -313,10 +321,10 @@ async def watch_keys(service: Service) -> None:
     reads = 0
     reported = set[str]()
     while service.keys is not None:
-        with suppress(KeysUnreadable):  # `Keys` logs it
+        with suppress(KeysUnreadable):  # `KeyFile` logs it
             await asyncio.to_thread(service.keys.reload_if_changed)
             for call in list(service.answering):
-                if not service.keys.holds(call.tenant.key):
+                if not service.keys.has_key(call.tenant.key):
                     call.end(Refusal(401, "This key was revoked.", code="invalid_api_key"))
             if reads != service.keys.reads:
                 reads = service.keys.reads
@@ -342,7 +350,7 @@ def describe_unserved_names(tenants: Iterable[Tenant], served: Collection[str]) 
     return lines
 
 
-def application(service: Service, origins: Sequence[str]) -> ASGIApp:
+def build_application(service: Service, origins: Sequence[str]) -> ASGIApp:
     """Build the ASGI application.
 
     Args:
@@ -380,7 +388,7 @@ async def respond_to_error(_: Http, error: Exception) -> Response:
         response = Refusal(error.status_code, message, code=code).response()
         response.headers.update(error.headers or {})
         return response
-    return (error if isinstance(error, Refusal) else fault()).response()
+    return (error if isinstance(error, Refusal) else internal_error()).response()
 
 
 def explain_body_error(error: RequestValidationError) -> Refusal:
@@ -391,11 +399,13 @@ def explain_body_error(error: RequestValidationError) -> Refusal:
     first = next((each for each in of_field if not each["type"].endswith("_type")), errors[0])
     param = ".".join(str(part) for part in first["loc"] if part != "body" and not is_union_member(part))
     if first["type"] == "json_invalid":
-        return invalid(None, "The body is no JSON.", UNREADABLE)
+        return invalid_request(None, "The body is no JSON.", UNREADABLE)
     if not param and first["type"] in ("missing", "model_attributes_type", "dict_type"):
-        return invalid(None, "The body is no JSON object. Send one, with Content-Type: application/json.", UNREADABLE)
+        return invalid_request(
+            None, "The body is no JSON object. Send one, with Content-Type: application/json.", UNREADABLE
+        )
     message = first["msg"][:1].upper() + first["msg"][1:]
-    return invalid(param or None, f"{param or 'The body'}: {message}.", CODES.get(first["type"]))
+    return invalid_request(param or None, f"{param or 'The body'}: {message}.", CODES.get(first["type"]))
 
 
 def is_union_member(part: Any) -> bool:
@@ -436,7 +446,7 @@ class ServerMiddleware:
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["path"] in WITHOUT_SECRETS else make_printable(scope["path"][:100])
-        record = Record(f"req-{secrets.token_hex(12)}", path)
+        record = RequestRecord(f"req-{secrets.token_hex(12)}", path)
         scope["record"] = record
         scope["streams"] = list[Any]()
         is_counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
@@ -459,7 +469,7 @@ class ServerMiddleware:
             headers = Headers(scope=scope)
             scope["tenant"] = tenant = self._find_tenant(scope["path"], headers)
             record.tenant = tenant.name if tenant else ""
-            receive_body = replay(await self._read_body(headers, receive), receive)
+            receive_body = replay_body(await self._read_body(headers, receive), receive)
             await self.app(scope, receive_body, send_with_headers)
             for stream in scope["streams"]:
                 await stream.answer(send_with_headers)
@@ -470,9 +480,9 @@ class ServerMiddleware:
         except Exception:
             log.exception("%s failed", record.id)
             if not record.status:
-                await fault().response()(scope, receive, send_with_headers)
+                await internal_error().response()(scope, receive, send_with_headers)
         finally:
-            record.seconds = record.elapsed()
+            record.seconds = record.measure_elapsed()
             if is_counted:
                 self.service.done(record)
 
@@ -520,7 +530,7 @@ class ServerMiddleware:
         raise Refusal(413, f"Send at most {self.body_limit:,} bytes.", code="request_too_large")
 
 
-def replay(body: bytes, receive: Receive) -> Receive:
+def replay_body(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that yields the body in one message, and then the messages of `receive`: the disconnect."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -552,13 +562,13 @@ def build_router(service: Service) -> APIRouter:
         caller: Tenant = http.scope["tenant"]
         usage_file = service.limiter.usage
         if service.keys is None or usage_file is None:
-            raise Refusal(404, "This server has no key file, and counts nobody's usage.", code="not_found")
+            raise Refusal(404, "This server has no key file, and does not record usage.", code="not_found")
         target = caller if tenant in (None, caller.name) else service.keys.tenants.get(tenant or "")
         if target is not caller and not caller.admin:
             raise Refusal(403, NEEDS_ADMIN, param="tenant", code="insufficient_permissions")
         if target is None:
             raise Refusal(404, "There is no such tenant.", param="tenant", code="not_found")
-        return await run_in_threadpool(service.limiter.as_json, target, usage_file)
+        return await run_in_threadpool(service.limiter.usage_to_json, target, usage_file)
 
     # Completions and scores
 
@@ -566,14 +576,14 @@ def build_router(service: Service) -> APIRouter:
     async def chat(http: Http, body: ChatBody) -> Response:
         body.refuse_unsupported("echo", False, "is not supported here: use /v1/completions")
         if body.top_logprobs and not body.logprobs:
-            raise invalid("top_logprobs", "It needs logprobs=true.")
-        return await complete(Call(service, http), body, "top_logprobs")
+            raise invalid_request("top_logprobs", "It needs logprobs=true.")
+        return await answer_request(Call(service, http), body, "top_logprobs")
 
     @router.post("/v1/completions", responses=STREAMED)
     async def completions(http: Http, body: CompletionBody) -> Response:
         body.refuse_unsupported("tools", [], "is not supported here: use /v1/chat/completions")
         refuse_many_prompts(service, "prompt", body.prompt_count)
-        return await complete(Call(service, http), body, "logprobs")
+        return await answer_request(Call(service, http), body, "logprobs")
 
     @router.post("/v1/rewards")
     async def rewards(http: Http, body: RewardBody) -> Response:
@@ -584,14 +594,14 @@ def build_router(service: Service) -> APIRouter:
             version = model.version
             assert version is not None
             prompts = await call.read(
-                lambda: reward_prompts(service.format_of(version), body, version.alone, service.context)
+                lambda: build_reward_prompts(service.format_of(version), body, version.alone, service.context)
             )
             requests = [
                 Request(prompt.ids, SamplingParams(0), version.digest, call.tenant.name, scored=True)
                 for prompt in prompts
             ]
             call.begin(requests, sum(len(prompt.ids) for prompt in prompts), is_stream=False)
-            return await respond_whole(call, Rewards(call.record, number), headers_of(call))
+            return await respond_whole(call, RewardAnswers(call.record, number), build_headers(call))
 
     # Operation of the server
 
@@ -609,13 +619,13 @@ def build_router(service: Service) -> APIRouter:
             )
         except InputError as error:
             message = f"'{body.lora_name}' was not loaded. {error.field}: {error.problem}. {error.remedy}"
-            raise invalid(error.field, message) from error
+            raise invalid_request(error.field, message) from error
         except Refusal:
             raise
         except Exception as error:  # a wrong value in adapter_config.json may raise any exception
             log.warning("'%s' was not loaded", body.lora_name, exc_info=error)
             problem = f"its files cannot be read as an adapter ({type(error).__name__})"
-            raise invalid("lora_path", f"'{body.lora_name}' was not loaded: {problem}.") from error
+            raise invalid_request("lora_path", f"'{body.lora_name}' was not loaded: {problem}.") from error
         record.base = service.portfolio.base.digest
         record.adapter = version.digest
         message = f"Success: LoRA adapter '{body.lora_name}' added successfully."
@@ -628,7 +638,7 @@ def build_router(service: Service) -> APIRouter:
         try:
             await run_in_threadpool(service.unload, body.lora_name, tenant.name)
         except InputError as error:
-            raise invalid(error.field, f"'{body.lora_name}' {error.problem}. {error.remedy}") from error
+            raise invalid_request(error.field, f"'{body.lora_name}' {error.problem}. {error.remedy}") from error
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
 
     @router.get("/health")
@@ -681,4 +691,4 @@ def refuse_many_prompts(service: Service, param: str, prompts: int) -> None:
     most = service.max_prompts
     if prompts > most:
         message = f"The request has {prompts} prompts, and may have {most} (stage.max_prompts). Send several requests."
-        raise invalid(param, message, "too_many_prompts")
+        raise invalid_request(param, message, "too_many_prompts")

@@ -11,7 +11,7 @@ from align.core.errors import AlignError, InputError, make_printable
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
-LATER_S = 10
+RETRY_S = 10
 """Seconds after which a client may retry a request that the server could not handle."""
 
 
@@ -54,28 +54,28 @@ class Refusal(AlignError):
         return JSONResponse(self.body, self.status, headers)
 
 
-def unsupported(param: str, message: str) -> Refusal:
+def not_supported(param: str, message: str) -> Refusal:
     return Refusal(400, message, param=param, code="unsupported_parameter")
 
 
-def invalid(param: str | None, message: str, code: str | None = None) -> Refusal:
+def invalid_request(param: str | None, message: str, code: str | None = None) -> Refusal:
     return Refusal(400, message, param=param, code=code)
 
 
 def as_refusal(error: InputError) -> Refusal:
     """Return an InputError as a refusal for the client. The value is left out: it may be a prompt."""
     message = f"{error.problem[:1].upper()}{error.problem[1:]}. {error.remedy}"
-    return invalid(error.field, message, "context_length_exceeded" if error.field == "max_tokens" else None)
+    return invalid_request(error.field, message, "context_length_exceeded" if error.field == "max_tokens" else None)
 
 
-def fault() -> Refusal:
+def internal_error() -> Refusal:
     """Return the refusal for an internal error, whose details are in the server's log."""
     return Refusal(500, "The server had an error while it answered. Its log says more.", type=SERVER)
 
 
-def draining() -> Refusal:
+def shutting_down() -> Refusal:
     message = "The server is shutting down, and takes no new requests."
-    return Refusal(503, message, type=SERVER, code="shutting_down", retry_after_s=LATER_S)
+    return Refusal(503, message, type=SERVER, code="shutting_down", retry_after_s=RETRY_S)
 
 
 class UnknownModel(Refusal):
@@ -87,7 +87,7 @@ class UnknownModel(Refusal):
         super().__init__(404, message, param="model", code="model_not_found")
 
 
-class Limited(Refusal):
+class RateLimited(Refusal):
     """A refusal for exceeding a rate limit."""
 
     def __init__(self, limit: str, retry_after_s: float) -> None:
@@ -116,7 +116,7 @@ class UsageUnwritable(Refusal):
     """A refusal while the usage file cannot be written: no request is answered uncounted."""
 
     def __init__(self) -> None:
-        super().__init__(503, "The server cannot count usage. Try again later.", type=SERVER, retry_after_s=LATER_S)
+        super().__init__(503, "The server cannot count usage. Try again later.", type=SERVER, retry_after_s=RETRY_S)
 
 
 class KeysUnreadable(Refusal):
@@ -124,4 +124,4 @@ class KeysUnreadable(Refusal):
 
     def __init__(self) -> None:
         message = "The server cannot read its keys. Try again later."
-        super().__init__(503, message, type=SERVER, retry_after_s=LATER_S)
+        super().__init__(503, message, type=SERVER, retry_after_s=RETRY_S)

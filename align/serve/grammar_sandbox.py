@@ -9,9 +9,9 @@ import sys
 import time
 from threading import Lock
 
-TRIAL_S = 0.5
+COMPILE_TIMEOUT_S = 0.5
 """Time limit of one compilation in seconds. Usual grammars take a few milliseconds, large ones 100."""
-START_S = 10.0
+START_TIMEOUT_S = 10.0
 TOO_MUCH = "it takes too long or too much memory to compile"
 LIMITS = {
     "initial_lexer_fuel": 500_000,
@@ -38,7 +38,7 @@ for line in sys.stdin:
 """
 
 
-class Trial:
+class GrammarSandbox:
     """Checks grammars in a subprocess. Threads may share it, and take turns. The subprocess is started for the first
     grammar, and again after a grammar that killed it."""
 
@@ -54,7 +54,7 @@ class Trial:
                 assert process.stdin is not None
                 process.stdin.write(json.dumps(lark).encode() + b"\n")
                 process.stdin.flush()
-                return json.loads(answer(process, TRIAL_S))
+                return json.loads(read_line(process, COMPILE_TIMEOUT_S))
             except (TimeoutError, BrokenPipeError):
                 self._end()
                 return TOO_MUCH
@@ -73,7 +73,7 @@ class Trial:
             bufsize=0,
             start_new_session=True,
         )
-        answer(self._process, START_S)
+        read_line(self._process, START_TIMEOUT_S)
         return self._process
 
     def _end(self) -> None:
@@ -83,7 +83,7 @@ class Trial:
             self._process = None
 
 
-def answer(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
+def read_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes:
     """Return the next line of a process's output.
 
     Raises:

@@ -16,9 +16,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from align.core.errors import AlignError, InputError
 from align.data.chat.reasoning import CLOSE
-from align.serve.grammar_sandbox import LIMITS, Trial
+from align.serve.grammar_sandbox import LIMITS, GrammarSandbox
 
-MOST_KEPT = 32
+MAX_CACHED = 32
 """Cached grammars per tokenizer. A hostile one can have 20 MB of states."""
 NEAR = 32
 LAST = 8
@@ -31,8 +31,8 @@ EXPLORED_S = 0.25
 """Number, length and time of random answers that test the cost of a grammar's steps: 200 tokens usually take 20 ms."""
 STRUCTURE = '}]",:'
 OTHERS = "0123456789.ntf-[{"
-TRIAL = Trial()
-atexit.register(TRIAL.close)
+SANDBOX = GrammarSandbox()
+atexit.register(SANDBOX.close)
 
 
 class NoTokenBytes(InputError):
@@ -65,7 +65,7 @@ class Vocabulary:
     leaving_V: np.ndarray
 
     @classmethod
-    def of(cls, tokenizer: Any, stop_ids: tuple[int, ...]) -> Vocabulary:
+    def from_tokenizer(cls, tokenizer: Any, stop_ids: tuple[int, ...]) -> Vocabulary:
         """Build the vocabulary of a tokenizer.
 
         Raises:
@@ -88,20 +88,20 @@ class Vocabulary:
         return cls(tokens, stop_ids, singles, plain, leaving)
 
 
-class Grammars:
+class GrammarCache:
     """A cache of compiled grammars for one tokenizer. Threads may share it."""
 
     def __init__(self, tokenizer: Any, stop_ids: tuple[int, ...]) -> None:
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
-        self._cache: OrderedDict[str, Compiled] = OrderedDict()
+        self._cache: OrderedDict[str, CompiledGrammar] = OrderedDict()
         self._lock = Lock()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        return Vocabulary.of(self.tokenizer, self.stop_ids)
+        return Vocabulary.from_tokenizer(self.tokenizer, self.stop_ids)
 
-    def compiled(self, lark: str) -> Compiled:
+    def compile(self, lark: str) -> CompiledGrammar:
         """Compile a grammar in llguidance's Lark, or return it from the cache.
 
         Raises:
@@ -110,41 +110,41 @@ class Grammars:
         """
         with self._lock:
             cached = self._cache.pop(lark, None)
-            if cached is not None and cached.goes_on():
+            if cached is not None and cached.can_start():
                 self._cache[lark] = cached
                 return cached
         vocabulary = self.vocabulary
-        if problem := TRIAL(lark):
+        if problem := SANDBOX(lark):
             raise ValueError(problem)
         matcher = LLMatcher(
             vocabulary.tokens, LLMatcher.grammar_from_lark(lark), log_level=0, limits=LLParserLimits(**LIMITS)
         )
         if matcher.is_error():
             raise ValueError(matcher.get_error())
-        grammar = Compiled(matcher, vocabulary)
+        grammar = CompiledGrammar(matcher, vocabulary)
         try:
             has_first_token = grammar.next_V(matcher.deep_copy()).any()
-            grammar.explore()
+            grammar.check_step_costs()
         except GrammarFailed as error:
             raise ValueError("no answer is valid, or it costs too much to find one") from error
         if not has_first_token:
             raise ValueError("no answer is valid")
-        _ = grammar.shortest  # computed now, to spare the engine's thread
+        _ = grammar.shortest_answer  # computed now, to spare the engine's thread
         with self._lock:
             self._cache[lark] = grammar
-            while len(self._cache) > MOST_KEPT:
+            while len(self._cache) > MAX_CACHED:
                 self._cache.popitem(last=False)
         return grammar
 
 
 @dataclass(frozen=True)
-class Compiled:
+class CompiledGrammar:
     """A compiled grammar in its initial state."""
 
     matcher: LLMatcher
     vocabulary: Vocabulary
 
-    def goes_on(self) -> bool:
+    def can_start(self) -> bool:
         """Return whether an answer can still start. All answers share the lexer's states, and a failed step of one
         invalidates them."""
         try:
@@ -152,7 +152,7 @@ class Compiled:
         except GrammarFailed:
             return False
 
-    def explore(self) -> None:
+    def check_step_costs(self) -> None:
         """Generate the beginnings of some random answers, to find steps that cost too much: compiling does not.
 
         Raises:
@@ -170,9 +170,9 @@ class Compiled:
                     raise GrammarFailed(walker.get_error())
 
     @cached_property
-    def shortest(self) -> list[int]:
-        """Tokens of a short complete answer, see `ending`; empty if none was found."""
-        return self.ending(self.matcher, LONGEST_ENDING) or []
+    def shortest_answer(self) -> list[int]:
+        """Tokens of a short complete answer, see `find_ending`; empty if none was found."""
+        return self.find_ending(self.matcher, LONGEST_ENDING) or []
 
     def next_V(self, matcher: LLMatcher) -> np.ndarray:
         """Return a bool mask of the tokenizer's tokens that may come next.
@@ -187,7 +187,7 @@ class Compiled:
             raise GrammarFailed(matcher.get_error())
         return np.unpackbits(bits, count=len(self.vocabulary.plain_V), bitorder="little").view(bool)
 
-    def ending(self, matcher: LLMatcher, most: int) -> list[int] | None:
+    def find_ending(self, matcher: LLMatcher, most: int) -> list[int] | None:
         """Return tokens that complete an answer: a short sequence, not always the shortest. Returns None if it would
         have more than `most` tokens.
 
@@ -232,7 +232,7 @@ class Compiled:
         return [singles[best]]
 
 
-class Constrained:
+class GrammarState:
     """The state of an answer that follows a grammar, see `align.rollout.serving_engine.Grammar`.
 
     Args:
@@ -242,16 +242,16 @@ class Constrained:
         source: the grammar as text, for external engines.
     """
 
-    def __init__(self, grammar: Compiled, rows: int, most: int, closes: bool, source: str | None = None) -> None:
+    def __init__(self, grammar: CompiledGrammar, rows: int, most: int, closes: bool, source: str | None = None) -> None:
         self.grammar = grammar
         self.matcher = grammar.matcher.deep_copy()
         self.source = source
         self._mask = np.zeros(rows, bool)
         self._left = most
         self._look_at = most if closes else 0
-        self._ending = grammar.shortest if closes else []
+        self._ending = grammar.shortest_answer if closes else []
 
-    def allowed(self) -> np.ndarray:
+    def compute_mask(self) -> np.ndarray:
         """Return a bool mask of the tokens that may come next. The array is reused by the next call."""
         allowed_V = self.grammar.next_V(self.matcher)[: len(self._mask)]
         self._mask[: len(allowed_V)] = allowed_V
@@ -278,7 +278,7 @@ class Constrained:
         """Restrict the mask so that the answer can still be completed within its token limit. Computing an ending costs
         milliseconds: it is done when half of the spare tokens are used up, and at each token only near the end."""
         if not self._still_ends():
-            self._ending = self.grammar.ending(self.matcher, min(self._left, LONGEST_ENDING)) or []
+            self._ending = self.grammar.find_ending(self.matcher, min(self._left, LONGEST_ENDING)) or []
         spare = self._left - len(self._ending)
         if not self._ending or spare > NEAR:
             self._look_at = self._left - max(1, spare // 2)
@@ -290,32 +290,32 @@ class Constrained:
         self._mask[next_id] = True
 
 
-class BehindReasoning:
+class GrammarStateAfterReasoning:
     """The state of an answer whose prompt opens its reasoning: it is free until `</think>`, where the grammar starts.
 
     Args:
-        grammar, rows, most, closes: see `Constrained`; `most` includes the reasoning.
+        grammar, rows, most, closes: see `GrammarState`; `most` includes the reasoning.
     """
 
-    def __init__(self, grammar: Compiled, rows: int, most: int, closes: bool) -> None:
+    def __init__(self, grammar: CompiledGrammar, rows: int, most: int, closes: bool) -> None:
         self._grammar = grammar
         self._rows = rows
         self._left = most
         self._closes = closes
         self._last_bytes = b""
         self.source: str | None = None
-        self._answer: Constrained | None = None
+        self._answer: GrammarState | None = None
         vocabulary = grammar.vocabulary
         self._close = vocabulary.tokens.greedy_tokenize(CLOSE)
-        self._close_at = len(self._close) + len(grammar.shortest) + NEAR if closes else 0
+        self._close_at = len(self._close) + len(grammar.shortest_answer) + NEAR if closes else 0
         self._mask = np.ones(rows, bool)
         leaving = vocabulary.leaving_V[:rows]
         self._mask[: len(leaving)] = ~leaving
         self._mask[list(vocabulary.stop_ids)] = False
 
-    def allowed(self) -> np.ndarray:
+    def compute_mask(self) -> np.ndarray:
         if self._answer is not None:
-            return self._answer.allowed()
+            return self._answer.compute_mask()
         if self._left <= self._close_at:
             self._mask[:] = False
             self._mask[self._close.pop(0)] = True
@@ -327,5 +327,5 @@ class BehindReasoning:
             return self._answer.accept(token)
         self._last_bytes = self._last_bytes[-len(CLOSE) :] + self._grammar.vocabulary.tokens.decode_bytes([token])
         if CLOSE.encode() in self._last_bytes:
-            self._answer = Constrained(self._grammar, self._rows, self._left, self._closes)
+            self._answer = GrammarState(self._grammar, self._rows, self._left, self._closes)
         return False

@@ -22,7 +22,7 @@ from align.models.base import BASE, BUILT_IN
 from align.run import Base
 from align.run.alias_log import SIGN
 from align.run.signing import PublicKey
-from align.serve.adapter_folders import Version, loadable_version
+from align.serve.adapter_folders import Version, find_loadable_version
 from align.serve.errors import Refusal, UnknownModel
 from align.serve.tenants import Tenant
 
@@ -60,7 +60,7 @@ def ignore(_: object) -> None:
     pass
 
 
-class Chosen(NamedTuple):
+class ChosenModel(NamedTuple):
     """The weights that answer a request.
 
     Attributes:
@@ -111,7 +111,7 @@ class Portfolio:
         self.method = method
         self.roots = tuple(roots)
         self.signer = signer
-        self.base_id = public_id(base)
+        self.base_id = build_public_id(base)
         self.ready = ignore
         self.gone = ignore
         self.changed = ignore
@@ -120,7 +120,7 @@ class Portfolio:
         for name in self._names:
             self._require_free(name, "stage.adapters")
 
-    def choose(self, model: str, tenant: Tenant, user: str | None) -> Chosen:
+    def choose(self, model: str, tenant: Tenant, user: str | None) -> ChosenModel:
         """Return the weights that answer a request.
 
         Args:
@@ -133,26 +133,26 @@ class Portfolio:
         """
         pinned = PINNED.fullmatch(model)
         name, digest = (pinned["name"], pinned["digest"]) if pinned else (model, "")
-        arms = self.arms(name) if may_use(tenant, name) else ()
-        matching = [arm for arm in arms if self.digest_of(arm.version).startswith(digest)]
+        arms = self.arms(name) if is_allowed(tenant, name) else ()
+        matching = [arm for arm in arms if self.get_digest(arm.version).startswith(digest)]
         if not matching or (pinned and len({arm.version for arm in matching}) > 1):  # an ambiguous digest
             raise UnknownModel(model)
-        arm = matching[0] if pinned else sticky(matching, name, tenant.name, user)
-        return Chosen(name, arm.version, arm.label if len(arms) > 1 else "")
+        arm = matching[0] if pinned else assign_arm(matching, name, tenant.name, user)
+        return ChosenModel(name, arm.version, arm.label if len(arms) > 1 else "")
 
     def arms(self, name: str) -> tuple[Arm, ...]:
         """Return the present arms of a name. Returns no arms for an unknown name."""
         names = self._names  # one snapshot: another thread may replace it
         return (Arm("base", "base", None),) if name == self.base_id else resolve_arms(names, name)
 
-    def digest_of(self, version: Version | None) -> str:
+    def get_digest(self, version: Version | None) -> str:
         """Return the digest of a version; of the base for None."""
         return self.base.digest if version is None else version.digest
 
     def describe(self, name: str) -> str:
         """Return a line with the arms of a name and their digests, and their weights if there are several."""
         arms = self.arms(name)
-        parts = [f"{arm.label} ({self.digest_of(arm.version)[:12]})" for arm in arms]
+        parts = [f"{arm.label} ({self.get_digest(arm.version)[:12]})" for arm in arms]
         if len(arms) > 1:
             parts = [f"{arm.weight:.3g} of {part}" for arm, part in zip(arms, parts, strict=True)]
         return ", ".join(parts) or "nothing"
@@ -161,32 +161,32 @@ class Portfolio:
         """Return name → arms of the names that a tenant may use, the base first; without a tenant, of all names."""
         names = self._names
         arms_of = {self.base_id: self.arms(self.base_id)} | {name: resolve_arms(names, name) for name in names}
-        return {name: arms for name, arms in arms_of.items() if tenant is None or may_use(tenant, name)}
+        return {name: arms for name, arms in arms_of.items() if tenant is None or is_allowed(tenant, name)}
 
     def load(self, name: str, folder: str) -> Version:
         """Load the adapter in a folder under a name, in place of the name's present adapter. Requests in progress keep
         their version.
 
         Args:
-            folder: a folder below one of the roots, see `align.serve.adapter_folders.loadable_version`.
+            folder: a folder below one of the roots, see `align.serve.adapter_folders.find_loadable_version`.
 
         Raises:
-            NotLoadable: see `loadable_version`.
+            NotLoadable: see `find_loadable_version`.
             InputError: the name is malformed, is that of the base, or has several arms, an alias or another name.
         """
         require(NAME.fullmatch(name) is not None, FIELD, name, "cannot be a name", NAME_REMEDY)
-        version = loadable_version(folder, self.roots, self.base.digest, self.method, self.signer)
+        version = find_loadable_version(folder, self.roots, self.base.digest, self.method, self.signer)
         with self._changes:
             self._require_free(name, FIELD)
             arms = self._names.get(name, ())
             is_composite = len(arms) > 1 or any(arm.follows or arm.ref.startswith(SIGN) for arm in arms)
-            problem = "stands for other names or an alias, as the command line says"
+            problem = "refers to other names or an alias on the command line"
             require(not is_composite, FIELD, name, problem, "Load it under another name.")
             self.ready(version)
             self._change({**self._names, name: (Arm(name, name, version),)})
         return version
 
-    def stand_for(self, name: str, arms: Sequence[Arm]) -> None:
+    def replace_arms(self, name: str, arms: Sequence[Arm]) -> None:
         """Replace the arms of a name. Does nothing if the name was unloaded. Requests in progress keep their version.
 
         If `ready` raises for a version, `gone` is called for the versions that were made ready before it.
@@ -194,10 +194,10 @@ class Portfolio:
         with self._changes:
             if name not in self._names:
                 return
-            present_versions = versions_in(self._names)
+            present_versions = collect_versions(self._names)
             new_versions: list[Version] = []
             try:
-                for digest, version in versions_in({name: arms}).items():
+                for digest, version in collect_versions({name: arms}).items():
                     if digest not in present_versions:
                         self.ready(version)
                         new_versions.append(version)
@@ -218,17 +218,17 @@ class Portfolio:
             if name not in self._names:
                 message = f"The lora adapter '{name}' cannot be found."
                 raise Refusal(404, message, param=FIELD, code="not_found")
-            followers = ", ".join(self.followers_of(name))
-            require(not followers, FIELD, name, f"is what {followers} stands for", f"Unload {followers} first.")
+            followers = ", ".join(self.find_followers(name))
+            require(not followers, FIELD, name, f"is followed by {followers}", f"Unload {followers} first.")
             self._change({each: arms for each, arms in self._names.items() if each != name})
 
-    def followers_of(self, name: str) -> list[str]:
+    def find_followers(self, name: str) -> list[str]:
         """Return the names that follow a name."""
         return [follower for follower, arms in self._names.items() if any(arm.follows == name for arm in arms)]
 
     def versions(self) -> dict[str, Version]:
         """Return digest → version of all adapters that any name refers to."""
-        return versions_in(self._names)
+        return collect_versions(self._names)
 
     def report_changes(self, changed: Callable[[Names], object]) -> None:
         """Call a function with the arms of all names, now and after each change."""
@@ -249,11 +249,11 @@ class Portfolio:
         require(name not in (self.base_id, BASE), field, name, "is the name of the base", "Choose another name.")
 
 
-def may_use(tenant: Tenant, name: str) -> bool:
+def is_allowed(tenant: Tenant, name: str) -> bool:
     return tenant.allow is None or name in tenant.allow
 
 
-def versions_in(names: Names) -> dict[str, Version]:
+def collect_versions(names: Names) -> dict[str, Version]:
     """Return digest → version of all arms."""
     versions = (arm.version for arms in names.values() for arm in arms)
     return {version.digest: version for version in versions if version is not None}
@@ -266,7 +266,7 @@ def resolve_arms(names: Mapping[str, tuple[Arm, ...]], name: str) -> tuple[Arm, 
     )
 
 
-def sticky(arms: Sequence[Arm], name: str, tenant: str, user: str | None) -> Arm:
+def assign_arm(arms: Sequence[Arm], name: str, tenant: str, user: str | None) -> Arm:
     """Return the arm of a user: always the same one, on every machine. Over many users each arm gets its share.
 
     Weighted rendezvous hashing (Thaler and Ravishankar, 1998): of arm i with weight w_i and a hash u_i in (0, 1) of
@@ -283,7 +283,7 @@ def sticky(arms: Sequence[Arm], name: str, tenant: str, user: str | None) -> Arm
     return max(arms, key=score)
 
 
-def public_id(base: Base) -> str:
+def build_public_id(base: Base) -> str:
     """Return the base's id for clients: its id on the hub, or the name of its folder without the path."""
     if base.revision or base.id in BUILT_IN:
         return base.id

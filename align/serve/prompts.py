@@ -29,8 +29,8 @@ from align.data.chat.tools import encode_tool_prompt, render_messages, supports_
 from align.rollout.detokenize import TokenTexts
 from align.rollout.serving_engine import SamplingParams
 from align.run.weights import tokenizer_digest
-from align.serve.errors import Refusal, invalid, unsupported
-from align.serve.grammars import Grammars
+from align.serve.errors import Refusal, invalid_request, not_supported
+from align.serve.grammars import GrammarCache
 from align.serve.model_names import Version
 
 MOST_ANSWERS = 128
@@ -167,7 +167,7 @@ class StructuredOutputs(Body):
     json_object: bool = False
 
 
-class Sampled(Body):
+class SampledBody(Body):
     """Fields that chat completions and completions share."""
 
     model: str
@@ -205,12 +205,12 @@ class Sampled(Body):
         """
         neutral_values = {**NOT_SUPPORTED, other_parameter: (neutral,)}
         for name, value in (self.model_extra or {}).items():
-            if name in neutral_values and not any(same(value, each) for each in neutral_values[name]):
+            if name in neutral_values and not any(is_same_value(value, each) for each in neutral_values[name]):
                 reason = advice if name == other_parameter else ADVICE.get(name, "is not supported")
-                raise unsupported(name, f"The parameter '{name}' {reason}.")
+                raise not_supported(name, f"The parameter '{name}' {reason}.")
 
 
-def same(value: Any, neutral: Any) -> bool:
+def is_same_value(value: Any, neutral: Any) -> bool:
     """Return whether two values are equal, with True different from 1."""
     return value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
 
@@ -246,7 +246,7 @@ class Tool(Body):
     function: Function
 
 
-class ChatBody(Sampled):
+class ChatBody(SampledBody):
     """https://platform.openai.com/docs/api-reference/chat/create"""
 
     messages: Annotated[list[ChatMessage], SHORT] = Field(min_length=1)
@@ -277,7 +277,7 @@ class ChatBody(Sampled):
         return self.top_logprobs if self.logprobs else None
 
 
-class CompletionBody(Sampled):
+class CompletionBody(SampledBody):
     """https://platform.openai.com/docs/api-reference/completions/create"""
 
     prompt: (
@@ -334,8 +334,8 @@ class UnloadAdapter(Body):
     lora_name: str = Field(min_length=1, max_length=64)
 
 
-CALL = "<tool_call>"
-CALLED = "</tool_call>"
+CALL_START = "<tool_call>"
+CALL_END = "</tool_call>"
 WRITTEN_CALL = re.compile(r'(<tool_call>\s*)?\{"name": ?"f", ?"(arguments|parameters)": ?\{\}\}(\s*</tool_call>)?')
 """A call of a tool `f` as chat templates render it."""
 
@@ -352,7 +352,7 @@ class ChatFormat:
     stop_ids: tuple[int, ...]
 
     @classmethod
-    def of(cls, tokenizer: Any, generation_config: Any) -> ChatFormat:
+    def from_tokenizer(cls, tokenizer: Any, generation_config: Any) -> ChatFormat:
         return cls(tokenizer, find_stop_token_ids(tokenizer, generation_config))
 
     @cached_property
@@ -380,8 +380,8 @@ class ChatFormat:
         return (match[1] or "", match[2], match[3] or "") if match else ("", "arguments", "")
 
     @cached_property
-    def grammars(self) -> Grammars:
-        return Grammars(self.tokenizer, self.stop_ids)
+    def grammars(self) -> GrammarCache:
+        return GrammarCache(self.tokenizer, self.stop_ids)
 
     def opens_reasoning(self, prompt_ids: Sequence[int]) -> bool:
         """Return whether a prompt ends with `<think>`, so that the answer starts with reasoning."""
@@ -438,39 +438,39 @@ class Prompt:
     opens_reasoning: bool = False
 
 
-def chat_prompt(form: ChatFormat, body: ChatBody) -> Prompt:
+def build_chat_prompt(form: ChatFormat, body: ChatBody) -> Prompt:
     """Render a chat by the model's template.
 
     Raises:
         Refusal: the model has no template, or does not support a message or a tool; or the server does not.
     """
     if not form.tokenizer.chat_template:
-        raise invalid("model", "This model has no chat template: use /v1/completions.")
-    tools = tools_of(form, body)
-    messages = [as_template_reads(message, i) for i, message in enumerate(body.messages)]
+        raise invalid_request("model", "This model has no chat template: use /v1/completions.")
+    tools = list_offered_tools(form, body)
+    messages = [to_template_message(message, i) for i, message in enumerate(body.messages)]
     try:
         ids = encode_tool_prompt(form.tokenizer, messages, tools)
     except InputError as error:
-        raise invalid(error.field, f"{error.problem}. {error.remedy}") from error
+        raise invalid_request(error.field, f"{error.problem}. {error.remedy}") from error
     return Prompt(tuple(ids), opens_reasoning=form.opens_reasoning(ids))
 
 
-def tools_of(form: ChatFormat, body: ChatBody) -> list[dict[str, Any]]:
+def list_offered_tools(form: ChatFormat, body: ChatBody) -> list[dict[str, Any]]:
     """Return the offered tools as chat templates read them.
 
     Raises:
         Refusal: the template supports no tools, or `tool_choice` demands a call and no tools are offered.
     """
     if not body.tools and body.tool_choice not in ("none", "auto"):
-        raise invalid("tool_choice", "tool_choice demands a call, and there are no tools.")
+        raise invalid_request("tool_choice", "tool_choice demands a call, and there are no tools.")
     if not body.tools or body.tool_choice == "none":
         return []
     if not form.takes_tools:
-        raise unsupported("tools", "This model's chat template takes no tools.")
+        raise not_supported("tools", "This model's chat template takes no tools.")
     return [tool.model_dump(exclude_none=True, exclude_unset=False) for tool in body.tools]
 
 
-def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
+def to_template_message(message: ChatMessage, i: int) -> dict[str, Any]:
     """Return a message as chat templates read it: content as one text that starts with the reasoning, and arguments of
     calls as objects.
 
@@ -480,10 +480,10 @@ def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
     where = f"messages.{i}"
     for name in ("audio", "function_call", "images", "refusal"):
         if (message.model_extra or {}).get(name):
-            raise unsupported(f"{where}.{name}", f"The field '{name}' of a message is not supported.")
-    text = text_of(message.content, where)
+            raise not_supported(f"{where}.{name}", f"The field '{name}' of a message is not supported.")
+    text = join_content(message.content, where)
     if text is None and not message.tool_calls:
-        raise invalid(f"{where}.content", "A message needs content.")
+        raise invalid_request(f"{where}.content", "A message needs content.")
     if message.role == "assistant" and message.reasoning_content:
         text = prepend_reasoning(text or "", message.reasoning_content)
     role = "system" if message.role == "developer" else message.role
@@ -493,7 +493,7 @@ def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
             {
                 **({"id": call.id} if call.id else {}),
                 "type": "function",
-                "function": {"name": call.function.name, "arguments": arguments_of(call.function.arguments)},
+                "function": {"name": call.function.name, "arguments": parse_arguments(call.function.arguments)},
             }
             for call in message.tool_calls
         ]
@@ -503,7 +503,7 @@ def as_template_reads(message: ChatMessage, i: int) -> dict[str, Any]:
     return template_message
 
 
-def text_of(content: Any, where: str) -> str | None:
+def join_content(content: Any, where: str) -> str | None:
     """Return the text of a message's content, with its parts joined by line breaks. Returns None for no content."""
     if content is None or isinstance(content, str):
         return content
@@ -511,15 +511,15 @@ def text_of(content: Any, where: str) -> str | None:
     for part in content:
         if part.get("type") not in ("text", "refusal"):
             message = f"Parts of type '{str(part.get('type'))[:40]}' are not supported: this is a model of text."
-            raise unsupported(f"{where}.content", message)
+            raise not_supported(f"{where}.content", message)
         text = part.get(str(part["type"]))
         if not isinstance(text, str):
-            raise invalid(f"{where}.content", "A part of type 'text' needs a text.")
+            raise invalid_request(f"{where}.content", "A part of type 'text' needs a text.")
         texts.append(text)
     return "\n".join(texts)
 
 
-def arguments_of(text: str) -> Any:
+def parse_arguments(text: str) -> Any:
     """Return the arguments of a call as an object, which templates render as JSON, or as text if they are no object."""
     try:
         arguments = json.loads(text)
@@ -528,7 +528,7 @@ def arguments_of(text: str) -> Any:
     return arguments if isinstance(arguments, dict) else text
 
 
-def prompts_of(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary: int) -> list[Prompt]:
+def build_prompts(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary: int) -> list[Prompt]:
     """Return the prompts of a request: the rendered chat, or the texts or token ids to continue. Special tokens that a
     text spells out are encoded as plain text.
 
@@ -536,25 +536,25 @@ def prompts_of(form: ChatFormat, body: ChatBody | CompletionBody, vocabulary: in
         vocabulary: rows of the base's embedding.
 
     Raises:
-        Refusal: a prompt is empty, there are too many, or an id is out of range; or see `chat_prompt`.
+        Refusal: a prompt is empty, there are too many, or an id is out of range; or see `build_chat_prompt`.
     """
     if isinstance(body, ChatBody):
-        return [chat_prompt(form, body)]
+        return [build_chat_prompt(form, body)]
     prompts = body.prompts
     if len(prompts) * body.n > MOST_ANSWERS:
-        raise invalid("prompt", f"At most {MOST_ANSWERS} answers may be asked for at once.")
+        raise invalid_request("prompt", f"At most {MOST_ANSWERS} answers may be asked for at once.")
     encoded_prompts = []
     for prompt in prompts:
         if isinstance(prompt, str):
             if half := find_lone_surrogate(prompt):
-                raise invalid("prompt", f"It has {half}, half a character.")
+                raise invalid_request("prompt", f"It has {half}, half a character.")
             encoded_prompts.append(Prompt((*form.begins_with, *tokenize_text(form.tokenizer, prompt)), prompt))
         else:
             if any(not 0 <= id < vocabulary for id in prompt):
-                raise invalid("prompt", f"A token id is not between 0 and {vocabulary - 1}.")
+                raise invalid_request("prompt", f"A token id is not between 0 and {vocabulary - 1}.")
             encoded_prompts.append(Prompt(tuple(prompt)))
     if not all(prompt.ids for prompt in encoded_prompts):
-        raise invalid("prompt", "A prompt has no tokens.")
+        raise invalid_request("prompt", "A prompt has no tokens.")
     return encoded_prompts
 
 
@@ -595,7 +595,7 @@ def derive_seed(seed: int, i: int) -> int:
     return int.from_bytes(sha256(f"{seed}:{i}".encode()).digest()[:8], "big", signed=True)
 
 
-def reward_prompts(form: ChatFormat, body: RewardBody, alone: bool, context: int) -> list[Prompt]:
+def build_reward_prompts(form: ChatFormat, body: RewardBody, alone: bool, context: int) -> list[Prompt]:
     """Return each conversation encoded as in the training of the reward model.
 
     Args:
@@ -609,9 +609,9 @@ def reward_prompts(form: ChatFormat, body: RewardBody, alone: bool, context: int
     is_batch = len(body.conversations) > 1 or isinstance(body.messages[0], list)
     for i, messages in enumerate(body.conversations):
         where = f"messages.{i}" if is_batch else "messages"
-        chat = tuple(as_judged(message, f"{where}.{j}") for j, message in enumerate(messages))
+        chat = tuple(to_scored_message(message, f"{where}.{j}") for j, message in enumerate(messages))
         if len(chat) < 2 or chat[-1].role != "assistant":
-            raise invalid(where, "A conversation ends with the answer that is scored, behind what it answers.")
+            raise invalid_request(where, "A conversation ends with the answer that is scored, behind what it answers.")
         context_messages, answer = (
             (strip_all_reasoning(chat[:-1]), strip_reasoning(chat[-1].content))
             if alone
@@ -620,20 +620,20 @@ def reward_prompts(form: ChatFormat, body: RewardBody, alone: bool, context: int
         try:
             ids = encode_for_reward_model(form.tokenizer, Conversation(context_messages), answer, True, form.stop_ids)
         except InputError as error:
-            raise invalid(where, f"{error.problem}. {error.remedy}") from error
+            raise invalid_request(where, f"{error.problem}. {error.remedy}") from error
         if len(ids) > context:
-            raise invalid(where, f"The context is {context} tokens, and the conversation has {len(ids)}.")
+            raise invalid_request(where, f"The context is {context} tokens, and the conversation has {len(ids)}.")
         encoded_prompts.append(Prompt(tuple(ids)))
     return encoded_prompts
 
 
-def as_judged(message: ChatMessage, where: str) -> Message:
+def to_scored_message(message: ChatMessage, where: str) -> Message:
     role = "system" if message.role == "developer" else message.role
     if role == "tool" or message.tool_calls:
-        raise unsupported(where, "Reward models read no tools.")
-    text = text_of(message.content, f"{where}.content")
+        raise not_supported(where, "Reward models read no tools.")
+    text = join_content(message.content, f"{where}.content")
     if not text:
-        raise invalid(f"{where}.content", "A message needs content.")
+        raise invalid_request(f"{where}.content", "A message needs content.")
     if role == "assistant" and message.reasoning_content:
         text = prepend_reasoning(text, message.reasoning_content)
     return Message(role, text)

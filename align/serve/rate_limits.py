@@ -12,9 +12,9 @@ from threading import Lock
 from typing import Any
 
 from align.serve import operator_log
-from align.serve.errors import BudgetSpent, Limited, UsageUnwritable, invalid
+from align.serve.errors import BudgetSpent, RateLimited, UsageUnwritable, invalid_request
 from align.serve.tenants import Tenant
-from align.serve.usage import Usage
+from align.serve.usage import UsageDatabase
 
 MINUTE_S = 60.0
 CONCURRENCY_RETRY_S = 1.0
@@ -82,7 +82,7 @@ class TenantLoad:
     buckets: dict[str, Bucket] = field(default_factory=dict)
 
 
-class Limiter:
+class RateLimiter:
     """Admits requests by the limits and the budget of their tenants, and records their usage (`align.serve.usage`).
 
     Each tenant has its own buckets, so that tenants do not slow down each other. Threads may share a limiter.
@@ -96,7 +96,9 @@ class Limiter:
         unsettled: id of a request → prompt and completion tokens that could not be written yet.
     """
 
-    def __init__(self, clock: Callable[[], float], concurrency: int | None = None, usage: Usage | None = None) -> None:
+    def __init__(
+        self, clock: Callable[[], float], concurrency: int | None = None, usage: UsageDatabase | None = None
+    ) -> None:
         self.clock = clock
         self.concurrency = concurrency
         self.usage = usage
@@ -106,7 +108,7 @@ class Limiter:
         self._lock = Lock()
 
     @contextmanager
-    def enter(self, tenant: Tenant, answers: int = 1, least: int = 0, request_id: str = "") -> Iterator[Charge]:
+    def admit(self, tenant: Tenant, answers: int = 1, least: int = 0, request_id: str = "") -> Iterator[Charge]:
         """Admit a request for the duration of the block. This happens before its prompt is tokenised; the prompt's
         tokens are charged by `Charge.reserve`.
 
@@ -127,23 +129,23 @@ class Limiter:
             limit = "stage.max_answers"
         if max_answers is not None and answers > max_answers:
             problem = f"Asks for {answers} answers at once, and your key may have {max_answers} ({limit})"
-            raise invalid("n", f"{problem}. Ask for fewer at once.")
+            raise invalid_request("n", f"{problem}. Ask for fewer at once.")
         with self._lock:
             load = self._loads[tenant.name]
             if max_answers is not None and load.running + answers > max_answers:
-                raise Limited("concurrency", CONCURRENCY_RETRY_S)
+                raise RateLimited("concurrency", CONCURRENCY_RETRY_S)
             buckets, now = self._buckets(tenant)
             amounts = {"requests_per_minute": 1, "tokens_per_minute": least}
             waits = {name: bucket.wait(amounts[name], now) for name, bucket in buckets.items()}
             longest = max(waits, key=lambda name: waits[name], default="")  # after this wait, all buckets allow it
             if waits.get(longest, 0) > 0:
-                raise Limited(longest, waits[longest])
+                raise RateLimited(longest, waits[longest])
             if "requests_per_minute" in buckets:
                 buckets["requests_per_minute"].level -= 1
             load.running += answers
         charge = Charge(self, tenant, request_id)
         try:
-            if (remaining := self.left(tenant)) is not None and remaining < least:
+            if (remaining := self.compute_remaining_budget(tenant)) is not None and remaining < least:
                 raise self._warn_once(tenant, BudgetSpent(tenant.limits.token_budget or 0, remaining))
             yield charge
         finally:
@@ -165,7 +167,7 @@ class Limiter:
             buckets, now = self._buckets(tenant)
             if (bucket := buckets.get("tokens_per_minute")) is not None:
                 if (wait := bucket.wait(tokens, now)) > 0:
-                    raise Limited("tokens_per_minute", wait)
+                    raise RateLimited("tokens_per_minute", wait)
                 bucket.level -= tokens
         charge.charged = tokens
         if self.usage is not None:
@@ -207,22 +209,22 @@ class Limiter:
         load.buckets = buckets
         return buckets, now
 
-    def left(self, tenant: Tenant) -> int | None:
+    def compute_remaining_budget(self, tenant: Tenant) -> int | None:
         """Return the tokens left of a tenant's budget. Returns None if it has no budget."""
         budget = tenant.limits.token_budget
         if self.usage is None or budget is None:
             return None
-        return self.usage.used(tenant.name).left_of(budget)
+        return self.usage.read_usage(tenant.name).compute_remaining(budget)
 
-    def as_json(self, tenant: Tenant, usage: Usage) -> dict[str, Any]:
+    def usage_to_json(self, tenant: Tenant, usage: UsageDatabase) -> dict[str, Any]:
         """Return the body of `/v1/usage`: a tenant's usage, its limits, and what is left of them."""
-        used = usage.used(tenant.name)
+        used = usage.read_usage(tenant.name)
         limits = asdict(tenant.limits)
         remaining: dict[str, int | None] = {name: each.remaining for name, each in self.status_of(tenant).items()}
         if tenant.limits.concurrency is not None:
             remaining["concurrency"] = max(0, tenant.limits.concurrency - self.running(tenant.name))
         if tenant.limits.token_budget is not None:
-            remaining["token_budget"] = used.left_of(tenant.limits.token_budget)
+            remaining["token_budget"] = used.compute_remaining(tenant.limits.token_budget)
         return {
             "object": "usage",
             "tenant": tenant.name,
@@ -242,7 +244,7 @@ class Limiter:
             kind = name.partition("_")[0]
             headers[f"x-ratelimit-limit-{kind}"] = str(status.limit)
             headers[f"x-ratelimit-remaining-{kind}"] = str(status.remaining)
-            headers[f"x-ratelimit-reset-{kind}"] = duration(status.reset_s)
+            headers[f"x-ratelimit-reset-{kind}"] = format_duration(status.reset_s)
         return headers
 
     def _warn_once(self, tenant: Tenant, error: BudgetSpent) -> BudgetSpent:
@@ -265,7 +267,7 @@ class Charge:
         used: prompt and completion tokens; the caller sets it before the request ends.
     """
 
-    limiter: Limiter
+    limiter: RateLimiter
     tenant: Tenant
     request_id: str
     charged: int = 0
@@ -279,7 +281,7 @@ class Charge:
         minute = self.limiter.status_of(self.tenant).get("tokens_per_minute")
         if minute is not None and prompt_tokens < minute.limit:
             bounds.append(minute.remaining)
-        if (budget := self.limiter.left(self.tenant)) is not None:
+        if (budget := self.limiter.compute_remaining_budget(self.tenant)) is not None:
             bounds.append(budget)
         return max(1, (min(bounds) - prompt_tokens) // answers) if bounds else None
 
@@ -293,7 +295,7 @@ class Charge:
         self.limiter.reserve(self, tokens)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Format a duration as in OpenAI's headers: `20ms`, `1.5s`, `6m0s`.
 
     https://platform.openai.com/docs/guides/rate-limits

@@ -35,7 +35,7 @@ UNLOGGED = {"logged": False}
 
 
 @dataclass(slots=True)
-class Record:
+class RequestRecord:
     """The log entry of one request.
 
     Attributes:
@@ -69,7 +69,7 @@ class Record:
     seconds: float = 0.0
     began: float = field(default_factory=monotonic, metadata=UNLOGGED)
 
-    def elapsed(self) -> float:
+    def measure_elapsed(self) -> float:
         """Return the seconds since the request was received."""
         return monotonic() - self.began
 
@@ -101,7 +101,7 @@ class JsonLinesLog:
 class RequestLog(JsonLinesLog):
     """The log of requests, one line each."""
 
-    def write(self, record: Record) -> None:
+    def write(self, record: RequestRecord) -> None:
         values = {each.name: getattr(record, each.name) for each in fields(record) if not each.metadata}
         self.append({name: round(value, 6) if isinstance(value, float) else value for name, value in values.items()})
 
@@ -152,7 +152,7 @@ class EngineCollector(Collector):
         yield CounterMetricFamily("align_cpu_seconds", "Processor time of the whole server.", process_time())
 
 
-def label(name: str, used_labels: set[str]) -> str:
+def limit_label(name: str, used_labels: set[str]) -> str:
     """Return a name as a label value, and add it to `used_labels`. Names beyond `MOST_MODELS` share one value."""
     if name and name not in used_labels and len(used_labels) < MOST_MODELS:
         used_labels.add(name)
@@ -184,7 +184,7 @@ class Metrics:
         self.between = self._histogram("align_inter_token_latency_seconds", "From token to token.", STEP_SECONDS)
         self.whole = self._histogram("align_request_seconds", "From request to the end of its answer.", SECONDS)
 
-    def observe(self, record: Record) -> None:
+    def observe(self, record: RequestRecord) -> None:
         """Count a request that has ended."""
         model = self.model(record.answered)
         tenant = self.tenant(record.tenant)
@@ -206,11 +206,11 @@ class Metrics:
 
     def model(self, name: str) -> str:
         """Return the label value of a model's name."""
-        return label(name, self._models)
+        return limit_label(name, self._models)
 
     def tenant(self, name: str) -> str:
         """Return the label value of a tenant's name, which is empty for an unknown key."""
-        return label(name, self._tenants)
+        return limit_label(name, self._tenants)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -8,20 +8,20 @@ from pathlib import Path
 
 from align.core.aliases import Arm as Written
 from align.core.errors import InputError, require
-from align.models.base import BASE, BUILT_IN, base_of, find_base
+from align.models.base import BASE, BUILT_IN, find_base, find_base_of_artifact
 from align.run import Artifact, Base, read_json_object, resolve
 from align.run.alias_log import SIGN
 from align.run.artifacts import find_alias_change, load_alias_target
 from align.run.signing import PublicKey
 from align.run.weights import ABOUT
-from align.serve.adapter_folders import Origin, Version, check_adapter, check_signed, origin_of, version_of
+from align.serve.adapter_folders import Origin, Version, check_adapter, check_signed, read_origin, read_version
 from align.serve.model_names import Arm, Portfolio
 
 FIELD = "stage.adapters"
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class ResolvedNames:
     """The resolved names of a command line.
 
     Attributes:
@@ -43,7 +43,7 @@ def open_portfolio(
     method: str = "auto",
     roots: Sequence[Path] = (),
     signer: PublicKey | None = None,
-) -> Opened:
+) -> ResolvedNames:
     """Resolve the names of a command line to adapters on one base.
 
     An adapter that does not record its base is accepted for the served base: the operator is trusted.
@@ -67,7 +67,7 @@ def open_portfolio(
     following = {name: arms for name, arms in written.items() if any(map(is_alias, arms))}
     alias_targets: dict[str, Artifact] = {}
     expanded = {name: expand_aliases(arms, root, f"{FIELD}.{name}", alias_targets) for name, arms in written.items()}
-    refs = {arm.ref: name for name, arms in expanded.items() for arm in arms if not follows(arm, name, expanded)}
+    refs = {arm.ref: name for name, arms in expanded.items() for arm in arms if not is_other_name(arm, name, expanded)}
     refs.pop(BASE, None)
     base = find_base(path, revision) if path or not refs else None
     if base is not None and not refs:  # adapters record the digest of their base, which is checked below
@@ -86,16 +86,16 @@ def open_portfolio(
         id, _ = read_exported_base(artifacts[ref].path)
         problem = f"was trained on {id}, which is on no hub" if id else "does not say which base it was trained on"
         raise InputError(f"{FIELD}.{refs[ref]}", ref, problem, "Add model=hub model.path=FOLDER of that base.")
-    origins = {ref: origin_of(artifact) for ref, artifact in artifacts.items()}
+    origins = {ref: read_origin(artifact) for ref, artifact in artifacts.items()}
     method = find_shared_method(origins, refs, method)
     for ref, origin in origins.items():
         remedy = "Serve it by a server of its own, or drop model=." if path else "Serve it by a server of its own."
         check_base(origin, base, f"{FIELD}.{refs[ref]}", ref, remedy)
-    versions = {ref: version_of(artifact) for ref, artifact in artifacts.items()}
+    versions = {ref: read_version(artifact) for ref, artifact in artifacts.items()}
     names = {
         name: [build_arm(arm, name, expanded, versions, artifacts) for arm in arms] for name, arms in expanded.items()
     }
-    return Opened(Portfolio(base, method, names, roots, signer), artifacts, following)
+    return ResolvedNames(Portfolio(base, method, names, roots, signer), artifacts, following)
 
 
 def is_alias(arm: Written) -> bool:
@@ -134,7 +134,7 @@ def find_named_base(artifact: Artifact, field: str) -> Base | None:
     """Return the base that an adapter's run recorded, or that its export names. Returns None if neither does, or if the
     export names a local folder."""
     if artifact.base is not None:
-        return base_of(artifact, field)
+        return find_base_of_artifact(artifact, field)
     id, revision = read_exported_base(artifact.path)
     return find_base(id, revision or None) if revision or id in BUILT_IN else None
 
@@ -146,7 +146,7 @@ def read_exported_base(folder: Path) -> tuple[str, str]:
     return str(content.get("id") or ""), str(content.get("revision") or "")
 
 
-def follows(arm: Written, name: str, written: Mapping[str, Sequence[Written]]) -> bool:
+def is_other_name(arm: Written, name: str, written: Mapping[str, Sequence[Written]]) -> bool:
     """Return whether an arm refers to another name of the command line.
 
     Raises:
@@ -156,8 +156,8 @@ def follows(arm: Written, name: str, written: Mapping[str, Sequence[Written]]) -
         return False
     target_arms = written[arm.ref]
     is_plain = len(target_arms) == 1 and (target_arms[0].ref == arm.ref or target_arms[0].ref not in written)
-    problem = f"{arm.ref} stands for other names itself"
-    require(is_plain, f"{FIELD}.{name}", arm.ref, problem, "Write the names or references that it stands for.")
+    problem = f"{arm.ref} refers to other names itself"
+    require(is_plain, f"{FIELD}.{name}", arm.ref, problem, "Write the names or references that it refers to.")
     return True
 
 
@@ -201,7 +201,7 @@ def build_arm(
     artifacts: Mapping[str, Artifact],
 ) -> Arm:
     """Return the arm that a reference resolves to. Its label shows no path."""
-    if follows(arm, name, written):
+    if is_other_name(arm, name, written):
         return Arm(arm.ref, arm.ref, None, arm.weight, follows=arm.ref)
     if arm.ref == BASE:
         return Arm(BASE, BASE, None, arm.weight)

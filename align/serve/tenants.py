@@ -112,7 +112,7 @@ class TenantChange:
     revoked: tuple[str, ...] = ()
 
 
-class Keys:
+class KeyFile:
     """The tenants of a key file, reloaded when the file changes. Safe to share between threads.
 
     Attributes:
@@ -150,7 +150,9 @@ class Keys:
             except (AlignError, OSError) as error:
                 problem = error.problem if isinstance(error, InputError) else "cannot be read"
                 if not self._unreadable:
-                    operator_log.error("the key file %s; nobody is let in", problem.replace(str(self.path), "(path)"))
+                    operator_log.error(
+                        "the key file %s; all requests are refused", problem.replace(str(self.path), "(path)")
+                    )
                 self._unreadable = True
                 self._state = None
                 raise KeysUnreadable from error
@@ -158,7 +160,7 @@ class Keys:
                 operator_log.warning("the key file can be read again")
             self._unreadable = False
 
-    def holds(self, key: str) -> bool:
+    def has_key(self, key: str) -> bool:
         """Return whether the file held a key when it was last read.
 
         Args:

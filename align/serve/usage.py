@@ -4,7 +4,7 @@ killed.
 The protocol for each request:
 
 1. `reserve` reserves tokens before anything is computed, so that concurrent requests cannot spend the same budget.
-2. `sent` records tokens before they are sent to the client. A streamed answer calls it before each chunk.
+2. `record_sent` records tokens before they are sent to the client. A streamed answer calls it before each chunk.
 3. `settle` moves a request from the reservations to the totals, in one transaction, before the last chunk of its answer
    is sent. It counts its arguments, but at least what was recorded as sent. A request is settled once: settling a
    request without a reservation counts nothing.
@@ -38,9 +38,9 @@ from align.core.outputs import refuse_foreign_database
 from align.serve.errors import BudgetSpent, UsageUnwritable
 from align.serve.tenants import Tenant
 
-PATIENCE_S = 0.5
+LOCK_TIMEOUT_S = 0.5
 """Seconds that a request waits for the lock of another server; it blocks all other requests."""
-OPENING_S = 10.0
+OPEN_TIMEOUT_S = 10.0
 """Seconds that a starting server waits for it."""
 LOCK = ".lock"
 MOVE_AWAY = "Move it away, or name another key file: usage is counted beside that."
@@ -68,7 +68,7 @@ WHERE request = ?
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class TenantUsage:
     """The usage of a tenant.
 
     Attributes:
@@ -86,12 +86,12 @@ class Used:
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
-    def left_of(self, budget: int) -> int:
+    def compute_remaining(self, budget: int) -> int:
         """Return the tokens of a budget that may still be reserved."""
         return max(0, budget - self.tokens - self.reserved)
 
 
-class Usage:
+class UsageDatabase:
     """The usage of all tenants, in an SQLite file. Threads may share an object, and servers a file. A context manager.
 
     Raises:
@@ -105,8 +105,8 @@ class Usage:
         try:
             refuse_foreign_database(path, "stage.keys", ("totals", "reservations"), MOVE_AWAY)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite would create it readable by others
-            self._db = sqlite3.connect(path, timeout=PATIENCE_S, isolation_level=None, check_same_thread=False)
-            write_ahead(self._db)
+            self._db = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+            enable_write_ahead_log(self._db)
             with self._transaction() as db:  # serialises servers that start at the same time
                 for statement in TABLES.split(";"):
                     db.execute(statement)
@@ -120,7 +120,7 @@ class Usage:
             problem = f"usage cannot be counted there ({getattr(error, 'strerror', None) or error})"
             raise StorageError("stage.keys", str(path), problem, "Make it writable, or move it away.") from error
 
-    def __enter__(self) -> Usage:
+    def __enter__(self) -> UsageDatabase:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -145,13 +145,13 @@ class Usage:
         """
         with self._transaction() as db:
             budget = tenant.limits.token_budget
-            used = read_used(db, tenant.name)
-            if budget is not None and tokens > (remaining := used.left_of(budget)):
+            used = query_usage(db, tenant.name)
+            if budget is not None and tokens > (remaining := used.compute_remaining(budget)):
                 raise BudgetSpent(budget, remaining)
             row = (request_id, tenant.name, self.server, tokens)
             db.execute("INSERT INTO reservations (request, tenant, server, tokens) VALUES (?, ?, ?, ?)", row)
 
-    def sent(self, counts: Mapping[str, tuple[int, int]]) -> None:
+    def record_sent(self, counts: Mapping[str, tuple[int, int]]) -> None:
         """Record what is about to be sent to clients.
 
         Args:
@@ -166,10 +166,10 @@ class Usage:
             db.execute(RECORD, (prompt_tokens, completion_tokens, request_id))
             return settle_reservation(db, request_id)
 
-    def used(self, tenant: str) -> Used:
+    def read_usage(self, tenant: str) -> TenantUsage:
         """Return a tenant's usage and reservations."""
         with self._transaction() as db:
-            return read_used(db, tenant)
+            return query_usage(db, tenant)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -197,28 +197,28 @@ class Usage:
         return self.path.with_name(f"{self.path.name}.{server}{LOCK}")
 
 
-def usage_beside(keys: Path) -> Path:
+def build_usage_path(keys: Path) -> Path:
     """Return the path of the usage file that belongs to a key file."""
     return keys.with_name(f"{keys.name}.usage.db")
 
 
-def read_usage_beside(keys: Path, tenants: Sequence[str]) -> dict[str, Used]:
+def read_usage_of_tenants(keys: Path, tenants: Sequence[str]) -> dict[str, TenantUsage]:
     """Return tenant → usage for tenants of a key file; zeros if no server has recorded usage yet.
 
     Raises:
         StorageError: the file cannot be read.
     """
-    path = usage_beside(keys)
+    path = build_usage_path(keys)
     if not path.is_file():
-        return {tenant: Used() for tenant in tenants}
-    with Usage(path) as usage:
-        return {tenant: usage.used(tenant) for tenant in tenants}
+        return {tenant: TenantUsage() for tenant in tenants}
+    with UsageDatabase(path) as usage:
+        return {tenant: usage.read_usage(tenant) for tenant in tenants}
 
 
-def write_ahead(db: sqlite3.Connection) -> None:
+def enable_write_ahead_log(db: sqlite3.Connection) -> None:
     """Switch a database to write-ahead logging: a commit survives the death of the process, and is synced to the disk
     later. Switching needs an exclusive lock, for which SQLite does not wait on its own."""
-    deadline = time.monotonic() + OPENING_S
+    deadline = time.monotonic() + OPEN_TIMEOUT_S
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -252,8 +252,8 @@ def settle_reservation(db: sqlite3.Connection, request_id: str) -> bool:
     return was_reserved
 
 
-def read_used(db: sqlite3.Connection, tenant: str) -> Used:
+def query_usage(db: sqlite3.Connection, tenant: str) -> TenantUsage:
     total = db.execute("SELECT requests, prompt_tokens, completion_tokens FROM totals WHERE tenant = ?", (tenant,))
     requests, prompt, completion = total.fetchone() or (0, 0, 0)
     reserved = db.execute("SELECT coalesce(sum(tokens), 0) FROM reservations WHERE tenant = ?", (tenant,)).fetchone()
-    return Used(requests, prompt, completion, reserved[0])
+    return TenantUsage(requests, prompt, completion, reserved[0])

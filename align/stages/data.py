@@ -373,7 +373,7 @@ def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> tuple[np.ndarra
     """
     from align.evals.judges.identity import get_scorer_title
     from align.evals.row_scores import load_loss_scorer, load_reward_scorer
-    from align.models.finite_checks import diverged
+    from align.models.finite_checks import build_divergence_error
     from align.models.load import choose_device, choose_dtype
 
     settings: ScoreConfig = config.stage.score
@@ -403,7 +403,7 @@ def score_all_rows(run: Run, config: Config, rows: SpoolRows) -> tuple[np.ndarra
     def score_finite(records: Sequence[Any]) -> np.ndarray:
         scores = score(records)
         if np.isinf(scores).any():
-            raise diverged(f"the {settings.by} of a row by {title} is no number", None, config.dtype)
+            raise build_divergence_error(f"the {settings.by} of a row by {title} is no number", None, config.dtype)
         return scores
 
     print(f"scores {pluralize(rows.count, 'row')} by the {settings.by} of {title}", flush=True)

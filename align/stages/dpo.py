@@ -46,14 +46,14 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         write_held_out_pairs,
     )
     from align.models.adapters import save_adapter
-    from align.models.load import describe, save_tokenizer
+    from align.models.load import read_configurations, save_tokenizer
     from align.trainers.common import fit, load_referenced_policy
-    from align.trainers.dpo import dpo_trainer, figure_names
+    from align.trainers.dpo import build_dpo_trainer, get_figure_names
 
     stage: DpoConfig = config.stage
     base = run.base
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
-    stops = find_stop_token_ids(tokenizer, describe(base).generation_config)
+    stops = find_stop_token_ids(tokenizer, read_configurations(base).generation_config)
     train, test, counts = encode_sides(tokenizer, (train_prefs, test_prefs), stops, max_length)
     print(
         f"{len(train)} pairs to train on, {len(test)} held out; "
@@ -93,7 +93,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     assert stage.beta is not None, "`check_together` has set it"
     fitted = fit(
         partial(
-            dpo_trainer,
+            build_dpo_trainer,
             model,
             tokenizer,
             [pair for _, pair in train],
@@ -111,7 +111,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         device=device,
         dtype=dtype,
         track=open_tracker,
-        figures=figure_names(stage.loss),
+        figures=get_figure_names(stage.loss),
     )
 
     at_end = measure_logprobs(fitted.published_step)

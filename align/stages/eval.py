@@ -133,7 +133,14 @@ from align.evals.suite.tasks import (
     repeat_items,
 )
 from align.evals.text import QUOTED_LETTERS
-from align.models.base import adapter_folder, as_artifact, base_of, find_artifact, find_reference, label
+from align.models.base import (
+    as_artifact,
+    build_run_label,
+    find_adapter_folder,
+    find_artifact,
+    find_base_of_artifact,
+    find_reference,
+)
 from align.report import format_interval
 from align.report.figure_text import pluralize
 from align.report.judge_page import iter_summary_lines
@@ -206,7 +213,7 @@ def inputs(config: Config) -> StageInputs:
         suite = find_suite(config)
         first = suite.first_model
         config = replace_values(config, method=replace_values(config.method, name=first.method if first else "auto"))
-        title = f"{label(first.base, first.method)}-{suite.name}" if first and first.base else suite.name
+        title = f"{build_run_label(first.base, first.method)}-{suite.name}" if first and first.base else suite.name
         base = first.base if first else None
         return StageInputs(config, title, base, suite.records, partial(load_suite, config, suite))
     is_auto = config.method.name == "auto"
@@ -226,11 +233,11 @@ def inputs(config: Config) -> StageInputs:
     judge_standing.require_independent(get_scorer_title(reward, judge), artifact.ref, config.stage.allow_proxy)
     records = {"artifact": artifact.as_input(), **data, **judge}
     if reference is not None:
-        if not artifact.whole and base_of(reference, "init").digest != base.digest:
+        if not artifact.whole and find_base_of_artifact(reference, "init").digest != base.digest:
             raise InputError("init", reference.ref, f"is on another base than {artifact.ref}", "Name one on this base.")
         records["init"] = reference.as_input()
     rows = partial(read_unseen_prompts, config, artifact)
-    return StageInputs(config, label(base, config.method.name), base, records, rows)
+    return StageInputs(config, build_run_label(base, config.method.name), base, records, rows)
 
 
 def read_unseen_prompts(config: Config, artifact: Artifact) -> tuple[Any, ...]:
@@ -734,8 +741,8 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem]
         seed_of: see `Sampling`.
     """
     from align.evals.suite.answers import Sampling, list_computing_versions
-    from align.models.load import choose_device, choose_dtype, describe
-    from align.rollout.engine_process import VLLM, engine_version
+    from align.models.load import choose_device, choose_dtype, read_configurations
+    from align.rollout.engine_process import VLLM, find_engine_version
 
     rollout = config.rollout
     device = choose_device(config.device)
@@ -744,12 +751,12 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem]
     if (
         rollout.engine == "vllm"
     ):  # servers that run already are identified by their URLs, since their version is unknown
-        servers = rollout.urls or [engine_version(VLLM, rollout.python, "rollout.python")]
+        servers = rollout.urls or [find_engine_version(VLLM, rollout.python, "rollout.python")]
         engine += [*servers, rollout.dtype, *rollout.words]
 
     def open_system_engine(system: System, tokenizer: Any) -> Any:
         assert system.base is not None
-        generation_config = describe(system.base).generation_config
+        generation_config = read_configurations(system.base).generation_config
         return open_rollout_engine(run, config, system.base, system.method, tokenizer, generation_config)
 
     return Sampling(
@@ -818,14 +825,14 @@ def compare_with_start(
     """
     from align.evals.suite.answers import ask_systems
     from align.evals.suite.samples import build_samples, measure_kl, summarise, summarise_unseen, write_samples
-    from align.models.load import context_length, describe
-    from align.rollout.engine import cut_answers, place_seed
-    from align.rollout.strip_reasoning import empty_answers
+    from align.models.load import get_context_length, read_configurations
+    from align.rollout.engine import derive_place_seed, warn_about_cut_answers
+    from align.rollout.strip_reasoning import warn_about_empty_answers
 
     policy, ref = find_policy_and_start(run, config)
 
     def seed_of(system: System, item: EvalItem) -> int:
-        return place_seed(config.seed, "eval", "policy" if system.name == POLICY else "ref", int(item.id))
+        return derive_place_seed(config.seed, "eval", "policy" if system.name == POLICY else "ref", int(item.id))
 
     sampling = make_sampling(run, config, seed_of)
     items = [EvalItem(str(i), prompt.id or str(i), "", prompt, None) for i, prompt in enumerate(prompts)]
@@ -871,9 +878,9 @@ def compare_with_start(
     ]
     owners = {"ref": "start's ", "policy": "policy's "}
     for side, owner in owners.items():
-        lines += cut_answers(1 - metrics["eos_rate"][side], config.rollout.max_new_tokens, owner)
+        lines += warn_about_cut_answers(1 - metrics["eos_rate"][side], config.rollout.max_new_tokens, owner)
     for side, owner in owners.items():
-        lines += empty_answers(metrics["empty_rate"][side], sampling.hides_reasoning, owner)
+        lines += warn_about_empty_answers(metrics["empty_rate"][side], sampling.hides_reasoning, owner)
     lines += notes
     if "seen" in metrics:
         line = f"training saw {metrics['seen']:,} of these prompts"
@@ -881,7 +888,7 @@ def compare_with_start(
             line += f"; win rate {format_interval(unseen['win_rate'])} on the {unseen['win_rate']['n']} others"
         lines.append(line)
     if task.dropped:
-        context = context_length(describe(run.base))
+        context = get_context_length(read_configurations(run.base))
         room = compute_max_prompt_tokens(context, config.data.max_length, config.rollout.max_new_tokens)
         lines.append(f"not asked: {pluralize(task.dropped, 'prompt')} longer than {room} tokens")
     warning = explain_few_prompts(len(samples), config.data, config.stage.prompts, seen=left_out, too_long=task.dropped)
@@ -902,8 +909,8 @@ def find_policy_and_start(run: Run, config: Config) -> tuple[System, System]:
     base = run.base
     if artifact.whole:
         assert start is not None, "inputs() raises InputError for such an artifact"
-        base = base_of(start, "init")
-    elif start is None or adapter_folder(start) is None:
+        base = find_base_of_artifact(start, "init")
+    elif start is None or find_adapter_folder(start) is None:
         start = as_artifact(base)
     start_title = f"what {title} started from"
     ref = System(START, start.ref, start, base, method, start.as_input(), tokenized_as=policy, label=start_title)

@@ -35,7 +35,7 @@ from align.export.receipt_rows import (
     require_passed,
     summarize_differences,
 )
-from align.models.base import adapter_folder, label
+from align.models.base import build_run_label, find_adapter_folder
 from align.rollout.engine_process import LLAMA_CPP, VLLM
 from align.run import Artifact, Base, Input, Run, json_digest, write_json
 from align.run.atomic import publish_folder
@@ -94,7 +94,9 @@ def inputs(config: Config) -> StageInputs:
     trusted = None if config.export.verify is None else load_public_key(config.export.verify, "export.verify")
     if key := signer or trusted:
         records["signer"] = Input(key.fingerprint)
-    return StageInputs(config, f"{label(base, config.method.name)}-{kind}", base, records, lambda: (signer, trusted))
+    return StageInputs(
+        config, f"{build_run_label(base, config.method.name)}-{kind}", base, records, lambda: (signer, trusted)
+    )
 
 
 def run(run: Run, config: Config, signer: PrivateKey | None, trusted: PublicKey | None) -> StageResult:
@@ -164,15 +166,15 @@ def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, ori
     import torch
 
     from align.export.trained_model import load_trained_model
-    from align.models.load import choose_device, choose_dtype, own_tokenizer
+    from align.models.load import choose_device, choose_dtype, load_own_tokenizer
 
     has_score_head = not artifact.whole and check_adapter(config, artifact, base)
     device = choose_device(config.device)
-    tokenizer = own_tokenizer(artifact, base)
+    tokenizer = load_own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     # A whole model is loaded in fp32, which represents the weights of every dtype exactly.
     dtype = torch.float32 if artifact.whole else choose_dtype(artifact.dtype or config.dtype, device)
-    adapter = adapter_folder(artifact)
+    adapter = find_adapter_folder(artifact)
     return load_trained_model(base, adapter, config.method.name, device, dtype, tokenizer, has_score_head, origin)
 
 

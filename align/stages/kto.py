@@ -50,15 +50,15 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
 
     from align.evals.held_out import compute_answer_logprobs, find_simulated_scorers, require_finite
     from align.models.adapters import save_adapter
-    from align.models.load import describe, save_tokenizer
+    from align.models.load import read_configurations, save_tokenizer
     from align.ops.losses import compute_kto_reference, kto_loss
     from align.trainers.common import fit, load_referenced_policy
-    from align.trainers.kto import FIGURES, kto_trainer
+    from align.trainers.kto import FIGURES, build_kto_trainer
 
     stage: KtoConfig = config.stage
     base = run.base
     artifact, tokenizer, device, dtype, max_length = load_training_start(run, config)
-    stops = find_stop_token_ids(tokenizer, describe(base).generation_config)
+    stops = find_stop_token_ids(tokenizer, read_configurations(base).generation_config)
     train, test = (encode_side(tokenizer, side, stops, max_length) for side in (train_records, test_records))
     print(
         f"{train.wanted} wanted and {len(train.rows) - train.wanted} unwanted answers to train on, {len(test.rows)} "
@@ -107,7 +107,7 @@ def run(run: Run, config: Config, train_records: Judgements, test_records: Judge
 
     at_start = measure_logprobs(0)
     fitted = fit(
-        partial(kto_trainer, model, tokenizer, train.rows, beta=stage.beta, max_length=max_length, **weights),
+        partial(build_kto_trainer, model, tokenizer, train.rows, beta=stage.beta, max_length=max_length, **weights),
         model,
         stage,
         config.seed,

@@ -20,12 +20,12 @@ from align.config.settings import replace_values
 from align.config.training import check_ranks
 from align.core.errors import MissingArtifact
 from align.core.files import parse_user_path
-from align.models.architectures import refuse
-from align.models.base import BASE, BUILT_IN, adapter_folder, choose_method, find_base
-from align.models.lora import saved_settings
-from align.planning.gpus import CONTEXT, GB, GPUS, USABLE, Gpu, changes_to_fit, room_on
-from align.planning.memory import Footprint, Workload, build_workload, disk_bytes, footprint
-from align.planning.shapes import Shape, shape_of
+from align.models.architectures import refuse_unsupported_type
+from align.models.base import BASE, BUILT_IN, choose_method, find_adapter_folder, find_base
+from align.models.lora import read_saved_settings
+from align.planning.gpus import CONTEXT, GB, GPUS, USABLE, Gpu, compute_room, find_changes_to_fit
+from align.planning.memory import Footprint, Workload, build_workload, predict_disk_bytes, predict_footprint
+from align.planning.shapes import Shape, read_shape
 from align.report.figure_text import align_columns
 from align.reward.inputs import iter_leaf_rewards
 from align.run import Artifact, Base, hub_config, model_config, resolve
@@ -69,12 +69,12 @@ def plan(config: Config) -> Iterator[str]:
     check_ranks(config.stage, config.devices or 1)
     start = find_planned_start(config)
     config = start.config
-    shape = shape_of(start.base)
+    shape = read_shape(start.base)
     cuda = config.device.startswith("cuda") or config.stage.card is not None
     # Looked up without torch, whose import takes longer than the whole plan.
     cuda = cuda or (config.device == "auto" and any(Path("/dev").glob("nvidia[0-9]*")))
     work = start.build_workload(shape, cuda)
-    prediction = footprint(shape, work)
+    prediction = predict_footprint(shape, work)
     yield describe_workload(start, shape, work)
     yield from (f"  {note}" for note in start.notes)
     if work.remote:
@@ -111,12 +111,12 @@ def find_planned_start(config: Config) -> PlannedStart:
             notes.append(f"init={config.init} is not there yet: planned from {assumed}")
     else:
         name = choose_method(artifact, config.method.name, "init")
-        from_adapter = adapter_folder(artifact) is not None
+        from_adapter = find_adapter_folder(artifact) is not None
         base = locate_base(config) if config.model.path else (artifact.base or locate_base(config))
         base = replace(base, path=str(artifact.path)) if artifact.whole else base
     method = replace_values(config.method, name=name)
     if artifact is not None and from_adapter:
-        saved = saved_settings(artifact.path)
+        saved = read_saved_settings(artifact.path)
         sizes = {key: saved[key] for key, kind in (("r", int), ("targets", list)) if isinstance(saved[key], kind)}
         method = replace_values(method, **sizes)
     config = replace_values(config, method=method)
@@ -154,7 +154,7 @@ def locate_base(config: Config) -> Base:
         return find_base(name, revision)  # raises InputError for a missing folder
     if not folder.is_dir():
         folder = hub_config(name, revision, "model.path")
-    refuse(model_config(folder, "model.path", name), name)
+    refuse_unsupported_type(model_config(folder, "model.path", name), name)
     return Base(name, str(folder.absolute()), revision, "")
 
 
@@ -218,7 +218,7 @@ def describe_gpus(start: PlannedStart, shape: Shape) -> Iterator[str]:
     config = start.config
     gpus = GPUS if config.stage.card is None else (Gpu(config.stage.card, "as given"),)
     work = start.build_workload(shape, cuda=True)
-    peak = footprint(shape, work).peak
+    peak = predict_footprint(shape, work).peak
     rows = [(f"{gpu.gb:g} GB", gpu.names, describe_fit(shape, work, gpu.gb)) for gpu in gpus]
     margin = f"of a card {CONTEXT:g} GB is CUDA's, and {USABLE:.0%} of the rest usable"
     yield f"on a GPU ({work.dtype}): {format_bytes(peak)}; {margin}"
@@ -226,8 +226,8 @@ def describe_gpus(start: PlannedStart, shape: Shape) -> Iterator[str]:
     is_sharded = work.method == "full" and work.stage != "ppo"
     sharding = "weights, gradients and moments are divided (FSDP2)" if is_sharded else "each holds all of this"
     yield f"on each of {work.ranks} GPUs: {sharding}" if work.ranks > 1 else f"on several GPUs: {sharding}"
-    base_bytes = footprint(shape, replace(work, method="qlora")).always[0].bytes  # of the base in 4 bits
-    if any(row[-1] == NO_FIT for row in rows) and base_bytes > room_on(24):
+    base_bytes = predict_footprint(shape, replace(work, method="qlora")).always[0].bytes  # of the base in 4 bits
+    if any(row[-1] == NO_FIT for row in rows) and base_bytes > compute_room(24):
         yield f"the base alone takes {format_bytes(base_bytes)}, and align does not divide a base over several cards"
 
 
@@ -235,7 +235,7 @@ NO_FIT = "no: nothing that can be changed here is enough"
 
 
 def describe_fit(shape: Shape, work: Workload, gb: float) -> str:
-    changes = changes_to_fit(shape, work, room_on(gb))
+    changes = find_changes_to_fit(shape, work, compute_room(gb))
     if changes is None:
         return NO_FIT
     return f"add {' '.join(changes)}" if changes else "yes"
@@ -243,7 +243,7 @@ def describe_fit(shape: Shape, work: Workload, gb: float) -> str:
 
 def describe_disk_and_time(config: Config, shape: Shape, work: Workload) -> Iterator[str]:
     checkpoints = getattr(config.stage, "checkpoints", 2)
-    checkpoint_bytes, artifact_bytes = disk_bytes(shape, work)
+    checkpoint_bytes, artifact_bytes = predict_disk_bytes(shape, work)
     running_bytes = (checkpoints + 1) * checkpoint_bytes
     yield (
         f"on disk: {format_bytes(artifact_bytes)} when it is done; while it runs {format_bytes(running_bytes)} more "

@@ -17,7 +17,7 @@ from align.core.types import Conversation, StageResult
 from align.data.chat.encode import compute_max_prompt_tokens, encode_prompts
 from align.data.sources import DataSource, build_data_inputs, read_divided_prompts
 from align.data.sources import read_source_prompts as read_prompts
-from align.models.base import adapter_folder, frozen_method, label
+from align.models.base import build_run_label, choose_frozen_method, find_adapter_folder
 from align.models.lora import Lora
 from align.report.figure_text import pluralize
 from align.reward.inputs import (
@@ -40,7 +40,7 @@ from align.stages.runner import (
 
 if TYPE_CHECKING:
     from align.models.roles import Role, Roles
-    from align.ppo.loop import Trained
+    from align.ppo.loop import LoopResult
     from align.ppo.settings import PpoSettings
     from align.ppo.workers import Workers
 
@@ -66,7 +66,7 @@ def inputs(config: Config) -> StageInputs:
             check_rows(reward, side)
         return sides
 
-    return StageInputs(config, label(base, config.method.name), base, records, rows, trains=True)
+    return StageInputs(config, build_run_label(base, config.method.name), base, records, rows, trains=True)
 
 
 def run(run: Run, config: Config, prompts: list[Conversation], eval_prompts: list[Conversation]) -> StageResult:
@@ -88,7 +88,7 @@ def run(run: Run, config: Config, prompts: list[Conversation], eval_prompts: lis
 
 def build_settings(config: Config) -> PpoSettings:
     """Return the settings of the loop: those of `stage`, and those derived from several keys of the configuration."""
-    from align.models.load import choose_device, choose_dtype, name_of
+    from align.models.load import choose_device, choose_dtype, get_dtype_name
     from align.ppo.experience import Estimator
     from align.ppo.settings import PpoSettings
     from align.ppo.update import Losses
@@ -106,7 +106,7 @@ def build_settings(config: Config) -> PpoSettings:
         stage.value_clip_range,
         kl_estimator=stage.kl_estimator,
     )
-    dtype = name_of(choose_dtype(config.dtype, choose_device(config.device)))
+    dtype = get_dtype_name(choose_dtype(config.dtype, choose_device(config.device)))
     dtypes = [dtype] if rollout.dtype == "auto" else [dtype, rollout.dtype]
     servers = (len(rollout.urls) or rollout.replicas) if rollout.engine == "vllm" else 0
     derived = {
@@ -145,11 +145,11 @@ def load_workers(
     Raises:
         InputError: no prompt is left to train on.
     """
-    from align.models.load import choose_device, choose_dtype, context_length, describe
+    from align.models.load import choose_device, choose_dtype, get_context_length, read_configurations
     from align.ppo.workers import Workers, split_prompts
     from align.reward.build import build_beside_policy, check_same_template
     from align.rollout.engine import divergence_as_input_error
-    from align.rollout.strip_reasoning import answer_reader
+    from align.rollout.strip_reasoning import choose_answer_reader
 
     stage: PpoConfig = config.stage
     base = run.base
@@ -158,7 +158,7 @@ def load_workers(
     models = load_reward_artifacts(run.inputs)
     check_same_template(reward, models, base, tokenizer, config.init)
     room = compute_max_prompt_tokens(
-        context_length(describe(base)), config.data.max_length, config.rollout.max_new_tokens
+        get_context_length(read_configurations(base)), config.data.max_length, config.rollout.max_new_tokens
     )
     encoded, dropped = encode_prompts(tokenizer, prompts, room)
     n_eval = stage.eval_prompts if stage.eval_every else 0
@@ -179,7 +179,7 @@ def load_workers(
     )
     print(
         f"{len(training)} prompts, {dropped} dropped as longer than {room} tokens{held_out_count}; "
-        f"{bases} with {roles.quantised_layers()} NF4 layers, reward: {scorer.name}{advantage}"
+        f"{bases} with {roles.count_quantised_layers()} NF4 layers, reward: {scorer.name}{advantage}"
     )
 
     def open_divergence_guard(role: Role) -> AbstractContextManager[None]:
@@ -188,8 +188,8 @@ def load_workers(
         return divergence_as_input_error(name, lr, config.dtype)
 
     generation_config = roles.model.generation_config
-    read_answers = answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
-    method = frozen_method(config.method.name)
+    read_answers = choose_answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
+    method = choose_frozen_method(config.method.name)
     with open_rollout_engine(run, config, base, method, tokenizer, generation_config) as engine:
         yield Workers(
             tokenizer, roles, engine, scorer, training, held_out, config.seed, open_divergence_guard, read_answers
@@ -206,10 +206,10 @@ def load_roles(config: Config, base: Base, artifact: Artifact, models: Sequence[
     device = choose_device(config.device)
     roles = build_roles(
         base,
-        adapter_folder(artifact),
+        find_adapter_folder(artifact),
         [model.path for model in select_on_base(models, base)],
         method=config.method.name,
-        frozen=frozen_method(config.method.name),
+        frozen=choose_frozen_method(config.method.name),
         fresh=Lora.from_settings(config.method),
         value_backbone=stage.value_backbone if stage.has_critic else "none",
         device=device,
@@ -239,14 +239,14 @@ def watch_variety(workers: Workers, start: Mapping[str, float], config: Config) 
         judge_collapse,
         measure_variety,
     )
-    from align.rollout.engine import greedily
+    from align.rollout.engine import use_greedy_decoding
 
     prompts = [get_prompt_text(prompt.conversation.messages) for prompt in workers.held_out]
     first = find_distinct_prompts(prompts)
     shares_answers = config.reward.name == "check"  # many prompts may have the same right answer
     if shares_answers or not config.stage.tripwires.collapse or len(first) < MIN_PROMPTS:
         return {}
-    with greedily(workers.engine):
+    with use_greedy_decoding(workers.engine):
         answers = workers.sample("policy", workers.held_out, "held_out")
     variety = measure_variety([prompts[i] for i in first], [answers.judged_texts[i] for i in first])
     figures = {"greedy_distinct": float(variety.distinct), "greedy_commonest": variety.commonest_share.value}
@@ -256,7 +256,7 @@ def watch_variety(workers: Workers, start: Mapping[str, float], config: Config) 
     return {**figures, "collapse": float(collapse.is_collapsed)}
 
 
-def save_artifact(run: Run, config: Config, workers: Workers, trained: Trained) -> None:
+def save_artifact(run: Run, config: Config, workers: Workers, trained: LoopResult) -> None:
     """Save the last or the best policy, as `stage.publish` says, the last critic, and the tokenizer."""
     from align.models.load import choose_device, choose_dtype, save_tokenizer
 
@@ -270,7 +270,7 @@ def save_artifact(run: Run, config: Config, workers: Workers, trained: Trained) 
     save_tokenizer(workers.tokenizer, run.artifact)
 
 
-def send_to_annotators(run: Run, config: Config, trained: Trained) -> None:
+def send_to_annotators(run: Run, config: Config, trained: LoopResult) -> None:
     """Add the suspicious answers to the annotation store after a tripwire has stopped the run."""
     suspects = [(prompt, candidates) for prompt, candidates in trained.suspects if not prompt.uses_tools]
     with_tools = len(trained.suspects) - len(suspects)

@@ -22,7 +22,7 @@ from align.core.types import Preference, StageResult
 from align.data.chat.encode import find_stop_token_ids
 from align.data.chat.training_view import write_pair
 from align.data.pairs import TokenizedPair, encode_sides, read_divided_preferences
-from align.models.base import adapter_folder
+from align.models.base import find_adapter_folder
 from align.models.lora import Lora, LoraLike
 from align.report import format_interval
 from align.run import Input, Run, json_digest
@@ -55,10 +55,10 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     from torch.nn.functional import logsigmoid
 
     from align.evals.held_out import compute_preference_figures, find_simulated_scorers, write_held_out_pairs
-    from align.models.adapters import SCORE_KEY, adapter_config, read_tensors, save_adapter, with_new_adapter
+    from align.models.adapters import SCORE_KEY, add_new_adapter, read_adapter_config, read_tensors, save_adapter
     from align.models.load import load_classifier, save_tokenizer
     from align.trainers.common import fit
-    from align.trainers.reward import FIGURES, copy_adapter_weights, group_rankings, reward_trainer
+    from align.trainers.reward import FIGURES, build_reward_trainer, copy_adapter_weights, group_rankings
 
     stage: RewardStageConfig = config.stage
     base = run.base
@@ -79,11 +79,11 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
     require_held_out_rows(stage.eval_every, len(test), "stage.held_out")
 
     # The base with a score head of zeros, and a new adapter with the settings and the weights of the SFT adapter.
-    adapter = adapter_folder(artifact)
-    lora = LoraLike(adapter_config(adapter, "init")) if adapter else Lora.from_settings(config.method)
+    adapter = find_adapter_folder(artifact)
+    lora = LoraLike(read_adapter_config(adapter, "init")) if adapter else Lora.from_settings(config.method)
     model = load_classifier(base, config.method.name, device, dtype)
     torch.manual_seed(config.seed)  # a fresh adapter's lora_A is random
-    model = with_new_adapter(model, lora, classifier=True)
+    model = add_new_adapter(model, lora, classifier=True)
     copied = copy_adapter_weights(model, adapter)
 
     # Held-out pairs are scored at the same token position as in training.
@@ -98,7 +98,7 @@ def run(run: Run, config: Config, train_prefs: list[Preference], test_prefs: lis
         return float(-logsigmoid(scores_M2[:, 0] - scores_M2[:, 1]).mean())
 
     fitted = fit(
-        partial(reward_trainer, model, tokenizer, rankings),
+        partial(build_reward_trainer, model, tokenizer, rankings),
         model,
         stage,
         config.seed,
@@ -140,11 +140,13 @@ def prioritise(config: Config, model: Any, tokenizer: Any, stops: tuple[int, ...
     """Order a project's items by the model's uncertainty, see `annotate.priority`. Returns the number of items ordered.
     Only the first rank opens the store; all ranks score."""
     from align.annotate.priority import compute_uncertainties, tokenize_answers
-    from align.trainers.reward import score_head
+    from align.trainers.reward import find_score_head
 
     with open_store(config, create=False) if ranks.is_main() else nullcontext() as store:
         answers = tokenize_answers(store, config.project, tokenizer, stops, max_length) if store else {}
-        priorities = compute_uncertainties(model, score_head(model), ranks.broadcast(answers), tokenizer.pad_token_id)
+        priorities = compute_uncertainties(
+            model, find_score_head(model), ranks.broadcast(answers), tokenizer.pad_token_id
+        )
         return store.set_priorities(config.project, priorities) if store else 0
 
 
@@ -161,15 +163,15 @@ def compute_pair_scores(
     """
     import torch
 
-    from align.models.finite_checks import diverged
+    from align.models.finite_checks import build_divergence_error
     from align.ops.finite import count_not_finite
     from align.reward.learned import score_rows
-    from align.trainers.reward import score_head
+    from align.trainers.reward import find_score_head
 
     tokens = [tuple(ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
     row_of = {ids: i for i, ids in enumerate(dict.fromkeys(tokens))}  # an answer of several pairs is scored once
-    scores = score_rows(model.eval(), score_head(model), list(row_of), pad_id)
+    scores = score_rows(model.eval(), find_score_head(model), list(row_of), pad_id)
     if count := count_not_finite(scores):
         problem = f"{count} of {len(scores)} held-out answers have scores that are no numbers after step {steps}"
-        raise diverged(f"{problem}: nothing is published", lr, dtype)
+        raise build_divergence_error(f"{problem}: nothing is published", lr, dtype)
     return scores[torch.tensor([row_of[ids] for ids in tokens])].view(-1, 2)

@@ -37,10 +37,10 @@ from align.data.sources import MANIFEST, DataSource, add_rankers
 from align.data.trained_ids import choose_id_scheme, write_trained_ids
 from align.mirrors import Artifact as MirroredArtifact
 from align.mirrors import GuardedMirror, MirroredRun, open_mirror, require_installed
-from align.models.base import label, start_from
-from align.models.lora import saved_settings
+from align.models.base import build_run_label, resolve_start
+from align.models.lora import read_saved_settings
 from align.report.figure_labels import describe_small_samples
-from align.rollout.engine_process import VLLM, required_interpreter
+from align.rollout.engine_process import VLLM, require_interpreter
 from align.run import Artifact, Base, Input, Run, load_artifact, verify_outputs
 from align.run.files import find_user_error
 from align.run.weights import count_weights, is_reward_adapter
@@ -91,7 +91,7 @@ def find_start(config: Config, ref: str | None = None, field: str = "init") -> t
     ref = ref if ref is not None else str(getattr(config, field))
     root = config.run.folder
     model = config.model
-    start = start_from(ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field)
+    start = resolve_start(ref, root, path=model.path, revision=model.revision, method=config.method.name, field=field)
     artifact = start.artifact
     if config.stage.name != "export" and not artifact.whole and is_reward_adapter(artifact.path):
         remedy = "Name an adapter of stage=sft, stage=dpo, stage=kto or stage=ppo."
@@ -125,7 +125,7 @@ def find_judgement_inputs(config: Config, divide: Callable[..., tuple[Any, Any]]
         return sides
 
     records = {"init": artifact.as_input(), **build_pair_inputs(source, store, config.project)}
-    return StageInputs(config, label(base, config.method.name), base, records, rows, trains=True)
+    return StageInputs(config, build_run_label(base, config.method.name), base, records, rows, trains=True)
 
 
 def continue_settings(method: Any, adapter: Artifact) -> Any:
@@ -135,7 +135,7 @@ def continue_settings(method: Any, adapter: Artifact) -> Any:
     Raises:
         InputError: the command line has other settings than the adapter.
     """
-    saved = saved_settings(adapter.path)
+    saved = read_saved_settings(adapter.path)
     why = f"{adapter.ref} is an adapter already, and goes on as it is"
     method.refuse_others(saved, why, "Drop it, or start from a whole model.")
     settings = {key: value for key, value in saved.items() if type(value) is type(getattr(method, key))}
@@ -155,10 +155,10 @@ def find_input(run: Run, name: str = "init") -> Artifact:
 def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
     """Return the artifact of `init=`, and its tokenizer with the chat template of the configuration."""
     from align.data.chat.template import use_template
-    from align.models.load import own_tokenizer
+    from align.models.load import load_own_tokenizer
 
     artifact = find_input(run)
-    tokenizer = own_tokenizer(artifact, run.base)
+    tokenizer = load_own_tokenizer(artifact, run.base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
     return artifact, tokenizer
 
@@ -166,11 +166,11 @@ def load_start(run: Run, config: Config) -> tuple[Artifact, Any]:
 def load_training_start(run: Run, config: Config) -> tuple[Artifact, Any, Any, Any, int]:
     """Return the artifact of `init=`, its tokenizer, the device, the dtype, and the maximum length of a row in tokens.
     Loads no weights."""
-    from align.models.load import choose_device, choose_dtype, context_length, describe
+    from align.models.load import choose_device, choose_dtype, get_context_length, read_configurations
 
     artifact, tokenizer = load_start(run, config)
     device = choose_device(config.device)
-    max_length = min(config.data.max_length, context_length(describe(run.base)))
+    max_length = min(config.data.max_length, get_context_length(read_configurations(run.base)))
     return artifact, tokenizer, device, choose_dtype(config.dtype, device), max_length
 
 
@@ -180,7 +180,7 @@ def open_rollout_engine(
     """Open the rollout engine of `rollout=` on a base. It is closed as the block ends.
 
     Args:
-        method: method by which the base is loaded, see `align.models.base.frozen_method`.
+        method: method by which the base is loaded, see `align.models.base.choose_frozen_method`.
     """
     from align.models.load import choose_device, choose_dtype
     from align.rollout.registry import open_engine
@@ -291,7 +291,7 @@ def open_and_run(config: Config, on_open: Callable[[Path], object]) -> int:
     data_ref = config.data.path or ""
     stage_module = load_stage(config.stage.name)
     if "rollout" in STAGES[config.stage.name].reads and config.rollout.engine == "vllm" and not config.rollout.urls:
-        required_interpreter(VLLM, config.rollout.python, "rollout.python")
+        require_interpreter(VLLM, config.rollout.python, "rollout.python")
     inputs: StageInputs = stage_module.inputs(resolve_data_set(config))
     config, rate_origin = fill_learning_rates(inputs.config, inputs.base)
     records = inputs.records
@@ -417,7 +417,7 @@ def describe_hardware(config: Config) -> dict[str, Any]:
         return {}
     import torch
 
-    from align.models.load import choose_device, name_of_gpu
+    from align.models.load import choose_device, describe_gpu
 
     device = choose_device(config.device)
     default_dtype = "bfloat16" if device.type == "cuda" else "float32"
@@ -425,7 +425,7 @@ def describe_hardware(config: Config) -> dict[str, Any]:
         "device": device.type,
         "dtype": default_dtype if config.dtype == "auto" else config.dtype,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        **name_of_gpu(device),
+        **describe_gpu(device),
         "world_size": ranks.world_size(),
     }
 

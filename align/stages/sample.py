@@ -30,7 +30,7 @@ from align.data.read.records import write_preferences
 from align.data.sources import DataSource, build_data_inputs
 from align.data.sources import read_source_prompts as read_prompts
 from align.evals.judges.identity import get_scorer_title, list_scorer_parts
-from align.models.base import adapter_folder, frozen_method, label
+from align.models.base import build_run_label, choose_frozen_method, find_adapter_folder
 from align.models.lora import Lora
 from align.report.figure_text import format_interval, pluralize
 from align.reward.inputs import (
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from align.models.actors import Actor
     from align.reward.scorer import Scorer
     from align.rollout.engine import Engine
-    from align.rollout.strip_reasoning import Judged
+    from align.rollout.strip_reasoning import JudgedAnswers
 
 PROMPTS_AT_ONCE = 64
 """Prompts in a chunk without best-of-n."""
@@ -100,7 +100,7 @@ def inputs(config: Config) -> StageInputs:
             check_rows(build_reward_spec(stage.parse_gold()), prompts)
         return (prompts,)
 
-    return StageInputs(config, label(base, config.method.name), base, records, rows)
+    return StageInputs(config, build_run_label(base, config.method.name), base, records, rows)
 
 
 def find_reward_inputs(config: Config, policy: Artifact, base: Base) -> dict[str, Input]:
@@ -145,10 +145,10 @@ def encode_and_count(
     run: Run, config: Config, tokenizer: Any, prompts: Sequence[Conversation]
 ) -> tuple[list[Prompt], str]:
     """Tokenize the prompts and drop those that are too long. Returns a sentence with both counts too."""
-    from align.models.load import context_length, describe
+    from align.models.load import get_context_length, read_configurations
 
     room = compute_max_prompt_tokens(
-        context_length(describe(run.base)), config.data.max_length, config.rollout.max_new_tokens
+        get_context_length(read_configurations(run.base)), config.data.max_length, config.rollout.max_new_tokens
     )
     encoded, dropped = encode_prompts(tokenizer, prompts, room)
     run.known_metrics = {"prompts": len(encoded), "dropped": dropped}
@@ -163,12 +163,12 @@ def summarize_chunks(chunks: Sequence[Mapping[str, Any]]) -> tuple[int, dict[str
 
 def describe_flawed_answers(config: Config, means: Mapping[str, float]) -> list[str]:
     """Return warnings if many answers were cut off or are empty."""
-    from align.rollout.engine import cut_answers
-    from align.rollout.strip_reasoning import empty_answers
+    from align.rollout.engine import warn_about_cut_answers
+    from align.rollout.strip_reasoning import warn_about_empty_answers
 
     return [
-        *cut_answers(1 - means["eos_rate"], config.rollout.max_new_tokens),
-        *empty_answers(means["empty_rate"], config.rollout.reasoning == "hide"),
+        *warn_about_cut_answers(1 - means["eos_rate"], config.rollout.max_new_tokens),
+        *warn_about_empty_answers(means["empty_rate"], config.rollout.reasoning == "hide"),
     ]
 
 
@@ -179,8 +179,8 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
     """Put several answers to each prompt into the annotation store."""
     from align.models.actors import AdapterPool
     from align.models.load import choose_device, choose_dtype, load_base
-    from align.rollout.engine import divergence_as_input_error, response_texts, row_seeds
-    from align.rollout.strip_reasoning import empty, parted_texts, sample_row
+    from align.rollout.engine import decode_responses, derive_row_seeds, divergence_as_input_error
+    from align.rollout.strip_reasoning import build_sample_row, is_empty_answer, split_reasoning_batch
 
     stage: SampleConfig = config.stage
     base = run.base
@@ -190,7 +190,7 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
     method = config.method.name
     model = load_base(base, method, device, choose_dtype(config.dtype, device))
     pool = AdapterPool(model, alone=True)
-    adapter = adapter_folder(artifact)
+    adapter = find_adapter_folder(artifact)
     actor = pool.actor(pool.add(adapter) if adapter else None)
     print(f"{prompt_counts}; {stage.candidates} answers each")
 
@@ -214,13 +214,13 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
             row_prompts = [encoded[i] for i, _ in rows]
             prompt_ids = [prompt.input_ids for prompt in row_prompts]
             with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
-                rollout = engine.generate(prompt_ids, actor, row_seeds(rows, config.seed, "sample"))
+                rollout = engine.generate(prompt_ids, actor, derive_row_seeds(rows, config.seed, "sample"))
             if store is None:  # only the first rank adds items
                 bar.advance(first + len(chunk))
                 continue
-            texts = response_texts(rollout, tokenizer)
+            texts = decode_responses(rollout, tokenizer)
             has_ended = rollout.ended_B.tolist()
-            reasoning, texts = parted_texts(row_prompts, texts, tokenizer, hides_reasoning)
+            reasoning, texts = split_reasoning_batch(row_prompts, texts, tokenizer, hides_reasoning)
             candidates = [
                 Candidate(
                     replace_unwritable(text),
@@ -233,14 +233,14 @@ def sample_for_people(run: Run, config: Config, prompts: list[Conversation]) -> 
             ]
             withheld = add_items(store, config, f"{run.name}/", first, chunk, candidates)
             samples = [
-                sample_row(prompt.conversation, candidate.text, thought, ended=candidate.ended)
+                build_sample_row(prompt.conversation, candidate.text, thought, ended=candidate.ended)
                 for prompt, candidate, thought in zip(row_prompts, candidates, reasoning, strict=True)
             ]
             track.keep(first + len(chunk), samples)
             means = {
                 "eos_rate": sum(has_ended) / len(rows),
                 "mean_length": float(rollout.lengths_B.sum()) / len(rows),
-                "empty_rate": sum(empty(candidate.text) for candidate in candidates) / len(rows),
+                "empty_rate": sum(is_empty_answer(candidate.text) for candidate in candidates) / len(rows),
             }
             track.log(first + len(chunk), {"answers": len(rows), **means, **withheld})
             bar.advance(first + len(chunk), eos_rate=means["eos_rate"], length=means["mean_length"])
@@ -296,7 +296,7 @@ def add_items(
         first: number of the first prompt of the chunk.
         answers: `stage.candidates` answers to the first prompt, then those to the second one, and so on.
     """
-    from align.rollout.strip_reasoning import asked_alone
+    from align.rollout.strip_reasoning import strip_prompt_reasoning
 
     count = config.stage.candidates
     withheld = dict.fromkeys(WITHHELD, 0)
@@ -309,7 +309,9 @@ def add_items(
             elif len(texts) == 1:
                 withheld["all_empty" if texts == {""} else "all_equal"] += 1
             else:
-                conversation = asked_alone(prompt) if config.rollout.reasoning == "hide" else prompt.conversation
+                conversation = (
+                    strip_prompt_reasoning(prompt) if config.rollout.reasoning == "hide" else prompt.conversation
+                )
                 store.add_item(config.project, f"{prefix}{first + i}", conversation, candidates)
     return withheld
 
@@ -344,19 +346,19 @@ class RankedSampling:
     read_answers: Any
     scorers: Mapping[str, Scorer]
 
-    def answer(self, rows: Sequence[tuple[int, int]], seed: int, purpose: str) -> tuple[Rollout, Judged]:
+    def answer(self, rows: Sequence[tuple[int, int]], seed: int, purpose: str) -> tuple[Rollout, JudgedAnswers]:
         """Sample an answer for each row.
 
         Args:
             rows: number of the prompt and number of the answer to it.
             purpose: name that enters the seeds, so that different uses sample different answers.
         """
-        from align.rollout.engine import response_texts, row_seeds
+        from align.rollout.engine import decode_responses, derive_row_seeds
 
         prompts = [self.prompts[i] for i, _ in rows]
-        seeds = row_seeds(rows, seed, purpose)
+        seeds = derive_row_seeds(rows, seed, purpose)
         rollout = self.engine.generate([prompt.input_ids for prompt in prompts], self.actor, seeds).to(self.device)
-        return rollout, self.read_answers(prompts, response_texts(rollout, self.tokenizer), rollout)
+        return rollout, self.read_answers(prompts, decode_responses(rollout, self.tokenizer), rollout)
 
     def calibrate(self, seed: int) -> RankedSampling:
         """Return a copy in which the learned members of ensembles and sums are standardised on answers of the policy.
@@ -377,7 +379,7 @@ class RankedSampling:
 def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> StageResult:
     """Sample and score N answers to each prompt, and publish winners, pairs and figures."""
     from align.rollout.engine import divergence_as_input_error
-    from align.rollout.strip_reasoning import empty
+    from align.rollout.strip_reasoning import is_empty_answer
 
     n = config.stage.best_of
     start = count_finished_prompts(run)
@@ -399,7 +401,7 @@ def sample_best_of(run: Run, config: Config, prompts: list[Conversation]) -> Sta
                 means = {
                     "eos_rate": float(rollout.ended_B.sum()) / len(rows),
                     "mean_length": float(rollout.lengths_B.sum()) / len(rows),
-                    "empty_rate": sum(map(empty, texts)) / len(rows),
+                    "empty_rate": sum(map(is_empty_answer, texts)) / len(rows),
                     "mean_reward": float(scores["score"].double().sum()) / len(rows),
                 }
                 if ranks.is_main():
@@ -423,12 +425,12 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     from align.models.load import choose_device, choose_dtype
     from align.ppo.workers import build_roles
     from align.reward.build import build_beside_policy, build_scorer, check_same_template, load_reward_model
-    from align.rollout.strip_reasoning import answer_reader
+    from align.rollout.strip_reasoning import choose_answer_reader
 
     base = run.base
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
-    frozen = frozen_method(config.method.name)
+    frozen = choose_frozen_method(config.method.name)
     policy, tokenizer = load_start(run, config)
     reward = build_reward_spec(config.reward)
     models = load_reward_artifacts(run.inputs)
@@ -436,7 +438,7 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
     encoded, prompt_counts = encode_and_count(run, config, tokenizer, prompts)
     roles = build_roles(
         base,
-        adapter_folder(policy),
+        find_adapter_folder(policy),
         [model.path for model in select_on_base(models, base)],
         method=frozen,
         frozen=frozen,
@@ -455,12 +457,12 @@ def load_ranked_sampling(run: Run, config: Config, prompts: Sequence[Conversatio
         gold_title = f"; measured by {scorers['gold'].name}"
     print(f"{prompt_counts}; {config.stage.best_of} answers each, ranked by {scorers['score'].name}{gold_title}")
     generation_config = roles.model.generation_config
-    read_answers = answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
+    read_answers = choose_answer_reader(config.rollout.reasoning == "hide", tokenizer, generation_config)
     with open_rollout_engine(run, config, base, frozen, tokenizer, generation_config) as engine:
         yield RankedSampling(encoded, tokenizer, device, engine, roles.actor("reference"), read_answers, scorers)
 
 
-def score_answers(scorer: Scorer, name: str, judged_rollout: Judged) -> Tensor:
+def score_answers(scorer: Scorer, name: str, judged_rollout: JudgedAnswers) -> Tensor:
     """Return the scores of answers [B].
 
     Args:
@@ -477,7 +479,11 @@ def score_answers(scorer: Scorer, name: str, judged_rollout: Judged) -> Tensor:
 
 
 def list_samples(
-    numbers: Sequence[int], texts: Sequence[str], rollout: Rollout, judged_rollout: Judged, scores: Mapping[str, Tensor]
+    numbers: Sequence[int],
+    texts: Sequence[str],
+    rollout: Rollout,
+    judged_rollout: JudgedAnswers,
+    scores: Mapping[str, Tensor],
 ) -> list[dict[str, Any]]:
     """Return the rows of `samples.jsonl` for a chunk, one for each prompt, with its answers in the order in which they
     were sampled.

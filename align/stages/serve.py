@@ -25,18 +25,18 @@ from align.core.aliases import parse_aliases
 from align.core.errors import AlignError, require
 from align.core.files import parse_user_path
 from align.core.types import StageResult
-from align.models.base import label
+from align.models.base import build_run_label
 from align.report.figure_text import align_columns
 from align.run import Input, Run
 from align.run.signing import load_public_key
 from align.run.weights import is_reward_adapter
 from align.serve import operator_log
 from align.serve.adapter_folders import warn_if_stale
-from align.serve.alias_watcher import Following
-from align.serve.rate_limits import Limiter
-from align.serve.startup import Opened, open_portfolio
-from align.serve.tenants import Keys, Limits, TenantKeys, change_tenant, read_key_file
-from align.serve.usage import Usage, Used, read_usage_beside, usage_beside
+from align.serve.alias_watcher import AliasWatcher
+from align.serve.rate_limits import RateLimiter
+from align.serve.startup import ResolvedNames, open_portfolio
+from align.serve.tenants import KeyFile, Limits, TenantKeys, change_tenant, read_key_file
+from align.serve.usage import TenantUsage, UsageDatabase, build_usage_path, read_usage_of_tenants
 from align.stages.runner import StageInputs
 from align.web.server import open_listener, serve
 
@@ -82,10 +82,10 @@ def inputs(config: Config) -> StageInputs:
     if signer is not None:
         records["signer"] = Input(signer.fingerprint)
     records |= {f"adapters.{ref}": artifact.as_input() for ref, artifact in startup.artifacts.items()}
-    return StageInputs(config, label(base, method), base, records, lambda: (startup,), again=True)
+    return StageInputs(config, build_run_label(base, method), base, records, lambda: (startup,), again=True)
 
 
-def run(run: Run, config: Config, startup: Opened) -> StageResult:
+def run(run: Run, config: Config, startup: ResolvedNames) -> StageResult:
     """Serve until a signal.
 
     Args:
@@ -99,7 +99,7 @@ def run(run: Run, config: Config, startup: Opened) -> StageResult:
     open_listener(stage.host, stage.port).close()  # raises InputError for a used port before any weights are loaded
     start_time = time.monotonic()
     print(f"loading base {portfolio.base_id} ({portfolio.base.digest[:12]}) …", flush=True)
-    from align.serve.app import application  # its imports take seconds
+    from align.serve.app import build_application  # its imports take seconds
 
     with open_service(run, config, startup) as (service, engine_description):
         lines = [
@@ -109,7 +109,7 @@ def run(run: Run, config: Config, startup: Opened) -> StageResult:
             f"ready after {time.monotonic() - start_time:.1f} s: open {url}, or set OPENAI_BASE_URL={url}/v1",
             "Ctrl+C ends it; SIGTERM lets it finish",
         ]
-        app = application(service, [url, *other_origins])
+        app = build_application(service, [url, *other_origins])
 
         def drain(at_once: bool) -> Awaitable[None]:
             return service.drain(0.0 if at_once else stage.drain_s)
@@ -127,7 +127,7 @@ def run(run: Run, config: Config, startup: Opened) -> StageResult:
 
 
 @contextmanager
-def open_service(run: Run, config: Config, startup: Opened) -> Iterator[tuple[Any, str]]:
+def open_service(run: Run, config: Config, startup: ResolvedNames) -> Iterator[tuple[Any, str]]:
     """Open the engine and the logs of a server. Yields the service with its engine running, and a description of the
     engine."""
     from align.models.load import load_tokenizer
@@ -154,13 +154,13 @@ def open_service(run: Run, config: Config, startup: Opened) -> Iterator[tuple[An
         request_log = RequestLog(run.folder / "requests.jsonl")
         adapter_log = AdapterLog(run.folder / "adapters.jsonl")
         portfolio.report_changes(adapter_log.write)
-        usage = None if keys is None else Usage(usage_beside(keys))
+        usage = None if keys is None else UsageDatabase(build_usage_path(keys))
         thread.start()
         try:
             alias_watcher = None
             if startup.following:
                 dtypes = [artifact.dtype for artifact in startup.artifacts.values()]
-                alias_watcher = Following(config.run.folder, startup.following, portfolio, dtypes)
+                alias_watcher = AliasWatcher(config.run.folder, startup.following, portfolio, dtypes)
             service = Service(
                 engine=thread,
                 portfolio=portfolio,
@@ -170,10 +170,10 @@ def open_service(run: Run, config: Config, startup: Opened) -> Iterator[tuple[An
                 created=int(time.time()),
                 log=request_log,
                 metrics=Metrics(loaded.engine.stats, lambda: thread.cpu_s),
-                limiter=Limiter(time.monotonic, stage.max_answers, usage),
+                limiter=RateLimiter(time.monotonic, stage.max_answers, usage),
                 max_prompts=stage.max_prompts,
                 max_logprobs=stage.max_logprobs,
-                keys=None if keys is None else Keys(keys),
+                keys=None if keys is None else KeyFile(keys),
                 following=alias_watcher,
             )
             yield service, loaded.description
@@ -203,15 +203,15 @@ class LoadedEngine(NamedTuple):
 
 
 @contextmanager
-def open_own_engine(run: Run, config: Config, startup: Opened) -> Iterator[LoadedEngine]:
+def open_own_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterator[LoadedEngine]:
     """Load align's own engine on the base that the adapters were trained on: for NF4, the dequantised weights in fp32.
 
     It answers in continuous batches if the model is on the fast path, and one request after another otherwise.
     """
     import torch
 
-    from align.models.adapters import adaptable_modules, check_targets, read_adapter
-    from align.models.base import frozen_method
+    from align.models.adapters import check_targets, list_adaptable_modules, read_adapter
+    from align.models.base import choose_frozen_method
     from align.models.dequantised import dequantise
     from align.models.fastpath.adapter_bank import load_for_bank
     from align.models.fastpath.decoder import NotPlainError
@@ -224,7 +224,7 @@ def open_own_engine(run: Run, config: Config, startup: Opened) -> Iterator[Loade
     method = startup.portfolio.method
     device = choose_device(config.device)
     dtype = choose_dtype(find_base_dtype(config, startup), device)
-    model: Any = load_base(startup.portfolio.base, frozen_method(method), device, dtype)
+    model: Any = load_base(startup.portfolio.base, choose_frozen_method(method), device, dtype)
     if method == "qlora":
         model = dequantise(model, torch.float32)
     context = compute_context_length(model, stage)
@@ -244,7 +244,7 @@ def open_own_engine(run: Run, config: Config, startup: Opened) -> Iterator[Loade
             check = partial(load_for_bank, sites=decoder.bank.sites, max_rank=rank)
             yield LoadedEngine(engine, check, describe_batches(stage, decoder.exact), vocabulary, generation)
             return
-    layers = adaptable_modules(model)
+    layers = list_adaptable_modules(model)
 
     def check_adapter(folder: Path) -> None:
         problem = "is a reward model, and those are served on the fast path alone"
@@ -257,7 +257,7 @@ def open_own_engine(run: Run, config: Config, startup: Opened) -> Iterator[Loade
 
 
 @contextmanager
-def open_vllm_engine(run: Run, config: Config, startup: Opened) -> Iterator[LoadedEngine]:
+def open_vllm_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterator[LoadedEngine]:
     """Start vLLM in a process that ends with the block.
 
     The probes that vLLM has to reproduce with the base and with each adapter are computed before it starts, so that
@@ -267,27 +267,27 @@ def open_vllm_engine(run: Run, config: Config, startup: Opened) -> Iterator[Load
         InputError: vLLM does not start, or it does not reproduce the base's probes.
     """
     from align.export.vllm_adapters import VllmAdapters
-    from align.models.load import DTYPES, choose_device, choose_dtype, describe, load_tokenizer
-    from align.rollout.engine_process import VLLM, engine_version, required_interpreter
+    from align.models.load import DTYPES, choose_device, choose_dtype, load_tokenizer, read_configurations
+    from align.rollout.engine_process import VLLM, find_engine_version, require_interpreter
     from align.rollout.vllm_engine import VllmEngine
     from align.rollout.vllm_server import (
         STOPPING_S,
         VllmProcess,
         VllmServer,
-        adaptable_layers,
+        build_serve_arguments,
         check_servable,
-        max_lora_rank,
-        serve_arguments,
+        choose_max_lora_rank,
+        list_adaptable_layers,
     )
 
     stage: ServeConfig = config.stage
     settings = config.serve
     base = startup.portfolio.base
     device = choose_device(config.device)
-    python = required_interpreter(VLLM, settings.python, "serve.python")
+    python = require_interpreter(VLLM, settings.python, "serve.python")
     adapters = {version.digest: version.folder for version in startup.portfolio.versions().values()}
-    layers = adaptable_layers(base)
-    rank = max_lora_rank([*adapters.values()], stage.max_rank, layers)
+    layers = list_adaptable_layers(base)
+    rank = choose_max_lora_rank([*adapters.values()], stage.max_rank, layers)
     copies = run.folder.absolute() / "vllm"
     shutil.rmtree(copies, ignore_errors=True)  # of a server that was killed
     dtype = choose_dtype(find_base_dtype(config, startup), device)
@@ -295,12 +295,12 @@ def open_vllm_engine(run: Run, config: Config, startup: Opened) -> Iterator[Load
     folder = vllm_adapters.base_folder(config.run.folder / "bases", DTYPES[settings.dtype])
     base_probes = vllm_adapters.learn(adapters)
     vllm_adapters.device = choose_device("cpu")  # for adapters that are loaded later, when vLLM has the GPU's memory
-    description = describe(base)
+    description = read_configurations(base)
     context = compute_context_length(description, stage)
     log = run.folder / "vllm.log"
 
     def start() -> VllmProcess:
-        arguments = serve_arguments(
+        arguments = build_serve_arguments(
             base.digest,
             settings.dtype,
             layers=layers,
@@ -312,7 +312,7 @@ def open_vllm_engine(run: Run, config: Config, startup: Opened) -> Iterator[Load
         )
         return VllmProcess(python, folder, [*arguments, *settings.words], log)
 
-    print(f"starting vLLM {engine_version(VLLM, python, 'serve.python')}; what it says is in {log}", flush=True)
+    print(f"starting vLLM {find_engine_version(VLLM, python, 'serve.python')}; what it says is in {log}", flush=True)
     remedy = "vllm.log, in the run's folder, says why."
     server = VllmServer("serve.python", python, settings.start_s, remedy, start)
     engine = None
@@ -340,7 +340,7 @@ def open_vllm_engine(run: Run, config: Config, startup: Opened) -> Iterator[Load
         shutil.rmtree(copies, ignore_errors=True)
 
 
-ENGINES: dict[str, Callable[[Run, Config, Opened], AbstractContextManager[LoadedEngine]]] = {
+ENGINES: dict[str, Callable[[Run, Config, ResolvedNames], AbstractContextManager[LoadedEngine]]] = {
     "align": open_own_engine,
     "vllm": open_vllm_engine,
 }
@@ -348,9 +348,9 @@ ENGINES: dict[str, Callable[[Run, Config, Opened], AbstractContextManager[Loaded
 
 def compute_context_length(model: Any, stage: ServeConfig) -> int:
     """Return the maximum number of tokens of a prompt and its answer together."""
-    from align.models.load import context_length
+    from align.models.load import get_context_length
 
-    model_length = context_length(model)
+    model_length = get_context_length(model)
     return min(model_length, stage.max_length or model_length)
 
 
@@ -371,7 +371,7 @@ def describe_batches(stage: ServeConfig, is_exact: bool) -> str:
     return f"{batches}; on this machine an answer's last bits can change with its neighbours"
 
 
-def find_base_dtype(config: Config, startup: Opened) -> str:
+def find_base_dtype(config: Config, startup: ResolvedNames) -> str:
     """Return the dtype in which to load the base. For QLoRA it is that of training, from which NF4 was quantised.
 
     Raises:
@@ -385,7 +385,7 @@ def find_base_dtype(config: Config, startup: Opened) -> str:
     return next(iter(dtypes), config.dtype)
 
 
-def describe_access(startup: Opened, stage: ServeConfig) -> Iterator[str]:
+def describe_access(startup: ResolvedNames, stage: ServeConfig) -> Iterator[str]:
     """Yield lines on the key that must have signed the adapters, and on the tenants of `stage.keys`."""
     if startup.portfolio.signer is not None:
         yield f"signatures: every adapter has to be signed by {startup.portfolio.signer.fingerprint[:12]}"
@@ -426,7 +426,7 @@ def list_tenants(config: Config) -> Iterable[str]:
     remedy = f"The tenants are {', '.join(sorted(tenants)) or '(none)'}."
     require(stage.tenant in (None, *tenants), "stage.tenant", stage.tenant, "there is no such tenant", remedy)
     entries = [entry for name, entry in sorted(tenants.items()) if stage.tenant in (None, name)]
-    usage = read_usage_beside(keys, [entry.tenant.name for entry in entries])
+    usage = read_usage_of_tenants(keys, [entry.tenant.name for entry in entries])
     rows = [build_tenant_row(entry, usage[entry.tenant.name]) for entry in entries]
     return [*align_columns([TENANT_COLUMNS, *rows])]
 
@@ -444,7 +444,7 @@ def describe_tenant(entry: TenantKeys) -> str:
     return f"tenant {tenant.name}: {'; '.join(parts)}; keys: {keys}"
 
 
-def build_tenant_row(entry: TenantKeys, used: Used) -> tuple[str, ...]:
+def build_tenant_row(entry: TenantKeys, used: TenantUsage) -> tuple[str, ...]:
     """Return the cells of `TENANT_COLUMNS` for a tenant."""
     tenant = entry.tenant
     limits = tenant.limits

@@ -23,7 +23,7 @@ from align.data.chat.encode import EncodingResult, encode_documents
 from align.data.chat.template import use_template
 from align.data.chat.training_view import write_rows
 from align.data.sources import DataSource, build_data_inputs, list_held_out_sources, read_divided_documents
-from align.models.base import BASE, adapter_folder, find_base, label
+from align.models.base import BASE, build_run_label, find_adapter_folder, find_base
 from align.models.lora import Lora
 from align.report import format_interval
 from align.run import Input, Run
@@ -56,7 +56,7 @@ def inputs(config: Config) -> StageInputs:
         return train, test[: config.stage.eval_size], sources[: config.stage.eval_size]
 
     records |= build_data_inputs(source)
-    return StageInputs(config, label(base, config.method.name), base, records, rows, trains=True)
+    return StageInputs(config, build_run_label(base, config.method.name), base, records, rows, trains=True)
 
 
 def run(
@@ -68,21 +68,21 @@ def run(
 ) -> StageResult:
     from align.evals.held_out import compute_held_out_loss
     from align.models.adapters import save_adapter
-    from align.models.finite_checks import diverged
+    from align.models.finite_checks import build_divergence_error
     from align.models.load import (
         check_packing,
         choose_device,
         choose_dtype,
-        context_length,
-        describe,
+        get_context_length,
         load_base,
+        load_own_tokenizer,
         load_tokenizer,
-        own_tokenizer,
+        read_configurations,
         save_tokenizer,
     )
     from align.models.sharded import load_in_shards, save_whole
-    from align.trainers.common import fit, put_trained_adapter
-    from align.trainers.sft import FIGURES, packed_rows, sft_trainer
+    from align.trainers.common import add_trained_adapter, fit
+    from align.trainers.sft import FIGURES, build_sft_trainer, pack_rows
 
     stage: SftConfig = config.stage
     base = run.base
@@ -91,13 +91,13 @@ def run(
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     init = find_input(run) if "init" in run.inputs else None
-    tokenizer = own_tokenizer(init, base) if init else load_tokenizer(base)
+    tokenizer = load_own_tokenizer(init, base) if init else load_tokenizer(base)
     is_plain_text = config.data.name == "chitchat" and config.data.part == "base"
     if not is_plain_text:
         use_template(tokenizer, config.data.template, config.data.template_kwargs)
 
     # Tokenize before any weights are loaded. Only tokens that the assistant writes have a label.
-    max_length = min(config.data.max_length, context_length(describe(base)))
+    max_length = min(config.data.max_length, get_context_length(read_configurations(base)))
     cuts = config.data.too_long == "truncate"
     masks = config.data.reasoning == "mask"
     encode_rows = partial(encode_documents, tokenizer, max_length=max_length, truncate=cuts, mask_reasoning=masks)
@@ -125,8 +125,8 @@ def run(
     shards = config.method.name == "full" and not ranks.is_alone()
     model = load_in_shards(base, device, dtype) if shards else load_base(base, config.method.name, device, dtype)
     if config.method.name != "full":
-        model = put_trained_adapter(
-            model, adapter_folder(init) if init else None, Lora.from_settings(config.method), config.seed
+        model = add_trained_adapter(
+            model, find_adapter_folder(init) if init else None, Lora.from_settings(config.method), config.seed
         )
 
     def measure(steps: int) -> HeldOutLoss:
@@ -135,16 +135,16 @@ def run(
         if not loss.mean < LARGEST_LOSS:
             what = f"after step {steps}" if steps else f"of {base.id} before training"
             problem = f"the held-out loss {what} is {loss.mean:.3g} nats a token: nothing is published"
-            raise diverged(problem, stage.lr if steps else None, config.dtype)
+            raise build_divergence_error(problem, stage.lr if steps else None, config.dtype)
         return loss
 
     at_start = measure(0) if test.rows else None
     fitted = fit(
-        partial(sft_trainer, model, tokenizer, train.rows, max_length=max_length, packing=stage.packing),
+        partial(build_sft_trainer, model, tokenizer, train.rows, max_length=max_length, packing=stage.packing),
         model,
         stage,
         config.seed,
-        len(packed_rows(train.rows, max_length)) if stage.packing else len(train.rows),
+        len(pack_rows(train.rows, max_length)) if stage.packing else len(train.rows),
         run,
         lambda step: measure(step).mean,
         device=device,

@@ -21,7 +21,7 @@ from align.core.errors import AlignError
 from align.core.types import Rollout, StageResult
 from align.data.chat.template import use_template
 from align.data.chat.tokens import tokenize_text
-from align.models.base import BASE, frozen_method, label
+from align.models.base import BASE, build_run_label, choose_frozen_method
 from align.reward.inputs import check_reasoning_matches, load_reward_artifacts, reward_inputs
 from align.run import Input, Run, json_digest, write_json
 from align.run.environment import code_digest, package_versions
@@ -61,11 +61,11 @@ def inputs(config: Config) -> StageInputs:
     check_reasoning_matches(load_reward_artifacts(rewards), config.rollout.reasoning)
     code = Input(json_digest([package_versions(), code_digest()]))
     records = {"code": code, "init": artifact.as_input(), **rewards}
-    return StageInputs(config, label(base, config.method.name), base, records)
+    return StageInputs(config, build_run_label(base, config.method.name), base, records)
 
 
 def run(run: Run, config: Config) -> StageResult:
-    from align.models.load import choose_device, choose_dtype, own_tokenizer
+    from align.models.load import choose_device, choose_dtype, load_own_tokenizer
     from align.ppo.verify.enumerated import SIZE, check_unbiased, measure_biases
 
     stage: VerifyConfig = config.stage
@@ -74,10 +74,10 @@ def run(run: Run, config: Config) -> StageResult:
     artifact = find_input(run)
     roles = load_roles(config, base, artifact, load_reward_artifacts(run.inputs))
     perturb_weights(roles)
-    tokenizer = own_tokenizer(artifact, base)
+    tokenizer = load_own_tokenizer(artifact, base)
     if tokenizer.chat_template:  # a base model may have no chat template
         use_template(tokenizer, None)
-    method = frozen_method(config.method.name)
+    method = choose_frozen_method(config.method.name)
     with open_rollout_engine(run, config, base, method, tokenizer, roles.model.generation_config) as engine:
         prompts = [tokenize_text(tokenizer, PROMPTS[i % len(PROMPTS)]) for i in range(stage.rows)]
         anchors = run_anchors(run, config, roles, dtype, make_sampler(run, config, roles, engine, prompts))
@@ -102,7 +102,7 @@ def make_sampler(
     run: Run, config: Config, roles: Roles, engine: Engine, prompts: Sequence[Sequence[int]]
 ) -> Callable[[int], Rollout]:
     """Return a function that samples so many of the policy's answers to each prompt, with new seeds in each call."""
-    from align.rollout.engine import divergence_as_input_error, row_seeds
+    from align.rollout.engine import derive_row_seeds, divergence_as_input_error
 
     calls = itertools.count(1)
     actor = roles.actor("policy")
@@ -111,7 +111,7 @@ def make_sampler(
         rows = [ids for _ in range(answers) for ids in prompts]
         with divergence_as_input_error(f"init={run.inputs['init'].ref}", None, config.dtype):
             engine.sync(actor)
-            seeds = row_seeds(range(len(rows)), config.seed, "verify", next(calls))
+            seeds = derive_row_seeds(range(len(rows)), config.seed, "verify", next(calls))
             return engine.generate(rows, actor, seeds).to(roles.device)
 
     return sample

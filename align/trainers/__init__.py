@@ -1,5 +1,5 @@
-"""TRL's trainers, wrapped thinly; and which losses the installed TRL has a trainer for. Imports neither TRL nor
-torch."""
+"""Thin wrappers of TRL's trainers, and a check that the installed TRL has the trainer of a loss. Imports neither TRL
+nor torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from align.core.errors import require
 
 EXPERIMENTAL = {"orpo": "orpo", "simpo": "cpo"}
-"""Loss → the module of `trl.experimental` that has it. These modules come and go from one version to the next."""
+"""Loss → the module of `trl.experimental` with its trainer. These modules change from version to version."""
 COMPLETE_VERSION = "1.16"
-"""A version of TRL that has them all."""
+"""A version of TRL that has all of them."""
 
 
 def check_trainer(loss: str) -> None:
@@ -21,7 +21,7 @@ def check_trainer(loss: str) -> None:
         return
     module = EXPERIMENTAL[loss]
     package = find_spec("trl")
-    is_there = bool(package and package.origin and (Path(package.origin).parent / "experimental" / module).is_dir())
+    has_trainer = bool(package and package.origin and (Path(package.origin).parent / "experimental" / module).is_dir())
     problem = f"is trained by trl.experimental.{module}, which TRL {version('trl')} does not have"
     remedy = f"Install TRL {COMPLETE_VERSION} (pip install 'trl=={COMPLETE_VERSION}.*'), or use stage.loss=sigmoid."
-    require(is_there, "stage.loss", loss, problem, remedy)
+    require(has_trainer, "stage.loss", loss, problem, remedy)

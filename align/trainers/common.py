@@ -1,8 +1,8 @@
-"""Training by TRL's trainers: settings, one way to fit a model, adapters in fp32, one metrics stream, checkpoints that
-can be trusted.
+"""Training by TRL's trainers: settings, the function that fits a model, adapters in fp32, the metrics stream, and
+sealed checkpoints.
 
-A further trainer of TRL's is a file beside this one: a class mixed with `MultiRankTrainer`, a function that builds it
-from our rows and the keyword arguments of `Training.arguments`, and `FIGURES`, the names of what it logs.
+Each further trainer of TRL is a module beside this one: a class with the mixin `MultiRankTrainer`, a function that
+builds it from our rows and the keyword arguments of `Training.arguments`, and `FIGURES`, the names of its logs.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from transformers.training_args import ParallelMode
 
 from align import ranks
 from align.core.errors import InputError, require
-from align.models.adapters import attach, with_new_adapter
-from align.models.base import adapter_folder
-from align.models.finite_checks import check_tensors, describe_non_finite, diverged
-from align.models.forward import route_of
+from align.models.adapters import add_new_adapter, attach
+from align.models.base import find_adapter_folder
+from align.models.finite_checks import build_divergence_error, check_tensors, describe_non_finite
+from align.models.forward import get_route
 from align.models.load import choose_checkpointing, load_base
 from align.models.lora import Lora
 from align.models.sharded import is_sharded
@@ -45,16 +45,16 @@ from align.trainers.multi_rank import as_single_process
 datasets.disable_progress_bars()
 
 CHECKPOINTS = 2
-"""The number of checkpoints that are kept. One of them is the best if that is published."""
+"""Number of checkpoints to keep, including the best one if that is published."""
 RETRY = "Remove it and run the same command again."
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """The settings of a trainer: those that SFT, reward, DPO and KTO share, by the names of their configurations.
+    """The settings that the trainers of SFT, reward, DPO and KTO share, under the names of their config groups.
 
     Attributes:
-        max_steps: ends before the epochs do; None where they decide.
+        max_steps: number of optimiser steps; None to train for `epochs`.
         warmup: share of the steps over which the learning rate rises.
         save_every: steps between checkpoints.
         gradient_checkpointing: `auto`, `true` or `false`, see `choose_checkpointing`.
@@ -78,14 +78,14 @@ class Training:
 
     @classmethod
     def from_settings(cls, settings: Any, seed: int) -> Training:
-        """Read the settings of a stage. Settings that it lacks have their defaults."""
+        """Build it from the settings of a stage. Missing settings have their defaults."""
         names = [field.name for field in fields(cls) if hasattr(settings, field.name)]
         values: dict[str, Any] = {name: getattr(settings, name) for name in names}
         values["seed"] = seed
         return cls(**values)
 
     def steps(self, rows: int) -> int:
-        """Return the optimiser steps of a whole run over so many rows."""
+        """Return the number of optimiser steps of a run over so many rows."""
         return self.max_steps or max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
 
     def arguments(
@@ -96,8 +96,8 @@ class Training:
         Every precision switch is explicit, because TRL's defaults differ from transformers'.
 
         Args:
-            steps: of the whole run.
-            shards: each rank has a part of every weight.
+            steps: number of optimiser steps of the run.
+            shards: whether the weights are sharded over ranks.
         """
         on_cuda = device.type == "cuda"
         return {
@@ -121,7 +121,7 @@ class Training:
             "activation_checkpointing": choose_checkpointing(self.gradient_checkpointing, device),
             "save_strategy": "steps",
             "save_steps": self.save_every,
-            "save_total_limit": None,  # the old ones go once the new one is sealed, see `Reporter`
+            "save_total_limit": None,  # `Reporter` removes old checkpoints after it has sealed the new one
             "logging_strategy": "steps",
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
@@ -132,7 +132,7 @@ class Training:
             "data_seed": self.seed,
             "dataloader_num_workers": 0,
             "dataloader_pin_memory": on_cuda,
-            "remove_unused_columns": False,  # the sampler reads `length`, which no model knows
+            "remove_unused_columns": False,  # the sampler needs `length`, which is no argument of the model
         }
 
 
@@ -140,20 +140,20 @@ def choose_optimiser(requested: str, device: torch.device, shards: bool = False)
     """Return transformers' name of an optimiser.
 
     Args:
-        requested: `auto` takes the one that needs the least of a GPU's memory, and plain AdamW elsewhere.
+        requested: setting; `auto` means paged 8-bit AdamW on a GPU, and plain AdamW on a CPU or with shards.
         shards: see `Training.arguments`.
 
     Raises:
-        InputError: it needs a GPU, and there is none; or whole weights, and there are parts.
+        InputError: the optimiser needs a GPU, or does not support sharded weights.
     """
-    least = "paged_adamw_8bit" if device.type == "cuda" and not shards else "adamw"
-    chosen = least if requested == "auto" else requested
+    default = "paged_adamw_8bit" if device.type == "cuda" and not shards else "adamw"
+    optimiser = default if requested == "auto" else requested
     problem = "updates whole weights, of which each rank has a part"
     remedy = "Use adamw, or leave it out."
-    require(not shards or chosen == "adamw", "stage.optimiser", requested, problem, remedy)
+    require(not shards or optimiser == "adamw", "stage.optimiser", requested, problem, remedy)
     problem = "keeps its moments in 8 bits by a kernel for cuda"
-    require(device.type == "cuda" or "8bit" not in chosen, "stage.optimiser", requested, problem, remedy)
-    return "adamw_torch" if chosen == "adamw" else chosen
+    require(device.type == "cuda" or "8bit" not in optimiser, "stage.optimiser", requested, problem, remedy)
+    return "adamw_torch" if optimiser == "adamw" else optimiser
 
 
 class FitResult(NamedTuple):
@@ -161,9 +161,10 @@ class FitResult(NamedTuple):
 
     Attributes:
         published_step: the step whose weights the model has now.
-        figures: for the manifest: `steps` of the whole run, `published_step`, the setting that ended training
+        figures: figures for the manifest: the run's `steps`, `published_step`, the setting that ended training
             (`epochs`, `max_steps` or `patience`), and the number of trained weights.
-        summary: which step is published and why training ended; empty if the held-out loss was not measured on the way.
+        summary: a line about the published step and the reason for the end; empty if the held-out loss was not measured
+            during training.
     """
 
     published_step: int
@@ -185,37 +186,42 @@ def fit(
     track: Callable[[Run, int], AbstractContextManager[Tracker]],
     figures: Mapping[str, str],
 ) -> FitResult:
-    """Train `model` in place, from the run's newest checkpoint if there is one, with its metrics and its progress. In
-    the end it has the weights that are to be published.
+    """Train a model in place, from the run's newest checkpoint if there is one, and log metrics and progress.
+    Afterwards the model has the weights to be published.
 
     Args:
-        make: builds the trainer around `model`, given the keyword arguments that TRL's configs have in common.
-        settings: of the stage: those of `Training`, `eval_every`, `publish`, `patience`, and `log_every`, the steps
-            between rows of `metrics.jsonl`.
-        rows: of an epoch.
+        make: builds the trainer around `model` from the keyword arguments that TRL's configs have in common.
+        settings: the stage's settings: those of `Training`, `eval_every`, `publish`, `patience`, and `log_every`, the
+            steps between rows of `metrics.jsonl`.
+        rows: number of rows of an epoch.
         held_out_loss: see `HeldOutEvaluation`.
-        track: opens the run's metrics stream after a step.
-        figures: the trainer's name of a figure → ours.
+        track: opens the run's metrics stream after a given step.
+        figures: the trainer's name of a figure → our name.
     """
     training = Training.from_settings(settings, seed)
     evaluation = HeldOutEvaluation(held_out_loss, settings.eval_every, settings.publish, settings.patience)
     steps = training.steps(rows)
     arguments = training.arguments(run.checkpoints, device, dtype, steps, is_sharded(model))
     checkpoint = find_newest_checkpoint(run, is_usable=evaluation.can_resume_from)
-    done = parse_step(checkpoint)
-    ended = done >= steps or (checkpoint is not None and evaluation.is_exhausted(load_state(checkpoint)))
-    with track(run, done) as stream, show_progress(run.manifest.stage, steps, done) as bar:
+    resumed_step = parse_step(checkpoint)
+    has_ended = resumed_step >= steps or (checkpoint is not None and evaluation.is_exhausted(load_state(checkpoint)))
+    with track(run, resumed_step) as stream, show_progress(run.manifest.stage, steps, resumed_step) as bar:
         reporter = Reporter(stream, bar, settings.log_every, figures, evaluation)
         callbacks = (evaluation, reporter)
-        trainer, trained = train(partial(make, arguments), model, *callbacks, checkpoint=checkpoint, ended=ended)
-    taken = trainer.state.global_step
-    published = evaluation.published_step(trainer.state)
+        trainer, trained = train(partial(make, arguments), model, *callbacks, checkpoint=checkpoint, ended=has_ended)
+    last_step = trainer.state.global_step
+    published_step = evaluation.find_published_step(trainer.state)
     ranks.barrier()  # the first rank has written the last checkpoint, and removed others
-    if published != taken:
-        load_weights(trainer, run.shared / "checkpoints" / f"checkpoint-{published}")
-    ended_by = "patience" if taken < steps else "max_steps" if training.max_steps else "epochs"
-    fitted = {"steps": taken, "published_step": published, "ended_by": ended_by, "trained_weights": trained}
-    return FitResult(published, fitted, evaluation.describe(trainer.state, steps))
+    if published_step != last_step:
+        load_weights(trainer, run.shared / "checkpoints" / f"checkpoint-{published_step}")
+    ended_by = "patience" if last_step < steps else "max_steps" if training.max_steps else "epochs"
+    manifest_figures = {
+        "steps": last_step,
+        "published_step": published_step,
+        "ended_by": ended_by,
+        "trained_weights": trained,
+    }
+    return FitResult(published_step, manifest_figures, evaluation.describe(trainer.state, steps))
 
 
 def train(
@@ -225,22 +231,23 @@ def train(
     checkpoint: Path | None = None,
     ended: bool = False,
 ) -> tuple[Trainer, int]:
-    """Build the trainer around `model` and train, without TRL's output and in fp32, from `checkpoint` if there is one.
+    """Build the trainer around `model`, and train its adapter in fp32, from `checkpoint` if there is one. TRL's output
+    is suppressed.
 
     Args:
-        ended: training had ended at `checkpoint`, whose weights are the result. A Trainer would take one more step: it
-            checks after a step whether that was the last.
+        ended: whether training had ended at `checkpoint`. Its weights are then loaded, because a Trainer would take one
+            more step: it checks only after a step whether that was the last.
 
     Returns:
-        the trainer, in whose state training ended, and the number of trained weights.
+        The trainer, whose state is that of the end, and the number of trained weights.
     """
-    # TRL rounds the weights of a quantised model's adapter as it is built.
+    # TRL rounds the weights of a quantised model's adapter when the trainer is built.
     quantised = getattr(model, "is_loaded_in_4bit", False)
     start = {name: p.detach().clone() for name, p in trainable_parameters(model).items() if quantised}
     with keep_configurations(model):
         with as_single_process():
             trainer = make()
-        trainer.remove_callback(PrinterCallback)  # it prints every step as a dict; the run has a stream and a bar
+        trainer.remove_callback(PrinterCallback)  # it prints every step as a dict
         for callback in (*callbacks, FiniteGuard()):
             trainer.add_callback(callback)
         trained = cast_trainable_to_fp32(model, start)
@@ -260,46 +267,49 @@ def build_trainer(
     tokenizer: Any,
     collate: Callable[..., Any] | None = None,
 ) -> Any:
-    """Build one of TRL's trainers on the GPU that its model lies on.
+    """Build one of TRL's trainers for the GPU of its model.
 
-    By itself a process that sees several GPUs takes the first, multiplies the batch by their number and copies the
-    model to each (`DataParallel`), which TRL's SFTTrainer refuses.
+    In a process that sees several GPUs, transformers would use the first one, multiply the batch by their number and
+    copy the model to each (`DataParallel`), which TRL's SFTTrainer refuses.
 
     Args:
-        collate: makes a batch of rows; None for the trainer's own.
+        collate: collates rows to a batch; None for the trainer's own collator.
     """
     device = next(model.parameters()).device
     if device.type == "cuda" and settings.parallel_mode != ParallelMode.DISTRIBUTED:
-        vars(settings).update(_setup_devices=device, _n_gpu=1)  # the former is what `settings.device` found and keeps
-        torch.cuda.set_device(device)  # accelerate says `cuda`
+        vars(settings).update(
+            _setup_devices=device,  # the cached property behind `settings.device`
+            _n_gpu=1,
+        )
+        torch.cuda.set_device(device)  # accelerate uses `cuda` without an index
     return kind(model=model, args=settings, train_dataset=rows, processing_class=tokenizer, data_collator=collate)
 
 
 @contextmanager
 def keep_configurations(model: nn.Module) -> Iterator[None]:
-    """Restore a model's configurations after the block. A trainer writes what it trains with into them (no cache, the
-    tokenizer's pad and end tokens), and a whole model is published with them."""
-    found = (getattr(m, name, None) for m in model.modules() for name in ("config", "generation_config"))
-    configs = {id(config): config for config in found if hasattr(config, "to_dict")}.values()
-    kept = [(config, dict(vars(config))) for config in configs]
+    """Restore a model's configurations after the block. A trainer changes them (no cache, the tokenizer's pad and end
+    tokens), and a fully trained model is published with them."""
+    candidates = (getattr(m, name, None) for m in model.modules() for name in ("config", "generation_config"))
+    configs = {id(config): config for config in candidates if hasattr(config, "to_dict")}.values()
+    saved = [(config, dict(vars(config))) for config in configs]
     try:
         yield
     finally:
-        for config, values in kept:
+        for config, values in saved:
             vars(config).clear()
             vars(config).update(values)
 
 
-def put_trained_adapter(model: nn.Module, adapter: Path | None, lora: Lora, seed: int) -> Any:
-    """Put the adapter that trains, `default`, on a model.
+def add_trained_adapter(model: nn.Module, adapter: Path | None, lora: Lora, seed: int) -> Any:
+    """Add the trained adapter, `default`, to a model.
 
     Args:
-        adapter: the saved one that it starts from; None for a fresh one.
-        lora: the settings of a fresh one.
+        adapter: folder of the saved adapter that it starts from; None for a new one.
+        lora: settings of a new one.
     """
     torch.manual_seed(seed)  # a fresh adapter's lora_A is random
     if adapter is None:
-        return with_new_adapter(model, lora)
+        return add_new_adapter(model, lora)
     return attach(model, adapter, "default", trainable=True)
 
 
@@ -314,20 +324,20 @@ def load_referenced_policy(
     stage: str,
     has_reference: bool,
 ) -> Any:
-    """Load the model whose adapter a loss on judgements trains, and print what its reference costs.
+    """Load the policy of a preference loss with its trained adapter, and print the cost of its reference.
 
     Args:
         start: the artifact that it starts from.
-        has_reference: the loss compares it with its start.
+        has_reference: whether the loss compares the policy with its start.
 
     Raises:
-        InputError: TRL would read other logits than the model's.
+        InputError: TRL would compute other logits than the model's own.
     """
     model = load_base(base, method, device, dtype)
     problem = f"type {model.config.model_type} has logits that are more than a head on hidden states"
     problem += f", which TRL's {stage.upper()} reads"
-    require(route_of(model).halves, "stage", stage, problem, "Use stage=reward and stage=ppo.")
-    model = put_trained_adapter(model, adapter_folder(start), lora, seed)
+    require(get_route(model).halves, "stage", stage, problem, "Use stage=reward and stage=ppo.")
+    model = add_trained_adapter(model, find_adapter_folder(start), lora, seed)
     size = sum(p.numel() * p.element_size() for p in trainable_parameters(model).values())
     if has_reference:
         print(
@@ -340,10 +350,10 @@ def load_referenced_policy(
 
 
 def load_weights(trainer: Trainer, checkpoint: Path) -> None:
-    """Give the trainer's model the weights that it had at `checkpoint`.
+    """Load the weights of a checkpoint into the trainer's model.
 
     Raises:
-        CorruptFile: one of them is not finite.
+        CorruptFile: a weight is not finite.
     """
     trainer._load_from_checkpoint(str(checkpoint))
     assert isinstance(trainer.model, nn.Module)
@@ -360,10 +370,10 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def cast_trainable_to_fp32(model: nn.Module, start: Mapping[str, Tensor]) -> int:
-    """Cast every trainable weight to fp32, restore its value in `start`, and return how many there are.
+    """Cast the trainable weights to fp32, and restore their values in `start`. Returns the number of weights.
 
-    TRL casts them to bf16 on a 4-bit base as the trainer is built. Small updates then vanish (at lr 1e-5 only 8 % of
-    `lora_A` moved in 20 steps), and an adapter that was copied in starts rounded.
+    On a 4-bit base TRL casts them to bf16 when the trainer is built. Small updates would then vanish (at lr 1e-5 only
+    8 % of `lora_A` changed in 20 steps), and a loaded adapter would start rounded.
     """
     trainable = trainable_parameters(model)
     assert trainable, "nothing is trainable"
@@ -373,20 +383,19 @@ def cast_trainable_to_fp32(model: nn.Module, start: Mapping[str, Tensor]) -> int
 
 
 class HeldOutEvaluation(TrainerCallback):
-    """Measures the held-out loss while training, and ends training if no lower loss comes.
+    """Measures the held-out loss during training, and stops training early if it does not improve.
 
-    The result lies in the Trainer's own state (`best_metric`, `best_global_step`), which every checkpoint holds. The
-    best weights are a checkpoint of their own, written at the step that was measured: there is no other copy of them.
+    The result is stored in the Trainer's state (`best_metric`, `best_global_step`), which every checkpoint contains.
+    The best weights are saved as a checkpoint at the measured step: there is no other copy of them.
 
     Args:
-        loss: the held-out loss of the model as it is, given the number of steps that it has taken. Raises InputError if
-            it is not a number.
-        every: steps between two measurements; the last step is measured too. None: nothing is measured.
+        loss: number of steps taken → held-out loss of the present model. Raises InputError if it is not finite.
+        every: steps between two measurements; the last step is always measured. None to measure nothing.
         publish: `best` or `last`.
-        patience: measurements in a row without a lower loss after which training ends; None: never.
+        patience: number of measurements without a lower loss after which training stops; None for never.
 
     Attributes:
-        losses: step → held-out loss, of those that this process measured.
+        losses: step → held-out loss measured by this process.
     """
 
     def __init__(
@@ -398,7 +407,7 @@ class HeldOutEvaluation(TrainerCallback):
         self.patience = patience
         self.losses: dict[int, float] = {}
 
-    def published_step(self, state: TrainerState) -> int:
+    def find_published_step(self, state: TrainerState) -> int:
         """Return the step whose weights a run in this state would publish."""
         return (state.best_global_step if self.publish == "best" else None) or state.global_step
 
@@ -409,22 +418,22 @@ class HeldOutEvaluation(TrainerCallback):
         return state.global_step // self.every - state.best_global_step // self.every >= self.patience
 
     def can_resume_from(self, checkpoint: Path) -> bool:
-        """Return whether a checkpoint is sealed, and that of the weights that it would publish too."""
+        """Return whether a checkpoint is intact, and also the checkpoint of the best weights that it refers to."""
         if not is_intact(checkpoint):
             return False
-        best = sibling_checkpoint(checkpoint, self.published_step(load_state(checkpoint)))
+        best = sibling_checkpoint(checkpoint, self.find_published_step(load_state(checkpoint)))
         return best == checkpoint or is_intact(best)
 
     def describe(self, state: TrainerState, planned: int) -> str:
-        """Describe which step is published and why training ended. Returns an empty text if nothing was measured.
+        """Describe the published step and the reason for the end. Returns an empty string if nothing was measured.
 
         Args:
-            planned: steps that training would have had.
+            planned: planned number of steps.
         """
         if not self.every:
             return ""
-        which = "the lowest held-out loss" if self.publish == "best" else "the last"
-        text = f"step {self.published_step(state)} is published, {which}"
+        choice = "the lowest held-out loss" if self.publish == "best" else "the last"
+        text = f"step {self.find_published_step(state)} is published, {choice}"
         if state.global_step < planned:
             text += f"; training ended at step {state.global_step} of {planned}, "
             text += f"after {self.patience} measurements without a lower one"
@@ -436,7 +445,7 @@ class HeldOutEvaluation(TrainerCallback):
         step = state.global_step
         if not self.every or (step % self.every and step < state.max_steps):
             return
-        # Training goes on as without it: with the same random state, and in its own mode, by which TRL files figures.
+        # The measurement must not change training: neither the random state, nor the mode, by which TRL groups figures.
         with torch.random.fork_rng([args.device] if args.device.type == "cuda" else []):
             loss = self.losses[step] = self.loss(step)
         model.train()
@@ -449,10 +458,11 @@ class HeldOutEvaluation(TrainerCallback):
 
 
 class FiniteGuard(TrainerCallback):
-    """Stops training if a loss or a gradient is not finite, before the step is taken, and refuses to start from a
-    checkpoint that is not.
+    """Stops training before a step whose loss or gradient is not finite, and refuses to resume from a checkpoint with
+    such values.
 
-    Under `fp16` a scaled gradient may overflow: the scaler then takes no step and scales less. There the loss decides.
+    Under `fp16` a scaled gradient may overflow: the scaler then skips the step and lowers its scale, so that only the
+    loss is checked.
     """
 
     def on_train_begin(
@@ -492,14 +502,14 @@ class FiniteGuard(TrainerCallback):
     def error(self, step: int, problem: str, args: TrainingArguments, model: nn.Module) -> InputError:
         dtype = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
         problem = f"step {step}: {problem}{describe_non_finite(trainable_parameters(model))}: the run has diverged"
-        return diverged(problem, args.learning_rate, dtype)
+        return build_divergence_error(problem, args.learning_rate, dtype)
 
 
 def unmark_paged(optimiser: Any) -> None:
-    """Take the mark of pageable memory from moments that lie in a device's own memory.
+    """Clear `is_paged` of optimiser moments in the GPU's own memory.
 
-    A checkpoint of bitsandbytes' paged optimisers carries the mark, and a moment that is read straight to the device
-    keeps it: the library would ask CUDA to move pages that do not exist, and end the process.
+    A checkpoint of bitsandbytes' paged optimisers stores this flag, and a moment that is loaded directly to the GPU
+    keeps it: the library would then ask CUDA to move pages that do not exist, and crash.
     """
     for _, moment in iter_optimiser_state(optimiser):
         if moment.device.type == "cuda" and getattr(moment, "is_paged", False):
@@ -507,7 +517,7 @@ def unmark_paged(optimiser: Any) -> None:
 
 
 def iter_optimiser_state(optimiser: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors that an optimiser keeps, with a name for messages."""
+    """Yield the tensors of an optimiser's state with a name for messages."""
     inner = getattr(optimiser, "optimizer", optimiser)  # accelerate wraps it
     for index, moments in enumerate(inner.state.values()):
         for name, value in moments.items():
@@ -516,13 +526,12 @@ def iter_optimiser_state(optimiser: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 class Reporter(TrainerCallback):
-    """Writes what a Trainer logs to the run's metrics stream, seals each checkpoint with its hashes, and then removes
-    old ones.
+    """Writes a Trainer's logs to the run's metrics stream, seals each checkpoint with its hashes, and removes old ones.
 
     Args:
-        every: the number of steps between rows of `metrics.jsonl`.
-        names: the Trainer's name of a figure → ours; the first two are shown beside the progress bar.
-        evaluation: has the held-out loss of a step that is to be logged.
+        every: number of steps between rows of `metrics.jsonl`.
+        names: the Trainer's name of a figure → our name; the first two are shown with the progress bar.
+        evaluation: the callback that measures the held-out loss.
     """
 
     def __init__(
@@ -542,23 +551,23 @@ class Reporter(TrainerCallback):
             return
         step = state.global_step
         losses = self.evaluation.losses
-        shown = dict(list(figures.items())[:2])
+        bar_figures = dict(list(figures.items())[:2])
         if losses:
-            shown["held_out_loss"] = losses[max(losses)]
+            bar_figures["held_out_loss"] = losses[max(losses)]
         if step in losses:
             figures["held_out_loss"] = losses[step]
         self.track.log_step(step, figures)
         if step in losses or step % self.every == 0 or step in (1, state.max_steps):  # a short run has a beginning too
             self.track.log(step, figures)
-        self.bar.advance(step, **shown)  # after the row, which whoever watches the bar may read
+        self.bar.advance(step, **bar_figures)  # after the row is written: a watcher of the bar may read it
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not ranks.is_main():
             return
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        for foreign in ("training_args.bin", "README.md"):  # a pickle that nothing here reads, and a card
+        for foreign in ("training_args.bin", "README.md"):  # an unused pickle, and TRL's model card
             (folder / foreign).unlink(missing_ok=True)
         seal(folder)
         remove_old_checkpoints(
-            folder.parent, CHECKPOINTS, sibling_checkpoint(folder, self.evaluation.published_step(state))
+            folder.parent, CHECKPOINTS, sibling_checkpoint(folder, self.evaluation.find_published_step(state))
         )

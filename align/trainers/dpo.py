@@ -1,4 +1,4 @@
-"""DPO and related losses on TRL's trainers, with our own tokens. A reference is a frozen copy of the adapter on the
+"""DPO and related losses by TRL's trainers, on our own token rows. The reference is a frozen copy of the adapter on the
 same base."""
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from align.data.pairs import TokenizedPair
-from align.models.forward import pad
+from align.models.forward import pad_rows
 from align.trainers import EXPERIMENTAL
 from align.trainers.common import build_trainer
 from align.trainers.multi_rank import TokenRowsTrainer
 
 REFERENCE = "ref"
-"""TRL copies the adapter as it starts under this name."""
+"""Name of the adapter that TRL creates as a copy of the start."""
 
 
-def figure_names(loss: str) -> Mapping[str, str]:
-    """Return TRL's name of a figure → ours."""
+def get_figure_names(loss: str) -> Mapping[str, str]:
+    """Return TRL's name of a figure → our name."""
     per_token = "token_" if loss in EXPERIMENTAL else ""  # means over tokens
     return {
         "loss": "loss",
@@ -37,7 +37,7 @@ def figure_names(loss: str) -> Mapping[str, str]:
     }
 
 
-def dpo_trainer(
+def build_dpo_trainer(
     model: Any,
     tokenizer: Any,
     pairs: Sequence[TokenizedPair],
@@ -48,10 +48,10 @@ def dpo_trainer(
     label_smoothing: float = 0.0,
     simpo_gamma: float = 0.0,
 ) -> Trainer:
-    """Build the trainer of a loss on pairs, which trains the adapter `default` of `model`.
+    """Build the trainer of a preference loss for the adapter `default` of `model`.
 
-    With `sigmoid` and `ipo` it adds a second adapter to the model: `REFERENCE`, a copy of the start. `orpo` and `simpo`
-    need none.
+    With `sigmoid` and `ipo` the trainer adds a second adapter, `REFERENCE`, which is a copy of the start. `orpo` and
+    `simpo` need no reference.
     """
     dataset = Dataset.from_list(
         [
@@ -66,15 +66,16 @@ def dpo_trainer(
     keywords: dict[str, Any] = {**arguments, "disable_dropout": True, "beta": beta}
     collate = partial(collate_pairs, filler=tokenizer.pad_token_id)
     if loss in EXPERIMENTAL:
-        from align.trainers.experimental import reference_free_trainer
+        from align.trainers.experimental import build_reference_free_trainer
 
-        return reference_free_trainer(model, tokenizer, dataset, keywords, collate, loss, simpo_gamma)
-    settings = DPOConfig(**keywords, **loss_settings(loss, label_smoothing), max_length=None)
+        return build_reference_free_trainer(model, tokenizer, dataset, keywords, collate, loss, simpo_gamma)
+    settings = DPOConfig(**keywords, **build_loss_settings(loss, label_smoothing), max_length=None)
     return build_trainer(PairTrainer, model, settings, dataset, tokenizer, collate)
 
 
-def loss_settings(loss: str, label_smoothing: float) -> dict[str, Any]:
-    """Return TRL's settings of a loss. Its `sigmoid` takes no label smoothing ε, so cDPO is made of two of its losses.
+def build_loss_settings(loss: str, label_smoothing: float) -> dict[str, Any]:
+    """Return TRL's settings of a loss. Its `sigmoid` has no label smoothing ε, so that cDPO combines two of its losses.
+
     With a = −log σ(βh) and b = −log σ(−βh), its `robust` is ((1 − ε) a − ε b) / (1 − 2ε), and
 
         (1 − ε) a + ε b = 2 (1 − ε) a − (1 − 2ε) robust
@@ -86,11 +87,11 @@ def loss_settings(loss: str, label_smoothing: float) -> dict[str, Any]:
 
 
 class PairTrainer(TokenRowsTrainer, DPOTrainer):
-    """TRL's trainer on our token rows."""
+    """TRL's DPOTrainer on our token rows."""
 
 
 def collate_pairs(rows: Sequence[dict[str, Any]], filler: int) -> dict[str, Tensor]:
-    """Return a batch of M pairs as 2M rows [2M, S] padded on the right: all chosen, then all rejected."""
+    """Collate M pairs to 2M rows [2M, S], padded on the right: all chosen answers, then all rejected ones."""
     texts = [row["rows"][side] for side in (0, 1) for row in rows]
     starts = [row["starts"][side] for side in (0, 1) for row in rows]
     return pad_answers(texts, starts, filler)
@@ -99,15 +100,15 @@ def collate_pairs(rows: Sequence[dict[str, Any]], filler: int) -> dict[str, Tens
 def pad_answers(
     texts: Sequence[Sequence[int]], starts: Sequence[int], filler: int, prefix: str = ""
 ) -> dict[str, Tensor]:
-    """Return rows of tokens [N, S] padded on the right, with their masks: `completion_mask` is 1 on the answers.
+    """Pad rows of tokens on the right [N, S], and build their masks; `completion_mask` is 1 at the answers.
 
     Args:
-        starts: of the answers in the rows.
-        prefix: of each name.
+        starts: position in each row at which the answer starts.
+        prefix: prefix of the keys.
     """
     answers = [[0] * start + [1] * (len(ids) - start) for ids, start in zip(texts, starts, strict=True)]
     return {
-        f"{prefix}input_ids": pad(texts, filler),
-        f"{prefix}attention_mask": pad([[1] * len(ids) for ids in texts], 0),
-        f"{prefix}completion_mask": pad(answers, 0),
+        f"{prefix}input_ids": pad_rows(texts, filler),
+        f"{prefix}attention_mask": pad_rows([[1] * len(ids) for ids in texts], 0),
+        f"{prefix}completion_mask": pad_rows(answers, 0),
     }

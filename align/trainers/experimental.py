@@ -1,7 +1,8 @@
-"""ORPO and SimPO on the trainers of `trl.experimental`, with our own tokens. They need no reference: none is in memory,
-and no batch is read twice.
+"""ORPO and SimPO by the trainers of `trl.experimental`, on our own token rows. They have no reference, which saves its
+memory and a second pass over each batch.
 
-`align.trainers.dpo` imports this module for these two losses only (`align.trainers.check_trainer` says what TRL has).
+`align.trainers.dpo` imports this module only for these losses, because some versions of TRL lack it (see
+`align.trainers.check_trainer`).
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from align.trainers.common import build_trainer
 from align.trainers.multi_rank import MultiRankTrainer
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", TRLExperimentalWarning)  # docs/methods.md says it
+    warnings.simplefilter("ignore", TRLExperimentalWarning)  # docs/methods.md has the warning
     from trl.experimental.cpo import CPOConfig, CPOTrainer
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 
 class TokenDataset(Dataset):
-    """Rows of tokens, which a trainer is not to render again."""
+    """A dataset of token rows. `map` does nothing, so that the trainer does not tokenise them."""
 
     def map(self, *given: Any, **more: Any) -> TokenDataset:
         return self
 
 
 class FusedLogprobs(MultiRankTrainer):
-    """Logprobs as TRL's DPO computes them: the logits of a whole batch are never in memory at once."""
+    """A mixin that computes logprobs like TRL's DPO, without the logits of a whole batch in memory."""
 
     _stored_metrics: Any
 
@@ -42,29 +43,29 @@ class FusedLogprobs(MultiRankTrainer):
         return self._stored_metrics
 
     def concatenated_forward(self, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return the mean logprob of each answer's tokens, of the chosen [M] and of the rejected ones; both again in
-        place of logits, of which TRL logs the mean; and the supervised loss of the chosen ones, a mean over answers as
-        in the paper, and not over all tokens, the prompt's too."""
+        """Return the mean logprobs of the tokens of chosen and rejected answers [M]; both again in place of the logits,
+        whose mean TRL logs; and the supervised loss of the chosen answers. The loss is a mean over answers as in the
+        paper; TRL's own is a mean over all tokens, including the prompts'."""
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         logprobs = model(**inputs, labels=labels, use_cache=False, fused_lm_head=True).log_probs.sum(-1)
-        chosen, rejected = (logprobs / batch["completion_mask"].sum(-1)).chunk(2)
-        return chosen, rejected, chosen, rejected, -chosen.mean()
+        chosen_logprobs, rejected_logprobs = (logprobs / batch["completion_mask"].sum(-1)).chunk(2)
+        return chosen_logprobs, rejected_logprobs, chosen_logprobs, rejected_logprobs, -chosen_logprobs.mean()
 
 
 class OrpoTrainer(FusedLogprobs, ORPOTrainer):
-    """ORPO."""
+    """TRL's ORPOTrainer on our token rows."""
 
     def odds_ratio_loss(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, ...]:
-        """Return TRL's loss of logprobs whose odds are finite."""
+        """Return TRL's loss for logprobs that are clamped so that their odds are finite."""
         return super().odds_ratio_loss(chosen.clamp(max=CERTAIN), rejected.clamp(max=CERTAIN))  # type: ignore[arg-type]
 
 
 class SimpoTrainer(FusedLogprobs, CPOTrainer):
-    """SimPO."""
+    """TRL's CPOTrainer with the loss of SimPO on our token rows."""
 
 
-def reference_free_trainer(
+def build_reference_free_trainer(
     model: Any,
     tokenizer: Any,
     rows: Dataset,
@@ -73,7 +74,7 @@ def reference_free_trainer(
     loss: str,
     simpo_gamma: float,
 ) -> FusedLogprobs:
-    """Build the trainer of ORPO or of SimPO on the adapter `default` of `model`.
+    """Build the trainer of ORPO or SimPO for the adapter `default` of `model`.
 
     Args:
         rows, keywords, collate: see `align.trainers.dpo`.
@@ -86,6 +87,6 @@ def reference_free_trainer(
         kind = SimpoTrainer
         settings = CPOConfig(**common, loss_type="simpo", cpo_alpha=0.0, simpo_gamma=simpo_gamma)
     trainer = build_trainer(kind, model, settings, TokenDataset(rows.data), tokenizer, collate)
-    trainer.aux_loss_enabled = False  # the loss is that of the paper, for models of experts too
+    trainer.aux_loss_enabled = False  # no router loss for mixture-of-experts models: the paper's loss has none
     add_fused_lm_head(model.get_base_model())
     return trainer

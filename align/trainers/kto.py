@@ -1,4 +1,4 @@
-"""KTO on TRL's KTOTrainer, with our own tokens. The reference is a frozen copy of the adapter on the same base."""
+"""KTO by TRL's KTOTrainer, on our own token rows. The reference is a frozen copy of the adapter on the same base."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ FIGURES = {
     "grad_norm": "grad_norm",
     "learning_rate": "lr",
 }
-"""TRL's name of a figure → ours."""
+"""TRL's name of a figure → our name."""
 
 
-def kto_trainer(
+def build_kto_trainer(
     model: Any,
     tokenizer: Any,
     rows: Sequence[TokenizedAnswer],
@@ -39,11 +39,11 @@ def kto_trainer(
     undesirable_weight: float,
     max_length: int,
 ) -> KTOTrainer:
-    """Build the trainer of KTO on the adapter `default` of `model`. It adds a second adapter: `ref`, a copy of the
-    start.
+    """Build the trainer of KTO for the adapter `default` of `model`. The trainer adds a second adapter, `ref`, which is
+    a copy of the start.
 
     Args:
-        max_length: tokens of a prompt with an answer to another one; more are cut.
+        max_length: tokens to which a prompt with an answer to another prompt is cut.
     """
     dataset = Dataset.from_dict({"place": list(range(len(rows))), "length": [len(row.ids) for row in rows]})
     config = KTOConfig(
@@ -60,20 +60,20 @@ def kto_trainer(
 
 
 class LabelTrainer(TokenRowsTrainer, KTOTrainer):
-    """TRL's trainer on our token rows, in our order. TRL decides beforehand which rows share a batch, because each
-    needs an answer to another prompt there; here `choose_mismatched_answers` finds one for any batch."""
+    """TRL's KTOTrainer on our token rows in our order. TRL fixes the batches beforehand, because each row needs an
+    answer to another prompt of its batch; here `other_answers` finds one for any batch."""
 
 
 def collate_answers(
     batch: Sequence[dict[str, Any]], rows: Sequence[TokenizedAnswer], filler: int, max_length: int
 ) -> dict[str, Tensor]:
-    """Return a batch of N answers [N, S], padded on the right, with their labels; and under `KL_…` each prompt with an
-    answer to another one."""
+    """Collate N answers [N, S], padded on the right, with their labels; and under keys `KL_…` each prompt with an
+    answer to another prompt."""
     places = [entry["place"] for entry in batch]
     labelled = [rows[place] for place in places]
     starts = [row.start for row in labelled]
-    others = choose_mismatched_answers(places, rows)
-    mixed = [(row.prompt + other)[:max_length] for row, other in zip(labelled, others, strict=True)]
+    answers = choose_mismatched_answers(places, rows)
+    mixed = [(row.prompt + answer)[:max_length] for row, answer in zip(labelled, answers, strict=True)]
     return {
         **pad_answers([row.ids for row in labelled], starts, filler),
         **pad_answers(mixed, starts, filler, "KL_"),

@@ -1,4 +1,4 @@
-"""Run two worst-case optimiser steps of a trainer and count the bytes of tensors that are alive in them."""
+"""Measurement of the peak bytes of tensors in two worst-case optimiser steps of a trainer."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from transformers import TrainerCallback
 
 from align.data.chat.encode import EncodedRow
 from align.data.pairs import TokenizedAnswer, TokenizedPair
-from align.models.adapters import with_new_adapter
+from align.models.adapters import add_new_adapter
 from align.models.load import DTYPES, load_base, load_classifier, load_tokenizer
 from align.planning.live_bytes import watch_live_bytes
-from align.planning.memory import Workload, full_rows
+from align.planning.memory import Workload, build_full_rows
 from align.run import Base
 from align.trainers.common import Training, train
-from align.trainers.dpo import dpo_trainer
-from align.trainers.kto import kto_trainer
-from align.trainers.reward import Ranking, reward_trainer
-from align.trainers.sft import sft_trainer
+from align.trainers.dpo import build_dpo_trainer
+from align.trainers.kto import build_kto_trainer
+from align.trainers.reward import Ranking, build_reward_trainer
+from align.trainers.sft import build_sft_trainer
 
 
 class LiveBytesOfSteps(TrainerCallback):
-    """The most bytes that were alive before each optimiser step and in it; of the last step."""
+    """Records the peak bytes of live tensors before and during an optimiser step; the last step counts."""
 
     def __init__(self, lap: Callable[[], int]) -> None:
         self.lap = lap
@@ -44,12 +44,11 @@ class LiveBytesOfSteps(TrainerCallback):
 
 
 def measure_steps(base: Base, work: Workload, training: Training, device: torch.device) -> dict[str, int]:
-    """Return the most bytes of tensors that were alive in each phase of the second step, by the phase's name. By then
-    the optimiser's moments are there.
+    """Return phase → peak bytes of live tensors in the second step, when the optimiser's moments exist.
 
     Args:
-        work: what is done, on the weights of `base` and a fresh adapter.
-        training: how the trainer trains.
+        work: the workload, run on the weights of `base` with a new adapter.
+        training: settings of the trainer.
     """
     torch.manual_seed(0)
     dtype = DTYPES[work.dtype]
@@ -57,7 +56,7 @@ def measure_steps(base: Base, work: Workload, training: Training, device: torch.
     load = load_classifier if work.stage == "reward" else load_base
     model = load(base, work.method, device, dtype)
     if work.method != "full":
-        model = with_new_adapter(model, work.lora, classifier=work.stage == "reward")
+        model = add_new_adapter(model, work.lora, classifier=work.stage == "reward")
     batch = training.micro_batch * (2 if work.accumulates else 1)
     training = replace(training, batch_size=batch, max_steps=2, save_every=100)
     with tempfile.TemporaryDirectory() as folder, watch_live_bytes(device, model) as lap:
@@ -68,24 +67,23 @@ def measure_steps(base: Base, work: Workload, training: Training, device: torch.
 
 
 def build_trainer(work: Workload, model: Any, tokenizer: Any, training: Training, arguments: dict[str, Any]) -> Any:
-    """Build the stage's trainer on full rows, as many as two steps take."""
+    """Build the stage's trainer on rows of maximum length, enough for two steps."""
     start = work.length // 2
     count = 2 * training.batch_size
-    rows = full_rows(count * work.texts, work.length)
+    rows = build_full_rows(count * work.texts, work.length)
     if work.stage == "dpo":
-        pairs = [
-            TokenizedPair(chosen, rejected, start, start)
-            for chosen, rejected in zip(rows[::2], rows[1::2], strict=True)
-        ]
-        return dpo_trainer(model, tokenizer, pairs, arguments, beta=0.1, loss="sigmoid" if work.reference else "simpo")
+        pairs = [TokenizedPair(*ids, start, start) for ids in zip(rows[::2], rows[1::2], strict=True)]
+        return build_dpo_trainer(
+            model, tokenizer, pairs, arguments, beta=0.1, loss="sigmoid" if work.reference else "simpo"
+        )
     if work.stage == "kto":
         labelled = [TokenizedAnswer(row, start, i % 2 == 0) for i, row in enumerate(rows)]
         weights = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
-        return kto_trainer(model, tokenizer, labelled, arguments, beta=0.1, max_length=work.length, **weights)
+        return build_kto_trainer(model, tokenizer, labelled, arguments, beta=0.1, max_length=work.length, **weights)
     if work.stage == "reward":
         pairs_of_each = [(0, i) for i in range(1, work.texts)]
-        return reward_trainer(
+        return build_reward_trainer(
             model, tokenizer, [Ranking(rows[i::count], pairs_of_each) for i in range(count)], arguments
         )
     encoded = [EncodedRow(row, row) for row in rows]
-    return sft_trainer(model, tokenizer, encoded, arguments, max_length=work.length, packing=False)
+    return build_sft_trainer(model, tokenizer, encoded, arguments, max_length=work.length, packing=False)

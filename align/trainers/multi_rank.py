@@ -1,9 +1,9 @@
 """TRL's trainers on several ranks: each rank computes its share of a step's micro-batches, and gradients are summed.
 
-Every rank runs the loop of one process over the same batches, and computes those that are its own. A trainer takes its
-process for the only one, so that rows, steps, token counts, an epoch's short last step and checkpoints are those of one
-process, whatever the number of ranks. The order of rows is a function of (seed, epoch): a run that was cut short in any
-epoch goes on with the rows that were next.
+Every rank runs the loop of one process over all batches, but computes only its own share. The trainer does not know of
+the other ranks, so that rows, steps, token counts, an epoch's short last step and checkpoints do not depend on the
+number of ranks. The order of rows is a function of (seed, epoch): a run that was interrupted in any epoch resumes with
+the next rows.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from align import ranks
 from align.data.chat.encode import IGNORE_INDEX
 from align.models.sharded import gather_optimiser, gather_weights, is_sharded, read_weights, shard_optimiser
 from align.ranks import LAUNCHED
-from align.rollout.engine import generator_for, place_seed
+from align.rollout.engine import build_generator, derive_place_seed
 
 POOL = 50
-"""Batches whose rows are sorted by length together, at the most; a quarter of all batches where there are fewer."""
+"""Maximum number of batches whose rows are sorted by length together; at most a quarter of all batches."""
 
 
-def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[int]:
+def build_epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[int]:
     """Return every row once, rows of similar length next to each other, so that little padding is computed.
 
     Rows are shuffled, sorted by length within pools, and cut into batches, which are shuffled again. The batch with the
@@ -42,23 +42,24 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
     Args:
         batch_size: rows of an optimiser step.
     """
-    generator = generator_for(torch.device("cpu"), seed, "rows", epoch)
+    generator = build_generator(torch.device("cpu"), seed, "rows", epoch)
     length = torch.tensor(lengths)
     rows = torch.randperm(len(lengths), generator=generator)
     count = len(rows) // batch_size
-    rows, rest = rows[: count * batch_size], rows[count * batch_size :]
+    incomplete_batch = rows[count * batch_size :]
+    rows = rows[: count * batch_size]
     pools = rows.split(batch_size * max(1, min(count // 4, POOL))) if count else ()
     batches = [batch for pool in pools for batch in pool[length[pool].argsort(stable=True)].split(batch_size)]
     batches = [batches[number] for number in torch.randperm(count, generator=generator).tolist()]
     if batches:
         longest = max(range(count), key=lambda number: int(length[batches[number]].max()))
         batches.insert(0, batches.pop(longest))
-    return [row for batch in (*batches, rest) for row in batch.tolist()]
+    return [row for batch in (*batches, incomplete_batch) for row in batch.tolist()]
 
 
 class EpochSampler(Sampler[int]):
-    """The rows of one epoch after another. accelerate's data loader calls `set_epoch` before it reads them, in a run
-    that is continued too."""
+    """A sampler of the rows of each epoch. accelerate's data loader calls `set_epoch` before it reads them, also in a
+    resumed run."""
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         self.lengths = lengths
@@ -70,19 +71,19 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        return iter(epoch_order(self.lengths, self.batch_size, self.seed, self.epoch))
+        return iter(build_epoch_order(self.lengths, self.batch_size, self.seed, self.epoch))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
 
 WORLD_SIZES = (*LAUNCHED, "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""The variables by which accelerate counts processes."""
+"""Environment variables by which accelerate counts processes."""
 
 
 @contextmanager
 def as_single_process() -> Iterator[None]:
-    """Let a trainer that is built inside take this process for the only one."""
+    """Hide the other ranks from a trainer that is built in the block."""
     removed = {} if ranks.is_alone() else {n: os.environ.pop(n) for n in WORLD_SIZES if n in os.environ}
     try:
         yield
@@ -91,11 +92,10 @@ def as_single_process() -> Iterator[None]:
 
 
 class MultiRankTrainer(Trainer):
-    """The mixin of every trainer here.
+    """The mixin of all trainers.
 
-    Rows are read in the order of `EpochSampler`. transformers' own sampler by length draws from torch's global
-    generator: a run that was continued in its second epoch read the first one's order again, some rows twice and others
-    never.
+    Rows are read in the order of `EpochSampler`. transformers' own sampler by length uses torch's global generator: a
+    run that was resumed in its second epoch read the order of the first one again, some rows twice and others never.
     """
 
     model: Any
@@ -118,7 +118,7 @@ class MultiRankTrainer(Trainer):
         self.micro_batches += 1
         if place % ranks.world_size() == ranks.rank():
             # A function of the place: a run that is continued on several ranks draws the same dropout.
-            torch.manual_seed(place_seed(self.args.seed, "dropout", self.state.global_step, place))
+            torch.manual_seed(derive_place_seed(self.args.seed, "dropout", self.state.global_step, place))
             self.results.append(self.compute_share(model, inputs, num_items_in_batch))
         loss = torch.zeros((), device=self.args.device)
         if not is_last:

@@ -1,4 +1,4 @@
-"""The reward model on TRL's RewardTrainer, with whole rankings as our own token rows."""
+"""Reward models by TRL's RewardTrainer, on whole rankings as our own token rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trl.trainer.reward_trainer import RewardTrainer
 from align.core.errors import InputError
 from align.data.pairs import TokenizedPair
 from align.models.adapters import read_tensors
-from align.models.forward import pad
+from align.models.forward import pad_rows
 from align.trainers.common import build_trainer
 from align.trainers.multi_rank import TokenRowsTrainer
 
@@ -29,11 +29,12 @@ FIGURES = {"loss": "loss", "accuracy": "accuracy", "margin": "margin", "grad_nor
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Answers judged against each other, by one person or several: each text once, however many pairs it stands in.
+    """Answers that were compared with each other, by one person or several. Each text is stored once, even if it is in
+    several pairs.
 
     Attributes:
-        texts: token rows, each ending where the score is read.
-        pairs: (better, worse), as places in `texts`.
+        texts: token rows, which end where the score is read.
+        pairs: (better, worse) as indices of `texts`.
     """
 
     texts: list[list[int]]
@@ -41,24 +42,24 @@ class Ranking:
 
 
 def group_rankings(pairs: Iterable[tuple[str, TokenizedPair]]) -> list[Ranking]:
-    """Group pairs by the ranking that they came from, in order of their first pair.
+    """Group pairs by their ranking, in the order of first appearance.
 
     Args:
-        pairs: each with its ranking's id.
+        pairs: pairs with the id of their ranking.
     """
     groups: dict[str, tuple[dict[tuple[int, ...], int], list[tuple[int, int]]]] = {}
     for group, pair in pairs:
-        places, judged = groups.setdefault(group, ({}, []))
+        places, ranked_pairs = groups.setdefault(group, ({}, []))
         better, worse = (places.setdefault(tuple(ids), len(places)) for ids in (pair.chosen_ids, pair.rejected_ids))
-        judged.append((better, worse))
-    return [Ranking([list(ids) for ids in places], judged) for places, judged in groups.values()]
+        ranked_pairs.append((better, worse))
+    return [Ranking([list(ids) for ids in places], ranked_pairs) for places, ranked_pairs in groups.values()]
 
 
-def score_head(model: Any) -> nn.Module:
+def find_score_head(model: Any) -> nn.Module:
     """Return the trained copy of the `score` head inside a PEFT model.
 
     Raises:
-        AssertionError: PEFT does not train one, and the reward would be the random projection it started as.
+        AssertionError: PEFT does not train the head, so that scores would stay a random projection.
     """
     wrapper = model.get_base_model().score
     trained = getattr(wrapper, "modules_to_save", None)
@@ -70,37 +71,42 @@ def score_head(model: Any) -> nn.Module:
 
 
 def copy_adapter_weights(model: Any, adapter: Path | None) -> int:
-    """Copy the LoRA tensors of a supervised adapter into the reward model's; the head starts at 0.
+    """Copy the LoRA tensors of a supervised adapter into the reward model's adapter, and set the head to 0.
+
+    Args:
+        adapter: folder of the supervised adapter; None to copy nothing.
 
     Returns:
-        the number of tensors copied.
+        The number of copied tensors.
 
     Raises:
         InputError: the two adapters do not have the same shape.
     """
-    nn.init.zeros_(score_head(model).weight)  # pyright: ignore[reportArgumentType]
+    nn.init.zeros_(find_score_head(model).weight)  # pyright: ignore[reportArgumentType]
     if adapter is None:
         return 0
-    own = {name_in_file(n): p for n, p in model.named_parameters() if "lora_" in n}
+    parameters = {to_saved_name(n): p for n, p in model.named_parameters() if "lora_" in n}
     tensors = {k: v for k, v in read_tensors(adapter).items() if "lora_" in k}
-    if own.keys() != tensors.keys() or any(own[k].shape != tensors[k].shape for k in own):
-        difference = next(iter(sorted(own.keys() ^ tensors.keys())), "another rank")
+    if parameters.keys() != tensors.keys() or any(parameters[k].shape != tensors[k].shape for k in parameters):
+        difference = next(iter(sorted(parameters.keys() ^ tensors.keys())), "another rank")
         problem = f"its tensors do not fit a reward model ({difference})"
         remedy = "Train the SFT adapter on all linear layers of the same base."
         raise InputError("init", str(adapter), problem, remedy)
     with torch.no_grad():
         for name, tensor in tensors.items():
-            own[name].copy_(tensor)
+            parameters[name].copy_(tensor)
     return len(tensors)
 
 
-def name_in_file(parameter: str) -> str:
+def to_saved_name(parameter: str) -> str:
     """Return the name under which PEFT saves a parameter of the adapter `default`."""
     return parameter.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
-def reward_trainer(model: Any, tokenizer: Any, judged: Sequence[Ranking], arguments: dict[str, Any]) -> RewardTrainer:
-    """Build the trainer of Bradley–Terry's loss over rankings, with the weights of `collate_rankings`."""
+def build_reward_trainer(
+    model: Any, tokenizer: Any, judged: Sequence[Ranking], arguments: dict[str, Any]
+) -> RewardTrainer:
+    """Build the trainer of the Bradley–Terry loss over rankings, with the weights of `collate_rankings`."""
     dataset = Dataset.from_dict(
         {
             "texts": [r.texts for r in judged],
@@ -109,40 +115,40 @@ def reward_trainer(model: Any, tokenizer: Any, judged: Sequence[Ranking], argume
         }
     )
     settings = RewardConfig(**arguments, max_length=None, disable_dropout=True)
-    padder = copy.deepcopy(tokenizer)  # rows are padded by it, nothing else
-    filler = filler_id(judged, tokenizer.pad_token_id)
+    padder = copy.deepcopy(tokenizer)  # used for its pad token only
+    filler = choose_filler_id(judged, tokenizer.pad_token_id)
     padder.pad_token = tokenizer.convert_ids_to_tokens(filler)
-    collate = partial(collate_rankings, filler=filler, judgements=mean_judgements(judged))
+    collate = partial(collate_rankings, filler=filler, judgements=compute_mean_judgements(judged))
     return build_trainer(RankingTrainer, model, settings, dataset, padder, collate)
 
 
 class RankingTrainer(TokenRowsTrainer, RewardTrainer):
-    """TRL's trainer on rankings in place of pairs: an answer that stands in K − 1 pairs is read once, not K − 1
+    """TRL's RewardTrainer on rankings in place of pairs: an answer in K − 1 pairs is computed once instead of K − 1
     times (Ouyang et al., InstructGPT, 2022, section 3.5)."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
-        gap = pair_gaps(outputs.logits.float().squeeze(-1), inputs["pairs"])
-        loss = ranking_loss(gap, inputs["weights"])
+        gap = compute_pair_gaps(outputs.logits.float().squeeze(-1), inputs["pairs"])
+        loss = compute_ranking_loss(gap, inputs["weights"])
         self._metrics["train"]["accuracy"].append(float((gap > 0).float().mean()))
         self._metrics["train"]["margin"].append(float(gap.detach().mean()))
         return (loss, outputs) if return_outputs else loss
 
 
-def mean_judgements(judged: Sequence[Ranking]) -> float:
-    """Return the mean number of judgements a ranking: 1 where one person ordered all its texts, less with ties, more
-    with several people."""
+def compute_mean_judgements(judged: Sequence[Ranking]) -> float:
+    """Return the mean number of judgements per ranking: 1 if one person ordered all texts, less with ties, more with
+    several people."""
     return sum(len(r.pairs) / math.comb(len(r.texts), 2) for r in judged) / len(judged)
 
 
 def collate_rankings(rows: Sequence[dict[str, Any]], filler: int, judgements: float) -> dict[str, Tensor]:
-    """Return a batch of rankings: B texts [B, S] padded on the right, `pairs` [M, 2] as rows of them, and `weights`
-    [M].
+    """Collate rankings: B texts [B, S] padded on the right, `pairs` [M, 2] as row indices, and `weights` [M].
 
-    A judgement of K texts spreads the weight of one over K(K − 1)/2 pairs, so that one of nine answers does not
-    outweigh 36 of two. Divided by `judgements`, the mean a ranking, the loss stays in nats a pair.
+    A judgement of K texts has the weight of one, divided over its K(K − 1)/2 pairs, so that a ranking of nine answers
+    does not outweigh 36 rankings of two. Division by `judgements`, the mean per ranking, keeps the loss in nats per
+    pair.
     """
     texts = [ids for row in rows for ids in row["texts"]]
     first = 0
@@ -154,28 +160,28 @@ def collate_rankings(rows: Sequence[dict[str, Any]], filler: int, judgements: fl
         weights += [1 / (math.comb(count, 2) * len(rows) * judgements)] * len(row["pairs"])
         first += count
     return {
-        "input_ids": pad(texts, filler),
-        "attention_mask": pad([[1] * len(ids) for ids in texts], 0),
+        "input_ids": pad_rows(texts, filler),
+        "attention_mask": pad_rows([[1] * len(ids) for ids in texts], 0),
         "pairs": torch.tensor(pairs),
         "weights": torch.tensor(weights),
     }
 
 
-def pair_gaps(scores_B: Tensor, pairs_M2: Tensor) -> Tensor:
-    """Return the score of the better text of each pair minus that of the worse [M]."""
+def compute_pair_gaps(scores_B: Tensor, pairs_M2: Tensor) -> Tensor:
+    """Return for each pair the score of the better text minus that of the worse one [M]."""
     return scores_B[pairs_M2[:, 0]] - scores_B[pairs_M2[:, 1]]
 
 
-def ranking_loss(gap_M: Tensor, weights_M: Tensor) -> Tensor:
-    """Return Bradley–Terry's −log σ(gap), summed with weights."""
+def compute_ranking_loss(gap_M: Tensor, weights_M: Tensor) -> Tensor:
+    """Return the weighted sum of Bradley–Terry losses −log σ(gap)."""
     return -(weights_M * logsigmoid(gap_M)).sum()
 
 
-def filler_id(judged: Sequence[Ranking], pad_id: int) -> int:
-    """Return a token for padding that no row ends with, `pad_id` if possible.
+def choose_filler_id(judged: Sequence[Ranking], pad_id: int) -> int:
+    """Return a token for padding with which no row ends; `pad_id` if possible.
 
-    transformers takes the score at the last token that is not the pad token. Where EOS is that too, an answer would be
-    read one token early. The padding itself is masked, so that any other token serves.
+    transformers reads the score at the last token that is not the pad token. If EOS is also the pad token, an answer
+    would be scored one token too early. Padding is masked, so that any other token will do.
     """
     ends = {ids[-1] for ranking in judged for ids in ranking.texts}
     return next(i for i in (pad_id, *range(len(ends) + 1)) if i not in ends)

@@ -1,4 +1,4 @@
-"""Supervised instruction tuning on TRL's SFTTrainer, with our own tokens and labels."""
+"""Supervised fine-tuning by TRL's SFTTrainer, on our own token rows and labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from align.data.chat.encode import IGNORE_INDEX, EncodedRow
-from align.models.forward import decoder_of, lm_head, route_of
+from align.models.forward import get_decoder, get_lm_head, get_route
 from align.models.sharded import is_sharded
 from align.ops.logprobs import linear_predictions
 from align.trainers.common import build_trainer
@@ -23,12 +23,12 @@ from align.trainers.multi_rank import MultiRankTrainer
 FIGURES = {"loss": "loss", "grad_norm": "grad_norm", "learning_rate": "lr", "mean_token_accuracy": "accuracy"}
 
 
-def sft_trainer(
+def build_sft_trainer(
     model: Any, tokenizer: Any, rows: Sequence[EncodedRow], arguments: dict[str, Any], *, max_length: int, packing: bool
 ) -> SFTTrainer:
-    """Build the trainer of cross-entropy on the labels of `rows`.
+    """Build the trainer of the cross-entropy on the labels of `rows`.
 
-    Packing concatenates rows up to `max_length`; positions restart and attention stays inside each row.
+    Packing concatenates rows up to `max_length`; positions restart at each row, and attention does not cross rows.
     """
     settings = SFTConfig(
         **{**arguments, "remove_unused_columns": True},
@@ -36,17 +36,17 @@ def sft_trainer(
         packing=packing,
         packing_strategy="bfd",
         eos_token=None,
-        router_aux_loss_coef=0.0,  # the loss is that of the tokens; some models of experts fail to compute theirs
+        router_aux_loss_coef=0.0,  # no router loss, which some mixture-of-experts models fail to compute
     )
-    kind = RowTrainer if route_of(model).halves else OwnLogitsTrainer
+    kind = RowTrainer if get_route(model).halves else OwnLogitsTrainer
     return build_trainer(kind, model, settings, to_dataset(rows), tokenizer)
 
 
 class RowTrainer(MultiRankTrainer, SFTTrainer):
-    """TRL's trainer with its rows in our order, and on a CPU with a loss that reads the trained tokens alone.
+    """TRL's SFTTrainer with rows in our order, and on a CPU with a loss that computes logits of trained tokens only.
 
-    Where there is no Triton, TRL's fused loss scores every position, those of prompts and of padding too, computes all
-    logits again in the backward pass, and multiplies their gradient with the head in fp32.
+    Without Triton, TRL's fused loss computes the logits of every position, including prompts and padding, computes all
+    of them again in the backward pass, and multiplies their gradient by the head in fp32.
     """
 
     def compute_loss(
@@ -60,7 +60,7 @@ class RowTrainer(MultiRankTrainer, SFTTrainer):
         targets_N = labels_BS[trained_BS]
         with self.accelerator.autocast():
             options = {key: value for key, value in inputs.items() if key != "labels"}
-            hidden_BSD = decoder_of(model)(**options, use_cache=False).last_hidden_state
+            hidden_BSD = get_decoder(model)(**options, use_cache=False).last_hidden_state
         states_ND = hidden_BSD[:, :-1][trained_BS].to(head_weight.dtype)
         logprobs_N, _, likeliest_N = linear_predictions(states_ND, targets_N, head_weight)
         correct = int((likeliest_N == targets_N).sum())
@@ -72,18 +72,18 @@ class RowTrainer(MultiRankTrainer, SFTTrainer):
 
 
 def find_frozen_head(model: Any) -> Tensor | None:
-    """Return the weight of a head on a CPU that is a frozen matrix and nothing more. Returns None for other heads."""
-    if is_sharded(model) or not route_of(model).fast:
+    """Return the weight of a frozen linear head without bias on a CPU. Returns None for other heads."""
+    if is_sharded(model) or not get_route(model).fast:
         return None
-    head = lm_head(model)
+    head = get_lm_head(model)
     if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
         return None
     return head.weight if head.weight.device.type == "cpu" else None
 
 
 class OwnLogitsTrainer(RowTrainer):
-    """The trainer with the loss of a model's own logits. TRL's is of hidden states and the head's weight alone, which
-    not every model has."""
+    """The trainer whose loss uses the model's own logits. TRL's loss uses hidden states and the head's weight, which do
+    not give the logits of every model."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -95,8 +95,8 @@ class OwnLogitsTrainer(RowTrainer):
         loss = cross_entropy(logits_BSV.flatten(0, 1).float(), targets.flatten(), reduction="sum")
         count = torch.as_tensor(picked.sum() if num_items_in_batch is None else num_items_in_batch, device=loss.device)
         loss = loss / count.clamp_min(1)
-        right = (logits_BSV.detach().argmax(-1) == targets)[picked]
-        self._metrics["train"]["mean_token_accuracy"].append(float(right.sum() / picked.sum().clamp_min(1)))
+        is_correct = (logits_BSV.detach().argmax(-1) == targets)[picked]
+        self._metrics["train"]["mean_token_accuracy"].append(float(is_correct.sum() / picked.sum().clamp_min(1)))
         return (loss, outputs) if return_outputs else loss
 
 
@@ -104,6 +104,6 @@ def to_dataset(rows: Sequence[EncodedRow]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-def packed_rows(rows: Sequence[EncodedRow], max_length: int) -> Dataset:
-    """Return rows as the trainer will pack them, to know the number of steps beforehand."""
+def pack_rows(rows: Sequence[EncodedRow], max_length: int) -> Dataset:
+    """Pack rows in the same way as the trainer, to compute the number of steps beforehand."""
     return pack_dataset(to_dataset(rows), max_length, "bfd")

@@ -18,7 +18,7 @@ from work import PROMPTS, Work, report
 
 from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_prompts, find_stop_token_ids
-from align.models.adapters import save_adapter, with_new_adapter
+from align.models.adapters import add_new_adapter, save_adapter
 from align.models.base import find_base
 from align.models.forward import compute_in_chunks
 from align.models.load import load_base, load_classifier, load_tokenizer
@@ -27,7 +27,7 @@ from align.models.roles import Roles
 from align.ops.linear import ONEDNN, linear
 from align.ppo.experience import Estimator, assemble_experience, compute_estimates
 from align.ppo.update import Losses, take_gradient_steps
-from align.rollout.engine import row_seeds
+from align.rollout.engine import derive_row_seeds
 from align.rollout.hf import HfEngine
 from align.track import get_peak_rss_mb
 
@@ -42,7 +42,7 @@ def save_new_adapters(work: Work, folder: Path) -> None:
     base = find_base(work.model)
     method, dtype = choose_precision(work)
     for name, load in (("init", load_base), ("reward", load_classifier)):
-        model = with_new_adapter(load(base, method, torch.device(work.device), dtype), Lora(8, 16), name == "reward")
+        model = add_new_adapter(load(base, method, torch.device(work.device), dtype), Lora(8, 16), name == "reward")
         save_adapter(model, folder / name, base)
 
 
@@ -103,7 +103,7 @@ def build_update(work: Work, roles: Roles) -> Callable[[int], dict[str, float]]:
     def run_update(number: int) -> dict[str, float]:
         start = time.perf_counter()
         first = number * work.batch % (len(prompts) - work.batch)
-        seeds = row_seeds(range(work.batch), number)
+        seeds = derive_row_seeds(range(work.batch), number)
         rollout = engine.generate(prompts[first : first + work.batch], roles.actor("policy"), seeds)
         rollout_end = time.perf_counter()
         scores = compute_in_chunks(roles.scores, rollout, micro_batch)

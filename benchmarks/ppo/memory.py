@@ -20,12 +20,17 @@ from align_ppo import build_roles, choose_precision
 from work import RESULT, Work, result_of
 
 from align.core.types import Rollout
-from align.models.adapters import with_new_adapter
+from align.models.adapters import add_new_adapter
 from align.models.base import find_base
-from align.models.forward import hidden_size, hidden_states, response_logprobs, states_before
+from align.models.forward import (
+    compute_hidden_states,
+    compute_response_logprobs,
+    get_hidden_size,
+    select_predicting_states,
+)
 from align.models.load import load_base
 from align.models.lora import Lora
-from align.models.roles import linear_head
+from align.models.roles import build_linear_head
 from align.track import get_peak_rss_mb
 
 HERE = Path(__file__).resolve().parent
@@ -57,19 +62,19 @@ def run_separate_models(work: Work) -> None:
     base = find_base(work.model)
     method, dtype = choose_precision(work)
     policy, value, reward, reference = (load_base(base, method, torch.device("cpu"), dtype) for _ in range(4))
-    policy, value = (with_new_adapter(model, Lora(8, 16)) for model in (policy, value))
+    policy, value = (add_new_adapter(model, Lora(8, 16)) for model in (policy, value))
     for name, parameter in [*policy.named_parameters(), *value.named_parameters()]:
         if "lora_" in name:
             parameter.data = parameter.data.float()
-    value_head = linear_head(torch.zeros(1, hidden_size(value)))
+    value_head = build_linear_head(torch.zeros(1, get_hidden_size(value)))
     rollout = build_random_rollout(work.batch)
     with torch.no_grad():
-        hidden_states(reward, rollout.tokens_BS, rollout.mask_BS)
-        response_logprobs(reference, rollout, 1.0)
-        response_logprobs(policy, rollout, 1.0)
-        states_before(hidden_states(value, rollout.tokens_BS, rollout.mask_BS), rollout)
-    response_logprobs(policy, rollout, 1.0)[0].sum().backward()
-    value_states = states_before(hidden_states(value, rollout.tokens_BS, rollout.mask_BS), rollout)
+        compute_hidden_states(reward, rollout.tokens_BS, rollout.mask_BS)
+        compute_response_logprobs(reference, rollout, 1.0)
+        compute_response_logprobs(policy, rollout, 1.0)
+        select_predicting_states(compute_hidden_states(value, rollout.tokens_BS, rollout.mask_BS), rollout)
+    compute_response_logprobs(policy, rollout, 1.0)[0].sum().backward()
+    value_states = select_predicting_states(compute_hidden_states(value, rollout.tokens_BS, rollout.mask_BS), rollout)
     value_head(value_states.float()).sum().backward()
 
 

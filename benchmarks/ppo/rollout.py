@@ -20,7 +20,7 @@ from work import PROMPTS, Work, report
 from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_prompts
 from align.models.base import find_base
-from align.models.forward import pad
+from align.models.forward import pad_rows
 from align.models.load import load_tokenizer
 from align.rollout.hf import HfEngine
 from align.rollout.multi_adapter import BankEngine
@@ -35,8 +35,8 @@ def main(work: Work, sampler: str) -> None:
     prompts = [prompt.input_ids for prompt in encode_prompts(tokenizer, conversations, 1024)[0]]
     engine = (BankEngine if sampler == "bank" else HfEngine)((), tokenizer.pad_token_id, work.tokens)
     engine.load(base, *choose_precision(work))
-    input_ids = pad(prompts, tokenizer.pad_token_id, left=True)
-    attention_mask = pad([[1] * len(prompt) for prompt in prompts], 0, left=True)
+    input_ids = pad_rows(prompts, tokenizer.pad_token_id, left=True)
+    attention_mask = pad_rows([[1] * len(prompt) for prompt in prompts], 0, left=True)
 
     def sample_with_align() -> None:
         engine.sync(roles.actor("policy"))

@@ -129,9 +129,9 @@ def measure_script(script: str, work: Work) -> dict[str, float]:
     name, *arguments = script.split()
     python = prepare_peer_python() if name == TRL_PPO else sys.executable
     if work.model == "pocket" and name in (TRL_PPO, TRL_GRPO):
-        from align.models.base import pocket_folder
+        from align.models.base import find_pocket_folder
 
-        work = replace(work, model=str(pocket_folder()))
+        work = replace(work, model=str(find_pocket_folder()))
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"}
     return result_of([str(python), str(HERE / name), work.text(), *arguments], variables)
 

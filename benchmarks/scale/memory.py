@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from align.models.base import find_base, pocket_folder
+from align.models.base import find_base, find_pocket_folder
 from align.ops.linear import has_bf16_products
-from align.planning.memory import Workload, footprint
-from align.planning.shapes import shape_of
+from align.planning.memory import Workload, predict_footprint
+from align.planning.shapes import read_shape
 from align.ppo.measured_update import measure_update
 from align.run import Base, environment
 from align.trainers.common import Training
@@ -69,7 +69,7 @@ CASES: dict[str, tuple[str, Workload]] = {
 def make_model(folder: Path) -> Base:
     """SmolLM2's shape with random weights, and the built-in model's tokenizer."""
     AutoModelForCausalLM.from_config(SMOLLM2, dtype=torch.bfloat16).save_pretrained(folder)
-    for path in (*pocket_folder().glob("*token*"), *pocket_folder().glob("chat_template*")):
+    for path in (*find_pocket_folder().glob("*token*"), *find_pocket_folder().glob("chat_template*")):
         shutil.copy(path, folder / path.name)
     return find_base(str(folder))
 
@@ -83,7 +83,7 @@ def training_of(work: Workload) -> Training:
 
 
 def row(base: Base, work: Workload, device: torch.device) -> dict[str, object]:
-    began, found = time.perf_counter(), footprint(shape_of(base), work)
+    began, found = time.perf_counter(), predict_footprint(read_shape(base), work)
     is_ppo = work.stage == "ppo"
     counts = measure_update(base, work, device) if is_ppo else measure_steps(base, work, training_of(work), device)
     phases = {name: [round(found.at(name) / 1e6, 1), round(count / 1e6, 1)] for name, count in counts.items()}

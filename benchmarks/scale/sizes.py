@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.planning.memory import Workload, base_bytes, footprint
-from align.planning.shapes import Shape, llama_shape
+from align.planning.memory import Workload, count_base_bytes, predict_footprint
+from align.planning.shapes import Shape, compute_llama_shape
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "sizes.md"
 BEGIN, END = "<!-- made by benchmarks/scale/sizes.py -->", "<!-- end -->"
@@ -46,12 +46,12 @@ MODELS = {
 
 def row(name: str, shape: Shape) -> tuple[str, ...]:
     works = (ROW, replace(ROW, method="lora"), replace(ROW, stage="full", method="full"), PAIR, ANSWER)
-    taken = [footprint(shape, work).peak for work in works]
-    return name, *(f"{one / 1e9:.1f} GB" for one in (*taken, 4 * base_bytes(shape, "lora", 2)))
+    taken = [predict_footprint(shape, work).peak for work in works]
+    return name, *(f"{one / 1e9:.1f} GB" for one in (*taken, 4 * count_base_bytes(shape, "lora", 2)))
 
 
 def lines() -> list[str]:
-    rows = [row(name, llama_shape(of)) for name, of in MODELS.items()]
+    rows = [row(name, compute_llama_shape(of)) for name, of in MODELS.items()]
     return [f"| {' | '.join(cells)} |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows)]
 
 

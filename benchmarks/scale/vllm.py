@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from align.__main__ import main as align
-from align.rollout.engine_process import VLLM, version_in
+from align.rollout.engine_process import VLLM, read_engine_version
 from align.rollout.vllm_sampler import VllmSampler
 from align.track import read_rows
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, default=HERE / "vllm.json")
     given = parser.parse_args()
     record: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
-    record |= {"cores": os.cpu_count(), "vllm": version_in(VLLM, given.python, "--python"), "cases": {}}
+    record |= {"cores": os.cpu_count(), "vllm": read_engine_version(VLLM, given.python, "--python"), "cases": {}}
     with suppress(OSError, ValueError):
         record |= json.loads(given.save.read_text()) | {"vllm": record["vllm"]}
     for name in given.cases.split(","):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from align.models.base import find_base
 from align.models.fastpath.mixed import MixedDecoder
-from align.models.load import load_base, skeleton
+from align.models.load import build_skeleton, load_base
 from align.rollout.continuous import ContinuousBatch
 from align.run import Base, environment
 
@@ -68,7 +68,7 @@ def random_adapter(base: Base, shapes: Mapping[str, tuple[int, int]], seed: int,
 
 def linear_shapes(base: Base) -> dict[str, tuple[int, int]]:
     """Features out of and into each linear layer but the head, by the layer's name."""
-    model = skeleton(base)
+    model = build_skeleton(base)
     head = model.get_output_embeddings()
     found = ((name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head)
     return {name: (m.out_features, m.in_features) for name, m in found}

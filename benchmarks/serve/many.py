@@ -25,7 +25,7 @@ from common import FIRST_ID, Record, bases, engine_on, median, options, quantile
 from work import RESULT, result_of
 
 from align.models.base import find_base
-from align.models.load import load_tokenizer, skeleton
+from align.models.load import build_skeleton, load_tokenizer
 from align.rollout.serving_engine import Output, Request, SamplingParams
 from align.run import Base
 
@@ -99,7 +99,7 @@ def process(given: Mapping[str, Any]) -> dict[str, float]:
 
 def base_mb(base: Base) -> float:
     """Of the weights in fp32, tied ones counted once."""
-    return sum(4 * parameter.numel() for parameter in skeleton(base).parameters()) / MB
+    return sum(4 * parameter.numel() for parameter in build_skeleton(base).parameters()) / MB
 
 
 def registered(given: Mapping[str, Any]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from align.models.fastpath.decoder import ReservedCache
 from align.models.fastpath.mixed import Piece
-from align.models.forward import lm_head
+from align.models.forward import get_lm_head
 from align.models.load import load_base
 from align.rollout.hf import next_states
 from align.run import Base
@@ -76,7 +76,7 @@ def rollout_step(base: Base, ids: torch.Tensor, columns: int) -> Step:
 
     def step(position: int) -> object:
         seen = torch.ones(size, position + 1, dtype=torch.bool)
-        return lm_head(model)(next_states(model, ids[:, :1], seen, torch.full((size, 1), position), cache))
+        return get_lm_head(model)(next_states(model, ids[:, :1], seen, torch.full((size, 1), position), cache))
 
     return step
 

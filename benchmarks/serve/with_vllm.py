@@ -20,7 +20,7 @@ from clients import closed_loop, requests
 from common import Record, bases, median, options
 from over_http import ADAPTERS, our_server, pin
 
-from align.rollout.engine_process import VLLM, version_in
+from align.rollout.engine_process import VLLM, read_engine_version
 from align.run import Base
 
 HERE = Path(__file__).resolve().parent
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16", help="parted by commas")
     parser.add_argument("--eager", action="store_true", help="vLLM compiles nothing, and starts sooner")
     given = parser.parse_args()
-    record = Record(given, [f"vllm=={version_in(VLLM, given.python, '--python')}"])
+    record = Record(given, [f"vllm=={read_engine_version(VLLM, given.python, '--python')}"])
     for name, base in bases(given.models).items():
         for dtype in given.dtypes.split(","):
             clients = [int(n) for n in given.clients.split(",")]

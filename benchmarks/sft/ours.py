@@ -12,12 +12,12 @@ from work import Row, StepClock, Work, read_works, run_contestant
 
 from align.config.sft import SftConfig
 from align.data.chat.encode import EncodedRow
-from align.models.adapters import with_new_adapter
+from align.models.adapters import add_new_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_tokenizer
 from align.models.lora import Lora
 from align.trainers.common import Training, train
-from align.trainers.sft import sft_trainer
+from align.trainers.sft import build_sft_trainer
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def load(work: Work) -> tuple[Any, Any]:
     base = find_base(work.model)
     model = load_base(base, "lora", CPU, getattr(torch, work.dtype))
     torch.manual_seed(work.seed)
-    return with_new_adapter(model, Lora(work.rank, work.alpha)), load_tokenizer(base)
+    return add_new_adapter(model, Lora(work.rank, work.alpha)), load_tokenizer(base)
 
 
 def fit(model: Any, tokenizer: Any, rows: list[Row], work: Work, lr: float) -> StepClock:
@@ -38,7 +38,7 @@ def fit(model: Any, tokenizer: Any, rows: list[Row], work: Work, lr: float) -> S
         arguments = training.arguments(Path(folder), CPU, getattr(torch, work.dtype), training.steps(len(rows)))
 
         def make() -> Any:
-            trainer = sft_trainer(model, tokenizer, encoded, arguments, max_length=1024, packing=settings.packing)
+            trainer = build_sft_trainer(model, tokenizer, encoded, arguments, max_length=1024, packing=settings.packing)
             trainer._get_train_sampler = lambda train_dataset=None: SequentialSampler(encoded)
             return trainer
 

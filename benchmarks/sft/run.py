@@ -119,9 +119,9 @@ def main() -> None:
         key: value for key, value in vars(arguments).items() if key not in ("rounds", "distributions", "save", "model")
     }
     if arguments.model is None:
-        from align.models.base import builtin_folder
+        from align.models.base import find_builtin_folder
 
-        arguments.model = str(builtin_folder("smollm2"))
+        arguments.model = str(find_builtin_folder("smollm2"))
     names = arguments.distributions.split(",")
     works = [Work(arguments.model, name, **settings) for name in names]
     report = {

@@ -41,10 +41,10 @@ class Part:
 
 def make_part(asks: str, held: bool, found: str = "", loosely: bool | None = None) -> Part:
     """Return a part with `found` shortened and encodable as UTF-8."""
-    shown = make_printable(found[: SHOWN + 1])
-    if len(shown) > SHOWN:
-        shown = shown[:SHOWN] + "…"
-    return Part(asks, held, held if loosely is None else loosely, shown)
+    excerpt = make_printable(found[: SHOWN + 1])
+    if len(excerpt) > SHOWN:
+        excerpt = excerpt[:SHOWN] + "…"
+    return Part(asks, held, held if loosely is None else loosely, excerpt)
 
 
 @dataclass(frozen=True, slots=True)

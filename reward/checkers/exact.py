@@ -59,15 +59,15 @@ def build(spec: Any, field: str) -> Checker:
     problem = "leaves nothing of an answer: an empty one is right"
     require("" not in right_answers, f"{field}.ignore", sorted(ignored), problem, "Ignore less.")
     where = READS[read] + (f' behind the last "{after}"' if after else "")
-    shown = ", ".join(name.replace("_", " ") for name in IGNORES if name in ignored)
-    asks = f"{where} is {join_quoted(answers)}" + (f", whatever its {shown}" if shown else "")
+    ignored_names = ", ".join(name.replace("_", " ") for name in IGNORES if name in ignored)
+    asks = f"{where} is {join_quoted(answers)}" + (f", whatever its {ignored_names}" if ignored_names else "")
 
     def rule(answer: str) -> list[Part]:
         compared = select_compared_text(answer, read, after)
         if compared is None:
             return [make_part(asks, False, f'no "{after}"' if after and after not in answer else "no number")]
-        held = normalize(compared, ignored) in right_answers
-        return [make_part(asks, held, "" if held else compared)]
+        is_right = normalize(compared, ignored) in right_answers
+        return [make_part(asks, is_right, "" if is_right else compared)]
 
     return Checker(KIND, (asks,), rule)
 

@@ -48,8 +48,8 @@ def count_starred_paragraphs(text: str) -> int:
 
 
 def nth_paragraph_begins_with(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Return whether a text has so many paragraphs, divided by empty lines, of which the nth begins with a word. Blank
-    paragraphs are numbered, but do not count."""
+    """Return whether a text has `num_paragraphs` paragraphs, divided by empty lines, and the nth begins with a word.
+    Blank paragraphs are numbered, but do not count."""
     paragraphs = text.split("\n\n")
     if sum(bool(paragraph.strip()) for paragraph in paragraphs) != num_paragraphs:
         return False

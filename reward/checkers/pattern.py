@@ -29,7 +29,7 @@ def build(spec: Any, field: str) -> Checker:
             f"{field}.pattern", expression, f"is no regular expression ({error})", "Correct it."
         ) from error
     equals = get_texts(settings, field, "equals")
-    whole = get_flag(settings, field, "whole", False)
+    must_match_whole = get_flag(settings, field, "whole", False)
     absent = get_flag(settings, field, "absent", False)
     group = settings.get("group", 0)
     names = [*range(pattern.groups + 1), *pattern.groupindex]
@@ -39,11 +39,12 @@ def build(spec: Any, field: str) -> Checker:
     is_compared = "group" not in settings or bool(equals)
     require(is_compared, f"{field}.group", group, "`equals` is missing", "Say what it must equal.")
     require(not (absent and equals), f"{field}.absent", absent, "contradicts `equals`", "Leave one of them out.")
-    matched = f"the {'whole answer' if whole else 'answer'} {'does not match' if absent else 'matches'} /{expression}/"
+    scope = "whole answer" if must_match_whole else "answer"
+    matched = f"the {scope} {'does not match' if absent else 'matches'} /{expression}/"
     asks = matched + (f", with {join_quoted(equals)} as {f'group {group}' if group else 'the match'}" if equals else "")
 
     def rule(answer: str) -> list[Part]:
-        find = pattern.fullmatch if whole else pattern.search
+        find = pattern.fullmatch if must_match_whole else pattern.search
         try:
             match = find(answer, timeout=LIMIT_S)
         except TimeoutError:
@@ -55,7 +56,7 @@ def build(spec: Any, field: str) -> Checker:
         captured = match[group] if match else None
         if captured is None:
             return [make_part(asks, False, "no match")]
-        held = captured in equals
-        return [make_part(asks, held, "" if held else captured)]
+        is_equal = captured in equals
+        return [make_part(asks, is_equal, "" if is_equal else captured)]
 
     return Checker(KIND, (asks,), rule)

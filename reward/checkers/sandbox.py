@@ -117,14 +117,14 @@ def run_program(program: str, tests: Sequence[str], limits: Limits, tier: Tier) 
                 processes.callback(kill_session, answerer)
                 tester = start("run_tests", tier, at_least, folders[0], job_file, report, (from_answer, to_answer))
                 processes.callback(kill_session, tester)  # killed first: it reports the end of the other
-            ended = wait_for(tester, limits.seconds)
+            exit_reason = wait_for(tester, limits.seconds)
         report.seek(0)
-        lines = report.read(READ_BYTES).decode("utf-8", "replace").split("\n")[:-1]  # of what was cut, whole lines
+        lines = report.read(READ_BYTES).decode("utf-8", "replace").split("\n")[:-1]  # without an incomplete last line
     problems: dict[int, str] = dict(json.loads(line) for line in lines)
-    if run_tests.NOT_STARTED in problems or (not problems and ended and "status" in ended):
+    if run_tests.NOT_STARTED in problems or (not problems and exit_reason and "status" in exit_reason):
         raise SandboxFailed(f"the sandbox ({tier.name}) could not be set up")
     results = [problems.get(number) for number in range(len(tests))]
-    reason = problems.get(run_tests.PROGRAM) or problems.get(run_tests.ENDED) or ended
+    reason = problems.get(run_tests.PROGRAM) or problems.get(run_tests.ENDED) or exit_reason
     if not reason and None in results:
         reason = "the tests ended their process"
     return ProgramRun(results, reason, tier.name)

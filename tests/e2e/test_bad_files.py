@@ -18,7 +18,7 @@ from align.data.chat import template
 from align.data.chat.encode import find_stop_token_ids, render
 from align.data.chat.template import use_template
 from align.models.base import find_base
-from align.models.load import context_length, load_base, load_tokenizer
+from align.models.load import get_context_length, load_base, load_tokenizer
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def loaded(model: Path) -> None:
     use_template(tokenizer, None)
     render(tokenizer, Conversation((Message("user", "a"),)), add_generation_prompt=True)
     found = load_base(base, "lora", torch.device("cpu"), torch.float32)
-    context_length(found)
+    get_context_length(found)
     find_stop_token_ids(tokenizer, found.generation_config)
 
 

@@ -13,7 +13,7 @@ from workshop import Ready
 
 from align.__main__ import main
 from align.core.types import Rollout
-from align.models.actors import Actor, AdapterPool, ModelActor, snapshot
+from align.models.actors import Actor, AdapterPool, ModelActor, save_snapshot
 from align.models.load import load_base
 from align.rollout import registry
 from align.rollout.hf import HfEngine
@@ -58,7 +58,7 @@ class SnapshotEngine:
         self.calls.append("sync")
         before, taken = self.digests.get(actor), None
         if not actor.base_alone:
-            folder = snapshot(actor, self.base, self.folder)
+            folder = save_snapshot(actor, self.base, self.folder)
             taken = folder.name
             if (folder / "config.json").is_file():
                 whole = replace(self.base, path=str(folder), digest=model_digest(folder))

@@ -18,8 +18,8 @@ from workshop import SFT, Workshop
 
 from align.export.reward import encode_as_trained, make_test_conversations
 from align.models.adapters import WEIGHTS_FILE, attach
-from align.models.load import in_fp32, load_base, own_tokenizer
-from align.models.roles import linear_head, score_weight
+from align.models.load import cast_to_fp32, load_base, load_own_tokenizer
+from align.models.roles import build_linear_head, read_score_weight
 from align.reward.learned import score_rows
 from align.run import load_artifact, read_manifest
 from align.run.receipt import RECEIPT
@@ -60,11 +60,11 @@ def scores(shop: Workshop, method: str) -> tuple[list[list[int]], torch.Tensor]:
     """Rows of a reward model, and their scores as PPO reads them."""
     artifact = load_artifact(shop.root / "reward" / method, method)
     assert artifact.base is not None
-    tokenizer = own_tokenizer(artifact, artifact.base)
+    tokenizer = load_own_tokenizer(artifact, artifact.base)
     rows = encode_as_trained(tokenizer, make_test_conversations(tokenizer))
-    model = in_fp32(load_base(artifact.base, method, CPU, torch.float32))
+    model = cast_to_fp32(load_base(artifact.base, method, CPU, torch.float32))
     model = attach(model, artifact.path, "reward", scored=True, alone=True).eval()
-    return rows, score_rows(model, linear_head(score_weight(artifact.path, 64)), rows, 0)
+    return rows, score_rows(model, build_linear_head(read_score_weight(artifact.path, 64)), rows, 0)
 
 
 # --- A whole model ----------------------------------------------------------------------------------------------------

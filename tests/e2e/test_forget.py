@@ -26,7 +26,7 @@ from align.annotate.store import Candidate, Store
 from align.annotate.store.tables import annotators
 from align.core.types import Conversation, Message
 from align.rollout.answer_cache import FILE as ANSWERS
-from align.rollout.answer_cache import Answer, AnswerStore, Asked
+from align.rollout.answer_cache import AnswerKey, AnswerStore, CachedAnswer
 from align.run import resolve
 from align.run.manifest import read_manifest
 from align.run.stale import read_stale_mark
@@ -126,8 +126,8 @@ def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     for path in others:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"said": SECRET}, ensure_ascii=False) + "\n")
-    asks = Asked("b", "", "lora", "float32", "t", (1, 2), 8, 1.0, (2,), 0, "hf")
-    AnswerStore(runs / ANSWERS).add([(asks, Answer((5, 2), SECRET, True))])
+    asks = AnswerKey("b", "", "lora", "float32", "t", (1, 2), 8, 1.0, (2,), 0, "hf")
+    AnswerStore(runs / ANSWERS).add([(asks, CachedAnswer((5, 2), SECRET, True))])
     assert ANSWERS in holding(runs, SECRET)
     before = bytes_in(runs)
     said = asked(runs, f"stage.item={item}")

@@ -16,7 +16,7 @@ import pytest
 from processes import Forks
 from serving import Server, adapters, serving
 
-from align.models.base import pocket_folder
+from align.models.base import find_pocket_folder
 
 pytestmark = [
     pytest.mark.slow,
@@ -89,7 +89,7 @@ def measured(folder: Path, name: str, backend: str, **given: object) -> tuple[di
 
 def test_a_server_gives_what_the_model_gives(server: Server, folder: Path) -> None:
     written_tasks(server, folder)
-    model, address = pocket_folder(), f"{server.api}/completions"
+    model, address = find_pocket_folder(), f"{server.api}/completions"
     mine, by_http = measured(
         folder, "served", "local-completions", model="one", base_url=address, tokenizer=model,
         tokenizer_backend="huggingface", num_concurrent=4, max_retries=1,

@@ -23,8 +23,8 @@ from workshop import SFT, Workshop
 from align.data.chat.fixed_prompts import encode_fixed_prompts
 from align.export.reward import encode_as_trained, make_test_conversations
 from align.models.adapters import attach
-from align.models.load import in_fp32, load_base, own_tokenizer
-from align.models.roles import linear_head, score_weight
+from align.models.load import cast_to_fp32, load_base, load_own_tokenizer
+from align.models.roles import build_linear_head, read_score_weight
 from align.reward.learned import score_rows
 from align.run import Artifact, load_artifact
 
@@ -95,7 +95,7 @@ def answers(jobs: Sequence[dict[str, Any]], folder: Path, hub: Path) -> list[lis
 
 def rows_of(artifact: Artifact) -> list[list[int]]:
     assert artifact.base is not None
-    tokenizer = own_tokenizer(artifact, artifact.base)
+    tokenizer = load_own_tokenizer(artifact, artifact.base)
     if artifact.path.parents[1].name == "reward":
         return encode_as_trained(tokenizer, make_test_conversations(tokenizer))[:4]
     return encode_fixed_prompts(tokenizer)[:4]
@@ -106,12 +106,12 @@ def trained(artifact: Artifact, method: str) -> list[Tensor]:
     """What was trained, by our own loading: [S, V] logits of each row; of a reward model its score [1]."""
     rows, base = rows_of(artifact), artifact.base
     assert base is not None
-    model = in_fp32(load_base(base, "lora" if artifact.whole else method, CPU, torch.float32))
+    model = cast_to_fp32(load_base(base, "lora" if artifact.whole else method, CPU, torch.float32))
     score = artifact.path.parents[1].name == "reward"
     if not artifact.whole:
         model = attach(model, artifact.path, "policy", scored=score, alone=True).eval()
     if score:
-        head = linear_head(score_weight(artifact.path, model.config.hidden_size))
+        head = build_linear_head(read_score_weight(artifact.path, model.config.hidden_size))
         return list(score_rows(model, head, rows, 0)[:, None])
     return [model(input_ids=torch.tensor([row])).logits[0].float() for row in rows]
 

@@ -20,7 +20,7 @@ from vllm_stand_in import stand_in_python
 from workshop import Ready
 
 from align.__main__ import main
-from align.rollout.vllm_server import ENVIRONMENT, serve_arguments
+from align.rollout.vllm_server import ENVIRONMENT, build_serve_arguments
 from align.track import read_rows
 
 STATE = (
@@ -139,7 +139,7 @@ def test_a_server_that_dies_is_started_again(
 @pytest.fixture
 def url(python: str, tiny_model: Path, tmp_path: Path) -> Iterator[str]:
     """A server of the tiny model that runs already."""
-    words = serve_arguments(
+    words = build_serve_arguments(
         "0" * 64, "float32", layers=["q_proj"], rank=16, adapters=4, slots=8, context=256, prefixes=False,
         logprobs="processed_logprobs",
     )  # fmt: skip

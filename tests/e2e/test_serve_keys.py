@@ -13,8 +13,8 @@ from align.config.compose import build_config, compose_tree
 from align.config.root import to_plain_dict
 from align.core.errors import CorruptFile, RunBusy
 from align.run import Run
-from align.serve.tenants import LOCAL, Keys, Limits, Tenant
-from align.serve.usage import Usage, usage_beside
+from align.serve.tenants import LOCAL, KeyFile, Limits, Tenant
+from align.serve.usage import UsageDatabase, build_usage_path
 from align.stages import serve
 from align.stages.runner import StageInputs
 
@@ -39,7 +39,7 @@ def key_action(shop: Workshop, *words: str) -> str:
 
 def test_a_key_is_printed_once_and_written_nowhere(shop: Workshop) -> None:
     key = key_action(shop, "stage.tenant=acme", "stage.token_budget=1000", "stage.allow=[support]", "stage.admin=true")
-    keys = Keys(shop.root.parent / "secrets" / "keys.json")
+    keys = KeyFile(shop.root.parent / "secrets" / "keys.json")
     tenant = keys.find_tenant(key)
     assert tenant is not None
     assert (tenant.admin, tenant.limits, tenant.allow) == (True, Limits(token_budget=1000), {"support"})
@@ -61,7 +61,7 @@ def test_a_key_is_printed_once_and_written_nowhere(shop: Workshop) -> None:
 def test_a_look_at_the_tenants_changes_nothing(shop: Workshop) -> None:
     key = key_action(shop, "stage.tenant=acme", "stage.token_budget=1000", "stage.allow=[support]", "stage.admin=true")
     key_action(shop, "stage.tenant=ben", "stage.requests_per_minute=60", "stage.concurrency=4")
-    keys = Keys(shop.root.parent / "secrets" / "keys.json")
+    keys = KeyFile(shop.root.parent / "secrets" / "keys.json")
     tenant, written = keys.find_tenant(key), keys.path.read_bytes()
     assert tenant is not None
     head, *rows = asked(shop, "tenants").splitlines()
@@ -70,7 +70,7 @@ def test_a_look_at_the_tenants_changes_nothing(shop: Workshop) -> None:
     assert acme == ["acme", tenant.key[:8], "support", "(admin)", "-", "-", "-", "0", "0", "1,000", "1,000"]
     assert ben[2:] == ["every", "name", "60", "-", "4", "0", "0", "-", "-"]
     assert [path for path in shop.root.parent.rglob("*") if path.is_file()] == [keys.path]
-    with Usage(usage_beside(keys.path)) as usage:
+    with UsageDatabase(build_usage_path(keys.path)) as usage:
         usage.reserve(tenant, "r", 100)
         usage.settle("r", 40, 2)
         usage.reserve(tenant, "under way", 100)

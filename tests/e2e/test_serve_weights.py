@@ -13,10 +13,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.core.types import Conversation, Message
 from align.data.chat.encode import encode_for_reward_model, find_stop_token_ids
-from align.models.adapters import attach, save_adapter, with_new_adapter
+from align.models.adapters import add_new_adapter, attach, save_adapter
 from align.models.base import find_base
 from align.models.dequantised import DEQUANTISED, dequantise
-from align.models.load import describe, load_base, load_classifier, load_tokenizer
+from align.models.load import load_base, load_classifier, load_tokenizer, read_configurations
 from align.models.lora import Lora
 from align.reward.learned import score_rows
 from align.run import write_json
@@ -50,7 +50,7 @@ def reward_model(folder: Path) -> tuple[Any, Any]:
     base = find_base("pocket")
     torch.manual_seed(3)
     classifier = load_classifier(base, "lora", torch.device("cpu"), torch.float32)
-    model: Any = with_new_adapter(classifier, Lora(8, 16), classifier=True)
+    model: Any = add_new_adapter(classifier, Lora(8, 16), classifier=True)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.requires_grad:
@@ -65,7 +65,7 @@ def test_a_reward_model_scores_beside_those_that_answer(forks: Forks, tmp_path: 
     model, head = reward_model(tmp_path / "adapters" / "taste")
     made = adapters(tmp_path / "adapters", "one")
     tokenizer = load_tokenizer(find_base("pocket"))
-    stops = find_stop_token_ids(tokenizer, describe(find_base("pocket")).generation_config)
+    stops = find_stop_token_ids(tokenizer, read_configurations(find_base("pocket")).generation_config)
     talks = [[("user", "How are you?"), ("assistant", said)] for said in ("Fine, thanks. And you?", "No.")]
     talks.append([("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "<s> Bye")])
     rows = [

@@ -13,7 +13,7 @@ from peft import PeftModel
 from align.__main__ import main
 from align.core.errors import InputError
 from align.models import base
-from align.models.base import builtin_folder, find_base
+from align.models.base import find_base, find_builtin_folder
 from align.models.load import load_base, load_tokenizer
 from align.run import read_manifest
 
@@ -47,7 +47,7 @@ def test_a_missing_reader_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(base.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="package gguf"):
         base.convert_gguf(gguf, tmp_path / "cache")
-    assert base.gguf_in_wheel() is None
+    assert base.find_gguf_in_wheel() is None
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -85,4 +85,4 @@ def test_it_is_read_trained_and_loaded_again(chats: Path, tmp_path: Path, capfd:
     with model.disable_adapter():  # two steps at an adapter's learning rate already move what it says
         said = model.generate(ids, max_new_tokens=12, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     assert "Paris" in tokenizer.decode(said[0, ids.shape[1] :])
-    assert builtin_folder("smollm2") == Path(found.path)
+    assert find_builtin_folder("smollm2") == Path(found.path)

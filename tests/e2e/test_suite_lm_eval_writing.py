@@ -14,7 +14,7 @@ from benches import Bench, lines, results
 from lm_eval_folder import written
 
 from align.__main__ import main
-from align.models.base import pocket_folder
+from align.models.base import find_pocket_folder
 from align.run import read_manifest
 
 pytestmark = pytest.mark.skipif(find_spec("lm_eval") is None, reason='needs lm-eval (pip install "align-rlhf[evals]")')
@@ -51,7 +51,7 @@ def said(run: Path, who: str) -> dict[str, str]:
 
 def test_lm_eval_writes_the_same_by_itself(bench: Bench, folder: Path) -> None:
     """Of pocket, and of an adapter on it."""
-    model, root = pocket_folder(), bench.root
+    model, root = find_pocket_folder(), bench.root
     trained = ["stage=sft", "model=pocket", "method=lora", "stage.max_steps=2", "stage.lr=0.01"]
     assert main([*trained, *bench.ready.data, f"run.root={root}", "run.name=plain", "stage.eval_size=2"]) == 0
     systems = ("stage.systems={plain: sft:plain, base: base}", "dtype=float32")

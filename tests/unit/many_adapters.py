@@ -15,7 +15,7 @@ from tiny_roles import shake
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
-from align.models.fastpath import without_fast_path
+from align.models.fastpath import disable_fast_path
 from align.models.fastpath.mixed import MixedDecoder
 from align.rollout.continuous import ContinuousBatch
 from align.rollout.serving_engine import Completion, Output, Request, SamplingParams, ServingEngine, Token
@@ -134,5 +134,5 @@ def peft_logprobs(config: PreTrainedConfig, folder: Path | None, ids: Sequence[i
     if folder is not None:
         model = PeftModel.from_pretrained(model, str(folder)).eval()
     row = torch.tensor([list(ids)])
-    with torch.no_grad(), without_fast_path(model):
+    with torch.no_grad(), disable_fast_path(model):
         return model(input_ids=row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None])[:, 0]

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from align.serve.errors import BudgetSpent, Refusal
-from align.serve.rate_limits import Limiter, duration
+from align.serve.rate_limits import RateLimiter, format_duration
 from align.serve.tenants import Limits, Tenant
-from align.serve.usage import Usage
+from align.serve.usage import UsageDatabase
 
 
 @pytest.fixture
-def accounting(tmp_path: Path) -> Iterator[Limiter]:
-    with Usage(tmp_path / "usage.db") as usage:
-        yield Limiter(lambda: 0.0, usage=usage)
+def accounting(tmp_path: Path) -> Iterator[RateLimiter]:
+    with UsageDatabase(tmp_path / "usage.db") as usage:
+        yield RateLimiter(lambda: 0.0, usage=usage)
 
 
 def tenant(**limits: int) -> Tenant:
@@ -36,13 +36,13 @@ def tenant(**limits: int) -> Tenant:
     ],
 )
 def test_how_long_an_answer_of_no_given_length_may_be(
-    accounting: Limiter, limits: dict[str, int], prompt_tokens: int, answers: int, room: int | None
+    accounting: RateLimiter, limits: dict[str, int], prompt_tokens: int, answers: int, room: int | None
 ) -> None:
     with accounting.enter(tenant(**limits), answers, 1, "r") as charge:
         assert charge.room(prompt_tokens, answers) == room
 
 
-def test_what_is_used_is_counted_and_what_is_not_is_given_back(accounting: Limiter) -> None:
+def test_what_is_used_is_counted_and_what_is_not_is_given_back(accounting: RateLimiter) -> None:
     acme = tenant(tokens_per_minute=100, token_budget=1000, concurrency=4)
     assert accounting.usage is not None
     with accounting.enter(acme, 3, 10, "r") as charge:
@@ -59,7 +59,7 @@ def test_what_is_used_is_counted_and_what_is_not_is_given_back(accounting: Limit
     }  # fmt: skip
 
 
-def test_what_is_refused_leaves_nothing_behind(accounting: Limiter) -> None:
+def test_what_is_refused_leaves_nothing_behind(accounting: RateLimiter) -> None:
     acme = tenant(tokens_per_minute=100, token_budget=20, concurrency=2)
     with pytest.raises(Refusal), accounting.enter(acme, 3, 1, "many"):
         pass
@@ -78,4 +78,4 @@ def test_what_is_refused_leaves_nothing_behind(accounting: Limiter) -> None:
     [(0, "0ms"), (0.0204, "20ms"), (1.5, "1.5s"), (59.9996, "1m0s"), (360, "6m0s"), (90.25, "1m30.25s")],
 )
 def test_a_duration_as_openai_writes_it(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+    assert format_duration(seconds) == said

@@ -20,10 +20,10 @@ from align.models.adapters import (
     CHANGES_BASE,
     SCORE_KEY,
     WEIGHTS_FILE,
-    adapter_config,
+    add_new_adapter,
     attach,
+    read_adapter_config,
     save_adapter,
-    with_new_adapter,
 )
 from align.models.lora import Lora
 from align.models.roles import Roles
@@ -103,7 +103,7 @@ def test_adapters_of_every_configuration_that_peft_saves_are_taken(world: World,
         folder = tmp_path / str(n)
         get_peft_model(world.load("lora"), LoraConfig(**settings)).save_pretrained(str(folder))
         attach(world.load("lora"), folder, "x")
-    fresh = with_new_adapter(world.load("lora"), Lora(4, 8))
+    fresh = add_new_adapter(world.load("lora"), Lora(4, 8))
     save_adapter(fresh, tmp_path / "ours", world.base)
     attach(world.load("lora"), tmp_path / "ours", "x")
 
@@ -157,4 +157,4 @@ def test_an_adapter_that_changes_the_base_shares_it_with_nobody(world: World, tm
     (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": init}))
     with pytest.raises(InputError, match=rf"init_lora_weights={init} changed the base.*stage=export"):
         Roles(world.load(), folder, [], Lora(4, 8))
-    assert adapter_config(folder, alone=True)["init_lora_weights"] == init
+    assert read_adapter_config(folder, alone=True)["init_lora_weights"] == init

@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM
 from align.core.errors import CorruptFile, InputError, StorageError
 from align.core.types import Rollout
 from align.models import actors as pool_module
-from align.models.actors import Actor, AdapterPool, ModelActor, snapshot
+from align.models.actors import Actor, AdapterPool, ModelActor, save_snapshot
 from align.models.adapters import WEIGHTS_FILE, save_adapter
-from align.models.forward import response_logprobs
+from align.models.forward import compute_response_logprobs
 from align.models.lora import Lora
 from align.models.roles import Roles
-from align.rollout.engine import response_ids, rows_by_actor
+from align.rollout.engine import extract_response_ids, group_rows_by_actor
 from align.rollout.hf import HfEngine
 from align.run.weights import adapter_digest
 
@@ -57,11 +57,11 @@ def shake(weights: list[Any]) -> None:
 
 def logprobs(actor: Actor, rollout: Rollout) -> Tensor:
     with actor.use() as model, torch.no_grad():
-        return response_logprobs(model, rollout, 1.0)[0]
+        return compute_response_logprobs(model, rollout, 1.0)[0]
 
 
 def answers(actor: Actor | list[Actor]) -> list[list[int]]:
-    return response_ids(ENGINE.generate(PROMPTS, actor, SEEDS))
+    return extract_response_ids(ENGINE.generate(PROMPTS, actor, SEEDS))
 
 
 def test_each_adapter_answers_as_it_does_alone_on_its_base(world: World, folders: list[Path]):
@@ -73,7 +73,7 @@ def test_each_adapter_answers_as_it_does_alone_on_its_base(world: World, folders
         alone = world.load() if folder is None else PeftModel.from_pretrained(world.load(), str(folder)).eval()
         expected = answers(ModelActor(alone, None if folder is None else "default"))
         rollout = ENGINE.generate(PROMPTS, pool.actor(digest), SEEDS)
-        assert response_ids(rollout) == expected
+        assert extract_response_ids(rollout) == expected
         torch.testing.assert_close(logprobs(pool.actor(digest), rollout), rollout.logprobs_BT, rtol=1e-4, atol=1e-4)
         said.append(expected)
     assert all(a != b for i, a in enumerate(said) for b in said[:i])
@@ -88,14 +88,14 @@ def test_each_row_is_answered_by_its_own_adapter(world: World, folders: list[Pat
     for shift in range(4):
         chosen = [actors[(row * 3 + shift) % 4] for row in range(len(PROMPTS))]
         mixed = ENGINE.generate(PROMPTS, chosen, SEEDS)
-        assert response_ids(mixed) == [alone[actors.index(actor)][row] for row, actor in enumerate(chosen)]
+        assert extract_response_ids(mixed) == [alone[actors.index(actor)][row] for row, actor in enumerate(chosen)]
         assert mixed.logprobs_BT is not None
         for row, actor in enumerate(chosen):
             expected = logprobs(actor, mixed)[row]
             torch.testing.assert_close(mixed.logprobs_BT[row], expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="2 actors for 6 prompts"):
         ENGINE.generate(PROMPTS, actors[:2], SEEDS)
-    assert rows_by_actor([actors[1], actors[0], actors[1]], 3) == {actors[1]: [0, 2], actors[0]: [1]}
+    assert group_rows_by_actor([actors[1], actors[0], actors[1]], 3) == {actors[1]: [0, 2], actors[0]: [1]}
 
 
 def test_who_is_not_in_the_pool_does_not_answer(world: World, folders: list[Path]):
@@ -165,8 +165,8 @@ def test_a_snapshot_is_what_the_policy_was_and_stays_so(world: World, tmp_path: 
     roles = world.roles()
     policy = roles.actor("policy")
     shake(roles.parameters_of("policy"))
-    first = snapshot(policy, world.base, tmp_path)
-    assert snapshot(policy, world.base, tmp_path) == first
+    first = save_snapshot(policy, world.base, tmp_path)
+    assert save_snapshot(policy, world.base, tmp_path) == first
     save_adapter(roles.model, tmp_path / "saved", world.base, "policy")
     assert first.name == adapter_digest(first) == adapter_digest(tmp_path / "saved")
     pool = AdapterPool(world.load())
@@ -175,7 +175,7 @@ def test_a_snapshot_is_what_the_policy_was_and_stays_so(world: World, tmp_path: 
     assert answers(actor) == said
     shake(roles.parameters_of("policy"))
     assert answers(actor) == said != answers(policy)
-    second = snapshot(policy, world.base, tmp_path)
+    second = save_snapshot(policy, world.base, tmp_path)
     assert second != first
     assert answers(pool.actor(pool.add(second))) == answers(policy)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([first.name, second.name, "saved"])
@@ -226,10 +226,10 @@ def test_a_whole_model_in_training_has_snapshots_too(world: World, tmp_path: Pat
     policy = world.load("full")
     roles = Roles(world.load("lora"), None, [world.reward], Lora(4, 8), "own", policy)
     actor = roles.actor("policy")
-    first = snapshot(actor, world.base, tmp_path)
-    assert snapshot(actor, world.base, tmp_path) == first
+    first = save_snapshot(actor, world.base, tmp_path)
+    assert save_snapshot(actor, world.base, tmp_path) == first
     shake(roles.parameters_of("policy"))
-    second = snapshot(actor, world.base, tmp_path)
+    second = save_snapshot(actor, world.base, tmp_path)
     assert second != first
     loaded = AutoModelForCausalLM.from_pretrained(second)
     assert answers(ModelActor(loaded.eval())) == answers(actor)
@@ -238,21 +238,21 @@ def test_a_whole_model_in_training_has_snapshots_too(world: World, tmp_path: Pat
 def test_several_that_write_one_snapshot_at_once_all_have_it(world: World, folders: list[Path], tmp_path: Path):
     actor = alone(world, folders[1])
     with ThreadPoolExecutor(8) as threads:
-        made = list(threads.map(lambda _: snapshot(actor, world.base, tmp_path), range(24)))
+        made = list(threads.map(lambda _: save_snapshot(actor, world.base, tmp_path), range(24)))
         assert len(set(made)) == 1
         assert list(tmp_path.iterdir()) == [made[0]]
         assert adapter_digest(made[0]) == made[0].name
         (made[0] / WEIGHTS_FILE).write_bytes(b"cut")  # and all of them find it so
-        made = list(threads.map(lambda _: snapshot(actor, world.base, tmp_path), range(24)))
+        made = list(threads.map(lambda _: save_snapshot(actor, world.base, tmp_path), range(24)))
     assert list(tmp_path.iterdir()) == [made[0]]
     assert adapter_digest(made[0]) == made[0].name
 
 
 def test_a_snapshot_that_a_crash_cut_is_written_anew(world: World, folders: list[Path], tmp_path: Path):
     actor = alone(world, folders[1])
-    made = snapshot(actor, world.base, tmp_path)
+    made = save_snapshot(actor, world.base, tmp_path)
     (made / WEIGHTS_FILE).write_bytes((made / WEIGHTS_FILE).read_bytes()[:100])
-    assert snapshot(actor, world.base, tmp_path) == made
+    assert save_snapshot(actor, world.base, tmp_path) == made
     assert adapter_digest(made) == made.name
     assert list(tmp_path.iterdir()) == [made]
 
@@ -264,7 +264,7 @@ def test_a_snapshot_that_fails_leaves_nothing(world: World, tmp_path: Path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(StorageError, match="No space"):
-        snapshot(Failing(None), world.base, tmp_path)
+        save_snapshot(Failing(None), world.base, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

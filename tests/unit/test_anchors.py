@@ -45,7 +45,7 @@ from align.ppo.verify.on_model import (
     check_sampling,
     check_value_gradient,
 )
-from align.rollout.engine import row_seeds
+from align.rollout.engine import derive_row_seeds
 from align.rollout.hf import HfEngine
 
 MODULES = (
@@ -91,7 +91,7 @@ def batch(
     def draw(times: int = 20) -> Rollout:
         nonlocal drawn
         drawn += 1
-        seeds = row_seeds(range(len(PROMPTS) * times), drawn)
+        seeds = derive_row_seeds(range(len(PROMPTS) * times), drawn)
         return engine.generate(PROMPTS * times, roles.actor("policy"), seeds)
 
     return Setting(roles, draw(1), TEMPERATURE, 3, False, REWARDING | changes, losses, bootstrap), draw
@@ -271,11 +271,13 @@ def test_a_value_loss_that_reaches_the_policy(world: World, monkeypatch: pytest.
         read = logprobs(self, role, rollout, temperature, train)
         if not train:
             return read
-        from align.models.forward import hidden_states, states_before
+        from align.models.forward import compute_hidden_states, select_predicting_states
 
         with self.use(role, train):
             return read._replace(
-                states_BTD=states_before(hidden_states(self.model, rollout.tokens_BS, rollout.mask_BS), rollout)
+                states_BTD=select_predicting_states(
+                    compute_hidden_states(self.model, rollout.tokens_BS, rollout.mask_BS), rollout
+                )
             )
 
     monkeypatch.setattr(Roles, "logprobs", undetached)

@@ -30,8 +30,8 @@ from align.data.read.messages import (
 from align.data.read.records import read_documents, read_preferences
 from align.data.sets.ids import compute_content_id
 from align.data.sources import DataSource, read_divided_documents, read_source_prompts
-from align.models.adapters import adapter_config
-from align.models.lora import saved_settings
+from align.models.adapters import read_adapter_config
+from align.models.lora import read_saved_settings
 from align.run import model_config, read_manifest
 
 LIMITS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -178,9 +178,13 @@ def test_rows_of_any_kind_are_records_or_refused(found: list[Any]) -> None:
     [
         ("manifest.json", read_manifest, ("stage", "name", "status", "seed", "config", "inputs", "base", "outputs",
                                           "schema_version", "metrics", "times", "published")),
-        ("adapter_config.json", adapter_config, ("peft_type", "r", "lora_alpha", "target_modules", "use_dora",
+        ("adapter_config.json", read_adapter_config, ("peft_type", "r", "lora_alpha", "target_modules", "use_dora",
                                                  "init_lora_weights", "layer_replication", "rank_pattern")),
-        ("adapter_config.json", saved_settings, ("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules")),
+        (
+            "adapter_config.json",
+            read_saved_settings,
+            ("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"),
+        ),
         ("config.json", model_config, ("model_type", "num_hidden_layers", "quantization_config", "text_config",
                                        "transformers_weights", "vocab_size", "quantization")),
     ],

@@ -17,9 +17,14 @@ from align.core.errors import InputError
 from align.core.types import Rollout
 from align.models import architectures, forward
 from align.models.actors import ModelActor
-from align.models.architectures import FAST, Route, deciding_settings, proven_types, route
-from align.models.base import base_in
-from align.models.forward import hidden_states, picked_logprobs, response_logprobs, rollout_from_answers
+from align.models.architectures import FAST, Route, find_route, read_proven_types, select_deciding_settings
+from align.models.base import read_base
+from align.models.forward import (
+    compute_hidden_states,
+    compute_picked_logprobs,
+    compute_response_logprobs,
+    rollout_from_answers,
+)
 from align.models.load import load_base
 from align.rollout.hf import HfEngine
 from align.run import Base, model_digest
@@ -67,21 +72,21 @@ def test_the_document_is_the_table():
 def test_every_causal_type_has_a_row():
     if whole_table()["transformers"] != transformers.__version__:
         pytest.skip("the table was made with another version of transformers")
-    assert proven_types().keys() == set(TYPES)
-    assert all(row["cause"] for row in proven_types().values() if row["path"] != "fast")
+    assert read_proven_types().keys() == set(TYPES)
+    assert all(row["cause"] for row in read_proven_types().values() if row["path"] != "fast")
 
 
-@pytest.mark.parametrize("model_type", sorted(t for t, row in proven_types().items() if row["path"] == "refused"))
+@pytest.mark.parametrize("model_type", sorted(t for t, row in read_proven_types().items() if row["path"] == "refused"))
 def test_what_cannot_be_right_is_refused_by_name_before_weights_are_looked_for(model_type: str, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))  # and no weights at all
     with pytest.raises(InputError, match=rf"model\.path=mine: its type {model_type} cannot be trained here"):
-        base_in(tmp_path, "mine")
+        read_base(tmp_path, "mine")
 
 
 @pytest.mark.parametrize("model_type", SOME)
 def test_a_row_is_what_a_measurement_gives(model_type: str):
     row = measure_type_in_fork(model_type)
-    assert row | {"off": None} == proven_types()[model_type] | {"off": None}
+    assert row | {"off": None} == read_proven_types()[model_type] | {"off": None}
 
 
 @pytest.mark.slow
@@ -98,8 +103,8 @@ def test_the_plain_path_is_the_fast_one_on_a_model_that_both_fit(tmp_path: Path)
     for way in (FAST, PADDED, ALONE):
         model = load_oracle(tmp_path)
         model.align_route = way
-        logprobs, entropies = response_logprobs(model, rollout, 0.7)
-        states = hidden_states(model, rollout.tokens_BS, rollout.mask_BS) * rollout.mask_BS[..., None]
+        logprobs, entropies = compute_response_logprobs(model, rollout, 0.7)
+        states = compute_hidden_states(model, rollout.tokens_BS, rollout.mask_BS) * rollout.mask_BS[..., None]
         (logprobs.sum() + states.square().mean()).backward()
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((logprobs.detach(), entropies, states.detach(), gradient))
@@ -140,7 +145,7 @@ def test_a_configuration_that_nobody_measured_takes_the_plain_path_and_is_probed
 ):
     base = saved(tmp_path, "llama", **{key: UNPROVEN[key]})
     model = load_base(base, "lora", CPU, FP32)
-    assert not forward.route_of(model).fast
+    assert not forward.get_route(model).fast
     assert "the plain path" in capsys.readouterr().out
     asked = collect_oracle_outputs(load_oracle(tmp_path))
     assert measure_gap(model, asked) < 1e-3
@@ -153,7 +158,7 @@ def test_a_type_that_nobody_measured_is_right(model_type: str, tmp_path: Path, m
     monkeypatch.setattr(architectures, "proven_types", dict)
     base = saved(tmp_path, model_type)
     model = load_base(base, "lora", CPU, FP32)
-    assert forward.route_of(model)[:3] == (False, False, False)
+    assert forward.get_route(model)[:3] == (False, False, False)
     asked = collect_oracle_outputs(load_oracle(tmp_path))
     assert measure_gap(model, asked) < 1e-3
     assert is_greedy(load_oracle(tmp_path), sample_greedily(model, asked), asked)
@@ -179,8 +184,8 @@ def test_a_probe_sees_a_path_that_does_not_fit(tmp_path: Path, monkeypatch: pyte
 def test_what_is_proven_is_probed_too_for_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The table does not compare them: a scale that the fast path read wrongly is seen where the model loads."""
     base = saved(tmp_path, "granite", logits_scaling=3.0)
-    assert forward.route_of(load_base(base, "lora", CPU, FP32)) == FAST
-    whole = forward.lm_head
+    assert forward.get_route(load_base(base, "lora", CPU, FP32)) == FAST
+    whole = forward.get_lm_head
     monkeypatch.setattr(forward, "lm_head", lambda model: lambda hidden: 0.5 * whole(model)(hidden))
     with pytest.raises(InputError, match="rows beside each other are not what the model says"):
         load_base(base, "lora", CPU, FP32)
@@ -193,10 +198,10 @@ def test_sizes_decide_nothing_and_flags_do():
         initializer_range=0.1, attention_dropout=0.1, max_position_embeddings=512,
         rope_parameters={"rope_type": "default", "rope_theta": 5e5},
     )  # fmt: skip
-    assert deciding_settings(first) == deciding_settings(larger)
-    assert route(larger) == FAST
+    assert select_deciding_settings(first) == select_deciding_settings(larger)
+    assert find_route(larger) == FAST
     for change in (UNPROVEN, {"hidden_act": "relu"}, {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}):
-        assert deciding_settings(build_small_config("llama", **change)) != deciding_settings(first)
+        assert select_deciding_settings(build_small_config("llama", **change)) != select_deciding_settings(first)
 
 
 @pytest.mark.parametrize(
@@ -205,11 +210,11 @@ def test_sizes_decide_nothing_and_flags_do():
 def test_what_people_train_takes_the_fast_path(model_type: str):
     for tied in (True, False):
         config = build_small_config(model_type, tie_word_embeddings=tied)
-        assert route(config)[:2] == (True, True)
+        assert find_route(config)[:2] == (True, True)
 
 
 def test_of_layers_of_each_kind_the_number_does_not_matter():
-    assert deciding_settings(build_small_config("gemma3_text")) == deciding_settings(
+    assert select_deciding_settings(build_small_config("gemma3_text")) == select_deciding_settings(
         build_small_config(
             "gemma3_text", num_hidden_layers=6, layer_types=["sliding_attention"] * 5 + ["full_attention"]
         )
@@ -224,6 +229,6 @@ def test_picked_tokens_keep_their_places_where_rows_go_alone(tmp_path: Path):
     rows = [list(range(5, 17)), [40, 41, 42, 43], list(range(60, 68)), [80, 81, 82, 83]]
     rollout = cut(rows, [r[:2] for r in rows])
     picked_BS = rollout.mask_BS & (rollout.mask_BS.cumsum(1) > 1)
-    found, _, _ = picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS)
+    found, _, _ = compute_picked_logprobs(model, rollout.tokens_BS, rollout.mask_BS, picked_BS)
     right = [compute_oracle_logprobs(model, r)[:-1].gather(1, torch.tensor(r)[1:, None])[:, 0] for r in rows]
     assert_close(found, torch.cat(right), rtol=0, atol=1e-4)

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from align.core.errors import CorruptFile, InputError
 from align.models.adapters import Adapter
 from align.models.fastpath import adapter_bank as bank_module
-from align.models.fastpath.adapter_bank import UNIT, Bank, Site, load_for_bank, plan_products
+from align.models.fastpath.adapter_bank import UNIT, AdapterBank, Site, load_for_bank, plan_products
 
 SITES = (Site(("q", "k"), 24, (32, 16)), Site(("down",), 40, (24,)))
 RANKS = {"a": 16, "b": 5, "c": 40, "d": 64, "e": 16, "f": 20}
@@ -52,7 +52,7 @@ def expected(name: str | None, site: Site, x_I: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def check(bank: Bank, adapters: list[str | None]) -> None:
+def check(bank: AdapterBank, adapters: list[str | None]) -> None:
     """What a step adds to rows of these adapters."""
     order, plan = plan_products(adapters, bank)
     assert sorted(order) == list(range(len(adapters)))
@@ -73,7 +73,7 @@ def test_each_row_gets_its_own_adapter(steps: list[list[str | None]], resident: 
     """Steps of any rows, with adapters coming and going between them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bank_module, "load_for_bank", lambda folder, sites, rank: pieces(folder.name))
-        bank = Bank(SITES, resident, 64, torch.float32)
+        bank = AdapterBank(SITES, resident, 64, torch.float32)
         for rows in steps:
             wanted = list(dict.fromkeys(row for row in rows if row is not None))[:resident]
             for name in wanted:
@@ -84,7 +84,7 @@ def test_each_row_gets_its_own_adapter(steps: list[list[str | None]], resident: 
 
 
 def test_the_adapter_used_least_lately_makes_room(named: None):
-    bank = Bank(SITES, 2, 64, torch.float32)
+    bank = AdapterBank(SITES, 2, 64, torch.float32)
     for name in ("a", "b", "a"):
         bank.put(name, Path(name), set())
     bank.put("c", Path("c"), {"b"})  # in use, and so it stays
@@ -94,7 +94,7 @@ def test_the_adapter_used_least_lately_makes_room(named: None):
 
 
 def test_an_adapter_that_fails_while_it_is_written_leaves_its_room(named: None, monkeypatch: pytest.MonkeyPatch):
-    bank = Bank(SITES, 2, 64, torch.float32)
+    bank = AdapterBank(SITES, 2, 64, torch.float32)
     free = sorted(bank._free)
     monkeypatch.setattr(bank_module, "pad", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):

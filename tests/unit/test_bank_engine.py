@@ -16,9 +16,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from align.core.errors import InputError
 from align.core.types import Rollout
 from align.models.actors import AdapterPool, ModelActor
-from align.models.adapters import with_new_adapter
+from align.models.adapters import add_new_adapter
 from align.models.base import find_base
-from align.models.forward import response_logprobs
+from align.models.forward import compute_response_logprobs
 from align.models.lora import Lora
 from align.rollout.hf import HfEngine
 from align.rollout.multi_adapter import BankEngine
@@ -45,7 +45,7 @@ def loaded(world: World, method: str, **options: Any) -> BankEngine:
 
 
 def actor_of(world: World, method: str) -> tuple[Any, ModelActor]:
-    model = with_new_adapter(world.load(method), Lora(4, 8)).eval()
+    model = add_new_adapter(world.load(method), Lora(4, 8)).eval()
     torch.manual_seed(5)
     shake(model)
     return model, ModelActor(model, "default")
@@ -61,7 +61,7 @@ def test_it_samples_what_the_model_samples(world: World, method: str):
         for name in ("tokens_BS", "mask_BS", "ended_B"):
             assert torch.equal(getattr(made, name), getattr(right, name))
         assert_close(made.logprobs_BT, right.logprobs_BT, atol=1e-4, rtol=0)
-        assert_close(made.logprobs_BT, response_logprobs(model, made, 0.7)[0].detach(), atol=1e-4, rtol=0)
+        assert_close(made.logprobs_BT, compute_response_logprobs(model, made, 0.7)[0].detach(), atol=1e-4, rtol=0)
         # Other rows beside a row change nothing of it, to the bit.
         backwards = bank.generate(PROMPTS[::-1], actor, SEEDS[::-1])
         for row, other in zip(range(len(PROMPTS)), reversed(range(len(PROMPTS))), strict=True):

@@ -11,7 +11,7 @@ from align.core.errors import InputError
 from align.core.types import Conversation, Rollout
 from align.data.read.records import parse_document
 from align.evals.best_of import BestOfSelection, collect_results, compute_best_of_figures, select_answers
-from align.rollout.strip_reasoning import Judged
+from align.rollout.strip_reasoning import JudgedAnswers
 from align.stages.sample import describe_best, score_answers
 
 ASKED = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "A."}, {"role": "user", "content": "b?"}]
@@ -130,4 +130,4 @@ def test_a_score_that_is_no_number_ends_the_run(name: str, field: str) -> None:
     tokens = torch.ones((2, 3), dtype=torch.long, device="cpu")
     rollout = Rollout(tokens, tokens.bool(), 1, torch.ones(2, dtype=torch.bool, device="cpu"))
     with pytest.raises(InputError, match=rf"^{field}=broken: gives 1 of 2 answers a score that is nan"):
-        score_answers(Broken(), name, Judged([Conversation.from_messages(ASKED)] * 2, rollout, [None, None]))
+        score_answers(Broken(), name, JudgedAnswers([Conversation.from_messages(ASKED)] * 2, rollout, [None, None]))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from align.models import architectures
-from align.models.architectures import deciding_settings, route
+from align.models.architectures import find_route, select_deciding_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -42,8 +42,8 @@ def test_a_row_is_what_a_measurement_gives(name: str):
 @pytest.mark.parametrize("name", sorted(MEASURED))
 def test_a_published_configuration_takes_the_path_that_was_measured(name: str):
     full = build_full_config(CONFIGS[name]["config"])
-    assert deciding_settings(full) == ROWS[name]["settings"] == deciding_settings(shrink_config(full))
-    way = route(full)
+    assert select_deciding_settings(full) == ROWS[name]["settings"] == select_deciding_settings(shrink_config(full))
+    way = find_route(full)
     assert way.proven
     assert (way.fast, way.padding, way.packing) == (
         ROWS[name]["path"] == "fast",
@@ -55,7 +55,7 @@ def test_a_published_configuration_takes_the_path_that_was_measured(name: str):
 def test_one_more_flag_is_not_proven():
     full = build_full_config(CONFIGS["microsoft/Phi-3.5-mini-instruct"]["config"])
     full.hidden_act = "gelu"
-    assert not route(full).proven
+    assert not find_route(full).proven
 
 
 def test_readme_counts_the_checkpoints():

@@ -12,11 +12,11 @@ from tokenizers import decoders
 from transformers import AutoTokenizer
 
 from align.models.base import POCKET_FOLDER
-from align.rollout.detokenize import StopFinder, TextDecoder, TokenTexts, beginning_at_end
+from align.rollout.detokenize import StopFinder, TextDecoder, TokenTexts, count_prefix_at_end
 from align.rollout.serving_engine import Output, Token
 from align.serve.answers import TextAnswers
 from align.serve.prompts import ChatFormat, CompletionBody, Prompt
-from align.serve.request_log import Record
+from align.serve.request_log import RequestRecord
 
 POCKET = AutoTokenizer.from_pretrained(POCKET_FOLDER)
 LETTERS = st.text(st.sampled_from("ab <|end>é€😀👩‍👩‍👧\n\t"), max_size=24)
@@ -102,7 +102,7 @@ def test_an_answer_that_goes_on_with_a_text_keeps_its_blank(stripping: Any):
     assert "".join(deltas(ids[1:], tokenizer=stripping, before=ids[:1])) == " cat sat"
     prompts = [Prompt(tuple(ids[:1]), "the")]
     body = CompletionBody(model="m", echo=True)
-    answers = TextAnswers(ChatFormat(stripping, ()), prompts, Record("req-1", "/"), body)
+    answers = TextAnswers(ChatFormat(stripping, ()), prompts, RequestRecord("req-1", "/"), body)
     for i, id in enumerate(ids[1:]):
         list(answers.take(0, Output((Token(id, 0.0),), "length" if i == len(ids) - 2 else None)))
     assert answers.whole()["choices"][0]["text"] == "the cat sat"
@@ -112,7 +112,7 @@ def test_an_answer_that_goes_on_with_a_text_keeps_its_blank(stripping: Any):
     ("text", "sought", "size"), [("ab", "abc", 2), ("xa", "abc", 1), ("abc", "abc", 0), ("", "a", 0), ("aab", "abb", 2)]
 )
 def test_the_beginning_at_an_end(text: str, sought: str, size: int):
-    assert beginning_at_end(text, sought) == size
+    assert count_prefix_at_end(text, sought) == size
 
 
 def test_the_bytes_of_tokens_are_those_of_the_text(tiny_tokenizer: Any, other_tokenizer: Any):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from align.models.load import context_length, describe, load_base
+from align.models.load import get_context_length, load_base, read_configurations
 from align.run import Base
 
 
@@ -31,13 +31,13 @@ def test_a_base_says_of_itself_what_its_model_says(
     if generation:
         (folder / "generation_config.json").write_text(json.dumps(generation))
     base = Base("m", str(folder), None, "")
-    described, model = describe(base), load_base(base, "lora", torch.device("cpu"), torch.float32)
+    described, model = read_configurations(base), load_base(base, "lora", torch.device("cpu"), torch.float32)
     assert described.generation_config.eos_token_id == model.generation_config.eos_token_id
-    assert context_length(described) == context_length(model) == config["max_position_embeddings"]
+    assert get_context_length(described) == get_context_length(model) == config["max_position_embeddings"]
 
 
 @pytest.mark.parametrize("model_type", ["gemma3", "fuyu", "got_ocr2"])
 def test_a_model_of_parts_has_the_positions_of_its_text(model_type: str) -> None:
     config = AutoConfig.for_model(model_type)
     assert not hasattr(config, "max_position_embeddings")
-    assert context_length(SimpleNamespace(config=config)) == config.get_text_config().max_position_embeddings > 2048
+    assert get_context_length(SimpleNamespace(config=config)) == config.get_text_config().max_position_embeddings > 2048

@@ -16,7 +16,7 @@ from pretended_card import CARD, OnCard, on_card, pretended_card
 from torch import Tensor
 
 from align.core.types import Rollout
-from align.models.fastpath import without_fast_path
+from align.models.fastpath import disable_fast_path
 from align.models.load import ALLOCATOR, choose_device
 from align.ops.gae import gae
 from align.ops.logprobs import GPU_LOGITS, LOGITS, choose_chunk_rows
@@ -177,7 +177,7 @@ def test_an_engine_that_answers_one_at_a_time_says_on_a_card_what_it_says_on_a_c
         return heard.ids
 
     model = base_model(FAMILIES["llama"])
-    with without_fast_path(model):
+    with disable_fast_path(model):
         expected = said()
         with pretended_card():
             on_card(model)

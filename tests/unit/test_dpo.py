@@ -25,15 +25,15 @@ from align.core.types import Message, Preference
 from align.data.pairs import TokenizedPair
 from align.evals.held_out import compute_pair_logprobs
 from align.models.actors import ModelActor
-from align.models.adapters import attach, save_adapter, with_new_adapter
-from align.models.base import base_in
+from align.models.adapters import add_new_adapter, attach, save_adapter
+from align.models.base import read_base
 from align.models.load import load_base
 from align.models.lora import Lora
 from align.run import Base, read_manifest
 from align.stages.dpo import require_answer_tokens
 from align.track import read_rows
 from align.trainers.common import train
-from align.trainers.dpo import REFERENCE, dpo_trainer
+from align.trainers.dpo import REFERENCE, build_dpo_trainer
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -58,14 +58,14 @@ class Seen(TrainerCallback):
 
 @pytest.fixture
 def base(tiny_model: Path) -> Base:
-    return base_in(tiny_model, "tiny")
+    return read_base(tiny_model, "tiny")
 
 
 @pytest.fixture
 def adapter(base: Base, tmp_path: Path) -> Path:
     """A supervised adapter that changes what the base says."""
     torch.manual_seed(3)
-    model = with_new_adapter(load_base(base, "qlora", torch.device("cpu"), torch.float32), Lora(4, 8))
+    model = add_new_adapter(load_base(base, "qlora", torch.device("cpu"), torch.float32), Lora(4, 8))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -77,7 +77,7 @@ def trained(base: Base, adapter: Path, tokenizer: Any, output: Path, steps: int 
     model = attach(load_base(base, "qlora", torch.device("cpu"), torch.float32), adapter, "default", trainable=True)
     seen, settings = Seen(), {"beta": 0.5, "loss": "sigmoid", **more}
     given = arguments(output, steps, lr=5e-3)
-    train(partial(dpo_trainer, model, tokenizer, PAIRS, given, **settings), model, seen)
+    train(partial(build_dpo_trainer, model, tokenizer, PAIRS, given, **settings), model, seen)
     return model, seen
 
 

@@ -20,7 +20,7 @@ from align.core.redaction import redact
 from align.core.types import Conversation, Message, ToolCall
 from align.evals import endpoint as module
 from align.evals.endpoint import Endpoint, EndpointFailure, fetch_answers, parse_endpoint, to_openai_messages
-from align.rollout.answer_cache import Answer, AnswerStore, Question, Token
+from align.rollout.answer_cache import AnswerStore, CachedAnswer, ServerAnswerKey, ServerToken
 
 FIELD = "stage.systems.theirs"
 HELLO = [{"role": "user", "content": "Hello?"}]
@@ -42,11 +42,11 @@ def at(server: ChatServer, **more: Any) -> Endpoint:
     return parse_endpoint({"url": server.url, "model": "m", **more}, FIELD)
 
 
-def asked(endpoint: Endpoint, count: int = 1) -> list[Question]:
+def asked(endpoint: Endpoint, count: int = 1) -> list[ServerAnswerKey]:
     return [endpoint.question(HELLO, max_tokens=8, temperature=1.0, seed=seed) for seed in range(count)]
 
 
-def answer(endpoint: Endpoint, store: AnswerStore) -> Answer | EndpointFailure:
+def answer(endpoint: Endpoint, store: AnswerStore) -> CachedAnswer | EndpointFailure:
     [found] = fetch_answers(endpoint, asked(endpoint), store, "x", lambda _: None)[0].values()
     return found
 
@@ -57,7 +57,7 @@ def test_a_question_is_asked_once_and_several_at_once(server: ChatServer, store:
     questions = asked(endpoint, 7)
     found, before = fetch_answers(endpoint, [*questions, questions[0]], store, "x", lambda _: None)
     assert before == 0
-    assert [found[q.id] for q in questions] == [Answer((), f"answer {seed}", True) for seed in range(7)]
+    assert [found[q.id] for q in questions] == [CachedAnswer((), f"answer {seed}", True) for seed in range(7)]
     assert (len(server.asked), server.most_at_once) == (7, 3)
     body = {"model": "m", "messages": HELLO, "max_tokens": 8, "temperature": 1.0}
     assert sorted(server.asked, key=lambda asked: asked["seed"]) == [{**body, "seed": seed} for seed in range(7)]
@@ -114,8 +114,8 @@ def test_messages_in_their_form():
 )  # fmt: skip
 def test_what_is_read_of_an_answer(reply: Reply, text: str, ended: bool, server: ChatServer, store: AnswerStore):
     server.says = lambda _: reply
-    assert answer(at(server), store) == Answer((), text, ended)
-    assert answer(at(server), store) == Answer((), text, ended), "as it was kept"
+    assert answer(at(server), store) == CachedAnswer((), text, ended)
+    assert answer(at(server), store) == CachedAnswer((), text, ended), "as it was kept"
     assert len(server.asked) == 1
 
 
@@ -141,13 +141,15 @@ def test_what_is_no_answer(body: bytes, server: ChatServer, store: AnswerStore):
     {"tokens": ["a"], "token_logprobs": [-1]}])  # fmt: skip
 def test_logprobs_in_another_form_are_none(logprobs: Any, server: ChatServer, store: AnswerStore):
     server.says = lambda _: Reply({"choices": [{"message": {"content": "a"}, "logprobs": logprobs}]})
-    assert answer(at(server), store) == Answer((), "a", True)
+    assert answer(at(server), store) == CachedAnswer((), "a", True)
 
 
 def test_half_a_character_in_a_token_is_written_as_in_a_text(server: ChatServer, store: AnswerStore):
     server.says = lambda _: said("a \ud800", ("\ud800", {"\ud800": -0.5}))
-    assert answer(at(server), store) == Answer((), "a ?", True, (Token("?", {"?": -0.5}),))
-    assert answer(at(server), store) == Answer((), "a ?", True, (Token("?", {"?": -0.5}),)), "as it was kept"
+    assert answer(at(server), store) == CachedAnswer((), "a ?", True, (ServerToken("?", {"?": -0.5}),))
+    assert answer(at(server), store) == CachedAnswer((), "a ?", True, (ServerToken("?", {"?": -0.5}),)), (
+        "as it was kept"
+    )
 
 
 def in_turn(*replies: Reply) -> Callable[[Any], Reply]:
@@ -158,7 +160,7 @@ def in_turn(*replies: Reply) -> Callable[[Any], Reply]:
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 529])
 def test_a_busy_server_is_asked_again(status: int, server: ChatServer, store: AnswerStore):
     server.says = in_turn(error(status, "busy"), error(status, "busy"), said("Yes."))
-    assert answer(at(server), store) == Answer((), "Yes.", True)
+    assert answer(at(server), store) == CachedAnswer((), "Yes.", True)
     server.says = lambda _: error(status, "busy")
     assert answer(at(server, model="n"), store) == EndpointFailure("lost", f"answers by status {status} (busy)")
     assert len(server.asked) == 3 + module.MAX_ATTEMPTS
@@ -169,7 +171,7 @@ def test_a_server_says_when_to_ask_again(asked_for: str, server: ChatServer, sto
     header = formatdate(time.time() + 2, usegmt=True) if asked_for == "date" else asked_for
     server.says = in_turn(error(429, "busy", retry_after=header), said("Yes."))
     began = time.monotonic()
-    assert answer(at(server), store) == Answer((), "Yes.", True)
+    assert answer(at(server), store) == CachedAnswer((), "Yes.", True)
     assert 0.25 < time.monotonic() - began < 5
 
 
@@ -180,7 +182,7 @@ def test_a_server_cannot_make_anybody_wait_for_long(
     monkeypatch.setattr(module, "LONGEST_WAIT_S", 0.05)
     server.says = in_turn(error(429, "busy", retry_after=header), said("Yes."))
     began = time.monotonic()
-    assert answer(at(server), store) == Answer((), "Yes.", True)
+    assert answer(at(server), store) == CachedAnswer((), "Yes.", True)
     assert time.monotonic() - began < 5
 
 
@@ -303,14 +305,17 @@ def test_a_key_that_the_server_repeats_is_not_kept(
     found, _ = fetch_answers(endpoint, asked(endpoint, 5), store, "x", lambda _: None)
     texts = ["You sent ***.", "Hm.", "<think>\nI got ***\n</think>\n\nHm.", "Hm.", "Hm."]
     made = [found[question.id] for question in asked(endpoint, 5)]
-    assert made == [*(Answer((), text, True) for text in texts[:4]), Answer((), "Hm.", True, (Token("x", likely),))]
+    assert made == [
+        *(CachedAnswer((), text, True) for text in texts[:4]),
+        CachedAnswer((), "Hm.", True, (ServerToken("x", likely),)),
+    ]
     assert b"s3cret" not in store.path.read_bytes()
 
 
 def test_a_key_of_few_letters_is_a_word(server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WHERE_IT_IS", "EMPTY")
     server.says = lambda _: said("The set is EMPTY.")
-    assert answer(at(server, key_env="WHERE_IT_IS"), store) == Answer((), "The set is EMPTY.", True)
+    assert answer(at(server, key_env="WHERE_IT_IS"), store) == CachedAnswer((), "The set is EMPTY.", True)
 
 
 @pytest.mark.parametrize("value", ["", "two words", "line\nbreak", "é"])
@@ -327,9 +332,9 @@ def test_a_proxy_is_not_asked_for_this_machine(server: ChatServer, store: Answer
             monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        assert answer(at(server), store) == Answer((), "Hello.", True)
+        assert answer(at(server), store) == CachedAnswer((), "Hello.", True)
         far = parse_endpoint({"url": "http://judge.invalid/v1", "model": "m"}, FIELD)
-        assert answer(far, store) == Answer((), "by the proxy", True)
+        assert answer(far, store) == CachedAnswer((), "by the proxy", True)
         assert len(proxy.asked) == 1
 
 
@@ -337,7 +342,7 @@ def test_what_watches_may_end_the_asking(server: ChatServer, store: AnswerStore)
     """And what was answered by then is kept, that of the other connection too where it came in time."""
     seen: list[Any] = []
 
-    def watch(found: Answer | EndpointFailure) -> None:
+    def watch(found: CachedAnswer | EndpointFailure) -> None:
         seen.append(found)
         if len(seen) == 5:
             raise StorageError("x", "y", "z", "w")
@@ -346,7 +351,7 @@ def test_what_watches_may_end_the_asking(server: ChatServer, store: AnswerStore)
     with pytest.raises(StorageError):
         fetch_answers(endpoint, asked(endpoint, 40), store, "x", watch)
     assert len(server.asked) <= 7
-    assert 5 <= len(store.found(q.id for q in asked(endpoint, 40))) <= len(server.asked)
+    assert 5 <= len(store.find_records(q.id for q in asked(endpoint, 40))) <= len(server.asked)
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,12 @@ from align.rollout import ask_vllm, engine_process
 from align.rollout.engine_process import (
     LLAMA_CPP,
     VLLM,
-    ask,
-    engine_version,
-    interpreter,
-    last_words,
+    find_engine_version,
+    find_error_line,
+    find_interpreter,
+    read_engine_version,
+    run_engine_script,
     run_quietly,
-    version_in,
 )
 
 
@@ -32,21 +32,21 @@ def python(path: Path, body: str) -> str:
 
 
 def test_an_engine_is_there_where_its_python_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert interpreter(VLLM, "none", "engine.vllm") is None
-    assert engine_version(VLLM, "none", "engine.vllm") == ""
+    assert find_interpreter(VLLM, "none", "engine.vllm") is None
+    assert find_engine_version(VLLM, "none", "engine.vllm") == ""
     has = python(tmp_path / "has", "echo 9.9")
-    assert interpreter(VLLM, has, "engine.vllm") == has
-    assert engine_version(VLLM, has, "engine.vllm") == "9.9"
+    assert find_interpreter(VLLM, has, "engine.vllm") == has
+    assert find_engine_version(VLLM, has, "engine.vllm") == "9.9"
     # A folder of that name in the working directory, or on PYTHONPATH, is no engine: nobody would find it there.
     (tmp_path / "vllm").mkdir()
     (tmp_path / "vllm" / "__init__.py").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
-    version_in.cache_clear()
+    read_engine_version.cache_clear()
     bare = python(tmp_path / "bare", f'exec "{sys.executable}" -S "$@"')
     with pytest.raises(InputError, match=rf"engine\.vllm={bare}: it has no vllm"):
-        interpreter(VLLM, bare, "engine.vllm")
+        find_interpreter(VLLM, bare, "engine.vllm")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_an_engine_is_there_where_its_python_finds_it(tmp_path: Path, monkeypatc
 def test_what_is_no_python_is_told_by_its_field(tmp_path: Path, body: str | None, problem: str):
     told = python(tmp_path / "python", body) if body is not None else str(tmp_path / "nowhere")
     with pytest.raises(InputError, match=rf"engine\.llama_cpp=.*{problem}"):
-        interpreter(LLAMA_CPP, told, "engine.llama_cpp")
+        find_interpreter(LLAMA_CPP, told, "engine.llama_cpp")
 
 
 def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -71,7 +71,7 @@ def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, m
         "(Path(asked['out']) / 'answer.json').write_text(json.dumps(answer))\n"
         "sys.exit('falls while it is taken down')\n"
     )
-    answer = ask(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[[1, 2], [3]])
+    answer = run_engine_script(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[[1, 2], [3]])
     assert (answer.version, answer.output["heard"], answer.output["threads"]) == ("1.2", [[1, 2], [3]], 1)
     assert [tuple(logits.shape) for logits in answer.logits] == [(2, 2), (1, 2)]
     assert answer.output["path"] != str(tmp_path)  # isolated
@@ -83,18 +83,18 @@ def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, m
         match=r"engine\.llama_cpp=.*llama\.cpp.*status -6: error: no such tensor"
         r".*engine\.llama_cpp=none.*nothing says that it works",
     ):
-        ask(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[])
+        run_engine_script(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[])
     stand_in.write_text("")  # ends well, and says nothing
     with pytest.raises(InputError, match="no reason given"):
-        ask(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[])
+        run_engine_script(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[])
 
 
 def test_what_takes_hours_is_ended(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("align.rollout.engine_process.LONGEST", 0.2)
     with pytest.raises(RuntimeError, match="waiting took more than"):
         run_quietly([sys.executable, "-c", "import time; time.sleep(60)"], "waiting")
-    assert last_words("") == "no reason given"
-    assert last_words("a\n\nValueError: b\nc\n") == "ValueError: b"
+    assert find_error_line("") == "no reason given"
+    assert find_error_line("a\n\nValueError: b\nc\n") == "ValueError: b"
 
 
 def test_vllms_lists_become_rows_by_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

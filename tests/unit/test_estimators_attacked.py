@@ -64,7 +64,7 @@ def test_answers_that_tell_nothing_change_no_gradient_and_are_in_every_figure(
     """A pass that is kept has the backward pass of all rows; else those that tell nothing have none."""
     losses = Losses(importance_sampling_level=level, loss_mean=loss_mean, longest=9)
     made = experience(roles, TELLS, weighted)
-    cached = roles.cached_forward(ROLLOUT, TEMPERATURE)
+    cached = roles.run_cached_forward(ROLLOUT, TEMPERATURE)
     gradient, figures = learned(roles, made, losses, 8, cached=cached)
     for micro_batch in (1, 3):
         other, shown = learned(roles, made, losses, micro_batch)

@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from align.core.types import Rollout
-from align.models.adapters import with_new_adapter
+from align.models.adapters import add_new_adapter
 from align.models.fastpath import decoder, linear, llama, use_fast_path
 from align.models.fastpath.decoder import ReservedCache
-from align.models.forward import base_model, hidden_states, response_logprobs
+from align.models.forward import compute_hidden_states, compute_response_logprobs, unwrap_model
 from align.models.lora import Lora
 from align.rollout.hf import HfEngine, next_states
 
@@ -68,7 +68,7 @@ def fat(model: Any) -> Any:
 def outcome(model: Any, rollout: Rollout | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """Logprobs under the adapter, and the gradients of their sum."""
     model.zero_grad()
-    logprobs, _ = response_logprobs(model, rollout or ragged_rollout(), 1.0)
+    logprobs, _ = compute_response_logprobs(model, rollout or ragged_rollout(), 1.0)
     logprobs.sum().backward()
     return logprobs.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -84,14 +84,14 @@ def assert_same(model: Any, rollout: Rollout | None = None) -> None:
         assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
     use_fast_path(model)
     with torch.no_grad():
-        again = response_logprobs(model, rollout or ragged_rollout(), 1.0)[0]
+        again = compute_response_logprobs(model, rollout or ragged_rollout(), 1.0)[0]
     assert torch.equal(again, short)  # the first ratio of PPO is 1 to the bit
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_fastpath_lora_is_lora(world: World, method: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(llama, "covers_call", lambda *a: False)  # its layers alone
-    model = with_new_adapter(world.load(method), Lora(4, 8))
+    model = add_new_adapter(world.load(method), Lora(4, 8))
     shake(model)
     assert all("lora_" in name for name in outcome(model)[1])
     assert_same(model)
@@ -166,8 +166,8 @@ def test_a_decoder_is_that_of_transformers(model: Any, passes: list[str]):
     assert_same(model)
     assert passes == ["compute_rows"] * 2
     with torch.no_grad(), model.disable_adapter():
-        short = response_logprobs(model, ragged_rollout(), 1.0)[0]
-        assert_close(short, response_logprobs(fat(model), ragged_rollout(), 1.0)[0], atol=2e-5, rtol=1e-5)
+        short = compute_response_logprobs(model, ragged_rollout(), 1.0)[0]
+        assert_close(short, compute_response_logprobs(fat(model), ragged_rollout(), 1.0)[0], atol=2e-5, rtol=1e-5)
 
 
 def test_rows_without_padding_and_layers_without_adapters(passes: list[str]):
@@ -179,7 +179,7 @@ def test_rows_without_padding_and_layers_without_adapters(passes: list[str]):
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_a_decoder_under_each_method(world: World, method: str, passes: list[str]):
-    model = with_new_adapter(world.load(method), Lora(4, 8))
+    model = add_new_adapter(world.load(method), Lora(4, 8))
     shake(model)
     passes.clear()  # the load's own probe
     assert_same(model)
@@ -191,7 +191,7 @@ def test_recomputing_layers_changes_nothing(passes: list[str], monkeypatch: pyte
     monkeypatch.setattr(llama, "causal_attention", lambda *given: layers.append(1) or real(*given))
     once, gradients = outcome(model)
     assert len(layers) == 2
-    for layer in base_model(model).get_decoder().layers:
+    for layer in unwrap_model(model).get_decoder().layers:
         layer.gradient_checkpointing = True
     logprobs, again = outcome(model)
     assert len(layers) == 2 + 4  # forward, and once more in the backward pass
@@ -224,11 +224,11 @@ def test_under_autocast_it_does_not_round_the_scores():
     model = made(FAMILIES["llama, grouped keys"])
     model.get_base_model().bfloat16()
     with torch.no_grad():
-        plain = response_logprobs(model, ragged_rollout(), 1.0)[0]
+        plain = compute_response_logprobs(model, ragged_rollout(), 1.0)[0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rollout = ragged_rollout()
-            inside = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
-        outside = hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
+            inside = compute_hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
+        outside = compute_hidden_states(model, rollout.tokens_BS, rollout.mask_BS)
     assert plain.isfinite().all()
     assert torch.equal(inside, outside)
 
@@ -236,12 +236,12 @@ def test_under_autocast_it_does_not_round_the_scores():
 def test_under_autocast_a_frozen_head_rounds_as_one_that_trains():
     """PPO compares the logprobs of a policy that trains with those it had when nothing did."""
     model = made(FAMILIES["llama, grouped keys"])
-    head = base_model(model).get_output_embeddings()
+    head = unwrap_model(model).get_output_embeddings()
     found = []
     for trains in (False, True):
         head.weight.requires_grad_(trains)
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            found.append(response_logprobs(model, ragged_rollout(), 1.0))
+            found.append(compute_response_logprobs(model, ragged_rollout(), 1.0))
     for frozen, trained in zip(*found, strict=True):
         assert torch.equal(frozen, trained)
 
@@ -263,8 +263,8 @@ def test_what_is_not_plain_goes_the_long_way(why: str, passes: list[str]):
     ids = options.get("input_ids", torch.arange(6, 26)[None])
     call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False, **options}
     with torch.no_grad():
-        short = base_model(model).get_decoder()(**call).last_hidden_state
-        long = base_model(fat(model)).get_decoder()(**call).last_hidden_state
+        short = unwrap_model(model).get_decoder()(**call).last_hidden_state
+        long = unwrap_model(fat(model)).get_decoder()(**call).last_hidden_state
     assert not passes
     assert_close(short, long, atol=2e-5, rtol=1e-5)
 
@@ -315,7 +315,7 @@ def test_one_token_in_bf16_is_as_near_to_fp32_as_the_whole_rows_are(copies: None
                 setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
     ids = torch.randint(6, 320, (5, 9), generator=torch.Generator().manual_seed(0))
     mask, at = torch.ones_like(ids), torch.arange(9).expand(5, 9)
-    right = hidden_states(exact, ids, mask.bool())[:, -1]
+    right = compute_hidden_states(exact, ids, mask.bool())[:, -1]
 
     def last(model: Any) -> Tensor:
         cache = ReservedCache(9)
@@ -325,7 +325,7 @@ def test_one_token_in_bf16_is_as_near_to_fp32_as_the_whole_rows_are(copies: None
     with torch.no_grad():
         assert_close(last(exact), right, atol=1e-4, rtol=1e-4)
         alone = float((last(bf16).float() - right).norm())
-        whole = float((hidden_states(bf16, ids, mask.bool())[:, -1].float() - right).norm())
+        whole = float((compute_hidden_states(bf16, ids, mask.bool())[:, -1].float() - right).norm())
     assert 0 < alone < 1.5 * whole
 
 
@@ -334,10 +334,10 @@ def test_a_row_too_long_to_keep_its_attention_is_read_by_row(passes: list[str], 
     ids = torch.arange(6, 306).repeat(2)[None]
     call = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     with torch.no_grad():
-        short = base_model(model).get_decoder()(**call).last_hidden_state
+        short = unwrap_model(model).get_decoder()(**call).last_hidden_state
         assert passes == ["compute_rows"]
         assert len(by_row) == LAYERS
-        long = base_model(fat(model)).get_decoder()(**call).last_hidden_state
+        long = unwrap_model(fat(model)).get_decoder()(**call).last_hidden_state
     assert_close(short, long, atol=2e-5, rtol=1e-5)
 
 
@@ -364,7 +364,7 @@ def test_the_way_of_attention_is_chosen_by_what_is_kept_and_by_padding(
     monkeypatch.setattr(llama, "KEPT", cells * 4 * 4)  # one layer in fp32
     outcome(model)
     assert len(by_row) == LAYERS
-    for layer in base_model(model).get_decoder().layers:
+    for layer in unwrap_model(model).get_decoder().layers:
         layer.gradient_checkpointing = True
     outcome(model)
     assert len(by_row) == LAYERS
@@ -384,7 +384,7 @@ def test_in_fp16_only_passes_without_a_gradient_are_short(passes: list[str]):
     outcome(model)
     assert not passes
     with torch.no_grad():
-        response_logprobs(model, ragged_rollout(), 1.0)
+        compute_response_logprobs(model, ragged_rollout(), 1.0)
     assert passes == ["compute_rows"]
 
 

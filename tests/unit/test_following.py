@@ -21,7 +21,7 @@ from align.run.signing import load_private_key, load_public_key, sign_folder
 from align.run.weights import adapter_digest
 from align.serve import alias_watcher
 from align.serve.adapter_folders import Version
-from align.serve.alias_watcher import Following
+from align.serve.alias_watcher import AliasWatcher
 from align.serve.errors import UnknownModel
 from align.serve.startup import open_portfolio
 from align.serve.tenants import LOCAL
@@ -90,7 +90,7 @@ class Home:
             self.engine.ready(version)
         self.portfolio.ready = self.engine.ready
         self.portfolio.gone = self.engine.gone
-        self.names = Following(self.root, found.following, self.portfolio, dtypes)
+        self.names = AliasWatcher(self.root, found.following, self.portfolio, dtypes)
 
     def look(self) -> None:
         self.names.look()
@@ -129,7 +129,7 @@ def test_what_was_promoted_while_the_server_started_is_followed(home: Home) -> N
     home.portfolio = found.portfolio
     home.portfolio.ready = home.engine.ready
     home.portfolio.gone = home.engine.gone
-    home.names = Following(home.root, found.following, home.portfolio, [])
+    home.names = AliasWatcher(home.root, found.following, home.portfolio, [])
     home.look()
     assert home.means() == [("b", 1.0)]
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from align.core.types import Conversation, Message
-from align.models.adapters import save_adapter, with_new_adapter
+from align.models.adapters import add_new_adapter, save_adapter
 from align.models.base import find_base
 from align.models.load import load_base
 from align.models.lora import Lora
@@ -77,7 +77,7 @@ def test_the_mean_of_adapters_is_the_mean_of_what_they_add(script: Any, tmp_path
     base = find_base()
 
     def adapter(name: str, lora: Lora) -> Path:
-        model = with_new_adapter(load_base(base, "lora", torch.device("cpu"), torch.float32), lora)
+        model = add_new_adapter(load_base(base, "lora", torch.device("cpu"), torch.float32), lora)
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:
                 torch.nn.init.normal_(parameter)

@@ -34,7 +34,7 @@ from align.export.gguf import (
 from align.export.receipt_rows import ReceiptCheck, as_text
 from align.export.trained_model import TrainedModel, load_trained_model
 from align.models.dequantised import DEQUANTISED
-from align.rollout.engine_process import LLAMA_CPP, Answer, ask, interpreter
+from align.rollout.engine_process import LLAMA_CPP, EngineResponse, find_interpreter, run_engine_script
 from align.run import model_digest
 
 pytestmark = [pytest.mark.llama_cpp, pytest.mark.slow]
@@ -64,12 +64,12 @@ def exported(trained: TrainedModel, bases: Path, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answered(trained: TrainedModel, exported: Path) -> Answer:
+def answered(trained: TrainedModel, exported: Path) -> EngineResponse:
     """What llama.cpp says of `exported`."""
     return answer_of(trained, exported)
 
 
-def answer_of(trained: TrainedModel, folder: Path) -> Answer:
+def answer_of(trained: TrainedModel, folder: Path) -> EngineResponse:
     answer = run_llama_cpp(trained, folder / "base-f16.gguf", folder / ADAPTER, ASKED)
     assert answer is not None
     return answer
@@ -78,14 +78,14 @@ def answer_of(trained: TrainedModel, folder: Path) -> Answer:
 def measured(
     trained: TrainedModel,
     folder: Path,
-    answer: Answer,
+    answer: EngineResponse,
     into: str = DEQUANTISED,
     in_f32: Callable[[], F32Measurement | None] = lambda: None,
 ) -> dict[str, ReceiptCheck]:
     return {row.name: row for row in check_gguf(trained, folder, into, ASKED, answer, in_f32)}
 
 
-def test_llama_cpp_runs_what_was_trained(trained: TrainedModel, exported: Path, answered: Answer):
+def test_llama_cpp_runs_what_was_trained(trained: TrainedModel, exported: Path, answered: EngineResponse):
     assert {path.name for path in exported.glob("*.gguf")} == {"base-f16.gguf", "base-q8_0.gguf", ADAPTER}
     rows = measured(trained, exported, answered)
     assert {name: row.verdict for name, row in rows.items()} == {
@@ -155,7 +155,7 @@ def in_f32(trained: TrainedModel, exported: Path, work: Path) -> F32Measurement:
 
 
 def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
-    trained: TrainedModel, exported: Path, answered: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TrainedModel, exported: Path, answered: EngineResponse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(receipt_checks, "GGUF", ("max_logprob", 1e-9))
     found = in_f32(trained, exported, tmp_path)
@@ -184,7 +184,7 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
 
 
 def test_without_llama_cpp_nothing_is_a_pass(trained: TrainedModel, exported: Path):
-    assert interpreter(LLAMA_CPP, "none", "export.llama_cpp") is None
+    assert find_interpreter(LLAMA_CPP, "none", "export.llama_cpp") is None
     assert run_llama_cpp(trained, exported / "base-f16.gguf", exported / ADAPTER, NOBODY) is None
     rows = check_gguf(trained, exported, DEQUANTISED, NOBODY, None, lambda: None)
     assert "pass" not in {row.verdict for row in rows}
@@ -227,7 +227,9 @@ def test_what_llama_cpp_does_not_load_is_an_error_with_its_words(trained: Traine
     ):
         run_llama_cpp(trained, broken, exported / ADAPTER, ASKED)
     with pytest.raises(InputError, match="cannot make q8_0"):
-        ask(LLAMA_CPP, sys.executable, "export.llama_cpp", quantise=[str(broken), str(tmp_path / "to.gguf"), "q8_0"])
+        run_engine_script(
+            LLAMA_CPP, sys.executable, "export.llama_cpp", quantise=[str(broken), str(tmp_path / "to.gguf"), "q8_0"]
+        )
 
 
 def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_tokenizer):
@@ -263,14 +265,14 @@ def test_a_weight_that_f16_cannot_hold_is_refused(tmp_path: Path):
         check_range(model)
 
 
-def test_text_that_is_read_otherwise_is_refused(trained: TrainedModel, answered: Answer):
+def test_text_that_is_read_otherwise_is_refused(trained: TrainedModel, answered: EngineResponse):
     tokenizer = trained.tokenizer
     prompts = render_fixed_prompts(tokenizer)
     assert len(answered.output["tokens"]) == len(list_texts(tokenizer, prompts))
     check_tokenization(tokenizer, prompts, answered)
     end, count = dict(list_special_tokens(tokenizer))["<|end|>"], len(list_special_tokens(tokenizer))
 
-    def saying(**said) -> Answer:
+    def saying(**said) -> EngineResponse:
         return replace(answered, output={**answered.output, **said})
 
     split = [[id, id] if [id] == [end] else [id] for _, id in list_special_tokens(tokenizer)]

@@ -18,7 +18,7 @@ from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.rollout.detokenize import TokenTexts
 from align.rollout.serving_engine import Grammar
-from align.serve.answer_constraints import grammars_for
+from align.serve.answer_constraints import prepare_grammars
 from align.serve.errors import Refusal
 from align.serve.prompts import ChatBody, ChatFormat, Prompt
 
@@ -48,7 +48,7 @@ def of_schema(schema: Any) -> dict[str, Any]:
 
 def begun(form: ChatFormat, most: int, *, thinks: bool = False, **asked: Any) -> Grammar:
     rows = len(form.tokenizer) + PADDING
-    start = grammars_for(form, body(**asked), rows)
+    start = prepare_grammars(form, body(**asked), rows)
     assert start is not None
     return start(Prompt((1,), opens_reasoning=thinks), most)
 
@@ -277,7 +277,7 @@ def test_a_strict_tool_is_strict_where_calls_are_free_and_text_stays_text(forms:
         else:
             assert goes_on, said
             assert grammar.allowed()[form.stop_ids[0]]
-    assert grammars_for(form, body(tools=TOOLS[1:]), 10) is None
+    assert prepare_grammars(form, body(tools=TOOLS[1:]), 10) is None
 
 
 def nested(levels: int) -> Any:
@@ -308,7 +308,7 @@ def test_what_cannot_be_followed_is_refused_by_its_name_at_once(name: str, pocke
     drawn(pocket, 0, 20, **of_schema({"type": "null"}))  # the trial's process runs
     began = time.process_time()
     with pytest.raises(Refusal) as refused:
-        grammars_for(pocket, body(**of_schema(REFUSED[name])), 4096)
+        prepare_grammars(pocket, body(**of_schema(REFUSED[name])), 4096)
     assert time.process_time() - began < 0.1
     assert (refused.value.status, refused.value.param) == (400, "response_format.json_schema.schema")
     assert len(refused.value.message) < 450
@@ -318,7 +318,7 @@ def test_a_schema_that_takes_hours_is_given_up_and_others_go_on(pocket: ChatForm
     piled = {"allOf": [{"type": "string", "pattern": f".*{chr(97 + i % 26)}.{{{i}}}$"} for i in range(40)]}
     began = time.monotonic()
     with pytest.raises(Refusal, match="too long"):
-        grammars_for(pocket, body(**of_schema(piled)), 4096)
+        prepare_grammars(pocket, body(**of_schema(piled)), 4096)
     assert time.monotonic() - began < 5
     assert drawn(pocket, 0, 40, **of_schema({"const": "fine"})) == ('"fine"', True)
 
@@ -339,5 +339,5 @@ def test_a_schema_that_takes_hours_is_given_up_and_others_go_on(pocket: ChatForm
 )  # fmt: skip
 def test_a_refusal_names_the_parameter(asked: Any, param: str, pocket: ChatFormat):
     with pytest.raises(Refusal) as refused:
-        grammars_for(pocket, body(**asked), 4096)
+        prepare_grammars(pocket, body(**asked), 4096)
     assert (refused.value.status, refused.value.param) == (400, param)

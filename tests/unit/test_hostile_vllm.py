@@ -26,9 +26,9 @@ from align.rollout.vllm_server import (
     VllmFailed,
     VllmGone,
     VllmServer,
-    direct_transport,
-    request_headers,
-    response_limit,
+    build_direct_transport,
+    build_request_headers,
+    compute_response_limit,
 )
 
 STOP, VOCABULARY, LIMIT = 2, 10, 4
@@ -125,7 +125,7 @@ def test_all_that_tokens_need_is_read():
     token = {"tokens": ["token_id:99999"], "token_logprobs": [-12.345678901234567],
              "top_logprobs": [{"token_id:99999": -12.345678901234567}], "text_offset": [10**6]}  # fmt: skip
     assert len(json.dumps(token)) + len(json.dumps("\u4e00" * 128)) + 16 < TOKEN_BYTES
-    assert response_limit(10) == response_limit(0) + 10 * TOKEN_BYTES
+    assert compute_response_limit(10) == compute_response_limit(0) + 10 * TOKEN_BYTES
 
 
 def test_a_key_goes_to_urls_alone(client: VllmClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -137,9 +137,9 @@ def test_a_key_goes_to_urls_alone(client: VllmClient, tmp_path: Path, monkeypatc
     made = sampler(url)
     asyncio.run(made._ask({0: {"prompt": [1], "max_tokens": 1}}))
     assert Garbage.heard == ["Bearer k3y-of-the-servers"] * 2
-    assert "authorization" not in request_headers(tmp_path / "socket")
+    assert "authorization" not in build_request_headers(tmp_path / "socket")
     monkeypatch.delenv(KEY)
-    assert "authorization" not in request_headers(url)
+    assert "authorization" not in build_request_headers(url)
 
 
 @pytest.mark.parametrize("key", ["two words", "a\nb", "ключ"])
@@ -262,4 +262,4 @@ def test_one_server_is_named_once_however_it_is_written():
 
 @pytest.mark.parametrize("url", ["https://vllm.example.org", "HTTPS://vllm.example.org", "Https://vllm.example.org"])
 def test_certificates_are_verified_however_the_scheme_is_written(url: str):
-    assert direct_transport(url)._pool._ssl_context.verify_mode == ssl.CERT_REQUIRED  # pyright: ignore
+    assert build_direct_transport(url)._pool._ssl_context.verify_mode == ssl.CERT_REQUIRED  # pyright: ignore

@@ -15,7 +15,7 @@ from align.core.errors import InputError
 from align.core.types import Rollout
 from align.ops.losses import importance_weights, policy_loss
 from align.ppo.experience import Estimator, assemble_experience
-from align.ppo.rollouts import check_gap, in_background, sampler_figures
+from align.ppo.rollouts import check_gap, compute_sampler_figures, in_background
 
 OLD, DRAWN = tensor([[-1.0, -2.0, -0.5]]), tensor([[-1.0 - math.log(1.5), -2.0 + math.log(4.0), -0.5 - math.log(8.0)]])
 MASK, ADVANTAGES = tensor([[True, True, True]]), tensor([[1.0, -2.0, 3.0]])
@@ -74,7 +74,7 @@ def test_experience_has_weights_where_another_drew():
 
 
 def test_the_gap_by_hand_and_its_bound():
-    figures = sampler_figures(SimpleNamespace(), rollout(), OLD, (), temperature=1.0, micro_batch=4)  # pyright: ignore
+    figures = compute_sampler_figures(SimpleNamespace(), rollout(), OLD, (), temperature=1.0, micro_batch=4)  # pyright: ignore
     assert figures["rollout_gap"] == pytest.approx((math.log(1.5) + math.log(4) + math.log(8)) / 3)
     assert figures["rollout_ratio"] == pytest.approx((1.5 + 0.25 + 8) / 3)
     assert figures["staleness"] == 0
@@ -93,8 +93,8 @@ def test_the_gap_of_the_worst_server_counts():
     tokens = torch.ones(2, 4, dtype=torch.long)
     whole = Rollout(tokens, torch.cat([torch.ones(2, 1, dtype=torch.bool), mask], 1), 1, torch.ones(2).bool(), drawn)
     sizes = {"temperature": 1.0, "micro_batch": 1}
-    assert sampler_figures(SimpleNamespace(), whole, old, (), **sizes)["rollout_gap"] == pytest.approx(2 / 3)  # pyright: ignore
-    both = sampler_figures(SimpleNamespace(), whole, old, (), servers=2, **sizes)  # pyright: ignore
+    assert compute_sampler_figures(SimpleNamespace(), whole, old, (), **sizes)["rollout_gap"] == pytest.approx(2 / 3)  # pyright: ignore
+    both = compute_sampler_figures(SimpleNamespace(), whole, old, (), servers=2, **sizes)  # pyright: ignore
     assert both["rollout_gap"] == pytest.approx(2.0)
 
 

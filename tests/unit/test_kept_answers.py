@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 
 from align.core.errors import CorruptFile, StorageError
-from align.rollout.answer_cache import Answer, AnswerStore, Asked
+from align.rollout.answer_cache import AnswerKey, AnswerStore, CachedAnswer
 
-ASKED = Asked("b" * 64, "a" * 64, "qlora", "float32", "t" * 64, (5, 6, 7), 12, 1.0, (2,), 3, "hf cpu torch 2.13.0")
+ASKED = AnswerKey("b" * 64, "a" * 64, "qlora", "float32", "t" * 64, (5, 6, 7), 12, 1.0, (2,), 3, "hf cpu torch 2.13.0")
 OTHER = {
     "base": "b" * 63 + "c", "adapter": "a" * 63 + "b", "method": "lora", "dtype": "bfloat16",
     "tokenizer": "t" * 63 + "u", "prompt": (5, 6, 8), "max_new_tokens": 13,
     "temperature": 1.1, "stop_ids": (3,), "seed": 4,
     "engine": "hf cpu torch 2.13.1", "stops": ("\n",),
 }  # fmt: skip
-SAID = Answer((8, 9, 2), "two words \u2028 é", True)
+SAID = CachedAnswer((8, 9, 2), "two words \u2028 é", True)
 
 
 def test_whatever_decides_an_answer_is_in_its_name():
-    assert OTHER.keys() == {field.name for field in fields(Asked)}
+    assert OTHER.keys() == {field.name for field in fields(AnswerKey)}
     changed = {replace(ASKED, **{name: value}).id for name, value in OTHER.items()}
     shorter = replace(ASKED, prompt=(5, 6)).id
     assert len({ASKED.id, shorter, *changed}) == len(OTHER) + 2
@@ -37,12 +37,12 @@ def test_the_texts_that_end_an_answer_are_in_its_name():
 
 def test_an_answer_is_found_again_and_stays_what_it_was(tmp_path: Path):
     store = AnswerStore(tmp_path / "new" / "answers.db")
-    assert store.found([ASKED.id]) == {}
+    assert store.find_records([ASKED.id]) == {}
     store.add([(ASKED, SAID)])
     store.add([(ASKED, replace(SAID, text="another"))])
     many = [(replace(ASKED, seed=seed), replace(SAID, text=str(seed))) for seed in range(10, 1300)]
     store.add(many)
-    found = store.found([ASKED.id, "nobody", *(asked.id for asked, _ in many)])
+    found = store.find_records([ASKED.id, "nobody", *(asked.id for asked, _ in many)])
     assert found.pop(ASKED.id) == SAID
     assert found == {asked.id: answer for asked, answer in many}
 
@@ -60,7 +60,7 @@ def test_several_processes_keep_answers_at_once(tmp_path: Path):
     for worker in workers:
         worker.join()
         assert worker.exitcode == 0
-    assert len(AnswerStore(path).found(replace(ASKED, seed=seed).id for seed in range(80))) == 80
+    assert len(AnswerStore(path).find_records(replace(ASKED, seed=seed).id for seed in range(80))) == 80
 
 
 @pytest.mark.parametrize("after_s", [0.02, 0.1, 0.3])
@@ -73,10 +73,10 @@ def test_what_a_process_was_adding_as_it_was_killed_is_there_whole_or_not_at_all
     time.sleep(after_s)
     adding.kill()
     adding.join()
-    found = store.found([ASKED.id, *(asked.id for asked, _ in many)])
+    found = store.find_records([ASKED.id, *(asked.id for asked, _ in many)])
     assert len(found) in (1, 1 + len(many))
     store.add(many)
-    assert len(store.found(asked.id for asked, _ in many)) == len(many)
+    assert len(store.find_records(asked.id for asked, _ in many)) == len(many)
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "json", "shape"])
@@ -92,7 +92,7 @@ def test_a_damaged_store_is_said_to_be_one(damage: str, tmp_path: Path):
         with sqlite3.connect(path) as db:
             db.execute("UPDATE answers SET answer = ?", ("{" if damage == "json" else '{"text": 1}',))
     with pytest.raises(CorruptFile, match="Move the file away"):
-        store.found(replace(ASKED, seed=seed).id for seed in range(200))
+        store.find_records(replace(ASKED, seed=seed).id for seed in range(200))
 
 
 def test_a_folder_that_takes_no_file(tmp_path: Path):

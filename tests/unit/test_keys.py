@@ -18,7 +18,7 @@ from align.core.errors import CorruptFile, InputError, StorageError
 from align.core.outputs import replace_file
 from align.core.redaction import redact
 from align.serve.errors import KeysUnreadable
-from align.serve.tenants import Keys, Limits, Tenant, change_tenant, hash_key, read_key_file
+from align.serve.tenants import KeyFile, Limits, Tenant, change_tenant, hash_key, read_key_file
 from align.stages.serve import describe_tenant
 
 
@@ -36,7 +36,7 @@ def key_of(path: Path, name: str = "acme", **more) -> str:
 def test_a_tenant_is_known_by_its_key(path: Path) -> None:
     key = key_of(path, allow=["support"], limits={"tokens_per_minute": 50, "concurrency": None}, admin=True)
     other = key_of(path, "other")
-    keys = Keys(path)
+    keys = KeyFile(path)
     tenant = keys.find_tenant(key)
     assert tenant is not None
     assert (tenant.name, tenant.admin, tenant.limits) == ("acme", True, Limits(tokens_per_minute=50))
@@ -48,7 +48,7 @@ def test_a_tenant_is_known_by_its_key(path: Path) -> None:
 @pytest.mark.parametrize("bearer", ["", "al-", "al-" + "x" * 43, "x" * 10**6, "é", "\udc00", "al-\udc00", "\0"])
 def test_nobody_is_known_by_anything_else(path: Path, bearer: str) -> None:
     key = key_of(path)
-    keys = Keys(path)
+    keys = KeyFile(path)
     assert keys.find_tenant(bearer) is None
     for near in (key[:-1], key + "x", key.upper(), " " + key, key[3:], hash_key(key), "al-" + hash_key(key)):
         assert keys.find_tenant(near) is None
@@ -75,7 +75,7 @@ def test_what_is_not_said_stays_and_a_key_is_made_only_where_nothing_is_said(pat
     changed = change_tenant(path, "acme", limits={"concurrency": 3})
     assert (changed.key, changed.new) == (None, False)
     second = key_of(path)
-    keys = Keys(path)
+    keys = KeyFile(path)
     assert keys.find_tenant(first) == keys.find_tenant(second)
     tenant = keys.find_tenant(first)
     assert tenant is not None
@@ -89,7 +89,7 @@ def test_what_is_not_said_stays_and_a_key_is_made_only_where_nothing_is_said(pat
 
 def test_keys_are_revoked_by_their_id(path: Path) -> None:
     first, second = key_of(path), key_of(path)
-    keys = Keys(path)
+    keys = KeyFile(path)
     done = change_tenant(path, "acme", revoke=hash_key(first)[:8])
     assert (done.revoked, done.key) == ((hash_key(first)[:8],), None)
     assert keys.find_tenant(first) is None
@@ -118,7 +118,7 @@ def test_a_mistake_changes_nothing(path: Path, name: str, more: dict, field: str
 
 def test_a_running_server_sees_each_change(path: Path) -> None:
     first = key_of(path)
-    keys = Keys(path)
+    keys = KeyFile(path)
     for budget in range(1, 30):  # as fast as the file system's clock may be slow
         change_tenant(path, "acme", limits={"token_budget": budget})
         tenant = keys.find_tenant(first)
@@ -128,7 +128,7 @@ def test_a_running_server_sees_each_change(path: Path) -> None:
 
 def test_a_file_that_cannot_be_read_lets_nobody_in_until_it_can(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     key = key_of(path)
-    keys, text = Keys(path), path.read_text()
+    keys, text = KeyFile(path), path.read_text()
     for spoil in (lambda: path.unlink(), lambda: path.write_text("{"), lambda: os.chmod(path, 0o640)):
         spoil()
         for _ in range(2):
@@ -143,7 +143,7 @@ def test_a_file_that_cannot_be_read_lets_nobody_in_until_it_can(path: Path, capl
 
 def test_whether_a_key_is_still_one(path: Path) -> None:
     first, second = key_of(path), key_of(path)
-    keys = Keys(path)
+    keys = KeyFile(path)
     held = [tenant.key for key in (first, second) if (tenant := keys.find_tenant(key)) is not None]
     assert held == [hash_key(first), hash_key(second)]
     change_tenant(path, "acme", revoke=hash_key(first)[:8])
@@ -177,7 +177,7 @@ def test_a_file_that_is_none_is_refused_and_not_replaced(path: Path, content: by
     path.parent.mkdir()
     path.write_bytes(content)
     path.chmod(0o600)
-    for use in (lambda: Keys(path), lambda: change_tenant(path, "acme")):
+    for use in (lambda: KeyFile(path), lambda: change_tenant(path, "acme")):
         with pytest.raises((CorruptFile, InputError)) as caught:
             use()
         assert caught.value.field == "stage.keys"
@@ -196,14 +196,14 @@ def test_a_file_that_others_may_read_or_write_is_refused(path: Path, mode: int) 
     key_of(path)
     path.chmod(mode)
     with pytest.raises(InputError, match="chmod 600"):
-        Keys(path)
+        KeyFile(path)
     with pytest.raises(InputError, match="chmod 600"):
         change_tenant(path, "acme")
 
 
 def test_no_file_and_no_place_for_one(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such key file"):
-        Keys(tmp_path / "none.json")
+        KeyFile(tmp_path / "none.json")
     (tmp_path / "file").touch()
     with pytest.raises(StorageError):
         change_tenant(tmp_path / "file" / "keys.json", "acme")
@@ -216,7 +216,7 @@ def test_many_who_change_it_at_once_lose_nothing(path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    keys = Keys(path)
+    keys = KeyFile(path)
     assert sorted(tenant.name for key in made if (tenant := keys.find_tenant(key))) == sorted(
         f"t{i % 4}" for i in range(16)
     )
@@ -227,7 +227,7 @@ def test_many_who_change_it_at_once_lose_nothing(path: Path) -> None:
 def test_limits_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, limits: dict) -> None:
     path = tmp_path_factory.mktemp("keys") / "keys.json"
     key = key_of(path, limits=limits)
-    tenant = Keys(path).find_tenant(key)
+    tenant = KeyFile(path).find_tenant(key)
     assert tenant is not None
     assert tenant.limits == Limits(**limits)
 

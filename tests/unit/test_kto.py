@@ -34,7 +34,7 @@ from align.ops.auc import auc
 from align.ops.losses import compute_kto_reference, kto_loss
 from align.run import read_manifest
 from align.track import read_rows
-from align.trainers.kto import collate_answers, kto_trainer
+from align.trainers.kto import build_kto_trainer, collate_answers
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -68,7 +68,7 @@ def test_the_loss_and_every_gradient_are_those_of_the_paper(
     seed: int, tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path
 ):
     model, other, start = (fresh(tiny_model) for _ in range(3))
-    trainer: Any = kto_trainer(
+    trainer: Any = build_kto_trainer(
         model, tiny_tokenizer, ROWS, arguments(tmp_path, 1), beta=BETA, max_length=LONGEST, **WEIGHTS
     )
     places = [0, 3, 5, 6]

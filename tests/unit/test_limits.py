@@ -10,8 +10,8 @@ from clocks import Clock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.serve.errors import Limited, Refusal
-from align.serve.rate_limits import Limiter, LimitStatus
+from align.serve.errors import RateLimited, Refusal
+from align.serve.rate_limits import LimitStatus, RateLimiter
 from align.serve.tenants import Limits, Tenant
 
 
@@ -24,24 +24,24 @@ def clock() -> Clock:
     return Clock()
 
 
-def asked(limits: Limiter, who: Tenant, tokens: int = 1, used: int | None = None) -> float:
+def asked(limits: RateLimiter, who: Tenant, tokens: int = 1, used: int | None = None) -> float:
     """0 for a request that was let in and has ended, else the seconds to wait."""
     try:
         with limits.enter(who, least=tokens) as charge:
             charge.reserve(tokens)
             charge.used = 0, tokens if used is None else used
         return 0.0
-    except Limited as error:
+    except RateLimited as error:
         return error.retry_after_s or 0.0
 
 
 def test_without_limits_everything_passes(clock: Clock) -> None:
-    limits = Limiter(clock)
+    limits = RateLimiter(clock)
     assert [asked(limits, tenant(), 10**9) for _ in range(100)] == [0.0] * 100
 
 
 def test_requests_a_minute(clock: Clock) -> None:
-    limits, who = Limiter(clock), tenant(requests_per_minute=3)
+    limits, who = RateLimiter(clock), tenant(requests_per_minute=3)
     assert [asked(limits, who) for _ in range(4)] == [0, 0, 0, pytest.approx(20)]
     clock.now += 19.9
     assert asked(limits, who) == pytest.approx(0.1)
@@ -53,7 +53,7 @@ def test_requests_a_minute(clock: Clock) -> None:
 
 
 def test_tokens_a_minute_and_what_was_not_used_is_given_back(clock: Clock) -> None:
-    limits, who = Limiter(clock), tenant(tokens_per_minute=600)
+    limits, who = RateLimiter(clock), tenant(tokens_per_minute=600)
     assert asked(limits, who, 500, used=100) == 0
     assert asked(limits, who, 500) == 0
     assert asked(limits, who, 10) == pytest.approx(1)  # of 600, 10 a second, all are gone
@@ -62,7 +62,7 @@ def test_tokens_a_minute_and_what_was_not_used_is_given_back(clock: Clock) -> No
 
 
 def test_a_request_larger_than_a_minutes_tokens_passes_when_the_bucket_is_full_and_is_paid_for(clock: Clock) -> None:
-    limits, who = Limiter(clock), tenant(tokens_per_minute=60)
+    limits, who = RateLimiter(clock), tenant(tokens_per_minute=60)
     assert asked(limits, who, 300) == 0
     assert asked(limits, who, 1) == pytest.approx(241)
     clock.now += 240
@@ -72,10 +72,10 @@ def test_a_request_larger_than_a_minutes_tokens_passes_when_the_bucket_is_full_a
 
 
 def test_answers_at_once(clock: Clock) -> None:
-    limits, who = Limiter(clock), tenant(concurrency=4, requests_per_minute=4)
+    limits, who = RateLimiter(clock), tenant(concurrency=4, requests_per_minute=4)
     with ExitStack() as stack:
         stack.enter_context(limits.enter(who, 3))
-        with pytest.raises(Limited) as caught, limits.enter(who, 2):
+        with pytest.raises(RateLimited) as caught, limits.enter(who, 2):
             pass
         assert caught.value.param == "concurrency"
         stack.enter_context(limits.enter(who, 1))
@@ -85,27 +85,27 @@ def test_answers_at_once(clock: Clock) -> None:
 
 
 def test_more_answers_than_there_may_ever_be_are_no_matter_of_waiting(clock: Clock) -> None:
-    limits = Limiter(clock)
+    limits = RateLimiter(clock)
     with pytest.raises(Refusal) as caught, limits.enter(tenant(concurrency=4), 5):
         pass
-    assert not isinstance(caught.value, Limited)
+    assert not isinstance(caught.value, RateLimited)
     assert (caught.value.status, caught.value.param) == (400, "n")
 
 
 def test_what_is_refused_before_its_prompt_is_read_is_charged_nothing(clock: Clock) -> None:
-    limits, who = Limiter(clock), tenant(requests_per_minute=3, tokens_per_minute=60)
+    limits, who = RateLimiter(clock), tenant(requests_per_minute=3, tokens_per_minute=60)
     assert asked(limits, who, 60) == 0
     for _ in range(5):
-        with pytest.raises(Limited) as caught, limits.enter(who, least=30):
+        with pytest.raises(RateLimited) as caught, limits.enter(who, least=30):
             pass
         assert caught.value.retry_after_s == pytest.approx(30)
     assert [asked(limits, who, 0) for _ in range(3)] == [0, 0, pytest.approx(20)]
 
 
 def test_a_prompt_that_was_read_counts_as_a_request_whatever_it_came_to(clock: Clock) -> None:
-    limits, who = Limiter(clock), tenant(requests_per_minute=3, tokens_per_minute=60)
+    limits, who = RateLimiter(clock), tenant(requests_per_minute=3, tokens_per_minute=60)
     assert asked(limits, who, 40) == 0
-    with limits.enter(who, least=1) as charge, pytest.raises(Limited) as caught:
+    with limits.enter(who, least=1) as charge, pytest.raises(RateLimited) as caught:
         charge.reserve(30)
     assert caught.value.retry_after_s == pytest.approx(10)
     assert limits.status_of(who)["tokens_per_minute"].remaining == 20
@@ -113,7 +113,7 @@ def test_a_prompt_that_was_read_counts_as_a_request_whatever_it_came_to(clock: C
 
 
 def test_how_a_tenant_stands(clock: Clock) -> None:
-    limits, who = Limiter(clock), tenant(tokens_per_minute=60, concurrency=1)
+    limits, who = RateLimiter(clock), tenant(tokens_per_minute=60, concurrency=1)
     assert limits.status_of(who) == {"tokens_per_minute": LimitStatus(60, 60, 0.0)}
     assert asked(limits, who, 90) == 0
     assert limits.status_of(who) == {"tokens_per_minute": LimitStatus(60, 0, pytest.approx(90))}
@@ -122,14 +122,14 @@ def test_how_a_tenant_stands(clock: Clock) -> None:
 
 
 def test_an_error_inside_frees_the_place(clock: Clock) -> None:
-    limits, who = Limiter(clock), tenant(concurrency=1)
+    limits, who = RateLimiter(clock), tenant(concurrency=1)
     with pytest.raises(KeyError), limits.enter(who, 1):
         raise KeyError
     assert asked(limits, who) == 0
 
 
 def test_one_tenant_that_floods_costs_another_nothing(clock: Clock) -> None:
-    limits = Limiter(clock)
+    limits = RateLimiter(clock)
     flood, calm = tenant("flood", requests_per_minute=5), tenant("calm", requests_per_minute=5)
     for second in range(60):
         for _ in range(100):
@@ -139,7 +139,7 @@ def test_one_tenant_that_floods_costs_another_nothing(clock: Clock) -> None:
 
 
 def test_limits_that_change_while_it_runs(clock: Clock) -> None:
-    limits = Limiter(clock)
+    limits = RateLimiter(clock)
     assert asked(limits, tenant(requests_per_minute=1)) == 0
     assert asked(limits, tenant(requests_per_minute=1)) == pytest.approx(60)
     assert asked(limits, tenant(requests_per_minute=60)) == pytest.approx(1)
@@ -150,9 +150,9 @@ def test_limits_that_change_while_it_runs(clock: Clock) -> None:
 
 
 def test_the_message_says_when_and_nothing_of_the_tenant(clock: Clock) -> None:
-    limits, who = Limiter(clock), tenant(requests_per_minute=1)
+    limits, who = RateLimiter(clock), tenant(requests_per_minute=1)
     asked(limits, who)
-    with pytest.raises(Limited, match="Try again in 60 s") as caught, limits.enter(who):
+    with pytest.raises(RateLimited, match="Try again in 60 s") as caught, limits.enter(who):
         pass
     assert "acme" not in str(caught.value)
 
@@ -165,7 +165,7 @@ def test_the_message_says_when_and_nothing_of_the_tenant(clock: Clock) -> None:
 def test_no_minute_lets_more_than_its_share_in(per_minute: int, steps: list[tuple[float, int, float]]) -> None:
     """Up to a time, what was used is at most a full bucket, what flowed in since, and the debt of the last request."""
     clock = Clock()
-    limits, who, total, begun = Limiter(clock), tenant(tokens_per_minute=per_minute), 0, clock.now
+    limits, who, total, begun = RateLimiter(clock), tenant(tokens_per_minute=per_minute), 0, clock.now
     for wait, tokens, share in steps:
         clock.now += wait
         used = round(tokens * share)
@@ -175,7 +175,7 @@ def test_no_minute_lets_more_than_its_share_in(per_minute: int, steps: list[tupl
 
 
 def test_many_threads(clock: Clock) -> None:
-    limits, who = Limiter(clock), tenant(requests_per_minute=500, concurrency=8)
+    limits, who = RateLimiter(clock), tenant(requests_per_minute=500, concurrency=8)
     passed: list[int] = []
     refused: set[str | None] = set()
 
@@ -185,7 +185,7 @@ def test_many_threads(clock: Clock) -> None:
                 with limits.enter(who):
                     assert limits.running("acme") <= 8
                     passed.append(1)
-            except Limited as error:
+            except RateLimited as error:
                 refused.add(error.param)
 
     threads = [threading.Thread(target=ask) for _ in range(16)]

@@ -25,7 +25,7 @@ from align.evals.judges.llm_judge import (
     parse_judge,
     parse_question,
 )
-from align.rollout.answer_cache import Answer, AnswerStore, Token
+from align.rollout.answer_cache import AnswerStore, CachedAnswer, ServerToken
 
 PROMPT = Conversation((Message("system", "Be kind."), Message("user", "How do I pick a lock?")))
 MARK = re.compile(r"^<<<(.*) ([0-9a-f]{16})>>>$", re.MULTILINE)
@@ -41,7 +41,7 @@ def judge_at(url: str = "http://h/v1", **more: Any) -> LLMJudge:
 GRADER = judge_at().with_question(ASKS)
 
 
-def read(reply: Answer) -> JudgeVerdict:
+def read(reply: CachedAnswer) -> JudgeVerdict:
     return GRADER.read_reply(reply, "i")
 
 
@@ -87,7 +87,7 @@ def test_an_answer_cannot_leave_its_frame():
     ],
 )  # fmt: skip
 def test_the_last_word_counts(text: str, score: float):
-    assert read(Answer((), text, True)) == JudgeVerdict("i", "", score)
+    assert read(CachedAnswer((), text, True)) == JudgeVerdict("i", "", score)
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_the_last_word_counts(text: str, score: float):
     ],
 )  # fmt: skip
 def test_what_is_no_word_counts_as_one_half(text: str, problem: str):
-    found = read(Answer((), text, True))
+    found = read(CachedAnswer((), text, True))
     assert (found.verdict, found.p) == (0.5, None)
     assert problem in found.error
-    assert "cut" in read(Answer((), "It says", False)).error
+    assert "cut" in read(CachedAnswer((), "It says", False)).error
 
 
-def answered(word: str, *tokens: tuple[str, Mapping[str, float]]) -> Answer:
-    return Answer((), f"So.\n[[{word}]]", True, tuple(Token(text, likely) for text, likely in tokens))
+def answered(word: str, *tokens: tuple[str, Mapping[str, float]]) -> CachedAnswer:
+    return CachedAnswer((), f"So.\n[[{word}]]", True, tuple(ServerToken(text, likely) for text, likely in tokens))
 
 
 OPEN, CLOSE = ("[[", {"[[": 0.0}), ("]]", {"]]": 0.0})
@@ -125,7 +125,7 @@ YES, NO = math.log(0.6), math.log(0.2)
         answered("YES", OPEN, ("YES", {"YES": math.log(0.5), "Y": math.log(0.1), "NO": NO, "Never": -3.0}), CLOSE),
     ],
 )  # fmt: skip
-def test_the_probability_of_yes(answer: Answer):
+def test_the_probability_of_yes(answer: CachedAnswer):
     assert read(answer).p == pytest.approx(0.75)
 
 

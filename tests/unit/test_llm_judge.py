@@ -22,7 +22,7 @@ from align.evals.judges.llm_judge import (
     parse_judge,
 )
 from align.evals.suite.systems import System, describe_self_judging
-from align.rollout.answer_cache import Answer, AnswerStore, Token
+from align.rollout.answer_cache import AnswerStore, CachedAnswer, ServerToken
 from align.run import Input
 
 FIELD = "stage.judge"
@@ -55,7 +55,7 @@ def store(tmp_path: Path) -> AnswerStore:
     return AnswerStore(tmp_path / "answers.db")
 
 
-def read(reply: Answer, id: str, order: str) -> JudgeVerdict:
+def read(reply: CachedAnswer, id: str, order: str) -> JudgeVerdict:
     return JUDGE.read_comparison(reply, id, order)
 
 
@@ -180,7 +180,7 @@ def test_our_prompt_is_one_that_is_accepted(tmp_path: Path):
     ],
 )  # fmt: skip
 def test_the_verdict_is_the_last_word(text: str, verdict: float):
-    answer = Answer((), text, True)
+    answer = CachedAnswer((), text, True)
     assert read(answer, "i", "first") == JudgeVerdict("i", "first", verdict)
     assert read(answer, "i", "second") == JudgeVerdict("i", "second", 1 - verdict)
 
@@ -196,23 +196,27 @@ def test_the_verdict_is_the_last_word(text: str, verdict: float):
 )  # fmt: skip
 @pytest.mark.parametrize("order", ["first", "second"])
 def test_what_is_no_verdict_is_a_tie_with_its_reason(text: str, problem: str, order: str):
-    found = read(Answer((), text, True), "i", order)
+    found = read(CachedAnswer((), text, True), "i", order)
     assert (found.verdict, found.p) == (0.5, None)
     assert problem in found.error
 
 
 def test_an_answer_that_was_cut_is_said_to_be():
-    assert "cut" in read(Answer((), "Answer A says", False), "i", "first").error
-    assert read(Answer((), "[[A]]", False), "i", "first").error == ""
+    assert "cut" in read(CachedAnswer((), "Answer A says", False), "i", "first").error
+    assert read(CachedAnswer((), "[[A]]", False), "i", "first").error == ""
 
 
-def answered(letter: str, likely: Mapping[str, float], *, wraps: tuple[str, str] = ("[[", "]]")) -> Answer:
+def answered(letter: str, likely: Mapping[str, float], *, wraps: tuple[str, str] = ("[[", "]]")) -> CachedAnswer:
     """Says a verdict whose letter is a token of its own, or in one with what stands around it."""
     begins, ends = wraps
     rest = "]]" if ends == "" else ends
     token = next(name for name in likely if letter in name)
-    tokens = (Token("So ", {"So ": -0.1}), *((Token(begins, {begins: 0.0}),) if begins else ()), Token(token, likely))
-    return Answer((), f"So [[{letter}]]", True, (*tokens, Token(rest, {rest: -0.2})))
+    tokens = (
+        ServerToken("So ", {"So ": -0.1}),
+        *((ServerToken(begins, {begins: 0.0}),) if begins else ()),
+        ServerToken(token, likely),
+    )
+    return CachedAnswer((), f"So [[{letter}]]", True, (*tokens, ServerToken(rest, {rest: -0.2})))
 
 
 def test_the_probability_follows_from_the_logprobs():
@@ -233,7 +237,9 @@ def test_a_letter_that_is_not_shown_has_at_most_what_is_left():
     assert read(answered("A", likely), "i", "first").p == pytest.approx(0.6 / 0.61)
     assert read(answered("A", {"A": math.log(0.9)}), "i", "first").p == pytest.approx(0.9)
     assert read(answered("C", {"C": -0.1, "x": -3.0}), "i", "first").p is None
-    assert read(Answer((), "[[A]]", True, (Token("x", {"x": -1.0}),)), "i", "first") == JudgeVerdict("i", "first", 1.0)
+    assert read(CachedAnswer((), "[[A]]", True, (ServerToken("x", {"x": -1.0}),)), "i", "first") == JudgeVerdict(
+        "i", "first", 1.0
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, 0.5, math.inf])

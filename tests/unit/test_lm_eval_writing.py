@@ -14,7 +14,7 @@ from align.data.chat.continuations import encode_context
 from align.evals.suite.likelihoods import batch_by_length, decode_answer
 from align.evals.suite.probes import LM_EVAL, CompletionRequest, HarnessTask, LikelihoodRequests, LMEvalReplies, Probe
 from align.evals.suite.tasks import EvalItem, EvalTask
-from align.rollout.answer_cache import Asked
+from align.rollout.answer_cache import AnswerKey
 
 lm = pytest.importorskip("align.evals.suite.lm_eval", reason='needs lm-eval (pip install "align-rlhf[evals]")')
 FILTERS = """filter_list:
@@ -156,6 +156,6 @@ def test_a_context_is_kept_as_it_is_and_nothing_is_the_prefix_token(tiny_tokeniz
 
 def test_batches_hold_answers_of_one_length_limit_in_order_of_their_prompts() -> None:
     rows = [(8, 3), (4, 9), (8, 1), (4, 2), (8, 2)]
-    asked = [Asked("b", "", "lora", "float32", "t", (5,) * size, most, 0.0, (2,), 0, "hf") for most, size in rows]
+    asked = [AnswerKey("b", "", "lora", "float32", "t", (5,) * size, most, 0.0, (2,), 0, "hf") for most, size in rows]
     found = [[(one.max_new_tokens, len(one.prompt)) for one in batch] for batch in batch_by_length(asked, 2)]
     assert found == [[(4, 2), (4, 9)], [(8, 1), (8, 2)], [(8, 3)]]

@@ -21,7 +21,7 @@ from align.models.base import find_base
 from align.models.load import (
     choose_device,
     choose_dtype,
-    context_length,
+    get_context_length,
     load_base,
     load_classifier,
     load_tokenizer,
@@ -340,4 +340,4 @@ LONG = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
     ],
 )  # fmt: skip
 def test_positions_end_where_a_rotary_embedding_changes_for_the_whole_row(config: dict[str, Any], positions: int):
-    assert context_length(SimpleNamespace(config=SimpleNamespace(**config))) == positions
+    assert get_context_length(SimpleNamespace(config=SimpleNamespace(**config))) == positions

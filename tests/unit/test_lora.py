@@ -12,8 +12,8 @@ from tiny_roles import CPU, FP32, World, make_world
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from align.core.errors import InputError
-from align.models.adapters import adapter_config, attach, read_tensors, save_adapter, with_new_adapter
-from align.models.forward import hidden_states, response_logprobs, rollout_from_answers
+from align.models.adapters import add_new_adapter, attach, read_adapter_config, read_tensors, save_adapter
+from align.models.forward import compute_hidden_states, compute_response_logprobs, rollout_from_answers
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora, LoraLike
 from align.models.roles import Roles
@@ -50,7 +50,7 @@ def lora(request: pytest.FixtureRequest) -> Lora:
 @pytest.fixture(params=["qlora", "lora"])
 def saved(request: pytest.FixtureRequest, world: World, lora: Lora, tmp_path: Path) -> tuple[str, Path, Any]:
     """A method, the folder of an adapter that does something, and the model that it was saved from."""
-    model = shaken(with_new_adapter(world.load(request.param), lora))
+    model = shaken(add_new_adapter(world.load(request.param), lora))
     save_adapter(model, tmp_path / "adapter", world.base)
     return request.param, tmp_path / "adapter", model
 
@@ -58,14 +58,14 @@ def saved(request: pytest.FixtureRequest, world: World, lora: Lora, tmp_path: Pa
 def states(model: Any) -> torch.Tensor:
     tokens, mask = torch.tensor([ROWS[0], [*ROWS[1], 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
     with torch.no_grad():
-        return hidden_states(model, tokens, mask)[mask]
+        return compute_hidden_states(model, tokens, mask)[mask]
 
 
 def test_what_peft_is_told(world: World) -> None:
     config = OPTIONS["all"].config(world.load("lora"))
     assert (config.r, config.lora_alpha, config.lora_dropout) == (4, 8, 0.1)
     assert (set(config.target_modules), config.use_rslora, config.use_dora) == ({"v_proj", "up_proj"}, True, True)
-    model = with_new_adapter(world.load("lora"), Lora(4, 8))
+    model = add_new_adapter(world.load("lora"), Lora(4, 8))
     adapted = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in model.named_modules() if ".lora_A" in name}
     assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -73,13 +73,13 @@ def test_what_peft_is_told(world: World) -> None:
 @pytest.mark.parametrize("target", ["nothing", "lm_head", "score", "embed_tokens", "proj", "model"])
 def test_a_layer_that_bears_none_is_refused_by_name(world: World, target: str) -> None:
     with pytest.raises(InputError, match=rf"method\.targets={target}: .* It has: down_proj, gate_proj"):
-        with_new_adapter(world.load("lora"), Lora(4, 8, targets=("q_proj", target)))
+        add_new_adapter(world.load("lora"), Lora(4, 8, targets=("q_proj", target)))
 
 
 def test_layers_of_gpt_2_are_named_too() -> None:
     """They are transformers' own `Conv1D`."""
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=1, n_head=2))
-    adapted = with_new_adapter(model, Lora(4, 8, targets=("c_attn",)))
+    adapted = add_new_adapter(model, Lora(4, 8, targets=("c_attn",)))
     names = {name.split(".lora_A")[0].rpartition(".")[2] for name, _ in adapted.named_modules() if ".lora_A" in name}
     assert names == {"c_attn"}
 
@@ -96,8 +96,8 @@ def test_it_is_read_back_as_it_was(saved: tuple[str, Path, Any], world: World) -
 def test_a_reward_model_starts_as_the_adapter_it_comes_from(saved: tuple[str, Path, Any], world: World) -> None:
     """Same layers, same scale, same tensors: another scale would be another model, and nothing would say so."""
     method, folder, model = saved
-    scorer = with_new_adapter(
-        load_classifier(world.base, method, CPU, FP32), LoraLike(adapter_config(folder)), classifier=True
+    scorer = add_new_adapter(
+        load_classifier(world.base, method, CPU, FP32), LoraLike(read_adapter_config(folder)), classifier=True
     )
     assert copy_adapter_weights(scorer, folder) == len(read_tensors(folder))
     torch.testing.assert_close(states(scorer.eval()), states(model))
@@ -109,7 +109,7 @@ def test_every_role_plays_it(saved: tuple[str, Path, Any], world: World, backbon
     method, folder, model = saved
     roles = Roles(world.load(method), folder, [], Lora(4, 8), backbone)
     rollout = rollout_from_answers(ROWS, [[60, 61, 2], [70, 2]], 0, CPU)
-    expected = response_logprobs(model, rollout, 1.0)[0]
+    expected = compute_response_logprobs(model, rollout, 1.0)[0]
     for role in ("policy", "reference"):
         torch.testing.assert_close(roles.logprobs(role, rollout, 1.0).logprobs_BT, expected)
     before = {name: p.detach().clone() for name, p in roles.model.named_parameters() if "lora_" in name}
@@ -125,9 +125,9 @@ def test_every_role_plays_it(saved: tuple[str, Path, Any], world: World, backbon
 @pytest.mark.parametrize("kind", ["rslora", "dora", "all"])
 def test_roles_that_start_from_nothing(world: World, kind: str) -> None:
     roles = Roles(world.load("qlora"), None, [], OPTIONS[kind])
-    assert {name for name in roles.named_parameters_of("policy") if "magnitude" in name} or not OPTIONS[kind].dora
+    assert {name for name in roles.get_named_parameters("policy") if "magnitude" in name} or not OPTIONS[kind].dora
     rollout = rollout_from_answers(ROWS, [[60, 61, 2], [70, 2]], 0, CPU)
     own, ref = (roles.logprobs(role, rollout, 1.0).logprobs_BT for role in ("policy", "reference"))
     torch.testing.assert_close(own, ref)  # a fresh adapter changes nothing
     base = load_base(world.base, "qlora", CPU, FP32)
-    torch.testing.assert_close(ref, response_logprobs(base, rollout, 1.0)[0])
+    torch.testing.assert_close(ref, compute_response_logprobs(base, rollout, 1.0)[0])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from align.core.errors import InputError
 from align.export.merged import merge_adapter
 from align.models.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapter, read_adapter
-from align.models.plain_lora import convert_to_plain, initial_factors
+from align.models.plain_lora import compute_initial_factors, convert_to_plain
 
 PLAIN = {"use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}, "lora_dropout": 0.0, "init_lora_weights": True}
 KINDS = [
@@ -81,7 +81,7 @@ def test_an_engine_that_reads_two_matrices_and_nothing_else_is_right(base: Path,
 def test_what_the_initialisation_took_out_of_the_base_is_put_back(base: Path, tmp_path: Path, init: str, options: dict):
     source = made(base, tmp_path / "source", nf4=False, init_lora_weights=init, **options)
     before = logits(PeftModel.from_pretrained(load(base, nf4=False), source).eval())
-    initial = initial_factors(load(base, nf4=False), read_adapter(source).config)
+    initial = compute_initial_factors(load(base, nf4=False), read_adapter(source).config)
     target = exported(source, tmp_path / "out", **with_tokenizer(base), initial=initial)
     after = logits(PeftModel.from_pretrained(load(base, nf4=False), target).eval())
     assert (before.log_softmax(-1) - after.log_softmax(-1)).abs().max() < 1e-4  # sums of a whole weight and its parts
@@ -96,7 +96,7 @@ def test_what_the_initialisation_took_out_of_the_base_is_put_back(base: Path, tm
 def test_what_was_taken_out_of_a_quantised_base_is_refused(base: Path, tmp_path: Path):
     source = made(base, tmp_path / "source", nf4=False, init_lora_weights="olora")
     for act in (
-        lambda: initial_factors(load(base), read_adapter(source).config),
+        lambda: compute_initial_factors(load(base), read_adapter(source).config),
         lambda: merge_adapter(load(base), source),
     ):
         with pytest.raises(InputError, match=r"init_lora_weights=olora.*quantised anew"):

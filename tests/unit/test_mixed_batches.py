@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from align.config.serve import ServeConfig
 from align.models.fastpath import adapter_bank, exact, mixed
-from align.models.fastpath.exact import TILE, blocks_agree, cancelling_pairs, padded_rows, rows_agree
+from align.models.fastpath.exact import TILE, blocks_agree, count_padded_rows, draw_cancelling_pairs, rows_agree
 from align.models.fastpath.mixed import CHUNK, Piece
 from align.rollout.serving_engine import Request
 from align.stages.serve import describe_batches
@@ -118,14 +118,14 @@ def test_as_many_matrices_as_threads(family: str, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_step_has_rows_for_its_products():
-    assert [padded_rows(n, True) for n in (1, 2, 31, 32, 33, 34, 65)] == [2, 2, 31, 32, 34, 34, 66]
-    assert [padded_rows(n, False) for n in (1, 32, 33)] == [32, 32, 64]
+    assert [count_padded_rows(n, True) for n in (1, 2, 31, 32, 33, 34, 65)] == [2, 2, 31, 32, 34, 34, 66]
+    assert [count_padded_rows(n, False) for n in (1, 32, 33)] == [32, 32, 64]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_another_order_of_addition_shows(dtype: torch.dtype):
     """In bf16 a sum's own size hides its last bits; sums of pairs that cancel are nothing else."""
-    x, weight = cancelling_pairs(4, 130, 50, dtype)
+    x, weight = draw_cancelling_pairs(4, 130, 50, dtype)
     products = x.float()[:, None] * weight.float()
     sums = []
     for order in (torch.arange(130), torch.randperm(130, generator=torch.Generator().manual_seed(1))):

@@ -17,7 +17,7 @@ from align.ppo.experience import Estimator, Experience, assemble_experience, sha
 from align.ppo.monitor import WIRES, count_strikes, find_crossed, find_tripped, measure_answers, rank_answers
 from align.ppo.workers import Answers
 from align.reward.combined import Ensemble, score_with_diagnostics
-from align.rollout.strip_reasoning import Judged
+from align.rollout.strip_reasoning import JudgedAnswers
 
 
 def test_moments_of_parts_are_those_of_the_whole():
@@ -109,7 +109,7 @@ def batch() -> tuple[Answers, Experience, dict[str, float]]:
         rollout, SCORES, old, ref, torch.zeros(4, 4), estimator=Estimator(), kl_coef=0.1, kl_estimator="k1",
         kl_in_reward=True,
     )  # fmt: skip
-    return Answers([], rollout, list(TEXTS), Judged(told, rollout, [None] * 4)), made, figures
+    return Answers([], rollout, list(TEXTS), JudgedAnswers(told, rollout, [None] * 4)), made, figures
 
 
 def workers() -> Any:

@@ -26,7 +26,7 @@ from align.data.read.rows import iter_valid_rows
 from align.data.sets.forget import parse_content_ids
 from align.evals.judges.llm_judge import read_template
 from align.evals.judges.report import read_report
-from align.models.adapters import adapter_config, read_adapter, read_tensors
+from align.models.adapters import read_adapter, read_adapter_config, read_tensors
 from align.models.base import find_base
 from align.models.load import load_tokenizer
 from align.registry.gates import read_gates, read_verdict
@@ -58,7 +58,7 @@ SMALL: dict[str, tuple[str, Read]] = {
     "ids": ("ids.txt", lambda path: parse_content_ids(str(path))),
     "judge card": ("card.json", read_report),
     "verdict": ("verdict.json", lambda path: read_verdict(path, "source", None)),
-    "adapter": ("adapter_config.json", lambda path: adapter_config(path.parent)),
+    "adapter": ("adapter_config.json", lambda path: read_adapter_config(path.parent)),
     "whole adapter": ("adapter_config.json", lambda path: read_adapter(path.parent)),
 }
 """Reader → the name of its file, and how it is read: those that read a file whole."""

@@ -36,7 +36,7 @@ from align.run.alias_log import FILE as ALIASES
 from align.run.alias_log import AliasTarget, append_change
 from align.run.atomic import publish_folder
 from align.serve.tenants import change_tenant
-from align.serve.usage import Usage
+from align.serve.usage import UsageDatabase
 from align.web.key_link import load_or_create_key
 
 
@@ -79,7 +79,7 @@ def serve_store(path: Path) -> None:
 
 
 def count_usage(path: Path) -> None:
-    with Usage(path):
+    with UsageDatabase(path):
         pass
 
 

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from align.data.chat.template import CHATML
 from align.export.ollama import Turns, build_go_template, build_modelfile, find_pieces, is_quotable
-from align.models.base import builtin_folder
+from align.models.base import find_builtin_folder
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' + m.content"
@@ -38,7 +38,7 @@ TALK: Turns = [("user", "Hi!"), ("assistant", "Hello {{ you }}."), ("user", "Bye
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(builtin_folder("pocket"))
+    return AutoTokenizer.from_pretrained(find_builtin_folder("pocket"))
 
 
 def render(tokenizer, turns: Turns, due: bool) -> str | None:
@@ -72,8 +72,8 @@ def test_a_template_that_is_more_is_not_guessed_at(tokenizer, template: str):
 
 
 def test_a_modelfile(tokenizer, tmp_path: Path):
-    tokenizer.chat_template = AutoTokenizer.from_pretrained(builtin_folder("pocket")).chat_template
-    shutil.copy(builtin_folder("pocket") / "generation_config.json", tmp_path)
+    tokenizer.chat_template = AutoTokenizer.from_pretrained(find_builtin_folder("pocket")).chat_template
+    shutil.copy(find_builtin_folder("pocket") / "generation_config.json", tmp_path)
     text = build_modelfile(tmp_path, tokenizer, True, "base-f16.gguf", "adapter-f16.gguf")
     assert "# Ollama reads special tokens in whatever a content spells out" in text
     assert text.splitlines()[3:5] == ["FROM ./base-f16.gguf", "ADAPTER ./adapter-f16.gguf"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, tensor
 
 from align.ops.philox import draw_uniform_row, draw_uniforms, philox
-from align.rollout.engine import row_seeds
+from align.rollout.engine import derive_row_seeds
 
 # Known answers of Random123 1.14 (Salmon et al.), philox4x32, 10 rounds: counter, key, words.
 KNOWN = [
@@ -39,7 +39,7 @@ def test_numbers_are_in_the_unit_interval_to_53_bits():
 
 
 def test_numbers_are_uniform_along_rows_and_across_them():
-    drawn = draw_uniforms(tensor(row_seeds(range(2000), 0, "here")), 500)
+    drawn = draw_uniforms(tensor(derive_row_seeds(range(2000), 0, "here")), 500)
     counts = torch.histc(drawn.float(), 100, 0, 1)
     assert float(((counts - 10_000) ** 2 / 10_000).sum()) < 160  # chi-squared with 99 degrees: mean 99, deviation 14
     for one, other in ((drawn[:, :-1], drawn[:, 1:]), (drawn[:-1], drawn[1:])):
@@ -48,13 +48,13 @@ def test_numbers_are_uniform_along_rows_and_across_them():
 
 
 def test_a_number_depends_on_its_seed_and_column_alone():
-    seeds = row_seeds(range(8), 5, "rollout", 2)
+    seeds = derive_row_seeds(range(8), 5, "rollout", 2)
     whole = draw_uniforms(tensor(seeds), 20)
     assert torch.equal(draw_uniforms(tensor(seeds[3:4]), 7)[0], whole[3, :7])
     for changed in ((5, "rollout", 3), (6, "rollout", 2), (5, "held_out", 2)):
-        other = draw_uniforms(tensor(row_seeds(range(8), *changed)), 20)
+        other = draw_uniforms(tensor(derive_row_seeds(range(8), *changed)), 20)
         assert not (other == whole).any()
-    assert row_seeds([(1, 2)], 0) != row_seeds([(2, 1)], 0)
+    assert derive_row_seeds([(1, 2)], 0) != derive_row_seeds([(2, 1)], 0)
 
 
 @pytest.mark.parametrize("seed", [0, 5, -1, 2**63 - 1, -(2**63)])

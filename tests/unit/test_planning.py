@@ -13,16 +13,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, MistralC
 from trl.kernels import chunked_logprob
 from trl.trainer import utils
 
-from align.models.adapters import with_new_adapter
+from align.models.adapters import add_new_adapter
 from align.models.base import find_base
 from align.models.fastpath import decoder, llama
 from align.models.lora import Lora
 from align.ops import logprobs
 from align.planning import memory
-from align.planning.gpus import GPUS, changes, changes_to_fit, room_on
+from align.planning.gpus import GPUS, compute_room, find_changes_to_fit, iter_changes
 from align.planning.live_bytes import LiveBytes
-from align.planning.memory import Workload, base_bytes, footprint
-from align.planning.shapes import built_shape, llama_shape, shape_of
+from align.planning.memory import Workload, count_base_bytes, predict_footprint
+from align.planning.shapes import build_shape, compute_llama_shape, read_shape
 from align.ppo.measured_update import measure_update
 from align.run import Base
 from align.trainers.common import Training
@@ -43,7 +43,7 @@ CONFIGS = {
 }
 PPO = Workload("ppo", "qlora", "float32", False, 8, 32, step=8, prompt=24, rewards=1, from_adapter=True, rollout_rows=8)
 SFT = Workload("sft", "qlora", "float32", False, 2, 64, step=4)
-LARGE = llama_shape({
+LARGE = compute_llama_shape({
     "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14_336,
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256,
 })  # fmt: skip
@@ -61,7 +61,7 @@ def saved(config: LlamaConfig, folder: Path) -> Base:
 def test_the_shape_is_that_of_the_modules(name: str, tmp_path: Path) -> None:
     """By the numbers of config.json what transformers and PEFT build of it."""
     base = saved(CONFIGS[name], tmp_path)
-    shape, built = shape_of(base), built_shape(base)
+    shape, built = read_shape(base), build_shape(base)
     assert shape.llama
     assert not built.llama
     assert sorted(shape.linears) == sorted(built.linears)
@@ -69,7 +69,7 @@ def test_the_shape_is_that_of_the_modules(name: str, tmp_path: Path) -> None:
     assert {n: getattr(shape, n) for n in numbers} == {n: getattr(built, n) for n in numbers}
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))
     assert shape.weights == sum(p.numel() for p in model.parameters())
-    model = with_new_adapter(model, Lora(4, 8))
+    model = add_new_adapter(model, Lora(4, 8))
     assert shape.adapter_weights(4) == sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
 
 
@@ -94,7 +94,7 @@ def test_a_prediction_is_within_a_tenth_of_what_is_alive(work: Workload) -> None
     )  # fmt: skip
     device = torch.device("cpu")
     counts = measure_update(base, work, device) if work.stage == "ppo" else measure_steps(base, work, training, device)
-    found = footprint(shape_of(base), work)
+    found = predict_footprint(read_shape(base), work)
     assert found.peak == pytest.approx(max(counts.values()), rel=0.1)
     assert counts.keys() == {phase.name for phase in found.phases}
 
@@ -116,13 +116,15 @@ def test_live_bytes_are_counted_once_and_until_they_are_freed() -> None:
 
 def test_nf4_takes_the_bytes_that_it_takes() -> None:
     """4.127 bits a weight, and embeddings in the dtype of the computation."""
-    assert base_bytes(LARGE, "qlora", 2) == pytest.approx(4.127 / 8 * LARGE.linear_weights + 2 * 1.0508e9, rel=1e-3)
+    assert count_base_bytes(LARGE, "qlora", 2) == pytest.approx(
+        4.127 / 8 * LARGE.linear_weights + 2 * 1.0508e9, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("gb", [gpu.gb for gpu in GPUS])
 def test_what_is_proposed_fits_and_nothing_of_it_is_idle(gb: float) -> None:
     """With the changes it fits; without any one of them it does not."""
-    words, room = changes_to_fit(LARGE, ON_GPU, room_on(gb)), room_on(gb)
+    words, room = find_changes_to_fit(LARGE, ON_GPU, compute_room(gb)), compute_room(gb)
     if words is None:
         assert gb == 8
         return
@@ -138,29 +140,29 @@ def test_what_is_proposed_fits_and_nothing_of_it_is_idle(gb: float) -> None:
 
     def taken(without: str = "") -> float:
         values = {k: v for key, found in made.items() if key != without for k, v in found.items()}
-        return footprint(LARGE, replace(ON_GPU, **values)).peak
+        return predict_footprint(LARGE, replace(ON_GPU, **values)).peak
 
     assert taken() <= room
     assert all(taken(key) > room for key in made)
 
 
 def test_nothing_is_proposed_where_it_fits_or_nothing_helps() -> None:
-    assert changes_to_fit(LARGE, ON_GPU, room_on(1000)) == []
-    assert changes_to_fit(LARGE, ON_GPU, room_on(2)) is None
+    assert find_changes_to_fit(LARGE, ON_GPU, compute_room(1000)) == []
+    assert find_changes_to_fit(LARGE, ON_GPU, compute_room(2)) is None
 
 
 def test_changes_come_in_the_order_of_what_they_cost() -> None:
-    keys = [change.key for change in changes(ON_GPU)]
+    keys = [change.key for change in iter_changes(ON_GPU)]
     assert keys[:2] == ["stage.gradient_checkpointing", "stage.micro_batch"]
     assert keys[-1] == "data.max_length"
-    assert all(ON_GPU.step % int(c.value) == 0 for c in changes(ON_GPU) if c.key == "stage.micro_batch")
+    assert all(ON_GPU.step % int(c.value) == 0 for c in iter_changes(ON_GPU) if c.key == "stage.micro_batch")
 
 
 def test_ranks_share_what_trains_and_not_what_is_frozen() -> None:
     whole = replace(ON_GPU, stage="full", method="full", prompt=0, rewards=0, moments=2)
-    one, two = footprint(LARGE, whole), footprint(LARGE, replace(whole, ranks=2))
+    one, two = predict_footprint(LARGE, whole), predict_footprint(LARGE, replace(whole, ranks=2))
     assert two.standing == one.standing / 2
-    assert footprint(LARGE, replace(ON_GPU, ranks=2)).standing == footprint(LARGE, ON_GPU).standing
+    assert predict_footprint(LARGE, replace(ON_GPU, ranks=2)).standing == predict_footprint(LARGE, ON_GPU).standing
 
 
 def test_the_table_of_sizes_is_what_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:

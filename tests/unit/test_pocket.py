@@ -45,12 +45,12 @@ def test_a_changed_byte_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     copy = tmp_path / "pocket"
     shutil.copytree(base.POCKET_FOLDER, copy)
     monkeypatch.setattr(base, "POCKET_FOLDER", copy)
-    assert base.pocket_folder() == copy
+    assert base.find_pocket_folder() == copy
     blob = bytearray((copy / "model.safetensors").read_bytes())
     blob[-1] ^= 1
     (copy / "model.safetensors").write_bytes(blob)
     with pytest.raises(CorruptFile, match=r"model\.safetensors"):
-        base.pocket_folder()
+        base.find_pocket_folder()
 
 
 @pytest.mark.parametrize("text", TEXTS)

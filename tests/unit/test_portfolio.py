@@ -15,7 +15,7 @@ from align.core.errors import InputError
 from align.run import Base
 from align.serve.adapter_folders import Version
 from align.serve.errors import Refusal, UnknownModel
-from align.serve.model_names import Arm, Chosen, Portfolio, public_id, sticky
+from align.serve.model_names import Arm, ChosenModel, Portfolio, assign_arm, build_public_id
 from align.serve.tenants import Tenant
 
 
@@ -36,17 +36,17 @@ def one(name: str, weights: Version | None) -> list[Arm]:
 
 def choose(
     found: Portfolio, model: str, user: str | None = "u", tenant: str = "t", allow: frozenset[str] | None = None
-) -> Chosen:
+) -> ChosenModel:
     return found.choose(model, Tenant(tenant, allow=allow), user)
 
 
 def test_a_name_its_digest_and_the_base() -> None:
     found = portfolio(support=one("support", A), legal=one("legal", B))
-    assert choose(found, "support") == Chosen("support", A)
-    assert choose(found, f"support@sha256:{A.digest}") == Chosen("support", A)
-    assert choose(found, f"support@sha256:{'a' * 12}") == Chosen("support", A)
-    assert choose(found, "tiny") == Chosen("tiny", None)
-    assert choose(found, f"tiny@sha256:{BASE.digest[:12]}") == Chosen("tiny", None)
+    assert choose(found, "support") == ChosenModel("support", A)
+    assert choose(found, f"support@sha256:{A.digest}") == ChosenModel("support", A)
+    assert choose(found, f"support@sha256:{'a' * 12}") == ChosenModel("support", A)
+    assert choose(found, "tiny") == ChosenModel("tiny", None)
+    assert choose(found, f"tiny@sha256:{BASE.digest[:12]}") == ChosenModel("tiny", None)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_a_digest_that_begins_like_two_names_none() -> None:
     found = portfolio(chat=[Arm("x", "x", A), Arm("y", "y", ALIKE)])
     with pytest.raises(UnknownModel):
         choose(found, f"chat@sha256:{'a' * 20}")
-    assert choose(found, f"chat@sha256:{'a' * 21}") == Chosen("chat", A, "x")
-    assert choose(found, f"chat@sha256:{ALIKE.digest[:21]}") == Chosen("chat", ALIKE, "y")
+    assert choose(found, f"chat@sha256:{'a' * 21}") == ChosenModel("chat", A, "x")
+    assert choose(found, f"chat@sha256:{ALIKE.digest[:21]}") == ChosenModel("chat", ALIKE, "y")
 
 
 def test_shares_are_right_over_many_users() -> None:
@@ -95,17 +95,17 @@ def test_shares_are_right_over_many_users() -> None:
     for name in ("chat", "other"):
         counts = dict.fromkeys((arm.ref for arm in arms), 0)
         for user in range(n):
-            counts[sticky(arms, name, "acme", f"user-{user}").ref] += 1
+            counts[assign_arm(arms, name, "acme", f"user-{user}").ref] += 1
         expected = [n * weight / sum(weights) for weight in weights]
         assert sum((c - e) ** 2 / e for c, e in zip(counts.values(), expected, strict=True)) < 16.27
 
 
 def test_a_user_stays_and_moves_only_to_what_is_new() -> None:
     arms = [Arm("r0", "a", A, 1), Arm("r1", "b", B, 1)]
-    before = [sticky(arms, "chat", "t", str(user)).ref for user in range(2000)]
-    assert before == [sticky(arms[::-1], "chat", "t", str(user)).ref for user in range(2000)]
+    before = [assign_arm(arms, "chat", "t", str(user)).ref for user in range(2000)]
+    assert before == [assign_arm(arms[::-1], "chat", "t", str(user)).ref for user in range(2000)]
     more = [*arms, Arm("r2", "c", None, 0.5)]
-    after = [sticky(more, "chat", "t", str(user)).ref for user in range(2000)]
+    after = [assign_arm(more, "chat", "t", str(user)).ref for user in range(2000)]
     assert {now for was, now in zip(before, after, strict=True) if was != now} == {"r2"}
     share = after.count("r2") / 2000
     assert abs(share - 0.2) < 4 * sqrt(0.2 * 0.8 / 2000)
@@ -113,16 +113,16 @@ def test_a_user_stays_and_moves_only_to_what_is_new() -> None:
 
 def test_another_name_or_tenant_divides_users_anew() -> None:
     arms = [Arm("r0", "a", A), Arm("r1", "b", B)]
-    first = [sticky(arms, "chat", "t", str(user)).ref for user in range(1000)]
+    first = [assign_arm(arms, "chat", "t", str(user)).ref for user in range(1000)]
     for name, tenant in (("other", "t"), ("chat", "s")):
-        other = [sticky(arms, name, tenant, str(user)).ref for user in range(1000)]
+        other = [assign_arm(arms, name, tenant, str(user)).ref for user in range(1000)]
         assert 400 < sum(a == b for a, b in zip(first, other, strict=True)) < 600
 
 
 def test_the_arm_is_said_where_there_are_several_and_a_tenant_without_users_is_one() -> None:
     found = portfolio(chat=[Arm("sft:a", "sft:a", A), Arm("base", "base", None)], support=one("support", A))
     seen = {choose(found, "chat", str(user)) for user in range(50)}
-    assert seen == {Chosen("chat", A, "sft:a"), Chosen("chat", None, "base")}
+    assert seen == {ChosenModel("chat", A, "sft:a"), ChosenModel("chat", None, "base")}
     assert len({choose(found, "chat", None) for _ in range(50)}) == 1
     assert len({choose(found, "chat", None, tenant=str(t)) for t in range(50)}) == 2
     assert choose(found, "support").arm == ""
@@ -221,7 +221,7 @@ def test_names_that_cannot_be_loaded(served: Portfolio, name: str) -> None:
     ],
 )  # fmt: skip
 def test_the_base_is_called_by_no_path(base: Base, said: str) -> None:
-    assert public_id(base) == said
+    assert build_public_id(base) == said
 
 
 def test_choices_and_changes_at_once(served: Portfolio) -> None:

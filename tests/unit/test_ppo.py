@@ -19,16 +19,16 @@ from align.core.types import Rollout
 from align.models.forward import compute_in_chunks, split_by_length
 from align.models.roles import Roles
 from align.ppo.experience import Estimator, Experience, assemble_experience, compute_estimates, pearson_r
-from align.ppo.rollouts import prompt_indices
+from align.ppo.rollouts import choose_prompt_indices
 from align.ppo.update import (
     Losses,
     accumulate_gradients,
-    gradient_step,
-    lr_factor,
+    compute_lr_factor,
     split_minibatches,
+    take_gradient_step,
     take_gradient_steps,
 )
-from align.rollout.engine import generator_for
+from align.rollout.engine import build_generator
 
 CPU = torch.device("cpu")
 TEMPERATURE = 0.8
@@ -212,7 +212,7 @@ def test_each_role_is_clipped_by_its_own_norm(world: World, fresh: Experience):
     everything = {role: roles.parameters_of(role) for role in ("policy", "value")}
     before = {role: [p.detach().clone() for p in ps] for role, ps in everything.items()}
     optimiser = torch.optim.SGD([p for ps in everything.values() for p in ps], lr=1.0)
-    figures = gradient_step(roles, optimiser, limit)
+    figures = take_gradient_step(roles, optimiser, limit)
     for role, ps in everything.items():
         assert figures[f"{role}_grad_norm"] == pytest.approx(norms[role], rel=1e-5)
         moved = torch.cat([(a - b.detach()).flatten() for a, b in zip(before[role], ps, strict=True)]).norm()
@@ -231,17 +231,17 @@ def test_minibatches_divide_the_rows():
 
 
 def test_each_pass_sees_every_prompt_once():
-    seen = [i for number in range(7) for i in prompt_indices(number, 3, 7, seed=5)]
+    seen = [i for number in range(7) for i in choose_prompt_indices(number, 3, 7, seed=5)]
     passes = [seen[i : i + 7] for i in range(0, 21, 7)]
     assert all(sorted(p) == list(range(7)) for p in passes)
     assert len({tuple(p) for p in passes}) == 3  # each in an order of its own
-    assert prompt_indices(0, 21, 7, seed=5) == seen  # a batch of several passes
-    assert [i for n in range(7) for i in prompt_indices(n, 3, 7, seed=6)] != seen
+    assert choose_prompt_indices(0, 21, 7, seed=5) == seen  # a batch of several passes
+    assert [i for n in range(7) for i in choose_prompt_indices(n, 3, 7, seed=6)] != seen
 
 
 def test_a_generator_is_a_function_of_its_place():
     def drawn(*where: str | int, seed: int = 0) -> float:
-        return torch.rand((), generator=generator_for(CPU, seed, *where)).item()
+        return torch.rand((), generator=build_generator(CPU, seed, *where)).item()
 
     first = drawn("rollout", 3)
     torch.rand(5)
@@ -251,12 +251,14 @@ def test_a_generator_is_a_function_of_its_place():
 
 
 def test_warmup_by_hand():
-    assert [lr_factor(n, 60, 0.05, "constant") for n in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert lr_factor(0, 60, 0.0, "constant") == 1
-    assert lr_factor(0, 3, 0.05, "constant") == 1
-    assert [lr_factor(n, 6, 0.34, "linear") for n in range(6)] == pytest.approx([1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25])
+    assert [compute_lr_factor(n, 60, 0.05, "constant") for n in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert compute_lr_factor(0, 60, 0.0, "constant") == 1
+    assert compute_lr_factor(0, 3, 0.05, "constant") == 1
+    assert [compute_lr_factor(n, 6, 0.34, "linear") for n in range(6)] == pytest.approx(
+        [1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25]
+    )
     cosine = [1 / 2, 1, 0.5 + 3**0.5 / 4, 0.75, 0.5, 0.25, 0.5 - 3**0.5 / 4]
-    assert [lr_factor(n, 7, 0.15, "cosine") for n in range(7)] == pytest.approx(cosine)
+    assert [compute_lr_factor(n, 7, 0.15, "cosine") for n in range(7)] == pytest.approx(cosine)
 
 
 def test_a_gradient_that_is_not_finite_is_no_step(world: World):
@@ -266,7 +268,7 @@ def test_a_gradient_that_is_not_finite_is_no_step(world: World):
     for parameter in roles.parameters_of("policy"):
         parameter.grad = torch.full_like(parameter, float("nan"))
     with pytest.raises(InputError, match="has diverged"):
-        gradient_step(roles, optimiser, 1.0)
+        take_gradient_step(roles, optimiser, 1.0)
     assert all(torch.equal(a, b) for a, b in zip(before, roles.parameters_of("policy"), strict=True))
 
 

@@ -16,13 +16,13 @@ from torch.nn.functional import logsigmoid
 
 from align.data.pairs import TokenizedPair
 from align.evals.held_out import compute_pair_logprobs
-from align.models.adapters import with_new_adapter
-from align.models.base import base_in
+from align.models.adapters import add_new_adapter
+from align.models.base import read_base
 from align.models.load import load_base
 from align.models.lora import Lora
 from align.ops.losses import dpo_loss, orpo_loss, simpo_loss
 from align.trainers.common import train
-from align.trainers.dpo import REFERENCE, collate_pairs, dpo_trainer
+from align.trainers.dpo import REFERENCE, build_dpo_trainer, collate_pairs
 
 CPU = torch.device("cpu")
 BETA = 0.7
@@ -42,7 +42,7 @@ def moved(model: Any, seed: int) -> None:
 
 def fresh(folder: Path) -> Any:
     torch.manual_seed(1)  # of lora_A
-    model = with_new_adapter(load_base(base_in(folder, "tiny"), "lora", CPU, torch.float32), Lora(4, 8))
+    model = add_new_adapter(load_base(read_base(folder, "tiny"), "lora", CPU, torch.float32), Lora(4, 8))
     moved(model, 3)  # B is no longer zero: the start is not the base
     return model
 
@@ -89,7 +89,7 @@ def test_the_loss_and_every_gradient_are_those_of_the_paper(
     name: str, tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path
 ):
     model, other, start = (fresh(tiny_model) for _ in range(3))
-    make = partial(dpo_trainer, model, tiny_tokenizer, PAIRS, arguments(tmp_path, 1), beta=BETA, **LOSSES[name])
+    make = partial(build_dpo_trainer, model, tiny_tokenizer, PAIRS, arguments(tmp_path, 1), beta=BETA, **LOSSES[name])
     trainer: Any = make()
     moved(model, 5)
     moved(other, 5)
@@ -130,7 +130,7 @@ def test_an_answer_learned_by_heart_has_finite_odds(
     certain: float, tiny_model: Path, tiny_tokenizer: Any, tmp_path: Path
 ):
     """fp32 rounds the log p of a short answer to 0 and beyond. TRL's own odds give a gradient of nan there."""
-    trainer: Any = dpo_trainer(
+    trainer: Any = build_dpo_trainer(
         fresh(tiny_model), tiny_tokenizer, PAIRS, arguments(tmp_path, 1), beta=BETA, loss="orpo"
     )  # fmt: skip
     for of in (lambda a, b: -(a + trainer.odds_ratio_loss(a, b)[0]).mean(), lambda a, b: orpo_loss(a, b, BETA)):
@@ -149,7 +149,7 @@ def test_a_step_is_the_same_however_its_pairs_are_cut(name: str, tiny_model: Pat
     for micro in (4, 1):
         model = fresh(tiny_model)
         given = arguments(tmp_path / str(micro), 3, micro_batch=micro)
-        make = partial(dpo_trainer, model, tiny_tokenizer, PAIRS, given, beta=BETA, **LOSSES[name])
+        make = partial(build_dpo_trainer, model, tiny_tokenizer, PAIRS, given, beta=BETA, **LOSSES[name])
         train(make, model)
         weights.append({n: p.detach().clone() for n, p in model.named_parameters() if ".default." in n})
     start = {n: p for n, p in fresh(tiny_model).named_parameters() if ".default." in n}

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from align.core.errors import CorruptFile, InputError
-from align.rollout.probes import PROBES, Agreement, Probes, agreement, check_agreement, read_probes, write_probes
+from align.rollout.probes import (
+    PROBES,
+    Agreement,
+    Probes,
+    check_agreement,
+    compute_agreement,
+    read_probes,
+    write_probes,
+)
 
 SOME = Probes(
     [[*range(1, 31)], [4, 5]], [[-1.5] * 29, [-0.25]], [[-1.0] * 29, [-0.5]]
@@ -24,10 +32,10 @@ def test_the_share_of_an_adapter_that_is_in_force():
     probes = Probes([[0] * 51] * 4, (base + moved).tolist(), base.tolist())
     for share in (0.0, 0.5, 1.0, 2.0):
         noise, noise_base = 0.02 * draw.standard_normal((2, 4, 50))  # as large as half of what is measured
-        agreed = agreement((base + share * moved + noise).tolist(), (base + noise_base).tolist(), probes)
+        agreed = compute_agreement((base + share * moved + noise).tolist(), (base + noise_base).tolist(), probes)
         assert agreed.share == pytest.approx(share, abs=3 * agreed.error)
         assert agreed.error < 0.1
-    exact = agreement(probes.adapter, probes.base, probes)
+    exact = compute_agreement(probes.adapter, probes.base, probes)
     assert exact == Agreement(0.0, pytest.approx(1.0), pytest.approx(0.0, abs=1e-9))
 
 

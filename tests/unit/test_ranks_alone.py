@@ -140,7 +140,7 @@ def test_a_process_that_is_alone_does_nothing():
         True,
         True,
     )
-    assert ranks.own_share([1, 2, 3]) == ranks.gather_shares([1, 2, 3], 3) == [1, 2, 3]
+    assert ranks.select_own_share([1, 2, 3]) == ranks.gather_shares([1, 2, 3], 3) == [1, 2, 3]
     assert ranks.broadcast("x") == "x"
     assert ranks.gather_all("x") == ["x"]
     grad = torch.ones(2)
@@ -171,7 +171,7 @@ def test_half_an_environment_starts_no_ranks(given: dict[str, str], monkeypatch:
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert ranks.launched_world_size() == 1
+    assert ranks.read_launched_world_size() == 1
 
 
 def test_other_machines_are_known_by_torchruns_variable(monkeypatch: pytest.MonkeyPatch):
@@ -215,12 +215,12 @@ def test_a_rank_number_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch):
     for name, value in zip(LAUNCHED, ("0", "two", "0", "localhost", "1"), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="WORLD_SIZE=two"):
-        ranks.launched_world_size()
+        ranks.read_launched_world_size()
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("2", "-1", "x", ""):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(InputError, match="is no number from 0 to 1"):
-            ranks.launched_world_size()
+            ranks.read_launched_world_size()
 
 
 @pytest.mark.parametrize(

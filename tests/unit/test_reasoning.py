@@ -28,8 +28,8 @@ from align.data.chat.reasoning import prepend_reasoning, split_reasoning, strip_
 from align.data.read.records import read_documents
 from align.data.sources import DataSource, prepare_record, read_documents_of_split, read_source_prompts
 from align.models.forward import rollout_from_answers
-from align.rollout.engine import response_texts
-from align.rollout.strip_reasoning import answers_alone
+from align.rollout.engine import decode_responses
+from align.rollout.strip_reasoning import read_answers_without_reasoning
 
 THOUGHT = "<think>\nHm, <b>.\n</think>\n\n"
 
@@ -191,7 +191,7 @@ def test_a_judge_on_the_samplers_base_reads_the_answer_as_pairs_have_it(name: st
     ]
     rollout = rollout_from_answers([p.input_ids for p in prompts], ids, tokenizer.pad_token_id, torch.device("cpu"))
     rollout = type(rollout)(rollout.tokens_BS, rollout.mask_BS, rollout.prompt_width, torch.tensor(ended))
-    found = answers_alone(prompts, response_texts(rollout, tokenizer), rollout, tokenizer, stops)
+    found = read_answers_without_reasoning(prompts, decode_responses(rollout, tokenizer), rollout, tokenizer, stops)
     texts, judged = [c.messages[-1].content for c in found.conversations], found.rollout
     assert texts == ["Good day.", "Good day.", "Good d", ""]
     assert [bool(thought) for thought in found.reasoning] == [True, False, True, True]
@@ -213,7 +213,7 @@ def test_a_judge_reads_no_reasoning_of_earlier_turns(name: str) -> None:
     prompt = Prompt(asked, encode_prompt(tokenizer, asked))
     ids = [*tokenizer("Two.", add_special_tokens=False)["input_ids"], stops[-1]]
     rollout = rollout_from_answers([prompt.input_ids], [ids], tokenizer.pad_token_id, torch.device("cpu"))
-    found = answers_alone([prompt], ["Two."], rollout, tokenizer, stops)
+    found = read_answers_without_reasoning([prompt], ["Two."], rollout, tokenizer, stops)
     assert found.conversations == [alone.with_answer("Two.")]
     (row,) = [t[m].tolist() for t, m in zip(found.rollout.tokens_BS, found.rollout.mask_BS, strict=True)]
     assert row == encode_for_reward_model(tokenizer, alone, "Two.", bool(rollout.ended_B[0]), stops)

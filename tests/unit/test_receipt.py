@@ -29,8 +29,8 @@ from align.export.receipt_rows import (
 )
 from align.export.trained_model import TrainedModel, load_trained_model
 from align.models.adapters import WEIGHTS_FILE
-from align.models.dequantised import DEQUANTISED, dequantise, dequantised_beside
-from align.models.load import check_added_tokens, in_fp32, load_base
+from align.models.dequantised import DEQUANTISED, dequantise, prepare_dequantised_base
+from align.models.load import cast_to_fp32, check_added_tokens, load_base
 from align.ops.divergence import Divergence, compute_divergence
 from align.run import Base, model_digest
 from align.run.receipt import RECEIPT, read_verified_receipt, write_receipt
@@ -146,7 +146,7 @@ def test_an_adapter_is_what_was_trained_on_nf4_and_not_on_the_original(
     trained: TrainedModel, base: Base, tmp_path: Path
 ):
     target = exported(trained.adapter, tmp_path / "out", tokenizer=trained.tokenizer)
-    beside = dequantised_beside(tmp_path, base, BASE, torch.float32, torch.float32, CPU, trained.tokenizer)
+    beside = prepare_dequantised_base(tmp_path, base, BASE, torch.float32, torch.float32, CPU, trained.tokenizer)
     rows = check_adapter(trained, target, beside, "float32", NOBODY)
     assert verdicts(rows) == {
         "transformers/adapter/nf4/float32": "pass",
@@ -190,7 +190,7 @@ def test_a_scale_that_is_off_by_little_fails(trained: TrainedModel, tmp_path: Pa
 )
 def test_a_merge_is_compared_before_and_after_it_is_saved(trained: TrainedModel, tmp_path: Path, into: str, kept: str):
     nf4 = into == DEQUANTISED
-    model = merge_adapter(in_fp32(load(Path(trained.base.path), nf4)), trained.adapter, torch.float32)
+    model = merge_adapter(cast_to_fp32(load(Path(trained.base.path), nf4)), trained.adapter, torch.float32)
     with torch.no_grad():
         summed = [model(input_ids=torch.tensor([row])).logits[0] for row in trained.rows]
     target = merged_in(model.to(getattr(torch, kept)), tmp_path / "out", tokenizer=trained.tokenizer)
@@ -217,7 +217,7 @@ def test_a_merge_keeps_all_bits_of_a_base_that_was_saved_in_few(base: Base, tmp_
     source = make_adapter(folder, tmp_path / "source")
     few = Base("few", str(folder), None, model_digest(folder))
     found = load_trained_model(few, source, "qlora", CPU, torch.bfloat16, tokenizer)
-    model = merge_adapter(in_fp32(load_base(few, "qlora", CPU, torch.bfloat16)), source, torch.float32)
+    model = merge_adapter(cast_to_fp32(load_base(few, "qlora", CPU, torch.bfloat16)), source, torch.float32)
     divergence = compute_divergence(found.logits, compute_logits(model, found.rows))
     assert divergence.max_logprob < 1e-4
 
@@ -253,11 +253,11 @@ def test_other_architectures_leave_as_they_were_trained(base: Base, tmp_path: Pa
     model = Base(architecture, str(folder), None, model_digest(folder))
     found = load_trained_model(model, source, "qlora", CPU, torch.float32, tokenizer)
     target = exported(source, tmp_path / "out", tokenizer=tokenizer)
-    beside = dequantised_beside(tmp_path, model, BASE, torch.float32, torch.float32, CPU, tokenizer)
+    beside = prepare_dequantised_base(tmp_path, model, BASE, torch.float32, torch.float32, CPU, tokenizer)
     rows = check_adapter(found, target, beside, "float32", NOBODY)
     assert [row.verdict for row in rows[:2]] == ["pass", "pass"]
     whole = merged_in(
-        merge_adapter(in_fp32(load(folder)), source, torch.float32), tmp_path / "merged", tokenizer=tokenizer
+        merge_adapter(cast_to_fp32(load(folder)), source, torch.float32), tmp_path / "merged", tokenizer=tokenizer
     )
     assert check_merged(found, whole, DEQUANTISED, "float32", None, NOBODY)[0].verdict == "pass"
     assert found.base_divergence.max_logprob > 0.1
@@ -299,7 +299,7 @@ def test_a_dequantised_base_is_written_once_and_trusted_by_its_digest(
     trained: TrainedModel, base: Base, tmp_path: Path
 ):
     def beside() -> Path:
-        return dequantised_beside(tmp_path, base, BASE, torch.float32, torch.bfloat16, CPU, trained.tokenizer)
+        return prepare_dequantised_base(tmp_path, base, BASE, torch.float32, torch.bfloat16, CPU, trained.tokenizer)
 
     folder = beside()
     weights = folder / "model.safetensors"

@@ -80,14 +80,14 @@ def test_layers_computed_again_give_the_gradient_of_those_that_are_kept(
 ):
     monkeypatch.setattr(llama, "covers_call", lambda *a: False)
     kept, again = world.roles(backbone=backbone), world.roles(backbone=backbone)
-    assert again.quantised_layers() == 14
+    assert again.count_quantised_layers() == 14
     made, micro_batch = experience(kept), 6 if cached else 4
     expected = gradients(kept, made, None, micro_batch)
 
     again.recompute_layers()
     interrupted(again, by_reward)
     computed = passes(again)
-    found = gradients(again, made, again.cached_forward(ROLLOUT, TEMPERATURE) if cached else None, micro_batch)
+    found = gradients(again, made, again.run_cached_forward(ROLLOUT, TEMPERATURE) if cached else None, micro_batch)
     assert (
         computed.count(True) == (1 if cached else 2) * (2 if backbone == "own" else 1) * 2
     )  # forwards, and each again

@@ -33,7 +33,7 @@ from align.export.reward import (
     make_scoring_tokenizer,
     make_test_conversations,
 )
-from align.models.base import builtin_folder
+from align.models.base import find_builtin_folder
 from align.models.load import save_tokenizer
 from align.ops.divergence import compute_divergence
 
@@ -44,7 +44,7 @@ BEHIND = {"qwen2.5", "qwen3", "qwen3-words", "gemma", "phi3", "marked", "marked-
 
 def tokenizer_of(name: str) -> Any:
     if name == "pocket":
-        return AutoTokenizer.from_pretrained(builtin_folder("pocket"))
+        return AutoTokenizer.from_pretrained(find_builtin_folder("pocket"))
     if name == "qwen3-words":  # as Qwen's own has them: added tokens, and no special ones
         return make_tokenizer(FAMILIES["qwen3"].template, FAMILIES["qwen3"].eos, ("<think>", "</think>"))
     family = FAMILIES["llama3" if name == "chatml" else name]

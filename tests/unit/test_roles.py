@@ -18,18 +18,18 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig,
 
 from align.core.errors import CorruptFile
 from align.core.types import Conversation, Message, Rollout
-from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, save_adapter, with_new_adapter
-from align.models.forward import response_logprobs
+from align.models.adapters import SCORE_KEY, WEIGHTS_FILE, add_new_adapter, save_adapter
+from align.models.forward import compute_response_logprobs
 from align.models.load import keep_unpacked, load_classifier, load_tokenizer
 from align.models.lora import Lora
-from align.models.roles import Roles, adapter_of
+from align.models.roles import Roles, find_adapter_name
 from align.ops.losses import policy_loss, value_loss
 from align.reward.learned import LearnedReward, score_rows
-from align.rollout.engine import response_ids, row_seeds
+from align.rollout.engine import derive_row_seeds, extract_response_ids
 from align.rollout.hf import HfEngine
 from align.trainers import common
 from align.trainers.common import Training
-from align.trainers.reward import Ranking, copy_adapter_weights, reward_trainer, score_head
+from align.trainers.reward import Ranking, build_reward_trainer, copy_adapter_weights, find_score_head
 
 ROLES = ("policy", "reference", "reward", "value")
 
@@ -77,7 +77,7 @@ def losses(roles: Roles, rollout: Rollout) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("fresh", [False, True])
 def test_what_trains_in_each_role(world: World, fresh: bool):
     roles = world.roles(fresh=fresh)
-    assert roles.quantised_layers() == 14  # seven in each of two layers
+    assert roles.count_quantised_layers() == 14  # seven in each of two layers
     for role in (*ROLES, "value", "policy", "reference"):
         for train in (True, False) if role in ("policy", "value") else (False,):
             with roles.use(role, train):
@@ -168,7 +168,7 @@ def test_reference_and_reward_are_the_same_bits_after_training(world: World, rol
     before = figures()
     assert torch.equal(before[0], before[2])  # the policy starts as the reference
     for number in range(3):
-        engine.generate(PROMPTS, roles.actor("policy"), row_seeds(range(len(PROMPTS)), number))
+        engine.generate(PROMPTS, roles.actor("policy"), derive_row_seeds(range(len(PROMPTS)), number))
         losses(roles, rollout)
         optimiser.step()
         optimiser.zero_grad()
@@ -184,16 +184,16 @@ def test_the_policy_samples_as_the_policy(roles: Roles):
     engine = HfEngine(STOPS, PAD, 8, temperature=1e-5)
     said = {}
     for role in ROLES:
-        said[role] = response_ids(engine.generate(PROMPTS, roles.actor(role), range(len(PROMPTS))))
+        said[role] = extract_response_ids(engine.generate(PROMPTS, roles.actor(role), range(len(PROMPTS))))
     assert said["policy"] == said["reference"] != said["reward"] == said["value"]
 
 
 def test_the_reference_is_the_supervised_adapter(world: World, roles: Roles, rollout: Rollout):
     alone = PeftModel.from_pretrained(world.load(), str(world.init)).eval()
-    expected, _ = response_logprobs(alone, rollout, 1.0)
+    expected, _ = compute_response_logprobs(alone, rollout, 1.0)
     assert_close(roles.logprobs("reference", rollout, 1.0)[0], expected, atol=1e-5, rtol=0)
     with torch.no_grad(), alone.disable_adapter():
-        bare, _ = response_logprobs(alone, rollout, 1.0)
+        bare, _ = compute_response_logprobs(alone, rollout, 1.0)
     assert (bare - expected).abs().max() > 1e-2
 
 
@@ -216,7 +216,7 @@ def test_adapters_are_read_and_saved_without_asking_a_hub(
 def test_without_an_adapter_the_base_is_the_reference(world: World, rollout: Rollout):
     roles = world.roles(fresh=True)
     with torch.no_grad():
-        bare, _ = response_logprobs(world.load(), rollout, 1.0)
+        bare, _ = compute_response_logprobs(world.load(), rollout, 1.0)
     assert_close(roles.logprobs("reference", rollout, 1.0)[0], bare, atol=1e-6, rtol=0)
     with torch.no_grad():
         for parameter in roles.parameters_of("policy"):
@@ -298,7 +298,7 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
     """Where pad is EOS, transformers' own pooling takes the token before the EOS that the answer ended with."""
     tokenizer = load_tokenizer(world.base)
     tokenizer.pad_token = pad_token
-    model = with_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), classifier=True)
+    model = add_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), classifier=True)
     shake(model)
     for parameter in model.parameters():
         if parameter.requires_grad:  # TRL rounds them to bf16 before training
@@ -310,8 +310,8 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
     )  # fmt: skip
     arguments = training.arguments(tmp_path, CPU, FP32, 1)
     rows = [row for ranking in judged for row in ranking.texts]
-    scores = dict(zip(map(tuple, rows), score_rows(model, score_head(model), rows, PAD).tolist(), strict=True))
-    before = score_head(model).weight.detach().clone()
+    scores = dict(zip(map(tuple, rows), score_rows(model, find_score_head(model), rows, PAD).tolist(), strict=True))
+    before = find_score_head(model).weight.detach().clone()
     seen: dict[tuple[int, ...], float] = {}
 
     def note(module: Any, args: Any, given: dict[str, Tensor], output: Any) -> None:
@@ -319,15 +319,15 @@ def test_training_reads_the_score_where_scoring_reads_it(world: World, tmp_path:
             seen[tuple(ids[mask.bool()].tolist())] = logit.item()
 
     model.register_forward_hook(note, with_kwargs=True)
-    common.train(lambda: reward_trainer(model, tokenizer, judged, arguments), model, TrainerCallback())
+    common.train(lambda: build_reward_trainer(model, tokenizer, judged, arguments), model, TrainerCallback())
     assert seen == pytest.approx(scores, abs=1e-5)
-    assert not torch.equal(score_head(model).weight, before)
+    assert not torch.equal(find_score_head(model).weight, before)
 
 
 def test_a_reward_model_starts_from_the_supervised_adapter(world: World):
-    model = with_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), classifier=True)
+    model = add_new_adapter(load_classifier(world.base, "qlora", CPU, FP32), Lora(4, 8), classifier=True)
     assert copy_adapter_weights(model, world.init) == 28
-    assert (score_head(model).weight == 0).all()
+    assert (find_score_head(model).weight == 0).all()
     given, tensors = load_file(world.init / WEIGHTS_FILE), dict(model.named_parameters())
     assert all(torch.equal(t, tensors[n.replace(".weight", ".default.weight")]) for n, t in given.items())
 
@@ -363,6 +363,6 @@ def test_evaluation_does_not_repack_the_base(world: World, rollout: Rollout, mon
 
 def test_a_module_called_value_is_no_adapter():
     """Attention in BERT's line has one."""
-    assert adapter_of("base_model.model.layer.0.attention.self.value.lora_A.policy.weight") == "policy"
-    assert adapter_of("base_model.model.layer.0.attention.self.query.lora_B.value.weight") == "value"
-    assert adapter_of("base_model.model.layer.0.attention.self.value.base_layer.weight") is None
+    assert find_adapter_name("base_model.model.layer.0.attention.self.value.lora_A.policy.weight") == "policy"
+    assert find_adapter_name("base_model.model.layer.0.attention.self.query.lora_B.value.weight") == "value"
+    assert find_adapter_name("base_model.model.layer.0.attention.self.value.base_layer.weight") is None

@@ -16,9 +16,9 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaFor
 from align.core.types import Rollout
 from align.models.actors import ModelActor
 from align.models.architectures import FAST, Route
-from align.models.forward import pad, response_logprobs
+from align.models.forward import compute_response_logprobs, pad_rows
 from align.ppo.experience import Estimator, assemble_experience
-from align.rollout.engine import response_ids, response_texts, row_seeds
+from align.rollout.engine import decode_responses, derive_row_seeds, extract_response_ids
 from align.rollout.hf import HfEngine, draw_tokens
 
 PAD, EOS = 0, 2
@@ -41,7 +41,9 @@ def model(tiny_model: Path) -> Any:
 def engine(model: Any, **changes: Any) -> Callable[..., Rollout]:
     """Prompts and a seed to a rollout."""
     made = HfEngine(**({"stop_ids": STOPS, "pad_id": PAD, "max_new_tokens": 12} | changes))
-    return lambda prompts, seed=0: made.generate(prompts, ModelActor(model), row_seeds(range(len(prompts)), seed))
+    return lambda prompts, seed=0: made.generate(
+        prompts, ModelActor(model), derive_row_seeds(range(len(prompts)), seed)
+    )
 
 
 def next_logits(model: Any, ids: list[int]) -> Tensor:
@@ -50,8 +52,8 @@ def next_logits(model: Any, ids: list[int]) -> Tensor:
 
 def test_cold_samples_are_those_of_generate(model: Any):
     """At a temperature near 0 both take the likeliest token: this checks padding, positions, cache and stops."""
-    tokens = pad(PROMPTS, PAD, left=True)
-    mask = pad([[1] * len(p) for p in PROMPTS], 0, left=True)
+    tokens = pad_rows(PROMPTS, PAD, left=True)
+    mask = pad_rows([[1] * len(p) for p in PROMPTS], 0, left=True)
     free = model.generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=12, eos_token_id=None)
     stops = tuple(sorted({int(free[0, 7 + 3]), int(free[2, 7 + 6])}))
     expected = model.generate(
@@ -86,15 +88,15 @@ def test_generation_settings_of_the_checkpoint_have_no_influence(model: Any, mon
 @pytest.mark.parametrize(("batch_size", "rows"), [(1, 20), (3, 20), (128, 20), (128, 7), (2, 7)])
 def test_what_a_row_draws_is_a_function_of_its_seed_and_the_position(model: Any, batch_size: int, rows: int):
     """Whatever is sampled beside it: at temperature 1, in any batch, any order, any part of the rows."""
-    prompts, seeds = (PROMPTS * 4), row_seeds(range(20), 3)
-    whole = response_ids(engine(model)(prompts, 3))
+    prompts, seeds = (PROMPTS * 4), derive_row_seeds(range(20), 3)
+    whole = extract_response_ids(engine(model)(prompts, 3))
     assert len({tuple(ids) for ids in whole}) > 15
     chosen = torch.randperm(20, generator=torch.Generator().manual_seed(rows))[:rows].tolist()
     made = HfEngine(STOPS, PAD, 12, batch_size=batch_size)
     part = made.generate([prompts[i] for i in chosen], ModelActor(model), [seeds[i] for i in chosen])
-    assert response_ids(part) == [whole[i] for i in chosen]
+    assert extract_response_ids(part) == [whole[i] for i in chosen]
     shorter = HfEngine(STOPS, PAD, 5).generate(prompts, ModelActor(model), seeds)
-    assert response_ids(shorter) == [ids[:5] for ids in whole]
+    assert extract_response_ids(shorter) == [ids[:5] for ids in whole]
 
 
 @pytest.mark.parametrize("pad_id", [PAD, STOPS[0]])
@@ -130,23 +132,23 @@ def test_the_mode_of_the_model_is_left_as_it_was(model: Any):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_logprobs_do_not_depend_on_padding_or_company(model: Any, temperature: float):
     rollout = engine(model, temperature=temperature)(PROMPTS)
-    together, entropy = response_logprobs(model, rollout, temperature)
+    together, entropy = compute_response_logprobs(model, rollout, temperature)
     wide = Rollout(
         torch.nn.functional.pad(rollout.tokens_BS, (5, 3), value=7),
         torch.nn.functional.pad(rollout.mask_BS, (5, 3), value=False),
         rollout.prompt_width + 5,
         rollout.ended_B,
     )
-    padded, _ = response_logprobs(model, wide, temperature)
+    padded, _ = compute_response_logprobs(model, wide, temperature)
     assert_close(padded[:, :-3], together, atol=1e-5, rtol=0)
     assert (padded[:, -3:] == 0).all()
-    for i, (prompt, response) in enumerate(zip(PROMPTS, response_ids(rollout), strict=True)):
+    for i, (prompt, response) in enumerate(zip(PROMPTS, extract_response_ids(rollout), strict=True)):
         log_p = (model(torch.tensor([prompt + response])).logits[0] / temperature).log_softmax(-1)[len(prompt) - 1 : -1]
         count = len(response)
         assert_close(together[i, :count], log_p[torch.arange(count), response], atol=1e-5, rtol=0)
         assert_close(entropy[i, :count], -(log_p.exp() * log_p).sum(-1), atol=1e-5, rtol=0)
         assert (together[i, count:] == 0).all()
-        alone, _ = response_logprobs(model, rollout.rows(tensor([i])), temperature)
+        alone, _ = compute_response_logprobs(model, rollout.rows(tensor([i])), temperature)
         assert_close(alone[0], together[i, :count], atol=1e-5, rtol=0)
 
 
@@ -161,7 +163,7 @@ def test_the_sampler_says_what_the_learner_finds(
     assert rollout.logprobs_BT is not None
     assert rollout.logprobs_BT.dtype == torch.float32
     assert (rollout.logprobs_BT[~rollout.response_mask_BT] == 0).all()
-    learner, _ = response_logprobs(model, rollout, temperature)
+    learner, _ = compute_response_logprobs(model, rollout, temperature)
     assert learner.min() < -3
     assert_close(rollout.logprobs_BT, learner, atol=2e-5, rtol=0)
     assert abs(sampler_kl(rollout, learner)) < 1e-9
@@ -198,11 +200,11 @@ def test_positions_count_real_tokens_only():
     with torch.no_grad():
         model.transformer.wpe.weight.mul_(50)
         rollout = engine(model, temperature=1e-5)(PROMPTS)
-        together, _ = response_logprobs(model, rollout, 1.0)
+        together, _ = compute_response_logprobs(model, rollout, 1.0)
         for i, prompt in enumerate(PROMPTS):
             single = engine(model, temperature=1e-5)([prompt])
-            assert response_ids(rollout)[i] == response_ids(single)[0]
-            alone, _ = response_logprobs(model, rollout.rows(tensor([i])), 1.0)
+            assert extract_response_ids(rollout)[i] == extract_response_ids(single)[0]
+            alone, _ = compute_response_logprobs(model, rollout.rows(tensor([i])), 1.0)
             assert_close(together[i, : alone.shape[1]], alone[0], atol=1e-5, rtol=0)
 
 
@@ -243,11 +245,11 @@ def test_texts_lose_the_stop_token_and_nothing_else(tiny_tokenizer: Any):
     hello = tiny_tokenizer("hello!", add_special_tokens=False)["input_ids"]
     bang = tiny_tokenizer("!", add_special_tokens=False)["input_ids"]
     rows = [[*hello, EOS], hello, [*hello, *bang]]
-    tokens = pad([[1, *row] for row in rows], PAD)
-    mask = pad([[1] * (1 + len(row)) for row in rows], 0).bool()
+    tokens = pad_rows([[1, *row] for row in rows], PAD)
+    mask = pad_rows([[1] * (1 + len(row)) for row in rows], 0).bool()
     # `!` stops the third row: an ordinary token may be what ends a turn.
     rollout = Rollout(tokens, mask, 1, tensor([True, False, True]))
-    assert response_texts(rollout, tiny_tokenizer) == ["hello!"] * 3
+    assert decode_responses(rollout, tiny_tokenizer) == ["hello!"] * 3
 
 
 def test_draws_by_blocks_are_draws_by_the_whole_sum():
@@ -273,5 +275,5 @@ def test_when_finished_rows_are_dropped_changes_nothing(model: Any, monkeypatch:
     assert len(set(together.lengths_B.tolist())) >= 3
     for row, prompt in enumerate(PROMPTS):
         alone = engine(model, stop_ids=stops, temperature=1e-5)([prompt])
-        assert response_ids(alone)[0] == response_ids(together)[row]
+        assert extract_response_ids(alone)[0] == extract_response_ids(together)[row]
         assert alone.ended_B[0] == together.ended_B[row]

@@ -14,7 +14,7 @@ from align.core.errors import NonFiniteLogits
 from align.models.actors import ModelActor
 from align.models.architectures import FAST, Route
 from align.rollout import hf
-from align.rollout.engine import response_ids
+from align.rollout.engine import extract_response_ids
 from align.rollout.hf import HfEngine
 
 PAD = 0
@@ -49,7 +49,7 @@ def free(model: Any, tokens: int = 12) -> list[list[int]]:
 def answers(model: Any, stop_ids: tuple[int, ...], ends: Any = (), size: int = 128) -> tuple[list[list[int]], Any]:
     engine = HfEngine(stop_ids, PAD, 12, 0.0, size)
     rollout = engine.generate(PROMPTS, ModelActor(model), [0] * len(PROMPTS), ends)
-    return response_ids(rollout), rollout.ended_B.tolist()
+    return extract_response_ids(rollout), rollout.ended_B.tolist()
 
 
 class Told:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from align.core.errors import CorruptFile
 from align.data.read.rows import iter_valid_rows
 from align.data.sources import build_files_input
-from align.models.adapters import WEIGHTS_FILE, attach, read_tensors, save_adapter, with_new_adapter
+from align.models.adapters import WEIGHTS_FILE, add_new_adapter, attach, read_tensors, save_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora
@@ -152,7 +152,7 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def adapter(model: Path, tmp_path: Path) -> Path:
     base = find_base(str(model))
-    tuned = with_new_adapter(load_base(base, "lora", CPU, torch.float32), Lora(4, 8))
+    tuned = add_new_adapter(load_base(base, "lora", CPU, torch.float32), Lora(4, 8))
     save_adapter(tuned, tmp_path / "adapter", base)
     return tmp_path / "adapter"
 

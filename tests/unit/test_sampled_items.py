@@ -12,7 +12,7 @@ from align.annotate.store import Candidate, Store
 from align.core.errors import InputError
 from align.core.types import Conversation, Message
 from align.data.chat.encode import Prompt
-from align.rollout.strip_reasoning import empty_answers
+from align.rollout.strip_reasoning import warn_about_empty_answers
 from align.stages.sample import add_items, describe_withheld, require_items
 
 THOUGHT = "<think>\nHm.\n</think>\n\n"
@@ -70,10 +70,10 @@ def test_a_run_that_hands_out_nothing_says_so(reasoning: str, back: dict[str, in
 
 
 def test_empty_answers_are_said():
-    assert empty_answers(0.0, hides=True) == []
-    assert empty_answers(0.5, hides=True) == [
+    assert warn_about_empty_answers(0.0, hides=True) == []
+    assert warn_about_empty_answers(0.5, hides=True) == [
         "50% of the answers are empty: their reasoning was never closed, or nothing stands behind it"
     ]
-    assert empty_answers(1 / 800, hides=False, whose="start's ") == [
+    assert warn_about_empty_answers(1 / 800, hides=False, whose="start's ") == [
         "0.125% of the start's answers are empty: they hold no text"
     ]

@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from align.ops.philox import draw_uniforms
-from align.rollout.serving_engine import SamplingParams, Token, draw_numbers, next_tokens, nucleus, prompt_tokens
+from align.rollout.serving_engine import (
+    SamplingParams,
+    Token,
+    draw_uniform_numbers,
+    keep_nucleus,
+    sample_tokens,
+    score_prompt_tokens,
+)
 
 V = 100
 
@@ -25,7 +32,7 @@ def logits(seed: int, rows: int = 1) -> Tensor:
 
 
 def one(row_V: Tensor, how: SamplingParams, number: float = 0.5, allowed: np.ndarray | None = None) -> Token:
-    (token,) = next_tokens(row_V[None], [how], [number], [allowed])
+    (token,) = sample_tokens(row_V[None], [how], [number], [allowed])
     assert token is not None
     return token
 
@@ -43,7 +50,7 @@ def test_tokens_come_as_often_as_they_should(temperature: float, top_p: float):
     row, count = logits(1)[0], 4000
     how = sampled(temperature=temperature, top_p=top_p)
     numbers = [(i + 0.5) / count for i in range(count)]
-    drawn = next_tokens(row.expand(count, V), [how] * count, numbers, [None] * count)
+    drawn = sample_tokens(row.expand(count, V), [how] * count, numbers, [None] * count)
     share = torch.bincount(torch.tensor([token.id for token in drawn if token]), minlength=V) / count
     chances = (row / temperature).softmax(-1)
     kept, total = set(), 0.0
@@ -59,8 +66,8 @@ def test_tokens_come_as_often_as_they_should(temperature: float, top_p: float):
 def test_the_nucleus_is_the_smallest_set():
     chances = torch.tensor([0.1, 0.4, 0.3, 0.2])
     for top_p, kept in ((0.35, [1]), (0.4, [1]), (0.41, [1, 2]), (0.7, [1, 2]), (0.71, [1, 2, 3]), (1e-9, [1])):
-        assert nucleus(chances, top_p).nonzero().flatten().tolist() == kept
-    assert nucleus(torch.full((4,), 0.25), 0.5).nonzero().flatten().tolist() == [0, 1]  # ties by place
+        assert keep_nucleus(chances, top_p).nonzero().flatten().tolist() == kept
+    assert keep_nucleus(torch.full((4,), 0.25), 0.5).nonzero().flatten().tolist() == [0, 1]  # ties by place
 
 
 ROWS = st.tuples(st.integers(0, 9), st.sampled_from((0.0, 0.7, 1.0)), st.sampled_from((1.0, 0.9)), st.floats(0, 0.999))
@@ -73,9 +80,9 @@ def test_a_row_is_what_it_is_alone(rows: Sequence[tuple[int, float, float, float
     how = [sampled(temperature=t, top_p=p, logprobs=3) for _, t, p, _ in rows]
     numbers = [number for *_, number in rows]
     allowed = [np.arange(V) % 3 == 0 if seed % 2 else None for seed, *_ in rows]
-    together = next_tokens(table, how, numbers, allowed)
+    together = sample_tokens(table, how, numbers, allowed)
     for i, token in enumerate(together):
-        assert token == next_tokens(table[i : i + 1], how[i : i + 1], numbers[i : i + 1], allowed[i : i + 1])[0]
+        assert token == sample_tokens(table[i : i + 1], how[i : i + 1], numbers[i : i + 1], allowed[i : i + 1])[0]
 
 
 def test_what_is_not_allowed_never_comes():
@@ -105,20 +112,20 @@ def test_a_row_without_a_distribution_is_none_of_the_others(bad: float):
     table = logits(4, 3)
     table[1, 5] = bad
     for temperature in (0, 1):
-        found = next_tokens(table, [sampled(temperature=temperature)] * 3, [0.5] * 3, [None] * 3)
+        found = sample_tokens(table, [sampled(temperature=temperature)] * 3, [0.5] * 3, [None] * 3)
         assert [token is None for token in found] == [False, True, False]
 
 
 def test_numbers_are_of_the_seed_and_the_position():
-    numbers = draw_numbers(sampled(20, seed=-5))
+    numbers = draw_uniform_numbers(sampled(20, seed=-5))
     assert numbers == draw_uniforms(torch.tensor([-5]), 20)[0].tolist()
-    assert draw_numbers(sampled(5, seed=-5)) == numbers[:5]
-    assert draw_numbers(sampled(20, temperature=0)) == []
+    assert draw_uniform_numbers(sampled(5, seed=-5)) == numbers[:5]
+    assert draw_uniform_numbers(sampled(20, temperature=0)) == []
 
 
 def test_a_prompts_tokens_are_told_by_the_place_before():
     table = logits(5, 4)
-    told = prompt_tokens(table, [3, 1, 4, 1], 2)
+    told = score_prompt_tokens(table, [3, 1, 4, 1], 2)
     assert [token.id for token in told] == [3, 1, 4, 1]
     for token, row in zip(told, table, strict=True):
         assert token.logprob == pytest.approx(float(row.log_softmax(-1)[token.id]))

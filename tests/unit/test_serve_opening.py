@@ -14,7 +14,7 @@ from align.core.errors import InputError, MissingArtifact
 from align.models.base import find_base
 from align.run.signing import NotSigned, load_private_key, load_public_key, sign_folder
 from align.serve.adapter_folders import NotLoadable
-from align.serve.startup import Opened, open_portfolio
+from align.serve.startup import ResolvedNames, open_portfolio
 from align.serve.tenants import Tenant
 
 POCKET = find_base()
@@ -39,11 +39,11 @@ def root(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     return root
 
 
-def served(root: Path, adapters: Any, **more: Any) -> Opened:
+def served(root: Path, adapters: Any, **more: Any) -> ResolvedNames:
     return open_portfolio(parse_aliases(adapters, "stage.adapters"), root, **more)
 
 
-def labels(found: Opened) -> dict[str, list[str]]:
+def labels(found: ResolvedNames) -> dict[str, list[str]]:
     return {name: [arm.label for arm in arms] for name, arms in found.portfolio.names(TENANT).items()}
 
 

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from align.data.chat.reasoning import OPEN, split_reasoning
-from align.serve.answers import Part, PartedAnswer, join_parts
+from align.serve.answers import AnswerParser, AnswerPart, join_parts
 
 CALL = '{"name": "f", "arguments": {"a": 1}}'
 PIECES = (OPEN, "</think>", "<tool_call>", "</tool_call>", CALL, '[{"name":"f"}]', " ", "\n", "a", "<", "{", "😀")
@@ -18,17 +18,20 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=10).map("".join)
 
 def parts(text: str, cuts: list[int] = [], **more: Any) -> list[tuple[str, str]]:  # noqa: B006
     """Each part's kind and text, of a call its name and arguments."""
-    answer, found, at = PartedAnswer(**more), [], 0
+    answer, found, at = AnswerParser(**more), [], 0
     for cut in sorted(min(cut, len(text)) for cut in cuts):
         found += answer.take(text[at:cut])
         at = cut
     found += answer.take(text[at:], last=True)
-    bare = [Part(kind, f"{call.name}{call.arguments}") if call else Part(kind, said) for kind, said, call in found]
+    bare = [
+        AnswerPart(kind, f"{call.name}{call.arguments}") if call else AnswerPart(kind, said)
+        for kind, said, call in found
+    ]
     return [(part.kind, part.text) for part in (bare if "call" in {p.kind for p in bare} else join_parts(bare))]
 
 
 def merged(found: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [(kind, text) for kind, text, _ in join_parts([Part(*each) for each in found if each[0] != "call"])]
+    return [(kind, text) for kind, text, _ in join_parts([AnswerPart(*each) for each in found if each[0] != "call"])]
 
 
 @settings(max_examples=600, deadline=None)
@@ -75,7 +78,7 @@ def test_a_call_that_is_none_is_text():
 
 
 def test_the_id_and_the_shape_of_a_call():
-    (part,) = PartedAnswer(tools=["f"]).take(CALL, last=True)
+    (part,) = AnswerParser(tools=["f"]).take(CALL, last=True)
     assert part.call is not None
     made = part.call.as_dict()
     assert json.loads(made["function"]["arguments"]) == {"a": 1}

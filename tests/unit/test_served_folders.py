@@ -17,7 +17,7 @@ from signing_keys import pair
 from align.run import Base
 from align.run.signing import load_private_key, load_public_key, sign_folder
 from align.run.weights import adapter_digest
-from align.serve.adapter_folders import NotLoadable, folder_under, loadable_version
+from align.serve.adapter_folders import NotLoadable, find_loadable_version, resolve_folder
 
 OTHER = Base("org/other", "/models/other", None, "c" * 64)
 PARTS = st.sampled_from(
@@ -41,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: str, *roots: Path, base: Base = BASE, method: str = METHOD):
-    return loadable_version(folder, roots, base.digest, method)
+    return find_loadable_version(folder, roots, base.digest, method)
 
 
 @pytest.mark.parametrize("given", ["a", "./a", "deep/a", "in/a", "{}/root/a", "{}/link/a", "a/", "deep//a"])
@@ -75,7 +75,7 @@ def test_without_roots_nothing_is_loaded(place: Path) -> None:
 def test_whatever_is_written_leads_out_of_no_root(place: Path, parts: list[str], absolute: bool) -> None:
     given = ("/" if absolute else "") + "/".join(parts)
     try:
-        found = folder_under(given, [place / "root"])
+        found = resolve_folder(given, [place / "root"])
     except NotLoadable:
         return
     assert found.resolve().is_relative_to((place / "root").resolve())
@@ -214,10 +214,10 @@ def test_what_nobody_signed_is_not_loaded(tmp_path: Path) -> None:
     keys, folder = pair(tmp_path), exported(tmp_path / "adapters" / "x")
     key, roots = load_public_key(str(keys.public), "export.verify"), [tmp_path / "adapters"]
     with pytest.raises(NotLoadable, match="has no signature"):
-        loadable_version("x", roots, BASE.digest, METHOD, key)
+        find_loadable_version("x", roots, BASE.digest, METHOD, key)
     sign_folder(folder, load_private_key(str(keys.private), "export.sign"))
-    assert loadable_version("x", roots, BASE.digest, METHOD, key).folder == folder
+    assert find_loadable_version("x", roots, BASE.digest, METHOD, key).folder == folder
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(NotLoadable, match=r"tokenizer\.json is not among the files that were signed") as error:
-        loadable_version("x", roots, BASE.digest, METHOD, key)
+        find_loadable_version("x", roots, BASE.digest, METHOD, key)
     assert str(tmp_path) not in str(error.value)

@@ -12,15 +12,15 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from align.data.chat.encode import IGNORE_INDEX, EncodedRow
-from align.models.adapters import with_new_adapter
+from align.models.adapters import add_new_adapter
 from align.models.base import find_base
-from align.models.fastpath import without_fast_path
-from align.models.forward import base_model
+from align.models.fastpath import disable_fast_path
+from align.models.forward import unwrap_model
 from align.models.load import load_base
 from align.models.lora import Lora
 from align.trainers import sft
 from align.trainers.common import Training
-from align.trainers.sft import find_frozen_head, sft_trainer
+from align.trainers.sft import build_sft_trainer, find_frozen_head
 
 CPU = torch.device("cpu")
 LENGTHS = ((5, 21), (1, 9), (3, 14), (12, 16))
@@ -38,7 +38,7 @@ def build_rows() -> list[EncodedRow]:
 @pytest.fixture
 def model(tiny_model: Path) -> Any:
     torch.manual_seed(0)
-    adapted = with_new_adapter(load_base(find_base(path=str(tiny_model)), "lora", CPU, torch.float32), Lora(4, 8))
+    adapted = add_new_adapter(load_base(find_base(path=str(tiny_model)), "lora", CPU, torch.float32), Lora(4, 8))
     with torch.no_grad():
         for parameter in adapted.parameters():
             if parameter.requires_grad:
@@ -60,7 +60,7 @@ def build_trainer(model: Any, tokenizer: Any, rows: list[EncodedRow], output: Pa
         seed=0,
     )
     arguments = training.arguments(output, CPU, torch.float32, 1)
-    return sft_trainer(model, tokenizer, rows, arguments, max_length=64, packing=False)
+    return build_sft_trainer(model, tokenizer, rows, arguments, max_length=64, packing=False)
 
 
 def collate(trainer: Any, rows: list[EncodedRow]) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def test_loss_gradient_and_accuracy_are_those_of_the_models_own_logits(
 ) -> None:
     rows = build_rows()
     trainer = build_trainer(model, tiny_tokenizer, rows, tmp_path)
-    with without_fast_path(model):
+    with disable_fast_path(model):
         expected, accuracy, count = compute_plain_loss(model, rows)
         (expected / count).backward()
     expected_gradients = take_gradients(model)
@@ -151,10 +151,10 @@ def test_rows_without_a_trained_token_have_no_loss_and_no_gradient(
 
 
 def test_only_a_frozen_matrix_is_read_past_the_trainer(model: Any) -> None:
-    head = base_model(model).get_output_embeddings()
+    head = unwrap_model(model).get_output_embeddings()
     assert find_frozen_head(model) is head.weight
     head.weight.requires_grad_(True)
     assert find_frozen_head(model) is None
     head.weight.requires_grad_(False)
-    base_model(model).config.logit_scale = 0.5
+    unwrap_model(model).config.logit_scale = 0.5
     assert find_frozen_head(model) is None

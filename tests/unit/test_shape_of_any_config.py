@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from align.core.errors import InputError
-from align.planning.shapes import LLAMA_LIKE, Shape, built_shape, shape_of
+from align.planning.shapes import LLAMA_LIKE, Shape, build_shape, read_shape
 from align.run import Base
 
 GOOD: dict[str, Any] = {
@@ -44,15 +44,15 @@ def test_a_shape_is_that_of_the_modules_or_the_key_is_named(kind: str, key: str,
     read = 0
     for value in VALUES:
         base = written(tmp_path, kind, key, value)
-        shape = found(shape_of, base)
+        shape = found(read_shape, base)
         if value not in (LEFT_OUT, None) and type(value) is not type(GOOD[key]):
             assert shape is None, value
         if shape is None:
             with pytest.raises(InputError, match=f"{key}|divide"):
-                shape_of(base)
+                read_shape(base)
             continue
         read += 1
-        built = found(built_shape, base)
+        built = found(build_shape, base)
         if built is not None:  # transformers refuses some numbers for reasons that no size hangs on
             assert {n: getattr(shape, n) for n in COMPARED} == {n: getattr(built, n) for n in COMPARED}, value
             assert sorted(shape.linears) == sorted(built.linears), value
@@ -62,7 +62,7 @@ def test_a_shape_is_that_of_the_modules_or_the_key_is_named(kind: str, key: str,
 @pytest.mark.parametrize("value", VALUES)
 def test_a_type_is_a_name_that_transformers_has(value: Any, tmp_path: Path):
     with pytest.raises(InputError, match="model_type"):
-        shape_of(written(tmp_path, value, "model_type", value))
+        read_shape(written(tmp_path, value, "model_type", value))
 
 
 PROBE = """

@@ -42,12 +42,12 @@ from align.data.chat.tokens import (
     tokenize_with_copy,
 )
 from align.data.pairs import encode_pairs
-from align.models.base import INSTALL, builtin_folder, gguf_in_wheel
-from align.models.forward import pad
-from align.rollout.engine import response_texts
+from align.models.base import INSTALL, find_builtin_folder, find_gguf_in_wheel
+from align.models.forward import pad_rows
+from align.rollout.engine import decode_responses
 
 needs_wheel = pytest.mark.skipif(
-    gguf_in_wheel() is None or importlib.util.find_spec("gguf") is None, reason=f"needs SmolLM2: {INSTALL}"
+    find_gguf_in_wheel() is None or importlib.util.find_spec("gguf") is None, reason=f"needs SmolLM2: {INSTALL}"
 )
 EVERY = [*MANNERS, "pocket", pytest.param("smollm2", marks=needs_wheel)]
 
@@ -57,8 +57,8 @@ def tokenizer_of(name: str) -> Any:
     if name in MANNERS:
         return MANNERS[name].tokenizer()
     if name == "pocket":
-        return AutoTokenizer.from_pretrained(builtin_folder("pocket"))
-    gguf = gguf_in_wheel()
+        return AutoTokenizer.from_pretrained(find_builtin_folder("pocket"))
+    gguf = find_gguf_in_wheel()
     assert gguf is not None
     return AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)  # its weights are not read
 
@@ -240,10 +240,10 @@ def test_what_was_sampled_is_what_is_judged(name: str, tmp_path: Path) -> None:
     asked = Conversation((Message("user", "What is it?"),))
     [prompt], _ = encode_prompts(tokenizer, [asked], 10_000)
     said = [[*tokenize_text(tokenizer, f"No.{mark}{marks[0]} Yes!"), tokenizer.eos_token_id] for mark in marks]
-    tokens = pad([prompt.input_ids + ids for ids in said], tokenizer.pad_token_id)
-    mask = pad([[1] * (len(prompt.input_ids) + len(ids)) for ids in said], 0).bool()
+    tokens = pad_rows([prompt.input_ids + ids for ids in said], tokenizer.pad_token_id)
+    mask = pad_rows([[1] * (len(prompt.input_ids) + len(ids)) for ids in said], 0).bool()
     rollout = Rollout(tokens, mask, len(prompt.input_ids), torch.ones(len(said), dtype=torch.bool))
-    texts = response_texts(rollout, tokenizer)
+    texts = decode_responses(rollout, tokenizer)
     assert texts == [f"No.{mark}{marks[0]} Yes!" for mark in marks]
     with Store.open(url_of(tmp_path)) as store:
         for i in range(len(texts)):

@@ -25,9 +25,9 @@ from align.data.chat.encode import (
 )
 from align.data.chat.template import CHATML
 from align.models.base import POCKET_FOLDER
-from align.serve.answers import PartedAnswer
+from align.serve.answers import AnswerParser
 from align.serve.errors import Refusal
-from align.serve.prompts import ChatBody, ChatFormat, chat_prompt
+from align.serve.prompts import ChatBody, ChatFormat, build_chat_prompt
 
 TRL = Path(trl.__file__).parent / "chat_templates"
 
@@ -288,14 +288,14 @@ def test_the_server_asks_by_the_tokens_that_training_read(name: str) -> None:
             for one in message.get("tool_calls", ()):
                 one["function"]["arguments"] = json.dumps(one["function"]["arguments"])
         body = ChatBody.model_validate({"model": "m", "messages": messages, "tools": [shuffled]})
-        assert list(chat_prompt(form, body).ids) == encode_prompt(tokenizer, prompt)
+        assert list(build_chat_prompt(form, body).ids) == encode_prompt(tokenizer, prompt)
 
 
 def test_the_server_refuses_tools_that_a_template_does_not_write() -> None:
     form = ChatFormat(make_tokenizer(LLAMA3), ())
     body = ChatBody.model_validate({"model": "m", "messages": [ASK.as_dict()], "tools": [WEATHER.as_dict()]})
     with pytest.raises(Refusal, match="takes no tools"):
-        chat_prompt(form, body)
+        build_chat_prompt(form, body)
 
 
 @pytest.mark.parametrize("name", ["pocket", "chatml", "qwen", "llama"])
@@ -306,7 +306,7 @@ def test_the_server_reads_the_calls_that_were_trained(name: str) -> None:
         turn = next(turn for turn in conversation.messages if turn.tool_calls)
         text = trained_texts(tokenizer, conversation)[0].removesuffix(end)
         for cut in range(len(text)):
-            reader = PartedAnswer(tools=["weather"])
+            reader = AnswerParser(tools=["weather"])
             parts = [*reader.take(text[:cut]), *reader.take(text[cut:], last=True)]
             assert "".join(part.text for part in parts) == turn.content
             calls = [(part.call.name, json.loads(part.call.arguments)) for part in parts if part.call]

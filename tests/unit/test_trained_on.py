@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from align.data.chat.encode import IGNORE_INDEX, EncodedRow, encode_conversation, encode_text
 from align.data.chat.training_view import FILE, ROWS, build_row_line, build_tokens_line, write_pair, write_rows
 from align.data.pairs import TokenizedPair
-from align.models.base import builtin_folder
+from align.models.base import find_builtin_folder
 from align.track import read_rows
 
 
@@ -39,7 +39,7 @@ def test_the_parts_are_the_row_and_the_marks_are_its_labels(name: str) -> None:
 
 def test_a_text_keeps_the_blank_that_it_begins_with() -> None:
     """Llama 2's tokenizer drops it where a text begins, and so from a part that is decoded alone."""
-    tokenizer = AutoTokenizer.from_pretrained(builtin_folder("pocket"))
+    tokenizer = AutoTokenizer.from_pretrained(find_builtin_folder("pocket"))
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.backend_tokenizer.decoder = decoders.Sequence(steps)
     ids = tokenizer("one two three four", add_special_tokens=False).input_ids

@@ -19,7 +19,7 @@ from align.core.errors import InputError
 from align.data.chat.encode import encode_documents
 from align.data.pairs import TokenizedPair
 from align.data.read.records import read_documents
-from align.models.adapters import SCORE_KEY, read_tensors, save_adapter, with_new_adapter
+from align.models.adapters import SCORE_KEY, add_new_adapter, read_tensors, save_adapter
 from align.models.base import find_base
 from align.models.load import load_base, load_classifier
 from align.models.lora import Lora
@@ -28,16 +28,16 @@ from align.trainers import common
 from align.trainers.common import Training, train
 from align.trainers.reward import (
     Ranking,
+    build_reward_trainer,
     collate_rankings,
+    compute_mean_judgements,
+    compute_pair_gaps,
+    compute_ranking_loss,
     copy_adapter_weights,
+    find_score_head,
     group_rankings,
-    mean_judgements,
-    pair_gaps,
-    ranking_loss,
-    reward_trainer,
-    score_head,
 )
-from align.trainers.sft import packed_rows, sft_trainer
+from align.trainers.sft import build_sft_trainer, pack_rows
 
 CPU = torch.device("cpu")
 
@@ -60,12 +60,12 @@ def base(tiny_model: Path) -> Any:
 
 def adapted(base: Any, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return with_new_adapter(load_base(base, "qlora", CPU, torch.float32), Lora(4, 8))
+    return add_new_adapter(load_base(base, "qlora", CPU, torch.float32), Lora(4, 8))
 
 
 def scorer(base: Any, seed: int = 0) -> Any:
     torch.manual_seed(seed)
-    return with_new_adapter(load_classifier(base, "qlora", CPU, torch.float32), Lora(4, 8), classifier=True)
+    return add_new_adapter(load_classifier(base, "qlora", CPU, torch.float32), Lora(4, 8), classifier=True)
 
 
 def lora_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -75,7 +75,7 @@ def lora_weights(model: Any) -> dict[str, torch.Tensor]:
 def fit_sft(model: Any, tokenizer: Any, chats: Path, output: Path, steps: int, **more: Any) -> None:
     rows = encode_documents(tokenizer, read_documents(chats), 128).rows
     given = arguments(output, steps, **more)
-    make = partial(sft_trainer, model, tokenizer, rows, given, max_length=128, packing=False)
+    make = partial(build_sft_trainer, model, tokenizer, rows, given, max_length=128, packing=False)
     train(make, model, TrainerCallback())
 
 
@@ -90,7 +90,7 @@ def some_rankings() -> list[Ranking]:
 
 
 def fit_reward(model: Any, tokenizer: Any, output: Path, steps: int, **more: Any) -> None:
-    make = partial(reward_trainer, model, tokenizer, some_rankings(), arguments(output, steps, **more))
+    make = partial(build_reward_trainer, model, tokenizer, some_rankings(), arguments(output, steps, **more))
     train(make, model, TrainerCallback())
 
 
@@ -155,7 +155,9 @@ def test_the_steps_announced_are_the_steps_taken(base: Any, tiny_tokenizer: Any,
     rows = encode_documents(tiny_tokenizer, read_documents(chats), 128).rows
     settings = arguments(tmp_path / "c", 0, max_steps=None, epochs=0.5, batch_size=16, micro_batch=8)
     model = adapted(base)
-    train(partial(sft_trainer, model, tiny_tokenizer, rows, settings, max_length=128, packing=False), model, counter)
+    train(
+        partial(build_sft_trainer, model, tiny_tokenizer, rows, settings, max_length=128, packing=False), model, counter
+    )
     assert counter.steps == Training(**SETTINGS | {"epochs": 0.5, "batch_size": 16}, seed=0).steps(len(rows)) == 2
 
 
@@ -174,10 +176,10 @@ def test_packed_rows_do_not_see_each_other(base: Any, tiny_tokenizer: Any, chats
     rows = encode_documents(tiny_tokenizer, read_documents(chats), 128).rows
     losses = []
     for packing in (False, True):
-        count = len(packed_rows(rows, 128)) if packing else len(rows)
+        count = len(pack_rows(rows, 128)) if packing else len(rows)
         settings = arguments(tmp_path / "c", 1, batch_size=count, micro_batch=count)
         model, logged = adapted(base), Logged()
-        make = partial(sft_trainer, model, tiny_tokenizer, rows, settings, max_length=128, packing=packing)
+        make = partial(build_sft_trainer, model, tiny_tokenizer, rows, settings, max_length=128, packing=packing)
         train(make, model, logged)
         losses += logged.losses
     assert count < len(rows) / 2
@@ -190,7 +192,7 @@ def test_packed_rows_do_not_see_each_other(base: Any, tiny_tokenizer: Any, chats
 def test_the_score_head_is_trained_and_saved(base: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
     model = scorer(base)
     copy_adapter_weights(model, None)
-    head = score_head(model).weight
+    head = find_score_head(model).weight
     assert isinstance(head, torch.Tensor)
     assert not head.any()
     fit_reward(model, tiny_tokenizer, tmp_path / "c", 3)
@@ -223,7 +225,7 @@ def test_an_answer_is_read_once_however_many_pairs_it_stands_in() -> None:
     )
     assert found == [Ranking([b, a, c], [(0, 1), (0, 2), (1, 2)]), Ranking([a, c], [(0, 1)])]
     rows = [{"texts": r.texts, "pairs": r.pairs} for r in found]
-    batch = collate_rankings(rows, filler=3, judgements=mean_judgements(found))
+    batch = collate_rankings(rows, filler=3, judgements=compute_mean_judgements(found))
     assert batch["input_ids"].tolist() == [b, [*a, 3], [*c, 3], [*a, 3], [*c, 3]]
     assert batch["attention_mask"].sum(-1).tolist() == [3, 2, 2, 2, 2]
     assert batch["pairs"].tolist() == [[0, 1], [0, 2], [1, 2], [3, 4]]
@@ -237,18 +239,18 @@ def test_several_judgements_of_one_item_are_one_example() -> None:
         [("x", TokenizedPair(a, b)), ("x", TokenizedPair(b, a)), ("y", TokenizedPair(a, c)), ("x", TokenizedPair(a, b))]
     )
     assert found == [Ranking([a, b], [(0, 1), (1, 0), (0, 1)]), Ranking([a, c], [(0, 1)])]
-    assert mean_judgements(found) == 2
+    assert compute_mean_judgements(found) == 2
     batch = collate_rankings([{"texts": r.texts, "pairs": r.pairs} for r in found], filler=3, judgements=2)
     assert batch["weights"].tolist() == [0.25] * 4
-    assert float(ranking_loss(torch.zeros(4), batch["weights"])) == pytest.approx(math.log(2))
+    assert float(compute_ranking_loss(torch.zeros(4), batch["weights"])) == pytest.approx(math.log(2))
 
 
 def test_the_loss_of_rankings_by_hand() -> None:
     """Scores 2, 0, 1 with gaps 2, 1 and a reversed −1, each a third of one ranking."""
-    gap = pair_gaps(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[0, 1], [0, 2], [1, 2]]))
+    gap = compute_pair_gaps(torch.tensor([2.0, 0.0, 1.0]), torch.tensor([[0, 1], [0, 2], [1, 2]]))
     assert gap.tolist() == [2.0, 1.0, -1.0]
     expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + math.log1p(math.exp(1))) / 3
-    assert float(ranking_loss(gap, torch.full((3,), 1 / 3))) == pytest.approx(expected, rel=1e-6)
+    assert float(compute_ranking_loss(gap, torch.full((3,), 1 / 3))) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_reward_step_does_not_depend_on_the_micro_batch(base: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
@@ -256,12 +258,12 @@ def test_a_reward_step_does_not_depend_on_the_micro_batch(base: Any, tiny_tokeni
     for micro_batch in (2, 8):
         model = scorer(base)
         fit_reward(model, tiny_tokenizer, tmp_path / str(micro_batch), 3, batch_size=8, micro_batch=micro_batch)
-        heads.append(score_head(model).weight)
+        heads.append(find_score_head(model).weight)
     assert_close(heads[0], heads[1], atol=1e-6, rtol=1e-4)
 
 
 def test_an_adapter_of_another_rank_does_not_fit(base: Any, tmp_path: Path) -> None:
-    save_adapter(with_new_adapter(load_base(base, "qlora", CPU, torch.float32), Lora(8, 8)), tmp_path / "sft", base)
+    save_adapter(add_new_adapter(load_base(base, "qlora", CPU, torch.float32), Lora(8, 8)), tmp_path / "sft", base)
     with pytest.raises(InputError, match=r"init=.*do not fit a reward model"):
         copy_adapter_weights(scorer(base), tmp_path / "sft")
 

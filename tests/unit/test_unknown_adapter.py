@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from align.core.errors import InputError
 from align.models.actors import ModelActor
 from align.models.adapters import attach
-from align.models.fastpath import use_fast_path, without_fast_path
-from align.models.forward import base_model, response_logprobs
+from align.models.fastpath import disable_fast_path, use_fast_path
+from align.models.forward import compute_response_logprobs, unwrap_model
 from align.models.lora import Lora
 from align.models.roles import Roles
 from align.rollout.hf import HfEngine
@@ -48,14 +48,14 @@ def fast(model: Any) -> AbstractContextManager[None]:
 
 def peft_alone(model: Any) -> AbstractContextManager[None]:
     """The forwards of transformers and PEFT, as on a GPU."""
-    return without_fast_path(model)
+    return disable_fast_path(model)
 
 
 def on_the_plain_path(model: Any) -> AbstractContextManager[None]:
     """A model whose own forward is asked, row by row."""
-    base = base_model(model)
+    base = unwrap_model(model)
     base.align_route = base.align_route._replace(fast=False)
-    return without_fast_path(model)
+    return disable_fast_path(model)
 
 
 PATHS = [fast, peft_alone, on_the_plain_path]
@@ -63,7 +63,7 @@ UNKNOWN = r"^adapter=c: the model has no adapter of this name, only a, b\. Name 
 
 
 def logprobs(model: Any) -> Tensor:
-    return response_logprobs(model, ragged_rollout(), 1.0)[0]
+    return compute_response_logprobs(model, ragged_rollout(), 1.0)[0]
 
 
 def answers(model: Any) -> Tensor:

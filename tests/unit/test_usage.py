@@ -18,7 +18,7 @@ import pytest
 from align.core.errors import StorageError
 from align.serve.errors import BudgetSpent, UsageUnwritable
 from align.serve.tenants import Limits, Tenant
-from align.serve.usage import Usage, Used, usage_beside
+from align.serve.usage import TenantUsage, UsageDatabase, build_usage_path
 
 ROOT = Path(__file__).resolve().parents[2]
 ACME = Tenant("acme")
@@ -26,26 +26,26 @@ ACME = Tenant("acme")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return usage_beside(tmp_path / "keys.json")
+    return build_usage_path(tmp_path / "keys.json")
 
 
 @pytest.fixture
-def usage(path: Path) -> Iterator[Usage]:
-    with Usage(path) as usage:
+def usage(path: Path) -> Iterator[UsageDatabase]:
+    with UsageDatabase(path) as usage:
         yield usage
 
 
-def test_a_request_is_counted_once(usage: Usage) -> None:
+def test_a_request_is_counted_once(usage: UsageDatabase) -> None:
     usage.reserve(ACME, "r", 100)
-    assert usage.used("acme") == Used(reserved=100)
+    assert usage.used("acme") == TenantUsage(reserved=100)
     assert usage.settle("r", 7, 3)
     assert not usage.settle("r", 7, 3)
     assert not usage.settle("never reserved", 7, 3)
-    assert usage.used("acme") == Used(1, 7, 3)
-    assert usage.used("other") == Used()
+    assert usage.used("acme") == TenantUsage(1, 7, 3)
+    assert usage.used("other") == TenantUsage()
 
 
-def test_what_was_sent_is_counted_though_less_is_told(usage: Usage) -> None:
+def test_what_was_sent_is_counted_though_less_is_told(usage: UsageDatabase) -> None:
     for request in ("r", "s"):
         usage.reserve(ACME, request, 100)
     usage.sent({"r": (7, 3), "s": (5, 1)})
@@ -53,10 +53,10 @@ def test_what_was_sent_is_counted_though_less_is_told(usage: Usage) -> None:
     usage.sent({"r": (7, 2), "gone": (9, 9)})  # late
     usage.settle("r", 7, 1)
     usage.settle("s", 5, 2)
-    assert usage.used("acme") == Used(2, 12, 6)
+    assert usage.used("acme") == TenantUsage(2, 12, 6)
 
 
-def test_a_budget_is_not_spent_twice_by_requests_at_once(usage: Usage) -> None:
+def test_a_budget_is_not_spent_twice_by_requests_at_once(usage: UsageDatabase) -> None:
     tenant = Tenant("acme", limits=Limits(token_budget=100))
     usage.reserve(tenant, "a", 60)
     with pytest.raises(BudgetSpent, match=r"^token_budget=100: 40 tokens of your key are left, fewer"):
@@ -72,29 +72,29 @@ def test_a_budget_is_not_spent_twice_by_requests_at_once(usage: Usage) -> None:
         usage.reserve(Tenant("third", limits=Limits(token_budget=0)), "f", 1)
 
 
-def test_a_request_has_one_reservation(usage: Usage) -> None:
+def test_a_request_has_one_reservation(usage: UsageDatabase) -> None:
     usage.reserve(ACME, "r", 10)
     with pytest.raises(UsageUnwritable):
         usage.reserve(ACME, "r", 10)
-    assert usage.used("acme") == Used(reserved=10)
+    assert usage.used("acme") == TenantUsage(reserved=10)
 
 
 def test_a_server_that_ended_leaves_what_was_sent_and_one_that_lives_is_left_alone(path: Path) -> None:
-    with Usage(path) as alive:
+    with UsageDatabase(path) as alive:
         alive.reserve(ACME, "mine", 50)
         alive.sent({"mine": (1, 1)})
-        with Usage(path) as ended:
+        with UsageDatabase(path) as ended:
             ended.reserve(ACME, "sent", 50)
             ended.sent({"sent": (5, 2)})
             ended.reserve(ACME, "unsent", 50)
-        with Usage(path) as next_one:
-            assert next_one.used("acme") == Used(2, 5, 2, reserved=50)
+        with UsageDatabase(path) as next_one:
+            assert next_one.used("acme") == TenantUsage(2, 5, 2, reserved=50)
         assert alive.settle("mine", 3, 3)
-        assert alive.used("acme") == Used(3, 8, 5)
+        assert alive.used("acme") == TenantUsage(3, 8, 5)
 
 
 def test_nothing_is_left_beside_the_file(path: Path) -> None:
-    with Usage(path):
+    with UsageDatabase(path):
         pass
     assert [found.name for found in path.parent.iterdir()] == [path.name]
     assert path.stat().st_mode & 0o777 == 0o600
@@ -104,12 +104,12 @@ def test_nothing_is_left_beside_the_file(path: Path) -> None:
 def test_a_file_that_is_none(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(StorageError, match="usage cannot be counted"):
-        Usage(path)
+        UsageDatabase(path)
     with pytest.raises(StorageError):
-        Usage(path.parent / "none" / "usage.db")
+        UsageDatabase(path.parent / "none" / "usage.db")
 
 
-def test_nothing_is_answered_that_cannot_be_counted(usage: Usage, path: Path) -> None:
+def test_nothing_is_answered_that_cannot_be_counted(usage: UsageDatabase, path: Path) -> None:
     other = sqlite3.connect(path)
     other.execute("DROP TABLE reservations")
     for act in (lambda: usage.reserve(ACME, "r", 1), lambda: usage.sent({"r": (1, 1)}), lambda: usage.used("acme")):
@@ -121,9 +121,9 @@ def test_nothing_is_answered_that_cannot_be_counted(usage: Usage, path: Path) ->
 
 def test_threads_and_two_servers_at_once(path: Path) -> None:
     tenant = Tenant("acme", limits=Limits(token_budget=1000))
-    with Usage(path) as one, Usage(path) as two:
+    with UsageDatabase(path) as one, UsageDatabase(path) as two:
 
-        def ask(usage: Usage, who: int) -> None:
+        def ask(usage: UsageDatabase, who: int) -> None:
             for i in range(60):
                 request = f"{who}-{i}"
                 try:
@@ -139,7 +139,7 @@ def test_threads_and_two_servers_at_once(path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert one.used("acme") == Used(200, 400, 600)
+        assert one.used("acme") == TenantUsage(200, 400, 600)
 
 
 SERVER = """
@@ -196,14 +196,14 @@ def test_whenever_it_is_killed_what_a_client_received_is_counted_and_nothing_twi
     rng, unsent = random.Random(1), 0
     command = [sys.executable, "-c", SERVER, str(path)]
     with (
-        Usage(path) as beside,  # another server on the same file, with a request under way all the time
+        UsageDatabase(path) as beside,  # another server on the same file, with a request under way all the time
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True) as servers,
     ):
         beside.reserve(ACME, "mine", 50)
         for kill in range(KILLS):
             received = killed(servers, kill, rng.randrange(1, 400))
             for _ in range(2):  # what was settled is not settled again
-                with Usage(path) as usage:
+                with UsageDatabase(path) as usage:
                     found = {who: usage.used(f"{kill}-{who}") for who in range(3)}
             for who, used in found.items():
                 seen = [n for request, n in received.items() if request.startswith(f"{kill}-{who}/")]
@@ -212,5 +212,5 @@ def test_whenever_it_is_killed_what_a_client_received_is_counted_and_nothing_twi
                 assert sum(seen) <= used.completion_tokens <= sum(seen) + 1
                 assert len(seen) * PROMPT <= used.prompt_tokens <= (len(seen) + 1) * PROMPT
                 unsent += used.completion_tokens - sum(seen)
-        assert beside.used("acme") == Used(reserved=50)
+        assert beside.used("acme") == TenantUsage(reserved=50)
     assert unsent < 3 * KILLS  # it is not that one too many is always counted

@@ -21,16 +21,16 @@ from align.core.errors import InputError
 from align.models.base import find_base
 from align.models.load import load_base
 from align.rollout.one_at_a_time import OneAtATime
-from align.rollout.probes import Probes, agreement
+from align.rollout.probes import Probes, compute_agreement
 from align.rollout.serving_engine import QueueFull, Request, SamplingParams
 from align.rollout.vllm_engine import VllmEngine
 from align.rollout.vllm_server import (
     VllmProcess,
     VllmServer,
-    adapter_name,
+    build_adapter_name,
+    build_environment,
+    build_serve_arguments,
     iter_events,
-    process_environment,
-    serve_arguments,
 )
 from align.run.weights import adapter_digest
 
@@ -63,7 +63,7 @@ def serving(python: str, must_say: tuple[Probes, dict[str, Probes]], tmp_path: P
     def start(queue: int = 8, slots: int = 4, **options: Any) -> Iterator[VllmEngine]:
         base, (of_base, of_adapters) = find_base("pocket"), must_say
         made = for_vllm(tmp_path / "vllm", of_adapters)
-        arguments = serve_arguments(
+        arguments = build_serve_arguments(
             base.digest, "float32", layers=MODULES, rank=16, adapters=4, slots=slots, context=256, prefixes=True
         )
         folder = made.base_folder(tmp_path / "bases", torch.float32)
@@ -116,7 +116,9 @@ def test_it_answers_as_transformers_does(
     assert len(answers) == len(digests), "the adapters answer differently, or this shows nothing"
     for digest in filter(None, digests):
         probes, ask = must_say[1][digest], engine.server.client.logprobs
-        agreed = agreement(ask(adapter_name(digest), probes.rows), ask(engine.server.base, probes.rows), probes)
+        agreed = compute_agreement(
+            ask(build_adapter_name(digest), probes.rows), ask(engine.server.base, probes.rows), probes
+        )
         assert abs(agreed.share - 1) < 1e-3
 
 
@@ -241,7 +243,7 @@ def test_an_adapter_that_is_let_go_answers_what_had_begun(engine: VllmEngine, fo
         pass
     assert heard.reason == "length"
     engine.step()
-    assert not engine.server.client.knows(adapter_name(digest))
+    assert not engine.server.client.knows(build_adapter_name(digest))
     assert list((tmp_path / "vllm").iterdir()) == []
     with pytest.raises(InputError, match="is not registered"):
         asked(engine, greedy(digest))
@@ -292,7 +294,7 @@ def test_an_adapter_that_is_not_in_force_is_never_served(
                 engine.register(folders["plain"])
         digest = adapter_digest(folders["plain"])
         assert digest not in engine.known
-        assert not engine.server.client.knows(adapter_name(digest))
+        assert not engine.server.client.knows(build_adapter_name(digest))
         assert not (tmp_path / "vllm" / digest).exists()
 
 
@@ -326,7 +328,7 @@ def test_an_answer_that_breaks_off_is_an_error_and_no_answer(
 
 def test_it_is_waited_for_as_long_as_is_said(python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("STAND_IN", "never-ready")
-    arguments = serve_arguments(
+    arguments = build_serve_arguments(
         "0" * 64, "float32", layers=MODULES, rank=16, adapters=4, slots=4, context=8, prefixes=False
     )
     base = Path(find_base("pocket").path)
@@ -351,7 +353,7 @@ def test_nobody_else_reaches_its_socket(engine: VllmEngine):
 
 
 def test_its_environment_is_no_other_python_and_asks_for_no_key():
-    told = process_environment(
+    told = build_environment(
         {"PYTHONPATH": "/x", "VLLM_API_KEY": "k", "HOME": "/h", "VLLM_CPU_KVCACHE_SPACE": "2"}, "/s"
     )
     assert not {"PYTHONPATH", "VLLM_API_KEY"} & told.keys()

@@ -21,9 +21,9 @@ from align.rollout.vllm_server import (
     NEW_S,
     SOCKETS,
     VllmProcess,
+    build_serve_arguments,
     lock_folder,
     remove_abandoned,
-    serve_arguments,
 )
 
 OWNER = """
@@ -79,7 +79,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_it_ends_with_its_owner_and_not_with_the_thread_that_started_it(python: str, tmp_path: Path):
     log = tmp_path / "vllm.log"
     environment = {**os.environ, "STAND_IN": "never-ready", "TMPDIR": str(tmp_path)}
-    asked = serve_arguments(
+    asked = build_serve_arguments(
         "0" * 64, "float32", layers=["q_proj"], rank=8, adapters=1, slots=1, context=8, prefixes=False
     )
     words = [sys.executable, "-c", OWNER, python, str(log), *asked]

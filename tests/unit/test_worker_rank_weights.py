@@ -11,7 +11,7 @@ from run_folders import BASE, published
 from align import ranks
 from align.config.root import Config
 from align.core.errors import CorruptFile, InputError
-from align.models.adapters import files_of_adapter
+from align.models.adapters import list_adapter_files
 from align.ranks import RankInfo
 from align.run import Input, Manifest, load_artifact
 from align.run.digests import HASHED, expect_same_bytes
@@ -42,12 +42,12 @@ def test_every_rank_compares_the_adapter_that_it_loads(
     adapter = published(tmp_path, "one") / "artifact"
     begun = begin(tmp_path, adapter)
     compare_bytes(begun)
-    with expect_same_bytes(files_of_adapter(adapter), "adapter", "sft:one"):
+    with expect_same_bytes(list_adapter_files(adapter), "adapter", "sft:one"):
         pass
     (adapter / "adapter_model.safetensors").write_text("x")
     with (
         pytest.raises(CorruptFile, match="changed after it was hashed"),
-        expect_same_bytes(files_of_adapter(adapter), "adapter", "sft:one"),
+        expect_same_bytes(list_adapter_files(adapter), "adapter", "sft:one"),
     ):
         pytest.fail("it was loaded")
     with pytest.raises(InputError, match=rf"^init=sft:one: rank {local_rank}: is not the file that was published"):

@@ -32,7 +32,7 @@ from align.evals.judges.identity import ASKS, JudgeIdentity
 from align.evals.judges.judge_verdict import FIRST, SECOND, AnswerPair, JudgeVerdict
 from align.evals.text import quote_beginning
 from align.report.figure_text import pluralize
-from align.rollout.answer_cache import Answer, AnswerStore, Question
+from align.rollout.answer_cache import AnswerStore, CachedAnswer, ServerAnswerKey
 from align.run import json_digest
 
 REFUSES = """\
@@ -203,25 +203,25 @@ class LLMJudge:
         replies = ask_questions(self, [self.build_grading(answer) for answer in answers], store)
         return [self.read_reply(reply, answer.id) for reply, answer in zip(replies, answers, strict=True)]
 
-    def build_comparison(self, pair: AnswerPair, order: str) -> Question:
+    def build_comparison(self, pair: AnswerPair, order: str) -> ServerAnswerKey:
         """Build the request about a pair with the first system's answer shown `first` or `second`."""
         answer_a, answer_b = (pair.first, pair.second) if order == FIRST else (pair.second, pair.first)
         conversation, (shown_a, shown_b) = mark_texts(pair.prompt, {"answer A": answer_a, "answer B": answer_b})
         return self._build({"conversation": conversation, "answer_a": shown_a, "answer_b": shown_b})
 
-    def build_grading(self, answer: GradedAnswer) -> Question:
+    def build_grading(self, answer: GradedAnswer) -> ServerAnswerKey:
         assert isinstance(self.question, YesNoQuestion)
         conversation, (marked_answer,) = mark_texts(answer.prompt, {"answer": answer.text})
         return self._build({"conversation": conversation, "answer": marked_answer, "question": self.question.text})
 
-    def _build(self, places: Mapping[str, str]) -> Question:
+    def _build(self, places: Mapping[str, str]) -> ServerAnswerKey:
         # All places are filled in one pass: an answer may hold the name of a place.
         text = PLACEHOLDER.sub(lambda match: places[match[1]], self.question.template)
         sampling = {"temperature": self.temperature, "max_tokens": self.max_tokens}
         messages = [{"role": "user", "content": text}]
         return self.endpoint.question(messages, **sampling, logprobs=True, top_logprobs=TOP_LOGPROBS)
 
-    def read_reply(self, reply: Answer | EndpointFailure, id: str, order: str = "") -> JudgeVerdict:
+    def read_reply(self, reply: CachedAnswer | EndpointFailure, id: str, order: str = "") -> JudgeVerdict:
         """Return the verdict of a reply, in the order in which the answers were shown. Without a choice, the verdict
         has an error."""
         try:
@@ -230,7 +230,7 @@ class LLMJudge:
             return JudgeVerdict(id, order, MISSING, error=str(error))
         return JudgeVerdict(id, order, self.question.choices[choice], p)
 
-    def read_comparison(self, reply: Answer | EndpointFailure, id: str, order: str) -> JudgeVerdict:
+    def read_comparison(self, reply: CachedAnswer | EndpointFailure, id: str, order: str) -> JudgeVerdict:
         """Return the verdict of a reply about a pair: 1 is for the first system, in both orders."""
         verdict = self.read_reply(reply, id, order)
         if order == FIRST:
@@ -334,7 +334,9 @@ def mark_texts(prompt: Conversation, answers: Mapping[str, str]) -> tuple[str, l
     return "\n".join(lines), marked
 
 
-def ask_questions(judge: LLMJudge, questions: Sequence[Question], store: AnswerStore) -> list[Answer | EndpointFailure]:
+def ask_questions(
+    judge: LLMJudge, questions: Sequence[ServerAnswerKey], store: AnswerStore
+) -> list[CachedAnswer | EndpointFailure]:
     """Return the reply to each question. A reply with a choice is stored; one without is requested again by the next
     run.
 
@@ -351,12 +353,12 @@ def ask_questions(judge: LLMJudge, questions: Sequence[Question], store: AnswerS
     return [replies[question.id] for question in questions]
 
 
-def watch_failures(endpoint: Endpoint) -> Callable[[Answer | EndpointFailure], None]:
+def watch_failures(endpoint: Endpoint) -> Callable[[CachedAnswer | EndpointFailure], None]:
     """Return a function that is called with each reply and raises InputError after `MAX_FAILURES` failures of one kind
     in a row."""
     last_kinds: list[str] = []
 
-    def watch(reply: Answer | EndpointFailure) -> None:
+    def watch(reply: CachedAnswer | EndpointFailure) -> None:
         count_usage(reply)
         if not isinstance(reply, EndpointFailure):
             last_kinds.clear()
@@ -399,12 +401,12 @@ def collect_judge_usage() -> Iterator[JudgeUsage]:
         ACTIVE_USAGE.reset(token)
 
 
-def count_usage(reply: Answer | EndpointFailure) -> None:
+def count_usage(reply: CachedAnswer | EndpointFailure) -> None:
     """Add a reply to the sums of the active `collect_judge_usage` block."""
     if (usage := ACTIVE_USAGE.get()) is None:
         return
     usage.asked += 1
-    if isinstance(reply, Answer):
+    if isinstance(reply, CachedAnswer):
         usage.prompt_tokens += reply.usage[0]
         usage.completion_tokens += reply.usage[1]
         usage.uncounted += not any(reply.usage)
@@ -413,7 +415,7 @@ def count_usage(reply: Answer | EndpointFailure) -> None:
 # Reading
 
 
-def parse_choice(reply: Answer | EndpointFailure, choices: Sequence[str]) -> tuple[str, float | None]:
+def parse_choice(reply: CachedAnswer | EndpointFailure, choices: Sequence[str]) -> tuple[str, float | None]:
     """Return the choice of a reply, and the probability of the first choice relative to the second.
 
     Raises:
@@ -425,7 +427,7 @@ def parse_choice(reply: Answer | EndpointFailure, choices: Sequence[str]) -> tup
     return choice, compute_first_choice_probability(reply, choice, choices[0], choices[1])
 
 
-def has_choice(reply: Answer, choices: Sequence[str]) -> bool:
+def has_choice(reply: CachedAnswer, choices: Sequence[str]) -> bool:
     try:
         parse_choice(reply, choices)
     except ValueError:
@@ -433,7 +435,7 @@ def has_choice(reply: Answer, choices: Sequence[str]) -> bool:
     return True
 
 
-def find_last_choice(reply: Answer, choices: Sequence[str]) -> str:
+def find_last_choice(reply: CachedAnswer, choices: Sequence[str]) -> str:
     """Return the choice at the end of the last line. Raises ValueError without a choice, or if several differ."""
     pattern = rf"\[\[({'|'.join(choices)})\]\]"
     lines = strip_reasoning(reply.text).strip().splitlines()
@@ -445,7 +447,7 @@ def find_last_choice(reply: Answer, choices: Sequence[str]) -> str:
     return in_last_line.pop()
 
 
-def compute_first_choice_probability(reply: Answer, choice: str, first: str, second: str) -> float | None:
+def compute_first_choice_probability(reply: CachedAnswer, choice: str, first: str, second: str) -> float | None:
     """Return P(first) / (P(first) + P(second)) at the token in which the choice begins. Returns None if the server
     shows neither word there.
 

@@ -14,7 +14,7 @@ from align.core.types import Rollout
 from align.evals.held_out import write_held_out_pairs
 from align.evals.judges.report import JudgeOpinions, PairExample
 from align.evals.stats import compute_wins
-from align.models.finite_checks import diverged
+from align.models.finite_checks import build_divergence_error
 from align.report.figure_text import pluralize
 from align.reward.build import build_scorer, load_reward_model
 from align.reward.combined import standardise_members
@@ -53,7 +53,7 @@ def score_pairs(
     scorer = standardise_members(build_scorer(reward, iter(loaded)), sides[1], end_flags[1])
     first_N, second_N = (scorer.score(side, ended).double() for side, ended in zip(sides, end_flags, strict=True))
     if not (first_N.isfinite() & second_N.isfinite()).all():
-        raise diverged("the score of an answer is no number", None, str(dtype).removeprefix("torch."))
+        raise build_divergence_error("the score of an answer is no number", None, str(dtype).removeprefix("torch."))
     first = first_N.tolist()
     second = second_N.tolist()
     # Only a reward model's scores are in units of log-odds (Bradley-Terry).

@@ -38,11 +38,18 @@ from align.evals.suite.systems import System
 from align.evals.suite.tasks import DEFAULT_TASK, EvalItem, EvalTask, Tasks
 from align.models.actors import Actor, AdapterPool, ModelActor
 from align.models.forward import rollout_from_answers
-from align.models.load import context_length, describe, load_base, name_of, own_tokenizer
+from align.models.load import get_context_length, get_dtype_name, load_base, load_own_tokenizer, read_configurations
 from align.report.figure_text import pluralize
-from align.rollout.answer_cache import FILE, Answer, AnswerStore, Asked, Question
-from align.rollout.engine import Engine, divergence_as_input_error, greedily, place_seed, response_ids, response_text
-from align.rollout.strip_reasoning import parted_texts
+from align.rollout.answer_cache import FILE, AnswerKey, AnswerStore, CachedAnswer, ServerAnswerKey
+from align.rollout.engine import (
+    Engine,
+    decode_response,
+    derive_place_seed,
+    divergence_as_input_error,
+    extract_response_ids,
+    use_greedy_decoding,
+)
+from align.rollout.strip_reasoning import split_reasoning_batch
 from align.run.environment import package_versions
 from align.run.weights import tokenizer_digest
 from align.track import show_progress
@@ -111,7 +118,7 @@ class Sampling:
         """Return the seed of an answer. It is the same for every system, unless `seed_of` is set."""
         if self.seed_of is not None:
             return self.seed_of(system, item)
-        return place_seed(self.seed, "suite", repr(item.prompt.as_dicts()), *([item.draw] if item.draw else []))
+        return derive_place_seed(self.seed, "suite", repr(item.prompt.as_dicts()), *([item.draw] if item.draw else []))
 
 
 class TaskAnswers(NamedTuple):
@@ -155,8 +162,8 @@ class Turn(NamedTuple):
     """
 
     reply: EvaluatedAnswer
-    request: Asked | None = None
-    answer: Answer | None = None
+    request: AnswerKey | None = None
+    answer: CachedAnswer | None = None
 
 
 class GreedyAnswers(NamedTuple):
@@ -263,17 +270,17 @@ def build_requests(sampling: Sampling, system: System, items: Sequence[EvalItem]
         return SystemRequests(system, None, [build_question(sampling, system, item) for item in items], items)
     assert system.base is not None
     tokenizer = load_system_tokenizer(sampling, system)
-    model = describe(system.base)
-    room = compute_max_prompt_tokens(context_length(model), sampling.max_length, sampling.max_new_tokens)
+    model = read_configurations(system.base)
+    room = compute_max_prompt_tokens(get_context_length(model), sampling.max_length, sampling.max_new_tokens)
     stop_ids = find_stop_token_ids(tokenizer, model.generation_config)
     identity = identify_system(sampling, system)
-    keys: list[Asked | None] = []
+    keys: list[AnswerKey | None] = []
     for item in items:
         ids = None if is_surely_too_long(tokenizer, item.prompt, room) else encode_prompt(tokenizer, item.prompt)
         if ids is None or len(ids) > room:
             keys.append(None)
             continue
-        key = Asked(
+        key = AnswerKey(
             **identity,
             prompt=tuple(ids),
             max_new_tokens=sampling.max_new_tokens,
@@ -286,7 +293,7 @@ def build_requests(sampling: Sampling, system: System, items: Sequence[EvalItem]
     return SystemRequests(system, tokenizer, keys, items)
 
 
-def build_question(sampling: Sampling, system: System, item: EvalItem) -> Question:
+def build_question(sampling: Sampling, system: System, item: EvalItem) -> ServerAnswerKey:
     """Build the request to a server. Seeds are cut to 31 bits, the limit of servers."""
     assert system.endpoint is not None
     return system.endpoint.question(
@@ -303,7 +310,7 @@ def load_system_tokenizer(sampling: Sampling, system: System) -> Any:
     owner = system.tokenized_as or system
     assert owner.artifact is not None
     assert owner.base is not None
-    tokenizer = own_tokenizer(owner.artifact, owner.base)
+    tokenizer = load_own_tokenizer(owner.artifact, owner.base)
     use_template(tokenizer, sampling.template, sampling.template_kwargs)
     return tokenizer
 
@@ -319,7 +326,7 @@ def identify_system(sampling: Sampling, system: System) -> dict[str, Any]:
         "base": system.base.digest,
         "adapter": "" if system.artifact.whole else system.artifact.digest,
         "method": system.method,
-        "dtype": name_of(sampling.dtype),
+        "dtype": get_dtype_name(sampling.dtype),
         "tokenizer": tokenizer_digest(owner.artifact.path) or tokenizer_digest(Path(owner.base.path)),
     }
 
@@ -348,14 +355,14 @@ def ask_turn(
     server_requests = [request for request in requests if request.system.endpoint is not None]
     fits = [all(key is not None for key in row) for row in zip(*(request.keys for request in requests), strict=True)]
     refusals = [""] * len(fits)
-    replies: dict[str, list[Answer | EndpointFailure | None]] = {}
+    replies: dict[str, list[CachedAnswer | EndpointFailure | None]] = {}
     for request in server_requests:  # only the server knows its template and its limit of a prompt
         assert request.system.endpoint is not None
         questions = [question for question, fit in zip(request.keys, fits, strict=True) if fit]
         server_replies = ask_endpoint(sampling, request.system.endpoint, questions, request.system.field, ("too long",))
         replies[request.system.name] = [server_replies.get(question.id) for question in request.keys]
     for name, server_replies in replies.items():
-        fits = [fit and isinstance(reply, Answer) for fit, reply in zip(fits, server_replies, strict=True)]
+        fits = [fit and isinstance(reply, CachedAnswer) for fit, reply in zip(fits, server_replies, strict=True)]
         refusals = [
             f"{name} {reply.problem}" if isinstance(reply, EndpointFailure) else before
             for reply, before in zip(server_replies, refusals, strict=True)
@@ -378,7 +385,7 @@ def ask_turn(
         items = [request.items[row] for row in (*rows, *greedy_rows)]
         prompts = [Prompt(item.prompt, [*key.prompt]) for item, key in zip(items, system_request.keys, strict=True)]
         texts = [answer.text for answer in values]
-        reasonings, shown_texts = parted_texts(prompts, texts, request.tokenizer, sampling.hides_reasoning)
+        reasonings, shown_texts = split_reasoning_batch(prompts, texts, request.tokenizer, sampling.hides_reasoning)
         turns[request.system.name] = [
             Turn(EvaluatedAnswer(key.id, text, None, answer.ended, reasoning), key, answer)
             for key, answer, reasoning, text in zip(system_request.keys, values, reasonings, shown_texts, strict=True)
@@ -389,7 +396,7 @@ def ask_turn(
         name = request.system.name
         turns[name] = []
         for question, reply, fit in zip(request.keys, replies[name], fits, strict=True):
-            if fit and isinstance(reply, Answer):
+            if fit and isinstance(reply, CachedAnswer):
                 reasoning, text = split_reasoning(reply.text) if sampling.hides_reasoning else (None, reply.text)
                 turns[name].append(Turn(EvaluatedAnswer(question.id, text, None, reply.ended, reasoning)))
         if greedy_rows:
@@ -448,7 +455,7 @@ def complete_records(
     ids = {key.id for request in requests for key in request.keys}
     if not ids:
         return [[] for _ in requests]
-    record_by_id: dict[str, Any] = ranks.broadcast(store.found(ids) if ranks.is_main() else {})
+    record_by_id: dict[str, Any] = ranks.broadcast(store.find_records(ids) if ranks.is_main() else {})
     stored_count = len(record_by_id)
     counts.add(len(ids), stored_count)
     groups: dict[tuple[Any, ...], list[SystemRequests]] = {}
@@ -498,12 +505,12 @@ def sample_missing_answers(sampling: Sampling, group: Sequence[SystemRequests], 
             with divergence_as_input_error(names, None, sampling.dtype_setting):
                 prompts = [[*key.prompt] for _, key in batch]
                 seeds = [key.seed for _, key in batch]
-                with nullcontext() if batch[0][1].temperature else greedily(engine):
+                with nullcontext() if batch[0][1].temperature else use_greedy_decoding(engine):
                     rollout = engine.generate(prompts, [actors[request.system.name] for request, _ in batch], seeds)
-            answers = zip(batch, response_ids(rollout), rollout.ended_B.tolist(), strict=True)
+            answers = zip(batch, extract_response_ids(rollout), rollout.ended_B.tolist(), strict=True)
             keep(
                 [
-                    (key, Answer(tuple(ids), response_text(request.tokenizer, ids, has_ended), has_ended))
+                    (key, CachedAnswer(tuple(ids), decode_response(request.tokenizer, ids, has_ended), has_ended))
                     for (request, key), ids, has_ended in answers
                 ]
             )
@@ -533,8 +540,8 @@ def load_actors(sampling: Sampling, systems: Sequence[System]) -> dict[str, Acto
 
 
 def ask_endpoint(
-    sampling: Sampling, endpoint: Endpoint, questions: Sequence[Question], label: str, accepted: Sequence[str]
-) -> Mapping[str, Answer | EndpointFailure]:
+    sampling: Sampling, endpoint: Endpoint, questions: Sequence[ServerAnswerKey], label: str, accepted: Sequence[str]
+) -> Mapping[str, CachedAnswer | EndpointFailure]:
     """Return a server's replies by the id of the question.
 
     Args:
@@ -545,21 +552,21 @@ def ask_endpoint(
         InputError: the server does not answer, or a question fails in another way.
     """
 
-    def watch(reply: Answer | EndpointFailure) -> None:
+    def watch(reply: CachedAnswer | EndpointFailure) -> None:
         if isinstance(reply, EndpointFailure) and reply.kind not in accepted:
             raise build_endpoint_error(endpoint, reply)
 
-    replies: Mapping[str, Answer | EndpointFailure] = {}
+    replies: Mapping[str, CachedAnswer | EndpointFailure] = {}
     stored_count = 0
     if ranks.is_main():
         replies, stored_count = fetch_answers(endpoint, questions, AnswerStore(sampling.root / FILE), label, watch)
     replies, stored_count = ranks.broadcast((replies, stored_count))
-    sampling.answers.add(sum(isinstance(reply, Answer) for reply in replies.values()), stored_count)
+    sampling.answers.add(sum(isinstance(reply, CachedAnswer) for reply in replies.values()), stored_count)
     return replies
 
 
 def ask_server_greedily(
-    sampling: Sampling, system: System, questions: Sequence[Question]
+    sampling: Sampling, system: System, questions: Sequence[ServerAnswerKey]
 ) -> tuple[list[str] | None, str]:
     """Ask a server at temperature 0.
 
@@ -587,19 +594,21 @@ def ask_server_greedily(
     if refusal is not None:
         return None, f"its server {refusal}"
     openings = {
-        id: tokenize_words(reply.text)[:COMPARED_WORDS] for id, reply in replies.items() if isinstance(reply, Answer)
+        id: tokenize_words(reply.text)[:COMPARED_WORDS]
+        for id, reply in replies.items()
+        if isinstance(reply, CachedAnswer)
     }
     differing = sum(openings[first.id] != openings[second.id] for first, second in zip(probes, repeated, strict=True))
     if 2 * differing >= len(probes):
         return None, "its server answers differently each time"
     replies = {**replies, **ask(questions=[question for question in greedy if question.id not in replies])}
-    texts = [reply.text for question in greedy if isinstance(reply := replies[question.id], Answer)]
+    texts = [reply.text for question in greedy if isinstance(reply := replies[question.id], CachedAnswer)]
     if len(texts) < len(greedy):
         return None, "its server refuses some prompts at this temperature"
     return texts, ""
 
 
-def with_settings(question: Question, **settings: Any) -> Question:
+def with_settings(question: ServerAnswerKey, **settings: Any) -> ServerAnswerKey:
     """Return the question with other values of settings, leaving out settings that it does not have."""
     return replace(question, body={**question.body, **{k: v for k, v in settings.items() if k in question.body}})
 

@@ -58,14 +58,14 @@ from align.evals.suite.systems import System
 from align.evals.suite.tasks import EvalItem, EvalTask, Tasks
 from align.models.actors import Actor
 from align.models.fastpath.llama import attention_by_width
-from align.models.finite_checks import diverged
-from align.models.forward import hidden_states, lm_head, pad, route_of, states_and_logits
-from align.models.load import context_length, describe
+from align.models.finite_checks import build_divergence_error
+from align.models.forward import compute_hidden_states, compute_states_and_logits, get_lm_head, get_route, pad_rows
+from align.models.load import get_context_length, read_configurations
 from align.ops.logprobs import choose_chunk_rows
 from align.report.figure_text import pluralize
-from align.rollout.answer_cache import FILE, Answer, AnswerStore, Asked, Weighed
+from align.rollout.answer_cache import FILE, AnswerKey, AnswerStore, CachedAnswer, LikelihoodKey
 from align.rollout.detokenize import StopFinder, TextDecoder
-from align.rollout.engine import divergence_as_input_error, response_ids
+from align.rollout.engine import divergence_as_input_error, extract_response_ids
 from align.rollout.hf import HfEngine
 from align.run import json_digest
 
@@ -133,9 +133,9 @@ def compute_padded_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: i
     if max(map(len, ids)) < width:
         ids.append([pad_id] * width)
         labels.append([IGNORE_INDEX] * width)
-    tokens = pad(ids, pad_id).to(device)
-    mask = pad([[1] * len(row) for row in ids], 0).bool().to(device)
-    picked = (pad(labels, IGNORE_INDEX) != IGNORE_INDEX).to(device)
+    tokens = pad_rows(ids, pad_id).to(device)
+    mask = pad_rows([[1] * len(row) for row in ids], 0).bool().to(device)
+    picked = (pad_rows(labels, IGNORE_INDEX) != IGNORE_INDEX).to(device)
     picked[:, 0] = False  # the first token has no context
     logprobs, is_greedy = compute_picked_logprobs(model, tokens, mask, picked)
     counts = [row.trained for row in rows]
@@ -153,12 +153,12 @@ def compute_picked_logprobs(model: Any, tokens_BS: Tensor, mask_BS: Tensor, pick
         two tensors of shape [N], row by row.
     """
     targets_N = tokens_BS[picked_BS]
-    if route_of(model).fast:
+    if get_route(model).fast:
         with attention_by_width():
-            states = hidden_states(model, tokens_BS, mask_BS)[:, :-1][picked_BS[:, 1:]]
-        head = lm_head(model)
+            states = compute_hidden_states(model, tokens_BS, mask_BS)[:, :-1][picked_BS[:, 1:]]
+        head = get_lm_head(model)
     else:
-        _, logits_NV, places_N = states_and_logits(model, tokens_BS, mask_BS, picked_BS)
+        _, logits_NV, places_N = compute_states_and_logits(model, tokens_BS, mask_BS, picked_BS)
         states = logits_NV[places_N.argsort()]
         head = torch.nn.Identity()
     chunk = choose_chunk_rows(head(states[:1]).shape[-1], states.device)
@@ -255,7 +255,7 @@ def measure_probes(sampling: Sampling, systems: Sequence[System], tasks: Tasks, 
 def encode_items(sampling: Sampling, system: System, all_items: Sequence[tuple[EvalTask, EvalItem]]) -> EncodedItems:
     assert system.base is not None, "inputs() rejects systems without a base"
     tokenizer = load_system_tokenizer(sampling, system)
-    context = context_length(describe(system.base))
+    context = get_context_length(read_configurations(system.base))
     window = max(min(context, sampling.max_length), 2)  # a token, and one before it
     return EncodedItems(
         system, tokenizer, [encode_item(tokenizer, task, item, context, window) for task, item in all_items]
@@ -330,13 +330,13 @@ def compute_all_likelihoods(
     for encoded in encoded_items:
         identity = identify_system(sampling, encoded.system)
         identity.pop("tokenizer")
-        keys: list[Weighed] = []
+        keys: list[LikelihoodKey] = []
         counts: list[int] = []
         for (_, item), encoded_rows, fit in zip(items, encoded.rows, fits, strict=True):
             scored_rows = encoded_rows if fit and encoded_rows and not isinstance(item.probe, CompletionRequest) else []
             counts.append(len(scored_rows))
             for row in scored_rows:
-                key = Weighed(**identity, row=json_digest([row.input_ids, row.labels]), engine=engine)
+                key = LikelihoodKey(**identity, row=json_digest([row.input_ids, row.labels]), engine=engine)
                 keys.append(key)
                 rows[key.id] = row
         counts_by_system.append(counts)
@@ -366,7 +366,7 @@ def compute_missing_likelihoods(
     for request in group:
         system = request.system
         assert system.base is not None
-        context = context_length(describe(system.base))
+        context = get_context_length(read_configurations(system.base))
         keys = sorted(request.keys, key=lambda key: len(rows[key.id].input_ids))
         size = sampling.batch_size
         batches = [keys[first : first + size] for first in range(0, len(keys), size)]
@@ -377,12 +377,12 @@ def compute_missing_likelihoods(
             for records in compute_batches(batches, compute):
                 if any(not math.isfinite(likelihood.logprob) for _, likelihood in records):
                     problem = f"{system.field} gives a row a log-likelihood that is not finite"
-                    raise diverged(problem, None, sampling.dtype_setting)
+                    raise build_divergence_error(problem, None, sampling.dtype_setting)
                 keep(records)
 
 
 def compute_batch(
-    batch: Sequence[Weighed], model: Any, rows: Mapping[str, EncodedRow], pad_id: int, context: int
+    batch: Sequence[LikelihoodKey], model: Any, rows: Mapping[str, EncodedRow], pad_id: int, context: int
 ) -> list[Likelihood]:
     return compute_likelihoods(model, [rows[key.id] for key in batch], pad_id, context)
 
@@ -394,7 +394,7 @@ def compute_batches(
     as there are ranks."""
     for first in range(0, len(batches), ranks.world_size()):
         share = batches[first : first + ranks.world_size()]
-        results = ranks.gather_shares([compute(batch) for batch in ranks.own_share(share)], len(share))
+        results = ranks.gather_shares([compute(batch) for batch in ranks.select_own_share(share)], len(share))
         pairs = []
         for batch, batch_results in zip(share, results, strict=True):
             pairs += zip(batch, batch_results, strict=True)
@@ -423,12 +423,12 @@ def generate_completions(
     for encoded in encoded_items:
         assert encoded.system.base is not None
         tokenizer = encoded.tokenizer
-        stop_ids = find_eos_token_ids(tokenizer, describe(encoded.system.base).generation_config)
+        stop_ids = find_eos_token_ids(tokenizer, read_configurations(encoded.system.base).generation_config)
         eos = tokenizer.eos_token_id
         eos_texts = (tokenizer.decode(eos),) if eos is not None and tokenizer.decode(eos) else ()
         identity = identify_system(sampling, encoded.system)
         keys = [
-            Asked(
+            AnswerKey(
                 **identity,
                 prompt=tuple((encoded.rows[i] or [])[0].input_ids),
                 max_new_tokens=probe.max_tokens,
@@ -465,14 +465,14 @@ def generate_missing_completions(sampling: Sampling, group: Sequence[SystemReque
                 keep(records)
 
 
-def batch_by_length(requests: Sequence[Asked], size: int) -> list[list[Asked]]:
+def batch_by_length(requests: Sequence[AnswerKey], size: int) -> list[list[AnswerKey]]:
     """Return batches of requests with the same `max_new_tokens`, and with prompts of similar length."""
     ordered = sorted(requests, key=lambda request: (request.max_new_tokens, len(request.prompt)))
     parts = [[*part] for _, part in groupby(ordered, lambda request: request.max_new_tokens)]
     return [part[first : first + size] for part in parts for first in range(0, len(part), size)]
 
 
-def complete_texts(batch: Sequence[Asked], actor: Actor, tokenizer: Any) -> list[Answer]:
+def complete_texts(batch: Sequence[AnswerKey], actor: Actor, tokenizer: Any) -> list[CachedAnswer]:
     """Continue each prompt by greedy decoding, up to a token or a text that ends the answer.
 
     Args:
@@ -485,9 +485,10 @@ def complete_texts(batch: Sequence[Asked], actor: Actor, tokenizer: Any) -> list
     engine = HfEngine(first.stop_ids, tokenizer.pad_token_id, first.max_new_tokens, 0.0, len(batch))
     stop_finders = [StopFinder(TextDecoder(tokenizer, request.stops, special=True)) for request in batch]
     rollout = engine.generate([request.prompt for request in batch], actor, [0] * len(batch), stop_finders)
-    rows = zip(batch, response_ids(rollout), rollout.ended_B.tolist(), strict=True)
+    rows = zip(batch, extract_response_ids(rollout), rollout.ended_B.tolist(), strict=True)
     return [
-        Answer(tuple(ids), decode_answer(tokenizer, ids, request.stops), has_ended) for request, ids, has_ended in rows
+        CachedAnswer(tuple(ids), decode_answer(tokenizer, ids, request.stops), has_ended)
+        for request, ids, has_ended in rows
     ]
 
 

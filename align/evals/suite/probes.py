@@ -29,7 +29,7 @@ from align.data.read.messages import with_default_system
 from align.data.read.records import parse_document
 from align.data.read.rows import Row
 from align.data.split import truncate_to_question
-from align.rollout.answer_cache import Answer, Asked
+from align.rollout.answer_cache import AnswerKey, CachedAnswer
 from align.run import Input, json_digest
 from align.run.digests import lookup_digest
 
@@ -99,8 +99,8 @@ class CompletionRequest(NamedTuple):
 class WrittenCompletion(NamedTuple):
     """A generated answer, with all settings that decide it."""
 
-    request: Asked
-    answer: Answer
+    request: AnswerKey
+    answer: CachedAnswer
 
 
 def parse_harness(task: Mapping[str, Any], at: str) -> HarnessTask | None:

@@ -25,8 +25,8 @@ from align.evals.suite.answers import Sampling, TaskAnswers, load_actors
 from align.evals.suite.results import ScoredTask
 from align.evals.suite.systems import System
 from align.evals.text import compute_distinct_n, find_most_risen_word
-from align.models.finite_checks import diverged
-from align.models.forward import compute_in_chunks, response_logprobs
+from align.models.finite_checks import build_divergence_error
+from align.models.forward import compute_in_chunks, compute_response_logprobs
 from align.ops.finite import count_not_finite
 from align.ops.intervals import average_by_group, mean_interval, proportion_interval
 
@@ -149,13 +149,13 @@ def measure_kl(sampling: Sampling, policy: System, ref: System, rollout: Rollout
         with torch.no_grad(), actors[system.name].use() as model:
             moved_rollout = rollout.to(next(model.parameters()).device)
             logprobs[system.name] = compute_in_chunks(
-                lambda part, model=model: response_logprobs(model, part, sampling.temperature)[0].sum(-1),
+                lambda part, model=model: compute_response_logprobs(model, part, sampling.temperature)[0].sum(-1),
                 moved_rollout,
                 CHUNK_SIZE,
             )
         if count := count_not_finite(logprobs[system.name]):
             problem = f"{count} answers have logprobs that are no numbers under {system.field}"
-            raise diverged(problem, None, sampling.dtype_setting)
+            raise build_divergence_error(problem, None, sampling.dtype_setting)
     return (logprobs[policy.name] - logprobs[ref.name]).tolist()
 
 

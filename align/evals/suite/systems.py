@@ -16,7 +16,7 @@ from align.data.read.rows import iter_valid_rows
 from align.data.sources import build_files_input
 from align.evals.endpoint import Endpoint, parse_endpoint
 from align.evals.suite.tasks import EvalItem
-from align.models.base import BASE, as_artifact, base_of, choose_method, find_artifact
+from align.models.base import BASE, as_artifact, choose_method, find_artifact, find_base_of_artifact
 from align.report.figure_text import pluralize
 from align.run import Artifact, Base, Input
 
@@ -141,7 +141,9 @@ def open_reference(name: str, ref: str, root: Path, method: str, path: str | Non
     require(stage != "reward", field, ref, "is a reward model, which answers nothing", "Name a policy.")
     system_method = "lora" if artifact.whole else choose_method(artifact, method, field)
     model = (path, revision) if artifact.base is None else (None, None)  # a bare folder may name no base
-    return System(name, ref, artifact, base_of(artifact, field, *model), system_method, artifact.as_input())
+    return System(
+        name, ref, artifact, find_base_of_artifact(artifact, field, *model), system_method, artifact.as_input()
+    )
 
 
 def open_base(name: str, others: Sequence[System], path: str | None, revision: str | None, method: str) -> System:
@@ -157,7 +159,7 @@ def open_base(name: str, others: Sequence[System], path: str | None, revision: s
         artifact = as_artifact(adapter.base)
     if method not in ("qlora", "lora"):
         method = adapter.method if adapter else "qlora"
-    base = base_of(artifact, f"{FIELD}.{name}")
+    base = find_base_of_artifact(artifact, f"{FIELD}.{name}")
     return System(name, BASE, artifact, base, method, Input(base.digest, ref=BASE, path=base.path, whole=True))
 
 

@@ -20,9 +20,9 @@ from align.models.fastpath.linear import (
     lora_forward,
 )
 from align.models.fastpath.llama import is_llama, llama_forward
-from align.models.forward import route_of
+from align.models.forward import get_route
 
-__all__ = ["leave_fast_path", "use_fast_path", "without_fast_path"]
+__all__ = ["disable_fast_path", "leave_fast_path", "use_fast_path"]
 
 
 def use_fast_path(model: nn.Module) -> None:
@@ -37,7 +37,7 @@ def use_fast_path(model: nn.Module) -> None:
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return
     forwards = [(is_linear, linear_forward), (is_lora, lora_forward)]
-    if route_of(model).fast:
+    if get_route(model).fast:
         forwards.append((is_llama, llama_forward))
     for module in model.modules():
         for covers, forward in forwards:
@@ -46,7 +46,7 @@ def use_fast_path(model: nn.Module) -> None:
 
 
 @contextmanager
-def without_fast_path(*models: nn.Module | None) -> Iterator[None]:
+def disable_fast_path(*models: nn.Module | None) -> Iterator[None]:
     """Use the original forwards of models in the block."""
     removed = [pair for model in models if model is not None for pair in leave_fast_path(model)]
     try:

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from align.core.errors import require
-from align.models.adapters import Adapter, check_targets, files_of_adapter, read_adapter
+from align.models.adapters import Adapter, check_targets, list_adapter_files, read_adapter
 from align.models.cpu_memory import reserve_zeros
-from align.models.fastpath.exact import least_batch
+from align.models.fastpath.exact import compute_least_batch
 from align.models.plain_lora import check_plain, convert_to_plain
 from align.run.digests import expect_same_bytes
 from align.run.weights import SCORE_KEY
@@ -64,7 +64,7 @@ class BlockedProduct(NamedTuple):
     sums: Sequence[tuple[slice, Tensor]]
 
 
-class Bank:
+class AdapterBank:
     """An LRU cache of adapters in memory.
 
     Args:
@@ -96,7 +96,7 @@ class Bank:
         """Return whether another adapter fits while those in use stay."""
         return len(in_use) < self.resident
 
-    def put(self, digest: str, folder: Path, in_use: set[str]) -> None:
+    def load(self, digest: str, folder: Path, in_use: set[str]) -> None:
         """Load an adapter unless it is loaded, and mark it as the most recently used.
 
         Raises:
@@ -187,7 +187,7 @@ def load_for_bank(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter
         InputError: it cannot be converted to plain LoRA, exceeds the rank, or has modules that the bank does not.
     """
     # Both files must be of the same version.
-    with expect_same_bytes(files_of_adapter(folder), "adapter", str(folder)):
+    with expect_same_bytes(list_adapter_files(folder), "adapter", str(folder)):
         adapter = read_adapter(folder, alone=False)
     check_plain(adapter)
     plain = convert_to_plain(adapter)
@@ -210,7 +210,7 @@ def load_for_bank(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter
     return plain
 
 
-def plan_products(adapters: Sequence[str | None], bank: Bank) -> tuple[list[int], list[BlockedProduct]]:
+def plan_products(adapters: Sequence[str | None], bank: AdapterBank) -> tuple[list[int], list[BlockedProduct]]:
     """Plan the products of a step.
 
     The first rows of each adapter, up to 8, form one block of a common product. Further rows of an adapter have
@@ -228,7 +228,7 @@ def plan_products(adapters: Sequence[str | None], bank: Bank) -> tuple[list[int]
             rows.setdefault(digest, []).append(row)
     stretches = bank.bring_to_front(list(rows))
     size = BLOCKS[0] if max(map(len, rows.values()), default=0) <= BLOCKS[0] else BLOCKS[1]
-    enough = len(rows) > 1 and sum(len(bank.units[digest]) for digest in rows) >= least_batch()
+    enough = len(rows) > 1 and sum(len(bank.units[digest]) for digest in rows) >= compute_least_batch()
     together = {digest: (own_rows[:size] if enough else []) for digest, own_rows in rows.items()}
     order = [row for digest in sorted(rows, key=lambda digest: -len(bank.units[digest])) for row in together[digest]]
     place = {row: i for i, row in enumerate(order)}
@@ -261,5 +261,5 @@ def fill_blocks(blocks: list[list[int]], size: int) -> tuple[int, Tensor]:
     """Pad blocks with copies of rows to their size, and add copies of a block up to the minimum number of a product.
     Returns the number of blocks and their rows."""
     full = [block + block[:1] * (size - len(block)) for block in blocks]
-    full += [full[0]] * (least_batch() - len(full))
+    full += [full[0]] * (compute_least_batch() - len(full))
     return len(full), torch.tensor([row for block in full for row in block])

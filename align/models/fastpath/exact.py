@@ -37,24 +37,24 @@ class Product(NamedTuple):
     free: bool
 
     def __call__(self, x_PI: Tensor) -> Tensor:
-        """Multiply rows, whose number must be one that `padded_rows` returns."""
+        """Multiply rows, whose number must be one that `count_padded_rows` returns."""
         if len(x_PI) <= TILE:
             return linear(x_PI, self.weight, self.bias)
         return torch.cat([linear(part, self.weight, self.bias) for part in x_PI.split(TILE)])
 
 
-def least_batch() -> int:
+def compute_least_batch() -> int:
     """Return the minimum number of matrices of a batched product. With fewer matrices than threads, MKL splits one over
     several threads, in another order of addition."""
     return max(2, torch.get_num_threads())
 
 
-def at_least(x: Tensor, batch: int) -> Tensor:
+def repeat_to_batch(x: Tensor, batch: int) -> Tensor:
     """Repeat the matrices of a batched product [B, …] until there are `batch` of them."""
     return x if len(x) >= batch else x.repeat(-(-batch // len(x)), 1, 1)
 
 
-def padded_rows(rows: int, free: bool) -> int:
+def count_padded_rows(rows: int, free: bool) -> int:
     """Return the number of rows to which a step's rows are padded."""
     if not free:
         return -(-rows // TILE) * TILE
@@ -75,7 +75,7 @@ def prepare_product(weight_OI: Tensor, bias_O: Tensor | None, agree: dict[tuple[
 
 def rows_agree(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
     """Return whether a row's result is the same in products of `LEAST` to `TILE` rows, at any position."""
-    x, weight = cancelling_pairs(TILE, inputs, outputs, dtype)
+    x, weight = draw_cancelling_pairs(TILE, inputs, outputs, dtype)
     packed_weight = pack_weight(weight, TILE)
     expected = linear(x, packed_weight)
     tried = range(LEAST, TILE) if weight.numel() < LARGE else TRIED_ROWS
@@ -86,8 +86,8 @@ def rows_agree(inputs: int, outputs: int, dtype: torch.dtype) -> bool:
 def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.dtype) -> bool:
     """Return whether a row's result is the same in batched products of different numbers of blocks, from the minimum
     on, and of each of the sizes; at any position in a block; and with a weight for each block or one for all."""
-    most = least_batch() + 18
-    rows, weight = cancelling_pairs(most * max(sizes), inputs, outputs, dtype)
+    most = compute_least_batch() + 18
+    rows, weight = draw_cancelling_pairs(most * max(sizes), inputs, outputs, dtype)
     x = rows.view(most, max(sizes), inputs)
     weights = weight.T.repeat(most, 1, 1)
     expected = torch.bmm(x, weights)
@@ -95,7 +95,7 @@ def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.d
         if not torch.equal(torch.bmm(x.roll(by, 1), weights), expected.roll(by, 1)):
             return False
     for size in sizes:
-        for blocks in range(least_batch(), most + 1):
+        for blocks in range(compute_least_batch(), most + 1):
             part = x[:blocks, :size].contiguous()
             own_weights = torch.bmm(part, weights[:blocks])
             shared_weight = torch.bmm(part, weights[:1].expand(blocks, -1, -1))
@@ -104,7 +104,7 @@ def blocks_agree(inputs: int, outputs: int, sizes: Sequence[int], dtype: torch.d
     return True
 
 
-def cancelling_pairs(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def draw_cancelling_pairs(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return x [rows, in] and W [out, in] for which each product is a sum of cancelling pairs of very different
     magnitudes, whose two terms are far apart. Only rounding errors are left, so that another order of addition changes
     nearly every number, even in bf16, whose few bits would hide it in larger sums."""

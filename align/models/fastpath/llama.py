@@ -1,8 +1,8 @@
-"""The decoder of a Llama-like model on a CPU.
+"""The forward of a Llama-like decoder on a CPU.
 
-transformers' modules are made for every device and option. On a CPU, where the time of a small model goes to what
-stands between the products, the same weights are read by `layers` instead: only real tokens are computed, no padding;
-the backward pass keeps little; and one new token a row has a pass of its own.
+transformers' modules support every device and option. On a CPU a small model spends its time between the matrix
+products, so that the same weights go through `layers` instead: padding is not computed, little is kept for the backward
+pass, and decoding one new token for each row has its own forward.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from align.models.fastpath.packed import PackedIndex
 FAMILIES = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 UNKNOWN = ("output_attentions", "output_hidden_states", "inputs_embeds")
 HARMLESS = ("use_cache", "return_dict", "num_items_in_batch")
-"""Options of a call that only the model's own forward computes, and those that change nothing here."""
+"""Arguments that only the model's own forward supports, and arguments that change nothing here."""
 LONGEST = 512
 KEPT = 1 << 30
-"""Columns, and bytes kept for a backward pass, beyond which the weights of attention, S² a head, are too many.
-Attention then goes row by row and keeps none. A pass that fills a cache has `LONGEST` columns at most."""
+"""Limits of columns, and of bytes kept for the backward pass, above which the attention weights, S² for each head, are
+too many. Attention is then computed row by row, and keeps none. A prefill has at most `LONGEST` columns."""
 RAGGED = 1.5
 RAGGED_COLUMNS = 256
-"""Attention goes row by row too above this ratio of the rectangle's cells to those of the rows, and of columns."""
+"""Attention is also computed row by row above this ratio of padded to real attention weights, and this width."""
 
 
 def is_llama(module: nn.Module) -> bool:
@@ -63,10 +63,10 @@ def llama_forward(
     cache: Any = None,
     **options: Any,
 ) -> BaseModelOutputWithPast:
-    """Compute hidden states by the fast path if it covers the call, and by the model's own forward otherwise."""
+    """Compute hidden states by the fast path if it supports the call, and by the model's own forward otherwise."""
     if covers_call(self, input_ids, attention_mask, position_ids, cache, options):
         try:
-            with torch.autocast("cpu", enabled=False):  # it would round the scores
+            with torch.autocast("cpu", enabled=False):  # autocast would round the attention scores
                 hidden = compute_states(self, input_ids, attention_mask, position_ids, cache)  # pyright: ignore
             return BaseModelOutputWithPast(last_hidden_state=hidden, cache=cache)  # pyright: ignore
         except NotPlainError:
@@ -79,16 +79,16 @@ def llama_forward(
 def covers_call(
     self: Any, ids: Tensor | None, mask: Tensor | None, positions: Tensor | None, cache: Any, options: dict[str, Any]
 ) -> bool:
-    """Return whether the fast path computes a call."""
+    """Return whether the fast path supports a call."""
     if ids is None or ids.device.type != "cpu" or any(options.get(n) for n in UNKNOWN):
         return False
     if options.keys() - {*UNKNOWN, *HARMLESS}:
         return False
     dtype = self.embed_tokens.weight.dtype
     if torch.is_grad_enabled() and dtype == torch.float16:
-        return False  # in fp16 the adapter's gradient would be too small for its dtype
+        return False  # in fp16 the adapter's gradient would underflow
     if mask.dim() != 2 if mask is not None else positions is not None:
-        return False  # positions without a mask: several rows are packed into one
+        return False  # positions without a mask mean packed rows
     if torch.is_autocast_enabled("cpu") and dtype == torch.float32:
         return False
     if cache is None:
@@ -105,7 +105,7 @@ BY_WIDTH: ContextVar[bool] = ContextVar("BY_WIDTH", default=False)
 
 @contextmanager
 def attention_by_width() -> Iterator[None]:
-    """Choose the kind of attention by the width of a pass alone, so that no bit of a row depends on the other rows."""
+    """Choose the kind of attention by the batch's width alone, so that no bit of a row depends on the other rows."""
     token = BY_WIDTH.set(True)
     try:
         yield
@@ -114,15 +114,15 @@ def attention_by_width() -> Iterator[None]:
 
 
 def takes_attention_by_row(self: Any, index: PackedIndex) -> bool:
-    """Return whether attention goes row by row: its weights are too many to keep, or mostly those of padding.
+    """Return whether attention is computed row by row: its weights are too many to keep, or most are padding.
 
-    The answer does not depend on whether there is a gradient: both passes give the same bits.
+    The result does not depend on whether gradients are needed, so that passes with and without agree to the bit.
     """
     columns = index.longest
     if columns > LONGEST or BY_WIDTH.get():
         return columns > LONGEST
     weights = len(index.mask_BW) * columns**2
-    # A pass with a gradient keeps the weights of all layers, or of one if they are computed again.
+    # A pass with gradients keeps the attention weights of all layers, or of one with gradient checkpointing.
     layers = 1 if getattr(self.layers[0], "gradient_checkpointing", False) else len(self.layers)
     kept = weights * self.config.num_attention_heads * layers * self.embed_tokens.weight.dtype.itemsize
     if kept > KEPT:
@@ -133,7 +133,7 @@ def takes_attention_by_row(self: Any, index: PackedIndex) -> bool:
 def compute_states(
     self: Any, ids_BS: Tensor, mask_BS: Tensor | None, positions_BS: Tensor | None, cache: ReservedCache | None
 ) -> Tensor:
-    """Return hidden states [B, S, D], 0 on padding."""
+    """Compute hidden states [B, S, D], 0 at padding, by a decode step or a full forward."""
     if cache is not None and cache.decoder is not None and mask_BS is not None and positions_BS is not None:
         return decode_one_token(self, cache.decoder, ids_BS, mask_BS.bool(), positions_BS, cache)
     decoder = read_decoder(self)
@@ -154,12 +154,12 @@ def compute_rows(
     positions_BS: Tensor,
     cache: ReservedCache | None,
 ) -> Tensor:
-    """Compute rows from their beginning: their N real tokens go through the layers, and back into the rectangle.
+    """Compute the hidden states of whole rows [B, S, D]: only their N real tokens go through the layers.
 
-    Rows that begin alike, such as the answers to one prompt, share the tokens that they begin with.
+    Rows with a common prefix, such as the answers to one prompt, share its tokens.
     """
-    # The fused kernel adds a token's attention up in an order that follows from its row's length: rows of different
-    # lengths share no tokens where bits count.
+    # The fused kernel's order of addition depends on the row's length: rows of different lengths must not share tokens
+    # if their bits matter.
     shares = not (BY_WIDTH.get() and ids_BS.shape[1] > LONGEST)
     index = PackedIndex.build(mask_BS, *((ids_BS, positions_BS) if shares else ()))
     x_ND = self.embed_tokens(index.real(ids_BS))

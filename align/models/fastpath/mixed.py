@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, silu
 
 from align.models.cpu_memory import reserve_zeros, return_freed_memory
-from align.models.fastpath.adapter_bank import BLOCKS, UNIT, Bank, BlockedProduct, Site, plan_products
+from align.models.fastpath.adapter_bank import BLOCKS, UNIT, AdapterBank, BlockedProduct, Site, plan_products
 from align.models.fastpath.decoder import (
     Decoder,
     Layer,
@@ -27,9 +27,16 @@ from align.models.fastpath.decoder import (
     concatenate_biases,
     read_decoder,
 )
-from align.models.fastpath.exact import Product, at_least, blocks_agree, least_batch, padded_rows, prepare_product
+from align.models.fastpath.exact import (
+    Product,
+    blocks_agree,
+    compute_least_batch,
+    count_padded_rows,
+    prepare_product,
+    repeat_to_batch,
+)
 from align.models.fastpath.llama import is_llama
-from align.models.forward import base_model, decoder_of, route_of
+from align.models.forward import get_decoder, get_route, unwrap_model
 
 CHUNK = 64
 """Tokens of a chunk of a prompt."""
@@ -105,16 +112,16 @@ class MixedDecoder:
 
     @torch.no_grad()
     def __init__(self, model: Any, slots: int, columns: int, resident: int, max_rank: int) -> None:
-        base = base_model(model)
-        decoder = decoder_of(model)
+        base = unwrap_model(model)
+        decoder = get_decoder(model)
         check_plain_decoder(base, decoder)
         read = read_decoder(decoder)
         self.embedding = decoder.embed_tokens.weight
         self.dtype = self.embedding.dtype
         self.slots = slots
         self.columns = -(-columns // CHUNK) * CHUNK
-        self.cos, self.sin = rotary_tables(decoder, self.columns)
-        self.bank = Bank(list_sites(read.layers), resident, max_rank, self.dtype)
+        self.cos, self.sin = build_rotary_tables(decoder, self.columns)
+        self.bank = AdapterBank(list_sites(read.layers), resident, max_rank, self.dtype)
         agree: dict[tuple[int, int], bool] = {}
         prepare = partial(concatenate, dtype=self.dtype, agree=agree)
         layers = []
@@ -144,7 +151,7 @@ class MixedDecoder:
         hidden states of each piece [N, D]."""
         tokens = [(id, piece.start + i, piece.adapter) for piece in pieces for i, id in enumerate(piece.ids)]
         order, products = plan_products([adapter for _, _, adapter in tokens], self.bank)
-        order += order[:1] * (padded_rows(len(order), self.free) - len(order))
+        order += order[:1] * (count_padded_rows(len(order), self.free) - len(order))
         x_PD = self.embedding[torch.tensor([tokens[i][0] for i in order])]
         positions_P = torch.tensor([tokens[i][1] for i in order])
         rotary = self.cos[positions_P], self.sin[positions_P]
@@ -158,7 +165,7 @@ class MixedDecoder:
     def logits(self, states_ND: Tensor) -> Tensor:
         """Return the logits [N, V] of hidden states that `step` returned, in fp32."""
         count = len(states_ND)
-        filled = torch.cat([states_ND, states_ND[:1].expand(padded_rows(count, self.free) - count, -1)])
+        filled = torch.cat([states_ND, states_ND[:1].expand(count_padded_rows(count, self.free) - count, -1)])
         return self.lm_head(filled)[:count].float()
 
     def _find_places(self, pieces: Sequence[Piece], order: Sequence[int]) -> Places:
@@ -177,7 +184,7 @@ class MixedDecoder:
                 last is not None
                 and len(piece.ids) == 1
                 and piece.slot == last.slot + 1
-                and seen_columns(piece, self.columns) == seen_columns(last, self.columns)
+                and count_visible_columns(piece, self.columns) == count_visible_columns(last, self.columns)
             ):
                 runs[-1].append(piece)
             else:
@@ -194,7 +201,7 @@ class MixedDecoder:
                 bias = pad(future, (start, 0)).repeat(self.heads // self.groups, 1)
                 stretches.append(Stretch(rows, slots, start + CHUNK, bias, True))
             else:
-                columns = seen_columns(run[0], self.columns)
+                columns = count_visible_columns(run[0], self.columns)
                 mask = torch.arange(columns) <= torch.tensor([piece.start for piece in run])[:, None]
                 bias = torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))
                 stretches.append(Stretch(rows, slots, columns, bias.repeat_interleave(self.groups, 0)[:, None], False))
@@ -237,7 +244,7 @@ class MixedDecoder:
         keys[places.slots, :, places.columns] = k
         values[places.slots, :, places.columns] = v
         queries_per_key = self.heads // self.groups
-        least = least_batch()
+        least = compute_least_batch()
         attended = []
         for stretch in places.stretches:
             queries = q[stretch.rows]
@@ -249,7 +256,7 @@ class MixedDecoder:
             bias = stretch.bias
             count = len(queries)
             if not stretch.chunk and count < least:
-                queries, k, v, bias = (at_least(x, least) for x in (queries, k, v, bias))
+                queries, k, v, bias = (repeat_to_batch(x, least) for x in (queries, k, v, bias))
             scores = torch.baddbmm(bias, queries, k.transpose(1, 2), alpha=self.decoder.scale)
             read = torch.bmm(scores.softmax(-1), v)[:count]
             if stretch.chunk:
@@ -268,7 +275,7 @@ class MixedDecoder:
         chunk = (slot, slice(None), slice(start, start + CHUNK))
         return torch.stack([torch.stack((k[chunk], v[chunk])) for k, v in zip(self.keys, self.values, strict=True)])
 
-    def put_block(self, slot: int, start: int, block: Tensor) -> None:
+    def write_block(self, slot: int, start: int, block: Tensor) -> None:
         """Write the result of `copy_block` into a slot."""
         chunk = (slot, slice(None), slice(start, start + CHUNK))
         for k, v, (block_k, block_v) in zip(self.keys, self.values, block, strict=True):
@@ -276,7 +283,7 @@ class MixedDecoder:
             v[chunk] = block_v
 
 
-def seen_columns(piece: Piece, most: int) -> int:
+def count_visible_columns(piece: Piece, most: int) -> int:
     """Return the number of columns that attention reads for the next token of an answer.
 
     It depends on the request alone, and grows in increasing steps, so that answers of similar lengths read the same
@@ -300,13 +307,13 @@ def check_plain_decoder(base: Any, decoder: Any) -> None:
     """Raise NotPlainError for a model that `MixedDecoder` does not support."""
     config = base.config.get_text_config()
     scaled = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
-    if not (route_of(base).fast and is_llama(decoder)) or type(base.get_output_embeddings()) is not nn.Linear:
+    if not (get_route(base).fast and is_llama(decoder)) or type(base.get_output_embeddings()) is not nn.Linear:
         raise NotPlainError
     if any(scaled) or decoder.embed_tokens.weight.device.type != "cpu":
         raise NotPlainError
 
 
-def rotary_tables(decoder: Any, columns: int) -> tuple[Tensor, Tensor]:
+def build_rotary_tables(decoder: Any, columns: int) -> tuple[Tensor, Tensor]:
     """Return the rotary cosine and sine of each position [columns, D].
 
     Raises:

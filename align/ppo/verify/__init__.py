@@ -1,1 +1,1 @@
-"""What proves PPO right: the maths against numbers known from elsewhere, and the loop on the user's own model."""
+"""Checks of PPO: its formulas against independent numbers, and its loop on the user's own model."""

@@ -17,7 +17,8 @@ from align.ppo.experience import Estimator, assemble_experience
 from align.ppo.update import Losses, take_gradient_steps
 
 STOP = 0  # ends a sequence, so that lengths differ
-PPO, CLIPPED = Estimator(), Losses()
+PPO = Estimator()
+CLIPPED = Losses()
 
 
 class Problem:

@@ -31,7 +31,7 @@ class Choice(NamedTuple):
     """An estimator and its losses.
 
     Attributes:
-        losses: a `kl_coef` of 1 stands for the problem's own coefficient.
+        losses: settings of the losses; a `kl_coef` of 1 means the problem's own coefficient.
         unbiased: whether the mean gradient must be that of J.
     """
 

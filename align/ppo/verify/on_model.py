@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from align.core.types import Rollout
-from align.models.fastpath import without_fast_path
-from align.models.forward import base_model, decoder_of, split_by_length
+from align.models.fastpath import disable_fast_path
+from align.models.forward import get_decoder, split_by_length, unwrap_model
 from align.models.roles import CachedForward, Roles
 from align.ops.advantages import EPSILON
 from align.ops.losses import value_loss
 from align.ppo.experience import Estimator, Experience, assemble_experience, compute_estimates
-from align.ppo.update import Losses, accumulate_gradients, gradient_step
+from align.ppo.update import Losses, accumulate_gradients, take_gradient_step
 from align.ppo.verify.anchors import Anchor
 
 
@@ -75,9 +75,9 @@ class Setting:
         )
         return {role: take_gradient(self.roles, role) for role in self.roles.trainable}, figures
 
-    def without_fast_path(self) -> AbstractContextManager[None]:
+    def use_plain_forward(self) -> AbstractContextManager[None]:
         """Use the forwards of transformers and PEFT, also during backward passes, which may recompute layers."""
-        return without_fast_path(self.roles.model, self.roles.policy)
+        return disable_fast_path(self.roles.model, self.roles.policy)
 
     def tolerance(self, exact: float, rounded: float) -> float:
         return rounded if self.loose else exact
@@ -104,7 +104,7 @@ def take_gradient(roles: Roles, role: str) -> Tensor:
     return vector
 
 
-def relative_error(result: Tensor, expected: Tensor) -> float:
+def compute_relative_error(result: Tensor, expected: Tensor) -> float:
     """Return ‖result − expected‖ / ‖expected‖; NaN if `expected` is 0, which exceeds every tolerance."""
     return float((result - expected).norm() / expected.norm()) if expected.norm() > 0 else math.nan
 
@@ -112,29 +112,29 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
 # The plain computation: transformers' own forward of one row, no padding, every logit.
 
 
-def plain_logprobs(setting: Setting, role: str, row: int, train: bool = False) -> Tensor:
+def compute_plain_logprobs(setting: Setting, role: str, row: int, train: bool = False) -> Tensor:
     """Return log p of a row's response tokens [T]."""
-    ids, length = response_ids_of(setting.rollout, row)
+    ids, length = read_response_ids(setting.rollout, row)
     with setting.roles.use(role, train) as model, torch.set_grad_enabled(train):
-        logits = base_model(model)(input_ids=ids).logits[0, -length - 1 : -1].float()
+        logits = unwrap_model(model)(input_ids=ids).logits[0, -length - 1 : -1].float()
         log_p = (logits / setting.temperature).log_softmax(-1)
         return log_p.gather(-1, ids[0, -length:, None]).squeeze(-1)
 
 
-def plain_values(setting: Setting, row: int, train: bool = False) -> Tensor:
+def compute_plain_values(setting: Setting, row: int, train: bool = False) -> Tensor:
     """Return V before each of a row's response tokens, and after the last one [T + 1]."""
-    ids, length = response_ids_of(setting.rollout, row)
+    ids, length = read_response_ids(setting.rollout, row)
     roles = setting.roles
     trained = train and roles.value_backbone == "value"
     assert roles.value_head is not None
     with roles.use(roles.value_backbone, trained) as model, torch.set_grad_enabled(trained):
-        states = decoder_of(model)(input_ids=ids).last_hidden_state[0, -length - 1 :].float()
+        states = get_decoder(model)(input_ids=ids).last_hidden_state[0, -length - 1 :].float()
     roles.value_head.requires_grad_(train)
     with torch.set_grad_enabled(train):
         return roles.value_head(states).squeeze(-1)
 
 
-def response_ids_of(rollout: Rollout, row: int) -> tuple[Tensor, int]:
+def read_response_ids(rollout: Rollout, row: int) -> tuple[Tensor, int]:
     """Return a row's real tokens [1, S], and the number of its response tokens."""
     return rollout.tokens_BS[row][rollout.mask_BS[row]][None], int(rollout.response_mask_BT[row].sum())
 
@@ -153,8 +153,8 @@ def compute_targets(setting: Setting) -> Targets:
     arguments = setting.experience_arguments
     estimator: Estimator = arguments["estimator"]
     rows = range(len(rollout.ended_B))
-    old_logprobs = [plain_logprobs(setting, "policy", b).double() for b in rows]
-    log_ratios = [old - plain_logprobs(setting, "reference", b).double() for b, old in enumerate(old_logprobs)]
+    old_logprobs = [compute_plain_logprobs(setting, "policy", b).double() for b in rows]
+    log_ratios = [old - compute_plain_logprobs(setting, "reference", b).double() for b, old in enumerate(old_logprobs)]
     kl = [ratio if arguments["kl_estimator"] == "k1" else (-ratio).exp() - 1 + ratio for ratio in log_ratios]
     rewards = [(-arguments["kl_coef"] if arguments["kl_in_reward"] else 0.0) * of_row for of_row in kl]
     for row, score in zip(rewards, setting.scores_B.double(), strict=True):
@@ -163,18 +163,19 @@ def compute_targets(setting: Setting) -> Targets:
         every = torch.cat(rewards)
         rewards = [(row - every.mean()) / every.std(unbiased=False) + every.mean() for row in rewards]
     if not estimator.has_critic:
-        return Targets(torch.cat(old_logprobs), torch.cat(advantages_without_critic(estimator, rewards)))
-    advantages, returns = [], []
+        return Targets(torch.cat(old_logprobs), torch.cat(compute_advantages_without_critic(estimator, rewards)))
+    advantages = []
+    returns = []
     for b, row in enumerate(rewards):
-        values = plain_values(setting, b).double()
+        values = compute_plain_values(setting, b).double()
         values[-1] *= setting.bootstrap and not bool(rollout.ended_B[b])
         td_errors = row + estimator.gamma * values[1:] - values[:-1]
-        advantages.append(discounted_sums(td_errors, estimator.gamma * estimator.lam))
+        advantages.append(compute_discounted_sums(td_errors, estimator.gamma * estimator.lam))
         returns.append(advantages[-1] + values[:-1])
     return Targets(torch.cat(old_logprobs), whiten(torch.cat(advantages)), torch.cat(returns))
 
 
-def advantages_without_critic(estimator: Estimator, rewards: Sequence[Tensor]) -> list[Tensor]:
+def compute_advantages_without_critic(estimator: Estimator, rewards: Sequence[Tensor]) -> list[Tensor]:
     """Return the advantages of each row's tokens, which compare each answer with the others of its group.
 
     Args:
@@ -184,7 +185,7 @@ def advantages_without_critic(estimator: Estimator, rewards: Sequence[Tensor]) -
     scores = [float(row.sum()) for row in rewards]
     groups = [scores[first : first + size] for first in range(0, len(scores), size)]
     if estimator.name == "reinforce_pp":
-        to_go = [discounted_sums(row, estimator.gamma) for row in rewards]
+        to_go = [compute_discounted_sums(row, estimator.gamma) for row in rewards]
         if size > 1:
             to_go = [row - sum(groups[b // size]) / size for b, row in enumerate(to_go)]
         return list(whiten(torch.cat(to_go)).split([len(row) for row in rewards]))
@@ -192,8 +193,8 @@ def advantages_without_critic(estimator: Estimator, rewards: Sequence[Tensor]) -
     for b, score in enumerate(scores):
         group = groups[b // size]
         if estimator.name == "rloo":
-            others = [other for k, other in enumerate(group) if k != b % size]
-            advantages.append(score - sum(others) / len(others))
+            baseline_scores = [group_score for k, group_score in enumerate(group) if k != b % size]
+            advantages.append(score - sum(baseline_scores) / len(baseline_scores))
             continue
         spreads = {"group": group, "batch": scores}
         spread = statistics.stdev(spreads[estimator.scale]) + EPSILON if estimator.scale in spreads else 1.0
@@ -201,7 +202,7 @@ def advantages_without_critic(estimator: Estimator, rewards: Sequence[Tensor]) -
     return [torch.full_like(row, advantage) for row, advantage in zip(rewards, advantages, strict=True)]
 
 
-def discounted_sums(row: Tensor, factor: float) -> Tensor:
+def compute_discounted_sums(row: Tensor, factor: float) -> Tensor:
     """Return Σ_k factor^(k−t) row_k from each t on [T]."""
     sums = [sum(factor ** (k - t) * row[k] for k in range(t, len(row))) for t in range(len(row))]
     return torch.stack([torch.as_tensor(each) for each in sums])
@@ -235,7 +236,7 @@ def check_experience(setting: Setting) -> Anchor:
     """
     experience, _ = setting.build_experience()
     mask = setting.rollout.response_mask_BT
-    with setting.without_fast_path():
+    with setting.use_plain_forward():
         expected = compute_targets(setting)
     pairs = [
         (experience.old_logprobs_BT, expected.old_logprobs),
@@ -243,7 +244,7 @@ def check_experience(setting: Setting) -> Anchor:
     ]
     if experience.returns_BT is not None and expected.returns is not None:
         pairs.append((experience.returns_BT, expected.returns))
-    off = max(relative_error(result[mask].double(), right) for result, right in pairs)
+    off = max(compute_relative_error(result[mask].double(), right) for result, right in pairs)
     claim = "logprobs, advantages and returns are those of plain logits and of their definitions"
     return Anchor("experience", claim, off, setting.tolerance(1e-4, 0.1))
 
@@ -258,10 +259,10 @@ def check_policy_gradient(setting: Setting) -> Anchor:
     experience, _ = setting.build_experience()
     gradient = setting.compute_gradients(experience, setting.micro_batch)[0]["policy"]
     lengths = setting.rollout.lengths_B.tolist()
-    with setting.without_fast_path():
+    with setting.use_plain_forward():
         for b, length in enumerate(lengths):
-            ref_logprobs = plain_logprobs(setting, "reference", b)
-            logprobs = plain_logprobs(setting, "policy", b, train=True)
+            ref_logprobs = compute_plain_logprobs(setting, "reference", b)
+            logprobs = compute_plain_logprobs(setting, "policy", b, train=True)
             log_ratio = logprobs - ref_logprobs
             kl = log_ratio.square() / 2 if losses.kl_estimator == "k2" else (-log_ratio).exp() - 1 + log_ratio
             divisors = {
@@ -274,7 +275,7 @@ def check_policy_gradient(setting: Setting) -> Anchor:
             (loss / divisors[losses.loss_mean]).backward()
     expected = take_gradient(roles, "policy")
     claim = "the policy's first gradient is REINFORCE's with a baseline"
-    return Anchor("first gradient", claim, relative_error(gradient, expected), setting.tolerance(1e-4, 0.2))
+    return Anchor("first gradient", claim, compute_relative_error(gradient, expected), setting.tolerance(1e-4, 0.2))
 
 
 def check_value_gradient(setting: Setting) -> Anchor:
@@ -284,14 +285,14 @@ def check_value_gradient(setting: Setting) -> Anchor:
     assert experience.returns_BT is not None
     gradient = setting.compute_gradients(experience, setting.micro_batch)[0]["value"]
     count = float(setting.rollout.response_mask_BT.sum())
-    with setting.without_fast_path():
+    with setting.use_plain_forward():
         for b in range(len(setting.rollout.ended_B)):
-            values = plain_values(setting, b, train=True)[:-1]
+            values = compute_plain_values(setting, b, train=True)[:-1]
             roles.require_gradients("value")
             (0.5 * (values - experience.returns_BT[b, : len(values)]).square().sum() / count).backward()
     expected = take_gradient(roles, "value")
     claim = "the value's first gradient is that of half the squared error"
-    return Anchor("value gradient", claim, relative_error(gradient, expected), setting.tolerance(1e-4, 0.2))
+    return Anchor("value gradient", claim, compute_relative_error(gradient, expected), setting.tolerance(1e-4, 0.2))
 
 
 def check_invariance(setting: Setting) -> Anchor:
@@ -300,12 +301,12 @@ def check_invariance(setting: Setting) -> Anchor:
     gradients = setting.compute_gradients(experience, setting.micro_batch)[0]
     rows = len(setting.rollout.ended_B)
     reversed_rows = experience.rows(torch.arange(rows - 1, -1, -1))
-    others = [setting.compute_gradients(reversed_rows, 1)[0]]  # rows of one micro-batch each have no padding
+    variants = [setting.compute_gradients(reversed_rows, 1)[0]]  # rows of one micro-batch each have no padding
     cached_experience, cached = setting.build_experience(rows)
-    others.append(setting.compute_gradients(cached_experience, rows, cached)[0])
+    variants.append(setting.compute_gradients(cached_experience, rows, cached)[0])
     worst = max(
-        relative_error(other[role], gradient)
-        for other in others
+        compute_relative_error(variant[role], gradient)
+        for variant in variants
         for role, gradient in gradients.items()
         if gradient.norm() > 0
     )
@@ -335,7 +336,7 @@ def check_isolation(setting: Setting) -> Anchor:
         accumulate_gradients(
             roles, experience, micro_batch=setting.micro_batch, temperature=setting.temperature, losses=setting.losses
         )
-        gradient_step(roles, optimiser, 1.0)
+        take_gradient_step(roles, optimiser, 1.0)
     after = roles.logprobs("reference", rollout, setting.temperature).logprobs_BT
     with torch.no_grad():
         for parameter, value in zip(parameters, saved, strict=True):
