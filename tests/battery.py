@@ -256,7 +256,7 @@ CASES = [
     line("import", "stage.action=configure stage.settings={answers:x}", "settings"),
     line("import", "stage.action=verify project=nothing", "project=nothing"),
     # --- Annotation
-    line("import", "stage.action=configure", "stage.action=configure", "is told nothing"),
+    line("import", "stage.action=configure", "stage.action=configure", "names no change"),
     line("import", "stage.action=configure stage.settings=3", "stage.settings=3", "is no mapping"),
     line("import", "stage.action=configure stage.settings={overlapp:2}", "there is no such setting"),
     line("import", "stage.action=configure stage.state=asleep", "state=asleep", "there is no such state"),

@@ -72,7 +72,7 @@ class VllmAdapters:
         if missing or not adapters:
             return self._ask(missing)
         first = next(iter(self.must_say.values()))
-        return Probes.of_base(first.rows, first.base)
+        return Probes.from_base(first.rows, first.base)
 
     def _ask(self, adapters: Mapping[str, Path]) -> Probes:
         model = cast_to_fp32(load_base(self.base, self.method, self.device, self.trained))
@@ -86,7 +86,7 @@ class VllmAdapters:
             pool.remove(digest)
         del model, pool
         free_memory()
-        return Probes.of_base(rows, base)
+        return Probes.from_base(rows, base)
 
     def __call__(self, folder: Path, digest: str) -> ServedAdapter:
         """Prepare the adapter in a folder for vLLM.

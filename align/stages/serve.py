@@ -140,7 +140,9 @@ def open_service(run: Run, config: Config, startup: ResolvedNames) -> Iterator[t
     portfolio = startup.portfolio
     keys = None if stage.keys is None else parse_user_path(stage.keys, "stage.keys")
     with ENGINES[config.serve.name](run, config, startup) as loaded:
-        formats = Formats(lambda folder: ChatFormat.of(load_tokenizer(portfolio.base, folder), loaded.generation))
+        formats = Formats(
+            lambda folder: ChatFormat.from_tokenizer(load_tokenizer(portfolio.base, folder), loaded.generation)
+        )
         versions = portfolio.versions().values()
         for ref, artifact in startup.artifacts.items():
             warn_if_stale(ref, artifact.path)
@@ -457,7 +459,7 @@ def build_tenant_row(entry: TenantKeys, used: TenantUsage) -> tuple[str, ...]:
         used.requests,
         used.tokens,
         limits.token_budget,
-        None if limits.token_budget is None else used.left_of(limits.token_budget),
+        None if limits.token_budget is None else used.compute_remaining(limits.token_budget),
     )
     return (
         tenant.name,

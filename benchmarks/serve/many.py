@@ -60,7 +60,7 @@ def loading(given: Mapping[str, Any]) -> dict[str, Any]:
     before, took = memory_mb(), []
     for digest in digests:
         began = time.perf_counter()
-        batch.decoder.bank.put(digest, batch.known.folder(digest), set())
+        batch.decoder.bank.load(digest, batch.known.folder(digest), set())
         took.append(1e3 * (time.perf_counter() - began))
     files = sum(map(weights_mb, folders))
     return {"adapters": len(folders), "files_mb": files, "grown_mb": memory_mb() - before,

@@ -46,7 +46,7 @@ def engine_steps(
     decoder = decoder_on(base, torch.float32, size, columns)
     even, uneven = ([adapter_digest(folder) for folder in folders] for folders in (adapters, ranks))
     for digest, folder in zip((*even, *uneven), (*adapters, *ranks), strict=True):
-        decoder.bank.put(digest, folder, set())
+        decoder.bank.load(digest, folder, set())
 
     def step_of(rows: Sequence[str | None]) -> Step:
         def step(position: int) -> object:

@@ -128,7 +128,7 @@ def test_an_adapter_that_no_run_made(shop: Workshop, exported: Path, tmp_path: P
         says="names another base",
     )
     config = json.loads((stranger / "adapter_config.json").read_text())
-    for init, problem in (("pissa_niter_4", "nobody can find again"), ("pissa", "quantised anew")):
+    for init, problem in (("pissa_niter_4", "cannot be reproduced"), ("pissa", "quantised anew")):
         (stranger / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": init}))
         shop.refuses(*export, "method=qlora", "resume=never", says=problem)
 
@@ -144,7 +144,7 @@ def weights_are_read(*given: object, **more: object) -> None:
         ("adapter", {"use_dora": True}, "use_dora=True"),
         ("merged", {"trainable_token_indices": [1]}, "trainable_token_indices=[1]"),
         ("adapter", {"peft_type": "IA3"}, "IA3"),
-        ("merged", {"init_lora_weights": "pissa_niter_4"}, "nobody can find again"),
+        ("merged", {"init_lora_weights": "pissa_niter_4"}, "cannot be reproduced"),
         ("merged", {"init_lora_weights": "olora"}, "quantised anew"),
         ("merged", {"arrow_config": "none"}, "arrow_config='none', which is not computed here"),
         ("adapter", {"parent_library": ["a"]}, "parent_library=['a'], which is not computed here"),

@@ -282,7 +282,7 @@ def test_rows_and_sources(runs: Path) -> None:
 
 def test_what_cannot_be_named(runs: Path) -> None:
     for words, says in {
-        (): "is told nothing that it should forget",
+        (): "names nothing to forget",
         ("stage.item=x", "stage.source=y"): "and so does stage.source",
         ("stage.item=x",): "has no such item",
         ("stage.content_id=12",): "is no content id",

@@ -83,8 +83,8 @@ def test_ppo_stops_where_its_first_ratio_is_off(
 ):
     """A model whose rows hang on the padding beside them, taken for one of the fast path by mistake: the probe at load
     sees it, and behind the probe PPO does."""
-    monkeypatch.setattr(architectures, "proven_types", dict)
-    monkeypatch.setattr(forward, "route", lambda config: architectures.FAST)
+    monkeypatch.setattr(architectures, "read_proven_types", dict)
+    monkeypatch.setattr(forward, "find_route", lambda config: architectures.FAST)
     shop = Workshop(tmp_path / "runs", chats)
     model = with_tokenizer(tmp_path / "model", "bart", tiny_tokenizer)
     line = ("stage=ppo", "model=hub", model, "init=base", "method=lora", *PPO, *RULES, *shop.on_file)

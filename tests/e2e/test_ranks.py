@@ -148,7 +148,7 @@ def test_a_rank_that_is_killed_ends_the_run_which_any_number_of_ranks_continues(
         assert cut[1 - rank].status == 1, cut[1 - rank].err
         (desk / f"died-{rank}").unlink()
         if rank == 1:  # the other is the one that all share the store of
-            assert "a rank ended without a word" in cut[0].err
+            assert "a rank ended without reporting an error" in cut[0].err
             assert "rank 1: update 2, scores" in cut[0].err
         ended = ranked(forks, desk, *judged, name) if then == 2 else [forks.run(desk, *judged, name)]
         assert {each.status for each in ended} == {0}, ended[0].err

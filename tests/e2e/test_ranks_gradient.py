@@ -47,7 +47,7 @@ def gradients(folder: Path, micro_batch: int) -> dict[str, torch.Tensor]:
     found = {
         f"{role} {name}": p.grad
         for role in ("policy", "value")
-        for name, p in roles.named_parameters_of(role).items()
+        for name, p in roles.get_named_parameters(role).items()
         if p.grad is not None
     }
     return found | {name: torch.tensor(value, device=CPU) for name, value in figures.items()}

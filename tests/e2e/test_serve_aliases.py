@@ -135,7 +135,7 @@ def test_nobody_else_loads_what_follows(home: Home) -> None:
     body = {"lora_name": "chat", "lora_path": "two", "load_inplace": True}
     status, found = home.server.post("/v1/load_lora_adapter", body)
     assert status == 400
-    assert "stands for other names or an alias" in str(found)
+    assert "refers to other names or an alias" in str(found)
 
 
 def test_requests_under_way_keep_their_weights(home: Home) -> None:

@@ -184,7 +184,7 @@ def test_what_an_operator_has_to_know_is_on_the_console(run: Run):
         f"root loaded later ({digest})",
         f"root unloaded later ({digest})",
         "tenant ben may ask for what is not served: pockett (did you mean pocket?)",
-        "the key file others than its owner may read or write it; nobody is let in",
+        "the key file others than its owner may read or write it; all requests are refused",
         "the key file can be read again",
     ]
     log = (run.server.folder / "log.txt").read_text()
@@ -197,7 +197,7 @@ from align.rollout.serving_engine import EngineThread
 
 def dies(self):
     with self._changed:
-        while not self._work:
+        while not self._has_work:
             self._changed.wait()
 
 EngineThread._run = dies

@@ -24,7 +24,7 @@ needs_wheel = pytest.mark.skipif(
 
 
 def test_without_wheel_and_hub_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(base, "gguf_in_wheel", lambda: None)
+    monkeypatch.setattr(base, "find_gguf_in_wheel", lambda: None)
 
     def unreachable(repo: str, revision: str | None, field: str) -> Path:
         raise InputError(field, repo, "the hub cannot be reached and no copy is cached", "…")
@@ -35,7 +35,7 @@ def test_without_wheel_and_hub_the_message_says_how_to_get_it(monkeypatch: pytes
 
 
 def test_from_the_hub_it_is_a_model_with_its_id_and_revision(tiny_model: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(base, "gguf_in_wheel", lambda: None)
+    monkeypatch.setattr(base, "find_gguf_in_wheel", lambda: None)
     monkeypatch.setattr(base, "hub_snapshot", lambda *given: tiny_model)
     found = find_base("smollm2")
     assert (found.id, found.revision) == ("HuggingFaceTB/SmolLM2-135M-Instruct", tiny_model.name)

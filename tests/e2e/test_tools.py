@@ -144,6 +144,6 @@ def test_a_model_that_was_trained_on_calls_calls(shop: Workshop) -> None:
         with torch.no_grad():
             out: Any = model.generate(torch.tensor([ids]), max_new_tokens=48, do_sample=False)
         said = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
-        (part,) = AnswerParser(tools=["rain"]).take(said, last=True)
+        (part,) = AnswerParser(tools=["rain"]).feed(said, last=True)
         assert part.call is not None, said
         assert (part.call.name, json.loads(part.call.arguments)) == ("rain", {"in": place})

@@ -38,21 +38,21 @@ def tenant(**limits: int) -> Tenant:
 def test_how_long_an_answer_of_no_given_length_may_be(
     accounting: RateLimiter, limits: dict[str, int], prompt_tokens: int, answers: int, room: int | None
 ) -> None:
-    with accounting.enter(tenant(**limits), answers, 1, "r") as charge:
+    with accounting.admit(tenant(**limits), answers, 1, "r") as charge:
         assert charge.room(prompt_tokens, answers) == room
 
 
 def test_what_is_used_is_counted_and_what_is_not_is_given_back(accounting: RateLimiter) -> None:
     acme = tenant(tokens_per_minute=100, token_budget=1000, concurrency=4)
     assert accounting.usage is not None
-    with accounting.enter(acme, 3, 10, "r") as charge:
+    with accounting.admit(acme, 3, 10, "r") as charge:
         charge.reserve(60)
-        told = accounting.as_json(acme, accounting.usage)
+        told = accounting.usage_to_json(acme, accounting.usage)
         assert told["remaining"] == {
             "requests_per_minute": None, "tokens_per_minute": 40, "concurrency": 1, "token_budget": 940,
         }  # fmt: skip
         charge.used = 7, 5
-    told = accounting.as_json(acme, accounting.usage)
+    told = accounting.usage_to_json(acme, accounting.usage)
     assert (told["requests"], told["total_tokens"], told["reserved_tokens"]) == (1, 12, 0)
     assert told["remaining"] == {
         "requests_per_minute": None, "tokens_per_minute": 88, "concurrency": 4, "token_budget": 988,
@@ -61,14 +61,14 @@ def test_what_is_used_is_counted_and_what_is_not_is_given_back(accounting: RateL
 
 def test_what_is_refused_leaves_nothing_behind(accounting: RateLimiter) -> None:
     acme = tenant(tokens_per_minute=100, token_budget=20, concurrency=2)
-    with pytest.raises(Refusal), accounting.enter(acme, 3, 1, "many"):
+    with pytest.raises(Refusal), accounting.admit(acme, 3, 1, "many"):
         pass
-    with pytest.raises(BudgetSpent), accounting.enter(acme, 1, 21, "early"):
+    with pytest.raises(BudgetSpent), accounting.admit(acme, 1, 21, "early"):
         pass
-    with pytest.raises(BudgetSpent), accounting.enter(acme, 1, 1, "late") as charge:
+    with pytest.raises(BudgetSpent), accounting.admit(acme, 1, 1, "late") as charge:
         charge.reserve(30)
     assert accounting.usage is not None
-    told = accounting.as_json(acme, accounting.usage)
+    told = accounting.usage_to_json(acme, accounting.usage)
     assert (told["requests"], told["reserved_tokens"]) == (0, 0)
     assert (told["remaining"]["tokens_per_minute"], told["remaining"]["concurrency"]) == (100, 2)
 

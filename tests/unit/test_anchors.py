@@ -242,7 +242,7 @@ def top_five(draw: Any) -> Any:
         ("policy_loss", uphill, {"first gradient", "closed form"}),
         ("policy_loss", without_mask, {"first ratio"}),
         ("policy_loss", mean_of_each_piece, {"first gradient", "invariance"}),
-        ("read_response", at_temperature_1, {"sampling", "first gradient"}),
+        ("score_response", at_temperature_1, {"sampling", "first gradient"}),
         ("draw_tokens", top_five, {"sampling"}),
         ("policy_loss", unclipped, {"losses"}),
         ("value_loss", as_if_it_never_moved, {"losses", "value gradient"}),

@@ -155,7 +155,7 @@ def test_a_configuration_that_nobody_measured_takes_the_plain_path_and_is_probed
 @pytest.mark.parametrize("model_type", ["llama", "mamba2", "bart", "xlstm"])
 def test_a_type_that_nobody_measured_is_right(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Positions that are ignored and states that padding would run through among them."""
-    monkeypatch.setattr(architectures, "proven_types", dict)
+    monkeypatch.setattr(architectures, "read_proven_types", dict)
     base = saved(tmp_path, model_type)
     model = load_base(base, "lora", CPU, FP32)
     assert forward.get_route(model)[:3] == (False, False, False)
@@ -167,7 +167,7 @@ def test_a_type_that_nobody_measured_is_right(model_type: str, tmp_path: Path, m
 def test_a_type_that_nobody_measured_and_that_reads_ahead_is_refused_by_its_probe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(architectures, "proven_types", dict)
+    monkeypatch.setattr(architectures, "read_proven_types", dict)
     with pytest.raises(InputError, match=r"its type bert cannot be used here: it reads ahead"):
         load_base(saved(tmp_path, "bert"), "lora", CPU, FP32)
 
@@ -176,7 +176,7 @@ def test_a_probe_sees_a_path_that_does_not_fit(tmp_path: Path, monkeypatch: pyte
     """A type on the fast path by mistake: its head is more than a head."""
     base = saved(tmp_path, "falcon_h1")
     wrong = FAST._replace(proven=False)
-    monkeypatch.setattr(forward, "route", lambda config: wrong)
+    monkeypatch.setattr(forward, "find_route", lambda config: wrong)
     with pytest.raises(InputError, match="rows beside each other are not what the model says"):
         load_base(base, "lora", CPU, FP32)
 
@@ -186,7 +186,7 @@ def test_what_is_proven_is_probed_too_for_its_numbers(tmp_path: Path, monkeypatc
     base = saved(tmp_path, "granite", logits_scaling=3.0)
     assert forward.get_route(load_base(base, "lora", CPU, FP32)) == FAST
     whole = forward.get_lm_head
-    monkeypatch.setattr(forward, "lm_head", lambda model: lambda hidden: 0.5 * whole(model)(hidden))
+    monkeypatch.setattr(forward, "get_lm_head", lambda model: lambda hidden: 0.5 * whole(model)(hidden))
     with pytest.raises(InputError, match="rows beside each other are not what the model says"):
         load_base(base, "lora", CPU, FP32)
 

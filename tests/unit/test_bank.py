@@ -77,7 +77,7 @@ def test_each_row_gets_its_own_adapter(steps: list[list[str | None]], resident: 
         for rows in steps:
             wanted = list(dict.fromkeys(row for row in rows if row is not None))[:resident]
             for name in wanted:
-                bank.put(name, Path(name), set(wanted))
+                bank.load(name, Path(name), set(wanted))
             check(bank, [row if row in wanted else None for row in rows])
             units = [unit for mine in bank.units.values() for unit in mine]
             assert sorted(units + bank._free) == list(range(resident * 64 // UNIT))
@@ -86,8 +86,8 @@ def test_each_row_gets_its_own_adapter(steps: list[list[str | None]], resident: 
 def test_the_adapter_used_least_lately_makes_room(named: None):
     bank = AdapterBank(SITES, 2, 64, torch.float32)
     for name in ("a", "b", "a"):
-        bank.put(name, Path(name), set())
-    bank.put("c", Path("c"), {"b"})  # in use, and so it stays
+        bank.load(name, Path(name), set())
+    bank.load("c", Path("c"), {"b"})  # in use, and so it stays
     assert list(bank.units) == ["b", "c"]
     assert bank.has_room({"b"})
     assert not bank.has_room({"b", "c"})
@@ -98,7 +98,7 @@ def test_an_adapter_that_fails_while_it_is_written_leaves_its_room(named: None, 
     free = sorted(bank._free)
     monkeypatch.setattr(bank_module, "pad", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        bank.put("d", Path("d"), set())
+        bank.load("d", Path("d"), set())
     assert not bank.units
     assert sorted(bank._free) == free
 

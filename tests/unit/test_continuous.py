@@ -93,7 +93,7 @@ class Counting:
     def __init__(self, fail_at: int = -1) -> None:
         self.taken, self.fail_at = 0, fail_at
 
-    def allowed(self) -> np.ndarray:
+    def compute_mask(self) -> np.ndarray:
         if self.taken == self.fail_at:
             raise RuntimeError("a grammar of somebody's own")
         return np.arange(320) % 7 == 0
@@ -163,7 +163,7 @@ def test_requests_finish_with_the_version_that_they_began_with(
     assert other.tokens != expected
     made.step()
     assert old not in made.known.by_digest
-    resident = made.decoder.bank.units if isinstance(made, ContinuousBatch) else made._used  # pyright: ignore
+    resident = made.decoder.bank.units if isinstance(made, ContinuousBatch) else made._loaded  # pyright: ignore
     assert list(resident) == [new]  # its memory is free at once
 
 

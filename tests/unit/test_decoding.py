@@ -104,8 +104,8 @@ def test_an_answer_that_goes_on_with_a_text_keeps_its_blank(stripping: Any):
     body = CompletionBody(model="m", echo=True)
     answers = TextAnswers(ChatFormat(stripping, ()), prompts, RequestRecord("req-1", "/"), body)
     for i, id in enumerate(ids[1:]):
-        list(answers.take(0, Output((Token(id, 0.0),), "length" if i == len(ids) - 2 else None)))
-    assert answers.whole()["choices"][0]["text"] == "the cat sat"
+        list(answers.add_output(0, Output((Token(id, 0.0),), "length" if i == len(ids) - 2 else None)))
+    assert answers.to_response()["choices"][0]["text"] == "the cat sat"
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ EXCEPTIONS = {
     "align.export.merged:write_merged": NEW,
     "align.mirrors.wandb:log": RUN,
     "align.models.adapters:save_adapter": NEW,
-    "align.models.dequantised:dequantised_beside": NEW,
+    "align.models.dequantised:prepare_dequantised_base": NEW,
     "align.models.load:save_tokenizer": NEW,
     "align.models.plain_lora:write_plain": NEW,
     "align.models.roles:save": NEW,

@@ -93,7 +93,7 @@ class Home:
         self.names = AliasWatcher(self.root, found.following, self.portfolio, dtypes)
 
     def look(self) -> None:
-        self.names.look()
+        self.names.update()
         assert self.engine.there == {*self.portfolio.versions()}  # nothing is missing, and nothing is left
 
     def means(self, name: str = "chat") -> list[tuple[str, float]]:
@@ -138,7 +138,7 @@ def test_what_failed_is_tried_again(
     home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without another change of the log, and not at every look."""
-    monkeypatch.setattr(alias_watcher, "AGAIN_S", 0.0)
+    monkeypatch.setattr(alias_watcher, "RETRY_S", 0.0)
     home.engine.refuses = home.digest("b")
     home.promote("b")
     for _ in range(3):
@@ -146,13 +146,13 @@ def test_what_failed_is_tried_again(
     assert home.means() == [("a", 1.0)]
     assert len([one for one in caplog.messages if one.startswith("chat stays with sft:a")]) == 1
     home.engine.refuses = None
-    monkeypatch.setattr(alias_watcher, "AGAIN_S", 99.0)
+    monkeypatch.setattr(alias_watcher, "RETRY_S", 99.0)
     home.look()
     assert home.means() == [("b", 1.0)]
 
 
 def test_a_run_that_comes_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alias_watcher, "AGAIN_S", 0.0)
+    monkeypatch.setattr(alias_watcher, "RETRY_S", 0.0)
     home.promote("b")
     shutil.move(home.root / "sft" / "b", home.root / "away")
     home.look()
@@ -177,7 +177,7 @@ def test_several_at_once_and_names_that_follow_the_name(home: Home, caplog: pyte
     home.promote("b", "c")
     home.look()
     assert home.means() == [("a", 1.0)]
-    assert any("shall stand for 2 artifacts, and half stands for it" in one for one in caplog.messages)
+    assert any("would refer to 2 artifacts, but half refers to it" in one for one in caplog.messages)
     assert [name for name, _ in home.means("mixed")] == ["b", "c", "a"]
     home.begin({"chat": "@production"})
     home.promote("a", "b", "c")
@@ -195,7 +195,7 @@ def test_half_of_several_that_cannot_be_read_changes_nothing(home: Home) -> None
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("other", "was trained with method=qlora"), ("judge", "would stand for a reward model in place of a policy")],
+    [("other", "was trained with method=qlora"), ("judge", "would refer to a reward model in place of a policy")],
 )
 def test_what_does_not_go_with_the_server(home: Home, caplog: pytest.LogCaptureFixture, name: str, says: str) -> None:
     home.promote(name)
@@ -222,7 +222,7 @@ def test_a_name_that_follows_another_keeps_nothing_of_it(home: Home) -> None:
     home.promote("b")
     home.look()
     arms = home.portfolio.arms("lone")
-    home.portfolio.stand_for("lone", [arms[0].__class__("x", "x", None)])
+    home.portfolio.replace_arms("lone", [arms[0].__class__("x", "x", None)])
     assert home.engine.there == {home.digest("b")}
 
 

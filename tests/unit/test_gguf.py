@@ -223,7 +223,7 @@ def test_what_llama_cpp_does_not_load_is_an_error_with_its_words(trained: Traine
     broken = tmp_path / "base-f16.gguf"
     broken.write_bytes((exported / "base-f16.gguf").read_bytes()[:5000])
     with pytest.raises(
-        InputError, match=r"export\.llama_cpp=.*: llama\.cpp does not take what it was given.*export\.llama_cpp=none"
+        InputError, match=r"export\.llama_cpp=.*: llama\.cpp fails on the request.*export\.llama_cpp=none"
     ):
         run_llama_cpp(trained, broken, exported / ADAPTER, ASKED)
     with pytest.raises(InputError, match="cannot make q8_0"):

@@ -57,7 +57,7 @@ def drawn(form: ChatFormat, seed: int, most: int, **asked: Any) -> tuple[str, bo
     """A text that is drawn from what is allowed, each token as likely as another; and whether the grammar ended it."""
     grammar, rng, ids = begun(form, most, **asked), np.random.default_rng(seed), []
     for _ in range(most):
-        ids.append(int(rng.choice(np.flatnonzero(grammar.allowed()))))
+        ids.append(int(rng.choice(np.flatnonzero(grammar.compute_mask()))))
         if grammar.accept(ids[-1]):
             break
     else:
@@ -103,7 +103,7 @@ def test_a_token_is_allowed_where_a_text_goes_on_with_its_bytes_and_nowhere_else
         for _ in range(15):
             grammar, said = begun(form, 10_000, **asked), b""  # far from its end
             while True:
-                allowed = grammar.allowed()
+                allowed = grammar.compute_mask()
                 assert allowed.shape == (size + PADDING,)
                 may = set(np.flatnonzero(allowed).tolist())
                 assert bool(may & set(form.stop_ids)) == (said in whole)
@@ -209,11 +209,11 @@ def test_blanks_are_bounded(pocket: ChatFormat):
     blanks = [token(pocket, blank) for blank in "\n "]
     grammar.accept(token(pocket, "{"))
     for _ in range(17):
-        allowed = [id for id in blanks if grammar.allowed()[id]]
+        allowed = [id for id in blanks if grammar.compute_mask()[id]]
         if not allowed:
             break
         grammar.accept(allowed[0])
-    assert not any(grammar.allowed()[blanks])
+    assert not any(grammar.compute_mask()[blanks])
 
 
 def test_no_key_has_two_spellings(pocket: ChatFormat):
@@ -222,8 +222,8 @@ def test_no_key_has_two_spellings(pocket: ChatFormat):
     grammar = begun(pocket, 10_000, **of_schema(schema))
     for letter in '{"\\':
         grammar.accept(token(pocket, letter))
-    assert grammar.allowed()[token(pocket, "n")]
-    assert not grammar.allowed()[token(pocket, "u")]
+    assert grammar.compute_mask()[token(pocket, "n")]
+    assert not grammar.compute_mask()[token(pocket, "u")]
 
 
 def test_reasoning_is_free_and_closed_in_time(forms: Sequence[ChatFormat]):
@@ -270,13 +270,13 @@ def test_a_strict_tool_is_strict_where_calls_are_free_and_text_stays_text(forms:
     ):  # fmt: skip
         grammar = begun(form, 10_000, tools=TOOLS)
         for token in form.tokenizer(said, add_special_tokens=False)["input_ids"]:
-            if not grammar.allowed()[token]:
+            if not grammar.compute_mask()[token]:
                 assert not goes_on, said
                 break
             grammar.accept(token)
         else:
             assert goes_on, said
-            assert grammar.allowed()[form.stop_ids[0]]
+            assert grammar.compute_mask()[form.stop_ids[0]]
     assert prepare_grammars(form, body(tools=TOOLS[1:]), 10) is None
 
 

@@ -106,12 +106,12 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(
         with pytest.raises(VllmFailed, match=r"by more than 1,0\d\d,\d\d\d bytes"):
             each()
     assert client.is_up()
-    with pytest.raises(InputError, match=rf"^rollout\.urls={url}: fails at its first question .* by more than"):
+    with pytest.raises(InputError, match=rf"^rollout\.urls={url}: fails at the first request .* by more than"):
         running_server(url).bring_up()
     made = sampler(url)
     [error] = asyncio.run(made._ask({0: {"prompt": [1, 2], "max_tokens": LIMIT}})).values()
     assert isinstance(error, VllmFailed)
-    assert str(made._explain(made.servers[0], error)).startswith(f"rollout.urls={url}: does not do what it is asked")
+    assert str(made._explain(made.servers[0], error)).startswith(f"rollout.urls={url}: refuses a request")
 
 
 def test_an_answer_that_comes_byte_by_byte_has_its_time(client: VllmClient, monkeypatch: pytest.MonkeyPatch):

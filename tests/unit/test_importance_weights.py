@@ -79,7 +79,7 @@ def test_the_gap_by_hand_and_its_bound():
     assert figures["rollout_ratio"] == pytest.approx((1.5 + 0.25 + 8) / 3)
     assert figures["staleness"] == 0
     check_gap(figures, 1.3)
-    with pytest.raises(InputError, match=r"lies 1\.3 nats a token from the policy"):
+    with pytest.raises(InputError, match=r"are 1\.3 nats per token from the policy's"):
         check_gap(figures, 1.2)
     with pytest.raises(InputError, match="lies nan nats"):
         check_gap({**figures, "rollout_gap": float("nan")}, 1.2)

@@ -148,7 +148,7 @@ def test_whether_a_key_is_still_one(path: Path) -> None:
     assert held == [hash_key(first), hash_key(second)]
     change_tenant(path, "acme", revoke=hash_key(first)[:8])
     keys.reload_if_changed()
-    assert [keys.holds(each) for each in held] == [False, True]
+    assert [keys.has_key(each) for each in held] == [False, True]
     assert (keys.tenants.keys(), keys.reads) == ({"acme"}, 2)
 
 

@@ -27,7 +27,7 @@ def clock() -> Clock:
 def asked(limits: RateLimiter, who: Tenant, tokens: int = 1, used: int | None = None) -> float:
     """0 for a request that was let in and has ended, else the seconds to wait."""
     try:
-        with limits.enter(who, least=tokens) as charge:
+        with limits.admit(who, least=tokens) as charge:
             charge.reserve(tokens)
             charge.used = 0, tokens if used is None else used
         return 0.0
@@ -74,11 +74,11 @@ def test_a_request_larger_than_a_minutes_tokens_passes_when_the_bucket_is_full_a
 def test_answers_at_once(clock: Clock) -> None:
     limits, who = RateLimiter(clock), tenant(concurrency=4, requests_per_minute=4)
     with ExitStack() as stack:
-        stack.enter_context(limits.enter(who, 3))
-        with pytest.raises(RateLimited) as caught, limits.enter(who, 2):
+        stack.enter_context(limits.admit(who, 3))
+        with pytest.raises(RateLimited) as caught, limits.admit(who, 2):
             pass
         assert caught.value.param == "concurrency"
-        stack.enter_context(limits.enter(who, 1))
+        stack.enter_context(limits.admit(who, 1))
         assert limits.running("acme") == 4
     assert limits.running("acme") == 0
     assert [asked(limits, who) for _ in range(3)][:2] == [0, 0]  # the refused one was charged nothing
@@ -86,7 +86,7 @@ def test_answers_at_once(clock: Clock) -> None:
 
 def test_more_answers_than_there_may_ever_be_are_no_matter_of_waiting(clock: Clock) -> None:
     limits = RateLimiter(clock)
-    with pytest.raises(Refusal) as caught, limits.enter(tenant(concurrency=4), 5):
+    with pytest.raises(Refusal) as caught, limits.admit(tenant(concurrency=4), 5):
         pass
     assert not isinstance(caught.value, RateLimited)
     assert (caught.value.status, caught.value.param) == (400, "n")
@@ -96,7 +96,7 @@ def test_what_is_refused_before_its_prompt_is_read_is_charged_nothing(clock: Clo
     limits, who = RateLimiter(clock), tenant(requests_per_minute=3, tokens_per_minute=60)
     assert asked(limits, who, 60) == 0
     for _ in range(5):
-        with pytest.raises(RateLimited) as caught, limits.enter(who, least=30):
+        with pytest.raises(RateLimited) as caught, limits.admit(who, least=30):
             pass
         assert caught.value.retry_after_s == pytest.approx(30)
     assert [asked(limits, who, 0) for _ in range(3)] == [0, 0, pytest.approx(20)]
@@ -105,7 +105,7 @@ def test_what_is_refused_before_its_prompt_is_read_is_charged_nothing(clock: Clo
 def test_a_prompt_that_was_read_counts_as_a_request_whatever_it_came_to(clock: Clock) -> None:
     limits, who = RateLimiter(clock), tenant(requests_per_minute=3, tokens_per_minute=60)
     assert asked(limits, who, 40) == 0
-    with limits.enter(who, least=1) as charge, pytest.raises(RateLimited) as caught:
+    with limits.admit(who, least=1) as charge, pytest.raises(RateLimited) as caught:
         charge.reserve(30)
     assert caught.value.retry_after_s == pytest.approx(10)
     assert limits.status_of(who)["tokens_per_minute"].remaining == 20
@@ -123,7 +123,7 @@ def test_how_a_tenant_stands(clock: Clock) -> None:
 
 def test_an_error_inside_frees_the_place(clock: Clock) -> None:
     limits, who = RateLimiter(clock), tenant(concurrency=1)
-    with pytest.raises(KeyError), limits.enter(who, 1):
+    with pytest.raises(KeyError), limits.admit(who, 1):
         raise KeyError
     assert asked(limits, who) == 0
 
@@ -152,7 +152,7 @@ def test_limits_that_change_while_it_runs(clock: Clock) -> None:
 def test_the_message_says_when_and_nothing_of_the_tenant(clock: Clock) -> None:
     limits, who = RateLimiter(clock), tenant(requests_per_minute=1)
     asked(limits, who)
-    with pytest.raises(RateLimited, match="Try again in 60 s") as caught, limits.enter(who):
+    with pytest.raises(RateLimited, match="Try again in 60 s") as caught, limits.admit(who):
         pass
     assert "acme" not in str(caught.value)
 
@@ -182,7 +182,7 @@ def test_many_threads(clock: Clock) -> None:
     def ask() -> None:
         for _ in range(100):
             try:
-                with limits.enter(who):
+                with limits.admit(who):
                     assert limits.running("acme") <= 8
                     passed.append(1)
             except RateLimited as error:

@@ -100,13 +100,13 @@ def test_products_of_a_fixed_shape_where_shapes_do_not_agree(monkeypatch: pytest
 def test_as_many_matrices_as_threads(family: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """With fewer, a library shares one among its threads, and adds in another order."""
     for module in (exact, mixed, adapter_bank):
-        monkeypatch.setattr(module, "least_batch", lambda: 5)
+        monkeypatch.setattr(module, "compute_least_batch", lambda: 5)
     compare_with_alone(family, torch.float32, 1, tmp_path, 8)
     config = FAMILIES[family]
     made = engine(config)
     digests = [made.register(folder) for folder in adapters(config, tmp_path)]
     for digest in digests:
-        made.decoder.bank.put(digest, made.known.by_digest[digest].folders[0], set())
+        made.decoder.bank.load(digest, made.known.by_digest[digest].folders[0], set())
     seen: set[int] = set()
     for name in ("bmm", "baddbmm"):
         real = getattr(torch, name)

@@ -73,10 +73,10 @@ def test_a_state_survives_json():
 
     best = Best(3, 0.1 + 0.2, (tensor([1.0]),))
     state = PpoState(1 / 3, Moments(5, 2 / 3, 1e-17), {"kl": 2}, best)
-    again = PpoState.of(json.loads(json.dumps(state.numbers())), best.weights)
+    again = PpoState.from_numbers(json.loads(json.dumps(state.numbers())), best.weights)
     assert again == state
     plain = PpoState(0.1, Moments(1, 0.0, 1.0))
-    assert PpoState.of(json.loads(json.dumps(plain.numbers())), ()) == plain
+    assert PpoState.from_numbers(json.loads(json.dumps(plain.numbers())), ()) == plain
 
 
 # Which answers show what a wire found.

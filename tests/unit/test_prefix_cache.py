@@ -39,12 +39,12 @@ def test_the_cache_has_its_bounds():
     cache = PrefixCache(4, 3 * 64)
     blocks = {bytes([i]): torch.zeros(16) for i in range(5)}
     for key in (b"\0", b"\1", b"\2"):
-        cache.put(key, blocks[key])
+        cache.add(key, blocks[key])
     assert cache.get(b"\0") is blocks[b"\0"]
-    cache.put(b"\3", blocks[b"\3"])
+    cache.add(b"\3", blocks[b"\3"])
     assert cache.bytes == 3 * 64
     assert cache.get(b"\1") is None  # used least lately
-    cache.put(b"\4", torch.zeros(1000))
+    cache.add(b"\4", torch.zeros(1000))
     assert cache.get(b"\4") is None
     assert cache.bytes == 3 * 64
 

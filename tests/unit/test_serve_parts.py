@@ -20,9 +20,9 @@ def parts(text: str, cuts: list[int] = [], **more: Any) -> list[tuple[str, str]]
     """Each part's kind and text, of a call its name and arguments."""
     answer, found, at = AnswerParser(**more), [], 0
     for cut in sorted(min(cut, len(text)) for cut in cuts):
-        found += answer.take(text[at:cut])
+        found += answer.feed(text[at:cut])
         at = cut
-    found += answer.take(text[at:], last=True)
+    found += answer.feed(text[at:], last=True)
     bare = [
         AnswerPart(kind, f"{call.name}{call.arguments}") if call else AnswerPart(kind, said)
         for kind, said, call in found
@@ -78,7 +78,7 @@ def test_a_call_that_is_none_is_text():
 
 
 def test_the_id_and_the_shape_of_a_call():
-    (part,) = AnswerParser(tools=["f"]).take(CALL, last=True)
+    (part,) = AnswerParser(tools=["f"]).feed(CALL, last=True)
     assert part.call is not None
     made = part.call.as_dict()
     assert json.loads(made["function"]["arguments"]) == {"a": 1}

@@ -307,7 +307,7 @@ def test_the_server_reads_the_calls_that_were_trained(name: str) -> None:
         text = trained_texts(tokenizer, conversation)[0].removesuffix(end)
         for cut in range(len(text)):
             reader = AnswerParser(tools=["weather"])
-            parts = [*reader.take(text[:cut]), *reader.take(text[cut:], last=True)]
+            parts = [*reader.feed(text[:cut]), *reader.feed(text[cut:], last=True)]
             assert "".join(part.text for part in parts) == turn.content
             calls = [(part.call.name, json.loads(part.call.arguments)) for part in parts if part.call]
             assert calls == [(one.name, json.loads(one.arguments)) for one in turn.tool_calls]

@@ -37,23 +37,23 @@ def usage(path: Path) -> Iterator[UsageDatabase]:
 
 def test_a_request_is_counted_once(usage: UsageDatabase) -> None:
     usage.reserve(ACME, "r", 100)
-    assert usage.used("acme") == TenantUsage(reserved=100)
+    assert usage.read_usage("acme") == TenantUsage(reserved=100)
     assert usage.settle("r", 7, 3)
     assert not usage.settle("r", 7, 3)
     assert not usage.settle("never reserved", 7, 3)
-    assert usage.used("acme") == TenantUsage(1, 7, 3)
-    assert usage.used("other") == TenantUsage()
+    assert usage.read_usage("acme") == TenantUsage(1, 7, 3)
+    assert usage.read_usage("other") == TenantUsage()
 
 
 def test_what_was_sent_is_counted_though_less_is_told(usage: UsageDatabase) -> None:
     for request in ("r", "s"):
         usage.reserve(ACME, request, 100)
-    usage.sent({"r": (7, 3), "s": (5, 1)})
-    usage.sent({"r": (7, 4)})
-    usage.sent({"r": (7, 2), "gone": (9, 9)})  # late
+    usage.record_sent({"r": (7, 3), "s": (5, 1)})
+    usage.record_sent({"r": (7, 4)})
+    usage.record_sent({"r": (7, 2), "gone": (9, 9)})  # late
     usage.settle("r", 7, 1)
     usage.settle("s", 5, 2)
-    assert usage.used("acme") == TenantUsage(2, 12, 6)
+    assert usage.read_usage("acme") == TenantUsage(2, 12, 6)
 
 
 def test_a_budget_is_not_spent_twice_by_requests_at_once(usage: UsageDatabase) -> None:
@@ -76,21 +76,21 @@ def test_a_request_has_one_reservation(usage: UsageDatabase) -> None:
     usage.reserve(ACME, "r", 10)
     with pytest.raises(UsageUnwritable):
         usage.reserve(ACME, "r", 10)
-    assert usage.used("acme") == TenantUsage(reserved=10)
+    assert usage.read_usage("acme") == TenantUsage(reserved=10)
 
 
 def test_a_server_that_ended_leaves_what_was_sent_and_one_that_lives_is_left_alone(path: Path) -> None:
     with UsageDatabase(path) as alive:
         alive.reserve(ACME, "mine", 50)
-        alive.sent({"mine": (1, 1)})
+        alive.record_sent({"mine": (1, 1)})
         with UsageDatabase(path) as ended:
             ended.reserve(ACME, "sent", 50)
-            ended.sent({"sent": (5, 2)})
+            ended.record_sent({"sent": (5, 2)})
             ended.reserve(ACME, "unsent", 50)
         with UsageDatabase(path) as next_one:
-            assert next_one.used("acme") == TenantUsage(2, 5, 2, reserved=50)
+            assert next_one.read_usage("acme") == TenantUsage(2, 5, 2, reserved=50)
         assert alive.settle("mine", 3, 3)
-        assert alive.used("acme") == TenantUsage(3, 8, 5)
+        assert alive.read_usage("acme") == TenantUsage(3, 8, 5)
 
 
 def test_nothing_is_left_beside_the_file(path: Path) -> None:
@@ -112,7 +112,11 @@ def test_a_file_that_is_none(path: Path, content: bytes) -> None:
 def test_nothing_is_answered_that_cannot_be_counted(usage: UsageDatabase, path: Path) -> None:
     other = sqlite3.connect(path)
     other.execute("DROP TABLE reservations")
-    for act in (lambda: usage.reserve(ACME, "r", 1), lambda: usage.sent({"r": (1, 1)}), lambda: usage.used("acme")):
+    for act in (
+        lambda: usage.reserve(ACME, "r", 1),
+        lambda: usage.record_sent({"r": (1, 1)}),
+        lambda: usage.read_usage("acme"),
+    ):
         with pytest.raises(UsageUnwritable) as caught:
             act()
         assert str(path) not in str(caught.value)
@@ -130,30 +134,30 @@ def test_threads_and_two_servers_at_once(path: Path) -> None:
                     usage.reserve(tenant, request, 5)
                 except BudgetSpent:
                     continue
-                usage.sent({request: (2, 1)})
+                usage.record_sent({request: (2, 1)})
                 usage.settle(request, 2, 3)
-                assert usage.used("acme").tokens <= 1000
+                assert usage.read_usage("acme").tokens <= 1000
 
         threads = [threading.Thread(target=ask, args=((one, two)[who % 2], who)) for who in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert one.used("acme") == TenantUsage(200, 400, 600)
+        assert one.read_usage("acme") == TenantUsage(200, 400, 600)
 
 
 SERVER = """
 import os, sys, threading
 from pathlib import Path
 from align.serve.tenants import Tenant
-from align.serve.usage import Usage
+from align.serve.usage import UsageDatabase
 
 def serve(tenant):
     for i in range(10**6):
         request = f"{tenant.name}/{i}"
         usage.reserve(tenant, request, PROMPT + ANSWER)
         for n in range(1, ANSWER):
-            usage.sent({request: (PROMPT, n)})
+            usage.record_sent({request: (PROMPT, n)})
             os.write(1, f"{request} {n}\\n".encode())
         usage.settle(request, PROMPT, ANSWER)
         os.write(1, f"{request} {ANSWER}\\n".encode())
@@ -162,7 +166,7 @@ PROMPT, ANSWER = 11, 5
 for line in sys.stdin:  # a number of a server, which is a fork: importing takes longer than it lives
     if os.fork() == 0:
         os.write(1, f"{os.getpid()}\\n".encode())
-        usage = Usage(Path(sys.argv[1]))
+        usage = UsageDatabase(Path(sys.argv[1]))
         threads = [threading.Thread(target=serve, args=(Tenant(f"{line.strip()}-{who}"),)) for who in range(3)]
         for thread in threads:
             thread.start()
@@ -204,7 +208,7 @@ def test_whenever_it_is_killed_what_a_client_received_is_counted_and_nothing_twi
             received = killed(servers, kill, rng.randrange(1, 400))
             for _ in range(2):  # what was settled is not settled again
                 with UsageDatabase(path) as usage:
-                    found = {who: usage.used(f"{kill}-{who}") for who in range(3)}
+                    found = {who: usage.read_usage(f"{kill}-{who}") for who in range(3)}
             for who, used in found.items():
                 seen = [n for request, n in received.items() if request.startswith(f"{kill}-{who}/")]
                 assert used.reserved == 0
@@ -212,5 +216,5 @@ def test_whenever_it_is_killed_what_a_client_received_is_counted_and_nothing_twi
                 assert sum(seen) <= used.completion_tokens <= sum(seen) + 1
                 assert len(seen) * PROMPT <= used.prompt_tokens <= (len(seen) + 1) * PROMPT
                 unsent += used.completion_tokens - sum(seen)
-        assert beside.used("acme") == TenantUsage(reserved=50)
+        assert beside.read_usage("acme") == TenantUsage(reserved=50)
     assert unsent < 3 * KILLS  # it is not that one too many is always counted

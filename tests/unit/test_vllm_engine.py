@@ -262,7 +262,7 @@ def test_what_vllm_cannot_do_is_refused_before_it_waits(engine: VllmEngine):
 @pytest.mark.parametrize(
     ("fault", "problem"),
     [
-        ("answers-unknown", "answers by a name that it was never given"),
+        ("answers-unknown", "answers to a model name that was never loaded"),
         ("ends", r"ended while it started \(ValueError: no memory for a model\)"),
     ],
 )
@@ -279,7 +279,7 @@ def test_a_wrong_vllm_never_opens(serving: Start, monkeypatch: pytest.MonkeyPatc
         ("half", r"\d+% of the adapter is in force"),
         ("another", "nats from those that were trained|% of the adapter is in force"),
         ("no-load", "vLLM does not load it"),
-        ("answers-unknown-later", "answers by a name that it was never given"),
+        ("answers-unknown-later", "answers to a model name that was never loaded"),
     ],
 )
 def test_an_adapter_that_is_not_in_force_is_never_served(

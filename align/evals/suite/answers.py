@@ -316,7 +316,7 @@ def load_system_tokenizer(sampling: Sampling, system: System) -> Any:
 
 
 def identify_system(sampling: Sampling, system: System) -> dict[str, Any]:
-    """Return the fields of `Asked` that identify the system."""
+    """Return the fields of `AnswerKey` that identify the system."""
     owner = system.tokenized_as or system
     assert system.base is not None
     assert system.artifact is not None
@@ -417,7 +417,7 @@ class SystemRequests(NamedTuple):
 
     Attributes:
         tokenizer: None for a model behind a server.
-        keys: for each record all settings that decide it, such as an `Asked`, or a `Question` to a server. None for a
+        keys: for each record all settings that decide it, such as an `AnswerKey`, or a `ServerAnswerKey` to a server. None for a
             prompt that is too long for the system.
         items: of the records, if they are answers.
     """
