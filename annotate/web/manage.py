@@ -46,19 +46,19 @@ class Manager:
 
     def require_role(self, request: gradio.Request, project: str, role: str) -> Person:
         """Return the visitor. Raises an error that the page shows if they lack the role."""
-        person = self.authenticator.who(dict(request.cookies))
+        person = self.authenticator.find_visitor(dict(request.cookies))
         if person is None or not person.has_role(project, role):
             raise gradio.Error(UI_TEXTS["not_yours"], print_exception=False)
         return person
 
     def is_admin(self, request: gradio.Request, project: str) -> bool:
         """Return whether the visitor is an admin of the project."""
-        person = self.authenticator.who(dict(request.cookies))
+        person = self.authenticator.find_visitor(dict(request.cookies))
         return person is not None and person.has_role(project, "admin")
 
     def projects(self, request: gradio.Request) -> Any:
         """Return the dropdown of the projects in which the visitor is a reviewer or admin."""
-        person = self.authenticator.who(dict(request.cookies))
+        person = self.authenticator.find_visitor(dict(request.cookies))
         managed_projects = (
             [] if person is None else [name for name in person.roles if person.has_role(name, "reviewer")]
         )

@@ -15,7 +15,7 @@ from align.core.errors import InputError
 from align.core.types import Rollout
 from align.ops.losses import importance_weights, policy_loss
 from align.ppo.experience import Estimator, assemble_experience
-from align.ppo.rollouts import check_gap, compute_sampler_figures, in_background
+from align.ppo.rollouts import check_gap, compute_sampler_figures, run_in_background
 
 OLD, DRAWN = tensor([[-1.0, -2.0, -0.5]]), tensor([[-1.0 - math.log(1.5), -2.0 + math.log(4.0), -0.5 - math.log(8.0)]])
 MASK, ADVANTAGES = tensor([[True, True, True]]), tensor([[1.0, -2.0, 3.0]])
@@ -99,12 +99,12 @@ def test_the_gap_of_the_worst_server_counts():
 
 
 def test_what_fails_in_the_background_is_told_to_whoever_waits():
-    assert in_background(rollout)().prompt_width == 1
+    assert run_in_background(rollout)().prompt_width == 1
 
     def fails() -> Rollout:
         raise InputError("a", 1, "is gone", "Try again.")
 
-    wait = in_background(fails)
+    wait = run_in_background(fails)
     for _ in range(2):
         with pytest.raises(InputError, match="is gone"):
             wait()

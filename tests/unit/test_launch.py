@@ -15,8 +15,8 @@ from align.core.aliases import parse_aliases
 from align.core.errors import InputError
 from align.export.launch import (
     ServedBase,
+    choose_vllm_rank,
     make_served_name,
-    vllm_rank,
     write_adapter_scripts,
     write_align_script,
     write_llama_script,
@@ -193,9 +193,9 @@ def test_a_merged_model_and_gguf(engines: Path, tmp_path: Path):
 
 
 def test_ranks_and_names_are_those_that_engines_take(tmp_path: Path):
-    assert [vllm_rank(rank) for rank in (1, 8, 9, 64, 257, 512)] == [8, 8, 16, 64, 320, 512]
+    assert [choose_vllm_rank(rank) for rank in (1, 8, 9, 64, 257, 512)] == [8, 8, 16, 64, 320, 512]
     with pytest.raises(InputError, match="r=513"):
-        vllm_rank(513)
+        choose_vllm_rank(513)
     write_adapter_scripts(tmp_path, "x", ServedBase("b"), 513, None, CHAT)
     assert not (tmp_path / "launch").exists()  # no file that cannot work
     assert make_served_name("ppo", "größer & 'so'") == "ppo-gr-er-so"

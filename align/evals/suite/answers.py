@@ -417,7 +417,7 @@ class SystemRequests(NamedTuple):
 
     Attributes:
         tokenizer: None for a model behind a server.
-        keys: for each record all settings that decide it, such as an `AnswerKey`, or a `ServerAnswerKey` to a server. None for a
+        keys: for each record all settings that decide it, such as an `AnswerKey` or a `ServerAnswerKey`. None for a
             prompt that is too long for the system.
         items: of the records, if they are answers.
     """
