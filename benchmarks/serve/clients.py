@@ -1,4 +1,4 @@
-"""Clients in a closed loop: each asks anew as soon as it was answered; and what they saw."""
+"""Clients in a closed loop, which send the next request as soon as they have an answer, and their measurements."""
 
 from __future__ import annotations
 
@@ -13,42 +13,47 @@ from common import FIRST_ID, LAST_ID, quantile
 from align.rollout.continuous import ContinuousBatch
 from align.rollout.serving_engine import Output, Request, SamplingParams
 
-PROMPT, ANSWER = (10, 60), (20, 60)
-"""Tokens, from and below."""
+PROMPT_TOKENS = (10, 60)
+ANSWER_TOKENS = (20, 60)
+"""Numbers of tokens: the least, and the first that is too many."""
 
 
-class Asked(NamedTuple):
-    """One request; `adapter` is the number of one, None for the base."""
+class ClientRequest(NamedTuple):
+    """A request. `adapter` is an adapter's number, or None for the base."""
 
-    ids: tuple[int, ...]
-    new: int
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
     seed: int
     adapter: int | None
 
 
-class Event(NamedTuple):
-    """Tokens that came to a client at a time."""
+class TokenEvent(NamedTuple):
+    """The arrival of tokens at a client. `time_s` is a time of `time.perf_counter`."""
 
     client: int
-    at: float
-    tokens: int
+    time_s: float
+    token_count: int
     finished: bool
 
 
 class Server(Protocol):
-    def ask(self, client: int, asked: Asked) -> None: ...
+    """A server under test."""
 
-    def events(self) -> list[Event]:
-        """What happened since; works, or waits a moment, where nothing did."""
+    def submit(self, client: int, request: ClientRequest) -> None: ...
+
+    def poll_events(self) -> list[TokenEvent]:
+        """Return the events since the last call. Computes a step, or waits for a moment, if none has happened."""
         ...
 
 
-class Seen(NamedTuple):
-    """Attributes:
-    tokens_per_s: until the end.
-    ttft_s: of each request, time to the first token.
-    adapters: of each of these requests.
-    tokens: in all, those after the end too.
+class LoopResult(NamedTuple):
+    """Measurements of a closed loop.
+
+    Attributes:
+        tokens_per_s: tokens a second until the end of the measured time.
+        ttft_s: the time to the first token of each request, in seconds.
+        adapters: the adapter of each of these requests.
+        tokens: the number of all tokens, also of those after the measured time.
     """
 
     tokens_per_s: float
@@ -56,64 +61,81 @@ class Seen(NamedTuple):
     adapters: list[int | None]
     tokens: int
 
-    def figures(self) -> dict[str, float]:
-        ms = [1e3 * each for each in self.ttft_s]
-        return {"tokens_per_s": self.tokens_per_s, "p50_ms": quantile(ms, 0.5), "p95_ms": quantile(ms, 0.95)}
+    def summarize(self) -> dict[str, float]:
+        """Return the throughput, and two quantiles of the time to the first token in milliseconds."""
+        ttft_ms = [1e3 * seconds for seconds in self.ttft_s]
+        return {
+            "tokens_per_s": self.tokens_per_s,
+            "p50_ms": quantile(ttft_ms, 0.5),
+            "p95_ms": quantile(ttft_ms, 0.95),
+        }
 
 
-def requests(adapters: Sequence[int | None], seed: int) -> Iterator[Asked]:
-    """Random tokens; every server is asked the same ones."""
+def generate_requests(adapters: Sequence[int | None], seed: int) -> Iterator[ClientRequest]:
+    """Yield requests with random tokens, without end. A seed gives every server the same requests."""
     draw = random.Random(seed)
     while True:
-        ids = tuple(draw.randrange(FIRST_ID, LAST_ID) for _ in range(draw.randrange(*PROMPT)))
-        yield Asked(ids, draw.randrange(*ANSWER), draw.randrange(1 << 30), draw.choice(adapters))
+        ids = tuple(draw.randrange(FIRST_ID, LAST_ID) for _ in range(draw.randrange(*PROMPT_TOKENS)))
+        yield ClientRequest(ids, draw.randrange(*ANSWER_TOKENS), draw.randrange(1 << 30), draw.choice(adapters))
 
 
-def closed_loop(server: Server, asked: Iterator[Asked], clients: int, seconds: float) -> Seen:
-    """So many clients, for so long at least, and until as many requests as clients have been answered: a slow server
-    is not measured by its first burst of prompts alone. What is under way then is finished, and not counted."""
-    asked_at, waits, adapters, tokens = {}, [], [], []
-    idle, answered = list(range(clients)), 0
-    began, end = time.perf_counter(), None
+def run_closed_loop(server: Server, requests: Iterator[ClientRequest], clients: int, seconds: float) -> LoopResult:
+    """Let a number of clients send requests for at least so many seconds.
+
+    The measured time lasts until as many requests as clients have been answered, so that a slow server is not measured
+    by its first burst of prompts alone. Requests in flight at its end are finished, but their later tokens are not
+    counted in the throughput.
+    """
+    sent_at: dict[int, float] = {}
+    ttft_s: list[float] = []
+    adapters: list[int | None] = []
+    tokens: list[tuple[float, int]] = []
+    idle = list(range(clients))
+    answered = 0
+    start = time.perf_counter()
+    end = None
     while end is None or len(idle) < clients:
         while idle and end is None:
-            client, each = idle.pop(), next(asked)
-            asked_at[client] = time.perf_counter()
-            adapters.append(each.adapter)
-            server.ask(client, each)
-        for event in server.events():
-            if event.client in asked_at and event.tokens:
-                waits.append(event.at - asked_at.pop(event.client))
-            tokens.append((event.at, event.tokens))
+            client = idle.pop()
+            request = next(requests)
+            sent_at[client] = time.perf_counter()
+            adapters.append(request.adapter)
+            server.submit(client, request)
+        for event in server.poll_events():
+            if event.client in sent_at and event.token_count:
+                ttft_s.append(event.time_s - sent_at.pop(event.client))
+            tokens.append((event.time_s, event.token_count))
             if event.finished:
                 idle.append(event.client)
                 answered += 1
         now = time.perf_counter()
-        if end is None and now >= began + seconds and answered >= clients:
+        if end is None and now >= start + seconds and answered >= clients:
             end = now
-    counted = sum(n for at, n in tokens if at <= end)
-    return Seen(counted / (end - began), waits, adapters, sum(n for _, n in tokens))
+    counted = sum(count for time_s, count in tokens if time_s <= end)
+    return LoopResult(counted / (end - start), ttft_s, adapters, sum(count for _, count in tokens))
 
 
-class Engine:
-    """The engine of this package, in this process and this thread."""
+class InProcessServer:
+    """The serving engine of this package, in this process and this thread."""
 
     def __init__(self, batch: ContinuousBatch, digests: Sequence[str]) -> None:
-        self.batch, self.digests = batch, digests
-        self._events: list[Event] = []
+        self.batch = batch
+        self.digests = digests
+        self._events: list[TokenEvent] = []
 
-    def ask(self, client: int, asked: Asked) -> None:
-        digest = None if asked.adapter is None else self.digests[asked.adapter]
-        request = Request(asked.ids, SamplingParams(asked.new, seed=asked.seed), digest)
-        self.batch.add(request, partial(self._hear, client))
+    def submit(self, client: int, request: ClientRequest) -> None:
+        digest = None if request.adapter is None else self.digests[request.adapter]
+        sampling = SamplingParams(request.max_new_tokens, seed=request.seed)
+        self.batch.add(Request(request.prompt_ids, sampling, digest), partial(self._collect, client))
 
-    def events(self) -> list[Event]:
+    def poll_events(self) -> list[TokenEvent]:
         self.batch.step()
-        events, self._events = self._events, []
+        events = self._events
+        self._events = []
         return events
 
-    def _hear(self, client: int, output: Output) -> None:
+    def _collect(self, client: int, output: Output) -> None:
         if output.error is not None:
             raise output.error
         finished = output.finish_reason is not None
-        self._events.append(Event(client, time.perf_counter(), len(output.tokens), finished))
+        self._events.append(TokenEvent(client, time.perf_counter(), len(output.tokens), finished))

@@ -35,10 +35,10 @@ def test_the_gpu_benchmark_runs_without_a_gpu():
 
 
 SERVING = {
-    "step": ("--sizes", "8", "--rounds", "1"),
-    "exact": ("--dtypes", "float32", "--counts", "1", "--requests", "12"),
+    "decode_step": ("--sizes", "8", "--rounds", "1"),
+    "batch_exactness": ("--dtypes", "float32", "--counts", "1", "--requests", "12"),
     "batching": ("--clients", "1,2", "--seconds", "0.5", "--rounds", "1"),
-    "many": ("--adapters", "16", "--registered", "20", "--seconds", "1", "--rounds", "1"),
+    "adapter_capacity": ("--adapters", "16", "--registered", "20", "--seconds", "1", "--rounds", "1"),
     "over_http": ("--clients", "1,2", "--seconds", "0.5", "--rounds", "1"),
     "flood": ("--clients", "8", "--flood", "16", "--slots", "8", "--seconds", "1", "--rounds", "1"),
     "rollouts": ("--rows", "8", "--tokens", "4", "--rounds", "1", "--dtypes", "float32"),
