@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# deploy/slurm.sh on a Slurm of this machine alone, with two nodes that are daemons beside each other: a run of two ranks,
-# and one that is told to end, goes back into the queue and is continued. Needs root and Debian's slurm-wlm and munge.
-#   benchmarks/scale/slurm_here.sh
+# Test deploy/slurm.sh with a Slurm on this machine, whose two nodes are two daemons: a run of two ranks, and one that
+# gets SIGTERM, is queued again and resumes. Needs root and Debian's slurm-wlm and munge.
+#   benchmarks/scale/local_slurm.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 top=$PWD here=$(mktemp -d)
