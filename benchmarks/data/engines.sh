@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes an environment with Daft and Ray in the folder that is given, if there is none, and compares the engines in it
-# (engines.py, which says what may follow).
+# Make an environment with Daft and Ray in the given folder, unless it exists, and run engines.py in it with the other
+# arguments.
 set -eu
-venv=${1:?names the folder of the environment}
+venv=${1:?the first argument is the folder of the environment}
 shift
 here=$(cd "$(dirname "$0")/../.." && pwd)
 if [ ! -x "$venv/bin/python" ]; then

@@ -1,10 +1,10 @@
-"""Planted leaks of evaluation questions: how many are found, by disguise, and how many other rows are taken for any.
+"""Measure how many planted leaks of evaluation questions are found, by disguise, and how many unrelated rows match.
 
     python benchmarks/data/leaks.py [--seed 0] [--rows 20000] [--questions FILE …] [--unrelated FILE …]
 
-Questions are those of `leaks.json`, and long turns of the part `test` of the built-in corpus. `--questions` adds JSON
-lines with a `question` or a `prompt`; `--unrelated` adds JSON lines with a `text`. Unrelated rows are pieces of
-conversations of the corpus's other parts.
+Questions are from `leaks.json`, and long turns of the part `test` of the built-in corpus. `--questions` adds JSON lines
+with a `question` or a `prompt`; `--unrelated` adds JSON lines with a `text`. Unrelated rows are pieces of conversations
+of the corpus's other parts.
 """
 
 from __future__ import annotations
@@ -53,65 +53,66 @@ QUOTES = (
     "### Task\n{}\n### Rules\nBe brief.",
 )
 WORDS = ("marble", "lantern", "window", "harbour", "copper", "velvet", "thunder", "pocket", "orchard", "ribbon")
-STRAY = ("!", "...", " -", ",", ";", " *", '"')
+STRAY_PUNCTUATION = ("!", "...", " -", ",", ";", " *", '"')
 ANSWERS = ("I would say that it depends.", "Let me think. It is the second one.", "Sure, here you go!")
 
 Disguise = Callable[[str, random.Random], str]
 
 
-def prefixed(question: str, draw: random.Random) -> str:
+def add_prefix(question: str, draw: random.Random) -> str:
     return draw.choice(PREFIXES).format(question)
 
 
-def quoted(question: str, draw: random.Random) -> str:
+def quote_in_prompt(question: str, draw: random.Random) -> str:
     return draw.choice(QUOTES).format(question)
 
 
-def punctuation_missing(question: str, draw: random.Random) -> str:
-    """Remove punctuation, except in numbers and formulas, whose meaning it carries."""
-    keep = r"(?<=\d)\s*[.+*/^=<>%-]\s*(?=[\dx])|(?<=\bx)\s*[+*/^=<>-]\s*(?=\d)"
-    kept = re.compile(rf"({keep})|[{re.escape(string.punctuation)}。？！，、《》『』“”‘’]")
-    return kept.sub(lambda match: match[1] or "", question)
+def remove_punctuation(question: str, draw: random.Random) -> str:
+    """Remove punctuation, except in numbers and formulas, where it has a meaning."""
+    numeric = r"(?<=\d)\s*[.+*/^=<>%-]\s*(?=[\dx])|(?<=\bx)\s*[+*/^=<>-]\s*(?=\d)"
+    pattern = re.compile(rf"({numeric})|[{re.escape(string.punctuation)}。？！，、《》『』“”‘’]")
+    return pattern.sub(lambda match: match[1] or "", question)
 
 
-def punctuation_added(question: str, draw: random.Random) -> str:
+def add_punctuation(question: str, draw: random.Random) -> str:
     words = question.split(" ")
     for _ in range(3):
-        place = draw.randrange(len(words))
-        if words[place].isalpha() and len(words[place]) > 1:
-            words[place] += draw.choice(STRAY)
+        i = draw.randrange(len(words))
+        if words[i].isalpha() and len(words[i]) > 1:
+            words[i] += draw.choice(STRAY_PUNCTUATION)
     return " ".join(words) + draw.choice(("??", "?!", " ...", ""))
 
 
-def in_arabic_digits(question: str, draw: random.Random) -> str:
+def use_arabic_digits(question: str, draw: random.Random) -> str:
     return question.translate(ARABIC_DIGITS)
 
 
-def word_changed(question: str, draw: random.Random) -> str:
-    """Replace a word that is no number; two letters in a script without blanks."""
+def replace_word(question: str, draw: random.Random) -> str:
+    """Replace a word that is not a number, or two letters in a script without blanks."""
     words = question.split(" ")
     if len(question.encode()) > 2 * len(question):
-        places = [i for i in range(len(question) - 1) if not question[i : i + 2].isascii()]
-        place = draw.choice(places)
-        return question[:place] + draw.choice(("船城", "ねこ", "ปลา")) + question[place + 2 :]
-    places = [i for i, word in enumerate(words) if word.isalpha()]
-    words[draw.choice(places)] = draw.choice(WORDS)
+        positions = [i for i in range(len(question) - 1) if not question[i : i + 2].isascii()]
+        position = draw.choice(positions)
+        return question[:position] + draw.choice(("船城", "ねこ", "ปลา")) + question[position + 2 :]
+    indexes = [i for i, word in enumerate(words) if word.isalpha()]
+    words[draw.choice(indexes)] = draw.choice(WORDS)
     return " ".join(words)
 
 
 DISGUISES: Mapping[str, Disguise] = {
     "verbatim": lambda question, draw: question,
     "upper case": lambda question, draw: question.upper(),
-    "prefixed": prefixed,
-    "quoted in a longer prompt": quoted,
-    "punctuation missing": punctuation_missing,
-    "punctuation added": punctuation_added,
-    "Arabic-Indic digits": in_arabic_digits,
-    "one word changed": word_changed,
+    "prefixed": add_prefix,
+    "quoted in a longer prompt": quote_in_prompt,
+    "punctuation missing": remove_punctuation,
+    "punctuation added": add_punctuation,
+    "Arabic-Indic digits": use_arabic_digits,
+    "one word changed": replace_word,
 }
 
 
-def with_options(item: Mapping[str, Any], draw: random.Random, reorder: bool) -> str:
+def format_with_options(item: Mapping[str, Any], draw: random.Random, reorder: bool) -> str:
+    """Return a multiple-choice question with its lettered options."""
     options = list(item["choices"])
     while reorder and options == item["choices"]:
         draw.shuffle(options)
@@ -120,106 +121,120 @@ def with_options(item: Mapping[str, Any], draw: random.Random, reorder: bool) ->
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Planted leaks of one kind, how many were found, and examples of those that were not."""
+class LeakOutcome:
+    """Results for planted leaks of one kind.
+
+    Attributes:
+        planted: number of planted leaks.
+        found: number of those that were found.
+        missed: texts of those that were not.
+    """
 
     planted: int
     found: int
     missed: Sequence[str]
 
 
-def as_row(text: str, draw: random.Random) -> Conversation | str:
-    """A row that asks this: a conversation, at times with turns before it, or plain text."""
+def create_row(text: str, draw: random.Random) -> Conversation | str:
+    """Return a training row with this question: a conversation, sometimes with turns before it, or plain text."""
     answer = draw.choice(ANSWERS)
     form = draw.randrange(4)
     if form == 0:
         return f"{text}\n{answer}"
-    asked = (Message("user", text), Message("assistant", answer))
+    exchange = (Message("user", text), Message("assistant", answer))
     if form == 1:
-        return Conversation((Message("user", "Good evening."), Message("assistant", "What can I do?"), *asked))
-    return Conversation(asked)
+        return Conversation((Message("user", "Good evening."), Message("assistant", "What can I do?"), *exchange))
+    return Conversation(exchange)
 
 
-def evaluations_of(rows: Sequence[Mapping[str, Any]]) -> LeakFinder:
+def create_evaluations(rows: Sequence[Mapping[str, Any]]) -> LeakFinder:
+    """Return the matcher of an evaluation set with these rows."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "evaluation.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return LeakFinder([read_evaluation_set(EvaluationSet(str(path)), "against")], 0.7)
 
 
-def found_rows(evaluations: LeakFinder, rows: Sequence[Conversation | str]) -> dict[int, str]:
-    """The numbers of rows that are found, and the rule."""
-    found: dict[int, str] = {}
-    for at in range(0, len(rows), 4096):
-        batch = pa.RecordBatch.from_pydict(records_to_columns(DOCUMENTS, rows[at : at + 4096]))
+def find_leaks(evaluations: LeakFinder, rows: Sequence[Conversation | str]) -> dict[int, str]:
+    """Return the indexes of the rows that match an evaluation question, with the rule that matched."""
+    rules: dict[int, str] = {}
+    for start in range(0, len(rows), 4096):
+        batch = pa.RecordBatch.from_pydict(records_to_columns(DOCUMENTS, rows[start : start + 4096]))
         leaks = evaluations.find(join_record_texts(DOCUMENTS, batch), join_record_texts(DOCUMENTS, batch, "prompts"))
-        found |= {at + text: RULES[rule] for text, rule in zip(leaks.text.tolist(), leaks.rule.tolist(), strict=True)}
-    return found
+        for text, rule in zip(leaks.text.tolist(), leaks.rule.tolist(), strict=True):
+            rules[start + text] = RULES[rule]
+    return rules
 
 
-def planted_leaks(
-    evaluations: LeakFinder, questions: Sequence[str], disguise: Disguise, draw: random.Random
-) -> Outcome:
-    texts = [disguise(question, draw) for question in questions]
-    found = found_rows(evaluations, [as_row(text, draw) for text in texts])
-    missed = [text for i, text in enumerate(texts) if i not in found]
-    return Outcome(len(texts), len(found), missed)
+def count_found_leaks(evaluations: LeakFinder, texts: Sequence[str], rows: Sequence[Conversation | str]) -> LeakOutcome:
+    """Count the rows that are found. `texts` are the questions in them."""
+    leaks = find_leaks(evaluations, rows)
+    missed = [text for i, text in enumerate(texts) if i not in leaks]
+    return LeakOutcome(len(texts), len(leaks), missed)
 
 
-def long_questions(count: int) -> list[str]:
-    """Long turns of the part of the corpus that nothing trains on."""
-    found = [
+def load_long_questions(count: int) -> list[str]:
+    """Return long turns of the part of the corpus that is not used for training."""
+    questions = [
         turn
         for id, record in load_records().items()
         if assign_part(id) == "test"
         for turn in join_turns(record)
         if 16 <= len(turn.split()) <= 80
     ]
-    return found[:count]
+    return questions[:count]
 
 
-def unrelated_rows(count: int) -> list[Conversation]:
-    """Pieces of six turns of the other parts of the corpus."""
+def load_unrelated_rows(count: int) -> list[Conversation]:
+    """Return pieces of six turns of the other parts of the corpus."""
     rows = list[Conversation]()
     for id, record in sorted(load_records().items()):
-        said = join_turns(record)
+        conversation = join_turns(record)
         if assign_part(id) != "test":
-            for at in range(0, len(said) - 1, 3):
-                piece = said[at : at + 6]
-                rows.append(Conversation(tuple(Message(("user", "assistant")[i % 2], t) for i, t in enumerate(piece))))
+            for start in range(0, len(conversation) - 1, 3):
+                piece = conversation[start : start + 6]
+                messages = (Message(("user", "assistant")[i % 2], turn) for i, turn in enumerate(piece))
+                rows.append(Conversation(tuple(messages)))
     return rows[:count]
 
 
-def battery(questions: Mapping[str, Sequence[str]], seed: int) -> dict[tuple[str, str], Outcome]:
-    """Leaks of each group of questions (one evaluation set for all) in each disguise."""
-    in_one_text = [{"question": with_options(item, random.Random(0), False)} for item in CHOICES[::2]]
-    plain = [{"question": question} for group in questions.values() for question in group]
-    together = evaluations_of([*plain, *in_one_text, *CHOICES[1::2]])
-    outcomes = dict[tuple[str, str], Outcome]()
+def measure_leaks(questions: Mapping[str, Sequence[str]], seed: int) -> dict[tuple[str, str], LeakOutcome]:
+    """Plant the questions in each disguise. One evaluation set has all questions.
+
+    Returns outcomes by disguise and group.
+
+    Args:
+        questions: by group.
+    """
+    plain_rows = [{"question": question} for group in questions.values() for question in group]
+    rows_with_options = [{"question": format_with_options(item, random.Random(0), False)} for item in CHOICES[::2]]
+    evaluations = create_evaluations([*plain_rows, *rows_with_options, *CHOICES[1::2]])
+    outcomes = dict[tuple[str, str], LeakOutcome]()
     for name, disguise in DISGUISES.items():
-        for group, of_group in questions.items():
-            some = of_group
+        for group, group_questions in questions.items():
+            selected = group_questions
             if name == "Arabic-Indic digits":
-                some = [question for question in of_group if re.search(r"\d", question)]
-            if some:
-                outcomes[name, group] = planted_leaks(together, some, disguise, random.Random(f"{seed} {name} {group}"))
+                selected = [question for question in group_questions if re.search(r"\d", question)]
+            if selected:
+                draw = random.Random(f"{seed} {name} {group}")
+                texts = [disguise(question, draw) for question in selected]
+                rows = [create_row(text, draw) for text in texts]
+                outcomes[name, group] = count_found_leaks(evaluations, texts, rows)
     draw = random.Random(f"{seed} options")
     for name, reorder in (("with options", False), ("options reordered", True)):
-        rows = [with_options(item, draw, reorder) for item in CHOICES * 10]
-        found = found_rows(
-            together, [as_row(draw.choice(("{}", "Question: {}\nAnswer:")).format(r), draw) for r in rows]
-        )
-        missed = [row for i, row in enumerate(rows) if i not in found]
-        outcomes[name, "choices"] = Outcome(len(rows), len(found), missed)
+        texts = [format_with_options(item, draw, reorder) for item in CHOICES * 10]
+        rows = [create_row(draw.choice(("{}", "Question: {}\nAnswer:")).format(text), draw) for text in texts]
+        outcomes[name, "choices"] = count_found_leaks(evaluations, texts, rows)
     return outcomes
 
 
-def questions_in(paths: Iterable[Path]) -> dict[str, list[str]]:
-    found = dict[str, list[str]]()
+def read_questions(paths: Iterable[Path]) -> dict[str, list[str]]:
+    """Return the questions of each file, by its name without the ending."""
+    questions = dict[str, list[str]]()
     for path in paths:
         rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        found[path.stem] = [row.get("question") or row["prompt"] for row in rows]
-    return found
+        questions[path.stem] = [row.get("question") or row["prompt"] for row in rows]
+    return questions
 
 
 def main() -> None:
@@ -228,33 +243,37 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--questions", type=Path, nargs="*", default=[])
     parser.add_argument("--unrelated", type=Path, nargs="*", default=[])
-    parser.add_argument("--show", type=int, default=0, help="examples of what is missed or taken for a leak")
-    given = parser.parse_args()
-    questions = {**QUESTIONS, "long": long_questions(300), **questions_in(given.questions)}
-    outcomes = battery(questions, given.seed)
+    parser.add_argument("--show", type=int, default=0, help="number of examples of missed leaks and of wrong matches")
+    options = parser.parse_args()
+    questions = {**QUESTIONS, "long": load_long_questions(300), **read_questions(options.questions)}
+    outcomes = measure_leaks(questions, options.seed)
     groups = [*questions, "choices"]
     print("| disguise |", " | ".join(groups), "|\n| --- |", " --- |" * len(groups))
     for name in dict.fromkeys(name for name, _ in outcomes):
-        cells = [outcomes.get((name, group)) for group in groups]
-        shown = (f"{one.found / one.planted:.3f} of {one.planted}" if one else "–" for one in cells)
-        print(f"| {name} |", " | ".join(shown), "|")
+        cells = []
+        for group in groups:
+            outcome = outcomes.get((name, group))
+            cells.append(f"{outcome.found / outcome.planted:.3f} of {outcome.planted}" if outcome else "–")
+        print(f"| {name} |", " | ".join(cells), "|")
     for (name, group), outcome in outcomes.items():
-        for text in outcome.missed[: given.show]:
+        for text in outcome.missed[: options.show]:
             print(f"missed, {name}, {group}: {text!r}")
-    everything = [{"question": question} for group in questions.values() for question in group]
-    evaluations = evaluations_of(everything)
-    rows: list[Conversation | str] = [*unrelated_rows(given.rows)]
-    for path in given.unrelated:
+    question_rows = [{"question": question} for group in questions.values() for question in group]
+    evaluations = create_evaluations(question_rows)
+    rows: list[Conversation | str] = [*load_unrelated_rows(options.rows)]
+    for path in options.unrelated:
         rows += [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
-    began = time.process_time()
-    found = found_rows(evaluations, rows)
-    seconds = time.process_time() - began
-    share = len(found) / len(rows)
-    print(f"\nunrelated rows taken for leaks: {len(found)} of {len(rows):,} ({share:.3%}), {len(everything)} questions")
+    start = time.process_time()
+    leaks = find_leaks(evaluations, rows)
+    seconds = time.process_time() - start
+    share = len(leaks) / len(rows)
+    print(
+        f"\nunrelated rows taken for leaks: {len(leaks)} of {len(rows):,} ({share:.3%}), {len(question_rows)} questions"
+    )
     print(f"{1e6 * seconds / len(rows):.0f} µs of CPU a row")
-    print(dict(Counter(found.values())))
-    for place, rule in [*found.items()][: given.show]:
-        row = rows[place]
+    print(dict(Counter(leaks.values())))
+    for i, rule in [*leaks.items()][: options.show]:
+        row = rows[i]
         print(f"{rule}: {row if isinstance(row, str) else ' / '.join(turn.content for turn in row.messages)}")
 
 

@@ -18,9 +18,9 @@ from align.data.clean.pii import IBAN_LENGTHS, KINDS, PersonalDataFilter, is_car
 from align.data.clean.steps import create_steps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "data"))
-from personal import KEYS, NEGATIVES, battery, jwt, private_key
-from personal import MAKERS as PLANTED
-from planted import MAKERS, planted
+from fake_pii import MAKERS, plant
+from pii_detection import API_KEYS, NEGATIVES, create_jwt, create_private_key, measure_detection
+from pii_detection import MAKERS as PLANTED
 
 
 def test_checks_by_hand():
@@ -142,7 +142,7 @@ def test_what_is_planted_among_real_dialogue_is_found(kind: str):
     """1,000 of each kind. Of telephone numbers some are of ranges that nobody was given, and are none."""
     draw, found = random.Random(kind), 0
     for _ in range(1_000):
-        text, made = planted(draw.choice(draw.choice(CORPUS).messages).content, kind, draw)
+        text, made = plant(draw.choice(draw.choice(CORPUS).messages).content, kind, draw)
         hidden = PersonalDataFilter().mask_personal_data(text)
         found += f"[{kind.upper()}]" in hidden and made not in hidden
     assert found >= (970 if kind == "phone" else 990)
@@ -160,7 +160,7 @@ def test_what_is_found_in_real_dialogue():
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_precision_and_recall_of_the_battery(seed: int):
-    outcome = battery(seed, 60)
+    outcome = measure_detection(seed, 60)
     for maker in PLANTED:
         assert outcome.recall(maker) >= 0.95, (maker, outcome.missed[maker])
     for kind in KINDS:
@@ -169,9 +169,9 @@ def test_precision_and_recall_of_the_battery(seed: int):
     assert outcome.negatives.total() <= 0.01 * 60 * len(NEGATIVES), outcome.taken
 
 
-@pytest.mark.parametrize("issuer", KEYS)
+@pytest.mark.parametrize("issuer", API_KEYS)
 def test_keys_of_every_issuer_are_masked_in_rows_and_in_messages(issuer: str):
-    key = KEYS[issuer](random.Random(issuer))
+    key = API_KEYS[issuer](random.Random(issuer))
     for around in ("{}", "export TOKEN={}", '"key": "{}",', "({})", "use {}.", "'{}'"):
         assert key[-12:] not in PersonalDataFilter().mask_personal_data(around.format(key))
         assert key[-12:] not in mask_secrets(around.format(key))
@@ -179,9 +179,11 @@ def test_keys_of_every_issuer_are_masked_in_rows_and_in_messages(issuer: str):
 
 def test_blocks_of_private_keys_and_tokens_of_json():
     draw = random.Random(0)
-    assert PersonalDataFilter().mask_personal_data(f"a\n{private_key(draw)}\nb") == "a\n[PRIVATE_KEY]\nb"
-    assert PersonalDataFilter().mask_personal_data(f"Bearer {jwt(draw)}") == "Bearer [JWT]"
-    assert PersonalDataFilter(kinds=("email",)).mask_personal_data(jwt(random.Random(0))) == jwt(random.Random(0))
+    assert PersonalDataFilter().mask_personal_data(f"a\n{create_private_key(draw)}\nb") == "a\n[PRIVATE_KEY]\nb"
+    assert PersonalDataFilter().mask_personal_data(f"Bearer {create_jwt(draw)}") == "Bearer [JWT]"
+    assert PersonalDataFilter(kinds=("email",)).mask_personal_data(create_jwt(random.Random(0))) == create_jwt(
+        random.Random(0)
+    )
 
 
 def test_a_long_text_of_prefixes_takes_linear_time():

@@ -21,17 +21,25 @@ from align.data.dedup.questions import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks" / "data"))
-from leaks import DISGUISES, QUESTIONS, battery, evaluations_of, found_rows, long_questions, unrelated_rows
+from leaks import (
+    DISGUISES,
+    QUESTIONS,
+    create_evaluations,
+    find_leaks,
+    load_long_questions,
+    load_unrelated_rows,
+    measure_leaks,
+)
 
 
 def found(questions: list[str], texts: list[str]) -> list[str]:
     """The rule by which each text gives one of the questions away; nothing where none does."""
-    rows = found_rows(evaluations_of([{"question": question} for question in questions]), texts)
+    rows = find_leaks(create_evaluations([{"question": question} for question in questions]), texts)
     return [rows.get(i, "") for i in range(len(texts))]
 
 
 def test_every_disguise_of_every_group_is_found():
-    outcomes = battery({**QUESTIONS, "long": long_questions(40)}, seed=1)
+    outcomes = measure_leaks({**QUESTIONS, "long": load_long_questions(40)}, seed=1)
     assert {name for name, _ in outcomes} == {*DISGUISES, "with options", "options reordered"}
     for (name, group), outcome in outcomes.items():
         least = 0.8 if name == "one word changed" else 0.99
@@ -39,9 +47,9 @@ def test_every_disguise_of_every_group_is_found():
 
 
 def test_unrelated_rows_are_not_taken_for_leaks():
-    rows = unrelated_rows(1500)
-    questions = [*QUESTIONS["short"], *long_questions(100)]
-    assert len(found_rows(evaluations_of([{"question": question} for question in questions]), rows)) <= 1
+    rows = load_unrelated_rows(1500)
+    questions = [*QUESTIONS["short"], *load_long_questions(100)]
+    assert len(find_leaks(create_evaluations([{"question": question} for question in questions]), rows)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -85,8 +93,8 @@ def test_a_word_by_which_questions_of_the_set_differ_makes_another_question():
 def test_a_question_of_many_rows_is_no_question_of_its_own():
     rows = [{"question": "Which of the statements below is true?", "choices": [f"a{i} b", f"c{i} d"]} for i in range(5)]
     text = "Well. Which of the statements below is true? Red is blue. Blue is red."
-    assert found_rows(evaluations_of(rows), [text]) == {}
-    assert found_rows(evaluations_of(rows[:1]), [text]) == {0: "contained"}
+    assert find_leaks(create_evaluations(rows), [text]) == {}
+    assert find_leaks(create_evaluations(rows[:1]), [text]) == {0: "contained"}
 
 
 def test_a_turn_among_others_and_a_question_that_is_quoted_by_the_assistant():
@@ -98,7 +106,10 @@ def test_a_turn_among_others_and_a_question_that_is_quoted_by_the_assistant():
         chat("Make a quiz.", "1. Who painted Guernica?\n2. Who composed Carmen?"),
         chat("Hi", "Hello!"),
     ]
-    assert found_rows(evaluations_of([{"question": "Who painted Guernica?"}]), rows) == {0: "contained", 1: "contained"}
+    assert find_leaks(create_evaluations([{"question": "Who painted Guernica?"}]), rows) == {
+        0: "contained",
+        1: "contained",
+    }
 
 
 @pytest.mark.parametrize(
@@ -114,8 +125,8 @@ def test_a_shorter_run_counts_in_a_set_of_short_rows():
     words = [f"w{draw.randrange(10**6)}" for _ in range(40)]
     rows = [{"question": " ".join(words[i:end]) + "?"} for i, end in ((0, 8), (8, 20), (20, 32))]
     part = "so " + " ".join(words[10:18]) + " they say"
-    assert found_rows(evaluations_of(rows), [part]) == {0: "ngram"}
-    assert found_rows(evaluations_of([{"question": " ".join(words)}]), [part]) == {}
+    assert find_leaks(create_evaluations(rows), [part]) == {0: "ngram"}
+    assert find_leaks(create_evaluations([{"question": " ".join(words)}]), [part]) == {}
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 16, 70_000])
