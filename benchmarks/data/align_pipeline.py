@@ -87,6 +87,7 @@ class ShingleSpool(Spool):
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield batches with the columns `id` and `text`."""
     schema = pa.schema({"id": pa.string(), "text": pa.string()})
     yield from pyarrow.json.open_json(
         path, pyarrow.json.ReadOptions(block_size=BATCH_BYTES, use_threads=False), pyarrow.json.ParseOptions(schema)

@@ -141,6 +141,7 @@ def generate_documents(count: int, seed: int) -> Iterator[Document]:
 
 
 def write_corpus(folder: Path, count: int, seed: int) -> None:
+    """Write `corpus.jsonl` and `truth.parquet` with so many documents, in random order."""
     documents = list(generate_documents(count, seed))
     random.Random(seed + 1).shuffle(documents)
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ MIN_CHARACTERS = 20
 
 
 def deduplicate_with_daft(source: Path, output: Path) -> None:
+    """Write the documents of a corpus's folder without near-duplicates to a Parquet file."""
     import daft
     import numpy as np
     import pyarrow as pa
@@ -53,6 +54,7 @@ def deduplicate_with_daft(source: Path, output: Path) -> None:
 
 
 def deduplicate_with_datatrove(source: Path, output: Path) -> None:
+    """Write the documents of a corpus's folder without near-duplicates to a Parquet file."""
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup import (
         MinhashDedupBuckets,

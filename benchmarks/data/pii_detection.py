@@ -149,7 +149,11 @@ PHONE_CONTEXTS = (
 
 
 def draw_number(draw: random.Random, low: int = 0, high: int = 99) -> int:
+    """Return a number in the range, both ends included."""
     return draw.randint(low, high)
+
+
+# Hard negatives: texts that look like personal data.
 
 
 def create_timestamp(draw: random.Random) -> str:
@@ -435,7 +439,7 @@ class DetectionCounts:
         return self.found[maker] / self.planted[maker]
 
 
-def embed(value: str, corpus: list[str], draw: random.Random, contexts: tuple[str, ...]) -> str:
+def insert_into_text(value: str, corpus: list[str], draw: random.Random, contexts: tuple[str, ...]) -> str:
     """Return a sentence with the value, alone or between words of a text of the corpus."""
     sentence = draw.choice(contexts).format(value)
     words = draw.choice(corpus).split(" ")
@@ -455,7 +459,7 @@ def measure_detection(seed: int, each: int) -> DetectionCounts:
         contexts = PHONE_CONTEXTS if maker == "phone, ten digits" else (*CONTEXTS, *fake_pii.CONTEXTS)
         for _ in range(each):
             value = make(draw)
-            text = embed(value, corpus, draw, contexts)
+            text = insert_into_text(value, corpus, draw, contexts)
             masked = step.mask_personal_data(text)
             is_masked = f"[{kind.upper()}]" in masked and value not in masked
             outcome.planted[maker] += 1
@@ -469,7 +473,7 @@ def measure_detection(seed: int, each: int) -> DetectionCounts:
                     outcome.taken.setdefault(mask_kind, []).append(text)
     for maker, make in NEGATIVES.items():
         for _ in range(each):
-            text = embed(make(draw), corpus, draw, CONTEXTS)
+            text = insert_into_text(make(draw), corpus, draw, CONTEXTS)
             masked = step.mask_personal_data(text)
             outcome.negatives[maker] += masked != text
             for kind in KINDS:

@@ -29,6 +29,7 @@ DATA_SET = "runs/data/rows/artifact"
 
 
 def write_rows(path: Path, count: int) -> None:
+    """Write conversations of a question and an answer as JSON lines."""
     generator = DocumentGenerator(0)
     with path.open("w", encoding="utf-8") as file:
         for i in range(count):

@@ -82,7 +82,7 @@ def create_smollm2(folder: Path) -> Base:
     return find_base(str(folder))
 
 
-def training_settings(work: Workload) -> Training:
+def build_training_settings(work: Workload) -> Training:
     return Training(
         lr=0.0,
         epochs=1.0,
@@ -104,7 +104,7 @@ def measure_row(base: Base, work: Workload, device: torch.device) -> dict[str, o
     if work.stage == "ppo":
         measured = measure_update(base, work, device)
     else:
-        measured = measure_steps(base, work, training_settings(work), device)
+        measured = measure_steps(base, work, build_training_settings(work), device)
     predicted_mb = prediction.peak / 1e6
     measured_mb = max(measured.values()) / 1e6
     return {

@@ -172,6 +172,7 @@ def compute_peft_distance(base: Base, decoder: MixedDecoder, adapters: Sequence[
 
 
 def measure_row(base: Base, dtype: str, threads: int, count: int, rounds: int) -> dict[str, Any]:
+    """Return the comparisons of a base in a dtype, one a round. `count` is the number of requests."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         adapters = create_random_adapters(base, ADAPTERS, MANY_RANKS, Path(folder))

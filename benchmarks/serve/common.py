@@ -99,6 +99,7 @@ def find_linear_shapes(base: Base) -> dict[str, tuple[int, int]]:
 def create_decoder(
     base: Base, dtype: torch.dtype, slots: int, columns: int, resident: int = 16, max_rank: int = 64
 ) -> MixedDecoder:
+    """Return a decoder on the CPU for `slots` rows of up to `columns` tokens, with a bank of `resident` adapters."""
     model = load_base(base, "lora", torch.device("cpu"), dtype)
     return MixedDecoder(model, slots, columns, resident, max_rank)
 

@@ -101,6 +101,11 @@ def write_base_metadata(folder: Path, base: Base) -> None:
 
 
 def wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the server answers.
+
+    Raises:
+        RuntimeError: the process has ended. The message is its log.
+    """
     while True:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=1)

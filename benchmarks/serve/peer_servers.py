@@ -179,6 +179,11 @@ def run_llama_server(
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, timeout_s: float = 120) -> None:
+    """Wait until llama-server answers.
+
+    Raises:
+        SystemExit: it ends or does not answer in time. The message has the end of its log.
+    """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
         try:
