@@ -152,8 +152,8 @@ def explain_nf4(folder: Path, route: Route) -> str:
     from align.models import forward
 
     base = Base("small", str(folder), None, model_digest(folder))
-    table_lookup = forward.route
-    forward.route = lambda config: route  # the table of this run is not written yet
+    table_lookup = forward.find_route
+    forward.find_route = lambda config: route  # the table of this run is not written yet
     try:
         model = load_base(base, "qlora", CPU, torch.float32)
         if (gap := measure_gap(model, collect_oracle_outputs(model))) > TOLERANCE:
@@ -161,7 +161,7 @@ def explain_nf4(folder: Path, route: Route) -> str:
     except Exception as error:
         return describe_error(error)
     finally:
-        forward.route = table_lookup
+        forward.find_route = table_lookup
     quantised = 0
     unquantised = 0
     embeddings = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}

@@ -27,7 +27,7 @@ def test_nothing_in_the_database_lets_anybody_in(accounts, store):
 
 
 def test_the_default_hasher_costs_what_the_rfc_asks(store):
-    assert "$argon2id$v=19$m=65536,t=3,p=4$" in Accounts(store).passwords.hashed("x")
+    assert "$argon2id$v=19$m=65536,t=3,p=4$" in Accounts(store).passwords.hash_password("x")
 
 
 def test_a_session_is_its_persons_until_it_is_over(accounts, time):

@@ -90,7 +90,7 @@ def test_judgements_without_a_verdict_are_ties_and_counted():
 
 def test_scores_of_a_judge_that_compares_are_asked_of_nobody():
     with pytest.raises(ValueError, match="compares the answers to chat"):
-        task(both("1", 1, 1)).scores("new")
+        task(both("1", 1, 1)).get_scores("new")
 
 
 CHAT = EvalGate("keeps", "chat", "old", DecisionRule("not_worse", 0.15))
