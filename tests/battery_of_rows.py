@@ -45,7 +45,7 @@ CASES = [
         )
     ),
     # --- Rows to imitate
-    file("sft", {"asked": "a", "said": "b"}, "row 2, columns=asked, said", "no supported shape"),
+    file("sft", {"asked": "a", "said": "b"}, "row 2, columns=asked, said", "no row of a supported shape"),
     file("sft", {"mesages": []}, "row 2, columns=mesages", "which also needs `messages`"),
     file("sft", {"question": "a"}, "row 2, columns=question", "no answer", "answer"),
     file("sft", {"question": "a", "answer": 3}, "row 2, answer=3"),

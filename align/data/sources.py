@@ -288,8 +288,7 @@ def read_file_documents(data: DataSource, key: str, requires_answer: bool) -> li
 
 
 def prepare_record(record: T, data: DataSource) -> T:
-    """Return a record with the default system prompt, and without reasoning if it is hidden. Returns the same object if
-    nothing changes, whose id refers to the row it was read from.
+    """Return a record with the default system prompt, and without reasoning if it is hidden.
 
     Raises:
         InputError: the answers of a pair differ in their reasoning only.

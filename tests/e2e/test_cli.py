@@ -121,7 +121,7 @@ def test_a_wrong_command_line_as_a_process(tmp_path: Path):
 def test_rows_that_are_left_out_are_counted(align: Align, sft: list[str], tmp_path: Path, chats: Path):
     path, long = tmp_path / "rows.jsonl", {"prompt": "word " * 200, "completion": "ok"}
     path.write_text(chats.read_text() + json.dumps(long) + '\n{"wrong": 1}\n')
-    says(align(*sft, f"data.path={path}"), "no supported shape", "data.on_bad_row=skip")
+    says(align(*sft, f"data.path={path}"), "no row of a supported shape", "data.on_bad_row=skip")
     assert not Path("runs/sft/x").exists()  # a run that never began leaves no folder
     ended = align(*sft, f"data.path={path}", "data.on_bad_row=skip")
     assert "left out 1 row of" in ended.out

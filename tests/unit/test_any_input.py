@@ -166,7 +166,7 @@ trees = st.lists(
 def test_rows_of_any_kind_are_records_or_refused(found: list[Any]) -> None:
     bad_rows = BadRows(skips=True)
     read = list(read_records(str(written(found)), bad_rows=bad_rows))
-    reads(lambda: bad_rows.finish_file("d", len(read)))
+    reads(lambda: bad_rows.report_refused_rows("d", len(read)))
     numbers = [one.number for one in read]
     assert numbers == sorted(numbers)
     assert all(len(compute_content_id(encode_content_row(record))) == 32 for record in (one.record for one in read))

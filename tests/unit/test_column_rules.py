@@ -39,7 +39,7 @@ def read_source(path: Path, rules: ColumnRules = NOTHING) -> list[ParsedRecord]:
     """Read records as `stage=data` does, which refuses a column at the end of a source."""
     bad_rows, unread = BadRows(), UnreadColumns(rules)
     found = list(read_records(str(path), rules=rules, bad_rows=bad_rows))
-    bad_rows.finish_file(path, len(found))
+    bad_rows.report_refused_rows(path, len(found))
     for read in found:
         unread.add(read.sizes)
     unread.check("stage.sources.s", str(path))

@@ -119,7 +119,7 @@ def test_rows_that_are_refused_are_left_out_and_counted_where_that_is_asked(tmp_
 
 @pytest.mark.parametrize("skips", [False, True])
 def test_a_file_of_nothing_else_is_refused_and_not_offered_to_be_skipped(tmp_path: Path, skips: bool):
-    with pytest.raises(InputError, match="row 1, columns=a: no supported shape") as caught:
+    with pytest.raises(InputError, match="row 1, columns=a: no row of a supported shape") as caught:
         read_documents(write(tmp_path / "d.jsonl", {"a": 1}, {"b": 2}), "data.path", skips)
     assert "1 row more is refused" in caught.value.remedy
     assert "on_bad_row" not in caught.value.remedy

@@ -93,7 +93,7 @@ NOT_IN_TABLES = ("a tree",)
 def records(path: Path, **more: Any) -> list[ParsedRecord]:
     bad_rows = BadRows()
     found = list(read_records(str(path), bad_rows=bad_rows, **more))
-    bad_rows.finish_file(path, len(found))
+    bad_rows.report_refused_rows(path, len(found))
     return found
 
 
@@ -202,7 +202,7 @@ def test_drops_are_counted_and_bad_rows_left_out(tmp_path: Path) -> None:
     assert [read.number for read in found] == [10, 11]
     assert drops == {Drop.IDENTICAL: 1, Drop.UNPAIRED: 1, Drop.TIE: 1, Drop.UNANSWERED: 1}
     with pytest.raises(InputError, match="row 4"):
-        bad_rows.finish_file("d", 0)
+        bad_rows.report_refused_rows("d", 0)
 
 
 # Trees.

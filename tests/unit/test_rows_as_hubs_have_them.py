@@ -25,7 +25,7 @@ SAID = (Message("user", "Is it open?"), Message("assistant", "Yes."))
 def read(path: Path) -> list[Record]:
     bad_rows = BadRows(skips=False)
     found = [one.record for one in read_records(str(path), bad_rows=bad_rows)]
-    bad_rows.finish_file(path, len(found))
+    bad_rows.report_refused_rows(path, len(found))
     return found
 
 

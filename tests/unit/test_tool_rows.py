@@ -241,7 +241,7 @@ def test_pairs_and_feedback_hold_calls(tmp_path: Path) -> None:
     path = write(tmp_path / "b.jsonl", {**refused(CALL, ANSWER), "label": True})
     assert not list(read_records(str(path), bad_rows=bad_rows))
     with pytest.raises(InputError, match=r"row 1, messages\[1\]\.tool_calls=.*has no result"):
-        bad_rows.finish_file(path, 0)
+        bad_rows.report_refused_rows(path, 0)
 
 
 def test_pairs_of_one_prompt_with_other_tools_are_encoded_apart(tool_tokenizer: Any) -> None:

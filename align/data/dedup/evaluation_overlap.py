@@ -52,8 +52,8 @@ from align.data.dedup.shingles import (
 )
 
 RULES = ("question", "exact", "ngram", "contained", "near", "changed")
-"""All rules. Of several that hold, the first one is reported: those above, those of `align.data.dedup.questions`, and
-`question`: both texts ask the same."""
+"""All rules, in order of precedence: of several that hold, the first one is reported. `question` means that both texts
+ask the same, see `align.data.dedup.questions`; the module's docstring defines the others."""
 ASKED, EXACT, NGRAM, CONTAINED, NEAR, CHANGED = range(len(RULES))
 MAX_RUN_ROWS = 10
 """Largest number of training rows with a run of `WIDTH` words that counts. A run in more of them is a common phrase or

@@ -586,11 +586,11 @@ class GreedySelection:
         kept, dropped, similarity = concatenate_columns(columns)
         order = np.lexsort((kept, dropped))
         dropped_rows: dict[int, int] = {}
-        for row, earlier_places, later_places in zip(
+        for row, earlier_place, later_place in zip(
             order.tolist(), kept[order].tolist(), dropped[order].tolist(), strict=True
         ):
-            if earlier_places not in dropped_rows and later_places not in dropped_rows:
-                dropped_rows[later_places] = row
+            if earlier_place not in dropped_rows and later_place not in dropped_rows:
+                dropped_rows[later_place] = row
         rows = np.fromiter(dropped_rows.values(), np.int64, len(dropped_rows))
         self.pairs.append((kept[rows], dropped[rows], similarity[rows]))
         return later.drop_documents(dropped[rows])

@@ -315,7 +315,7 @@ def build_unknown_shape_error(row: Fields, kinds: tuple[str, ...], remedy: str =
     """Return the error of a row without a shape. It lists the columns, and the nearest shape with its missing
     columns."""
     columns = ", ".join(map(str, row)) or "(none)"
-    problem = "no supported shape has these columns"
+    problem = "no row of a supported shape can be read from them"
     return InputError("columns", columns, problem, describe_nearest_shape(row, kinds) + remedy)
 
 
@@ -361,7 +361,7 @@ EVAL_PATH = "data.eval_path"
 ROWS_TO_LIST = 16
 """Rows whose columns are listed if one is missing."""
 MAX_METADATA_CHARACTERS = 40
-"""Maximum mean length, in characters, of the texts of a metadata column."""
+"""Maximum mean length, in characters, of the texts of an unread column that no setting keeps as metadata."""
 CONTEXT_COLUMNS = split_names(
     "input inputs context contexts passage passages paragraph paragraphs document documents article "
     "articles background story premise hypothesis table schema"
@@ -1324,7 +1324,7 @@ class UnreadColumns:
             present = dict.fromkeys(name for row in islice(iter_rows(path), ROWS_TO_LIST) for name in row.data)
             name = next(name for name in self.rules.metadata if fold(name) in missing)
             if present:
-                problem = f"there is no {name} among the columns to keep as metadata"
+                problem = f"there is no column {name}, which is to be kept as metadata"
                 raise InputError(f"{path}, columns", ", ".join(present), problem, "Leave it out, or correct its name.")
         mean_lengths = {
             name: characters / texts

@@ -77,7 +77,7 @@ class RefusalCause:
 
 
 class BadRows:
-    """Refused rows of one file. `with bad_rows: …` catches the InputError of one row, `finish_file` ends the file.
+    """Refused rows of one file. `with bad_rows: …` catches the InputError of one row, `report_refused_rows` reports them.
 
     Args:
         skips: leave refused rows out. If False, their file is refused.
@@ -109,11 +109,11 @@ class BadRows:
 
     @property
     def count(self) -> int:
-        """Rows refused since the last call of `finish_file`."""
+        """Rows refused since the last call of `report_refused_rows`."""
         return sum(cause.count for cause in self._causes.values())
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return the rows refused since the last call of `finish_file`, one object per cause."""
+        """Return the rows refused since the last call of `report_refused_rows`, one object per cause."""
         return [
             {
                 "field": cause.first.field,
@@ -137,12 +137,12 @@ class BadRows:
             error = error_type(cause["field"], cause["value"], cause["problem"], cause["remedy"])
             self.add(error, cause["count"])
 
-    def finish_file(self, path: str | Path, kept: int) -> None:
-        """End a file: report its refused rows in one printed line if they can be skipped, raise an error otherwise.
+    def report_refused_rows(self, path: str | Path, kept: int) -> None:
+        """Report the refused rows read so far, and forget them: in one printed line if bad rows are skipped, or by an error.
 
         Args:
             path: the file, for messages.
-            kept: records and drops from the other rows. If it is 0, refused rows are not skipped.
+            kept: usable results of the other rows. If it is 0, refused rows are not skipped.
 
         Raises:
             InputError: the first refused row's error; its remedy says how many more rows are refused.

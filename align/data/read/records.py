@@ -981,7 +981,7 @@ def to_trl_row(pref: Preference) -> Mapping[str, Any]:
 
 DEFAULT_RULES = ColumnRules()
 LOOKBACK_ROWS = 64
-"""Rows read before the resume point to find its group. Multiplied by itself until a valid row is found."""
+"""Rows read before the resume point to find its group. Multiplied by 64 until a valid row or the first row is read."""
 SCALAR_TYPES = {str, int, float, bool}
 """Types of scalars in rows. Readers of JSON, CSV and Arrow return no subclasses of them."""
 NO_SIZES: TextSizes = MappingProxyType({})
@@ -1295,7 +1295,7 @@ def read_all_records(
                 parsed = list(parse_group(part, unread))  # an error refuses the whole group
                 reading.drops.update(record for record in parsed if isinstance(record, Drop))
                 reading.records.extend(record for record in parsed if not isinstance(record, Drop))
-    bad_rows.finish_file(path, len(reading.records) + (reading.drops.total() if count_drops else 0))
+    bad_rows.report_refused_rows(path, len(reading.records) + (reading.drops.total() if count_drops else 0))
     unread.check(field, str(path))
     if unread.sizes:
         print(f"columns of {path} kept as metadata: {', '.join(unread.sizes)}")

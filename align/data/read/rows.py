@@ -48,7 +48,7 @@ DUPLICATE_KEY = "a key of this name stands twice in one object"
 NUL_PROBLEM = "it holds U+0000 (NUL), which is no character of a text"
 BOM = "\ufeff"
 NumberedRows = Iterator[tuple[int, dict[str, Any] | InputError | None]]
-"""Output of a reader: (number from 1, row or its error) for each row, then (number of rows, None).
+"""Output of a reader: (number from 1, row or its error) for each row, then (last number, None).
 The errors name a field of the row; `iter_rows` adds the file and the number."""
 
 
@@ -843,7 +843,7 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The row's id without an `id` column: `my-file:7`."""
+        """Id of a pair whose row has no `id` column: `my-file:7`."""
         return f"{strip_endings(self.file)}:{self.place}"
 
 

@@ -39,9 +39,9 @@ from align.data.sets.record_columns import join_record_texts, records_to_columns
 FIELD = "stage.contamination.against"
 HELP = 'Write "stage.contamination.against=[a.jsonl, {path: b.parquet, columns: [question, choices]}]".'
 PARTS_AT_ONCE = 4096
-"""Largest number of rows that are held as Python objects while a set is read."""
+"""Largest number of parts of rows that are held as Python objects while a set is read."""
 CHARACTERS_AT_ONCE = 32 * 2**20
-"""Largest number of characters in these rows."""
+"""Largest number of characters in these parts."""
 NAMES: Mapping[str, Collection[str]] = {
     "question": split_names(
         "ctx goal input instruction problem prompt query question question_stem sentence statement stem text"
@@ -149,7 +149,7 @@ def read_evaluation_set(evaluation_set: EvaluationSet, field: str) -> Evaluation
             numbers = []
             parts = []
             characters = 0
-    bad_rows.finish_file(evaluation_set.path, rows)
+    bad_rows.report_refused_rows(evaluation_set.path, rows)
     require(rows > 0, field, evaluation_set.path, "is empty", "Give at least one row.")
     if parts:
         batches.append(collect_texts(parts, numbers))

@@ -303,7 +303,7 @@ def delete_replaced_data_set(artifact: Path, replacement: Mapping[str, Any]) -> 
 
 @contextmanager
 def lock_data_set(old: Path) -> Iterator[None]:
-    """Lock a data set against concurrent removals: each would publish a data set without only its own rows.
+    """Lock a data set against concurrent removals: two at once would each keep the rows that the other one removes.
 
     Raises:
         RunBusy: Another command holds the lock.

@@ -67,9 +67,9 @@ FACTS: Mapping[str, pa.DataType] = {
     "metadata": pa.string(),
 }
 """Columns of a spool beside the content. `question` is equal for rows of all sources with the same question, regardless
-of the kind of their ids. `metadata` has other columns of the row as JSON. `digest` is that of its normalised text, or
-of its content if no texts are compared. `shingles` is their number in its text, and `numbers` a hash of the numbers and
-operators in it."""
+of the kind of their ids. `metadata` has other columns of the row as JSON. `digest` is a hash of the row's normalised text, or
+of its content if no texts are compared. `shingles` is the number of shingles of that text, and `numbers` a hash of its
+numbers and operators."""
 HASHES = "shingle_hashes"
 """Column of each text's shingles. Reading them for the comparison of near-duplicates is faster than computing them
 again."""
@@ -347,7 +347,7 @@ class SourceAccount:
         self.cleaner.merge(account["clean"])
         self.bad_rows.restore(account["bad_rows"])
         if not self.bad_rows.skips:
-            self.bad_rows.finish_file(self.source.location, self.counts["read"])
+            self.bad_rows.report_refused_rows(self.source.location, self.counts["read"])
 
     def finish(self) -> dict[str, Any]:
         """Check and return the account of the whole source.
@@ -356,7 +356,7 @@ class SourceAccount:
             InputError: No setting uses a column of texts, rows have different licences, or no row is kept.
         """
         account = self.as_json()
-        self.bad_rows.finish_file(self.source.location, self.counts["read"])
+        self.bad_rows.report_refused_rows(self.source.location, self.counts["read"])
         self.unread.check(self.source.field, self.source.location)
         if len(self.licences) > 1 and not self.source.licence:
             listed = ", ".join(sorted(self.licences))

@@ -191,7 +191,7 @@ def parse_turn(turn: Mapping[str, Any] | str) -> Message:
 
 
 def join_record_texts(kind: str, table: pa.RecordBatch | pa.Table, over: str = "both") -> pa.Array:
-    """Return the text of each record, with a line for each turn. Plain text counts as prompt and as answer.
+    """Return the text of each record, one line a turn, without system turns. Plain text counts as prompt and answer.
 
     Args:
         over: roles to include: `both`, `prompts` or `answers`, see `COMPARED_ROLES`.

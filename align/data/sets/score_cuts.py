@@ -23,7 +23,7 @@ PIECE = 512
 on the rows that a model processes together."""
 BINS = 40
 OUTLIER_SHARE = 0.002
-"""Share of all scores below the first and above the last bin of a histogram, because of outliers."""
+"""Share of all scores below the first bin of a histogram, and as many above the last one, because of outliers."""
 ScoreRecords = Callable[[Sequence[Record]], ndarray]
 """Returns the score of each record, float64 (N); nan for none."""
 
