@@ -390,9 +390,10 @@ def add_sources(report: Report, sources: Sequence[Mapping[str, Any]]) -> None:
     names = [source["name"] for source in sources]
     losses = [dict(iter_losses(source)) for source in sources]
     rows: list[tuple[Any, ...]] = [("read", *map(count_read, sources))]
-    for reason in losses[0]:
-        if any(counts[reason] for counts in losses):
-            rows.append((reason, *(-counts[reason] for counts in losses)))
+    for reason in dict.fromkeys(reason for counts in losses for reason in counts):
+        row_counts = [counts.get(reason, 0) for counts in losses]
+        if any(row_counts):
+            rows.append((reason, *(-count for count in row_counts)))
     for side, purpose in zip(SIDES, PURPOSES, strict=True):
         rows.append((purpose, *(source["splits"][side]["rows"] for source in sources)))
     train_splits = [source["splits"]["train"] for source in sources]

@@ -77,7 +77,7 @@ class RefusalCause:
 
 
 class BadRows:
-    """Refused rows of one file. `with bad_rows: …` catches the InputError of one row, `report_refused_rows` reports them.
+    """Refused rows. `with bad_rows: …` catches the InputError of one row; `report_refused_rows` reports all of them.
 
     Args:
         skips: leave refused rows out. If False, their file is refused.
@@ -138,7 +138,7 @@ class BadRows:
             self.add(error, cause["count"])
 
     def report_refused_rows(self, path: str | Path, kept: int) -> None:
-        """Report the refused rows read so far, and forget them: in one printed line if bad rows are skipped, or by an error.
+        """Report the refused rows read so far, and forget them. Prints one line if bad rows are skipped.
 
         Args:
             path: the file, for messages.

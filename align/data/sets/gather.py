@@ -67,9 +67,9 @@ FACTS: Mapping[str, pa.DataType] = {
     "metadata": pa.string(),
 }
 """Columns of a spool beside the content. `question` is equal for rows of all sources with the same question, regardless
-of the kind of their ids. `metadata` has other columns of the row as JSON. `digest` is a hash of the row's normalised text, or
-of its content if no texts are compared. `shingles` is the number of shingles of that text, and `numbers` a hash of its
-numbers and operators."""
+of the kind of their ids. `metadata` has other columns of the row as JSON. `digest` is a hash of the row's normalised
+text, or of its content if no texts are compared. `shingles` is the number of shingles of that text, `numbers` a hash
+of its numbers and operators."""
 HASHES = "shingle_hashes"
 """Column of each text's shingles. Reading them for the comparison of near-duplicates is faster than computing them
 again."""
