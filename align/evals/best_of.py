@@ -69,7 +69,7 @@ def select_answers(answers: Sequence[Mapping[str, Any]], has_tools: bool) -> Bes
 
     Args:
         answers: in the order in which they were drawn, see `align.stages.sample`.
-        tools: whether the prompt or its messages use tools.
+        has_tools: whether the prompt or its messages use tools.
     """
     if has_tools:
         return BestOfSelection(None, None, "with_tools")

@@ -54,7 +54,7 @@ PHRASE_LETTERS = 8
 MAX_CONSTANTS = 8
 """Number of commonest answers that are tried as the answer to every prompt of a closed task."""
 MIN_EQUAL_SCORES = 0.9
-"""Minimum share of prompts with the score of a constant answer, for scores that count as those of this answer."""
+"""A policy scores like a constant answer if at least this share of prompts has the same score as with that answer."""
 
 
 @dataclass(frozen=True, slots=True)

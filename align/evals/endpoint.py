@@ -49,8 +49,9 @@ FIXED_PARAMETERS = ("model", "messages", "stream", "n", "tools")
 MAX_ATTEMPTS = 4
 """Attempts at each request."""
 FIRST_WAIT_S = 1.0
+"""Pause after the first attempt. It is doubled after each further one, unless the server asks for another pause."""
 LONGEST_WAIT_S = 60.0
-"""The pause after the first attempt is doubled after each further one, unless the server asks for another pause."""
+"""Maximum pause, also if the server asks for a longer one."""
 RETRY_STATUSES = (408, 429, 500, 502, 503, 504, 529)
 """Statuses after which the same request is tried again."""
 TOO_LONG = re.compile(

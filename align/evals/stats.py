@@ -2,7 +2,7 @@
 
     result = compare_shares(right_new, right_old, clusters=prompt_ids)
     result.difference                      # Interval(value, low, high, n)
-    decide(Rule("not_worse", margin=0.05, least_n=200), result.difference).outcome
+    decide(DecisionRule("not_worse", margin=0.05, least_n=200), result.difference).outcome
 
 Every figure is an `align.ops.intervals.Interval`, whose n counts clusters, the units that were sampled independently.
 `benchmarks/evals/coverage.py` measures how often the intervals cover and how often the gates err.
@@ -176,7 +176,7 @@ def fit_logistic(
     for _ in range(MAX_STEPS):
         probabilities = compute_sigmoid(x @ beta)
         gradient = x.T @ (weights * (y - probabilities)) - ridge * beta
-        step = np.linalg.solve(compute_hessian(x, weights, ridge, probabilities), gradient)
+        step = np.linalg.solve(compute_information(x, weights, ridge, probabilities), gradient)
         if np.abs(step).max() < STEP_TOLERANCE:
             break
         while compute_objective(x, y, weights, ridge, beta + step) < objective and np.abs(step).max() > STEP_TOLERANCE:
@@ -184,7 +184,7 @@ def fit_logistic(
         beta = beta + step
         objective = compute_objective(x, y, weights, ridge, beta)
     probabilities = compute_sigmoid(x @ beta)
-    model = np.linalg.inv(compute_hessian(x, weights, ridge, probabilities)).astype(np.float64)
+    model = np.linalg.inv(compute_information(x, weights, ridge, probabilities)).astype(np.float64)
     scores = np.zeros((int(cluster_numbers.max()) + 1, x.shape[1]))
     np.add.at(scores, cluster_numbers, x * (weights * (y - probabilities))[:, None])
     clusters = len(scores)
@@ -208,7 +208,7 @@ def compute_objective(
     return float(weights @ (y * log_odds - np.logaddexp(0, log_odds)) - ridge @ beta**2 / 2)
 
 
-def compute_hessian(
+def compute_information(
     x: NDArray[np.float64], weights: NDArray[np.float64], ridge: NDArray[np.float64], p: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     return x.T @ (x * (weights * p * (1 - p))[:, None]) + np.diag(ridge)
@@ -437,7 +437,7 @@ _NORMAL_POWER = NormalDist().inv_cdf(POWER)
 
 
 MAX_ENUMERATED = 13
-"""Up to so many differences, all 2¹³ flips are enumerated. For more, a sample of flips is drawn."""
+"""Maximum number n of differences for which all 2ⁿ flips are enumerated. For more, a sample of flips is drawn."""
 SAMPLED_FLIPS = 9_999
 """Number of random flips. With the observed signs included, the smallest p is 1/10,000."""
 DIFFERENCE_PRIOR = PRIOR / 2

@@ -778,7 +778,7 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem]
     )
 
 
-def score_tasks(
+def score_and_measure_tasks(
     config: Config, tasks: Sequence[TaskAnswers], load_judge: Callable[[Sequence[TaskAnswers]], Judge]
 ) -> tuple[list[ScoredTask], list[str], Mapping[str, Mapping[str, Measurement]]]:
     """Score answers, and measure how varied the answers of each system are.
@@ -839,7 +839,9 @@ def compare_with_start(
     [task] = ask_systems(sampling, [policy, ref], [(EvalTask(DEFAULT_TASK), items)], {})
     kl = measure_kl(sampling, policy, ref, task.rollouts[POLICY])
     sampling.loaded.clear()
-    [scored], notes, collapse = score_tasks(config, [task], lambda judged: load_reward(run, config, sampling, [policy]))
+    [scored], notes, collapse = score_and_measure_tasks(
+        config, [task], lambda judged: load_reward(run, config, sampling, [policy])
+    )
     role = scored.role
     samples = build_samples(task, scored, kl, trained_questions)
     notes = [*notes, *describe_changed_settings(policy, config), *trained_questions.unknown]
@@ -1003,7 +1005,9 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
     if answered_tasks:
         answers = ask_systems(sampling, suite.systems, answered_tasks, loaded_suite.files)
         sampling.loaded.clear()
-        scored, notes, collapse = score_tasks(config, answers, partial(load_judge, run, config, sampling, suite))
+        scored, notes, collapse = score_and_measure_tasks(
+            config, answers, partial(load_judge, run, config, sampling, suite)
+        )
     models = [system for system in suite.systems if system.base is not None]
     probes = measure_probes(sampling, models, loaded_suite.tasks, run.artifact)
     by_name = {task.name: task for task in scored} | probes

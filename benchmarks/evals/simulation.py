@@ -229,10 +229,10 @@ def build_interval_cases(prompts: int) -> list[IntervalCase]:
             cases.append(IntervalCase(name, 0.3, compute_score))
         for win_rate in (0.5, 0.8):
 
-            def compute_win_rate(rng: Generator, icc: float = icc, win_rate: float = win_rate) -> Interval:
+            def compute_sample_win_rate(rng: Generator, icc: float = icc, win_rate: float = win_rate) -> Interval:
                 return compute_win_rate(convert_to_verdicts(draw_uniforms(rng, prompts, icc), win_rate), clusters)
 
-            cases.append(IntervalCase(f"win rate {win_rate}, {suffix}", win_rate, compute_win_rate))
+            cases.append(IntervalCase(f"win rate {win_rate}, {suffix}", win_rate, compute_sample_win_rate))
         for advantage in (0.0, 1.0):
 
             def compute_controlled(rng: Generator, icc: float = icc, advantage: float = advantage) -> Interval:
@@ -300,7 +300,7 @@ def build_null_figures(prompts: int) -> dict[str, Figure]:
         def compute_score(rng: Generator, icc: float = icc) -> Interval:
             return compute_score_difference(*draw_scores(rng, prompts, icc, 0.0), clusters)
 
-        def compute_win_rate(rng: Generator, icc: float = icc) -> Interval:
+        def compute_sample_win_rate(rng: Generator, icc: float = icc) -> Interval:
             return subtract_half(compute_win_rate(convert_to_verdicts(draw_uniforms(rng, prompts, icc), 0.5), clusters))
 
         def compute_controlled(rng: Generator, icc: float = icc) -> Interval:
@@ -308,7 +308,7 @@ def build_null_figures(prompts: int) -> dict[str, Figure]:
             return subtract_half(control_for_length(*sample, clusters).controlled)
 
         figures[f"paired scores, {suffix}"] = compute_score
-        figures[f"win rate, {suffix}"] = compute_win_rate
+        figures[f"win rate, {suffix}"] = compute_sample_win_rate
         figures[f"length-controlled win rate, {suffix}"] = compute_controlled
     for share in (0.5, 0.9, 0.98):
 
@@ -420,8 +420,8 @@ def build_scenarios() -> list[Scenario]:
 
 
 def measure_power_at_detectable(scenario: Scenario, prompts: int, draws: int, seed: int = 2) -> float:
-    """Return the share of samples in which `superior` passes a true difference of the size that `detectable` computes
-    from an earlier sample of equal systems."""
+    """Return the share of samples in which `superior` passes a true difference of the size that
+    `compute_detectable_difference` computes from an earlier sample of equal systems."""
     rng = np.random.default_rng(seed)
     rule = DecisionRule("superior")
     passes = 0

@@ -30,7 +30,7 @@ def test_intervals_cover_what_they_claim(case: simulation.IntervalCase) -> None:
 
 @pytest.mark.parametrize("figure", simulation.build_null_figures(64).values(), ids=simulation.build_null_figures(64))
 def test_superior_seldom_passes_equal_systems(figure) -> None:
-    passed = simulation.measure_false_passes(figure, DRAWS, simulation.Rule("superior"))
+    passed = simulation.measure_false_passes(figure, DRAWS, simulation.DecisionRule("superior"))
     assert passed <= simulation.MAX_FALSE_PASSES + error(simulation.MAX_FALSE_PASSES), passed
 
 
@@ -38,7 +38,7 @@ def test_superior_seldom_passes_equal_systems(figure) -> None:
     ("margin", "figure"), simulation.build_margin_figures(64).values(), ids=simulation.build_margin_figures(64)
 )
 def test_not_worse_seldom_passes_what_is_worse_by_the_margin(margin: float, figure) -> None:
-    passed = simulation.measure_false_passes(figure, DRAWS, simulation.Rule("not_worse", margin))
+    passed = simulation.measure_false_passes(figure, DRAWS, simulation.DecisionRule("not_worse", margin))
     assert passed <= simulation.MAX_FALSE_PASSES + error(simulation.MAX_FALSE_PASSES), passed
 
 

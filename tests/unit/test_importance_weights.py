@@ -81,7 +81,7 @@ def test_the_gap_by_hand_and_its_bound():
     check_gap(figures, 1.3)
     with pytest.raises(InputError, match=r"are 1\.3 nats per token from the policy's"):
         check_gap(figures, 1.2)
-    with pytest.raises(InputError, match="lies nan nats"):
+    with pytest.raises(InputError, match="are nan nats"):
         check_gap({**figures, "rollout_gap": float("nan")}, 1.2)
 
 

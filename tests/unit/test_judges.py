@@ -217,7 +217,7 @@ def test_a_judge_of_the_very_pairs_that_a_policy_learned_from_is_no_stranger(tmp
     of = find_scorer_relation(policy, known("another"), tmp_path, [artifact(judge)])
     assert (of, of.role) == (ScorerRelation(pairs=(f"{stage}:d",)), "gold")
     assert of.describe("reward:r") == [
-        f"reward:r learned from the same pairs as {stage}:d, so that they share its preferences"
+        f"reward:r learned from the same pairs as {stage}:d, and so prefers what they prefer"
     ]
     assert find_scorer_relation(policy, known("another"), tmp_path, [artifact(stranger)]) == ScorerRelation()
 

@@ -97,7 +97,7 @@ def test_waits_double_and_end():
 
 
 def test_strangers_with_no_invitation_hash_nothing(accounts, monkeypatch):
-    monkeypatch.setattr(accounts.passwords, "hashed", lambda _: pytest.fail("a password was hashed"))
+    monkeypatch.setattr(accounts.passwords, "hash_password", lambda _: pytest.fail("a password was hashed"))
     with pytest.raises(AccessRefused, match="expired or was used"):
         accounts.accept("x", "ann", GOOD)
 

@@ -9,8 +9,9 @@ from align.core.types import Conversation
 from align.evals.stats import compute_wins, merge_swapped_verdicts
 
 FIRST = "first"
+"""The first system's answer is shown first."""
 SECOND = "second"
-"""Positions at which the first system's answer may be shown."""
+"""The first system's answer is shown second."""
 
 
 class AnswerPair(NamedTuple):

@@ -40,7 +40,7 @@ from align.report.figure_text import format_interval, pluralize
 
 FIELD = "eval.gates"
 HELP = 'Write "eval.gates=[{name: safe, task: support, against: old, is: not_worse, margin: 0.05, least_n: 200}]".'
-UNITS = {LOSS: "bits per byte", LM_EVAL: "the scale of some metric"}
+UNITS = {LOSS: "bits per byte", LM_EVAL: "units that depend on the metric"}
 """Kind of probe → the unit of its score, for scores that are not shares or need not be shares."""
 KINDS: tuple[RuleKind, ...] = get_args(RuleKind)
 LOWEST_LEVEL = 0.5
@@ -125,7 +125,7 @@ def parse_gate(value: Any, at: str, tasks: Mapping[str, EvalTask], systems: Sequ
     problem = "is about two systems, and `against` names no other one"
     require(kind != "not_worse" or bool(against), f"{at}.is", kind, problem, HELP)
     unit = UNITS.get(task.probe.kind, "") if task.probe is not None else ""
-    problem = f"is in {unit}, for which no number is good by itself"
+    problem = f"has scores in {unit}, for which no number is good by itself"
     require(bool(against) or not unit, f"{at}.task", task.name, problem, "Name another system: against.")
     margin = get_number(spec, at, "margin", 0.0, 0)
     level = get_number(spec, at, "level", 0.95, 0)

@@ -137,13 +137,15 @@ def compute_padded_likelihoods(model: Any, rows: Sequence[EncodedRow], pad_id: i
     mask = pad_rows([[1] * len(row) for row in ids], 0).bool().to(device)
     picked = (pad_rows(labels, IGNORE_INDEX) != IGNORE_INDEX).to(device)
     picked[:, 0] = False  # the first token has no context
-    logprobs, is_greedy = compute_picked_logprobs(model, tokens, mask, picked)
+    logprobs, is_greedy = compute_picked_and_greedy(model, tokens, mask, picked)
     counts = [row.trained for row in rows]
     parts = zip(logprobs.double().split(counts), is_greedy.split(counts), strict=True)
     return [Likelihood(row_logprobs.sum().item(), bool(row_greedy.all())) for row_logprobs, row_greedy in parts]
 
 
-def compute_picked_logprobs(model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor) -> tuple[Tensor, Tensor]:
+def compute_picked_and_greedy(
+    model: Any, tokens_BS: Tensor, mask_BS: Tensor, picked_BS: Tensor
+) -> tuple[Tensor, Tensor]:
     """Compute log p of each picked token given the tokens before it in its row, and whether it is the likeliest there.
 
     Args:

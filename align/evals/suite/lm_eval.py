@@ -370,7 +370,7 @@ def encode_requests(tokenizer: Any, requests: LikelihoodRequests, window: int) -
         window: maximum tokens of a window.
 
     Raises:
-        InputError: a text is empty.
+        InputError: a text is empty, a continuation has no token of its own, or the tokenizer has neither BOS nor EOS.
     """
     if len(requests.texts[0]) > 1:
         return [encode_continuation(tokenizer, context, continuation) for context, continuation in requests.texts]

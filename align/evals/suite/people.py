@@ -141,8 +141,8 @@ def draw_sides(groups: Sequence[Hashable], key: bytes, ahead: int = 0) -> list[b
     items, and within one in each group.
 
     Args:
-        groups: of each item, in the order in which they are asked. Every two successive items of a group have opposite
-            sides.
+        groups: of each item, in the order in which they are asked. The first and second item of a group
+            have opposite sides, so have the third and fourth, and so on.
         key: see `derive_sides_key`.
         ahead: among earlier items, the number with the first system's answer first, less the number of the others.
     """

@@ -361,7 +361,7 @@ def compute_strengths(task: ScoredTask, level: float) -> dict[str, Any]:
 
 def compare_on_unseen(task: ScoredTask, parts: Mapping[str, ScoredTask], level: float) -> dict[str, Any]:
     """Return the number of items that each system was nearly trained on, and the comparisons on the other items.
-    Returns nothing if there are no such items.
+    Returns an empty mapping if no item was nearly trained on.
 
     Args:
         parts: other system → the items on which it is compared.

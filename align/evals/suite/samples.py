@@ -186,8 +186,11 @@ def build_samples(task: TaskAnswers, scored: ScoredTask, kl: Sequence[float], se
 
 
 def summarise_unseen(samples: Sequence[Sample], role: str) -> dict[str, Any]:
-    """Return the number of prompts that the policy was trained on, and the win rate and the gain on the others. Returns
-    nothing if there are no such prompts."""
+    """Return the number of prompts that the policy was trained on, and the win rate and the gain on the others.
+
+    Returns an empty mapping if the policy was trained on none of the prompts, and the number alone if it was trained on
+    all of them.
+    """
     unseen = [sample for sample in samples if not sample.seen]
     if len(unseen) == len(samples):
         return {}

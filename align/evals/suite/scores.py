@@ -220,8 +220,8 @@ def iter_pair_questions(task: TaskAnswers, hides_reasoning: bool) -> Iterator[Pa
         if opponent != task.first:
             pairs = pair_answers(task, opponent, hides_reasoning)
             for pair, first, second in zip(pairs, task.answers[task.first], task.answers[opponent], strict=True):
-                has_ended = first.ended is not False, second.ended is not False
-                yield PairQuestion(task.task.name, opponent, pair, has_ended)
+                ended = (first.ended is not False, second.ended is not False)
+                yield PairQuestion(task.task.name, opponent, pair, ended)
 
 
 def pair_answers(task: TaskAnswers, other: str, hides_reasoning: bool) -> list[AnswerPair]:
