@@ -33,7 +33,7 @@ def tokenize_answers(
 def compute_uncertainties(
     model: Any, score_head: nn.Module, rows: Mapping[str, list[list[int]]], pad_id: int
 ) -> dict[str, float]:
-    """Compute the `compute_uncertainty` of each item, which is its priority in a project of `order: priority`.
+    """Compute the uncertainty of each item, which is its priority in a project whose `order` is `priority`.
 
     Args:
         rows: token ids by item, see `tokenize_answers`.

@@ -445,7 +445,9 @@ FIGURES = (
     ),
     _define("rows", "Rows", "", "Rows that were read, written or checked."),
     _define("seq", "Last row of the ledger", "", "The number of the newest vote that is in it."),
-    _define("answers_made", "Answers made", "", "Those that this evaluation generated; others were made before."),
+    _define(
+        "answers_made", "Answers made", "", "Those that this evaluation generated; others were taken from the cache."
+    ),
     _define(
         "likelihoods_made",
         "Log-likelihoods computed",

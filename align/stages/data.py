@@ -320,7 +320,7 @@ def gather_sources(
         InputError: a row is invalid, sources are of different kinds, or one is empty after cleaning.
     """
     stage: DataStageConfig = config.stage
-    row_fields = FactOptions(
+    options = FactOptions(
         stage.duplicates.over,
         stage.duplicates.near is not None,
         stage.split.read.get("split", ""),
@@ -331,21 +331,21 @@ def gather_sources(
     skip_bad_rows = config.data.on_bad_row == "skip"
     with discard_spool_if_refused(run):
         kind = sources[0].kind()
-    gatherings = [
-        SourceImport(spool, source, number, steps, row_fields, kind, skip_bad_rows)
+    imports = [
+        SourceImport(spool, source, number, steps, options, kind, skip_bad_rows)
         for number, source in enumerate(sources)
     ]
     if engine is not in_process_runner:
         report = create_progress_printer(
             lambda parts, total, seconds: f"{parts:,} of {total:,} parts made in {seconds:.0f} s"
         )
-        write_parts_in_workers(engine, gatherings, report)
+        write_parts_in_workers(engine, imports, report)
     with discard_spool_if_refused(run):
         read_counts = [
             gathering.run(
                 create_reading_progress(gathering.source.name, partial(compute_read_share, gathering.source.files))
             )
-            for gathering in gatherings
+            for gathering in imports
         ]
     return kind, read_counts
 

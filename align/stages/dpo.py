@@ -139,7 +139,7 @@ def compute_pair_loss(stage: DpoConfig, logprobs_M2: Tensor, reference_M2: Tenso
 
     Args:
         logprobs_M2: log π of the better and the worse answer of each pair.
-        at_start_M2: the same before training, which is log π_ref.
+        reference_M2: the same before training, which is log π_ref.
     """
     from align.ops.losses import dpo_loss, orpo_loss, simpo_loss
 

@@ -368,9 +368,8 @@ def find_suite(config: Config) -> Suite:
         records |= scorers
     reports, report_records = load_reports(config.stage.card, root)
     records |= report_records
-    has_own_tasks = (
-        config.eval.tasks is not None and config.eval.name == DEFAULT_TASK
-    )  # tasks without the name of a suite
+    # Tasks without the name of a suite.
+    has_own_tasks = config.eval.tasks is not None and config.eval.name == DEFAULT_TASK
     name = "tasks" if has_own_tasks else config.eval.name
     return Suite(systems, tasks, name, records, gates, judge, reports, model)
 
@@ -748,9 +747,8 @@ def make_sampling(run: Run, config: Config, seed_of: Callable[[System, EvalItem]
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
     engine = [rollout.engine, *list_computing_versions(device)]
-    if (
-        rollout.engine == "vllm"
-    ):  # servers that run already are identified by their URLs, since their version is unknown
+    # Servers that run already are identified by their URLs, since their version is unknown.
+    if rollout.engine == "vllm":
         servers = rollout.urls or [find_engine_version(VLLM, rollout.python, "rollout.python")]
         engine += [*servers, rollout.dtype, *rollout.words]
 
@@ -1051,7 +1049,7 @@ def compare_systems(run: Run, config: Config, loaded_suite: LoadedSuite) -> Stag
         *(describe_collapse(system_collapse) if collapse else []),
         *describe_cached_answers(sampling),
         *(line for name, task in results.items() for line in describe_task_results(first, name, task)),
-        *(describe_decision(gate, outcome) for gate, outcome in gates.values()),
+        *(describe_decision(gate, decision) for gate, decision in gates.values()),
     ]
     for task, by_system in collapse.items():
         greedy = measurements[task][first]["variety"].get("greedy", {})
@@ -1109,11 +1107,11 @@ def publish_verdicts(
             digests[name] = record.digest
     folder = run.artifact / VERDICTS
     folder.mkdir(exist_ok=True)
-    for name, (gate, outcome) in gates.items():
+    for name, (gate, decision) in gates.items():
         judge_report = loaded_suite.reports[name].as_dict() if name in loaded_suite.reports else None
-        write_json(folder / f"{name}.json", build_verdict_file(gate, outcome, digests, judge_report))
+        write_json(folder / f"{name}.json", build_verdict_file(gate, decision, digests, judge_report))
     write_text(run.artifact / "junit.xml", build_junit_xml(run.name, gates))
-    outcomes = {name: outcome.outcome for name, (_, outcome) in gates.items()}
+    outcomes = {name: decision.outcome for name, (_, decision) in gates.items()}
     return {"gates": outcomes, "exit_status": 0 if {*outcomes.values()} == {"pass"} else NOT_PASSED}
 
 

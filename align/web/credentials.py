@@ -38,7 +38,7 @@ class AccessRefused(InputError):
 class Passwords:
     """Hashes and verifies passwords with argon2id. Safe to share between threads.
 
-    Both methods take a turn in a `FairQueue`, which says what `share` and `failures` are.
+    `hash_password` and `matches` take a turn in a `FairQueue`, which documents `share` and `failures`.
     """
 
     def __init__(self, hasher: PasswordHasher) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, delete, exists, func, insert, select, update
 
-from align.annotate.figures.agreement import build_panels, rank_by_contradictions
+from align.annotate.figures.agreement import build_item_ratings, rank_by_contradictions
 from align.annotate.store import AnnotationItem, ProjectSettings, Vote
 from align.annotate.store.database import read_item
 from align.annotate.store.ledger import add_to_counters, read_remark, standing_condition
@@ -104,7 +104,7 @@ def find_contested_items(db: Connection, project: str) -> list[str]:
     reviewed_items = {vote.item for vote in votes if vote.purpose == "review"}
     unreviewed_votes = [vote for vote in votes if vote.purpose == "work" and vote.item not in reviewed_items]
     ids = {vote.item: tuple(sorted(id for tier in vote.tiers for id in tier)) for vote in unreviewed_votes}
-    return [panel.item for _, panel in rank_by_contradictions(build_panels(unreviewed_votes, ids))]
+    return [rated_item.item for _, rated_item in rank_by_contradictions(build_item_ratings(unreviewed_votes, ids))]
 
 
 def choose_review(db: Connection, project: str, contested: Sequence[str]) -> str | None:
@@ -178,7 +178,7 @@ def grant_lease(
     turn = -1 if last_turn is None else last_turn
     if purpose != "repeat":  # a repeat brings its own order and takes no turn
         turn += 1
-    # Gold items have no counters: rotated by them, their order would be the same for everyone.
+    # The counters of a gold item stay 0: rotated by them, its order would be the same for everyone.
     if purpose == "work" and settings.turned_by_item:
         counters = select(work.c.judged + work.c.leased).where(work.c.project == project, work.c.item == item)
         display_order = rotate(ids, db.execute(counters).scalar_one())  # who judged it or holds it
@@ -245,10 +245,10 @@ def reopen_lease(db: Connection, lease: Row[Any], now: float) -> None:
 def is_wanted_again(db: Connection, lease: Row[Any]) -> bool:
     """Return whether the item of an expired lease still wants a vote and its holder has no newer lease of it."""
     same_item = (work.c.project == lease.project, work.c.item == lease.item)
-    wanted_votes = db.execute(select(work.c.wanted - work.c.judged - work.c.leased).where(*same_item)).scalar()
+    unassigned_votes = db.execute(select(work.c.wanted - work.c.judged - work.c.leased).where(*same_item)).scalar()
     own_leases = item_lease_condition(lease.project, lease.annotator, lease.item, lease.purpose)
     newer_lease = db.execute(select(leases.c.token).where(own_leases, leases.c.state.in_(("open", "judged")))).first()
-    return newer_lease is None and wanted_votes is not None and (lease.purpose != "work" or wanted_votes > 0)
+    return newer_lease is None and unassigned_votes is not None and (lease.purpose != "work" or unassigned_votes > 0)
 
 
 # Tasks and drafts

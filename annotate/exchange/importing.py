@@ -64,9 +64,8 @@ def import_items(store: Store, project: str, path: Path, source: str = "") -> tu
     """
     items = read_item_rows(path, source)
     added = 0
-    for start in range(
-        0, len(items), ITEMS_PER_TRANSACTION
-    ):  # in several transactions, so that votes are not blocked for long
+    # Several transactions do not block votes for long.
+    for start in range(0, len(items), ITEMS_PER_TRANSACTION):
         with store.transaction():
             head = store.head().seq
             for item in items[start : start + ITEMS_PER_TRANSACTION]:

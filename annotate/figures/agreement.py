@@ -74,7 +74,7 @@ def compute_directions(vote: Vote, ids: Sequence[str]) -> list[int]:
     return [(a > b) - (a < b) for a, b in combinations(ranks, 2)]
 
 
-def build_panels(
+def build_item_ratings(
     votes: Iterable[Vote], candidates: Mapping[str, Sequence[str]], strength: bool = False
 ) -> list[ItemRatings]:
     """Group the votes of items that at least two annotators ranked, in the order of their first votes.
@@ -89,22 +89,22 @@ def build_panels(
     for vote in votes:
         if not strength or (vote.strength is not None and len(candidates[vote.item]) == 2):
             by_item[vote.item].append(vote)
-    panels = []
+    rated_items = []
     for item, item_votes in by_item.items():
         if len(item_votes) > 1:
             rows = [compute_directions(vote, candidates[item]) for vote in item_votes]
             scale = np.array([[vote.strength if strength else 1] for vote in item_votes], dtype=np.int64)
             names = tuple(vote.annotator for vote in item_votes)
             seqs = tuple(vote.seq for vote in item_votes)
-            panels.append(ItemRatings(item, names, seqs, np.array(rows, dtype=np.int64) * scale))
-    return panels
+            rated_items.append(ItemRatings(item, names, seqs, np.array(rows, dtype=np.int64) * scale))
+    return rated_items
 
 
 # Krippendorff's alpha, 1 − D_o/D_e: agreement of any number of raters, with missing ratings. Source: Krippendorff 2011,
 # "Computing Krippendorff's Alpha-Reliability", section D.
 
 
-def compute_alpha(panels: Sequence[ItemRatings], level: Level) -> Figure:
+def compute_alpha(rated_items: Sequence[ItemRatings], level: Level) -> Figure:
     """Compute Krippendorff's alpha, with an interval over items.
 
     The interval is that of ln(1 − α) by its jackknife standard error, item by item, with Student's quantile, taken back
@@ -120,15 +120,17 @@ def compute_alpha(panels: Sequence[ItemRatings], level: Level) -> Figure:
     Args:
         level: level of measurement, which determines the weights of differences.
     """
-    if not panels:
+    if not rated_items:
         return NO_SHARED_ITEM
-    values_V = np.unique(np.concatenate([panel.values_RU.ravel() for panel in panels]))
+    values_V = np.unique(np.concatenate([rated_item.values_RU.ravel() for rated_item in rated_items]))
     if len(values_V) < 2:
         return UNANIMOUS
-    coincidences_IVV = np.stack([build_coincidences(count_ratings(panel.values_RU, values_V)) for panel in panels])
+    coincidences_IVV = np.stack(
+        [build_coincidences(count_ratings(rated_item.values_RU, values_V)) for rated_item in rated_items]
+    )
     total_1VV = coincidences_IVV.sum(axis=0, keepdims=True)
     value = float(compute_alphas(total_1VV, values_V, level)[0])
-    items = len(panels)
+    items = len(rated_items)
     low = None
     high = None
     if items > 1 and value >= 1:
@@ -208,14 +210,14 @@ def compute_expected_disagreements(
 # Other measures
 
 
-def compute_raw_agreement(panels: Sequence[ItemRatings]) -> Figure:
+def compute_raw_agreement(rated_items: Sequence[ItemRatings]) -> Figure:
     """Compute the share of pairs of annotators whose ratings of a unit are equal, with an interval over items."""
-    if not panels:
+    if not rated_items:
         return NO_SHARED_ITEM
     equal_counts = []
     pair_counts = []
-    for panel in panels:
-        values = panel.values_RU
+    for rated_item in rated_items:
+        values = rated_item.values_RU
         # This counts ordered pairs, and each rating with itself.
         equal_ratings = (values[:, None, :] == values[None, :, :]).sum()
         equal_counts.append((int(equal_ratings) - values.size) // 2)
@@ -223,25 +225,25 @@ def compute_raw_agreement(panels: Sequence[ItemRatings]) -> Figure:
     return compute_share(equal_counts, pair_counts)
 
 
-def count_contradictions(panel: ItemRatings) -> int:
+def count_contradictions(rated_item: ItemRatings) -> int:
     """Count the pairs of annotators, over all units, with opposite ratings. A tie contradicts neither."""
-    first_is_better = (panel.values_RU < 0).sum(axis=0)
-    second_is_better = (panel.values_RU > 0).sum(axis=0)
+    first_is_better = (rated_item.values_RU < 0).sum(axis=0)
+    second_is_better = (rated_item.values_RU > 0).sum(axis=0)
     return int((first_is_better * second_is_better).sum())
 
 
-def rank_by_contradictions(panels: Sequence[ItemRatings]) -> list[tuple[int, ItemRatings]]:
-    """Return the panels with contradictions, each with their number, the most contradicted first."""
-    counted_panels = [(count_contradictions(panel), panel) for panel in panels]
-    contested_panels = [(count, panel) for count, panel in counted_panels if count]
-    return sorted(contested_panels, key=lambda row: (-row[0], row[1].seqs[0]))
+def rank_by_contradictions(rated_items: Sequence[ItemRatings]) -> list[tuple[int, ItemRatings]]:
+    """Return the items whose annotators contradict one another, each with the number of contradictions, most first."""
+    counted_items = [(count_contradictions(rated_item), rated_item) for rated_item in rated_items]
+    contested_items = [(count, rated_item) for count, rated_item in counted_items if count]
+    return sorted(contested_items, key=lambda row: (-row[0], row[1].seqs[0]))
 
 
 def compute_kappas(directions: Sequence[ItemRatings], strengths: Sequence[ItemRatings]) -> list[Kappa]:
     """Compute Cohen's kappa of each two annotators who share `SHARED_ITEMS` items, those who share the most first.
 
     Args:
-        directions, strengths: results of `build_panels` without and with strength.
+        directions, strengths: results of `build_item_ratings` without and with strength.
     """
     direction_tables = tabulate_ratings(directions)
     strength_tables = tabulate_ratings(strengths)
@@ -273,12 +275,12 @@ def compute_kappa(table_VV: NDArray[np.int64], quadratic: bool = False) -> float
     return UNANIMOUS if math.isnan(value) else value
 
 
-def tabulate_ratings(panels: Sequence[ItemRatings]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:
+def tabulate_ratings(rated_items: Sequence[ItemRatings]) -> dict[tuple[str, str], tuple[int, NDArray[np.int64]]]:
     """Count, for each two annotators, their shared items and a table of their ratings, −3 … +3."""
     tables: dict[tuple[str, str], NDArray[np.int64]] = defaultdict(lambda: np.zeros((7, 7), dtype=np.int64))
     items: dict[tuple[str, str], int] = defaultdict(int)
-    for panel in panels:
-        rows = sorted(zip(panel.annotators, panel.values_RU + 3, strict=True), key=lambda row: row[0])
+    for rated_item in rated_items:
+        rows = sorted(zip(rated_item.annotators, rated_item.values_RU + 3, strict=True), key=lambda row: row[0])
         for (first, first_values), (second, second_values) in combinations(rows, 2):
             items[first, second] += 1
             np.add.at(tables[first, second], (first_values, second_values), 1)

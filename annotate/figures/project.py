@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from align.annotate.figures.agreement import (
     NO_STRENGTHS,
     ItemRatings,
-    build_panels,
+    build_item_ratings,
     compute_alpha,
     compute_kappas,
     compute_raw_agreement,
@@ -158,19 +158,19 @@ def compute_view_figures(view: ProjectView, project: str) -> dict[str, Any]:
     reviewer has decided.
     """
     work = view.work
-    annotators = summarize_annotators(view)
-    directions = build_panels(work, view.candidates)
-    strengths = build_panels(work, view.candidates, strength=True)
+    summaries = summarize_annotators(view)
+    directions = build_item_ratings(work, view.candidates)
+    strengths = build_item_ratings(work, view.candidates, strength=True)
     return as_json(
         {
             "project": project,
             "totals": count_totals(view),
-            "hours": {"total": sum(person.hours for person in annotators), "ceiling_seconds": CEILING_S},
+            "hours": {"total": sum(person.hours for person in summaries), "ceiling_seconds": CEILING_S},
             "per_day": count_per_day(view),
             "seconds": summarize_seconds(view),
             "agreement": {
                 "items": len(directions),
-                "pairs": sum(panel.values_RU.shape[1] for panel in directions),
+                "pairs": sum(rated_item.values_RU.shape[1] for rated_item in directions),
                 "alpha": compute_alpha(directions, "nominal"),
                 "alpha_strength": compute_alpha(strengths, "ordinal") if strengths else NO_STRENGTHS,
                 "raw": compute_raw_agreement(directions),
@@ -178,9 +178,9 @@ def compute_view_figures(view: ProjectView, project: str) -> dict[str, Any]:
             },
             "position": compute_position_bias(work),
             "length": compute_length_bias(work, view.lengths),
-            "people": annotators,
+            "people": summaries,
             "disagreements": list_disagreements(
-                [panel for panel in directions if panel.item not in view.reviewed_items]
+                [rated_item for rated_item in directions if rated_item.item not in view.reviewed_items]
             ),
         }
     )
@@ -242,16 +242,16 @@ def summarize_seconds(view: ProjectView) -> dict[str, Any]:
     }
 
 
-def list_disagreements(panels: Sequence[ItemRatings]) -> list[dict[str, Any]]:
-    """Return the panels on which annotators contradict each other, the most contradicted first."""
+def list_disagreements(rated_items: Sequence[ItemRatings]) -> list[dict[str, Any]]:
+    """Return the rated_items on which annotators contradict each other, the most contradicted first."""
     return [
         {
-            "item": panel.item,
+            "item": rated_item.item,
             "contradictions": number,
             "votes": [
                 {"seq": seq, "annotator": pseudonym}
-                for seq, pseudonym in zip(panel.seqs, panel.annotators, strict=True)
+                for seq, pseudonym in zip(rated_item.seqs, rated_item.annotators, strict=True)
             ],
         }
-        for number, panel in rank_by_contradictions(panels)
+        for number, rated_item in rank_by_contradictions(rated_items)
     ]

@@ -102,7 +102,7 @@ def translate_database_errors(masked_url: str) -> Iterator[None]:
     try:
         yield
     except PoolTimeout as error:
-        remedy = "Another process has locked it for long. Repeat the request."
+        remedy = "The database has been locked for long. Repeat the request."
         raise StorageError("store.url", masked_url, "every connection waits for the database", remedy) from error
     except OperationalError as error:
         remedy = (

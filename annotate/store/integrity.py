@@ -158,7 +158,7 @@ def check_remark(entry: LedgerEntry, payload: dict[str, Any], row: Any, erased: 
         if digest is not None and not erasures:
             raise corrupt_row_error(entry.seq, "the annotator's text is missing, but was not erased")
     elif erasures or digest != hash_with_salt(row.salt, row.content):
-        raise corrupt_row_error(entry.seq, "the annotator's text was changed")
+        raise corrupt_row_error(entry.seq, "the annotator's text is not the one that the ledger records")
     elif (row.item, row.annotator) != (entry.item, entry.annotator):
         raise corrupt_row_error(entry.seq, "the annotator's text belongs to another vote")
 

@@ -148,7 +148,7 @@ def hash_for_overlap(item: str) -> float:
 def compute_overlap(items: Collection[str], votes: int) -> dict[str, Any]:
     """Return the settings `overlap` and `overlap_share` under which these items want `votes` votes together.
 
-    The total is as few more as a whole number of people allows; each item wants at least one vote.
+    The total may exceed `votes` a little, because each item gets a whole number of people, at least one.
 
     Args:
         items: their ids, at least one.

@@ -1,8 +1,8 @@
 """The tables of an annotation store.
 
-Texts and identities lie in erasable tables; the ledger records what happened to them, and is never changed. `work`,
-`leases` and `drafts` only serve to assign items: they can be lost without losing a vote. Their rows all belong to a
-project; users belong to the whole store, and `members` holds their roles by project.
+Texts and identities lie in erasable tables; the ledger records what happened to them, and is never changed. `work` and
+`leases` serve to assign items, and `drafts` hold judgements that were not sent: no vote is lost with them. All rows
+belong to a project but users, which belong to the whole store; `members` holds their roles by project.
 """
 
 from __future__ import annotations

@@ -53,7 +53,6 @@ def build_app(store: Store, authenticator: Authenticator[Person], origins: Seque
     add_error_handlers(app, {AlreadyJudged: 409, StorageError: 503, AccessRefused: 403, InputError: 422})
     manager = Manager(store, accounts, authenticator, origins[0])
     app = gradio.mount_gradio_app(app, build_manage_page(manager), path=MANAGE, head=MANAGE_HEAD, **MOUNT_SETTINGS)
-    app = gradio.mount_gradio_app(
-        app, build_page(), path="/", head=HEAD, **MOUNT_SETTINGS
-    )  # last, because it matches every path
+    # Mounted last, because it matches every path.
+    app = gradio.mount_gradio_app(app, build_page(), path="/", head=HEAD, **MOUNT_SETTINGS)
     return require_login(app, authenticator, origins, streams=raise_connection_limit() // 4)

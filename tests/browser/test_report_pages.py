@@ -64,9 +64,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Pat
         patch.setattr(live, "MAX_TIME_SHARE", float("inf"))
         patch.setattr(serve, "serve", lambda app, host, port, ready, *_: ready())  # it ends once it has begun
         for stage, words in LINES.items():
-            patch.setattr(
-                live, "WRITE_INTERVAL_S", 0.0 if stage == "ppo" else 20.0
-            )  # with curves, which take their time
+            # PPO's page with curves, which take their time.
+            patch.setattr(live, "WRITE_INTERVAL_S", 0.0 if stage == "ppo" else 20.0)
             line = [f"stage={stage}", "rollout.max_new_tokens=12", *words, "device=cpu", f"run.root={root}"]
             line += data if stage in FROM_FILE else []
             line += data[:3] if stage == "data" else []

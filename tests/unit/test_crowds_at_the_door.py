@@ -127,7 +127,11 @@ def test_busy_is_no_wrong_password(accounts):
         for _ in range(2 * FREE_ATTEMPTS_IN_ALL):
             with pytest.raises(ServerBusy, match="many people"):
                 accounts.log_in("ann", GOOD, "here")
-    assert [accounts._throttle.failures(name) for name in ("name ann from here", "name ann", "from here")] == [0, 0, 0]
+    assert [accounts._throttle.count_failures(name) for name in ("name ann from here", "name ann", "from here")] == [
+        0,
+        0,
+        0,
+    ]
     assert accounts.log_in("ann", GOOD, "here")
 
 

@@ -15,7 +15,7 @@ from align.annotate.figures.agreement import (
     ItemRatings,
     Kappa,
     build_coincidences,
-    build_panels,
+    build_item_ratings,
     compute_alpha,
     compute_alphas,
     compute_directions,
@@ -40,7 +40,7 @@ def panel(*rows: list[int], item: str = "i") -> ItemRatings:
 
 
 def found(votes, **more) -> list[ItemRatings]:
-    return build_panels(votes, ids_of(votes), **more)
+    return build_item_ratings(votes, ids_of(votes), **more)
 
 
 def summed(panels: list[ItemRatings], domain: list[int]) -> np.ndarray:

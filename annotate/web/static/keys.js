@@ -1,4 +1,4 @@
-// Maps keys to actions: the name of an action and its arguments. This module createCommand not touch the page.
+// Maps keys to actions: the name of an action and its arguments. This module does not touch the page.
 
 import { readChoice, saveChoice } from "./choices.js";
 import { PROMPT } from "./judgement.js";

@@ -46,8 +46,8 @@ function createRefusal(status, { problem, remedy, field }) {
   return Object.assign(error, { status, refused: field !== undefined });
 }
 
-// Returns whether a request should be sent again: every error except a refusal of its content by this server, for
-// instance after a restart, or from a proxy or another program at the port.
+// Returns whether a request should be sent again. True for every error (a restart, a proxy, another program at the port)
+// except this server's refusal of the content.
 export const isLost = (error) => !(error.refused && (error.status === 409 || error.status === 422));
 
 // Returns the name of the text that describes a lost connection, and its values.
