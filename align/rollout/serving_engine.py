@@ -491,7 +491,7 @@ class ServingEngine:
         return True
 
     def _next(self, running: Iterable[str], free: int) -> Completion | None:
-        """Remove and return the next waiting request, see `Waiting.take`.
+        """Remove and return the next waiting request, see `RequestQueue.take`.
 
         Args:
             running: the tenant of each running request.

@@ -76,7 +76,7 @@ class VllmEngine(ServingEngine):
         self._loading = Lock()
         self._loop = asyncio.new_event_loop()
         self._connection = server.client.connect()
-        self._event = asyncio.Event()
+        self._wake_up = asyncio.Event()
         self._tasks: dict[asyncio.Task[None], Completion] = {}
         self._salt = secrets.token_bytes(16)
         self._counts = {"steps": 0, "prompt_tokens": 0, "generated_tokens": 0}
@@ -138,12 +138,12 @@ class VllmEngine(ServingEngine):
             check_room(replace(request, sampling=replace(request.sampling, max_tokens=1)), self.context)
         assert not request.sampling.processed_logprobs, "vLLM is started for the model's own logprobs"
         completion = super().add(request, listener)
-        self._loop.call_soon_threadsafe(self._event.set)
+        self._loop.call_soon_threadsafe(self._wake_up.set)
         return completion
 
     def abort(self, completion: Completion) -> None:
         super().abort(completion)
-        self._loop.call_soon_threadsafe(self._event.set)
+        self._loop.call_soon_threadsafe(self._wake_up.set)
 
     def is_sound(self) -> bool:
         return self.server.process is not None and self.server.process.alive
@@ -188,9 +188,9 @@ class VllmEngine(ServingEngine):
 
     async def _wait_for_event(self) -> None:
         """Wait until a request has ended, was added or is aborted."""
-        event = asyncio.ensure_future(self._event.wait())
+        event = asyncio.ensure_future(self._wake_up.wait())
         await asyncio.wait([*self._tasks, event], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
-        self._event.clear()
+        self._wake_up.clear()
         event.cancel()
         aborted = [task for task, answer in self._tasks.items() if answer.is_aborted]
         for task in aborted:

@@ -234,7 +234,7 @@ class VllmSampler(SnapshotEngine):
                 f"Start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and --enable-lora --max-lora-rank {self.rank} "
                 f"--logprobs-mode processed_logprobs, where it sees {self.folder}."
             )
-        return server.explain(error, f"refuses a request ({error})", remedy)
+        return server.explain(error, f"cannot do what a request asks for ({error})", remedy)
 
     def drop_snapshot(self, digest: str) -> None:
         adapter = self.adapters.pop(digest)

@@ -61,7 +61,7 @@ def build_kto_trainer(
 
 class LabelTrainer(TokenRowsTrainer, KTOTrainer):
     """TRL's KTOTrainer on our token rows in our order. TRL fixes the batches beforehand, because each row needs an
-    answer to another prompt of its batch; here `other_answers` finds one for any batch."""
+    answer to another prompt of its batch; here `choose_mismatched_answers` finds one for any batch."""
 
 
 def collate_answers(

@@ -161,7 +161,7 @@ def measure_attack(
     items = max(1000, min(2 * votes, round(4 * annotators * seconds / max(every_s, 0.1))))
     with create_store(url, items) as store:
         sessions = create_accounts(store, annotators + 1)
-    _, attacker_session = sessions.popitem()
+    attacker_session = sessions.pop(next(iter(sessions)))
     host = f"127.0.0.1:{port}"
     with run_server(root, port, f"store.url={url}", before=limit_descriptors) as server:
         peace = run_crowd(f"http://{host}", sessions, every_s, seconds, is_enough)

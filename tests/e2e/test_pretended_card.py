@@ -144,7 +144,11 @@ def test_the_card_refuses_what_cuda_refuses_and_nothing_else(card: None):
     ("module", "name", "forgets"),
     [
         (forward, "scatter_tokens", lambda values, mask: torch.zeros(mask.shape).masked_scatter(mask, values)),
-        (roles, "last_real_states", lambda hidden, mask: hidden[torch.arange(len(mask)), mask.sum(-1).cpu() - 1].cpu()),
+        (
+            roles,
+            "select_last_states",
+            lambda hidden, mask: hidden[torch.arange(len(mask)), mask.sum(-1).cpu() - 1].cpu(),
+        ),
     ],
 )
 def test_a_forgotten_device_ends_ppo(cards: Cards, monkeypatch: pytest.MonkeyPatch, module, name, forgets):

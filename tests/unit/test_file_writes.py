@@ -158,7 +158,7 @@ EXCEPTIONS = {
     "align.run.weights:link_files": SCRATCH,
     "align.serve.tenants:change_key_file": PARSED,
     "align.serve.request_log:__init__": RUN,
-    "align.serve.usage:_settle_of_the_dead": UNIQUE,
+    "align.serve.usage:_settle_dead_servers": UNIQUE,
     "align.serve.usage:close": UNIQUE,
     "align.serve.usage:is_dead": UNIQUE,
     "align.stages.annotate:run_export": RUN,
