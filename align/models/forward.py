@@ -31,7 +31,8 @@ def unwrap_model(model: Any) -> Any:
 def get_decoder(model: Any) -> Any:
     """Return the module that computes a model's hidden states.
 
-    The model's own method `get_decoder` is not enough: for some models it returns the whole model, or a head that is named `decoder`.
+    The model's own method `get_decoder` is not enough: for some models it returns the whole model, or a head that is
+    named `decoder`.
     """
     base = unwrap_model(model)
     decoder = base.get_decoder()

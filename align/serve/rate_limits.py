@@ -118,7 +118,7 @@ class RateLimiter:
             request_id: a unique id.
 
         Raises:
-            Limited, BudgetSpent: a limit or the budget does not allow it now. Nothing is charged then.
+            RateLimited, BudgetSpent: a limit or the budget does not allow it now. Nothing is charged then.
             Refusal: it asks for more answers than the tenant may ever have at once.
             UsageUnwritable: its usage could not be recorded. It is recorded with the next request.
         """
@@ -289,7 +289,7 @@ class Charge:
         """Reserve the maximum tokens that the request may use for its prompts and answers.
 
         Raises:
-            Limited, BudgetSpent: the tenant has fewer left. The request still counts as one of its minute.
+            RateLimited, BudgetSpent: the tenant has fewer left. The request still counts as one of its minute.
             UsageUnwritable: the reservation could not be written.
         """
         self.limiter.reserve(self, tokens)

@@ -111,7 +111,9 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(
     made = sampler(url)
     [error] = asyncio.run(made._ask({0: {"prompt": [1, 2], "max_tokens": LIMIT}})).values()
     assert isinstance(error, VllmFailed)
-    assert str(made._explain(made.servers[0], error)).startswith(f"rollout.urls={url}: refuses a request")
+    assert str(made._explain(made.servers[0], error)).startswith(
+        f"rollout.urls={url}: cannot do what a request asks for"
+    )
 
 
 def test_an_answer_that_comes_byte_by_byte_has_its_time(client: VllmClient, monkeypatch: pytest.MonkeyPatch):
