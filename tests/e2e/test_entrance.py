@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import NamedTuple
 
 import pytest
@@ -14,7 +15,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp
 
 from align.annotate.accounts import Accounts
-from align.annotate.store import Candidate, Store
+from align.annotate.store import Candidate, Store, configure
 from align.core.errors import StorageError
 from align.core.types import Conversation, Message
 
@@ -203,6 +204,32 @@ def test_anothers_lease_and_vote_cannot_be_used(someone, store):
     seq = ask(ann, "/api/vote", body).json()["seq"]
     assert ask(bob, "/api/undo", {"seq": seq}).status_code == 422
     assert len(store.rankings("p")) == 1
+
+
+def test_disagreements_are_settled_by_reviewers_only(someone, store, accounts):
+    ann = someone("ann")
+    bob = someone("bob")
+    reviewer = someone("rev", "reviewer")
+    configure(store, "p", {"overlap": 2})
+    for client, preferred in ((ann, "yes"), (bob, "no")):
+        for _ in range(4):
+            step = ask(client, "/api/task").json()
+            token = step["task"]["token"]
+            answers = step["task"]["answers"]
+            first = next(place for place, answer in enumerate(answers) if preferred in answer["html"])
+            judgement = {"tiers": [[first], [1 - first]], "strength": 1}
+            vote = {"token": token, "key": token_hex(16), "terms": step["terms"], "said": judgement}
+            assert ask(client, "/api/vote", vote).is_success
+    assert ask(ann, "/api/review").status_code == 403
+    step = ask(reviewer, "/api/review").json()
+    assert len(step["task"]["others"]) == 2
+    judgement = {"tiers": [[0], [1]], "strength": 3}
+    vote = {"token": step["task"]["token"], "key": "1" * 32, "terms": step["terms"], "said": judgement}
+    accounts.set_role("p", "rev", "annotator")
+    assert ask(reviewer, "/api/vote", vote).status_code == 403
+    accounts.set_role("p", "rev", "reviewer")
+    assert ask(reviewer, "/api/vote", vote).json()["seq"] == store.rankings("p")[-1].seq
+    assert store.rankings("p")[-1].purpose == "review"
 
 
 @pytest.mark.parametrize("role", ["annotator", "reviewer", "admin"])
