@@ -18,6 +18,7 @@ from workshop import Ready
 from align.annotate.store import Judgement, ProjectSettings, Store
 from align.annotate.store.projects import read_settings
 from align.run import read_manifest
+from align.stages import eval as stage
 
 TABLES = ("People: each of them", "p after Holm")
 """What the page has once somebody has voted."""
@@ -93,6 +94,88 @@ def test_votes_over_http_become_the_win_rate(bench: Bench) -> None:
 def digests(run: Path) -> list[str]:
     """Of what was evaluated. (That of the votes is a row of the project's own ledger.)"""
     return [read.digest[:12] for name, read in read_manifest(run).inputs.items() if name != "votes"]
+
+
+def test_votes_that_arrive_during_a_run_count_in_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*evaluation(bench.folder, items=4), "project=mine"]
+    open_project = stage.open_project
+
+    def open_and_vote(store: Store, project: str, *more: Any) -> Any:
+        items = open_project(store, project, *more)
+        item = next(store.items(project))
+        tiers = ((item.candidates[0].id,), (item.candidates[1].id,))
+        store.record(project, item.id, Judgement(tiers), annotator="ann", key="k")
+        return items
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "open_project", open_and_vote)
+        first = bench.run(words)
+    assert verdicts(first) == []
+    assert artifact(first, "people.json")["votes"] == 0
+    second = bench.run(words)
+    assert second != first
+    assert len(verdicts(second)) == 1
+    assert artifact(second, "people.json")["votes"] == 1
+
+
+def test_ties_of_the_same_text_count_in_the_share_of_judged_pairs(bench: Bench) -> None:
+    words = [*evaluation(bench.folder, items=200, same=100), "stage.votes=6"]
+    before = bench.run(words)
+    assert "100 pairs of the same answer twice: a tie, without a question; 0 of them count" in bench.said
+    assert "nobody has judged zebra against okapi yet" in bench.said
+    assert against(before) == {}
+    assert verdicts(before) == []
+    assert artifact(before, "people.json")["same_text_counted"] == 0
+    with bench.served() as served:
+        served.voter("ann").votes(better("!"), 4)
+    after = bench.run(words)
+    figures = against(after)["okapi"]
+    assert figures["items"] == 8  # four wins and four ties, the ratio of all 200 pairs
+    assert figures["win_rate"]["value"] == 0.75
+    people = artifact(after, "people.json")
+    assert people["same_text"] == 100
+    assert people["same_text_counted"] == 4
+    assert [row["order"] for row in verdicts(after)].count("") == 4
+
+
+def test_all_ties_count_if_all_answers_are_the_same(bench: Bench) -> None:
+    words = evaluation(bench.folder, items=4, same=4)
+    written(bench.folder / "okapi.jsonl", [{"id": f"p{i}", "answer": f"Reply {i}?\n"} for i in range(4)])
+    run = bench.run(words)
+    assert "4 pairs of the same answer twice: a tie, without a question\n" in bench.said
+    assert against(run)["okapi"]["items"] == 4
+    assert "no pair is left to ask people about" in bench.said
+
+
+def test_each_project_has_its_own_order_and_sides(bench: Bench) -> None:
+    """The settings of an evaluation do not predict either: both depend on the project's key."""
+    words = [*evaluation(bench.folder, items=40), "stage.votes=80"]  # two votes on each pair: sides are one sequence
+    sides = list[list[bool]]()
+    prompts = list[list[str]]()
+    for project in ("one", "two"):
+        bench.run([*words, f"project={project}"])
+        with store_of(bench.folder) as store:
+            items = list(store.items(project))
+        sides.append([item.candidates[0].text.endswith("!") for item in items])
+        prompts.append([item.prompt.messages[0].content for item in items])
+    assert [sum(project_sides) for project_sides in sides] == [20, 20]
+    assert sides[0] != sides[1]
+    assert prompts[0] != prompts[1]
+
+
+def test_more_votes_add_pairs_and_keep_the_sides_of_the_others(bench: Bench) -> None:
+    words = evaluation(bench.folder, items=20)
+    bench.run([*words, "stage.votes=6"])
+    with store_of(bench.folder) as store:
+        few = {item.id: item.candidates for item in store.items(bench.project)}
+    assert len(few) == 5
+    bench.run([*words, "stage.votes=30"])
+    assert "people: 0 of 30 votes on 20 pairs" in bench.said
+    with store_of(bench.folder) as store:
+        many = {item.id: item.candidates for item in store.items(bench.project)}
+    assert len(many) == 20
+    assert few.items() <= many.items()
+    assert sum(candidates[0].text.endswith("!") for candidates in many.values()) == 10
 
 
 def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: Bench) -> None:
