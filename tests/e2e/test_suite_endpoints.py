@@ -130,6 +130,28 @@ def test_a_run_that_is_killed_asks_nothing_twice(place: Place, forks: Forks):
         assert (len(after), len({*before, *after})) == (13, 20)
 
 
+def test_a_run_that_is_interrupted_ends_at_once_and_goes_on(place: Place, forks: Forks):
+    hold = threading.Event()
+    numbers = itertools.count()
+
+    def answer(_: dict[str, Any]) -> Reply:
+        if next(numbers) >= 4:
+            hold.wait(60)
+        return said("e")
+
+    with chatting(answer) as server:
+        words = place.asked(server.url, 12, "run.name=stopped")
+        child = forks.start(place.folder, *words)
+        assert settles(lambda: len(server.asked) >= 8 and kept(place) == 4)
+        child.send_signal(signal.SIGINT)
+        ended = child.ended(20)
+        assert ended.status == 130
+        assert "Traceback" not in ended.err
+        hold.set()
+        assert settles(lambda: server.at_once == 0)
+        assert read_manifest(place.run(*words)).metrics["answers_made"] == 8
+
+
 def test_of_two_ranks_one_asks(place: Place, forks: Forks):
     with chatting(lambda _: said("e")) as server:
         ended = ranked(forks, place.folder, *place.asked(server.url, 5, "run.name=two"))
@@ -194,26 +216,62 @@ def test_a_server_is_no_artifact_for_a_gate_and_calls_no_tools(place: Place):
 JUDGE = ("reward=rules", "reward.rules=[{rule: regex, pattern: e}]")
 
 
+WORDS = ("alpha", "bravo", "delta", "golf", "hotel", "kilo", "lima", "oscar", "sierra", "tango")
+TOPICS = ("tea", "rain", "chess", "tides", "bread", "owls", "moss", "glass", "maps", "salt")
+
+
+def unique_answer(number: int) -> str:
+    """Return an answer that differs from those of the other numbers."""
+    return " ".join(WORDS[each % 10] for each in (number // 10, number, number // 100, number * 7))
+
+
+def judge_collapse(place: Place, url: str, more: str = "") -> dict[str, Any]:
+    """Evaluate a server and a file of answers on 100 prompts, and return the verdict on each of the two.
+
+    Args:
+        more: further keys of the server's system.
+    """
+    questions = [f"What is {one} to {other}?" for one, other in itertools.product(TOPICS, TOPICS)]
+    asked = place.file("asked.jsonl", [{"id": i, "prompt": question} for i, question in enumerate(questions)])
+    theirs = place.file("theirs.jsonl", [{"id": str(i), "answer": unique_answer(i)} for i in range(100)])
+    systems = f"{{far: {{url: '{url}', model: m{more}}}, file: {{file: {theirs}}}}}"
+    tasks = f"eval.tasks=[{{name: asked, path: {asked}}}]"
+    run = place.run("stage=eval", f"stage.systems={systems}", tasks, f"run.root={place.root}", *FAST, *JUDGE)
+    return read_manifest(run).metrics["collapse"]["systems"]
+
+
 def test_a_server_that_says_one_thing_at_temperature_0_collapsed(place: Place):
-    count = itertools.count()
+    numbers = itertools.count()
 
-    def different() -> str:
-        """An answer like no other."""
-        number, words = (
-            next(count),
-            ("alpha", "bravo", "delta", "golf", "hotel", "kilo", "lima", "oscar", "sierra", "tango"),
-        )
-        return " ".join(words[each % 10] for each in (number // 10, number, number // 100, number * 7))
+    def answer(body: dict[str, Any]) -> Reply:
+        return said("I love it!" if body["temperature"] == 0 else unique_answer(next(numbers)))
 
-    topics = ("tea", "rain", "chess", "tides", "bread", "owls", "moss", "glass", "maps", "salt")
-    asked = [{"id": i, "prompt": f"What is {a} to {b}?"} for i, (a, b) in enumerate(itertools.product(topics, topics))]
-    theirs = place.file("theirs.jsonl", [{"id": str(i), "answer": different()} for i in range(100)])
-    with chatting(lambda body: said("I love it!" if body["temperature"] == 0 else different())) as chat:
-        systems = f"{{far: {{url: '{chat.url}', model: m}}, file: {{file: {theirs}}}}}"
-        tasks = f"eval.tasks=[{{name: asked, path: {place.file('asked.jsonl', asked)}}}]"
-        run = place.run("stage=eval", f"stage.systems={systems}", tasks, f"run.root={place.root}", *FAST, *JUDGE)
+    with chatting(answer) as chat:
+        verdicts = judge_collapse(place, chat.url)
         assert sum(body["temperature"] == 0 for body in chat.asked) == 108
-    verdicts = read_manifest(run).metrics["collapse"]["systems"]
     assert verdicts["far"]["verdict"] == "collapsed"
     assert "of its greedy answers are alike: “I love it!” (file: 1% for its commonest)" in verdicts["far"]["reasons"][0]
     assert verdicts["file"] == {"verdict": "not measured", "reasons": ["no answers at temperature 0: a file has none"]}
+
+
+@pytest.mark.parametrize(
+    ("refuses_zero", "more", "reason"),
+    [
+        (False, "", "its server answers differently each time"),
+        (True, "", "its server answers by status 400 (temperature must be 1)"),
+        (False, ", extra_body: {temperature: 1.5}", "stage.systems.far.extra_body sets the temperature"),
+    ],
+    ids=["ignored", "refused", "overruled"],
+)
+def test_a_server_without_answers_at_temperature_0(place: Place, refuses_zero: bool, more: str, reason: str):
+    numbers = itertools.count()
+
+    def answer(body: dict[str, Any]) -> Reply:
+        if refuses_zero and body["temperature"] == 0:
+            return error(400, "temperature must be 1")
+        return said(unique_answer(next(numbers)))
+
+    with chatting(answer) as chat:
+        verdicts = judge_collapse(place, chat.url, more)
+        assert sum(body["temperature"] == 0 for body in chat.asked) <= 16
+    assert verdicts["far"] == {"verdict": "not measured", "reasons": [f"no answers at temperature 0: {reason}"]}
