@@ -95,6 +95,21 @@ def test_who_has_nothing_left_is_refused_before_the_prompt_is_read(keyed: Keyed)
     assert limited(bob, asked(messages=LONG)).code == "insufficient_quota"
 
 
+def test_an_answer_without_max_tokens_takes_what_the_tenant_has_left(keyed: Keyed):
+    body: Any = {"model": "one", "messages": HELLO, "extra_body": {"ignore_eos": True}}
+    tim = keyed.client("tim")
+    answer = tim.chat.completions.create(**body)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == 60
+    assert answer.choices[0].finish_reason == "length"
+    assert limited(tim, body).code == "insufficient_quota"
+    lea = keyed.client("lea")
+    answers = lea.chat.completions.create(**body, n=2)
+    assert answers.usage is not None
+    assert 118 <= answers.usage.total_tokens <= 120
+    assert limited(lea, {**body, "max_tokens": 100}).param == "tokens_per_minute"  # a given limit is never reduced
+
+
 def test_who_would_have_to_wait_where_nobody_may_is_refused_before_the_prompt_is_read(keyed: Keyed):
     body = {"model": "one", "prompt": [[20]] * SLOTS, "max_tokens": 1000, "ignore_eos": True}
     sent = [post(keyed.server, keyed.keys["dan"], body)]
@@ -188,6 +203,7 @@ def test_a_server_that_ends_waits_for_no_refusal_that_it_holds(forks: Forks, tmp
         held = [post(server, key, body) for _ in range(REFUSAL_BURST + 30)]  # 3 seconds of refusals
         assert server.get("/health")[0] == 200  # connections are taken in order, so that all of these have been
         assert settles(lambda: sum(line["status"] == 429 for line in server.log) >= REFUSAL_BURST - 1)
+        assert sum(line["status"] == 429 for line in server.log) < REFUSAL_BURST + 15  # the others wait
         began = time.monotonic()
         server.child.send_signal(signal.SIGTERM)
         answers = [connection.recv(1000) for connection in held]
