@@ -86,6 +86,33 @@ def grams(record: Conversation) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
 
 
+def read_test_questions(here: Path, *words: str) -> set[str]:
+    """Make a data set of `rows.jsonl`, and return the questions of its test side."""
+    source = f"stage.sources=[{here / 'rows.jsonl'}]"
+    folder, _, _ = made(here, "stage=data", source, f"run.root={here / 'runs'}", *words)
+    records = load_data_set(folder / "artifact").records("test")
+    return {record.messages[0].content for record in records if isinstance(record, Conversation)}
+
+
+def test_sides_by_time_and_by_column(tmp_path: Path) -> None:
+    draw = random.Random(3)
+    rows = [
+        {
+            "prompt": f"Is it {i}?",
+            "completion": sentence(draw, i),
+            "created_at": f"2026-11-{i + 1:02d}",
+            "part": "dev" if i % 3 == 0 else "train",
+            "group_id": f"g{i // 2}",
+        }
+        for i in range(12)
+    ]
+    write(tmp_path / "rows.jsonl", rows)
+    late = read_test_questions(tmp_path, "stage.split.by=time", "stage.split.since=2026-11-10")
+    assert late == {f"Is it {i}?" for i in (8, 9, 10, 11)}  # 9 is late, and 8 is in its group
+    named = read_test_questions(tmp_path, "stage.split.by=column", "stage.split.column=part")
+    assert named == {f"Is it {i}?" for i in (0, 1, 2, 3, 6, 7, 8, 9)}  # 0, 3, 6 and 9, and their groups
+
+
 def test_tokens_are_those_of_the_model(tmp_path: Path, tiny_model: Path) -> None:
     here = three_sources(tmp_path)
     words = [

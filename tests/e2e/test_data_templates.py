@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 from data_sets import chat, made, write
 
 from align.report.figure_text import format_percent
@@ -44,6 +45,18 @@ def test_rows_of_one_instruction_lose_their_copies_alone(tmp_path: Path) -> None
     assert "warning" not in said
 
 
+@pytest.mark.parametrize("setting", ["over=prompts", "near=null"])
+def test_rows_of_one_instruction_stay_on_both_sides(tmp_path: Path, setting: str) -> None:
+    """Training rows that share the instruction with test rows are no leaks; copies of test rows are."""
+    sources = f"stage.sources=[{templated(tmp_path)}]"
+    words = ["stage=data", sources, f"run.root={tmp_path / 'runs'}", "data.held_out=0.2"]
+    words += ["stage.duplicates.exact=false", f"stage.duplicates.{setting}"]
+    _, data, _ = made(tmp_path, *words)
+    assert data["splits"]["test"]["rows"] >= 10
+    assert data["found"]["shared_with_test"] <= 12
+    assert data["splits"]["train"]["rows"] >= 80
+
+
 def test_a_step_that_removes_much_is_warned_of_first_with_examples_and_the_setting(tmp_path: Path) -> None:
     rows = own_rows(60)
     rows[0]["messages"][1]["content"] += " write to anna@example.com or to somebody else"
@@ -71,6 +84,16 @@ def test_a_step_that_removes_much_is_warned_of_first_with_examples_and_the_setti
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert "Warning: rows: exact duplicates removed 20 of 80 rows" in report
     assert "anna@example.com" not in report
+
+
+def test_many_skipped_rows_are_warned_of(tmp_path: Path) -> None:
+    rows = [chat(f"What is {word}?", f"{word} is a word") for word in WORDS]
+    rows += [chat(f"Is {word}?", "") for word in WORDS[:20]]
+    path = write(tmp_path / "rows.jsonl", rows)
+    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", "data.on_bad_row=skip"]
+    _, _, said = made(tmp_path, *words)
+    removed = f"rows that cannot be read removed 20 of 62 rows ({format_percent(20 / 62)})"
+    assert f"warning: rows: {removed}. Setting: data.on_bad_row=skip" in said
 
 
 def test_a_step_that_removes_a_fifth_is_not_warned_of(tmp_path: Path) -> None:
