@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from data_sets import chat, made, sources, three_sources, write
-from workshop import Workshop, in_a_fork
+from workshop import Ready, Workshop, in_a_fork
 
 from align.data.sets import score_cuts as scoring
 from align.report.data_set_page import iter_losses
@@ -81,6 +81,18 @@ def test_killed_while_it_scores_it_goes_on(here: Path, tiny_model: Path, monkeyp
     assert (again["root"], again["scores"]) == (whole["root"], whole["scores"])
 
 
+def test_personal_data_is_not_shown_beside_scores(tmp_path: Path) -> None:
+    rows = [chat(f"Who is {i}?", f"Write to someone{i}@example.com, " + "x" * i) for i in range(9)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", *ALONE]
+    words += ["stage.clean=[{pii: {action: report}}]", "reward=sentiment", "stage.score.by=reward"]
+    folder, _, _ = made(tmp_path, *words, "stage.score.keep=[0.2,0.9]")
+    shown = (folder / "scores.jsonl").read_text()
+    assert "[EMAIL]" in shown
+    assert "@example.com" not in shown
+    assert "@example.com" not in (folder / "report.html").read_text()
+
+
 def test_a_function_scores_the_last_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_scores.py").write_text("def words(all):\n    return [len(c[-1]['content'].split()) for c in all]\n")
@@ -98,6 +110,25 @@ def test_a_function_scores_the_last_answer(tmp_path: Path, monkeypatch: pytest.M
     assert "1 row without a score" in printed
     inputs = json.loads((folder / "manifest.json").read_text())["inputs"]
     assert inputs["reward.fn"]["ref"] == "my_scores:words"
+
+
+def test_a_reward_model_scores_pairs_by_their_difference(ready: Ready, tmp_path: Path) -> None:
+    answers = ["Yes, until six in the evening.", "No.", "I do not know that.", "It is far away."]
+    pairs = [
+        {"prompt": f"Question {i // 4}?", "chosen": answers[i % 4], "rejected": answers[(i + 1) % 4]} for i in range(12)
+    ]
+    path = write(tmp_path / "pairs.jsonl", [*pairs, {**pairs[0], "chosen": "word " * 400}])
+    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={ready.root}", f"run.name={tmp_path.name}"]
+    words += ["stage.score.by=reward", "reward.ref=reward:a", "device=cpu", *ALONE]
+    folder, data, _ = made(tmp_path, *words)
+    score_of_row = {row["row"]: row["score"] for row in rows_of(folder)}
+    assert score_of_row[13] is None  # its chosen answer is longer than the model's context
+    scores = [score_of_row[i] for i in range(1, 13)]
+    assert len({round(score, 7) for score in scores}) > 3  # the model hardly learned, and still distinguishes answers
+    assert max(map(abs, scores)) > 1e-5
+    for first in (0, 4, 8):  # around a circle of four answers to one question
+        assert sum(scores[first : first + 4]) == pytest.approx(0, abs=1e-6)
+    assert data["scores"]["scorer"] == "reward:a"
 
 
 def test_forgetting_keeps_the_scores_of_the_others(here: Path, tiny_model: Path) -> None:
