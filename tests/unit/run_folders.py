@@ -25,10 +25,17 @@ def opened(
     return Run.open(config(root, name, **more), inputs, more.get("base", BASE), "tiny-qlora", resume)
 
 
-def published(root: Path, name: str, stage: str = "sft", base: Base = BASE, weights: str = "w") -> Path:
+def published(
+    root: Path,
+    name: str,
+    stage: str = "sft",
+    base: Base = BASE,
+    weights: str = "w",
+    inputs: Mapping[str, Any] = INPUTS,
+) -> Path:
     """A done run whose artifact is an adapter."""
     values = config(root, name, stage={"name": stage, "lr": 0.1})
-    with Run.open(values, INPUTS, base, "tiny") as run:
+    with Run.open(values, inputs, base, "tiny") as run:
         run.begin("a: 1\n")
         (run.artifact / "adapter_config.json").write_text("{}")
         (run.artifact / "adapter_model.safetensors").write_text(weights)

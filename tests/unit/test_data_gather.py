@@ -14,7 +14,14 @@ from align.core.errors import CorruptFile, InputError
 from align.data.clean.steps import create_steps
 from align.data.sets import gather, published
 from align.data.sets.gather import FactOptions, SourceImport
-from align.data.sets.source import Source, detect_row_shapes, parse_sources, rank_by_name, resolve_licence
+from align.data.sets.source import (
+    Source,
+    detect_row_shapes,
+    parse_sources,
+    rank_by_name,
+    read_data_set_sources,
+    resolve_licence,
+)
 from align.data.sets.spool import Spool, SpoolRows
 
 GOOD = [{"prompt": f"question {i}?", "completion": f"the answer {i} to it"} for i in range(25)]
@@ -258,6 +265,24 @@ def test_the_licence_of_a_data_set(stated: list[Any], given: str, licence: str |
         return
     with pytest.raises(InputError, match=f"{licence.field}={licence.value}: {licence.problem}.*{licence.remedy}"):
         resolve_licence(made_of, given, "x.licence")
+
+
+def test_licences_of_a_data_set_are_those_of_sources_with_rows_on_the_sides_that_are_read(tmp_path: Path) -> None:
+    rows_by_side = {"mit": (30, 0), "gpl": (0, 10), "copies": (0, 0)}
+    sources = [
+        {"name": name, "splits": {"train": {"rows": train}, "test": {"rows": test}}}
+        for name, (train, test) in rows_by_side.items()
+    ]
+    (tmp_path / "data.json").write_text(json.dumps({"sources": sources}))
+    shards = [tmp_path / f"{side}-00000-of-00001.parquet" for side in ("train", "test")]
+
+    def read_names(files: Sequence[Path]) -> list[str]:
+        return [source["name"] for source in read_data_set_sources(files, "stage.sources.x")]
+
+    assert read_names(shards[:1]) == ["mit"]
+    assert read_names(shards[1:]) == ["gpl"]
+    assert read_names(shards) == ["mit", "gpl"]
+    assert read_names([tmp_path / "rows.parquet"]) == []
 
 
 def test_what_the_first_rows_are_taken_for(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from run_folders import published
 
-from align.core.errors import MissingArtifact
-from align.models.base import find_recorded_artifact
+from align.core.errors import InputError, MissingArtifact
+from align.models.base import find_recorded_artifact, find_reference
 from align.run import load_artifact
 
 
@@ -21,6 +21,20 @@ def test_a_start_that_was_renamed_or_moved_is_found(tmp_path: Path) -> None:
     assert find_recorded_artifact(recorded, root).path == root / "sft" / "renamed" / "artifact"
     root.rename(tmp_path / "moved")
     assert find_recorded_artifact(recorded, tmp_path / "moved").digest == recorded.digest
+
+
+def test_an_artifact_is_measured_against_nothing_but_its_start(tmp_path: Path) -> None:
+    start = load_artifact(published(tmp_path, "s"), "sft:s")
+    other = load_artifact(published(tmp_path, "other", weights="trained otherwise"), "sft:other")
+    artifact = load_artifact(published(tmp_path, "p", stage="ppo", inputs={"init": start.as_input()}), "ppo:p")
+    for named in (None, start):
+        reference = find_reference(artifact, named, tmp_path)
+        assert reference is not None
+        assert reference.digest == start.digest
+    with pytest.raises(InputError, match="was trained from sft:s, and is measured against that") as error:
+        find_reference(artifact, other, tmp_path)
+    assert error.value.field == "init"
+    assert error.value.value == "sft:other"
 
 
 def test_another_run_in_its_place_is_not_taken_for_it(tmp_path: Path) -> None:
