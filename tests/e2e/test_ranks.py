@@ -94,6 +94,14 @@ def same_files(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
+def test_ranks_name_a_mistake_once(desk: Path, line: list[str], forks: Forks):
+    both = ranked(forks, desk, *line, "reward=sentiment", "stage.nonsense=1")
+    assert [each.status for each in both] == [2, 2], both[0].err + both[1].err
+    messages = [text for each in both for text in each.err.splitlines() if text.startswith("align: ")]
+    assert len(messages) == 1
+    assert "stage.nonsense" in messages[0]
+
+
 def test_groups_that_are_drawn_again_on_two_ranks_have_the_bits_of_one_process(
     desk: Path, line: list[str], forks: Forks
 ):

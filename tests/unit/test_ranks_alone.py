@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from align import ranks
+from align.__main__ import require_single_process
 from align.cli import launch
-from align.cli.launch import find_exit_status
+from align.cli.launch import find_exit_status, needs_ranks
+from align.config.export import ExportStageConfig
 from align.config.ppo import PpoConfig
 from align.config.root import Config, to_plain_dict
 from align.config.sft import SftConfig
@@ -172,6 +174,20 @@ def test_half_an_environment_starts_no_ranks(given: dict[str, str], monkeypatch:
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     assert ranks.read_launched_world_size() == 1
+
+
+def test_a_rank_of_a_launcher_refuses_what_does_not_fit_the_launcher(monkeypatch: pytest.MonkeyPatch):
+    for name, value in zip(LAUNCHED, ("0", "2", "0", "localhost", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    stage = SftConfig(batch_size=8, micro_batch=4)
+    assert not needs_ranks(Config(stage=stage, devices=2))
+    with pytest.raises(InputError, match="devices=3: a launcher has started 2 ranks on this machine"):
+        needs_ranks(Config(stage=stage, devices=3))
+    with pytest.raises(InputError, match="stage=export: works in one process, and 2 ranks are to run it"):
+        needs_ranks(Config(stage=ExportStageConfig()))
+    with pytest.raises(InputError, match="argument=--multirun: works in one process, and a launcher has started 2"):
+        require_single_process("argument", "--multirun")
 
 
 def test_other_machines_are_known_by_torchruns_variable(monkeypatch: pytest.MonkeyPatch):
