@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ def command(ready: Ready) -> list[str]:
 def ended(words: list[str], root: Path, capfd: pytest.CaptureFixture[str]) -> Path:
     assert main([*words, f"run.root={root}"]) == 0, capfd.readouterr().err
     return Path(capfd.readouterr().out.splitlines()[-1])
+
+
+def test_an_adapter_learns_on_a_whole_model(
+    root: Path, command: list[str], ready: Ready, capfd: pytest.CaptureFixture[str]
+):
+    words = [word for word in command if word != "method=full"]
+    folder = ended([*words, "reward.ref=reward:nf4", "stage.updates=1", "run.name=adapter"], root, capfd)
+    manifest = read_manifest(folder)
+    assert manifest.inputs["init"].whole
+    assert manifest.base is not None
+    assert Path(manifest.base.path) == root / "full" / "f" / "artifact"
+    assert (folder / "artifact" / "adapter_model.safetensors").is_file()
+    words = ["stage=eval", "artifact=ppo:adapter", *ready.data, "stage.prompts=4", "rollout.max_new_tokens=12"]
+    evaluated = ended(words, root, capfd)
+    assert math.isfinite(read_manifest(evaluated).metrics["kl"])
 
 
 @pytest.mark.parametrize("backbone", ["own", "frozen"])

@@ -16,6 +16,17 @@ from align.track import read_rows
 pytestmark = pytest.mark.usefixtures("no_network")
 
 
+def test_adapters_on_an_nf4_base_in_bf16_are_trained_and_published_in_fp32(
+    tmp_path: Path, chats: Path, tiny_model: Path
+) -> None:
+    shop = Workshop(tmp_path / "runs", chats, "dtype=bfloat16")
+    tuned = shop.run("sft", "model=hub", f"model.path={tiny_model}", "method=qlora", "method.r=4", *SFT)
+    assert {tensor.dtype for tensor in read_tensors(tuned / "artifact").values()} == {torch.float32}
+    metrics = read_manifest(tuned).metrics
+    assert metrics["loss_after"] < metrics["loss_before"]
+    assert read_manifest(shop.run("export", "export=merged", f"artifact={tuned}")).metrics["kl"] < 0.05
+
+
 def test_every_stage_under_lora_in_bf16(tmp_path: Path, chats: Path, tiny_model: Path) -> None:
     """What trains stays in fp32, whatever is computed in. (`test_stages` runs all of it on NF4 in fp32.)"""
     shop = Workshop(tmp_path / "runs", chats, "dtype=bfloat16")
