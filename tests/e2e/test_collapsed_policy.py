@@ -7,6 +7,8 @@ import json
 import pytest
 from workshop import Workshop
 
+from align.run import read_manifest
+
 FEELINGS = ("happy", "tired", "hungry", "late", "curious", "cold", "bored", "busy", "proud", "lonely")
 THINGS = ("dogs", "rain", "soup", "trains", "books", "gardens", "music", "the sea", "games", "work")
 PROMPTS = [f"I am {feeling}. What do you think about {thing}?" for feeling in FEELINGS for thing in THINGS]
@@ -36,6 +38,61 @@ def evaluated(shop: Workshop, *words: str) -> str:
     line = ("artifact=sft:one", "data.held_out=0.7", "stage.seen=report", *words)
     assert shop.status("stage=eval", "data=jsonl", f"data.path={shop.data}", *line) == 0, shop.said
     return shop.said
+
+
+def test_one_answer_may_be_right_in_a_closed_task(shop: Workshop):
+    rule = "reward.rules=[{rule: regex, pattern: Great}]"
+    said = evaluated(shop, "run.name=closed", "eval.closed=true", "reward=rules", rule)
+    assert "COLLAPSED: it is not shown to beat “Great!”, given as the answer to every prompt" in said
+
+
+def evaluate_suite(shop: Workshop, tasks: str, *words: str) -> list[str]:
+    """Evaluate the collapsed policy and its base on tasks, and return the lines that were printed."""
+    data = ("data=jsonl", f"data.path={shop.data}", "data.held_out=0.7", "rollout.max_new_tokens=8")
+    judge = ("reward=rules", "reward.rules=[{rule: regex, pattern: '[a-z]'}]")
+    systems = "stage.systems={new: sft:one, base: base}"
+    shop.status("stage=eval", "stage.near=null", systems, tasks, *data, *judge, *words)
+    return shop.said.splitlines()
+
+
+def find_line(lines: list[str], start: str) -> int:
+    """Return the index of the only line that starts so."""
+    (index,) = (index for index, line in enumerate(lines) if line.startswith(start))
+    return index
+
+
+def test_a_suite_reports_a_collapsed_system_before_its_figures_and_in_gates(shop: Workshop):
+    path = shop.root.parent / "asked.jsonl"
+    rows = [{"prompt": f"Tell me about {thing} on a {feeling} day."} for feeling in FEELINGS for thing in THINGS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tasks = f"eval.tasks=[{{name: asked, path: {path}, check: {{kind: instructions, constraints: [no_comma]}}}}]"
+    condition = "task: asked, against: base, is: at_most, margin: 0.9"
+    gates = f"eval.gates=[{{name: strict, {condition}}}, {{name: lenient, {condition}, collapsed: true}}]"
+    lines = evaluate_suite(shop, tasks, gates, "run.name=several")
+    collapsed = find_line(lines, "COLLAPSED: new: on asked ")
+    assert collapsed < find_line(lines, "asked: new against base")
+    assert "are alike: “Great!” (base: " in lines[collapsed]
+    assert lines[collapsed].endswith("The win rate below is no success.")
+    strict = lines[find_line(lines, "gate strict: fail (")]
+    assert "; new collapsed: on asked " in strict
+    assert "collapsed" not in lines[find_line(lines, "gate lenient: ")]
+
+    run = shop.root / "eval" / "several"
+    results = json.loads((run / "artifact" / "results.json").read_text(encoding="utf-8"))
+    new = results["collapse"]["asked"]["new"]
+    base = results["collapse"]["asked"]["base"]
+    assert new["collapse"]["verdict"] == "collapsed"
+    assert new["variety"]["greedy"]["policy"]["commonest"] == "Great!"
+    assert new["variety"]["greedy"]["ref"] == base["variety"]["greedy"]["policy"]
+    metrics = read_manifest(run).metrics
+    assert metrics["collapse"]["systems"]["new"]["verdict"] == "collapsed"
+    assert metrics["gates"] == {"strict": "fail", "lenient": "pass"}
+    assert "new collapsed: on asked " in (run / "report.html").read_text(encoding="utf-8")
+
+    assert shop.ended("stage=registry", f"run.root={shop.root}") == 0
+    assert any(", collapsed" in line for line in shop.said.splitlines() if line.startswith("eval:several"))
+    find_line(evaluate_suite(shop, tasks, "run.name=again", "resume=never"), "COLLAPSED: new: on asked ")
+    assert read_manifest(shop.root / "eval" / "again").metrics["answers_made"] == 0
 
 
 def test_it_is_said_first_and_no_gate_takes_its_win_rate(shop: Workshop):
