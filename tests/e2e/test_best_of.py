@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from processes import Forks
 from ranked import ranked
 from workshop import SFT, Workshop
 
 from align.data.read.records import read_preferences
-from align.run import read_manifest
+from align.models import load
+from align.reward.build import load_reward_model
+from align.reward.learned import RoleReward, score_rows
+from align.run import load_artifact, read_manifest
 from align.track import Tracker, read_rows
 
 N = 6
@@ -97,6 +101,53 @@ def test_winners_and_pairs_are_the_best_and_the_worst(shop: Workshop, best: Path
         others = [a["score"] for a in of_prompt[pair.group_id]["answers"] if a["answer"].strip()]
         assert pair.margin == next(w["score"] for w in winners if w["id"] == pair.group_id) - min(others) > 0
         assert (pair.chosen_ended, pair.source, pair.scorer) == (True, "simulated", "judges_of_best_of:vowels")
+
+
+def test_a_reward_model_on_the_policys_base_scores_as_it_does_alone(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded_bases = list[Any]()
+    scored = list[tuple[Any, torch.Tensor]]()
+    score = RoleReward.score
+
+    def count_load_base(*given: Any) -> Any:
+        loaded_bases.append(given)
+        return load.load_base(*given)
+
+    def record_score(self: RoleReward, conversations: Any, rollout: Any = None) -> torch.Tensor:
+        scores = score(self, conversations, rollout)
+        scored.append((rollout, scores))
+        return scores
+
+    monkeypatch.setattr("align.ppo.workers.load_base", count_load_base)
+    monkeypatch.setattr("align.reward.build.load_base", count_load_base)
+    monkeypatch.setattr(RoleReward, "score", record_score)
+    folder = sampled(shop, "run.name=learned", "init=sft:s")
+    assert len(loaded_bases) == 1  # the reward model is one more adapter on it
+    ((rollout, scores),) = scored
+    recorded = read_manifest(folder).inputs["reward"]
+    artifact = load_artifact(Path(recorded.path), recorded.ref)
+    alone = load_reward_model(artifact, torch.device("cpu"), torch.float32, 8)
+    rows = [row[mask].tolist() for row, mask in zip(rollout.tokens_BS, rollout.mask_BS, strict=True)]
+    expected = score_rows(alone.model, alone.score_head, rows, alone.tokenizer.pad_token_id)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+    assert expected.std() > 1e-3
+    published_scores = [answer["score"] for row in read_rows(folder / "samples.jsonl") for answer in row["answers"]]
+    assert published_scores == scores.tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("reward=sentiment", "stage.prompts=3", "rollout.max_new_tokens=1"), "leaves no answer that ended by itself"),
+        (("reward=fn", "reward.fn=judges_of_best_of:nothing"), "reward.fn=judges_of_best_of:nothing: returned nan"),
+    ],
+    ids=["cut", "nan"],
+)
+def test_answers_that_cannot_be_ranked_are_refused(shop: Workshop, words: tuple[str, ...], says: str) -> None:
+    assert status(shop, *words) == 2, shop.said
+    assert says in shop.said
+    assert "Traceback" not in shop.said
 
 
 def test_the_figures_grow_with_n(shop: Workshop, best: Path) -> None:

@@ -46,6 +46,18 @@ def without_ref(ready: Ready) -> Ready:
     return ready._replace(ppo=[w for w in ready.ppo if not w.startswith("reward.")])
 
 
+@pytest.mark.parametrize("stage", [[], ["stage=sample", "stage.best_of=2"]], ids=["ppo", "sample"])
+def test_a_reward_model_of_another_chat_template_is_refused(
+    without_ref: Ready, stage: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    other = shutil.copytree(without_ref.root / "reward" / "a" / "artifact", tmp_path / "other")
+    template = other / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# another #}")
+    command = [*stage, *without_ref.data, "init=sft:s", "rollout.max_new_tokens=12"] if stage else without_ref.ppo
+    assert main([*command, f"run.root={without_ref.root}", f"reward.ref={other}"]) == 2
+    assert f"reward.ref={other}: was trained with another chat template" in capfd.readouterr().err
+
+
 def test_a_function_as_the_reward(
     without_ref: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):

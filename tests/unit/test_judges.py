@@ -14,9 +14,10 @@ import pytest
 
 from align.config.scorers import CHOICES, build_reward_spec, parse_part
 from align.core.errors import InputError
+from align.data.sources import find_rankers
 from align.evals.judges.identity import ScorerRelation, find_scorer_relation, get_scorer_title, list_scorer_parts
 from align.reward.inputs import check_reasoning_matches, reward_inputs
-from align.run import Artifact, Base, Input, load_artifact, read_manifest
+from align.run import Artifact, Base, Input, file_digest, load_artifact, read_manifest
 from align.run.manifest import parse_input
 
 BASE = Base("org/tiny", "/models/tiny", None, "b" * 64)
@@ -121,6 +122,26 @@ def made(
 def artifact(record: Mapping[str, Any]) -> Artifact:
     folder = Path(record["path"])
     return Artifact(record["ref"], folder, record["digest"], BASE, False, read_manifest(folder.parent))
+
+
+def test_the_run_that_ranked_winners_is_known_from_copies_in_folders_and_patterns(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    made(root, "sample", "best", {"reward": MODEL_A}, KINDS["learned"][0])
+    run = root / "sample" / "best"
+    winners = run / "artifact" / "winners.jsonl"
+    winners.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"]["stage"] = {"best_of": 4}
+    manifest["outputs"] = {"artifact/winners.jsonl": file_digest(winners)}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    shutil.copy(winners, copies / "a-part.jsonl")
+    (copies / "b-part.jsonl").write_text(json.dumps({"prompt": "c", "completion": "d"}) + "\n")
+    for path in (copies, copies / "*-part.jsonl"):
+        assert find_rankers(Input("d" * 64, path=str(path)), root) == ("sample:best",)
+    for path in ("chitchat", copies / "b-part.jsonl", copies / "b-*"):
+        assert find_rankers(Input("d" * 64, path=str(path)), root) == ()
 
 
 def test_every_kind_of_reward_is_here() -> None:
