@@ -7,6 +7,8 @@ import os
 import random
 from pathlib import Path
 
+import datasets
+import pytest
 from data_of_votes import forget, making, rows_of
 from data_sets import chat, made, sentence, support, write
 from workshop import Workshop
@@ -32,6 +34,14 @@ def test_two_that_forget_rows_of_one_data_set(tmp_path: Path) -> None:
         os.close(held)
     assert shop.ended(*command) == 0, shop.said
     assert one not in {row["content_id"] for row in rows_of(tmp_path / "runs" / "data" / "new")}
+
+
+@pytest.mark.parametrize(("held_out", "side"), [("0", "train"), ("1", "test")])
+def test_a_data_set_of_one_side_is_read_by_datasets(tmp_path: Path, held_out: str, side: str) -> None:
+    words = [f"stage.sources=[{write(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
+    folder, data, _ = made(tmp_path, "stage=data", *words, f"data.held_out={held_out}")
+    splits = datasets.load_dataset(str(folder / "artifact"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(splits[name]) for name in splits} == {side: data["splits"][side]["rows"]}
 
 
 def test_a_data_set_is_a_source_of_another(tmp_path: Path) -> None:

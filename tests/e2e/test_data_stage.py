@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,35 @@ def test_every_row_is_in_or_counted(here: Path) -> None:
     assert "Where every row went" in report
     assert "The largest clusters of duplicates" in report
     assert "Traceback" not in (folder / "log.txt").read_text()
+
+
+def test_workers_make_the_same_data_set(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers in this process stand in for Daft's, which `benchmarks/data/engines.py` starts."""
+    words = [*sources(here), f"stage.contamination.against=[{here / 'evals.jsonl'}]"]
+    _, alone, _ = made(here, *words, "run.name=whole")
+    started = list[tuple[bool, int, str | None]]()
+    task_counts = list[int]()
+
+    class Workers:
+        def __init__(self, on_ray: bool, workers: int, address: str | None) -> None:
+            self.workers = workers
+            started.append((on_ray, workers, address))
+
+        def __call__(self, do: Callable[[Any], Any], tasks: list[Any]) -> Any:
+            task_counts.append(len(tasks))
+            return reversed([(i, do(task)) for i, task in enumerate(tasks)])
+
+    monkeypatch.setattr("align.stages.data.DaftRunner", Workers)
+    monkeypatch.setattr(gather, "PART", 40)
+    folder, divided, _ = made(here, *words, "stage.engine=ray", "stage.workers=3", "stage.ray=auto")
+    assert started == [(True, 3, "auto")]
+    assert task_counts == [2, 9, 6]  # files, pieces of them, packs of near-duplicates
+    for key in ("root", "ids_root", "splits", "sources", "lengths", "found", "evaluations"):
+        assert divided[key] == alone[key]
+    again, _, printed = made(here, *words)
+    assert again == folder
+    assert len(task_counts) == 3
+    assert "finished already" in printed
 
 
 def test_the_fingerprint_is_that_of_the_rows(here: Path) -> None:
