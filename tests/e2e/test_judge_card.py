@@ -86,6 +86,22 @@ def test_the_card_says_what_the_verdicts_say(bench: Bench):
     assert "It may decide gates." in (run / "report.html").read_text()
 
 
+def test_lists_of_answers_are_one_ranking_of_four(bench: Bench):
+    rows = [
+        {"prompt": "A?", "chosen": ["e"], "rejected": ["x", "y", "z"], "subset": "one"},  # finds the best
+        {"prompt": "B?", "chosen": ["e"], "rejected": ["xe", "y", "z"], "subset": "one"},  # two are equal at the top
+        {"prompt": "C?", "chosen": ["x"], "rejected": ["e", "y", "z"], "subset": "two"},  # finds another
+        {"prompt": "D?", "chosen": ["x"], "rejected": ["w", "y", "z"], "subset": "two"},  # all are equal
+        {"prompt": "E?", "chosen": ["e", "ee"], "rejected": ["w", "y"], "subset": "two"},  # has two best
+    ]
+    run = bench.run(*bench.pairs(rows, "four"), *VOWEL, "run.name=four")
+    report = artifact(run, "card.json")
+    assert report["best_of"]["4"]["value"] == (1 + 1 / 2 + 0 + 1 / 4) / 4
+    assert report["best_of"]["4"]["n"] == 4
+    assert [*report["by_source"]] == ["one", "two"]
+    assert "best of 4 (chance has 0.25)" in (run / "report.html").read_text()
+
+
 def better_is_longer(row: dict[str, Any]) -> bool:
     first, second = row["characters"]
     return (first > second) if row["reference"] == 1 else (second > first)

@@ -234,6 +234,7 @@ def test_what_was_trained_on_is_left_out_of_an_evaluation(shop: Workshop, runs: 
 
     assert shop.status(*evaluate, "data.held_out=0.5", "data.limit=3") == 0, shop.said
     assert read_manifest(Path(shop.said.splitlines()[-1])).metrics["win_rate"]["n"] == 3  # unseen ones
+    assert "this result decides nothing: it is of 3 prompts" in shop.said
 
     assert shop.status(*evaluate, "data.held_out=0.5", "stage.seen=report") == 0, shop.said
     assert f"training saw {seen} of these prompts; win rate " in shop.said
@@ -245,6 +246,19 @@ def test_what_was_trained_on_is_left_out_of_an_evaluation(shop: Workshop, runs: 
     won = [(s.score_policy > s.score_ref) + (s.score_policy == s.score_ref) / 2 for s in samples if not s.seen]
     assert both["unseen"]["win_rate"]["value"] == pytest.approx(sum(won) / len(won))
     assert "Win rate on unseen prompts" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_prompts_of_another_file_that_were_all_trained_on_leave_nothing_to_measure(
+    shop: Workshop, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    """They are known in another order and under a system prompt that `data.system` adds."""
+    conversations = [json.loads(line)["messages"] for line in shop.data.read_text(encoding="utf-8").splitlines()]
+    keys = [compute_question_key(Conversation.from_messages(turns[:-1])) for turns in conversations]
+    trained = [turns for turns, key in zip(conversations, keys, strict=True) if int(key[:8], 16) / 2**32 >= 0.25]
+    other = tmp_path / "others.json"
+    other.write_text(json.dumps([{"messages": turns} for turns in trained[::-1]]), encoding="utf-8")
+    data = ("data=jsonl", f"data.path={other}", "data.held_out=1", "data.system=Answer in a word.")
+    shop.refuses("stage=eval", f"artifact={runs['ppo']}", *data, says="stage.seen=drop: leaves nothing to measure on")
 
 
 def test_an_evaluation_says_what_it_cannot_know(shop: Workshop, runs: dict[str, Path], tmp_path: Path) -> None:

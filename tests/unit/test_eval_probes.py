@@ -11,7 +11,9 @@ import pytest
 
 from align.core.errors import InputError
 from align.core.types import Conversation, Message, ToolCall
+from align.data.chat.continuations import encode_answer
 from align.evals.suite.gates import parse_gates
+from align.evals.suite.likelihoods import encode_item
 from align.evals.suite.probes import (
     CHOICE,
     LOSS,
@@ -23,6 +25,8 @@ from align.evals.suite.probes import (
     score_choices,
 )
 from align.evals.suite.tasks import EvalItem, EvalTask, load_items, parse_tasks
+from align.models.base import find_base
+from align.models.load import load_tokenizer
 
 ROW = {"prompt": "The capital of France is", "choices": ["Paris", "Rome"], "answer": 0}
 
@@ -82,6 +86,15 @@ def test_a_chat_is_a_prompt_of_choices_with_a_template(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]
     (item,) = items(tmp_path, {**ROW, "prompt": turns}, probe=Probe(CHOICE, template=True))
     assert [turn.role for turn in item.prompt.messages] == ["system", "user"]
+
+
+def test_choices_with_a_template_are_scored_as_answers_to_the_chat(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "The capital of France?"}]
+    task = EvalTask("t", probe=Probe(CHOICE, template=True))
+    (item,) = items(tmp_path, {**ROW, "prompt": turns}, probe=task.probe)
+    tokenizer = load_tokenizer(find_base("pocket"))
+    rows = encode_item(tokenizer, task, item, 1024, 1024)
+    assert rows == [encode_answer(tokenizer, item.prompt, text) for text in ("Paris", "Rome")]
 
 
 def test_rows_of_texts(tmp_path: Path) -> None:
