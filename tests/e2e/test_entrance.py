@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -204,6 +205,46 @@ def test_anothers_lease_and_vote_cannot_be_used(someone, store):
     seq = ask(ann, "/api/vote", body).json()["seq"]
     assert ask(bob, "/api/undo", {"seq": seq}).status_code == 422
     assert len(store.rankings("p")) == 1
+
+
+@pytest.mark.parametrize("path", ["/api/vote", "/api/task", "/manage/gradio_api/queue/join", "/password"])
+def test_a_stranger_posts_nothing(shared, path):
+    response = shared.browser().post(path, json={}, headers=FROM_PAGE | {"X-Align": "x"})
+    assert response.status_code in (303, 401)
+
+
+def test_an_invitation_for_another_account_offers_to_log_out_first(someone, accounts):
+    client = someone("ann")
+    token = accounts.invite("p", "annotator", "bob")
+    page = client.get(f"/invite?token={token}").text
+    assert "I am not ann" in page
+    assert "Join as" not in page
+    response = client.post("/logout", data={"invite": token}, headers=FROM_PAGE)
+    assert response.headers["location"] == f"/invite?token={token}"
+    assert "new-password" in client.get(f"/invite?token={token}").text
+
+
+def test_a_vote_of_somebody_who_was_removed_counts_after_a_new_invitation(someone, accounts):
+    ann = someone("ann")
+    headers = {"X-Align": places(ann)["p"]}
+    token = ask(ann, "/api/task").json()["task"]["token"]
+    vote = {"token": token, "key": "1" * 32, "terms": UNCHANGED, "said": {"tiers": [[0], [1]]}}
+    accounts.set_role("p", "ann", None)
+    assert ann.post("/api/vote", headers=headers, json=vote).status_code == 401
+    accounts.accept(accounts.invite("p", "annotator", "ann"), "ann", GOOD)
+    ann.post("/login", data={"name": "ann", "password": GOOD}, headers=FROM_PAGE)
+    assert ann.post("/api/vote", headers=headers, json=vote).status_code == 200
+
+
+def test_half_a_character_in_a_vote_is_refused_with_its_field(someone):
+    ann = someone("ann")
+    token = ask(ann, "/api/task").json()["task"]["token"]
+    judgement = {"tiers": [[1], [0]], "rationale": "cut \ud83d"}
+    vote = {"token": token, "key": "3" * 32, "terms": UNCHANGED, "said": judgement}
+    headers = {"X-Align": places(ann)["p"], "Content-Type": "application/json"}
+    response = ann.post("/api/vote", headers=headers, content=json.dumps(vote))
+    assert response.status_code == 422
+    assert response.json()["field"] == "said.rationale"
 
 
 def test_disagreements_are_settled_by_reviewers_only(someone, store, accounts):
