@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from data_sets import chat, made, three_sources, write
 
 from align.core.types import Conversation, Message
@@ -56,6 +57,22 @@ def test_personal_data_is_not_shown_in_rendered_rows(tmp_path: Path, tiny_model:
         shown = (folder / "rows.jsonl").read_text() + (folder / "report.html").read_text()
         assert "[EMAIL]" in shown
         assert "@example.com" not in shown
+
+
+def test_progress_of_reading_and_starts_of_long_steps_are_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reading_progress, "OFTEN_S", 0.0)
+    monkeypatch.setattr(reading_progress, "MANY", 300)
+    update = reading_progress.create_reading_progress("rows", lambda: 0.5)
+    update(100, 99)
+    printed = capsys.readouterr().out
+    assert printed.startswith("rows: 100 rows read, 99 kept, ")
+    assert f" rows a second, 50{NO_BREAK}% of its bytes" in printed
+    reading_progress.print_start("publishes", 299)
+    assert capsys.readouterr().out == ""
+    reading_progress.print_start("publishes", 300)
+    assert "publishes 300 rows" in capsys.readouterr().out
 
 
 def test_how_far_a_source_is_read_and_how_long_it_takes() -> None:

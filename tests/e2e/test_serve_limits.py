@@ -92,6 +92,11 @@ def test_metrics_count_by_tenant(server: Server):
     tenant = server.log[-1]["tenant"]
     assert server.stat(f'align_tenant_completion_tokens_total{{tenant="{tenant}"}}') >= 2
     assert server.stat(f'align_tenant_requests_total{{status="200",tenant="{tenant}"}}') >= 1
+    status, text = server.get("/metrics")
+    assert status == 200
+    for name in ("align_requests_total", "align_time_to_first_token_seconds_bucket", "align_completion_tokens_total"):
+        assert f"{name}{{" in text
+    assert 'model="pocket"' in text
 
 
 HARD: dict[str, Any] = {

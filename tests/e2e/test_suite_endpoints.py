@@ -72,6 +72,14 @@ def test_a_server_of_ours_says_what_its_model_says_here(forks: Forks, place: Pla
         again = f"eval.tasks=[{{name: again, path: {path}, check: {{kind: regex, pattern: a}}}}]"
         assert read_manifest(place.run(*words, again, "run.name=b")).metrics["answers_made"] == 0
         assert len(server.log) == served
+        asked_of_judge = place.file("judged.jsonl", [{"id": str(i), "prompt": f"Say {i}."} for i in range(3)])
+        files = [place.file(f"{name}.jsonl", [{"id": str(i), "answer": name} for i in range(3)]) for name in ("x", "y")]
+        systems = f"stage.systems={{x: {{file: {files[0]}}}, y: {{file: {files[1]}}}}}"
+        judge = f"stage.judge={{url: '{server.api}', model: pocket, max_tokens: 6}}"
+        tasks = f"eval.tasks=[{{name: judged, path: {asked_of_judge}}}]"
+        judged = place.run("stage=eval", systems, tasks, judge, f"run.root={place.root}", "run.name=judged", *FAST)
+        assert [request["status"] for request in server.log[served:]] == [200] * 6  # logprobs included
+        assert results(judged)["tasks"]["judged"]["against"]["y"]["win_rate"]["value"] == 0.5  # it gives no verdict
 
 
 def test_a_busy_server_and_what_it_is_asked(place: Place):

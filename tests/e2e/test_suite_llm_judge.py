@@ -82,6 +82,13 @@ def prefers(score: Callable[[str], float]) -> Callable[[dict[str, Any]], Reply]:
     return says
 
 
+def test_a_judge_of_its_own_answers_is_noted(place: Place, server: ChatServer):
+    words = place.judged(at(server), ["yes"] * 3, ["no"] * 3)
+    systems = f"{{new: {{file: {place.folder / 'new.jsonl'}}}, own: {{url: '{server.url}/', model: judge}}}}"
+    run = place.run(*words, f"stage.systems={systems}")
+    assert f"judge at {server.url} judges itself: it is the system own" in results(run)["notes"]
+
+
 def test_a_judge_that_always_says_a_decides_nothing(place: Place, server: ChatServer):
     run = place.run(*place.judged(at(server), ["yes"] * 20, ["no"] * 20))
     found = results(run)["tasks"]["asked"]["against"]["old"]
