@@ -17,6 +17,7 @@ from align.evals.stats import DecisionRule
 from align.evals.suite.gates import EvalGate, decide_gate, describe_decision
 from align.evals.suite.results import EvaluatedAnswer, ScoredTask, compute_results
 from align.evals.suite.tasks import EvalItem
+from align.reward.checkers.checked import Checker, Part
 
 PROMPT = Conversation((Message("user", "?"),))
 
@@ -86,6 +87,20 @@ def test_judgements_without_a_verdict_are_ties_and_counted():
     assert failed.as_dict() == {
         "prompt": "9", "order": "first", "verdict": 0.5, "p": None, "error": "answered in prose",
     }  # fmt: skip
+
+
+def test_a_check_that_raises_scores_nothing_and_is_counted():
+    def divide_by_zero(answer: str) -> list[Part]:
+        raise ZeroDivisionError(answer)
+
+    check_result = Checker("mine", ("one",), divide_by_zero)("x")
+    failed = EvaluatedAnswer("", "x", check_result.score, checked=check_result)
+    assert failed.as_dict()["error"] == "ZeroDivisionError: x"
+    items = [EvalItem("1", "1", "", PROMPT, None)]
+    scored = ScoredTask("sums", "checks", "exact", items, {"new": [failed], "old": [failed]})
+    figures = compute_results([scored], 0.95, 3)["sums"]["systems"]["new"]
+    assert figures["errors"] == 1
+    assert figures["score"]["value"] == 0
 
 
 def test_scores_of_a_judge_that_compares_are_asked_of_nobody():
