@@ -163,16 +163,17 @@ def test_each_project_has_its_own_order_and_sides(bench: Bench) -> None:
     assert prompts[0] != prompts[1]
 
 
-def test_more_votes_add_pairs_and_keep_the_sides_of_the_others(bench: Bench) -> None:
-    words = evaluation(bench.folder, items=20)
+@pytest.mark.parametrize("project", ["one", "two", "three", "four"])  # each has another key, and so other sides
+def test_more_votes_add_pairs_and_keep_the_sides_of_the_others(bench: Bench, project: str) -> None:
+    words = [*evaluation(bench.folder, items=20), f"project={project}"]
     bench.run([*words, "stage.votes=6"])
     with store_of(bench.folder) as store:
-        few = {item.id: item.candidates for item in store.items(bench.project)}
+        few = {item.id: item.candidates for item in store.items(project)}
     assert len(few) == 5
     bench.run([*words, "stage.votes=30"])
     assert "people: 0 of 30 votes on 20 pairs" in bench.said
     with store_of(bench.folder) as store:
-        many = {item.id: item.candidates for item in store.items(bench.project)}
+        many = {item.id: item.candidates for item in store.items(project)}
     assert len(many) == 20
     assert few.items() <= many.items()
     assert sum(candidates[0].text.endswith("!") for candidates in many.values()) == 10
