@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 from workshop import Ready
 
 from align.__main__ import main
@@ -76,6 +77,27 @@ def test_every_weight_of_the_policy_moves_and_nothing_else(
     assert abs(rows[0]["kl"]) < 1e-4 < abs(rows[-1]["kl"])
     assert read_manifest(folder).metrics["quantised_layers"] == 0
     assert AutoModelForCausalLM.from_pretrained(folder / "artifact").num_parameters() > 0
+
+
+def test_recomputed_layers_change_no_weight(
+    root: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    forward = LlamaMLP.forward
+    passes = list[int]()
+
+    def count_forward(*given: Any) -> torch.Tensor:
+        passes.append(1)
+        return forward(*given)
+
+    monkeypatch.setattr(LlamaMLP, "forward", count_forward)
+    words = [*command, "dtype=bfloat16", "stage.updates=2"]
+    kept = ended([*words, "stage.gradient_checkpointing=false"], root, capfd)
+    passes_kept = len(passes)
+    recomputed = ended([*words, "stage.gradient_checkpointing=true"], root, capfd)
+    assert 0 < passes_kept < len(passes) - passes_kept
+    name = "artifact/model.safetensors"
+    assert kept != recomputed
+    assert file_digest(kept / name) == file_digest(recomputed / name)
 
 
 def test_killed_it_goes_on_to_the_bit(
