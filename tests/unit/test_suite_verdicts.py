@@ -132,7 +132,7 @@ def test_it_is_decided_where_no_missing_verdict_could_change_it(won: int, failed
 def test_a_gate_is_not_passed_by_a_judge_of_places():
     found = decide_gate(CHAT, [task([one for i in range(200) for one in both(str(i), 1, 0)])])
     assert found.outcome == "undecided"
-    assert "their place" in found.why
+    assert "by their position" in found.why
 
 
 def test_a_gate_of_shares_is_not_passed_by_answers_that_nobody_graded():
