@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-SOON_S = 60.0
+SOON_S = 600.0
 """A deadline that only a fault reaches, however busy the machine."""
 
 

@@ -47,7 +47,7 @@ def errors(page: Any) -> Iterator[list[str]]:
 
 def until(page: Any, expression: str) -> None:
     """Playwright's own waiting evaluates text in the page, which the page's policy forbids."""
-    assert settles(lambda: page.evaluate(expression), 20), (expression, page.inner_text("body"))
+    assert settles(lambda: page.evaluate(expression)), (expression, page.inner_text("body"))
 
 
 def opened(page: Any, server: Server) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from processes import Child, Ended, Forks
+from processes import DEADLINE_S, Child, Ended, Forks
 
 NOTHING: Mapping[int, str] = MappingProxyType({})
 
@@ -51,7 +51,7 @@ def started(
     return [forks.start(cwd, *words, before=code) for code in before]
 
 
-def ranked(forks: Forks, cwd: Path, *words: str, timeout_s: float = 120, **more: object) -> list[Ended]:
+def ranked(forks: Forks, cwd: Path, *words: str, timeout_s: float = DEADLINE_S, **more: object) -> list[Ended]:
     """Waits for their end."""
     children = started(forks, cwd, *words, **more)  # pyright: ignore[reportArgumentType]
     return [child.ended(timeout_s) for child in children]

@@ -20,6 +20,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from processes import Child, Forks
 from templates import TOOL_TEMPLATE
+from waiting import SOON_S
 
 from align.data.chat.tools import encode_tool_prompt
 from align.models.adapters import save_adapter
@@ -146,7 +147,7 @@ def serving(
         began = time.monotonic()
         while True:
             assert child.poll() is None, child.ended()
-            assert time.monotonic() - began < 120, "no server in two minutes"
+            assert time.monotonic() - began < SOON_S, "no server"
             try:
                 if server.get("/ready")[0] == 200:
                     break

@@ -140,7 +140,7 @@ def test_signals_reach_the_stage(tmp_path: Path, sft: str, forks: Forks, how: st
         os.kill(stage, signal.SIGKILL)
     else:
         os.killpg(child.pid, signal.SIGINT)
-    status, _, err = child.ended(60)
+    status, _, err = child.ended()
     assert status == (137 if killed else 130), err
     assert read_manifest(tmp_path / "runs/sft/x").status == ("running" if killed else "interrupted")
     assert "Traceback" not in err

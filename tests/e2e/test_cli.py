@@ -203,7 +203,7 @@ def test_an_interrupted_run_is_continued(
     if how is signal.SIGINT:
         says(align(*sft, *steps), "run=runs/sft/x", "another process is working on it")
     child.send_signal(how)
-    status, _, err = child.ended(60)
+    status, _, err = child.ended()
     manifest = json.loads(Path("runs/sft/x/manifest.json").read_text())
     if how is signal.SIGKILL:
         assert manifest["status"] == "running"

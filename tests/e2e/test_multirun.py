@@ -171,9 +171,9 @@ def test_a_sweep_that_is_cut_goes_on(align: Align, forks: Forks, sft: list[str],
     words = ["-m", *sft, "run.name=x", "stage.max_steps=30", "stage.save_every=5", "seed=1,2,3"]
     child = forks.start(tmp_path, *words)
     sealed = "runs/sft/x-seed=2/checkpoints/*/align_seal.json"
-    assert settles(lambda: [*tmp_path.glob(sealed)] or child.poll() is not None, 120)
+    assert settles(lambda: [*tmp_path.glob(sealed)] or child.poll() is not None)
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does
-    status, out, err = child.ended(60)
+    status, out, err = child.ended()
     assert status == 130, err
     assert "Traceback" not in err
     assert "run the same command again to continue" in err

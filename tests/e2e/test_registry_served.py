@@ -34,13 +34,13 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(forks: Forks, tmp_
     port = free_port()
     child = forks.start(tmp_path, *SERVE, f"run.root={root}", f"stage.port={port}")
     url = f"http://127.0.0.1:{port}"
-    assert settles(lambda: got(f"{url}/view/aliases")[0] == 200 or child.poll() is not None, 120)
+    assert settles(lambda: got(f"{url}/view/aliases")[0] == 200 or child.poll() is not None)
     status, text = got(f"{url}/view/runs")
     assert (status, "ppo:first" in text) == (200, True)
     assert got(f"{url}/")[0] == 200
     assert "sft:start" in got(f"{url}/view/run?run=ppo:first")[1]
     child.send_signal(signal.SIGINT)
-    ended = child.ended(30)
+    ended = child.ended()
     assert ended.status in (0, 130), ended
     assert ended.out.splitlines()[0] == f"open {url}"
     (root / ".registry.db").unlink()

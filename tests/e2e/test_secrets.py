@@ -319,11 +319,11 @@ def test_the_pages_of_annotation_write_no_key(place: Place, forks: Forks, demo: 
     words = ["stage=annotate", f"stage.demo={demo}", f"stage.port={port}"]
     server = forks.start(place.folder, *words, before=f"import os; os.environ.update({place.environment!r})")
     try:
-        assert settles(lambda: "Ctrl+C" in server.printed or server.poll() is not None, 120)
+        assert settles(lambda: "Ctrl+C" in server.printed or server.poll() is not None)
         link, key = next(iter(re.findall(r"(http\S+(?:key|token)=([\w-]+))", server.printed)))
-        assert settles(lambda: answers(port, link.partition(str(port))[2]) or server.poll() is not None, 60)
+        assert settles(lambda: answers(port, link.partition(str(port))[2]) or server.poll() is not None)
         server.send_signal(signal.SIGINT)
-        ended = server.ended(60)
+        ended = server.ended()
     finally:
         if server.poll() is None:
             server.send_signal(signal.SIGKILL)

@@ -176,7 +176,7 @@ def test_what_an_operator_has_to_know_is_on_the_console(run: Run):
     (run.folder / "keys.json").chmod(0o600)
     assert settles(lambda: run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 200)
     run.server.child.send_signal(signal.SIGTERM)
-    err = run.server.child.ended(30).err
+    err = run.server.child.ended().err
     lines = [line for line in err.splitlines() if "huge" not in line]
     assert lines == [
         "tenant ben may ask for what is not served: later, on (did you mean one?), zebra",
@@ -210,7 +210,7 @@ def test_an_engine_that_died_is_told_to_clients_and_to_the_operator(forks: Forks
         status, found = server.post("/v1/completions", {"model": "pocket", "prompt": "a", "stream": False})
         assert (status, found["error"]["type"]) == (500, "server_error")
         assert time.monotonic() - began < 3
-        ended = server.child.ended(30)  # for whoever started it to start it again
+        ended = server.child.ended()  # for whoever started it to start it again
     first, last = ended.err.splitlines()
     assert first == "the engine has stopped: no request is answered any more"
     assert last.startswith("align: the engine has ended by itself.")
