@@ -98,8 +98,8 @@ def run_serve(run: Run, config: Config) -> StageResult:
         progress = AssignmentQueue(store, config.project).read_progress("")  # of the project, and not of one person
         added = sum(vote.seq > seq_before for vote in store.rankings(config.project))
         record_head(run, config.project, store.head(config.project))
-    metrics = {"rankings": added, "done": progress.done, "wanted": progress.wanted}
-    return StageResult(metrics, (f"{added} rankings; all: {progress.done} of {progress.wanted}",))
+    metrics = {"rankings": added, "done": progress.votes, "wanted": progress.votes_wanted}
+    return StageResult(metrics, (f"{added} rankings; all: {progress.votes} of {progress.votes_wanted}",))
 
 
 def run_invite(run: Run, config: Config) -> StageResult:

@@ -73,15 +73,15 @@ class QueueProgress:
     """The progress of an annotator and their project.
 
     Attributes:
-        mine: the annotator's standing rankings, including gold items and repeats.
+        own_votes: the annotator's standing rankings, including gold items and repeats.
         quota: the annotator's maximum; 0 for no limit.
-        done, wanted: rankings of the whole project, without gold items and repeats.
+        votes, votes_wanted: rankings of the whole project, without gold items and repeats.
     """
 
-    mine: int
+    own_votes: int
     quota: int
-    done: int
-    wanted: int
+    votes: int
+    votes_wanted: int
 
 
 class AssignmentQueue:

@@ -56,19 +56,21 @@ def closure(requirements: Iterable[Requirement]) -> dict[str, Distribution]:
     Raises:
         PackageNotFoundError: one of them is not installed.
     """
-    found: dict[str, Distribution] = {}
-    done: set[tuple[str, str]] = set()
+    packages: dict[str, Distribution] = {}
+    visited: set[tuple[str, str]] = set()
     waiting = [requirement for requirement in requirements if applies(requirement, "")]
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
-        package = found.setdefault(name, distribution(requirement.name))
+        package = packages.setdefault(name, distribution(requirement.name))
         for extra in ("", *requirement.extras):
-            if (name, extra) in done:
+            if (name, extra) in visited:
                 continue
-            done.add((name, extra))
-            waiting += [other for other in map(Requirement, package.requires or []) if applies(other, extra)]
-    return found
+            visited.add((name, extra))
+            waiting += [
+                dependency for dependency in map(Requirement, package.requires or []) if applies(dependency, extra)
+            ]
+    return packages
 
 
 def applies(requirement: Requirement, extra: str) -> bool:

@@ -58,8 +58,8 @@ def test_every_item_is_judged_as_often_as_was_asked_and_by_different_people(stor
     assert len({(vote.item, vote.annotator) for vote in votes}) == len(votes) == sum(per_item.values())
     with store.reading() as db:
         assert per_item == {row.item: row.wanted for row in db.execute(work.select())}
-    done = queue.read_progress("ann")
-    assert (done.done, done.wanted) == (len(votes), len(votes))
+    progress = queue.read_progress("ann")
+    assert (progress.votes, progress.votes_wanted) == (len(votes), len(votes))
 
 
 def test_more_overlap_wakes_items_that_were_done(store):
@@ -180,7 +180,11 @@ def test_a_quota_is_an_annotators_own(store):
     _, following = judge(queue, "ann", queue.take("ann"))
     assert following is None
     assert queue.take("bob") is not None
-    assert (queue.read_progress("ann").mine, queue.read_progress("bob").mine, queue.read_progress("ann").quota) == (
+    assert (
+        queue.read_progress("ann").own_votes,
+        queue.read_progress("bob").own_votes,
+        queue.read_progress("ann").quota,
+    ) == (
         1,
         0,
         1,

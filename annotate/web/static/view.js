@@ -11,12 +11,12 @@ export function drawPage(ui, page) {
 }
 
 function drawHeader(ui, page) {
-  const { getText, button, act } = ui, { step } = page, { mine, quota, done, wanted } = step.progress;
-  const progress = getText("progress", { mine, quota: quota ? `/${quota}` : "", done, wanted });
+  const { getText, button, act } = ui, { step } = page, { own_votes, quota, votes, votes_wanted } = step.progress;
+  const progress = getText("progress", { own_votes, quota: quota ? `/${quota}` : "", votes, votes_wanted });
   const count = page.outbox.refused().length;
   return make("header", {},
     make("h1", { text: page.project.title }),
-    make("span", { class: "row" }, make("progress", { max: Math.max(wanted, 1), value: done, "aria-label": progress }),
+    make("span", { class: "row" }, make("progress", { max: Math.max(votes_wanted, 1), value: votes, "aria-label": progress }),
       make("span", { class: "soft", text: progress })),
     make("span", { class: "row" }, button(getText("undo"), "u", act.undo, { disabled: !page.votes.length }),
       step.task ? button(getText("as_written"), "v", act.readAsWritten, { "data-written": "" }) : null,
