@@ -242,8 +242,7 @@ def describe_collapse(verdicts: Mapping[str, Collapse]) -> list[str]:
 
 
 def describe_new_phrase(collapse: Collapse, phrase: Mapping[str, Any] | None, reference: str) -> list[str]:
-    """Return a line about words that many greedy answers of a policy have in common, and those of its reference have
-    not.
+    """Return a line about a phrase that many greedy answers of a policy share and the reference's answers do not.
 
     They are shown for information only: a constant clause in sentences that differ may be the wording of a trained
     answer. Returns nothing if the policy collapsed, or was not measured.

@@ -57,7 +57,7 @@ class ServedBase:
 
 
 def write_align_script(folder: Path, name: str, base: ServedBase | None, scores: bool = False) -> None:
-    """Write `launch/align.sh` of an adapter's export, or of a merged or whole model.
+    """Write `launch/align.sh`, which serves the exported adapter or model by `stage=serve`.
 
     Args:
         name: the model's name in requests.

@@ -20,7 +20,7 @@ RESTORE = "Restore it from a copy, download it again, or train it again with a l
 
 
 def check_file(path: Path, field: str, displayed: str, remedy: str = RESTORE, dtype: torch.dtype | None = None) -> None:
-    """Check every tensor of a safetensors file, one after another.
+    """Raise an error if a tensor of a safetensors file has a value that is not finite. Reads one tensor at a time.
 
     Args:
         field, displayed: field and value for error messages.

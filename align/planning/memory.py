@@ -103,7 +103,7 @@ class Workload:
 
     @property
     def answer(self) -> int:
-        """Tokens of an answer."""
+        """Maximum number of tokens of an answer."""
         return self.length - self.prompt
 
 
@@ -228,7 +228,7 @@ class Footprint:
         return max(self.phases, key=lambda phase: phase.bytes)
 
     def at(self, name: str) -> float:
-        """Return the bytes in the phase of this name."""
+        """Return the bytes that are allocated in the phase of this name."""
         return self.standing + next(phase.bytes for phase in self.phases if phase.name == name)
 
 

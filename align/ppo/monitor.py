@@ -129,7 +129,7 @@ def evaluate_held_out(
 
 
 def choose_best(best: Best | None, step: int, objective: float, workers: Workers) -> Best:
-    """Return the best policy so far, now that the present one has reached `objective`."""
+    """Return the better of the best policy so far and the present one, whose objective is `objective`."""
     if best and not objective > best.objective:
         return best
     return Best(step, objective, workers.policy())

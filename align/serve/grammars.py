@@ -153,7 +153,9 @@ class CompiledGrammar:
             return False
 
     def check_step_costs(self) -> None:
-        """Generate the beginnings of some random answers, to find steps that cost too much: compiling does not.
+        """Raise GrammarFailed if computing the allowed tokens costs too much at some step of random answers.
+
+        Compiling a grammar does not find such steps.
 
         Raises:
             GrammarFailed: a step exceeds its cost limit.

@@ -151,7 +151,7 @@ def iter_texts(item: AnnotationItem) -> Iterator[str]:
 
 
 def read_remarks(connection: Connection, project: str, condition: ColumnElement[bool]) -> tuple[int, frozenset[str]]:
-    """Return the number of remarks that fulfil a condition, and the texts in them."""
+    """Return the number of remarks that fulfil a condition, and the texts that annotators wrote in them."""
     query = select(remarks.c.content).where(remarks.c.project == project, condition)
     contents = [json.loads(content) for content in connection.execute(query).scalars()]
     texts = (text for content in contents for text in content.values() if isinstance(text, str) and text)

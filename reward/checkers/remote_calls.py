@@ -139,7 +139,7 @@ class Peer:
         raise NotImplementedError
 
     def make_proxy(self, number: int, kind: str) -> Any:
-        """Return what stands here for an object of the other end."""
+        """Return a proxy in this process for an object of the other process."""
         raise NotImplementedError
 
     def number_of_proxy(self, value: Any) -> int | None:

@@ -284,8 +284,8 @@ def build_label_error(row: Fields, remedy: str) -> InputError:
 
 
 def find_question_column(row: Fields, names: Sequence[str] = QUESTION_COLUMNS) -> str:
-    """Return the first of some columns that is not null. Returns the column if there is only one, and an empty text if
-    all of several are null."""
+    """Return the name of the first of these columns that is not null in a row. Returns the name if there is only one, and
+    an empty text if all of several are null."""
     return next((name for name in names if row.get(name) is not None), names[0] if len(names) == 1 else "")
 
 
@@ -346,7 +346,7 @@ def describe_nearest_shape(row: Fields, kinds: tuple[str, ...]) -> str:
 
 
 def list_required_columns(shape: Shape) -> tuple[str, ...]:
-    """Return the columns that a shape needs, with the first of its answer columns."""
+    """Return the columns that a shape of rows needs. Any answer column will do, so only the first one is listed."""
     return (*shape.needs, *shape.answer_columns[:1])
 
 

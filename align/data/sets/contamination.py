@@ -58,8 +58,10 @@ in many rows."""
 
 
 def select_first_matches(parts: Sequence[OverlapMatches]) -> OverlapMatches:
-    """Select one match for each text, sorted by text: a match of `ASKED` if there is one, else the first set, and in it
-    the first rule."""
+    """Select one match for each text, sorted by text.
+
+    An equal question (`ASKED`) goes first, then the set that is configured first, then the order of `RULES`.
+    """
     matches = OverlapMatches(*concatenate_columns([(NO_NUMBERS,) * 4, *parts]))
     order = np.lexsort((matches.row, matches.rule, matches.evaluation, matches.rule > ASKED, matches.text))
     order = order[np.diff(matches.text[order], prepend=-1) > 0]

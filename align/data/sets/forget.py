@@ -96,7 +96,7 @@ def is_id(value: Any) -> bool:
 
 
 def select_masks(dataset: DataSet, setting: Any, load_active_votes: LoadActiveVotes) -> Masks:
-    """Return the rows of a data set that are to be removed.
+    """Return masks of the rows that a setting removes from a data set.
 
     Args:
         setting: `erased`, or content ids, see `parse_content_ids`.

@@ -183,7 +183,7 @@ def parse_turns(flat: pa.Array) -> list[Message]:
 
 
 def parse_turn(turn: Mapping[str, Any] | str) -> Message:
-    """Parse a turn from the fields of `TURN`, or from the JSON of `JSON_TURNS`."""
+    """Parse a turn of a conversation from a row of fields, or from JSON."""
     fields = {"row": turn} if isinstance(turn, str) else turn
     if fields.get("row") is not None:
         fields = json.loads(fields["row"])

@@ -211,7 +211,7 @@ def load_for_bank(folder: Path, sites: Sequence[Site], max_rank: int) -> Adapter
 
 
 def plan_products(adapters: Sequence[str | None], bank: AdapterBank) -> tuple[list[int], list[BlockedProduct]]:
-    """Plan the products of a step.
+    """Group the rows of a forward pass so that rows of several adapters share matrix products.
 
     The first rows of each adapter, up to 8, form one block of a common product. Further rows of an adapter have
     separate products with its units, and so do all rows if fewer units are in use than a product needs.

@@ -95,7 +95,7 @@ def has_other_path(lines: Sequence[tuple[Key, Key]], source: Key, target: Key) -
 
 
 def get_key(node: TraceNode) -> Key:
-    """Return the identity of a node: a run's is its name, that of any other node includes the digest."""
+    """Return a node's identity: kind and name, and the digest of its contents unless it is a run."""
     return node.kind, node.name, "" if node.kind == "run" else node.digest
 
 
