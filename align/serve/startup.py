@@ -162,7 +162,7 @@ def is_other_name(arm: Written, name: str, written: Mapping[str, Sequence[Writte
 
 
 def find_shared_method(origins: Mapping[str, Origin], names: Mapping[str, str], requested: str) -> str:
-    """Return the method, `lora` or `qlora`, that all adapters were trained with. It decides the precision of their base.
+    """Return the method that all adapters were trained with, `lora` or `qlora`. It decides their base's precision.
 
     Args:
         names: reference → its name, for error messages.

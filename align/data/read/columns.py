@@ -284,8 +284,8 @@ def build_label_error(row: Fields, remedy: str) -> InputError:
 
 
 def find_question_column(row: Fields, names: Sequence[str] = QUESTION_COLUMNS) -> str:
-    """Return the name of the first of these columns that is not null in a row. Returns the name if there is only one, and
-    an empty text if all of several are null."""
+    """Return the name of the first of these columns that is not null in a row. Returns the name if there is only one,
+    and an empty text if all of several are null."""
     return next((name for name in names if row.get(name) is not None), names[0] if len(names) == 1 else "")
 
 

@@ -499,7 +499,7 @@ def iter_tree_paths(
 
 
 def parse_tree_message(data: Fields, place: str) -> Message:
-    """Parse the message of a node. Raises InputError if it has no text, or an unknown role."""
+    """Parse the message in a node of a conversation tree. Raises InputError if it has no text, or an unknown role."""
     check_unsupported(data, UNSUPPORTED_TREE_FIELDS, place)
     role = data.get("role")
     text = data.get("text")

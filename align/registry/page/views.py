@@ -156,8 +156,8 @@ def list_runs(index: Index, filters: Filters) -> dict[str, Any]:
 
 
 def sort_columns(filters: Filters) -> list[tuple[str, str, str]]:
-    """Return each sortable column: its name, the URL that sorts by it, and its present direction (`ascending`, `descending`
-    or "")."""
+    """Return each sortable column: its name, the URL that sorts by it, and its present direction (`ascending`,
+    `descending` or "")."""
     key = filters.sort.removeprefix("-")
     falls = filters.sort.startswith("-")
     columns = []
