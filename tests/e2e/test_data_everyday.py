@@ -92,7 +92,7 @@ def test_nothing_is_left(tmp_path: Path) -> None:
         *words,
         "stage.duplicates.near=null",
         "data.held_out=0.3",
-        says=("like rows to measure on", "stage.contamination.test=false"),
+        says=("like rows of the test side", "stage.contamination.test=false"),
     )
 
 

@@ -133,9 +133,9 @@ def test_what_went_must_not_come_back(full: Store, statement: str):
 @pytest.mark.parametrize(
     ("statement", "problem"),
     [
-        ("DELETE FROM project_keys WHERE project = 'p'", "its key is gone"),
+        ("DELETE FROM project_keys WHERE project = 'p'", "its key is missing"),
         ("UPDATE project_keys SET key = 'abc' WHERE project = 'p'", "not one of 32 bytes"),
-        (f"INSERT INTO project_keys (project, key) VALUES ('nobody', '{'0' * 64}')", "the project is not"),
+        (f"INSERT INTO project_keys (project, key) VALUES ('nobody', '{'0' * 64}')", "the project does not"),
     ],
 )  # fmt: skip
 def test_a_store_without_the_keys_that_it_should_have_is_not_what_was_written(
