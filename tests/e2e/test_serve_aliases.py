@@ -1,4 +1,4 @@
-"""A server whose names mean what aliases mean: it follows them while it answers."""
+"""A server follows aliases: the models that its names refer to change while it answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ stage:
 
 
 class Home:
-    """Runs of adapters on pocket, a server of one of them by an alias, and what it has said so far."""
+    """Runs of adapters on pocket, and a server of one of them by an alias."""
 
     def __init__(self, root: Path, server: Server) -> None:
         self.root, self.server = root, server
@@ -40,30 +40,30 @@ class Home:
         return read_manifest(self.root / "sft" / name).digest
 
     def promote(self, *words: str, alias: str = "production") -> None:
-        where = ("stage=registry", f"run.root={self.root}", f"stage.alias={alias}", "stage.why=test")
-        assert main([*where, *words]) == 0
+        settings = ("stage=registry", f"run.root={self.root}", f"stage.alias={alias}", "stage.why=test")
+        assert main([*settings, *words]) == 0
 
     def says(self) -> str:
         return (self.server.folder / "log.txt").read_text()
 
     def model(self, name: str = "chat") -> Any:
-        status, found = self.server.get("/v1/models")
+        status, models = self.server.get("/v1/models")
         assert status == 200
-        return next(one for one in found["data"] if one["id"] == name)
+        return next(model for model in models["data"] if model["id"] == name)
 
     def until(self, happened: Callable[[], bool]) -> None:
         assert settles(happened, WITHIN_S), self.says()
 
     def until_it_means(self, **shares: float) -> None:
-        """Until both names have followed to adapters with these shares of `chat`."""
+        """Wait until both names have followed to adapters with these shares of `chat`."""
         self.until(lambda: self.shares("chat") == shares and self.shares("mixed") == {**shares, "base": 1.0})
 
     def shares(self, name: str) -> dict[str, float]:
-        """Adapter → its share of a name's users."""
-        known = {self.digest(one): one for one in NAMES}
+        """Return adapter → its share of a name's users."""
+        names = {self.digest(adapter): adapter for adapter in NAMES}
         model = self.model(name)
         arms = model["arms"] or [{"adapter": model["adapter"], "weight": 1.0}]
-        return {known.get(arm["adapter"], "base"): arm["weight"] for arm in arms}
+        return {names.get(arm["adapter"], "base"): arm["weight"] for arm in arms}
 
     def logprobs(self, name: str = "chat") -> list[float]:
         return self.server.logprobs(name, self.asked)
@@ -72,19 +72,27 @@ class Home:
 @pytest.fixture(scope="module")
 def home(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     folder = tmp_path_factory.mktemp("home")
-    weights, root, base = adapters(folder / "adapters", *NAMES), folder / "runs", find_base("pocket")
+    weights = adapters(folder / "adapters", *NAMES)
+    root = folder / "runs"
+    base = find_base("pocket")
     for i, name in enumerate(NAMES):
         config = {"stage": {"name": "sft"}, "data": {"name": "chitchat"}, "method": {"name": "lora"}}
-        known = {"base": base, "config": config, "digest": adapter_digest(weights / name), "day": i}
-        run = made(root, f"sft:{name}", **known)
+        fields = {"base": base, "config": config, "digest": adapter_digest(weights / name), "day": i}
+        run = made(root, f"sft:{name}", **fields)
         for path in (weights / name).iterdir():
             (run / "artifact" / path.name).write_bytes(path.read_bytes())
     plain = {**config, "method": {"name": "qlora"}}
     made(root, "sft:other", base=base, config=plain, digest=adapter_digest(weights / "one"), day=9)
     for path in (weights / "one").iterdir():
         (root / "sft" / "other" / "artifact" / path.name).write_bytes(path.read_bytes())
-    words = ["stage=registry", "stage.action=promote", f"run.root={root}", "stage.alias=production", "stage.why=first"]
-    assert main([*words, "artifact=sft:one"]) == 0
+    promotion = [
+        "stage=registry",
+        "stage.action=promote",
+        f"run.root={root}",
+        "stage.alias=production",
+        "stage.why=first",
+    ]
+    assert main([*promotion, "artifact=sft:one"]) == 0
     (folder / "conf" / "experiment").mkdir(parents=True)
     (folder / "conf" / "experiment" / "served.yaml").write_text(SERVED)
     with serving(forks, folder, "+experiment=served", f"stage.roots=[{folder / 'adapters'}]") as server:
@@ -92,7 +100,7 @@ def home(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hom
 
 
 def test_it_follows(home: Home) -> None:
-    """By the digest, by what it answers, and by its log; back again to the same logprobs."""
+    """The digest, the answers and the log change with the alias; the old adapter gives the same logprobs again."""
     assert home.model()["adapter"] == home.digest("one")
     before = home.logprobs()
     home.promote("stage.action=promote", "artifact=sft:two")
@@ -104,7 +112,7 @@ def test_it_follows(home: Home) -> None:
     server = one(home.root, f"serve:{home.server.folder.name}")
     assert server["serves"]["chat"] == [{"label": "sft:two", "adapter": home.digest("two"), "weight": 1.0}]
     assert {home.digest("one"), home.digest("two")} <= {*server["loaded"]}
-    assert server["run"] in one(home.root, "sft:two")["servers"]  # which it had not loaded when it began
+    assert server["run"] in one(home.root, "sft:two")["servers"]  # not loaded when the server started
     home.promote("stage.action=promote", "artifact=sft:one")
     home.until_it_means(one=1.0)
     assert home.logprobs() == before
@@ -112,7 +120,8 @@ def test_it_follows(home: Home) -> None:
 
 
 def test_what_cannot_be_followed_changes_nothing(home: Home) -> None:
-    """An adapter of another precision, an alias that means nothing any more: the name stays, and the log says why."""
+    """The name keeps its adapter, and the log says why, if the new one has another precision or the alias has no
+    target."""
     before = home.logprobs()
     home.promote("stage.action=promote", "artifact=sft:other")
     home.until(lambda: "chat stays with sft:one" in home.says())
@@ -133,13 +142,13 @@ def test_what_cannot_be_followed_changes_nothing(home: Home) -> None:
 
 def test_nobody_else_loads_what_follows(home: Home) -> None:
     body = {"lora_name": "chat", "lora_path": "two", "load_inplace": True}
-    status, found = home.server.post("/v1/load_lora_adapter", body)
+    status, error = home.server.post("/v1/load_lora_adapter", body)
     assert status == 400
-    assert "refers to other names or an alias" in str(found)
+    assert "refers to other names or an alias" in str(error)
 
 
 def test_requests_under_way_keep_their_weights(home: Home) -> None:
-    """While it switches back and forth, every answer is wholly one adapter's."""
+    """Each answer comes from one adapter only while the alias switches back and forth."""
     expected = {}
     for name in ("two", "one"):
         home.promote("stage.action=promote", f"artifact=sft:{name}")

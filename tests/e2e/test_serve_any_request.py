@@ -1,4 +1,4 @@
-"""Whatever is asked: an answer, or an error of the client's in OpenAI's shape; never a fault of the server's."""
+"""Random requests get an answer or a client error in OpenAI's shape, never a server error."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from serving import Server, serving
 from align.serve.prompts import NOT_SUPPORTED, ChatBody, CompletionBody
 
 SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-2, 20), st.sampled_from([2**63, -(2**63), 10**30, 0.5, 1e308, -0.0]),
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 20),
+    st.sampled_from([2**63, -(2**63), 10**30, 0.5, 1e308, -0.0]),
     st.text(st.sampled_from("a \n<|end|>\0é😀\u202e"), max_size=12),
     st.sampled_from(["\ud800", "<|end|>", "pocket", "auto", "none", "<think>", "</think>"]),
-)  # fmt: skip
+)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -41,11 +44,11 @@ def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         yield server
 
 
-def checked(server: Server, path: str, body: Any) -> int:
-    status, found = server.post(path, body)
-    assert status == 200 or 400 <= status < 500, (status, found, body)
+def post_checked(server: Server, path: str, body: Any) -> int:
+    status, answer = server.post(path, body)
+    assert status == 200 or 400 <= status < 500, (status, answer, body)
     if status != 200:
-        assert set(found["error"]) == {"message", "type", "param", "code"}
+        assert set(answer["error"]) == {"message", "type", "param", "code"}
     return status
 
 
@@ -53,37 +56,37 @@ FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChec
 
 
 def test_whatever_a_chat_asks_for(server: Server):
-    seen = set()
+    statuses = set()
 
     @FEW
     @given(messages=MESSAGES, more=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=3))
     def ask(messages: Any, more: dict[str, Any]) -> None:
         body = {"model": "pocket", "messages": messages, "max_tokens": 3, **more}
-        seen.add(checked(server, "/v1/chat/completions", body))
+        statuses.add(post_checked(server, "/v1/chat/completions", body))
 
     ask()
-    assert {200, 400} <= seen
+    assert {200, 400} <= statuses
 
 
 def test_whatever_is_to_be_gone_on_with(server: Server):
-    seen = set()
+    statuses = set()
     prompts = st.one_of(VALUES, st.text(max_size=8), st.lists(st.integers(-1, 4096), max_size=5))
 
     @FEW
     @given(prompt=prompts, more=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=2))
     def ask(prompt: Any, more: dict[str, Any]) -> None:
         body = {"model": "pocket", "prompt": prompt, "max_tokens": 2, "echo": True, "logprobs": 1, **more}
-        seen.add(checked(server, "/v1/completions", body))
+        statuses.add(post_checked(server, "/v1/completions", body))
 
     ask()
-    assert {200, 400} <= seen
+    assert {200, 400} <= statuses
 
 
 @FEW
 @given(body=st.one_of(VALUES, st.dictionaries(st.sampled_from(["model", "lora_name", "lora_path"]), VALUES)))
 def test_whatever_body_comes_anywhere(server: Server, body: Any):
     for path in ("/v1/chat/completions", "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
-        assert checked(server, path, body) != 200
+        assert post_checked(server, path, body) != 200
 
 
 def test_the_server_saw_no_fault_of_its_own(server: Server):
