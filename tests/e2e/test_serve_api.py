@@ -1,4 +1,4 @@
-"""OpenAI's API as its own client sees it, on a server with adapters."""
+"""OpenAI's API, called by OpenAI's own client, on a server with adapters."""
 
 from __future__ import annotations
 
@@ -32,86 +32,86 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 def test_a_chat_whole_and_in_chunks_is_the_same(client: openai.OpenAI):
-    asked: Any = {"model": "one", "messages": HELLO, "max_tokens": 24, "seed": 7, "temperature": 0.8}
-    whole = client.chat.completions.create(**asked)
-    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
-    choice = whole.choices[0]
+    request: Any = {"model": "one", "messages": HELLO, "max_tokens": 24, "seed": 7, "temperature": 0.8}
+    completion = client.chat.completions.create(**request)
+    chunks = list(client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}))
+    choice = completion.choices[0]
     assert choice.message.content
     assert choice.message.role == chunks[0].choices[0].delta.role == "assistant"
     assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == choice.message.content
     assert [c.choices[0].finish_reason for c in chunks[-3:-1]] == [None, choice.finish_reason]
-    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
-    assert whole.usage is not None
-    assert whole.usage.completion_tokens == 24
-    assert whole.usage.total_tokens == whole.usage.prompt_tokens + 24
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], completion.usage)
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens == 24
+    assert completion.usage.total_tokens == completion.usage.prompt_tokens + 24
     assert len({c.id for c in chunks}) == 1
-    assert all(chunk.usage is None for chunk in client.chat.completions.create(**asked, stream=True))
+    assert all(chunk.usage is None for chunk in client.chat.completions.create(**request, stream=True))
 
 
 def test_logprobs_of_chats(client: openai.OpenAI):
-    asked: Any = {"model": "two", "messages": HELLO, "max_tokens": 8, "temperature": 0, "logprobs": True}
-    whole = client.chat.completions.create(**asked, top_logprobs=2)
-    logprobs = whole.choices[0].logprobs
+    request: Any = {"model": "two", "messages": HELLO, "max_tokens": 8, "temperature": 0, "logprobs": True}
+    completion = client.chat.completions.create(**request, top_logprobs=2)
+    logprobs = completion.choices[0].logprobs
     assert logprobs is not None
     content = logprobs.content or []
     assert len(content) == 8
-    assert bytes(b for token in content for b in token.bytes or []).decode() == whole.choices[0].message.content
+    assert bytes(b for token in content for b in token.bytes or []).decode() == completion.choices[0].message.content
     for token in content:
         assert len(token.top_logprobs) == 2
-        assert token.logprob == max(top.logprob for top in token.top_logprobs)  # the likeliest was taken
-    chunks = client.chat.completions.create(**asked, top_logprobs=2, stream=True)
-    streamed = [t for c in chunks if (told := c.choices[0].logprobs) for t in told.content or []]
+        assert token.logprob == max(top.logprob for top in token.top_logprobs)  # greedy: the likeliest token
+    chunks = client.chat.completions.create(**request, top_logprobs=2, stream=True)
+    streamed = [t for c in chunks if (chunk_logprobs := c.choices[0].logprobs) for t in chunk_logprobs.content or []]
     assert streamed == content
 
 
 def test_scoring_a_text_by_echo(client: openai.OpenAI, server: Server):
-    """As lm-eval asks: token ids, the prompt's logprobs, one token more."""
+    """Send requests as lm-eval does: token ids, the prompt's logprobs, one more token."""
     text = "Hello, how are you?"
-    asked: Any = {"model": "pocket", "echo": True, "logprobs": 1, "temperature": 0}
-    by_text = client.completions.create(**asked, prompt=text, max_tokens=0).choices[0]
+    request: Any = {"model": "pocket", "echo": True, "logprobs": 1, "temperature": 0}
+    by_text = client.completions.create(**request, prompt=text, max_tokens=0).choices[0]
     assert by_text.text == text
-    told = by_text.logprobs
-    assert told is not None
-    assert told.tokens is not None
-    assert "".join(told.tokens) == text
-    assert (told.token_logprobs or [0])[0] is None
+    text_logprobs = by_text.logprobs
+    assert text_logprobs is not None
+    assert text_logprobs.tokens is not None
+    assert "".join(text_logprobs.tokens) == text
+    assert (text_logprobs.token_logprobs or [0])[0] is None
     from align.models.base import find_base
     from align.models.load import load_tokenizer
 
     ids = load_tokenizer(find_base("pocket"))(text, add_special_tokens=False)["input_ids"]
-    one, two = client.completions.create(**asked, prompt=[ids, ids[:3]], max_tokens=1).choices
-    assert one.logprobs is not None
-    assert two.logprobs is not None
-    assert one.logprobs.token_logprobs is not None
-    assert one.logprobs.token_logprobs[: len(ids)] == told.token_logprobs
-    assert len(one.logprobs.token_logprobs) == len(ids) + 1
-    assert (two.logprobs.token_logprobs or [])[1:3] == pytest.approx(one.logprobs.token_logprobs[1:3], abs=1e-5)
-    for logprob, top in zip(one.logprobs.token_logprobs[1:], (one.logprobs.top_logprobs or [])[1:], strict=True):
+    full, prefix = client.completions.create(**request, prompt=[ids, ids[:3]], max_tokens=1).choices
+    assert full.logprobs is not None
+    assert prefix.logprobs is not None
+    assert full.logprobs.token_logprobs is not None
+    assert full.logprobs.token_logprobs[: len(ids)] == text_logprobs.token_logprobs
+    assert len(full.logprobs.token_logprobs) == len(ids) + 1
+    assert (prefix.logprobs.token_logprobs or [])[1:3] == pytest.approx(full.logprobs.token_logprobs[1:3], abs=1e-5)
+    for logprob, top in zip(full.logprobs.token_logprobs[1:], (full.logprobs.top_logprobs or [])[1:], strict=True):
         assert logprob in top.values()
-    # What is echoed is what the model says of the text, whatever asked: the chance of the answer given the prompt.
+    # Echoed logprobs are those of the model, so a greedy answer has the same logprob as the echoed token.
     greedy = client.completions.create(model="pocket", prompt=text, max_tokens=1, temperature=0, logprobs=0).choices[0]
     assert greedy.logprobs is not None
-    assert (greedy.logprobs.token_logprobs or [0.0])[0] == pytest.approx(one.logprobs.token_logprobs[-1], abs=1e-5)
-    lists = server.post("/v1/completions", {**asked, "prompt": [text, "Hi"], "max_tokens": 0})[1]
+    assert (greedy.logprobs.token_logprobs or [0.0])[0] == pytest.approx(full.logprobs.token_logprobs[-1], abs=1e-5)
+    lists = server.post("/v1/completions", {**request, "prompt": [text, "Hi"], "max_tokens": 0})[1]
     assert [choice["text"] for choice in lists["choices"]] == [text, "Hi"]
 
 
 def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI):
-    asked: Any = {"model": "tools", "messages": ASKED, "tools": TOOLS, "temperature": 0, "max_completion_tokens": 60}
-    choice = client.chat.completions.create(**asked).choices[0]
+    request: Any = {"model": "tools", "messages": ASKED, "tools": TOOLS, "temperature": 0, "max_completion_tokens": 60}
+    choice = client.chat.completions.create(**request).choices[0]
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
     (call,) = choice.message.tool_calls or []
     assert call.type == "function"
     assert (call.function.name, json.loads(call.function.arguments)) == ("rain", {"in": "Oslo"})
-    chunks = list(client.chat.completions.create(**asked, stream=True))
+    chunks = list(client.chat.completions.create(**request, stream=True))
     calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or []]
     assert [(c.index, c.function and c.function.name) for c in calls] == [(0, "rain")]
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
-    more = [*ASKED, choice.message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "dry"}]
-    assert client.chat.completions.create(**{**asked, "messages": more}).usage is not None
-    assert not client.chat.completions.create(**asked, tool_choice="none").choices[0].message.tool_calls
-    assert client.chat.completions.create(**{**asked, "tools": []}).choices[0].message.tool_calls is None
-    assert client.chat.completions.create(**{**asked, "model": "one"}).usage is not None  # by the base's own template
+    messages = [*ASKED, choice.message.model_dump(), {"role": "tool", "tool_call_id": call.id, "content": "dry"}]
+    assert client.chat.completions.create(**{**request, "messages": messages}).usage is not None
+    assert not client.chat.completions.create(**request, tool_choice="none").choices[0].message.tool_calls
+    assert client.chat.completions.create(**{**request, "tools": []}).choices[0].message.tool_calls is None
+    assert client.chat.completions.create(**{**request, "model": "one"}).usage is not None  # by the base's own template
 
 
 @pytest.mark.parametrize(
@@ -135,18 +135,31 @@ def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI):
     ids=lambda value: "" if isinstance(value, dict) else value,
 )
 def test_what_is_not_done_is_refused_by_name(server: Server, body: dict[str, Any], param: str):
-    status, said = server.post("/v1/chat/completions", {"model": "pocket", "messages": HELLO, **body})
-    assert (status, said["error"]["type"]) == (400, "invalid_request_error")
-    assert said["error"]["param"].startswith(param)
-    assert set(said["error"]) == {"message", "type", "param", "code"}
+    status, answer = server.post("/v1/chat/completions", {"model": "pocket", "messages": HELLO, **body})
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert answer["error"]["param"].startswith(param)
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
 
 
 def test_what_changes_nothing_is_passed_over(server: Server):
     neutral = {
-        "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0.0, "response_format": {"type": "text"},
-        "store": True, "metadata": {"a": "b"}, "user": "ann", "stop": None, "seed": None, "top_p": None, "n": None,
-        "service_tier": "auto", "max_tokens": 1, "tools": [], "logprobs": None, "made_up": 1,
-    }  # fmt: skip
+        "logit_bias": {},
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "response_format": {"type": "text"},
+        "store": True,
+        "metadata": {"a": "b"},
+        "user": "ann",
+        "stop": None,
+        "seed": None,
+        "top_p": None,
+        "n": None,
+        "service_tier": "auto",
+        "max_tokens": 1,
+        "tools": [],
+        "logprobs": None,
+        "made_up": 1,
+    }
     assert server.post("/v1/chat/completions", {"model": "pocket", "messages": HELLO, **neutral})[0] == 200
 
 
@@ -155,41 +168,46 @@ def test_typed_errors(client: openai.OpenAI, server: Server):
         with pytest.raises(openai.NotFoundError) as raised:
             client.chat.completions.create(model=model, messages=HELLO)
         assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
-    for (status, found), expected in (
+    for (status, answer), expected in (
         (server.get("/v1/nothing"), (404, "not_found")),
         (server.get("/v1/chat/completions"), (405, "method_not_allowed")),
-        *((server.post("/v1/completions", body), (400, "unreadable_body"))
-          for body in (b"\xff\xfe{}", b"{not JSON", b"", b"[]", b"[" * 100_000)),
-    ):  # fmt: skip
-        assert (status, found["error"]["code"]) == expected
-        assert set(found["error"]) == {"message", "type", "param", "code"}
+        *(
+            (server.post("/v1/completions", body), (400, "unreadable_body"))
+            for body in (b"\xff\xfe{}", b"{not JSON", b"", b"[]", b"[" * 100_000)
+        ),
+    ):
+        assert (status, answer["error"]["code"]) == expected
+        assert set(answer["error"]) == {"message", "type", "param", "code"}
 
 
 def test_who_answers_stands_in_headers_list_and_log(client: openai.OpenAI, server: Server):
     listed = {model.id: model.model_dump() for model in client.models.list()}
     assert list(listed) == ["pocket", "one", "two", "tools", "mix"]
     assert (listed["pocket"]["parent"], listed["one"]["parent"]) == (None, "pocket")
-    one = listed["one"]["adapter"]
+    digest = listed["one"]["adapter"]
     assert client.models.retrieve("one").model_dump() == listed["one"]
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("three")
     raw = client.chat.completions.with_raw_response
-    made = raw.create(model=f"one@sha256:{one[:16]}", messages=HELLO, max_tokens=1)
-    assert (made.headers["x-align-adapter"], made.headers["x-align-base"]) == (one, listed["pocket"]["base"])
+    response = raw.create(model=f"one@sha256:{digest[:16]}", messages=HELLO, max_tokens=1)
+    assert (response.headers["x-align-adapter"], response.headers["x-align-base"]) == (
+        digest,
+        listed["pocket"]["base"],
+    )
     arms = {}
     for user in map(str, range(12)):
-        drawn = raw.create(model="mix", messages=HELLO, max_tokens=1, user=user)
-        arms[user] = drawn.headers["x-align-arm"], drawn.headers["x-align-adapter"]
-    assert set(arms.values()) == {("one", one), ("two", listed["two"]["adapter"])}
-    again = raw.create(model="mix", messages=HELLO, max_tokens=1, user="3")
-    assert again.headers["x-align-arm"] == arms["3"][0]
-    lines: list[dict[str, Any]] = []  # the line is written once the answer has gone
+        response_of_user = raw.create(model="mix", messages=HELLO, max_tokens=1, user=user)
+        arms[user] = response_of_user.headers["x-align-arm"], response_of_user.headers["x-align-adapter"]
+    assert set(arms.values()) == {("one", digest), ("two", listed["two"]["adapter"])}
+    repeated = raw.create(model="mix", messages=HELLO, max_tokens=1, user="3")
+    assert repeated.headers["x-align-arm"] == arms["3"][0]
+    lines: list[dict[str, Any]] = []  # the line is written after the answer is sent
     assert settles(
-        lambda: lines.extend(line for line in server.log if line["id"] == again.headers["x-request-id"]) or lines
+        lambda: lines.extend(line for line in server.log if line["id"] == repeated.headers["x-request-id"]) or lines
     )
-    found = lines[0]
-    assert (found["asked"], found["answered"], found["arm"]) == ("mix", "mix", arms["3"][0])
-    assert (found["adapter"], found["completion_tokens"], found["status"]) == (arms["3"][1], 1, 200)
+    entry = lines[0]
+    assert (entry["asked"], entry["answered"], entry["arm"]) == ("mix", "mix", arms["3"][0])
+    assert (entry["adapter"], entry["completion_tokens"], entry["status"]) == (arms["3"][1], 1, 200)
     text = (server.folder / "requests.jsonl").read_text() + (server.folder / "log.txt").read_text()
     assert "Hello, how" not in text
 
@@ -198,13 +216,13 @@ def test_adapters_come_and_go_by_vllms_calls(client: openai.OpenAI, server: Serv
     def load(name: str, path: str, **more: Any) -> tuple[int, Any]:
         return server.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path, **more})
 
-    def said(model: str) -> tuple[str, str | None]:
+    def complete(model: str) -> tuple[str, str | None]:
         raw = client.chat.completions.with_raw_response.create(model=model, messages=HELLO, max_tokens=8, temperature=0)
         return raw.headers["x-align-adapter"], raw.parse().choices[0].message.content
 
     assert load("new", "one") == (200, "Success: LoRA adapter 'new' added successfully.")
-    before = said("new")
-    assert before == said("one")
+    before = complete("new")
+    assert before == complete("one")
     status, error = load("new", "two")
     assert (status, error["error"]["param"]) == (400, "lora_name")
     long: Any = {"messages": HELLO, "max_tokens": 150, "temperature": 0, "extra_body": {"ignore_eos": True}}
@@ -214,7 +232,7 @@ def test_adapters_come_and_go_by_vllms_calls(client: openai.OpenAI, server: Serv
         assert server.stat("align_requests_running") == 1
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert text == client.chat.completions.create(model="one", **long).choices[0].message.content
-    assert said("new") == said("two") != before
+    assert complete("new") == complete("two") != before
     for path in ("../one", "/etc", "three", str(Path(__file__).parent)):
         status, error = load("other", path)
         assert (status, error["error"]["param"]) == (400, "lora_path")
@@ -222,7 +240,7 @@ def test_adapters_come_and_go_by_vllms_calls(client: openai.OpenAI, server: Serv
     assert unload == (200, "Success: LoRA adapter 'new' removed successfully.")
     assert server.post("/v1/unload_lora_adapter", {"lora_name": "new"})[0] == 404
     with pytest.raises(openai.NotFoundError):
-        said("new")
+        complete("new")
 
 
 def test_a_client_that_goes_frees_its_slot(client: openai.OpenAI, server: Server):
@@ -276,71 +294,72 @@ def test_each_answer_is_of_the_weights_that_its_header_names_while_these_change(
     def load(path: str) -> int:
         return server.post("/v1/load_lora_adapter", {"lora_name": "flip", "lora_path": path, "load_inplace": True})[0]
 
-    def asked(model: str) -> tuple[str, str | None]:
-        raw = client.chat.completions.with_raw_response.create(model=model, messages=HELLO, max_tokens=6, temperature=0)
+    def complete(name: str) -> tuple[str, str | None]:
+        raw = client.chat.completions.with_raw_response.create(model=name, messages=HELLO, max_tokens=6, temperature=0)
         return raw.headers["x-align-adapter"], raw.parse().choices[0].message.content
 
     assert load("third") == 200
     assert server.post("/v1/load_lora_adapter", {"lora_name": "fourth", "lora_path": "fourth"})[0] == 200
-    right = {asked("flip"), asked("fourth")}
-    statuses, over = set(), threading.Event()
+    expected = {complete("flip"), complete("fourth")}
+    statuses = set()
+    stop = threading.Event()
     assert server.post("/v1/unload_lora_adapter", {"lora_name": "fourth"})[0] == 200
 
     def flip() -> None:
-        while not over.is_set():
+        while not stop.is_set():
             statuses.update((load("fourth"), load("third")))
 
     flipping = threading.Thread(target=flip)
     flipping.start()
     try:
         with ThreadPoolExecutor(4) as clients:
-            seen = list(clients.map(asked, ["flip"] * 60))
+            answers = list(clients.map(complete, ["flip"] * 60))
     finally:
-        over.set()
+        stop.set()
         flipping.join()
-    assert set(seen) == right
+    assert set(answers) == expected
     assert statuses == {200}
     assert server.post("/v1/unload_lora_adapter", {"lora_name": "flip"})[0] == 200
 
 
 def test_the_seed_decides_and_each_answer_has_its_own(client: openai.OpenAI):
-    def said(**more: Any) -> list[str | None]:
-        asked: Any = {"model": "pocket", "messages": HELLO, "max_tokens": 12, **more}
-        return [choice.message.content for choice in client.chat.completions.create(**asked).choices]
+    def complete(**more: Any) -> list[str | None]:
+        request: Any = {"model": "pocket", "messages": HELLO, "max_tokens": 12, **more}
+        return [choice.message.content for choice in client.chat.completions.create(**request).choices]
 
-    three = said(seed=5, n=3)
+    three = complete(seed=5, n=3)
     assert len(set(three)) == 3
-    assert said(seed=5, n=3) == three
-    assert said(seed=5) == three[:1]
-    assert said(seed=6) != three[:1]
-    assert said() != said()
+    assert complete(seed=5, n=3) == three
+    assert complete(seed=5) == three[:1]
+    assert complete(seed=6) != three[:1]
+    assert complete() != complete()
 
 
 def test_a_stop_string_never_shows(client: openai.OpenAI):
-    asked: Any = {"model": "pocket", "prompt": "I am so", "max_tokens": 40, "temperature": 0}
-    whole = client.completions.create(**asked).choices[0].text
-    assert len(whole) > 20
-    stop = whole[7:12]
-    before = whole[: whole.index(stop)]
-    cut = client.completions.create(**asked, stop=["zzz", stop])
+    request: Any = {"model": "pocket", "prompt": "I am so", "max_tokens": 40, "temperature": 0}
+    full_text = client.completions.create(**request).choices[0].text
+    assert len(full_text) > 20
+    stop = full_text[7:12]
+    before = full_text[: full_text.index(stop)]
+    cut = client.completions.create(**request, stop=["zzz", stop])
     assert (cut.choices[0].text, cut.choices[0].finish_reason) == (before, "stop")
     assert cut.usage is not None
     assert cut.usage.completion_tokens < 40
-    pieces = [c.choices[0].text for c in client.completions.create(**asked, stop=stop, stream=True)]
+    pieces = [c.choices[0].text for c in client.completions.create(**request, stop=stop, stream=True)]
     assert "".join(pieces) == before
 
 
 def test_an_answer_that_fails_harms_no_other(client: openai.OpenAI, server: Server):
-    """An adapter whose files were changed behind the server's back does not answer, and nothing else is hurt."""
-    made = server.folder.parents[2] / "adapters"
+    """An adapter whose files changed on disk does not answer; all other requests are answered."""
+    folder = server.folder.parents[2] / "adapters"
     assert server.post("/v1/load_lora_adapter", {"lora_name": "spoilt", "lora_path": "spoilt"})[0] == 200
-    shutil.copy(made / "two" / "adapter_model.safetensors", made / "spoilt")
-    asked: Any = {"model": "spoilt", "messages": HELLO, "max_tokens": 4}
+    shutil.copy(folder / "two" / "adapter_model.safetensors", folder / "spoilt")
+    request: Any = {"model": "spoilt", "messages": HELLO, "max_tokens": 4}
     with pytest.raises(openai.InternalServerError) as raised:
-        client.chat.completions.create(**asked)
-    assert str(made) not in str(raised.value.body)
+        client.chat.completions.create(**request)
+    assert str(folder) not in str(raised.value.body)
     with pytest.raises(openai.APIError, match="had an error"):
-        list(client.chat.completions.create(**asked, stream=True))
+        list(client.chat.completions.create(**request, stream=True))
     assert settles(lambda: [line["status"] for line in server.log[-2:]] == [500, 500])
-    assert client.chat.completions.create(**{**asked, "model": "two"}).choices
+    assert client.chat.completions.create(**{**request, "model": "two"}).choices
     assert server.post("/v1/unload_lora_adapter", {"lora_name": "spoilt"})[0] == 200

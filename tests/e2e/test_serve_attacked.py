@@ -1,4 +1,4 @@
-"""What an attack from outside found, each mended: bodies that are long to refuse, signals, folders that change."""
+"""Regression tests of attacks from outside: bodies that are slow to refuse, signals, folders that change."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ WRONG: dict[str, tuple[str, Any]] = {
 def test_a_body_of_many_mistakes_is_refused_at_the_first(server: Server, what: str):
     path, body = WRONG[what]
     began = time.monotonic()
-    status, found = server.post(path, {"model": "pocket", **body})
-    assert time.monotonic() - began < 2  # four to twelve seconds, in which nobody else was heard
-    assert (status, found["error"]["type"]) == (400, "invalid_request_error")
+    status, answer = server.post(path, {"model": "pocket", **body})
+    assert time.monotonic() - began < 2  # it took 4 to 12 seconds, during which no other request was answered
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
 
 
 @pytest.mark.parametrize("changes", [{"lora_alpha": "x"}, {"rank_pattern": {"(": 3}, "alpha_pattern": {"[": 1}}])
@@ -43,9 +43,9 @@ def test_a_configuration_of_nonsense_is_the_clients_mistake(server: Server, chan
     shutil.copytree(root / "two", root / "odd", dirs_exist_ok=True)
     config = json.loads((root / "two" / "adapter_config.json").read_text())
     (root / "odd" / "adapter_config.json").write_text(json.dumps({**config, **changes}))
-    status, found = server.post("/v1/load_lora_adapter", {"lora_name": "odd", "lora_path": "odd"})
-    assert (status, found["error"]["type"]) == (400, "invalid_request_error")
-    assert "'odd' was not loaded" in found["error"]["message"]
+    status, answer = server.post("/v1/load_lora_adapter", {"lora_name": "odd", "lora_path": "odd"})
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert "'odd' was not loaded" in answer["error"]["message"]
 
 
 def test_a_body_that_is_not_said_to_be_json_is_refused(server: Server):
@@ -57,8 +57,8 @@ def test_a_body_that_is_not_said_to_be_json_is_refused(server: Server):
 
 
 def test_an_interrupt_ends_streams_with_an_event_and_no_traceback(forks: Forks, tmp_path: Path):
-    made = adapters(tmp_path / "adapters", "one", "two")
-    names = f"stage.adapters={{one: {made / 'one'}}}"
+    adapters_folder = adapters(tmp_path / "adapters", "one", "two")
+    names = f"stage.adapters={{one: {adapters_folder / 'one'}}}"
     with serving(forks, tmp_path, "model=pocket", "method=lora", names) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         body = {"model": "one", "prompt": "a", "max_tokens": 900, "ignore_eos": True, "stream": True}
@@ -68,13 +68,13 @@ def test_an_interrupt_ends_streams_with_an_event_and_no_traceback(forks: Forks, 
         server.child.send_signal(signal.SIGINT)
         events = [json.loads(line[6:]) for line in stream.read().splitlines() if line.startswith(b"data: {")]
         assert events[-1]["error"]["code"] == "shutting_down"
-        ended = server.child.ended(30)
-        assert ended.status == 0
-        assert "Traceback" not in ended.out
+        exited = server.child.ended(30)
+        assert exited.status == 0
+        assert "Traceback" not in exited.out
         assert server.log[-1]["status"] == 503
         port = server.port
-    # Another adapter under the same name of a run: the folder and its log go on.
-    names = f"stage.adapters={{one: {made / 'two'}, more: base}}"
+    # A restart with another adapter under the same run name uses the same folder and continues its log.
+    names = f"stage.adapters={{one: {adapters_folder / 'two'}, more: base}}"
     with serving(forks, tmp_path, "model=pocket", "method=lora", names, port=port) as server:
         before = server.log
         assert server.post("/v1/completions", {"model": "one", "prompt": "a", "max_tokens": 1})[0] == 200

@@ -1,4 +1,4 @@
-"""Answers that follow a schema, and forced calls, as OpenAI's own client sees them."""
+"""Answers that follow a schema, and forced tool calls, through OpenAI's own client."""
 
 from __future__ import annotations
 
@@ -40,26 +40,30 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 def test_a_pydantic_model_is_parsed_and_a_stream_says_the_same(client: openai.OpenAI):
-    asked: Any = {"model": "pocket", "messages": HELLO, "max_tokens": 300, "seed": 3}
-    done = client.chat.completions.parse(**asked, response_format=Talk, n=3)
-    for choice in done.choices:
+    request: Any = {"model": "pocket", "messages": HELLO, "max_tokens": 300, "seed": 3}
+    completion = client.chat.completions.parse(**request, response_format=Talk, n=3)
+    for choice in completion.choices:
         assert choice.finish_reason == "stop"
         assert isinstance(choice.message.parsed, Talk)
-    with client.chat.completions.stream(**asked, response_format=Talk) as stream:
+    with client.chat.completions.stream(**request, response_format=Talk) as stream:
         streamed = stream.get_final_completion().choices[0].message
-    assert streamed.content == done.choices[0].message.content
+    assert streamed.content == completion.choices[0].message.content
 
 
 def test_a_completion_follows_a_schema_too(client: openai.OpenAI):
-    done = client.completions.create(
+    completion = client.completions.create(
         model="pocket", prompt="It is", max_tokens=40, extra_body={"structured_outputs": {"json": {"type": "boolean"}}}
     )
-    assert done.choices[0].text in ("true", "false")
-    assert done.choices[0].finish_reason == "stop"
+    assert completion.choices[0].text in ("true", "false")
+    assert completion.choices[0].finish_reason == "stop"
 
 
-WEATHER = {"type": "object", "properties": {"in": {"enum": ["Oslo", "Rome"]}}, "required": ["in"],
-           "additionalProperties": False}  # fmt: skip
+WEATHER = {
+    "type": "object",
+    "properties": {"in": {"enum": ["Oslo", "Rome"]}},
+    "required": ["in"],
+    "additionalProperties": False,
+}
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": "rain", "parameters": WEATHER, "strict": True}},
     {"type": "function", "function": {"name": "noon", "parameters": {"type": "object"}}},
@@ -68,9 +72,9 @@ TOOLS: list[Any] = [
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "rain"}}])
 def test_a_call_is_forced(choice: Any, client: openai.OpenAI):
-    asked: Any = {"model": "tools", "messages": ASKED, "tools": TOOLS, "temperature": 2, "seed": 2, "max_tokens": 200}
-    done = client.chat.completions.create(**asked, tool_choice=choice, n=4)
-    for answer in done.choices:
+    request: Any = {"model": "tools", "messages": ASKED, "tools": TOOLS, "temperature": 2, "seed": 2, "max_tokens": 200}
+    completion = client.chat.completions.create(**request, tool_choice=choice, n=4)
+    for answer in completion.choices:
         assert answer.finish_reason == "tool_calls"
         assert not answer.message.content
         (call,) = answer.message.tool_calls or []
@@ -79,35 +83,36 @@ def test_a_call_is_forced(choice: Any, client: openai.OpenAI):
             jsonschema.validate(json.loads(call.function.arguments), WEATHER)
         else:
             assert (call.function.name, choice) == ("noon", "required")
-    chunks = client.chat.completions.create(**asked, tool_choice=choice, stream=True)
+    chunks = client.chat.completions.create(**request, tool_choice=choice, stream=True)
     calls = [call for c in chunks if c.choices for call in c.choices[0].delta.tool_calls or []]
-    first = (done.choices[0].message.tool_calls or [])[0]
+    first = (completion.choices[0].message.tool_calls or [])[0]
     assert [(c.function.name, c.function.arguments) for c in calls if c.function] == [
         (first.function.name, first.function.arguments)  # type: ignore[union-attr]
     ]
 
 
 def test_a_bad_schema_is_refused_at_once_and_holds_nobody_up(client: openai.OpenAI, server: Server):
-    def refused(schema: Any) -> str:
-        wanted: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
+    def get_refusal(schema: Any) -> str:
+        response_format: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema}}
         with pytest.raises(openai.BadRequestError) as error:
-            client.chat.completions.create(model="pocket", messages=HELLO, response_format=wanted)
+            client.chat.completions.create(model="pocket", messages=HELLO, response_format=response_format)
         assert error.value.param == "response_format.json_schema.schema"
         return str(error.value)
 
-    assert "uniqueItems" in refused({"type": "array", "uniqueItems": True})
+    assert "uniqueItems" in get_refusal({"type": "array", "uniqueItems": True})
     deep: Any = {}
     for _ in range(300):
         deep = {"items": deep}
-    assert "levels" in refused(deep)
-    hours = {"allOf": [{"type": "string", "pattern": f".*{chr(97 + i % 26)}.{{{i}}}$"} for i in range(40)]}
+    assert "levels" in get_refusal(deep)
+    slow_schema = {"allOf": [{"type": "string", "pattern": f".*{chr(97 + i % 26)}.{{{i}}}$"} for i in range(40)]}
     with ThreadPoolExecutor(1) as pool:
-        waits = pool.submit(refused, hours)
-        began, asked = time.monotonic(), 0
-        while not waits.done():
+        refusal = pool.submit(get_refusal, slow_schema)
+        began = time.monotonic()
+        health_checks = 0
+        while not refusal.done():
             assert server.get("/health")[0] == 200
-            asked += 1
-        assert "too long" in waits.result()
-        assert asked > 5
+            health_checks += 1
+        assert "too long" in refusal.result()
+        assert health_checks > 5
         assert time.monotonic() - began < 10
     assert client.chat.completions.create(model="pocket", messages=HELLO, max_tokens=2).choices
