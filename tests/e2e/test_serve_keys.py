@@ -1,4 +1,4 @@
-"""`stage=serve` before it listens: keys from the command line, and a server's run."""
+"""`stage=serve` before it listens: its actions on keys, and the run of a server."""
 
 from __future__ import annotations
 
@@ -24,47 +24,52 @@ def shop(tmp_path: Path) -> Workshop:
     return Workshop(tmp_path / "runs", tmp_path)
 
 
-def asked(shop: Workshop, action: str, *words: str) -> str:
-    """What such an action printed."""
-    keys = shop.root.parent / "secrets" / "keys.json"
-    assert shop.status("stage=serve", f"stage.action={action}", f"stage.keys={keys}", *words) == 0, shop.said
+def run_action(shop: Workshop, action: str, *settings: str) -> str:
+    """Run an action of `stage=serve` and return what it printed."""
+    path = shop.root.parent / "secrets" / "keys.json"
+    assert shop.status("stage=serve", f"stage.action={action}", f"stage.keys={path}", *settings) == 0, shop.said
     return shop.said
 
 
-def key_action(shop: Workshop, *words: str) -> str:
-    """The key that it printed; empty for none."""
-    found = re.findall(r"shown once: (al-\S+)", asked(shop, "key", *words))
-    return found[0] if found else ""
+def run_key_action(shop: Workshop, *settings: str) -> str:
+    """Return the key that the action printed, or an empty string."""
+    keys = re.findall(r"shown once: (al-\S+)", run_action(shop, "key", *settings))
+    return keys[0] if keys else ""
 
 
 def test_a_key_is_printed_once_and_written_nowhere(shop: Workshop) -> None:
-    key = key_action(shop, "stage.tenant=acme", "stage.token_budget=1000", "stage.allow=[support]", "stage.admin=true")
+    key = run_key_action(
+        shop, "stage.tenant=acme", "stage.token_budget=1000", "stage.allow=[support]", "stage.admin=true"
+    )
     keys = KeyFile(shop.root.parent / "secrets" / "keys.json")
     tenant = keys.find_tenant(key)
     assert tenant is not None
     assert (tenant.admin, tenant.limits, tenant.allow) == (True, Limits(token_budget=1000), {"support"})
     assert shop.said.count(key) == 1
-    second = key_action(shop, "stage.tenant=acme")
+    second = run_key_action(shop, "stage.tenant=acme")
     assert second not in ("", key)
-    ident = re.findall(r"keys: (\w{8}) \(", shop.said)[0]
-    assert key_action(shop, "stage.tenant=acme", f"stage.revoke={ident}", "stage.lift=[allow]") == ""
+    key_id = re.findall(r"keys: (\w{8}) \(", shop.said)[0]
+    assert run_key_action(shop, "stage.tenant=acme", f"stage.revoke={key_id}", "stage.lift=[allow]") == ""
     assert keys.find_tenant(key) is None
     changed = keys.find_tenant(second)
     assert changed is not None
     assert changed.allow is None
     files = [path for path in shop.root.parent.rglob("*") if path.is_file()]
-    assert files == [keys.path]  # no folder of a run
+    assert files == [keys.path]  # no run folder
     for secret in (key, second):
         assert secret[3:].encode() not in keys.path.read_bytes()
 
 
 def test_a_look_at_the_tenants_changes_nothing(shop: Workshop) -> None:
-    key = key_action(shop, "stage.tenant=acme", "stage.token_budget=1000", "stage.allow=[support]", "stage.admin=true")
-    key_action(shop, "stage.tenant=ben", "stage.requests_per_minute=60", "stage.concurrency=4")
+    key = run_key_action(
+        shop, "stage.tenant=acme", "stage.token_budget=1000", "stage.allow=[support]", "stage.admin=true"
+    )
+    run_key_action(shop, "stage.tenant=ben", "stage.requests_per_minute=60", "stage.concurrency=4")
     keys = KeyFile(shop.root.parent / "secrets" / "keys.json")
-    tenant, written = keys.find_tenant(key), keys.path.read_bytes()
+    tenant = keys.find_tenant(key)
+    file_before = keys.path.read_bytes()
     assert tenant is not None
-    head, *rows = asked(shop, "tenants").splitlines()
+    head, *rows = run_action(shop, "tenants").splitlines()
     acme, ben = map(str.split, rows)
     assert [row.rindex(last) for row, last in zip(rows, ("1,000", "-"), strict=True)] == [head.index("tokens left")] * 2
     assert acme == ["acme", tenant.key[:8], "support", "(admin)", "-", "-", "-", "0", "0", "1,000", "1,000"]
@@ -74,41 +79,41 @@ def test_a_look_at_the_tenants_changes_nothing(shop: Workshop) -> None:
         usage.reserve(tenant, "r", 100)
         usage.settle("r", 40, 2)
         usage.reserve(tenant, "under way", 100)
-        (_, acme) = asked(shop, "tenants", "stage.tenant=acme").splitlines()
+        (_, acme) = run_action(shop, "tenants", "stage.tenant=acme").splitlines()
     assert acme.split()[-4:] == ["1", "42", "1,000", "858"]
-    assert keys.path.read_bytes() == written
+    assert keys.path.read_bytes() == file_before
 
 
-def inputs(ready: Ready, *words: str) -> StageInputs:
-    words = ("stage=serve", f"run.root={ready.root}", *words)
-    return serve.inputs(build_config(compose_tree(words)))
+def build_inputs(ready: Ready, *settings: str) -> StageInputs:
+    settings = ("stage=serve", f"run.root={ready.root}", *settings)
+    return serve.inputs(build_config(compose_tree(settings)))
 
 
-def opened(found: StageInputs) -> Run:
-    return Run.open(to_plain_dict(found.config), found.records, found.base, found.label, again=found.again)
+def open_run(inputs: StageInputs) -> Run:
+    return Run.open(to_plain_dict(inputs.config), inputs.records, inputs.base, inputs.label, again=inputs.again)
 
 
 def test_what_a_server_is_known_by(ready: Ready) -> None:
-    found = inputs(ready, "stage.adapters={support: sft:latest, chat: {support: 3, base: 1}}")
-    assert found.base is not None
-    assert found.config.method.name == "qlora"
-    assert found.records["adapters.sft:latest"].run == "sft:s"
-    assert found.records["base"].digest == found.base.digest
-    again = inputs(ready, "stage.adapters={support: sft:latest, chat: {support: 3, base: 1}}")
-    with opened(found) as run, pytest.raises(RunBusy, match=r"use another run\.name"):
-        opened(again)
-    assert run.name == f"{found.label}-{run.name[-8:]}"
+    inputs = build_inputs(ready, "stage.adapters={support: sft:latest, chat: {support: 3, base: 1}}")
+    assert inputs.base is not None
+    assert inputs.config.method.name == "qlora"
+    assert inputs.records["adapters.sft:latest"].run == "sft:s"
+    assert inputs.records["base"].digest == inputs.base.digest
+    same_inputs = build_inputs(ready, "stage.adapters={support: sft:latest, chat: {support: 3, base: 1}}")
+    with open_run(inputs) as run, pytest.raises(RunBusy, match=r"use another run\.name"):
+        open_run(same_inputs)
+    assert run.name == f"{inputs.label}-{run.name[-8:]}"
 
 
 def test_a_server_that_ended_is_started_again_by_the_same_line_in_its_folder(ready: Ready) -> None:
-    words = ("stage.adapters={support: sft:s}", "stage.port=8001")
-    for times in (1, 2):
-        with opened(inputs(ready, *words)) as run:
-            assert (run.done, run.resumed) == (False, times == 2)
+    settings = ("stage.adapters={support: sft:s}", "stage.port=8001")
+    for attempt in (1, 2):
+        with open_run(build_inputs(ready, *settings)) as run:
+            assert (run.done, run.resumed) == (False, attempt == 2)
             run.begin("a: 1\n")
             assert json.loads((run.folder / "manifest.json").read_text())["status"] == "running"
-            (run.artifact / "served.json").write_text(str(times))
-            run.publish({"requests": times})
+            (run.artifact / "served.json").write_text(str(attempt))
+            run.publish({"requests": attempt})
     manifest = json.loads((run.folder / "manifest.json").read_text())
     assert (manifest["status"], manifest["metrics"], run.folder.parent.name) == ("done", {"requests": 2}, "serve")
     assert len(list((ready.root / "serve").glob("*-qlora-*"))) >= 1
@@ -118,7 +123,7 @@ def test_a_key_file_that_is_none_is_refused_before_anything_is_looked_for(ready:
     (tmp_path / "keys.json").write_text("{")
     (tmp_path / "keys.json").chmod(0o600)
     with pytest.raises(CorruptFile) as caught:
-        inputs(ready, "stage.adapters={a: sft:nothing}", f"stage.keys={tmp_path / 'keys.json'}")
+        build_inputs(ready, "stage.adapters={a: sft:nothing}", f"stage.keys={tmp_path / 'keys.json'}")
     assert caught.value.field == "stage.keys"
 
 

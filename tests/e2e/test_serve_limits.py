@@ -1,4 +1,4 @@
-"""Limits of one request, and errors as OpenAI's clients read them: what is too much is refused at once."""
+"""Limits of a request: excess is refused at once, with errors in the form that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -18,57 +18,59 @@ PROMPT = "Hello, how are you? " * 20
 @pytest.fixture(scope="module")
 def server(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("limited")
-    words = ("stage.max_prompts=4", "stage.max_logprobs=3000", "stage.max_answers=12")
-    with serving(forks, folder, "model=pocket", "method=lora", *words) as server:
+    settings = ("stage.max_prompts=4", "stage.max_logprobs=3000", "stage.max_answers=12")
+    with serving(forks, folder, "model=pocket", "method=lora", *settings) as server:
         yield server
 
 
-def error(server: Server, path: str, body: Any) -> tuple[int, dict[str, Any]]:
-    status, found = server.post(path, body)
-    return status, found.get("error", {})
+def post_for_error(server: Server, path: str, body: Any) -> tuple[int, dict[str, Any]]:
+    status, answer = server.post(path, body)
+    return status, answer.get("error", {})
 
 
 def test_prompts_of_a_request_are_limited(server: Server):
     body = {"model": "pocket", "prompt": ["a"] * 5, "max_tokens": 1}
-    status, found = error(server, "/v1/completions", body)
-    assert (status, found["code"], found["param"]) == (400, "too_many_prompts", "prompt")
-    assert "5 prompts, and may have 4 (stage.max_prompts)" in found["message"]
+    status, error = post_for_error(server, "/v1/completions", body)
+    assert (status, error["code"], error["param"]) == (400, "too_many_prompts", "prompt")
+    assert "5 prompts, and may have 4 (stage.max_prompts)" in error["message"]
     assert server.post("/v1/completions", {**body, "prompt": ["a"] * 4})[0] == 200
 
 
 def test_the_size_of_logprobs_is_known_before_they_are_computed(server: Server):
-    steps = server.stat("align_engine_prompt_tokens_total")
+    tokens_before = server.stat("align_engine_prompt_tokens_total")
     echo = {"model": "pocket", "prompt": [PROMPT] * 4, "max_tokens": 0, "echo": True, "logprobs": 20}
-    status, found = error(server, "/v1/completions", echo)
-    assert (status, found["code"], found["param"]) == (400, "too_many_logprobs", "logprobs")
-    assert "an answer may have 3,000 (stage.max_logprobs)" in found["message"]
+    status, answer = post_for_error(server, "/v1/completions", echo)
+    assert (status, answer["code"], answer["param"]) == (400, "too_many_logprobs", "logprobs")
+    assert "an answer may have 3,000 (stage.max_logprobs)" in answer["message"]
     chat = {"model": "pocket", "messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 20}
-    status, found = error(server, "/v1/chat/completions", {**chat, "max_tokens": 300})
-    assert (status, found["param"]) == (400, "top_logprobs")
-    assert server.stat("align_engine_prompt_tokens_total") == steps
-    # Without a number of tokens, an answer gets as many as its logprobs allow.
-    status, found = server.post("/v1/chat/completions", {**chat, "ignore_eos": True, "seed": 1})
-    assert (status, found["usage"]["completion_tokens"]) == (200, 3000 // 21)
+    status, answer = post_for_error(server, "/v1/chat/completions", {**chat, "max_tokens": 300})
+    assert (status, answer["param"]) == (400, "top_logprobs")
+    assert server.stat("align_engine_prompt_tokens_total") == tokens_before
+    # Without max_tokens, an answer is as long as its logprobs allow.
+    status, answer = server.post("/v1/chat/completions", {**chat, "ignore_eos": True, "seed": 1})
+    assert (status, answer["usage"]["completion_tokens"]) == (200, 3000 // 21)
 
 
 def test_answers_at_once_are_limited(server: Server):
-    status, found = error(server, "/v1/completions", {"model": "pocket", "prompt": "a", "n": 13, "max_tokens": 1})
-    assert (status, found["param"]) == (400, "n")
-    assert "your key may have 12 (stage.max_answers)" in found["message"]
+    status, error = post_for_error(
+        server, "/v1/completions", {"model": "pocket", "prompt": "a", "n": 13, "max_tokens": 1}
+    )
+    assert (status, error["param"]) == (400, "n")
+    assert "your key may have 12 (stage.max_answers)" in error["message"]
     body = {"model": "pocket", "prompt": "a", "n": 4, "max_tokens": 200, "ignore_eos": True}
     with ThreadPoolExecutor(8) as pool:
-        seen = list(pool.map(lambda _: server.post("/v1/completions", body)[0], range(8)))
-    assert set(seen) == {200, 429}
-    assert seen.count(200) >= 3
+        statuses = list(pool.map(lambda _: server.post("/v1/completions", body)[0], range(8)))
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 3
 
 
 def test_a_wrong_field_is_named_as_clients_know_it(server: Server):
-    asked = {"model": "pocket", "prompt": "a", "max_tokens": 1}
+    request = {"model": "pocket", "prompt": "a", "max_tokens": 1}
     for stops, code in ((["a"] * 5, "array_above_max_length"), (["a" * 300], "string_above_max_length")):
-        status, found = error(server, "/v1/completions", {**asked, "stop": stops})
-        assert (status, found["param"].split(".")[0], found["code"]) == (400, "stop", code)
-        assert "constrained" not in json.dumps(found)
-    assert error(server, "/v1/completions", {**asked, "prompt": {}})[1]["param"] == "prompt"
+        status, error = post_for_error(server, "/v1/completions", {**request, "stop": stops})
+        assert (status, error["param"].split(".")[0], error["code"]) == (400, "stop", code)
+        assert "constrained" not in json.dumps(error)
+    assert post_for_error(server, "/v1/completions", {**request, "prompt": {}})[1]["param"] == "prompt"
 
 
 def test_what_the_server_says_of_itself_has_its_errors(server: Server):
@@ -81,9 +83,9 @@ def test_what_the_server_says_of_itself_has_its_errors(server: Server):
 
 
 def test_loading_is_forbidden_where_no_folder_is_named(server: Server):
-    status, found = error(server, "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "a"})
-    assert (status, found["code"]) == (403, "loading_disabled")
-    assert "stage.roots" in found["message"]
+    status, error = post_for_error(server, "/v1/load_lora_adapter", {"lora_name": "a", "lora_path": "a"})
+    assert (status, error["code"]) == (403, "loading_disabled")
+    assert "stage.roots" in error["message"]
 
 
 def test_metrics_count_by_tenant(server: Server):
@@ -132,11 +134,11 @@ HARD: dict[str, Any] = {
 def test_a_grammar_that_costs_too_much_is_the_clients_mistake(server: Server, kind: str):
     body = {"model": "pocket", "messages": [{"role": "user", "content": "a"}], "max_tokens": 60, **HARD[kind]}
     for seed in range(4):
-        status, found = server.post("/v1/chat/completions", {**body, "seed": seed})
-        assert status in (200, 400), found
+        status, answer = server.post("/v1/chat/completions", {**body, "seed": seed})
+        assert status in (200, 400), answer
         if status == 400:
-            assert found["error"]["code"] == "invalid_grammar"
-            assert found["error"]["type"] == "invalid_request_error"
+            assert answer["error"]["code"] == "invalid_grammar"
+            assert answer["error"]["type"] == "invalid_request_error"
     if "repeats" in kind:
         assert status == 400
     assert server.post("/v1/completions", {"model": "pocket", "prompt": "a", "max_tokens": 2})[0] == 200
