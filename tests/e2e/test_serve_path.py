@@ -1,4 +1,4 @@
-"""How many of our files a chat completion passes through, so that a change that lengthens its way is seen."""
+"""Limit how many source files a chat completion passes through, so that a longer path is noticed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serving import serving
 from waiting import settles
 
 MOST = 20
-"""Files of the source, without `align/core`, which every package shares."""
+"""Maximum number of source files, without `align/core`, which all packages share."""
 TRACE = """
 import json, os, sys, threading
 
@@ -33,16 +33,16 @@ sys.setprofile(record)
 
 
 def test_a_chat_completion_passes_through_few_files(forks: Forks, tmp_path: Path):
-    traced = tmp_path / "files.json"
+    trace_path = tmp_path / "files.json"
     body = {"model": "pocket", "messages": [{"role": "user", "content": "Hello, how are you?"}], "max_tokens": 8}
     with serving(forks, tmp_path, "model=pocket", before=TRACE) as server:
-        for _ in range(2):  # what is done once is done by the first
-            traced.unlink(missing_ok=True)
+        for _ in range(2):  # the first request does all one-time work
+            trace_path.unlink(missing_ok=True)
             assert server.post("/v1/chat/completions", body)[0] == 200
-            assert settles(traced.exists)
-    paths = [Path(name).resolve() for name in json.loads(traced.read_text())]
+            assert settles(trace_path.exists)
+    paths = [Path(name).resolve() for name in json.loads(trace_path.read_text())]
     relative = [path.relative_to(ROOT).as_posix() for path in paths if path.is_relative_to(ROOT)]
-    ours = [name for name in relative if name.startswith(("align/", "annotate/", "reward/"))]
-    files = [name for name in ours if not name.startswith("align/core/")]
+    source_files = [name for name in relative if name.startswith(("align/", "annotate/", "reward/"))]
+    files = [name for name in source_files if not name.startswith("align/core/")]
     assert {"align/serve/app.py", "align/rollout/continuous.py"} <= {*files}
     assert len(files) <= MOST, files

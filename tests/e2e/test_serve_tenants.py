@@ -1,4 +1,4 @@
-"""How a server ends: by SIGTERM, which lets answers finish, and by SIGKILL, after which what was sent counts."""
+"""Stop a server: SIGTERM lets answers finish, and what was sent before SIGKILL is counted."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from align.serve.tenants import change_tenant
 
 @pytest.mark.parametrize(("drain_s", "ends"), [("30", "[DONE]"), ("0.2", "shutting down")])
 def test_sigterm_lets_what_is_under_way_finish(forks: Forks, tmp_path: Path, drain_s: str, ends: str):
-    said = []
+    streams = []
     with serving(forks, tmp_path, "model=pocket", f"stage.drain_s={drain_s}") as server:
         body = {"model": "pocket", "prompt": "a", "max_tokens": 300, "stream": True, "ignore_eos": True}
-        thread = threading.Thread(target=lambda: said.append(server.post("/v1/completions", body)[1]))
+        thread = threading.Thread(target=lambda: streams.append(server.post("/v1/completions", body)[1]))
         thread.start()
         assert settles(lambda: server.stat("align_requests_running") == 1)
         server.child.send_signal(signal.SIGTERM)
@@ -30,10 +30,10 @@ def test_sigterm_lets_what_is_under_way_finish(forks: Forks, tmp_path: Path, dra
             assert server.get("/health")[0] == 200
             assert server.post("/v1/completions", {**body, "stream": False})[0] == 503
         thread.join(60)
-        done = server.child.ended(60)
-    assert ends in said[0]
-    assert (said[0].count('"text"') > 250) == (drain_s == "30")
-    assert (done.status, "fault" in done.err) == (0, False), done
+        exited = server.child.ended(60)
+    assert ends in streams[0]
+    assert (streams[0].count('"text"') > 250) == (drain_s == "30")
+    assert (exited.status, "fault" in exited.err) == (0, False), exited
     assert next(line for line in server.log if line["stream"])["status"] == (200 if drain_s == "30" else 503)
 
 
@@ -41,11 +41,16 @@ def test_what_a_client_received_is_counted_when_the_server_is_killed(forks: Fork
     key = str(change_tenant(tmp_path / "keys.json", "ann", limits={"token_budget": 100_000}).key)
     with serving(forks, tmp_path, "model=pocket", "stage.keys=keys.json") as server:
         client = openai.OpenAI(base_url=server.api, api_key=key, max_retries=0)
-        more: Any = {"model": "pocket", "prompt": [[10, 20, 30]], "max_tokens": 900, "extra_body": {"ignore_eos": True}}
+        request: Any = {
+            "model": "pocket",
+            "prompt": [[10, 20, 30]],
+            "max_tokens": 900,
+            "extra_body": {"ignore_eos": True},
+        }
         received: list[Any] = []
 
         def read() -> None:
-            for chunk in client.completions.create(**more, stream=True):
+            for chunk in client.completions.create(**request, stream=True):
                 received.append(chunk)
                 if len(received) == 30:
                     server.child.send_signal(signal.SIGKILL)
@@ -53,7 +58,7 @@ def test_what_a_client_received_is_counted_when_the_server_is_killed(forks: Fork
         with pytest.raises(openai.APIConnectionError):
             read()
         server.child.ended()
-    said = forks.run(tmp_path, "stage=serve", "stage.action=tenants", "stage.keys=keys.json").out
-    requests, tokens, _, _ = said.splitlines()[-1].split()[-4:]
-    assert requests == "1", said
+    stdout = forks.run(tmp_path, "stage=serve", "stage.action=tenants", "stage.keys=keys.json").out
+    requests, tokens, _, _ = stdout.splitlines()[-1].split()[-4:]
+    assert requests == "1", stdout
     assert len(received) <= int(tokens) - 3 < 900
