@@ -1,4 +1,4 @@
-"""What whoever runs a server sees of it, and what it does when they change something."""
+"""A server in operation: its keys, logs and console messages, and how it reacts to changes of its files."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from align.serve.tenants import change_tenant, hash_key
 
 
 class Run(NamedTuple):
-    """Attributes:
-    folder: where it was started.
-    keys: of each tenant.
+    """A running server with tenants.
+
+    Attributes:
+        folder: the working directory that the server was started in.
+        keys: tenant → API key.
     """
 
     server: Server
@@ -38,22 +40,23 @@ class Run(NamedTuple):
         return self.server.post(f"/v1/{path}", body, **self.bearer(tenant))
 
     def used(self, tenant: str) -> int:
-        """Tokens that were counted so far."""
+        """Return the tokens counted for a tenant so far."""
         return self.server.get("/v1/usage", **self.bearer(tenant))[1]["total_tokens"]
 
 
 @pytest.fixture(scope="module")
 def run(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("operated")
-    made, file = adapters(folder / "adapters", "one", "two"), folder / "keys.json"
+    adapters_folder = adapters(folder / "adapters", "one", "two")
+    file = folder / "keys.json"
     keys = {
         "ann": change_tenant(file, "ann").key,
         "root": change_tenant(file, "root", admin=True).key,
         "ben": change_tenant(file, "ben", allow=["on", "one", "later", "zebra"]).key,
         "tim": change_tenant(file, "tim", limits={"token_budget": 5}).key,
     }
-    words = ("model=pocket", "method=lora", f"stage.roots=[{made}]", "stage.keys=keys.json")
-    with serving(forks, folder, *words, f"stage.adapters={{one: {made / 'one'}}}") as server:
+    settings = ("model=pocket", "method=lora", f"stage.roots=[{adapters_folder}]", "stage.keys=keys.json")
+    with serving(forks, folder, *settings, f"stage.adapters={{one: {adapters_folder / 'one'}}}") as server:
         yield Run(server, folder, {name: str(key) for name, key in keys.items()})
 
 
@@ -62,8 +65,8 @@ def test_nobody_comes_in_without_a_key(run: Run):
     for wrong in ("al-" + "a" * 43, "x", "al-"):
         assert run.server.post("/v1/completions", body, Authorization=f"Bearer {wrong}")[0] == 401
     for path in ("/v1/models", "/v1/nothing", "/metrics", "/openapi.json"):
-        status, said = run.server.get(path)
-        assert (status, said["error"]["code"]) == (401, "missing_api_key")
+        status, answer = run.server.get(path)
+        assert (status, answer["error"]["code"]) == (401, "missing_api_key")
     for path in ("/", "/health", "/ready"):
         assert run.server.get(path)[0] == 200
     assert run.server.get("/metrics", **run.bearer("ann"))[0] == 403
@@ -74,49 +77,49 @@ def test_a_tenant_sees_and_gets_its_own_models(run: Run):
     _, models = run.server.get("/v1/models", **run.bearer("ben"))
     assert [model["id"] for model in models["data"]] == ["one"]
     assert run.post("ben", "completions", model="one", prompt="a", max_tokens=1)[0] == 200
-    said = set()
+    messages = set()
     for model in ("pocket", "three"):
-        status, found = run.post("ben", "completions", model=model, prompt="a", max_tokens=1)
+        status, answer = run.post("ben", "completions", model=model, prompt="a", max_tokens=1)
         assert status == 404
-        said.add(found["error"]["message"].replace(model, "…"))
-    assert len(said) == 1
+        messages.add(answer["error"]["message"].replace(model, "…"))
+    assert len(messages) == 1
 
 
 def test_no_key_and_no_prompt_is_written_down(run: Run):
     run.post("ann", "completions", model="one", prompt="Hello, how are you?", max_tokens=1)
     metrics = run.server.get("/metrics", **run.bearer("root"))[1]
-    status, refused = run.post("ann", "completions", model=run.keys["ben"], prompt="a")
+    status, error = run.post("ann", "completions", model=run.keys["ben"], prompt="a")
     assert status == 404
-    written = [path.read_text(errors="replace") for path in (run.folder / "runs").rglob("*") if path.is_file()]
-    for text in (*written, metrics, str(refused)):
+    texts = [path.read_text(errors="replace") for path in (run.folder / "runs").rglob("*") if path.is_file()]
+    for text in (*texts, metrics, str(error)):
         assert "Hello, how" not in text
         assert not any(key in text for key in run.keys.values())
-    assert str(run.folder) not in metrics + str(refused)
-    assert '"tenant": "ann"' in "".join(written)
+    assert str(run.folder) not in metrics + str(error)
+    assert '"tenant": "ann"' in "".join(texts)
 
 
 def test_a_key_that_is_revoked_ends_what_is_under_way_with_it(run: Run):
     second = str(change_tenant(run.folder / "keys.json", "ann").key)
     run.keys["ann again"] = second
     body = {"model": "one", "prompt": "a", "stream": True, "ignore_eos": True}
-    said: dict[str, tuple[str, float]] = {}
+    streams: dict[str, tuple[str, float]] = {}
 
     def read(tenant: str, tokens: int) -> None:
-        said[tenant] = run.post(tenant, "completions", **body, max_tokens=tokens)[1], time.monotonic()
+        streams[tenant] = run.post(tenant, "completions", **body, max_tokens=tokens)[1], time.monotonic()
 
-    asked = {"ann": 1000, "ann again": 400}
-    threads = [threading.Thread(target=read, args=each) for each in asked.items()]
+    requests = {"ann": 1000, "ann again": 400}
+    threads = [threading.Thread(target=read, args=each) for each in requests.items()]
     for thread in threads:
         thread.start()
     assert settles(lambda: run.server.stat("align_requests_running", **run.bearer("root")) == 2)
-    revoked = time.monotonic()
+    revoked_at = time.monotonic()
     change_tenant(run.folder / "keys.json", "ann", revoke=hash_key(run.keys["ann"])[:8])
     for thread in threads:
         thread.join()
-    text, ended = said["ann"]
-    assert ended - revoked < 1
+    text, ended_at = streams["ann"]
+    assert ended_at - revoked_at < 1
     assert json.loads(text.strip().splitlines()[-1][6:])["error"]["code"] == "invalid_api_key"
-    assert said["ann again"][0].endswith("data: [DONE]\n\n")
+    assert streams["ann again"][0].endswith("data: [DONE]\n\n")
     run.keys["ann"] = second
 
 
@@ -137,16 +140,16 @@ def test_weights_that_overflow_in_use_are_named(run: Run):
     path = run.folder / "adapters" / "huge" / "adapter_model.safetensors"
     save_file({key: torch.full_like(tensor, 3e37) for key, tensor in load_file(path).items()}, path)
     assert run.post("root", "load_lora_adapter", lora_name="huge", lora_path="huge")[0] == 200
-    before = run.used("ann")
-    status, found = run.post("ann", "completions", model="huge", prompt="a", max_tokens=2)
-    assert (status, found["error"]["code"], found["error"]["param"]) == (422, "model_not_finite", "model")
-    assert "'huge' came to values that are nan or infinite" in found["error"]["message"]
+    tokens_before = run.used("ann")
+    status, answer = run.post("ann", "completions", model="huge", prompt="a", max_tokens=2)
+    assert (status, answer["error"]["code"], answer["error"]["param"]) == (422, "model_not_finite", "model")
+    assert "'huge' came to values that are nan or infinite" in answer["error"]["message"]
     status, text = run.post("ann", "completions", model="huge", prompt="a", max_tokens=2, stream=True)
-    assert (status, json.loads(text.strip().splitlines()[-1][6:])) == (200, found)
+    assert (status, json.loads(text.strip().splitlines()[-1][6:])) == (200, answer)
     assert settles(lambda: run.server.log[-1]["status"] == 422)
     line = run.server.log[-1]
-    assert line["prompt_tokens"] == 0  # nobody pays for it
-    assert run.used("ann") == before
+    assert line["prompt_tokens"] == 0  # the tenant is not charged for it
+    assert run.used("ann") == tokens_before
     log = (run.server.folder / "log.txt").read_text()
     assert f"{line['id']} failed on huge ({line['adapter'][:12]}): the logits are nan or infinite" in log
 
@@ -155,13 +158,13 @@ def test_targets_that_are_not_those_of_the_tensors_are_refused(run: Run):
     folder = shutil.copytree(run.folder / "adapters" / "one", run.folder / "adapters" / "narrow")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj"]}))
-    status, found = run.post("root", "load_lora_adapter", lora_name="narrow", lora_path="narrow")
-    assert (status, found["error"]["param"]) == (400, "target_modules")
-    assert "leaves out model.layers.0.mlp.down_proj, " in found["error"]["message"]
+    status, answer = run.post("root", "load_lora_adapter", lora_name="narrow", lora_path="narrow")
+    assert (status, answer["error"]["param"]) == (400, "target_modules")
+    assert "leaves out model.layers.0.mlp.down_proj, " in answer["error"]["message"]
 
 
 def test_what_an_operator_has_to_know_is_on_the_console(run: Run):
-    """The last of this server."""
+    """Stops the shared server, so it is the last test that uses it."""
     for _ in range(2):
         assert run.post("tim", "completions", model="one", prompt="a", max_tokens=10)[0] == 429
     assert run.post("root", "load_lora_adapter", lora_name="later", lora_path="two")[0] == 200
@@ -176,8 +179,8 @@ def test_what_an_operator_has_to_know_is_on_the_console(run: Run):
     (run.folder / "keys.json").chmod(0o600)
     assert settles(lambda: run.post("ann", "completions", model="one", prompt="a", max_tokens=1)[0] == 200)
     run.server.child.send_signal(signal.SIGTERM)
-    err = run.server.child.ended().err
-    lines = [line for line in err.splitlines() if "huge" not in line]
+    stderr = run.server.child.ended().err
+    lines = [line for line in stderr.splitlines() if "huge" not in line]
     assert lines == [
         "tenant ben may ask for what is not served: later, on (did you mean one?), zebra",
         "tenant tim has 5 of its 5 tokens left: a request was refused",
@@ -189,7 +192,7 @@ def test_what_an_operator_has_to_know_is_on_the_console(run: Run):
     ]
     log = (run.server.folder / "log.txt").read_text()
     assert all(line in log for line in lines)
-    assert not any(key in err + log for key in run.keys.values())
+    assert not any(key in stderr + log for key in run.keys.values())
 
 
 DIES = """
@@ -207,11 +210,11 @@ EngineThread._run = dies
 def test_an_engine_that_died_is_told_to_clients_and_to_the_operator(forks: Forks, tmp_path: Path):
     with serving(forks, tmp_path, "model=pocket", before=DIES) as server:
         began = time.monotonic()
-        status, found = server.post("/v1/completions", {"model": "pocket", "prompt": "a", "stream": False})
-        assert (status, found["error"]["type"]) == (500, "server_error")
+        status, answer = server.post("/v1/completions", {"model": "pocket", "prompt": "a", "stream": False})
+        assert (status, answer["error"]["type"]) == (500, "server_error")
         assert time.monotonic() - began < 3
-        ended = server.child.ended()  # for whoever started it to start it again
-    first, last = ended.err.splitlines()
+        exited = server.child.ended()  # so that a supervisor can restart it
+    first, last = exited.err.splitlines()
     assert first == "the engine has stopped: no request is answered any more"
     assert last.startswith("align: the engine has ended by itself.")
-    assert ended.status != 0
+    assert exited.status != 0

@@ -1,5 +1,5 @@
-"""The same server before vLLM, of which a stand-in in NumPy is run: names, weights, log and errors are those of align's
-own engine."""
+"""A server that answers with vLLM, for which a stand-in in NumPy runs: names, weights, log and errors are those of
+align's own engine."""
 
 from __future__ import annotations
 
@@ -37,17 +37,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words(home: Path, *names: str, **more: str) -> list[str]:
-    given = ", ".join(f"{name}: {home / 'adapters' / name}" for name in names)
+def build_settings(home: Path, *names: str, **more: str) -> list[str]:
+    adapter_paths = ", ".join(f"{name}: {home / 'adapters' / name}" for name in names)
     return [
-        "model=pocket", "serve=vllm", f"serve.python={home / 'venv' / 'bin' / 'python'}", "serve.dtype=float32",
-        "stage.max_length=256", f"stage.adapters={{{given}}}", f"stage.roots=[{home / 'adapters'}]",
-    ]  # fmt: skip
+        "model=pocket",
+        "serve=vllm",
+        f"serve.python={home / 'venv' / 'bin' / 'python'}",
+        "serve.dtype=float32",
+        "stage.max_length=256",
+        f"stage.adapters={{{adapter_paths}}}",
+        f"stage.roots=[{home / 'adapters'}]",
+    ]
 
 
 @pytest.fixture(scope="module")
 def server(forks: Forks, home: Path) -> Iterator[Server]:
-    with serving(forks, home, *words(home, "one", "two")) as server:
+    with serving(forks, home, *build_settings(home, "one", "two")) as server:
         yield server
 
 
@@ -58,17 +63,18 @@ def client(server: Server) -> openai.OpenAI:
 
 @torch.no_grad()
 def test_each_name_is_answered_by_its_weights(server: Server, home: Path):
-    model, ids = load_base(find_base("pocket"), "lora", torch.device("cpu"), torch.float32), [1, 300, 301, 40, 41, 42]
-    wanted = {}
+    model = load_base(find_base("pocket"), "lora", torch.device("cpu"), torch.float32)
+    ids = [1, 300, 301, 40, 41, 42]
+    expected = {}
     for name in ("pocket", "one", "two"):
         if name != "pocket":
             model = attach(model, home / "adapters" / name, name)
             model.set_adapter(name)
         logits = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-        wanted[name] = logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
-    for name, logprobs in wanted.items():
+        expected[name] = logits.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    for name, logprobs in expected.items():
         assert server.logprobs(name, ids) == pytest.approx(logprobs, abs=1e-3)
-    assert max(abs(a - b) for a, b in zip(wanted["one"], wanted["two"], strict=True)) > 0.1
+    assert max(abs(a - b) for a, b in zip(expected["one"], expected["two"], strict=True)) > 0.1
 
 
 def test_an_answer_says_which_weights_made_it_and_so_does_the_log(client: openai.OpenAI, server: Server, home: Path):
@@ -90,46 +96,46 @@ def test_an_answer_says_which_weights_made_it_and_so_does_the_log(client: openai
 
 def test_answers_follow_a_schema(client: openai.OpenAI):
     for seed in range(3):
-        made = client.chat.completions.create(
+        completion = client.chat.completions.create(
             model="one", messages=HELLO, max_tokens=60, seed=seed, response_format=SCHEMA
         )
-        assert made.choices[0].finish_reason == "stop"
-        assert json.loads(made.choices[0].message.content or "")["a"] in ("x", "yes")
+        assert completion.choices[0].finish_reason == "stop"
+        assert json.loads(completion.choices[0].message.content or "")["a"] in ("x", "yes")
 
 
 def test_adapters_come_and_go(client: openai.OpenAI, server: Server, home: Path):
     def load(path: str, **more: Any) -> tuple[int, Any]:
         return server.post("/v1/load_lora_adapter", {"lora_name": "new", "lora_path": path, **more})
 
-    def said() -> str:
-        made = client.chat.completions.with_raw_response.create(model="new", messages=HELLO, max_tokens=4)
-        return made.headers["x-align-adapter"]
+    def complete() -> str:
+        response = client.chat.completions.with_raw_response.create(model="new", messages=HELLO, max_tokens=4)
+        return response.headers["x-align-adapter"]
 
     assert load("three")[0] == 200
-    assert said() == adapter_digest(home / "adapters" / "three")
+    assert complete() == adapter_digest(home / "adapters" / "three")
     with client.chat.completions.create(
         model="new", messages=HELLO, max_tokens=100, stream=True, extra_body={"ignore_eos": True}
     ) as stream:
         next(stream)
         assert load("two", load_inplace=True)[0] == 200
-        assert len(list(stream)) >= 50  # it goes on by the weights that it began with
-    assert said() == adapter_digest(home / "adapters" / "two")
+        assert len(list(stream)) >= 50  # the stream continues with the weights that it started with
+    assert complete() == adapter_digest(home / "adapters" / "two")
     assert server.post("/v1/unload_lora_adapter", {"lora_name": "new"})[0] == 200
     with pytest.raises(openai.NotFoundError):
-        said()
+        complete()
     copies = home / "runs" / "serve" / "s" / "vllm"
     client.completions.create(model="one", prompt="x", max_tokens=1)
-    kept = {adapter_digest(home / "adapters" / name) for name in ("one", "two")}
-    assert settles(lambda: {path.name for path in copies.iterdir()} == kept)
+    digests = {adapter_digest(home / "adapters" / name) for name in ("one", "two")}
+    assert settles(lambda: {path.name for path in copies.iterdir()} == digests)
 
 
-def vllm_of(server: Server) -> int:
-    """The process that listens for it: the only child of the server's."""
+def find_vllm_pid(server: Server) -> int:
+    """Return the process id of vLLM, the only child of the server."""
     [pid] = Path(f"/proc/{server.child.pid}/task/{server.child.pid}/children").read_text().split()
     return int(pid)
 
 
-def runs(pid: int) -> bool:
+def is_running(pid: int) -> bool:
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -137,37 +143,37 @@ def runs(pid: int) -> bool:
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_vllm_ends_with_the_server(forks: Forks, home: Path, tmp_path: Path, signum: int):
-    with serving(forks, tmp_path, *words(home)) as server:
-        pid = vllm_of(server)
-        assert runs(pid)
+    with serving(forks, tmp_path, *build_settings(home)) as server:
+        pid = find_vllm_pid(server)
+        assert is_running(pid)
         server.child.send_signal(signum)
         assert server.child.ended().status == (0 if signum == signal.SIGTERM else -signal.SIGKILL)
-        assert settles(lambda: not runs(pid))
+        assert settles(lambda: not is_running(pid))
 
 
 def test_a_server_ends_with_its_vllm_and_says_so(forks: Forks, home: Path, tmp_path: Path):
-    with serving(forks, tmp_path, *words(home)) as server:
-        os.kill(vllm_of(server), signal.SIGKILL)
-        ended = server.child.ended(30)
-    assert ended.status != 0
-    assert "the engine has stopped" in ended.err
+    with serving(forks, tmp_path, *build_settings(home)) as server:
+        os.kill(find_vllm_pid(server), signal.SIGKILL)
+        exited = server.child.ended(30)
+    assert exited.status != 0
+    assert "the engine has stopped" in exited.err
 
 
-def wrong(fault: str) -> str:
-    """Python that makes it a wrong one."""
+def inject_fault(fault: str) -> str:
+    """Return Python source that gives the stand-in a fault."""
     return f"import os; os.environ['STAND_IN'] = {fault!r}"
 
 
 def test_a_wrong_vllm_never_opens(forks: Forks, home: Path, tmp_path: Path):
-    """What else may be wrong with one is tested in `test_vllm_engine`."""
-    words_of_it = ("stage=serve", f"stage.port={free_port()}", *words(home, "one"))
-    ended = forks.start(tmp_path, *words_of_it, before=wrong("not-applied")).ended(120)
-    assert ended.status == 2
-    assert "0% of the adapter is in force" in ended.err
+    """Other faults are tested in `test_vllm_engine`."""
+    settings = ("stage=serve", f"stage.port={free_port()}", *build_settings(home, "one"))
+    exited = forks.start(tmp_path, *settings, before=inject_fault("not-applied")).ended(120)
+    assert exited.status == 2
+    assert "0% of the adapter is in force" in exited.err
 
 
 def test_a_vllm_that_passes_over_grammars_is_found_out(forks: Forks, home: Path, tmp_path: Path):
-    with serving(forks, tmp_path, *words(home), before=wrong("no-grammar")) as server:
+    with serving(forks, tmp_path, *build_settings(home), before=inject_fault("no-grammar")) as server:
         body = {"model": "pocket", "messages": HELLO, "max_tokens": 30, "response_format": SCHEMA}
         status, error = server.post("/v1/chat/completions", body)
         assert status == 500, error

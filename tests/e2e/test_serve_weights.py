@@ -1,4 +1,4 @@
-"""The weights that answer are those that were trained; and models off the fast path are served too."""
+"""Served answers come from the trained weights; models without fast decoding are served too."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ from align.run import write_json
 
 
 @torch.no_grad()
-def logprobs(model: Any, ids: list[int]) -> list[float]:
-    found = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-    return found.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+def compute_logprobs(model: Any, ids: list[int]) -> list[float]:
+    log_probabilities = model(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+    return log_probabilities.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
 
 
 def test_an_adapter_of_qlora_answers_on_the_dequantised_base(forks: Forks, tmp_path: Path):
-    base, cpu = find_base("pocket"), torch.device("cpu")
-    made = adapters(tmp_path / "adapters", "one")
-    write_json(made / "one" / "receipt.json", {"into": DEQUANTISED})  # as if it had been trained on NF4
+    base = find_base("pocket")
+    cpu = torch.device("cpu")
+    folder = adapters(tmp_path / "adapters", "one")
+    write_json(folder / "one" / "receipt.json", {"into": DEQUANTISED})  # as if it had been trained on NF4
     ids = load_tokenizer(base)("Hello there, how are you today? I am fine.", add_special_tokens=False)["input_ids"]
     plain = load_base(base, "lora", cpu, torch.float32)
     nf4 = dequantise(load_base(base, "qlora", cpu, torch.float32), torch.float32)
-    expected = {"pocket": logprobs(nf4, ids)}
-    expected["one"] = logprobs(attach(nf4, made / "one", "one"), ids)
-    other = logprobs(attach(plain, made / "one", "one"), ids)
-    assert max(abs(a - b) for a, b in zip(expected["one"], other, strict=True)) > 0.01
-    words = ("model=pocket", f"stage.adapters={{one: {made / 'one'}}}")
-    with serving(forks, tmp_path, *words) as server:
-        for model, wanted in expected.items():
-            assert server.logprobs(model, ids) == pytest.approx(wanted, abs=2e-4)
+    expected = {"pocket": compute_logprobs(nf4, ids)}
+    expected["one"] = compute_logprobs(attach(nf4, folder / "one", "one"), ids)
+    on_plain_base = compute_logprobs(attach(plain, folder / "one", "one"), ids)
+    assert max(abs(a - b) for a, b in zip(expected["one"], on_plain_base, strict=True)) > 0.01
+    settings = ("model=pocket", f"stage.adapters={{one: {folder / 'one'}}}")
+    with serving(forks, tmp_path, *settings) as server:
+        for model, logprobs in expected.items():
+            assert server.logprobs(model, ids) == pytest.approx(logprobs, abs=2e-4)
 
 
-def reward_model(folder: Path) -> tuple[Any, Any]:
-    """A reward model on pocket, in a folder that says so, and what it is scored by where it was trained."""
+def build_reward_model(folder: Path) -> tuple[Any, Any]:
+    """Save a reward model on pocket to a folder with its records. Returns the model and its head."""
     base = find_base("pocket")
     torch.manual_seed(3)
     classifier = load_classifier(base, "lora", torch.device("cpu"), torch.float32)
@@ -62,11 +63,11 @@ def reward_model(folder: Path) -> tuple[Any, Any]:
 
 
 def test_a_reward_model_scores_beside_those_that_answer(forks: Forks, tmp_path: Path):
-    model, head = reward_model(tmp_path / "adapters" / "taste")
-    made = adapters(tmp_path / "adapters", "one")
+    model, head = build_reward_model(tmp_path / "adapters" / "taste")
+    folder = adapters(tmp_path / "adapters", "one")
     tokenizer = load_tokenizer(find_base("pocket"))
     stops = find_stop_token_ids(tokenizer, read_configurations(find_base("pocket")).generation_config)
-    talks = [[("user", "How are you?"), ("assistant", said)] for said in ("Fine, thanks. And you?", "No.")]
+    talks = [[("user", "How are you?"), ("assistant", reply)] for reply in ("Fine, thanks. And you?", "No.")]
     talks.append([("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "<s> Bye")])
     rows = [
         encode_for_reward_model(
@@ -75,30 +76,30 @@ def test_a_reward_model_scores_beside_those_that_answer(forks: Forks, tmp_path: 
         for talk in talks
     ]
     expected = score_rows(model, head, rows, tokenizer.pad_token_id).tolist()
-    asked = [[{"role": role, "content": text} for role, text in talk] for talk in talks]
-    names = f"stage.adapters={{taste: {made / 'taste'}, one: {made / 'one'}}}"
+    conversations = [[{"role": role, "content": text} for role, text in talk] for talk in talks]
+    names = f"stage.adapters={{taste: {folder / 'taste'}, one: {folder / 'one'}}}"
     with serving(forks, tmp_path, "model=pocket", "method=lora", names) as server:
-        status, found = server.post("/v1/rewards", {"model": "taste", "messages": asked})
-        assert status == 200, found
-        assert [each["reward"] for each in found["data"]] == pytest.approx(expected, abs=1e-4)
-        assert found["usage"]["prompt_tokens"] == sum(map(len, rows))
-        (alone,) = server.post("/v1/rewards", {"model": "taste", "messages": asked[1]})[1]["data"]
-        assert alone["reward"] == found["data"][1]["reward"]
+        status, answer = server.post("/v1/rewards", {"model": "taste", "messages": conversations})
+        assert status == 200, answer
+        assert [entry["reward"] for entry in answer["data"]] == pytest.approx(expected, abs=1e-4)
+        assert answer["usage"]["prompt_tokens"] == sum(map(len, rows))
+        (alone,) = server.post("/v1/rewards", {"model": "taste", "messages": conversations[1]})[1]["data"]
+        assert alone["reward"] == answer["data"][1]["reward"]
         hello = [{"role": "user", "content": "Hello"}]
-        long = [*hello, {"role": "assistant", "content": "a " * 3000}]
+        too_long = [*hello, {"role": "assistant", "content": "a " * 3000}]
         for path, body, problem in (
             ("/v1/chat/completions", {"model": "taste", "messages": hello}, "ask it by /v1/rewards"),
             ("/v1/completions", {"model": "taste", "prompt": "Hello"}, "ask it by /v1/rewards"),
-            ("/v1/rewards", {"model": "one", "messages": asked}, "'one' is no reward model"),
-            ("/v1/rewards", {"model": "pocket", "messages": asked}, "'pocket' is no reward model"),
+            ("/v1/rewards", {"model": "one", "messages": conversations}, "'one' is no reward model"),
+            ("/v1/rewards", {"model": "pocket", "messages": conversations}, "'pocket' is no reward model"),
             ("/v1/rewards", {"model": "taste", "messages": hello}, "ends with the answer that is scored"),
             ("/v1/rewards", {"model": "taste", "messages": [hello]}, "ends with the answer that is scored"),
             ("/v1/rewards", {"model": "taste", "messages": []}, "at least 1 item"),
-            ("/v1/rewards", {"model": "taste", "messages": long}, "The context is"),
+            ("/v1/rewards", {"model": "taste", "messages": too_long}, "The context is"),
         ):
-            status, found = server.post(path, body)
-            assert (status, problem in found["error"]["message"]) == (400, True), found
-        models = {each["id"]: each["scores"] for each in server.get("/v1/models")[1]["data"]}
+            status, answer = server.post(path, body)
+            assert (status, problem in answer["error"]["message"]) == (400, True), answer
+        models = {entry["id"]: entry["scores"] for entry in server.get("/v1/models")[1]["data"]}
         assert models == {"pocket": False, "taste": True, "one": False}
 
 
@@ -110,11 +111,11 @@ def test_a_model_off_the_fast_path_is_answered_one_request_at_a_time(forks: Fork
     tiny_tokenizer.save_pretrained(tmp_path / "tiny")
     with serving(forks, tmp_path, "model=hub", "model.path=tiny") as server:
         ids = list(range(20, 40))
-        assert server.logprobs("tiny", ids) == pytest.approx(logprobs(model, ids), abs=1e-4)
+        assert server.logprobs("tiny", ids) == pytest.approx(compute_logprobs(model, ids), abs=1e-4)
         body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "n": 3, "seed": 1}
-        status, found = server.post("/v1/chat/completions", body)
+        status, answer = server.post("/v1/chat/completions", body)
         assert status == 200
-        assert len({choice["message"]["content"] for choice in found["choices"]}) == 3
+        assert len({choice["message"]["content"] for choice in answer["choices"]}) == 3
         server.child.send_signal(2)
-        said = server.child.ended().out
-    assert "engine: one request at a time: gpt2 is not on the fast path" in said
+        stdout = server.child.ended().out
+    assert "engine: one request at a time: gpt2 is not on the fast path" in stdout
