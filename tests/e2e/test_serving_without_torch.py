@@ -1,4 +1,4 @@
-"""The annotation server computes nothing with torch, and does not pay for it."""
+"""The annotation server runs without importing torch."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ sys.exit(status)
 
 
 def test_the_pages_are_served_without_torch(tmp_path: Path):
-    """The stage as the command line runs it, from composing to its report; pages and figures are asked for."""
+    """Run the stage as the command line does, from configuration to report, and request pages and figures."""
     with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
         prompt = Conversation((Message("user", "How are you?"),))
         store.add_item("p", "1", prompt, [Candidate("Fine!"), Candidate("Go away.")])
-    done = subprocess.run([sys.executable, "-c", SERVED, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    loaded = next(line for line in done.stdout.splitlines() if line.startswith("loaded ")).split()
+    process = subprocess.run([sys.executable, "-c", SERVED, str(tmp_path)], capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    loaded = next(line for line in process.stdout.splitlines() if line.startswith("loaded ")).split()
     assert not HEAVY & set(loaded)
     assert {"align.annotate.web.server", "align.stages.annotate", "matplotlib"} <= set(loaded)
