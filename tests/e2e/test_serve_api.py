@@ -225,13 +225,13 @@ def test_adapters_come_and_go_by_vllms_calls(client: openai.OpenAI, server: Serv
     assert before == complete("one")
     status, error = load("new", "two")
     assert (status, error["error"]["param"]) == (400, "lora_name")
-    long: Any = {"messages": HELLO, "max_tokens": 150, "temperature": 0, "extra_body": {"ignore_eos": True}}
-    with client.chat.completions.create(model="new", **long, stream=True) as stream:
+    long_request: Any = {"messages": HELLO, "max_tokens": 150, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    with client.chat.completions.create(model="new", **long_request, stream=True) as stream:
         next(stream)
         assert load("new", "two", load_inplace=True)[0] == 200
         assert server.stat("align_requests_running") == 1
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
-    assert text == client.chat.completions.create(model="one", **long).choices[0].message.content
+    assert text == client.chat.completions.create(model="one", **long_request).choices[0].message.content
     assert complete("new") == complete("two") != before
     for path in ("../one", "/etc", "three", str(Path(__file__).parent)):
         status, error = load("other", path)
@@ -272,15 +272,15 @@ def test_bodies_that_are_too_large_or_never_come(client: openai.OpenAI, server: 
         for _ in range(200):
             chunked.sendall(b"10000\r\n" + b"a" * 0x10000 + b"\r\n")
         assert chunked.recv(20).startswith(b"HTTP/1.1 413")
-    half = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
-    for each in half:
-        each.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    incomplete = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
+    for client_socket in incomplete:
+        client_socket.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     with pytest.raises(openai.APIStatusError) as raised:
         client.post("/chat/completions", body={"a": "b" * 1_100_000}, cast_to=object)
     assert raised.value.status_code == 413
     assert client.completions.create(model="pocket", prompt="a", max_tokens=1).choices
-    for each in half:
-        each.close()
+    for client_socket in incomplete:
+        client_socket.close()
 
 
 def test_other_pages_and_other_names_are_refused(server: Server):

@@ -112,9 +112,8 @@ def test_an_answer_without_max_tokens_takes_what_the_tenant_has_left(keyed: Keye
     answers = lea.chat.completions.create(**body, n=2)
     assert answers.usage is not None
     assert 118 <= answers.usage.total_tokens <= 120
-    assert (
-        get_rate_limit_error(lea, {**body, "max_tokens": 100}).param == "tokens_per_minute"
-    )  # a given limit is never reduced
+    # A given limit is never reduced.
+    assert get_rate_limit_error(lea, {**body, "max_tokens": 100}).param == "tokens_per_minute"
 
 
 def test_who_would_have_to_wait_where_nobody_may_is_refused_before_the_prompt_is_read(keyed: Keyed):
