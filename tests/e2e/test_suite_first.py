@@ -1,4 +1,4 @@
-"""Who is judged: the first of the systems, which is part of what a run is."""
+"""`stage.first`: the system that is compared with the others, part of a run's identity."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from align.run import read_manifest
 
 
 def test_another_first_system_is_another_run(bench: Bench):
-    one = bench.run("stage.systems={new: ppo:p, old: sft:s}")
-    other = bench.run("stage.systems={old: sft:s, new: ppo:p}")
-    assert one != other
-    again = bench.run("stage.systems={old: sft:s, new: ppo:p}", "stage.first=new")
-    assert again == one
-    assert [*results(one)["tasks"]["judged"]["against"]] == ["old"]
-    assert [*results(other)["tasks"]["judged"]["against"]] == ["new"]
-    assert [system["name"] for system in read_manifest(other).metrics["systems"]] == ["old", "new"]
-    kept = [results(run)["tasks"]["judged"]["against"] for run in (one, other)]
-    assert kept[0]["old"]["win_rate"]["value"] + kept[1]["new"]["win_rate"]["value"] == pytest.approx(1)
+    run_of_new = bench.run("stage.systems={new: ppo:p, old: sft:s}")
+    run_of_old = bench.run("stage.systems={old: sft:s, new: ppo:p}")
+    assert run_of_new != run_of_old
+    reordered = bench.run("stage.systems={old: sft:s, new: ppo:p}", "stage.first=new")
+    assert reordered == run_of_new
+    assert [*results(run_of_new)["tasks"]["judged"]["against"]] == ["old"]
+    assert [*results(run_of_old)["tasks"]["judged"]["against"]] == ["new"]
+    assert [system["name"] for system in read_manifest(run_of_old).metrics["systems"]] == ["old", "new"]
+    comparisons = [results(run)["tasks"]["judged"]["against"] for run in (run_of_new, run_of_old)]
+    assert comparisons[0]["old"]["win_rate"]["value"] + comparisons[1]["new"]["win_rate"]["value"] == pytest.approx(1)
 
 
 def test_who_is_first_is_one_of_them(bench: Bench):
