@@ -1,4 +1,4 @@
-"""Models behind servers as systems of an evaluation: a server of `stage=serve`, and others that are busy or gone."""
+"""Models behind servers as systems of an evaluation: a server of `stage=serve`, and servers that are busy or gone."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ FAST = ("device=cpu", "rollout.max_new_tokens=12")
 
 
 class Place(Evaluations):
-    """Evaluations of a server beside a file of answers."""
+    """Evaluations of a server together with a file of answers."""
 
     def asked(self, url: str, count: int = 12, *more: str, system: str = "model: m", **rows: Any) -> list[str]:
-        asked = self.file(
+        path = self.file(
             "asked.jsonl", [{"id": i, "prompt": f"Say {i}.", "check": CHECK, **rows} for i in range(count)]
         )
         answers = [{"id": str(i), "answer": "yes" if i % 3 else "no"} for i in range(count)]
         systems = f"{{far: {{url: '{url}', {system}}}, file: {{file: {self.file('theirs.jsonl', answers)}}}}}"
-        tasks = f"[{{name: asked, path: {asked}}}]"
+        tasks = f"[{{name: asked, path: {path}}}]"
         return ["stage=eval", f"stage.systems={systems}", f"eval.tasks={tasks}", f"run.root={self.root}", *FAST, *more]
 
 
@@ -43,60 +43,67 @@ def place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Place:
     return Place(tmp_path / "runs", tmp_path, capsys)
 
 
-def answers(run: Path, who: str) -> dict[str, Any]:
-    return {row["id"]: row["answers"][who] for row in lines(run)}
+def read_answers(run: Path, system: str) -> dict[str, Any]:
+    return {row["id"]: row["answers"][system] for row in lines(run)}
 
 
 def test_a_server_of_ours_says_what_its_model_says_here(forks: Forks, place: Place):
-    """And a second evaluation of the same prompts asks it nothing."""
-    made = adapters(place.folder / "adapters", "one")
-    asked = [{"id": str(i), "prompt": f"Tell me about the number {i}.", "check": CHECK} for i in range(6)]
-    asked.append({"id": "long", "prompt": "word " * 30_000, "check": CHECK})
-    path = place.file("asked.jsonl", asked)
-    given = "model=pocket", "method=lora", f"stage.adapters={{one: {made / 'one'}}}"
-    with serving(forks, place.folder, *given) as server:
-        named = (("far", "pocket"), ("other", "one"))
-        far = [f"{name}: {{url: '{server.api}', model: {model}}}" for name, model in named]
-        words = ["stage=eval", f"run.root={place.root}", "model=pocket", "method=lora", "dtype=float32", *FAST]
-        words += [f"stage.systems={{here: base, {', '.join(far)}}}", "rollout.temperature=0.001"]
-        words.append("data.max_length=1000000")
-        run = place.run(*words, f"eval.tasks=[{{name: asked, path: {path}}}]", "run.name=a")
-        here, there = answers(run, "here"), answers(run, "far")
-        texts = [{id: (one["text"].lstrip(), one["ended"]) for id, one in found.items()} for found in (here, there)]
+    """A second evaluation of the same prompts sends no request."""
+    adapters_folder = adapters(place.folder / "adapters", "one")
+    rows = [{"id": str(i), "prompt": f"Tell me about the number {i}.", "check": CHECK} for i in range(6)]
+    rows.append({"id": "long", "prompt": "word " * 30_000, "check": CHECK})
+    path = place.file("asked.jsonl", rows)
+    settings = "model=pocket", "method=lora", f"stage.adapters={{one: {adapters_folder / 'one'}}}"
+    with serving(forks, place.folder, *settings) as server:
+        served_models = (("far", "pocket"), ("other", "one"))
+        remote_systems = [f"{name}: {{url: '{server.api}', model: {model}}}" for name, model in served_models]
+        command = ["stage=eval", f"run.root={place.root}", "model=pocket", "method=lora", "dtype=float32", *FAST]
+        command += [f"stage.systems={{here: base, {', '.join(remote_systems)}}}", "rollout.temperature=0.001"]
+        command.append("data.max_length=1000000")
+        run = place.run(*command, f"eval.tasks=[{{name: asked, path: {path}}}]", "run.name=a")
+        local_answers = read_answers(run, "here")
+        remote_answers = read_answers(run, "far")
+        texts = [
+            {id: (answer["text"].lstrip(), answer["ended"]) for id, answer in system_answers.items()}
+            for system_answers in (local_answers, remote_answers)
+        ]
         assert texts[0] == texts[1], "but for the blank that a decoder leaves out before the first word"
-        assert [one["text"] for one in answers(run, "other").values()] != [one["text"] for one in here.values()]
+        assert [answer["text"] for answer in read_answers(run, "other").values()] != [
+            answer["text"] for answer in local_answers.values()
+        ]
         assert results(run)["tasks"]["asked"]["dropped"] == 1
-        served = len(server.log)
-        assert served == 12, "the long one was no question for anybody: it is too long for the model here"
+        requests_before = len(server.log)
+        assert requests_before == 12, "the long one was no question for anybody: it is too long for the model here"
         assert results(run)["systems"][1]["ref"] == f"pocket at {server.api}"
-        again = f"eval.tasks=[{{name: again, path: {path}, check: {{kind: regex, pattern: a}}}}]"
-        assert read_manifest(place.run(*words, again, "run.name=b")).metrics["answers_made"] == 0
-        assert len(server.log) == served
-        asked_of_judge = place.file("judged.jsonl", [{"id": str(i), "prompt": f"Say {i}."} for i in range(3)])
+        second_task = f"eval.tasks=[{{name: again, path: {path}, check: {{kind: regex, pattern: a}}}}]"
+        assert read_manifest(place.run(*command, second_task, "run.name=b")).metrics["answers_made"] == 0
+        assert len(server.log) == requests_before
+        judged_path = place.file("judged.jsonl", [{"id": str(i), "prompt": f"Say {i}."} for i in range(3)])
         files = [place.file(f"{name}.jsonl", [{"id": str(i), "answer": name} for i in range(3)]) for name in ("x", "y")]
         systems = f"stage.systems={{x: {{file: {files[0]}}}, y: {{file: {files[1]}}}}}"
         judge = f"stage.judge={{url: '{server.api}', model: pocket, max_tokens: 6}}"
-        tasks = f"eval.tasks=[{{name: judged, path: {asked_of_judge}}}]"
-        judged = place.run("stage=eval", systems, tasks, judge, f"run.root={place.root}", "run.name=judged", *FAST)
-        assert [request["status"] for request in server.log[served:]] == [200] * 6  # logprobs included
-        assert results(judged)["tasks"]["judged"]["against"]["y"]["win_rate"]["value"] == 0.5  # it gives no verdict
+        tasks = f"eval.tasks=[{{name: judged, path: {judged_path}}}]"
+        judged_run = place.run("stage=eval", systems, tasks, judge, f"run.root={place.root}", "run.name=judged", *FAST)
+        assert [request["status"] for request in server.log[requests_before:]] == [200] * 6  # logprobs included
+        # The model gives no verdict.
+        assert results(judged_run)["tasks"]["judged"]["against"]["y"]["win_rate"]["value"] == 0.5
 
 
 def test_a_busy_server_and_what_it_is_asked(place: Place):
-    seen = list[int]()
+    seeds = list[int]()
 
-    def says(body: dict[str, Any]) -> Reply:
-        seen.append(body["seed"])
-        return error(429, "busy", retry_after="0.1") if len(seen) in (2, 5) else said("e" * len(seen))
+    def answer_or_refuse(body: dict[str, Any]) -> Reply:
+        seeds.append(body["seed"])
+        return error(429, "busy", retry_after="0.1") if len(seeds) in (2, 5) else said("e" * len(seeds))
 
-    with chatting(says) as server:
-        words = place.asked(server.url, 6, system="model: m, at_once: 1")
-        task = results(place.run(*words))["tasks"]["asked"]
+    with chatting(answer_or_refuse) as server:
+        command = place.asked(server.url, 6, system="model: m, at_once: 1")
+        task = results(place.run(*command))["tasks"]["asked"]
         assert len(server.asked) == 8
-        assert len({*seen}) == 6, "each prompt has a seed of its own"
+        assert len({*seeds}) == 6, "each prompt has a seed of its own"
         assert {body["max_tokens"] for body in server.asked} == {12}
         assert task["systems"]["far"]["score"]["value"] == 1.0
-        place.run(*words, "resume=never", "run.name=again")
+        place.run(*command, "resume=never", "run.name=again")
         assert len(server.asked) == 8
         trace = "stage=registry", "stage.action=trace", "artifact=eval:again", "stage.verify=full"
         assert main([*trace, f"run.root={place.root}"]) == 0
@@ -105,34 +112,34 @@ def test_a_busy_server_and_what_it_is_asked(place: Place):
 
 def test_reasoning_is_hidden_where_it_is_of_others(place: Place):
     with chatting(lambda _: said("no", reasoning_content="e")) as server:
-        words = place.asked(server.url, 2)
-        hidden = place.run(*words, "rollout.reasoning=hide", "run.name=hidden")
-        assert {one["text"] for one in answers(hidden, "far").values()} == {"no"}
-        assert {one["reasoning"] for one in answers(hidden, "far").values()} == {"e"}
-        shown = place.run(*words, "run.name=shown")
-        assert results(shown)["tasks"]["asked"]["systems"]["far"]["score"]["value"] == 1.0
+        command = place.asked(server.url, 2)
+        hidden_run = place.run(*command, "rollout.reasoning=hide", "run.name=hidden")
+        assert {answer["text"] for answer in read_answers(hidden_run, "far").values()} == {"no"}
+        assert {answer["reasoning"] for answer in read_answers(hidden_run, "far").values()} == {"e"}
+        shown_run = place.run(*command, "run.name=shown")
+        assert results(shown_run)["tasks"]["asked"]["systems"]["far"]["score"]["value"] == 1.0
         assert len(server.asked) == 2
 
 
 def test_a_run_that_is_killed_asks_nothing_twice(place: Place, forks: Forks):
-    """What was answered by then. What was on its way is asked again: nobody got its answer."""
+    """Only the request in progress is sent again, because its answer was lost."""
     hold = threading.Event()
 
-    def says(body: dict[str, Any]) -> Reply:
+    def answer_or_hang(body: dict[str, Any]) -> Reply:
         if len(server.answered) >= 7:
             hold.wait(60)
         return said("e")
 
-    with chatting(says) as server:
-        words = place.asked(server.url, 20, "run.name=killed", system="model: m, at_once: 1")
-        child = forks.start(place.folder, *words)
+    with chatting(answer_or_hang) as server:
+        command = place.asked(server.url, 20, "run.name=killed", system="model: m, at_once: 1")
+        child = forks.start(place.folder, *command)
         assert settles(lambda: len(server.asked) == 8 and kept(place) == 7)
         child.send_signal(signal.SIGKILL)
         child.ended()
         hold.set()
         assert settles(lambda: server.at_once == 0)
         before = [json.dumps(body) for body in server.asked]
-        assert read_manifest(place.run(*words)).metrics["answers_made"] == 13
+        assert read_manifest(place.run(*command)).metrics["answers_made"] == 13
         after = [json.dumps(body) for body in server.asked[8:]]
         assert {*before[:7]} & {*after} == set()
         assert (len(after), len({*before, *after})) == (13, 20)
@@ -142,53 +149,53 @@ def test_a_run_that_is_interrupted_ends_at_once_and_goes_on(place: Place, forks:
     hold = threading.Event()
     numbers = itertools.count()
 
-    def answer(_: dict[str, Any]) -> Reply:
+    def answer_or_hang(_: dict[str, Any]) -> Reply:
         if next(numbers) >= 4:
             hold.wait(60)
         return said("e")
 
-    with chatting(answer) as server:
-        words = place.asked(server.url, 12, "run.name=stopped")
-        child = forks.start(place.folder, *words)
+    with chatting(answer_or_hang) as server:
+        command = place.asked(server.url, 12, "run.name=stopped")
+        child = forks.start(place.folder, *command)
         assert settles(lambda: len(server.asked) >= 8 and kept(place) == 4)
         child.send_signal(signal.SIGINT)
-        ended = child.ended(20)
-        assert ended.status == 130
-        assert "Traceback" not in ended.err
+        exited = child.ended(20)
+        assert exited.status == 130
+        assert "Traceback" not in exited.err
         hold.set()
         assert settles(lambda: server.at_once == 0)
-        assert read_manifest(place.run(*words)).metrics["answers_made"] == 8
+        assert read_manifest(place.run(*command)).metrics["answers_made"] == 8
 
 
 def test_of_two_ranks_one_asks(place: Place, forks: Forks):
     with chatting(lambda _: said("e")) as server:
-        ended = ranked(forks, place.folder, *place.asked(server.url, 5, "run.name=two"))
-        assert [each.status for each in ended] == [0, 0], [each.err for each in ended]
+        processes = ranked(forks, place.folder, *place.asked(server.url, 5, "run.name=two"))
+        assert [process.status for process in processes] == [0, 0], [process.err for process in processes]
         assert len(server.asked) == 5
 
 
 def test_prompts_that_are_too_long_for_a_server_are_counted(place: Place):
-    def says(body: dict[str, Any]) -> Reply:
-        long = body["messages"][-1]["content"] in ("Say 1.", "Say 4.")
-        return error(400, "This model's maximum context length is 10 tokens.") if long else said("e")
+    def answer_or_refuse(body: dict[str, Any]) -> Reply:
+        is_long = body["messages"][-1]["content"] in ("Say 1.", "Say 4.")
+        return error(400, "This model's maximum context length is 10 tokens.") if is_long else said("e")
 
-    with chatting(says) as server:
+    with chatting(answer_or_refuse) as server:
         task = results(place.run(*place.asked(server.url, 6)))["tasks"]["asked"]
         assert (task["items"], task["dropped"]) == (4, 2)
         assert task["systems"]["file"]["score"]["value"] == 0.5, "of the items that are left"
         server.says = lambda _: error(400, "the prompt is too long, or so")
-        told = place.refused(*place.asked(server.url, 6, system="model: n"))
-        assert "data.max_length=asked: is longer than what a prompt may have, for all 6 items of asked" in told
+        stderr = place.refused(*place.asked(server.url, 6, system="model: n"))
+        assert "data.max_length=asked: is longer than what a prompt may have, for all 6 items of asked" in stderr
         server.says = lambda _: error(400, "max_tokens is not supported in this context")
-        told = place.refused(*place.asked(server.url, 6, system="model: o"))
-        assert f"far.url={server.url}: answers by status 400 (max_tokens is not supported in this context)" in told
+        stderr = place.refused(*place.asked(server.url, 6, system="model: o"))
+        assert f"far.url={server.url}: answers by status 400 (max_tokens is not supported in this context)" in stderr
 
 
 def test_a_server_that_does_not_answer_ends_the_run(place: Place):
-    """Whatever else a server may answer is tested in `test_endpoint`."""
+    """Other replies of a server are tested in `test_endpoint`."""
     with chatting(lambda _: error(401, "who are you?")) as server:
-        told = place.refused(*place.asked(server.url, 6))
-        assert "stage.systems.far.key_env=(none): is rejected" in told
+        stderr = place.refused(*place.asked(server.url, 6))
+        assert "stage.systems.far.key_env=(none): is rejected" in stderr
         assert len(server.asked) <= 6
 
 
@@ -196,16 +203,16 @@ def test_the_key_stands_nowhere(place: Place, monkeypatch: pytest.MonkeyPatch):
     key = "pl4nted-of-the-judges"
     monkeypatch.setenv("THEIR_SECRET_WORD", key)
     with chatting(lambda _: said(f"e {key}")) as server:
-        words = place.asked(server.url, 3, system="model: m, key_env: THEIR_SECRET_WORD")
-        place.run(*words)
-        assert {heard["authorization"] for heard in server.heard} == {f"Bearer {key}"}
+        command = place.asked(server.url, 3, system="model: m, key_env: THEIR_SECRET_WORD")
+        place.run(*command)
+        assert {headers["authorization"] for headers in server.heard} == {f"Bearer {key}"}
         server.says = lambda _: error(400, f"I know {key}")
-        told = place.refused(*words, "seed=9")
-        assert "I know ***" in told
+        stderr = place.refused(*command, "seed=9")
+        assert "I know ***" in stderr
         monkeypatch.delenv("THEIR_SECRET_WORD")
-        assert "is not set in the environment" in place.refused(*words, "seed=10")
-        own = place.asked(server.url, 3, system=f"model: m, key_env: {key}")
-        assert key not in place.refused(*own)
+        assert "is not set in the environment" in place.refused(*command, "seed=10")
+        key_in_settings = place.asked(server.url, 3, system=f"model: m, key_env: {key}")
+        assert key not in place.refused(*key_in_settings)
     assert not [path for path, text in everything_in(place.root).items() if key in text or key in path]
 
 
@@ -215,9 +222,9 @@ def test_a_server_is_no_artifact_for_a_gate_and_calls_no_tools(place: Place):
         assert "is no artifact, and gates are about one" in place.refused(*place.asked(server.url, 3, gate))
         tool = {"type": "function", "function": {"name": "rain", "parameters": {"type": "object"}}}
         assert "would call the tools of item 0" in place.refused(*place.asked(server.url, 3, tools=[tool]))
-        same = place.asked(server.url, 3)
-        same[1] = f"stage.systems={{a: {{url: '{server.url}', model: m}}, b: {{url: '{server.url}/', model: m}}}}"
-        assert "is the same as a" in place.refused(*same)
+        duplicated = place.asked(server.url, 3)
+        duplicated[1] = f"stage.systems={{a: {{url: '{server.url}', model: m}}, b: {{url: '{server.url}/', model: m}}}}"
+        assert "is the same as a" in place.refused(*duplicated)
         assert server.asked == []
 
 
@@ -228,9 +235,9 @@ WORDS = ("alpha", "bravo", "delta", "golf", "hotel", "kilo", "lima", "oscar", "s
 TOPICS = ("tea", "rain", "chess", "tides", "bread", "owls", "moss", "glass", "maps", "salt")
 
 
-def unique_answer(number: int) -> str:
+def build_unique_answer(number: int) -> str:
     """Return an answer that differs from those of the other numbers."""
-    return " ".join(WORDS[each % 10] for each in (number // 10, number, number // 100, number * 7))
+    return " ".join(WORDS[index % 10] for index in (number // 10, number, number // 100, number * 7))
 
 
 def judge_collapse(place: Place, url: str, more: str = "") -> dict[str, Any]:
@@ -239,11 +246,11 @@ def judge_collapse(place: Place, url: str, more: str = "") -> dict[str, Any]:
     Args:
         more: further keys of the server's system.
     """
-    questions = [f"What is {one} to {other}?" for one, other in itertools.product(TOPICS, TOPICS)]
-    asked = place.file("asked.jsonl", [{"id": i, "prompt": question} for i, question in enumerate(questions)])
-    theirs = place.file("theirs.jsonl", [{"id": str(i), "answer": unique_answer(i)} for i in range(100)])
-    systems = f"{{far: {{url: '{url}', model: m{more}}}, file: {{file: {theirs}}}}}"
-    tasks = f"eval.tasks=[{{name: asked, path: {asked}}}]"
+    questions = [f"What is {first} to {second}?" for first, second in itertools.product(TOPICS, TOPICS)]
+    path = place.file("asked.jsonl", [{"id": i, "prompt": question} for i, question in enumerate(questions)])
+    answers_path = place.file("theirs.jsonl", [{"id": str(i), "answer": build_unique_answer(i)} for i in range(100)])
+    systems = f"{{far: {{url: '{url}', model: m{more}}}, file: {{file: {answers_path}}}}}"
+    tasks = f"eval.tasks=[{{name: asked, path: {path}}}]"
     run = place.run("stage=eval", f"stage.systems={systems}", tasks, f"run.root={place.root}", *FAST, *JUDGE)
     return read_manifest(run).metrics["collapse"]["systems"]
 
@@ -252,7 +259,7 @@ def test_a_server_that_says_one_thing_at_temperature_0_collapsed(place: Place):
     numbers = itertools.count()
 
     def answer(body: dict[str, Any]) -> Reply:
-        return said("I love it!" if body["temperature"] == 0 else unique_answer(next(numbers)))
+        return said("I love it!" if body["temperature"] == 0 else build_unique_answer(next(numbers)))
 
     with chatting(answer) as chat:
         verdicts = judge_collapse(place, chat.url)
@@ -277,7 +284,7 @@ def test_a_server_without_answers_at_temperature_0(place: Place, refuses_zero: b
     def answer(body: dict[str, Any]) -> Reply:
         if refuses_zero and body["temperature"] == 0:
             return error(400, "temperature must be 1")
-        return said(unique_answer(next(numbers)))
+        return said(build_unique_answer(next(numbers)))
 
     with chatting(answer) as chat:
         verdicts = judge_collapse(place, chat.url, more)
