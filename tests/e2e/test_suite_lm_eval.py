@@ -1,5 +1,5 @@
-"""Tasks of lm-eval among the tasks of a suite: the figures are those that lm-eval finds by itself, of the base and of
-an adapter; what is computed once; and what is refused before anything is loaded."""
+"""Tasks of lm-eval in a suite: the figures of the base and of an adapter equal lm-eval's own; results are reused, and
+wrong settings are refused before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,35 +20,36 @@ from align.__main__ import main
 from align.run import read_manifest
 
 WINDOW = 256
-"""Of texts: all that the model reads at once."""
+"""Context length in tokens."""
 needs_lm_eval = pytest.mark.skipif(
     find_spec("lm_eval") is None, reason='needs lm-eval (pip install "align-rlhf[evals]")'
 )
 TWO = ("stage.systems={s: sft:s, base: base}", "dtype=float32")
 
 
-def tasks_of(folder: Path, *names: str, more: str = "") -> str:
+def format_tasks(folder: Path, *names: str, more: str = "") -> str:
     return f"eval.tasks=[{', '.join(f'{{name: {n}, lm_eval: {n}, include: {folder}{more}}}' for n in names)}]"
 
 
-def theirs(model: Path, folder: Path, *names: str, **more: Any) -> Any:
-    """What lm-eval finds by itself, with its own loading of the model, in windows as long as ours."""
+def run_lm_eval(model: Path, folder: Path, *names: str, **more: Any) -> Any:
+    """Run lm-eval itself: it loads the model, with a context as long as ours."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    given = {"pretrained": str(model), "dtype": "float32", "device": "cpu", "max_length": WINDOW - 1, **more}
-    return simple_evaluate("hf", given, [*names], batch_size=4, bootstrap_iters=0, task_manager=manager)
+    model_args = {"pretrained": str(model), "dtype": "float32", "device": "cpu", "max_length": WINDOW - 1, **more}
+    return simple_evaluate("hf", model_args, [*names], batch_size=4, bootstrap_iters=0, task_manager=manager)
 
 
-def numbers(figures: Mapping[str, Any]) -> dict[str, float]:
+def select_floats(figures: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if isinstance(value, float)}
 
 
 @needs_lm_eval
 def test_lm_eval_finds_the_same_by_itself(bench: Bench, tmp_path: Path, tiny_model: Path) -> None:
-    folder, root = written(tmp_path / "tasks"), bench.root
-    trained = [
+    folder = written(tmp_path / "tasks")
+    root = bench.root
+    training = [
         "stage=sft",
         "model=hub",
         f"model.path={tiny_model}",
@@ -56,77 +57,86 @@ def test_lm_eval_finds_the_same_by_itself(bench: Bench, tmp_path: Path, tiny_mod
         "stage.max_steps=2",
         "stage.lr=0.01",
     ]
-    assert main([*trained, *bench.ready.data, f"run.root={root}", "run.name=plain", "stage.eval_size=2"]) == 0
+    assert main([*training, *bench.ready.data, f"run.root={root}", "run.name=plain", "stage.eval_size=2"]) == 0
     names = ("choose", "more", "guess", "reading")
     systems = ("stage.systems={plain: sft:plain, base: base}", "dtype=float32", f"data.max_length={WINDOW}")
-    run = bench.run(*systems, tasks_of(folder, *names), "run.name=parity")
+    run = bench.run(*systems, format_tasks(folder, *names), "run.name=parity")
     rows = lines(run)
-    for who, more in (("base", {}), ("plain", {"peft": str(root / "sft" / "plain" / "artifact")})):
-        found = theirs(tiny_model, folder, *names, **more)
+    for system, model_args in (("base", {}), ("plain", {"peft": str(root / "sft" / "plain" / "artifact")})):
+        expected = run_lm_eval(tiny_model, folder, *names, **model_args)
         for name in names:
-            mine = json.loads((run / "artifact" / "lm_eval" / name / f"{who}.json").read_text())
-            assert numbers(mine["results"][name]) == pytest.approx(numbers(found["results"][name]), rel=1e-4)
-            assert mine["n-samples"] == {name: found["n-samples"][name]}
-            assert mine["n-shot"] == {name: found["n-shot"][name]}
-            said = [row["answers"][who]["weighed"] for row in rows if row["task"] == name]
-            samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
-            for one, sample in zip(said, samples, strict=True):
+            actual = json.loads((run / "artifact" / "lm_eval" / name / f"{system}.json").read_text())
+            assert select_floats(actual["results"][name]) == pytest.approx(
+                select_floats(expected["results"][name]), rel=1e-4
+            )
+            assert actual["n-samples"] == {name: expected["n-samples"][name]}
+            assert actual["n-shot"] == {name: expected["n-shot"][name]}
+            answers = [row["answers"][system]["weighed"] for row in rows if row["task"] == name]
+            samples = sorted(expected["samples"][name], key=lambda sample: sample["doc_id"])
+            for answer, sample in zip(answers, samples, strict=True):
                 if name != "reading":
                     logprobs = [float(logprob) for [[logprob, _]] in sample["resps"]]
-                    assert [logprob for _, logprob in one["requests"]] == pytest.approx(logprobs, abs=1e-3)
-                    assert one["metrics"] == pytest.approx({m: sample[m] for m in sample["metrics"]}, abs=1e-3)
+                    assert [logprob for _, logprob in answer["requests"]] == pytest.approx(logprobs, abs=1e-3)
+                    assert answer["metrics"] == pytest.approx({m: sample[m] for m in sample["metrics"]}, abs=1e-3)
 
 
 @needs_lm_eval
 def test_they_are_computed_once_and_say_what_was_measured(bench: Bench, tmp_path: Path) -> None:
     folder = written(tmp_path / "tasks")
-    run = bench.run(*TWO, tasks_of(folder, "choose", "both"), "run.name=once")
+    run = bench.run(*TWO, format_tasks(folder, "choose", "both"), "run.name=once")
     assert "the report could not be made" not in (run / "log.txt").read_text()
-    told = {
-        who: json.loads((run / "artifact" / "lm_eval" / "choose" / f"{who}.json").read_text()) for who in ("s", "base")
+    reports = {
+        system: json.loads((run / "artifact" / "lm_eval" / "choose" / f"{system}.json").read_text())
+        for system in ("s", "base")
     }
-    s, base = told["s"]["align"], told["base"]["align"]
-    assert s["base"] == base["base"] == told["base"]["config"]["model_sha"]
-    assert s["adapter"] == told["s"]["config"]["model_sha"] != base["adapter"] == ""
-    assert (s["requests"], s["dtype"]) == (base["requests"], "float32")
-    found = results(run)["tasks"]
-    for who in ("s", "base"):
-        acc = told[who]["results"]["choose"]["acc,none"]
-        assert found["choose"]["systems"][who]["acc"] == acc == found["choose"]["systems"][who]["score"]["value"]
-        group = json.loads((run / "artifact" / "lm_eval" / "both" / f"{who}.json").read_text())
-        assert found["both"]["systems"][who]["acc"] == group["groups"]["both"]["acc,none"]
-    assert {*found["both"]["categories"]} == {"choose", "more"}
+    adapter_record = reports["s"]["align"]
+    base_record = reports["base"]["align"]
+    assert adapter_record["base"] == base_record["base"] == reports["base"]["config"]["model_sha"]
+    assert adapter_record["adapter"] == reports["s"]["config"]["model_sha"] != base_record["adapter"] == ""
+    assert (adapter_record["requests"], adapter_record["dtype"]) == (base_record["requests"], "float32")
+    task_results = results(run)["tasks"]
+    for system in ("s", "base"):
+        acc = reports[system]["results"]["choose"]["acc,none"]
+        assert (
+            task_results["choose"]["systems"][system]["acc"]
+            == acc
+            == task_results["choose"]["systems"][system]["score"]["value"]
+        )
+        group = json.loads((run / "artifact" / "lm_eval" / "both" / f"{system}.json").read_text())
+        assert task_results["both"]["systems"][system]["acc"] == group["groups"]["both"]["acc,none"]
+    assert {*task_results["both"]["categories"]} == {"choose", "more"}
     assert read_manifest(run).metrics["likelihoods_made"] > 0
-    again = bench.run(*TWO, tasks_of(folder, "choose", more=", metric: acc_norm"), "run.name=again")
-    assert read_manifest(again).metrics["likelihoods_made"] == 0
-    assert {row["answers"]["s"]["score"] for row in lines(again)} <= {0.0, 1.0}
-    assert results(again)["tasks"]["choose"]["by"] == "lm-eval's acc_norm"
+    second_run = bench.run(*TWO, format_tasks(folder, "choose", more=", metric: acc_norm"), "run.name=again")
+    assert read_manifest(second_run).metrics["likelihoods_made"] == 0
+    assert {row["answers"]["s"]["score"] for row in lines(second_run)} <= {0.0, 1.0}
+    assert results(second_run)["tasks"]["choose"]["by"] == "lm-eval's acc_norm"
 
 
 @needs_lm_eval
 def test_what_is_refused_is_refused_before_a_run_begins(bench: Bench, tmp_path: Path) -> None:
-    folder, before = written(tmp_path / "tasks"), {*bench.root.glob("eval/*")}
-    assert "choose, draws, guess" in bench.refused(*TWO, tasks_of(folder, "nothing"))
-    assert "docs/checkers.md" in bench.refused(*TWO, tasks_of(folder, "leaderboard_ifeval"))
-    assert "Its metrics are perplexity, acc." in bench.refused(*TWO, tasks_of(folder, "guess", more=", metric: f1"))
-    theirs = tmp_path / "theirs.jsonl"
-    theirs.write_text('{"id": "0", "answer": "e"}\n')
-    systems = f"stage.systems={{s: sft:s, theirs: {{file: {theirs}}}}}"
-    assert "is a probe, which needs the model itself" in bench.refused(systems, tasks_of(folder, "choose"))
+    folder = written(tmp_path / "tasks")
+    runs_before = {*bench.root.glob("eval/*")}
+    assert "choose, draws, guess" in bench.refused(*TWO, format_tasks(folder, "nothing"))
+    assert "docs/checkers.md" in bench.refused(*TWO, format_tasks(folder, "leaderboard_ifeval"))
+    assert "Its metrics are perplexity, acc." in bench.refused(*TWO, format_tasks(folder, "guess", more=", metric: f1"))
+    file = tmp_path / "theirs.jsonl"
+    file.write_text('{"id": "0", "answer": "e"}\n')
+    systems = f"stage.systems={{s: sft:s, theirs: {{file: {file}}}}}"
+    assert "is a probe, which needs the model itself" in bench.refused(systems, format_tasks(folder, "choose"))
     broken = json.dumps({"prompt": "a", "choices": ["a", "b"]})
     (folder / "choose.jsonl").write_text(broken + "\n")
-    assert "fails in lm-eval (" in bench.refused(*TWO, tasks_of(folder, "choose"))
-    kept = {*bench.root.glob("eval/*")} - before
-    assert not any((run / "artifact").exists() for run in kept)
+    assert "fails in lm-eval (" in bench.refused(*TWO, format_tasks(folder, "choose"))
+    new_runs = {*bench.root.glob("eval/*")} - runs_before
+    assert not any((run / "artifact").exists() for run in new_runs)
 
 
 @needs_lm_eval
 def test_the_page_shows_commands_that_run(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shown = dict(
+    blocks_by_task = dict(
         zip(("facts", "sums"), blocks(ROOT / "docs" / "evaluation.md", "bash", "Tasks of lm-eval"), strict=True)
     )
-    for name, block in shown.items():
+    for name, block in blocks_by_task.items():
         files, _, command = block.text.partition("python -m align ")
         subprocess.run(["bash", "-ec", files], check=True)
         run = bench.run(*shlex.split(command), f"run.name=page-{name}")
