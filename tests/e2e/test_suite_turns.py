@@ -1,4 +1,4 @@
-"""Items of several turns: each system goes on from its own answers."""
+"""Items of several turns: each system continues from its own answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from benches import Bench, lines, results
 
 from align.run import read_manifest
 
-LETTER, NOTHING = {"kind": "regex", "pattern": "[a-z]"}, {"kind": "exact", "answers": ["no such answer"]}
+LETTER = {"kind": "regex", "pattern": "[a-z]"}
+NOTHING = {"kind": "exact", "answers": ["no such answer"]}
 ROWS: tuple[Mapping[str, Any], ...] = (
     {"id": "both", "turns": ["Say hello.", "And again?"], "check": [LETTER, LETTER]},
     {"id": "first", "turns": ["Say yes.", "Why?"], "check": [LETTER, None]},
@@ -28,20 +29,20 @@ def test_a_system_goes_on_from_its_own_answers(bench: Bench):
             roles = [turn["role"] for turn in answer.get("before", ())]
             assert roles == ["assistant", "user"] * (turns - 1)
     assert rows["last"]["answers"]["new"]["before"][1]["content"] == "Why?"
-    asked = sum(len(row.get("turns", [1])) for row in ROWS)
-    assert read_manifest(run).metrics["answers_made"] == 2 * asked
-    # What stands in the evidence, given as a conversation, is the very question that was asked.
+    turn_count = sum(len(row.get("turns", [1])) for row in ROWS)
+    assert read_manifest(run).metrics["answers_made"] == 2 * turn_count
+    # The recorded conversation, given as a prompt, is the same question: its answer is reused.
     talks = [
         {"id": id, "messages": [*row["prompt"], *row["answers"]["new"].get("before", ())], "check": LETTER}
         for id, row in rows.items()
     ]
-    talks = [talk for talk in talks if "\\u0000" not in json.dumps(talk)]  # which no row may hold
+    talks = [talk for talk in talks if "\\u0000" not in json.dumps(talk)]  # a row may not contain it
     assert any(len(talk["messages"]) > 1 for talk in talks)
-    other = bench.file("other.jsonl", [{"id": talk["id"], "answer": "x"} for talk in talks])
-    systems = f"stage.systems={{it: ppo:p, other: {{file: {other}}}}}"
-    again = bench.run(systems, bench.tasks(*talks, name="talks"), "run.name=again")
-    assert read_manifest(again).metrics["answers_made"] == 0
-    for row in lines(again):
+    file = bench.file("other.jsonl", [{"id": talk["id"], "answer": "x"} for talk in talks])
+    systems = f"stage.systems={{it: ppo:p, other: {{file: {file}}}}}"
+    replayed = bench.run(systems, bench.tasks(*talks, name="talks"), "run.name=again")
+    assert read_manifest(replayed).metrics["answers_made"] == 0
+    for row in lines(replayed):
         assert row["answers"]["it"]["text"] == rows[row["id"]]["answers"]["new"]["text"]
 
 
@@ -52,22 +53,25 @@ def test_a_check_for_each_turn_or_one_of_the_last(bench: Bench):
         "last": ["a", "b", "no such answer"],
         "one": ["x"],
     }
-    said = bench.file("said.jsonl", [{"id": id, "answer": text} for id, text in texts.items()])
-    systems = f"stage.systems={{theirs: {{file: {said}}}, s: sft:s}}"
+    file = bench.file("said.jsonl", [{"id": id, "answer": text} for id, text in texts.items()])
+    systems = f"stage.systems={{theirs: {{file: {file}}}, s: sft:s}}"
     run = bench.run(systems, bench.tasks(*ROWS), "run.name=said")
-    told = {row["id"]: row["answers"]["theirs"] for row in lines(run)}
-    assert {id: one["score"] for id, one in told.items()} == {"both": 0, "first": 1, "last": 1, "one": 1}
-    assert next(iter(told["both"]["missed"])).startswith("turn 2: ")
+    answers = {row["id"]: row["answers"]["theirs"] for row in lines(run)}
+    assert {id: answer["score"] for id, answer in answers.items()} == {"both": 0, "first": 1, "last": 1, "one": 1}
+    assert next(iter(answers["both"]["missed"])).startswith("turn 2: ")
     lengths = results(run)["tasks"]["asked"]["systems"]["theirs"]["characters"]
-    assert lengths == sum(len(text) for each in texts.values() for text in each) / 4
+    assert lengths == sum(len(text) for replies in texts.values() for text in replies) / 4
     assert "user: And again?" in (run / "report.html").read_text()
     bench.file("said.jsonl", [{"id": row["id"], "answer": "yes"} for row in ROWS])
     assert "has 1 answer to item both of task asked, in 2 turns" in bench.refused(systems, bench.tasks(*ROWS))
 
 
 def test_an_item_that_grows_too_long_is_asked_of_nobody(bench: Bench):
-    long = {"id": "long", "turns": ["Say hello.", "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 8, "Go on."]}
-    rows = [{**long, "check": LETTER}, ROWS[0]]
+    long_row = {
+        "id": "long",
+        "turns": ["Say hello.", "a b c d e f g h i j k l m n o p q r s t u v w x y z " * 8, "Go on."],
+    }
+    rows = [{**long_row, "check": LETTER}, ROWS[0]]
     run = bench.run(TWO, bench.tasks(*rows), "run.name=long")
     assert [row["id"] for row in lines(run)] == ["both"]
     assert results(run)["tasks"]["asked"]["dropped"] == 1
