@@ -1,4 +1,4 @@
-"""`data.template_kwargs`: part of a run's identity, trained on, and carried by what is published."""
+"""`data.template_kwargs`: part of a run's identity, used in training, and saved with the published model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shop(tmp_path: Path, chats: Path, tiny_model: Path) -> Workshop:
     return Workshop(tmp_path / "runs", chats, "model=hub", f"model.path={model}", "project=p")
 
 
-def prompt_of(folder: Path) -> str:
+def format_prompt(folder: Path) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder / "artifact")
     return tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
@@ -37,11 +37,13 @@ def prompt_of(folder: Path) -> str:
 
 
 def test_what_is_trained_on_is_what_is_published(shop: Workshop) -> None:
-    short = (*SFT, "stage.max_steps=1")
-    plain, quiet = shop.run("sft", *short), shop.run("sft", *short, QUIET)
-    assert plain != quiet
-    assert read_manifest(quiet).identity["config"]["data"]["template_kwargs"] == {"quiet": True}
-    assert prompt_of(plain).endswith("assistant: ")
-    assert prompt_of(quiet).endswith("assistant: (quiet) ")
-    shop.run("sample", "stage.prompts=4", "stage.candidates=2", f"init=sft:{quiet.name}")  # nobody has to say it again
-    assert shop.run("sft", *short, QUIET) == quiet
+    settings = (*SFT, "stage.max_steps=1")
+    plain_run = shop.run("sft", *settings)
+    quiet_run = shop.run("sft", *settings, QUIET)
+    assert plain_run != quiet_run
+    assert read_manifest(quiet_run).identity["config"]["data"]["template_kwargs"] == {"quiet": True}
+    assert format_prompt(plain_run).endswith("assistant: ")
+    assert format_prompt(quiet_run).endswith("assistant: (quiet) ")
+    # The stage inherits the setting from the run.
+    shop.run("sample", "stage.prompts=4", "stage.candidates=2", f"init=sft:{quiet_run.name}")
+    assert shop.run("sft", *settings, QUIET) == quiet_run

@@ -1,4 +1,4 @@
-"""Rows with tools from a file to a model that calls them: one data set, read by every stage, by TRL, and served."""
+"""Rows with tools, from a file to a model that calls them: one data set for every stage, TRL and the server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOOLS = [{"type": "function", "function": {"name": "rain", "parameters": {"type"
 PLACES = ("Oslo", "Rome", "Lima", "Kyiv", "Bern", "Graz")
 
 
-def row(place: str) -> dict[str, Any]:
+def build_row(place: str) -> dict[str, Any]:
     call = {"id": "c1", "type": "function", "function": {"name": "rain", "arguments": json.dumps({"in": place})}}
     return {
         "messages": [
@@ -40,86 +40,96 @@ def row(place: str) -> dict[str, Any]:
     }
 
 
-def ran(shop: Workshop, stage: str, *words: str) -> Path:
-    """The folder of a run that ended well."""
-    assert shop.status(f"stage={stage}", *words) == 0, shop.said
+def run_stage(shop: Workshop, stage: str, *settings: str) -> Path:
+    """Run a stage and return the folder of its run."""
+    assert shop.status(f"stage={stage}", *settings) == 0, shop.said
     return Path(shop.said.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     root = tmp_path_factory.mktemp("tools")
-    made = Workshop(root / "runs", root)
-    rows = [row(place) for place in PLACES] + [{"messages": row("Nice")["messages"][:2], "tools": TOOLS}]
+    workshop = Workshop(root / "runs", root)
+    rows = [build_row(place) for place in PLACES] + [{"messages": build_row("Nice")["messages"][:2], "tools": TOOLS}]
     rows += [{"prompt": f"Hello {i}", "completion": f"Hi {i}!"} for i in range(3)]
-    (root / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
-    return made
+    (root / "rows.jsonl").write_text("".join(json.dumps(document) + "\n" for document in rows), encoding="utf-8")
+    return workshop
 
 
 @pytest.fixture(scope="module")
 def made(shop: Workshop) -> Path:
-    words = ("data.held_out=0.2", "stage.duplicates.near=null", "stage.contamination.test=false", "run.name=tools")
-    return ran(shop, "data", f"stage.sources=[{{path: {shop.data}/rows.jsonl}}]", *words)
+    settings = ("data.held_out=0.2", "stage.duplicates.near=null", "stage.contamination.test=false", "run.name=tools")
+    return run_stage(shop, "data", f"stage.sources=[{{path: {shop.data}/rows.jsonl}}]", *settings)
 
 
 def test_a_data_set_keeps_what_its_source_says(shop: Workshop, made: Path) -> None:
-    found = load_data_set(made / "artifact")
-    kept = {
-        (c.messages, c.tools) for side in ("train", "test") for c in found.records(side) if isinstance(c, Conversation)
+    data_set = load_data_set(made / "artifact")
+    published = {
+        (c.messages, c.tools)
+        for side in ("train", "test")
+        for c in data_set.records(side)
+        if isinstance(c, Conversation)
     }
-    source = [c for c in read_documents(shop.data / "rows.jsonl") if isinstance(c, Conversation)]
-    assert kept == {(c.messages, c.tools) for c in source}
-    again = read_documents(next((made / "artifact").glob("train-*.parquet")))  # its files are rows like any other
-    assert {(c.messages, c.tools) for c in again if isinstance(c, Conversation)} <= kept
+    source_rows = [c for c in read_documents(shop.data / "rows.jsonl") if isinstance(c, Conversation)]
+    assert published == {(c.messages, c.tools) for c in source_rows}
+    reread = read_documents(next((made / "artifact").glob("train-*.parquet")))  # its files can be read like any others
+    assert {(c.messages, c.tools) for c in reread if isinstance(c, Conversation)} <= published
     assert "calls rain" in (made / "report.html").read_text()
 
 
 def test_trl_trains_on_the_same_tokens(made: Path, tmp_path: Path) -> None:
-    loaded: Any = load_dataset(str(made / "artifact"), cache_dir=str(tmp_path))["train"]
+    train_set: Any = load_dataset(str(made / "artifact"), cache_dir=str(tmp_path))["train"]
     tokenizer = AutoTokenizer.from_pretrained(POCKET_FOLDER)
     arguments = SFTConfig(
-        str(tmp_path / "trl"), max_steps=1, per_device_train_batch_size=2, assistant_only_loss=True, use_cpu=True,
-        report_to=[], save_strategy="no", max_length=None,
-    )  # fmt: skip
+        str(tmp_path / "trl"),
+        max_steps=1,
+        per_device_train_batch_size=2,
+        assistant_only_loss=True,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        max_length=None,
+    )
     model = AutoModelForCausalLM.from_pretrained(POCKET_FOLDER)
-    trainer = SFTTrainer(model, arguments, train_dataset=loaded, processing_class=tokenizer)
-    theirs: Any = trainer.train_dataset
-    for ours, row in zip(load_data_set(made / "artifact").records("train"), theirs, strict=True):
-        assert isinstance(ours, Conversation)
-        encoded = encode_conversation(tokenizer, ours)
+    trainer = SFTTrainer(model, arguments, train_dataset=train_set, processing_class=tokenizer)
+    trl_rows: Any = trainer.train_dataset
+    for conversation, row in zip(load_data_set(made / "artifact").records("train"), trl_rows, strict=True):
+        assert isinstance(conversation, Conversation)
+        encoded = encode_conversation(tokenizer, conversation)
         assert encoded.input_ids == list(row["input_ids"])
         assert encoded.labels == list(row["labels"])
     trainer.train()
 
 
 def test_every_stage_of_prompts_takes_them_and_nobody_is_shown_them(shop: Workshop, made: Path) -> None:
-    on = ("data=manifest", f"data.path={made}", "data.held_out=0", "rollout.max_new_tokens=4")
-    folder = ran(shop, "sample", *on, "model=pocket", "init=base", "stage.candidates=2", "run.name=asked")
+    settings = ("data=manifest", f"data.path={made}", "data.held_out=0", "rollout.max_new_tokens=4")
+    folder = run_stage(shop, "sample", *settings, "model=pocket", "init=base", "stage.candidates=2", "run.name=asked")
     samples = read_rows(folder / "samples.jsonl")
     with_tools = [sample for sample in samples if "tools" in sample]
-    ends = {sample["prompt"][-1]["role"] for sample in with_tools}
-    assert "tool" in ends
-    assert ends <= {"tool", "user"}
+    last_roles = {sample["prompt"][-1]["role"] for sample in with_tools}
+    assert "tool" in last_roles
+    assert last_roles <= {"tool", "user"}
     assert all(sample["tools"] == TOOLS for sample in with_tools)
     metrics = read_manifest(folder).metrics
     assert metrics["with_tools"] == len(with_tools) // 2
-    handed_out = metrics["prompts"] - sum(metrics[why] for why in ("with_tools", "all_empty", "all_equal"))
-    told = f"{metrics['answers']} answers to {metrics['prompts']} prompts, {handed_out} of them in project"
-    assert told in shop.said
+    handed_out = metrics["prompts"] - sum(metrics[reason] for reason in ("with_tools", "all_empty", "all_equal"))
+    sentence = f"{metrics['answers']} answers to {metrics['prompts']} prompts, {handed_out} of them in project"
+    assert sentence in shop.said
 
 
 def test_best_of_n_scores_their_answers_and_writes_no_row_of_them(shop: Workshop, made: Path) -> None:
-    on = ("data=manifest", f"data.path={made}", "data.held_out=0", "model=pocket", "init=base", "run.name=best")
-    best = ("stage.best_of=4", "reward=sentiment", f"run.root={shop.root}")
-    assert shop.ended("stage=sample", *on, *best, "rollout.max_new_tokens=40", "device=cpu") == 0, shop.said
+    settings = ("data=manifest", f"data.path={made}", "data.held_out=0", "model=pocket", "init=base", "run.name=best")
+    selection = ("stage.best_of=4", "reward=sentiment", f"run.root={shop.root}")
+    assert shop.ended("stage=sample", *settings, *selection, "rollout.max_new_tokens=40", "device=cpu") == 0, shop.said
     folder = Path(shop.said.splitlines()[-1])
-    rows, metrics = read_rows(folder / "samples.jsonl"), read_manifest(folder).metrics
-    asked = {f"sample:best/{row['number']}": "tools" in row for row in rows}
-    written = [row["id"] for row in read_rows(folder / "artifact" / "winners.jsonl")]
+    rows = read_rows(folder / "samples.jsonl")
+    metrics = read_manifest(folder).metrics
+    has_tools = {f"sample:best/{row['number']}": "tools" in row for row in rows}
+    winner_ids = [row["id"] for row in read_rows(folder / "artifact" / "winners.jsonl")]
     assert all(len(row["answers"]) == 4 for row in rows)
-    assert metrics["with_tools"] == sum(asked.values()) > 0
-    assert 0 < metrics["winners"] == len(written) == len(rows) - metrics["with_tools"] - metrics["no_winner"]
-    assert not any(asked[id] for id in written)
+    assert metrics["with_tools"] == sum(has_tools.values()) > 0
+    assert 0 < metrics["winners"] == len(winner_ids) == len(rows) - metrics["with_tools"] - metrics["no_winner"]
+    assert not any(has_tools[id] for id in winner_ids)
     assert "with tools, whose calls are no text to imitate" in shop.said
 
 
@@ -127,23 +137,25 @@ def test_a_model_that_was_trained_on_calls_calls(shop: Workshop) -> None:
     import torch
     from peft import PeftModel
 
-    rows = [{**one, "messages": one["messages"][:2]} for one in map(row, PLACES[:2])]
-    (shop.data / "calls.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
-    on = ("model=pocket", "data=jsonl", f"data.path={shop.data}/calls.jsonl", "data.held_out=0")
-    folder = ran(shop, "sft", *on, "stage.epochs=60", "stage.lr=5e-3", "run.name=calls")
-    shown = (folder / "trained_on.jsonl").read_text()
-    assert "tool_call" in shown
+    rows = [{**document, "messages": document["messages"][:2]} for document in map(build_row, PLACES[:2])]
+    (shop.data / "calls.jsonl").write_text("".join(json.dumps(document) + "\n" for document in rows), encoding="utf-8")
+    settings = ("model=pocket", "data=jsonl", f"data.path={shop.data}/calls.jsonl", "data.held_out=0")
+    folder = run_stage(shop, "sft", *settings, "stage.epochs=60", "stage.lr=5e-3", "run.name=calls")
+    examples = (folder / "trained_on.jsonl").read_text()
+    assert "tool_call" in examples
     tokenizer = AutoTokenizer.from_pretrained(folder / "artifact")
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(POCKET_FOLDER).chat_template
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(POCKET_FOLDER), str(folder / "artifact"))
-    documents = [one for one in read_documents(shop.data / "calls.jsonl") if isinstance(one, Conversation)]
-    asked = [truncate_to_question(one) for one in documents]
-    for place, prompt in zip(PLACES, asked, strict=False):
+    documents = [
+        document for document in read_documents(shop.data / "calls.jsonl") if isinstance(document, Conversation)
+    ]
+    questions = [truncate_to_question(document) for document in documents]
+    for place, prompt in zip(PLACES, questions, strict=False):
         assert prompt is not None
         ids = encode_prompt(tokenizer, prompt)
         with torch.no_grad():
-            out: Any = model.generate(torch.tensor([ids]), max_new_tokens=48, do_sample=False)
-        said = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
-        (part,) = AnswerParser(tools=["rain"]).feed(said, last=True)
-        assert part.call is not None, said
+            output_ids: Any = model.generate(torch.tensor([ids]), max_new_tokens=48, do_sample=False)
+        text = tokenizer.decode(output_ids[0, len(ids) :], skip_special_tokens=True)
+        (part,) = AnswerParser(tools=["rain"]).feed(text, last=True)
+        assert part.call is not None, text
         assert (part.call.name, json.loads(part.call.arguments)) == ("rain", {"in": place})
