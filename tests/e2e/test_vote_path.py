@@ -1,4 +1,4 @@
-"""How many of our files a vote passes through, from the request to the pair that a reward model trains on."""
+"""Limit how many source files a vote passes through, from the request to the pair for a reward model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from align.data.pairs import read_pairs
 from align.data.sources import DataSource
 
 MAX_FILES = 15
-"""Files of the source, without `align/core`, which every package shares."""
+"""Maximum number of source files, without `align/core`, which all packages share."""
 ORIGIN = "http://127.0.0.1:7861"
 KEY = "k" * 32
 
@@ -56,7 +56,7 @@ def test_a_vote_passes_through_few_files(tmp_path: Path):
         client = TestClient(build_app(store, authenticator, [ORIGIN]), base_url=ORIGIN)
         headers = {"Cookie": f"align_key_7861={KEY}"}
         headers["X-Align"] = client.get("/api/projects", headers=headers).json()["projects"][0]["id"]
-        for i in range(2):  # what is done once is done by the first
+        for i in range(2):  # the first vote does all one-time work
             files.clear()
             step = client.get("/api/task", headers=headers).json()
             judgement = {"tiers": [[1], [0]], "strength": 2, "seconds": 3.5}
@@ -68,7 +68,7 @@ def test_a_vote_passes_through_few_files(tmp_path: Path):
     assert len(pairs) == 2
     paths = [Path(name).resolve() for name in files]
     relative = [path.relative_to(ROOT).as_posix() for path in paths if path.is_relative_to(ROOT)]
-    ours = {name for name in relative if name.startswith(("align/", "annotate/", "reward/"))}
-    path_of_vote = sorted(name for name in ours if not name.startswith("align/core/"))
+    source_files = {name for name in relative if name.startswith(("align/", "annotate/", "reward/"))}
+    path_of_vote = sorted(name for name in source_files if not name.startswith("align/core/"))
     assert {"annotate/web/routes.py", "annotate/store/ledger.py", "align/data/pairs.py"} <= {*path_of_vote}
     assert len(path_of_vote) <= MAX_FILES, path_of_vote
