@@ -1,4 +1,4 @@
-"""Accounts: passwords, sessions, invitations, roles, and what is left of somebody who is erased."""
+"""Accounts: passwords, sessions, invitations, roles, and the erasure of people."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from align.web.credentials import AccessRefused
 def test_nothing_in_the_database_lets_anybody_in(accounts, store):
     token = accounts.invite("p", "annotator")
     session = accounts.accept(token, "ann", GOOD)
-    second = accounts.invite("p", "annotator")
+    second_token = accounts.invite("p", "annotator")
     with store.reading() as db:
-        kept = str([db.execute(select(table)).all() for table in (users, sessions, invitations, members)])
-    assert not any(secret in kept for secret in (token, second, session, GOOD))
-    assert "$argon2id$" in kept
+        stored_text = str([db.execute(select(table)).all() for table in (users, sessions, invitations, members)])
+    assert not any(secret in stored_text for secret in (token, second_token, session, GOOD))
+    assert "$argon2id$" in stored_text
 
 
 def test_the_default_hasher_costs_what_the_rfc_asks(store):
@@ -35,14 +35,14 @@ def test_a_session_is_its_persons_until_it_is_over(accounts, time):
     session = accounts.log_in("ann", GOOD, "here")
     assert accounts.find_person(session) == Person("ann", {"p": "reviewer"})
     time.now += SESSION_S - 1
-    assert accounts.find_person(session) is not None  # which keeps it open
+    assert accounts.find_person(session) is not None  # a look-up extends the session
     time.now += SESSION_S - 1
     assert accounts.find_person(session) is not None
     time.now += SESSION_S + 1
     assert accounts.find_person(session) is None
-    again = accounts.log_in("ann", GOOD, "here")
-    accounts.log_out(again)
-    assert accounts.find_person(again) is None
+    second_session = accounts.log_in("ann", GOOD, "here")
+    accounts.log_out(second_session)
+    assert accounts.find_person(second_session) is None
     assert accounts.find_person("") is accounts.find_person("x" * 43) is None
 
 
@@ -61,23 +61,28 @@ def test_an_invitation_works_once_and_for_a_while(accounts, time):
     assert accounts.find_invitation(token) is None
     with pytest.raises(AccessRefused, match="expired or was used"):
         accounts.accept(token, "bob", GOOD)
-    late = accounts.invite("p", "annotator")
+    late_token = accounts.invite("p", "annotator")
     time.now += INVITATION_S + 1
     with pytest.raises(AccessRefused, match="expired or was used"):
-        accounts.accept(late, "bob", GOOD)
+        accounts.accept(late_token, "bob", GOOD)
     assert list(accounts.members("p")) == ["ann"]
 
 
 @pytest.mark.parametrize(
     ("name", "password", "problem"),
     [
-        ("", GOOD, "empty"), ("x" * 101, GOOD, "too long"), ("a\u202eb", GOOD, "cannot be seen"),
-        ("a\nb\u200b", GOOD, "cannot be seen"), ("ann\ufe0f", GOOD, "cannot be seen"),
+        ("", GOOD, "empty"),
+        ("x" * 101, GOOD, "too long"),
+        ("a\u202eb", GOOD, "cannot be seen"),
+        ("a\nb\u200b", GOOD, "cannot be seen"),
+        ("ann\ufe0f", GOOD, "cannot be seen"),
         ("\u2800", GOOD, "cannot be seen"),
-        ("\u0430nn", GOOD, "two alphabets"), ("ann", "short", "too short"), ("ann", "x" * 1001, "too long"),
+        ("\u0430nn", GOOD, "two alphabets"),
+        ("ann", "short", "too short"),
+        ("ann", "x" * 1001, "too long"),
         ("a" * 12, "A" * 12, "it is the name"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_name_or_password_uses_no_invitation_up(accounts, name, password, problem):
     token = accounts.invite("p", "annotator")
     with pytest.raises(InputError, match=problem):
@@ -90,9 +95,9 @@ def test_an_invitation_by_name_sets_a_new_password_and_ends_the_sessions(account
     token = accounts.invite("p", "annotator", "Ann")
     with pytest.raises(AccessRefused, match="the invitation is for ann"):
         accounts.accept(token, "bob", GOOD)
-    fresh = accounts.accept(token, "ann", "another good one")
+    new_session = accounts.accept(token, "ann", "another good one")
     assert accounts.find_person(session) is None
-    assert accounts.find_person(fresh).roles == {"p": "admin"}  # nobody is made less by a link
+    assert accounts.find_person(new_session).roles == {"p": "admin"}  # an invitation never lowers a role
     with pytest.raises(AccessRefused):
         accounts.log_in("ann", GOOD, "here")
     assert accounts.log_in("ann", "another good one", "here")
@@ -102,7 +107,7 @@ def test_nobody_takes_the_name_of_somebody_who_has_judged_without_an_account(acc
     AssignmentQueue(store, "p").take("ann")
     with pytest.raises(AccessRefused, match="the name is taken"):
         member(accounts, "ann")
-    assert accounts.accept(accounts.invite("p", "annotator", "ann"), "ann", GOOD)  # unless it is meant for them
+    assert accounts.accept(accounts.invite("p", "annotator", "ann"), "ann", GOOD)  # an invitation by name works
 
 
 def test_who_has_an_account_joins_another_project(accounts, store):
@@ -132,10 +137,11 @@ def test_a_project_keeps_an_admin(accounts):
 
 
 def test_the_first_admins_link_is_made_until_there_is_one_and_replaces_the_last(accounts):
-    first, second = accounts.invite_first_admin("p"), accounts.invite_first_admin("p")
+    first_token = accounts.invite_first_admin("p")
+    second_token = accounts.invite_first_admin("p")
     with pytest.raises(AccessRefused):
-        accounts.accept(first, "eve", GOOD)
-    accounts.accept(second, "ann", GOOD)
+        accounts.accept(first_token, "eve", GOOD)
+    accounts.accept(second_token, "ann", GOOD)
     assert accounts.invite_first_admin("p") is None
     assert accounts.members("p") == {"ann": "admin"}
 
@@ -152,14 +158,15 @@ def test_who_is_taken_out_is_out_at_once_and_gives_back_what_they_hold(accounts,
 
 def test_another_password_ends_the_other_sessions(accounts):
     member(accounts, "ann")
-    here, there = accounts.log_in("ann", GOOD, "a"), accounts.log_in("ann", GOOD, "b")
+    current_session = accounts.log_in("ann", GOOD, "a")
+    other_session = accounts.log_in("ann", GOOD, "b")
     with pytest.raises(AccessRefused, match="no such name and password"):
-        accounts.change_password(here, "not it at all", "another good one")
+        accounts.change_password(current_session, "not it at all", "another good one")
     with pytest.raises(InputError, match="too short"):
-        accounts.change_password(here, GOOD, "short")
-    accounts.change_password(here, GOOD, "another good one")
-    assert accounts.find_person(here) is not None
-    assert accounts.find_person(there) is None
+        accounts.change_password(current_session, GOOD, "short")
+    accounts.change_password(current_session, GOOD, "another good one")
+    assert accounts.find_person(current_session) is not None
+    assert accounts.find_person(other_session) is None
     assert accounts.log_in("ann", "another good one", "a")
 
 
@@ -190,11 +197,11 @@ def test_an_erased_annotator_has_no_account_left(accounts, store):
     store.erase_annotator("p", store.pseudonym("p", "ann@example.org"))
     assert accounts.find_person(session) is None
     with store.reading() as db:
-        left = [
+        remaining_rows = [
             db.execute(text(f'SELECT * FROM "{table}"')).all()
             for table in ("users", "members", "sessions", "invitations")
         ]
-    assert left == [[], [], [], []]
+    assert remaining_rows == [[], [], [], []]
     store.verify()
 
 
@@ -215,30 +222,31 @@ def test_an_admin_of_one_project_takes_over_nobodys_account_in_another(accounts,
     assert not accounts.find_invitation(token).resets
     with pytest.raises(AccessRefused, match="projects of other admins"):
         accounts.accept(token, "root", GOOD)
-    accounts.join(token, accounts.find_person(root))  # root themselves may
+    accounts.join(token, accounts.find_person(root))  # root may use the link
     assert accounts.find_person(root).roles == {"p": "annotator", "q": "admin"}
     ann = member(accounts, "ann")
     assert accounts.find_person(ann) is not None
     accounts.accept(accounts.invite("p", "annotator", "ann", by=eve), "ann", "another good one")
-    accounts.accept(accounts.invite("p", "annotator", "root"), "root", "another good one")  # the operator may
+    # An invitation by the operator may reset a password.
+    accounts.accept(accounts.invite("p", "annotator", "root"), "root", "another good one")
 
 
 def test_links_end_with_a_new_password_and_with_the_role_of_who_made_them(accounts):
     member(accounts, "root", "admin")
     eve = accounts.find_person(member(accounts, "eve", "admin"))
     session = member(accounts, "ann")
-    links = [accounts.invite("p", "annotator", "ann") for _ in range(3)]
-    accounts.accept(links[0], "ann", "another good one")
-    assert accounts.find_invitation(links[1]) is None
-    links = [accounts.invite("p", "annotator", "ann")]
+    tokens = [accounts.invite("p", "annotator", "ann") for _ in range(3)]
+    accounts.accept(tokens[0], "ann", "another good one")
+    assert accounts.find_invitation(tokens[1]) is None
+    tokens = [accounts.invite("p", "annotator", "ann")]
     assert accounts.find_person(session) is None
-    fresh = accounts.log_in("ann", "another good one", "here")
-    accounts.change_password(fresh, "another good one", GOOD)
-    assert accounts.find_invitation(links[0]) is None
+    new_session = accounts.log_in("ann", "another good one", "here")
+    accounts.change_password(new_session, "another good one", GOOD)
+    assert accounts.find_invitation(tokens[0]) is None
     for role in ("annotator", None):
-        back = accounts.invite("p", "admin", by=eve)
+        admin_token = accounts.invite("p", "admin", by=eve)
         accounts.set_role("p", "eve", role)
-        assert accounts.find_invitation(back) is None
+        assert accounts.find_invitation(admin_token) is None
         if role:
             accounts.set_role("p", "eve", "admin")
 
@@ -246,30 +254,31 @@ def test_links_end_with_a_new_password_and_with_the_role_of_who_made_them(accoun
 def test_links_that_are_out_are_listed_and_taken_back(accounts, store, time):
     add(store, "run/0", project="q")
     root = accounts.find_person(member(accounts, "root", "admin"))
-    first = accounts.invite("p", "annotator", "Ann", by=root)
+    first_token = accounts.invite("p", "annotator", "Ann", by=root)
     time.now += 60
-    second, elsewhere = accounts.invite("p", "reviewer"), accounts.invite("q", "annotator")
+    second_token = accounts.invite("p", "reviewer")
+    foreign_token = accounts.invite("q", "annotator")
     assert [(link.role, link.name, link.made_by) for link in accounts.list_invitations("p")] == [
         ("annotator", "ann", "root"),
         ("reviewer", "", ""),
     ]
     assert accounts.list_invitations("p")[0].expires_at == time.now - 60 + INVITATION_S
     accounts.revoke("p", accounts.list_invitations("p")[0].id)
-    assert accounts.find_invitation(first) is None
+    assert accounts.find_invitation(first_token) is None
     with pytest.raises(AccessRefused, match="expired or was used"):
-        accounts.accept(first, "ann", GOOD)
-    other = accounts.list_invitations("q")[0].id
-    for nobody in (
-        other,
+        accounts.accept(first_token, "ann", GOOD)
+    foreign_id = accounts.list_invitations("q")[0].id
+    for invitation_id in (
+        foreign_id,
         "",
         "%" * 12,
         "_" * 12,
         accounts.list_invitations("p")[0].id[:5],
-    ):  # an admin of p has no say in q
+    ):  # an admin of p cannot revoke links of q
         with pytest.raises(InputError, match="has ended"):
-            accounts.revoke("p", nobody)
-    assert accounts.find_invitation(second) is not None
-    assert accounts.find_invitation(elsewhere) is not None
+            accounts.revoke("p", invitation_id)
+    assert accounts.find_invitation(second_token) is not None
+    assert accounts.find_invitation(foreign_token) is not None
     time.now += INVITATION_S
     assert accounts.list_invitations("p") == []
 

@@ -1,4 +1,4 @@
-"""An adapter has exactly the tensors that its configuration makes on its base, and is no pickle."""
+"""Adapters have exactly the tensors that their configuration defines on the base, and pickles are not read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
 A = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
 
 
-def spoilt(source: Path, target: Path, spoil: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+def copy_and_spoil(source: Path, target: Path, spoil: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
     shutil.copytree(source, target)
     tensors = load_file(target / WEIGHTS_FILE)
     spoil(tensors)
@@ -56,27 +56,27 @@ HARMS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
 @pytest.mark.parametrize("scored", [False, True], ids=["policy", "reward"])
 @pytest.mark.parametrize("harm", HARMS)
 def test_an_adapter_has_the_tensors_of_its_configuration(world: World, tmp_path: Path, harm: str, scored: bool) -> None:
-    spoil, named = HARMS[harm]
-    folder = spoilt(world.reward if scored else world.init, tmp_path / "a", spoil)
+    spoil, expected_text = HARMS[harm]
+    folder = copy_and_spoil(world.reward if scored else world.init, tmp_path / "a", spoil)
     with pytest.raises(CorruptFile) as caught:
         attach(world.load(), folder, "x", scored=scored)
-    assert named in str(caught.value)
+    assert expected_text in str(caught.value)
     assert str(folder) in str(caught.value)
     assert caught.value.field == ("reward.ref" if scored else "adapter")
 
 
 @pytest.mark.parametrize("harm", HARMS)
 def test_the_second_adapter_is_looked_at_like_the_first(world: World, tmp_path: Path, harm: str) -> None:
-    spoil, named = HARMS[harm]
-    folder = spoilt(world.reward, tmp_path / "a", spoil)
+    spoil, expected_text = HARMS[harm]
+    folder = copy_and_spoil(world.reward, tmp_path / "a", spoil)
     with pytest.raises(CorruptFile) as caught:
         Roles(world.load(), world.init, [folder], Lora(4, 8))
-    assert named in str(caught.value)
+    assert expected_text in str(caught.value)
 
 
 @pytest.mark.parametrize("shape", [(1, 32), (2, 64), (64,)])
 def test_a_score_head_of_another_shape(world: World, tmp_path: Path, shape: tuple[int, ...]) -> None:
-    folder = spoilt(world.reward, tmp_path / "a", lambda t: t.update({SCORE_KEY: torch.zeros(shape)}))
+    folder = copy_and_spoil(world.reward, tmp_path / "a", lambda t: t.update({SCORE_KEY: torch.zeros(shape)}))
     with pytest.raises(CorruptFile, match=r"its score head is \["):
         Roles(world.load(), world.init, [folder], Lora(4, 8))
 
@@ -91,54 +91,70 @@ def test_a_pickled_adapter_is_not_read(world: World, tmp_path: Path) -> None:
 
 
 def test_adapters_of_every_configuration_that_peft_saves_are_taken(world: World, tmp_path: Path) -> None:
-    """Whole, so that nothing is missing: also where only some layers are adapted, by ranks of their own."""
+    """Complete adapters are accepted, also if only some layers are adapted or ranks differ by layer."""
     from peft import LoraConfig, get_peft_model
 
     some_layers = {"layers_to_transform": [1], "target_modules": ["q_proj"]}
-    for n, more in enumerate(
-        ({}, some_layers, {"use_dora": True}, {"use_rslora": True}, {"rank_pattern": {"up_proj": 2}},
-         {"bias": "lora_only"}, {"target_modules": ["q_proj"]}, {"modules_to_save": ["lm_head"]})
-    ):  # fmt: skip
-        settings: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **more}
+    for n, changes in enumerate(
+        (
+            {},
+            some_layers,
+            {"use_dora": True},
+            {"use_rslora": True},
+            {"rank_pattern": {"up_proj": 2}},
+            {"bias": "lora_only"},
+            {"target_modules": ["q_proj"]},
+            {"modules_to_save": ["lm_head"]},
+        )
+    ):
+        settings: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **changes}
         folder = tmp_path / str(n)
         get_peft_model(world.load("lora"), LoraConfig(**settings)).save_pretrained(str(folder))
         attach(world.load("lora"), folder, "x")
-    fresh = add_new_adapter(world.load("lora"), Lora(4, 8))
-    save_adapter(fresh, tmp_path / "ours", world.base)
+    new_model = add_new_adapter(world.load("lora"), Lora(4, 8))
+    save_adapter(new_model, tmp_path / "ours", world.base)
     attach(world.load("lora"), tmp_path / "ours", "x")
 
 
 def test_an_adapter_of_another_kind_is_refused_by_name(world: World, tmp_path: Path) -> None:
-    """Every method of PEFT that puts something on a causal language model, and every LoRA with a forward of its own:
-    PEFT would take each, and compute it in a forward that is not ours."""
+    """Methods of PEFT other than LoRA are refused: PEFT would load each, and compute it in its own forward."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kinds = sorted(kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING if kind.value != "LORA")
     assert len(kinds) > 20
     for kind in [*kinds, None, 1, ["LORA"]]:
-        refused(world, tmp_path / "a", kind, peft_type=kind)
+        check_refusal(world, tmp_path / "a", kind, peft_type=kind)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("alora_invocation_tokens", [5, 6]), ("layer_replication", [[0, 1], [0, 2]]), ("arrow_config", {"top_k": 3}),
-     ("monteclora_config", {"n": 4}), ("kasa_config", {"beta": 1e-4}), ("use_qalora", True), ("use_bdlora", {"a": 1}),
-     ("megatron_config", {"x": 1}), ("a_switch_of_tomorrow", True), ("config_of_tomorrow", {"x": 1})],
-)  # fmt: skip
+    [
+        ("alora_invocation_tokens", [5, 6]),
+        ("layer_replication", [[0, 1], [0, 2]]),
+        ("arrow_config", {"top_k": 3}),
+        ("monteclora_config", {"n": 4}),
+        ("kasa_config", {"beta": 1e-4}),
+        ("use_qalora", True),
+        ("use_bdlora", {"a": 1}),
+        ("megatron_config", {"x": 1}),
+        ("a_switch_of_tomorrow", True),
+        ("config_of_tomorrow", {"x": 1}),
+    ],
+)
 def test_lora_by_a_forward_of_another_kind_is_refused_by_name(
     world: World, tmp_path: Path, key: str, value: Any
 ) -> None:
-    refused(world, tmp_path / "a", key, **{key: value})
+    check_refusal(world, tmp_path / "a", key, **{key: value})
 
 
-def refused(world: World, folder: Path, named: Any, **settings: Any) -> None:
+def check_refusal(world: World, folder: Path, expected_text: Any, **settings: Any) -> None:
     shutil.copytree(world.init, folder, dirs_exist_ok=True)
     config = json.loads((world.init / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | settings))
     with pytest.raises(InputError) as caught:
         attach(world.load(), folder, "x")
     assert (caught.value.field, str(folder)) == ("adapter", caught.value.value)
-    assert str(named) in str(caught.value)
+    assert str(expected_text) in str(caught.value)
 
 
 def test_a_setting_of_tomorrow_that_says_nothing_is_passed_over(world: World, tmp_path: Path) -> None:
@@ -151,7 +167,7 @@ def test_a_setting_of_tomorrow_that_says_nothing_is_passed_over(world: World, tm
 
 @pytest.mark.parametrize("init", CHANGES_BASE)
 def test_an_adapter_that_changes_the_base_shares_it_with_nobody(world: World, tmp_path: Path, init: str) -> None:
-    """PEFT takes its share out of the base at every load: with two such adapters on one base, each is another model."""
+    """PEFT subtracts its product from the base at every load: two such adapters on one base change each other."""
     folder = Path(shutil.copytree(world.init, tmp_path / "a"))
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": init}))
