@@ -1,4 +1,4 @@
-"""The log of the aliases: what it says, and that nobody alters it unnoticed."""
+"""The log of the aliases: reading, appending, and detection of altered lines."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from align.run import alias_log
 from align.run.alias_log import FILE, AliasTarget, Change, append_change, describe_arms, read_log
 
 
-def changed(root: Path, alias: str, *refs: str, replaces: int | None = None, why: str = "so", **more: Any) -> Change:
-    last = None if replaces is not None else read_log(root).last(alias)
-    seq = (last.seq if last else 0) if replaces is None else replaces
+def write_change(
+    root: Path, alias: str, *refs: str, replaces: int | None = None, why: str = "so", **options: Any
+) -> Change:
+    previous = None if replaces is not None else read_log(root).last(alias)
+    seq = (previous.seq if previous else 0) if replaces is None else replaces
     return append_change(
-        root, alias, [AliasTarget(ref, f"{ref}-digest") for ref in refs], who="ann", why=why, replaces=seq, **more
+        root, alias, [AliasTarget(ref, f"{ref}-digest") for ref in refs], who="ann", why=why, replaces=seq, **options
     )
 
 
-def three(root: Path) -> Path:
-    changed(root, "production", "ppo:a")
-    changed(root, "canary", "ppo:b")
-    changed(root, "production", "ppo:c", "ppo:d", gates=[{"gate": "g", "findings": [{"passed": True}]}])
+def write_three_changes(root: Path) -> Path:
+    write_change(root, "production", "ppo:a")
+    write_change(root, "canary", "ppo:b")
+    write_change(root, "production", "ppo:c", "ppo:d", gates=[{"gate": "g", "findings": [{"passed": True}]}])
     return root / FILE
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read_log(tmp_path).changes == ()
-    three(tmp_path)
+    write_three_changes(tmp_path)
     log = read_log(tmp_path)
     assert [(c.seq, c.alias, [arm.ref for arm in c.arms], c.replaces) for c in log.changes] == [
         (1, "production", ["ppo:a"], 0),
@@ -44,26 +46,31 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert log.changes[2].gates == ({"gate": "g", "findings": [{"passed": True}]},)
     assert {alias: change.seq for alias, change in log.standing().items()} == {"canary": 2, "production": 3}
     assert log.head.seq == 3
-    changed(tmp_path, "canary")
+    write_change(tmp_path, "canary")
     assert [*read_log(tmp_path).standing()] == ["production"]
     assert read_log(tmp_path).last("canary") == read_log(tmp_path).changes[3]
 
 
 def test_every_value_of_every_line_is_held_by_the_chain(tmp_path: Path) -> None:
-    """Whatever is altered, removed, added or moved is found, wherever it stands before the end."""
-    path = three(tmp_path)
+    """Every value that is altered, removed, added or moved before the log's end is detected."""
+    path = write_three_changes(tmp_path)
     lines = path.read_text().splitlines()
-    broken = [[*lines[:i], *lines[i + 1 :]] for i in range(2)] + [[lines[1], lines[0], lines[2]], [lines[0], *lines]]
+    altered_logs = [[*lines[:i], *lines[i + 1 :]] for i in range(2)] + [
+        [lines[1], lines[0], lines[2]],
+        [lines[0], *lines],
+    ]
     for i, line in enumerate(lines):
-        found = json.loads(line)
-        for key, value in found.items():
-            other = value + {int: 1, str: "0", list: [{"ref": "x", "digest": "y", "weight": 1}]}[type(value)]
-            altered = json.dumps({**found, key: other})
-            broken.append([*lines[:i], altered, *lines[i + 1 :]])
-            broken.append([*lines[:i], json.dumps({k: v for k, v in found.items() if k != key}), *lines[i + 1 :]])
-    assert len(broken) == 4 + 3 * 2 * 12
-    for some in broken:
-        path.write_text("".join(line + "\n" for line in some))
+        change = json.loads(line)
+        for key, value in change.items():
+            new_value = value + {int: 1, str: "0", list: [{"ref": "x", "digest": "y", "weight": 1}]}[type(value)]
+            altered_line = json.dumps({**change, key: new_value})
+            altered_logs.append([*lines[:i], altered_line, *lines[i + 1 :]])
+            altered_logs.append(
+                [*lines[:i], json.dumps({k: v for k, v in change.items() if k != key}), *lines[i + 1 :]]
+            )
+    assert len(altered_logs) == 4 + 3 * 2 * 12
+    for altered_lines in altered_logs:
+        path.write_text("".join(line + "\n" for line in altered_lines))
         with pytest.raises(InputError, match=f"{FILE}, line"):
             read_log(tmp_path)
 
@@ -71,14 +78,17 @@ def test_every_value_of_every_line_is_held_by_the_chain(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (b"\xff\xfe", "is no line of JSON in UTF-8"), (b"", "is no line of JSON"), (b"[1]", "is no change of an alias"),
-        (b"[" * 5000, "is no line of JSON"), (b'{"schema_version": 2}', "this version of align reads 1"),
+        (b"\xff\xfe", "is no line of JSON in UTF-8"),
+        (b"", "is no line of JSON"),
+        (b"[1]", "is no change of an alias"),
+        (b"[" * 5000, "is no line of JSON"),
+        (b'{"schema_version": 2}', "this version of align reads 1"),
         (b'{"schema_version": 1, "seq": 4}', "is no change of an alias"),
     ],
     ids=["bytes", "empty", "a list", "deep", "future", "half"],
-)  # fmt: skip
+)
 def test_a_line_that_is_none(tmp_path: Path, line: bytes, says: str) -> None:
-    path = three(tmp_path)
+    path = write_three_changes(tmp_path)
     path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(InputError, match=says) as raised:
         read_log(tmp_path)
@@ -86,7 +96,7 @@ def test_a_line_that_is_none(tmp_path: Path, line: bytes, says: str) -> None:
 
 
 def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
-    path = three(tmp_path)
+    path = write_three_changes(tmp_path)
     for at in ("yesterday", "2026-11-01T00:00:00"):
         path.write_text(json.dumps({**json.loads(path.read_text().splitlines()[0]), "at": at}) + "\n")
         with pytest.raises(CorruptFile, match="is no change of an alias"):
@@ -94,49 +104,49 @@ def test_a_time_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_was_cut_off_while_it_was_written_is_no_change(tmp_path: Path) -> None:
-    """Nobody was told of it; the next one takes its place."""
-    path = three(tmp_path)
-    whole = path.read_bytes()
-    last = whole.splitlines(keepends=True)[-1]
-    for end in range(2, len(last)):
-        path.write_bytes(whole[: len(whole) - end])
+    """A change that was cut off was never acknowledged. The next change replaces it."""
+    path = write_three_changes(tmp_path)
+    content = path.read_bytes()
+    last_line = content.splitlines(keepends=True)[-1]
+    for end in range(2, len(last_line)):
+        path.write_bytes(content[: len(content) - end])
         assert len(read_log(tmp_path).changes) == 2
-    assert changed(tmp_path, "production", "ppo:e").seq == 3
+    assert write_change(tmp_path, "production", "ppo:e").seq == 3
     assert [c.arms[0].ref for c in read_log(tmp_path).changes] == ["ppo:a", "ppo:b", "ppo:e"]
 
 
 def test_a_last_line_break_that_is_lost_costs_no_change(tmp_path: Path) -> None:
-    """A whole change counts, if it goes on with the chain; the next one stands on a line of its own."""
-    path = three(tmp_path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-1])
+    """A complete last change counts if it continues the chain. The next change gets a line of its own."""
+    path = write_three_changes(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
     assert len(read_log(tmp_path).changes) == 3
-    assert changed(tmp_path, "production", "ppo:e").seq == 4
-    assert path.read_bytes().startswith(whole)
+    assert write_change(tmp_path, "production", "ppo:e").seq == 4
+    assert path.read_bytes().startswith(content)
     assert len(read_log(tmp_path).changes) == 4
-    path.write_bytes(whole + whole.splitlines()[0])
+    path.write_bytes(content + content.splitlines()[0])
     with pytest.raises(CorruptFile, match="line 4"):
         read_log(tmp_path)
-    path.write_bytes(whole.replace(b"\n", b"\r"))
+    path.write_bytes(content.replace(b"\n", b"\r"))
     with pytest.raises(CorruptFile, match="line 1"):
         read_log(tmp_path)
-    assert path.read_bytes() == whole.replace(b"\n", b"\r")
+    assert path.read_bytes() == content.replace(b"\n", b"\r")
 
 
 def test_what_no_change_holds(tmp_path: Path) -> None:
-    """Values that JSON writes and no reader of ours does, in a chain that was computed anew."""
-    path = three(tmp_path)
-    first = json.loads(path.read_text().splitlines()[0])
-    arm = first["arms"][0]
-    for odd in ({"arms": [{**arm, "weight": w}]} for w in (math.nan, math.inf, 0, -1, True, "1")):
-        path.write_text(json.dumps({**first, **odd}) + "\n")
+    """Values that Python's JSON can write are refused if a change cannot hold them."""
+    path = write_three_changes(tmp_path)
+    first_change = json.loads(path.read_text().splitlines()[0])
+    arm = first_change["arms"][0]
+    for changes in ({"arms": [{**arm, "weight": w}]} for w in (math.nan, math.inf, 0, -1, True, "1")):
+        path.write_text(json.dumps({**first_change, **changes}) + "\n")
         with pytest.raises(CorruptFile, match="is no"):
             read_log(tmp_path)
-    path.write_text(json.dumps(first).replace('"weight": 1.0', '"weight": 1e999') + "\n")
+    path.write_text(json.dumps(first_change).replace('"weight": 1.0', '"weight": 1e999') + "\n")
     with pytest.raises(CorruptFile, match="is no change"):
         read_log(tmp_path)
-    for odd in ({"gates": [1]}, {"gates": ["ab"]}, {"gates": [{"a": math.nan}]}, {"who": "\ud800"}):
-        path.write_text(json.dumps({**first, **odd}) + "\n")
+    for changes in ({"gates": [1]}, {"gates": ["ab"]}, {"gates": [{"a": math.nan}]}, {"who": "\ud800"}):
+        path.write_text(json.dumps({**first_change, **changes}) + "\n")
         with pytest.raises(CorruptFile, match="is no"):
             read_log(tmp_path)
 
@@ -146,60 +156,68 @@ def test_a_log_that_would_be_waited_for(tmp_path: Path) -> None:
     with pytest.raises(CorruptFile, match=r"is a pipe \(FIFO\), not a file"):
         read_log(tmp_path)
     with pytest.raises(CorruptFile, match=r"is a pipe \(FIFO\), not a file"):
-        changed(tmp_path, "production", "ppo:a", replaces=0)
+        write_change(tmp_path, "production", "ppo:a", replaces=0)
 
 
 def test_a_log_that_lost_its_end_since_it_was_looked_at(tmp_path: Path) -> None:
-    three(tmp_path).unlink()
+    write_three_changes(tmp_path).unlink()
     with pytest.raises(CorruptFile, match="lost its end"):
-        changed(tmp_path, "production", "ppo:a", replaces=3)
+        write_change(tmp_path, "production", "ppo:a", replaces=3)
 
 
 def test_who_looked_too_early_is_told_what_it_lost_to(tmp_path: Path) -> None:
-    changed(tmp_path, "production", "ppo:a", why="the first")
+    write_change(tmp_path, "production", "ppo:a", why="the first")
     with pytest.raises(RunConflict, match=r"changed meanwhile by ann at .*: it means ppo:a .*\(the first\)"):
-        changed(tmp_path, "production", "ppo:b", replaces=0)
-    changed(tmp_path, "other", "ppo:b", replaces=0)  # another alias is nobody's loss
-    changed(tmp_path, "production", why="no more")
+        write_change(tmp_path, "production", "ppo:b", replaces=0)
+    write_change(tmp_path, "other", "ppo:b", replaces=0)  # changes of another alias do not conflict
+    write_change(tmp_path, "production", why="no more")
     with pytest.raises(RunConflict, match=r"it means nothing: it was retired \(no more\)"):
-        changed(tmp_path, "production", "ppo:b", replaces=1)
+        write_change(tmp_path, "production", "ppo:b", replaces=1)
     assert len(read_log(tmp_path).changes) == 3
 
 
-def race(root: Path, i: int, barrier: Any, won: Any) -> None:
+def append_in_race(root: Path, number: int, barrier: Any, accepted: Any) -> None:
     barrier.wait()
     for _ in range(50):
-        last = read_log(root).last("a")
+        previous = read_log(root).last("a")
         try:
             append_change(
-                root, "a", [AliasTarget(f"ppo:{i}", "d")], who=str(i), why="race", replaces=last.seq if last else 0
+                root,
+                "a",
+                [AliasTarget(f"ppo:{number}", "d")],
+                who=str(number),
+                why="race",
+                replaces=previous.seq if previous else 0,
             )
-            won.put(i)
+            accepted.put(number)
         except RunConflict:
             pass
 
 
 def test_many_processes_at_once(tmp_path: Path) -> None:
-    """Each change that was acknowledged is there, and each goes by the one before it."""
+    """Every acknowledged change is in the log, and each replaces the one before it."""
     context = multiprocessing.get_context("fork")
-    barrier, won = context.Barrier(4), context.Queue()
-    workers = [context.Process(target=race, args=(tmp_path, i, barrier, won)) for i in range(4)]
+    barrier = context.Barrier(4)
+    accepted = context.Queue()
+    workers = [
+        context.Process(target=append_in_race, args=(tmp_path, number, barrier, accepted)) for number in range(4)
+    ]
     for worker in workers:
         worker.start()
-    counts: list[int] = []
-    while any(worker.is_alive() for worker in workers) or not won.empty():
-        while not won.empty():
-            counts.append(won.get())
+    accepted_numbers: list[int] = []
+    while any(worker.is_alive() for worker in workers) or not accepted.empty():
+        while not accepted.empty():
+            accepted_numbers.append(accepted.get())
     for worker in workers:
         worker.join()
     log = read_log(tmp_path)
-    assert sorted(counts) == sorted(int(change.who) for change in log.changes)
+    assert sorted(accepted_numbers) == sorted(int(change.who) for change in log.changes)
     assert len(log.changes) >= 50
     assert [change.replaces for change in log.changes] == [*range(len(log.changes))]
 
 
 def test_a_clock_that_is_set_back_does_not_turn_time_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an alias meant at a time goes by the order of the changes."""
+    """The order of the changes decides the target of an alias at a time."""
     times = [datetime(2026, 11, day, tzinfo=UTC) for day in (10, 3, 12)]
 
     class Clock(datetime):
@@ -209,16 +227,16 @@ def test_a_clock_that_is_set_back_does_not_turn_time_back(tmp_path: Path, monkey
 
     monkeypatch.setattr(alias_log, "datetime", Clock)
     for name in "abc":
-        changed(tmp_path, "production", f"ppo:{name}")
+        write_change(tmp_path, "production", f"ppo:{name}")
     monkeypatch.undo()
     log = read_log(tmp_path)
     assert [change.at[:10] for change in log.changes] == ["2026-11-10", "2026-11-10", "2026-11-12"]
 
-    def meant(day: int) -> list[str]:
-        at = datetime(2026, 11, day, tzinfo=UTC)
-        return [arm.ref for change in log.standing(at).values() for arm in change.arms]
+    def find_refs(day: int) -> list[str]:
+        moment = datetime(2026, 11, day, tzinfo=UTC)
+        return [arm.ref for change in log.standing(moment).values() for arm in change.arms]
 
-    assert [meant(day) for day in (9, 10, 11, 12)] == [[], ["ppo:b"], ["ppo:b"], ["ppo:c"]]
+    assert [find_refs(day) for day in (9, 10, 11, 12)] == [[], ["ppo:b"], ["ppo:b"], ["ppo:c"]]
     assert log.standing(datetime.fromisoformat(log.changes[0].at) - timedelta(microseconds=1)) == {}
 
 
@@ -230,7 +248,7 @@ def test_a_log_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         (tmp_path / FILE).rmdir()
         tmp_path.chmod(0o500)
         with pytest.raises(PermissionError):
-            changed(tmp_path, "production", "ppo:a")
+            write_change(tmp_path, "production", "ppo:a")
         tmp_path.chmod(0o700)
 
 
