@@ -1,4 +1,4 @@
-"""Whatever a file holds, its reader gives records or says what is wrong: field, value, remedy. Drawn at random."""
+"""Readers of random files return records, or raise an error with field, value and remedy."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ json_values = st.recursive(
 )
 
 
-def objects(keys: Any, values: Any = json_values) -> Any:
-    """Objects whose keys are those that a reader knows, or any."""
+def build_objects(keys: Any, values: Any = json_values) -> Any:
+    """Build objects with keys that a reader knows and random keys."""
     return st.dictionaries(st.sampled_from(sorted(keys)) | st.text(max_size=8), values, max_size=6)
 
 
@@ -72,44 +72,44 @@ fields = {
     *TOOL_COLUMNS,
 }
 likely = st.fixed_dictionaries({}, optional=dict.fromkeys(sorted(fields), turns | texts | json_values | calls))
-whole = st.fixed_dictionaries(
+conversation_row = st.fixed_dictionaries(
     {"messages": st.lists(st.fixed_dictionaries({"role": st.sampled_from(ROLES), "content": texts}), max_size=4)},
     optional={"system": texts},
 )
-rows = st.lists(whole | likely | objects(fields), min_size=1, max_size=4)
+rows = st.lists(conversation_row | likely | build_objects(fields), min_size=1, max_size=4)
 
 
-def written(found: list[Any]) -> Path:
+def write_rows(contents: list[Any]) -> Path:
     path = Path(tempfile.mkdtemp()) / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    path.write_text("".join(json.dumps(row) + "\n" for row in contents), encoding="utf-8")
     return path
 
 
-def reads(read: Callable[[], Any]) -> Any:
-    """What a reader gives; None where it refuses, which it does by name and in one line."""
-    refused = None
+def read_or_none(read: Callable[[], Any]) -> Any:
+    """Return what a reader returns, or None after an error with field, problem and a remedy of one line."""
+    refusal = None
     try:
         return read()
     except InputError as error:
-        refused = error
-    assert all((refused.field, refused.problem, refused.remedy))
-    assert "\n" not in refused.remedy
-    str(refused).encode()
+        refusal = error
+    assert all((refusal.field, refusal.problem, refusal.remedy))
+    assert "\n" not in refusal.remedy
+    str(refusal).encode()
     return None
 
 
 @LIMITS
 @given(rows)
 def test_rows_are_documents_or_refused(found: list[Any]) -> None:
-    path = written(found)
-    documents = reads(lambda: read_documents(path))
+    path = write_rows(found)
+    documents = read_or_none(lambda: read_documents(path))
     for document, row in zip(documents or (), found, strict=bool(documents)):
         if isinstance(document, Conversation):
             assert all(m.role in ROLES for m in document.messages)
-            given = row.get("messages")
-            if given is not None:  # every text that was given is there, in its order, behind a column's system turn
-                said = document.messages[len(document.messages) - len(given) :]
-                assert all(m.content.endswith(g["content"]) for m, g in zip(said, given, strict=True))
+            given_messages = row.get("messages")
+            if given_messages is not None:  # every given text, in order, after a column's system turn
+                last_messages = document.messages[len(document.messages) - len(given_messages) :]
+                assert all(m.content.endswith(g["content"]) for m, g in zip(last_messages, given_messages, strict=True))
         else:
             assert document == row["text"]
 
@@ -117,29 +117,29 @@ def test_rows_are_documents_or_refused(found: list[Any]) -> None:
 @LIMITS
 @given(rows, st.sampled_from([0.0, 0.3, 1.0]), st.sampled_from([None, "Be brief."]), st.booleans())
 def test_sides_never_share_a_question(found: list[Any], held_out: float, system: str | None, hide: bool) -> None:
-    data = DataSource("jsonl", str(written(found)), held_out=held_out, system=system, hide_reasoning=hide)
-    both = reads(lambda: read_divided_documents(data))
-    if both:
-        train, test = ({asked(d) for d in side} for side in both)
+    data = DataSource("jsonl", str(write_rows(found)), held_out=held_out, system=system, hide_reasoning=hide)
+    sides = read_or_none(lambda: read_divided_documents(data))
+    if sides:
+        train, test = ({extract_question(d) for d in side} for side in sides)
         assert not train & test
     for split in ("train", "test"):
-        for conversation in reads(lambda s=split: read_source_prompts(data, s)) or ():
+        for conversation in read_or_none(lambda s=split: read_source_prompts(data, s)) or ():
             assert conversation.messages[-1].role == "user"
 
 
-def asked(document: Any) -> str:
+def extract_question(document: Any) -> str:
     if isinstance(document, str):
         return document
     messages = document.messages
-    last = max((i for i, m in enumerate(messages) if m.role == "user"), default=len(messages) - 1)
-    return repr([(m.role, m.content) for m in messages[: last + 1]])
+    last_user = max((i for i, m in enumerate(messages) if m.role == "user"), default=len(messages) - 1)
+    return repr([(m.role, m.content) for m in messages[: last_user + 1]])
 
 
 @LIMITS
 @given(rows)
 def test_pairs_are_preferences_or_refused(found: list[Any]) -> None:
-    path = written(found)
-    for pref in reads(lambda: read_preferences(path)) or ():
+    path = write_rows(found)
+    for pref in read_or_none(lambda: read_preferences(path)) or ():
         assert isinstance(pref, Preference)
         assert pref.chosen != pref.rejected
 
@@ -152,52 +152,101 @@ shaped = st.fixed_dictionaries(
 trees = st.lists(
     st.fixed_dictionaries(
         {
-            "message_id": st.sampled_from("abcd"), "parent_id": st.sampled_from(["a", "b", "c", None]), "text": texts,
+            "message_id": st.sampled_from("abcd"),
+            "parent_id": st.sampled_from(["a", "b", "c", None]),
+            "text": texts,
             "role": st.sampled_from(["prompter", "assistant"]),
         },
         optional={"message_tree_id": st.sampled_from("xy"), "deleted": st.booleans(), "replies": json_values},
     ),
-    min_size=1, max_size=5,
-)  # fmt: skip
+    min_size=1,
+    max_size=5,
+)
 
 
 @LIMITS
-@given(trees | st.lists(shaped | whole | likely, min_size=1, max_size=3))
+@given(trees | st.lists(shaped | conversation_row | likely, min_size=1, max_size=3))
 def test_rows_of_any_kind_are_records_or_refused(found: list[Any]) -> None:
     bad_rows = BadRows(skips=True)
-    read = list(read_records(str(written(found)), bad_rows=bad_rows))
-    reads(lambda: bad_rows.report_refused_rows("d", len(read)))
-    numbers = [one.number for one in read]
+    numbered_records = list(read_records(str(write_rows(found)), bad_rows=bad_rows))
+    read_or_none(lambda: bad_rows.report_refused_rows("d", len(numbered_records)))
+    numbers = [numbered_record.number for numbered_record in numbered_records]
     assert numbers == sorted(numbers)
-    assert all(len(compute_content_id(encode_content_row(record))) == 32 for record in (one.record for one in read))
-    assert all(isinstance(value, str | int | float) for one in read for value in one.extra.values())
+    assert all(
+        len(compute_content_id(encode_content_row(record))) == 32
+        for record in (numbered_record.record for numbered_record in numbered_records)
+    )
+    assert all(
+        isinstance(value, str | int | float)
+        for numbered_record in numbered_records
+        for value in numbered_record.extra.values()
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "read", "keys"),
     [
-        ("manifest.json", read_manifest, ("stage", "name", "status", "seed", "config", "inputs", "base", "outputs",
-                                          "schema_version", "metrics", "times", "published")),
-        ("adapter_config.json", read_adapter_config, ("peft_type", "r", "lora_alpha", "target_modules", "use_dora",
-                                                 "init_lora_weights", "layer_replication", "rank_pattern")),
+        (
+            "manifest.json",
+            read_manifest,
+            (
+                "stage",
+                "name",
+                "status",
+                "seed",
+                "config",
+                "inputs",
+                "base",
+                "outputs",
+                "schema_version",
+                "metrics",
+                "times",
+                "published",
+            ),
+        ),
+        (
+            "adapter_config.json",
+            read_adapter_config,
+            (
+                "peft_type",
+                "r",
+                "lora_alpha",
+                "target_modules",
+                "use_dora",
+                "init_lora_weights",
+                "layer_replication",
+                "rank_pattern",
+            ),
+        ),
         (
             "adapter_config.json",
             read_saved_settings,
             ("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"),
         ),
-        ("config.json", model_config, ("model_type", "num_hidden_layers", "quantization_config", "text_config",
-                                       "transformers_weights", "vocab_size", "quantization")),
+        (
+            "config.json",
+            model_config,
+            (
+                "model_type",
+                "num_hidden_layers",
+                "quantization_config",
+                "text_config",
+                "transformers_weights",
+                "vocab_size",
+                "quantization",
+            ),
+        ),
     ],
     ids=["manifest", "adapter", "adapter's settings", "model"],
-)  # fmt: skip
+)
 def test_configurations_are_read_or_refused(name: str, read: Callable[[Path], Any], keys: tuple[str, ...]) -> None:
     kind = st.sampled_from(["LORA", "llama", "done", True, False, 1, 2, 10**30])
 
     @LIMITS
-    @given(objects(keys, kind | json_values) | json_values)
-    def any_value(value: Any) -> None:
+    @given(build_objects(keys, kind | json_values) | json_values)
+    def check_value(value: Any) -> None:
         folder = Path(tempfile.mkdtemp())
         (folder / name).write_text(json.dumps(value), encoding="utf-8")
-        reads(lambda: read(folder))
+        read_or_none(lambda: read(folder))
 
-    any_value()
+    check_value()
