@@ -1,4 +1,4 @@
-"""Manifests and references: what a later run finds, and what it refuses to read."""
+"""Manifests and references: the artifacts that a later run resolves, and files that it refuses to read."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def test_a_manifest_of_another_version_is_refused(tmp_path: Path, version: int):
 
 
 def test_latest_is_the_newest_done_run_on_the_base(tmp_path: Path):
-    other = Base("org/other", "/models/other", None, "c" * 64)
+    other_base = Base("org/other", "/models/other", None, "c" * 64)
     published(tmp_path, "a")
     published(tmp_path, "z-oldest-by-no-means")
-    newest = published(tmp_path, "b", weights="w2")
-    published(tmp_path, "c", base=other)
+    newest_folder = published(tmp_path, "b", weights="w2")
+    published(tmp_path, "c", base=other_base)
     with opened(tmp_path, "unfinished") as run:
         run.begin("a: 1\n")
-    assert resolve("sft:latest", tmp_path, BASE.digest).path == newest / "artifact"
+    assert resolve("sft:latest", tmp_path, BASE.digest).path == newest_folder / "artifact"
     assert resolve("sft:latest", tmp_path).manifest.name == "c"
     assert resolve("sft:a", tmp_path).ref == "sft:a"
-    assert resolve(str(newest), tmp_path).digest == resolve(str(newest / "artifact"), tmp_path).digest
+    assert resolve(str(newest_folder), tmp_path).digest == resolve(str(newest_folder / "artifact"), tmp_path).digest
     with pytest.raises(MissingArtifact, match=r"no finished sft run on this base.*stage=sft"):
         resolve("sft:latest", tmp_path, "d" * 64)
 
 
 def test_the_tokenizer_of_a_bare_adapter_is_in_its_digest(tmp_path: Path):
-    """That of a run is in the manifest, with every other file."""
+    """A run's tokenizer is in its manifest, with every other file."""
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json"):
@@ -61,7 +61,7 @@ def test_the_tokenizer_of_a_bare_adapter_is_in_its_digest(tmp_path: Path):
 
 
 def test_latest_does_not_go_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Set back an hour between two runs, and between two stages that serve as one."""
+    """The clock is set back an hour between two runs, and between two stages that resolve as one."""
     for hour, (name, stage) in enumerate([("old", "sft"), ("new", "sft"), ("newest", "full")]):
         monkeypatch.setattr("align.run.folder.utc_now", lambda hour=hour: f"2026-01-01T{12 - hour}:00:00.000000+00:00")
         published(tmp_path, name, stage)
@@ -125,20 +125,20 @@ def test_a_bare_folder(tmp_path: Path):
         load_artifact(tmp_path, "here")
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("w")
-    found = load_artifact(tmp_path, "here")
-    assert (found.whole, found.base) == (True, Base("here", str(tmp_path), None, found.digest))
+    artifact = load_artifact(tmp_path, "here")
+    assert (artifact.whole, artifact.base) == (True, Base("here", str(tmp_path), None, artifact.digest))
     (tmp_path / "adapter_config.json").write_text("{}")
-    found = load_artifact(tmp_path, "here")
-    assert (found.whole, found.base) == (False, None)
+    artifact = load_artifact(tmp_path, "here")
+    assert (artifact.whole, artifact.base) == (False, None)
 
 
 def test_a_model_brings_what_files_it_likes(tmp_path: Path):
-    """The built-in one has a `manifest.json` of its own, as a download may."""
+    """The built-in model has a `manifest.json` of its own, as a downloaded one may."""
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_text("w")
     (tmp_path / "manifest.json").write_text('{"sha256": {}}')
-    found = load_artifact(tmp_path, "here")
-    assert (found.whole, found.path, found.manifest) == (True, tmp_path, None)
+    artifact = load_artifact(tmp_path, "here")
+    assert (artifact.whole, artifact.path, artifact.manifest) == (True, tmp_path, None)
 
 
 def test_references_and_the_listing_know_the_same_stages():
