@@ -1,4 +1,4 @@
-"""Who judges what next: leases, votes, undo, drafts, and what holds whatever happens in between."""
+"""Assignment of items: leases, votes, undo, drafts, and invariants under random actions."""
 
 import random
 from collections import Counter
@@ -32,20 +32,31 @@ def clock():
 
 def test_an_item_has_one_holder_and_is_the_same_until_it_is_judged(store):
     queue = queue_of(store)
-    ann, bob = queue.take("ann"), queue.take("bob")
-    assert ann.item.id != bob.item.id
-    again = queue.take("ann")
-    assert (again.token, again.item.id, again.display_order) == (ann.token, ann.item.id, ann.display_order)
-    seq, following = judge(queue, "ann", ann)
-    assert {ann.item.id, bob.item.id, following.item.id} == {item.id for item in store.items("p")}
+    ann_task = queue.take("ann")
+    bob_task = queue.take("bob")
+    assert ann_task.item.id != bob_task.item.id
+    same_task = queue.take("ann")
+    assert (same_task.token, same_task.item.id, same_task.display_order) == (
+        ann_task.token,
+        ann_task.item.id,
+        ann_task.display_order,
+    )
+    seq, next_task = judge(queue, "ann", ann_task)
+    assert {ann_task.item.id, bob_task.item.id, next_task.item.id} == {item.id for item in store.items("p")}
     (vote,) = store.rankings("p")
-    assert (vote.seq, vote.item, vote.display_order, vote.source) == (seq, ann.item.id, ann.display_order, "human")
-    assert queue.take("cem") is None  # the others are held
+    assert (vote.seq, vote.item, vote.display_order, vote.source) == (
+        seq,
+        ann_task.item.id,
+        ann_task.display_order,
+        "human",
+    )
+    assert queue.take("cem") is None  # ann and bob hold the others
 
 
 def test_every_item_is_judged_as_often_as_was_asked_and_by_different_people(store):
     queue = queue_of(store, items=20, overlap=2, overlap_share=0.5)
-    people, busy = ["ann", "bob", "cem"], True
+    people = ["ann", "bob", "cem"]
+    busy = True
     while busy:
         busy = False
         for who in people:
@@ -53,11 +64,11 @@ def test_every_item_is_judged_as_often_as_was_asked_and_by_different_people(stor
                 judge(queue, who, task)
                 busy = True
     votes = store.rankings("p")
-    per_item = Counter(vote.item for vote in votes)
-    assert set(per_item.values()) == {1, 2}
-    assert len({(vote.item, vote.annotator) for vote in votes}) == len(votes) == sum(per_item.values())
+    votes_per_item = Counter(vote.item for vote in votes)
+    assert set(votes_per_item.values()) == {1, 2}
+    assert len({(vote.item, vote.annotator) for vote in votes}) == len(votes) == sum(votes_per_item.values())
     with store.reading() as db:
-        assert per_item == {row.item: row.wanted for row in db.execute(work.select())}
+        assert votes_per_item == {row.item: row.wanted for row in db.execute(work.select())}
     progress = queue.read_progress("ann")
     assert (progress.votes, progress.votes_wanted) == (len(votes), len(votes))
 
@@ -78,14 +89,14 @@ def test_an_overdue_item_goes_to_somebody_else_and_a_late_vote_is_taken(store, c
     clock.now += 599
     assert queue.take("bob") is None
     clock.now += 2
-    other = queue.take("bob")
-    assert other.item.id == task.item.id
+    bob_task = queue.take("bob")
+    assert bob_task.item.id == task.item.id
     assert queue.renew("ann", task.token) is False
-    late, _ = judge(queue, "ann", task)
-    judge(queue, "bob", other)
+    late_seq, _ = judge(queue, "ann", task)
+    judge(queue, "bob", bob_task)
     assert [vote.annotator for vote in store.rankings("p")] == [store.pseudonym("p", who) for who in ("ann", "bob")]
     assert counters(store)[task.item.id] == (2, 0)
-    assert late
+    assert late_seq
 
 
 def test_an_overdue_item_that_nobody_asked_for_stays(store, clock):
@@ -101,10 +112,10 @@ def test_an_item_that_expired_comes_back_to_whoever_shows_life_while_it_is_free(
     queue = queue_of(store, clock, items=2)
     task = queue.take("ann")
     clock.now += 1e6
-    other = queue.take("bob")  # expires ann's; takes one of the two, by chance hers
-    free = other.item.id != task.item.id
-    assert queue.renew("ann", task.token) is free
-    assert sorted(counters(store).values()) == ([(0, 1), (0, 1)] if free else [(0, 0), (0, 1)])
+    bob_task = queue.take("bob")  # expires ann's lease, and takes one of the two items, by chance hers
+    is_free = bob_task.item.id != task.item.id
+    assert queue.renew("ann", task.token) is is_free
+    assert sorted(counters(store).values()) == ([(0, 1), (0, 1)] if is_free else [(0, 0), (0, 1)])
 
 
 def test_a_sign_of_life_keeps_an_item(store, clock):
@@ -138,13 +149,13 @@ def test_a_clock_set_back_during_a_restart_makes_no_lease_last(store, clock):
 def test_nobody_uses_anothers_lease(store):
     queue = queue_of(store)
     task = queue.take("ann")
-    for act in (
+    for call in (
         lambda: judge(queue, "bob", task),
         lambda: queue.renew("bob", task.token),
         lambda: queue.save_draft("bob", task.token, {}),
     ):
         with pytest.raises(InputError) as caught:
-            act()
+            call()
         assert caught.value.field == "token"
     seq, _ = judge(queue, "ann", task)
     with pytest.raises(InputError, match="no vote of yours"):
@@ -157,8 +168,8 @@ def test_a_project_that_pauses_takes_votes_and_gives_nothing_new(store):
     task = queue.take("ann")
     configure(store, "p", state="paused")
     assert queue.take("ann").token == task.token
-    _, following = judge(queue, "ann", task)
-    assert following is None
+    _, next_task = judge(queue, "ann", task)
+    assert next_task is None
     configure(store, "p", state="open")
     assert queue.take("ann") is not None
 
@@ -177,8 +188,8 @@ def test_why_there_is_nothing(store):
 
 def test_a_quota_is_an_annotators_own(store):
     queue = queue_of(store, quota=1)
-    _, following = judge(queue, "ann", queue.take("ann"))
-    assert following is None
+    _, next_task = judge(queue, "ann", queue.take("ann"))
+    assert next_task is None
     assert queue.take("bob") is not None
     assert (
         queue.read_progress("ann").own_votes,
@@ -207,9 +218,9 @@ def test_the_highest_priority_comes_first_where_the_project_says_so(store):
 def test_a_vote_sent_again_counts_once(store):
     queue = queue_of(store)
     task = queue.take("ann")
-    seq, following = judge(queue, "ann", task, "k", rationale="because")
-    again, still = judge(queue, "ann", task, "k", rationale="because")
-    assert (again, still.token) == (seq, following.token)
+    seq, next_task = judge(queue, "ann", task, "k", rationale="because")
+    repeated_seq, repeated_task = judge(queue, "ann", task, "k", rationale="because")
+    assert (repeated_seq, repeated_task.token) == (seq, next_task.token)
     with pytest.raises(InputError, match="another judgement"):
         judge(queue, "ann", task, "k", rationale="no reason")
     assert len(store.rankings("p")) == 1
@@ -239,19 +250,26 @@ def test_everything_that_was_said_comes_back(store):
     publish_guidelines(store, "p", "# Be fair")
     task = queue.take("ann")
     first, second, third = (candidate.id for candidate in task.item.candidates)
-    given = best_first(
-        task, strength=2, quality="good", ratings={first: {"helpful": 5, "honest": 4}}, flagged=(third, task.item.id),
-        seconds=12.5, rationale="It is kinder.", demonstration="I am well — and you?", source="simulated",
-    )  # fmt: skip
-    seq, _ = cast_vote(queue, "ann", task, "k", given)
+    judgement = best_first(
+        task,
+        strength=2,
+        quality="good",
+        ratings={first: {"helpful": 5, "honest": 4}},
+        flagged=(third, task.item.id),
+        seconds=12.5,
+        rationale="It is kinder.",
+        demonstration="I am well — and you?",
+        source="simulated",
+    )
+    seq, _ = cast_vote(queue, "ann", task, "k", judgement)
     (vote,) = store.rankings("p")
     expected = replace(
-        given,
+        judgement,
         display_order=task.display_order,
         source="human",
         guideline_version="1",
         project_version=seq - 2,
-        flagged=tuple(sorted(given.flagged)),
+        flagged=tuple(sorted(judgement.flagged)),
     )
     assert {name: getattr(vote, name) for name in Judgement.__dataclass_fields__} == {
         name: getattr(expected, name) for name in Judgement.__dataclass_fields__
@@ -263,8 +281,8 @@ def test_everything_that_was_said_comes_back(store):
 def test_a_skip_leaves_the_item_to_others_and_is_not_asked_again(store):
     queue = queue_of(store, items=1)
     task = queue.take("ann")
-    _, following = cast_vote(queue, "ann", task, "k", Judgement(skipped="unsure", rationale="no idea"))
-    assert following is None
+    _, next_task = cast_vote(queue, "ann", task, "k", Judgement(skipped="unsure", rationale="no idea"))
+    assert next_task is None
     (skip,) = store.skips("p")
     assert (skip.skipped, skip.rationale, skip.display_order) == ("unsure", "no idea", task.display_order)
     assert store.rankings("p") == []
@@ -276,21 +294,21 @@ def test_a_skip_leaves_the_item_to_others_and_is_not_asked_again(store):
 
 def test_undo_gives_the_item_back_with_what_was_said_and_the_order_it_stood_in(store):
     queue = queue_of(store, items=3)
-    first = queue.take("ann")
-    one, second = judge(queue, "ann", first, strength=3, rationale="why")
-    two, third = judge(queue, "ann", second)
-    back = queue.undo("ann", two)
-    back = queue.undo("ann", one)
-    assert (back.token, back.display_order) == (first.token, first.display_order)
-    assert (back.draft["strength"], back.draft["rationale"]) == (3, "why")
-    assert [tuple(tier) for tier in back.draft["tiers"]] == list(best_first(first).tiers)
+    first_task = queue.take("ann")
+    first_seq, second_task = judge(queue, "ann", first_task, strength=3, rationale="why")
+    second_seq, third_task = judge(queue, "ann", second_task)
+    returned_task = queue.undo("ann", second_seq)
+    returned_task = queue.undo("ann", first_seq)
+    assert (returned_task.token, returned_task.display_order) == (first_task.token, first_task.display_order)
+    assert (returned_task.draft["strength"], returned_task.draft["rationale"]) == (3, "why")
+    assert [tuple(tier) for tier in returned_task.draft["tiers"]] == list(best_first(first_task).tiers)
     assert store.rankings("p") == []
-    assert queue.undo("ann", one).token == first.token  # asked again, because the answer was lost
+    assert queue.undo("ann", first_seq).token == first_task.token  # a repeated undo, because its response was lost
     assert counters(store) == {item.id: (0, 1) for item in store.items("p")}
-    _, following = judge(queue, "ann", back, "new-1")
-    assert following.token == second.token
-    _, following = judge(queue, "ann", following, "new-2")
-    assert following.token == third.token
+    _, next_task = judge(queue, "ann", returned_task, "new-1")
+    assert next_task.token == second_task.token
+    _, next_task = judge(queue, "ann", next_task, "new-2")
+    assert next_task.token == third_task.token
     assert len(store.rankings("p")) == 2
     store.verify()
 
@@ -300,8 +318,8 @@ def test_a_late_copy_of_a_vote_that_was_taken_back_does_not_bring_it_back(store)
     task = queue.take("ann")
     seq, _ = judge(queue, "ann", task, "k")
     queue.undo("ann", seq)
-    again, following = judge(queue, "ann", task, "k")
-    assert (again, following.token, store.rankings("p")) == (seq, task.token, [])
+    repeated_seq, next_task = judge(queue, "ann", task, "k")
+    assert (repeated_seq, next_task.token, store.rankings("p")) == (seq, task.token, [])
 
 
 def test_a_vote_out_of_sight_can_still_be_taken_back(store):
@@ -321,8 +339,8 @@ def test_a_draft_outlives_its_lease(store, clock):
     queue.save_draft("ann", task.token, {"rationale": "half a sen"})
     assert AssignmentQueue(store, "p", clock).take("ann").draft == {"rationale": "half a sen"}
     clock.now += 1e6
-    other = queue.take("bob")
-    assert other.draft == {}
+    bob_task = queue.take("bob")
+    assert bob_task.draft == {}
     clock.now += 1e6
     assert queue.take("ann").draft == {"rationale": "half a sen"}
     judge(queue, "ann", queue.take("ann"))
@@ -330,43 +348,44 @@ def test_a_draft_outlives_its_lease(store, clock):
         assert db.exec_driver_sql("SELECT count(*) FROM drafts").scalar() == 0
 
 
-# Whatever happens
+# Random actions
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_people_do_the_counters_are_right_and_nobody_is_asked_twice(store, clock, seed):
-    """Some hundred acts at random: takes, votes, skips, undos, signs of life, and time that passes."""
+    """Random actions: takes, votes, skips, undos, renewals, and time that passes."""
     rng = random.Random(seed)
     queue = queue_of(store, clock, items=12, overlap=2, overlap_share=0.5, lease_minutes=5, repeat_share=0.2)
-    held: dict[str, dict] = {who: {} for who in ("ann", "bob", "cem")}
-    votes: dict[str, list[int]] = {who: [] for who in held}
+    open_tasks: dict[str, dict] = {who: {} for who in ("ann", "bob", "cem")}
+    votes: dict[str, list[int]] = {who: [] for who in open_tasks}
     for step in range(150):
-        who, act = rng.choice(sorted(held)), rng.choice("tttvvvvsugw")
-        mine = list(held[who].values())
-        if act == "t" and (task := queue.take(who)):
-            held[who][task.token] = task
-        elif act in "vs" and mine:
-            task = held[who].pop(rng.choice(mine).token)
-            judgement = Judgement(skipped="unsure") if act == "s" else best_first(task)
+        who = rng.choice(sorted(open_tasks))
+        action = rng.choice("tttvvvvsugw")
+        tasks = list(open_tasks[who].values())
+        if action == "t" and (task := queue.take(who)):
+            open_tasks[who][task.token] = task
+        elif action in "vs" and tasks:
+            task = open_tasks[who].pop(rng.choice(tasks).token)
+            judgement = Judgement(skipped="unsure") if action == "s" else best_first(task)
             try:
                 votes[who].append(cast_vote(queue, who, task, f"{seed}/{step}", judgement)[0])
-            except AlreadyJudged:  # under another lease: this one had run out
+            except AlreadyJudged:  # under another lease: this lease had expired
                 assert any(v.item == task.item.id for v in (*store.rankings("p"), *store.skips("p")))
-        elif act == "u" and votes[who]:
+        elif action == "u" and votes[who]:
             task = queue.undo(who, votes[who].pop(rng.randrange(len(votes[who]))))
-            held[who][task.token] = task
-        elif act == "g" and mine:
-            queue.renew(who, rng.choice(mine).token)
-        elif act == "w":
+            open_tasks[who][task.token] = task
+        elif action == "g" and tasks:
+            queue.renew(who, rng.choice(tasks).token)
+        elif action == "w":
             clock.now += rng.choice((1, 60, 301))
 
         with store.transaction() as db:
-            assert recount(db, "p") == 0, f"after step {step}, {act}"
-    standing = [vote for vote in (*store.rankings("p"), *store.skips("p")) if vote.purpose == "work"]
-    assert len({(vote.item, vote.annotator) for vote in standing}) == len(standing) > 10
+            assert recount(db, "p") == 0, f"after step {step}, {action}"
+    valid_votes = [vote for vote in (*store.rankings("p"), *store.skips("p")) if vote.purpose == "work"]
+    assert len({(vote.item, vote.annotator) for vote in valid_votes}) == len(valid_votes) > 10
     with store.reading() as db:
         rows = db.execute(leases.select()).all()
     for row in rows:
-        twins = [r for r in rows if (r.item, r.annotator, r.purpose) == (row.item, row.annotator, row.purpose)]
-        assert sum(r.state in ("open", "judged") for r in twins) <= 1
+        leases_of_item = [r for r in rows if (r.item, r.annotator, r.purpose) == (row.item, row.annotator, row.purpose)]
+        assert sum(r.state in ("open", "judged") for r in leases_of_item) <= 1
     store.verify()

@@ -1,4 +1,4 @@
-"""The bank: each row gets its own adapter's product, wherever units stand; what cannot stand there is refused."""
+"""The adapter bank: each row gets the product of its own adapter, and adapters that do not fit are refused."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SITES = (Site(("q", "k"), 24, (32, 16)), Site(("down",), 40, (24,)))
 RANKS = {"a": 16, "b": 5, "c": 40, "d": 64, "e": 16, "f": 20}
 
 
-def pieces(name: str) -> Adapter:
+def create_adapter(name: str) -> Adapter:
     draw = torch.Generator().manual_seed(ord(name))
     rank = RANKS[name]
     modules = [(m, site.inputs, out) for site in SITES for m, out in zip(site.modules, site.outputs, strict=True)]
-    mine = modules if name != "e" else [each for each in modules if each[0] != "k"]
+    adapter_modules = modules if name != "e" else [module_shape for module_shape in modules if module_shape[0] != "k"]
     tensors = {}
-    for module, inputs, out in mine:
+    for module, inputs, out in adapter_modules:
         tensors[f"base_model.model.{module}.lora_A.weight"] = torch.randn(rank, inputs, generator=draw)
         tensors[f"base_model.model.{module}.lora_B.weight"] = torch.randn(out, rank, generator=draw)
     return Adapter({"r": rank}, tensors)
@@ -37,14 +37,14 @@ def pieces(name: str) -> Adapter:
 
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder's name stands for what is in it."""
-    monkeypatch.setattr(bank_module, "load_for_bank", lambda folder, sites, rank: pieces(folder.name))
+    """Adapters that are created from their folder's name, without files."""
+    monkeypatch.setattr(bank_module, "load_for_bank", lambda folder, sites, rank: create_adapter(folder.name))
 
 
-def expected(name: str | None, site: Site, x_I: Tensor) -> Tensor:
+def compute_expected(name: str | None, site: Site, x_I: Tensor) -> Tensor:
     if name is None:
         return torch.zeros(sum(site.outputs))
-    factors = pieces(name).factors
+    factors = create_adapter(name).factors
     parts = [
         factors[m][1] @ (factors[m][0] @ x_I) if m in factors else torch.zeros(out)
         for m, out in zip(site.modules, site.outputs, strict=True)
@@ -52,8 +52,8 @@ def expected(name: str | None, site: Site, x_I: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def check(bank: AdapterBank, adapters: list[str | None]) -> None:
-    """What a step adds to rows of these adapters."""
+def check_step(bank: AdapterBank, adapters: list[str | None]) -> None:
+    """Check what a step adds to rows of these adapters."""
     order, plan = plan_products(adapters, bank)
     assert sorted(order) == list(range(len(adapters)))
     for number, site in enumerate(SITES):
@@ -61,7 +61,7 @@ def check(bank: AdapterBank, adapters: list[str | None]) -> None:
         out = torch.zeros(len(adapters), sum(site.outputs))
         bank.add_step(number, x_BI[order], out, plan)
         for row, i in zip(out, order, strict=True):
-            assert_close(row, expected(adapters[i], site, x_BI[i]), atol=1e-3, rtol=1e-4)
+            assert_close(row, compute_expected(adapters[i], site, x_BI[i]), atol=1e-3, rtol=1e-4)
 
 
 names = st.sampled_from([None, *RANKS])
@@ -70,16 +70,16 @@ names = st.sampled_from([None, *RANKS])
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(names, min_size=1, max_size=40), min_size=1, max_size=6), st.integers(3, 6))
 def test_each_row_gets_its_own_adapter(steps: list[list[str | None]], resident: int):
-    """Steps of any rows, with adapters coming and going between them."""
+    """Random rows get the right product, with adapters loaded and evicted between steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_module, "load_for_bank", lambda folder, sites, rank: pieces(folder.name))
+        patch.setattr(bank_module, "load_for_bank", lambda folder, sites, rank: create_adapter(folder.name))
         bank = AdapterBank(SITES, resident, 64, torch.float32)
         for rows in steps:
-            wanted = list(dict.fromkeys(row for row in rows if row is not None))[:resident]
-            for name in wanted:
-                bank.load(name, Path(name), set(wanted))
-            check(bank, [row if row in wanted else None for row in rows])
-            units = [unit for mine in bank.units.values() for unit in mine]
+            loaded_names = list(dict.fromkeys(row for row in rows if row is not None))[:resident]
+            for name in loaded_names:
+                bank.load(name, Path(name), set(loaded_names))
+            check_step(bank, [row if row in loaded_names else None for row in rows])
+            units = [unit for adapter_units in bank.units.values() for unit in adapter_units]
             assert sorted(units + bank._free) == list(range(resident * 64 // UNIT))
 
 
@@ -87,7 +87,7 @@ def test_the_adapter_used_least_lately_makes_room(named: None):
     bank = AdapterBank(SITES, 2, 64, torch.float32)
     for name in ("a", "b", "a"):
         bank.load(name, Path(name), set())
-    bank.load("c", Path("c"), {"b"})  # in use, and so it stays
+    bank.load("c", Path("c"), {"b"})  # in use, so it stays
     assert list(bank.units) == ["b", "c"]
     assert bank.has_room({"b"})
     assert not bank.has_room({"b", "c"})
@@ -112,13 +112,13 @@ SITES_OF_LLAMA = tuple(
         (("mlp.gate_proj", "mlp.up_proj"), 64, (192, 192)),
         (("mlp.down_proj",), 192, (64,)),
     )
-)  # fmt: skip
+)
 
 
 def test_every_kind_of_plain_lora_is_taken_in(tmp_path: Path):
     for folder, kind in zip(adapters(FAMILIES["llama"], tmp_path), PLAIN_LORA, strict=True):
-        found = load_for_bank(folder, SITES_OF_LLAMA, 64)
-        assert found.config["r"] == max(kind["r"], *kind.get("rank_pattern", {"": 0}).values())
+        loaded_adapter = load_for_bank(folder, SITES_OF_LLAMA, 64)
+        assert loaded_adapter.config["r"] == max(kind["r"], *kind.get("rank_pattern", {"": 0}).values())
 
 
 @pytest.mark.parametrize(
@@ -160,11 +160,16 @@ def test_an_adapter_on_another_module_is_refused(tmp_path: Path):
     [
         ({"target_modules": ["q_proj", "v_proj"]}, "leaves out model.layers.0.mlp.down_proj, "),
         ({"target_modules": r".*\.0\..*_proj"}, "leaves out model.layers.1.mlp.down_proj, "),
-        ({"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-          "layers_to_transform": [1]}, "leaves out model.layers.0.mlp.down_proj, "),
+        (
+            {
+                "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+                "layers_to_transform": [1],
+            },
+            "leaves out model.layers.0.mlp.down_proj, ",
+        ),
         ({"exclude_modules": ["o_proj"]}, "leaves out model.layers.0.self_attn.o_proj, "),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_the_configuration_leaves_out_are_refused(changes: dict, problem: str, tmp_path: Path):
     folder = adapter(FAMILIES["llama"], tmp_path / "a")
     config = json.loads((folder / "adapter_config.json").read_text())

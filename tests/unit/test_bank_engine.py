@@ -1,4 +1,4 @@
-"""Rollouts by the bank: those of the training model itself, from snapshots of its adapters."""
+"""Rollouts by the bank engine equal those of the training model, from snapshots of its adapters."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def loaded(world: World, method: str, **options: Any) -> BankEngine:
-    made = BankEngine(STOPS, PAD, 12, **options)
-    made.load(world.base, method, FP32)
-    return made
+def load_engine(world: World, method: str, **options: Any) -> BankEngine:
+    engine = BankEngine(STOPS, PAD, 12, **options)
+    engine.load(world.base, method, FP32)
+    return engine
 
 
-def actor_of(world: World, method: str) -> tuple[Any, ModelActor]:
+def create_actor(world: World, method: str) -> tuple[Any, ModelActor]:
     model = add_new_adapter(world.load(method), Lora(4, 8)).eval()
     torch.manual_seed(5)
     shake(model)
@@ -52,45 +52,45 @@ def actor_of(world: World, method: str) -> tuple[Any, ModelActor]:
 
 
 def test_it_samples_what_the_model_samples(world: World, method: str):
-    model, actor = actor_of(world, method)
-    bank = loaded(world, method, batch_size=4, temperature=0.7)
+    model, actor = create_actor(world, method)
+    bank = load_engine(world, method, batch_size=4, temperature=0.7)
     try:
         bank.sync(actor)
-        made = bank.generate(PROMPTS, actor, SEEDS)
-        right = HfEngine(STOPS, PAD, 12, 0.7).generate(PROMPTS, actor, SEEDS)
+        rollout = bank.generate(PROMPTS, actor, SEEDS)
+        expected = HfEngine(STOPS, PAD, 12, 0.7).generate(PROMPTS, actor, SEEDS)
         for name in ("tokens_BS", "mask_BS", "ended_B"):
-            assert torch.equal(getattr(made, name), getattr(right, name))
-        assert_close(made.logprobs_BT, right.logprobs_BT, atol=1e-4, rtol=0)
-        assert_close(made.logprobs_BT, compute_response_logprobs(model, made, 0.7)[0].detach(), atol=1e-4, rtol=0)
-        # Other rows beside a row change nothing of it, to the bit.
-        backwards = bank.generate(PROMPTS[::-1], actor, SEEDS[::-1])
-        for row, other in zip(range(len(PROMPTS)), reversed(range(len(PROMPTS))), strict=True):
-            count = int(made.response_mask_BT[row].sum())
-            assert made.logprobs_BT is not None
-            assert backwards.logprobs_BT is not None
-            assert torch.equal(made.logprobs_BT[row, :count], backwards.logprobs_BT[other, :count])
+            assert torch.equal(getattr(rollout, name), getattr(expected, name))
+        assert_close(rollout.logprobs_BT, expected.logprobs_BT, atol=1e-4, rtol=0)
+        assert_close(rollout.logprobs_BT, compute_response_logprobs(model, rollout, 0.7)[0].detach(), atol=1e-4, rtol=0)
+        # A row's logprobs do not depend on the rows beside it, to the bit.
+        reversed_rollout = bank.generate(PROMPTS[::-1], actor, SEEDS[::-1])
+        for row, reversed_row in zip(range(len(PROMPTS)), reversed(range(len(PROMPTS))), strict=True):
+            count = int(rollout.response_mask_BT[row].sum())
+            assert rollout.logprobs_BT is not None
+            assert reversed_rollout.logprobs_BT is not None
+            assert torch.equal(rollout.logprobs_BT[row, :count], reversed_rollout.logprobs_BT[reversed_row, :count])
     finally:
         bank.close()
 
 
 def test_it_answers_with_the_weights_of_the_last_sync(world: World):
-    model, actor = actor_of(world, "lora")
-    bank = loaded(world, "lora")
+    model, actor = create_actor(world, "lora")
+    bank = load_engine(world, "lora")
     try:
         bank.sync(actor)
-        before = bank.generate(PROMPTS, actor, SEEDS)
+        rollout_before = bank.generate(PROMPTS, actor, SEEDS)
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if "lora_" in name:
                     weight.mul_(1.5)
-        assert torch.equal(bank.generate(PROMPTS, actor, SEEDS).tokens_BS, before.tokens_BS)
+        assert torch.equal(bank.generate(PROMPTS, actor, SEEDS).tokens_BS, rollout_before.tokens_BS)
         bank.sync(actor)
-        after = bank.generate(PROMPTS, actor, SEEDS)
-        right = HfEngine(STOPS, PAD, 12).generate(PROMPTS, actor, SEEDS)
-        assert torch.equal(after.tokens_BS, right.tokens_BS)
-        assert not torch.equal(after.tokens_BS, before.tokens_BS)
+        rollout_after = bank.generate(PROMPTS, actor, SEEDS)
+        expected = HfEngine(STOPS, PAD, 12).generate(PROMPTS, actor, SEEDS)
+        assert torch.equal(rollout_after.tokens_BS, expected.tokens_BS)
+        assert not torch.equal(rollout_after.tokens_BS, rollout_before.tokens_BS)
         bank.batch.step()
-        assert len(bank.batch.decoder.bank.units) == 1  # what was before is gone
+        assert len(bank.batch.decoder.bank.units) == 1  # the old snapshot is evicted
         bank.sync(actor)
         assert len(bank.batch.known.by_digest) == 1
     finally:
@@ -101,17 +101,17 @@ def test_it_answers_with_the_weights_of_the_last_sync(world: World):
 def test_each_row_is_answered_by_whom_it_names(world: World, tmp_path: Path):
     pool = AdapterPool(world.load("lora"))
     actors = [pool.actor(), pool.actor(pool.add(world.init))]
-    _, third = actor_of(world, "lora")
-    third.save(tmp_path / "c", world.base)
+    _, third_actor = create_actor(world, "lora")
+    third_actor.save(tmp_path / "c", world.base)
     actors.append(pool.actor(pool.add(tmp_path / "c")))
-    named = [actors[i % 3] for i in range(len(PROMPTS))]
-    bank = loaded(world, "lora", resident=2)
+    row_actors = [actors[i % 3] for i in range(len(PROMPTS))]
+    bank = load_engine(world, "lora", resident=2)
     try:
-        made = bank.generate(PROMPTS, named, SEEDS)
-        right = HfEngine(STOPS, PAD, 12).generate(PROMPTS, named, SEEDS)
-        assert torch.equal(made.tokens_BS, right.tokens_BS)
+        rollout = bank.generate(PROMPTS, row_actors, SEEDS)
+        expected = HfEngine(STOPS, PAD, 12).generate(PROMPTS, row_actors, SEEDS)
+        assert torch.equal(rollout.tokens_BS, expected.tokens_BS)
         with pytest.raises(ValueError, match="5 actors for 6 prompts"):
-            bank.generate(PROMPTS, named[:5], SEEDS)
+            bank.generate(PROMPTS, row_actors[:5], SEEDS)
     finally:
         bank.close()
 
@@ -132,7 +132,7 @@ def test_a_policy_of_every_weight_is_refused(world: World):
         def save(self, folder: Path, base: Base) -> None:
             self.model.save_pretrained(folder)
 
-    bank = loaded(world, "lora")
+    bank = load_engine(world, "lora")
     try:
         with pytest.raises(InputError, match=r"rollout\.engine=bank: answers by adapters alone"):
             bank.sync(Whole(world.load("lora")))
@@ -142,19 +142,22 @@ def test_a_policy_of_every_weight_is_refused(world: World):
 
 @pytest.mark.parametrize("length", [3, 64, 100])
 def test_a_reward_model_scores_as_where_it_was_trained(world: World, method: str, length: int):
-    bank = loaded(world, method)
+    bank = load_engine(world, method)
     try:
-        digest, policy = bank.batch.register(world.reward), bank.batch.register(world.init)
+        digest = bank.batch.register(world.reward)
+        policy = bank.batch.register(world.init)
         ids = prompt(length)
-        (asked,) = run(bank.batch, [Request(ids, SamplingParams(0), digest, scored=True)])
+        (scored_output,) = run(bank.batch, [Request(ids, SamplingParams(0), digest, scored=True)])
         roles = world.roles(method)
         tokens = torch.tensor([ids])
         rollout = Rollout(tokens, torch.ones_like(tokens, dtype=torch.bool), length - 1, torch.tensor([True]))
-        assert asked.outputs[0].score == pytest.approx(float(roles.scores(rollout, 0)), abs=1e-4)
-        assert (asked.reason, asked.ids) == ("length", [])
-        beside = [Request(prompt(9, i), SamplingParams(4), policy) for i in range(3)]
-        again = run(bank.batch, [*beside, Request(ids, SamplingParams(0), digest, scored=True)], every=1)[-1]
-        assert again.outputs[0].score == asked.outputs[0].score
+        assert scored_output.outputs[0].score == pytest.approx(float(roles.scores(rollout, 0)), abs=1e-4)
+        assert (scored_output.reason, scored_output.ids) == ("length", [])
+        policy_requests = [Request(prompt(9, i), SamplingParams(4), policy) for i in range(3)]
+        second_output = run(
+            bank.batch, [*policy_requests, Request(ids, SamplingParams(0), digest, scored=True)], every=1
+        )[-1]
+        assert second_output.outputs[0].score == scored_output.outputs[0].score
         for adapter, scored, problem in ((policy, True, "is no reward model"), (digest, False, "answers nothing")):
             (refused,) = run(bank.batch, [Request(ids, SamplingParams(2), adapter, scored=scored)])
             assert isinstance(refused.error, InputError)
