@@ -1,4 +1,4 @@
-"""Best-of-n from N answers, against every subset of n."""
+"""Best-of-n estimates from N answers, compared with the mean over every subset of n."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ VALUES = [
 ]
 
 
-def over_all_subsets(scores: list[float], values: list[float], n: int) -> float:
-    """The same by its definition."""
+def average_over_subsets(scores: list[float], values: list[float], n: int) -> float:
+    """Compute the mean value of the best of n answers by its definition."""
     subsets = [*combinations(range(len(scores)), n)]
     winners = [max(subset, key=lambda i: (scores[i], -i)) for subset in subsets]
     return sum(values[i] for i in winners) / len(subsets)
@@ -37,10 +37,10 @@ def over_all_subsets(scores: list[float], values: list[float], n: int) -> float:
 
 @pytest.mark.parametrize("n", range(1, 8))
 def test_it_is_the_mean_over_all_subsets(n: int) -> None:
-    expected = [over_all_subsets(s, v, n) for s, v in zip(SCORES, VALUES, strict=True)]
+    expected = [average_over_subsets(s, v, n) for s, v in zip(SCORES, VALUES, strict=True)]
     np.testing.assert_allclose(estimate_best_of_n(SCORES, VALUES, n), expected, rtol=1e-13)
-    by_themselves = [over_all_subsets(s, s, n) for s in SCORES]
-    np.testing.assert_allclose(estimate_best_of_n(SCORES, SCORES, n), by_themselves, rtol=1e-13)
+    expected_scores = [average_over_subsets(s, s, n) for s in SCORES]
+    np.testing.assert_allclose(estimate_best_of_n(SCORES, SCORES, n), expected_scores, rtol=1e-13)
 
 
 def test_one_is_the_mean_and_all_is_the_winner() -> None:
@@ -69,7 +69,7 @@ def test_sizes_and_the_bound_of_kl() -> None:
     assert (list_sizes(2), list_sizes(8), list_sizes(12)) == ([1, 2], [1, 2, 4, 8], [1, 2, 4, 8, 12])
     assert compute_kl_bound(1) == 0.0
     assert compute_kl_bound(2) == pytest.approx(0.1931471805599453)
-    # Of continuous scores it is reached: the winner's density relative to the policy's is n·u^(n−1) at quantile u.
+    # Continuous scores reach the bound: the winner's density relative to the policy's is n·u^(n−1) at quantile u.
     u = (np.arange(1_000_000) + 0.5) / 1_000_000
     assert compute_kl_bound(16) == pytest.approx(float(np.mean(16 * u**15 * np.log(16 * u**15))), abs=1e-6)
     assert compute_kl_bound(64) == pytest.approx(math.log(64) - 63 / 64)

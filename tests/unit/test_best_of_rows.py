@@ -1,4 +1,4 @@
-"""Which answer of a prompt wins, and what is written of it."""
+"""Selection of a prompt's best and worst answer, and the rows that are written of them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from align.stages.sample import describe_best, score_answers
 ASKED = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "A."}, {"role": "user", "content": "b?"}]
 
 
-def answers(*given: tuple[str, float, bool]) -> list[dict[str, Any]]:
+def build_answers(*triples: tuple[str, float, bool]) -> list[dict[str, Any]]:
     return [
-        {"answer": text, "score": score, "ended": ended, "tokens": len(text) + ended} for text, score, ended in given
+        {"answer": text, "score": score, "ended": is_ended, "tokens": len(text) + is_ended}
+        for text, score, is_ended in triples
     ]
 
 
-def row(*given: tuple[str, float, bool], number: int = 0, **more: Any) -> dict[str, Any]:
-    return {"step": 4, "number": number, "prompt": ASKED, "answers": answers(*given), **more}
+def build_row(*triples: tuple[str, float, bool], number: int = 0, **columns: Any) -> dict[str, Any]:
+    return {"step": 4, "number": number, "prompt": ASKED, "answers": build_answers(*triples), **columns}
 
 
 @pytest.mark.parametrize(
@@ -45,28 +46,32 @@ def row(*given: tuple[str, float, bool], number: int = 0, **more: Any) -> dict[s
         (
             [("x", 2, True), ("x", 1, True), ("y", 1.5, True)],
             BestOfSelection(0, 2, ""),
-        ),  # the same text does not lose to itself
+        ),  # an answer does not lose to its own text
     ],
 )
 def test_who_wins_and_who_loses(given: list[tuple[str, float, bool]], expected: BestOfSelection) -> None:
-    assert select_answers(answers(*given), has_tools=False) == expected
-    assert select_answers(answers(*given), has_tools=True) == BestOfSelection(None, None, "with_tools")
+    assert select_answers(build_answers(*given), has_tools=False) == expected
+    assert select_answers(build_answers(*given), has_tools=True) == BestOfSelection(None, None, "with_tools")
 
 
 def test_only_the_winner_is_trained_on() -> None:
-    found = collect_results([row(("x", 1, True), ("y", 3, False), ("z", 2, True))], "sample:r", "vader")
-    (winner,) = found.winners
+    results = collect_results([build_row(("x", 1, True), ("y", 3, False), ("z", 2, True))], "sample:r", "vader")
+    (winner,) = results.winners
     assert {key: winner[key] for key in ("id", "score", "rank", "n", "scorer")} == {
-        "id": "sample:r/0", "score": 2, "rank": 2, "n": 3, "scorer": "vader",
-    }  # fmt: skip
-    read = parse_document(winner, "i", requires_answer=True)
-    assert isinstance(read, Conversation)
-    assert [(m.content, m.trained) for m in read.messages if m.role == "assistant"] == [("A.", False), ("z", True)]
+        "id": "sample:r/0",
+        "score": 2,
+        "rank": 2,
+        "n": 3,
+        "scorer": "vader",
+    }
+    document = parse_document(winner, "i", requires_answer=True)
+    assert isinstance(document, Conversation)
+    assert [(m.content, m.trained) for m in document.messages if m.role == "assistant"] == [("A.", False), ("z", True)]
 
 
 def test_a_pair_says_who_made_it_and_which_side_was_cut() -> None:
-    found = collect_results([row(("x", 1.5, False), ("z", 2, True), number=7)], "sample:r", "vader")
-    (pair,) = found.pairs
+    results = collect_results([build_row(("x", 1.5, False), ("z", 2, True), number=7)], "sample:r", "vader")
+    (pair,) = results.pairs
     assert [turn.content for turn in pair.prompt] == ["a?", "A.", "b?"]
     assert (pair.chosen[0].content, pair.rejected[0].content, pair.margin) == ("z", "x", 0.5)
     assert (pair.id, pair.group_id, pair.annotator) == ("sample:r/7:1>0", "sample:r/7", "sample:r")
@@ -77,46 +82,48 @@ def test_a_pair_says_who_made_it_and_which_side_was_cut() -> None:
 def test_every_prompt_is_counted_once() -> None:
     tool = {"type": "function", "function": {"name": "look"}}
     rows = [
-        row(("x", 1, True), ("y", 2, True), number=0),
-        row(("x", 1, True), ("x", 1, True), number=1),
-        row(("x", 1, True), ("y", 1, True), number=2),
-        row(("x", 1, False), ("", 9, True), number=3),
-        row(("x", 1, True), ("y", 2, True), number=4, tools=[tool]),
+        build_row(("x", 1, True), ("y", 2, True), number=0),
+        build_row(("x", 1, True), ("x", 1, True), number=1),
+        build_row(("x", 1, True), ("y", 1, True), number=2),
+        build_row(("x", 1, False), ("", 9, True), number=3),
+        build_row(("x", 1, True), ("y", 2, True), number=4, tools=[tool]),
     ]
-    made = compute_best_of_figures(collect_results(rows, "sample:r", "vader"))
-    assert (made["winners"], made["pairs"]) == (3, 1)
-    assert {why: made[why] for why in ("no_winner", "all_equal", "one_score", "with_tools")} == dict.fromkeys(
-        ("no_winner", "all_equal", "one_score", "with_tools"), 1
-    )
-    assert [line["n"] for line in made["best_of"]] == [1, 2]
-    # Of all answers, whether they can be imitated or not: the reward ranks them all.
-    assert made["reward"]["one"]["value"] == pytest.approx((1.5 + 1 + 1 + 5 + 1.5) / 5)
-    assert made["reward"]["best"]["value"] == pytest.approx((2 + 1 + 1 + 9 + 2) / 5)
-    assert (made["winner_reward"], made["outranked"]) == (pytest.approx((2 + 1 + 1) / 3), 0)
-    assert made["tokens"] == {"one": pytest.approx((2 * 4 + 1) / 5), "best": pytest.approx((2 * 4 + 1) / 5)}
+    figures = compute_best_of_figures(collect_results(rows, "sample:r", "vader"))
+    assert (figures["winners"], figures["pairs"]) == (3, 1)
+    assert {
+        reason: figures[reason] for reason in ("no_winner", "all_equal", "one_score", "with_tools")
+    } == dict.fromkeys(("no_winner", "all_equal", "one_score", "with_tools"), 1)
+    assert [line["n"] for line in figures["best_of"]] == [1, 2]
+    # The reward ranks all answers, whether they can be imitated or not.
+    assert figures["reward"]["one"]["value"] == pytest.approx((1.5 + 1 + 1 + 5 + 1.5) / 5)
+    assert figures["reward"]["best"]["value"] == pytest.approx((2 + 1 + 1 + 9 + 2) / 5)
+    assert (figures["winner_reward"], figures["outranked"]) == (pytest.approx((2 + 1 + 1) / 3), 0)
+    assert figures["tokens"] == {"one": pytest.approx((2 * 4 + 1) / 5), "best": pytest.approx((2 * 4 + 1) / 5)}
 
 
 def test_winners_that_a_cut_answer_outranks_are_counted() -> None:
-    """What is imitated may be worse than the mean of all answers, which the figures of all answers do not show."""
-    rows = [row(("x", 1, True), ("y", 9, False)), row(("x", 3, True), ("y", 2, True), number=1)]
-    made = compute_best_of_figures(collect_results(rows, "sample:r", "vader"))
-    assert (made["winner_reward"], made["outranked"]) == (2.0, 1)
-    tied = compute_best_of_figures(collect_results([row(("x", 1, False), ("y", 1, True))], "sample:r", "vader"))
-    assert tied["outranked"] == 0, "one that was drawn before with the same score is no better"
-    assert made["reward"]["one"]["value"] == pytest.approx(3.75)
-    assert describe_best(made)[0] == (
+    """Winners may be worse than the mean of all answers, which the figures of all answers do not show."""
+    rows = [build_row(("x", 1, True), ("y", 9, False)), build_row(("x", 3, True), ("y", 2, True), number=1)]
+    figures = compute_best_of_figures(collect_results(rows, "sample:r", "vader"))
+    assert (figures["winner_reward"], figures["outranked"]) == (2.0, 1)
+    tied_figures = compute_best_of_figures(
+        collect_results([build_row(("x", 1, False), ("y", 1, True))], "sample:r", "vader")
+    )
+    assert tied_figures["outranked"] == 0, "one that was drawn before with the same score is no better"
+    assert figures["reward"]["one"]["value"] == pytest.approx(3.75)
+    assert describe_best(figures)[0] == (
         "the winners' mean reward is 2; a better answer beside 1 of them was cut or is empty"
     )
 
 
 def test_gold_is_that_of_the_answer_that_the_reward_ranks_first() -> None:
-    given = answers(("x", 1, True), ("y", 2, True), ("z", 0, True))
-    gold = [each | {"gold": value} for each, value in zip(given, (5.0, -1.0, 8.0), strict=True)]
-    made = compute_best_of_figures(
-        collect_results([{"number": 0, "prompt": ASKED, "answers": gold}] * 2, "sample:r", "vader")
+    scored_answers = build_answers(("x", 1, True), ("y", 2, True), ("z", 0, True))
+    gold_answers = [answer | {"gold": value} for answer, value in zip(scored_answers, (5.0, -1.0, 8.0), strict=True)]
+    figures = compute_best_of_figures(
+        collect_results([{"number": 0, "prompt": ASKED, "answers": gold_answers}] * 2, "sample:r", "vader")
     )
-    assert [line["gold"]["value"] for line in made["best_of"]] == pytest.approx([4.0, (5 - 1 - 1) / 3, -1.0])
-    assert made["gold"]["best"]["value"] == -1.0
+    assert [line["gold"]["value"] for line in figures["best_of"]] == pytest.approx([4.0, (5 - 1 - 1) / 3, -1.0])
+    assert figures["gold"]["best"]["value"] == -1.0
 
 
 @pytest.mark.parametrize(("name", "field"), [("score", "reward"), ("gold", "stage.gold")])

@@ -1,4 +1,4 @@
-"""Predicted beside observed, by hand."""
+"""Calibration figures, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_calibration_bins_by_hand():
     assert [b.predicted for b in bins] == [pytest.approx(0.1), pytest.approx(2.75 / 3)]
     assert [b.observed for b in bins] == [0.5, pytest.approx(2.5 / 3)]
     assert [(b.low, b.high) for b in bins] == [
-        (found.low, found.high) for found in (proportion_interval([0, 1]), proportion_interval([1, 0.5, 1]))
+        (interval.low, interval.high) for interval in (proportion_interval([0, 1]), proportion_interval([1, 0.5, 1]))
     ]
     assert len(bin_predictions([0.99], [1])) == 1  # empty bins are left out
     with pytest.raises(ValueError, match="within"):
@@ -26,13 +26,13 @@ def test_calibration_bins_by_hand():
 
 
 def test_pairs_of_one_ranking_are_one_observation():
-    """Three pairs of each of two rankings: as two trials, not as six."""
-    (alone,) = bin_predictions([0.6] * 6, [1, 1, 1, 0, 0, 0], bins=1)
-    (together,) = bin_predictions([0.6] * 6, [1, 1, 1, 0, 0, 0], ["a"] * 3 + ["b"] * 3, bins=1)
-    assert (alone.observed, together.observed, together.count) == (0.5, 0.5, 6)
-    two = proportion_interval([1, 0])
-    assert (together.low, together.high) == (two.low, two.high)
-    assert alone.high - alone.low < together.high - together.low
+    """Three pairs from each of two rankings count as two trials, not as six."""
+    (independent,) = bin_predictions([0.6] * 6, [1, 1, 1, 0, 0, 0], bins=1)
+    (grouped,) = bin_predictions([0.6] * 6, [1, 1, 1, 0, 0, 0], ["a"] * 3 + ["b"] * 3, bins=1)
+    assert (independent.observed, grouped.observed, grouped.count) == (0.5, 0.5, 6)
+    interval_of_two = proportion_interval([1, 0])
+    assert (grouped.low, grouped.high) == (interval_of_two.low, interval_of_two.high)
+    assert independent.high - independent.low < grouped.high - grouped.low
 
 
 def test_the_error_of_calibration_by_hand():
