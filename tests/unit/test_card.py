@@ -1,4 +1,4 @@
-"""The model card: what it says, and what it must not let through."""
+"""The model card: its text, and content that it must refuse or escape."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ FACTS = {
 }
 
 
-def front_matter(card: str) -> dict:
+def parse_front_matter(card: str) -> dict:
     yaml = pytest.importorskip("yaml")
-    _, matter, _ = card.split("---\n", 2)
-    return yaml.safe_load(matter)
+    _, yaml_text, _ = card.split("---\n", 2)
+    return yaml.safe_load(yaml_text)
 
 
 def test_card_says_what_it_is_where_from_and_how_good():
     card = render_card(FACTS)
-    assert front_matter(card) == {
+    assert parse_front_matter(card) == {
         "base_model": "org/tiny",
         "base_model_relation": "adapter",
         "library_name": "peft",
@@ -71,7 +71,8 @@ def test_card_says_what_it_is_where_from_and_how_good():
 
 def test_merged_card_states_its_distance_from_what_was_trained():
     facts = {k: v for k, v in FACTS.items() if k != "metrics"} | {"kind": "merged", "dtype": "bfloat16"}
-    merged, gap = Divergence(9.1e-5, 0.995, 0.0625, 4096), Divergence(0.34, 0.74, 9.0, 4096)
+    merged = Divergence(9.1e-5, 0.995, 0.0625, 4096)
+    gap = Divergence(0.34, 0.74, 9.0, 4096)
     rows = [
         ReceiptCheck("transformers", "merged", "nf4-dequantised", "bfloat16", "5", merged, ("kl", 0.01)),
         ReceiptCheck("transformers", "adapter", "original", "bfloat16", "5", gap),
@@ -79,11 +80,11 @@ def test_merged_card_states_its_distance_from_what_was_trained():
     ]
     licences = [("base org/tiny", "mit"), ("data mine.jsonl", "")]
     card = render_card(facts | {"receipt": rows, "licences": licences})
-    assert front_matter(card)["library_name"] == "transformers"
+    assert parse_front_matter(card)["library_name"] == "transformers"
     assert "| 0.062 | 9.1e-05 | 99.5% | pass (kl ≤ 0.01) |" in card
     assert r"not checked: it is \| not there" in card
     assert "KL 0.34 nats a token from what was trained, the same top token on 74.0% of 4,096" in card
-    assert front_matter(card)["license"] == "mit"
+    assert parse_front_matter(card)["license"] == "mit"
     assert "| data mine.jsonl | not stated: ask whoever gave it |" in card
     assert "Merged into the original" in render_card(facts | {"into": "original"})
     assert "Merged into that base dequantised" in card
@@ -99,7 +100,7 @@ def test_card_of_an_adapter_on_a_plain_base_does_not_quantise():
     assert "in bfloat16, not quantised" in card
 
 
-def manifest(stage: str, name: str, config: dict, metrics: dict | None = None, **inputs: Input) -> Manifest:
+def build_manifest(stage: str, name: str, config: dict, metrics: dict | None = None, **inputs: Input) -> Manifest:
     return Manifest(stage, name, 0, {"data": {"name": "chitchat"}, **config}, inputs, None, metrics=metrics or {})
 
 
@@ -107,32 +108,41 @@ SYSTEM = "Be brief.\nSay `no` to /etc/passwd."
 TRAINED = {"epochs": 2.0, "lr": 0.002, "schedule": "cosine", "warmup": 0.03, "batch_size": 8}
 RSLORA = {"name": "lora", "r": 16, "alpha": 32, "dropout": 0.05, "targets": ["q_proj", "v_proj"], "rslora": True}
 ROWS = {"name": "jsonl", "path": "/x/a.jsonl", "system": SYSTEM}
-SFT = manifest("sft", "a", {"stage": TRAINED, "method": RSLORA, "data": ROWS}, {"steps": 74, "published_step": 40})
+SFT = build_manifest(
+    "sft", "a", {"stage": TRAINED, "method": RSLORA, "data": ROWS}, {"steps": 74, "published_step": 40}
+)
 FROM_SFT = Input("11aa", stage="sft", name="a", whole=False)
-REWARD = manifest(
-    "reward", "r", {"stage": TRAINED | {"max_steps": 9}, "method": {"name": "lora", "r": 16}}, {"steps": 9},
+REWARD = build_manifest(
+    "reward",
+    "r",
+    {"stage": TRAINED | {"max_steps": 9}, "method": {"name": "lora", "r": 16}},
+    {"steps": 9},
     init=FROM_SFT,
-)  # fmt: skip
-PPO = manifest(
-    "ppo", "p",
+)
+PPO = build_manifest(
+    "ppo",
+    "p",
     {
         "stage": {"updates": 6, "epochs": 2, "lr": 5e-4, "batch_size": 16, "kl_coef": 0.05},
-        "method": {"name": "lora"}, "rollout": {"temperature": 0.2, "max_new_tokens": 24, "reasoning": "hide"},
+        "method": {"name": "lora"},
+        "rollout": {"temperature": 0.2, "max_new_tokens": 24, "reasoning": "hide"},
     },
-    {"published_update": 4}, init=FROM_SFT,
-)  # fmt: skip
+    {"published_update": 4},
+    init=FROM_SFT,
+)
 LINEAGE = [
-    LineageStep("full", "gone", "00aa"), LineageStep("sft", "a", "11aa", SFT),
+    LineageStep("full", "gone", "00aa"),
+    LineageStep("sft", "a", "11aa", SFT),
     LineageStep("reward", "r", "22aa", REWARD),
     LineageStep("ppo", "p", "33aa", PPO),
-]  # fmt: skip
+]
 
 
 def test_a_card_says_how_each_run_trained_and_by_which_system_prompt():
     system = find_system_prompt(LINEAGE, scores=False)
     assert system == {"text": SYSTEM, "run": "sft/a", "without": "ppo/p"}
     assert find_system_prompt(LINEAGE[:2], scores=False) == {"text": SYSTEM, "run": "sft/a"}
-    assert find_system_prompt(LINEAGE[:3], scores=True) == {}  # its own run had none
+    assert find_system_prompt(LINEAGE[:3], scores=True) == {}  # the reward run had no system prompt
     card = render_card(
         FACTS | {"parents": list_parents(LINEAGE), "system": system, "folded": "Its scale is folded in."}
     )
@@ -150,53 +160,66 @@ def test_a_card_says_how_each_run_trained_and_by_which_system_prompt():
         "Its scale is folded in.",
     ):
         assert text in card, text
-    assert "| full/gone |" not in card  # of which nothing is known
+    assert "| full/gone |" not in card  # its manifest is gone
     compile(card.split("```python\n")[1].split("```")[0], "card", "exec")
-    scored = render_card(FACTS | {"system": system, "score": "<eos>", "metrics": {}})
-    assert 'chat = [\n    {"role": "system"' in scored
+    reward_card = render_card(FACTS | {"system": system, "score": "<eos>", "metrics": {}})
+    assert 'chat = [\n    {"role": "system"' in reward_card
 
 
 def test_the_settings_of_other_runs():
-    whole = describe_settings(manifest("full", "f", {"stage": TRAINED, "method": {"name": "full", "r": 16}}))
-    assert (whole["weights"], whole["trained for"]) == ("all of the model", "2 epochs")
-    alone = describe_settings(PPO)  # its parent is gone: its own manifest is all there is
-    assert alone["weights"] == ""
-    dpo = manifest("dpo", "d", {"stage": {"beta": 0.1}, "method": {"name": "qlora", "r": 4, "alpha": 8, "dora": True}})
+    full_settings = describe_settings(
+        build_manifest("full", "f", {"stage": TRAINED, "method": {"name": "full", "r": 16}})
+    )
+    assert (full_settings["weights"], full_settings["trained for"]) == ("all of the model", "2 epochs")
+    ppo_settings = describe_settings(PPO)  # its parent is gone: its own manifest is all there is
+    assert ppo_settings["weights"] == ""
+    dpo = build_manifest(
+        "dpo", "d", {"stage": {"beta": 0.1}, "method": {"name": "qlora", "r": 4, "alpha": 8, "dora": True}}
+    )
     assert describe_settings(dpo)["weights"] == "DoRA on NF4 of rank 4, alpha 8, on all linear layers"
     assert describe_settings(dpo)["besides"] == "beta 0.1"
 
 
 def test_a_card_says_on_what_and_how_it_was_measured():
-    evaluation = manifest("eval", "e", {
-        "data": {"name": "jsonl", "path": "/mine/a.jsonl", "held_out": 0.1},
-        "rollout": {"temperature": 0.2, "max_new_tokens": 96, "reasoning": "hide"},
-    })  # fmt: skip
-    about = {"measured": describe_data(evaluation), "sampled": describe_sampling(evaluation.config)}
-    card = render_card(FACTS | about)
+    evaluation = build_manifest(
+        "eval",
+        "e",
+        {
+            "data": {"name": "jsonl", "path": "/mine/a.jsonl", "held_out": 0.1},
+            "rollout": {"temperature": 0.2, "max_new_tokens": 96, "reasoning": "hide"},
+        },
+    )
+    measurement = {"measured": describe_data(evaluation), "sampled": describe_sampling(evaluation.config)}
+    card = render_card(FACTS | measurement)
     assert "on 256 held-out prompts (10% of a.jsonl, held out); ties" in card
     assert (
         "Answers sampled at temperature 0.2, at most 96 tokens, their reasoning hidden from whoever judged them."
         in card
     )
     assert "| answers cut at the most tokens | 5% | 10% |" in card
-    own = manifest(
+    own_evaluation = build_manifest(
         "eval", "e", {"data": {"name": "jsonl", "path": "a.jsonl", "eval_path": "/mine/b.jsonl", "held_out": 0}}
     )
-    assert describe_data(own) == "b.jsonl"
-    votes = manifest("reward", "r", {"data": {"name": "annotations"}}, data=Input("d", project="p"))
+    assert describe_data(own_evaluation) == "b.jsonl"
+    votes = build_manifest("reward", "r", {"data": {"name": "annotations"}}, data=Input("d", project="p"))
     assert describe_data(votes, 0.25) == "25% of annotations p, held out"
-    assert describe_data(manifest("eval", "e", {})) == "the held-out part of chitchat"
+    assert describe_data(build_manifest("eval", "e", {})) == "the held-out part of chitchat"
     losses = {
-        "loss_before": 6.58, "loss_after": 6.25, "perplexity_before": 720.5, "perplexity_after": 518.0,
-        "held_out_rows": 41, "loss_change": {"value": -0.33, "low": -0.4, "high": -0.26, "n": 41},
-    }  # fmt: skip
-    imitates = render_card(
+        "loss_before": 6.58,
+        "loss_after": 6.25,
+        "perplexity_before": 720.5,
+        "perplexity_after": 518.0,
+        "held_out_rows": 41,
+        "loss_change": {"value": -0.33, "low": -0.4, "high": -0.26, "n": 41},
+    }
+    imitation_card = render_card(
         {k: v for k, v in FACTS.items() if k != "metrics"} | {"losses": losses, "measured": "b.jsonl"}
     )
     assert (
-        "On 41 held-out rows (b.jsonl), before and after supervised training. The loss changed by -0.33 [" in imitates
+        "On 41 held-out rows (b.jsonl), before and after supervised training. The loss changed by -0.33 ["
+        in imitation_card
     )
-    assert "| loss, nats a token | 6.25 | 6.58 |" in imitates
+    assert "| loss, nats a token | 6.25 | 6.58 |" in imitation_card
 
 
 def test_a_card_says_that_a_model_collapsed_whatever_measured_it():
@@ -213,7 +236,7 @@ def test_a_card_says_that_a_model_collapsed_whatever_measured_it():
 
 
 def test_a_base_that_no_hub_knows_is_linked_to_nobodys_repository():
-    matter = front_matter(render_card(FACTS | {"base": BASE | {"id": "model", "revision": ""}}))
+    matter = parse_front_matter(render_card(FACTS | {"base": BASE | {"id": "model", "revision": ""}}))
     assert not any(key.startswith("base_model") for key in matter)
 
 
@@ -249,7 +272,7 @@ def test_a_scale_that_was_folded_into_the_weights_is_said(config, said):
     ],
 )
 def test_an_adapters_code_loads_the_numbers_of_its_receipt(facts, loaded, goes_along):
-    """And says where a base that is linked stays behind when the folder is copied."""
+    """The card also says when a linked base stays behind if the folder is copied."""
     base = {"id": "mine", "revision": "", "digest": "sha256:00ff"}
     method = "qlora" if facts["precision"] == "nf4" else "lora"
     card = render_card({"name": "x", "kind": "adapter", "base": base, "method": method, **facts})
@@ -281,7 +304,7 @@ def test_card_takes_urls():
 def test_card_cannot_be_broken_out_of():
     name = 'x"\n---\n| `a` <b>'
     card = render_card(FACTS | {"name": name, "license": 'mit"\nevil: true'})
-    assert front_matter(card)["license"] == 'mit"\nevil: true'
+    assert parse_front_matter(card)["license"] == 'mit"\nevil: true'
     assert "# x\" --- \\| 'a' &lt;b>\n" in card
 
 
@@ -304,7 +327,7 @@ def test_a_licence_is_what_the_models_own_card_states(tmp_path, text, licence):
 def test_a_card_offers_aligns_own_server_first():
     card = render_card(FACTS | {"served": "ppo-x", "launch": ["align", "vllm", "vllm-resolver"]})
     assert "as `ppo-x`, over HTTP: `sh launch/align.sh` (align, on a CPU), or `sh launch/vllm.sh` (vLLM).\n" in card
-    assert "(vLLM)" not in render_card(FACTS | {"served": "ppo-x", "launch": ["align"]})  # of a rank that it refuses
+    assert "(vLLM)" not in render_card(FACTS | {"served": "ppo-x", "launch": ["align"]})  # vLLM refuses the rank
 
 
 def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
@@ -315,11 +338,11 @@ def test_a_card_of_gguf_says_which_base_is_in_it_and_how_to_run_it():
     assert "The base here is that one dequantised" in card
     assert "`sh launch/llama-server.sh`" in card
     assert "`ollama create ppo-x -f Modelfile && ollama run ppo-x`" in card
-    matter = front_matter(card)
+    matter = parse_front_matter(card)
     assert "gguf" in matter["tags"]
     assert "library_name" not in matter
     original = render_card(facts | {"into": "original", "receipt": [ReceiptCheck("llama.cpp", note="not there")]})
     assert "on which it is measurably another model" in original
-    assert "|\n\nMade of the original weights" in original  # and is no row of the table
+    assert "|\n\nMade of the original weights" in original  # a paragraph, not a row of the table
     assert "launch/" not in render_card(facts | {"served": "", "launch": []})
     assert "ollama" not in render_card(facts | {"modelfile": False})

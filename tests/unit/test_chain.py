@@ -1,4 +1,4 @@
-"""A chain of hashes: what a link is hashed with, and which link may follow."""
+"""Hash chains: the content that a link's hash covers, and refusal of a link that does not follow."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from align.core.errors import CorruptFile
 
 @dataclass(frozen=True)
 class Line:
-    """A link that is no row of the ledger."""
+    """A link of another chain than the ledger's."""
 
     seq: int
     name: str
@@ -22,16 +22,16 @@ class Line:
         return (self.seq, self.name)
 
 
-def line(seq: int, name: str, prev_hash: str) -> Line:
+def build_line(seq: int, name: str, prev_hash: str) -> Line:
     return Line(seq, name, prev_hash, hash_link((seq, name), prev_hash))
 
 
 @pytest.mark.parametrize(
     ("link", "seq", "problem"),
     [
-        (line(3, "b", "f" * 64), 2, "missing"),
-        (line(2, "b", "e" * 64), 2, "does not follow"),
-        (Line(2, "c", "f" * 64, line(2, "b", "f" * 64).hash), 2, "not the one that was written"),
+        (build_line(3, "b", "f" * 64), 2, "missing"),
+        (build_line(2, "b", "e" * 64), 2, "does not follow"),
+        (Line(2, "c", "f" * 64, build_line(2, "b", "f" * 64).hash), 2, "not the one that was written"),
     ],
 )
 def test_the_first_bad_link_is_named_as_its_owner_calls_it(link: Line, seq: int, problem: str):
