@@ -27,60 +27,67 @@ from align.rollout.registry import build_engine
 
 
 def talk(*turns: str, system: str | None = None) -> Conversation:
-    """User and assistant in turn."""
-    first = [{"role": "system", "content": system}] if system else []
+    """Build a conversation of user and assistant turns."""
+    system_turns = [{"role": "system", "content": system}] if system else []
     roles = ("user", "assistant")
     return Conversation.from_messages(
-        [*first, *({"role": roles[i % 2], "content": t} for i, t in enumerate(turns))], "c1"
+        [*system_turns, *({"role": roles[i % 2], "content": t} for i, t in enumerate(turns))], "c1"
     )
 
 
 def family(name: str) -> tuple[Any, Any]:
-    found = FAMILIES[name]
-    return found, make_tokenizer(found.template, found.eos)
+    template_family = FAMILIES[name]
+    return template_family, make_tokenizer(template_family.template, template_family.eos)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_loss_is_on_each_answer_and_the_token_that_ends_it(name: str) -> None:
-    found, tokenizer = family(name)
-    told = trained_texts(tokenizer, talk("Hi.", "Good day.", "And?", "Fine.\nThanks", "b", "a b"))
+    template_family, tokenizer = family(name)
+    texts = trained_texts(tokenizer, talk("Hi.", "Good day.", "And?", "Fine.\nThanks", "b", "a b"))
     # Mistral's separating space belongs to the answer's first token, as sampling produces it.
     lead = " " if name == "mistral" else ""
-    answers = ["Good day.", "Fine.\nThanks", found.header + "a b"]
-    assert told == [lead + answer + found.end for answer in answers]
+    answers = ["Good day.", "Fine.\nThanks", template_family.header + "a b"]
+    assert texts == [lead + answer + template_family.end for answer in answers]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_system_turn_is_read_and_never_trained(name: str) -> None:
-    found, tokenizer = family(name)
+    template_family, tokenizer = family(name)
     conversation = talk("Hi.", "Good day.", "And?", "Fine.", system="Be brief.")
-    if not found.system:
+    if not template_family.system:
         with pytest.raises(InputError, match=r"c1, roles=system.*system role.*data\.template=chatml"):
             encode_conversation(tokenizer, conversation)
         return
-    told = trained_texts(tokenizer, conversation)
-    assert [t.strip() for t in told] == ["Good day." + found.end, found.header + "Fine." + found.end]
+    texts = trained_texts(tokenizer, conversation)
+    assert [t.strip() for t in texts] == [
+        "Good day." + template_family.end,
+        template_family.header + "Fine." + template_family.end,
+    ]
     assert "Be brief." in tokenizer.decode(encode_conversation(tokenizer, conversation).input_ids)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_equal_answers_are_told_apart(name: str) -> None:
-    found, tokenizer = family(name)
-    told = trained_texts(tokenizer, talk("a", "b", "a", "b", "b", "b"))
-    assert [t.strip() for t in told] == ["b" + found.end] * 2 + [found.header + "b" + found.end]
+    template_family, tokenizer = family(name)
+    texts = trained_texts(tokenizer, talk("a", "b", "a", "b", "b", "b"))
+    assert [t.strip() for t in texts] == ["b" + template_family.end] * 2 + [
+        template_family.header + "b" + template_family.end
+    ]
 
 
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n != "mistral"])
 def test_a_conversation_may_open_with_the_assistant(name: str) -> None:
-    found, tokenizer = family(name)
-    opened = Conversation.from_messages([{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "a"}])
-    assert trained_texts(tokenizer, opened) == ["Hi." + found.end]
+    template_family, tokenizer = family(name)
+    conversation = Conversation.from_messages(
+        [{"role": "assistant", "content": "Hi."}, {"role": "user", "content": "a"}]
+    )
+    assert trained_texts(tokenizer, conversation) == ["Hi." + template_family.end]
 
 
 def test_roles_out_of_order_are_refused_by_name() -> None:
-    opened = Conversation.from_messages([{"role": "assistant", "content": "Hi."}], "row 7")
+    conversation = Conversation.from_messages([{"role": "assistant", "content": "Hi."}], "row 7")
     with pytest.raises(InputError, match=r"row 7, roles=assistant.*alternate"):
-        encode_conversation(make_tokenizer(MISTRAL), opened)
+        encode_conversation(make_tokenizer(MISTRAL), conversation)
 
 
 def test_a_template_with_markers_refuses_by_name_too() -> None:
@@ -93,29 +100,36 @@ def test_a_template_with_markers_refuses_by_name_too() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_answer_that_is_not_to_be_imitated_is_read_and_not_trained(name: str) -> None:
     _, tokenizer = family(name)
-    whole = talk("Hi.", "Good day.", "And?", "Fine.", "b", "a b")
-    first, second, third = (i for i, m in enumerate(whole.messages) if m.role == "assistant")
-    every = trained_texts(tokenizer, whole)
-    for left_out, kept in (({first}, every[1:]), ({second}, [every[0], every[2]]), ({third}, every[:2])):
-        messages = tuple(replace(m, trained=i not in left_out) for i, m in enumerate(whole.messages))
-        weighed = Conversation(messages, "c1")
-        assert trained_texts(tokenizer, weighed) == kept
-        assert encode_conversation(tokenizer, weighed).input_ids == encode_conversation(tokenizer, whole).input_ids
-    silent = Conversation(tuple(replace(m, trained=False) for m in whole.messages))
-    assert encode_documents(tokenizer, [silent, whole], max_length=500).unanswered == 1
+    conversation = talk("Hi.", "Good day.", "And?", "Fine.", "b", "a b")
+    first, second, third = (i for i, m in enumerate(conversation.messages) if m.role == "assistant")
+    all_texts = trained_texts(tokenizer, conversation)
+    for left_out, expected in (
+        ({first}, all_texts[1:]),
+        ({second}, [all_texts[0], all_texts[2]]),
+        ({third}, all_texts[:2]),
+    ):
+        messages = tuple(replace(m, trained=i not in left_out) for i, m in enumerate(conversation.messages))
+        partly_trained = Conversation(messages, "c1")
+        assert trained_texts(tokenizer, partly_trained) == expected
+        assert (
+            encode_conversation(tokenizer, partly_trained).input_ids
+            == encode_conversation(tokenizer, conversation).input_ids
+        )
+    untrained = Conversation(tuple(replace(m, trained=False) for m in conversation.messages))
+    assert encode_documents(tokenizer, [untrained, conversation], max_length=500).unanswered == 1
 
 
 def test_an_answer_that_is_not_trained_may_stand_beside_markers() -> None:
     tokenizer = make_tokenizer(MARKED)
-    whole = talk("a", "b", "c", "d")
-    messages = (whole.messages[0], replace(whole.messages[1], trained=False), *whole.messages[2:])
-    assert trained_texts(tokenizer, Conversation(messages)) == trained_texts(tokenizer, whole)[1:]
+    conversation = talk("a", "b", "c", "d")
+    messages = (conversation.messages[0], replace(conversation.messages[1], trained=False), *conversation.messages[2:])
+    assert trained_texts(tokenizer, Conversation(messages)) == trained_texts(tokenizer, conversation)[1:]
 
 
 def test_thoughts_of_earlier_turns_are_neither_shown_nor_trained() -> None:
     tokenizer = make_tokenizer(QWEN3, "<|im_end|>")
-    told = trained_texts(tokenizer, talk("a", "<think>\nx\n</think>\n\nHi.", "b", "<think>\ny\n</think>\n\nBye."))
-    assert told == ["Hi.<|im_end|>", "<think>\ny\n</think>\n\nBye.<|im_end|>"]
+    texts = trained_texts(tokenizer, talk("a", "<think>\nx\n</think>\n\nHi.", "b", "<think>\ny\n</think>\n\nBye."))
+    assert texts == ["Hi.<|im_end|>", "<think>\ny\n</think>\n\nBye.<|im_end|>"]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +137,7 @@ def test_thoughts_of_earlier_turns_are_neither_shown_nor_trained() -> None:
     [
         "{{ m.content | upper if not loop.last else m.content }}",  # an earlier turn is rewritten
         "{{ m.content if loop.last else '' }}",  # or dropped
-        "{{ m.content }}{{ m.content }}",  # or said twice
+        "{{ m.content }}{{ m.content }}",  # or repeated
     ],
 )
 def test_a_template_that_rewrites_turns_is_refused(body: str) -> None:
@@ -133,7 +147,7 @@ def test_a_template_that_rewrites_turns_is_refused(body: str) -> None:
 
 
 def test_a_template_that_ends_turns_with_plain_text() -> None:
-    """The line break is all there is; it is not trained, and nothing of the next question is."""
+    """A turn ends with a line break alone. Neither the line break nor the next question is trained."""
     assert trained_texts(make_tokenizer(PLAIN), talk("a", "Good day.", "b", "Fine!"))[-1].strip() == "Fine!"
 
 
@@ -167,23 +181,26 @@ def test_a_template_of_the_model_is_kept() -> None:
 
 def test_what_cannot_be_trained_on_is_counted() -> None:
     _, tokenizer = family("qwen2.5")
-    short, long = talk("a", "b"), talk("a", "b" * 300)
-    silent = Conversation.from_messages([{"role": "user", "content": "a"}])
-    made = encode_documents(tokenizer, [short, long, silent, short, "plain text"], max_length=100)
-    assert (len(made.rows), made.too_long, made.unanswered) == (3, 1, 1)
-    assert made.tokens == sum(len(r.input_ids) for r in made.rows)
-    assert made.rows[0].trained == 2  # the answer's one token, and what ends it
+    short = talk("a", "b")
+    long = talk("a", "b" * 300)
+    unanswered = Conversation.from_messages([{"role": "user", "content": "a"}])
+    encoded = encode_documents(tokenizer, [short, long, unanswered, short, "plain text"], max_length=100)
+    assert (len(encoded.rows), encoded.too_long, encoded.unanswered) == (3, 1, 1)
+    assert encoded.tokens == sum(len(r.input_ids) for r in encoded.rows)
+    assert encoded.rows[0].trained == 2  # the answer's one token, and what ends it
 
 
 def test_what_is_too_long_is_cut_where_that_is_asked_for() -> None:
-    """The same tokens up to the limit, and the same labels; one that is cut before its answer teaches nothing."""
+    """Tokens and labels stay the same up to the limit. A conversation cut before its answer counts as unanswered."""
     _, tokenizer = family("qwen2.5")
-    short, long, late = talk("a", "b"), talk("a", "b" * 300), talk("a" * 300, "b")
-    made = encode_documents(tokenizer, [short, long, late], max_length=100, truncate=True)
-    assert (len(made.rows), made.cut, made.too_long, made.unanswered) == (2, 1, 0, 1)
-    whole = encode_conversation(tokenizer, long)
-    assert (made.rows[1].input_ids, made.rows[1].labels) == (whole.input_ids[:100], whole.labels[:100])
-    assert encode_documents(tokenizer, [short, long, late], max_length=100).too_long == 2
+    short = talk("a", "b")
+    long = talk("a", "b" * 300)
+    late_answer = talk("a" * 300, "b")
+    encoded = encode_documents(tokenizer, [short, long, late_answer], max_length=100, truncate=True)
+    assert (len(encoded.rows), encoded.cut, encoded.too_long, encoded.unanswered) == (2, 1, 0, 1)
+    uncut = encode_conversation(tokenizer, long)
+    assert (encoded.rows[1].input_ids, encoded.rows[1].labels) == (uncut.input_ids[:100], uncut.labels[:100])
+    assert encode_documents(tokenizer, [short, long, late_answer], max_length=100).too_long == 2
 
 
 @pytest.mark.parametrize(
@@ -230,14 +247,14 @@ def test_plain_text_needs_what_closes_it() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_prompt_ends_where_the_answer_is_due(name: str) -> None:
-    found, tokenizer = family(name)
-    asked = talk("Hi.", "Good day.", "And?")
-    (prompt,), dropped = encode_prompts(tokenizer, [asked], 200)
-    whole = encode_conversation(tokenizer, asked.with_answer("Fine.")).input_ids
+    template_family, tokenizer = family(name)
+    conversation = talk("Hi.", "Good day.", "And?")
+    (prompt,), dropped = encode_prompts(tokenizer, [conversation], 200)
+    full_ids = encode_conversation(tokenizer, conversation.with_answer("Fine.")).input_ids
     assert dropped == 0
-    assert whole[: len(prompt.input_ids)] == prompt.input_ids
-    rest = tokenizer.decode(whole[len(prompt.input_ids) :])
-    assert rest.lstrip().startswith(found.header + "Fine." + found.end)
+    assert full_ids[: len(prompt.input_ids)] == prompt.input_ids
+    remaining_text = tokenizer.decode(full_ids[len(prompt.input_ids) :])
+    assert remaining_text.lstrip().startswith(template_family.header + "Fine." + template_family.end)
 
 
 def test_an_answer_that_takes_the_whole_context_is_named() -> None:
@@ -249,8 +266,8 @@ def test_an_answer_that_takes_the_whole_context_is_named() -> None:
 
 def test_prompts_too_long_are_dropped_and_counted() -> None:
     _, tokenizer = family("llama3")
-    kept, dropped = encode_prompts(tokenizer, [talk("a"), talk("a" * 90), talk("b")], 60)
-    assert [p.conversation.messages[0].content for p in kept] == ["a", "b"]
+    prompts, dropped = encode_prompts(tokenizer, [talk("a"), talk("a" * 90), talk("b")], 60)
+    assert [p.conversation.messages[0].content for p in prompts] == ["a", "b"]
     assert dropped == 1
     with pytest.raises(InputError, match=r"every one of the 2 prompts is longer.*rollout\.max_new_tokens"):
         encode_prompts(tokenizer, [talk("a"), talk("b")], 3)
@@ -258,8 +275,8 @@ def test_prompts_too_long_are_dropped_and_counted() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_token_that_ends_a_turn_stops_an_answer(name: str) -> None:
-    found, tokenizer = family(name)
-    expected = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(found.end)}
+    template_family, tokenizer = family(name)
+    expected = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(template_family.end)}
     assert find_stop_token_ids(tokenizer) == tuple(sorted(expected))
 
 
@@ -272,25 +289,25 @@ def test_the_checkpoint_may_list_more_stops() -> None:
 
 
 def test_a_model_that_nothing_stops_is_not_sampled_from() -> None:
-    """It would talk to its limit, every time, and never be trained to end."""
+    """A model without a stop token would generate up to its limit every time, and never learn to end."""
     tokenizer = make_tokenizer(PLAIN)
     rollout = RolloutConfig()
 
-    def stops(listed: int | None) -> tuple[int, ...]:
-        engine: Any = build_engine(rollout, tokenizer, SimpleNamespace(eos_token_id=listed))
+    def find_stops(eos_token_id: int | None) -> tuple[int, ...]:
+        engine: Any = build_engine(rollout, tokenizer, SimpleNamespace(eos_token_id=eos_token_id))
         return engine.stop_ids
 
-    assert stops(None) == (tokenizer.eos_token_id,)
+    assert find_stops(None) == (tokenizer.eos_token_id,)
     tokenizer.eos_token = None
-    assert stops(7) == (7,)
+    assert find_stops(7) == (7,)
     with pytest.raises(InputError, match=r"eos_token=.*no token ends an answer"):
-        stops(None)
+        find_stops(None)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_reward_models_rows_end_with_one_token(name: str) -> None:
-    found, tokenizer = family(name)
-    assert find_turn_end_token(tokenizer) == tokenizer.convert_tokens_to_ids(found.end)
+    template_family, tokenizer = family(name)
+    assert find_turn_end_token(tokenizer) == tokenizer.convert_tokens_to_ids(template_family.end)
 
 
 def test_a_template_that_ends_turns_with_plain_text_has_no_such_token() -> None:
@@ -300,18 +317,18 @@ def test_a_template_that_ends_turns_with_plain_text_has_no_such_token() -> None:
 @pytest.mark.parametrize("answer", ["Good day.", "\n\nb", "b.\n"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_judged_answer_is_the_prompt_the_answer_and_its_end(name: str, answer: str) -> None:
-    """Read as PPO's rollouts are: the prompt's own tokens first, though a merge could cross into the answer."""
-    found, tokenizer = family(name)
-    asked = talk("Hi.", "Good day.", "And?")
+    """PPO's rollouts have the same tokens: the prompt's own come first, though a merge could cross into the answer."""
+    template_family, tokenizer = family(name)
+    conversation = talk("Hi.", "Good day.", "And?")
     stops = find_stop_token_ids(tokenizer)
-    prompt = encode_prompts(tokenizer, [asked], 200)[0][0].input_ids
-    end = tokenizer.convert_tokens_to_ids(found.end)
+    prompt = encode_prompts(tokenizer, [conversation], 200)[0][0].input_ids
+    end = tokenizer.convert_tokens_to_ids(template_family.end)
 
-    ended = encode_for_reward_model(tokenizer, asked, answer, True, stops)
-    assert ended[: len(prompt)] == prompt
-    assert ended[-1] == end
-    assert tokenizer.decode(ended[len(prompt) : -1]).strip() == (found.header + answer.lstrip()).strip()
+    ended_ids = encode_for_reward_model(tokenizer, conversation, answer, True, stops)
+    assert ended_ids[: len(prompt)] == prompt
+    assert ended_ids[-1] == end
+    assert tokenizer.decode(ended_ids[len(prompt) : -1]).strip() == (template_family.header + answer.lstrip()).strip()
 
-    cut = encode_for_reward_model(tokenizer, asked, answer, False, stops)
-    assert cut == ended[:-1]
-    assert not set(cut[len(prompt) :]) & set(stops)
+    cut_ids = encode_for_reward_model(tokenizer, conversation, answer, False, stops)
+    assert cut_ids == ended_ids[:-1]
+    assert not set(cut_ids[len(prompt) :]) & set(stops)
