@@ -1,4 +1,4 @@
-"""Code by unit tests: what passes, what only seems to, and what the limits stop. The programs are really run."""
+"""Code checked by unit tests: programs that pass, that fake a pass, and that exceed limits. They are really run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ for fd in range(64):
         pass
 os._exit(0)
 """
-"""Writes a report of its own wherever one may be read."""
+"""Writes a forged report to every open file descriptor."""
 
 
 def run(answer: str, *tests: str, **spec: Any) -> CheckResult:
@@ -162,7 +162,7 @@ def f(x):
             pass
     return any("".join(["forty", "-", "two"]) in each for each in SECRETS)
 """
-"""Looks through its process and its machine for the text of the test."""
+"""Searches its process and its machine for the text of the test."""
 
 
 def test_a_program_does_not_see_its_tests():
@@ -501,7 +501,7 @@ except TypeError as e:
 from collections import Counter
 assert same(Counter('aab')) == {'a': 2, 'b': 1}
 """.strip().split("\n---\n")
-"""Tests as people write them, each by itself."""
+"""Independent tests in the styles that people write."""
 
 
 def test_tests_are_written_as_in_the_process_of_the_answer():

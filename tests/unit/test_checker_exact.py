@@ -1,4 +1,4 @@
-"""Right answers up to what a check ignores, and regular expressions that cannot run away."""
+"""Exact answers up to differences that a check ignores, and regular expressions with a limit of time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.reward.checkers import CheckResult, build_checker
 from align.reward.checkers.exact import normalize_number
 
 
-def exact(text: str, /, **spec: Any) -> CheckResult:
+def check_exact(text: str, /, **spec: Any) -> CheckResult:
     return build_checker({"kind": "exact", **spec}, "check")(text)
 
 
@@ -30,8 +30,11 @@ def exact(text: str, /, **spec: Any) -> CheckResult:
         ({"answer": "a\nb", "read": "whole"}, ["a\nb"], ["a b"]),
         ({"answer": "yes", "read": "first_line"}, ["\nyes\nfor a reason"], ["well\nyes"]),
         ({"answer": "yes", "read": "last_line"}, ["a reason\nyes\n"], ["yes\nwell"]),
-        ({"answer": "1000", "read": "last_number"}, ["5 or 1,000", "$1,000.0.", "so 10 - 9000, or 1e3"],
-         ["1000 or 5", "-1000", "none", "x1000y2"]),
+        (
+            {"answer": "1000", "read": "last_number"},
+            ["5 or 1,000", "$1,000.0.", "so 10 - 9000, or 1e3"],
+            ["1000 or 5", "-1000", "none", "x1000y2"],
+        ),
         ({"answer": "-3", "read": "last_number"}, ["it is -3", "−3.0", "x=-3"], ["5-3", "3"]),
         ({"answer": "5", "read": "last_number"}, ["so...5", "item a).5", "x.5"], [".5", "it is .5", "$.5", "-.5"]),
         ({"answer": 0.5, "read": "last_number"}, [".5", "(.50)", "+.5"], ["-.5", "so...5"]),
@@ -39,15 +42,15 @@ def exact(text: str, /, **spec: Any) -> CheckResult:
         ({"answer": "4", "after": "####"}, ["#### 5 no, #### 4"], ["4", "#### 4 apples"]),
         ({"answer": "4", "after": "####", "read": "last_number"}, ["#### 4 apples"], ["4 #### none"]),
     ],
-)  # fmt: skip
+)
 def test_right_and_wrong_answers(spec: dict[str, Any], right: list[str], wrong: list[str]):
-    assert [answer for answer in right if exact(answer, **spec).score != 1] == []
-    assert [answer for answer in wrong if exact(answer, **spec).score != 0] == []
+    assert [answer for answer in right if check_exact(answer, **spec).score != 1] == []
+    assert [answer for answer in wrong if check_exact(answer, **spec).score != 0] == []
 
 
 def test_numbers_have_one_form():
-    given = ["007", "-0", "1e-3", "0.10", "12,345,678.90", "999999999999999999999999999999.5"]
-    assert [normalize_number(each) for each in given] == [
+    numbers = ["007", "-0", "1e-3", "0.10", "12,345,678.90", "999999999999999999999999999999.5"]
+    assert [normalize_number(number) for number in numbers] == [
         "7",
         "0",
         "0.001",
@@ -58,12 +61,12 @@ def test_numbers_have_one_form():
 
 
 def test_what_was_found_is_shown():
-    assert exact("it is 7", answer="8", read="last_number").parts[0].found == "7"
-    assert exact("nothing", answer="8", read="last_number").parts[0].found == "no number"
-    assert exact("x", answer="8", after="A:").parts[0].found == 'no "A:"'
-    found = exact("\ud800" * 1000, answer="8").parts[0].found
-    assert len(found) <= 201
-    found.encode()
+    assert check_exact("it is 7", answer="8", read="last_number").parts[0].found == "7"
+    assert check_exact("nothing", answer="8", read="last_number").parts[0].found == "no number"
+    assert check_exact("x", answer="8", after="A:").parts[0].found == 'no "A:"'
+    shown_text = check_exact("\ud800" * 1000, answer="8").parts[0].found
+    assert len(shown_text) <= 201
+    shown_text.encode()
     asks = build_checker(
         {"kind": "exact", "answers": ["a", "b"], "ignore": ["case"], "read": "last_line"}, "check"
     ).asks
@@ -89,23 +92,23 @@ def test_what_was_found_is_shown():
 )
 def test_a_wrong_check_is_named(spec: dict[str, Any], field: str, problem: str):
     with pytest.raises(InputError, match=problem) as caught:
-        exact("", **spec)
+        check_exact("", **spec)
     assert caught.value.field == field
 
 
-def matches(answer: str, pattern: str, **spec: Any) -> CheckResult:
+def check_pattern(answer: str, pattern: str, **spec: Any) -> CheckResult:
     return build_checker({"kind": "regex", "pattern": pattern, **spec}, "check")(answer)
 
 
 def test_patterns():
-    assert matches("it is 42.", r"\d+").score == 1
-    assert matches("it is 42.", r"\d+", whole=True).score == 0
-    assert matches("it is 42.", r"\d+", absent=True).score == 0
-    assert matches("it is", r"\d+", absent=True).score == 1
-    assert matches("#### 42", r"####\s*(?P<n>\d+)", group="n", equals=["41", 42]).score == 1
-    assert matches("#### 43", r"####\s*(\d+)", group=1, equals="42").parts[0].found == "43"
-    assert matches("none", r"####\s*(\d+)", group=1, equals="42").parts[0].found == "no match"
-    assert matches("b", r"(a)?b", group=1, equals="a").score == 0
+    assert check_pattern("it is 42.", r"\d+").score == 1
+    assert check_pattern("it is 42.", r"\d+", whole=True).score == 0
+    assert check_pattern("it is 42.", r"\d+", absent=True).score == 0
+    assert check_pattern("it is", r"\d+", absent=True).score == 1
+    assert check_pattern("#### 42", r"####\s*(?P<n>\d+)", group="n", equals=["41", 42]).score == 1
+    assert check_pattern("#### 43", r"####\s*(\d+)", group=1, equals="42").parts[0].found == "43"
+    assert check_pattern("none", r"####\s*(\d+)", group=1, equals="42").parts[0].found == "no match"
+    assert check_pattern("b", r"(a)?b", group=1, equals="a").score == 0
     asks = build_checker({"kind": "regex", "pattern": "a(b)", "group": 1, "equals": "b"}, "check").asks
     assert asks == ('the answer matches /a(b)/, with "b" as group 1',)
 
@@ -129,9 +132,9 @@ def test_a_wrong_pattern_is_named(spec: dict[str, Any], field: str, problem: str
 
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(a|aa)+$", r"(.*?,){25}P", r"^(([a-z])+.)+[A-Z]([a-z])+$"])
 def test_a_runaway_pattern_is_an_outcome(pattern: str):
-    begun = time.process_time()
-    found = matches("a" * 5000 + "," * 400 + "!", pattern)
-    assert time.process_time() - begun < 1
-    assert found.score == 0
-    assert "took more than 0.25 s" in found.error or not found.parts[0].held
-    assert "TimeoutError" in matches("a" * 5000 + "!", r"(a|aa)+$").error
+    start = time.process_time()
+    result = check_pattern("a" * 5000 + "," * 400 + "!", pattern)
+    assert time.process_time() - start < 1
+    assert result.score == 0
+    assert "took more than 0.25 s" in result.error or not result.parts[0].held
+    assert "TimeoutError" in check_pattern("a" * 5000 + "!", r"(a|aa)+$").error
