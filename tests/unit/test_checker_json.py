@@ -1,4 +1,4 @@
-"""Answers as JSON: where they may stand, which path broke the schema, and schemas that are refused."""
+"""JSON answers: their places in a text, the path that broke the schema, and schemas that are refused."""
 
 from __future__ import annotations
 
@@ -17,29 +17,32 @@ SCHEMA = {
 }
 
 
-def checked(answer: str, schema: dict[str, Any] | None = None) -> CheckResult:
+def check_json(answer: str, schema: dict[str, Any] | None = None) -> CheckResult:
     return build_checker({"kind": "json_schema", "schema": schema or SCHEMA}, "check")(answer)
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        '{"items": []}', ' {"items": [{"price": 1}]}\n', '```json\n{"items": []}\n```',
+        '{"items": []}',
+        ' {"items": [{"price": 1}]}\n',
+        '```json\n{"items": []}\n```',
         'Here:\n```\n{"items": []}\n```\nBye',
-        '```python\nx = 1\n```\nand\n```JSON\n{"items": []}\n```', '```json\n{"items": []}',
+        '```python\nx = 1\n```\nand\n```JSON\n{"items": []}\n```',
+        '```json\n{"items": []}',
         '- a list\n  ~~~json\n  {"items": []}\n  ~~~',
     ],
-)  # fmt: skip
+)
 def test_answers_that_fit(answer: str):
-    assert checked(answer).score == 1
+    assert check_json(answer).score == 1
 
 
 def test_the_path_that_failed_is_said():
-    found = checked('{"items": [{"price": 1}, {"price": "x"}]}')
-    assert [part.held for part in found.parts] == [True, False]
-    assert found.parts[1].found == '$.items[1].price: "x" is not of type "number"'
-    assert '"items" is a required property' in checked("{}").parts[1].found
-    assert checked('{"items": [{"at": "yesterday"}]}').score == 0, "formats are checked"
+    result = check_json('{"items": [{"price": 1}, {"price": "x"}]}')
+    assert [part.held for part in result.parts] == [True, False]
+    assert result.parts[1].found == '$.items[1].price: "x" is not of type "number"'
+    assert '"items" is a required property' in check_json("{}").parts[1].found
+    assert check_json('{"items": [{"at": "yesterday"}]}').score == 0, "formats are checked"
 
 
 @pytest.mark.parametrize(
@@ -57,16 +60,16 @@ def test_the_path_that_failed_is_said():
     ids=lambda answer: ascii(answer[:12]),
 )
 def test_what_is_no_json(answer: str):
-    found = checked(answer)
-    assert [part.held for part in found.parts] == [False, False]
-    assert found.parts[0].found
-    assert not found.error
+    result = check_json(answer)
+    assert [part.held for part in result.parts] == [False, False]
+    assert result.parts[0].found
+    assert not result.error
 
 
 def test_a_pattern_in_a_schema_takes_linear_time():
     schema = {"type": "string", "pattern": "^(a+)+$"}
-    assert checked('"' + "a" * 100_000 + '!"', schema).score == 0
-    assert checked('"aaa"', schema).score == 1
+    assert check_json('"' + "a" * 100_000 + '!"', schema).score == 0
+    assert check_json('"aaa"', schema).score == 1
 
 
 @pytest.mark.parametrize(
