@@ -167,10 +167,10 @@ class Machine:
     victim: subprocess.Popen[Any]
 
     def run(self, tier: str, *tests: str, seconds: float = 20.0) -> ProgramRun:
-        return as_user(self.uid, lambda: run_program(ATTACKS, tests, Limits(seconds), tier_for(tier)))
+        return run_as_user(self.uid, lambda: run_program(ATTACKS, tests, Limits(seconds), find_working_tier(tier)))
 
 
-def readable_python(uid: int) -> str:
+def find_readable_python(uid: int) -> str:
     """Return a Python that a user may start."""
     for path in (sys.executable, "/usr/local/bin/python3", "/usr/bin/python3"):
         user = {} if uid == os.geteuid() else {"user": uid, "group": uid, "extra_groups": []}
@@ -182,11 +182,11 @@ def readable_python(uid: int) -> str:
     pytest.skip("needs: a Python that nobody can read")
 
 
-def as_user(uid: int, action: Callable[[], Any]) -> Any:
+def run_as_user(uid: int, action: Callable[[], Any]) -> Any:
     """Return what an action returns in a child process of a user."""
     if uid == os.geteuid():
         return action()
-    python = readable_python(uid)
+    python = find_readable_python(uid)
     reading, writing = os.pipe()
     if not (child := os.fork()):
         try:
@@ -210,7 +210,7 @@ def as_user(uid: int, action: Callable[[], Any]) -> Any:
     return ProgramRun(*fields)
 
 
-def tier_for(name: str) -> Tier:
+def find_working_tier(name: str) -> Tier:
     """Return the first way to set up a sandbox that works for this user."""
     *better, last = sandbox.candidates(name)
     return next((tier for tier in better if sandbox.find_tier((name,)) == tier), last)
@@ -240,14 +240,14 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
                 victim.wait()
 
 
-def state_of(path: Path) -> tuple[str, int, float]:
+def read_state(path: Path) -> tuple[str, int, float]:
     stat = path.stat()
     return path.read_text(), stat.st_mode, stat.st_mtime
 
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_sandbox_keeps_an_attack_in(tier: str, machine: Machine):
-    before = state_of(machine.folder / "secret")
+    before = read_state(machine.folder / "secret")
     victim = machine.victim
     limits = Path(f"/proc/{victim.pid}/limits").read_text()
     niceness = os.getpriority(os.PRIO_PROCESS, victim.pid)
@@ -265,7 +265,7 @@ def test_a_sandbox_keeps_an_attack_in(tier: str, machine: Machine):
     assert result.problems == [""] * 8, result
     assert result.tier == tier
     assert [each.name for each in machine.folder.iterdir()] == ["secret"]
-    assert state_of(machine.folder / "secret") == before
+    assert read_state(machine.folder / "secret") == before
     assert victim.poll() is None
     assert os.getpriority(os.PRIO_PROCESS, victim.pid) == niceness
     assert Path(f"/proc/{victim.pid}/limits").read_text() == limits
@@ -274,7 +274,7 @@ def test_a_sandbox_keeps_an_attack_in(tier: str, machine: Machine):
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_sandbox_ends_loops_and_children(tier: str, machine: Machine):
     mark = f"align_mark_{os.getpid()}_{tier}_{machine.uid}"
-    limited = machine.uid != 0 or tier_for(tier).drop  # the kernel does not count root's
+    limited = machine.uid != 0 or find_working_tier(tier).drop  # the kernel does not count root's
     result = machine.run(tier, f"assert fork_many() == {limited}", f"leave_child({mark!r})", "loop()", seconds=2.0)
     assert result.problems[0] == ""
     assert result.problems[2] is None
@@ -286,7 +286,7 @@ def test_a_sandbox_ends_loops_and_children(tier: str, machine: Machine):
 
 
 def test_without_a_sandbox_the_same_attacks_work(machine: Machine):
-    """The attacks are real: each of them does harm where nothing is confined."""
+    """Each attack does harm if nothing is confined."""
     result = machine.run(
         UNSAFE,
         f"assert {SECRET!r} in str(read_files({str(machine.folder)!r}, {machine.victim.pid}))",

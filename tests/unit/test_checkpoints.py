@@ -1,4 +1,4 @@
-"""Published checkpoints: the page has what was measured, a sample is measured again, and the package looks it up."""
+"""Published checkpoints: the table's rows, a sample that is measured again, and the package's look-up."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from checkpoints import PUBLISHED, build_full_config, measure_checkpoint, shrink
 ROWS: dict[str, Any] = json.loads(architectures.TABLE.read_text(encoding="utf-8"))["checkpoints"]
 CONFIGS: dict[str, Any] = json.loads(PUBLISHED.read_text(encoding="utf-8"))
 SAMPLE = ("microsoft/Phi-3.5-mini-instruct", "LiquidAI/LFM2-700M", "Qwen/Qwen3-30B-A3B")
-"""Positions by LongRoPE; layers of two kinds, of which one keeps a state; experts."""
+"""LongRoPE positions; layers of two kinds, one of which keeps a state; experts."""
 MEASURED = {name: row for name, row in ROWS.items() if row["path"] in ("fast", "plain")}
 
 
@@ -41,11 +41,11 @@ def test_a_row_is_what_a_measurement_gives(name: str):
 
 @pytest.mark.parametrize("name", sorted(MEASURED))
 def test_a_published_configuration_takes_the_path_that_was_measured(name: str):
-    full = build_full_config(CONFIGS[name]["config"])
-    assert select_deciding_settings(full) == ROWS[name]["settings"] == select_deciding_settings(shrink_config(full))
-    way = find_route(full)
-    assert way.proven
-    assert (way.fast, way.padding, way.packing) == (
+    config = build_full_config(CONFIGS[name]["config"])
+    assert select_deciding_settings(config) == ROWS[name]["settings"] == select_deciding_settings(shrink_config(config))
+    route = find_route(config)
+    assert route.proven
+    assert (route.fast, route.padding, route.packing) == (
         ROWS[name]["path"] == "fast",
         ROWS[name]["padding"],
         ROWS[name]["packing"],
@@ -53,9 +53,9 @@ def test_a_published_configuration_takes_the_path_that_was_measured(name: str):
 
 
 def test_one_more_flag_is_not_proven():
-    full = build_full_config(CONFIGS["microsoft/Phi-3.5-mini-instruct"]["config"])
-    full.hidden_act = "gelu"
-    assert not find_route(full).proven
+    config = build_full_config(CONFIGS["microsoft/Phi-3.5-mini-instruct"]["config"])
+    config.hidden_act = "gelu"
+    assert not find_route(config).proven
 
 
 def test_readme_counts_the_checkpoints():
