@@ -1,4 +1,4 @@
-"""The built-in corpus: its parts share no conversation, and what each gives has the promised shape."""
+"""The built-in corpus: its parts share no conversation, and each returns records of its documented shape."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True, scope="module")
 def corpus() -> Iterator[dict[str, dict]]:
-    """Read once: it takes half a second."""
-    found = chitchat.load_records()
+    """Records of the corpus, read once because that takes half a second."""
+    records = chitchat.load_records()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chitchat, "load_records", lambda: found)
-        yield found
+        patch.setattr(chitchat, "load_records", lambda: records)
+        yield records
 
 
-def origin(conversation_id: str) -> str:
-    """The corpus's id of the conversation that a window or a prompt was cut from."""
+def extract_origin(conversation_id: str) -> str:
+    """Return the corpus's id of the conversation that a window or a prompt was cut from."""
     return conversation_id.rpartition(":")[0]
 
 
@@ -41,18 +41,18 @@ def test_parts_are_disjoint_and_add_up(corpus: dict[str, dict]) -> None:
 
 
 def test_nothing_of_the_test_part_stands_in_another() -> None:
-    given = {
-        part: {origin(c.id) for c in (*chitchat.load_conversations(part), *chitchat.load_prompts(part))}
+    origins_by_part = {
+        part: {extract_origin(c.id) for c in (*chitchat.load_conversations(part), *chitchat.load_prompts(part))}
         for part in chitchat.PARTS
     }
-    assert all(len(ids) > 100 for ids in given.values())
-    seen = Counter(key for ids in given.values() for key in ids)
-    assert seen.most_common(1)[0][1] == 1
-    # Long lines are as good as a fingerprint: none of the test part's is trained on as plain text.
-    test = {line for text in chitchat.load_texts("test") for line in text.split("\n") if len(line) > 80}
-    base = {line for text in chitchat.load_texts("base") for line in text.split("\n")}
-    assert len(test) > 500
-    assert len(test & base) <= 0.001 * len(test)
+    assert all(len(ids) > 100 for ids in origins_by_part.values())
+    counts = Counter(key for ids in origins_by_part.values() for key in ids)
+    assert counts.most_common(1)[0][1] == 1
+    # Long lines identify a conversation: those of the test part are not trained on as plain text.
+    test_lines = {line for text in chitchat.load_texts("test") for line in text.split("\n") if len(line) > 80}
+    base_lines = {line for text in chitchat.load_texts("base") for line in text.split("\n")}
+    assert len(test_lines) > 500
+    assert len(test_lines & base_lines) <= 0.001 * len(test_lines)
 
 
 def test_conversations_alternate_and_end_with_an_answer() -> None:
@@ -64,17 +64,17 @@ def test_conversations_alternate_and_end_with_an_answer() -> None:
 
 
 def test_only_the_well_rated_are_imitated(corpus: dict[str, dict]) -> None:
-    kept = {origin(c.id) for c in chitchat.load_conversations("sft")}
+    imitated = {extract_origin(c.id) for c in chitchat.load_conversations("sft")}
     ratings = {key: chitchat.compute_rating(record) for key, record in chitchat.iter_part("sft")}
-    assert all(ratings[key] is None or ratings[key] >= chitchat.MIN_RATING for key in kept)  # pyright: ignore
+    assert all(ratings[key] is None or ratings[key] >= chitchat.MIN_RATING for key in imitated)  # pyright: ignore
     assert any(r is not None and r < chitchat.MIN_RATING for r in ratings.values())
 
 
 def test_prompts_end_where_an_answer_is_due() -> None:
-    found = chitchat.load_prompts("prompts")
-    assert len({p.messages for p in found}) == len(found) > 2400
-    assert {len(p.messages) for p in found} == {1, 3}
-    for prompt in found:
+    prompts = chitchat.load_prompts("prompts")
+    assert len({p.messages for p in prompts}) == len(prompts) > 2400
+    assert {len(p.messages) for p in prompts} == {1, 3}
+    for prompt in prompts:
         roles = [m.role for m in prompt.messages]
         assert roles[0] == roles[-1] == "user"
         assert all(a != b for a, b in pairwise(roles))
@@ -83,15 +83,15 @@ def test_prompts_end_where_an_answer_is_due() -> None:
 
 def test_stages_read_their_own_parts_in_a_repeatable_order() -> None:
     data = DataSource("chitchat", limit=50)
-    parts = {
+    records_by_part = {
         "sft": read_documents_of_split(data, "train"),
         "test": read_documents_of_split(data, "test"),
         "prompts": read_source_prompts(data, "train"),
     }
-    for part, found in parts.items():
-        assert {chitchat.assign_part(origin(c.id)) for c in found if not isinstance(c, str)} == {part}
-        assert len(found) == 50
-    assert {chitchat.assign_part(origin(c.id)) for c in read_source_prompts(data, "test")} == {"test"}
+    for part, records in records_by_part.items():
+        assert {chitchat.assign_part(extract_origin(c.id)) for c in records if not isinstance(c, str)} == {part}
+        assert len(records) == 50
+    assert {chitchat.assign_part(extract_origin(c.id)) for c in read_source_prompts(data, "test")} == {"test"}
     assert (
         read_source_prompts(data, "train", 3)
         == read_source_prompts(data, "train", 3)

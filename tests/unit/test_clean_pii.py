@@ -1,4 +1,4 @@
-"""Personal data: found where it is, left alone where it is not, hidden wherever it would be shown."""
+"""Personal data: its detection, text that is left unchanged, and masking in counts and examples."""
 
 from __future__ import annotations
 
@@ -120,18 +120,18 @@ def test_telephone_numbers_of_other_countries():
 def test_actions():
     record = chat("I am bob@example.com", "And your card, 4111111111111111, is fine.")
     assert PersonalDataFilter(action="drop")(record) == Drop("pii: email", "[EMAIL], [CARD]")
-    reported = PersonalDataFilter(action="report")(record)
-    assert isinstance(reported, NotedRecord)
-    assert reported.record is record
-    assert reported.notes == ("email", "card")
+    noted_record = PersonalDataFilter(action="report")(record)
+    assert isinstance(noted_record, NotedRecord)
+    assert noted_record.record is record
+    assert noted_record.notes == ("email", "card")
     masked = chat("I am [EMAIL]", "And your card, [CARD], is fine.")
     assert PersonalDataFilter()(record) == NotedRecord(masked, ("email", "card"))
     assert PersonalDataFilter(kinds=("card",))(record) == NotedRecord(
         chat("I am bob@example.com", "And your card, [CARD], is fine."), ("card",)
     )
-    alike = pair("Mail?", "a@example.com", "b@example.com")
-    assert PersonalDataFilter()(alike) == Drop("answers alike", "chosen and rejected are the same after this step")
-    assert PersonalDataFilter(action="report")(alike) == NotedRecord(alike, ("email",))
+    alike_pair = pair("Mail?", "a@example.com", "b@example.com")
+    assert PersonalDataFilter()(alike_pair) == Drop("answers alike", "chosen and rejected are the same after this step")
+    assert PersonalDataFilter(action="report")(alike_pair) == NotedRecord(alike_pair, ("email",))
 
 
 CORPUS = [to_conversation(lines, id) for id, record in load_records().items() if (lines := join_turns(record))]
@@ -139,23 +139,24 @@ CORPUS = [to_conversation(lines, id) for id, record in load_records().items() if
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_what_is_planted_among_real_dialogue_is_found(kind: str):
-    """1,000 of each kind. Of telephone numbers some are of ranges that nobody was given, and are none."""
-    draw, found = random.Random(kind), 0
+    """Detection of 1,000 values of each kind. Some telephone numbers are in unassigned ranges, and are not detected."""
+    draw = random.Random(kind)
+    masked_count = 0
     for _ in range(1_000):
-        text, made = plant(draw.choice(draw.choice(CORPUS).messages).content, kind, draw)
+        text, planted = plant(draw.choice(draw.choice(CORPUS).messages).content, kind, draw)
         hidden = PersonalDataFilter().mask_personal_data(text)
-        found += f"[{kind.upper()}]" in hidden and made not in hidden
-    assert found >= (970 if kind == "phone" else 990)
+        masked_count += f"[{kind.upper()}]" in hidden and planted not in hidden
+    assert masked_count >= (970 if kind == "phone" else 990)
 
 
 def test_what_is_found_in_real_dialogue():
-    """Of 7,168 conversations, two have a telephone number and two an e-mail address."""
-    found = dict.fromkeys(KINDS, 0)
+    """Two of 7,168 conversations have a telephone number, and two an e-mail address."""
+    counts = dict.fromkeys(KINDS, 0)
     for record in CORPUS:
-        made = PersonalDataFilter(action="report")(record)
-        for kind in made.notes if isinstance(made, NotedRecord) else ():
-            found[kind] += 1
-    assert found == dict.fromkeys(KINDS, 0) | {"email": 2, "phone": 2}
+        outcome = PersonalDataFilter(action="report")(record)
+        for kind in outcome.notes if isinstance(outcome, NotedRecord) else ():
+            counts[kind] += 1
+    assert counts == dict.fromkeys(KINDS, 0) | {"email": 2, "phone": 2}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -187,7 +188,7 @@ def test_blocks_of_private_keys_and_tokens_of_json():
 
 
 def test_a_long_text_of_prefixes_takes_linear_time():
-    for part in (
+    for prefix in (
         "sk-",
         "eyJ",
         "-----BEGIN RSA PRIVATE KEY-----\n",
@@ -197,14 +198,15 @@ def test_a_long_text_of_prefixes_takes_linear_time():
         "(212) 6",
         "a@a.io@",
     ):
-        step, text = PersonalDataFilter(), part * (60_000 // len(part))
-        began = time.process_time()
+        step = PersonalDataFilter()
+        text = prefix * (60_000 // len(prefix))
+        start = time.process_time()
         step.mask_personal_data(text)
-        assert time.process_time() - began < 10, part
+        assert time.process_time() - start < 10, prefix
 
 
-def cleaned(*given: object) -> Cleaner:
-    cleaner = Cleaner(create_steps(given))
+def run_cleaner(*steps: object) -> Cleaner:
+    cleaner = Cleaner(create_steps(steps))
     rows = [
         "x\x00 mail bob@example.com now",
         "plain",
@@ -218,18 +220,18 @@ def cleaned(*given: object) -> Cleaner:
 
 @pytest.mark.parametrize("action", ["mask", "report", "drop"])
 def test_examples_show_no_personal_data_whichever_step_keeps_them(action: str):
-    cleaner = cleaned("control", {"length": {"most": 40}}, "boilerplate", {"pii": {"action": action}})
-    shown = repr(cleaner.counts)
+    cleaner = run_cleaner("control", {"length": {"most": 40}}, "boilerplate", {"pii": {"action": action}})
+    counts_text = repr(cleaner.counts)
     assert [len(counts.examples) for counts in cleaner.counts] == [1, 1, 1, 1]
-    assert "[EMAIL]" in shown
-    assert "[CARD]" in shown
+    assert "[EMAIL]" in counts_text
+    assert "[CARD]" in counts_text
     for secret in ("bob@", "eve@", "4111"):
-        assert secret not in shown
+        assert secret not in counts_text
     (pii,) = cleaner.counts[-1].examples
     assert "[EMAIL]" in pii["before"]["text"]
     assert (pii["after"] is None) == (action == "drop")
-    assert "4111" not in repr(cleaned({"length": {"most": 40}}, {"pii": {"kinds": ["email"]}}).counts)
-    assert "bob@" in repr(cleaned("control").counts)  # where nobody asks for it, nothing is hidden
+    assert "4111" not in repr(run_cleaner({"length": {"most": 40}}, {"pii": {"kinds": ["email"]}}).counts)
+    assert "bob@" in repr(run_cleaner("control").counts)  # without a step for personal data, nothing is masked
 
 
 def test_an_example_shows_the_place_of_what_was_found():
