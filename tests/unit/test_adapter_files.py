@@ -167,7 +167,7 @@ def test_a_setting_of_tomorrow_that_says_nothing_is_passed_over(world: World, tm
 
 @pytest.mark.parametrize("init", CHANGES_BASE)
 def test_an_adapter_that_changes_the_base_shares_it_with_nobody(world: World, tmp_path: Path, init: str) -> None:
-    """PEFT subtracts its product from the base at every load: two such adapters on one base change each other."""
+    """PEFT subtracts such an adapter's first product from the base at every load, so two of them change each other."""
     folder = Path(shutil.copytree(world.init, tmp_path / "a"))
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"init_lora_weights": init}))

@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
 
 @pytest.fixture(scope="module")
 def folders(world: World, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three adapters with different answers. Two of them are changed copies of the policy's first adapter."""
+    """Three adapters with different answers: the policy's initial adapter and two changed copies."""
     parent = tmp_path_factory.mktemp("adapters")
     roles = world.roles()
     paths = [world.init]

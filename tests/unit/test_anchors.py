@@ -1,4 +1,4 @@
-"""Anchors hold on correct code, and each way to break the code makes the anchors of its name fail."""
+"""Anchors hold on correct code, and each way to break the code makes the listed anchors fail."""
 
 from __future__ import annotations
 

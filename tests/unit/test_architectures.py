@@ -47,7 +47,7 @@ FP32 = torch.float32
 ALONE = Route(False, False, False)
 PADDED = Route(False, True, False)
 SOME = ("gemma2", "falcon_h1", "hyperclovax", "qwen3_5_text", "bert")
-"""A cap behind the head; a multiplier behind it and a state; a scale that multiplies; a hybrid; an encoder."""
+"""A cap after the head; a multiplier after it and a state; a scale that multiplies; a hybrid; an encoder."""
 MORE = (
     "llama",
     "gpt2",
@@ -114,7 +114,7 @@ def test_further_rows_are_what_a_measurement_gives(model_type: str):
 
 
 def test_the_plain_path_is_the_fast_one_on_a_model_that_both_fit(tmp_path: Path):
-    """Logprobs, entropies, states and gradients, with rows alone and with padding."""
+    """Logprobs, entropies, states and gradients are equal, with rows alone and with padding."""
     save_base(tmp_path, "llama")
     rollout = build_rollout(
         [list(range(5, 26)), list(range(9, 18)), list(range(30, 44))], [[5, 6, 7, 8, 9], [9], [30, 31, 32]]

@@ -1,4 +1,4 @@
-"""The built-in corpus: its parts share no conversation, and each returns records of its documented shape."""
+"""The built-in corpus: its parts share no conversation, and their records have the documented shape."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_what_is_masked(text: str, hidden: str):
         "at 20 people came to the house and 5 of them left, no 15 others stayed",
         "DE89 3704 0044 0532 0130 01",
         "at 20 we saw anna ida fred, 123456 of them",  # Austria's length, and MOD 97-10 is right
-        "order 2126647665",  # a number that is given out, ten digits in a row
+        "order 2126647665",  # the number of an order, ten digits in a row
         "1609459200 and 20210101120000",
         "π = 3.14159265358979323846",
         "2026-11-29 18:04:51 and 29.11.2026 18:04",
