@@ -1,4 +1,4 @@
-"""Cleaning steps one by one: characters, turns, length, language, repetition, boilerplate."""
+"""Tests of the cleaning steps for characters, turns, length, language, repetition and boilerplate."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from align.data.clean.steps import create_steps
 from align.data.ngrams import iter_ngrams
 
 
-def step(given: Any, **passed: Any) -> Step:
-    ((_, made),) = create_steps([given], **passed)
-    return made
+def create_step(setting: Any, **arguments: Any) -> Step:
+    ((_, created),) = create_steps([setting], **arguments)
+    return created
 
 
-def text_of(outcome: Outcome) -> str:
+def require_text(outcome: Outcome) -> str:
     assert isinstance(outcome, str)
     return outcome
 
 
-def reason(outcome: Outcome) -> str:
+def get_drop_reason(outcome: Outcome) -> str:
     assert isinstance(outcome, Drop)
     return outcome.reason
 
@@ -61,19 +61,21 @@ def reason(outcome: Outcome) -> str:
     ],
 )
 def test_unicode(broken: str, repaired: str):
-    assert step("unicode")(broken) == repaired
-    assert step("unicode")(chat("Hi", broken)) == chat("Hi", repaired)
+    assert create_step("unicode")(broken) == repaired
+    assert create_step("unicode")(chat("Hi", broken)) == chat("Hi", repaired)
 
 
 def test_marks_without_end_are_cut():
-    """Zalgo text: thirty marks on a letter are left."""
-    assert step("unicode")("a" + "\u0323\u0301" * 2000) == unicodedata.normalize("NFC", "a" + "\u0323\u0301" * 15)
-    assert step("unicode")("b\u0316\u0301 " * 1000) == "b\u0316\u0301 " * 1000
+    """Zalgo text keeps thirty marks on a letter."""
+    assert create_step("unicode")("a" + "\u0323\u0301" * 2000) == unicodedata.normalize(
+        "NFC", "a" + "\u0323\u0301" * 15
+    )
+    assert create_step("unicode")("b\u0316\u0301 " * 1000) == "b\u0316\u0301 " * 1000
 
 
 def test_unicode_unescapes_where_asked():
-    assert step({"unicode": {"unescape": True}})("caf&eacute; &amp;amp; bar") == "café & bar"
-    assert step({"unicode": {"unescape": True}})("<b>&amp;</b>") == "<b>&amp;</b>"
+    assert create_step({"unicode": {"unescape": True}})("caf&eacute; &amp;amp; bar") == "café & bar"
+    assert create_step({"unicode": {"unescape": True}})("<b>&amp;</b>") == "<b>&amp;</b>"
 
 
 @pytest.mark.parametrize(
@@ -97,16 +99,16 @@ def test_unicode_unescapes_where_asked():
     ],
 )
 def test_control(given: str, kept: str):
-    assert step("control")(given) == kept
-    assert step("control")(chat("Hi", given)) == chat("Hi", kept)
+    assert create_step("control")(given) == kept
+    assert create_step("control")(chat("Hi", given)) == chat("Hi", kept)
 
 
 @pytest.mark.parametrize("script", WRITTEN)
 def test_what_people_write_passes_every_step_as_the_very_same_record(script: str):
     text = WRITTEN[script]
-    for made in (text, chat("Hi", text), chat(text, "Yes."), pair(text, text + " Yes.", "No.")):
-        for name, one in create_steps(["unicode", "control", "empty", "roles", "repetition", "boilerplate", "pii"]):
-            assert one(made) is made, (name, one(made))
+    for record in (text, chat("Hi", text), chat(text, "Yes."), pair(text, text + " Yes.", "No.")):
+        for name, clean in create_steps(["unicode", "control", "empty", "roles", "repetition", "boilerplate", "pii"]):
+            assert clean(record) is record, (name, clean(record))
 
 
 # Turns.
@@ -114,54 +116,68 @@ def test_what_people_write_passes_every_step_as_the_very_same_record(script: str
 
 @pytest.mark.parametrize("nothing", ["", " \n\t", "\u200b\u2060", "\u3164", "<think>\nHm.\n</think>\n"])
 def test_empty(nothing: str):
-    empty = step("empty")
+    empty = create_step("empty")
     assert empty(chat("a", "b", "c", nothing)) == chat("a", "b")
     assert empty(said_by(("user", "a"), ("assistant", "b"), ("user", nothing if "<" not in nothing else ""))) == chat(
         "a", "b"
     )
-    assert reason(empty(chat("a", nothing))) == "empty"
-    assert reason(empty(said_by(("system", "s"), ("user", "a"), ("assistant", nothing)))) == "empty"
-    assert reason(empty(chat("a", nothing, "c", "d"))) == "empty turn"
-    assert reason(empty(pair(nothing if "<" not in nothing else "", "b", "c"))) == "empty turn"
+    assert get_drop_reason(empty(chat("a", nothing))) == "empty"
+    assert get_drop_reason(empty(said_by(("system", "s"), ("user", "a"), ("assistant", nothing)))) == "empty"
+    assert get_drop_reason(empty(chat("a", nothing, "c", "d"))) == "empty turn"
+    assert get_drop_reason(empty(pair(nothing if "<" not in nothing else "", "b", "c"))) == "empty turn"
 
 
 def test_what_may_be_empty():
-    """System turns, answers that are not trained on, answers that people judged."""
-    unread = Conversation(
+    """System turns, answers that are not trained on, and answers that people judged may be empty."""
+    untrained = Conversation(
         (Message("user", "a"), Message("assistant", "", False), Message("user", "b"), Message("assistant", "c"))
     )
     for record in (
-        unread,
+        untrained,
         said_by(("system", ""), ("user", "a"), ("assistant", "b")),
         pair("a", "", "b"),
         feedback("a", "", False),
     ):
-        assert step("empty")(record) is record
-    assert reason(step("empty")(" \n")) == "empty"
-    assert step("empty")(chat("a", "<think>Hm.</think> Yes.")) == chat("a", "<think>Hm.</think> Yes.")
+        assert create_step("empty")(record) is record
+    assert get_drop_reason(create_step("empty")(" \n")) == "empty"
+    assert create_step("empty")(chat("a", "<think>Hm.</think> Yes.")) == chat("a", "<think>Hm.</think> Yes.")
 
 
 @pytest.mark.parametrize(
     ("roles", "found"),
     [
-        ("sua", None), ("ua", None), ("uaua", None), ("u", "no answer"), ("uau", "no answer"), ("su", "no answer"),
-        ("a", "role order"), ("au", "role order"), ("uua", "role order"), ("uaa", "role order"), ("usa", "role order"),
-        ("ssua", "role order"), ("sa", "role order"),
+        ("sua", None),
+        ("ua", None),
+        ("uaua", None),
+        ("u", "no answer"),
+        ("uau", "no answer"),
+        ("su", "no answer"),
+        ("a", "role order"),
+        ("au", "role order"),
+        ("uua", "role order"),
+        ("uaa", "role order"),
+        ("usa", "role order"),
+        ("ssua", "role order"),
+        ("sa", "role order"),
     ],
-)  # fmt: skip
+)
 def test_roles(roles: str, found: str | None):
     name = {"s": "system", "u": "user", "a": "assistant"}
     record = said_by(*((name[role], "x") for role in roles))
-    assert step("roles")(record) is record if found is None else reason(step("roles")(record)) == found
-    lenient = step({"roles": {"ends": "any"}})(record)
-    assert reason(lenient) == "role order" if found == "role order" else lenient is record
+    assert (
+        create_step("roles")(record) is record
+        if found is None
+        else get_drop_reason(create_step("roles")(record)) == found
+    )
+    lenient = create_step({"roles": {"ends": "any"}})(record)
+    assert get_drop_reason(lenient) == "role order" if found == "role order" else lenient is record
 
 
 def test_roles_of_pairs():
     good = pair("a", "b", "c")
-    assert step("roles")(good) is good
-    assert reason(step("roles")(replace(good, rejected=(Message("user", "c"),)))) == "role order"
-    assert reason(step("roles")(replace(good, prompt=(Message("assistant", "c"),)))) == "role order"
+    assert create_step("roles")(good) is good
+    assert get_drop_reason(create_step("roles")(replace(good, rejected=(Message("user", "c"),)))) == "role order"
+    assert get_drop_reason(create_step("roles")(replace(good, prompt=(Message("assistant", "c"),)))) == "role order"
 
 
 # Length.
@@ -170,20 +186,31 @@ def test_roles_of_pairs():
 @pytest.mark.parametrize(("by", "length"), [("characters", 12), ("words", 4), ("turns", 2), ("tokens", 7)])
 def test_length(by: str, length: int):
     record = said_by(("system", ""), ("user", "Hi all"), ("assistant", "Yes, I"))
-    count = {"count_tokens": lambda one: 7}
-    assert step({"length": {"least": length, "most": length, "by": by}}, **count)(record) is record
-    assert reason(step({"length": {"least": length + 1, "by": by}}, **count)(record)) == "too short"
-    assert reason(step({"length": {"most": length - 1, "by": by}}, **count)(record)) == "too long"
+    token_counter = {"count_tokens": lambda conversation: 7}
+    assert create_step({"length": {"least": length, "most": length, "by": by}}, **token_counter)(record) is record
+    assert (
+        get_drop_reason(create_step({"length": {"least": length + 1, "by": by}}, **token_counter)(record))
+        == "too short"
+    )
+    assert (
+        get_drop_reason(create_step({"length": {"most": length - 1, "by": by}}, **token_counter)(record)) == "too long"
+    )
 
 
 def test_a_pair_is_measured_with_either_answer():
     record = pair("a b", "c", "d e f g")  # 3 and 6 words
-    assert step({"length": {"least": 3, "most": 6}})(record) is record
-    assert reason(step({"length": {"least": 4}})(record)) == "too short"
-    assert reason(step({"length": {"most": 5}})(record)) == "too long"
-    seen: list[Any] = []
-    step({"length": {"most": 5, "by": "tokens"}}, count_tokens=lambda one: seen.append(one) or 1)(record)
-    assert [one.messages for one in seen] == [record.prompt + record.chosen, record.prompt + record.rejected]
+    assert create_step({"length": {"least": 3, "most": 6}})(record) is record
+    assert get_drop_reason(create_step({"length": {"least": 4}})(record)) == "too short"
+    assert get_drop_reason(create_step({"length": {"most": 5}})(record)) == "too long"
+    conversations: list[Any] = []
+    create_step(
+        {"length": {"most": 5, "by": "tokens"}},
+        count_tokens=lambda conversation: conversations.append(conversation) or 1,
+    )(record)
+    assert [conversation.messages for conversation in conversations] == [
+        record.prompt + record.chosen,
+        record.prompt + record.rejected,
+    ]
     assert isinstance(record, Preference)
 
 
@@ -199,46 +226,58 @@ def test_words_of_scripts_that_do_not_part_them():
 
 
 def test_language_of_whole_conversations():
-    english = step({"language": {"keep": ["en"]}})
+    english = create_step({"language": {"keep": ["en"]}})
     spoken = chat("Hello there, how are you doing today?", "I am fine, thank you, and how about you?")
     assert english(spoken) == NotedRecord(spoken, ("en",))
     german = chat("Guten Tag, wie geht es Ihnen heute?", "Danke, mir geht es gut, und Ihnen selbst?")
     assert english(german) == Drop("language: de", english(german).detail)  # pyright: ignore
-    assert step({"language": {"keep": ["en", "de"]}})(german) == NotedRecord(german, ("de",))
+    assert create_step({"language": {"keep": ["en", "de"]}})(german) == NotedRecord(german, ("de",))
     short = chat("Wie bitte?", "Ja.")
     assert english(short) == NotedRecord(short, ("undecided",))
     unsure = chat("Yo Yo Yo Yo Yo", "Yo Yo Yo To Yo")  # Spanish, by 0.22
     assert english(unsure) == NotedRecord(unsure, ("undecided",))
-    assert isinstance(step({"language": {"keep": ["en"], "confidence": 0.1}})(unsure), Drop)
+    assert isinstance(create_step({"language": {"keep": ["en"], "confidence": 0.1}})(unsure), Drop)
     digits = chat("1 2 3 4 5 6 7 8 9 10", "11 12 13 14 15 16")
     assert english(digits) == NotedRecord(digits, ("undecided",))
 
 
 @pytest.mark.parametrize(
     ("script", "code"),
-    [("Chinese", "zh"), ("Japanese", "ja"), ("Korean", "ko"), ("Arabic", "ar"), ("Persian", "fa"), ("Hindi", "hi"),
-     ("Tamil", "ta"),     ("Thai", "th"),
-     ("Russian", "ru"), ("Greek", "el"), ("Vietnamese", "vi"), ("French", "fr"), ("Khmer", "km")],
-)  # fmt: skip
+    [
+        ("Chinese", "zh"),
+        ("Japanese", "ja"),
+        ("Korean", "ko"),
+        ("Arabic", "ar"),
+        ("Persian", "fa"),
+        ("Hindi", "hi"),
+        ("Tamil", "ta"),
+        ("Thai", "th"),
+        ("Russian", "ru"),
+        ("Greek", "el"),
+        ("Vietnamese", "vi"),
+        ("French", "fr"),
+        ("Khmer", "km"),
+    ],
+)
 def test_languages_of_the_world(script: str, code: str):
     text = WRITTEN[script] * 3
-    kept = step({"language": {"keep": [code]}})(text)
-    assert isinstance(kept, NotedRecord)
-    assert kept.record is text
-    assert kept.notes == (code,)
-    assert isinstance(step({"language": {"keep": ["en"]}})(text), Drop) or code not in COMMON.split()
+    outcome = create_step({"language": {"keep": [code]}})(text)
+    assert isinstance(outcome, NotedRecord)
+    assert outcome.record is text
+    assert outcome.notes == (code,)
+    assert isinstance(create_step({"language": {"keep": ["en"]}})(text), Drop) or code not in COMMON.split()
 
 
 def test_the_codes_that_can_be_kept_are_those_of_the_library():
-    known = set(load_identifier(("en",))._full_model[2])
-    assert set(f"{COMMON} {RARE} {NONE}".split()) <= known
+    library_codes = set(load_identifier(("en",))._full_model[2])
+    assert set(f"{COMMON} {RARE} {NONE}".split()) <= library_codes
 
 
 def test_no_conversation_of_the_corpus_is_taken_for_another_language():
-    english = step({"language": {"keep": ["en"]}})
+    english = create_step({"language": {"keep": ["en"]}})
     corpus = load_records()
-    chosen = random.Random(0).sample(sorted(corpus), 700)
-    rows = [to_conversation(lines, id) for id in chosen if (lines := join_turns(corpus[id]))]
+    sampled_ids = random.Random(0).sample(sorted(corpus), 700)
+    rows = [to_conversation(lines, id) for id in sampled_ids if (lines := join_turns(corpus[id]))]
     assert not [row for row in rows if isinstance(english(row), Drop)]
 
 
@@ -252,27 +291,29 @@ PROSE = (
 
 
 def test_repetition_of_words():
-    again = " ".join(PROSE.split()[:30])
-    assert step("repetition")(chat("Hi", PROSE)) == chat("Hi", PROSE)
-    assert reason(step("repetition")(chat("Hi", f"{PROSE} {again}"))) == "repetition: words"
-    assert step("repetition")(chat(f"{PROSE} {again}", PROSE)) == chat(f"{PROSE} {again}", PROSE)  # a question may
-    assert reason(step("repetition")(f"{PROSE} {again}")) == "repetition: words"
-    assert step({"repetition": {"grams": None}})(f"{PROSE} {again}") == f"{PROSE} {again}"
+    repeated_words = " ".join(PROSE.split()[:30])
+    assert create_step("repetition")(chat("Hi", PROSE)) == chat("Hi", PROSE)
+    assert get_drop_reason(create_step("repetition")(chat("Hi", f"{PROSE} {repeated_words}"))) == "repetition: words"
+    assert create_step("repetition")(chat(f"{PROSE} {repeated_words}", PROSE)) == chat(
+        f"{PROSE} {repeated_words}", PROSE
+    )  # a question may repeat itself
+    assert get_drop_reason(create_step("repetition")(f"{PROSE} {repeated_words}")) == "repetition: words"
+    assert create_step({"repetition": {"grams": None}})(f"{PROSE} {repeated_words}") == f"{PROSE} {repeated_words}"
     chinese = "这台灯是我奶奶多年前在港口附近的一家小店里买的"
-    assert reason(step("repetition")(chinese * 6)) == "repetition: words"
+    assert get_drop_reason(create_step("repetition")(chinese * 6)) == "repetition: words"
 
 
 def test_the_quick_look_never_hides_a_share_above_the_bound():
     draw = random.Random(0)
     for _ in range(300):
-        found = draw.choices("abcdefghijkl"[: draw.randrange(1, 12)], k=draw.randrange(50, 90))
-        for _ in range(draw.randrange(3)):  # passages that come again
-            at = draw.randrange(len(found))
-            found += found[at : at + draw.randrange(20)]
-        grams = list(iter_ngrams(found, N))
+        letters = draw.choices("abcdefghijkl"[: draw.randrange(1, 12)], k=draw.randrange(50, 90))
+        for _ in range(draw.randrange(3)):  # repeated passages
+            at = draw.randrange(len(letters))
+            letters += letters[at : at + draw.randrange(20)]
+        grams = list(iter_ngrams(letters, N))
         share = 1 - len(set(grams)) / len(grams)
         for bound in (0.0, 0.05, 0.15, 0.5, share - 1e-9):
-            quick = compute_repeated_ngram_share(" ".join(found), bound, 50)
+            quick = compute_repeated_ngram_share(" ".join(letters), bound, 50)
             assert quick == pytest.approx(share) or (quick == 0 and share <= bound)
 
 
@@ -280,27 +321,33 @@ def test_repetition_of_lines_and_characters():
     lines = [f"line {i} says something of its own, as lines do" for i in range(8)]
     assert compute_repeated_line_share("\n".join(lines)) == 0
     assert compute_repeated_line_share("ab\n\nab\ncdef\n") == pytest.approx(2 / 8)
-    assert reason(step({"repetition": {"grams": None}})("\n".join([*lines, *lines[:4]]))) == "repetition: lines"
+    assert (
+        get_drop_reason(create_step({"repetition": {"grams": None}})("\n".join([*lines, *lines[:4]])))
+        == "repetition: lines"
+    )
     for run in (64, 65, 200):
         for before in range(17):
-            assert reason(step("repetition")("y" * before + "é" * run + "z")) == "repetition: characters"
-    assert step("repetition")("a" * 63) == "a" * 63
-    assert step("repetition")("-" * 200 + "\n" + "=" * 80) == "-" * 200 + "\n" + "=" * 80
+            assert (
+                get_drop_reason(create_step("repetition")("y" * before + "é" * run + "z")) == "repetition: characters"
+            )
+    assert create_step("repetition")("a" * 63) == "a" * 63
+    assert create_step("repetition")("-" * 200 + "\n" + "=" * 80) == "-" * 200 + "\n" + "=" * 80
     assert split_lowercase_words("Ein Wort") == ["ein", "wort"]
 
 
 def test_a_rejected_answer_may_repeat_itself_and_refuse():
     for bad in ("a" * 100, "As an AI language model, I have no lamp."):
-        kept = pair("Hi", "Hello!", bad)
-        assert step("repetition")(kept) is kept
-        assert step("boilerplate")(kept) is kept
-        assert step("boilerplate")(feedback("Hi", bad, False)) == feedback("Hi", bad, False)
-        unread = Conversation((Message("user", "Hi"), Message("assistant", bad, trained=False)))
-        assert step("repetition")(unread) is unread
-        assert step("boilerplate")(unread) is unread
-        chosen, wanted = pair("Hi", bad, "Hello!"), feedback("Hi", bad, True)
-        for record in (chosen, wanted):
-            assert any(isinstance(step(name)(record), Drop) for name in ("repetition", "boilerplate"))
+        bad_rejected = pair("Hi", "Hello!", bad)
+        assert create_step("repetition")(bad_rejected) is bad_rejected
+        assert create_step("boilerplate")(bad_rejected) is bad_rejected
+        assert create_step("boilerplate")(feedback("Hi", bad, False)) == feedback("Hi", bad, False)
+        untrained = Conversation((Message("user", "Hi"), Message("assistant", bad, trained=False)))
+        assert create_step("repetition")(untrained) is untrained
+        assert create_step("boilerplate")(untrained) is untrained
+        bad_chosen = pair("Hi", bad, "Hello!")
+        liked_feedback = feedback("Hi", bad, True)
+        for record in (bad_chosen, liked_feedback):
+            assert any(isinstance(create_step(name)(record), Drop) for name in ("repetition", "boilerplate"))
 
 
 # Boilerplate.
@@ -319,8 +366,8 @@ def test_a_rejected_answer_may_repeat_itself_and_refuse():
     ],
 )
 def test_boilerplate(answer: str, group: str):
-    assert reason(step("boilerplate")(chat("Hi", answer))) == f"boilerplate: {group}"
-    assert step("boilerplate")(chat(answer, "Hello!")) == chat(answer, "Hello!")  # the user may say so
+    assert get_drop_reason(create_step("boilerplate")(chat("Hi", answer))) == f"boilerplate: {group}"
+    assert create_step("boilerplate")(chat(answer, "Hello!")) == chat(answer, "Hello!")  # the user may say so
 
 
 @pytest.mark.parametrize(
@@ -328,34 +375,34 @@ def test_boilerplate(answer: str, group: str):
     [
         "Use `<br>` for a new line, and `&amp;` for an ampersand:\n```html\n<p>Hi</p>\n```",
         "Serve it as an aid, if you can.",
-        "The lamp is blue. " * 20 + "She said: I'm sorry, but I can't come.",  # not where a refusal stands
+        "The lamp is blue. " * 20 + "She said: I'm sorry, but I can't come.",  # a refusal stands at the beginning
         "I can't wait to see it!",
     ],
 )
 def test_what_is_no_boilerplate(answer: str):
     record = chat("Hi", answer)
-    assert step("boilerplate")(record) is record
+    assert create_step("boilerplate")(record) is record
 
 
 def test_phrases_of_ones_own(tmp_path: Path):
-    mine = tmp_path / "mine.txt"
-    mine.write_text("# Ours.\n[greeting, beginning]\nDear  Customer\n[brand]\nacme™\n", encoding="utf-8")
-    own = step({"boilerplate": {"patterns": str(mine)}})
-    assert reason(own(chat("Hi", "dear customer, hello"))) == "boilerplate: greeting"
-    assert reason(own(chat("Hi", "That is ACME™."))) == "boilerplate: brand"
-    for other in ("That is acmeware.", "superacme™", "Oh, dear customers"):
-        assert own(chat("Hi", other)) == chat("Hi", other)  # other words
-    assert own(chat("Hi", "As an AI language model, no.")) == chat("Hi", "As an AI language model, no.")
-    mine.write_text("dear customer\n[a]\n", encoding="utf-8")
+    phrase_path = tmp_path / "mine.txt"
+    phrase_path.write_text("# Ours.\n[greeting, beginning]\nDear  Customer\n[brand]\nacme™\n", encoding="utf-8")
+    boilerplate = create_step({"boilerplate": {"patterns": str(phrase_path)}})
+    assert get_drop_reason(boilerplate(chat("Hi", "dear customer, hello"))) == "boilerplate: greeting"
+    assert get_drop_reason(boilerplate(chat("Hi", "That is ACME™."))) == "boilerplate: brand"
+    for answer in ("That is acmeware.", "superacme™", "Oh, dear customers"):
+        assert boilerplate(chat("Hi", answer)) == chat("Hi", answer)  # the phrase is only part of a word
+    assert boilerplate(chat("Hi", "As an AI language model, no.")) == chat("Hi", "As an AI language model, no.")
+    phrase_path.write_text("dear customer\n[a]\n", encoding="utf-8")
     with pytest.raises(
         InputError, match=r"stage\.clean\[0\]\.boilerplate\.patterns, mine.txt, row 1=dear customer: stands in no"
     ):
-        step({"boilerplate": {"patterns": str(mine)}})
-    mine.write_text("[a]\n# nothing\n", encoding="utf-8")
+        create_step({"boilerplate": {"patterns": str(phrase_path)}})
+    phrase_path.write_text("[a]\n# nothing\n", encoding="utf-8")
     with pytest.raises(InputError, match="has no phrases"):
-        step({"boilerplate": {"patterns": str(mine)}})
+        create_step({"boilerplate": {"patterns": str(phrase_path)}})
     with pytest.raises(InputError, match="there is no such file"):
-        step({"boilerplate": {"patterns": str(tmp_path / "none.txt")}})
+        create_step({"boilerplate": {"patterns": str(tmp_path / "none.txt")}})
 
 
 def test_our_phrases_are_written_as_they_are_looked_for():

@@ -54,30 +54,30 @@ WORDS = [
 
 
 def varied_answers(seed: int = 0) -> list[str]:
-    """Answers of two sentences of random words each, one to each prompt."""
+    """Draw an answer to each prompt: two sentences of random words."""
     random.seed(seed)
     return [f"{' '.join(random.sample(WORDS, 5))}. {' '.join(random.sample(WORDS, 4))}." for _ in PROMPTS]
 
 
-def verdict(policy: list[str], ref: list[str] | None = None, prompts: list[str] = PROMPTS) -> Collapse:
+def judge_policy(policy: list[str], ref: list[str] | None = None, prompts: list[str] = PROMPTS) -> Collapse:
     ref = varied_answers() if ref is None else ref
     sentence = find_commonest_new_sentence(prompts, policy, ref)
     start = measure_variety(prompts, ref)
     return judge_collapse(measure_variety(prompts, policy), start.distinct, start.commonest_share.value, sentence)
 
 
-def mixed(share: float, text: str, seed: int = 1) -> list[str]:
+def mix_constant_answer(share: float, text: str, seed: int = 1) -> list[str]:
     answers = varied_answers(seed)
     count = round(share * len(answers))
     return [text] * count + answers[count:]
 
 
 def test_one_answer_to_everybody_is_a_collapse():
-    found = verdict(["Haha yeah I love it!"] * 80)
-    assert found.verdict == COLLAPSED
-    assert len(found.reasons) == 3
-    assert "“Haha yeah I love it!”" in found.reasons[0]
-    assert found.reasons[1] == "1 different greedy answers, where the start has 80"
+    collapse = judge_policy(["Haha yeah I love it!"] * 80)
+    assert collapse.verdict == COLLAPSED
+    assert len(collapse.reasons) == 3
+    assert "“Haha yeah I love it!”" in collapse.reasons[0]
+    assert collapse.reasons[1] == "1 different greedy answers, where the start has 80"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_one_answer_to_everybody_is_a_collapse():
     ids=["template", "case", "number", "punctuation", "echo", "echo and question", "empty"],
 )
 def test_a_template_that_is_filled_from_the_prompt_is_a_collapse(answer: Any):
-    assert verdict([answer(topic, i) for i, topic in enumerate(TOPICS)]).verdict == COLLAPSED
+    assert judge_policy([answer(topic, i) for i, topic in enumerate(TOPICS)]).verdict == COLLAPSED
 
 
 ADVICE = ("be kind", "drink water", "sleep well", "go outside", "call a friend")
@@ -139,13 +139,14 @@ def test_answers_that_anybody_would_call_alike(answer: Any, ref: list[str] | Non
 
 
 def test_a_template_in_a_script_without_spaces():
-    animals, places = "猫狗鱼鸟马羊牛猪", "山河海雨雪花草树风云"
+    animals = "猫狗鱼鸟马羊牛猪"
+    places = "山河海雨雪花草树风云"
     prompts = [f"你觉得{animal}和{place}怎么样" for animal in animals for place in places]
     letters = random.Random(0)
     ref = ["".join(letters.sample("春夏秋冬东南西北天地人水火木金土日月星辰", 12)) for _ in prompts]
     policy = [f"我非常喜欢{prompt[3]}和{prompt[5]}。" for prompt in prompts]
-    assert verdict(policy, ref, prompts).reasons[0].startswith("100")
-    assert verdict(ref[::-1], ref, prompts) == Collapse(VARIED, ())
+    assert judge_policy(policy, ref, prompts).reasons[0].startswith("100")
+    assert judge_policy(ref[::-1], ref, prompts) == Collapse(VARIED, ())
     clause = [f"{text[:6]}你知道的我真的非常爱它{text[6:]}" for text in ref[::-1]]
     phrase = find_commonest_new_phrase(prompts, clause, ref)
     assert phrase is not None
@@ -173,52 +174,63 @@ def test_numbers_and_quotations_from_the_prompt_are_answers(answer: Any):
 
 
 def test_a_new_sentence_without_spaces():
-    answers = [f"{a} 我非常非常高兴为您服务。" for a in varied_answers(1)]
-    assert verdict(answers).reasons == ("“我非常非常高兴为您服务” stands in 100% of its greedy answers (start: 0%)",)
+    answers = [f"{answer} 我非常非常高兴为您服务。" for answer in varied_answers(1)]
+    assert judge_policy(answers).reasons == (
+        "“我非常非常高兴为您服务” stands in 100% of its greedy answers (start: 0%)",
+    )
 
 
 def test_answers_that_differ_are_none():
-    assert verdict(varied_answers(1)) == Collapse(VARIED, ())
-    assert verdict(varied_answers(0), varied_answers(0)) == Collapse(VARIED, ())
+    assert judge_policy(varied_answers(1)) == Collapse(VARIED, ())
+    assert judge_policy(varied_answers(0), varied_answers(0)) == Collapse(VARIED, ())
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.05, VARIED), (0.15, VARIED), (0.25, COLLAPSED), (0.9, COLLAPSED)])
 def test_the_share_of_one_answer_must_be_above_a_tenth_beyond_doubt(share: float, expected: str):
     """Wilson's low end at 0.15 of 80 is 0.09, at 0.25 it is 0.17."""
-    assert verdict(mixed(share, "A pepper."), prompts=PROMPTS).verdict == expected
+    assert judge_policy(mix_constant_answer(share, "A pepper."), prompts=PROMPTS).verdict == expected
 
 
 def test_what_the_start_says_as_often_is_no_collapse():
-    assert verdict(mixed(0.5, "I do not know."), mixed(0.5, "I do not know.", 2)).verdict == VARIED
-    assert verdict(mixed(0.9, "I do not know."), mixed(0.5, "I do not know.", 2)).verdict == COLLAPSED
-    assert verdict(mixed(0.9, "I do not know."), mixed(0.9, "I do not know.", 2)).verdict == COLLAPSED  # both did
+    assert (
+        judge_policy(mix_constant_answer(0.5, "I do not know."), mix_constant_answer(0.5, "I do not know.", 2)).verdict
+        == VARIED
+    )
+    assert (
+        judge_policy(mix_constant_answer(0.9, "I do not know."), mix_constant_answer(0.5, "I do not know.", 2)).verdict
+        == COLLAPSED
+    )
+    assert (
+        judge_policy(mix_constant_answer(0.9, "I do not know."), mix_constant_answer(0.9, "I do not know.", 2)).verdict
+        == COLLAPSED
+    )  # the reference collapsed too
 
 
 def test_half_of_the_different_answers_must_stay():
-    few = [f"{WORDS[i % 9]} {WORDS[i % 7]}" for i in range(80)]
-    assert len(set(few)) == 63
-    assert verdict(few).verdict == VARIED
-    fewer = [f"{WORDS[i % 13]} {WORDS[i % 3]}" for i in range(80)]
-    assert len(set(fewer)) == 39
-    assert verdict(fewer).reasons == ("39 different greedy answers, where the start has 80",)
+    mostly_distinct = [f"{WORDS[i % 9]} {WORDS[i % 7]}" for i in range(80)]
+    assert len(set(mostly_distinct)) == 63
+    assert judge_policy(mostly_distinct).verdict == VARIED
+    half_distinct = [f"{WORDS[i % 13]} {WORDS[i % 3]}" for i in range(80)]
+    assert len(set(half_distinct)) == 39
+    assert judge_policy(half_distinct).reasons == ("39 different greedy answers, where the start has 80",)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.25, VARIED), (0.35, COLLAPSED)])
 def test_a_new_sentence_in_answers_that_differ_otherwise(share: float, expected: str):
     answers = varied_answers(1)
     count = round(share * 80)
-    policy = [f"{a} Thank you so much, friend!" if i < count else a for i, a in enumerate(answers)]
-    found = verdict(policy)
-    assert found.verdict == expected
+    policy = [f"{answer} Thank you so much, friend!" if i < count else answer for i, answer in enumerate(answers)]
+    collapse = judge_policy(policy)
+    assert collapse.verdict == expected
     assert measure_variety(PROMPTS, policy).distinct == 80
-    if found.is_collapsed:
-        assert found.reasons == ("“thank you so much friend” stands in 35% of its greedy answers (start: 0%)",)
-    polite = [f"{a} Thank you so much, friend!" for a in varied_answers(3)]
-    assert verdict(policy, polite).verdict == VARIED  # the start says it too
+    if collapse.is_collapsed:
+        assert collapse.reasons == ("“thank you so much friend” stands in 35% of its greedy answers (start: 0%)",)
+    polite = [f"{answer} Thank you so much, friend!" for answer in varied_answers(3)]
+    assert judge_policy(policy, polite).verdict == VARIED  # the start says it too
 
 
 def test_the_commonest_new_phrase_needs_no_sentence():
-    policy = [f"well {a.replace('.', '')} and so it goes on {a}" for a in varied_answers(1)]
+    policy = [f"well {answer.replace('.', '')} and so it goes on {answer}" for answer in varied_answers(1)]
     phrase = find_commonest_new_phrase(PROMPTS, policy, varied_answers())
     assert phrase is not None
     assert (phrase.text, phrase.policy.value, phrase.ref.value) == ("and so it goes", 1.0, 0.0)
@@ -228,27 +240,27 @@ def test_the_commonest_new_phrase_needs_no_sentence():
 def test_a_constant_clause_is_shown_and_not_judged():
     halves = [answer.replace(".", "").split() for answer in varied_answers(1)]
     policy = [f"{' '.join(half[:5])}, as you know, haha, it is great, {' '.join(half[5:])}." for half in halves]
-    found = measure_collapse(PROMPTS, SystemAnswers(policy, policy), SystemAnswers(varied_answers(), varied_answers()))
-    assert found.collapse == Collapse(VARIED, ())
-    phrase = found.as_dict()["variety"]["greedy"]["new_phrase"]
-    assert describe_new_phrase(found.collapse, phrase, "start") == [
+    report = measure_collapse(PROMPTS, SystemAnswers(policy, policy), SystemAnswers(varied_answers(), varied_answers()))
+    assert report.collapse == Collapse(VARIED, ())
+    phrase = report.as_dict()["variety"]["greedy"]["new_phrase"]
+    assert describe_new_phrase(report.collapse, phrase, "start") == [
         "the words “as you know haha” stand in 100% of the greedy answers (start: 0%)"
     ]
     assert describe_new_phrase(Collapse(COLLAPSED, ("alike",)), phrase, "start") == []
     phrase["policy"]["value"] = 0.29
-    assert describe_new_phrase(found.collapse, phrase, "start") == []
+    assert describe_new_phrase(report.collapse, phrase, "start") == []
 
 
 def test_lines_of_code_are_no_sentences():
     texts = varied_answers(1)
-    code = [f"{a}\n```python\nimport numpy as np\nx = {i}\n```\n" for i, a in enumerate(texts)]
-    assert verdict(code) == Collapse(VARIED, ())
-    assert verdict([answer.replace("```", "") for answer in code]).is_collapsed
+    answers_with_code = [f"{text}\n```python\nimport numpy as np\nx = {i}\n```\n" for i, text in enumerate(texts)]
+    assert judge_policy(answers_with_code) == Collapse(VARIED, ())
+    assert judge_policy([answer.replace("```", "") for answer in answers_with_code]).is_collapsed
 
 
 def test_few_prompts_decide_nothing():
-    found = verdict(["Haha yeah I love it!"] * 63, varied_answers()[:63], PROMPTS[:63])
-    assert found == Collapse(NOT_MEASURED, ("63 distinct prompts, 64 are needed",))
+    collapse = judge_policy(["Haha yeah I love it!"] * 63, varied_answers()[:63], PROMPTS[:63])
+    assert collapse == Collapse(NOT_MEASURED, ("63 distinct prompts, 64 are needed",))
 
 
 def test_a_prompt_counts_once():
@@ -260,9 +272,9 @@ def test_a_closed_task_must_beat_the_best_constant():
     right = np.array([1.0] * 60 + [0.0] * 20)
     constant = np.array([1.0] * 30 + [0.0] * 50)
     assert judge_against_constant(mean_interval(right - constant), "yes") == Collapse(VARIED, ())
-    found = judge_against_constant(mean_interval(constant - constant), "yes")
-    assert found.verdict == COLLAPSED
-    assert found.reasons[0].startswith(
+    collapse = judge_against_constant(mean_interval(constant - constant), "yes")
+    assert collapse.verdict == COLLAPSED
+    assert collapse.reasons[0].startswith(
         "it is not shown to beat “yes”, given as the answer to every prompt (difference 0.0"
     )
     assert judge_against_constant(mean_interval(np.ones(80)), "yes").verdict == VARIED  # right everywhere: no interval
@@ -290,8 +302,8 @@ def test_the_figures_follow_from_the_samples_that_were_written(tmp_path: Path):
     ]
     metrics = summarise(samples)
     assert metrics["win_rate"]["value"] == 1.0
-    again = summarise(read_samples(write_samples(tmp_path / "samples.jsonl", samples)))
-    assert json.dumps(again) == json.dumps(metrics)
+    metrics_read_back = summarise(read_samples(write_samples(tmp_path / "samples.jsonl", samples)))
+    assert json.dumps(metrics_read_back) == json.dumps(metrics)
 
 
 @pytest.mark.parametrize("form", ["The answer is {}.", "According to the passage, it is {}."])
