@@ -1,4 +1,4 @@
-"""Nothing that a row says is dropped: each column is read, written below the question, kept as metadata, or refused."""
+"""Tests that each column of a row is read, written below the question, kept as metadata, or refused."""
 
 from __future__ import annotations
 
@@ -30,20 +30,23 @@ from align.data.sources import DataSource, read_source_prompts
 LONG = "the notes say that the shop opens at nine and closes at six, but for Sundays"
 SHORT = "shop notes"
 NOTHING = ColumnRules()
-U, A, B = Message("user", "q"), Message("assistant", "a"), Message("assistant", "b")
+U = Message("user", "q")
+A = Message("assistant", "a")
+B = Message("assistant", "b")
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 WORSE = [TURNS[0], {"role": "assistant", "content": "b"}]
 
 
 def read_source(path: Path, rules: ColumnRules = NOTHING) -> list[ParsedRecord]:
-    """Read records as `stage=data` does, which refuses a column at the end of a source."""
-    bad_rows, unread = BadRows(), UnreadColumns(rules)
-    found = list(read_records(str(path), rules=rules, bad_rows=bad_rows))
-    bad_rows.report_refused_rows(path, len(found))
-    for read in found:
+    """Read records as `stage=data` does: a column is refused at the end of its source."""
+    bad_rows = BadRows()
+    unread = UnreadColumns(rules)
+    records = list(read_records(str(path), rules=rules, bad_rows=bad_rows))
+    bad_rows.report_refused_rows(path, len(records))
+    for read in records:
         unread.add(read.sizes)
     unread.check("stage.sources.s", str(path))
-    return found
+    return records
 
 
 def read_prompts(path: Path, rules: ColumnRules = NOTHING) -> list[Any]:
@@ -51,8 +54,8 @@ def read_prompts(path: Path, rules: ColumnRules = NOTHING) -> list[Any]:
     return read_source_prompts(data, "train")
 
 
-def training_readers(kind: str) -> list[Callable[..., Any]]:
-    """Return the readers of training stages that take rows of a kind."""
+def get_training_readers(kind: str) -> list[Callable[..., Any]]:
+    """Return the functions that read rows of a kind for training."""
     if kind == DOCUMENTS:
         return [lambda path, rules: read_documents(path, rules=rules)]
     if kind == FEEDBACK:
@@ -60,19 +63,19 @@ def training_readers(kind: str) -> list[Callable[..., Any]]:
     return [lambda path, rules: read_preferences(path, rules=rules)]
 
 
-def question_of(record: Record) -> str:
-    """Return what users say in front of the answer."""
+def extract_question(record: Record) -> str:
+    """Return the text of the user turns before the answer."""
     prompt = extract_prompt(record)
     assert isinstance(prompt, Conversation)
     return "\n".join(turn.content for turn in prompt.messages if turn.role == "user")
 
 
-def with_column(shape: str, column: str, value: Any) -> list[dict[str, Any]]:
+def add_column(shape: str, column: str, value: Any) -> list[dict[str, Any]]:
     return [{**row, column: value} for row in SHAPES[shape][0]]
 
 
 ASKING = [name for name in SHAPES if name not in ("text", "a flat tree", "a tree", "HelpSteer3", "Alpaca with history")]
-"""Shapes whose question is one turn of the user's, in rows of the tests of reading."""
+"""Shapes whose question is one user turn."""
 SAID = {**dict.fromkeys(CONTEXT_COLUMNS, LONG), **{name: ["red", "blue"] for name in CHOICE_COLUMNS}}
 
 
@@ -81,24 +84,24 @@ def test_a_column_that_changes_the_question_is_in_it_or_refused(shape: str, tmp_
     for column, value in SAID.items():
         if any(column in row for row in SHAPES[shape][0]) and shape != "Alpaca":
             continue
-        path = write(tmp_path, "d.jsonl", with_column(shape, column, value))
+        path = write(tmp_path, "d.jsonl", add_column(shape, column, value))
         parts = [value] if isinstance(value, str) else ["A. red", "B. blue"]
         if shape == "HH" or (shape not in ASKING and shape not in ("HelpSteer3", "Alpaca with history")):
-            for read in (read_source, *training_readers(kind_in(shape))):
+            for read in (read_source, *get_training_readers(get_kind(shape))):
                 with pytest.raises(InputError, match=rf"{column}=.*metadata") as caught:
                     read(path, NOTHING)
                 assert column in caught.value.remedy
             continue
         expected = [read.record for read in read_source(path)]
         for record in expected:
-            question = question_of(record)
+            question = extract_question(record)
             assert all(question.count(part) == 1 for part in parts), (column, question)
             assert not any(part in text for text in list_texts(record)[1:] for part in parts if text not in question)
-        for read in training_readers(kind_in(shape)):
+        for read in get_training_readers(get_kind(shape)):
             assert [*map(list_texts, read(path, NOTHING))] == [*map(list_texts, expected)]
 
 
-def kind_in(shape: str) -> str:
+def get_kind(shape: str) -> str:
     (_, [first, *_]) = SHAPES[shape]
     return FEEDBACK if "label" in first else "preferences" if "rejected" in first else DOCUMENTS
 
@@ -108,39 +111,41 @@ def kind_in(shape: str) -> str:
 def test_a_long_text_that_nothing_reads_is_refused_once_with_the_setting_to_copy(
     shape: str, value: Any, tmp_path: Path
 ) -> None:
-    path = write(tmp_path, "d.jsonl", with_column(shape, "notes", value))
+    path = write(tmp_path, "d.jsonl", add_column(shape, "notes", value))
     with pytest.raises(InputError, match=r"column 'notes' holds text \(76 characters") as caught:
         read_source(path, ColumnRules(source=True))
     assert "metadata: [notes]" in caught.value.remedy
     assert "columns: {context: notes}" in caught.value.remedy
-    for read in training_readers(kind_in(shape)):
+    for read in get_training_readers(get_kind(shape)):
         with pytest.raises(InputError, match="column 'notes' holds text") as caught:
             read(path, NOTHING)
         assert '"data.metadata=[notes]"' in caught.value.remedy
         assert '"data.columns={context: notes}"' in caught.value.remedy
-        kept = read(path, ColumnRules(metadata=["Notes"]))
-        assert [*map(list_texts, kept)] == [
+        records = read(path, ColumnRules(metadata=["Notes"]))
+        assert [*map(list_texts, records)] == [
             *map(list_texts, read(write(tmp_path, "lines.json", SHAPES[shape][0]), NOTHING))
         ]
-    assert all(LONG in [*iter_strings(one.metadata)] for one in read_source(path, ColumnRules(metadata=["notes"])))
+    assert all(
+        LONG in [*iter_strings(parsed.metadata)] for parsed in read_source(path, ColumnRules(metadata=["notes"]))
+    )
 
 
 @pytest.mark.parametrize("shape", ASKING)
 def test_a_column_that_is_called_context_is_in_the_question(shape: str, tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", with_column(shape, "My Notes", LONG))
+    path = write(tmp_path, "d.jsonl", add_column(shape, "My Notes", LONG))
     rules = ColumnRules({"context": "my notes"})
     if shape == "HH":
         return
-    assert all(question_of(one.record).endswith(LONG) for one in read_source(path, rules))
-    for read in training_readers(kind_in(shape)):
-        assert all(question_of(record).endswith(LONG) for record in read(path, rules))
+    assert all(extract_question(parsed.record).endswith(LONG) for parsed in read_source(path, rules))
+    for read in get_training_readers(get_kind(shape)):
+        assert all(extract_question(record).endswith(LONG) for record in read(path, rules))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_other_columns_are_metadata_and_named_once(
     shape: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = {
+    new_columns = {
         "note": SHORT,
         "rating": 3,
         "tags": ["x", "y"],
@@ -148,13 +153,13 @@ def test_other_columns_are_metadata_and_named_once(
         "hash": "0f" * 40,
         "url": "http://" + "a" * 60,
     }
-    path = write(tmp_path, "d.jsonl", [{**row, **more} for row in SHAPES[shape][0]])
-    there = {name: value for name, value in more.items() if value is not None}
+    path = write(tmp_path, "d.jsonl", [{**row, **new_columns} for row in SHAPES[shape][0]])
+    filled_columns = {name: value for name, value in new_columns.items() if value is not None}
     for read in read_source(path):
-        halves = read.metadata.get("chosen", {}) if shape == "HelpSteer" else read.metadata
-        assert there.items() <= halves.items()
+        metadata = read.metadata.get("chosen", {}) if shape == "HelpSteer" else read.metadata
+        assert filled_columns.items() <= metadata.items()
     capsys.readouterr()
-    for read in training_readers(kind_in(shape)):
+    for read in get_training_readers(get_kind(shape)):
         read(path, NOTHING)
         assert capsys.readouterr().out.count("kept as metadata: ") == 1
 
@@ -261,13 +266,13 @@ def test_answers_that_an_api_logs_are_no_choices(row: dict[str, Any], tmp_path: 
 
 
 def test_fields_of_choices_and_documents_that_are_not_written_are_metadata(tmp_path: Path) -> None:
-    more = {
+    columns = {
         "options": [{"key": "A", "value": "x", "right": True}, {"key": "B", "value": "y", "right": False}],
         "documents": [{"text": "one", "score": 0.5, "summary": LONG}],
     }
-    (read,) = read_source(write(tmp_path, "d.jsonl", [{"question": "q", **more, "answer": "A"}]))
+    (read,) = read_source(write(tmp_path, "d.jsonl", [{"question": "q", **columns, "answer": "A"}]))
     assert list_texts(read.record) == ["q\none\nA. x\nB. y", "A"]
-    assert read.metadata == more
+    assert read.metadata == columns
 
 
 ANSWERED = {
@@ -297,11 +302,13 @@ def test_a_second_question_is_refused_with_settings_that_work(
     assert f"{{context: {second}}}" in caught.value.remedy
     first = next(name for name in asked if name != second)
     for read in read_source(path, ColumnRules({"context": second})):
-        assert question_of(read.record) == f"{row[first]}\n{row[second]}"
+        assert extract_question(read.record) == f"{row[first]}\n{row[second]}"
     for read in read_source(path, ColumnRules(metadata=[second])):
-        assert (question_of(read.record), read.metadata[second]) == (row[first], row[second])
-    again = [{**{name: value for name, value in row.items() if name != second}, "metadata": {second: row[second]}}]
-    for read in read_source(write(tmp_path, "d.jsonl", again)):
+        assert (extract_question(read.record), read.metadata[second]) == (row[first], row[second])
+    rows_with_metadata = [
+        {**{name: value for name, value in row.items() if name != second}, "metadata": {second: row[second]}}
+    ]
+    for read in read_source(write(tmp_path, "d.jsonl", rows_with_metadata)):
         assert read.metadata[second] == row[second]
 
 
@@ -327,11 +334,11 @@ def test_history_is_in_front_of_the_question(answer: str, column: str, tmp_path:
     if column != "prompt" and answer in ("completion", "label", "ranking"):
         return
     row = {column: "And him?", "history": [["Who is she?", "Anna, the sister of the man."]], **ANSWERED[answer]}
-    found = read_source(write(tmp_path, "d.jsonl", [row]))
-    assert [list_texts(read.record)[:3] for read in found] == [
+    records = read_source(write(tmp_path, "d.jsonl", [row]))
+    assert [list_texts(read.record)[:3] for read in records] == [
         ["Who is she?", "Anna, the sister of the man.", "And him?"]
     ]
-    assert "history" not in found[0].metadata
+    assert "history" not in records[0].metadata
 
 
 @pytest.mark.parametrize("history", [5, "q", ["q"], [["q"]], {"q": "a"}])
@@ -349,10 +356,10 @@ def test_a_history_of_no_turns_is_refused(row: dict[str, Any], history: Any, tmp
 def test_a_column_that_is_called_context_does_not_push_another_out(tmp_path: Path) -> None:
     row = {"question": "q", "context": "the passage", "notes": LONG, "answer": "a"}
     path = write(tmp_path, "d.jsonl", [row])
-    assert question_of(read_source(path, ColumnRules({"context": "notes"}))[0].record) == f"q\nthe passage\n{LONG}"
-    rows = [{**one, "notes": LONG} for one in SHAPES["HelpSteer3"][0]]
+    assert extract_question(read_source(path, ColumnRules({"context": "notes"}))[0].record) == f"q\nthe passage\n{LONG}"
+    rows = [{**shape_row, "notes": LONG} for shape_row in SHAPES["HelpSteer3"][0]]
     (read,) = read_source(write(tmp_path, "d.jsonl", rows), ColumnRules({"context": "notes"}))
-    assert question_of(read.record).endswith(f"\n{LONG}")
+    assert extract_question(read.record).endswith(f"\n{LONG}")
 
 
 @pytest.mark.parametrize("answer", ["completion", "response", "output", "answer"])
@@ -393,8 +400,10 @@ def test_a_row_without_an_answer_has_none_in_another_column(row: dict[str, Any],
     if "text" not in row:
         (prompt,) = read_prompts(path)
         assert list_texts(prompt) == ["q"]
-    others = [one for one in row if one not in ("prompt", "question", "text", "messages")]
-    assert read_source(path, ColumnRules(metadata=others))[0].metadata == {one: row[one] for one in others}
+    other_columns = [column for column in row if column not in ("prompt", "question", "text", "messages")]
+    assert read_source(path, ColumnRules(metadata=other_columns))[0].metadata == {
+        column: row[column] for column in other_columns
+    }
     if isinstance(row[name], str) and not name.startswith("response"):
         columns = {"question": "text", "answer": name} if "text" in row else {"answer": name}
         assert "data.columns={" + ", ".join(f"{a}: {b}" for a, b in columns.items()) + "}" in caught.value.remedy
@@ -406,15 +415,15 @@ def test_remedies_can_be_copied_whatever_a_column_is_called(name: str, tmp_path:
     path = write(tmp_path, "d.jsonl", [{"question": "q", "context": "c", name: LONG, "answer": "a"}])
     with pytest.raises(InputError) as caught:
         read_documents(path)
-    found = re.findall('"(data.*?)"[. ]', f"{caught.value.remedy} ")
-    assert len(found) == 2
-    read = []
-    for setting in found:
+    offered = re.findall('"(data.*?)"[. ]', f"{caught.value.remedy} ")
+    assert len(offered) == 2
+    texts = []
+    for setting in offered:
         data = build_config(
             compose_tree(["stage=sft", "model=pocket", "data=files", f"data.path={path}", setting])
         ).data
-        read += map(list_texts, read_documents(path, rules=ColumnRules(data.columns or {}, data.metadata or ())))
-    assert read == [[f"q\nc\n{LONG}", "a"], ["q\nc", "a"]]
+        texts += map(list_texts, read_documents(path, rules=ColumnRules(data.columns or {}, data.metadata or ())))
+    assert texts == [[f"q\nc\n{LONG}", "a"], ["q\nc", "a"]]
 
 
 @pytest.mark.parametrize("name", ["explanation", "Rationale", "solution"])
@@ -431,25 +440,54 @@ def test_what_gives_the_answer_away_is_not_offered_as_part_of_the_question(name:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_settings_that_name_no_column_are_refused(shape: str, tmp_path: Path) -> None:
-    path = write(tmp_path, "d.jsonl", with_column(shape, "note", SHORT))
-    for read in (read_source, *training_readers(kind_in(shape))):
+    path = write(tmp_path, "d.jsonl", add_column(shape, "note", SHORT))
+    for read in (read_source, *get_training_readers(get_kind(shape))):
         with pytest.raises(InputError, match=r"columns=.*note.*: there is no nope among the columns"):
             read(path, ColumnRules(metadata=["note", "nope"]))
         with pytest.raises(InputError, match=r"columns=.*note.*: note cannot be renamed to nonsense"):
             read(path, ColumnRules({"nonsense": "note"}))
-    sparse = write(tmp_path, "lines.json", with_column(shape, "note", None))
-    for read in (read_source, *training_readers(kind_in(shape))):
+    sparse = write(tmp_path, "lines.json", add_column(shape, "note", None))
+    for read in (read_source, *get_training_readers(get_kind(shape))):
         assert read(sparse, ColumnRules(metadata=["note"]))
 
 
 words = st.sampled_from(["red", "a lamp", "is it open", "forty-two", LONG, "Z " * 30, "ß", "1"])
 values = words | st.integers() | st.booleans() | st.none() | st.lists(words, max_size=3)
-names = st.sampled_from([
-    *CONTEXT_COLUMNS, *CHOICE_COLUMNS, "prompt", "question", "instruction", "query", "messages", "completion",
-    "response", "answer", "output", "chosen", "rejected", "label", "text", "history", "notes", "n", "option_a",
-    "option_b", "Prompt", "Answer", "answers", "completions", "response1", "response2", "overall_preference",
-    "helpfulness", "system", "score", "metadata",
-])  # fmt: skip
+names = st.sampled_from(
+    [
+        *CONTEXT_COLUMNS,
+        *CHOICE_COLUMNS,
+        "prompt",
+        "question",
+        "instruction",
+        "query",
+        "messages",
+        "completion",
+        "response",
+        "answer",
+        "output",
+        "chosen",
+        "rejected",
+        "label",
+        "text",
+        "history",
+        "notes",
+        "n",
+        "option_a",
+        "option_b",
+        "Prompt",
+        "Answer",
+        "answers",
+        "completions",
+        "response1",
+        "response2",
+        "overall_preference",
+        "helpfulness",
+        "system",
+        "score",
+        "metadata",
+    ]
+)
 BASES = [rows[0] for name, (rows, _) in SHAPES.items() if len(rows) == 1 and name not in ("HH", "a tree")]
 drawn_rows = st.builds(
     lambda base, more: {**more, **base} if len(more) % 2 else {**base, **more},
@@ -465,25 +503,33 @@ def test_every_text_of_any_row_is_read_or_kept_or_the_row_is_refused(row: Any, c
     columns = {ours: theirs for ours, theirs in columns.items() if theirs in row}
     path = Path(tempfile.mkdtemp()) / "d.jsonl"
     path.write_text(json.dumps(row) + "\n", encoding="utf-8")
-    refused: InputError | None = None
-    found = list[ParsedRecord]()
+    refusal: InputError | None = None
+    records = list[ParsedRecord]()
     try:
-        found = read_source(path, ColumnRules(columns))
+        records = read_source(path, ColumnRules(columns))
     except InputError as error:
-        refused = error
-    if refused is not None:
-        assert all((refused.field, refused.problem, refused.remedy))
+        refusal = error
+    if refusal is not None:
+        assert all((refusal.field, refusal.problem, refusal.remedy))
     for name, value in row.items():
-        if not found or (name == "label" and isinstance(found[0].record, Feedback)):
+        if not records or (name == "label" and isinstance(records[0].record, Feedback)):
             continue
-        if name == "winner" and isinstance(found[0].record, Preference):
+        if name == "winner" and isinstance(records[0].record, Preference):
             continue
-        said = " ".join(part for one in found for part in [*list_texts(one.record), *iter_strings(one.metadata)])
-        attributes = [value for one in found if isinstance(one.record, Preference) for value in astuple(one.record)]
+        record_text = " ".join(
+            part for parsed in records for part in [*list_texts(parsed.record), *iter_strings(parsed.metadata)]
+        )
+        attributes = [
+            value for parsed in records if isinstance(parsed.record, Preference) for value in astuple(parsed.record)
+        ]
         for text in iter_texts(value):
-            assert text in said or text in attributes, (name, row, found)
+            assert text in record_text or text in attributes, (name, row, records)
         if type(value) is int and name not in FIGURES:
-            assert str(value) in said or value in [*found[0].metadata.values(), *attributes], (name, row, found)
+            assert str(value) in record_text or value in [*records[0].metadata.values(), *attributes], (
+                name,
+                row,
+                records,
+            )
 
 
 FIGURES = {"overall_preference", "helpfulness", "score", *SAID, "option_a", "option_b"}
@@ -558,7 +604,7 @@ def test_fields_of_turns_are_metadata_and_named_once(tmp_path: Path, capsys: pyt
                 }
             assert read.metadata == expected
         capsys.readouterr()
-        training_readers("preferences" if row is pair else DOCUMENTS)[0](path, NOTHING)
+        get_training_readers("preferences" if row is pair else DOCUMENTS)[0](path, NOTHING)
         assert capsys.readouterr().out.count(".mood") == 1
 
 
@@ -590,8 +636,9 @@ def test_a_field_that_changes_its_turn_is_refused(turn: dict[str, Any], tmp_path
 # --- Several answers, and two answers with a verdict.
 
 
-@pytest.mark.parametrize("question", [{"question": "q"}, {"query": "q"}, {"prompt": "q"}, {"instruction": "q"},
-                                      {"messages": TURNS[:1]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "question", [{"question": "q"}, {"query": "q"}, {"prompt": "q"}, {"instruction": "q"}, {"messages": TURNS[:1]}]
+)
 @pytest.mark.parametrize(
     "answers",
     [
@@ -614,9 +661,9 @@ def test_the_first_of_several_answers_is_imitated(
         assert [*map(list_texts, read_documents(path, requires_answer=True))] == [[f"q\n{LONG}", "a"]]
         (prompt,) = read_prompts(path)
         assert {**answers, "id": "1"}.items() <= json.loads(prompt.row).items()
-    none = {name: {"text": [], "answer_start": []} for name in answers}
+    empty_answers = {name: {"text": [], "answer_start": []} for name in answers}
     with pytest.raises(InputError, match="the assistant's turn is empty"):
-        read_source(write(tmp_path, "d.jsonl", [{**question, **none}]))
+        read_source(write(tmp_path, "d.jsonl", [{**question, **empty_answers}]))
 
 
 @pytest.mark.parametrize(
@@ -717,26 +764,26 @@ def test_models_are_named_as_winners(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("winner", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0)])
 def test_lists_of_turns_as_the_arena_on_kaggle_has_them(winner: tuple[int, int, int], tmp_path: Path) -> None:
-    texts_of = {"prompt": ["q", "r"], "response_a": ["a", "c"], "response_b": ["b", None]}
+    columns = {"prompt": ["q", "r"], "response_a": ["a", "c"], "response_b": ["b", None]}
     verdict = dict(zip(("winner_model_a", "winner_model_b", "winner_tie"), winner, strict=True))
-    for row in (texts_of, {name: json.dumps(value) for name, value in texts_of.items()}):
+    for row in (columns, {name: json.dumps(value) for name, value in columns.items()}):
         for name in WRITERS:
             path = write(tmp_path, name, [{"id": 7, **row, **verdict}])
             if winner == (1, 1, 0):
                 with pytest.raises(InputError, match="winner_model_a"):
                     read_source(path)
                 continue
-            found = [list_texts(read.record) for read in read_source(path)]
+            texts = [list_texts(read.record) for read in read_source(path)]
             sides = [["a", "r", "c"], ["b", "r", ""]]
             expected = {(1, 0, 0): ["q", *sides[0], *sides[1]], (0, 1, 0): ["q", *sides[1], *sides[0]]}
-            assert found == ([expected[winner]] if winner in expected else [])
+            assert texts == ([expected[winner]] if winner in expected else [])
 
 
 # --- Every setting that an error prints works when it is copied.
 
 
 def copy_remedies(folder: Path, row: dict[str, Any], problem: str = "") -> int:
-    """Read a row that is refused again with each setting that the error offers. Return how many there are."""
+    """Read a refused row again with each setting that the error offers. Returns their number."""
     path = write(folder, "d.jsonl", [row])
     with pytest.raises(InputError, match=problem) as caught:
         read_source(path)
@@ -749,23 +796,29 @@ def copy_remedies(folder: Path, row: dict[str, Any], problem: str = "") -> int:
     return len(offered)
 
 
-@pytest.mark.parametrize("row", [
-    *({"question": "q", "answer": "a", "metadata": {name: LONG}} for name in ("context", "notes", "Notes, internal")),
-    {"question": "q", "answer": "a", "metadata": json.dumps({"context": LONG, "n": 1})},
-    {"question": "q", "answer": "a", "metadata": {"context": LONG}, "context": "c"},
-    {"question": "q", "answer": "a", "notes": LONG, "more": LONG},
-    {"messages": [*TURNS, *TURNS], "context": LONG},
-    {"question": "q", "answer": "a", "option_a": ["x"], "option_b": ["y"], "option_c": "z"},
-    {"question": "q", "answer": "a", "context": {"x": [LONG]}},
-    {"question": "q", "best_answer": "a"},
-    {"prompt": "q", "instruction": "r", "completion": "a"},
-    {"prompt": "q", "completion": "a", "label": "good"},
-    {"prompt": "q", "response_a": "a", "response_b": "b"},
-    {"text": "q", "label": 1},
-    {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "a", "notes": LONG},
-    {"conversation_a": TURNS, "conversation_b": WORSE, "winner": "model_a", "notes": LONG},
-    {"question": "q", "answers": {"text": ["a"]}, "notes": LONG},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "row",
+    [
+        *(
+            {"question": "q", "answer": "a", "metadata": {name: LONG}}
+            for name in ("context", "notes", "Notes, internal")
+        ),
+        {"question": "q", "answer": "a", "metadata": json.dumps({"context": LONG, "n": 1})},
+        {"question": "q", "answer": "a", "metadata": {"context": LONG}, "context": "c"},
+        {"question": "q", "answer": "a", "notes": LONG, "more": LONG},
+        {"messages": [*TURNS, *TURNS], "context": LONG},
+        {"question": "q", "answer": "a", "option_a": ["x"], "option_b": ["y"], "option_c": "z"},
+        {"question": "q", "answer": "a", "context": {"x": [LONG]}},
+        {"question": "q", "best_answer": "a"},
+        {"prompt": "q", "instruction": "r", "completion": "a"},
+        {"prompt": "q", "completion": "a", "label": "good"},
+        {"prompt": "q", "response_a": "a", "response_b": "b"},
+        {"text": "q", "label": 1},
+        {"prompt": "q", "response_a": "a", "response_b": "b", "winner": "a", "notes": LONG},
+        {"conversation_a": TURNS, "conversation_b": WORSE, "winner": "model_a", "notes": LONG},
+        {"question": "q", "answers": {"text": ["a"]}, "notes": LONG},
+    ],
+)
 def test_settings_that_an_error_offers_work(row: dict[str, Any], tmp_path: Path) -> None:
     assert copy_remedies(tmp_path, row) > 0
 
@@ -773,15 +826,18 @@ def test_settings_that_an_error_offers_work(row: dict[str, Any], tmp_path: Path)
 # --- Labels.
 
 
-@pytest.mark.parametrize(("label", "wanted"), [
-    *((one, True) for one in (True, 1, 1.0, "1", "true", "True", "TRUE", "yes", "Yes", " yes ")),
-    *((one, False) for one in (False, 0, 0.0, "0", "false", "False", "no", "NO")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("label", "wanted"),
+    [
+        *((value, True) for value in (True, 1, 1.0, "1", "true", "True", "TRUE", "yes", "Yes", " yes ")),
+        *((value, False) for value in (False, 0, 0.0, "0", "false", "False", "no", "NO")),
+    ],
+)
 def test_labels(label: Any, wanted: bool, tmp_path: Path) -> None:
     for name in WRITERS:
         path = write(tmp_path, name, [{"prompt": "q", "completion": "a", "label": label}])
-        assert [(one.record.label, get_record_kind(one.record)) for one in read_source(path)] == [(wanted, FEEDBACK)]  # type: ignore[union-attr]
-        assert [one.label for one in read_feedback(str(path), "data.path", False)] == [wanted]
+        assert [(row.record.label, get_record_kind(row.record)) for row in read_source(path)] == [(wanted, FEEDBACK)]  # type: ignore[union-attr]
+        assert [feedback.label for feedback in read_feedback(str(path), "data.path", False)] == [wanted]
         assert has_labels(DataSource("files", str(path)))
         with pytest.raises(InputError, match="label="):
             read_documents(path, requires_answer=True)
@@ -805,62 +861,222 @@ def test_a_label_that_cannot_be_read_is_refused(row: dict[str, Any], label: Any,
 # --- Published data sets, as their columns are.
 
 PUBLISHED: dict[str, tuple[list[dict[str, Any]], str, Any]] = {
-    "UltraFeedback": ([{
-        "source": "evol_instruct", "instruction": "q", "models": ["m1", "m2"], "correct_answers": ["None"],
-        "incorrect_answers": [LONG], "completions": [
-            {"model": m, "principle": "helpfulness", "custom_system_prompt": LONG, "response": text, "critique": LONG,
-             "overall_score": score, "fine-grained_score": 4.0, "annotations": {"honesty": {"Rating": "5"}}}
-            for m, text, score in (("m1", "b", 3.0), ("m2", "a", 8.5))],
-    }], "preferences", 5.5),
-    "HelpSteer2": ([{"prompt": "q", "response": text, "helpfulness": n, "correctness": 4, "coherence": 4,
-                     "complexity": 2, "verbosity": 1} for text, n in (("a", 4), ("b", 3))], "preferences", 1),
-    "HelpSteer2's preferences": ([{
-        "split": "train", "prompt": "q", "response_1": "b", "response_2": "a", "preference_strength": 2,
-        "preference_statement": LONG, "preference_elaboration": LONG,
-        "three_most_similar_preferences": [{"statement": LONG, "strength": 2}], "all_preferences_unprocessed": [LONG],
-    }], "preferences", 2),
-    "HelpSteer3": ([{
-        "domain": "general", "language": "english", "context": [TURNS[0]], "response1": "a", "response2": "b",
-        "overall_preference": -3, "individual_preference": [{"score": -3, "reasoning": LONG, "feedback1": LONG}],
-    }], "preferences", 3),
+    "UltraFeedback": (
+        [
+            {
+                "source": "evol_instruct",
+                "instruction": "q",
+                "models": ["m1", "m2"],
+                "correct_answers": ["None"],
+                "incorrect_answers": [LONG],
+                "completions": [
+                    {
+                        "model": m,
+                        "principle": "helpfulness",
+                        "custom_system_prompt": LONG,
+                        "response": text,
+                        "critique": LONG,
+                        "overall_score": score,
+                        "fine-grained_score": 4.0,
+                        "annotations": {"honesty": {"Rating": "5"}},
+                    }
+                    for m, text, score in (("m1", "b", 3.0), ("m2", "a", 8.5))
+                ],
+            }
+        ],
+        "preferences",
+        5.5,
+    ),
+    "HelpSteer2": (
+        [
+            {
+                "prompt": "q",
+                "response": text,
+                "helpfulness": n,
+                "correctness": 4,
+                "coherence": 4,
+                "complexity": 2,
+                "verbosity": 1,
+            }
+            for text, n in (("a", 4), ("b", 3))
+        ],
+        "preferences",
+        1,
+    ),
+    "HelpSteer2's preferences": (
+        [
+            {
+                "split": "train",
+                "prompt": "q",
+                "response_1": "b",
+                "response_2": "a",
+                "preference_strength": 2,
+                "preference_statement": LONG,
+                "preference_elaboration": LONG,
+                "three_most_similar_preferences": [{"statement": LONG, "strength": 2}],
+                "all_preferences_unprocessed": [LONG],
+            }
+        ],
+        "preferences",
+        2,
+    ),
+    "HelpSteer3": (
+        [
+            {
+                "domain": "general",
+                "language": "english",
+                "context": [TURNS[0]],
+                "response1": "a",
+                "response2": "b",
+                "overall_preference": -3,
+                "individual_preference": [{"score": -3, "reasoning": LONG, "feedback1": LONG}],
+            }
+        ],
+        "preferences",
+        3,
+    ),
     "Tülu 3 SFT": ([{"id": "x_1", "messages": TURNS, "source": "ai2-adapt-dev/flan_v2_converted"}], DOCUMENTS, None),
-    "Tülu 3 preferences": ([{"id": "x_1", "prompt": "q", "chosen": TURNS, "rejected": WORSE, "source": "ai2/a"}],
-                           "preferences", None),
-    "UltraFeedback binarised": ([{
-        "prompt": "q", "prompt_id": "0f" * 32, "chosen": TURNS, "rejected": WORSE, "messages": TURNS,
-        "score_chosen": 8.0, "score_rejected": 6.0}], "preferences", 2),
-    "LLaMA-Factory, ShareGPT": ([{
-        "conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"},
-        "rejected": {"from": "gpt", "value": "b"}}], "preferences", None),
+    "Tülu 3 preferences": (
+        [{"id": "x_1", "prompt": "q", "chosen": TURNS, "rejected": WORSE, "source": "ai2/a"}],
+        "preferences",
+        None,
+    ),
+    "UltraFeedback binarised": (
+        [
+            {
+                "prompt": "q",
+                "prompt_id": "0f" * 32,
+                "chosen": TURNS,
+                "rejected": WORSE,
+                "messages": TURNS,
+                "score_chosen": 8.0,
+                "score_rejected": 6.0,
+            }
+        ],
+        "preferences",
+        2,
+    ),
+    "LLaMA-Factory, ShareGPT": (
+        [
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            }
+        ],
+        "preferences",
+        None,
+    ),
     "LLaMA-Factory, Alpaca": ([{"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}], "preferences", None),
     "chosen_response": ([{"prompt": "q", "chosen_response": "a", "rejected_response": "b"}], "preferences", None),
-    "OASST": ([
-        {"message_id": name, "parent_id": parent, "user_id": "u", "created_date": "2023-02-05T14:23:50.983374+00:00",
-         "text": text, "role": role, "lang": "en", "review_count": 3, "review_result": True, "deleted": False,
-         "rank": None, "synthetic": False, "model_name": None, "detoxify": {"toxicity": 0.1}, "message_tree_id": "t",
-         "tree_state": "ready_for_export", "emojis": {"name": ["+1"], "count": [2]}, "labels": {"name": ["spam"]}}
-        for name, parent, role, text in (("1", None, "prompter", "q"), ("2", "1", "assistant", "a"))], DOCUMENTS, None),
-    "OASST trees": ([{"message_tree_id": "t", "tree_state": "ready_for_export", "prompt": {
-        "message_id": "1", "role": "prompter", "text": "q", "lang": "en", "replies": [
-            {"message_id": "2", "role": "assistant", "text": "a", "lang": "en", "replies": []}]}}], DOCUMENTS, None),
-    "LMSYS's arena": ([{
-        "question_id": "58210e39", "model_a": "chatglm-6b", "model_b": "koala-13b", "winner": "model_b",
-        "judge": "arena_user_973", "conversation_a": WORSE, "conversation_b": TURNS, "turn": 1, "anony": True,
-        "language": "English", "tstamp": 1682351591.1322, "toxic_chat_tag": {"roberta-large": {"flagged": False}},
-        "openai_moderation": {"flagged": False, "category_scores": {"hate": 0.1}}}], "preferences", None),
-    "arena-55k": ([{
-        "id": 30192, "model_a": "gpt-4-1106-preview", "model_b": "gpt-4-0613", "prompt": ["q"],
-        "response_a": ["a"], "response_b": ["b"], "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}],
-        "preferences", None),
-    "PKU-SafeRLHF": ([{
-        "prompt": "q", "response_0": "b", "response_1": "a", "prompt_source": "Alpaca3-70B",
-        "is_response_0_safe": False, "is_response_1_safe": True, "response_0_harm_category": {"Violence": False},
-        "better_response_id": 1, "safer_response_id": 1, "response_0_sha256": "0f" * 32}], "preferences", None),
-    "AlpacaFarm": ([{"instruction": "q", "input": "", "output_1": "a", "output_2": "b", "preference": 1}],
-                   "preferences", None),
+    "OASST": (
+        [
+            {
+                "message_id": name,
+                "parent_id": parent,
+                "user_id": "u",
+                "created_date": "2023-02-05T14:23:50.983374+00:00",
+                "text": text,
+                "role": role,
+                "lang": "en",
+                "review_count": 3,
+                "review_result": True,
+                "deleted": False,
+                "rank": None,
+                "synthetic": False,
+                "model_name": None,
+                "detoxify": {"toxicity": 0.1},
+                "message_tree_id": "t",
+                "tree_state": "ready_for_export",
+                "emojis": {"name": ["+1"], "count": [2]},
+                "labels": {"name": ["spam"]},
+            }
+            for name, parent, role, text in (("1", None, "prompter", "q"), ("2", "1", "assistant", "a"))
+        ],
+        DOCUMENTS,
+        None,
+    ),
+    "OASST trees": (
+        [
+            {
+                "message_tree_id": "t",
+                "tree_state": "ready_for_export",
+                "prompt": {
+                    "message_id": "1",
+                    "role": "prompter",
+                    "text": "q",
+                    "lang": "en",
+                    "replies": [{"message_id": "2", "role": "assistant", "text": "a", "lang": "en", "replies": []}],
+                },
+            }
+        ],
+        DOCUMENTS,
+        None,
+    ),
+    "LMSYS's arena": (
+        [
+            {
+                "question_id": "58210e39",
+                "model_a": "chatglm-6b",
+                "model_b": "koala-13b",
+                "winner": "model_b",
+                "judge": "arena_user_973",
+                "conversation_a": WORSE,
+                "conversation_b": TURNS,
+                "turn": 1,
+                "anony": True,
+                "language": "English",
+                "tstamp": 1682351591.1322,
+                "toxic_chat_tag": {"roberta-large": {"flagged": False}},
+                "openai_moderation": {"flagged": False, "category_scores": {"hate": 0.1}},
+            }
+        ],
+        "preferences",
+        None,
+    ),
+    "arena-55k": (
+        [
+            {
+                "id": 30192,
+                "model_a": "gpt-4-1106-preview",
+                "model_b": "gpt-4-0613",
+                "prompt": ["q"],
+                "response_a": ["a"],
+                "response_b": ["b"],
+                "winner_model_a": 1,
+                "winner_model_b": 0,
+                "winner_tie": 0,
+            }
+        ],
+        "preferences",
+        None,
+    ),
+    "PKU-SafeRLHF": (
+        [
+            {
+                "prompt": "q",
+                "response_0": "b",
+                "response_1": "a",
+                "prompt_source": "Alpaca3-70B",
+                "is_response_0_safe": False,
+                "is_response_1_safe": True,
+                "response_0_harm_category": {"Violence": False},
+                "better_response_id": 1,
+                "safer_response_id": 1,
+                "response_0_sha256": "0f" * 32,
+            }
+        ],
+        "preferences",
+        None,
+    ),
+    "AlpacaFarm": (
+        [{"instruction": "q", "input": "", "output_1": "a", "output_2": "b", "preference": 1}],
+        "preferences",
+        None,
+    ),
     "Dolly": ([{"instruction": "q", "context": "", "response": "a", "category": "open_qa"}], DOCUMENTS, None),
     "Alpaca": ([{"instruction": "q", "input": "", "output": "a", "text": f"{LONG}\nq\na"[-20:]}], DOCUMENTS, None),
-}  # fmt: skip
+}
 """Name → rows with the columns of a published data set, their kind, and the margin of the pair."""
 
 
@@ -870,24 +1086,30 @@ def test_published_data_sets_are_read(name: str, format: str, tmp_path: Path) ->
     rows, kind, margin = PUBLISHED[name]
     path = write(tmp_path, format, rows)
     (read,) = read_source(path)
-    (trained,) = training_readers(kind)[0](path, NOTHING)
-    for record in (read.record, trained):
+    (training_record,) = get_training_readers(kind)[0](path, NOTHING)
+    for record in (read.record, training_record):
         if kind == DOCUMENTS:
             assert isinstance(record, Conversation)
             assert record.messages == (U, A)
         else:
             assert isinstance(record, Preference)
             assert (record.prompt, record.chosen, record.rejected, record.margin) == ((U,), (A,), (B,), margin)
-    everything = json.dumps(read.metadata, default=str) + json.dumps(list_texts(read.record))
-    said = [text for row in rows for text in iter_strings({k: v for k, v in row.items() if k not in ATTRIBUTES})]
+    kept_text = json.dumps(read.metadata, default=str) + json.dumps(list_texts(read.record))
+    row_texts = [
+        text
+        for row in rows
+        for text in iter_strings({column: value for column, value in row.items() if column not in ATTRIBUTES})
+    ]
     assert "context" not in read.metadata
     assert all(
-        json.dumps(text)[1:-1] in everything for text in said if text not in ("prompter", "assistant", "user", "gpt")
+        json.dumps(text)[1:-1] in kept_text
+        for text in row_texts
+        if text not in ("prompter", "assistant", "user", "gpt")
     )
 
 
 ATTRIBUTES = ("message_id", "source", "id", "role", "conversations", "prompt")
-"""Columns of which a pair keeps what it is asked by, or trees the message that a conversation ends with."""
+"""Columns whose texts a record may keep as attributes instead of metadata."""
 
 
 def test_headers_in_any_case(tmp_path: Path) -> None:

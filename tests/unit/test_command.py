@@ -1,4 +1,4 @@
-"""The command that a report shows makes the same configuration again, whatever the first line was."""
+"""Tests that the command line of a report builds the same configuration again."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ LINES = [
 @pytest.mark.parametrize("line", LINES)
 def test_the_line_makes_the_same_configuration_again(line: str):
     config = to_plain_dict(build_config(compose_tree(shlex.split(line))))
-    python, dash, module, *words = shlex.split(format_command_line(config, {}))
+    python, dash, module, *arguments = shlex.split(format_command_line(config, {}))
     assert (python, dash, module) == ("python", "-m", "align")
-    assert to_plain_dict(build_config(compose_tree(words))) == config
+    assert to_plain_dict(build_config(compose_tree(arguments))) == config
 
 
 def test_what_is_at_its_default_is_left_out():
@@ -58,23 +58,23 @@ def test_what_is_at_its_default_is_left_out():
 def test_a_reward_that_nothing_was_scored_by_is_left_out():
     config = to_plain_dict(build_config(compose_tree(["stage=data", "stage.sources=[a.jsonl]", "reward=learned"])))
     assert "reward" not in format_command_line(config, {})
-    asked = to_plain_dict(
+    scoring_config = to_plain_dict(
         build_config(compose_tree(["stage=data", "stage.sources=[a.jsonl]", "stage.score.by=reward"]))
     )
-    assert "reward=learned reward.ref=reward:b" in format_command_line(asked, {"reward": "reward:b"})
+    assert "reward=learned reward.ref=reward:b" in format_command_line(scoring_config, {"reward": "reward:b"})
 
 
 def test_latest_is_the_run_that_it_was():
     config = to_plain_dict(build_config(compose_tree(["stage=ppo", "reward.ref=reward:latest"])))
-    said = format_command_line(config, {"init": "sft:a", "reward": "reward:b"})
-    assert "init=sft:a" in said
-    assert "reward.ref=reward:b" in said
-    assert "latest" not in said
+    command = format_command_line(config, {"init": "sft:a", "reward": "reward:b"})
+    assert "init=sft:a" in command
+    assert "reward.ref=reward:b" in command
+    assert "latest" not in command
 
 
 def test_no_secret_is_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv(STORE_URL, "postgresql://me:hunter22@host/db")
     assert "hunter22" not in (
-        said := format_command_line(to_plain_dict(build_config(compose_tree(["stage=sample"]))), {})
+        command := format_command_line(to_plain_dict(build_config(compose_tree(["stage=sample"]))), {})
     )
-    assert "store.url" not in said  # with a mask for a password it would only lead astray
+    assert "store.url" not in command  # a URL with a masked password is of no use
