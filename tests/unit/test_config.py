@@ -1,4 +1,4 @@
-"""From a command line to a checked configuration: what is wrong is named with field, value and remedy."""
+"""Tests that a command line becomes a checked configuration, and that errors name field, value and remedy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from align.core.errors import InputError
 OWN = "model=pocket data=jsonl"
 
 
-def configured(*arguments: str, search: Path | None = None) -> Config:
+def compose_config(*arguments: str, search: Path | None = None) -> Config:
     return build_config(compose_tree(arguments, search))
 
 
-def refused(*arguments: str, search: Path | None = None) -> InputError:
+def catch_input_error(*arguments: str, search: Path | None = None) -> InputError:
     with pytest.raises(InputError) as caught:
-        configured(*arguments, search=search)
+        compose_config(*arguments, search=search)
     assert caught.value.exit_status == 2
     assert str(caught.value).count("\n") == 0
     return caught.value
@@ -34,8 +34,13 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
     [
         ("foo=1", "seed=1", "foo", "1", "is not a key. `python -m align stage=sft --cfg job` shows every key."),
         ("stage.lrr=3", "stage.lr=3", "stage.lrr", "3", "is not a key. Did you mean stage.lr?"),
-        ("stage=ppo stage.value_trunk=own", "stage=ppo stage.value_backbone=own", "stage.value_trunk", "own",
-         "is called stage.value_backbone now. Write stage.value_backbone=own."),
+        (
+            "stage=ppo stage.value_trunk=own",
+            "stage=ppo stage.value_backbone=own",
+            "stage.value_trunk",
+            "own",
+            "is called stage.value_backbone now. Write stage.value_backbone=own.",
+        ),
         ("stage.learning_rate=1", "stage.lr=1", "stage.learning_rate", "1", "Did you mean stage.lr or method.lr?"),
         ("learning-rate=1", "stage.lr=1", "learning-rate", "1", "Did you mean stage.lr or method.lr?"),
         ("lora_r=4", "method.r=4", "lora_r", "4", "is not a key. Did you mean method.r?"),
@@ -47,8 +52,13 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("exprt.path=x", "export.dtype=float32", "exprt.path", "x", "Did you mean export.path?"),
         ("stge.batch_size=4", "stage.batch_size=8", "stge.batch_size", "4", "Did you mean stage.batch_size?"),
         ("batch_size=4", "stage.batch_size=8", "batch_size", "4", "mean stage.batch_size or rollout.batch_size?"),
-        ("stage=ppo value_trunk=own", "stage=ppo stage.value_backbone=own", "value_trunk", "own",
-         "is called stage.value_backbone now"),
+        (
+            "stage=ppo value_trunk=own",
+            "stage=ppo stage.value_backbone=own",
+            "value_trunk",
+            "own",
+            "is called stage.value_backbone now",
+        ),
         ("output_dir=x", "run.root=x", "output_dir", "x", "Did you mean run.root?"),
         ("modell=pocket", "model=pocket", "modell", "pocket", "Did you mean model?"),
         ("model.pth=x", "model.path=x", "model.pth", "x", "Did you mean model.path?"),
@@ -73,10 +83,20 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("seed=${", "seed=0", "seed", "${", "is not a whole number"),
         ("seed=${foo}", "seed=${data.max_length}", "seed", "(given)", "Interpolation key 'foo' not found"),
         ("stage.packing=maybe", "stage.packing=true", "stage.packing", "maybe", "is not true or false"),
-        ("stage=data stage.score.keep=0.9", "stage.packing=true", "stage.score.keep", "0.9",
-         "is not a list. Write stage.score.keep=[0.9]."),
-        ("run=3", "run.name=3", "run", "3",
-         "holds several keys. Set one of them: run.name, run.root, run.max_file_mb."),
+        (
+            "stage=data stage.score.keep=0.9",
+            "stage.packing=true",
+            "stage.score.keep",
+            "0.9",
+            "is not a list. Write stage.score.keep=[0.9].",
+        ),
+        (
+            "run=3",
+            "run.name=3",
+            "run",
+            "3",
+            "holds several keys. Set one of them: run.name, run.root, run.max_file_mb.",
+        ),
         ("+new=1", "seed=1", "argument", "+new=1", "nothing can be added"),
         ("++new=1", "seed=1", "argument", "++new=1", "nothing can be added"),
         ("~method", "method=lora", "argument", "~method", "nothing can be added to the configuration or taken out"),
@@ -92,10 +112,20 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("seed=-1", "seed=0", "seed", -1, "Give a number from 0 to 4294967295"),
         ("stage.batch_size=0", "stage.batch_size=8", "stage.batch_size", 0, "is not above 0"),
         ("stage.publish=best", "stage.publish=best stage.eval_every=5", "stage.publish", "best", "stage.eval_every"),
-        ("stage=reward stage.patience=3", "stage=reward stage.patience=3 stage.eval_every=5", "stage.patience", 3,
-         "stage.eval_every"),
-        ("stage.early_stopping_patience=3", "stage.patience=3 stage.eval_every=9", "stage.early_stopping_patience", "3",
-         "Did you mean stage.patience?"),
+        (
+            "stage=reward stage.patience=3",
+            "stage=reward stage.patience=3 stage.eval_every=5",
+            "stage.patience",
+            3,
+            "stage.eval_every",
+        ),
+        (
+            "stage.early_stopping_patience=3",
+            "stage.patience=3 stage.eval_every=9",
+            "stage.early_stopping_patience",
+            "3",
+            "Did you mean stage.patience?",
+        ),
         ("stage.batch_size=12", "stage.batch_size=24", "stage.batch_size", 12, "stage.micro_batch=8"),
         ("method=full", "stage=full", "method", "full", "Use stage=full"),
         ("resume=perhaps", "resume=must", "resume", "perhaps", "auto, never, must"),
@@ -103,8 +133,11 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("run.name=a/b", "run.name=a-b", "run.name", "a/b", "without slashes"),
         ("data=jsonl data.path=x", f"{OWN} data.path=x", "model", "(not given)", "Add model=hub model.path=ORG/NAME"),
         (
-            f"{OWN} data.path=x data.eval_path=y data.held_out=0.2", f"{OWN} data.path=x data.eval_path=y",
-            "data.held_out", 0.2, "Drop one of the two.",
+            f"{OWN} data.path=x data.eval_path=y data.held_out=0.2",
+            f"{OWN} data.path=x data.eval_path=y",
+            "data.held_out",
+            0.2,
+            "Drop one of the two.",
         ),
         ("data.eval_path=y", f"{OWN} data.path=x data.eval_path=y", "data.eval_path", "y", "has a side of its own"),
         ("data.held_out=1.5", "data.held_out=1", "data.held_out", 1.5, "from 0 to 1"),
@@ -113,45 +146,54 @@ def refused(*arguments: str, search: Path | None = None) -> InputError:
         ("method.targets=q_proj", "method.targets=[q_proj]", "method.targets", "q_proj", "no list of names of layers"),
         ("method.dropout=1", "method.dropout=0.1", "method.dropout", 1.0, "below 1"),
         (
-            "stage.gradient_accumulation=4 stage.batch_size=16", "stage.gradient_accumulation=2 stage.batch_size=16",
-            "stage.batch_size", 16, "Give one of the two.",
+            "stage.gradient_accumulation=4 stage.batch_size=16",
+            "stage.gradient_accumulation=2 stage.batch_size=16",
+            "stage.batch_size",
+            16,
+            "Give one of the two.",
         ),
         (
-            "stage.gradient_accumulation=4 stage.batch_size=24", "stage.gradient_accumulation=4", "stage.batch_size",
-            24, "Give one of the two.",
+            "stage.gradient_accumulation=4 stage.batch_size=24",
+            "stage.gradient_accumulation=4",
+            "stage.batch_size",
+            24,
+            "Give one of the two.",
         ),
         (
             "stage=reward data=jsonl data.path=x data.eval_path=y stage.held_out=0.2",
-            "stage=reward data=jsonl data.path=x data.eval_path=y", "data.eval_path", "y", "held_out is given too",
+            "stage=reward data=jsonl data.path=x data.eval_path=y",
+            "data.eval_path",
+            "y",
+            "held_out is given too",
         ),
     ],
-)  # fmt: skip
+)
 def test_bad_input_beside_a_good_value(wrong: str, good: str, field: str, value: object, said: str):
-    error = refused("stage=sft", *wrong.split())
+    error = catch_input_error("stage=sft", *wrong.split())
     assert (error.field, error.value) == (field, value)
     assert said in str(error)
-    configured("stage=sft", *good.split())
+    compose_config("stage=sft", *good.split())
 
 
 def test_impossible_values_of_other_stages():
-    error = refused("stage=reward", "method.lr=1e-3", "data=annotations")
+    error = catch_input_error("stage=reward", "method.lr=1e-3", "data=annotations")
     assert (error.field, error.remedy) == ("method.lr", "Write stage.lr=1e-3.")
-    assert refused("stage=export", "method.lr=1e-3").remedy == "Drop it."
-    assert refused("stage=sample", "stage.candidates=1").field == "stage.candidates"
-    assert configured("stage=sample", "stage.candidates=2").stage.candidates == 2
-    error = refused("stage=ppo", "stage.batch_size=64", "stage.minibatches=3")
+    assert catch_input_error("stage=export", "method.lr=1e-3").remedy == "Drop it."
+    assert catch_input_error("stage=sample", "stage.candidates=1").field == "stage.candidates"
+    assert compose_config("stage=sample", "stage.candidates=2").stage.candidates == 2
+    error = catch_input_error("stage=ppo", "stage.batch_size=64", "stage.minibatches=3")
     assert (error.field, error.value) == ("stage.batch_size", 64)
     assert "not a multiple of stage.minibatches=3" in str(error)
-    assert configured("stage=ppo", "stage.batch_size=64", "stage.minibatches=4").stage.minibatches == 4
-    assert refused("stage=full", "method=lora").field == "method"
+    assert compose_config("stage=ppo", "stage.batch_size=64", "stage.minibatches=4").stage.minibatches == 4
+    assert catch_input_error("stage=full", "method=lora").field == "method"
 
 
 def test_a_stage_is_asked_for_where_a_stage_key_stands_alone():
-    assert refused("stage.lr=1").field == "stage"
+    assert catch_input_error("stage.lr=1").field == "stage"
 
 
 def test_of_two_arguments_the_later_counts():
-    config = configured("stage=ppo", "seed=1", "method=lora", "stage=sft", "seed=2", "method=qlora")
+    config = compose_config("stage=ppo", "seed=1", "method=lora", "stage=sft", "seed=2", "method=qlora")
     assert (config.stage.name, config.seed, config.method.name) == ("sft", 2, "qlora")
 
 
@@ -177,7 +219,7 @@ def test_of_two_arguments_the_later_counts():
 )
 def test_text_comes_through_as_written(written: str, read: str | None):
     where = "data=jsonl" if read is not None else "data=chitchat"
-    assert configured("stage=sft", "model=pocket", where, f"data.path={written}").data.path == read
+    assert compose_config("stage=sft", "model=pocket", where, f"data.path={written}").data.path == read
 
 
 @pytest.mark.parametrize("text", ["plain", "it's", "\\", "a\\'", "\\\\' (é) '"])
@@ -187,31 +229,43 @@ def test_quote_is_undone_by_reading(text: str):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("1e-5", 1e-5), ("true", True), ("null", None), ("[1,a]", [1, "a"]), ("{a:1}", {"a": 1}), ("'3'", "3"),
-     ("1,2", "1,2"), ("range(1,3)", "range(1,3)"), ("choice(1,2)", "choice(1,2)"), ("a b", "a b"), ("", "")],
-)  # fmt: skip
+    [
+        ("3", 3),
+        ("1e-5", 1e-5),
+        ("true", True),
+        ("null", None),
+        ("[1,a]", [1, "a"]),
+        ("{a:1}", {"a": 1}),
+        ("'3'", "3"),
+        ("1,2", "1,2"),
+        ("range(1,3)", "range(1,3)"),
+        ("choice(1,2)", "choice(1,2)"),
+        ("a b", "a b"),
+        ("", ""),
+    ],
+)
 def test_values_are_read_as_hydra_reads_them_and_never_as_a_sweep(text: str, value: object):
     assert read_value(text) == value
     assert type(read_value(text)) is type(value)
 
 
 def test_stages_and_groups_override_each_other_in_order():
-    assert configured("stage=full").method.name == "full"
-    assert configured("stage=full").stage.name == "full"
-    assert configured("stage=reward").data.name == "annotations"
-    assert configured("stage=sft", "method=lora", "method.lr=3e-4").stage.lr == 3e-4
-    assert configured("stage=sft", "method.lr=3e-4", "stage.lr=1e-3").stage.lr == 1e-3
+    assert compose_config("stage=full").method.name == "full"
+    assert compose_config("stage=full").stage.name == "full"
+    assert compose_config("stage=reward").data.name == "annotations"
+    assert compose_config("stage=sft", "method=lora", "method.lr=3e-4").stage.lr == 3e-4
+    assert compose_config("stage=sft", "method.lr=3e-4", "stage.lr=1e-3").stage.lr == 1e-3
 
 
 def test_plain_is_what_yaml_holds():
-    config = configured("stage=sft", "run.name=x")
+    config = compose_config("stage=sft", "run.name=x")
     assert OmegaConf.to_container(
         OmegaConf.create(OmegaConf.to_yaml(OmegaConf.create(to_plain_dict(config))))
     ) == to_plain_dict(config)
     assert to_plain_dict(config)["stage"]["lr"] == config.method.lr
 
 
-# --- A user's own ./conf
+# --- A user's ./conf folder
 
 
 @pytest.fixture
@@ -219,8 +273,8 @@ def mine(tmp_path: Path) -> Path:
     return tmp_path / "it's my (é) folder" / "conf"
 
 
-def write(mine: Path, name: str, text: str | bytes) -> None:
-    path = mine / name
+def write(conf_dir: Path, name: str, text: str | bytes) -> None:
+    path = conf_dir / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)
 
@@ -230,35 +284,37 @@ def test_own_group_files_work(mine: Path):
     write(mine, "model/sub/short.yaml", "path: org/short\n")
     write(mine, "data/mine.yaml", "defaults:\n  - jsonl\n  - _self_\npath: a b.jsonl\n")
     write(mine, "stage/slow.yaml", "defaults:\n  - sft\n  - _self_\nlr: 1e-5\n")
-    write(mine, "db/mysql.yaml", "port: 1\n")  # another tool's: none of our business
-    assert configured("stage=sft", "model=mine", search=mine).model.path == "org/mine"
-    assert configured("stage=sft", "model=sub/short", search=mine).model.path == "org/short"
-    config = configured("stage=slow", "data=mine", "model=mine", "seed=3", search=mine)
+    write(mine, "db/mysql.yaml", "port: 1\n")  # a file of another tool is ignored
+    assert compose_config("stage=sft", "model=mine", search=mine).model.path == "org/mine"
+    assert compose_config("stage=sft", "model=sub/short", search=mine).model.path == "org/short"
+    config = compose_config("stage=slow", "data=mine", "model=mine", "seed=3", search=mine)
     assert (config.stage.name, config.stage.lr, config.data.path, config.seed) == ("sft", 1e-5, "a b.jsonl", 3)
-    assert refused("stage=sft", "db=mysql", search=mine).field == "db"
-    assert "base, hub, mine, pocket, smollm2, sub/short" in str(refused("stage=sft", "model=nope", search=mine))
-    assert refused("stage=sft", "model=mine").field == "model"
+    assert catch_input_error("stage=sft", "db=mysql", search=mine).field == "db"
+    assert "base, hub, mine, pocket, smollm2, sub/short" in str(
+        catch_input_error("stage=sft", "model=nope", search=mine)
+    )
+    assert catch_input_error("stage=sft", "model=mine").field == "model"
 
 
 def test_an_own_stage_file_is_the_stage_that_it_sets(mine: Path):
     write(mine, "stage/slow.yaml", "defaults:\n  - sft\n  - _self_\nepochs: 3\n")
     write(mine, "stage/careful.yaml", "defaults:\n  - ppo\n  - _self_\n")
-    assert configured("stage=slow", "method.lr=1e-3", search=mine).stage.lr == 1e-3
-    assert refused("stage=careful", "method.lr=1e-3", search=mine).remedy == "Write stage.lr=1e-3."
+    assert compose_config("stage=slow", "method.lr=1e-3", search=mine).stage.lr == 1e-3
+    assert catch_input_error("stage=careful", "method.lr=1e-3", search=mine).remedy == "Write stage.lr=1e-3."
 
 
 def test_own_files_replace_none_of_ours(mine: Path):
     write(mine, "config.yaml", "seed: 7\n")
     write(mine, "method/lora.yaml", "r: 3\n")
     write(mine, "model/pocket.yaml", "path: ???\n")
-    config = configured("stage=sft", "method=lora", "model=pocket", search=mine)
+    config = compose_config("stage=sft", "method=lora", "model=pocket", search=mine)
     assert (config.seed, config.method.name, config.method.r, config.model.path) == (0, "lora", 16, "pocket")
 
 
 def test_own_mandatory_value(mine: Path):
     write(mine, "model/ask.yaml", "path: ???\n")
-    assert refused("stage=sft", "model=ask", search=mine).field == "model.path"
-    assert configured("stage=sft", "model=ask", "model.path=x", search=mine).model.path == "x"
+    assert catch_input_error("stage=sft", "model=ask", search=mine).field == "model.path"
+    assert compose_config("stage=sft", "model=ask", "model.path=x", search=mine).model.path == "x"
 
 
 @pytest.mark.parametrize(
@@ -275,28 +331,28 @@ def test_own_mandatory_value(mine: Path):
 )
 def test_a_broken_own_file_is_named(mine: Path, text: str | bytes, said: str):
     write(mine, "model/mine.yaml", text)
-    error = refused("stage=sft", "model=mine", search=mine)
+    error = catch_input_error("stage=sft", "model=mine", search=mine)
     assert error.field == "configuration"
     assert error.value == str(mine / "model/mine.yaml")
     assert said in str(error)
     write(mine, "model/mine.yaml", "path: x\n")
-    assert configured("stage=sft", "model=mine", search=mine).model.path == "x"
+    assert compose_config("stage=sft", "model=mine", search=mine).model.path == "x"
 
 
 def test_an_own_stage_file_must_say_which_stage(mine: Path):
     write(mine, "stage/bare.yaml", "lr: 1e-5\n")
-    assert "defaults: [sft, _self_]" in str(refused("stage=bare", search=mine))
+    assert "defaults: [sft, _self_]" in str(catch_input_error("stage=bare", search=mine))
 
 
 def test_every_schema_is_reachable():
-    files = {p.relative_to(find_conf_dir()).as_posix() for p in find_conf_dir().rglob("*.yaml")}
+    files = {path.relative_to(find_conf_dir()).as_posix() for path in find_conf_dir().rglob("*.yaml")}
     assert {f"stage/{name}.yaml" for name in all_schemas()["stage"]} <= files
-    assert {f.partition("/")[0] for f in files if "/" in f} == {"stage", "reward", *all_schemas()["group"]}
+    assert {file.partition("/")[0] for file in files if "/" in file} == {"stage", "reward", *all_schemas()["group"]}
 
 
 @pytest.mark.parametrize("group", ["stage", "model", "method", "data", "reward", "rollout", "track", "export"])
 def test_what_a_group_chooses_is_not_set_by_itself(group: str):
-    """`reward.name=learned` beside the default judge was written down, and judged by nothing."""
+    """`reward.name=learned` beside the default judge would be recorded without any effect."""
     with pytest.raises(InputError, match="decides nothing by itself") as caught:
-        configured("stage=eval", f"{group}.name=learned")
+        compose_config("stage=eval", f"{group}.name=learned")
     assert caught.value.remedy == f"Write {group}=learned."
