@@ -1,4 +1,4 @@
-"""Where tasks run: what workers, Daft and Ray cannot do is an error of one line.
+"""Tests that failures of workers, Daft and Ray are errors of one line.
 
 `benchmarks/data/engines.py` runs Daft and Ray, which need an environment of their own.
 """
@@ -29,37 +29,37 @@ def test_work_that_no_other_process_can_find_is_refused() -> None:
 
 def test_a_worker_without_the_working_folder_is_no_traceback(tmp_path: Path) -> None:
     worker = TaskWorker(pickle_function(len), str(tmp_path / "gone"), [])
-    (made,) = worker.run(pa.array([pickle.dumps((0, "task"))]))
-    says = (
+    (pickled_result,) = worker.run(pa.array([pickle.dumps((0, "task"))]))
+    message = (
         rf"a worker on {re.escape(gethostname())} cannot begin \(.*No such file.*gone.*working folder at the same path"
     )
-    with pytest.raises(InputError, match=says):
-        unpickle_result(made)
+    with pytest.raises(InputError, match=message):
+        unpickle_result(pickled_result)
 
 
 def test_a_worker_without_a_module_is_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "only_here.py").write_text("def clean(task):\n    return task * 2\n")
-    do = pickle_function(importlib.import_module("only_here").clean)
-    (made,) = TaskWorker(do, str(tmp_path), []).run(pa.array([pickle.dumps((3, "ab"))]))
-    assert unpickle_result(made) == (3, "abab")
+    pickled_function = pickle_function(importlib.import_module("only_here").clean)
+    (pickled_result,) = TaskWorker(pickled_function, str(tmp_path), []).run(pa.array([pickle.dumps((3, "ab"))]))
+    assert unpickle_result(pickled_result) == (3, "abab")
     monkeypatch.delitem(sys.modules, "only_here")
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if place != str(tmp_path)])
-    (made,) = TaskWorker(do, str(tmp_path), []).run(pa.array([pickle.dumps((3, "ab"))]))
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(tmp_path)])
+    (pickled_result,) = TaskWorker(pickled_function, str(tmp_path), []).run(pa.array([pickle.dumps((3, "ab"))]))
     with pytest.raises(InputError, match=r"cannot begin \(No module named 'only_here'\).*the same environment"):
-        unpickle_result(made)
+        unpickle_result(pickled_result)
 
 
 class Stub:
-    """Daft and Ray, as far as they choose where Daft runs; neither is in the environment of the tests."""
+    """Stand-in for the parts of Daft and Ray that choose where Daft runs. Neither is installed for the tests."""
 
     def __init__(self, runner: str = "", initialised: bool = False, refuses: Exception | None = None) -> None:
         self.runner, self.initialised, self.refuses = runner, initialised, refuses
         self.addresses: list[str] = []
 
     def set_runner_ray(self, address: str | None, noop_if_initialized: bool) -> None:
-        self.runner = self.runner or "ray"  # where it runs natively, it says nothing
+        self.runner = self.runner or "ray"  # no error where Daft runs natively
 
     def set_runner_native(self) -> None:
         if self.runner:
@@ -126,7 +126,7 @@ def test_a_process_has_one_engine_of_dafts(installed: Callable[[Stub], Stub]) ->
 
 
 def test_without_daft(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told, and the environment says that nobody is to be called before Daft is imported."""
+    """The error says so, and telemetry is disabled in the environment before Daft is imported."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setitem(sys.modules, "daft", None)
     with pytest.raises(InputError, match=r"stage\.engine=daft: is not installed here .*docs/data\.md"):
