@@ -1,4 +1,4 @@
-"""Sources into a spool: what is counted, what is refused, and a run that goes on behind any part."""
+"""Tests of importing sources into a spool: counts, refused rows, and runs that resume after any part."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ RANKS = [("a", 1), ("b", 2), ("c", 2)]
 BAD = {"prompt": "no answer", "completion": ""}
 
 
-def write(path: Path, rows: Sequence[Any]) -> Path:
-    """A row a line; an empty text is a blank one."""
+def write_rows(path: Path, rows: Sequence[Any]) -> Path:
+    """Write one row per line. An empty text makes a blank line."""
     path.write_text("".join((json.dumps(row) if row else "") + "\n" for row in rows), encoding="utf-8")
     return path
 
 
-def gathering(
-    folder: Path, path: Path, skips: bool = True, kind: str = "", counts: Sequence[int] = (), **about: Any
+def create_import(
+    folder: Path, path: Path, skips: bool = True, kind: str = "", counts: Sequence[int] = (), **options: Any
 ) -> SourceImport:
     folder.mkdir(exist_ok=True)
-    source, steps = Source("s", str(path), **about), create_steps([{"length": {"most": 8, "by": "words"}}])
+    source = Source("s", str(path), **options)
+    steps = create_steps([{"length": {"most": 8, "by": "words"}}])
     return SourceImport(Spool(folder), source, 0, steps, FactOptions(), kind or source.kind(), skips, counts)
 
 
-def mixed_rows() -> list[Any]:
-    """Bad rows at the beginning, within, in runs and at the end; ties; rows that are dropped in cleaning."""
+def build_mixed_rows() -> list[Any]:
+    """Build rows with bad rows at the beginning, within, in runs and at the end, and rows that cleaning drops."""
     rows: list[Any] = [BAD, BAD]
     for i, row in enumerate(GOOD):
         rows.append(row if i % 6 else {"prompt": "long", "completion": " ".join(["word"] * 9)})
@@ -52,15 +53,15 @@ def mixed_rows() -> list[Any]:
     return [*rows, BAD]
 
 
-def pairs_with_ties() -> list[Any]:
+def build_tied_pairs() -> list[Any]:
     return [
         {"prompt": f"q {i}", "answers": [{"answer": f"{text} {i}", "rank": rank} for text, rank in RANKS]}
         for i in range(12)
-    ]  # fmt: skip
+    ]
 
 
-def neighbours() -> list[Any]:
-    """HelpSteer's answers to one prompt stand in neighbouring rows, with bad rows among and behind them."""
+def build_neighbours() -> list[Any]:
+    """Build rows as HelpSteer has them: answers to a prompt in neighbouring rows, with bad rows after some prompts."""
     rows: list[Any] = []
     for i in range(9):
         rows += [{"prompt": f"q {i}", "response": f"a {i} {k}", "helpfulness": k % 3} for k in range(1 + i % 4)]
@@ -68,8 +69,8 @@ def neighbours() -> list[Any]:
     return rows
 
 
-def trees() -> list[Any]:
-    """Messages of trees without an id of the tree, blank lines and bad rows among them."""
+def build_trees() -> list[Any]:
+    """Build messages of trees without an id of the tree, with blank lines and bad rows among them."""
     rows: list[Any] = []
     for i in range(8):
         rows.append({"message_id": f"{i}", "parent_id": None, "role": "prompter", "text": f"root {i}"})
@@ -79,7 +80,12 @@ def trees() -> list[Any]:
     return rows
 
 
-KINDS = {"bad rows": mixed_rows(), "pairs": pairs_with_ties(), "neighbours": neighbours(), "trees": trees()}
+KINDS = {
+    "bad rows": build_mixed_rows(),
+    "pairs": build_tied_pairs(),
+    "neighbours": build_neighbours(),
+    "trees": build_trees(),
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -92,38 +98,40 @@ def rows(request: pytest.FixtureRequest) -> list[Any]:
 def test_parts_are_the_same_whoever_makes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[Any], part: int, order: str
 ) -> None:
-    """All rows of all parts, and the account of the whole, are those of one part that holds everything. Rows that are
-    read together stand in two files, and at the edge of two parts."""
-    write(tmp_path / "whole.jsonl", rows)
+    """All rows of all parts, and their account, are those of a single part. Rows that are read together stand in two
+    files, and at the edge of two parts."""
+    write_rows(tmp_path / "whole.jsonl", rows)
     (tmp_path / "shards").mkdir()
-    for name, some in (("0", rows[:11]), ("1", rows[11:12]), ("2", rows[12:])):
-        write(tmp_path / "shards" / f"{name}.jsonl", some)
-    shards, counts = tmp_path / "shards", [11, 1, len(rows) - 12]
-    whole = gathering(tmp_path / "one part", shards).run()
+    for name, shard_rows in (("0", rows[:11]), ("1", rows[11:12]), ("2", rows[12:])):
+        write_rows(tmp_path / "shards" / f"{name}.jsonl", shard_rows)
+    shards = tmp_path / "shards"
+    counts = [11, 1, len(rows) - 12]
+    expected = create_import(tmp_path / "one part", shards).run()
     monkeypatch.setattr(gather, "PART", part)
     numbers = [*range(-(-len(rows) // part))]
-    made = gathering(tmp_path / "parts", shards, counts=counts)
+    source_import = create_import(tmp_path / "parts", shards, counts=counts)
     for number in {"in order": [], "some are there": numbers[::3]}.get(order, numbers[::-1]):
-        made = gathering(tmp_path / "parts", shards, counts=counts) if order == "each by another" else made
-        made.write(number)
-    assert made.run() == whole
-    found = [SpoolRows(Spool(tmp_path / name)) for name in ("one part", "parts")]
+        source_import = (
+            create_import(tmp_path / "parts", shards, counts=counts) if order == "each by another" else source_import
+        )
+        source_import.write(number)
+    assert source_import.run() == expected
+    spools = [SpoolRows(Spool(tmp_path / name)) for name in ("one part", "parts")]
     for name in ("content_id", "row", "digest"):
-        assert np.array_equal(*(rows.numbers(name) for rows in found))
-    assert found[0].count > 5 or rows == pairs_with_ties()
-    if rows == pairs_with_ties():
-        assert whole["counts"]["dropped_undecided"] == 12
-    assert whole["counts"]["read"] == whole["counts"]["kept"] + sum(step["dropped"] for step in whole["clean"])
+        assert np.array_equal(*(rows.numbers(name) for rows in spools))
+    assert spools[0].count > 5 or rows == build_tied_pairs()
+    if rows == build_tied_pairs():
+        assert expected["counts"]["dropped_undecided"] == 12
+    assert expected["counts"]["read"] == expected["counts"]["kept"] + sum(step["dropped"] for step in expected["clean"])
 
 
 def test_a_part_ends_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is refused is counted with the part whose row it is, though records are read beyond it; and a part that has
-    nothing is there."""
+    """A refused row is counted with its own part, although records are read beyond it. Empty parts are written."""
     monkeypatch.setattr(gather, "PART", 4)
-    path = write(tmp_path / "rows.jsonl", [GOOD[0], BAD, "", "", "", BAD, *[""] * 8, GOOD[1], BAD])
-    made = gathering(tmp_path / "spool", path)
-    made.run()
-    accounts = [made.spool.account(part) for part in made.spool.parts()]
+    path = write_rows(tmp_path / "rows.jsonl", [GOOD[0], BAD, "", "", "", BAD, *[""] * 8, GOOD[1], BAD])
+    source_import = create_import(tmp_path / "spool", path)
+    source_import.run()
+    accounts = [source_import.spool.account(part) for part in source_import.spool.parts()]
     assert [account["counts"]["skipped_rows"] for account in accounts] == [1, 1, 0, 1]
     assert [account["counts"]["read"] for account in accounts] == [1, 0, 0, 1]
     assert [account["last"] for account in accounts] == [False, False, False, True]
@@ -132,22 +140,22 @@ def test_a_part_ends_with_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("at_once", [1, 7, 1000])
 def test_ids_are_sorted_a_part_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr(published, "SORTED_AT_ONCE", at_once)
-    path = write(tmp_path / "rows.jsonl", [{"prompt": f"p {i % 50}", "completion": "c"} for i in range(90)])
-    gathering(tmp_path / "spool", path).run()
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": f"p {i % 50}", "completion": "c"} for i in range(90)])
+    create_import(tmp_path / "spool", path).run()
     rows = SpoolRows(Spool(tmp_path / "spool"))
-    wanted = np.arange(rows.count) % 3 > 0
-    found = [bytes(id) for id in rows.numbers("content_id")[wanted]]
-    assert len({*found}) > 30
-    assert [*published.iter_unique_ids(rows, wanted)] == sorted({*found})
-    assert rows.first_bits("content_id")[wanted].tolist() == [int.from_bytes(id[:8], "big") for id in found]
+    is_selected = np.arange(rows.count) % 3 > 0
+    ids = [bytes(id) for id in rows.numbers("content_id")[is_selected]]
+    assert len({*ids}) > 30
+    assert [*published.iter_unique_ids(rows, is_selected)] == sorted({*ids})
+    assert rows.first_bits("content_id")[is_selected].tolist() == [int.from_bytes(id[:8], "big") for id in ids]
 
 
 def test_a_row_that_is_refused_ends_it_unless_it_is_left_out(tmp_path: Path) -> None:
-    path = write(tmp_path / "rows.jsonl", mixed_rows())
+    path = write_rows(tmp_path / "rows.jsonl", build_mixed_rows())
     with pytest.raises(InputError, match=r"rows\.jsonl, row 1, completion=.*more are refused.*data\.on_bad_row=skip"):
-        gathering(tmp_path / "spool", path, skips=False).run()
-    left = gathering(tmp_path / "other", path).run()
-    assert left["counts"]["skipped_rows"] == sum(row == BAD or "nothing" in row for row in mixed_rows())
+        create_import(tmp_path / "spool", path, skips=False).run()
+    account = create_import(tmp_path / "other", path).run()
+    assert account["counts"]["skipped_rows"] == sum(row == BAD or "nothing" in row for row in build_mixed_rows())
 
 
 @pytest.mark.parametrize(
@@ -157,44 +165,44 @@ def test_a_row_that_is_refused_ends_it_unless_it_is_left_out(tmp_path: Path) -> 
         ([{**GOOD[0], "license": "GPL-3"}], {"licence": "MIT"}, "row 1, licence=GPL-3: contradicts the source's"),
         ([{"prompt": "a", "completion": "b " * 9}], {}, "is empty after cleaning: of its 1 records none is left"),
     ],
-)  # fmt: skip
+)
 def test_what_is_refused(tmp_path: Path, rows: list[Any], source: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError) as caught:
-        gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", rows), **source).run()
+        create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", rows), **source).run()
     assert says in str(caught.value)
 
 
 def test_another_kind_than_that_of_the_sources_before(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the rows before it are feedback"):
-        gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", GOOD), kind="feedback").run()
+        create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", GOOD), kind="feedback").run()
 
 
 def test_licences_of_rows_are_counted(tmp_path: Path) -> None:
     rows = [{**row, "licence": "MIT" if i % 2 else "Apache-2.0"} for i, row in enumerate(GOOD)]
     with pytest.raises(InputError, match=r"stage\.sources\.s=Apache-2\.0, MIT: are the licences of its rows"):
-        gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", rows)).run()
-    one = [{**row, "license": "MIT"} for row in GOOD]
-    account = gathering(tmp_path / "other", write(tmp_path / "rows.jsonl", one), licence="mit").run()
+        create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", rows)).run()
+    mit_rows = [{**row, "license": "MIT"} for row in GOOD]
+    account = create_import(tmp_path / "other", write_rows(tmp_path / "rows.jsonl", mit_rows), licence="mit").run()
     assert account["licences"] == {"MIT": 25}
 
 
 def test_a_damaged_account_is_told(tmp_path: Path) -> None:
-    made = gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", GOOD))
-    made.run()
-    [part] = made.spool.parts()
+    source_import = create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", GOOD))
+    source_import.run()
+    [part] = source_import.spool.parts()
     part.with_suffix(".json").write_text("{")
     with pytest.raises(CorruptFile, match="checkpoints"):
-        made.spool.account(part)
+        source_import.spool.account(part)
 
 
 def test_a_part_of_another_format_is_refused(tmp_path: Path):
-    made = gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", GOOD))
-    made.run()
-    [part] = made.spool.parts()
+    source_import = create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", GOOD))
+    source_import.run()
+    [part] = source_import.spool.parts()
     path = part.with_suffix(".json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
     with pytest.raises(InputError, match="another version of align"):
-        gathering(tmp_path / "spool", tmp_path / "rows.jsonl").run()
+        create_import(tmp_path / "spool", tmp_path / "rows.jsonl").run()
 
 
 @pytest.mark.parametrize(
@@ -222,7 +230,7 @@ def test_a_part_of_another_format_is_refused(tmp_path: Path):
         ([{"path": "a", "columns": ["b"]}], "maps no columns"),
         ([{"path": "a", "name": "x"}, {"path": "b", "name": "x"}], "name=x: is another source's too"),
     ],
-)  # fmt: skip
+)
 def test_sources_that_are_none(given: Any, says: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_sources(given)
@@ -230,17 +238,17 @@ def test_sources_that_are_none(given: Any, says: str) -> None:
 
 
 def test_names_of_sources() -> None:
-    given = [
+    entries = [
         "x/rows.jsonl.gz",
         {"path": "y/rows.parquet"},
         {"path": "logs/*.jsonl"},
         {"data": "chitchat"},
         "hub:org/my set",
     ]
-    found = parse_sources(given)
-    assert [source.name for source in found] == ["rows", "rows-2", "logs", "chitchat", "my-set"]
-    assert found[3].licence == "MIT"
-    assert rank_by_name(found, ["logs"], "prefer") == [1, 2, 0, 4, 5]
+    sources = parse_sources(entries)
+    assert [source.name for source in sources] == ["rows", "rows-2", "logs", "chitchat", "my-set"]
+    assert sources[3].licence == "MIT"
+    assert rank_by_name(sources, ["logs"], "prefer") == [1, 2, 0, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -259,12 +267,12 @@ def test_names_of_sources() -> None:
     ],
 )
 def test_the_licence_of_a_data_set(stated: list[Any], given: str, licence: str | InputError) -> None:
-    made_of = [{"licence": one} for one in stated]
+    sources = [{"licence": stated_licence} for stated_licence in stated]
     if isinstance(licence, str):
-        assert resolve_licence(made_of, given, "x.licence") == licence
+        assert resolve_licence(sources, given, "x.licence") == licence
         return
     with pytest.raises(InputError, match=f"{licence.field}={licence.value}: {licence.problem}.*{licence.remedy}"):
-        resolve_licence(made_of, given, "x.licence")
+        resolve_licence(sources, given, "x.licence")
 
 
 def test_licences_of_a_data_set_are_those_of_sources_with_rows_on_the_sides_that_are_read(tmp_path: Path) -> None:
@@ -288,11 +296,11 @@ def test_licences_of_a_data_set_are_those_of_sources_with_rows_on_the_sides_that
 def test_what_the_first_rows_are_taken_for(tmp_path: Path) -> None:
     rows: list[Any] = [{"question": f"q {i}", "answer": "a", "topic": None if i else "t"} for i in range(4)]
     rows += [{"text": "plain"}, {"nothing": 1}]
-    path = write(tmp_path / "rows.jsonl", rows)
+    path = write_rows(tmp_path / "rows.jsonl", rows)
     path.write_text(path.read_text() + "no JSON\n")
-    found = detect_row_shapes(Source("s", str(path)))
-    assert found["shapes"] == {"a question and its answer": 4, "plain text": 1}
-    assert (found["rows"], found["columns"]) == (5, ["question", "answer", "topic", "text"])
+    detected = detect_row_shapes(Source("s", str(path)))
+    assert detected["shapes"] == {"a question and its answer": 4, "plain text": 1}
+    assert (detected["rows"], detected["columns"]) == (5, ["question", "answer", "topic", "text"])
     mapped = detect_row_shapes(Source("s", str(path), columns={"prompt": "question", "completion": "answer"}))
     assert mapped["shapes"] == {"a prompt and its completion": 4}
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
@@ -302,9 +310,9 @@ def test_what_the_first_rows_are_taken_for(tmp_path: Path) -> None:
 
 def test_rows_are_taken_in_the_order_that_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "BATCH", 4)
-    made = gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", GOOD))
-    made.run()
-    rows = SpoolRows(made.spool)
+    source_import = create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", GOOD))
+    source_import.run()
+    rows = SpoolRows(source_import.spool)
     assert rows.count == 25
     for order in ([7, 3, 24, 3, 0], [5], [*range(24, -1, -1)]):
         assert rows.take(np.array(order), ["row"])["row"].to_pylist() == [number + 1 for number in order]
@@ -312,7 +320,7 @@ def test_rows_are_taken_in_the_order_that_they_are_asked_for(tmp_path: Path, mon
 
 def test_rows_that_ask_nothing_are_not_the_same(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": f"only a question {i}"}]} for i in range(5)]
-    made = gathering(tmp_path / "spool", write(tmp_path / "rows.jsonl", rows))
-    made.options = FactOptions(over="answers")
-    made.run()
-    assert len({bytes(row) for row in SpoolRows(made.spool).numbers("digest")}) == 5
+    source_import = create_import(tmp_path / "spool", write_rows(tmp_path / "rows.jsonl", rows))
+    source_import.options = FactOptions(over="answers")
+    source_import.run()
+    assert len({bytes(row) for row in SpoolRows(source_import.spool).numbers("digest")}) == 5

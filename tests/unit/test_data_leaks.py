@@ -1,4 +1,4 @@
-"""Which rows of a spool give an evaluation set away, by rules that are asked one by one."""
+"""Tests of finding the rows of a spool that leak an evaluation set, by each rule."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ LONG = "the quick brown fox jumps over the lazy dog and then sleeps until the ne
 PHRASE = "thank you for your message we will come back to you within one working day"
 
 
-def chat(asked: str, answer: str, system: str = "") -> Conversation:
+def chat(question: str, answer: str, system: str = "") -> Conversation:
     turns = [Message("system", system)] if system else []
-    return Conversation((*turns, Message("user", asked), Message("assistant", answer)))
+    return Conversation((*turns, Message("user", question), Message("assistant", answer)))
 
 
 def spooled(folder: Path, records: Sequence[Record], most: int = 1000) -> SpoolRows:
     folder.mkdir(exist_ok=True)
     batch = pa.RecordBatch.from_pydict(records_to_columns(DOCUMENTS, records))
-    half, spool = len(records) // 2, Spool(folder)
-    for i, some in enumerate((batch.slice(0, half), batch.slice(half))):
-        spool.write(f"{i:03d}", iter(pa.Table.from_batches([some]).to_batches(most)), [batch.schema], {})
+    half = len(records) // 2
+    spool = Spool(folder)
+    for i, half_batch in enumerate((batch.slice(0, half), batch.slice(half))):
+        spool.write(f"{i:03d}", iter(pa.Table.from_batches([half_batch]).to_batches(most)), [batch.schema], {})
     return SpoolRows(spool)
 
 
-def against(records: Sequence[Record], near: float | None = 0.7) -> LeakFinder:
+def create_finder(records: Sequence[Record], near: float | None = 0.7) -> LeakFinder:
     table = pa.table(records_to_columns(DOCUMENTS, records))
-    said, asked = ([join_record_texts(DOCUMENTS, table, over)] for over in ("both", "prompts"))
-    return LeakFinder([EvaluationTexts.from_rows(said, asked)], near)
+    texts, questions = ([join_record_texts(DOCUMENTS, table, over)] for over in ("both", "prompts"))
+    return LeakFinder([EvaluationTexts.from_rows(texts, questions)], near)
 
 
 @pytest.mark.parametrize(
@@ -58,88 +59,99 @@ def against(records: Sequence[Record], near: float | None = 0.7) -> LeakFinder:
         (chat("one", "two", system=LONG), chat("three", "four", system=LONG), None),
         (Conversation((Message("assistant", "hi"),)), Conversation((Message("assistant", "good day"),)), None),
     ],
-)  # fmt: skip
+)
 def test_a_rule(tmp_path: Path, row: Record, evaluation: Record, rule: str | None) -> None:
     rows = spooled(tmp_path, [chat("other", "thing"), row, chat("and", "another")])
-    found = against([chat("unlike", "anything"), evaluation]).find_leaks(rows, np.ones(3, bool))
+    leaks = create_finder([chat("unlike", "anything"), evaluation]).find_leaks(rows, np.ones(3, bool))
     expected = [[1], [0], [1], [RULES.index(rule)]] if rule else [[], [], [], []]
-    assert [column.tolist() for column in found] == expected
+    assert [column.tolist() for column in leaks] == expected
 
 
 def test_near_is_looked_for_only_where_it_is_asked_for(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("a b c d e f", "g h i j k l")])
     near = [chat("z b c d e f", "g h i j k l")]
-    assert against(near, None).find_leaks(rows, np.ones(1, bool)).rule.tolist() == []
+    assert create_finder(near, None).find_leaks(rows, np.ones(1, bool)).rule.tolist() == []
 
 
 @pytest.mark.parametrize("sharing", [MAX_RUN_ROWS, MAX_RUN_ROWS + 1])
 def test_a_phrase_that_many_rows_to_train_on_share_is_no_leak(tmp_path: Path, sharing: int) -> None:
-    said = [chat(f"question {i}", f"answer number {i} {i * 7} {i * 13}. {PHRASE}") for i in range(sharing)]
-    measured = [chat("something else", PHRASE), chat("A story!", f"{LONG} again"), chat("And you?", f"Oh. {PHRASE}")]
-    rows = spooled(tmp_path, [*said, chat("What did it do?", LONG), *measured])
+    training_rows = [chat(f"question {i}", f"answer number {i} {i * 7} {i * 13}. {PHRASE}") for i in range(sharing)]
+    evaluation_rows = [
+        chat("something else", PHRASE),
+        chat("A story!", f"{LONG} again"),
+        chat("And you?", f"Oh. {PHRASE}"),
+    ]
+    rows = spooled(tmp_path, [*training_rows, chat("What did it do?", LONG), *evaluation_rows])
     held_out = np.arange(sharing + 4) > sharing
-    found = find_split_leaks(rows, held_out, ~held_out, None)
-    assert found.text.tolist() == [*(range(sharing) if sharing <= MAX_RUN_ROWS else []), sharing]
+    leaks = find_split_leaks(rows, held_out, ~held_out, None)
+    assert leaks.text.tolist() == [*(range(sharing) if sharing <= MAX_RUN_ROWS else []), sharing]
 
 
 @pytest.mark.parametrize("sharing", [MAX_RUN_ROWS, MAX_RUN_ROWS + 1])
 @pytest.mark.parametrize("own", [6, 7])
 def test_a_run_that_is_mostly_text_of_many_rows_is_no_leak(tmp_path: Path, sharing: int, own: int) -> None:
-    """A row shares the last words of an instruction and some words behind it with a row to measure on."""
+    """A training row shares the last words of an instruction and some words behind it with an evaluation row."""
     instruction = "answer as a sailor of the old times would"
     words = [*instruction.split()[own - 13 :], *["red", "lamp", "under", "seven", "narrow", "bridges", "once"][:own]]
-    others = [chat(f"{i} {instruction}", f"nothing {i} {i * 7} {i * 13}") for i in range(sharing - 1)]
+    other_rows = [chat(f"{i} {instruction}", f"nothing {i} {i * 7} {i * 13}") for i in range(sharing - 1)]
     shared = " ".join(words)
-    rows = spooled(tmp_path, [*others, chat(f"one {shared}", "fine day"), chat(f"two {shared}", "good night")])
+    rows = spooled(tmp_path, [*other_rows, chat(f"one {shared}", "fine day"), chat(f"two {shared}", "good night")])
     held_out = np.arange(sharing + 1) >= sharing
-    found = find_split_leaks(rows, held_out, ~held_out, None)
+    leaks = find_split_leaks(rows, held_out, ~held_out, None)
     leaked = sharing == MAX_RUN_ROWS or own == 7
-    assert found.text.tolist() == ([sharing - 1] if leaked else [])
+    assert leaks.text.tolist() == ([sharing - 1] if leaked else [])
 
 
 def test_rows_that_are_not_wanted_are_not_looked_at(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("q", LONG), chat("r", LONG), chat("s", LONG)])
-    wanted = np.array([False, True, False])
-    assert against([chat("x", LONG)]).find_leaks(rows, wanted).text.tolist() == [1]
+    is_wanted = np.array([False, True, False])
+    assert create_finder([chat("x", LONG)]).find_leaks(rows, is_wanted).text.tolist() == [1]
 
 
 def test_rows_of_the_spool_itself(tmp_path: Path) -> None:
     rows = spooled(tmp_path, [chat("q", LONG), chat("something else", "entirely"), chat("s", f"Once {LONG}")])
-    measured = np.array([True, False, False])
-    found = find_split_leaks(rows, measured, ~measured, 0.7)
-    assert (found.text.tolist(), found.row.tolist()) == ([2], [0])
-    assert find_split_leaks(rows, np.zeros(3, bool), ~measured, 0.7).rule.tolist() == []
+    is_measured = np.array([True, False, False])
+    leaks = find_split_leaks(rows, is_measured, ~is_measured, 0.7)
+    assert (leaks.text.tolist(), leaks.row.tolist()) == ([2], [0])
+    assert find_split_leaks(rows, np.zeros(3, bool), ~is_measured, 0.7).rule.tolist() == []
 
 
-def letters_of(number: int) -> str:
+def spell_digits(number: int) -> str:
     return "".join("abcdefghij"[int(digit)] for digit in str(number))
 
 
-def by_hand(said: list[list[str]], asked: list[str], test: np.ndarray, near: float | None) -> dict[int, str]:
-    """Row to train on → the first rule by which it is found, by sets of strings."""
+def search_by_hand(
+    row_words: list[list[str]], prompts: list[str], test: np.ndarray, near: float | None
+) -> dict[int, str]:
+    """Return the first rule that finds each leaking training row, computed with sets of strings."""
 
-    def runs(words: list[str], width: int) -> set[tuple[str, ...]]:
+    def list_runs(words: list[str], width: int) -> set[tuple[str, ...]]:
         return {tuple(words[i : i + width]) for i in range(len(words) - width + 1)}
 
-    train, measured = np.flatnonzero(~test).tolist(), np.flatnonzero(test).tolist()
-    many = Counter(run for row in train for run in runs(said[row], 13))
-    questions, exact = {asked[row] for row in measured}, {(*said[row],) for row in measured if len(said[row]) < 13}
-    parts = Counter(run for row in train for run in runs(said[row], 7))
-    shared = {run for run in parts if parts[run] > MAX_RUN_ROWS}
-    grams = {run for row in measured for run in runs(said[row], 13) if many[run] <= MAX_RUN_ROWS}
-    grams = {run for run in grams if shared.isdisjoint(runs([*run], 7))}
-    sets, found = [runs(said[row], 3) for row in measured], dict[int, str]()
-    for row in train:
-        own = runs(said[row], 3)
-        if asked[row] in questions:
-            found[row] = "question"
-        elif (*said[row],) in exact:
-            found[row] = "exact"
-        elif runs(said[row], 13) & grams:
-            found[row] = "ngram"
-        elif near and any(own and len(own & other) / len(own | other) >= near for other in sets):
-            found[row] = "near"
-    return found
+    train_rows = np.flatnonzero(~test).tolist()
+    test_rows = np.flatnonzero(test).tolist()
+    run_counts = Counter(run for row in train_rows for run in list_runs(row_words[row], 13))
+    test_prompts = {prompts[row] for row in test_rows}
+    short_test_rows = {(*row_words[row],) for row in test_rows if len(row_words[row]) < 13}
+    part_counts = Counter(run for row in train_rows for run in list_runs(row_words[row], 7))
+    common_parts = {run for run in part_counts if part_counts[run] > MAX_RUN_ROWS}
+    grams = {run for row in test_rows for run in list_runs(row_words[row], 13) if run_counts[run] <= MAX_RUN_ROWS}
+    grams = {run for run in grams if common_parts.isdisjoint(list_runs([*run], 7))}
+    test_sets = [list_runs(row_words[row], 3) for row in test_rows]
+    rules = dict[int, str]()
+    for row in train_rows:
+        row_set = list_runs(row_words[row], 3)
+        if prompts[row] in test_prompts:
+            rules[row] = "question"
+        elif (*row_words[row],) in short_test_rows:
+            rules[row] = "exact"
+        elif list_runs(row_words[row], 13) & grams:
+            rules[row] = "ngram"
+        elif near and any(
+            row_set and len(row_set & test_set) / len(row_set | test_set) >= near for test_set in test_sets
+        ):
+            rules[row] = "near"
+    return rules
 
 
 @pytest.mark.parametrize("near", [0.7, None])
@@ -147,41 +159,49 @@ def test_however_it_is_sliced_what_is_found_is_what_a_search_by_hand_finds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near: float | None
 ) -> None:
     draw = np.random.default_rng(0)
-    vocabulary = [f"w{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(40)]  # other digits make other texts
+    vocabulary = [
+        f"w{chr(97 + i // 10)}{chr(97 + i % 10)}" for i in range(40)
+    ]  # texts with different digits are different
     base = [" ".join(draw.choice(vocabulary, draw.integers(1, 30))) for _ in range(90)]
-    asked, answers = list[str](), list[str]()
+    prompts = list[str]()
+    answers = list[str]()
     for _ in range(450):
         words = base[draw.integers(60)].split()
         words[draw.integers(len(words))] = vocabulary[draw.integers(40)]
-        asked.append(base[draw.integers(60)] if draw.random() < 0.1 else f"q {letters_of(int(draw.integers(1 << 60)))}")
+        prompts.append(
+            base[draw.integers(60)] if draw.random() < 0.1 else f"q {spell_digits(int(draw.integers(1 << 60)))}"
+        )
         answers.append(" ".join(words))
-        said, at = base[draw.integers(60)].split(), draw.integers(1, 3)
-        asked.append(" ".join(said[:at]))
-        answers.append(" ".join(said[at:]))
-    rows = spooled(tmp_path, [chat(*both) for both in zip(asked, answers, strict=True)], 50)
-    measured, words = draw.random(900) < 0.2, [f"{q} {a}".split() for q, a in zip(asked, answers, strict=True)]
-    expected = by_hand(words, asked, measured, near)
+        base_words = base[draw.integers(60)].split()
+        at = draw.integers(1, 3)
+        prompts.append(" ".join(base_words[:at]))
+        answers.append(" ".join(base_words[at:]))
+    rows = spooled(tmp_path, [chat(*prompt_and_answer) for prompt_and_answer in zip(prompts, answers, strict=True)], 50)
+    is_measured = draw.random(900) < 0.2
+    words = [f"{q} {a}".split() for q, a in zip(prompts, answers, strict=True)]
+    expected = search_by_hand(words, prompts, is_measured, near)
     assert {*expected.values()} == {"question", "ngram", "exact", *(["near"] if near else [])}
     assert any(
-        many > MAX_RUN_ROWS for many in Counter(run[:13] for run in map(tuple, words) if len(run) >= 13).values()
+        count > MAX_RUN_ROWS for count in Counter(run[:13] for run in map(tuple, words) if len(run) >= 13).values()
     )
-    whole = find_split_leaks(rows, measured, ~measured, near)
-    assert {row: RULES[rule] for row, rule in zip(whole.text.tolist(), whole.rule.tolist(), strict=True)} == expected
+    leaks = find_split_leaks(rows, is_measured, ~is_measured, near)
+    assert {row: RULES[rule] for row, rule in zip(leaks.text.tolist(), leaks.rule.tolist(), strict=True)} == expected
     monkeypatch.setattr(contamination, "SLICE_BYTES", 1000)
     monkeypatch.setattr(HashCounter, "LEAST", 100)
-    assert len([*contamination.iter_text_slices(rows, measured)]) > 9
-    parts = find_split_leaks(rows, measured, ~measured, near)
-    assert [column.tolist() for column in whole] == [column.tolist() for column in parts]
+    assert len([*contamination.iter_text_slices(rows, is_measured)]) > 9
+    sliced_leaks = find_split_leaks(rows, is_measured, ~is_measured, near)
+    assert [column.tolist() for column in leaks] == [column.tolist() for column in sliced_leaks]
 
 
 def test_of_rows_that_have_nothing_in_common_with_those_to_measure_on_few_are_asked_about(tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     texts = [" ".join(f"w{n}" for n in draw.integers(1 << 40, size=60)) for _ in range(600)]
-    said = [
+    records = [
         chat(f"q{i}", text) if i % 2 else Conversation((Message("assistant", text),)) for i, text in enumerate(texts)
     ]
-    rows, measured = spooled(tmp_path, [*said, said[0]]), np.arange(601) < 300
-    phrases, asked = prefilter_rows(rows, measured, ~measured, 0.7)
-    assert asked[600]
-    assert asked.sum() < 12
+    rows = spooled(tmp_path, [*records, records[0]])
+    is_measured = np.arange(601) < 300
+    phrases, is_candidate = prefilter_rows(rows, is_measured, ~is_measured, 0.7)
+    assert is_candidate[600]
+    assert is_candidate.sum() < 12
     assert not len(phrases)
