@@ -1,4 +1,4 @@
-"""Which rows are trained on: units by hand, and against a search through the links."""
+"""Tests of the split into training and held-out rows: units by hand, and against a search through the links."""
 
 from __future__ import annotations
 
@@ -23,85 +23,95 @@ from align.data.sets.sides import (
 from align.data.split import select_held_out_keys as held_back_of_files
 
 
-def keys(names: str) -> np.ndarray:
+def hash_names(names: str) -> np.ndarray:
     return np.array([int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) for name in names], np.uint64)
 
 
-def by_search(questions: list[int], *links: list[int]) -> list[int]:
-    """The question with the smallest lower half that can be reached, row by row."""
-    found = []
+def search_units(questions: list[int], *links: list[int]) -> list[int]:
+    """Return, for each row, the linked question with the smallest lower half."""
+    units = []
     for start in range(len(questions)):
-        reached, edge = {start}, [start]
-        while edge:
-            row = edge.pop()
-            for other in range(len(questions)):
-                same = questions[row] == questions[other]
-                same |= any(labels[row] >= 0 and labels[row] == labels[other] for labels in links)
-                if same and other not in reached:
-                    reached.add(other)
-                    edge.append(other)
-        found.append(min((questions[row] % 2**32, questions[row]) for row in reached)[1])
-    return found
+        reached = {start}
+        frontier = [start]
+        while frontier:
+            row = frontier.pop()
+            for neighbour in range(len(questions)):
+                same = questions[row] == questions[neighbour]
+                same |= any(labels[row] >= 0 and labels[row] == labels[neighbour] for labels in links)
+                if same and neighbour not in reached:
+                    reached.add(neighbour)
+                    frontier.append(neighbour)
+        units.append(min((questions[row] % 2**32, questions[row]) for row in reached)[1])
+    return units
 
 
 @given(st.integers(0, 12).flatmap(lambda n: st.tuples(*(st.lists(st.integers(-1, 5), min_size=n, max_size=n),) * 3)))
 def test_units_against_a_search(drawn: tuple[list[int], list[int], list[int]]):
     questions = [(value * 7919 % 11) << 32 | (value + 1) for value in drawn[0]]
-    found = assign_units(np.array(questions, np.uint64), *(np.array(labels, np.int64) for labels in drawn[1:]))
-    assert found.tolist() == by_search(questions, *drawn[1:])
+    units = assign_units(np.array(questions, np.uint64), *(np.array(labels, np.int64) for labels in drawn[1:]))
+    assert units.tolist() == search_units(questions, *drawn[1:])
 
 
 def test_a_long_chain_of_links_is_one_unit_soon():
-    """A chain in an order of its own, whose links lie in two columns by turns."""
-    many = 300_000
-    place = np.random.default_rng(0).permutation(many)
-    one, other = np.empty(many, np.int64), np.empty(many, np.int64)
-    one[place], other[place] = np.arange(many) // 2, (np.arange(many) + 1) // 2
-    began = time.process_time()
-    found = assign_units(np.arange(many, dtype=np.uint64) * np.uint64(2**33 + 1), one, other)
-    assert time.process_time() - began < 5
-    assert (found == 0).all()
+    """The rows of the chain are shuffled, and its links alternate between two columns."""
+    count = 300_000
+    place = np.random.default_rng(0).permutation(count)
+    even_links = np.empty(count, np.int64)
+    odd_links = np.empty(count, np.int64)
+    even_links[place], odd_links[place] = np.arange(count) // 2, (np.arange(count) + 1) // 2
+    start = time.process_time()
+    units = assign_units(np.arange(count, dtype=np.uint64) * np.uint64(2**33 + 1), even_links, odd_links)
+    assert time.process_time() - start < 5
+    assert (units == 0).all()
 
 
 def test_units_without_links_are_held_back_as_a_file_is():
     names = [f"question {i}" for i in range(400)]
     hexed = [hashlib.sha256(name.encode()).hexdigest() for name in names]
-    of = np.array([int(key[:16], 16) for key in hexed], np.uint64)
+    ids = np.array([int(key[:16], 16) for key in hexed], np.uint64)
     for share in (0, 1e-6, 0.05, 0.5, 1):
-        asked = held_back_of_files(hexed, share)
-        assert select_held_out(assign_units(of), share).tolist() == [key in asked for key in hexed]
+        held_out = held_back_of_files(hexed, share)
+        assert select_held_out(assign_units(ids), share).tolist() == [key in held_out for key in hexed]
 
 
 def test_rows_stay_on_their_side_when_others_come_in():
-    of = keys("".join(map(chr, range(200, 500))))
-    fewer, more = select_held_out(of[:100], 0.2), select_held_out(of, 0.2)
-    assert np.array_equal(fewer, more[:100])
-    assert 0 < fewer.sum() < 100
+    units = hash_names("".join(map(chr, range(200, 500))))
+    held_out_of_100 = select_held_out(units[:100], 0.2)
+    held_out = select_held_out(units, 0.2)
+    assert np.array_equal(held_out_of_100, held_out[:100])
+    assert 0 < held_out_of_100.sum() < 100
 
 
 def test_one_unit_is_not_held_out_and_none_where_nothing_is_asked():
-    assert not select_held_out(keys("aa"), 0.001).any() or keys("a")[0] >> np.uint64(32) < 2**32 * 0.001
-    assert not select_held_out(keys("abc"), 0).any()
-    assert select_held_out(keys("abc"), 1e-9).sum() == 1
+    assert not select_held_out(hash_names("aa"), 0.001).any() or hash_names("a")[0] >> np.uint64(32) < 2**32 * 0.001
+    assert not select_held_out(hash_names("abc"), 0).any()
+    assert select_held_out(hash_names("abc"), 1e-9).sum() == 1
 
 
 def test_a_unit_of_which_a_row_is_measured_on_is_measured_on():
-    assert extend_to_units(keys("aabc"), np.array([True, False, False, False])).tolist() == [True, True, False, False]
+    assert extend_to_units(hash_names("aabc"), np.array([True, False, False, False])).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_groups_by_column():
     groups = pa.chunked_array([["x", None], ["y", "x", "x"]])
-    found = label_groups(groups, np.array([0, 0, 0, 0, 1])).tolist()
-    assert found[1] == -1
-    assert found[0] == found[3]
-    assert len({found[0], found[2], found[4]}) == 3  # another source's x is another group
+    labels = label_groups(groups, np.array([0, 0, 0, 0, 1])).tolist()
+    assert labels[1] == -1
+    assert labels[0] == labels[3]
+    assert len({labels[0], labels[2], labels[4]}) == 3  # `x` of another source is another group
 
 
 def test_the_share_is_that_of_units_however_large_they_are():
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for size in (1, 20):
-        of = assign_units(draw.integers(0, 2**64, 20_000, np.uint64), np.repeat(np.arange(20_000 // size), size))
-        assert select_held_out(of, 0.1).mean() == pytest.approx(0.1, abs=0.03)
+        units = assign_units(
+            generator.integers(0, 2**64, 20_000, np.uint64), np.repeat(np.arange(20_000 // size), size)
+        )
+        assert select_held_out(units, 0.1).mean() == pytest.approx(0.1, abs=0.03)
 
 
 def test_sides_by_column():
