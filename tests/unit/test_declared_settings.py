@@ -1,4 +1,4 @@
-"""A key is declared once: its default passes, each bound and choice holds, and people are told what it means."""
+"""Tests that a key is declared once: its default is valid, bounds and choices hold, and its meaning is documented."""
 
 from __future__ import annotations
 
@@ -24,25 +24,27 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "settings.md"
 
 
-def schemas() -> Iterator[type[Settings]]:
-    """Every schema, parts of schemas included."""
+def iter_schemas() -> Iterator[type[Settings]]:
+    """Yield every schema and its parts."""
     for schema in (Config, *all_schemas()["stage"].values(), *PARTS.values(), *all_schemas()["reward"].values()):
         yield schema
         if schema is not Config:
-            yield from (p for f in fields(schema) if isinstance(p := f.default_factory, type) and p is not list)
+            yield from (
+                part for field in fields(schema) if isinstance(part := field.default_factory, type) and part is not list
+            )
 
 
 DECLARED = {
     f"{schema.__name__}.{name}": (schema, name, declared)
-    for schema in schemas()
+    for schema in iter_schemas()
     for name, declared in get_declarations(schema).items()
 }
-BOUNDED = {key: found for key, found in DECLARED.items() if found[2].range}
-CHOSEN = {key: found for key, found in DECLARED.items() if found[2].choices}
+BOUNDED = {key: entry for key, entry in DECLARED.items() if entry[2].range}
+CHOSEN = {key: entry for key, entry in DECLARED.items() if entry[2].choices}
 
 
-def beyond(declared: Setting) -> Iterator[float]:
-    """Numbers outside the bounds, as near to them as can be."""
+def iter_outside(declared: Setting) -> Iterator[float]:
+    """Yield numbers outside the bounds, the first ones as close to them as possible."""
     for low in (declared.above, declared.at_least):
         if low is not None:
             yield low if declared.above is not None else math.nextafter(low, -math.inf)
@@ -56,8 +58,8 @@ def beyond(declared: Setting) -> Iterator[float]:
     yield math.nan
 
 
-def within(declared: Setting) -> Iterator[float]:
-    """Numbers inside the bounds, as near to them as can be."""
+def iter_inside(declared: Setting) -> Iterator[float]:
+    """Yield numbers inside the bounds, as close to them as possible."""
     low = declared.above if declared.above is not None else declared.at_least
     assert low is not None
     yield math.nextafter(low, math.inf) if declared.above is not None else low
@@ -70,7 +72,7 @@ def within(declared: Setting) -> Iterator[float]:
 def test_nothing_is_undeclared() -> None:
     """Every field is a declared key, a schema of its own, the stage, or the name that a choice decides."""
     assert len(DECLARED) > 120
-    for schema in schemas():
+    for schema in iter_schemas():
         for field in fields(schema):
             part = isinstance(field.default_factory, type) and issubclass(field.default_factory, Settings)
             assert field.name in get_declarations(schema) or field.name in ("name", "stage") or part, (
@@ -91,9 +93,9 @@ def test_a_declaration_says_what_the_key_means() -> None:
 def test_a_bound_holds_to_the_last_digit() -> None:
     for schema, name, declared in BOUNDED.values():
         where = f"{schema.AT}.{name}".lstrip(".")
-        for value in within(declared):
+        for value in iter_inside(declared):
             declared.check(where, value)
-        for value in beyond(declared):
+        for value in iter_outside(declared):
             with pytest.raises(InputError) as error:
                 declared.check(where, value)
             assert (error.value.field, error.value.remedy) == (where, f"Give a number {declared.range}.")
@@ -106,30 +108,30 @@ def test_a_bound_holds_to_the_last_digit() -> None:
 def test_a_choice_is_one_of_those_named() -> None:
     for _, name, declared in CHOSEN.values():
         declared.check(name, list(declared.choices))
-        for value in (*(f"{c}x" for c in declared.choices), "", declared.choices[0].upper() + " "):
+        for value in (*(f"{choice}x" for choice in declared.choices), "", declared.choices[0].upper() + " "):
             with pytest.raises(InputError, match="is not a choice here") as error:
                 declared.check(name, value)
             listed = error.value.remedy.partition("Choose one of: ")[2]
             assert set(listed.rstrip(".").split(", ")) == {*declared.choices}
 
 
-def line_of(stage: str, key: Key, value: Any) -> list[str]:
+def build_arguments(stage: str, key: Key, value: Any) -> list[str]:
     return [f"stage={stage}", f"{key.name}={value}"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stages_own_bounds_are_those_of_its_command_line(stage: str) -> None:
-    """Through Hydra and OmegaConf: what is declared is what a line is refused by."""
+    """Command lines are checked against the declared bounds and choices."""
     for key in build_sections(stage)[0].keys:
         if key.declared.range:
             low = key.declared.above if key.declared.above is not None else key.declared.at_least
             assert low is not None
             with pytest.raises(InputError) as error:
-                build_config(compose_tree(line_of(stage, key, int(low - 1)), search=Path("nowhere")))
+                build_config(compose_tree(build_arguments(stage, key, int(low - 1)), search=Path("nowhere")))
             assert error.value.field == key.name
         for choice in key.declared.choices[:1]:
             with pytest.raises(InputError) as error:
-                build_config(compose_tree(line_of(stage, key, f"{choice}x"), search=Path("nowhere")))
+                build_config(compose_tree(build_arguments(stage, key, f"{choice}x"), search=Path("nowhere")))
             assert error.value.field == key.name
 
 
@@ -139,7 +141,7 @@ def test_the_page_is_what_the_declarations_make() -> None:
 
 def test_the_page_has_every_key() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    for schema in schemas():
+    for schema in iter_schemas():
         for key in iter_keys(schema):
             assert f"| `{key.name}` | `{key.default}` |" in page
 
@@ -147,18 +149,18 @@ def test_the_page_has_every_key() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_help_on_a_stage_has_every_key_that_it_reads(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"stage={stage}", "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert shown == format_stage_help(stage)
+    stdout = capsys.readouterr().out
+    assert stdout == format_stage_help(stage)
     raw = compose_tree([f"stage={stage}"], search=Path("nowhere"))
     for part in (*ALWAYS, *STAGES[stage].reads):
         if part in raw and part not in ("stage", "reward"):
             value = raw[part]
             names = [f"{part}.{leaf}" for leaf in value if leaf != "name"] if hasattr(value, "keys") else [part]
-            assert [name for name in names if f"  {name}=" not in shown] == []
+            assert [name for name in names if f"  {name}=" not in stdout] == []
     for name, declared in get_declarations(load_schema(stage)).items():
-        assert f"  stage.{name}=" in shown
-        assert declared.meaning[:40] in shown
-    assert max(map(len, shown.splitlines())) < 200
+        assert f"  stage.{name}=" in stdout
+        assert declared.meaning[:40] in stdout
+    assert max(map(len, stdout.splitlines())) < 200
 
 
 @pytest.mark.parametrize(
@@ -166,13 +168,14 @@ def test_help_on_a_stage_has_every_key_that_it_reads(stage: str, capsys: pytest.
     [
         ("full", ["method.lr=null", "stage.lr=null", "2e-05 below 30 billion", "Here: method=full."]),
         ("verify", ["init=base"]),
-        ("reward", ["store.url=null", "Here: data=annotations."]), ("dpo", ["store.url=null"]),
+        ("reward", ["store.url=null", "Here: data=annotations."]),
+        ("dpo", ["store.url=null"]),
         ("eval", ["Here: reward=sentiment."]),
     ],
-)  # fmt: skip
+)
 def test_help_has_the_values_that_the_stage_begins_with(stage: str, lines: list[str]) -> None:
-    shown = " ".join(format_stage_help(stage).split())
-    assert [line for line in lines if line not in shown] == []
+    help_text = " ".join(format_stage_help(stage).split())
+    assert [line for line in lines if line not in help_text] == []
 
 
 def test_text_like_an_interpolation_is_no_choice() -> None:
@@ -195,19 +198,21 @@ def test_help_shows_the_reward_that_is_asked_for(capsys: pytest.CaptureFixture[s
 
 def test_what_a_stage_reads_is_there() -> None:
     for stage in STAGES.values():
-        assert {*stage.reads, *ALWAYS} <= {f.name for f in fields(Config)}
+        assert {*stage.reads, *ALWAYS} <= {field.name for field in fields(Config)}
         assert not {"run", "resume", "track"} & {*stage.reads}
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_table_has_what_a_stage_looks_at(stage: str) -> None:
-    """Every `config.PART` in a stage's file, read from its source, decides what a run is, or is known not to."""
+    """Every `config.PART` in the source of a stage is listed in STAGES, or is known not to change a run."""
     source = (ROOT / "align" / "stages" / f"{STAGES[stage].module}.py").read_text(encoding="utf-8")
     attributes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)]
-    looked_at = {node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "config"}
-    parts = looked_at & {f.name for f in fields(Config)}
+    config_attributes = {
+        node.attr for node in attributes if isinstance(node.value, ast.Name) and node.value.id == "config"
+    }
+    parts = config_attributes & {field.name for field in fields(Config)}
     assert {"run", "stage"} & parts
-    of_no_matter = {"run", "resume", "track", *STAGES[stage].uses}
-    assert parts - of_no_matter <= {*ALWAYS, *STAGES[stage].reads}
-    # What opens the annotation store writes to it, or reads it by an input's digest.
+    ignored = {"run", "resume", "track", *STAGES[stage].uses}
+    assert parts - ignored <= {*ALWAYS, *STAGES[stage].reads}
+    # A stage that opens the annotation store writes to it, or reads it by an input's digest.
     assert "open_store" not in source or "store" in (*STAGES[stage].reads, *STAGES[stage].uses)
