@@ -1,4 +1,4 @@
-"""A base says of itself, before its weights are read, what its model says when they are."""
+"""A base's configuration, read without weights, agrees with the loaded model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from align.run import Base
 def test_a_base_says_of_itself_what_its_model_says(
     tiny_model: Path, tmp_path: Path, generation: dict[str, Any] | None, ends: bool
 ) -> None:
-    """Before its weights are read: which tokens end an answer, also where no file says what its class would."""
+    """Both name the same end tokens, also if no file names them and the class's default holds."""
     folder = Path(shutil.copytree(tiny_model, tmp_path / "m"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "generation_config.json").unlink(missing_ok=True)
@@ -31,7 +31,8 @@ def test_a_base_says_of_itself_what_its_model_says(
     if generation:
         (folder / "generation_config.json").write_text(json.dumps(generation))
     base = Base("m", str(folder), None, "")
-    described, model = read_configurations(base), load_base(base, "lora", torch.device("cpu"), torch.float32)
+    described = read_configurations(base)
+    model = load_base(base, "lora", torch.device("cpu"), torch.float32)
     assert described.generation_config.eos_token_id == model.generation_config.eos_token_id
     assert get_context_length(described) == get_context_length(model) == config["max_position_embeddings"]
 

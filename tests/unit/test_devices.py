@@ -1,4 +1,4 @@
-"""No tensor is made without a device that its caller chose: read off the syntax tree, for no CI has a GPU."""
+"""No tensor is made without a device that its caller chose. The syntax tree is checked, because CI has no GPU."""
 
 from __future__ import annotations
 
@@ -26,9 +26,24 @@ from align.trainers.common import unmark_paged
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKES = {
-    "arange", "as_tensor", "empty", "eye", "frombuffer", "from_numpy", "full", "linspace", "logspace", "normal", "ones",
-    "rand", "randint", "randn", "randperm", "tensor", "zeros",
-}  # fmt: skip
+    "arange",
+    "as_tensor",
+    "empty",
+    "eye",
+    "frombuffer",
+    "from_numpy",
+    "full",
+    "linspace",
+    "logspace",
+    "normal",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+}
 ON_THE_CPU = {
     "align/models/fastpath": "taken by models on a CPU alone (`use_fast_path`)",
     "align/models/fastpath/adapter_bank.py": "the weights of engines that are lowered for a CPU (`MixedDecoder`)",
@@ -60,7 +75,7 @@ ON_THE_CPU = {
 
 
 class Makes(ast.NodeVisitor):
-    """Notes each call that makes a tensor and names no device: `place: line`."""
+    """A visitor that records each call that makes a tensor and names no device: place and line."""
 
     def __init__(self, file: str) -> None:
         self.file, self.inside, self.found = file, [""], list[tuple[str, int]]()
@@ -76,56 +91,56 @@ class Makes(ast.NodeVisitor):
         owner = node.func.value if isinstance(node.func, ast.Attribute) else None
         if name in ("to", "cpu") and isinstance(owner, ast.Call):
             self.moved.add(id(owner))  # outer calls are visited before inner ones
-        of_torch = isinstance(owner, ast.Name) and owner.id == "torch"
-        makes = name in MAKES if of_torch else owner is None and name == "tensor"
-        chosen = id(node) in self.moved or any(keyword.arg == "device" for keyword in node.keywords)
-        if makes and not chosen:
+        is_torch_function = isinstance(owner, ast.Name) and owner.id == "torch"
+        makes_tensor = name in MAKES if is_torch_function else owner is None and name == "tensor"
+        has_device = id(node) in self.moved or any(keyword.arg == "device" for keyword in node.keywords)
+        if makes_tensor and not has_device:
             self.found.append((f"{self.file}: {self.inside[-1]}", node.lineno))
         self.generic_visit(node)
 
 
-def made_in(source: str, file: str) -> list[tuple[str, int]]:
+def find_tensors_without_device(source: str, file: str) -> list[tuple[str, int]]:
     visitor = Makes(file)
     visitor.visit(ast.parse(source))
     return visitor.found
 
 
-def all_made() -> Iterator[tuple[str, int]]:
+def iter_tensors_without_device() -> Iterator[tuple[str, int]]:
     for path in sorted([*(ROOT / "align").rglob("*.py"), *(ROOT / "reward").rglob("*.py")]):
-        yield from made_in(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
+        yield from find_tensors_without_device(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
 
 
-def excused(place: str) -> str | None:
+def find_exception(place: str) -> str | None:
     file = place.partition(": ")[0]
     folders = [parent.as_posix() for parent in Path(file).parents]
     return next((key for key in (place, file, *folders) if key in ON_THE_CPU), None)
 
 
 def test_every_tensor_has_a_device_that_its_caller_chose():
-    assert not [f"{place}, line {line}" for place, line in all_made() if not excused(place)]
+    assert not [f"{place}, line {line}" for place, line in iter_tensors_without_device() if not find_exception(place)]
 
 
 def test_every_exception_excuses_something():
-    assert ON_THE_CPU.keys() == {excused(place) for place, _ in all_made()} - {None}
+    assert ON_THE_CPU.keys() == {find_exception(place) for place, _ in iter_tensors_without_device()} - {None}
 
 
 def test_the_reader_sees_what_is_forgotten():
-    forgets = (
+    source = (
         "def f(x):\n    a = torch.zeros(3)\n    return torch.ones(2, device=x.device) + torch.arange(3).to(x.device)"
     )
-    assert made_in(forgets, "f.py") == [("f.py: f", 2)]
+    assert find_tensors_without_device(source, "f.py") == [("f.py: f", 2)]
 
 
 def test_gae_on_a_card_is_that_of_the_cpu_to_the_bit():
-    g = torch.Generator().manual_seed(0)
-    rewards, values = torch.randn(2, 5, 7, generator=g)
-    mask = torch.arange(7) < torch.randint(1, 8, (5, 1), generator=g)
+    generator = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(2, 5, 7, generator=generator)
+    mask = torch.arange(7) < torch.randint(1, 8, (5, 1), generator=generator)
     expected = gae(rewards, values, mask, 0.99, 0.95, torch.ones(5))
     with pretended_card():
-        there = [x.to("cuda") for x in (rewards, values, mask)]
-        found = gae(*there, 0.99, 0.95, torch.ones(5, device="cuda"))
-        assert all(x.device == CARD for x in found)
-        assert all(torch.equal(x.cpu(), y) for x, y in zip(found, expected, strict=True))
+        cuda_inputs = [x.to("cuda") for x in (rewards, values, mask)]
+        estimates = gae(*cuda_inputs, 0.99, 0.95, torch.ones(5, device="cuda"))
+        assert all(x.device == CARD for x in estimates)
+        assert all(torch.equal(x.cpu(), y) for x, y in zip(estimates, expected, strict=True))
 
 
 def test_a_rollout_moves_whole():
@@ -145,41 +160,43 @@ def test_chunks_of_logits_go_by_the_device():
 
 @pytest.mark.parametrize(("set_by_user", "left"), [({}, "expandable_segments:True"), ({ALLOCATOR[1]: "x:1"}, None)])
 def test_a_cuda_device_has_its_number(monkeypatch: pytest.MonkeyPatch, set_by_user: dict[str, str], left: str | None):
-    taken: list[Any] = []
+    devices: list[Any] = []
     for name in ALLOCATOR:
         monkeypatch.delenv(name, raising=False)
     for name, value in set_by_user.items():
         monkeypatch.setenv(name, value)
     with pretended_card() as environment:
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-        monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+        monkeypatch.setattr(torch.cuda, "set_device", devices.append)
         assert choose_device("cuda") == choose_device("auto") == choose_device("cuda:1") == torch.device("cuda:1")
-        assert taken == [torch.device("cuda:1")] * 3
+        assert devices == [torch.device("cuda:1")] * 3
         assert environment.get(ALLOCATOR[0]) == left
 
 
 def test_moments_on_a_card_are_not_paged():
     with pretended_card():
-        there, here = torch.zeros(2, device="cuda"), torch.zeros(2)
-        moments: dict[str, Tensor] = {"state1": there, "state2": here}
+        cuda_moment = torch.zeros(2, device="cuda")
+        cpu_moment = torch.zeros(2)
+        moments: dict[str, Tensor] = {"state1": cuda_moment, "state2": cpu_moment}
         for moment in moments.values():
             moment.is_paged = True  # pyright: ignore[reportAttributeAccessIssue]
         unmark_paged(SimpleNamespace(state={0: moments}))
-        assert [getattr(m, "is_paged", None) for m in (there, here)] == [False, True]
+        assert [getattr(m, "is_paged", None) for m in (cuda_moment, cpu_moment)] == [False, True]
 
 
 def test_an_engine_that_answers_one_at_a_time_says_on_a_card_what_it_says_on_a_cpu():
-    def said() -> list[int]:
-        engine, heard = OneAtATime(model, 512), Heard()
-        engine.add(Request(prompt(5), replace(sampled(4), prompt_logprobs=1)), heard)
+    def generate_ids() -> list[int]:
+        engine = OneAtATime(model, 512)
+        listener = Heard()
+        engine.add(Request(prompt(5), replace(sampled(4), prompt_logprobs=1)), listener)
         while engine.step():
             pass
-        return heard.ids
+        return listener.ids
 
     model = base_model(FAMILIES["llama"])
     with disable_fast_path(model):
-        expected = said()
+        expected_ids = generate_ids()
         with pretended_card():
             on_card(model)
-            assert said() == expected
-    assert len(expected) == 4
+            assert generate_ids() == expected_ids
+    assert len(expected_ids) == 4

@@ -1,4 +1,4 @@
-"""Rows in the field's shapes become the same conversation; rows that are refused are all told at once, or left out."""
+"""Rows in common shapes become the same conversation; bad rows are all reported at once, or left out."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ TURNS = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), 
 SYSTEM = Message("system", "s")
 
 
-def share_gpt(*turns: tuple[str, str], **more: Any) -> dict[str, Any]:
-    return {"conversations": [{"from": who, "value": text} for who, text in turns], **more}
+def build_share_gpt_row(*turns: tuple[str, str], **fields: Any) -> dict[str, Any]:
+    return {"conversations": [{"from": role, "value": text} for role, text in turns], **fields}
 
 
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        (share_gpt(("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d")), TURNS),
-        (share_gpt(("user", "a"), ("assistant", "b"), ("human", "c"), ("chatgpt", "d")), TURNS),
-        (share_gpt(("system", "s"), ("human", "a"), ("gpt", "b")), (SYSTEM, *TURNS[:2])),
-        (share_gpt(("human", "a"), ("gpt", "b"), system="s", id=3), (SYSTEM, *TURNS[:2])),
+        (build_share_gpt_row(("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d")), TURNS),
+        (build_share_gpt_row(("user", "a"), ("assistant", "b"), ("human", "c"), ("chatgpt", "d")), TURNS),
+        (build_share_gpt_row(("system", "s"), ("human", "a"), ("gpt", "b")), (SYSTEM, *TURNS[:2])),
+        (build_share_gpt_row(("human", "a"), ("gpt", "b"), system="s", id=3), (SYSTEM, *TURNS[:2])),
         ({"conversations": [message.as_dict() for message in TURNS]}, TURNS),
         ({"instruction": "a", "input": "", "output": "b"}, TURNS[:2]),
         ({"instruction": "a", "input": None, "output": "b", "text": "### Instruction: …"}, TURNS[:2]),
@@ -41,34 +41,37 @@ def share_gpt(*turns: tuple[str, str], **more: Any) -> dict[str, Any]:
     ],
 )
 def test_the_shapes_of_others_are_conversations(tmp_path: Path, row: dict[str, Any], expected: tuple[Message, ...]):
-    (found,) = read_documents(write(tmp_path / "d.jsonl", row))
-    assert isinstance(found, Conversation)
-    assert found.messages == expected
+    (document,) = read_documents(write(tmp_path / "d.jsonl", row))
+    assert isinstance(document, Conversation)
+    assert document.messages == expected
 
 
 def test_share_gpts_turns_keep_what_they_say_beside_their_text(tmp_path: Path):
     answer = {"from": "gpt", "value": "b", "reasoning_content": "Hm.", "train": False}
-    (found,) = read_documents(write(tmp_path / "d.jsonl", {"conversations": [{"from": "human", "value": "a"}, answer]}))
-    assert isinstance(found, Conversation)
-    assert found.messages[1] == Message("assistant", "<think>\nHm.\n</think>\n\nb", trained=False)
+    (document,) = read_documents(
+        write(tmp_path / "d.jsonl", {"conversations": [{"from": "human", "value": "a"}, answer]})
+    )
+    assert isinstance(document, Conversation)
+    assert document.messages[1] == Message("assistant", "<think>\nHm.\n</think>\n\nb", trained=False)
 
 
 def test_an_answer_that_is_not_trained_on_may_say_nothing(tmp_path: Path):
     for empty in ({"content": ""}, {"content": None}, {}):
         silent = {"role": "assistant", "train": False, **empty}
-        asked = {"role": "user", "content": "a"}
-        row = {"messages": [asked, silent, asked, {"role": "assistant", "content": "b"}]}
-        (found,) = read_documents(write(tmp_path / "d.jsonl", row))
-        assert isinstance(found, Conversation)
-        assert found.messages[1] == Message("assistant", "", trained=False)
+        question = {"role": "user", "content": "a"}
+        row = {"messages": [question, silent, question, {"role": "assistant", "content": "b"}]}
+        (document,) = read_documents(write(tmp_path / "d.jsonl", row))
+        assert isinstance(document, Conversation)
+        assert document.messages[1] == Message("assistant", "", trained=False)
 
 
 def test_a_question_to_train_on_has_an_answer_beside_it(tmp_path: Path):
-    """A misspelt column made questions of rows, which were left out in a clause of one line."""
+    """A row with a misspelt answer column is refused instead of being read as a bare question."""
     rows = [
-        ({"prompt": "a", "completion_": "b"}, "completion"), ({"instruction": "a"}, "output"),
+        ({"prompt": "a", "completion_": "b"}, "completion"),
+        ({"instruction": "a"}, "output"),
         ({"instruction": "c", "history": [["a", "b"]]}, "output"),
-    ]  # fmt: skip
+    ]
     for row, names in rows:
         path = write(tmp_path / "d.jsonl", {"prompt": "a", "completion": None}, row)
         assert len(read_documents(path)) == 2  # to be asked
@@ -83,7 +86,7 @@ SILENT = ({"prompt": "a", "completion": ""}, {"prompt": "a", "completion": "  "}
 MIXED = [GOOD, SILENT[0], {"a": 1}, {**GOOD, "tools": [1]}, SILENT[1], GOOD]
 
 
-def mixed(path: Path) -> Path:
+def write_mixed_rows(path: Path) -> Path:
     write(path, *MIXED)
     path.write_text(path.read_text() + "no json\n" + '{"prompt": "last", "completion": "b"}\n')
     return path
@@ -91,7 +94,7 @@ def mixed(path: Path) -> Path:
 
 def test_an_error_tells_of_every_row_that_is_refused(tmp_path: Path):
     with pytest.raises(InputError) as caught:
-        read_documents(mixed(tmp_path / "d.jsonl"))
+        read_documents(write_mixed_rows(tmp_path / "d.jsonl"))
     error = caught.value
     assert (error.field, error.value) == (f"{tmp_path}/d.jsonl, row 2, completion", "''")
     assert error.remedy.startswith("Give its text, leave the row out")
@@ -106,13 +109,15 @@ def test_an_error_tells_of_every_row_that_is_refused(tmp_path: Path):
 
 def test_rows_that_are_refused_are_left_out_and_counted_where_that_is_asked(tmp_path: Path, capsys: Any):
     with collect_drop_counts() as counts:
-        found = read_documents(mixed(tmp_path / "d.jsonl"), skip_bad_rows=True)
-    assert [document.id for document in found if isinstance(document, Conversation)] == [
-        "d.jsonl:1", "d.jsonl:6", "d.jsonl:8",
-    ]  # fmt: skip
+        documents = read_documents(write_mixed_rows(tmp_path / "d.jsonl"), skip_bad_rows=True)
+    assert [document.id for document in documents if isinstance(document, Conversation)] == [
+        "d.jsonl:1",
+        "d.jsonl:6",
+        "d.jsonl:8",
+    ]
     assert counts == {"skipped_rows": 5}
-    told = capsys.readouterr().out
-    assert told.startswith(
+    stdout = capsys.readouterr().out
+    assert stdout.startswith(
         f"left out 5 rows of {tmp_path}/d.jsonl: 2 × completion: the assistant's turn is empty (row 2); "
     )
 
@@ -126,11 +131,11 @@ def test_a_file_of_nothing_else_is_refused_and_not_offered_to_be_skipped(tmp_pat
 
 
 def test_pairs_are_left_out_whole(tmp_path: Path, capsys: Any):
-    """HelpSteer's neighbours are read together: a bad one takes the pairs of its prompt with it, and no others."""
-    rated = [
+    """HelpSteer's neighbouring rows are read together: a bad one drops the pairs of its prompt, and no others."""
+    rated_rows = [
         {"prompt": "q", "response": text, "helpfulness": score} for text, score in (("b", 1), ("c", 2), ("d", "x"))
     ]
-    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, *rated, {"prompt": "a", "chosen": "b"}]
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, *rated_rows, {"prompt": "a", "chosen": "b"}]
     path = write(tmp_path / "d.jsonl", *rows)
     with pytest.raises(InputError, match=r"row 4, helpfulness=x: not a finite number.*1 row more"):
         read_preferences(path)

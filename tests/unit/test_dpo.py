@@ -1,4 +1,4 @@
-"""DPO on pairs of ours: what is scored, what it is measured against, what moves."""
+"""DPO on our pairs: its loss, its reference, and the weights that it moves."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PAIRS = [
 
 
 class Seen(TrainerCallback):
-    """What the trainer logs, step by step."""
+    """A callback that keeps the rows that the trainer logs."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -63,7 +63,7 @@ def base(tiny_model: Path) -> Base:
 
 @pytest.fixture
 def adapter(base: Base, tmp_path: Path) -> Path:
-    """A supervised adapter that changes what the base says."""
+    """A supervised adapter that changes the base's logits."""
     torch.manual_seed(3)
     model = add_new_adapter(load_base(base, "qlora", torch.device("cpu"), torch.float32), Lora(4, 8))
     for parameter in model.parameters():
@@ -73,44 +73,49 @@ def adapter(base: Base, tmp_path: Path) -> Path:
     return tmp_path / "init"
 
 
-def trained(base: Base, adapter: Path, tokenizer: Any, output: Path, steps: int = 12, **more: Any) -> tuple[Any, Seen]:
+def train_policy(
+    base: Base, adapter: Path, tokenizer: Any, output: Path, steps: int = 12, **loss_settings: Any
+) -> tuple[Any, Seen]:
     model = attach(load_base(base, "qlora", torch.device("cpu"), torch.float32), adapter, "default", trainable=True)
-    seen, settings = Seen(), {"beta": 0.5, "loss": "sigmoid", **more}
-    given = arguments(output, steps, lr=5e-3)
-    train(partial(build_dpo_trainer, model, tokenizer, PAIRS, given, **settings), model, seen)
-    return model, seen
+    log = Seen()
+    settings = {"beta": 0.5, "loss": "sigmoid", **loss_settings}
+    training_arguments = arguments(output, steps, lr=5e-3)
+    train(partial(build_dpo_trainer, model, tokenizer, PAIRS, training_arguments, **settings), model, log)
+    return model, log
 
 
-def tensors(model: Any, name: str) -> dict[str, torch.Tensor]:
+def select_adapter_tensors(model: Any, name: str) -> dict[str, torch.Tensor]:
     return {n.replace(f".{name}.", "."): p.detach() for n, p in model.named_parameters() if f".{name}." in n}
 
 
-def gaps(model: Any, by_token: bool = False) -> torch.Tensor:
-    """By how much the policy raised the better answer of each pair above the other, beside its reference."""
+def compute_margin_gains(model: Any, by_token: bool = False) -> torch.Tensor:
+    """Return each pair's log-probability margin of the policy minus that of its reference."""
 
-    def margins(name: str) -> torch.Tensor:
+    def compute_margins(name: str) -> torch.Tensor:
         with ModelActor(model, name).use():
             chosen, rejected = compute_pair_logprobs(model.eval(), PAIRS, 0, by_token).unbind(-1)
         return chosen - rejected
 
-    return margins("default") - margins(REFERENCE)
+    return compute_margins("default") - compute_margins(REFERENCE)
 
 
 def test_it_starts_at_log_2_and_learns_the_order(base: Base, adapter: Path, tiny_tokenizer: Any, tmp_path: Path):
-    model, seen = trained(base, adapter, tiny_tokenizer, tmp_path / "out")
-    assert seen.rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # before the first step π is π_ref
-    assert seen.rows[-1]["loss"] < 0.3
-    assert (gaps(model) > 0).all()
+    model, log = train_policy(base, adapter, tiny_tokenizer, tmp_path / "out")
+    assert log.rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)  # before the first step π is π_ref
+    assert log.rows[-1]["loss"] < 0.3
+    assert (compute_margin_gains(model) > 0).all()
 
 
 def test_the_reference_is_the_supervised_adapter_and_stays_it(
     base: Base, adapter: Path, tiny_tokenizer: Any, tmp_path: Path
 ):
-    model, _ = trained(base, adapter, tiny_tokenizer, tmp_path / "out")
-    alone = PeftModel.from_pretrained(load_base(base, "qlora", torch.device("cpu"), torch.float32), str(adapter))
-    start, kept, moved = tensors(alone, "default"), tensors(model, REFERENCE), tensors(model, "default")
-    assert start.keys() == kept.keys() == moved.keys()
-    assert all(torch.equal(start[name], kept[name]) for name in start)
+    model, _ = train_policy(base, adapter, tiny_tokenizer, tmp_path / "out")
+    start_model = PeftModel.from_pretrained(load_base(base, "qlora", torch.device("cpu"), torch.float32), str(adapter))
+    start = select_adapter_tensors(start_model, "default")
+    reference = select_adapter_tensors(model, REFERENCE)
+    moved = select_adapter_tensors(model, "default")
+    assert start.keys() == reference.keys() == moved.keys()
+    assert all(torch.equal(start[name], reference[name]) for name in start)
     assert all(not torch.equal(start[name], moved[name]) for name in start)
     assert {p.dtype for p in moved.values()} == {torch.float32}
 
@@ -118,21 +123,31 @@ def test_the_reference_is_the_supervised_adapter_and_stays_it(
 def test_the_stage_publishes_an_adapter_that_others_go_on_with(
     tiny_model: Path, chats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    pairs, root = tmp_path / "pairs.jsonl", tmp_path / "runs"
-    no, lines = [{"role": "assistant", "content": "No."}], chats.read_text(encoding="utf-8").splitlines()
+    pairs = tmp_path / "pairs.jsonl"
+    root = tmp_path / "runs"
+    rejected = [{"role": "assistant", "content": "No."}]
+    lines = chats.read_text(encoding="utf-8").splitlines()
     rows = [
-        {"prompt": m[:1], "chosen": m[1:], "rejected": no} for m in (json.loads(line)["messages"] for line in lines)
+        {"prompt": m[:1], "chosen": m[1:], "rejected": rejected}
+        for m in (json.loads(line)["messages"] for line in lines)
     ]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    data = ["data=jsonl", f"data.path={pairs}", "data.held_out=0.2", f"run.root={root}"]
-    words = ["stage=dpo", f"init={tiny_model}", "stage.lr=5e-3", "stage.epochs=4", "stage.log_every=1", "run.name=d"]
-    assert main([*words, *data]) == 0
+    data_args = ["data=jsonl", f"data.path={pairs}", "data.held_out=0.2", f"run.root={root}"]
+    train_args = [
+        "stage=dpo",
+        f"init={tiny_model}",
+        "stage.lr=5e-3",
+        "stage.epochs=4",
+        "stage.log_every=1",
+        "run.name=d",
+    ]
+    assert main([*train_args, *data_args]) == 0
     metrics = read_manifest(root / "dpo" / "d").metrics
     assert metrics["accuracy"]["value"] == 1
     assert metrics["loss"] < metrics["loss_before"]
     assert {"loss", "accuracy", "margin", "chosen_logprob"} <= read_rows(root / "dpo" / "d" / "metrics.jsonl")[0].keys()
-    more = ["stage=eval", "artifact=dpo:d", "rollout.max_new_tokens=4", "stage.prompts=4", *data]
-    assert main(more) == 0, capfd.readouterr().err
+    eval_args = ["stage=eval", "artifact=dpo:d", "rollout.max_new_tokens=4", "stage.prompts=4", *data_args]
+    assert main(eval_args) == 0, capfd.readouterr().err
     assert main(["stage=export", "artifact=dpo:latest", f"run.root={root}"]) == 0, capfd.readouterr().err
 
 
@@ -140,34 +155,52 @@ def test_the_stage_publishes_an_adapter_that_others_go_on_with(
 def test_a_loss_without_a_reference_makes_a_policy_that_others_go_on_with(
     tiny_model: Path, chats: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], loss: str
 ):
-    pairs, root = tmp_path / "pairs.jsonl", tmp_path / "runs"
-    asked = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()]
-    rows = [{"prompt": m[:1], "chosen": m[1:2], "rejected": [{"role": "assistant", "content": "No."}]} for m in asked]
+    pairs = tmp_path / "pairs.jsonl"
+    root = tmp_path / "runs"
+    conversations = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()]
+    rows = [
+        {"prompt": m[:1], "chosen": m[1:2], "rejected": [{"role": "assistant", "content": "No."}]}
+        for m in conversations
+    ]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    words = ["stage=dpo", f"init={tiny_model}", "stage.lr=5e-3", "stage.epochs=4", "run.name=d", f"stage.loss={loss}"]
-    more = ["data=jsonl", f"data.path={pairs}", f"run.root={root}", "stage.log_every=1", "stage.eval_every=4"]
-    assert main([*words, *more, "stage.gradient_checkpointing=true"]) == 0, capfd.readouterr().err
-    out, metrics = capfd.readouterr().out, read_manifest(root / "dpo" / "d").metrics
+    train_args = [
+        "stage=dpo",
+        f"init={tiny_model}",
+        "stage.lr=5e-3",
+        "stage.epochs=4",
+        "run.name=d",
+        f"stage.loss={loss}",
+    ]
+    data_args = ["data=jsonl", f"data.path={pairs}", f"run.root={root}", "stage.log_every=1", "stage.eval_every=4"]
+    assert main([*train_args, *data_args, "stage.gradient_checkpointing=true"]) == 0, capfd.readouterr().err
+    out = capfd.readouterr().out
+    metrics = read_manifest(root / "dpo" / "d").metrics
     assert "no reference is kept: the loss reads the policy alone, once a batch" in out
     assert metrics["accuracy"]["value"] == 1  # beside the start, as with every loss
     assert metrics["loss"] < metrics["loss_before"]
-    logged = read_rows(root / "dpo" / "d" / "metrics.jsonl")
-    assert {"loss", "accuracy", "margin", "chosen_token_logprob"} <= logged[0].keys()
-    assert logged[-1]["held_out_loss"] == metrics["loss"]
+    log_rows = read_rows(root / "dpo" / "d" / "metrics.jsonl")
+    assert {"loss", "accuracy", "margin", "chosen_token_logprob"} <= log_rows[0].keys()
+    assert log_rows[-1]["held_out_loss"] == metrics["loss"]
     assert main(["stage=export", "artifact=dpo:latest", f"run.root={root}"]) == 0, capfd.readouterr().err
 
 
-def identity(*words: str) -> dict[str, Any]:
+def select_stage_identity(*words: str) -> dict[str, Any]:
     return select_identity(
         "dpo", to_plain_dict(build_config(compose_tree(["stage=dpo", *words]))), ["init", "data", "base"]
     )["stage"]
 
 
 def test_a_setting_spelled_out_at_its_default_makes_no_other_run():
-    assert identity()["beta"] == 0.1
-    assert identity() == identity("stage.beta=0.1") == identity("stage.label_smoothing=0")
-    assert identity("stage.loss=simpo")["beta"] == 2.0
-    assert identity("stage.loss=simpo") != identity("stage.loss=simpo", "stage.simpo_gamma=0.5")
+    assert select_stage_identity()["beta"] == 0.1
+    assert (
+        select_stage_identity()
+        == select_stage_identity("stage.beta=0.1")
+        == select_stage_identity("stage.label_smoothing=0")
+    )
+    assert select_stage_identity("stage.loss=simpo")["beta"] == 2.0
+    assert select_stage_identity("stage.loss=simpo") != select_stage_identity(
+        "stage.loss=simpo", "stage.simpo_gamma=0.5"
+    )
 
 
 def test_a_loss_that_trl_lacks_is_refused_before_anything_is_loaded(
@@ -175,9 +208,9 @@ def test_a_loss_that_trl_lacks_is_refused_before_anything_is_loaded(
 ):
     monkeypatch.setattr(trainers, "EXPERIMENTAL", {"orpo": "gone"})
     assert main(["stage=dpo", "stage.loss=orpo", f"init={tiny_model}", "data=jsonl", "data.path=no.jsonl"]) == 2
-    said = capfd.readouterr().err
-    assert f"stage.loss=orpo: is trained by trl.experimental.gone, which TRL {version('trl')} does not have" in said
-    assert "pip install 'trl==1.16.*'" in said
+    stderr = capfd.readouterr().err
+    assert f"stage.loss=orpo: is trained by trl.experimental.gone, which TRL {version('trl')} does not have" in stderr
+    assert "pip install 'trl==1.16.*'" in stderr
 
 
 def test_a_mean_over_the_tokens_of_an_answer_without_any_is_refused():

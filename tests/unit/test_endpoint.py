@@ -1,4 +1,4 @@
-"""Models behind a server: what they are asked, what is read of their answers, and when asking ends."""
+"""Models behind a server: requests, parsing of answers, retries and failures."""
 
 from __future__ import annotations
 
@@ -38,51 +38,54 @@ def store(tmp_path: Path) -> AnswerStore:
     return AnswerStore(tmp_path / "answers.db")
 
 
-def at(server: ChatServer, **more: Any) -> Endpoint:
-    return parse_endpoint({"url": server.url, "model": "m", **more}, FIELD)
+def build_endpoint(server: ChatServer, **settings: Any) -> Endpoint:
+    return parse_endpoint({"url": server.url, "model": "m", **settings}, FIELD)
 
 
-def asked(endpoint: Endpoint, count: int = 1) -> list[ServerAnswerKey]:
+def build_questions(endpoint: Endpoint, count: int = 1) -> list[ServerAnswerKey]:
     return [endpoint.question(HELLO, max_tokens=8, temperature=1.0, seed=seed) for seed in range(count)]
 
 
-def answer(endpoint: Endpoint, store: AnswerStore) -> CachedAnswer | EndpointFailure:
-    [found] = fetch_answers(endpoint, asked(endpoint), store, "x", lambda _: None)[0].values()
-    return found
+def fetch_answer(endpoint: Endpoint, store: AnswerStore) -> CachedAnswer | EndpointFailure:
+    [response] = fetch_answers(endpoint, build_questions(endpoint), store, "x", lambda _: None)[0].values()
+    return response
 
 
 def test_a_question_is_asked_once_and_several_at_once(server: ChatServer, store: AnswerStore):
     server.says = lambda body: said(f"answer {body['seed']}")._replace(wait_s=0.05)
-    endpoint = at(server, at_once=3)
-    questions = asked(endpoint, 7)
-    found, before = fetch_answers(endpoint, [*questions, questions[0]], store, "x", lambda _: None)
-    assert before == 0
-    assert [found[q.id] for q in questions] == [CachedAnswer((), f"answer {seed}", True) for seed in range(7)]
+    endpoint = build_endpoint(server, at_once=3)
+    questions = build_questions(endpoint, 7)
+    answers, cached_count = fetch_answers(endpoint, [*questions, questions[0]], store, "x", lambda _: None)
+    assert cached_count == 0
+    assert [answers[q.id] for q in questions] == [CachedAnswer((), f"answer {seed}", True) for seed in range(7)]
     assert (len(server.asked), server.most_at_once) == (7, 3)
     body = {"model": "m", "messages": HELLO, "max_tokens": 8, "temperature": 1.0}
-    assert sorted(server.asked, key=lambda asked: asked["seed"]) == [{**body, "seed": seed} for seed in range(7)]
+    assert sorted(server.asked, key=lambda request: request["seed"]) == [{**body, "seed": seed} for seed in range(7)]
     assert server.heard[0]["path"] == "/v1/chat/completions"
     assert "authorization" not in server.heard[0]
-    again, before = fetch_answers(endpoint, [*questions, *asked(endpoint, 8)], store, "x", lambda _: None)
-    assert before == 7
-    assert len(again) == 8
+    later_answers, cached_count = fetch_answers(
+        endpoint, [*questions, *build_questions(endpoint, 8)], store, "x", lambda _: None
+    )
+    assert cached_count == 7
+    assert len(later_answers) == 8
     assert len(server.asked) == 8, "one that was not asked before"
 
 
 def test_whatever_decides_an_answer_is_in_its_name():
     spec: dict[str, Any] = {"url": "http://h/v1", "model": "m"}
-    first = parse_endpoint(spec, FIELD)
-    others = [
-        first.question(HELLO, max_tokens=8), first.question(HELLO, max_tokens=9),
-        first.question([{"role": "user", "content": "Hello!"}], max_tokens=8),
+    endpoint = parse_endpoint(spec, FIELD)
+    questions = [
+        endpoint.question(HELLO, max_tokens=8),
+        endpoint.question(HELLO, max_tokens=9),
+        endpoint.question([{"role": "user", "content": "Hello!"}], max_tokens=8),
         parse_endpoint({**spec, "model": "n"}, FIELD).question(HELLO, max_tokens=8),
         parse_endpoint({**spec, "url": "http://h/v2"}, FIELD).question(HELLO, max_tokens=8),
         parse_endpoint({**spec, "extra_body": {"top_p": 0.5}}, FIELD).question(HELLO, max_tokens=8),
-    ]  # fmt: skip
-    assert len({question.id for question in others}) == len(others)
-    same = parse_endpoint({**spec, "url": "http://h/v1/", "at_once": 2, "timeout_s": 3}, FIELD)
-    assert same.question(HELLO, max_tokens=8).id == others[0].id
-    assert same.digest == first.digest
+    ]
+    assert len({question.id for question in questions}) == len(questions)
+    same_endpoint = parse_endpoint({**spec, "url": "http://h/v1/", "at_once": 2, "timeout_s": 3}, FIELD)
+    assert same_endpoint.question(HELLO, max_tokens=8).id == questions[0].id
+    assert same_endpoint.digest == endpoint.digest
 
 
 def test_parameters_that_a_server_does_not_know_are_left_out():
@@ -97,81 +100,114 @@ def test_messages_in_their_form():
     turns = Message("user", "Rain?"), Message("assistant", "", tool_calls=(call,)), Message("tool", "no", name="rain")
     assert to_openai_messages(Conversation(turns)) == [
         {"role": "user", "content": "Rain?"},
-        {"role": "assistant", "content": "", "tool_calls": [
-            {"type": "function", "id": "c1", "function": {"name": "rain", "arguments": '{"in": "Oslo"}'}}]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {"type": "function", "id": "c1", "function": {"name": "rain", "arguments": '{"in": "Oslo"}'}}
+            ],
+        },
         {"role": "tool", "content": "no", "tool_call_id": ""},
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(
     ("reply", "text", "ended"),
     [
-        (said("Yes."), "Yes.", True), (said(None), "", True), (said(None, refusal="No."), "No.", True),
+        (said("Yes."), "Yes.", True),
+        (said(None), "", True),
+        (said(None, refusal="No."), "No.", True),
         (said("Yes.", reasoning_content="Hm."), "<think>\nHm.\n</think>\n\nYes.", True),
-        (said("half \ud800"), "half ?", True), (said("<a>\u2028\0"), "<a>\u2028\0", True),
+        (said("half \ud800"), "half ?", True),
+        (said("<a>\u2028\0"), "<a>\u2028\0", True),
         (Reply({"choices": [{"message": {"content": "Ye"}, "finish_reason": "length"}]}), "Ye", False),
     ],
-)  # fmt: skip
+)
 def test_what_is_read_of_an_answer(reply: Reply, text: str, ended: bool, server: ChatServer, store: AnswerStore):
     server.says = lambda _: reply
-    assert answer(at(server), store) == CachedAnswer((), text, ended)
-    assert answer(at(server), store) == CachedAnswer((), text, ended), "as it was kept"
+    assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), text, ended)
+    assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), text, ended), "as it was kept"
     assert len(server.asked) == 1
 
 
 DEEP = b"[" * 100_000
-UNREADABLE = (b"", b"prose", b"null", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b"\xff\xfe", DEEP,
-              b'{"choices": [{"message": null}]}', b'{"choices": [{"message": {"content": 3}}]}',
-              b'{"choices": [{"message": {"content": [{"text": "a"}]}}]}', b" " * (1 << 21))  # fmt: skip
+UNREADABLE = (
+    b"",
+    b"prose",
+    b"null",
+    b"[]",
+    b"{}",
+    b'{"choices": []}',
+    b'{"choices": [{}]}',
+    b"\xff\xfe",
+    DEEP,
+    b'{"choices": [{"message": null}]}',
+    b'{"choices": [{"message": {"content": 3}}]}',
+    b'{"choices": [{"message": {"content": [{"text": "a"}]}}]}',
+    b" " * (1 << 21),
+)
 
 
 @pytest.mark.parametrize("body", UNREADABLE, ids=range(len(UNREADABLE)))
 def test_what_is_no_answer(body: bytes, server: ChatServer, store: AnswerStore):
     server.says = lambda _: Reply(body)
-    found = answer(at(server), store)
-    assert isinstance(found, EndpointFailure)
-    assert found.kind == "unreadable"
+    failure = fetch_answer(build_endpoint(server), store)
+    assert isinstance(failure, EndpointFailure)
+    assert failure.kind == "unreadable"
     assert len(server.asked) == 1
     assert not store.path.exists(), "what is no answer is not kept"
 
 
-@pytest.mark.parametrize("logprobs", [3, {"content": 3}, {"content": [{"token": "a"}]}, {"content": [{"token": "a",
-    "logprob": None, "top_logprobs": []}]}, {"content": [{"token": 5, "logprob": 0, "top_logprobs": []}]}, {"content": [
-    {"token": "a", "logprob": 0, "top_logprobs": [{"token": None, "logprob": -1}]}]}, {"content": {"a": 1}},
-    {"tokens": ["a"], "token_logprobs": [-1]}])  # fmt: skip
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        3,
+        {"content": 3},
+        {"content": [{"token": "a"}]},
+        {"content": [{"token": "a", "logprob": None, "top_logprobs": []}]},
+        {"content": [{"token": 5, "logprob": 0, "top_logprobs": []}]},
+        {"content": [{"token": "a", "logprob": 0, "top_logprobs": [{"token": None, "logprob": -1}]}]},
+        {"content": {"a": 1}},
+        {"tokens": ["a"], "token_logprobs": [-1]},
+    ],
+)
 def test_logprobs_in_another_form_are_none(logprobs: Any, server: ChatServer, store: AnswerStore):
     server.says = lambda _: Reply({"choices": [{"message": {"content": "a"}, "logprobs": logprobs}]})
-    assert answer(at(server), store) == CachedAnswer((), "a", True)
+    assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), "a", True)
 
 
 def test_half_a_character_in_a_token_is_written_as_in_a_text(server: ChatServer, store: AnswerStore):
     server.says = lambda _: said("a \ud800", ("\ud800", {"\ud800": -0.5}))
-    assert answer(at(server), store) == CachedAnswer((), "a ?", True, (ServerToken("?", {"?": -0.5}),))
-    assert answer(at(server), store) == CachedAnswer((), "a ?", True, (ServerToken("?", {"?": -0.5}),)), (
-        "as it was kept"
+    assert fetch_answer(build_endpoint(server), store) == CachedAnswer(
+        (), "a ?", True, (ServerToken("?", {"?": -0.5}),)
     )
+    assert fetch_answer(build_endpoint(server), store) == CachedAnswer(
+        (), "a ?", True, (ServerToken("?", {"?": -0.5}),)
+    ), "as it was kept"
 
 
-def in_turn(*replies: Reply) -> Callable[[Any], Reply]:
-    left = [*replies]
-    return lambda _: left.pop(0)
+def reply_in_turn(*replies: Reply) -> Callable[[Any], Reply]:
+    remaining = [*replies]
+    return lambda _: remaining.pop(0)
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 529])
 def test_a_busy_server_is_asked_again(status: int, server: ChatServer, store: AnswerStore):
-    server.says = in_turn(error(status, "busy"), error(status, "busy"), said("Yes."))
-    assert answer(at(server), store) == CachedAnswer((), "Yes.", True)
+    server.says = reply_in_turn(error(status, "busy"), error(status, "busy"), said("Yes."))
+    assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), "Yes.", True)
     server.says = lambda _: error(status, "busy")
-    assert answer(at(server, model="n"), store) == EndpointFailure("lost", f"answers by status {status} (busy)")
+    assert fetch_answer(build_endpoint(server, model="n"), store) == EndpointFailure(
+        "lost", f"answers by status {status} (busy)"
+    )
     assert len(server.asked) == 3 + module.MAX_ATTEMPTS
 
 
 @pytest.mark.parametrize("asked_for", ["0.3", "date"])
 def test_a_server_says_when_to_ask_again(asked_for: str, server: ChatServer, store: AnswerStore):
     header = formatdate(time.time() + 2, usegmt=True) if asked_for == "date" else asked_for
-    server.says = in_turn(error(429, "busy", retry_after=header), said("Yes."))
+    server.says = reply_in_turn(error(429, "busy", retry_after=header), said("Yes."))
     began = time.monotonic()
-    assert answer(at(server), store) == CachedAnswer((), "Yes.", True)
+    assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), "Yes.", True)
     assert 0.25 < time.monotonic() - began < 5
 
 
@@ -180,80 +216,86 @@ def test_a_server_cannot_make_anybody_wait_for_long(
     header: str, server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(module, "LONGEST_WAIT_S", 0.05)
-    server.says = in_turn(error(429, "busy", retry_after=header), said("Yes."))
+    server.says = reply_in_turn(error(429, "busy", retry_after=header), said("Yes."))
     began = time.monotonic()
-    assert answer(at(server), store) == CachedAnswer((), "Yes.", True)
+    assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), "Yes.", True)
     assert time.monotonic() - began < 5
 
 
 def test_a_server_that_takes_too_long(server: ChatServer, store: AnswerStore):
     server.says = lambda _: said("late")._replace(wait_s=1)
-    found = answer(at(server, timeout_s=0.05), store)
-    assert found == EndpointFailure("lost", "does not answer within 0.05 seconds")
+    failure = fetch_answer(build_endpoint(server, timeout_s=0.05), store)
+    assert failure == EndpointFailure("lost", "does not answer within 0.05 seconds")
     assert len(server.asked) == module.MAX_ATTEMPTS
 
 
-def drops() -> Iterator[bytes]:
+def send_drops() -> Iterator[bytes]:
     for _ in range(200):
         time.sleep(0.02)
         yield b" "
 
 
 def test_a_server_that_answers_by_drops_has_its_time(server: ChatServer, store: AnswerStore):
-    server.says = lambda _: Reply(drops())
+    server.says = lambda _: Reply(send_drops())
     began = time.monotonic()
-    found = answer(at(server, timeout_s=0.2), store)
-    assert found == EndpointFailure("lost", "does not answer within 0.2 seconds")
+    failure = fetch_answer(build_endpoint(server, timeout_s=0.2), store)
+    assert failure == EndpointFailure("lost", "does not answer within 0.2 seconds")
     assert time.monotonic() - began < 3
 
 
 def test_an_answer_without_an_end_is_not_read_to_its_end(server: ChatServer, store: AnswerStore):
     server.says = lambda _: Reply(b"x" * (1 << 16) for _ in range(1 << 20))
-    found = answer(at(server), store)
-    assert isinstance(found, EndpointFailure)
-    assert found.kind == "unreadable"
-    assert "more than 1," in found.problem
+    failure = fetch_answer(build_endpoint(server), store)
+    assert isinstance(failure, EndpointFailure)
+    assert failure.kind == "unreadable"
+    assert "more than 1," in failure.problem
 
 
 def test_nobody_listens(store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "FIRST_WAIT_S", 0.01)
-    with closing(socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-        found = answer(parse_endpoint({"url": url, "model": "m"}, FIELD), store)
-    assert found == EndpointFailure("lost", "cannot be reached (ConnectError)")
+    with closing(socket()) as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free_socket.getsockname()[1]}/v1"
+        failure = fetch_answer(parse_endpoint({"url": url, "model": "m"}, FIELD), store)
+    assert failure == EndpointFailure("lost", "cannot be reached (ConnectError)")
 
 
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [
         (error(400, "This model's maximum context length is 4096 tokens."), "too long"),
-        (error(400, "No.", "context_length_exceeded"), "too long"), (error(413, ""), "too long"),
+        (error(400, "No.", "context_length_exceeded"), "too long"),
+        (error(413, ""), "too long"),
         (error(422, "`inputs` tokens + `max_new_tokens` must be <= 9"), "too long"),
         (error(400, "the request exceeds the available context size"), "too long"),
-        (error(400, "logprobs are not supported"), "refused"), (error(402, "pay"), "refused"),
-        (Reply({"object": "error", "message": "prompt too long"}, 400), "too long"), (error(418, "tea"), "refused"),
+        (error(400, "logprobs are not supported"), "refused"),
+        (error(402, "pay"), "refused"),
+        (Reply({"object": "error", "message": "prompt too long"}, 400), "too long"),
+        (error(418, "tea"), "refused"),
         (error(400, "Unsupported parameter: 'max_tokens' is not supported in this context."), "refused"),
-        (error(400, "this exceeds the context window"), "too long"), (error(400, "too many tokens: 9"), "too long"),
+        (error(400, "this exceeds the context window"), "too long"),
+        (error(400, "too many tokens: 9"), "too long"),
     ],
-)  # fmt: skip
+)
 def test_a_refusal_is_not_asked_again_and_not_kept(reply: Reply, kind: str, server: ChatServer, store: AnswerStore):
     server.says = lambda _: reply
-    found = answer(at(server), store)
-    assert isinstance(found, EndpointFailure)
-    assert found.kind == kind
-    assert f"status {reply.status}" in found.problem
+    failure = fetch_answer(build_endpoint(server), store)
+    assert isinstance(failure, EndpointFailure)
+    assert failure.kind == kind
+    assert f"status {reply.status}" in failure.problem
     assert len(server.asked) == 1
     assert not store.path.exists()
 
 
 def test_what_a_server_says_of_an_error_is_one_bounded_line(server: ChatServer, store: AnswerStore):
     server.says = lambda _: error(400, "\x1b[31mred\nline " + "x" * 5000)
-    found = answer(at(server), store)
-    assert isinstance(found, EndpointFailure)
-    assert found.problem.startswith("answers by status 400 ( [31mred line xxx") or "[31mred line xxx" in found.problem
-    assert found.problem.isprintable()
-    assert len(found.problem) < 400
+    failure = fetch_answer(build_endpoint(server), store)
+    assert isinstance(failure, EndpointFailure)
+    assert (
+        failure.problem.startswith("answers by status 400 ( [31mred line xxx") or "[31mred line xxx" in failure.problem
+    )
+    assert failure.problem.isprintable()
+    assert len(failure.problem) < 400
 
 
 @pytest.mark.parametrize(
@@ -264,7 +306,7 @@ def test_what_no_other_question_would_change_ends_the_asking(
 ):
     server.says = lambda _: error(status, "no", location=server.url)
     with pytest.raises(InputError) as refused:
-        fetch_answers(at(server), asked(at(server), 50), store, "x", lambda _: None)
+        fetch_answers(build_endpoint(server), build_questions(build_endpoint(server), 50), store, "x", lambda _: None)
     assert refused.value.field == f"{FIELD}.{named}"
     assert len(server.asked) <= 8
 
@@ -272,17 +314,17 @@ def test_what_no_other_question_would_change_ends_the_asking(
 def test_the_key_goes_to_the_server_alone(server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
     key = "s3cret-of-the-judges"
     monkeypatch.setenv("WHERE_IT_IS", key)
-    endpoint = at(server, key_env="WHERE_IT_IS")
-    with chatting(lambda _: said("Hello.")) as other:
-        answer(endpoint, store)
+    endpoint = build_endpoint(server, key_env="WHERE_IT_IS")
+    with chatting(lambda _: said("Hello.")) as other_server:
+        fetch_answer(endpoint, store)
         assert server.heard[0]["authorization"] == f"Bearer {key}"
-        server.says = lambda _: Reply(b"", 307, {"location": f"{other.url}/chat/completions"})
+        server.says = lambda _: Reply(b"", 307, {"location": f"{other_server.url}/chat/completions"})
         with pytest.raises(InputError):
-            fetch_answers(endpoint, asked(endpoint, 2), store, "x", lambda _: None)
-        assert other.asked == []
+            fetch_answers(endpoint, build_questions(endpoint, 2), store, "x", lambda _: None)
+        assert other_server.asked == []
     server.says = lambda _: error(401, f"wrong key {key}")
     with pytest.raises(InputError) as refused:
-        fetch_answers(endpoint, asked(endpoint, 2), store, "x", lambda _: None)
+        fetch_answers(endpoint, build_questions(endpoint, 2), store, "x", lambda _: None)
     assert key not in str(refused.value)
     assert "***" in str(refused.value)
     assert redact(f"a {key}") == "a ***"
@@ -293,21 +335,24 @@ def test_the_key_goes_to_the_server_alone(server: ChatServer, store: AnswerStore
 def test_a_key_that_the_server_repeats_is_not_kept(
     server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch
 ):
-    key, likely = "s3cret-of-the-judges", {"x": -0.5}
+    key = "s3cret-of-the-judges"
+    logprobs = {"x": -0.5}
     monkeypatch.setenv("WHERE_IT_IS", key)
-    endpoint = at(server, key_env="WHERE_IT_IS")
+    endpoint = build_endpoint(server, key_env="WHERE_IT_IS")
     replies = [
-        said(f"You sent {key}.", ("s3cret-of-", likely), ("the-judges", likely)), said("Hm.", ("x", {f"{key}!": -1.0})),
-        said("Hm.", reasoning_content=f"I got {key}"), said("Hm.", ("s3cret-of-", likely), ("the-judges", likely)),
-        said("Hm.", ("x", likely)),
-    ]  # fmt: skip
+        said(f"You sent {key}.", ("s3cret-of-", logprobs), ("the-judges", logprobs)),
+        said("Hm.", ("x", {f"{key}!": -1.0})),
+        said("Hm.", reasoning_content=f"I got {key}"),
+        said("Hm.", ("s3cret-of-", logprobs), ("the-judges", logprobs)),
+        said("Hm.", ("x", logprobs)),
+    ]
     server.says = lambda body: replies[body["seed"]]
-    found, _ = fetch_answers(endpoint, asked(endpoint, 5), store, "x", lambda _: None)
+    answers, _ = fetch_answers(endpoint, build_questions(endpoint, 5), store, "x", lambda _: None)
     texts = ["You sent ***.", "Hm.", "<think>\nI got ***\n</think>\n\nHm.", "Hm.", "Hm."]
-    made = [found[question.id] for question in asked(endpoint, 5)]
-    assert made == [
+    ordered_answers = [answers[question.id] for question in build_questions(endpoint, 5)]
+    assert ordered_answers == [
         *(CachedAnswer((), text, True) for text in texts[:4]),
-        CachedAnswer((), "Hm.", True, (ServerToken("x", likely),)),
+        CachedAnswer((), "Hm.", True, (ServerToken("x", logprobs),)),
     ]
     assert b"s3cret" not in store.path.read_bytes()
 
@@ -315,7 +360,9 @@ def test_a_key_that_the_server_repeats_is_not_kept(
 def test_a_key_of_few_letters_is_a_word(server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WHERE_IT_IS", "EMPTY")
     server.says = lambda _: said("The set is EMPTY.")
-    assert answer(at(server, key_env="WHERE_IT_IS"), store) == CachedAnswer((), "The set is EMPTY.", True)
+    assert fetch_answer(build_endpoint(server, key_env="WHERE_IT_IS"), store) == CachedAnswer(
+        (), "The set is EMPTY.", True
+    )
 
 
 @pytest.mark.parametrize("value", ["", "two words", "line\nbreak", "é"])
@@ -323,7 +370,7 @@ def test_a_key_that_is_none(value: str, store: AnswerStore, monkeypatch: pytest.
     monkeypatch.setenv("WHERE_IT_IS", value)
     endpoint = parse_endpoint({"url": "http://127.0.0.1:1/v1", "model": "m", "key_env": "WHERE_IT_IS"}, FIELD)
     with pytest.raises(InputError, match=rf"^{FIELD}.key_env=WHERE_IT_IS: "):
-        answer(endpoint, store)
+        fetch_answer(endpoint, store)
 
 
 def test_a_proxy_is_not_asked_for_this_machine(server: ChatServer, store: AnswerStore, monkeypatch: pytest.MonkeyPatch):
@@ -332,66 +379,92 @@ def test_a_proxy_is_not_asked_for_this_machine(server: ChatServer, store: Answer
             monkeypatch.setenv(name, proxy.url.removesuffix("/v1"))
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.delenv("NO_PROXY", raising=False)
-        assert answer(at(server), store) == CachedAnswer((), "Hello.", True)
-        far = parse_endpoint({"url": "http://judge.invalid/v1", "model": "m"}, FIELD)
-        assert answer(far, store) == CachedAnswer((), "by the proxy", True)
+        assert fetch_answer(build_endpoint(server), store) == CachedAnswer((), "Hello.", True)
+        remote_endpoint = parse_endpoint({"url": "http://judge.invalid/v1", "model": "m"}, FIELD)
+        assert fetch_answer(remote_endpoint, store) == CachedAnswer((), "by the proxy", True)
         assert len(proxy.asked) == 1
 
 
 def test_what_watches_may_end_the_asking(server: ChatServer, store: AnswerStore):
-    """And what was answered by then is kept, that of the other connection too where it came in time."""
-    seen: list[Any] = []
+    """Answers that arrived before the end are kept, also those of the other connection."""
+    outcomes: list[Any] = []
 
-    def watch(found: CachedAnswer | EndpointFailure) -> None:
-        seen.append(found)
-        if len(seen) == 5:
+    def watch(outcome: CachedAnswer | EndpointFailure) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 5:
             raise StorageError("x", "y", "z", "w")
 
-    endpoint = at(server, at_once=2)
+    endpoint = build_endpoint(server, at_once=2)
     with pytest.raises(StorageError):
-        fetch_answers(endpoint, asked(endpoint, 40), store, "x", watch)
+        fetch_answers(endpoint, build_questions(endpoint, 40), store, "x", watch)
     assert len(server.asked) <= 7
-    assert 5 <= len(store.find_records(q.id for q in asked(endpoint, 40))) <= len(server.asked)
+    assert 5 <= len(store.find_records(q.id for q in build_questions(endpoint, 40))) <= len(server.asked)
 
 
 @pytest.mark.parametrize(
     ("spec", "named"),
     [
-        ("x", ""), ({"url": "http://h/v1"}, ".model"), ({"model": "m"}, ".url"), ({"weights": 1}, ".weights"),
-        *(({"url": url}, ".url") for url in ("h/v1", "ftp://h/v1", "http://", "http://u:p@h/v1", "http://h/v1?key=k",
-          "http://h/v1#f", "http://h:99999/v1", "http://h:x/v1", "http://[::1/v1", "http://h /v1", "http://h/v1,http://i",
-          "http://h/v1/chat/completions", "", 3, None)),
-        ({"model": ""}, ".model"), ({"model": ["m"]}, ".model"), ({"at_once": 0}, ".at_once"),
-        ({"at_once": 1.5}, ".at_once"), ({"timeout_s": 0}, ".timeout_s"), ({"timeout_s": float("nan")}, ".timeout_s"),
-        ({"extra_body": 3}, ".extra_body"), ({"extra_body": {"messages": []}}, ".extra_body.messages"),
-        ({"extra_body": {"stream": True}}, ".extra_body.stream"), ({"extra_body": {"n": 2}}, ".extra_body.n"),
+        ("x", ""),
+        ({"url": "http://h/v1"}, ".model"),
+        ({"model": "m"}, ".url"),
+        ({"weights": 1}, ".weights"),
+        *(
+            ({"url": url}, ".url")
+            for url in (
+                "h/v1",
+                "ftp://h/v1",
+                "http://",
+                "http://u:p@h/v1",
+                "http://h/v1?key=k",
+                "http://h/v1#f",
+                "http://h:99999/v1",
+                "http://h:x/v1",
+                "http://[::1/v1",
+                "http://h /v1",
+                "http://h/v1,http://i",
+                "http://h/v1/chat/completions",
+                "",
+                3,
+                None,
+            )
+        ),
+        ({"model": ""}, ".model"),
+        ({"model": ["m"]}, ".model"),
+        ({"at_once": 0}, ".at_once"),
+        ({"at_once": 1.5}, ".at_once"),
+        ({"timeout_s": 0}, ".timeout_s"),
+        ({"timeout_s": float("nan")}, ".timeout_s"),
+        ({"extra_body": 3}, ".extra_body"),
+        ({"extra_body": {"messages": []}}, ".extra_body.messages"),
+        ({"extra_body": {"stream": True}}, ".extra_body.stream"),
+        ({"extra_body": {"n": 2}}, ".extra_body.n"),
         *(({"key_env": key}, ".key_env") for key in ("sk-abcdef", "hf_abcdef", "two words", 3, None)),
     ],
-)  # fmt: skip
+)
 def test_endpoints_that_are_refused(spec: Any, named: str):
-    whole = {"url": "http://h/v1", "model": "m", **spec} if isinstance(spec, Mapping) else spec
+    full_spec = {"url": "http://h/v1", "model": "m", **spec} if isinstance(spec, Mapping) else spec
     if named in (".model", ".url") and isinstance(spec, Mapping) and named[1:] not in spec:
-        whole = spec
+        full_spec = spec
     with pytest.raises(InputError) as refused:
-        parse_endpoint(whole, FIELD)
+        parse_endpoint(full_spec, FIELD)
     assert refused.value.field == FIELD + named
     for key in ("sk-abcdef", "hf_abcdef"):
         assert key not in str(refused.value), "somebody's key"
 
 
 def test_the_store_has_questions_as_they_were_asked(server: ChatServer, store: AnswerStore):
-    answer(at(server), store)
+    fetch_answer(build_endpoint(server), store)
     with closing(sqlite3.connect(store.path)) as db:
         rows: Sequence[tuple[str, str, str]] = db.execute("SELECT * FROM answers").fetchall()
     assert [json.loads(row[1]) for row in rows] == [{"url": server.url, "body": server.asked[0], "draw": 0}]
 
 
 def test_each_further_answer_to_one_request_is_asked_for(server: ChatServer, store: AnswerStore):
-    endpoint = at(server, extra_body={"seed": None})
+    endpoint = build_endpoint(server, extra_body={"seed": None})
     questions = [endpoint.question(HELLO, draw, seed=7 + draw) for draw in range(3)]
     assert len({question.id for question in questions}) == 3
-    found, _ = fetch_answers(endpoint, questions, store, "x", lambda _: None)
-    assert len(found) == len(server.asked) == 3
+    answers, _ = fetch_answers(endpoint, questions, store, "x", lambda _: None)
+    assert len(answers) == len(server.asked) == 3
     assert {json.dumps(body) for body in server.asked} == {json.dumps({"model": "m", "messages": HELLO})}
     fetch_answers(endpoint, questions, store, "x", lambda _: None)
     assert len(server.asked) == 3
