@@ -1,4 +1,4 @@
-"""Probes of a suite: how their rows are read, what is made of log-likelihoods, and what is refused."""
+"""Probes of a suite: reading of their rows, figures of log-likelihoods, and rows that are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ from align.models.load import load_tokenizer
 ROW = {"prompt": "The capital of France is", "choices": ["Paris", "Rome"], "answer": 0}
 
 
-def items(tmp_path: Path, *rows: dict[str, Any], probe: Probe | None = None, name: str = "t.jsonl") -> list[EvalItem]:
+def load_rows_as_items(
+    tmp_path: Path, *rows: dict[str, Any], probe: Probe | None = None, name: str = "t.jsonl"
+) -> list[EvalItem]:
     path = tmp_path / name
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     return [*load_items(EvalTask("t", str(path), probe=probe or Probe(CHOICE)), None, False)]
@@ -39,7 +41,7 @@ def items(tmp_path: Path, *rows: dict[str, Any], probe: Probe | None = None, nam
 
 @pytest.mark.parametrize(("answer", "place"), [(1, 1), ("B", 1), ("b", 1), ("A", 0)])
 def test_the_right_choice_is_named_by_its_place_or_letter(tmp_path: Path, answer: Any, place: int) -> None:
-    (item,) = items(tmp_path, {**ROW, "answer": answer, "category": "geo"})
+    (item,) = load_rows_as_items(tmp_path, {**ROW, "answer": answer, "category": "geo"})
     assert item.probe == ChoiceQuestion(("Paris", "Rome"), place)
     assert (item.category, item.check, item.prompt.messages[0].content) == ("geo", None, "The capital of France is")
 
@@ -47,8 +49,8 @@ def test_the_right_choice_is_named_by_its_place_or_letter(tmp_path: Path, answer
 def test_a_table_has_choices_as_json(tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_text('prompt,choices,answer\nIt is,"[""a"", ""b""]",1\n,"[""a"", ""b""]",A\n', encoding="utf-8")
-    found = load_items(EvalTask("t", str(path), probe=Probe(CHOICE)), None, False)
-    assert [item.probe for item in found] == [ChoiceQuestion(("a", "b"), 1), ChoiceQuestion(("a", "b"), 0)]
+    items = load_items(EvalTask("t", str(path), probe=Probe(CHOICE)), None, False)
+    assert [item.probe for item in items] == [ChoiceQuestion(("a", "b"), 1), ChoiceQuestion(("a", "b"), 0)]
 
 
 @pytest.mark.parametrize(
@@ -79,39 +81,45 @@ def test_a_table_has_choices_as_json(tmp_path: Path) -> None:
 )
 def test_rows_of_choices_that_are_none(tmp_path: Path, row: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError, match=problem):
-        items(tmp_path, row)
+        load_rows_as_items(tmp_path, row)
 
 
 def test_a_chat_is_a_prompt_of_choices_with_a_template(tmp_path: Path) -> None:
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}]
-    (item,) = items(tmp_path, {**ROW, "prompt": turns}, probe=Probe(CHOICE, template=True))
+    (item,) = load_rows_as_items(tmp_path, {**ROW, "prompt": turns}, probe=Probe(CHOICE, template=True))
     assert [turn.role for turn in item.prompt.messages] == ["system", "user"]
 
 
 def test_choices_with_a_template_are_scored_as_answers_to_the_chat(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "The capital of France?"}]
     task = EvalTask("t", probe=Probe(CHOICE, template=True))
-    (item,) = items(tmp_path, {**ROW, "prompt": turns}, probe=task.probe)
+    (item,) = load_rows_as_items(tmp_path, {**ROW, "prompt": turns}, probe=task.probe)
     tokenizer = load_tokenizer(find_base("pocket"))
     rows = encode_item(tokenizer, task, item, 1024, 1024)
     assert rows == [encode_answer(tokenizer, item.prompt, text) for text in ("Paris", "Rome")]
 
 
 def test_rows_of_texts(tmp_path: Path) -> None:
-    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hé"}]
-    found = items(tmp_path, {"text": "Grüße"}, {"messages": talk}, probe=Probe(LOSS))
-    assert found[0].probe == "Grüße"
-    assert isinstance(found[1].probe, Conversation)
-    silent = [talk[0], {"role": "assistant", "content": ""}]
-    for row in ({"text": ""}, {"messages": talk[:1]}, {"messages": talk[1:]}, {"prompt": "x"}, {"messages": silent}):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hé"}]
+    items = load_rows_as_items(tmp_path, {"text": "Grüße"}, {"messages": turns}, probe=Probe(LOSS))
+    assert items[0].probe == "Grüße"
+    assert isinstance(items[1].probe, Conversation)
+    empty_answer = [turns[0], {"role": "assistant", "content": ""}]
+    for row in (
+        {"text": ""},
+        {"messages": turns[:1]},
+        {"messages": turns[1:]},
+        {"prompt": "x"},
+        {"messages": empty_answer},
+    ):
         with pytest.raises(InputError):
-            items(tmp_path, row, probe=Probe(LOSS))
+            load_rows_as_items(tmp_path, row, probe=Probe(LOSS))
 
 
 def test_conversations_have_the_system_turn_of_the_data(tmp_path: Path) -> None:
-    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hé"}]
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hé"}]
     for probe, row in (
-        (Probe(LOSS), {"messages": talk}),
+        (Probe(LOSS), {"messages": turns}),
         (Probe(CHOICE, template=True), ROW),
         (Probe(CHOICE), ROW),
         (Probe(LOSS), {"text": "Hi"}),
@@ -127,7 +135,7 @@ def test_conversations_have_the_system_turn_of_the_data(tmp_path: Path) -> None:
 
 def test_items_without_a_context_share_nothing_and_those_of_one_do(tmp_path: Path) -> None:
     rows = [{**ROW, "prompt": prompt, "id": id} for id, prompt in (("a", ""), ("b", ""), ("c", "x"), ("d", "x"))]
-    assert len({item.cluster for item in items(tmp_path, *rows)}) == 3
+    assert len({item.cluster for item in load_rows_as_items(tmp_path, *rows)}) == 3
 
 
 def test_bytes_are_those_of_what_is_scored() -> None:
@@ -143,21 +151,21 @@ def test_bytes_are_those_of_what_is_scored() -> None:
 
 
 def test_what_is_chosen_by_each_norm() -> None:
-    """By hand: -6/1, -8/4, -9/4 by character; by byte é has two."""
-    asked = ChoiceQuestion(("é", "four", "ëëëë"), 1)
-    found = score_choices(asked, [-6.0, -8.0, -9.0])
-    assert [found[f"{name}_choice"] for name in ("acc", "acc_norm", "acc_bytes")] == [0, 1, 2]
-    assert [found[name] for name in ("acc", "acc_norm", "acc_bytes")] == [0.0, 1.0, 0.0]
+    """Choices by hand: -6/1, -8/4, -9/4 by character; é has two bytes."""
+    question = ChoiceQuestion(("é", "four", "ëëëë"), 1)
+    scores = score_choices(question, [-6.0, -8.0, -9.0])
+    assert [scores[f"{name}_choice"] for name in ("acc", "acc_norm", "acc_bytes")] == [0, 1, 2]
+    assert [scores[name] for name in ("acc", "acc_norm", "acc_bytes")] == [0.0, 1.0, 0.0]
     assert score_choices(ChoiceQuestion(("a", "b"), 1), [-1.0, -1.0])["acc_choice"] == 0, "of equal ones the first"
 
 
 def test_figures_by_hand() -> None:
-    found = compute_probe_figures([{"nats": 2.0, "tokens": 2, "bytes": 1}, {"nats": 4.0, "tokens": 1, "bytes": 3}])
-    assert found["nats_per_token"] == 2.0
-    assert found["perplexity"] == pytest.approx(math.e**2)
-    assert found["bits_per_byte"] == pytest.approx(6 / math.log(2) / 4) == compute_bits_per_byte(6.0, 4)
-    rights = [{"logprobs": [], "acc": a, "acc_norm": 1.0, "acc_bytes": 0.0} for a in (1.0, 0.0, 0.0, 0.0)]
-    assert compute_probe_figures(rights) == {"acc": 0.25, "acc_norm": 1.0, "acc_bytes": 0.0}
+    figures = compute_probe_figures([{"nats": 2.0, "tokens": 2, "bytes": 1}, {"nats": 4.0, "tokens": 1, "bytes": 3}])
+    assert figures["nats_per_token"] == 2.0
+    assert figures["perplexity"] == pytest.approx(math.e**2)
+    assert figures["bits_per_byte"] == pytest.approx(6 / math.log(2) / 4) == compute_bits_per_byte(6.0, 4)
+    choice_rows = [{"logprobs": [], "acc": a, "acc_norm": 1.0, "acc_bytes": 0.0} for a in (1.0, 0.0, 0.0, 0.0)]
+    assert compute_probe_figures(choice_rows) == {"acc": 0.25, "acc_norm": 1.0, "acc_bytes": 0.0}
 
 
 @pytest.mark.parametrize(

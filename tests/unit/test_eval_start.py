@@ -1,4 +1,4 @@
-"""What an artifact is measured against is what it started from, by digest, and nothing that took its place."""
+"""An artifact is measured against its start, which is found by digest. A run that took its place is refused."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def test_a_start_that_was_renamed_or_moved_is_found(tmp_path: Path) -> None:
 
 def test_an_artifact_is_measured_against_nothing_but_its_start(tmp_path: Path) -> None:
     start = load_artifact(published(tmp_path, "s"), "sft:s")
-    other = load_artifact(published(tmp_path, "other", weights="trained otherwise"), "sft:other")
+    other_run = load_artifact(published(tmp_path, "other", weights="trained otherwise"), "sft:other")
     artifact = load_artifact(published(tmp_path, "p", stage="ppo", inputs={"init": start.as_input()}), "ppo:p")
-    for named in (None, start):
-        reference = find_reference(artifact, named, tmp_path)
+    for given_start in (None, start):
+        reference = find_reference(artifact, given_start, tmp_path)
         assert reference is not None
         assert reference.digest == start.digest
     with pytest.raises(InputError, match="was trained from sft:s, and is measured against that") as error:
-        find_reference(artifact, other, tmp_path)
+        find_reference(artifact, other_run, tmp_path)
     assert error.value.field == "init"
     assert error.value.value == "sft:other"
 

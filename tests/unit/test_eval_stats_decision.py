@@ -1,4 +1,4 @@
-"""What a gate makes of an interval, and how many prompts a difference needs."""
+"""Decisions of a gate by an interval, and the number of prompts that a difference needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from align.evals.stats import (
 from align.ops.intervals import Interval, mean_interval, t_quantile
 
 
-def figure(low: float | None, high: float | None, n: int = 100) -> Interval:
+def build_interval(low: float | None, high: float | None, n: int = 100) -> Interval:
     value = 0.0 if low is None or high is None else (low + high) / 2
     return Interval(value, low, high, n)
 
@@ -53,27 +53,27 @@ def figure(low: float | None, high: float | None, n: int = 100) -> Interval:
     ],
 )
 def test_an_interval_decides(rule: DecisionRule, low: float | None, high: float | None, outcome: str):
-    found = decide(rule, figure(low, high))
-    assert found.outcome == outcome
-    assert found.figure == figure(low, high)
-    assert outcome == "undecided" or found.n_to_decide is None
+    decision = decide(rule, build_interval(low, high))
+    assert decision.outcome == outcome
+    assert decision.figure == build_interval(low, high)
+    assert outcome == "undecided" or decision.n_to_decide is None
 
 
 def test_equal_systems_are_undecided_and_no_number_decides():
-    found = decide(DecisionRule("superior"), compare_shares([1, 0] * 50, [1, 0] * 50).difference)
-    assert (found.outcome, found.n_to_decide) == ("undecided", None)
+    decision = decide(DecisionRule("superior"), compare_shares([1, 0] * 50, [1, 0] * 50).difference)
+    assert (decision.outcome, decision.n_to_decide) == ("undecided", None)
     assert decide(DecisionRule("superior"), mean_interval([2.0] * 9)).outcome == "undecided"  # without an interval
 
 
 def test_the_number_that_would_decide_decides():
-    """A set that is undecided, drawn out to the number that it says: the interval then leaves the bound, with room for
-    the fifth of cases in which it would not by chance."""
-    d = np.tile([0.4, 0.9, -0.7, 0.1, -0.2, 0.2, -0.1, 0.1], 4)
-    found = decide(DecisionRule("superior"), mean_interval(d))
-    assert found.outcome == "undecided"
-    assert found.n_to_decide is not None
-    assert found.n_to_decide > d.size
-    longer = mean_interval(np.resize(d, found.n_to_decide))
+    """An undecided sample is repeated up to its `n_to_decide`. The interval then excludes the bound, with a margin for
+    a power of 80 %."""
+    differences = np.tile([0.4, 0.9, -0.7, 0.1, -0.2, 0.2, -0.1, 0.1], 4)
+    decision = decide(DecisionRule("superior"), mean_interval(differences))
+    assert decision.outcome == "undecided"
+    assert decision.n_to_decide is not None
+    assert decision.n_to_decide > differences.size
+    longer = mean_interval(np.resize(differences, decision.n_to_decide))
     assert longer.low is not None
     assert longer.low > 0
     share = longer.low / longer.value  # 1 − t/(t + z) of the value is left
@@ -89,26 +89,26 @@ def test_a_bound_further_off_needs_fewer():
 
 
 def test_the_least_number_is_never_undercut():
-    assert decide(DecisionRule("superior", least_n=300), figure(0.2, 0.3)).n_to_decide == 300
+    assert decide(DecisionRule("superior", least_n=300), build_interval(0.2, 0.3)).n_to_decide == 300
     assert decide(DecisionRule("superior", least_n=300), mean_interval([2.0] * 9)).n_to_decide == 300
-    assert decide(DecisionRule("superior", least_n=20), figure(-0.01, 0.05)).n_to_decide > 100
+    assert decide(DecisionRule("superior", least_n=20), build_interval(-0.01, 0.05)).n_to_decide > 100
 
 
 def test_a_decision_is_json():
-    found = asdict(decide(DecisionRule("superior"), Interval(0.1, 0.05, 0.15, 40)))
+    decision = asdict(decide(DecisionRule("superior"), Interval(0.1, 0.05, 0.15, 40)))
     expected = {"value": 0.1, "low": 0.05, "high": 0.15, "n": 40}
-    assert found == {"outcome": "pass", "figure": expected, "bound": 0.0, "n_to_decide": None, "why": ""}
+    assert decision == {"outcome": "pass", "figure": expected, "bound": 0.0, "n_to_decide": None, "why": ""}
 
 
 # Power
 
 
 def test_a_deviation_comes_back_from_its_interval():
-    d = np.random.default_rng(0).normal(0.3, 2.0, 50)
+    differences = np.random.default_rng(0).normal(0.3, 2.0, 50)
     for level in (0.8, 0.95):
-        assert estimate_deviation(mean_interval(d, level), level) == pytest.approx(d.std(ddof=1))
-    paired = compare_scores(np.repeat(d, 3), np.zeros(150), np.repeat(np.arange(50), 3).tolist())
-    assert estimate_deviation(paired.difference) == pytest.approx(d.std(ddof=1))
+        assert estimate_deviation(mean_interval(differences, level), level) == pytest.approx(differences.std(ddof=1))
+    paired = compare_scores(np.repeat(differences, 3), np.zeros(150), np.repeat(np.arange(50), 3).tolist())
+    assert estimate_deviation(paired.difference) == pytest.approx(differences.std(ddof=1))
     assert estimate_deviation(mean_interval([1.0, 1.0])) is None
 
 

@@ -1,4 +1,4 @@
-"""Two systems on the same prompts: by hand, beside brute force, and at the edges; Holm's rule."""
+"""Two systems on the same prompts: by hand, compared with brute force, and at the edges; Holm's rule."""
 
 from __future__ import annotations
 
@@ -21,54 +21,61 @@ from align.ops.intervals import mean_interval
 
 def test_shares_by_hand():
     """Ten prompts: six right by the first alone, one by the second alone, three alike. p = 2·(1 + 7)/2⁷."""
-    first, second = [1] * 6 + [0] + [1, 1, 0], [0] * 6 + [1] + [1, 1, 0]
-    found = compare_shares(first, second)
-    assert (found.first.value, found.second.value, found.difference.value) == (0.8, 0.3, 0.5)
-    assert (found.better, found.worse, found.equal) == (6, 1, 3)
-    assert found.p == pytest.approx(2 * 8 / 128)
-    assert found.difference.n == 10
+    first = [1] * 6 + [0] + [1, 1, 0]
+    second = [0] * 6 + [1] + [1, 1, 0]
+    comparison = compare_shares(first, second)
+    assert (comparison.first.value, comparison.second.value, comparison.difference.value) == (0.8, 0.3, 0.5)
+    assert (comparison.better, comparison.worse, comparison.equal) == (6, 1, 3)
+    assert comparison.p == pytest.approx(2 * 8 / 128)
+    assert comparison.difference.n == 10
 
 
 def test_scores_have_students_interval_of_the_differences():
-    first, second = np.array([3.0, 5, 2, 9]), np.array([1.0, 4, 3, 5])
-    found = compare_scores(first, second)
-    assert found.difference == mean_interval(first - second)
-    assert (found.better, found.worse) == (3, 1)
+    first = np.array([3.0, 5, 2, 9])
+    second = np.array([1.0, 4, 3, 5])
+    comparison = compare_scores(first, second)
+    assert comparison.difference == mean_interval(first - second)
+    assert (comparison.better, comparison.worse) == (3, 1)
     # Of the 16 sums ±2 ±1 ±1 ±4 one is 8 and two are 6; with their mirror images six are as far from 0 as the sum, 6.
-    assert found.p == 6 / 16
+    assert comparison.p == 6 / 16
 
 
 def test_a_cluster_counts_once():
     """Prompt a has a difference of 1 in all of three answers, b of 0 in one: the mean of 1 and 0."""
-    found = compare_shares([1, 1, 1, 1], [0, 0, 0, 1], ["a", "a", "a", "b"])
-    assert (found.difference.value, found.difference.n) == (0.5, 2)
-    assert found.p == 1.0  # one cluster differs: a coin's first throw
+    comparison = compare_shares([1, 1, 1, 1], [0, 0, 0, 1], ["a", "a", "a", "b"])
+    assert (comparison.difference.value, comparison.difference.n) == (0.5, 2)
+    assert comparison.p == 1.0  # one cluster differs: a coin's first throw
 
 
 def test_swapping_the_systems_turns_the_difference():
     draw = np.random.default_rng(0)
     for compare in (compare_shares, compare_scores):
-        a, b = draw.random(30), draw.random(30)
-        one, other = compare(a, b), compare(b, a)
-        assert (one.first, one.second, one.p) == (other.second, other.first, other.p)
-        ends = (other.difference.high, other.difference.low)
-        assert (-one.difference.low, -one.difference.high) == pytest.approx(ends)
+        a = draw.random(30)
+        b = draw.random(30)
+        comparison = compare(a, b)
+        swapped = compare(b, a)
+        assert (comparison.first, comparison.second, comparison.p) == (swapped.second, swapped.first, swapped.p)
+        ends = (swapped.difference.high, swapped.difference.low)
+        assert (-comparison.difference.low, -comparison.difference.high) == pytest.approx(ends)
 
 
 def test_the_difference_alone_is_that_of_the_comparison():
     draw = np.random.default_rng(2)
-    a, b, ids = draw.random(30), draw.random(30), [k // 3 for k in range(30)]
+    a = draw.random(30)
+    b = draw.random(30)
+    ids = [k // 3 for k in range(30)]
     assert compute_share_difference(a, b, ids, 0.9) == compare_shares(a, b, ids, 0.9).difference
     assert compute_score_difference(a, b, ids, 0.9) == compare_scores(a, b, ids, 0.9).difference
 
 
 def test_pairing_takes_out_the_difficulty_of_prompts():
     draw = np.random.default_rng(1)
-    hard, noise = draw.normal(0, 10, 200), draw.normal(0, 0.1, 200)
-    found = compare_scores(hard + 0.1 + noise, hard)
-    assert found.difference.low > 0
-    assert found.first.low < found.second.high  # each alone says nothing
-    assert found.p < 0.001
+    difficulties = draw.normal(0, 10, 200)
+    noise = draw.normal(0, 0.1, 200)
+    comparison = compare_scores(difficulties + 0.1 + noise, difficulties)
+    assert comparison.difference.low > 0
+    assert comparison.first.low < comparison.second.high  # each alone says nothing
+    assert comparison.p < 0.001
 
 
 # The edges
@@ -76,25 +83,26 @@ def test_pairing_takes_out_the_difficulty_of_prompts():
 
 @pytest.mark.parametrize("n", [1, 2, 40])
 def test_equal_answers_are_no_difference(n: int):
-    shares, scores = compare_shares([1.0] * n, [1.0] * n), compare_scores([3.5] * n, [3.5] * n)
+    shares = compare_shares([1.0] * n, [1.0] * n)
+    scores = compare_scores([3.5] * n, [3.5] * n)
     assert (shares.p, scores.p) == (1.0, 1.0)
     assert shares.difference.low < 0 < shares.difference.high
     assert (scores.difference.low, scores.difference.high) == (None, None)
 
 
 def test_winning_all_has_an_interval_among_shares_and_none_among_scores():
-    found = compare_shares([1] * 20, [0] * 20)
-    assert found.difference.value == 1
-    assert 0.5 < found.difference.low < 1
-    assert found.difference.high == 1
-    assert found.p == pytest.approx(2 / 2**20)
+    comparison = compare_shares([1] * 20, [0] * 20)
+    assert comparison.difference.value == 1
+    assert 0.5 < comparison.difference.low < 1
+    assert comparison.difference.high == 1
+    assert comparison.p == pytest.approx(2 / 2**20)
     assert compare_scores([2.0] * 20, [1.0] * 20).difference.low is None
 
 
 def test_one_cluster_shows_nothing():
-    found = compare_shares([1, 1, 1, 0], [0, 0, 1, 0], ["a"] * 4)
-    assert found.p == 1.0
-    assert found.difference.low < 0 < found.difference.high
+    comparison = compare_shares([1, 1, 1, 0], [0, 0, 1, 0], ["a"] * 4)
+    assert comparison.p == 1.0
+    assert comparison.difference.low < 0 < comparison.difference.high
     assert compare_scores([1, 2, 3], [0, 0, 0], ["a"] * 3).difference.low is None
 
 
@@ -124,19 +132,21 @@ def test_scores_are_no_shares():
 
 @pytest.mark.parametrize("size", [2, 5, 9])
 def test_every_flip_is_counted(size: int):
-    d = np.random.default_rng(size).normal(0.5, 1, size)
-    sums = [abs(sum(s * x for s, x in zip(signs, d, strict=True))) for signs in product((1, -1), repeat=size)]
-    assert compute_sign_flip_p(d) == pytest.approx(np.mean([s >= abs(d.sum()) - 1e-9 for s in sums]))
+    differences = np.random.default_rng(size).normal(0.5, 1, size)
+    sums = [abs(sum(s * x for s, x in zip(signs, differences, strict=True))) for signs in product((1, -1), repeat=size)]
+    assert compute_sign_flip_p(differences) == pytest.approx(
+        np.mean([s >= abs(differences.sum()) - 1e-9 for s in sums])
+    )
 
 
 def test_a_sample_of_flips_is_near_all_of_them():
-    """Fourteen quarters, of which a sample is drawn, beside a count of all 2¹⁴; the same twice."""
-    d = np.array([1, 0.25, 0.5, -0.25, 0.75, 1, -0.5, 0.25, 0.5, -0.75, 1, 0.25, 0.25, -0.25])
+    """Fourteen differences: a sample of their flips agrees with a count of all 2¹⁴, and is the same twice."""
+    differences = np.array([1, 0.25, 0.5, -0.25, 0.75, 1, -0.5, 0.25, 0.5, -0.75, 1, 0.25, 0.25, -0.25])
     signs = 1 - 2 * ((np.arange(1 << 14)[:, None] >> np.arange(14)) & 1)
-    exact = float((np.abs(signs @ d) >= d.sum() - 1e-9).mean())
+    exact = float((np.abs(signs @ differences) >= differences.sum() - 1e-9).mean())
     assert 0.01 < exact < 0.2
-    assert compute_sign_flip_p(d) == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 9_999))
-    assert compute_sign_flip_p(d) == compute_sign_flip_p(d)
+    assert compute_sign_flip_p(differences) == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 9_999))
+    assert compute_sign_flip_p(differences) == compute_sign_flip_p(differences)
 
 
 def test_differences_of_one_size_are_mcnemars():
@@ -151,13 +161,14 @@ def test_the_smallest_p_is_never_zero():
 
 
 def test_copies_of_an_answer_are_no_further_evidence():
-    """McNemar's test on rows would find what ten copies of six prompts do not hold."""
-    first, second = [1] * 5 + [0], [0] * 5 + [1]
+    """McNemar's test on rows would take ten copies of six prompts for evidence."""
+    first = [1] * 5 + [0]
+    second = [0] * 5 + [1]
     ids = list(range(6))
-    alone = compare_shares(first, second, ids)
+    original = compare_shares(first, second, ids)
     copied = compare_shares(first * 10, second * 10, ids * 10)
-    assert copied == alone
-    assert compare_shares(first * 10, second * 10).p < 1e-6 < alone.p
+    assert copied == original
+    assert compare_shares(first * 10, second * 10).p < 1e-6 < original.p
 
 
 # Several tasks
@@ -165,10 +176,10 @@ def test_copies_of_an_answer_are_no_further_evidence():
 
 def test_holm_by_hand():
     """Sorted 0.005·5, 0.01·4, 0.03·3, 0.04·2 (raised to 0.09), 0.2·1; the order of tasks is kept."""
-    given = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "e": 0.2}
-    found = adjust_by_holm(given)
-    assert list(found) == list(given)
-    assert found == pytest.approx({"a": 0.04, "b": 0.09, "c": 0.09, "d": 0.025, "e": 0.2})
+    p_values = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005, "e": 0.2}
+    adjusted = adjust_by_holm(p_values)
+    assert list(adjusted) == list(p_values)
+    assert adjusted == pytest.approx({"a": 0.04, "b": 0.09, "c": 0.09, "d": 0.025, "e": 0.2})
     assert adjust_by_holm({"a": 0.7, "b": 0.9}) == {"a": 1.0, "b": 1.0}
     assert adjust_by_holm({}) == {}
     assert adjust_by_holm({"only": 0.03}) == {"only": 0.03}

@@ -17,21 +17,21 @@ import simulation  # noqa: E402
 DRAWS = 400
 
 
-def error(share: float, draws: int = DRAWS) -> float:
+def compute_tolerance(share: float, draws: int = DRAWS) -> float:
     return 3 * math.sqrt(share * (1 - share) / draws)
 
 
 @pytest.mark.parametrize("case", simulation.build_interval_cases(64), ids=lambda case: case.name)
 def test_intervals_cover_what_they_claim(case: simulation.IntervalCase) -> None:
-    found = simulation.measure_coverage(case, DRAWS)
-    assert simulation.is_within_bar(found["coverage"], DRAWS), found
-    assert found["without"] == 0
+    shares = simulation.measure_coverage(case, DRAWS)
+    assert simulation.is_within_bar(shares["coverage"], DRAWS), shares
+    assert shares["without"] == 0
 
 
 @pytest.mark.parametrize("figure", simulation.build_null_figures(64).values(), ids=simulation.build_null_figures(64))
 def test_superior_seldom_passes_equal_systems(figure) -> None:
     passed = simulation.measure_false_passes(figure, DRAWS, simulation.DecisionRule("superior"))
-    assert passed <= simulation.MAX_FALSE_PASSES + error(simulation.MAX_FALSE_PASSES), passed
+    assert passed <= simulation.MAX_FALSE_PASSES + compute_tolerance(simulation.MAX_FALSE_PASSES), passed
 
 
 @pytest.mark.parametrize(
@@ -39,40 +39,40 @@ def test_superior_seldom_passes_equal_systems(figure) -> None:
 )
 def test_not_worse_seldom_passes_what_is_worse_by_the_margin(margin: float, figure) -> None:
     passed = simulation.measure_false_passes(figure, DRAWS, simulation.DecisionRule("not_worse", margin))
-    assert passed <= simulation.MAX_FALSE_PASSES + error(simulation.MAX_FALSE_PASSES), passed
+    assert passed <= simulation.MAX_FALSE_PASSES + compute_tolerance(simulation.MAX_FALSE_PASSES), passed
 
 
 @pytest.mark.parametrize("world", simulation.build_scenarios(), ids=lambda world: world.name)
 def test_a_detectable_difference_is_found(world: simulation.Scenario) -> None:
-    found = simulation.measure_power_at_detectable(world, 64, DRAWS)
-    assert found >= simulation.MIN_POWER - error(simulation.MIN_POWER), found
+    power = simulation.measure_power_at_detectable(world, 64, DRAWS)
+    assert power >= simulation.MIN_POWER - compute_tolerance(simulation.MIN_POWER), power
 
 
 @pytest.mark.parametrize("judge", simulation.JUDGES)
 def test_a_length_loving_judge_between_equals(judge: str) -> None:
     """200 sets of 512 verdicts: raw above 0.6, controlled 0.50 ± 0.01, covered in 92 to 98.5 %."""
-    found = simulation.measure_length_control(judge, 200)
-    assert found["raw"] > 0.6
-    assert found["controlled"] == pytest.approx(0.5, abs=0.01)
-    assert simulation.LOWEST_COVERAGE <= found["coverage"] <= simulation.HIGHEST_COVERAGE
+    shares = simulation.measure_length_control(judge, 200)
+    assert shares["raw"] > 0.6
+    assert shares["controlled"] == pytest.approx(0.5, abs=0.01)
+    assert simulation.LOWEST_COVERAGE <= shares["coverage"] <= simulation.HIGHEST_COVERAGE
 
 
 @pytest.mark.parametrize("icc", simulation.ICCS)
 def test_flips_of_signs_reject_equals_in_one_of_twenty(icc: float) -> None:
-    assert simulation.measure_sign_flip_rejections(16, icc, DRAWS) <= 0.05 + error(0.05)
+    assert simulation.measure_sign_flip_rejections(16, icc, DRAWS) <= 0.05 + compute_tolerance(0.05)
 
 
 @pytest.mark.parametrize(("name", "case"), simulation.build_wrong_cases().items(), ids=simulation.build_wrong_cases())
 def test_the_wrong_intervals_miss_the_bar(name: str, case: simulation.IntervalCase) -> None:
-    """What these tests would say of a percentile bootstrap, of answers counted as prompts, and of an unpaired z."""
-    found = simulation.measure_coverage(case, DRAWS)
-    assert not simulation.is_within_bar(found["coverage"], DRAWS), found
+    """The bar is missed by a percentile bootstrap, by answers counted as prompts, and by an unpaired z."""
+    shares = simulation.measure_coverage(case, DRAWS)
+    assert not simulation.is_within_bar(shares["coverage"], DRAWS), shares
 
 
 def test_an_unpaired_test_does_not_find_what_a_paired_one_finds() -> None:
     powers = [
-        simulation.measure_power(of, 400, DRAWS)
-        for of in (simulation.compute_paired_difference, simulation.compute_unpaired_difference)
+        simulation.measure_power(compute_difference, 400, DRAWS)
+        for compute_difference in (simulation.compute_paired_difference, simulation.compute_unpaired_difference)
     ]
     assert powers[0] > 0.85
     assert powers[1] < 0.25

@@ -1,4 +1,4 @@
-"""Verdicts on pairs of answers and the share that is won; `test_intervals.py` has the intervals."""
+"""Verdicts on pairs of answers and the win rate; `test_intervals.py` has the intervals."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def test_win_rate_counts_ties_as_half():
 
 def test_the_share_won_counts_each_cluster_once():
     """Prompt b wins all of three, prompt a half of one: the mean of 1 and ½, of two prompts."""
-    found = compute_win_rate([1, 0.5, 1, 1], ["b", "a", "b", "b"])
-    assert (found.value, found.n) == (0.75, 2)
-    assert found == proportion_interval([1, 0.5])
+    win_rate = compute_win_rate([1, 0.5, 1, 1], ["b", "a", "b", "b"])
+    assert (win_rate.value, win_rate.n) == (0.75, 2)
+    assert win_rate == proportion_interval([1, 0.5])
     assert compute_win_rate([1, 0.5, 1, 1]).n == 4
 
 
 def test_one_cluster_says_as_little_as_one_verdict():
-    found = compute_win_rate([1, 1, 0, 1] * 25, ["the same"] * 100)
-    assert found.n == 1
-    assert found.low is not None
-    assert found.high is not None
-    assert found.high - found.low > 0.85
+    win_rate = compute_win_rate([1, 1, 0, 1] * 25, ["the same"] * 100)
+    assert win_rate.n == 1
+    assert win_rate.low is not None
+    assert win_rate.high is not None
+    assert win_rate.high - win_rate.low > 0.85
 
 
 def test_what_survives_the_swap():
@@ -40,9 +40,9 @@ def test_what_survives_the_swap():
 
 
 def test_a_judge_that_always_says_a_is_at_one_half():
-    """It says that the first shown wins: 1 in one order, 0 in the other."""
-    found = compute_win_rate(merge_swapped_verdicts([1.0] * 60, [0.0] * 60))
-    assert found.value == 0.5
+    """The first shown answer wins: a verdict of 1 in the first order, and of 0 in the second."""
+    win_rate = compute_win_rate(merge_swapped_verdicts([1.0] * 60, [0.0] * 60))
+    assert win_rate.value == 0.5
 
 
 @pytest.mark.parametrize(

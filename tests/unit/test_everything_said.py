@@ -1,4 +1,4 @@
-"""Settling an item changes what is trained on, and drops nothing that anybody said."""
+"""Settling an item changes the training data, and drops no vote and no part of one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from align.annotate.web.routes import JudgementBody, opinion_to_json
 PEOPLE = ("ann", "bob", "cleo")
 
 
-def rows_in(path: Path) -> list[dict]:
+def load_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -34,49 +34,49 @@ def store(store_url):
 
 @pytest.fixture
 def said(store) -> dict[int, tuple[str, Judgement]]:
-    """Every kind of vote, each part of it said and unsaid, of every purpose: seq to item and judgement. Half of the
-    items are settled; one of the reviews was a second one."""
+    """Votes of every kind and purpose, with and without each part: seq → item and judgement. Half of the items are
+    settled; one of them was reviewed twice."""
     configure(store, "p", {"attributes": ["helpful"]})
-    found: dict[int, tuple[str, Judgement]] = {}
+    votes: dict[int, tuple[str, Judgement]] = {}
 
-    def say(item: str, who: str, judgement: Judgement) -> int:
-        seq = store.record("p", item, judgement, annotator=who, key=f"{who}/{item}/{judgement.purpose}")
-        found[seq] = item, judgement
+    def record_vote(item: str, annotator: str, judgement: Judgement) -> int:
+        seq = store.record("p", item, judgement, annotator=annotator, key=f"{annotator}/{item}/{judgement.purpose}")
+        votes[seq] = item, judgement
         return seq
 
     parts = list(product((True, False), repeat=4))  # demonstration, remark, harm, ratings
-    for number, (shown, remark, harm, rated) in enumerate(parts):
+    for number, (has_demonstration, has_remark, is_harmful, has_ratings) in enumerate(parts):
         item = add(store, f"run/{number}")
         ids = [f"{item}-{k}" for k in range(3)]
-        for place, who in enumerate(PEOPLE):
-            more = {
-                "demonstration": f"{who} would say {number}" if shown else "",
-                "rationale": f"{who} because {number}" if remark else "",
-                "flagged": (ids[place], item) if harm else (),
+        for place, annotator in enumerate(PEOPLE):
+            extras = {
+                "demonstration": f"{annotator} would say {number}" if has_demonstration else "",
+                "rationale": f"{annotator} because {number}" if has_remark else "",
+                "flagged": (ids[place], item) if is_harmful else (),
             }
             if place == 2 and number % 3 == 0:
-                say(item, who, Judgement(skipped=SKIP_REASONS[number % len(SKIP_REASONS)], **more))
+                record_vote(item, annotator, Judgement(skipped=SKIP_REASONS[number % len(SKIP_REASONS)], **extras))
                 continue
             order = ids[place:] + ids[:place]
-            ratings = {ids[0]: {"helpful": 1 + place}} if rated else {}
-            ranked = {"quality": "good" if number % 2 else "", "seconds": 2.5, "ratings": ratings}
-            say(item, who, Judgement(tuple((id,) for id in order), **ranked, **more))
-        again = Judgement(tuple((id,) for id in ids), purpose="repeat", demonstration="again", flagged=(ids[1],))
-        say(item, "ann", again)
+            ratings = {ids[0]: {"helpful": 1 + place}} if has_ratings else {}
+            ranking = {"quality": "good" if number % 2 else "", "seconds": 2.5, "ratings": ratings}
+            record_vote(item, annotator, Judgement(tuple((id,) for id in order), **ranking, **extras))
+        repeat = Judgement(tuple((id,) for id in ids), purpose="repeat", demonstration="again", flagged=(ids[1],))
+        record_vote(item, "ann", repeat)
         if number % 2 == 0:
-            for who in ("rev", "eve")[: 1 + (number == 4)]:
-                review = {"demonstration": f"{who} settles {number}", "rationale": "so", "flagged": (ids[2],)}
-                say(item, who, Judgement(((ids[2],), (ids[0],), (ids[1],)), purpose="review", **review))
+            for annotator in ("rev", "eve")[: 1 + (number == 4)]:
+                review = {"demonstration": f"{annotator} settles {number}", "rationale": "so", "flagged": (ids[2],)}
+                record_vote(item, annotator, Judgement(((ids[2],), (ids[0],), (ids[1],)), purpose="review", **review))
     pair = [Candidate("a"), Candidate("b")]
     gold = store.add_item("p", "gold", next(store.items("p")).prompt, pair, expected=[[0], [1]])
-    known = Judgement(((f"{gold}-0",), (f"{gold}-1",)), purpose="gold", demonstration="of gold", flagged=(gold,))
-    say(gold, "ann", known)
-    return found
+    gold_vote = Judgement(((f"{gold}-0",), (f"{gold}-1",)), purpose="gold", demonstration="of gold", flagged=(gold,))
+    record_vote(gold, "ann", gold_vote)
+    return votes
 
 
 def test_everything_that_was_said_leaves_with_the_export(store, said, tmp_path):
     export_votes(store, "p", tmp_path)
-    rows = {row["vote"]: row for row in rows_in(tmp_path / "votes.jsonl")}
+    rows = {row["vote"]: row for row in load_rows(tmp_path / "votes.jsonl")}
     assert rows.keys() == said.keys()
     for seq, (item, judgement) in said.items():
         row = rows[seq]
@@ -87,33 +87,35 @@ def test_everything_that_was_said_leaves_with_the_export(store, said, tmp_path):
         assert [tuple(tier) for tier in row["tiers"]] == list(judgement.tiers)
         for name in ("purpose", "skipped", "quality", "strength", "seconds", "rationale", "demonstration"):
             assert row[name] == getattr(judgement, name)
-    shown = Counter(row["messages"][-1]["content"] for row in rows_in(tmp_path / "demonstrations.jsonl"))
-    assert shown == Counter(judgement.demonstration for _, judgement in said.values() if judgement.demonstration)
+    demonstrations = Counter(row["messages"][-1]["content"] for row in load_rows(tmp_path / "demonstrations.jsonl"))
+    assert demonstrations == Counter(
+        judgement.demonstration for _, judgement in said.values() if judgement.demonstration
+    )
 
 
 def test_what_is_trained_on_is_the_reviews_as_it_was(store, said, tmp_path):
     export_votes(store, "p", tmp_path)
-    settled = {item: seq for seq, (item, judgement) in said.items() if judgement.purpose == "review"}  # the newest
-    of_work = {seq for seq, (_, judgement) in said.items() if judgement.purpose == "work" and judgement.tiers}
-    learned = {seq for seq in of_work if said[seq][0] not in settled} | set(settled.values())
+    review_votes = {item: seq for seq, (item, judgement) in said.items() if judgement.purpose == "review"}  # the newest
+    work_votes = {seq for seq, (_, judgement) in said.items() if judgement.purpose == "work" and judgement.tiers}
+    expected_votes = {seq for seq in work_votes if said[seq][0] not in review_votes} | set(review_votes.values())
     for name in ("rankings", "preferences", "implicit"):
-        assert {row["vote"] for row in rows_in(tmp_path / f"{name}.jsonl")} == learned
-    assert {row["vote"] for row in rows_in(tmp_path / "votes.jsonl") if row["trained_on"]} == learned
-    assert {int(pair.id.split(":")[0]) for pair in load_preferences(store, "p")} == learned
+        assert {row["vote"] for row in load_rows(tmp_path / f"{name}.jsonl")} == expected_votes
+    assert {row["vote"] for row in load_rows(tmp_path / "votes.jsonl") if row["trained_on"]} == expected_votes
+    assert {int(pair.id.split(":")[0]) for pair in load_preferences(store, "p")} == expected_votes
 
 
 def test_what_was_taken_back_and_what_was_simulated_stay(store, tmp_path):
-    kept, gone, stand_in = (add(store, f"run/{number}") for number in range(3))
-    rank(store, kept, "0>1>2")
-    store.retract("p", rank(store, gone, "0>1>2", demonstration="taken back"))
-    rank(store, stand_in, "0>1>2", annotator="machine", source="simulated", demonstration="simulated")
-    rank(store, stand_in, "2>1>0", annotator="rev", purpose="review")
+    kept_item, retracted_item, simulated_item = (add(store, f"run/{number}") for number in range(3))
+    rank(store, kept_item, "0>1>2")
+    store.retract("p", rank(store, retracted_item, "0>1>2", demonstration="taken back"))
+    rank(store, simulated_item, "0>1>2", annotator="machine", source="simulated", demonstration="simulated")
+    rank(store, simulated_item, "2>1>0", annotator="rev", purpose="review")
     export_votes(store, "p", tmp_path)
-    assert {row["item"] for row in rows_in(tmp_path / "votes.jsonl")} == {kept, stand_in}
-    assert rows_in(tmp_path / "demonstrations.jsonl") == []
+    assert {row["item"] for row in load_rows(tmp_path / "votes.jsonl")} == {kept_item, simulated_item}
+    assert load_rows(tmp_path / "demonstrations.jsonl") == []
     (tmp_path / "all").mkdir()
     export_votes(store, "p", tmp_path / "all", allow_simulated=True)
-    assert len(rows_in(tmp_path / "all" / "demonstrations.jsonl")) == 1
+    assert len(load_rows(tmp_path / "all" / "demonstrations.jsonl")) == 1
 
 
 def test_whoever_settles_an_item_reads_all_that_was_said(store):

@@ -1,4 +1,4 @@
-"""A user's experiments: `+experiment=NAME`, their place between groups and command line, and what is wrong with one."""
+"""A user's experiments: `+experiment=NAME`, their place between groups and command line, and errors in their files."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def mine(tmp_path: Path) -> Path:
     return tmp_path / "it's my (é) folder" / "conf"
 
 
-def write(mine: Path, name: str, text: str) -> Path:
-    path = mine / f"{name}.yaml"
+def write_group_file(folder: Path, name: str, text: str) -> Path:
+    path = folder / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def configured(mine: Path, *words: str) -> Config:
-    return build_config(compose_tree(words, mine))
+def build_in_folder(folder: Path, *overrides: str) -> Config:
+    return build_config(compose_tree(overrides, folder))
 
 
-def refused(mine: Path, *words: str) -> InputError:
+def catch_error(folder: Path, *overrides: str) -> InputError:
     with pytest.raises(InputError) as caught:
-        configured(mine, *words)
+        build_in_folder(folder, *overrides)
     assert "\n" not in str(caught.value)
     return caught.value
 
@@ -53,40 +53,45 @@ seed: 5
 
 def test_an_experiment_lies_between_groups_and_command_line(mine: Path):
     """`stage=reward` alone overrides data with annotations; the experiment's own override comes before it."""
-    write(mine, "experiment/mine", FULL)
-    config = configured(mine, "+experiment=mine")
+    write_group_file(mine, "experiment/mine", FULL)
+    config = build_in_folder(mine, "+experiment=mine")
     assert (config.stage.name, config.method.name, config.data.name) == ("reward", "lora", "files")
     assert (config.stage.lr, config.method.r, config.seed, config.data.path) == (3e-5, 4, 5, "pairs.jsonl")
-    given = ("stage=dpo", "method=qlora", "seed=6", "stage.lr=1e-6")
-    for words in (("+experiment=mine", *given), (*given, "+experiment=mine")):
-        config = configured(mine, *words)
+    overrides = ("stage=dpo", "method=qlora", "seed=6", "stage.lr=1e-6")
+    for arguments in (("+experiment=mine", *overrides), (*overrides, "+experiment=mine")):
+        config = build_in_folder(mine, *arguments)
         assert (config.stage.name, config.method.name, config.data.name) == ("dpo", "qlora", "files")
         assert (config.stage.lr, config.method.r, config.seed) == (1e-6, 4, 6)
-    assert configured(mine, "experiment=mine").seed == 5  # as where a primary configuration has the group
-    assert configured(mine, "+experiment='mine'").seed == 5
-    assert configured(mine, "+experiment=mine", "stage=sft", "data=chitchat", "data.path=null").data.name == "chitchat"
+    assert build_in_folder(mine, "experiment=mine").seed == 5  # as where a primary configuration has the group
+    assert build_in_folder(mine, "+experiment='mine'").seed == 5
+    assert (
+        build_in_folder(mine, "+experiment=mine", "stage=sft", "data=chitchat", "data.path=null").data.name
+        == "chitchat"
+    )
 
 
 def test_experiments_build_on_one_another_and_on_own_group_files(mine: Path):
-    write(mine, "data/ours", "defaults:\n  - jsonl\n  - _self_\npath: ours.jsonl\n")
-    write(mine, "experiment/base", f"{GLOBAL}defaults:\n  - override /data: ours\nseed: 1\nmethod:\n  r: 4\n")
-    write(mine, "experiment/sub/long", f"{GLOBAL}defaults:\n  - /experiment/base\n  - _self_\nseed: 2\n")
-    config = configured(mine, "stage=sft", "model=pocket", "+experiment=sub/long")
+    write_group_file(mine, "data/ours", "defaults:\n  - jsonl\n  - _self_\npath: ours.jsonl\n")
+    write_group_file(
+        mine, "experiment/base", f"{GLOBAL}defaults:\n  - override /data: ours\nseed: 1\nmethod:\n  r: 4\n"
+    )
+    write_group_file(mine, "experiment/sub/long", f"{GLOBAL}defaults:\n  - /experiment/base\n  - _self_\nseed: 2\n")
+    config = build_in_folder(mine, "stage=sft", "model=pocket", "+experiment=sub/long")
     assert (config.data.path, config.seed, config.method.r) == ("ours.jsonl", 2, 4)
-    write(mine, "experiment/high", f"{GLOBAL}method:\n  r: 64\n")
-    config = configured(mine, "stage=sft", "model=pocket", "+experiment=[base,high]")
+    write_group_file(mine, "experiment/high", f"{GLOBAL}method:\n  r: 64\n")
+    config = build_in_folder(mine, "stage=sft", "model=pocket", "+experiment=[base,high]")
     assert (config.data.path, config.seed, config.method.r) == ("ours.jsonl", 1, 64)
-    assert configured(mine, "stage=sft", "model=pocket", "+experiment=[high,base]").method.r == 4
+    assert build_in_folder(mine, "stage=sft", "model=pocket", "+experiment=[high,base]").method.r == 4
 
 
 def test_a_value_that_an_experiment_leaves_open_or_sets(mine: Path):
-    write(mine, "experiment/open", f"{GLOBAL}defaults:\n  - override /data: jsonl\ndata:\n  path: ???\n")
-    assert refused(mine, "stage=sft", "+experiment=open").field == "data.path"
-    assert configured(mine, "stage=sft", "model=pocket", "+experiment=open", "data.path=x").data.path == "x"
-    write(mine, "model/ask", "defaults:\n  - hub\n  - _self_\n")  # what `hub` asks for, it leaves open too
-    assert refused(mine, "stage=sft", "model=ask").field == "model.path"
-    write(mine, "experiment/says", f"{GLOBAL}defaults:\n  - override /model: ask\nmodel:\n  path: org/x\n")
-    assert configured(mine, "stage=sft", "+experiment=says").model.path == "org/x"
+    write_group_file(mine, "experiment/open", f"{GLOBAL}defaults:\n  - override /data: jsonl\ndata:\n  path: ???\n")
+    assert catch_error(mine, "stage=sft", "+experiment=open").field == "data.path"
+    assert build_in_folder(mine, "stage=sft", "model=pocket", "+experiment=open", "data.path=x").data.path == "x"
+    write_group_file(mine, "model/ask", "defaults:\n  - hub\n  - _self_\n")  # what `hub` asks for, it leaves open too
+    assert catch_error(mine, "stage=sft", "model=ask").field == "model.path"
+    write_group_file(mine, "experiment/says", f"{GLOBAL}defaults:\n  - override /model: ask\nmodel:\n  path: org/x\n")
+    assert build_in_folder(mine, "stage=sft", "+experiment=says").model.path == "org/x"
 
 
 @pytest.mark.parametrize(
@@ -120,36 +125,40 @@ def test_a_value_that_an_experiment_leaves_open_or_sets(mine: Path):
     ],
 )
 def test_a_broken_experiment_is_named(mine: Path, text: str, problem: str, remedy: str):
-    path = write(mine, "experiment/mine", text)
-    error = refused(mine, "stage=sft", "+experiment=mine")
+    path = write_group_file(mine, "experiment/mine", text)
+    error = catch_error(mine, "stage=sft", "+experiment=mine")
     assert (error.field, error.value) == ("configuration", str(path))
     assert problem in error.problem
     assert remedy in error.remedy
-    write(mine, "experiment/mine", f"{GLOBAL}seed: 2\n")
-    assert configured(mine, "stage=sft", "+experiment=mine").seed == 2
+    write_group_file(mine, "experiment/mine", f"{GLOBAL}seed: 2\n")
+    assert build_in_folder(mine, "stage=sft", "+experiment=mine").seed == 2
 
 
 def test_what_there_is_is_listed(mine: Path):
-    assert "None is there yet: write conf/experiment/mine.yaml." in str(refused(mine, "stage=sft", "+experiment=mine"))
-    write(mine, "experiment/one", f"{GLOBAL}seed: 1\n")
-    write(mine, "experiment/sub/two", f"{GLOBAL}seed: 2\n")
-    error = refused(mine, "stage=sft", "+experiment=on")
+    assert "None is there yet: write conf/experiment/mine.yaml." in str(
+        catch_error(mine, "stage=sft", "+experiment=mine")
+    )
+    write_group_file(mine, "experiment/one", f"{GLOBAL}seed: 1\n")
+    write_group_file(mine, "experiment/sub/two", f"{GLOBAL}seed: 2\n")
+    error = catch_error(mine, "stage=sft", "+experiment=on")
     assert (error.field, error.value) == ("+experiment", "on")
     assert error.remedy == "Did you mean +experiment=one? Choose one of: one, sub/two."
-    assert refused(mine, "stage=sft", "+experiment=[one,three]").value == "three"
+    assert catch_error(mine, "stage=sft", "+experiment=[one,three]").value == "three"
 
 
 def test_a_stage_is_asked_for(mine: Path):
-    write(mine, "experiment/mine", f"{GLOBAL}stage:\n  lr: 1e-5\n")
-    error = refused(mine, "+experiment=mine")
+    write_group_file(mine, "experiment/mine", f"{GLOBAL}stage:\n  lr: 1e-5\n")
+    error = catch_error(mine, "+experiment=mine")
     assert (error.field, error.value) == ("stage", "(missing)")
     assert "`- override /stage: NAME`" in error.remedy
-    assert configured(mine, "+experiment=mine", "stage=sft").stage.lr == 1e-5
+    assert build_in_folder(mine, "+experiment=mine", "stage=sft").stage.lr == 1e-5
 
 
 def test_a_key_of_another_stage_is_explained_by_the_stage_that_the_experiment_chose(mine: Path):
-    write(mine, "experiment/mine", FULL)
-    assert "is not a key of stage=reward, but of stage=ppo" in str(refused(mine, "+experiment=mine", "stage.kl_coef=1"))
+    write_group_file(mine, "experiment/mine", FULL)
+    assert "is not a key of stage=reward, but of stage=ppo" in str(
+        catch_error(mine, "+experiment=mine", "stage.kl_coef=1")
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,7 +176,7 @@ def test_a_key_of_another_stage_is_explained_by_the_stage_that_the_experiment_ch
     ],
 )
 def test_other_habits_of_hydras_users(mine: Path, word: str, remedy: str):
-    assert remedy in refused(mine, "stage=sft", word).remedy
+    assert remedy in catch_error(mine, "stage=sft", word).remedy
 
 
 @pytest.mark.parametrize(
@@ -182,9 +191,9 @@ def test_other_habits_of_hydras_users(mine: Path, word: str, remedy: str):
     ],
 )
 def test_a_sweep_without_its_option(mine: Path, word: str, said: str):
-    assert said in str(refused(mine, "stage=sft", word))
+    assert said in str(catch_error(mine, "stage=sft", word))
 
 
 @pytest.mark.parametrize("word", ["seed=1.5", "method=lora,nope", "dtype=float32,nope", "stage.lr=[1,2]"])
 def test_what_is_no_sweep_is_not_taken_for_one(mine: Path, word: str):
-    assert "-m" not in str(refused(mine, "stage=sft", word))
+    assert "-m" not in str(catch_error(mine, "stage=sft", word))

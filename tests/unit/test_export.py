@@ -1,4 +1,4 @@
-"""Exports: whole or not at all, readable by plain loaders, and the same model as the one that was trained."""
+"""Exports are published whole or not at all, are read by plain loaders, and equal the trained model."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapte
         *("adapter_config.json", "adapter_model.safetensors", "base.json", "chat_template.jinja"),
         *("generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     ]
-    before, after = load_file(adapter / WEIGHTS_FILE), load_file(target / WEIGHTS_FILE)
+    before = load_file(adapter / WEIGHTS_FILE)
+    after = load_file(target / WEIGHTS_FILE)
     assert before.keys() == after.keys()  # alpha is 8, the rank 4: lora_B holds twice what it held
     assert all(torch.equal(after[key], before[key] * (2 if "lora_B" in key else 1)) for key in before)
     assert torch.equal(trained(base, adapter), trained(base, target))
@@ -77,10 +78,10 @@ def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapte
 
 
 def test_an_exported_tokenizer_chats_alike_and_brings_what_lies_beside_it(base: Path, adapter: Path, tmp_path: Path):
-    own = Path(shutil.copytree(base, tmp_path / "base"))
-    (own / "tokenizer.model").write_bytes(b"pieces")
-    GenerationConfig(do_sample=True, temperature=0.7).save_pretrained(own)
-    target = exported(adapter, tmp_path / "out", **with_tokenizer(own))
+    base_copy = Path(shutil.copytree(base, tmp_path / "base"))
+    (base_copy / "tokenizer.model").write_bytes(b"pieces")
+    GenerationConfig(do_sample=True, temperature=0.7).save_pretrained(base_copy)
+    target = exported(adapter, tmp_path / "out", **with_tokenizer(base_copy))
     loaded = AutoTokenizer.from_pretrained(target)
     assert loaded.apply_chat_template([{"role": "user", "content": "w5 w7"}])["input_ids"] == [5, 7]
     assert "is_local" not in json.loads((target / "tokenizer_config.json").read_text())
@@ -88,35 +89,35 @@ def test_an_exported_tokenizer_chats_alike_and_brings_what_lies_beside_it(base: 
     assert GenerationConfig.from_pretrained(target).temperature == 0.7
 
 
-def truncated(path: Path) -> None:
+def truncate_file(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def header_cut(path: Path) -> None:
+def shorten_header(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20])
 
 
-def header_lies(path: Path) -> None:
+def falsify_header(path: Path) -> None:
     path.write_bytes(struct.pack("<Q", 1 << 40) + path.read_bytes()[8:])
 
 
-def side_missing(path: Path) -> None:
+def drop_tensor(path: Path) -> None:
     tensors = load_file(path)
     del tensors[sorted(tensors)[0]]
     save_file(tensors, path)
 
 
-def not_finite(path: Path) -> None:
+def write_nan(path: Path) -> None:
     tensors = load_file(path)
     tensors[sorted(tensors)[0]][0, 0] = torch.nan
     save_file(tensors, path)
 
 
-def other_rank(path: Path) -> None:
+def change_rank(path: Path) -> None:
     save_file({k: v[:2] if "lora_A" in k else v[:, :2].contiguous() for k, v in load_file(path).items()}, path)
 
 
-@pytest.mark.parametrize("damage", [truncated, header_cut, header_lies, side_missing, not_finite, other_rank])
+@pytest.mark.parametrize("damage", [truncate_file, shorten_header, falsify_header, drop_tensor, write_nan, change_rank])
 def test_damaged_weights_are_refused_and_leave_nothing(base: Path, adapter: Path, tmp_path: Path, damage):
     source = tmp_path / "source"
     shutil.copytree(adapter, source)
@@ -178,13 +179,13 @@ def test_a_base_must_be_findable_elsewhere(base: Path, adapter: Path, tmp_path: 
 def test_publish_is_all_or_nothing(tmp_path: Path):
     target = tmp_path / "out"
 
-    def half_written(replace: str = "") -> None:
+    def write_half(replace: str = "") -> None:
         with publish_folder(target, replace) as part:
             (part / "half").write_text("x")
             raise KeyError
 
     with pytest.raises(KeyError):
-        half_written()
+        write_half()
     assert not list(tmp_path.iterdir())
 
     target.mkdir()  # a run's empty artifact folder
@@ -196,7 +197,7 @@ def test_publish_is_all_or_nothing(tmp_path: Path):
     with pytest.raises(InputError, match="already holds files"), publish_folder(target):
         pass
     with pytest.raises(KeyError):
-        half_written(replace="a")
+        write_half(replace="a")
     assert [p.name for p in target.iterdir()] == ["a"]
     with publish_folder(target, replace="a") as part:
         (part / "b").write_text("2")
@@ -218,12 +219,12 @@ def test_publish_under_a_file(tmp_path: Path):
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, monkeypatch, kind: str):
     facts = {"name": "support", "kind": kind, "base": {"id": "tiny"}, "method": "qlora"}
-    support = tmp_path / "support"
+    target = tmp_path / "support"
     if kind == "adapter":
-        exported(adapter, support, facts["base"], **with_tokenizer(base))
+        exported(adapter, target, facts["base"], **with_tokenizer(base))
     else:
-        merged_in(merge_adapter(load(base), adapter), support, **with_tokenizer(base))
-    monkeypatch.chdir(support)
+        merged_in(merge_adapter(load(base), adapter), target, **with_tokenizer(base))
+    monkeypatch.chdir(target)
     Path("tiny").symlink_to(base)
     code = render_card(facts).split("```python\n")[1].split("```")[0]
     names: dict = {}
@@ -237,20 +238,21 @@ def test_the_code_on_the_card_runs(base: Path, adapter: Path, tmp_path: Path, mo
 
 
 def test_what_a_killed_export_left_goes_with_the_next(tmp_path: Path):
-    """Of this machine, and of no process that lives: another's is being written."""
-    target, host = tmp_path / "out", gethostname()
-    dead = subprocess.run(
+    """Only folders of this machine's dead processes are removed, because others may still be written."""
+    target = tmp_path / "out"
+    host = gethostname()
+    dead_pid = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
     ).stdout
-    left = tmp_path / f".out.{host}-{dead.strip()}-0000.part"
-    others = [
+    stale_folder = tmp_path / f".out.{host}-{dead_pid.strip()}-0000.part"
+    other_folders = [
         tmp_path / f".out.{host}-{os.getpid()}-0000.part",
         tmp_path / ".out.elsewhere-1234567-0000.part",
-        tmp_path / f".other.{host}-{dead.strip()}-0000.part",
+        tmp_path / f".other.{host}-{dead_pid.strip()}-0000.part",
     ]
-    for path in (left, *others):
+    for path in (stale_folder, *other_folders):
         path.mkdir()
     with publish_folder(target) as part:
         (part / "x").touch()
-    assert not left.exists()
-    assert all(path.is_dir() for path in others)
+    assert not stale_folder.exists()
+    assert all(path.is_dir() for path in other_folders)
