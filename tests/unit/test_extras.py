@@ -1,4 +1,4 @@
-"""Stages without their extras: those that need one say so in one line; the others work."""
+"""Stages without their extras: a stage that needs one fails with one line that names it; the others work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LINES = {
 
 def hide_modules(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     for module in modules:
-        monkeypatch.setitem(sys.modules, module, None)  # find_spec says that there is none, and any import fails
+        monkeypatch.setitem(sys.modules, module, None)  # find_spec finds no such module, and any import fails
 
 
 @pytest.mark.parametrize("need", EXTRA_NEEDS, ids=lambda need: need.stage)
@@ -47,11 +47,11 @@ def test_a_stage_without_its_extra_says_so_in_one_line(
     module = EXTRA_MODULES[need.extra][0]
     hide_modules(monkeypatch, module)
     assert main([*LINES[need.stage], f"run.root={tmp_path / 'runs'}"]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
+    captured = capsys.readouterr()
+    assert captured.out == ""
     setting = f"stage={need.stage}" if need.action is None else f"stage.action={need.action}"
     problem = f"needs packages that are not installed ({module})"
-    assert said.err == f"align: {setting}: {problem}. Run: pip install 'align-rlhf[{need.extra}]'\n"
+    assert captured.err == f"align: {setting}: {problem}. Run: pip install 'align-rlhf[{need.extra}]'\n"
     assert not (tmp_path / "runs").exists()
 
 
@@ -82,13 +82,13 @@ def test_every_extra_installs_the_modules_that_it_is_checked_by():
 
 
 def read_declared(extra: str) -> set[str]:
-    """The names of the distributions that an extra asks for, and those that mean it under another name."""
+    """Return the names of the distributions that an extra requires, also through our other extras."""
     names = set()
     for requirement in PROJECT["optional-dependencies"][extra]:
-        name, _, rest = requirement.partition("[")
+        name, _, extras = requirement.partition("[")
         if name == PROJECT["name"]:
-            for other in rest.partition("]")[0].split(","):
-                names |= read_declared(other)
+            for required_extra in extras.partition("]")[0].split(","):
+                names |= read_declared(required_extra)
         else:
             name = "".join(c for c in name.partition(">")[0].partition("=")[0] if c.isalnum() or c in "-_")
             names.add(name.lower().replace("_", "-"))
@@ -97,8 +97,8 @@ def read_declared(extra: str) -> set[str]:
 
 def test_stages_that_train_import_nothing_of_an_extra():
     """Import them in one process in which any import of such a module fails."""
-    needing = {need.stage for need in EXTRA_NEEDS if need.action is None and need.unless is None}
-    modules = [f"align.stages.{stage.module}" for name, stage in STAGES.items() if name not in needing]
+    stages_with_extra = {need.stage for need in EXTRA_NEEDS if need.action is None and need.unless is None}
+    modules = [f"align.stages.{stage.module}" for name, stage in STAGES.items() if name not in stages_with_extra]
     modules.append("align.stages.runner")
     modules += ["align.report.live", "align.registry.comparison_page"]
     code = f"""
@@ -108,8 +108,8 @@ for name in {LEFT_OUT}:
 for name in {modules}:
     importlib.import_module(name)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
 
 
 def test_a_check_by_schema_names_its_extra(monkeypatch: pytest.MonkeyPatch):
@@ -121,21 +121,21 @@ def test_a_check_by_schema_names_its_extra(monkeypatch: pytest.MonkeyPatch):
 def test_a_report_without_matplotlib_describes_its_plots(monkeypatch: pytest.MonkeyPatch):
     points = [Point("1", (1.0, 1.0, 1.0), (2.0, 2.0, 2.0))]
 
-    def report() -> str:
+    def build_report() -> str:
         page = Report("r")
         for name in ("first", "second"):
             page.draw(lambda: draw_tradeoff(points, points, "KL", "score"), "How to read it.", f"The {name} <curve>")
         return page.html()
 
-    drawn = report()
-    assert drawn.count("data:image/svg+xml") == 2
-    assert "pip install" not in drawn
+    html = build_report()
+    assert html.count("data:image/svg+xml") == 2
+    assert "pip install" not in html
     hide_modules(monkeypatch, "matplotlib")
-    described = report()
-    assert "data:image" not in described
-    assert described.count("align-rlhf[plots]") == 1
-    assert "<p>The first &lt;curve&gt;</p>" in described
-    assert "<p>The second &lt;curve&gt;</p>" in described
+    html_without_plots = build_report()
+    assert "data:image" not in html_without_plots
+    assert html_without_plots.count("align-rlhf[plots]") == 1
+    assert "<p>The first &lt;curve&gt;</p>" in html_without_plots
+    assert "<p>The second &lt;curve&gt;</p>" in html_without_plots
 
 
 CHATS = "".join(
@@ -171,8 +171,8 @@ for line in {lines}:
     if status:
         sys.exit(f"{{line}} ended with {{status}}")
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
     assert {path.name for path in (tmp_path / "runs").iterdir()} >= {"sft", "reward", "ppo", "dpo", "eval", "export"}
     page = next((tmp_path / "runs" / "sft").glob("*/report.html")).read_text(encoding="utf-8")
     assert "align-rlhf[plots]" in page

@@ -1,4 +1,4 @@
-"""Short ways arrive where the long ones do: LoRA layers, whole decoders, one token."""
+"""The fast path gives the values of transformers' and PEFT's own code: LoRA layers, whole decoders, one token."""
 
 from __future__ import annotations
 
@@ -36,37 +36,37 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_token
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The short passes that are made."""
-    made: list[str] = []
+    """The names of the fast path's passes, in order."""
+    calls: list[str] = []
     for name in ("compute_rows", "decode_one_token"):
-        real = getattr(llama, name)
-        monkeypatch.setattr(llama, name, lambda *a, real=real, name=name: made.append(name) or real(*a))
-    return made
+        original = getattr(llama, name)
+        monkeypatch.setattr(llama, name, lambda *a, original=original, name=name: calls.append(name) or original(*a))
+    return calls
 
 
 @pytest.fixture
 def by_row(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of rows of each call of attention that goes row by row."""
+    """The number of rows of each call of attention by row."""
     calls: list[int] = []
-    real = llama.causal_attention_by_row
+    original = llama.causal_attention_by_row
 
-    def counted(*arguments: Any) -> Tensor:
+    def count_rows(*arguments: Any) -> Tensor:
         calls.append(len(arguments[3].mask_BW))
-        return real(*arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr(llama, "causal_attention_by_row", counted)
+    monkeypatch.setattr(llama, "causal_attention_by_row", count_rows)
     return calls
 
 
 def fat(model: Any) -> Any:
-    """With transformers' and PEFT's own forwards again."""
+    """Restore transformers' and PEFT's own forwards."""
     for module in model.modules():
         vars(module).pop("forward", None)
     return model
 
 
 def outcome(model: Any, rollout: Rollout | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logprobs under the adapter, and the gradients of their sum."""
+    """Return the logprobs under the adapter, and the gradients of their sum."""
     model.zero_grad()
     logprobs, _ = compute_response_logprobs(model, rollout or ragged_rollout(), 1.0)
     logprobs.sum().backward()
@@ -74,7 +74,7 @@ def outcome(model: Any, rollout: Rollout | None = None) -> tuple[Tensor, dict[st
 
 
 def assert_same(model: Any, rollout: Rollout | None = None) -> None:
-    """The short way and the long one give the same logprobs and gradients, in fp32 up to rounding."""
+    """Assert that both paths give the same logprobs and gradients, in fp32 up to rounding."""
     use_fast_path(model)
     short, gradients = outcome(model, rollout)
     long, expected = outcome(fat(model), rollout)
@@ -84,8 +84,8 @@ def assert_same(model: Any, rollout: Rollout | None = None) -> None:
         assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9, name
     use_fast_path(model)
     with torch.no_grad():
-        again = compute_response_logprobs(model, rollout or ragged_rollout(), 1.0)[0]
-    assert torch.equal(again, short)  # the first ratio of PPO is 1 to the bit
+        inference_logprobs = compute_response_logprobs(model, rollout or ragged_rollout(), 1.0)[0]
+    assert torch.equal(inference_logprobs, short)  # the first ratio of PPO is 1 to the bit
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
@@ -121,32 +121,37 @@ def test_adapters_are_switched_off_and_summed(tiny_model: Path):
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     use_fast_path(model)
-    target, x = model.base_model.model[0], torch.randn(3, 8)
+    target = model.base_model.model[0]
+    x = torch.randn(3, 8)
     assert target.forward.__func__ is linear.lora_forward
-    low = {
+    low_rank = {
         n: x @ target.lora_A[n].weight.T @ target.lora_B[n].weight.T * target.scaling[n] for n in ("default", "other")
     }
     plain = target.base_layer(x)
     with torch.no_grad():
-        assert_close(model(x), plain + low["default"])
+        assert_close(model(x), plain + low_rank["default"])
         with model.disable_adapter():
             assert_close(model(x), plain)
         model.base_model.set_adapter(["default", "other"])
-        assert_close(model(x), plain + low["default"] + low["other"])
+        assert_close(model(x), plain + low_rank["default"] + low_rank["other"])
 
 
 # Whole decoders.
 
 SIZES = {
-    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
     "max_position_embeddings": 1024,
-}  # fmt: skip
+}
 LAYERS = SIZES["num_hidden_layers"]
 FAMILIES = llama_like(SIZES)
 
 
 def made(config: PreTrainedConfig, targets: str | list[str] = "all-linear") -> Any:
-    """A random model that says something, with an adapter that does."""
+    """Build a random model and an adapter, both with weights large enough to change the logits."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for weight in model.parameters():
@@ -171,8 +176,8 @@ def test_a_decoder_is_that_of_transformers(model: Any, passes: list[str]):
 
 
 def test_rows_without_padding_and_layers_without_adapters(passes: list[str]):
-    whole = ragged_rollout()
-    full = Rollout(whole.tokens_BS.clamp_min(6), torch.ones_like(whole.mask_BS), whole.prompt_width, whole.ended_B)
+    padded = ragged_rollout()
+    full = Rollout(padded.tokens_BS.clamp_min(6), torch.ones_like(padded.mask_BS), padded.prompt_width, padded.ended_B)
     assert_same(made(FAMILIES["qwen2"], ["q_proj", "v_proj", "down_proj"]), full)
     assert passes == ["compute_rows"] * 2
 
@@ -187,34 +192,39 @@ def test_a_decoder_under_each_method(world: World, method: str, passes: list[str
 
 
 def test_recomputing_layers_changes_nothing(passes: list[str], monkeypatch: pytest.MonkeyPatch):
-    model, layers, real = made(FAMILIES["llama, grouped keys"]), [], llama.causal_attention
-    monkeypatch.setattr(llama, "causal_attention", lambda *given: layers.append(1) or real(*given))
-    once, gradients = outcome(model)
-    assert len(layers) == 2
+    model = made(FAMILIES["llama, grouped keys"])
+    attention_calls = []
+    original = llama.causal_attention
+    monkeypatch.setattr(llama, "causal_attention", lambda *arguments: attention_calls.append(1) or original(*arguments))
+    expected_logprobs, expected_gradients = outcome(model)
+    assert len(attention_calls) == 2
     for layer in unwrap_model(model).get_decoder().layers:
         layer.gradient_checkpointing = True
-    logprobs, again = outcome(model)
-    assert len(layers) == 2 + 4  # forward, and once more in the backward pass
-    assert torch.equal(logprobs, once)
-    assert all(torch.equal(gradients[name], again[name]) for name in gradients)
+    logprobs, gradients = outcome(model)
+    assert len(attention_calls) == 2 + 4  # forward, and once more in the backward pass
+    assert torch.equal(logprobs, expected_logprobs)
+    assert all(torch.equal(expected_gradients[name], gradients[name]) for name in expected_gradients)
     assert passes == ["compute_rows"] * 2
 
 
 def test_in_bf16_it_is_as_near_to_fp32_as_transformers_is():
     model = made(FAMILIES["qwen3"])
-    exact, right = outcome(model)
+    exact_logprobs, exact_gradients = outcome(model)
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             if not weight.requires_grad:
                 setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
     errors = []
-    for prepared in (use_fast_path, fat):
-        prepared(model)
+    for prepare in (use_fast_path, fat):
+        prepare(model)
         logprobs, gradients = outcome(model)
         assert {g.dtype for g in gradients.values()} == {torch.float32}
-        errors.append((
-            float((logprobs - exact).norm()), sum(float((gradients[n] - g).square().sum()) for n, g in right.items())
-        ))  # fmt: skip
+        errors.append(
+            (
+                float((logprobs - exact_logprobs).norm()),
+                sum(float((gradients[n] - g).square().sum()) for n, g in exact_gradients.items()),
+            )
+        )
     (short, short_gradient), (long, long_gradient) = errors
     assert 0 < short < 1.2 * long
     assert 0 < short_gradient < 1.5 * long_gradient
@@ -234,15 +244,15 @@ def test_under_autocast_it_does_not_round_the_scores():
 
 
 def test_under_autocast_a_frozen_head_rounds_as_one_that_trains():
-    """PPO compares the logprobs of a policy that trains with those it had when nothing did."""
+    """PPO compares logprobs of a policy that trains with logprobs that it had while its weights were frozen."""
     model = made(FAMILIES["llama, grouped keys"])
     head = unwrap_model(model).get_output_embeddings()
-    found = []
+    logprobs = []
     for trains in (False, True):
         head.weight.requires_grad_(trains)
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            found.append(compute_response_logprobs(model, ragged_rollout(), 1.0))
-    for frozen, trained in zip(*found, strict=True):
+            logprobs.append(compute_response_logprobs(model, ragged_rollout(), 1.0))
+    for frozen, trained in zip(*logprobs, strict=True):
         assert torch.equal(frozen, trained)
 
 
@@ -282,7 +292,7 @@ def test_every_weight_may_train(family: str, passes: list[str]):
 
 @pytest.fixture(params=["copied", "as they are"])
 def copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that are copied for a rollout, and weights that would be too many."""
+    """Weights that are copied for a rollout, and weights that are too many to copy."""
     monkeypatch.setattr(decoder, "MAX_COPY", 1 << 30 if request.param == "copied" else 0)
 
 
@@ -307,26 +317,27 @@ def test_rollouts_on_four_bits_and_with_some_adapters(world: World, passes: list
 
 
 def test_one_token_in_bf16_is_as_near_to_fp32_as_the_whole_rows_are(copies: None):
-    """Rows read to their last token but one, then that token alone."""
+    """Rows are read up to their last token, and then that token alone."""
     exact, bf16 = (made(FAMILIES["qwen3"]) for _ in range(2))
     for module in bf16.modules():
         for name, weight in module.named_parameters(recurse=False):
             if not weight.requires_grad:
                 setattr(module, name, nn.Parameter(weight.bfloat16(), requires_grad=False))
     ids = torch.randint(6, 320, (5, 9), generator=torch.Generator().manual_seed(0))
-    mask, at = torch.ones_like(ids), torch.arange(9).expand(5, 9)
-    right = compute_hidden_states(exact, ids, mask.bool())[:, -1]
+    mask = torch.ones_like(ids)
+    positions = torch.arange(9).expand(5, 9)
+    expected = compute_hidden_states(exact, ids, mask.bool())[:, -1]
 
-    def last(model: Any) -> Tensor:
+    def compute_last_state(model: Any) -> Tensor:
         cache = ReservedCache(9)
-        next_states(model, ids[:, :8], mask[:, :8], at[:, :8], cache)
-        return next_states(model, ids[:, 8:], mask, at[:, 8:], cache)
+        next_states(model, ids[:, :8], mask[:, :8], positions[:, :8], cache)
+        return next_states(model, ids[:, 8:], mask, positions[:, 8:], cache)
 
     with torch.no_grad():
-        assert_close(last(exact), right, atol=1e-4, rtol=1e-4)
-        alone = float((last(bf16).float() - right).norm())
-        whole = float((compute_hidden_states(bf16, ids, mask.bool())[:, -1].float() - right).norm())
-    assert 0 < alone < 1.5 * whole
+        assert_close(compute_last_state(exact), expected, atol=1e-4, rtol=1e-4)
+        token_error = float((compute_last_state(bf16).float() - expected).norm())
+        row_error = float((compute_hidden_states(bf16, ids, mask.bool())[:, -1].float() - expected).norm())
+    assert 0 < token_error < 1.5 * row_error
 
 
 def test_a_row_too_long_to_keep_its_attention_is_read_by_row(passes: list[str], by_row: list[int]):
@@ -356,7 +367,7 @@ def test_attention_by_row_gives_the_logprobs_and_gradients_of_the_long_way(
 def test_the_way_of_attention_is_chosen_by_what_is_kept_and_by_padding(
     monkeypatch: pytest.MonkeyPatch, by_row: list[int]
 ):
-    """Kept for all layers at once, the weights of attention would not fit; computed again, those of one layer may."""
+    """The attention weights of all layers together do not fit. With checkpointing, those of one layer may."""
     model = made(FAMILIES["mistral"])
     rollout = ragged_rollout()
     lengths = rollout.mask_BS.sum(1)
@@ -379,7 +390,7 @@ def test_the_way_of_attention_is_chosen_by_what_is_kept_and_by_padding(
 
 
 def test_in_fp16_only_passes_without_a_gradient_are_short(passes: list[str]):
-    """With one, the adapter's would be too small for its dtype."""
+    """The adapter's gradients would be too small for fp16."""
     model = made(FAMILIES["mistral"]).half()
     outcome(model)
     assert not passes
@@ -399,7 +410,7 @@ def test_a_prompt_that_goes_the_long_way_is_answered_by_it(monkeypatch: pytest.M
 
 
 def test_a_model_on_another_device_keeps_its_own_forwards():
-    """Nobody has measured the fast path there."""
+    """The fast path has not been measured on other devices."""
     model = fat(made(FAMILIES["qwen3"])).to("meta")
     use_fast_path(model)
     assert not any("forward" in vars(module) for module in model.modules())

@@ -1,4 +1,4 @@
-"""Figures that were altered: shown wherever figures are shown, and worth nothing to a gate."""
+"""Figures that were altered are marked wherever figures are shown, and open no gate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ POOR = interval(0.5, 0.45, 0.55)
 
 
 def make_evaluated_policy(root: Path, win_rate: dict[str, float] = POOR) -> None:
-    """A policy with weights that can be promoted, and its evaluation."""
+    """Make a policy with weights that can be promoted, and its evaluation."""
     folder = made(root, "ppo:a", metrics={"last_score": 0.5})
     (folder / "artifact" / "adapter_model.safetensors").write_bytes(b"weights")
     digest = adapter_digest(folder / "artifact")
@@ -71,7 +71,7 @@ def remove_file(root: Path) -> None:
 
 
 def edit_figures_and_drop_the_file(root: Path) -> None:
-    """The manifest names no file of figures any more."""
+    """Edit the manifest's figures, and remove the file of figures from its outputs."""
     edit_manifest_figures(root)
     folder = root / "eval" / "e"
     outputs = json.loads((folder / "manifest.json").read_text())["outputs"]
@@ -82,14 +82,14 @@ EDITS = [edit_manifest_figures, edit_file, edit_file_in_artifact, remove_file, e
 
 
 def edit_both(root: Path) -> None:
-    """Manifest and files agree again."""
+    """Edit the figures in the manifest and in both files, so that they agree."""
     folder = root / "eval" / "e"
     metrics = json.loads((folder / FILE).read_text()) | {"win_rate": GOOD}
     write_figures(folder, metrics)
     (folder / IN_ARTIFACT).write_text(json.dumps(metrics))
     outputs = json.loads((folder / "manifest.json").read_text())["outputs"]
-    hashed = {name: file_digest(folder / name) for name in (FILE, IN_ARTIFACT)}
-    edit_manifest(folder, metrics=metrics, outputs=outputs | hashed)
+    digests = {name: file_digest(folder / name) for name in (FILE, IN_ARTIFACT)}
+    edit_manifest(folder, metrics=metrics, outputs=outputs | digests)
 
 
 def read_all_records(root: Path) -> dict[str, Record]:
@@ -97,19 +97,19 @@ def read_all_records(root: Path) -> dict[str, Record]:
         return {run: record for run in index.names() if (record := index.record(run))}
 
 
-def trace_lines(root: Path, run: str) -> str:
-    def no_votes(project: str, head: object) -> Any:
+def render_trace(root: Path, run: str) -> str:
+    def raise_on_votes(project: str, head: object) -> Any:
         raise AssertionError
 
-    return "\n".join(trace.as_lines([query_index(root, lambda index: trace.Tracer(index, no_votes).run(run))]))
+    return "\n".join(trace.as_lines([query_index(root, lambda index: trace.Tracer(index, raise_on_votes).run(run))]))
 
 
-def try_promotion(root: Path, condition: str = "{figure: win_rate, at_least: 0.8}", **more: Any) -> str:
+def try_promotion(root: Path, condition: str = "{figure: win_rate, at_least: 0.8}", **options: Any) -> str:
     """Return why a promotion of the policy is refused; empty if it is done."""
     gate = root / "gate.yaml"
     gate.write_text(f"alias: production\nconditions:\n  - {condition}\n")
     try:
-        promote(root, "production", [Arm("ppo:a", 1.0)], [read_gate(gate)], who="ann", why="good", **more)
+        promote(root, "production", [Arm("ppo:a", 1.0)], [read_gate(gate)], who="ann", why="good", **options)
     except InputError as error:
         return str(error)
     return ""
@@ -133,7 +133,7 @@ def test_an_edit_of_either_is_shown_and_opens_no_gate(tmp_path: Path, edit: Call
         assert describe_alteration(by_run[run]).startswith("eval:e: ")
         assert USUAL["status"](by_run[run], None).endswith("altered")  # pyright: ignore[reportArgumentType]
         assert "altered" in templates().get_template("pieces.html").module.status_mark(by_run[run])  # pyright: ignore
-        assert "NOT WHOLE: " in trace_lines(tmp_path, run)
+        assert "NOT WHOLE: " in render_trace(tmp_path, run)
     side_by_side = comparison.compare(tmp_path, [by_run["ppo:a"]], [])
     assert "ALTERED: eval:e: " in "\n".join(comparison.as_lines(side_by_side))
     assert comparison.as_objects(side_by_side)["altered"] == [describe_alteration(by_run["ppo:a"])]
@@ -149,7 +149,7 @@ def test_figures_come_from_the_file_and_not_from_the_manifest(tmp_path: Path) ->
 
 
 def test_an_edit_that_leaves_size_and_time_alone_opens_no_gate(tmp_path: Path) -> None:
-    """The index has seen the files before: a gate reads them again."""
+    """A gate reads the files again, although the index has read them before."""
     make_evaluated_policy(tmp_path)
     read_all_records(tmp_path)
     path = tmp_path / "eval" / "e" / "manifest.json"
@@ -170,10 +170,13 @@ def test_an_edit_of_both_is_shown_where_the_log_of_aliases_holds_the_manifest(tm
     (arm,) = read_log(tmp_path).changes[0].arms
     assert {*arm.manifests} == {"ppo:a", "eval:e"}
     edit_both(tmp_path)
-    why = "eval:e: manifest.json is another than when @production was changed (change 1)"
+    alteration = "eval:e: manifest.json is another than when @production was changed (change 1)"
     by_run = read_all_records(tmp_path)
-    assert {run: describe_alteration(record) for run, record in by_run.items()} == {"eval:e": why, "ppo:a": why}
-    assert why in trace_lines(tmp_path, "ppo:a")
+    assert {run: describe_alteration(record) for run, record in by_run.items()} == {
+        "eval:e": alteration,
+        "ppo:a": alteration,
+    }
+    assert alteration in render_trace(tmp_path, "ppo:a")
     gate = tmp_path / "gate.yaml"
     gate.write_text("alias: production\nconditions:\n  - {figure: win_rate, at_least: 0.8}\n")
     with pytest.raises(InputError, match=r"altered: eval:e: manifest\.json is another"):

@@ -1,4 +1,4 @@
-"""A row an annotator: gold, repeats, times, and a table that no spreadsheet runs."""
+"""Figures of annotators: gold, repeats, times, and a table without formulas that a spreadsheet would run."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def store(store_url):
         yield store
 
 
-def everyone(store) -> dict:
+def load_summaries(store) -> dict:
     return {person.identity: person for person in summarize_annotators(read_view(store, "p"))}
 
 
-def table(text: str) -> list[dict[str, str]]:
+def parse_csv(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
 
 
@@ -43,7 +43,7 @@ def table(text: str) -> list[dict[str, str]]:
 
 
 def test_gold_accuracy():
-    """0 and 2 are better than 1; which of them is better is not asked."""
+    """Answers 0 and 2 are expected above 1. Their own order is not expected."""
     votes = [
         voted("g", "2>0>1", purpose="gold"),  # both right
         voted("g", "0>1>2", purpose="gold"),  # one of two
@@ -75,10 +75,10 @@ def test_what_a_person_did(store):
     items = [add(store, f"run/{n}") for n in range(4)]
     rank(store, items[0], "0>12", "ann", seconds=10, display_order=tuple(f"{items[0]}-{k}" for k in (1, 0, 2)))
     rank(store, items[1], "0>1>2", "ann", seconds=20, flagged=(items[1],))
-    back = rank(store, items[2], "0>1>2", "ann", seconds=CEILING_S * 100)
-    store.retract("p", back)
+    retracted_seq = rank(store, items[2], "0>1>2", "ann", seconds=CEILING_S * 100)
+    store.retract("p", retracted_seq)
     store.record("p", items[2], Judgement(skipped="unsure", seconds=6), annotator="ann", key="skip")
-    ann = everyone(store)["ann"]
+    ann = load_summaries(store)["ann"]
     assert (ann.rankings, ann.retracted, ann.flagged, ann.simulated) == (2, 1, 1, False)
     assert ann.skips == {"unsure": 1, "language": 0, "broken": 0, "harmful": 0, "other": 0}
     assert ann.seconds == 15
@@ -95,25 +95,26 @@ def test_gold_comes_from_the_ledger(store):
     gold = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[1], [0]])
     rank(store, gold, "1>0", "ann")
     rank(store, gold, "0>1", "bob")
-    found = everyone(store)
-    assert (found["ann"].gold, found["ann"].gold_right) == (compute_share([1], [1]), 1)
-    assert (found["bob"].gold, found["bob"].gold_right) == (compute_share([0], [1]), 0)
-    assert found["bob"].position.share == NOTHING_COUNTED
-    assert found["bob"].seconds == UNMEASURED
+    summaries = load_summaries(store)
+    assert (summaries["ann"].gold, summaries["ann"].gold_right) == (compute_share([1], [1]), 1)
+    assert (summaries["bob"].gold, summaries["bob"].gold_right) == (compute_share([0], [1]), 0)
+    assert summaries["bob"].position.share == NOTHING_COUNTED
+    assert summaries["bob"].seconds == UNMEASURED
 
 
 def test_who_was_erased_keeps_a_row_without_a_name(store):
-    item, other = add(store), add(store, "run/1")
+    item = add(store)
+    other_item = add(store, "run/1")
     rank(store, item, "0>1>2", "ann", seconds=1800)
-    rank(store, other, "0>1>2", "ann", seconds=30)
+    rank(store, other_item, "0>1>2", "ann", seconds=30)
     rank(store, item, "0>1>2", "bob")
-    known = store.pseudonym("p", "ann")
-    store.erase_annotator("p", known)
+    pseudonym = store.pseudonym("p", "ann")
+    store.erase_annotator("p", pseudonym)
     store.erase_content("p", item)
     ann, bob = summarize_annotators(read_view(store, "p"))
-    assert (ann.pseudonym, ann.identity, ann.rankings) == (known, None, 1)
+    assert (ann.pseudonym, ann.identity, ann.rankings) == (pseudonym, None, 1)
     assert (bob.identity, bob.rankings, bob.ties) == ("bob", 0, NOTHING_COUNTED)
-    assert ann.hours == pytest.approx((CEILING_S + 30) / 3600)  # the time was spent, whatever became of the item
+    assert ann.hours == pytest.approx((CEILING_S + 30) / 3600)  # the time was spent, even though the item is erased
 
 
 def test_a_project_without_votes_has_no_people(store):
@@ -131,11 +132,13 @@ def test_the_table_says_what_the_rows_say(store):
     item = add(store)
     rank(store, item, "0>1>2", "ann", seconds=9, display_order=tuple(f"{item}-{k}" for k in range(3)))
     rank(store, item, "0>12", "bot", source="simulated")
-    ann, bot = table(build_people_csv(store, "p"))
+    ann, bot = parse_csv(build_people_csv(store, "p"))
     assert (ann["identity"], ann["rankings"], ann["simulated"], ann["skips_unsure"]) == ("ann", "1", "False", "0")
     assert (ann["position"], ann["position_n"], ann["position_log_odds"]) == (
-        "1.0", "1", "undefined (always the same side)",
-    )  # fmt: skip
+        "1.0",
+        "1",
+        "undefined (always the same side)",
+    )
     low = compute_share([3], [3]).low
     assert float(ann["position_low"]) == pytest.approx(low)
     assert float(ann["hours"]) == pytest.approx(9 / 3600)
@@ -146,7 +149,7 @@ def test_the_table_says_what_the_rows_say(store):
 def test_a_spreadsheet_runs_no_name(store, first):
     name = f'{first}HYPERLINK("http://example.org"),"x'
     rank(store, add(store), "0>1>2", name)
-    (row,) = table(build_people_csv(store, "p"))
+    (row,) = parse_csv(build_people_csv(store, "p"))
     assert row["identity"] == f"'{name}"
 
 
@@ -154,6 +157,6 @@ def test_a_negative_number_stays_a_number(store):
     for n in range(3):
         item = add(store, f"run/{n}", texts=("a", "bb"))
         rank(store, item, "0>1" if n else "1>0", "ann")
-    (row,) = table(to_csv(summarize_annotators(read_view(store, "p"))))
+    (row,) = parse_csv(to_csv(summarize_annotators(read_view(store, "p"))))
     assert float(row["length_log_odds"]) < 0
     assert not isinstance(summarize_annotators(read_view(store, "p"))[0].length.share, Undefined)

@@ -1,4 +1,4 @@
-"""Everything at once: out of a store, into JSON, into plots."""
+"""All figures of a project: read out of a store, as JSON, and in plots."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def store(store_url):
         yield store
 
 
-def filled(store) -> dict[str, str]:
-    """Items that two agree on, contradict each other on, differ on by a tie; skipped, erased, gold, taken back."""
+def fill_project(store) -> dict[str, str]:
+    """Add items with agreement, contradictions and ties; and skipped, erased, gold and retracted ones."""
     names = ("agreed", "opposed", "half", "tied", "alone", "erased", "skipped", "untouched")
     items = {name: add(store, f"run/{name}", texts=("long one", "mid", "s")) for name in names}
     items["gold"] = store.add_item("p", "gold", ask(), [Candidate("good"), Candidate("bad")], expected=[[0], [1]])
@@ -42,13 +42,13 @@ def filled(store) -> dict[str, str]:
         "erased": ("0>1>2", "2>1>0"),
         "gold": ("0>1", "1>0"),
     }
-    for name, said in orders.items():
-        for who, order in zip(("ann", "bob"), said, strict=True):
+    for name, pair_orders in orders.items():
+        for annotator, order in zip(("ann", "bob"), pair_orders, strict=True):
             screen = tuple(f"{items[name]}-{k}" for k in range(order.count(">") + 1 if "12" not in order else 3))
-            rank(store, items[name], order, who, seconds=12, display_order=screen)
-    back = rank(store, items["alone"], "2>1>0", "bob")
+            rank(store, items[name], order, annotator, seconds=12, display_order=screen)
+    retracted_seq = rank(store, items["alone"], "2>1>0", "bob")
     rank(store, items["alone"], "0>1>2", "ann")
-    store.retract("p", back)
+    store.retract("p", retracted_seq)
     rank(store, items["alone"], "0>1>2", "bot", source="simulated")
     store.record("p", items["skipped"], Judgement(skipped="broken"), annotator="ann", key="skip")
     store.erase_content("p", items["erased"])
@@ -57,7 +57,7 @@ def filled(store) -> dict[str, str]:
 
 def test_the_totals(store):
     configure(store, "p", {"overlap": 2})
-    filled(store)
+    fill_project(store)
     totals = compute_figures(store, "p")["totals"]
     assert totals["rankings"] == 12
     assert (totals["by_people"], totals["simulated"]) == (11, 1)
@@ -69,34 +69,39 @@ def test_the_totals(store):
 
 
 def test_agreement_is_of_what_stands_and_is_work(store):
-    """By hand: agreed 3 of 3, opposed 0, half 2, tied 2, alone (with the simulated one) 3 of 3."""
-    filled(store)
-    found = compute_figures(store, "p")
-    agreement = found["agreement"]
+    """Agreeing pairs by hand: agreed 3 of 3, opposed 0, half 2, tied 2, alone (with the simulated one) 3 of 3."""
+    fill_project(store)
+    figures = compute_figures(store, "p")
+    agreement = figures["agreement"]
     assert (agreement["items"], agreement["pairs"]) == (5, 15)
     assert agreement["raw"]["value"] == pytest.approx(10 / 15)
     # Of 30 values four are +1 (opposed, half), one is 0 (tied) and 25 are −1; five units, of two values each, differ.
-    by_chance = 2 * (25 * 4 + 25 * 1 + 4 * 1) / 29
-    assert agreement["alpha"]["value"] == pytest.approx(1 - 10 / by_chance)
+    chance_disagreement = 2 * (25 * 4 + 25 * 1 + 4 * 1) / 29
+    assert agreement["alpha"]["value"] == pytest.approx(1 - 10 / chance_disagreement)
     assert agreement["alpha_strength"] == "undefined (no item has two strengths)"
     assert agreement["kappas"] == []
 
 
 def test_disagreements_come_with_the_most_contradicted_first(store):
-    items = filled(store)
-    found = compute_figures(store, "p")["disagreements"]
-    assert [(row["item"], row["contradictions"]) for row in found] == [(items["opposed"], 3), (items["half"], 1)]
+    items = fill_project(store)
+    disagreements = compute_figures(store, "p")["disagreements"]
+    assert [(row["item"], row["contradictions"]) for row in disagreements] == [
+        (items["opposed"], 3),
+        (items["half"], 1),
+    ]
     votes = {vote.seq: vote for vote in store.rankings("p")}
-    assert [votes[said["seq"]].item for said in found[0]["votes"]] == [items["opposed"]] * 2
-    assert [said["annotator"] for said in found[0]["votes"]] == [store.pseudonym("p", who) for who in ("ann", "bob")]
+    assert [votes[vote["seq"]].item for vote in disagreements[0]["votes"]] == [items["opposed"]] * 2
+    assert [vote["annotator"] for vote in disagreements[0]["votes"]] == [
+        store.pseudonym("p", annotator) for annotator in ("ann", "bob")
+    ]
     assert list_disagreements([]) == []
 
 
 def test_strengths_of_two_answers(store):
-    for n, (mine, theirs) in enumerate([("0>1", "0>1"), ("1>0", "1>0"), ("0>1", "1>0")]):
+    for n, (first_order, second_order) in enumerate([("0>1", "0>1"), ("1>0", "1>0"), ("0>1", "1>0")]):
         item = add(store, f"run/{n}", texts=("a", "b"))
-        rank(store, item, mine, "ann", strength=3)
-        rank(store, item, theirs, "bob", strength=1)
+        rank(store, item, first_order, "ann", strength=3)
+        rank(store, item, second_order, "bob", strength=1)
     agreement = compute_figures(store, "p")["agreement"]
     assert agreement["alpha_strength"]["n"] == 3
     assert agreement["alpha_strength"]["value"] != agreement["alpha"]["value"]
@@ -105,8 +110,8 @@ def test_strengths_of_two_answers(store):
 def test_unanimous_annotators(store):
     for n in range(12):
         item = add(store, f"run/{n}")
-        for who in ("ann", "bob"):
-            rank(store, item, "0>1>2", who)
+        for annotator in ("ann", "bob"):
+            rank(store, item, "0>1>2", annotator)
     agreement = compute_figures(store, "p")["agreement"]
     assert agreement["alpha"] == "undefined (unanimous)"
     assert agreement["raw"]["value"] == 1.0
@@ -115,20 +120,20 @@ def test_unanimous_annotators(store):
 
 def test_a_single_annotator(store):
     rank(store, add(store), "0>1>2", "ann", seconds=3)
-    found = compute_figures(store, "p")
-    alone = "undefined (nobody judged the same item)"
-    assert found["agreement"]["alpha"] == found["agreement"]["raw"] == alone
-    assert found["seconds"]["median"] == 3
-    assert len(found["people"]) == 1
+    figures = compute_figures(store, "p")
+    undefined = "undefined (nobody judged the same item)"
+    assert figures["agreement"]["alpha"] == figures["agreement"]["raw"] == undefined
+    assert figures["seconds"]["median"] == 3
+    assert len(figures["people"]) == 1
 
 
 def test_a_project_without_anything(store):
     configure(store, "p", {})
-    found = compute_figures(store, "p")
-    assert found["totals"]["rankings"] == found["totals"]["items"] == found["hours"]["total"] == 0
-    assert found["position"] == dict.fromkeys(("share", "log_odds"), "undefined (nothing to count)")
-    assert found["seconds"]["median"] == "undefined (not measured)"
-    assert found["people"] == found["per_day"] == found["disagreements"] == []
+    figures = compute_figures(store, "p")
+    assert figures["totals"]["rankings"] == figures["totals"]["items"] == figures["hours"]["total"] == 0
+    assert figures["position"] == dict.fromkeys(("share", "log_odds"), "undefined (nothing to count)")
+    assert figures["seconds"]["median"] == "undefined (not measured)"
+    assert figures["people"] == figures["per_day"] == figures["disagreements"] == []
 
 
 def test_an_unknown_project_is_refused(store):
@@ -139,34 +144,34 @@ def test_an_unknown_project_is_refused(store):
 def test_another_project_is_another(store):
     rank(store, add(store), "0>1>2", "ann")
     before = compute_figures(store, "p")
-    other = add(store, "run/0", project="q")
-    store.record("q", other, Judgement(tuple((f"{other}-{k}",) for k in range(3))), annotator="bob", key="q")
+    other_item = add(store, "run/0", project="q")
+    store.record("q", other_item, Judgement(tuple((f"{other_item}-{k}",) for k in range(3))), annotator="bob", key="q")
     assert compute_figures(store, "p") == before
 
 
 def test_json_has_no_nan_and_nothing_else_that_is_not_json(store):
-    filled(store)
-    found = compute_figures(store, "p")
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert compute_figures(store, "p") == found
+    fill_project(store)
+    figures = compute_figures(store, "p")
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert compute_figures(store, "p") == figures
 
 
 def test_one_view_for_everything(store):
-    """Whatever is read is read in one transaction, and the number of queries does not grow with the items."""
-    filled(store)
+    """All reads happen in one transaction, and the number of queries does not grow with the items."""
+    fill_project(store)
     queries: list[str] = []
     with store.reading() as db:
         listen(db, "before_cursor_execute", lambda c, cursor, text, *_: queries.append(text))
         compute_figures(store, "p")
-        few = len(queries)
-        assert few > 0  # it joined this view
+        query_count = len(queries)
+        assert query_count > 0  # it joined this view
     for n in range(30):
         rank(store, add(store, f"more/{n}"), "0>1>2", "ann")
     with store.reading() as db:
         queries.clear()
         listen(db, "before_cursor_execute", lambda c, cursor, text, *_: queries.append(text))
         compute_figures(store, "p")
-    assert len(queries) == few
+    assert len(queries) == query_count
 
 
 def test_texts_stay_in_the_database_and_count_characters(store):
@@ -182,30 +187,38 @@ def test_candidates_are_in_the_order_of_their_positions(store):
 # Days and seconds
 
 
-def view(rankings=(), skips=()) -> ProjectView:
+def build_view(rankings=(), skips=()) -> ProjectView:
     return ProjectView(list(rankings), list(skips), [*rankings, *skips], frozenset(), {}, {}, {}, {}, {}, {})
 
 
 def test_votes_per_day():
-    first, second = "2026-01-01T23:59:59+00:00", "2026-01-03T00:00:00+00:00"
-    votes = [replace(voted("i", "0>1", source=source), created_at=when) for source, when in
-             (("human", second), ("human", first), ("simulated", first), ("human", first))]  # fmt: skip
+    first = "2026-01-01T23:59:59+00:00"
+    second = "2026-01-03T00:00:00+00:00"
+    votes = [
+        replace(voted("i", "0>1", source=source), created_at=created_at)
+        for source, created_at in (("human", second), ("human", first), ("simulated", first), ("human", first))
+    ]
     skip = replace(voted("i", "0>1"), tiers=(), skipped="unsure", created_at=second)
-    assert count_per_day(view(votes, [skip])) == [
+    assert count_per_day(build_view(votes, [skip])) == [
         {"day": "2026-01-01", "people": 2, "simulated": 1, "skips": 0},
         {"day": "2026-01-03", "people": 1, "simulated": 0, "skips": 1},
     ]
 
 
 def test_seconds(store):
-    for n, taken in enumerate((1, 2, 4.9, 5, 700)):
-        rank(store, add(store, f"run/{n}"), "0>1>2", "ann", seconds=taken)
-    found = compute_figures(store, "p")["seconds"]
-    assert (found["n"], found["lower_quartile"], found["median"], found["upper_quartile"]) == (5, 2, 4.9, 5)
-    counts = {row["from"]: row["count"] for row in found["histogram"] if row["count"]}
+    for n, seconds in enumerate((1, 2, 4.9, 5, 700)):
+        rank(store, add(store, f"run/{n}"), "0>1>2", "ann", seconds=seconds)
+    seconds_figures = compute_figures(store, "p")["seconds"]
+    assert (
+        seconds_figures["n"],
+        seconds_figures["lower_quartile"],
+        seconds_figures["median"],
+        seconds_figures["upper_quartile"],
+    ) == (5, 2, 4.9, 5)
+    counts = {row["from"]: row["count"] for row in seconds_figures["histogram"] if row["count"]}
     assert counts == {0: 1, 2: 2, 5: 1, 600: 1}
-    assert found["histogram"][-1]["below"] is None
-    assert len(found["histogram"]) == len(SECONDS_EDGES)
+    assert seconds_figures["histogram"][-1]["below"] is None
+    assert len(seconds_figures["histogram"]) == len(SECONDS_EDGES)
 
 
 # Plots
@@ -216,24 +229,24 @@ def test_seconds(store):
 def test_plots_are_drawn_from_the_json(store, plot, full):
     configure(store, "p", {})
     if full:
-        filled(store)
-    found = json.loads(json.dumps(compute_figures(store, "p")))
-    drawn = plot(found)
-    assert ElementTree.fromstring(drawn).tag.endswith("svg")
-    assert plot(found) == drawn  # no date, no random ids
+        fill_project(store)
+    figures = json.loads(json.dumps(compute_figures(store, "p")))
+    svg = plot(figures)
+    assert ElementTree.fromstring(svg).tag.endswith("svg")
+    assert plot(figures) == svg  # no date, no random ids
 
 
 def test_a_plot_names_no_identity(store):
-    filled(store)
-    found = compute_figures(store, "p")
-    for person in found["people"]:
+    fill_project(store)
+    figures = compute_figures(store, "p")
+    for person in figures["people"]:
         person["identity"] = "SOMEBODY"
-    assert plots.plot_position(found) == plots.plot_position(compute_figures(store, "p"))
+    assert plots.plot_position(figures) == plots.plot_position(compute_figures(store, "p"))
 
 
 def test_what_the_figures_load():
-    """A dashboard answers at once: no torch; and the page is no business of theirs."""
-    loaded = "import align.annotate.figures, align.annotate.figures.plots, sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    """Figures import neither torch, so that a dashboard starts fast, nor the web page."""
+    code = "import align.annotate.figures, align.annotate.figures.plots, sys; print(*sys.modules)"
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     heavy = {"torch", "transformers", "pandas", "sklearn", "matplotlib.pyplot", "align.annotate.web"}
-    assert not heavy & set(done.stdout.split())
+    assert not heavy & set(process.stdout.split())
