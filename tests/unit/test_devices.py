@@ -71,7 +71,7 @@ ON_THE_CPU = {
     "align/export/engines.py: pick_logprobs": "beside logits on the CPU",
     "align/ppo/monitor.py: measure": "becomes a list",
 }
-"""Module, folder, or function in a module → why what it makes belongs on the CPU."""
+"""Module, folder, or function in a module → the reason why its tensors belong on the CPU."""
 
 
 class Makes(ast.NodeVisitor):

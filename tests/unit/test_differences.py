@@ -166,7 +166,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
         compare_runs(tmp_path, "ppo:a", "sft:a")
     with pytest.raises(InputError, match=r"stage\.runs=ppo:bad: cannot be read: .*is not JSON"):
         compare_runs(tmp_path, "ppo:a", "ppo:bad")
-    assert compare_runs(tmp_path, "ppo:a", "ppo:a")["data"] is None  # nothing says which rows it had
+    assert compare_runs(tmp_path, "ppo:a", "ppo:a")["data"] is None  # no file lists its rows
     (tmp_path / "ppo" / "a" / "trained_ids.parquet").write_bytes(b"PAR1")
     with pytest.raises(CorruptFile, match=r"trained_ids\.parquet: cannot be read"):
         compare_runs(tmp_path, "ppo:a", "ppo:a")

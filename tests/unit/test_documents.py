@@ -74,7 +74,7 @@ def test_a_question_to_train_on_has_an_answer_beside_it(tmp_path: Path):
     ]
     for row, names in rows:
         path = write(tmp_path / "d.jsonl", {"prompt": "a", "completion": None}, row)
-        assert len(read_documents(path)) == 2  # to be asked
+        assert len(read_documents(path)) == 2  # prompts need no answers
         with pytest.raises(InputError, match=rf"row 2, columns=.*: there is no answer among them\. Call it {names}"):
             read_documents(path, requires_answer=True)
 

@@ -176,7 +176,7 @@ def test_a_loss_without_a_reference_makes_a_policy_that_others_go_on_with(
     out = capfd.readouterr().out
     metrics = read_manifest(root / "dpo" / "d").metrics
     assert "no reference is kept: the loss reads the policy alone, once a batch" in out
-    assert metrics["accuracy"]["value"] == 1  # beside the start, as with every loss
+    assert metrics["accuracy"]["value"] == 1  # compared with the start, as with every loss
     assert metrics["loss"] < metrics["loss_before"]
     log_rows = read_rows(root / "dpo" / "d" / "metrics.jsonl")
     assert {"loss", "accuracy", "margin", "chosen_token_logprob"} <= log_rows[0].keys()

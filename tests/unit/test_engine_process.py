@@ -83,7 +83,7 @@ def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, m
         r".*engine\.llama_cpp=none.*nothing says that it works",
     ):
         run_engine_script(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[])
-    script.write_text("")  # ends well, and says nothing
+    script.write_text("")  # exits with status 0 and without output
     with pytest.raises(InputError, match="no reason given"):
         run_engine_script(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[])
 

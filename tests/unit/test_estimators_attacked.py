@@ -31,7 +31,7 @@ from align.ppo.verify.on_model import take_gradient
 ROLLOUT = ragged_rollout(rows=8)
 TEMPERATURE = 0.8
 TELLS = tensor([1.0, 0.0, -1.0, 0.0, 0.5, 2.0, 0.0, 0.0])
-"""Advantages of answers, of which half tell nothing."""
+"""Advantages of answers, half of which are 0."""
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def build_experience(roles: Roles, advantages_B: Tensor, weighted: bool = False)
     return Experience(ROLLOUT, old + noise, reference, advantages_B[:, None] * mask, weights_BT=weights)
 
 
-def compute_update(
+def compute_gradient(
     roles: Roles, experience: Experience, losses: Losses, micro_batch: int, **options: Any
 ) -> tuple[Tensor, Any]:
     sizes = {"micro_batch": micro_batch, "temperature": TEMPERATURE, "losses": losses}
@@ -69,9 +69,9 @@ def test_answers_that_tell_nothing_change_no_gradient_and_are_in_every_figure(
     losses = Losses(importance_sampling_level=level, loss_mean=loss_mean, longest=9)
     experience = build_experience(roles, TELLS, weighted)
     cached = roles.run_cached_forward(ROLLOUT, TEMPERATURE)
-    gradient, figures = compute_update(roles, experience, losses, 8, cached=cached)
+    gradient, figures = compute_gradient(roles, experience, losses, 8, cached=cached)
     for micro_batch in (1, 3):
-        row_gradient, row_figures = compute_update(roles, experience, losses, micro_batch)
+        row_gradient, row_figures = compute_gradient(roles, experience, losses, micro_batch)
         assert float((row_gradient - gradient).norm() / gradient.norm()) < 1e-5
         assert row_figures == pytest.approx(figures, rel=1e-4, abs=1e-6)
 

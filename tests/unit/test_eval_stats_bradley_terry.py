@@ -1,4 +1,4 @@
-"""Strengths of many systems: known optima, another algorithm, systems that win all, parts without a bridge."""
+"""Strengths of many systems: known optima, another algorithm, systems that win all, and disconnected groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from align.evals.stats import fit_bradley_terry
 
 
 def expand_games(*rows: tuple[str, str, float, int]) -> tuple[list[str], list[str], list[float]]:
-    """Return the columns first, second and verdict of (first, second, verdict, count) rows, each repeated count times."""
+    """Return columns first, second and verdict of rows (first, second, verdict, count), each repeated count times."""
     games = [(a, b, v) for a, b, v, times in rows for _ in range(times)]
     return [a for a, _, _ in games], [b for _, b, _ in games], [v for _, _, v in games]
 
@@ -21,19 +21,19 @@ def fit_by_minorization(first: list[str], second: list[str], verdicts: list[floa
     """Iterate π ← wins / Σ n/(π_i + π_j) with no prior: Hunter 2004, "MM algorithms for generalized Bradley-Terry"."""
     names = sorted({*first, *second})
     place = {name: k for k, name in enumerate(names)}
-    won = np.zeros(len(names))
-    met = np.zeros((len(names), len(names)))
+    wins = np.zeros(len(names))
+    game_counts = np.zeros((len(names), len(names)))
     for a, b, v in zip(first, second, verdicts, strict=True):
         i = place[a]
         j = place[b]
-        won[i], won[j] = won[i] + v, won[j] + 1 - v
-        met[i, j] += 1
-        met[j, i] += 1
-    worth = np.ones(len(names))
+        wins[i], wins[j] = wins[i] + v, wins[j] + 1 - v
+        game_counts[i, j] += 1
+        game_counts[j, i] += 1
+    strengths = np.ones(len(names))
     for _ in range(3000):
-        worth = won / (met / (worth[:, None] + worth[None, :])).sum(axis=1)
-        worth /= worth.prod() ** (1 / len(names))
-    return dict(zip(names, np.log(worth).tolist(), strict=True))
+        strengths = wins / (game_counts / (strengths[:, None] + strengths[None, :])).sum(axis=1)
+        strengths /= strengths.prod() ** (1 / len(names))
+    return dict(zip(names, np.log(strengths).tolist(), strict=True))
 
 
 def test_two_systems_by_hand():
@@ -58,10 +58,10 @@ def test_a_tie_is_half_a_win_each():
 def test_it_agrees_with_another_algorithm():
     draw = np.random.default_rng(0)
     names = "abcde"
-    worth = dict(zip(names, (1.0, 0.4, 0.0, -0.5, -0.9), strict=True))
+    true_strengths = dict(zip(names, (1.0, 0.4, 0.0, -0.5, -0.9), strict=True))
     pairs = [draw.choice(5, 2, replace=False) for _ in range(4000)]
     first, second = ([names[pair[side]] for pair in pairs] for side in (0, 1))
-    chance = [1 / (1 + math.exp(worth[b] - worth[a])) for a, b in zip(first, second, strict=True)]
+    chance = [1 / (1 + math.exp(true_strengths[b] - true_strengths[a])) for a, b in zip(first, second, strict=True)]
     verdicts = np.where(draw.random(4000) < 0.1, 0.5, draw.random(4000) < chance).tolist()
     ranking = fit_bradley_terry(first, second, verdicts)
     expected_strengths = fit_by_minorization(first, second, verdicts)

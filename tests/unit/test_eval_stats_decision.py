@@ -113,7 +113,7 @@ def test_a_deviation_comes_back_from_its_interval():
 
 
 def test_detectable_by_hand():
-    """n = 10,000: (1.960 + 0.842)·sd/100, a hair more for the deviation's own error."""
+    """n = 10,000: (1.960 + 0.842)·sd/100, slightly more for the deviation's own error."""
     assert compute_detectable_difference(0.5, 10_000) == pytest.approx(2.8016 * 0.5 / 100, rel=1e-3)
     assert compute_detectable_difference(0.5, 10_000, power=0.5) == pytest.approx(t_quantile(9999) * 0.5 / 100)
     assert compute_detectable_difference(0.5, 10_000, level=0.9, power=0.9) == pytest.approx(
@@ -123,7 +123,7 @@ def test_detectable_by_hand():
 
 
 def test_a_bounded_difference_varies_more_the_larger_it_is():
-    """δ·√n = c·√(sd² + δ − δ²), put in again."""
+    """The computed δ satisfies δ·√n = c·√(sd² + δ − δ²)."""
     delta = compute_detectable_difference(0.4, 400, reach=1.0)
     c = compute_detectable_difference(1.0, 400) * 20
     assert delta * 20 == pytest.approx(c * math.sqrt(0.16 + delta - delta**2))

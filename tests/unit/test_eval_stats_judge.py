@@ -54,7 +54,7 @@ def test_raters_who_always_say_one_thing_have_no_kappa():
 
 
 def test_agreement_counts_a_prompt_once():
-    """Four copies of ten prompts are ten prompts."""
+    """Four copies of ten prompts count as ten prompts."""
     first_rater = [1, 0, 0.5, 1, 0, 1, 1, 0, 0, 0.5]
     second_rater = [1, 0, 0.5, 0, 0, 1, 0.5, 0, 1, 1]
     original = compute_agreement(first_rater, second_rater)
@@ -99,7 +99,7 @@ def test_half_a_change_is_one():
     assert (swap.consistency.value, swap.shown_first.value, swap.win_rate.value) == (0.0, 0.75, 0.5)
 
 
-# What is no verdict
+# Failed verdicts
 
 
 def test_no_verdict_equals_none_and_is_never_alike_by_chance():
@@ -111,7 +111,7 @@ def test_no_verdict_equals_none_and_is_never_alike_by_chance():
     agreement = compute_agreement(judge, people, failed=failed)
     assert (agreement.raw.value, agreement.verdicts) == (0.5, 10)
     assert agreement.kappa is not None
-    # By chance: 1 said by 4 and 4 of ten, 0 by 3 and 3, a tie by 1 and 3, no verdict by 2 and none.
+    # By chance: 1 in 4 and 4 of ten, 0 in 3 and 3, a tie in 1 and 3, a failure in 2 and 0.
     assert agreement.kappa.value == pytest.approx(1 - 0.5 / (1 - 0.16 - 0.09 - 0.03))
     all_failed = compute_agreement([0.5] * 9, [0.5] * 6 + [1.0] * 3, failed=[True] * 9)
     assert all_failed.raw.value == 0
@@ -127,7 +127,7 @@ def test_what_has_no_two_verdicts_survives_no_swap():
             compute([1, 0], [1, 0], failed=[True])
 
 
-# All of it
+# All statistics
 
 
 def test_a_card_has_what_it_was_given():

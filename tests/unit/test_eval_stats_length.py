@@ -21,7 +21,7 @@ def compute_verdicts(log_odds: np.ndarray) -> np.ndarray:
 
 
 def test_a_taste_for_length_is_taken_out_and_measured():
-    """θ = 0.8 and a slope of 1.1 by the arctangent of the ratio over its deviation, found again."""
+    """The fit recovers θ = 0.8 and a slope of 1.1 by the arctangent of the ratio over its deviation."""
     verdicts = compute_verdicts(0.8 + 1.1 * np.arctan(RATIO / RATIO.std()))
     estimate = control_for_length(verdicts, FIRST, SECOND)
     assert estimate.controlled.value == pytest.approx(1 / (1 + math.exp(-0.8)), abs=1e-3)

@@ -44,7 +44,7 @@ def test_a_cluster_counts_once():
     """Prompt a has a difference of 1 in all of three answers, b of 0 in one: the mean of 1 and 0."""
     comparison = compare_shares([1, 1, 1, 1], [0, 0, 0, 1], ["a", "a", "a", "b"])
     assert (comparison.difference.value, comparison.difference.n) == (0.5, 2)
-    assert comparison.p == 1.0  # one cluster differs: a coin's first throw
+    assert comparison.p == 1.0  # only one cluster differs
 
 
 def test_swapping_the_systems_turns_the_difference():
@@ -74,7 +74,7 @@ def test_pairing_takes_out_the_difficulty_of_prompts():
     noise = draw.normal(0, 0.1, 200)
     comparison = compare_scores(difficulties + 0.1 + noise, difficulties)
     assert comparison.difference.low > 0
-    assert comparison.first.low < comparison.second.high  # each alone says nothing
+    assert comparison.first.low < comparison.second.high  # the two intervals overlap
     assert comparison.p < 0.001
 
 

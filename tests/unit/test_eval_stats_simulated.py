@@ -1,4 +1,4 @@
-"""The bars of `benchmarks/evals/coverage.py` on fewer draws, and that the known wrong methods miss them."""
+"""Intervals and tests meet the bars of `benchmarks/evals/coverage.py` on fewer draws; known wrong methods miss them."""
 
 from __future__ import annotations
 

@@ -273,7 +273,7 @@ def test_planted_runs_and_near_misses_as_sets_of_strings_say(tmp_path: Path, see
     near_misses = set[int]()
     for number in draw.sample(range(400), 160):
         width = 13 if len(planted) <= len(near_misses) else 12
-        # Of a question 12 words may be all, or all but one, which is a leak by another rule.
+        # 12 words may be a whole question, or all but one of its words, which is a leak by another rule.
         parts = [text for row in rows for text in collect_texts(row)[width == 12 :]]
         long_texts = [text for text in parts if len(split_words(text)) >= width]
         source = split_words(draw.choice(long_texts))

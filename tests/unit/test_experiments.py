@@ -62,7 +62,7 @@ def test_an_experiment_lies_between_groups_and_command_line(mine: Path):
         config = build_in_folder(mine, *arguments)
         assert (config.stage.name, config.method.name, config.data.name) == ("dpo", "qlora", "files")
         assert (config.stage.lr, config.method.r, config.seed) == (1e-6, 4, 6)
-    assert build_in_folder(mine, "experiment=mine").seed == 5  # as where a primary configuration has the group
+    assert build_in_folder(mine, "experiment=mine").seed == 5  # as if a primary configuration had the group
     assert build_in_folder(mine, "+experiment='mine'").seed == 5
     assert (
         build_in_folder(mine, "+experiment=mine", "stage=sft", "data=chitchat", "data.path=null").data.name
@@ -88,7 +88,7 @@ def test_a_value_that_an_experiment_leaves_open_or_sets(mine: Path):
     write_group_file(mine, "experiment/open", f"{GLOBAL}defaults:\n  - override /data: jsonl\ndata:\n  path: ???\n")
     assert catch_error(mine, "stage=sft", "+experiment=open").field == "data.path"
     assert build_in_folder(mine, "stage=sft", "model=pocket", "+experiment=open", "data.path=x").data.path == "x"
-    write_group_file(mine, "model/ask", "defaults:\n  - hub\n  - _self_\n")  # what `hub` asks for, it leaves open too
+    write_group_file(mine, "model/ask", "defaults:\n  - hub\n  - _self_\n")  # leaves the same values open as `hub`
     assert catch_error(mine, "stage=sft", "model=ask").field == "model.path"
     write_group_file(mine, "experiment/says", f"{GLOBAL}defaults:\n  - override /model: ask\nmodel:\n  path: org/x\n")
     assert build_in_folder(mine, "stage=sft", "+experiment=says").model.path == "org/x"

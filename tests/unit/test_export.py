@@ -59,7 +59,7 @@ def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapte
     ]
     before = load_file(adapter / WEIGHTS_FILE)
     after = load_file(target / WEIGHTS_FILE)
-    assert before.keys() == after.keys()  # alpha is 8, the rank 4: lora_B holds twice what it held
+    assert before.keys() == after.keys()  # alpha is 8 and the rank 4, so that lora_B is doubled
     assert all(torch.equal(after[key], before[key] * (2 if "lora_B" in key else 1)) for key in before)
     assert torch.equal(trained(base, adapter), trained(base, target))
     assert json.loads((target / "base.json").read_text()) == BASE
@@ -71,7 +71,7 @@ def test_exported_adapter_is_the_same_model_and_names_no_path(base: Path, adapte
     assert config.keys().isdisjoint({"loftq_config", "peft_version", "megatron_core", "eva_config"})
     assert json.loads((adapter / CONFIG_FILE).read_text())["base_model_name_or_path"] == str(
         base
-    )  # what was to be removed
+    )  # the path that the export removes
     for path in target.iterdir():
         assert str(base.parent).encode() not in path.read_bytes(), path.name
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -90,7 +90,7 @@ def assert_same(model: Any, rollout: Rollout | None = None) -> None:
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_fastpath_lora_is_lora(world: World, method: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(llama, "covers_call", lambda *a: False)  # its layers alone
+    monkeypatch.setattr(llama, "covers_call", lambda *a: False)  # use fast layers, and no fast decoder
     model = add_new_adapter(world.load(method), Lora(4, 8))
     shake(model)
     assert all("lora_" in name for name in outcome(model)[1])
@@ -186,7 +186,7 @@ def test_rows_without_padding_and_layers_without_adapters(passes: list[str]):
 def test_a_decoder_under_each_method(world: World, method: str, passes: list[str]):
     model = add_new_adapter(world.load(method), Lora(4, 8))
     shake(model)
-    passes.clear()  # the load's own probe
+    passes.clear()  # of the load's own probe
     assert_same(model)
     assert passes == ["compute_rows"] * 2
 

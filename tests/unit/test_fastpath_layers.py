@@ -95,7 +95,7 @@ def test_a_backward_pass_leaves_nothing_of_what_was_kept_for_it():
     assert weak_reference() is not None
     out.sum().backward()
     assert weak_reference() is None
-    assert out.grad_fn is not None  # the result is still there, and may stay for long
+    assert out.grad_fn is not None  # the result still exists, and may do so for long
 
 
 # Attention.

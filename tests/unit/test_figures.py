@@ -105,7 +105,7 @@ def render_trace(root: Path, run: str) -> str:
 
 
 def try_promotion(root: Path, condition: str = "{figure: win_rate, at_least: 0.8}", **options: Any) -> str:
-    """Return why a promotion of the policy is refused; empty if it is done."""
+    """Return the reason why a promotion of the policy is refused, or an empty string if it succeeds."""
     gate = root / "gate.yaml"
     gate.write_text(f"alias: production\nconditions:\n  - {condition}\n")
     try:
@@ -207,7 +207,7 @@ def test_an_edit_of_both_is_shown_where_a_receipt_holds_the_manifest(tmp_path: P
 
 
 def test_a_run_that_was_made_again_is_not_called_altered(tmp_path: Path) -> None:
-    """A run with other weights is not compared with the manifest of the one before."""
+    """A run with other weights is not compared with the manifest of the run before it."""
     make_evaluated_policy(tmp_path)
     assert try_promotion(tmp_path, override="for a day") == ""
     (tmp_path / "ppo" / "a" / "artifact" / "adapter_model.safetensors").write_bytes(b"others")

@@ -117,7 +117,7 @@ def test_three_answers_with_a_tie():
     """Alpha by hand: five values are −1 and one is 0. 2 of 6 coincidences differ, and 2·5·1/5 would by chance."""
     panels = build_panels([voted("i", "0>1>2", "ann"), voted("i", "0>12", "bob")])
     estimate = compute_alpha(panels, "nominal")
-    assert estimate == Interval(pytest.approx(0.0), None, None, 1)  # one item bears no interval
+    assert estimate == Interval(pytest.approx(0.0), None, None, 1)  # one item has no interval
     assert compute_raw_agreement(panels).value == pytest.approx(2 / 3)
 
 
@@ -186,7 +186,7 @@ def test_the_interval_of_alpha_covers_it(items, right):
 
 
 def test_kappa_by_hand():
-    """20 and 15 times both, 5 and 10 times one: 0.7 observed, 0.5·0.6 + 0.5·0.4 by chance."""
+    """Both agree 20 and 15 times, and differ 5 and 10 times: 0.7 observed, 0.5·0.6 + 0.5·0.4 by chance."""
     assert compute_kappa(np.array([[20, 5], [10, 15]])) == pytest.approx((0.7 - 0.5) / (1 - 0.5))
     # Weights 0, 1, 4: 2 observed; rows 3, 2, 1 and columns 2, 2, 2 give 8 by chance.
     assert compute_kappa(np.array([[2, 1, 0], [0, 1, 1], [0, 0, 1]]), quadratic=True) == pytest.approx(1 - 2 / 8)
@@ -194,7 +194,9 @@ def test_kappa_by_hand():
 
 def test_kappa_of_the_unanimous_is_undefined():
     assert compute_kappa(np.array([[5, 0], [0, 0]])) == UNANIMOUS
-    assert compute_kappa(np.array([[0, 5], [0, 0]])) == pytest.approx(0.0)  # each always says the same, and never both
+    assert compute_kappa(np.array([[0, 5], [0, 0]])) == pytest.approx(
+        0.0
+    )  # each always gives one value, and they never agree
     assert compute_kappa(np.array([[0]])) == NO_STRENGTHS
 
 

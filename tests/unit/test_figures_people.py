@@ -49,7 +49,7 @@ def test_gold_accuracy():
         voted("g", "0>1>2", purpose="gold"),  # one of two
         voted("g", "012", purpose="gold"),  # a tie orders nothing
         voted("h", "0>1", purpose="gold"),
-        voted("t", "0>1", purpose="gold"),  # its answers are tied: nothing is asked
+        voted("t", "0>1", purpose="gold"),  # its answers are tied: no order is expected
         voted("w", "1>0"),
     ]
     assert compute_gold_accuracy(votes, EXPECTED) == (compute_share([2, 1, 0, 1], [2, 2, 2, 1]), 4, 2)
@@ -68,7 +68,7 @@ def test_a_repeat_says_the_same_or_not():
     assert compute_repeat_consistency(votes[:1]) == NOTHING_COUNTED
 
 
-# Out of the store
+# From the store
 
 
 def test_what_a_person_did(store):
