@@ -1,4 +1,4 @@
-"""Every call that opens a file to read it: those outside `align.core.files` are listed here, each with its reason."""
+"""Calls that read a file outside `align.core.files` are listed here, each with its reason."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ EXCEPTIONS = {
 
 
 def call_name(call: ast.Call) -> str:
-    """Return the dotted name of what is called, as far as it is one."""
+    """Return the dotted name of the called function, with "?" for a part that is no name."""
     parts = []
     node: ast.expr = call.func
     while isinstance(node, ast.Attribute):
@@ -141,8 +141,8 @@ def opens_to_read(call: ast.Call) -> bool:
     return False
 
 
-def reads_in(source: str, module: str) -> Iterator[str]:
-    """Yield `module:function` of each such call, `module:` for one at the top."""
+def iter_reads(source: str, module: str) -> Iterator[str]:
+    """Yield `module:function` for each call that reads a file, `module:` if it is at module level."""
 
     waiting: list[tuple[ast.AST, str]] = [(ast.parse(source), "")]
     while waiting:
@@ -155,14 +155,14 @@ def reads_in(source: str, module: str) -> Iterator[str]:
 
 
 def test_every_read_goes_through_the_one_reader() -> None:
-    found = {
+    places = {
         place
         for path in MODULES
         if name_of(path) != "align.core.files"
-        for place in reads_in(path.read_text(encoding="utf-8"), name_of(path))
+        for place in iter_reads(path.read_text(encoding="utf-8"), name_of(path))
     }
-    assert sorted(found - EXCEPTIONS.keys()) == [], "read it by align.core.files, or list it with a reason"
-    assert sorted(EXCEPTIONS.keys() - found) == [], "these read no file any more"
+    assert sorted(places - EXCEPTIONS.keys()) == [], "read it by align.core.files, or list it with a reason"
+    assert sorted(EXCEPTIONS.keys() - places) == [], "these read no file any more"
 
 
 @pytest.mark.parametrize(
@@ -181,4 +181,4 @@ def test_every_read_goes_through_the_one_reader() -> None:
     ],
 )
 def test_the_finder_of_reads(source: str, reads: bool) -> None:
-    assert list(reads_in(source, "m")) == (["m:f"] if reads else [])
+    assert list(iter_reads(source, "m")) == (["m:f"] if reads else [])

@@ -1,5 +1,5 @@
-"""Every call that replaces or removes a file: functions outside `align.core.outputs` that use no guard of its
-are listed with their reasons."""
+"""Calls that replace or remove a file: functions outside `align.core.outputs` that do so without one of its guards are
+listed here, each with its reason."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ QUALIFIED = {
     "torch.save",
 }
 ATOMIC = {"write_json", "replace_file", "atomic_file", "move_aside"}
-"""They replace whatever has the name."""
+"""Functions that replace an existing file of the same name."""
 GUARD = re.compile("refuse_foreign_(file|log|database|folder)")
 WRITING = re.compile(r"O_(WRONLY|RDWR|CREAT)|['\"](?:[wa]|r\+)[bt+]*['\"]")
 
@@ -194,12 +194,13 @@ def writes_or_removes(call: ast.Call) -> bool:
     if name in QUALIFIED or name in ATOMIC or ("." in name and last in METHODS) or name in METHODS:
         return not any(keyword.arg == "replace" and ast.unparse(keyword.value) == "False" for keyword in call.keywords)
     if last == "replace" and "." in name and len(call.args) == 1 and not call.keywords:
-        return True  # of a path; that of a text takes two arguments
+        return True  # `Path.replace`; `str.replace` takes two arguments
     return last in ("open", "fdopen") and WRITING.search(ast.unparse(call)) is not None
 
 
-def writes_in(source: str, module: str) -> Iterator[str]:
-    """Yield `module:function` of each function with such a call that asks no guard; `module:` at the top."""
+def iter_writes(source: str, module: str) -> Iterator[str]:
+    """Yield `module:function` for each function that writes or removes files and calls no guard, `module:` for calls at
+    module level."""
     tree = ast.parse(source)
     guarded = set()
     places = set()
@@ -221,7 +222,7 @@ def test_every_write_is_guarded_or_has_a_reason() -> None:
         place
         for path in MODULES
         if name_of(path) != "align.core.outputs"
-        for place in writes_in(path.read_text(encoding="utf-8"), name_of(path))
+        for place in iter_writes(path.read_text(encoding="utf-8"), name_of(path))
     }
     assert sorted(places - EXCEPTIONS.keys()) == [], "ask a guard of align.core.outputs first, or list it with a reason"
     assert sorted(EXCEPTIONS.keys() - places) == [], "these write no file any more, or ask a guard"
@@ -245,4 +246,4 @@ def test_every_write_is_guarded_or_has_a_reason() -> None:
     ],
 )
 def test_the_finder_of_writes(source: str, writes: bool) -> None:
-    assert list(writes_in(source, "m")) == (["m:f"] if writes else [])
+    assert list(iter_writes(source, "m")) == (["m:f"] if writes else [])

@@ -1,4 +1,4 @@
-"""The files of a data set: a folder, a pattern, what `datasets` saved; and what is no data set."""
+"""Files of a data set: a folder, a pattern or a folder that `datasets` saved. Paths without rows are refused."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ GOOD = b'{"text": "a"}\n'
 ROWS = [{"messages": [{"role": "user", "content": f"ä{i}"}], "n": i, "flag": i % 2 == 0} for i in range(11)]
 
 
-def numbered(found: list[Any]) -> list[tuple[int, Any]]:
-    return list(enumerate(found, start=1))
+def number_rows(records: list[Any]) -> list[tuple[int, Any]]:
+    return list(enumerate(records, start=1))
 
 
 def test_a_folder_and_a_pattern_are_their_files_in_order(tmp_path: Path) -> None:
     names = ["b-00001.jsonl", "a/x.csv", "b-00000.parquet.gz", "b-00002.json.zst"]
     contents = {name: [{"prompt": f"{name}{i}", "completion": "b"} for i in range(4)] for name in names}
-    for name, found in contents.items():
-        kind, ending = name.split(".")[1], f".{name.split('.')[2]}" if name.count(".") > 1 else ""
-        written = {"jsonl": "d.jsonl", "csv": "d.csv", "parquet": "d.parquet", "json": "array.json"}[kind]
+    for name, records in contents.items():
+        kind = name.split(".")[1]
+        ending = f".{name.split('.')[2]}" if name.count(".") > 1 else ""
+        writer = {"jsonl": "d.jsonl", "csv": "d.csv", "parquet": "d.parquet", "json": "array.json"}[kind]
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(PACKERS[ending](WRITERS[written](found)))
-    for other in (".hidden.jsonl", "README.md", "dataset_info.json"):
-        (tmp_path / other).write_text("{")
+        (tmp_path / name).write_bytes(PACKERS[ending](WRITERS[writer](records)))
+    for ignored in (".hidden.jsonl", "README.md", "dataset_info.json"):
+        (tmp_path / ignored).write_text("{")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "x.jsonl").write_text("{")
     ordered = sorted(names)
     assert [path.relative_to(tmp_path).as_posix() for path in list_data_files(tmp_path)] == ordered
-    everything = [row for name in ordered for row in contents[name]]
-    assert list(rows(tmp_path)) == numbered(everything)
+    all_records = [row for name in ordered for row in contents[name]]
+    assert list(rows(tmp_path)) == number_rows(all_records)
     for skip in (1, 4, 6, 15, 16):
-        assert list(rows(tmp_path, skip=skip)) == numbered(everything)[skip:]
+        assert list(rows(tmp_path, skip=skip)) == number_rows(all_records)[skip:]
     assert [path.name for path in list_data_files(f"{tmp_path}/b-*")] == ordered[1:]
     assert list_data_files(f"{tmp_path}/**/*.csv") == [tmp_path / "a/x.csv"]
     third = next(row for row in iter_rows(tmp_path, skip=6))
@@ -51,15 +52,15 @@ def test_a_folder_and_a_pattern_are_their_files_in_order(tmp_path: Path) -> None
 def test_files_have_one_digest_over_them_in_their_order(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl"):
         write(tmp_path, "d.jsonl", [{"text": name}]).rename(tmp_path / name)
-    whole = build_files_input(str(tmp_path), "data.path").digest
-    assert build_files_input(f"{tmp_path}/*.jsonl", "data.path").digest == whole
+    folder_digest = build_files_input(str(tmp_path), "data.path").digest
+    assert build_files_input(f"{tmp_path}/*.jsonl", "data.path").digest == folder_digest
     assert (
         build_files_input(f"{tmp_path}/a.*", "data.path").digest
         == build_files_input(f"{tmp_path}/a.jsonl", "").digest
-        != whole
+        != folder_digest
     )
     write(tmp_path, "d.jsonl", [{"text": "b"}]).rename(tmp_path / "b.jsonl")
-    assert build_files_input(str(tmp_path), "data.path").digest != whole
+    assert build_files_input(str(tmp_path), "data.path").digest != folder_digest
 
 
 def test_a_bad_row_of_a_shard_names_the_shard(tmp_path: Path) -> None:
@@ -73,13 +74,23 @@ def test_a_bad_row_of_a_shard_names_the_shard(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("absent.jsonl", "no such file"), ("absent/*.jsonl", "matches no file"), ("*.md", "matches no file"),
-        ("empty", "is a folder without"), ("loop", "is a loop of links"), ("in/self.jsonl", "is a loop of links"),
-        ("in", "is a loop of links"), ("in/*.jsonl", "is a loop of links"), ("splits", r"splits \(test, train\)"),
-        ("here.jsonl/x", "no such file"), ("", "names no file"), ("pipe", "is a pipe"),
-        ("x" * 300, "File name too long"), ("a\0b", "is no path"), ("closed/a.jsonl", "no such file"),
+        ("absent.jsonl", "no such file"),
+        ("absent/*.jsonl", "matches no file"),
+        ("*.md", "matches no file"),
+        ("empty", "is a folder without"),
+        ("loop", "is a loop of links"),
+        ("in/self.jsonl", "is a loop of links"),
+        ("in", "is a loop of links"),
+        ("in/*.jsonl", "is a loop of links"),
+        ("splits", r"splits \(test, train\)"),
+        ("here.jsonl/x", "no such file"),
+        ("", "names no file"),
+        ("pipe", "is a pipe"),
+        ("x" * 300, "File name too long"),
+        ("a\0b", "is no path"),
+        ("closed/a.jsonl", "no such file"),
     ],
-)  # fmt: skip
+)
 def test_a_path_to_nothing_is_told(tmp_path: Path, name: str, problem: str) -> None:
     for folder in ("empty", "loop", "in", "splits"):
         (tmp_path / folder).mkdir()
@@ -109,7 +120,7 @@ def test_a_data_set_that_was_saved_is_read_as_it_was(tmp_path: Path) -> None:
     saved = Dataset.from_list(ROWS).shuffle(seed=3)
     saved.save_to_disk(tmp_path / "one", num_shards=3)
     assert [data for _, data in rows(tmp_path / "one")] == list(saved)
-    assert list(rows(tmp_path / "one", skip=5)) == numbered(list(saved))[5:]
+    assert list(rows(tmp_path / "one", skip=5)) == number_rows(list(saved))[5:]
     parts = DatasetDict(train=saved, test=saved.select([0]))
     parts.save_to_disk(tmp_path / "two")
     with pytest.raises(InputError, match=r"several parts \(test, train\)"):
@@ -130,8 +141,8 @@ def test_a_data_set_that_was_saved_is_read_as_it_was(tmp_path: Path) -> None:
 SHARD = "train-00000-of-00001.parquet"
 
 
-def data_run(place: Path) -> Path:
-    """The artifact of a run that made a data set of one side."""
+def write_data_run(place: Path) -> Path:
+    """Write a run that made a data set of one shard. Returns its artifact folder."""
     (place / "artifact").mkdir(parents=True)
     (place / "manifest.json").write_text("{}")
     (place / "artifact" / "data.json").write_text('{"sources": []}')
@@ -145,8 +156,8 @@ def data_run(place: Path) -> Path:
 )
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_data_set_that_another_one_replaced_is_told(tmp_path: Path, name: str, whole: bool) -> None:
-    """Also where its files still lie there, because the command that takes them away was killed."""
-    artifact = data_run(tmp_path / "data" / "old")
+    """A replaced data set is refused even if its files still exist because the command that deletes them was killed."""
+    artifact = write_data_run(tmp_path / "data" / "old")
     shard = (artifact / SHARD).read_bytes()
     delete_replaced_data_set(artifact, {"by": "data:new", "reason": "1 row was forgotten", "folder": "runs/data/new"})
     assert not (artifact / SHARD).exists()
@@ -158,7 +169,7 @@ def test_a_data_set_that_another_one_replaced_is_told(tmp_path: Path, name: str,
 
 
 def test_a_data_set_without_its_files_is_no_folder_of_rows(tmp_path: Path) -> None:
-    artifact = data_run(tmp_path / "data" / "x")
+    artifact = write_data_run(tmp_path / "data" / "x")
     assert [file.name for file in list_data_files(artifact.parent)] == [SHARD]
     (artifact / SHARD).unlink()
     for folder in (artifact, artifact.parent):
