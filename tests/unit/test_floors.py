@@ -1,4 +1,4 @@
-"""Imports point downward only, and never to a sibling: the floors of CONTRIBUTING.md, read from the source."""
+"""Imports point only downward, never to a sibling: the floors of CONTRIBUTING.md are checked against the source."""
 
 from __future__ import annotations
 
@@ -29,38 +29,39 @@ def test_imports_point_downward():
             continue
         room = room_of(module)
         assert room is not None, f"{module} is on no floor: add it here and to CONTRIBUTING.md"
-        others = {other for other in rooms_in(path) if (room, other) not in ALLOWED}
-        wrong = {other: FLOOR_OF[other] for other in others if FLOOR_OF[other] >= FLOOR_OF[room]}
-        assert not wrong, f"{module} is on floor {FLOOR_OF[room]} and imports {wrong}"
+        targets = {target for target in rooms_in(path) if (room, target) not in ALLOWED}
+        upward_imports = {target: FLOOR_OF[target] for target in targets if FLOOR_OF[target] >= FLOOR_OF[room]}
+        assert not upward_imports, f"{module} is on floor {FLOOR_OF[room]} and imports {upward_imports}"
 
 
-def modules_in(path: Path) -> set[str]:
-    """The modules of ours that a file imports when it runs, inside functions too, other than itself."""
-    module, known = name_of(path), {name_of(p) for p in MODULES}
-    found = set()
+def find_imported_modules(path: Path) -> set[str]:
+    """Return the project's modules that a file imports at run time, also inside functions, without the file itself."""
+    module = name_of(path)
+    module_names = {name_of(module_path) for module_path in MODULES}
+    imported_modules = set()
     for name in imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py", for_types=False):
-        while name and name not in known:  # `a.b.c` is the name c of the module a.b, or of the package a
+        while name and name not in module_names:  # `a.b.c` is the name c of the module a.b, or of the package a
             name = name.rpartition(".")[0]
-        found.add(name)
-    return found - {module, ""}
+        imported_modules.add(name)
+    return imported_modules - {module, ""}
 
 
-def circle(imported: Mapping[str, set[str]]) -> list[str]:
-    """Modules that import one another in a circle, the first one again at the end; none where there is no circle."""
+def find_cycle(imported_by_module: Mapping[str, set[str]]) -> list[str]:
+    """Return modules that import one another in a cycle, closed by its first module. Empty if there is no cycle."""
     try:
-        TopologicalSorter(imported).prepare()
+        TopologicalSorter(imported_by_module).prepare()
     except CycleError as error:
         return error.args[1]
     return []
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    assert circle({name_of(path): modules_in(path) for path in MODULES}) == []
+    assert find_cycle({name_of(path): find_imported_modules(path) for path in MODULES}) == []
 
 
 def test_the_finder_of_circles():
-    assert circle({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"a", "c"}}) == []
-    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": set(), "d": {"a", "c"}}) == []
+    assert set(find_cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
     source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import a\ndef f():\n    import b"
     assert set(imports(source, for_types=False)) == {"typing.TYPE_CHECKING", "b"}
     assert set(imports(source)) == {"typing.TYPE_CHECKING", "a", "b"}
@@ -80,34 +81,40 @@ def test_ops_are_pure_torch():
         "statistics",
         "numpy",
     )
-    for path in modules_of("align.ops"):
-        found = imports(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
-        others = [name for name in found if not any(name == a or name.startswith(f"{a}.") for a in allowed)]
-        assert not others, path
+    for path in list_modules("align.ops"):
+        imported_names = imports(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
+        forbidden = [
+            name
+            for name in imported_names
+            if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in allowed)
+        ]
+        assert not forbidden, path
 
 
 def test_no_torch_at_module_level():
     heavy = {"torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "accelerate"}
-    for path in modules_of(*WITHOUT_TORCH):
-        found = imports(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py", top_only=True)
-        assert not heavy & {name.partition(".")[0] for name in found}, path
+    for path in list_modules(*WITHOUT_TORCH):
+        imported_names = imports(
+            path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py", top_only=True
+        )
+        assert not heavy & {name.partition(".")[0] for name in imported_names}, path
 
 
-def modules_of(*rooms: str) -> list[Path]:
-    found = [path for path in MODULES if room_of(name_of(path)) in rooms]
-    assert found
-    return found
+def list_modules(*rooms: str) -> list[Path]:
+    paths = [path for path in MODULES if room_of(name_of(path)) in rooms]
+    assert paths
+    return paths
 
 
 def test_what_composes_a_command_and_finds_its_inputs_never_loads_torch():
-    """The same by running it: what these modules import in turn is seen too."""
+    """The imports are run in a process, so that indirect imports are covered too."""
     names = ["align.track", "align.report", "align.__main__", "align.stages.runner"]
-    loading = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
-    loading += f"from align.stages import load_stage\nfor name in {[*STAGES]}: load_stage(name)\n"
-    loaded = f"{loading}print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"torch", "transformers", "peft", "trl", "datasets"} & set(done.stdout.split())
-    assert "align.run" in done.stdout.split()
+    import_lines = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
+    import_lines += f"from align.stages import load_stage\nfor name in {[*STAGES]}: load_stage(name)\n"
+    script = f"{import_lines}print(*sys.modules)"
+    process = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "peft", "trl", "datasets"} & set(process.stdout.split())
+    assert "align.run" in process.stdout.split()
 
 
 @pytest.mark.parametrize(
@@ -142,12 +149,12 @@ def test_rooms():
 
 
 def test_every_stage_has_one_file_and_beside_them_is_only_the_runner():
-    named = {stage.module for stage in STAGES.values()}
-    assert {p.stem for p in (ROOT / "align" / "stages").glob("*.py")} == {
+    stage_modules = {stage.module for stage in STAGES.values()}
+    assert {path.stem for path in (ROOT / "align" / "stages").glob("*.py")} == {
         "__init__",
         "runner",
         "worker_rank",
-        *named,
+        *stage_modules,
     }
 
 
@@ -155,12 +162,18 @@ BELOW_STAGES = [p for p in MODULES if (room := room_of(name_of(p))) and FLOOR_OF
 
 
 def test_configuration_stops_at_the_stage():
-    """Below the stages nothing knows a schema: a run's identity and its stage's name are all that is asked of them."""
-    known = ("root.DEFAULT_ROOT", "stages.STAGES", "stages.WITH_RUNS", "identity.select_identity", "identity.completed")
+    """Modules below the stages know no schema: they import only a run's identity and the names of stages."""
+    allowed = (
+        "root.DEFAULT_ROOT",
+        "stages.STAGES",
+        "stages.WITH_RUNS",
+        "identity.select_identity",
+        "identity.completed",
+    )
     for path in BELOW_STAGES:
-        found = imports(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
-        asked = {name for name in found if name.startswith("align.config")}
-        assert asked <= {f"align.config.{name}" for name in known}, path
+        imported_names = imports(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py")
+        config_names = {name for name in imported_names if name.startswith("align.config")}
+        assert config_names <= {f"align.config.{name}" for name in allowed}, path
 
 
 def test_the_picture_is_what_the_imports_make():

@@ -1,4 +1,4 @@
-"""Names that follow aliases, on a portfolio without an engine: what they stand for after each change."""
+"""Names that follow aliases, on a portfolio without an engine: their targets after each change of an alias."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ from align.serve.startup import open_portfolio
 from align.serve.tenants import LOCAL
 
 SERVED: dict[str, Any] = {
-    "chat": "@production", "half": {"chat": 1, "base": 1}, "mixed": {"@production": 3, "fixed": 1}, "fixed": "sft:a",
-}  # fmt: skip
+    "chat": "@production",
+    "half": {"chat": 1, "base": 1},
+    "mixed": {"@production": 3, "fixed": 1},
+    "fixed": "sft:a",
+}
 
 
 class Engine:
-    """What is registered in it."""
+    """An engine that only records the digests of its loaded adapters."""
 
     def __init__(self) -> None:
         self.there: set[str] = set()
@@ -49,7 +52,7 @@ class Engine:
 
 
 class Home:
-    """Runs of adapters, an alias, and a server's names."""
+    """A root folder with runs of adapters and an alias, and the names that a server resolves there."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.engine = root, Engine()
@@ -84,24 +87,26 @@ class Home:
         append_change(self.root, alias, arms, who="ann", why="so", replaces=last.seq if last else 0)
 
     def begin(self, served: dict[str, Any], dtypes: Sequence[str] = (), **more: Any) -> None:
-        found = open_portfolio(parse_aliases(served, "stage.adapters"), self.root, **more)
-        self.portfolio, self.engine = found.portfolio, Engine()
+        resolved = open_portfolio(parse_aliases(served, "stage.adapters"), self.root, **more)
+        self.portfolio, self.engine = resolved.portfolio, Engine()
         for version in self.portfolio.versions().values():
             self.engine.ready(version)
         self.portfolio.ready = self.engine.ready
         self.portfolio.gone = self.engine.gone
-        self.names = AliasWatcher(self.root, found.following, self.portfolio, dtypes)
+        self.names = AliasWatcher(self.root, resolved.following, self.portfolio, dtypes)
 
     def look(self) -> None:
         self.names.update()
-        assert self.engine.there == {*self.portfolio.versions()}  # nothing is missing, and nothing is left
+        assert self.engine.there == {*self.portfolio.versions()}  # all adapters are loaded, and no others
 
     def means(self, name: str = "chat") -> list[tuple[str, float]]:
-        known = {
-            self.digest(one): one for one in ("a", "b", "c", "other", "judge") if (self.root / "sft" / one).is_dir()
+        names_by_digest = {
+            self.digest(run_name): run_name
+            for run_name in ("a", "b", "c", "other", "judge")
+            if (self.root / "sft" / run_name).is_dir()
         }
         return [
-            (known.get(arm.version.digest, "gone") if arm.version else "base", arm.weight)
+            (names_by_digest.get(arm.version.digest, "gone") if arm.version else "base", arm.weight)
             for arm in self.portfolio.arms(name)
         ]
 
@@ -124,12 +129,12 @@ def test_each_change_is_followed(home: Home) -> None:
 
 
 def test_what_was_promoted_while_the_server_started_is_followed(home: Home) -> None:
-    found = open_portfolio(parse_aliases(SERVED, "stage.adapters"), home.root)
+    resolved = open_portfolio(parse_aliases(SERVED, "stage.adapters"), home.root)
     home.promote("b")
-    home.portfolio = found.portfolio
+    home.portfolio = resolved.portfolio
     home.portfolio.ready = home.engine.ready
     home.portfolio.gone = home.engine.gone
-    home.names = AliasWatcher(home.root, found.following, home.portfolio, [])
+    home.names = AliasWatcher(home.root, resolved.following, home.portfolio, [])
     home.look()
     assert home.means() == [("b", 1.0)]
 
@@ -137,14 +142,14 @@ def test_what_was_promoted_while_the_server_started_is_followed(home: Home) -> N
 def test_what_failed_is_tried_again(
     home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without another change of the log, and not at every look."""
+    """The retry needs no further change of the log, and waits RETRY_S seconds."""
     monkeypatch.setattr(alias_watcher, "RETRY_S", 0.0)
     home.engine.refuses = home.digest("b")
     home.promote("b")
     for _ in range(3):
         home.look()
     assert home.means() == [("a", 1.0)]
-    assert len([one for one in caplog.messages if one.startswith("chat stays with sft:a")]) == 1
+    assert len([message for message in caplog.messages if message.startswith("chat stays with sft:a")]) == 1
     home.engine.refuses = None
     monkeypatch.setattr(alias_watcher, "RETRY_S", 99.0)
     home.look()
@@ -173,11 +178,11 @@ def test_what_somebody_took_away_stays_away(home: Home, caplog: pytest.LogCaptur
 
 
 def test_several_at_once_and_names_that_follow_the_name(home: Home, caplog: pytest.LogCaptureFixture) -> None:
-    """A name of which another one has a share stands for one thing; the others divide."""
+    """A name that is part of another name's mixture must have one target; other names may have several."""
     home.promote("b", "c")
     home.look()
     assert home.means() == [("a", 1.0)]
-    assert any("would refer to 2 artifacts, but half refers to it" in one for one in caplog.messages)
+    assert any("would refer to 2 artifacts, but half refers to it" in message for message in caplog.messages)
     assert [name for name, _ in home.means("mixed")] == ["b", "c", "a"]
     home.begin({"chat": "@production"})
     home.promote("a", "b", "c")
@@ -201,23 +206,23 @@ def test_what_does_not_go_with_the_server(home: Home, caplog: pytest.LogCaptureF
     home.promote(name)
     home.look()
     assert home.means() == [("a", 1.0)]
-    assert any(says in one for one in caplog.messages)
+    assert any(says in message for message in caplog.messages)
 
 
 def test_codes_of_another_dtype(home: Home, caplog: pytest.LogCaptureFixture) -> None:
-    """NF4 codes out of bf16 are others than those out of fp32."""
+    """NF4 codes of a bf16 base differ from those of an fp32 base."""
     home.adapter("x", seed=3, method="qlora")
     home.adapter("y", seed=4, method="qlora", hardware={"dtype": "bfloat16"})
     home.promote("x", alias="quantised")
     home.begin({"chat": "@quantised"}, ["float32"])
     home.promote("y", alias="quantised")
     home.look()
-    assert any("was trained on NF4 codes of a base in bfloat16" in one for one in caplog.messages)
+    assert any("was trained on NF4 codes of a base in bfloat16" in message for message in caplog.messages)
     assert home.portfolio.arms("chat")[0].label == "sft:x"
 
 
 def test_a_name_that_follows_another_keeps_nothing_of_it(home: Home) -> None:
-    """After that name stands for something else, its old weights are gone."""
+    """The old weights are unloaded once the followed name has a new target."""
     home.begin({"lone": "sft:a", "mixed": {"lone": 1, "@production": 1}})
     home.promote("b")
     home.look()
@@ -232,7 +237,7 @@ def test_a_log_that_is_damaged_or_gone(home: Home, caplog: pytest.LogCaptureFixt
     log.write_text("{}\n")
     home.look()
     assert home.means() == [("a", 1.0)]
-    assert any("is no change of an alias" in one for one in caplog.messages)
+    assert any("is no change of an alias" in message for message in caplog.messages)
     log.unlink()
     home.look()
     log.write_text(text)
@@ -242,7 +247,7 @@ def test_a_log_that_is_damaged_or_gone(home: Home, caplog: pytest.LogCaptureFixt
 
 
 def test_an_alias_that_means_what_nobody_signed(home: Home, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The name stays with what it stood for, and the log says why."""
+    """The name keeps its previous target, and the log gives the reason."""
     keys = pair(tmp_path)
     for name in "ab":
         sign_folder(home.root / "sft" / name / "artifact", load_private_key(str(keys.private), "export.sign"))

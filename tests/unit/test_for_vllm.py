@@ -1,4 +1,4 @@
-"""What vLLM is given of adapters, and which ones it is not given."""
+"""Adapters are converted for vLLM, and those that it cannot serve are refused."""
 
 from __future__ import annotations
 
@@ -30,26 +30,29 @@ def must_say(folders: dict[str, Path]) -> tuple[Probes, dict[str, Probes]]:
 
 
 def test_probes_beside_an_adapter_save_loading_the_base(
-    folders: dict[str, Path], must_say: tuple[Probes, dict[str, Probes]], tmp_path: Path,
+    folders: dict[str, Path],
+    must_say: tuple[Probes, dict[str, Probes]],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-):  # fmt: skip
-    base, (of_base, of_adapters) = find_base("pocket"), must_say
+):
+    base = find_base("pocket")
+    (base_probes, adapter_probes) = must_say
     exported = tmp_path / "exported"
     exported.mkdir()
     for path in folders["plain"].iterdir():
         (exported / path.name).write_bytes(path.read_bytes())
     digest = adapter_digest(exported)
-    write_probes(exported, of_adapters[digest], digest, base.digest)
+    write_probes(exported, adapter_probes[digest], digest, base.digest)
 
-    def loaded(*_: Any) -> Any:
+    def fail_to_load(*_: Any) -> Any:
         raise AssertionError("the base is loaded")
 
-    monkeypatch.setattr("align.export.vllm_adapters.load_base", loaded)
-    light = for_vllm(tmp_path / "vllm")
-    assert light.learn({digest: exported}) == of_base
-    assert light(exported, digest).probes == of_adapters[digest]
+    monkeypatch.setattr("align.export.vllm_adapters.load_base", fail_to_load)
+    vllm_adapters = for_vllm(tmp_path / "vllm")
+    assert vllm_adapters.learn({digest: exported}) == base_probes
+    assert vllm_adapters(exported, digest).probes == adapter_probes[digest]
     with pytest.raises(AssertionError):
-        light.learn({digest: exported, adapter_digest(folders["scaled"]): folders["scaled"]})
+        vllm_adapters.learn({digest: exported, adapter_digest(folders["scaled"]): folders["scaled"]})
 
 
 def test_room_is_made_for_the_highest_rank(folders: dict[str, Path]):
@@ -63,7 +66,7 @@ def test_room_is_made_for_the_highest_rank(folders: dict[str, Path]):
     assert choose_max_lora_rank([*folders.values()], 40, layers) == 64
     with pytest.raises(InputError, match=r"r=12: is over 8, the rank that vLLM made room for"):
         check_servable(folders["patterns"], 8, layers)
-    with pytest.raises(InputError, match=r"r=12: is over 8"):  # before vLLM starts, also where a rank is given
+    with pytest.raises(InputError, match=r"r=12: is over 8"):  # before vLLM starts, even if a rank is set
         choose_max_lora_rank([*folders.values()], 8, layers)
     with pytest.raises(InputError, match=r"target_modules=.*: is no linear layer of the base but its head"):
         check_servable(folders["plain"], None, layers[:3])
@@ -84,14 +87,15 @@ def test_files_that_change_while_they_are_read_are_not_served(
     monkeypatch: pytest.MonkeyPatch,
 ):
     source = shutil.copytree(folders["plain"], tmp_path / "source")
-    digest, real = adapter_digest(source), module.write_adapter
+    digest = adapter_digest(source)
+    write_adapter = module.write_adapter
 
-    def meanwhile(*args: Any, **options: Any) -> None:
-        real(*args, **options)
+    def write_and_change_source(*args: Any, **options: Any) -> None:
+        write_adapter(*args, **options)
         shutil.copyfile(folders["scaled"] / "adapter_model.safetensors", source / "adapter_model.safetensors")
 
-    monkeypatch.setattr(module, "write_adapter", meanwhile)
-    made = for_vllm(tmp_path / "vllm", must_say[1])
+    monkeypatch.setattr(module, "write_adapter", write_and_change_source)
+    vllm_adapters = for_vllm(tmp_path / "vllm", must_say[1])
     with pytest.raises(CorruptFile, match="were changed while it was loaded"):
-        made(source, digest)
+        vllm_adapters(source, digest)
     assert list((tmp_path / "vllm").iterdir()) == []
