@@ -1,4 +1,4 @@
-"""Forgetting in parts: which texts are found, in which order runs are made again, what a gate says of stale ones."""
+"""Forgetting in parts: the texts that are found, the order in which runs are repeated, and gates on stale runs."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ LONG = "Ottilie lives at the old mill\nby the river, and has done so for a good 
 CUT = " ".join(LONG.split())[:59] + "…"
 
 
-def words(config: Any, inputs: Any) -> list[str]:
+def build_overrides(config: Any, inputs: Any) -> list[str]:
     return [f"stage={config['stage']['name']}", *(f"{name}={ref}" for name, ref in inputs.items()), "run.name=x"]
 
 
-def again(root: Path, read: dict[str, str], *sets: str) -> list[StaleRun]:
-    return query_index(root, lambda index: plan_repeats(index, read, sets, words, "store.url=sqlite:///a b.db"))
+def plan_reruns(root: Path, read: dict[str, str], *sets: str) -> list[StaleRun]:
+    return query_index(
+        root, lambda index: plan_repeats(index, read, sets, build_overrides, "store.url=sqlite:///a b.db")
+    )
 
 
-def rows(path: Path, *lines: dict[str, Any]) -> Path:
+def write_rows(path: Path, *lines: dict[str, Any]) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
 
@@ -48,13 +50,16 @@ def test_which_lines_go(tmp_path: Path, others: tuple[str, ...]) -> None:
     texts = ForgottenTexts(frozenset({LONG, "no.", *others}), frozenset({"And you?"}), frozenset({"ann@example.org"}))
     stays = [{"answer": "no."}, {"answer": "no. never"}, {"prompt": "And you?", "answer": "yes"}, {"who": "Ann"}]
     goes = [
-        {"prompt": [{"content": f"  {LONG} "}]}, {"parts": [{"text": f"<s>{LONG}</s>"}]}, {"answer": CUT},
-        {"prompt": "And you?", "answer": "no.\n"}, {"of": "vote by ann@example.org"},
-    ]  # fmt: skip
-    path = rows(tmp_path / "samples.jsonl", *stays, *goes)
-    rest, count = remove_texts(path, texts)
-    assert rest is not None
-    assert [json.loads(line) for line in rest.splitlines()] == stays
+        {"prompt": [{"content": f"  {LONG} "}]},
+        {"parts": [{"text": f"<s>{LONG}</s>"}]},
+        {"answer": CUT},
+        {"prompt": "And you?", "answer": "no.\n"},
+        {"of": "vote by ann@example.org"},
+    ]
+    path = write_rows(tmp_path / "samples.jsonl", *stays, *goes)
+    remaining, count = remove_texts(path, texts)
+    assert remaining is not None
+    assert [json.loads(line) for line in remaining.splitlines()] == stays
     assert count == len(goes)
     log = tmp_path / "log.txt"
     log.write_text(f"began\n  And you? → {CUT}\nno.\n")
@@ -64,9 +69,9 @@ def test_which_lines_go(tmp_path: Path, others: tuple[str, ...]) -> None:
     assert remove_texts(page, texts) == (None, 1)
     about = tmp_path / "about.json"
     about.write_text(json.dumps({"said": [LONG, 3], "n": {"x": "no."}}))
-    rest, count = remove_texts(about, texts)
-    assert rest is not None
-    assert (json.loads(rest), count) == ({"said": ["(forgotten)", 3], "n": {"x": "no."}}, 1)
+    remaining, count = remove_texts(about, texts)
+    assert remaining is not None
+    assert (json.loads(remaining), count) == ({"said": ["(forgotten)", 3], "n": {"x": "no."}}, 1)
     cut = tmp_path / "cut.jsonl"
     cut.write_text(json.dumps({"answer": "no."}) + '\n{"answer": "' + LONG[:29])
     assert remove_texts(cut, texts) == (b'{"answer": "no."}\n', 1)
@@ -76,22 +81,22 @@ def test_what_another_row_has_too_is_no_sign(tmp_path: Path) -> None:
     both = ForgottenTexts(frozenset({LONG}), frozenset()) | ForgottenTexts(
         frozenset({"something of its own"}), frozenset({LONG})
     )
-    path = rows(tmp_path / "samples.jsonl", {"answer": LONG}, {"answer": "something of its own"})
+    path = write_rows(tmp_path / "samples.jsonl", {"answer": LONG}, {"answer": "something of its own"})
     assert remove_texts(path, both)[1] == 1
-    assert [one.file for one in iter_matches(tmp_path, both)] == ["samples.jsonl"]
+    assert [match.file for match in iter_matches(tmp_path, both)] == ["samples.jsonl"]
     assert [*iter_matches(tmp_path, ForgottenTexts())] == []
 
 
 def test_the_order_and_the_commands(tmp_path: Path) -> None:
-    made(tmp_path, "sft:a b", day=5)  # made after its children, as a clock that was set back has it
+    made(tmp_path, "sft:a b", day=5)  # later than its children, as after a clock was set back
     made(tmp_path, "reward:r", {"init": "sft:a b"}, day=1)
     made(tmp_path, "ppo:p", {"init": "sft:a b", "reward": "reward:r"}, day=2)
     made(tmp_path, "ppo:p-2", day=3)
     made(tmp_path, "eval:e", {"artifact": "ppo:p"}, day=4)
     made(tmp_path, "sft:apart")
-    found = again(tmp_path, {"sft:a b": TRAINED, "eval:e": MAY_HAVE})
-    assert [one.run for one in found] == ["sft:a b", "reward:r", "ppo:p", "eval:e"]
-    by_run = {one.run: one for one in found}
+    stale_runs = plan_reruns(tmp_path, {"sft:a b": TRAINED, "eval:e": MAY_HAVE})
+    assert [stale.run for stale in stale_runs] == ["sft:a b", "reward:r", "ppo:p", "eval:e"]
+    by_run = {stale.run: stale for stale in stale_runs}
     assert by_run["eval:e"].because == "made from ppo:p"
     assert by_run["ppo:p"].again == "ppo:p-3"  # p-2 is taken
     assert by_run["ppo:p"].command == (
@@ -100,9 +105,9 @@ def test_the_order_and_the_commands(tmp_path: Path) -> None:
     circle = tmp_path / "circle"
     made(circle, "ppo:one", {"init": "ppo:other"})
     made(circle, "ppo:other", {"init": "ppo:one"})
-    assert {one.run for one in again(circle, {"ppo:one": TRAINED})} == {"ppo:one", "ppo:other"}
+    assert {stale.run for stale in plan_reruns(circle, {"ppo:one": TRAINED})} == {"ppo:one", "ppo:other"}
     (circle / "ppo" / "other" / "manifest.json").write_text("{")
-    assert [one.run for one in again(circle, {"ppo:one": TRAINED, "ppo:gone": TRAINED})] == ["ppo:one"]
+    assert [stale.run for stale in plan_reruns(circle, {"ppo:one": TRAINED, "ppo:gone": TRAINED})] == ["ppo:one"]
 
 
 def test_a_long_chain_of_runs_is_ordered_by_its_parents() -> None:
@@ -130,9 +135,9 @@ def test_a_mark_is_found_at_once_and_goes_with_its_folder(tmp_path: Path) -> Non
     mark_stale(folder, TRAINED, "python -m align …", "first", "2026-11-01T00:00:00+00:00")
     assert one(tmp_path, "sft:a")["stale"] == "2026-11-01T00:00:00+00:00"
     mark_stale(folder, "another reason", "", "second", "2026-11-02T00:00:00+00:00")
-    found = read_stale_mark(folder)
-    assert found is not None
-    assert (found.since[:10], found.because, found.receipts) == ("2026-11-01", TRAINED, ("first", "second"))
+    mark = read_stale_mark(folder)
+    assert mark is not None
+    assert (mark.since[:10], mark.because, mark.receipts) == ("2026-11-01", TRAINED, ("first", "second"))
     made(tmp_path, "sft:b", day=1)
     assert refs(tmp_path, {"stale": "!=null"}) == ["sft:a"]
     (folder / FILE).write_text("[")
@@ -156,17 +161,17 @@ def test_what_the_store_has_of_one_thing(store_url: str) -> None:
         first = rank(store, items[0], "0>1", rationale="for it is mine")
         second = rank(store, items[1], "1>0")
         store.retract("p", second)
-        found = find_erasure_target(store, "p", "item", items[0])
-        assert found.texts == {"question of run/0", "answer 0", "for it is mine"}
-        assert found.shared == {"the same"}
-        assert [found.was_read_at(seq) for seq in (first - 1, first, first + 99)] == [False, True, True]
-        assert found.rows == {"item": 1, "answer": 2, "judgement": 1, "remark": 1}
+        target = find_erasure_target(store, "p", "item", items[0])
+        assert target.texts == {"question of run/0", "answer 0", "for it is mine"}
+        assert target.shared == {"the same"}
+        assert [target.was_read_at(seq) for seq in (first - 1, first, first + 99)] == [False, True, True]
+        assert target.rows == {"item": 1, "answer": 2, "judgement": 1, "remark": 1}
         ann = find_erasure_target(store, "p", "annotator", "ann@example.org")
         assert ann == find_erasure_target(store, "p", "annotator", ann.id)
         assert [ann.was_read_at(seq) for seq in (first - 1, first)] == [False, True]
         assert not find_erasure_target(store, "p", "item", items[1]).was_read_at(
             second + 1
-        )  # it was taken back by then
+        )  # the vote was retracted by then
         assert ann.rows == {"name": 1, "judgement": 1, "remark": 1}
         erase(store, ann)
         assert store.rankings("p") == []
@@ -182,46 +187,59 @@ def test_what_the_store_has_of_one_thing(store_url: str) -> None:
         assert store.verify()
 
 
-def finding(root: Path, ref: str) -> Finding:
+def evaluate_gate(root: Path, ref: str) -> Finding:
     path = root / "gate.yaml"
     path.write_text("alias: live\nconditions:\n  - {stale: false}\n")
     digest = read_manifest(root / ref.replace(":", "/")).digest
-    (found,) = read_gate(path).findings(
+    (finding,) = read_gate(path).findings(
         query_index(root, lambda index: make_subject(index, root, AliasTarget(ref, digest)))
     )
-    return found
+    return finding
 
 
 def test_a_gate_looks_at_everything_upstream(tmp_path: Path) -> None:
-    set_of = {"metrics": {"root": "r" * 64}, "base": None, "outputs": {"artifact/data.json": "d" * 64}}
-    made(tmp_path, "data:old", **set_of)
+    data_set_fields = {"metrics": {"root": "r" * 64}, "base": None, "outputs": {"artifact/data.json": "d" * 64}}
+    made(tmp_path, "data:old", **data_set_fields)
     made(tmp_path, "sft:s", {"data": Input("x", "data:old", details={"root": "r" * 64})}, day=1)
     made(tmp_path, "reward:r", {"init": "sft:s"}, day=2)
     made(tmp_path, "ppo:p", {"reward": "reward:r"}, day=3)
-    assert finding(tmp_path, "ppo:p").passed
+    assert evaluate_gate(tmp_path, "ppo:p").passed
     mark_stale(tmp_path / "data" / "old", TRAINED, "", "x", "2026-11-01T00:00:00+00:00")
-    assert finding(tmp_path, "ppo:p").said == f"data:old is stale since 2026-11-01, {TRAINED}"
+    assert evaluate_gate(tmp_path, "ppo:p").said == f"data:old is stale since 2026-11-01, {TRAINED}"
     config = {"stage": {"name": "data", "action": "forget"}, "data": {}, "method": {}}
-    made(tmp_path, "data:new", {"data": Input("x", "data:old", details={"root": "r" * 64})}, config=config,
-         base=None, metrics={"root": "n" * 64}, outputs={"artifact/data.json": "n" * 64}, day=4)  # fmt: skip
+    made(
+        tmp_path,
+        "data:new",
+        {"data": Input("x", "data:old", details={"root": "r" * 64})},
+        config=config,
+        base=None,
+        metrics={"root": "n" * 64},
+        outputs={"artifact/data.json": "n" * 64},
+        day=4,
+    )
     made(tmp_path, "sft:new", {"data": Input("y", "data:new", details={"root": "n" * 64})}, day=5)
-    assert finding(tmp_path, "sft:new").passed  # it has nothing of what the old one had
-    assert [one.run for one in again(tmp_path, {"data:old": TRAINED})] == ["data:old", "sft:s", "reward:r", "ppo:p"]
+    assert evaluate_gate(tmp_path, "sft:new").passed  # its data set no longer has the forgotten rows
+    assert [stale.run for stale in plan_reruns(tmp_path, {"data:old": TRAINED})] == [
+        "data:old",
+        "sft:s",
+        "reward:r",
+        "ppo:p",
+    ]
     made(tmp_path, "ppo:lost", {"init": given(tmp_path, "sft:gone")}, day=6)
-    assert not finding(tmp_path, "ppo:lost").passed
-    assert "sft:gone is gone" in finding(tmp_path, "ppo:lost").said
+    assert not evaluate_gate(tmp_path, "ppo:lost").passed
+    assert "sft:gone is gone" in evaluate_gate(tmp_path, "ppo:lost").said
 
 
 def test_a_receipt_is_known_by_its_command_alone(tmp_path: Path) -> None:
     (tmp_path / "forgotten").mkdir()
-    asked_for = ("annotator", "ann@example.org", "p", "sqlite:///x")
-    receipt = new_receipt("annotator", "me", asked_for).write(tmp_path)
+    request = ("annotator", "ann@example.org", "p", "sqlite:///x")
+    receipt = new_receipt("annotator", "me", request).write(tmp_path)
     (tmp_path / "forgotten" / "strange.json").write_text('{"schema_version": 1, "odd": 2}')
-    (found,) = list_unfinished(tmp_path)
-    assert found.is_of(asked_for)
-    assert not found.is_of((*asked_for[:-1], "sqlite:///y"))
+    (unfinished,) = list_unfinished(tmp_path)
+    assert unfinished.is_of(request)
+    assert not unfinished.is_of((*request[:-1], "sqlite:///y"))
     assert "ann" not in (tmp_path / "forgotten" / f"{receipt.name}.json").read_text().replace("annotator", "")
-    found.end(tmp_path)
+    unfinished.end(tmp_path)
     assert list_unfinished(tmp_path) == []
 
 
@@ -235,10 +253,13 @@ def test_files_of_models_and_exports_are_named_and_stay(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(f"by martha\n{LONG}\n")
     (tmp_path / "link.md").symlink_to(tmp_path / "README.md")
     (tmp_path / "about.json").write_text(json.dumps({"path": "/home/martha/x"}))
-    shown = {one.file: (one.lines, one.stays) for one in iter_matches(tmp_path, texts)}
-    assert shown == {
-        "adapter_config.json": (1, True), "export/README.md": (1, True), "README.md": (2, False), "link.md": (2, True)
-    }  # fmt: skip
+    matches = {match.file: (match.lines, match.stays) for match in iter_matches(tmp_path, texts)}
+    assert matches == {
+        "adapter_config.json": (1, True),
+        "export/README.md": (1, True),
+        "README.md": (2, False),
+        "link.md": (2, True),
+    }
 
 
 FORMS = {
@@ -255,23 +276,23 @@ FORMS = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_texts_are_found_as_files_hold_them(tmp_path: Path, name: str) -> None:
-    own = frozenset({"lives at the old mill, by the river", 'she said "lives at the old mill" twice'})
+    texts = frozenset({"lives at the old mill, by the river", 'she said "lives at the old mill" twice'})
     (tmp_path / name).write_text(FORMS[name])
-    assert [one.file for one in iter_matches(tmp_path, ForgottenTexts(own))] == [name]
-    rest, _ = remove_texts(tmp_path / name, ForgottenTexts(own))
-    assert rest is None or b"old" not in rest.lower()
+    assert [match.file for match in iter_matches(tmp_path, ForgottenTexts(texts))] == [name]
+    remaining, _ = remove_texts(tmp_path / name, ForgottenTexts(texts))
+    assert remaining is None or b"old" not in remaining.lower()
 
 
 def test_rows_of_votes_are_known_whatever_they_say(tmp_path: Path) -> None:
     marks = RowMarks("a1", "", frozenset({7}))
-    rows(
+    write_rows(
         tmp_path / "preferences.jsonl", {"annotator": "a1", "id": "3:x"}, {"annotator": "b", "id": "7:x"}, {"id": "8:x"}
     )
     assert remove_texts(tmp_path / "preferences.jsonl", ForgottenTexts(marks=marks))[1] == 2
-    rows(tmp_path / "ledger.jsonl", {"seq": 7, "annotator": "a1", "prev_hash": "h"})
+    write_rows(tmp_path / "ledger.jsonl", {"seq": 7, "annotator": "a1", "prev_hash": "h"})
     assert remove_texts(tmp_path / "ledger.jsonl", ForgottenTexts(marks=marks))[1] == 0
     item = RowMarks(item="i1")
-    rows(
+    write_rows(
         tmp_path / "held_out.jsonl", {"group": "i1"}, {"item": "i1"}, {"group_id": "i1"}, {"group": "i2"}, {"id": "i1"}
     )
     assert remove_texts(tmp_path / "held_out.jsonl", ForgottenTexts(marks=item))[1] == 3
@@ -281,12 +302,12 @@ def test_many_texts_that_begin_alike_take_no_time(tmp_path: Path) -> None:
     texts = ForgottenTexts(frozenset(f"Write a story about the number {i} and its friends" for i in range(20_000)))
     lines = [{"prompt": f"Write a story about the number {i} and its friends"} for i in range(19_990, 20_300)]
     began = time.monotonic()
-    assert remove_texts(rows(tmp_path / "many.jsonl", *lines), texts)[1] == 10
+    assert remove_texts(write_rows(tmp_path / "many.jsonl", *lines), texts)[1] == 10
     assert time.monotonic() - began < 5
 
 
 def test_what_a_set_is_made_from_counts_though_rows_of_it_were_forgotten(tmp_path: Path) -> None:
-    """sft:s → data:d → data:d2, which forgets another row → sft:t."""
+    """Lineage: sft:s → data:d → data:d2, which forgets another row → sft:t."""
     made(tmp_path, "sft:s")
     root = {"root": "r" * 64, "train_rows": 9}
     made(
@@ -297,36 +318,43 @@ def test_what_a_set_is_made_from_counts_though_rows_of_it_were_forgotten(tmp_pat
     read = {"data": Input("d", "data:d", details={"root": "r" * 64})}
     made(tmp_path, "data:d2", read, base=None, day=2, config=forgets, **second)
     made(tmp_path, "sft:t", {"data": Input("e", "data:d2", details={"root": "s" * 64})}, day=3)
-    assert [one.run for one in again(tmp_path, {"sft:s": TRAINED})] == ["sft:s", "data:d", "data:d2", "sft:t"]
-    assert [one.run for one in again(tmp_path, {"data:d": TRAINED})] == ["data:d"]
+    assert [stale.run for stale in plan_reruns(tmp_path, {"sft:s": TRAINED})] == ["sft:s", "data:d", "data:d2", "sft:t"]
+    assert [stale.run for stale in plan_reruns(tmp_path, {"data:d": TRAINED})] == ["data:d"]
     mark_stale(tmp_path / "data" / "d", TRAINED, "", "x", "2026-11-01")
-    assert finding(tmp_path, "sft:t").passed
+    assert evaluate_gate(tmp_path, "sft:t").passed
     mark_stale(tmp_path / "sft" / "s", TRAINED, "", "x", "2026-11-01")
-    assert not finding(tmp_path, "sft:t").passed
+    assert not evaluate_gate(tmp_path, "sft:t").passed
 
 
 @pytest.mark.parametrize(
     "receipt",
     [
-        {"salt": "é", "check": "é"}, {"salt": 5}, {"files": {"../../x": {}}}, {"runs": {"../x": {}}},
-        {"data": {"a:..": {}}}, {"files": 3},
+        {"salt": "é", "check": "é"},
+        {"salt": 5},
+        {"files": {"../../x": {}}},
+        {"runs": {"../x": {}}},
+        {"data": {"a:..": {}}},
+        {"files": 3},
     ],
-)  # fmt: skip
+)
 def test_a_receipt_that_nobody_here_wrote_is_passed_over(tmp_path: Path, receipt: dict[str, Any]) -> None:
     (tmp_path / "forgotten").mkdir()
-    known = {"schema_version": 1, "name": "../x", "at": "", "who": "", "kind": "item", "salt": "s", "check": "c"}
-    (tmp_path / "forgotten" / "a.json").write_text(json.dumps(known | receipt))
+    fields = {"schema_version": 1, "name": "../x", "at": "", "who": "", "kind": "item", "salt": "s", "check": "c"}
+    (tmp_path / "forgotten" / "a.json").write_text(json.dumps(fields | receipt))
     os.mkfifo(tmp_path / "forgotten" / "b.json")
     assert list_unfinished(tmp_path) == []
-    (tmp_path / "forgotten" / "a.json").write_text(json.dumps(known))
-    assert [one.name for one in list_unfinished(tmp_path)] == ["a"]
+    (tmp_path / "forgotten" / "a.json").write_text(json.dumps(fields))
+    assert [unfinished.name for unfinished in list_unfinished(tmp_path)] == ["a"]
 
 
 def test_a_mark_that_is_no_file_or_says_nothing_is_a_mark(tmp_path: Path) -> None:
-    for name, put in {
-        "folder": lambda path: path.mkdir(), "pipe": os.mkfifo, "link": lambda path: path.symlink_to("nowhere"),
-        "empty": lambda path: path.write_text("{}"), "null": lambda path: path.write_text('{"since": null}'),
-    }.items():  # fmt: skip
-        put(made(tmp_path, f"sft:{name}") / FILE)
+    for name, create in {
+        "folder": lambda path: path.mkdir(),
+        "pipe": os.mkfifo,
+        "link": lambda path: path.symlink_to("nowhere"),
+        "empty": lambda path: path.write_text("{}"),
+        "null": lambda path: path.write_text('{"since": null}'),
+    }.items():
+        create(made(tmp_path, f"sft:{name}") / FILE)
         assert one(tmp_path, f"sft:{name}")["stale"] == "an unknown time"
-        assert not finding(tmp_path, f"sft:{name}").passed
+        assert not evaluate_gate(tmp_path, f"sft:{name}").passed

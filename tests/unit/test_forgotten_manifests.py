@@ -1,4 +1,4 @@
-"""What forgetting does to a manifest that the log of the aliases holds the digest of."""
+"""Forgetting rewrites manifests whose digests the alias log holds, and appends the new digests to the log."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ RECEIPT = new_receipt("annotator", "me", ("annotator", "ann", "p", "sqlite:///x"
 
 
 def promote(root: Path, alias: str = "production") -> Change:
-    """Let an alias mean the run `sft:one`, whose manifest the log then holds."""
+    """Point an alias at the run `sft:one`, with the digests of its manifests in the log."""
     manifest = read_manifest(root / "sft" / "one")
-    held = {"sft:one": compute_manifest_digests(root / "sft" / "one", manifest)}
+    manifests = {"sft:one": compute_manifest_digests(root / "sft" / "one", manifest)}
     return append_change(
-        root, alias, [AliasTarget("sft:one", manifest.digest, manifests=held)], who="ann", why="so", replaces=0
+        root, alias, [AliasTarget("sft:one", manifest.digest, manifests=manifests)], who="ann", why="so", replaces=0
     )
 
 
-def altered(root: Path) -> str | None:
+def find_alteration(root: Path) -> str | None:
     return query_index(root, lambda index: (index.record("sft:one") or {})["replaced"])
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A folder of runs with a promoted run, one of whose files is an other by now."""
+    """A folder of runs with a promoted run, one of whose files has changed since."""
     published(tmp_path, "one")
     promote(tmp_path)
     promote(tmp_path, "staging")
-    assert altered(tmp_path) is None
+    assert find_alteration(tmp_path) is None
     (tmp_path / "sft" / "one" / "config.yaml").write_text("a: forgotten\n")
     return tmp_path
 
@@ -49,9 +49,10 @@ def test_a_promoted_run_is_not_called_altered(root: Path) -> None:
         "@staging (change 4) holds the new manifest of sft:one",
     ]
     assert (root / "sft" / "one" / "manifest.json").read_bytes() != before
-    assert altered(root) is None
+    assert find_alteration(root) is None
     log = read_log(root)
-    first, last = log.changes[0], log.last("production")
+    first = log.changes[0]
+    last = log.last("production")
     assert last is not None
     assert (last.arms, last.who, last.replaces) == (first.arms, "me", first.seq)
     assert last.why == f"stage.action=forget rewrote files of sft:one (forgotten/{RECEIPT.name}.json)"
@@ -62,9 +63,9 @@ def test_a_promoted_run_is_not_called_altered(root: Path) -> None:
 def test_a_run_that_was_altered_before_stays_so(root: Path) -> None:
     manifest = root / "sft" / "one" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"loss": 1.5', '"loss": 0.5'))
-    assert altered(root)
+    assert find_alteration(root)
     assert update_manifest(root, "sft:one", ["config.yaml"], RECEIPT) == []
-    assert "manifest.json is another than" in (altered(root) or "")
+    assert "manifest.json is another than" in (find_alteration(root) or "")
 
 
 def test_killed_between_the_log_and_the_manifest_it_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +76,9 @@ def test_killed_between_the_log_and_the_manifest_it_goes_on(root: Path, monkeypa
         patch.setattr(forgetting, "replace_file", interrupt)
         with pytest.raises(KeyboardInterrupt):
             update_manifest(root, "sft:one", ["config.yaml"], RECEIPT)
-    assert altered(root)  # until the command goes on
+    assert find_alteration(root)  # until the command is run again
     assert update_manifest(root, "sft:one", ["config.yaml"], RECEIPT) == []
-    assert altered(root) is None
+    assert find_alteration(root) is None
     assert len(read_log(root).changes) == 4
 
 
