@@ -37,7 +37,7 @@ QUALIFIED = {
 MODE_SECOND = {"open", "io.open", "gzip.open", "bz2.open", "lzma.open"}
 WRITING = set("wax+")
 OPENED_OTHERWISE = {"Store", "Run", "replica", "self"}
-"""Their `open` opens a database, a run, or an engine."""
+"""Objects whose `open` opens a database, a run, or an engine."""
 CHECKED = "the files of the folder have passed align.core.files.check_folder or check_readable"
 DIGEST = "its digest was taken by align.core.files just before, and is the expected one"
 SHIPPED = "a file of an installed package"
