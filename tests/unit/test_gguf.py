@@ -1,4 +1,4 @@
-"""Base and adapter as GGUF are what was trained, in llama.cpp itself, and text is read there as it was in training."""
+"""llama.cpp computes the same with the exported GGUF base and adapter as training did, and tokenizes text the same."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def trained(tmp_path_factory) -> TrainedModel:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory) -> Path:
-    """Where bases lie that several exports share, as those of one `run.root` do."""
+    """The folder of bases that several exports share, as the exports below one `run.root` do."""
     return tmp_path_factory.mktemp("bases")
 
 
@@ -65,17 +65,17 @@ def exported(trained: TrainedModel, bases: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def answered(trained: TrainedModel, exported: Path) -> EngineResponse:
-    """What llama.cpp says of `exported`."""
-    return answer_of(trained, exported)
+    """The response of llama.cpp for `exported`."""
+    return ask_llama_cpp(trained, exported)
 
 
-def answer_of(trained: TrainedModel, folder: Path) -> EngineResponse:
+def ask_llama_cpp(trained: TrainedModel, folder: Path) -> EngineResponse:
     answer = run_llama_cpp(trained, folder / "base-f16.gguf", folder / ADAPTER, ASKED)
     assert answer is not None
     return answer
 
 
-def measured(
+def measure(
     trained: TrainedModel,
     folder: Path,
     answer: EngineResponse,
@@ -87,14 +87,17 @@ def measured(
 
 def test_llama_cpp_runs_what_was_trained(trained: TrainedModel, exported: Path, answered: EngineResponse):
     assert {path.name for path in exported.glob("*.gguf")} == {"base-f16.gguf", "base-q8_0.gguf", ADAPTER}
-    rows = measured(trained, exported, answered)
+    rows = measure(trained, exported, answered)
     assert {name: row.verdict for name, row in rows.items()} == {
-        F16_ROW: "pass", f"llama.cpp/adapter/{DEQUANTISED}/q8_0": "reported",
-        "transformers/adapter/original/float32": "reported", "transformers/base alone/nf4/float32": "reported",
-        "Ollama": "not checked", "vLLM": "not checked",
-    }  # fmt: skip
+        F16_ROW: "pass",
+        f"llama.cpp/adapter/{DEQUANTISED}/q8_0": "reported",
+        "transformers/adapter/original/float32": "reported",
+        "transformers/base alone/nf4/float32": "reported",
+        "Ollama": "not checked",
+        "vLLM": "not checked",
+    }
     assert rows[F16_ROW].bound == ("max_logprob", 0.02)
-    assert trained.base_divergence.max_logprob > 1  # there was something to get wrong
+    assert trained.base_divergence.max_logprob > 1  # without the adapter the outputs differ
     assert (exported / "tokenizer.json").is_file()
     assert not (exported / "adapter_config.json").exists()
 
@@ -103,14 +106,15 @@ def test_llama_cpp_runs_what_was_trained(trained: TrainedModel, exported: Path, 
 def test_other_architectures_run_there_as_they_were_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ):
-    if architecture.startswith("Qwen"):  # whose converter takes a tokenizer of theirs: the weights alone are compared
+    # Qwen's converter requires Qwen's own tokenizer, so only the weights are compared.
+    if architecture.startswith("Qwen"):
         monkeypatch.setattr(receipt_checks, "check_tokenization", lambda *given: None)
     model = make_model(tmp_path / "model", architecture)
     adapter = make_adapter(Path(model.path), tmp_path / "adapter", target_modules="all-linear")
     tokenizer = AutoTokenizer.from_pretrained(model.path)
-    found = load_trained_model(model, adapter, "qlora", CPU, torch.float32, tokenizer)
-    folder = export_gguf(found, tmp_path / "export")
-    assert measured(found, folder, answer_of(found, folder))[F16_ROW].verdict == "pass"
+    trained = load_trained_model(model, adapter, "qlora", CPU, torch.float32, tokenizer)
+    folder = export_gguf(trained, tmp_path / "export")
+    assert measure(trained, folder, ask_llama_cpp(trained, folder))[F16_ROW].verdict == "pass"
 
 
 def test_an_adapter_that_was_scaled_is_found_out(trained: TrainedModel, bases: Path, tmp_path: Path):
@@ -123,27 +127,30 @@ def test_an_adapter_that_was_scaled_is_found_out(trained: TrainedModel, bases: P
     tensors = {k: v * 1.5 if "lora_B" in k else v for k, v in load_file(weights).items()}
     save_file(tensors, scaled / weights.name, {"format": "pt"})
     folder = export_gguf(replace(trained, adapter=scaled), tmp_path / "export", bases=bases)
-    assert measured(trained, folder, answer_of(trained, folder))[F16_ROW].verdict == "fail"
+    assert measure(trained, folder, ask_llama_cpp(trained, folder))[F16_ROW].verdict == "fail"
 
 
 def test_the_base_is_the_one_that_was_trained_on(trained: TrainedModel, exported: Path, tmp_path: Path):
-    """On the original weights it is held to what the adapter says on these, and the gap is told."""
+    """An export on the original weights is compared with the adapter on these weights, and the gap is reported."""
     [base] = write_bases(tmp_path / "bases", source_of(trained, "original"), (), None)
     link_file(exported / ADAPTER, base.parent / ADAPTER)  # it is the same beside either base
     folder = base.parent
-    answer = answer_of(trained, folder)
-    rows = measured(trained, folder, answer, into="original")
+    answer = ask_llama_cpp(trained, folder)
+    rows = measure(trained, folder, answer, into="original")
     assert rows["llama.cpp/adapter/original/f16"].verdict == "pass"
     gap = rows["llama.cpp/gap/original/f16"]
     assert gap.verdict == "reported"
     assert gap.found is not None
     assert gap.found.kl > 1e-4
-    assert measured(trained, folder, answer)[F16_ROW].verdict == "fail"  # and is not passed off as the other
+    assert measure(trained, folder, answer)[F16_ROW].verdict == "fail"  # it does not pass as the dequantised base
 
 
-def in_f32(trained: TrainedModel, exported: Path, work: Path) -> F32Measurement:
-    """As the stage does it."""
-    base, adapter, source, plain = work / "base.gguf", work / "adapter.gguf", source_of(trained), work / "plain"
+def measure_in_f32(trained: TrainedModel, exported: Path, work: Path) -> F32Measurement:
+    """Convert and run everything in f32, as the stage does."""
+    base = work / "base.gguf"
+    adapter = work / "adapter.gguf"
+    source = source_of(trained)
+    plain = work / "plain"
     source.convert(base, "f32")
     plain.mkdir()
     write_adapter(plain, trained.adapter, BASE, tokenizer=trained.tokenizer)
@@ -158,28 +165,30 @@ def test_where_f16_rounds_too_much_the_numbers_are_compared_in_f32(
     trained: TrainedModel, exported: Path, answered: EngineResponse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(receipt_checks, "GGUF", ("max_logprob", 1e-9))
-    found = in_f32(trained, exported, tmp_path)
-    rows = measured(trained, exported, answered, in_f32=lambda: found)
-    exact, rounded = rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"], rows[F16_ROW]
+    measurement = measure_in_f32(trained, exported, tmp_path)
+    rows = measure(trained, exported, answered, in_f32=lambda: measurement)
+    exact = rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"]
+    rounded = rows[F16_ROW]
     assert (exact.verdict, rounded.verdict) == ("pass", "pass")
     assert exact.found is not None
     assert rounded.found is not None
     assert exact.found.max_logprob < rounded.found.max_logprob / 100
     assert (exact.bound, rounded.bound) == (("max_logprob", 1e-3), ("kl", 1e-3))
     assert "max_logprob misses 1e-09 by llama.cpp's rounding" in as_text(rows.values())
-    # What is no f16 of these numbers is not waved through with them.
+    # An f16 file of other numbers does not pass with them.
     wrong = Path(shutil.copytree(exported, tmp_path / "wrong"))
     (wrong / "base-f16.gguf").chmod(0o644)
     shutil.copy(exported / "base-q8_0.gguf", wrong / "base-f16.gguf")
-    other = replace(
-        found, mismatch=find_mismatch(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf")
+    mismatched = replace(
+        measurement,
+        mismatch=find_mismatch(source_of(trained).converters, tmp_path / "base.gguf", wrong / "base-f16.gguf"),
     )
-    rows = measured(trained, wrong, answer_of(trained, wrong), in_f32=lambda: other)
+    rows = measure(trained, wrong, ask_llama_cpp(trained, wrong), in_f32=lambda: mismatched)
     assert f"llama.cpp/adapter/{DEQUANTISED}/f32" not in rows
     assert rows[F16_ROW].verdict == "fail"
     assert "is not what was converted" in rows[F16_ROW].note
-    inexact = replace(found, answer=answered)
-    rows = measured(trained, exported, answered, in_f32=lambda: inexact)
+    inexact = replace(measurement, answer=answered)
+    rows = measure(trained, exported, answered, in_f32=lambda: inexact)
     assert rows[f"llama.cpp/adapter/{DEQUANTISED}/f32"].verdict == "fail"
 
 
@@ -194,19 +203,19 @@ def test_without_llama_cpp_nothing_is_a_pass(trained: TrainedModel, exported: Pa
 def test_a_base_is_written_once_and_known_by_its_files(trained: TrainedModel, tmp_path: Path):
     source = source_of(trained)
     [first] = write_bases(tmp_path, source, ("q8_0",), None)
-    written = first.stat().st_mtime_ns
+    modified_ns = first.stat().st_mtime_ns
     assert write_bases(tmp_path, source, (), None) == [first]
     both = write_bases(tmp_path, source, ("q8_0",), sys.executable)
     assert [path.name for path in both] == ["base-f16.gguf", "base-q8_0.gguf"]
     assert both[0] == first
-    assert first.stat().st_mtime_ns == written
+    assert first.stat().st_mtime_ns == modified_ns
     assert len(list(tmp_path.glob("*/base-f16.gguf"))) == 1
-    other = Path(shutil.copytree(source.converters, tmp_path / "converters"))
-    with (other / "conversion" / "base.py").open("a") as file:
+    converters = Path(shutil.copytree(source.converters, tmp_path / "converters"))
+    with (converters / "conversion" / "base.py").open("a") as file:
         file.write("# another version")
     tokenizer = AutoTokenizer.from_pretrained(trained.base.path, eos_token="</s>")
-    for another in ({"named": BASE | {"digest": "another"}}, {"converters": other}, {"tokenizer": tokenizer}):
-        assert replace(source, **another).key() != source.key()
+    for change in ({"named": BASE | {"digest": "another"}}, {"converters": converters}, {"tokenizer": tokenizer}):
+        assert replace(source, **change).key() != source.key()
     link_file(first, tmp_path / "link.gguf")
     assert first.samefile(tmp_path / "link.gguf")
     with pytest.raises(FileNotFoundError):
@@ -233,7 +242,7 @@ def test_what_llama_cpp_does_not_load_is_an_error_with_its_words(trained: Traine
 
 
 def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_tokenizer):
-    """Byte-level BPE whose cutting llama.cpp's converter does not know."""
+    """The tokenizer is a byte-level BPE with a pre-tokenizer that llama.cpp's converter does not know."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from align.run import Base
@@ -243,9 +252,9 @@ def test_a_tokenizer_of_ones_own_is_refused_with_a_reason(tmp_path: Path, tiny_t
     tiny_tokenizer.save_pretrained(tmp_path / "model")
     adapter = make_adapter(tmp_path / "model", tmp_path / "adapter")
     model = Base("own", str(tmp_path / "model"), None, model_digest(tmp_path / "model"))
-    found = load_trained_model(model, adapter, "qlora", CPU, torch.float32, tiny_tokenizer)
+    trained = load_trained_model(model, adapter, "qlora", CPU, torch.float32, tiny_tokenizer)
     with pytest.raises(InputError, match=r"tokenizer=.*does not know how it cuts text.*export=merged"):
-        write_bases(tmp_path / "bases", source_of(found), (), None)
+        write_bases(tmp_path / "bases", source_of(trained), (), None)
     assert not list((tmp_path / "bases").iterdir())
 
 
@@ -270,30 +279,31 @@ def test_text_that_is_read_otherwise_is_refused(trained: TrainedModel, answered:
     prompts = render_fixed_prompts(tokenizer)
     assert len(answered.output["tokens"]) == len(list_texts(tokenizer, prompts))
     check_tokenization(tokenizer, prompts, answered)
-    end, count = dict(list_special_tokens(tokenizer))["<|end|>"], len(list_special_tokens(tokenizer))
+    end = dict(list_special_tokens(tokenizer))["<|end|>"]
+    count = len(list_special_tokens(tokenizer))
 
-    def saying(**said) -> EngineResponse:
-        return replace(answered, output={**answered.output, **said})
+    def with_output(**output) -> EngineResponse:
+        return replace(answered, output={**answered.output, **output})
 
     split = [[id, id] if [id] == [end] else [id] for _, id in list_special_tokens(tokenizer)]
     with pytest.raises(InputError, match=r"tokenizer=<\|end\|>: is token"):
-        check_tokenization(tokenizer, prompts, saying(tokens=split + answered.output["tokens"][count:]))
+        check_tokenization(tokenizer, prompts, with_output(tokens=split + answered.output["tokens"][count:]))
     wrong = [list(row) for row in answered.output["tokens"]]
     wrong[count][4] += 1
     with pytest.raises(InputError, match="cuts it into other tokens, from the 5th on"):
-        check_tokenization(tokenizer, prompts, saying(tokens=wrong))
+        check_tokenization(tokenizer, prompts, with_output(tokens=wrong))
     with pytest.raises(InputError, match="chat_template=x: is another"):
-        check_tokenization(tokenizer, prompts, saying(template="x"))
+        check_tokenization(tokenizer, prompts, with_output(template="x"))
     with pytest.raises(InputError, match=r"eos_token=<\|end\|>: is token \d+, and 2 in llama\.cpp"):
-        check_tokenization(tokenizer, prompts, saying(eos=2))
+        check_tokenization(tokenizer, prompts, with_output(eos=2))
 
 
 def test_a_prompt_begins_as_it_did_in_training(trained: TrainedModel, exported: Path, tmp_path: Path):
-    """Without BOS where the template writes none, which llama.cpp would put there by itself."""
+    """The exported prompt has no BOS if the template writes none, although llama.cpp would add one by default."""
     tokenizer = AutoTokenizer.from_pretrained(trained.base.path, chat_template=CHATML)
-    found = load_trained_model(trained.base, trained.adapter, "qlora", CPU, torch.float32, tokenizer)
-    [base] = write_bases(tmp_path, source_of(found), (), None)
-    answer = run_llama_cpp(found, base, exported / ADAPTER, ASKED)
+    trained_model = load_trained_model(trained.base, trained.adapter, "qlora", CPU, torch.float32, tokenizer)
+    [base] = write_bases(tmp_path, source_of(trained_model), (), None)
+    answer = run_llama_cpp(trained_model, base, exported / ADAPTER, ASKED)
     assert answer is not None
     assert not answer.output["begins_with_bos"]
     forced = replace(answer, output=answer.output | {"begins_with_bos": True})

@@ -1,4 +1,4 @@
-"""Gold items, repeats, what the ledger takes, and in which order answers stand on the screen."""
+"""Gold items, repeats, votes that the ledger refuses, and the order of answers on the screen."""
 
 from collections import Counter
 
@@ -40,22 +40,23 @@ def test_gold_is_asked_of_everyone_once_and_trained_on_by_nobody(store):
 
 def test_a_repeat_comes_later_and_turned_round_and_once(store):
     queue = queue_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
-    seen, task = [], queue.take("ann")
+    tasks = []
+    task = queue.take("ann")
     while task is not None:
-        seen.append(task)
+        tasks.append(task)
         _, task = judge(queue, "ann", task)
     first = {}
-    for place, task in enumerate(seen):
+    for place, task in enumerate(tasks):
         if task.item.id in first:
-            before, shown = first.pop(task.item.id)
-            assert place - before > REPEAT_AFTER
-            assert task.display_order == tuple(reversed(shown))
+            first_place, first_order = first.pop(task.item.id)
+            assert place - first_place > REPEAT_AFTER
+            assert task.display_order == tuple(reversed(first_order))
         else:
             first[task.item.id] = (place, task.display_order)
     purposes = Counter(vote.purpose for vote in store.rankings("p"))
     assert purposes["work"] == REPEAT_AFTER + 3
     assert purposes["repeat"] >= 2
-    assert len(load_preferences(store, "p")) == 3 * (REPEAT_AFTER + 3)  # repeats measure, they do not teach
+    assert len(load_preferences(store, "p")) == 3 * (REPEAT_AFTER + 3)  # repeats are not training data
     store.verify()
 
 
@@ -66,32 +67,34 @@ def test_a_repeat_is_judged_afresh_and_far_from_the_last_vote(store):
     for _ in range(REPEAT_AFTER - 1):
         _, task = judge(queue, "ann", task)
     judge(queue, "ann", queue.undo("ann", seq), "anew", rationale="second time")
-    seen = []
+    item_ids = []
     while task is not None and task.item.id != first.item.id:
-        seen.append(task.item.id)
+        item_ids.append(task.item.id)
         assert task.draft == {}
         _, task = judge(queue, "ann", task)
-    assert task is None or len(seen) >= REPEAT_AFTER
+    assert task is None or len(item_ids) >= REPEAT_AFTER
     assert task is None or task.draft == {}
 
 
 def test_undoing_what_is_being_repeated_takes_the_repeat_back(store):
     queue = queue_of(store, items=REPEAT_AFTER + 3, repeat_share=1.0)
-    task, seqs = queue.take("ann"), {}
+    task = queue.take("ann")
+    seqs = {}
     while task.item.id not in seqs:
         seqs[task.item.id], task = judge(queue, "ann", task)
-    back = queue.undo("ann", seqs[task.item.id])
-    assert back.item.id == task.item.id
-    assert back.token != task.token
-    _, following = judge(queue, "ann", back, "anew")
+    reopened = queue.undo("ann", seqs[task.item.id])
+    assert reopened.item.id == task.item.id
+    assert reopened.token != task.token
+    _, following = judge(queue, "ann", reopened, "anew")
     assert following is not None
-    assert following.item.id != back.item.id
+    assert following.item.id != reopened.item.id
     store.verify()
 
 
 def test_a_first_vote_can_be_made_again_while_its_repeat_stands(store):
     queue = queue_of(store, items=REPEAT_AFTER + 1, repeat_share=1.0)
-    task, votes = queue.take("ann"), []
+    task = queue.take("ann")
+    votes = []
     while task is not None:
         seq, following = judge(queue, "ann", task)
         votes.append((seq, task))
@@ -158,27 +161,29 @@ def test_a_chance_befalls_its_share():
     assert all(is_drawn(1.0, "ann", n, "gold") for n in range(100))
 
 
-def listened(db) -> list:
+def record_queries(db) -> list:
     queries: list = []
-    listen(db, "before_cursor_execute", lambda c, cursor, text, given, *_: queries.append((text, given)))
+    listen(
+        db, "before_cursor_execute", lambda connection, cursor, text, parameters, *_: queries.append((text, parameters))
+    )
     return queries
 
 
 def test_the_next_item_is_found_without_looking_at_the_others(tmp_path):
-    """SQLite's own account of how it does what `take` and `vote` ask for."""
+    """SQLite's query plans for `take` and `vote` scan no table."""
     with Store.open(f"sqlite:///{tmp_path / 'annotations.db'}") as store:
         for order in ("random", "priority"):
             queue = queue_of(store, items=5, order=order, overlap=2, gold_share=1.0, repeat_share=1.0)
             with store.transaction() as db:
-                queries = listened(db)
+                queries = record_queries(db)
                 judge(queue, order, queue.take(order))
-                asked_for = [query for query in queries if query[0].startswith("SELECT")]
+                selects = [query for query in queries if query[0].startswith("SELECT")]
                 plans = [
                     (text, row[-1])
-                    for text, given in asked_for
-                    for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", given).all()
+                    for text, parameters in selects
+                    for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", parameters).all()
                 ]
-            assert len(asked_for) > 10
+            assert len(selects) > 10
             for text, step in plans:
                 newest = "ORDER BY ledger.seq DESC" in text  # along the primary key, and no farther than one row
                 assert newest or not step.startswith("SCAN"), f"{step}: {text}"
