@@ -1,4 +1,4 @@
-"""How tasks of lm-eval are named, and what their digest covers."""
+"""Tasks of lm-eval: their names, and the files that their digest covers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIVEN = {"name": "arc", "lm_eval": "arc_easy", "include": "tasks"}
 pytest.importorskip("lm_eval")
 
 
-def digest(folder: Path, task: str = "choose") -> str:
+def compute_digest(folder: Path, task: str = "choose") -> str:
     return build_harness_input(HarnessTask(task, str(folder)), "eval.tasks, arc").digest
 
 
@@ -50,22 +50,22 @@ def test_a_wrong_one_is_refused_by_its_key(more: Mapping[str, Any], said: str) -
 
 def test_the_digest_covers_the_folder_and_the_data_that_it_names(tmp_path: Path) -> None:
     folder = written(tmp_path / "tasks")
-    elsewhere = tmp_path / "elsewhere.jsonl"
-    (folder / "more.jsonl").rename(elsewhere)
+    outside_path = tmp_path / "elsewhere.jsonl"
+    (folder / "more.jsonl").rename(outside_path)
     (folder / "more.yaml").write_text(
-        (folder / "more.yaml").read_text().replace(f"{folder}/more.jsonl", str(elsewhere))
+        (folder / "more.yaml").read_text().replace(f"{folder}/more.jsonl", str(outside_path))
     )
-    found = [digest(folder), digest(folder, "more")]
-    assert digest(folder) == found[0]
-    for path in (elsewhere, folder / "shots.jsonl", folder / "choose.yaml"):
+    digests = [compute_digest(folder), compute_digest(folder, "more")]
+    assert compute_digest(folder) == digests[0]
+    for path in (outside_path, folder / "shots.jsonl", folder / "choose.yaml"):
         path.write_text(path.read_text() + "\n")
-        found.append(digest(folder))
+        digests.append(compute_digest(folder))
     (folder / "utils.py").write_text("a = 1\n")
-    found.append(digest(folder))
-    assert len({*found}) == len(found)
+    digests.append(compute_digest(folder))
+    assert len({*digests}) == len(digests)
     (folder / "__pycache__").mkdir()
     (folder / "__pycache__" / "utils.pyc").write_bytes(b"a")
-    assert digest(folder) == found[-1]
+    assert compute_digest(folder) == digests[-1]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_data_that_no_digest_would_cover_are_refused(asks: str, said: str, tmp_p
     folder = written(tmp_path / "tasks")
     (folder / "_other_yaml").write_text(asks)
     with pytest.raises(InputError, match=said) as refused:
-        digest(folder)
+        compute_digest(folder)
     assert "_other_yaml" in str(refused.value)
 
 
@@ -94,18 +94,18 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
     folder = written(tmp_path / "tasks")
     (folder / "choose.yaml").write_text("task: [")
     with pytest.raises(CorruptFile, match=r"choose\.yaml"):
-        digest(folder)
+        compute_digest(folder)
     (folder / "choose.yaml").write_text("task: !!python/object/apply:os.getcwd []")
     with pytest.raises(CorruptFile, match=r"choose\.yaml"):
-        digest(folder)
+        compute_digest(folder)
 
 
 def test_without_lm_eval_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(InputError, match=r"align-rlhf\[evals\]"):
-        digest(written(tmp_path / "tasks"))
+        compute_digest(written(tmp_path / "tasks"))
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder"):
-        digest(tmp_path / "nowhere")
+        compute_digest(tmp_path / "nowhere")
