@@ -1,4 +1,4 @@
-"""Answers that no vLLM gives: each ends the run by an error that names the server, and none is learned from."""
+"""Responses that vLLM never gives: each ends the run with an error that names the server, and is not trained on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ from align.rollout.vllm_server import (
     compute_response_limit,
 )
 
-STOP, VOCABULARY, LIMIT = 2, 10, 4
+STOP = 2
+VOCABULARY = 10
+LIMIT = 4
 
 
 class Garbage(BaseHTTPRequestHandler):
@@ -41,13 +43,13 @@ class Garbage(BaseHTTPRequestHandler):
     heard: ClassVar[list[str | None]] = []
 
     def answer(self) -> None:
-        self.rfile.read(int(self.headers.get("content-length", 0)))  # or closing the connection would reset it
+        self.rfile.read(int(self.headers.get("content-length", 0)))  # unread, closing the connection would reset it
         self.heard.append(self.headers.get("authorization"))
         self.send_response(self.status)
         self.send_header("content-type", "application/json")
         self.end_headers()
         self.wfile.write(self.body)
-        with suppress(OSError):  # whoever asked has closed the connection
+        with suppress(OSError):  # the client has closed the connection
             while self.forever:
                 self.wfile.write(b" " * (1 << 16))
 
@@ -67,8 +69,19 @@ def client() -> Iterator[VllmClient]:
 
 
 DEEP = b"[" * 100_000
-BODIES = (b"", b"not JSON", b"null", b"[]", b"{}", b'{"data": []}', b'{"data": {}, "choices": []}', b"\xff\xfe", DEEP,
-          b'{"data": [{}], "choices": [{}]}', b'{"data": [null], "choices": [{"logprobs": null}]}')  # fmt: skip
+BODIES = (
+    b"",
+    b"not JSON",
+    b"null",
+    b"[]",
+    b"{}",
+    b'{"data": []}',
+    b'{"data": {}, "choices": []}',
+    b"\xff\xfe",
+    DEEP,
+    b'{"data": [{}], "choices": [{}]}',
+    b'{"data": [null], "choices": [{"logprobs": null}]}',
+)
 LOGPROBS = ([], [None], [None, -1.0], [None, "x", "y"], [None, [], {}], {"a": 1}, 3)
 
 
@@ -82,8 +95,8 @@ def test_what_is_no_answer_is_said_to_be_none(client: VllmClient, body: bytes, m
 
 @pytest.mark.parametrize("told", LOGPROBS, ids=range(len(LOGPROBS)))
 def test_logprobs_that_are_none_or_too_few(client: VllmClient, told: Any, monkeypatch: pytest.MonkeyPatch):
-    whole = {"choices": [{"logprobs": {"token_logprobs": told}}]}
-    monkeypatch.setattr(Garbage, "body", json.dumps(whole).encode())
+    response = {"choices": [{"logprobs": {"token_logprobs": told}}]}
+    monkeypatch.setattr(Garbage, "body", json.dumps(response).encode())
     with pytest.raises(VllmFailed, match="/v1/completions in another form"):
         client.logprobs("x", [[1, 2, 3]])
 
@@ -95,23 +108,23 @@ def test_an_answer_without_an_end_is_not_read_to_its_end(
     monkeypatch.setattr(Garbage, "body", start)
     monkeypatch.setattr(Garbage, "forever", True)
     url = str(client.target)
-    ask = (
+    requests = (
         client.base_name,
         client.context_length,
         lambda: client.load("x", Path()),
         lambda: client.knows("x"),
         lambda: client.unload("x"),
     )
-    for each in (*ask, lambda: client.logprobs("x", [[1, 2, 3]])):
+    for request in (*requests, lambda: client.logprobs("x", [[1, 2, 3]])):
         with pytest.raises(VllmFailed, match=r"by more than 1,0\d\d,\d\d\d bytes"):
-            each()
+            request()
     assert client.is_up()
     with pytest.raises(InputError, match=rf"^rollout\.urls={url}: fails at the first request .* by more than"):
-        running_server(url).bring_up()
-    made = sampler(url)
-    [error] = asyncio.run(made._ask({0: {"prompt": [1, 2], "max_tokens": LIMIT}})).values()
+        build_running_server(url).bring_up()
+    sampler = build_sampler(url)
+    [error] = asyncio.run(sampler._ask({0: {"prompt": [1, 2], "max_tokens": LIMIT}})).values()
     assert isinstance(error, VllmFailed)
-    assert str(made._explain(made.servers[0], error)).startswith(
+    assert str(sampler._explain(sampler.servers[0], error)).startswith(
         f"rollout.urls={url}: cannot do what a request asks for"
     )
 
@@ -123,9 +136,13 @@ def test_an_answer_that_comes_byte_by_byte_has_its_time(client: VllmClient, monk
 
 
 def test_all_that_tokens_need_is_read():
-    """A token in as many bytes as there are of any: its text escaped, its id, logprob and place."""
-    token = {"tokens": ["token_id:99999"], "token_logprobs": [-12.345678901234567],
-             "top_logprobs": [{"token_id:99999": -12.345678901234567}], "text_offset": [10**6]}  # fmt: skip
+    """The longest JSON of a token fits: its text escaped, its id, logprob and offset."""
+    token = {
+        "tokens": ["token_id:99999"],
+        "token_logprobs": [-12.345678901234567],
+        "top_logprobs": [{"token_id:99999": -12.345678901234567}],
+        "text_offset": [10**6],
+    }
     assert len(json.dumps(token)) + len(json.dumps("\u4e00" * 128)) + 16 < TOKEN_BYTES
     assert compute_response_limit(10) == compute_response_limit(0) + 10 * TOKEN_BYTES
 
@@ -136,8 +153,8 @@ def test_a_key_goes_to_urls_alone(client: VllmClient, tmp_path: Path, monkeypatc
     monkeypatch.setattr(Garbage, "body", b'{"data": [{"id": "x"}]}')
     url = str(client.target)
     assert VllmClient(url).base_name() == "x"  # the fixture's was made before there was a key
-    made = sampler(url)
-    asyncio.run(made._ask({0: {"prompt": [1], "max_tokens": 1}}))
+    sampler = build_sampler(url)
+    asyncio.run(sampler._ask({0: {"prompt": [1], "max_tokens": 1}}))
     assert Garbage.heard == ["Bearer k3y-of-the-servers"] * 2
     assert "authorization" not in build_request_headers(tmp_path / "socket")
     monkeypatch.delenv(KEY)
@@ -148,7 +165,7 @@ def test_a_key_goes_to_urls_alone(client: VllmClient, tmp_path: Path, monkeypatc
 def test_what_is_no_key_is_not_shown(key: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(KEY, key)
     with pytest.raises(InputError, match=r"VLLM_API_KEY=\*\*\*: has characters that no key has") as refused:
-        running_server("http://x:1")
+        build_running_server("http://x:1")
     assert key not in str(refused.value)
 
 
@@ -162,70 +179,87 @@ def test_a_server_that_asks_for_a_key(
     monkeypatch.setenv(KEY, key)
     monkeypatch.setattr(Garbage, "status", status)
     url = str(client.target)
-    with pytest.raises(InputError, match=rf"^rollout\.urls={url}: .*{said}.* \(status {status}\)\. Set {KEY}") as one:
-        running_server(url).bring_up()
-    made = sampler(url)
-    [error] = asyncio.run(made._ask({0: {"prompt": [1], "max_tokens": 1}})).values()
+    with pytest.raises(
+        InputError, match=rf"^rollout\.urls={url}: .*{said}.* \(status {status}\)\. Set {KEY}"
+    ) as raised:
+        build_running_server(url).bring_up()
+    sampler = build_sampler(url)
+    [error] = asyncio.run(sampler._ask({0: {"prompt": [1], "max_tokens": 1}})).values()
     assert not isinstance(error, VllmGone)
-    assert str(made._explain(made.servers[0], error)) == str(one.value)
+    assert str(sampler._explain(sampler.servers[0], error)) == str(raised.value)
 
 
 def test_of_several_servers_the_log_tells_which():
-    made = sampler()
-    made.python = "/venv/bin/python"
-    said = str(made._own_server("vllm-1.log").explain(VllmFailed("x", 500), "fails"))
-    assert said.startswith("rollout.python=/venv/bin/python (vllm-1.log): fails. Read vllm-1.log in the run's folder")
+    sampler = build_sampler()
+    sampler.python = "/venv/bin/python"
+    message = str(sampler._own_server("vllm-1.log").explain(VllmFailed("x", 500), "fails"))
+    assert message.startswith(
+        "rollout.python=/venv/bin/python (vllm-1.log): fails. Read vllm-1.log in the run's folder"
+    )
 
 
-def sampler(url: str = "http://x:1") -> VllmSampler:
+def build_sampler(url: str = "http://x:1") -> VllmSampler:
     settings = SimpleNamespace(urls=(url,), start_s=1.0)
-    made = VllmSampler((STOP,), 0, LIMIT, 1.0, 8, None, settings, torch.device("cpu"), 16, 64, Path())
-    made.vocabulary = VOCABULARY
-    made.servers = [running_server(url)]
-    return made
+    sampler = VllmSampler((STOP,), 0, LIMIT, 1.0, 8, None, settings, torch.device("cpu"), 16, 64, Path())
+    sampler.vocabulary = VOCABULARY
+    sampler.servers = [build_running_server(url)]
+    return sampler
 
 
-def running_server(url: str) -> VllmServer:
+def build_running_server(url: str) -> VllmServer:
     return VllmServer("rollout.urls", url, 1.0, "See to this server.")
 
 
-def read(answer: Any) -> tuple[list[int], list[float]]:
-    made = sampler()
-    return made._read_answer(made.servers[0], answer)
+def read_answer(answer: Any) -> tuple[list[int], list[float]]:
+    sampler = build_sampler()
+    return sampler._read_answer(sampler.servers[0], answer)
 
 
-def choice(ids: list[Any], values: Any = None, **more: Any) -> dict[str, Any]:
+def build_choice(ids: list[Any], values: Any = None, **more: Any) -> dict[str, Any]:
     values = [-1.0] * len(ids) if values is None else values
-    told = {"tokens": [f"token_id:{id}" for id in ids], "token_logprobs": values, "top_logprobs": [None] * len(ids)}
-    return {"token_ids": ids, "logprobs": told, **more}
+    logprobs = {"tokens": [f"token_id:{id}" for id in ids], "token_logprobs": values, "top_logprobs": [None] * len(ids)}
+    return {"token_ids": ids, "logprobs": logprobs, **more}
 
 
 @pytest.mark.parametrize("ids", [[5, STOP], [STOP], [5, 6, 7, 8], [5, 6, 7, STOP]])
 def test_a_good_answer_is_read(ids: list[int]):
-    assert read(choice(ids)) == (ids, [-1.0] * len(ids))
+    assert read_answer(build_choice(ids)) == (ids, [-1.0] * len(ids))
 
 
 BAD: dict[str, Any] = {
-    "nothing": None, "text": "x", "a list": [], "empty": {}, "no ids": choice([5, STOP], token_ids=None),
-    "no logprobs": choice([5, STOP], logprobs=None), "ids as text": choice(["a", "b"]), "huge": choice([10**9, STOP]),
-    "larger than any": choice([2**70, STOP]), "negative": choice([-1, STOP]), "one more": choice([VOCABULARY, STOP]),
-    "fewer logprobs": choice([5, STOP], [-1.0]), "logprobs as text": choice([5, STOP], ["a", "b"]),
-    "a logprob is missing": choice([5, STOP], [-1.0, None]), "too long": choice([5, 6, 7, 8, STOP]),
-    "longer than asked": choice([5] * 9), "behind a stop": choice([5, STOP, 6, STOP]),
-    "ended early": choice([5, 6]), "other tokens": choice([5, STOP], token_ids=[6, STOP]), "no tokens": choice([]),
-}  # fmt: skip
+    "nothing": None,
+    "text": "x",
+    "a list": [],
+    "empty": {},
+    "no ids": build_choice([5, STOP], token_ids=None),
+    "no logprobs": build_choice([5, STOP], logprobs=None),
+    "ids as text": build_choice(["a", "b"]),
+    "huge": build_choice([10**9, STOP]),
+    "larger than any": build_choice([2**70, STOP]),
+    "negative": build_choice([-1, STOP]),
+    "one more": build_choice([VOCABULARY, STOP]),
+    "fewer logprobs": build_choice([5, STOP], [-1.0]),
+    "logprobs as text": build_choice([5, STOP], ["a", "b"]),
+    "a logprob is missing": build_choice([5, STOP], [-1.0, None]),
+    "too long": build_choice([5, 6, 7, 8, STOP]),
+    "longer than asked": build_choice([5] * 9),
+    "behind a stop": build_choice([5, STOP, 6, STOP]),
+    "ended early": build_choice([5, 6]),
+    "other tokens": build_choice([5, STOP], token_ids=[6, STOP]),
+    "no tokens": build_choice([]),
+}
 
 
 @pytest.mark.parametrize("answer", BAD.values(), ids=BAD)
 def test_a_bad_answer_is_the_servers_fault(answer: Any):
     with pytest.raises(InputError, match=r"^rollout\.urls=http://x:1: "):
-        read(answer)
+        read_answer(answer)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf"), float("inf")])
 def test_a_logprob_that_is_no_number_names_the_server(value: float):
     with pytest.raises(NonFiniteLogits, match="http://x:1 says"):
-        read(choice([5, STOP], [-1.0, value]))
+        read_answer(build_choice([5, STOP], [-1.0, value]))
 
 
 @pytest.mark.parametrize(("status", "is_gone"), [(400, False), (404, False), (429, True), (500, True), (503, True)])
@@ -246,13 +280,26 @@ def test_a_server_that_nobody_reaches_is_gone():
 @pytest.mark.parametrize(
     ("url", "good"),
     [
-        ("http://h", True), ("http://h:8000", True), ("https://h:1/", True), ("http://[::1]:80", True),
-        ("http://[::1", False), ("http://h:abc", False), ("http://h:99999", False), ("http://h ost", False),
-        ("http://h:80#x", False), ("http://h:80;x", False), ("http://h/v1", False), ("http://u:p@h", False),
-        ("http://h?x=1", False), ("ftp://h", False), ("h:80", False), ("", False), ("http://", False),
+        ("http://h", True),
+        ("http://h:8000", True),
+        ("https://h:1/", True),
+        ("http://[::1]:80", True),
+        ("http://[::1", False),
+        ("http://h:abc", False),
+        ("http://h:99999", False),
+        ("http://h ost", False),
+        ("http://h:80#x", False),
+        ("http://h:80;x", False),
+        ("http://h/v1", False),
+        ("http://u:p@h", False),
+        ("http://h?x=1", False),
+        ("ftp://h", False),
+        ("h:80", False),
+        ("", False),
+        ("http://", False),
         ("http://h:0", False),
     ],
-)  # fmt: skip
+)
 def test_addresses(url: str, good: bool):
     assert is_server_url(url) is good
 

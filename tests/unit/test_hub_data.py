@@ -1,4 +1,4 @@
-"""Data sets of the hub: one file, or a split of a whole one."""
+"""Data sets of the hub: one file, or a split of a whole data set."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.Monk
 
     file = tmp_path / "test.jsonl"
     file.write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n')
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     def hf_hub_download(repo: str, name: str, *, repo_type: str, revision: str | None) -> str:
-        asked.append((repo, name, repo_type, revision))
+        requests.append((repo, name, repo_type, revision))
         if name == "full.jsonl":
             raise OSError(errno.ENOSPC, "No space left on device")
         if name == "none.jsonl":
@@ -33,7 +33,8 @@ def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.Monk
     data = DataSource("jsonl", "hub:Anthropic/hh-rlhf@v1/harmless-base/test.jsonl.gz", held_out=0.0)
     assert len(read_documents_of_split(data, "train")) == 1
     assert build_data_input(data).path == data.path
-    assert asked == [("Anthropic/hh-rlhf", "harmless-base/test.jsonl.gz", "dataset", "v1")]  # once, whoever reads it
+    # The file is downloaded once for both reads.
+    assert requests == [("Anthropic/hh-rlhf", "harmless-base/test.jsonl.gz", "dataset", "v1")]
     with pytest.raises(StorageError, match="No space left"):
         read_documents_of_split(DataSource("jsonl", "hub:org/name/full.jsonl"), "train")
     with pytest.raises(InputError, match="has no such file"):
@@ -43,8 +44,7 @@ def test_a_file_of_a_hub_data_set_is_read_like_one_here(monkeypatch: pytest.Monk
 
 
 def test_a_whole_data_set_of_the_hub_is_one_split_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`datasets` takes a folder here as it takes a repository there; the hub is asked for nothing but whether it has
-    it."""
+    """A local folder stands in for a repository of the hub, which is only asked whether the data set exists."""
     import huggingface_hub
 
     folder = tmp_path / "own" / "rows"
@@ -55,15 +55,15 @@ def test_a_whole_data_set_of_the_hub_is_one_split_of_it(monkeypatch: pytest.Monk
     )
     for name in ("a.jsonl", "b.jsonl", "more/c.jsonl"):
         (folder / name).write_text(json.dumps({"text": name[-7]}) + "\n")
-    asked: list[Any] = []
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda _, repo, **more: asked.append((repo, more)))
+    requests: list[Any] = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda _, repo, **more: requests.append((repo, more)))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for path, text in (("hub:own/rows", "a"), ("hub:own/rows:train", "a"), ("hub:own/rows:extra:train", "c")):
         data = DataSource("jsonl", path)
         assert (path, read_documents_of_split(data, "train")) == (path, [text])
         assert len(build_data_input(data).digest) == 64
-    assert asked == [("own/rows", {"revision": None, "timeout": 10})] * 3
+    assert requests == [("own/rows", {"revision": None, "timeout": 10})] * 3
     for path, problem in (("hub:own/rows:dev", "Unknown split"), ("hub:own/rows:less:train", "less")):
         with pytest.raises(InputError, match=f"cannot be loaded .*{problem}"):
             read_documents_of_split(DataSource("jsonl", path), "train")

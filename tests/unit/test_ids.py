@@ -1,4 +1,4 @@
-"""Ids of rows, by `hashlib`, `hmac` and `json` alone."""
+"""Ids of rows equal those that `hashlib`, `hmac` and `json` alone compute."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from align.data.sets.ids import SHA256, build_hmac_kind, compute_content_id, com
 
 
 def test_ids_by_hand():
-    pair = Preference((Message("user", "ü?"),), (Message("assistant", "a"),), (Message("assistant", "b"),),
-                      rejected_ended=False)  # fmt: skip
+    pair = Preference(
+        (Message("user", "ü?"),), (Message("assistant", "a"),), (Message("assistant", "b"),), rejected_ended=False
+    )
     row = {
-        "prompt": [{"role": "user", "content": "ü?"}], "chosen": [{"role": "assistant", "content": "a"}],
-        "rejected": [{"role": "assistant", "content": "b"}], "rejected_ended": False,
-    }  # fmt: skip
+        "prompt": [{"role": "user", "content": "ü?"}],
+        "chosen": [{"role": "assistant", "content": "a"}],
+        "rejected": [{"role": "assistant", "content": "b"}],
+        "rejected_ended": False,
+    }
     text = json.dumps(row, sort_keys=True, separators=(",", ":")).encode()
     assert encode_content_row(pair) == text
     assert compute_content_id(text) == hashlib.sha256(text).digest()
@@ -28,9 +31,9 @@ def test_ids_by_hand():
 
 
 def test_what_a_data_set_says_of_its_ids():
-    under = build_hmac_kind("p", b"p" * 32)
-    said = {"sources": [{"name": "a", **under.as_json()}, {"name": "b", **SHA256.as_json()}]}
-    assert read_id_kinds(said) == {"a": under, "b": SHA256}
-    assert under.project == "p"
-    assert under.key not in (b"p" * 32).hex()
-    assert build_hmac_kind("p", b"x" * 32) != under
+    project_kind = build_hmac_kind("p", b"p" * 32)
+    data_set = {"sources": [{"name": "a", **project_kind.as_json()}, {"name": "b", **SHA256.as_json()}]}
+    assert read_id_kinds(data_set) == {"a": project_kind, "b": SHA256}
+    assert project_kind.project == "p"
+    assert project_kind.key not in (b"p" * 32).hex()
+    assert build_hmac_kind("p", b"x" * 32) != project_kind
