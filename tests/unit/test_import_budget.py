@@ -1,7 +1,7 @@
-"""How many modules a stage reaches, so that a change that couples packages is seen.
+"""Budgets for the number of modules that each stage reaches, so that coupling of packages fails a test.
 
-What is found by name counts only where it is named here: engines (`align.rollout.registry.ENGINES`), kinds of checks
-(`align.reward.checkers.build.KINDS`), and the page of a data set, a judge or a suite (`align.report.run_view`).
+Modules that are loaded by name count only if they are listed here: engines (`align.rollout.registry.ENGINES`), kinds of
+checks (`align.reward.checkers.build.KINDS`), and the page of a data set, a judge or a suite (`align.report.run_view`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from floors import MODULES, imports, name_of
 PATHS = {name_of(path): path for path in MODULES}
 RUNNER = "align.stages.runner"
 BESIDE = {"ppo": ("align.rollout.hf",)}
-"""Stage → modules that it finds by name."""
+"""Stage → modules that it loads by name."""
 BUDGETS = {
     "data": 200,
     "sft": 170,
@@ -46,35 +46,35 @@ NEVER_IN_PPO = ("align.serve", "align.annotate.accounts", "align.annotate.web", 
 
 
 @cache
-def imported_by(module: str) -> frozenset[str]:
-    """Return the modules that a module imports anywhere, inside functions too, and the packages that they are in."""
+def list_imports(module: str) -> frozenset[str]:
+    """Return the modules that a module imports, also inside functions, and the packages that contain them."""
     source = PATHS[module].read_text(encoding="utf-8")
-    found: set[str] = set()
+    imported_names: set[str] = set()
     for name in imports(source, module, PATHS[module].name == "__init__.py"):
         parts = name.split(".")
-        found |= {".".join(parts[: i + 1]) for i in range(len(parts))}
-    return frozenset(found & PATHS.keys())
+        imported_names |= {".".join(parts[: i + 1]) for i in range(len(parts))}
+    return frozenset(imported_names & PATHS.keys())
 
 
-def reachable_from(modules: Iterable[str]) -> set[str]:
+def list_reachable(modules: Iterable[str]) -> set[str]:
     reached: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        module = waiting.pop()
+    pending = list(modules)
+    while pending:
+        module = pending.pop()
         if module not in reached:
             reached.add(module)
-            waiting += imported_by(module)
+            pending += list_imports(module)
     return reached
 
 
-def reached_by(stage: str) -> set[str]:
+def list_reached_by_stage(stage: str) -> set[str]:
     runner = (RUNNER,) if STAGES[stage].runs else ()
-    return reachable_from((f"align.stages.{STAGES[stage].module}", *BESIDE.get(stage, ()), *runner))
+    return list_reachable((f"align.stages.{STAGES[stage].module}", *BESIDE.get(stage, ()), *runner))
 
 
 @pytest.mark.parametrize("stage", BUDGETS)
 def test_a_stage_reaches_few_modules(stage: str):
-    reached = reached_by(stage)
+    reached = list_reached_by_stage(stage)
     assert len(reached) <= BUDGETS[stage], sorted(reached)
 
 
@@ -83,17 +83,17 @@ def test_every_stage_has_a_budget():
 
 
 def test_ppo_reaches_nothing_of_other_products():
-    assert not [name for name in reached_by("ppo") if name.startswith(NEVER_IN_PPO)]
+    assert not [name for name in list_reached_by_stage("ppo") if name.startswith(NEVER_IN_PPO)]
 
 
 def test_imports_inside_functions_count():
-    assert "align.ppo.loop" in imported_by("align.stages.ppo")
-    assert {"align.ppo", "align.ppo.update"} <= reachable_from(["align.ppo.loop"])
+    assert "align.ppo.loop" in list_imports("align.stages.ppo")
+    assert {"align.ppo", "align.ppo.update"} <= list_reachable(["align.ppo.loop"])
 
 
 def test_what_is_found_by_name_exists():
-    named = [engine.partition(":")[0] for engine in ENGINES.values()]
-    named += [f"align.reward.checkers.{module}" for module in KINDS.values()]
-    named += [name for stage in STAGES for name in getattr(load_stage(stage), "PRELOAD", ())]
-    named += [f"align.report.{page}" for page in ("data_set_page", "judge_page", "suite_page")]
-    assert set(named) <= PATHS.keys()
+    module_names = [engine.partition(":")[0] for engine in ENGINES.values()]
+    module_names += [f"align.reward.checkers.{module}" for module in KINDS.values()]
+    module_names += [name for stage in STAGES for name in getattr(load_stage(stage), "PRELOAD", ())]
+    module_names += [f"align.report.{page}" for page in ("data_set_page", "judge_page", "suite_page")]
+    assert set(module_names) <= PATHS.keys()

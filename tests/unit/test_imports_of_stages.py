@@ -1,4 +1,4 @@
-"""What importing the stages loads, and what it leaves as it is: one fresh process that imports them all tells."""
+"""Imports of the stages load no extras and leave torch unchanged, as a fresh process that imports them all shows."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ print(json.dumps(told | dict(loaded=sorted(sys.modules))))
 
 @pytest.fixture(scope="module")
 def told() -> dict[str, Any]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    process = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 def test_importing_models_leaves_torch_as_it_is(told: dict[str, Any]):
@@ -91,6 +91,6 @@ def test_nothing_experimental_is_imported_unless_it_is_asked_for(told: dict[str,
 
 
 def test_no_stage_loads_a_top_level_folder(told: dict[str, Any]):
-    """The packages are imported as `align.annotate` and `align.reward`, also where a library is the one to import."""
+    """The packages are imported as `align.annotate` and `align.reward`, also if a library imports them."""
     assert {*WITHOUT_EXTRAS, *WITH_EXTRAS} <= set(told["loaded"])
     assert not {"annotate", "reward"} & set(told["loaded"])
