@@ -1,4 +1,4 @@
-"""What goes into the annotation store and out of it: imported files, exported ones, and backups."""
+"""Imports into the annotation store, exports of its votes, and backups."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ ROWS = [
 ]
 
 
-def written(path: Path, rows: list) -> Path:
+def write_rows(path: Path, rows: list) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
@@ -50,39 +50,41 @@ def written(path: Path, rows: list) -> Path:
 
 
 def test_every_row_becomes_an_item_once(store, tmp_path):
-    path = written(tmp_path / "items.jsonl", ROWS)
+    path = write_rows(tmp_path / "items.jsonl", ROWS)
     assert import_items(store, "p", path) == (3, 3)
     head = store.head()
     assert import_items(store, "p", path) == (3, 0)
     assert store.head() == head
     assert import_items(store, "p", path, source="other") == (3, 3)
     first, second, third, *_ = store.items("p")
-    assert (first.prompt.as_dicts(), [c.text for c in first.candidates]) == (
+    assert (first.prompt.as_dicts(), [candidate.text for candidate in first.candidates]) == (
         [{"role": "user", "content": "How are you?"}],
         ["Fine", "Bad"],
     )
-    assert [m.content for m in second.prompt.messages] == ["Be kind.", "Grüße"]
+    assert [message.content for message in second.prompt.messages] == ["Be kind.", "Grüße"]
     hello, cut = second.candidates
     assert (hello.model_digest, hello.adapter_digest, hello.sampling, hello.ended) == ("m1", "x", {"seed": 3}, True)
     assert (cut.text, cut.ended) == ("", False)
     gold = dict(asked(store, "SELECT item, gold FROM work"))
     assert [bool(gold[item.id]) for item in (first, second, third)] == [False, False, True]
-    known = json.loads(asked(store, "SELECT payload FROM ledger WHERE seq = 3")[0][0])["expected"]
-    assert known == [[f"{third.id}-0", f"{third.id}-2"], [f"{third.id}-1"]]
+    expected = json.loads(asked(store, "SELECT payload FROM ledger WHERE seq = 3")[0][0])["expected"]
+    assert expected == [[f"{third.id}-0", f"{third.id}-2"], [f"{third.id}-1"]]
     store.verify()
 
 
 def test_a_row_changed_since_is_refused(store, tmp_path):
-    import_items(store, "p", written(tmp_path / "items.jsonl", ROWS))
+    import_items(store, "p", write_rows(tmp_path / "items.jsonl", ROWS))
     changed = [ROWS[0] | {"answers": ["Fine", "Worse"]}, *ROWS[1:]]
     with pytest.raises(InputError, match=r"row 1, id=a: .*other content.*stage\.source="):
-        import_items(store, "p", written(tmp_path / "items.jsonl", changed))
+        import_items(store, "p", write_rows(tmp_path / "items.jsonl", changed))
 
 
 def test_every_format_has_the_same_items(store, tmp_path):
-    """What one file has added, the next one has nothing to add to: same rows, same content."""
-    rows = [{"id": f"i{i}", "prompt": f"q{i}", "answers": ["a, b", "c"], "priority": i / 2, "expected": [[1], [0]]}
-            for i in range(4)]  # fmt: skip
+    """The second file adds nothing, since it has the same rows with the same content."""
+    rows = [
+        {"id": f"i{i}", "prompt": f"q{i}", "answers": ["a, b", "c"], "priority": i / 2, "expected": [[1], [0]]}
+        for i in range(4)
+    ]
     rows[1]["expected"] = rows[2]["id"] = None
     added = []
     for name in WRITERS:
@@ -90,8 +92,8 @@ def test_every_format_has_the_same_items(store, tmp_path):
             added.append(import_items(store, "p", write(tmp_path, name, rows, packed), source="s"))
     assert added == [(4, 4), *[(4, 0)] * (len(added) - 1)]
     (tmp_path / "shards").mkdir()
-    for name, half in (("0.jsonl", rows[:2]), ("1.jsonl", rows[2:])):
-        write(tmp_path, "d.jsonl", half).rename(tmp_path / "shards" / name)
+    for name, shard_rows in (("0.jsonl", rows[:2]), ("1.jsonl", rows[2:])):
+        write(tmp_path, "d.jsonl", shard_rows).rename(tmp_path / "shards" / name)
     assert import_items(store, "p", tmp_path / "shards", source="s") == (4, 0)
 
 
@@ -148,7 +150,7 @@ def test_a_saved_data_set_is_read_like_a_file(store, tmp_path):
     ],
 )
 def test_a_bad_row_is_named_and_nothing_of_the_file_is_taken(store, tmp_path, change, column):
-    path = written(tmp_path / "items.jsonl", [ROWS[0], ROWS[2] | change])
+    path = write_rows(tmp_path / "items.jsonl", [ROWS[0], ROWS[2] | change])
     with pytest.raises(InputError, match=rf"items\.jsonl, row 2, {column}"):
         import_items(store, "p", path)
     assert store.head().seq == 0
@@ -156,22 +158,22 @@ def test_a_bad_row_is_named_and_nothing_of_the_file_is_taken(store, tmp_path, ch
 
 def test_a_row_is_known_by_its_id_or_its_number_and_takes_a_new_priority(store, tmp_path):
     rows = [{"id": 2, "prompt": "a", "answers": ["x", "y"]}, {"prompt": "b", "answers": ["x", "y"], "priority": 0.1}]
-    path = written(tmp_path / "items.jsonl", rows)
+    path = write_rows(tmp_path / "items.jsonl", rows)
     assert import_items(store, "p", path) == (2, 2)
     rows[1]["priority"] = 0.9
-    assert import_items(store, "p", written(path, rows)) == (2, 0)
+    assert import_items(store, "p", write_rows(path, rows)) == (2, 0)
     assert sorted(row[0] for row in asked(store, "SELECT priority FROM work")) == [0.0, 0.9]
 
 
 def test_a_long_file_is_taken_in_parts_between_which_others_write(store, tmp_path, monkeypatch):
     monkeypatch.setattr("align.annotate.exchange.importing.ITEMS_PER_TRANSACTION", 2)
     rows = [{"prompt": f"q{i}", "answers": ["x", "y"]} for i in range(5)]
-    assert import_items(store, "p", written(tmp_path / "items.jsonl", rows)) == (5, 5)
+    assert import_items(store, "p", write_rows(tmp_path / "items.jsonl", rows)) == (5, 5)
 
 
 def test_an_empty_file_is_refused(store, tmp_path):
     with pytest.raises(InputError, match="is empty"):
-        import_items(store, "p", written(tmp_path / "items.jsonl", []))
+        import_items(store, "p", write_rows(tmp_path / "items.jsonl", []))
 
 
 # Out
@@ -179,7 +181,7 @@ def test_an_empty_file_is_refused(store, tmp_path):
 
 @pytest.fixture
 def judged(store):
-    """Three items of three answers: a ranking with everything, a tie of the best two, all good; a skip; gold."""
+    """Items of three answers: a ranking with all fields, a tie of the best two, a tie of all, a skip, and gold."""
     publish_guidelines(store, "p", "# Be fair")
     configure(store, "p", {"attributes": ["helpful"]})
     ids = [add(store, f"run/{i}") for i in range(4)]
@@ -198,33 +200,38 @@ def judged(store):
     return store, ids
 
 
-def rows_in(path: Path) -> list[dict]:
+def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_what_is_exported_can_be_trained_on_and_traced(judged, tmp_path):
     store, ids = judged
-    found = export_votes(store, "p", tmp_path)
-    assert found == {name: len(rows_in(tmp_path / name)) for name in found}
+    counts = export_votes(store, "p", tmp_path)
+    assert counts == {name: len(read_rows(tmp_path / name)) for name in counts}
     pairs = read_preferences(tmp_path / "preferences.jsonl")
-    kept = [(p.prompt, p.chosen, p.rejected, p.group_id, p.margin, p.id) for p in pairs]
-    assert kept == [(p.prompt, p.chosen, p.rejected, p.group_id, p.margin, p.id) for p in load_preferences(store, "p")]
-    whole = read_preferences(tmp_path / "implicit.jsonl")
-    assert [(p.prompt, p.chosen, p.rejected) for p in whole] == [(p.prompt, p.chosen, p.rejected) for p in pairs]
-    assert not any("margin" in row for row in rows_in(tmp_path / "preferences.jsonl"))  # of three answers there is none
+    exported = [(pair.prompt, pair.chosen, pair.rejected, pair.group_id, pair.margin, pair.id) for pair in pairs]
+    assert exported == [
+        (pair.prompt, pair.chosen, pair.rejected, pair.group_id, pair.margin, pair.id)
+        for pair in load_preferences(store, "p")
+    ]
+    implicit_pairs = read_preferences(tmp_path / "implicit.jsonl")
+    assert [(pair.prompt, pair.chosen, pair.rejected) for pair in implicit_pairs] == [
+        (pair.prompt, pair.chosen, pair.rejected) for pair in pairs
+    ]
+    assert not any("margin" in row for row in read_rows(tmp_path / "preferences.jsonl"))  # three answers have no margin
     per_vote = Counter()
-    for row in rows_in(tmp_path / "preferences.jsonl"):
+    for row in read_rows(tmp_path / "preferences.jsonl"):
         per_vote[row["vote"]] += row["weight"]
         assert row["annotator"] == store.pseudonym("p", "ann@example.org")
         assert {"adapter", "model"} == row["chosen_from"].keys()
     votes = {vote.item: vote.seq for vote in store.rankings("p")}
-    assert per_vote == pytest.approx({votes[ids[0]]: 1, votes[ids[1]]: 2 / 3})  # of a tie one pair of three is missing
+    assert per_vote == pytest.approx({votes[ids[0]]: 1, votes[ids[1]]: 2 / 3})  # a tie lacks one pair of three
 
 
 def test_rankings_keep_ties_and_read_back_as_pairs(judged, tmp_path):
     store, ids = judged
     export_votes(store, "p", tmp_path)
-    rows = {row["item"]: row for row in rows_in(tmp_path / "rankings.jsonl")}
+    rows = {row["item"]: row for row in read_rows(tmp_path / "rankings.jsonl")}
     assert [answer["rank"] for answer in rows[ids[1]]["answers"]] == [1, 1, 2]
     first = rows[ids[0]]
     assert [answer["flagged"] for answer in first["answers"]] == [False, False, True]
@@ -241,18 +248,21 @@ def test_unpaired_rows_and_demonstrations(judged, tmp_path):
     store, ids = judged
     export_votes(store, "p", tmp_path)
     labels: dict[str, list] = {}
-    for row in rows_in(tmp_path / "unpaired.jsonl"):
+    for row in read_rows(tmp_path / "unpaired.jsonl"):
         labels.setdefault(row["item"], []).append((row["completion"][0]["content"], row["label"]))
     assert labels == {
         ids[0]: [("fine", True), ("eh", False)],
         ids[1]: [("fine", True), ("bad", True), ("eh", False)],
         ids[2]: [("fine", True), ("bad", True), ("eh", True)],
     }
-    shown = read_documents(tmp_path / "demonstrations.jsonl")
-    assert [m.content for d in shown for m in d.messages] == [
-        "question of run/0", "I am fine!", "question of run/3", "I would say this",
-    ]  # fmt: skip
-    ledger = rows_in(tmp_path / "ledger.jsonl")
+    demonstrations = read_documents(tmp_path / "demonstrations.jsonl")
+    assert [message.content for document in demonstrations for message in document.messages] == [
+        "question of run/0",
+        "I am fine!",
+        "question of run/3",
+        "I would say this",
+    ]
+    ledger = read_rows(tmp_path / "ledger.jsonl")
     assert [row["seq"] for row in ledger] == list(range(1, store.head().seq + 1))
     assert ledger[-1]["hash"] == store.head().hash
 
@@ -262,18 +272,18 @@ def test_a_strength_is_a_margin_where_every_pair_has_one(store, tmp_path):
     for strength, item in enumerate(ids[:2], start=1):
         rank(store, item, "0>1", strength=strength)
     export_votes(store, "p", tmp_path)
-    assert [row["margin"] for row in rows_in(tmp_path / "preferences.jsonl")] == [1.0, 2.0]
+    assert [row["margin"] for row in read_rows(tmp_path / "preferences.jsonl")] == [1.0, 2.0]
     rank(store, ids[2], "1>0")
     (tmp_path / "again").mkdir()
     export_votes(store, "p", tmp_path / "again")
-    assert not any("margin" in row for row in rows_in(tmp_path / "again" / "preferences.jsonl"))
+    assert not any("margin" in row for row in read_rows(tmp_path / "again" / "preferences.jsonl"))
 
 
 def test_an_answer_that_was_sampled_twice_is_neither_good_nor_bad(store, tmp_path):
     rank(store, add(store, texts=("same", "mid", "same")), "0>1>2")
     rank(store, add(store, "run/1", texts=("same", "mid", "other")), "0>1>2")
     export_votes(store, "p", tmp_path)
-    rows = rows_in(tmp_path / "unpaired.jsonl")
+    rows = read_rows(tmp_path / "unpaired.jsonl")
     assert [(row["completion"][0]["content"], row["label"]) for row in rows] == [("same", True), ("other", False)]
 
 
@@ -287,7 +297,7 @@ def test_simulated_rankings_leave_only_when_asked_for(store, tmp_path):
 # Backups
 
 
-def fill(store):
+def fill_store(store):
     add(store, "q/0", project="q")
     configure(store, "p", {"overlap": 2, "attributes": ["helpful"]})
     publish_guidelines(store, "p", "# Be fair")
@@ -295,10 +305,12 @@ def fill(store):
         add(store, f"run/{i}")
     queue = AssignmentQueue(store, "p")
     task = queue.take("ann")
-    _, held = cast_vote(queue, "ann", task, "k", said(task.item.id, "0>1>2", rationale="wär schön"))
-    queue.save_draft("ann", held.token, {"rationale": "half"})
-    store.erase_content("p", next(item.id for item in store.items("p") if item.id not in (task.item.id, held.item.id)))
-    return held
+    _, held_task = cast_vote(queue, "ann", task, "k", said(task.item.id, "0>1>2", rationale="wär schön"))
+    queue.save_draft("ann", held_task.token, {"rationale": "half"})
+    store.erase_content(
+        "p", next(item.id for item in store.items("p") if item.id not in (task.item.id, held_task.item.id))
+    )
+    return held_task
 
 
 def test_simulated_rankings_say_by_what_they_were_made_and_files_keep_it(store, tmp_path):
@@ -306,14 +318,16 @@ def test_simulated_rankings_say_by_what_they_were_made_and_files_keep_it(store, 
         rank(store, add(store, f"run/{n}"), "0>1>2", source="simulated" if scorer else "human", scorer=scorer)
     export_votes(store, "p", tmp_path, allow_simulated=True)
     for name in ("preferences.jsonl", "implicit.jsonl", "rankings.jsonl"):
-        read = read_preferences(tmp_path / name)
-        assert [(p.source, p.scorer) for p in read] == [("simulated", "vader")] * 3 + [("human", "")] * 3, name
+        preferences = read_preferences(tmp_path / name)
+        assert [(pair.source, pair.scorer) for pair in preferences] == [("simulated", "vader")] * 3 + [
+            ("human", "")
+        ] * 3, name
     ledger = (tmp_path / "ledger.jsonl").read_text()
     assert ledger.count("vader") == 1
 
 
 def test_a_backup_replaces_nothing_and_is_for_its_owners_eyes(store, tmp_path):
-    fill(store)
+    fill_store(store)
     backup(store, tmp_path / "b.jsonl.gz")
     assert (tmp_path / "b.jsonl.gz").stat().st_mode & 0o777 == 0o600
     before = (tmp_path / "b.jsonl.gz").read_bytes()
@@ -324,51 +338,52 @@ def test_a_backup_replaces_nothing_and_is_for_its_owners_eyes(store, tmp_path):
 
 @pytest.mark.parametrize("into", ["sqlite", "postgresql"])
 def test_a_backup_is_the_store_in_either_kind_of_database(store, tmp_path, request, into):
-    held = fill(store)
-    about = backup(store, tmp_path / "b.jsonl.gz")
-    assert (about["seq"], about["hash"]) == (store.head().seq, store.head().hash)
+    held_task = fill_store(store)
+    summary = backup(store, tmp_path / "b.jsonl.gz")
+    assert (summary["seq"], summary["hash"]) == (store.head().seq, store.head().hash)
     assert [path.name for path in tmp_path.glob("b.*")] == ["b.jsonl.gz"]
     url = f"sqlite:///{tmp_path / 'other.db'}"
     if into == "postgresql":
         url = new_schema(request.getfixturevalue("postgres"), f"r{tmp_path.name[-20:]}".lower().replace("-", "_"))
-    with Store.open(url) as other:
-        assert restore(other, tmp_path / "b.jsonl.gz") == store.head() == other.verify()
-        assert other.rankings("p") == store.rankings("p")
-        assert other.key("p") == store.key("p") is not None  # a backup is whole: its data sets are compared as before
-        assert list(other.items("q")) == list(store.items("q"))
-        again = AssignmentQueue(other, "p").take("ann")
-        assert (again.token, again.draft) == (held.token, {"rationale": "half"})
+    with Store.open(url) as restored:
+        assert restore(restored, tmp_path / "b.jsonl.gz") == store.head() == restored.verify()
+        assert restored.rankings("p") == store.rankings("p")
+        assert restored.key("p") == store.key("p") is not None  # the key is restored, so its data sets stay comparable
+        assert list(restored.items("q")) == list(store.items("q"))
+        task = AssignmentQueue(restored, "p").take("ann")
+        assert (task.token, task.draft) == (held_task.token, {"rationale": "half"})
         with pytest.raises(InputError, match="not empty"):
-            restore(other, tmp_path / "b.jsonl.gz")
+            restore(restored, tmp_path / "b.jsonl.gz")
         with pytest.raises(InputError, match="stands"):
-            rank(other, other.rankings("p")[0].item, "0>1>2", annotator="ann")
+            rank(restored, restored.rankings("p")[0].item, "0>1>2", annotator="ann")
 
 
 def test_a_backup_is_taken_of_one_moment_while_people_work(store, tmp_path, monkeypatch):
-    fill(store)
-    head, real = store.head(), Store.verify
+    fill_store(store)
+    head = store.head()
+    verify = Store.verify
 
     def verify_while_someone_adds(self, expected=None):
-        found = real(self, expected)
-        if not asked_already:
-            asked_already.append(True)
+        verified_head = verify(self, expected)
+        if not additions:
+            additions.append(True)
             import threading
 
             thread = threading.Thread(target=lambda: add(store, "meanwhile"))
             thread.start()
             thread.join()
-        return found
+        return verified_head
 
-    asked_already: list[bool] = []
+    additions: list[bool] = []
     monkeypatch.setattr(Store, "verify", verify_while_someone_adds)
     backup(store, tmp_path / "b.jsonl.gz")
     assert store.head().seq == head.seq + 1
-    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as other:
-        assert restore(other, tmp_path / "b.jsonl.gz") == head
+    with Store.open(f"sqlite:///{tmp_path / 'other.db'}") as restored:
+        assert restore(restored, tmp_path / "b.jsonl.gz") == head
 
 
 def test_what_was_tampered_with_is_not_backed_up(store, tmp_path):
-    fill(store)
+    fill_store(store)
     tamper(store, "UPDATE candidates SET text = 'forged' WHERE position = 0")
     with pytest.raises(CorruptFile):
         backup(store, tmp_path / "b.jsonl.gz")
@@ -376,7 +391,7 @@ def test_what_was_tampered_with_is_not_backed_up(store, tmp_path):
 
 
 def test_a_backup_that_was_cut_or_changed_restores_nothing(store, tmp_path):
-    fill(store)
+    fill_store(store)
     backup(store, tmp_path / "b.jsonl.gz")
     lines = gzip.decompress((tmp_path / "b.jsonl.gz").read_bytes()).decode().splitlines()
     forged = [line.replace('\\"content\\":\\"question', '\\"content\\":\\"forged') for line in lines]
@@ -390,12 +405,12 @@ def test_a_backup_that_was_cut_or_changed_restores_nothing(store, tmp_path):
         ("other", ["{}", *lines[1:]], "no backup"),
     ):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(broken) + "\n")
-        with Store.open(f"sqlite:///{tmp_path / name}.db") as other:
+        with Store.open(f"sqlite:///{tmp_path / name}.db") as restored:
             with pytest.raises(InputError, match=error):
-                restore(other, tmp_path / f"{name}.jsonl")
-            assert other.head().seq == 0
-            assert asked(other, "SELECT count(*) FROM candidates") == [(0,)]
+                restore(restored, tmp_path / f"{name}.jsonl")
+            assert restored.head().seq == 0
+            assert asked(restored, "SELECT count(*) FROM candidates") == [(0,)]
     data = (tmp_path / "b.jsonl.gz").read_bytes()
     (tmp_path / "torn.jsonl.gz").write_bytes(data[: len(data) // 2])
-    with Store.open(f"sqlite:///{tmp_path / 'torn.db'}") as other, pytest.raises(CorruptFile, match="unpacked"):
-        restore(other, tmp_path / "torn.jsonl.gz")
+    with Store.open(f"sqlite:///{tmp_path / 'torn.db'}") as restored, pytest.raises(CorruptFile, match="unpacked"):
+        restore(restored, tmp_path / "torn.jsonl.gz")

@@ -30,7 +30,7 @@ THIRD_PARTY = {
     "trl",
     "vllm",
 }
-"""Packages of others that a command may install."""
+"""Third-party packages that a command may install."""
 FOLDERS = ("align", "annotate", "reward", "conf", "recipes", "deploy", "docs", "tests", "benchmarks", ".ci")
 NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile", "pyproject.toml", "constraints.txt")
 SUFFIXES = {".py", ".md", ".sh", ".yaml", ".yml", ".toml", ".txt", ".json", ".jinja", ".js", ".html", ""}
@@ -40,7 +40,7 @@ ENDS = {"|", "||", "\\", "#"}
 WITH_VALUE = {"-c", "--constraint", "--index-url", "--target", "-r", "--upgrade-strategy"}
 
 
-def text_files() -> Iterator[Path]:
+def iter_text_files() -> Iterator[Path]:
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
             if (
@@ -53,14 +53,14 @@ def text_files() -> Iterator[Path]:
     yield from (ROOT / name for name in NAMES)
 
 
-def requirements_in(text: str) -> Iterator[str]:
-    """Yield what the `pip install` commands of a text install: arguments that are neither options nor their values."""
+def iter_requirements(text: str) -> Iterator[str]:
+    """Yield the requirements in the `pip install` commands of a text: arguments that are no options or their values."""
     for command in COMMAND.finditer(text):
         quoted = re.match(r"[^'\"]*(?:'[^']*'|\"[^\"]*\")", command[1])
         arguments = command[1]
         try:
             words = shlex.split(arguments, comments=True)
-        except ValueError:  # the quote that ends the string of a program
+        except ValueError:  # an unbalanced quote, which ends the string of a program
             arguments = quoted[0] if quoted else re.split(r"['\"]", arguments)[0]
             words = shlex.split(arguments.strip("\"'() "))
         skip = False
@@ -73,15 +73,15 @@ def requirements_in(text: str) -> Iterator[str]:
                 yield word
 
 
-def problem_of(requirement: str) -> str | None:
-    """Return what is wrong with a requirement of an install command, or None."""
+def find_problem(requirement: str) -> str | None:
+    """Return the problem of a requirement in an install command, or None if it is correct."""
     if requirement == ".":
         return None
-    found = REQUIREMENT.fullmatch(requirement.rstrip(").,'\""))
-    if found is None:
+    match = REQUIREMENT.fullmatch(requirement.rstrip(").,'\""))
+    if match is None:
         return f"{requirement!r} is no requirement"
-    name = found[1] or ""
-    extras = (found[2] or "").replace(" ", "").split(",")
+    name = match[1] or ""
+    extras = (match[2] or "").replace(" ", "").split(",")
     if name in (".", DISTRIBUTION):
         unknown = set(extras) - EXTRAS - {""}
         return f"no such extra: {', '.join(sorted(unknown))}" if unknown else None
@@ -91,15 +91,15 @@ def problem_of(requirement: str) -> str | None:
 def test_every_install_command_names_this_project_or_a_known_package():
     problems = {}
     count = 0
-    for path in text_files():
+    for path in iter_text_files():
         text = path.read_text(encoding="utf-8", errors="replace")
-        for requirement in requirements_in(text):
+        for requirement in iter_requirements(text):
             if "{" in requirement or "$" in requirement or "%" in requirement:
-                continue  # composed: the tests below, and the shells that expand it
+                continue  # composed at run time: checked by the tests below, or expanded by a shell
             count += 1
-            if problem := problem_of(requirement):
+            if problem := find_problem(requirement):
                 problems[f"{path.relative_to(ROOT)}: {requirement}"] = problem
-    assert not problems, "\n".join(f"{k}: {v}" for k, v in problems.items())
+    assert not problems, "\n".join(f"{place}: {reason}" for place, reason in problems.items())
     assert count > 40
 
 
@@ -115,22 +115,22 @@ def test_every_install_command_names_this_project_or_a_known_package():
     ],
 )
 def test_the_reader_of_commands(text: str, expected: list[str]):
-    assert list(requirements_in(text)) == expected
+    assert list(iter_requirements(text)) == expected
 
 
 def test_wrong_commands_are_found():
-    assert problem_of("align-rlhf[serve,data]") is None
-    assert problem_of(".[dev]") is None
-    assert problem_of("trl==1.16.*") is None
-    assert problem_of("align") is not None
-    assert problem_of("align[wandb]") is not None
-    assert problem_of("align-rlhf[server]") == "no such extra: server"
+    assert find_problem("align-rlhf[serve,data]") is None
+    assert find_problem(".[dev]") is None
+    assert find_problem("trl==1.16.*") is None
+    assert find_problem("align") is not None
+    assert find_problem("align[wandb]") is not None
+    assert find_problem("align-rlhf[server]") == "no such extra: server"
 
 
 COMPOSES = re.compile(r"pip install|install_command|require_extra|missing_modules")
 
 
-def sources() -> Iterator[tuple[Path, ast.Module]]:
+def iter_sources() -> Iterator[tuple[Path, ast.Module]]:
     for folder in ("align", "annotate", "reward"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
@@ -139,29 +139,29 @@ def sources() -> Iterator[tuple[Path, ast.Module]]:
 
 
 def test_commands_that_install_this_project_are_composed_in_one_module():
-    own = Path(distribution.__file__).resolve()
-    called = set()
-    for path, tree in sources():
+    composer_path = Path(distribution.__file__).resolve()
+    extras = set()
+    for path, tree in iter_sources():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 if node.func.id in ("install_command", "require_extra", "missing_modules"):
-                    first = node.args[0]
-                    if isinstance(first, ast.Constant):
-                        called.add(first.value)
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.resolve() != own:
+                    argument = node.args[0]
+                    if isinstance(argument, ast.Constant):
+                        extras.add(argument.value)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and path.resolve() != composer_path:
                 text = node.value
-                composed = "pip install" in text and (DISTRIBUTION in text or text.rstrip().endswith("pip install"))
-                assert not composed, (
+                is_command = "pip install" in text and (DISTRIBUTION in text or text.rstrip().endswith("pip install"))
+                assert not is_command, (
                     f"{path.relative_to(ROOT)}:{node.lineno} composes a command: use align.core.distribution"
                 )
-    assert called <= EXTRAS
-    assert {"plots", "evals", "sign", "demo", "serve", "postgres"} <= called
+    assert extras <= EXTRAS
+    assert {"plots", "evals", "sign", "demo", "serve", "postgres"} <= extras
 
 
 def test_commands_name_this_distribution():
     assert PROJECT["name"] == DISTRIBUTION
     for extra in EXTRAS:
-        assert problem_of(next(requirements_in(install_command(extra)))) is None
+        assert find_problem(next(iter_requirements(install_command(extra)))) is None
 
 
 def write_distribution(folder: Path, name: str, version: str, direct_url: str = "") -> None:
@@ -176,15 +176,15 @@ def write_distribution(folder: Path, name: str, version: str, direct_url: str = 
 def test_a_distribution_of_others_with_our_import_name_is_warned_of(beside: str | None, tmp_path: Path):
     write_distribution(tmp_path, beside or "alignment", "0.1.1")
     code = f"import sys; sys.path.append({str(tmp_path)!r}); from align.__main__ import entry; sys.exit(entry())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "stages" in done.stdout
-    lines = done.stderr.splitlines()
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "stages" in process.stdout
+    lines = process.stderr.splitlines()
     if beside is None:
         assert lines == []
         return
     (line,) = lines
     assert line.startswith("align: warning: the distribution 'align' 0.1.1 of other authors is installed")
-    assert line.endswith("Run: pip uninstall -y align")  # our files lie in the checkout
+    assert line.endswith("Run: pip uninstall -y align")  # the checkout's own files stay
 
 
 @pytest.mark.parametrize(
@@ -207,4 +207,5 @@ def test_the_remedy_fits_how_ours_was_installed(
     assert text is not None
     commands = text.partition("Run: ")[2].split(" && ")
     expected = [f"pip install --force-reinstall --no-deps {reinstall}"] if reinstall else []
-    assert commands == ["pip uninstall -y align", *expected]  # it removes files that both have, so ours come again
+    # Uninstalling removes files that both distributions have, so ours is reinstalled.
+    assert commands == ["pip uninstall -y align", *expected]

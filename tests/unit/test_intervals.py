@@ -1,5 +1,5 @@
-"""Intervals cover what they claim: single proportions by summing over every outcome, clusters by simulation with its
-Monte Carlo error; t quantiles beside printed tables; nothing of width zero."""
+"""Intervals have the coverage that they claim: single proportions by summing over every outcome, clusters by simulation
+within its Monte Carlo error. t quantiles match printed tables, and no interval has width zero."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from align.ops.intervals import (
 )
 from align.report.figure_text import FEW
 
-LOWEST, HIGHEST = 0.92, 0.985
-"""Between these lies how often an interval at 95 % covers, from 32 observations on."""
+LOWEST = 0.92
+HIGHEST = 0.985
+"""Bounds on the coverage of an interval at 95 %, from 32 observations on."""
 DRAWS = 2500
 SHARES = (0.5, 0.8, 0.95)
 
 
-def covers(found: Interval, truth: float) -> bool:
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < found.high
-    return found.low <= truth <= found.high
+def covers(interval: Interval, truth: float) -> bool:
+    assert interval.low is not None
+    assert interval.high is not None
+    assert interval.low < interval.high
+    return interval.low <= truth <= interval.high
 
 
 def assert_covered(hits: int, draws: int = DRAWS, highest: float = HIGHEST) -> None:
-    """The share lies within the bounds, give or take three standard errors of the simulation."""
+    """Assert that the share of hits is within the bounds, up to three standard errors of the simulation."""
     share = hits / draws
     error = 3 * math.sqrt(share * (1 - share) / draws)
     assert LOWEST - error <= share <= highest + error, f"{share:.3f} ± {error:.3f}"
@@ -46,22 +47,22 @@ def assert_covered(hits: int, draws: int = DRAWS, highest: float = HIGHEST) -> N
 
 
 def test_a_single_proportion_is_covered_by_enumeration() -> None:
-    """Σ over k of the binomial probability of each k whose interval holds p; for every n from 32 to 400."""
+    """Sum the binomial probabilities of all k whose interval holds p, for every n from 32 to 400."""
     for n in range(32, 401):
-        found = [proportion_interval(row) for row in np.tri(n + 1, n, -1)]  # row k has k ones
+        intervals = [proportion_interval(row) for row in np.tri(n + 1, n, -1)]  # row k has k ones
         for p in SHARES:
-            covered = sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1) if covers(found[k], p))
+            covered = sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1) if covers(intervals[k], p))
             assert LOWEST <= covered <= HIGHEST, (n, p, covered)
 
 
 def test_wilson_by_hand() -> None:
     # 8 of 10, z = 1.959964: published as (0.4902, 0.9433); none of 10: 0 to z²/(n + z²).
-    found = proportion_interval([1] * 8 + [0] * 2)
-    assert (found.value, found.n) == (0.8, 10)
-    assert (found.low, found.high) == (pytest.approx(0.49016, abs=1e-5), pytest.approx(0.94331, abs=1e-5))
+    interval = proportion_interval([1] * 8 + [0] * 2)
+    assert (interval.value, interval.n) == (0.8, 10)
+    assert (interval.low, interval.high) == (pytest.approx(0.49016, abs=1e-5), pytest.approx(0.94331, abs=1e-5))
     assert proportion_interval([0] * 10).high == pytest.approx(3.841459 / 13.841459, abs=1e-6)
     assert proportion_interval([1] * 8).low == pytest.approx(0.6756, abs=1e-4)
-    for n in range(1, 200):  # rounding never puts the share outside its own interval, which a plot could not draw
+    for n in range(1, 200):  # rounding never puts the share outside its own interval: a plot could not draw it
         assert wilson_interval(0.0, n, 1.96)[0] == 0
         assert wilson_interval(1.0, n, 1.96)[1] == 1
 
@@ -80,8 +81,8 @@ SIZES = {
 }
 
 
-def shares_of(rng: np.random.Generator, p: float, correlation: float, sizes: np.ndarray) -> np.ndarray:
-    """The share of each cluster's trials that succeed: beta-binomial with mean p and this correlation within."""
+def draw_shares(rng: np.random.Generator, p: float, correlation: float, sizes: np.ndarray) -> np.ndarray:
+    """Draw each cluster's share of successes: beta-binomial with mean p and this correlation within a cluster."""
     if correlation == 0:
         return rng.binomial(sizes, p) / sizes
     total = 1 / correlation - 1
@@ -95,28 +96,31 @@ def test_shares_of_clusters_are_covered(p: float, sizes: str, weighted: bool) ->
     rng = np.random.default_rng(0)
     for n, correlation in ((32, 0.0), (32, 0.1), (32, 0.3), (32, 0.6), (32, 0.9), (64, 0.0), (64, 0.6)):
         m = SIZES[sizes](rng, (DRAWS, n))
-        found = zip(shares_of(rng, p, correlation, m), m, strict=True)
-        assert_covered(sum(covers(proportion_interval(x, w if weighted else None), p) for x, w in found))
+        clusters = zip(draw_shares(rng, p, correlation, m), m, strict=True)
+        assert_covered(
+            sum(covers(proportion_interval(shares, trials if weighted else None), p) for shares, trials in clusters)
+        )
 
 
 @pytest.mark.parametrize("p", SHARES)
 @pytest.mark.parametrize("ties", [0.1, 0.5, 0.7, 0.9])
 def test_win_rates_with_ties_are_covered(p: float, ties: float) -> None:
-    """Wins, ties at ½ and losses, one a prompt; as many ties as a rate of p leaves room for."""
+    """Each prompt is a win, a tie at ½ or a loss; the share of ties is cut to what a win rate of p allows."""
     rng = np.random.default_rng(1)
     tied = min(ties, 2 * (1 - p))
     for n in (32, 64, 256):
         chances = (p - tied / 2, tied, 1 - p - tied / 2)
         hits = sum(covers(proportion_interval(x), p) for x in rng.choice((1.0, 0.5, 0.0), (DRAWS, n), p=chances))
-        # Of three prompts that are no ties, nothing can be said at exactly 95 %: such intervals cover more.
+        # With three prompts that are no ties, coverage of exactly 95 % is impossible: such intervals cover more.
         assert_covered(hits, highest=HIGHEST if n * (1 - tied) > 5 or p > 0.5 else 1.0)
 
 
 def test_counting_dependent_trials_as_independent_would_not_cover() -> None:
-    """What the clusters are for: 64 prompts with 4 answers each are no 256 prompts."""
-    rng, hits = np.random.default_rng(2), 0
+    """Clusters are needed: 64 prompts with 4 answers each do not count as 256 prompts."""
+    rng = np.random.default_rng(2)
+    hits = 0
     for _ in range(DRAWS):
-        p = float(shares_of(rng, 0.8, 0.6, np.full(64, 4)).mean())
+        p = float(draw_shares(rng, 0.8, 0.6, np.full(64, 4)).mean())
         low, high = wilson_interval(p, 256, normal_quantile(0.95))
         hits += low <= 0.8 <= high
     assert hits / DRAWS < 0.85
@@ -125,7 +129,7 @@ def test_counting_dependent_trials_as_independent_would_not_cover() -> None:
 @pytest.mark.parametrize("draw", ["normal", "exponential", "uniform"])
 @pytest.mark.parametrize("sizes", SIZES)
 def test_means_over_clusters_are_covered(draw: str, sizes: str) -> None:
-    """A prompt's own level and its answers' noise about it, of one variance each; the truth is the levels' mean."""
+    """Values are a level per prompt plus noise per answer, both of variance 1. The mean level is estimated."""
     rng = np.random.default_rng(3)
     make = {
         "normal": lambda n: rng.normal(2, 1, n),
@@ -148,16 +152,16 @@ def test_a_mean_by_hand() -> None:
     assert mean_interval([1, 2, 3, 4]) == Interval(2.5, pytest.approx(2.5 - half), pytest.approx(2.5 + half), 4)
 
 
-# What is unanimous
+# Unanimous shares
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("n", [1, 2, 5, 31, 256, 10_000])
 def test_unanimous_shares_have_an_interval(value: float, n: int) -> None:
-    found = proportion_interval([value] * n)
-    assert found.value == value
-    assert covers(found, value)
-    assert found.high - found.low > 1 / (2 * n)
+    interval = proportion_interval([value] * n)
+    assert interval.value == value
+    assert covers(interval, value)
+    assert interval.high - interval.low > 1 / (2 * n)
     assert covers(proportion_interval([value] * n, list(range(1, n + 1))), value)
 
 
@@ -171,14 +175,24 @@ def test_equal_values_of_no_known_range_have_no_interval() -> None:
 
 def test_t_quantiles_of_printed_tables() -> None:
     printed = {
-        1: (12.7062, 63.6567), 2: (4.3027, 9.9248), 3: (3.1824, 5.8409), 4: (2.7764, 4.6041), 5: (2.5706, 4.0321),
-        9: (2.2622, 3.2498), 10: (2.2281, 3.1693), 19: (2.0930, 2.8609), 30: (2.0423, 2.7500), 31: (2.0395, 2.7440),
-        60: (2.0003, 2.6603), 120: (1.9799, 2.6174),
-    }  # fmt: skip
+        1: (12.7062, 63.6567),
+        2: (4.3027, 9.9248),
+        3: (3.1824, 5.8409),
+        4: (2.7764, 4.6041),
+        5: (2.5706, 4.0321),
+        9: (2.2622, 3.2498),
+        10: (2.2281, 3.1693),
+        19: (2.0930, 2.8609),
+        30: (2.0423, 2.7500),
+        31: (2.0395, 2.7440),
+        60: (2.0003, 2.6603),
+        120: (1.9799, 2.6174),
+    }
     for df, (at_95, at_99) in printed.items():
         assert (t_quantile(df, 0.95), t_quantile(df, 0.99)) == (
-            pytest.approx(at_95, abs=6e-5), pytest.approx(at_99, abs=6e-5),
-        )  # fmt: skip
+            pytest.approx(at_95, abs=6e-5),
+            pytest.approx(at_99, abs=6e-5),
+        )
 
 
 def test_t_quantiles_where_they_have_a_closed_form() -> None:
@@ -194,18 +208,22 @@ def test_t_quantiles_where_they_have_a_closed_form() -> None:
 
 
 def test_the_dispersion_of_whole_clusters_is_that_of_single_trials() -> None:
-    """Four clusters, all or none: four trials, whatever their size; without the normal quantile of equal weights."""
+    """Four clusters of all or none count as four trials of any size. Unequal weights use no normal quantile."""
     assert proportion_interval([1, 0, 1, 0], [3, 3, 3, 3]) == proportion_interval([1, 0, 1, 0])
-    found = proportion_interval([1, 0, 1, 0], [1, 2, 3, 2])
-    assert found.high - found.low > proportion_interval([1, 0, 1, 0]).high - proportion_interval([1, 0, 1, 0]).low
+    interval = proportion_interval([1, 0, 1, 0], [1, 2, 3, 2])
+    assert interval.high - interval.low > proportion_interval([1, 0, 1, 0]).high - proportion_interval([1, 0, 1, 0]).low
 
 
 def test_order_and_the_scale_of_weights_do_not_matter() -> None:
-    values, weights = np.array([0.5, 1, 0, 0.25]), np.array([2, 1, 3, 4])
-    found, turned = proportion_interval(values, weights), proportion_interval(values[::-1], weights[::-1] * 7.0)
-    assert (found.value, found.low, found.high) == pytest.approx((turned.value, turned.low, turned.high))
+    values = np.array([0.5, 1, 0, 0.25])
+    weights = np.array([2, 1, 3, 4])
+    interval = proportion_interval(values, weights)
+    reversed_interval = proportion_interval(values[::-1], weights[::-1] * 7.0)
+    assert (interval.value, interval.low, interval.high) == pytest.approx(
+        (reversed_interval.value, reversed_interval.low, reversed_interval.high)
+    )
     opposite = proportion_interval(1 - values, weights)
-    assert (1 - opposite.high, 1 - opposite.low) == pytest.approx((found.low, found.high))
+    assert (1 - opposite.high, 1 - opposite.low) == pytest.approx((interval.low, interval.high))
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
@@ -221,9 +239,9 @@ def test_observations_in_order_of_appearance() -> None:
 
 @pytest.mark.parametrize("values", [[], [[0.5]], [0.5, math.nan], [math.inf]])
 def test_what_is_no_observation_is_refused(values: list) -> None:
-    for of in (proportion_interval, mean_interval):
+    for compute_interval in (proportion_interval, mean_interval):
         with pytest.raises(ValueError, match=r"observation|finite"):
-            of(values)
+            compute_interval(values)
 
 
 def test_what_is_no_share_is_refused() -> None:
@@ -243,22 +261,24 @@ def test_what_is_no_share_is_refused() -> None:
 
 
 def test_a_ratio_by_hand() -> None:
-    """Totals 2, 3, 7 over sizes 1, 2, 3: r = 2, residuals 0, −1, 1; s = √1, times 3/6, over √3."""
-    found = ratio_interval([2, 3, 7], [1, 2, 3])
-    assert found.value == pytest.approx(2.0)
-    assert found.n == 3
-    assert found.high is not None
-    assert found.high - found.value == pytest.approx(t_quantile(2) * 0.5 / math.sqrt(3))
-    assert ratio_interval([1.0, 4.0, 2.0], [1, 1, 1]) == mean_interval([1.0, 4.0, 2.0])  # of equal sizes it is the mean
+    """Totals 2, 3, 7 over sizes 1, 2, 3 have r = 2 and residuals 0, −1, 1: the error is s = √1, times 3/6, over √3."""
+    interval = ratio_interval([2, 3, 7], [1, 2, 3])
+    assert interval.value == pytest.approx(2.0)
+    assert interval.n == 3
+    assert interval.high is not None
+    assert interval.high - interval.value == pytest.approx(t_quantile(2) * 0.5 / math.sqrt(3))
+    # With equal sizes it is the mean.
+    assert ratio_interval([1.0, 4.0, 2.0], [1, 1, 1]) == mean_interval([1.0, 4.0, 2.0])
     for totals, sizes in (([1.0], [0.0]), ([], []), ([1.0, 2.0], [1.0])):
         with pytest.raises(ValueError):  # noqa: PT011
             ratio_interval(totals, sizes)
 
 
 def test_a_ratio_is_covered() -> None:
-    """Rows of very unequal length, each with a level of its own: what the loss of a held-out row is."""
-    draw, hits = np.random.default_rng(5), 0
+    """Rows have very unequal lengths and levels, like losses of held-out rows."""
+    rng = np.random.default_rng(5)
+    hits = 0
     for _ in range(DRAWS):
-        sizes = 1 + draw.geometric(0.05, 40)
-        hits += covers(ratio_interval(sizes * draw.normal(3.0, 1.0, 40), sizes), 3.0)
+        sizes = 1 + rng.geometric(0.05, 40)
+        hits += covers(ratio_interval(sizes * rng.normal(3.0, 1.0, 40), sizes), 3.0)
     assert_covered(hits)

@@ -1,4 +1,4 @@
-"""Tests that programs, settings and caches of the user do not reach the tests."""
+"""Programs, settings and caches of the user do not reach the tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from isolation import USER_CACHE, isolated_variables
 
 
 def test_variables_and_folders_of_the_user_are_left_out(tmp_path: Path):
-    own = str(Path(sys.executable).parent)
+    interpreter_folder = str(Path(sys.executable).parent)
     user = {
         "HOME": "/home/u",
         "PATH": "/home/u/.local/bin:/usr/local/bin:/usr/bin:/bin",
@@ -25,16 +25,15 @@ def test_variables_and_folders_of_the_user_are_left_out(tmp_path: Path):
     variables = isolated_variables(user, tmp_path)
     assert variables == {
         "HOME": str(tmp_path),
-        "PATH": f"{own}:/usr/bin:/bin",
+        "PATH": f"{interpreter_folder}:/usr/bin:/bin",
         USER_CACHE: "/home/u/.cache",
         "LANG": "C.UTF-8",
         "OMP_NUM_THREADS": "1",
         "PIP_CERT": "c",
     }
-    again = isolated_variables(
-        variables, tmp_path / "worker"
-    )  # a worker process inherits what its parent was left with
-    assert again == {**variables, "HOME": str(tmp_path / "worker")}
+    # A worker process inherits the variables of its parent.
+    worker_variables = isolated_variables(variables, tmp_path / "worker")
+    assert worker_variables == {**variables, "HOME": str(tmp_path / "worker")}
 
 
 def test_this_process_is_isolated():
