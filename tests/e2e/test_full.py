@@ -21,7 +21,7 @@ from align.track import read_rows
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, ready: Ready, tiny_model: Path) -> Path:
-    """Runs of `full`, and of a reward model on what it made; on answers that another policy gave."""
+    """Build a run of `full` and two reward models on it: one with method=lora, one on an NF4 base."""
     root = tmp_path_factory.mktemp("full") / "runs"
     store = f"store.url=sqlite:///{ready.root / 'annotations.db'}"
     sft = ["stage=full", "model=hub", f"model.path={tiny_model}", "stage.max_steps=2", "stage.eval_size=2"]
@@ -38,11 +38,11 @@ def root(tmp_path_factory: pytest.TempPathFactory, ready: Ready, tiny_model: Pat
 @pytest.fixture
 def command(ready: Ready) -> list[str]:
     replaced = ("init=", "reward.ref=")
-    kept = [w for w in ready.ppo if not w.startswith(replaced)]
-    return [*kept, "method=full", "init=full:f", "reward.ref=reward:lora", "stage.lr=1e-3", "stage.updates=3"]
+    ppo_words = [w for w in ready.ppo if not w.startswith(replaced)]
+    return [*ppo_words, "method=full", "init=full:f", "reward.ref=reward:lora", "stage.lr=1e-3", "stage.updates=3"]
 
 
-def ended(words: list[str], root: Path, capfd: pytest.CaptureFixture[str]) -> Path:
+def run_to_folder(words: list[str], root: Path, capfd: pytest.CaptureFixture[str]) -> Path:
     assert main([*words, f"run.root={root}"]) == 0, capfd.readouterr().err
     return Path(capfd.readouterr().out.splitlines()[-1])
 
@@ -51,14 +51,14 @@ def test_an_adapter_learns_on_a_whole_model(
     root: Path, command: list[str], ready: Ready, capfd: pytest.CaptureFixture[str]
 ):
     words = [word for word in command if word != "method=full"]
-    folder = ended([*words, "reward.ref=reward:nf4", "stage.updates=1", "run.name=adapter"], root, capfd)
+    folder = run_to_folder([*words, "reward.ref=reward:nf4", "stage.updates=1", "run.name=adapter"], root, capfd)
     manifest = read_manifest(folder)
     assert manifest.inputs["init"].whole
     assert manifest.base is not None
     assert Path(manifest.base.path) == root / "full" / "f" / "artifact"
     assert (folder / "artifact" / "adapter_model.safetensors").is_file()
     words = ["stage=eval", "artifact=ppo:adapter", *ready.data, "stage.prompts=4", "rollout.max_new_tokens=12"]
-    evaluated = ended(words, root, capfd)
+    evaluated = run_to_folder(words, root, capfd)
     assert math.isfinite(read_manifest(evaluated).metrics["kl"])
 
 
@@ -66,7 +66,7 @@ def test_an_adapter_learns_on_a_whole_model(
 def test_every_weight_of_the_policy_moves_and_nothing_else(
     root: Path, command: list[str], backbone: str, capfd: pytest.CaptureFixture[str]
 ):
-    folder = ended([*command, f"stage.value_backbone={backbone}"], root, capfd)
+    folder = run_to_folder([*command, f"stage.value_backbone={backbone}"], root, capfd)
     before, after = (load_file(f / "artifact" / "model.safetensors") for f in (root / "full" / "f", folder))
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[name], after[name]) for name in before)
@@ -85,40 +85,41 @@ def test_recomputed_layers_change_no_weight(
     forward = LlamaMLP.forward
     passes = list[int]()
 
-    def count_forward(*given: Any) -> torch.Tensor:
+    def count_forward(*args: Any) -> torch.Tensor:
         passes.append(1)
-        return forward(*given)
+        return forward(*args)
 
     monkeypatch.setattr(LlamaMLP, "forward", count_forward)
     words = [*command, "dtype=bfloat16", "stage.updates=2"]
-    kept = ended([*words, "stage.gradient_checkpointing=false"], root, capfd)
-    passes_kept = len(passes)
-    recomputed = ended([*words, "stage.gradient_checkpointing=true"], root, capfd)
-    assert 0 < passes_kept < len(passes) - passes_kept
+    stored = run_to_folder([*words, "stage.gradient_checkpointing=false"], root, capfd)
+    passes_stored = len(passes)
+    recomputed = run_to_folder([*words, "stage.gradient_checkpointing=true"], root, capfd)
+    assert 0 < passes_stored < len(passes) - passes_stored
     name = "artifact/model.safetensors"
-    assert kept != recomputed
-    assert file_digest(kept / name) == file_digest(recomputed / name)
+    assert stored != recomputed
+    assert file_digest(stored / name) == file_digest(recomputed / name)
 
 
 def test_killed_it_goes_on_to_the_bit(
     root: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     words = [*command, "stage.save_every=1", "stage.eval_every=1", "stage.eval_prompts=4"]
-    whole = ended([*words, "run.name=whole"], root, capfd)
-    calls, real = [], loop.take_gradient_steps
+    uninterrupted = run_to_folder([*words, "run.name=whole"], root, capfd)
+    calls = []
+    real = loop.take_gradient_steps
 
-    def killed(*given: Any, **more: Any) -> dict[str, float]:
+    def interrupt_third_call(*args: Any, **kwargs: Any) -> dict[str, float]:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return real(*given, **more)
+        return real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_gradient_steps", killed)
+        patch.setattr(loop, "take_gradient_steps", interrupt_third_call)
         assert main([*words, "run.name=parts", f"run.root={root}"]) == 130
-    parts = ended([*words, "run.name=parts"], root, capfd)
+    resumed = run_to_folder([*words, "run.name=parts"], root, capfd)
     for name in ("artifact/model.safetensors", "artifact/value/adapter_model.safetensors", "metrics.jsonl"):
-        assert file_digest(whole / name) == file_digest(parts / name), name
+        assert file_digest(uninterrupted / name) == file_digest(resumed / name), name
 
 
 @pytest.mark.parametrize(
@@ -132,8 +133,8 @@ def test_killed_it_goes_on_to_the_bit(
 def test_what_does_not_fit_is_refused(
     root: Path, ready: Ready, command: list[str], words: list[str], told: str, capfd: pytest.CaptureFixture[str]
 ):
-    where = ready.root if words[0].startswith("init") else root
-    assert main([*command, *words, f"run.root={where}"]) == 2
+    run_root = ready.root if words[0].startswith("init") else root
+    assert main([*command, *words, f"run.root={run_root}"]) == 2
     assert told in capfd.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Who judges, from the command line: `stage=eval` on policies that were really optimised against what is named."""
+"""Judges of `stage=eval` from the command line, on policies that were optimised against a known reward."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ MINE += "    return [float(sum(c[-1]['content'].count(v) for v in 'aeiou')) for 
 
 @pytest.fixture(scope="module")
 def shop(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    """Policies that were optimised: `learned` against reward:a, of simulated votes, and `rules` against sentiment."""
+    """Build two optimised policies: `learned` against reward:a, of simulated votes, and `rules` against sentiment."""
     folder = tmp_path_factory.mktemp("judges")
     shutil.copytree(ready.root, folder / "runs")
     (folder / "my_scores.py").write_text(MINE)
-    found = Workshop(folder / "runs", Path(ready.data[1].removeprefix("data.path=")), *ready.data)
+    workshop = Workshop(folder / "runs", Path(ready.data[1].removeprefix("data.path=")), *ready.data)
     ppo = [word for word in ready.ppo if not word.startswith(("reward.", "rollout."))]
     rules = ["reward=rules", "reward.rules=[{rule: sentiment}, {rule: length, low: 2, high: 9, weight: 0.1}]"]
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         for name, words in {"learned": ["reward.ref=reward:a"], "rules": rules}.items():
-            assert found.status(*ppo, *words, f"run.name={name}") == 0, found.said
-        yield found
+            assert workshop.status(*ppo, *words, f"run.name={name}") == 0, workshop.said
+        yield workshop
 
 
-def judged(shop: Workshop, policy: str, *words: str) -> dict[str, Any]:
+def evaluate_policy(shop: Workshop, policy: str, *words: str) -> dict[str, Any]:
     folder = shop.run("eval", f"artifact=ppo:{policy}", "stage.prompts=8", *words)
     return dict(read_manifest(folder).metrics) | {"folder": folder}
 
@@ -41,41 +41,45 @@ def judged(shop: Workshop, policy: str, *words: str) -> dict[str, Any]:
 @pytest.mark.parametrize("ref", ["reward:a", "{root}/reward/a/artifact"])
 def test_what_it_was_optimised_against_is_refused(shop: Workshop, ref: str) -> None:
     words = ["reward=learned", f"reward.ref={ref.format(root=shop.root)}", "artifact=ppo:learned", "stage.prompts=8"]
-    told = ("ppo:learned, which was optimised against it", "stage.allow_proxy=true")
-    shop.refuses("stage=eval", *words, says=told)
+    messages = ("ppo:learned, which was optimised against it", "stage.allow_proxy=true")
+    shop.refuses("stage=eval", *words, says=messages)
 
 
 def test_a_judge_that_is_named_judges(shop: Workshop) -> None:
-    """Its scores are its own: no two judges have the same ones, and the default's are none of them."""
+    """Each judge has scores of its own, which differ from those of the default judge."""
     judges = {
-        "vader": [], "reward:b": ["reward=learned", "reward.ref=reward:b"],
+        "vader": [],
+        "reward:b": ["reward=learned", "reward.ref=reward:b"],
         "my_scores:vowels": ["reward=fn", "reward.fn=my_scores:vowels"],
-    }  # fmt: skip
-    found = {name: judged(shop, "learned", *words) for name, words in judges.items()}
-    assert [found[name]["judge"] for name in judges] == list(judges)
-    assert len({(m["gold"]["ref"], m["gold"]["policy"]) for m in found.values()}) == len(judges)
-    runs = [read_manifest(m["folder"]) for m in found.values()]
+    }
+    metrics = {name: evaluate_policy(shop, "learned", *words) for name, words in judges.items()}
+    assert [metrics[name]["judge"] for name in judges] == list(judges)
+    assert len({(figures["gold"]["ref"], figures["gold"]["policy"]) for figures in metrics.values()}) == len(judges)
+    runs = [read_manifest(figures["folder"]) for figures in metrics.values()]
     assert len({run.name for run in runs}) == len(judges)
     assert runs[1].inputs["reward"].name == "b"
     note = "vader also ranked, as a simulated annotator with noise, the pairs that reward:a learned from"
-    assert (found["vader"]["judge_is"], found["vader"]["judge_notes"]) == ("gold", [note])
-    shop.refuses("stage=eval", "artifact=ppo:learned", "reward.ref=reward:b", says="reward.ref")  # of another judge
+    assert (metrics["vader"]["judge_is"], metrics["vader"]["judge_notes"]) == ("gold", [note])
+    shop.refuses(
+        "stage=eval", "artifact=ppo:learned", "reward.ref=reward:b", says="reward.ref"
+    )  # it belongs to another judge
 
 
 def test_who_asks_for_it_gets_a_proxy_and_reads_so(shop: Workshop) -> None:
-    found = judged(shop, "rules", "stage.allow_proxy=true")
-    assert found["judge_is"] == "proxy"
-    assert "gold" not in found
-    assert {"ref", "policy", "difference"} == found["proxy"].keys()
-    said, page = shop.told[found["folder"]], html.unescape((found["folder"] / "report.html").read_text())
-    for text in (said, page):
+    metrics = evaluate_policy(shop, "rules", "stage.allow_proxy=true")
+    assert metrics["judge_is"] == "proxy"
+    assert "gold" not in metrics
+    assert {"ref", "policy", "difference"} == metrics["proxy"].keys()
+    stdout = shop.told[metrics["folder"]]
+    page = html.unescape((metrics["folder"] / "report.html").read_text())
+    for text in (stdout, page):
         assert "vader is a proxy: ppo:rules was optimised against it" in text
     assert "gold" not in page.lower()
     card = (shop.run("export", "artifact=ppo:rules") / "artifact" / "README.md").read_text()
     assert "win rate by a proxy" in card
     assert "gold" not in card
-    judged(shop, "rules", "reward=rules", "reward.rules=[{rule: json}]")
-    judged(shop, "rules", "stage.allow_proxy=true", "seed=1")  # newer, and no match for one that is gold
+    evaluate_policy(shop, "rules", "reward=rules", "reward.rules=[{rule: json}]")
+    evaluate_policy(shop, "rules", "stage.allow_proxy=true", "seed=1")  # newer, but a gold evaluation takes precedence
     card = (shop.run("export", "artifact=ppo:rules") / "artifact" / "README.md").read_text()
     assert "gold score by rules (json)" in card
     assert "proxy" not in card

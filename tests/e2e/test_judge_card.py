@@ -1,4 +1,4 @@
-"""The card of a judge from the command line: what it is measured on, what it says, and which gates it lets decide."""
+"""Reports on judges from the command line: their data, their figures, and the gates that they may decide."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Bench(Evaluations):
         return ["eval=judge", "data=jsonl", f"data.path={self.file(f'{name}.jsonl', rows)}"]
 
     def card(self, name: str, *words: str, rows: int = 120, right: int | None = None) -> dict[str, Any]:
-        """Return the report on a judge, on pairs of which it gets so many right; all unless told."""
+        """Return the report on a judge that prefers the better answer in `right` of `rows` pairs, by default in all."""
         right = rows if right is None else right
-        found = [row(i, i < right) for i in range(rows)]
-        return artifact(self.run(*self.pairs(found, name), *(words or VOWEL), f"run.name={name}"), "card.json")
+        pair_rows = [row(i, i < right) for i in range(rows)]
+        return artifact(self.run(*self.pairs(pair_rows, name), *(words or VOWEL), f"run.name={name}"), "card.json")
 
     def suite(self, *words: str) -> list[str]:
         judge = () if any(word.startswith("reward=") for word in words) else VOWEL
@@ -47,7 +47,7 @@ class Bench(Evaluations):
 
 
 def row(i: int, right: bool) -> dict[str, Any]:
-    """A pair whose better answer has an e, or has none."""
+    """Build a pair that the judge gets right or wrong: it prefers the answer with an e."""
     better, worse = ("the answer", "rrr" * (1 + i % 7)) if right else ("rrr" * (1 + i % 7), "the answer")
     return {"id": f"p{i}", "prompt": f"Number {i}?", "chosen": better, "rejected": worse, "source": "ab"[i % 2]}
 
@@ -62,24 +62,24 @@ def artifact(run: Path, name: str) -> dict[str, Any]:
 
 
 def test_the_card_says_what_the_verdicts_say(bench: Bench):
-    """Recomputed from the evidence by means that share nothing with the code."""
+    """The figures are computed again from the verdicts, without the code under test."""
     card = bench.card("recomputed", rows=130, right=100)
     run = bench.root / "eval" / "recomputed"
     rows = lines(run, "verdicts")
-    same = [row["verdict"] == row["reference"] for row in rows]
-    assert (len(rows), sum(same)) == (130, 100)
+    is_correct = [row["verdict"] == row["reference"] for row in rows]
+    assert (len(rows), sum(is_correct)) == (130, 100)
     assert card["agreement"]["raw"]["value"] == pytest.approx(100 / 130)
     assert card["agreement"]["verdicts"] == card["n"] == card["data"]["pairs"] == 130
     assert 40 <= sum(row["reference"] for row in rows) <= 90, "either place has better answers"
     for row in rows:
         first, second = row["scores"]
         assert row["verdict"] == (first > second) + (first == second) / 2
-    longer = [s for row, s in zip(rows, same, strict=True) if better_is_longer(row)]
-    assert card["by_length"]["longer"]["value"] == pytest.approx(sum(longer) / len(longer))
+    correct_if_longer = [correct for row, correct in zip(rows, is_correct, strict=True) if better_is_longer(row)]
+    assert card["by_length"]["longer"]["value"] == pytest.approx(sum(correct_if_longer) / len(correct_if_longer))
     assert card["by_source"]["a"]["n"] == card["by_source"]["b"]["n"] == 65
     assert "calibration" not in card, "units of a rule are no odds"
-    shown = [json.loads(line) for line in (run / "held_out.jsonl").read_text().splitlines()]
-    assert sum(pair["margin"] > 0 for pair in shown) == 100
+    held_out_pairs = [json.loads(line) for line in (run / "held_out.jsonl").read_text().splitlines()]
+    assert sum(pair["margin"] > 0 for pair in held_out_pairs) == 100
     assert "agrees with recomputed.jsonl on 77" in bench.said
     assert "It may decide gates." in bench.said
     assert "the report could not be made" not in (run / "log.txt").read_text()
@@ -108,7 +108,7 @@ def better_is_longer(row: dict[str, Any]) -> bool:
 
 
 def test_a_reward_model_is_measured_on_what_it_did_not_learn_from(bench: Bench):
-    """Its own held-out pairs, so that its accuracy is the one that training found."""
+    """The data are the model's held-out pairs, so its accuracy is the one that training measured."""
     votes = ("eval=judge", "data=annotations", "data.allow_simulated=true")
     run = bench.run(*votes, "reward=learned", "reward.ref=reward:a", "run.name=votes")
     card = artifact(run, "card.json")
@@ -128,21 +128,24 @@ def test_a_reward_model_is_measured_on_what_it_did_not_learn_from(bench: Bench):
 def test_a_judge_with_a_card_decides_and_the_verdict_says_so(bench: Bench):
     card = bench.card("good", right=100)
     run = bench.run(*bench.suite(CHAT, f"eval.gates=[{GATE}]", "stage.card=eval:good", "run.name=decided"))
-    said = artifact(run, "verdicts/g.json")
+    verdict = artifact(run, "verdicts/g.json")
     digest = file_digest(bench.root / "eval" / "good" / "artifact" / "card.json")
-    assert said["judge"] == "rules (regex)" == card["judge"]["title"]
-    assert said["card"] == digest == said["inputs"]["card"]
-    assert said["agreement"] == {**card["agreement"]["raw"], "with": "good.jsonl"}
+    assert verdict["judge"] == "rules (regex)" == card["judge"]["title"]
+    assert verdict["card"] == digest == verdict["inputs"]["card"]
+    assert verdict["agreement"] == {**card["agreement"]["raw"], "with": "good.jsonl"}
     manifest = read_manifest(run)
     assert (manifest.inputs["card"].digest, manifest.inputs["card"].run) == (digest, "eval:good")
-    won = artifact(run, "results.json")["tasks"]["chat"]["against"]["old"]["win_rate"]["value"]
-    assert said["figure"]["value"] == pytest.approx(2 * won - 1), "wins less losses"
+    win_rate = artifact(run, "results.json")["tasks"]["chat"]["against"]["old"]["win_rate"]["value"]
+    assert verdict["figure"]["value"] == pytest.approx(2 * win_rate - 1), "wins less losses"
     assert decide_verdict(bench.root, "g", manifest.inputs["systems.new"].digest)[0] is True
     assert run.name != bench.run(*bench.suite(CHAT)).name, "without a card it is another run"
 
 
 def test_what_may_not_decide(bench: Bench):
-    """What else is wrong with a card is tested in `test_judge_reports`. Nothing is generated before a refusal."""
+    """Cards that may not decide a gate are refused before anything is generated.
+
+    `test_judge_reports` tests the other faults of a card.
+    """
     sure = "stage.card=eval:sure"
     bench.card("sure")
     bench.card("weak", right=74)
@@ -164,14 +167,18 @@ def test_what_may_not_decide(bench: Bench):
     assert (answers.exists() and file_digest(answers)) == before
     file = bench.root / "eval" / "sure" / "artifact" / "card.json"
     file.write_text(file.read_text().replace('"low"', ' "low"', 1))
-    told = bench.refused(*bench.suite(CHAT, f"eval.gates=[{GATE}]", sure))
-    assert "is not the file that was published (its sha256 differs)" in told
+    error = bench.refused(*bench.suite(CHAT, f"eval.gates=[{GATE}]", sure))
+    assert "is not the file that was published (its sha256 differs)" in error
 
 
 def test_what_a_system_was_optimised_against_decides_nothing(bench: Bench, trained_by_ppo: Path):
-    bench.run(*bench.pairs([row(i, right=True) for i in range(120)], "proxy"), "reward=learned", "reward.ref=reward:a",
-              "run.name=proxy")  # fmt: skip
+    bench.run(
+        *bench.pairs([row(i, right=True) for i in range(120)], "proxy"),
+        "reward=learned",
+        "reward.ref=reward:a",
+        "run.name=proxy",
+    )
     judge = ("reward=learned", "reward.ref=reward:a", "stage.allow_proxy=true", "stage.card=eval:proxy")
     systems = f"stage.systems={{new: '{trained_by_ppo}', old: base}}"
-    told = bench.refused(*bench.suite(CHAT, f"eval.gates=[{GATE}]", *judge, systems))
-    assert "optimised against it: a proxy decides nothing" in told
+    error = bench.refused(*bench.suite(CHAT, f"eval.gates=[{GATE}]", *judge, systems))
+    assert "optimised against it: a proxy decides nothing" in error

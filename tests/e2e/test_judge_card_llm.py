@@ -1,4 +1,4 @@
-"""The card of a language model: both orders, what is asked once, and a judge that goes by place before any gate."""
+"""Reports on a language model as a judge: both orders, cached requests, and a judge that prefers a position."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class Bench(Evaluations):
         return json.loads((run / "artifact" / "card.json").read_text())
 
     def suite(self, gate: str, card: str) -> list[str]:
-        systems, tasks = "stage.systems={new: sft:s, old: base}", "eval.tasks=[{name: chat, prompts: 4}]"
+        systems = "stage.systems={new: sft:s, old: base}"
+        tasks = "eval.tasks=[{name: chat, prompts: 4}]"
         more = [systems, tasks, f"eval.gates=[{gate}]", f"stage.card=eval:{card}", "rollout.max_new_tokens=8"]
         return [*self.data, *more]
 
@@ -59,17 +60,17 @@ def bench(ready: Ready, server: ChatServer, tmp_path: Path, capsys: pytest.Captu
     return Bench(ready, tmp_path, capsys, server)
 
 
-def likes(what: Callable[[str], float], sure: float = 0.9) -> Callable[[dict[str, Any]], Reply]:
-    """A judge who likes what scores higher, as sure as it says."""
+def build_judge(score_text: Callable[[str], float], sure: float = 0.9) -> Callable[[dict[str, Any]], Reply]:
+    """Build a judge that prefers the answer with the higher score, with probability `sure`."""
 
-    def says(body: dict[str, Any]) -> Reply:
+    def answer_request(body: dict[str, Any]) -> Reply:
         parts = re.findall(r"^<<<answer [AB] \w+>>>\n(.*?)\n<<<end", body["messages"][0]["content"], re.M | re.S)
-        a, b = map(what, parts)
+        a, b = map(score_text, parts)
         letter, p = ("A", sure) if a > b else ("B", 1 - sure) if b > a else ("C", 0.5)
         likely = {"A": math.log(p), "B": math.log(1 - p)}
         return said(f"[[{letter}]]", ("[[", {"[[": 0.0}), (letter, likely), ("]]", {"]]": 0.0}))
 
-    return says
+    return answer_request
 
 
 def test_a_judge_that_always_says_a_is_refused_by_every_gate(bench: Bench):
@@ -79,38 +80,38 @@ def test_a_judge_that_always_says_a_is_refused_by_every_gate(bench: Bench):
     assert "It decides no gate: no verdict of it survives a swap" in bench.said
     assert len(bench.server.asked) == 2 * ROWS
     for gate in GATES:
-        told = bench.refused(*bench.suite(gate, "a"))
-        assert "no verdict of it survives a swap of the two answers" in told
+        stderr = bench.refused(*bench.suite(gate, "a"))
+        assert "no verdict of it survives a swap of the two answers" in stderr
     assert len(bench.server.asked) == 2 * ROWS
 
 
 def test_a_judge_that_agrees_decides(bench: Bench):
-    bench.server.says = likes(lambda text: "good" in text)
+    bench.server.says = build_judge(lambda text: "good" in text)
     card = bench.card("good")
     assert card["agreement"]["raw"]["value"] == card["swap"]["consistency"]["value"] == 1
     assert card["calibration"]["log_loss"]["value"] == pytest.approx(-math.log(0.9))
-    asked = len(bench.server.asked)
+    n_requests = len(bench.server.asked)
     assert bench.card("again") | {"judge": None} == card | {"judge": None}
-    assert len(bench.server.asked) == asked, "what it said before is not asked again"
+    assert len(bench.server.asked) == n_requests, "what it said before is not asked again"
     assert main(bench.words(*bench.suite(GATES[1], "good"))) in (0, 3)
     run = Path(bench.capsys.readouterr().out.strip().splitlines()[-1])
-    found = json.loads((run / "artifact" / "verdicts" / "g.json").read_text())
+    verdict = json.loads((run / "artifact" / "verdicts" / "g.json").read_text())
     inputs = read_manifest(run).inputs
-    assert found["judge"] == f"judge at {bench.server.url}" == inputs["judge"].ref
-    assert found["card"] == inputs["card"].digest
+    assert verdict["judge"] == f"judge at {bench.server.url}" == inputs["judge"].ref
+    assert verdict["card"] == inputs["card"].digest
 
 
 def test_verdicts_that_are_none_count_as_wrong(bench: Bench):
-    """One pair has prose in both orders, and one a refusal."""
-    right = likes(lambda text: "good" in text)
+    """One pair gets prose in both orders, and one gets an HTTP error."""
+    prefer_good = build_judge(lambda text: "good" in text)
 
-    def says(body: dict[str, Any]) -> Reply:
+    def answer_request(body: dict[str, Any]) -> Reply:
         text = body["messages"][0]["content"]
         if "number 3." in text:
             return said("I like both.")
-        return error(400, "no") if "number 7." in text else right(body)
+        return error(400, "no") if "number 7." in text else prefer_good(body)
 
-    bench.server.says = says
+    bench.server.says = answer_request
     card = bench.card("some")
     assert card["errors"] == 2
     assert card["agreement"]["raw"]["value"] == card["accuracy"]["value"] == (ROWS - 2) / ROWS
@@ -118,7 +119,7 @@ def test_verdicts_that_are_none_count_as_wrong(bench: Bench):
     run = bench.root / "eval" / "some"
     assert sum("error" in row for row in lines(run, "verdicts")) == 2
     assert "on 2 pairs: counted as wrong" in (run / "report.html").read_text()
-    asked = len(bench.server.asked)
-    bench.server.says = right
+    n_requests = len(bench.server.asked)
+    bench.server.says = prefer_good
     assert bench.card("mended")["errors"] == 0
-    assert len(bench.server.asked) == asked + 4
+    assert len(bench.server.asked) == n_requests + 4

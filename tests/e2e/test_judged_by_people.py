@@ -1,4 +1,4 @@
-"""`stage.judge=people`: two systems' answers become a project of the annotation app, and its votes the win rate."""
+"""Win rates by people (`stage.judge=people`): answers of two systems become an annotation project."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from align.run import read_manifest
 from align.stages import eval as stage
 
 TABLES = ("People: each of them", "p after Holm")
-"""What the page has once somebody has voted."""
+"""Headings of the page that need at least one vote."""
 
 
 @pytest.fixture
@@ -41,14 +41,15 @@ def test_votes_over_http_become_the_win_rate(bench: Bench) -> None:
 
     lost = {f"Question {i}?" for i in range(2, 8)}
 
-    def choice(prompt: str, one: str, other: str) -> int:
-        return better("right" if "Sum" in prompt else "." if prompt in lost else "!")(prompt, one, other)
+    def choose_answer(prompt: str, first_text: str, second_text: str) -> int:
+        return better("right" if "Sum" in prompt else "." if prompt in lost else "!")(prompt, first_text, second_text)
 
     with bench.served() as served:
-        ann, bob = served.voter("ann"), served.voter("bob")
+        ann = served.voter("ann")
+        bob = served.voter("bob")
         for _ in range(40):
-            ann.votes(choice, 1)
-            bob.votes(choice, 1)
+            ann.votes(choose_answer, 1)
+            bob.votes(choose_answer, 1)
         rankings = served.store.rankings(served.project)
         votes = [vote for vote in rankings if vote.purpose == "work"]
         gold_votes = [vote for vote in rankings if vote.purpose == "gold"]
@@ -57,10 +58,10 @@ def test_votes_over_http_become_the_win_rate(bench: Bench) -> None:
     second = bench.run(words)
     assert second != first
     assert "people: 30 of 30 votes on 20 pairs, by 2 people" in bench.said
-    assert "stage=annotate" not in bench.said  # nobody is needed any more
-    found = against(second)["okapi"]
-    assert found["win_rate"]["value"] == pytest.approx((14 + 2 * 0.5) / 22)
-    assert found["difference"]["value"] == pytest.approx((14 - 6) / 22)
+    assert "stage=annotate" not in bench.said  # all votes are there
+    figures = against(second)["okapi"]
+    assert figures["win_rate"]["value"] == pytest.approx((14 + 2 * 0.5) / 22)
+    assert figures["difference"]["value"] == pytest.approx((14 - 6) / 22)
     rows = verdicts(second)
     assert [row["order"] for row in rows].count("") == 2
     assert abs([row["order"] for row in rows].count("first") - [row["order"] for row in rows].count("second")) <= 1
@@ -70,9 +71,9 @@ def test_votes_over_http_become_the_win_rate(bench: Bench) -> None:
     assert (people["votes"], people["wanted"], people["agreement"]["items"]) == (30, 30, 10)
     assert people["agreement"]["raw"]["value"] == people["gold"]["value"] == 1.0
     assert people["gold_votes"] == people["gold_right"] == len(gold_votes) > 0
-    told = json.dumps([people, rows]) + (second / "report.html").read_text()
+    published = json.dumps([people, rows]) + (second / "report.html").read_text()
     assert "ann" not in json.dumps([people, rows]).replace("annotat", "")
-    assert all(person["pseudonym"] in told for person in people["people"])
+    assert all(person["pseudonym"] in published for person in people["people"])
 
     inputs = read_manifest(second).inputs["votes"]
     assert (inputs.project, inputs.seq) == (
@@ -80,19 +81,19 @@ def test_votes_over_http_become_the_win_rate(bench: Bench) -> None:
         max(vote.seq for vote in rankings),
     )
     bodies = "\n".join([*ann.seen, *bob.seen]).lower()
-    for name in (*NAMES, first.name, second.name, "jsonl", str(bench.folder), *digests(second)):
+    for name in (*NAMES, first.name, second.name, "jsonl", str(bench.folder), *read_input_digests(second)):
         assert name.lower() not in bodies, name
     assert bench.run(words) == second  # the same votes are the same run
 
     export = bench.run([*bench.annotate("export"), f"project={served.project}"])
     files = {path.name: path.read_text() for path in (export / "artifact").iterdir()}
     assert "ledger.jsonl" in files
-    for name in (*NAMES, first.name, second.name, *digests(second)):
+    for name in (*NAMES, first.name, second.name, *read_input_digests(second)):
         assert name not in "".join(files.values()), name
 
 
-def digests(run: Path) -> list[str]:
-    """Of what was evaluated. (That of the votes is a row of the project's own ledger.)"""
+def read_input_digests(run: Path) -> list[str]:
+    """Return the digests of what was evaluated. The votes' digest is in the project's own ledger."""
     return [read.digest[:12] for name, read in read_manifest(run).inputs.items() if name != "votes"]
 
 
@@ -168,15 +169,15 @@ def test_more_votes_add_pairs_and_keep_the_sides_of_the_others(bench: Bench, pro
     words = [*evaluation(bench.folder, items=20), f"project={project}"]
     bench.run([*words, "stage.votes=6"])
     with store_of(bench.folder) as store:
-        few = {item.id: item.candidates for item in store.items(project)}
-    assert len(few) == 5
+        first_candidates = {item.id: item.candidates for item in store.items(project)}
+    assert len(first_candidates) == 5
     bench.run([*words, "stage.votes=30"])
     assert "people: 0 of 30 votes on 20 pairs" in bench.said
     with store_of(bench.folder) as store:
-        many = {item.id: item.candidates for item in store.items(project)}
-    assert len(many) == 20
-    assert few.items() <= many.items()
-    assert sum(candidates[0].text.endswith("!") for candidates in many.values()) == 10
+        all_candidates = {item.id: item.candidates for item in store.items(project)}
+    assert len(all_candidates) == 20
+    assert first_candidates.items() <= all_candidates.items()
+    assert sum(candidates[0].text.endswith("!") for candidates in all_candidates.values()) == 10
 
 
 def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: Bench) -> None:
@@ -204,20 +205,20 @@ def test_fewer_votes_than_asked_are_said_and_decide_no_gate(bench: Bench) -> Non
 def test_the_command_that_is_printed_serves_the_project(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.run(evaluation(bench.folder, items=4))
     [line] = [line for line in bench.said.splitlines() if "stage=annotate" in line]
-    seen = list[str]()
+    pages = list[str]()
 
-    def served(app: Any, host: str, port: int, told: Callable[[], None]) -> None:
-        told()
+    def read_login_page(app: Any, host: str, port: int, report_ready: Callable[[], None]) -> None:
+        report_ready()
         client = TestClient(app, base_url=f"http://127.0.0.1:{port}")
-        seen.append(client.get("/login").text)
+        pages.append(client.get("/login").text)
 
-    monkeypatch.setattr("align.web.server.serve", served)
+    monkeypatch.setattr("align.web.server.serve", read_login_page)
     words = shlex.split(line.partition(": ")[2])
     assert words[:3] == ["python", "-m", "align"]
     bench.run(words[3:])
-    assert len(seen) == 1
+    assert len(pages) == 1
     assert "/invite?token=" in bench.said
-    assert "zebra" not in seen[0]
+    assert "zebra" not in pages[0]
 
 
 def test_what_cannot_be_asked_is_refused(bench: Bench) -> None:
@@ -258,30 +259,39 @@ def test_simulated_votes_are_no_peoples(bench: Bench) -> None:
 
 
 def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) -> None:
-    """Who fails the known answers is shown, and counts; who is forgotten is gone."""
+    """Annotators who fail the known answers are shown and count. Votes of a forgotten annotator are gone."""
     gold = [{"prompt": f"Sum {i}?", "answers": ["right", "wrong"], "expected": [[0], [1]]} for i in range(4)]
     words = evaluation(bench.folder, items=24)
     words += [f"stage.gold={written(bench.folder / 'gold.jsonl', gold)}", "stage.votes=48", "project=mine"]
     bench.run(words)
     bench.run([*bench.annotate("configure"), "project=mine", "stage.settings={gold_share: 0.5, repeat_share: 0.5}"])
     with bench.served() as served:
-        ann, bob = served.voter("ann"), served.voter("bob", "reviewer")
-        ann.votes(lambda prompt, one, other: better("right" if "Sum" in prompt else "!")(prompt, one, other))
-        bob.votes(lambda prompt, one, other: better("wrong" if "Sum" in prompt else ".")(prompt, one, other))
-        who = {name: served.store.pseudonym("mine", name) for name in ("ann", "bob")}
+        ann = served.voter("ann")
+        bob = served.voter("bob", "reviewer")
+        ann.votes(
+            lambda prompt, first_text, second_text: better("right" if "Sum" in prompt else "!")(
+                prompt, first_text, second_text
+            )
+        )
+        bob.votes(
+            lambda prompt, first_text, second_text: better("wrong" if "Sum" in prompt else ".")(
+                prompt, first_text, second_text
+            )
+        )
+        pseudonyms = {name: served.store.pseudonym("mine", name) for name in ("ann", "bob")}
         rankings = served.store.rankings("mine")
-    both = bench.run(words)
-    assert against(both)["okapi"]["win_rate"]["value"] == 0.5  # they contradict each other on every pair
-    people = artifact(both, "people.json")
-    told = {one["pseudonym"]: one for one in people["people"]}
-    assert told[who["ann"]]["gold"]["value"] == 1.0
-    assert told[who["bob"]]["gold"]["value"] == 0.0
+    by_both = bench.run(words)
+    assert against(by_both)["okapi"]["win_rate"]["value"] == 0.5  # they contradict each other on every pair
+    people = artifact(by_both, "people.json")
+    by_pseudonym = {person["pseudonym"]: person for person in people["people"]}
+    assert by_pseudonym[pseudonyms["ann"]]["gold"]["value"] == 1.0
+    assert by_pseudonym[pseudonyms["bob"]]["gold"]["value"] == 0.0
     assert people["gold"]["value"] == 0.5
     assert people["repeats"]["value"] == 1.0
     assert people["agreement"]["raw"]["value"] == 0.0
     assert people["agreement"]["alpha"]["value"] < 0
-    assert len(verdicts(both)) == 48 == sum(vote.purpose == "work" for vote in rankings) < len(rankings)
-    orders = [row["order"] for row in verdicts(both)]
+    assert len(verdicts(by_both)) == 48 == sum(vote.purpose == "work" for vote in rankings) < len(rankings)
+    orders = [row["order"] for row in verdicts(by_both)]
     assert orders.count("first") == orders.count("second") == 24  # each pair was shown either way
 
     with bench.served() as served:
@@ -297,11 +307,11 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) 
 
     forget = ["stage=registry", "stage.action=forget", "stage.annotator=bob", "project=mine", "stage.apply=true"]
     assert bench.status(*forget, f"run.root={bench.folder / 'runs'}") == 0, bench.said
-    assert f"eval:{both.name}" in bench.said  # it read votes of theirs
-    alone = bench.run(words)
+    assert f"eval:{by_both.name}" in bench.said  # it read votes of theirs
+    by_ann = bench.run(words)
     assert "24 of 48 votes" in bench.said
-    assert against(alone)["okapi"]["win_rate"]["value"] == 1.0
-    assert who["bob"] not in json.dumps([verdicts(alone), artifact(alone, "people.json")])
+    assert against(by_ann)["okapi"]["win_rate"]["value"] == 1.0
+    assert pseudonyms["bob"] not in json.dumps([verdicts(by_ann), artifact(by_ann, "people.json")])
 
 
 def test_killed_while_pairs_are_added_it_asks_about_each_pair_once(bench: Bench, forks: Forks) -> None:
@@ -331,7 +341,7 @@ def test_killed_while_pairs_are_added_it_asks_about_each_pair_once(bench: Bench,
 def test_the_votes_are_read_without_a_new_answer(
     ready: Ready, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Two systems that answer here: the second command generates nothing, and a gate is decided by people."""
+    """The second command generates no answers, and people's votes decide the gate."""
     gate = "eval.gates=[{name: better, task: judged, against: base, is: superior, least_n: 4}]"
     words = ["stage=eval", *ready.data, "stage.systems={tuned: sft:s, base: base}", gate, "stage.judge=people"]
     words += ["stage.prompts=8", "project=both", "rollout.max_new_tokens=12", f"run.root={ready.root}"]
@@ -349,27 +359,27 @@ def test_the_votes_are_read_without_a_new_answer(
     assert bench.status(*words) in (0, 3)
     second = Path(bench.said.strip().splitlines()[-1])
     assert read_manifest(second).metrics["answers_made"] == 0
-    found = artifact(second, "results.json")["tasks"]["judged"]
-    assert (found["role"], found["by"]) == ("people", "people")
-    assert found["against"]["base"]["win_rate"]["value"] > 0.5
+    results = artifact(second, "results.json")["tasks"]["judged"]
+    assert (results["role"], results["by"]) == ("people", "people")
+    assert results["against"]["base"]["win_rate"]["value"] > 0.5
     assert artifact(second, "verdicts/better.json")["figure"]["n"] > 0
 
 
-# Asked again: what changed meanwhile is kept or refused.
+# The same command again: settings that changed since are kept or refused.
 
 
-def settings(bench: Bench, project: str) -> ProjectSettings:
+def read_project_settings(bench: Bench, project: str) -> ProjectSettings:
     with store_of(bench.folder) as store, store.reading() as db:
         return read_settings(db, project)
 
 
-def wanted(bench: Bench, project: str) -> int:
+def count_wanted_votes(bench: Bench, project: str) -> int:
     with store_of(bench.folder) as store:
         ids = [item.id for item in store.items(project)]
-    return sum(map(settings(bench, project).count_wanted_votes, ids))
+    return sum(map(read_project_settings(bench, project).count_wanted_votes, ids))
 
 
-def configured(bench: Bench, project: str, values: str) -> None:
+def configure_project(bench: Bench, project: str, values: str) -> None:
     bench.run([*bench.annotate("configure"), f"project={project}", f"stage.settings={values}"])
 
 
@@ -387,25 +397,25 @@ def test_a_named_run_is_told_to_take_another_name(bench: Bench) -> None:
 def test_an_overlap_that_was_changed_stays_until_more_is_asked_for(bench: Bench) -> None:
     words = [*evaluation(bench.folder, items=10), "project=mine", "resume=never"]
     bench.run(words)
-    assert (settings(bench, "mine").overlap, wanted(bench, "mine")) == (2, 12)
-    configured(bench, "mine", "{overlap: 1}")
+    assert (read_project_settings(bench, "mine").overlap, count_wanted_votes(bench, "mine")) == (2, 12)
+    configure_project(bench, "mine", "{overlap: 1}")
     for more in ((), ("stage.votes=12",)):
         bench.run([*words, *more])
-        assert (settings(bench, "mine").overlap, wanted(bench, "mine")) == (1, 10)
+        assert (read_project_settings(bench, "mine").overlap, count_wanted_votes(bench, "mine")) == (1, 10)
     with store_of(bench.folder) as store:
         store.erase_content("mine", next(store.items("mine")).id)
     bench.run(words)
-    assert (settings(bench, "mine").overlap, wanted(bench, "mine")) == (1, 9)
+    assert (read_project_settings(bench, "mine").overlap, count_wanted_votes(bench, "mine")) == (1, 9)
     bench.run([*words, "stage.votes=15"])
-    assert wanted(bench, "mine") == 15
-    configured(bench, "mine", "{title: Which?}")
+    assert count_wanted_votes(bench, "mine") == 15
+    configure_project(bench, "mine", "{title: Which?}")
     bench.run([*words, "stage.votes=27"])
-    assert (settings(bench, "mine").title, wanted(bench, "mine")) == ("Which?", 27)
+    assert (read_project_settings(bench, "mine").title, count_wanted_votes(bench, "mine")) == ("Which?", 27)
 
 
 def test_a_project_does_not_name_a_system_of_several_words(bench: Bench) -> None:
     words = [word.replace("zebra:", "my-new:") for word in evaluation(bench.folder, items=4)]
     for project in ("is-my-new-good", "Is My_New good"):
-        told = f"project={project}: the people who judge can read it, and it names the system my-new"
-        bench.refuses(*words, f"project={project}", says=told)
+        message = f"project={project}: the people who judge can read it, and it names the system my-new"
+        bench.refuses(*words, f"project={project}", says=message)
     bench.run([*words, "project=my-newest"])

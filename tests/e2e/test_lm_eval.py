@@ -1,5 +1,7 @@
-"""lm-eval asks a running server (`local-completions`) what it asks the model itself (`hf`, transformers and PEFT), and
-finds the same: loglikelihoods of choices, which of them are greedy, and answers, on tasks of rows made here."""
+"""Metrics of lm-eval on a running server (`local-completions`) are those of the model itself (`hf`).
+
+Compared are loglikelihoods of choices, which of them are greedy, and answers.
+"""
 
 from __future__ import annotations
 
@@ -45,67 +47,76 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(forks: Forks, folder: Path) -> Iterator[Server]:
-    made = adapters(folder / "adapters", "one")
-    words = ("model=pocket", "method=lora", "dtype=float32", f"stage.adapters={{one: {made / 'one'}}}")
+    adapters_folder = adapters(folder / "adapters", "one")
+    words = ("model=pocket", "method=lora", "dtype=float32", f"stage.adapters={{one: {adapters_folder / 'one'}}}")
     with serving(forks, folder, *words) as server:
         yield server
 
 
-def written_tasks(server: Server, folder: Path) -> None:
-    """Two tasks on twenty rows. One of each row's choices is what the model itself would say: the likeliest token at
-    each place, which lm-eval finds by comparing numbers."""
+def write_tasks(server: Server, folder: Path) -> None:
+    """Write two tasks of twenty rows. One choice of each row is the model's own greedy answer."""
     rows = []
     for i, mood in enumerate(("happy", "tired", "hungry", "curious", "late")):
         for thing in ("my dog", "the rain", "a good book", "this soup"):
             prompt = ASKED.format(mood=mood, thing=thing)
             body = {"model": "one", "prompt": prompt, "max_tokens": 3, "temperature": 0}
-            _, said = server.post("/v1/completions", body)
-            likely = said["choices"][0]["text"].strip()
-            rows.append({"prompt": prompt, "choices": [likely, f"I like {thing}!", "No."], "answer": i % 3})
+            _, response = server.post("/v1/completions", body)
+            likeliest = response["choices"][0]["text"].strip()
+            rows.append({"prompt": prompt, "choices": [likeliest, f"I like {thing}!", "No."], "answer": i % 3})
     data = folder / "rows.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name, what in (("choose", CHOOSE), ("write", WRITE)):
+    for name, settings in (("choose", CHOOSE), ("write", WRITE)):
         read = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
-        (folder / f"{name}.yaml").write_text(read + 'doc_to_text: "{{prompt}}"\n' + what)
+        (folder / f"{name}.yaml").write_text(read + 'doc_to_text: "{{prompt}}"\n' + settings)
 
 
-def measured(folder: Path, name: str, backend: str, **given: object) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Metrics by task, and what was found for each row, by `python -m lm_eval`."""
-    words = ["--model", backend, "--model_args", ",".join(f"{key}={value}" for key, value in given.items())]
+def run_lm_eval(
+    folder: Path, name: str, backend: str, **model_args: object
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Run `python -m lm_eval`. Returns the metrics by task, and the responses for each row by task."""
+    words = ["--model", backend, "--model_args", ",".join(f"{key}={value}" for key, value in model_args.items())]
     words += ["--tasks", "choose,write", "--include_path", str(folder), "--batch_size", "3"]
     words += ["--device", "cpu", "--log_samples", "--output_path", str(folder / name)]
     env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "lm_eval", *words]
-    done = subprocess.run(words, env=env, capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.run(words, env=env, capture_output=True, text=True, cwd=folder)
+    assert process.returncode == 0, process.stderr[-3000:]
     (results,) = (folder / name).glob("*/results_*.json")
-    found = {}
+    responses = {}
     for task in ("choose", "write"):
         (samples,) = (folder / name).glob(f"*/samples_{task}_*.jsonl")
         rows = map(json.loads, samples.read_text().splitlines())
-        found[task] = [row["resps"] for row in sorted(rows, key=lambda row: row["doc_id"])]
-    return json.loads(results.read_text())["results"], found
+        responses[task] = [row["resps"] for row in sorted(rows, key=lambda row: row["doc_id"])]
+    return json.loads(results.read_text())["results"], responses
 
 
 def test_a_server_gives_what_the_model_gives(server: Server, folder: Path) -> None:
-    written_tasks(server, folder)
-    model, address = find_pocket_folder(), f"{server.api}/completions"
-    mine, by_http = measured(
-        folder, "served", "local-completions", model="one", base_url=address, tokenizer=model,
-        tokenizer_backend="huggingface", num_concurrent=4, max_retries=1,
-    )  # fmt: skip
-    theirs, in_process = measured(
+    write_tasks(server, folder)
+    model = find_pocket_folder()
+    address = f"{server.api}/completions"
+    server_metrics, server_responses = run_lm_eval(
+        folder,
+        "served",
+        "local-completions",
+        model="one",
+        base_url=address,
+        tokenizer=model,
+        tokenizer_backend="huggingface",
+        num_concurrent=4,
+        max_retries=1,
+    )
+    hf_metrics, hf_responses = run_lm_eval(
         folder, "itself", "hf", pretrained=model, peft=folder / "adapters" / "one", dtype="float32"
     )
-    numbers = {key: value for key, value in theirs["choose"].items() if isinstance(value, float)}
+    numbers = {key: value for key, value in hf_metrics["choose"].items() if isinstance(value, float)}
     assert {"acc,none", "acc_norm,none"} <= numbers.keys()
-    assert {key: mine["choose"][key] for key in numbers} == pytest.approx(numbers, abs=1e-3)
+    assert {key: server_metrics["choose"][key] for key in numbers} == pytest.approx(numbers, abs=1e-3)
     greedy = 0
-    for row, other in zip(by_http["choose"], in_process["choose"], strict=True):
-        for [[logprob, is_greedy]], [[expected, was_greedy]] in zip(row, other, strict=True):
+    for server_row, hf_row in zip(server_responses["choose"], hf_responses["choose"], strict=True):
+        for [[logprob, is_greedy]], [[expected, was_greedy]] in zip(server_row, hf_row, strict=True):
             assert float(logprob) == pytest.approx(float(expected), abs=1e-3)
             assert is_greedy == was_greedy
             greedy += is_greedy == "True"
     assert 5 < greedy < 60
-    assert by_http["write"] == in_process["write"]
-    assert len({said for [[said]] in by_http["write"]}) > 5
+    assert server_responses["write"] == hf_responses["write"]
+    assert len({text for [[text]] in server_responses["write"]}) > 5

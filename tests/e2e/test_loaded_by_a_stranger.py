@@ -1,5 +1,7 @@
-"""What we write is loaded by whoever has none of our code: each card's own words, and PEFT's own classes, on every kind
-of base; and says what was trained."""
+"""Exports and adapters loaded without our code, on every kind of base.
+
+Each card's own code and PEFT's own classes compute what the trained model computes.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,15 @@ REWARDED = ("relative", "hub", "full")
 BOUNDS = {"lora": 1e-4, "qlora": 0.02}
 """Of logits and scores, beside the largest of them. bitsandbytes' own kernel for a processor with bf16 rounds NF4's
 activations to it."""
-CPU, SHA = torch.device("cpu"), "0123456789abcdef0123456789abcdef01234567"
+CPU = torch.device("cpu")
+SHA = "0123456789abcdef0123456789abcdef01234567"
 SMALL = ("stage.max_steps=3", "stage.eval_size=2")
 REWARD = ("stage.batch_size=8", "stage.held_out=0.25", "stage.lr=0.01")
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path) -> Iterator[Workshop]:
-    """A working folder with a base in it, a hub's cache with another, and runs of every kind on each base."""
+    """Build a working folder with a base, a hub's cache with another base, and runs of every kind on each."""
     from huggingface_hub import constants
 
     folder = tmp_path_factory.mktemp("my work")
@@ -59,41 +62,49 @@ def work(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
         shop = Workshop(Path("my runs"), Path(shutil.copy(chats, folder / "chats.jsonl")), "data.max_length=128")
         shop.run("full", "model=hub", "model.path=my llama", *SFT, *SMALL, "run.name=f")
-        named = {
-            "relative": ["model=hub", "model.path=my llama"], "absolute": ["model=hub", f"model.path={tiny_model}"],
-            "pocket": ["model=pocket"], "hub": ["model=hub", "model.path=org/tiny"],
+        base_words = {
+            "relative": ["model=hub", "model.path=my llama"],
+            "absolute": ["model=hub", f"model.path={tiny_model}"],
+            "pocket": ["model=pocket"],
+            "hub": ["model=hub", "model.path=org/tiny"],
             "full": ["model=hub", "model.path=my runs/full/f/artifact"],
-        }  # fmt: skip
+        }
         for kind, method in BASES.items():
-            shop.run("sft", *named[kind], f"method={method}", *SFT, *SMALL, f"run.name={kind}")
+            shop.run("sft", *base_words[kind], f"method={method}", *SFT, *SMALL, f"run.name={kind}")
         for kind in REWARDED:
             on_pairs = ("data=jsonl", f"data.path={pairs_file}", f"init=sft:{kind}")
             shop.run("reward", *on_pairs, *REWARD, f"run.name={kind}")
         shop.run("dpo", "data=jsonl", f"data.path={pairs_file}", "init=sft:relative", *REWARD, "run.name=relative")
         shop.run(
-            "ppo", "init=sft:relative", "reward.ref=reward:relative", "stage.updates=1", "stage.batch_size=8",
-            "stage.micro_batch=4", "stage.normalise_on=8", "run.name=relative",
-        )  # fmt: skip
+            "ppo",
+            "init=sft:relative",
+            "reward.ref=reward:relative",
+            "stage.updates=1",
+            "stage.batch_size=8",
+            "stage.micro_batch=4",
+            "stage.normalise_on=8",
+            "run.name=relative",
+        )
         yield shop
 
 
-def answers(jobs: Sequence[dict[str, Any]], folder: Path, hub: Path) -> list[list[Tensor]]:
-    """What a stranger's process says to each job."""
+def run_stranger(jobs: Sequence[dict[str, Any]], folder: Path, hub: Path) -> list[list[Tensor]]:
+    """Return the logits or scores that a process without our code computes for each job."""
     for i, job in enumerate(jobs):
         job["out"] = str(folder / f"{i}.npz")
     (folder / "jobs.json").write_text(json.dumps(jobs))
     env = {**os.environ, "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     script = [sys.executable, "-I", str(Path(__file__).with_name("stranger.py")), str(folder / "jobs.json")]
-    done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=900, cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = []
+    process = subprocess.run(script, env=env, capture_output=True, text=True, timeout=900, cwd=folder)
+    assert process.returncode == 0, process.stderr[-3000:]
+    outputs = []
     for job in jobs:
         with np.load(job["out"]) as arrays:
-            found.append([torch.from_numpy(arrays[f"arr_{i}"]) for i in range(len(arrays.files))])
-    return found
+            outputs.append([torch.from_numpy(arrays[f"arr_{i}"]) for i in range(len(arrays.files))])
+    return outputs
 
 
-def rows_of(artifact: Artifact) -> list[list[int]]:
+def encode_rows(artifact: Artifact) -> list[list[int]]:
     assert artifact.base is not None
     tokenizer = load_own_tokenizer(artifact, artifact.base)
     if artifact.path.parents[1].name == "reward":
@@ -102,41 +113,46 @@ def rows_of(artifact: Artifact) -> list[list[int]]:
 
 
 @torch.no_grad()
-def trained(artifact: Artifact, method: str) -> list[Tensor]:
-    """What was trained, by our own loading: [S, V] logits of each row; of a reward model its score [1]."""
-    rows, base = rows_of(artifact), artifact.base
+def compute_trained(artifact: Artifact, method: str) -> list[Tensor]:
+    """Compute by our own loading the [S, V] logits of each row, or [1] scores of a reward model."""
+    rows = encode_rows(artifact)
+    base = artifact.base
     assert base is not None
     model = cast_to_fp32(load_base(base, "lora" if artifact.whole else method, CPU, torch.float32))
-    score = artifact.path.parents[1].name == "reward"
+    is_reward = artifact.path.parents[1].name == "reward"
     if not artifact.whole:
-        model = attach(model, artifact.path, "policy", scored=score, alone=True).eval()
-    if score:
+        model = attach(model, artifact.path, "policy", scored=is_reward, alone=True).eval()
+    if is_reward:
         head = build_linear_head(read_score_weight(artifact.path, model.config.hidden_size))
         return list(score_rows(model, head, rows, 0)[:, None])
     return [model(input_ids=torch.tensor([row])).logits[0].float() for row in rows]
 
 
-def furthest(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    most = max(float(b.abs().max()) for b in wanted)
-    return max(float((a - b).abs().max()) for a, b in zip(found, wanted, strict=True)) / most
+def compute_relative_error(outputs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    largest = max(float(b.abs().max()) for b in expected)
+    return max(float((a - b).abs().max()) for a, b in zip(outputs, expected, strict=True)) / largest
 
 
 def test_a_runs_adapter_is_loaded_by_peft_from_anywhere(work: Workshop, tmp_path: Path) -> None:
     runs = [*(f"sft/{kind}" for kind in BASES), *(f"reward/{kind}" for kind in REWARDED)]
     runs += ["dpo/relative", "ppo/relative"]
-    found = [load_artifact(work.root / name, name) for name in runs]
+    artifacts = [load_artifact(work.root / name, name) for name in runs]
     jobs = [
         {
-            "cwd": "/", "folder": str(artifact.path.absolute()), "rows": rows_of(artifact),
+            "cwd": "/",
+            "folder": str(artifact.path.absolute()),
+            "rows": encode_rows(artifact),
             "nf4": BASES[kind] == "qlora",
             "auto": f"AutoPeftModelFor{'SequenceClassification' if stage == 'reward' else 'CausalLM'}",
         }
-        for name, artifact in zip(runs, found, strict=True)
+        for name, artifact in zip(runs, artifacts, strict=True)
         for stage, kind in [name.split("/")]
-    ]  # fmt: skip
-    for name, artifact, said in zip(runs, found, answers(jobs, tmp_path, Path("hf").absolute()), strict=True):
+    ]
+    for name, artifact, outputs in zip(
+        runs, artifacts, run_stranger(jobs, tmp_path, Path("hf").absolute()), strict=True
+    ):
         method = BASES[name.split("/")[1]]
-        assert furthest(said, trained(artifact, method)) < BOUNDS[method], name
+        assert compute_relative_error(outputs, compute_trained(artifact, method)) < BOUNDS[method], name
     config = json.loads((work.root / "sft" / "hub" / "artifact" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", SHA)
 
@@ -149,26 +165,32 @@ EXPORTS = [
 
 
 def test_each_cards_own_code_says_what_was_trained(work: Workshop, tmp_path: Path) -> None:
-    """As written, where the export lies; and PEFT's own class there, which finds the base by the link."""
-    jobs, wanted = [], []
+    """The code runs as written in the export's folder, and PEFT's own class finds the base there by the link."""
+    jobs = []
+    expected = []
     for ref, kind in EXPORTS:
         folder = work.run("export", f"artifact={ref}", f"export={kind}", "export.dtype=float32") / "artifact"
         artifact = load_artifact(work.root / ref.replace(":", "/"), ref)
         method = BASES.get(ref.split(":")[1], "full")
         code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
         assert code is not None
-        rows, truth = rows_of(artifact), trained(artifact, method)
-        about = {"cwd": str(folder.absolute()), "rows": rows}
-        jobs.append(about | {"code": code[1]})
-        wanted.append((f"the card of {ref} as {kind}", truth))
+        rows = encode_rows(artifact)
+        trained_outputs = compute_trained(artifact, method)
+        job = {"cwd": str(folder.absolute()), "rows": rows}
+        jobs.append(job | {"code": code[1]})
+        expected.append((f"the card of {ref} as {kind}", trained_outputs))
         if kind == "adapter":
             name = f"AutoPeftModelFor{'SequenceClassification' if 'reward' in ref else 'CausalLM'}"
             assert f"`{name}.from_pretrained(" in (folder / "README.md").read_text()
-            jobs.append(about | {"auto": name, "folder": ".", "nf4": ref.endswith(":hub")})
-            wanted.append((f"{name} of {ref}", truth))
-    for (what, truth), said in zip(wanted, answers(jobs, tmp_path, Path("hf").absolute()), strict=True):
-        bound = BOUNDS["qlora" if ":hub" in what else "lora"]  # the others are on the dequantised base, or on none
-        assert furthest(said, truth) < bound, what
+            jobs.append(job | {"auto": name, "folder": ".", "nf4": ref.endswith(":hub")})
+            expected.append((f"{name} of {ref}", trained_outputs))
+    for (description, trained_outputs), outputs in zip(
+        expected, run_stranger(jobs, tmp_path, Path("hf").absolute()), strict=True
+    ):
+        bound = BOUNDS[
+            "qlora" if ":hub" in description else "lora"
+        ]  # the others are on the dequantised base, or on none
+        assert compute_relative_error(outputs, trained_outputs) < bound, description
 
 
 AUTO = """
@@ -187,7 +209,7 @@ def load_by_auto(folder: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("export_base", ["auto", "none"])
 def test_a_folder_of_the_bases_name_is_not_taken_for_it(work: Workshop, tmp_path: Path, export_base: str) -> None:
-    """Another model of that name lies in the working folder; a copy of the export loads in its own folder."""
+    """Another model of that name is in the working folder. A copy of the export loads in its own folder."""
     words = ("artifact=sft:relative", "export.dtype=float32", f"export.base={export_base}")
     folder = (work.run("export", *words) / "artifact").absolute()
     base = json.loads((folder / "base.json").read_text())
@@ -196,17 +218,17 @@ def test_a_folder_of_the_bases_name_is_not_taken_for_it(work: Workshop, tmp_path
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     shutil.copytree("my llama", elsewhere / "my llama")
-    done = load_by_auto(str(folder), elsewhere)
-    assert done.returncode != 0
-    assert "loaded" not in done.stdout
+    process = load_by_auto(str(folder), elsewhere)
+    assert process.returncode != 0
+    assert "loaded" not in process.stdout
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)  # follows the link, as `cp -rL` does
-    done = load_by_auto(".", copy)
-    assert (done.returncode, done.stdout.split()[:1]) == (0, ["loaded"]), done.stderr[-2000:]
+    process = load_by_auto(".", copy)
+    assert (process.returncode, process.stdout.split()[:1]) == (0, ["loaded"]), process.stderr[-2000:]
 
 
 def test_runs_that_moved_keep_their_links(work: Workshop, tmp_path: Path) -> None:
-    """An export and the base beside the runs go together; a copy that followed the link is still the same export."""
+    """An export and the base beside the runs move together. A copy that followed the link is still the same export."""
     folder = work.run("export", "artifact=sft:relative", "export.dtype=float32")
     moved = tmp_path / "moved"
     shutil.copytree(work.root, moved, symlinks=True)
