@@ -60,9 +60,8 @@ def test_a_judge_that_is_named_judges(shop: Workshop) -> None:
     assert runs[1].inputs["reward"].name == "b"
     note = "vader also ranked, as a simulated annotator with noise, the pairs that reward:a learned from"
     assert (metrics["vader"]["judge_is"], metrics["vader"]["judge_notes"]) == ("gold", [note])
-    shop.refuses(
-        "stage=eval", "artifact=ppo:learned", "reward.ref=reward:b", says="reward.ref"
-    )  # it belongs to another judge
+    # `reward.ref` belongs to another judge.
+    shop.refuses("stage=eval", "artifact=ppo:learned", "reward.ref=reward:b", says="reward.ref")
 
 
 def test_who_asks_for_it_gets_a_proxy_and_reads_so(shop: Workshop) -> None:

@@ -61,7 +61,7 @@ def bench(ready: Ready, server: ChatServer, tmp_path: Path, capsys: pytest.Captu
 
 
 def build_judge(score_text: Callable[[str], float], sure: float = 0.9) -> Callable[[dict[str, Any]], Reply]:
-    """Build a judge that prefers the answer with the higher score, with probability `sure`."""
+    """Build a judge that prefers the answer with the higher score, and gives it the probability `sure`."""
 
     def answer_request(body: dict[str, Any]) -> Reply:
         parts = re.findall(r"^<<<answer [AB] \w+>>>\n(.*?)\n<<<end", body["messages"][0]["content"], re.M | re.S)

@@ -268,16 +268,8 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) 
     with bench.served() as served:
         ann = served.voter("ann")
         bob = served.voter("bob", "reviewer")
-        ann.votes(
-            lambda prompt, first_text, second_text: better("right" if "Sum" in prompt else "!")(
-                prompt, first_text, second_text
-            )
-        )
-        bob.votes(
-            lambda prompt, first_text, second_text: better("wrong" if "Sum" in prompt else ".")(
-                prompt, first_text, second_text
-            )
-        )
+        ann.votes(lambda prompt, a, b: better("right" if "Sum" in prompt else "!")(prompt, a, b))
+        bob.votes(lambda prompt, a, b: better("wrong" if "Sum" in prompt else ".")(prompt, a, b))
         pseudonyms = {name: served.store.pseudonym("mine", name) for name in ("ann", "bob")}
         rankings = served.store.rankings("mine")
     by_both = bench.run(words)
@@ -307,7 +299,7 @@ def test_known_answers_repeats_skips_reviews_and_who_is_forgotten(bench: Bench) 
 
     forget = ["stage=registry", "stage.action=forget", "stage.annotator=bob", "project=mine", "stage.apply=true"]
     assert bench.status(*forget, f"run.root={bench.folder / 'runs'}") == 0, bench.said
-    assert f"eval:{by_both.name}" in bench.said  # it read votes of theirs
+    assert f"eval:{by_both.name}" in bench.said  # it read bob's votes
     by_ann = bench.run(words)
     assert "24 of 48 votes" in bench.said
     assert against(by_ann)["okapi"]["win_rate"]["value"] == 1.0

@@ -70,7 +70,7 @@ def write_tasks(server: Server, folder: Path) -> None:
         (folder / f"{name}.yaml").write_text(read + 'doc_to_text: "{{prompt}}"\n' + settings)
 
 
-def run_lm_eval(
+def measure_by_lm_eval(
     folder: Path, name: str, backend: str, **model_args: object
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Run `python -m lm_eval`. Returns the metrics by task, and the responses for each row by task."""
@@ -94,7 +94,7 @@ def test_a_server_gives_what_the_model_gives(server: Server, folder: Path) -> No
     write_tasks(server, folder)
     model = find_pocket_folder()
     address = f"{server.api}/completions"
-    server_metrics, server_responses = run_lm_eval(
+    server_metrics, server_responses = measure_by_lm_eval(
         folder,
         "served",
         "local-completions",
@@ -105,7 +105,7 @@ def test_a_server_gives_what_the_model_gives(server: Server, folder: Path) -> No
         num_concurrent=4,
         max_retries=1,
     )
-    hf_metrics, hf_responses = run_lm_eval(
+    hf_metrics, hf_responses = measure_by_lm_eval(
         folder, "itself", "hf", pretrained=model, peft=folder / "adapters" / "one", dtype="float32"
     )
     numbers = {key: value for key, value in hf_metrics["choose"].items() if isinstance(value, float)}

@@ -187,9 +187,8 @@ def test_each_cards_own_code_says_what_was_trained(work: Workshop, tmp_path: Pat
     for (description, trained_outputs), outputs in zip(
         expected, run_stranger(jobs, tmp_path, Path("hf").absolute()), strict=True
     ):
-        bound = BOUNDS[
-            "qlora" if ":hub" in description else "lora"
-        ]  # the others are on the dequantised base, or on none
+        # All but the hub's are on the dequantised base, or on no base.
+        bound = BOUNDS["qlora" if ":hub" in description else "lora"]
         assert compute_relative_error(outputs, trained_outputs) < bound, description
 
 
