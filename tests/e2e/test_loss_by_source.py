@@ -17,28 +17,29 @@ SFT = ("stage=sft", "model=hub", "data=manifest", "stage.max_steps=1", "data.too
 
 
 def test_the_loss_of_each_source_is_that_of_its_rows_alone(tmp_path: Path, tiny_model: Path) -> None:
-    """Measured beside data sets of one source each, whose rows to measure on are the same."""
-    shop, losses = Workshop(tmp_path / "runs", tmp_path), {}
+    """Compared with data sets of one source each, which have the same held-out rows."""
+    shop = Workshop(tmp_path / "runs", tmp_path)
+    losses = {}
     for name, kinds in {"both": (0, 1), "first": (0,), "second": (1,)}.items():
-        given = []
+        sources = []
         for kind in kinds:
             rows = [chat(f"What is {kind}, {i}?", sentence(random.Random(i + 100 * kind), i)) for i in range(60)]
             path = write(tmp_path / f"{('first', 'second')[kind]}.jsonl", rows)
-            given.append({"path": str(path), "weight": [1, 0][kind] if name == "both" else 1})
+            sources.append({"path": str(path), "weight": [1, 0][kind] if name == "both" else 1})
         root = f"run.root={tmp_path / 'runs'}"
-        data = "stage=data", f"stage.sources={json.dumps(given)}", "data.held_out=0.3", f"run.name={name}", root
+        data = "stage=data", f"stage.sources={json.dumps(sources)}", "data.held_out=0.3", f"run.name={name}", root
         assert shop.ended(*data) == 0, shop.said
         assert shop.ended(*SFT, f"model.path={tiny_model}", f"data.path=data:{name}", root) == 0, shop.said
         losses[name] = read_manifest(folder := Path(shop.said.splitlines()[-1])).metrics
         if name == "both":
             assert "Held-out loss by source" in (folder / "report.html").read_text(encoding="utf-8")
             assert re.search(r"^  second: [\d.]+ → ", shop.said, re.MULTILINE)
-    of = losses["both"]["loss_by_source"]
-    assert {name: found["before"] for name, found in of.items()} == pytest.approx(
+    by_source = losses["both"]["loss_by_source"]
+    assert {name: figures["before"] for name, figures in by_source.items()} == pytest.approx(
         {name: losses[name]["loss_before"] for name in ("first", "second")}, abs=1e-6
     )
     assert "loss_by_source" not in losses["first"]
-    counted = {name: losses[name]["held_out_tokens"] for name in ("first", "second")}
-    mean = sum(of[name]["after"] * n for name, n in counted.items()) / sum(counted.values())
+    n_tokens = {name: losses[name]["held_out_tokens"] for name in ("first", "second")}
+    mean = sum(by_source[name]["after"] * n for name, n in n_tokens.items()) / sum(n_tokens.values())
     assert losses["both"]["loss_after"] == pytest.approx(mean, abs=1e-6)
     assert losses["both"]["train_rows"] == losses["first"]["train_rows"]  # the second has weight 0

@@ -1,4 +1,4 @@
-"""Training that a service is shown: killed, gone on with, failed, and with a service that cannot be written to."""
+"""Training that a tracking service mirrors: killed and resumed, refused, and with a store that cannot be written to."""
 
 from __future__ import annotations
 
@@ -25,31 +25,35 @@ def shop(tmp_path: Path, chats: Path, tiny_model: Path, monkeypatch: pytest.Monk
 def test_a_killed_run_is_one_run_with_each_step_once(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Tracker.log
 
-    def killed(self: Tracker, step: int, *given: Any) -> None:
-        real(self, step, *given)
+    def interrupt_at_step_3(self: Tracker, step: int, *args: Any) -> None:
+        real(self, step, *args)
         if step == 3:  # a step behind the checkpoint
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Tracker, "log", killed)
+        patch.setattr(Tracker, "log", interrupt_at_step_3)
         assert shop.status("stage=sft", *shop.on_file, *SFT) == 130
     store = f"sqlite:///{shop.root / 'mlflow/mlflow.db'}"
     client = mlflow.MlflowClient(store, store)
-    (begun,) = client.search_runs([client.get_experiment_by_name("align").experiment_id])
-    assert begun.info.status == "FAILED"
+    (killed_run,) = client.search_runs([client.get_experiment_by_name("align").experiment_id])
+    assert killed_run.info.status == "FAILED"
 
     folder = shop.run("sft", *SFT)
-    (found,) = client.search_runs([begun.info.experiment_id])
-    assert (found.info.run_id, found.info.status, found.info.run_name) == (begun.info.run_id, "FINISHED", "sft:x")
-    shown = [(one.step, one.value) for one in client.get_metric_history(found.info.run_id, "loss")]
-    assert sorted(shown) == [(row["step"], row["loss"]) for row in read_rows(folder / "metrics.jsonl")]
+    (finished_run,) = client.search_runs([killed_run.info.experiment_id])
+    assert (finished_run.info.run_id, finished_run.info.status, finished_run.info.run_name) == (
+        killed_run.info.run_id,
+        "FINISHED",
+        "sft:x",
+    )
+    logged = [(entry.step, entry.value) for entry in client.get_metric_history(finished_run.info.run_id, "loss")]
+    assert sorted(logged) == [(row["step"], row["loss"]) for row in read_rows(folder / "metrics.jsonl")]
     manifest = read_manifest(folder)
     (version,) = client.search_model_versions("name = 'align'")
     assert (version.tags["align.digest"], version.source) == (manifest.digest, str(folder / "artifact"))
-    assert found.data.params["stage.max_steps"] == "4"
-    read = {one.dataset.digest for one in found.inputs.dataset_inputs}
-    assert read == {one.digest[:36] for one in manifest.inputs.values()}
-    assert found.data.metrics["result/loss_after"] == manifest.metrics["loss_after"]
+    assert finished_run.data.params["stage.max_steps"] == "4"
+    input_digests = {entry.dataset.digest for entry in finished_run.inputs.dataset_inputs}
+    assert input_digests == {entry.digest[:36] for entry in manifest.inputs.values()}
+    assert finished_run.data.metrics["result/loss_after"] == manifest.metrics["loss_after"]
 
 
 def test_a_service_that_cannot_be_written_to_stops_no_training(shop: Workshop) -> None:
