@@ -1,4 +1,4 @@
-"""`-m`: the jobs of a sweep, run one after another, with a table at the end; cut short and gone on with."""
+"""The jobs of a sweep (`-m`): run one after another, with a table at the end; interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Align = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def align(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Align:
-    """One command line in this process, in a working folder of its own: its status, output and errors."""
+    """Return a function that runs a command line in this process, and returns its status, output and errors."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -42,7 +42,7 @@ def align(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
 
 @pytest.fixture
 def sft(tiny_model: Path, chats: Path) -> list[str]:
-    """A command that works, in a second or two."""
+    """A command that succeeds in a second or two."""
     return [
         *(
             "stage=sft",
@@ -56,8 +56,8 @@ def sft(tiny_model: Path, chats: Path) -> list[str]:
     ]
 
 
-def rows(out: str) -> list[list[str]]:
-    """The table at the end, cell by cell."""
+def parse_table(out: str) -> list[list[str]]:
+    """Parse the table at the end into cells."""
     out = out.partition("\ncurves and figures side by side: ")[0].rstrip()
     lines = out[out.rindex("\n\n") :].strip().splitlines()
     header = next(i for i, line in enumerate(lines) if "status" in line and line.endswith("folder"))
@@ -73,7 +73,7 @@ def test_a_sweep_runs_every_job_and_ends_with_a_table(align: Align, sft: list[st
     assert status == 2
     assert err.count("row 1") == 2
     assert [f"[{n} of 4]" in out for n in range(1, 5)] == [True] * 4
-    header, *jobs = rows(out)
+    header, *jobs = parse_table(out)
     assert header[:3] == ["seed", "data.path", "status"]
     assert "loss_after" in header
     assert "trained_weights" not in header  # the same for both
@@ -86,12 +86,12 @@ def test_a_sweep_runs_every_job_and_ends_with_a_table(align: Align, sft: list[st
         assert manifest.seed == int(job[0])
         assert job[header.index("loss_after")] == f"{manifest.metrics['loss_after']:.4g}"
 
-    # Mended, the same command finds what is finished, and runs what failed.
+    # With the file repaired, the same command finds the finished jobs and runs the failed ones.
     (tmp_path / "broken.jsonl").write_text(Path(good).read_text().replace("garden", "meadow"))
     status, out, _ = align(*sweep)
     assert status == 0
     assert out.count("This run is finished already") == 2
-    assert [job[2] for job in rows(out)[1:]] == ["done"] * 4
+    assert [job[2] for job in parse_table(out)[1:]] == ["done"] * 4
     page = tmp_path / out.rpartition("curves and figures side by side: ")[2].splitlines()[0]
     assert "4 runs side by side" in page.read_text()
 
@@ -102,17 +102,17 @@ def test_a_fault_of_ours_does_not_stop_the_others(align: Align, sft: list[str], 
 
     measure = held_out.compute_held_out_loss
 
-    def fault(model: object, *rest: object) -> object:
+    def fail_in_first_job(model: object, *args: object) -> object:
         if (Path("runs/sft/x-seed=1")).exists() and not Path("runs/sft/x-seed=2").exists():
             raise RuntimeError("something that nobody thought of")
-        return measure(model, *rest)  # pyright: ignore[reportArgumentType]
+        return measure(model, *args)  # pyright: ignore[reportArgumentType]
 
-    monkeypatch.setattr(held_out, "compute_held_out_loss", fault)
+    monkeypatch.setattr(held_out, "compute_held_out_loss", fail_in_first_job)
     status, out, err = align("-m", *sft, "run.name=x", "seed=1,2")
     assert status == 1
     assert "something that nobody thought of" in err
-    assert rows(out)[1][1:3] == ["failed", "(1)"]
-    assert [job[-1] for job in rows(out)[1:]] == ["runs/sft/x-seed=1", "runs/sft/x-seed=2"]
+    assert parse_table(out)[1][1:3] == ["failed", "(1)"]
+    assert [job[-1] for job in parse_table(out)[1:]] == ["runs/sft/x-seed=1", "runs/sft/x-seed=2"]
     assert [read_manifest(Path(f"runs/sft/x-seed={n}")).status for n in (1, 2)] == ["failed", "done"]
 
 
@@ -129,12 +129,18 @@ def test_a_wrong_job_is_found_before_any_runs(align: Align, sft: list[str]):
 def test_printed_configurations(align: Align, sft: list[str]):
     status, out, _ = align("-m", *sft, "seed=3,4", "run.name=x", "--cfg", "job")
     assert status == 0
-    found = list(yaml.safe_load_all(out))
-    assert [(one["seed"], one["run"]["name"]) for one in found] == [(3, "x-seed=3"), (4, "x-seed=4")]
-    assert found[0]["stage"]["lr"] == "${method.lr}"
+    configurations = list(yaml.safe_load_all(out))
+    assert [(configuration["seed"], configuration["run"]["name"]) for configuration in configurations] == [
+        (3, "x-seed=3"),
+        (4, "x-seed=4"),
+    ]
+    assert configurations[0]["stage"]["lr"] == "${method.lr}"
     assert "# [2 of 2] seed=4 run.name='x-seed=4'" in out
     _, out, _ = align("-m", *sft, "seed=3,4", "--cfg", "job", "--resolve")
-    assert [(one["seed"], one["stage"]["lr"]) for one in yaml.safe_load_all(out)] == [(3, None), (4, None)]
+    assert [(configuration["seed"], configuration["stage"]["lr"]) for configuration in yaml.safe_load_all(out)] == [
+        (3, None),
+        (4, None),
+    ]
     urls = ",".join(f"'postgresql://u:hunter2@{host}/x'" for host in "ab")
     assert "hunter2" not in "".join(map(str, align("-m", *sft, f"store.url={urls}", "--cfg", "job")))
     assert align("-m", *sft, "seed=3,-4", "--cfg", "job")[0] == 2
@@ -147,12 +153,12 @@ def test_resolved_is_what_a_run_writes_down_and_holds_no_secret(align: Align, sf
     _, out, _ = align(*words, "--cfg", "job", "--resolve")
     assert "hunter2" not in out
     assert align(*words)[0] == 0
-    written = yaml.safe_load(Path("runs/sft/x/config.yaml").read_text())
+    written_config = yaml.safe_load(Path("runs/sft/x/config.yaml").read_text())
     resolved = yaml.safe_load(out)
-    assert (resolved["stage"]["lr"], written["stage"]["lr"]) == (None, 2e-4)  # the rate follows from the base
+    assert (resolved["stage"]["lr"], written_config["stage"]["lr"]) == (None, 2e-4)  # the rate follows from the base
     resolved["stage"]["lr"] = 2e-4
-    assert written == resolved | {"method": {**written["method"]}}  # `auto` is settled as a run opens
-    assert written["method"]["name"] == "qlora"
+    assert written_config == resolved | {"method": {**written_config["method"]}}  # `auto` is settled as a run opens
+    assert written_config["method"]["name"] == "qlora"
 
 
 def test_lines_of_a_batch_may_sweep(align: Align, sft: list[str], monkeypatch: pytest.MonkeyPatch):
@@ -177,7 +183,7 @@ def test_a_sweep_that_is_cut_goes_on(align: Align, forks: Forks, sft: list[str],
     assert status == 130, err
     assert "Traceback" not in err
     assert "run the same command again to continue" in err
-    assert [" ".join(job[1:3]).removesuffix(job[-1]).split()[0] for job in rows(out)[1:]] == [
+    assert [" ".join(job[1:3]).removesuffix(job[-1]).split()[0] for job in parse_table(out)[1:]] == [
         "done",
         "interrupted",
         "not",
@@ -194,7 +200,7 @@ def test_a_sweep_that_is_cut_goes_on(align: Align, forks: Forks, sft: list[str],
         json.loads(line)["step"] for line in (tmp_path / "runs/sft/x-seed=2/metrics.jsonl").read_text().splitlines()
     ]
     assert steps == sorted({*steps})
-    assert [job[1] for job in rows(out)[1:]] == ["done"] * 3
+    assert [job[1] for job in parse_table(out)[1:]] == ["done"] * 3
 
 
 def test_own_group_files_reach_every_job(align: Align, sft: list[str], tmp_path: Path):
@@ -205,5 +211,5 @@ def test_own_group_files_reach_every_job(align: Align, sft: list[str], tmp_path:
     status, out, err = align("-m", "--config-dir", "mine", *sft, "+experiment=low,high")
     assert status == 0, err
     assert "[1 of 2] --config-dir mine stage=sft" in out
-    found = [read_manifest(Path(job[-1])).config["method"]["r"] for job in rows(out)[1:]]
-    assert found == [2, 4]
+    ranks = [read_manifest(Path(job[-1])).config["method"]["r"] for job in parse_table(out)[1:]]
+    assert ranks == [2, 4]

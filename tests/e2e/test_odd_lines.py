@@ -1,4 +1,4 @@
-"""Odd command lines and files: each ends with status 0 or 2 and one message, never with a fault of ours."""
+"""Odd command lines and files: each ends with status 0 or 2 and one message, never with an internal error."""
 
 from __future__ import annotations
 
@@ -15,18 +15,90 @@ from align.core.redaction import MASK, SECRET_KEY, mask_secrets, mask_tree, reda
 
 SECRET = "sk-4f9a0c77b1e2d3c4"
 KEYS = (
-    "stage.lr", "seed", "stage.max_steps", "run.name", "data.path", "stage.judge", "init", "method.r", "data.held_out",
-)  # fmt: skip
+    "stage.lr",
+    "seed",
+    "stage.max_steps",
+    "run.name",
+    "data.path",
+    "stage.judge",
+    "init",
+    "method.r",
+    "data.held_out",
+)
 VALUES = (
-    "", "null", "???", "[", "{", "]", "}", "{a: {", "[[[[", "'", '"', "\\", "\\'", "$", "${", "${oc.env:HOME}",
-    "${seed}", "${stage.lr}", "${a.b.c}", "${oc.decode:x}", "~", "!", "!!python/object:os.system", "&a", "*a", "- 1",
+    "",
+    "null",
+    "???",
+    "[",
+    "{",
+    "]",
+    "}",
+    "{a: {",
+    "[[[[",
+    "'",
+    '"',
+    "\\",
+    "\\'",
+    "$",
+    "${",
+    "${oc.env:HOME}",
+    "${seed}",
+    "${stage.lr}",
+    "${a.b.c}",
+    "${oc.decode:x}",
+    "~",
+    "!",
+    "!!python/object:os.system",
+    "&a",
+    "*a",
+    "- 1",
     "a: b",
-    "range(0,1,0)", "range(1,0)", "range(0,3,-1)", "range(0)", "range(a,b)", "choice()", "choice(1,2", "interval(0,1)",
-    "glob(*)", "shuffle(range(0,0))", "sort(3,a)", "tag(a,1,2)", "1,2,", ",", ",,", "1e308", "1e-400", "nan", "-inf",
-    "123456789012345678901234567890", "[1, 123456789012345678901234567890]", "{a: -123456789012345678901234567890}",
-    "0x10", "0o7", "1_000", "१२", "é", "\u202e", "\udce9", "a\nb", "a\tb", "\x01", "x" * 5000, "[" * 300, "(" * 300,
-    "{a: " * 200, "a=b", "=", "==", "@production", "@", "sft:latest", "hub:", "..", "/dev/null/x",
-)  # fmt: skip
+    "range(0,1,0)",
+    "range(1,0)",
+    "range(0,3,-1)",
+    "range(0)",
+    "range(a,b)",
+    "choice()",
+    "choice(1,2",
+    "interval(0,1)",
+    "glob(*)",
+    "shuffle(range(0,0))",
+    "sort(3,a)",
+    "tag(a,1,2)",
+    "1,2,",
+    ",",
+    ",,",
+    "1e308",
+    "1e-400",
+    "nan",
+    "-inf",
+    "123456789012345678901234567890",
+    "[1, 123456789012345678901234567890]",
+    "{a: -123456789012345678901234567890}",
+    "0x10",
+    "0o7",
+    "1_000",
+    "१२",
+    "é",
+    "\u202e",
+    "\udce9",
+    "a\nb",
+    "a\tb",
+    "\x01",
+    "x" * 5000,
+    "[" * 300,
+    "(" * 300,
+    "{a: " * 200,
+    "a=b",
+    "=",
+    "==",
+    "@production",
+    "@",
+    "sft:latest",
+    "hub:",
+    "..",
+    "/dev/null/x",
+)
 FORMS = (
     *["{key}={value}"] * 6,
     "+{key}={value}",
@@ -38,16 +110,16 @@ FORMS = (
 )
 
 
-def odd_lines() -> Iterator[list[str]]:
-    """Yield 240 command lines: of each value some forms, with and without -m, some of them of two odd words."""
-    draw = random.Random(35)
+def iter_odd_lines() -> Iterator[list[str]]:
+    """Yield 240 command lines: some forms of each value, with and without -m, some with two odd words."""
+    rng = random.Random(35)
     stages = ("sft", "eval", "data", "registry", "annotate", "ppo", "plan", "nothing", "'sft'", "sft,eval", "[sft]")
     for number in range(240):
-        words = [f"stage={draw.choice(stages)}"]
-        for _ in range(draw.choice((1, 1, 2))):
-            value = VALUES[(number + draw.randrange(3)) % len(VALUES)]
-            words.append(draw.choice(FORMS).format(key=draw.choice(KEYS), value=value))
-        yield [*(["-m"] if draw.random() < 0.4 else []), *words, "--cfg", "job"]
+        words = [f"stage={rng.choice(stages)}"]
+        for _ in range(rng.choice((1, 1, 2))):
+            value = VALUES[(number + rng.randrange(3)) % len(VALUES)]
+            words.append(rng.choice(FORMS).format(key=rng.choice(KEYS), value=value))
+        yield [*(["-m"] if rng.random() < 0.4 else []), *words, "--cfg", "job"]
 
 
 @pytest.fixture
@@ -58,7 +130,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
 
 def test_no_odd_command_line_is_a_fault_of_ours(shop: Workshop) -> None:
     statuses: dict[int, int] = {}
-    for line in odd_lines():
+    for line in iter_odd_lines():
         try:
             status = shop.ended(*line)
         except Exception as error:
@@ -134,7 +206,7 @@ def test_an_inline_secret_is_masked_everywhere(shop: Workshop, key: str) -> None
     assert mask_secrets(f'{{"{key}": "{SECRET}", "model": "m"}}') == f'{{"{key}": "{MASK}", "model": "m"}}'
 
 
-def command(*words: str) -> list[str]:
+def build_argv(*words: str) -> list[str]:
     return [sys.executable, "-m", "align", *words]
 
 
@@ -147,18 +219,25 @@ def command(*words: str) -> list[str]:
     ],
 )
 def test_closed_standard_streams_leave_no_traceback(tmp_path: Path, words: list[str], closed: str) -> None:
-    told = tmp_path / "told"
+    stderr_path = tmp_path / "told"
     line = f'"$@" {closed}' if "2>&-" in closed else f'"$@" {closed} 2>told'
-    ran = subprocess.run(["sh", "-c", line, "sh", *command(*words)], cwd=tmp_path, check=False)
-    assert ran.returncode == 0
-    assert not told.exists() or told.read_text() == ""
+    process = subprocess.run(["sh", "-c", line, "sh", *build_argv(*words)], cwd=tmp_path, check=False)
+    assert process.returncode == 0
+    assert not stderr_path.exists() or stderr_path.read_text() == ""
 
 
 def test_names_that_are_no_secrets_stay_as_they_are() -> None:
     plain = {
-        "eos_token": "</s>", "pad_token": "<pad>", "api_key_env": "OPENAI_API_KEY", "max_new_tokens": 64,
-        "keys": "keys.yaml", "token": "", "secret": None, "password": False, "key": "a",
-    }  # fmt: skip
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "api_key_env": "OPENAI_API_KEY",
+        "max_new_tokens": 64,
+        "keys": "keys.yaml",
+        "token": "",
+        "secret": None,
+        "password": False,
+        "key": "a",
+    }
     assert mask_tree(plain) == plain
     assert not SECRET_KEY.fullmatch("tokens")
     assert mask_tree({"a": [{"api_key": ["one", {"b": "two"}]}]}) == {"a": [{"api_key": [MASK, {"b": MASK}]}]}
