@@ -1,5 +1,6 @@
-"""README's five commands for a user's own model and data, on random weights of real architectures with the chat
-templates of their families, from a folder and on files of the user's own."""
+"""README's five commands for a user's own model and data, read from the user's folder and files.
+
+The models have random weights of real architectures and the chat templates of their families."""
 
 from __future__ import annotations
 
@@ -21,30 +22,42 @@ from align.run.manifest import write_manifest
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 SHAPE = {
-    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1,
-}  # fmt: skip
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+}
 MODELS = {"Qwen3": "qwen3", "Gemma": "gemma"}
 SMALLER = {  # what makes a command quick; everything else is as README has it
     "sft": ("stage.batch_size=8", "data.held_out=0.25", "stage.log_every=1"),
     "reward": ("stage.batch_size=4", "stage.micro_batch=4", "stage.held_out=0.25", "stage.log_every=1"),
     "ppo": (
-        "stage.updates=2", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8", "data.held_out=0.25",
+        "stage.updates=2",
+        "stage.batch_size=8",
+        "stage.micro_batch=4",
+        "stage.normalise_on=8",
+        "data.held_out=0.25",
         "rollout.max_new_tokens=8",
     ),
     "eval": ("data.held_out=0.25", "rollout.max_new_tokens=8"),
     "export": (),
-}  # fmt: skip
+}
 
 
-def commands() -> list[list[str]]:
-    """The arguments of README's lines."""
+def read_commands() -> list[list[str]]:
+    """Read the arguments of README's commands."""
     section = README.read_text(encoding="utf-8").split("## Your own model and data")[1]
     block = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[0]
     return [shlex.split(line, comments=True)[3:] for line in block.splitlines()]
 
 
-def random_model(architecture: str, folder: Path) -> None:
+def save_random_model(architecture: str, folder: Path) -> None:
     import transformers
 
     family = FAMILIES[MODELS[architecture]]
@@ -62,7 +75,7 @@ def pairs(chats: Path) -> list[dict[str, Any]]:
 
 
 def test_there_are_five_commands() -> None:
-    assert [c[0] for c in commands()] == [f"stage={name}" for name in SMALLER]
+    assert [c[0] for c in read_commands()] == [f"stage={name}" for name in SMALLER]
 
 
 @pytest.mark.parametrize("architecture", MODELS)
@@ -73,14 +86,14 @@ def test_five_commands_from_a_model_folder_to_an_adapter(
     from transformers import AutoModelForCausalLM
 
     monkeypatch.chdir(tmp_path)
-    random_model(architecture, tmp_path / "ORG" / "NAME")
+    save_random_model(architecture, tmp_path / "ORG" / "NAME")
     shutil.copy(chats, "chats.jsonl")
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs(chats)), encoding="utf-8")
-    for (stage, *given), smaller in zip(commands(), SMALLER.values(), strict=True):
-        status = main([stage, *given, *smaller, "device=cpu"])
-        said = capsys.readouterr()
-        assert status == 0, said.err
-        folder = Path(said.out.splitlines()[-1])
+    for (stage, *args), smaller in zip(read_commands(), SMALLER.values(), strict=True):
+        status = main([stage, *args, *smaller, "device=cpu"])
+        output = capsys.readouterr()
+        assert status == 0, output.err
+        folder = Path(output.out.splitlines()[-1])
         assert read_manifest(folder).status == "done"
         assert (folder / "report.html").is_file()
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "ORG" / "NAME")
@@ -90,21 +103,21 @@ def test_five_commands_from_a_model_folder_to_an_adapter(
 def test_an_instruction_model_is_a_start_as_it_is(
     chats: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`init=base`: no supervised stage before the reward model and PPO, which is then measured against the model."""
+    """Reward models and PPO start from `init=base` without a supervised stage. PPO is measured against the model."""
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in pairs(chats)), encoding="utf-8")
     common = ["init=base", "model=hub", f"model.path={tiny_model}", f"run.root={tmp_path}", "device=cpu", "data=jsonl"]
     for stage in ("reward", "ppo", "eval"):
-        where = f"data.path={file if stage == 'reward' else chats}"
-        status = main([f"stage={stage}", *common, where, *SMALLER[stage]])
-        said = capsys.readouterr()
-        assert status == 0, said.err
-        manifest = read_manifest(Path(said.out.splitlines()[-1]))
+        data_path = f"data.path={file if stage == 'reward' else chats}"
+        status = main([f"stage={stage}", *common, data_path, *SMALLER[stage]])
+        output = capsys.readouterr()
+        assert status == 0, output.err
+        manifest = read_manifest(Path(output.out.splitlines()[-1]))
         assert manifest.base.id == str(tiny_model)
         start = manifest.inputs["init"]
         assert start.digest == manifest.base.digest
         assert start.whole is True
-        if stage == "ppo":  # wherever the base lay when PPO began
-            gone = replace(manifest, inputs={**manifest.inputs, "init": replace(start, path="/gone")})
-            write_manifest(Path(said.out.splitlines()[-1]), gone)
+        if stage == "ppo":  # the base may have moved since PPO began
+            moved = replace(manifest, inputs={**manifest.inputs, "init": replace(start, path="/gone")})
+            write_manifest(Path(output.out.splitlines()[-1]), moved)
     assert manifest.metrics["kl"] != 0

@@ -1,4 +1,4 @@
-"""Architectures that the fast path does not fit, through the commands."""
+"""Architectures that the fast path does not fit, from the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_network")
 RULES = ("reward=rules", "reward.rules=[{rule: length, low: 3, high: 9}]", "stage.normalise=off")
 
 
-def with_tokenizer(folder: Path, model_type: str, tokenizer: Any) -> str:
+def save_model_with_tokenizer(folder: Path, model_type: str, tokenizer: Any) -> str:
     save_small_model(build_small_config(model_type), folder)
     tokenizer.save_pretrained(folder)
     return f"model.path={folder}"
@@ -30,15 +30,15 @@ def with_tokenizer(folder: Path, model_type: str, tokenizer: Any) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["qwen3_5_text", "falcon_h1"])
 def test_the_whole_path_on_the_plain_path(model_type: str, tmp_path: Path, chats: Path, tiny_tokenizer: Any):
-    """A hybrid whose state no reserved cache holds; a head that is more than a head."""
+    """One type has a state that no reserved cache holds, and the other computes more than a head for its logits."""
     shop = Workshop(tmp_path / "runs", chats)
-    model = with_tokenizer(tmp_path / "model", model_type, tiny_tokenizer)
+    model = save_model_with_tokenizer(tmp_path / "model", model_type, tiny_tokenizer)
     tuned = shop.run("sft", "model=hub", model, *SFT, "method=lora")
     assert "the plain path" in shop.said
     metrics = read_manifest(tuned).metrics
     assert metrics["loss_after"] < metrics["loss_before"]
-    done = shop.run("ppo", *PPO, *RULES)
-    first = read_rows(done / "metrics.jsonl")[0]
+    ppo_run = shop.run("ppo", *PPO, *RULES)
+    first = read_rows(ppo_run / "metrics.jsonl")[0]
     assert first["first_log_ratio"] < 1e-4
     assert abs(first["sampler_kl"]) < 1e-8
     shop.run("eval", "stage.prompts=8")
@@ -48,12 +48,12 @@ def test_the_whole_path_on_the_plain_path(model_type: str, tmp_path: Path, chats
 def test_packing_is_refused_by_the_setting_that_was_not_proven_before_a_row_is_encoded(
     tmp_path: Path, chats: Path, tiny_tokenizer: Any
 ):
-    """Of a type that packs rows, with layers of one kind where both were measured."""
+    """The type can pack rows. It was measured with layers of both kinds, and this model has layers of one."""
     shop = Workshop(tmp_path / "runs", chats)
-    model = with_tokenizer(tmp_path / "model", "gemma3_text", tiny_tokenizer)
+    model = save_model_with_tokenizer(tmp_path / "model", "gemma3_text", tiny_tokenizer)
     config = tmp_path / "model" / "config.json"
-    told = json.loads(config.read_text())
-    config.write_text(json.dumps(told | {"layer_types": ["sliding_attention"] * len(told["layer_types"])}))
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"layer_types": ["sliding_attention"] * len(settings["layer_types"])}))
     shop.refuses(
         "stage=sft",
         "model=hub",
@@ -73,7 +73,7 @@ def test_dpo_is_refused_where_trl_would_read_other_logits(tmp_path: Path, chats:
     lines = (json.dumps({"chosen": t[:2], "rejected": [*t[:1], *refused]}) + "\n" for t in turns)
     pairs.write_text("".join(lines), encoding="utf-8")
     shop = Workshop(tmp_path / "runs", pairs)
-    model = with_tokenizer(tmp_path / "model", "falcon_h1", tiny_tokenizer)
+    model = save_model_with_tokenizer(tmp_path / "model", "falcon_h1", tiny_tokenizer)
     line = ("stage=dpo", "model=hub", model, "init=base", "method=lora", "stage.batch_size=8", "stage.micro_batch=4")
     shop.refuses(*line, *shop.on_file, says="type falcon_h1 has logits that are more than a head on hidden states")
 
@@ -81,12 +81,11 @@ def test_dpo_is_refused_where_trl_would_read_other_logits(tmp_path: Path, chats:
 def test_ppo_stops_where_its_first_ratio_is_off(
     tmp_path: Path, chats: Path, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    """A model whose rows hang on the padding beside them, taken for one of the fast path by mistake: the probe at load
-    sees it, and behind the probe PPO does."""
+    """A model whose rows depend on their padding is refused by the probe at load, and by PPO if the probe is off."""
     monkeypatch.setattr(architectures, "read_proven_types", dict)
     monkeypatch.setattr(forward, "find_route", lambda config: architectures.FAST)
     shop = Workshop(tmp_path / "runs", chats)
-    model = with_tokenizer(tmp_path / "model", "bart", tiny_tokenizer)
+    model = save_model_with_tokenizer(tmp_path / "model", "bart", tiny_tokenizer)
     line = ("stage=ppo", "model=hub", model, "init=base", "method=lora", *PPO, *RULES, *shop.on_file)
     shop.refuses(*line, says="rows beside each other are not what the model says of each alone")
     monkeypatch.setattr(load, "probe", lambda model, base: None)
