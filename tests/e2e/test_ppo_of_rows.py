@@ -1,5 +1,4 @@
-"""PPO against what the rows of its prompts say: checks and functions, a function that fails on the way, and evaluations
-by the same rows."""
+"""PPO and evaluations by what the rows of their prompts hold: checks, functions, and a function that fails."""
 
 from __future__ import annotations
 
@@ -48,8 +47,8 @@ def rows(tmp_path: Path) -> Path:
 @pytest.fixture
 def line(ready: Ready, rows: Path) -> list[str]:
     """PPO on these rows, without a reward."""
-    kept = [word for word in ready.ppo if not word.startswith(("reward.", "data.path="))]
-    return [*kept, f"data.path={rows}", f"run.root={ready.root}", "stage.normalise=off", "stage.save_every=1"]
+    ppo_words = [word for word in ready.ppo if not word.startswith(("reward.", "data.path="))]
+    return [*ppo_words, f"data.path={rows}", f"run.root={ready.root}", "stage.normalise=off", "stage.save_every=1"]
 
 
 @pytest.fixture
@@ -66,9 +65,9 @@ Said = Callable[[list[str], int], str]
 @pytest.fixture
 def said(capfd: pytest.CaptureFixture[str]) -> Said:
     def run(words: list[str], status: int) -> str:
-        found = main(words)
+        exit_status = main(words)
         out, err = capfd.readouterr()
-        assert found == status, out + err
+        assert exit_status == status, out + err
         assert "Traceback" not in err
         return err if status else out.splitlines()[-1]
 
@@ -80,33 +79,35 @@ def test_checks_of_rows_as_the_reward(line: list[str], said: Said) -> None:
     updates = [row for row in read_rows(folder / "metrics.jsonl") if "raw_score" in row]
     assert len(updates) == 2
     assert all(row["check_errors"] == 0 and 0 <= row["raw_score"] <= 1 for row in updates)
-    shown = read_rows(folder / "samples.jsonl")
-    assert shown
-    assert all(row["score"] == any(vowel in row["answer"] for vowel in "aeiou") for row in shown)
-    assert not any("letter" in row for row in shown)  # samples have what was said
+    samples = read_rows(folder / "samples.jsonl")
+    assert samples
+    assert all(row["score"] == any(vowel in row["answer"] for vowel in "aeiou") for row in samples)
+    assert not any("letter" in row for row in samples)  # samples leave out the rows' other fields
 
 
 def test_a_function_that_fails_loses_nothing(line: list[str], said: Said, ours: Path) -> None:
-    """The run ends with status 2 and says where; the same command goes on from the checkpoint, to the bits of a run
-    that nothing went wrong in."""
+    """The run ends with status 2 and names the place.
+
+    The same command resumes from the checkpoint, and makes the files of an undisturbed run.
+    """
     words = [*line, "reward=fn", "reward.fn=of_rows:fails", "stage.updates=3"]
-    whole = Path(said([*words, "run.name=whole"], 0))
+    uninterrupted = Path(said([*words, "run.name=whole"], 0))
     __import__("of_rows").calls.clear()
     (ours / "down").touch()
-    told = said([*words, "run.name=cut"], 2)
-    assert "update 2: raised ConnectionError: the checker does not answer for the answer" in told
-    assert "to rows.jsonl:" in told
-    assert "reward.fn=of_rows:fails" in told
+    message = said([*words, "run.name=cut"], 2)
+    assert "update 2: raised ConnectionError: the checker does not answer for the answer" in message
+    assert "to rows.jsonl:" in message
+    assert "reward.fn=of_rows:fails" in message
     (ours / "down").unlink()
-    cut = Path(said([*words, "run.name=cut"], 0))
-    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    resumed = Path(said([*words, "run.name=cut"], 0))
+    assert (resumed / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
     for name in ("adapter_model.safetensors", "value/value_head.safetensors"):
-        assert (cut / "artifact" / name).read_bytes() == (whole / "artifact" / name).read_bytes()
+        assert (resumed / "artifact" / name).read_bytes() == (uninterrupted / "artifact" / name).read_bytes()
 
 
 @pytest.mark.parametrize("suite", [False, True])
 def test_a_judge_of_rows(line: list[str], said: Said, ours: Path, ready: Ready, rows: Path, suite: bool) -> None:
-    """As the judge of an artifact's held-out prompts, and of a task of a suite whose rows have no check."""
+    """The function judges an artifact's held-out prompts, or a suite's task whose rows have no check."""
     words = [
         "stage=eval",
         f"run.root={ready.root}",
@@ -123,18 +124,18 @@ def test_a_judge_of_rows(line: list[str], said: Said, ours: Path, ready: Ready, 
     folder = Path(said(words, 0))
     letter: dict[str, Any] = {row["prompt"]: row["letter"] for row in CHECKED}
     name = "answers.jsonl" if suite else "samples.jsonl"
-    found = read_rows(folder / "artifact" / name)
-    assert found
-    for row in found:
+    answer_rows = read_rows(folder / "artifact" / name)
+    assert answer_rows
+    for row in answer_rows:
         assert_scored(row, letter, suite)
 
 
 def assert_scored(row: dict[str, Any], letter: dict[str, str], suite: bool) -> None:
     if suite:
-        asked = row["prompt"][-1]["content"]
-        pairs = [(asked, said["text"], said["score"]) for said in row["answers"].values()]
+        prompt = row["prompt"][-1]["content"]
+        pairs = [(prompt, completion["text"], completion["score"]) for completion in row["answers"].values()]
     else:
-        asked = row["prompt"][-1]["content"]
-        pairs = [(asked, row["ref"], row["score_ref"]), (asked, row["policy"], row["score_policy"])]
-    for asked, answer, score in pairs:
-        assert score == answer.count(letter[asked])
+        prompt = row["prompt"][-1]["content"]
+        pairs = [(prompt, row["ref"], row["score_ref"]), (prompt, row["policy"], row["score_policy"])]
+    for prompt, answer, score in pairs:
+        assert score == answer.count(letter[prompt])

@@ -1,4 +1,4 @@
-"""`stage=reward stage.prioritise=true`: what the reward model is unsure of is asked next."""
+"""Reward models with `stage.prioritise=true`: items that the model is unsure of are asked first."""
 
 from __future__ import annotations
 
