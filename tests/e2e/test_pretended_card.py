@@ -1,5 +1,7 @@
-"""Each stage that computes, with `device=cuda`, on two cards that are none (`pretended_card`): where a tensor of the
-card meets one of the host, it fails as it would there."""
+"""Each stage that computes, with `device=cuda` and two pretended cards.
+
+Where a tensor of the card meets one of the host, `pretended_card` fails as CUDA would.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +27,22 @@ pytestmark = [
 
 
 FP32 = ("dtype=float32",)
-"""Trainers in bf16 count on autocast, which the pretended card has not."""
+"""Trainers in bf16 need autocast, which the pretended card lacks."""
 WITH_TORCH = ("sft", "dpo", "kto", "reward", "ppo", "eval")
 
 
 class Cards:
-    """Runs commands on the card, all in one `run.root`."""
+    """Commands on the card, all in one `run.root`."""
 
     def __init__(self, root: Path, data: list[str], pairs: list[str]) -> None:
         self.root, self.data, self.pairs = root, data, pairs
 
     def run(self, stage: str, *words: str, device: str = "cuda") -> Path:
-        """The folder of a run that ended well."""
+        """Run a stage that must succeed, and return the run's folder."""
         name = f"{stage}-{device}"
-        given = [f"stage={stage}", f"device={device}", f"run.root={self.root}", f"run.name={name}", *FP32, *words]
+        arguments = [f"stage={stage}", f"device={device}", f"run.root={self.root}", f"run.name={name}", *FP32, *words]
         with pretended_card() if device == "cuda" else nullcontext():
-            assert main([*given, "rollout.max_new_tokens=4"]) == 0, self.log(stage)
+            assert main([*arguments, "rollout.max_new_tokens=4"]) == 0, self.log(stage)
         return self.root / stage / name
 
     def log(self, stage: str) -> str:
@@ -55,12 +57,12 @@ SUPERVISED = ("stage.eval_size=2", "stage.lr=1e-2", "stage.log_every=1", *TRL, "
 
 @pytest.fixture(scope="module")
 def cards(tiny_model: Path, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Cards:
-    """With pairs, an adapter and a reward model, both made on the card."""
+    """Build pairs of answers, and train an adapter and a reward model on the card."""
     preload(WITH_TORCH)  # before there is a card: PEFT looks for kernels as it is imported
     root = tmp_path_factory.mktemp("cards") / "runs"
     turns = [json.loads(line)["messages"] for line in chats.read_text(encoding="utf-8").splitlines()[:12]]
     worse = [{"role": "assistant", "content": "No."}]
-    rows = [{"chosen": each[:2], "rejected": [*each[:1], *worse]} for each in turns]
+    rows = [{"chosen": turn[:2], "rejected": [*turn[:1], *worse]} for turn in turns]
     file = root.with_name("pairs.jsonl")
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     data = ["data=jsonl", f"data.path={chats}", "data.held_out=0.25", "data.max_length=128"]
@@ -98,19 +100,21 @@ def test_a_sampler_on_the_cpu_serves_a_learner_on_the_card(cards: Cards):
 
 @pytest.mark.parametrize("method", ["qlora", "full"])
 def test_a_method_trains_on_a_card_what_it_trains_on_a_cpu(cards: Cards, method: str, tiny_model: Path):
-    """Two cards are there: the batch stays what it was, and nothing is copied to the second."""
+    """There are two cards: the batch stays as it is, and nothing is copied to the second."""
     stage = "full" if method == "full" else "sft"
     words = [*cards.data, *SUPERVISED, "model=hub", f"model.path={tiny_model}"]
     words += [] if method == "full" else [f"method={method}"]
-    found, expected = (
-        read_rows(cards.run(stage, *words, f"run.name={method}-{device}", device=device).with_name(f"{method}-{device}")
-                  / "metrics.jsonl")
+    on_card, on_cpu = (
+        read_rows(
+            cards.run(stage, *words, f"run.name={method}-{device}", device=device).with_name(f"{method}-{device}")
+            / "metrics.jsonl"
+        )
         for device in ("cuda", "cpu")
-    )  # fmt: skip
-    assert len(found) == len(expected) > 0
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+    )
+    assert len(on_card) == len(on_cpu) > 0
+    for card_row, cpu_row in zip(on_card, on_cpu, strict=True):
+        assert card_row["loss"] == pytest.approx(cpu_row["loss"], rel=1e-4)
+        assert card_row["grad_norm"] == pytest.approx(cpu_row["grad_norm"], rel=1e-3)
 
 
 @pytest.fixture
@@ -120,24 +124,37 @@ def card() -> Iterator[None]:
 
 
 def test_the_card_refuses_what_cuda_refuses_and_nothing_else(card: None):
-    there, here = torch.arange(3.0, device="cuda"), torch.arange(3.0)
+    on_card = torch.arange(3.0, device="cuda")
+    on_host = torch.arange(3.0)
     refused = [
-        lambda: there + here, lambda: here + there, lambda: there.sum() * here, lambda: torch.cat([there, here]),
-        lambda: here[torch.tensor([0], device="cuda")], lambda: here.sum().add_(there.sum()),
-        lambda: torch.where(there > 1, there, here), lambda: there.index_add_(0, torch.tensor([0]), there[:1]),
-    ]  # fmt: skip
+        lambda: on_card + on_host,
+        lambda: on_host + on_card,
+        lambda: on_card.sum() * on_host,
+        lambda: torch.cat([on_card, on_host]),
+        lambda: on_host[torch.tensor([0], device="cuda")],
+        lambda: on_host.sum().add_(on_card.sum()),
+        lambda: torch.where(on_card > 1, on_card, on_host),
+        lambda: on_card.index_add_(0, torch.tensor([0]), on_card[:1]),
+    ]
     for operation in refused:
         with pytest.raises(MixedDevices):
             operation()
     with pytest.raises(TypeError, match="numpy"):
-        there.numpy()
+        on_card.numpy()
     allowed = [
-        there * 2, there + here.sum(), there[torch.tensor([0, 2])], there[there > 0], there.clone().copy_(here),
-        here.to("cuda"), torch.where(there > 1, there, 0.0), torch.zeros_like(there), there.new_ones(2),
-    ]  # fmt: skip
+        on_card * 2,
+        on_card + on_host.sum(),
+        on_card[torch.tensor([0, 2])],
+        on_card[on_card > 0],
+        on_card.clone().copy_(on_host),
+        on_host.to("cuda"),
+        torch.where(on_card > 1, on_card, 0.0),
+        torch.zeros_like(on_card),
+        on_card.new_ones(2),
+    ]
     assert all(type(tensor) is OnCard and tensor.device == CARD for tensor in allowed)
-    assert type(there.cpu()) is torch.Tensor
-    assert there[there > 0].tolist() == [1.0, 2.0]
+    assert type(on_card.cpu()) is torch.Tensor
+    assert on_card[on_card > 0].tolist() == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
