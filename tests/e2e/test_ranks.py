@@ -1,4 +1,4 @@
-"""Several ranks: one program, whose result is that of one process, and which ends as one."""
+"""Commands on several ranks: their result is that of one process, and they end together."""
 
 from __future__ import annotations
 
@@ -66,14 +66,17 @@ def dies(chats):
     return length(chats)
 """
 FILES = (
-    "metrics.jsonl", "samples.jsonl", "artifact/adapter_model.safetensors", "artifact/value/adapter_model.safetensors",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "artifact/adapter_model.safetensors",
+    "artifact/value/adapter_model.safetensors",
     "artifact/value/value_head.safetensors",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
 def desk(ready: Ready) -> Path:
-    """The folder that commands run in; a user's module lies there, and the runs."""
+    """Return the folder that commands run in, with a user's module and the runs."""
     folder = ready.root.parent
     (folder / "judge.py").write_text(JUDGE)
     return folder
@@ -82,22 +85,30 @@ def desk(ready: Ready) -> Path:
 @pytest.fixture(scope="module")
 def line(ready: Ready) -> list[str]:
     """PPO in which each rank has one micro-batch and one chunk of each rollout."""
-    own = [w for w in ready.ppo if not w.startswith("reward.")]
+    ppo_words = [w for w in ready.ppo if not w.startswith("reward.")]
     return [
-        *own, "run.root=runs", "stage.updates=3", "stage.micro_batch=2", "rollout.batch_size=4", "stage.normalise_on=8",
-        "stage.save_every=1", "stage.eval_every=1", "stage.eval_prompts=8", "stage.shown=2",
-    ]  # fmt: skip
+        *ppo_words,
+        "run.root=runs",
+        "stage.updates=3",
+        "stage.micro_batch=2",
+        "rollout.batch_size=4",
+        "stage.normalise_on=8",
+        "stage.save_every=1",
+        "stage.eval_every=1",
+        "stage.eval_prompts=8",
+        "stage.shown=2",
+    ]
 
 
-def same_files(one: Path, other: Path) -> None:
+def assert_same_files(first_run: Path, second_run: Path) -> None:
     for name in FILES:
-        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+        assert (first_run / name).read_bytes() == (second_run / name).read_bytes(), name
 
 
 def test_ranks_name_a_mistake_once(desk: Path, line: list[str], forks: Forks):
-    both = ranked(forks, desk, *line, "reward=sentiment", "stage.nonsense=1")
-    assert [each.status for each in both] == [2, 2], both[0].err + both[1].err
-    messages = [text for each in both for text in each.err.splitlines() if text.startswith("align: ")]
+    results = ranked(forks, desk, *line, "reward=sentiment", "stage.nonsense=1")
+    assert [result.status for result in results] == [2, 2], results[0].err + results[1].err
+    messages = [text for result in results for text in result.err.splitlines() if text.startswith("align: ")]
     assert len(messages) == 1
     assert "stage.nonsense" in messages[0]
 
@@ -105,75 +116,87 @@ def test_ranks_name_a_mistake_once(desk: Path, line: list[str], forks: Forks):
 def test_groups_that_are_drawn_again_on_two_ranks_have_the_bits_of_one_process(
     desk: Path, line: list[str], forks: Forks
 ):
-    """Which groups tell nothing decides how often all ranks ask."""
+    """Groups without a learning signal decide how often all ranks draw."""
     grpo = [
-        *line, "stage.advantage=grpo", "stage.group_size=2", "stage.max_draws=3", "stage.kl_coef=0", "reward=fn",
-        "reward.fn=judge:ends_well", "stage.normalise=off", "stage.missing_eos_penalty=0", "stage.kl_control=fixed",
-    ]  # fmt: skip
-    alone = forks.run(desk, *grpo, "run.name=groups-alone")
-    assert alone.status == 0, alone.err
-    both = ranked(forks, desk, *grpo, "run.name=groups-both")
-    assert [each.status for each in both] == [0, 0], both[0].err + both[1].err
-    weights = [(desk / each.folder / "artifact/adapter_model.safetensors").read_bytes() for each in (alone, both[0])]
+        *line,
+        "stage.advantage=grpo",
+        "stage.group_size=2",
+        "stage.max_draws=3",
+        "stage.kl_coef=0",
+        "reward=fn",
+        "reward.fn=judge:ends_well",
+        "stage.normalise=off",
+        "stage.missing_eos_penalty=0",
+        "stage.kl_control=fixed",
+    ]
+    single = forks.run(desk, *grpo, "run.name=groups-alone")
+    assert single.status == 0, single.err
+    results = ranked(forks, desk, *grpo, "run.name=groups-both")
+    assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
+    weights = [
+        (desk / result.folder / "artifact/adapter_model.safetensors").read_bytes() for result in (single, results[0])
+    ]
     assert weights[0] == weights[1]
-    rows, others = (read_rows(desk / each.folder / "metrics.jsonl") for each in (alone, both[0]))
-    for row in (*rows, *others):  # rounding of the sampler, which is dealt fewer rows at once where few are missing
+    rows, two_rank_rows = (read_rows(desk / result.folder / "metrics.jsonl") for result in (single, results[0]))
+    for row in (*rows, *two_rank_rows):  # rounding of the sampler, whose batches are smaller if few rows are missing
         assert row.pop("sampler_kl", 0.0) < 1e-9
-    assert rows == others
+    assert rows == two_rank_rows
     assert max(row.get("draws", 0) for row in rows) > 1
 
 
 def test_ppo_on_two_ranks_has_the_bits_of_one_process(ready: Ready, desk: Path, line: list[str], forks: Forks):
     learned = [*line, "reward.ref=reward:a", "dtype=bfloat16"]
-    alone = forks.run(desk, *learned, "run.name=alone")
-    assert alone.status == 0, alone.err
-    both = ranked(forks, desk, *learned, "run.name=both")
-    assert [each.status for each in both] == [0, 0], both[0].err + both[1].err
-    same_files(desk / alone.folder, desk / both[0].folder)
-    assert both[1].out == both[1].err == ""  # one rank speaks
-    manifests = [read_manifest(desk / each.folder) for each in (alone, both[0])]
-    assert [m.hardware["world_size"] for m in manifests] == [1, 2]
+    single = forks.run(desk, *learned, "run.name=alone")
+    assert single.status == 0, single.err
+    results = ranked(forks, desk, *learned, "run.name=both")
+    assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
+    assert_same_files(desk / single.folder, desk / results[0].folder)
+    assert results[1].out == results[1].err == ""  # one rank prints
+    manifests = [read_manifest(desk / result.folder) for result in (single, results[0])]
+    assert [manifest.hardware["world_size"] for manifest in manifests] == [1, 2]
     assert manifests[0].identity == manifests[1].identity
-    # The run is finished, whoever asks: two ranks are told so, and end.
-    again = ranked(forks, desk, *learned, "run.name=alone")
-    assert [each.status for each in again] == [0, 0]
-    assert "finished already" in again[0].out
+    # The run is finished, for any number of ranks: two ranks say so and end.
+    repeated = ranked(forks, desk, *learned, "run.name=alone")
+    assert [result.status for result in repeated] == [0, 0]
+    assert "finished already" in repeated[0].out
 
 
 def test_a_rank_that_is_killed_ends_the_run_which_any_number_of_ranks_continues(
     desk: Path, line: list[str], forks: Forks
 ):
-    judged = [*line, "reward=fn", "reward.fn=judge:dies"]
-    whole = forks.run(desk, *judged, "run.name=whole")
-    assert whole.status == 0, whole.err
+    command = [*line, "reward=fn", "reward.fn=judge:dies"]
+    uninterrupted = forks.run(desk, *command, "run.name=whole")
+    assert uninterrupted.status == 0, uninterrupted.err
     # Calls of the judge: the reference's answers, the start on held-out prompts, then two an update: the fifth and the
     # sixth are in the second.
-    for rank, call, then in ((1, 5, 1), (0, 6, 2)):
+    for rank, call, n_ranks in ((1, 5, 1), (0, 6, 2)):
         name = f"run.name=killed-{rank}-{call}"
         kill = f"os.environ |= {{'DIES': '{rank}', 'CALL': '{call}'}}"
-        cut = ranked(forks, desk, *judged, name, more={0: kill, 1: kill})
-        assert cut[rank].status == -signal.SIGKILL
-        assert cut[1 - rank].status == 1, cut[1 - rank].err
+        killed = ranked(forks, desk, *command, name, more={0: kill, 1: kill})
+        assert killed[rank].status == -signal.SIGKILL
+        assert killed[1 - rank].status == 1, killed[1 - rank].err
         (desk / f"died-{rank}").unlink()
-        if rank == 1:  # the other is the one that all share the store of
-            assert "a rank ended without reporting an error" in cut[0].err
-            assert "rank 1: update 2, scores" in cut[0].err
-        ended = ranked(forks, desk, *judged, name) if then == 2 else [forks.run(desk, *judged, name)]
-        assert {each.status for each in ended} == {0}, ended[0].err
-        assert "continuing from checkpoint" in ended[0].out
-        same_files(desk / whole.folder, desk / ended[0].folder)
+        if rank == 1:  # rank 0 holds the store that all ranks share
+            assert "a rank ended without reporting an error" in killed[0].err
+            assert "rank 1: update 2, scores" in killed[0].err
+        resumed = ranked(forks, desk, *command, name) if n_ranks == 2 else [forks.run(desk, *command, name)]
+        assert {result.status for result in resumed} == {0}, resumed[0].err
+        assert "continuing from checkpoint" in resumed[0].out
+        assert_same_files(desk / uninterrupted.folder, desk / resumed[0].folder)
 
 
 def test_each_rank_asks_a_function_for_its_share(desk: Path, line: list[str], forks: Forks):
-    asked = [*line, "reward=fn", "reward.fn=judge:counted", "stage.updates=1", "stage.eval_every=null"]
-    ended = ranked(forks, desk, *asked, "run.name=counted", world=2)
-    assert ended[0].status == 0, ended[0].err
+    command = [*line, "reward=fn", "reward.fn=judge:counted", "stage.updates=1", "stage.eval_every=null"]
+    results = ranked(forks, desk, *command, "run.name=counted", world=2)
+    assert results[0].status == 0, results[0].err
     calls = sorted((desk / "asked").read_text().split("\n")[:-1])
     assert calls == ["0 4", "0 4", "1 4", "1 4"]  # 8 reference answers, then 8 of the update
     (desk / "asked").unlink()
-    (told,) = environments(1)  # a launcher may start one rank
-    one = forks.start(desk, *asked, "run.name=counted-1", before=f"import os\nos.environ |= {told!r}").ended()
-    assert one.status == 0, one.err
+    (environment,) = environments(1)  # a launcher may start one rank
+    single = forks.start(
+        desk, *command, "run.name=counted-1", before=f"import os\nos.environ |= {environment!r}"
+    ).ended()
+    assert single.status == 0, single.err
     assert sorted((desk / "asked").read_text().split("\n")[:-1]) == ["0 8", "0 8"]
 
 
@@ -195,18 +218,18 @@ def test_one_message_whichever_rank_fails(desk: Path, line: list[str], forks: Fo
         "stage.eval_every=null",
     ]
     children = started(forks, desk, *words)
-    waited = [0] if name == "hangs" else [0, 1]
-    ended = [children[i].ended(60) for i in waited]
+    waited_ranks = [0] if name == "hangs" else [0, 1]
+    results = [children[i].ended(60) for i in waited_ranks]
     if name == "hangs":
         children[1].send_signal(signal.SIGTERM)  # as its launcher does
-        ended.append(children[1].ended(15))
-        assert "rank 1: update 0, reference answers (since " in ended[0].err
-    assert ended[0].status == status
-    assert ended[1].status == (130 if name == "hangs" else status)  # it was interrupted, once nobody was left to ask
-    asked = ended[:1] if name == "hangs" else ended
-    told = [text for each in asked for text in each.err.splitlines() if text.startswith("align: ")]
-    assert told[0].startswith(said)
-    assert len(told) == (2 if name == "breaks" else 1)  # the other says where the traceback is
+        results.append(children[1].ended(15))
+        assert "rank 1: update 0, reference answers (since " in results[0].err
+    assert results[0].status == status
+    assert results[1].status == (130 if name == "hangs" else status)  # it was interrupted, after all others had ended
+    reporting = results[:1] if name == "hangs" else results
+    messages = [text for result in reporting for text in result.err.splitlines() if text.startswith("align: ")]
+    assert messages[0].startswith(said)
+    assert len(messages) == (2 if name == "breaks" else 1)  # the other says where the traceback is
     run = desk / "runs/ppo" / name
     manifest = read_manifest(run)
     assert manifest.status == "failed"
@@ -226,18 +249,18 @@ def test_devices_starts_the_ranks_and_ends_them(desk: Path, line: list[str], tmp
     with (tmp_path / "err").open("w+") as err:
         command = [sys.executable, "-m", "align", *words]
         launcher = subprocess.Popen(command, cwd=desk, env=environment, stdout=subprocess.DEVNULL, stderr=err)
-        kept = desk / "runs/ppo/launched/checkpoints"
-        assert settles(lambda: [*kept.glob("checkpoint-*")] or launcher.poll() is not None)
+        checkpoints = desk / "runs/ppo/launched/checkpoints"
+        assert settles(lambda: [*checkpoints.glob("checkpoint-*")] or launcher.poll() is not None)
         assert launcher.poll() is None, Path(err.name).read_text()
         began = time.monotonic()
         launcher.send_signal(signal.SIGTERM)
         assert launcher.wait(30) == 130
         assert time.monotonic() - began < 15
         err.seek(0)
-        said = [text for text in err.read().splitlines() if not text.startswith("ppo ")]
-    assert said == ["align: interrupted; run the same command again to continue"]
+        messages = [text for text in err.read().splitlines() if not text.startswith("ppo ")]
+    assert messages == ["align: interrupted; run the same command again to continue"]
     assert read_manifest(desk / "runs/ppo/launched").status == "interrupted"
-    assert list(kept.glob("checkpoint-*"))
+    assert list(checkpoints.glob("checkpoint-*"))
     assert not list(tmp_path.glob("align-*"))  # nothing of the ranks is left
 
 
@@ -248,16 +271,20 @@ def test_two_machines_of_which_the_second_cannot_write(desk: Path, line: list[st
     if subprocess.run([*contained, "true"], capture_output=True).returncode:
         pytest.skip("this machine lets no user make namespaces")
     words = [*line, "reward=fn", "reward.fn=judge:length"]
-    told = environments(2, local=1)
-    first = forks.start(desk, *words, "run.name=far", before=f"import os\nos.environ |= {told[0]!r}")
-    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    rank_environments = environments(2, local=1)
+    first = forks.start(desk, *words, "run.name=far", before=f"import os\nos.environ |= {rank_environments[0]!r}")
+    common = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     second = subprocess.run(
-        [*contained, sys.executable, "-m", "align", *words, "run.name=far"], cwd=desk, timeout=200,
-        env={**os.environ, **told[1], **more}, capture_output=True, text=True,
-    )  # fmt: skip
+        [*contained, sys.executable, "-m", "align", *words, "run.name=far"],
+        cwd=desk,
+        timeout=200,
+        env={**os.environ, **rank_environments[1], **common},
+        capture_output=True,
+        text=True,
+    )
     assert second.returncode == 0, second.stderr
-    ended = first.ended()
-    assert ended.status == 0, ended.err
-    alone = forks.run(desk, *words, "run.name=near")
-    same_files(desk / alone.folder, desk / ended.folder)
-    assert json.loads((desk / ended.folder / "manifest.json").read_text())["hardware"]["world_size"] == 2
+    first_result = first.ended()
+    assert first_result.status == 0, first_result.err
+    single = forks.run(desk, *words, "run.name=near")
+    assert_same_files(desk / single.folder, desk / first_result.folder)
+    assert json.loads((desk / first_result.folder / "manifest.json").read_text())["hardware"]["world_size"] == 2

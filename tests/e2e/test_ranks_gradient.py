@@ -1,4 +1,4 @@
-"""The gradient of one minibatch of PPO on two ranks, which need not have as many micro-batches as each other."""
+"""The gradient of one minibatch of PPO on two ranks, which may have different numbers of micro-batches."""
 
 from __future__ import annotations
 
@@ -29,28 +29,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_toke
     return folder
 
 
-def gradients(folder: Path, micro_batch: int) -> dict[str, torch.Tensor]:
-    """The gradient on this rank by parameter, and the figures by name."""
+def compute_gradients(folder: Path, micro_batch: int) -> dict[str, torch.Tensor]:
+    """Compute the gradient on this rank by parameter, and the figures by name."""
     base = Base("tiny", str(folder / "base"), None, model_digest(folder / "base"))
     roles = World(base, folder / "init", folder / "reward").roles("lora")
     rollout = ragged_rollout(ROWS)
-    draw = torch.Generator(CPU).manual_seed(3)
-    old, reference, values = torch.randn(3, *rollout.response_mask_BT.shape, generator=draw, device=CPU)
-    made, _ = assemble_experience(
-        rollout, torch.randn(ROWS, generator=draw, device=CPU), old - 5, reference - 5, values, kl_coef=0.2,
-        kl_estimator="k1", kl_in_reward=True, estimator=Estimator(lam=1.0),
-    )  # fmt: skip
+    generator = torch.Generator(CPU).manual_seed(3)
+    old, reference, values = torch.randn(3, *rollout.response_mask_BT.shape, generator=generator, device=CPU)
+    experience, _ = assemble_experience(
+        rollout,
+        torch.randn(ROWS, generator=generator, device=CPU),
+        old - 5,
+        reference - 5,
+        values,
+        kl_coef=0.2,
+        kl_estimator="k1",
+        kl_in_reward=True,
+        estimator=Estimator(lam=1.0),
+    )
     figures = accumulate_gradients(
-        roles, made, micro_batch=micro_batch, temperature=0.8,
+        roles,
+        experience,
+        micro_batch=micro_batch,
+        temperature=0.8,
         losses=Losses(value_clip_range=0.3, kl_coef=0.1, kl_estimator="k3"),
-    )  # fmt: skip
-    found = {
+    )
+    gradients_by_name = {
         f"{role} {name}": p.grad
         for role in ("policy", "value")
         for name, p in roles.get_named_parameters(role).items()
         if p.grad is not None
     }
-    return found | {name: torch.tensor(value, device=CPU) for name, value in figures.items()}
+    return gradients_by_name | {name: torch.tensor(value, device=CPU) for name, value in figures.items()}
 
 
 @pytest.mark.parametrize("micro_batch", [6, 2])  # micro-batches of the ranks: 1 and 0, 2 and 1
@@ -58,21 +68,21 @@ def test_each_rank_has_the_gradient_of_one_process(folder: Path, forks: Forks, t
     words = (str(folder), str(micro_batch), str(tmp_path))
     children = [
         forks.start(
-            tmp_path, *words, before=f"import os\nos.environ |= {told!r}\n{FINDS_HELPERS}", script=Path(__file__)
+            tmp_path, *words, before=f"import os\nos.environ |= {environment!r}\n{FINDS_HELPERS}", script=Path(__file__)
         )
-        for told in environments(2)
+        for environment in environments(2)
     ]
-    ended = [child.ended(120) for child in children]
-    assert [one.status for one in ended] == [0, 0], ended[0].err + ended[1].err
-    alone = gradients(folder, micro_batch)
+    results = [child.ended(120) for child in children]
+    assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
+    expected = compute_gradients(folder, micro_batch)
     for role in ("policy", "value"):
-        assert sum(float(p.norm()) for name, p in alone.items() if name.startswith(f"{role} ")) > 1e-3
+        assert sum(float(p.norm()) for name, p in expected.items() if name.startswith(f"{role} ")) > 1e-3
     for number in range(2):
-        assert_close(torch.load(tmp_path / f"{number}.pt"), alone, rtol=1e-4, atol=1e-6)
+        assert_close(torch.load(tmp_path / f"{number}.pt"), expected, rtol=1e-4, atol=1e-6)
 
 
 if __name__ == "__main__":
     ranks.connect()
     ranks.init_group("cpu", 30.0)
-    torch.save(gradients(Path(sys.argv[1]), int(sys.argv[2])), Path(sys.argv[3], f"{ranks.rank()}.pt"))
+    torch.save(compute_gradients(Path(sys.argv[1]), int(sys.argv[2])), Path(sys.argv[3], f"{ranks.rank()}.pt"))
     ranks.destroy_group()

@@ -1,5 +1,4 @@
-"""SFT, full fine-tuning, reward models and DPO on two ranks: what one process makes, to the bit but for shards; and
-what is left when one of them is killed."""
+"""Training on two ranks is that of one process, to the bit except for shards, and resumes if a rank is killed."""
 
 from __future__ import annotations
 
@@ -25,9 +24,15 @@ from align.track import read_rows
 
 pytestmark = pytest.mark.slow
 PACE = (
-    "stage.batch_size=8", "stage.micro_batch=4", "stage.log_every=1", "stage.save_every=1", "stage.lr=1e-2",
-    "stage.epochs=2", "device=cpu", "ddp_timeout=120",
-)  # fmt: skip
+    "stage.batch_size=8",
+    "stage.micro_batch=4",
+    "stage.log_every=1",
+    "stage.save_every=1",
+    "stage.lr=1e-2",
+    "stage.epochs=2",
+    "device=cpu",
+    "ddp_timeout=120",
+)
 SHARDS = ("stage.batch_size=12", "stage.micro_batch=2", "stage.lr=1e-3", "stage.eval_every=2", "stage.publish=best")
 READS_NOTHING = "from align.models import sharded\nsharded.load_base = None"
 NOTES_SEEDS = """
@@ -63,20 +68,20 @@ class Ranked:
         return [f"stage={stage}", *self.stages[stage], *more, f"run.name={name}", f"run.root={self.root}"]
 
     def run(self, world: int, stage: str, name: str, *more: str, first: Mapping[int, str] = NOTHING) -> Path:
-        """The folder of a run that ended well.
+        """Run a stage that must succeed, and return the run's folder.
 
         Args:
             first: rank → Python that it runs before.
         """
         words = self.words(stage, name, *more)
-        ended = [child.ended() for child in started(self.forks, self.cwd, *words, world=world, more=first)]
-        assert [one.status for one in ended] == [0] * world, [one.err for one in ended]
-        assert ended[0].folder == str(self.root / stage / name)
-        assert not any(one.out for one in ended[1:])
+        results = [child.ended() for child in started(self.forks, self.cwd, *words, world=world, more=first)]
+        assert [result.status for result in results] == [0] * world, [result.err for result in results]
+        assert results[0].folder == str(self.root / stage / name)
+        assert not any(result.out for result in results[1:])
         return self.root / stage / name
 
     def killed(self, world: int, stage: str, name: str, *more: str, rank: int, after: int) -> None:
-        """A rank is killed once so many steps have their rows; the other one, if there is one, ends by itself."""
+        """Kill a rank once `after` steps are logged. The other ranks end with status 1."""
         children = started(self.forks, self.cwd, *self.words(stage, name, *more), world=world)
         rows = self.root / stage / name / "metrics.jsonl"
         while not rows.exists() or len(read_rows(rows)) < after:
@@ -92,20 +97,21 @@ def ranked(forks: Forks, ready: Ready, tiny_model: Path, tmp_path_factory: pytes
     return Ranked(forks, ready, tiny_model, tmp_path_factory.mktemp("cwd"))
 
 
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
     (path,) = (folder / "artifact").glob("*.safetensors")
     return load_file(path)
 
 
-def same(one: Path, other: Path) -> None:
-    """The same metrics and the same weights, to the bit."""
-    assert read_rows(one / "metrics.jsonl") == read_rows(other / "metrics.jsonl")
-    found = tensors(one), tensors(other)
-    assert found[0].keys() == found[1].keys()
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
-    figures: list[dict[str, Any]] = [dict(read_manifest(folder).metrics) for folder in (one, other)]
-    for each in figures:
-        del each["peak_rss_mb"], each["predicted_peak_mb"]  # of a rank, which has fewer micro-batches to add up
+def assert_same_run(first_run: Path, second_run: Path) -> None:
+    """Assert that metrics and weights are the same to the bit."""
+    assert read_rows(first_run / "metrics.jsonl") == read_rows(second_run / "metrics.jsonl")
+    tensors_by_run = load_tensors(first_run), load_tensors(second_run)
+    assert tensors_by_run[0].keys() == tensors_by_run[1].keys()
+    assert all(torch.equal(tensors_by_run[0][name], tensors_by_run[1][name]) for name in tensors_by_run[0])
+    figures: list[dict[str, Any]] = [dict(read_manifest(folder).metrics) for folder in (first_run, second_run)]
+    for metrics in figures:
+        # These depend on how many micro-batches a rank adds up.
+        del metrics["peak_rss_mb"], metrics["predicted_peak_mb"]
     assert figures[0] == figures[1]
 
 
@@ -123,51 +129,55 @@ def same(one: Path, other: Path) -> None:
 )
 def test_two_ranks_make_what_one_process_makes(ranked: Ranked, stage: str, more: tuple[str, ...]):
     label = "-".join(word.split("=")[0].rpartition(".")[2] for word in more[:2]).replace("_", "-")
-    one = ranked.run(1, stage, f"one-{label}", *more)
-    priorities = order_of(ranked.root) if stage == "reward" else {}
-    other = ranked.run(2, stage, f"two-{label}", *more)
-    same(one, other)
-    assert read_manifest(other).hardware["world_size"] == 2
+    single = ranked.run(1, stage, f"one-{label}", *more)
+    priorities = read_priorities(ranked.root) if stage == "reward" else {}
+    two_ranks = ranked.run(2, stage, f"two-{label}", *more)
+    assert_same_run(single, two_ranks)
+    assert read_manifest(two_ranks).hardware["world_size"] == 2
     if "stage.publish=best" in more:
-        assert read_manifest(one).metrics["published_step"] < read_manifest(one).metrics["steps"]
+        assert read_manifest(single).metrics["published_step"] < read_manifest(single).metrics["steps"]
     if stage == "reward":
         assert priorities
-        assert order_of(ranked.root) == priorities
+        assert read_priorities(ranked.root) == priorities
 
 
-def order_of(root: Path) -> dict[str, float]:
+def read_priorities(root: Path) -> dict[str, float]:
     with Store.open(f"sqlite:///{root / 'annotations.db'}", create=False) as store, store.reading() as db:
         return {row.item: row.priority for row in db.execute(work.select())}
 
 
 @pytest.fixture(scope="module")
 def in_shards(ranked: Ranked) -> tuple[Path, Path]:
-    """Every weight trained by one process, and by two ranks; steps of three micro-batches, and a last one of one. The
-    second rank cannot read weights, and is given its shards."""
-    one = ranked.run(1, "full", "one", *SHARDS)
-    return one, ranked.run(2, "full", "two", *SHARDS, first={1: READS_NOTHING})
+    """Train every weight by one process and by two ranks, in steps of three micro-batches and a last one of one.
+
+    The second rank cannot read weights, and gets its shards from the first.
+    """
+    single = ranked.run(1, "full", "one", *SHARDS)
+    return single, ranked.run(2, "full", "two", *SHARDS, first={1: READS_NOTHING})
 
 
-def close(one: Path, other: Path) -> None:
-    """Losses within 1e-6, of the training and of what is held out, and the same files."""
-    for rows in zip(*(read_rows(folder / "metrics.jsonl") for folder in (one, other)), strict=True):
+def assert_close_runs(first_run: Path, second_run: Path) -> None:
+    """Assert that all losses agree within 1e-6, and that both runs have the same files."""
+    for rows in zip(*(read_rows(folder / "metrics.jsonl") for folder in (first_run, second_run)), strict=True):
         assert rows[0].keys() == rows[1].keys()
         for name in {"loss", "held_out_loss", "accuracy", "lr"} & rows[0].keys():
             assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-6), name
         assert rows[1]["grad_norm"] == pytest.approx(rows[0]["grad_norm"], rel=1e-4)  # a sum of squares in fp32
-    found = tensors(one), tensors(other)
-    assert {n: (t.shape, t.dtype) for n, t in found[0].items()} == {n: (t.shape, t.dtype) for n, t in found[1].items()}
-    assert max(float((t - found[1][name]).abs().max()) for name, t in found[0].items()) < 1e-4
-    assert {p.name for p in (one / "artifact").iterdir()} == {p.name for p in (other / "artifact").iterdir()}
-    configs = [json.loads((folder / "artifact" / "config.json").read_text()) for folder in (one, other)]
+    tensors_by_run = load_tensors(first_run), load_tensors(second_run)
+    assert {n: (t.shape, t.dtype) for n, t in tensors_by_run[0].items()} == {
+        n: (t.shape, t.dtype) for n, t in tensors_by_run[1].items()
+    }
+    assert max(float((t - tensors_by_run[1][name]).abs().max()) for name, t in tensors_by_run[0].items()) < 1e-4
+    assert {p.name for p in (first_run / "artifact").iterdir()} == {p.name for p in (second_run / "artifact").iterdir()}
+    configs = [json.loads((folder / "artifact" / "config.json").read_text()) for folder in (first_run, second_run)]
     assert configs[0] == configs[1]
     for key in ("loss_before", "loss_after"):
-        figures = [read_manifest(folder).metrics[key] for folder in (one, other)]
+        figures = [read_manifest(folder).metrics[key] for folder in (first_run, second_run)]
         assert figures[1] == pytest.approx(figures[0], rel=1e-6)
 
 
 def test_every_weight_in_shards_has_the_losses_of_one_process(in_shards: tuple[Path, Path]):
-    close(*in_shards)
+    assert_close_runs(*in_shards)
 
 
 @pytest.mark.parametrize(("stage", "before", "rank", "after"), [("sft", 2, 1, 1), ("dpo", 1, 0, 2)])
@@ -175,9 +185,9 @@ def test_a_killed_run_goes_on_to_the_bit_on_another_number_of_ranks(
     ranked: Ranked, stage: str, before: int, rank: int, after: int
 ):
     more = ("data=annotations",) if stage == "dpo" else ()
-    whole = ranked.run(1, stage, "whole", *more)
+    uninterrupted = ranked.run(1, stage, "whole", *more)
     ranked.killed(before, stage, "killed", *more, rank=rank, after=2)
-    same(whole, ranked.run(after, stage, "killed", *more))
+    assert_same_run(uninterrupted, ranked.run(after, stage, "killed", *more))
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
@@ -185,14 +195,14 @@ def test_shards_are_continued_on_another_number_of_ranks(
     ranked: Ranked, in_shards: tuple[Path, Path], before: int, after: int
 ):
     ranked.killed(before, "full", f"killed-on-{before}", *SHARDS, rank=0, after=3)
-    close(in_shards[0], ranked.run(after, "full", f"killed-on-{before}", *SHARDS))
+    assert_close_runs(in_shards[0], ranked.run(after, "full", f"killed-on-{before}", *SHARDS))
 
 
 def test_dropout_on_ranks_is_the_same_once_continued(ranked: Ranked):
     more = ("method.dropout=0.2",)
-    whole = ranked.run(2, "sft", "dropping", *more)
+    uninterrupted = ranked.run(2, "sft", "dropping", *more)
     ranked.killed(2, "sft", "dropping-killed", *more, rank=1, after=2)
-    same(whole, ranked.run(2, "sft", "dropping-killed", *more))
+    assert_same_run(uninterrupted, ranked.run(2, "sft", "dropping-killed", *more))
 
 
 def test_each_micro_batch_draws_dropout_by_its_place_whichever_rank_computes_it(ranked: Ranked, tmp_path: Path):
