@@ -1,4 +1,4 @@
-"""Whoever judges reads the answer alone, where that is asked for: the reward, the annotators, the judge."""
+"""Rewards, annotators and judges read answers without their reasoning if `rollout.reasoning=hide`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from align.annotate.store import Store
 from align.run import read_manifest
 from align.track import read_rows
 
-# It writes down what it reads, and likes some prompts more than others: an empty answer gets a score too.
+# A judge that logs what it reads and scores by the prompt, so that an empty answer gets a score too.
 JUDGE = """
 import json
 from pathlib import Path
@@ -29,23 +29,30 @@ def likes(conversations):
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workshop:
-    """A model whose template opens the block of reasoning: what it says is reasoning until it closes that, and a random
-    one never does. Its judge lies beside it."""
+    """Build a model whose template opens a block of reasoning, and a judge beside it.
+
+    A random model never closes the block.
+    """
     folder = tmp_path_factory.mktemp("reasoning")
     model = folder / "model"
     shutil.copytree(tiny_model, model)
     path = model / "chat_template.jinja"
-    told = path.read_text(encoding="utf-8")
-    path.write_text(told.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|><think>' }}"), encoding="utf-8")
+    template = path.read_text(encoding="utf-8")
+    path.write_text(template.replace("{{ '<|assistant|>' }}", "{{ '<|assistant|><think>' }}"), encoding="utf-8")
     assert "<think>" in path.read_text(encoding="utf-8")
     (folder / "thinking_judge.py").write_text(JUDGE, encoding="utf-8")
     thought = "<think>\nAn early thought.\n</think>\n\nFine."
     rows = [
-        {"messages": [
-            {"role": "user", "content": f"Hello {i}"}, {"role": "assistant", "content": thought},
-            {"role": "user", "content": f"And {i}?"}, {"role": "assistant", "content": "Good."},
-        ]} for i in range(24)
-    ]  # fmt: skip
+        {
+            "messages": [
+                {"role": "user", "content": f"Hello {i}"},
+                {"role": "assistant", "content": thought},
+                {"role": "user", "content": f"And {i}?"},
+                {"role": "assistant", "content": "Good."},
+            ]
+        }
+        for i in range(24)
+    ]
     data = folder / "talks.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     shop = Workshop(folder / "runs", data)
@@ -54,15 +61,15 @@ def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workshop
 
 
 def read_by_judge(shop: Workshop) -> list[list[str]]:
-    """The conversations that it was given, the answer last."""
+    """Return the conversations that the judge read, the answer last."""
     log = shop.root.parent / "read.jsonl"
-    found = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    conversations = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     log.unlink(missing_ok=True)
-    return found
+    return conversations
 
 
 def check_read(read: list[list[str]], hides: bool) -> None:
-    """Neither the answer's own reasoning nor that of earlier turns, where it is hidden."""
+    """Check that the reasoning of the answer and of earlier turns is absent if it is hidden."""
     assert all(turns[-1] == "" for turns in read) if hides else any(turns[-1] for turns in read)
     assert all(("An early thought." in turns[1]) != hides for turns in read)
     assert all(turns[1].endswith("Fine.") for turns in read)
@@ -75,7 +82,7 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
     judge = ["reward=fn", "reward.fn=thinking_judge:likes"]
     hides = reasoning == "hide"
 
-    if hides:  # nobody compares nothing with nothing
+    if hides:  # empty answers are not compared
         assert shop.status("stage=sample", *shop.on_file, *words, "stage.prompts=4", "stage.candidates=2") == 2
         assert "rollout.reasoning=hide: leaves nothing of any answer: no reasoning was ever closed" in shop.said
         sampled = max((shop.root / "sample").iterdir(), key=lambda folder: folder.stat().st_mtime)
@@ -85,10 +92,14 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
         with Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False) as store:
             assert len(list(store.items(reasoning))) == 4
         assert "empty" not in shop.said
-    kept = read_rows(sampled / "samples.jsonl")
-    assert len(kept) == 8
-    assert [any(row.get("reasoning", "") for row in kept), any(row["answer"] for row in kept)] == [hides, not hides]
-    assert all("An early thought." in row["prompt"][1]["content"] for row in kept)  # the whole of it, as it was asked
+    samples = read_rows(sampled / "samples.jsonl")
+    assert len(samples) == 8
+    assert [any(row.get("reasoning", "") for row in samples), any(row["answer"] for row in samples)] == [
+        hides,
+        not hides,
+    ]
+    # The prompt is whole, as it was asked.
+    assert all("An early thought." in row["prompt"][1]["content"] for row in samples)
 
     learning = ["stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8"]
     ppo = shop.run("ppo", *words, *judge, *learning)
@@ -96,13 +107,13 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
     assert len(read) == 16  # the answers that scores are standardised on, and those of the update
     check_read(read, hides)
     (row,) = read_rows(ppo / "metrics.jsonl")
-    assert row["length"] > 1  # what is learned from is what was sampled, reasoning and all
+    assert row["length"] > 1  # training includes the reasoning
     assert row.get("empty_rate") == (1.0 if hides else None)
     assert ("answers are empty" in shop.told[ppo]) == hides
 
     artifact = f"ppo:{ppo.name}"
-    given = [*words[:2], *judge, f"artifact={artifact}", "stage.prompts=4", "stage.allow_proxy=true"]
-    evaluated = shop.run("eval", *given)
+    eval_words = [*words[:2], *judge, f"artifact={artifact}", "stage.prompts=4", "stage.allow_proxy=true"]
+    evaluated = shop.run("eval", *eval_words)
     read = read_by_judge(shop)
     assert len(read) == 2 * read_manifest(evaluated).metrics["win_rate"]["n"]
     check_read(read, hides)
@@ -110,7 +121,7 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
     assert [any(r.get("reasoning_policy", "") for r in rows), any(r["policy"] for r in rows)] == [hides, not hides]
     assert read_manifest(evaluated).metrics["empty_rate"] == {"ref": float(hides), "policy": float(hides)}
     assert "was optimised with" not in shop.told[evaluated]
-    shop.run("eval", *given, "rollout.temperature=0.5")
+    shop.run("eval", *eval_words, "rollout.temperature=0.5")
     note = f"{artifact} was optimised with rollout.temperature=1.0, and answers here with rollout.temperature=0.5"
     assert note in shop.said
     read_by_judge(shop)
@@ -118,29 +129,29 @@ def test_what_is_judged(shop: Workshop, monkeypatch: pytest.MonkeyPatch, reasoni
 
 
 def test_a_learned_reward_reads_answers_alone_too(shop: Workshop, tmp_path: Path) -> None:
-    """On the policy's base it reads tokens: those that its own pairs had."""
+    """A reward model on the policy's base reads the same tokens as its own pairs had."""
     pairs = [
         {"prompt": f"What about {i}?", "chosen": f"<think>\nHm {i}.\n</think>\n\nGood {i}.", "rejected": f"No {i}."}
         for i in range(20)
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    given = ["data=jsonl", f"data.path={path}", "init=sft:s", "stage.held_out=0.3", f"run.root={shop.root}"]
-    words = ["stage=reward", *given, "stage.batch_size=8", "device=cpu", "run.name=alone", "data.reasoning=hide"]
+    data_words = ["data=jsonl", f"data.path={path}", "init=sft:s", "stage.held_out=0.3", f"run.root={shop.root}"]
+    words = ["stage=reward", *data_words, "stage.batch_size=8", "device=cpu", "run.name=alone", "data.reasoning=hide"]
     assert shop.ended(*words) == 0, shop.said
-    assert " pairs to train on" in shop.said  # each is a ranking, and nobody is told a number twice
+    assert " pairs to train on" in shop.said  # each ranking is a pair, so their number is not repeated
     assert shop.ended(*words, "data.reasoning=mask", "run.name=masked") == 2
     assert "a pair is judged by all of it" in shop.said
     learning = ["stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8"]
-    found = {}
-    for stage in ("ppo", "verify"):  # which takes a line of it
+    rows_by_reasoning = {}
+    for stage in ("ppo", "verify"):  # verify takes a command of PPO
         assert shop.status(f"stage={stage}", *shop.on_file, "init=sft:s", "reward.ref=reward:alone", *learning) == 2
         assert "rollout.reasoning=keep: reward:alone was trained on answers without their reasoning" in shop.said
-    kept = shop.ended(*words, "data.reasoning=keep", "run.name=whole")
-    assert kept == 0, shop.said
+    status = shop.ended(*words, "data.reasoning=keep", "run.name=whole")
+    assert status == 0, shop.said
     for reasoning in ("keep", "hide"):
         ppo = shop.run("ppo", f"rollout.reasoning={reasoning}", "init=sft:s", "reward.ref=reward:whole", *learning)
-        (found[reasoning],) = read_rows(ppo / "metrics.jsonl")
+        (rows_by_reasoning[reasoning],) = read_rows(ppo / "metrics.jsonl")
     shop.run("ppo", "rollout.reasoning=hide", "init=sft:s", "reward.ref=reward:alone", *learning)
-    assert found["keep"]["length"] == found["hide"]["length"]  # the same answers
-    assert found["keep"]["raw_score"] != found["hide"]["raw_score"]  # read otherwise
+    assert rows_by_reasoning["keep"]["length"] == rows_by_reasoning["hide"]["length"]  # the same answers
+    assert rows_by_reasoning["keep"]["raw_score"] != rows_by_reasoning["hide"]["raw_score"]  # read otherwise

@@ -1,4 +1,4 @@
-"""`stage=registry stage.action=serve` from the command line: where it listens, whom it lets in, what it leaves."""
+"""The registry's server from the command line: its address, its access, and what it leaves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workshop import Workshop
 SERVE = ("stage=registry", "stage.action=serve")
 
 
-def got(url: str) -> tuple[int, str]:
+def fetch_page(url: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(url, timeout=20) as answer:
             return answer.status, answer.read().decode()
@@ -34,35 +34,35 @@ def test_it_serves_until_it_is_interrupted_and_leaves_nothing(forks: Forks, tmp_
     port = free_port()
     child = forks.start(tmp_path, *SERVE, f"run.root={root}", f"stage.port={port}")
     url = f"http://127.0.0.1:{port}"
-    assert settles(lambda: got(f"{url}/view/aliases")[0] == 200 or child.poll() is not None)
-    status, text = got(f"{url}/view/runs")
+    assert settles(lambda: fetch_page(f"{url}/view/aliases")[0] == 200 or child.poll() is not None)
+    status, text = fetch_page(f"{url}/view/runs")
     assert (status, "ppo:first" in text) == (200, True)
-    assert got(f"{url}/")[0] == 200
-    assert "sft:start" in got(f"{url}/view/run?run=ppo:first")[1]
+    assert fetch_page(f"{url}/")[0] == 200
+    assert "sft:start" in fetch_page(f"{url}/view/run?run=ppo:first")[1]
     child.send_signal(signal.SIGINT)
-    ended = child.ended()
-    assert ended.status in (0, 130), ended
-    assert ended.out.splitlines()[0] == f"open {url}"
+    result = child.ended()
+    assert result.status in (0, 130), result
+    assert result.out.splitlines()[0] == f"open {url}"
     (root / ".registry.db").unlink()
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
 
 
 @pytest.fixture
 def visited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """What a stranger is told at the door, and who has the link; the server ends at once."""
-    seen: list[tuple[int, int]] = []
+    """Collect a page's status without and with the link, for each server. The server ends at once."""
+    statuses: list[tuple[int, int]] = []
     key: list[str] = []
 
-    def served(app, host, port, told) -> None:
-        told()
+    def visit_pages(app, host, port, report_ready) -> None:
+        report_ready()
         client = TestClient(app, base_url="https://runs.example.org", follow_redirects=False)
-        stranger = client.get("/view/runs").status_code
+        status_without_link = client.get("/view/runs").status_code
         key[:] = [path.read_text() for path in Path.cwd().glob("runs/registry.key")]
         client.get(f"/?key={key[0] if key else ''}")
-        seen.append((stranger, client.get("/view/runs").status_code))
+        statuses.append((status_without_link, client.get("/view/runs").status_code))
 
-    monkeypatch.setattr("align.web.server.serve", served)
-    return seen
+    monkeypatch.setattr("align.web.server.serve", visit_pages)
+    return statuses
 
 
 def test_whoever_comes_from_elsewhere_needs_the_link(tmp_path: Path, visited, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""`stage=registry` from the command line: on runs that were really made, and on folders that were not."""
+"""The registry from the command line (`stage=registry`), on real runs and on made-up folders."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from align.registry.index import INDEX
 from align.run import read_manifest
 
 
-def asked(root: Path, *words: str) -> Workshop:
+def run_registry(root: Path, *words: str) -> Workshop:
     shop = Workshop(root, root)
     assert shop.ended("stage=registry", f"run.root={root}", *words) == 0, shop.said
     return shop
 
 
-def refused(root: Path, *words: str) -> str:
+def read_refusal(root: Path, *words: str) -> str:
     shop = Workshop(root, root)
     assert shop.ended("stage=registry", f"run.root={root}", *words) == 2
     return shop.said
 
 
 def test_real_runs(ready: Ready, tmp_path: Path) -> None:
-    """Every run is listed; what is said of one is what its manifest says."""
+    """Every run is listed, with the values of its manifest."""
     before = {path: path.read_bytes() for path in ready.root.rglob("*") if path.is_file()}
-    records = json.loads(asked(ready.root, "stage.format=json").said)
+    records = json.loads(run_registry(ready.root, "stage.format=json").said)
     folders = [path.parent for path in ready.root.glob("*/*/manifest.json")]
     assert {record["run"] for record in records} == {f"{path.parent.name}:{path.name}" for path in folders}
     by_run = {record["run"]: record for record in records}
@@ -48,7 +48,10 @@ def test_real_runs(ready: Ready, tmp_path: Path) -> None:
         manifest = read_manifest(folder)
         record = by_run[manifest.ref]
         assert (record["status"], record["seed"], record["finished"]) == (
-            manifest.status, manifest.seed, manifest.times["finished"])  # fmt: skip
+            manifest.status,
+            manifest.seed,
+            manifest.times["finished"],
+        )
         assert record["base"] is None or record["base"]["digest"] == manifest.base.digest  # type: ignore[union-attr]
         for key, value in manifest.metrics.items():
             assert record["metrics"][key] == json.loads(json.dumps(value))
@@ -65,43 +68,45 @@ def test_real_runs(ready: Ready, tmp_path: Path) -> None:
 def test_the_table(tmp_path: Path) -> None:
     small(tmp_path)
     made(tmp_path, "ppo:bad", status="failed", error="stage.lr=3.0: gives\na NaN \x1b[31m" + "x" * 99, digest="", day=8)
-    lines = asked(tmp_path).said.splitlines()
+    lines = run_registry(tmp_path).said.splitlines()
     assert lines[0].split() == ["run", "status", "age", "base", "method", "data", "score", "KL", "from", "error"]
     assert len(lines) == 9
     by_run = {line.split()[0]: line for line in lines[1:]}
     assert [*by_run][:2] == ["ppo:bad", "export:one"]  # the newest first
     assert "win_rate 0.81 [0.75, 0.87]  " in by_run["ppo:first"]
     assert re.search(r"sft:start, reward:votes +–$", by_run["ppo:first"])
-    assert by_run["ppo:bad"].endswith("stage.lr=3.0: gives\\na NaN \\x1b[31m" + "x" * 99)  # nothing stands behind it
-    few = asked(tmp_path, "stage.limit=3").said.splitlines()
-    assert (len(few), few[-1]) == (5, "3 of 8 runs: stage.limit=N shows more.")
-    usual = asked(tmp_path, "stage.columns=[run, base, age, seed, score.low]", "stage.where={run: 'ppo:first'}").said
-    head, line = (line.split() for line in usual.splitlines())
+    assert by_run["ppo:bad"].endswith("stage.lr=3.0: gives\\na NaN \\x1b[31m" + "x" * 99)  # the last column is not cut
+    limited = run_registry(tmp_path, "stage.limit=3").said.splitlines()
+    assert (len(limited), limited[-1]) == (5, "3 of 8 runs: stage.limit=N shows more.")
+    chosen_columns = run_registry(
+        tmp_path, "stage.columns=[run, base, age, seed, score.low]", "stage.where={run: 'ppo:first'}"
+    ).said
+    head, line = (line.split() for line in chosen_columns.splitlines())
     assert head == ["run", "base", "age", "seed", "score.low"]
     assert line == ["ppo:first", "pocket", *by_run["ppo:first"].split()[2:4], "0", "0.75"]
-    assert asked(tmp_path, "stage.where={stage: dpo}").said == "no run meets this\n"
+    assert run_registry(tmp_path, "stage.where={stage: dpo}").said == "no run meets this\n"
     (tmp_path / "empty").mkdir()
-    assert asked(tmp_path / "empty").said == "no runs yet\n"
+    assert run_registry(tmp_path / "empty").said == "no runs yet\n"
 
 
 def test_formats(tmp_path: Path) -> None:
     small(tmp_path)
-    where = "stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}"
+    conditions = "stage.where={stage: ppo, metrics.win_rate.low: '>=0.7'}"
     columns = "stage.columns=[run, metrics.win_rate.low, method.targets, error]"
     expected = {"run": "ppo:first", "metrics.win_rate.low": 0.75, "method.targets": ["q_proj", "v_proj"], "error": None}
-    assert json.loads(asked(tmp_path, where, columns, "stage.format=json").said) == [expected]
-    rows = [*csv.reader(io.StringIO(asked(tmp_path, where, columns, "stage.format=csv").said))]
+    assert json.loads(run_registry(tmp_path, conditions, columns, "stage.format=json").said) == [expected]
+    rows = [*csv.reader(io.StringIO(run_registry(tmp_path, conditions, columns, "stage.format=csv").said))]
     assert rows == [[*expected], ["ppo:first", "0.75", '["q_proj", "v_proj"]', ""]]
-    table = asked(tmp_path, where, columns).said.splitlines()
+    table = run_registry(tmp_path, conditions, columns).said.splitlines()
     assert [line.split() for line in table] == [[*expected], ["ppo:first", "0.75", "q_proj,", "v_proj", "–"]]
-    every = [*csv.DictReader(io.StringIO(asked(tmp_path, "stage.format=csv").said))]
-    assert {row["run"]: row["score.value"] for row in every}["ppo:first"] == "0.81"
-    assert [*every[0]][:4] == ["run", "aliases", "status", "error"]
-    none = asked(tmp_path, "stage.format=csv", "stage.where={run: nope}").said
-    assert (none.startswith("run,aliases,status,"), len(none.splitlines())) == (True, 1)
-    assert json.loads(asked(tmp_path, "stage.format=json", "stage.where={run: nope}").said) == []
-    listed = json.loads(asked(tmp_path, "stage.format=json", "stage.sort=[stage, -name]").said)
-    assert [one["run"] for one in listed][-4:] == ["ppo:second", "ppo:first", "reward:votes", "sft:start"]
+    records = [*csv.DictReader(io.StringIO(run_registry(tmp_path, "stage.format=csv").said))]
+    assert {row["run"]: row["score.value"] for row in records}["ppo:first"] == "0.81"
+    assert [*records[0]][:4] == ["run", "aliases", "status", "error"]
+    empty_csv = run_registry(tmp_path, "stage.format=csv", "stage.where={run: nope}").said
+    assert (empty_csv.startswith("run,aliases,status,"), len(empty_csv.splitlines())) == (True, 1)
+    assert json.loads(run_registry(tmp_path, "stage.format=json", "stage.where={run: nope}").said) == []
+    listed = json.loads(run_registry(tmp_path, "stage.format=json", "stage.sort=[stage, -name]").said)
+    assert [record["run"] for record in listed][-4:] == ["ppo:second", "ppo:first", "reward:votes", "sft:start"]
 
 
 @pytest.mark.parametrize("given", ["ppo:first", "ppo:latest", "{root}/ppo/second", "{root}/ppo/second/"])
@@ -109,38 +114,44 @@ def test_one_run(tmp_path: Path, given: str) -> None:
     small(tmp_path)
     made(tmp_path, "ppo:unfinished", status="interrupted", times={}, day=30)
     name = "first" if given == "ppo:first" else "second"
-    said = asked(tmp_path, "stage.action=show", f"stage.run={given.format(root=tmp_path)}").said
-    known = dict(re.split(r"  +", line, maxsplit=1) for line in said.splitlines())
-    assert known["run"] == f"ppo:{name}"
-    assert known["parents"] == "sft:start, reward:votes"
-    assert ("exports" in known) == (name == "first")
+    stdout = run_registry(tmp_path, "stage.action=show", f"stage.run={given.format(root=tmp_path)}").said
+    fields = dict(re.split(r"  +", line, maxsplit=1) for line in stdout.splitlines())
+    assert fields["run"] == f"ppo:{name}"
+    assert fields["parents"] == "sft:start, reward:votes"
+    assert ("exports" in fields) == (name == "first")
     if name == "first":
-        assert (known["children"], known["exports"]) == ("eval:one, export:one", "export:one")
-    assert [*known][:3] == ["run", "status", "score.name"]
+        assert (fields["children"], fields["exports"]) == ("eval:one, export:one", "export:one")
+    assert [*fields][:3] == ["run", "status", "score.name"]
 
 
 def test_the_latest_is_that_of_references(tmp_path: Path) -> None:
-    """By the number of publication, whatever clocks say; `sft:` finds `full` runs too."""
+    """The latest run has the highest number of publication, not the latest time. `sft:` includes `full` runs."""
     small(tmp_path)
     made(tmp_path, "ppo:by a clock set back", published=99)
     made(tmp_path, "full:whole", published=50)
-    for given, run in (("ppo:latest", "ppo:by a clock set back"), ("sft:latest", "full:whole")):
-        said = asked(tmp_path, "stage.action=show", f"stage.run={given}", "stage.format=json").said
-        assert json.loads(said)["run"] == run
+    for reference, run in (("ppo:latest", "ppo:by a clock set back"), ("sft:latest", "full:whole")):
+        stdout = run_registry(tmp_path, "stage.action=show", f"stage.run={reference}", "stage.format=json").said
+        assert json.loads(stdout)["run"] == run
 
 
 def test_what_differs(ready: Ready) -> None:
     """Two reward models that differ in their seed."""
-    said = asked(ready.root, "stage.action=diff", "stage.runs=[reward:a, reward:b]").said.splitlines()
+    lines = run_registry(ready.root, "stage.action=diff", "stage.runs=[reward:a, reward:b]").said.splitlines()
     words = ["stage.action=diff", "stage.runs=[reward:a, reward:b]", "stage.format=json"]
-    found = json.loads(asked(ready.root, *words).said)
-    assert said[0] == "reward:a → reward:b"
-    assert found["settings"].keys() == {"seed"}
+    differences = json.loads(run_registry(ready.root, *words).said)
+    assert lines[0] == "reward:a → reward:b"
+    assert differences["settings"].keys() == {"seed"}
     assert (
-        said[said.index("settings") + 1] == f"  seed  {found['settings']['seed'][0]} → {found['settings']['seed'][1]}"
+        lines[lines.index("settings") + 1]
+        == f"  seed  {differences['settings']['seed'][0]} → {differences['settings']['seed'][1]}"
     )
-    assert (found["inputs"], found["packages"], found["code"], found["hardware"]) == ({}, {}, {}, {})
-    data = found["data"]  # other pairs are held out under another seed
+    assert (differences["inputs"], differences["packages"], differences["code"], differences["hardware"]) == (
+        {},
+        {},
+        {},
+        {},
+    )
+    data = differences["data"]  # other pairs are held out under another seed
     assert data["before"] - data["removed"] + data["added"] == data["after"]
     assert data["before"] > data["removed"] > 0
 
@@ -149,17 +160,16 @@ def test_runs_side_by_side(ready: Ready, tmp_path: Path) -> None:
     """Two reward models that differ in their seed are one row, with the mean of their figures and its interval."""
     page = tmp_path / "page.html"
     words = ["stage.action=compare", "stage.runs=[reward:a, reward:b]"]
-    said = asked(ready.root, *words, f"stage.html={page}").said.splitlines()
-    assert said[0].split()[:3] == ["run", "seed", "accuracy"]
-    assert said[1].startswith("reward:a +1 ")
-    assert said[-1] == f"curves and plots: {page}"
+    lines = run_registry(ready.root, *words, f"stage.html={page}").said.splitlines()
+    assert lines[0].split()[:3] == ["run", "seed", "accuracy"]
+    assert lines[1].startswith("reward:a +1 ")
+    assert lines[-1] == f"curves and plots: {page}"
     accuracies = [read_manifest(ready.root / "reward" / name).metrics["accuracy"]["value"] for name in "ab"]
-    (row,) = json.loads(asked(ready.root, *words, "stage.format=json").said)["rows"]
+    (row,) = json.loads(run_registry(ready.root, *words, "stage.format=json").said)["rows"]
     assert row["runs"] == ["reward:a", "reward:b"]
-    assert get_figure_value(row["figures"]["accuracy"]) == pytest.approx(
-        sum(accuracies) / 2
-    )  # alike they are one number
-    cells = dict(zip(*csv.reader(io.StringIO(asked(ready.root, *words, "stage.format=csv").said)), strict=True))
+    # Equal figures are one number.
+    assert get_figure_value(row["figures"]["accuracy"]) == pytest.approx(sum(accuracies) / 2)
+    cells = dict(zip(*csv.reader(io.StringIO(run_registry(ready.root, *words, "stage.format=csv").said)), strict=True))
     assert float(cells["accuracy"]) == pytest.approx(sum(accuracies) / 2)
     html = page.read_text()
     assert "2 runs side by side" in html
@@ -201,41 +211,46 @@ REFUSED = {
     "stage.columns=run": "Write stage.columns=[run].",
     "run.root=nowhere": "run.root=nowhere: is no folder",
 }
-"""Words → what the answer says."""
+"""Words → text of the message."""
 
 
 def test_what_cannot_be_answered(tmp_path: Path) -> None:
     root = small(tmp_path)
     for words, says in REFUSED.items():
-        assert says in refused(root, *words.split()), words
+        assert says in read_refusal(root, *words.split()), words
 
 
 def test_rebuilding_says_what_it_read(tmp_path: Path) -> None:
     small(tmp_path)
     assert re.fullmatch(
-        rf"7 runs in \d+\.\d s; {re.escape(str(tmp_path / INDEX))}\n", asked(tmp_path, "stage.action=rebuild").said
+        rf"7 runs in \d+\.\d s; {re.escape(str(tmp_path / INDEX))}\n",
+        run_registry(tmp_path, "stage.action=rebuild").said,
     )
 
 
 def test_nothing_heavy_is_imported(tmp_path: Path) -> None:
     small(tmp_path)
-    heavy = "import sys; from align.__main__ import main; "
-    heavy += f"assert main(['stage=registry', {f'run.root={tmp_path}'!r}]) == 0; "
-    heavy += (
+    code = "import sys; from align.__main__ import main; "
+    code += f"assert main(['stage=registry', {f'run.root={tmp_path}'!r}]) == 0; "
+    code += (
         "print([m for m in ('torch', 'numpy', 'pyarrow', 'pandas', 'sqlalchemy', 'transformers') if m in sys.modules])"
     )
-    said = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[-1] == "[]"
+    stdout = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert stdout.splitlines()[-1] == "[]"
 
 
 def test_ages() -> None:
     now = datetime.fromisoformat("2026-11-28T12:00:00+00:00")
     started = {
-        "2026-11-28T11:59:59+00:00": "now", "2026-11-28T12:00:30+00:00": "now",
+        "2026-11-28T11:59:59+00:00": "now",
+        "2026-11-28T12:00:30+00:00": "now",
         "2026-11-28T13:00:00+00:00": "in the future",
-        "2026-11-28T11:01:00+00:00": "59 min", "2026-11-28T10:00:00+00:00": "2 h", "2026-11-26T12:00:00+02:00": "2 d",
-        "2026-11-28T09:00:00": "3 h", "yesterday": "–",
-    }  # fmt: skip
+        "2026-11-28T11:01:00+00:00": "59 min",
+        "2026-11-28T10:00:00+00:00": "2 h",
+        "2026-11-26T12:00:00+02:00": "2 d",
+        "2026-11-28T09:00:00": "3 h",
+        "yesterday": "–",
+    }
     assert {when: format_age({"started": when}, now) for when in started} == started
     assert format_age({"started": None}, now) == "–"
 
@@ -250,11 +265,11 @@ def test_text_of_files_cannot_move_the_cursor() -> None:
 
 
 def test_where_it_came_from(ready: Ready, tmp_path: Path) -> None:
-    """A reward model of real votes: down to pseudonyms and the answers that they were about."""
+    """The trace of a reward model of real votes ends at pseudonyms and the answers that they judged."""
     root = tmp_path / "runs"
     shutil.copytree(ready.root, root)
     words = ["stage.action=trace", "artifact=reward:a"]
-    (node,) = json.loads(asked(root, *words, "stage.verify=full", "stage.format=json").said)
+    (node,) = json.loads(run_registry(root, *words, "stage.verify=full", "stage.format=json").said)
     sources = {source["as"]: source for source in node["sources"]}
     assert {"base", "init", "data"} <= sources.keys()
     votes = sources["data"]
@@ -263,49 +278,50 @@ def test_where_it_came_from(ready: Ready, tmp_path: Path) -> None:
     people = [source for source in votes["sources"] if source["kind"] == "annotator"]
     with Store.open(f"sqlite:///{root / 'annotations.db'}", create=False) as store:
         counts = Counter(vote.annotator for vote in store.rankings(votes["name"]))
-        assert {one["name"]: one["facts"] for one in people} == {
-            name: [f"{count} judgement{'s' * (count != 1)}"] for name, count in counts.items()}  # fmt: skip
+        assert {person["name"]: person["facts"] for person in people} == {
+            name: [f"{count} judgement{'s' * (count != 1)}"] for name, count in counts.items()
+        }
         assert [source["name"] for source in votes["sources"]][-1].startswith("sample:")
         last = store.rankings(votes["name"])[-1]
-        store.retract(votes["name"], last.seq)  # later rows are no matter of this run
-    assert "the last row that was read is in the ledger" in asked(root, *words).said
-    assert "NOT WHOLE" not in asked(root, *words).said
+        store.retract(votes["name"], last.seq)  # later rows do not affect this run
+    assert "the last row that was read is in the ledger" in run_registry(root, *words).said
+    assert "NOT WHOLE" not in run_registry(root, *words).said
     manifest = root / "reward" / "a" / "manifest.json"
-    noted = manifest.read_text()
-    manifest.write_text(noted.replace(votes["digest"], "f" * 64))
-    assert "of its ledger is another one, or gone" in asked(root, *words).said.splitlines()[-1]
-    manifest.write_text(noted)
+    manifest_text = manifest.read_text()
+    manifest.write_text(manifest_text.replace(votes["digest"], "f" * 64))
+    assert "of its ledger is another one, or gone" in run_registry(root, *words).said.splitlines()[-1]
+    manifest.write_text(manifest_text)
     (root / "annotations.db").unlink()
-    assert "the store cannot say: " in asked(root, *words).said
+    assert "the store cannot say: " in run_registry(root, *words).said
     weights = next((root / "reward/a/artifact").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
-    said = asked(root, *words, "stage.verify=full").said.splitlines()
-    assert "NOT WHOLE: reward:a: artifact/adapter_model.safetensors is changed" in said
+    lines = run_registry(root, *words, "stage.verify=full").said.splitlines()
+    assert "NOT WHOLE: reward:a: artifact/adapter_model.safetensors is changed" in lines
 
 
 def test_what_nothing_needs(ready: Ready, tmp_path: Path) -> None:
-    """Listed, and kept until it is asked for; artifacts only by name."""
+    """Files that no run needs are listed, and removed on request; artifacts only by name."""
     root = tmp_path / "runs"
     shutil.copytree(ready.root, root)
     for path in root.rglob("*"):
         os.utime(path, (1e9, 1e9), follow_symlinks=False)
     (root / "reward" / "a" / "checkpoints").mkdir()
     (root / "reward" / "a" / "checkpoints" / "x").write_bytes(b"12")
-    said = asked(root, "stage.action=gc").said.splitlines()
-    assert said[0].split() == ["kind", "size", "what", "why"]
-    assert "reward/a/checkpoints" in said[1]
-    assert "reward/a/artifact" in said[2]
-    assert said[-1] == 'Artifacts go only by name: "stage.kinds=[artifacts]".'
-    said = asked(root, "stage.action=gc", "stage.apply=true", "stage.who=ann").said
-    assert "1 thing removed, 2 B; removed.jsonl says which." in said
+    output = run_registry(root, "stage.action=gc").said.splitlines()
+    assert output[0].split() == ["kind", "size", "what", "why"]
+    assert "reward/a/checkpoints" in output[1]
+    assert "reward/a/artifact" in output[2]
+    assert output[-1] == 'Artifacts go only by name: "stage.kinds=[artifacts]".'
+    output = run_registry(root, "stage.action=gc", "stage.apply=true", "stage.who=ann").said
+    assert "1 thing removed, 2 B; removed.jsonl says which." in output
     assert not (root / "reward" / "a" / "checkpoints").exists()
-    (piece,) = json.loads(asked(root, "stage.action=gc", "stage.format=json").said)
+    (piece,) = json.loads(run_registry(root, "stage.action=gc", "stage.format=json").said)
     assert (piece["kind"], piece["run"], piece["removed"]) == ("artifacts", "reward:a", False)
-    assert "removed" in asked(root, "stage.action=gc", "stage.apply=true", "stage.kinds=[artifacts]").said
-    assert asked(root, "stage.action=gc").said == "nothing that nothing needs\n"
+    assert "removed" in run_registry(root, "stage.action=gc", "stage.apply=true", "stage.kinds=[artifacts]").said
+    assert run_registry(root, "stage.action=gc").said == "nothing that nothing needs\n"
     assert (
         "NOT WHOLE: reward:a: was removed by stage=registry"
-        in asked(root, "stage.action=trace", "artifact=reward:a").said
+        in run_registry(root, "stage.action=trace", "artifact=reward:a").said
     )
     (root / "aliases.jsonl").write_text("{}\n")
-    assert "is no change of an alias" in refused(root, "stage.action=gc")
+    assert "is no change of an alias" in read_refusal(root, "stage.action=gc")
