@@ -1,4 +1,4 @@
-"""A run made again from its manifest: of every stage that trains, the same bits, or the first figure that differs."""
+"""Replays of runs from their manifests, in every stage that trains: the same bits, or the first figure that differs."""
 
 from __future__ import annotations
 
@@ -29,42 +29,43 @@ VOTES = ["data.allow_simulated=true", "stage.held_out=0.3"]
 
 @pytest.fixture(scope="module")
 def home(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of real runs."""
+    """Copy real runs into a folder."""
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(ready.root, home / "runs")
     (home / "runs" / INDEX).unlink(missing_ok=True)
     return home
 
 
-def made(home: Path, stage: str, name: str, model: Path, data: list[str], *more: str) -> Path:
-    """A run of a stage, on chats, or on the votes that are there."""
-    shop, votes = Workshop(home / "runs", home), stage in ("reward", "dpo", "kto")
-    where = [*VOTES, *CHATS[1:3]] if votes else data
+def run_training_stage(home: Path, stage: str, name: str, model: Path, data: list[str], *more: str) -> Path:
+    """Run a stage on chats, or on the votes of the store."""
+    shop = Workshop(home / "runs", home)
+    votes = stage in ("reward", "dpo", "kto")
+    data_words = [*VOTES, *CHATS[1:3]] if votes else data
     base = ["model=hub", f"model.path={model}"] if stage in ("sft", "full") else []
     ppo = ["stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=16", "rollout.max_new_tokens=8"]
-    line = [*LINES[stage], *base, *where, *(ppo if stage == "ppo" else []), *more]
+    line = [*LINES[stage], *base, *data_words, *(ppo if stage == "ppo" else []), *more]
     assert shop.ended(*line, "device=cpu", f"run.root={home / 'runs'}", f"run.name={name}") == 0, shop.said
     return home / "runs" / stage / name
 
 
-def asked(home: Path, run: str, *words: str, status: int = 0) -> str:
+def run_replay(home: Path, run: str, *words: str, status: int = 0) -> str:
     shop = Workshop(home / "runs", home)
     line = ["stage=registry", "stage.action=replay", f"stage.run={run}", f"run.root={home / 'runs'}"]
     assert shop.ended(*line, *words) == status, shop.said
     return shop.said
 
 
-def found(home: Path, run: str, *words: str, status: int = 0) -> dict[str, Any]:
-    return json.loads(asked(home, run, "stage.format=json", *words, status=status))
+def replay_as_json(home: Path, run: str, *words: str, status: int = 0) -> dict[str, Any]:
+    return json.loads(run_replay(home, run, "stage.format=json", *words, status=status))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [*LINES])
 def test_every_stage_that_trains_gives_the_same_bits(home: Path, ready: Ready, tiny_model: Path, stage: str) -> None:
-    folder = made(home, stage, "again", tiny_model, ready.data)
+    folder = run_training_stage(home, stage, "again", tiny_model, ready.data)
     before = {path: path.read_bytes() for path in (home / "runs").rglob("*") if path.is_file() and path.name != INDEX}
     rows = (folder / "metrics.jsonl").read_text().splitlines()
-    answer = found(home, f"{stage}:again")
+    answer = replay_as_json(home, f"{stage}:again")
     assert answer["same"], answer
     assert (answer["rows"], answer["unlike"]) == (len(rows), {})
     assert answer["figures"] == sum(len(json.loads(row)) - 1 for row in rows) > 0
@@ -74,24 +75,26 @@ def test_every_stage_that_trains_gives_the_same_bits(home: Path, ready: Ready, t
 
 @pytest.mark.slow
 def test_the_first_figure_that_differs_is_named(home: Path, ready: Ready, tiny_model: Path) -> None:
-    """One bit in the second of three steps; where the run came from is no matter, and what it read is."""
-    folder = made(home, "sft", "altered", tiny_model, ready.data, "stage.lr=0.003")
+    """One bit of the second step's loss differs. The inputs are compared, but not where the run lies."""
+    folder = run_training_stage(home, "sft", "altered", tiny_model, ready.data, "stage.lr=0.003")
     stream = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in stream.read_text().splitlines()]
     real = rows[1]["loss"]
     rows[1]["loss"] = float.fromhex(f"{real.hex().partition('p')[0][:-1]}0p{real.hex().partition('p')[2]}") + 1e-9
     stream.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    said = asked(home, "sft:altered", status=3)
-    assert "1 row with 4 figures the same to the bit" in said
-    assert f"sft:altered: step 2, loss: {rows[1]['loss']!r} then, {real!r} now" in said
-    assert "Code, packages, hardware, threads and inputs are the same." in said
+    stdout = run_replay(home, "sft:altered", status=3)
+    assert "1 row with 4 figures the same to the bit" in stdout
+    assert f"sft:altered: step 2, loss: {rows[1]['loss']!r} then, {real!r} now" in stdout
+    assert "Code, packages, hardware, threads and inputs are the same." in stdout
 
 
 def test_a_step_that_was_not_logged_is_compared(home: Path, ready: Ready, tiny_model: Path) -> None:
-    """Six steps of which two were logged; the fourth is another, and so is the processor's capability."""
-    folder = made(home, "sft", "unlogged", tiny_model, ready.data, "stage.log_every=10", "stage.max_steps=6")
+    """Two of six steps were logged. The fourth step differs, and so does the processor's capability."""
+    folder = run_training_stage(
+        home, "sft", "unlogged", tiny_model, ready.data, "stage.log_every=10", "stage.max_steps=6"
+    )
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
-    answer = found(home, "sft:unlogged")
+    answer = replay_as_json(home, "sft:unlogged")
     assert (answer["same"], answer["rows"], answer["steps"]) == (True, 6, 6)
     stream = folder / "steps.jsonl"
     rows = [json.loads(line) for line in stream.read_text().splitlines()]
@@ -100,27 +103,27 @@ def test_a_step_that_was_not_logged_is_compared(home: Path, ready: Ready, tiny_m
     stream.write_text("".join(json.dumps(row) + "\n" for row in rows))
     manifest = json.loads((folder / "manifest.json").read_text())
     hardware = manifest["hardware"]
-    others = {key: f"not {hardware[key]}" for key in ("cpu_capability", "onednn_max_cpu_isa", "instructions")}
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"hardware": hardware | others}))
-    answer = found(home, "sft:unlogged", status=3)
+    changed = {key: f"not {hardware[key]}" for key in ("cpu_capability", "onednn_max_cpu_isa", "instructions")}
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"hardware": hardware | changed}))
+    answer = replay_as_json(home, "sft:unlogged", status=3)
     assert (answer["first_difference"]["step"], answer["first_difference"]["figure"]) == (4, "loss")
-    assert answer["unlike"]["hardware"] == {key: [other, hardware[key]] for key, other in others.items()}
+    assert answer["unlike"]["hardware"] == {key: [value, hardware[key]] for key, value in changed.items()}
 
 
 def test_what_cannot_be_made_again(home: Path, ready: Ready, tmp_path: Path) -> None:
-    assert "which logs no steps" in asked(home, next((home / "runs" / "sample").iterdir()).as_posix(), status=2)
+    assert "which logs no steps" in run_replay(home, next((home / "runs" / "sample").iterdir()).as_posix(), status=2)
     copy = tmp_path / "copy"
     shutil.copytree(home / "runs", copy / "runs")
     shutil.rmtree(copy / "runs" / "sft")
-    assert "stage.run=sft:s: which it read as init, is gone" in asked(copy, "reward:a", status=2)
+    assert "stage.run=sft:s: which it read as init, is gone" in run_replay(copy, "reward:a", status=2)
     streams = [copy / "runs/reward/a" / stream for stream in STREAMS]
     assert all(json.loads(path.read_text().splitlines()[0])["step"] == 1 for path in streams)
     for path in streams:
         path.write_text('{"step": 2, "loss": 1.0}\n')
-    assert "logged no step up to 1" in asked(copy, "reward:a", "stage.steps=1", status=2)
+    assert "logged no step up to 1" in run_replay(copy, "reward:a", "stage.steps=1", status=2)
     for path in streams:
         path.unlink()
-    assert "logged no step" in asked(copy, "reward:a", status=2)
+    assert "logged no step" in run_replay(copy, "reward:a", status=2)
     assert read_manifest(copy / "runs" / "reward" / "a").done
 
 
@@ -137,20 +140,20 @@ def test_differences_between_rows() -> None:
 
 @pytest.mark.slow
 def test_what_is_different_about_it(home: Path, ready: Ready, tiny_model: Path, chats: Path) -> None:
-    """Another file of data, code and packages that are not those of then."""
-    own = home / "own.jsonl"
-    shutil.copy(chats, own)
-    data = [f"data.path={own}" if word.startswith("data.path=") else word for word in ready.data]
-    folder = made(home, "sft", "other", tiny_model, data)
-    rows = own.read_text().splitlines()
-    own.write_text("\n".join([*rows[1:], rows[0].replace("garden", "meadow"), rows[0]]) + "\n")
+    """The file of data, the code and the packages changed after the run."""
+    data_path = home / "own.jsonl"
+    shutil.copy(chats, data_path)
+    data = [f"data.path={data_path}" if word.startswith("data.path=") else word for word in ready.data]
+    folder = run_training_stage(home, "sft", "other", tiny_model, data)
+    rows = data_path.read_text().splitlines()
+    data_path.write_text("\n".join([*rows[1:], rows[0].replace("garden", "meadow"), rows[0]]) + "\n")
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest |= {"code": "c" * 64, "packages": {**manifest["packages"], "torch": "2.0.0"}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    answer = found(home, "sft:other", "stage.steps=1", status=3)
+    answer = replay_as_json(home, "sft:other", "stage.steps=1", status=3)
     assert not answer["same"]
     assert answer["unlike"]["packages"]["torch"][0] == "2.0.0"
     assert answer["unlike"]["code"]["code"][0] == "c" * 64
-    assert [one.rpartition(" (")[0] for one in answer["unlike"]["made from"]["data"]] == [str(own)] * 2
-    own.unlink()
-    assert "cannot be made again: data.path=" in asked(home, "sft:other", status=2)
+    assert [source.rpartition(" (")[0] for source in answer["unlike"]["made from"]["data"]] == [str(data_path)] * 2
+    data_path.unlink()
+    assert "cannot be made again: data.path=" in run_replay(home, "sft:other", status=2)
