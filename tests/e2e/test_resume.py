@@ -1,4 +1,4 @@
-"""PPO that was killed goes on to the bit: the same adapter, critic, optimiser state and metrics as if nothing had been.
+"""PPO that was killed resumes to the bit: the same adapter, critic, optimiser state and metrics as without a kill.
 
 Kills are real: SIGKILL to a process of its own, at a random moment or in the middle of writing a checkpoint.
 """
@@ -24,7 +24,8 @@ from align.run import Run, file_digest, read_manifest
 from align.run.checkpoints import SEAL
 from align.track import read_rows
 
-UPDATES, KILLS = 9, 6
+UPDATES = 9
+KILLS = 6
 PPO = [
     *(f"stage.updates={UPDATES}", "stage.save_every=2", "stage.eval_every=2", "stage.eval_prompts=4", "stage.shown=2"),
     *("stage.kl_control=adaptive", "stage.kl_target=0.01", "stage.kl_horizon=50", "stage.normalise=running"),
@@ -33,44 +34,48 @@ PPO = [
 
 
 def in_a_fork(work: Callable[[], Any]) -> multiprocessing.Process:
-    def exits() -> NoReturn:
+    def exit_with_status() -> NoReturn:
         sys.exit(work())
 
-    child = multiprocessing.get_context("fork").Process(target=exits)
+    child = multiprocessing.get_context("fork").Process(target=exit_with_status)
     child.start()
     return child  # pyright: ignore[reportReturnType]
 
 
 def copied(ready: Ready, folder: Path) -> tuple[Path, list[str]]:
-    """The same runs elsewhere, and the command there."""
+    """Copy the runs to another folder. Returns their root, and the command of a PPO run there."""
     root = folder / "runs"
     shutil.copytree(ready.root, root, ignore=shutil.ignore_patterns("ppo"))
     return root, [*ready.ppo, *PPO, f"run.root={root}"]
 
 
-def traced(arguments: list[str]) -> Callable[[], int]:
-    """The command, its checkpoints kept for a look when it is done."""
+def keep_checkpoints(arguments: list[str]) -> Callable[[], int]:
+    """Return a function that runs the command and keeps a copy of the run's checkpoints."""
 
     def work() -> int:
         publish = Run.publish
 
-        def keeping(run: Run, *arguments: Any) -> None:
+        def copy_and_publish(run: Run, *arguments: Any) -> None:
             shutil.copytree(run.folder / "checkpoints", run.folder.parent / "kept", dirs_exist_ok=True)
             publish(run, *arguments)
 
-        Run.publish = keeping
+        Run.publish = copy_and_publish
         return main(arguments)
 
     return work
 
 
-def state(root: Path) -> dict[str, str]:
-    """Digests of all that must be the same: adapter, critic, metrics, and the last checkpoint's optimiser state."""
+def compute_digests(root: Path) -> dict[str, str]:
+    """Return the digests of the adapter, critic, metrics and samples, and of the last checkpoint's optimiser state."""
     run = root / "ppo" / "x"
     assert read_manifest(run).status == "done"
-    kept = root / "ppo" / "kept"
+    checkpoints = root / "ppo" / "kept"
     files = [*run.glob("artifact/*.safetensors"), *run.glob("artifact/value/*.safetensors"), run / "metrics.jsonl"]
-    files += [run / "samples.jsonl", kept / "checkpoint-8" / "state.safetensors", kept / "checkpoint-8" / "state.json"]
+    files += [
+        run / "samples.jsonl",
+        checkpoints / "checkpoint-8" / "state.safetensors",
+        checkpoints / "checkpoint-8" / "state.json",
+    ]
     assert len(files) == 7
     return {str(p.relative_to(root)): file_digest(p) for p in files}
 
@@ -78,16 +83,16 @@ def state(root: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def uninterrupted(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root, arguments = copied(ready, tmp_path_factory.mktemp("whole"))
-    child = in_a_fork(traced(arguments))
+    child = in_a_fork(keep_checkpoints(arguments))
     child.join()
     assert child.exitcode == 0
     assert sorted(p.name for p in (root / "ppo/kept").iterdir()) == ["checkpoint-6", "checkpoint-8"]
     assert [row["step"] for row in read_rows(root / "ppo/x/metrics.jsonl")] == [*range(UPDATES + 1)]  # 0 is the start
-    return state(root)
+    return compute_digests(root)
 
 
 def killed_while_writing(arguments: list[str], name: str, nth: int) -> Callable[[], int]:
-    """The command; it dies when the `nth` file of that name has been half written."""
+    """Return a function that runs the command and dies when the `nth` file of that name is half written."""
 
     def work() -> int:
         import align.ppo.checkpoint as checkpoint
@@ -95,8 +100,8 @@ def killed_while_writing(arguments: list[str], name: str, nth: int) -> Callable[
 
         count = 0
 
-        def half(write: Callable[..., None]) -> Callable[..., None]:
-            def torn(*arguments: Any) -> None:
+        def die_at_nth_write(write: Callable[..., None]) -> Callable[..., None]:
+            def write_or_die(*arguments: Any) -> None:
                 nonlocal count
                 write(*arguments)
                 path = next(a for a in arguments if isinstance(a, Path))
@@ -106,10 +111,13 @@ def killed_while_writing(arguments: list[str], name: str, nth: int) -> Callable[
                         os.truncate(path, path.stat().st_size // 2)
                         os.kill(os.getpid(), signal.SIGKILL)
 
-            return torn
+            return write_or_die
 
-        checkpoint.save_file, checkpoint.write_json = half(checkpoint.save_file), half(checkpoint.write_json)
-        checkpoints.write_json = half(checkpoints.write_json)
+        checkpoint.save_file, checkpoint.write_json = (
+            die_at_nth_write(checkpoint.save_file),
+            die_at_nth_write(checkpoint.write_json),
+        )
+        checkpoints.write_json = die_at_nth_write(checkpoints.write_json)
         return main(arguments)
 
     return work
@@ -122,25 +130,28 @@ def test_killed_inside_a_checkpoint(ready: Ready, uninterrupted: dict[str, str],
     child.join()
     assert child.exitcode == -signal.SIGKILL
     assert len(list((root / "ppo/x/checkpoints").glob("checkpoint-*"))) == min(nth - 1, 2)
-    child = in_a_fork(traced(arguments))
+    child = in_a_fork(keep_checkpoints(arguments))
     child.join()
     assert child.exitcode == 0
-    assert state(root) == uninterrupted
+    assert compute_digests(root) == uninterrupted
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments(
     ready: Ready, uninterrupted: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
-    """Each kill falls one or two updates beyond where the run had ever been, and a random moment into what follows. A
-    run that has come to its end begins again."""
+    """Each kill falls one or two updates after the last logged one, plus a random time. A finished run begins again."""
     root, arguments = copied(ready, tmp_path)
-    run, rng, kills, continued, began = root / "ppo/x", random.Random(0), 0, 0, time.monotonic()
+    run = root / "ppo/x"
+    rng = random.Random(0)
+    kills = 0
+    resumed = 0
+    began = time.monotonic()
     finished = False
     while kills < KILLS or not finished:
-        newest = max((p.name for p in run.glob("checkpoints/checkpoint-*")), default="")  # whole, as it has its name
+        newest = max((p.name for p in run.glob("checkpoints/checkpoint-*")), default="")  # complete, as it has its name
         further = len(read_rows(run / "metrics.jsonl")) + rng.randint(1, 2)
-        child = in_a_fork(traced(arguments))
+        child = in_a_fork(keep_checkpoints(arguments))
         while child.is_alive() and (kills == KILLS or len(read_rows(run / "metrics.jsonl")) < further):
             assert time.monotonic() - began < 300
             time.sleep(0.01)
@@ -148,13 +159,14 @@ def test_killed_at_random_moments(
         child.kill()
         child.join()
         assert child.exitcode in (0, -signal.SIGKILL)
-        said = [line for line in capfd.readouterr().out.splitlines() if line.startswith("continuing from")]
-        assert said == ([f"continuing from {newest}"] if newest else [])
-        kills, continued = kills + (child.exitcode != 0), continued + bool(newest)
+        messages = [line for line in capfd.readouterr().out.splitlines() if line.startswith("continuing from")]
+        assert messages == ([f"continuing from {newest}"] if newest else [])
+        kills = kills + (child.exitcode != 0)
+        resumed = resumed + bool(newest)
         if finished := read_manifest(run).status == "done":
-            assert state(root) == uninterrupted
+            assert compute_digests(root) == uninterrupted
             shutil.rmtree(root / "ppo")
-    assert continued >= KILLS / 2
+    assert resumed >= KILLS / 2
 
 
 @pytest.mark.parametrize("damage", ["a bit", "a missing file"])
@@ -166,7 +178,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     damage: str,
 ):
     root, arguments = copied(ready, tmp_path)
-    child = in_a_fork(killed_while_writing(arguments, "state.json", 3))  # after two whole ones
+    child = in_a_fork(killed_while_writing(arguments, "state.json", 3))  # after two complete checkpoints
     child.join()
     newest = root / "ppo/x/checkpoints/checkpoint-4"
     if damage == "a bit":
@@ -176,10 +188,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(
     else:
         (newest / "state.json").unlink()
     capfd.readouterr()
-    child = in_a_fork(traced(arguments))
+    child = in_a_fork(keep_checkpoints(arguments))
     child.join()
     assert child.exitcode == 0
-    said = capfd.readouterr().out
-    assert "checkpoint-4 is torn or altered" in said
-    assert "continuing from checkpoint-2" in said
-    assert state(root) == uninterrupted
+    stdout = capfd.readouterr().out
+    assert "checkpoint-4 is torn or altered" in stdout
+    assert "continuing from checkpoint-2" in stdout
+    assert compute_digests(root) == uninterrupted

@@ -1,4 +1,4 @@
-"""SFT, full fine-tuning, reward models and DPO that were killed, in any epoch and however often, go on to the bit."""
+"""SFT, full fine-tuning, reward models and preference training that were killed resume to the bit, in any epoch."""
 
 from __future__ import annotations
 
@@ -23,16 +23,23 @@ disable_caching()  # a continued run packs and maps its rows by itself
 
 EPOCHS = 3
 PACE = (
-    "stage.batch_size=4", "stage.micro_batch=2", "stage.log_every=1", "stage.save_every=1", f"stage.epochs={EPOCHS}",
+    "stage.batch_size=4",
+    "stage.micro_batch=2",
+    "stage.log_every=1",
+    "stage.save_every=1",
+    f"stage.epochs={EPOCHS}",
     "device=cpu",
-)  # fmt: skip
+)
 
 
 class Killed(Reporter):
-    """Ends the process, as far as the stage can tell, at the end of one step: before its checkpoint (what is held out
-    has been measured), inside it (it has no seal yet), or behind it."""
+    """Interrupts the stage at the end of one step: before its checkpoint, inside it, or behind it.
 
-    at, place = 0, "behind"
+    Before it, the held-out loss has been measured; inside it, the checkpoint has no seal yet.
+    """
+
+    at = 0
+    place = "behind"
 
     def here(self, state: Any, place: str) -> None:
         if state.global_step == self.at and place == self.place:
@@ -54,7 +61,7 @@ class Stage:
         self.root, self.patch, self.command = root, monkeypatch, command
 
     def run(self, at: int = 0, place: str = "behind") -> int:
-        """The exit status; killed at the end of step `at`, if at all, see `Killed`."""
+        """Run the stage, killed at the end of step `at` unless that is 0, and return its exit status. See `Killed`."""
         torch.manual_seed(at)  # a run must not depend on what ran before it in this process
         killed = type("Killed", (Killed,), {"at": at, "place": place})
         with self.patch.context() as patch:
@@ -64,20 +71,20 @@ class Stage:
 
     @property
     def folder(self) -> Path:
-        (found,) = (self.root / self.command[0].removeprefix("stage=")).iterdir()
-        return found
+        (run_folder,) = (self.root / self.command[0].removeprefix("stage=")).iterdir()
+        return run_folder
 
     def checkpoints(self) -> list[str]:
-        found = (self.folder / "checkpoints").glob("checkpoint-*")
-        return [p.name for p in sorted(found, key=parse_step)]
+        folders = (self.folder / "checkpoints").glob("checkpoint-*")
+        return [p.name for p in sorted(folders, key=parse_step)]
 
     def losses(self) -> dict[int, float]:
-        """Step → held-out loss."""
+        """Return the held-out loss by step."""
         rows = read_rows(self.folder / "metrics.jsonl")
         return {row["step"]: row["held_out_loss"] for row in rows if "held_out_loss" in row}
 
     def outcome(self) -> dict[str, Any]:
-        """All that must be the same, whatever happened on the way."""
+        """Return all that interruptions must not change."""
         manifest = read_manifest(self.folder)
         assert manifest.status == "done"
         figures = {k: v for k, v in manifest.metrics.items() if k != "peak_rss_mb"}
@@ -88,13 +95,21 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def with_dropout(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that draws random numbers while it trains."""
+    """Build a model that draws random numbers while it trains."""
     folder = tmp_path_factory.mktemp("gpt2")
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=320, n_positions=256, n_embd=64, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2,
-        resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2,
-    )  # fmt: skip
+        vocab_size=320,
+        n_positions=256,
+        n_embd=64,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        resid_pdrop=0.2,
+        embd_pdrop=0.2,
+        attn_pdrop=0.2,
+    )
     GPT2LMHeadModel(config).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
@@ -104,17 +119,17 @@ def with_dropout(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) 
 def stages(
     tmp_path: Path, tiny_model: Path, chats: Path, with_dropout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Stage]:
-    """A kind of training in a folder of its own, all on the same few rows."""
+    """Return a function that sets up a kind of training in its own folder, all on the same few rows."""
     pairs = tmp_path / "pairs.jsonl"
-    asked = [json.loads(line)["messages"] for line in chats.read_text().splitlines()]
+    conversations = [json.loads(line)["messages"] for line in chats.read_text().splitlines()]
     rows = [
         {"prompt": m[:1], "chosen": m[1:], "rejected": [{"role": "assistant", "content": "No."}], "group_id": str(i)}
-        for i, m in enumerate(asked)
+        for i, m in enumerate(conversations)
     ]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     on_chats = ("model=hub", "data=jsonl", f"data.path={chats}", "data.limit=20", "data.held_out=0.25")
-    held = ("data=jsonl", "data.limit=20", "stage.held_out=0.2", "data.held_out=0.25")
-    on_pairs = (f"init={tiny_model}", f"data.path={pairs}", *held)
+    held_out_words = ("data=jsonl", "data.limit=20", "stage.held_out=0.2", "data.held_out=0.25")
+    on_pairs = (f"init={tiny_model}", f"data.path={pairs}", *held_out_words)
     packed = ("stage.packing=true", "data.max_length=96")
     commands = {
         "sft": ("stage=sft", f"model.path={tiny_model}", *on_chats),
@@ -131,33 +146,44 @@ def stages(
         "kto": ("stage=kto", *on_pairs),
     }
 
-    def stage(kind: str, root: str, *more: str) -> Stage:
+    def build_stage(kind: str, root: str, *more: str) -> Stage:
         adapter = () if kind.startswith("full") else ("method.r=4",)
         return Stage(tmp_path / root, monkeypatch, *commands[kind], *PACE, *adapter, *more)
 
-    return stage
+    return build_stage
 
 
 KINDS = (
-    "sft", "sft, packed", "sft, dropout", "full", "full, packed", "full, dropout",
-    "reward", "dpo", "cdpo", "orpo", "simpo", "kto",
-)  # fmt: skip
+    "sft",
+    "sft, packed",
+    "sft, dropout",
+    "full",
+    "full, packed",
+    "full, dropout",
+    "reward",
+    "dpo",
+    "cdpo",
+    "orpo",
+    "simpo",
+    "kto",
+)
 
 
 @pytest.mark.parametrize("kind", ["sft", "reward", "simpo", "kto"])
 def test_killed_in_its_second_epoch_it_goes_on_to_the_bit(stages: Callable[..., Stage], kind: str) -> None:
-    whole, parts = stages(kind, "whole"), stages(kind, "parts")
-    assert whole.run() == 0
-    steps = len(read_rows(whole.folder / "metrics.jsonl"))
+    uninterrupted = stages(kind, "whole")
+    resumed = stages(kind, "parts")
+    assert uninterrupted.run() == 0
+    steps = len(read_rows(uninterrupted.folder / "metrics.jsonl"))
     at = steps // EPOCHS + 2
-    assert parts.run(at) == 130
-    assert read_manifest(parts.folder).status == "interrupted"
-    assert parts.checkpoints()[-1] == f"checkpoint-{at}"
+    assert resumed.run(at) == 130
+    assert read_manifest(resumed.folder).status == "interrupted"
+    assert resumed.checkpoints()[-1] == f"checkpoint-{at}"
     for foreign in ("training_args.bin", "README.md"):
-        assert not list((parts.folder / "checkpoints").rglob(foreign))
-    assert parts.run() == 0
-    assert not parts.checkpoints()
-    assert parts.outcome() == whole.outcome()
+        assert not list((resumed.folder / "checkpoints").rglob(foreign))
+    assert resumed.run() == 0
+    assert not resumed.checkpoints()
+    assert resumed.outcome() == uninterrupted.outcome()
 
 
 @pytest.mark.parametrize("kind", ["full", "dpo"])
@@ -165,13 +191,14 @@ def test_killed_behind_its_last_step_in_the_middle_of_an_epoch_it_takes_no_furth
     stages: Callable[..., Stage], kind: str
 ) -> None:
     half = "stage.epochs=0.5"
-    whole, parts = stages(kind, "whole", half), stages(kind, "parts", half)
-    assert whole.run() == 0
-    last = len(read_rows(whole.folder / "metrics.jsonl"))
-    assert parts.run(last) == 130
-    assert parts.checkpoints()[-1] == f"checkpoint-{last}"
-    assert parts.run() == 0
-    assert parts.outcome() == whole.outcome()
+    uninterrupted = stages(kind, "whole", half)
+    resumed = stages(kind, "parts", half)
+    assert uninterrupted.run() == 0
+    last = len(read_rows(uninterrupted.folder / "metrics.jsonl"))
+    assert resumed.run(last) == 130
+    assert resumed.checkpoints()[-1] == f"checkpoint-{last}"
+    assert resumed.run() == 0
+    assert resumed.outcome() == uninterrupted.outcome()
 
 
 @pytest.mark.slow
@@ -179,14 +206,17 @@ def test_killed_behind_its_last_step_in_the_middle_of_an_epoch_it_takes_no_furth
 def test_killed_at_the_first_and_last_step_of_every_epoch_twice_in_a_row(
     stages: Callable[..., Stage], kind: str
 ) -> None:
-    """All of them one after another; and at both sides of the first epoch's end, then again before another checkpoint
-    is written."""
-    whole = stages(kind, "whole")
-    assert whole.run() == 0
-    expected, rows = whole.outcome(), read_rows(whole.folder / "metrics.jsonl")
-    a_epoch, rest = divmod(len(rows), EPOCHS)
-    assert (rest, a_epoch >= 2) == (0, True)
-    edges = [epoch * a_epoch + step for epoch in range(EPOCHS) for step in (1, a_epoch)]
+    """One run is killed at all of these steps in turn.
+
+    Others are killed on a side of the first epoch's end, and again before another checkpoint is written.
+    """
+    uninterrupted = stages(kind, "whole")
+    assert uninterrupted.run() == 0
+    expected = uninterrupted.outcome()
+    rows = read_rows(uninterrupted.folder / "metrics.jsonl")
+    epoch_steps, remainder = divmod(len(rows), EPOCHS)
+    assert (remainder, epoch_steps >= 2) == (0, True)
+    edges = [epoch * epoch_steps + step for epoch in range(EPOCHS) for step in (1, epoch_steps)]
 
     chain = stages(kind, "chain")
     for step in edges:
@@ -194,41 +224,43 @@ def test_killed_at_the_first_and_last_step_of_every_epoch_twice_in_a_row(
     assert chain.run() == 0
     assert chain.outcome() == expected
 
-    for first, second in ((a_epoch, a_epoch + 1), (a_epoch + 1, 2 * a_epoch)):
-        twice = stages(kind, f"twice-{first}")
-        assert twice.run(first) == 130
-        assert twice.checkpoints()[-1] == f"checkpoint-{first}"
-        assert twice.run(second, "before") == 130
-        assert twice.run() == 0
-        assert twice.outcome() == expected
+    for first, second in ((epoch_steps, epoch_steps + 1), (epoch_steps + 1, 2 * epoch_steps)):
+        killed_twice = stages(kind, f"twice-{first}")
+        assert killed_twice.run(first) == 130
+        assert killed_twice.checkpoints()[-1] == f"checkpoint-{first}"
+        assert killed_twice.run(second, "before") == 130
+        assert killed_twice.run() == 0
+        assert killed_twice.outcome() == expected
 
 
 def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(
     stages: Callable[..., Stage], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, torn = stages("sft", "whole"), stages("sft", "torn")
-    assert whole.run() == 0
+    uninterrupted = stages("sft", "whole")
+    torn = stages("sft", "torn")
+    assert uninterrupted.run() == 0
     assert torn.run(6) == 130
     assert torn.checkpoints() == ["checkpoint-5", "checkpoint-6"]
     optimiser = torn.folder / "checkpoints" / "checkpoint-6" / "optimizer.pt"
     optimiser.write_bytes(optimiser.read_bytes()[:-100])
     capsys.readouterr()
     assert torn.run() == 0
-    said = capsys.readouterr().out
-    assert "checkpoint-6 is torn or altered" in said
-    assert "continuing from checkpoint-5" in said
-    assert torn.outcome() == whole.outcome()
+    stdout = capsys.readouterr().out
+    assert "checkpoint-6 is torn or altered" in stdout
+    assert "continuing from checkpoint-5" in stdout
+    assert torn.outcome() == uninterrupted.outcome()
 
 
-# Measured while it trains.
+# Held-out evaluation during training.
 
 EVALUATED = ("stage.eval_every=2", "stage.save_every=3", "stage.epochs=8", "stage.schedule=constant")
 UNTIL_IT_RISES = (*EVALUATED, "stage.publish=best", "stage.patience=2")
-BEST, LAST = 8, 12
+BEST = 8
+LAST = 12
 """The step with the lowest held-out loss, and the step at which patience has run out."""
 
 
-def rising_evaluation(
+def build_rising_evaluation(
     loss: Callable[[int], float], every: int | None, publish: str, patience: int | None
 ) -> HeldOutEvaluation:
     """Return a measurement of the real held-out loss plus a term that is 0 at step BEST and grows away from it, so that
@@ -238,15 +270,15 @@ def rising_evaluation(
 
 @pytest.fixture
 def rising_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common, "HeldOutEvaluation", rising_evaluation)
+    monkeypatch.setattr(common, "HeldOutEvaluation", build_rising_evaluation)
 
 
 def run_until_it_rises(stages: Callable[..., Stage], kind: str) -> Stage:
     """Return a run that was not killed and that ended because its patience ran out."""
-    whole = stages(kind, "whole", *UNTIL_IT_RISES)
-    assert whole.run() == 0
-    assert list(whole.losses()) == list(range(2, LAST + 1, 2))
-    return whole
+    uninterrupted = stages(kind, "whole", *UNTIL_IT_RISES)
+    assert uninterrupted.run() == 0
+    assert list(uninterrupted.losses()) == list(range(2, LAST + 1, 2))
+    return uninterrupted
 
 
 @pytest.mark.usefixtures("rising_losses")
@@ -256,32 +288,41 @@ def run_until_it_rises(stages: Callable[..., Stage], kind: str) -> Stage:
 def test_killed_around_its_best_step_and_while_patience_runs(
     stages: Callable[..., Stage], kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = run_until_it_rises(stages, kind)
-    said, metrics = capsys.readouterr().out, read_manifest(whole.folder).metrics
-    assert f"step {BEST} is published, the lowest held-out loss; training ended at step {LAST} of " in said
+    uninterrupted = run_until_it_rises(stages, kind)
+    stdout = capsys.readouterr().out
+    metrics = read_manifest(uninterrupted.folder).metrics
+    assert f"step {BEST} is published, the lowest held-out loss; training ended at step {LAST} of " in stdout
     assert (metrics["published_step"], metrics["steps"], metrics["ended_by"]) == (BEST, LAST, "patience")
     after = metrics.get("loss_after", metrics.get("loss"))
-    assert after == whole.losses()[BEST]  # what is published is what was measured then
-    between = (BEST, "before")
-    ended = (LAST, "before")
-    saved = 3 * ((BEST - 1) // 3)  # the last step in front of the best that is saved whatever was measured
+    assert after == uninterrupted.losses()[BEST]  # the published weights were measured at that step
+    before_best = (BEST, "before")
+    before_last = (LAST, "before")
+    saved = 3 * ((BEST - 1) // 3)  # the last regular checkpoint before the best step
     for kills in (
-        [between, (BEST, "inside"), (BEST, "behind"), (BEST + 2, "before"), ended, (LAST, "inside"), (LAST, "behind")],
-        [(saved, "behind"), between, ended],
+        [
+            before_best,
+            (BEST, "inside"),
+            (BEST, "behind"),
+            (BEST + 2, "before"),
+            before_last,
+            (LAST, "inside"),
+            (LAST, "behind"),
+        ],
+        [(saved, "behind"), before_best, before_last],
     ):
         killed = stages(kind, f"killed-{len(kills)}", *UNTIL_IT_RISES)
         for at, place in kills:
             assert killed.run(at, place) == 130
             assert len(killed.checkpoints()) <= 2 + (place == "inside")
         assert killed.run() == 0
-        assert killed.outcome() == whole.outcome()
+        assert killed.outcome() == uninterrupted.outcome()
 
 
 @pytest.mark.usefixtures("rising_losses")
 def test_the_best_is_kept_until_there_is_a_better_one_and_is_missed_where_it_is_altered(
     stages: Callable[..., Stage], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = run_until_it_rises(stages, "sft")
+    uninterrupted = run_until_it_rises(stages, "sft")
     altered = stages("sft", "altered", *UNTIL_IT_RISES)
     assert altered.run(LAST) == 130
     assert altered.checkpoints() == [f"checkpoint-{BEST}", f"checkpoint-{LAST}"]
@@ -290,7 +331,7 @@ def test_the_best_is_kept_until_there_is_a_better_one_and_is_missed_where_it_is_
     capsys.readouterr()
     assert altered.run() == 0
     assert f"checkpoint-{LAST} is torn or altered" in capsys.readouterr().out
-    assert altered.outcome() == whole.outcome()
+    assert altered.outcome() == uninterrupted.outcome()
 
 
 @pytest.mark.parametrize(
@@ -299,17 +340,21 @@ def test_the_best_is_kept_until_there_is_a_better_one_and_is_missed_where_it_is_
 def test_whoever_is_measured_trains_on_as_if_nobody_had_asked(
     stages: Callable[..., Stage], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the bit; and even where asking draws random numbers."""
-    alone, asked = stages(kind, "alone"), stages(kind, "asked", "stage.eval_every=1")
-    assert alone.run() == 0
+    """The evaluation changes no bit, even if it draws random numbers."""
+    without_evaluation = stages(kind, "alone")
+    with_evaluation = stages(kind, "asked", "stage.eval_every=1")
+    assert without_evaluation.run() == 0
 
-    def drawing(loss: Callable[[int], float], *settings: Any) -> HeldOutEvaluation:
+    def build_drawing_evaluation(loss: Callable[[int], float], *settings: Any) -> HeldOutEvaluation:
         return HeldOutEvaluation(lambda step: loss(step) + 0 * float(torch.rand(1)), *settings)
 
-    monkeypatch.setattr(common, "HeldOutEvaluation", drawing)
-    assert asked.run() == 0
-    rows = [read_rows(stage.folder / "metrics.jsonl") for stage in (alone, asked)]
-    assert asked.losses().keys() == {row["step"] for row in rows[0]}
+    monkeypatch.setattr(common, "HeldOutEvaluation", build_drawing_evaluation)
+    assert with_evaluation.run() == 0
+    rows = [read_rows(stage.folder / "metrics.jsonl") for stage in (without_evaluation, with_evaluation)]
+    assert with_evaluation.losses().keys() == {row["step"] for row in rows[0]}
     assert [{k: v for k, v in row.items() if k != "held_out_loss"} for row in rows[1]] == rows[0]
-    tensors = [file_digest(next(stage.folder.glob("artifact/*.safetensors"))) for stage in (alone, asked)]
-    assert tensors[0] == tensors[1]
+    digests = [
+        file_digest(next(stage.folder.glob("artifact/*.safetensors")))
+        for stage in (without_evaluation, with_evaluation)
+    ]
+    assert digests[0] == digests[1]
