@@ -1,4 +1,4 @@
-"""`rollout=vllm` before a stand-in for vLLM: what it learns, and what is noticed of a broken one, in which update."""
+"""Rollouts by a stand-in for vLLM (`rollout=vllm`): training on them, and faults with the update that notices them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ from align.rollout.vllm_server import ENVIRONMENT, build_serve_arguments
 from align.track import read_rows
 
 STATE = (
-    "stage.eval_every=2", "stage.eval_prompts=2", "stage.shown=1", "stage.updates=3", "stage.lr=0.01",
+    "stage.eval_every=2",
+    "stage.eval_prompts=2",
+    "stage.shown=1",
+    "stage.updates=3",
+    "stage.lr=0.01",
     "rollout.temperature=0.8",
-)  # fmt: skip
+)
 KEY = "pl4nted-key-of-the-servers"
 
 
@@ -37,11 +41,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def words(ready: Ready, python: str) -> list[str]:
-    return words_of(ready, python)
+    return build_words(ready, python)
 
 
-def words_of(ready: Ready, python: str) -> list[str]:
-    """Of a run; a name is still to be given."""
+def build_words(ready: Ready, python: str) -> list[str]:
+    """Return the words of a run, without its name."""
     return [*ready.ppo, *STATE, f"run.root={ready.root}", "rollout=vllm", f"rollout.python={python}"]
 
 
@@ -49,19 +53,19 @@ def last_folder(capfd: pytest.CaptureFixture[str]) -> Path:
     return Path(capfd.readouterr().out.splitlines()[-1])
 
 
-def updates(folder: Path) -> list[dict[str, Any]]:
+def read_updates(folder: Path) -> list[dict[str, Any]]:
     return [row for row in read_rows(folder / "metrics.jsonl") if "rollout_gap" in row]
 
 
 @pytest.fixture(scope="module")
 def lives(ready: Ready, python: str) -> Path:
-    """The folder of a run whose two servers do as they should."""
-    assert main([*words_of(ready, python), "run.name=lives", "rollout.replicas=2"]) == 0
+    """Run PPO on two servers that work, and return the run's folder."""
+    assert main([*build_words(ready, python), "run.name=lives", "rollout.replicas=2"]) == 0
     return ready.root / "ppo" / "lives"
 
 
 def test_it_learns_from_what_a_server_draws(lives: Path):
-    rows = updates(lives)
+    rows = read_updates(lives)
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
         assert row["rollout_gap"] < 1e-4  # the issue's bar, in fp32 and at a temperature
@@ -78,24 +82,24 @@ def test_a_run_that_samples_ahead_and_is_continued_learns_the_same(
 ):
     words = [*words, "stage.max_staleness=1", "stage.save_every=1", "stage.checkpoints=9"]
     assert main([*words, "run.name=whole"]) == 0, capfd.readouterr().err
-    whole = last_folder(capfd)
-    rows = updates(whole)
+    uninterrupted = last_folder(capfd)
+    rows = read_updates(uninterrupted)
     assert [row["staleness"] for row in rows] == [0, 1, 1]
     assert all(row["rollout_gap"] < 1e-4 for row in rows)
     assert all(row["sampler_kl"] > 1e-3 for row in rows[1:]), "the learner stands elsewhere by then"
 
-    cut = ready.root / "ppo" / "cut"
+    resumed = ready.root / "ppo" / "cut"
     run = forks.start(ready.root, *words, "run.name=cut")
-    while not (cut / "checkpoints" / "checkpoint-1").exists():
+    while not (resumed / "checkpoints" / "checkpoint-1").exists():
         assert run.poll() is None, run.ended()
         time.sleep(0.01)
     run.send_signal(signal.SIGKILL)
     run.ended()
-    assert not (cut / "artifact" / "adapter_model.safetensors").exists()
+    assert not (resumed / "artifact" / "adapter_model.safetensors").exists()
     assert main([*words, "run.name=cut"]) == 0, capfd.readouterr().err
-    assert read_rows(cut / "metrics.jsonl") == read_rows(whole / "metrics.jsonl")
+    assert read_rows(resumed / "metrics.jsonl") == read_rows(uninterrupted / "metrics.jsonl")
     weights = "artifact/adapter_model.safetensors"
-    assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (resumed / weights).read_bytes() == (uninterrupted / weights).read_bytes()
 
 
 BROKEN = {
@@ -104,7 +108,7 @@ BROKEN = {
     "forgets": (3, "no longer has an adapter"),
     "dies-always": (0, "times in a row"),
 }
-"""Fault → in which update it is noticed, 0 where that is before the second; and what is said."""
+"""Fault → the update that notices it (0 if it is before the second), and the message."""
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -112,14 +116,14 @@ def test_a_broken_server_is_noticed_in_that_update(
     words: list[str], fault: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("STAND_IN", fault)
-    when, said = BROKEN[fault]
+    update, message = BROKEN[fault]
     words = [*words, f"run.name={fault}", "stage.eval_every=null"]
     assert main(words) == 2
-    told = capfd.readouterr()
-    assert said in told.err, told
-    if when:
-        assert f"update {when}" in told.err
-    if fault == "forgets":  # the run goes on once its server does
+    output = capfd.readouterr()
+    assert message in output.err, output
+    if update:
+        assert f"update {update}" in output.err
+    if fault == "forgets":  # the run resumes on a server that works
         monkeypatch.delenv("STAND_IN")
         assert main(words) == 0
 
@@ -138,11 +142,18 @@ def test_a_server_that_dies_is_started_again(
 
 @pytest.fixture
 def url(python: str, tiny_model: Path, tmp_path: Path) -> Iterator[str]:
-    """A server of the tiny model that runs already."""
+    """Start a server of the tiny model before any run."""
     words = build_serve_arguments(
-        "0" * 64, "float32", layers=["q_proj"], rank=16, adapters=4, slots=8, context=256, prefixes=False,
+        "0" * 64,
+        "float32",
+        layers=["q_proj"],
+        rank=16,
+        adapters=4,
+        slots=8,
+        context=256,
+        prefixes=False,
         logprobs="processed_logprobs",
-    )  # fmt: skip
+    )
     words += ["--api-key", KEY]
     port = free_port()
     command = [python, "-m", "vllm.entrypoints.cli.main", "serve", str(tiny_model), "--port", str(port), *words]
@@ -157,40 +168,49 @@ def test_servers_that_run_already(
     ready: Ready, url: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("VLLM_API_KEY", KEY)
-    kept = [word for word in ready.ppo if not word.startswith(("reward.", "init="))]
+    ppo_words = [word for word in ready.ppo if not word.startswith(("reward.", "init="))]
     rule = "reward.rules=[{rule: length, low: 2, high: 9}]"
     words = [
-        *kept, *STATE, f"run.root={ready.root}", "init=base", "model=hub", f"model.path={tiny_model}", "reward=rules",
-        rule, "rollout=vllm", "stage.updates=2", "stage.eval_every=null",
-    ]  # fmt: skip
-    asked = f"rollout.urls=['{url}']"
-    assert main([*words, "method=lora", asked, "run.name=by-url"]) == 0, capfd.readouterr().err
+        *ppo_words,
+        *STATE,
+        f"run.root={ready.root}",
+        "init=base",
+        "model=hub",
+        f"model.path={tiny_model}",
+        "reward=rules",
+        rule,
+        "rollout=vllm",
+        "stage.updates=2",
+        "stage.eval_every=null",
+    ]
+    urls = f"rollout.urls=['{url}']"
+    assert main([*words, "method=lora", urls, "run.name=by-url"]) == 0, capfd.readouterr().err
     folder = last_folder(capfd)
-    assert all(row["rollout_gap"] < 1e-4 for row in updates(folder))
-    assert not [where for where, text in everything_in(folder).items() if KEY in text]
-    # It has the weights as they were published, and not those of NF4 that this policy is trained on.
-    assert main([*words, "method=qlora", asked, "run.name=other-base"]) == 2
-    told = capfd.readouterr().err
-    assert "nats from those that were trained" in told
-    assert "Serve the base of this run" in told
-    nobody = [f"rollout.urls=['http://127.0.0.1:{free_port()}']", "rollout.start_s=0.5", "run.name=nobody"]
-    assert main([*words, "method=lora", *nobody]) == 2
+    assert all(row["rollout_gap"] < 1e-4 for row in read_updates(folder))
+    assert not [path for path, text in everything_in(folder).items() if KEY in text]
+    # The server has the published weights, not the NF4 weights that this policy is trained on.
+    assert main([*words, "method=qlora", urls, "run.name=other-base"]) == 2
+    output = capfd.readouterr().err
+    assert "nats from those that were trained" in output
+    assert "Serve the base of this run" in output
+    unreachable = [f"rollout.urls=['http://127.0.0.1:{free_port()}']", "rollout.start_s=0.5", "run.name=nobody"]
+    assert main([*words, "method=lora", *unreachable]) == 2
     assert "does not answer within 0.5 seconds" in capfd.readouterr().err
-    for key, said in (("", "asks for a key, and VLLM_API_KEY is not set"), (KEY[1:], "does not take the key")):
+    for key, message in (("", "asks for a key, and VLLM_API_KEY is not set"), (KEY[1:], "does not take the key")):
         monkeypatch.setenv("VLLM_API_KEY", key)
-        assert main([*words, "method=lora", asked, "run.name=locked", "resume=never"]) == 2
-        told = "".join(capfd.readouterr())
-        assert f"rollout.urls={url}: {said}" in told
-        assert KEY[1:] not in told + "".join(everything_in(ready.root / "ppo" / "locked").values())
+        assert main([*words, "method=lora", urls, "run.name=locked", "resume=never"]) == 2
+        output = "".join(capfd.readouterr())
+        assert f"rollout.urls={url}: {message}" in output
+        assert KEY[1:] not in output + "".join(everything_in(ready.root / "ppo" / "locked").values())
 
 
 def test_the_first_of_two_ranks_asks_for_both(ready: Ready, words: list[str], forks: Forks):
     words = [*words, "stage.max_staleness=1", "stage.micro_batch=2", "stage.updates=2", "stage.eval_every=null"]
-    alone = forks.run(ready.root, *words, "run.name=alone")
-    assert alone.status == 0, alone.err
-    both = ranked(forks, ready.root, *words, "run.name=both")
-    assert [each.status for each in both] == [0, 0], both[0].err + both[1].err
-    folders = [Path(each.folder) for each in (alone, both[0])]
+    single = forks.run(ready.root, *words, "run.name=alone")
+    assert single.status == 0, single.err
+    results = ranked(forks, ready.root, *words, "run.name=both")
+    assert [result.status for result in results] == [0, 0], results[0].err + results[1].err
+    folders = [Path(result.folder) for result in (single, results[0])]
     first, second = (read_rows(folder / "metrics.jsonl") for folder in folders)
     assert first == second
     assert not (folders[1] / "vllm").exists()

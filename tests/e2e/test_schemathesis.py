@@ -1,5 +1,4 @@
-"""Schemathesis, which reads what the server says of itself (`/openapi.json`) and asks whatever that allows, and what it
-does not: nothing is answered by a fault of the server's."""
+"""Requests that Schemathesis derives from `/openapi.json`, valid and invalid, meet no fault of the server."""
 
 from __future__ import annotations
 
@@ -29,8 +28,8 @@ def before_call(context, case, kwargs):
         if isinstance(message, dict) and not message.get("content"):
             message["content"] = "Hello"
 """
-"""Names that the server knows, and words where there are none: such requests are refused before anything else is looked
-at, and they are the simplest, which Schemathesis tries first."""
+"""Set known model names and nonempty texts. Schemathesis tries the simplest requests first, without either, and those
+are refused before anything else is checked."""
 POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/rewards", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 
@@ -38,18 +37,18 @@ POSTS = ("/v1/chat/completions", "/v1/completions", "/v1/rewards", "/v1/load_lor
 def test_whatever_the_schema_allows_and_does_not(forks: Forks, tmp_path: Path) -> None:
     if (command := program("schemathesis")) is None:
         pytest.skip("schemathesis is not installed (of the dev extra)")
-    made = adapters(tmp_path / "adapters", "one")
+    adapters_folder = adapters(tmp_path / "adapters", "one")
     (tmp_path / "hooks.py").write_text(HOOKS)
     env = os.environ | {"SCHEMATHESIS_HOOKS": "hooks", "PYTHONPATH": str(tmp_path)}
-    words = ("model=pocket", "method=lora", "stage.max_length=64", f"stage.adapters={{one: {made / 'one'}}}")
-    with serving(forks, tmp_path, *words, f"stage.roots=[{made}]") as server:
-        asked = [command, "run", f"{server.url}/openapi.json", "--checks", "not_a_server_error", "--seed", "1"]
-        asked += ["--max-examples", "10", "--warnings", "off"]
-        done = subprocess.run(asked, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout[-5000:]
-        seen = Counter((line["path"], line["status"]) for line in server.log)
-        assert all(status < 500 for _, status in seen)
-        assert {path for path, _ in seen} >= set(POSTS)
-        assert min(seen[path, 200] for path in POSTS[:2]) >= 10  # it came as far as answers
+    words = ("model=pocket", "method=lora", "stage.max_length=64", f"stage.adapters={{one: {adapters_folder / 'one'}}}")
+    with serving(forks, tmp_path, *words, f"stage.roots=[{adapters_folder}]") as server:
+        arguments = [command, "run", f"{server.url}/openapi.json", "--checks", "not_a_server_error", "--seed", "1"]
+        arguments += ["--max-examples", "10", "--warnings", "off"]
+        process = subprocess.run(arguments, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert process.returncode == 0, process.stdout[-5000:]
+        counts = Counter((line["path"], line["status"]) for line in server.log)
+        assert all(status < 500 for _, status in counts)
+        assert {path for path, _ in counts} >= set(POSTS)
+        assert min(counts[path, 200] for path in POSTS[:2]) >= 10  # these requests were answered
         assert server.get("/ready")[0] == 200
         assert "Traceback" not in (server.folder / "log.txt").read_text()

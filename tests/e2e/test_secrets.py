@@ -1,4 +1,4 @@
-"""Secrets are planted wherever something takes one, every stage runs, and every file and every output is searched."""
+"""Secrets are planted in every setting that takes one. All stages run, and all files and outputs are searched."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from align.run import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 PLANTED = {
-    "store.url": "pl4nted/w1th@sl4sh",  # as people write it who do not know that a URL wants it encoded
+    "store.url": "pl4nted/w1th@sl4sh",  # without the encoding that a URL needs, as people write it
     "ALIGN_STORE_URL": "pl4nted-environment",
     "conf": "pl4nted-group-file",
     "HF_TOKEN": "hf_" + "pL4nTeDhUb" * 4,
@@ -50,19 +50,24 @@ SHORT = "rollout.max_new_tokens=8 data.max_length=128 device=cpu"
 
 
 class Place(NamedTuple):
-    """A working folder with the user's own things in it: a checkout with uncommitted lines, and a group file."""
+    """A working folder of a user: a checkout with uncommitted lines, and a group file."""
 
     folder: Path
     environment: dict[str, str]
 
     def process(self, *arguments: str, stdin: str = "", **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "align", *arguments], cwd=self.folder, env=self.environment | more, input=stdin,
-            capture_output=True, text=True, timeout=580,
-        )  # fmt: skip
+            [sys.executable, "-m", "align", *arguments],
+            cwd=self.folder,
+            env=self.environment | more,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=580,
+        )
 
     def found(self, *said: str, allowed: tuple[str, ...] = ()) -> list[str]:
-        """Where a planted secret stands: files of the runs and of the user's home, outputs, names of files."""
+        """List the places of planted secrets: files of the runs and of the user's home, outputs, names of files."""
         needles = {n: {v, *re.split("[/@]", v)} - {"pl4nted"} for n, v in PLANTED.items()}
         texts = {f"output {i}": text for i, text in enumerate(said)}
         for root in ("runs", "home"):
@@ -92,18 +97,18 @@ def place(tmp_path: Path) -> Place:
         f"A=2\nMY_API_KEY={planted}\nurl: postgresql://u:{planted}@h/d\nHF={PLANTED['HF_TOKEN']}\n"
     )
     names = "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "PGPASSWORD", "VLLM_API_KEY"
-    known = {name: PLANTED[name] for name in names}
+    keys = {name: PLANTED[name] for name in names}
     quiet = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     folders = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "c"), "XDG_CONFIG_HOME": str(home / "f")}
-    return Place(tmp_path, {**os.environ, **known, **quiet, **folders})
+    return Place(tmp_path, {**os.environ, **keys, **quiet, **folders})
 
 
 def with_password(url: str, password: str) -> str:
     return url.replace("://align@", f"://align:{password}@")
 
 
-def group_file(place: Place, url: str) -> None:
-    """The user's own group file, which names the store for every line that says `track=mine`."""
+def write_group_file(place: Place, url: str) -> None:
+    """Write the user's group file, which names the store for every line with `track=mine`."""
     (place.folder / "conf" / "track").mkdir(parents=True, exist_ok=True)
     text = f"# @package _global_\ndefaults: [/track/none]\nstore:\n  url: '{url}'\n"
     (place.folder / "conf" / "track" / "mine.yaml").write_text(text)
@@ -111,17 +116,19 @@ def group_file(place: Place, url: str) -> None:
 
 @pytest.mark.slow
 def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_model: Path, chats: Path):
-    """Each stage once, some at a service, with the store's URL from the command line, the environment or a group file,
-    by turns."""
+    """Each stage runs once, some with a tracking service.
+
+    The store's URL comes from the command line, the environment or a group file in turn.
+    """
     for service in ("wandb", "mlflow", "trackio"):
         pytest.importorskip(service, reason=f"{service} is not installed: pip install 'align-rlhf[{service}]'")
     schema = new_schema(postgres, "secrets_of_stages")
-    given = shlex.quote("store.url=" + with_password(schema, "pl4nted%2Fw1th%40sl4sh"))
-    group_file(place, with_password(schema, PLANTED["conf"]))
+    store_word = shlex.quote("store.url=" + with_password(schema, "pl4nted%2Fw1th%40sl4sh"))
+    write_group_file(place, with_password(schema, PLANTED["conf"]))
     data = f"data=jsonl data.path={chats} data.held_out=0.25 {SHORT}"
-    # The tiny model's answers are noise, which the simulated annotator ties: whoever trains needs others beside them.
-    liked = [{"prompt": f"Was it good, day {i}?", "answers": ["I love it.", "I hate it."]} for i in range(12)]
-    (place.folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in liked))
+    # The tiny model's answers are noise, which the simulated annotator ties, so training needs other answers too.
+    items = [{"prompt": f"Was it good, day {i}?", "answers": ["I love it.", "I hate it."]} for i in range(12)]
+    (place.folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     sft = "stage.max_steps=2 stage.batch_size=4 stage.micro_batch=4 stage.eval_size=2"
     ppo = "stage.updates=1 stage.batch_size=4 stage.micro_batch=4 stage.normalise_on=8"
     model = f"model=hub model.path={tiny_model}"
@@ -132,62 +139,61 @@ def test_no_file_of_any_stage_holds_a_secret(place: Place, postgres: str, tiny_m
         *("export data.allow_simulated=true", "verify", "backup stage.path=backup.gz", "invite"),
     )
     lines = [
-        f"stage=data data=jsonl data.path={chats} {given}",
-        f"stage=sft {model} {data} {sft} track=wandb {given}",
-        f"stage=full {model} {data} {sft} track=mlflow {given}",
+        f"stage=data data=jsonl data.path={chats} {store_word}",
+        f"stage=sft {model} {data} {sft} track=wandb {store_word}",
+        f"stage=full {model} {data} {sft} track=mlflow {store_word}",
         f"stage=sample {data} stage.prompts=24 init=sft:latest model=base track=mine",
-        *(f"{annotate}{action} {given if i % 2 else ''}" for i, action in enumerate(actions)),
+        *(f"{annotate}{action} {store_word if i % 2 else ''}" for i, action in enumerate(actions)),
         *(
             f"stage={stage} {votes} {SHORT} {url}"
-            for stage, url in (("reward", "track=mine"), ("dpo", given), ("kto", given))
+            for stage, url in (("reward", "track=mine"), ("dpo", store_word), ("kto", store_word))
         ),
-        f"stage=ppo {data} {ppo} track=trackio {given}",
-        f"stage=eval {data} stage.prompts=4 {given}",
-        f"stage=export {given} device=cpu",
-        f"stage=verify {model} {SHORT} {given}",
-        f"stage=serve stage.action=key stage.tenant=acme stage.keys=keys/keys.json {given}",
-        f"stage=registry stage.format=json {given}",
-        f"stage=plan {SHORT} {given}",
+        f"stage=ppo {data} {ppo} track=trackio {store_word}",
+        f"stage=eval {data} stage.prompts=4 {store_word}",
+        f"stage=export {store_word} device=cpu",
+        f"stage=verify {model} {SHORT} {store_word}",
+        f"stage=serve stage.action=key stage.tenant=acme stage.keys=keys/keys.json {store_word}",
+        f"stage=registry stage.format=json {store_word}",
+        f"stage=plan {SHORT} {store_word}",
     ]
     assert {line.split()[0].removeprefix("stage=") for line in lines} == set(STAGES)
     environment = {"ALIGN_STORE_URL": with_password(schema, PLANTED["ALIGN_STORE_URL"])}
-    done = place.process("-", stdin="\n".join(lines), **environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (
-        len(list(place.folder.glob("runs/*/*/manifest.json"))) == len(lines) - 3
-    )  # a key, a list and a plan are no runs
+    process = place.process("-", stdin="\n".join(lines), **environment)
+    assert process.returncode == 0, process.stdout + process.stderr
+    # A key, a list and a plan are no runs.
+    assert len(list(place.folder.glob("runs/*/*/manifest.json"))) == len(lines) - 3
     assert list(place.folder.glob("runs/sft/*/wandb/offline-run-*/*.wandb"))
     assert (place.folder / "runs/mlflow/mlflow.db").is_file()
     assert (place.folder / "runs/trackio/align.db").is_file()
-    (token,) = re.findall(r"token=([\w-]+)", done.stdout)  # printed for one pair of eyes, and written nowhere
+    (token,) = re.findall(r"token=([\w-]+)", process.stdout)  # printed once, and written nowhere
     PLANTED["invitation"] = token
     try:
-        assert place.found(done.stdout, done.stderr, allowed=()) == ["invitation in output 0"]
+        assert place.found(process.stdout, process.stderr, allowed=()) == ["invitation in output 0"]
     finally:
         del PLANTED["invitation"]
 
-    # By itself, with its arguments on the command line, which wandb and others look at.
-    by_itself = shlex.split(f"stage=sft {model} {data} {sft} track=wandb run.name=alone {given}")
-    done = place.process(*by_itself, **environment)
-    assert done.returncode == 0, done.stderr
-    assert place.found(done.stdout, done.stderr) == []
+    # A process of its own, with its arguments on the command line, which wandb and others read.
+    command = shlex.split(f"stage=sft {model} {data} {sft} track=wandb run.name=alone {store_word}")
+    process = place.process(*command, **environment)
+    assert process.returncode == 0, process.stderr
+    assert place.found(process.stdout, process.stderr) == []
     manifest = read_manifest(place.folder / "runs/sft/alone")
     assert "A=2" in manifest.git["diff"]
-    # The database tells a run that writes to it from others; who brought the password, and which, does not.
+    # The database is part of a run's identity; the password and where it came from are not.
     sample = [*shlex.split(f"stage=sample {data} stage.prompts=4 init=sft:alone run.name=asked"), "project=asked"]
     first = place.process(*sample, **environment)
     assert first.returncode == 0, first.stderr
     for url in (with_password(schema, "another-password"), schema):
-        again = place.process(*sample, **environment | {"ALIGN_STORE_URL": url})
-        assert "finished already" in again.stdout, again.stderr
+        repeated = place.process(*sample, **environment | {"ALIGN_STORE_URL": url})
+        assert "finished already" in repeated.stdout, repeated.stderr
     elsewhere = f"store.url={schema.replace('/postgres?', '/template1?')}"
-    other = place.process(*sample, elsewhere)
-    assert (other.returncode, "store.url" in other.stderr) == (2, True)
-    assert "finished already" in place.process(*by_itself[:-1], elsewhere).stdout  # supervised training reads no store
+    refused = place.process(*sample, elsewhere)
+    assert (refused.returncode, "store.url" in refused.stderr) == (2, True)
+    assert "finished already" in place.process(*command[:-1], elsewhere).stdout  # supervised training reads no store
 
 
 def test_no_failure_tells_a_secret(place: Place, postgres: str, tiny_model: Path, chats: Path):
-    """Wrong passwords, databases out of reach, URLs that are none, and secrets where none belongs."""
+    """Wrong passwords, unreachable databases, malformed URLs and misplaced secrets are refused without showing one."""
     locked = new_schema(postgres, "secrets_of_failures").replace("align@", "locked:{}@")
     engine = create_engine(postgres)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -197,41 +203,66 @@ def test_no_failure_tells_a_secret(place: Place, postgres: str, tiny_model: Path
         hba.write_text("local all locked scram-sha-256\n" + rules)
         connection.exec_driver_sql("SELECT pg_reload_conf()")
     secret = PLANTED["store.url"]
-    with closing(socket.socket()) as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        closed = f"127.0.0.1:{nobody.getsockname()[1]}"
+    with closing(socket.socket()) as idle_socket:
+        idle_socket.bind(("127.0.0.1", 0))
+        closed = f"127.0.0.1:{idle_socket.getsockname()[1]}"
         urls = [
             locked.format("pl4nted%2Fw1th%40sl4sh"),
             f"postgresql+psycopg://u:{secret}@{closed}/d",
             f"postgresql+psycopg://u:pl4nted%2Fw1th%40sl4sh@{closed}/d",
             f"postgresql+psycopg://{closed}/d?user=u&password={secret}",
-            f"postgresql+nodriver://u:{secret}@h/d", f"nodialect://u:{secret}@h/d",
-            f"postgresql:u:{secret}@h/d", f"u:{secret}@h/d", f"postgresql://u:{secret}@h:port/d",
+            f"postgresql+nodriver://u:{secret}@h/d",
+            f"nodialect://u:{secret}@h/d",
+            f"postgresql:u:{secret}@h/d",
+            f"u:{secret}@h/d",
+            f"postgresql://u:{secret}@h:port/d",
             f"sqlite:///nowhere/x.db?password={secret}",
-        ]  # fmt: skip
-        own = f"https://{PLANTED['ALIGN_STORE_URL']}:{secret}@h/x.git"
+        ]
+        secret_url = f"https://{PLANTED['ALIGN_STORE_URL']}:{secret}@h/x.git"
         wrong = [
             *([f"stage={s}", f"store.url={url}", "data=annotations"] for s in ("reward", "dpo", "kto") for url in urls),
             *(["stage=annotate", f"stage.action={a}", f"store.url={u}"] for a in ("verify", "export") for u in urls),
-            ["stage=sample", "init=base", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}",
-             f"store.url={urls[0]}"],
-            ["stage=sft", f"stor.url={urls[1]}"], ["stage=sft", f"store={urls[1]}"], [f"stage={urls[1]}"], [urls[1]],
-            ["stage=sft", "model=hub", f"model.path={own}"], ["stage=sft", "data=jsonl", f"data.path={own}"],
-            ["stage=ppo", f"init={own}"], ["stage=eval", f"artifact={own}"], ["stage=ppo", f"reward.ref={own}"],
-            ["stage=annotate", f"stage.url={own}"], ["stage=annotate", "stage.action=import", f"stage.path={own}"],
-            ["stage=export", "export=check", f"export.path={own}"], ["stage=sft", f"run.root={own}"],
-            ["stage=sft", f"run.name={own}"], ["stage=sft", f"seed={own}"], ["--cfg", own], [f"--{own}"],
-        ]  # fmt: skip
+            [
+                "stage=sample",
+                "init=base",
+                "model=hub",
+                f"model.path={tiny_model}",
+                "data=jsonl",
+                f"data.path={chats}",
+                f"store.url={urls[0]}",
+            ],
+            ["stage=sft", f"stor.url={urls[1]}"],
+            ["stage=sft", f"store={urls[1]}"],
+            [f"stage={urls[1]}"],
+            [urls[1]],
+            ["stage=sft", "model=hub", f"model.path={secret_url}"],
+            ["stage=sft", "data=jsonl", f"data.path={secret_url}"],
+            ["stage=ppo", f"init={secret_url}"],
+            ["stage=eval", f"artifact={secret_url}"],
+            ["stage=ppo", f"reward.ref={secret_url}"],
+            ["stage=annotate", f"stage.url={secret_url}"],
+            ["stage=annotate", "stage.action=import", f"stage.path={secret_url}"],
+            ["stage=export", "export=check", f"export.path={secret_url}"],
+            ["stage=sft", f"run.root={secret_url}"],
+            ["stage=sft", f"run.name={secret_url}"],
+            ["stage=sft", f"seed={secret_url}"],
+            ["--cfg", secret_url],
+            [f"--{secret_url}"],
+        ]
         try:
             for words in wrong:
-                done = run_here(place, words)
-                assert done.status == 2, (words, done)
-                assert place.found(done.said) == [], (words, done.said)
-            # Lines of a batch, and an error that nobody expected, in processes of their own.
-            for stdin in (shlex.join(wrong[1]), f"stage=annotate stage.action=verify store.url={urls[0]}", "'" + own):
-                done = place.process("-", stdin=stdin)
-                assert done.returncode == 2, done
-                assert place.found(done.stdout, done.stderr) == []
+                outcome = run_in_place(place, words)
+                assert outcome.status == 2, (words, outcome)
+                assert place.found(outcome.said) == [], (words, outcome.said)
+            # Lines of a batch, and an unexpected error, in processes of their own.
+            for stdin in (
+                shlex.join(wrong[1]),
+                f"stage=annotate stage.action=verify store.url={urls[0]}",
+                "'" + secret_url,
+            ):
+                outcome = place.process("-", stdin=stdin)
+                assert outcome.returncode == 2, outcome
+                assert place.found(outcome.stdout, outcome.stderr) == []
         finally:
             with engine.connect() as connection:
                 hba.write_text(rules)
@@ -244,33 +275,33 @@ class Ended(NamedTuple):
     said: str
 
 
-def run_here(place: Place, words: list[str]) -> Ended:
-    """One command in this process, in the place's folder."""
+def run_in_place(place: Place, words: list[str]) -> Ended:
+    """Run one command in this process, in the place's folder."""
     shop = Workshop(place.folder / "runs", place.folder)
-    here = Path.cwd()
+    previous_folder = Path.cwd()
     os.chdir(place.folder)
     try:
-        given = [] if any(w.startswith(("run.root", "--")) for w in words) else [f"run.root={shop.root}"]
-        return Ended(shop.ended(*words, *given), shop.said)
+        root_words = [] if any(w.startswith(("run.root", "--")) for w in words) else [f"run.root={shop.root}"]
+        return Ended(shop.ended(*words, *root_words), shop.said)
     finally:
-        os.chdir(here)
+        os.chdir(previous_folder)
 
 
 def test_a_fault_of_ours_tells_no_secret(place: Place, tiny_model: Path, chats: Path, monkeypatch: pytest.MonkeyPatch):
-    """In the traceback of the log, in the manifest, on the terminal: whatever a library says of what it was given."""
+    """Secrets in a library's error are masked in the log's traceback, in the manifest and on the terminal."""
     url = f"postgresql+psycopg://u:{PLANTED['conf']}@h/d"
 
-    def fault(*_: Any, **__: Any) -> None:
+    def raise_error(*_: Any, **__: Any) -> None:
         raise LookupError(f"cannot connect with password {PLANTED['conf']} and {PLANTED['HF_TOKEN']}")
 
-    monkeypatch.setattr("align.evals.held_out.compute_held_out_loss", fault)
+    monkeypatch.setattr("align.evals.held_out.compute_held_out_loss", raise_error)
     monkeypatch.setenv("HF_TOKEN", PLANTED["HF_TOKEN"])
     words = f"stage=sft model=hub model.path={tiny_model} data=jsonl data.path={chats} data.max_length=128"
-    done = run_here(place, [*words.split(), f"store.url={url}"])
-    assert done.status == 1
-    assert "cannot connect with password ***" in done.said
+    outcome = run_in_place(place, [*words.split(), f"store.url={url}"])
+    assert outcome.status == 1
+    assert "cannot connect with password ***" in outcome.said
     assert "cannot connect with password ***" in next(place.folder.glob("runs/sft/*/log.txt")).read_text()
-    assert place.found(done.said) == []
+    assert place.found(outcome.said) == []
     code = "from align.__main__ import entry; import align.cli.batch; align.cli.batch.run_batch = None; entry()"
     arguments = [sys.executable, "-c", f"import sys; sys.argv = ['align', '-']; {code}"]
     broken = subprocess.run(arguments, capture_output=True, text=True, env=place.environment, cwd=place.folder)
@@ -278,64 +309,64 @@ def test_a_fault_of_ours_tells_no_secret(place: Place, tiny_model: Path, chats: 
     assert "TypeError" in broken.stderr
 
 
-def text_keys() -> list[tuple[str, str]]:
-    """(stage, key) of every setting of every stage that takes a text; those that stages share once."""
-    found: dict[str, str] = {}
+def list_text_keys() -> list[tuple[str, str]]:
+    """Return (stage, key) of every setting that takes a text. Settings that stages share are listed once."""
+    stage_by_key: dict[str, str] = {}
     for stage in all_schemas()["stage"]:
         tree = compose_tree([f"stage={stage}"])
         keys = iter_keys(OmegaConf.to_container(tree))  # type: ignore[arg-type]
-        found |= {key: stage for key in keys if find_type(tree, key) is str}
-    return [(stage, key) for key, stage in found.items()]
+        stage_by_key |= {key: stage for key in keys if find_type(tree, key) is str}
+    return [(stage, key) for key, stage in stage_by_key.items()]
 
 
 def test_no_setting_shows_what_stands_in_a_url():
-    """Whichever key somebody gives a URL with a password: what is printed, stored, mirrored and hashed is masked."""
+    """A password in a URL is masked in all that is printed, stored, mirrored and hashed, for every setting."""
     secret = PLANTED["conf"]
-    keys = text_keys()
+    keys = list_text_keys()
     assert {"store.url", "data.path", "model.path", "run.name", "stage.path"} <= {key for _, key in keys}
     for stage, key in keys:
         words = [f"stage={stage}", f"{key}=https://u:{secret}@h/x?token={secret}"]
-        if (key.endswith(".name") and key != "run.name") or key == "stage.of":  # what a group chooses
+        if (key.endswith(".name") and key != "run.name") or key == "stage.of":  # keys that a group sets
             with pytest.raises(InputError) as refused:
                 compose_tree(words)
             assert secret not in str(refused.value), key
             continue
         raw = compose_tree(words)
-        told = configuration(raw)
-        assert "https://***@h/x?token=***" in told, key
+        text = configuration(raw)
+        assert "https://***@h/x?token=***" in text, key
         try:
-            told += repr(to_plain_dict(build_config(raw)))
+            text += repr(to_plain_dict(build_config(raw)))
         except InputError as error:
-            told += str(error)
-        assert secret not in told, key
+            text += str(error)
+        assert secret not in text, key
 
 
 @pytest.mark.parametrize("demo", ["true", "false"])
 def test_the_pages_of_annotation_write_no_key(place: Place, forks: Forks, demo: str):
-    """The demo's key and an invitation stand in the addresses that browsers ask for."""
+    """The demo's key and an invitation are in the addresses that browsers request."""
     (place.folder / "items.jsonl").write_text('{"prompt": "a", "answers": ["b", "c"]}\n')
-    assert run_here(place, ["stage=annotate", "stage.action=import", "stage.path=items.jsonl"]).status == 0
+    assert run_in_place(place, ["stage=annotate", "stage.action=import", "stage.path=items.jsonl"]).status == 0
     port = free_port()
     words = ["stage=annotate", f"stage.demo={demo}", f"stage.port={port}"]
     server = forks.start(place.folder, *words, before=f"import os; os.environ.update({place.environment!r})")
     try:
         assert settles(lambda: "Ctrl+C" in server.printed or server.poll() is not None)
         link, key = next(iter(re.findall(r"(http\S+(?:key|token)=([\w-]+))", server.printed)))
-        assert settles(lambda: answers(port, link.partition(str(port))[2]) or server.poll() is not None)
+        assert settles(lambda: is_answering(port, link.partition(str(port))[2]) or server.poll() is not None)
         server.send_signal(signal.SIGINT)
-        ended = server.ended()
+        result = server.ended()
     finally:
         if server.poll() is None:
             server.send_signal(signal.SIGKILL)
-    assert ended.status == 0, ended.err
-    written = [p for p in (place.folder / "runs/annotate").rglob("*") if p.is_file()]
-    assert written
-    assert [p for p in written if key.encode() in p.read_bytes()] == []
-    assert key not in ended.err
+    assert result.status == 0, result.err
+    files = [p for p in (place.folder / "runs/annotate").rglob("*") if p.is_file()]
+    assert files
+    assert [p for p in files if key.encode() in p.read_bytes()] == []
+    assert key not in result.err
 
 
-def answers(port: int, path: str) -> bool:
-    """Whether a server takes a connection yet; if it does, it shows the page."""
+def is_answering(port: int, path: str) -> bool:
+    """Return whether the server takes connections. If it does, it must serve the page."""
     try:
         with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as browser:
             browser.request("GET", path)
@@ -346,11 +377,11 @@ def answers(port: int, path: str) -> bool:
 
 
 def test_the_command_says_where_a_store_is_by_the_environment(place: Place, monkeypatch: pytest.MonkeyPatch):
-    """The same configuration, whichever way; what the command line says counts more."""
+    """The configuration is the same either way, and the command line takes precedence."""
     monkeypatch.setenv("ALIGN_STORE_URL", "sqlite:///from-environment.db")
     assert to_plain_dict(build_config(compose_tree(["stage=sft"])))["store"]["url"] == "sqlite:///from-environment.db"
-    told = to_plain_dict(build_config(compose_tree(["stage=sft", "store.url=sqlite:///told.db"])))
-    assert told["store"]["url"] == "sqlite:///told.db"
+    tree = to_plain_dict(build_config(compose_tree(["stage=sft", "store.url=sqlite:///told.db"])))
+    assert tree["store"]["url"] == "sqlite:///told.db"
     monkeypatch.delenv("ALIGN_STORE_URL")
     assert to_plain_dict(build_config(compose_tree(["stage=sft"])))["store"]["url"] is None
     assert main(["stage=sft", "--cfg", "job"]) == 0
