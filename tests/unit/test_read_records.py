@@ -212,7 +212,7 @@ def test_drops_are_counted_and_bad_rows_left_out(tmp_path: Path) -> None:
     ("rows", "problem"),
     [
         ([*FLAT_TREE[:2], node("9", "8", "assistant", "b")], "row 3, parent_id=8: is the message_id of no"),
-        ([*FLAT_TREE, {"text": "between"}, node("7", "6", "assistant", "a")], "row 8, parent_id=6: is the message_id of"),
+        ([*FLAT_TREE, {"text": "between"}, node("7", "6", "assistant", "a")], "row 8, parent_id=6: is the message_id"),
         ([*FLAT_TREE, FLAT_TREE[1]], "row 7, message_id=2: stands twice"),
         ([FLAT_TREE[0], node("2", "3", "assistant", "a"), node("3", "2", "prompter", "q")], "circle"),
         ([node("1", None, "robot", "q")], "row 1, role=robot: is none of"),
