@@ -125,7 +125,7 @@ def launch(words: Sequence[str], devices: int) -> int:
         except ChildFailedError as error:
             if is_multi_machine():
                 time.sleep(LINGER_S)
-            return find_exit_status(error.failures, Path(notes))
+            return report_failed_ranks(error.failures, Path(notes))
         except (RendezvousError, DistError) as error:
             raise InputError(
                 "PET_RDZV_ENDPOINT",
@@ -142,7 +142,7 @@ def launch(words: Sequence[str], devices: int) -> int:
     return 0
 
 
-def find_exit_status(failures: Mapping[int, Any], notes: Path) -> int:
+def report_failed_ranks(failures: Mapping[int, Any], notes: Path) -> int:
     """Return the exit status of a command with failed ranks, and print the cause unless a rank has printed it.
 
     A rank that failed by itself has printed its error. For a rank that was killed, its last position is printed.

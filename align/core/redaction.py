@@ -324,7 +324,7 @@ def mask_tree(value: Any, mask: Callable[[str], str] = mask_secrets) -> Any:
     matches."""
     if isinstance(value, Mapping):
         return {
-            key: mask_value(inner) if SECRET_KEY.fullmatch(str(key)) else mask_tree(inner, mask)
+            key: register_and_mask(inner) if SECRET_KEY.fullmatch(str(key)) else mask_tree(inner, mask)
             for key, inner in value.items()
         }
     if isinstance(value, list | tuple):
@@ -332,15 +332,15 @@ def mask_tree(value: Any, mask: Callable[[str], str] = mask_secrets) -> Any:
     return mask(str(value)) if isinstance(value, str) else value
 
 
-def mask_value(value: Any) -> Any:
+def register_and_mask(value: Any) -> Any:
     """Return the mask in place of a secret, and let `redact` mask the secret from now on. None, booleans and empty
     texts are returned as they are."""
     if value is None or value == "" or isinstance(value, bool):
         return value
     if isinstance(value, Mapping):
-        return {key: mask_value(inner) for key, inner in value.items()}
+        return {key: register_and_mask(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [mask_value(inner) for inner in value]
+        return [register_and_mask(inner) for inner in value]
     if str(value) != MASK:
         register_secret(str(value))
     return MASK

@@ -172,17 +172,20 @@ def fit_logistic(
         ridge: of coefficients, shape [k]. It has to be above 0 if the data alone may leave a coefficient unbounded.
     """
     beta = np.zeros(x.shape[1])
-    objective = compute_objective(x, y, weights, ridge, beta)
+    objective = compute_penalized_log_likelihood(x, y, weights, ridge, beta)
     for _ in range(MAX_STEPS):
         probabilities = compute_sigmoid(x @ beta)
         gradient = x.T @ (weights * (y - probabilities)) - ridge * beta
         step = np.linalg.solve(compute_information(x, weights, ridge, probabilities), gradient)
         if np.abs(step).max() < STEP_TOLERANCE:
             break
-        while compute_objective(x, y, weights, ridge, beta + step) < objective and np.abs(step).max() > STEP_TOLERANCE:
+        while (
+            compute_penalized_log_likelihood(x, y, weights, ridge, beta + step) < objective
+            and np.abs(step).max() > STEP_TOLERANCE
+        ):
             step = step / 2  # far from the maximum a whole step may pass it
         beta = beta + step
-        objective = compute_objective(x, y, weights, ridge, beta)
+        objective = compute_penalized_log_likelihood(x, y, weights, ridge, beta)
     probabilities = compute_sigmoid(x @ beta)
     model = np.linalg.inv(compute_information(x, weights, ridge, probabilities)).astype(np.float64)
     scores = np.zeros((int(cluster_numbers.max()) + 1, x.shape[1]))
@@ -197,7 +200,7 @@ def compute_sigmoid(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.exp(-np.logaddexp(0, -log_odds))
 
 
-def compute_objective(
+def compute_penalized_log_likelihood(
     x: NDArray[np.float64],
     y: NDArray[np.float64],
     weights: NDArray[np.float64],

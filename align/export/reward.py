@@ -70,7 +70,7 @@ def make_scoring_tokenizer(tokenizer: Any, conversations: Sequence[Conversation]
     copied = copy_for_export(tokenizer)
     ends = {*find_stop_token_ids(tokenizer), *(row[-1] for row in encode_as_trained(tokenizer, conversations))}
     copied.pad_token = choose_pad_token(tokenizer, ends)
-    copied.chat_template = cut_chat_template(tokenizer, conversations)
+    copied.chat_template = truncate_template_after_answer(tokenizer, conversations)
     return copied
 
 
@@ -85,7 +85,7 @@ def choose_pad_token(tokenizer: Any, ends: set[int]) -> str | None:
     return None if pad is None else tokenizer.convert_ids_to_tokens(pad)
 
 
-def cut_chat_template(tokenizer: Any, conversations: Sequence[Conversation]) -> str:
+def truncate_template_after_answer(tokenizer: Any, conversations: Sequence[Conversation]) -> str:
     """Return the chat template without the text that it writes behind the last answer, where the score would move
     to."""
     template = tokenizer.chat_template

@@ -211,7 +211,7 @@ class Index:
             except DAMAGED as error:
                 if not attempts:
                     raise
-                if self.path and not get_error_name(error).startswith(UNWRITTEN) and is_moved_aside(self.path):
+                if self.path and not get_error_name(error).startswith(UNWRITTEN) and try_move_aside(self.path):
                     attempts.insert(0, (self.path, False))
 
     def __enter__(self) -> Index:
@@ -552,7 +552,7 @@ def to_read_only_uri(path: Path) -> str:
     return f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
 
 
-def is_moved_aside(path: Path) -> bool:
+def try_move_aside(path: Path) -> bool:
     """Rename a file that is not an index, and return whether that succeeded."""
     with suppress(OSError):
         move_aside(path)

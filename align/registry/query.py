@@ -112,12 +112,12 @@ def make_predicate(field: str, condition: Any) -> Callable[[Any], bool]:
 
     def meets(value: Any) -> bool:
         values = value if isinstance(value, list) else [value]
-        return any(compare_value(element, sign, operand) for element in values) != (sign == "!=")
+        return any(is_match(element, sign, operand) for element in values) != (sign == "!=")
 
     return meets
 
 
-def compare_value(value: Any, sign: str, operand: Any) -> bool:
+def is_match(value: Any, sign: str, operand: Any) -> bool:
     """Return whether one value of a record meets a comparison. For `!=`, whether it is equal."""
     if sign not in COMPARISONS and isinstance(operand, str) and "*" in operand:
         pattern = operand.replace("[", "[[]").replace("?", "[?]")

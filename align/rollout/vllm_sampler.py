@@ -45,9 +45,9 @@ from align.rollout.vllm_server import (
     VllmServer,
     build_completion_body,
     build_serve_arguments,
-    check_servable,
     list_adaptable_layers,
     parse_logprobs,
+    read_servable_rank,
     refuse_other_forms,
 )
 from align.run import Base
@@ -170,7 +170,7 @@ class VllmSampler(SnapshotEngine):
 
     def load_snapshot(self, actor: Actor, folder: Path | None) -> None:
         if folder is not None and folder.name not in self.adapters:
-            rank = check_servable(folder, None, self.layers)
+            rank = read_servable_rank(folder, None, self.layers)
             name = f"policy-{folder.name[:16]}-{secrets.token_hex(4)}"  # other runs may use the same server
             with publish_folder(self.folder / name) as part:
                 write_plain(part, folder, to_public_base(self.base))

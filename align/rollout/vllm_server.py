@@ -701,7 +701,7 @@ def list_adaptable_layers(base: Base) -> list[str]:
     return [name for name in list_adaptable_modules(model) if model.get_submodule(name) not in excluded]
 
 
-def check_servable(folder: Path, most: int | None, layers: Collection[str]) -> int:
+def read_servable_rank(folder: Path, most: int | None, layers: Collection[str]) -> int:
     """Check that vLLM can serve an adapter. Returns its rank.
 
     Args:
@@ -732,8 +732,8 @@ def choose_max_lora_rank(folders: Sequence[Path], most: int | None, layers: Coll
     """Return vLLM's `max_lora_rank`: one that fits `most`, or else the highest rank of the adapters.
 
     Raises:
-        CorruptFile, InputError: see `check_servable`.
+        CorruptFile, InputError: see `read_servable_rank`.
     """
     max_rank = None if most is None else choose_vllm_rank(most)
-    ranks = [check_servable(folder, max_rank, layers) for folder in folders]
+    ranks = [read_servable_rank(folder, max_rank, layers) for folder in folders]
     return max_rank or choose_vllm_rank(max([LOWEST, *ranks]))

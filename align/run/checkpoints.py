@@ -90,11 +90,11 @@ def find_newest_checkpoint(
         say: prints a line.
         is_usable: return whether a checkpoint can be resumed from.
     """
-    checkpoint = find_newest_usable(run, say, is_usable) if ranks.is_main() else None
+    checkpoint = prepare_resume_checkpoint(run, say, is_usable) if ranks.is_main() else None
     return ranks.broadcast(checkpoint.absolute() if checkpoint and not ranks.is_alone() else checkpoint)
 
 
-def find_newest_usable(run: Run, say: Callable[[str], None], is_intact: Callable[[Path], bool]) -> Path | None:
+def prepare_resume_checkpoint(run: Run, say: Callable[[str], None], is_intact: Callable[[Path], bool]) -> Path | None:
     if not run.resumed:
         shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)
         return None

@@ -168,7 +168,7 @@ def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, ori
     from align.export.trained_model import load_trained_model
     from align.models.load import choose_device, choose_dtype, load_own_tokenizer
 
-    has_score_head = not artifact.whole and check_adapter(config, artifact, base)
+    has_score_head = not artifact.whole and require_exportable(config, artifact, base)
     device = choose_device(config.device)
     tokenizer = load_own_tokenizer(artifact, base)
     use_template(tokenizer, config.data.template, config.data.template_kwargs)
@@ -178,7 +178,7 @@ def load_artifact_as_trained(config: Config, artifact: Artifact, base: Base, ori
     return load_trained_model(base, adapter, config.method.name, device, dtype, tokenizer, has_score_head, origin)
 
 
-def check_adapter(config: Config, artifact: Artifact, base: Base) -> bool:
+def require_exportable(config: Config, artifact: Artifact, base: Base) -> bool:
     """Check that an adapter can be exported as the configuration says. Returns whether it is a reward model's.
 
     Raises:

@@ -277,9 +277,9 @@ def open_vllm_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterat
         VllmProcess,
         VllmServer,
         build_serve_arguments,
-        check_servable,
         choose_max_lora_rank,
         list_adaptable_layers,
+        read_servable_rank,
     )
 
     stage: ServeConfig = config.stage
@@ -330,7 +330,7 @@ def open_vllm_engine(run: Run, config: Config, startup: ResolvedNames) -> Iterat
             stage.slots,
             count_reserved_slots(stage),
         )
-        check = partial(check_servable, most=rank, layers=layers)
+        check = partial(read_servable_rank, most=rank, layers=layers)
         title = f"vLLM in {settings.dtype}, {stage.slots} requests at once, {stage.resident} adapters in a batch"
         vocabulary = int(description.config.get_text_config().vocab_size)
         yield LoadedEngine(engine, check, title, vocabulary, description.generation_config)

@@ -41,11 +41,11 @@ from align.annotate.store.records import (
     Judgement,
     Vote,
     build_candidate_row,
+    build_item_from_rows,
     build_item_payload,
     build_prompt_row,
     build_work_row,
     check_text,
-    parse_item,
     parse_vote,
 )
 from align.annotate.store.tables import (
@@ -330,7 +330,7 @@ class Store(StoreConnections):
                     answers[answer["prompt_id"]].append(answer)
             if not rows:
                 return
-            yield from (parse_item(row, answers[row["id"]]) for row in rows)
+            yield from (build_item_from_rows(row, answers[row["id"]]) for row in rows)
             last_seq = rows[-1]["seq"]
 
     def rankings(self, project: str) -> list[Vote]:
@@ -424,7 +424,9 @@ def read_item(connection: Connection, project: str, id: str) -> AnnotationItem:
         check_item(connection, project, id)
         raise InputError("item", id, "it was erased", "Take another.")
     candidate_conditions = (candidates.c.project == project, candidates.c.prompt_id == id)
-    return parse_item(row, connection.execute(select(candidates).where(*candidate_conditions)).mappings().all())
+    return build_item_from_rows(
+        row, connection.execute(select(candidates).where(*candidate_conditions)).mappings().all()
+    )
 
 
 def unknown_annotator_error(project: str, name: str) -> InputError:

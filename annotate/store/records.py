@@ -218,7 +218,7 @@ def build_item_payload(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any,
     }
 
 
-def parse_item(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> AnnotationItem:
+def build_item_from_rows(prompt: Mapping[Any, Any], answers: Sequence[Mapping[Any, Any]]) -> AnnotationItem:
     """Return the item of its rows, candidates by position."""
     ordered = sorted(answers, key=lambda row: row["position"])
     return AnnotationItem(

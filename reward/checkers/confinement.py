@@ -1,8 +1,8 @@
 """Confine this process for good, by system calls of Linux. Runs inside the sandboxed process, before any code of an
 answer, and imports nothing but the standard library.
 
-`namespaces` builds a file system, a network and a process table of its own. `landlock` needs no namespace: it restricts
-files, and `seccomp_filter` then has to refuse what Landlock does not cover. Each function raises OSError if the kernel
+`enter_namespaces` builds a file system, a network and a process table of its own. `landlock` needs no namespace: it restricts
+files, and `install_seccomp_filter` then has to refuse what Landlock does not cover. Each function raises OSError if the kernel
 refuses a step, so that a process is never confined by half.
 """
 
@@ -230,7 +230,7 @@ def confine(settings: Mapping[str, Any]) -> None:
     """
     tier = settings["tier"]
     if tier == "namespaces":
-        namespaces(settings["visible"], settings["drop"], settings["scratch_bytes"])
+        enter_namespaces(settings["visible"], settings["drop"], settings["scratch_bytes"])
     elif settings["drop"]:
         os.chmod(os.getcwd(), 0o1777)  # the program's own folder, made by root
         become_nobody()
@@ -241,7 +241,7 @@ def confine(settings: Mapping[str, Any]) -> None:
     if tier != "unsafe":
         drop_capabilities()
         die_with_parent()
-        seccomp_filter(without_namespaces=tier == "landlock")
+        install_seccomp_filter(without_namespaces=tier == "landlock")
 
 
 def become_nobody() -> None:
@@ -255,7 +255,7 @@ def die_with_parent() -> None:
     check(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
 
 
-def namespaces(visible: Sequence[str], drop: bool, scratch_bytes: int) -> None:
+def enter_namespaces(visible: Sequence[str], drop: bool, scratch_bytes: int) -> None:
     """Move to namespaces of this process's own, behind a first process that reaps what the program leaves.
 
     The process that calls this only waits from here on, and ends as the program does. Root that drops its rights needs
@@ -302,7 +302,7 @@ def own_file_system(visible: Sequence[str], scratch_bytes: int) -> None:
     mount(None, "/", None, MS_REC | MS_PRIVATE)
     mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=755")
     for path in [*visible, *DEVICES]:
-        show(path, root + path, read_only=path not in DEVICES)
+        bind_path(path, root + path, read_only=path not in DEVICES)
     os.makedirs(root + SCRATCH, exist_ok=True)
     mount("tmpfs", root + SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV, f"size={scratch_bytes},mode=1777")
     os.chdir(root)
@@ -312,7 +312,7 @@ def own_file_system(visible: Sequence[str], scratch_bytes: int) -> None:
     os.chdir(SCRATCH)
 
 
-def show(path: str, target: str, read_only: bool) -> None:
+def bind_path(path: str, target: str, read_only: bool) -> None:
     """Bind a path of the machine to a target. A symbolic link is copied, and a path that is missing is left out."""
     if os.path.islink(path) and not os.path.lexists(target):
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -386,7 +386,7 @@ def add_rule(ruleset: int, path: str, rights: int) -> None:
     os.close(folder)
 
 
-def seccomp_filter(without_namespaces: bool) -> None:
+def install_seccomp_filter(without_namespaces: bool) -> None:
     """Refuse system calls for this process and all that it starts."""
     code = b"".join(filter_code(platform.machine(), without_namespaces))
     buffer = ctypes.create_string_buffer(code, len(code))

@@ -155,8 +155,8 @@ def start(
         "scratch_bytes": SCRATCH_BYTES,
         "limits": resource_limits(limits, tier),
     }
-    arguments = ["-I", "-c", START, json.dumps(settings), json.dumps(sources(role))]
-    command = [*(bubblewrap(tier.drop) if tier.name == "bubblewrap" else ()), interpreter(), *arguments]
+    arguments = ["-I", "-c", START, json.dumps(settings), json.dumps(read_module_sources(role))]
+    command = [*(build_bubblewrap_command(tier.drop) if tier.name == "bubblewrap" else ()), interpreter(), *arguments]
     return subprocess.Popen(
         command,
         stdin=standard_input,
@@ -170,7 +170,7 @@ def start(
 
 
 @functools.cache
-def sources(role: str) -> Mapping[str, str]:
+def read_module_sources(role: str) -> Mapping[str, str]:
     """Return the sources of the modules that a process needs, by name. The last is the one to run."""
     main = {"run_answer": run_answer, "run_tests": run_tests}[role]
     return {
@@ -240,7 +240,7 @@ def visible_paths() -> list[str]:
     return [*SYSTEM, *dict.fromkeys(path for path in folders if not path.startswith("/usr/") and os.path.exists(path))]
 
 
-def bubblewrap(drop: bool) -> list[str]:
+def build_bubblewrap_command(drop: bool) -> list[str]:
     """Return the beginning of a command that runs in bubblewrap. To become the user 65534, root keeps the rights to do
     so, and needs no user namespace."""
     parents = {str(parent) for path in visible_paths() if path not in SYSTEM for parent in Path(path).parents}

@@ -319,7 +319,7 @@ def test_early_landlock_is_closed_by_the_filter(tmp_path: Path):
     if not (child := os.fork()):
         try:
             confinement.restrict_files(["/usr", "/lib"], str(scratch), version=1)
-            confinement.seccomp_filter(without_namespaces=True)
+            confinement.install_seccomp_filter(without_namespaces=True)
             for cut in (lambda: os.truncate(outside, 0), lambda: os.open(outside, os.O_RDONLY | os.O_TRUNC)):
                 try:
                     cut()

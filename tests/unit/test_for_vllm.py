@@ -14,7 +14,12 @@ from align.core.errors import CorruptFile, InputError
 from align.export import vllm_adapters as module
 from align.models.base import find_base
 from align.rollout.probes import Probes, write_probes
-from align.rollout.vllm_server import build_serve_arguments, check_servable, choose_max_lora_rank, list_adaptable_layers
+from align.rollout.vllm_server import (
+    build_serve_arguments,
+    choose_max_lora_rank,
+    list_adaptable_layers,
+    read_servable_rank,
+)
 from align.run import write_json
 from align.run.weights import adapter_digest
 
@@ -61,15 +66,15 @@ def test_room_is_made_for_the_highest_rank(folders: dict[str, Path]):
         "0" * 64, "float32", layers=layers, rank=16, adapters=1, slots=1, context=8, prefixes=False
     )
     assert arguments[arguments.index("--lora-target-modules") + 1 :] == MODULES
-    assert check_servable(folders["patterns"], None, layers) == 12
+    assert read_servable_rank(folders["patterns"], None, layers) == 12
     assert choose_max_lora_rank([*folders.values()], None, layers) == 16
     assert choose_max_lora_rank([*folders.values()], 40, layers) == 64
     with pytest.raises(InputError, match=r"r=12: is over 8, the rank that vLLM made room for"):
-        check_servable(folders["patterns"], 8, layers)
+        read_servable_rank(folders["patterns"], 8, layers)
     with pytest.raises(InputError, match=r"r=12: is over 8"):  # before vLLM starts, even if a rank is set
         choose_max_lora_rank([*folders.values()], 8, layers)
     with pytest.raises(InputError, match=r"target_modules=.*: is no linear layer of the base but its head"):
-        check_servable(folders["plain"], None, layers[:3])
+        read_servable_rank(folders["plain"], None, layers[:3])
 
 
 def test_an_adapter_that_names_other_layers_than_it_has_is_refused(folders: dict[str, Path], tmp_path: Path):
@@ -77,7 +82,7 @@ def test_an_adapter_that_names_other_layers_than_it_has_is_refused(folders: dict
     config = json.loads((tmp_path / "narrow" / "adapter_config.json").read_text())
     write_json(tmp_path / "narrow" / "adapter_config.json", {**config, "target_modules": ["q_proj"]})
     with pytest.raises(InputError, match=r"target_modules=q_proj: leaves out"):
-        check_servable(tmp_path / "narrow", None, list_adaptable_layers(find_base("pocket")))
+        read_servable_rank(tmp_path / "narrow", None, list_adaptable_layers(find_base("pocket")))
 
 
 def test_files_that_change_while_they_are_read_are_not_served(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.data.dedup import near_duplicates as near
-from align.data.dedup.near_duplicates import Duplicates, find_exact, group_by_bands, split_into_packs
+from align.data.dedup.near_duplicates import Duplicates, find_exact, list_groups_with_equal_bands, split_into_packs
 from align.data.dedup.shingles import (
     ShingleRarity,
     Shingles,
@@ -125,7 +125,9 @@ def test_packs_give_what_all_give_together(count, texts, data):
     threshold = data.draw(st.sampled_from([0.3, 0.5, 0.7]))
     sets = build_shingles(pa.array(texts))
     columns = np.ascontiguousarray(compute_band_keys(sets).T)
-    groups = group_by_bands(np.arange(len(texts), dtype=np.int32), sets.sizes > 0, columns.__getitem__, 32)
+    groups = list_groups_with_equal_bands(
+        np.arange(len(texts), dtype=np.int32), sets.sizes > 0, columns.__getitem__, 32
+    )
     made, gone = split_into_packs(groups, sets.sizes, count), []
     assert len(made) <= count
     assert sorted(i for pack in made for i in pack) == sorted({*groups.members.tolist()})  # each in one
@@ -174,7 +176,7 @@ def test_the_first_kept_twin_is_named_though_another_one_is_more_alike():
 def test_the_most_preferred_document_counts_in_its_groups():
     """Two groups that differ in it alone are two; equal groups of two bands are one."""
     columns = np.array([[7, 8, 8], [9, 9, 9], [5, 5, 5]], np.uint64)
-    groups = group_by_bands(np.arange(3, dtype=np.int32), np.ones(3, bool), columns.__getitem__, 3)
+    groups = list_groups_with_equal_bands(np.arange(3, dtype=np.int32), np.ones(3, bool), columns.__getitem__, 3)
     assert groups.members.tolist() == [1, 2, 0, 1, 2]
     assert groups.sizes.tolist() == [2, 3]
 

@@ -14,7 +14,7 @@ import torch
 from align import ranks
 from align.__main__ import require_single_process
 from align.cli import launch
-from align.cli.launch import find_exit_status, needs_ranks
+from align.cli.launch import needs_ranks, report_failed_ranks
 from align.config.export import ExportStageConfig
 from align.config.ppo import PpoConfig
 from align.config.root import Config, to_plain_dict
@@ -96,7 +96,7 @@ def test_the_status_of_a_command(
     (tmp_path / "rank-1").write_text("update 7")
     if spoken:
         (tmp_path / ranks.SPOKEN).write_text(spoken)
-    assert find_exit_status({rank: failure(code) for rank, code in codes.items()}, tmp_path) == status
+    assert report_failed_ranks({rank: failure(code) for rank, code in codes.items()}, tmp_path) == status
     err = capsys.readouterr().err
     assert err.startswith(said) if said else err == ""
 
@@ -106,7 +106,7 @@ def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
     run.mkdir()
     write_manifest(run, Manifest("sft", "x", 0, to_plain_dict(Config(stage=SftConfig())), {}, None, status="running"))
     (tmp_path / ranks.RUN).write_text(str(run))
-    assert find_exit_status({0: failure(-9)}, tmp_path) == 1
+    assert report_failed_ranks({0: failure(-9)}, tmp_path) == 1
     assert read_manifest(run).error.startswith("rank 0 died (SIGKILL)")
     write_manifest(
         run,
@@ -114,7 +114,7 @@ def test_why_a_killed_run_ended_is_written_into_its_manifest(tmp_path: Path):
             "sft", "x", 0, to_plain_dict(Config(stage=SftConfig())), {}, None, status="done", times={"finished": "x"}
         ),
     )
-    assert find_exit_status({0: failure(-9)}, tmp_path) == 1
+    assert report_failed_ranks({0: failure(-9)}, tmp_path) == 1
     assert read_manifest(run).status == "done"
 
 

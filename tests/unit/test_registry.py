@@ -12,7 +12,7 @@ from portfolio import anew, digest_of, given, interval, made, one, records, refs
 
 from align.core.errors import InputError
 from align.registry.index import INDEX
-from align.registry.query import compare_value
+from align.registry.query import is_match
 from align.run.manifest import FILE
 
 
@@ -259,12 +259,12 @@ def test_a_run_that_failed_has_the_cost_of_what_it_did(tmp_path: Path) -> None:
 
 
 def test_a_pattern_matches_truth_values_too():
-    assert [compare_value(value, "=", "*") for value in (True, False, 0.5, "text", None)] == [
+    assert [is_match(value, "=", "*") for value in (True, False, 0.5, "text", None)] == [
         True,
         True,
         True,
         True,
         False,
     ]
-    assert compare_value(True, "=", "1*")
-    assert not compare_value(True, "=", 1)
+    assert is_match(True, "=", "1*")
+    assert not is_match(True, "=", 1)

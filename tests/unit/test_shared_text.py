@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.data.dedup import near_duplicates as near
-from align.data.dedup.near_duplicates import Duplicates, group_by_bands, hash_sets, split_into_packs
+from align.data.dedup.near_duplicates import Duplicates, hash_sets, list_groups_with_equal_bands, split_into_packs
 from align.data.dedup.numbers import extract_numbers_and_operators, hash_numbers
 from align.data.dedup.shingles import Shingles, build_shingles, compute_band_keys, digest_normalised_texts
 
@@ -207,7 +207,7 @@ def test_packs_with_the_shared_text_of_all_lose_the_same(count: int):
         return build_shingles(array.take(pa.array(rows)))
 
     places = np.arange(len(texts), dtype=np.int32)
-    groups = group_by_bands(places, sets.sizes > 0, columns.__getitem__, BANDS)
+    groups = list_groups_with_equal_bands(places, sets.sizes > 0, columns.__getitem__, BANDS)
     shared = near.find_shared(groups, places, sets.sizes, content_of(texts), read)
     assert len(shared) > 50
     numbers, dropped = hash_numbers(array), set[int]()

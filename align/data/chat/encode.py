@@ -64,12 +64,12 @@ def render(tokenizer: Any, conversation: Conversation, add_generation_prompt: bo
     Raises:
         InputError: the template refuses the conversation, for instance for the order of its roles.
     """
-    with explain_refusal(tokenizer, conversation):
+    with convert_template_errors(tokenizer, conversation):
         return apply_template(tokenizer, conversation.as_dicts(), conversation.tool_dicts(), add_generation_prompt)
 
 
 @contextmanager
-def explain_refusal(tokenizer: Any, conversation: Conversation) -> Iterator[None]:
+def convert_template_errors(tokenizer: Any, conversation: Conversation) -> Iterator[None]:
     """Convert any exception of a chat template to an InputError that suggests a remedy.
 
     A template is a program that comes with the model. It may refuse a conversation, or fail with any other exception.
@@ -118,7 +118,7 @@ def find_marked_spans(tokenizer: Any, conversation: Conversation) -> tuple[str, 
     from transformers.utils.chat_template_utils import render_jinja_template
 
     tools: Any = conversation.tool_dicts()
-    with explain_refusal(tokenizer, conversation), render_deadline():
+    with convert_template_errors(tokenizer, conversation), render_deadline():
         rendering: Any = render_jinja_template(
             [conversation.as_dicts()],
             tools=tools,

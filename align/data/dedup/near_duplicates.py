@@ -111,7 +111,7 @@ class GroupMemberships(NamedTuple):
         return count_shared_values(*slices, bits=32) > 0
 
 
-def group_by_bands(
+def list_groups_with_equal_bands(
     place: ndarray, has_keys: ndarray, load_band: Callable[[int], ndarray], bands: int = BANDS
 ) -> DocumentGroups:
     """Group the documents that share a key in any band. A group that several bands yield is returned once.
@@ -356,7 +356,7 @@ def find_near(
     documents = RankedDocuments(np.argsort(preference, kind="stable"), sizes, load_shingles)
     place = np.empty(len(preference), np.int32)
     place[documents.index] = np.arange(len(preference), dtype=np.int32)
-    groups = group_by_bands(place, sizes > 0, load_band, bands)
+    groups = list_groups_with_equal_bands(place, sizes > 0, load_band, bands)
     if shared is None:
         shared = NO_HASHES if content is None else find_shared(groups, documents.index, sizes, content, load_shingles)
     memberships = GroupMemberships.from_groups(groups)

@@ -30,7 +30,7 @@ from align.data.dedup.evaluation_overlap import (
     Prefilter,
     find_hits,
 )
-from align.data.dedup.near_duplicates import find_near, find_shared, group_by_bands
+from align.data.dedup.near_duplicates import find_near, find_shared, list_groups_with_equal_bands
 from align.data.dedup.numbers import hash_numbers
 from align.data.dedup.questions import (
     EvaluationTexts,
@@ -256,7 +256,7 @@ def drop_templated_leaks(
     with TemporaryDirectory(dir=rows.folder, prefix="sides-") as folder:
         texts = ComparedTexts(Path(folder), rows, compared)
         places = np.arange(len(texts.numbers), dtype=np.int32)
-        groups = group_by_bands(places, texts.sizes > 0, texts.keys.__getitem__)
+        groups = list_groups_with_equal_bands(places, texts.sizes > 0, texts.keys.__getitem__)
         shared = find_shared(groups, places, texts.sizes, texts.content, texts.load_shingles)
         is_test_text = is_test[texts.numbers]
         duplicates = find_near(

@@ -16,7 +16,7 @@ from align.data.dedup.near_duplicates import (
     find_exact,
     find_near,
     find_shared,
-    group_by_bands,
+    list_groups_with_equal_bands,
     split_into_packs,
 )
 from align.data.dedup.shingles import Shingles
@@ -83,7 +83,7 @@ def find_near_duplicates(
         return compare(ComparisonTask(numbers, preference[numbers], source[numbers]))
     sizes = rows.numbers("shingles")[numbers]
     places = np.arange(len(numbers), dtype=np.int32)
-    groups = group_by_bands(places, sizes > 0, lambda band: rows.numbers(name_band_column(band))[numbers])
+    groups = list_groups_with_equal_bands(places, sizes > 0, lambda band: rows.numbers(name_band_column(band))[numbers])
     content = rows.first_bits("digest")[numbers]
     shared = find_shared(groups, places, sizes, content, partial(load_shingles, rows, numbers))
     parts = [numbers[pack] for pack in split_into_packs(groups, sizes, PACKS * engine.workers)]
