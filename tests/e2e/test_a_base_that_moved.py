@@ -1,4 +1,4 @@
-"""A base is found again from any folder, and where it is gone the message says what to write."""
+"""A base is loaded from any working folder, and an error about a missing base names the remedy."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, chats: Path
 
 @pytest.fixture
 def shop(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
-    """Another working folder; the runs by their absolute path. The base is put back where it was."""
+    """Another working folder, with the runs by their absolute path. The base is moved back after each test."""
     monkeypatch.chdir(tmp_path)
     yield Workshop(work / "runs", work / "chats.jsonl")
     if (moved := tmp_path / "elsewhere").is_dir():
@@ -46,9 +46,9 @@ def test_it_is_found_from_another_working_folder(shop: Workshop, work: Path) -> 
 
 def test_a_base_that_is_gone_is_named_with_the_remedy(shop: Workshop, work: Path, tmp_path: Path) -> None:
     (work / "my llama").rename(tmp_path / "elsewhere")
-    for words in (["stage=export", "artifact=sft:a"], ["stage=sample", "init=sft:a", *shop.on_file]):
+    for command in (["stage=export", "artifact=sft:a"], ["stage=sample", "init=sft:a", *shop.on_file]):
         shop.refuses(
-            *words,
+            *command,
             "resume=never",
             says=(f"its base my llama is not in {work / 'my llama'} any more", "model=hub model.path=FOLDER"),
         )
@@ -57,6 +57,6 @@ def test_a_base_that_is_gone_is_named_with_the_remedy(shop: Workshop, work: Path
 
 
 def test_the_same_command_from_another_folder_is_the_same_run(shop: Workshop, work: Path) -> None:
-    """A manifest's identity knows the base by its digest: another spelling of its path makes no other run."""
+    """A manifest identifies the base by its digest, so another spelling of its path is the same run."""
     shop.run("sft", "model=hub", f"model.path={work / 'my llama'}", *SFT, *SMALL, "run.name=a")
     assert "finished already" in shop.said

@@ -1,4 +1,4 @@
-"""Who may come in to the annotation app, and what is refused of those who may."""
+"""Access to the annotation app, and requests that are refused from visitors with access."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from align.core.types import Conversation, Message
 PAGE = {"X-Align": "a page"}
 KEY = {"Cookie": f"align_key_7861={'k' * 32}"}
 UNCHANGED = {"version": 0, "mode": "work", "guidelines": None}
-"""The terms of a project whose settings nobody changed."""
+"""The terms of a project with unchanged settings."""
 SCRIPTS = sorted(f"/align/{path.name}" for path in STATIC.glob("*.js"))
 
 
@@ -58,10 +58,10 @@ def test_the_link_gives_a_cookie_that_no_script_and_no_other_site_has(client):
 @pytest.mark.parametrize("cookie", [None, "", "wrong", "k" * 31])
 def test_without_the_key_nothing_is_to_be_had(client, path, cookie):
     client.cookies.clear()
-    given = {} if cookie is None else {"Cookie": f"align_key_7861={cookie}"}
-    assert client.get(path, headers=given).status_code == 403
-    assert client.get(f"{path}?key=wrong", headers=given).status_code == 403
-    assert client.post(path, headers=given | PAGE, json={}).status_code == 403
+    headers = {} if cookie is None else {"Cookie": f"align_key_7861={cookie}"}
+    assert client.get(path, headers=headers).status_code == 403
+    assert client.get(f"{path}?key=wrong", headers=headers).status_code == 403
+    assert client.post(path, headers=headers | PAGE, json={}).status_code == 403
 
 
 @pytest.mark.parametrize("host", ["evil.example:7861", "127.0.0.1", "localhost:80"])
@@ -81,8 +81,8 @@ def test_what_a_form_of_another_site_could_send_is_refused(client, path):
 
 
 def test_a_page_of_another_project_is_told_to_keep_what_it_has(client):
-    given = {**KEY, "X-Align": "another", "Content-Type": "application/json"}
-    assert client.post("/api/vote", headers=given, json={}).status_code == 403
+    headers = {**KEY, "X-Align": "another", "Content-Type": "application/json"}
+    assert client.post("/api/vote", headers=headers, json={}).status_code == 403
 
 
 @pytest.mark.parametrize("path", ["/", "/api/task", "/gradio_api/info"])
@@ -94,8 +94,8 @@ def test_another_port_of_this_machine_is_another_page(client, path):
 @pytest.mark.parametrize("other", ['foo={"a": "b"}', "p=a b", "x", "a[b]=1", "a/b=1", "align_key=old"])
 def test_other_programs_cookies_lock_nobody_out(client, other):
     client.cookies.clear()
-    given = {"Cookie": f"{other}; align_key_7861={'k' * 32}"}
-    assert client.get("/api/projects", headers=given).status_code == 200
+    headers = {"Cookie": f"{other}; align_key_7861={'k' * 32}"}
+    assert client.get("/api/projects", headers=headers).status_code == 200
 
 
 def test_every_answer_forbids_what_it_can_and_scripts_are_called_scripts(client):
@@ -105,18 +105,18 @@ def test_every_answer_forbids_what_it_can_and_scripts_are_called_scripts(client)
         assert answer.status_code == 200
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["cache-control"] == "no-store"  # after an upgrade no script meets one of before
-        kind = answer.headers["content-type"].split(";")[0]
-        assert path not in SCRIPTS or kind in ("text/javascript", "application/javascript")
+        assert answer.headers["cache-control"] == "no-store"  # after an upgrade no old script meets a new one
+        media_type = answer.headers["content-type"].split(";")[0]
+        assert path not in SCRIPTS or media_type in ("text/javascript", "application/javascript")
 
 
 @pytest.fixture
 def ask(client):
-    def asking(path: str, body: dict | None = None):
-        given = KEY | {"X-Align": client.get("/api/projects", headers=KEY).json()["projects"][0]["id"]}
-        return client.get(path, headers=given) if body is None else client.post(path, headers=given, json=body)
+    def send_request(path: str, body: dict | None = None):
+        headers = KEY | {"X-Align": client.get("/api/projects", headers=KEY).json()["projects"][0]["id"]}
+        return client.get(path, headers=headers) if body is None else client.post(path, headers=headers, json=body)
 
-    return asking
+    return send_request
 
 
 def test_an_item_says_nothing_of_who_wrote_what(ask):
@@ -150,16 +150,17 @@ def test_a_vote_that_makes_no_sense_is_refused_and_leaves_the_item(ask, said):
 
 def test_a_vote_sent_twice_counts_once_and_brings_the_next(ask):
     task = ask("/api/task").json()["task"]
-    said = {"tiers": [[1], [0]], "strength": 2, "seconds": 3.5}
-    body = {"token": task["token"], "key": "1" * 32, "terms": UNCHANGED, "said": said}
-    first, again = ask("/api/vote", body).json(), ask("/api/vote", body).json()
-    assert first["seq"] == again["seq"]
-    assert first["task"]["token"] == again["task"]["token"] != task["token"]
-    other = ask("/api/vote", body | {"key": "2" * 32})
-    assert other.status_code == 409
-    back = ask("/api/undo", {"seq": first["seq"]}).json()["task"]
-    assert back["token"] == task["token"]
-    assert (back["draft"]["tiers"], back["draft"]["strength"]) == ([[1], [0]], 2)
+    vote = {"tiers": [[1], [0]], "strength": 2, "seconds": 3.5}
+    body = {"token": task["token"], "key": "1" * 32, "terms": UNCHANGED, "said": vote}
+    first = ask("/api/vote", body).json()
+    second = ask("/api/vote", body).json()
+    assert first["seq"] == second["seq"]
+    assert first["task"]["token"] == second["task"]["token"] != task["token"]
+    conflict = ask("/api/vote", body | {"key": "2" * 32})
+    assert conflict.status_code == 409
+    undone = ask("/api/undo", {"seq": first["seq"]}).json()["task"]
+    assert undone["token"] == task["token"]
+    assert (undone["draft"]["tiers"], undone["draft"]["strength"]) == ([[1], [0]], 2)
 
 
 def test_a_taken_port_is_named_and_answers_do_not_wait_for_acknowledgements():
@@ -171,17 +172,17 @@ def test_a_taken_port_is_named_and_answers_do_not_wait_for_acknowledgements():
         with pytest.raises(InputError, match="it cannot be had"):
             open_listener("127.0.0.1", port)
 
-        async def undelayed() -> int:
-            found = asyncio.get_running_loop().create_future()
-            server = await asyncio.start_server(lambda _, writer: found.set_result(writer), sock=taken)
-            _, here = await asyncio.open_connection("127.0.0.1", port)
-            there = await found
-            here.close()
+        async def read_no_delay_option() -> int:
+            accepted = asyncio.get_running_loop().create_future()
+            server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=taken)
+            _, client_writer = await asyncio.open_connection("127.0.0.1", port)
+            server_writer = await accepted
+            client_writer.close()
             server.close()
-            return there.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            return server_writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
-        with ThreadPoolExecutor(1) as elsewhere:  # this thread may have a loop of its own already
-            assert elsewhere.submit(asyncio.run, undelayed()).result() != 0
+        with ThreadPoolExecutor(1) as executor:  # this thread may have a loop of its own already
+            assert executor.submit(asyncio.run, read_no_delay_option()).result() != 0
 
 
 def test_gradios_heartbeat_is_not_to_be_had_and_no_page_asks_for_it(client):
@@ -192,80 +193,84 @@ def test_gradios_heartbeat_is_not_to_be_had_and_no_page_asks_for_it(client):
         assert client.get(f"{start}/gradio_api/heartbeat/x", headers=KEY).status_code == 404
     with Store.open("sqlite://") as store:
         manager = Manager(store, None, None, "http://127.0.0.1")  # type: ignore[arg-type]
-        for shown in (build_page(), build_manage_page(manager)):
-            assert shown.get_config_file()["connect_heartbeat"] is False
+        for page in (build_page(), build_manage_page(manager)):
+            assert page.get_config_file()["connect_heartbeat"] is False
 
 
 def test_one_person_has_so_many_answers_without_an_end_and_all_of_them_so_many():
     from align.annotate.web.access import STREAMS, require_login
     from align.web.key_link import KeyAuthenticator
 
-    async def endless(scope, receive, send):
-        kind = b"text/event-stream; charset=utf-8" if scope["path"] == "/stream" else b"text/plain"
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", kind)]})
+    async def stream_endlessly(scope, receive, send):
+        content_type = b"text/event-stream; charset=utf-8" if scope["path"] == "/stream" else b"text/plain"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", content_type)]})
         while (await receive())["type"] != "http.disconnect":
             pass
         await send({"type": "http.response.body", "body": b""})
 
-    people = {who * 32: Person(who, {"p": "annotator"}) for who in "abc"}
+    people = {name * 32: Person(name, {"p": "annotator"}) for name in "abc"}
 
     class ThreeKeys(KeyAuthenticator):
         def find_visitor(self, cookies):
             return people.get(cookies.get("c", ""))
 
-    gate = require_login(endless, ThreeKeys("k" * 32, people["a" * 32], "c"), ["http://x"], streams=STREAMS + 2)
+    gate = require_login(
+        stream_endlessly, ThreeKeys("k" * 32, people["a" * 32], "c"), ["http://x"], streams=STREAMS + 2
+    )
 
-    async def asking(who: str, path: str, over: asyncio.Event, statuses: list[int]) -> None:
+    async def request_stream(name: str, path: str, is_over: asyncio.Event, statuses: list[int]) -> None:
         async def receive():
-            await over.wait()
+            await is_over.wait()
             return {"type": "http.disconnect"}
 
         async def send(message):
             statuses.extend([message["status"]] if "status" in message else [])
 
-        headers = [(b"host", b"x"), (b"cookie", f"c={who * 32}".encode())]
+        headers = [(b"host", b"x"), (b"cookie", f"c={name * 32}".encode())]
         scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": headers}
         await gate(scope, receive, send)
 
-    async def begun(who: str, path: str, over: asyncio.Event) -> tuple[list[int], asyncio.Task[None]]:
+    async def start_request(name: str, path: str, is_over: asyncio.Event) -> tuple[list[int], asyncio.Task[None]]:
         statuses: list[int] = []
-        task = asyncio.create_task(asking(who, path, over, statuses))
+        task = asyncio.create_task(request_stream(name, path, is_over, statuses))
         while not statuses:
             await asyncio.sleep(0)
         return statuses, task
 
-    async def all_of_it() -> list[list[int]]:
-        over = asyncio.Event()
-        asked = [("a", "/stream")] * (STREAMS + 1) + [("a", "/plain")] * 3 + [("b", "/stream")] * 2 + [("c", "/stream")]
-        found = [await begun(who, path, over) for who, path in asked]
-        over.set()
-        await asyncio.gather(*(task for _, task in found))
+    async def open_streams() -> list[list[int]]:
+        is_over = asyncio.Event()
+        requests = (
+            [("a", "/stream")] * (STREAMS + 1) + [("a", "/plain")] * 3 + [("b", "/stream")] * 2 + [("c", "/stream")]
+        )
+        answers = [await start_request(name, path, is_over) for name, path in requests]
+        is_over.set()
+        await asyncio.gather(*(task for _, task in answers))
         assert gate.streams.total() == 0
-        over.clear()
-        again = await begun("a", "/stream", over)
-        over.set()
-        await again[1]
-        return [statuses for statuses, _ in [*found, again]]
+        is_over.clear()
+        last = await start_request("a", "/stream", is_over)
+        is_over.set()
+        await last[1]
+        return [statuses for statuses, _ in [*answers, last]]
 
-    with ThreadPoolExecutor(1) as elsewhere:  # this thread may have a loop of its own already
-        found = elsewhere.submit(asyncio.run, all_of_it()).result()
-    assert found == [[200]] * STREAMS + [[429]] + [[200]] * 5 + [[429]] + [[200]]
+    with ThreadPoolExecutor(1) as executor:  # this thread may have a loop of its own already
+        answers = executor.submit(asyncio.run, open_streams()).result()
+    assert answers == [[200]] * STREAMS + [[429]] + [[200]] * 5 + [[429]] + [[200]]
 
 
 @pytest.mark.parametrize(
     "path", ["/gradio_api/upload", "/gradio_api/queue/join", "/login", "//api/vote", "/api%2fvote"]
 )
 def test_gradios_own_routes_change_nothing(client, path):
-    given = {"Cookie": f"align_key_7861={'k' * 32}", **PAGE}
-    assert client.post(path, headers=given, json={}).status_code in (403, 415, 404)
-    assert client.post(path, headers=given, files={"files": b"x"}).status_code == 415
+    headers = {"Cookie": f"align_key_7861={'k' * 32}", **PAGE}
+    assert client.post(path, headers=headers, json={}).status_code in (403, 415, 404)
+    assert client.post(path, headers=headers, files={"files": b"x"}).status_code == 415
 
 
 def test_another_annotators_token_is_of_no_use(ask):
-    for path, more in (
+    for path, fields in (
         ("vote", {"key": "0" * 32, "terms": UNCHANGED, "said": {"tiers": [[0], [1]]}}),
         ("renew", {}),
         ("draft", {"draft": {}}),
     ):
-        assert ask(f"/api/{path}", {"token": "t" * 32, **more}).status_code == 422
+        assert ask(f"/api/{path}", {"token": "t" * 32, **fields}).status_code == 422
     assert ask("/api/undo", {"seq": 1}).status_code == 422

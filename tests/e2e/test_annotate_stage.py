@@ -1,4 +1,4 @@
-"""`stage=annotate` from the command line: what goes in and out of the store, and whose runs an erasure concerns."""
+"""`stage=annotate` from the command line: import, export, backup, and the runs that an erasure lists."""
 
 from __future__ import annotations
 
@@ -30,51 +30,52 @@ def shop(tmp_path: Path) -> Workshop:
     return Workshop(tmp_path / "runs", tmp_path / "none", "project=p")
 
 
-def store_of(shop: Workshop) -> Store:
+def open_store(shop: Workshop) -> Store:
     return Store.open(f"sqlite:///{shop.root / 'annotations.db'}", create=False)
 
 
-def asked(shop: Workshop, action: str, *arguments: str) -> Path:
+def run_action(shop: Workshop, action: str, *arguments: str) -> Path:
     return shop.run("annotate", f"stage.action={action}", *arguments)
 
 
 def test_from_a_file_to_pairs_to_a_backup_and_back(shop: Workshop, tmp_path: Path) -> None:
-    folder = asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    folder = run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
     assert files(folder) >= EVERY_RUN
     assert read_manifest(folder).metrics == {"rows": 6, "added": 6}
     guide = tmp_path / "guide.md"
     guide.write_text("# Be fair")
-    asked(shop, "configure", "stage.settings={overlap: 2}", "stage.state=paused", f"stage.guidelines={guide}")
+    run_action(shop, "configure", "stage.settings={overlap: 2}", "stage.state=paused", f"stage.guidelines={guide}")
     assert "project p: paused, stage.settings={overlap: 2}\n" in shop.said
     assert "version 1" in shop.said
-    asked(shop, "simulate")
+    run_action(shop, "simulate")
     shop.refuses("stage=annotate", "stage.action=export", says="data.allow_simulated=true")
-    pairs = asked(shop, "export", "data.allow_simulated=true") / "artifact" / "preferences.jsonl"
+    pairs = run_action(shop, "export", "data.allow_simulated=true") / "artifact" / "preferences.jsonl"
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
     assert len(rows) == 18
     assert {row["source"] for row in rows} == {"simulated"}
     no_folder = ("stage=annotate", "stage.action=backup", "stage.path=no/such/folder/b.gz")
     shop.refuses(*no_folder, says="no/such/folder")
-    backup, other = tmp_path / "b.jsonl.gz", f"store.url=sqlite:///{tmp_path / 'other.db'}"
-    asked(shop, "backup", f"stage.path={backup}")
-    asked(shop, "restore", f"stage.path={backup}", other)
-    asked(shop, "verify")
-    here = shop.said.splitlines()[-2]
-    asked(shop, "verify", other)
-    assert shop.said.splitlines()[-2] == here
+    backup = tmp_path / "b.jsonl.gz"
+    other_store = f"store.url=sqlite:///{tmp_path / 'other.db'}"
+    run_action(shop, "backup", f"stage.path={backup}")
+    run_action(shop, "restore", f"stage.path={backup}", other_store)
+    run_action(shop, "verify")
+    head_line = shop.said.splitlines()[-2]
+    run_action(shop, "verify", other_store)
+    assert shop.said.splitlines()[-2] == head_line
 
 
 def test_settings_are_printed_as_they_are_typed(shop: Workshop, tmp_path: Path) -> None:
-    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
-    asked(shop, "configure", "stage.state=open")
+    run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    run_action(shop, "configure", "stage.state=open")
     assert "project p: open, with every setting at its default\n" in shop.said
-    typed = (
+    settings = (
         r"stage.settings={title: 'It\'s, here', attributes: [helpful, 'to the point'], "
         "overlap_share: 0.25, quota: 12, blurred: true}"
     )
-    asked(shop, "configure", typed)
-    assert f"project p: open, {typed}\n" in shop.said
-    asked(shop, "configure", "stage.settings={attributes: [], quota: 0, blurred: false, overlap_share: 1}")
+    run_action(shop, "configure", settings)
+    assert f"project p: open, {settings}\n" in shop.said
+    run_action(shop, "configure", "stage.settings={attributes: [], quota: 0, blurred: false, overlap_share: 1}")
     assert r"project p: open, stage.settings={title: 'It\'s, here'}" in shop.said
 
 
@@ -88,9 +89,9 @@ def test_a_key_that_a_crash_cut_short_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_the_same_command_again_is_done_again(shop: Workshop, tmp_path: Path) -> None:
-    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
-    first = asked(shop, "verify")
-    assert asked(shop, "verify") != first
+    run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    first = run_action(shop, "verify")
+    assert run_action(shop, "verify") != first
     with sqlite3.connect(shop.root / "annotations.db") as connection:
         connection.execute("UPDATE candidates SET text = 'forged' WHERE text = 'awful'")
     connection.close()
@@ -102,21 +103,22 @@ def test_a_cut_tail_shows_against_the_run_that_read_it_and_an_erasure_is_none(
 ) -> None:
     model = Workshop(shop.root, chats, "project=p")
     model.run("sft", "model=hub", f"model.path={tiny_model}", "data.template=chatml", "stage.max_steps=2")
-    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
-    asked(shop, "simulate")
+    run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    run_action(shop, "simulate")
     train = ("data=annotations", "data.allow_simulated=true", "stage.held_out=0.3", "stage.batch_size=8")
     reward = model.run("reward", *train)
-    asked(shop, "verify", f"stage.head={reward}")
-    cut = tmp_path / "cut.db"
-    shutil.copy(shop.root / "annotations.db", cut)
-    with store_of(shop) as store:
-        last, item = store.head().seq, store.rankings("p")[0].item
-    with sqlite3.connect(cut) as connection:
+    run_action(shop, "verify", f"stage.head={reward}")
+    cut_path = tmp_path / "cut.db"
+    shutil.copy(shop.root / "annotations.db", cut_path)
+    with open_store(shop) as store:
+        last = store.head().seq
+        item = store.rankings("p")[0].item
+    with sqlite3.connect(cut_path) as connection:
         connection.execute("DROP TRIGGER ledger_no_delete")
         connection.execute(f"DELETE FROM ledger WHERE seq = {last}")
     connection.close()
-    url = f"store.url=sqlite:///{cut}"
-    asked(shop, "verify", url)
+    url = f"store.url=sqlite:///{cut_path}"
+    run_action(shop, "verify", url)
     shop.refuses(
         "stage=annotate",
         "stage.action=verify",
@@ -125,49 +127,50 @@ def test_a_cut_tail_shows_against_the_run_that_read_it_and_an_erasure_is_none(
         says=f"ledger.seq={last}: the ledger's tail is cut",
     )
 
-    asked(shop, "erase", f"stage.item={item}")
+    run_action(shop, "erase", f"stage.item={item}")
     assert f"reward/{reward.name}" in shop.said
-    asked(shop, "erase", "stage.annotator=simulated/vader/0.75/0")
+    run_action(shop, "erase", "stage.annotator=simulated/vader/0.75/0")
     assert f"reward/{reward.name}" in shop.said
     shop.status("stage=annotate", "stage.action=erase", "stage.annotator=simulated/vader/0.75/0")
     assert "knows no such annotator" in shop.said
-    for folder in shop.root.glob("annotate/*erase*"):  # nobody learns there who it was
-        written = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
-        manifest = json.loads(written.pop("manifest.json"))
-        del manifest["git"]  # which quotes this very test while it is being changed
-        assert "simulated/vader" not in json.dumps([written, manifest])
-    asked(shop, "verify", "stage.head=reward:latest")  # an erasure is no tampering
+    for folder in shop.root.glob("annotate/*erase*"):  # no run folder names the annotator
+        texts = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+        manifest = json.loads(texts.pop("manifest.json"))
+        del manifest["git"]  # its diff quotes this test while the test is being edited
+        assert "simulated/vader" not in json.dumps([texts, manifest])
+    run_action(shop, "verify", "stage.head=reward:latest")  # an erasure is not reported as tampering
 
 
 def test_an_erasure_lists_what_was_made_from_it_and_nothing_else(shop: Workshop, tmp_path: Path) -> None:
-    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
-    done = read_manifest(asked(shop, "simulate"))
-    with store_of(shop) as store:
-        item, head = store.rankings("p")[0].item, store.head().seq
+    run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    simulated = read_manifest(run_action(shop, "simulate"))
+    with open_store(shop) as store:
+        item = store.rankings("p")[0].item
+        head = store.head().seq
 
-    def run(stage: str, name: str, **inputs: dict) -> None:
+    def write_run(stage: str, name: str, **inputs: dict) -> None:
         folder = shop.root / stage / name
         folder.mkdir(parents=True)
-        manifest = replace(done, stage=stage, name=name, inputs={k: Input(**v) for k, v in inputs.items()})
+        manifest = replace(simulated, stage=stage, name=name, inputs={k: Input(**v) for k, v in inputs.items()})
         write_manifest(folder, manifest)
 
-    run("reward", "mine", data={"project": "p", "seq": head, "digest": "d"})
-    run("reward", "others", data={"project": "q", "seq": head, "digest": "d"})
-    run("reward", "before", data={"project": "p", "seq": 0, "digest": "d"})
-    run("ppo", "mine", reward={"stage": "reward", "name": "mine", "digest": "d"})
-    run("ppo", "others", reward={"stage": "reward", "name": "others", "digest": "d"})
-    run("export", "mine", artifact={"stage": "ppo", "name": "mine", "digest": "d"})
-    exported = asked(shop, "export", "data.allow_simulated=true")
+    write_run("reward", "mine", data={"project": "p", "seq": head, "digest": "d"})
+    write_run("reward", "others", data={"project": "q", "seq": head, "digest": "d"})
+    write_run("reward", "before", data={"project": "p", "seq": 0, "digest": "d"})
+    write_run("ppo", "mine", reward={"stage": "reward", "name": "mine", "digest": "d"})
+    write_run("ppo", "others", reward={"stage": "reward", "name": "others", "digest": "d"})
+    write_run("export", "mine", artifact={"stage": "ppo", "name": "mine", "digest": "d"})
+    exported = run_action(shop, "export", "data.allow_simulated=true")
     pairs = read_manifest(exported).outputs["artifact/preferences.jsonl"]
-    run("dpo", "from-file", data={"path": "a-copy.jsonl", "digest": pairs})
-    strange = shop.root / "ppo" / "strange"
-    strange.mkdir()
-    (strange / "manifest.json").write_text("{}")
-    folder = asked(shop, "erase", f"stage.item={item}")
-    found = read_manifest(folder).metrics
-    of_stage = f"annotate/{exported.name}"
-    assert found["runs"] == [of_stage, "reward/mine", "dpo/from-file", "ppo/mine", "export/mine"]
-    assert found["unreadable"] == [str(strange / "manifest.json")]
+    write_run("dpo", "from-file", data={"path": "a-copy.jsonl", "digest": pairs})
+    unreadable = shop.root / "ppo" / "strange"
+    unreadable.mkdir()
+    (unreadable / "manifest.json").write_text("{}")
+    folder = run_action(shop, "erase", f"stage.item={item}")
+    metrics = read_manifest(folder).metrics
+    export_ref = f"annotate/{exported.name}"
+    assert metrics["runs"] == [export_ref, "reward/mine", "dpo/from-file", "ppo/mine", "export/mine"]
+    assert metrics["unreadable"] == [str(unreadable / "manifest.json")]
 
 
 @pytest.mark.parametrize(
@@ -186,41 +189,41 @@ def test_the_address_is_as_browsers_write_it(words: dict, expected: str) -> None
 
 
 def test_an_invitation_names_nobody_in_the_runs_folder(shop: Workshop, tmp_path: Path) -> None:
-    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
     name = f"{token_hex(8)}@example.org"
-    folder = asked(shop, "invite", "stage.role=admin")
+    folder = run_action(shop, "invite", "stage.role=admin")
     token = shop.said.split("/invite?token=")[1].split()[0]
-    with store_of(shop) as store:
+    with open_store(shop) as store:
         Accounts(store).accept(token, name, "correct horse battery")
-    again = asked(shop, "invite", f"stage.annotator={name.upper()}")
+    second = run_action(shop, "invite", f"stage.annotator={name.upper()}")
     assert "/invite?token=" in shop.said
-    gone = asked(shop, "erase", f"stage.annotator={name}")
-    with store_of(shop) as store:
+    erasure = run_action(shop, "erase", f"stage.annotator={name}")
+    with open_store(shop) as store:
         assert Accounts(store).members("p") == {}
         store.verify()
-    for path in (path for run in (folder, again, gone) for path in run.rglob("*") if path.is_file()):
+    for path in (path for run in (folder, second, erasure) for path in run.rglob("*") if path.is_file()):
         text = path.read_text(errors="replace").lower()
         assert [secret for secret in (name, token.lower()) if secret in text] == [], path
     assert (shop.root / "annotations.db").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_first_admins_link_is_printed_and_lets_them_in(shop: Workshop, tmp_path: Path, monkeypatch) -> None:
-    asked(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
-    seen = []
+    run_action(shop, "import", f"stage.path={tmp_path / 'items.jsonl'}")
+    statuses = []
 
-    def served(app, host, port, told) -> None:
-        told()
+    def serve_once(app, host, port, on_start) -> None:
+        on_start()
         client = TestClient(app, base_url="http://127.0.0.1:7861", follow_redirects=False)
-        seen.append(client.get("/login").status_code)
+        statuses.append(client.get("/login").status_code)
 
-    monkeypatch.setattr("align.web.server.serve", served)
-    asked(shop, "serve")
-    assert seen == [200]
+    monkeypatch.setattr("align.web.server.serve", serve_once)
+    run_action(shop, "serve")
+    assert statuses == [200]
     assert "/?project=p" in shop.said
     token = shop.said.split("/invite?token=")[1].split()[0]
-    with store_of(shop) as store:
+    with open_store(shop) as store:
         Accounts(store).accept(token, "root", "correct horse battery")
         assert Accounts(store).members("p") == {"root": "admin"}
-    asked(shop, "serve", "stage.url=http://192.168.1.5:7861", "stage.host=0.0.0.0")
+    run_action(shop, "serve", "stage.url=http://192.168.1.5:7861", "stage.host=0.0.0.0")
     assert "/invite" not in shop.said
     assert "in the clear" in shop.said
