@@ -1,4 +1,5 @@
-"""Answers that need no tensor come at once: a run that is finished, asked again; a mistake in a row. Without torch."""
+"""Commands that need no tensor answer without importing torch: a finished run that is started again, and a mistake in a
+row."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from refusing import CHATS, readers
 from workshop import Ready, Workshop
 
 LONGEST_S = 3
-"""Of a processor's time for an answer, which takes some 0.6; with the imports of a stage that computes, 8."""
+"""Processor seconds for an answer. It takes about 0.6, and 8 with the imports of a stage that computes."""
 ANSWERS = """
 import json, sys, time
 from align.__main__ import main
@@ -29,7 +30,7 @@ for words in json.loads(sys.argv[1]):
 
 
 class Answer(NamedTuple):
-    """The answer of a command.
+    """The result of a command.
 
     Attributes:
         imported: the modules of the process that take long to import.
@@ -42,18 +43,18 @@ class Answer(NamedTuple):
     seconds: float
 
 
-def ask_afresh(*lines: list[str]) -> list[Answer]:
-    """Return the answers of one new process to some command lines, one after the other."""
+def run_afresh(*commands: list[str]) -> list[Answer]:
+    """Run command lines one after the other in one new process, and return their results."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", ANSWERS, json.dumps(lines)]
-    done = subprocess.run(
+    command = [sys.executable, "-c", ANSWERS, json.dumps(commands)]
+    process = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, timeout=300
     )
     answers = []
-    for said in done.stdout.split("@@@\n")[1:]:
-        status, imported, seconds = json.loads(said.splitlines()[-1])
-        answers.append(Answer(status, said, imported, seconds))
-    assert len(answers) == len(lines), done.stdout
+    for output in process.stdout.split("@@@\n")[1:]:
+        status, imported, seconds = json.loads(output.splitlines()[-1])
+        answers.append(Answer(status, output, imported, seconds))
+    assert len(answers) == len(commands), process.stdout
     assert max(answer.seconds for answer in answers) < LONGEST_S
     return answers
 
@@ -63,22 +64,22 @@ def shop(ready: Ready) -> Workshop:
     return Workshop(ready.root, ready.root)
 
 
-def lines(ready: Ready, model: Path, rows: Path) -> dict[str, list[str]]:
-    """Return the words of a run of a second or two of each stage that reads rows of a file."""
+def build_commands(ready: Ready, model: Path, rows: Path) -> dict[str, list[str]]:
+    """Return the commands of a short run of each stage that reads rows of a file."""
     pairs = ["init=sft:s", "data=jsonl", f"data.path={rows}", "stage.held_out=0.3", *CHATS[1:3]]
     on_pairs = {stage: [f"stage={stage}", *pairs] for stage in ("reward", "dpo", "kto")}
     return {**readers(ready, model, rows), **on_pairs}
 
 
 def test_finished_runs_answer_without_torch(ready: Ready, tiny_model: Path, chats: Path, shop: Workshop):
-    """What takes its time is importing: no stage imports torch before it knows that there is something to do."""
+    """No stage imports torch before it knows that there is something to compute."""
     common = [f"run.root={ready.root}", "run.name=at-once", "device=cpu"]
-    conversations = lines(ready, tiny_model, chats)
+    stage_commands = build_commands(ready, tiny_model, chats)
     export = ["stage=export", "artifact=sft:s", "export.vllm=none", "export.base=none"]
-    commands = [[*words, *common] for words in (conversations["sft"], conversations["ppo"], export)]
-    for words in commands:
-        assert shop.ended(*words) == 0, shop.said
-    for answer in ask_afresh(*commands):
+    commands = [[*command, *common] for command in (stage_commands["sft"], stage_commands["ppo"], export)]
+    for command in commands:
+        assert shop.ended(*command) == 0, shop.said
+    for answer in run_afresh(*commands):
         assert "This run is finished already" in answer.said, answer.said
         assert (answer.status, answer.imported) == (0, [])
 
@@ -88,9 +89,11 @@ def test_mistakes_in_a_row_are_told_without_torch(ready: Ready, tiny_model: Path
     kinds = {"chats": chats.read_text().splitlines(), "pairs": pairs}
     for kind, rows in kinds.items():
         (tmp_path / f"{kind}.jsonl").write_text("\n".join([*rows[:-1], '{"messages": 3']) + "\n")
-    on_chats, on_pairs = (lines(ready, tiny_model, tmp_path / f"{kind}.jsonl") for kind in kinds)
+    on_chats, on_pairs = (build_commands(ready, tiny_model, tmp_path / f"{kind}.jsonl") for kind in kinds)
     commands = on_chats | {stage: on_pairs[stage] for stage in ("reward", "dpo", "kto")}
     common = [f"run.root={ready.root}", "run.name=a-mistake", "device=cpu"]
-    for stage, answer in zip(commands, ask_afresh(*([*words, *common] for words in commands.values())), strict=True):
+    for stage, answer in zip(
+        commands, run_afresh(*([*command, *common] for command in commands.values())), strict=True
+    ):
         assert ".jsonl, row 40=" in answer.said, answer.said
         assert (answer.status, answer.imported) == (2, []), stage

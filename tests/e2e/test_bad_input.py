@@ -1,5 +1,5 @@
-"""Each kind of bad file, to each stage that reads it: status 2 with one message that names file and field. Never 0,
-never 1, no traceback, nothing published."""
+"""Each kind of bad file, given to each stage that reads it, exits with status 2 and one message that names file and
+field. There is no traceback, and nothing is published."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ def test_half_a_character_on_the_command_line(
     shop: Workshop, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Bytes that are no UTF-8 reach Python as lone surrogates; a group file may write one as an escape."""
-    shown = "***" if key == "store.url" else "a\\udcffb"
-    refused(shop, ["stage=sft", f"{key}=a\udcffb"], f"{key}={shown}", "UTF-8")
+    printed = "***" if key == "store.url" else "a\\udcffb"
+    refused(shop, ["stage=sft", f"{key}=a\udcffb"], f"{key}={printed}", "UTF-8")
     (tmp_path / "conf" / "track").mkdir(parents=True)
     group, _, leaf = key.partition(".")
-    said = f'{group}:\n  {leaf}: "a\\ud83d"\n' if leaf else f'{group}: "a\\ud83d"\n'
-    (tmp_path / "conf" / "track" / "mine.yaml").write_text(f"# @package _global_\ndefaults: [/track/none]\n{said}")
+    setting_yaml = f'{group}:\n  {leaf}: "a\\ud83d"\n' if leaf else f'{group}: "a\\ud83d"\n'
+    (tmp_path / "conf" / "track" / "mine.yaml").write_text(
+        f"# @package _global_\ndefaults: [/track/none]\n{setting_yaml}"
+    )
     monkeypatch.chdir(tmp_path)
     assert shop.ended("stage=sft", "track=mine", "--cfg", "job") == 2, shop.said
     monkeypatch.setenv("ALIGN_STORE_URL", "sqlite:///a\udcff.db")
@@ -37,29 +39,32 @@ def test_half_a_character_on_the_command_line(
 
 
 def test_half_a_character_in_lines(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "align", "-"], input=b"stage=sft project=\xff\n", capture_output=True, cwd=tmp_path,
+    process = subprocess.run(
+        [sys.executable, "-m", "align", "-"],
+        input=b"stage=sft project=\xff\n",
+        capture_output=True,
+        cwd=tmp_path,
         timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 2, done
-    assert b"project=\\udcff" in done.stderr
+    )
+    assert process.returncode == 2, process
+    assert b"project=\\udcff" in process.stderr
 
 
-# --- What the user's function does
+# --- Failures of the user's function
 
-"""One for each place that may fail; what else a function may do is in `test_scorers`."""
+"""One test for each place that may fail. Other failures of a function are tested in `test_scorers`."""
 
 
 def test_a_function_that_exits_is_named_and_ends_nothing_with_status_0(
     shop: Workshop, ready: Ready, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """What else a function may do is in `test_scorers`."""
+    """Other failures of a function are tested in `test_scorers`."""
     (tmp_path / "mine_exits.py").write_text("import sys\ndef score(c):\n    sys.exit(0)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    own = [word for word in ready.ppo if not word.startswith("reward")]
-    part = "{name: fn, fn: 'mine_exits:score'}"
-    for reward in (["reward=fn", "reward.fn=mine_exits:score"], ["reward=sum", f"reward.parts=[{part}]"]):
-        refused(shop, [*own, *reward], "reward.fn=mine_exits:score")
+    command = [word for word in ready.ppo if not word.startswith("reward")]
+    part_spec = "{name: fn, fn: 'mine_exits:score'}"
+    for reward in (["reward=fn", "reward.fn=mine_exits:score"], ["reward=sum", f"reward.parts=[{part_spec}]"]):
+        refused(shop, [*command, *reward], "reward.fn=mine_exits:score")
 
 
 def test_ctrl_c_in_a_function_is_an_interruption(
@@ -67,9 +72,9 @@ def test_ctrl_c_in_a_function_is_an_interruption(
 ):
     (tmp_path / "mine_ctrl.py").write_text("def score(c):\n    raise KeyboardInterrupt\n")
     monkeypatch.syspath_prepend(tmp_path)
-    own = [word for word in ready.ppo if not word.startswith("reward")]
-    words = [*own, "reward=fn", "reward.fn=mine_ctrl:score", f"run.root={shop.root}", "run.name=ctrl"]
-    assert shop.ended(*words) == 130
+    command = [word for word in ready.ppo if not word.startswith("reward")]
+    full_command = [*command, "reward=fn", "reward.fn=mine_ctrl:score", f"run.root={shop.root}", "run.name=ctrl"]
+    assert shop.ended(*full_command) == 130
     assert read_manifest(shop.root / "ppo" / "ctrl").status == "interrupted"
 
 
@@ -87,7 +92,7 @@ def test_ctrl_c_in_a_function_is_an_interruption(
 def test_too_little_memory_is_not_our_fault(
     shop: Workshop, ready: Ready, tiny_model: Path, chats: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ):
-    """Which errors are of it is tested in `test_run`."""
+    """The errors that count as too little memory are tested in `test_run`."""
     monkeypatch.setattr(place, lambda *_, **__: bytearray(1 << 60))
     refused(shop, readers(ready, tiny_model, chats)["sft"], "memory=", "too little", "stage.micro_batch")
 
