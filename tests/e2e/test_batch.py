@@ -1,4 +1,4 @@
-"""`python -m align -`: several command lines, as if each had been given by itself."""
+"""`python -m align -` runs several command lines with the results of separate commands."""
 
 from __future__ import annotations
 
@@ -23,50 +23,53 @@ RECEIPT = "artifact/receipt.json"
 @pytest.fixture
 def sft(tiny_model: Path, chats: Path) -> str:
     """A line that works, in a second or two."""
-    words = [
+    arguments = [
         *("stage=sft", "model=hub", f"model.path={tiny_model}", "data=jsonl", f"data.path={chats}", "run.name=x"),
         *("stage.max_steps=2", "stage.batch_size=4", "stage.micro_batch=4", "stage.eval_size=2", "data.max_length=128"),
     ]
-    return shlex.join(words)
+    return shlex.join(arguments)
 
 
-def started(forks: Forks, cwd: Path, *lines: str, before: str = "") -> Child:
-    """The command with these lines on its standard input."""
+def start_batch(forks: Forks, cwd: Path, *lines: str, before: str = "") -> Child:
+    """Start the command with these lines on its standard input."""
     return forks.start(cwd, "-", stdin="\n".join(lines) + "\n", before=before)
 
 
-def outputs(folder: Path) -> dict[str, str]:
-    """Digests of what a run left, but for cards, which name their folder, and the manifests in a receipt, which have
-    times."""
-    found = read_manifest(folder).outputs
-    kept = {name: digest for name, digest in found.items() if name.startswith("artifact/") and "README" not in name}
-    if RECEIPT in kept:
+def digest_outputs(folder: Path) -> dict[str, str]:
+    """Return the digests of a run's artifacts. Model cards, which name their folder, and the manifests of a receipt,
+    which have times, are left out."""
+    digests = read_manifest(folder).outputs
+    artifact_digests = {
+        name: digest for name, digest in digests.items() if name.startswith("artifact/") and "README" not in name
+    }
+    if RECEIPT in artifact_digests:
         receipt = json.loads((folder / RECEIPT).read_text(encoding="utf-8"))
-        kept[RECEIPT] = json_digest({key: value for key, value in receipt.items() if key != "manifests"})
-    return kept
+        artifact_digests[RECEIPT] = json_digest({key: value for key, value in receipt.items() if key != "manifests"})
+    return artifact_digests
 
 
 def test_lines_leave_what_they_leave_by_themselves(
     tmp_path: Path, sft: str, forks: Forks, monkeypatch: pytest.MonkeyPatch
 ):
-    together, alone = tmp_path / "together (été)", tmp_path / "alone"
+    batch_root = tmp_path / "together (été)"
+    single_root = tmp_path / "alone"
     second = "stage=export artifact=sft:x run.name=y"
-    roots = [shlex.quote(f"run.root={together}")]
+    roots = [shlex.quote(f"run.root={batch_root}")]
     lines = (f"{sft} {roots[0]}", "", "# what comes out", f"{roots[0]} {second}")
-    status, out, err = started(forks, tmp_path, *lines).ended()
+    status, out, err = start_batch(forks, tmp_path, *lines).ended()
     assert status == 0, err
-    assert out.index("[1 of 2] stage=sft") < out.index("[2 of 2]") < out.index(str(together / "export" / "y"))
+    assert out.index("[1 of 2] stage=sft") < out.index("[2 of 2]") < out.index(str(batch_root / "export" / "y"))
     monkeypatch.chdir(tmp_path)
     for line in (sft, second):
-        assert main([*shlex.split(line), f"run.root={alone}"]) == 0
+        assert main([*shlex.split(line), f"run.root={single_root}"]) == 0
     for run in ("sft/x", "export/y"):
-        assert outputs(together / run) == outputs(alone / run) != {}
+        assert digest_outputs(batch_root / run) == digest_outputs(single_root / run) != {}
 
 
 def test_lines_where_forking_is_not_safe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    """A fresh interpreter each: this stage needs no torch."""
+    """Each line runs in a fresh interpreter. This stage needs no torch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setattr(batch_module, "import_for_forks", lambda stages: False)
@@ -74,10 +77,10 @@ def test_lines_where_forking_is_not_safe(
     importing = "stage=annotate stage.action=import run.name=x stage.path="
     lines = [f"{importing}items.jsonl", f"{importing}nowhere", f"{importing}items.jsonl run.name=y"]
 
-    def here(words: object, opened: object) -> int:
+    def run_here(words: object, opened: object) -> int:
         raise AssertionError("it runs in this process")
 
-    assert batch_module.run_batch(lines, lambda words: ["annotate"], here) == 2
+    assert batch_module.run_batch(lines, lambda words: ["annotate"], run_here) == 2
     assert read_manifest(tmp_path / "runs/annotate/x").status == "done"
     assert not (tmp_path / "runs/annotate/y").exists()
     assert "stage.path=nowhere" in capfd.readouterr().err
@@ -93,7 +96,7 @@ def test_a_cuda_build_is_not_forked(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_first_failure_ends_it(tmp_path: Path, sft: str, forks: Forks):
-    status, _, err = started(forks, tmp_path, "stage=export artifact=sft:nobody", sft).ended()
+    status, _, err = start_batch(forks, tmp_path, "stage=export artifact=sft:nobody", sft).ended()
     assert status == 2
     assert "sft:nobody" in err
     assert not (tmp_path / "runs" / "sft").exists()
@@ -130,7 +133,7 @@ AFRESH = "import align.cli.batch; align.cli.batch.import_for_forks = lambda comm
 @pytest.mark.parametrize("how", ["a terminal's Ctrl-C", "SIGTERM, afresh", "the stage alone, killed"])
 def test_signals_reach_the_stage(tmp_path: Path, sft: str, forks: Forks, how: str):
     lines = (f"{sft} stage.max_steps=500 stage.save_every=5", "stage=export artifact=sft:x")
-    child = started(forks, tmp_path, *lines, before=AFRESH if "afresh" in how else "")
+    child = start_batch(forks, tmp_path, *lines, before=AFRESH if "afresh" in how else "")
     reached(child, tmp_path)
     killed = how.endswith("killed")
     if how.startswith("SIGTERM"):
