@@ -1,6 +1,6 @@
-"""The command line as a stranger meets it: bad input beside the same command with a good value, signals, full disks.
+"""The command line for new users: bad input beside the same command with a good value, signals, full disks.
 
-What needs no process of its own runs through `main` in this one: importing torch takes longer than these runs.
+Tests that need no process of their own run through `main` in this one: importing torch takes longer than these runs.
 """
 
 from __future__ import annotations
@@ -24,21 +24,29 @@ from align.__main__ import STAGES, main, order_import_path
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN_FILES = {
-    "artifact", "config.yaml", "log.txt", "manifest.json", "metrics.json", "metrics.jsonl", "report.html",
-    "steps.jsonl", "timing.jsonl",
-    "trained_ids.parquet", "trained_on.jsonl",
-}  # fmt: skip
+    "artifact",
+    "config.yaml",
+    "log.txt",
+    "manifest.json",
+    "metrics.json",
+    "metrics.jsonl",
+    "report.html",
+    "steps.jsonl",
+    "timing.jsonl",
+    "trained_ids.parquet",
+    "trained_on.jsonl",
+}
 
 
-def environment() -> dict[str, str]:
+def build_env() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def process(cwd: Path, *arguments: str) -> Ended:
-    """`python -m align` in a fresh interpreter."""
+def run_process(cwd: Path, *arguments: str) -> Ended:
+    """Run `python -m align` in a fresh interpreter."""
     command = [sys.executable, "-m", "align", *arguments]
-    done = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=300)
-    return Ended(done.returncode, done.stdout, done.stderr)
+    completed = subprocess.run(command, cwd=cwd, env=build_env(), capture_output=True, text=True, timeout=300)
+    return Ended(completed.returncode, completed.stdout, completed.stderr)
 
 
 Align = Callable[..., Ended]
@@ -46,7 +54,7 @@ Align = Callable[..., Ended]
 
 @pytest.fixture
 def align(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Align:
-    """One command line in this process, in a working folder of its own."""
+    """A function that runs one command line in this process, in a working folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
@@ -67,18 +75,18 @@ def sft(tiny_model: Path, chats: Path) -> list[str]:
     ]
 
 
-def says(ended: Ended, *parts: str) -> None:
-    """Exit status 2 with one message and no traceback; each part stands in it."""
-    assert ended.status == 2, ended
-    (message,) = [line for line in ended.err.splitlines() if line.startswith("align: ")]
-    assert "Traceback" not in ended.err
+def check_refused(result: Ended, *parts: str) -> None:
+    """Check that a command exits with status 2 and one message that has every part, without a traceback."""
+    assert result.status == 2, result
+    (message,) = [line for line in result.err.splitlines() if line.startswith("align: ")]
+    assert "Traceback" not in result.err
     assert not [part for part in parts if part not in message], message
 
 
-def works(ended: Ended) -> Path:
-    """Exit status 0, the run's folder as the last line, and exactly the files of the contract in it."""
-    assert ended.status == 0, ended
-    folder = Path(ended.folder)
+def check_done(result: Ended) -> Path:
+    """Check that a command exits with status 0 and prints a run's folder with exactly the promised files."""
+    assert result.status == 0, result
+    folder = Path(result.folder)
     assert {p.name for p in folder.iterdir()} == RUN_FILES
     assert json.loads((folder / "manifest.json").read_text())["status"] == "done"
     return folder
@@ -96,22 +104,23 @@ def test_listing_help_and_configuration_are_quick_and_without_torch(tmp_path: Pa
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=build_env(), capture_output=True, text=True
     )
-    took = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before  # of the processor: the machine may be busy
-    assert done.returncode == 0, done.stderr
-    assert took < 1
+    # Processor time, because the machine may be busy.
+    seconds = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
+    assert process.returncode == 0, process.stderr
+    assert seconds < 1
     assert list(tmp_path.iterdir()) == []
     if not arguments:
-        assert all(any(line.split()[:1] == [stage] for line in done.stdout.splitlines()) for stage in STAGES)
+        assert all(any(line.split()[:1] == [stage] for line in process.stdout.splitlines()) for stage in STAGES)
     if "--cfg" in arguments:
-        assert "lr: ${method.lr}" in done.stdout
+        assert "lr: ${method.lr}" in process.stdout
 
 
 def test_a_wrong_command_line_as_a_process(tmp_path: Path):
-    says(process(tmp_path, "stage=sft", "foo=1"), "foo=1", "is not a key")
-    assert process(tmp_path, "stage=sft", "seed=1", "--cfg", "job").status == 0
+    check_refused(run_process(tmp_path, "stage=sft", "foo=1"), "foo=1", "is not a key")
+    assert run_process(tmp_path, "stage=sft", "seed=1", "--cfg", "job").status == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -119,14 +128,15 @@ def test_a_wrong_command_line_as_a_process(tmp_path: Path):
 
 
 def test_rows_that_are_left_out_are_counted(align: Align, sft: list[str], tmp_path: Path, chats: Path):
-    path, long = tmp_path / "rows.jsonl", {"prompt": "word " * 200, "completion": "ok"}
+    path = tmp_path / "rows.jsonl"
+    long = {"prompt": "word " * 200, "completion": "ok"}
     path.write_text(chats.read_text() + json.dumps(long) + '\n{"wrong": 1}\n')
-    says(align(*sft, f"data.path={path}"), "no row of a supported shape", "data.on_bad_row=skip")
+    check_refused(align(*sft, f"data.path={path}"), "no row of a supported shape", "data.on_bad_row=skip")
     assert not Path("runs/sft/x").exists()  # a run that never began leaves no folder
-    ended = align(*sft, f"data.path={path}", "data.on_bad_row=skip")
-    assert "left out 1 row of" in ended.out
-    assert "dropped 1 longer than 128 tokens" in ended.out
-    folder = works(ended)
+    result = align(*sft, f"data.path={path}", "data.on_bad_row=skip")
+    assert "left out 1 row of" in result.out
+    assert "dropped 1 longer than 128 tokens" in result.out
+    folder = check_done(result)
     metrics = json.loads((folder / "manifest.json").read_text())["metrics"]
     assert (metrics["skipped_rows"], metrics["dropped_too_long"]) == (1, 1)
     assert "left out 1 row that could not be kept" in (folder / "report.html").read_text()
@@ -134,54 +144,58 @@ def test_rows_that_are_left_out_are_counted(align: Align, sft: list[str], tmp_pa
 
 def test_what_is_left_out_of_either_side_is_counted(align: Align, sft: list[str], tmp_path: Path, chats: Path):
     long = {"prompt": "word " * 200, "completion": "ok"}
-    bare = {"messages": [{"role": "user", "content": "Hm?"}]}
-    rows, measured = chats.read_text().splitlines(), tmp_path / "measured.jsonl"
-    measured.write_text("\n".join([*rows[:3], json.dumps(long), json.dumps(bare)]))
-    ended = align(*sft, f"data.path={chats}", f"data.eval_path={measured}", "stage.eval_size=9")
-    assert "3 of 5 held out, 1 longer than 128 tokens, 1 without an assistant turn\n" in ended.out
-    metrics = json.loads((works(ended) / "manifest.json").read_text())["metrics"]
+    unanswered = {"messages": [{"role": "user", "content": "Hm?"}]}
+    rows = chats.read_text().splitlines()
+    eval_path = tmp_path / "measured.jsonl"
+    eval_path.write_text("\n".join([*rows[:3], json.dumps(long), json.dumps(unanswered)]))
+    result = align(*sft, f"data.path={chats}", f"data.eval_path={eval_path}", "stage.eval_size=9")
+    assert "3 of 5 held out, 1 longer than 128 tokens, 1 without an assistant turn\n" in result.out
+    metrics = json.loads((check_done(result) / "manifest.json").read_text())["metrics"]
     counts = ("train_rows", "dropped_in_eval", "held_out_rows", "held_out_too_long", "held_out_unanswered")
     assert [metrics[key] for key in counts] == [37, 3, 3, 1, 1]
-    assert "37 rows to train on; dropped 3 that data.eval_path asks too" in (works(ended) / "report.html").read_text()
+    assert (
+        "37 rows to train on; dropped 3 that data.eval_path asks too"
+        in (check_done(result) / "report.html").read_text()
+    )
 
 
 def test_a_missing_artifact_names_the_command_that_makes_it(align: Align):
     for stage, field, maker in (("sample", "init", "sft"), ("ppo", "init", "sft"), ("eval", "artifact", "ppo")):
-        says(align(f"stage={stage}"), f"{field}={maker}:latest", f"python -m align stage={maker}")
+        check_refused(align(f"stage={stage}"), f"{field}={maker}:latest", f"python -m align stage={maker}")
 
 
 # --- The run's folder
 
 
 def test_a_finished_run_is_printed_a_new_one_made_a_conflict_named(align: Align, sft: list[str], tmp_path: Path):
-    folder = works(align(*sft))
+    folder = check_done(align(*sft))
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    again = align(*sft)
-    assert (again.status, again.folder) == (0, str(folder))
-    assert "finished already" in again.out
-    says(align(*sft, "stage.lr=0.5"), "stage.lr=0.5", "has 0.0002", "Use another run.name, or resume=never")
-    assert works(align(*sft, "stage.lr=0.5", "resume=never")).name == "x-2"
+    second = align(*sft)
+    assert (second.status, second.folder) == (0, str(folder))
+    assert "finished already" in second.out
+    check_refused(align(*sft, "stage.lr=0.5"), "stage.lr=0.5", "has 0.0002", "Use another run.name, or resume=never")
+    assert check_done(align(*sft, "stage.lr=0.5", "resume=never")).name == "x-2"
     assert align(*sft, "resume=must").status == 0
-    says(align(*sft, "run.name=z", "resume=must"), "resume=must", "there is no run to continue")
+    check_refused(align(*sft, "run.name=z", "resume=must"), "resume=must", "there is no run to continue")
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
     (folder / "artifact" / "adapter_model.safetensors").unlink()
-    says(align(*sft), "adapter_model.safetensors", "is missing", "resume=never")
+    check_refused(align(*sft), "adapter_model.safetensors", "is missing", "resume=never")
     assert not (tmp_path / "outputs").exists()
 
 
 def test_a_fault_of_ours_has_its_traceback_in_the_log(align: Align, sft: list[str], monkeypatch: pytest.MonkeyPatch):
-    def fault(*_: Any, **__: Any) -> None:
+    def raise_fault(*_: Any, **__: Any) -> None:
         raise FileNotFoundError(errno.ENOENT, "a file that we forgot to write")
 
-    with monkeypatch.context() as patched:
-        patched.setattr("align.evals.held_out.compute_held_out_loss", fault)
-        ended = align(*sft)
-    assert ended.status == 1
-    assert "Traceback" not in ended.err
-    assert "runs/sft/x/log.txt" in ended.err
+    with monkeypatch.context() as patch:
+        patch.setattr("align.evals.held_out.compute_held_out_loss", raise_fault)
+        result = align(*sft)
+    assert result.status == 1
+    assert "Traceback" not in result.err
+    assert "runs/sft/x/log.txt" in result.err
     assert "Traceback" in Path("runs/sft/x/log.txt").read_text()
     assert json.loads(Path("runs/sft/x/manifest.json").read_text())["status"] == "failed"
-    works(align(*sft))
+    check_done(align(*sft))
 
 
 # --- Processes
@@ -189,8 +203,8 @@ def test_a_fault_of_ours_has_its_traceback_in_the_log(align: Align, sft: list[st
 
 def test_a_real_limit_on_file_sizes(align: Align, sft: list[str], tmp_path: Path, forks: Forks):
     """The kernel itself refuses the weights; the libraries that write them say so each in its own way."""
-    says(forks.run(tmp_path, *sft, file_size=60_000), "run.root=runs", "Free some space")
-    works(align(*sft, "resume=must"))
+    check_refused(forks.run(tmp_path, *sft, file_size=60_000), "run.root=runs", "Free some space")
+    check_done(align(*sft, "resume=must"))
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL])  # SIGTERM: `test_batch`
@@ -201,7 +215,7 @@ def test_an_interrupted_run_is_continued(
     child = forks.start(tmp_path, *sft, *steps)
     reached(child, tmp_path)
     if how is signal.SIGINT:
-        says(align(*sft, *steps), "run=runs/sft/x", "another process is working on it")
+        check_refused(align(*sft, *steps), "run=runs/sft/x", "another process is working on it")
     child.send_signal(how)
     status, _, err = child.ended()
     manifest = json.loads(Path("runs/sft/x/manifest.json").read_text())
@@ -216,9 +230,9 @@ def test_an_interrupted_run_is_continued(
         assert "Interrupted after step" in page
         assert "Figures so far" in page
         assert "<img" in page
-    ended = align(*sft, *steps)
-    assert "continuing from checkpoint-" in ended.out
-    rows = [json.loads(line) for line in (works(ended) / "metrics.jsonl").read_text().splitlines()]
+    result = align(*sft, *steps)
+    assert "continuing from checkpoint-" in result.out
+    rows = [json.loads(line) for line in (check_done(result) / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, 41))
 
 
@@ -226,7 +240,7 @@ def test_a_users_own_reward_module_shadows_nothing(tmp_path: Path):
     """`python -m` puts the working folder first on the path; this stage imports `align.annotate` and `align.reward`."""
     (tmp_path / "reward.py").write_text("raise SystemExit('the wrong reward')\n")
     (tmp_path / "annotate.py").write_text("raise SystemExit('the wrong annotate')\n")
-    says(process(tmp_path, "stage=annotate", "stage.action=simulate"), "there is no store")
+    check_refused(run_process(tmp_path, "stage=annotate", "stage.action=simulate"), "there is no store")
 
 
 def test_the_working_folder_stays_importable(tmp_path: Path):
@@ -237,14 +251,14 @@ def test_the_working_folder_stays_importable(tmp_path: Path):
     )
     (tmp_path / "reward.py").write_text("")
     (tmp_path / "colorsys.py").write_text("raise SystemExit('a library is shadowed')")
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, env=build_env(), capture_output=True, text=True
     )
-    assert done.stdout.split() == [str(tmp_path / "reward.py"), colorsys.__file__], done.stderr
+    assert process.stdout.split() == [str(tmp_path / "reward.py"), colorsys.__file__], process.stderr
 
 
 def test_the_installed_command_finds_modules_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its own folder is first on the path there, and the working folder is not on it at all."""
+    """The command's own folder is first on the path, and the working folder is not on it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["/usr/local/bin", *(p for p in sys.path if p not in ("", os.getcwd()))])
     order_import_path()
@@ -253,8 +267,11 @@ def test_the_installed_command_finds_modules_of_the_working_folder(tmp_path: Pat
 
 
 def test_output_that_nobody_reads(tmp_path: Path):
-    done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m align stage=sft --cfg job | true"], cwd=tmp_path, env=environment(),
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    process = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m align stage=sft --cfg job | true"],
+        cwd=tmp_path,
+        env=build_env(),
+        capture_output=True,
+        text=True,
+    )
+    assert (process.returncode, process.stderr) == (0, "")
