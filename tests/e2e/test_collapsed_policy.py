@@ -1,4 +1,4 @@
-"""A policy that gives one answer to every prompt is called collapsed wherever its win rate stands."""
+"""A policy that gives one answer to every prompt is reported as collapsed beside each of its win rates."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     return shop
 
 
-def evaluated(shop: Workshop, *words: str) -> str:
-    line = ("artifact=sft:one", "data.held_out=0.7", "stage.seen=report", *words)
-    assert shop.status("stage=eval", "data=jsonl", f"data.path={shop.data}", *line) == 0, shop.said
+def run_evaluation(shop: Workshop, *arguments: str) -> str:
+    command = ("artifact=sft:one", "data.held_out=0.7", "stage.seen=report", *arguments)
+    assert shop.status("stage=eval", "data=jsonl", f"data.path={shop.data}", *command) == 0, shop.said
     return shop.said
 
 
 def test_one_answer_may_be_right_in_a_closed_task(shop: Workshop):
     rule = "reward.rules=[{rule: regex, pattern: Great}]"
-    said = evaluated(shop, "run.name=closed", "eval.closed=true", "reward=rules", rule)
-    assert "COLLAPSED: it is not shown to beat “Great!”, given as the answer to every prompt" in said
+    stdout = run_evaluation(shop, "run.name=closed", "eval.closed=true", "reward=rules", rule)
+    assert "COLLAPSED: it is not shown to beat “Great!”, given as the answer to every prompt" in stdout
 
 
-def evaluate_suite(shop: Workshop, tasks: str, *words: str) -> list[str]:
+def evaluate_suite(shop: Workshop, tasks: str, *arguments: str) -> list[str]:
     """Evaluate the collapsed policy and its base on tasks, and return the lines that were printed."""
     data = ("data=jsonl", f"data.path={shop.data}", "data.held_out=0.7", "rollout.max_new_tokens=8")
     judge = ("reward=rules", "reward.rules=[{rule: regex, pattern: '[a-z]'}]")
     systems = "stage.systems={new: sft:one, base: base}"
-    shop.status("stage=eval", "stage.near=null", systems, tasks, *data, *judge, *words)
+    shop.status("stage=eval", "stage.near=null", systems, tasks, *data, *judge, *arguments)
     return shop.said.splitlines()
 
 
@@ -96,29 +96,29 @@ def test_a_suite_reports_a_collapsed_system_before_its_figures_and_in_gates(shop
 
 
 def test_it_is_said_first_and_no_gate_takes_its_win_rate(shop: Workshop):
-    lines = evaluated(shop, "run.name=judged").splitlines()
+    lines = run_evaluation(shop, "run.name=judged").splitlines()
     metrics = json.loads((shop.root / "eval" / "judged" / "artifact" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["collapse"]["verdict"] == "collapsed"
     assert metrics["variety"]["greedy"]["policy"]["commonest"] == "Great!"
-    (first,) = (number for number, line in enumerate(lines) if line.startswith("COLLAPSED: "))
-    (won,) = (number for number, line in enumerate(lines) if line.startswith("win rate "))
-    assert first < won
-    assert "are alike: “Great!” (start: " in lines[first]
-    assert lines[first].endswith("The win rate below is no success.")
+    (collapse_line,) = (number for number, text in enumerate(lines) if text.startswith("COLLAPSED: "))
+    (win_rate_line,) = (number for number, text in enumerate(lines) if text.startswith("win rate "))
+    assert collapse_line < win_rate_line
+    assert "are alike: “Great!” (start: " in lines[collapse_line]
+    assert lines[collapse_line].endswith("The win rate below is no success.")
     assert "The policy collapsed: " in (shop.root / "eval" / "judged" / "report.html").read_text(encoding="utf-8")
 
     assert shop.ended("stage=registry", f"run.root={shop.root}") == 0
-    assert any(", collapsed" in line for line in shop.said.splitlines() if line.startswith("eval:judged"))
+    assert any(", collapsed" in text for text in shop.said.splitlines() if text.startswith("eval:judged"))
 
     gates = shop.root.parent / "gates"
     gates.mkdir()
     gate = "alias: production\nconditions:\n  - {figure: win_rate, at_least: 0.0%s}\n"
     promote = ("stage=registry", "stage.action=promote", "stage.alias=production", "artifact=sft:one", "stage.why=x")
-    line = (*promote, f"stage.gates={gates}", f"run.root={shop.root}")
+    command = (*promote, f"stage.gates={gates}", f"run.root={shop.root}")
     (gates / "g.yaml").write_text(gate % "")
-    shop.refuses(*line, says="of a policy that collapsed: ")
+    shop.refuses(*command, says="of a policy that collapsed: ")
     (gates / "g.yaml").write_text(gate % ", collapsed: true")
-    assert shop.ended(*line) == 0, shop.said
+    assert shop.ended(*command) == 0, shop.said
 
     shop.run("export", "artifact=sft:one", "run.name=out")
     card = (shop.root / "export" / "out" / "artifact" / "README.md").read_text(encoding="utf-8")

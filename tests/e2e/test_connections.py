@@ -1,4 +1,5 @@
-"""Connections that keep the server waiting end, and those of others go on; a full table of descriptors is survived."""
+"""Connections that keep the server waiting are closed, and others go on. The server survives a full table of
+descriptors."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ LARGE = 50_000_000
 
 
 async def app(scope, receive, send):
-    """Reads the body; answers with `work` after a second, with `large` more than a socket holds, else at once."""
+    """Read the body and answer: `/work` after a second, `/large` with more than a socket holds, other paths at once."""
     if scope["type"] != "http":
         return
     while (message := await receive())["type"] == "http.request" and message["more_body"]:
@@ -70,33 +71,35 @@ def serve() -> Iterator[Callable[..., tuple[int, Server]]]:
 
 
 @contextmanager
-def client(port: int, said: bytes = b"", source: str = "127.0.0.1") -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(source, 0)) as here:
-        here.sendall(said)
-        yield here
+def connect(port: int, data: bytes = b"", source: str = "127.0.0.1") -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=10, source_address=(source, 0)) as connection:
+        connection.sendall(data)
+        yield connection
 
 
-def answering(server: Server) -> int:
-    """Return how many requests have been read whole and are not answered yet."""
-    return sum(one.scope is not None and not one.is_stalled for one in list(server.connections.open))
+def count_pending(server: Server) -> int:
+    """Return the number of requests that have been read completely and are not answered yet."""
+    return sum(
+        connection.scope is not None and not connection.is_stalled for connection in list(server.connections.open)
+    )
 
 
-def answers(port: int) -> bool:
+def is_answering(port: int) -> bool:
     try:
         return httpx.get(f"http://127.0.0.1:{port}/", timeout=10).status_code == 200
     except httpx.TransportError:
         return False
 
 
-def ends_within(here: socket.socket, seconds: float, trickle: bytes = b"") -> bool:
-    """Whether the server ends a connection, though a byte comes every now and then."""
-    here.settimeout(0.05)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+def ends_within(connection: socket.socket, seconds: float, trickle: bytes = b"") -> bool:
+    """Return whether the server ends a connection, even if a byte comes now and then."""
+    connection.settimeout(0.05)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         try:
             if trickle:
-                here.sendall(trickle[:1])
-            if here.recv(65536) == b"":
+                connection.sendall(trickle[:1])
+            if connection.recv(65536) == b"":
                 return True
         except TimeoutError:
             pass
@@ -111,21 +114,28 @@ FORM = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
 @pytest.mark.parametrize(
     ("said", "trickle"),
     [
-        (b"", b""), (b"G", b""), (b"", b"x"), (b"GET / HTTP/1.1\r\nX: ", b"x"), (FORM, b""), (FORM, b"x"),
-        (GET, b"x"), (GET + GET, b"x"), (FORM + b"x" * 100_000, b"x"),
+        (b"", b""),
+        (b"G", b""),
+        (b"", b"x"),
+        (b"GET / HTTP/1.1\r\nX: ", b"x"),
+        (FORM, b""),
+        (FORM, b"x"),
+        (GET, b"x"),
+        (GET + GET, b"x"),
+        (FORM + b"x" * 100_000, b"x"),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n", b""),
     ],
-)  # fmt: skip
+)
 def test_what_a_client_owes_has_a_deadline_that_further_bytes_do_not_put_off(serve, short, said, trickle):
     port, _ = serve()
-    with client(port, said) as here:
-        assert ends_within(here, 4 * WAIT_S, trickle)
+    with connect(port, said) as connection:
+        assert ends_within(connection, 4 * WAIT_S, trickle)
     assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
 
 
 def test_an_answer_that_nobody_takes_in_ends_and_one_that_is_slow_to_come_does_not(serve, short):
     port, server = serve()
-    with client(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"):
+    with connect(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n"):
         deadline = time.monotonic() + 10
         while not server.connections.open and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -138,89 +148,91 @@ def test_an_answer_that_nobody_takes_in_ends_and_one_that_is_slow_to_come_does_n
 def test_an_answer_that_is_taken_in_slowly_arrives(serve, monkeypatch):
     monkeypatch.setattr(connections, "ANSWER_S", 1.0)
     port, _ = serve()
-    began, taken = time.monotonic(), 0
-    with client(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as slow:
-        while taken < LARGE and (more := slow.recv(1_000_000)):
-            taken += len(more)
+    began = time.monotonic()
+    received = 0
+    with connect(port, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n") as slow:
+        while received < LARGE and (chunk := slow.recv(1_000_000)):
+            received += len(chunk)
             time.sleep(0.04)
-    assert taken >= LARGE
+    assert received >= LARGE
     assert time.monotonic() - began > 1.5  # longer than it has for a part
 
 
 def test_who_waits_longest_makes_room_and_who_is_answered_does_not(serve):
     port, server = serve(most=20)
-    with client(port, b"GET /work HTTP/1.1\r\nHost: x\r\n\r\n") as working:
-        assert settles(lambda: answering(server) == 1)
-        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
+    with connect(port, b"GET /work HTTP/1.1\r\nHost: x\r\n\r\n") as working:
+        assert settles(lambda: count_pending(server) == 1)
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
         assert httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
         assert len(server.connections.open) <= 20
-        assert ends_within(held[0], 2)
+        assert ends_within(idle[0], 2)
         working.settimeout(10)
         assert working.recv(4096).startswith(b"HTTP/1.1 200")
-        for one in held:
-            one.close()
+        for connection in idle:
+            connection.close()
 
 
 def test_where_all_are_being_answered_a_newcomer_is_sent_away(serve):
     port, server = serve(most=5)
     working = [socket.create_connection(("127.0.0.1", port)) for _ in range(5)]
-    for one in working:
-        one.sendall(b"GET /work HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert settles(lambda: answering(server) == 5)
-    with client(port) as late:
+    for connection in working:
+        connection.sendall(b"GET /work HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert settles(lambda: count_pending(server) == 5)
+    with connect(port) as late:
         assert ends_within(late, 0.5)
-    for one in working:
-        one.settimeout(10)
-        assert one.recv(4096).startswith(b"HTTP/1.1 200")
-        one.close()
+    for connection in working:
+        connection.settimeout(10)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.close()
 
 
 def test_one_address_holds_half_of_the_places_and_a_trusted_proxy_all(serve):
     port, server = serve(most=40)
-    held = [socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) for _ in range(60)]
-    with client(port, GET, source="127.0.0.3") as other:
-        other.settimeout(5)
-        assert other.recv(4096).startswith(b"HTTP/1.1 200")
+    same_address = [socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) for _ in range(60)]
+    with connect(port, GET, source="127.0.0.3") as other_address:
+        other_address.settimeout(5)
+        assert other_address.recv(4096).startswith(b"HTTP/1.1 200")
         assert server.connections._peers["127.0.0.2"] <= 20
-        more = [socket.create_connection(("127.0.0.1", port)) for _ in range(15)]  # from the proxy
+        from_proxy = [socket.create_connection(("127.0.0.1", port)) for _ in range(15)]
         assert settles(lambda: server.connections._peers["127.0.0.1"] == 15)
-    for one in held + more:
-        one.close()
+    for connection in same_address + from_proxy:
+        connection.close()
 
 
 def test_behind_a_proxy_the_client_that_holds_most_makes_room(serve):
     port, server = serve(most=20)
 
-    def through_the_proxy(address: str) -> socket.socket:
-        one = socket.create_connection(("127.0.0.1", port))
-        one.sendall(FORM.replace(b"Host", f"X-Forwarded-For: {address}\r\nHost".encode()))
-        return one
+    def connect_through_proxy(address: str) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.sendall(FORM.replace(b"Host", f"X-Forwarded-For: {address}\r\nHost".encode()))
+        return connection
 
-    honest = through_the_proxy("10.0.0.1")  # the oldest of all
-    assert settles(lambda: [one.address for one in list(server.connections.open)] == ["10.0.0.1"])
-    held = [through_the_proxy("10.0.0.2") for _ in range(40)]
-    last = held[-1].getsockname()
-    assert settles(lambda: last in [one.client for one in list(server.connections.open)])
+    honest = connect_through_proxy("10.0.0.1")  # the oldest of all
+    assert settles(lambda: [connection.address for connection in list(server.connections.open)] == ["10.0.0.1"])
+    greedy = [connect_through_proxy("10.0.0.2") for _ in range(40)]
+    last_address = greedy[-1].getsockname()
+    assert settles(lambda: last_address in [connection.client for connection in list(server.connections.open)])
     honest.sendall(b"x" * 100_000)
     honest.settimeout(5)
     assert honest.recv(4096).startswith(b"HTTP/1.1 200")
-    for one in [honest, *held]:
-        one.close()
+    for connection in [honest, *greedy]:
+        connection.close()
 
 
 def test_what_befalls_a_thousand_connections_is_one_line(caplog):
     now = [0.0]
-    all_of_them = Connections(10, lambda address: True, clock=lambda: now[0])
+    connection_table = Connections(10, lambda address: True, clock=lambda: now[0])
     with caplog.at_level(logging.WARNING), suppress(RuntimeError):
         for _ in range(1000):
-            all_of_them.warn("it is full")
-        all_of_them.warn("something else")
+            connection_table.warn("it is full")
+        connection_table.warn("something else")
         now[0] += connections.WARN_EVERY_S + 1
-        all_of_them.warn("it is full")
+        connection_table.warn("it is full")
     assert [record.getMessage() for record in caplog.records] == [
-        "it is full (1 times since this was last said)", "something else (1 times since this was last said)",
+        "it is full (1 times since this was last said)",
+        "something else (1 times since this was last said)",
         "it is full (1000 times since this was last said)",
-    ]  # fmt: skip
+    ]
 
 
 FULL = """
@@ -255,9 +267,9 @@ for line in sys.stdin:
 
 @pytest.mark.parametrize("by", ["connections", "somebody else"])
 def test_a_full_table_of_descriptors_is_survived_and_said_once(tmp_path: Path, by: str):
-    here = Path(__file__).resolve()
-    words = [sys.executable, "-c", FULL, str(tmp_path / "log"), *map(str, here.parents[:3])]
-    program = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    test_path = Path(__file__).resolve()
+    command = [sys.executable, "-c", FULL, str(tmp_path / "log"), *map(str, test_path.parents[:3])]
+    program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert program.stdin is not None
     assert program.stdout is not None
     try:
@@ -266,16 +278,16 @@ def test_a_full_table_of_descriptors_is_survived_and_said_once(tmp_path: Path, b
             program.stdin.write("take\n")
             program.stdin.flush()
             program.stdout.readline()
-        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
         assert settles(lambda: "descriptor" in (tmp_path / "log").read_text() or program.poll() is not None)
-        time.sleep(2.5)  # the loop tries again every second, and says nothing more
+        time.sleep(2.5)  # the loop tries again every second, and logs nothing more
         assert program.poll() is None
         program.stdin.write("give\n")
         program.stdin.flush()
         program.stdout.readline()
-        for one in held:
-            one.close()
-        assert settles(lambda: answers(port))
+        for connection in idle:
+            connection.close()
+        assert settles(lambda: is_answering(port))
     finally:
         program.kill()
         program.communicate()
@@ -291,6 +303,6 @@ def test_there_are_fewer_places_than_descriptors_and_the_soft_limit_is_raised():
         "print(raise_connection_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     for soft, hard, expected in ((256, 1024, 704), (1024, 1024, 704), (128, 128, 32), (1024, 20_000, MAX_CONNECTIONS)):
-        found = subprocess.run([sys.executable, "-c", program, str(soft), str(hard)], capture_output=True, text=True)
-        assert found.stdout.split() == [str(expected), str(hard), str(hard)], found.stderr
+        process = subprocess.run([sys.executable, "-c", program, str(soft), str(hard)], capture_output=True, text=True)
+        assert process.stdout.split() == [str(expected), str(hard), str(hard)], process.stderr
     assert raise_connection_limit() > 0

@@ -1,4 +1,4 @@
-"""Which rows `stage=data` keeps, and on which side, as its settings say."""
+"""Settings of `stage=data` decide which rows are published, and on which side."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from align.core.types import Conversation
 from align.data.sets.published import load_data_set
 
 
-def two_sources(here: Path) -> list[str]:
-    """`a` has ten rows of its own, one of them twice; `b` has four of them, and a near-duplicate of a fifth."""
+def write_two_sources(folder: Path) -> list[str]:
+    """Write `a` with ten rows, one of them twice, and `b` with four of these and a near-duplicate of a fifth. Return
+    the command."""
     draw = random.Random(2)
     rows = [chat(f"Which way is {i}?", sentence(draw, i)) for i in range(10)]
-    near = chat("Which way is 5?", rows[5]["messages"][1]["content"] + " indeed")
-    write(here / "a.jsonl", [*rows, rows[0]])
-    write(here / "b.jsonl", [*rows[:4], near])
-    listed = f"[{{path: {here / 'a.jsonl'}}}, {{path: {here / 'b.jsonl'}}}]"
-    return ["stage=data", f"stage.sources={listed}", f"run.root={here / 'runs'}", "data.held_out=0"]
+    near_duplicate = chat("Which way is 5?", rows[5]["messages"][1]["content"] + " indeed")
+    write(folder / "a.jsonl", [*rows, rows[0]])
+    write(folder / "b.jsonl", [*rows[:4], near_duplicate])
+    sources = f"[{{path: {folder / 'a.jsonl'}}}, {{path: {folder / 'b.jsonl'}}}]"
+    return ["stage=data", f"stage.sources={sources}", f"run.root={folder / 'runs'}", "data.held_out=0"]
 
 
 @pytest.mark.parametrize(
@@ -39,9 +40,9 @@ def two_sources(here: Path) -> list[str]:
         (["stage.duplicates.near=0.99"], {"a": 10, "b": 1}),
         (["stage.duplicates.action=report"], {"a": 11, "b": 5}),
     ],
-)  # fmt: skip
+)
 def test_which_duplicate_survives(tmp_path: Path, words: list[str], kept: dict[str, int]) -> None:
-    folder, data, _ = made(tmp_path, *two_sources(tmp_path), *words)
+    folder, data, _ = made(tmp_path, *write_two_sources(tmp_path), *words)
     assert {source["name"]: source["splits"]["train"]["rows"] for source in data["sources"]} == kept
     if "stage.duplicates.action=report" in words:
         manifest = json.loads((folder / "manifest.json").read_text())
@@ -61,35 +62,44 @@ def test_which_duplicate_survives(tmp_path: Path, words: list[str], kept: dict[s
     ids=lambda words: (words or ["as it is"])[0],
 )
 def test_no_row_to_train_on_nearly_is_one_to_measure_on(tmp_path: Path, words: list[str]) -> None:
-    """Whether the duplicates are found among all rows, or some are left to the comparison of the two sides. Rows are so
-    short that no run of 13 words gives them away, and differ in their last word."""
+    """Train and test rows are compared whichever duplicates were removed before. Rows are too short to share a run of
+    13 words, and differ in their last word."""
     draw = random.Random(4)
-    said = [" ".join(draw.choices([f"word{i}" for i in range(500)], k=11)) for _ in range(40)]
+    lines = [" ".join(draw.choices([f"word{i}" for i in range(500)], k=11)) for _ in range(40)]
     for part in ("train", "dev"):
-        rows = [{"prompt": f"{part}{i} {line[:40]}", "completion": f"{line[41:]} {part}", "split": part}
-                for i, line in enumerate(said)]  # fmt: skip
+        rows = [
+            {"prompt": f"{part}{i} {line[:40]}", "completion": f"{line[41:]} {part}", "split": part}
+            for i, line in enumerate(lines)
+        ]
         write(tmp_path / f"{part}.jsonl", rows)
     sources = f"[{tmp_path / 'train.jsonl'}, {tmp_path / 'dev.jsonl'}, {tmp_path / 'other.jsonl'}]"
     write(tmp_path / "other.jsonl", [{**chat("Who is it?", "Nobody that you know"), "split": "train"}])
-    folder, _, _ = made(tmp_path, "stage=data", f"stage.sources={sources}", f"run.root={tmp_path / 'runs'}",
-                        "stage.split.by=column", "stage.duplicates.exact=false", *words)  # fmt: skip
+    folder, _, _ = made(
+        tmp_path,
+        "stage=data",
+        f"stage.sources={sources}",
+        f"run.root={tmp_path / 'runs'}",
+        "stage.split.by=column",
+        "stage.duplicates.exact=false",
+        *words,
+    )
     rows = load_data_set(folder / "artifact")
-    train, test = ([grams(record) for record in rows.records(side)] for side in ("train", "test"))
+    train, test = ([extract_trigrams(record) for record in rows.records(side)] for side in ("train", "test"))
     assert len(train) > 0
     assert len(test) >= 1
     assert max(len(a & b) / len(a | b) for a in train for b in test) < 0.7
 
 
-def grams(record: Conversation) -> set[tuple[str, ...]]:
-    """Runs of three words of all that is said."""
+def extract_trigrams(record: Conversation) -> set[tuple[str, ...]]:
+    """Return the runs of three words in all messages."""
     words = " ".join(message.content for message in record.messages).split()
     return {tuple(words[i : i + 3]) for i in range(len(words) - 2)}
 
 
-def read_test_questions(here: Path, *words: str) -> set[str]:
+def read_test_questions(root: Path, *arguments: str) -> set[str]:
     """Make a data set of `rows.jsonl`, and return the questions of its test side."""
-    source = f"stage.sources=[{here / 'rows.jsonl'}]"
-    folder, _, _ = made(here, "stage=data", source, f"run.root={here / 'runs'}", *words)
+    source = f"stage.sources=[{root / 'rows.jsonl'}]"
+    folder, _, _ = made(root, "stage=data", source, f"run.root={root / 'runs'}", *arguments)
     records = load_data_set(folder / "artifact").records("test")
     return {record.messages[0].content for record in records if isinstance(record, Conversation)}
 
@@ -107,19 +117,23 @@ def test_sides_by_time_and_by_column(tmp_path: Path) -> None:
         for i in range(12)
     ]
     write(tmp_path / "rows.jsonl", rows)
-    late = read_test_questions(tmp_path, "stage.split.by=time", "stage.split.since=2026-11-10")
-    assert late == {f"Is it {i}?" for i in (8, 9, 10, 11)}  # 9 is late, and 8 is in its group
-    named = read_test_questions(tmp_path, "stage.split.by=column", "stage.split.column=part")
-    assert named == {f"Is it {i}?" for i in (0, 1, 2, 3, 6, 7, 8, 9)}  # 0, 3, 6 and 9, and their groups
+    late_questions = read_test_questions(tmp_path, "stage.split.by=time", "stage.split.since=2026-11-10")
+    assert late_questions == {f"Is it {i}?" for i in (8, 9, 10, 11)}  # 9 is late, and 8 is in its group
+    dev_questions = read_test_questions(tmp_path, "stage.split.by=column", "stage.split.column=part")
+    assert dev_questions == {f"Is it {i}?" for i in (0, 1, 2, 3, 6, 7, 8, 9)}  # 0, 3, 6 and 9, and their groups
 
 
 def test_tokens_are_those_of_the_model(tmp_path: Path, tiny_model: Path) -> None:
-    here = three_sources(tmp_path)
-    words = [
-        "stage=data", f"stage.sources=[{here / 'general.parquet'}, {{path: {here / 'support.jsonl'}, weight: 0.2}}]",
-        f"run.root={here / 'runs'}", "stage.mix.by=tokens", "model=hub", f"model.path={tiny_model}",
-    ]  # fmt: skip
-    data = made(here, *words)[1]
+    folder = three_sources(tmp_path)
+    command = [
+        "stage=data",
+        f"stage.sources=[{folder / 'general.parquet'}, {{path: {folder / 'support.jsonl'}, weight: 0.2}}]",
+        f"run.root={folder / 'runs'}",
+        "stage.mix.by=tokens",
+        "model=hub",
+        f"model.path={tiny_model}",
+    ]
+    data = made(folder, *command)[1]
     assert {source["name"]: source["got"] for source in data["sources"]}["support"] == pytest.approx(0.2, abs=0.02)
 
 
@@ -128,16 +142,24 @@ def test_what_min_hash_does_not_find_below_its_best_is_found_between_the_sides(t
     rows: dict[str, list[dict[str, str]]] = {"train": [], "dev": []}
     for i in range(80):
         words = [f"word{draw.randrange(5000)}" for _ in range(26)]
-        for part, found in rows.items():
-            said = [f"{part}{i}x{at}" if at in (6, 13, 20) else word for at, word in enumerate(words)]
-            found.append({"prompt": f"{part}{i}", "completion": " ".join(said), "split": part})
-    listed = [str(write(tmp_path / f"{part}.jsonl", found)) for part, found in rows.items()]  # J is 0.43 of each pair
-    for more, found_all in (("stage.contamination.test=false", False), ("stage.contamination.test=true", True)):
-        folder, _, _ = made(tmp_path, "stage=data", f"stage.sources=[{', '.join(listed)}]", "stage.split.by=column",
-                            f"run.root={tmp_path / 'runs'}", "stage.duplicates.near=0.4",
-                            "stage.contamination.near=0.4", more)  # fmt: skip
-        both = load_data_set(folder / "artifact")
-        train, test = ([grams(record) for record in both.records(side)] for side in ("train", "test"))
-        alike = max((len(a & b) / len(a | b) for a in train for b in test), default=0)
+        for part, part_rows in rows.items():
+            varied = [f"{part}{i}x{at}" if at in (6, 13, 20) else word for at, word in enumerate(words)]
+            part_rows.append({"prompt": f"{part}{i}", "completion": " ".join(varied), "split": part})
+    # The Jaccard similarity of each pair is 0.43.
+    paths = [str(write(tmp_path / f"{part}.jsonl", part_rows)) for part, part_rows in rows.items()]
+    for setting, finds_all in (("stage.contamination.test=false", False), ("stage.contamination.test=true", True)):
+        folder, _, _ = made(
+            tmp_path,
+            "stage=data",
+            f"stage.sources=[{', '.join(paths)}]",
+            "stage.split.by=column",
+            f"run.root={tmp_path / 'runs'}",
+            "stage.duplicates.near=0.4",
+            "stage.contamination.near=0.4",
+            setting,
+        )
+        data_set = load_data_set(folder / "artifact")
+        train, test = ([extract_trigrams(record) for record in data_set.records(side)] for side in ("train", "test"))
+        highest_overlap = max((len(a & b) / len(a | b) for a in train for b in test), default=0)
         assert len(test) > 5
-        assert (alike < 0.4) == found_all
+        assert (highest_overlap < 0.4) == finds_all
