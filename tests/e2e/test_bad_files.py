@@ -115,8 +115,8 @@ def test_a_template_without_an_end(shop: Workshop, tiny_model: Path, chats: Path
 def test_every_value_of_an_adapters_configuration_may_be_wrong(
     shop: Workshop, ready: Ready, tiny_model: Path, tmp_path: Path, part: int
 ):
-    """Each key is tried with every second value, and each value in every second key. All combinations take twice the
-    time."""
+    """Each key is tried with every second value, and each value in every second key. All combinations would take twice
+    the time."""
     adapter = shutil.copytree(ready.root / "sft" / "s" / "artifact", tmp_path / "adapter")
     config = json.loads((adapter / "adapter_config.json").read_text())
     command = ["stage=sample", f"init={adapter}", "model=hub", f"model.path={tiny_model}", *ready.data]

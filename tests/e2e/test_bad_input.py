@@ -95,6 +95,3 @@ def test_too_little_memory_is_not_our_fault(
     """The errors that count as too little memory are tested in `test_run`."""
     monkeypatch.setattr(place, lambda *_, **__: bytearray(1 << 60))
     refused(shop, readers(ready, tiny_model, chats)["sft"], "memory=", "too little", "stage.micro_batch")
-
-
-# --- Settings

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_without_a_gpu():
     sizes = ["--sizes", "tiny", "--device", "cpu", "--batch", "4", "--micro-batch", "2", "--tokens", "4"]
-    sizes += ["--stages", "sft"]  # of all, a quarter of an hour
+    sizes += ["--stages", "sft"]  # all stages take a quarter of an hour
     command = [str(ROOT / "benchmarks" / "gpu.sh"), *sizes]
     process = subprocess.run(
         command, env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}, capture_output=True, text=True

@@ -78,7 +78,7 @@ def sample_answers(shop: Workshop, *arguments: str) -> Path:
 
 
 def read_published(folder: Path) -> dict[str, bytes]:
-    """Return the files of a run that must be the same. The page has times and is left out."""
+    """Return the files by which runs are compared. The page has times and is left out."""
     names = ("metrics.jsonl", "samples.jsonl", *(f"artifact/{p.name}" for p in (folder / "artifact").iterdir()))
     return {name: (folder / name).read_bytes() for name in names}
 
@@ -241,7 +241,7 @@ def test_what_is_trained_on_them_knows_who_ranked_them(shop: Workshop, best: Pat
             *VOWELS,
             says=(f"{name.replace('/', ':')}, which was optimised against it", "stage.allow_proxy=true"),
         )
-    assert shop.status(*evaluation) == 0, shop.said  # by the sentiment, which ranked nothing
+    assert shop.status(*evaluation) == 0, shop.said  # judged by sentiment, which ranked nothing
     assert shop.status("stage=registry", "stage.action=trace", "artifact=dpo:d") == 0
     assert "data: sample:best" in shop.said
 

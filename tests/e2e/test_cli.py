@@ -202,7 +202,7 @@ def test_a_fault_of_ours_has_its_traceback_in_the_log(align: Align, sft: list[st
 
 
 def test_a_real_limit_on_file_sizes(align: Align, sft: list[str], tmp_path: Path, forks: Forks):
-    """The kernel itself refuses the weights; the libraries that write them say so each in its own way."""
+    """The kernel refuses the weights; the libraries that write them report it in different ways."""
     check_refused(forks.run(tmp_path, *sft, file_size=60_000), "run.root=runs", "Free some space")
     check_done(align(*sft, "resume=must"))
 

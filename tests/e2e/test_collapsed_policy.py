@@ -56,7 +56,7 @@ def evaluate_suite(shop: Workshop, tasks: str, *arguments: str) -> list[str]:
 
 
 def find_line(lines: list[str], start: str) -> int:
-    """Return the index of the only line that starts so."""
+    """Return the index of the only line with this start."""
     (index,) = (index for index, line in enumerate(lines) if line.startswith(start))
     return index
 
