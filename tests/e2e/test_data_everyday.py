@@ -1,4 +1,4 @@
-"""What people do with `stage=data` on an ordinary day: mistype, forget twice, start from a data set, leave nothing."""
+"""Everyday uses of `stage=data`: forgetting twice, a data set as a source, no rows left, and the name in a report."""
 
 from __future__ import annotations
 
@@ -18,78 +18,88 @@ from align.run.folder import lock_folder
 
 
 def test_two_that_forget_rows_of_one_data_set(tmp_path: Path) -> None:
-    words = [
+    arguments = [
         "stage=data",
         f"stage.sources=[{write(tmp_path / 'a.jsonl', support(40))}]",
         f"run.root={tmp_path / 'runs'}",
     ]
-    old, _, _ = made(tmp_path, *words, "run.name=old")
-    one = rows_of(old)[0]["content_id"]
-    shop, command = Workshop(tmp_path / "runs", tmp_path), forget(words, "old", f"stage.forget=[{one}]", "run.name=new")
-    held = lock_folder(old)  # as another command holds it
+    old, _, _ = made(tmp_path, *arguments, "run.name=old")
+    content_id = rows_of(old)[0]["content_id"]
+    shop = Workshop(tmp_path / "runs", tmp_path)
+    command = forget(arguments, "old", f"stage.forget=[{content_id}]", "run.name=new")
+    lock = lock_folder(old)  # as another command holds it
     try:
         shop.refuses(*command, says="another command is forgetting rows of it")
         assert len(rows_of(old)) > 0
     finally:
-        os.close(held)
+        os.close(lock)
     assert shop.ended(*command) == 0, shop.said
-    assert one not in {row["content_id"] for row in rows_of(tmp_path / "runs" / "data" / "new")}
+    assert content_id not in {row["content_id"] for row in rows_of(tmp_path / "runs" / "data" / "new")}
 
 
 @pytest.mark.parametrize(("held_out", "side"), [("0", "train"), ("1", "test")])
 def test_a_data_set_of_one_side_is_read_by_datasets(tmp_path: Path, held_out: str, side: str) -> None:
-    words = [f"stage.sources=[{write(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
-    folder, data, _ = made(tmp_path, "stage=data", *words, f"data.held_out={held_out}")
+    arguments = [f"stage.sources=[{write(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
+    folder, data, _ = made(tmp_path, "stage=data", *arguments, f"data.held_out={held_out}")
     splits = datasets.load_dataset(str(folder / "artifact"), cache_dir=str(tmp_path / "cache"))
     assert {name: len(splits[name]) for name in splits} == {side: data["splits"][side]["rows"]}
 
 
 def test_a_data_set_is_a_source_of_another(tmp_path: Path) -> None:
-    """One side is read, with the same ids; of two the command says how; rows of votes are named as votes."""
-    draw, rows = random.Random(4), support(40)
+    """One side is read with the same ids. A data set with two sides is refused with the remedy."""
+    draw = random.Random(4)
+    rows = support(40)
     rows += [{"text": sentence(draw, 900)}]
-    called = chat("What time?", "Noon.")
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "clock", "arguments": "{}"}}]}
-    called["messages"][1:1] = [call, {"role": "tool", "content": "12:00"}]
-    rows.append({"tools": [{"name": "clock"}], **called})
-    words = [f"stage.sources=[{write(tmp_path / 'a.jsonl', rows)}]", f"run.root={tmp_path / 'runs'}"]
-    whole, first, _ = made(tmp_path, "stage=data", *words, "data.held_out=0", "run.name=whole")
-    for place in (whole, whole / "artifact"):
-        again = [f"stage.sources=[{place}]", words[1], "data.held_out=0"]
-        _, second, _ = made(tmp_path, "stage=data", *again, f"run.name=again-{place.name}")
+    tool_chat = chat("What time?", "Noon.")
+    tool_call = {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "clock", "arguments": "{}"}}],
+    }
+    tool_chat["messages"][1:1] = [tool_call, {"role": "tool", "content": "12:00"}]
+    rows.append({"tools": [{"name": "clock"}], **tool_chat})
+    arguments = [f"stage.sources=[{write(tmp_path / 'a.jsonl', rows)}]", f"run.root={tmp_path / 'runs'}"]
+    full_set, first, _ = made(tmp_path, "stage=data", *arguments, "data.held_out=0", "run.name=whole")
+    for source in (full_set, full_set / "artifact"):
+        command = [f"stage.sources=[{source}]", arguments[1], "data.held_out=0"]
+        _, second, _ = made(tmp_path, "stage=data", *command, f"run.name=again-{source.name}")
         assert second["ids_root"] == first["ids_root"]
-    halves, _, _ = made(tmp_path, "stage=data", *words, "data.held_out=0.3", "run.name=halves")
+    two_sides, _, _ = made(tmp_path, "stage=data", *arguments, "data.held_out=0.3", "run.name=halves")
     shop = Workshop(tmp_path / "runs", tmp_path)
-    shop.refuses("stage=data", f"stage.sources=[{halves}]", words[1], says="is a data set with two sides")
-    side = f"{halves / 'artifact'}/train-*.parquet"
+    shop.refuses("stage=data", f"stage.sources=[{two_sides}]", arguments[1], says="is a data set with two sides")
+    side = f"{two_sides / 'artifact'}/train-*.parquet"
     assert side in shop.said
-    one, _, _ = made(tmp_path, "stage=data", f"stage.sources=['{side}']", words[1], "data.held_out=0", "run.name=one")
-    assert {row["content_id"] for row in rows_of(one)} < {row["content_id"] for row in rows_of(halves)}
+    one_side, _, _ = made(
+        tmp_path, "stage=data", f"stage.sources=['{side}']", arguments[1], "data.held_out=0", "run.name=one"
+    )
+    assert {row["content_id"] for row in rows_of(one_side)} < {row["content_id"] for row in rows_of(two_sides)}
 
 
 def test_rows_of_votes_are_no_rows_of_a_file(vote_store: Store, store_url: str, tmp_path: Path) -> None:
     folder, _, _ = made(tmp_path, *making(tmp_path, store_url), "run.name=votes")
     shop = Workshop(tmp_path / "runs", tmp_path)
-    listed = f"stage.sources=['{folder / 'artifact'}/train-*.parquet']"
-    shop.refuses("stage=data", listed, f"run.root={tmp_path / 'runs'}", says="Name the project: {annotations: PROJECT}")
+    sources = f"stage.sources=['{folder / 'artifact'}/train-*.parquet']"
+    shop.refuses(
+        "stage=data", sources, f"run.root={tmp_path / 'runs'}", says="Name the project: {annotations: PROJECT}"
+    )
 
 
 def test_nothing_is_left(tmp_path: Path) -> None:
     rows = [chat(f"What of {i}?", sentence(random.Random(i), i)) for i in range(8)]
     path = write(tmp_path / "a.jsonl", rows)
     shop = Workshop(tmp_path / "runs", tmp_path)
-    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}"]
-    for more in ("data.held_out=0.1", "data.held_out=1"):
+    arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}"]
+    for held_out in ("data.held_out=0.1", "data.held_out=1"):
         shop.refuses(
-            *words,
+            *arguments,
             f"stage.contamination.against=[{path}]",
-            more,
+            held_out,
             says=("all are like rows of stage.contamination.against", "stage.contamination.action=report"),
         )
-    alike = [chat(f"Number {i}?", f"{sentence(random.Random(7), 7)} {i}") for i in range(8)]
-    words[1] = f"stage.sources=[{write(tmp_path / 'b.jsonl', alike)}]"
+    similar_rows = [chat(f"Number {i}?", f"{sentence(random.Random(7), 7)} {i}") for i in range(8)]
+    arguments[1] = f"stage.sources=[{write(tmp_path / 'b.jsonl', similar_rows)}]"
     shop.refuses(
-        *words,
+        *arguments,
         "stage.duplicates.near=null",
         "data.held_out=0.3",
         says=("like rows of the test side", "stage.contamination.test=false"),
@@ -97,8 +107,8 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 
 
 def test_a_report_names_a_data_set_as_its_user_did(tmp_path: Path, tiny_model: Path) -> None:
-    words = [f"stage.sources=[{write(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
-    made(tmp_path, "stage=data", *words, "run.name=mine")
+    arguments = [f"stage.sources=[{write(tmp_path / 'a.jsonl', support(20))}]", f"run.root={tmp_path / 'runs'}"]
+    made(tmp_path, "stage=data", *arguments, "run.name=mine")
     shop = Workshop(tmp_path / "runs", tmp_path)
     sft = [
         "stage=sft",
@@ -107,7 +117,7 @@ def test_a_report_names_a_data_set_as_its_user_did(tmp_path: Path, tiny_model: P
         "method=lora",
         "device=cpu",
         "stage.epochs=1",
-        words[1],
+        arguments[1],
     ]
     assert shop.ended(*sft, "data=manifest", "data.path=data:latest", "run.name=saw") == 0, shop.said
     assert "on data data:mine" in shop.said or "data data:mine" in shop.said

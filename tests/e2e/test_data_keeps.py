@@ -1,4 +1,4 @@
-"""What is in the files of a data set: the mixture that was asked for, and every column of the sources."""
+"""Content of a data set's files: the requested mixture, and every column of the sources."""
 
 from __future__ import annotations
 
@@ -17,43 +17,44 @@ from align.config.compose import build_config, compose_tree
 from align.config.root import to_plain_dict
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
-def chats(name: str, count: int) -> list[dict[str, Any]]:
-    first = sum(map(ord, name)) * 1000
+def build_rows(name: str, count: int) -> list[dict[str, Any]]:
+    first_seed = sum(map(ord, name)) * 1000
     return [
-        {"prompt": f"{name} {i}?", "completion": sentence(random.Random(first + i), first + i)} for i in range(count)
+        {"prompt": f"{name} {i}?", "completion": sentence(random.Random(first_seed + i), first_seed + i)}
+        for i in range(count)
     ]
 
 
 def test_a_loader_gets_the_shares_that_were_asked_for(tmp_path: Path) -> None:
-    """Of the published folder, as `datasets` loads it, with every row repeated about as often as another of its
-    source."""
+    """`datasets` loads the published folder with the requested shares. All rows of a source are repeated about equally
+    often."""
     weights = {"a": 0.7, "b": 0.3}
-    given = [
-        f"{{path: {write(tmp_path / f'{name}.jsonl', chats(name, 300))}, weight: {weight}}}"
+    sources = [
+        f"{{path: {write_rows(tmp_path / f'{name}.jsonl', build_rows(name, 300))}, weight: {weight}}}"
         for name, weight in weights.items()
     ]
-    words = ["stage=data", f"stage.sources=[{', '.join(given)}]", f"run.root={tmp_path / 'runs'}"]
-    words += [
+    arguments = ["stage=data", f"stage.sources=[{', '.join(sources)}]", f"run.root={tmp_path / 'runs'}"]
+    arguments += [
         "stage.mix.repeat=3",
         "stage.mix.total=1000",
         "stage.duplicates.near=null",
         "stage.contamination.near=null",
     ]
-    folder, data, _ = made(tmp_path, *words)
+    folder, data, _ = made(tmp_path, *arguments)
     loaded = datasets.load_dataset(str(folder / "artifact"), cache_dir=str(tmp_path / "cache"))["train"]
     for name, weight in weights.items():
         ids = [id for id, source in zip(loaded["content_id"], loaded["source"], strict=True) if source == name]
-        times = Counter(ids).values()
+        counts = Counter(ids).values()
         assert len(ids) / len(loaded) == pytest.approx(weight, abs=0.01)
-        assert max(times) - min(times) <= 1 or len(times) < 280
-    side = data["splits"]["train"]
-    assert side["rows"] == len(loaded) > side["distinct"] == len({*loaded["content_id"]})
-    assert made(tmp_path, *words, "run.name=again")[1]["root"] == data["root"]
+        assert max(counts) - min(counts) <= 1 or len(counts) < 280
+    train_counts = data["splits"]["train"]
+    assert train_counts["rows"] == len(loaded) > train_counts["distinct"] == len({*loaded["content_id"]})
+    assert made(tmp_path, *arguments, "run.name=again")[1]["root"] == data["root"]
 
 
 def test_columns_of_sources_are_in_the_data_set(tmp_path: Path) -> None:
@@ -66,14 +67,17 @@ def test_columns_of_sources_are_in_the_data_set(tmp_path: Path) -> None:
             "when": {"day": i},
             "mail": f"ann{i}@example.org",
         }
-        for i, row in enumerate(chats("a", 40))
+        for i, row in enumerate(build_rows("a", 40))
     ]
-    path = write(tmp_path / "a.jsonl", rows)
-    folder, data, said = made(
-        tmp_path, "stage=data", f"stage.sources=[{{path: {path}}}]", f"run.root={tmp_path / 'runs'}",
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    folder, data, stdout = made(
+        tmp_path,
+        "stage=data",
+        f"stage.sources=[{{path: {path}}}]",
+        f"run.root={tmp_path / 'runs'}",
         "stage.clean=[unicode, {pii: {action: mask}}]",
-    )  # fmt: skip
-    assert "a: columns kept as metadata: Topic, mail, stars, when" in said
+    )
+    assert "a: columns kept as metadata: Topic, mail, stars, when" in stdout
     assert data["sources"][0]["metadata"] == ["Topic", "mail", "stars", "when"]
     published = [row for file in (folder / "artifact").glob("*.parquet") for row in pq.read_table(file).to_pylist()]
     assert len(published) == 40
@@ -82,14 +86,16 @@ def test_columns_of_sources_are_in_the_data_set(tmp_path: Path) -> None:
         metadata = {"Topic": "shops", "stars": i % 5, "when": {"day": i}, "mail": "[EMAIL]"}
         assert json.loads(row["metadata"]) == metadata
         assert row["messages"][0]["content"] == f"{rows[i]['prompt']}\nnote {i}"
-    again = f"stage.sources=[{{path: '{folder}/artifact/train-*.parquet'}}]"
-    second = made(tmp_path, "stage=data", again, f"run.root={tmp_path / 'runs'}", "run.name=second")[0]
-    [file, *_] = (second / "artifact").glob("train-*.parquet")
-    kept = pq.read_table(file)["metadata"].to_pylist()
-    assert all({"Topic", "stars", "when", "mail"} <= json.loads(one).keys() for one in kept)
+    sources = f"stage.sources=[{{path: '{folder}/artifact/train-*.parquet'}}]"
+    second_folder = made(tmp_path, "stage=data", sources, f"run.root={tmp_path / 'runs'}", "run.name=second")[0]
+    [file, *_] = (second_folder / "artifact").glob("train-*.parquet")
+    cells = pq.read_table(file)["metadata"].to_pylist()
+    assert all({"Topic", "stars", "when", "mail"} <= json.loads(cell).keys() for cell in cells)
 
 
 def test_files_and_jsonl_are_one_choice() -> None:
-    words = ["stage=sft", "model=pocket", "data.path=a.csv", "data.metadata=[note]"]
-    named, alias = (to_plain_dict(build_config(compose_tree([*words, f"data={name}"]))) for name in ("files", "jsonl"))
-    assert named == alias
+    arguments = ["stage=sft", "model=pocket", "data.path=a.csv", "data.metadata=[note]"]
+    files_config, jsonl_config = (
+        to_plain_dict(build_config(compose_tree([*arguments, f"data={name}"]))) for name in ("files", "jsonl")
+    )
+    assert files_config == jsonl_config
