@@ -1,4 +1,4 @@
-"""`stage=data` with scores: by a model's loss and by rewards, cut at quantiles of all rows, whatever interrupts it."""
+"""`stage=data` with scores by a model's loss and by rewards, cut at quantiles of all rows, and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from align.data.sets import score_cuts as scoring
 from align.report.data_set_page import iter_losses
 
 ALONE = ("stage.duplicates.exact=false", "stage.duplicates.near=null", "stage.contamination.test=false")
-"""Nothing but scores leaves rows out."""
+"""Settings with which only scores leave rows out."""
 
 
 @pytest.fixture
@@ -24,72 +24,75 @@ def here(tmp_path: Path) -> Path:
     return three_sources(tmp_path)
 
 
-def rows_of(folder: Path) -> list[dict[str, Any]]:
+def read_data_rows(folder: Path) -> list[dict[str, Any]]:
     return [row for path in (folder / "artifact").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
 
 
-def by_loss(here: Path, model: Path, *words: str) -> list[str]:
-    return [*sources(here), *ALONE, "device=cpu", "model=hub", f"model.path={model}", "stage.score.by=loss", *words]
+def build_loss_command(here: Path, model: Path, *arguments: str) -> list[str]:
+    return [*sources(here), *ALONE, "device=cpu", "model=hub", f"model.path={model}", "stage.score.by=loss", *arguments]
 
 
 def test_quantiles_of_the_loss_leave_out_the_rows_at_the_ends(here: Path, tiny_model: Path) -> None:
-    folder, data, _ = made(here, *by_loss(here, tiny_model), "run.name=whole")
-    every = rows_of(folder)
-    assert all(math.isfinite(row["score"]) for row in every)
+    folder, data, _ = made(here, *build_loss_command(here, tiny_model), "run.name=whole")
+    all_rows = read_data_rows(folder)
+    assert all(math.isfinite(row["score"]) for row in all_rows)
     assert "after_score" in data["sources"][0]["counts"]
-    for within in ("source", "all"):
-        words = by_loss(here, tiny_model, "stage.score.keep=[0.1,0.75]", f"stage.score.within={within}")
-        cut, said, printed = made(here, *words, f"run.name={within}")
-        groups = [[row for row in every if row["source"] == name] for name in ("support", "general")]
+    for scope in ("source", "all"):
+        arguments = build_loss_command(here, tiny_model, "stage.score.keep=[0.1,0.75]", f"stage.score.within={scope}")
+        cut_folder, cut_data, stdout = made(here, *arguments, f"run.name={scope}")
+        groups = [[row for row in all_rows if row["source"] == name] for name in ("support", "general")]
         expected = set[str]()
-        for group in groups if within == "source" else [every]:
+        for group in groups if scope == "source" else [all_rows]:
             order = sorted(group, key=lambda row: (row["score"], row["content_id"], row["row"]))
-            expected |= {f"{r['source']}:{r['row']}"
-                         for r in order[round(0.1 * len(order)) : round(0.75 * len(order))]}  # fmt: skip
-        assert {f"{row['source']}:{row['row']}" for row in rows_of(cut)} == expected
-        gone = sum(dict(iter_losses(source))["dropped by score"] for source in said["sources"])
-        manifest = json.loads((cut / "manifest.json").read_text())
-        assert len(every) - len(expected) == gone == manifest["metrics"]["dropped_by_score"]
-        assert "dropped by score" in printed
-    page = (cut / "report.html").read_text()
+            expected |= {f"{r['source']}:{r['row']}" for r in order[round(0.1 * len(order)) : round(0.75 * len(order))]}
+        assert {f"{row['source']}:{row['row']}" for row in read_data_rows(cut_folder)} == expected
+        dropped_count = sum(dict(iter_losses(source))["dropped by score"] for source in cut_data["sources"])
+        manifest = json.loads((cut_folder / "manifest.json").read_text())
+        assert len(all_rows) - len(expected) == dropped_count == manifest["metrics"]["dropped_by_score"]
+        assert "dropped by score" in stdout
+    page = (cut_folder / "report.html").read_text()
     assert "Scores of support" in page
     assert "kept, just above the lower cut" in page
-    assert "Traceback" not in (cut / "log.txt").read_text()
+    assert "Traceback" not in (cut_folder / "log.txt").read_text()
 
 
 def test_without_scores_nothing_speaks_of_them(here: Path) -> None:
     folder, data, _ = made(here, *sources(here))
     assert "scores" not in data
-    assert "score" not in rows_of(folder)[0]
+    assert "score" not in read_data_rows(folder)[0]
     assert not (folder / "scores.jsonl").exists()
     assert "after_score" not in data["sources"][0]["counts"]
 
 
 def test_killed_while_it_scores_it_goes_on(here: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "PIECE", 64)
-    words = by_loss(here, tiny_model, "stage.score.keep=[0.1,0.75]")
-    whole = made(here, *words, "run.name=whole")[1]
-    read = scoring.load_records
-    assert in_a_fork([*words, "run.name=killed"], deadly=["align.data.sets.score_cuts.load_records"], times=3) == -9
+    command = build_loss_command(here, tiny_model, "stage.score.keep=[0.1,0.75]")
+    full_data = made(here, *command, "run.name=whole")[1]
+    load_records = scoring.load_records
+    assert in_a_fork([*command, "run.name=killed"], deadly=["align.data.sets.score_cuts.load_records"], times=3) == -9
     [path] = (here / "runs" / "data" / "killed" / "checkpoints").glob(scoring.FILE)
     assert path.stat().st_size == 3 * 64 * 8
-    asked = list[int]()
-    monkeypatch.setattr(scoring, "load_records", lambda *given: (asked.append(len(given[-1])), read(*given))[1])
-    _, again, printed = made(here, *words, "run.name=killed")
-    assert "continues" in printed
-    assert sum(asked) == sum(source["counts"]["kept"] for source in whole["sources"]) - 3 * 64
-    assert (again["root"], again["scores"]) == (whole["root"], whole["scores"])
+    batch_sizes = list[int]()
+    monkeypatch.setattr(
+        scoring,
+        "load_records",
+        lambda *arguments: (batch_sizes.append(len(arguments[-1])), load_records(*arguments))[1],
+    )
+    _, resumed_data, stdout = made(here, *command, "run.name=killed")
+    assert "continues" in stdout
+    assert sum(batch_sizes) == sum(source["counts"]["kept"] for source in full_data["sources"]) - 3 * 64
+    assert (resumed_data["root"], resumed_data["scores"]) == (full_data["root"], full_data["scores"])
 
 
 def test_personal_data_is_not_shown_beside_scores(tmp_path: Path) -> None:
     rows = [chat(f"Who is {i}?", f"Write to someone{i}@example.com, " + "x" * i) for i in range(9)]
     path = write(tmp_path / "rows.jsonl", rows)
-    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", *ALONE]
-    words += ["stage.clean=[{pii: {action: report}}]", "reward=sentiment", "stage.score.by=reward"]
-    folder, _, _ = made(tmp_path, *words, "stage.score.keep=[0.2,0.9]")
-    shown = (folder / "scores.jsonl").read_text()
-    assert "[EMAIL]" in shown
-    assert "@example.com" not in shown
+    arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", *ALONE]
+    arguments += ["stage.clean=[{pii: {action: report}}]", "reward=sentiment", "stage.score.by=reward"]
+    folder, _, _ = made(tmp_path, *arguments, "stage.score.keep=[0.2,0.9]")
+    scores_text = (folder / "scores.jsonl").read_text()
+    assert "[EMAIL]" in scores_text
+    assert "@example.com" not in scores_text
     assert "@example.com" not in (folder / "report.html").read_text()
 
 
@@ -99,15 +102,22 @@ def test_a_function_scores_the_last_answer(tmp_path: Path, monkeypatch: pytest.M
     rows = [chat(f"Question {i}?", " ".join([f"w{i}"] * (i + 1))) for i in range(20)]
     rows.append({"messages": [{"role": "user", "content": "Nobody answers?"}]})
     path = write(tmp_path / "rows.jsonl", rows)
-    words = [
-        "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}", *ALONE,
-        "reward=fn", "reward.fn=my_scores:words", "stage.score.by=reward", "stage.score.least=5", "stage.score.most=10",
-    ]  # fmt: skip
-    folder, data, printed = made(tmp_path, *words)
-    found = {row["row"]: row["score"] for row in rows_of(folder)}
-    assert found == {**{i: float(i) for i in range(5, 11)}, 21: None}
+    arguments = [
+        "stage=data",
+        f"stage.sources=[{path}]",
+        f"run.root={tmp_path / 'runs'}",
+        *ALONE,
+        "reward=fn",
+        "reward.fn=my_scores:words",
+        "stage.score.by=reward",
+        "stage.score.least=5",
+        "stage.score.most=10",
+    ]
+    folder, data, stdout = made(tmp_path, *arguments)
+    scores = {row["row"]: row["score"] for row in read_data_rows(folder)}
+    assert scores == {**{i: float(i) for i in range(5, 11)}, 21: None}
     assert data["scores"]["scorer"] == "my_scores:words"
-    assert "1 row without a score" in printed
+    assert "1 row without a score" in stdout
     inputs = json.loads((folder / "manifest.json").read_text())["inputs"]
     assert inputs["reward.fn"]["ref"] == "my_scores:words"
 
@@ -118,10 +128,10 @@ def test_a_reward_model_scores_pairs_by_their_difference(ready: Ready, tmp_path:
         {"prompt": f"Question {i // 4}?", "chosen": answers[i % 4], "rejected": answers[(i + 1) % 4]} for i in range(12)
     ]
     path = write(tmp_path / "pairs.jsonl", [*pairs, {**pairs[0], "chosen": "word " * 400}])
-    words = ["stage=data", f"stage.sources=[{path}]", f"run.root={ready.root}", f"run.name={tmp_path.name}"]
-    words += ["stage.score.by=reward", "reward.ref=reward:a", "device=cpu", *ALONE]
-    folder, data, _ = made(tmp_path, *words)
-    score_of_row = {row["row"]: row["score"] for row in rows_of(folder)}
+    arguments = ["stage=data", f"stage.sources=[{path}]", f"run.root={ready.root}", f"run.name={tmp_path.name}"]
+    arguments += ["stage.score.by=reward", "reward.ref=reward:a", "device=cpu", *ALONE]
+    folder, data, _ = made(tmp_path, *arguments)
+    score_of_row = {row["row"]: row["score"] for row in read_data_rows(folder)}
     assert score_of_row[13] is None  # its chosen answer is longer than the model's context
     scores = [score_of_row[i] for i in range(1, 13)]
     assert len({round(score, 7) for score in scores}) > 3  # the model hardly learned, and still distinguishes answers
@@ -132,15 +142,20 @@ def test_a_reward_model_scores_pairs_by_their_difference(ready: Ready, tmp_path:
 
 
 def test_forgetting_keeps_the_scores_of_the_others(here: Path, tiny_model: Path) -> None:
-    folder, _, _ = made(here, *by_loss(here, tiny_model), "run.name=old")
-    before = {row["content_id"]: row["score"] for row in rows_of(folder)}
-    gone = min(before)
-    after, data, _ = made(
-        here, "stage=data", "stage.action=forget", "data.path=data:old", f"stage.forget=[{gone}]",
-        f"run.root={here / 'runs'}", "run.name=new",
-    )  # fmt: skip
-    assert {row["content_id"]: row["score"] for row in rows_of(after)} == {
-        id: score for id, score in before.items() if id != gone
+    folder, _, _ = made(here, *build_loss_command(here, tiny_model), "run.name=old")
+    old_scores = {row["content_id"]: row["score"] for row in read_data_rows(folder)}
+    forgotten_id = min(old_scores)
+    new_folder, data, _ = made(
+        here,
+        "stage=data",
+        "stage.action=forget",
+        "data.path=data:old",
+        f"stage.forget=[{forgotten_id}]",
+        f"run.root={here / 'runs'}",
+        "run.name=new",
+    )
+    assert {row["content_id"]: row["score"] for row in read_data_rows(new_folder)} == {
+        id: score for id, score in old_scores.items() if id != forgotten_id
     }
     assert "scores" not in data
     assert not (here / "runs" / "data" / "old" / "scores.jsonl").exists()

@@ -1,4 +1,4 @@
-"""What `stage=data` shows of its rows: what they are taken for, and how they are trained on."""
+"""Rows that `stage=data` shows: the shapes that they are read as, and their tokens in training."""
 
 from __future__ import annotations
 
@@ -18,29 +18,38 @@ from align.report.figure_text import NO_BREAK
 
 
 def test_rows_are_shown_as_the_template_of_the_model_writes_them(tmp_path: Path, tiny_model: Path) -> None:
-    here = three_sources(tmp_path)
-    table = "{path: %s, columns: {prompt: question, completion: answer}}" % (here / "table.csv")
-    words = ["stage=data", f"stage.sources=[{here / 'support.jsonl'}, {table}]", f"run.root={here / 'runs'}"]
-    folder, data, said = made(here, *words, "model=hub", f"model.path={tiny_model}", "run.name=rendered")
+    sources_folder = three_sources(tmp_path)
+    table = "{path: %s, columns: {prompt: question, completion: answer}}" % (sources_folder / "table.csv")
+    arguments = [
+        "stage=data",
+        f"stage.sources=[{sources_folder / 'support.jsonl'}, {table}]",
+        f"run.root={sources_folder / 'runs'}",
+    ]
+    folder, data, stdout = made(
+        sources_folder, *arguments, "model=hub", f"model.path={tiny_model}", "run.name=rendered"
+    )
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     assert [row["row"].partition(":")[0] for row in rows] == ["support"] * 3 + ["table"] * 3
     tokenizer = load_tokenizer(find_base(str(tiny_model)))
     use_template(tokenizer, None)
-    first = json.loads((here / "support.jsonl").read_text().splitlines()[int(rows[0]["row"].partition(":")[2]) - 1])
-    conversation = Conversation(tuple(Message(**turn) for turn in first["messages"]))
+    first_row = json.loads(
+        (sources_folder / "support.jsonl").read_text().splitlines()[int(rows[0]["row"].partition(":")[2]) - 1]
+    )
+    conversation = Conversation(tuple(Message(**turn) for turn in first_row["messages"]))
     assert rows[0] == {"row": rows[0]["row"], **render_tokens(tokenizer, conversation)[0]}
     page = (folder / "report.html").read_text()
     assert f"as the chat template of <code>{tiny_model}</code> writes them" in page
     assert "What the colours mean" in page
     assert "read as" in page
-    assert said.index("  support: messages (OpenAI), columns messages") < said.index("to train on")
-    assert "  table: a prompt and its completion, columns prompt, completion" in said
+    assert stdout.index("  support: messages (OpenAI), columns messages") < stdout.index("to train on")
+    assert "  table: a prompt and its completion, columns prompt, completion" in stdout
     assert {source["name"]: source["read_as"]["shapes"] for source in data["sources"]} == {
-        "support": {"messages (OpenAI)": 100}, "table": {"a prompt and its completion": 50},
-    }  # fmt: skip
-    again, other, _ = made(here, *words, "run.name=plain")
-    assert other["root"] == data["root"]
-    page = (again / "report.html").read_text()
+        "support": {"messages (OpenAI)": 100},
+        "table": {"a prompt and its completion": 50},
+    }
+    plain_folder, plain_data, _ = made(sources_folder, *arguments, "run.name=plain")
+    assert plain_data["root"] == data["root"]
+    page = (plain_folder / "report.html").read_text()
     assert "turn by turn" in page
     assert "model=hub model.path=ORG/NAME" in page
     assert "<mark>" in page
@@ -51,12 +60,17 @@ def test_personal_data_is_not_shown_in_rendered_rows(tmp_path: Path, tiny_model:
     path = write(tmp_path / "rows.jsonl", rows)
     for name, model in (("rendered", ["model=hub", f"model.path={tiny_model}"]), ("plain", [])):
         folder, _, _ = made(
-            tmp_path, "stage=data", f"stage.sources=[{path}]", f"run.root={tmp_path / 'runs'}",
-            "stage.clean=[{pii: {action: report}}]", f"run.name={name}", *model,
-        )  # fmt: skip
-        shown = (folder / "rows.jsonl").read_text() + (folder / "report.html").read_text()
-        assert "[EMAIL]" in shown
-        assert "@example.com" not in shown
+            tmp_path,
+            "stage=data",
+            f"stage.sources=[{path}]",
+            f"run.root={tmp_path / 'runs'}",
+            "stage.clean=[{pii: {action: report}}]",
+            f"run.name={name}",
+            *model,
+        )
+        texts = (folder / "rows.jsonl").read_text() + (folder / "report.html").read_text()
+        assert "[EMAIL]" in texts
+        assert "@example.com" not in texts
 
 
 def test_progress_of_reading_and_starts_of_long_steps_are_printed(
@@ -80,7 +94,6 @@ def test_how_far_a_source_is_read_and_how_long_it_takes() -> None:
         reading_progress.describe_share_read(20.0, 0.5, [(10.0, 0.25)])
         == f", 50{NO_BREAK}% of its bytes, about 20 seconds left"
     )
-    assert (
-        reading_progress.describe_share_read(10.0, 0.25, [(10.0, 0.25)]) == f", 25{NO_BREAK}% of its bytes"
-    )  # nobody knows the pace yet
+    # The pace is not known yet.
+    assert reading_progress.describe_share_read(10.0, 0.25, [(10.0, 0.25)]) == f", 25{NO_BREAK}% of its bytes"
     assert reading_progress.describe_share_read(10.0, None, []) == ""
