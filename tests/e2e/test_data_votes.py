@@ -1,5 +1,5 @@
-"""Votes as a source of a data set: the pairs that training reads, ids under the project's key, and nothing that could
-be found out once the project is erased."""
+"""Votes as a source of a data set: the pairs that training reads, ids under the project's key, and no trace of a
+project after its erasure."""
 
 from __future__ import annotations
 
@@ -35,27 +35,28 @@ def test_votes_are_the_pairs_that_training_reads_with_ids_under_the_key(
     vote_store: Store, store_url: str, words: list[str], tmp_path: Path
 ) -> None:
     folder, data, _ = made(tmp_path, *words)
-    rows, key = rows_of(folder), vote_store.key("greetings")
+    rows = rows_of(folder)
+    key = vote_store.key("greetings")
     assert key is not None
     votes = [row for row in rows if row["source"] == "greetings"]
     for row in rows:
-        mine = row["source"] == "greetings"
-        expected = hmac.new(key, by_json(row), "sha256") if mine else hashlib.sha256(by_json(row))
+        is_vote = row["source"] == "greetings"
+        expected = hmac.new(key, by_json(row), "sha256") if is_vote else hashlib.sha256(by_json(row))
         assert row["content_id"] == expected.hexdigest()
         turns = [f"Message(role={m['role']!r}, content={m['content']!r})" for m in row["prompt"]]
-        plain = hashlib.sha256(f"({turns[0]},)".encode())
-        asked = hmac.new(key, plain.digest(), "sha256") if mine else plain
-        assert row["question_id"] == asked.hexdigest()
-    found = load_data_set(folder / "artifact")
-    pairs = [record for side in ("train", "test") for record in found.records(side)]
-    read = read_pairs(DataSource("annotations"), store_url, "greetings", allow_simulated=False)
-    assert {p for p in pairs if isinstance(p, Preference) and p.group_id} == {*read}
-    assert len(votes) == len(read) > 40
-    told = {source["name"]: source for source in data["sources"]}
-    print_ = hmac.new(key, b"fingerprint of the key", "sha256").hexdigest()[:16]
-    expected = {"content_id": "hmac", "project": "greetings", "key_fingerprint": print_}
-    assert expected.items() <= told["greetings"].items()
-    assert told["file"]["content_id"] == "sha256"
+        plain_hash = hashlib.sha256(f"({turns[0]},)".encode())
+        question_hash = hmac.new(key, plain_hash.digest(), "sha256") if is_vote else plain_hash
+        assert row["question_id"] == question_hash.hexdigest()
+    data_set = load_data_set(folder / "artifact")
+    pairs = [record for side in ("train", "test") for record in data_set.records(side)]
+    expected_pairs = read_pairs(DataSource("annotations"), store_url, "greetings", allow_simulated=False)
+    assert {p for p in pairs if isinstance(p, Preference) and p.group_id} == {*expected_pairs}
+    assert len(votes) == len(expected_pairs) > 40
+    source_by_name = {source["name"]: source for source in data["sources"]}
+    fingerprint = hmac.new(key, b"fingerprint of the key", "sha256").hexdigest()[:16]
+    expected = {"content_id": "hmac", "project": "greetings", "key_fingerprint": fingerprint}
+    assert expected.items() <= source_by_name["greetings"].items()
+    assert source_by_name["file"]["content_id"] == "sha256"
     manifest = json.loads((folder / "manifest.json").read_text())
     read_head = manifest["inputs"]["sources.greetings"]
     assert (read_head["project"], read_head["seq"]) == ("greetings", vote_store.head("greetings").seq)
@@ -69,19 +70,19 @@ def test_a_vote_that_a_file_has_too_is_a_copy_and_one_question_is_on_one_side(
     rows = [{"prompt": f"What of day {i}?", "chosen": f"other {i}", "rejected": f"bad {i}"} for i in range(30)]
     first = next(iter(vote_store.items("greetings")))
     texts = [candidate.text for candidate in first.candidates]
-    copy = {"prompt": "What of day 0?", "chosen": texts[0], "rejected": texts[1], "rejected_ended": False}
-    path = write(tmp_path / "more.jsonl", [*rows, copy])
-    listed = f"stage.sources=[{{annotations: greetings}}, {{path: {path}, name: file}}]"
-    folder, data, _ = made(tmp_path, words[0], listed, *words[2:])
+    copied_vote = {"prompt": "What of day 0?", "chosen": texts[0], "rejected": texts[1], "rejected_ended": False}
+    path = write(tmp_path / "more.jsonl", [*rows, copied_vote])
+    sources = f"stage.sources=[{{annotations: greetings}}, {{path: {path}, name: file}}]"
+    folder, data, _ = made(tmp_path, words[0], sources, *words[2:])
     assert {source["name"]: source["counts"]["after_exact_dedup"] for source in data["sources"]}["file"] == 30
-    assert data["found"]["shared_with_test"] == 0  # nothing had to be taken away from beside its own question
+    assert data["found"]["shared_with_test"] == 0  # each question was on one side already
     sides: dict[str, set[str]] = {}
     for side in ("train", "test"):
         for record in load_data_set(folder / "artifact").records(side):
             assert isinstance(record, Preference)
             sides.setdefault(record.prompt[0].content, set()).add(side)
-    assert {len(found) for found in sides.values()} == {1}
-    assert {"train", "test"} == {side for found in sides.values() for side in found}
+    assert {len(question_sides) for question_sides in sides.values()} == {1}
+    assert {"train", "test"} == {side for question_sides in sides.values() for side in question_sides}
 
 
 def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
@@ -90,19 +91,20 @@ def test_simulated_votes_unknown_projects_and_other_keys_are_refused(
     item = vote_store.add_item(
         "greetings", "more", Conversation((Message("user", "?"),)), [Candidate("a"), Candidate("b")]
     )
-    vote_store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",)), source="simulated"),
-                 annotator="vader", key="v")  # fmt: skip
+    vote_store.record(
+        "greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",)), source="simulated"), annotator="vader", key="v"
+    )
     shop = Workshop(tmp_path / "runs", tmp_path)
     shop.refuses(*words, says="data.allow_simulated=true")
     assert shop.ended(*words, "data.allow_simulated=true") == 0, shop.said
-    for listed, says in (
+    for sources, says in (
         ("[{annotations: nobody}]", "the store has no such project"),
         ("[{annotations: greetings, path: a.jsonl}]", "two kinds of them"),
         ("[{annotations: greetings, columns: {prompt: q}}]", "only files have them"),
         ("[{annotations: greetings, votes: 1}]", "is no key of a source"),
         ("[{annotations: ''}]", "is no project"),
     ):
-        shop.refuses(words[0], f"stage.sources={listed}", *words[2:], says=says)
+        shop.refuses(words[0], f"stage.sources={sources}", *words[2:], says=says)
 
 
 def test_votes_are_read_as_they_were_when_the_run_began(vote_store: Store, store_url: str) -> None:
@@ -114,7 +116,7 @@ def test_votes_are_read_as_they_were_when_the_run_began(vote_store: Store, store
     vote_store.record("greetings", item, Judgement(((f"{item}-0",), (f"{item}-1",))), annotator="late", key="late")
     assert [*votes.iter_pairs()] == before
     assert len([*load_votes(store_url, "greetings", allow_simulated=False).iter_pairs()]) == len(before) + 1
-    assert [read.number for read in before] == [*range(1, len(before) + 1)]
+    assert [pair.number for pair in before] == [*range(1, len(before) + 1)]
     assert [*votes.iter_pairs(7)] == before[7:]  # a run that goes on
     assert repr(votes.key) not in repr(votes)
     assert votes.key.hex() not in repr(votes)
@@ -123,7 +125,7 @@ def test_votes_are_read_as_they_were_when_the_run_began(vote_store: Store, store
 def test_an_erased_project_takes_its_key_along(
     vote_store: Store, store_url: str, words: list[str], tmp_path: Path
 ) -> None:
-    """The words that were in it are nowhere, and whether a row was among its rows nobody can say."""
+    """No file keeps the project's texts, and its ids cannot be matched with guessed rows."""
     key = vote_store.key("greetings")
     assert key is not None
     old, data, _ = made(tmp_path, *words, "run.name=votes")
@@ -132,27 +134,27 @@ def test_an_erased_project_takes_its_key_along(
     rows = rows_of(old)
     guesses = [hashlib.sha256(by_json(row)).hexdigest() for row in rows if row["source"] == "greetings"]
     assert guesses
-    assert files_with(old, *guesses) == []  # who guesses a text finds it in no file
+    assert files_with(old, *guesses) == []  # no file confirms a guessed text
     shop = Workshop(tmp_path / "runs", tmp_path)
     assert key.hex() in dumped(store_url)
     erase = ["stage=annotate", "project=greetings", "stage.action=erase", "stage.whole=true", *words[2:4]]
     assert shop.ended(*erase) == 0, shop.said
     assert "data/votes" in shop.said
-    left = dumped(store_url)
-    assert key.hex() not in left
-    assert SECRET not in left
-    assert "ann@example.org" not in left
+    store_dump = dumped(store_url)
+    assert key.hex() not in store_dump
+    assert SECRET not in store_dump
+    assert "ann@example.org" not in store_dump
     if "sqlite" in store_url:
         assert files_with(tmp_path, key.hex()) == []
     vote_store.verify()
     assert find_store_key(store_url, kind) is None  # unknown from now on
-    for act in (
+    for write_again in (
         lambda: vote_store.add_item("greetings", "new", Conversation((Message("user", "?"),)), [Candidate("a")] * 2),
         lambda: made(tmp_path, *words, "run.name=more"),
     ):
         with pytest.raises((InputError, AssertionError), match="it was erased"):
-            act()
-    new, after, _ = made(tmp_path, *forget(words, "votes", "stage.forget=erased", "run.name=left"))
+            write_again()
+    new, forgotten_data, _ = made(tmp_path, *forget(words, "votes", "stage.forget=erased", "run.name=left"))
     assert {row["source"] for row in rows_of(new)} == {"file"}
-    assert after["replaces"]["count"] == len(rows) - 40
+    assert forgotten_data["replaces"]["count"] == len(rows) - 40
     assert files_with(tmp_path / "runs" / "data" / "votes", SECRET) == []

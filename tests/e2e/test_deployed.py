@@ -1,5 +1,5 @@
-"""What the files of deploy/ start, run: their own command lines, users, variables and mounts, by bubblewrap in place of
-Docker and Kubernetes. The root file system is read-only, and there is no network and no git."""
+"""The commands of the files in deploy/, run with their own arguments, users, variables and mounts by bubblewrap in
+place of Docker and Kubernetes. The root file system is read-only, and there is no network and no git."""
 
 from __future__ import annotations
 
@@ -27,77 +27,79 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return adapters(tmp_path_factory.mktemp("exports"), "support", "legal")
 
 
-def contained(
-    mounts: Mapping[str, tuple[Path, bool]], variables: Mapping[str, str], told: Mapping[str, Any]
+def run_contained(
+    mounts: Mapping[str, tuple[Path, bool]], variables: Mapping[str, str], request: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Runs `contained.py` as the image's user in its working folder, and gives what it found.
+    """Run `contained.py` as the image's user in its working folder, and return its report.
 
     Args:
-        mounts: a folder for each path, and whether it may be written; paths without one are empty and in memory.
-        variables: beside those of the image.
+        mounts: a folder for each path, and whether it is writable; other paths are empty and in memory.
+        variables: added to those of the image.
+        request: the commands, checks and key that `contained.py` reads.
     """
     if (bwrap := shutil.which("bwrap")) is None:
         pytest.skip("bubblewrap is not installed (Debian's package `bubblewrap`)")
-    python, (user, group) = Path(sys.executable).parent, only("USER").rest.split(":")
+    python = Path(sys.executable).parent
+    (user, group) = only("USER").rest.split(":")
     isolated = [bwrap, "--unshare-user", "--unshare-net", "--unshare-pid", "--die-with-parent", "--uid", user]
     system = [path for path in Path("/").iterdir() if path.name not in ("proc", "dev", "sys", "tmp", "data")]
-    words = [*isolated, "--gid", group, *(w for path in system for w in ("--ro-bind", str(path), str(path)))]
-    words += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
-    words += [w for path in (ROOT, Path(sys.prefix)) for w in ("--ro-bind", str(path), str(path))]
+    command = [*isolated, "--gid", group, *(w for path in system for w in ("--ro-bind", str(path), str(path)))]
+    command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+    command += [w for path in (ROOT, Path(sys.prefix)) for w in ("--ro-bind", str(path), str(path))]
     for path, (folder, may_write) in mounts.items():
-        words += ["--bind" if may_write else "--ro-bind", str(folder), path]
-    given = {**environment(), **variables, "PATH": str(python), "PYTHONPATH": str(ROOT)}
-    words += ["--remount-ro", "/", "--clearenv", *(w for pair in given.items() for w in ("--setenv", *pair))]
-    if subprocess.run([*words, sys.executable, "-c", ""], capture_output=True).returncode:
+        command += ["--bind" if may_write else "--ro-bind", str(folder), path]
+    env = {**environment(), **variables, "PATH": str(python), "PYTHONPATH": str(ROOT)}
+    command += ["--remount-ro", "/", "--clearenv", *(w for pair in env.items() for w in ("--setenv", *pair))]
+    if subprocess.run([*command, sys.executable, "-c", ""], capture_output=True).returncode:
         pytest.skip("this machine lets no user make namespaces")
-    words += ["--chdir", only("WORKDIR").rest, sys.executable, CONTAINED, json.dumps(told), str(ROOT)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    command += ["--chdir", only("WORKDIR").rest, sys.executable, CONTAINED, json.dumps(request), str(ROOT)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
-def fresh(folder: Path, *names: str) -> dict[str, tuple[Path, bool]]:
-    """Empty folders that may be written, by the paths where they are mounted."""
+def make_mounts(folder: Path, *names: str) -> dict[str, tuple[Path, bool]]:
+    """Make writable folders, and return them by the paths of their mounts."""
     for name in names:
         (folder / name).mkdir()
     return {f"{only('WORKDIR').rest}/{name}": (folder / name, True) for name in names}
 
 
-def served_well(found: Mapping[str, Any], exports: Path, runs: Path, name: str) -> None:
-    """A server that ran as it should, and left what it should in the folder of runs."""
-    assert all(found["healthy"]), found["printed"]
-    assert (found["user"], found["writable"]) == (int(only("USER").rest.split(":")[0]), [])
-    assert (found["without a key"], found["models"]) == (401, ["pocket", "support", "legal"])
-    assert found["ended"].endswith("data: [DONE]\n\n")  # it was let finish
-    assert '"finish_reason":"length"' in found["ended"]
-    assert found["status"] == 0, found["printed"]
+def check_served(report: Mapping[str, Any], exports: Path, runs: Path, name: str) -> None:
+    """Check that a server ran well and left the right files in the folder of runs."""
+    assert all(report["healthy"]), report["printed"]
+    assert (report["user"], report["writable"]) == (int(only("USER").rest.split(":")[0]), [])
+    assert (report["without a key"], report["models"]) == (401, ["pocket", "support", "legal"])
+    assert report["ended"].endswith("data: [DONE]\n\n")  # the stream could finish
+    assert '"finish_reason":"length"' in report["ended"]
+    assert report["status"] == 0, report["printed"]
     (line,) = (runs / "serve" / name / "requests.jsonl").read_text().splitlines()
-    assert (json.loads(line)["tenant"], json.loads(line)["adapter"]) == ("acme", found["adapter"])
+    assert (json.loads(line)["tenant"], json.loads(line)["adapter"]) == ("acme", report["adapter"])
     assert read_json(runs / "serve" / name / "manifest.json", "")["status"] == "done"
     assert {path.name for path in exports.iterdir()} == {"support", "legal"}
 
 
-def words_of(command: Sequence[str], **variables: str) -> list[str]:
-    """A command's words with their variables put in, as Compose and Kubernetes do."""
-    found = list(command)
+def fill_variables(command: Sequence[str], **variables: str) -> list[str]:
+    """Return a command with its variables filled in, as Compose and Kubernetes do."""
+    arguments = list(command)
     for name, value in variables.items():
-        found = [word.replace(name, value) for word in found]
-    assert not any("$" in word for word in found)
-    return found
+        arguments = [word.replace(name, value) for word in arguments]
+    assert not any("$" in word for word in arguments)
+    return arguments
 
 
 @pytest.mark.slow
 def test_the_server_of_the_compose_file(exports: Path, tmp_path: Path) -> None:
     server = compose()["services"]["server"]
     volumes = dict(volume.split(":", 1)[::-1] for volume in server["volumes"])
-    mounts = fresh(tmp_path, "runs", "keys", "cache")
+    mounts = make_mounts(tmp_path, "runs", "keys", "cache")
     assert set(volumes) == {*mounts, "/data/exports:ro"}
-    given = words_of(server["command"], **{"${DOMAIN:-models.example.org}": "models.example.org"})
+    arguments = fill_variables(server["command"], **{"${DOMAIN:-models.example.org}": "models.example.org"})
     health = only("HEALTHCHECK").words
-    told = {"before": [KEY], "server": [*ALIGN, *given], "checks": [health], "key": None}
-    found = contained({**mounts, "/data/exports": (exports, False)}, server["environment"], told)
-    served_well(found, exports, tmp_path / "runs", "server")
-    assert "open https://models.example.org" in found["printed"]
+    request = {"before": [KEY], "server": [*ALIGN, *arguments], "checks": [health], "key": None}
+    report = run_contained({**mounts, "/data/exports": (exports, False)}, server["environment"], request)
+    check_served(report, exports, tmp_path / "runs", "server")
+    assert "open https://models.example.org" in report["printed"]
     assert {path.name for path in (tmp_path / "keys").iterdir()} >= {"keys.json", "keys.json.usage.db"}
 
 
@@ -106,19 +108,19 @@ def test_the_server_of_the_kubernetes_manifest(exports: Path, tmp_path: Path) ->
     from align.serve.tenants import change_tenant
 
     pod = stateful_set()["spec"]["template"]["spec"]
-    (first,), (server,) = pod["initContainers"], pod["containers"]
+    (init_container,), (server,) = pod["initContainers"], pod["containers"]
     secret = tmp_path / "secret"
     key = change_tenant(secret / "keys.json", "acme").key
-    (secret / "keys.json").chmod(0o440)  # as a Secret is mounted, which the server would refuse
-    mounts = fresh(tmp_path, "runs", "keys", "cache")
+    (secret / "keys.json").chmod(0o440)  # the mode of a mounted Secret, which the server refuses
+    mounts = make_mounts(tmp_path, "runs", "keys", "cache")
     mounts |= {"/data/exports": (exports, False), "/secret": (secret, False)}
-    asked = {mount["mountPath"] for one in (first, server) for mount in one["volumeMounts"]}
-    assert asked == {*mounts, "/tmp"}
-    install = [shutil.which(first["command"][0]), *first["command"][1:]]
-    given = words_of(server["args"], **{"$(POD_NAME)": "align-0"})
+    mount_paths = {mount["mountPath"] for container in (init_container, server) for mount in container["volumeMounts"]}
+    assert mount_paths == {*mounts, "/tmp"}
+    install = [shutil.which(init_container["command"][0]), *init_container["command"][1:]]
+    arguments = fill_variables(server["args"], **{"$(POD_NAME)": "align-0"})
     checks = [server[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")]
-    variables = {one["name"]: one.get("value", "align-0") for one in server["env"]}
-    told = {"before": [install], "server": [*ALIGN, *given], "checks": checks, "key": key}
-    found = contained(mounts, variables, told)
-    served_well(found, exports, tmp_path / "runs", "align-0")
+    variables = {entry["name"]: entry.get("value", "align-0") for entry in server["env"]}
+    request = {"before": [install], "server": [*ALIGN, *arguments], "checks": checks, "key": key}
+    report = run_contained(mounts, variables, request)
+    check_served(report, exports, tmp_path / "runs", "align-0")
     assert (tmp_path / "keys" / "keys.json").stat().st_mode & 0o777 == 0o600
