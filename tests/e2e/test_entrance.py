@@ -1,4 +1,4 @@
-"""Accounts over HTTP: invitations, logging in and out, and what each role may ask for."""
+"""Accounts over HTTP: invitations, logging in and out, and the requests that each role may send."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GOOD = "correct horse battery"
 URL = "https://annotate.example.org"
 FROM_PAGE = {"Origin": URL}
 UNCHANGED = {"version": 0, "mode": "work", "guidelines": None}
-"""The terms of a project whose settings nobody changed."""
+"""The terms of a project with unchanged settings."""
 
 
 class Site(NamedTuple):
@@ -35,19 +35,19 @@ class Site(NamedTuple):
     app: ASGIApp
 
     def browser(self) -> TestClient:
-        """One of its own."""
+        """Return a new browser."""
         return TestClient(self.app, base_url=URL, follow_redirects=False)
 
     def someone(self, name: str, role: str = "annotator", project: str = "p") -> TestClient:
-        """A browser in which somebody is logged in."""
+        """Return a browser that is logged in to a new account."""
         client = self.browser()
-        said = {"token": self.accounts.invite(project, role), "name": name, "password": GOOD, "again": GOOD}
-        assert client.post("/invite", data=said, headers=FROM_PAGE).headers["location"] == "/"
+        form = {"token": self.accounts.invite(project, role), "name": name, "password": GOOD, "again": GOOD}
+        assert client.post("/invite", data=form, headers=FROM_PAGE).headers["location"] == "/"
         return client
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Site]:
+def open_site(folder: Path) -> Iterator[Site]:
     from align.annotate.web.access import AccountAuthenticator
     from align.annotate.web.server import build_app
 
@@ -63,7 +63,7 @@ def opened(folder: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
-    with opened(tmp_path) as site:
+    with open_site(tmp_path) as site:
         yield site
 
 
@@ -89,8 +89,8 @@ def someone(site: Site) -> Callable[..., TestClient]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """For whoever is turned away: making the app takes longer than a hundred requests."""
-    with opened(tmp_path_factory.mktemp("site")) as site:
+    """A site for requests that are refused: building the app takes longer than a hundred requests."""
+    with open_site(tmp_path_factory.mktemp("site")) as site:
         yield site
 
 
@@ -99,36 +99,48 @@ def ann(shared: Site) -> TestClient:
     return shared.someone("ann")
 
 
-def places(client: TestClient) -> dict[str, str]:
+def read_project_ids(client: TestClient) -> dict[str, str]:
     return {row["name"]: row["id"] for row in client.get("/api/projects").json()["projects"]}
 
 
 def ask(client: TestClient, path: str, body: dict | None = None, project: str = "p"):
-    headers = {"X-Align": places(client)[project]}
+    headers = {"X-Align": read_project_ids(client)[project]}
     return client.get(path, headers=headers) if body is None else client.post(path, headers=headers, json=body)
 
 
 def test_an_invitation_makes_an_account_and_its_cookie_no_script_sees(browser, accounts):
-    client, token = browser(), accounts.invite("p", "annotator")
-    form = client.get("/invite", params={"token": token})
-    assert (form.status_code, "project p as annotator" in form.text) == (200, True)
-    said = {"token": token, "name": "Ann", "password": GOOD, "again": GOOD}
-    answer = client.post("/invite", data=said, headers=FROM_PAGE)
+    client = browser()
+    token = accounts.invite("p", "annotator")
+    page = client.get("/invite", params={"token": token})
+    assert (page.status_code, "project p as annotator" in page.text) == (200, True)
+    form = {"token": token, "name": "Ann", "password": GOOD, "again": GOOD}
+    answer = client.post("/invite", data=form, headers=FROM_PAGE)
     assert {"HttpOnly", "SameSite=Lax", "Secure", "Path=/"} <= set(answer.headers["set-cookie"].split("; "))
     assert client.get("/api/projects").json()["person"] == "ann"
     assert ask(client, "/api/task").json()["task"]["answers"]
-    again = browser().post("/invite", data=said, headers=FROM_PAGE)
-    assert (again.status_code, "expired or was used" in again.text) == (403, True)
+    reused = browser().post("/invite", data=form, headers=FROM_PAGE)
+    assert (reused.status_code, "expired or was used" in reused.text) == (403, True)
 
 
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("/", 303), ("/logout", 303), ("/manage", 303), ("/manage/", 303), ("/password", 303), ("/docs", 401),
-        ("/api/projects", 401), ("/api/task", 401), ("/align/rank.js", 401), ("/config", 401), ("/openapi.json", 401),
-        ("/manage/config", 401), ("/gradio_api/info", 401), ("/manage/gradio_api/queue/data?session_hash=x", 401),
+        ("/", 303),
+        ("/logout", 303),
+        ("/manage", 303),
+        ("/manage/", 303),
+        ("/password", 303),
+        ("/docs", 401),
+        ("/api/projects", 401),
+        ("/api/task", 401),
+        ("/align/rank.js", 401),
+        ("/config", 401),
+        ("/openapi.json", 401),
+        ("/manage/config", 401),
+        ("/gradio_api/info", 401),
+        ("/manage/gradio_api/queue/data?session_hash=x", 401),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("cookie", [None, "align_session_7861=", f"align_session_7861={'x' * 43}"])
 def test_a_stranger_gets_the_log_in_page_and_nothing_else(shared, path, status, cookie):
     answer = shared.browser().get(path, headers={} if cookie is None else {"Cookie": cookie})
@@ -144,10 +156,10 @@ def test_log_in_and_out(someone, browser):
     assert (wrong.status_code, "no such name and password" in wrong.text) == (403, True)
     answer = client.post("/login", data={"name": "ann", "password": GOOD}, headers=FROM_PAGE)
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
-    kept = dict(client.cookies)
+    cookies = dict(client.cookies)
     assert client.post("/logout", data={"yes": "1"}, headers=FROM_PAGE).headers["location"] == "/login"
     stolen = browser()
-    stolen.cookies.update(kept)
+    stolen.cookies.update(cookies)
     assert stolen.get("/api/projects").status_code == 401  # the session is over, not only forgotten by the browser
 
 
@@ -169,9 +181,9 @@ def test_a_form_is_a_form_and_no_larger_than_one(shared):
 @pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "</title><b>"])
 def test_what_somebody_types_is_shown_as_text(shared, name):
     token = shared.accounts.invite("p", "annotator")
-    said = {"name": name, "password": "x", "again": "y", "token": token}
+    form = {"name": name, "password": "x", "again": "y", "token": token}
     for path in ("/login", "/invite"):
-        text = shared.browser().post(path, data=said, headers=FROM_PAGE).text
+        text = shared.browser().post(path, data=form, headers=FROM_PAGE).text
         assert name not in text
         assert not re.search(r"<(script|img|b)\b", text)
     assert name not in shared.browser().get("/login", params={"invite": name}).text
@@ -180,27 +192,29 @@ def test_what_somebody_types_is_shown_as_text(shared, name):
 @pytest.mark.parametrize("invite", ["https://evil.example", "//evil.example", "\r\nSet-Cookie: a=b"])
 @pytest.mark.usefixtures("ann")
 def test_a_log_in_leads_nowhere_else(shared, invite):
-    said = {"name": "ann", "password": GOOD, "invite": invite}
-    answer = shared.browser().post("/login", data=said, headers=FROM_PAGE)
+    form = {"name": "ann", "password": GOOD, "invite": invite}
+    answer = shared.browser().post("/login", data=form, headers=FROM_PAGE)
     assert answer.headers["location"].startswith("/invite?token=")
 
 
 def test_a_project_of_others_is_none_of_theirs(someone):
-    ann, bob = someone("ann"), someone("bob", project="q")
-    theirs = places(bob)["q"]
-    assert ann.get("/api/task", headers={"X-Align": theirs}).status_code == 403
-    assert ann.post("/api/vote", headers={"X-Align": theirs}, json={}).status_code == 403
+    ann = someone("ann")
+    bob = someone("bob", project="q")
+    project_id = read_project_ids(bob)["q"]
+    assert ann.get("/api/task", headers={"X-Align": project_id}).status_code == 403
+    assert ann.post("/api/vote", headers={"X-Align": project_id}, json={}).status_code == 403
 
 
 def test_anothers_lease_and_vote_cannot_be_used(someone, store):
-    ann, bob = someone("ann"), someone("bob")
+    ann = someone("ann")
+    bob = someone("bob")
     task = ask(ann, "/api/task").json()["task"]
     assert ask(bob, "/api/task").json()["task"]["token"] != task["token"]
     body = {"token": task["token"], "key": "1" * 32, "terms": UNCHANGED, "said": {"tiers": [[0], [1]], "strength": 1}}
     assert ask(bob, "/api/vote", body).status_code == 422
     for path in ("renew", "draft"):
-        more = {"draft": {}} if path == "draft" else {}
-        assert ask(bob, f"/api/{path}", {"token": task["token"], **more}).status_code == 422
+        fields = {"draft": {}} if path == "draft" else {}
+        assert ask(bob, f"/api/{path}", {"token": task["token"], **fields}).status_code == 422
     assert ask(bob, f"/api/difference?token={task['token']}&a=0&b=1").status_code == 422
     seq = ask(ann, "/api/vote", body).json()["seq"]
     assert ask(bob, "/api/undo", {"seq": seq}).status_code == 422
@@ -226,7 +240,7 @@ def test_an_invitation_for_another_account_offers_to_log_out_first(someone, acco
 
 def test_a_vote_of_somebody_who_was_removed_counts_after_a_new_invitation(someone, accounts):
     ann = someone("ann")
-    headers = {"X-Align": places(ann)["p"]}
+    headers = {"X-Align": read_project_ids(ann)["p"]}
     token = ask(ann, "/api/task").json()["task"]["token"]
     vote = {"token": token, "key": "1" * 32, "terms": UNCHANGED, "said": {"tiers": [[0], [1]]}}
     accounts.set_role("p", "ann", None)
@@ -241,7 +255,7 @@ def test_half_a_character_in_a_vote_is_refused_with_its_field(someone):
     token = ask(ann, "/api/task").json()["task"]["token"]
     judgement = {"tiers": [[1], [0]], "rationale": "cut \ud83d"}
     vote = {"token": token, "key": "3" * 32, "terms": UNCHANGED, "said": judgement}
-    headers = {"X-Align": places(ann)["p"], "Content-Type": "application/json"}
+    headers = {"X-Align": read_project_ids(ann)["p"], "Content-Type": "application/json"}
     response = ann.post("/api/vote", headers=headers, content=json.dumps(vote))
     assert response.status_code == 422
     assert response.json()["field"] == "said.rationale"
@@ -282,43 +296,45 @@ def test_the_managers_pages_are_for_them(someone, role):
     assert client.get("/api/projects").json()["manages"] is (role != "annotator")
 
 
-def call(client: TestClient, fn: str, data: list) -> str:
-    """Runs a function of the managers' page as its script does: joins the queue and reads what comes. The queue works
+def call_function(client: TestClient, fn: str, data: list) -> str:
+    """Call a function of the managers' page as its script does: join the queue and return the events. The queue works
     while the client is open, in one event loop."""
     config = client.get("/manage/config").json()
     index = next(d["id"] for d in config["dependencies"] if d["api_name"] == fn)
     body = {"data": data, "fn_index": index, "session_hash": "s1", "trigger_id": None, "event_data": None}
-    joined = client.post("/manage/gradio_api/queue/join", json=body, headers=FROM_PAGE)
-    if joined.status_code != 200:
-        return joined.text
+    response = client.post("/manage/gradio_api/queue/join", json=body, headers=FROM_PAGE)
+    if response.status_code != 200:
+        return response.text
     return client.get("/manage/gradio_api/queue/data", params={"session_hash": "s1"}).text
 
 
 def test_a_reviewer_may_look_and_not_manage(someone, accounts):
     with someone("ann", "reviewer") as client:
-        may_look_and_not_manage(client, accounts)
+        check_read_only(client, accounts)
 
 
-def may_look_and_not_manage(client: TestClient, accounts: Accounts) -> None:
+def check_read_only(client: TestClient, accounts: Accounts) -> None:
     accounts.invite("p", "annotator")
     for fn, data in (
-        ("revoke", ["p", accounts.list_invitations("p")[0].id]), ("invite", ["p", "admin", ""]),
-        ("change", ["p", "ann", "admin"]), ("publish", ["p", "x"]),
-    ):  # fmt: skip
-        assert "for admins of the project" in call(client, fn, data)
+        ("revoke", ["p", accounts.list_invitations("p")[0].id]),
+        ("invite", ["p", "admin", ""]),
+        ("change", ["p", "ann", "admin"]),
+        ("publish", ["p", "x"]),
+    ):
+        assert "for admins of the project" in call_function(client, fn, data)
     assert accounts.members("p") == {"ann": "reviewer"}
     assert len(accounts.list_invitations("p")) == 1
     accounts.accept(accounts.invite("p", "annotator"), "somebody", GOOD)
-    for fn in ("overview", "project"):  # what the page loads by itself shows them nothing
-        loaded = call(client, fn, ["p"])
+    for fn in ("overview", "project"):  # the page calls these by itself, and reviewers see nothing of others
+        loaded = call_function(client, fn, ["p"])
         assert "process_completed" in loaded
         assert not any(word in loaded for word in ("somebody", "for admins", accounts.list_invitations("p")[0].id))
 
 
 def test_an_admin_of_one_project_is_none_of_another(someone, accounts, store):
     with someone("ann", "admin") as client:
-        assert "for admins of the project" in call(client, "invite", ["q", "admin", ""])
-        link = re.search(rf"{URL}/invite\?token=([\w-]+)", call(client, "invite", ["p", "reviewer", ""]))
+        assert "for admins of the project" in call_function(client, "invite", ["q", "admin", ""])
+        link = re.search(rf"{URL}/invite\?token=([\w-]+)", call_function(client, "invite", ["p", "reviewer", ""]))
     assert link is not None
     assert accounts.find_invitation(link[1]).role == "reviewer"
 
@@ -333,7 +349,8 @@ def test_gradios_other_ways_in_are_closed(shared, path):
 
 
 def test_figures_are_for_reviewers_of_the_project(someone):
-    ann, rev = someone("ann"), someone("rev", "reviewer")
+    ann = someone("ann")
+    rev = someone("rev", "reviewer")
     for path in ("/manage/figures.json", "/manage/people.csv"):
         assert ann.get(path, params={"project": "p"}).status_code == 403
         assert rev.get(path, params={"project": "q"}).status_code == 403
@@ -345,20 +362,20 @@ def test_figures_are_for_reviewers_of_the_project(someone):
 def test_the_printed_links_project_is_kept_over_the_log_in(someone, browser):
     someone("ann")
     client = browser()
-    where = client.get("/", params={"project": "p&q=/x"}).headers["location"]
-    assert where == "/login?project=p%26q%3D%2Fx"
-    assert 'name="project" value="p&amp;q=/x"' in client.get(where).text
-    said = {"name": "ann", "password": GOOD, "project": "p&q=/x"}
-    assert client.post("/login", data=said, headers=FROM_PAGE).headers["location"] == "/?project=p%26q%3D%2Fx"
+    location = client.get("/", params={"project": "p&q=/x"}).headers["location"]
+    assert location == "/login?project=p%26q%3D%2Fx"
+    assert 'name="project" value="p&amp;q=/x"' in client.get(location).text
+    form = {"name": "ann", "password": GOOD, "project": "p&q=/x"}
+    assert client.post("/login", data=form, headers=FROM_PAGE).headers["location"] == "/?project=p%26q%3D%2Fx"
 
 
 def test_strangers_do_not_read_what_the_database_says(browser, store, monkeypatch):
     client = browser()
 
-    def broken():
+    def raise_storage_error():
         raise StorageError("store.url", "secret", "the secret database is down", "Mend it.")
 
-    monkeypatch.setattr(store, "reading", broken)
+    monkeypatch.setattr(store, "reading", raise_storage_error)
     answers = [
         client.get("/api/projects", headers={"Cookie": "align_session_7861=x"}),
         client.get("/invite?token=x"),
@@ -370,9 +387,9 @@ def test_strangers_do_not_read_what_the_database_says(browser, store, monkeypatc
 
 def test_a_body_whose_length_is_not_said_is_refused(someone):
     client = someone("ann")
-    headers = {"X-Align": places(client)["p"], "Content-Type": "application/json"}
-    for more in ({"Transfer-Encoding": "chunked"}, {"Transfer-Encoding": "chunked", "Content-Length": "5"}):
-        assert client.post("/api/vote", headers=headers | more, content=iter([b"{}"])).status_code == 415
+    headers = {"X-Align": read_project_ids(client)["p"], "Content-Type": "application/json"}
+    for length_headers in ({"Transfer-Encoding": "chunked"}, {"Transfer-Encoding": "chunked", "Content-Length": "5"}):
+        assert client.post("/api/vote", headers=headers | length_headers, content=iter([b"{}"])).status_code == 415
 
 
 def test_a_cookie_in_two_headers_is_read(someone):
@@ -384,11 +401,12 @@ def test_a_cookie_in_two_headers_is_read(someone):
 
 
 def test_another_password(someone, browser):
-    client, other = someone("ann"), browser()
-    other.post("/login", data={"name": "ann", "password": GOOD}, headers=FROM_PAGE)
-    said = {"old": GOOD, "password": "another good one", "again": "another good one"}
-    differ = client.post("/password", data=said | {"again": "another"}, headers=FROM_PAGE)
-    assert (differ.status_code, "differ" in differ.text) == (422, True)
-    assert client.post("/password", data=said, headers=FROM_PAGE).status_code == 303
+    client = someone("ann")
+    other_client = browser()
+    other_client.post("/login", data={"name": "ann", "password": GOOD}, headers=FROM_PAGE)
+    form = {"old": GOOD, "password": "another good one", "again": "another good one"}
+    mismatch = client.post("/password", data=form | {"again": "another"}, headers=FROM_PAGE)
+    assert (mismatch.status_code, "differ" in mismatch.text) == (422, True)
+    assert client.post("/password", data=form, headers=FROM_PAGE).status_code == 303
     assert client.get("/api/projects").status_code == 200
-    assert other.get("/api/projects").status_code == 401
+    assert other_client.get("/api/projects").status_code == 401
