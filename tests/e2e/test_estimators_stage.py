@@ -1,5 +1,4 @@
-"""`stage.advantage=rloo`, `grpo` and `reinforce_pp` as commands: no critic, groups of answers, resume to the bit, and
-what is refused."""
+"""`stage.advantage=rloo`, `grpo` and `reinforce_pp` as commands: no critic, groups of answers and exact resumption."""
 
 from __future__ import annotations
 
@@ -20,16 +19,28 @@ WORDS = ("stage.lr=5e-3", "stage.save_every=2", "stage.updates=5", "stage.eval_e
 CHOICES = {
     "rloo": ("stage.advantage=rloo", "stage.group_size=4"),
     "gspo": (
-        "stage.advantage=grpo", "stage.group_size=4", "stage.importance_sampling_level=sequence",
-        "stage.clip_range_high=0.28", "stage.loss_mean=sequence", "stage.normalise=running",
-        "stage.kl_control=adaptive", "stage.kl_horizon=50",
+        "stage.advantage=grpo",
+        "stage.group_size=4",
+        "stage.importance_sampling_level=sequence",
+        "stage.clip_range_high=0.28",
+        "stage.loss_mean=sequence",
+        "stage.normalise=running",
+        "stage.kl_control=adaptive",
+        "stage.kl_horizon=50",
     ),
     "reinforce_pp": ("stage.advantage=reinforce_pp",),
     "dapo": (
-        "stage.advantage=grpo", "stage.group_size=2", "stage.max_draws=3", "stage.kl_coef=0", "reward=fn",
-        "reward.fn=coins:heads", "stage.normalise=off", "stage.missing_eos_penalty=0", "stage.kl_control=fixed",
+        "stage.advantage=grpo",
+        "stage.group_size=2",
+        "stage.max_draws=3",
+        "stage.kl_coef=0",
+        "reward=fn",
+        "reward.fn=coins:heads",
+        "stage.normalise=off",
+        "stage.missing_eos_penalty=0",
+        "stage.kl_control=fixed",
     ),
-}  # fmt: skip
+}
 COINS = """
 def heads(chats):
     return [float(len(chat[-1]["content"]) % 3 == 0) for chat in chats]
@@ -46,23 +57,23 @@ def coins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def words_of(name: str, words: list[str]) -> list[str]:
-    """A command of PPO by another estimator; `reward.ref` where a reward model scores."""
-    own = CHOICES[name]
-    return [*(w for w in words if "reward=fn" not in own or not w.startswith("reward.")), *WORDS, *own]
+def build_ppo_command(name: str, arguments: list[str]) -> list[str]:
+    """Return a PPO command with another estimator, and with `reward.ref` only if a reward model scores."""
+    choice = CHOICES[name]
+    return [*(w for w in arguments if "reward=fn" not in choice or not w.startswith("reward.")), *WORDS, *choice]
 
 
 @pytest.mark.parametrize("name", ["gspo", "dapo"])  # the others keep no state that these do not
 def test_a_run_that_was_killed_goes_on_to_the_bit(ready: Ready, tmp_path: Path, name: str):
     digests = []
-    for folder, killed in (("whole", False), ("cut", True)):
-        root, arguments = copied(ready, tmp_path / folder)
-        words = words_of(name, arguments)
-        if killed:
-            child = in_a_fork(killed_while_writing(words, "state.json", 2))
+    for folder, is_killed in (("whole", False), ("cut", True)):
+        root, shared_arguments = copied(ready, tmp_path / folder)
+        command = build_ppo_command(name, shared_arguments)
+        if is_killed:
+            child = in_a_fork(killed_while_writing(command, "state.json", 2))
             child.join()
             assert child.exitcode == -signal.SIGKILL
-        child = in_a_fork(lambda words=words: main(words))
+        child = in_a_fork(lambda command=command: main(command))
         child.join()
         assert child.exitcode == 0
         run = root / "ppo" / "x"
@@ -78,32 +89,32 @@ def test_a_run_that_was_killed_goes_on_to_the_bit(ready: Ready, tmp_path: Path, 
     assert max(abs(row["kl"]) for row in rows) > 0.01, "the policy moved"
 
 
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The prompts of each draw of the policy from here on."""
+def record_draws(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Return a list that receives the prompts of each draw of the policy."""
     from align.ppo.workers import Workers
 
-    found: list[list[str]] = []
-    drawing = Workers.start_sampling
+    draws: list[list[str]] = []
+    start_sampling = Workers.start_sampling
 
-    def seen(self: Any, role: str, prompts: Any, *where: Any) -> Any:
-        if where[0] == "rollout":
-            found.append([prompt.conversation.messages[-1].content for prompt in prompts])
-        return drawing(self, role, prompts, *where)
+    def record_prompts(self: Any, role: str, prompts: Any, *place: Any) -> Any:
+        if place[0] == "rollout":
+            draws.append([prompt.conversation.messages[-1].content for prompt in prompts])
+        return start_sampling(self, role, prompts, *place)
 
-    monkeypatch.setattr(Workers, "start_sampling", seen)
-    return found
+    monkeypatch.setattr(Workers, "start_sampling", record_prompts)
+    return draws
 
 
-def ran(words: list[str], capfd: pytest.CaptureFixture[str]) -> Path:
-    assert main(words) == 0, capfd.readouterr().err
+def run_command(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> Path:
+    assert main(arguments) == 0, capfd.readouterr().err
     return Path(capfd.readouterr().out.splitlines()[-1])
 
 
 def test_answers_to_a_prompt_stand_together(
     ready: Ready, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    draws = asked(monkeypatch)
-    folder = ran([*words_of("rloo", ready.ppo), f"run.root={ready.root}", "run.name=groups"], capfd)
+    draws = record_draws(monkeypatch)
+    folder = run_command([*build_ppo_command("rloo", ready.ppo), f"run.root={ready.root}", "run.name=groups"], capfd)
     assert len(draws) == 5
     for prompts in draws:
         assert len(prompts) == 8
@@ -117,8 +128,8 @@ def test_answers_to_a_prompt_stand_together(
 def test_prompts_that_tell_nothing_are_replaced(
     ready: Ready, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    draws = asked(monkeypatch)
-    folder = ran([*words_of("dapo", ready.ppo), f"run.root={ready.root}", "run.name=dapo"], capfd)
+    draws = record_draws(monkeypatch)
+    folder = run_command([*build_ppo_command("dapo", ready.ppo), f"run.root={ready.root}", "run.name=dapo"], capfd)
     rows = read_rows(folder / "metrics.jsonl")
     assert sum(row["draws"] for row in rows) == len(draws)
     assert any(row["draws"] > 1 for row in rows)
@@ -128,9 +139,9 @@ def test_prompts_that_tell_nothing_are_replaced(
 
 @pytest.mark.parametrize("estimator", ["grpo", "reinforce_pp"])
 def test_a_line_is_verified_as_it_stands(ready: Ready, capfd: pytest.CaptureFixture[str], estimator: str):
-    words = [word for word in ready.ppo if not word.startswith("stage=")]
-    own = [f"stage.advantage={estimator}", "stage.group_size=4", "stage.rows=5", f"run.name={estimator}"]
-    folder = ran(["stage=verify", *words, *own, f"run.root={ready.root}"], capfd)
+    arguments = [word for word in ready.ppo if not word.startswith("stage=")]
+    settings = [f"stage.advantage={estimator}", "stage.group_size=4", "stage.rows=5", f"run.name={estimator}"]
+    folder = run_command(["stage=verify", *arguments, *settings, f"run.root={ready.root}"], capfd)
     metrics = read_manifest(folder).metrics
     assert metrics["experience"] < 1e-4
     assert metrics["first_gradient"] < 1e-4

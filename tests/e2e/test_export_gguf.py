@@ -1,4 +1,4 @@
-"""`stage=export export=gguf|all`: what llama.cpp will run, with its own word on it."""
+"""`stage=export export=gguf|all`: files that llama.cpp loads and confirms."""
 
 from __future__ import annotations
 
@@ -36,21 +36,24 @@ def exported(shop: Workshop) -> Path:
     return shop.run("export", "artifact=sft:a", "export=gguf", ONE)
 
 
-def receipt(folder: Path) -> dict[str, Any]:
+def read_receipt(folder: Path) -> dict[str, Any]:
     return json.loads((folder / RECEIPT).read_text())
 
 
 def test_base_and_adapter_leave_as_gguf_with_llama_cpps_word_on_them(shop: Workshop, exported: Path) -> None:
     artifact = exported / "artifact"
-    said = receipt(artifact)
-    assert {row["name"]: row["verdict"] for row in said["rows"]} == {
-        F16_ROW: "pass", "llama.cpp/adapter/nf4-dequantised/q8_0": "reported",
-        "transformers/adapter/original/float32": "reported", "transformers/base alone/nf4/float32": "reported",
-        "Ollama": "not checked", "vLLM": "not checked",
-    }  # fmt: skip
-    assert said["kind"] == "gguf"
+    receipt = read_receipt(artifact)
+    assert {row["name"]: row["verdict"] for row in receipt["rows"]} == {
+        F16_ROW: "pass",
+        "llama.cpp/adapter/nf4-dequantised/q8_0": "reported",
+        "transformers/adapter/original/float32": "reported",
+        "transformers/base alone/nf4/float32": "reported",
+        "Ollama": "not checked",
+        "vLLM": "not checked",
+    }
+    assert receipt["kind"] == "gguf"
     assert {"base-f16.gguf", "base-q8_0.gguf", "adapter-f16.gguf", "Modelfile", "launch/llama-server.sh"} < set(
-        said["files"]
+        receipt["files"]
     )
     assert read_manifest(exported).metrics["max_logprob"] <= 0.02
     template = re.search(r'TEMPLATE """(.*)"""', (artifact / "Modelfile").read_text(), re.S)
@@ -68,11 +71,11 @@ def test_the_base_is_shared_by_its_adapters(shop: Workshop, exported: Path) -> N
 def test_the_cards_own_words_talk_to_it(exported: Path) -> None:
     code = re.search(r"```python\n(.*?)```", (exported / "artifact" / "README.md").read_text(), re.S)
     assert code is not None
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code[1]], cwd=exported / "artifact", capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip()
 
 
 def test_it_is_measured_again(shop: Workshop, exported: Path, tmp_path: Path) -> None:
@@ -81,26 +84,26 @@ def test_it_is_measured_again(shop: Workshop, exported: Path, tmp_path: Path) ->
     assert "pass (max_logprob ≤ 0.02)" in shop.said
     copy = Path(shutil.copytree(exported / "artifact", tmp_path / "copy"))
     adapter = copy / "adapter-f16.gguf"
-    whole = bytearray(adapter.read_bytes())
-    whole[-4096:] = bytes(4096)  # as if it had not learnt all
-    adapter.write_bytes(whole)
+    adapter_bytes = bytearray(adapter.read_bytes())
+    adapter_bytes[-4096:] = bytes(4096)  # an adapter that learned less
+    adapter.write_bytes(adapter_bytes)
     assert shop.status("stage=export", *check, f"export.path={copy}") == 2
     assert "sha256 differs" in shop.said
-    said = receipt(copy)
-    said["files"][adapter.name] = file_digest(adapter)
-    (copy / RECEIPT).write_text(json.dumps(said))
+    receipt = read_receipt(copy)
+    receipt["files"][adapter.name] = file_digest(adapter)
+    (copy / RECEIPT).write_text(json.dumps(receipt))
     assert shop.status("stage=export", *check, f"export.path={copy}") == 2
     assert "It is not what was trained" in shop.said or "claims another result" in shop.said
     shutil.rmtree(copy)
     shutil.copytree(exported / "artifact", copy)
-    base = copy / "base-f16.gguf"  # another in its place, and the receipt forged to fit
+    base = copy / "base-f16.gguf"  # another base in its place, with a forged receipt
     base.chmod(0o644)
     shutil.copyfile(copy / "base-q8_0.gguf", base)
-    said = receipt(copy)
-    said["files"][base.name] = file_digest(base)
-    for row in said["rows"]:
-        row["found"] = next((r["found"] for r in said["rows"] if r["weights"] == "q8_0"), None) or row["found"]
-    (copy / RECEIPT).write_text(json.dumps(said))
+    receipt = read_receipt(copy)
+    receipt["files"][base.name] = file_digest(base)
+    for row in receipt["rows"]:
+        row["found"] = next((r["found"] for r in receipt["rows"] if r["weights"] == "q8_0"), None) or row["found"]
+    (copy / RECEIPT).write_text(json.dumps(receipt))
     assert shop.status("stage=export", *check, f"export.path={copy}") == 2
     assert "It is not what was trained" in shop.said or "claims another result" in shop.said
     shutil.rmtree(copy)
@@ -114,7 +117,7 @@ def test_everything_at_once(shop: Workshop) -> None:
     folder = shop.run("export", "artifact=sft:a", "export=all", "export.require=[llama.cpp,transformers]", ONE)
     assert {path.name for path in (folder / "artifact").iterdir()} == {"adapter", "merged", "gguf"}
     for kind in ("adapter", "merged", "gguf"):
-        assert receipt(folder / "artifact" / kind)["kind"] == kind
+        assert read_receipt(folder / "artifact" / kind)["kind"] == kind
         assert (folder / "artifact" / kind / "README.md").is_file()
     rows = read_manifest(folder).metrics["receipt"]
     assert {
@@ -126,26 +129,26 @@ def test_everything_at_once(shop: Workshop) -> None:
     assert shop.status(*check, f"export.path={folder}") == 0  # all three
     assert shop.said.count("verdict") == 3
     launch = folder / "artifact" / "adapter" / "launch" / "vllm.sh"
-    seen = re.search(r"\$here/(\S+)}", launch.read_text())
-    assert seen is not None
-    assert (launch.parent / seen[1] / "config.json").is_file()  # the base, from where the export lies
+    base_match = re.search(r"\$here/(\S+)}", launch.read_text())
+    assert base_match is not None
+    assert (launch.parent / base_match[1] / "config.json").is_file()  # the base, relative to the export
 
 
 def test_without_llama_cpp_it_is_not_checked(shop: Workshop, tmp_path: Path) -> None:
-    words = ("artifact=sft:a", "export=gguf", "export.llama_cpp=none")
-    assert shop.status("stage=export", *words, "export.require=[llama.cpp]") == 2
+    arguments = ("artifact=sft:a", "export=gguf", "export.llama_cpp=none")
+    assert shop.status("stage=export", *arguments, "export.require=[llama.cpp]") == 2
     assert "export.require=llama.cpp: it cannot be asked: told not to ask it" in shop.said
-    assert shop.status("stage=export", *words, "export.require=[vLLM]") == 2
+    assert shop.status("stage=export", *arguments, "export.require=[vLLM]") == 2
     assert "export.require=vLLM: export=gguf does not ask it. It asks llama.cpp, transformers" in shop.said
-    folder = shop.run("export", *words) / "artifact"
-    assert {row["verdict"] for row in receipt(folder)["rows"]} == {"reported", "not checked"}
+    folder = shop.run("export", *arguments) / "artifact"
+    assert {row["verdict"] for row in read_receipt(folder)["rows"]} == {"reported", "not checked"}
     assert not (folder / "base-q8_0.gguf").exists()
     assert not (folder / "Modelfile").exists()
-    again = shop.run("export", *words[:2], ONE)  # now it can be asked, and is
-    assert again != folder.parent
+    full_export = shop.run("export", *arguments[:2], ONE)  # llama.cpp is available now, and confirms the export
+    assert full_export != folder.parent
     assert shop.status("stage=export", "artifact=sft:a", "export=gguf", f"export.converters={tmp_path}") == 2
     assert "python -m align.export.converters" in shop.said
-    assert shop.status("stage=export", *words[:2], f"export.llama_cpp={tmp_path / 'python'}", "resume=never") == 2
+    assert shop.status("stage=export", *arguments[:2], f"export.llama_cpp={tmp_path / 'python'}", "resume=never") == 2
     assert "export.llama_cpp=" in shop.said
     assert "it does not run" in shop.said
 
@@ -155,15 +158,15 @@ def test_what_llama_cpp_says_otherwise_is_not_published(shop: Workshop, monkeypa
 
     from align.export import adapter as made
 
-    write = made.write_adapter
+    write_adapter = made.write_adapter
 
-    def wrongly(folder: Path, *given: Any, **named: Any) -> None:
-        write(folder, *given, **named)
+    def write_scaled(folder: Path, *arguments: Any, **keywords: Any) -> None:
+        write_adapter(folder, *arguments, **keywords)
         weights = folder / "adapter_model.safetensors"
         tensors = {k: v * 1.5 if "lora_B" in k else v for k, v in load_file(weights).items()}
         save_file(tensors, weights, {"format": "pt"})
 
-    monkeypatch.setattr(made, "write_adapter", wrongly)
+    monkeypatch.setattr(made, "write_adapter", write_scaled)
     assert shop.status("stage=export", "artifact=sft:a", "export=gguf", "run.name=wrong", ONE) == 2
     assert "It is not what was trained" in shop.said
     assert F16_ROW in shop.said

@@ -1,4 +1,4 @@
-"""`stage=export export.sign=KEY`: what leaves is signed, what is checked has to be, and the key itself stays unseen."""
+"""`stage=export export.sign=KEY`: exports are signed, checks require the signature, and no file has the private key."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ def signed(shop: Workshop, keys: Pair) -> Path:
     return shop.run("export", "artifact=sft:a", f"export.sign={keys.private}")
 
 
-def checked(shop: Workshop, folder: Path, key: Path) -> int:
+def run_check(shop: Workshop, folder: Path, key: Path) -> int:
     return shop.status(
         "stage=export", "artifact=sft:a", "export=check", f"export.path={folder}", f"export.verify={key}"
     )
 
 
 def test_an_export_that_is_signed(shop: Workshop, signed: Path, keys: Pair, tmp_path: Path) -> None:
-    """Its manifest has the fingerprint, by which the run is known wherever the key lies; no file has the key."""
-    manifest, fingerprint = read_manifest(signed), file_digest(keys.public)
+    """The manifest has the fingerprint, which identifies the run wherever the key lies. No file has the key."""
+    manifest = read_manifest(signed)
+    fingerprint = file_digest(keys.public)
     assert (manifest.inputs["signer"].digest, manifest.metrics["signed_by"]) == (fingerprint, fingerprint)
     assert f"artifact/{SIGNATURE}" in manifest.outputs
     assert fingerprint[:12] in shop.told[signed]
@@ -57,50 +58,50 @@ def test_an_export_that_is_signed(shop: Workshop, signed: Path, keys: Pair, tmp_
 
 
 def test_a_check_asks_for_the_signature(shop: Workshop, signed: Path, keys: Pair, tmp_path: Path) -> None:
-    assert checked(shop, signed, keys.public) == 0, shop.said
-    assert checked(shop, signed, pair(tmp_path, "other").public) == 2
+    assert run_check(shop, signed, keys.public) == 0, shop.said
+    assert run_check(shop, signed, pair(tmp_path, "other").public) == 2
     assert "is by another key" in shop.said
-    copied = Path(shutil.copytree(signed / "artifact", tmp_path / "copied"))
-    assert checked(shop, copied, keys.public) == 0, shop.said  # the base beside it as files now
-    receipt = json.loads((copied / "receipt.json").read_text())
+    copy = Path(shutil.copytree(signed / "artifact", tmp_path / "copied"))
+    assert run_check(shop, copy, keys.public) == 0, shop.said  # the base beside it as files now
+    receipt = json.loads((copy / "receipt.json").read_text())
     receipt["rows"] = [row | {"verdict": "pass"} for row in receipt["rows"]]
-    (copied / "receipt.json").write_text(json.dumps(receipt))
-    assert checked(shop, copied, keys.public) == 2
+    (copy / "receipt.json").write_text(json.dumps(receipt))
+    assert run_check(shop, copy, keys.public) == 2
     assert "receipt.json is not the file that was signed" in shop.said
-    (copied / SIGNATURE).unlink()
-    assert checked(shop, copied, keys.public) == 2
+    (copy / SIGNATURE).unlink()
+    assert run_check(shop, copy, keys.public) == 2
     assert f"has no signature ({SIGNATURE})" in shop.said
 
 
 def test_each_kind_of_several_is_signed_by_itself(shop: Workshop, keys: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As each travels by itself."""
+    """Each kind can be published by itself."""
     monkeypatch.setattr("align.export.preflight.KINDS", ("adapter", "merged"))  # gguf needs converters
     folder = shop.run("export", "artifact=sft:a", "export=all", f"export.sign={keys.private}")
     assert {path.parent.name for path in folder.rglob(SIGNATURE)} == {"adapter", "merged"}
-    assert checked(shop, folder, keys.public) == 0, shop.said
+    assert run_check(shop, folder, keys.public) == 0, shop.said
     (folder / "artifact" / "merged" / "more").write_text("")
-    assert checked(shop, folder, keys.public) == 2
+    assert run_check(shop, folder, keys.public) == 2
     assert "more is not among the files that were signed" in shop.said
 
 
 def test_a_key_that_is_none_costs_no_time(shop: Workshop, keys: Pair, tmp_path: Path) -> None:
-    """It is refused before the run has a folder; and where a key has no use, that is said."""
-    before = {path.name for path in (shop.root / "export").glob("*")}  # nothing, where this test comes first
+    """A bad key, and a key without a use, is refused before the run has a folder."""
+    before = {path.name for path in (shop.root / "export").glob("*")}  # empty if this test runs first
     inside = shutil.copy(keys.private, shop.root / "key.pem")
-    for words, says in (
+    for arguments, says in (
         ((f"export.sign={keys.public}",), "is a public key"),
         ((f"export.sign={tmp_path}/none",), "export.sign"),
         ((f"export.sign={inside}",), "lies in the folder of the runs"),
         ((f"export.verify={keys.public}",), "is for export=check and stage=serve"),
         (("export=check", "export.path=x", f"export.sign={keys.private}"), "is not for export=check"),
     ):
-        shop.refuses("stage=export", "artifact=sft:a", *words, says=says)
+        shop.refuses("stage=export", "artifact=sft:a", *arguments, says=says)
     Path(inside).unlink()
     assert {path.name for path in (shop.root / "export").glob("*")} == before
 
 
 def test_what_is_served_and_promoted(shop: Workshop, signed: Path, keys: Pair) -> None:
-    """A run whose export is signed may be promoted; a server takes the export itself, and nothing that is unsigned."""
+    """A run with a signed export may be promoted. A server loads signed exports and refuses others."""
     (shop.root / "gates").mkdir()
     shutil.copy(keys.public, shop.root / "gates" / "release.pub")
     gate = "alias: production\nconditions:\n  - {signature: release.pub}\n"
