@@ -1,4 +1,4 @@
-"""`stage=export`: no export without a receipt that holds, and none that outlives a change of what it speaks of."""
+"""`stage=export`: every export has a receipt that holds, and a changed export fails its check."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from align.run import file_digest, read_manifest
 from align.run.receipt import RECEIPT
 
 pytestmark = pytest.mark.usefixtures("no_network")
-NF4, ROUNDED = "transformers/adapter/nf4/float32", "transformers/adapter/nf4-dequantised/bfloat16"
+NF4 = "transformers/adapter/nf4/float32"
+ROUNDED = "transformers/adapter/nf4-dequantised/bfloat16"
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, chats: Path, tiny_model: Path) -> Workshop:
-    """Two adapters, on a copy of the tiny model that a test may spoil."""
+    """Two adapters, on a copy of the tiny model that a test may change."""
     folder = tmp_path_factory.mktemp("exports")
     model = Path(shutil.copytree(tiny_model, folder / "model"))
     shop = Workshop(folder / "runs", Path(shutil.copy(chats, folder / "chats.jsonl")))
@@ -39,11 +40,11 @@ def exported(shop: Workshop) -> Path:
     return shop.run("export", "artifact=sft:a")
 
 
-def receipt(folder: Path) -> dict[str, Any]:
+def read_receipt(folder: Path) -> dict[str, Any]:
     return json.loads((folder / RECEIPT).read_text())
 
 
-def scaled(folder: Path, factor: float) -> None:
+def scale_adapter(folder: Path, factor: float) -> None:
     tensors = load_file(folder / WEIGHTS_FILE)
     save_file(
         {k: v * factor if "lora_B" in k else v for k, v in tensors.items()}, folder / WEIGHTS_FILE, {"format": "pt"}
@@ -51,62 +52,68 @@ def scaled(folder: Path, factor: float) -> None:
 
 
 def test_an_adapter_leaves_with_its_base_and_a_receipt(shop: Workshop, exported: Path) -> None:
-    said, manifest = receipt(exported / "artifact"), read_manifest(exported)
-    verdicts = {row["name"]: row["verdict"] for row in said["rows"]}
+    receipt = read_receipt(exported / "artifact")
+    manifest = read_manifest(exported)
+    verdicts = {row["name"]: row["verdict"] for row in receipt["rows"]}
     assert verdicts == {
-        NF4: "pass", ROUNDED: "pass", "transformers/adapter/original/float32": "reported",
-        "transformers/base alone/nf4/float32": "reported", "llama.cpp": "not checked", "vLLM": "not checked",
-    }  # fmt: skip
-    assert said["base"]["digest"] == manifest.base.digest
-    assert said["base"]["id"] == "model"  # the folder's name, no path
-    there = {str(path.relative_to(exported / "artifact")) for path in (exported / "artifact").rglob("*.*")}
-    assert set(said["files"]) == there - {RECEIPT}
-    assert "generation_config.json" in said["files"]
+        NF4: "pass",
+        ROUNDED: "pass",
+        "transformers/adapter/original/float32": "reported",
+        "transformers/base alone/nf4/float32": "reported",
+        "llama.cpp": "not checked",
+        "vLLM": "not checked",
+    }
+    assert receipt["base"]["digest"] == manifest.base.digest
+    assert receipt["base"]["id"] == "model"  # the folder's name without its path
+    exported_files = {str(path.relative_to(exported / "artifact")) for path in (exported / "artifact").rglob("*.*")}
+    assert set(receipt["files"]) == exported_files - {RECEIPT}
+    assert "generation_config.json" in receipt["files"]
     assert manifest.metrics["max_logprob"] <= 1e-4
     assert manifest.metrics["receipt"]["transformers/base alone/nf4/float32"]["max_logprob"] > 0.1
-    [beside] = (shop.root / "bases").iterdir()
-    assert json.loads((beside / "base.json").read_text())["digest"] == said["base"]["digest"]
+    [base_folder] = (shop.root / "bases").iterdir()
+    assert json.loads((base_folder / "base.json").read_text())["digest"] == receipt["base"]["digest"]
     card = (exported / "artifact" / "README.md").read_text()
     assert "On the **original** weights" in card
     assert "not checked: it reads GGUF" in card
     assert "Data: chats.jsonl." in card
-    for text in (card, json.dumps(said), (beside / "base.json").read_text()):
+    for text in (card, json.dumps(receipt), (base_folder / "base.json").read_text()):
         assert str(shop.root.parent) not in text
 
 
 def test_an_export_is_measured_again(shop: Workshop, exported: Path, tmp_path: Path) -> None:
     check = ("export=check", "artifact=sft:a")
-    again = shop.run("export", *check, f"export.path={exported / 'artifact'}")
+    check_folder = shop.run("export", *check, f"export.path={exported / 'artifact'}")
     assert "pass (max_logprob ≤ 0.0001)" in shop.said
-    assert read_manifest(again).metrics["max_logprob"] <= 1e-4
-    assert shop.run("export", *check, f"export.path={exported}") != again  # each time anew; the run's folder will do
+    assert read_manifest(check_folder).metrics["max_logprob"] <= 1e-4
+    # Each check is a new run. It takes the run's folder too.
+    assert shop.run("export", *check, f"export.path={exported}") != check_folder
 
     copy = Path(shutil.copytree(exported / "artifact", tmp_path / "copy"))
-    scaled(copy, 1.5)
-    said = receipt(copy)  # whoever forges the digest too is found out by the figures
-    said["files"][WEIGHTS_FILE] = file_digest(copy / WEIGHTS_FILE)
-    (copy / RECEIPT).write_text(json.dumps(said))
-    line = ("stage=export", *check, f"export.path={copy}")
-    shop.refuses(*line, says=("It is not what was trained", f"{NF4}: max_logprob is"))
-    for row in said["rows"]:
-        row["accepted"] = True  # nor does it say what may be missed
-    (copy / RECEIPT).write_text(json.dumps(said | {"beside": "none", "into": "original", "dtype": "bfloat16"}))
-    shop.refuses(*line, says="It is not what was trained")
+    scale_adapter(copy, 1.5)
+    receipt = read_receipt(copy)  # a forged digest is noticed by the figures
+    receipt["files"][WEIGHTS_FILE] = file_digest(copy / WEIGHTS_FILE)
+    (copy / RECEIPT).write_text(json.dumps(receipt))
+    command = ("stage=export", *check, f"export.path={copy}")
+    shop.refuses(*command, says=("It is not what was trained", f"{NF4}: max_logprob is"))
+    for row in receipt["rows"]:
+        row["accepted"] = True  # the check ignores which rows a receipt accepts
+    (copy / RECEIPT).write_text(json.dumps(receipt | {"beside": "none", "into": "original", "dtype": "bfloat16"}))
+    shop.refuses(*command, says="It is not what was trained")
 
 
 def test_a_receipt_that_claims_more_than_was_measured(shop: Workshop, exported: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(exported / "artifact", tmp_path / "copy"))
     check = ("stage=export", "export=check", "artifact=sft:a", f"export.path={copy}")
-    said = receipt(copy)
-    [row] = [row for row in said["rows"] if row["engine"] == "vLLM"]
+    receipt = read_receipt(copy)
+    [row] = [row for row in receipt["rows"] if row["engine"] == "vLLM"]
     row |= {"verdict": "pass", "found": {"kl": 0.0, "top1": 1.0, "max_logprob": 0.0, "tokens": 9}}
-    (copy / RECEIPT).write_text(json.dumps(said))
+    (copy / RECEIPT).write_text(json.dumps(receipt))
     shop.refuses(*check, says="vLLM: the receipt claims what was not measured here (vllm is not installed)")
     template = copy / "chat_template.jinja"
     template.write_text("x" + template.read_text())
-    said = receipt(exported / "artifact")
-    said["files"]["chat_template.jinja"] = file_digest(template)
-    (copy / RECEIPT).write_text(json.dumps(said))
+    receipt = read_receipt(exported / "artifact")
+    receipt["files"]["chat_template.jinja"] = file_digest(template)
+    (copy / RECEIPT).write_text(json.dumps(receipt))
     shop.refuses(*check, says="its tokens of the fixed prompts are others")
 
 
@@ -116,14 +123,14 @@ def test_an_adapter_that_no_run_made(shop: Workshop, exported: Path, tmp_path: P
     export = ("stage=export", f"artifact={stranger}", "model=hub", f"model.path={model}")
     shop.refuses(*export, says="nothing says how")
     assert shop.status(*export, "method=qlora") == 0
-    other = Path(shutil.copytree(model, tmp_path / "other"))
-    weights = load_file(other / "model.safetensors")
-    save_file({k: v + 0.01 for k, v in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    other_model = Path(shutil.copytree(model, tmp_path / "other"))
+    weights = load_file(other_model / "model.safetensors")
+    save_file({k: v + 0.01 for k, v in weights.items()}, other_model / "model.safetensors", {"format": "pt"})
     shop.refuses(
         "stage=export",
         f"artifact={stranger}",
         "model=hub",
-        f"model.path={other}",
+        f"model.path={other_model}",
         "method=qlora",
         says="names another base",
     )
@@ -133,7 +140,7 @@ def test_an_adapter_that_no_run_made(shop: Workshop, exported: Path, tmp_path: P
         shop.refuses(*export, "method=qlora", "resume=never", says=problem)
 
 
-def weights_are_read(*given: object, **more: object) -> None:
+def raise_on_read(*arguments: object, **keywords: object) -> None:
     raise AssertionError("weights are read")
 
 
@@ -151,14 +158,18 @@ def weights_are_read(*given: object, **more: object) -> None:
     ],
 )
 def test_a_refused_adapter_loads_no_weights(
-    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    kind: str, settings: dict[str, Any], problem: str | None,
-) -> None:  # fmt: skip
-    """What else is refused is tested in `test_export` and `test_merged`."""
+    shop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    settings: dict[str, Any],
+    problem: str | None,
+) -> None:
+    """Other refusals are tested in `test_export` and `test_merged`."""
     stranger = Path(shutil.copytree(shop.root / "sft" / "a" / "artifact", tmp_path / "stranger"))
     config = json.loads((stranger / "adapter_config.json").read_text())
     (stranger / "adapter_config.json").write_text(json.dumps(config | settings))
-    monkeypatch.setattr(load, "check_file", weights_are_read)
+    monkeypatch.setattr(load, "check_file", raise_on_read)
     model = ("model=hub", f"model.path={shop.root.parent / 'model'}", "method=qlora")
     status = shop.status("stage=export", f"export={kind}", f"artifact={stranger}", *model, "resume=never")
     assert status == (1 if problem is None else 2), shop.said
@@ -169,18 +180,18 @@ def test_a_receipt_that_does_not_hold_is_refused_before_weights_are_read(
     shop: Workshop, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = (Path(shutil.copytree(exported / "artifact", tmp_path / name)) for name in ("good", "bad"))
-    scaled(bad, 1.5)
-    monkeypatch.setattr(load, "check_file", weights_are_read)
+    scale_adapter(bad, 1.5)
+    monkeypatch.setattr(load, "check_file", raise_on_read)
     check = ("stage=export", "export=check")
     assert shop.status(*check, "artifact=sft:a", f"export.path={good}") == 1
     assert "weights are read" in shop.said
     shop.refuses(*check, "artifact=sft:a", f"export.path={bad}", says=(f"file={WEIGHTS_FILE}", "sha256 differs"))
     shop.refuses(*check, "artifact=sft:b", f"export.path={good}", says="was made of another artifact")
-    (good / RECEIPT).write_text(json.dumps(receipt(good) | {"kind": "merged", "into": "original"}))
+    (good / RECEIPT).write_text(json.dumps(read_receipt(good) | {"kind": "merged", "into": "original"}))
     shop.refuses(
         *check, "artifact=sft:a", f"export.path={good}", says="its receipt says that it is of original weights"
     )
-    for folder in ("adapter", "merged"):  # what `export=all` wrote: the last of the receipts is bad
+    for folder in ("adapter", "merged"):  # a folder as `export=all` writes it, with a bad last receipt
         shutil.copytree(exported / "artifact" if folder == "adapter" else bad, tmp_path / "all" / folder)
     shop.refuses(*check, "artifact=sft:a", f"export.path={tmp_path / 'all'}", says="sha256 differs")
 
@@ -188,43 +199,45 @@ def test_a_receipt_that_does_not_hold_is_refused_before_weights_are_read(
 def test_what_was_not_trained_is_not_published(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     from align.export import adapter
 
-    write = adapter.write_adapter
+    write_adapter = adapter.write_adapter
 
-    def wrongly(folder: Path, *given: Any, **named: Any) -> None:
-        write(folder, *given, **named)
-        scaled(folder, 1.5)
+    def write_scaled(folder: Path, *arguments: Any, **keywords: Any) -> None:
+        write_adapter(folder, *arguments, **keywords)
+        scale_adapter(folder, 1.5)
 
-    monkeypatch.setattr(adapter, "write_adapter", wrongly)
+    monkeypatch.setattr(adapter, "write_adapter", write_scaled)
     shop.refuses("stage=export", "artifact=sft:a", "run.name=wrong", says=f"{NF4}: max_logprob is")
     assert files(shop.root / "export" / "wrong") == EVERY_RUN - {"artifact", "metrics.json"} | {"checks.json"}
-    found = json.loads((shop.root / "export/wrong/checks.json").read_text())
-    assert [row["verdict"] for row in found if row["name"] == NF4] == ["fail"]
+    checks = json.loads((shop.root / "export/wrong/checks.json").read_text())
+    assert [row["verdict"] for row in checks if row["name"] == NF4] == ["fail"]
     accepted = shop.run("export", "artifact=sft:a", f"export.accept=[{NF4},{ROUNDED}]")
-    verdicts = {row["name"]: row["verdict"] for row in receipt(accepted / "artifact")["rows"]}
+    verdicts = {row["name"]: row["verdict"] for row in read_receipt(accepted / "artifact")["rows"]}
     assert verdicts[NF4] == "accepted"
     assert "| accepted (max_logprob" in (accepted / "artifact" / "README.md").read_text()
-    nobody = f"export.accept=[{NF4},{ROUNDED},nobody]"
-    shop.refuses("stage=export", "artifact=sft:a", nobody, says="no such check has a bound")
+    unknown_check = f"export.accept=[{NF4},{ROUNDED},nobody]"
+    shop.refuses("stage=export", "artifact=sft:a", unknown_check, says="no such check has a bound")
 
 
 @pytest.mark.parametrize("into", ["auto", "original"])
 def test_a_merged_model_says_what_it_was_merged_into(shop: Workshop, into: str) -> None:
     folder = shop.run("export", "artifact=sft:a", "export=merged", f"export.into={into}")
     base = "nf4-dequantised" if into == "auto" else "original"
-    rows = {row["name"]: row for row in receipt(folder / "artifact")["rows"]}
-    shipped, before = f"transformers/merged/{base}/bfloat16", f"transformers/merge-before-cast/{base}/float32"
-    assert rows[before]["found"]["kl"] < 1e-8
+    rows = {row["name"]: row for row in read_receipt(folder / "artifact")["rows"]}
+    shipped = f"transformers/merged/{base}/bfloat16"
+    before_cast = f"transformers/merge-before-cast/{base}/float32"
+    assert rows[before_cast]["found"]["kl"] < 1e-8
     assert rows[shipped]["verdict"] == "pass"
-    metrics, difference = read_manifest(folder).metrics, receipt(folder / "artifact")["difference"]
-    for kind, ending, name in (("shipped", "", shipped), ("before_cast", "_before_cast", before)):
+    metrics = read_manifest(folder).metrics
+    difference = read_receipt(folder / "artifact")["difference"]
+    for kind, suffix, name in (("shipped", "", shipped), ("before_cast", "_before_cast", before_cast)):
         assert difference[kind] == {"check": name, **rows[name]["found"]}
-        assert metrics[f"kl{ending}"] == rows[name]["found"]["kl"]
-    assert metrics["kl"] > 100 * metrics["kl_before_cast"]  # the cast is what a user of the file gets
+        assert metrics[f"kl{suffix}"] == rows[name]["found"]["kl"]
+    assert metrics["kl"] > 100 * metrics["kl_before_cast"]  # users of the file load the cast weights
     check = ("stage=export", "export=check", "artifact=sft:a", f"export.path={folder / 'artifact'}")
     assert shop.status(*check, f"export.into={into}") == 0
     if into == "original":
         assert rows["transformers/gap/original/bfloat16"]["found"]["kl"] > 1e-4
-        assert shop.status(*check) == 2  # it is not what its words would have it be
+        assert shop.status(*check) == 2  # without export.into=original the check expects the other base
 
 
 @pytest.mark.parametrize("kind", ["merged", "all"])
@@ -238,32 +251,32 @@ def test_a_merge_into_a_tied_base_is_refused_before_weights_are_read(
     sides = {"A": torch.ones(config["r"], 64), "B": torch.ones(rows, config["r"])}
     tensors = {f"base_model.model.lm_head.lora_{side}.weight": tensor for side, tensor in sides.items()}
     save_file(tensors, stranger / WEIGHTS_FILE, {"format": "pt"})
-    monkeypatch.setattr(load, "check_file", weights_are_read)
+    monkeypatch.setattr(load, "check_file", raise_on_read)
     model = ("model=hub", f"model.path={shop.root.parent / 'model'}", "method=qlora")
-    converters = tmp_path / "llama.cpp"  # GGUF is among `all`, and asks for them first
+    converters = tmp_path / "llama.cpp"  # `all` has GGUF, which looks for the converters first
     converters.mkdir()
     for script in (HF, LORA):
         (converters / script).touch()
-    words = ("stage=export", f"artifact={stranger}", *model, "resume=never")
-    assert shop.status(*words, f"export={kind}", f"export.converters={converters}") == 2, shop.said
+    arguments = ("stage=export", f"artifact={stranger}", *model, "resume=never")
+    assert shop.status(*arguments, f"export={kind}", f"export.converters={converters}") == 2, shop.said
     assert "target_modules=lm_head: the base ties its embedding to its head" in shop.said
-    assert shop.status(*words, "export=adapter") == 1
-    assert "weights are read" in shop.said  # nothing else is refused of it
+    assert shop.status(*arguments, "export=adapter") == 1
+    assert "weights are read" in shop.said  # the adapter passes all other checks
 
 
 def test_without_a_base_beside_it(shop: Workshop, tmp_path: Path) -> None:
-    other = Workshop(
+    other_shop = Workshop(
         Path(shutil.copytree(shop.root, tmp_path / "runs", ignore=shutil.ignore_patterns("bases"))), shop.data
     )
-    folder = other.run("export", "artifact=sft:a", "export.base=none")
-    assert not (other.root / "bases").exists()
-    [row] = [row for row in receipt(folder / "artifact")["rows"] if row["base"] == "nf4-dequantised"]
+    folder = other_shop.run("export", "artifact=sft:a", "export.base=none")
+    assert not (other_shop.root / "bases").exists()
+    [row] = [row for row in read_receipt(folder / "artifact")["rows"] if row["base"] == "nf4-dequantised"]
     assert (row["verdict"], row["note"]) == ("not checked", "that base was left out, or does not lie beside the runs")
 
 
 def test_another_base_is_no_base_of_it(shop: Workshop, exported: Path) -> None:
-    """Last: the model is spoilt for good."""
+    """This test runs last because it changes the model for good."""
     weights = shop.root.parent / "model" / "model.safetensors"
     save_file({k: v + 0.01 for k, v in load_file(weights).items()}, weights, {"format": "pt"})
-    for words in (["export=check", f"export.path={exported / 'artifact'}"], ["resume=never"]):
-        shop.refuses("stage=export", "artifact=sft:a", *words, says="has changed since it was trained")
+    for arguments in (["export=check", f"export.path={exported / 'artifact'}"], ["resume=never"]):
+        shop.refuses("stage=export", "artifact=sft:a", *arguments, says="has changed since it was trained")

@@ -1,4 +1,4 @@
-"""`stage=export` of what is no adapter of a policy: a whole model, a reward model, a critic."""
+"""`stage=export` of a whole model, a reward model and a critic."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ def shop(tmp_path_factory: pytest.TempPathFactory, chats: Path, tiny_model: Path
     return shop
 
 
-def receipt(folder: Path) -> dict[str, Any]:
+def read_receipt(folder: Path) -> dict[str, Any]:
     return json.loads((folder / RECEIPT).read_text())
 
 
-def verdicts(folder: Path) -> dict[str, str]:
-    return {row["name"]: row["verdict"] for row in receipt(folder)["rows"]}
+def read_verdicts(folder: Path) -> dict[str, str]:
+    return {row["name"]: row["verdict"] for row in read_receipt(folder)["rows"]}
 
 
-def scores(shop: Workshop, method: str) -> tuple[list[list[int]], torch.Tensor]:
-    """Rows of a reward model, and their scores as PPO reads them."""
+def compute_scores(shop: Workshop, method: str) -> tuple[list[list[int]], torch.Tensor]:
+    """Return rows of a reward model, and their scores as PPO computes them."""
     artifact = load_artifact(shop.root / "reward" / method, method)
     assert artifact.base is not None
     tokenizer = load_own_tokenizer(artifact, artifact.base)
@@ -72,15 +72,17 @@ def scores(shop: Workshop, method: str) -> tuple[list[list[int]], torch.Tensor]:
 
 def test_a_whole_model_leaves_as_it_was_trained(shop: Workshop) -> None:
     folder = shop.run("export", "artifact=full:latest", "export=merged", "export.dtype=float32") / "artifact"
-    assert verdicts(folder) == {
-        "transformers/model/original/float32": "pass", "vLLM": "not checked", "llama.cpp": "not checked"
-    }  # fmt: skip
-    trained, left = (load_file(f / "model.safetensors") for f in (shop.root / "full" / "f" / "artifact", folder))
-    assert trained.keys() == left.keys()
-    assert all(torch.equal(trained[name], left[name]) for name in trained)
+    assert read_verdicts(folder) == {
+        "transformers/model/original/float32": "pass",
+        "vLLM": "not checked",
+        "llama.cpp": "not checked",
+    }
+    trained, exported = (load_file(f / "model.safetensors") for f in (shop.root / "full" / "f" / "artifact", folder))
+    assert trained.keys() == exported.keys()
+    assert all(torch.equal(trained[name], exported[name]) for name in trained)
     card = (folder / "README.md").read_text()
-    assert "base_model" not in card  # a folder's name is no repository's
-    assert "| base model | my llama |" in card  # what it was trained from
+    assert "base_model" not in card  # a folder's name is no repository id
+    assert "| base model | my llama |" in card  # the model that training began with
     assert re.search(r"\| full/f \| 0.01, .* \| 3 steps \| 8 \| all of the model \|", card)
     assert re.search(r"On 2 held-out rows \(25% of chats.jsonl, held out\), before and after", card)
     assert "A model for chat" in card
@@ -109,13 +111,13 @@ def test_a_whole_model_that_is_not_what_was_trained_is_not_published(
 ) -> None:
     from align.export import kinds
 
-    cast = kinds.cast_weights
+    cast_weights = kinds.cast_weights
 
-    def wrongly(model: Any, dtype: torch.dtype) -> None:
-        cast(model, dtype)
+    def cast_wrongly(model: Any, dtype: torch.dtype) -> None:
+        cast_weights(model, dtype)
         model.model.norm.weight.data *= 1.5
 
-    monkeypatch.setattr(kinds, "cast_weights", wrongly)
+    monkeypatch.setattr(kinds, "cast_weights", cast_wrongly)
     assert shop.status("stage=export", "artifact=full:f", "export=merged", "run.name=wrong") == 2
     assert "transformers/model/original/bfloat16: kl is" in shop.said
     assert not (shop.root / "export" / "wrong" / "artifact").exists()
@@ -124,7 +126,7 @@ def test_a_whole_model_that_is_not_what_was_trained_is_not_published(
 @pytest.mark.llama_cpp
 @pytest.mark.slow
 def test_a_whole_model_leaves_as_gguf(shop: Workshop, tmp_path: Path) -> None:
-    """One whose embedding is its head, with a pad token that was added to its vocabulary."""
+    """The model ties its embedding to its head, and has an added pad token."""
     make_model(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", tie_word_embeddings=True)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -134,17 +136,21 @@ def test_a_whole_model_leaves_as_gguf(shop: Workshop, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     assert "lm_head.weight" not in load_file(tmp_path / "model" / "model.safetensors")
-    other = Workshop(tmp_path / "runs", shop.data, *shop.given)
-    other.run("full", "model=hub", f"model.path={tmp_path / 'model'}", *SFT, *SMALL, "run.name=g")
-    words = ("artifact=full:g", "export=all", "export.quantised=[q8_0]", "export.require=[llama.cpp]")
-    folder = other.run("export", *words)
+    other_shop = Workshop(tmp_path / "runs", shop.data, *shop.given)
+    other_shop.run("full", "model=hub", f"model.path={tmp_path / 'model'}", *SFT, *SMALL, "run.name=g")
+    arguments = ("artifact=full:g", "export=all", "export.quantised=[q8_0]", "export.require=[llama.cpp]")
+    folder = other_shop.run("export", *arguments)
     assert {path.name for path in (folder / "artifact").iterdir()} == {"merged", "gguf"}
     gguf = folder / "artifact" / "gguf"
-    assert verdicts(gguf) == {
-        "llama.cpp/model/original/f16": "pass", "llama.cpp/model/original/q8_0": "reported", "Ollama": "not checked",
+    assert read_verdicts(gguf) == {
+        "llama.cpp/model/original/f16": "pass",
+        "llama.cpp/model/original/q8_0": "reported",
+        "Ollama": "not checked",
         "vLLM": "not checked",
-    }  # fmt: skip
-    assert {"model-f16.gguf", "model-q8_0.gguf", "Modelfile", "launch/llama-server.sh"} < set(receipt(gguf)["files"])
+    }
+    assert {"model-f16.gguf", "model-q8_0.gguf", "Modelfile", "launch/llama-server.sh"} < set(
+        read_receipt(gguf)["files"]
+    )
     modelfile, script = ((gguf / name).read_text() for name in ("Modelfile", "launch/llama-server.sh"))
     assert "FROM ./model-f16.gguf" in modelfile
     assert "ADAPTER" not in modelfile
@@ -152,7 +158,9 @@ def test_a_whole_model_leaves_as_gguf(shop: Workshop, tmp_path: Path) -> None:
     code = re.search(r"```python\n(.*?)```", (gguf / "README.md").read_text(), re.DOTALL)
     assert code is not None
     assert 'Llama("model-f16.gguf"' in code[1]
-    assert other.status("stage=export", "export=check", "artifact=full:g", f"export.path={folder}") == 0, other.said
+    assert other_shop.status("stage=export", "export=check", "artifact=full:g", f"export.path={folder}") == 0, (
+        other_shop.said
+    )
 
 
 # --- A reward model ---------------------------------------------------------------------------------------------------
@@ -160,23 +168,23 @@ def test_a_whole_model_leaves_as_gguf(shop: Workshop, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["qlora", "lora"])
 def test_a_reward_model_leaves_as_a_sequence_classifier(shop: Workshop, method: str) -> None:
-    words = (f"artifact=reward:{method}", "export=merged", "export.dtype=float32")
-    folder = shop.run("export", *words) / "artifact"
+    arguments = (f"artifact=reward:{method}", "export=merged", "export.dtype=float32")
+    folder = shop.run("export", *arguments) / "artifact"
     into = "nf4-dequantised" if method == "qlora" else "original"
-    found = verdicts(folder)
-    for what in ("merge-before-cast", "merged"):
-        assert found[f"transformers/{what}/{into}/float32"] == "pass"
-    rows, wanted = scores(shop, method)
-    assert wanted.std() > 0.01  # there is something to get wrong
+    verdict_by_name = read_verdicts(folder)
+    for step in ("merge-before-cast", "merged"):
+        assert verdict_by_name[f"transformers/{step}/{into}/float32"] == "pass"
+    rows, expected = compute_scores(shop, method)
+    assert expected.std() > 0.01  # the scores differ enough to show errors
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (model.config.num_labels, type(model).__name__) == (1, "LlamaForSequenceClassification")
     assert model.config.pad_token_id == tokenizer.pad_token_id
     chats = [c.as_dicts() for c in make_test_conversations(tokenizer)]
-    asked = tokenizer.apply_chat_template(chats, return_tensors="pt", return_dict=True, padding=True)
+    inputs = tokenizer.apply_chat_template(chats, return_tensors="pt", return_dict=True, padding=True)
     with torch.no_grad():
-        assert torch.allclose(model(**asked).logits[:, 0], wanted, atol=1e-4)
+        assert torch.allclose(model(**inputs).logits[:, 0], expected, atol=1e-4)
     card = (folder / "README.md").read_text()
     assert 'pipeline_tag: "text-classification"' in card
     assert "the last token of a conversation, `<eos>`" in card
@@ -191,44 +199,45 @@ def test_a_reward_model_leaves_as_an_adapter_with_its_head(shop: Workshop, monke
     from peft import AutoPeftModelForSequenceClassification
 
     folder = shop.run("export", "artifact=reward:qlora", "export.dtype=float32") / "artifact"
-    assert verdicts(folder)["transformers/adapter/nf4/float32"] == "pass"
+    assert read_verdicts(folder)["transformers/adapter/nf4/float32"] == "pass"
     assert SCORE_KEY in load_file(folder / WEIGHTS_FILE)
-    assert [path.name for path in (folder / "launch").iterdir()] == ["align.sh"]  # no other takes a head beside one
+    assert [path.name for path in (folder / "launch").iterdir()] == ["align.sh"]  # other engines take no head
     monkeypatch.chdir(folder)
     model: Any = AutoPeftModelForSequenceClassification.from_pretrained(".", num_labels=1).eval()
-    rows, wanted = scores(shop, "qlora")
+    rows, expected = compute_scores(shop, "qlora")
     with torch.no_grad():
-        said = torch.cat([model(input_ids=torch.tensor([row])).logits[:, 0] for row in rows])
-    assert torch.allclose(said, wanted, atol=1e-4)
+        logits = torch.cat([model(input_ids=torch.tensor([row])).logits[:, 0] for row in rows])
+    assert torch.allclose(logits, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 def test_a_reward_model_whose_scores_are_others_is_not_published(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """Its head alone is wrong: every pair keeps its order."""
+    """Only the score head is wrong, so every pair keeps its order."""
     from align.export import adapter, kinds
 
-    write, cast = adapter.write_adapter, kinds.cast_weights
+    write_adapter = adapter.write_adapter
+    cast_weights = kinds.cast_weights
 
-    def wrong_adapter(folder: Path, *given: Any, **named: Any) -> None:
-        write(folder, *given, **named)
+    def write_wrong_adapter(folder: Path, *arguments: Any, **keywords: Any) -> None:
+        write_adapter(folder, *arguments, **keywords)
         tensors = load_file(folder / WEIGHTS_FILE)
         tensors[SCORE_KEY] *= 1.5
         save_file(tensors, folder / WEIGHTS_FILE, {"format": "pt"})
 
-    def wrong_model(model: Any, dtype: torch.dtype) -> None:
-        cast(model, dtype)
+    def cast_wrongly(model: Any, dtype: torch.dtype) -> None:
+        cast_weights(model, dtype)
         model.score.weight.data *= 1.5
 
-    monkeypatch.setattr(adapter, "write_adapter", wrong_adapter)
-    monkeypatch.setattr(kinds, "cast_weights", wrong_model)
-    words = ("artifact=reward:lora", f"export={kind}", "export.dtype=float32", f"run.name=wrong-{kind}")
-    assert shop.status("stage=export", *words) == 2, shop.said
+    monkeypatch.setattr(adapter, "write_adapter", write_wrong_adapter)
+    monkeypatch.setattr(kinds, "cast_weights", cast_wrongly)
+    command = ("artifact=reward:lora", f"export={kind}", "export.dtype=float32", f"run.name=wrong-{kind}")
+    assert shop.status("stage=export", *command) == 2, shop.said
     assert "It is not what was trained" in shop.said
 
 
-# --- What is refused --------------------------------------------------------------------------------------------------
+# --- Refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -255,8 +264,8 @@ def test_everything_that_there_is_of_a_reward_model(shop: Workshop) -> None:
 
 
 def test_a_critic_is_no_policy(shop: Workshop) -> None:
-    words = ("stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8")
-    ppo = shop.run("ppo", "init=sft:lora", "reward.ref=reward:lora", *words)
+    arguments = ("stage.updates=1", "stage.batch_size=8", "stage.micro_batch=4", "stage.normalise_on=8")
+    ppo = shop.run("ppo", "init=sft:lora", "reward.ref=reward:lora", *arguments)
     for kind in ("adapter", "merged"):
         value = ppo / "artifact" / "value"
         model = ("model=hub", f"model.path={shop.root.parent / 'my llama'}", "method=lora")

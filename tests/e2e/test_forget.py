@@ -1,4 +1,5 @@
-"""Something forgotten over everything: nothing is left of it among the runs, and what learned of it says so."""
+"""Forgetting an item, annotator, row or source everywhere: no file of the runs keeps it, and runs that learned from it
+are marked stale."""
 
 from __future__ import annotations
 
@@ -35,34 +36,40 @@ ANN = "ann@example.org"
 PAGE_OF_OTHERS = "<html><p>Ottilie Gr&#252;nberg lives at the old mill</p></html>"
 
 
-def asked(root: Path, *words: str, status: int = 0) -> str:
+def run_forget(root: Path, *arguments: str, status: int = 0) -> str:
     shop = Workshop(root, root)
-    line = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *words]
-    assert shop.ended(*line) == status, shop.said
+    command = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *arguments]
+    assert shop.ended(*command) == status, shop.said
     return shop.said
 
 
-def holding(root: Path, *needles: str) -> list[str]:
-    """Every file below a folder that holds a text, in whatever form; weights and databases too."""
-    found = []
+def find_files_with(root: Path, *needles: str) -> list[str]:
+    """Return every file below a folder that holds a text in any form, weights and databases included."""
+    paths = []
     for path in root.rglob("*"):
         if path.is_file():
             data = path.read_bytes()
-            if path.name == "manifest.json":  # which has the changes of this checkout, these lines among them
+            if path.name == "manifest.json":  # its git diff may have these lines
                 data = json.dumps(json.loads(data) | {"git": None}, ensure_ascii=False).encode()
             if path.suffix == ".parquet":
                 data += str(pq.read_table(path).to_pylist()).encode()
             forms = [form for text in needles for form in (text, json.dumps(text)[1:-1], text.replace("ü", "&#252;"))]
             if any(form.encode() in data for form in forms):
-                found.append(str(path.relative_to(root)))
-    return sorted(found)
+                paths.append(str(path.relative_to(root)))
+    return sorted(paths)
 
 
-def sampled(root: Path) -> None:
-    """A run that filled the project, and an old page that shows what it sampled."""
+def write_sampled_run(root: Path) -> None:
+    """Write a run that filled the project, and an old page that shows its samples."""
     folder = made(root, "sample:answers", {"init": "sft:start"}, digest="")
-    lines = [{"step": 1, "prompt": [{"role": "user", "content": f"What of day {i}?"}], "answer": SECRET if i == 4 else
-              f"no {i}"} for i in range(8)]  # fmt: skip
+    lines = [
+        {
+            "step": 1,
+            "prompt": [{"role": "user", "content": f"What of day {i}?"}],
+            "answer": SECRET if i == 4 else f"no {i}",
+        }
+        for i in range(8)
+    ]
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (folder / "log.txt").write_text(f"began\n  What of day 4? → {SECRET}\nended\n", encoding="utf-8")
     (folder / "report.html").write_text(PAGE_OF_OTHERS, encoding="utf-8")
@@ -71,27 +78,36 @@ def sampled(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def loop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """Votes, a data set of them, two reward models, an export of the votes; and what was made from these, on paper."""
-    place = tmp_path_factory.mktemp("loop")
-    root = place / "runs"
+    """A folder with votes, a data set of them, two reward models, an export of the votes, and manifests of runs made
+    from these."""
+    folder = tmp_path_factory.mktemp("loop")
+    root = folder / "runs"
     root.mkdir()
     url = f"sqlite:///{root / 'annotations.db'}"
     with filled(url):
         pass
-    data_made(place, *making(place, url), "run.name=old")
+    data_made(folder, *making(folder, url), "run.name=old")
     shop = Workshop(root, root)
     reward = [
-        "stage=reward", "init=base", "model=hub", f"model.path={tiny_model}", "method=lora", "device=cpu",
-        "stage.epochs=1", "stage.batch_size=64", f"run.root={root}", "project=greetings",
-    ]  # fmt: skip
-    for line in (
+        "stage=reward",
+        "init=base",
+        "model=hub",
+        f"model.path={tiny_model}",
+        "method=lora",
+        "device=cpu",
+        "stage.epochs=1",
+        "stage.batch_size=64",
+        f"run.root={root}",
+        "project=greetings",
+    ]
+    for command in (
         [*reward, "data=manifest", "data.path=data:old", "run.name=saw"],
         [*reward, "data=annotations", "run.name=direct"],
         ["stage=annotate", "stage.action=export", "project=greetings", f"run.root={root}", "run.name=votes"],
     ):
-        assert shop.ended(*line) == 0, shop.said
+        assert shop.ended(*command) == 0, shop.said
     made(root, "sft:start")
-    sampled(root)
+    write_sampled_run(root)
     digest = read_manifest(root / "reward" / "saw").digest
     made(root, "ppo:p", {"init": "sft:start", "reward": given(root, "reward:saw", digest)}, day=3)
     made(root, "eval:e", {"artifact": "ppo:p"}, day=4)
@@ -101,38 +117,42 @@ def loop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 @pytest.fixture
 def runs(loop: Path, tmp_path: Path) -> Path:
-    """A copy of them."""
+    """A copy of `loop`."""
     return Path(shutil.copytree(loop, tmp_path / "runs"))
 
 
-def item_of(root: Path) -> str:
+def find_item(root: Path) -> str:
     with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
         return next(item.id for item in store.items("greetings") if any(c.text == SECRET for c in item.candidates))
 
 
-def bytes_in(root: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file() and ".registry" not in path.name
-            and not path.name.startswith("annotations.db")}  # fmt: skip
+def read_files(root: Path) -> dict[str, bytes]:
+    return {
+        str(path): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and ".registry" not in path.name and not path.name.startswith("annotations.db")
+    }
 
 
-def stale(root: Path) -> set[str]:
+def list_stale_runs(root: Path) -> set[str]:
     return {record["run"] for record in records(root, stale="!=null")}
 
 
 def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
-    item, [row] = item_of(runs), {*secret_rows(runs / "data" / "old")}
-    assert len(holding(runs, SECRET)) > 8
-    others = [runs / name for name in ("mine.txt", "compare/x.jsonl", "sample/half/samples.jsonl")]
-    for path in others:
+    item = find_item(runs)
+    [row] = {*secret_rows(runs / "data" / "old")}
+    assert len(find_files_with(runs, SECRET)) > 8
+    other_files = [runs / name for name in ("mine.txt", "compare/x.jsonl", "sample/half/samples.jsonl")]
+    for path in other_files:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"said": SECRET}, ensure_ascii=False) + "\n")
-    asks = AnswerKey("b", "", "lora", "float32", "t", (1, 2), 8, 1.0, (2,), 0, "hf")
-    AnswerStore(runs / ANSWERS).add([(asks, CachedAnswer((5, 2), SECRET, True))])
-    assert ANSWERS in holding(runs, SECRET)
-    before = bytes_in(runs)
-    said = asked(runs, f"stage.item={item}")
-    assert bytes_in(runs) == before  # told, and nothing done
-    lines = said.splitlines()
+    cache_key = AnswerKey("b", "", "lora", "float32", "t", (1, 2), 8, 1.0, (2,), 0, "hf")
+    AnswerStore(runs / ANSWERS).add([(cache_key, CachedAnswer((5, 2), SECRET, True))])
+    assert ANSWERS in find_files_with(runs, SECRET)
+    before = read_files(runs)
+    stdout = run_forget(runs, f"stage.item={item}")
+    assert read_files(runs) == before  # the plan was printed, and nothing changed
+    lines = stdout.splitlines()
     assert "store, project greetings: 1 item, 2 answers, 1 judgement" in lines
     assert [line for line in lines if "shows it too" in line] == [
         f"note: {name} shows it too, and is not changed"
@@ -140,60 +160,61 @@ def test_an_item_is_forgotten_everywhere(runs: Path) -> None:
     ]
     order = [line.split(": ")[0] for line in lines if line.startswith(("reward:", "ppo:", "eval:", "data:old: held"))]
     assert order.index("data:old") < order.index("reward:saw") < order.index("ppo:p") < order.index("eval:e")
-    assert "ppo:other" not in said
+    assert "ppo:other" not in stdout
 
-    for path in others:  # which are left to whoever reads this
+    for path in other_files:  # the operator has to delete these
         path.unlink()
-    said = asked(runs, f"stage.item={item}", "stage.apply=true", "stage.who=the operator")
-    assert "data:old: 1 row forgotten; data:old-2 takes its place" in said
-    assert holding(runs, SECRET, "Ottilie Gr") == []
-    assert holding(runs / "data", row) == []
-    assert stale(runs) == {"data:old", "reward:saw", "reward:direct", "annotate:votes", "ppo:p", "eval:e"}
-    found = read_stale_mark(runs / "ppo" / "p")
-    assert found is not None
-    assert found.because == "made from reward:saw"
-    assert one(runs, "ppo:p")["stale"] == found.since
+    stdout = run_forget(runs, f"stage.item={item}", "stage.apply=true", "stage.who=the operator")
+    assert "data:old: 1 row forgotten; data:old-2 takes its place" in stdout
+    assert find_files_with(runs, SECRET, "Ottilie Gr") == []
+    assert find_files_with(runs / "data", row) == []
+    assert list_stale_runs(runs) == {"data:old", "reward:saw", "reward:direct", "annotate:votes", "ppo:p", "eval:e"}
+    mark = read_stale_mark(runs / "ppo" / "p")
+    assert mark is not None
+    assert mark.because == "made from reward:saw"
+    assert one(runs, "ppo:p")["stale"] == mark.since
     samples = (runs / "sample" / "answers" / "samples.jsonl").read_text().splitlines()
     assert [json.loads(line)["answer"] for line in samples] == [f"no {i}" for i in range(8) if i != 4]
     assert (runs / "sample" / "answers" / "log.txt").read_text() == "began\nended\n"
     assert not (runs / "sample" / "answers" / "other.html").exists()
+    # The files are those of the manifests.
     for ref in (
         "reward:saw",
         "reward:direct",
         "annotate:votes",
         "data:old-2",
-    ):  # their files are those of their manifests
+    ):
         assert resolve(ref, runs)
     with Store.open(f"sqlite:///{runs / 'annotations.db'}") as store:
         assert store.verify()
     [receipt] = (runs / "forgotten").glob("*.json")
-    told = json.loads(receipt.read_text())
-    assert told["kind"] == "item"
-    assert told["who"] == "the operator"
-    assert told["ended"]
-    assert not {"salt", "check"} & told.keys()
-    assert told["store"]["item"] == 1
-    assert told["data"]["data:old"]["rows"] == 1
-    assert told["data"]["data:old"]["root"] == read_manifest(runs / "data" / "old-2").metrics["root"]
+    receipt_fields = json.loads(receipt.read_text())
+    assert receipt_fields["kind"] == "item"
+    assert receipt_fields["who"] == "the operator"
+    assert receipt_fields["ended"]
+    assert not {"salt", "check"} & receipt_fields.keys()
+    assert receipt_fields["store"]["item"] == 1
+    assert receipt_fields["data"]["data:old"]["rows"] == 1
+    assert receipt_fields["data"]["data:old"]["root"] == read_manifest(runs / "data" / "old-2").metrics["root"]
     for text in (item, row, SECRET, ANN, "What of day"):
         assert text not in receipt.read_text()
 
-    assert "nothing is left to erase" in asked(runs, f"stage.item={item}", "stage.apply=true")
-    commands = [again(runs / "reward" / name) for name in ("saw", "direct")]
+    assert "nothing is left to erase" in run_forget(runs, f"stage.item={item}", "stage.apply=true")
+    commands = [read_rerun_command(runs / "reward" / name) for name in ("saw", "direct")]
     for command in commands:
         assert main(shlex.split(command)[3:]) == 0
     assert "data:old-2" in commands[0]
-    assert not stale(runs) & {"reward:saw-2", "reward:direct-2"}
-    assert holding(runs, SECRET) == []
-    assert "nothing is left to erase" in asked(runs, f"stage.item={item}", "stage.apply=true")
-    assert not stale(runs) & {"data:old-2", "reward:saw-2", "reward:direct-2"}  # which never had it
+    assert not list_stale_runs(runs) & {"reward:saw-2", "reward:direct-2"}
+    assert find_files_with(runs, SECRET) == []
+    assert "nothing is left to erase" in run_forget(runs, f"stage.item={item}", "stage.apply=true")
+    assert not list_stale_runs(runs) & {"data:old-2", "reward:saw-2", "reward:direct-2"}  # these never had the item
 
 
-def again(folder: Path) -> str:
-    """The command that makes a stale run again."""
-    found = read_stale_mark(folder)
-    assert found is not None
-    return found.again
+def read_rerun_command(folder: Path) -> str:
+    """Return the command that runs a stale run again."""
+    mark = read_stale_mark(folder)
+    assert mark is not None
+    return mark.again
 
 
 def test_an_annotator_is_forgotten_with_their_votes(runs: Path) -> None:
@@ -201,87 +222,87 @@ def test_an_annotator_is_forgotten_with_their_votes(runs: Path) -> None:
     with Store.open(url) as store:
         pseudonym = store.pseudonym("greetings", ANN)
         assert sum(vote.annotator == pseudonym for vote in store.rankings("greetings")) == 30
-    plan = json.loads(asked(runs, f"stage.annotator={pseudonym}", "stage.format=json"))
+    plan = json.loads(run_forget(runs, f"stage.annotator={pseudonym}", "stage.format=json"))
     assert plan["store"] == {"project": "greetings", "name": 1, "judgement": 30, "remark": 0}
     assert plan["data"] == {"data:old": 60}
     assert plan["done"] is None
-    said = asked(runs, f"stage.annotator={ANN}", "stage.apply=true")
-    assert "1 name, 30 judgements; erased" in said
-    assert holding(runs, ANN) == []
+    stdout = run_forget(runs, f"stage.annotator={ANN}", "stage.apply=true")
+    assert "1 name, 30 judgements; erased" in stdout
+    assert find_files_with(runs, ANN) == []
     with Store.open(url) as store:
         assert store.verify()
         assert {vote.annotator for vote in store.rankings("greetings")} == {store.pseudonym("greetings", "bob")}
-    assert {row["annotator"] for row in rows_of(runs / "data" / "old-2")} == {store_pseudonym(url, "bob"), ""}
-    assert {"reward:saw", "reward:direct", "ppo:p"} <= stale(runs)
-    assert "has no such annotator" in asked(runs, f"stage.annotator={ANN}", status=2)
-    assert "nothing is left" in asked(runs, f"stage.annotator={pseudonym}", "stage.apply=true")
+    assert {row["annotator"] for row in rows_of(runs / "data" / "old-2")} == {read_pseudonym(url, "bob"), ""}
+    assert {"reward:saw", "reward:direct", "ppo:p"} <= list_stale_runs(runs)
+    assert "has no such annotator" in run_forget(runs, f"stage.annotator={ANN}", status=2)
+    assert "nothing is left" in run_forget(runs, f"stage.annotator={pseudonym}", "stage.apply=true")
 
 
-def store_pseudonym(url: str, name: str) -> str:
+def read_pseudonym(url: str, name: str) -> str:
     with Store.open(url) as store:
         return store.pseudonym("greetings", name)
 
 
 def test_a_simulated_annotator_is_forgotten_with_their_identity(loop: Path, tmp_path: Path) -> None:
-    """As a person is: in the ledger, exports, run folders, logs and pages there is nothing left of the name."""
+    """A simulated annotator is forgotten as a person is: no ledger, export, run folder, log or page keeps the name."""
     root = tmp_path / "runs"
     shutil.copytree(loop, root)
     shop = Workshop(root, root)
     annotate = ["stage=annotate", "project=greetings", f"run.root={root}"]
     export = ["stage.action=export", "data.allow_simulated=true", "run.name=simulated-votes"]
-    for words in (["stage.action=simulate", "stage.annotators=2", "run.name=stand-ins"], export):
-        assert shop.ended(*annotate, *words) == 0, shop.said
+    for arguments in (["stage.action=simulate", "stage.annotators=2", "run.name=stand-ins"], export):
+        assert shop.ended(*annotate, *arguments) == 0, shop.said
     with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
-        known = [name for name in all_identities(store) if name.startswith("simulated/")]
-    assert len(known) == 2, known
+        identities = [name for name in list_identities(store) if name.startswith("simulated/")]
+    assert len(identities) == 2, identities
     for path in ("annotate/stand-ins/log.txt", "annotate/simulated-votes/log.txt"):
         with (root / path).open("a") as log:
-            log.write("".join(f"ranked by {name} today\n" for name in known))
-    assert "annotations.db" in holding(root, known[0])
-    said = asked(root, f"stage.annotator={known[0]}", "stage.apply=true")
-    assert "1 name" in said, said
-    assert holding(root, known[0]) == []
-    assert "annotations.db" in holding(root, known[1])
+            log.write("".join(f"ranked by {name} today\n" for name in identities))
+    assert "annotations.db" in find_files_with(root, identities[0])
+    stdout = run_forget(root, f"stage.annotator={identities[0]}", "stage.apply=true")
+    assert "1 name" in stdout, stdout
+    assert find_files_with(root, identities[0]) == []
+    assert "annotations.db" in find_files_with(root, identities[1])
     with Store.open(f"sqlite:///{root / 'annotations.db'}") as store:
         store.verify()
 
 
-def all_identities(store: Store) -> list[str]:
+def list_identities(store: Store) -> list[str]:
     with store.reading() as connection:
         return sorted(connection.execute(select(annotators.c.identity)).scalars())
 
 
 def test_rows_and_sources(runs: Path) -> None:
-    """A row by its content id, and all rows of a source."""
+    """A row is forgotten by its content id, and all rows by their source."""
     ids = {row["source"]: row["content_id"] for row in rows_of(runs / "data" / "old")}
-    said = asked(runs, f"stage.content_id={ids['file']}")
-    assert "data:old: 1 row; data:old-2 takes its place" in said
-    assert "reward:direct" not in said
-    assert "take the rows out of them" not in said  # a data set takes the place of what they read
-    assert "ppo:p: made from reward:saw" in said
-    said = asked(runs, f"stage.content_id={ids['greetings']}")
-    assert "store, project greetings: 1 item" in said
-    assert "reward:direct: trained on what is forgotten" in said
-    assert "Did you mean file" in asked(runs, "stage.source=files", status=2)
+    stdout = run_forget(runs, f"stage.content_id={ids['file']}")
+    assert "data:old: 1 row; data:old-2 takes its place" in stdout
+    assert "reward:direct" not in stdout
+    assert "take the rows out of them" not in stdout  # a new data set replaces the one that they read
+    assert "ppo:p: made from reward:saw" in stdout
+    stdout = run_forget(runs, f"stage.content_id={ids['greetings']}")
+    assert "store, project greetings: 1 item" in stdout
+    assert "reward:direct: trained on what is forgotten" in stdout
+    assert "Did you mean file" in run_forget(runs, "stage.source=files", status=2)
     with Store.open(f"sqlite:///{runs / 'annotations.db'}") as store:
-        asking = Conversation((Message("user", "file 7? Nobody else asks so."),))
-        store.add_item("greetings", "copied", asking, [Candidate("a"), Candidate("b")])
+        prompt = Conversation((Message("user", "file 7? Nobody else asks so."),))
+        store.add_item("greetings", "copied", prompt, [Candidate("a"), Candidate("b")])
     write(runs / "again.jsonl", [{"prompt": "file 7? Nobody else asks so.", "chosen": "yes, so", "rejected": "no, so"}])
-    line = ["stage=data", f"stage.sources=[{{path: {runs / 'again.jsonl'}, name: file}}]", f"run.root={runs}"]
-    assert main([*line, "run.name=again", "data.held_out=0"]) == 0
-    said = asked(runs, "stage.source=file")
-    assert "project greetings has the same texts, and they stay there: stage.item=" in said
+    command = ["stage=data", f"stage.sources=[{{path: {runs / 'again.jsonl'}, name: file}}]", f"run.root={runs}"]
+    assert main([*command, "run.name=again", "data.held_out=0"]) == 0
+    stdout = run_forget(runs, "stage.source=file")
+    assert "project greetings has the same texts, and they stay there: stage.item=" in stdout
     shutil.rmtree(runs / "data" / "again")
-    said = asked(runs, "stage.source=file", "stage.apply=true")
-    assert "40 rows forgotten" in said
+    stdout = run_forget(runs, "stage.source=file", "stage.apply=true")
+    assert "40 rows forgotten" in stdout
     assert {row["source"] for row in rows_of(runs / "data" / "old-2")} == {"greetings"}
-    assert stale(runs) == {"data:old", "reward:saw", "ppo:p", "eval:e"}
+    assert list_stale_runs(runs) == {"data:old", "reward:saw", "ppo:p", "eval:e"}
     made(runs, "sft:old", day=1)  # by a version that kept no ids
-    assert "sft:old: may have read what is forgotten" in asked(runs, f"stage.content_id={ids['file']}")
+    assert "sft:old: may have read what is forgotten" in run_forget(runs, f"stage.content_id={ids['file']}")
 
 
 def test_what_cannot_be_named(runs: Path) -> None:
-    for words, says in {
+    for arguments, says in {
         (): "names nothing to forget",
         ("stage.item=x", "stage.source=y"): "and so does stage.source",
         ("stage.item=x",): "has no such item",
@@ -289,12 +310,12 @@ def test_what_cannot_be_named(runs: Path) -> None:
         (f"stage.content_id={'0' * 64}",): "nothing is known of it",
         ("stage.source=''",): "names nothing",
     }.items():
-        assert says in asked(runs, *words, "stage.apply=true", status=2)
-    assert stale(runs) == set()
+        assert says in run_forget(runs, *arguments, "stage.apply=true", status=2)
+    assert list_stale_runs(runs) == set()
 
 
 def test_two_at_once_and_a_run_at_work(runs: Path) -> None:
-    item = item_of(runs)
+    item = find_item(runs)
     (runs / "forgotten").mkdir()
     for folder, says in (
         (runs / "forgotten", "another command is forgetting"),
@@ -302,43 +323,44 @@ def test_two_at_once_and_a_run_at_work(runs: Path) -> None:
     ):
         descriptor = os.open(folder, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        assert says in asked(runs, f"stage.item={item}", "stage.apply=true", status=2)
+        assert says in run_forget(runs, f"stage.item={item}", "stage.apply=true", status=2)
         os.close(descriptor)
-    assert holding(runs, SECRET)
-    asked(runs, f"stage.item={item}", "stage.apply=true")
+    assert find_files_with(runs, SECRET)
+    run_forget(runs, f"stage.item={item}", "stage.apply=true")
     assert len([*(runs / "forgotten").glob("*.json")]) == 1  # the second one went on with the receipt of the first
-    assert holding(runs, SECRET) == []
+    assert find_files_with(runs, SECRET) == []
 
 
 def test_a_folder_that_cannot_be_written_is_still_told_about(runs: Path) -> None:
-    item = item_of(runs)
+    item = find_item(runs)
     if os.geteuid() == 0:
         (runs / "forgotten").write_text("in the way")
     else:
         runs.chmod(0o555)
-    assert "reward:saw" in asked(runs, f"stage.item={item}")
-    assert "cannot be written" in asked(runs, f"stage.item={item}", "stage.apply=true", status=2)
+    assert "reward:saw" in run_forget(runs, f"stage.item={item}")
+    assert "cannot be written" in run_forget(runs, f"stage.item={item}", "stage.apply=true", status=2)
     runs.chmod(0o755)
-    assert stale(runs) == set()
+    assert list_stale_runs(runs) == set()
 
 
 @pytest.mark.parametrize("selector", ["item", "annotator"])
 def test_killed_at_any_step_the_same_command_ends_it(loop: Path, tmp_path: Path, selector: str) -> None:
-    """SIGKILL before each replacing of a file and each commit, one after the other."""
-    value, kills = (item_of(loop) if selector == "item" else ANN), 0
+    """The command is killed before each replacement of a file and each commit, one after the other."""
+    value = find_item(loop) if selector == "item" else ANN
+    kills = 0
     for step in range(0, 60, 4):
         root = Path(shutil.copytree(loop, tmp_path / f"runs{step}"))
-        shutil.rmtree(root / "data")  # whose own command is killed elsewhere
+        shutil.rmtree(root / "data")  # `test_data_forget` kills the command of data sets
         shutil.rmtree(root / "reward" / "saw")
-        words = [f"stage.{selector}={value}", "stage.apply=true"]
-        status = killed_in(root, words, step)
+        arguments = [f"stage.{selector}={value}", "stage.apply=true"]
+        status = run_until_killed(root, arguments, step)
         if status == 0:
             break
         assert status == -signal.SIGKILL
         kills += 1
-        asked(root, *words, status=0)
-        assert holding(root, SECRET if selector == "item" else ANN) == []
-        assert stale(root) == {"reward:direct", "annotate:votes"}
+        run_forget(root, *arguments, status=0)
+        assert find_files_with(root, SECRET if selector == "item" else ANN) == []
+        assert list_stale_runs(root) == {"reward:direct", "annotate:votes"}
         [receipt] = (root / "forgotten").glob("*.json")
         assert json.loads(receipt.read_text())["ended"]
         assert resolve("annotate:votes", root)
@@ -347,30 +369,30 @@ def test_killed_at_any_step_the_same_command_ends_it(loop: Path, tmp_path: Path,
     assert kills > 2
 
 
-def killed_in(root: Path, words: list[str], step: int) -> int:
-    """The exit status of a child that is killed before it replaces a file, or erases the store, for the so-many-th
-    time."""
+def run_until_killed(root: Path, options: list[str], step: int) -> int:
+    """Return the exit status of a child that is killed before it replaces a file or erases the store, after `step` such
+    calls."""
     if (child := os.fork()) == 0:
         from align.registry import forgetting
 
-        left = [step]
+        remaining = [step]
 
-        def deadly(act: Any) -> Any:
-            def acts(*given: Any, **named: Any) -> Any:
-                if left[0] == 0:
+        def make_deadly(act: Any) -> Any:
+            def act_or_kill(*arguments: Any, **keywords: Any) -> Any:
+                if remaining[0] == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
-                left[0] -= 1
-                return act(*given, **named)
+                remaining[0] -= 1
+                return act(*arguments, **keywords)
 
-            return acts
+            return act_or_kill
 
-        os.replace = deadly(os.replace)
-        Path.replace = deadly(Path.replace)  # type: ignore[method-assign]
-        forgetting.erase = deadly(forgetting.erase)
-        with open(os.devnull, "w") as nowhere:
-            sys.stdout = sys.stderr = nowhere
-            line = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *words]
-            os._exit(main(line))
+        os.replace = make_deadly(os.replace)
+        Path.replace = make_deadly(Path.replace)  # type: ignore[method-assign]
+        forgetting.erase = make_deadly(forgetting.erase)
+        with open(os.devnull, "w") as devnull:
+            sys.stdout = sys.stderr = devnull
+            command = ["stage=registry", "stage.action=forget", "project=greetings", f"run.root={root}", *options]
+            os._exit(main(command))
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -380,7 +402,7 @@ def test_gates_and_promotions(runs: Path) -> None:
     shop = Workshop(runs, runs)
     promote = ["stage=registry", "stage.action=promote", f"run.root={runs}", "stage.why=so"]
     assert shop.ended(*promote, "stage.alias=live", "artifact=reward:saw") == 0, shop.said
-    asked(runs, "stage.source=file", "stage.apply=true")
+    run_forget(runs, "stage.source=file", "stage.apply=true")
     assert shop.ended(*promote, "stage.alias=live", "artifact=reward:direct") == 0, shop.said
     assert shop.ended(*promote, "stage.alias=live", "artifact=reward:saw") == 2
     assert "reward:saw is stale since" in shop.said
@@ -391,6 +413,6 @@ def test_gates_and_promotions(runs: Path) -> None:
     assert "done, stale" in shop.said
     assert shop.ended("stage=registry", "stage.action=trace", "artifact=reward:saw", f"run.root={runs}") == 0
     assert "stale since" in shop.said.splitlines()[0]
-    line = shlex.split(again(runs / "reward" / "saw"))[3:]
-    assert shop.ended(*line) == 0, shop.said
+    command = shlex.split(read_rerun_command(runs / "reward" / "saw"))[3:]
+    assert shop.ended(*command) == 0, shop.said
     assert shop.ended(*promote, "stage.alias=live", "artifact=reward:saw-2") == 0, shop.said
