@@ -1,9 +1,9 @@
 """Confine this process for good, by system calls of Linux. Runs inside the sandboxed process, before any code of an
 answer, and imports nothing but the standard library.
 
-`enter_namespaces` builds a file system, a network and a process table of its own. `landlock` needs no namespace: it restricts
-files, and `install_seccomp_filter` then has to refuse what Landlock does not cover. Each function raises OSError if the kernel
-refuses a step, so that a process is never confined by half.
+`enter_namespaces` builds a file system, a network and a process table of its own. `restrict_files` (Landlock) needs no
+namespace: it restricts files, and `install_seccomp_filter` then has to refuse what Landlock does not cover. Each
+function raises OSError if the kernel refuses a step, so that a process is never confined by half.
 """
 
 from __future__ import annotations
