@@ -100,7 +100,7 @@ def test_an_error_tells_of_every_row_that_is_refused(tmp_path: Path):
     assert error.remedy.startswith("Give its text, leave the row out")
     assert (
         "4 rows more are refused. Of all: 2 × completion: the assistant's turn is empty (row 2); "
-        "1 × columns: there is nothing" in error.remedy
+        "1 × columns: no row of a supported shape" in error.remedy
     )
     assert "is no schema of a tool: it names no function (row 4)" in error.remedy
     assert "1 × not a line of JSON in UTF-8 (row 7)" in error.remedy

@@ -80,7 +80,7 @@ def test_what_an_engine_answers_and_what_it_says_when_it_fails(tmp_path: Path, m
     with pytest.raises(
         InputError,
         match=r"engine\.llama_cpp=.*llama\.cpp.*status -6: error: no such tensor"
-        r".*engine\.llama_cpp=none.*nothing says that it works",
+        r".*engine\.llama_cpp=none.*the export is then not checked by it",
     ):
         run_engine_script(LLAMA_CPP, sys.executable, "engine.llama_cpp", rows=[])
     script.write_text("")  # exits with status 0 and without output
