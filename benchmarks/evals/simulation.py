@@ -381,7 +381,7 @@ class Scenario(NamedTuple):
     Attributes:
         name: in the report.
         figure: draws a sample of n prompts with a true difference. Returns the measured difference, and `reach` of
-            `detectable`.
+            `compute_detectable_difference`.
     """
 
     name: str

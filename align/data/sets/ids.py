@@ -68,7 +68,7 @@ def compute_content_id(row: bytes, key: bytes | None = None) -> bytes:
 
 
 def compute_question_id(record: Record, key: bytes | None = None) -> bytes:
-    """Compute the id of a record's question, 32 bytes: its `question_key`, or with a key the HMAC of that."""
+    """Compute the id of a record's question, 32 bytes: its `compute_question_key`, or with a key the HMAC of that."""
     return apply_key(bytes.fromhex(compute_question_key(record)), key)
 
 

@@ -196,7 +196,7 @@ class Source:
 
         Args:
             skip: number of rows to skip.
-            counts: see `read_outcomes`.
+            counts: see `iter_outcomes`.
         """
         if self.path:
             yield from iter_outcomes(self.path, self.field, self.rules, skip, counts)
