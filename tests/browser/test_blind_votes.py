@@ -1,5 +1,5 @@
-"""Two people judge two systems' answers in a browser, blind: forty votes become the win rate, and no page says whose
-answer is whose."""
+"""Two people compare two systems' answers blind in a browser: forty votes become the win rate, and no page names the
+system of an answer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ TEXTS = ("text", "json", "javascript", "html", "css", "xml")
 
 
 class Person:
-    """Somebody in a browser of their own, and all that it sent and was sent.
+    """An annotator with a browser context, and all text that was sent and received.
 
     Attributes:
-        left: how often the answer of each system stood first, by how it ends.
+        exchanged: addresses, headers and bodies of requests and responses.
+        left: an answer's last character, which tells its system → how often it was shown first.
     """
 
     def __init__(self, browser: Any, link: str, name: str) -> None:
@@ -43,18 +44,18 @@ class Person:
         self.page.wait_for_selector("#align-app header", timeout=60_000)
 
     def keep(self, response: Any) -> None:
-        """Also of what the browser keeps to itself, such as a redirect, the address and the headers."""
+        """Keep a response's address and headers, of redirects too, and its text."""
         self.exchanged.append(f"{response.url} {json.dumps(response.all_headers())}")
         if any(kind in response.headers.get("content-type", "") for kind in TEXTS) and response.status == 200:
             self.exchanged.append(response.body().decode("utf-8", "replace"))
 
     def vote(self, lost: set[str]) -> bool:
-        """Prefers the answer that ends in `!`, but for these questions; whether there was one to judge."""
+        """Prefer the answer that ends in `!`, except for these questions. Returns whether there was an item."""
         if self.page.locator(".prompt").count() == 0:
             return False
         self.exchanged.append(self.page.content())
         question = re.search(r"Question \d+", self.page.inner_text(".prompt"))[0]  # pyright: ignore
-        first, _ = (found.strip() for found in self.page.locator(".answer .text").all_inner_texts())
+        first, _ = (text.strip() for text in self.page.locator(".answer .text").all_inner_texts())
         self.left[first[-1]] += 1
         wins = (first[-1] == "!") == (question not in lost)
         self.page.keyboard.press("2" if wins else "6")
@@ -65,26 +66,27 @@ class Person:
         return True
 
 
-def ran(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
-    assert main(words) == 0
-    out = capsys.readouterr().out
-    return Path(out.strip().splitlines()[-1]), out
+def run_align(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
+    assert main(arguments) == 0
+    stdout = capsys.readouterr().out
+    return Path(stdout.strip().splitlines()[-1]), stdout
 
 
 def test_forty_blind_votes_are_the_win_rate_that_they_say(
     browser: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gold = [{"prompt": f"Question 9{i}?", "answers": ["Right!", "Wrong."], "expected": [[0], [1]]} for i in range(3)]
-    words = [*evaluation(tmp_path, items=34), "stage.votes=40"]
-    words += [f"stage.gold={written(tmp_path / 'gold.jsonl', gold)}"]
-    first, out = ran(words, capsys)
-    project = re.search(r"stage=annotate project=(\S+)", out)[1]  # pyright: ignore
-    port, lost = free_port(), {f"Question {i}" for i in range(9)}
+    arguments = [*evaluation(tmp_path, items=34), "stage.votes=40"]
+    arguments += [f"stage.gold={written(tmp_path / 'gold.jsonl', gold)}"]
+    first, stdout = run_align(arguments, capsys)
+    project = re.search(r"stage=annotate project=(\S+)", stdout)[1]  # pyright: ignore
+    port = free_port()
+    lost_questions = {f"Question {i}" for i in range(9)}
     with store_of(tmp_path) as store, serving(store, port) as accounts:
         links = [f"http://127.0.0.1:{port}/invite?token={accounts.invite(project, 'annotator')}" for _ in range(2)]
         people = [Person(browser, link, name) for link, name in zip(links, ("ann", "bob"), strict=True)]
         for _ in range(60):
-            if not [person for person in people if person.vote(lost)]:
+            if not [person for person in people if person.vote(lost_questions)]:
                 break
         rankings = store.rankings(project)
         exchanged = "\n".join(text for person in people for text in person.exchanged)
@@ -95,22 +97,22 @@ def test_forty_blind_votes_are_the_win_rate_that_they_say(
     assert len({vote.annotator for vote in work}) == 2
     assert sum(person.left.total() for person in people) == len(rankings)
 
-    second, out = ran(words, capsys)
-    assert "people: 40 of 40 votes on 34 pairs, by 2 people" in out
+    second, stdout = run_align(arguments, capsys)
+    assert "people: 40 of 40 votes on 34 pairs, by 2 people" in stdout
     task = json.loads((second / "artifact" / "results.json").read_text())["tasks"]["chat"]
     assert task["against"]["okapi"]["win_rate"]["value"] == pytest.approx(25 / 34)
     rows = [json.loads(line) for line in (second / "artifact" / "verdicts.jsonl").read_text().splitlines()]
     assert len(rows) == 40
     for row in rows:
-        assert row["verdict"] == float(f"Question {row['prompt'][1:]}" not in lost)
+        assert row["verdict"] == float(f"Question {row['prompt'][1:]}" not in lost_questions)
     orders = Counter(row["order"] for row in rows)
     assert abs(orders["first"] - orders["second"]) <= 1
-    shown = json.loads((second / "artifact" / "people.json").read_text())
-    assert shown["agreement"]["raw"]["value"] == 1.0
-    assert shown["gold"]["value"] == 1.0 or shown["gold_votes"] == 0
+    people_report = json.loads((second / "artifact" / "people.json").read_text())
+    assert people_report["agreement"]["raw"]["value"] == 1.0
+    assert people_report["gold"]["value"] == 1.0 or people_report["gold_votes"] == 0
 
-    private = [*NAMES, first.name, second.name, "eval/", ".jsonl", str(tmp_path), "stage.systems"]
-    private += [read.digest[:12] for read in read_manifest(second).inputs.values()]
-    assert [secret for secret in private if secret.lower() in exchanged.lower()] == []
-    assert "Question 3?" in exchanged  # it was looked for where it would be
+    secrets = [*NAMES, first.name, second.name, "eval/", ".jsonl", str(tmp_path), "stage.systems"]
+    secrets += [source.digest[:12] for source in read_manifest(second).inputs.values()]
+    assert [secret for secret in secrets if secret.lower() in exchanged.lower()] == []
+    assert "Question 3?" in exchanged  # the text of pages was searched
     assert project in exchanged

@@ -1,4 +1,4 @@
-"""The chat page of a server, in a browser: what people try first."""
+"""The chat page of a server in a browser: questions, settings, reloads, errors and keys."""
 
 from __future__ import annotations
 
@@ -37,35 +37,40 @@ def server(forks: Forks, folder: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def errors(page: Any) -> Iterator[list[str]]:
-    """What the browser complains about, of which there is nothing in the end; a policy that was broken among it."""
-    found: list[str] = []
-    page.on("pageerror", lambda error: found.append(str(error)))
-    page.on("console", lambda message: found.append(message.text) if message.type == "error" else None)
-    yield found
-    assert not found
+    """Errors of the page and its console, among them violations of its policy. The list is empty after the test."""
+    messages: list[str] = []
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text) if message.type == "error" else None)
+    yield messages
+    assert not messages
 
 
-def until(page: Any, expression: str) -> None:
-    """Playwright's own waiting evaluates text in the page, which the page's policy forbids."""
+def wait_until(page: Any, expression: str) -> None:
+    """Wait until a JavaScript expression is true.
+
+    Playwright's own `wait_for_function` evaluates text in the page, which the page's policy forbids.
+    """
     assert settles(lambda: page.evaluate(expression)), (expression, page.inner_text("body"))
 
 
-def opened(page: Any, server: Server) -> Any:
+def open_chat(page: Any, server: Server) -> Any:
     page.goto(server.url)
-    until(page, "document.querySelectorAll('#model option').length > 0")
+    wait_until(page, "document.querySelectorAll('#model option').length > 0")
     return page
 
 
-def asking(page: Any, **more: Any) -> None:
-    """Has the page's requests ask for this too; and for answers that do not end by themselves: an empty one is no turn
-    of the chat, and a small model draws one now and then."""
-    more = {"ignore_eos": True, **more}
+def set_request_fields(page: Any, **fields: Any) -> None:
+    """Add fields to the page's requests, by default `ignore_eos`.
+
+    An empty answer is no turn of the chat, and a small model generates one now and then.
+    """
+    fields = {"ignore_eos": True, **fields}
     page.route(
-        "**/v1/chat/completions", lambda route: route.continue_(post_data={**route.request.post_data_json, **more})
+        "**/v1/chat/completions", lambda route: route.continue_(post_data={**route.request.post_data_json, **fields})
     )
 
 
-def asked(page: Any, text: str) -> Any:
+def ask_question(page: Any, text: str) -> Any:
     page.fill("#question", text)
     page.press("#question", "Enter")
     page.wait_for_selector(".turn.assistant")
@@ -73,32 +78,32 @@ def asked(page: Any, text: str) -> Any:
 
 
 def test_somebody_asks_and_is_answered_by_the_model_that_they_chose(page: Any, server: Server, errors: list[str]):
-    opened(page, server)
-    asking(page, max_tokens=16)
+    open_chat(page, server)
+    set_request_fields(page, max_tokens=16)
     assert page.locator("#model option").all_inner_texts() == ["one", "two", "mix", "pocket"]
     digests = page.inner_text("#identity")
-    listed = {model["id"]: model for model in server.get("/v1/models")[1]["data"]}
-    assert listed["pocket"]["base"] in digests
+    models = {model["id"]: model for model in server.get("/v1/models")[1]["data"]}
+    assert models["pocket"]["base"] in digests
     page.select_option("#model", "one")
-    assert listed["one"]["adapter"] in page.inner_text("#identity")
+    assert models["one"]["adapter"] in page.inner_text("#identity")
     page.select_option("#model", "mix")
-    assert listed["two"]["adapter"] in page.inner_text("#identity")
+    assert models["two"]["adapter"] in page.inner_text("#identity")
     page.select_option("#model", "one")
-    asked(page, "Hello <b>there</b>")
-    until(page, "document.querySelector('.turn.assistant footer').innerText.includes('tokens')")
+    ask_question(page, "Hello <b>there</b>")
+    wait_until(page, "document.querySelector('.turn.assistant footer').innerText.includes('tokens')")
     assert page.inner_text(".turn.user .text") == "Hello <b>there</b>"
     assert page.inner_text(".turn.assistant .text").strip()
-    assert listed["one"]["adapter"][:12] in page.inner_text(".turn.assistant footer")
-    assert settles(lambda: len(server.log) == 1)  # the line is written once the answer has gone
-    asked(page, "And?")
-    until(page, "document.querySelectorAll('.turn.assistant footer')[1].innerText.includes('tokens')")
+    assert models["one"]["adapter"][:12] in page.inner_text(".turn.assistant footer")
+    assert settles(lambda: len(server.log) == 1)  # the line is written after the answer was sent
+    ask_question(page, "And?")
+    wait_until(page, "document.querySelectorAll('.turn.assistant footer')[1].innerText.includes('tokens')")
     assert settles(lambda: len(server.log) == 2)
     first, second = server.log
     assert second["prompt_tokens"] > first["prompt_tokens"]  # the chat so far was sent
     page.click("#clear")
     assert page.locator(".turn").count() == 0
     page.reload()
-    until(page, "document.querySelectorAll('#model option').length > 0")
+    wait_until(page, "document.querySelectorAll('#model option').length > 0")
     assert page.locator(".turn").count() == 0
     assert page.input_value("#model") == "one"
 
@@ -106,19 +111,19 @@ def test_somebody_asks_and_is_answered_by_the_model_that_they_chose(page: Any, s
 def test_what_is_set_is_asked_for_and_outlives_a_reload(page: Any, server: Server, errors: list[str]):
     bodies: list[Any] = []
     page.on("request", lambda request: bodies.append(request.post_data_json) if request.method == "POST" else None)
-    opened(page, server)
+    open_chat(page, server)
     assert not page.is_visible("#system")
     page.click("#settings-said")
     page.fill("#system", "Be brief.")
     page.fill("#temperature", "0")
     page.fill("#most", "3")
-    asked(page, "Hello")
-    until(page, "document.querySelector('.turn.assistant footer').innerText.includes('cut at 3 tokens')")
+    ask_question(page, "Hello")
+    wait_until(page, "document.querySelector('.turn.assistant footer').innerText.includes('cut at 3 tokens')")
     system = {"role": "system", "content": "Be brief."}
     assert bodies[0]["messages"] == [system, {"role": "user", "content": "Hello"}]
     assert (bodies[0]["temperature"], bodies[0]["max_completion_tokens"]) == (0, 3)
     page.reload()
-    until(page, "document.querySelectorAll('#model option').length > 0")
+    wait_until(page, "document.querySelectorAll('#model option').length > 0")
     assert page.inner_text("#settings-said") == "Settings: system prompt, temperature 0, at most 3 tokens"
     page.click("#settings-said")
     page.fill("#system", "")
@@ -127,73 +132,73 @@ def test_what_is_set_is_asked_for_and_outlives_a_reload(page: Any, server: Serve
     asked_before = len(bodies)
     page.fill("#question", "And?")
     page.press("#question", "Enter")
-    assert page.evaluate("document.activeElement.id") == "most"  # the browser says that it is too low
+    assert page.evaluate("document.activeElement.id") == "most"  # the browser reports that it is too low
     page.fill("#most", "")
-    asking(page, max_tokens=4)
+    set_request_fields(page, max_tokens=4)
     page.press("#question", "Enter")
-    until(page, "document.querySelectorAll('.turn.assistant').length === 2")
+    wait_until(page, "document.querySelectorAll('.turn.assistant').length === 2")
     assert len(bodies) == asked_before + 1
     assert "temperature" not in bodies[-1]
     assert "max_completion_tokens" not in bodies[-1]
-    assert [said["role"] for said in bodies[-1]["messages"]] == ["user", "assistant", "user"]
+    assert [message["role"] for message in bodies[-1]["messages"]] == ["user", "assistant", "user"]
 
 
 def test_a_chat_outlives_a_reload_and_is_this_tabs_alone(browser: Any, page: Any, server: Server, errors: list[str]):
-    opened(page, server)
-    asking(page)
+    open_chat(page, server)
+    set_request_fields(page)
     page.select_option("#model", "two")
     page.click("#settings-said")
     page.fill("#most", "8")
-    asked(page, "First <i>question</i>")
-    until(page, "document.querySelector('.turn.assistant footer').innerText.includes('tokens')")
-    shown = page.locator(".turn").all_text_contents()  # of what is not laid out yet, too
+    ask_question(page, "First <i>question</i>")
+    wait_until(page, "document.querySelector('.turn.assistant footer').innerText.includes('tokens')")
+    turn_texts = page.locator(".turn").all_text_contents()  # including turns without a layout
     page.reload()
-    until(page, "document.querySelectorAll('#model option').length > 0")
-    assert page.locator(".turn").all_text_contents() == shown
+    wait_until(page, "document.querySelectorAll('#model option').length > 0")
+    assert page.locator(".turn").all_text_contents() == turn_texts
     page.click("#settings-said")
-    page.fill("#most", "")  # it answers for some seconds
-    asked(page, "A story?")
-    until(page, "document.querySelectorAll('.turn.assistant .text')[1].textContent.length > 3")
+    page.fill("#most", "")  # the answer takes some seconds
+    ask_question(page, "A story?")
+    wait_until(page, "document.querySelectorAll('.turn.assistant .text')[1].textContent.length > 3")
     page.reload()  # while it answers
-    until(page, "document.querySelectorAll('#model option').length > 0")
+    wait_until(page, "document.querySelectorAll('#model option').length > 0")
     footers = page.locator(".turn.assistant footer").all_text_contents()
     assert footers[1].endswith("stopped")
-    assert footers[0] in shown[1]
+    assert footers[0] in turn_texts[1]
     assert settles(lambda: server.stat("align_requests_running") == 0)
-    other = browser.new_context()
-    assert opened(other.new_page(), server).locator(".turn").count() == 0
-    other.close()
+    second_context = browser.new_context()
+    assert open_chat(second_context.new_page(), server).locator(".turn").count() == 0
+    second_context.close()
     assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]
 
 
 def test_an_answer_that_fails_keeps_what_was_said_and_one_that_never_begins_gives_the_question_back(
     page: Any, server: Server
 ):
-    opened(page, server)
+    open_chat(page, server)
     chunk = '{"choices": [{"delta": {"content": "Half an"}, "finish_reason": null}]}'
-    failed = '{"error": {"message": "The server is shutting down."}}'
-    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=f"data: {chunk}\n\ndata: {failed}\n\n"))
-    asked(page, "A story?")
-    until(page, "document.querySelector('.turn footer').innerText || document.querySelector('#stop').hidden")
+    error_chunk = '{"error": {"message": "The server is shutting down."}}'
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=f"data: {chunk}\n\ndata: {error_chunk}\n\n"))
+    ask_question(page, "A story?")
+    wait_until(page, "document.querySelector('.turn footer').innerText || document.querySelector('#stop').hidden")
     assert page.inner_text(".turn.assistant .text") == "Half an"
     assert page.inner_text(".turn.assistant footer").endswith("ended by an error: The server is shutting down.")
     page.unroute("**/v1/chat/completions")
-    refused = '{"error": {"message": "This limit of your key is used up for now."}}'
-    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=429, body=refused))
+    error_body = '{"error": {"message": "This limit of your key is used up for now."}}'
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=429, body=error_body))
     page.fill("#question", "Another?")
     page.press("#question", "Enter")
-    until(page, "document.querySelector('#said').textContent.startsWith('This limit')")
+    wait_until(page, "document.querySelector('#said').textContent.startsWith('This limit')")
     assert page.input_value("#question") == "Another?"
     assert page.locator(".turn").count() == 2
 
 
 def test_stop_ends_the_answer_and_the_work_for_it(page: Any, server: Server, errors: list[str]):
-    opened(page, server)
-    asking(page)  # for some seconds
-    asked(page, "Tell me a story.")
-    until(page, "document.querySelector('.turn.assistant .text').textContent.length > 3")
+    open_chat(page, server)
+    set_request_fields(page)  # the answer takes some seconds
+    ask_question(page, "Tell me a story.")
+    wait_until(page, "document.querySelector('.turn.assistant .text').textContent.length > 3")
     page.click("#stop")
-    until(page, "document.querySelector('#said').textContent === 'Stopped.'")
+    wait_until(page, "document.querySelector('#said').textContent === 'Stopped.'")
     assert page.is_visible("#send")
     assert settles(lambda: server.stat("align_requests_running") == 0)
     assert settles(lambda: server.log[-1]["status"] == 499)
@@ -203,58 +208,58 @@ def test_stop_ends_the_answer_and_the_work_for_it(page: Any, server: Server, err
 @pytest.mark.parametrize("width", [390, 1280])
 def test_on_every_screen_and_in_the_dark(browser: Any, server: Server, scheme: str, width: int):
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
-    page = opened(context.new_page(), server)
-    asking(page)
+    page = open_chat(context.new_page(), server)
+    set_request_fields(page)
     page.click("#settings-said")
     page.fill("#system", "Be brief.")
     page.fill("#most", "16")
-    asked(page, "A very long word: " + "a" * 200)
-    until(page, "document.querySelector('#stop').hidden")
-    asked(page, "And?")
-    until(page, "document.querySelectorAll('.turn footer')[3].innerText.includes('tokens')")
+    ask_question(page, "A very long word: " + "a" * 200)
+    wait_until(page, "document.querySelector('#stop').hidden")
+    ask_question(page, "And?")
+    wait_until(page, "document.querySelectorAll('.turn footer')[3].innerText.includes('tokens')")
     below = "document.querySelector('.turn:last-child').getBoundingClientRect().bottom"
     assert page.evaluate(f"{below} <= document.querySelector('#ask').getBoundingClientRect().top + 1")
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0
-    found = Axe().run(page)
-    assert not found.response["violations"], found.generate_report()
+    axe_results = Axe().run(page)
+    assert not axe_results.response["violations"], axe_results.generate_report()
     context.close()
 
 
 def test_a_server_with_keys_asks_for_one(page: Any, forks: Forks, folder: Path):
-    made = forks.run(folder, "stage=serve", "stage.action=key", "stage.keys=keys.json", "stage.tenant=ann")
-    (key,) = re.findall(r"al-[\w-]+", made.out)
+    completed = forks.run(folder, "stage=serve", "stage.action=key", "stage.keys=keys.json", "stage.tenant=ann")
+    (key,) = re.findall(r"al-[\w-]+", completed.out)
     with serving(forks, folder, "model=pocket", "stage.keys=keys.json", name="keyed") as server:
         page.goto(server.url)
         page.wait_for_selector("#door:not([hidden])")
-        for given in ("al-wrong", key):
-            page.fill("#key", given)
+        for entered_key in ("al-wrong", key):
+            page.fill("#key", entered_key)
             page.press("#key", "Enter")
-            if given != key:
-                until(page, "document.querySelector('#said').textContent.includes('not known')")
-        until(page, "document.querySelectorAll('#model option').length === 1")
+            if entered_key != key:
+                wait_until(page, "document.querySelector('#said').textContent.includes('not known')")
+        wait_until(page, "document.querySelectorAll('#model option').length === 1")
         assert not page.is_visible("#door")
         page.set_viewport_size({"width": 390, "height": 844})
         assert page.evaluate("document.querySelector('#model').offsetWidth") > 150
-        asking(page, max_tokens=16)
-        asked(page, "Hello")
-        until(page, "document.querySelector('#stop').hidden")
+        set_request_fields(page, max_tokens=16)
+        ask_question(page, "Hello")
+        wait_until(page, "document.querySelector('#stop').hidden")
         page.reload()
-        until(page, "document.querySelectorAll('#model option').length === 1")
+        wait_until(page, "document.querySelectorAll('#model option').length === 1")
         assert page.locator(".turn").count() == 2
         page.click("#rekey")
         page.fill("#key", "al-wrong")
         page.press("#key", "Enter")
-        until(page, "document.querySelector('#said').textContent.includes('not known')")
+        wait_until(page, "document.querySelector('#said').textContent.includes('not known')")
         assert page.evaluate("sessionStorage.getItem('align-key')") == f'"{key}"'  # the one that works is kept
-        made = forks.run(folder, "stage=serve", "stage.action=key", "stage.keys=keys.json", "stage.tenant=bo")
-        (other,) = re.findall(r"al-[\w-]+", made.out)
-        page.fill("#key", other)
-        assert settles(lambda: server.get("/v1/models", Authorization=f"Bearer {other}")[0] == 200)
+        completed = forks.run(folder, "stage=serve", "stage.action=key", "stage.keys=keys.json", "stage.tenant=bo")
+        (second_key,) = re.findall(r"al-[\w-]+", completed.out)
+        page.fill("#key", second_key)
+        assert settles(lambda: server.get("/v1/models", Authorization=f"Bearer {second_key}")[0] == 200)
         page.press("#key", "Enter")
-        until(page, "document.querySelector('#door').hidden")
-        assert page.locator(".turn").count() == 0  # what one asked is not sent on in the name of another
-        asked(page, "Hello again")
-        until(page, "document.querySelector('#stop').hidden")
+        wait_until(page, "document.querySelector('#door').hidden")
+        assert page.locator(".turn").count() == 0  # turns of one key's owner are not sent with another key
+        ask_question(page, "Hello again")
+        wait_until(page, "document.querySelector('#stop').hidden")
         assert settles(lambda: server.log[-1]["tenant"] == "bo")
         assert page.evaluate("[localStorage.length, document.cookie]") == [0, ""]

@@ -1,4 +1,4 @@
-"""Accounts in the browser: from the first admin's link to two annotators at once; what managers do; who is told no."""
+"""Accounts in the browser: the first admin's link, two annotators at once, the pages of managers, and refusals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GOOD = "correct horse battery"
 
 
 def accept(page: Any, link: str, name: str) -> None:
-    """Opens an invitation and chooses a name and a password, by keys."""
+    """Open an invitation and choose a name and a password, by keys."""
     page.goto(link)
     if page.get_attribute("#name", "readonly") is None:
         page.fill("#name", name)
@@ -35,14 +35,14 @@ def log_in(page: Any, url: str, name: str) -> None:
 
 
 def judge(page: Any, times: int) -> list[str]:
-    """Says that the left answer is better, so often; the questions."""
-    asked = []
+    """Prefer the left answer of so many items, and return their questions."""
+    questions = []
     for _ in range(times):
-        asked.append(page.inner_text(".prompt"))
+        questions.append(page.inner_text(".prompt"))
         page.keyboard.press("1")
         page.keyboard.press("Enter")
-        page.wait_for_function("t => document.querySelector('.prompt')?.innerText !== t", arg=asked[-1])
-    return asked
+        page.wait_for_function("t => document.querySelector('.prompt')?.innerText !== t", arg=questions[-1])
+    return questions
 
 
 def manage(page: Any, tab: str) -> None:
@@ -51,7 +51,7 @@ def manage(page: Any, tab: str) -> None:
     page.click(f"button[role=tab]:has-text('{tab}')")
 
 
-def shown_link(page: Any) -> str:
+def read_link(page: Any) -> str:
     values = "[...document.querySelectorAll('textarea, input')].map(e => e.value)"
     page.wait_for_function(f"{values}.some(v => v.includes('/invite?token='))")
     return page.evaluate(f"{values}.find(v => v.includes('/invite?token='))")
@@ -59,17 +59,17 @@ def shown_link(page: Any) -> str:
 
 @pytest.fixture
 def visitor(browser: Any):
-    """A browser of somebody else's."""
-    opened = []
+    """A function that opens a page in a browser context of its own."""
+    contexts = []
 
-    def visiting(**more: Any) -> Any:
-        opened.append(browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | more)))
-        page = opened[-1].new_page()
+    def open_visitor_page(**options: Any) -> Any:
+        contexts.append(browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options)))
+        page = contexts[-1].new_page()
         page.set_default_timeout(20_000)
         return page
 
-    yield visiting
-    for context in opened:
+    yield open_visitor_page
+    for context in contexts:
         context.close()
 
 
@@ -81,14 +81,14 @@ def test_from_the_first_admins_link_to_two_annotators_at_once(serve, visitor):
     admin.wait_for_selector("td >> text=root")
     for page, name in ((ann, "ann"), (bob, "bob")):
         admin.click("button:has-text('Invite')")
-        accept(page, shown_link(admin), name)
+        accept(page, read_link(admin), name)
         admin.reload()
         manage_again(admin)
     admin.wait_for_selector("td >> text=bob")
     first = ann.inner_text(".prompt"), bob.inner_text(".prompt")
     assert first[0] != first[1]
-    asked = [*judge(ann, 2), *judge(bob, 2)]
-    assert len(set(asked)) == 4
+    questions = [*judge(ann, 2), *judge(bob, 2)]
+    assert len(set(questions)) == 4
     assert {app.store.pseudonym("p", name) for name in ("ann", "bob")} == {vote.annotator for vote in app.votes}
     ann.click("text=Log out")
     ann.wait_for_selector("#password")
@@ -109,7 +109,9 @@ def test_settings_state_and_guidelines_are_an_admins_to_change(serve, visitor):
     page = app.watch(visitor())
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'admin')}", "root")
     manage(page, "Project")
-    page.wait_for_function("[...document.querySelectorAll('input')].some(e => e.value === '30')")  # they are shown
+    page.wait_for_function(
+        "[...document.querySelectorAll('input')].some(e => e.value === '30')"
+    )  # the settings are shown
     page.get_by_label("People who judge an item").fill("2")
     page.get_by_label("Each answer is rated on").fill("helpful, harmless")
     page.get_by_label("paused").check()
@@ -125,9 +127,9 @@ def test_settings_state_and_guidelines_are_an_admins_to_change(serve, visitor):
     page.get_by_label("Highest rating").fill("99")
     page.click("button:has-text('Save')")
     page.wait_for_selector("text=Highest rating: 99: it cannot be shown")
-    other = visitor()
-    accept(other, f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "ann")
-    other.wait_for_selector("text=This project is paused")
+    annotator_page = visitor()
+    accept(annotator_page, f"{app.url}/invite?token={app.accounts.invite('p', 'annotator')}", "ann")
+    annotator_page.wait_for_selector("text=This project is paused")
 
 
 def test_a_reviewer_sees_the_figures_alone(serve, visitor):
@@ -149,7 +151,7 @@ def test_a_new_password_by_a_link_says_what_it_replaces(serve, visitor):
     assert "Choose a new password for ann" in page.inner_text("body")
     page.goto(f"{app.url}/manage")
     page.goto(f"{app.url}/api/task")
-    assert page.inner_text("body") == "Log in."  # in words, for whoever typed an address
+    assert page.inner_text("body") == "Log in."  # a sentence, as the address may have been typed
 
 
 def test_a_link_is_taken_back(serve, visitor):
@@ -160,7 +162,7 @@ def test_a_link_is_taken_back(serve, visitor):
     page.wait_for_selector("td >> text=root")
     page.get_by_label("For whom").fill("ann")
     page.click("button:has-text('Invite')")
-    link = shown_link(page)
+    link = read_link(page)
     page.wait_for_selector("td >> text=ann")
     [out] = app.accounts.list_invitations("p")
     assert (out.name, out.made_by) == ("ann", "root")
@@ -168,9 +170,9 @@ def test_a_link_is_taken_back(serve, visitor):
     page.click(f"li[role=option]:has-text('{out.id}')")
     page.click("button:has-text('Take the link back')")
     page.wait_for_selector("td >> text=ann", state="detached")
-    other = visitor()
-    other.goto(link)
-    other.wait_for_selector("text=this invitation has expired or was used")
+    annotator_page = visitor()
+    annotator_page.goto(link)
+    annotator_page.wait_for_selector("text=this invitation has expired or was used")
     assert app.errors == []
 
 
@@ -262,25 +264,25 @@ def test_of_two_projects_one_is_chosen(serve, page):
     assert page.locator("li").all_inner_texts() == ["p", "q"]
 
 
-def ground(page: Any) -> float:
-    """How bright the page is behind what stands on it, 0 to 255."""
+def measure_background(page: Any) -> float:
+    """Return the brightness of the page's background, 0 to 255."""
     return ground_and_drawn(page.screenshot())[0]
 
 
 def test_axe_finds_nothing_wrong_at_the_door_or_with_the_managers(serve, visitor):
-    """In either scheme, which each page follows as it stands."""
+    """Pages follow a change of the colour scheme without a reload."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     app = serve([("yes", "no")], accounts=True)
     page = visitor(bypass_csp=True)
     token = app.accounts.invite("p", "admin")
 
-    def check(what: str) -> None:
+    def check(page_name: str) -> None:
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
-            page.wait_for_timeout(500)  # colours may pass over into each other
-            assert (ground(page) < 80) == (scheme == "dark"), (what, scheme)
-            found = axe.run(page).response["violations"]
-            assert found == [], f"{what}, {scheme}: {[(v['id'], v['nodes'][0]['html']) for v in found]}"
+            page.wait_for_timeout(500)  # for transitions of colours
+            assert (measure_background(page) < 80) == (scheme == "dark"), (page_name, scheme)
+            violations = axe.run(page).response["violations"]
+            assert violations == [], f"{page_name}, {scheme}: {[(v['id'], v['nodes'][0]['html']) for v in violations]}"
 
     page.goto(f"{app.url}/login")
     check("log in")
@@ -307,10 +309,12 @@ def test_axe_finds_nothing_wrong_at_the_door_or_with_the_managers(serve, visitor
 def test_the_figures_fit_a_phone_and_either_scheme(serve, visitor):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     app = serve([("yes", "no")] * 12, accounts=True, overlap=3)
-    for who in ("ann", "bob", "cleo"):  # of whom ten items make kappas, the longest of the values
+    for annotator in ("ann", "bob", "cleo"):  # ten items each have a kappa, the longest value
         for n, item in enumerate(app.store.items("p")):
             tiers = tuple((f"{item.id}-{k}",) for k in ((0, 1) if n % 3 else (1, 0)))
-            app.store.record("p", item.id, Judgement(tiers, strength=2, seconds=9), annotator=who, key=f"{who}/{n}")
+            app.store.record(
+                "p", item.id, Judgement(tiers, strength=2, seconds=9), annotator=annotator, key=f"{annotator}/{n}"
+            )
     page = visitor(color_scheme="light", bypass_csp=True, viewport={"width": 390, "height": 900})
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'reviewer')}", "rev")
     manage(page, "Figures")
@@ -325,18 +329,18 @@ def test_the_figures_fit_a_phone_and_either_scheme(serve, visitor):
         assert "–" in " ".join(values.all_inner_texts())
         assert all(box["x"] + box["width"] <= 390 for box in (value.bounding_box() for value in values.all()))
         for plot in page.locator(".row img").all():
-            behind, drawn = ground_and_drawn(plot.screenshot())
-            assert (behind < 40, behind > 240) == (scheme == "dark", scheme == "light")
-            assert abs(drawn - behind) > 120  # and is seen on it
+            background, foreground = ground_and_drawn(plot.screenshot())
+            assert (background < 40, background > 240) == (scheme == "dark", scheme == "light")
+            assert abs(foreground - background) > 120  # with contrast
 
 
 def test_a_reviewer_sees_the_figures_and_settles_what_two_disagree_on(serve, visitor):
     app = serve([("yes", "no")] * 3, accounts=True, overlap=2)
-    for who, order in (("ann", (0, 1)), ("bob", (1, 0))):
+    for annotator, order in (("ann", (0, 1)), ("bob", (1, 0))):
         for item in app.store.items("p"):
             tiers = tuple((f"{item.id}-{k}",) for k in order)
-            said = Judgement(tiers, strength=2, rationale="<img src=x onerror=alert(1)>", seconds=12)
-            app.store.record("p", item.id, said, annotator=who, key=f"{who}/{item.id}")
+            judgement = Judgement(tiers, strength=2, rationale="<img src=x onerror=alert(1)>", seconds=12)
+            app.store.record("p", item.id, judgement, annotator=annotator, key=f"{annotator}/{item.id}")
     page = app.watch(visitor())
     accept(page, f"{app.url}/invite?token={app.accounts.invite('p', 'reviewer')}", "rev")
     manage(page, "Figures")
@@ -349,10 +353,10 @@ def test_a_reviewer_sees_the_figures_and_settles_what_two_disagree_on(serve, vis
     page.wait_for_selector("text=What annotators said")
     assert "<img src=x" in page.inner_text("#align-app")
     for _ in range(3):
-        asked = page.locator(".prompt").first.inner_text()
+        prompt_text = page.locator(".prompt").first.inner_text()
         page.keyboard.press("1")
         page.keyboard.press("Enter")
-        page.wait_for_function("t => document.querySelector('.prompt')?.innerText !== t", arg=asked)
+        page.wait_for_function("t => document.querySelector('.prompt')?.innerText !== t", arg=prompt_text)
     page.wait_for_selector("text=Nothing is left to settle")
     assert [vote.purpose for vote in app.votes].count("review") == 3
     assert app.errors == []

@@ -1,4 +1,4 @@
-"""The ranking page: by keys alone, by mouse, on a phone; what can be said, and what it keeps."""
+"""The ranking page: by keys alone, by mouse and on a phone; its judgements, and the drafts that it keeps."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def test_twenty_items_by_keyboard_alone(serve, page):
     app.open(page)
     order = {"wonderful": 0, "fine": 1, "dull": 2, "awful": 3}
     for _ in range(20):
-        shown = [text.strip() for text in page.locator(".answer .text").all_inner_texts()]
-        if len(shown) == 2:
-            page.keyboard.press("1" if shown[0] == "wonderful" else "7")
+        answer_texts = [text.strip() for text in page.locator(".answer .text").all_inner_texts()]
+        if len(answer_texts) == 2:
+            page.keyboard.press("1" if answer_texts[0] == "wonderful" else "7")
         else:
-            for text in shown:  # the focus goes on to the next answer by itself
+            for text in answer_texts:  # the focus moves to the next answer by itself
                 page.keyboard.press(str(order[text] + 1))
         send(page)
     assert "Nothing is left" in page.inner_text("#align-app")
@@ -46,7 +46,7 @@ def test_twenty_items_by_keyboard_alone(serve, page):
 def test_by_mouse_with_ties_ratings_flags_and_words(serve, page):
     app = serve([("a", "b", "c", "d")], attributes=["helpful", "honest"], scale=3)
     app.open(page)
-    shown = page.locator(".answer .text").all_inner_texts()
+    answer_texts = page.locator(".answer .text").all_inner_texts()
     for place in (1, 2, 2):
         page.locator(".place[data-place=''] .chip").first.drag_to(page.locator(f".place[data-place='{place}']"))
     page.get_by_role("region", name="Answer D").get_by_role("radio", name="4").check(force=True)
@@ -60,8 +60,10 @@ def test_by_mouse_with_ties_ratings_flags_and_words(serve, page):
     (vote,) = app.votes
     texts = {c.id: c.text for item in app.store.items("p") for c in item.candidates}
     assert [sorted(texts[id] for id in tier) for tier in vote.tiers] == [
-        [shown[0].strip()], sorted(text.strip() for text in shown[1:3]), [shown[3].strip()],
-    ]  # fmt: skip
+        [answer_texts[0].strip()],
+        sorted(text.strip() for text in answer_texts[1:3]),
+        [answer_texts[3].strip()],
+    ]
     assert set(vote.flagged) == {vote.display_order[1], vote.item}
     assert vote.ratings == {vote.display_order[0]: {"helpful": 3}}
     assert (vote.rationale, vote.demonstration) == ("It is kinder.", "This would be right.")
@@ -75,18 +77,18 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(serve, browser, scheme):
     page = app.open(context.new_page())
     for _ in range(2):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        before = question(page)
+        previous_question = question(page)
         if page.locator("input[name=strength]").count():
             page.locator("input[name=strength][value='-2']").tap()
         else:
             page.get_by_role("button", name="All bad").tap()
         page.get_by_role("button", name="Send").tap()
-        next_one(page, before)
+        next_one(page, previous_question)
     context.close()
     assert sorted((vote.quality, vote.strength) for vote in app.votes) == [("", 2), ("bad", None)]
 
 
-# What can be said
+# Judgements and drafts
 
 
 def test_good_bad_skip_and_undo(serve, page):
@@ -105,7 +107,7 @@ def test_good_bad_skip_and_undo(serve, page):
     until(page, "Taken back")
     page.keyboard.press("u")
     page.wait_for_function("first => document.querySelector('.prompt').textContent.includes(first)", arg=first)
-    assert page.get_by_role("button", name="Both good").get_attribute("aria-pressed") == "true"  # as it was said
+    assert page.get_by_role("button", name="Both good").get_attribute("aria-pressed") == "true"  # as in the vote
     assert app.votes == app.store.skips("p") == []
     page.keyboard.press("5")
     send(page)
@@ -124,7 +126,7 @@ def test_undo_after_a_reload_and_a_key_that_is_held_takes_one_back(serve, page):
     page.wait_for_selector("#align-app form")
     page.keyboard.down("u")
     for _ in range(5):
-        page.keyboard.down("u")  # the keyboard repeats
+        page.keyboard.down("u")  # a held key repeats
     page.keyboard.up("u")
     until(page, "Taken back")
     page.wait_for_timeout(500)
@@ -154,7 +156,7 @@ def test_a_ranking_after_all_good_begins_anew(serve, page):
     assert app.votes == []
     page.keyboard.press("2")
     page.keyboard.press("3")
-    page.keyboard.press("ArrowLeft")  # to the last one; then all places anew
+    page.keyboard.press("ArrowLeft")  # to the last answer; then all places again
     for place in ("1", "2", "3"):
         page.keyboard.press(place)
     page.keyboard.press("Enter")
@@ -194,9 +196,9 @@ def test_half_a_character_is_no_reason_to_lose_a_vote(serve, page):
         "t => { const f = document.activeElement; f.value = t; f.dispatchEvent(new Event('input')); }",
         "cut \ud83d ok \U0001f600",
     )
-    before = question(page)
+    previous_question = question(page)
     page.keyboard.press("Control+Enter")
-    next_one(page, before)
+    next_one(page, previous_question)
     assert [vote.rationale for vote in app.votes] == ["cut \ufffd ok \U0001f600"]
 
 
@@ -207,9 +209,9 @@ def test_keys_in_a_text_field_are_text(serve, page):
     page.keyboard.press("r")
     page.keyboard.type("gsu17")
     assert page.input_value("#align-rationale") == "gsu17"
-    before = question(page)
+    previous_question = question(page)
     page.keyboard.press("Control+Enter")
-    next_one(page, before)
+    next_one(page, previous_question)
     assert [(vote.rationale, vote.strength) for vote in app.votes] == [("gsu17", 2)]
 
 
@@ -231,8 +233,8 @@ def test_guidelines_keys_and_difference_are_one_key_away(serve, page):
     assert page.locator("dialog[open] b").count() == 0
     page.keyboard.press("Escape")
     page.keyboard.press("?")
-    told = page.inner_text("dialog[open]")
-    assert all(key in told.split() for key in "ugbfpsdrwhx")
+    help_text = page.inner_text("dialog[open]")
+    assert all(key in help_text.split() for key in "ugbfpsdrwhx")
 
 
 @pytest.mark.parametrize("answers", [("yes", "no"), ("a", "b", "c")])
@@ -242,13 +244,13 @@ def test_enter_sends_after_a_click_and_does_not_press_the_button_again(serve, pa
     page.locator("[data-answer='1'] [data-flag]").click()
     page.locator("[data-quality=bad]").click()
     assert page.evaluate("document.activeElement.dataset.answer") == "1"  # the card that was clicked
-    before = question(page)
+    previous_question = question(page)
     page.keyboard.press("Enter")
-    next_one(page, before)
+    next_one(page, previous_question)
     (vote,) = app.votes
     assert (vote.quality, vote.flagged) == ("bad", (vote.display_order[1],))
     page.locator("[data-quality=good]").focus()
-    page.keyboard.press("Enter")  # who came by keys presses it
+    page.keyboard.press("Enter")  # with the focus from the keyboard, Enter presses it
     page.wait_for_selector("[data-quality=good][aria-pressed=true]")
 
 
@@ -276,7 +278,7 @@ def test_long_guidelines_open_at_their_beginning(serve, page):
 
 @pytest.mark.parametrize("broken", ["getItem", "setItem"])
 def test_a_browser_that_keeps_nothing_still_sends(serve, page, broken):
-    """Full, or forbidden: what was said is in the page, and is sent."""
+    """If the storage is full or forbidden, the page sends the vote from its memory."""
     app = serve(PAIRS)
     page.add_init_script(
         f"Storage.prototype.{broken} = () => {{ throw new DOMException('no', 'QuotaExceededError'); }}"
@@ -285,9 +287,9 @@ def test_a_browser_that_keeps_nothing_still_sends(serve, page, broken):
     page.keyboard.press("2")
     if broken == "setItem":
         page.wait_for_function("document.querySelector('#said').textContent.includes('no room')")
-    before = question(page)
+    previous_question = question(page)
     page.keyboard.press("Enter")
-    next_one(page, before)
+    next_one(page, previous_question)
     assert [vote.strength for vote in app.votes] == [2]
     assert app.errors == []
 
@@ -295,11 +297,11 @@ def test_a_browser_that_keeps_nothing_still_sends(serve, page, broken):
 def test_an_item_that_was_judged_in_another_window_is_said_to_be(serve, page):
     app = serve(PAIRS)
     app.open(page)
-    other = app.open(page.context.new_page())
-    other.keyboard.press("1")
-    before = question(other)
-    other.keyboard.press("Enter")
-    next_one(other, before)
+    other_page = app.open(page.context.new_page())
+    other_page.keyboard.press("1")
+    previous_question = question(other_page)
+    other_page.keyboard.press("Enter")
+    next_one(other_page, previous_question)
     page.keyboard.press("r")
     page.keyboard.type("my reasons")
     until(page, "You judged this item in another window")
@@ -320,10 +322,10 @@ def test_a_page_that_is_opened_anew_can_take_back_what_was_said_before(serve, pa
     page.keyboard.press("1")
     page.keyboard.press("Enter")
     next_one(page, first)
-    anew = app.open(page.context.new_page())
-    anew.keyboard.press("u")
-    until(anew, "Taken back")
-    assert question(anew) == first
+    new_page = app.open(page.context.new_page())
+    new_page.keyboard.press("u")
+    until(new_page, "Taken back")
+    assert question(new_page) == first
     assert app.votes == []
 
 
@@ -350,9 +352,9 @@ def test_keys_of_one_letter_can_be_turned_off(serve, page):
         page.keyboard.press(key)
     assert page.locator("dialog[open], input:checked").count() == 0
     page.check("input[name=strength][value='-1']")
-    before = question(page)
+    previous_question = question(page)
     page.keyboard.press("Control+Enter")
-    next_one(page, before)
+    next_one(page, previous_question)
     assert [vote.strength for vote in app.votes] == [1]
     page.click("button:has-text('Keys')")
     page.check("#align-letters")

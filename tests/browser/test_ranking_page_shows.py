@@ -1,4 +1,4 @@
-"""What the ranking page shows: hidden and long answers, untrusted text, and to everyone."""
+"""The ranking page's display: hidden and long answers, untrusted text, and accessibility."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ def test_a_long_answer_folds_and_is_all_there(serve, page):
 
 
 def test_after_an_upgrade_no_script_of_before_is_run(serve, page, tmp_path, monkeypatch):
-    served, scripts = tmp_path / "static", sorted(path.name for path in STATIC.glob("*.js"))
-    shutil.copytree(STATIC, served)
-    monkeypatch.setattr("align.annotate.web.server.STATIC", served)
+    static_folder = tmp_path / "static"
+    scripts = sorted(path.name for path in STATIC.glob("*.js"))
+    shutil.copytree(STATIC, static_folder)
+    monkeypatch.setattr("align.annotate.web.server.STATIC", static_folder)
     app = serve([("yes", "no")])
     for version in (1, 2):
         for name in scripts:
             mark = f"\n(window.versions ??= {{}})['{name}'] = {version};\n"
-            (served / name).write_text((STATIC / name).read_text(encoding="utf-8") + mark, encoding="utf-8")
-            os.utime(served / name, (version, version))  # browsers think that what is old stays as it is
+            (static_folder / name).write_text((STATIC / name).read_text(encoding="utf-8") + mark, encoding="utf-8")
+            os.utime(static_folder / name, (version, version))  # browsers cache old files for long
         app.open(page)
         assert page.evaluate("window.versions") == dict.fromkeys(scripts, version)
     assert app.errors == []
@@ -77,10 +78,10 @@ def test_what_a_model_wrote_does_nothing(serve, page):
         page.wait_for_selector("dialog[open] h2:has-text('differs')", timeout=60_000)
         page.keyboard.press("Escape")
         assert page.evaluate("window.pwned") is None
-        found = page.evaluate(
+        tag_names = page.evaluate(
             "[...document.querySelectorAll('.text *')].flatMap(e => [e.tagName, ...e.getAttributeNames()])"
         )
-        allowed = {
+        allowed_names = {
             "P",
             "PRE",
             "CODE",
@@ -97,7 +98,7 @@ def test_what_a_model_wrote_does_nothing(serve, page):
             "INS",
             "class",
         }
-        assert set(found) <= allowed
+        assert set(tag_names) <= allowed_names
         page.keyboard.press("4")
         send(page)
     assert len(app.votes) == len(PAYLOADS)
@@ -105,7 +106,7 @@ def test_what_a_model_wrote_does_nothing(serve, page):
     assert app.errors == []
 
 
-# For everyone
+# Accessibility
 
 
 def test_a_dialog_stands_in_the_middle_and_its_heading_looks_like_one(serve, page):
@@ -114,31 +115,32 @@ def test_a_dialog_stands_in_the_middle_and_its_heading_looks_like_one(serve, pag
     for key in ("?", "s", "h"):
         page.keyboard.press(key)
         box = page.locator("dialog[open]").bounding_box()
-        above, below = box["y"], 900 - box["y"] - box["height"]
-        assert abs(above - below) <= 1
-        assert above > 20
+        space_above = box["y"]
+        space_below = 900 - box["y"] - box["height"]
+        assert abs(space_above - space_below) <= 1
+        assert space_above > 20
         heading = page.locator("dialog[open] h2")
-        assert heading.evaluate("it => it === document.activeElement")  # whoever cannot see hears it first
+        assert heading.evaluate("it => it === document.activeElement")  # a screen reader reads it first
         assert heading.evaluate("it => getComputedStyle(it).outlineStyle") == "none"
         page.keyboard.press("Escape")
 
 
 def test_axe_finds_nothing_wrong(serve, browser):
-    """In either scheme, which the page follows as it stands."""
+    """The page follows a change of the colour scheme without a reload."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     app = serve([("yes", "no"), ("a", "b", "c")], attributes=["helpful"], blurred=True)
     publish_guidelines(app.store, "p", "# Be fair")
     context = browser.new_context(bypass_csp=True)
     page = app.open(context.new_page())
 
-    def check(what: str) -> None:
+    def check(page_part: str) -> None:
         grounds = []
         for scheme in ("light", "dark"):
             page.emulate_media(color_scheme=scheme)
-            page.wait_for_timeout(200)  # colours may pass over into each other
+            page.wait_for_timeout(200)  # for transitions of colours
             grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-            found = axe.run(page).response["violations"]
-            assert found == [], f"{what}, {scheme}: {[(v['id'], v['nodes'][0]['html']) for v in found]}"
+            violations = axe.run(page).response["violations"]
+            assert violations == [], f"{page_part}, {scheme}: {[(v['id'], v['nodes'][0]['html']) for v in violations]}"
         assert grounds[0] != grounds[1]
 
     check("guidelines, before the first item")
@@ -146,9 +148,9 @@ def test_axe_finds_nothing_wrong(serve, browser):
     for _ in range(2):
         check(question(page))
         page.keyboard.press("x")
-        for key, what in (("h", "guidelines"), ("s", "reasons"), ("?", "keys")):
+        for key, page_part in (("h", "guidelines"), ("s", "reasons"), ("?", "keys")):
             page.keyboard.press(key)
-            check(what)
+            check(page_part)
             page.keyboard.press("Escape")
         page.keyboard.press("g")
         check("judged")
